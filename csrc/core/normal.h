@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+// Words to normals: the transform of Box & Muller (Ann. Math. Stat. 29, 1958),
+//     z0 = sqrt(-2 ln U) cos(2 pi V),  z1 = sqrt(-2 ln U) sin(2 pi V),  U = (w0 + 1/2) / 2^32,  V = (w1 + 1/2) / 2^32,
+// in + - * fma sqrt, integer -> float conversion and bit operations only, so that every machine gets the same bits.
+// Over all 2^32 words (tests/exhaustive.cpp): radius within 2.5 ulp, cos and sin within 2^-22, never 0, |z| <= 6.77.
+#pragma once
+#include "philox.h"
+
+namespace nf {
+namespace {  // see philox.h
+
+// Minimax polynomials (Remez): log1p relative to the whole of -2 ln U, sin and cos in absolute error.
+template <class Real>
+struct NormalCoefficients;
+
+template <>
+struct NormalCoefficients<float> {
+    static constexpr float log1p[] = {  // -2 log1p(r) / r on [-1/3, 1/3], error 2^-25.6
+        -0x1.000000p+1f, 0x1.ffffe2p-1f, -0x1.555394p-1f, 0x1.001378p-1f, -0x1.9a3d70p-2f,
+        0x1.50374cp-2f, -0x1.197af0p-2f, 0x1.3b65aap-2f, -0x1.34202ep-2f};
+    static constexpr float sin[] = {  // sin(pi t) / t in t^2 on [0, 1/4], error of sin 2^-28
+        0x1.921fb4p+1f, -0x1.4abbb6p+2f, 0x1.46676ep+1f, -0x1.3232fap-1f, 0x1.3c4b2cp-4f};
+    static constexpr float cos[] = {  // cos(pi t) in t^2, error 2^-24.2
+        1.0f, -0x1.3bd3b0p+2f, 0x1.03bdaap+2f, -0x1.55041ap+0f, 0x1.c2b9a6p-3f};
+};
+
+template <>
+struct NormalCoefficients<double> {
+    static constexpr double log1p[] = {  // error 2^-54.7
+        -0x1.0000000000000p+1, 0x1.fffffffffffd9p-1, -0x1.55555555558d8p-1, 0x1.0000000005b40p-1,
+        -0x1.99999998f499dp-2, 0x1.5555554e12461p-2, -0x1.2492497760ab7p-2, 0x1.00000215d343dp-2,
+        -0x1.c71c49fbf6f7cp-3, 0x1.9998f0a5b5b24p-3, -0x1.746269fb6db00p-3, 0x1.55658345a68eep-3,
+        -0x1.3aa6f2b345154p-3, 0x1.23985be71b82cp-3, -0x1.16578ec8d1323p-3, 0x1.0985ec04a1accp-3,
+        -0x1.94955e7c87504p-4, 0x1.568d75a7b6089p-4, -0x1.6c732ec81bf98p-3, 0x1.7e57f202609edp-3};
+    static constexpr double sin[] = {  // error 2^-62
+        0x1.921fb54442d18p+1, -0x1.4abbce625be51p+2, 0x1.466bc6775a9f7p+1, -0x1.32d2cce624835p-1,
+        0x1.50783483f4d0ap-4, -0x1.e3074d5626aedp-8, 0x1.e8f33b006024ep-12, -0x1.6f74773eaf29ep-16,
+        0x1.9c87434ee754ep-21};
+    static constexpr double cos[] = {  // error 2^-57.7
+        1.0, -0x1.3bd3cc9be45dcp+2, 0x1.03c1f081b59c8p+2, -0x1.55d3c7e3c115fp+0,
+        0x1.e1f50681cae93p-3, -0x1.a6d1efeb4e518p-6, 0x1.f9d25db6ace19p-10, -0x1.b696d3fd75367p-14,
+        0x1.168d57ef8540ap-18};
+};
+
+// c[0] + x (c[1] + x (c[2] + ...)), one fma a term (Horner).
+template <class Lane, class Vector, class Real, int N>
+inline Vector polynomial(Vector x, const Real (&c)[N]) {
+    Vector sum = Lane::splat(c[N - 1]);
+    for (int i = N - 2; i >= 0; --i) sum = Lane::fma(sum, x, Lane::splat(c[i]));
+    return sum;
+}
+
+template <class Vector>
+struct Pair {
+    Vector z0, z1;
+};
+
+// The pair from -2 ln U = ln4_e e - 2 ln(1 + r), |r| <= 1/3, and from t in [-1/2, 1/2]: cos and sin of 2 pi V are those
+// of pi t, both negated where the sign bit of `flip` is set.
+template <class Lane, class Real, class Vector, class Bits>
+inline Pair<Vector> box_muller(Vector e, Real ln4_e, Vector r, Vector t, Bits flip) {
+    using C = NormalCoefficients<Real>;
+    const Vector log_1r = Lane::mul(r, polynomial<Lane>(r, C::log1p));
+    const Vector radius = Lane::flip_sign(Lane::sqrt(Lane::fma(e, Lane::splat(ln4_e), log_1r)), flip);
+    const Vector y = Lane::mul(t, t);
+    return {Lane::mul(radius, polynomial<Lane>(y, C::cos)),
+            Lane::mul(radius, Lane::mul(t, polynomial<Lane>(y, C::sin)))};
+}
+
+// float32. U comes in two exact parts, its upper 24 bits and the rest, so that r is rounded once also near U = 1, where
+// ln U vanishes. The angle pi (2 w1 + 1) / 2^32 is wrapped into (-pi/2, pi/2): an odd number of half turns negates both
+// cos and sin, which is when the two top bits of w1 differ.
+template <class Lane>
+inline Pair<typename Lane::f32> normal_pair(typename Lane::u32 w0, typename Lane::u32 w1) {
+    const auto high = Lane::to_float(Lane::template shift_right<8>(w0));
+    const auto low = Lane::sub(Lane::as_float(Lane::and_or(w0, 0xFFu, 0x4B000000u)), Lane::splat(0x1p23f - 0.5f));
+    const auto u = Lane::fma(high, Lane::splat(0x1p8f), low);
+    const auto k = Lane::bit_and(Lane::sub(Lane::as_bits(u), 0x4F2AAAABu), 0xFF800000u);  // 2^23 e; U >= 2/3: e = 0
+    const auto scale = Lane::as_float(Lane::sub(0x2F800000u, k));                         // 2^-(32 + e)
+    const auto scale_high = Lane::as_float(Lane::sub(0x33800000u, k));                    // 2^-(24 + e)
+    const auto r = Lane::fma(low, scale, Lane::fma(high, scale_high, Lane::splat(-1.0f)));
+    const auto twice = Lane::add(w1, w1);
+    const auto t = Lane::mul(Lane::to_float(Lane::bit_or(twice, 1u)), Lane::splat(0x1p-32f));
+    return box_muller<Lane>(Lane::to_float(k), -0x1.62e430p-23f, r, t, Lane::bit_xor(w1, twice));
+}
+
+// float64: the same, from 64-bit words (w0, v0) and (w1, v1), w the upper halves; one half of the lanes at a time.
+template <class Lane, int Half>
+inline Pair<typename Lane::f64> normal_pair(typename Lane::u32 w0, typename Lane::u32 v0, typename Lane::u32 w1,
+                                            typename Lane::u32 v1) {
+    const auto high = Lane::template unsigned_to_double<Half>(w0);
+    const auto low = Lane::add(Lane::template unsigned_to_double<Half>(v0), Lane::splat(0.5));
+    const auto u = Lane::fma(high, Lane::splat(0x1p32), low);
+    // 2^52 (e + 65), counted from 1/3 so that it is positive
+    const auto k = Lane::bit_and(Lane::sub(Lane::as_bits(u), uint64_t{0x3FD5555555555555}), uint64_t{0xFFF0000000000000});
+    const auto e = Lane::sub(Lane::as_double(Lane::bit_or(Lane::template shift_right64<52>(k), uint64_t{0x4330000000000000})),
+                             Lane::splat(0x1p52 + 65));
+    const auto scale = Lane::as_double(Lane::sub(uint64_t{0x4000000000000000}, k));       // 2^-(64 + e)
+    const auto scale_high = Lane::as_double(Lane::sub(uint64_t{0x4200000000000000}, k));  // 2^-(32 + e)
+    const auto r = Lane::fma(low, scale, Lane::fma(high, scale_high, Lane::splat(-1.0)));
+    const auto twice = Lane::add(w1, w1);
+    const auto t_high = Lane::template signed_to_double<Half>(Lane::bit_or(twice, Lane::template shift_right<31>(v1)));
+    const auto t_low = Lane::template unsigned_to_double<Half>(Lane::bit_or(Lane::add(v1, v1), 1u));
+    const auto t = Lane::fma(t_high, Lane::splat(0x1p-32), Lane::mul(t_low, Lane::splat(0x1p-64)));
+    return box_muller<Lane>(e, -0x1.62e42fefa39efp+0, r, t, Lane::template sign_bits<Half>(Lane::bit_xor(w1, twice)));
+}
+
+// Uniforms in (0, 1), centred in cells of 2^-23 (float32) and 2^-52 (float64): all exact, none is 0 or 1.
+template <class Lane>
+inline typename Lane::f32 uniform(typename Lane::u32 w) {
+    return Lane::fma(Lane::to_float(Lane::template shift_right<9>(w)), Lane::splat(0x1p-23f), Lane::splat(0x1p-24f));
+}
+
+template <class Lane, int Half>
+inline typename Lane::f64 uniform(typename Lane::u32 w, typename Lane::u32 v) {
+    const auto high = Lane::template unsigned_to_double<Half>(w);
+    const auto low = Lane::template unsigned_to_double<Half>(Lane::template shift_right<12>(v));
+    return Lane::fma(high, Lane::splat(0x1p-32), Lane::fma(low, Lane::splat(0x1p-52), Lane::splat(0x1p-53)));
+}
+
+}  // namespace
+}  // namespace nf

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the Python boundary hands to the kernels: plain structs, already checked. Each instruction set offers one Kernels.
+#pragma once
+#include <cstdint>
+
+namespace nf {
+
+enum class DType : int { f32, f64, f16, bf16, u8 };
+enum class Draw : int { none, normal, uniform };
+
+// A row is 36 numbers (tableau.py): D = clamp(k + x x + m1 m1 + m2 m2, lo, hi), then out, aux1 and aux2, each
+// k + x x + m1 m1 + m2 m2 + d D + past1 past1 + ... + past4 past4 + z z.
+inline constexpr int kColumns = 36, kClean = 0, kLow = 4, kHigh = 5;
+inline constexpr int kAffine[3] = {6, 16, 26};
+// The values that an affine form can hold, in the order of its columns after the constant k.
+enum Slot : int { kX, kM1, kM2, kD, kPast1, kPast2, kPast3, kPast4, kZ, kSlots };
+
+// The Gaussian field that one Noise names, and the window of it that the arrays show.
+struct Field {
+    uint64_t seed, sample;
+    const uint64_t* samples;  // ids of the entries of axis 0; null: sample, sample + 1, ...
+    uint32_t step, stream;
+    int64_t start;  // element of the field at the window's first element
+    int64_t run;    // elements that are contiguous in the field; the whole sample where there is no window
+    int ndim;       // axes over which runs are counted, with the window's lengths and the field's strides
+    int64_t shape[32], stride[32];
+};
+
+struct Step {
+    int64_t size, batch;   // elements of a sample; samples
+    const int64_t* index;  // row of each segment of `segment` elements
+    int64_t segment;
+    const void* rows;  // (n, 36) float or double
+    uint64_t present;  // bit c: column c counts
+    DType type;        // of the outputs; double arithmetic for f64, float otherwise
+    const void* in[kSlots];
+    DType in_type[kSlots];
+    void* out[3];
+    Draw draw;
+    bool step_by_index;   // the step word is field.step + index
+    const Field* fields;  // one, or one for each sample
+    bool field_per_sample;
+};
+
+struct Walk {
+    Step first;           // the step 0: x0, its type, the rows (columns x and z of out) and the field
+    int64_t times;        // T
+    const int64_t* keep;  // (T): where x_t goes, as a row of `out`, or -1
+};
+
+struct Kernels {
+    const char* name;
+    int lanes;
+    void (*step)(const Step&, int64_t begin, int64_t end);
+    void (*walk)(const Walk&, int64_t begin, int64_t end);
+};
+
+}  // namespace nf

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// Eight lanes of AVX2 with FMA and F16C (Haswell, Zen and later). The interface is explained in lane_scalar.h.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace nf {
+namespace {
+
+struct Avx2 {
+    static constexpr int width = 8, halves = 2;
+    static constexpr int block_of_lane(int lane, float) { return lane % 4 * 2 + lane / 4; }
+    static constexpr int block_of_lane(int lane, double) { return lane; }
+
+    using u32 = __m256i;
+    using u64 = __m256i;
+    using f32 = __m256;
+    using f64 = __m256d;
+    struct word {  // 64-bit lanes with rubbish in the upper halves: see lane_avx512.h
+        __m256i even, odd;
+    };
+
+    static word word_splat(uint32_t x) { return {splat(x), splat(x)}; }
+    static word word_from(u32 x) { return {x, _mm256_srli_epi64(x, 32)}; }
+    static u32 word_lanes(word x) { return _mm256_blend_epi32(x.even, _mm256_slli_epi64(x.odd, 32), 0xAA); }
+    static word product(word x, uint32_t m) {
+        return {_mm256_mul_epu32(x.even, splat(m)), _mm256_mul_epu32(x.odd, splat(m))};
+    }
+    static word low(word p) { return p; }
+    static word high(word p) { return {_mm256_srli_epi64(p.even, 32), _mm256_srli_epi64(p.odd, 32)}; }
+    static word word_xor(word a, word b) { return {bit_xor(a.even, b.even), bit_xor(a.odd, b.odd)}; }
+    static word word_xor(word a, word b, word c) { return word_xor(a, word_xor(b, c)); }
+
+    static u32 load(const uint32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+    static void store(uint32_t* p, u32 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
+    static u32 splat(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+    static u32 add(u32 a, u32 b) { return _mm256_add_epi32(a, b); }
+    static u32 sub(u32 a, uint32_t b) { return _mm256_sub_epi32(a, splat(b)); }
+    static u32 sub(uint32_t a, u32 b) { return _mm256_sub_epi32(splat(a), b); }
+    static u32 bit_and(u32 a, uint32_t b) { return _mm256_and_si256(a, splat(b)); }
+    static u32 bit_or(u32 a, uint32_t b) { return _mm256_or_si256(a, splat(b)); }
+    static u32 bit_or(u32 a, u32 b) { return _mm256_or_si256(a, b); }
+    static u32 bit_xor(u32 a, u32 b) { return _mm256_xor_si256(a, b); }
+    static u32 and_or(u32 a, uint32_t mask, uint32_t bits) { return bit_or(bit_and(a, mask), bits); }
+    template <int N>
+    static u32 shift_right(u32 a) { return _mm256_srli_epi32(a, N); }
+
+    static u64 splat(uint64_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
+    static u64 sub(u64 a, uint64_t b) { return _mm256_sub_epi64(a, splat(b)); }
+    static u64 sub(uint64_t a, u64 b) { return _mm256_sub_epi64(splat(a), b); }
+    static u64 bit_and(u64 a, uint64_t b) { return _mm256_and_si256(a, splat(b)); }
+    static u64 bit_or(u64 a, uint64_t b) { return _mm256_or_si256(a, splat(b)); }
+    template <int N>
+    static u64 shift_right64(u64 a) { return _mm256_srli_epi64(a, N); }
+    template <int Half>
+    static __m128i half(u32 a) { return Half ? _mm256_extracti128_si256(a, 1) : _mm256_castsi256_si128(a); }
+    template <int Half>
+    static u64 sign_bits(u32 a) { return _mm256_slli_epi64(_mm256_cvtepu32_epi64(half<Half>(a)), 32); }
+
+    static f32 to_float(u32 a) { return _mm256_cvtepi32_ps(a); }
+    static f32 as_float(u32 a) { return _mm256_castsi256_ps(a); }
+    static u32 as_bits(f32 a) { return _mm256_castps_si256(a); }
+    template <int Half>
+    static f64 unsigned_to_double(u32 a) {  // 2^52 + a, less 2^52
+        return sub(as_double(bit_or(_mm256_cvtepu32_epi64(half<Half>(a)), uint64_t{0x4330000000000000u})), splat(0x1p52));
+    }
+    template <int Half>
+    static f64 signed_to_double(u32 a) { return _mm256_cvtepi32_pd(half<Half>(a)); }
+    static f64 as_double(u64 a) { return _mm256_castsi256_pd(a); }
+    static u64 as_bits(f64 a) { return _mm256_castpd_si256(a); }
+
+    static f32 splat(float x) { return _mm256_set1_ps(x); }
+    static f32 load(const float* p) { return _mm256_loadu_ps(p); }
+    static void store(float* p, f32 x) { _mm256_storeu_ps(p, x); }
+    static f32 add(f32 a, f32 b) { return _mm256_add_ps(a, b); }
+    static f32 sub(f32 a, f32 b) { return _mm256_sub_ps(a, b); }
+    static f32 mul(f32 a, f32 b) { return _mm256_mul_ps(a, b); }
+    static f32 fma(f32 a, f32 b, f32 c) { return _mm256_fmadd_ps(a, b, c); }
+    static f32 sqrt(f32 a) { return _mm256_sqrt_ps(a); }
+    static f32 flip_sign(f32 a, u32 flip) { return _mm256_xor_ps(a, as_float(bit_and(flip, uint32_t{0x80000000u}))); }
+    // Both return the second operand when one is NaN.
+    static f32 clamp(f32 v, f32 lo, f32 hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, v)); }
+    static void store_blocks(float* p, const f32 (&z)[4]) {
+        const f64 a = _mm256_castps_pd(_mm256_unpacklo_ps(z[0], z[1])), b = _mm256_castps_pd(_mm256_unpackhi_ps(z[0], z[1]));
+        const f64 c = _mm256_castps_pd(_mm256_unpacklo_ps(z[2], z[3])), d = _mm256_castps_pd(_mm256_unpackhi_ps(z[2], z[3]));
+        store(p, _mm256_castpd_ps(_mm256_unpacklo_pd(a, c)));
+        store(p + 8, _mm256_castpd_ps(_mm256_unpackhi_pd(a, c)));
+        store(p + 16, _mm256_castpd_ps(_mm256_unpacklo_pd(b, d)));
+        store(p + 24, _mm256_castpd_ps(_mm256_unpackhi_pd(b, d)));
+    }
+
+    static f64 splat(double x) { return _mm256_set1_pd(x); }
+    static f64 load(const double* p) { return _mm256_loadu_pd(p); }
+    static void store(double* p, f64 x) { _mm256_storeu_pd(p, x); }
+    static f64 add(f64 a, f64 b) { return _mm256_add_pd(a, b); }
+    static f64 sub(f64 a, f64 b) { return _mm256_sub_pd(a, b); }
+    static f64 mul(f64 a, f64 b) { return _mm256_mul_pd(a, b); }
+    static f64 fma(f64 a, f64 b, f64 c) { return _mm256_fmadd_pd(a, b, c); }
+    static f64 sqrt(f64 a) { return _mm256_sqrt_pd(a); }
+    static f64 flip_sign(f64 a, u64 flip) { return _mm256_xor_pd(a, as_double(bit_and(flip, uint64_t{1} << 63))); }
+    static f64 clamp(f64 v, f64 lo, f64 hi) { return _mm256_min_pd(hi, _mm256_max_pd(lo, v)); }
+    static void store_blocks(double* p, const f64 (&z)[4]) {
+        const f64 a = _mm256_unpacklo_pd(z[0], z[1]), b = _mm256_unpacklo_pd(z[2], z[3]);
+        const f64 c = _mm256_unpackhi_pd(z[0], z[1]), d = _mm256_unpackhi_pd(z[2], z[3]);
+        store(p, _mm256_permute2f128_pd(a, b, 0x20));
+        store(p + 4, _mm256_permute2f128_pd(c, d, 0x20));
+        store(p + 8, _mm256_permute2f128_pd(a, b, 0x31));
+        store(p + 12, _mm256_permute2f128_pd(c, d, 0x31));
+    }
+
+    static f32 load_half(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+    static void store_half(uint16_t* p, f32 x) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+    }
+};
+
+}  // namespace
+}  // namespace nf

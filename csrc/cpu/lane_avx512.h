@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sixteen lanes of AVX-512 (F and DQ). The interface is explained in lane_scalar.h.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace nf {
+namespace {
+
+struct Avx512 {
+    static constexpr int width = 16, halves = 2;
+    // Four unpacks transpose inside 128-bit parts (float); two of them and two permutes across (double).
+    static constexpr int block_of_lane(int lane, float) { return lane % 4 * 4 + lane / 4; }
+    static constexpr int block_of_lane(int lane, double) { return lane / 8 * 8 + lane % 2 * 4 + lane % 8 / 2; }
+
+    using u32 = __m512i;
+    using u64 = __m512i;
+    using f32 = __m512;
+    using f64 = __m512d;
+    // vpmuludq multiplies the even 32-bit lanes to 64 bits and ignores the odd ones. So a word keeps its lanes in two
+    // registers of 64-bit lanes with rubbish in the upper halves, and is put together once, after ten rounds.
+    struct word {
+        __m512i even, odd;
+    };
+
+    static word word_splat(uint32_t x) { return {splat(x), splat(x)}; }
+    static word word_from(u32 x) { return {x, _mm512_srli_epi64(x, 32)}; }
+    static u32 word_lanes(word x) { return _mm512_mask_shuffle_epi32(x.even, 0xAAAA, x.odd, _MM_PERM_CCAA); }
+    static word product(word x, uint32_t m) {
+        return {_mm512_mul_epu32(x.even, splat(m)), _mm512_mul_epu32(x.odd, splat(m))};
+    }
+    static word low(word p) { return p; }
+    static word high(word p) { return {_mm512_srli_epi64(p.even, 32), _mm512_srli_epi64(p.odd, 32)}; }
+    static word word_xor(word a, word b) { return {bit_xor(a.even, b.even), bit_xor(a.odd, b.odd)}; }
+    static word word_xor(word a, word b, word c) {
+        return {_mm512_ternarylogic_epi32(a.even, b.even, c.even, 0x96),
+                _mm512_ternarylogic_epi32(a.odd, b.odd, c.odd, 0x96)};
+    }
+
+    static u32 load(const uint32_t* p) { return _mm512_loadu_si512(p); }
+    static void store(uint32_t* p, u32 x) { _mm512_storeu_si512(p, x); }
+    static u32 splat(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+    static u32 add(u32 a, u32 b) { return _mm512_add_epi32(a, b); }
+    static u32 sub(u32 a, uint32_t b) { return _mm512_sub_epi32(a, splat(b)); }
+    static u32 sub(uint32_t a, u32 b) { return _mm512_sub_epi32(splat(a), b); }
+    static u32 bit_and(u32 a, uint32_t b) { return _mm512_and_si512(a, splat(b)); }
+    static u32 bit_or(u32 a, uint32_t b) { return _mm512_or_si512(a, splat(b)); }
+    static u32 bit_or(u32 a, u32 b) { return _mm512_or_si512(a, b); }
+    static u32 bit_xor(u32 a, u32 b) { return _mm512_xor_si512(a, b); }
+    static u32 and_or(u32 a, uint32_t mask, uint32_t bits) {
+        return _mm512_ternarylogic_epi32(a, splat(mask), splat(bits), 0xEA);
+    }
+    template <int N>
+    static u32 shift_right(u32 a) { return _mm512_srli_epi32(a, N); }
+
+    static u64 splat(uint64_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
+    static u64 sub(u64 a, uint64_t b) { return _mm512_sub_epi64(a, splat(b)); }
+    static u64 sub(uint64_t a, u64 b) { return _mm512_sub_epi64(splat(a), b); }
+    static u64 bit_and(u64 a, uint64_t b) { return _mm512_and_si512(a, splat(b)); }
+    static u64 bit_or(u64 a, uint64_t b) { return _mm512_or_si512(a, splat(b)); }
+    template <int N>
+    static u64 shift_right64(u64 a) { return _mm512_srli_epi64(a, N); }
+    template <int Half>
+    static __m256i half(u32 a) { return Half ? _mm512_extracti64x4_epi64(a, 1) : _mm512_castsi512_si256(a); }
+    template <int Half>
+    static u64 sign_bits(u32 a) { return _mm512_slli_epi64(_mm512_cvtepu32_epi64(half<Half>(a)), 32); }
+
+    static f32 to_float(u32 a) { return _mm512_cvtepi32_ps(a); }
+    static f32 as_float(u32 a) { return _mm512_castsi512_ps(a); }
+    static u32 as_bits(f32 a) { return _mm512_castps_si512(a); }
+    template <int Half>
+    static f64 unsigned_to_double(u32 a) { return _mm512_cvtepu32_pd(half<Half>(a)); }
+    template <int Half>
+    static f64 signed_to_double(u32 a) { return _mm512_cvtepi32_pd(half<Half>(a)); }
+    static f64 as_double(u64 a) { return _mm512_castsi512_pd(a); }
+    static u64 as_bits(f64 a) { return _mm512_castpd_si512(a); }
+
+    static f32 splat(float x) { return _mm512_set1_ps(x); }
+    static f32 load(const float* p) { return _mm512_loadu_ps(p); }
+    static void store(float* p, f32 x) { _mm512_storeu_ps(p, x); }
+    static f32 add(f32 a, f32 b) { return _mm512_add_ps(a, b); }
+    static f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }
+    static f32 mul(f32 a, f32 b) { return _mm512_mul_ps(a, b); }
+    static f32 fma(f32 a, f32 b, f32 c) { return _mm512_fmadd_ps(a, b, c); }
+    static f32 sqrt(f32 a) { return _mm512_sqrt_ps(a); }
+    static f32 flip_sign(f32 a, u32 flip) {  // a ^ (flip & sign)
+        return as_float(_mm512_ternarylogic_epi32(as_bits(a), flip, splat(0x80000000u), 0x78));
+    }
+    // Both return the second operand when one is NaN.
+    static f32 clamp(f32 v, f32 lo, f32 hi) { return _mm512_min_ps(hi, _mm512_max_ps(lo, v)); }
+    static void store_blocks(float* p, const f32 (&z)[4]) {
+        const f64 a = _mm512_castps_pd(_mm512_unpacklo_ps(z[0], z[1])), b = _mm512_castps_pd(_mm512_unpackhi_ps(z[0], z[1]));
+        const f64 c = _mm512_castps_pd(_mm512_unpacklo_ps(z[2], z[3])), d = _mm512_castps_pd(_mm512_unpackhi_ps(z[2], z[3]));
+        store(p, _mm512_castpd_ps(_mm512_unpacklo_pd(a, c)));
+        store(p + 16, _mm512_castpd_ps(_mm512_unpackhi_pd(a, c)));
+        store(p + 32, _mm512_castpd_ps(_mm512_unpacklo_pd(b, d)));
+        store(p + 48, _mm512_castpd_ps(_mm512_unpackhi_pd(b, d)));
+    }
+
+    static f64 splat(double x) { return _mm512_set1_pd(x); }
+    static f64 load(const double* p) { return _mm512_loadu_pd(p); }
+    static void store(double* p, f64 x) { _mm512_storeu_pd(p, x); }
+    static f64 add(f64 a, f64 b) { return _mm512_add_pd(a, b); }
+    static f64 sub(f64 a, f64 b) { return _mm512_sub_pd(a, b); }
+    static f64 mul(f64 a, f64 b) { return _mm512_mul_pd(a, b); }
+    static f64 fma(f64 a, f64 b, f64 c) { return _mm512_fmadd_pd(a, b, c); }
+    static f64 sqrt(f64 a) { return _mm512_sqrt_pd(a); }
+    static f64 flip_sign(f64 a, u64 flip) {
+        return as_double(_mm512_ternarylogic_epi64(as_bits(a), flip, splat(uint64_t{1} << 63), 0x78));
+    }
+    static f64 clamp(f64 v, f64 lo, f64 hi) { return _mm512_min_pd(hi, _mm512_max_pd(lo, v)); }
+    static void store_blocks(double* p, const f64 (&z)[4]) {
+        const f64 a = _mm512_unpacklo_pd(z[0], z[1]), b = _mm512_unpacklo_pd(z[2], z[3]);
+        const f64 c = _mm512_unpackhi_pd(z[0], z[1]), d = _mm512_unpackhi_pd(z[2], z[3]);
+        const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+        store(p, _mm512_permutex2var_pd(a, first, b));
+        store(p + 8, _mm512_permutex2var_pd(a, second, b));
+        store(p + 16, _mm512_permutex2var_pd(c, first, d));
+        store(p + 24, _mm512_permutex2var_pd(c, second, d));
+    }
+
+    static f32 load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+    static void store_half(uint16_t* p, f32 x) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+    }
+};
+
+}  // namespace
+}  // namespace nf

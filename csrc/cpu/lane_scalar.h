@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+// One lane in plain C++: the lane interface in its shortest form, and the fallback of every processor.
+#pragma once
+#include <cmath>
+
+#include "../core/half.h"
+
+namespace nf {
+namespace {
+
+struct Scalar {
+    static constexpr int width = 1;   // lanes of u32 and f32
+    static constexpr int halves = 1;  // registers of f64 that hold as many lanes
+    // Which block each lane takes so that store_blocks leaves the elements in order, by the type of the elements.
+    static constexpr int block_of_lane(int lane, float) { return lane; }
+    static constexpr int block_of_lane(int lane, double) { return lane; }
+
+    using u32 = uint32_t;
+    using u64 = uint64_t;
+    using f32 = float;
+    using f64 = double;
+    using word = uint32_t;  // a word of philox: whatever form multiplies fastest
+
+    static word word_splat(uint32_t x) { return x; }
+    static word word_from(u32 x) { return x; }
+    static u32 word_lanes(word x) { return x; }
+    static uint64_t product(word x, uint32_t m) { return uint64_t{x} * m; }
+    static word low(uint64_t p) { return static_cast<uint32_t>(p); }
+    static word high(uint64_t p) { return static_cast<uint32_t>(p >> 32); }
+    static word word_xor(word a, word b) { return a ^ b; }
+    static word word_xor(word a, word b, word c) { return a ^ b ^ c; }
+
+    static u32 load(const uint32_t* p) { return *p; }
+    static void store(uint32_t* p, u32 x) { *p = x; }
+    static u32 splat(uint32_t x) { return x; }
+    static u32 add(u32 a, u32 b) { return a + b; }
+    static u32 sub(u32 a, u32 b) { return a - b; }
+    static u32 bit_and(u32 a, u32 b) { return a & b; }
+    static u32 bit_or(u32 a, u32 b) { return a | b; }
+    static u32 bit_xor(u32 a, u32 b) { return a ^ b; }
+    static u32 and_or(u32 a, uint32_t mask, uint32_t bits) { return (a & mask) | bits; }
+    template <int N>
+    static u32 shift_right(u32 a) { return a >> N; }
+
+    static u64 sub(u64 a, u64 b) { return a - b; }
+    static u64 bit_and(u64 a, u64 b) { return a & b; }
+    static u64 bit_or(u64 a, u64 b) { return a | b; }
+    template <int N>
+    static u64 shift_right64(u64 a) { return a >> N; }
+    template <int Half>
+    static u64 sign_bits(u32 a) { return u64{a} << 32; }  // the top bit of each 32-bit lane as that of a 64-bit lane
+
+    static f32 to_float(u32 a) { return static_cast<float>(static_cast<int32_t>(a)); }
+    static f32 as_float(u32 a) { return bits_to_float(a); }
+    static u32 as_bits(f32 a) { return float_to_bits(a); }
+    template <int Half>
+    static f64 unsigned_to_double(u32 a) { return a; }
+    template <int Half>
+    static f64 signed_to_double(u32 a) { return static_cast<int32_t>(a); }
+    static f64 as_double(u64 a) {
+        double x;
+        std::memcpy(&x, &a, 8);
+        return x;
+    }
+    static u64 as_bits(f64 a) {
+        uint64_t x;
+        std::memcpy(&x, &a, 8);
+        return x;
+    }
+
+    static f32 splat(float x) { return x; }
+    static f32 load(const float* p) { return *p; }
+    static void store(float* p, f32 x) { *p = x; }
+    static f32 add(f32 a, f32 b) { return a + b; }
+    static f32 sub(f32 a, f32 b) { return a - b; }
+    static f32 mul(f32 a, f32 b) { return a * b; }
+    static f32 fma(f32 a, f32 b, f32 c) { return std::fma(a, b, c); }
+    static f32 sqrt(f32 a) { return std::sqrt(a); }
+    static f32 flip_sign(f32 a, u32 flip) { return as_float(as_bits(a) ^ (flip & 0x80000000u)); }
+    static f32 clamp(f32 v, f32 lo, f32 hi) { return v < lo ? lo : v > hi ? hi : v; }
+    static void store_blocks(float* p, const f32 (&z)[4]) {
+        for (int i = 0; i < 4; ++i) p[i] = z[i];
+    }
+
+    static f64 splat(double x) { return x; }
+    static f64 load(const double* p) { return *p; }
+    static void store(double* p, f64 x) { *p = x; }
+    static f64 add(f64 a, f64 b) { return a + b; }
+    static f64 sub(f64 a, f64 b) { return a - b; }
+    static f64 mul(f64 a, f64 b) { return a * b; }
+    static f64 fma(f64 a, f64 b, f64 c) { return std::fma(a, b, c); }
+    static f64 sqrt(f64 a) { return std::sqrt(a); }
+    static f64 flip_sign(f64 a, u64 flip) { return as_double(as_bits(a) ^ (flip & 0x8000000000000000u)); }
+    static f64 clamp(f64 v, f64 lo, f64 hi) { return v < lo ? lo : v > hi ? hi : v; }
+    static void store_blocks(double* p, const f64 (&z)[4]) {
+        for (int i = 0; i < 4; ++i) p[i] = z[i];
+    }
+
+    static f32 load_half(const uint16_t* p) { return half_to_float(*p); }
+    static void store_half(uint16_t* p, f32 x) { *p = float_to_half(x); }
+};
+
+}  // namespace
+}  // namespace nf

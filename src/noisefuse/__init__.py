@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fused kernels for diffusion models: noise for free, and the same seed gives the same bits everywhere."""
+
+from .backends import info, set_num_threads, use_backend
+from .noise import NOISE_VERSION, Noise
+from .ops import philox4x32, q_sample, q_step, q_walk, randn, uniform
+from .schedule import Schedule
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "NOISE_VERSION",
+    "Noise",
+    "Schedule",
+    "info",
+    "philox4x32",
+    "q_sample",
+    "q_step",
+    "q_walk",
+    "randn",
+    "set_num_threads",
+    "uniform",
+    "use_backend",
+]

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backends run checked calls: `native` (C++ with SIMD), `reference` (NumPy). All give the same bits."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .call import Step, Walk
+
+
+class Backend(Protocol):
+    """What a backend module offers; its arguments were checked in ops.py."""
+
+    def step(self, call: Step) -> None: ...
+    def walk(self, call: Walk) -> None: ...
+    def philox(self, counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]: ...
+
+
+# In the order of preference.
+NAMES = ("native", "reference")
+
+_current: tuple[str, Any] | None = None
+
+# The q_sample of the backend in use for plain arguments, if it has one: it checks them itself or declines.
+short_cut: Callable[..., Any] | None = None
+
+
+class Setting:
+    """A process-wide setting that is already made; as a context manager it goes back at the end of the block."""
+
+    def __init__(self, restore: Callable[[], object]) -> None:
+        self._restore = restore
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+
+def current() -> Any:
+    """The backend module in use: NOISEFUSE_BACKEND, or the first that loads."""
+    return (_current or _first())[1]
+
+
+def _first() -> tuple[str, Any]:
+    wanted = os.environ.get("NOISEFUSE_BACKEND")
+    if wanted and wanted not in NAMES:
+        raise ValueError(f"NOISEFUSE_BACKEND={wanted!r}: expected one of {', '.join(NAMES)}")
+    names = (wanted,) if wanted else NAMES
+    for name in names[:-1]:
+        try:
+            return _select(name)
+        except ImportError:
+            continue
+    return _select(names[-1])
+
+
+def _select(name: str) -> tuple[str, Any]:
+    global _current, short_cut
+    module = _load(name)
+    _current = name, module
+    short_cut = getattr(module, "q_sample", None)
+    return _current
+
+
+def _load(name: str) -> Any:
+    module = importlib.import_module(f".{name}", __name__)
+    _self_test(name, module)
+    return module
+
+
+def _self_test(name: str, module: Any) -> None:
+    """Random123's known answer for zeros: refuses a wrongly built kernel before it has spoilt anything."""
+    words = module.philox(np.zeros((1, 4), np.uint32), np.zeros((1, 2), np.uint32))
+    if words.tolist() != [[0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]]:
+        raise ImportError(f"the {name} backend is built wrongly: philox4x32 of zeros is {words.tolist()}")
+
+
+def use_backend(name: str) -> Setting:
+    """Chooses the backend of the whole process: "native" or "reference". Also a context manager.
+
+    Raises:
+        ValueError: no backend of that name. ImportError: it is not available here; the message says why.
+    """
+    if name not in NAMES:
+        raise ValueError(f"backend {name!r}: expected one of {', '.join(NAMES)}")
+    before, _ = _current or _first()
+    _select(name)
+    return Setting(lambda: _select(before))
+
+
+def set_num_threads(n: int) -> Setting:
+    """How many threads the native kernels use, n >= 1; results never depend on it. Also a context manager.
+
+    The default is NOISEFUSE_NUM_THREADS, else the processors this process may run on; a forked child starts with one.
+    """
+    from .. import _native
+
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= 1024:
+        raise ValueError(f"num_threads = {n!r}: expected an integer from 1 to 1024")
+    before = _native.num_threads()
+    _native.set_num_threads(int(n))
+    return Setting(lambda: _native.set_num_threads(before))
+
+
+def info() -> dict[str, Any]:
+    """What runs here: version, processor, instruction sets, threads and backends, each available or why it is not."""
+    from .. import NOISE_VERSION, __version__
+
+    backends: dict[str, str] = {}
+    for name in NAMES:
+        try:
+            _load(name)
+            backends[name] = "available"
+        except ImportError as error:
+            backends[name] = str(error)
+    isas: dict[str, str] = {}
+    native: dict[str, Any] = {"isa": None, "threads": 1}
+    if backends["native"] == "available":
+        from .. import _native
+
+        isas = {n: "available" if ok else "not on this processor" for n, ok in _native.isas().items()}
+        native = {"isa": _native.isa(), "threads": _native.num_threads()}
+    return {
+        "version": __version__,
+        "noise_version": NOISE_VERSION,
+        "cpu": _cpu_name(),
+        **native,
+        "isas": isas,
+        "backend": (_current or _first())[0],
+        "backends": backends,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

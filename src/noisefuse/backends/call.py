@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the array API hands to a backend: plain, frozen values, already checked. Every backend takes the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..noise import Noise
+
+Array: TypeAlias = NDArray[Any]
+
+# A row is 36 numbers (tableau.py): D = clamp(k + x x + m1 m1 + m2 m2, lo, hi), then out, aux1 and aux2, each
+# k + x x + m1 m1 + m2 m2 + d D + past1 past1 + ... + past4 past4 + z z.
+COLUMNS = 36
+CLEAN, LOW, HIGH = 0, 4, 5
+AFFINE = (6, 16, 26)  # column of the constant k of each output's form
+
+# The values that a form can hold, in the order of its columns after the constant.
+X, M1, M2, D, PAST1, PAST2, PAST3, PAST4, Z = range(9)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One pass over `batch` samples of `size` elements: a row of numbers for every element, and the noise it draws.
+
+    rows are float64, unrounded; float32 arithmetic rounds each coefficient once. A column whose bit of `present` is 0
+    is neither multiplied nor is its input read. An output may be exactly one of the inputs, and all of a pass is then
+    computed as if the inputs had been copied first.
+    """
+
+    batch: int
+    size: int
+    sample_shape: tuple[int, ...]  # of one sample, without the batch axis; its product is `size`
+    rows: NDArray[np.float64]  # (n, 36)
+    present: int  # bit c: column c counts
+    index: NDArray[
+        np.int64
+    ]  # row of each segment of `segment` elements, in the flat order over batch and size
+    segment: int
+    inputs: tuple[Array | None, ...]  # nine, by slot: x, m1, m2, None (D is computed), past1 .. past4, z
+    outputs: tuple[Array | None, ...]  # three; float64 outputs mean float64 arithmetic, all others float32
+    draw: Literal["none", "normal", "uniform"]
+    step_by_index: bool  # the step word of a segment is noise.step + index[segment]
+    noise: tuple[Noise, ...]  # none, one, or one for each sample
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """x_t = a_t x_(t-1) + s_t z_t for t = 0 .. T - 1 with step words noise.step + t.
+
+    `first` holds x0 in inputs[0]; row t of its rows (T, 36) holds a_t in column 7 (out.x) and s_t in column 15 (out.z);
+    outputs[0] has `rows kept` x batch x size elements. Its index, segment and present play no part.
+    """
+
+    first: Step
+    keep: NDArray[np.int64]  # (T,): for each time its row in the output, or -1

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native backend: hands checked calls to the C++ extension."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import _native
+from ..noise import Noise
+from .call import Step, Walk
+
+if isa := os.environ.get("NOISEFUSE_ISA"):
+    _native.use_isa(isa)
+
+q_sample = _native.q_sample
+
+DRAWS = {"none": 0, "normal": 1, "uniform": 2}
+
+
+def step(call: Step) -> None:
+    _native.step(*_arguments(call))
+
+
+def walk(call: Walk) -> None:
+    _native.walk(*_arguments(call.first), call.keep)
+
+
+def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    out = np.empty_like(counter)
+    _native.philox(counter, key, out)
+    return out
+
+
+def _arguments(call: Step) -> tuple[Any, ...]:
+    double = next(out for out in call.outputs if out is not None).dtype == np.float64
+    return (
+        call.batch,
+        call.size,
+        call.rows if double else call.rows.astype(np.float32),
+        call.present,
+        call.index,
+        call.segment,
+        call.inputs,
+        call.outputs,
+        DRAWS[call.draw],
+        call.step_by_index,
+        tuple(_field(noise, call.sample_shape) for noise in call.noise),
+    )
+
+
+def _field(noise: Noise, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """(seed, first sample, ids, step, stream, and the window: first element, run, lengths and strides over runs)."""
+    ids = noise.sample
+    name = (noise.seed, 0, ids) if isinstance(ids, np.ndarray) else (noise.seed, ids, None)
+    full = noise.window_shape
+    if full is None:
+        return *name, noise.step, noise.stream, 0, math.prod(shape), (), ()
+    strides = [math.prod(full[axis + 1 :]) for axis in range(len(full))]
+    start = sum(s * stride for s, stride in zip(noise.window_start, strides, strict=True))
+    # A run takes in the trailing axes that the slice covers whole, and one axis more.
+    outer = len(full)
+    while outer > 0 and (outer == len(full) or shape[outer] == full[outer]):
+        outer -= 1
+    run = math.prod(shape[outer:])
+    return *name, noise.step, noise.stream, start, run, shape[:outer], tuple(strides[:outer])

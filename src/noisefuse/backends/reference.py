@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reference backend: spec.py on NumPy. It says what the bits are; it is readable rather than fast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..noise import Noise
+from . import spec
+from .call import AFFINE, CLEAN, HIGH, LOW, Array, D, Step, Walk, X, Z
+
+CHUNK = 1 << 15  # elements at a time: some forty temporaries of 256 KiB at most
+
+# ---- fma ---------------------------------------------------------------------------------------------------
+# NumPy has none. The sum is rounded to odd, to more digits than asked for: of the two neighbours of an inexact sum the
+# one whose last bit is 1. So it never looks like a tie, and rounding it again is the one rounding of an fma.
+# Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd" (2008).
+
+
+def fma(a: Any, b: Any, c: Any) -> Array:
+    """a b + c, rounded once to nearest even, as IEEE-754's fusedMultiplyAdd; for all values, float32 or float64.
+
+    Infinite and NaN as there (the sign and payload of a NaN are not promised), subnormals and overflow too.
+    """
+    with np.errstate(all="ignore"):
+        return fma32(a, b, c) if np.result_type(a, b, c) == np.float32 else fma64(a, b, c)
+
+
+def fma32(a: Any, b: Any, c: Any) -> Array:
+    """The product of two float32 is exact in float64, whose 53 bits are more than the 24 + 2 that a rounding needs."""
+    return odd_sum(np.multiply(a, b, dtype=np.float64), np.float64(c)).astype(np.float32)
+
+
+def fma64(a: Any, b: Any, c: Any) -> Array:
+    """Exact product, exact sums, round to odd where exponents leave room for the parts; the rest one by one."""
+    a, b, c = np.broadcast_arrays(*map(np.float64, (a, b, c)))
+    product, tail = two_product(a, b)
+    upper, c_tail = two_sum(c, tail)
+    upper, rest = two_sum(product, upper)
+    result = np.asarray(upper + odd_sum(c_tail, rest))
+
+    plain = (
+        (a == 0) | (b == 0) | ~np.isfinite(a) | ~np.isfinite(b)
+    )  # here the product is exact, and one rounding left
+    np.copyto(result, product + c, where=plain)
+    # two_product: splitting needs |a|, |b| < 2^996, and the tail, down to 2^-105 |product|, must not underflow.
+    room = np.maximum(abs(a), abs(b)) <= 2.0**990
+    room &= (abs(product) >= 2.0**-960) & (np.maximum(abs(product), abs(c)) <= 2.0**1000)
+    rare = ~(plain | room)
+    if rare.any():
+        result[rare] = np.frompyfunc(exact_fma, 3, 1)(a[rare], b[rare], c[rare])
+    return result
+
+
+def exact_fma(a: float, b: float, c: float) -> float:
+    """For finite a, b other than 0: rational arithmetic, rounded once by the division of two integers."""
+    if not math.isfinite(c):
+        return c
+    total = Fraction(a) * Fraction(b) + Fraction(c)
+    try:
+        return total.numerator / total.denominator
+    except OverflowError:
+        return math.copysign(math.inf, total.numerator)
+
+
+def two_product(a: Array, b: Array) -> tuple[Array, Array]:
+    """The rounded product and its error, exactly: Dekker (1971), with halves of 26 bits after Veltkamp."""
+    product = a * b
+    (a1, a2), (b1, b2) = halves(a), halves(b)
+    return product, a2 * b2 - (((product - a1 * b1) - a2 * b1) - a1 * b2)
+
+
+def halves(a: Array) -> tuple[Array, Array]:
+    shifted = a * (2.0**27 + 1)
+    upper = shifted - (shifted - a)
+    return upper, a - upper
+
+
+def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """The rounded sum and its error, exactly: Knuth (TAOCP 2, 4.2.2)."""
+    total = a + b
+    b_part = total - a
+    return total, (a - (total - b_part)) + (b - b_part)
+
+
+def odd_sum(a: Array, b: Array) -> Array:
+    """a + b in float64, rounded to odd."""
+    total, error = two_sum(a, b)
+    bits = total.view(np.int64)
+    # An inexact sum that ended in 0 moves one unit towards the exact one; its bits count up away from 0.
+    inexact = (error < 0) | (error > 0)  # not so for NaN, the error of an infinite sum
+    unit = np.where((error > 0) == (total > 0), 1, -1)
+    return np.where(inexact & (bits & 1 == 0), bits + unit, bits).view(np.float64)
+
+
+SPEC = spec.bind(fma, np.where)
+
+# ---- noise -------------------------------------------------------------------------------------------------
+
+
+def elements(noise: Noise, shape: tuple[int, ...], place: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers in the field of these places in a sample of `shape`: the same, or those of the window."""
+    if not noise.window_shape:
+        return place
+    index = np.unravel_index(place, shape)
+    moved = tuple(i + start for i, start in zip(index, noise.window_start, strict=True))
+    return np.asarray(np.ravel_multi_index(moved, noise.window_shape), np.int64)
+
+
+def field(
+    call: Step, noise: Noise, entry: NDArray[np.int64], place: NDArray[np.int64], later: Any, real: type
+) -> Array:
+    """The values of one Noise, by entry of axis 0, place in the sample and steps after noise.step."""
+    element = elements(noise, call.sample_shape, place)
+    if isinstance(noise.sample, int):
+        sample = entry.astype(np.uint64) + np.uint64(noise.sample)
+    else:
+        sample = noise.sample[entry]
+    counter = SPEC.counter(element, noise.step + later, sample, noise.stream, 0)
+    words = np.stack(np.broadcast_arrays(*counter), axis=-1)
+    # Neighbours share a block: each block is made once.
+    new = np.ones(len(words), np.bool_)
+    new[1:] = np.any(words[1:] != words[:-1], axis=1)
+    key = np.array([[noise.seed & 0xFFFFFFFF, noise.seed >> 32]], np.uint32)
+    values = block_values(words[new], key, call.draw, real)
+    return np.asarray(values[np.cumsum(new) - 1, element & 3])
+
+
+def block_values(counter: NDArray[np.uint32], key: NDArray[np.uint32], draw: str, real: type) -> Array:
+    """The four values of each block, (n, 4)."""
+    w = SPEC.philox4x32(*counter.T, *key.T)
+    if real is np.float32:
+        pairs = (SPEC.normal_pair32(*w[:2]), SPEC.normal_pair32(*w[2:])) if draw == "normal" else ()
+        uniforms = map(SPEC.uniform32, w) if draw == "uniform" else ()
+    else:
+        v = SPEC.philox4x32(*(counter | np.array([0, 0, 0, 1 << 31], np.uint32)).T, *key.T)
+        both = [word for halves in zip(w, v, strict=True) for word in halves]
+        pairs = (SPEC.normal_pair64(*both[:4]), SPEC.normal_pair64(*both[4:])) if draw == "normal" else ()
+        uniforms = map(SPEC.uniform64, w, v) if draw == "uniform" else ()
+    return np.stack([*(z for pair in pairs for z in pair), *uniforms], axis=-1)
+
+
+def drawn(call: Step, at: NDArray[np.int64], later: Any, real: type) -> Array:
+    """The noise of the flat elements `at` (ascending); `later` is one number or one for each of them."""
+    entry, place = np.divmod(at, call.size)
+    if len(call.noise) == 1:
+        return field(call, call.noise[0], entry, place, later, real)
+    later = np.broadcast_to(later, at.shape)
+    parts = []
+    for b in range(entry[0], entry[-1] + 1):  # row b equals the call with its Noise alone
+        mine = entry == b
+        parts.append(field(call, call.noise[b], 0 * entry[mine], place[mine], later[mine], real))
+    return np.concatenate(parts)
+
+
+# ---- calls -------------------------------------------------------------------------------------------------
+
+
+def step(call: Step) -> None:
+    """Computes the outputs of one pass."""
+    total = call.batch * call.size
+    real = arithmetic(call)
+    rows = call.rows.astype(real)
+    with np.errstate(all="ignore"):
+        for begin in range(0, total, CHUNK):
+            at = np.arange(begin, min(begin + CHUNK, total))
+            results = step_chunk(call, rows, at, real)  # all before any is stored: an output may be an input
+            for output, result in zip(call.outputs, results, strict=True):
+                if output is not None:
+                    output.reshape(-1)[at[0] : at[-1] + 1] = result
+
+
+def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> list[Array | None]:
+    row = call.index[at // call.segment]
+    values: dict[int, Array] = {
+        slot: flat.reshape(-1)[at[0] : at[-1] + 1].astype(real)
+        for slot, flat in enumerate(call.inputs)
+        if flat is not None
+    }
+    if call.draw != "none":
+        values[Z] = drawn(call, at, row if call.step_by_index else 0, real)
+
+    def form(first: int, slots: int) -> Array:
+        terms = [s for s in reversed(range(slots)) if call.present >> (first + 1 + s) & 1]
+        constant = bool(call.present >> first & 1)
+        k = rows[row, first] if constant else np.zeros(len(at), real)
+        c = [rows[row, first + 1 + s] for s in terms]
+        return np.asarray(SPEC.affine(constant, k, len(terms), c, [values[s] for s in terms]))
+
+    wanted = [output is not None for output in call.outputs]
+    if any(want and call.present >> (first + 1 + D) & 1 for want, first in zip(wanted, AFFINE, strict=True)):
+        values[D] = form(CLEAN, 3)
+        if call.present >> LOW & 1 or call.present >> HIGH & 1:
+            values[D] = SPEC.clamp(values[D], rows[row, LOW], rows[row, HIGH])
+    return [form(first, 9) if want else None for want, first in zip(wanted, AFFINE, strict=True)]
+
+
+def walk(call: Walk) -> None:
+    """Computes the kept times of a random walk. The state is never rounded to 16 bits, only what is stored."""
+    first, x0, out = call.first, call.first.inputs[X], call.first.outputs[0]
+    assert x0 is not None
+    assert out is not None
+    total = first.batch * first.size
+    real = arithmetic(first)
+    x_column, z_column = AFFINE[0] + 1 + X, AFFINE[0] + 1 + Z
+    rows = first.rows.astype(real)
+    with np.errstate(all="ignore"):
+        for begin in range(0, total, CHUNK):
+            at = np.arange(begin, min(begin + CHUNK, total))
+            x = x0.reshape(-1)[at[0] : at[-1] + 1].astype(real)
+            for t, kept in enumerate(call.keep):
+                c = (rows[t, z_column], rows[t, x_column])
+                x = SPEC.affine(False, real(0), 2, c, (drawn(first, at, t, real), x))
+                if kept >= 0:
+                    out.reshape(-1)[kept * total + at] = x
+
+
+def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Philox4x32-10 of counters (n, 4) and keys (n, 2): (n, 4)."""
+    return np.stack(SPEC.philox4x32(*counter.T, *key.T), axis=-1)
+
+
+def arithmetic(call: Step) -> type[np.float32] | type[np.float64]:
+    """float64 for float64 outputs; float32 for all others."""
+    types = {output.dtype for output in call.outputs if output is not None}
+    return np.float64 if np.dtype(np.float64) in types else np.float32

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The noise contract in Python: philox, words to normals and uniforms, the affine forms of a row.
+
+The same text runs on NumPy arrays (reference.py) and, compiled by Numba, on scalars: `bind` gives it the two
+operations that differ. csrc/core states the same mathematics in C++ on purpose; the two are compared bit for bit.
+
+Only IEEE-754 correctly rounded + - * fma sqrt, conversions and bit operations are used. Every inexact product that
+meets a sum is an fma; a product by a power of two is exact here, so there a plain sum has the same bits.
+
+In Numba an operation on uint32 has a uint64 result: hence the many uint32(...), each the "mod 2^32" of the mathematics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import FunctionType, SimpleNamespace
+from typing import Any, TypeAlias
+
+from numpy import float32, float64, int32, int64, sqrt, uint32, uint64
+
+Words: TypeAlias = Any  # uint32, an array or a scalar
+Integers: TypeAlias = Any
+Reals: TypeAlias = Any  # float32 or float64, all of one call alike
+Bools: TypeAlias = Any
+
+
+def fma(a: Reals, b: Reals, c: Reals) -> Reals:
+    """a b + c, rounded once. A primitive: `bind` replaces it."""
+    raise NotImplementedError
+
+
+def select(condition: Bools, a: Reals, b: Reals) -> Reals:
+    """a where the condition holds, else b. A primitive: `bind` replaces it."""
+    raise NotImplementedError
+
+
+# ---- philox ------------------------------------------------------------------------------------------------
+
+M0, M1 = uint64(0xD2511F53), uint64(0xCD9E8D57)
+W0, W1 = uint32(0x9E3779B9), uint32(0xBB67AE85)
+
+
+def mul32(a: Words, m: Any) -> tuple[Words, Words]:
+    """The upper and the lower half of the 64-bit product."""
+    product = uint64(a) * m
+    return uint32(product >> uint64(32)), uint32(product)
+
+
+def philox4x32(
+    c0: Words, c1: Words, c2: Words, c3: Words, k0: Words, k1: Words
+) -> tuple[Words, Words, Words, Words]:
+    """Philox4x32-10 of the counter (c0, c1, c2, c3) and the key (k0, k1): Salmon et al. (SC11), section 3.3."""
+    for _ in range(10):
+        high0, low0 = mul32(c0, M0)
+        high1, low1 = mul32(c2, M1)
+        c0, c1, c2, c3 = uint32(high1 ^ c1 ^ k0), low1, uint32(high0 ^ c3 ^ k1), low0
+        k0, k1 = uint32(k0 + W0), uint32(k1 + W1)
+    return c0, c1, c2, c3
+
+
+def counter(
+    element: Integers, step: Integers, sample: Integers, stream: Integers, low: Integers
+) -> tuple[Words, Words, Words, Words]:
+    """Of the block that holds this element of the sample; low = 1 names the further digits that float64 takes."""
+    tag = uint64(low) << uint64(31) | uint64(stream) << uint64(24) | uint64(sample) >> uint64(32)
+    return uint32(uint64(element) >> uint64(2)), uint32(step), uint32(uint64(sample)), uint32(tag)
+
+
+# ---- words to normals --------------------------------------------------------------------------------------
+# z = sqrt(-2 ln U) (cos 2 pi V, sin 2 pi V); U and V are words + 1/2, over 2^32 (float32) or 2^64 (float64).
+
+
+def _reals(kind: Callable[[float], Any], *hexadecimal: str) -> tuple[Any, ...]:
+    return tuple(kind(float.fromhex(text)) for text in hexadecimal)
+
+
+# fmt: off
+# Minimax polynomials (Remez), lowest power first: -2 ln(1 + r) / r on [-1/3, 1/3]; cos(pi t) and sin(pi t) / t in t^2.
+LOG1P32 = _reals(
+    float32,
+    "-0x1.000000p+1", "0x1.ffffe2p-1", "-0x1.555394p-1", "0x1.001378p-1", "-0x1.9a3d70p-2",
+    "0x1.50374cp-2", "-0x1.197af0p-2", "0x1.3b65aap-2", "-0x1.34202ep-2",
+)
+SIN32 = _reals(
+    float32, "0x1.921fb4p+1", "-0x1.4abbb6p+2", "0x1.46676ep+1", "-0x1.3232fap-1", "0x1.3c4b2cp-4"
+)
+COS32 = _reals(float32, "1.0", "-0x1.3bd3b0p+2", "0x1.03bdaap+2", "-0x1.55041ap+0", "0x1.c2b9a6p-3")
+LOG1P64 = _reals(
+    float64,
+    "-0x1.0000000000000p+1", "0x1.fffffffffffd9p-1", "-0x1.55555555558d8p-1", "0x1.0000000005b40p-1",
+    "-0x1.99999998f499dp-2", "0x1.5555554e12461p-2", "-0x1.2492497760ab7p-2", "0x1.00000215d343dp-2",
+    "-0x1.c71c49fbf6f7cp-3", "0x1.9998f0a5b5b24p-3", "-0x1.746269fb6db00p-3", "0x1.55658345a68eep-3",
+    "-0x1.3aa6f2b345154p-3", "0x1.23985be71b82cp-3", "-0x1.16578ec8d1323p-3", "0x1.0985ec04a1accp-3",
+    "-0x1.94955e7c87504p-4", "0x1.568d75a7b6089p-4", "-0x1.6c732ec81bf98p-3", "0x1.7e57f202609edp-3",
+)
+SIN64 = _reals(
+    float64,
+    "0x1.921fb54442d18p+1", "-0x1.4abbce625be51p+2", "0x1.466bc6775a9f7p+1", "-0x1.32d2cce624835p-1",
+    "0x1.50783483f4d0ap-4", "-0x1.e3074d5626aedp-8", "0x1.e8f33b006024ep-12", "-0x1.6f74773eaf29ep-16",
+    "0x1.9c87434ee754ep-21",
+)
+COS64 = _reals(
+    float64,
+    "1.0", "-0x1.3bd3cc9be45dcp+2", "0x1.03c1f081b59c8p+2", "-0x1.55d3c7e3c115fp+0", "0x1.e1f50681cae93p-3",
+    "-0x1.a6d1efeb4e518p-6", "0x1.f9d25db6ace19p-10", "-0x1.b696d3fd75367p-14", "0x1.168d57ef8540ap-18",
+)
+# fmt: on
+LN4_32, LN4_64 = _reals(float32, "0x1.62e430p+0")[0], _reals(float64, "0x1.62e42fefa39efp+0")[0]
+# The bits of 2/3 2^32 and 2/3 2^64: U = 2^e (1 + r) with 2/3 <= 1 + r < 4/3 counts e from there.
+TWO_THIRDS32, TWO_THIRDS64 = float32(2 / 3 * 2.0**32).view(int32), float64(2 / 3 * 2.0**64).view(int64)
+QUARTER, THREE_QUARTERS = uint32(1 << 30), uint32(3 << 30)
+
+
+def polynomial(x: Reals, c: tuple[Any, ...]) -> Reals:
+    """c[0] + x (c[1] + x (c[2] + ...)), one fma a term (Horner)."""
+    total = c[-1]
+    for coefficient in c[-2::-1]:
+        total = fma(total, x, coefficient)
+    return total
+
+
+def power_of_two(n: Integers) -> Reals:
+    """2^n in float64, for -1022 <= n <= 1023: n goes where the exponent is."""
+    return ((int64(n) + int64(1023)) << int64(52)).view(float64)
+
+
+def radius32(w: Words) -> Reals:
+    """sqrt(-2 ln U), U = (w + 1/2) / 2^32, within 2.5 ulp: -2 ln U = -e ln 4 - 2 ln(1 + r), r rounded once."""
+    exact = float64(w) + 0.5
+    e = (float32(exact).view(int32) - TWO_THIRDS32) >> int32(23)
+    r = float32(exact * power_of_two(-32 - e) - 1.0)
+    return sqrt(fma(float32(e), -LN4_32, r * polynomial(r, LOG1P32)))
+
+
+def radius64(w: Words, v: Words) -> Reals:
+    """sqrt(-2 ln U), U = (2^32 w + v + 1/2) / 2^64, within 2.5 ulp. The parts of U are exact; u and r round once."""
+    high, low = float64(w), float64(v) + 0.5
+    u = high * 2.0**32 + low
+    e = (u.view(int64) - TWO_THIRDS64) >> int64(52)
+    r = (high * power_of_two(-32 - e) - 1.0) + low * power_of_two(-64 - e)
+    return sqrt(fma(float64(e), -LN4_64, r * polynomial(r, LOG1P64)))
+
+
+def circle(t: Reals, half_turn: Bools, cos: tuple[Any, ...], sin: tuple[Any, ...]) -> tuple[Reals, Reals]:
+    """cos and sin of pi t, |t| <= 1/2, or of half a turn more, which negates both."""
+    y = t * t
+    c, s = polynomial(y, cos), t * polynomial(y, sin)
+    return select(half_turn, -c, c), select(half_turn, -s, s)
+
+
+def circle32(w: Words) -> tuple[Reals, Reals]:
+    """cos and sin of 2 pi V, V = (w + 1/2) / 2^32, within 2^-22: t is 2 V less the nearest integer."""
+    t = float32(uint32(w * uint32(2) + uint32(1)).view(int32)) * float32(2.0**-32)
+    return circle(t, (w >= QUARTER) & (w < THREE_QUARTERS), COS32, SIN32)
+
+
+def circle64(w: Words, v: Words) -> tuple[Reals, Reals]:
+    """cos and sin of 2 pi V, V = (2^32 w + v + 1/2) / 2^64, within 2^-51."""
+    t = float64((join(w, v) * uint64(2) + uint64(1)).view(int64)) * 2.0**-64
+    return circle(t, (w >= QUARTER) & (w < THREE_QUARTERS), COS64, SIN64)
+
+
+def join(w: Words, v: Words) -> Integers:
+    """2^32 w + v."""
+    return uint64(w) << uint64(32) | uint64(v)
+
+
+def normal_pair32(w0: Words, w1: Words) -> tuple[Reals, Reals]:
+    """Two standard normals from two words, after Box and Muller (1958); never 0, |z| <= 6.77."""
+    radius = radius32(w0)
+    cos, sin = circle32(w1)
+    return radius * cos, radius * sin
+
+
+def normal_pair64(w0: Words, v0: Words, w1: Words, v1: Words) -> tuple[Reals, Reals]:
+    """The same pair with more digits: v0 and v1 are the lower halves of 64-bit words. |z| <= 9.5."""
+    radius = radius64(w0, v0)
+    cos, sin = circle64(w1, v1)
+    return radius * cos, radius * sin
+
+
+def uniform32(w: Words) -> Reals:
+    """The middle of one of 2^23 cells of (0, 1); exact."""
+    return (float32(w >> uint32(9)) + float32(0.5)) * float32(2.0**-23)
+
+
+def uniform64(w: Words, v: Words) -> Reals:
+    """The middle of one of 2^52 cells of (0, 1); exact."""
+    return (float64(join(w, v) >> uint64(12)) + 0.5) * 2.0**-52
+
+
+# ---- rows --------------------------------------------------------------------------------------------------
+
+
+def affine(constant: bool, k: Reals, n: int, c: Sequence[Reals], v: Sequence[Reals]) -> Reals:
+    """k + c[0] v[0] + ... + c[n - 1] v[n - 1], in the contract's order of terms: z, D, past4 .. past1, m2, m1, x.
+
+    Without a constant the first term is a product, so that no zero is added to it (-0 + 0 is +0). No term: k.
+    """
+    if n == 0:
+        return k
+    total = fma(c[0], v[0], k) if constant else c[0] * v[0]
+    for i in range(1, n):
+        total = fma(c[i], v[i], total)
+    return total
+
+
+def clamp(v: Reals, low: Reals, high: Reals) -> Reals:
+    """v < low ? low : v > high ? high : v; so NaN passes."""
+    return select(v < low, low, select(v > high, high, v))
+
+
+# ---- binding -----------------------------------------------------------------------------------------------
+
+# Each after those it calls.
+_FUNCTIONS: tuple[Any, ...] = (
+    *(
+        mul32,
+        philox4x32,
+        counter,
+        join,
+        polynomial,
+        power_of_two,
+        radius32,
+        radius64,
+        circle,
+        circle32,
+        circle64,
+    ),
+    *(normal_pair32, normal_pair64, uniform32, uniform64, affine, clamp),
+)
+
+
+def bind(
+    fma: Any, select: Any, compiled: Callable[[Any], Any] = lambda function: function
+) -> SimpleNamespace:
+    """The functions above over these two primitives, each passed through `compiled` (numba.njit, say)."""
+    scope = {**globals(), "fma": fma, "select": select}
+    for function in _FUNCTIONS:
+        scope[function.__name__] = compiled(FunctionType(function.__code__, scope))
+    return SimpleNamespace(**{function.__name__: scope[function.__name__] for function in _FUNCTIONS})

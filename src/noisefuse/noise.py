@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise: the name of a Gaussian field. It stores four numbers, never the field."""
+
+from __future__ import annotations
+
+import math
+import operator
+import secrets
+from collections.abc import Sequence
+from typing import Any, NoReturn, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# Version of the contract in docs/noise.md; it changes when any bit of any field does.
+NOISE_VERSION = 1
+
+# What the streams of one seed are for. Users have 64 to 127 for themselves.
+FIELD, WALK, START, SAMPLER, UNIFORM = 0, 1, 2, 3, 7
+
+SEEDS, SAMPLES, STEPS, STREAMS = 1 << 64, 1 << 56, 1 << 32, 128
+ELEMENTS = 1 << 34  # of one sample
+
+
+class Noise:
+    """A Gaussian field: a pure function of (seed, sample, step, stream) and the number of the element.
+
+    The same four numbers give the same values on every backend and processor, whatever the batch, the chunking and the
+    number of threads; so noise need never be stored. Row b of an array takes the sample `sample + b`.
+
+    Args:
+        seed: int in [0, 2^64). None takes fresh entropy from the system; `repr` shows it, so every run can be repeated.
+        sample: id of the first sample, in [0, 2^56), or an array of ids, one for each row (copied to uint64, read-only).
+        step: int in [0, 2^32): the training step, the epoch. q_step and q_walk at time t use `step + t`.
+        stream: int in [0, 128): keeps different uses of one seed apart (docs/noise.md); 64 to 127 are the user's.
+
+    Raises:
+        OverflowError: a number out of its range. TypeError: not an integer.
+
+    Not for cryptography or differential privacy.
+    """
+
+    __slots__ = ("__weakref__", "sample", "seed", "step", "stream", "window_shape", "window_start")
+
+    seed: int
+    sample: int | NDArray[np.uint64]
+    step: int
+    stream: int
+    window_shape: tuple[int, ...] | None
+    window_start: tuple[int, ...]
+
+    def __init__(
+        self, seed: int | None = None, *, sample: int | ArrayLike = 0, step: int = 0, stream: int = 0
+    ) -> None:
+        _set(self, "seed", secrets.randbits(64) if seed is None else _checked("seed", seed, SEEDS))
+        _set(self, "sample", _ids(sample))
+        _set(self, "step", _checked("step", step, STEPS))
+        _set(self, "stream", _checked("stream", stream, STREAMS))
+        _set(self, "window_shape", None)
+        _set(self, "window_start", ())
+
+    def at(
+        self, *, sample: int | ArrayLike | None = None, step: int | None = None, stream: int | None = None
+    ) -> Noise:
+        """The field of the same seed (and window) at another sample, step or stream."""
+        new = Noise(
+            self.seed,
+            sample=self.sample if sample is None else sample,
+            step=self.step if step is None else step,
+            stream=self.stream if stream is None else stream,
+        )
+        _set(new, "window_shape", self.window_shape)
+        _set(new, "window_start", self.window_start)
+        return new
+
+    def samples(self, ids: ArrayLike) -> Noise:
+        """The same with these sample ids, integers (B,): row b of an array takes the field of `ids[b]`."""
+        return self.at(sample=np.asarray(ids))
+
+    def window(self, shape: Sequence[int], start: Sequence[int]) -> Noise:
+        """The field of a slice: an array whose samples are `full[start[0] : ..., start[1] : ...]` of samples of `shape`.
+
+        Args:
+            shape: of one full sample, without the batch axis.
+            start: first index of the slice along each of those axes.
+
+        A tile, chunk or shard so drawn equals that part of the whole, bit for bit.
+        """
+        shape, start = tuple(map(operator.index, shape)), tuple(map(operator.index, start))
+        if len(shape) != len(start):
+            raise ValueError(f"window: shape {shape} and start {start} differ in length")
+        if any(n < 0 for n in shape) or any(not 0 <= s <= n for s, n in zip(start, shape, strict=True)):
+            raise ValueError(f"window: start {start} lies outside of shape {shape}")
+        if math.prod(shape) > ELEMENTS:
+            raise OverflowError(f"window: a sample of shape {shape} has more than 2^34 elements")
+        new = self.at()
+        _set(new, "window_shape", shape)
+        _set(new, "window_start", start)
+        return new
+
+    def elements(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """Numbers in the field of the elements of one sample of `shape`, in C order: 0, 1, ... without a window."""
+        if self.window_shape is None:
+            return np.arange(math.prod(shape), dtype=np.int64)
+        self.check_shape(shape)
+        axes = [np.arange(s, s + n) for s, n in zip(self.window_start, shape, strict=True)]
+        if not axes or 0 in shape:
+            return np.zeros(math.prod(shape), np.int64)
+        grid = np.ravel_multi_index(tuple(np.meshgrid(*axes, indexing="ij")), self.window_shape)
+        return grid.astype(np.int64).ravel()
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError where a slice of this shape does not lie in the window's full sample."""
+        full, start = self.window_shape, self.window_start
+        if full is None:
+            return
+        if len(shape) != len(full) or any(s + n > f for s, n, f in zip(start, shape, full, strict=True)):
+            raise ValueError(f"noise window: a slice of shape {shape} at {start} lies outside of samples of {full}")
+
+    def _key(self) -> tuple[Any, ...]:
+        ids = self.sample if isinstance(self.sample, int) else (self.sample.tobytes(),)
+        return self.seed, ids, self.step, self.stream, self.window_shape, self.window_start
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Noise) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        window = (
+            "" if self.window_shape is None else f".window({self.window_shape}, start={self.window_start})"
+        )
+        ids = self.sample if isinstance(self.sample, int) else np.array2string(self.sample, threshold=6)
+        parts = [f"{self.seed:#x}"]
+        parts += [f"sample={ids}"] if not isinstance(self.sample, int) or self.sample else []
+        parts += [f"{name}={value}" for name in ("step", "stream") if (value := getattr(self, name))]
+        return f"Noise({', '.join(parts)}){window}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.seed, self.sample, self.step, self.stream, self.window_shape, self.window_start)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"Noise is frozen: use noise.at({name}=...) for another field")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError("Noise is frozen")
+
+
+_set = object.__setattr__
+
+
+def _rebuild(
+    seed: int, sample: Any, step: int, stream: int, shape: tuple[int, ...] | None, start: tuple[int, ...]
+) -> Noise:
+    noise = Noise(seed, sample=sample, step=step, stream=stream)
+    return noise if shape is None else noise.window(shape, start)
+
+
+def _checked(name: str, value: SupportsIndex, end: int) -> int:
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} = {value!r}: expected an integer")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} = {value!r}: expected an integer, got {type(value).__name__}") from None
+    if not 0 <= number < end:
+        raise OverflowError(f"{name} = {number} is out of range: expected 0 <= {name} < 2^{end.bit_length() - 1}")
+    return number
+
+
+def _ids(sample: int | ArrayLike) -> int | NDArray[np.uint64]:
+    if isinstance(sample, SupportsIndex) and not isinstance(sample, np.ndarray):
+        return _checked("sample", sample, SAMPLES)
+    ids = np.asarray(sample)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise TypeError(f"sample: expected an int or integer ids (B,), got {ids.dtype} of shape {ids.shape}")
+    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= SAMPLES):
+        bad = next(int(i) for i in ids if not 0 <= int(i) < SAMPLES)
+        raise OverflowError(f"sample = {bad} is out of range: expected 0 <= sample < 2^56")
+    # Backed by bytes, so that nobody can make it writable again.
+    return np.frombuffer(ids.astype(np.uint64).tobytes(), np.uint64)

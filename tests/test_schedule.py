@@ -1,0 +1,530 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedules against the papers' formulas (written out again in plain Python), exact arithmetic, diffusers."""
+
+import copy
+import math
+import pickle
+import re
+import sys
+import warnings
+from decimal import Decimal, localcontext
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import noisefuse as nf
+
+S = nf.Schedule
+
+PRESERVING = {
+    "linear": S.linear(),
+    "scaled_linear": S.scaled_linear(),
+    "cosine": S.cosine(),
+    "sigmoid": S.sigmoid(),
+    "laplace": S.laplace(),
+    "from_betas": S.from_betas([0.1, 0.2, 0.3]),
+    "from_betas_ending_in_1": S.from_betas([0.1, 0.2, 1.0]),
+    "from_alphas_cumprod": S.from_alphas_cumprod(S.linear().alphas_cumprod),
+    "rescaled": S.scaled_linear().rescale_zero_terminal_snr(),
+    "columns": S([0.8, 0.6, 0.0], [0.6, 0.8, 1.0]),
+}
+OTHERS = {
+    "flow": S.flow(),
+    "shifted_flow": S.flow(50, shift=3.0),
+    "karras": S.karras(40),
+    "exponential": S.exponential(40),
+    "edm": S.edm(),
+    "free_columns": S([0.9, 0.95, 0.1], [0.2, 0.5, 0.7]),
+}
+FAMILIES = PRESERVING | OTHERS
+
+every_family = pytest.mark.parametrize("schedule", FAMILIES.values(), ids=FAMILIES)
+
+
+# ---- the families against the papers -----------------------------------------------------------------------
+
+
+@every_family
+def test_columns_are_float64_and_least_noisy_first(schedule):
+    columns = [schedule.alpha, schedule.sigma, schedule.snr, *schedule.step_coefficients()]
+    for column in columns:
+        assert column.dtype == np.float64
+        assert column.shape == (len(schedule),)
+    assert np.all(np.diff(schedule.snr) < 0)
+    np.testing.assert_array_equal(schedule.snr, (schedule.alpha / schedule.sigma) ** 2)
+
+
+@pytest.mark.parametrize("schedule", PRESERVING.values(), ids=PRESERVING)
+def test_variance_is_preserved(schedule):
+    np.testing.assert_allclose(schedule.alpha**2 + schedule.sigma**2, 1, rtol=0, atol=1e-15)
+    np.testing.assert_array_equal(schedule.alphas_cumprod, schedule.alpha**2)
+    np.testing.assert_allclose(np.cumprod(1 - schedule.betas), schedule.alphas_cumprod, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine", "sigmoid", "laplace"])
+def test_alpha_and_sigma_against_exact_arithmetic(name):
+    # 2^-53 (the rounding of 1 - abar) would be 5e-13 of the first linear sigma^2
+    schedule = FAMILIES[name]
+    with localcontext() as context:
+        context.prec = 60
+        abar = Decimal(1)
+        for alpha, sigma, beta in zip(schedule.alpha, schedule.sigma, schedule.betas, strict=True):
+            abar *= 1 - Decimal(float(beta))
+            assert abs(Decimal(float(alpha)) / abar.sqrt() - 1) < Decimal("1e-13")
+            assert abs(Decimal(float(sigma)) / (1 - abar).sqrt() - 1) < Decimal("1e-14")
+
+
+def test_tiny_betas_do_not_cancel():
+    schedule = S.from_betas([1e-20, 2e-20, 3e-20])
+    np.testing.assert_allclose(schedule.sigma, np.sqrt([1e-20, 3e-20, 6e-20]), rtol=1e-15)
+
+
+def test_linear_and_scaled_linear():
+    linear, scaled = S.linear(5, 0.1, 0.5), S.scaled_linear(5, 0.01, 0.25)
+    np.testing.assert_allclose(linear.betas, [0.1, 0.2, 0.3, 0.4, 0.5], rtol=1e-15)
+    np.testing.assert_allclose(scaled.betas, [0.01, 0.04, 0.09, 0.16, 0.25], rtol=1e-15)
+    np.testing.assert_allclose(linear.alphas_cumprod, [0.9, 0.72, 0.504, 0.3024, 0.1512], rtol=1e-15)
+
+
+def test_sigmoid():
+    betas = [0.01 + 0.1 / (1 + math.exp(-x)) for x in (-6, -2, 2, 6)]
+    np.testing.assert_allclose(S.sigmoid(4, 0.01, 0.11).betas, betas, rtol=1e-14)
+
+
+def capped_betas(abar, steps, max_beta):
+    """The rule of Nichol & Dhariwal 2021 for any abar(u)."""
+    return [min(1 - abar((t + 1) / steps) / abar(t / steps), max_beta) for t in range(steps)]
+
+
+@pytest.mark.parametrize(("steps", "s", "max_beta"), [(1000, 0.008, 0.999), (10, 0.1, 0.5)])
+def test_cosine(steps, s, max_beta):
+    def abar(u):
+        return math.cos((u + s) / (1 + s) * math.pi / 2) ** 2
+
+    schedule = S.cosine(steps, s=s, max_beta=max_beta)
+    np.testing.assert_allclose(schedule.betas, capped_betas(abar, steps, max_beta), rtol=0, atol=1e-13)
+    assert schedule.betas[-1] == max_beta
+
+
+@pytest.mark.parametrize(("steps", "mu", "b"), [(1000, 0.0, 0.5), (10, 0.3, 0.7)])
+def test_laplace(steps, mu, b):
+    def abar(u):
+        log_snr = mu - b * math.copysign(1, 0.5 - u) * math.log(1 - 2 * abs(0.5 - u) + 1e-6)
+        return math.sqrt(math.exp(log_snr) / (1 + math.exp(log_snr)))
+
+    schedule = S.laplace(steps, mu=mu, b=b)
+    np.testing.assert_allclose(schedule.betas, capped_betas(abar, steps, 0.999), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.1])
+def test_flow_against_fractions(shift):
+    schedule = S.flow(10, shift=shift)
+    for t in range(10):
+        s = Fraction(t + 1, 10)
+        sigma = Fraction(shift) * s / (1 + (Fraction(shift) - 1) * s)
+        assert schedule.sigma[t] == pytest.approx(float(sigma), rel=1e-15, abs=0)
+        assert schedule.alpha[t] == pytest.approx(float(1 - sigma), rel=1e-15, abs=0)
+    assert (schedule.alpha[-1], schedule.sigma[-1]) == (0.0, 1.0)
+    last = float(schedule(1 - 2**-50)[0])  # where 1 - sigma would cancel
+    assert last == pytest.approx(2**-50 / shift, rel=1e-13, abs=0)
+
+
+def test_karras():
+    n, low, high, rho = 18, 0.01, 50.0, 5.0
+    sigma = [
+        (high ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho for i in range(n)
+    ]
+    np.testing.assert_allclose(S.karras(n, low, high, rho).sigma, sigma[::-1], rtol=1e-13)
+
+
+def test_exponential():
+    sigma = S.exponential(5, 0.01, 100.0).sigma
+    np.testing.assert_allclose(sigma, [0.01, 0.1, 1.0, 10.0, 100.0], rtol=1e-14)
+
+
+def test_edm_levels_are_equally_likely():
+    steps, mean, std = 101, -1.0, 1.5
+    sigma = S.edm(steps, 0.01, 50.0, P_mean=mean, P_std=std).sigma
+    quantile = [0.5 * (1 + math.erf((math.log(x) - mean) / (std * math.sqrt(2)))) for x in sigma]
+    np.testing.assert_allclose(np.diff(quantile), (quantile[-1] - quantile[0]) / (steps - 1), rtol=1e-11)
+
+
+@pytest.mark.parametrize("family", [S.karras, S.exponential, S.edm])
+def test_exploding_families_reach_their_ends_exactly(family):
+    for steps in (2, 3, 1000):
+        schedule = family(steps, sigma_min=0.003, sigma_max=70.1)
+        assert (schedule.sigma[0], schedule.sigma[-1], len(schedule)) == (0.003, 70.1, steps)
+        assert np.all(schedule.alpha == 1)
+    assert family(1, sigma_min=0.003, sigma_max=70.1).sigma.tolist() == [70.1]
+
+
+# ---- the families against diffusers, which computes in float32 ---------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def diffusers():
+    pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("diffusers")
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [
+        ("linear", S.linear()),
+        ("scaled_linear", S.scaled_linear(beta_start=1e-4, beta_end=0.02)),
+        ("squaredcos_cap_v2", S.cosine()),
+        ("sigmoid", S.sigmoid()),
+        ("laplace", S.laplace()),
+    ],
+)
+def test_agrees_with_diffusers(diffusers, name, schedule):
+    theirs = diffusers.DDPMScheduler(beta_schedule=name)
+    # 2^-24 = 6e-8 for each of 1000 rounded factors 1 - beta
+    np.testing.assert_allclose(schedule.betas, theirs.betas, rtol=1e-6)
+    np.testing.assert_allclose(schedule.alphas_cumprod, theirs.alphas_cumprod, rtol=6e-5)
+
+
+def test_rescaling_agrees_with_diffusers(diffusers):
+    theirs = diffusers.DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, rescale_betas_zero_snr=True
+    )
+    ours = S.scaled_linear().rescale_zero_terminal_snr()
+    np.testing.assert_allclose(ours.alpha, theirs.alphas_cumprod.numpy() ** 0.5, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(ours.betas, theirs.betas, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "family"), [("karras", S.karras), ("exponential", S.exponential)])
+def test_noise_levels_agree_with_diffusers(diffusers, name, family):
+    theirs = diffusers.EDMEulerScheduler(sigma_schedule=name)
+    theirs.set_timesteps(18)
+    np.testing.assert_allclose(family(18).sigma[::-1], theirs.sigmas[:-1], rtol=1e-6)
+
+
+def test_flow_agrees_with_diffusers(diffusers):
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    np.testing.assert_allclose(S.flow(shift=3.0).sigma[::-1], theirs.sigmas, rtol=1e-6)
+
+
+# ---- betas, Markov steps, rescaling ------------------------------------------------------------------------
+
+
+def test_given_betas_come_back_exactly():
+    betas = np.random.default_rng(1).uniform(1e-4, 0.9, 50)
+    schedule = S.from_betas(betas)
+    a, s = schedule.step_coefficients()
+    np.testing.assert_array_equal(schedule.betas, betas)
+    np.testing.assert_array_equal(a, np.sqrt(1 - betas))
+    np.testing.assert_array_equal(s, np.sqrt(betas))
+
+
+def test_betas_of_alphas_cumprod():
+    schedule = S.from_alphas_cumprod([0.9, 0.72, 0.36, 0.0])
+    np.testing.assert_allclose(schedule.betas, [0.1, 0.2, 0.5, 1.0], rtol=1e-14)
+    np.testing.assert_allclose(schedule.alphas_cumprod, [0.9, 0.72, 0.36, 0.0], rtol=1e-15)
+
+
+@pytest.mark.parametrize("schedule", OTHERS.values(), ids=OTHERS)
+def test_no_betas_where_variance_is_not_preserved(schedule):
+    for name in ("betas", "alphas_cumprod"):
+        assert not hasattr(schedule, name)
+        message = rf"{name} needs .* \({schedule.kind}\) it is [\d.]+ at index 0"
+        with pytest.raises(AttributeError, match=message):
+            getattr(schedule, name)
+
+
+def composed(steps):
+    """(alpha, sigma) of the whole walk, one step after the other."""
+    alpha, variance = 1.0, 0.0
+    for a, s in zip(*steps, strict=True):
+        alpha, variance = a * alpha, a * a * variance + s * s
+        yield alpha, math.sqrt(variance)
+
+
+@every_family
+def test_steps_compose_to_the_columns(schedule):
+    walked = np.array(list(composed(schedule.step_coefficients())))
+    np.testing.assert_allclose(walked, np.stack([schedule.alpha, schedule.sigma], axis=1), rtol=1e-12, atol=0)
+
+
+@given(st.lists(st.floats(1e-6, 0.9), min_size=1, max_size=40))
+def test_steps_compose_however_the_schedule_was_given(betas):
+    schedule = S.from_betas(betas)
+    expected = np.stack([schedule.alpha, schedule.sigma], axis=1)
+    for same in (schedule, S(schedule.alpha, schedule.sigma), S.from_alphas_cumprod(schedule.alphas_cumprod)):
+        walked = np.array(list(composed(same.step_coefficients())))
+        np.testing.assert_allclose(walked, expected, rtol=0, atol=1e-11)
+
+
+def test_a_step_without_noise_is_not_nan():
+    # alpha / sigma decreases by one unit in the last place, and s^2 rounds to -6e-17
+    schedule = S([0.11985956224365024, 0.0741261272191119], [0.7367511066354885, 0.4556374580132999])
+    assert schedule.step_coefficients()[1].tolist() == [0.7367511066354885, 0.0]
+
+
+def test_step_coefficients_are_computed_once():
+    schedule = S.karras(5)
+    assert schedule.step_coefficients() is schedule.step_coefficients()
+
+
+@pytest.mark.parametrize("schedule", [S.linear(), S.cosine(50), S.from_alphas_cumprod([0.9, 0.5, 0.1])])
+def test_rescale_zero_terminal_snr(schedule):
+    new = schedule.rescale_zero_terminal_snr()
+    alpha = [Fraction(float(a)) for a in schedule.alpha]
+    expected = [float((a - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) for a in alpha]
+    np.testing.assert_allclose(new.alpha, expected, rtol=1e-13)
+    np.testing.assert_allclose(new.sigma**2, [float(1 - Fraction(a) ** 2) for a in expected], rtol=1e-11)
+    assert (new.alpha[0], new.alpha[-1], new.sigma[-1], new.snr[-1]) == (schedule.alpha[0], 0, 1, 0)
+    assert [column[-1] for column in (new.betas, *new.step_coefficients())] == [1, 0, 1]
+    assert new.kind == f"{schedule.kind}_zero_terminal_snr"
+    assert not new.continuous
+    assert new.rescale_zero_terminal_snr() is new
+
+
+# ---- schedule(t) -------------------------------------------------------------------------------------------
+
+
+@every_family
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8])
+def test_integer_t_is_an_index(schedule, dtype):
+    t = np.array([[0, len(schedule) - 1], [1, 0]]) % min(len(schedule), 256)
+    for column, values in zip((schedule.alpha, schedule.sigma), schedule(t.astype(dtype)), strict=True):
+        np.testing.assert_array_equal(values, column[t])
+    alpha, sigma = schedule(1)
+    assert isinstance(alpha, np.ndarray)
+    assert isinstance(sigma, np.ndarray)
+    assert (alpha, sigma) == (schedule.alpha[1], schedule.sigma[1])
+
+
+def test_float_t_on_the_grid_is_the_discrete_schedule():
+    u = np.arange(1, 1001) / 1000
+    for flow in (S.flow(), S.flow(shift=3.0)):
+        np.testing.assert_array_equal(flow(u), (flow.alpha, flow.sigma))
+    cosine = S.cosine()
+    alpha, sigma = cosine(u)
+    np.testing.assert_allclose(alpha[:-1], cosine.alpha[:-1], rtol=2e-12)  # max_beta holds the last one back
+    np.testing.assert_allclose(sigma[:-1], cosine.sigma[:-1], rtol=2e-12)
+
+
+def test_cosine_time():
+    schedule, s = S.cosine(10, s=0.02), 0.02
+    for u in (0.0, 0.1, 0.5, 0.9, 1.0):
+        alpha, sigma = schedule(u)
+        expected = math.cos((u + s) / (1 + s) * math.pi / 2) / math.cos(s / (1 + s) * math.pi / 2)
+        assert float(alpha) == pytest.approx(expected, abs=1e-15)
+        assert float(alpha**2 + sigma**2) == pytest.approx(1, abs=1e-15)
+    assert [float(x) for x in (*schedule(0.0), *schedule(1.0))] == [1, 0, 0, pytest.approx(1, abs=1e-15)]
+    # near u = 0, sigma^2 = pi u tan(s pi / 2 / (1 + s)) / (1 + s): nothing cancels
+    slope = math.pi * math.tan(s / (1 + s) * math.pi / 2) / (1 + s)
+    assert float(schedule(1e-18)[1]) == pytest.approx(math.sqrt(slope * 1e-18), rel=1e-14, abs=0)
+
+
+@pytest.mark.parametrize("schedule", [S.karras(5), S.exponential(5), S.edm(5)])
+def test_exploding_time_is_sigma(schedule):
+    t = np.array([[0.0, 1e-9], [3.0, 1e9]], np.float32)
+    alpha, sigma = schedule(t)
+    np.testing.assert_array_equal(alpha, np.ones((2, 2)))
+    np.testing.assert_array_equal(sigma, t.astype(np.float64))
+    assert not np.shares_memory(t, sigma)
+
+
+@every_family
+def test_continuous_says_whether_float_t_works(schedule):
+    if schedule.continuous:
+        for t in (0.5, np.float16(0.5), np.array(0.5), np.full((2, 3), 0.5)):
+            for values in schedule(t):
+                assert isinstance(values, np.ndarray)
+                assert (values.dtype, values.shape) == (np.float64, np.shape(t))
+    else:
+        with pytest.raises(
+            TypeError, match=f"a {schedule.kind} schedule has no continuous time.*an index.*float64"
+        ):
+            schedule(0.5)
+
+
+def test_which_families_are_continuous():
+    names = {name for name, schedule in FAMILIES.items() if schedule.continuous}
+    assert names == {"cosine", "flow", "shifted_flow", "karras", "exponential", "edm"}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "t", "error", "message"),
+    [
+        (S.linear(10), 10, IndexError, "t must be an index, 0 <= t < 10; got t = 10"),
+        (S.linear(10), [[0, 3], [-1, 99]], IndexError, "t must be an index, 0 <= t < 10; got t[1, 0] = -1"),
+        (S.karras(10), 80, IndexError, "t must be an index, 0 <= t < 10; got t = 80"),
+        (S.linear(10), True, TypeError, "integers (an index) or floats (a time), got dtype bool"),
+        (S.flow(10), 1j, TypeError, "got dtype complex128"),
+        (S.flow(10), "1", TypeError, "got dtype <U1"),
+        (S.flow(10), [0.5, 1.5], ValueError, "in [0, 1], the time s of the flow schedule; got t[1] = 1.5"),
+        (S.cosine(10), -0.1, ValueError, "in [0, 1], the time u of the cosine schedule; got t = -0.1"),
+        (S.cosine(10), [0.5, math.nan], ValueError, "got t[1] = nan"),
+        (S.edm(10), -1.0, ValueError, "in [0, inf), the time sigma of the edm schedule; got t = -1.0"),
+        (S.edm(10), math.inf, ValueError, "got t = inf"),
+        (S.karras(10), math.nan, ValueError, "got t = nan"),
+    ],
+)
+def test_bad_t(schedule, t, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        schedule(t)
+
+
+# ---- checks at birth ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: S([], []), ValueError, "one-dimensional with at least one step, got shape (0,)"),
+        (lambda: S(0.5, 0.5), ValueError, "got shape ()"),
+        (lambda: S([[0.5]], [[0.5]]), ValueError, "got shape (1, 1)"),
+        (lambda: S(["a"], [1.0]), TypeError, "alpha must be real numbers, got dtype <U1"),
+        (lambda: S([True], [1.0]), TypeError, "alpha must be real numbers, got dtype bool"),
+        (lambda: S([0.5], [1j]), TypeError, "sigma must be real numbers, got dtype complex128"),
+        (lambda: S([0.9, 0.8], [0.5]), ValueError, "alpha and sigma must have one length, got 2 and 1"),
+        (lambda: S([1.5], [1.0]), ValueError, "alpha must be in [0, 1]; got alpha[0] = 1.5"),
+        (lambda: S([0.9, -0.1], [0.1, 1.0]), ValueError, "got alpha[1] = -0.1"),
+        (lambda: S([0.9, math.nan], [0.1, 1.0]), ValueError, "got alpha[1] = nan"),
+        (lambda: S([1.0], [0.0]), ValueError, "sigma must be positive and finite; got sigma[0] = 0.0"),
+        (lambda: S([1.0], [math.inf]), ValueError, "got sigma[0] = inf"),
+        (
+            lambda: S([0.5, 0.5], [0.2, 0.2]),
+            ValueError,
+            "strictly decrease, but (alpha, sigma) is (0.5, 0.2)",
+        ),
+        (lambda: S([0.5, 0.8], [0.2, 0.3]), ValueError, "(0.8, 0.3) at 1"),
+        (lambda: S.from_betas([0.1, 0.0]), ValueError, "betas must be in (0, 1]; got betas[1] = 0.0"),
+        (lambda: S.from_betas([1.1]), ValueError, "got betas[0] = 1.1"),
+        (lambda: S.from_betas([0.1, 1.0, 0.5]), ValueError, "(0.0, 1.0) at 1 and (0.0, 1.0) at 2"),
+        (lambda: S.from_alphas_cumprod([1.0, 0.5]), ValueError, "must be in [0, 1) (a leading 1"),
+        (lambda: S.from_alphas_cumprod([0.5, 0.6]), ValueError, "must strictly decrease"),
+        (lambda: S.linear(0), ValueError, "steps must be at least 1, got 0"),
+        (lambda: S.flow(10.0), TypeError, "steps must be an integer, got 10.0"),
+        (lambda: S.linear(beta_start=0.0), ValueError, "beta_start must be positive and finite, got 0.0"),
+        (lambda: S.scaled_linear(10, -1.0), ValueError, "beta_start must be positive and finite, got -1.0"),
+        (lambda: S.sigmoid(beta_end=math.nan), ValueError, "beta_end must be positive and finite, got nan"),
+        (lambda: S.linear(2, beta_end=1.5), ValueError, "betas must be in (0, 1]; got betas[1] = 1.5"),
+        (lambda: S.cosine(s=-1.0), ValueError, "s must be positive and finite, got -1.0"),
+        (lambda: S.cosine(max_beta=0.0), ValueError, "max_beta must be positive and finite, got 0.0"),
+        (lambda: S.laplace(b=-0.5), ValueError, "b must be positive and finite, got -0.5"),
+        (lambda: S.laplace(mu=math.nan), ValueError, "mu must be finite, got nan"),
+        (lambda: S.flow(shift=0.0), ValueError, "shift must be positive and finite, got 0.0"),
+        (lambda: S.karras(5, sigma_min=0.0), ValueError, "sigma_min must be positive and finite, got 0.0"),
+        (lambda: S.karras(5, rho=0.0), ValueError, "rho must be positive and finite, got 0.0"),
+        (lambda: S.exponential(5, 2.0, 1.0), ValueError, "must be below sigma_max, got 2.0 and 1.0"),
+        (lambda: S.edm(5, P_std=0.0), ValueError, "P_std must be positive and finite, got 0.0"),
+        (lambda: S.edm(5, P_mean=99.0), ValueError, "[0.002, 80.0] is too far from P_mean=99.0, P_std=1.2"),
+        (lambda: S.flow(5).rescale_zero_terminal_snr(), ValueError, "(flow) it is 0.6"),
+        (lambda: S.linear(1).rescale_zero_terminal_snr(), ValueError, "needs at least 2 steps"),
+    ],
+)
+def test_bad_input(build, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        build()
+
+
+# ---- a value -----------------------------------------------------------------------------------------------
+
+
+@every_family
+def test_is_immutable(schedule):
+    for name in ("alpha", "kind", "anything"):
+        with pytest.raises(AttributeError, match=f"immutable: cannot set '{name}'"):
+            setattr(schedule, name, 1)
+    with pytest.raises(AttributeError, match="immutable: cannot delete 'alpha'"):
+        del schedule.alpha
+    columns = [schedule.alpha, schedule.sigma, schedule.snr, *schedule.step_coefficients()]
+    columns += [schedule.betas, schedule.alphas_cumprod] if hasattr(schedule, "betas") else []
+    for column in columns:
+        with pytest.raises(ValueError, match="read-only"):
+            column[0] = 0.5
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            column.setflags(write=True)
+
+
+def test_copies_its_inputs():
+    alpha, sigma, betas = np.array([0.8]), np.array([0.6]), np.array([0.5])
+    columns, chain = S(alpha, sigma), S.from_betas(betas)
+    alpha[0] = sigma[0] = betas[0] = 0.1
+    assert (columns.alpha[0], columns.sigma[0], chain.betas[0]) == (0.8, 0.6, 0.5)
+
+
+@every_family
+@pytest.mark.parametrize("duplicate", [lambda x: pickle.loads(pickle.dumps(x)), copy.copy, copy.deepcopy])
+def test_pickles_and_copies(schedule, duplicate):
+    schedule.step_coefficients()  # a filled cache must not spoil the copy
+    twin = duplicate(schedule)
+    assert twin == schedule
+    assert hash(twin) == hash(schedule)
+    assert repr(twin) == repr(schedule)
+    assert not twin.alpha.flags.writeable
+    assert not twin.step_coefficients()[0].flags.writeable
+    np.testing.assert_array_equal(twin.step_coefficients(), schedule.step_coefficients())
+    assert twin.continuous == schedule.continuous
+
+
+def test_equality():
+    assert S.linear(10) == S.linear(steps=10)
+    assert len({S.linear(10), S.linear(10), S.karras(10)}) == 2
+    assert S([0.8, 0.0], [0.6, 1.0]) == S([0.8, -0.0], [0.6, 1.0])
+    different = [
+        S.linear(10),
+        S.linear(11),
+        S.linear(10, beta_end=0.03),
+        S.linear(10).rescale_zero_terminal_snr(),
+        S.from_betas(S.linear(10).betas),
+        S(S.linear(10).alpha, S.linear(10).sigma),
+        S.from_alphas_cumprod([0.25, 0.16]),
+        S(*S.from_alphas_cumprod([0.25, 0.16])([0, 1])),
+        S.flow(1, shift=1.0),  # equal columns, different times
+        S.flow(1, shift=3.0),
+        S.from_betas([0.1]),  # equal columns, different betas
+        S.from_betas([np.nextafter(0.1, 1)]),
+    ]
+    assert np.array_equal(different[-1](0), different[-2](0))
+    assert len(set(different)) == len(different)
+    assert S.linear(10) != "linear"
+
+
+def test_repr():
+    assert repr(S.scaled_linear()) == (
+        "Schedule(scaled_linear, steps=1000, beta_start=0.00085, beta_end=0.012)\n"
+        "  alpha 0.9996 .. 0.06826, sigma 0.02915 .. 0.9977, terminal SNR 0.004682"
+    )
+    assert repr(S([0.8, 0], [0.6, 1])) == (
+        "Schedule(columns, steps=2)\n  alpha 0.8 .. 0, sigma 0.6 .. 1, terminal SNR 0"
+    )
+
+
+# ---- plot --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", [S.flow(20), S.karras(20)])
+def test_plot(schedule):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    plt = pytest.importorskip("matplotlib.pyplot")
+    figure, given_ax = plt.subplots()
+    try:
+        assert schedule.plot(given_ax) is given_ax
+        alpha, sigma = given_ax.get_lines()
+        np.testing.assert_array_equal(alpha.get_ydata(), schedule.alpha)
+        np.testing.assert_array_equal(sigma.get_ydata(), schedule.sigma)
+        (log_snr,) = figure.axes[1].get_lines()
+        np.testing.assert_allclose(log_snr.get_ydata()[:-1], np.log(schedule.snr[:-1]))
+        figure.canvas.draw()
+        new = schedule.plot()
+        assert new.figure is not figure
+        new.figure.canvas.draw()
+    finally:
+        plt.close("all")
+
+
+def test_plot_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match=re.escape("noisefuse[demo]")):
+        S.linear().plot()
