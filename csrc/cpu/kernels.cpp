@@ -63,11 +63,12 @@ struct Cursor {
     const Field& field() const { return s.fields[s.field_per_sample ? sample : 0]; }
 
     void locate() {
-        if (s.draw == Draw::none) {
-            run_left = s.size - in_sample;
+        const Field& f = field();
+        if (f.ndim == 0) {  // no division: samples may be tiny and many
+            element = f.start + in_sample;
+            run_left = f.run - in_sample;
             return;
         }
-        const Field& f = field();
         element = f.start + in_sample % f.run;
         run_left = f.run - in_sample % f.run;
         int64_t rest = in_sample / f.run;
@@ -108,6 +109,8 @@ struct Cursor {
     }
 };
 
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 inline uint32_t tag(uint64_t sample, uint32_t stream) { return stream << 24 | static_cast<uint32_t>(sample >> 32); }
 
 // ---------------------------------------------------------------------------------------------------- noise
@@ -117,92 +120,136 @@ struct Piece {
     int from, size;
 };
 
-// The counters of one tile. Either one run of a field, or whatever short runs follow one another.
+// The counters of one tile: of one run of a field, or of whatever short runs follow one another.
 struct Plan {
+    int size, groups;  // elements; lane vectors of blocks
     bool one_run;
-    uint64_t seed;
-    int size;    // elements
-    int groups;  // lane vectors of blocks
-    int skip;    // elements of the first block that come before the tile
-    // one run
-    uint32_t step, sample, tag_word, block;
-    // short runs: their counters, in the order of the lanes
+    // one run: the first block, and how many of its elements come before the tile
+    uint32_t block, step, sample, tag_word;
+    int skip;
+    // short runs: their counters in the order of the lanes, to whose samples `shift` is added, and where their elements are
+    bool repeats = false;
+    uint32_t shift;
     alignas(64) uint32_t blocks[kBlocks], steps[kBlocks], samples[kBlocks], tags[kBlocks];
-    Piece pieces[kTile];
+    Piece pieces[kBlocks];
     int n_pieces;
+
+    // The tile that begins at this element of the run, of at most `left` elements.
+    void take(int64_t element, int64_t left) {
+        skip = static_cast<int>(element & 3);
+        block = static_cast<uint32_t>(element >> 2);
+        size = static_cast<int>(left < kTile - skip ? left : kTile - skip);
+        groups = (skip + size + kGroup - 1) / kGroup;
+    }
+
+    // Block number `used` of the short runs.
+    template <class Real>
+    void put(int used, uint32_t block_number, uint32_t step_word, uint64_t id, uint32_t stream) {
+        const uint32_t at = (used & ~(Lane::width - 1)) + kOrder<Real>.lane[used & (Lane::width - 1)];
+        blocks[at] = block_number;
+        steps[at] = step_word;
+        samples[at] = static_cast<uint32_t>(id);
+        tags[at] = tag(id, stream);
+    }
+
+    template <class Real>
+    void finish(int used) {
+        one_run = false;
+        groups = (used + Lane::width - 1) / Lane::width;
+        while (used % Lane::width) put<Real>(used++, 0, 0, 0, 0);  // idle lanes of the last group
+    }
 };
 
+// As many whole samples as fit, where they are tiny and numbered on: points and actions come by the million. Such tiles
+// differ in their first sample only, so the plan is made once and then shifted. False: not such a tile.
 template <class Real>
-inline void plan_short_runs(Plan& plan, Cursor& cursor, int64_t end) {
-    int used = 0;
-    plan.size = plan.n_pieces = 0;
-    while (used < kBlocks && cursor.at < end) {
-        if (cursor.field().seed != plan.seed) break;
-        const int skip = static_cast<int>(cursor.element & 3);
-        int64_t size = cursor.uniform_left();
-        if (size > end - cursor.at) size = end - cursor.at;
-        if (size > 4 * (kBlocks - used) - skip) size = 4 * (kBlocks - used) - skip;
-        const uint64_t id = cursor.sample_id();
-        const uint32_t step = cursor.step(), tag_word = tag(id, cursor.field().stream);
-        plan.pieces[plan.n_pieces++] = {4 * used + skip, static_cast<int>(size)};
-        const int last = used + static_cast<int>((skip + size + 3) / 4);
-        for (uint32_t block = static_cast<uint32_t>(cursor.element >> 2); used < last; ++used, ++block) {
-            const uint32_t lane = (used & ~(Lane::width - 1)) + kOrder<Real>.lane[used & (Lane::width - 1)];
-            plan.blocks[lane] = block;
-            plan.steps[lane] = step;
-            plan.samples[lane] = static_cast<uint32_t>(id);
-            plan.tags[lane] = tag_word;
+inline bool plan_samples(Plan& plan, Cursor& cursor, int64_t end) {
+    const Step& s = cursor.s;
+    const Field& f = cursor.field();
+    if (cursor.in_sample || s.size > kTile / 4 || s.field_per_sample || s.step_by_index || f.ndim || f.samples) return false;
+    const int size = static_cast<int>(s.size), blocks = (size + 3) / 4, count = kBlocks / blocks;
+    const uint64_t id = f.sample + static_cast<uint64_t>(cursor.sample);
+    if (size * count > end - cursor.at || (id + count) >> 32 != id >> 32) return false;
+    if (!plan.repeats || plan.tags[0] != tag(id, f.stream)) {
+        int used = 0;
+        for (int i = 0; i < count; ++i) {
+            plan.pieces[i] = {4 * used, size};
+            for (int block = 0; block < blocks; ++block)
+                plan.put<Real>(used++, static_cast<uint32_t>(block), f.step, static_cast<uint64_t>(i) | id >> 32 << 32, f.stream);
         }
-        plan.size += static_cast<int>(size);
-        cursor.advance(size);
+        plan.n_pieces = count;
+        plan.size = count * size;
+        plan.finish<Real>(used);
+        plan.repeats = true;
     }
-    plan.groups = (used + Lane::width - 1) / Lane::width;
-    for (; used % Lane::width; ++used) {  // idle lanes of the last group
-        const uint32_t lane = (used & ~(Lane::width - 1)) + kOrder<Real>.lane[used & (Lane::width - 1)];
-        plan.blocks[lane] = plan.steps[lane] = plan.samples[lane] = plan.tags[lane] = 0;
-    }
+    plan.shift = static_cast<uint32_t>(id);
+    cursor.move_to(cursor.at + plan.size);
+    return true;
 }
 
-// Decides what the next tile holds, and moves the cursor past it.
+// Fills the plan with the runs at the cursor, which are short, and moves the cursor past them.
 template <class Real>
-inline void make_plan(Plan& plan, Cursor& cursor, int64_t end) {
-    int64_t size = cursor.uniform_left();
-    if (size > end - cursor.at) size = end - cursor.at;
-    plan.seed = cursor.field().seed;
-    plan.one_run = size >= kTile / 2;
-    if (!plan.one_run) return plan_short_runs<Real>(plan, cursor, end);
-    plan.skip = static_cast<int>(cursor.element & 3);
-    plan.size = static_cast<int>(size < kTile - plan.skip ? size : kTile - plan.skip);
-    plan.groups = (plan.skip + plan.size + kGroup - 1) / kGroup;
-    plan.block = static_cast<uint32_t>(cursor.element >> 2);
+inline void plan_short_runs(Plan& plan, Cursor& cursor, int64_t end) {
+    if (plan_samples<Real>(plan, cursor, end)) return;
+    const uint64_t seed = cursor.field().seed;
+    int used = 0;
+    plan.size = plan.n_pieces = 0;
+    while (used < kBlocks && cursor.at < end && cursor.field().seed == seed) {
+        const int skip = static_cast<int>(cursor.element & 3);
+        const int64_t room = 4 * (kBlocks - used) - skip;
+        const int size = static_cast<int>(least(least(cursor.uniform_left(), end - cursor.at), room));
+        const uint64_t id = cursor.sample_id();
+        const uint32_t step = cursor.step(), stream = cursor.field().stream;
+        plan.pieces[plan.n_pieces++] = {4 * used + skip, size};
+        const int last = used + (skip + size + 3) / 4;
+        for (auto block = static_cast<uint32_t>(cursor.element >> 2); used < last; ++block)
+            plan.put<Real>(used++, block, step, id, stream);
+        plan.size += size;
+        cursor.advance(size);
+    }
+    plan.finish<Real>(used);
+    plan.repeats = false;
+    plan.shift = 0;
+}
+
+// The run at the cursor. Tiles of it are then taken one by one.
+inline void plan_run(Plan& plan, const Cursor& cursor) {
+    plan.one_run = true;
+    plan.repeats = false;
     plan.step = cursor.step();
     plan.sample = static_cast<uint32_t>(cursor.sample_id());
     plan.tag_word = tag(cursor.sample_id(), cursor.field().stream);
-    cursor.advance(plan.size);
 }
 
-using LaneWords = Words<Lane::word>;
 // Words of one tile: [group][word of the block][lane].
 using TileWords = uint32_t[kTile / kGroup][4][Lane::width];
 
-// `low_bit` is the counter's top bit: 1 for the lower halves of the 64-bit words that float64 takes.
+inline void store_words(uint32_t (&to)[4][Lane::width], const Words<Lane::word>& c) {
+    for (int w = 0; w < 4; ++w) Lane::store(to[w], Lane::word_lanes(c.w[w]));
+}
+
+// The words of the plan's blocks, `later` steps after its own. `low_bit` is the counter's top bit: 1 for the lower halves
+// of the 64-bit words that float64 takes.
 template <class Real>
 inline void fill_words(TileWords& words, const Plan& plan, const RoundKeys& keys, uint32_t later, uint32_t low_bit) {
-    const Common common(keys, plan.step + later, plan.sample, plan.tag_word | low_bit << 31);
-    for (int g = 0; g < plan.groups; ++g) {
-        LaneWords c;
-        if (plan.one_run) {
-            const auto first = Lane::splat(plan.block + static_cast<uint32_t>(g * Lane::width));
-            c = philox_blocks<Lane>(Lane::word_from(Lane::add(Lane::load(kOrder<Real>.block), first)), common, keys);
-        } else {
-            const int at = g * Lane::width;
-            c = {{Lane::word_from(Lane::load(plan.blocks + at)),
-                  Lane::word_from(Lane::add(Lane::load(plan.steps + at), Lane::splat(later))),
-                  Lane::word_from(Lane::load(plan.samples + at)),
-                  Lane::word_from(Lane::bit_or(Lane::load(plan.tags + at), low_bit << 31))}};
-            philox_rounds<Lane>(c, keys, 0);
+    const int groups = plan.groups;
+    if (plan.one_run) {
+        const Common common(keys, plan.step + later, plan.sample, plan.tag_word | low_bit << 31);
+        Lane::u32 block = Lane::add(Lane::load(kOrder<Real>.block), Lane::splat(plan.block));
+        for (int g = 0; g < groups; ++g) {
+            store_words(words[g], philox_blocks<Lane>(Lane::word_from(block), common, keys));
+            block = Lane::add(block, Lane::splat(static_cast<uint32_t>(Lane::width)));
         }
-        for (int w = 0; w < 4; ++w) Lane::store(words[g][w], Lane::word_lanes(c.w[w]));
+        return;
+    }
+    for (int g = 0; g < groups; ++g) {
+        const int at = g * Lane::width;
+        Words<Lane::word> c{{Lane::word_from(Lane::load(plan.blocks + at)),
+                             Lane::word_from(Lane::add(Lane::load(plan.steps + at), Lane::splat(later))),
+                             Lane::word_from(Lane::add(Lane::load(plan.samples + at), Lane::splat(plan.shift))),
+                             Lane::word_from(Lane::bit_or(Lane::load(plan.tags + at), low_bit << 31))}};
+        philox_rounds<Lane>(c, keys, 0);
+        store_words(words[g], c);
     }
 }
 
@@ -377,15 +424,14 @@ struct Rows {
     void select(int64_t segment, int64_t left, int n) {
         row = table_row(segment);
         per_element = left < n;
-        if (!per_element) return;
+        for (int u = 0; u < n_used && per_element; ++u) expand(expanded[used_columns[u]], used_columns[u], segment, left, n);
+    }
+
+    void expand(Real* to, int column, int64_t segment, int64_t left, int n) const {
         for (int at = 0; at < n; ++segment, left = s.segment) {
-            const int size = static_cast<int>(left < n - at ? left : n - at);
-            const Real* r = table_row(segment);
-            for (int u = 0; u < n_used; ++u) {
-                const Real c = r[used_columns[u]], four[4] = {c, c, c, c};
-                Real* to = expanded[used_columns[u]] + at;
-                for (int i = 0; i < size; i += 4) std::memcpy(to + i, four, sizeof four);
-            }
+            const int size = static_cast<int>(least(left, n - at));
+            const Real c = table_row(segment)[column], four[4] = {c, c, c, c};
+            for (int i = 0; i < size; i += 4) std::memcpy(to + at + i, four, sizeof four);
             at += size;
         }
     }
@@ -420,68 +466,116 @@ struct Rows {
     }
 };
 
-// Asks for the cache lines of the tile's inputs, which arrive while the noise is made.
-inline void prefetch(const Step& s, int64_t at, int size) {
-    constexpr int bytes[] = {4, 8, 2, 2, 1};
-    for (int slot = 0; slot < kSlots; ++slot) {
-        if (!s.in[slot]) continue;
-        const int width = bytes[int(s.in_type[slot])];
-        const char* p = static_cast<const char*>(s.in[slot]) + at * width;
-        for (int line = 0; line < size * width; line += 64) __builtin_prefetch(p + line);
-    }
-}
+// ---------------------------------------------------------------------------------------------------- passes
 
+// The arrays of a call, and one tile of each that is not in the arithmetic's own type.
 template <class Real>
-void step_range(const Step& s, int64_t begin, int64_t end) {
-    const FloatMode mode;
-    Cursor cursor(s, begin);
-    Rows<Real> rows(s);
-    Noise<Real> noise;
-    Plan plan;
+struct Arrays {
+    const Step& s;
+    int n_in = 0, slots[kSlots];
+    bool direct;  // the one output can be written as it is computed
+    bool far;     // outputs too large for the caches: asking for their lines early costs 3 % in cache, gains 6 % beyond
+    const Real* value[kSlots] = {};
     alignas(64) Real staged[kSlots][kTile], clean[kTile], result[3][kTile];
-    uint64_t seed = s.draw == Draw::none ? 0 : s.fields->seed;
-    RoundKeys keys(seed);
-    const int outputs = (s.out[0] != nullptr) + (s.out[1] != nullptr) + (s.out[2] != nullptr);
 
-    while (cursor.at < end) {
-        const int64_t at = cursor.at, segment = cursor.segment, segment_left = cursor.segment_left;
-        const Real* value[kSlots] = {};
-        int size = static_cast<int>(end - at < kTile ? end - at : kTile);
-        if (s.draw == Draw::none) {
-            cursor.move_to(at + size);
-        } else {
-            make_plan<Real>(plan, cursor, end);
-            size = plan.size;
-            prefetch(s, at, size);
-            if (plan.seed != seed) keys = RoundKeys(seed = plan.seed);
-            value[kZ] = noise.fill(plan, keys, s.draw, 0);
-        }
-        for (int slot = 0; slot < kSlots; ++slot) {
-            if (!s.in[slot]) continue;
+    explicit Arrays(const Step& step) : s(step) {
+        for (int slot = 0; slot < kSlots; ++slot)
+            if (s.in[slot]) slots[n_in++] = slot;
+        far = s.batch * s.size > int64_t{1} << 22;
+        direct = !s.out[1] && !s.out[2] && s.type == kOwn<Real>;
+    }
+
+    // Asks for the cache lines of a tile, which arrive while its noise is made.
+    void prefetch(int64_t at, int size) const {
+        for (int i = 0; i < n_in; ++i) prefetch_lines<0>(s.in[slots[i]], s.in_type[slots[i]], at, size);
+        for (int o = 0; o < 3 && far; ++o)
+            if (s.out[o]) prefetch_lines<1>(s.out[o], s.type, at, size);
+    }
+
+    template <int Write>
+    static void prefetch_lines(const void* array, DType type, int64_t at, int size) {
+        constexpr int bytes[] = {4, 8, 2, 2, 1};
+        const int width = bytes[int(type)];
+        const char* p = static_cast<const char*>(array) + at * width;
+        for (int line = 0; line < size * width; line += 64) __builtin_prefetch(p + line, Write);
+    }
+
+    void load(int64_t at, int size) {
+        for (int i = 0; i < n_in; ++i) {
+            const int slot = slots[i];
             value[slot] = static_cast<const Real*>(s.in[slot]) + at;
             if (s.in_type[slot] == kOwn<Real>) continue;
             load_as(staged[slot], s.in[slot], s.in_type[slot], at, size);
             value[slot] = staged[slot];
         }
-        rows.select(segment, segment_left, size);
+    }
+
+    // An output may be an input: with several outputs none is stored before all are computed.
+    void apply(const Rows<Real>& rows, int64_t at, int size) {
         if (rows.wants_clean) {
             rows.apply(clean, size, rows.clean, value);
             rows.clamp(clean, size);
             value[kD] = clean;
         }
-        // An output may be an input: with several outputs none is stored before all are computed.
-        const bool direct = outputs == 1 && s.type == kOwn<Real>;
+        if (direct) return rows.apply(static_cast<Real*>(s.out[0]) + at, size, rows.out[0], value);
         for (int o = 0; o < 3; ++o)
-            if (s.out[o]) rows.apply(direct ? static_cast<Real*>(s.out[o]) + at : result[o], size, rows.out[o], value);
-        for (int o = 0; o < 3 && !direct; ++o)
+            if (s.out[o]) rows.apply(result[o], size, rows.out[o], value);
+        for (int o = 0; o < 3; ++o)
             if (s.out[o]) store_as(s.out[o], s.type, at, result[o], size);
+    }
+};
+
+template <class Real>
+void step_drawing_nothing(const Step& s, int64_t begin, int64_t end) {
+    Rows<Real> rows(s);
+    Arrays<Real> arrays(s);
+    for (int64_t at = begin; at < end; at += kTile) {
+        const int size = static_cast<int>(least(kTile, end - at));
+        arrays.load(at, size);
+        rows.select(at / s.segment, s.segment - at % s.segment, size);
+        arrays.apply(rows, at, size);
+    }
+}
+
+template <class Real>
+void step_drawing(const Step& s, int64_t begin, int64_t end) {
+    Cursor cursor(s, begin);
+    Rows<Real> rows(s);
+    Arrays<Real> arrays(s);
+    Noise<Real> noise;
+    Plan plan;
+    uint64_t seed = cursor.field().seed;
+    RoundKeys keys(seed);
+
+    auto tile = [&](int64_t at) {
+        arrays.prefetch(at, plan.size);
+        arrays.value[kZ] = noise.fill(plan, keys, s.draw, 0);
+        arrays.load(at, plan.size);
+        arrays.apply(rows, at, plan.size);
+    };
+    while (cursor.at < end) {
+        if (cursor.field().seed != seed) keys = RoundKeys(seed = cursor.field().seed);
+        const int64_t at = cursor.at, segment = cursor.segment, segment_left = cursor.segment_left;
+        const int64_t stretch = least(least(cursor.uniform_left(), segment_left), end - at);
+        if (stretch < kTile / 2) {
+            plan_short_runs<Real>(plan, cursor, end);
+            rows.select(segment, segment_left, plan.size);
+            tile(at);
+            continue;
+        }
+        plan_run(plan, cursor);
+        rows.select(segment, segment_left, 1);
+        for (int64_t done = 0; done < stretch; done += plan.size) {
+            plan.take(cursor.element + done, stretch - done);
+            tile(at + done);
+        }
+        cursor.advance(stretch);
     }
 }
 
 // The random walk x_t = a_t x_(t-1) + s_t z_t: a tile of x0 goes through all times before the next one is read.
 template <class Real>
 void walk_range(const Walk& walk, int64_t begin, int64_t end) {
-    const FloatMode mode;
     const Step& s = walk.first;
     Cursor cursor(s, begin);
     Noise<Real> noise;
@@ -489,18 +583,30 @@ void walk_range(const Walk& walk, int64_t begin, int64_t end) {
     alignas(64) Real x[kTile];
     const Real* table = static_cast<const Real*>(s.rows) + kAffine[0] + 1;
     while (cursor.at < end) {
-        const int64_t at = cursor.at;
-        make_plan<Real>(plan, cursor, end);
-        const RoundKeys keys(plan.seed);
+        const int64_t at = cursor.at, left = least(cursor.uniform_left(), end - at);
+        const RoundKeys keys(cursor.field().seed);
+        if (left < kTile / 2) {
+            plan_short_runs<Real>(plan, cursor, end);
+        } else {
+            plan_run(plan, cursor);
+            plan.take(cursor.element, left);
+            cursor.advance(plan.size);
+        }
         load_as(x, s.in[kX], s.in_type[kX], at, plan.size);
         for (int64_t t = 0; t < walk.times; ++t) {
             const Real* z = noise.fill(plan, keys, Draw::normal, static_cast<uint32_t>(t));
-            const Real *c[2] = {table + kColumns * t + kZ, table + kColumns * t + kX}, *v[2] = {z, x};
-            sum_terms<false, 2>(x, plan.size, 2, static_cast<const Real*>(nullptr), c, v);
+            const Real *c[2] = {table + kColumns * t + kZ, table + kColumns * t + kX}, *v[2] = {z, x}, *no_constant = nullptr;
+            sum_terms<false, 2>(x, plan.size, 2, no_constant, c, v);
             if (walk.keep[t] >= 0)
                 store_as(s.out[0], s.type, walk.keep[t] * s.size * s.batch + at, x, plan.size);
         }
     }
+}
+
+template <class Real>
+void step_range(const Step& s, int64_t begin, int64_t end) {
+    const FloatMode mode;
+    s.draw == Draw::none ? step_drawing_nothing<Real>(s, begin, end) : step_drawing<Real>(s, begin, end);
 }
 
 void step(const Step& s, int64_t begin, int64_t end) {
@@ -508,6 +614,7 @@ void step(const Step& s, int64_t begin, int64_t end) {
 }
 
 void walk(const Walk& w, int64_t begin, int64_t end) {
+    const FloatMode mode;
     w.first.type == DType::f64 ? walk_range<double>(w, begin, end) : walk_range<float>(w, begin, end);
 }
 
