@@ -230,13 +230,15 @@ inline void store_words(uint32_t (&to)[4][Lane::width], const Words<Lane::word>&
 
 // The words of the plan's blocks, `later` steps after its own. `low_bit` is the counter's top bit: 1 for the lower halves
 // of the 64-bit words that float64 takes.
-template <class Real>
-inline void fill_words(TileWords& words, const Plan& plan, const RoundKeys& keys, uint32_t later, uint32_t low_bit) {
+template <class Real, class Between>
+inline void fill_words(TileWords& words, const Plan& plan, const RoundKeys& keys, uint32_t later, uint32_t low_bit,
+                       Between between) {
     const int groups = plan.groups;
     if (plan.one_run) {
         const Common common(keys, plan.step + later, plan.sample, plan.tag_word | low_bit << 31);
         Lane::u32 block = Lane::add(Lane::load(kOrder<Real>.block), Lane::splat(plan.block));
         for (int g = 0; g < groups; ++g) {
+            between(g);
             store_words(words[g], philox_blocks<Lane>(Lane::word_from(block), common, keys));
             block = Lane::add(block, Lane::splat(static_cast<uint32_t>(Lane::width)));
         }
@@ -248,6 +250,7 @@ inline void fill_words(TileWords& words, const Plan& plan, const RoundKeys& keys
                              Lane::word_from(Lane::add(Lane::load(plan.steps + at), Lane::splat(later))),
                              Lane::word_from(Lane::add(Lane::load(plan.samples + at), Lane::splat(plan.shift))),
                              Lane::word_from(Lane::bit_or(Lane::load(plan.tags + at), low_bit << 31))}};
+        between(g);
         philox_rounds<Lane>(c, keys, 0);
         store_words(words[g], c);
     }
@@ -293,11 +296,12 @@ struct Noise {
     alignas(64) Real packed[kTile + kOverhang];
     alignas(64) TileWords words, low_words;
 
-    // The plan's elements at `later` steps after the plan's own.
-    const Real* fill(const Plan& plan, const RoundKeys& keys, Draw draw, uint32_t later) {
-        fill_words<Real>(words, plan, keys, later, 0);
+    // The plan's elements at `later` steps after the plan's own; between(g) is called as group g is made.
+    template <class Between>
+    const Real* fill(const Plan& plan, const RoundKeys& keys, Draw draw, uint32_t later, Between between) {
+        fill_words<Real>(words, plan, keys, later, 0, between);
         if constexpr (sizeof(Real) == 8) {
-            fill_words<Real>(low_words, plan, keys, later, 1);
+            fill_words<Real>(low_words, plan, keys, later, 1, [](int) {});
             words_to_values(values, draw, plan.groups, words, low_words);
         } else {
             words_to_values(values, draw, plan.groups, words);
@@ -352,6 +356,8 @@ inline void store_as(void* to, DType type, int64_t at, const float* from, int n)
 inline void store_as(void* to, DType, int64_t at, const double* from, int n) {
     std::memcpy(static_cast<double*>(to) + at, from, sizeof(double) * size_t(n));
 }
+
+constexpr int kBytes[] = {4, 8, 2, 2, 1};  // of an element, by DType
 
 template <class Real>
 constexpr DType kOwn = sizeof(Real) == 8 ? DType::f64 : DType::f32;
@@ -471,33 +477,42 @@ struct Rows {
 // The arrays of a call, and one tile of each that is not in the arithmetic's own type.
 template <class Real>
 struct Arrays {
+    struct Stream {
+        const char* array;
+        int width;  // bytes of an element
+        bool written;
+    };
     const Step& s;
     int n_in = 0, slots[kSlots];
+    int n_streams = 0;
+    Stream streams[kSlots + 3];
     bool direct;  // the one output can be written as it is computed
-    bool far;     // outputs too large for the caches: asking for their lines early costs 3 % in cache, gains 6 % beyond
     const Real* value[kSlots] = {};
     alignas(64) Real staged[kSlots][kTile], clean[kTile], result[3][kTile];
 
     explicit Arrays(const Step& step) : s(step) {
         for (int slot = 0; slot < kSlots; ++slot)
-            if (s.in[slot]) slots[n_in++] = slot;
-        far = s.batch * s.size > int64_t{1} << 22;
+            if (s.in[slot]) {
+                slots[n_in++] = slot;
+                streams[n_streams++] = {static_cast<const char*>(s.in[slot]), kBytes[int(s.in_type[slot])], false};
+            }
+        for (int o = 0; o < 3; ++o)
+            if (s.out[o]) streams[n_streams++] = {static_cast<const char*>(s.out[o]), kBytes[int(s.type)], true};
         direct = !s.out[1] && !s.out[2] && s.type == kOwn<Real>;
     }
 
-    // Asks for the cache lines of a tile, which arrive while its noise is made.
-    void prefetch(int64_t at, int size) const {
-        for (int i = 0; i < n_in; ++i) prefetch_lines<0>(s.in[slots[i]], s.in_type[slots[i]], at, size);
-        for (int o = 0; o < 3 && far; ++o)
-            if (s.out[o]) prefetch_lines<1>(s.out[o], s.type, at, size);
-    }
-
-    template <int Write>
-    static void prefetch_lines(const void* array, DType type, int64_t at, int size) {
-        constexpr int bytes[] = {4, 8, 2, 2, 1};
-        const int width = bytes[int(type)];
-        const char* p = static_cast<const char*>(array) + at * width;
-        for (int line = 0; line < size * width; line += 64) __builtin_prefetch(p + line, Write);
+    // Asks for the lines of group g of the tile after this one: a few at a time between the rounds of philox, since all at
+    // once would block the line-fill buffers.
+    void prefetch(int64_t at, int g) const {
+        const int64_t ahead = at + kTile + g * kGroup;
+        for (int i = 0; i < n_streams; ++i) {
+            const char* p = streams[i].array + ahead * streams[i].width;
+            const int bytes = kGroup * streams[i].width;
+            if (streams[i].written)
+                for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + line, 1);
+            else
+                for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + line, 0);
+        }
     }
 
     void load(int64_t at, int size) {
@@ -548,8 +563,7 @@ void step_drawing(const Step& s, int64_t begin, int64_t end) {
     RoundKeys keys(seed);
 
     auto tile = [&](int64_t at) {
-        arrays.prefetch(at, plan.size);
-        arrays.value[kZ] = noise.fill(plan, keys, s.draw, 0);
+        arrays.value[kZ] = noise.fill(plan, keys, s.draw, 0, [&](int group) { arrays.prefetch(at, group); });
         arrays.load(at, plan.size);
         arrays.apply(rows, at, plan.size);
     };
@@ -594,7 +608,7 @@ void walk_range(const Walk& walk, int64_t begin, int64_t end) {
         }
         load_as(x, s.in[kX], s.in_type[kX], at, plan.size);
         for (int64_t t = 0; t < walk.times; ++t) {
-            const Real* z = noise.fill(plan, keys, Draw::normal, static_cast<uint32_t>(t));
+            const Real* z = noise.fill(plan, keys, Draw::normal, static_cast<uint32_t>(t), [](int) {});
             const Real *c[2] = {table + kColumns * t + kZ, table + kColumns * t + kX}, *v[2] = {z, x}, *no_constant = nullptr;
             sum_terms<false, 2>(x, plan.size, 2, no_constant, c, v);
             if (walk.keep[t] >= 0)
