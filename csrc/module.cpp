@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python boundary. `step` and `walk` take what backends/native.py passes on from ops.py, checked there; `q_sample` is
-// a short cut for plain arguments, which it checks itself and declines (NotImplemented) when they are anything else.
+// The Python boundary. `step` and `walk` take what backends/native.py passes on from ops.py, checked there; `row` is a
+// short cut for plain arguments, which it checks itself and declines (NotImplemented) when they are anything else.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <numpy/arrayobject.h>
@@ -28,11 +28,16 @@ void* data(PyObject* o) { return o == Py_None ? nullptr : PyArray_DATA(array(o))
 
 DType dtype_of(PyObject* o) {
     switch (PyArray_TYPE(array(o))) {
-        case NPY_FLOAT: return DType::f32;
-        case NPY_DOUBLE: return DType::f64;
-        case NPY_HALF: return DType::f16;
-        case NPY_UBYTE: return DType::u8;
-        default: return DType::bf16;  // a type number given at run time; ops.py lets no other dtype through
+        case NPY_FLOAT:
+            return DType::f32;
+        case NPY_DOUBLE:
+            return DType::f64;
+        case NPY_HALF:
+            return DType::f16;
+        case NPY_UBYTE:
+            return DType::u8;
+        default:
+            return DType::bf16;  // a type number given at run time; ops.py lets no other dtype through
     }
 }
 
@@ -42,8 +47,10 @@ bool parse_field(PyObject* tuple, Field& f) {
     unsigned long long seed, sample;
     long long start, run;
     unsigned step, stream;
-    if (!PyArg_ParseTuple(tuple, "KKOIILLOO", &seed, &sample, &ids, &step, &stream, &start, &run, &shape, &stride)) return false;
-    f = {seed, sample, static_cast<const uint64_t*>(data(ids)), step, stream, start, run, static_cast<int>(PyTuple_GET_SIZE(shape)), {}, {}};
+    if (!PyArg_ParseTuple(tuple, "KKOIILLOO", &seed, &sample, &ids, &step, &stream, &start, &run, &shape, &stride))
+        return false;
+    f = {seed,  sample, static_cast<const uint64_t*>(data(ids)),   step, stream,
+         start, run,    static_cast<int>(PyTuple_GET_SIZE(shape)), {},   {}};
     for (int i = 0; i < f.ndim; ++i) {
         f.shape[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, i));
         f.stride[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(stride, i));
@@ -57,8 +64,8 @@ bool parse_step(PyObject* args, Step& s, std::vector<Field>& fields, PyObject*& 
     long long batch, size, segment;
     unsigned long long present;
     int draw, step_by_index;
-    if (!PyArg_ParseTuple(args, "LLOKOLO!O!ipO!|O", &batch, &size, &rows, &present, &index, &segment, &PyTuple_Type, &inputs,
-                          &PyTuple_Type, &outputs, &draw, &step_by_index, &PyTuple_Type, &noise, &keep))
+    if (!PyArg_ParseTuple(args, "LLOKOLO!O!ipO!|O", &batch, &size, &rows, &present, &index, &segment, &PyTuple_Type,
+                          &inputs, &PyTuple_Type, &outputs, &draw, &step_by_index, &PyTuple_Type, &noise, &keep))
         return false;
     s = Step{};
     s.batch = batch, s.size = size, s.segment = segment, s.present = present;
@@ -108,7 +115,8 @@ PyObject* py_walk(PyObject*, PyObject* args) {
     const Kernels& k = kernels();
     const int64_t tiles = kChunk / 256 / w.times;
     Py_BEGIN_ALLOW_THREADS;
-    parallel_for(w.first.batch * w.first.size, 256 * (tiles ? tiles : 1), [&](int64_t begin, int64_t end) { k.walk(w, begin, end); });
+    parallel_for(w.first.batch * w.first.size, 256 * (tiles ? tiles : 1),
+                 [&](int64_t begin, int64_t end) { k.walk(w, begin, end); });
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
 }
@@ -128,8 +136,12 @@ PyObject* py_philox(PyObject*, PyObject* args) {
 
 // ------------------------------------------------------------------------------------------------ the short cut
 
-bool plain(PyObject* o) {
-    return PyArray_CheckExact(o) && PyArray_ISCARRAY_RO(array(o)) && PyArray_NDIM(array(o)) > 0;
+// Calls of a few microseconds are mostly Python. So plain float32 calls, with C-contiguous arrays, int or int64 rows
+// and a Noise without ids or window, are checked here. Whatever is not plain, wrong arguments included, is declined:
+// ops.py then checks it again, and says what is wrong.
+
+bool plain(PyObject* o, int type) {
+    return PyArray_CheckExact(o) && PyArray_TYPE(array(o)) == type && PyArray_ISCARRAY_RO(array(o));
 }
 
 bool overlap(PyObject* a, PyObject* b) {
@@ -140,78 +152,172 @@ bool overlap(PyObject* a, PyObject* b) {
 bool unsigned_attribute(PyObject* o, PyObject* name, uint64_t& value) {
     PyObject* x = PyObject_GetAttr(o, name);
     if (!x) return false;
-    value = PyLong_CheckExact(x) ? PyLong_AsUnsignedLongLong(x) : (PyErr_SetNone(PyExc_TypeError), 0);
+    const bool exact = PyLong_CheckExact(x);
+    if (exact) value = PyLong_AsUnsignedLongLong(x);
     Py_DECREF(x);
-    return !PyErr_Occurred();
+    return exact && !PyErr_Occurred();
 }
 
-// A Noise without a window whose samples are numbered on from one id.
-bool plain_noise(PyObject* noise, Field& f) {
-    uint64_t step, stream;
-    PyObject* window = PyObject_GetAttr(noise, name_window_shape);
-    Py_XDECREF(window);
-    if (window != Py_None || !unsigned_attribute(noise, name_seed, f.seed) || !unsigned_attribute(noise, name_sample, f.sample) ||
-        !unsigned_attribute(noise, name_step, step) || !unsigned_attribute(noise, name_stream, stream)) {
-        PyErr_Clear();
-        return false;
-    }
-    f.step = static_cast<uint32_t>(step), f.stream = static_cast<uint32_t>(stream);
-    return true;
-}
-
-// Rows of t: an int for all elements, or an int64 array with one for each sample.
-bool plain_times(PyObject* t, PyObject* x, int64_t rows, int64_t& scalar, Step& s) {
-    if (PyLong_CheckExact(t)) {
-        int overflow;
-        scalar = PyLong_AsLongLongAndOverflow(t, &overflow);
-        s.index = &scalar;
-        s.segment = s.batch * s.size;
-        return !overflow && scalar >= 0 && scalar < rows;
-    }
-    if (!plain(t) || PyArray_TYPE(array(t)) != NPY_INT64 || PyArray_NDIM(array(t)) != 1) return false;
-    if (PyArray_DIM(array(t), 0) != PyArray_DIM(array(x), 0)) return false;
-    s.index = static_cast<const int64_t*>(data(t));
-    s.segment = s.size;
-    for (int64_t b = 0; b < s.batch; ++b)
-        if (s.index[b] < 0 || s.index[b] >= rows) return false;
-    return true;
-}
-
-// q_sample(x0, t, rows32, present, noise, out or None) -> x_t or NotImplemented: float32, one segment a sample.
-PyObject* py_q_sample(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 6) return PyErr_Format(PyExc_TypeError, "q_sample: expected 6 arguments, got %zd", n);
-    PyObject *x = args[0], *t = args[1], *rows = args[2], *noise = args[4], *out = args[5];
-    if (!plain(x) || PyArray_TYPE(array(x)) != NPY_FLOAT || PyArray_SIZE(array(x)) == 0) Py_RETURN_NOTIMPLEMENTED;
-    Field f{};
+// The arguments of `row`, and the call that they make.
+class PlainCall {
+  public:
     Step s{};
-    s.batch = PyArray_DIM(array(x), 0);
-    s.size = PyArray_SIZE(array(x)) / s.batch;
-    int64_t scalar;
-    if (!plain_times(t, x, PyArray_DIM(array(rows), 0), scalar, s) || !plain_noise(noise, f)) Py_RETURN_NOTIMPLEMENTED;
-    if (f.sample + static_cast<uint64_t>(s.batch) > uint64_t{1} << 56 || s.size > int64_t{1} << 34) Py_RETURN_NOTIMPLEMENTED;
-    if (out == Py_None) {
-        out = PyArray_NewLikeArray(array(x), NPY_CORDER, nullptr, 0);
-        if (!out) return nullptr;
-    } else {
-        if (!plain(out) || PyArray_TYPE(array(out)) != NPY_FLOAT || !PyArray_ISWRITEABLE(array(out)) ||
-            !PyArray_SAMESHAPE(array(out), array(x)) || (data(out) != data(x) && overlap(out, x)) ||
-            (t != Py_None && PyArray_Check(t) && overlap(out, t)))
-            Py_RETURN_NOTIMPLEMENTED;
-        Py_INCREF(out);
+    PyObject *x, *outputs[3] = {};
+
+    // False where anything is not plain; no Python error is set then.
+    bool parse(PyObject* const* args) {
+        rows_ = args[0];
+        s.present = PyLong_AsUnsignedLongLong(args[1]);
+        s.rows = data(rows_);
+        s.type = DType::f32;
+        x = args[3];
+        if (!plain(x, NPY_FLOAT) || PyArray_NDIM(array(x)) == 0 || PyArray_SIZE(array(x)) == 0) return false;
+        s.batch = PyArray_DIM(array(x), 0);
+        s.size = PyArray_SIZE(array(x)) / s.batch;
+        return input(kX, x) && index(args[2]) && model_output(args[4]) && past(args[5]) && noise(args[6], args[7]) &&
+               output(0, args[8]) && auxiliary(args[9]) && complete();
     }
-    f.run = s.size;
-    s.rows = data(rows);
-    s.present = PyLong_AsUnsignedLongLong(args[3]);
-    s.type = s.in_type[kX] = DType::f32;
-    s.in[kX] = data(x), s.out[0] = data(out);
-    s.draw = Draw::normal;
-    s.fields = &f;
-    if (s.batch * s.size <= 4096) {  // quicker than handing over the interpreter
-        kernels().step(s, 0, s.batch * s.size);
+
+  private:
+    PyObject *rows_, *index_ = nullptr, *inputs_[kSlots] = {};
+    int64_t scalar_;
+    Field field_{};
+
+    bool present(int slot) const {
+        bool any = slot < 3 && (s.present >> (kClean + 1 + slot) & 1);
+        for (int first : kAffine) any |= s.present >> (first + 1 + slot) & 1;
+        return any;
+    }
+
+    bool input(int slot, PyObject* a) {
+        if (!plain(a, NPY_FLOAT) || !PyArray_SAMESHAPE(array(a), array(x))) return false;
+        inputs_[slot] = a;
+        s.in_type[slot] = DType::f32;
+        if (present(slot)) s.in[slot] = data(a);
+        return true;
+    }
+
+    // A row for all elements, or one for each sample.
+    bool index(PyObject* i) {
+        const int64_t rows = PyArray_DIM(array(rows_), 0);
+        if (PyLong_CheckExact(i)) {
+            int overflow;
+            scalar_ = PyLong_AsLongLongAndOverflow(i, &overflow);
+            s.index = &scalar_;
+            s.segment = s.batch * s.size;
+            return !overflow && scalar_ >= 0 && scalar_ < rows;
+        }
+        if (!plain(i, NPY_INT64) || PyArray_NDIM(array(i)) != 1 || PyArray_DIM(array(i), 0) != s.batch) return false;
+        index_ = i;
+        s.index = static_cast<const int64_t*>(data(i));
+        s.segment = s.size;
+        for (int64_t b = 0; b < s.batch; ++b)
+            if (s.index[b] < 0 || s.index[b] >= rows) return false;
+        return true;
+    }
+
+    bool model_output(PyObject* m) {
+        if (m == Py_None) return true;
+        if (!PyTuple_CheckExact(m)) return input(kM1, m);
+        return PyTuple_GET_SIZE(m) == 2 && input(kM1, PyTuple_GET_ITEM(m, 0)) && input(kM2, PyTuple_GET_ITEM(m, 1));
+    }
+
+    bool past(PyObject* arrays) {
+        if (arrays == Py_None) return true;
+        if (!PyList_CheckExact(arrays) && !PyTuple_CheckExact(arrays)) return false;
+        const Py_ssize_t n = PySequence_Fast_GET_SIZE(arrays);
+        for (Py_ssize_t k = 0; k < n; ++k)
+            if (k >= 4 || !input(kPast1 + static_cast<int>(k), PySequence_Fast_GET_ITEM(arrays, k))) return false;
+        return true;
+    }
+
+    // Stream -1: the noise's own, at its own step. Otherwise that stream, at the steps noise.step + row.
+    bool noise(PyObject* noise, PyObject* stream_of_rows) {
+        if (!present(kZ)) return true;
+        if (noise == Py_None) return draws_nothing();
+        if (PyArray_Check(noise)) return input(kZ, noise);
+        uint64_t step, stream;
+        PyObject* window = PyObject_GetAttr(noise, name_window_shape);
+        Py_XDECREF(window);
+        if (window != Py_None || !unsigned_attribute(noise, name_seed, field_.seed) ||
+            !unsigned_attribute(noise, name_sample, field_.sample) || !unsigned_attribute(noise, name_step, step) ||
+            !unsigned_attribute(noise, name_stream, stream)) {
+            PyErr_Clear();
+            return false;
+        }
+        const long wanted = PyLong_AsLong(stream_of_rows);
+        s.step_by_index = wanted >= 0;
+        if (s.step_by_index &&
+            (stream != 0 || step + static_cast<uint64_t>(PyArray_DIM(array(rows_), 0)) > uint64_t{1} << 32))
+            return false;
+        field_.step = static_cast<uint32_t>(step);
+        field_.stream = s.step_by_index ? static_cast<uint32_t>(wanted) : static_cast<uint32_t>(stream);
+        field_.run = s.size;
+        s.draw = Draw::normal;
+        s.fields = &field_;
+        return field_.sample + static_cast<uint64_t>(s.batch) <= uint64_t{1} << 56 && s.size <= int64_t{1} << 34;
+    }
+
+    // Without noise the row of all elements must have none.
+    bool draws_nothing() {
+        const float* row = static_cast<const float*>(s.rows) + kColumns * scalar_;
+        if (index_) return false;
+        for (int first : kAffine) {
+            if (row[first + 1 + kZ] != 0) return false;
+            s.present &= ~(uint64_t{1} << (first + 1 + kZ));
+        }
+        return true;
+    }
+
+    bool output(int o, PyObject* out) {
+        if (o == 0 && out == Py_None) return true;  // made when all else is well
+        if (!plain(out, NPY_FLOAT) || !PyArray_ISWRITEABLE(array(out)) || !PyArray_SAMESHAPE(array(out), array(x)))
+            return false;
+        for (PyObject* in : inputs_)
+            if (in && data(in) != data(out) && overlap(in, out)) return false;
+        for (int other = 0; other < o; ++other)
+            if (outputs[other] && overlap(outputs[other], out)) return false;
+        if (index_ && overlap(index_, out)) return false;
+        outputs[o] = out;
+        s.out[o] = data(out);
+        return true;
+    }
+
+    bool auxiliary(PyObject* arrays) {
+        if (arrays == Py_None) return true;
+        if (!PyList_CheckExact(arrays) && !PyTuple_CheckExact(arrays)) return false;
+        const Py_ssize_t n = PySequence_Fast_GET_SIZE(arrays);
+        for (Py_ssize_t k = 0; k < n; ++k)
+            if (k >= 2 || !output(1 + static_cast<int>(k), PySequence_Fast_GET_ITEM(arrays, k))) return false;
+        return true;
+    }
+
+    bool complete() const {
+        for (int slot : {kX, kM1, kM2, kPast1, kPast2, kPast3, kPast4})
+            if (present(slot) && !s.in[slot]) return false;
+        return true;
+    }
+};
+
+// row(rows32, present, i, x, model_output, past, noise, stream, out, aux) -> out, or NotImplemented: see PlainCall.
+PyObject* py_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 10) return PyErr_Format(PyExc_TypeError, "row: expected 10 arguments, got %zd", n);
+    PlainCall call;
+    if (!call.parse(args)) Py_RETURN_NOTIMPLEMENTED;
+    PyObject* out = call.outputs[0];
+    if (out) {
+        Py_INCREF(out);
+    } else {
+        out = PyArray_NewLikeArray(array(call.x), NPY_CORDER, nullptr, 0);
+        if (!out) return nullptr;
+        call.s.out[0] = data(out);
+    }
+    if (call.s.batch * call.s.size <= 4096) {  // quicker than handing over the interpreter
+        kernels().step(call.s, 0, call.s.batch * call.s.size);
         return out;
     }
     Py_BEGIN_ALLOW_THREADS;
-    run(s);
+    run(call.s);
     Py_END_ALLOW_THREADS;
     return out;
 }
@@ -236,7 +342,8 @@ PyObject* py_use_isa(PyObject*, PyObject* name) {
         Py_RETURN_NONE;
     }
     PyObject* known = py_isas(nullptr, nullptr);
-    PyErr_Format(PyExc_ValueError, "no instruction set %R here: built, and supported by this processor: %R", name, known);
+    PyErr_Format(PyExc_ValueError, "no instruction set %R here: built, and supported by this processor: %R", name,
+                 known);
     Py_XDECREF(known);
     return nullptr;
 }
@@ -254,7 +361,7 @@ PyMethodDef methods[] = {
     {"step", py_step, METH_VARARGS, nullptr},
     {"walk", py_walk, METH_VARARGS, nullptr},
     {"philox", py_philox, METH_VARARGS, nullptr},
-    {"q_sample", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_q_sample)), METH_FASTCALL, nullptr},
+    {"row", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_row)), METH_FASTCALL, nullptr},
     {"isas", py_isas, METH_NOARGS, nullptr},
     {"isa", py_isa, METH_NOARGS, nullptr},
     {"use_isa", py_use_isa, METH_O, nullptr},
@@ -262,7 +369,8 @@ PyMethodDef methods[] = {
     {"set_num_threads", py_set_num_threads, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
-PyModuleDef definition = {PyModuleDef_HEAD_INIT, "noisefuse._native", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "noisefuse._native", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 

@@ -15,31 +15,39 @@ struct NormalCoefficients;
 
 template <>
 struct NormalCoefficients<float> {
-    static constexpr float log1p[] = {  // -2 log1p(r) / r on [-1/3, 1/3], error 2^-25.6
-        -0x1.000000p+1f, 0x1.ffffe2p-1f, -0x1.555394p-1f, 0x1.001378p-1f, -0x1.9a3d70p-2f,
-        0x1.50374cp-2f, -0x1.197af0p-2f, 0x1.3b65aap-2f, -0x1.34202ep-2f};
-    static constexpr float sin[] = {  // sin(pi t) / t in t^2 on [0, 1/4], error of sin 2^-28
-        0x1.921fb4p+1f, -0x1.4abbb6p+2f, 0x1.46676ep+1f, -0x1.3232fap-1f, 0x1.3c4b2cp-4f};
-    static constexpr float cos[] = {  // cos(pi t) in t^2, error 2^-24.2
-        1.0f, -0x1.3bd3b0p+2f, 0x1.03bdaap+2f, -0x1.55041ap+0f, 0x1.c2b9a6p-3f};
+    static constexpr float log1p[] = {// -2 log1p(r) / r on [-1/3, 1/3], error 2^-25.6
+                                      -0x1.000000p+1f, 0x1.ffffe2p-1f,  -0x1.555394p-1f,
+                                      0x1.001378p-1f,  -0x1.9a3d70p-2f, 0x1.50374cp-2f,
+                                      -0x1.197af0p-2f, 0x1.3b65aap-2f,  -0x1.34202ep-2f};
+    static constexpr float sin[] = {// sin(pi t) / t in t^2 on [0, 1/4], error of sin 2^-28
+                                    0x1.921fb4p+1f, -0x1.4abbb6p+2f, 0x1.46676ep+1f, -0x1.3232fap-1f, 0x1.3c4b2cp-4f};
+    static constexpr float cos[] = {// cos(pi t) in t^2, error 2^-24.2
+                                    1.0f, -0x1.3bd3b0p+2f, 0x1.03bdaap+2f, -0x1.55041ap+0f, 0x1.c2b9a6p-3f};
 };
 
 template <>
 struct NormalCoefficients<double> {
-    static constexpr double log1p[] = {  // error 2^-54.7
+    static constexpr double log1p[] = {
+        // error 2^-54.7
         -0x1.0000000000000p+1, 0x1.fffffffffffd9p-1, -0x1.55555555558d8p-1, 0x1.0000000005b40p-1,
         -0x1.99999998f499dp-2, 0x1.5555554e12461p-2, -0x1.2492497760ab7p-2, 0x1.00000215d343dp-2,
         -0x1.c71c49fbf6f7cp-3, 0x1.9998f0a5b5b24p-3, -0x1.746269fb6db00p-3, 0x1.55658345a68eep-3,
         -0x1.3aa6f2b345154p-3, 0x1.23985be71b82cp-3, -0x1.16578ec8d1323p-3, 0x1.0985ec04a1accp-3,
         -0x1.94955e7c87504p-4, 0x1.568d75a7b6089p-4, -0x1.6c732ec81bf98p-3, 0x1.7e57f202609edp-3};
-    static constexpr double sin[] = {  // error 2^-62
-        0x1.921fb54442d18p+1, -0x1.4abbce625be51p+2, 0x1.466bc6775a9f7p+1, -0x1.32d2cce624835p-1,
-        0x1.50783483f4d0ap-4, -0x1.e3074d5626aedp-8, 0x1.e8f33b006024ep-12, -0x1.6f74773eaf29ep-16,
-        0x1.9c87434ee754ep-21};
-    static constexpr double cos[] = {  // error 2^-57.7
-        1.0, -0x1.3bd3cc9be45dcp+2, 0x1.03c1f081b59c8p+2, -0x1.55d3c7e3c115fp+0,
-        0x1.e1f50681cae93p-3, -0x1.a6d1efeb4e518p-6, 0x1.f9d25db6ace19p-10, -0x1.b696d3fd75367p-14,
-        0x1.168d57ef8540ap-18};
+    static constexpr double sin[] = {// error 2^-62
+                                     0x1.921fb54442d18p+1,  -0x1.4abbce625be51p+2,  0x1.466bc6775a9f7p+1,
+                                     -0x1.32d2cce624835p-1, 0x1.50783483f4d0ap-4,   -0x1.e3074d5626aedp-8,
+                                     0x1.e8f33b006024ep-12, -0x1.6f74773eaf29ep-16, 0x1.9c87434ee754ep-21};
+    static constexpr double cos[] = {// error 2^-57.7
+                                     1.0,
+                                     -0x1.3bd3cc9be45dcp+2,
+                                     0x1.03c1f081b59c8p+2,
+                                     -0x1.55d3c7e3c115fp+0,
+                                     0x1.e1f50681cae93p-3,
+                                     -0x1.a6d1efeb4e518p-6,
+                                     0x1.f9d25db6ace19p-10,
+                                     -0x1.b696d3fd75367p-14,
+                                     0x1.168d57ef8540ap-18};
 };
 
 // c[0] + x (c[1] + x (c[2] + ...)), one fma a term (Horner).
@@ -92,9 +100,11 @@ inline Pair<typename Lane::f64> normal_pair(typename Lane::u32 w0, typename Lane
     const auto low = Lane::add(Lane::template unsigned_to_double<Half>(v0), Lane::splat(0.5));
     const auto u = Lane::fma(high, Lane::splat(0x1p32), low);
     // 2^52 (e + 65), counted from 1/3 so that it is positive
-    const auto k = Lane::bit_and(Lane::sub(Lane::as_bits(u), uint64_t{0x3FD5555555555555}), uint64_t{0xFFF0000000000000});
-    const auto e = Lane::sub(Lane::as_double(Lane::bit_or(Lane::template shift_right64<52>(k), uint64_t{0x4330000000000000})),
-                             Lane::splat(0x1p52 + 65));
+    const auto k =
+        Lane::bit_and(Lane::sub(Lane::as_bits(u), uint64_t{0x3FD5555555555555}), uint64_t{0xFFF0000000000000});
+    const auto e =
+        Lane::sub(Lane::as_double(Lane::bit_or(Lane::template shift_right64<52>(k), uint64_t{0x4330000000000000})),
+                  Lane::splat(0x1p52 + 65));
     const auto scale = Lane::as_double(Lane::sub(uint64_t{0x4000000000000000}, k));       // 2^-(64 + e)
     const auto scale_high = Lane::as_double(Lane::sub(uint64_t{0x4200000000000000}, k));  // 2^-(32 + e)
     const auto r = Lane::fma(low, scale, Lane::fma(high, scale_high, Lane::splat(-1.0)));

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"
-// (SC11, section 3.3): ten rounds of  (c0, c1, c2, c3) <- (hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0 c0)).
+// (SC11, section 3.3): ten rounds of  (c0, c1, c2, c3) <- (hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0
+// c0)).
 #pragma once
 #include <cstdint>
 
 namespace nf {
-// Everything in core/ has internal linkage: each instruction set compiles its own copy, and the linker must not merge them.
+// Everything in core/ has internal linkage: each instruction set compiles its own copy, and the linker must not merge
+// them.
 namespace {
 
 // The ten pairs of round keys of one 64-bit seed: key word i of round r is k_i + r W_i (mod 2^32).
@@ -58,7 +60,8 @@ struct Common {
 
 // Philox of the counters (block, step, sample, tag) for a lane vector of blocks.
 template <class Lane>
-inline Words<typename Lane::word> philox_blocks(typename Lane::word block, const Common& common, const RoundKeys& keys) {
+inline Words<typename Lane::word> philox_blocks(typename Lane::word block, const Common& common,
+                                                const RoundKeys& keys) {
     const auto p0 = Lane::product(block, kPhiloxM0);
     const auto p1 = Lane::product(Lane::word_xor(Lane::high(p0), Lane::word_splat(common.a)), kPhiloxM1);
     Words<typename Lane::word> c{{

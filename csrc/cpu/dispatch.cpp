@@ -17,7 +17,8 @@ const std::vector<Isa>& isas() {
         std::vector<Isa> found;
 #if defined(__x86_64__)
         __builtin_cpu_init();
-        const bool fma = __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+        const bool fma =
+            __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
         const bool avx512 = fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
         found.push_back({&kernels_avx512, avx512});

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loops, compiled once for each lane type (NF_LANE, NF_LANE_HEADER, NF_KERNELS name it on the command line).
 //
-// An array is taken in tiles that stay in the L1 cache: fill a tile with noise, then add up the row's terms over it. The
-// noise itself has two passes, words and normals: each is short enough for the processor to overlap its iterations, which
-// is worth 10 to 15 % over one long loop body (docs/design.md has the measurements).
+// An array is taken in tiles that stay in the L1 cache: fill a tile with noise, then add up the row's terms over it.
+// The noise itself has two passes, words and normals: each is short enough for the processor to overlap its iterations,
+// which is worth 10 to 15 % over one long loop body (docs/design.md has the measurements).
 #include "kernels.h"
 
 #include NF_LANE_HEADER
@@ -17,10 +17,10 @@ namespace {
 
 using Lane = NF_LANE;
 
-constexpr int kTile = 256;                        // elements
-constexpr int kBlocks = kTile / 4;                // blocks of philox in a tile
-constexpr int kGroup = 4 * Lane::width;           // elements of one lane vector of blocks
-constexpr int kOverhang = 4;                      // short runs are copied by fours
+constexpr int kTile = 256;               // elements
+constexpr int kBlocks = kTile / 4;       // blocks of philox in a tile
+constexpr int kGroup = 4 * Lane::width;  // elements of one lane vector of blocks
+constexpr int kOverhang = 4;             // short runs are copied by fours
 static_assert(kTile % kGroup == 0);
 
 template <class Real>
@@ -45,9 +45,9 @@ constexpr BlockOrder<Real> kOrder{};
 // A position in the batch: its sample, its place in the field and in the segments that have one row each.
 struct Cursor {
     const Step& s;
-    int64_t at, sample, in_sample;    // element, its sample, its place in the sample
-    int64_t segment, segment_left;    // its segment, elements left there
-    int64_t element = 0, run_left;    // its place in the field, elements left of the contiguous run
+    int64_t at, sample, in_sample;  // element, its sample, its place in the sample
+    int64_t segment, segment_left;  // its segment, elements left there
+    int64_t element = 0, run_left;  // its place in the field, elements left of the contiguous run
 
     Cursor(const Step& step, int64_t begin) : s(step) { move_to(begin); }
 
@@ -100,9 +100,7 @@ struct Cursor {
 
     // Elements from here on that share a sample, a run and, where it matters, a step.
     int64_t uniform_left() const { return s.step_by_index && segment_left < run_left ? segment_left : run_left; }
-    uint32_t step() const {
-        return field().step + (s.step_by_index ? static_cast<uint32_t>(s.index[segment]) : 0u);
-    }
+    uint32_t step() const { return field().step + (s.step_by_index ? static_cast<uint32_t>(s.index[segment]) : 0u); }
     uint64_t sample_id() const {
         const Field& f = field();
         return s.field_per_sample ? f.sample : f.samples ? f.samples[sample] : f.sample + static_cast<uint64_t>(sample);
@@ -127,7 +125,8 @@ struct Plan {
     // one run: the first block, and how many of its elements come before the tile
     uint32_t block, step, sample, tag_word;
     int skip;
-    // short runs: their counters in the order of the lanes, to whose samples `shift` is added, and where their elements are
+    // short runs: their counters in the order of the lanes, to whose samples `shift` is added, and where their elements
+    // are
     bool repeats = false;
     uint32_t shift;
     alignas(64) uint32_t blocks[kBlocks], steps[kBlocks], samples[kBlocks], tags[kBlocks];
@@ -166,7 +165,8 @@ template <class Real>
 inline bool plan_samples(Plan& plan, Cursor& cursor, int64_t end) {
     const Step& s = cursor.s;
     const Field& f = cursor.field();
-    if (cursor.in_sample || s.size > kTile / 4 || s.field_per_sample || s.step_by_index || f.ndim || f.samples) return false;
+    if (cursor.in_sample || s.size > kTile / 4 || s.field_per_sample || s.step_by_index || f.ndim || f.samples)
+        return false;
     const int size = static_cast<int>(s.size), blocks = (size + 3) / 4, count = kBlocks / blocks;
     const uint64_t id = f.sample + static_cast<uint64_t>(cursor.sample);
     if (size * count > end - cursor.at || (id + count) >> 32 != id >> 32) return false;
@@ -175,7 +175,8 @@ inline bool plan_samples(Plan& plan, Cursor& cursor, int64_t end) {
         for (int i = 0; i < count; ++i) {
             plan.pieces[i] = {4 * used, size};
             for (int block = 0; block < blocks; ++block)
-                plan.put<Real>(used++, static_cast<uint32_t>(block), f.step, static_cast<uint64_t>(i) | id >> 32 << 32, f.stream);
+                plan.put<Real>(used++, static_cast<uint32_t>(block), f.step, static_cast<uint64_t>(i) | id >> 32 << 32,
+                               f.stream);
         }
         plan.n_pieces = count;
         plan.size = count * size;
@@ -228,8 +229,8 @@ inline void store_words(uint32_t (&to)[4][Lane::width], const Words<Lane::word>&
     for (int w = 0; w < 4; ++w) Lane::store(to[w], Lane::word_lanes(c.w[w]));
 }
 
-// The words of the plan's blocks, `later` steps after its own. `low_bit` is the counter's top bit: 1 for the lower halves
-// of the 64-bit words that float64 takes.
+// The words of the plan's blocks, `later` steps after its own. `low_bit` is the counter's top bit: 1 for the lower
+// halves of the 64-bit words that float64 takes.
 template <class Real, class Between>
 inline void fill_words(TileWords& words, const Plan& plan, const RoundKeys& keys, uint32_t later, uint32_t low_bit,
                        Between between) {
@@ -264,7 +265,8 @@ inline void words_to_values(float* z, Draw draw, int groups, const TileWords& wo
             const auto p = normal_pair<Lane>(w[0], w[1]), q = normal_pair<Lane>(w[2], w[3]);
             Lane::store_blocks(z + g * kGroup, {p.z0, p.z1, q.z0, q.z1});
         } else {
-            Lane::store_blocks(z + g * kGroup, {uniform<Lane>(w[0]), uniform<Lane>(w[1]), uniform<Lane>(w[2]), uniform<Lane>(w[3])});
+            Lane::store_blocks(z + g * kGroup,
+                               {uniform<Lane>(w[0]), uniform<Lane>(w[1]), uniform<Lane>(w[2]), uniform<Lane>(w[3])});
         }
     }
 }
@@ -272,7 +274,8 @@ inline void words_to_values(float* z, Draw draw, int groups, const TileWords& wo
 template <int Half>
 inline void words_to_doubles(double* z, Draw draw, const Lane::u32 (&w)[4], const Lane::u32 (&v)[4]) {
     if (draw == Draw::normal) {
-        const auto p = normal_pair<Lane, Half>(w[0], v[0], w[1], v[1]), q = normal_pair<Lane, Half>(w[2], v[2], w[3], v[3]);
+        const auto p = normal_pair<Lane, Half>(w[0], v[0], w[1], v[1]),
+                   q = normal_pair<Lane, Half>(w[2], v[2], w[3], v[3]);
         Lane::store_blocks(z, {p.z0, p.z1, q.z0, q.z1});
     } else {
         Lane::store_blocks(z, {uniform<Lane, Half>(w[0], v[0]), uniform<Lane, Half>(w[1], v[1]),
@@ -371,8 +374,9 @@ struct Affine {
 
     Affine(uint64_t present, int first_column, int slots) {
         if (present >> first_column & 1) constant = first_column;
-        for (int s = slots - 1; s >= 0; --s) {
-            if (!(present >> (first_column + 1 + s) & 1)) continue;
+        constexpr int order[] = {kZ, kD, kPast4, kPast3, kPast2, kPast1, kM2, kM1, kX};
+        for (int s : order) {
+            if (s >= slots || !(present >> (first_column + 1 + s) & 1)) continue;
             column[n] = first_column + 1 + s;
             slot[n++] = s;
         }
@@ -396,7 +400,10 @@ inline void sum_terms(Real* out, int size, int n, const Real* k, const Real* con
     // The last few elements in a padded copy: the arrays end here.
     const size_t bytes = sizeof(Real) * size_t(size - i);
     Real value[W] = {}, factor[W] = {};
-    auto padded = [&](Real* to, const Real* from) { std::memcpy(to, from + i, bytes); return Lane::load(to); };
+    auto padded = [&](Real* to, const Real* from) {
+        std::memcpy(to, from + i, bytes);
+        return Lane::load(to);
+    };
     auto padded_c = [&](const Real* p) { return PerElement ? padded(factor, p) : Lane::splat(*p); };
     auto sum = Lane::mul(padded_c(c[0]), padded(value, v[0]));
     if (k) sum = Lane::fma(padded_c(c[0]), padded(value, v[0]), padded_c(k));
@@ -417,20 +424,25 @@ struct Rows {
     explicit Rows(const Step& step)
         : s(step),
           clean(step.present, kClean, 3),
-          out{{step.present, kAffine[0], kSlots}, {step.present, kAffine[1], kSlots}, {step.present, kAffine[2], kSlots}} {
+          out{{step.present, kAffine[0], kSlots},
+              {step.present, kAffine[1], kSlots},
+              {step.present, kAffine[2], kSlots}} {
         wants_clean = false;
         for (int o = 0; o < 3; ++o) wants_clean |= s.out[o] && (s.present >> (kAffine[o] + 1 + kD) & 1);
         for (int c = 0; c < kColumns; ++c)
             if (s.present >> c & 1) used_columns[n_used++] = c;
     }
 
-    const Real* table_row(int64_t segment) const { return static_cast<const Real*>(s.rows) + kColumns * s.index[segment]; }
+    const Real* table_row(int64_t segment) const {
+        return static_cast<const Real*>(s.rows) + kColumns * s.index[segment];
+    }
 
     // Looks up the rows of the next n elements: one row, or the coefficients of each element.
     void select(int64_t segment, int64_t left, int n) {
         row = table_row(segment);
         per_element = left < n;
-        for (int u = 0; u < n_used && per_element; ++u) expand(expanded[used_columns[u]], used_columns[u], segment, left, n);
+        for (int u = 0; u < n_used && per_element; ++u)
+            expand(expanded[used_columns[u]], used_columns[u], segment, left, n);
     }
 
     void expand(Real* to, int column, int64_t segment, int64_t left, int n) const {
@@ -501,8 +513,8 @@ struct Arrays {
         direct = !s.out[1] && !s.out[2] && s.type == kOwn<Real>;
     }
 
-    // Asks for the lines of group g of the tile after this one: a few at a time between the rounds of philox, since all at
-    // once would block the line-fill buffers.
+    // Asks for the lines of group g of the tile after this one: a few at a time between the rounds of philox, since all
+    // at once would block the line-fill buffers.
     void prefetch(int64_t at, int g) const {
         const int64_t ahead = at + kTile + g * kGroup;
         for (int i = 0; i < n_streams; ++i) {
@@ -609,10 +621,10 @@ void walk_range(const Walk& walk, int64_t begin, int64_t end) {
         load_as(x, s.in[kX], s.in_type[kX], at, plan.size);
         for (int64_t t = 0; t < walk.times; ++t) {
             const Real* z = noise.fill(plan, keys, Draw::normal, static_cast<uint32_t>(t), [](int) {});
-            const Real *c[2] = {table + kColumns * t + kZ, table + kColumns * t + kX}, *v[2] = {z, x}, *no_constant = nullptr;
+            const Real *c[2] = {table + kColumns * t + kZ, table + kColumns * t + kX}, *v[2] = {z, x},
+                       *no_constant = nullptr;
             sum_terms<false, 2>(x, plan.size, 2, no_constant, c, v);
-            if (walk.keep[t] >= 0)
-                store_as(s.out[0], s.type, walk.keep[t] * s.size * s.batch + at, x, plan.size);
+            if (walk.keep[t] >= 0) store_as(s.out[0], s.type, walk.keep[t] * s.size * s.batch + at, x, plan.size);
         }
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the Python boundary hands to the kernels: plain structs, already checked. Each instruction set offers one Kernels.
+// What the Python boundary hands to the kernels: plain structs, already checked. Each instruction set offers one
+// Kernels.
 #pragma once
 #include <cstdint>
 

@@ -44,7 +44,9 @@ struct Avx2 {
     static u32 bit_xor(u32 a, u32 b) { return _mm256_xor_si256(a, b); }
     static u32 and_or(u32 a, uint32_t mask, uint32_t bits) { return bit_or(bit_and(a, mask), bits); }
     template <int N>
-    static u32 shift_right(u32 a) { return _mm256_srli_epi32(a, N); }
+    static u32 shift_right(u32 a) {
+        return _mm256_srli_epi32(a, N);
+    }
 
     static u64 splat(uint64_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
     static u64 sub(u64 a, uint64_t b) { return _mm256_sub_epi64(a, splat(b)); }
@@ -52,21 +54,30 @@ struct Avx2 {
     static u64 bit_and(u64 a, uint64_t b) { return _mm256_and_si256(a, splat(b)); }
     static u64 bit_or(u64 a, uint64_t b) { return _mm256_or_si256(a, splat(b)); }
     template <int N>
-    static u64 shift_right64(u64 a) { return _mm256_srli_epi64(a, N); }
+    static u64 shift_right64(u64 a) {
+        return _mm256_srli_epi64(a, N);
+    }
     template <int Half>
-    static __m128i half(u32 a) { return Half ? _mm256_extracti128_si256(a, 1) : _mm256_castsi256_si128(a); }
+    static __m128i half(u32 a) {
+        return Half ? _mm256_extracti128_si256(a, 1) : _mm256_castsi256_si128(a);
+    }
     template <int Half>
-    static u64 sign_bits(u32 a) { return _mm256_slli_epi64(_mm256_cvtepu32_epi64(half<Half>(a)), 32); }
+    static u64 sign_bits(u32 a) {
+        return _mm256_slli_epi64(_mm256_cvtepu32_epi64(half<Half>(a)), 32);
+    }
 
     static f32 to_float(u32 a) { return _mm256_cvtepi32_ps(a); }
     static f32 as_float(u32 a) { return _mm256_castsi256_ps(a); }
     static u32 as_bits(f32 a) { return _mm256_castps_si256(a); }
     template <int Half>
     static f64 unsigned_to_double(u32 a) {  // 2^52 + a, less 2^52
-        return sub(as_double(bit_or(_mm256_cvtepu32_epi64(half<Half>(a)), uint64_t{0x4330000000000000u})), splat(0x1p52));
+        return sub(as_double(bit_or(_mm256_cvtepu32_epi64(half<Half>(a)), uint64_t{0x4330000000000000u})),
+                   splat(0x1p52));
     }
     template <int Half>
-    static f64 signed_to_double(u32 a) { return _mm256_cvtepi32_pd(half<Half>(a)); }
+    static f64 signed_to_double(u32 a) {
+        return _mm256_cvtepi32_pd(half<Half>(a));
+    }
     static f64 as_double(u64 a) { return _mm256_castsi256_pd(a); }
     static u64 as_bits(f64 a) { return _mm256_castpd_si256(a); }
 
@@ -82,8 +93,10 @@ struct Avx2 {
     // Both return the second operand when one is NaN.
     static f32 clamp(f32 v, f32 lo, f32 hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, v)); }
     static void store_blocks(float* p, const f32 (&z)[4]) {
-        const f64 a = _mm256_castps_pd(_mm256_unpacklo_ps(z[0], z[1])), b = _mm256_castps_pd(_mm256_unpackhi_ps(z[0], z[1]));
-        const f64 c = _mm256_castps_pd(_mm256_unpacklo_ps(z[2], z[3])), d = _mm256_castps_pd(_mm256_unpackhi_ps(z[2], z[3]));
+        const f64 a = _mm256_castps_pd(_mm256_unpacklo_ps(z[0], z[1])),
+                  b = _mm256_castps_pd(_mm256_unpackhi_ps(z[0], z[1]));
+        const f64 c = _mm256_castps_pd(_mm256_unpacklo_ps(z[2], z[3])),
+                  d = _mm256_castps_pd(_mm256_unpackhi_ps(z[2], z[3]));
         store(p, _mm256_castpd_ps(_mm256_unpacklo_pd(a, c)));
         store(p + 8, _mm256_castpd_ps(_mm256_unpackhi_pd(a, c)));
         store(p + 16, _mm256_castpd_ps(_mm256_unpacklo_pd(b, d)));
@@ -109,7 +122,9 @@ struct Avx2 {
         store(p + 12, _mm256_permute2f128_pd(c, d, 0x31));
     }
 
-    static f32 load_half(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+    static f32 load_half(const uint16_t* p) {
+        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    }
     static void store_half(uint16_t* p, f32 x) {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
     }

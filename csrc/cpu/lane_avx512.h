@@ -52,7 +52,9 @@ struct Avx512 {
         return _mm512_ternarylogic_epi32(a, splat(mask), splat(bits), 0xEA);
     }
     template <int N>
-    static u32 shift_right(u32 a) { return _mm512_srli_epi32(a, N); }
+    static u32 shift_right(u32 a) {
+        return _mm512_srli_epi32(a, N);
+    }
 
     static u64 splat(uint64_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
     static u64 sub(u64 a, uint64_t b) { return _mm512_sub_epi64(a, splat(b)); }
@@ -60,19 +62,29 @@ struct Avx512 {
     static u64 bit_and(u64 a, uint64_t b) { return _mm512_and_si512(a, splat(b)); }
     static u64 bit_or(u64 a, uint64_t b) { return _mm512_or_si512(a, splat(b)); }
     template <int N>
-    static u64 shift_right64(u64 a) { return _mm512_srli_epi64(a, N); }
+    static u64 shift_right64(u64 a) {
+        return _mm512_srli_epi64(a, N);
+    }
     template <int Half>
-    static __m256i half(u32 a) { return Half ? _mm512_extracti64x4_epi64(a, 1) : _mm512_castsi512_si256(a); }
+    static __m256i half(u32 a) {
+        return Half ? _mm512_extracti64x4_epi64(a, 1) : _mm512_castsi512_si256(a);
+    }
     template <int Half>
-    static u64 sign_bits(u32 a) { return _mm512_slli_epi64(_mm512_cvtepu32_epi64(half<Half>(a)), 32); }
+    static u64 sign_bits(u32 a) {
+        return _mm512_slli_epi64(_mm512_cvtepu32_epi64(half<Half>(a)), 32);
+    }
 
     static f32 to_float(u32 a) { return _mm512_cvtepi32_ps(a); }
     static f32 as_float(u32 a) { return _mm512_castsi512_ps(a); }
     static u32 as_bits(f32 a) { return _mm512_castps_si512(a); }
     template <int Half>
-    static f64 unsigned_to_double(u32 a) { return _mm512_cvtepu32_pd(half<Half>(a)); }
+    static f64 unsigned_to_double(u32 a) {
+        return _mm512_cvtepu32_pd(half<Half>(a));
+    }
     template <int Half>
-    static f64 signed_to_double(u32 a) { return _mm512_cvtepi32_pd(half<Half>(a)); }
+    static f64 signed_to_double(u32 a) {
+        return _mm512_cvtepi32_pd(half<Half>(a));
+    }
     static f64 as_double(u64 a) { return _mm512_castsi512_pd(a); }
     static u64 as_bits(f64 a) { return _mm512_castpd_si512(a); }
 
@@ -90,8 +102,10 @@ struct Avx512 {
     // Both return the second operand when one is NaN.
     static f32 clamp(f32 v, f32 lo, f32 hi) { return _mm512_min_ps(hi, _mm512_max_ps(lo, v)); }
     static void store_blocks(float* p, const f32 (&z)[4]) {
-        const f64 a = _mm512_castps_pd(_mm512_unpacklo_ps(z[0], z[1])), b = _mm512_castps_pd(_mm512_unpackhi_ps(z[0], z[1]));
-        const f64 c = _mm512_castps_pd(_mm512_unpacklo_ps(z[2], z[3])), d = _mm512_castps_pd(_mm512_unpackhi_ps(z[2], z[3]));
+        const f64 a = _mm512_castps_pd(_mm512_unpacklo_ps(z[0], z[1])),
+                  b = _mm512_castps_pd(_mm512_unpackhi_ps(z[0], z[1]));
+        const f64 c = _mm512_castps_pd(_mm512_unpacklo_ps(z[2], z[3])),
+                  d = _mm512_castps_pd(_mm512_unpackhi_ps(z[2], z[3]));
         store(p, _mm512_castpd_ps(_mm512_unpacklo_pd(a, c)));
         store(p + 16, _mm512_castpd_ps(_mm512_unpackhi_pd(a, c)));
         store(p + 32, _mm512_castpd_ps(_mm512_unpacklo_pd(b, d)));
@@ -113,14 +127,17 @@ struct Avx512 {
     static void store_blocks(double* p, const f64 (&z)[4]) {
         const f64 a = _mm512_unpacklo_pd(z[0], z[1]), b = _mm512_unpacklo_pd(z[2], z[3]);
         const f64 c = _mm512_unpackhi_pd(z[0], z[1]), d = _mm512_unpackhi_pd(z[2], z[3]);
-        const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+        const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
+                      second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
         store(p, _mm512_permutex2var_pd(a, first, b));
         store(p + 8, _mm512_permutex2var_pd(a, second, b));
         store(p + 16, _mm512_permutex2var_pd(c, first, d));
         store(p + 24, _mm512_permutex2var_pd(c, second, d));
     }
 
-    static f32 load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+    static f32 load_half(const uint16_t* p) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    }
     static void store_half(uint16_t* p, f32 x) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
     }

@@ -29,7 +29,9 @@ struct Neon {
         return {vmull_u32(vget_low_u32(x), vdup_n_u32(m)), vmull_high_u32(x, vdupq_n_u32(m))};
     }
     static word low(product_t p) { return vuzp1q_u32(vreinterpretq_u32_u64(p.first), vreinterpretq_u32_u64(p.second)); }
-    static word high(product_t p) { return vuzp2q_u32(vreinterpretq_u32_u64(p.first), vreinterpretq_u32_u64(p.second)); }
+    static word high(product_t p) {
+        return vuzp2q_u32(vreinterpretq_u32_u64(p.first), vreinterpretq_u32_u64(p.second));
+    }
     static word word_xor(word a, word b) { return veorq_u32(a, b); }
     static word word_xor(word a, word b, word c) { return veorq_u32(a, veorq_u32(b, c)); }
 
@@ -45,7 +47,9 @@ struct Neon {
     static u32 bit_xor(u32 a, u32 b) { return veorq_u32(a, b); }
     static u32 and_or(u32 a, uint32_t mask, uint32_t bits) { return bit_or(bit_and(a, mask), bits); }
     template <int N>
-    static u32 shift_right(u32 a) { return vshrq_n_u32(a, N); }
+    static u32 shift_right(u32 a) {
+        return vshrq_n_u32(a, N);
+    }
 
     static u64 splat(uint64_t x) { return vdupq_n_u64(x); }
     static u64 sub(u64 a, uint64_t b) { return vsubq_u64(a, splat(b)); }
@@ -53,19 +57,29 @@ struct Neon {
     static u64 bit_and(u64 a, uint64_t b) { return vandq_u64(a, splat(b)); }
     static u64 bit_or(u64 a, uint64_t b) { return vorrq_u64(a, splat(b)); }
     template <int N>
-    static u64 shift_right64(u64 a) { return vshrq_n_u64(a, N); }
+    static u64 shift_right64(u64 a) {
+        return vshrq_n_u64(a, N);
+    }
     template <int Half>
-    static uint32x2_t half(u32 a) { return Half ? vget_high_u32(a) : vget_low_u32(a); }
+    static uint32x2_t half(u32 a) {
+        return Half ? vget_high_u32(a) : vget_low_u32(a);
+    }
     template <int Half>
-    static u64 sign_bits(u32 a) { return vshlq_n_u64(vmovl_u32(half<Half>(a)), 32); }
+    static u64 sign_bits(u32 a) {
+        return vshlq_n_u64(vmovl_u32(half<Half>(a)), 32);
+    }
 
     static f32 to_float(u32 a) { return vcvtq_f32_s32(vreinterpretq_s32_u32(a)); }
     static f32 as_float(u32 a) { return vreinterpretq_f32_u32(a); }
     static u32 as_bits(f32 a) { return vreinterpretq_u32_f32(a); }
     template <int Half>
-    static f64 unsigned_to_double(u32 a) { return vcvtq_f64_u64(vmovl_u32(half<Half>(a))); }
+    static f64 unsigned_to_double(u32 a) {
+        return vcvtq_f64_u64(vmovl_u32(half<Half>(a)));
+    }
     template <int Half>
-    static f64 signed_to_double(u32 a) { return vcvtq_f64_s64(vmovl_s32(vreinterpret_s32_u32(half<Half>(a)))); }
+    static f64 signed_to_double(u32 a) {
+        return vcvtq_f64_s64(vmovl_s32(vreinterpret_s32_u32(half<Half>(a))));
+    }
     static f64 as_double(u64 a) { return vreinterpretq_f64_u64(a); }
     static u64 as_bits(f64 a) { return vreinterpretq_u64_f64(a); }
 

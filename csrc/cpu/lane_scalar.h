@@ -40,23 +40,33 @@ struct Scalar {
     static u32 bit_xor(u32 a, u32 b) { return a ^ b; }
     static u32 and_or(u32 a, uint32_t mask, uint32_t bits) { return (a & mask) | bits; }
     template <int N>
-    static u32 shift_right(u32 a) { return a >> N; }
+    static u32 shift_right(u32 a) {
+        return a >> N;
+    }
 
     static u64 sub(u64 a, u64 b) { return a - b; }
     static u64 bit_and(u64 a, u64 b) { return a & b; }
     static u64 bit_or(u64 a, u64 b) { return a | b; }
     template <int N>
-    static u64 shift_right64(u64 a) { return a >> N; }
+    static u64 shift_right64(u64 a) {
+        return a >> N;
+    }
     template <int Half>
-    static u64 sign_bits(u32 a) { return u64{a} << 32; }  // the top bit of each 32-bit lane as that of a 64-bit lane
+    static u64 sign_bits(u32 a) {
+        return u64{a} << 32;
+    }  // the top bit of each 32-bit lane as that of a 64-bit lane
 
     static f32 to_float(u32 a) { return static_cast<float>(static_cast<int32_t>(a)); }
     static f32 as_float(u32 a) { return bits_to_float(a); }
     static u32 as_bits(f32 a) { return float_to_bits(a); }
     template <int Half>
-    static f64 unsigned_to_double(u32 a) { return a; }
+    static f64 unsigned_to_double(u32 a) {
+        return a;
+    }
     template <int Half>
-    static f64 signed_to_double(u32 a) { return static_cast<int32_t>(a); }
+    static f64 signed_to_double(u32 a) {
+        return static_cast<int32_t>(a);
+    }
     static f64 as_double(u64 a) {
         double x;
         std::memcpy(&x, &a, 8);

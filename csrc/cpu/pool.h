@@ -6,8 +6,8 @@
 
 namespace nf {
 
-// Calls body(begin, end) over [0, total) in chunks, on all threads; on the caller's alone when there is one chunk or the
-// pool is busy with another caller. Chunks begin at multiples of `chunk`.
+// Calls body(begin, end) over [0, total) in chunks, on all threads; on the caller's alone when there is one chunk or
+// the pool is busy with another caller. Chunks begin at multiples of `chunk`.
 void parallel_for(int64_t total, int64_t chunk, const std::function<void(int64_t, int64_t)>& body);
 
 int num_threads();

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fused kernels for diffusion models: noise for free, and the same seed gives the same bits everywhere."""
 
+from . import samplers
 from .backends import info, set_num_threads, use_backend
 from .noise import NOISE_VERSION, Noise
-from .ops import philox4x32, q_sample, q_step, q_walk, randn, uniform
+from .ops import philox4x32, q_sample, q_step, q_walk, randn, uniform, update
 from .schedule import Schedule
+from .tableau import Row, Tableau
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "NOISE_VERSION",
     "Noise",
+    "Row",
     "Schedule",
+    "Tableau",
     "info",
     "philox4x32",
     "q_sample",
@@ -20,5 +24,6 @@ __all__ = [
     "randn",
     "set_num_threads",
     "uniform",
+    "update",
     "use_backend",
 ]

@@ -22,7 +22,8 @@ def float_dtype(dtype: DTypeLike, allowed: tuple[str, ...] = FLOATS) -> np.dtype
             import ml_dtypes
         except ImportError:
             raise ImportError("dtype bfloat16 needs ml_dtypes: pip install 'noisefuse[bfloat16]'") from None
-        return np.dtype(ml_dtypes.bfloat16)
+        half: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return half
     try:
         found = np.dtype(dtype)
     except TypeError:
@@ -81,7 +82,7 @@ def check_overlap(outputs: Iterable[tuple[str, Array]], inputs: Iterable[tuple[s
         for other_name, other in inputs:
             same = out.ctypes.data == other.ctypes.data and out.dtype == other.dtype and out.size == other.size
             if not same and np.may_share_memory(out, other):
-                raise ValueError(f"{name} overlaps {other_name} in part: pass {other_name} itself, or another array")
+                raise ValueError(f"{name} overlaps {other_name} in part: expected the input itself, or separate memory")
 
 
 def batch_shape(shape: tuple[int, ...], batched: bool) -> tuple[int, tuple[int, ...]]:

@@ -49,9 +49,7 @@ class Noise:
     window_shape: tuple[int, ...] | None
     window_start: tuple[int, ...]
 
-    def __init__(
-        self, seed: int | None = None, *, sample: int | ArrayLike = 0, step: int = 0, stream: int = 0
-    ) -> None:
+    def __init__(self, seed: int | None = None, *, sample: int | ArrayLike = 0, step: int = 0, stream: int = 0) -> None:
         _set(self, "seed", secrets.randbits(64) if seed is None else _checked("seed", seed, SEEDS))
         _set(self, "sample", _ids(sample))
         _set(self, "step", _checked("step", step, STEPS))
@@ -59,9 +57,7 @@ class Noise:
         _set(self, "window_shape", None)
         _set(self, "window_start", ())
 
-    def at(
-        self, *, sample: int | ArrayLike | None = None, step: int | None = None, stream: int | None = None
-    ) -> Noise:
+    def at(self, *, sample: int | ArrayLike | None = None, step: int | None = None, stream: int | None = None) -> Noise:
         """The field of the same seed (and window) at another sample, step or stream."""
         new = Noise(
             self.seed,
@@ -128,9 +124,7 @@ class Noise:
         return hash(self._key())
 
     def __repr__(self) -> str:
-        window = (
-            "" if self.window_shape is None else f".window({self.window_shape}, start={self.window_start})"
-        )
+        window = "" if self.window_shape is None else f".window({self.window_shape}, start={self.window_start})"
         ids = self.sample if isinstance(self.sample, int) else np.array2string(self.sample, threshold=6)
         parts = [f"{self.seed:#x}"]
         parts += [f"sample={ids}"] if not isinstance(self.sample, int) or self.sample else []
@@ -138,7 +132,14 @@ class Noise:
         return f"Noise({', '.join(parts)}){window}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.seed, self.sample, self.step, self.stream, self.window_shape, self.window_start)
+        return _rebuild, (
+            self.seed,
+            self.sample,
+            self.step,
+            self.stream,
+            self.window_shape,
+            self.window_start,
+        )
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"Noise is frozen: use noise.at({name}=...) for another field")

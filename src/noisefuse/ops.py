@@ -26,9 +26,10 @@ from .arrays import (
     float_dtype,
     output,
 )
-from .backends.call import AFFINE, COLUMNS, X, Z, Step, Walk
-from .noise import ELEMENTS, FIELD, SAMPLES, STEPS, UNIFORM, WALK, Noise
+from .backends.call import AFFINE, CLEAN, COLUMNS, M1, M2, PAST1, Step, Walk, X, Z
+from .noise import ELEMENTS, FIELD, SAMPLER, SAMPLES, STEPS, UNIFORM, WALK, Noise
 from .schedule import Schedule
+from .tableau import Tableau
 
 Target: TypeAlias = Literal["epsilon", "v", "velocity", "sample"]
 NoiseLike: TypeAlias = Noise | Sequence[Noise] | Array
@@ -48,10 +49,10 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     Returns:
         uint32 (..., 4).
     """
-    counter, key = _words("counter", counter, 4), _words("key", key, 2)
-    shape = np.broadcast_shapes(counter.shape[:-1], key.shape[:-1])
-    c = np.ascontiguousarray(np.broadcast_to(counter, (*shape, 4))).reshape(-1, 4)
-    k = np.ascontiguousarray(np.broadcast_to(key, (*shape, 2))).reshape(-1, 2)
+    c, k = _words("counter", counter, 4), _words("key", key, 2)
+    shape = np.broadcast_shapes(c.shape[:-1], k.shape[:-1])
+    c = np.ascontiguousarray(np.broadcast_to(c, (*shape, 4))).reshape(-1, 4)
+    k = np.ascontiguousarray(np.broadcast_to(k, (*shape, 2))).reshape(-1, 2)
     words: NDArray[np.uint32] = backends.current().philox(c, k)
     return words.reshape(*shape, 4)
 
@@ -97,13 +98,13 @@ def uniform(
 @overload
 def q_sample(
     x0: Array, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, target: None = None,
-    scale: float | None = None, offset: float | None = None, dtype: DTypeLike = None, batched: bool = True,
+    scale: float | None = None, offset: float | None = None, dtype: DTypeLike | None = None, batched: bool = True,
     out: Array | None = None, target_out: None = None,
 ) -> Array: ...  # fmt: skip
 @overload
 def q_sample(
     x0: Array, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    scale: float | None = None, offset: float | None = None, dtype: DTypeLike = None, batched: bool = True,
+    scale: float | None = None, offset: float | None = None, dtype: DTypeLike | None = None, batched: bool = True,
     out: Array | None = None, target_out: Array | None = None,
 ) -> tuple[Array, Array]: ...  # fmt: skip
 def q_sample(
@@ -115,7 +116,7 @@ def q_sample(
     target: Target | None = None,
     scale: float | None = None,
     offset: float | None = None,
-    dtype: DTypeLike = None,
+    dtype: DTypeLike | None = None,
     batched: bool = True,
     out: Array | None = None,
     target_out: Array | None = None,
@@ -143,13 +144,13 @@ def q_sample(
     """
     if (
         (short_cut := backends.short_cut) is not None
-        and target is scale is offset is dtype is target_out is None
+        and (target, scale, offset, dtype, target_out) == (None,) * 5
         and batched is True
         and type(schedule) is Schedule
         and type(noise) is Noise
     ):
         table = vars(schedule).get("_forward32") or _forward32(schedule)
-        done: Array = short_cut(x0, t, *table, noise, out)
+        done: Array = short_cut(*table, t, x0, None, None, noise, -1, out, None)
         if done is not NotImplemented:
             return done
     return _q_sample(x0, t, schedule, noise, target, scale, offset, dtype, batched, out, target_out)
@@ -173,10 +174,10 @@ def q_step(
     """
     _need_schedule(schedule)
     x = as_array("x", x)
-    t_index = _index(t, len(schedule), x.shape)
+    t_index = _index("t", t, len(schedule), x.shape)
     rows = _rows({OUT_X: schedule.step_coefficients()[0], OUT_Z: schedule.step_coefficients()[1]})
     names, z = _noise(noise, x.shape, x.dtype, batched, WALK, last_step=_last(t_index))
-    call = _call(x, z, rows, t_index, names, batched, x.dtype, (out, None), step_by_index=True)
+    call = _call(x, z, rows, t_index, names, batched, x.dtype, (out,), step_by_index=True)
     return _run(call)[0]
 
 
@@ -225,6 +226,54 @@ def q_walk(
     )  # fmt: skip
     backends.current().walk(Walk(first, slots))
     return result
+
+
+def update(
+    table: Tableau,
+    i: ArrayLike,
+    x: Array,
+    model_output: Array | tuple[Array, Array] | None = None,
+    *,
+    past: Sequence[Array] = (),
+    noise: NoiseLike | None = None,
+    out: Array | None = None,
+    aux_out: Sequence[Array] = (),
+) -> Array:
+    """One row of a tableau in one pass: D = clamp(affine of x, m1, m2), then affine forms of everything plus noise.
+
+    Args:
+        table: the rows; `print(table)` shows them as equations.
+        i: integers, the row: a scalar, (B,) or any prefix of x's shape.
+        x: float32, float64, float16 or bfloat16, any strides (others than C order are copied first).
+        model_output: m1, or (m1, m2), of x's shape; another float dtype than x's is converted first.
+        past: past1 .. past4, the newest first, of x's shape and dtype.
+        noise: Noise, a list of one for each row of x, or an array of x's shape. A Noise of stream 0: z is the field of
+            stream 3 at step `noise.step + i`. None where the rows taken draw nothing.
+        out, aux_out: where to write the result and up to two auxiliary outputs; C-contiguous, of x's shape and dtype. Each
+            may be exactly one of the inputs.
+
+    Returns:
+        out.
+
+    Raises:
+        IndexError: a row that the table does not have. TypeError, ValueError: what was given and what was expected;
+        nothing is written then.
+    """
+    if (short_cut := backends.short_cut) is not None and type(table) is Tableau:
+        rows = vars(table).get("_rows32") or _rows32(table)
+        done: Array = short_cut(*rows, i, x, model_output, past, noise, SAMPLER, out, aux_out)
+        if done is not NotImplemented:
+            return done
+    return _update(table, i, x, model_output, past, noise, out, aux_out)
+
+
+def _words(name: str, words: ArrayLike, n: int) -> NDArray[np.uint32]:
+    values = np.asarray(words)
+    if values.dtype.kind not in "iu" or values.ndim == 0 or values.shape[-1] != n:
+        raise TypeError(f"{name}: expected uint32 (..., {n}), got {values.dtype} of shape {values.shape}")
+    if values.size and (int(values.min()) < 0 or int(values.max()) >= 1 << 32):
+        raise OverflowError(f"{name}: expected words in [0, 2^32), got {values.min()} to {values.max()}")
+    return values.astype(np.uint32)
 
 
 # ---------------------------------------------------------------------------------------------------------- rows
@@ -278,6 +327,19 @@ def _forward32(schedule: Schedule) -> tuple[NDArray[np.float32], int]:
     return table
 
 
+def _table_rows(table: Tableau) -> Rows:
+    flags = np.frombuffer(table.present.tobytes(), np.bool_)
+    return Rows(table.numbers, sum(1 << column for column in np.flatnonzero(flags).tolist()))
+
+
+def _rows32(table: Tableau) -> tuple[NDArray[np.float32], int]:
+    """A table's rows for the short cut, kept with the table, which never changes."""
+    rows = _table_rows(table)
+    rounded: tuple[NDArray[np.float32], int] = (rows.table.astype(np.float32), rows.present)
+    vars(table)["_rows32"] = rounded
+    return rounded
+
+
 # ---------------------------------------------------------------------------------------------------------- times
 
 
@@ -286,25 +348,26 @@ def _need_schedule(schedule: object) -> None:
         raise TypeError(f"schedule: expected a noisefuse.Schedule, got {type(schedule).__name__}")
 
 
-def _times(t: ArrayLike, shape: tuple[int, ...]) -> tuple[Array, int]:
-    """t as an array, and how many elements of x each of its entries covers."""
+def _segments(name: str, t: ArrayLike, shape: tuple[int, ...]) -> tuple[Array, int]:
+    """t as a flat array, and how many elements of x each of its entries covers."""
     times = np.asarray(t)
     if times.dtype.kind not in "iuf":
-        raise TypeError(f"t: expected integers or floats, got {times.dtype if times.dtype != object else repr(t)}")
+        raise TypeError(f"{name}: expected integers or floats, got {times.dtype if times.dtype != object else repr(t)}")
     if times.size == 1:
         return times.reshape(1), max(1, count(shape))
     if shape[: times.ndim] != times.shape:
-        raise ValueError(f"t: expected a scalar or a shape that begins x's shape {shape}, got {times.shape}")
+        raise ValueError(f"{name}: expected a scalar or a shape that begins x's shape {shape}, got {times.shape}")
     return np.ascontiguousarray(times).reshape(-1), max(1, count(shape[times.ndim :]))
 
 
-def _index(t: ArrayLike, n: int, shape: tuple[int, ...]) -> Index:
-    times, segment = _times(t, shape)
+def _index(name: str, t: ArrayLike, n: int, shape: tuple[int, ...]) -> Index:
+    """Checked row numbers 0 <= t < n."""
+    times, segment = _segments(name, t, shape)
     if times.dtype.kind == "f":
-        raise TypeError(f"t: expected integers, an index into the schedule, got {times.dtype}")
+        raise TypeError(f"{name}: expected integers below {n}, got {times.dtype}")
     bad = (times < 0) | (times >= n)
     if bad.any():
-        raise IndexError(f"t = {times[bad][0]} is out of range: the schedule has {n} steps, 0 <= t < {n}")
+        raise IndexError(f"{name} = {times[bad][0]} is out of range: there are {n} steps, 0 <= {name} < {n}")
     return Index(times.astype(np.int64), segment)
 
 
@@ -318,7 +381,7 @@ def _keep(keep: Sequence[int] | None, n: int) -> NDArray[np.int64]:
         raise TypeError(f"keep: expected a sequence of integers, got {keep!r}")
     bad = (kept < 0) | (kept >= n)
     if bad.any():
-        raise IndexError(f"keep: t = {kept[bad][0]} is out of range: the schedule has {n} steps, 0 <= t < {n}")
+        raise IndexError(f"keep: t = {kept[bad][0]} is out of range: there are {n} steps, 0 <= t < {n}")
     kept = kept.astype(np.int64)
     if (np.diff(kept) <= 0).any():
         raise ValueError(f"keep: expected strictly increasing times, got {keep!r}")
@@ -363,9 +426,7 @@ def _noise(
     return tuple(n if any_stream and n.stream else n.at(stream=stream) for n in names), None
 
 
-def _check_name(
-    noise: Noise, rows: int, sample_shape: tuple[int, ...], last_step: int, any_stream: bool
-) -> None:
+def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_step: int, any_stream: bool) -> None:
     noise.check_shape(sample_shape)
     if noise.window_shape is None and count(sample_shape) > ELEMENTS:
         raise OverflowError(f"a sample of shape {sample_shape} has more than 2^34 elements")
@@ -423,7 +484,7 @@ def _q_sample(
     target: Target | None,
     scale: float | None,
     offset: float | None,
-    dtype: DTypeLike,
+    dtype: DTypeLike | None,
     batched: bool,
     out: Array | None,
     target_out: Array | None,
@@ -438,18 +499,74 @@ def _q_sample(
         raise ValueError("target_out: given without target=")
     scale = _finite("scale", scale, 1 / 127.5 if is_bytes else 1.0)
     offset = _finite("offset", offset, -1.0 if is_bytes else 0.0)
-    times, _ = _times(t, x.shape)
+    times, _ = _segments("t", t, x.shape)
     if times.dtype.kind == "f":  # a row for each time
         alpha, sigma = schedule(times)
-        index = _index(np.arange(times.size).reshape(np.shape(t)), max(1, times.size), x.shape)
+        index = _index("t", np.arange(times.size).reshape(np.shape(t)), times.size, x.shape)
     else:
         alpha, sigma = schedule.alpha, schedule.sigma
-        index = _index(t, len(schedule), x.shape)
+        index = _index("t", t, len(schedule), x.shape)
     rows = _forward(alpha, sigma, target, scale, offset)
     names, z = _noise(noise, x.shape, kind, batched, FIELD, any_stream=True)
-    call = _call(x, z, rows, index, names, batched, kind, (out, target_out), two=target is not None)
+    call = _call(x, z, rows, index, names, batched, kind, (out, target_out)[: 1 if target is None else 2])
     results = _run(call)
     return results[0] if target is None else (results[0], results[1])
+
+
+def _update(
+    table: Tableau,
+    i: ArrayLike,
+    x: Array,
+    model_output: Array | tuple[Array, Array] | None,
+    past: Sequence[Array],
+    noise: NoiseLike | None,
+    out: Array | None,
+    aux_out: Sequence[Array],
+) -> Array:
+    if not isinstance(table, Tableau):
+        raise TypeError(f"table: expected a noisefuse.Tableau, got {type(table).__name__}")
+    x = as_array("x", x)
+    index = _index("i", i, len(table), x.shape)
+    models = model_output if isinstance(model_output, tuple) else (model_output,)
+    if len(models) > 2 or len(past) > 4 or len(aux_out) > 2:
+        raise ValueError(
+            f"expected at most 2 model outputs, 4 past arrays and 2 auxiliary outputs, "
+            f"got {len(models)}, {len(past)} and {len(aux_out)}"
+        )
+    given = {M1 + n: _like(f"m{n + 1}", m, x, FLOATS) for n, m in enumerate(models) if m is not None}
+    given |= {PAST1 + n: _like(f"past{n + 1}", p, x, (x.dtype.name,)) for n, p in enumerate(past)}
+    rows = _table_rows(table)
+    no_names: tuple[Noise, ...] = ()
+    draws = bool(table.numbers[np.unique(index.values)][:, [first + 1 + Z for first in AFFINE]].any())
+    if noise is None:
+        if draws:
+            raise TypeError("noise: the row draws noise; expected a Noise or an array, got None")
+        rows = Rows(rows.table, rows.present & ~sum(1 << (first + 1 + Z) for first in AFFINE))
+        names, z = no_names, None
+    else:
+        names, z = _noise(noise, x.shape, x.dtype, True, SAMPLER, last_step=_last(index))
+    for slot, name in enumerate(("x", "m1", "m2", None, "past1", "past2", "past3", "past4")):
+        if name and _reads(rows, slot) and slot not in given and slot != X:
+            raise TypeError(f"{name}: the table reads it; expected an array of shape {x.shape}, got none")
+    if not _reads(rows, Z):
+        names, z = no_names, None
+    call = _call(
+        x, z, rows, index, names, True, x.dtype, (out, *aux_out), step_by_index=True,
+        others={slot: a for slot, a in given.items() if _reads(rows, slot)},
+    )  # fmt: skip
+    return _run(call)[0]
+
+
+def _reads(rows: Rows, slot: int) -> bool:
+    firsts = (*AFFINE, CLEAN) if slot <= M2 else AFFINE
+    return any(rows.present >> (first + 1 + slot) & 1 for first in firsts)
+
+
+def _like(name: str, a: object, x: Array, allowed: tuple[str, ...]) -> Array:
+    array = as_array(name, a, allowed)
+    if array.shape != x.shape:
+        raise ValueError(f"{name}: expected shape {x.shape}, got {array.shape}")
+    return contiguous(array.astype(x.dtype, copy=False))
 
 
 def _finite(name: str, value: float | None, default: float) -> float:
@@ -461,10 +578,9 @@ def _finite(name: str, value: float | None, default: float) -> float:
     return number
 
 
-def _inputs(x: Array | None, z: Array | None) -> tuple[Array | None, ...]:
-    slots: list[Array | None] = [None] * 9
-    slots[X], slots[Z] = x, z
-    return tuple(slots)
+def _inputs(x: Array | None, z: Array | None, others: dict[int, Array] | None = None) -> tuple[Array | None, ...]:
+    slots: dict[int, Array | None] = {X: x, Z: z, **(others or {})}
+    return tuple(slots.get(slot) for slot in range(9))
 
 
 def _call(
@@ -475,29 +591,27 @@ def _call(
     names: tuple[Noise, ...],
     batched: bool,
     dtype: np.dtype[Any],
-    outs: tuple[Array | None, Array | None],
+    outs: Sequence[Array | None],
     *,
-    two: bool = False,
+    others: dict[int, Array] | None = None,
     step_by_index: bool = False,
 ) -> Step:
-    """The checked call, with every output made and every input where a kernel can read it."""
-    first = output("out", outs[0], x.shape, dtype)
-    second = output("target_out", outs[1], x.shape, dtype) if two else None
+    """The checked call: every output made (`outs` says how many), every input where a kernel can read it."""
+    labels = ("out", "aux_out[0]", "aux_out[1]") if others is not None else ("out", "target_out")
+    results = [output(label, out, x.shape, dtype) for label, out in zip(labels, outs, strict=False)]
     # float64 arithmetic reads float64, float32 and uint8; float32 arithmetic all but float64.
-    if dtype == np.float64 and x.dtype.itemsize == 2:
-        x = x.astype(np.float32)
-    elif dtype != np.float64 and x.dtype == np.float64:
-        x = x.astype(np.float32)
-    x, z = contiguous(x), None if z is None else contiguous(z)
-    written = [("out", first)] + ([] if second is None else [("target_out", second)])
-    check_overlap(written, [("x", x)] + ([] if z is None else [("noise", z)]))
+    if (dtype == np.float64) != (x.dtype == np.float64) and x.dtype != np.uint8:
+        x = x if x.dtype == np.float32 else x.astype(np.float32)
+    inputs = _inputs(contiguous(x), None if z is None else contiguous(z), others)
+    check_overlap(zip(labels, results, strict=False), [("an input", a) for a in inputs if a is not None])
     values = index.values
-    if any(np.may_share_memory(values, out) for _, out in written):
+    if any(np.may_share_memory(values, out) for out in results):
         values = values.copy()
     batch, sample_shape = batch_shape(x.shape, batched)
+    padded: list[Array | None] = [*results, None, None]
     return Step(
         batch, count(sample_shape), sample_shape, rows.table, rows.present, values, index.segment,
-        _inputs(x, z), (first, second, None), "none" if z is not None else "normal", step_by_index, names,
+        inputs, tuple(padded[:3]), "normal" if names else "none", step_by_index, names,
     )  # fmt: skip
 
 

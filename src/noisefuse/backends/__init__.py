@@ -29,7 +29,7 @@ NAMES = ("native", "reference")
 
 _current: tuple[str, Any] | None = None
 
-# The q_sample of the backend in use for plain arguments, if it has one: it checks them itself or declines.
+# The backend's `row` for plain arguments, if it has one: it checks them itself, or declines with NotImplemented.
 short_cut: Callable[..., Any] | None = None
 
 
@@ -70,7 +70,7 @@ def _select(name: str) -> tuple[str, Any]:
     global _current, short_cut
     module = _load(name)
     _current = name, module
-    short_cut = getattr(module, "q_sample", None)
+    short_cut = getattr(module, "row", None)
     return _current
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the array API hands to a backend: plain, frozen values, already checked. Every backend takes the same ones."""
+"""What the array API hands to a backend, the same for all of them: plain, frozen values, already checked."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ AFFINE = (6, 16, 26)  # column of the constant k of each output's form
 
 # The values that a form can hold, in the order of its columns after the constant.
 X, M1, M2, D, PAST1, PAST2, PAST3, PAST4, Z = range(9)
+# The contract's order of terms, which is not that of the columns.
+ORDER = (Z, D, PAST4, PAST3, PAST2, PAST1, M2, M1, X)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One pass over `batch` samples of `size` elements: a row of numbers for every element, and the noise it draws.
+    """One pass over `batch` samples of `size` elements: a row of numbers for each element, and its noise.
 
-    rows are float64, unrounded; float32 arithmetic rounds each coefficient once. A column whose bit of `present` is 0
-    is neither multiplied nor is its input read. An output may be exactly one of the inputs, and all of a pass is then
-    computed as if the inputs had been copied first.
+    The rows are float64, unrounded; float32 arithmetic rounds each coefficient once. A column whose bit of
+    `present` is 0 is not multiplied, and its input not read; a clamp counts where either bound does, and takes
+    both from the row. An output may be exactly one of the inputs: each element is read before it is stored.
     """
 
     batch: int
@@ -37,9 +39,7 @@ class Step:
     sample_shape: tuple[int, ...]  # of one sample, without the batch axis; its product is `size`
     rows: NDArray[np.float64]  # (n, 36)
     present: int  # bit c: column c counts
-    index: NDArray[
-        np.int64
-    ]  # row of each segment of `segment` elements, in the flat order over batch and size
+    index: NDArray[np.int64]  # row of each segment of `segment` elements, in the flat order over batch and size
     segment: int
     inputs: tuple[Array | None, ...]  # nine, by slot: x, m1, m2, None (D is computed), past1 .. past4, z
     outputs: tuple[Array | None, ...]  # three; float64 outputs mean float64 arithmetic, all others float32
@@ -52,8 +52,8 @@ class Step:
 class Walk:
     """x_t = a_t x_(t-1) + s_t z_t for t = 0 .. T - 1 with step words noise.step + t.
 
-    `first` holds x0 in inputs[0]; row t of its rows (T, 36) holds a_t in column 7 (out.x) and s_t in column 15 (out.z);
-    outputs[0] has `rows kept` x batch x size elements. Its index, segment and present play no part.
+    `first` holds x0 in inputs[0]; row t of its rows (T, 36) holds a_t in column 7 (out.x), s_t in column 15
+    (out.z); outputs[0] has kept times x batch x size elements. Its index, segment and present play no part.
     """
 
     first: Step

@@ -17,7 +17,7 @@ from .call import Step, Walk
 if isa := os.environ.get("NOISEFUSE_ISA"):
     _native.use_isa(isa)
 
-q_sample = _native.q_sample
+row = _native.row
 
 DRAWS = {"none": 0, "normal": 1, "uniform": 2}
 

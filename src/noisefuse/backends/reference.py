@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -13,43 +12,42 @@ from numpy.typing import NDArray
 
 from ..noise import Noise
 from . import spec
-from .call import AFFINE, CLEAN, HIGH, LOW, Array, D, Step, Walk, X, Z
+from .call import AFFINE, CLEAN, HIGH, LOW, ORDER, Array, D, Step, Walk, X, Z
 
 CHUNK = 1 << 15  # elements at a time: some forty temporaries of 256 KiB at most
 
 # ---- fma ---------------------------------------------------------------------------------------------------
-# NumPy has none. The sum is rounded to odd, to more digits than asked for: of the two neighbours of an inexact sum the
-# one whose last bit is 1. So it never looks like a tie, and rounding it again is the one rounding of an fma.
-# Boldo and Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd" (2008).
+# NumPy has none. The sum is first rounded to odd, with digits to spare: of the two neighbours of an inexact
+# sum to the one whose last bit is 1. It then never looks like a tie, and the rounding that follows is that of
+# an fma. Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums" (IEEE Trans. Comput., 2008).
 
 
 def fma(a: Any, b: Any, c: Any) -> Array:
-    """a b + c, rounded once to nearest even, as IEEE-754's fusedMultiplyAdd; for all values, float32 or float64.
+    """a b + c, rounded once to nearest even: IEEE-754's fusedMultiplyAdd, for float32 or float64.
 
-    Infinite and NaN as there (the sign and payload of a NaN are not promised), subnormals and overflow too.
+    All values: subnormals, overflow, infinities, signed zeros. Sign and payload of a NaN are not promised.
     """
     with np.errstate(all="ignore"):
         return fma32(a, b, c) if np.result_type(a, b, c) == np.float32 else fma64(a, b, c)
 
 
 def fma32(a: Any, b: Any, c: Any) -> Array:
-    """The product of two float32 is exact in float64, whose 53 bits are more than the 24 + 2 that a rounding needs."""
-    return odd_sum(np.multiply(a, b, dtype=np.float64), np.float64(c)).astype(np.float32)
+    """The product is exact in float64, and 53 bits are more than the 24 + 2 that the last rounding needs."""
+    return odd_sum(np.multiply(a, b, dtype=np.float64), np.asarray(c, np.float64)).astype(np.float32)
 
 
 def fma64(a: Any, b: Any, c: Any) -> Array:
-    """Exact product, exact sums, round to odd where exponents leave room for the parts; the rest one by one."""
+    """Exact product, exact sums, round to odd, where exponents leave room for the parts; else one by one."""
     a, b, c = np.broadcast_arrays(*map(np.float64, (a, b, c)))
     product, tail = two_product(a, b)
-    upper, c_tail = two_sum(c, tail)
-    upper, rest = two_sum(product, upper)
-    result = np.asarray(upper + odd_sum(c_tail, rest))
+    middle, rest1 = two_sum(c, tail)
+    upper, rest2 = two_sum(product, middle)
+    result = np.asarray(upper + odd_sum(rest1, rest2))
 
-    plain = (
-        (a == 0) | (b == 0) | ~np.isfinite(a) | ~np.isfinite(b)
-    )  # here the product is exact, and one rounding left
+    # Where the product is 0, infinite or NaN by itself, the sum is the only rounding.
+    plain = (a == 0) | (b == 0) | ~np.isfinite(a) | ~np.isfinite(b)
     np.copyto(result, product + c, where=plain)
-    # two_product: splitting needs |a|, |b| < 2^996, and the tail, down to 2^-105 |product|, must not underflow.
+    # Splitting needs |a|, |b| < 2^996, and the tail, down to 2^-105 |product|, must not underflow.
     room = np.maximum(abs(a), abs(b)) <= 2.0**990
     room &= (abs(product) >= 2.0**-960) & (np.maximum(abs(product), abs(c)) <= 2.0**1000)
     rare = ~(plain | room)
@@ -66,7 +64,7 @@ def exact_fma(a: float, b: float, c: float) -> float:
     try:
         return total.numerator / total.denominator
     except OverflowError:
-        return math.copysign(math.inf, total.numerator)
+        return math.inf if total > 0 else -math.inf
 
 
 def two_product(a: Array, b: Array) -> tuple[Array, Array]:
@@ -118,10 +116,8 @@ def field(
 ) -> Array:
     """The values of one Noise, by entry of axis 0, place in the sample and steps after noise.step."""
     element = elements(noise, call.sample_shape, place)
-    if isinstance(noise.sample, int):
-        sample = entry.astype(np.uint64) + np.uint64(noise.sample)
-    else:
-        sample = noise.sample[entry]
+    first = noise.sample
+    sample = np.uint64(first) + entry.astype(np.uint64) if isinstance(first, int) else first[entry]
     counter = SPEC.counter(element, noise.step + later, sample, noise.stream, 0)
     words = np.stack(np.broadcast_arrays(*counter), axis=-1)
     # Neighbours share a block: each block is made once.
@@ -136,14 +132,15 @@ def block_values(counter: NDArray[np.uint32], key: NDArray[np.uint32], draw: str
     """The four values of each block, (n, 4)."""
     w = SPEC.philox4x32(*counter.T, *key.T)
     if real is np.float32:
-        pairs = (SPEC.normal_pair32(*w[:2]), SPEC.normal_pair32(*w[2:])) if draw == "normal" else ()
-        uniforms = map(SPEC.uniform32, w) if draw == "uniform" else ()
-    else:
+        words: list[tuple[Any, ...]] = [(word,) for word in w]
+        normal_pair, uniform = SPEC.normal_pair32, SPEC.uniform32
+    else:  # the same counter with low = 1 has the lower halves
         v = SPEC.philox4x32(*(counter | np.array([0, 0, 0, 1 << 31], np.uint32)).T, *key.T)
-        both = [word for halves in zip(w, v, strict=True) for word in halves]
-        pairs = (SPEC.normal_pair64(*both[:4]), SPEC.normal_pair64(*both[4:])) if draw == "normal" else ()
-        uniforms = map(SPEC.uniform64, w, v) if draw == "uniform" else ()
-    return np.stack([*(z for pair in pairs for z in pair), *uniforms], axis=-1)
+        words = list(zip(w, v, strict=True))
+        normal_pair, uniform = SPEC.normal_pair64, SPEC.uniform64
+    if draw == "uniform":
+        return np.stack([uniform(*word) for word in words], axis=-1)
+    return np.stack([*normal_pair(*words[0], *words[1]), *normal_pair(*words[2], *words[3])], axis=-1)
 
 
 def drawn(call: Step, at: NDArray[np.int64], later: Any, real: type) -> Array:
@@ -153,9 +150,9 @@ def drawn(call: Step, at: NDArray[np.int64], later: Any, real: type) -> Array:
         return field(call, call.noise[0], entry, place, later, real)
     later = np.broadcast_to(later, at.shape)
     parts = []
-    for b in range(entry[0], entry[-1] + 1):  # row b equals the call with its Noise alone
-        mine = entry == b
-        parts.append(field(call, call.noise[b], 0 * entry[mine], place[mine], later[mine], real))
+    for mine in np.split(np.arange(len(at)), np.flatnonzero(np.diff(entry)) + 1):
+        noise = call.noise[entry[mine[0]]]  # row b equals the call of one row with this Noise
+        parts.append(field(call, noise, 0 * mine, place[mine], later[mine], real))
     return np.concatenate(parts)
 
 
@@ -187,11 +184,11 @@ def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> li
         values[Z] = drawn(call, at, row if call.step_by_index else 0, real)
 
     def form(first: int, slots: int) -> Array:
-        terms = [s for s in reversed(range(slots)) if call.present >> (first + 1 + s) & 1]
+        terms = [slot for slot in ORDER if slot < slots and call.present >> (first + 1 + slot) & 1]
         constant = bool(call.present >> first & 1)
         k = rows[row, first] if constant else np.zeros(len(at), real)
-        c = [rows[row, first + 1 + s] for s in terms]
-        return np.asarray(SPEC.affine(constant, k, len(terms), c, [values[s] for s in terms]))
+        c = [rows[row, first + 1 + slot] for slot in terms]
+        return np.asarray(SPEC.affine(constant, k, len(terms), c, [values[slot] for slot in terms]))
 
     wanted = [output is not None for output in call.outputs]
     if any(want and call.present >> (first + 1 + D) & 1 for want, first in zip(wanted, AFFINE, strict=True)):
@@ -202,7 +199,7 @@ def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> li
 
 
 def walk(call: Walk) -> None:
-    """Computes the kept times of a random walk. The state is never rounded to 16 bits, only what is stored."""
+    """Computes the kept times of a random walk. Only what is stored is rounded to 16 bits, not the state."""
     first, x0, out = call.first, call.first.inputs[X], call.first.outputs[0]
     assert x0 is not None
     assert out is not None

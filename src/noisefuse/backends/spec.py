@@ -2,12 +2,13 @@
 """The noise contract in Python: philox, words to normals and uniforms, the affine forms of a row.
 
 The same text runs on NumPy arrays (reference.py) and, compiled by Numba, on scalars: `bind` gives it the two
-operations that differ. csrc/core states the same mathematics in C++ on purpose; the two are compared bit for bit.
+operations that differ. csrc/core states the same mathematics in C++ on purpose: the tests compare all bits.
 
-Only IEEE-754 correctly rounded + - * fma sqrt, conversions and bit operations are used. Every inexact product that
-meets a sum is an fma; a product by a power of two is exact here, so there a plain sum has the same bits.
+Only IEEE-754 correctly rounded + - * fma sqrt, conversions and bit operations are used. Every inexact product
+that meets a sum is an fma; a product by a power of two is exact here, so there a plain sum has the same bits.
 
-In Numba an operation on uint32 has a uint64 result: hence the many uint32(...), each the "mod 2^32" of the mathematics.
+Numba asks for two habits. Its sums of uint32 are uint64, so uint32(...) says "mod 2^32" (NumPy wraps anyway);
+and `view` must directly follow a conversion.
 """
 
 from __future__ import annotations
@@ -46,10 +47,8 @@ def mul32(a: Words, m: Any) -> tuple[Words, Words]:
     return uint32(product >> uint64(32)), uint32(product)
 
 
-def philox4x32(
-    c0: Words, c1: Words, c2: Words, c3: Words, k0: Words, k1: Words
-) -> tuple[Words, Words, Words, Words]:
-    """Philox4x32-10 of the counter (c0, c1, c2, c3) and the key (k0, k1): Salmon et al. (SC11), section 3.3."""
+def philox4x32(c0: Words, c1: Words, c2: Words, c3: Words, k0: Words, k1: Words) -> tuple[Words, Words, Words, Words]:
+    """Philox4x32-10 of a counter (c0, c1, c2, c3) and a key (k0, k1): Salmon et al. (SC11), section 3.3."""
     for _ in range(10):
         high0, low0 = mul32(c0, M0)
         high1, low1 = mul32(c2, M1)
@@ -61,7 +60,7 @@ def philox4x32(
 def counter(
     element: Integers, step: Integers, sample: Integers, stream: Integers, low: Integers
 ) -> tuple[Words, Words, Words, Words]:
-    """Of the block that holds this element of the sample; low = 1 names the further digits that float64 takes."""
+    """Of the block that holds this element of the sample; low = 1: the further digits that float64 takes."""
     tag = uint64(low) << uint64(31) | uint64(stream) << uint64(24) | uint64(sample) >> uint64(32)
     return uint32(uint64(element) >> uint64(2)), uint32(step), uint32(uint64(sample)), uint32(tag)
 
@@ -75,7 +74,8 @@ def _reals(kind: Callable[[float], Any], *hexadecimal: str) -> tuple[Any, ...]:
 
 
 # fmt: off
-# Minimax polynomials (Remez), lowest power first: -2 ln(1 + r) / r on [-1/3, 1/3]; cos(pi t) and sin(pi t) / t in t^2.
+# Minimax polynomials (Remez), lowest power first:
+# -2 ln(1 + r) / r on [-1/3, 1/3]; sin(pi t) / t and cos(pi t) in t^2 on [0, 1/4].
 LOG1P32 = _reals(
     float32,
     "-0x1.000000p+1", "0x1.ffffe2p-1", "-0x1.555394p-1", "0x1.001378p-1", "-0x1.9a3d70p-2",
@@ -121,11 +121,14 @@ def polynomial(x: Reals, c: tuple[Any, ...]) -> Reals:
 
 def power_of_two(n: Integers) -> Reals:
     """2^n in float64, for -1022 <= n <= 1023: n goes where the exponent is."""
-    return ((int64(n) + int64(1023)) << int64(52)).view(float64)
+    return int64(int64(n + 1023) << 52).view(float64)
 
 
 def radius32(w: Words) -> Reals:
-    """sqrt(-2 ln U), U = (w + 1/2) / 2^32, within 2.5 ulp: -2 ln U = -e ln 4 - 2 ln(1 + r), r rounded once."""
+    """sqrt(-2 ln U), U = (w + 1/2) / 2^32 = 2^e (1 + r), within 2.5 ulp.
+
+    -2 ln U = -e ln 4 - 2 ln(1 + r). r is rounded once, also near U = 1, where the logarithm vanishes.
+    """
     exact = float64(w) + 0.5
     e = (float32(exact).view(int32) - TWO_THIRDS32) >> int32(23)
     r = float32(exact * power_of_two(-32 - e) - 1.0)
@@ -133,10 +136,10 @@ def radius32(w: Words) -> Reals:
 
 
 def radius64(w: Words, v: Words) -> Reals:
-    """sqrt(-2 ln U), U = (2^32 w + v + 1/2) / 2^64, within 2.5 ulp. The parts of U are exact; u and r round once."""
+    """sqrt(-2 ln U), U = (2^32 w + v + 1/2) / 2^64, within 2.5 ulp. U is kept in two exact parts."""
     high, low = float64(w), float64(v) + 0.5
     u = high * 2.0**32 + low
-    e = (u.view(int64) - TWO_THIRDS64) >> int64(52)
+    e = (float64(u).view(int64) - TWO_THIRDS64) >> int64(52)
     r = (high * power_of_two(-32 - e) - 1.0) + low * power_of_two(-64 - e)
     return sqrt(fma(float64(e), -LN4_64, r * polynomial(r, LOG1P64)))
 
@@ -156,7 +159,7 @@ def circle32(w: Words) -> tuple[Reals, Reals]:
 
 def circle64(w: Words, v: Words) -> tuple[Reals, Reals]:
     """cos and sin of 2 pi V, V = (2^32 w + v + 1/2) / 2^64, within 2^-51."""
-    t = float64((join(w, v) * uint64(2) + uint64(1)).view(int64)) * 2.0**-64
+    t = float64(uint64(join(w, v) * uint64(2) + uint64(1)).view(int64)) * 2.0**-64
     return circle(t, (w >= QUARTER) & (w < THREE_QUARTERS), COS64, SIN64)
 
 
@@ -193,7 +196,7 @@ def uniform64(w: Words, v: Words) -> Reals:
 
 
 def affine(constant: bool, k: Reals, n: int, c: Sequence[Reals], v: Sequence[Reals]) -> Reals:
-    """k + c[0] v[0] + ... + c[n - 1] v[n - 1], in the contract's order of terms: z, D, past4 .. past1, m2, m1, x.
+    """k + c[0] v[0] + ... + c[n - 1] v[n - 1]; the contract's order is z, D, past4 .. past1, m2, m1, x.
 
     Without a constant the first term is a product, so that no zero is added to it (-0 + 0 is +0). No term: k.
     """
@@ -231,9 +234,7 @@ _FUNCTIONS: tuple[Any, ...] = (
 )
 
 
-def bind(
-    fma: Any, select: Any, compiled: Callable[[Any], Any] = lambda function: function
-) -> SimpleNamespace:
+def bind(fma: Any, select: Any, compiled: Callable[[Any], Any] = lambda function: function) -> SimpleNamespace:
     """The functions above over these two primitives, each passed through `compiled` (numba.njit, say)."""
     scope = {**globals(), "fma": fma, "select": select}
     for function in _FUNCTIONS:

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine: a tableau, run step by step. What a run remembers lives in an explicit ``State``."""
+
+from __future__ import annotations
+
+import importlib
+import operator
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from . import ops
+from .noise import SAMPLER, START, Noise
+from .tableau import OUTPUTS, Row, Tableau, x
+from .views import guidance
+
+__all__ = ["Sampler", "State"]
+
+Array: TypeAlias = Any  # NumPy, CuPy, torch: what ops.update accepts
+Noises: TypeAlias = Noise | list[Noise] | tuple[Noise, ...]
+
+
+class State:
+    """The history of one run: arrays that earlier rows kept, the newest first. Made by ``Sampler.state``."""
+
+    __slots__ = ("past", "spare")
+
+    def __init__(self, past: list[Array], spare: list[Array]) -> None:
+        self.past = past
+        self.spare = spare
+
+    def push(self, count: int) -> None:
+        """The first ``count`` spare arrays become the newest past ones, as many old ones become spare."""
+        arrays = self.spare[:count] + self.past
+        self.past, self.spare = arrays[: len(self.past)], arrays[len(self.past) :] + self.spare[count:]
+
+
+class Sampler:
+    """Runs a tableau. Immutable and safe to share between threads; every run has its own ``State``.
+
+    Args:
+        tableau: the rows; see ``noisefuse.samplers`` for functions that make them.
+
+    Row i is the i-th model call: ``len(sampler)`` counts model calls (Heun's method: 2 n - 1). Arrays may be
+    of any kind and dtype that ``noisefuse.update`` accepts.
+    """
+
+    tableau: Tableau
+    _slots: int
+    _push: list[int]
+    _denoised: list[int]
+    _start: Tableau | None
+    _inputs: Tableau | None
+
+    def __init__(self, tableau: Tableau) -> None:
+        # past __setattr__, which refuses; lists, because indexing them is fast
+        self.__dict__.update(
+            tableau=tableau,
+            _slots=tableau.slots,
+            _push=tableau.push.tolist(),
+            _denoised=tableau.denoised.tolist(),
+            _start=None if tableau.start == 1 else _scaling([tableau.start]),
+            _inputs=None if np.all(tableau.scale == 1) else _scaling(tableau.scale),
+        )
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a Sampler is immutable: cannot set {name!r}")
+
+    def __reduce__(self) -> tuple[type[Sampler], tuple[Tableau]]:
+        return Sampler, (self.tableau,)
+
+    def __len__(self) -> int:
+        return len(self.tableau)
+
+    def __repr__(self) -> str:
+        return repr(self.tableau).replace("Tableau(", "Sampler(", 1)
+
+    @property
+    def timesteps(self) -> npt.NDArray[Any]:
+        """(n,): what the model is told, row by row: indices of the schedule, or noise levels."""
+        return self.tableau.timesteps
+
+    # ---- one step ------------------------------------------------------------------------------------------
+
+    def start(self, shape: tuple[int, ...], noise: Noises, *, dtype: npt.DTypeLike = "float32") -> Array:
+        """The x of row 0: noise of stream 2, times the standard deviation that the first level has.
+
+        Redrawn by ``randn(shape, noise.at(stream=2))``, up to that factor. Axis 0 of shape is the batch.
+        """
+        drawn = ops.randn(shape, _at(noise, 0, START), dtype=dtype)
+        return drawn if self._start is None else ops.update(self._start, 0, drawn, out=drawn)
+
+    def model_input(self, i: int, x: Array, *, out: Array | None = None) -> tuple[Array, Any]:
+        """(x_in, t): what row i's model call gets. x_in is x itself where the model needs no scaling.
+
+        out: where to write x_in, of x's shape and dtype. IndexError: no row i.
+        """
+        i = self._row(i)
+        t = self.tableau.timesteps[i]
+        if self._inputs is not None:
+            return ops.update(self._inputs, i, x, out=out), t
+        if out is None:
+            return x, t
+        out[...] = x
+        return out, t
+
+    def state(self, x: Array) -> State:
+        """The history of a new run on arrays like x; what is not remembered yet is 0."""
+        arrays = [_zeros_like(x) for _ in range(self._slots + max(self._push, default=0))]
+        return State(arrays[: self._slots], arrays[self._slots :])
+
+    def step(
+        self,
+        i: int,
+        x: Array,
+        model_output: Array | tuple[Array, Array],
+        noise: Noises | Array | None = None,
+        state: State | None = None,
+        *,
+        guidance_scale: float | npt.ArrayLike | None = None,
+        out: Array | None = None,
+        denoised_out: Array | None = None,
+    ) -> Array:
+        """The next x, from x and the model's answer to ``model_input(i, x)``.
+
+        Args:
+            i: the row, 0 <= i < len(self).
+            model_output: one array of x's shape, or (uncond, cond) with ``guidance_scale``.
+            noise: a Noise (row i draws from stream 3 at step noise.step + i), or an array of x's shape; None
+                only where the row draws none.
+            state: this run's ``state(x)``; may be missing only for samplers that remember nothing. It changes
+                only if the step succeeds.
+            guidance_scale: w, a number or (B,): m = uncond + w (cond - uncond).
+            out: where to write the result; it may be x.
+            denoised_out: where to write the row's estimate of the clean sample.
+
+        Raises:
+            IndexError: no row i. TypeError: a missing state, a pair without guidance_scale or the other way
+            round. ``noisefuse.update`` says what is wrong with an array.
+        """
+        i, table = self._row(i), self.tableau
+        if state is None and self._slots:
+            raise TypeError(f"{table.name} remembers earlier steps: pass state=sampler.state(x), one per run")
+        if denoised_out is not None and not self._denoised[i]:
+            raise ValueError(f"{table.name} does not say which output estimates the clean sample")
+        rows: Any = i
+        if guidance_scale is not None or isinstance(model_output, tuple):
+            table, rows = _guided(table, i, x, model_output, guidance_scale)
+        if table.threshold is not None:
+            table, rows = _thresholded(table, rows, x, model_output)
+        if rows is not i and isinstance(noise, Noise | list | tuple):
+            noise = _drawn(noise, i, x)
+        past, aux = ([], []) if state is None else (state.past, state.spare[: self._push[i]])
+        if denoised_out is not None and self._denoised[i] > len(aux):
+            aux = [*aux, denoised_out]
+        x = ops.update(table, rows, x, model_output, past=past, noise=noise, out=out, aux_out=aux)
+        if denoised_out is not None and (denoised := aux[self._denoised[i] - 1]) is not denoised_out:
+            denoised_out[...] = denoised
+        if state is not None:
+            state.push(self._push[i])
+        return x
+
+    def _row(self, i: int) -> int:
+        i = operator.index(i)
+        if not 0 <= i < len(self._push):
+            raise IndexError(f"{self.tableau.name} has rows 0 .. {len(self._push) - 1}, got {i}")
+        return i
+
+    # ---- a whole run ---------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        model: Callable[[Array, Any], Array | tuple[Array, Array]],
+        x_or_shape: Array | tuple[int, ...],
+        noise: Noises | None = None,
+        *,
+        start: int = 0,
+        guidance_scale: float | npt.ArrayLike | None = None,
+        dtype: npt.DTypeLike = "float32",
+        progress: bool = False,
+        callback: Callable[[int, Array, Array], object] | None = None,
+    ) -> Array:
+        """Run rows ``start`` to the end.
+
+        Args:
+            model: model(x_in, t) -> its output, or (uncond, cond). x_in has x's shape; t is a number.
+            x_or_shape: the shape (B, ..) of a new sample, or x at the level of row ``start``; not changed.
+            noise: of the start and of all steps; None for deterministic samplers on a given x.
+            start: the first row. Multistep samplers start at 0: build one with fewer steps instead.
+            dtype: of a new sample.
+            progress: show a bar (needs tqdm).
+            callback: callback(i, x, denoised) after each row, with arrays of its own.
+
+        Returns:
+            x after the last row.
+        """
+        if noise is not None and not isinstance(noise, Noise | list | tuple):
+            raise TypeError(f"noise must be a Noise, which differs from step to step, got {type(noise).__name__}")
+        self._can_start(start)
+        x = x_or_shape
+        if isinstance(x_or_shape, tuple):
+            if noise is None or start:
+                raise TypeError("a new sample needs noise and start=0; for start > 0 give x at the level of that row")
+            x = self.start(x_or_shape, noise, dtype=dtype)
+        state = self.state(x)
+        for i in _bar(range(start, len(self)), progress):
+            output = model(*self.model_input(i, x))
+            denoised = None if callback is None else _zeros_like(x)
+            x = self.step(i, x, output, noise, state, guidance_scale=guidance_scale, denoised_out=denoised)
+            if callback is not None:
+                callback(i, x, denoised)
+        return x
+
+    def _can_start(self, start: int) -> None:
+        """ValueError if a row from ``start`` on reads what only rows before it would have kept."""
+        kept = 0
+        for i in range(self._row(start), len(self)):
+            row = self.tableau.rows[i]
+            if any(row[output][f"past{slot}"] for output in OUTPUTS for slot in range(kept + 1, 5)):
+                raise ValueError(
+                    f"row {i} of {self.tableau.name} remembers rows before {start}: "
+                    "to start later, build a sampler of fewer steps"
+                )
+            kept += self._push[i]
+            if kept >= self._slots:
+                return
+
+
+# ---- coefficients that depend on the call ------------------------------------------------------------------
+
+
+def _guided(
+    table: Tableau, i: int, x: Array, model_output: Any, scale: float | npt.ArrayLike | None
+) -> tuple[Tableau, Any]:
+    """The table with guidance folded in, and its row or, for a scale per sample, its rows (B,)."""
+    if scale is None or not isinstance(model_output, tuple) or len(model_output) != 2:
+        raise TypeError("guidance needs both: model_output=(uncond, cond) and guidance_scale")
+    weights = np.asarray(scale, np.float64)
+    if weights.shape not in ((), x.shape[:1]):
+        raise ValueError(f"guidance_scale must be a number or of shape {tuple(x.shape[:1])}, got {weights.shape}")
+    mixed = _mixed(table, tuple(np.atleast_1d(weights).tolist()))
+    return mixed, i if weights.ndim == 0 else i + len(table) * np.arange(len(weights))
+
+
+@lru_cache(maxsize=64)
+def _mixed(table: Tableau, weights: tuple[float, ...]) -> Tableau:
+    return table.mixed([guidance(w) for w in weights])
+
+
+def _thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tuple[Tableau, Any]:
+    """One row per sample, with 1 / s written into D's coefficients; see ``samplers.Threshold``."""
+    assert table.threshold is not None
+    ratio, maximum = table.threshold
+    clean = np.asarray(ops.update(_clean(table), rows, x, model_output))
+    q = np.quantile(np.abs(clean.reshape(len(clean), -1).astype(np.float64)), ratio, axis=1)
+    s = np.clip(np.nan_to_num(q, nan=1.0), 1, max(maximum, 1))  # NaN in data must not become a coefficient
+    picked = table.rows[np.broadcast_to(rows, s.shape)]
+    for symbol in ("k", "x", "m1", "m2"):
+        picked["clean"][symbol] /= s
+    picked["clean"]["lo"], picked["clean"]["hi"] = -1, 1
+    return Tableau(picked, name=table.name), np.arange(len(s))
+
+
+@lru_cache(maxsize=64)
+def _clean(table: Tableau) -> Tableau:
+    """The table whose output is D."""
+    rows = np.zeros(len(table), table.rows.dtype)
+    rows["clean"] = table.rows["clean"]
+    rows["out"]["d"] = 1
+    return Tableau(rows, name=f"{table.name}: D")
+
+
+def _scaling(factors: Iterable[float]) -> Tableau:
+    return Tableau(Row(out=float(factor) * x) for factor in factors)
+
+
+# ---- noise and arrays --------------------------------------------------------------------------------------
+
+
+def _at(noise: Noises, i: int, stream: int) -> Noises:
+    if isinstance(noise, list | tuple):
+        return [n.at(step=n.step + i, stream=stream) for n in noise]
+    return noise.at(step=noise.step + i, stream=stream)
+
+
+def _drawn(noise: Noises, i: int, x: Array) -> Array:
+    """What row i draws, as an array: where the table's rows are samples, their numbers are not steps."""
+    dtype = "float64" if "float64" in str(x.dtype) else "float32"
+    return ops.randn(tuple(x.shape), _at(noise, i, SAMPLER), dtype=dtype)
+
+
+def _zeros_like(x: Array) -> Array:
+    return x.new_zeros(x.shape) if hasattr(x, "new_zeros") else np.zeros_like(x, order="C")  # torch, NumPy
+
+
+def _bar(rows: range, progress: bool) -> Iterable[int]:
+    if not progress:
+        return rows
+    try:
+        bar: Iterable[int] = importlib.import_module("tqdm.auto").tqdm(rows)
+    except ImportError as error:
+        raise ImportError("progress=True needs tqdm: pip install tqdm") from error
+    return bar

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samplers: ``nf.samplers.ddim(schedule, steps=50, ..)`` returns a ``Sampler``.
+
+One small file per family holds the rules, functions from a schedule to a table of rows. Here each becomes a
+function that returns a ``Sampler``; ``ddim.__wrapped__`` is the rule itself.
+
+All accept ``steps`` (how many, or the times themselves, falling), ``prediction`` (a name of ``views.VIEWS``
+or a ``View``), ``clip`` (c, (lo, hi), ``Threshold`` or None), ``spacing`` and the ``SpacingOptions``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
+from ..sampler import Sampler
+from ..tableau import Tableau
+from . import adams, consistency, dpmpp, one_step, predictor_corrector, two_stage
+from .plan import Threshold
+
+__all__ = [
+    "Threshold",
+    "ddim",
+    "ddpm",
+    "dpm_2",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "edm",
+    "euler",
+    "euler_ancestral",
+    "flow_euler",
+    "flow_heun",
+    "heun",
+    "lcm",
+    "pndm",
+    "unipc",
+]
+
+P = ParamSpec("P")
+
+
+def _sampler(rule: Callable[P, Tableau]) -> Callable[P, Sampler]:
+    @wraps(rule)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Sampler:
+        return Sampler(rule(*args, **kwargs))
+
+    make.__annotations__["return"] = "Sampler"
+    return make
+
+
+ddpm = _sampler(one_step.ddpm)
+ddim = _sampler(one_step.ddim)
+euler = _sampler(one_step.euler)
+euler_ancestral = _sampler(one_step.euler_ancestral)
+flow_euler = _sampler(one_step.flow_euler)
+heun = _sampler(two_stage.heun)
+flow_heun = _sampler(two_stage.flow_heun)
+edm = _sampler(two_stage.edm)
+dpm_2 = _sampler(two_stage.dpm_2)
+dpmpp_2m = _sampler(dpmpp.dpmpp_2m)
+dpmpp_2m_sde = _sampler(dpmpp.dpmpp_2m_sde)
+unipc = _sampler(predictor_corrector.unipc)
+pndm = _sampler(adams.pndm)
+lcm = _sampler(consistency.lcm)

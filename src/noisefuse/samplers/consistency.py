@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multistep consistency sampling: Song et al. 2023; latent consistency models, Luo et al. 2023."""
+
+from __future__ import annotations
+
+import math
+from typing import Unpack
+
+import numpy as np
+
+from ..schedule import Schedule
+from ..tableau import D, Tableau, x, z
+from ..views import View
+from .plan import Clip, plan
+from .spacing import SpacingOptions, Steps
+
+
+def lcm(
+    schedule: Schedule,
+    steps: Steps = 4,
+    *,
+    original_steps: int = 50,
+    timestep_scaling: float = 10.0,
+    sigma_data: float = 0.5,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """Multistep latent consistency sampling, Luo et al. 2023: jump to clean data, noise to the next level.
+
+        f = c_skip x + c_out D,    x' = alpha' f + sigma' z,    the last x' is f
+        c_skip = sigma_data^2 / (s^2 + sigma_data^2),    c_out = s / sqrt(s^2 + sigma_data^2)
+
+    s = timestep_scaling t. steps: n of the ``original_steps`` times of the distillation, or the times
+    themselves. f is what the row calls the clean sample.
+    """
+    if isinstance(steps, int | np.integer):
+        steps = _distilled(len(schedule), original_steps, int(steps))
+    run = plan(schedule, steps, prediction, clip, "leading", **options)
+    rows = []
+    for here, there in run.pairs:
+        s = timestep_scaling * here.t
+        c_skip, c_out = sigma_data**2 / (s**2 + sigma_data**2), s / math.hypot(s, sigma_data)
+        f = c_skip * x + c_out * D
+        rows.append(run.row(here, there.alpha * f + there.sigma * z, denoised=f))
+    return run.table("lcm", rows)
+
+
+def _distilled(length: int, original: int, n: int) -> list[float]:
+    """n of the times r - 1, 2 r - 1, .., r = length // original, from the noisiest on, evenly by index."""
+    if not 1 <= n <= original <= length:
+        raise ValueError(f"1 <= steps <= original_steps <= {length} must hold, got {n} and {original}")
+    times = (np.arange(original, 0, -1) * (length // original) - 1).astype(float)
+    return list(times[np.arange(n) * original // n])

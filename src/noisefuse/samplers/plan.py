@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all rules share: the visited nodes, the network's view, the clamp, and how rows become a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias, Unpack
+
+import numpy as np
+
+from ..schedule import Schedule
+from ..tableau import ZERO, Affine, D, Row, Tableau, m1, x
+from ..views import View, view
+from .spacing import Axis, SpacingOptions, Steps, grid
+
+__all__ = ["Clip", "Node", "Placed", "Plan", "Threshold", "plan", "split"]
+
+
+class Threshold(NamedTuple):
+    """Dynamic thresholding, Saharia et al. 2022 (Imagen), section 2.3: give it as a sampler's ``clip``.
+
+        q = the ``ratio`` quantile of |D| over one sample,  s = min(max(q, 1), maximum)
+        D' = clamp(D, -s, s) / s  =  clamp(D / s, -1, 1)
+
+    A small reduction before the step, which writes 1 / s into the step's row; the kernel stays the same.
+    """
+
+    ratio: float = 0.995
+    maximum: float = 1.0
+
+
+Clip: TypeAlias = float | tuple[float, float] | Threshold | None
+"""Bounds of D: c for (-c, c), or (lo, hi), or dynamic thresholding; None: none."""
+
+
+class Node(NamedTuple):
+    """One noise level: x = alpha x0 + sigma z. The schedule's own x, which the model knows, is scale * x."""
+
+    alpha: float
+    sigma: float
+    t: float
+    scale: float = 1.0
+
+    @property
+    def log_snr(self) -> float:
+        """lambda = log(alpha / sigma), inf at the end, -inf at zero terminal SNR."""
+        if self.alpha == 0 or self.sigma == 0:
+            return math.inf if self.alpha else -math.inf
+        return math.log(self.alpha / self.sigma)
+
+
+class Placed(NamedTuple):
+    """A row, the node at which its model output is evaluated, and what becomes of its auxiliary outputs."""
+
+    node: Node
+    row: Row
+    push: int
+    denoised: int
+
+
+_UNBOUNDED = (-math.inf, math.inf)
+
+
+def split(here: Node, there: Node, eta: float) -> tuple[float, float]:
+    """How much noise is kept from ``here`` and how much is fresh ``there``: keep^2 + fresh^2 = sigma'^2.
+
+        fresh = eta sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2)
+
+    eta = 0: none, the probability flow; eta = 1: the standard deviation of q(x' | x, x0), as in DDPM.
+    Song et al. 2021 (DDIM), equation 16, for any alpha and sigma.
+    """
+    carried = here.alpha * there.sigma / (there.alpha * here.sigma)
+    fresh = eta * there.sigma * math.sqrt(max(0.0, (1 - carried) * (1 + carried)))
+    if fresh > there.sigma:
+        raise ValueError(f"eta = {eta} asks for more fresh noise, {fresh:.4g}, than there is, {there.sigma:.4g}")
+    return math.sqrt((there.sigma - fresh) * (there.sigma + fresh)), fresh
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule's visited nodes (n + 1, noisiest first), and how the network's output tells x0 there."""
+
+    axis: Axis
+    nodes: tuple[Node, ...]
+    view: View
+    bounds: tuple[float, float]
+    threshold: Threshold | None
+
+    @property
+    def pairs(self) -> Iterable[tuple[Node, Node]]:
+        """(here, there) of each step."""
+        return zip(self.nodes[:-1], self.nodes[1:], strict=True)
+
+    def need_signal(self, name: str) -> None:
+        """ValueError at zero terminal SNR, for samplers that divide by the first alpha."""
+        if self.nodes[0].alpha == 0:
+            raise ValueError(
+                f"{name} divides by alpha, and alpha is 0 at the first step (zero terminal SNR): "
+                "use ddim, which is also Euler (eta = 0) and ancestral Euler (eta = 1)"
+            )
+
+    def exploding(self) -> Plan:
+        """The same nodes for x / alpha, so that alpha = 1 and sigma is sigma / alpha: k-diffusion's frame."""
+        self.need_signal("a sampler of x / alpha")
+        nodes = (Node(1.0, node.sigma / node.alpha, node.t, node.alpha) for node in self.nodes)
+        return replace(self, nodes=tuple(nodes))
+
+    def node(self, sigma: float) -> Node:
+        """A node of the exploding frame between the visited ones."""
+        level = np.array([sigma / (1 + sigma) if self.axis.family == "flow" else sigma])
+        alpha, times = self.axis.columns(level)[0], self.axis.times(level)
+        return Node(1.0, sigma, float(times[0]), float(alpha[0]))
+
+    def clean(self, node: Node) -> Affine:
+        """D before its clamp, in x and m1."""
+        p_x, p_m = self.view.clean(node.scale * node.alpha, node.scale * node.sigma)
+        return node.scale * p_x * x + p_m * m1
+
+    def predicted_noise(self, node: Node) -> Affine:
+        """The noise in x that the network predicts, in x and m1."""
+        e_x, e_m = self.view.noise(node.scale * node.alpha, node.scale * node.sigma)
+        return node.scale * e_x * x + e_m * m1
+
+    def noise(self, node: Node) -> Affine:
+        """e with alpha D + sigma e = x: the predicted noise, or where D is clamped what D leaves of x."""
+        if self.threshold is None and self.bounds == _UNBOUNDED:
+            return self.predicted_noise(node)
+        return (x - node.alpha * D) / node.sigma
+
+    def row(self, node: Node, out: Affine, *, keep: Sequence[Affine] = (), denoised: Affine = D) -> Placed:
+        """A row whose model output is evaluated at a node; ``keep``: up to two expressions to remember."""
+        aux = [*keep] if denoised in keep else [*keep, denoised]
+        aux1, aux2 = [*aux, ZERO][:2]
+        lo, hi = self.bounds
+        row = Row(out, self.clean(node), aux1, aux2, lo, hi)
+        return Placed(node, row, len(keep), aux.index(denoised) + 1)
+
+    def table(self, name: str, placed: Sequence[Placed], start: float | None = None) -> Tableau:
+        """Rows to table. start: default sqrt(alpha^2 + sigma^2) at the first node: data of variance 1."""
+        nodes, rows, push, denoised = zip(*placed, strict=True)
+        own = [(node.scale * node.alpha, node.scale * node.sigma) for node in nodes]
+        return Tableau(
+            rows,
+            timesteps=np.array([self.view.time(*c, node.t) for c, node in zip(own, nodes, strict=True)]),
+            name=name,
+            push=np.array(push),
+            denoised=np.array(denoised),
+            scale=np.array([node.scale * self.view.scale(*c) for c, node in zip(own, nodes, strict=True)]),
+            start=math.hypot(nodes[0].alpha, nodes[0].sigma) if start is None else start,
+            threshold=self.threshold,
+        )
+
+
+def plan(
+    schedule: Schedule,
+    steps: Steps,
+    prediction: str | View,
+    clip: Clip,
+    spacing: str,
+    *,
+    whole: bool = True,
+    drop_last: bool = False,
+    **options: Unpack[SpacingOptions],
+) -> Plan:
+    """The plan of a run in the schedule's own frame; see ``spacing.grid`` for the arguments and errors."""
+    axis = Axis(schedule)
+    levels = grid(axis, steps, spacing, whole=whole, drop_last=drop_last, **options)
+    nodes = map(Node, *(column.tolist() for column in levels))
+    threshold = clip if isinstance(clip, Threshold) else None
+    return Plan(axis, tuple(nodes), view(prediction), _bounds(clip), threshold)
+
+
+def _bounds(clip: Clip) -> tuple[float, float]:
+    """(lo, hi) of D; dynamic thresholding writes its own at run time."""
+    if clip is None or isinstance(clip, Threshold):
+        return _UNBOUNDED
+    lo, hi = clip if isinstance(clip, tuple) else (-clip, clip)
+    return float(lo), float(hi)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UniPC: Zhao et al. 2023 (arXiv:2302.04867), the form that predicts x0, in the schedule's own frame."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from ..schedule import Schedule
+from ..tableau import ZERO, Affine, D, Tableau, past, x
+from ..views import View
+from .plan import Clip, Node, Placed, plan
+from .spacing import SpacingOptions, Steps
+
+
+def _weights(ratios: list[float], h: float, B: float) -> npt.NDArray[np.float64]:
+    """rho for the nodes r_m: sum_m rho_m r_m^(j-1) = b_j, j = 1, 2, ..
+
+    b_j = h phi_(j+1) j! / B(h)        for hh = -h:  h phi_1 = e^hh - 1,  phi_(j+1) = (phi_j - 1 / j!) / hh
+    """
+    hh, phi, b = -h, math.expm1(-h) / -h, []
+    for j in range(1, len(ratios) + 1):
+        phi = (phi - 1 / math.factorial(j)) / hh
+        b.append(hh * phi * math.factorial(j) / B)
+    return np.asarray(np.linalg.solve(np.vander(ratios, increasing=True).T, b), np.float64)
+
+
+def _step(
+    nodes: list[Node], there: Node, Ds: list[Affine], base: Affine, *, bh2: bool, correct: bool
+) -> tuple[Affine, float]:
+    """UniP, or UniC (``correct``), from nodes[0]; nodes and Ds from the newest back. x' = first + second D'.
+
+        x' = (sigma' / sigma) base - alpha' (e^-h - 1) D_0 - alpha' B(h) sum_m rho_m (D_m - D_0) / r_m
+        r_m = (lambda_m - lambda_0) / h,    B(h) = -h (bh1) or e^-h - 1 (bh2)
+
+    UniC has D', the model's answer at x', as one more D_m with r = 1. One rho alone is set to 1/2. A step to
+    clean data (h = inf) or to where x is (h = 0) knows only D_0.
+    """
+    here = nodes[0]
+    h = there.log_snr - here.log_snr
+    first = there.sigma / here.sigma * base - there.alpha * math.expm1(-h) * Ds[0]
+    older = nodes[1:] if 0 < h < math.inf else []
+    ratios = [(node.log_snr - here.log_snr) / h for node in older] + [1.0] * correct
+    if not ratios:
+        return first, 0.0
+    B = math.expm1(-h) if bh2 else -h
+    rho = [0.5] if len(ratios) == 1 else _weights(ratios, h, B).tolist()
+    weights = [-there.alpha * B * w / r for w, r in zip(rho, ratios, strict=True)]
+    for weight, D_m in zip(weights, Ds[1:], strict=False):
+        first += weight * (D_m - Ds[0])
+    return (first - weights[-1] * Ds[0], weights[-1]) if correct else (first, 0.0)
+
+
+def unipc(
+    schedule: Schedule,
+    steps: Steps = 20,
+    *,
+    order: int = 2,
+    variant: Literal["bh1", "bh2"] = "bh2",
+    lower_order_final: bool = True,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """UniPC-p: UniC corrects x with the model's answer there, UniP steps on. Zhao et al. 2023.
+
+    order: p of 1, 2 or 3; UniC makes the order of accuracy p + 1. lower_order_final: p falls to 1 at the end.
+    A row remembers D and the part of the next UniC that is known already.
+    """
+    if order not in (1, 2, 3) or variant not in ("bh1", "bh2"):
+        raise ValueError(f"order must be 1, 2 or 3 and variant bh1 or bh2, got {order} and {variant!r}")
+    run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
+    run.need_signal("unipc")
+    n = len(run.nodes) - 1
+    rows: list[Placed] = []
+    corrected = x
+    for i, (here, there) in enumerate(run.pairs):
+        p = min(order, i + 1, n - i if lower_order_final else order)
+        nodes, Ds = list(run.nodes[i::-1][:p]), [D, past[0], past[2]][:p]
+        out, _ = _step(nodes, there, Ds, corrected, bh2=variant == "bh2", correct=False)
+        known, weight = ZERO, 0.0
+        if i < n - 1:
+            known, weight = _step(nodes, there, Ds, corrected, bh2=variant == "bh2", correct=True)
+        keep = [D, known] if order > 1 else [known]
+        rows.append(run.row(here, out, keep=keep))
+        corrected = past[len(keep) - 1] + weight * D
+    return run.table("unipc", rows)

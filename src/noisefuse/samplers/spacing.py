@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which noise levels a sampler visits.
+
+The names of Lin et al. 2024 ("Common diffusion noise schedules and sample steps are flawed", table 2) pick
+indices of the schedule; the others lay n levels between its least and its most noisy one:
+
+    leading      0, r, 2 r, ..                r = T // n, plus steps_offset
+    trailing     T - 1, T - 1 - T / n, ..
+    linspace     0 .. T - 1, both ends; a single step: T - 1
+    karras       (s_max^(1/rho) + i / (n - 1) (s_min^(1/rho) - s_max^(1/rho)))^rho      Karras et al. 2022 (5)
+    exponential  s_max (s_min / s_max)^(i / (n - 1))
+    beta         s_min + (s_max - s_min) times quantiles of Beta(0.6, 0.6)               Lee et al. 2024
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from ..schedule import Schedule
+
+Array: TypeAlias = npt.NDArray[np.float64]
+_OF_INDICES = ("leading", "trailing", "linspace")
+_OF_LEVELS = ("karras", "exponential", "beta")
+Steps: TypeAlias = int | Sequence[float] | npt.NDArray[np.floating | np.integer]
+
+
+class SpacingOptions(TypedDict, total=False):
+    """What every sampler accepts beside ``steps`` and ``spacing``.
+
+    steps_offset: added to the indices of "leading" (1 for Stable Diffusion). Default 0.
+    final: where the last step goes. "zero" (default): clean data; "sigma_min": the least noisy level.
+    sigma_min, sigma_max: ends of "karras", "exponential" and "beta". Default: the schedule's.
+    rho: the exponent of "karras". Default 7.
+    """
+
+    steps_offset: int
+    final: Literal["zero", "sigma_min"]
+    sigma_min: float
+    sigma_max: float
+    rho: float
+
+
+class Axis:
+    """A schedule's noise level as one coordinate.
+
+    The level is sigma / alpha where alpha^2 + sigma^2 = 1, and sigma where alpha = 1 or alpha + sigma = 1.
+    The time that a model is told is the index in the first family (between two indices: log-levels are
+    interpolated), and the level itself in the others. Other schedules are visited at whole indices only.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        alpha, sigma = schedule.alpha, schedule.sigma
+        if np.all(alpha == 1):
+            self.family = "exploding"
+        elif np.allclose(alpha + sigma, 1, rtol=0, atol=1e-12):
+            self.family = "flow"
+        elif np.allclose(alpha**2 + sigma**2, 1, rtol=0, atol=1e-12):
+            self.family = "preserving"
+        else:
+            self.family = "other"
+        self.timed_by_index = self.family in ("preserving", "other")
+        with np.errstate(divide="ignore"):  # zero terminal SNR: an infinite level
+            self.levels = sigma / alpha if self.timed_by_index else sigma
+
+    def columns(self, level: Array) -> tuple[Array, Array]:
+        """(alpha, sigma) at a level."""
+        if self.family == "exploding":
+            return np.ones_like(level), level
+        if self.family == "flow":
+            return 1 - level, level
+        if self.family == "preserving":
+            return 1 / np.hypot(1, level), level / np.hypot(1, level)
+        raise ValueError("between its columns this schedule is unknown: use whole indices (a spacing of indices)")
+
+    def times(self, level: Array) -> Array:
+        """What a model is told at a level."""
+        if not self.timed_by_index:
+            return level
+        return np.interp(np.log(level), np.log(self.levels), np.arange(len(self.levels)))
+
+    def at_index(self, t: Array) -> tuple[Array, Array, Array]:
+        """(alpha, sigma, time) at indices: the schedule's at whole ones, interpolated in level elsewhere."""
+        whole = t == np.floor(t)
+        nearest = np.floor(t).astype(int)
+        alpha, sigma = self.schedule.alpha[nearest], self.schedule.sigma[nearest]
+        if not np.all(whole):
+            if self.family == "flow" and self.schedule.continuous:
+                level = self.schedule((t + 1) / len(self.levels))[1]
+            else:
+                level = np.interp(t, np.arange(len(self.levels)), self.levels)
+            between = self.columns(level)
+            alpha, sigma = np.where(whole, alpha, between[0]), np.where(whole, sigma, between[1])
+        return alpha, sigma, t if self.timed_by_index else sigma
+
+
+class Grid(NamedTuple):
+    """The n visited levels, noisiest first, and the end: (n + 1,) each; times is what the model is told."""
+
+    alpha: Array
+    sigma: Array
+    times: npt.NDArray[np.float64 | np.int64]
+
+
+def grid(
+    axis: Axis,
+    steps: Steps,
+    spacing: str,
+    *,
+    whole: bool = True,
+    drop_last: bool = False,
+    steps_offset: int = 0,
+    final: Literal["zero", "sigma_min"] = "zero",
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 7.0,
+) -> Grid:
+    """The levels that a sampler visits.
+
+    Args:
+        axis: of the schedule.
+        steps: how many; or the times themselves, strictly falling (``spacing`` is then not used).
+        whole: round the indices of "linspace".
+        drop_last: "leading" and "linspace" lay one index more and leave the least noisy out.
+
+    Raises:
+        ValueError: an unknown spacing, more steps than the schedule has, a time outside it, impossible ends.
+    """
+    if not isinstance(steps, int | np.integer):
+        alpha, sigma, times = _explicit(axis, np.asarray(steps, np.float64))
+    elif steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    elif spacing in _OF_INDICES:
+        indices = _indices(spacing, len(axis.levels), int(steps), steps_offset, drop_last)
+        alpha, sigma, times = axis.at_index(np.round(indices) if whole else indices)
+    elif spacing in _OF_LEVELS:
+        least = axis.levels[0] if sigma_min is None else sigma_min
+        most = axis.levels[-1] if sigma_max is None else sigma_max
+        level = _levels(spacing, int(steps), least, most, rho)
+        alpha, sigma = axis.columns(level)
+        times = axis.times(level)
+    else:
+        raise ValueError(f"spacing must be one of {', '.join(_OF_INDICES + _OF_LEVELS)}, got {spacing!r}")
+    if final not in ("zero", "sigma_min"):
+        raise ValueError(f"final must be zero or sigma_min, got {final!r}")
+    end: tuple[Any, ...] = (1.0, 0.0, 0.0) if final == "zero" else axis.at_index(np.zeros(1))
+    alpha, sigma, times = map(np.append, (alpha, sigma, times), end)
+    if axis.timed_by_index and np.all(times == np.floor(times)):
+        times = times.astype(np.int64)  # networks embed a whole time as an integer
+    return Grid(alpha, sigma, times)
+
+
+def _explicit(axis: Axis, times: Array) -> tuple[Array, Array, Array]:
+    if times.ndim != 1 or not times.size or not np.all(np.diff(times) < 0):
+        raise ValueError(f"steps must be a number or a list of strictly falling times, got {times}")
+    if axis.timed_by_index:
+        _inside(times, len(axis.levels))
+        return axis.at_index(times)
+    if not (times[-1] > 0 and times[0] <= (1 if axis.family == "flow" else np.inf)):
+        raise ValueError(f"steps must be noise levels of the schedule, got {times}")
+    return (*axis.columns(times), times)
+
+
+def _inside(t: Array, length: int) -> None:
+    if not (t[0] <= length - 1 and t[-1] >= 0):
+        raise ValueError(f"a schedule of {length} steps has times 0 .. {length - 1}, got {t[0]:g} .. {t[-1]:g}")
+
+
+def _indices(spacing: str, length: int, n: int, offset: int, drop_last: bool) -> Array:
+    """n falling indices; floats, of which those of "linspace" may lie between two."""
+    laid = n + drop_last
+    if n > length:
+        raise ValueError(f"{n} steps do not fit into a schedule of {length}")
+    if spacing == "trailing":
+        indices = np.round(length - np.arange(n) * (length / n)) - 1
+    elif spacing == "leading":
+        indices = np.arange(laid)[::-1][:n] * float(length // laid) + offset
+    else:
+        indices = np.linspace(0, length - 1, laid)[::-1][:n] if laid > 1 else np.array([length - 1.0])
+    _inside(indices, length)
+    return indices
+
+
+def _levels(spacing: str, n: int, least: float, most: float, rho: float) -> Array:
+    """n falling levels from most to least."""
+    if not 0 < least < most < np.inf:
+        hint = " (zero terminal SNR: use a spacing of indices)" if most == np.inf else ""
+        raise ValueError(f"sigma_min and sigma_max must satisfy 0 < min < max < inf, got {least}, {most}{hint}")
+    if spacing == "karras":
+        return np.asarray(np.linspace(most ** (1 / rho), least ** (1 / rho), n) ** rho)
+    if spacing == "exponential":
+        return np.exp(np.linspace(np.log(most), np.log(least), n))
+    try:
+        beta = importlib.import_module("scipy.stats").beta
+    except ImportError as error:
+        raise ImportError('spacing "beta" needs SciPy: pip install scipy') from error
+    return np.asarray(least + beta.ppf(np.linspace(1, 0, n), 0.6, 0.6) * (most - least))

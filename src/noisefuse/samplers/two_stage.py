@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runge-Kutta methods with two model calls per step. The first row remembers what the second needs of x."""
+
+from __future__ import annotations
+
+import math
+from typing import Unpack
+
+from ..schedule import Schedule
+from ..tableau import D, Tableau, past, x, z
+from ..views import View
+from .plan import Clip, Node, Placed, Plan, plan
+from .spacing import SpacingOptions, Steps
+
+
+def _heun_step(run: Plan, here: Node, there: Node, slope: float, noise: float = 0.0) -> list[Placed]:
+    """Two rows of Heun's method, one where sigma' = 0; noise: standard deviation added to x' at the end.
+
+        x~ = x + h d,    d = e + slope D,    h = sigma' - sigma
+        x' = x + h (d + d~) / 2
+
+    slope: dalpha / dsigma of the frame, 0 for x / alpha and -1 for rectified flow.
+    """
+    if there.sigma == 0:
+        return [run.row(here, there.alpha * D + noise * z)]
+    h = there.sigma - here.sigma
+    d, d2 = (run.noise(node) + slope * D for node in (here, there))
+    return [run.row(here, x + h * d, keep=[x + h / 2 * d]), run.row(there, past[0] + h / 2 * d2 + noise * z)]
+
+
+def heun(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """Heun's method for the flow of x / alpha, Karras et al. 2022 (algorithm 1): 2 n - 1 model calls.
+
+    x~ = x + h d(x, sigma),    d(x, sigma) = (x - D) / sigma = e,    h = sigma' - sigma
+    x' = x + h (d(x, sigma) + d(x~, sigma')) / 2                 no correction where sigma' = 0
+    """
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    return run.table("heun", [row for here, there in run.pairs for row in _heun_step(run, here, there, 0)])
+
+
+def flow_heun(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    prediction: str | View = "flow",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """Heun's method for rectified flow, dx = u dsigma, u = z - x0 = e - D: 2 n - 1 model calls.
+
+    The model is told the (shifted) sigma. ValueError: a schedule without alpha + sigma = 1.
+    """
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
+    if run.axis.family != "flow":
+        raise ValueError("flow_heun needs a schedule with alpha + sigma = 1 (Schedule.flow); heun takes others")
+    return run.table("flow_heun", [row for here, there in run.pairs for row in _heun_step(run, here, there, -1)])
+
+
+def edm(
+    schedule: Schedule,
+    steps: Steps = 18,
+    *,
+    S_churn: float = 0.0,
+    S_min: float = 0.0,
+    S_max: float = math.inf,
+    S_noise: float = 1.0,
+    prediction: str | View = "edm",
+    clip: Clip = None,
+    spacing: str = "karras",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """Karras et al. 2022, algorithm 2: Heun's method with churn, for x / alpha. 2 n - 1 model calls.
+
+        gamma = min(S_churn / n, sqrt(2) - 1) if S_min <= t <= S_max else 0,    t^ = t + gamma t
+        x^ = x + S_noise sqrt(t^^2 - t^2) z                    before the model is called
+        x' = Heun's step from x^ at t^ to t'
+
+    The noise before a model call is added by the row before it, and for the first one by the start.
+    """
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    n = len(run.nodes) - 1
+    raised, added = [], []
+    for node in run.nodes:
+        gamma = min(S_churn / n, math.sqrt(2) - 1) if S_min <= node.sigma <= S_max and node.sigma else 0.0
+        raised.append(run.node(node.sigma * (1 + gamma)) if gamma else node)
+        added.append(S_noise * math.sqrt(raised[-1].sigma ** 2 - node.sigma**2))
+    added[n] = 0.0  # nobody is called at the last node
+    moves = zip(raised[:-1], run.nodes[1:], added[1:], strict=True)
+    rows = [row for here, there, noise in moves for row in _heun_step(run, here, there, 0, noise)]
+    return run.table("edm", rows, start=math.hypot(run.nodes[0].sigma, added[0]))
+
+
+def dpm_2(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """DPM-Solver-2 (Lu et al. 2022) as k-diffusion writes it, for x / alpha: 2 n - 1 model calls.
+
+    s = sqrt(sigma sigma')                                the midpoint in log sigma
+    u = x + (s - sigma) d(x, sigma),    d(x, sigma) = (x - D) / sigma
+    x' = x + (sigma' - sigma) d(u, s)                     an Euler step where sigma' = 0
+    """
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    rows = []
+    for here, there in run.pairs:
+        if there.sigma == 0:
+            rows.append(run.row(here, D))
+            continue
+        mid = run.node(math.sqrt(here.sigma * there.sigma))
+        rows.append(run.row(here, x + (mid.sigma - here.sigma) * run.noise(here), keep=[x]))
+        rows.append(run.row(mid, past[0] + (there.sigma - here.sigma) * run.noise(mid)))
+    return run.table("dpm_2", rows)

@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sampler as a table of numbers: every step is one row, applied to every element by one kernel.
+
+A row is a sandwich, affine -> clamp -> affine + noise:
+
+    D    = clamp(k + p_x x + p_1 m1 + p_2 m2, lo, hi)                  the predicted clean sample
+    out  = k + a x + b_1 m1 + b_2 m2 + c D + h_1 past1 + .. + h_4 past4 + s z
+    aux1 = the same form again, aux2 = and again                       what later steps want to remember
+
+x is the current sample, m1 and m2 are model outputs, past1 .. past4 remembered arrays (past1 the newest) and
+z is standard normal noise. Rules write rows in these symbols::
+
+    from noisefuse.tableau import D, Row, x, z
+    Row(clean=(x - sigma * m1) / alpha, out=(keep / sigma) * x + (1 - keep / sigma) * D + fresh * z)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["ROW", "ZERO", "Affine", "D", "Row", "Tableau", "k", "m1", "m2", "past", "x", "z"]
+
+Array: TypeAlias = npt.NDArray[np.float64]
+
+SYMBOLS = ("k", "x", "m1", "m2", "d", "past1", "past2", "past3", "past4", "z")
+INPUTS = ("x", "m1", "m2", "past1", "past2", "past3", "past4", "z")
+OUTPUTS = ("out", "aux1", "aux2")
+
+
+def _layout(cell: type) -> np.dtype[Any]:
+    clean = np.dtype([(name, cell) for name in (*SYMBOLS[:4], "lo", "hi")])
+    affine = np.dtype([(name, cell) for name in SYMBOLS])
+    return np.dtype([("clean", clean), *((output, affine) for output in OUTPUTS)])
+
+
+ROW = _layout(np.float64)
+"""The dtype of a row: 36 float64; ``rows.view(float)`` is what a kernel reads."""
+
+_PRESENT = _layout(np.bool_)
+_RUN_COLUMNS = ("timesteps", "push", "denoised", "scale")
+_COLUMNS = tuple(f"{group}.{name}" for group in ROW.names or () for name in ROW[group].names or ())
+
+
+class Affine:
+    """A weighted sum of the symbols of a row: write it with +, -, and * or / by numbers. Immutable."""
+
+    __array_ufunc__ = None  # so that NumPy's scalars leave the arithmetic to this class
+    __slots__ = ("coefficients",)
+
+    def __init__(self, coefficients: Iterable[float]) -> None:
+        self.coefficients = tuple(float(c) for c in coefficients)
+
+    def __add__(self, other: Affine) -> Affine:
+        return Affine(a + b for a, b in zip(self.coefficients, other.coefficients, strict=True))
+
+    def __sub__(self, other: Affine) -> Affine:
+        return self + -1 * other
+
+    def __neg__(self) -> Affine:
+        return -1 * self
+
+    def __mul__(self, factor: float) -> Affine:
+        return Affine(factor * c for c in self.coefficients)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Affine:
+        return Affine(c / divisor for c in self.coefficients)
+
+    def __repr__(self) -> str:
+        return _equation(dict(zip(SYMBOLS, self.coefficients, strict=True)))
+
+
+def _symbol(name: str) -> Affine:
+    return Affine(name == symbol for symbol in SYMBOLS)
+
+
+ZERO = Affine([0.0] * len(SYMBOLS))
+k, x, m1, m2, D, z = map(_symbol, ("k", "x", "m1", "m2", "d", "z"))
+past = tuple(_symbol(f"past{slot}") for slot in (1, 2, 3, 4))
+"""past[0] is the newest remembered array, the row's past1."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step as expressions; ``clean`` may use k, x, m1, m2 only. lo <= hi bound D; infinite: no clamp."""
+
+    out: Affine
+    clean: Affine = ZERO
+    aux1: Affine = ZERO
+    aux2: Affine = ZERO
+    lo: float = -math.inf
+    hi: float = math.inf
+
+    def __post_init__(self) -> None:
+        if any(self.clean.coefficients[4:]):
+            raise ValueError(f"clean may only use k, x, m1 and m2, got {self.clean}")
+
+    def numbers(self) -> tuple[tuple[float, ...], ...]:
+        """The row in the layout of ``ROW``."""
+        clean = (*self.clean.coefficients[:4], self.lo, self.hi)
+        return clean, self.out.coefficients, self.aux1.coefficients, self.aux2.coefficients
+
+
+class Tableau:
+    """An immutable table of rows, and what a run needs to know beside them.
+
+    Args:
+        rows: ``Row`` objects, or (n,) of dtype ``ROW``. A kernel rounds each coefficient once, to the
+            arithmetic of the data.
+        timesteps: (n,) integers or floats, what the model is told with row i. Default: 0 .. n - 1.
+        name: shown by ``print``.
+        push: (n,) how many auxiliary outputs (0: none, 1: aux1, 2: both) become the newest past arrays after
+            the row, aux1 first; older ones move back by as many slots. Default: zeros.
+        denoised: (n,) which auxiliary output, 1 or 2, estimates the clean sample; 0: none does. It is one of
+            the pushed ones or the next. Default: zeros.
+        scale: (n,) factors; the model is shown scale[i] * x. Default: ones.
+        start: standard deviation of the noise that row 0 expects as x.
+        threshold: (ratio, maximum) of dynamic thresholding (``samplers.Threshold``), or None.
+        masked: the rows are gradients of a clamp, made by ``transpose``.
+
+    Raises:
+        ValueError: a coefficient that is NaN or infinite, or lo > hi (the message names row and column); a
+            column of another length.
+
+    Attributes:
+        the arguments; arrays are copies, read-only.
+    """
+
+    rows: npt.NDArray[np.void]
+    timesteps: npt.NDArray[Any]
+    name: str
+    push: npt.NDArray[np.int64]
+    denoised: npt.NDArray[np.int64]
+    scale: Array
+    start: float
+    threshold: tuple[float, float] | None
+    masked: bool
+
+    def __init__(
+        self,
+        rows: Iterable[Row] | npt.NDArray[np.void],
+        timesteps: npt.ArrayLike | None = None,
+        name: str = "tableau",
+        *,
+        push: npt.ArrayLike | None = None,
+        denoised: npt.ArrayLike | None = None,
+        scale: npt.ArrayLike | None = None,
+        start: float = 1.0,
+        threshold: tuple[float, float] | None = None,
+        masked: bool = False,
+    ) -> None:
+        if not isinstance(rows, np.ndarray):
+            rows = np.array([row.numbers() for row in rows], ROW)
+        if rows.dtype != ROW or rows.ndim != 1:
+            raise ValueError(f"rows must have dtype ROW and shape (n,), got {rows.dtype} {rows.shape}")
+        n = len(rows)
+        columns = {
+            "timesteps": np.arange(n) if timesteps is None else np.array(timesteps),
+            "push": np.zeros(n, np.int64) if push is None else np.array(push, np.int64),
+            "denoised": np.zeros(n, np.int64) if denoised is None else np.array(denoised, np.int64),
+            "scale": np.ones(n) if scale is None else np.array(scale, np.float64),
+        }
+        for column, values in columns.items():
+            if values.shape != (n,) or values.dtype.kind not in "iuf" or not np.all(np.isfinite(values)):
+                raise ValueError(f"{column} must be {n} finite numbers, got {values!r}")
+        columns["rows"] = rows.copy()
+        for values in columns.values():
+            values.flags.writeable = False
+        # past __setattr__, which refuses
+        self.__dict__.update(columns, name=name, start=float(start), threshold=threshold, masked=bool(masked))
+        self._check()
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a Tableau is immutable: cannot set {name!r}")
+
+    def __reduce__(self) -> tuple[Callable[[str], Tableau], tuple[str]]:
+        return Tableau.from_json, (self.to_json(),)  # unpickled arrays would be writable
+
+    def _check(self) -> None:
+        numbers = self.numbers
+        bounds = np.array([column in ("clean.lo", "clean.hi") for column in _COLUMNS])
+        for row, column in np.argwhere(~np.isfinite(numbers) & ~(bounds & ~np.isnan(numbers))):
+            raise ValueError(f"row {row} of {self.name!r}: {_COLUMNS[column]} is {numbers[row, column]}")
+        lo, hi = self.rows["clean"]["lo"], self.rows["clean"]["hi"]
+        for row in np.flatnonzero(lo > hi):
+            raise ValueError(f"row {row} of {self.name!r}: lo <= hi must hold, got {lo[row]} > {hi[row]}")
+        allowed = np.isin(self.push, (0, 1, 2)) & (self.denoised >= 0)
+        allowed &= self.denoised <= np.minimum(self.push + 1, 2)
+        for row in np.flatnonzero(~allowed):
+            given = f"push {self.push[row]} and denoised {self.denoised[row]}"
+            raise ValueError(f"row {row} of {self.name!r}: there are two auxiliary outputs, got {given}")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def numbers(self) -> Array:
+        """The rows as a plain (n, 36) float64 array, read-only, without a copy."""
+        return self.rows.view(np.float64).reshape(len(self), len(_COLUMNS))
+
+    @cached_property
+    def present(self) -> npt.NDArray[np.void]:
+        """0-d, the layout of ``ROW`` in bools: is a coefficient nonzero (a bound finite) in any row?
+
+        A kernel does not read an input whose columns are all absent, so that 0 * inf never makes a NaN.
+        """
+        numbers = self.numbers
+        used: npt.NDArray[np.bool_] = np.any((numbers != 0) & np.isfinite(numbers), axis=0)
+        used.flags.writeable = False
+        return used.view(_PRESENT)[0]  # type: ignore[no-any-return]
+
+    @property
+    def slots(self) -> int:
+        """How many past arrays the rows read: the deepest slot with a nonzero coefficient."""
+        present = self.present
+        return max((s for s in (1, 2, 3, 4) for o in OUTPUTS if present[o][f"past{s}"]), default=0)
+
+    # ---- new tables from this one --------------------------------------------------------------------------
+
+    def mixed(self, pairs: Sequence[tuple[float, float]]) -> Tableau:
+        """Two model outputs in place of one, m1 -> p m1 + q m2: the rows once per pair (p, q).
+
+        Row i of pair j is row j * n + i. This is how guidance becomes coefficients (``views.guidance``).
+        ValueError: the table has an m2 already.
+        """
+        present = self.present
+        if any(present[group]["m2"] for group in ("clean", *OUTPUTS)):
+            raise ValueError(f"{self.name!r} already reads a second model output")
+        rows = np.tile(self.rows, len(pairs))
+        p, q = (np.repeat(np.array(pairs, np.float64)[:, part], len(self)) for part in (0, 1))
+        for group in ("clean", *OUTPUTS):
+            rows[group]["m2"] = q * rows[group]["m1"]
+            rows[group]["m1"] *= p
+        return self._with(rows, copies=len(pairs))
+
+    def unfolded(self) -> Tableau:
+        """The same steps with D written out in x, m1 and m2. ValueError: D is clamped."""
+        if self.clamps or self.threshold:
+            raise ValueError(f"{self.name!r} bounds D: it cannot be written out")
+        rows = self.rows.copy()
+        for output in OUTPUTS:
+            weight = rows[output]["d"].copy()
+            for symbol in SYMBOLS[:4]:
+                rows[output][symbol] += weight * rows["clean"][symbol]
+            rows[output]["d"] = 0
+        for symbol in SYMBOLS[:4]:
+            rows["clean"][symbol] = 0
+        return self._with(rows)
+
+    def _with(self, rows: npt.NDArray[np.void], copies: int = 1) -> Tableau:
+        """This table with other rows, its columns repeated."""
+        columns: dict[str, Any] = {name: np.tile(getattr(self, name), copies) for name in _RUN_COLUMNS}
+        return Tableau(rows, name=self.name, start=self.start, threshold=self.threshold, **columns)
+
+    @property
+    def clamps(self) -> bool:
+        """Whether any row bounds D."""
+        present = self.present["clean"]
+        return bool(present["lo"] or present["hi"])
+
+    def transpose(self, outputs: int = 1) -> dict[str, Tableau]:
+        """Backward rows: for each input that is read, the table that makes its gradient.
+
+        With g_o the gradient of output o (the first ``outputs`` of out, aux1, aux2), a_o and c_o the
+        coefficients of q and D in it, p that of q in D, and v the value of D before its clamp:
+
+            grad_q = sum_o a_o g_o + [lo <= v <= hi] p sum_o c_o g_o
+
+        The gradients are the past arrays of the backward call: g_out is past1, g_aux1 past2, g_aux2 past3. A
+        table that does not clamp is folded, a_o + p c_o, and reads nothing but gradients. One that does is
+        ``masked``: "clean" is the forward row's and reads the forward x, m1, m2, and a kernel writes
+
+            grad_q = out + (aux1 if lo <= v <= hi else 0)
+
+        with both bounds inside, and 0 where v is NaN (the convention of torch.clamp).
+
+        Returns:
+            {"x": .., "m1": .., "past1": .., ..}, without inputs that no output depends on.
+
+        Raises:
+            ValueError: dynamic thresholding, whose rows depend on the data.
+        """
+        if self.threshold:
+            raise ValueError(f"the rows of {self.name!r} depend on the data (dynamic thresholding)")
+        if not 1 <= outputs <= len(OUTPUTS):
+            raise ValueError(f"outputs must be 1, 2 or 3, got {outputs}")
+        forward = self if self.clamps else self.unfolded()
+        tables = {}
+        for symbol in INPUTS[:-1]:
+            rows = np.zeros(len(self), ROW)
+            rows["clean"] = forward.rows["clean"]
+            for slot, output in enumerate(OUTPUTS[:outputs], 1):
+                rows["out"][f"past{slot}"] = forward.rows[output][symbol]
+                if self.clamps and symbol in INPUTS[:3]:
+                    through_d = forward.rows[output]["d"] * forward.rows["clean"][symbol]
+                    rows["aux1"][f"past{slot}"] = through_d
+            if any(np.any(rows[o][f"past{s}"]) for o in ("out", "aux1") for s in (1, 2, 3)):
+                name = f"{self.name}: gradient of {symbol}"
+                tables[symbol] = Tableau(rows, self.timesteps, name, masked=self.clamps)
+        return tables
+
+    @classmethod
+    def trace(
+        cls,
+        step: Callable[..., Any],
+        timesteps: npt.ArrayLike,
+        *,
+        inputs: Sequence[str] = ("x", "m1", "z"),
+        tolerance: float = 1e-5,
+        name: str = "trace",
+    ) -> Tableau:
+        """The table of somebody else's step, found by probing it.
+
+        Every input is set to 1 alone, and all to 0: the answers are the coefficients. A second call with
+        random numbers must then agree, so that a step that is not affine is refused.
+
+        Args:
+            step: step(i, x=.., m1=.., ..) -> out, or a tuple of out, aux1, aux2, for the named ``inputs``:
+                float64 arrays of one shape (number of probes,). It must act element by element and must not
+                remember anything: what it would remember comes in as past1 .. past4.
+            timesteps: (n,); row i is step(i, ..).
+            inputs: out of x, m1, m2, past1 .. past4, z.
+            tolerance: largest error of the random check, relative to the sum of |coefficient * input|.
+
+        Raises:
+            ValueError: the step is not affine, or not the same for every element; names the row.
+        """
+        unknown = set(inputs) - set(INPUTS)
+        if unknown:
+            raise ValueError(f"inputs must be among {', '.join(INPUTS)}, got {', '.join(sorted(unknown))}")
+        rows = np.zeros(len(np.asarray(timesteps)), ROW)
+        rows["clean"]["lo"], rows["clean"]["hi"] = -np.inf, np.inf
+        probes = dict(zip(inputs, np.eye(len(inputs), len(inputs) + 1), strict=True))
+        drawn = np.random.default_rng(0).normal(scale=3, size=(len(inputs), len(inputs) + 1))
+        for i in range(len(rows)):
+            checks = _outputs(step(i, **dict(zip(inputs, drawn.copy(), strict=True))))
+            for output, answer, check in zip(OUTPUTS, _outputs(step(i, **probes)), checks, strict=False):
+                constant, weights = answer[-1], answer[:-1] - answer[-1]
+                error = np.abs(constant + weights @ drawn - check)
+                if not np.all(error <= tolerance * (abs(constant) + np.abs(weights) @ np.abs(drawn) + 1e-30)):
+                    raise ValueError(f"row {i} of {name!r}: {output} is not affine in {', '.join(inputs)}")
+                rows[output]["k"][i] = constant
+                for symbol, weight in zip(inputs, weights, strict=True):
+                    rows[output][symbol][i] = weight
+        return cls(rows, np.asarray(timesteps), name)
+
+    # ---- text ----------------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """Plain JSON, infinite bounds as the strings inf and -inf. ``from_json`` restores every bit."""
+        numbers = [[c if math.isfinite(c) else str(c) for c in row] for row in self.numbers.tolist()]
+        return json.dumps(
+            {
+                "noisefuse tableau": 1,
+                "name": self.name,
+                "start": self.start,
+                "threshold": self.threshold,
+                "masked": self.masked,
+                **{name: getattr(self, name).tolist() for name in _RUN_COLUMNS},
+                "columns": _COLUMNS,
+                "rows": numbers,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Tableau:
+        """Read what ``to_json`` wrote. ValueError: not a tableau, or one of another version."""
+        stored = json.loads(text)
+        if not isinstance(stored, dict) or stored.pop("noisefuse tableau", None) != 1:
+            raise ValueError("this JSON is not a noisefuse tableau of version 1")
+        if stored.pop("columns", None) != list(_COLUMNS):
+            raise ValueError("the columns of this tableau are not those of ROW")
+        numbers = [[float(c) for c in row] for row in stored.pop("rows")]
+        rows = np.array(numbers, np.float64).reshape(-1, len(_COLUMNS)).view(ROW)[:, 0]
+        threshold = stored.pop("threshold")
+        return cls(rows, threshold=threshold and (threshold[0], threshold[1]), **stored)
+
+    def __repr__(self) -> str:
+        n, shown = len(self), 3
+        steps = [self._step(i) for i in range(n) if i < shown or i >= n - shown]
+        if n > 2 * shown:
+            steps.insert(shown, f"  .. {n - 2 * shown} more ..")
+        return "\n".join([f"Tableau({self.name}, {n} rows)", *steps])
+
+    def _step(self, i: int) -> str:
+        row = self.rows[i]
+        clean = _equation(_coefficients(row["clean"]))
+        lo, hi = row["clean"]["lo"], row["clean"]["hi"]
+        if math.isfinite(lo) or math.isfinite(hi):
+            clean = f"clamp({clean}, {lo:g}, {hi:g})"
+        equations = [f"D = {clean}", f"x' = {_equation(_coefficients(row['out']))}"]
+        equations += [f"keep {_equation(_coefficients(row[o]))}" for o in OUTPUTS[1 : 1 + self.push[i]]]
+        return f"  {i}: t = {self.timesteps[i]:g};  " + ";  ".join(equations)
+
+
+def _outputs(answer: Any) -> list[Array]:
+    answers = answer if isinstance(answer, tuple) else (answer,)
+    return [np.asarray(a, np.float64) for a in answers]
+
+
+def _coefficients(record: np.void) -> dict[str, float]:
+    return {name: float(record[name]) for name in record.dtype.names or () if name in SYMBOLS}
+
+
+_PAPER = {"k": "", "m1": "m", "d": "D", "past1": "h1", "past2": "h2", "past3": "h3", "past4": "h4"}
+
+
+def _equation(coefficients: Mapping[str, float]) -> str:
+    """{"x": 1.0, "m1": -0.5} -> "x - 0.5 m"."""
+    text = ""
+    for name, c in coefficients.items():
+        if c == 0:
+            continue
+        symbol = _PAPER.get(name, name)
+        size = "" if abs(c) == 1 and symbol else f"{abs(c):.4g}"
+        sign = ("-" if c < 0 else "") if not text else (" - " if c < 0 else " + ")
+        text += sign + " ".join(part for part in (size, symbol) if part)
+    return text or "0"

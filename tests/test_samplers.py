@@ -1,0 +1,620 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samplers against what can be known exactly: the flow and the marginals of a Gaussian.
+
+For data N(MEAN, STD^2) the score, the flow and every marginal are known and all maps are affine. A table of
+rows then carries (1, x, z_0, z_1, ..) as an affine map: no sampling error, so that an order of convergence is
+seen cleanly and a wrong coefficient cannot hide.
+"""
+
+import importlib
+import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import pytest
+
+from exact import apply_exact, run_exact
+from noisefuse import ops, samplers, views
+from noisefuse.noise import Noise
+from noisefuse.sampler import Sampler
+from noisefuse.samplers.plan import Node, split
+from noisefuse.schedule import Schedule
+from noisefuse.tableau import D, Row, Tableau, past, x
+
+MEAN, STD = 0.3, 0.6
+FAMILIES = {
+    "preserving": lambda s: (1 / np.hypot(1, s), s / np.hypot(1, s)),
+    "exploding": lambda s: (np.ones_like(s), s),
+    "flow": lambda s: (1 - s, s),
+}
+FIRST = {"preserving": 5.0, "exploding": 10.0, "flow": 0.9}
+EXPLODING_FRAME = ("euler", "euler_ancestral", "heun", "dpm_2", "edm")  # these work on x / alpha
+
+
+@dataclass
+class Case:
+    """One sampler on one family of schedules; ``order`` is what its error must show."""
+
+    name: str
+    order: float
+    family: str
+    options: dict = field(default_factory=dict)
+    grade: float = 3.0  # levels are uniform in level^(1 / grade)
+    until: float = 0.05  # the last level
+    consistency: bool = False  # the model is the consistency function, not the posterior mean
+
+    def __str__(self):
+        return "-".join([self.name, self.family, *(f"{k}={v}" for k, v in self.options.items())])
+
+    def levels(self, n):
+        roots = (level ** (1 / self.grade) for level in (FIRST[self.family], self.until))
+        return np.linspace(*roots, n + 1) ** self.grade
+
+    def tableau(self, n):
+        """The table over a schedule that has exactly the wanted levels; its least noisy one ends the run."""
+        levels = self.levels(n)
+        schedule = Schedule(*FAMILIES[self.family](levels[::-1]))
+        times = np.arange(n, 0, -1) if self.family == "preserving" else levels[:-1]
+        rule = getattr(samplers, self.name).__wrapped__
+        return rule(schedule, times, prediction="sample", final="sigma_min", **self.options)
+
+    def model(self, tableau, n):
+        """(constant, slope): the model's answer to x_in at every row, for the Gaussian."""
+        level = tableau.timesteps.astype(float)
+        if self.family == "preserving":  # a time is an index, or between two
+            level = np.exp(np.interp(level, np.arange(n + 1), np.log(self.levels(n)[::-1])))
+        alpha, sigma = FAMILIES[self.family](level)
+        deviation = np.hypot(alpha * STD, sigma)
+        slope = STD / deviation if self.consistency else alpha * STD**2 / deviation**2
+        return MEAN * (1 - slope * alpha), slope
+
+    def run(self, n, tableau=None):
+        """Coefficients of the last x on (1, x, z_0, z_1, ..)."""
+        tableau = tableau or self.tableau(n)
+        one, x, *z = np.eye(2 + len(tableau))
+        past = []
+        for i, (constant, slope) in enumerate(zip(*self.model(tableau, n), strict=True)):
+            answer = constant * one + slope * tableau.scale[i] * x
+            x, *aux = apply_exact(tableau.rows[i], x, answer, past=past, z=z[i])
+            past = [*aux[: tableau.push[i]], *past][:4]
+        return x
+
+    def ends(self, n):
+        """alpha and sigma at both ends, in the frame of the sampler's x."""
+        alpha, sigma = FAMILIES[self.family](self.levels(n)[[0, -1]])
+        return (alpha / alpha, sigma / alpha) if self.name in EXPLODING_FRAME else (alpha, sigma)
+
+    def flow_error(self, n, tableau=None):
+        """Distance of the last x from the exact flow's, for an x 1.3 standard deviations above the mean."""
+        constant, slope, *noise = self.run(n, tableau)
+        assert not any(noise), "a deterministic sampler drew noise"
+        alpha, sigma = self.ends(n)
+        start, end = alpha * MEAN + 1.3 * np.hypot(alpha * STD, sigma)
+        return abs(constant + slope * start - end)
+
+    def marginal_error(self, n, tableau=None):
+        """The larger error of mean and variance at the end, from the exact marginal at the start."""
+        constant, slope, *noise = self.run(n, tableau)
+        assert any(noise), "a stochastic sampler drew no noise"
+        alpha, sigma = self.ends(n)
+        mean, variance = alpha * MEAN, (alpha * STD) ** 2 + sigma**2
+        mean_error = abs(constant + slope * mean[0] - mean[1])
+        return max(mean_error, abs(slope**2 * variance[0] + np.dot(noise, noise) - variance[1]))
+
+
+DETERMINISTIC = [
+    Case("ddim", 1, "preserving"),
+    Case("ddim", 1, "exploding"),
+    Case("ddim", 1, "flow"),
+    Case("euler", 1, "preserving"),
+    Case("euler", 1, "exploding"),
+    Case("flow_euler", 1, "flow"),
+    Case("heun", 2, "preserving"),
+    Case("heun", 2, "exploding"),
+    Case("flow_heun", 2, "flow"),
+    Case("edm", 2, "exploding"),
+    Case("edm", 2, "preserving"),
+    Case("dpm_2", 2, "preserving"),
+    Case("dpm_2", 2, "exploding"),
+    Case("dpmpp_2m", 2, "preserving"),
+    Case("dpmpp_2m", 2, "preserving", {"solver": "heun"}),
+    Case("dpmpp_2m", 2, "exploding"),
+    Case("dpmpp_2m", 2, "flow"),
+    Case("unipc", 2, "preserving", {"order": 1, "lower_order_final": False}),
+    Case("unipc", 3, "preserving", {"order": 2, "lower_order_final": False}),
+    Case("unipc", 4, "preserving", {"order": 3, "lower_order_final": False}),
+    Case("unipc", 3, "exploding", {"order": 2, "variant": "bh1", "lower_order_final": False}),
+    # here the first steps, of lower order, are visible: at the noisy end of the others D is constant
+    Case("unipc", 3, "flow", {"order": 3, "variant": "bh1", "lower_order_final": False}),
+    # Adams-Bashforth weights are for equal steps in sigma / alpha: order 2 elsewhere; there 4, but 3 at first
+    Case("pndm", 2, "preserving"),
+    Case("pndm", 3.5, "exploding", grade=1.0, until=0.5),
+]
+STOCHASTIC = [
+    Case("ddpm", 1, "preserving"),
+    Case("ddpm", 1, "preserving", {"variance": "fixed_large"}),
+    Case("ddim", 1, "preserving", {"eta": 1.0}),
+    Case("ddim", 1, "flow", {"eta": 0.5}),
+    Case("euler_ancestral", 1, "preserving"),
+    Case("euler_ancestral", 1, "exploding"),
+    Case("edm", 2, "exploding", {"S_churn": 8.0}),
+    Case("dpmpp_2m_sde", 2, "preserving"),
+    Case("dpmpp_2m_sde", 2, "exploding", {"solver": "heun"}),
+]
+
+
+COUNTS = (32, 64, 128)
+TOLERANCE = 0.2
+
+
+def order(case, tables):
+    """The fitted order: minus the slope of log error against log n."""
+    error = case.flow_error if case in DETERMINISTIC else case.marginal_error
+    return -np.polyfit(np.log(COUNTS), np.log([error(n, tables[n]) for n in COUNTS]), 1)[0]
+
+
+@pytest.mark.parametrize("case", DETERMINISTIC + STOCHASTIC, ids=str)
+def test_order_of_convergence(case):
+    assert order(case, {n: case.tableau(n) for n in COUNTS}) == pytest.approx(case.order, abs=TOLERANCE)
+
+
+def used_columns(table):
+    """(group, column, rows): coefficients that matter in half of the steps or more, and their rows."""
+    kept = {"out": table.push >= 0, "aux1": table.push >= 1, "aux2": table.push >= 2}
+    reads_clean = np.any([table.rows[group]["d"] * kept[group] for group in kept], axis=0)
+    for group, rows in {**kept, "clean": reads_clean}.items():
+        for column in table.rows.dtype[group].names:
+            used = rows & (table.rows[group][column] != 0) & np.isfinite(table.rows[group][column])
+            if 2 * used.sum() >= len(table) / (1 + np.any(table.push == 0)):
+                yield group, column, used
+
+
+@pytest.mark.parametrize("case", DETERMINISTIC + STOCHASTIC, ids=str)
+def test_every_wrong_coefficient_is_seen(case):
+    """2 % off in any one column, and the test above fails."""
+    tables = {n: case.tableau(n) for n in COUNTS}
+    found = [(group, column) for group, column, _ in used_columns(tables[COUNTS[0]])]
+    assert len(found) >= 2
+    for found_column in found:
+        planted = {}
+        for n, table in tables.items():
+            rows = table.rows.copy()
+            group, column, used = next(c for c in used_columns(table) if c[:2] == found_column)
+            rows[group][column][used] *= 1.02
+            planted[n] = Tableau(rows, table.timesteps, push=table.push, scale=table.scale)
+        assert abs(order(case, planted) - case.order) > TOLERANCE, found_column
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_lcm_is_exact_for_the_exact_consistency_function(n):
+    """Every jump lands on the exact marginal; c_skip is below 1e-3 there, so that f is D."""
+    case = Case("lcm", math.inf, "preserving", {"timestep_scaling": 1e9}, consistency=True)
+    assert case.marginal_error(n) < 1e-13
+
+
+def test_edm_is_algorithm_2():
+    """Karras et al. 2022, algorithm 2, as printed, on the same noise; S_min and S_max leave out both ends."""
+    t = np.append(Schedule.karras(9).sigma[::-1], 0)
+    S_churn, S_min, S_max, S_noise = 4.0, 0.05, 50.0, 1.003
+    sampler = samplers.edm(
+        Schedule.karras(9), 9, prediction="sample", S_churn=S_churn, S_min=S_min, S_max=S_max, S_noise=S_noise
+    )
+    draws = np.random.default_rng(0).normal(size=(len(sampler), 5))
+
+    def denoise(x, sigma):
+        return np.cos(x / (1 + sigma)) + 0.1 * sigma
+
+    x = 80 * draws[-1]  # t[0] > S_max: nothing is added before the first call
+    expected, row = x, -1
+    for i in range(9):
+        gamma = min(S_churn / 9, math.sqrt(2) - 1) if S_min <= t[i] <= S_max else 0
+        t_hat = t[i] + gamma * t[i]
+        x_hat = expected + math.sqrt(t_hat**2 - t[i] ** 2) * S_noise * draws[row]
+        d = (x_hat - denoise(x_hat, t_hat)) / t_hat
+        expected = x_hat + (t[i + 1] - t_hat) * d
+        row += 1
+        if t[i + 1]:
+            d2 = (expected - denoise(expected, t[i + 1])) / t[i + 1]
+            expected = x_hat + (t[i + 1] - t_hat) * (d + d2) / 2
+            row += 1
+    rows = iter(draws)
+    got = run_exact(sampler.tableau, denoise, x, lambda: next(rows))
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+    churned = samplers.edm(Schedule.karras(9), 9, S_churn=4.0, final="sigma_min").tableau
+    assert churned.start == pytest.approx(80 * math.sqrt(2))  # gamma is at its bound
+    assert churned.rows[-1]["out"]["z"] == 0  # nobody is called after the last step
+
+
+def test_the_whole_list_is_tested():
+    tested = {case.name for case in DETERMINISTIC + STOCHASTIC} | {"lcm"}
+    assert sorted(tested) == ALL
+
+
+# ---- the rules' parts --------------------------------------------------------------------------------------
+
+VP = Schedule.scaled_linear()
+ALL = sorted(set(samplers.__all__) - {"Threshold"})
+
+
+def test_views_tell_x0_and_noise():
+    """D and e from what each kind of network would say about x = alpha x0 + sigma z, in any frame."""
+    x0, z = 0.7, -1.1
+    for alpha, sigma in [(0.8, 0.6), (1.0, 14.0), (0.3, 0.7), (0.0, 1.0)]:
+        x, r = alpha * x0 + sigma * z, math.hypot(alpha, sigma)
+        answers = {"epsilon": z, "sample": x0, "v": (alpha * z - sigma * x0) / r, "flow": z - x0}
+        c_in = 1 / math.hypot(sigma, 0.5 * alpha)
+        c_skip, c_out = 0.25 * alpha * c_in**2, 0.5 * sigma * c_in
+        answers |= {"edm": (x0 - c_skip * x) / c_out, "edm_v": -(x0 - c_skip * x) / c_out}
+        assert set(answers) == set(views.VIEWS)
+        for name, m in answers.items():
+            if alpha or name != "epsilon":
+                p_x, p_m = views.VIEWS[name].clean(alpha, sigma)
+                assert p_x * x + p_m * m == pytest.approx(x0, abs=1e-14)
+            e_x, e_m = views.VIEWS[name].noise(alpha, sigma)
+            assert e_x * x + e_m * m == pytest.approx(z, abs=1e-14)
+
+
+def test_edm_preconditioning():
+    """Karras et al. 2022, table 1, at sigma = 2, sigma_data = 0.5."""
+    view = views.edm(0.5)
+    assert view.clean(1.0, 2.0) == pytest.approx((0.25 / 4.25, 1 / math.sqrt(4.25)))
+    assert view.scale(1.0, 2.0) == pytest.approx(1 / math.sqrt(4.25))
+    assert view.time(1.0, 2.0, 0.0) == pytest.approx(math.log(2) / 4)
+    with pytest.raises(ValueError, match="sigma_data must be positive"):
+        views.edm(0.0)
+
+
+def test_split_is_the_posterior():
+    """eta = 1: the variance of q(x' | x, x0), Ho et al. 2020, equation 7; eta = 0: nothing is fresh."""
+    abar, abar_ = 0.3, 0.5
+    here, there = (Node(math.sqrt(a), math.sqrt(1 - a), 0) for a in (abar, abar_))
+    keep, fresh = split(here, there, 1.0)
+    assert fresh**2 == pytest.approx((1 - abar_) / (1 - abar) * (1 - abar / abar_), rel=1e-14)
+    assert keep**2 + fresh**2 == pytest.approx(1 - abar_, rel=1e-14)
+    assert split(here, there, 0.0) == (there.sigma, 0.0)
+    with pytest.raises(ValueError, match="more fresh noise"):
+        split(here, there, 3.0)
+
+
+def test_spacings():
+    def times(spacing, **options):
+        return samplers.ddim(VP, 4, spacing=spacing, **options).timesteps.tolist()
+
+    assert times("leading") == [750, 500, 250, 0]
+    assert times("leading", steps_offset=1) == [751, 501, 251, 1]
+    assert times("trailing") == [999, 749, 499, 249]
+    assert times("linspace") == [999, 666, 333, 0]
+    assert samplers.dpmpp_2m(VP, 4).timesteps.tolist() == [999, 749, 500, 250]
+    assert samplers.euler(VP, 4).timesteps.tolist() == [999, 666, 333, 0]
+    assert samplers.euler(VP, 3).timesteps.tolist() == [999, 499.5, 0]
+    assert samplers.ddim(VP, 4).timesteps.dtype == np.int64  # an index; levels and what lies between are floats
+    single = samplers.flow_euler(Schedule.flow(), 1).timesteps
+    assert single.tolist() == [1]
+    assert single.dtype == np.float64
+    assert samplers.ddim(VP, [900, 20, 3]).timesteps.tolist() == [900, 20, 3]
+    levels = samplers.euler(Schedule.karras(7), 5, spacing="karras").timesteps
+    assert levels == pytest.approx(Schedule.karras(5).sigma[::-1], rel=1e-13)
+    levels = samplers.euler(VP, 5, spacing="exponential", sigma_min=0.1, sigma_max=10.0).tableau
+    assert levels.rows["clean"]["m1"] == pytest.approx(-np.geomspace(10, 0.1, 5), rel=1e-13)
+    assert samplers.flow_euler(Schedule.flow(), 4, spacing="trailing").timesteps == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"spacing": "log"}, "spacing must be one of leading, trailing"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 1001}, "1001 steps do not fit into a schedule of 1000"),
+        ({"steps": [3, 5]}, "strictly falling"),
+        ({"steps": [1000, 5]}, "has times 0 .. 999, got 1000 .. 5"),
+        ({"steps": 1000, "steps_offset": 1}, "has times 0 .. 999"),
+        ({"final": "one"}, "final must be zero or sigma_min"),
+        ({"spacing": "karras", "sigma_min": 3.0, "sigma_max": 2.0}, "0 < min < max < inf, got 3.0, 2.0"),
+        ({"prediction": "x0"}, "prediction must be a View or one of epsilon, sample"),
+        ({"clip": (1.0, -1.0)}, "lo <= hi must hold, got 1.0 > -1.0"),
+        ({"eta": 2.0}, "more fresh noise"),
+    ],
+)
+def test_impossible_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        samplers.ddim(VP, **{"steps": 10, **options})
+
+
+def test_other_impossible_options():
+    for make, message in [
+        (lambda: samplers.ddpm(VP, 5, variance="learned"), "fixed_small or fixed_large"),
+        (lambda: samplers.unipc(VP, 5, order=4), "order must be 1, 2 or 3"),
+        (lambda: samplers.dpmpp_2m(VP, 5, solver="x"), "midpoint or heun"),
+        (lambda: samplers.pndm(VP, 5, average="x"), "epsilon or output"),
+        (lambda: samplers.flow_heun(VP, 5), "needs a schedule with alpha \\+ sigma = 1"),
+        (lambda: samplers.lcm(VP, 60), "1 <= steps <= original_steps <= 1000"),
+        (lambda: samplers.flow_euler(Schedule.flow(), [1.5, 0.5]), "noise levels of the schedule"),
+        (lambda: samplers.euler(Schedule([0.9, 0.5], [0.1, 1.0]), [0.5]), "use whole indices"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+def test_missing_scipy_is_said(monkeypatch):
+    def import_module(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    with pytest.raises(ImportError, match='spacing "beta" needs SciPy'):
+        samplers.euler(VP, 5, spacing="beta")
+
+
+def test_zero_terminal_snr():
+    schedule = VP.rescale_zero_terminal_snr()
+    with pytest.raises(ValueError, match='"epsilon" says nothing about x0; use a network with prediction "v"'):
+        samplers.ddim(schedule, 5, spacing="trailing")
+    for name in ("euler", "heun", "pndm", "unipc"):
+        with pytest.raises(ValueError, match="divides by alpha"):
+            getattr(samplers, name)(schedule, 5, prediction="v", spacing="trailing")
+    with pytest.raises(ValueError, match="zero terminal SNR: use a spacing of indices"):
+        samplers.ddim(schedule, 5, prediction="v", spacing="karras")
+    for name in ("ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde"):  # v = -x0 at alpha = 0: D must be -m
+        table = getattr(samplers, name)(schedule, 5, prediction="v", spacing="trailing").tableau
+        assert (table.rows[0]["clean"]["x"], table.rows[0]["clean"]["m1"]) == (0, -1)
+
+
+@pytest.mark.parametrize(("steps", "spacing"), [(5, "linspace"), (5, "karras"), ([900, 500, 0], "")])
+def test_a_last_step_of_length_zero(steps, spacing):
+    """final="sigma_min" may be where x is already: the step does nothing, nobody divides by its length."""
+    samplers.unipc(VP, steps, spacing=spacing, final="sigma_min", order=3, lower_order_final=False)
+    for name in set(ALL) - {"lcm", "edm", "flow_heun"}:
+        table = getattr(samplers, name)(VP, steps, spacing=spacing, final="sigma_min").tableau
+        if table.slots == 0:
+            x = np.linspace(-1, 1, 5)
+            np.testing.assert_allclose(apply_exact(table.rows[-1], x, np.cos(x), z=1)[0], x, rtol=0, atol=1e-9)
+
+
+def test_final_sigma_min_stays_noisy():
+    """The last D is mixed with what the least noisy level keeps; "zero" ends on D."""
+    rules = [samplers.ddim, samplers.euler, partial(samplers.dpmpp_2m, lower_order_final=False)]
+    for rule in [*rules, partial(samplers.unipc, order=3, lower_order_final=False)]:
+        only_d = (0, 0, 0, 0, 1, 0, 0, 0, 0, 0)
+        assert rule(VP, 5, final="zero").tableau.rows[-1]["out"].tolist() == only_d
+        assert rule(VP, 5, final="sigma_min").tableau.rows[-1]["out"].tolist() != only_d
+
+
+# ---- the engine --------------------------------------------------------------------------------------------
+
+
+def gaussian_model(schedule):
+    """What an epsilon network would say for the Gaussian."""
+
+    def model(x, t):
+        alpha, sigma = schedule.alpha[int(t)], schedule.sigma[int(t)]
+        constant = MEAN * (1 - alpha**2 * STD**2 / (alpha**2 * STD**2 + sigma**2))
+        clean = constant + alpha * STD**2 / (alpha**2 * STD**2 + sigma**2) * x
+        return (x - alpha * clean) / sigma
+
+    return model
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_run_is_its_rows(name):
+    """Sampler.sample, with its state and its scaled inputs, does what the rows say; twice the same."""
+    schedule = {"edm": Schedule.karras(20), "flow": Schedule.flow()}.get(name.split("_")[0], VP)
+    sampler = getattr(samplers, name)(schedule, 6, clip=2.0) if name != "pndm" else samplers.pndm(VP, 6)
+    noise, shape = Noise(7, sample=3, step=100), (3, 5)
+
+    def model(x, t):
+        return np.cos(x + float(t))
+
+    draws = iter(range(len(sampler)))
+    x = sampler.start(shape, noise, dtype="float64")
+    expected = run_exact(
+        sampler.tableau, model, x,
+        lambda: ops.randn(shape, noise.at(step=100 + next(draws), stream=3), dtype="float64"),
+    )  # fmt: skip
+    result = sampler.sample(model, shape, noise, dtype="float64")
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+    before = x.copy()
+    np.testing.assert_array_equal(result, sampler.sample(model, x, noise))
+    np.testing.assert_array_equal(x, before)
+
+
+def test_threads_share_a_sampler():
+    """Every run has its own state: eight threads at once do what one does."""
+    sampler, noise = samplers.dpmpp_2m_sde(VP, 12), Noise(4)
+
+    def run(n):
+        w = 1.0 + n % 4
+        return sampler.sample(lambda x, t: (np.sin(x), np.cos(x)), (3, 40), noise, guidance_scale=w)
+
+    with ThreadPoolExecutor(8) as pool:
+        for n, x in enumerate(pool.map(run, range(32))):
+            np.testing.assert_array_equal(x, run(n))
+
+
+def test_start_is_stream_2():
+    noise = Noise(5, step=9)
+    for sampler in (samplers.euler(VP, 5), samplers.ddim(VP, 5)):
+        drawn = ops.randn((2, 8), noise.at(stream=2), dtype="float64")
+        start = sampler.start((2, 8), noise, dtype="float64")
+        np.testing.assert_allclose(start, sampler.tableau.start * drawn, rtol=1e-15)
+    assert samplers.euler(VP, 5).tableau.start == pytest.approx(1 / VP.alpha[-1])
+    assert samplers.edm(Schedule.karras(9), 5).tableau.start == 80
+
+
+@pytest.mark.parametrize("name", ["ddpm", "euler_ancestral", "dpmpp_2m_sde"])
+def test_a_sampled_run_has_the_marginal(name):
+    """One float32 run of the kernel: mean and deviation of 2^18 samples, 5 standard errors from the rows'."""
+    sampler, shape, count = getattr(samplers, name)(VP, 20, spacing="trailing"), (64, 2**12), 2**18
+    x = sampler.sample(gaussian_model(VP), shape, Noise(11))
+    _, column, *z = np.eye(2 + len(sampler))
+    model, draws = gaussian_model(VP), iter(z)
+    offset = run_exact(sampler.tableau, model, np.zeros(1))[0]
+    weights = run_exact(sampler.tableau, lambda v, t: model(v, t) - model(np.zeros(1), t), column, lambda: next(draws))
+    deviation = math.sqrt((weights[1] * sampler.tableau.start) ** 2 + np.sum(weights[2:] ** 2))
+    assert deviation == pytest.approx(STD, rel=0.2)  # 20 steps are not far from the data
+    assert x.mean(dtype=np.float64) == pytest.approx(offset, abs=5 * deviation / math.sqrt(count))
+    assert x.std(dtype=np.float64) == pytest.approx(deviation, rel=5 / math.sqrt(2 * count))
+
+
+def test_model_input_scales():
+    sampler, x = samplers.euler(VP, 5), np.linspace(-3, 3, 8).reshape(2, 4)
+    shown, t = sampler.model_input(0, x)
+    assert t == 999
+    np.testing.assert_allclose(shown, x * VP.alpha[-1], rtol=1e-14)
+    out = np.empty_like(x)
+    assert sampler.model_input(0, x, out=out)[0] is out
+    np.testing.assert_array_equal(out, shown)
+    unscaled = samplers.ddim(VP, 5)
+    assert unscaled.model_input(1, x)[0] is x
+    unscaled.model_input(1, x, out=out)
+    np.testing.assert_array_equal(out, x)
+
+
+def test_state_is_needed_and_changes_only_on_success():
+    sampler, x, m = samplers.dpmpp_2m(VP, 5), np.ones((2, 3)), np.full((2, 3), 0.5)
+    with pytest.raises(TypeError, match=r"dpmpp_2m remembers earlier steps: pass state=sampler.state\(x\)"):
+        sampler.step(0, x, m)
+    results = []
+    for fail in (False, True):
+        state = sampler.state(x)
+        first = sampler.step(0, x, m, state=state)
+        if fail:
+            with pytest.raises((ValueError, TypeError)):
+                sampler.step(1, first, 9 * m, state=state, out=np.empty(7))
+        results.append(sampler.step(1, first, m, state=state))
+    np.testing.assert_array_equal(*results)
+
+
+def test_a_new_state_is_zero():
+    """A kernel may multiply by a coefficient that is 0 in this row only: all that is read must be finite."""
+    x = np.full((2, 3), np.nan, np.float32)
+    state = samplers.unipc(VP, 5, order=3).state(x)
+    assert [(array.dtype, array.shape, array.any()) for array in state.past] == [(x.dtype, x.shape, False)] * 3
+
+
+def test_rows_and_shapes_are_checked():
+    sampler, x = samplers.ddim(VP, 5), np.ones((2, 3))
+    for i in (-1, 5):
+        with pytest.raises(IndexError, match=f"ddim has rows 0 .. 4, got {i}"):
+            sampler.step(i, x, x)
+        with pytest.raises(IndexError, match=f"got {i}"):
+            sampler.model_input(i, x)
+    with pytest.raises(TypeError, match="float"):
+        sampler.step(1.0, x, x)
+
+
+def test_guidance_is_the_mixture():
+    rng = np.random.default_rng(0)
+    x, uncond, cond = rng.normal(size=(3, 4, 6))
+    sampler = samplers.ddpm(VP, 5)
+    noise = Noise(3)
+    weights = np.array([1.0, 7.5, 0.0, -2.0])
+    for scale in (7.5, weights):
+        w = np.reshape(scale, (-1, 1))
+        expected = sampler.step(1, x, uncond + w * (cond - uncond), noise)
+        got = sampler.step(1, x, (uncond, cond), noise, guidance_scale=scale)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13)
+    noises = [Noise(8), Noise(9, step=2), Noise(3, sample=5), Noise(1)]
+    together = sampler.step(1, x, (uncond, cond), noises, guidance_scale=weights)
+    for b, one in enumerate(noises):
+        row = slice(b, b + 1)
+        alone = sampler.step(1, x[row], (uncond[row], cond[row]), one, guidance_scale=weights[b])
+        np.testing.assert_array_equal(together[row], alone)
+    for bad in ({"model_output": cond, "guidance_scale": 2.0}, {"model_output": (uncond, cond)}):
+        with pytest.raises(TypeError, match="guidance needs both"):
+            sampler.step(1, x, noise=noise, **bad)
+    with pytest.raises(ValueError, match=r"a number or of shape \(4,\), got \(3,\)"):
+        sampler.step(1, x, (uncond, cond), noise, guidance_scale=weights[:3])
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_dynamic_thresholding(guided):
+    rng = np.random.default_rng(1)
+    x, uncond, cond = rng.normal(size=(3, 4, 60))
+    x[0] /= 50  # a sample that stays inside [-1, 1] is not scaled
+    sampler = samplers.ddpm(VP, 5, prediction="v", clip=samplers.Threshold(0.9, 2.5))
+    w = np.array([1.0, 3.0, 0.5, 2.0])
+    m = uncond + w[:, None] * (cond - uncond) if guided else cond
+    row = sampler.tableau.rows[2]
+    clean = row["clean"]["x"] * x + row["clean"]["m1"] * m
+    s = np.clip(np.quantile(np.abs(clean), 0.9, axis=1, keepdims=True), 1, 2.5)
+    bounded = samplers.ddpm(VP, 5, prediction="sample", clip=1e9)  # its model output is D
+    noise, denoised = Noise(4), np.empty_like(x)
+    expected = bounded.step(2, x, np.clip(clean, -s, s) / s, noise)
+    output, options = ((uncond, cond), {"guidance_scale": w}) if guided else (m, {})
+    got = sampler.step(2, x, output, noise, denoised_out=denoised, **options)
+    np.testing.assert_allclose(denoised, np.clip(clean, -s, s) / s, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13)
+    x[1, 2] = np.nan
+    np.testing.assert_array_equal(np.isnan(sampler.step(2, x, output, noise, **options)), np.isnan(x))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_denoised_is_d(name):
+    """denoised_out and the callback get D (for lcm: f), whether the row keeps it or not."""
+    schedule = {"edm": Schedule.karras(20), "flow": Schedule.flow()}.get(name.split("_")[0], VP)
+    sampler = getattr(samplers, name)(schedule, 6)
+    seen = []
+    sampler.sample(lambda x, t: np.sin(x), (2, 4), Noise(1), dtype="float64", callback=lambda *a: seen.append(a))
+    assert [i for i, _, _ in seen] == list(range(len(sampler)))
+    _, x, denoised = seen[-1]
+    if name not in ("pndm",):  # whose last step averages
+        np.testing.assert_array_equal(x, denoised)
+    row, before = sampler.tableau.rows[1], seen[0][1]
+    m = np.sin(sampler.model_input(1, before)[0])
+    if name != "lcm":
+        np.testing.assert_allclose(seen[1][2], row["clean"]["x"] * before + row["clean"]["m1"] * m, rtol=1e-12)
+    assert len({id(array) for _, x, d in seen for array in (x, d)}) == 2 * len(sampler)
+
+
+def test_a_run_can_start_late():
+    sampler, model, noise = samplers.heun(VP, 5), gaussian_model(VP), Noise(2)
+    seen = []
+    whole = sampler.sample(model, (2, 3), noise, callback=lambda i, x, d: seen.append(x))
+    np.testing.assert_array_equal(sampler.sample(model, seen[3], noise, start=4), whole)
+    with pytest.raises(ValueError, match="row 3 of heun remembers rows before 3"):
+        sampler.sample(model, seen[2], noise, start=3)
+    with pytest.raises(ValueError, match="build a sampler of fewer steps"):
+        samplers.dpmpp_2m(VP, 5).sample(model, seen[2], noise, start=2)
+    deep = Sampler(Tableau([Row(out=x, aux1=D), Row(out=past[1])], push=[1, 0]))
+    with pytest.raises(ValueError, match="row 1 of tableau remembers rows before 0"):
+        deep.sample(model, seen[0], noise)
+    with pytest.raises(TypeError, match="give x at the level of that row"):
+        sampler.sample(model, (2, 3), noise, start=2)
+    with pytest.raises(TypeError, match="a new sample needs noise"):
+        sampler.sample(model, (2, 3))
+    with pytest.raises(TypeError, match="noise must be a Noise"):
+        sampler.sample(model, (2, 3), 42)
+
+
+def test_a_list_of_noises_is_a_loop_over_samples():
+    noises = [Noise(1, sample=9), Noise(2, step=4)]
+    for sampler in (samplers.ddpm(VP, 5), samplers.dpmpp_2m_sde(VP, 5)):
+        together = sampler.sample(gaussian_model(VP), (2, 3), noises)
+        for b, noise in enumerate(noises):
+            np.testing.assert_array_equal(together[b : b + 1], sampler.sample(gaussian_model(VP), (1, 3), noise))
+
+
+def test_immutable_and_picklable():
+    sampler = samplers.unipc(VP, 6, order=3)
+    with pytest.raises(AttributeError, match="a Sampler is immutable"):
+        sampler.tableau = None
+    copy = pickle.loads(pickle.dumps(sampler))
+    assert copy.tableau.numbers.tobytes() == sampler.tableau.numbers.tobytes()
+    assert repr(copy) == repr(sampler)
+    assert repr(samplers.ddim(VP, 2)).splitlines()[0] == "Sampler(ddim, 2 rows)"
+    assert isinstance(copy, Sampler)
+
+
+def test_progress(monkeypatch, capsys):
+    pytest.importorskip("tqdm")
+    samplers.ddim(VP, 3).sample(gaussian_model(VP), (1, 2), Noise(0), progress=True)
+    assert "3/3" in capsys.readouterr().err
+
+    def import_module(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    with pytest.raises(ImportError, match="progress=True needs tqdm"):
+        samplers.ddim(VP, 3).sample(gaussian_model(VP), (1, 2), Noise(0), progress=True)

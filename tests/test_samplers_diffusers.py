@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samplers against the schedulers of pip's diffusers, both sides fed with the same random numbers.
+
+Twice: "as it is", where much of its arithmetic is float32; and "in float64", with every float32 of its
+modules read as float64, where both sides must agree to rounding and no difference of formulas can hide.
+"""
+
+import contextlib
+import importlib
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from noisefuse import samplers
+from noisefuse.schedule import Schedule
+from noisefuse.tableau import Tableau
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # torch's, with NumPy 2
+
+STEPS = (5, 10, 50)
+SHAPE = (2, 3, 4, 4)
+EXACT = 1e-12  # of the largest |x|; measured: 5e-14
+# "as it is", measured: below 1e-6 of the largest |x|, except where float32 cancels in their coefficients, in
+# 1 - a_t / a_(t-1), exp(-h) - 1 and the differences of lambda
+FLOAT32 = {"DDPMScheduler": 1e-5, "DPMSolverMultistepScheduler": 1e-5, "UniPCMultistepScheduler": 5e-5}
+VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+MODULES = {
+    "DDPMScheduler": "ddpm",
+    "DDIMScheduler": "ddim",
+    "EulerDiscreteScheduler": "euler_discrete",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral_discrete",
+    "HeunDiscreteScheduler": "heun_discrete",
+    "KDPM2DiscreteScheduler": "k_dpm_2_discrete",
+    "DPMSolverMultistepScheduler": "dpmsolver_multistep",
+    "UniPCMultistepScheduler": "unipc_multistep",
+    "PNDMScheduler": "pndm",
+    "LCMScheduler": "lcm",
+    "FlowMatchEulerDiscreteScheduler": "flow_match_euler_discrete",
+    "FlowMatchHeunDiscreteScheduler": "flow_match_heun_discrete",
+    "EDMEulerScheduler": "edm_euler",
+}
+PREDICTIONS = {"epsilon": "epsilon", "sample": "sample", "v_prediction": "v", "flow_prediction": "flow"}
+
+
+class Doubled:
+    """A module whose float32 is float64."""
+
+    def __init__(self, module):
+        self.module, self.float32 = module, module.float64
+
+    def __getattr__(self, name):
+        return getattr(self.module, name)
+
+
+class Theirs:
+    """A scheduler of diffusers that draws the noise it is given."""
+
+    def __init__(self, name, config, double, monkeypatch, **step_options):
+        self.double, self.step_options = double, step_options
+        module = importlib.import_module(f"diffusers.schedulers.scheduling_{MODULES[name]}")
+        monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: self.noise, raising=False)
+        if double:
+            monkeypatch.setattr(module, "torch", Doubled(torch))
+            monkeypatch.setattr(module, "np", Doubled(np), raising=False)
+        with self.precision():
+            self.scheduler = getattr(module, name)(**config)
+
+    @contextlib.contextmanager
+    def precision(self):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64 if self.double else torch.float32)
+        yield
+        torch.set_default_dtype(before)
+
+    def set_timesteps(self, n):
+        with self.precision():
+            self.scheduler.set_timesteps(n)
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(0)
+        return self.scheduler.timesteps
+
+    def step(self, t, x, m, z):
+        """(what the model is shown, the next x)."""
+        self.noise, x, m = (torch.from_numpy(array) for array in (z, x, m))
+        with self.precision():
+            scale = getattr(self.scheduler, "scale_model_input", lambda x, t: x)
+            shown = scale(x, t).numpy()
+            return shown, self.scheduler.step(m, t, x, **self.step_options)[0].numpy()
+
+
+@dataclass
+class Pair:
+    """One of their classes and configurations, and what it is here."""
+
+    theirs: str
+    config: dict
+    ours: str
+    options: dict
+    step_options: dict = field(default_factory=dict)
+
+    def __str__(self):
+        words = (f"{k}={v}" for k, v in (self.config | self.step_options).items() if k not in VP)
+        return "-".join([self.theirs.removesuffix("Scheduler"), self.ours, *words])
+
+    def open(self, double, monkeypatch):
+        return Theirs(self.theirs, self.config, double, monkeypatch, **self.step_options)
+
+    def schedule(self, theirs):
+        if self.theirs.startswith("EDM"):
+            return Schedule.karras(1000)
+        if self.theirs.startswith("Flow") or self.config.get("use_flow_sigmas"):
+            return Schedule.flow()
+        return Schedule.from_alphas_cumprod(theirs.scheduler.alphas_cumprod.double().numpy())
+
+    def sampler(self, theirs, n):
+        """Ours for their n steps; flows are given their sigmas, see test_flow_spacing."""
+        schedule = self.schedule(theirs)
+        if self.theirs.startswith("Flow") or self.config.get("use_flow_sigmas"):
+            sigmas = theirs.scheduler.sigmas.double().numpy()[:-1]
+            n = np.unique(sigmas)[::-1]
+        return getattr(samplers, self.ours)(schedule, n, **self.options)
+
+
+SPACINGS = {name: ({"timestep_spacing": name}, {"spacing": name}) for name in ("leading", "trailing", "linspace")}
+LEVELS = {name: ({f"use_{name}_sigmas": True}, {"spacing": name}) for name in ("karras", "exponential", "beta")}
+
+
+def family(theirs, ours, predictions, spacings, config=None, options=None):
+    """All combinations of prediction and spacing."""
+    for prediction, (spaced, spacing) in itertools.product(predictions, spacings.values()):
+        yield Pair(
+            theirs,
+            VP | {"prediction_type": prediction} | spaced | (config or {}),
+            ours,
+            {"prediction": PREDICTIONS[prediction]} | spacing | (options or {}),
+        )
+
+
+def variant(theirs, ours, config, options, **step_options):
+    return Pair(theirs, VP | config, ours, options, step_options)
+
+
+ENDS = {name: SPACINGS[name] for name in ("leading", "trailing")}
+EVN, EV = ("epsilon", "sample", "v_prediction"), ("epsilon", "v_prediction")
+DPM, UNI, HEUN = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler"
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+BH1 = {"solver_type": "bh1", "final_sigmas_type": "sigma_min"}
+FREE = {"clip_sample": False}
+DYNAMIC = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 2.0}
+THRESHOLD = samplers.Threshold(0.9, 2.0)
+PAIRS = [
+    *family("DDPMScheduler", "ddpm", EVN, SPACINGS, FREE),
+    variant("DDPMScheduler", "ddpm", {"clip_sample_range": 0.5}, {"clip": 0.5}),
+    variant("DDPMScheduler", "ddpm", {**FREE, "steps_offset": 1}, {"steps_offset": 1}),
+    variant(
+        "DDPMScheduler",
+        "ddpm",
+        {**FREE, "variance_type": "fixed_large"},
+        {"variance": "fixed_large"},
+    ),
+    *family("DDIMScheduler", "ddim", EVN, ENDS, FREE),
+    variant("DDPMScheduler", "ddpm", DYNAMIC, {"clip": THRESHOLD}),
+    variant("DDIMScheduler", "ddim", DYNAMIC, {"clip": THRESHOLD}, use_clipped_model_output=True),
+    variant(DPM, "dpmpp_2m", DYNAMIC, {"clip": THRESHOLD}),
+    variant(UNI, "unipc", DYNAMIC, {"clip": THRESHOLD}),
+    variant("DDIMScheduler", "ddim", FREE, {"eta": 0.7}, eta=0.7),
+    variant("DDIMScheduler", "ddim", {}, {"clip": 1.0, "use_clipped_model_output": False, "eta": 1.0}, eta=1.0),
+    variant("DDIMScheduler", "ddim", {}, {"clip": 1.0}, use_clipped_model_output=True),
+    variant("DDIMScheduler", "ddim", {**FREE, "set_alpha_to_one": False}, {"final": "sigma_min"}),
+    *family("EulerDiscreteScheduler", "euler", EVN, SPACINGS | LEVELS),
+    variant("EulerDiscreteScheduler", "euler", {"final_sigmas_type": "sigma_min"}, {"final": "sigma_min"}),
+    variant(
+        "EulerDiscreteScheduler",
+        "euler",
+        {"timestep_spacing": "leading", "steps_offset": 1},
+        {"spacing": "leading", "steps_offset": 1},
+    ),
+    *family("EulerAncestralDiscreteScheduler", "euler_ancestral", EV, SPACINGS),
+    *family(HEUN, "heun", EVN, SPACINGS | LEVELS),
+    variant(HEUN, "heun", {"clip_sample": True}, {"clip": 1.0}),
+    *family("KDPM2DiscreteScheduler", "dpm_2", EV, SPACINGS | LEVELS),
+    *family(DPM, "dpmpp_2m", EVN, SPACINGS | LEVELS),
+    variant(DPM, "dpmpp_2m", {"solver_type": "heun"}, {"solver": "heun"}),
+    variant(DPM, "dpmpp_2m", {"lower_order_final": False}, {"lower_order_final": False}),
+    variant(DPM, "dpmpp_2m", {"final_sigmas_type": "sigma_min"}, {"final": "sigma_min"}),
+    variant(
+        DPM,
+        "dpmpp_2m",
+        {"use_flow_sigmas": True, "prediction_type": "flow_prediction"},
+        {"prediction": "flow"},
+    ),
+    *family(DPM, "dpmpp_2m_sde", EVN, SPACINGS | LEVELS, SDE),
+    variant(DPM, "dpmpp_2m_sde", {**SDE, "solver_type": "heun"}, {"solver": "heun"}),
+    *family(UNI, "unipc", EVN, SPACINGS | LEVELS),
+    # not to clean data, where their bh1 is NaN (B(h) = h = inf, times 0)
+    variant(UNI, "unipc", BH1, {"variant": "bh1", "final": "sigma_min"}),
+    variant(UNI, "unipc", {"solver_order": 1}, {"order": 1}),
+    variant(UNI, "unipc", {"solver_order": 3}, {"order": 3}),
+    variant(UNI, "unipc", {**BH1, "solver_order": 3}, {"order": 3, "variant": "bh1", "final": "sigma_min"}),
+    variant(
+        UNI,
+        "unipc",
+        {"lower_order_final": False, "final_sigmas_type": "sigma_min"},
+        {"lower_order_final": False, "final": "sigma_min"},
+    ),
+    variant(UNI, "unipc", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}, {"prediction": "flow"}),
+    *family(
+        "PNDMScheduler",
+        "pndm",
+        EV,
+        ENDS,
+        {"skip_prk_steps": True},
+        {"final": "sigma_min", "average": "output"},
+    ),
+    variant(
+        "PNDMScheduler",
+        "pndm",
+        {"skip_prk_steps": True, "set_alpha_to_one": True, "steps_offset": 1},
+        {"steps_offset": 1},
+    ),
+    *family("LCMScheduler", "lcm", EVN, {"": ({}, {})}),
+    variant("LCMScheduler", "lcm", {"clip_sample": True}, {"clip": 1.0}),
+    Pair("FlowMatchEulerDiscreteScheduler", {}, "flow_euler", {}),
+    Pair("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, "flow_euler", {}),
+    *(Pair("FlowMatchEulerDiscreteScheduler", level, "flow_euler", {}) for level, _ in LEVELS.values()),
+    Pair("FlowMatchHeunDiscreteScheduler", {}, "flow_heun", {}),
+    Pair("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}, "flow_heun", {}),
+    *(
+        Pair(
+            "EDMEulerScheduler",
+            {"sigma_schedule": schedule, "prediction_type": prediction},
+            "euler",
+            {"spacing": schedule, "prediction": view},
+        )
+        for schedule in ("karras", "exponential")
+        for prediction, view in (("epsilon", "edm"), ("v_prediction", "edm_v"))
+    ),
+]
+
+
+def bounded(pair):
+    clips = pair.config.get("clip_sample", pair.theirs in ("DDPMScheduler", "DDIMScheduler"))
+    return clips or "thresholding" in pair.config
+
+
+def times_agree(pair, theirs, times, timesteps):
+    """What the model is told: flows are told sigma, not 1000 sigma; some classes round times in between."""
+    rounds = theirs.scheduler.__class__.__name__ in (DPM, UNI, "KDPM2DiscreteScheduler")
+    scale = 1000 if pair.theirs.startswith("Flow") or pair.config.get("use_flow_sigmas") else 1
+    np.testing.assert_allclose(scale * timesteps, times.double().numpy(), rtol=1e-6, atol=1 if rounds else 1e-3)
+
+
+@pytest.mark.parametrize("double", [False, True], ids=["as it is", "in float64"])
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+def test_steps_agree(pair, double, monkeypatch):
+    """Both sides run on their own x, with the same random model outputs and noise; every x is compared."""
+    theirs, rng = pair.open(double, monkeypatch), np.random.default_rng(0)
+    tolerance = EXACT if double else FLOAT32.get(pair.theirs, 1e-6)
+    for n in STEPS:
+        times = theirs.set_timesteps(n)
+        sampler = pair.sampler(theirs, n)
+        times_agree(pair, theirs, times, sampler.timesteps)
+        x = y = rng.normal(size=SHAPE) * sampler.tableau.start
+        state = sampler.state(x)
+        for i, t in enumerate(times):
+            m, z = rng.normal(size=(2, *SHAPE))
+            if pair.ours == "ddpm" and i == n - 1:
+                z[:] = 0  # theirs adds noise whenever t > 0, after a step to clean data too
+            shown, y_next = theirs.step(t, y, m, z)
+            ours, _ = sampler.model_input(i, x)
+            np.testing.assert_allclose(ours, shown, rtol=0, atol=tolerance * np.abs(shown).max())
+            x, y = sampler.step(i, x, m, z, state), y_next
+            np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * np.abs(y).max(), err_msg=f"n = {n}, row {i}")
+
+
+TRACED = {
+    "DDPMScheduler": ("x", "m1", "z"),
+    "DDIMScheduler": ("x", "m1", "z"),
+    "EulerDiscreteScheduler": ("x", "m1"),
+    "EulerAncestralDiscreteScheduler": ("x", "m1", "z"),
+    "LCMScheduler": ("x", "m1", "z"),
+    "FlowMatchEulerDiscreteScheduler": ("x", "m1"),
+    "EDMEulerScheduler": ("x", "m1"),
+    DPM: ("x", "m1", "past1", "z"),
+}
+
+
+@pytest.mark.parametrize("pair", [p for p in PAIRS if p.theirs in TRACED and not bounded(p)], ids=str)
+def test_trace_of_theirs_is_our_table(pair, monkeypatch):
+    """Found by probing, in float64; what a multistep class remembers is put into it before every step."""
+    theirs = pair.open(True, monkeypatch)
+    for n in STEPS:
+        times = theirs.set_timesteps(n)
+        ours = pair.sampler(theirs, n).tableau.unfolded()
+
+        def step(i, x, m1, z=0.0, past1=None, times=times):
+            theirs.scheduler._step_index = i
+            theirs.scheduler.lower_order_nums = min(i, 2)
+            theirs.scheduler.model_outputs = [None, None if past1 is None else torch.from_numpy(past1)]
+            shape = (1, 1, 1, -1)
+            return theirs.step(times[i], *(a.reshape(shape) for a in (x, m1, z + 0 * x)))[1].ravel()
+
+        traced = Tableau.trace(step, ours.timesteps, inputs=TRACED[pair.theirs], tolerance=1e-9)
+        if pair.ours == "ddpm":  # see test_steps_agree
+            rows = traced.rows.copy()
+            rows["out"]["z"][-1] = 0
+            traced = Tableau(rows)
+        for column in ours.rows["out"].dtype.names:
+            a, b = ours.rows["out"][column], traced.rows["out"][column]
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12 * np.abs(b).max(), err_msg=column)
+
+
+def test_posterior_variance_in_float32_and_exactly(monkeypatch):
+    """Their standard deviation of 1000-step DDPM is up to 1e-4 off the exact one, ours 1e-12."""
+    theirs = Theirs("DDPMScheduler", VP, False, monkeypatch).scheduler
+    betas = theirs.betas.double().numpy()
+    log_abar = np.cumsum(np.log1p(-betas.astype(np.longdouble)))
+    before, now = -np.expm1(np.append(0, log_abar[:-1])), -np.expm1(log_abar)
+    exact = np.sqrt(before / now * betas)[1:].astype(np.float64)
+    ours = samplers.ddpm(Schedule.from_betas(betas)).tableau.rows["out"]["z"][-2::-1]
+    theirs = np.array([float(theirs._get_variance(t)) ** 0.5 for t in range(1, 1000)])
+    distance = [np.max(np.abs(std / exact - 1)) for std in (ours, theirs)]
+    assert distance[0] < 1e-12
+    assert 1e-5 < distance[1] < 1e-3
+
+
+@pytest.mark.parametrize("n", STEPS)
+def test_ddim_on_linspace_ends_elsewhere(n, monkeypatch):
+    """Their DDIM steps by T // n, on "linspace" not to the next time. Its rows are ours to that time."""
+    theirs = Theirs("DDIMScheduler", VP | FREE | {"timestep_spacing": "linspace"}, True, monkeypatch)
+    times = theirs.set_timesteps(n)
+    schedule = Schedule.from_alphas_cumprod(theirs.scheduler.alphas_cumprod.numpy())
+    own, rng, distance = samplers.ddim(schedule, n, spacing="linspace"), np.random.default_rng(0), 0.0
+    assert own.timesteps.tolist() == times.tolist()
+    for i, t in enumerate(times.tolist()):
+        x, m = rng.normal(size=(2, *SHAPE))
+        _, expected = theirs.step(torch.tensor(t), x, m, m)
+        there = t - 1000 // n
+        pair = samplers.ddim(schedule, [t, there] if there >= 0 else [t])
+        np.testing.assert_allclose(pair.step(0, x, m), expected, rtol=0, atol=EXACT * np.abs(expected).max())
+        distance = max(distance, np.abs(own.step(i, x, m) - expected).max())
+    assert distance > 1e-3
+
+
+def test_flow_spacing():
+    """The shifted grid. Theirs shifts its last level twice; the pairs above are given its sigmas."""
+    for shift in (1.0, 3.0):
+        s = np.linspace(1, 0.001, 8)
+        ours = samplers.flow_euler(Schedule.flow(1000, shift), 8).timesteps
+        np.testing.assert_allclose(ours, shift * s / (1 + (shift - 1) * s), rtol=1e-13)
+
+
+def pndm_error(n, average):
+    """Distance from the exact flow of N(0, 1 / 4), for the exact v network, over fixed ends."""
+    levels = np.linspace(5 ** (1 / 3), 0.05 ** (1 / 3), n + 1)[::-1] ** 3
+    schedule = Schedule(1 / np.hypot(1, levels), levels / np.hypot(1, levels))
+    sampler = samplers.pndm(schedule, np.arange(n, 0, -1), prediction="v", final="sigma_min", average=average)
+    deviation = np.hypot(schedule.alpha / 2, schedule.sigma)
+
+    def v(x, t):  # z = sigma x / deviation^2 and x0 = alpha x / 4 deviation^2 are expected, given x
+        return 0.75 * schedule.alpha[t] * schedule.sigma[t] / deviation[t] ** 2 * x
+
+    return abs(sampler.sample(v, np.full((1, 1), deviation[-1]))[0, 0] - deviation[0])
+
+
+def test_pndm_averages_of_v():
+    """Theirs averages v of different times as if it were v here, average="output": an order is lost."""
+    errors = {average: [pndm_error(n, average) for n in (32, 64, 128)] for average in ("output", "epsilon")}
+    orders = {average: -np.polyfit(np.log([32, 64, 128]), np.log(e), 1)[0] for average, e in errors.items()}
+    assert orders["output"] == pytest.approx(1, abs=0.2)
+    assert orders["epsilon"] == pytest.approx(2, abs=0.2)

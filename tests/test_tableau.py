@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows and tables of rows: arithmetic of symbols, checks at birth, text, tracing, guidance, gradients."""
+
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+from exact import apply_exact
+from noisefuse.tableau import ROW, SYMBOLS, ZERO, Affine, D, Row, Tableau, k, m1, m2, past, x, z
+
+RNG = np.random.default_rng(0)
+
+
+def random_table(n=3, clamp=True, inputs=("x", "m1", "m2", "past1", "past2", "past3", "past4", "z"), constant=True):
+    rows = np.zeros(n, ROW)
+    for group in ROW.names:
+        for name in ROW[group].names:
+            if name in (*inputs, "d") or (name == "k" and constant):
+                rows[group][name] = RNG.normal(size=n)
+    rows["clean"]["lo"], rows["clean"]["hi"] = (-0.5, 0.7) if clamp else (-np.inf, np.inf)
+    return Tableau(rows, np.arange(n)[::-1] * 10.5, "random", push=np.arange(n) % 3, denoised=[1] * n)
+
+
+def test_layout():
+    """36 float64 a row, in the order that kernels read."""
+    assert ROW.itemsize == 36 * 8
+    table = Tableau([Row(out=2 * x + 3 * z, clean=k - m1, aux1=D, aux2=past[3], lo=-1, hi=4)])
+    numbers = table.numbers
+    assert numbers.shape == (1, 36)
+    assert numbers[0].tolist() == [
+        *(1, 0, -1, 0, -1, 4),
+        *(0, 2, 0, 0, 0, 0, 0, 0, 0, 3),
+        *(0, 0, 0, 0, 1, 0, 0, 0, 0, 0),
+        *(0, 0, 0, 0, 0, 0, 0, 0, 1, 0),
+    ]
+    assert np.shares_memory(numbers, table.rows)
+
+
+def test_symbols_are_arithmetic():
+    expression = 2 * (x - m1 / 4) + np.float64(0.5) * k - (-z) + np.float32(2) * past[1] * 3
+    assert expression.coefficients == (0.5, 2, -0.5, 0, 0, 0, 6, 0, 0, 1)
+    assert [s.coefficients.index(1) for s in (k, x, m1, m2, D, *past, z)] == list(range(len(SYMBOLS)))
+    assert ZERO.coefficients == (0,) * 10
+    assert str(expression) == "0.5 + 2 x - 0.5 m + 6 h2 + z"
+    assert str(Affine([-1] + [0] * 9)) == "-1"
+    assert str(-x) == "-x"
+    with pytest.raises(ValueError, match="clean may only use k, x, m1 and m2, got x \\+ z"):
+        Row(out=x, clean=x + z)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_bad_coefficients_are_refused(bad):
+    with pytest.raises(ValueError, match=r"row 1 of 'ddim': out\.past2 is (nan|inf|-inf)"):
+        Tableau([Row(out=x), Row(out=Affine([0, 1, 0, 0, 0, 0, bad, 0, 0, 0]))], name="ddim")
+    with pytest.raises(ValueError, match=r"clean\.m1 is"):
+        Tableau([Row(out=x, clean=Affine([0, 0, bad, *[0] * 7]))])
+
+
+def test_bad_tables_are_refused():
+    with pytest.raises(ValueError, match=r"row 0 of 'tableau': clean\.lo is nan"):
+        Tableau([Row(out=x, lo=math.nan)])
+    with pytest.raises(ValueError, match=r"row 1 of 'tableau': lo <= hi must hold, got 2.0 > 1.0"):
+        Tableau([Row(out=x), Row(out=x, lo=2, hi=1)])
+    with pytest.raises(ValueError, match="rows must have dtype ROW"):
+        Tableau(np.zeros((3, 36)))
+    with pytest.raises(ValueError, match="timesteps must be 1 finite numbers"):
+        Tableau([Row(out=x)], [1, 2])
+    with pytest.raises(ValueError, match="scale must be 1 finite numbers"):
+        Tableau([Row(out=x)], scale=[math.nan])
+    for columns in ({"push": [3]}, {"denoised": [2]}, {"push": [2], "denoised": [3]}, {"denoised": [-1]}):
+        with pytest.raises(ValueError, match="row 0 of 'tableau': there are two auxiliary outputs"):
+            Tableau([Row(out=x)], **columns)
+
+
+def test_immutable():
+    rows = np.zeros(2, ROW)
+    table = Tableau(rows)
+    rows["out"]["x"] = 5
+    assert not table.rows["out"]["x"].any()
+    for array in (table.rows, table.numbers, table.timesteps, table.scale, table.push):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    with pytest.raises(AttributeError, match="a Tableau is immutable: cannot set 'name'"):
+        table.name = "other"
+
+
+def test_present_and_slots():
+    table = Tableau([Row(out=x, aux1=D), Row(out=0 * x + past[1], clean=m1, hi=3)])
+    present = table.present
+    names = {(g, c) for g in ROW.names for c in ROW[g].names if present[g][c]}
+    assert names == {("out", "x"), ("out", "past2"), ("aux1", "d"), ("clean", "m1"), ("clean", "hi")}
+    with pytest.raises(ValueError, match="read-only"):
+        present["out"]["x"] = False
+    assert table.slots == 2
+    assert table.clamps
+    assert not Tableau([Row(out=x)]).clamps
+    assert Tableau([Row(out=x)]).slots == 0
+
+
+def test_json_restores_every_bit():
+    for table in (random_table(), random_table(clamp=False)):
+        text = table.to_json()
+        assert "NaN" not in text
+        assert "Infinity" not in text
+        for copy in (Tableau.from_json(text), pickle.loads(pickle.dumps(table))):
+            assert copy.numbers.tobytes() == table.numbers.tobytes()
+            assert copy.timesteps.tolist() == table.timesteps.tolist()
+            assert copy.timesteps.dtype == table.timesteps.dtype
+            assert copy.push.tolist() == table.push.tolist()
+            assert (copy.name, copy.start, copy.threshold) == (table.name, table.start, table.threshold)
+    threshold = Tableau([Row(out=x)], threshold=(0.9, 2.0), start=3, scale=[0.1])
+    copy = Tableau.from_json(threshold.to_json())
+    assert (copy.threshold, copy.start, copy.scale.tolist()) == ((0.9, 2.0), 3.0, [0.1])
+
+
+def test_foreign_json_is_refused():
+    stored = json.loads(random_table().to_json())
+    for text in ("[]", "{}", json.dumps({**stored, "noisefuse tableau": 2})):
+        with pytest.raises(ValueError, match="not a noisefuse tableau of version 1"):
+            Tableau.from_json(text)
+    with pytest.raises(ValueError, match="columns of this tableau are not those of ROW"):
+        Tableau.from_json(json.dumps({**stored, "columns": ["x"]}))
+
+
+def test_repr_is_equations():
+    row = Row(out=0.25 * D + 0.5 * m1 + z, clean=2 * x - m1, aux1=D, lo=-1)
+    table = Tableau([row] * 9, range(90, 0, -10), "demo", push=[1] * 9)
+    lines = repr(table).splitlines()
+    assert lines[0] == "Tableau(demo, 9 rows)"
+    assert lines[1] == "  0: t = 90;  D = clamp(2 x - m, -1, inf);  x' = 0.5 m + 0.25 D + z;  keep D"
+    assert lines[4] == "  .. 3 more .."
+    assert lines[-1].startswith("  8: t = 10;")
+    assert len(lines) == 8
+    assert len(repr(Tableau([row] * 6)).splitlines()) == 7
+
+
+def test_mixed_is_two_model_outputs():
+    table = random_table(inputs=("x", "m1", "past1", "z"))
+    pairs = [(-6.5, 7.5), (0.0, 1.0)]
+    mixed = table.mixed(pairs)
+    assert len(mixed) == 6
+    arrays = RNG.normal(size=(5, 4))
+    for j, (p, q) in enumerate(pairs):
+        for i in range(3):
+            X, a, b, past1, noise = arrays
+            expected = apply_exact(table.rows[i], X, p * a + q * b, past=[past1], z=noise)
+            got = apply_exact(mixed.rows[j * 3 + i], X, a, b, past=[past1], z=noise)
+            np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+            assert mixed.timesteps[j * 3 + i] == table.timesteps[i]
+            assert mixed.push[j * 3 + i] == table.push[i]
+    with pytest.raises(ValueError, match="already reads a second model output"):
+        mixed.mixed(pairs)
+
+
+def test_unfolded_writes_d_out():
+    table = random_table(clamp=False)
+    arrays = RNG.normal(size=(8, 4))
+    for row, unfolded in zip(table.rows, table.unfolded().rows, strict=True):
+        X, a, b, *history, noise = arrays
+        expected, got = (apply_exact(r, X, a, b, history, noise) for r in (row, unfolded))
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+        assert unfolded["out"]["d"] == 0
+    with pytest.raises(ValueError, match="'random' bounds D: it cannot be written out"):
+        random_table().unfolded()
+
+
+def backward(tables, row, X, a, b, gradients):
+    """Gradients by the backward rows, as a kernel applies them."""
+    result = {}
+    for name, table in tables.items():
+        unmasked, masked, _ = apply_exact(table.rows[row], X, a, b, past=gradients)
+        clean = table.rows[row]["clean"]
+        v = clean["k"] + clean["x"] * X + clean["m1"] * a + clean["m2"] * b
+        inside = (clean["lo"] <= v) & (v <= clean["hi"])
+        result[name] = unmasked + np.where(inside, masked, 0) if table.masked else unmasked
+    return result
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 3])
+@pytest.mark.parametrize("clamp", [False, True])
+def test_transpose_against_torch(clamp, outputs):
+    torch = pytest.importorskip("torch")
+    table = random_table(clamp=clamp)
+    tables = table.transpose(outputs)
+    assert list(tables) == ["x", "m1", "m2", "past1", "past2", "past3", "past4"]
+    assert all(t.masked is clamp and not t.present["out"]["z"] for t in tables.values())
+    if not clamp:
+        assert not any(t.present["clean"][c] for t in tables.values() for c in ("k", "x", "m1", "m2"))
+    for i, row in enumerate(table.rows):
+        inputs = [torch.tensor(a, requires_grad=True) for a in RNG.normal(size=(7, 50))]
+        values = dict(zip(("x", "m1", "m2", "past1", "past2", "past3", "past4"), inputs, strict=True))
+        v = row["clean"]["k"] + sum(row["clean"][s] * values[s] for s in ("x", "m1", "m2"))
+        values["d"] = v.clamp(row["clean"]["lo"], row["clean"]["hi"])
+        gradients = RNG.normal(size=(outputs, 50))
+        for output, g in zip(("out", "aux1", "aux2"), gradients, strict=False):
+            sum(row[output][s] * values[s] for s in values).backward(torch.from_numpy(g), retain_graph=True)
+        got = backward(tables, i, *(a.detach().numpy() for a in inputs[:3]), gradients)
+        for name, tensor in zip(tables, inputs, strict=True):
+            np.testing.assert_allclose(got[name], tensor.grad.numpy(), rtol=0, atol=1e-12)
+    assert clamp == any(np.any(t.rows["aux1"]["past1"]) for t in tables.values())
+
+
+def test_transpose_at_the_bounds_and_nan():
+    """Both bounds are inside; NaN is outside: what torch.clamp does."""
+    table = Tableau([Row(out=D, clean=x, lo=-1, hi=2)])
+    got = backward(table.transpose(), 0, np.array([-1.0, 2.0, 2.5, -1.5, np.nan]), 0.0, 0.0, [np.ones(5)])
+    assert got["x"].tolist() == [1, 1, 0, 0, 0]
+
+
+def test_transpose_leaves_out_what_nothing_depends_on():
+    table = Tableau([Row(out=2 * x + z, aux1=m1), Row(out=x - past[0])])
+    assert list(table.transpose()) == ["x", "past1"]
+    assert list(table.transpose(2)) == ["x", "m1", "past1"]
+    with pytest.raises(ValueError, match="outputs must be 1, 2 or 3"):
+        table.transpose(4)
+
+
+def test_trace_finds_the_rows():
+    """Tracing the exact evaluation of a table gives its table, with D written out."""
+    table = random_table(clamp=False)
+    inputs = ("x", "m1", "m2", "past1", "past2", "past3", "past4", "z")
+
+    def step(i, x, m1, m2, z, **history):
+        return apply_exact(table.rows[i], x, m1, m2, [history[f"past{s}"] for s in (1, 2, 3, 4)], z)
+
+    traced = Tableau.trace(step, table.timesteps, inputs=inputs, tolerance=1e-12, name="ours")
+    np.testing.assert_allclose(traced.numbers[:, 6:], table.unfolded().numbers[:, 6:], rtol=0, atol=1e-12)
+    assert traced.timesteps.tolist() == table.timesteps.tolist()
+    assert traced.name == "ours"
+    only_out = Tableau.trace(lambda i, x: 3 * x + i, [7, 8], inputs=("x",))
+    assert only_out.rows["out"]["x"].tolist() == [3, 3]
+    assert only_out.rows["out"]["k"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda i, x, m1, z: x * m1,
+        lambda i, x, m1, z: np.clip(x, -1, 1),
+        lambda i, x, m1, z: np.abs(x) + m1,
+        lambda i, x, m1, z: x + m1.mean(),
+        lambda i, x, m1, z: x + 1e-3 * z**2,
+        lambda i, x, m1, z: x + np.nan,
+        lambda i, x, m1, z: (x, np.maximum(m1, 0)),
+    ],
+    ids=["product", "clip", "abs", "mean", "square", "nan", "aux"],
+)
+def test_trace_refuses_what_is_not_affine(step):
+    with pytest.raises(ValueError, match=r"row 0 of 'trace': (out|aux1) is not affine in x, m1, z"):
+        Tableau.trace(step, [0])
+
+
+def test_trace_knows_its_inputs():
+    with pytest.raises(ValueError, match=r"inputs must be among x, m1, .*, got noise"):
+        Tableau.trace(lambda i, noise: noise, [0], inputs=("noise",))
