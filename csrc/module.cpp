@@ -63,14 +63,15 @@ bool parse_step(PyObject* args, Step& s, std::vector<Field>& fields, PyObject*& 
     PyObject *rows, *index, *inputs, *outputs, *noise;
     long long batch, size, segment;
     unsigned long long present;
-    int draw, step_by_index;
-    if (!PyArg_ParseTuple(args, "LLOKOLO!O!ipO!|O", &batch, &size, &rows, &present, &index, &segment, &PyTuple_Type,
-                          &inputs, &PyTuple_Type, &outputs, &draw, &step_by_index, &PyTuple_Type, &noise, &keep))
+    int draw, step_by_index, masked;
+    if (!PyArg_ParseTuple(args, "LLOKOLO!O!ipO!p|O", &batch, &size, &rows, &present, &index, &segment, &PyTuple_Type,
+                          &inputs, &PyTuple_Type, &outputs, &draw, &step_by_index, &PyTuple_Type, &noise, &masked,
+                          &keep))
         return false;
     s = Step{};
     s.batch = batch, s.size = size, s.segment = segment, s.present = present;
     s.rows = data(rows), s.index = static_cast<const int64_t*>(data(index));
-    s.draw = static_cast<Draw>(draw), s.step_by_index = step_by_index;
+    s.draw = static_cast<Draw>(draw), s.step_by_index = step_by_index, s.masked = masked;
     for (int i = 0; i < kSlots; ++i) {
         PyObject* x = PyTuple_GET_ITEM(inputs, i);
         s.in[i] = data(x);

@@ -537,8 +537,22 @@ struct Arrays {
         }
     }
 
+    // Gradients of a clamp: they pass where D lay within its bounds (NaN lies nowhere).
+    void apply_masked(const Rows<Real>& rows, int64_t at, int size) {
+        rows.apply(clean, size, rows.clean, value);
+        rows.apply(result[0], size, rows.out[0], value);
+        rows.apply(result[1], size, rows.out[1], value);
+        const Real *lo = rows.coefficient(kLow), *hi = rows.coefficient(kHigh);
+        for (int i = 0; i < size; ++i) {
+            const int j = rows.per_element ? i : 0;
+            result[0][i] += lo[j] <= clean[i] && clean[i] <= hi[j] ? result[1][i] : Real{0};
+        }
+        store_as(s.out[0], s.type, at, result[0], size);
+    }
+
     // An output may be an input: with several outputs none is stored before all are computed.
     void apply(const Rows<Real>& rows, int64_t at, int size) {
+        if (s.masked) return apply_masked(rows, at, size);
         if (rows.wants_clean) {
             rows.apply(clean, size, rows.clean, value);
             rows.clamp(clean, size);

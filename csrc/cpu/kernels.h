@@ -41,6 +41,7 @@ struct Step {
     bool step_by_index;   // the step word is field.step + index
     const Field* fields;  // one, or one for each sample
     bool field_per_sample;
+    bool masked;  // the one output is out + (aux1 if lo <= D <= hi else 0), D without its clamp
 };
 
 struct Walk {

@@ -259,7 +259,7 @@ def update(
         IndexError: a row that the table does not have. TypeError, ValueError: what was given and what was expected;
         nothing is written then.
     """
-    if (short_cut := backends.short_cut) is not None and type(table) is Tableau:
+    if (short_cut := backends.short_cut) is not None and type(table) is Tableau and not table.masked:
         rows = vars(table).get("_rows32") or _rows32(table)
         done: Array = short_cut(*rows, i, x, model_output, past, noise, SAMPLER, out, aux_out)
         if done is not NotImplemented:
@@ -552,7 +552,7 @@ def _update(
         names, z = no_names, None
     call = _call(
         x, z, rows, index, names, True, x.dtype, (out, *aux_out), step_by_index=True,
-        others={slot: a for slot, a in given.items() if _reads(rows, slot)},
+        others={slot: a for slot, a in given.items() if _reads(rows, slot)}, masked=table.masked,
     )  # fmt: skip
     return _run(call)[0]
 
@@ -595,6 +595,7 @@ def _call(
     *,
     others: dict[int, Array] | None = None,
     step_by_index: bool = False,
+    masked: bool = False,
 ) -> Step:
     """The checked call: every output made (`outs` says how many), every input where a kernel can read it."""
     labels = ("out", "aux_out[0]", "aux_out[1]") if others is not None else ("out", "target_out")
@@ -611,7 +612,7 @@ def _call(
     padded: list[Array | None] = [*results, None, None]
     return Step(
         batch, count(sample_shape), sample_shape, rows.table, rows.present, values, index.segment,
-        inputs, tuple(padded[:3]), "normal" if names else "none", step_by_index, names,
+        inputs, tuple(padded[:3]), "normal" if names else "none", step_by_index, names, masked,
     )  # fmt: skip
 
 

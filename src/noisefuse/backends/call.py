@@ -46,6 +46,9 @@ class Step:
     draw: Literal["none", "normal", "uniform"]
     step_by_index: bool  # the step word of a segment is noise.step + index[segment]
     noise: tuple[Noise, ...]  # none, one, or one for each sample
+    # The rows are gradients of a clamp: with v = D before its clamp, the one output is out + (aux1 if lo <= v <= hi
+    # else 0), and 0 where v is NaN.
+    masked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ def _arguments(call: Step) -> tuple[Any, ...]:
         DRAWS[call.draw],
         call.step_by_index,
         tuple(_field(noise, call.sample_shape) for noise in call.noise),
+        call.masked,
     )
 
 

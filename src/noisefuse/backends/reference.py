@@ -190,6 +190,10 @@ def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> li
         c = [rows[row, first + 1 + slot] for slot in terms]
         return np.asarray(SPEC.affine(constant, k, len(terms), c, [values[slot] for slot in terms]))
 
+    if call.masked:
+        v = form(CLEAN, 3)
+        inside = (rows[row, LOW] <= v) & (v <= rows[row, HIGH])
+        return [form(AFFINE[0], 9) + np.where(inside, form(AFFINE[1], 9), real(0)), None, None]
     wanted = [output is not None for output in call.outputs]
     if any(want and call.present >> (first + 1 + D) & 1 for want, first in zip(wanted, AFFINE, strict=True)):
         values[D] = form(CLEAN, 3)
