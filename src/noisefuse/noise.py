@@ -30,7 +30,7 @@ class Noise:
 
     Args:
         seed: int in [0, 2^64). None takes fresh entropy from the system; `repr` shows it, so every run can be repeated.
-        sample: id of the first sample, in [0, 2^56), or an array of ids, one for each row (copied to uint64, read-only).
+        sample: id of the first sample, in [0, 2^56), or an array of ids, one for each row (copied, read-only).
         step: int in [0, 2^32): the training step, the epoch. q_step and q_walk at time t use `step + t`.
         stream: int in [0, 128): keeps different uses of one seed apart (docs/noise.md); 64 to 127 are the user's.
 
@@ -74,7 +74,7 @@ class Noise:
         return self.at(sample=np.asarray(ids))
 
     def window(self, shape: Sequence[int], start: Sequence[int]) -> Noise:
-        """The field of a slice: an array whose samples are `full[start[0] : ..., start[1] : ...]` of samples of `shape`.
+        """The field of a slice: of arrays whose samples are `full[start[0] :, start[1] :, ...]` of full ones.
 
         Args:
             shape: of one full sample, without the batch axis.

@@ -9,34 +9,39 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
-from .arrays import (
-    FLOATS,
-    Array,
-    as_array,
-    batch_shape,
-    check_overlap,
-    contiguous,
-    count,
-    float_dtype,
-    output,
+from .arrays import FLOATS, Array, as_array, batch_shape, count, float_dtype, output
+from .backends.call import AFFINE, M1, M2, PAST1, Draw, Step, Walk, X, Z
+from .calls import (
+    Index,
+    Rows,
+    kept_times,
+    last,
+    like,
+    make_call,
+    make_rows,
+    names_or_array,
+    readable,
+    reads,
+    row_index,
+    run,
+    segments,
 )
-from .backends.call import AFFINE, CLEAN, COLUMNS, M1, M2, PAST1, Step, Walk, X, Z
-from .noise import ELEMENTS, FIELD, SAMPLER, SAMPLES, STEPS, UNIFORM, WALK, Noise
+from .noise import FIELD, SAMPLER, UNIFORM, WALK, Noise
 from .schedule import Schedule
 from .tableau import Tableau
 
 Target: TypeAlias = Literal["epsilon", "v", "velocity", "sample"]
 NoiseLike: TypeAlias = Noise | Sequence[Noise] | Array
-Draw: TypeAlias = Literal["none", "normal", "uniform"]
 
 # Columns of the row (tableau.py): k, x and z of the first output and of the second.
 OUT_K, AUX_K = AFFINE[0], AFFINE[1]
+Z_COLUMNS = [first + 1 + Z for first in AFFINE]
 OUT_X, OUT_Z, AUX_X, AUX_Z = OUT_K + 1 + X, OUT_K + 1 + Z, AUX_K + 1 + X, AUX_K + 1 + Z
 
 
@@ -165,20 +170,22 @@ def q_step(
     batched: bool = True,
     out: Array | None = None,
 ) -> Array:
-    """One Markov step of the walk: x_t = a_t x_(t-1) + s_t z_t (Ho et al. 2020, eq. 2: a = sqrt(1 - beta), s = sqrt(beta)).
+    """One Markov step of the walk: x_t = a_t x_(t-1) + s_t z_t.
 
-    In general a_t = alpha_t / alpha_(t-1) and s_t^2 = sigma_t^2 - a_t^2 sigma_(t-1)^2, from alpha = 1, sigma = 0 before
+    a = sqrt(1 - beta), s = sqrt(beta) where there are betas (Ho et al. 2020, eq. 2). In general a_t = alpha_t / alpha_(t-1) and s_t^2 = sigma_t^2 - a_t^2 sigma_(t-1)^2, from alpha = 1, sigma = 0 before
     t = 0. z_t is the field of stream 1 at step `noise.step + t`; with t for each sample or token each takes its own.
 
     Args and errors: as `q_sample`, with float x and integer t; the noise must have stream 0.
     """
     _need_schedule(schedule)
     x = as_array("x", x)
-    t_index = _index("t", t, len(schedule), x.shape)
-    rows = _rows({OUT_X: schedule.step_coefficients()[0], OUT_Z: schedule.step_coefficients()[1]})
-    names, z = _noise(noise, x.shape, x.dtype, batched, WALK, last_step=_last(t_index))
-    call = _call(x, z, rows, t_index, names, batched, x.dtype, (out,), step_by_index=True)
-    return _run(call)[0]
+    t_index = row_index("t", t, len(schedule), x.shape)
+    rows = make_rows({OUT_X: schedule.step_coefficients()[0], OUT_Z: schedule.step_coefficients()[1]})
+    names, z = names_or_array(noise, x.shape, x.dtype, batched, WALK, last_step=last(t_index))
+    call = make_call(
+        x.shape, x.dtype, rows, t_index, names, {X: x, Z: z}, {"out": out}, batched=batched, step_by_index=True
+    )
+    return run(call)[0]
 
 
 def q_walk(
@@ -203,27 +210,37 @@ def q_walk(
     """
     _need_schedule(schedule)
     x0 = as_array("x0", x0)
-    kept = _keep(keep, len(schedule))
+    kept = kept_times(keep, len(schedule))
     if isinstance(noise, np.ndarray):
         raise TypeError("noise: q_walk draws at every time and takes a Noise, not an array")
-    names, _ = _noise(noise, x0.shape, x0.dtype, batched, WALK, last_step=int(kept[-1]) if len(kept) else 0)
+    names, _ = names_or_array(noise, x0.shape, x0.dtype, batched, WALK, last_step=int(kept[-1]) if len(kept) else 0)
     shape = (len(kept), *x0.shape)
     result = output("out", out, shape, x0.dtype)
-    x0 = contiguous(x0)
+    x0 = readable(x0, x0.dtype)
     if np.may_share_memory(result, x0):
         raise ValueError("out overlaps x0: the walk reads x0 and writes every kept time")
     if result.size == 0:
         return result
     times = int(kept[-1]) + 1
     a, s = schedule.step_coefficients()
-    rows = _rows({OUT_X: a[:times], OUT_Z: s[:times]})
+    rows = make_rows({OUT_X: a[:times], OUT_Z: s[:times]})
     slots = np.full(times, -1, np.int64)
     slots[kept] = np.arange(len(kept))
     batch, sample_shape = batch_shape(x0.shape, batched)
     first = Step(
-        batch, count(sample_shape), sample_shape, rows.table, rows.present, np.zeros(1, np.int64), x0.size,
-        _inputs(x0, None), (result, None, None), "normal", False, names,
-    )  # fmt: skip
+        batch=batch,
+        size=count(sample_shape),
+        sample_shape=sample_shape,
+        rows=rows.table,
+        present=rows.present,
+        index=np.zeros(1, np.int64),
+        segment=x0.size,
+        inputs=(x0, *(None,) * Z),
+        outputs=(result, None, None),
+        draw="normal",
+        step_by_index=False,
+        noise=names,
+    )
     backends.current().walk(Walk(first, slots))
     return result
 
@@ -249,8 +266,8 @@ def update(
         past: past1 .. past4, the newest first, of x's shape and dtype.
         noise: Noise, a list of one for each row of x, or an array of x's shape. A Noise of stream 0: z is the field of
             stream 3 at step `noise.step + i`. None where the rows taken draw nothing.
-        out, aux_out: where to write the result and up to two auxiliary outputs; C-contiguous, of x's shape and dtype. Each
-            may be exactly one of the inputs.
+        out, aux_out: where to write the result and up to two auxiliary outputs; C-contiguous, of x's shape and dtype;
+            each may be exactly one of the inputs.
 
     Returns:
         out.
@@ -279,28 +296,6 @@ def _words(name: str, words: ArrayLike, n: int) -> NDArray[np.uint32]:
 # ---------------------------------------------------------------------------------------------------------- rows
 
 
-class Rows(NamedTuple):
-    """A table of rows, float64 (n, 36), and the columns that count: bit c of `present`."""
-
-    table: NDArray[np.float64]
-    present: int
-
-
-class Index(NamedTuple):
-    """Row numbers of segments of equal size: their values, and how many elements each has."""
-
-    values: NDArray[np.int64]
-    segment: int
-
-
-def _rows(columns: dict[int, ArrayLike]) -> Rows:
-    n = max(np.size(c) for c in columns.values())
-    table = np.zeros((n, COLUMNS))
-    for column, values in columns.items():
-        table[:, column] = values
-    return Rows(table, sum(1 << column for column in columns))
-
-
 def _forward(alpha: ArrayLike, sigma: ArrayLike, target: Target | None, scale: float, offset: float) -> Rows:
     """x_t and the target from x0' = scale x0 + offset: which columns count depends on the arguments, not on numbers."""
     alpha, sigma = np.atleast_1d(alpha).astype(np.float64), np.atleast_1d(sigma).astype(np.float64)
@@ -316,7 +311,7 @@ def _forward(alpha: ArrayLike, sigma: ArrayLike, target: Target | None, scale: f
         columns |= {} if of_z is None else {AUX_Z: of_z}
         columns |= {} if of_x is None or not offset else {AUX_K: of_x * offset}
     columns |= {OUT_K: alpha * offset} if offset else {}
-    return _rows(columns)
+    return make_rows(columns)
 
 
 def _forward32(schedule: Schedule) -> tuple[NDArray[np.float32], int]:
@@ -340,108 +335,12 @@ def _rows32(table: Tableau) -> tuple[NDArray[np.float32], int]:
     return rounded
 
 
-# ---------------------------------------------------------------------------------------------------------- times
+# ---------------------------------------------------------------------------------------------------------- calls
 
 
 def _need_schedule(schedule: object) -> None:
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule: expected a noisefuse.Schedule, got {type(schedule).__name__}")
-
-
-def _segments(name: str, t: ArrayLike, shape: tuple[int, ...]) -> tuple[Array, int]:
-    """t as a flat array, and how many elements of x each of its entries covers."""
-    times = np.asarray(t)
-    if times.dtype.kind not in "iuf":
-        raise TypeError(f"{name}: expected integers or floats, got {times.dtype if times.dtype != object else repr(t)}")
-    if times.size == 1:
-        return times.reshape(1), max(1, count(shape))
-    if shape[: times.ndim] != times.shape:
-        raise ValueError(f"{name}: expected a scalar or a shape that begins x's shape {shape}, got {times.shape}")
-    return np.ascontiguousarray(times).reshape(-1), max(1, count(shape[times.ndim :]))
-
-
-def _index(name: str, t: ArrayLike, n: int, shape: tuple[int, ...]) -> Index:
-    """Checked row numbers 0 <= t < n."""
-    times, segment = _segments(name, t, shape)
-    if times.dtype.kind == "f":
-        raise TypeError(f"{name}: expected integers below {n}, got {times.dtype}")
-    bad = (times < 0) | (times >= n)
-    if bad.any():
-        raise IndexError(f"{name} = {times[bad][0]} is out of range: there are {n} steps, 0 <= {name} < {n}")
-    return Index(times.astype(np.int64), segment)
-
-
-def _last(index: Index) -> int:
-    return int(index.values.max()) if index.values.size else 0
-
-
-def _keep(keep: Sequence[int] | None, n: int) -> NDArray[np.int64]:
-    kept = np.arange(n) if keep is None else np.asarray(keep)
-    if kept.ndim != 1 or (kept.dtype.kind not in "iu" and kept.size):
-        raise TypeError(f"keep: expected a sequence of integers, got {keep!r}")
-    bad = (kept < 0) | (kept >= n)
-    if bad.any():
-        raise IndexError(f"keep: t = {kept[bad][0]} is out of range: there are {n} steps, 0 <= t < {n}")
-    kept = kept.astype(np.int64)
-    if (np.diff(kept) <= 0).any():
-        raise ValueError(f"keep: expected strictly increasing times, got {keep!r}")
-    return kept
-
-
-# ---------------------------------------------------------------------------------------------------------- noise
-
-
-def _noise(
-    noise: object,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    batched: bool,
-    stream: int,
-    *,
-    last_step: int = 0,
-    any_stream: bool = False,
-) -> tuple[tuple[Noise, ...], Array | None]:
-    """The Noise or Noises on the stream of the operation, or the caller's array; checked for x of this shape."""
-    if isinstance(noise, np.ndarray):
-        z = as_array("noise", noise, ("float32", dtype.name))
-        if z.shape != shape:
-            raise ValueError(f"noise: expected shape {shape}, got {z.shape}")
-        return (), z
-    batch, sample_shape = batch_shape(shape, batched)
-    if isinstance(noise, Noise):
-        names: tuple[Noise, ...] = (noise,)
-    elif isinstance(noise, list | tuple) and all(isinstance(n, Noise) for n in noise):
-        if len(noise) != batch:
-            raise ValueError(f"noise: expected one Noise for each of {batch} samples, got {len(noise)}")
-        names = tuple(noise)
-    elif isinstance(noise, int | np.integer):
-        raise TypeError(
-            f"noise = {noise!r}: expected a Noise; a bare seed would give the same noise at every call. "
-            f"Pass nf.Noise({noise!r}, step=...) with a step of its own for each"
-        )
-    else:
-        raise TypeError(f"noise: expected a Noise, a list of them or a NumPy array, got {type(noise).__name__}")
-    for name in names:
-        _check_name(name, batch if len(names) == 1 else 1, sample_shape, last_step, any_stream)
-    return tuple(n if any_stream and n.stream else n.at(stream=stream) for n in names), None
-
-
-def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_step: int, any_stream: bool) -> None:
-    noise.check_shape(sample_shape)
-    if noise.window_shape is None and count(sample_shape) > ELEMENTS:
-        raise OverflowError(f"a sample of shape {sample_shape} has more than 2^34 elements")
-    if isinstance(noise.sample, np.ndarray):
-        if len(noise.sample) != rows:
-            raise ValueError(f"noise: has {len(noise.sample)} sample ids, expected one for each of {rows} rows")
-    elif noise.sample + rows > SAMPLES:
-        raise OverflowError(f"samples {noise.sample} .. {noise.sample + rows - 1} go beyond 2^56 - 1")
-    if noise.step + last_step >= STEPS:
-        raise OverflowError(f"step {noise.step} + t = {last_step} goes beyond 2^32 - 1")
-    if noise.stream and not any_stream:
-        raise ValueError(f"noise: this operation has a stream of its own and takes stream 0, got {noise.stream}")
-
-
-# ---------------------------------------------------------------------------------------------------------- calls
 
 
 def _random(
@@ -462,18 +361,10 @@ def _random(
         noise = Noise(int(noise))
     if isinstance(noise, np.ndarray):
         raise TypeError("noise: expected a Noise, a list of them or an int seed, got an array")
-    names, _ = _noise(noise, full, kind, batched, stream, any_stream=True)
-    rows = _rows({OUT_Z: 1.0})
-    result = output("out", out, full, kind)
-    batch, sample_shape = batch_shape(full, batched)
-    if result.size:
-        backends.current().step(
-            Step(
-                batch, count(sample_shape), sample_shape, rows.table, rows.present, np.zeros(1, np.int64), result.size,
-                _inputs(None, None), (result, None, None), draw, False, names,
-            )
-        )  # fmt: skip
-    return result
+    names, _ = names_or_array(noise, full, kind, batched, stream, any_stream=True)
+    rows = make_rows({OUT_Z: 1.0})
+    one_row = Index(np.zeros(1, np.int64), max(1, count(full)))
+    return run(make_call(full, kind, rows, one_row, names, {}, {"out": out}, batched=batched, draw=draw))[0]
 
 
 def _q_sample(
@@ -499,17 +390,17 @@ def _q_sample(
         raise ValueError("target_out: given without target=")
     scale = _finite("scale", scale, 1 / 127.5 if is_bytes else 1.0)
     offset = _finite("offset", offset, -1.0 if is_bytes else 0.0)
-    times, _ = _segments("t", t, x.shape)
+    times, _ = segments("t", t, x.shape)
     if times.dtype.kind == "f":  # a row for each time
         alpha, sigma = schedule(times)
-        index = _index("t", np.arange(times.size).reshape(np.shape(t)), times.size, x.shape)
+        index = row_index("t", np.arange(times.size).reshape(np.shape(t)), times.size, x.shape)
     else:
         alpha, sigma = schedule.alpha, schedule.sigma
-        index = _index("t", t, len(schedule), x.shape)
+        index = row_index("t", t, len(schedule), x.shape)
     rows = _forward(alpha, sigma, target, scale, offset)
-    names, z = _noise(noise, x.shape, kind, batched, FIELD, any_stream=True)
-    call = _call(x, z, rows, index, names, batched, kind, (out, target_out)[: 1 if target is None else 2])
-    results = _run(call)
+    names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
+    outs = {"out": out} if target is None else {"out": out, "target_out": target_out}
+    results = run(make_call(x.shape, kind, rows, index, names, {X: x, Z: z}, outs, batched=batched))
     return results[0] if target is None else (results[0], results[1])
 
 
@@ -526,47 +417,34 @@ def _update(
     if not isinstance(table, Tableau):
         raise TypeError(f"table: expected a noisefuse.Tableau, got {type(table).__name__}")
     x = as_array("x", x)
-    index = _index("i", i, len(table), x.shape)
+    index = row_index("i", i, len(table), x.shape)
     models = model_output if isinstance(model_output, tuple) else (model_output,)
     if len(models) > 2 or len(past) > 4 or len(aux_out) > 2:
         raise ValueError(
             f"expected at most 2 model outputs, 4 past arrays and 2 auxiliary outputs, "
             f"got {len(models)}, {len(past)} and {len(aux_out)}"
         )
-    given = {M1 + n: _like(f"m{n + 1}", m, x, FLOATS) for n, m in enumerate(models) if m is not None}
-    given |= {PAST1 + n: _like(f"past{n + 1}", p, x, (x.dtype.name,)) for n, p in enumerate(past)}
+    inputs: dict[int, Array | None] = {X: x}
+    inputs |= {M1 + n: like(f"m{n + 1}", m, x, FLOATS) for n, m in enumerate(models) if m is not None}
+    inputs |= {PAST1 + n: like(f"past{n + 1}", p, x, (x.dtype.name,)) for n, p in enumerate(past)}
     rows = _table_rows(table)
-    no_names: tuple[Noise, ...] = ()
-    draws = bool(table.numbers[np.unique(index.values)][:, [first + 1 + Z for first in AFFINE]].any())
-    if noise is None:
-        if draws:
-            raise TypeError("noise: the row draws noise; expected a Noise or an array, got None")
-        rows = Rows(rows.table, rows.present & ~sum(1 << (first + 1 + Z) for first in AFFINE))
-        names, z = no_names, None
+    names: tuple[Noise, ...] = ()
+    if noise is not None:
+        names, inputs[Z] = names_or_array(noise, x.shape, x.dtype, True, SAMPLER, last_step=last(index))
+    elif table.numbers[np.unique(index.values)][:, Z_COLUMNS].any():
+        raise TypeError("noise: the row draws noise; expected a Noise or an array, got None")
     else:
-        names, z = _noise(noise, x.shape, x.dtype, True, SAMPLER, last_step=_last(index))
-    for slot, name in enumerate(("x", "m1", "m2", None, "past1", "past2", "past3", "past4")):
-        if name and _reads(rows, slot) and slot not in given and slot != X:
+        rows = Rows(rows.table, rows.present & ~sum(1 << column for column in Z_COLUMNS))
+    for slot, name in ((M1, "m1"), (M2, "m2"), *((PAST1 + n, f"past{n + 1}") for n in range(4))):
+        if reads(rows, slot) and slot not in inputs:
             raise TypeError(f"{name}: the table reads it; expected an array of shape {x.shape}, got none")
-    if not _reads(rows, Z):
-        names, z = no_names, None
-    call = _call(
-        x, z, rows, index, names, True, x.dtype, (out, *aux_out), step_by_index=True,
-        others={slot: a for slot, a in given.items() if _reads(rows, slot)}, masked=table.masked,
-    )  # fmt: skip
-    return _run(call)[0]
-
-
-def _reads(rows: Rows, slot: int) -> bool:
-    firsts = (*AFFINE, CLEAN) if slot <= M2 else AFFINE
-    return any(rows.present >> (first + 1 + slot) & 1 for first in firsts)
-
-
-def _like(name: str, a: object, x: Array, allowed: tuple[str, ...]) -> Array:
-    array = as_array(name, a, allowed)
-    if array.shape != x.shape:
-        raise ValueError(f"{name}: expected shape {x.shape}, got {array.shape}")
-    return contiguous(array.astype(x.dtype, copy=False))
+    inputs = {slot: a for slot, a in inputs.items() if reads(rows, slot)}
+    names = names if reads(rows, Z) else ()
+    outs = {"out": out} | {f"aux_out[{n}]": a for n, a in enumerate(aux_out)}
+    if table.masked and len(outs) > 1:
+        raise ValueError("aux_out: backward rows have one output")
+    call = make_call(x.shape, x.dtype, rows, index, names, inputs, outs, step_by_index=True, masked=table.masked)
+    return run(call)[0]
 
 
 def _finite(name: str, value: float | None, default: float) -> float:
@@ -576,47 +454,3 @@ def _finite(name: str, value: float | None, default: float) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{name} = {value!r}: expected a finite number")
     return number
-
-
-def _inputs(x: Array | None, z: Array | None, others: dict[int, Array] | None = None) -> tuple[Array | None, ...]:
-    slots: dict[int, Array | None] = {X: x, Z: z, **(others or {})}
-    return tuple(slots.get(slot) for slot in range(9))
-
-
-def _call(
-    x: Array,
-    z: Array | None,
-    rows: Rows,
-    index: Index,
-    names: tuple[Noise, ...],
-    batched: bool,
-    dtype: np.dtype[Any],
-    outs: Sequence[Array | None],
-    *,
-    others: dict[int, Array] | None = None,
-    step_by_index: bool = False,
-    masked: bool = False,
-) -> Step:
-    """The checked call: every output made (`outs` says how many), every input where a kernel can read it."""
-    labels = ("out", "aux_out[0]", "aux_out[1]") if others is not None else ("out", "target_out")
-    results = [output(label, out, x.shape, dtype) for label, out in zip(labels, outs, strict=False)]
-    # float64 arithmetic reads float64, float32 and uint8; float32 arithmetic all but float64.
-    if (dtype == np.float64) != (x.dtype == np.float64) and x.dtype != np.uint8:
-        x = x if x.dtype == np.float32 else x.astype(np.float32)
-    inputs = _inputs(contiguous(x), None if z is None else contiguous(z), others)
-    check_overlap(zip(labels, results, strict=False), [("an input", a) for a in inputs if a is not None])
-    values = index.values
-    if any(np.may_share_memory(values, out) for out in results):
-        values = values.copy()
-    batch, sample_shape = batch_shape(x.shape, batched)
-    padded: list[Array | None] = [*results, None, None]
-    return Step(
-        batch, count(sample_shape), sample_shape, rows.table, rows.present, values, index.segment,
-        inputs, tuple(padded[:3]), "normal" if names else "none", step_by_index, names, masked,
-    )  # fmt: skip
-
-
-def _run(call: Step) -> tuple[Array, ...]:
-    if call.batch * call.size:
-        backends.current().step(call)
-    return tuple(out for out in call.outputs if out is not None)

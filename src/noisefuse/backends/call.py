@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..noise import Noise
 
 Array: TypeAlias = NDArray[Any]
+Draw: TypeAlias = Literal["none", "normal", "uniform"]
 
 # A row is 36 numbers (tableau.py): D = clamp(k + x x + m1 m1 + m2 m2, lo, hi), then out, aux1 and aux2, each
 # k + x x + m1 m1 + m2 m2 + d D + past1 past1 + ... + past4 past4 + z z.
@@ -43,7 +44,7 @@ class Step:
     segment: int
     inputs: tuple[Array | None, ...]  # nine, by slot: x, m1, m2, None (D is computed), past1 .. past4, z
     outputs: tuple[Array | None, ...]  # three; float64 outputs mean float64 arithmetic, all others float32
-    draw: Literal["none", "normal", "uniform"]
+    draw: Draw
     step_by_index: bool  # the step word of a segment is noise.step + index[segment]
     noise: tuple[Noise, ...]  # none, one, or one for each sample
     # The rows are gradients of a clamp: with v = D before its clamp, the one output is out + (aux1 if lo <= v <= hi

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the caller's arguments to the checked call that a backend runs: errors come before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import backends
+from .arrays import Array, as_array, batch_shape, check_overlap, contiguous, count, output
+from .backends.call import AFFINE, CLEAN, COLUMNS, M2, Draw, Step, Z
+from .noise import ELEMENTS, SAMPLES, STEPS, Noise
+
+
+class Rows(NamedTuple):
+    """A table of rows, float64 (n, 36), and the columns that count: bit c of `present`."""
+
+    table: NDArray[np.float64]
+    present: int
+
+
+class Index(NamedTuple):
+    """Row numbers of segments of equal size: their values, and how many elements each has."""
+
+    values: NDArray[np.int64]
+    segment: int
+
+
+def make_rows(columns: dict[int, ArrayLike]) -> Rows:
+    n = max(np.size(c) for c in columns.values())
+    table = np.zeros((n, COLUMNS))
+    for column, values in columns.items():
+        table[:, column] = values
+    return Rows(table, sum(1 << column for column in columns))
+
+
+def reads(rows: Rows, slot: int) -> bool:
+    firsts = (*AFFINE, CLEAN) if slot <= M2 else AFFINE
+    return any(rows.present >> (first + 1 + slot) & 1 for first in firsts)
+
+
+# ---------------------------------------------------------------------------------------------------------- times
+
+
+def segments(name: str, t: ArrayLike, shape: tuple[int, ...]) -> tuple[Array, int]:
+    """t as a flat array, and how many elements of x each of its entries covers."""
+    times = np.asarray(t)
+    if times.dtype.kind not in "iuf":
+        raise TypeError(f"{name}: expected integers or floats, got {times.dtype if times.dtype != object else repr(t)}")
+    if times.size == 1:
+        return times.reshape(1), max(1, count(shape))
+    if shape[: times.ndim] != times.shape:
+        raise ValueError(f"{name}: expected a scalar or a shape that begins x's shape {shape}, got {times.shape}")
+    return np.ascontiguousarray(times).reshape(-1), max(1, count(shape[times.ndim :]))
+
+
+def row_index(name: str, t: ArrayLike, n: int, shape: tuple[int, ...]) -> Index:
+    """Checked row numbers 0 <= t < n."""
+    times, segment = segments(name, t, shape)
+    if times.dtype.kind == "f":
+        raise TypeError(f"{name}: expected integers below {n}, got {times.dtype}")
+    bad = (times < 0) | (times >= n)
+    if bad.any():
+        raise IndexError(f"{name} = {times[bad][0]} is out of range: there are {n} steps, 0 <= {name} < {n}")
+    return Index(times.astype(np.int64), segment)
+
+
+def last(index: Index) -> int:
+    return int(index.values.max()) if index.values.size else 0
+
+
+def kept_times(keep: Sequence[int] | None, n: int) -> NDArray[np.int64]:
+    kept = np.arange(n) if keep is None else np.asarray(keep)
+    if kept.ndim != 1 or (kept.dtype.kind not in "iu" and kept.size):
+        raise TypeError(f"keep: expected a sequence of integers, got {keep!r}")
+    bad = (kept < 0) | (kept >= n)
+    if bad.any():
+        raise IndexError(f"keep: t = {kept[bad][0]} is out of range: there are {n} steps, 0 <= t < {n}")
+    kept = kept.astype(np.int64)
+    if (np.diff(kept) <= 0).any():
+        raise ValueError(f"keep: expected strictly increasing times, got {keep!r}")
+    return kept
+
+
+# ---------------------------------------------------------------------------------------------------------- noise
+
+
+def names_or_array(
+    noise: object,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    batched: bool,
+    stream: int,
+    *,
+    last_step: int = 0,
+    any_stream: bool = False,
+) -> tuple[tuple[Noise, ...], Array | None]:
+    """The Noise or Noises on the stream of the operation, or the caller's array; checked for x of this shape."""
+    if isinstance(noise, np.ndarray):
+        z = as_array("noise", noise, ("float32", dtype.name))
+        if z.shape != shape:
+            raise ValueError(f"noise: expected shape {shape}, got {z.shape}")
+        return (), z
+    batch, sample_shape = batch_shape(shape, batched)
+    if isinstance(noise, Noise):
+        names: tuple[Noise, ...] = (noise,)
+    elif isinstance(noise, list | tuple) and all(isinstance(n, Noise) for n in noise):
+        if len(noise) != batch:
+            raise ValueError(f"noise: expected one Noise for each of {batch} samples, got {len(noise)}")
+        names = tuple(noise)
+    elif isinstance(noise, int | np.integer):
+        raise TypeError(
+            f"noise = {noise!r}: expected a Noise; a bare seed would give the same noise at every call. "
+            f"Pass nf.Noise({noise!r}, step=...) with a step of its own for each"
+        )
+    else:
+        raise TypeError(f"noise: expected a Noise, a list of them or a NumPy array, got {type(noise).__name__}")
+    for name in names:
+        _check_name(name, batch if len(names) == 1 else 1, sample_shape, last_step, any_stream)
+    return tuple(n if any_stream and n.stream else n.at(stream=stream) for n in names), None
+
+
+def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_step: int, any_stream: bool) -> None:
+    noise.check_shape(sample_shape)
+    if noise.window_shape is None and count(sample_shape) > ELEMENTS:
+        raise OverflowError(f"a sample of shape {sample_shape} has more than 2^34 elements")
+    if isinstance(noise.sample, np.ndarray):
+        if len(noise.sample) != rows:
+            raise ValueError(f"noise: has {len(noise.sample)} sample ids, expected one for each of {rows} rows")
+    elif noise.sample + rows > SAMPLES:
+        raise OverflowError(f"samples {noise.sample} .. {noise.sample + rows - 1} go beyond 2^56 - 1")
+    if noise.step + last_step >= STEPS:
+        raise OverflowError(f"step {noise.step} + t = {last_step} goes beyond 2^32 - 1")
+    if noise.stream and not any_stream:
+        raise ValueError(f"noise: this operation has a stream of its own and takes stream 0, got {noise.stream}")
+
+
+# ---------------------------------------------------------------------------------------------------------- arrays
+
+
+def like(name: str, a: object, x: Array, allowed: tuple[str, ...]) -> Array:
+    """a as an array of x's shape and dtype, converted if its own is allowed."""
+    array = as_array(name, a, allowed)
+    if array.shape != x.shape:
+        raise ValueError(f"{name}: expected shape {x.shape}, got {array.shape}")
+    return array.astype(x.dtype, copy=False)
+
+
+def readable(x: Array, dtype: np.dtype[Any]) -> Array:
+    """x as a kernel reads it for results of `dtype`: float64 arithmetic takes float64, float32 and uint8, float32
+    arithmetic all but float64; other dtypes go through float32."""
+    if x.dtype != np.uint8 and (x.dtype == np.float64) != (dtype == np.float64):
+        x = x.astype(np.float32, copy=False)
+    return contiguous(x)
+
+
+def make_call(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    rows: Rows,
+    index: Index,
+    names: tuple[Noise, ...],
+    inputs: dict[int, Array | None],
+    outs: dict[str, Array | None],
+    *,
+    batched: bool = True,
+    draw: Draw = "normal",
+    step_by_index: bool = False,
+    masked: bool = False,
+) -> Step:
+    """The checked call; what `outs` leaves out is made. Nothing is drawn where there are no names."""
+    results = {name: output(name, out, shape, dtype) for name, out in outs.items()}
+    slots = tuple(None if (a := inputs.get(slot)) is None else readable(a, dtype) for slot in range(Z + 1))
+    check_overlap(results.items(), [("an input", a) for a in slots if a is not None])
+    values = index.values
+    if any(np.may_share_memory(values, out) for out in results.values()):
+        values = values.copy()
+    batch, sample_shape = batch_shape(shape, batched)
+    three: list[Array | None] = [*results.values(), None, None]
+    return Step(
+        batch=batch,
+        size=count(sample_shape),
+        sample_shape=sample_shape,
+        rows=rows.table,
+        present=rows.present,
+        index=values,
+        segment=index.segment,
+        inputs=slots,
+        outputs=tuple(three[:3]),
+        draw=draw if names else "none",
+        step_by_index=step_by_index,
+        noise=names,
+        masked=masked,
+    )
+
+
+def run(call: Step) -> tuple[Array, ...]:
+    """The outputs, computed by the backend in use."""
+    if call.batch * call.size:
+        backends.current().step(call)
+    return tuple(out for out in call.outputs if out is not None)
