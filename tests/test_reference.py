@@ -115,7 +115,7 @@ def test_fma64_is_rounded_once(a, b, c):
 
 
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("case", ["all bits", "ties", "cancellation", "around the limits of the fast path"])
+@pytest.mark.parametrize("case", ["all bits", "ties", "cancellation", "tiny", "huge"])
 def test_fma_like_libm(kind, case):
     a, b, c = hard_triples(kind, case, 20_000)
     libm = ctypes.CDLL(ctypes.util.find_library("m") or "libm.so.6")
@@ -131,17 +131,18 @@ def hard_triples(kind, case, n):
     a, b, c = rng.integers(0, np.iinfo(word).max, (3, n), word, endpoint=True).view(kind)
     if case == "all bits":
         return a, b, c
-    nmant = np.finfo(kind).nmant
+    info = np.finfo(kind)
     a, b, c = (kind(1) + rng.random((3, n)).astype(kind)) * rng.choice([-1, 1], (3, n)).astype(kind)
     if case == "ties":  # products of few digits, sums of many: half of them are ties or next to one
-        a, b = np.round(a * 64) / 64, np.ldexp(np.round(b * 64) / 64, -nmant + rng.integers(-2, 13, n))
+        a, b = np.round(a * 64) / 64, np.ldexp(np.round(b * 64) / 64, -info.nmant + rng.integers(-2, 13, n))
         c *= rng.choice([1, 2.0**-9], n)
-    elif case == "cancellation":
-        c = -(a * b) * (1 + rng.integers(-2, 3, n) * np.finfo(kind).eps)
-    else:
-        low, high = (-960, 990) if kind is np.float64 else (-126, 127)
-        a, b = np.ldexp(a, high - rng.integers(0, 9, n)), np.ldexp(b, rng.choice([low - high, 0, 9], n))
-        c = np.ldexp(c, rng.integers(low - 64, high + 1, n))
+    if case in ("cancellation", "tiny"):
+        if case == "tiny":  # products from the smallest number up to where their tails no longer underflow
+            a, b = (np.ldexp(v, info.minexp // 2 + rng.integers(-info.nmant // 2, 40, n)) for v in (a, b))
+        c = -(a * b) * (1 + rng.integers(-2, 3, n) * info.eps)
+    if case == "huge":
+        a, c = (np.ldexp(v, info.maxexp - 1 - rng.integers(0, 40, n)) for v in (a, c))
+        b = np.ldexp(b, rng.integers(-50, 10, n))
     return a.astype(kind), b.astype(kind), c.astype(kind)
 
 

@@ -172,8 +172,9 @@ def q_step(
 ) -> Array:
     """One Markov step of the walk: x_t = a_t x_(t-1) + s_t z_t.
 
-    a = sqrt(1 - beta), s = sqrt(beta) where there are betas (Ho et al. 2020, eq. 2). In general a_t = alpha_t / alpha_(t-1) and s_t^2 = sigma_t^2 - a_t^2 sigma_(t-1)^2, from alpha = 1, sigma = 0 before
-    t = 0. z_t is the field of stream 1 at step `noise.step + t`; with t for each sample or token each takes its own.
+    a = sqrt(1 - beta), s = sqrt(beta) where there are betas (Ho et al. 2020, eq. 2). In general
+    a_t = alpha_t / alpha_(t-1) and s_t^2 = sigma_t^2 - a_t^2 sigma_(t-1)^2, from alpha = 1, sigma = 0 before t = 0.
+    z_t is the field of stream 1 at step `noise.step + t`; with t for each sample or token each takes its own.
 
     Args and errors: as `q_sample`, with float x and integer t; the noise must have stream 0.
     """
