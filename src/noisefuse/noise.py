@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import operator
-import secrets
+import os
 from collections.abc import Sequence
 from typing import Any, NoReturn, SupportsIndex
 
@@ -50,7 +50,7 @@ class Noise:
     window_start: tuple[int, ...]
 
     def __init__(self, seed: int | None = None, *, sample: int | ArrayLike = 0, step: int = 0, stream: int = 0) -> None:
-        _set(self, "seed", secrets.randbits(64) if seed is None else _checked("seed", seed, SEEDS))
+        _set(self, "seed", int.from_bytes(os.urandom(8), "little") if seed is None else _checked("seed", seed, SEEDS))
         _set(self, "sample", _ids(sample))
         _set(self, "step", _checked("step", step, STEPS))
         _set(self, "stream", _checked("stream", stream, STREAMS))

@@ -16,7 +16,6 @@ z is standard normal noise. Rules write rows in these symbols::
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -357,6 +356,8 @@ class Tableau:
 
     def to_json(self) -> str:
         """Plain JSON, infinite bounds as the strings inf and -inf. ``from_json`` restores every bit."""
+        import json
+
         numbers = [[c if math.isfinite(c) else str(c) for c in row] for row in self.numbers.tolist()]
         return json.dumps(
             {
@@ -374,6 +375,8 @@ class Tableau:
     @classmethod
     def from_json(cls, text: str) -> Tableau:
         """Read what ``to_json`` wrote. ValueError: not a tableau, or one of another version."""
+        import json
+
         stored = json.loads(text)
         if not isinstance(stored, dict) or stored.pop("noisefuse tableau", None) != 1:
             raise ValueError("this JSON is not a noisefuse tableau of version 1")
