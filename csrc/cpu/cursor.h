@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where an element is: in its sample, in the field of noise, and among the segments that have one row each.
+#pragma once
+#include "tile.h"
+
+namespace nf {
+namespace {
+
+// A position in the batch: its sample, its place in the field and in the segments that have one row each.
+struct Cursor {
+    const Step& s;
+    int64_t at, sample, in_sample;  // element, its sample, its place in the sample
+    int64_t segment, segment_left;  // its segment, elements left there
+    int64_t element = 0, run_left;  // its place in the field, elements left of the contiguous run
+
+    Cursor(const Step& step, int64_t begin) : s(step) { move_to(begin); }
+
+    void move_to(int64_t place) {
+        at = place;
+        sample = at / s.size;
+        in_sample = at % s.size;
+        segment = at / s.segment;
+        segment_left = s.segment - at % s.segment;
+        locate();
+    }
+
+    const Field& field() const { return s.fields[s.field_per_sample ? sample : 0]; }
+
+    void locate() {
+        const Field& f = field();
+        if (f.ndim == 0) {  // no division: samples may be tiny and many
+            element = f.start + in_sample;
+            run_left = f.run - in_sample;
+            return;
+        }
+        element = f.start + in_sample % f.run;
+        run_left = f.run - in_sample % f.run;
+        int64_t rest = in_sample / f.run;
+        for (int axis = f.ndim - 1; axis >= 0; --axis) {
+            element += rest % f.shape[axis] * f.stride[axis];
+            rest /= f.shape[axis];
+        }
+    }
+
+    // On by at most uniform_left() elements.
+    void advance(int64_t n) {
+        at += n;
+        in_sample += n;
+        element += n;
+        run_left -= n;
+        segment_left -= n;
+        while (segment_left <= 0) {
+            ++segment;
+            segment_left += s.segment;
+        }
+        if (in_sample == s.size) {
+            ++sample;
+            in_sample = 0;
+            if (sample < s.batch) locate();
+        } else if (run_left == 0) {
+            locate();
+        }
+    }
+
+    // Elements from here on that share a sample, a run and, where it matters, a step.
+    int64_t uniform_left() const { return s.step_by_index && segment_left < run_left ? segment_left : run_left; }
+    uint32_t step() const { return field().step + (s.step_by_index ? static_cast<uint32_t>(s.index[segment]) : 0u); }
+    uint64_t sample_id() const {
+        const Field& f = field();
+        return s.field_per_sample ? f.sample : f.samples ? f.samples[sample] : f.sample + static_cast<uint64_t>(sample);
+    }
+};
+
+}  // namespace
+}  // namespace nf

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+// A tile of noise: which blocks of philox it takes, their words, and the normals or uniforms of those.
+#pragma once
+#include <cstring>
+
+#include "../core/normal.h"
+#include "cursor.h"
+
+namespace nf {
+namespace {
+
+// Where each block of a group goes among the lanes, and which block each lane takes.
+template <class Real>
+struct BlockOrder {
+    uint32_t block[Lane::width], lane[Lane::width];
+    constexpr BlockOrder() : block{}, lane{} {
+        for (int i = 0; i < Lane::width; ++i) {
+            block[i] = static_cast<uint32_t>(Lane::block_of_lane(i, Real{}));
+            lane[block[i]] = static_cast<uint32_t>(i);
+        }
+    }
+};
+template <class Real>
+constexpr BlockOrder<Real> kOrder{};
+inline uint32_t tag(uint64_t sample, uint32_t stream) { return stream << 24 | static_cast<uint32_t>(sample >> 32); }
+
+// A stretch of the tile: `size` elements whose noise starts at `from` among the tile's whole blocks.
+struct Piece {
+    int from, size;
+};
+
+// The counters of one tile: of one run of a field, or of whatever short runs follow one another.
+struct Plan {
+    int size, groups;  // elements; lane vectors of blocks
+    bool one_run;
+    // one run: the first block, and how many of its elements come before the tile
+    uint32_t block, step, sample, tag_word;
+    int skip;
+    // short runs: their counters in the order of the lanes, to whose samples `shift` is added, and where their elements
+    // are
+    bool repeats = false;
+    uint32_t shift;
+    alignas(64) uint32_t blocks[kBlocks], steps[kBlocks], samples[kBlocks], tags[kBlocks];
+    Piece pieces[kBlocks];
+    int n_pieces;
+
+    // The tile that begins at this element of the run, of at most `left` elements.
+    void take(int64_t element, int64_t left) {
+        skip = static_cast<int>(element & 3);
+        block = static_cast<uint32_t>(element >> 2);
+        size = static_cast<int>(left < kTile - skip ? left : kTile - skip);
+        groups = (skip + size + kGroup - 1) / kGroup;
+    }
+
+    // Block number `used` of the short runs.
+    template <class Real>
+    void put(int used, uint32_t block_number, uint32_t step_word, uint64_t id, uint32_t stream) {
+        const uint32_t at = (used & ~(Lane::width - 1)) + kOrder<Real>.lane[used & (Lane::width - 1)];
+        blocks[at] = block_number;
+        steps[at] = step_word;
+        samples[at] = static_cast<uint32_t>(id);
+        tags[at] = tag(id, stream);
+    }
+
+    template <class Real>
+    void finish(int used) {
+        one_run = false;
+        groups = (used + Lane::width - 1) / Lane::width;
+        while (used % Lane::width) put<Real>(used++, 0, 0, 0, 0);  // idle lanes of the last group
+    }
+};
+
+// As many whole samples as fit, where they are tiny and numbered on: points and actions come by the million. Such tiles
+// differ in their first sample only, so the plan is made once and then shifted. False: not such a tile.
+template <class Real>
+inline bool plan_samples(Plan& plan, Cursor& cursor, int64_t end) {
+    const Step& s = cursor.s;
+    const Field& f = cursor.field();
+    if (cursor.in_sample || s.size > kTile / 4 || s.field_per_sample || s.step_by_index || f.ndim || f.samples)
+        return false;
+    const int size = static_cast<int>(s.size), blocks = (size + 3) / 4, count = kBlocks / blocks;
+    const uint64_t id = f.sample + static_cast<uint64_t>(cursor.sample);
+    if (size * count > end - cursor.at || (id + count) >> 32 != id >> 32) return false;
+    if (!plan.repeats || plan.tags[0] != tag(id, f.stream)) {
+        int used = 0;
+        for (int i = 0; i < count; ++i) {
+            plan.pieces[i] = {4 * used, size};
+            for (int block = 0; block < blocks; ++block)
+                plan.put<Real>(used++, static_cast<uint32_t>(block), f.step, static_cast<uint64_t>(i) | id >> 32 << 32,
+                               f.stream);
+        }
+        plan.n_pieces = count;
+        plan.size = count * size;
+        plan.finish<Real>(used);
+        plan.repeats = true;
+    }
+    plan.shift = static_cast<uint32_t>(id);
+    cursor.move_to(cursor.at + plan.size);
+    return true;
+}
+
+// Fills the plan with the runs at the cursor, which are short, and moves the cursor past them.
+template <class Real>
+inline void plan_short_runs(Plan& plan, Cursor& cursor, int64_t end) {
+    if (plan_samples<Real>(plan, cursor, end)) return;
+    const uint64_t seed = cursor.field().seed;
+    int used = 0;
+    plan.size = plan.n_pieces = 0;
+    while (used < kBlocks && cursor.at < end && cursor.field().seed == seed) {
+        const int skip = static_cast<int>(cursor.element & 3);
+        const int64_t room = 4 * (kBlocks - used) - skip;
+        const int size = static_cast<int>(least(least(cursor.uniform_left(), end - cursor.at), room));
+        const uint64_t id = cursor.sample_id();
+        const uint32_t step = cursor.step(), stream = cursor.field().stream;
+        plan.pieces[plan.n_pieces++] = {4 * used + skip, size};
+        const int last = used + (skip + size + 3) / 4;
+        for (auto block = static_cast<uint32_t>(cursor.element >> 2); used < last; ++block)
+            plan.put<Real>(used++, block, step, id, stream);
+        plan.size += size;
+        cursor.advance(size);
+    }
+    plan.finish<Real>(used);
+    plan.repeats = false;
+    plan.shift = 0;
+}
+
+// The run at the cursor. Tiles of it are then taken one by one.
+inline void plan_run(Plan& plan, const Cursor& cursor) {
+    plan.one_run = true;
+    plan.repeats = false;
+    plan.step = cursor.step();
+    plan.sample = static_cast<uint32_t>(cursor.sample_id());
+    plan.tag_word = tag(cursor.sample_id(), cursor.field().stream);
+}
+
+// Words of one tile: [group][word of the block][lane].
+using TileWords = uint32_t[kTile / kGroup][4][Lane::width];
+
+inline void store_words(uint32_t (&to)[4][Lane::width], const Words<Lane::word>& c) {
+    for (int w = 0; w < 4; ++w) Lane::store(to[w], Lane::word_lanes(c.w[w]));
+}
+
+// The words of the plan's blocks, `later` steps after its own. `low_bit` is the counter's top bit: 1 for the lower
+// halves of the 64-bit words that float64 takes.
+template <class Real, class Between>
+inline void fill_words(TileWords& words, const Plan& plan, const RoundKeys& keys, uint32_t later, uint32_t low_bit,
+                       Between between) {
+    const int groups = plan.groups;
+    if (plan.one_run) {
+        const Common common(keys, plan.step + later, plan.sample, plan.tag_word | low_bit << 31);
+        Lane::u32 block = Lane::add(Lane::load(kOrder<Real>.block), Lane::splat(plan.block));
+        for (int g = 0; g < groups; ++g) {
+            between(g);
+            store_words(words[g], philox_blocks<Lane>(Lane::word_from(block), common, keys));
+            block = Lane::add(block, Lane::splat(static_cast<uint32_t>(Lane::width)));
+        }
+        return;
+    }
+    for (int g = 0; g < groups; ++g) {
+        const int at = g * Lane::width;
+        Words<Lane::word> c{{Lane::word_from(Lane::load(plan.blocks + at)),
+                             Lane::word_from(Lane::add(Lane::load(plan.steps + at), Lane::splat(later))),
+                             Lane::word_from(Lane::add(Lane::load(plan.samples + at), Lane::splat(plan.shift))),
+                             Lane::word_from(Lane::bit_or(Lane::load(plan.tags + at), low_bit << 31))}};
+        between(g);
+        philox_rounds<Lane>(c, keys, 0);
+        store_words(words[g], c);
+    }
+}
+
+inline void words_to_values(float* z, Draw draw, int groups, const TileWords& words) {
+    for (int g = 0; g < groups; ++g) {
+        const Lane::u32 w[4] = {Lane::load(words[g][0]), Lane::load(words[g][1]), Lane::load(words[g][2]),
+                                Lane::load(words[g][3])};
+        if (draw == Draw::normal) {
+            const auto p = normal_pair<Lane>(w[0], w[1]), q = normal_pair<Lane>(w[2], w[3]);
+            Lane::store_blocks(z + g * kGroup, {p.z0, p.z1, q.z0, q.z1});
+        } else {
+            Lane::store_blocks(z + g * kGroup,
+                               {uniform<Lane>(w[0]), uniform<Lane>(w[1]), uniform<Lane>(w[2]), uniform<Lane>(w[3])});
+        }
+    }
+}
+
+template <int Half>
+inline void words_to_doubles(double* z, Draw draw, const Lane::u32 (&w)[4], const Lane::u32 (&v)[4]) {
+    if (draw == Draw::normal) {
+        const auto p = normal_pair<Lane, Half>(w[0], v[0], w[1], v[1]),
+                   q = normal_pair<Lane, Half>(w[2], v[2], w[3], v[3]);
+        Lane::store_blocks(z, {p.z0, p.z1, q.z0, q.z1});
+    } else {
+        Lane::store_blocks(z, {uniform<Lane, Half>(w[0], v[0]), uniform<Lane, Half>(w[1], v[1]),
+                               uniform<Lane, Half>(w[2], v[2]), uniform<Lane, Half>(w[3], v[3])});
+    }
+}
+
+inline void words_to_values(double* z, Draw draw, int groups, const TileWords& words, const TileWords& low_words) {
+    for (int g = 0; g < groups; ++g, z += kGroup) {
+        Lane::u32 w[4], v[4];
+        for (int i = 0; i < 4; ++i) w[i] = Lane::load(words[g][i]), v[i] = Lane::load(low_words[g][i]);
+        words_to_doubles<0>(z, draw, w, v);
+        if constexpr (Lane::halves == 2) words_to_doubles<1>(z + kGroup / 2, draw, w, v);
+    }
+}
+
+// The noise of a tile: `values` holds whole blocks, `packed` the elements of short runs one after another.
+template <class Real>
+struct Noise {
+    alignas(64) Real values[kTile + kOverhang];
+    alignas(64) Real packed[kTile + kOverhang];
+    alignas(64) TileWords words, low_words;
+
+    // The plan's elements at `later` steps after the plan's own; between(g) is called as group g is made.
+    template <class Between>
+    const Real* fill(const Plan& plan, const RoundKeys& keys, Draw draw, uint32_t later, Between between) {
+        fill_words<Real>(words, plan, keys, later, 0, between);
+        if constexpr (sizeof(Real) == 8) {
+            fill_words<Real>(low_words, plan, keys, later, 1, [](int) {});
+            words_to_values(values, draw, plan.groups, words, low_words);
+        } else {
+            words_to_values(values, draw, plan.groups, words);
+        }
+        if (plan.one_run) return values + plan.skip;
+        Real* to = packed;
+        for (int p = 0; p < plan.n_pieces; ++p) {
+            const Real* from = values + plan.pieces[p].from;
+            for (int i = 0; i < plan.pieces[p].size; i += 4) std::memcpy(to + i, from + i, 4 * sizeof(Real));
+            to += plan.pieces[p].size;
+        }
+        return packed;
+    }
+};
+
+}  // namespace
+}  // namespace nf
