@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from exact import apply_exact
+from noisefuse import update
 from noisefuse.tableau import ROW, SYMBOLS, ZERO, Affine, D, Row, Tableau, k, m1, m2, past, x, z
 
 RNG = np.random.default_rng(0)
@@ -256,3 +257,10 @@ def test_trace_refuses_what_is_not_affine(step):
 def test_trace_knows_its_inputs():
     with pytest.raises(ValueError, match=r"inputs must be among x, m1, .*, got noise"):
         Tableau.trace(lambda i, noise: noise, [0], inputs=("noise",))
+
+
+def test_a_bound_of_zero_counts_and_the_other_bound_stays_off():
+    table = Tableau([Row(clean=1.0 * x, out=1.0 * D, lo=0.0), Row(clean=1.0 * x, out=1.0 * D, hi=0.0)])
+    data = np.array([[-1, 2], [3, -4]], np.float32)
+    assert update(table, 0, data).tolist() == [[0, 2], [3, 0]]
+    assert update(table, [0, 1], data).tolist() == [[0, 2], [0, -4]]

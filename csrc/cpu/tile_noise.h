@@ -76,7 +76,8 @@ template <class Real>
 inline bool plan_samples(Plan& plan, Cursor& cursor, int64_t end) {
     const Step& s = cursor.s;
     const Field& f = cursor.field();
-    if (cursor.in_sample || s.size > kTile / 4 || s.field_per_sample || s.step_by_index || f.ndim || f.samples)
+    if (cursor.in_sample || s.size > kTile / 4 || s.field_per_sample || s.step_by_index || f.start || f.ndim ||
+        f.samples)
         return false;
     const int size = static_cast<int>(s.size), blocks = (size + 3) / 4, count = kBlocks / blocks;
     const uint64_t id = f.sample + static_cast<uint64_t>(cursor.sample);

@@ -115,8 +115,11 @@ struct Rows {
         wants_clean = false;
         for (int o = 0; o < 3; ++o) wants_clean |= s.out[o] && (s.present >> (kAffine[o] + 1 + kD) & 1);
         for (int c = 0; c < kColumns; ++c)
-            if (s.present >> c & 1) used_columns[n_used++] = c;
+            if (s.present >> c & 1 || (clamps() && (c == kLow || c == kHigh))) used_columns[n_used++] = c;
     }
+
+    // A clamp takes both its bounds from the row, also where only one of them counts.
+    bool clamps() const { return (s.present >> kLow | s.present >> kHigh) & 1; }
 
     const Real* table_row(int64_t segment) const {
         return static_cast<const Real*>(s.rows) + kColumns * s.index[segment];
@@ -159,7 +162,7 @@ struct Rows {
 
     // to is a tile of our own: whole vectors may be read and written.
     void clamp(Real* to, int size) const {
-        if (!(s.present >> kLow & 1) && !(s.present >> kHigh & 1)) return;
+        if (!clamps()) return;
         const Real *lo = coefficient(kLow), *hi = coefficient(kHigh);
         for (int i = 0; i < size; i += kWidth<Real>) {
             const auto low = per_element ? Lane::load(lo + i) : Lane::splat(*lo);

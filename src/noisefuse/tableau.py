@@ -47,6 +47,8 @@ _PRESENT = _layout(np.bool_)
 _RUN_COLUMNS = ("timesteps", "push", "denoised", "scale")
 _COLUMNS = tuple(f"{group}.{name}" for group in ROW.names or () for name in ROW[group].names or ())
 
+_BOUNDS = np.array([column in ("clean.lo", "clean.hi") for column in _COLUMNS])
+
 
 class Affine:
     """A weighted sum of the symbols of a row: write it with +, -, and * or / by numbers. Immutable."""
@@ -186,8 +188,7 @@ class Tableau:
 
     def _check(self) -> None:
         numbers = self.numbers
-        bounds = np.array([column in ("clean.lo", "clean.hi") for column in _COLUMNS])
-        for row, column in np.argwhere(~np.isfinite(numbers) & ~(bounds & ~np.isnan(numbers))):
+        for row, column in np.argwhere(~np.isfinite(numbers) & ~(_BOUNDS & ~np.isnan(numbers))):
             raise ValueError(f"row {row} of {self.name!r}: {_COLUMNS[column]} is {numbers[row, column]}")
         lo, hi = self.rows["clean"]["lo"], self.rows["clean"]["hi"]
         for row in np.flatnonzero(lo > hi):
@@ -213,7 +214,7 @@ class Tableau:
         A kernel does not read an input whose columns are all absent, so that 0 * inf never makes a NaN.
         """
         numbers = self.numbers
-        used: npt.NDArray[np.bool_] = np.any((numbers != 0) & np.isfinite(numbers), axis=0)
+        used: npt.NDArray[np.bool_] = np.any(np.where(_BOUNDS, np.isfinite(numbers), numbers != 0), axis=0)
         used.flags.writeable = False
         return used.view(_PRESENT)[0]  # type: ignore[no-any-return]
 
