@@ -19,7 +19,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from noisefuse.backends import reference, spec
-from noisefuse.backends.call import AFFINE, COLUMNS, HIGH, LOW, M1, M2, PAST1, PAST4, D, Step, Walk, X, Z
+from noisefuse.backends.call import AFFINE, COLUMNS, HIGH, LOW, M1, M2, PAST1, PAST4, D, Rows, Step, Walk, X, Z
 from noisefuse.noise import Noise
 
 MATH = reference.SPEC
@@ -268,8 +268,7 @@ def make_step(x, noise=(), *, rows=None, present=NOISE_ONLY, draw="normal", out=
         batch=x.shape[0],
         size=math.prod(x.shape[1:]),
         sample_shape=x.shape[1:],
-        rows=rows,
-        present=present,
+        rows=Rows(rows, present),
         index=np.zeros(1, np.int64),
         segment=x.size,
         inputs=(x, *[None] * 8),

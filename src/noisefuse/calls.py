@@ -11,15 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import backends
 from .arrays import Array, as_array, batch_shape, check_overlap, contiguous, count, output
-from .backends.call import AFFINE, CLEAN, COLUMNS, M2, Draw, Step, Z
+from .backends.call import AFFINE, CLEAN, COLUMNS, M2, Draw, Rows, Step, Z
 from .noise import ELEMENTS, SAMPLES, STEPS, Noise
-
-
-class Rows(NamedTuple):
-    """A table of rows, float64 (n, 36), and the columns that count: bit c of `present`."""
-
-    table: NDArray[np.float64]
-    present: int
 
 
 class Index(NamedTuple):
@@ -184,8 +177,7 @@ def make_call(
         batch=batch,
         size=count(sample_shape),
         sample_shape=sample_shape,
-        rows=rows.table,
-        present=rows.present,
+        rows=rows,
         index=values,
         segment=index.segment,
         inputs=slots,

@@ -59,15 +59,14 @@ class Noise:
 
     def at(self, *, sample: int | ArrayLike | None = None, step: int | None = None, stream: int | None = None) -> Noise:
         """The field of the same seed (and window) at another sample, step or stream."""
-        new = Noise(
+        return _named(
             self.seed,
-            sample=self.sample if sample is None else sample,
-            step=self.step if step is None else step,
-            stream=self.stream if stream is None else stream,
+            self.sample if sample is None else _ids(sample),
+            self.step if step is None else _checked("step", step, STEPS),
+            self.stream if stream is None else _checked("stream", stream, STREAMS),
+            self.window_shape,
+            self.window_start,
         )
-        _set(new, "window_shape", self.window_shape)
-        _set(new, "window_start", self.window_start)
-        return new
 
     def samples(self, ids: ArrayLike) -> Noise:
         """The same with these sample ids, integers (B,): row b of an array takes the field of `ids[b]`."""
@@ -89,10 +88,7 @@ class Noise:
             raise ValueError(f"window: start {start} lies outside of shape {shape}")
         if math.prod(shape) > ELEMENTS:
             raise OverflowError(f"window: a sample of shape {shape} has more than 2^34 elements")
-        new = self.at()
-        _set(new, "window_shape", shape)
-        _set(new, "window_start", start)
-        return new
+        return _named(self.seed, self.sample, self.step, self.stream, shape, start)
 
     def elements(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
         """Numbers in the field of the elements of one sample of `shape`, in C order: 0, 1, ... without a window."""
@@ -132,14 +128,8 @@ class Noise:
         return f"Noise({', '.join(parts)}){window}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (
-            self.seed,
-            self.sample,
-            self.step,
-            self.stream,
-            self.window_shape,
-            self.window_start,
-        )
+        sample = self.sample if isinstance(self.sample, int) else self.sample.copy()
+        return _unpickled, (self.seed, sample, self.step, self.stream, self.window_shape, self.window_start)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"Noise is frozen: use noise.at({name}=...) for another field")
@@ -151,11 +141,27 @@ class Noise:
 _set = object.__setattr__
 
 
-def _rebuild(
-    seed: int, sample: Any, step: int, stream: int, shape: tuple[int, ...] | None, start: tuple[int, ...]
+def _named(
+    seed: int,
+    sample: int | NDArray[np.uint64],
+    step: int,
+    stream: int,
+    window_shape: tuple[int, ...] | None,
+    window_start: tuple[int, ...],
 ) -> Noise:
-    noise = Noise(seed, sample=sample, step=step, stream=stream)
-    return noise if shape is None else noise.window(shape, start)
+    """A Noise of numbers that were checked before."""
+    new = Noise.__new__(Noise)
+    _set(new, "seed", seed)
+    _set(new, "sample", sample)
+    _set(new, "step", step)
+    _set(new, "stream", stream)
+    _set(new, "window_shape", window_shape)
+    _set(new, "window_start", window_start)
+    return new
+
+
+def _unpickled(seed: int, sample: Any, step: int, stream: int, *window: Any) -> Noise:
+    return _named(seed, _ids(sample), step, stream, *window)  # ids are read-only again
 
 
 def _checked(name: str, value: SupportsIndex, end: int) -> int:

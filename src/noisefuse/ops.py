@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
 from .arrays import FLOATS, Array, as_array, batch_shape, count, float_dtype, output
-from .backends.call import AFFINE, M1, M2, PAST1, Draw, Step, Walk, X, Z
+from .backends.call import AFFINE, M1, M2, PAST1, Draw, Rows, Step, Walk, X, Z
 from .calls import (
     Index,
-    Rows,
     kept_times,
     last,
     like,
@@ -154,8 +153,8 @@ def q_sample(
         and type(schedule) is Schedule
         and type(noise) is Noise
     ):
-        table = vars(schedule).get("_forward32") or _forward32(schedule)
-        done: Array = short_cut(*table, t, x0, None, None, noise, -1, out, None)
+        rows = vars(schedule).get("_plain") or _kept(schedule, "_plain", _plain_forward)
+        done: Array = short_cut(rows.single, rows.present, t, x0, None, None, noise, -1, out, None)
         if done is not NotImplemented:
             return done
     return _q_sample(x0, t, schedule, noise, target, scale, offset, dtype, batched, out, target_out)
@@ -179,9 +178,13 @@ def q_step(
     Args and errors: as `q_sample`, with float x and integer t; the noise must have stream 0.
     """
     _need_schedule(schedule)
+    rows = vars(schedule).get("_steps") or _kept(schedule, "_steps", _step_rows)
+    if (short_cut := backends.short_cut) is not None and batched is True:
+        done: Array = short_cut(rows.single, rows.present, t, x, None, None, noise, WALK, out, None)
+        if done is not NotImplemented:
+            return done
     x = as_array("x", x)
     t_index = row_index("t", t, len(schedule), x.shape)
-    rows = make_rows({OUT_X: schedule.step_coefficients()[0], OUT_Z: schedule.step_coefficients()[1]})
     names, z = names_or_array(noise, x.shape, x.dtype, batched, WALK, last_step=last(t_index))
     call = make_call(
         x.shape, x.dtype, rows, t_index, names, {X: x, Z: z}, {"out": out}, batched=batched, step_by_index=True
@@ -223,8 +226,7 @@ def q_walk(
     if result.size == 0:
         return result
     times = int(kept[-1]) + 1
-    a, s = schedule.step_coefficients()
-    rows = make_rows({OUT_X: a[:times], OUT_Z: s[:times]})
+    rows = vars(schedule).get("_steps") or _kept(schedule, "_steps", _step_rows)
     slots = np.full(times, -1, np.int64)
     slots[kept] = np.arange(len(kept))
     batch, sample_shape = batch_shape(x0.shape, batched)
@@ -232,8 +234,7 @@ def q_walk(
         batch=batch,
         size=count(sample_shape),
         sample_shape=sample_shape,
-        rows=rows.table,
-        present=rows.present,
+        rows=rows,
         index=np.zeros(1, np.int64),
         segment=x0.size,
         inputs=(x0, *(None,) * Z),
@@ -278,8 +279,8 @@ def update(
         nothing is written then.
     """
     if (short_cut := backends.short_cut) is not None and type(table) is Tableau and not table.masked:
-        rows = vars(table).get("_rows32") or _rows32(table)
-        done: Array = short_cut(*rows, i, x, model_output, past, noise, SAMPLER, out, aux_out)
+        rows = vars(table).get("_rows") or _kept(table, "_rows", _table_rows)
+        done: Array = short_cut(rows.single, rows.present, i, x, model_output, past, noise, SAMPLER, out, aux_out)
         if done is not NotImplemented:
             return done
     return _update(table, i, x, model_output, past, noise, out, aux_out)
@@ -315,12 +316,13 @@ def _forward(alpha: ArrayLike, sigma: ArrayLike, target: Target | None, scale: f
     return make_rows(columns)
 
 
-def _forward32(schedule: Schedule) -> tuple[NDArray[np.float32], int]:
-    """The plain forward rows of a schedule for the short cut, kept with the schedule, which never changes."""
-    rows = _forward(schedule.alpha, schedule.sigma, None, 1.0, 0.0)
-    table: tuple[NDArray[np.float32], int] = (rows.table.astype(np.float32), rows.present)
-    vars(schedule)["_forward32"] = table
-    return table
+def _plain_forward(schedule: Schedule) -> Rows:
+    return _forward(schedule.alpha, schedule.sigma, None, 1.0, 0.0)
+
+
+def _step_rows(schedule: Schedule) -> Rows:
+    a, s = schedule.step_coefficients()
+    return make_rows({OUT_X: a, OUT_Z: s})
 
 
 def _table_rows(table: Tableau) -> Rows:
@@ -328,12 +330,15 @@ def _table_rows(table: Tableau) -> Rows:
     return Rows(table.numbers, sum(1 << column for column in np.flatnonzero(flags).tolist()))
 
 
-def _rows32(table: Tableau) -> tuple[NDArray[np.float32], int]:
-    """A table's rows for the short cut, kept with the table, which never changes."""
-    rows = _table_rows(table)
-    rounded: tuple[NDArray[np.float32], int] = (rows.table.astype(np.float32), rows.present)
-    vars(table)["_rows32"] = rounded
-    return rounded
+Owner = TypeVar("Owner", Schedule, Tableau)
+
+
+def _kept(owner: Owner, name: str, make: Callable[[Owner], Rows]) -> Rows:
+    """The rows of a schedule or table, made once and kept with it: it never changes."""
+    if name not in vars(owner):
+        vars(owner)[name] = make(owner)
+    rows: Rows = vars(owner)[name]
+    return rows
 
 
 # ---------------------------------------------------------------------------------------------------------- calls
@@ -389,16 +394,20 @@ def _q_sample(
         raise ValueError(f"target = {target!r}: expected 'epsilon', 'v', 'velocity', 'sample' or None")
     if target is None and target_out is not None:
         raise ValueError("target_out: given without target=")
-    scale = _finite("scale", scale, 1 / 127.5 if is_bytes else 1.0)
-    offset = _finite("offset", offset, -1.0 if is_bytes else 0.0)
     times, _ = segments("t", t, x.shape)
+    own = scale is None and offset is None
+    factor = _finite("scale", scale, 1 / 127.5 if is_bytes else 1.0)
+    constant = _finite("offset", offset, -1.0 if is_bytes else 0.0)
     if times.dtype.kind == "f":  # a row for each time
-        alpha, sigma = schedule(times)
         index = row_index("t", np.arange(times.size).reshape(np.shape(t)), times.size, x.shape)
+        rows = _forward(*schedule(times), target, factor, constant)
     else:
-        alpha, sigma = schedule.alpha, schedule.sigma
         index = row_index("t", t, len(schedule), x.shape)
-    rows = _forward(alpha, sigma, target, scale, offset)
+
+        def make(schedule: Schedule) -> Rows:
+            return _forward(schedule.alpha, schedule.sigma, target, factor, constant)
+
+        rows = _kept(schedule, f"_forward_{target}_{is_bytes}", make) if own else make(schedule)
     names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
     outs = {"out": out} if target is None else {"out": out, "target_out": target_out}
     results = run(make_call(x.shape, kind, rows, index, names, {X: x, Z: z}, outs, batched=batched))
@@ -428,7 +437,7 @@ def _update(
     inputs: dict[int, Array | None] = {X: x}
     inputs |= {M1 + n: like(f"m{n + 1}", m, x, FLOATS) for n, m in enumerate(models) if m is not None}
     inputs |= {PAST1 + n: like(f"past{n + 1}", p, x, (x.dtype.name,)) for n, p in enumerate(past)}
-    rows = _table_rows(table)
+    rows = _kept(table, "_rows", _table_rows)
     names: tuple[Noise, ...] = ()
     if noise is not None:
         names, inputs[Z] = names_or_array(noise, x.shape, x.dtype, True, SAMPLER, last_step=last(index))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..noise import Noise
-from .call import AFFINE, COLUMNS, Step, Walk, Z
+from .call import AFFINE, COLUMNS, Rows, Step, Walk, Z
 
 
 class Backend(Protocol):
@@ -96,7 +96,7 @@ def _self_test(name: str, module: Any) -> None:
         out = np.empty(4, dtype)
         zero = np.zeros(1, np.int64)
         nothing, outputs = (None,) * (Z + 1), (out, None, None)
-        module.step(Step(1, 4, (4,), rows, 1 << column, zero, 4, nothing, outputs, "normal", False, (Noise(0),)))
+        module.step(Step(1, 4, (4,), Rows(rows, 1 << column), zero, 4, nothing, outputs, "normal", False, (Noise(0),)))
         if out.tolist() != expected:
             raise ImportError(f"the {name} backend is built wrongly: Noise(0) begins {out.tolist()}, not {expected}")
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -26,20 +27,34 @@ X, M1, M2, D, PAST1, PAST2, PAST3, PAST4, Z = range(9)
 ORDER = (Z, D, PAST4, PAST3, PAST2, PAST1, M2, M1, X)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """A table of rows, unrounded, and the columns that count.
+
+    A column whose bit is 0 is not multiplied, and its input not read; a clamp counts where either bound does, and takes
+    both from the row.
+    """
+
+    table: NDArray[np.float64]  # (n, 36)
+    present: int  # bit c: column c counts
+
+    @cached_property
+    def single(self) -> NDArray[np.float32]:
+        """For float32 arithmetic: each coefficient rounded once."""
+        return self.table.astype(np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One pass over `batch` samples of `size` elements: a row of numbers for each element, and its noise.
 
-    The rows are float64, unrounded; float32 arithmetic rounds each coefficient once. A column whose bit of
-    `present` is 0 is not multiplied, and its input not read; a clamp counts where either bound does, and takes
-    both from the row. An output may be exactly one of the inputs: each element is read before it is stored.
+    An output may be exactly one of the inputs: each element is read before it is stored.
     """
 
     batch: int
     size: int
     sample_shape: tuple[int, ...]  # of one sample, without the batch axis; its product is `size`
-    rows: NDArray[np.float64]  # (n, 36)
-    present: int  # bit c: column c counts
+    rows: Rows
     index: NDArray[np.int64]  # row of each segment of `segment` elements, in the flat order over batch and size
     segment: int
     inputs: tuple[Array | None, ...]  # nine, by slot: x, m1, m2, None (D is computed), past1 .. past4, z
@@ -57,7 +72,7 @@ class Walk:
     """x_t = a_t x_(t-1) + s_t z_t for t = 0 .. T - 1 with step words noise.step + t.
 
     `first` holds x0 in inputs[0]; row t of its rows (T, 36) holds a_t in column 7 (out.x), s_t in column 15
-    (out.z); outputs[0] has kept times x batch x size elements. Its index, segment and present play no part.
+    (out.z); outputs[0] has kept times x batch x size elements. Its index and segment play no part.
     """
 
     first: Step

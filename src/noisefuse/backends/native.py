@@ -41,8 +41,8 @@ def _arguments(call: Step) -> tuple[Any, ...]:
     return (
         call.batch,
         call.size,
-        call.rows if double else call.rows.astype(np.float32),
-        call.present,
+        call.rows.table if double else call.rows.single,
+        call.rows.present,
         call.index,
         call.segment,
         call.inputs,

@@ -163,7 +163,7 @@ def step(call: Step) -> None:
     """Computes the outputs of one pass."""
     total = call.batch * call.size
     real = arithmetic(call)
-    rows = call.rows.astype(real)
+    rows = call.rows.table.astype(real)
     with np.errstate(all="ignore"):
         for begin in range(0, total, CHUNK):
             at = np.arange(begin, min(begin + CHUNK, total))
@@ -184,8 +184,8 @@ def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> li
         values[Z] = drawn(call, at, row if call.step_by_index else 0, real)
 
     def form(first: int, slots: int) -> Array:
-        terms = [slot for slot in ORDER if slot < slots and call.present >> (first + 1 + slot) & 1]
-        constant = bool(call.present >> first & 1)
+        terms = [slot for slot in ORDER if slot < slots and call.rows.present >> (first + 1 + slot) & 1]
+        constant = bool(call.rows.present >> first & 1)
         k = rows[row, first] if constant else np.zeros(len(at), real)
         c = [rows[row, first + 1 + slot] for slot in terms]
         return np.asarray(SPEC.affine(constant, k, len(terms), c, [values[slot] for slot in terms]))
@@ -195,9 +195,9 @@ def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> li
         inside = (rows[row, LOW] <= v) & (v <= rows[row, HIGH])
         return [form(AFFINE[0], 9) + np.where(inside, form(AFFINE[1], 9), real(0)), None, None]
     wanted = [output is not None for output in call.outputs]
-    if any(want and call.present >> (first + 1 + D) & 1 for want, first in zip(wanted, AFFINE, strict=True)):
+    if any(want and call.rows.present >> (first + 1 + D) & 1 for want, first in zip(wanted, AFFINE, strict=True)):
         values[D] = form(CLEAN, 3)
-        if call.present >> LOW & 1 or call.present >> HIGH & 1:
+        if call.rows.present >> LOW & 1 or call.rows.present >> HIGH & 1:
             values[D] = SPEC.clamp(values[D], rows[row, LOW], rows[row, HIGH])
     return [form(first, 9) if want else None for want, first in zip(wanted, AFFINE, strict=True)]
 
@@ -210,7 +210,7 @@ def walk(call: Walk) -> None:
     total = first.batch * first.size
     real = arithmetic(first)
     x_column, z_column = AFFINE[0] + 1 + X, AFFINE[0] + 1 + Z
-    rows = first.rows.astype(real)
+    rows = first.rows.table.astype(real)
     with np.errstate(all="ignore"):
         for begin in range(0, total, CHUNK):
             at = np.arange(begin, min(begin + CHUNK, total))
