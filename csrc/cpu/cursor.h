@@ -67,7 +67,8 @@ struct Cursor {
     uint32_t step() const { return field().step + (s.step_by_index ? static_cast<uint32_t>(s.index[segment]) : 0u); }
     uint64_t sample_id() const {
         const Field& f = field();
-        return s.field_per_sample ? f.sample : f.samples ? f.samples[sample] : f.sample + static_cast<uint64_t>(sample);
+        const int64_t row = s.field_per_sample ? 0 : sample;
+        return f.samples ? f.samples[row] : f.sample + static_cast<uint64_t>(row);
     }
 };
 
