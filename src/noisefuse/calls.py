@@ -139,15 +139,21 @@ def like(name: str, a: object, x: Array, allowed: tuple[str, ...]) -> Array:
     array = as_array(name, a, allowed)
     if array.shape != x.shape:
         raise ValueError(f"{name}: expected shape {x.shape}, got {array.shape}")
-    return array.astype(x.dtype, copy=False)
+    return converted(array, x.dtype)
 
 
 def readable(x: Array, dtype: np.dtype[Any]) -> Array:
     """x as a kernel reads it for results of `dtype`: float64 arithmetic takes float64, float32 and uint8, float32
     arithmetic all but float64; other dtypes go through float32."""
     if x.dtype != np.uint8 and (x.dtype == np.float64) != (dtype == np.float64):
-        x = x.astype(np.float32, copy=False)
+        x = converted(x, np.dtype(np.float32))
     return contiguous(x)
+
+
+def converted(x: Array, dtype: np.dtype[Any]) -> Array:
+    """x in another dtype; too large a number becomes infinite in silence, as in a kernel."""
+    with np.errstate(over="ignore", under="ignore"):
+        return x.astype(dtype, copy=False)
 
 
 def make_call(
