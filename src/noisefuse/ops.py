@@ -148,7 +148,11 @@ def q_sample(
     """
     if (
         (short_cut := backends.short_cut) is not None
-        and (target, scale, offset, dtype, target_out) == (None,) * 5
+        and target is None
+        and scale is None
+        and offset is None
+        and dtype is None
+        and target_out is None
         and batched is True
         and type(schedule) is Schedule
         and type(noise) is Noise
