@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`noisefuse demo`: photographs under noise, in one picture, and what that costs here."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+import noisefuse as nf
+
+from ._bench import measure
+from ._contenders import Case
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+Image: TypeAlias = npt.NDArray[np.uint8]
+Floats: TypeAlias = npt.NDArray[np.float32]
+
+STEPS = 1000
+SHOWN = (0, 49, 149, 299, 499, 999)  # the times t of the columns
+HISTOGRAM = 4  # the one whose noise is counted
+LONGEST_SIDE = 512  # larger photographs are shrunk: the walk noises each a thousand times
+BATCH = 8  # photographs in one timed call
+
+BLUE, ORANGE, GREY, INK = "#2563eb", "#f0821e", "#bcc3cd", "#1f2430"
+
+
+@dataclass(frozen=True)
+class Noised:
+    """One photograph on both ways: (times, height, width, 3) each; black is -1 and white 1."""
+
+    walk: Floats
+    closed: Floats
+    walk_noise: Floats  # (x_t - alpha_t x_0) / sigma_t, which is N(0, 1) whichever way led to x_t
+    closed_noise: Floats
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Million elements per second."""
+
+    label: str
+    noisefuse: float
+    naive: float
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    import_module("matplotlib")  # where it is missing, to know before the work
+    console = Console(highlight=False)
+    images = [_read(path) for path in arguments.images] or [_astronaut()]
+    make = {"linear": nf.Schedule.linear, "cosine": nf.Schedule.cosine}[arguments.schedule]
+    schedule, noise = make(STEPS), nf.Noise(arguments.seed)
+    with console.status("noising"):
+        noised = [_noise(image, schedule, noise, i) for i, image in enumerate(images)]
+    with console.status("timing"):
+        throughputs, copy = _time(images[0].shape)
+
+    info = nf.info()
+    where = f"{info['cpu']}, {info['isa']}, {info['threads']} threads"
+    figure = _picture(noised, schedule, throughputs, copy, where)
+    try:
+        figure.savefig(arguments.out, dpi=150)
+    except (OSError, ValueError) as error:  # ValueError: a format that matplotlib does not know
+        raise OSError(f"cannot write {arguments.out}: {error}") from error
+    console.print(_noise_table(noised, schedule), _throughput_table(throughputs, copy, where), sep="\n")
+    console.print(f"wrote {arguments.out}", soft_wrap=True)
+
+
+def _read(path: Path) -> Image:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            photograph = ImageOps.exif_transpose(file).convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise OSError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    photograph.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return np.asarray(photograph)
+
+
+def _astronaut() -> Image:
+    image: Image = import_module("skimage.data").astronaut()
+    return image
+
+
+# ---- the forward process -----------------------------------------------------------------------------------
+
+
+def _noise(image: Image, schedule: nf.Schedule, noise: nf.Noise, sample: int) -> Noised:
+    t = np.array(SHOWN)
+    clean = image.astype(np.float32) / 127.5 - 1
+    walk = nf.q_walk(clean[None], schedule, noise.at(sample=sample), keep=SHOWN)[:, 0]
+    # all times in one call: a batch of the same image, bytes as they are, with the same noise for each
+    batch = np.broadcast_to(image, (len(t), *image.shape))
+    closed = nf.q_sample(batch, t, schedule, noise.samples([sample] * len(t)))
+    alpha, sigma = (c[t].astype(np.float32)[:, None, None, None] for c in (schedule.alpha, schedule.sigma))
+    return Noised(walk, closed, (walk - alpha * clean) / sigma, (closed - alpha * clean) / sigma)
+
+
+def _time(shape: tuple[int, ...]) -> tuple[list[Throughput], float]:
+    """Each operation on a batch of such photographs beside the naive NumPy, and np.copyto of the batch."""
+    cases = {
+        "randn": ("randn", "float32"),
+        "q_sample": ("q_sample", "float32"),
+        "q_sample, uint8 in": ("q_sample", "uint8"),
+        "q_step": ("q_step", "float32"),
+        "q_walk, per step": ("q_walk", "float32"),
+    }
+    throughputs, copy = [], 0.0
+    for label, (operation, dtype) in cases.items():
+        case = Case(operation, nf.info()["threads"], (BATCH, *shape), dtype)
+        timings = measure(case, seconds=0.3, rounds=5, names=("noisefuse", "naive", "copyto"))
+        speed = {name: case.elements / timing.median / 1e6 for name, timing in timings.items()}
+        throughputs.append(Throughput(label, speed["noisefuse"], speed["naive"]))
+        if label == "q_sample":
+            copy = speed["copyto"]
+    return throughputs, copy
+
+
+# ---- the picture -------------------------------------------------------------------------------------------
+
+
+def _picture(
+    noised: Sequence[Noised], schedule: nf.Schedule, throughputs: Sequence[Throughput], copy: float, where: str
+) -> Figure:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "font.size": 10,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": GREY,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 12,
+        "axes.titleweight": "bold",
+        "axes.titlepad": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    # two rows of panels for each photograph, in its own proportions
+    aspects = [one.walk.shape[1] / one.walk.shape[2] for one in noised for _ in range(2)]
+    panels, charts = 2.07 * sum(aspects) + 0.62, 3.9  # inches
+    with matplotlib.rc_context(style):
+        # not pyplot's: no display is needed and no window opens
+        figure: Any = Figure(figsize=(13, panels + charts), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.07, h_pad=0.06, wspace=0.01, hspace=0)
+        top, bottom = figure.subfigures(2, 1, height_ratios=(panels, charts))
+        _draw_photographs(top, noised, schedule, aspects)
+        histogram, bars = bottom.subplots(1, 2, width_ratios=(5, 6))
+        _draw_histogram(histogram, noised)
+        _draw_bars(bars, throughputs, copy, where)
+    return figure  # type: ignore[no-any-return]
+
+
+def _draw_photographs(figure: Any, noised: Sequence[Noised], schedule: nf.Schedule, aspects: Sequence[float]) -> None:
+    axes = figure.subplots(len(aspects), len(SHOWN), height_ratios=aspects, squeeze=False)
+    rows = [row for one in noised for row in ((one.walk, "random walk"), (one.closed, "closed form"))]
+    for line, (x, label) in zip(axes, rows, strict=True):
+        line[0].set_ylabel(label, fontsize=12, fontweight="bold", labelpad=8)
+        for ax, pixels in zip(line, x, strict=True):
+            ax.imshow(np.clip((pixels + 1) / 2, 0, 1), interpolation="antialiased")
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+    for ax, t in zip(axes[0], SHOWN, strict=True):
+        ax.set_title(f"t = {t}", loc="center", pad=24)
+        row = f"{schedule.alpha[t]:.2f} $x_0$ + {schedule.sigma[t]:.2f} $z$"
+        ax.annotate(row, (0.5, 1), (0, 8), xycoords="axes fraction", textcoords="offset points", ha="center")
+
+
+def _draw_histogram(ax: Axes, noised: Sequence[Noised]) -> None:
+    edges = np.linspace(-6, 6, 97)
+    centres, width = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
+    x = np.linspace(-6, 6, 481)
+    ax.plot(x, np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi), color=INK, linewidth=1.2, label="N(0, 1)", zorder=1)
+    walk = np.concatenate([one.walk_noise[HISTOGRAM].ravel() for one in noised])
+    closed = np.concatenate([one.closed_noise[HISTOGRAM].ravel() for one in noised])
+    hollow: Any = {"facecolors": "none", "edgecolors": ORANGE, "s": 34, "linewidths": 1.3}
+    for values, label, marker in (
+        (walk, "random walk", hollow),
+        (closed, "closed form", {"color": BLUE, "s": 9}),
+    ):
+        density = np.histogram(values, edges)[0] / (values.size * width)
+        seen = density > 0
+        ax.scatter(centres[seen], density[seen], label=label, zorder=2, **marker)
+    ax.set_yscale("log")
+    ax.set(xlim=(-6, 6), ylim=(0.4 / (closed.size * width), 1), xlabel="$(x_t - \\alpha_t x_0) / \\sigma_t$")
+    ax.set_title(f"The noise at t = {SHOWN[HISTOGRAM]}: density of {closed.size:,} values")
+    ax.legend(frameon=False, loc="upper left", handletextpad=0.4)
+
+
+def _draw_bars(ax: Axes, throughputs: Sequence[Throughput], copy: float, where: str) -> None:
+    y = np.arange(len(throughputs))
+    ax.barh(y - 0.19, [one.noisefuse for one in throughputs], 0.36, color=BLUE, label="noisefuse")
+    ax.barh(y + 0.19, [one.naive for one in throughputs], 0.36, color=GREY, label="naive NumPy, 1 thread")
+    ax.axvline(copy, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="np.copyto, a plain copy")
+    widest = max(copy, *(one.noisefuse for one in throughputs))
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # where the dashed line would cross
+    for i, one in enumerate(throughputs):
+        for offset, speed, text in (
+            (-0.19, one.noisefuse, f"{one.noisefuse:,.0f}   {one.noisefuse / one.naive:.0f}x"),
+            (0.19, one.naive, f"{one.naive:,.0f}"),
+        ):
+            weight = "bold" if offset < 0 else "normal"
+            ax.text(speed + widest / 80, i + offset, text, va="center", weight=weight, size=9, bbox=box)
+    ax.set_yticks(y, [one.label for one in throughputs])
+    ax.tick_params(axis="y", length=0, pad=6)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 1.18 * widest), xlabel=f"million elements per second\n{where}")
+    ax.set_title("Throughput: more is better")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=3)
+
+
+# ---- the same as tables ------------------------------------------------------------------------------------
+
+
+def _noise_table(noised: Sequence[Noised], schedule: nf.Schedule) -> Table:
+    grid = _grid("t", "alpha", "sigma", "walk: mean", "std", "closed form: mean", "std")
+    for i, t in enumerate(SHOWN):
+        walk = np.concatenate([one.walk_noise[i].ravel() for one in noised])
+        closed = np.concatenate([one.closed_noise[i].ravel() for one in noised])
+        moments = (f"{value:.4f}" for z in (walk, closed) for value in (z.mean(), z.std()))
+        grid.add_row(str(t), f"{schedule.alpha[t]:.4f}", f"{schedule.sigma[t]:.4f}", *moments)
+    grid.title = "the noise (x_t - alpha x_0) / sigma"
+    return grid
+
+
+def _throughput_table(throughputs: Sequence[Throughput], copy: float, where: str) -> Table:
+    grid = _grid("million elements per second", "noisefuse", "naive NumPy", "speed-up")
+    for one in throughputs:
+        speed_up = f"[bold]{one.noisefuse / one.naive:.1f}x[/bold]"
+        grid.add_row(one.label, f"{one.noisefuse:,.0f}", f"{one.naive:,.0f}", speed_up)
+    grid.add_row("np.copyto, a plain copy", f"{copy:,.0f}", "", "")
+    grid.title = where
+    return grid
+
+
+def _grid(first: str, *others: str) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    grid.add_column(first)
+    for name in others:
+        grid.add_column(name, justify="right")
+    return grid

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: noisefuse demo | info | bench. Each command is a module, imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from ._contenders import DTYPES
+
+# What a command may miss, as module and as the name to install it by.
+_OPTIONAL = {
+    "PIL": "pillow",
+    "matplotlib": "matplotlib",
+    "ml_dtypes": "ml_dtypes",
+    "rich": "rich",
+    "skimage": "scikit-image",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0, or 2 after one line on stderr that says what is wrong."""
+    arguments = _parser().parse_args(argv)
+    command = import_module(f"._{arguments.command}", __package__)
+    try:
+        command.run(arguments)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _OPTIONAL:
+            raise
+        return _fail(arguments, f"needs {_OPTIONAL[missing]}: pip install 'noisefuse[{arguments.command}]'")
+    except OSError as error:  # a file that the user named
+        return _fail(arguments, str(error))
+    return 0
+
+
+def _fail(arguments: argparse.Namespace, problem: str) -> int:
+    print(f"noisefuse {arguments.command}: {problem}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="noisefuse", description="Fused kernels for diffusion models.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    demo = commands.add_parser("demo", help="noise photographs, and draw and time it")
+    demo.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="default: an astronaut")
+    demo.add_argument("--out", type=Path, default=Path("demo.png"), help="the picture (default: %(default)s)")
+    demo.add_argument("--schedule", choices=("linear", "cosine"), default="linear")
+    demo.add_argument("--seed", type=_seed, default=0, help="of the noise (default: %(default)s)")
+
+    commands.add_parser("info", help="version, instruction sets, threads and backends")
+
+    bench = commands.add_parser("bench", help="time the operations beside NumPy, torch, JAX and MKL")
+    bench.add_argument("--quick", action="store_true", help="few and small cases, short")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    bench.add_argument("--sizes", nargs="+", type=_shape, metavar="SHAPE", help="such as 256x3x128x128")
+    bench.add_argument("--dtypes", nargs="+", choices=DTYPES, metavar="DTYPE", help=", ".join(DTYPES))
+    bench.add_argument("--threads", nargs="+", type=_positive, metavar="N", help="default: as `noisefuse info`")
+    return parser
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """B x ...; a lone number is one sample of that many elements."""
+    shape = tuple(_positive(length) for length in text.split("x"))
+    return shape if len(shape) > 1 else (1, *shape)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"expected an integer in [0, 2^64), got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected positive numbers, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
