@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The documentation runs, its links lead somewhere, and it knows every public name.
+
+Seen to fail: a changed number in a block, a link to a file or heading that does not exist, a public name or a command
+that stands in no page.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import noisefuse as nf
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "tests" / "known" / "README.md"]
+FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMANDS = ("pip install '.[demo]' && noisefuse demo", "pip install '.[test]' && pytest")
+
+
+class Block(NamedTuple):
+    code: str
+    line: int  # of the page, where the code begins
+
+
+def name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def python_blocks(text):
+    """The blocks that run: "```python no-run" does not."""
+    found = (match for match in FENCE.finditer(text) if match["language"] == "python")
+    return [Block(match["code"], text.count("\n", 0, match.start("code"))) for match in found]
+
+
+def run(path):
+    """All blocks of a page, one after the other in one namespace; lines of a traceback are those of the page."""
+    scope = {"__name__": "__main__"}
+    for block in python_blocks(path.read_text()):
+        exec(compile("\n" * block.line + block.code, path, "exec"), scope)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_blocks_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(path)
+
+
+def test_pages_have_blocks():
+    counts = {name(path): len(python_blocks(path.read_text())) for path in PAGES}
+    assert counts["README.md"] >= 2
+    assert counts["docs/noise.md"] >= 5
+    assert counts["docs/samplers.md"] >= 8
+    not_run = sum(path.read_text().count("```python no-run") for path in PAGES)
+    assert not_run == 0  # raise it only for what no test can run
+
+
+@pytest.mark.parametrize("code", ["1 / 0", "assert False", "undefined"])
+def test_a_wrong_block_is_seen(code, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"```python\na = 1\n```\n\n```python\nassert a == 1\n{code}\n```\n")
+    with pytest.raises((ZeroDivisionError, AssertionError, NameError)) as error:
+        run(page)
+    assert error.traceback[-1].lineno == 6  # from 0: the seventh line of the page
+
+
+# ---- links -------------------------------------------------------------------------------------------------
+
+
+def anchors(path):
+    """What GitHub makes of the headings."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", path.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(path):
+    dead = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", path.read_text())):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        found = (path.parent / file).resolve() if file else path
+        if not found.is_file() or (anchor and anchor not in anchors(found)):
+            dead.append(target)
+    return dead
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_links_lead_somewhere(path):
+    assert dead_links(path) == []
+
+
+def test_a_dead_link_is_seen(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# One `two`\n[a](page.md) [b](#one-two) [c](https://d.e)\n[f](none.md) [g](#three)\n")
+    assert dead_links(page) == ["none.md", "#three"]
+
+
+# ---- names -------------------------------------------------------------------------------------------------
+
+PUBLIC = {name: getattr(nf, name) for name in nf.__all__}
+SAMPLERS = {name: getattr(nf.samplers, name) for name in nf.samplers.__all__}
+SCHEDULES = {
+    name: getattr(nf.Schedule, name) for name, value in vars(nf.Schedule).items() if isinstance(value, classmethod)
+}
+NAMES = {name: value for name, value in (PUBLIC | SAMPLERS | SCHEDULES).items() if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("public", NAMES)
+def test_public_names_have_docstrings(public):
+    if not isinstance(NAMES[public], int):  # NOISE_VERSION
+        assert (NAMES[public].__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("public", NAMES)
+def test_public_names_are_documented(public):
+    pages = [ROOT / "docs" / "samplers.md"] if public in SAMPLERS else PAGES
+    code = "\n".join(code for page in pages for code in code_of(page.read_text()))
+    assert re.search(rf"\b{public}\b", code)
+
+
+def code_of(text):
+    """What stands in blocks and between backquotes."""
+    return [match["code"] for match in FENCE.finditer(text)] + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+
+
+def test_the_readme_begins_with_the_two_commands():
+    title, sentence, *rest = re.split(r"\n{2,}", (ROOT / "README.md").read_text())
+    assert title == "# noisefuse"
+    assert sentence.count(". ") == 0
+    assert tuple(line.removeprefix("    ") for line in rest[0].splitlines()) == COMMANDS
