@@ -5,6 +5,7 @@ from . import samplers
 from .backends import info, set_num_threads, use_backend
 from .noise import NOISE_VERSION, Noise
 from .ops import philox4x32, q_sample, q_step, q_walk, randn, uniform, update
+from .sampler import Sampler
 from .schedule import Schedule
 from .tableau import Row, Tableau
 
@@ -14,6 +15,7 @@ __all__ = [
     "NOISE_VERSION",
     "Noise",
     "Row",
+    "Sampler",
     "Schedule",
     "Tableau",
     "info",
@@ -22,6 +24,7 @@ __all__ = [
     "q_step",
     "q_walk",
     "randn",
+    "samplers",
     "set_num_threads",
     "uniform",
     "update",

@@ -41,6 +41,8 @@ def reads(rows: Rows, slot: int) -> bool:
 def segments(name: str, t: ArrayLike, shape: tuple[int, ...]) -> tuple[Array, int]:
     """t as a flat array, and how many elements of x each of its entries covers."""
     times = np.asarray(t)
+    if times.size == 0:
+        times = times.astype(np.int64)  # an empty list is one of floats to NumPy
     if times.dtype.kind not in "iuf":
         raise TypeError(f"{name}: expected integers or floats, got {times.dtype if times.dtype != object else repr(t)}")
     if times.size == 1:
@@ -93,7 +95,7 @@ def names_or_array(
 ) -> tuple[tuple[Noise, ...], Array | None]:
     """The Noise or Noises on the stream of the operation, or the caller's array; checked for x of this shape."""
     if isinstance(noise, np.ndarray):
-        z = as_array("noise", noise, ("float32", dtype.name))
+        z = as_array("noise", noise, tuple(dict.fromkeys(("float32", dtype.name))))
         if z.shape != shape:
             raise ValueError(f"noise: expected shape {shape}, got {z.shape}")
         return (), z

@@ -15,7 +15,14 @@ from ..noise import Noise
 from .call import Step, Walk
 
 if isa := os.environ.get("NOISEFUSE_ISA"):
+    usable = [name for name, supported in _native.isas().items() if supported]
+    if isa not in usable:
+        raise ValueError(f"NOISEFUSE_ISA={isa!r}: expected one of {', '.join(usable)}, which this processor has")
     _native.use_isa(isa)
+
+threads = os.environ.get("NOISEFUSE_NUM_THREADS")
+if threads and not (threads.isdecimal() and 1 <= int(threads) <= 1024):
+    raise ValueError(f"NOISEFUSE_NUM_THREADS={threads!r}: expected an integer from 1 to 1024")
 
 row = _native.row
 

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+// Prints the lines of hashes.txt (README.md says what they are) from one instruction set's kernels, without Python: so
+// that they can be checked where there is only a cross compiler and an emulator. Compiled together with kernels.cpp and
+// the same NF_LANE, NF_LANE_HEADER, NF_KERNELS and NF_NAME; .ci/run does it.
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <vector>
+
+#include NF_LANE_HEADER
+#include "core/philox.h"
+#include "cpu/kernels.h"
+#include "cpu/lane_scalar.h"
+
+namespace nf {
+extern const Kernels NF_KERNELS;
+}
+
+using namespace nf;
+
+namespace {
+
+using Lane = NF_LANE;
+using Bytes = std::vector<unsigned char>;
+constexpr int kTimes = 8;
+constexpr int kOutK = kAffine[0], kOutX = kOutK + 1 + kX, kOutZ = kOutK + 1 + kZ;
+constexpr int kAuxK = kAffine[1], kAuxX = kAuxK + 1 + kX, kAuxZ = kAuxK + 1 + kZ;
+
+uint32_t word(int64_t i) { return static_cast<uint32_t>(2654435761 * static_cast<uint64_t>(i)); }
+double alpha(int t) { return t < 0 ? 1 : (15 - t) / 16.0; }
+double sigma(int t) { return t < 0 ? 0 : (t + 1) / 8.0; }
+double walk_x(int t) { return alpha(t) / alpha(t - 1); }
+double walk_z(int t) {
+    const double carried = walk_x(t) * sigma(t - 1);
+    return std::sqrt((sigma(t) - carried) * (sigma(t) + carried));
+}
+
+int64_t width(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : type == DType::u8 ? 1 : 2; }
+DType result_of(DType type) { return type == DType::u8 ? DType::f32 : type; }
+
+template <class T>
+void put(Bytes& to, int64_t i, T value) {
+    std::memcpy(to.data() + i * int64_t{sizeof value}, &value, sizeof value);
+}
+
+Bytes data(DType type, int64_t n) {
+    Bytes x(static_cast<size_t>(n * width(type)));
+    for (int64_t i = 0; i < n; ++i) {
+        const float value = static_cast<float>((word(i) >> 8) / 0x1p23 - 1);
+        if (type == DType::f32) put(x, i, value);
+        if (type == DType::f64) put(x, i, double{value});
+        if (type == DType::f16) put(x, i, float_to_half(value));
+        if (type == DType::bf16) put(x, i, float_to_bfloat16(value));
+        if (type == DType::u8) put(x, i, static_cast<uint8_t>(word(i) >> 24));
+    }
+    return x;
+}
+
+struct Hash {
+    uint64_t value = 0xcbf29ce484222325;
+
+    void add(const void* data, size_t n) {
+        for (const auto* p = static_cast<const unsigned char*>(data); n > 0; --n)
+            value = (value ^ *p++) * 0x100000001b3;
+    }
+    void add(const Bytes& bytes) { add(bytes.data(), bytes.size()); }
+};
+
+// ------------------------------------------------------------------------------------------------ cases
+
+struct Case {
+    int64_t batch, size;
+    std::vector<int64_t> t;  // for each sample or token, or one for all
+    std::vector<Field> fields;
+    std::vector<uint64_t> ids{};
+
+    int64_t elements() const { return batch * size; }
+};
+
+std::vector<int64_t> times(int64_t n) {
+    std::vector<int64_t> t;
+    for (int64_t k = 0; k < n; ++k) t.push_back((5 * k + 2) % kTimes);
+    return t;
+}
+
+Field field(int64_t size, uint64_t seed, uint64_t sample, uint32_t step = 0, uint32_t stream = 0) {
+    Field f{};
+    f.seed = seed, f.sample = sample, f.step = step, f.stream = stream, f.run = size;
+    return f;
+}
+
+std::vector<Case> cases() {
+    std::vector<Field> rows;
+    for (uint32_t b = 0; b < 4; ++b) rows.push_back(field(50, uint64_t{b} << 32, 100 - b, b));
+    return {
+        {5, 1003, times(5), {field(1003, 0, 0)}},
+        {37, 3, times(37), {field(3, 0x0123456789abcdef, 0xFFFFFFFD, 7, 64)}},
+        {5, 63, times(35), {field(63, ~uint64_t{0}, (uint64_t{1} << 56) - 5, 0xFFFFFFF8, 127)}},
+        {3, 43693, {3}, {field(43693, 3, 0, 1)}, {(uint64_t{1} << 40) + 3, 0, (uint64_t{1} << 56) - 1}},
+        {1, 143, {5}, {field(143, 4, 9)}},
+        {4, 50, times(4), rows},
+    };
+}
+
+std::vector<Case> cases_of_walk() {
+    auto all = cases();
+    for (Case& c : all)
+        for (Field& f : c.fields) f.stream = 1;
+    return all;
+}
+
+std::vector<Case> cases_of_window() {
+    const auto window = [](int64_t batch, int64_t size, int64_t start, int64_t run) {
+        Case c{batch, size, times(batch), {field(size, 6, uint64_t{1} << 33, 8)}};
+        c.fields[0].start = start, c.fields[0].run = run;
+        return c;
+    };
+    auto tile = window(4, 11 * 7, 5 * 23 + 13, 7);  // eleven runs of seven, 23 apart
+    tile.fields[0].ndim = 1, tile.fields[0].shape[0] = 11, tile.fields[0].stride[0] = 23;
+    return {tile, window(2, 5 * 4 * 6, 3 * 4 * 6, 5 * 4 * 6), window(3, 1001, (int64_t{1} << 34) - 1001, 1001)};
+}
+
+// ------------------------------------------------------------------------------------------------ calls
+
+// The rows of all times, as float or as double, and the columns that count.
+struct Rows {
+    std::vector<double> doubles = std::vector<double>(kTimes * kColumns);
+    std::vector<float> floats = std::vector<float>(kTimes * kColumns);
+    uint64_t present = 0;
+
+    void set(int column, const std::function<double(int)>& value) {
+        present |= uint64_t{1} << column;
+        for (int t = 0; t < kTimes; ++t) {
+            doubles[t * kColumns + column] = value(t);
+            floats[t * kColumns + column] = static_cast<float>(value(t));
+        }
+    }
+    const void* of(DType type) const {
+        return type == DType::f64 ? static_cast<const void*>(doubles.data()) : floats.data();
+    }
+};
+
+Rows rows_of_walk() {
+    Rows rows;
+    rows.set(kOutX, walk_x);
+    rows.set(kOutZ, walk_z);
+    return rows;
+}
+
+Rows rows_of_sample(DType type, char target) {
+    const bool bytes = type == DType::u8;
+    const double scale = bytes ? 1 / 127.5 : 1, offset = bytes ? -1 : 0;
+    Rows rows;
+    rows.set(kOutX, [=](int t) { return alpha(t) * scale; });
+    rows.set(kOutZ, sigma);
+    if (bytes) rows.set(kOutK, [=](int t) { return alpha(t) * offset; });
+    // The target as a factor of the scaled x0, and one of z: 'e'psilon, 's'ample, 'v', velocity 'x'.
+    const auto of_x = [=](int t) { return target == 's' ? 1 : target == 'v' ? -sigma(t) : -1; };
+    const auto of_z = [=](int t) { return target == 'v' ? alpha(t) : 1; };
+    const bool has_x = target && target != 'e', has_z = target && target != 's';
+    if (has_x) rows.set(kAuxX, [=](int t) { return of_x(t) * scale; });
+    if (has_x && bytes) rows.set(kAuxK, [=](int t) { return of_x(t) * offset; });
+    if (has_z) rows.set(kAuxZ, of_z);
+    return rows;
+}
+
+struct Call : Step {
+    Bytes first, second;
+
+    Call(const Case& c, const Rows& rows, DType dtype, int64_t outputs_in_first = 1) : Step{} {
+        batch = c.batch, size = c.size;
+        index = c.t.data(), segment = c.elements() / static_cast<int64_t>(c.t.size());
+        type = dtype, this->rows = rows.of(dtype), present = rows.present;
+        draw = Draw::normal, fields = c.fields.data(), field_per_sample = c.fields.size() > 1;
+        first.resize(static_cast<size_t>(outputs_in_first * c.elements() * width(dtype)));
+        out[0] = first.data();
+        if (present >> kAuxX & 1 || present >> kAuxZ & 1) {
+            second.resize(first.size());
+            out[1] = second.data();
+        }
+    }
+    void read(const Bytes& x, DType dtype) { in[kX] = x.data(), in_type[kX] = dtype; }
+};
+
+// The cases with their ids in place: a Field points to them.
+std::vector<Case> located(std::vector<Case> all) {
+    for (Case& c : all)
+        if (!c.ids.empty()) c.fields[0].samples = c.ids.data();
+    return all;
+}
+
+uint64_t hash_philox(DType) {
+    Hash hash;
+    for (int64_t i = 0; i < 6000; i += 6) {
+        Words<Lane::word> c;
+        for (int w = 0; w < 4; ++w) c.w[w] = Lane::word_splat(word(i + w));
+        philox_rounds<Lane>(c, RoundKeys(uint64_t{word(i + 5)} << 32 | word(i + 4)), 0);
+        for (const auto& w : c.w) {
+            uint32_t lanes[Lane::width];
+            Lane::store(lanes, Lane::word_lanes(w));
+            hash.add(&lanes[i % Lane::width], 4);
+        }
+    }
+    return hash.value;
+}
+
+uint64_t hash_random(DType type, Draw draw) {
+    Rows one;
+    one.set(kOutZ, [](int) { return 1; });
+    auto all = located(cases());
+    for (uint32_t n = 0; n < 128; ++n) all.push_back({2, 6, {0}, {field(6, 5, uint64_t{n} << 32, n, n)}});
+    Hash hash;
+    for (Case& c : all) {
+        c.t.assign(1, 0);
+        for (Field& f : c.fields)
+            if (draw == Draw::uniform && f.stream == 0) f.stream = 7;
+        Call call(c, one, type);
+        call.draw = draw;
+        NF_KERNELS.step(call, 0, c.elements());
+        hash.add(call.first);
+    }
+    return hash.value;
+}
+uint64_t hash_randn(DType type) { return hash_random(type, Draw::normal); }
+uint64_t hash_uniform(DType type) { return hash_random(type, Draw::uniform); }
+
+uint64_t hash_samples(DType type, const std::vector<Case>& all, const char* targets, bool of_walk = false) {
+    Hash hash;
+    for (const Case& c : all) {
+        const char target = *targets ? *targets++ : '\0';
+        const Rows rows = of_walk ? rows_of_walk() : rows_of_sample(type, target);
+        Call call(c, rows, result_of(type));
+        const Bytes x0 = data(type, c.elements());
+        call.read(x0, type);
+        call.step_by_index = of_walk;
+        NF_KERNELS.step(call, 0, c.elements());
+        hash.add(call.first);
+        hash.add(call.second);
+    }
+    return hash.value;
+}
+uint64_t hash_sample(DType type) { return hash_samples(type, located(cases()), ""); }
+uint64_t hash_target(DType type) { return hash_samples(type, located(cases()), "xesvvx"); }
+uint64_t hash_window(DType type) { return hash_samples(type, cases_of_window(), ""); }
+uint64_t hash_step(DType type) { return hash_samples(type, located(cases_of_walk()), "", true); }
+
+uint64_t hash_walk(DType type) {
+    const Rows rows = rows_of_walk();
+    const int64_t keep[kTimes] = {0, -1, -1, 1, -1, -1, -1, 2};
+    Hash hash;
+    for (const Case& c : located(cases_of_walk())) {
+        Call call(c, rows, type, 3);
+        const Bytes x0 = data(type, c.elements());
+        call.read(x0, type);
+        NF_KERNELS.walk({call, kTimes, keep}, 0, c.elements());
+        hash.add(call.first);
+    }
+    return hash.value;
+}
+
+}  // namespace
+
+int main() {
+    const auto print = [](const char* operation, uint64_t (*hash)(DType), const std::vector<DType>& types) {
+        const char* const names[] = {"float32", "float64", "float16", "bfloat16", "uint8"};
+        for (const DType type : types)
+            std::printf("%s %s %016llx\n", operation, names[int(type)], static_cast<unsigned long long>(hash(type)));
+    };
+    const std::vector<DType> full{DType::f32, DType::f64}, floats{DType::f32, DType::f64, DType::f16, DType::bf16};
+    const std::vector<DType> all{DType::f32, DType::f64, DType::f16, DType::bf16, DType::u8};
+    std::printf("philox uint32 %016llx\n", static_cast<unsigned long long>(hash_philox({})));
+    print("randn", hash_randn, floats);
+    print("uniform", hash_uniform, full);
+    print("q_sample", hash_sample, all);
+    print("q_sample_target", hash_target, all);
+    print("q_step", hash_step, floats);
+    print("q_walk", hash_walk, floats);
+    print("window", hash_window, floats);
+}

@@ -1,0 +1,596 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forward process: the same bits from every backend, what the formulas say, and the noise that was promised."""
+
+import ctypes
+import ctypes.util
+import math
+import platform
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import noisefuse as nf
+from conftest import BACKENDS, DTYPES, bits, using
+
+LINEAR = nf.Schedule.linear()
+CONTINUOUS = [nf.Schedule.cosine(50), nf.Schedule.flow(50, shift=3.0), nf.Schedule.karras(50)]
+SCHEDULES = [LINEAR, *CONTINUOUS, nf.Schedule([0.75, 0.5, 0.0], [0.5, 1.0, 3.0])]
+WALKS = [nf.Schedule.linear(6, 0.01, 0.5), nf.Schedule.flow(5), SCHEDULES[-1]]
+TARGETS = ("epsilon", "v", "velocity", "sample")
+BYTES = np.dtype(np.uint8)
+
+
+def normals(shape, dtype, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+# ---- the same bits everywhere ------------------------------------------------------------------------------
+
+
+def plain(x):
+    return x
+
+
+def fortran(x):
+    return x.copy(order="F")
+
+
+def negative(x):
+    return np.asarray(np.flip(np.flip(x).copy()))
+
+
+def strided(x):
+    wide = np.zeros((*x.shape, 3), x.dtype)
+    wide[..., 1] = x
+    return wide[..., 1]
+
+
+def broadcast(x):
+    return np.broadcast_to(x[..., :1], x.shape) if x.ndim and x.size else x
+
+
+def read_only(x):
+    x.flags.writeable = False
+    return x
+
+
+def unaligned(x):
+    raw = np.zeros(x.nbytes + 1, np.uint8)
+    moved = raw[1:].view(x.dtype).reshape(x.shape)
+    moved[...] = x
+    return moved
+
+
+def swapped(x):
+    return x if x.dtype.kind == "V" else x.astype(x.dtype.newbyteorder())
+
+
+LAYOUTS = [plain, plain, fortran, negative, strided, broadcast, read_only, unaligned, swapped]
+
+
+@dataclass
+class Call:
+    """A call that can be made again: its arrays are made anew each time, as one of them may be written to."""
+
+    operation: Any
+    arguments: tuple[Any, ...]  # arrays, made by functions; other arguments as they are
+    keywords: dict[str, Any]
+    in_place: bool = False
+
+    def __call__(self):
+        arguments = [a() if callable(a) and not isinstance(a, nf.Schedule) else a for a in self.arguments]
+        before = [a.copy() for a in arguments if isinstance(a, np.ndarray)]
+        with np.errstate(all="ignore"):
+            results = self.operation(*arguments, **self.keywords, **self.out(arguments[0]))
+        if not self.in_place:
+            arrays = [a for a in arguments if isinstance(a, np.ndarray)]
+            assert list(map(bits, before)) == list(map(bits, arrays)), "an input was written to"
+        results = results if isinstance(results, tuple) else (results,)
+        return [(r.shape, r.dtype, bits(r)) for r in results]
+
+    def out(self, x):
+        return {"out": x} if self.in_place else {}
+
+
+shapes = st.one_of(
+    st.lists(st.integers(0, 7), max_size=4),
+    st.lists(st.integers(1, 5), min_size=1, max_size=3).map(sorted),
+    st.tuples(st.integers(1, 300), st.integers(1, 5)),
+    st.tuples(st.integers(1, 3), st.sampled_from([15, 16, 17, 63, 64, 65, 127, 255, 256, 257, 1000, 2049])),
+    st.tuples(st.integers(1, 3), st.integers(33000, 40000)),
+).map(tuple)
+seeds = st.integers(0, 2**64 - 1)
+
+
+def edges(end):
+    """Integers in [0, end), its ends above all."""
+    return st.one_of(st.integers(0, 9), st.integers(max(0, end - 9), end - 1), st.integers(0, end - 1))
+
+
+@st.composite
+def arrays(draw, shape, dtype):
+    """A function that makes an array: normals, or any bits at all; in one of many layouts."""
+    layout, seed = draw(st.sampled_from(LAYOUTS)), draw(seeds)
+    if draw(st.booleans()) and dtype != np.uint8:
+        return lambda: layout(normals(shape, dtype, seed))
+    size = math.prod(shape) * dtype.itemsize
+    return lambda: layout(np.frombuffer(bytearray(np.random.default_rng(seed).bytes(size)), dtype).reshape(shape))
+
+
+@st.composite
+def names(draw, rows, sample_shape, *, streams=True, last=0):
+    """A Noise for this many rows, with or without ids and a window; last: steps that the call adds."""
+    ids = st.lists(edges(2**56), min_size=rows, max_size=rows).map(lambda ids: np.array(ids, np.uint64))
+    sample = draw(edges(2**56 - rows) | ids)
+    step, stream = draw(edges(2**32 - last)), draw(edges(128)) if streams else 0
+    noise = nf.Noise(draw(seeds), sample=sample, step=step, stream=stream)
+    if draw(st.booleans()):
+        return noise
+    start = [draw(st.sampled_from([0, 0, 1, 2, 5])) for _ in sample_shape]
+    after = [draw(st.sampled_from([0, 0, 1, 3])) for _ in sample_shape]
+    whole = [s + n + a for s, n, a in zip(start, sample_shape, after, strict=True)]
+    return noise.window(whole, start)
+
+
+@st.composite
+def noises(draw, shape, batched, **options):
+    """A Noise, or a list of them."""
+    rows, sample_shape = (shape[0], shape[1:]) if batched and shape else (1, shape)
+    if rows > 40 or draw(st.integers(0, 3)):
+        return draw(names(rows, sample_shape, **options))
+    return [draw(names(1, sample_shape, **options)) for _ in range(rows)]
+
+
+@st.composite
+def indices(draw, shape, n):
+    """t: a scalar, or any beginning of the shape, in any integer dtype and layout."""
+    dtype = draw(st.sampled_from([np.int64, np.int64, np.int32, np.uint8, np.uint64, np.int16]))
+    n = min(n, np.iinfo(dtype).max)
+    rng = np.random.default_rng(draw(seeds))
+    axes = draw(st.integers(-1, len(shape)))
+    if axes < 0:
+        return int(rng.integers(n))
+    return draw(st.sampled_from(LAYOUTS))(np.asarray(rng.integers(n, size=shape[:axes]), dtype))
+
+
+@st.composite
+def randoms(draw):
+    shape, batched = draw(shapes), draw(st.booleans())
+    operation = draw(st.sampled_from([nf.randn, nf.uniform]))
+    dtype = DTYPES[draw(st.sampled_from(list(DTYPES)[: 4 if operation is nf.randn else 2]))]
+    noise = draw(noises(shape, batched))
+    return Call(operation, (shape, noise), {"dtype": dtype, "batched": batched})
+
+
+@st.composite
+def q_samples(draw):
+    shape, dtype = draw(shapes), draw(st.sampled_from([*DTYPES.values(), BYTES, DTYPES["float32"]]))
+    schedule = draw(st.sampled_from(SCHEDULES))
+    t = draw(indices(shape, len(schedule)))
+    if schedule in CONTINUOUS and draw(st.booleans()):
+        t = np.asarray(t) / len(schedule)
+    keywords = {}
+    if draw(st.booleans()):
+        keywords["batched"] = draw(st.booleans())
+        keywords["target"] = draw(st.sampled_from([None, *TARGETS]))
+        keywords["scale"] = draw(st.sampled_from([None, 0.1, -2.0, 0.0]))
+        keywords["offset"] = draw(st.sampled_from([None, 0.3, 0.0]))
+        keywords["dtype"] = draw(st.sampled_from([None, *DTYPES.values()]))
+    result = keywords.get("dtype") or (DTYPES["float32"] if dtype == BYTES else dtype)
+    if draw(st.integers(0, 4)):
+        noise = draw(noises(shape, keywords.get("batched", True)))
+    else:
+        noise = draw(arrays(shape, draw(st.sampled_from([result, DTYPES["float32"]]))))
+    in_place = result == dtype and draw(st.booleans())
+    x0 = draw(arrays(shape, dtype))
+    if in_place:
+        x0 = lambda make=x0: make().astype(dtype, order="C")  # noqa: E731
+    return Call(nf.q_sample, (x0, t, schedule, noise), keywords, in_place)
+
+
+@st.composite
+def q_steps(draw):
+    shape, dtype, batched = draw(shapes), draw(st.sampled_from(list(DTYPES.values()))), draw(st.booleans())
+    schedule = draw(st.sampled_from(SCHEDULES))
+    t = draw(indices(shape, len(schedule)))
+    noise = draw(noises(shape, batched, streams=False, last=1000))
+    return Call(nf.q_step, (draw(arrays(shape, dtype)), t, schedule, noise), {"batched": batched})
+
+
+@st.composite
+def q_walks(draw):
+    shape, dtype, batched = draw(shapes), draw(st.sampled_from(list(DTYPES.values()))), draw(st.booleans())
+    schedule = draw(st.sampled_from(WALKS))
+    keep = draw(st.none() | st.sets(st.integers(0, len(schedule) - 1)).map(sorted))
+    noise = draw(noises(shape, batched, streams=False, last=50))
+    x0 = draw(arrays(shape, dtype))
+    return Call(nf.q_walk, (x0, schedule, noise), {"keep": keep, "batched": batched})
+
+
+def check_equal_everywhere(call, threads):
+    found = {}
+    for name in BACKENDS:
+        with using(name), nf.set_num_threads(threads):
+            found[name] = call()
+    assert all(result == found["reference"] for result in found.values()), [
+        name for name, result in found.items() if result != found["reference"]
+    ]
+
+
+@settings(deadline=None, max_examples=100)
+@given(randoms(), st.sampled_from([1, 2, 5]))
+def test_randn_and_uniform_have_the_same_bits_everywhere(call, threads):
+    check_equal_everywhere(call, threads)
+
+
+@settings(deadline=None, max_examples=250)
+@given(q_samples(), st.sampled_from([1, 2, 5]))
+def test_q_sample_has_the_same_bits_everywhere(call, threads):
+    check_equal_everywhere(call, threads)
+
+
+@settings(deadline=None, max_examples=100)
+@given(q_steps(), st.sampled_from([1, 2, 5]))
+def test_q_step_has_the_same_bits_everywhere(call, threads):
+    check_equal_everywhere(call, threads)
+
+
+@settings(deadline=None, max_examples=60)
+@given(q_walks(), st.sampled_from([1, 2, 5]))
+def test_q_walk_has_the_same_bits_everywhere(call, threads):
+    check_equal_everywhere(call, threads)
+
+
+# ---- what the formulas say ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=list(DTYPES))
+def dtype(request):
+    return DTYPES[request.param]
+
+
+def real(dtype):
+    """Of the arithmetic, and of the noise."""
+    return np.float64 if dtype == np.float64 else np.float32
+
+
+def column(values, t, x):
+    return values[t].reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_q_sample_is_its_formula(backend, dtype, target):
+    """Within the roundings of the arithmetic (u each: coefficients, products, sums) and the one of the store."""
+    x0, t, noise = normals((7, 333), dtype), np.array([0, 1, 10, 100, 500, 998, 999]), nf.Noise(1)
+    z = nf.randn(x0.shape, noise, dtype=real(dtype)).astype(np.longdouble)
+    alpha, sigma = column(LINEAR.alpha, t, x0), column(LINEAR.sigma, t, x0)
+    x = 0.5 * x0.astype(np.longdouble) - 0.25
+    of_x, of_z = {"epsilon": (0, 1), "v": (-sigma, alpha), "velocity": (-1, 1), "sample": (1, 0)}[target]
+    found = nf.q_sample(x0, t, LINEAR, noise, target=target, scale=0.5, offset=-0.25)
+    for result, a, s in zip(found, (alpha, of_x), (sigma, of_z), strict=True):
+        terms = abs(a) * (abs(0.5 * x0.astype(np.longdouble)) + 0.25) + abs(s * z)
+        rounding = 4 * np.finfo(real(dtype)).eps * terms
+        store = 0 if dtype == real(dtype) else eps(dtype) * abs(a * x + s * z)
+        assert result.dtype == dtype
+        assert (abs(result - (a * x + s * z)) <= rounding + store).all()
+
+
+def eps(dtype):
+    return 2.0**-8 if dtype == DTYPES["bfloat16"] else 2.0**-11
+
+
+def test_bytes_are_images_in_minus_one_to_one(backend):
+    x0, noise = np.arange(256, dtype=np.uint8).reshape(4, 64), nf.Noise(2)
+    for kind, error in ((np.float32, 1e-6), (np.float64, 1e-15)):
+        x, target = nf.q_sample(x0, 300, LINEAR, noise, target="sample", dtype=kind)
+        z = nf.randn(x0.shape, noise, dtype=kind)
+        assert x.dtype == kind
+        np.testing.assert_allclose(target, x0 / 127.5 - 1, atol=error)
+        np.testing.assert_allclose(x, LINEAR.alpha[300] * target + LINEAR.sigma[300] * z, atol=8 * error)
+    assert nf.q_sample(x0, 300, LINEAR, noise).dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_the_dtype_may_be_asked_for(backend, kind):
+    x0, noise = normals((3, 50), np.float32), nf.Noise(2)
+    exact = nf.q_sample(x0.astype(np.float64), 300, LINEAR, noise)
+    for spelling in (kind, DTYPES[kind], DTYPES[kind].type):
+        for found in (nf.q_sample(x0, 300, LINEAR, noise, dtype=spelling), nf.randn(x0.shape, noise, dtype=spelling)):
+            assert found.dtype == DTYPES[kind]
+    np.testing.assert_allclose(nf.q_sample(x0, 300, LINEAR, noise, dtype=kind).astype(float), exact, 0.01, 1e-2)
+
+
+def test_a_float_t_is_the_schedules_own_time(backend):
+    x0, u = normals((3, 50), np.float32), np.array([0.0, 0.3, 1.0])
+    for schedule in CONTINUOUS:
+        for t in (u, u.astype(np.float32), 0.3):
+            alpha, sigma = schedule(t)
+            z = nf.randn(x0.shape, nf.Noise(3))
+            exact = alpha.reshape(-1, 1) * x0 + sigma.reshape(-1, 1) * z
+            np.testing.assert_allclose(nf.q_sample(x0, t, schedule, nf.Noise(3)), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_q_step_is_its_formula(backend, dtype):
+    x, noise = normals((5, 77), dtype), nf.Noise(1, sample=9, step=100)
+    for t in (0, 1, 999):
+        z = nf.randn(x.shape, noise.at(step=100 + t, stream=1), dtype=real(dtype)).astype(np.float64)
+        exact = np.sqrt(1 - LINEAR.betas[t]) * x.astype(np.float64) + np.sqrt(LINEAR.betas[t]) * z
+        size = abs(x.astype(np.float64)) + abs(z)
+        relative = 4 * np.finfo(real(dtype)).eps + (0 if dtype == real(dtype) else 2 * eps(dtype))
+        assert (abs(nf.q_step(x, t, LINEAR, noise) - exact) <= relative * size).all()
+
+
+def test_the_walk_has_the_moments_of_the_closed_form():
+    """Mean alpha x0, variance sigma^2, and Cov(x_s, x_t) = alpha_t / alpha_s sigma_s^2; all to 5 deviations."""
+    schedule, kept, n = nf.Schedule.linear(60, 1e-3, 0.2), [0, 7, 30, 59], 1 << 18
+    x = nf.q_walk(np.full((4, n // 4), 0.7), schedule, nf.Noise(4), keep=kept).reshape(4, n)
+    alpha, sigma = schedule.alpha[kept], schedule.sigma[kept]
+    assert (abs(x.mean(1) - 0.7 * alpha) < 5 * sigma / np.sqrt(n)).all()
+    exact = np.tril(np.outer(alpha, 1 / alpha) * sigma**2)
+    exact += np.tril(exact, -1).T
+    deviation = np.sqrt((np.outer(sigma**2, sigma**2) + exact**2) / n)
+    assert (abs(np.cov(x) - exact) < 5 * deviation).all()
+
+
+# ---- the walk ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [None, [0], [3, 4, 11], [11], []], ids=str)
+def test_the_walk_is_its_steps(backend, dtype, kept):
+    """Bit for bit; the half types are walked in float32, and rounded where kept."""
+    schedule, noise = nf.Schedule.linear(12, 0.01, 0.5), nf.Noise(5, sample=2**32 - 2, step=7)
+    x0, times = normals((3, 5, 60), dtype), range(12) if kept is None else kept
+    x, steps = x0.astype(real(dtype)), []
+    for t in range(12):
+        x = nf.q_step(x, t, schedule, noise)
+        steps.append(x.astype(dtype))
+    walked = nf.q_walk(x0, schedule, noise, keep=kept)
+    assert walked.dtype == dtype
+    assert walked.shape == (len(times), *x0.shape)
+    assert bits(walked) == b"".join(bits(steps[t]) for t in times)
+
+
+# ---- outputs -----------------------------------------------------------------------------------------------
+
+
+def test_out_is_written_and_returned(backend, dtype):
+    x, noise, schedule = normals((4, 700), dtype), nf.Noise(5), nf.Schedule.linear(3)
+    for call, shape in (
+        (lambda out=None: nf.randn(x.shape, noise, dtype=dtype, out=out), x.shape),
+        (lambda out=None: nf.q_sample(x, 500, LINEAR, noise, out=out), x.shape),
+        (lambda out=None: nf.q_sample(x[:, ::-1], 500, LINEAR, noise, out=out), x.shape),
+        (lambda out=None: nf.q_step(x, 500, LINEAR, noise, out=out), x.shape),
+        (lambda out=None: nf.q_walk(x, schedule, noise, out=out), (3, *x.shape)),
+    ):
+        out = np.full(shape, 7, dtype)
+        assert call(out=out) is out
+        assert bits(out) == bits(call())
+
+
+def test_an_output_may_be_an_input(backend, dtype):
+    noise, t = nf.Noise(5), np.arange(3)
+    x0, z = normals((3, 700), dtype), normals((3, 700), dtype, 1)
+    for target in TARGETS:
+        x, learnt = nf.q_sample(x0, t, LINEAR, z, target=target)
+        for swap in (False, True):
+            a, b = x0.copy(), z.copy()
+            outs = (b, a) if swap else (a, b)
+            found = nf.q_sample(a, t, LINEAR, b, target=target, out=outs[0], target_out=outs[1])
+            assert found[0] is outs[0]
+            assert found[1] is outs[1]
+            assert bits(outs[0]) == bits(x)
+            assert bits(outs[1]) == bits(learnt)
+    a = x0.copy()
+    nf.q_step(a, t, LINEAR, noise, out=a)
+    assert bits(a) == bits(nf.q_step(x0, t, LINEAR, noise))
+
+
+# ---- noise -------------------------------------------------------------------------------------------------
+
+
+def test_drawn_noise_is_the_same_noise_as_an_array(backend, dtype):
+    x0, t, noise = normals((4, 9, 50), dtype), np.arange(36).reshape(4, 9), nf.Noise(6, step=3, stream=70)
+    z = nf.randn(x0.shape, noise, dtype=real(dtype))
+    for target in TARGETS:
+        drawn = nf.q_sample(x0, t, LINEAR, noise, target=target)
+        given = nf.q_sample(x0, t, LINEAR, z, target=target)
+        assert list(map(bits, drawn)) == list(map(bits, given))
+
+
+def test_what_was_drawn_can_be_redrawn(backend, dtype):
+    noise = nf.Noise(7, sample=2**56 - 4, step=2**32 - 1000)
+    kind, x, schedule = real(dtype), normals((4, 3, 50), dtype), nf.Schedule.linear(12, 0.01, 0.5)
+
+    def field(shape, **place):
+        return nf.randn(shape, noise.at(**place), dtype=kind)
+
+    _, epsilon = nf.q_sample(x, 5, schedule, noise, target="epsilon")
+    assert bits(epsilon) == bits(field(x.shape).astype(dtype))
+
+    step = noise.step
+    z = field(x.shape, step=step + 5, stream=1)
+    assert bits(nf.q_step(x, 5, schedule, noise)) == bits(nf.q_step(x, 5, schedule, z))
+
+    t = np.array([[0, 11, 3], [3, 3, 3], [9, 1, 0], [2, 1, 0]])  # each token takes its own step
+    z = np.empty(x.shape, kind)
+    for b, j in np.ndindex(t.shape):
+        z[b, j] = field(x.shape, step=step + t[b, j], stream=1)[b, j]
+    assert bits(nf.q_step(x, t, schedule, noise)) == bits(nf.q_step(x, t, schedule, z))
+
+    walk, walked = x.astype(kind), nf.q_walk(x, schedule, noise)
+    for t in range(12):
+        walk = nf.q_step(walk, t, schedule, field(x.shape, step=step + t, stream=1))
+        assert bits(walked[t]) == bits(walk.astype(dtype))
+
+
+OPERATIONS = {
+    "randn": lambda x, t, noise: nf.randn(x.shape, noise, dtype=x.dtype),
+    "uniform": lambda x, t, noise: nf.uniform(x.shape, noise, dtype=real(x.dtype)),
+    "q_sample": lambda x, t, noise: nf.q_sample(x, t, LINEAR, noise),
+    "q_step": lambda x, t, noise: nf.q_step(x, t, LINEAR, noise),
+    "q_walk": lambda x, t, noise: nf.q_walk(x, nf.Schedule.linear(4), noise, keep=[1, 3]).swapaxes(0, 1),
+}
+
+
+@pytest.fixture(params=list(OPERATIONS))
+def operation(request):
+    return OPERATIONS[request.param]
+
+
+@pytest.mark.parametrize("shape", [(70, 3), (9, 7, 11), (5, 1030)], ids=str)
+def test_a_sample_does_not_depend_on_its_batch(backend, dtype, operation, shape):
+    """Alone, in a part of the batch, in another order, in a list of Noises: each row keeps its bits."""
+    x, t, noise = normals(shape, dtype), np.arange(shape[0]), nf.Noise(8, sample=2**32 - 3, step=4)
+    ids = noise.sample + t.astype(np.uint64)
+    whole = operation(x, t, noise)
+    order = np.random.default_rng(0).permutation(len(x))
+    part = slice(2, 5)
+    few = slice(0, None, len(x) // 4)
+    alone = [operation(x[[b]], t[[b]], noise.at(sample=int(ids[b]))) for b in range(len(x))[few]]
+    assert bits(whole[few]) == bits(np.concatenate(alone))
+    assert bits(whole[few]) == bits(operation(x[few], t[few], [noise.at(sample=int(i)) for i in ids[few]]))
+    assert bits(whole[few]) == bits(operation(x[few], t[few], [noise.samples([i]) for i in ids[few]]))
+    assert bits(whole[order]) == bits(operation(x[order], t[order], noise.samples(ids[order])))
+    assert bits(whole[part]) == bits(operation(x[part], t[part], noise.at(sample=noise.sample + 2)))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_a_window_is_that_part_of_the_whole(backend, dtype, operation, rows):
+    """Tiles, chunks and sequence shards, of samples large and tiny."""
+    t, noise = np.arange(rows), nf.Noise(9, step=4)
+    for shape, start, stop in (
+        ((40,), (3,), (20,)),
+        ((40,), (20,), (40,)),
+        ((6, 11), (2, 3), (5, 9)),
+        ((6, 11), (2, 0), (4, 11)),
+        ((4, 3, 5), (1, 1, 0), (3, 2, 5)),
+        ((4, 300), (1, 17), (4, 290)),
+        ((2, 3), (1, 1), (1, 3)),
+        ((), (), ()),
+    ):
+        x = normals((rows, *shape), dtype)
+        place = (slice(None), *map(slice, start, stop))
+        part = operation(np.ascontiguousarray(x[place]), t, noise.window(shape, start))
+        whole = operation(x, t, noise)
+        assert bits(part) == bits(whole[(..., *place[1:])]), (shape, start, stop)
+
+
+@pytest.mark.parametrize("shape", [(3, 43000), (40000, 3), (140000,)], ids=str)
+def test_threads_do_not_matter(native, operation, shape):
+    x, t, noise = normals(shape, np.float32), np.arange(shape[0]) % 1000, nf.Noise(10)
+    found = set()
+    for n in (1, 2, 5):
+        with nf.set_num_threads(n):
+            found.add(bits(operation(x, t, noise)))
+    assert len(found) == 1
+
+
+def test_one_sample_or_a_batch(backend):
+    """batched=False, and an array without axes, are one sample."""
+    x, noise = normals((4, 6), np.float32), nf.Noise(11, sample=5)
+    flat = nf.randn(24, noise, batched=False)
+    assert bits(nf.randn((4, 6), noise, batched=False)) == bits(flat)
+    assert bits(nf.randn((1, 24), noise)) == bits(flat)
+    assert bits(nf.randn((), noise)) == bits(flat[0])
+    z = flat.reshape(4, 6)
+    assert bits(nf.q_sample(x, 7, LINEAR, noise, batched=False)) == bits(nf.q_sample(x, 7, LINEAR, z))
+
+
+@pytest.mark.parametrize("axes", [0, 1, 2, 3])
+def test_t_for_each_sample_or_token_is_the_loop(backend, dtype, axes):
+    x, noise = normals((3, 4, 5), dtype), nf.Noise(12)
+    t = np.random.default_rng(0).integers(1000, size=x.shape[:axes])
+    z = nf.randn(x.shape, noise, dtype=real(dtype))
+    found = nf.q_sample(x, t, LINEAR, noise)
+    for at in np.ndindex(t.shape):
+        assert bits(found[at]) == bits(nf.q_sample(x[at], int(t[at]), LINEAR, np.asarray(z[at])))
+
+
+# ---- data that are no numbers, and modes that are not the default ------------------------------------------
+
+
+def test_nan_and_infinity_pass_through(backend, dtype):
+    x = np.array([[np.nan, np.inf, -np.inf, 1.0]], dtype)
+    for found in (
+        nf.q_sample(x, 5, LINEAR, nf.Noise(13)),
+        nf.q_step(x, 5, LINEAR, nf.Noise(13)),
+        nf.q_walk(x, LINEAR, nf.Noise(13), keep=[5])[0],
+        nf.q_sample(x, 5, LINEAR, nf.Noise(13), target="sample")[1],
+    ):
+        assert np.isnan(found[0, 0])
+        assert found[0, 1] == np.inf
+        assert found[0, 2] == -np.inf
+        assert np.isfinite(found[0, 3])
+
+
+def test_overflow_is_infinite_without_a_warning(backend):
+    """As in the kernels, also where an input is converted first."""
+    noise = nf.Noise(13)
+    assert np.isposinf(nf.q_sample(np.full((1, 4), 1e300), 0, LINEAR, noise, dtype="float32")).all()
+    assert np.isposinf(nf.q_sample(np.full((1, 4), 1e30, "f4"), 0, LINEAR, noise, dtype="float16")).all()
+
+
+def test_subnormal_numbers_are_kept(backend, dtype):
+    tiny = {"float32": 1e-40, "float64": 1e-310, "float16": 1e-7, "bfloat16": 1e-40}[dtype.name]
+    x, z = np.full((2, 100), tiny, dtype), np.zeros((2, 100), real(dtype))
+    assert (x != 0).all()
+    assert bits(nf.q_sample(x, 0, nf.Schedule([1.0], [1.0]), z)) == bits(x)
+
+
+# Where fenv_t holds the control bits, which bits flush subnormals to zero, and which round upwards.
+CONTROL = {"x86_64": (7, 0x8040, 0x4000), "aarch64": (0, 0x1000000, 0x400000)}.get(platform.machine())
+LIBM = ctypes.CDLL(ctypes.util.find_library("m"))
+
+
+def float_mode():
+    """This thread's floating-point environment, as C's fenv_t (and room to spare)."""
+    environment = np.zeros(16, np.uint32)
+    LIBM.fegetenv(environment.ctypes)
+    return environment
+
+
+@contextmanager
+def float_mode_with(bit):
+    before = float_mode()
+    changed = before.copy()
+    changed[CONTROL[0]] |= bit
+    LIBM.fesetenv(changed.ctypes)
+    try:
+        yield
+    finally:
+        LIBM.fesetenv(before.ctypes)
+
+
+@pytest.mark.skipif(CONTROL is None, reason="knows the control words of x86-64 and AArch64 only")
+@pytest.mark.parametrize("mode", ["flush", "upwards"])
+def test_the_callers_float_mode_does_not_matter_and_is_kept(native, operation, mode, threads):
+    bit = CONTROL[["flush", "upwards"].index(mode) + 1]
+    x, t, noise = normals((4, 20000), np.float32), np.arange(4), nf.Noise(15)
+    x[:, ::2] *= np.float32(1e-38)
+    expected = operation(x, t, noise)
+    with float_mode_with(bit):
+        found = operation(x, t, noise)
+        after = float_mode()[CONTROL[0]]
+    assert after & bit == bit
+    if mode == "flush" or operation in (OPERATIONS["randn"], OPERATIONS["uniform"]):  # which have no coefficients
+        assert bits(found) == bits(expected)
+
+
+@pytest.mark.skipif(CONTROL is None, reason="knows the control words of x86-64 and AArch64 only")
+def test_subnormal_results_are_kept_where_the_caller_flushes_them(native):
+    x, z = np.full((2, 100), 1e-40, np.float32), np.zeros((2, 100), np.float32)
+    with float_mode_with(CONTROL[1]):
+        found = nf.q_sample(x, 0, nf.Schedule([0.5], [1.0]), z)
+    assert (found.view(np.uint32) == (x.view(np.uint32) + 1) // 2).all()
+
+
+def test_0_size(backend, operation):
+    for shape in ((0,), (0, 3), (3, 0), (2, 0, 5)):
+        x = np.empty(shape, np.float32)
+        found = operation(x, np.zeros(shape[0], int), nf.Noise(14))
+        assert found.size == 0

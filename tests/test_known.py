@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Known answers: Random123's for the generator, and hashes that freeze the contract (known/README.md)."""
+
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conftest import DTYPES, using
+
+KNOWN = Path(__file__).parent / "known"
+SCHEDULE = nf.Schedule((15 - np.arange(8)) / 16, (1 + np.arange(8)) / 8)
+
+
+def word(i):
+    return (2654435761 * np.asarray(i, np.uint64) & 0xFFFFFFFF).astype(np.uint32)
+
+
+def data(shape, dtype):
+    words = word(np.arange(np.prod(shape))).reshape(shape)
+    if dtype == np.uint8:
+        return (words >> 24).astype(np.uint8)
+    return ((words >> 8) / 2.0**23 - 1).astype(np.float32).astype(dtype)
+
+
+def times(*shape):
+    return ((5 * np.arange(np.prod(shape)) + 2) % 8).reshape(shape)
+
+
+def cases(any_stream):
+    """(shape, t, noise, batched)"""
+    stream = (lambda n: n) if any_stream else (lambda n: 0)
+    yield (5, 1003), times(5), nf.Noise(0), True
+    yield (37, 3), times(37), nf.Noise(0x0123456789ABCDEF, sample=2**32 - 3, step=7, stream=stream(64)), True
+    last = nf.Noise(2**64 - 1, sample=2**56 - 5, step=2**32 - 8, stream=stream(127))
+    yield (5, 7, 9), times(5, 7), last, True
+    yield (3, 43693), 3, nf.Noise(3, sample=[2**40 + 3, 0, 2**56 - 1], step=1), True
+    yield (11, 13), 5, nf.Noise(4, sample=9), False
+    yield (4, 50), times(4), [nf.Noise(b << 32, sample=100 - b, step=b) for b in range(4)], True
+
+
+def philox(_):
+    i = 6 * np.arange(1000)[:, None]
+    yield nf.philox4x32(word(i + np.arange(4)), word(i + np.arange(4, 6)))
+
+
+def random(draw):
+    def outputs(dtype):
+        for shape, _, noise, batched in cases(any_stream=True):
+            yield draw(shape, noise, dtype=dtype, batched=batched)
+        for n in range(128):
+            yield draw((2, 6), nf.Noise(5, sample=n << 32, step=n, stream=n), dtype=dtype)
+
+    return outputs
+
+
+def q_sample(dtype):
+    for shape, t, noise, batched in cases(any_stream=True):
+        yield nf.q_sample(data(shape, dtype), t, SCHEDULE, noise, batched=batched)
+
+
+def q_sample_target(dtype):
+    targets = ("velocity", "epsilon", "sample", "v", "v", "velocity")
+    for target, (shape, t, noise, batched) in zip(targets, cases(any_stream=True), strict=True):
+        yield from nf.q_sample(data(shape, dtype), t, SCHEDULE, noise, batched=batched, target=target)
+
+
+def q_step(dtype):
+    for shape, t, noise, batched in cases(any_stream=False):
+        yield nf.q_step(data(shape, dtype), t, SCHEDULE, noise, batched=batched)
+
+
+def q_walk(dtype):
+    for shape, _, noise, batched in cases(any_stream=False):
+        yield nf.q_walk(data(shape, dtype), SCHEDULE, noise, keep=[0, 3, 7], batched=batched)
+
+
+def window(dtype):
+    noise = nf.Noise(6, sample=2**33, step=8)
+    for shape, whole, start in (
+        ((4, 11, 7), (19, 23), (5, 13)),
+        ((2, 5, 4, 6), (9, 4, 6), (3, 0, 0)),
+        ((3, 1001), (2**34,), (2**34 - 1001,)),
+    ):
+        yield nf.q_sample(data(shape, dtype), times(shape[0]), SCHEDULE, noise.window(whole, start))
+
+
+OPERATIONS = {
+    "philox": (philox, {"uint32": np.dtype(np.uint32)}),
+    "randn": (random(nf.randn), DTYPES),
+    "uniform": (random(nf.uniform), {name: DTYPES[name] for name in ("float32", "float64")}),
+    "q_sample": (q_sample, DTYPES | {"uint8": np.dtype(np.uint8)}),
+    "q_sample_target": (q_sample_target, DTYPES | {"uint8": np.dtype(np.uint8)}),
+    "q_step": (q_step, DTYPES),
+    "q_walk": (q_walk, DTYPES),
+    "window": (window, DTYPES),
+}
+LINES = [(operation, name) for operation, (_, dtypes) in OPERATIONS.items() for name in dtypes]
+
+
+@cache  # in pure Python a second for all of them; equal bytes are hashed once
+def fnv1a(data):
+    h = 0xCBF29CE484222325
+    for byte in data:
+        h = (h ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return f"{h:016x}"
+
+
+def hash_of(operation, name):
+    outputs, dtypes = OPERATIONS[operation]
+    return fnv1a(b"".join(np.ascontiguousarray(out).tobytes() for out in outputs(dtypes[name])))
+
+
+def read(name):
+    lines = (KNOWN / name).read_text().splitlines()
+    return [line.split() for line in lines if not line.startswith("#")]
+
+
+@pytest.mark.parametrize("line", read("philox4x32.txt"), ids=["zeros", "ones", "pi"])
+def test_random123(backend, line):
+    numbers = np.array([int(text, 16) for text in line], np.uint32)
+    assert nf.philox4x32(numbers[:4], numbers[4:6]).tolist() == numbers[6:].tolist()
+
+
+def wrong_hashes():
+    """Line: (expected, found) for each that differs."""
+    known = {(operation, name): value for operation, name, value in read("hashes.txt")}
+    assert list(known) == LINES
+    return {line: (value, found) for line, value in known.items() if (found := hash_of(*line)) != value}
+
+
+def test_hashes_native(native, threads):
+    assert wrong_hashes() == {}
+
+
+def test_hashes_reference():
+    with using("reference"):
+        assert wrong_hashes() == {}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit("usage: python tests/test_known.py --write")
+    text = "".join(f"{operation} {name} {hash_of(operation, name)}\n" for operation, name in LINES)
+    (KNOWN / "hashes.txt").write_text("# operation dtype hash: README.md\n" + text)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nf.update on random tables: the same bits from every backend, and the affine forms that the row says."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import noisefuse as nf
+from conftest import BACKENDS, using
+from exact import apply_exact
+from noisefuse.tableau import ROW
+
+DTYPES = ["float32", "float64", "float16"]
+
+
+def random_table(rng, rows, density):
+    """Every column present with this probability; clamps in some rows, on either side."""
+    numbers = rng.normal(size=(rows, 36)) * (rng.random((1, 36)) < density)
+    table = numbers.view(ROW)[:, 0].copy()
+    table["clean"]["lo"] = np.where(rng.random(rows) < 0.5, -np.inf, -rng.random(rows))
+    table["clean"]["hi"] = np.where(rng.random(rows) < 0.5, np.inf, rng.random(rows))
+    return nf.Tableau(table)
+
+
+@st.composite
+def updates(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    shape = draw(st.sampled_from([(3,), (4, 3), (2, 16, 7), (3, 300), (1, 1100), (2, 5, 64)]))
+    dtype = draw(st.sampled_from(DTYPES))
+    table = random_table(rng, 5, draw(st.sampled_from([0.1, 0.5, 1.0])))
+    index = rng.integers(0, 5, shape[: draw(st.integers(0, len(shape)))])
+    x, m1, m2, *past = (rng.normal(size=shape).astype(dtype) for _ in range(7))
+    noise = nf.Noise(rng.integers(0, 2**63).item(), sample=draw(st.sampled_from([0, 2**32 - 2])), step=9)
+    aux = draw(st.integers(0, 2))
+    return table, index, x, (m1, m2), past, noise, aux
+
+
+def run(table, index, x, models, past, noise, aux):
+    outs = [np.empty_like(x) for _ in range(aux)]
+    out = nf.update(table, index, x, models, past=past, noise=noise, aux_out=outs)
+    return [out, *outs]
+
+
+@settings(deadline=None, max_examples=150)
+@given(updates(), st.sampled_from([1, 2]))
+def test_every_backend_gives_the_same_bits(call, threads):
+    found = {}
+    for name in BACKENDS:
+        with using(name), nf.set_num_threads(threads):
+            found[name] = [result.tobytes() for result in run(*call)]
+    assert all(result == found["reference"] for result in found.values()), list(found)
+
+
+@settings(deadline=None, max_examples=50)
+@given(updates())
+def test_a_row_per_sample_is_the_loop_over_samples(call):
+    table, _, x, models, past, noise, aux = call
+    index = np.arange(len(x)) % len(table)
+    whole = run(table, index, x, models, past, noise, aux)
+    for b in range(len(x)):
+        alone = slice(b, b + 1)
+        parts = [m[alone] for m in models], [p[alone] for p in past], noise.at(sample=noise.sample + b)
+        one = run(table, int(index[b]), x[alone], tuple(parts[0]), parts[1], parts[2], aux)
+        assert [r[alone].tobytes() for r in whole] == [r.tobytes() for r in one]
+
+
+@settings(deadline=None, max_examples=50)
+@given(updates())
+def test_the_row_says_what_comes_out(call):
+    table, _, x, models, past, noise, aux = call
+    x, *others = (a.astype(np.float64) for a in (x, *models, *past))
+    found = run(table, 3, x, tuple(others[:2]), others[2:], noise, aux)
+    z = nf.randn(x.shape, noise.at(step=noise.step + 3, stream=3), dtype="float64")
+    exact = apply_exact(table.rows[3], x, *others[:2], others[2:], z)
+    for result, expected in zip(found, exact, strict=False):
+        np.testing.assert_allclose(result, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_backward_rows_pass_gradients_within_the_bounds_only(dtype):
+    rng = np.random.default_rng(5)
+    table = random_table(rng, 4, 1.0)
+    x, m1, m2, *past, gradient = (rng.normal(size=(4, 77)).astype(dtype) for _ in range(8))
+    x[0, 0] = np.nan
+    index = np.arange(4)
+    for name, backward in table.transpose().items():
+        found = {}
+        for backend in BACKENDS:
+            with using(backend):
+                found[backend] = nf.update(backward, index, x, (m1, m2), past=[gradient]).tobytes()
+        assert set(found.values()) == {found["reference"]}, name
+    if dtype == "float64":
+        x[0, 0] = 0.1
+        step = 1e-6
+        noise = nf.Noise(3)
+        ahead, behind = (nf.update(table, index, x + side * step, (m1, m2), past=past, noise=noise) for side in (1, -1))
+        slope = (ahead - behind) / (2 * step) * gradient
+        exact = nf.update(table.transpose()["x"], index, x, (m1, m2), past=[gradient])
+        near = np.isclose(slope, exact, rtol=1e-6, atol=1e-6)
+        assert near.mean() > 0.99  # all but points within a step of a bound
