@@ -134,9 +134,7 @@ def test_flow_against_fractions(shift):
 
 def test_karras():
     n, low, high, rho = 18, 0.01, 50.0, 5.0
-    sigma = [
-        (high ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho for i in range(n)
-    ]
+    sigma = [(high ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho for i in range(n)]
     np.testing.assert_allclose(S.karras(n, low, high, rho).sigma, sigma[::-1], rtol=1e-13)
 
 
@@ -340,9 +338,7 @@ def test_continuous_says_whether_float_t_works(schedule):
                 assert isinstance(values, np.ndarray)
                 assert (values.dtype, values.shape) == (np.float64, np.shape(t))
     else:
-        with pytest.raises(
-            TypeError, match=f"a {schedule.kind} schedule has no continuous time.*an index.*float64"
-        ):
+        with pytest.raises(TypeError, match=f"a {schedule.kind} schedule has no continuous time.*an index.*float64"):
             schedule(0.5)
 
 

@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -33,8 +34,8 @@ class Pool {
             std::lock_guard lock(mutex_);
             body_ = &body, total_ = total, chunk_ = chunk;
             next_ = 0;
-            wanted_ = running_ = helpers;
-            while (started_ < helpers) std::thread(&Pool::serve, this, started_++).detach();
+            start(helpers);
+            wanted_ = running_ = std::min(helpers, started_);
             ++job_;
         }
         wake_.notify_all();
@@ -45,6 +46,13 @@ class Pool {
     }
 
   private:
+    void start(int helpers) {
+        try {
+            for (; started_ < helpers; ++started_) std::thread(&Pool::serve, this, started_).detach();
+        } catch (const std::system_error&) {  // the system gives no more: fewer do the work
+        }
+    }
+
     void work() {
         for (int64_t begin; (begin = chunk_ * next_++) < total_;) (*body_)(begin, std::min(begin + chunk_, total_));
     }

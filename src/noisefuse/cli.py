@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if missing not in _OPTIONAL:
             raise
         return _fail(arguments, f"needs {_OPTIONAL[missing]}: pip install 'noisefuse[{arguments.command}]'")
-    except OSError as error:  # a file that the user named
+    except (OSError, ValueError) as error:  # a file that the user named, a NOISEFUSE_* variable
         return _fail(arguments, str(error))
     return 0
 

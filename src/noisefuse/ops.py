@@ -464,6 +464,8 @@ def _update(
 def _finite(name: str, value: float | None, default: float) -> float:
     if value is None:
         return default
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{name} = {value!r}: expected a finite number")

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input: every row a clear error, which says what was given and what was expected, and nothing is written."""
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conftest import bits
+from noisefuse import Noise, Schedule, philox4x32, q_sample, q_step, q_walk, randn, uniform
+
+S = Schedule.linear(10)
+N = Noise(1)
+NAN = float("nan")
+
+
+def x(shape=(4, 6), dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+class Stranger:
+    """An array of a library that is not supported: it has all the protocols, and is of no known type."""
+
+    __module__ = "torchlike.core"
+    shape, dtype, ndim = (4, 6), np.dtype(np.float32), 2
+
+    def __init__(self):
+        self.data = x()
+
+    def __array__(self, dtype=None, copy=None):
+        return self.data
+
+    def __dlpack__(self, **_):
+        return self.data.__dlpack__()
+
+
+masked = np.ma.masked_array(x(), mask=x() == 0)
+few, many = [N] * 3, [N] * 5
+
+# What is wrong: (error, what its message says, call). The call is given an `out`, which must stay as it is.
+ROWS = {
+    # ---- Noise
+    "seed negative": (OverflowError, r"seed = -1 .*0 <= seed < 2\^64", lambda o: Noise(-1)),
+    "seed too large": (OverflowError, r"seed = 18446744073709551616 .*2\^64", lambda o: Noise(2**64)),
+    "seed a bool": (TypeError, r"seed = True.*integer", lambda o: Noise(True)),
+    "seed a NumPy bool": (TypeError, r"seed = .*True.*integer", lambda o: Noise(np.True_)),
+    "seed a float": (TypeError, r"seed = 1\.0.*integer.*float", lambda o: Noise(1.0)),
+    "seed text": (TypeError, r"seed = '1'.*integer.*str", lambda o: Noise("1")),
+    "sample negative": (OverflowError, r"sample = -1 .*0 <= sample < 2\^56", lambda o: Noise(1, sample=-1)),
+    "sample too large": (OverflowError, r"sample = \d+ .*2\^56", lambda o: Noise(1, sample=2**56)),
+    "sample a float": (TypeError, r"sample.*float64", lambda o: Noise(1, sample=0.5)),
+    "sample id negative": (OverflowError, r"sample = -2 .*2\^56", lambda o: Noise(1, sample=[1, -2])),
+    "sample id too large": (OverflowError, r"sample = \d+ .*2\^56", lambda o: Noise(1, sample=[2**56])),
+    "sample ids 2-d": (TypeError, r"sample.*\(B,\).*\(1, 2\)", lambda o: Noise(1, sample=[[1, 2]])),
+    "sample ids floats": (TypeError, r"sample.*float64", lambda o: N.samples([1.0])),
+    "sample ids bools": (TypeError, r"sample.*bool", lambda o: N.samples([True])),
+    "step negative": (OverflowError, r"step = -1 .*0 <= step < 2\^32", lambda o: Noise(1, step=-1)),
+    "step too large": (OverflowError, r"step = 4294967296 .*2\^32", lambda o: N.at(step=2**32)),
+    "step a float": (TypeError, r"step = 2\.0.*integer", lambda o: N.at(step=2.0)),
+    "stream too large": (OverflowError, r"stream = 128 .*2\^7", lambda o: Noise(1, stream=128)),
+    "stream negative": (OverflowError, r"stream = -1 .*2\^7", lambda o: N.at(stream=-1)),
+    "window of unequal lengths": (ValueError, r"window.*\(4,\).*\(0, 0\).*length", lambda o: N.window((4,), (0, 0))),
+    "window outside": (ValueError, r"window.*\(5,\).*\(4,\)", lambda o: N.window((4,), (5,))),
+    "window start negative": (ValueError, r"window.*\(-1,\).*\(4,\)", lambda o: N.window((4,), (-1,))),
+    "window too large": (OverflowError, r"window.*2\^34", lambda o: N.window((2**17, 2**17 + 1), (0, 0))),
+    # ---- schedules
+    "NaN in alpha": (ValueError, r"alpha.*\[1\] = nan", lambda o: Schedule([0.9, NAN], [0.1, 0.2])),
+    "NaN in sigma": (ValueError, r"sigma.*\[0\] = nan", lambda o: Schedule([0.9, 0.5], [NAN, 0.2])),
+    "infinite sigma": (ValueError, r"sigma.*finite.*inf", lambda o: Schedule([0.9], [np.inf])),
+    "NaN in betas": (ValueError, r"betas.*\[1\] = nan", lambda o: Schedule.from_betas([0.1, NAN])),
+    "schedule: betas": (TypeError, r"schedule.*Schedule.*ndarray", lambda o: q_sample(x(), 1, S.betas, N, **o)),
+    "q_step schedule": (TypeError, r"schedule.*Schedule.*int", lambda o: q_step(x(), 1, 1000, N, **o)),
+    "q_walk schedule": (TypeError, r"schedule.*Schedule.*None", lambda o: q_walk(x(), None, N, **o)),
+    # ---- t
+    "t negative": (IndexError, r"t = -1 .*0 <= t < 10", lambda o: q_sample(x(), -1, S, N, **o)),
+    "t too large": (IndexError, r"t = 10 .*0 <= t < 10", lambda o: q_sample(x(), 10, S, N, **o)),
+    "t far too large": (IndexError, r"t = \d+ .*t < 10", lambda o: q_sample(x(), 2**63, S, N, **o)),
+    "t beyond every integer": (
+        TypeError, r"t: expected integers.*18446744073709551616", lambda o: q_sample(x(), 2**64, S, N, **o)
+    ),
+    "one t negative": (IndexError, r"t = -3 .*t < 10", lambda o: q_sample(x(), np.array([0, 1, -3, 2]), S, N, **o)),
+    "one t too large": (IndexError, r"t = 12 .*t < 10", lambda o: q_sample(x(), [0, 1, 2, 12], S, N, **o)),
+    "t of uint8": (IndexError, r"t = 255 .*t < 10", lambda o: q_sample(x(), np.uint8([0, 255, 1, 1]), S, N, **o)),
+    "t a float": (TypeError, r"linear.*integers.*float64", lambda o: q_sample(x(), 0.5, S, N, **o)),
+    "t a bool": (TypeError, r"t: expected integers.*bool", lambda o: q_sample(x(), True, S, N, **o)),
+    "t bools": (TypeError, r"t: expected integers.*bool", lambda o: q_sample(x(), [True] * 4, S, N, **o)),
+    "t complex": (TypeError, r"t: expected integers.*complex", lambda o: q_sample(x(), 1j, S, N, **o)),
+    "t None": (TypeError, r"t: expected integers.*None", lambda o: q_sample(x(), None, S, N, **o)),
+    "t text": (TypeError, r"t: expected integers", lambda o: q_sample(x(), "3", S, N, **o)),
+    "t too short": (ValueError, r"t.*\(4, 6\).*\(3,\)", lambda o: q_sample(x(), [1, 2, 3], S, N, **o)),
+    "t of the last axis": (ValueError, r"t.*\(4, 6\).*\(6,\)", lambda o: q_sample(x(), [1] * 6, S, N, **o)),
+    "t too many axes": (
+        ValueError, r"t.*\(4, 6\).*\(4, 6, 2\)", lambda o: q_sample(x(), np.ones((4, 6, 2), int), S, N, **o)
+    ),
+    "time outside": (ValueError, r"t.*\[0, 1\].*flow.*1\.5", lambda o: q_sample(x(), 1.5, Schedule.flow(10), N, **o)),
+    "time NaN": (ValueError, r"t.*nan", lambda o: q_sample(x(), NAN, Schedule.flow(10), N, **o)),
+    "q_step: t too large": (IndexError, r"t = 10 .*t < 10", lambda o: q_step(x(), 10, S, N, **o)),
+    "q_step: t a float": (
+        TypeError, r"t: expected integers.*float", lambda o: q_step(x(), 0.5, Schedule.flow(10), N, **o)
+    ),
+    "q_step: t too short": (ValueError, r"t.*\(4, 6\).*\(3,\)", lambda o: q_step(x(), [1, 2, 3], S, N, **o)),
+    # ---- keep
+    "keep unsorted": (ValueError, r"keep.*increasing.*\[3, 1\]", lambda o: q_walk(x(), S, N, keep=[3, 1], **o)),
+    "keep repeated": (ValueError, r"keep.*increasing.*\[1, 1\]", lambda o: q_walk(x(), S, N, keep=[1, 1], **o)),
+    "keep too large": (IndexError, r"keep.*t = 10.*t < 10", lambda o: q_walk(x(), S, N, keep=[1, 10], **o)),
+    "keep negative": (IndexError, r"keep.*t = -1.*t < 10", lambda o: q_walk(x(), S, N, keep=[-1], **o)),
+    "keep floats": (TypeError, r"keep.*integers.*0\.5", lambda o: q_walk(x(), S, N, keep=[0.5], **o)),
+    "keep a number": (TypeError, r"keep.*sequence.*3", lambda o: q_walk(x(), S, N, keep=3, **o)),
+    # ---- x
+    "x0 int64": (TypeError, r"x0.*int64.*float32", lambda o: q_sample(x(dtype=int), 1, S, N, **o)),
+    "x0 bool": (TypeError, r"x0.*bool.*float32", lambda o: q_sample(x(dtype=bool), 1, S, N, **o)),
+    "x0 complex": (TypeError, r"x0.*complex64.*float32", lambda o: q_sample(x(dtype="c8"), 1, S, N, **o)),
+    "x0 objects": (TypeError, r"x0.*object.*float32", lambda o: q_sample(x(dtype=object), 1, S, N, **o)),
+    "x0 long double": (TypeError, r"x0.*longdouble|float128", lambda o: q_sample(x(dtype="g"), 1, S, N, **o)),
+    "x0 a list": (TypeError, r"x0.*NumPy array.*list", lambda o: q_sample([[0.0]], 1, S, N, **o)),
+    "x0 a float": (TypeError, r"x0.*NumPy array.*float", lambda o: q_sample(0.5, 1, S, N, **o)),
+    "x0 masked": (TypeError, r"x0.*masked.*x0\.filled", lambda o: q_sample(masked, 1, S, N, **o)),
+    "x0 strange": (TypeError, r"x0.*NumPy array.*torchlike\.Stranger", lambda o: q_sample(Stranger(), 1, S, N, **o)),
+    "q_step: x uint8": (TypeError, r"x.*uint8.*float32", lambda o: q_step(x(dtype="u1"), 1, S, N, **o)),
+    "q_step: x strange": (TypeError, r"x.*NumPy array.*torchlike", lambda o: q_step(Stranger(), 1, S, N, **o)),
+    "q_walk: x0 int64": (TypeError, r"x0.*int64.*float32", lambda o: q_walk(x(dtype=int), S, N, **o)),
+    "q_walk: x0 strange": (TypeError, r"x0.*NumPy array.*torchlike", lambda o: q_walk(Stranger(), S, N, **o)),
+    # ---- noise
+    "noise a seed": (TypeError, r"noise = 5.*same noise.*Noise\(5", lambda o: q_sample(x(), 1, S, 5, **o)),
+    "q_step: noise a seed": (TypeError, r"noise = 5.*same noise", lambda o: q_step(x(), 1, S, 5, **o)),
+    "q_walk: noise a seed": (TypeError, r"noise = 5.*same noise", lambda o: q_walk(x(), S, 5, **o)),
+    "noise None": (TypeError, r"noise.*Noise.*None", lambda o: q_sample(x(), 1, S, None, **o)),
+    "noise a bool": (TypeError, r"(noise|seed).*True", lambda o: randn((4, 6), True, **o)),
+    "randn: noise an array": (TypeError, r"noise.*Noise.*array", lambda o: randn((4, 6), x(), **o)),
+    "randn: seed negative": (OverflowError, r"seed = -5 .*2\^64", lambda o: randn((4, 6), -5, **o)),
+    "q_walk: noise an array": (TypeError, r"noise.*Noise.*array", lambda o: q_walk(x(), S, x(), **o)),
+    "noise of another shape": (ValueError, r"noise.*\(4, 6\).*\(4, 5\)", lambda o: q_sample(x(), 1, S, x((4, 5)), **o)),
+    "noise of another dtype": (
+        TypeError, r"noise.*float64.*float32", lambda o: q_sample(x(), 1, S, x(dtype="f8"), **o)
+    ),
+    "noise strange": (TypeError, r"noise.*Noise.*Stranger", lambda o: q_sample(x(), 1, S, Stranger(), **o)),
+    "noise masked": (TypeError, r"noise.*masked", lambda o: q_sample(x(), 1, S, masked, **o)),
+    "too few Noises": (ValueError, r"noise.*4.*3", lambda o: q_sample(x(), 1, S, few, **o)),
+    "too many Noises": (ValueError, r"noise.*4.*5", lambda o: randn((4, 6), many, **o)),
+    "Noises of one sample": (ValueError, r"noise.*1.*3", lambda o: q_sample(x(), 1, S, few, batched=False, **o)),
+    "not only Noises": (TypeError, r"noise.*Noise.*list", lambda o: q_sample(x(), 1, S, [N, N, N, 3], **o)),
+    "too few ids": (ValueError, r"noise.*3 sample ids.*4", lambda o: q_sample(x(), 1, S, N.samples([1, 2, 3]), **o)),
+    "stream taken": (ValueError, r"noise.*stream 0.*got 2", lambda o: q_step(x(), 1, S, N.at(stream=2), **o)),
+    "q_walk: stream taken": (ValueError, r"noise.*stream 0.*got 1", lambda o: q_walk(x(), S, N.at(stream=1), **o)),
+    "window too small": (
+        ValueError, r"window.*\(6,\).*\(4,\).*\(9,\)", lambda o: q_sample(x(), 1, S, N.window((9,), (4,)), **o)
+    ),
+    "window of other axes": (
+        ValueError, r"window.*\(6,\).*\(9, 9\)", lambda o: randn((4, 6), N.window((9, 9), (0, 0)), **o)
+    ),
+    "samples overflow": (
+        OverflowError, r"samples 72057594037927934 .*2\^56",
+        lambda o: q_sample(x(), 1, S, Noise(1, sample=2**56 - 2), **o),
+    ),
+    "randn: samples overflow": (
+        OverflowError, r"samples .*2\^56", lambda o: randn((4, 6), Noise(1, sample=2**56 - 3), **o)
+    ),
+    "q_step: step overflows": (
+        OverflowError, r"step 4294967294 .*t = 2 .*2\^32",
+        lambda o: q_step(x(), [0, 1, 2, 0], S, N.at(step=2**32 - 2), **o),
+    ),
+    "q_walk: step overflows": (
+        OverflowError, r"step 4294967287 .*t = 9 .*2\^32", lambda o: q_walk(x(), S, N.at(step=2**32 - 9), **o)
+    ),
+    "elements overflow": (OverflowError, r"2\^34", lambda o: randn((1, 2**34 + 1), N)),
+    "q_sample: elements overflow": (
+        OverflowError, r"2\^34", lambda o: q_sample(np.broadcast_to(np.float32(0), (1, 2**34 + 1)), 1, S, N)
+    ),
+    # ---- shape, dtype, target, scale
+    "shape negative": (ValueError, r"shape.*-1", lambda o: randn((4, -1), N)),
+    "shape of floats": (TypeError, r"float", lambda o: randn((4.0, 6), N)),
+    "dtype int": (TypeError, r"dtype int64.*float32", lambda o: randn((4, 6), N, dtype=int)),
+    "dtype unknown": (TypeError, r"dtype.*float9.*float32", lambda o: randn((4, 6), N, dtype="float9")),
+    "dtype of half uniforms": (TypeError, r"float16.*float32, float64", lambda o: uniform((4, 6), N, dtype="float16")),
+    "q_sample: dtype uint8": (TypeError, r"dtype uint8.*float32", lambda o: q_sample(x(), 1, S, N, dtype="u1")),
+    "target unknown": (
+        ValueError, r"target = 'eps'.*'epsilon'.*'v'", lambda o: q_sample(x(), 1, S, N, target="eps", **o)
+    ),
+    "target_out without target": (
+        ValueError, r"target_out.*target", lambda o: q_sample(x(), 1, S, N, target_out=x(), **o)
+    ),
+    "scale NaN": (ValueError, r"scale = nan.*finite", lambda o: q_sample(x(), 1, S, N, scale=NAN, **o)),
+    "offset infinite": (ValueError, r"offset = inf.*finite", lambda o: q_sample(x(), 1, S, N, offset=np.inf, **o)),
+    "scale an array": (TypeError, r"scale.*number", lambda o: q_sample(x(), 1, S, N, scale=x(), **o)),
+    "words too few": (TypeError, r"counter.*4.*\(3,\)", lambda o: philox4x32([1, 2, 3], [1, 2])),
+    "words too large": (OverflowError, r"key.*2\^32", lambda o: philox4x32([1, 2, 3, 4], [1, 2**32])),
+    "words floats": (TypeError, r"counter.*float64", lambda o: philox4x32([1.0, 2, 3, 4], [1, 2])),
+    "threads 0": (ValueError, r"num_threads = 0.*1 to", lambda o: nf.set_num_threads(0)),
+    "threads a float": (ValueError, r"num_threads = 2\.0.*integer", lambda o: nf.set_num_threads(2.0)),
+    "backend unknown": (ValueError, r"backend 'gpu'.*native.*reference", lambda o: nf.use_backend("gpu")),
+}  # fmt: skip
+
+
+@pytest.fixture(params=["native", "reference"], autouse=True)
+def backend(request):
+    with nf.use_backend(request.param):
+        yield
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_bad_input(row):
+    error, message, call = ROWS[row]
+    out = np.full((len(S), 4, 6) if "q_walk" in row or "keep" in row else (4, 6), 7, np.float32)
+    with pytest.raises(error, match=message):
+        call({"out": out})
+    assert (out == 7).all()
+
+
+# ---- outputs -----------------------------------------------------------------------------------------------
+
+OPERATIONS = {
+    "randn": lambda out: randn((4, 6), N, out=out),
+    "uniform": lambda out: uniform((4, 6), N, out=out),
+    "q_sample": lambda out: q_sample(x(), 1, S, N, out=out),
+    "q_sample out with a target": lambda out: q_sample(x(), 1, S, N, target="v", out=out),
+    "q_sample target_out": lambda out: q_sample(x(), 1, S, N, target="v", target_out=out),
+    "q_step": lambda out: q_step(x(), 1, S, N, out=out),
+    "q_walk": lambda out: q_walk(x((6,)), S, N, keep=[1, 3, 4, 7], out=out),
+}
+
+
+def unaligned():
+    return np.full(4 * 6 * 4 + 1, 7, np.uint8)[1:].view(np.float32).reshape(4, 6)
+
+
+def read_only():
+    out = x()
+    out.flags.writeable = False
+    return out
+
+
+OUTS = {
+    "float64": (TypeError, r"out: expected dtype float32, got float64", lambda: x(dtype="f8")),
+    "int32": (TypeError, r"out: expected dtype float32, got int32", lambda: x(dtype="i4")),
+    "objects": (TypeError, r"out: expected dtype float32, got object", lambda: x(dtype=object)),
+    "other byte order": (TypeError, r"out: expected dtype float32, got >f4", lambda: x(dtype=">f4")),
+    "too small": (ValueError, r"out: expected shape \(4, 6\), got \(4, 5\)", lambda: x((4, 5))),
+    "other axes": (ValueError, r"out: expected shape \(4, 6\), got \(24,\)", lambda: x((24,))),
+    "to broadcast": (ValueError, r"out: expected shape \(4, 6\), got \(1, 6\)", lambda: x((1, 6))),
+    "read-only": (ValueError, r"out: expected a writable array, got a read-only", read_only),
+    "transposed": (ValueError, r"out: expected a C-contiguous", lambda: x((6, 4)).T),
+    "strided": (ValueError, r"out: expected a C-contiguous", lambda: x((4, 12))[:, ::2]),
+    "reversed": (ValueError, r"out: expected a C-contiguous", lambda: x()[::-1]),
+    "unaligned": (ValueError, r"out: expected a C-contiguous, aligned", unaligned),
+    "a list": (TypeError, r"out: expected a NumPy array, got list", lambda: [[0.0] * 6] * 4),
+    "masked": (TypeError, r"out: expected a plain numpy.ndarray, got MaskedArray", lambda: np.ma.zeros((4, 6), "f4")),
+    "a matrix": (TypeError, r"out: expected a plain numpy.ndarray, got matrix", lambda: x().view(np.matrix)),
+    "strange": (TypeError, r"out: expected a NumPy array, got torchlike\.Stranger", Stranger),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("bad", OUTS)
+def test_bad_out(operation, bad):
+    error, message, make = OUTS[bad]
+    out = make()
+    before = np.array(out)
+    with pytest.raises(error, match=message):
+        OPERATIONS[operation](out)
+    assert (np.asarray(out) == before).all()
+
+
+def test_overlaps():
+    """An output that shares memory with an input, unless it is that input, or with another output."""
+    memory = np.arange(200, dtype=np.float32)
+    before = memory.copy()
+
+    def at(start, *shape):
+        return memory[start : start + int(np.prod(shape))].reshape(shape)
+
+    here, next_ = at(0, 4, 6), at(1, 4, 6)
+    calls = [
+        lambda: q_sample(here, 1, S, N, out=next_),
+        lambda: q_sample(next_, 1, S, N, out=here),
+        lambda: q_sample(here, 1, S, N, target="v", target_out=next_),
+        lambda: q_sample(x(), 1, S, here, out=next_),
+        lambda: q_sample(x(), 1, S, N, target="v", out=here, target_out=here),
+        lambda: q_sample(x(), 1, S, N, target="v", out=here, target_out=next_),
+        lambda: q_sample(here.view(np.uint8), 1, S, N, out=at(0, 4, 24)),
+        lambda: q_step(here, 1, S, N, out=next_),
+        lambda: q_step(x(), 1, S, here, out=next_),
+        lambda: q_walk(here, S, N, keep=[3, 5], out=at(0, 2, 4, 6)),
+        lambda: q_walk(here, S, N, keep=[3, 5], out=at(23, 2, 4, 6)),
+        lambda: q_walk(at(30, 4, 6), S, N, keep=[3, 5], out=at(0, 2, 4, 6)),
+    ]
+    for i, call in enumerate(calls):
+        with pytest.raises(ValueError, match=r"out overlaps"):
+            call()
+        assert bits(memory) == bits(before), i
+
+
+@pytest.mark.parametrize(
+    ("module", "make"),
+    [("torch", lambda torch: torch.zeros(4, 6)), ("jax.numpy", lambda jnp: jnp.zeros((4, 6), "float32"))],
+    ids=["torch", "jax"],
+)
+def test_arrays_of_other_libraries(module, make):
+    """Refused until they are supported, and not quietly copied."""
+    other = make(pytest.importorskip(module))
+    for name, call in (
+        ("x0", lambda: q_sample(other, 1, S, N)),
+        ("x", lambda: q_step(other, 1, S, N)),
+        ("x0", lambda: q_walk(other, S, N)),
+        ("out", lambda: randn((4, 6), N, out=other)),
+        ("out", lambda: q_sample(x(), 1, S, N, out=other)),
+        ("out", lambda: q_step(x(), 1, S, N, out=other)),
+        ("noise", lambda: q_sample(x(), 1, S, other)),
+    ):
+        with pytest.raises(TypeError, match=rf"^{name}: expected .*NumPy array, got (torch|jax)?"):
+            call()
+    assert (np.asarray(other) == 0).all()

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrows point down only (docs/design.md): who may import whom, in Python and in C++."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "noisefuse"
+CSRC = ROOT / "csrc"
+
+# Modules by pattern, and the modules of the package that they may import, also inside of functions. The first pattern
+# that fits counts. "" is the package itself, with its public names.
+ALLOWED = {
+    "schedule": "",
+    "noise": "",
+    "tableau": "",
+    "views": "",
+    "naive": "",
+    "backends.spec": "",
+    "backends.call": "noise tableau",
+    "backends.reference": "noise tableau backends.call backends.spec",
+    "backends.jit": "noise tableau backends.call backends.spec",
+    "backends.*": "noise tableau backends.call _native",
+    "backends": "noise tableau backends.call _native",
+    "arrays": "interop.*",
+    "calls": "noise arrays backends backends.call",
+    "ops": "schedule tableau noise arrays calls backends backends.call",
+    "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
+    "sampler": "ops noise tableau views samplers",
+    "samplers": "sampler tableau samplers.*",
+    "": "[!_]*",
+    "interop.*": "@ interop.*",
+    "cli": "@ _*",
+    "_*": "@ _* naive sampler views",
+}
+# The version stands in the package, and info() tells it.
+EXCEPTIONS = {("backends", "")}
+# What is imported only where it is needed. Commands need what the extras install.
+OPTIONAL = {"schedule": {"matplotlib"}, "arrays": {"ml_dtypes"}}
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imports(tree, module, package):
+    """(module, whether the statement is at the top) for all that the text imports."""
+    here = f"noisefuse.{module}".rstrip(".").split(".")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = here[: len(here) + package - node.level] if node.level else []
+            names = [".".join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names]
+        else:
+            continue
+        for name in names:
+            while name.startswith("noisefuse.") and name.removeprefix("noisefuse.") not in {*MODULES, "_native"}:
+                name = name.rpartition(".")[0]
+            yield name, node in tree.body
+
+
+def fits(name, patterns):
+    return any(fnmatch(name, "" if pattern == "@" else pattern) for pattern in patterns.split())
+
+
+def wrong_imports(module, text, package=False):
+    allowed = next(allowed for pattern, allowed in ALLOWED.items() if fnmatch(module, pattern))
+    command, optional = "@" in allowed, OPTIONAL.get(module, ())
+    for name, top in imports(ast.parse(text), module, package):
+        root, _, inside = name.partition(".")
+        if root == "noisefuse":
+            if not fits(inside, allowed) and (module, inside) not in EXCEPTIONS:
+                yield name
+        elif root not in {*sys.stdlib_module_names, "numpy"} and not command and (top or root not in optional):
+            yield name
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module or "noisefuse")
+def test_imports_point_down(module):
+    path = MODULES[module]
+    assert list(wrong_imports(module, path.read_text(), path.name == "__init__.py")) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "package"),
+    [
+        ("schedule", "from .noise import Noise", False),
+        ("noise", "def f():\n    from . import ops", False),
+        ("tableau", "import noisefuse", False),
+        ("views", "import noisefuse.schedule", False),
+        ("views", "import scipy", False),
+        ("schedule", "import matplotlib", False),
+        ("backends.native", "from .spec import fma", False),
+        ("backends.native", "from . import reference", False),
+        ("backends.native", "from ..ops import randn", False),
+        ("samplers.one_step", "from ..ops import update", False),
+        ("samplers.one_step", "from ..noise import Noise", False),
+        ("samplers", "from ..ops import update", True),
+        ("ops", "from .sampler import Sampler", False),
+        ("ops", "from . import cli", False),
+        ("ops", "from .backends import spec", False),
+        ("cli", "from .ops import randn", False),
+        ("interop.torch", "from ..arrays import Array", False),
+        ("interop.torch", "from ..backends import native", False),
+    ],
+)
+def test_an_import_that_points_up_is_seen(module, text, package):
+    assert list(wrong_imports(module, text, package))
+
+
+def test_the_package_imports_numpy_and_the_standard_library_alone():
+    code = """
+import json, sys, numpy
+before = set(sys.modules)
+import noisefuse
+noisefuse.randn((2, 2), noisefuse.Noise(1))
+print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {*json.loads(done.stdout)} - {*sys.stdlib_module_names} <= {"noisefuse", "numpy"}
+
+
+# ---- C++ ---------------------------------------------------------------------------------------------------
+
+SOURCES = [path for path in CSRC.rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh"}]
+
+
+def includes(path):
+    return re.findall(r'^\s*#\s*include\s+(<.*?>|".*?")', path.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_includes_point_down(path):
+    """core includes itself and <cstdint>, <cstring>; cpu and cuda include core; module.cpp includes cpu."""
+    layers = {"core": {"core"}, "cpu": {"core", "cpu"}, "cuda": {"core", "cuda"}, "csrc": {"core", "cpu"}}
+    here = path.parent.name
+    for name in includes(path):
+        if name.startswith("<"):
+            assert here != "core" or name in {"<cstdint>", "<cstring>"}
+        else:
+            target = (path.parent / name.strip('"')).resolve()
+            assert target.exists()
+            assert target.parent.name in layers[here]
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.parent.name == "core"], ids=lambda path: path.name)
+def test_the_mathematics_is_plain(path):
+    """No library function but memcpy, and the same text for every compiler and processor."""
+    text = re.sub(r"//.*", "", path.read_text())
+    assert {*re.findall(r"std::(\w+)", text)} <= {"memcpy"}
+    assert not re.findall(r"^\s*#\s*if", text, re.MULTILINE)
+
+
+def test_no_compiler_may_fuse_or_reorder():
+    text = (ROOT / "CMakeLists.txt").read_text()
+    assert re.search(r"add_compile_options\([^)]*-ffp-contract=off", text)
+    for flag in ("-ffast-math", "-Ofast", "-funsafe-math", "-fassociative-math", "-ffp-contract=fast", "-fmad=true"):
+        assert flag not in text
+
+
+def test_every_file_names_its_licence():
+    files = [path for where in ("src", "csrc", "tests", "benchmarks") for path in (ROOT / where).rglob("*")]
+    first_lines = {
+        f: f.read_text().partition("\n")[0] for f in files if f.suffix in {".py", ".pyi", ".h", ".cpp", ".cu"}
+    }
+    assert len(first_lines) > 40
+    assert [f.name for f, line in first_lines.items() if "SPDX-License-Identifier: Apache-2.0" not in line] == []

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Threads, forks, signals and settings: none of them changes a bit, and none leaves a broken state."""
+
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conftest import NATIVE, bits, using
+from noisefuse import _native
+
+LARGE = (8, 50_000)  # more than a dozen chunks
+S = nf.Schedule.linear(20)
+# Python 3.12 warns of every fork where there are threads; here that is the point.
+forks = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
+
+
+def draw(sample=0):
+    return nf.randn(LARGE, nf.Noise(1, sample=sample))
+
+
+@pytest.fixture
+def expected():
+    with nf.set_num_threads(1):
+        return bits(draw())
+
+
+def python(code, **environment):
+    """A new interpreter; variables set to None are taken away."""
+    variables = {k: v for k, v in {**os.environ, **environment}.items() if v is not None}
+    return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60)
+
+
+# ---- fork --------------------------------------------------------------------------------------------------
+
+
+def child_says_yes(function, seconds=30):
+    """Whether function() is true in a forked child. A child that hangs is killed: False."""
+    pid = os.fork()
+    if pid == 0:
+        code = 2
+        try:
+            code = 0 if function() else 1
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return status == 0
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return False
+
+
+class TestFork:
+    pytestmark = forks
+
+    def test_a_child_works_after_its_parent_used_the_pool(self, expected):
+        with nf.set_num_threads(4):
+            assert bits(draw()) == expected
+            assert child_says_yes(lambda: bits(draw()) == expected)
+            assert bits(draw()) == expected
+
+    def test_a_child_may_start_threads_of_its_own(self, expected):
+        def threads_of_its_own():
+            nf.set_num_threads(3)
+            return bits(draw()) == expected and child_says_yes(lambda: bits(draw()) == expected)
+
+        with nf.set_num_threads(4):
+            draw()
+            assert child_says_yes(threads_of_its_own)
+
+    def test_a_child_starts_with_one_thread(self):
+        with nf.set_num_threads(4):
+            assert child_says_yes(lambda: _native.num_threads() == 1)
+
+    def test_a_child_starts_with_as_many_threads_as_the_environment_says(self):
+        code = "import os; from noisefuse import _native; os._exit(_native.num_threads() if os.fork() == 0 else "
+        assert python(code + "os.waitstatus_to_exitcode(os.wait()[1]))", NOISEFUSE_NUM_THREADS="3").returncode == 3
+
+    def test_a_fork_in_the_middle_of_a_call(self, expected):
+        """The pool is busy, with its locks taken, when the child is born."""
+        stop = threading.Event()
+        with nf.set_num_threads(4), ThreadPoolExecutor(1) as other:
+            busy = other.submit(lambda: [draw() for _ in iter(stop.is_set, True)])
+            try:
+                assert all(child_says_yes(lambda: bits(draw()) == expected) for _ in range(10))
+            finally:
+                stop.set()
+            assert busy.result()
+
+    def test_multiprocessing(self, expected):
+        with nf.set_num_threads(4), multiprocessing.get_context("fork").Pool(2) as pool:
+            draw()
+            children = pool.map_async(_draw_bits, [0, 0, 7]).get(timeout=30)
+        assert children == [expected, expected, _draw_bits(7)]
+
+    def test_a_data_loader(self, expected):
+        torch = pytest.importorskip("torch")
+        loader = torch.utils.data.DataLoader(
+            _Fields(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=30
+        )
+        with nf.set_num_threads(4):
+            draw()
+            assert [bits(field.numpy()) for field in loader] == [_draw_bits(b) for b in range(3)]
+
+
+class _Fields:
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, b):
+        return draw(b)
+
+
+def _draw_bits(sample):
+    return bits(draw(sample))
+
+
+# ---- threads -----------------------------------------------------------------------------------------------
+
+
+def test_many_threads_at_once(native):
+    """One of them has the pool, the others work alone; settings change meanwhile."""
+    x = np.random.default_rng(0).standard_normal(LARGE, np.float32)
+    t = np.arange(8)
+    calls = [
+        lambda: draw(3),
+        lambda: nf.q_sample(x, t, S, nf.Noise(2)),
+        lambda: nf.q_sample(x[:2, :50], 3, S, nf.Noise(2)),
+        lambda: nf.q_step(x, t, S, nf.Noise(3)),
+        lambda: nf.q_walk(x[:, :500], S, nf.Noise(4), keep=[5, 19]),
+    ]
+    alone = [bits(call()) for call in calls]
+
+    def work(k):
+        nf.set_num_threads(1 + k % 5)
+        return bits(calls[k % len(calls)]()) == alone[k % len(calls)]
+
+    with nf.set_num_threads(5), ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(work, range(60)))
+
+
+def test_the_interpreter_runs_on_during_a_call():
+    """A large call lets go of the lock: another thread ticks in the middle of it, not only at its ends."""
+    ticks, stop = [], threading.Event()
+    out = np.empty((1, 1 << 24), np.float32)
+
+    def tick():
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.0005)
+
+    with using("native-portable"), nf.set_num_threads(1), ThreadPoolExecutor(1) as other:
+        other.submit(tick)
+        begin = time.perf_counter()
+        nf.randn(out.shape, nf.Noise(1), out=out)
+        end = time.perf_counter()
+        stop.set()
+    middle = [t for t in ticks if begin + 0.25 * (end - begin) < t < begin + 0.75 * (end - begin)]
+    assert len(middle) > 3
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
+@pytest.mark.parametrize("name", [NATIVE[0], "reference"])
+def test_an_interrupted_call_leaves_all_in_order(name, expected):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with using(name), nf.set_num_threads(2):
+            for _ in range(3):
+                signal.setitimer(signal.ITIMER_REAL, 0.03)
+                with pytest.raises(KeyboardInterrupt):
+                    [draw(sample) for sample in range(10_000)]
+                assert bits(draw()) == expected
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_where_no_thread_can_be_started_the_call_goes_on():
+    """No address space for another stack: the threads that there are do the work."""
+    code = """
+import resource, numpy as np, noisefuse as nf
+out = np.empty((8, 50_000), np.float32)
+nf.randn((1, 4), nf.Noise(1))
+pages = int(open("/proc/self/statm").read().split()[0])
+_, hard = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 20), hard))
+nf.set_num_threads(5)
+nf.randn(out.shape, nf.Noise(1), out=out)
+resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+print(out.tobytes().hex())
+"""
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("needs /proc")
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert bytes.fromhex(done.stdout) == draw().tobytes()
+
+
+# ---- settings ----------------------------------------------------------------------------------------------
+
+
+def test_settings_go_back_at_the_end_of_the_block():
+    before, backend = _native.num_threads(), nf.info()["backend"]
+    other = next(name for name in ("reference", "native") if name != backend)
+    with nf.set_num_threads(3), nf.use_backend(other):
+        assert _native.num_threads() == nf.info()["threads"] == 3
+        assert nf.info()["backend"] == other
+        with nf.set_num_threads(4):
+            assert _native.num_threads() == 4
+        assert _native.num_threads() == 3
+    assert _native.num_threads() == before
+    assert nf.info()["backend"] == backend
+    with pytest.raises(ZeroDivisionError), nf.set_num_threads(before + 1), nf.use_backend(other):
+        1 / 0  # noqa: B018
+    assert _native.num_threads() == before
+    assert nf.info()["backend"] == backend
+
+
+def test_settings_are_also_plain_calls():
+    before = nf.info()
+    try:
+        nf.set_num_threads(7)
+        nf.use_backend("reference")
+        assert (nf.info()["threads"], nf.info()["backend"]) == (7, "reference")
+    finally:
+        nf.set_num_threads(before["threads"])
+        nf.use_backend(before["backend"])
+
+
+NONE = dict.fromkeys(("NOISEFUSE_ISA", "NOISEFUSE_BACKEND", "NOISEFUSE_NUM_THREADS"))
+SHOW = "import noisefuse as nf; i = nf.info(); print(i['backend'], i['isa'], i['threads'])"
+
+
+@pytest.mark.parametrize("isa", [name.removeprefix("native-") for name in NATIVE])
+def test_the_environment_chooses_the_instruction_set(isa):
+    assert python(SHOW, **NONE | {"NOISEFUSE_ISA": isa}).stdout.split()[1] == isa
+
+
+def test_the_environment_chooses_the_backend_and_the_threads():
+    environment = {"NOISEFUSE_BACKEND": "reference", "NOISEFUSE_NUM_THREADS": "6"}
+    assert python(SHOW, **NONE | environment).stdout.split()[::2] == ["reference", "6"]
+
+
+def test_without_an_environment_all_processors_are_used():
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert python(SHOW, **NONE).stdout.split() == ["native", NATIVE[0].removeprefix("native-"), str(allowed)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("NOISEFUSE_ISA", "sse9", r"sse9.*portable"),
+        ("NOISEFUSE_BACKEND", "gpu", r"NOISEFUSE_BACKEND='gpu'.*native.*reference"),
+        ("NOISEFUSE_NUM_THREADS", "many", r"NOISEFUSE_NUM_THREADS.*many"),
+        ("NOISEFUSE_NUM_THREADS", "0", r"NOISEFUSE_NUM_THREADS.*0"),
+        ("NOISEFUSE_NUM_THREADS", "-2", r"NOISEFUSE_NUM_THREADS.*-2"),
+    ],
+)
+def test_a_bad_environment_is_an_error(name, value, message):
+    done = python("import noisefuse as nf; nf.randn((1, 4), nf.Noise(1))", **NONE | {name: value})
+    assert done.returncode == 1
+    assert re.search(rf"\nValueError: .*{message}", done.stderr)
