@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Runs the tests of the extension (all but those of the programs around it and of interop) with instrumented code, in a
+# virtual environment and a build folder of its own:
+#     tests/sanitize.sh address [pytest arguments]    AddressSanitizer and UndefinedBehaviorSanitizer
+#     tests/sanitize.sh thread [pytest arguments]     ThreadSanitizer; tests/test_threads.py unless told otherwise
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+kind=${1:-}
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+options=log_path=$tmp/report # pytest keeps what goes to stderr
+case $kind in
+address)
+    flags=-g
+    settings=(-C cmake.define.NOISEFUSE_SANITIZE=ON)
+    runtimes=(libasan.so libubsan.so)
+    # The interpreter does not free all it allocates; and compilers misalign AVX-512 frames that are moved to the heap.
+    export ASAN_OPTIONS=$options:detect_leaks=0:detect_stack_use_after_return=0
+    export UBSAN_OPTIONS=$options:print_stacktrace=1
+    ;;
+thread)
+    flags='-g -fsanitize=thread'
+    settings=()
+    runtimes=(libtsan.so)
+    # BLAS is not instrumented: its threads meet in ways that the runtime cannot see.
+    echo 'called_from_lib:openblas' >"$tmp/suppressions"
+    export TSAN_OPTIONS=$options:suppressions=$tmp/suppressions:halt_on_error=1:die_after_fork=0
+    [ $# -gt 1 ] || set -- "$1" tests/test_threads.py
+    ;;
+*)
+    echo "usage: tests/sanitize.sh address|thread [pytest arguments]" >&2
+    exit 2
+    ;;
+esac
+shift
+
+python3 -m venv "$tmp/venv"
+# A build folder of its own: the usual one would remember the setting at the next build. Not stripped, for the reports.
+CXXFLAGS=$flags "$tmp/venv/bin/pip" install --quiet --disable-pip-version-check \
+    -C build-dir="$tmp/build" -C install.strip=false "${settings[@]}" . hypothesis matplotlib ml_dtypes pytest scipy
+
+# The interpreter is not instrumented, so the runtime must be loaded before it; and libstdc++ with it, or it does not find
+# the __cxa_throw that it wraps. setarch: with the address space laid out as the runtime expects. One test takes away the
+# address space, which the runtime needs as well.
+preload=
+for library in "${runtimes[@]}" libstdc++.so; do preload+=" $("${CXX:-c++}" -print-file-name=$library)"; done
+status=0
+LD_PRELOAD=$preload setarch -R "$tmp/venv/bin/python" -m pytest -p no:cacheprovider -p no:faulthandler \
+    --ignore tests/test_cli.py --deselect tests/test_threads.py::test_where_no_thread_can_be_started_the_call_goes_on \
+    "$@" || status=$?
+if compgen -G "$tmp/report*" >/dev/null; then
+    cat "$tmp"/report*
+    exit 1
+fi
+exit $status
