@@ -302,40 +302,69 @@ def test_spacings():
     assert samplers.flow_euler(Schedule.flow(), 4, spacing="trailing").timesteps == pytest.approx([1, 0.75, 0.5, 0.25])
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"spacing": "log"}, "spacing must be one of leading, trailing"),
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"steps": 1001}, "1001 steps do not fit into a schedule of 1000"),
-        ({"steps": [3, 5]}, "strictly falling"),
-        ({"steps": [1000, 5]}, "has times 0 .. 999, got 1000 .. 5"),
-        ({"steps": 1000, "steps_offset": 1}, "has times 0 .. 999"),
-        ({"final": "one"}, "final must be zero or sigma_min"),
-        ({"spacing": "karras", "sigma_min": 3.0, "sigma_max": 2.0}, "0 < min < max < inf, got 3.0, 2.0"),
-        ({"prediction": "x0"}, "prediction must be a View or one of epsilon, sample"),
-        ({"clip": (1.0, -1.0)}, "lo <= hi must hold, got 1.0 > -1.0"),
-        ({"eta": 2.0}, "more fresh noise"),
-    ],
-)
-def test_impossible_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        samplers.ddim(VP, **{"steps": 10, **options})
+FLOW, ZERO_SNR = Schedule.flow(), VP.rescale_zero_terminal_snr()
+BAD_ARGUMENTS = [
+    ("ddim", VP, {"spacing": "log"}, ValueError, "spacing must be one of leading, trailing"),
+    ("ddim", VP, {"steps": 0}, ValueError, "steps must be at least 1"),
+    ("ddim", VP, {"steps": 1001}, ValueError, "1001 steps do not fit into a schedule of 1000"),
+    ("ddim", VP, {"steps": [3, 5]}, ValueError, "strictly falling"),
+    ("ddim", VP, {"steps": [1000, 5]}, ValueError, r"has times 0 \.\. 999, got 1000 \.\. 5"),
+    ("ddim", VP, {"steps": 1000, "steps_offset": 1}, ValueError, r"has times 0 \.\. 999"),
+    ("ddim", VP, {"final": "one"}, ValueError, "final must be zero or sigma_min"),
+    ("ddim", VP, {"spacing": "karras", "sigma_min": 3.0, "sigma_max": 2.0}, ValueError, "< inf, got 3.0, 2.0"),
+    ("ddim", VP, {"prediction": "x0"}, ValueError, "prediction must be a View or one of epsilon, sample"),
+    ("ddim", VP, {"eta": 2.0}, ValueError, "more fresh noise"),
+    ("ddpm", VP, {"variance": "learned"}, ValueError, "fixed_small or fixed_large"),
+    ("unipc", VP, {"order": 4}, ValueError, "order must be 1, 2 or 3"),
+    ("dpmpp_2m", VP, {"solver": "x"}, ValueError, "midpoint or heun"),
+    ("pndm", VP, {"average": "x"}, ValueError, "epsilon or output"),
+    ("lcm", VP, {"steps": 60}, ValueError, "1 <= steps <= original_steps <= 1000"),
+    ("flow_euler", FLOW, {"steps": [1.5, 0.5]}, ValueError, "noise levels of the schedule"),
+    ("euler", Schedule([0.9, 0.5], [0.1, 1.0]), {"steps": [0.5]}, ValueError, "use whole indices"),
+    # a name that the sampler does not know, whoever would have taken it
+    ("ddim", VP, {"step": 5}, TypeError, "^ddim has no argument 'step': it takes schedule, steps, eta, .*, rho$"),
+    ("lcm", VP, {"spacing": "leading"}, TypeError, "^lcm has no argument 'spacing': it takes schedule, steps, orig"),
+    ("pndm", VP, {"clip": 1.0}, TypeError, "^pndm has no argument 'clip': it takes schedule, steps, average, "),
+    ("euler", VP, {"whole": True}, TypeError, "^euler has no argument 'whole': it takes "),
+    # a schedule that is none, or of the wrong kind
+    ("ddim", "linear", {}, TypeError, "schedule must be a Schedule, such as Schedule.linear.., got 'linear'"),
+    ("lcm", "linear", {"steps": 4}, TypeError, "schedule must be a Schedule"),
+    ("flow_euler", VP, {}, ValueError, r"^flow_euler needs a schedule with alpha \+ sigma = 1 .*; euler takes others"),
+    ("flow_heun", VP, {}, ValueError, r"^flow_heun needs a schedule with alpha \+ sigma = 1 .*; heun takes others"),
+    ("lcm", FLOW, {"steps": 3}, ValueError, r"told noise levels.*: give the levels themselves, steps=\[\.\.\]"),
+    # alpha = 0: a network that predicts something else, or a start where there is some signal
+    ("ddim", ZERO_SNR, {"spacing": "trailing"}, ValueError, 'prediction "epsilon" divides by alpha.*zero terminal SNR'),
+    ("ddim", FLOW, {"spacing": "trailing"}, ValueError, 'say what the network predicts, prediction="flow"'),
+    ("unipc", FLOW, {"prediction": "flow"}, ValueError, '^unipc divides by alpha.*spacing="leading", or a list'),
+    *(
+        (name, ZERO_SNR, {"prediction": "v", "spacing": "trailing"}, ValueError, "divides by alpha.*use ddim")
+        for name in ("euler", "heun", "pndm", "unipc")
+    ),
+    ("ddim", ZERO_SNR, {"prediction": "v", "spacing": "karras"}, ValueError, "SNR: use a spacing of indices"),
+    # bounds
+    ("ddim", VP, {"clip": (1.0, -1.0)}, ValueError, "lo <= hi must hold, got 1.0 > -1.0"),
+    ("ddim", VP, {"clip": (1,)}, TypeError, r"clip must be a number, a pair .*, got \(1,\)"),
+    ("ddim", VP, {"clip": "on"}, TypeError, "clip must be a number, a pair .*, got 'on'"),
+]
 
 
-def test_other_impossible_options():
-    for make, message in [
-        (lambda: samplers.ddpm(VP, 5, variance="learned"), "fixed_small or fixed_large"),
-        (lambda: samplers.unipc(VP, 5, order=4), "order must be 1, 2 or 3"),
-        (lambda: samplers.dpmpp_2m(VP, 5, solver="x"), "midpoint or heun"),
-        (lambda: samplers.pndm(VP, 5, average="x"), "epsilon or output"),
-        (lambda: samplers.flow_heun(VP, 5), "needs a schedule with alpha \\+ sigma = 1"),
-        (lambda: samplers.lcm(VP, 60), "1 <= steps <= original_steps <= 1000"),
-        (lambda: samplers.flow_euler(Schedule.flow(), [1.5, 0.5]), "noise levels of the schedule"),
-        (lambda: samplers.euler(Schedule([0.9, 0.5], [0.1, 1.0]), [0.5]), "use whole indices"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            make()
+@pytest.mark.parametrize(("name", "schedule", "options", "error", "message"), BAD_ARGUMENTS)
+def test_bad_arguments_are_named(name, schedule, options, error, message):
+    with pytest.raises(error, match=message):
+        getattr(samplers, name)(schedule, **{"steps": 10, **options})
+
+
+def test_the_advice_where_alpha_is_zero_works():
+    samplers.ddim(FLOW, 10, spacing="trailing", prediction="flow")
+    samplers.unipc(FLOW, 10, spacing="leading", prediction="flow")
+    samplers.unipc(FLOW, [0.9, 0.5, 0.1], prediction="flow")
+    samplers.lcm(FLOW, [1.0, 0.5], prediction="flow")
+
+
+@pytest.mark.parametrize("clip", [1, (-1, 1), [-1, 1], np.float32(1), np.array([-1.0, 1.0])], ids=repr)
+def test_a_clip_is_a_number_or_any_pair(clip):
+    clean = samplers.ddim(VP, 5, clip=clip).tableau.rows["clean"]
+    assert (clean["lo"].tolist(), clean["hi"].tolist()) == ([-1.0] * 5, [1.0] * 5)
 
 
 def test_missing_scipy_is_said(monkeypatch):
@@ -348,16 +377,10 @@ def test_missing_scipy_is_said(monkeypatch):
 
 
 def test_zero_terminal_snr():
-    schedule = VP.rescale_zero_terminal_snr()
     with pytest.raises(ValueError, match='"epsilon" says nothing about x0; use a network with prediction "v"'):
-        samplers.ddim(schedule, 5, spacing="trailing")
-    for name in ("euler", "heun", "pndm", "unipc"):
-        with pytest.raises(ValueError, match="divides by alpha"):
-            getattr(samplers, name)(schedule, 5, prediction="v", spacing="trailing")
-    with pytest.raises(ValueError, match="zero terminal SNR: use a spacing of indices"):
-        samplers.ddim(schedule, 5, prediction="v", spacing="karras")
+        views.VIEWS["epsilon"].clean(0.0, 1.0)
     for name in ("ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde"):  # v = -x0 at alpha = 0: D must be -m
-        table = getattr(samplers, name)(schedule, 5, prediction="v", spacing="trailing").tableau
+        table = getattr(samplers, name)(ZERO_SNR, 5, prediction="v", spacing="trailing").tableau
         assert (table.rows[0]["clean"]["x"], table.rows[0]["clean"]["m1"]) == (0, -1)
 
 
@@ -365,7 +388,7 @@ def test_zero_terminal_snr():
 def test_a_last_step_of_length_zero(steps, spacing):
     """final="sigma_min" may be where x is already: the step does nothing, nobody divides by its length."""
     samplers.unipc(VP, steps, spacing=spacing, final="sigma_min", order=3, lower_order_final=False)
-    for name in set(ALL) - {"lcm", "edm", "flow_heun"}:
+    for name in set(ALL) - {"lcm", "edm", "flow_euler", "flow_heun"}:
         table = getattr(samplers, name)(VP, steps, spacing=spacing, final="sigma_min").tableau
         if table.slots == 0:
             x = np.linspace(-1, 1, 5)
@@ -440,6 +463,25 @@ def test_start_is_stream_2():
         np.testing.assert_allclose(start, sampler.tableau.start * drawn, rtol=1e-15)
     assert samplers.euler(VP, 5).tableau.start == pytest.approx(1 / VP.alpha[-1])
     assert samplers.edm(Schedule.karras(9), 5).tableau.start == 80
+
+
+def test_a_stream_of_ones_own_is_refused():
+    """The streams are the sampler's: nothing ignores that the noise names another."""
+    sampler, x, noise = samplers.ddpm(VP, 5), np.ones((2, 3)), Noise(5, stream=64)
+    for given in (noise, [noise, Noise(1)]):
+        for call in (
+            lambda given=given: sampler.start((2, 3), given),
+            lambda given=given: sampler.step(0, x, x, given),
+            lambda given=given: sampler.step(0, x, (x, x), given, guidance_scale=[1.0, 2.0]),
+        ):
+            with pytest.raises(ValueError, match="takes stream 0, got 64"):
+                call()
+
+
+def test_a_shape_may_be_a_list():
+    sampler, noise = samplers.ddim(VP, 3), Noise(2)
+    expected = sampler.sample(gaussian_model(VP), (2, 3), noise)
+    np.testing.assert_array_equal(sampler.sample(gaussian_model(VP), [2, 3], noise), expected)
 
 
 @pytest.mark.parametrize("name", ["ddpm", "euler_ancestral", "dpmpp_2m_sde"])

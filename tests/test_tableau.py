@@ -138,6 +138,20 @@ def test_repr_is_equations():
     assert len(repr(Tableau([row] * 6)).splitlines()) == 7
 
 
+def test_repr_of_a_gradient_shows_the_mask():
+    table = Tableau([Row(out=0.5 * x + 0.25 * D, clean=2 * x - m1, lo=-1, hi=3)], name="demo")
+    tables = table.transpose()
+    assert repr(tables["x"]).splitlines() == [
+        "Tableau(demo: gradient of x, 1 rows)",
+        "  0: t = 0;  v = 2 x - m;  x' = 0.5 h1 + [-1 <= v <= 3] (0.5 h1)",
+    ]
+    assert repr(tables["m1"]).endswith("x' = 0 + [-1 <= v <= 3] (-0.25 h1)")
+
+
+def test_repr_does_not_round_to_one():
+    assert str(1.00005 * x - 0.9999 * m1 + 25.756412345 * z) == "1.00005 x - 0.9999 m + 25.7564 z"
+
+
 def test_mixed_is_two_model_outputs():
     table = random_table(inputs=("x", "m1", "past1", "z"))
     pairs = [(-6.5, 7.5), (0.0, 1.0)]

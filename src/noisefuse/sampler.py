@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn, TypeAlias
 
@@ -85,10 +85,11 @@ class Sampler:
 
     # ---- one step ------------------------------------------------------------------------------------------
 
-    def start(self, shape: tuple[int, ...], noise: Noises, *, dtype: npt.DTypeLike = "float32") -> Array:
+    def start(self, shape: Sequence[int], noise: Noises, *, dtype: npt.DTypeLike = "float32") -> Array:
         """The x of row 0: noise of stream 2, times the standard deviation that the first level has.
 
         Redrawn by ``randn(shape, noise.at(stream=2))``, up to that factor. Axis 0 of shape is the batch.
+        ValueError: a noise of another stream than 0.
         """
         drawn = ops.randn(shape, _at(noise, 0, START), dtype=dtype)
         return drawn if self._start is None else ops.update(self._start, 0, drawn, out=drawn)
@@ -174,7 +175,7 @@ class Sampler:
     def sample(
         self,
         model: Callable[[Array, Any], Array | tuple[Array, Array]],
-        x_or_shape: Array | tuple[int, ...],
+        x_or_shape: Array | Sequence[int],
         noise: Noises | None = None,
         *,
         start: int = 0,
@@ -201,7 +202,7 @@ class Sampler:
             raise TypeError(f"noise must be a Noise, which differs from step to step, got {type(noise).__name__}")
         self._can_start(start)
         x = x_or_shape
-        if isinstance(x_or_shape, tuple):
+        if isinstance(x_or_shape, list | tuple):
             if noise is None or start:
                 raise TypeError("a new sample needs noise and start=0; for start > 0 give x at the level of that row")
             x = self.start(x_or_shape, noise, dtype=dtype)
@@ -280,9 +281,12 @@ def _scaling(factors: Iterable[float]) -> Tableau:
 # ---- noise and arrays --------------------------------------------------------------------------------------
 
 
-def _at(noise: Noises, i: int, stream: int) -> Noises:
+def _at(noise: Noises, i: int, stream: int) -> Any:
+    """What row i draws from a stream of the sampler's own. ValueError: the noise names a stream."""
     if isinstance(noise, list | tuple):
-        return [n.at(step=n.step + i, stream=stream) for n in noise]
+        return [_at(n, i, stream) for n in noise]
+    if noise.stream:
+        raise ValueError(f"noise: a sampler has streams of its own and takes stream 0, got {noise.stream}")
     return noise.at(step=noise.step + i, stream=stream)
 
 

@@ -397,12 +397,14 @@ class Tableau:
 
     def _step(self, i: int) -> str:
         row = self.rows[i]
-        clean = _equation(_coefficients(row["clean"]))
+        clean, out, *aux = (_equation(_coefficients(row[group])) for group in ROW.names or ())
         lo, hi = row["clean"]["lo"], row["clean"]["hi"]
-        if math.isfinite(lo) or math.isfinite(hi):
-            clean = f"clamp({clean}, {lo:g}, {hi:g})"
-        equations = [f"D = {clean}", f"x' = {_equation(_coefficients(row['out']))}"]
-        equations += [f"keep {_equation(_coefficients(row[o]))}" for o in OUTPUTS[1 : 1 + self.push[i]]]
+        if self.masked:
+            equations = [f"v = {clean}", f"x' = {out} + [{lo:g} <= v <= {hi:g}] ({aux[0]})"]
+        else:
+            bounded = math.isfinite(lo) or math.isfinite(hi)
+            equations = [f"D = clamp({clean}, {lo:g}, {hi:g})" if bounded else f"D = {clean}", f"x' = {out}"]
+            equations += [f"keep {kept}" for kept in aux[: self.push[i]]]
         return f"  {i}: t = {self.timesteps[i]:g};  " + ";  ".join(equations)
 
 
@@ -425,7 +427,7 @@ def _equation(coefficients: Mapping[str, float]) -> str:
         if c == 0:
             continue
         symbol = _PAPER.get(name, name)
-        size = "" if abs(c) == 1 and symbol else f"{abs(c):.4g}"
+        size = "" if abs(c) == 1 and symbol else f"{abs(c):.6g}"
         sign = ("-" if c < 0 else "") if not text else (" - " if c < 0 else " + ")
         text += sign + " ".join(part for part in (size, symbol) if part)
     return text or "0"

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature
 from typing import ParamSpec
 
 from ..sampler import Sampler
 from ..tableau import Tableau
 from . import adams, consistency, dpmpp, one_step, predictor_corrector, two_stage
 from .plan import Threshold
+from .spacing import SpacingOptions
 
 __all__ = [
     "Threshold",
@@ -41,8 +43,13 @@ P = ParamSpec("P")
 
 
 def _sampler(rule: Callable[P, Tableau]) -> Callable[P, Sampler]:
+    accepted = [name for name in signature(rule).parameters if name != "options"] + list(SpacingOptions.__annotations__)
+
     @wraps(rule)
     def make(*args: P.args, **kwargs: P.kwargs) -> Sampler:
+        for name in kwargs:
+            if name not in accepted:
+                raise TypeError(f"{rule.__name__} has no argument {name!r}: it takes {', '.join(accepted)}")
         return Sampler(rule(*args, **kwargs))
 
     make.__annotations__["return"] = "Sampler"

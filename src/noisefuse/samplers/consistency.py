@@ -12,7 +12,7 @@ from ..schedule import Schedule
 from ..tableau import D, Tableau, x, z
 from ..views import View
 from .plan import Clip, plan
-from .spacing import SpacingOptions, Steps
+from .spacing import Axis, SpacingOptions, Steps
 
 
 def lcm(
@@ -32,10 +32,11 @@ def lcm(
         c_skip = sigma_data^2 / (s^2 + sigma_data^2),    c_out = s / sqrt(s^2 + sigma_data^2)
 
     s = timestep_scaling t. steps: n of the ``original_steps`` times of the distillation, or the times
-    themselves. f is what the row calls the clean sample.
+    themselves. f is what the row calls the clean sample. ValueError: a number of steps with a schedule whose
+    model is told noise levels.
     """
     if isinstance(steps, int | np.integer):
-        steps = _distilled(len(schedule), original_steps, int(steps))
+        steps = _distilled(Axis(schedule), original_steps, int(steps))
     run = plan(schedule, steps, prediction, clip, "leading", **options)
     rows = []
     for here, there in run.pairs:
@@ -46,8 +47,14 @@ def lcm(
     return run.table("lcm", rows)
 
 
-def _distilled(length: int, original: int, n: int) -> list[float]:
+def _distilled(axis: Axis, original: int, n: int) -> list[float]:
     """n of the times r - 1, 2 r - 1, .., r = length // original, from the noisiest on, evenly by index."""
+    if not axis.timed_by_index:
+        raise ValueError(
+            "lcm counts indices, and with this schedule a model is told noise levels (alpha = 1 or alpha + sigma = 1): "
+            "give the levels themselves, steps=[..]"
+        )
+    length = len(axis.levels)
     if not 1 <= n <= original <= length:
         raise ValueError(f"1 <= steps <= original_steps <= {length} must hold, got {n} and {original}")
     times = (np.arange(original, 0, -1) * (length // original) - 1).astype(float)

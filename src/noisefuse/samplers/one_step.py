@@ -136,6 +136,8 @@ def flow_euler(
 
         x' = x + (sigma' - sigma) u,    u = z - x0 = (x - D) / sigma
 
-    The model is told the (shifted) sigma.
+    The model is told the (shifted) sigma. ValueError: a schedule without alpha + sigma = 1.
     """
-    return _rows("flow_euler", plan(schedule, steps, prediction, clip, spacing, whole=False, **options), 0.0)
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
+    run.need_flow("flow_euler", "euler")
+    return _rows("flow_euler", run, 0.0)

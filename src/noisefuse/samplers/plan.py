@@ -31,7 +31,7 @@ class Threshold(NamedTuple):
     maximum: float = 1.0
 
 
-Clip: TypeAlias = float | tuple[float, float] | Threshold | None
+Clip: TypeAlias = float | Sequence[float] | Threshold | None
 """Bounds of D: c for (-c, c), or (lo, hi), or dynamic thresholding; None: none."""
 
 
@@ -61,6 +61,7 @@ class Placed(NamedTuple):
 
 
 _UNBOUNDED = (-math.inf, math.inf)
+_INSTEAD = "use ddim, which is also Euler (eta = 0) and ancestral Euler (eta = 1)"
 
 
 def split(here: Node, there: Node, eta: float) -> tuple[float, float]:
@@ -93,13 +94,18 @@ class Plan:
         """(here, there) of each step."""
         return zip(self.nodes[:-1], self.nodes[1:], strict=True)
 
-    def need_signal(self, name: str) -> None:
-        """ValueError at zero terminal SNR, for samplers that divide by the first alpha."""
+    def need_signal(self, name: str, instead: str = _INSTEAD) -> None:
+        """ValueError where x is pure noise at first, for what divides by the first alpha."""
         if self.nodes[0].alpha == 0:
             raise ValueError(
-                f"{name} divides by alpha, and alpha is 0 at the first step (zero terminal SNR): "
-                "use ddim, which is also Euler (eta = 0) and ancestral Euler (eta = 1)"
+                f"{name} divides by alpha, which is 0 at the first step (zero terminal SNR, or sigma = 1 of a flow): "
+                f'{instead}, or start later, by spacing="leading", or a list of times as steps'
             )
+
+    def need_flow(self, name: str, other: str) -> None:
+        """ValueError without alpha + sigma = 1, for samplers of rectified flow."""
+        if self.axis.family != "flow":
+            raise ValueError(f"{name} needs a schedule with alpha + sigma = 1 (Schedule.flow); {other} takes others")
 
     def exploding(self) -> Plan:
         """The same nodes for x / alpha, so that alpha = 1 and sigma is sigma / alpha: k-diffusion's frame."""
@@ -169,12 +175,18 @@ def plan(
     levels = grid(axis, steps, spacing, whole=whole, drop_last=drop_last, **options)
     nodes = map(Node, *(column.tolist() for column in levels))
     threshold = clip if isinstance(clip, Threshold) else None
-    return Plan(axis, tuple(nodes), view(prediction), _bounds(clip), threshold)
+    run = Plan(axis, tuple(nodes), view(prediction), _bounds(clip), threshold)
+    if prediction == "epsilon":
+        run.need_signal('prediction "epsilon"', 'say what the network predicts, prediction="flow", "v" or "sample"')
+    return run
 
 
 def _bounds(clip: Clip) -> tuple[float, float]:
     """(lo, hi) of D; dynamic thresholding writes its own at run time."""
     if clip is None or isinstance(clip, Threshold):
         return _UNBOUNDED
-    lo, hi = clip if isinstance(clip, tuple) else (-clip, clip)
-    return float(lo), float(hi)
+    try:
+        lo, hi = clip if np.iterable(clip) else (-clip, clip)
+        return float(lo), float(hi)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"clip must be a number, a pair (lo, hi), a Threshold or None, got {clip!r}") from error

@@ -54,6 +54,8 @@ class Axis:
     """
 
     def __init__(self, schedule: Schedule) -> None:
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"schedule must be a Schedule, such as Schedule.linear(), got {schedule!r}")
         self.schedule = schedule
         alpha, sigma = schedule.alpha, schedule.sigma
         if np.all(alpha == 1):

@@ -60,8 +60,7 @@ def flow_heun(
     The model is told the (shifted) sigma. ValueError: a schedule without alpha + sigma = 1.
     """
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
-    if run.axis.family != "flow":
-        raise ValueError("flow_heun needs a schedule with alpha + sigma = 1 (Schedule.flow); heun takes others")
+    run.need_flow("flow_heun", "heun")
     return run.table("flow_heun", [row for here, there in run.pairs for row in _heun_step(run, here, there, -1)])
 
 
