@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract's bounds over all 2^32 words, as exhaustive.cpp measures them (docs/noise.md states them).
 
-Seen to fail: a coefficient of each polynomial changed in its 5th digit, radius words taken as 31 bits, an angle of w1
-without its half, a uniform that reaches 1, bfloat16 truncated, binary16 rounded half up.
+Seen to fail: a digit of a coefficient of each polynomial changed, U or V without its half or with a bit less, a lost
+carry between the words of float64, the seam of the logarithm moved, cos and sin swapped or not negated, a uniform that
+reaches 1, bfloat16 truncated, ties rounded up, binary16's subnormals begun too early.
 """
 
 import os

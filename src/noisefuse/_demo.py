@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+    from ._ideal import Run
+
 Image: TypeAlias = npt.NDArray[np.uint8]
 Floats: TypeAlias = npt.NDArray[np.float32]
 
@@ -32,6 +36,7 @@ SHOWN = (0, 49, 149, 299, 499, 999)  # the times t of the columns
 HISTOGRAM = 4  # the one whose noise is counted
 LONGEST_SIDE = 512  # larger photographs are shrunk: the walk noises each a thousand times
 BATCH = 8  # photographs in one timed call
+SAMPLERS = ("ddim", "heun", "dpmpp_2m", "unipc", "flow_euler", "ddpm", "euler_ancestral")  # of the way back
 
 BLUE, ORANGE, GREY, INK = "#2563eb", "#f0821e", "#bcc3cd", "#1f2430"
 
@@ -68,9 +73,12 @@ def run(arguments: argparse.Namespace) -> None:
     with console.status("timing"):
         throughputs, copy = _time(images[0].shape)
 
+    with console.status("sampling digits"):
+        runs = _sample_digits(noise)
+
     info = nf.info()
     where = f"{info['cpu']}, {info['isa']}, {info['threads']} threads"
-    figure = _picture(noised, schedule, throughputs, copy, where)
+    figure = _picture(noised, schedule, throughputs, copy, where, runs)
     try:
         figure.savefig(arguments.out, dpi=150)
     except (OSError, ValueError) as error:  # ValueError: a format that matplotlib does not know
@@ -130,11 +138,27 @@ def _time(shape: tuple[int, ...]) -> tuple[list[Throughput], float]:
     return throughputs, copy
 
 
+def _sample_digits(noise: nf.Noise) -> list[Run]:
+    """The way back: some samplers, with the ideal denoiser of scikit-learn's digits; none where that is missing."""
+    if find_spec("sklearn") is None:
+        print("without scikit-learn no digits are sampled: pip install 'noisefuse[demo]'", file=sys.stderr)
+        return []
+    from . import _ideal
+
+    digits = _ideal.Digits.load()
+    return [_ideal.run(name, digits, noise) for name in SAMPLERS]
+
+
 # ---- the picture -------------------------------------------------------------------------------------------
 
 
 def _picture(
-    noised: Sequence[Noised], schedule: nf.Schedule, throughputs: Sequence[Throughput], copy: float, where: str
+    noised: Sequence[Noised],
+    schedule: nf.Schedule,
+    throughputs: Sequence[Throughput],
+    copy: float,
+    where: str,
+    runs: Sequence[Run],
 ) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
@@ -155,16 +179,22 @@ def _picture(
     }
     # two rows of panels for each photograph, in its own proportions
     aspects = [one.walk.shape[1] / one.walk.shape[2] for one in noised for _ in range(2)]
-    panels, charts = 2.07 * sum(aspects) + 0.62, 3.9  # inches
+    inches = [2.07 * sum(aspects) + 0.62, 3.9]
+    if runs:
+        from . import _ideal
+
+        inches.append(_ideal.height(runs))
     with matplotlib.rc_context(style):
         # not pyplot's: no display is needed and no window opens
-        figure: Any = Figure(figsize=(13, panels + charts), layout="constrained")
+        figure: Any = Figure(figsize=(13, sum(inches)), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.07, h_pad=0.06, wspace=0.01, hspace=0)
-        top, bottom = figure.subfigures(2, 1, height_ratios=(panels, charts))
-        _draw_photographs(top, noised, schedule, aspects)
-        histogram, bars = bottom.subplots(1, 2, width_ratios=(5, 6))
+        parts = figure.subfigures(len(inches), 1, height_ratios=inches)
+        _draw_photographs(parts[0], noised, schedule, aspects)
+        histogram, bars = parts[1].subplots(1, 2, width_ratios=(5, 6))
         _draw_histogram(histogram, noised)
         _draw_bars(bars, throughputs, copy, where)
+        if runs:
+            _ideal.panel(parts[2], runs)
     return figure  # type: ignore[no-any-return]
 
 

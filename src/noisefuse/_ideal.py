@@ -1,0 +1,1 @@
+../../examples/ideal_denoiser.py
