@@ -53,7 +53,7 @@ struct Count {
 };
 
 void print(const char* name, const Most& m, double factor = 1) {
-    std::printf("%-26s %.9g 0x%08" PRIX64 ":%08" PRIX64 "\n", name, m.value * factor, m.at, m.at_low);
+    std::printf("%-26s %.17g 0x%08" PRIX64 ":%08" PRIX64 "\n", name, m.value * factor, m.at, m.at_low);
 }
 
 void print(const char* name, const Count& c) { std::printf("%-26s %" PRIu64 " 0x%08" PRIX64 "\n", name, c.n, c.at); }

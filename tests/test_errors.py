@@ -78,7 +78,8 @@ ROWS = {
         TypeError, r"t: expected integers.*18446744073709551616", lambda o: q_sample(x(), 2**64, S, N, **o)
     ),
     "one t negative": (IndexError, r"t = -3 .*t < 10", lambda o: q_sample(x(), np.array([0, 1, -3, 2]), S, N, **o)),
-    "one t too large": (IndexError, r"t = 12 .*t < 10", lambda o: q_sample(x(), [0, 1, 2, 12], S, N, **o)),
+    "one t too large": (IndexError, r"t = 12 .*t < 10", lambda o: q_sample(x(), np.array([0, 1, 2, 12]), S, N, **o)),
+    "a list of t": (IndexError, r"t = 12 .*t < 10", lambda o: q_sample(x(), [0, 1, 2, 12], S, N, **o)),
     "t of uint8": (IndexError, r"t = 255 .*t < 10", lambda o: q_sample(x(), np.uint8([0, 255, 1, 1]), S, N, **o)),
     "t a float": (TypeError, r"linear.*integers.*float64", lambda o: q_sample(x(), 0.5, S, N, **o)),
     "t a bool": (TypeError, r"t: expected integers.*bool", lambda o: q_sample(x(), True, S, N, **o)),
@@ -157,6 +158,9 @@ ROWS = {
     "q_step: step overflows": (
         OverflowError, r"step 4294967294 .*t = 2 .*2\^32",
         lambda o: q_step(x(), [0, 1, 2, 0], S, N.at(step=2**32 - 2), **o),
+    ),
+    "q_step: step overflows at once": (
+        OverflowError, r"step 4294967294 .*t = 2 .*2\^32", lambda o: q_step(x(), 2, S, N.at(step=2**32 - 2), **o)
     ),
     "q_walk: step overflows": (
         OverflowError, r"step 4294967287 .*t = 9 .*2\^32", lambda o: q_walk(x(), S, N.at(step=2**32 - 9), **o)

@@ -390,6 +390,17 @@ def test_an_output_may_be_an_input(backend, dtype):
     assert bits(a) == bits(nf.q_step(x0, t, LINEAR, noise))
 
 
+def test_out_may_lie_over_t(backend):
+    """t is read to its end before anything is written."""
+    for batched in (True, False):
+        memory = np.zeros((70, 700), np.float32)
+        t = memory.view(np.int64)[:, -1] if not batched else memory.view(np.int64).reshape(-1)[-70:]
+        t[:] = np.arange(70)
+        x, noise = normals(memory.shape, np.float32), nf.Noise(5)
+        expected = nf.q_sample(x, t.copy(), LINEAR, noise, batched=batched)
+        assert bits(nf.q_sample(x, t, LINEAR, noise, out=memory, batched=batched)) == bits(expected)
+
+
 # ---- noise -------------------------------------------------------------------------------------------------
 
 
