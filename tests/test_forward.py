@@ -305,6 +305,20 @@ def test_the_dtype_may_be_asked_for(backend, kind):
     np.testing.assert_allclose(nf.q_sample(x0, 300, LINEAR, noise, dtype=kind).astype(float), exact, 0.01, 1e-2)
 
 
+@pytest.mark.parametrize("target", [None, *TARGETS])
+def test_a_schedule_gives_each_call_its_own_coefficients(backend, target):
+    """It keeps those that it was asked for before: they are for the same target, scale and kind of data."""
+    kept, noise, x = nf.Schedule.linear(10), nf.Noise(2), normals((4, 50), np.float32)
+    for x0 in (x, x.astype(np.float64), (100 * abs(x)).astype(np.uint8), x):
+        for keywords in ({}, {"scale": 0.5}, {"offset": 0.25}, {}):
+            found, new = (
+                nf.q_sample(x0, 5, schedule, noise, target=target, **keywords)
+                for schedule in (kept, nf.Schedule.linear(10))
+            )
+            assert bits(np.stack(found)) == bits(np.stack(new))
+    assert bits(nf.q_step(x, 5, kept, noise)) == bits(nf.q_step(x, 5, nf.Schedule.linear(10), noise))
+
+
 def test_a_float_t_is_the_schedules_own_time(backend):
     x0, u = normals((3, 50), np.float32), np.array([0.0, 0.3, 1.0])
     for schedule in CONTINUOUS:
@@ -317,12 +331,15 @@ def test_a_float_t_is_the_schedules_own_time(backend):
 
 def test_q_step_is_its_formula(backend, dtype):
     x, noise = normals((5, 77), dtype), nf.Noise(1, sample=9, step=100)
-    for t in (0, 1, 999):
+    relative = 4 * np.finfo(real(dtype)).eps + (0 if dtype == real(dtype) else 2 * eps(dtype))
+    for schedule, t in ((LINEAR, 0), (LINEAR, 1), (LINEAR, 999), (CONTINUOUS[1], 20), (CONTINUOUS[2], 40)):
+        before = (1.0, 0.0) if t == 0 else (schedule.alpha[t - 1], schedule.sigma[t - 1])
+        a = schedule.alpha[t] / before[0]
+        s = np.sqrt(schedule.sigma[t] ** 2 - (a * before[1]) ** 2)
         z = nf.randn(x.shape, noise.at(step=100 + t, stream=1), dtype=real(dtype)).astype(np.float64)
-        exact = np.sqrt(1 - LINEAR.betas[t]) * x.astype(np.float64) + np.sqrt(LINEAR.betas[t]) * z
-        size = abs(x.astype(np.float64)) + abs(z)
-        relative = 4 * np.finfo(real(dtype)).eps + (0 if dtype == real(dtype) else 2 * eps(dtype))
-        assert (abs(nf.q_step(x, t, LINEAR, noise) - exact) <= relative * size).all()
+        terms = abs(a * x.astype(np.float64)) + abs(s * z)
+        exact = a * x.astype(np.float64) + s * z
+        assert (abs(nf.q_step(x, t, schedule, noise) - exact) <= (relative + 1e-12) * terms).all()
 
 
 def test_the_walk_has_the_moments_of_the_closed_form():

@@ -17,8 +17,11 @@ template <class Real>
 void step_drawing_nothing(const Step& s, int64_t begin, int64_t end) {
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
+    // Asking for lines early is worth 15 % where they come from memory, and costs up to 10 % where they do not.
+    const bool far = s.size * s.batch > int64_t{1} << 22;
     for (int64_t at = begin; at < end; at += kTile) {
         const int size = static_cast<int>(least(kTile, end - at));
+        for (int g = 0; g < kTile / kGroup && far; ++g) arrays.prefetch(at, g);
         arrays.load(at, size);
         rows.select(at / s.segment, s.segment - at % s.segment, size);
         arrays.apply(rows, at, size);

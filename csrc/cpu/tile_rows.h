@@ -184,7 +184,7 @@ struct Arrays {
     int n_in = 0, slots[kSlots];
     int n_streams = 0;
     Stream streams[kSlots + 3];
-    bool direct;  // the one output can be written as it is computed
+    bool direct[3];  // written as it is computed: not so an output that is an input which others still read
     const Real* value[kSlots] = {};
     alignas(64) Real staged[kSlots][kTile], clean[kTile], result[3][kTile];
 
@@ -196,7 +196,11 @@ struct Arrays {
             }
         for (int o = 0; o < 3; ++o)
             if (s.out[o]) streams[n_streams++] = {static_cast<const char*>(s.out[o]), kBytes[int(s.type)], true};
-        direct = !s.out[1] && !s.out[2] && s.type == kOwn<Real>;
+        const bool alone = !s.out[1] && !s.out[2];
+        for (int o = 0; o < 3; ++o) {
+            direct[o] = s.type == kOwn<Real>;
+            for (int i = 0; i < n_in && !alone; ++i) direct[o] &= s.in[slots[i]] != s.out[o];
+        }
     }
 
     // Asks for the lines of group g of the tile after this one: a few at a time between the rounds of philox, since all
@@ -236,7 +240,6 @@ struct Arrays {
         store_as(s.out[0], s.type, at, result[0], size);
     }
 
-    // An output may be an input: with several outputs none is stored before all are computed.
     void apply(const Rows<Real>& rows, int64_t at, int size) {
         if (s.masked) return apply_masked(rows, at, size);
         if (rows.wants_clean) {
@@ -244,11 +247,11 @@ struct Arrays {
             rows.clamp(clean, size);
             value[kD] = clean;
         }
-        if (direct) return rows.apply(static_cast<Real*>(s.out[0]) + at, size, rows.out[0], value);
         for (int o = 0; o < 3; ++o)
-            if (s.out[o]) rows.apply(result[o], size, rows.out[o], value);
+            if (s.out[o])
+                rows.apply(direct[o] ? static_cast<Real*>(s.out[o]) + at : result[o], size, rows.out[o], value);
         for (int o = 0; o < 3; ++o)
-            if (s.out[o]) store_as(s.out[o], s.type, at, result[o], size);
+            if (s.out[o] && !direct[o]) store_as(s.out[o], s.type, at, result[o], size);
     }
 };
 

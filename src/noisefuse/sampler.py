@@ -51,6 +51,7 @@ class Sampler:
     tableau: Tableau
     _slots: int
     _push: list[int]
+    _plain: int
     _denoised: list[int]
     _start: Tableau | None
     _inputs: Tableau | None
@@ -61,6 +62,8 @@ class Sampler:
             tableau=tableau,
             _slots=tableau.slots,
             _push=tableau.push.tolist(),
+            # how many rows remember nothing and depend on no data: all or none
+            _plain=0 if tableau.slots or tableau.push.any() or tableau.threshold else len(tableau),
             _denoised=tableau.denoised.tolist(),
             _start=None if tableau.start == 1 else _scaling([tableau.start]),
             _inputs=None if np.all(tableau.scale == 1) else _scaling(tableau.scale),
@@ -142,6 +145,15 @@ class Sampler:
             IndexError: no row i. TypeError: a missing state, a pair without guidance_scale or the other way
             round. ``noisefuse.update`` says what is wrong with an array.
         """
+        # Most calls; nothing that follows would make a difference to them, but for its microsecond.
+        if (
+            type(i) is int
+            and 0 <= i < self._plain
+            and guidance_scale is None
+            and denoised_out is None
+            and type(model_output) is not tuple
+        ):
+            return ops.update(self.tableau, i, x, model_output, noise=noise, out=out)
         i, table = self._row(i), self.tableau
         if state is None and self._slots:
             raise TypeError(f"{table.name} remembers earlier steps: pass state=sampler.state(x), one per run")
