@@ -180,6 +180,8 @@ def _ids(sample: int | ArrayLike) -> int | NDArray[np.uint64]:
     if isinstance(sample, SupportsIndex) and not isinstance(sample, np.ndarray):
         return _checked("sample", sample, SAMPLES)
     ids = np.asarray(sample)
+    if ids.size == 0:
+        ids = ids.astype(np.uint64)  # an empty list is one of floats to NumPy
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise TypeError(f"sample: expected an int or integer ids (B,), got {ids.dtype} of shape {ids.shape}")
     if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= SAMPLES):
