@@ -267,13 +267,19 @@ def records() -> Iterator[list[dict[str, Any]]]:
     """One for each figure; written down where all of them ran."""
     taken: list[dict[str, Any]] = []
     yield taken
-    if len(taken) == len(FIGURES) and all("met" in record or "skipped" in record for record in taken):
-        where = machine()
-        # Intel(R) Xeon(R) Gold 6230 CPU @ 2.10GHz -> intel-xeon-gold-6230-cpu-2-10ghz
-        name = "-".join(re.sub(r"\((r|tm)\)|[^a-z0-9]+", " ", where["cpu"].lower()).split())
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps({"machine": where, "figures": taken}, indent=1) + "\n")
-        (RESULTS / f"{name}.md").write_text(report(where, taken))
+    write(taken, len(FIGURES), report)
+
+
+def write(taken: list[dict[str, Any]], figures: int, report: Callable[..., str], suffix: str = "") -> None:
+    """results/<processor><suffix>.json and .md, if this many figures were taken."""
+    if len(taken) < figures or not all("met" in record or "skipped" in record for record in taken):
+        return
+    where = machine()
+    # Intel(R) Xeon(R) Gold 6230 CPU @ 2.10GHz -> intel-xeon-gold-6230-cpu-2-10ghz
+    name = "-".join(re.sub(r"\((r|tm)\)|[^a-z0-9]+", " ", where["cpu"].lower()).split()) + suffix
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": where, "figures": taken}, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text(report(where, taken))
 
 
 def report(where: dict[str, Any], taken: list[dict[str, Any]]) -> str:

@@ -10,9 +10,7 @@ ones with a compiled triad, out = a x + b m (triad.c), on the same threads and o
 from __future__ import annotations
 
 import ctypes
-import json
 import os
-import re
 import subprocess
 import tempfile
 import warnings
@@ -28,10 +26,10 @@ import pytest
 import naive
 import noisefuse as nf
 import test_forward as forward
-from noisefuse._bench import describe, interleaved, machine
+from noisefuse._bench import describe, interleaved
 from noisefuse._contenders import Call
 from noisefuse.sampler import Sampler
-from test_forward import ACTION, LARGE, RESULTS, Figure, Pair
+from test_forward import ACTION, LARGE, Figure, Pair
 
 CHUNK = (1, 50, 32)  # of actions
 LATENTS = (4, 4, 128, 128)
@@ -236,12 +234,7 @@ def records() -> Iterator[list[dict[str, Any]]]:
     """One for each figure; written down where all of them ran."""
     taken: list[dict[str, Any]] = []
     yield taken
-    if len(taken) == len(FIGURES) and all("met" in record or "skipped" in record for record in taken):
-        where = machine()
-        name = "-".join(re.sub(r"\((r|tm)\)|[^a-z0-9]+", " ", where["cpu"].lower()).split()) + "-samplers"
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps({"machine": where, "figures": taken}, indent=1) + "\n")
-        (RESULTS / f"{name}.md").write_text(report(where, taken))
+    forward.write(taken, len(FIGURES), report, "-samplers")
 
 
 def report(where: dict[str, Any], taken: list[dict[str, Any]]) -> str:
