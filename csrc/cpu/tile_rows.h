@@ -134,6 +134,13 @@ struct Rows {
     }
 
     void expand(Real* to, int column, int64_t segment, int64_t left, int n) const {
+        if (s.segment <= 4) {  // points: one store each, the next one overwrites what is too much
+            for (int64_t at = 0; at < n; ++segment, at += left, left = s.segment) {
+                const Real c = table_row(segment)[column], four[4] = {c, c, c, c};
+                std::memcpy(to + at, four, sizeof four);
+            }
+            return;
+        }
         for (int at = 0; at < n; ++segment, left = s.segment) {
             const int size = static_cast<int>(least(left, n - at));
             const Real c = table_row(segment)[column], four[4] = {c, c, c, c};
