@@ -230,7 +230,7 @@ def q_walk(
     if result.size == 0:
         return result
     times = int(kept[-1]) + 1
-    rows = vars(schedule).get("_steps") or _kept(schedule, "_steps", _step_rows)
+    rows = _kept(schedule, "_steps", _step_rows)
     slots = np.full(times, -1, np.int64)
     slots[kept] = np.arange(len(kept))
     batch, sample_shape = batch_shape(x0.shape, batched)
@@ -338,7 +338,10 @@ Owner = TypeVar("Owner", Schedule, Tableau)
 
 
 def _kept(owner: Owner, name: str, make: Callable[[Owner], Rows]) -> Rows:
-    """The rows of a schedule or table, made once and kept with it: it never changes."""
+    """The rows of a schedule or table, made once and kept with it: it never changes.
+
+    (Where a call takes half a microsecond, callers look into `vars` themselves first.)
+    """
     if name not in vars(owner):
         vars(owner)[name] = make(owner)
     rows: Rows = vars(owner)[name]
