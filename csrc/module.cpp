@@ -9,6 +9,7 @@
 #include <new>
 #include <vector>
 
+#include "core/loss.h"
 #include "core/philox.h"
 #include "cpu/dispatch.h"
 #include "cpu/lane_scalar.h"
@@ -58,15 +59,15 @@ bool parse_field(PyObject* tuple, Field& f) {
     return !PyErr_Occurred();
 }
 
-// The arguments that step and walk share, in the order of backends/call.py.
-bool parse_step(PyObject* args, Step& s, std::vector<Field>& fields, PyObject*& keep) {
+// The arguments that step, walk and loss share, in the order of backends/call.py; `more` is what walk and loss add.
+bool parse_step(PyObject* args, Step& s, std::vector<Field>& fields, PyObject*& more) {
     PyObject *rows, *index, *inputs, *outputs, *noise;
     long long batch, size, segment;
     unsigned long long present;
     int draw, step_by_index, masked;
     if (!PyArg_ParseTuple(args, "LLOKOLO!O!ipO!p|O", &batch, &size, &rows, &present, &index, &segment, &PyTuple_Type,
                           &inputs, &PyTuple_Type, &outputs, &draw, &step_by_index, &PyTuple_Type, &noise, &masked,
-                          &keep))
+                          &more))
         return false;
     s = Step{};
     s.batch = batch, s.size = size, s.segment = segment, s.present = present;
@@ -120,6 +121,79 @@ PyObject* py_walk(PyObject*, PyObject* args) {
     Py_BEGIN_ALLOW_THREADS;
     parallel_for(w.first.batch * w.first.size, 256 * (tiles ? tiles : 1),
                  [&](int64_t begin, int64_t end) { k.walk(w, begin, end); });
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+// The chunks on all threads; then, in the order of the elements, the samples' sums: one for each, or the sum of them.
+class LossRun {
+  public:
+    Loss loss{};
+    const double* weight = nullptr;  // for each piece, or null
+    double* sums = nullptr;          // null: only the gradient is wanted
+    int64_t n_sums = 1;
+
+    // Elements of a piece: the part of a sample that one t covers, or all of the sample.
+    void set_piece(int64_t size) {
+        loss.piece = size;
+        loss.chunks = (size + kLossChunk - 1) / kLossChunk;
+        chunks_ = loss.residual.batch * loss.residual.size / size * loss.chunks;
+    }
+
+    // std::bad_alloc where there is no memory.
+    void reserve() {
+        if (!sums) return;
+        chunk_sums_.resize(static_cast<size_t>(chunks_));
+        loss.sums = chunk_sums_.data();
+    }
+
+    void run() const {
+        const Kernels& k = kernels();
+        const int64_t in_chunk = loss.piece < kLossChunk ? loss.piece : kLossChunk;
+        parallel_for(chunks_, (kChunk + in_chunk - 1) / in_chunk,
+                     [&](int64_t begin, int64_t end) { k.loss(loss, begin, end); });
+        if (!sums) return;
+        const int64_t batch = loss.residual.batch, pieces = loss.residual.size / loss.piece;
+        const double* chunk = chunk_sums_.data();
+        if (n_sums == 1) *sums = 0;
+        for (int64_t b = 0; b < batch; ++b, chunk += pieces * loss.chunks) {
+            const double sum =
+                sum_of_sample<Scalar>(chunk, pieces, loss.chunks, weight ? weight + b * pieces : nullptr);
+            if (n_sums == 1)
+                *sums = *sums + sum;
+            else
+                sums[b] = sum;
+        }
+    }
+
+  private:
+    std::vector<double> chunk_sums_;
+    int64_t chunks_ = 0;
+};
+
+// Beside what step takes: (piece, weight or None, factor or None, sums or None).
+PyObject* py_loss(PyObject*, PyObject* args) {
+    LossRun call;
+    Loss& loss = call.loss;
+    std::vector<Field> fields;
+    PyObject *more = nullptr, *weight, *factor, *sums;
+    long long piece;
+    if (!parse_step(args, loss.residual, fields, more) ||
+        !PyArg_ParseTuple(more, "LOOO", &piece, &weight, &factor, &sums))
+        return nullptr;
+    loss.residual.type = loss.residual.in_type[kM1];
+    loss.factor = static_cast<const double*>(data(factor));
+    call.weight = static_cast<const double*>(data(weight));
+    call.sums = static_cast<double*>(data(sums));
+    if (sums != Py_None) call.n_sums = PyArray_SIZE(array(sums));
+    call.set_piece(piece);
+    try {
+        call.reserve();
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    call.run();
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
 }
@@ -363,6 +437,7 @@ PyObject* py_set_num_threads(PyObject*, PyObject* n) {
 PyMethodDef methods[] = {
     {"step", py_step, METH_VARARGS, nullptr},
     {"walk", py_walk, METH_VARARGS, nullptr},
+    {"loss", py_loss, METH_VARARGS, nullptr},
     {"philox", py_philox, METH_VARARGS, nullptr},
     {"row", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_row)), METH_FASTCALL, nullptr},
     {"isas", py_isas, METH_NOARGS, nullptr},

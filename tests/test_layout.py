@@ -32,6 +32,7 @@ ALLOWED = {
     "arrays": "interop.*",
     "calls": "noise arrays backends backends.call",
     "ops": "schedule tableau noise arrays calls backends backends.call",
+    "loss": "schedule noise arrays calls ops backends backends.call",
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
     "sampler": "ops noise tableau views samplers",
     "samplers": "sampler tableau samplers.*",

@@ -3,6 +3,7 @@
 
 from . import samplers
 from .backends import info, set_num_threads, use_backend
+from .loss import mse_loss, mse_loss_grad
 from .noise import NOISE_VERSION, Noise
 from .ops import philox4x32, q_sample, q_step, q_walk, randn, uniform, update
 from .sampler import Sampler
@@ -19,6 +20,8 @@ __all__ = [
     "Schedule",
     "Tableau",
     "info",
+    "mse_loss",
+    "mse_loss_grad",
     "philox4x32",
     "q_sample",
     "q_step",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..noise import Noise
-from .call import AFFINE, COLUMNS, Rows, Step, Walk, Z
+from .call import AFFINE, COLUMNS, Loss, Rows, Step, Walk, Z
 
 
 class Backend(Protocol):
@@ -22,6 +22,7 @@ class Backend(Protocol):
 
     def step(self, call: Step) -> None: ...
     def walk(self, call: Walk) -> None: ...
+    def loss(self, call: Loss) -> None: ...
     def philox(self, counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]: ...
 
 
