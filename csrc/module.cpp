@@ -5,6 +5,7 @@
 #include <Python.h>
 #include <numpy/arrayobject.h>
 
+#include <cmath>
 #include <cstring>
 #include <new>
 #include <vector>
@@ -399,6 +400,74 @@ PyObject* py_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
     return out;
 }
 
+// None, or float64, one for each row, finite where the call takes them.
+bool plain_weights(PyObject* weights, PyObject* rows, const Step& s) {
+    if (weights == Py_None) return true;
+    if (!plain(weights, NPY_DOUBLE) || PyArray_NDIM(array(weights)) != 1 ||
+        PyArray_DIM(array(weights), 0) != PyArray_DIM(array(rows), 0))
+        return false;
+    const double* w = static_cast<double*>(data(weights));
+    for (int64_t i = 0; i < s.batch * s.size / s.segment; ++i)
+        if (!std::isfinite(w[s.index[i]])) return false;
+    return true;
+}
+
+// Where t is one for all or one for each sample, and each sample has one weight. False: no memory.
+bool run_mse(const Step& s, PyObject* weights, double upstream, double* loss) {
+    const int64_t elements = s.batch * s.size;
+    const auto n = static_cast<double>(elements);
+    try {
+        LossRun run;
+        run.loss.residual = s;
+        run.set_piece(s.size);
+        run.sums = loss;
+        run.reserve();
+        std::vector<double> weight(weights == Py_None ? 0 : static_cast<size_t>(s.batch)), factor;
+        for (size_t b = 0; b < weight.size(); ++b)
+            weight[b] = static_cast<double*>(data(weights))[s.index[s.segment < elements ? b : 0]];
+        if (s.out[0]) factor.assign(static_cast<size_t>(s.batch), 2.0 * upstream / n);
+        for (size_t b = 0; s.out[0] && b < weight.size(); ++b) factor[b] = 2.0 * weight[b] * upstream / n;
+        run.weight = weight.empty() ? nullptr : weight.data();
+        run.loss.factor = factor.data();
+        if (elements <= 4096) {  // quicker than handing over the interpreter
+            run.run();
+        } else {
+            Py_BEGIN_ALLOW_THREADS;
+            run.run();
+            Py_END_ALLOW_THREADS;
+        }
+    } catch (const std::bad_alloc&) {
+        return false;
+    }
+    if (loss) *loss /= n;
+    return true;
+}
+
+// mse(rows32, present, t, x0, pred, noise, weights or None, upstream, wants loss, gradient or None) -> the loss, or
+// None, or NotImplemented: the mean over all elements. weights: one for each row.
+PyObject* py_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 10) return PyErr_Format(PyExc_TypeError, "mse: expected 10 arguments, got %zd", n);
+    PyObject *stream = PyLong_FromLong(-1), *weights = args[6], *out = args[9];
+    PyObject* const row[] = {args[0], args[1], args[2], args[3], args[4], Py_None, args[5], stream, out, Py_None};
+    PlainCall call;
+    const bool parsed = call.parse(row);
+    Py_DECREF(stream);
+    if (!parsed || !PyFloat_CheckExact(args[7]) || !plain_weights(weights, args[0], call.s)) Py_RETURN_NOTIMPLEMENTED;
+    const bool wants_loss = args[8] == Py_True;
+    if (!wants_loss && out == Py_None) {
+        out = PyArray_NewLikeArray(array(call.x), NPY_CORDER, nullptr, 0);
+        if (!out) return nullptr;
+        call.s.out[0] = data(out);
+    } else {
+        Py_INCREF(out);
+    }
+    double loss;
+    const bool done = run_mse(call.s, weights, PyFloat_AS_DOUBLE(args[7]), wants_loss ? &loss : nullptr);
+    if (done && !wants_loss) return out;
+    Py_DECREF(out);
+    return done ? PyFloat_FromDouble(loss) : PyErr_NoMemory();
+}
+
 // ------------------------------------------------------------------------------------------------ settings
 
 PyObject* py_isas(PyObject*, PyObject*) {
@@ -440,6 +509,7 @@ PyMethodDef methods[] = {
     {"loss", py_loss, METH_VARARGS, nullptr},
     {"philox", py_philox, METH_VARARGS, nullptr},
     {"row", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_row)), METH_FASTCALL, nullptr},
+    {"mse", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_mse)), METH_FASTCALL, nullptr},
     {"isas", py_isas, METH_NOARGS, nullptr},
     {"isa", py_isa, METH_NOARGS, nullptr},
     {"use_isa", py_use_isa, METH_O, nullptr},

@@ -13,6 +13,25 @@ namespace {  // see philox.h
 constexpr int kAccumulators = 64;
 constexpr int64_t kLossChunk = 4096;  // elements
 
+// Pairwise: sum[j] + sum[j + n / 2], until one is left; n is a power of two.
+template <class Real>
+inline Real halve(Real* sum, int n) {
+    for (int half = n / 2; half > 0; half /= 2)
+        for (int j = 0; j < half; ++j) sum[j] = sum[j] + sum[j + half];
+    return sum[0];
+}
+
+// The sum of a chunk of n <= 64 elements: as below, without the zeros.
+template <class Real>
+inline Real sum_of_few(const Real* r, int n) {
+    Real square[kAccumulators];
+    int used = 1;
+    while (used < n) used *= 2;
+    for (int i = 0; i < n; ++i) square[i] = r[i] * r[i];
+    for (int i = n; i < used; ++i) square[i] = 0;
+    return halve(square, used);
+}
+
 // W: how many Reals a vector of this lane type holds.
 template <class Lane, int W, class Real>
 class SquareSum {
@@ -40,9 +59,7 @@ class SquareSum {
             for (int i = n_held_; i < kAccumulators; ++i) held_[i] = 0;
             add_held();
         }
-        for (int half = kAccumulators / 2; half > 0; half /= 2)
-            for (int j = 0; j < half; ++j) sum_[j] = sum_[j] + sum_[j + half];
-        const Real total = sum_[0];
+        const Real total = halve(sum_, kAccumulators);
         for (Real& sum : sum_) sum = 0;
         return total;
     }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
@@ -12,13 +13,16 @@ from . import backends
 from .arrays import FLOATS, Array, as_array, batch_shape, count
 from .backends.call import M1, Loss, Rows, X, Z
 from .calls import Index, make_call, make_rows, names_or_array, reads
-from .noise import FIELD
+from .noise import FIELD, Noise
 from .ops import OUT_K, OUT_X, OUT_Z, NoiseLike, Target, forward_rows, need_schedule, target_factors
 from .schedule import Schedule
 
 Reduction: TypeAlias = Literal["mean", "none"]
 
 OUT_M1 = OUT_K + 1 + M1
+
+# The names under which a schedule keeps the rows of residuals from floats (`forward_rows`).
+_KEPT = {target: f"_residual_{target}_False" for target in ("epsilon", "v", "velocity", "sample")}
 
 
 @overload
@@ -73,10 +77,14 @@ def mse_loss(
     Raises:
         As `q_sample`; nothing is written then.
     """
+    if scale is None and offset is None and reduction == "mean" and batched is True:
+        loss = _short_cut(pred, x0, t, schedule, noise, target, weight, 1.0, True, grad_out)
+        if loss is not NotImplemented:
+            return loss if grad_out is None else (loss, grad_out)
     given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
-    if grad_out is None:
-        return _run(*given, None, want_loss=True, want_grad=False, out_name="grad_out", out=None)[0]
-    return _run(*given, 1.0, want_loss=True, want_grad=True, out_name="grad_out", out=grad_out)
+    outs = {} if grad_out is None else {"grad_out": grad_out}
+    loss, gradient = _run(*given, 1.0, outs, want_loss=True)
+    return loss if grad_out is None else (loss, gradient)
 
 
 def mse_loss_grad(
@@ -107,9 +115,29 @@ def mse_loss_grad(
     Returns:
         Of pred's shape and dtype.
     """
+    gradient: Array
+    if scale is None and offset is None and reduction == "mean" and batched is True:
+        gradient = _short_cut(pred, x0, t, schedule, noise, target, weight, upstream, False, out)
+        if gradient is not NotImplemented:
+            return gradient
     given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
-    gradient: Array = _run(*given, upstream, want_loss=False, want_grad=True, out_name="out", out=out)[1]
+    gradient = _run(*given, upstream, {"out": out}, want_loss=False)[1]
     return gradient
+
+
+def _short_cut(
+    pred: Array, x0: Array | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, target: Target,
+    weight: ArrayLike | None, upstream: ArrayLike, want_loss: bool, out: Array | None,
+) -> Any:  # fmt: skip
+    """The loss, or the gradient where no loss is wanted; NotImplemented where something is not plain."""
+    mse, of_schedule = backends.mse_short_cut, _KEPT.get(target)
+    if mse is None or of_schedule is None or type(schedule) is not Schedule or type(noise) is not Noise:
+        return NotImplemented
+    rows = vars(schedule).get(of_schedule)
+    if rows is None:  # of the first call
+        return NotImplemented
+    x = pred if x0 is None and target == "epsilon" else x0
+    return mse(rows.single, rows.present, t, x, pred, noise, weight, upstream, want_loss, out)
 
 
 def _run(
@@ -124,14 +152,12 @@ def _run(
     scale: float | None,
     offset: float | None,
     batched: bool,
-    upstream: ArrayLike | None,
+    upstream: ArrayLike,
+    outs: Mapping[str, Array | None],
     *,
     want_loss: bool,
-    want_grad: bool,
-    out_name: str,
-    out: Array | None,
 ) -> tuple[Any, Any]:
-    """(loss, gradient), None for what is not wanted."""
+    """(loss, gradient), None for what is not wanted. outs: where the gradient is, the caller's array by its name."""
     need_schedule(schedule)
     if target not in ("epsilon", "v", "velocity", "sample"):
         raise ValueError(f"target = {target!r}: expected 'epsilon', 'v', 'velocity' or 'sample'")
@@ -151,7 +177,7 @@ def _run(
     piece = min(index.segment, size)
     weights = _weights(weight, t, rows, index, batch * size // max(1, piece))
     n = size if reduction == "none" else batch * size
-    factor = _factor(weights, upstream, reduction, batch, piece, size, n) if want_grad else None
+    factor = _factor(weights, upstream, reduction, batch, piece, size, n) if outs else None
     residual = make_call(
         m.shape,
         m.dtype,
@@ -159,7 +185,7 @@ def _run(
         index,
         names if reads(rows, Z) else (),
         {slot: a for slot, a in {X: x, M1: m, Z: z}.items() if reads(rows, slot)},
-        {out_name: out} if want_grad else {},
+        dict(outs),
         batched=batched,
     )
     sums = np.zeros(batch if reduction == "none" else 1) if want_loss else None
@@ -168,7 +194,7 @@ def _run(
     if sums is not None:
         with np.errstate(invalid="ignore"):  # no elements: NaN, as their mean is
             sums /= n
-    return None if sums is None else sums if reduction == "none" else sums[0], residual.outputs[0]
+    return sums if sums is None or reduction == "none" else float(sums[0]), residual.outputs[0]
 
 
 def residual_rows(alpha: ArrayLike, sigma: ArrayLike, target: Target, scale: float, offset: float) -> Rows:
@@ -212,7 +238,7 @@ def _weights(weight: ArrayLike | None, t: ArrayLike, rows: Rows, index: Index, p
 
 
 def _factor(
-    weights: Any, upstream: ArrayLike | None, reduction: Reduction, batch: int, piece: int, size: int, n: int
+    weights: Any, upstream: ArrayLike, reduction: Reduction, batch: int, piece: int, size: int, n: int
 ) -> NDArray[np.float64]:
     """2 w g / n for each piece."""
     g = np.asarray(upstream, np.float64)

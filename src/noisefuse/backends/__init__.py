@@ -31,8 +31,10 @@ NAMES = ("native", "reference")
 
 _current: tuple[str, Any] | None = None
 
-# The backend's `row` for plain arguments, if it has one: it checks them itself, or declines with NotImplemented.
+# The backend's `row` and `mse` for plain arguments, if it has them: they check them themselves, or decline with
+# NotImplemented.
 short_cut: Callable[..., Any] | None = None
+mse_short_cut: Callable[..., Any] | None = None
 
 
 class Setting:
@@ -69,10 +71,10 @@ def _first() -> tuple[str, Any]:
 
 
 def _select(name: str) -> tuple[str, Any]:
-    global _current, short_cut
+    global _current, short_cut, mse_short_cut
     module = _load(name)
     _current = name, module
-    short_cut = getattr(module, "row", None)
+    short_cut, mse_short_cut = getattr(module, "row", None), getattr(module, "mse", None)
     return _current
 
 

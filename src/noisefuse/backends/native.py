@@ -25,6 +25,7 @@ if threads and not (threads.isdecimal() and 1 <= int(threads) <= 1024):
     raise ValueError(f"NOISEFUSE_NUM_THREADS={threads!r}: expected an integer from 1 to 1024")
 
 row = _native.row
+mse = _native.mse
 
 DRAWS = {"none": 0, "normal": 1, "uniform": 2}
 
