@@ -22,6 +22,7 @@ ALLOWED = {
     "noise": "",
     "tableau": "",
     "views": "",
+    "weights": "schedule",
     "naive": "",
     "backends.spec": "",
     "backends.call": "noise tableau",

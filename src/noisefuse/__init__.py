@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fused kernels for diffusion models: noise for free, and the same seed gives the same bits everywhere."""
 
-from . import samplers
+from . import samplers, weights
 from .backends import info, set_num_threads, use_backend
 from .loss import mse_loss, mse_loss_grad
 from .noise import NOISE_VERSION, Noise
@@ -32,4 +32,5 @@ __all__ = [
     "uniform",
     "update",
     "use_backend",
+    "weights",
 ]
