@@ -135,9 +135,13 @@ def rounded(x, kind):
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 4096, 4097, 4200])
-def test_the_order_of_the_sum_in_exact_arithmetic(backend, kind, n):
-    """docs/loss.md word for word, on fractions."""
-    r = normals((1, n), kind, n)
+@pytest.mark.parametrize("one", [False, True])
+def test_the_order_of_the_sum_in_exact_arithmetic(backend, kind, n, one):
+    """docs/loss.md word for word, on fractions. one: all but one accumulator is 0, so that none of its bits is lost.
+
+    Seen to fail: a product and a sum in place of the fma, and what the test above names.
+    """
+    r = normals((1, n), kind, n) * (np.arange(n) % 64 == 5 if one else kind(1))
     expected = Fraction(0)
     for begin in range(0, n, 4096):
         sums = [Fraction(0)] * 64

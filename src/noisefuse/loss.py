@@ -234,7 +234,7 @@ def _weights(weight: ArrayLike | None, t: ArrayLike, rows: Rows, index: Index, p
     picked = row.reshape(-1).astype(np.float64)[index.values]
     if not np.isfinite(picked).all():
         raise ValueError(f"weight: expected finite numbers, got {picked[~np.isfinite(picked)][0]}")
-    return np.ascontiguousarray(np.broadcast_to(picked, (pieces,)))
+    return np.ascontiguousarray(np.broadcast_to(picked, (pieces,))) if pieces else picked[:0]
 
 
 def _factor(
