@@ -189,8 +189,9 @@ struct Random {
     Lane::u32 w[4];
 
     void draw(uint64_t block) {
-        const auto c = philox_blocks<Lane>(Lane::word_from(from(static_cast<uint32_t>(block))), common, keys);
-        for (int i = 0; i < 4; ++i) w[i] = Lane::word_lanes(c.w[i]);
+        const auto product = Lane::product(Lane::word_from(from(static_cast<uint32_t>(block))), kPhiloxM0);
+        const auto c = philox_blocks<Lane>(product, common, keys);
+        for (int i = 0; i < 4; ++i) w[i] = c.w[i];
     }
 };
 
