@@ -161,6 +161,7 @@ void loss(const Loss& l, int64_t begin_chunk, int64_t end_chunk) {
     const FloatMode mode;
     l.residual.type == DType::f64 ? loss_range<double>(l, begin_chunk, end_chunk)
                                   : loss_range<float>(l, begin_chunk, end_chunk);
+    Lane::stream_end();
 }
 
 }  // namespace

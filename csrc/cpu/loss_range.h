@@ -13,67 +13,63 @@ namespace {
 template <class Real>
 class Residuals {
   public:
-    Residuals(const Loss& loss, int64_t chunk)
-        : loss_(loss),
-          chunk_(chunk),
-          piece_(chunk / loss.chunks),
-          in_piece_(chunk % loss.chunks * kLossChunk),
-          pieces_(loss.residual.batch * loss.residual.size / loss.piece),
-          direct_(loss.residual.type == kOwn<Real>) {
+    Residuals(const Loss& loss, const Arrays<Real>& arrays, int64_t chunk)
+        : loss_(loss), arrays_(arrays), chunk_(chunk), in_piece_(chunk % loss.chunks * kLossChunk) {
         begin_chunk();
     }
 
     void take(const Real* r, int64_t at, int n) {
-        const Step& s = loss_.residual;
-        Real* gradient = direct_ ? static_cast<Real*>(s.out[0]) + at : staged_;
-        for (int done = 0; done < n;) {
+        if (loss_.residual.out[0]) store_gradient(r, at, n);
+        for (int done = 0; loss_.sums && done < n;) {
             const int size = static_cast<int>(least(n - done, left_));
-            if (s.out[0]) multiply(gradient + done, r + done, size);
-            if (loss_.sums) add(r + done, size);
+            add(r + done, size);
             done += size;
-            left_ -= size;
-            if (left_ == 0) end_chunk();
         }
-        if (s.out[0] && !direct_) store_as(s.out[0], s.type, at, gradient, n);
     }
 
   private:
     const Loss& loss_;
-    int64_t chunk_, piece_, in_piece_, pieces_;  // in_piece: the chunk's first element
-    int64_t length_, left_;                      // of the chunk
-    bool direct_;
-    Real factor_{};
+    const Arrays<Real>& arrays_;
+    int64_t chunk_, in_piece_;  // the chunk and its first element
+    int64_t length_, left_;     // of the chunk
     SquareSum<Lane, kWidth<Real>, Real> squares_;
     alignas(64) Real staged_[kTile];
 
-    void begin_chunk() {
-        length_ = left_ = least(kLossChunk, loss_.piece - in_piece_);
-        if (loss_.residual.out[0] && piece_ < pieces_) factor_ = static_cast<Real>(loss_.factor[piece_]);
-    }
+    void begin_chunk() { length_ = left_ = least(kLossChunk, loss_.piece - in_piece_); }
 
     // Samples of a few elements come by the million: those that lie whole in the tile take a shorter way.
     void add(const Real* r, int n) {
-        if (n == length_ && n <= kAccumulators) {
-            loss_.sums[chunk_] = static_cast<double>(sum_of_few(r, n));
-            return;
-        }
-        squares_.add(r, n);
-        if (n == left_) loss_.sums[chunk_] = static_cast<double>(squares_.finish());
-    }
-
-    void end_chunk() {
-        ++chunk_;
+        const bool few = n == length_ && n <= kAccumulators;
+        if (!few) squares_.add(r, n);
+        if (left_ -= n; left_ > 0) return;
+        loss_.sums[chunk_++] = static_cast<double>(few ? sum_of_few(r, n) : squares_.finish());
         in_piece_ += length_;
-        if (in_piece_ == loss_.piece) ++piece_, in_piece_ = 0;
+        if (in_piece_ == loss_.piece) in_piece_ = 0;
         begin_chunk();
     }
 
-    void multiply(Real* to, const Real* r, int n) const {
+    void store_gradient(const Real* r, int64_t at, int n) {
+        const Step& s = loss_.residual;
+        const bool direct = arrays_.direct[0], stream = arrays_.streams(0, at);
+        Real* gradient = direct ? static_cast<Real*>(s.out[0]) + at : staged_;
+        int64_t piece = at / loss_.piece, left = loss_.piece - at % loss_.piece;
+        for (int done = 0; done < n; ++piece, left = loss_.piece) {
+            const int size = static_cast<int>(least(n - done, left));
+            multiply(gradient + done, r + done, size, static_cast<Real>(loss_.factor[piece]), stream && done == 0);
+            done += size;
+        }
+        if (!direct) store_as(s.out[0], s.type, at, gradient, n);
+    }
+
+    // `stream`: `to` is aligned to a vector and written past the caches.
+    static void multiply(Real* to, const Real* r, int n, Real factor, bool stream) {
         constexpr int W = kWidth<Real>;
-        const auto factor = Lane::splat(factor_);
         int i = 0;
-        for (; i + W <= n; i += W) Lane::store(to + i, Lane::mul(factor, Lane::load(r + i)));
-        for (; i < n; ++i) to[i] = factor_ * r[i];
+        for (; i + W <= n; i += W) {
+            const auto product = Lane::mul(Lane::splat(factor), Lane::load(r + i));
+            stream ? Lane::stream(to + i, product) : Lane::store(to + i, product);
+        }
+        for (; i < n; ++i) to[i] = factor * r[i];
     }
 };
 
@@ -87,11 +83,11 @@ void loss_range(const Loss& loss, int64_t begin_chunk, int64_t end_chunk) {
     const int64_t begin = first_element(begin_chunk), end = first_element(end_chunk);
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
-    Residuals<Real> residuals(loss, begin_chunk);
+    Residuals<Real> residuals(loss, arrays, begin_chunk);
     alignas(64) Real r[kTile];
     const auto tile = [&](int64_t at, int size) {
         arrays.load(at, size);
-        rows.apply(r, size, rows.out[0], arrays.value);
+        rows.apply(r, size, rows.out[0], arrays.value, false);
         residuals.take(r, at, size);
     };
     if (s.draw == Draw::none) {
@@ -109,7 +105,10 @@ void loss_range(const Loss& loss, int64_t begin_chunk, int64_t end_chunk) {
     uint64_t seed = cursor.field().seed;
     RoundKeys keys(seed);
     const auto noisy_tile = [&](int64_t at) {
-        arrays.value[kZ] = noise.fill(plan, keys, s.draw, 0, [&](int group) { arrays.prefetch(at, group); });
+        arrays.value[kZ] = noise.fill(plan, keys, s.draw, 0, [&](int group) {
+            arrays.prefetch_read(at, group);
+            arrays.prefetch_written(at, group);
+        });
         tile(at, plan.size);
     };
     while (cursor.at < end) {
@@ -124,8 +123,11 @@ void loss_range(const Loss& loss, int64_t begin_chunk, int64_t end_chunk) {
         }
         plan_run(plan, cursor);
         rows.select(segment, segment_left, 1);
-        for (int64_t done = 0; done < stretch; done += plan.size) {
-            plan.take(cursor.element + done, stretch - done);
+        // A long run's first tile is short where the others then begin with a block and with a line of the gradient.
+        int64_t head = s.out[0] && stretch >= 8 * kTile ? arrays.to_line(at) : 0;
+        if ((cursor.element + head) & 3) head = 0;
+        for (int64_t done = 0; done < stretch; done += plan.size, head = 0) {
+            plan.take(cursor.element + done, head ? head : stretch - done);
             noisy_tile(at + done);
         }
         cursor.advance(stretch);
