@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterable
 from typing import Any, TypeAlias
@@ -13,6 +14,18 @@ from numpy.typing import DTypeLike, NDArray
 Array: TypeAlias = NDArray[Any]
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
+
+
+_INTEROP: dict[type, Any] = {np.ndarray: None, type(None): None, str: None, type: None}
+
+
+def interop(x: object) -> Any:
+    """The module of `interop` that knows arrays (or dtypes) of this type: None for NumPy's, and for strangers."""
+    kind = type(x)
+    if kind not in _INTEROP:
+        known = any(base.__module__.partition(".")[0] == "torch" for base in kind.__mro__)
+        _INTEROP[kind] = importlib.import_module(".interop.torch", __package__) if known else None
+    return _INTEROP[kind]
 
 
 def float_dtype(dtype: DTypeLike, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:

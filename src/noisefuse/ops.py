@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
-from .arrays import FLOATS, Array, as_array, batch_shape, count, float_dtype, output
+from .arrays import FLOATS, as_array, batch_shape, count, float_dtype, interop, output
 from .backends.call import AFFINE, M1, M2, PAST1, Draw, Rows, Step, Walk, X, Z
 from .calls import (
     Index,
@@ -35,6 +35,7 @@ from .noise import FIELD, SAMPLER, UNIFORM, WALK, Noise
 from .schedule import Schedule
 from .tableau import Tableau
 
+Array: TypeAlias = Any  # of NumPy or torch: results are of the kind that x is
 Target: TypeAlias = Literal["epsilon", "v", "velocity", "sample"]
 NoiseLike: TypeAlias = Noise | Sequence[Noise] | Array
 
@@ -80,6 +81,8 @@ def randn(
 
     Source: Box & Muller (1958) on Philox4x32-10; radius within 2.5 ulp, cos and sin within 2^-22 (float32).
     """
+    if (other := interop(dtype if out is None else out)) is not None:
+        return other.randn(shape, noise, dtype=dtype, batched=batched, out=out)
     return _random("normal", shape, noise, FIELD, FLOATS, dtype, batched, out)
 
 
@@ -96,6 +99,8 @@ def uniform(
     float32: (floor(w / 2^9) + 1/2) / 2^23 of the word w; float64: the same field with 52 bits. Other dtypes could not
     keep 1 out: TypeError.
     """
+    if (other := interop(dtype if out is None else out)) is not None:
+        return other.uniform(shape, noise, dtype=dtype, batched=batched, out=out)
     return _random("uniform", shape, noise, UNIFORM, ("float32", "float64"), dtype, batched, out)
 
 
@@ -161,6 +166,9 @@ def q_sample(
         done: Array = short_cut(rows.single, rows.present, t, x0, None, None, noise, -1, out, None)
         if done is not NotImplemented:
             return done
+    if (other := interop(x0)) is not None:
+        given = {"target": target, "scale": scale, "offset": offset, "dtype": dtype, "target_out": target_out}
+        return other.q_sample(x0, t, schedule, noise, batched=batched, out=out, **given)
     return _q_sample(x0, t, schedule, noise, target, scale, offset, dtype, batched, out, target_out)
 
 
@@ -187,6 +195,8 @@ def q_step(
         done: Array = short_cut(rows.single, rows.present, t, x, None, None, noise, WALK, out, None)
         if done is not NotImplemented:
             return done
+    if (other := interop(x)) is not None:
+        return other.q_step(x, t, schedule, noise, batched=batched, out=out)
     x = as_array("x", x)
     t_index = row_index("t", t, len(schedule), x.shape)
     names, z = names_or_array(noise, x.shape, x.dtype, batched, WALK, last_step=last(t_index))
@@ -217,6 +227,8 @@ def q_walk(
         (len(keep), *x0.shape). Other arguments and errors: as `q_step`.
     """
     _need_schedule(schedule)
+    if (other := interop(x0)) is not None:
+        return other.q_walk(x0, schedule, noise, keep=keep, batched=batched, out=out)
     x0 = as_array("x0", x0)
     kept = kept_times(keep, len(schedule))
     if isinstance(noise, np.ndarray):
@@ -287,6 +299,8 @@ def update(
         done: Array = short_cut(rows.single, rows.present, i, x, model_output, past, noise, SAMPLER, out, aux_out)
         if done is not NotImplemented:
             return done
+    if (other := interop(x)) is not None:
+        return other.update(table, i, x, model_output, past=past, noise=noise, out=out, aux_out=aux_out)
     return _update(table, i, x, model_output, past, noise, out, aux_out)
 
 
