@@ -6,9 +6,8 @@
 #include <numpy/arrayobject.h>
 #include <sys/mman.h>
 
+#include <cstdint>
 #include <cstring>
-
-#include "cpu/kernels.h"
 
 namespace nf {
 namespace {

@@ -152,8 +152,10 @@ def q_sample(
         IndexError: t outside of the schedule. TypeError, ValueError: what was given and what was expected; nothing is
         written then.
     """
+    other = None if type(x0) is np.ndarray else interop(x0)
+    short_cut = backends.short_cut if other is None or not other.is_compiling() else None
     if (
-        (short_cut := backends.short_cut) is not None
+        short_cut is not None
         and scale is None
         and offset is None
         and dtype is None
@@ -169,7 +171,7 @@ def q_sample(
             done = short_cut(rows.plain, t, x0, None, None, noise, -1, out, (target_out,), True)
         if done is not NotImplemented:
             return done
-    if (other := interop(x0)) is not None:
+    if other is not None:
         given = {"target": target, "scale": scale, "offset": offset, "dtype": dtype, "target_out": target_out}
         return other.q_sample(x0, t, schedule, noise, batched=batched, out=out, **given)
     return _q_sample(x0, t, schedule, noise, target, scale, offset, dtype, batched, out, target_out)
@@ -193,14 +195,17 @@ def q_step(
     Args and errors: as `q_sample`, with float x and integer t; the noise must have stream 0.
     """
     _need_schedule(schedule)
-    rows = vars(schedule).get("_steps") or _kept(schedule, "_steps", _step_rows)
-    if (short_cut := backends.short_cut) is not None and batched is True:
+    other = None if type(x) is np.ndarray else interop(x)
+    short_cut = backends.short_cut if other is None or not other.is_compiling() else None
+    if short_cut is not None and batched is True:
+        rows = vars(schedule).get("_steps") or _kept(schedule, "_steps", _step_rows)
         done: Array = short_cut(rows.plain, t, x, None, None, noise, WALK, out, None, False)
         if done is not NotImplemented:
             return done
-    if (other := interop(x)) is not None:
+    if other is not None:
         return other.q_step(x, t, schedule, noise, batched=batched, out=out)
     x = as_array("x", x)
+    rows = _kept(schedule, "_steps", _step_rows)
     t_index = row_index("t", t, len(schedule), x.shape)
     names, z = names_or_array(noise, x.shape, x.dtype, batched, WALK, last_step=last(t_index))
     call = make_call(
@@ -297,12 +302,14 @@ def update(
         IndexError: a row that the table does not have. TypeError, ValueError: what was given and what was expected;
         nothing is written then.
     """
-    if (short_cut := backends.short_cut) is not None and type(table) is Tableau and not table.masked:
+    other = None if type(x) is np.ndarray else interop(x)
+    short_cut = backends.short_cut if other is None or not other.is_compiling() else None
+    if short_cut is not None and type(table) is Tableau and not table.masked:
         rows = vars(table).get("_rows") or _kept(table, "_rows", _table_rows)
         done: Array = short_cut(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out, False)
         if done is not NotImplemented:
             return done
-    if (other := interop(x)) is not None:
+    if other is not None:
         return other.update(table, i, x, model_output, past=past, noise=noise, out=out, aux_out=aux_out)
     return _update(table, i, x, model_output, past, noise, out, aux_out)
 
