@@ -137,7 +137,7 @@ def _short_cut(
     if rows is None:  # of the first call
         return NotImplemented
     x = pred if x0 is None and target == "epsilon" else x0
-    return mse(rows.single, rows.present, t, x, pred, noise, weight, upstream, want_loss, out)
+    return mse(rows.plain, t, x, pred, noise, weight, upstream, want_loss, out)
 
 
 def _run(
