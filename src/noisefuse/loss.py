@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import backends
-from .arrays import FLOATS, Array, as_array, batch_shape, count
+from .arrays import FLOATS, as_array, batch_shape, count, interop
 from .backends.call import M1, Loss, Rows, X, Z
 from .calls import Index, make_call, make_rows, names_or_array, reads
 from .noise import FIELD, Noise
-from .ops import OUT_K, OUT_X, OUT_Z, NoiseLike, Target, forward_rows, need_schedule, target_factors
+from .ops import OUT_K, OUT_X, OUT_Z, Array, NoiseLike, Target, forward_rows, need_schedule, target_factors
 from .schedule import Schedule
 
 Reduction: TypeAlias = Literal["mean", "none"]
@@ -22,27 +22,9 @@ Reduction: TypeAlias = Literal["mean", "none"]
 OUT_M1 = OUT_K + 1 + M1
 
 # The names under which a schedule keeps the rows of residuals from floats (`forward_rows`).
-_KEPT = {target: f"_residual_{target}_False" for target in ("epsilon", "v", "velocity", "sample")}
+_KEPT = {target: f"_residual_{target}_False" for target in get_args(Target)}
 
 
-@overload
-def mse_loss(
-    pred: Array, x0: Array | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    weight: ArrayLike | None = None, reduction: Literal["mean"] = "mean", scale: float | None = None,
-    offset: float | None = None, batched: bool = True, grad_out: None = None,
-) -> float: ...  # fmt: skip
-@overload
-def mse_loss(
-    pred: Array, x0: Array | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    weight: ArrayLike | None = None, reduction: Literal["none"], scale: float | None = None,
-    offset: float | None = None, batched: bool = True, grad_out: None = None,
-) -> NDArray[np.float64]: ...  # fmt: skip
-@overload
-def mse_loss(
-    pred: Array, x0: Array | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    weight: ArrayLike | None = None, reduction: Reduction = "mean", scale: float | None = None,
-    offset: float | None = None, batched: bool = True, grad_out: Array,
-) -> tuple[Any, Array]: ...  # fmt: skip
 def mse_loss(
     pred: Array,
     x0: Array | None,
@@ -72,11 +54,15 @@ def mse_loss(
             the same pass; C-contiguous, of pred's shape and dtype. It may be pred itself.
 
     Returns:
-        The loss, float64; with grad_out (loss, grad_out). The same bits on every backend, for any number of threads.
+        The loss, a float, or float64 (B,); with grad_out (loss, grad_out). The same bits on every backend, for any
+        number of threads. Of tensors a tensor, float32 but for a float64 pred, differentiable (once) through pred.
 
     Raises:
         As `q_sample`; nothing is written then.
     """
+    if type(pred) is not np.ndarray and (other := interop(pred)) is not None:
+        options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
+        return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, grad_out=grad_out, **options)
     if scale is None and offset is None and reduction == "mean" and batched is True:
         loss = _short_cut(pred, x0, t, schedule, noise, target, weight, 1.0, True, grad_out)
         if loss is not NotImplemented:
@@ -116,10 +102,15 @@ def mse_loss_grad(
         Of pred's shape and dtype.
     """
     gradient: Array
-    if scale is None and offset is None and reduction == "mean" and batched is True:
+    other = None if type(pred) is np.ndarray else interop(pred)
+    plain = scale is None and offset is None and reduction == "mean" and batched is True
+    if plain and (other is None or not other.is_compiling()):
         gradient = _short_cut(pred, x0, t, schedule, noise, target, weight, upstream, False, out)
         if gradient is not NotImplemented:
             return gradient
+    if other is not None:
+        options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
+        return other.mse_loss_grad(pred, x0, t, schedule, noise, batched=batched, upstream=upstream, out=out, **options)
     given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     gradient = _run(*given, upstream, {"out": out}, want_loss=False)[1]
     return gradient
@@ -159,7 +150,7 @@ def _run(
 ) -> tuple[Any, Any]:
     """(loss, gradient), None for what is not wanted. outs: where the gradient is, the caller's array by its name."""
     need_schedule(schedule)
-    if target not in ("epsilon", "v", "velocity", "sample"):
+    if target not in get_args(Target):
         raise ValueError(f"target = {target!r}: expected 'epsilon', 'v', 'velocity' or 'sample'")
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction = {reduction!r}: expected 'mean' or 'none'")
