@@ -158,7 +158,6 @@ def _keep(*fields: Any) -> int:
 
 
 def _arguments(options: Options, given: Given) -> tuple[Any, ...]:
-    id(options.schedule)  # the number is a constant to the compiler, and this a guard
     row = given.t if isinstance(given.t, int) else None
     times = None if row is not None else given.t if isinstance(given.t, Tensor) else torch.tensor(given.t)
     weight = None if given.weight is None else torch.as_tensor(given.weight, dtype=torch.float64)
