@@ -332,11 +332,7 @@ class Results {
         for (int o = 0; o < call_.wanted; ++o) {
             if (call_.outputs[o]) continue;
             View v;
-            if (!(owned_[o] = new_like(call_.x))) return false;
-            if (!view(owned_[o], v)) {
-                PyErr_SetString(PyExc_RuntimeError, "torch.empty_like made no plain tensor of the CPU");
-                return false;
-            }
+            if (!(owned_[o] = new_like(call_.x, v))) return false;
             call_.s.out[o] = v.data;
         }
         return true;
