@@ -54,7 +54,7 @@ struct Torch {
 
     bool is_tensor(PyObject* o) {
         PyTypeObject* type = Py_TYPE(o);
-        if (!sought && std::strcmp(type->tp_name, "Tensor") == 0) seek();
+        if (!sought && std::strcmp(type->tp_name, "Tensor") == 0) seek(reinterpret_cast<PyObject*>(type));
         return type == tensor && tensor;
     }
 
@@ -92,20 +92,27 @@ struct Torch {
         return m.object ? PyObject_GetAttrString(m.object, name) : nullptr;
     }
 
-    void seek() {
-        sought = true;
-        PyObject* type = get("torch", "Tensor");
-        const Reference capsule(type ? PyObject_GetAttrString(type, "__dlpack_c_exchange_api__") : nullptr);
-        if (capsule.object)
-            api = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.object, "dlpack_exchange_api"));
-        empty_like = get("torch", "empty_like");
-        is_grad_enabled = get("torch", "is_grad_enabled");
-        increment_version = get("torch.autograd.graph", "increment_version");
-        forward_ad = PyImport_ImportModule("torch.autograd.forward_ad");
-        requires_grad = PyUnicode_InternFromString("requires_grad");
-        is_neg = PyUnicode_InternFromString("is_neg");
-        current_level = PyUnicode_InternFromString("_current_level");
-        if (!PyErr_Occurred() && api->major == 1 && api->borrow) tensor = reinterpret_cast<PyTypeObject*>(type);
+    bool find(PyObject* type) {
+        const Reference capsule(PyObject_GetAttrString(type, "__dlpack_c_exchange_api__"));
+        if (!capsule.object) return false;
+        api = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.object, "dlpack_exchange_api"));
+        return api && api->major == 1 && api->borrow && (empty_like = get("torch", "empty_like")) &&
+               (is_grad_enabled = get("torch", "is_grad_enabled")) &&
+               (increment_version = get("torch.autograd.graph", "increment_version")) &&
+               (forward_ad = PyImport_ImportModule("torch.autograd.forward_ad")) &&
+               (requires_grad = PyUnicode_InternFromString("requires_grad")) &&
+               (is_neg = PyUnicode_InternFromString("is_neg")) &&
+               (current_level = PyUnicode_InternFromString("_current_level"));
+    }
+
+    void seek(PyObject* type) {
+        const Reference name(PyUnicode_FromString("torch")),
+            module(name.object ? PyImport_GetModule(name.object) : nullptr);
+        const Reference found(module.object ? PyObject_GetAttrString(module.object, "Tensor") : nullptr);
+        if (found.object == type) {
+            sought = true;
+            if (find(type)) tensor = reinterpret_cast<PyTypeObject*>(Py_NewRef(type));
+        }
         PyErr_Clear();
     }
 };
