@@ -13,6 +13,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/lane_scalar.h"
 #include "cpu/pool.h"
+#include "memory.h"
 
 using namespace nf;
 
@@ -122,6 +123,29 @@ PyObject* py_walk(PyObject*, PyObject* args) {
                  [&](int64_t begin, int64_t end) { k.walk(w, begin, end); });
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
+}
+
+// A new C-contiguous array.
+PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype) {  // steals dtype
+    npy_intp bytes = PyDataType_ELSIZE(dtype);
+    for (int axis = 0; axis < ndim; ++axis) bytes *= shape[axis];
+    PyObject* const handler = bytes >= kLargeArray ? memory_handler() : nullptr;
+    PyObject* const before = handler ? PyDataMem_SetHandler(handler) : nullptr;
+    PyObject* made = PyArray_NewFromDescr(&PyArray_Type, dtype, ndim, shape, nullptr, nullptr, 0, nullptr);
+    if (before) {
+        Py_XDECREF(PyDataMem_SetHandler(before));
+        Py_DECREF(before);
+    }
+    return made;
+}
+
+PyObject* py_empty(PyObject*, PyObject* args) {
+    PyArray_Dims shape{};
+    PyArray_Descr* dtype;
+    if (!PyArg_ParseTuple(args, "O&O&", PyArray_IntpConverter, &shape, PyArray_DescrConverter, &dtype)) return nullptr;
+    PyObject* made = new_array(shape.len, shape.ptr, dtype);
+    PyDimMem_FREE(shape.ptr);
+    return made;
 }
 
 PyObject* py_philox(PyObject*, PyObject* args) {
@@ -311,7 +335,9 @@ PyObject* py_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (out) {
         Py_INCREF(out);
     } else {
-        out = PyArray_NewLikeArray(array(call.x), NPY_CORDER, nullptr, 0);
+        PyArray_Descr* dtype = PyArray_DESCR(array(call.x));
+        Py_INCREF(dtype);
+        out = new_array(PyArray_NDIM(array(call.x)), PyArray_DIMS(array(call.x)), dtype);
         if (!out) return nullptr;
         call.s.out[0] = data(out);
     }
@@ -363,6 +389,7 @@ PyObject* py_set_num_threads(PyObject*, PyObject* n) {
 PyMethodDef methods[] = {
     {"step", py_step, METH_VARARGS, nullptr},
     {"walk", py_walk, METH_VARARGS, nullptr},
+    {"empty", py_empty, METH_VARARGS, nullptr},
     {"philox", py_philox, METH_VARARGS, nullptr},
     {"row", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_row)), METH_FASTCALL, nullptr},
     {"isas", py_isas, METH_NOARGS, nullptr},
