@@ -189,6 +189,18 @@ def test_plain_calls_take_it(short, dtype):
             nf.q_sample(x, 3, S, N, out=out)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_large_new_tensors(dtype):
+    """Their memory is NumPy's, and outlives the array that it was made as."""
+    x = tensor(2, 1 << 20, dtype=dtype)
+    made = [nf.q_sample(x, 3, S, N.at(step=k)) for k in range(3)]
+    del made[1]
+    assert same(nf.q_sample(x, 5, S, N), nf.q_sample(numpy(x), 5, S, N))
+    for k, x_t in zip((0, 2), made, strict=True):
+        assert same(x_t, nf.q_sample(numpy(x), 3, S, N.at(step=k)))
+    made[0].mul_(2).clone()
+
+
 def test_without_the_exchange_api_and_without_ml_dtypes():
     """As with older torch; and bfloat16 needs ml_dtypes only on the long way."""
     code = """
