@@ -16,6 +16,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/lane_scalar.h"
 #include "cpu/pool.h"
+#include "memory.h"
 
 using namespace nf;
 
@@ -198,6 +199,29 @@ PyObject* py_loss(PyObject*, PyObject* args) {
     call.run();
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
+}
+
+// A new C-contiguous array.
+PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype) {  // steals dtype
+    npy_intp bytes = PyDataType_ELSIZE(dtype);
+    for (int axis = 0; axis < ndim; ++axis) bytes *= shape[axis];
+    PyObject* const handler = bytes >= kLargeArray ? memory_handler() : nullptr;
+    PyObject* const before = handler ? PyDataMem_SetHandler(handler) : nullptr;
+    PyObject* made = PyArray_NewFromDescr(&PyArray_Type, dtype, ndim, shape, nullptr, nullptr, 0, nullptr);
+    if (before) {
+        Py_XDECREF(PyDataMem_SetHandler(before));
+        Py_DECREF(before);
+    }
+    return made;
+}
+
+PyObject* py_empty(PyObject*, PyObject* args) {
+    PyArray_Dims shape{};
+    PyArray_Descr* dtype;
+    if (!PyArg_ParseTuple(args, "O&O&", PyArray_IntpConverter, &shape, PyArray_DescrConverter, &dtype)) return nullptr;
+    PyObject* made = new_array(shape.len, shape.ptr, dtype);
+    PyDimMem_FREE(shape.ptr);
+    return made;
 }
 
 PyObject* py_philox(PyObject*, PyObject* args) {
@@ -394,6 +418,19 @@ class PlainCall {
     }
 };
 
+// A new array like x, and what is seen of it. Null: a Python error is set.
+PyObject* new_like(const View& x, View& v) {
+    if (x.is_tensor && (x.bytes < kLargeArray || !memory_handler())) return torch.new_like(x, v);
+    constexpr int types[] = {NPY_FLOAT, NPY_DOUBLE, NPY_HALF, NPY_INT16};  // by Kind
+    PyArray_Descr* dtype = x.is_tensor ? PyArray_DescrFromType(types[static_cast<int>(x.kind)])
+                                       : reinterpret_cast<PyArray_Descr*>(Py_NewRef(PyArray_DESCR(array(x.object))));
+    PyObject* made = new_array(x.ndim, reinterpret_cast<const npy_intp*>(x.shape), dtype);
+    if (!made) return nullptr;
+    if (!x.is_tensor) return view_array(made, v), made;
+    const Reference memory(made);
+    return torch.from_array(made, x, v);
+}
+
 // The outputs of a plain call: the caller's, and new ones.
 class Results {
   public:
@@ -408,11 +445,7 @@ class Results {
         for (int o = 0; o < call_.wanted; ++o) {
             if (call_.outputs[o]) continue;
             View v;
-            if (!(owned_[o] = new_like(call_.x))) return false;
-            if (!view(owned_[o], v)) {
-                PyErr_SetString(PyExc_RuntimeError, "torch.empty_like made no plain tensor of the CPU");
-                return false;
-            }
+            if (!(owned_[o] = new_like(call_.x, v))) return false;
             call_.s.out[o] = v.data;
         }
         return true;
@@ -554,6 +587,7 @@ PyMethodDef methods[] = {
     {"step", py_step, METH_VARARGS, nullptr},
     {"walk", py_walk, METH_VARARGS, nullptr},
     {"loss", py_loss, METH_VARARGS, nullptr},
+    {"empty", py_empty, METH_VARARGS, nullptr},
     {"philox", py_philox, METH_VARARGS, nullptr},
     {"row", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_row)), METH_FASTCALL, nullptr},
     {"mse", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_mse)), METH_FASTCALL, nullptr},

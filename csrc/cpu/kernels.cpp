@@ -29,21 +29,10 @@ void step_drawing_nothing(const Step& s, int64_t begin, int64_t end) {
     }
 }
 
-// How many terms the row has, if it is one float32 output that begins with the noise and goes on with arrays: q_sample,
-// q_step, a sampler's step without a clamp. Such a row is added up while its noise is in registers. Otherwise 0.
-template <class Real>
-int terms_on_noise(const Step& s, const Rows<Real>& rows, const Arrays<Real>& arrays) {
-    const Affine& form = rows.out[0];
-    const bool plain = sizeof(Real) == 4 && !s.out[1] && !s.out[2] && !s.masked && !rows.wants_clean &&
-                       arrays.direct[0] && form.constant < 0 && form.n >= 1 && form.n <= 3 && form.slot[0] == kZ;
-    return plain ? form.n : 0;
-}
-
-template <int Terms>
-void tile_on_noise(Noise<float>& noise, const Plan& plan, const RoundKeys& keys, Draw draw, const Rows<float>& rows,
-                   Arrays<float>& arrays, int64_t at) {
-    fill_words<float>(noise.words, plan, keys, 0, 0, [&](int g) { arrays.prefetch_written(at, g); });
-    arrays.load(at, plan.size);
+// A tile of a row that begins with the noise and goes on with arrays: added up while its noise is in registers.
+template <int Terms, DType Type>
+void tile_on_noise(const TileWords& words, const Plan& plan, const Rows<float>& rows, const Arrays<float>& arrays,
+                   int64_t at) {
     const Affine& form = rows.out[0];
     Lane::f32 c[Terms];
     const float* v[Terms];
@@ -51,17 +40,35 @@ void tile_on_noise(Noise<float>& noise, const Plan& plan, const RoundKeys& keys,
         c[t] = Lane::splat(*rows.coefficient(form.column[t]));
         v[t] = arrays.value[form.slot[t]];
     }
-    float* out = static_cast<float*>(arrays.s.out[0]) + at;
+    void* const out = arrays.s.out[0];
     const bool stream = arrays.streams(0, at);
-    words_to_floats(draw, plan.groups, noise.words, [&](int g, const Lane::f32(&z)[4]) {
+    words_to_floats(arrays.s.draw, plan.groups, words, [&](int g, const Lane::f32(&z)[4]) {
         arrays.prefetch_read(at, g);
-        for (int i = 0; i < 4; ++i) {
-            const int e = g * kGroup + i * Lane::width;
+        for (int i = 0, e = g * kGroup; i < 4; ++i, e += Lane::width) {
             auto sum = Lane::mul(c[0], z[i]);
             for (int t = 1; t < Terms; ++t) sum = Lane::fma(c[t], Lane::load(v[t] + e), sum);
-            stream ? Lane::stream(out + e, sum) : Lane::store(out + e, sum);
+            store_lanes<Type>(out, at + e, sum, stream);
         }
     });
+}
+
+// Which of these does a call, or null: one output in float32 arithmetic, no clamp, no constant, one to three terms.
+// q_sample and q_step are so, and many samplers' steps.
+using OnNoise = decltype(&tile_on_noise<1, DType::f32>);
+
+template <DType Type>
+OnNoise on_noise(int terms) {
+    return terms == 1 ? tile_on_noise<1, Type> : terms == 2 ? tile_on_noise<2, Type> : tile_on_noise<3, Type>;
+}
+
+template <class Real>
+OnNoise on_noise(const Step& s, const Rows<Real>& rows) {
+    const Affine& form = rows.out[0];
+    const bool plain = !s.out[1] && !s.out[2] && !s.masked && !rows.wants_clean && form.constant < 0;
+    if (!plain || form.n == 0 || form.n > 3 || form.slot[0] != kZ || s.type == DType::f64) return nullptr;
+    return s.type == DType::f32   ? on_noise<DType::f32>(form.n)
+           : s.type == DType::f16 ? on_noise<DType::f16>(form.n)
+                                  : on_noise<DType::bf16>(form.n);
 }
 
 template <class Real>
@@ -73,14 +80,15 @@ void step_drawing(const Step& s, int64_t begin, int64_t end) {
     Plan plan;
     uint64_t seed = cursor.field().seed;
     RoundKeys keys(seed);
-    const int terms = terms_on_noise(s, rows, arrays);
+    const OnNoise tile_on_noise = on_noise(s, rows);
 
     auto tile = [&](int64_t at) {
         if constexpr (sizeof(Real) == 4)
-            if (plan.one_run && terms && plan.skip == 0 && plan.size % kGroup == 0)
-                return terms == 1   ? tile_on_noise<1>(noise, plan, keys, s.draw, rows, arrays, at)
-                       : terms == 2 ? tile_on_noise<2>(noise, plan, keys, s.draw, rows, arrays, at)
-                                    : tile_on_noise<3>(noise, plan, keys, s.draw, rows, arrays, at);
+            if (tile_on_noise && plan.one_run && plan.skip == 0 && plan.size % kGroup == 0) {
+                fill_words<float>(noise.words, plan, keys, 0, 0, [&](int g) { arrays.prefetch_written(at, g); });
+                arrays.load(at, plan.size);
+                return tile_on_noise(noise.words, plan, rows, arrays, at);
+            }
         arrays.value[kZ] = noise.fill(plan, keys, s.draw, 0, [&](int group) {
             arrays.prefetch_read(at, group);
             arrays.prefetch_written(at, group);

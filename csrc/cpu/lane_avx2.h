@@ -130,6 +130,17 @@ struct Avx2 {
         z[3] = _mm256_permute2f128_pd(c, d, 0x31);
     }
 
+    static u32 where_nan(f32 x, uint32_t nan, u32 otherwise) {
+        return _mm256_blendv_epi8(otherwise, splat(nan), as_bits(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+    }
+    static f32 load_bfloat16(const uint16_t* p) {
+        const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+        return as_float(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    }
+    static void store_low(uint16_t* p, u32 x) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                         _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+    }
     static f32 load_half(const uint16_t* p) {
         return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     }

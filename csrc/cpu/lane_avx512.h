@@ -143,6 +143,16 @@ struct Avx512 {
         z[3] = _mm512_permutex2var_pd(c, second, d);
     }
 
+    static u32 where_nan(f32 x, uint32_t nan, u32 otherwise) {
+        return _mm512_mask_mov_epi32(otherwise, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), splat(nan));
+    }
+    static f32 load_bfloat16(const uint16_t* p) {
+        const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+        return as_float(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+    }
+    static void store_low(uint16_t* p, u32 x) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
+    }
     static f32 load_half(const uint16_t* p) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     }

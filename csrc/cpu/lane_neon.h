@@ -132,6 +132,11 @@ struct Neon {
         z[0] = a, z[1] = b, z[2] = c, z[3] = d;
     }
 
+    static u32 where_nan(f32 x, uint32_t nan, u32 otherwise) {
+        return vbslq_u32(vceqq_f32(x, x), otherwise, splat(nan));
+    }
+    static f32 load_bfloat16(const uint16_t* p) { return as_float(vshll_n_u16(vld1_u16(p), 16)); }
+    static void store_low(uint16_t* p, u32 x) { vst1_u16(p, vmovn_u32(x)); }
     static f32 load_half(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
     static void store_half(uint16_t* p, f32 x) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
 };

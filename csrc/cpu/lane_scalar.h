@@ -109,9 +109,14 @@ struct Scalar {
     static f64 clamp(f64 v, f64 lo, f64 hi) { return v < lo ? lo : v > hi ? hi : v; }
     static void in_order(f64 (&)[4]) {}
 
+    static u32 where_nan(f32 x, uint32_t nan, u32 otherwise) { return x != x ? nan : otherwise; }
+    static f32 load_bfloat16(const uint16_t* p) { return bfloat16_to_float(*p); }
+    static void store_low(uint16_t* p, u32 x) { *p = static_cast<uint16_t>(x); }  // x < 2^16
     static f32 load_half(const uint16_t* p) { return half_to_float(*p); }
     static void store_half(uint16_t* p, f32 x) { *p = float_to_half(x); }
 };
+
+inline uint16_t float_to_bfloat16(float x) { return static_cast<uint16_t>(bfloat16_bits<Scalar>(x)); }
 
 }  // namespace
 }  // namespace nf

@@ -9,18 +9,24 @@
 namespace nf {
 namespace {
 
+template <class Load>
+inline void load_halves(float* to, const uint16_t* from, int n, Load load) {
+    int i = 0;
+    for (; i + Lane::width <= n; i += Lane::width) Lane::store(to + i, load(from + i));
+    if (i == n) return;
+    uint16_t rest[Lane::width] = {};
+    float floats[Lane::width];
+    std::memcpy(rest, from + i, sizeof(uint16_t) * size_t(n - i));
+    Lane::store(floats, load(rest));
+    std::memcpy(to + i, floats, sizeof(float) * size_t(n - i));
+}
+
 inline void load_as(float* to, const void* from, DType type, int64_t at, int n) {
     if (type == DType::f32) std::memcpy(to, static_cast<const float*>(from) + at, sizeof(float) * size_t(n));
     if (type == DType::u8)
         for (int i = 0; i < n; ++i) to[i] = static_cast<const uint8_t*>(from)[at + i];
-    if (type == DType::bf16)
-        for (int i = 0; i < n; ++i) to[i] = bfloat16_to_float(static_cast<const uint16_t*>(from)[at + i]);
-    if (type == DType::f16) {
-        const uint16_t* h = static_cast<const uint16_t*>(from) + at;
-        int i = 0;
-        for (; i + Lane::width <= n; i += Lane::width) Lane::store(to + i, Lane::load_half(h + i));
-        for (; i < n; ++i) to[i] = half_to_float(h[i]);
-    }
+    if (type == DType::bf16) load_halves(to, static_cast<const uint16_t*>(from) + at, n, Lane::load_bfloat16);
+    if (type == DType::f16) load_halves(to, static_cast<const uint16_t*>(from) + at, n, Lane::load_half);
 }
 
 inline void load_as(double* to, const void* from, DType type, int64_t at, int n) {
@@ -31,16 +37,33 @@ inline void load_as(double* to, const void* from, DType type, int64_t at, int n)
         for (int i = 0; i < n; ++i) to[i] = static_cast<const float*>(from)[at + i];
 }
 
+// One vector to `at`; past the caches, for a float32 place aligned to it, if `stream`.
+template <DType Type>
+inline void store_lanes(void* to, int64_t at, Lane::f32 x, bool stream = false) {
+    if constexpr (Type == DType::f32) {
+        float* const place = static_cast<float*>(to) + at;
+        stream ? Lane::stream(place, x) : Lane::store(place, x);
+    }
+    if constexpr (Type == DType::f16) Lane::store_half(static_cast<uint16_t*>(to) + at, x);
+    if constexpr (Type == DType::bf16) Lane::store_low(static_cast<uint16_t*>(to) + at, bfloat16_bits<Lane>(x));
+}
+
+template <DType Type>
+inline void store_halves(void* to, int64_t at, const float* from, int n) {
+    int i = 0;
+    for (; i + Lane::width <= n; i += Lane::width) store_lanes<Type>(to, at + i, Lane::load(from + i));
+    if (i == n) return;
+    float rest[Lane::width] = {};
+    uint16_t halves[Lane::width];
+    std::memcpy(rest, from + i, sizeof(float) * size_t(n - i));
+    store_lanes<Type>(halves, 0, Lane::load(rest));
+    std::memcpy(static_cast<uint16_t*>(to) + at + i, halves, sizeof(uint16_t) * size_t(n - i));
+}
+
 inline void store_as(void* to, DType type, int64_t at, const float* from, int n) {
     if (type == DType::f32) std::memcpy(static_cast<float*>(to) + at, from, sizeof(float) * size_t(n));
-    if (type == DType::bf16)
-        for (int i = 0; i < n; ++i) static_cast<uint16_t*>(to)[at + i] = float_to_bfloat16(from[i]);
-    if (type == DType::f16) {
-        uint16_t* h = static_cast<uint16_t*>(to) + at;
-        int i = 0;
-        for (; i + Lane::width <= n; i += Lane::width) Lane::store_half(h + i, Lane::load(from + i));
-        for (; i < n; ++i) h[i] = float_to_half(from[i]);
-    }
+    if (type == DType::bf16) store_halves<DType::bf16>(to, at, from, n);
+    if (type == DType::f16) store_halves<DType::f16>(to, at, from, n);
 }
 
 inline void store_as(void* to, DType, int64_t at, const double* from, int n) {
