@@ -90,7 +90,7 @@ def digits():
 
 def test_training_starts_well_and_again(digits, tmp_path, capsys):
     losses = digits.train(60, seed=3).losses
-    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])  # seen to fail: the target "epsilon"; no backward()
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])  # seen to fail: no backward()
     np.testing.assert_allclose(digits.train(5, seed=3).losses, digits.train(5, seed=3).losses, rtol=1e-5)
     out = tmp_path / "few.png"
     digits.main(["--out", str(out), "--steps", "3", "--columns", "2"])

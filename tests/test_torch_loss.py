@@ -121,6 +121,29 @@ def test_the_gradient_may_take_the_place_of_the_prediction():
     assert loss.shape == ()
 
 
+def test_a_network_learns_from_a_gradient_in_place_of_its_prediction():
+    """With no array beside x_t and pred; autograd notices where a network still needs what was overwritten."""
+    x0, network = tensor(64, 50), torch.nn.Linear(50, 50)
+    given, kept = (3, S, N), []
+    for in_place in (False, True):
+        network.zero_grad()
+        pred = network(nf.q_sample(x0, *given))
+        if in_place:
+            plain = pred.detach()
+            loss, gradient = nf.mse_loss(plain, x0, *given, target="v", grad_out=plain)
+            pred.backward(gradient)
+        else:
+            loss = nf.mse_loss(pred, x0, *given, target="v")
+            loss.backward()
+        kept.append((loss.item(), bits(network.weight.grad.numpy())))
+    assert kept[0] == kept[1]
+    pred = torch.tanh(network(x0))  # its backward pass reads what it gave
+    plain = pred.detach()
+    _, gradient = nf.mse_loss(plain, x0, *given, target="v", grad_out=plain)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        pred.backward(gradient)
+
+
 def test_what_is_refused():
     given, options = arguments("plain", grad=True)
     pred, x0, t = given[:3]
