@@ -310,9 +310,11 @@ def _scaling(factors: Iterable[float]) -> Tableau:
 
 
 def _at(noise: Noises, i: int, stream: int) -> Any:
-    """What row i draws from a stream of the sampler's own. ValueError: the noise names a stream."""
+    """What row i draws from a stream of the sampler's own. TypeError: no noise; ValueError: it names a stream."""
     if isinstance(noise, list | tuple):
         return [_at(n, i, stream) for n in noise]
+    if not isinstance(noise, Noise):
+        raise TypeError(f"noise: expected a Noise or a list of them, such as Noise(7), got {type(noise).__name__}")
     if noise.stream:
         raise ValueError(f"noise: a sampler has streams of its own and takes stream 0, got {noise.stream}")
     return noise.at(step=noise.step + i, stream=stream)
