@@ -36,6 +36,7 @@ ALLOWED = {
     "sampler": "ops noise tableau views samplers",
     "samplers": "sampler tableau samplers.*",
     "": "[!_]*",
+    "interop": "",
     "interop.*": "@ interop.*",
     "cli": "@ _*",
     "_*": "@ _* naive sampler views",

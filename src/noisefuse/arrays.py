@@ -20,9 +20,29 @@ Array: TypeAlias = NDArray[Any]
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 
+_INTEROP: dict[type, Any] = {np.ndarray: None, type(None): None, str: None, type: None}
+
+
+def interop(x: object) -> Any:
+    """The module of `interop` that knows arrays (or dtypes) of this type: None for NumPy's, and for strangers."""
+    kind = type(x)
+    if kind not in _INTEROP:
+        _INTEROP[kind] = _module(kind)
+    return _INTEROP[kind]
+
+
+def _module(kind: type) -> Any:
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] == "torch":
+            from .interop import torch  # a statement, which torch.compile can follow
+
+            return torch
+    return None
+
+
 def float_dtype(dtype: DTypeLike, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:
     """The dtype, if it is one of the floats that noise comes in ("bfloat16" needs ml_dtypes)."""
-    if isinstance(dtype, str) and dtype == "bfloat16":
+    if isinstance(dtype, str) and dtype == "bfloat16" and dtype in allowed:
         try:
             import ml_dtypes
         except ImportError:

@@ -91,7 +91,7 @@ class Sampler:
         return Sampler, (self.tableau,)
 
     def __len__(self) -> int:
-        return len(self.tableau)
+        return len(self._push)
 
     def __repr__(self) -> str:
         return repr(self.tableau).replace("Tableau(", "Sampler(", 1)
@@ -245,8 +245,10 @@ class Sampler:
 
     def _can_start(self, start: int) -> None:
         """ValueError if a row from ``start`` on reads what only rows before it would have kept."""
-        kept = 0
-        for i in range(self._row(start), len(self)):
+        kept, start = 0, self._row(start)
+        if not self._slots:
+            return
+        for i in range(start, len(self)):
             row = self.tableau.rows[i]
             if any(row[output][f"past{slot}"] for output in OUTPUTS for slot in range(kept + 1, 5)):
                 raise ValueError(
@@ -283,8 +285,8 @@ def _thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tupl
     """One row per sample, with 1 / s written into D's coefficients; see ``samplers.Threshold``."""
     assert table.threshold is not None
     ratio, maximum = table.threshold
-    clean = np.asarray(ops.update(_clean(table), rows, x, model_output))
-    q = np.quantile(np.abs(clean.reshape(len(clean), -1).astype(np.float64)), ratio, axis=1)
+    clean = _numbers(ops.update(_clean(table), rows, x, model_output))
+    q = np.quantile(np.abs(clean.reshape(len(clean), -1)), ratio, axis=1)
     s = np.clip(np.nan_to_num(q, nan=1.0), 1, max(maximum, 1))  # NaN in data must not become a coefficient
     picked = table.rows[np.broadcast_to(rows, s.shape)]
     for symbol in ("k", "x", "m1", "m2"):
@@ -322,12 +324,18 @@ def _at(noise: Noises, i: int, stream: int) -> Any:
 
 def _drawn(noise: Noises, i: int, x: Array) -> Array:
     """What row i draws, as an array: where the table's rows are samples, their numbers are not steps."""
-    dtype = "float64" if "float64" in str(x.dtype) else "float32"
-    return ops.randn(tuple(x.shape), _at(noise, i, SAMPLER), dtype=dtype)
+    z = _zeros_like(x)
+    if "float64" not in str(x.dtype):
+        z = z.float() if hasattr(z, "float") else z.astype(np.float32)
+    return ops.randn(tuple(x.shape), _at(noise, i, SAMPLER), dtype=z.dtype, out=z)
 
 
 def _zeros_like(x: Array) -> Array:
     return x.new_zeros(x.shape) if hasattr(x, "new_zeros") else np.zeros_like(x, order="C")  # torch, NumPy
+
+
+def _numbers(x: Array) -> npt.NDArray[np.float64]:
+    return x.double().cpu().numpy() if hasattr(x, "double") else x.astype(np.float64)  # type: ignore[no-any-return]
 
 
 def _bar(rows: range, progress: bool) -> Iterable[int]:
