@@ -144,6 +144,9 @@ def test_many_threads_at_once(native):
         lambda: nf.q_sample(x[:2, :50], 3, S, nf.Noise(2)),
         lambda: nf.q_step(x, t, S, nf.Noise(3)),
         lambda: nf.q_walk(x[:, :500], S, nf.Noise(4), keep=[5, 19]),
+        lambda: nf.mse_loss(x, x[::-1], t, S, nf.Noise(5), target="v", reduction="none"),
+        lambda: nf.mse_loss_grad(x, x[::-1], t, S, nf.Noise(5), target="v"),
+        lambda: np.float64(nf.mse_loss(x[:, :5000], None, t, S, nf.Noise(5), target="epsilon")),
     ]
     alone = [bits(call()) for call in calls]
 

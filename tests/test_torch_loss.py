@@ -7,12 +7,15 @@ prediction returned as bfloat16; a compiled graph without its guard on the sched
 
 import numpy as np
 import pytest
-import torch
-from torch.autograd import gradcheck
 
 import noisefuse as nf
 from conftest import bits
-from test_torch import FLOATS, FLOW, N, S, numpy, tensor
+
+torch = pytest.importorskip("torch")
+
+from torch.autograd import gradcheck  # noqa: E402
+
+from test_torch import FLOATS, FLOW, N, S, numpy, tensor  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 
