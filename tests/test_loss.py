@@ -141,7 +141,7 @@ def test_the_order_of_the_sum_in_exact_arithmetic(backend, kind, n, one):
 
     Seen to fail: a product and a sum in place of the fma, and what the test above names.
     """
-    for seed in range(5):
+    for seed in range(5 if one else 1):
         r = normals((1, n), kind, seed) * (np.arange(n) % 64 == 5 if one else kind(1))
         found = nf.mse_loss(r, None, 0, LINEAR, np.zeros_like(r), target="epsilon")
         assert found == float(sum_in_order(r[0], kind)) / n
@@ -151,8 +151,9 @@ def sum_in_order(r, kind):
     total = Fraction(0)
     for begin in range(0, len(r), 4096):
         sums = [Fraction(0)] * 64
-        for i, value in enumerate(r[begin : begin + 4096]):
-            sums[i % 64] = Fraction(rounded(sums[i % 64] + Fraction(float(value)) ** 2, kind))
+        chunk = r[begin : begin + 4096]
+        for i in np.flatnonzero(chunk):
+            sums[i % 64] = Fraction(rounded(sums[i % 64] + Fraction(float(chunk[i])) ** 2, kind))
         while len(sums) > 1:
             half = len(sums) // 2
             sums = [Fraction(rounded(a + b, kind)) for a, b in zip(sums[:half], sums[half:], strict=True)]
