@@ -20,7 +20,8 @@ using namespace nf;
 
 namespace {
 
-// Elements for one thread: about 20 microseconds of noise. Walks multiply them by their times.
+// Elements for one thread: about 20 microseconds of noise, as long as two of these where none is drawn. Walks multiply
+// them by their times.
 constexpr int64_t kChunk = 1 << 15;
 
 PyObject *name_seed, *name_sample, *name_step, *name_stream, *name_window_shape;
@@ -95,7 +96,7 @@ bool parse_step(PyObject* args, Step& s, std::vector<Field>& fields, PyObject*& 
 void run(const Step& s) {
     const Kernels& k = kernels();
     // Without noise there is eight times less to do, and waking a thread costs the same.
-    const int64_t chunk = s.draw == Draw::none ? 8 * kChunk : kChunk;
+    const int64_t chunk = s.draw == Draw::none ? 2 * kChunk : kChunk;
     parallel_for(s.batch * s.size, chunk, [&](int64_t begin, int64_t end) { k.step(s, begin, end); });
 }
 
