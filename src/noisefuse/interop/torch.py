@@ -349,7 +349,11 @@ def _compiled(
     return tuple(_copied(result, out) for result, out in zip(results, outs, strict=True))
 
 
-@torch.library.custom_op("noisefuse::apply", mutates_args=())
+@torch.library.custom_op(
+    "noisefuse::apply",
+    mutates_args=(),
+    schema="(int number, SymInt? row, Tensor? times, Tensor[] tensors, SymInt[] words) -> Tensor[]",
+)
 def _apply(
     number: int, row: int | None, times: Tensor | None, tensors: Sequence[Tensor], words: Sequence[int]
 ) -> list[Tensor]:
@@ -367,7 +371,11 @@ def _(number: int, row: Any, times: Any, tensors: Sequence[Tensor], words: Any) 
     return [torch.empty(shape, dtype=dtype, device=x.device) for _ in range(operation.outputs)]
 
 
-@torch.library.custom_op("noisefuse::random", mutates_args=())
+@torch.library.custom_op(
+    "noisefuse::random",
+    mutates_args=(),
+    schema="(str name, SymInt[] shape, str dtype, SymInt[] words, bool batched) -> Tensor",
+)
 def _draw(name: str, shape: Sequence[int], dtype: str, words: Sequence[int], batched: bool) -> Tensor:
     out = torch.empty(list(shape), dtype=NAMED[dtype])
     getattr(nf, name)(shape, _noise(words), dtype=dtype, batched=batched, out=out)
@@ -379,7 +387,11 @@ def _(name: str, shape: Sequence[int], dtype: str, words: Any, batched: bool) ->
     return torch.empty(list(shape), dtype=NAMED[dtype])
 
 
-@torch.library.custom_op("noisefuse::gradient", mutates_args=())
+@torch.library.custom_op(
+    "noisefuse::gradient",
+    mutates_args=(),
+    schema="(int number, str slot, SymInt? row, Tensor? times, Tensor[] kept, Tensor[] grads) -> Tensor",
+)
 def _gradient(
     number: int, slot: str, row: int | None, times: Tensor | None, kept: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> Tensor:
