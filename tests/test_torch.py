@@ -65,6 +65,7 @@ def short(monkeypatch):
         raise AssertionError("the long way was taken")
 
     monkeypatch.setattr(interop, "_call", closed)
+    monkeypatch.setattr(interop, "_random", closed)
 
 
 # ---- the same bits -----------------------------------------------------------------------------------------
@@ -128,10 +129,11 @@ def test_randn_and_uniform(dtype):
             continue
         expected = draw((3, 4), N, dtype=interop.DTYPES[dtype])
         assert same(draw((3, 4), N, dtype=dtype), expected)
-        out = torch.zeros(3, 4, dtype=dtype)
-        assert draw((3, 4), N, dtype=dtype, out=out) is out
-        assert same(out, expected)
-        assert out._version == 1
+        for kind in (dtype, interop.DTYPES[dtype]):
+            out = torch.zeros(3, 4, dtype=dtype)
+            assert draw((3, 4), N, dtype=kind, out=out) is out
+            assert same(out, expected)
+            assert out._version == 1
 
 
 def test_strides_and_views():
@@ -172,6 +174,8 @@ def test_plain_calls_take_it(short, dtype):
             x_t = torch.empty_like(x)
             assert CALLS[call](x, t, z, out=x_t)[0] is x_t
         assert same(CALLS[call](x, t, z), CALLS[call](numpy(x), t.numpy(), numpy(z)))
+    out = torch.zeros(3, 5, 4, dtype=dtype)
+    assert same(nf.randn((3, 5, 4), N, dtype=dtype, out=out), nf.randn((3, 5, 4), N, dtype=numpy(x).dtype))
     for name in ("ddim", "ddpm", "dpmpp_2m_sde", "unipc"):
         sampler = SAMPLERS[name]
         state, arrays = sampler.state(x), sampler.state(numpy(x))

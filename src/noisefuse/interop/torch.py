@@ -127,19 +127,28 @@ class Operation(NamedTuple):
         return nf.update(table, index, x, tuple(models) or None, past=grads)  # type: ignore[no-any-return]
 
     def slopes(self, index: Any) -> tuple[nf.Tableau, Any]:
-        """Backward rows of the forward process at the times of `index`: its outputs are affine in x.
-
-        So their slopes are what 1 becomes where noise and offset are 0.
-        """
+        """Backward rows of the forward process at the times of `index`, and which of them each takes."""
         times = np.asarray(_index("t", index))
-        ones, zeros = np.ones(times.size), np.zeros(times.size)
-        options = dict(self.options) | ({"offset": 0.0, "dtype": None} if self.name == "q_sample" else {})
-        found = getattr(nf, self.name)(ones, times.reshape(-1), self.table, zeros, **options)
-        rows = np.zeros(times.size, nf.tableau.ROW)
-        rows["clean"]["lo"], rows["clean"]["hi"] = -np.inf, np.inf
-        for slot, slope in zip(("past1", "past2"), found if isinstance(found, tuple) else (found,), strict=False):
-            rows["out"][slot] = slope
-        return nf.Tableau(rows), np.arange(times.size).reshape(times.shape)
+        if times.dtype.kind == "f":
+            return _slopes(self, times.reshape(-1)), np.arange(times.size).reshape(times.shape)
+        return _slopes_of_rows(self), index
+
+
+def _slopes(operation: Operation, times: Any) -> nf.Tableau:
+    """The outputs are affine in x: their slopes are what 1 becomes where noise and offset are 0."""
+    options = dict(operation.options) | ({"offset": 0.0, "dtype": None} if operation.name == "q_sample" else {})
+    ones, zeros = np.ones(len(times)), np.zeros(len(times))
+    found = getattr(nf, operation.name)(ones, times, operation.table, zeros, **options)
+    rows = np.zeros(len(times), nf.tableau.ROW)
+    rows["clean"]["lo"], rows["clean"]["hi"] = -np.inf, np.inf
+    for slot, slope in zip(("past1", "past2"), found if isinstance(found, tuple) else (found,), strict=False):
+        rows["out"][slot] = slope
+    return nf.Tableau(rows)
+
+
+@lru_cache(maxsize=64)
+def _slopes_of_rows(operation: Operation) -> nf.Tableau:
+    return _slopes(operation, np.arange(len(operation.table)))
 
 
 @lru_cache(maxsize=64)
