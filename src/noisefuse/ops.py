@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The array API: every operation is one row of numbers, applied to every element by one kernel.
 
-Arguments are checked here, once; backends trust their callers.
+Arguments are checked here, once; backends trust their callers. Arrays are NumPy's or torch's: results are of x's kind.
 """
 
 from __future__ import annotations
@@ -76,13 +76,19 @@ def randn(
     Args:
         shape: of the result; axis 0 is the batch, row b the sample `noise.sample + b`.
         noise: Noise, a list of one Noise for each row, or an int seed.
-        dtype: float32, float64 (the same field with more digits), float16, bfloat16 (float32's values, rounded).
+        dtype: float32, float64 (the same field with more digits), float16, bfloat16 (float32's values, rounded). A
+            dtype of torch makes a tensor.
         batched: False makes the whole array one sample.
         out: array of this shape and dtype to write to, C-contiguous.
 
     Source: Box & Muller (1958) on Philox4x32-10; radius within 2.5 ulp, cos and sin within 2^-22 (float32).
     """
-    if (other := interop(dtype if out is None else out)) is not None:
+    other = interop(dtype if out is None else out)
+    if batched is True and type(noise) is Noise and (other is None or not other.is_compiling()):
+        done = _short_randn(shape, noise, dtype, out)
+        if done is not NotImplemented:
+            return done
+    if other is not None:
         return other.randn(shape, noise, dtype=dtype, batched=batched, out=out)
     return _random("normal", shape, noise, FIELD, FLOATS, dtype, batched, out)
 
@@ -134,7 +140,8 @@ def q_sample(
     """The forward process in one pass: x_t = alpha_t x0 + sigma_t z, z ~ N(0, 1) (Ho et al. 2020, eq. 4).
 
     Args:
-        x0: float32, float64, float16, bfloat16 or uint8, any strides (others than C order are copied first).
+        x0: an array or a torch tensor; float32, float64, float16, bfloat16 or uint8, any strides (others than C order
+            are copied first).
         t: integers (an index into the schedule, 0 least noisy) or, where the schedule is continuous, floats in its own
             time; a scalar, (B,), or any prefix of x0's shape.
         noise: Noise, a list of one for each row, or an array of x0's shape (float32 or the result's dtype).
@@ -288,7 +295,8 @@ def update(
     Args:
         table: the rows; `print(table)` shows them as equations.
         i: integers, the row: a scalar, (B,) or any prefix of x's shape.
-        x: float32, float64, float16 or bfloat16, any strides (others than C order are copied first).
+        x: an array or a torch tensor; float32, float64, float16 or bfloat16, any strides (others than C order are
+            copied first).
         model_output: m1, or (m1, m2), of x's shape; another float dtype than x's is converted first.
         past: past1 .. past4, the newest first, of x's shape and dtype.
         noise: Noise, a list of one for each row of x, or an array of x's shape. A Noise of stream 0: z is the field of
@@ -395,6 +403,31 @@ def _step_rows(schedule: Schedule) -> Rows:
 def _table_rows(table: Tableau) -> Rows:
     flags = np.frombuffer(table.present.tobytes(), np.bool_)
     return Rows(table.numbers, sum(1 << column for column in np.flatnonzero(flags).tolist()))
+
+
+# One row, and its output is the noise.
+NORMAL = make_rows({OUT_Z: 1.0})
+
+
+def _short_randn(shape: int | Sequence[int], noise: Noise, dtype: DTypeLike, out: Array | None) -> Any:
+    """The short cut for up to 2^16 elements; larger calls do not notice its absence."""
+    short_cut = backends.short_cut
+    if (
+        short_cut is None
+        or type(shape) is not tuple
+        or not 0 < math.prod(shape) <= 1 << 16
+        or min(shape, default=0) <= 0
+    ):
+        return NotImplemented
+    if out is None:
+        if dtype not in ("float32", "float64"):
+            return NotImplemented
+        out = np.empty(shape, dtype)
+    else:
+        name = str(getattr(out, "dtype", None))
+        if getattr(out, "shape", None) != shape or str(dtype) not in (name, name.removeprefix("torch.")):
+            return NotImplemented
+    return short_cut(NORMAL.plain, 0, out, None, None, noise, -1, out, None, False)
 
 
 Owner = TypeVar("Owner", Schedule, Tableau)
