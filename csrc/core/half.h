@@ -3,40 +3,30 @@
 // instructions for binary16 use those; the bfloat16 loops vectorise as they stand.
 #pragma once
 #include <cstdint>
-#include <cstring>
 
 namespace nf {
 namespace {
 
-inline float bits_to_float(uint32_t bits) {
-    float x;
-    std::memcpy(&x, &bits, 4);
-    return x;
-}
+constexpr float bits_to_float(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+constexpr uint32_t float_to_bits(float x) { return __builtin_bit_cast(uint32_t, x); }
 
-inline uint32_t float_to_bits(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    return bits;
-}
+constexpr float bfloat16_to_float(uint16_t h) { return bits_to_float(uint32_t{h} << 16); }
 
-inline float bfloat16_to_float(uint16_t h) { return bits_to_float(uint32_t{h} << 16); }
-
-inline uint16_t float_to_bfloat16(float x) {
+constexpr uint16_t float_to_bfloat16(float x) {
     const uint32_t b = float_to_bits(x);
     const uint32_t rounded = (b + 0x7FFFu + ((b >> 16) & 1u)) >> 16;
     const uint32_t nan = (b >> 16) | 0x40u;
     return static_cast<uint16_t>((b & 0x7FFFFFFFu) > 0x7F800000u ? nan : rounded);
 }
 
-inline float half_to_float(uint16_t h) {
+constexpr float half_to_float(uint16_t h) {
     const uint32_t sign = uint32_t{h & 0x8000u} << 16, magnitude = h & 0x7FFFu;
     if (magnitude >= 0x7C00u) return bits_to_float(sign | 0x7F800000u | (magnitude << 13));
     // 2^112 moves the exponent's bias from 15 to 127; the product is exact, subnormals included.
     return bits_to_float(sign | float_to_bits(bits_to_float(magnitude << 13) * 0x1p112f));
 }
 
-inline uint16_t float_to_half(float x) {
+constexpr uint16_t float_to_half(float x) {
     const uint32_t b = float_to_bits(x), sign = (b >> 16) & 0x8000u, magnitude = b & 0x7FFFFFFFu;
     if (magnitude > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u);
     if (magnitude >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);  // from 65520 up: infinity

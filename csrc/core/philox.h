@@ -22,7 +22,7 @@ struct RoundKeys {
     }
 };
 
-inline constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
+constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 
 // A counter or an output: four words, each one lane vector.
 template <class Word>
@@ -32,7 +32,7 @@ struct Words {
 
 // Rounds first..9 on lane words: Lane::product multiplies, Lane::high and Lane::low take the halves of a product.
 template <class Lane>
-inline void philox_rounds(Words<typename Lane::word>& c, const RoundKeys& keys, int first) {
+constexpr void philox_rounds(Words<typename Lane::word>& c, const RoundKeys& keys, int first) {
     for (int r = first; r < 10; ++r) {
         const auto p0 = Lane::product(c.w[0], kPhiloxM0);
         const auto p1 = Lane::product(c.w[2], kPhiloxM1);
@@ -48,7 +48,7 @@ inline void philox_rounds(Words<typename Lane::word>& c, const RoundKeys& keys, 
 struct Common {
     uint32_t a, b, c, d;
 
-    Common(const RoundKeys& keys, uint32_t step, uint32_t sample, uint32_t tag) {
+    constexpr Common(const RoundKeys& keys, uint32_t step, uint32_t sample, uint32_t tag) {
         const uint64_t p1 = uint64_t{kPhiloxM1} * sample;
         const uint64_t p0 = uint64_t{kPhiloxM0} * (static_cast<uint32_t>(p1 >> 32) ^ step ^ keys.k0[0]);
         a = tag ^ keys.k1[0];
@@ -60,8 +60,8 @@ struct Common {
 
 // Philox of the counters (block, step, sample, tag) for a lane vector of blocks.
 template <class Lane>
-inline Words<typename Lane::word> philox_blocks(typename Lane::word block, const Common& common,
-                                                const RoundKeys& keys) {
+constexpr Words<typename Lane::word> philox_blocks(typename Lane::word block, const Common& common,
+                                                   const RoundKeys& keys) {
     const auto p0 = Lane::product(block, kPhiloxM0);
     const auto p1 = Lane::product(Lane::word_xor(Lane::high(p0), Lane::word_splat(common.a)), kPhiloxM1);
     Words<typename Lane::word> c{{

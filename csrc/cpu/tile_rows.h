@@ -59,12 +59,10 @@ struct Affine {
 
     Affine(uint64_t present, int first_column, int slots) {
         if (present >> first_column & 1) constant = first_column;
-        constexpr int order[] = {kZ, kD, kPast4, kPast3, kPast2, kPast1, kM2, kM1, kX};
-        for (int s : order) {
-            if (s >= slots || !(present >> (first_column + 1 + s) & 1)) continue;
-            column[n] = first_column + 1 + s;
-            slot[n++] = s;
-        }
+        for_each_term(present, first_column, slots, [this](int term_column, int term_slot) {
+            column[n] = term_column;
+            slot[n++] = term_slot;
+        });
     }
 };
 
