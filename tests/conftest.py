@@ -1,24 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures over every backend, instruction set and number of threads; what bits are."""
 
+import dataclasses
 import platform
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import noisefuse as nf
-from noisefuse import _native
+from cuda_kernels import stand_in
+from noisefuse import _native, backends
+from noisefuse.backends import cuda, reference
 
 NATIVE = [f"native-{isa}" for isa, supported in _native.isas().items() if supported]
-BACKENDS = [*NATIVE, "reference"]
+# The kernels of csrc/cuda compiled for this CPU: not the device. `pytest -m gpu` has a device (test_cuda_device.py).
+STAND_IN = "cuda-stand_in"
+BACKENDS = [*NATIVE, "reference", STAND_IN]
 DTYPES = {dtype.name: dtype for dtype in map(np.dtype, ("f4", "f8", "f2", ml_dtypes.bfloat16))}
 
 
 @contextmanager
 def using(name):
-    """The backend "reference", or "native-" and an instruction set."""
+    """The backend "reference", or "native-" and an instruction set, or "cuda-stand_in"."""
+    if name == STAND_IN:
+        with stand_in.installed() as cupy, on_device(cupy):
+            yield
+        return
     backend, _, isa = name.partition("-")
     before = _native.isa()
     with nf.use_backend(backend):
@@ -27,6 +37,46 @@ def using(name):
             yield
         finally:
             _native.use_isa(before)
+
+
+@contextmanager
+def on_device(cupy):
+    """Calls with NumPy arrays, once they are checked, go through copies on the device."""
+
+    def moved(call):
+        copies = {}
+
+        def to_device(a):
+            if a is None:
+                return None
+            key = a.ctypes.data, a.dtype, a.shape  # an output may be an input
+            return copies.setdefault(key, cupy.asarray(a))
+
+        inputs, outputs = (tuple(map(to_device, arrays)) for arrays in (call.inputs, call.outputs))
+        return dataclasses.replace(call, inputs=inputs, outputs=outputs)
+
+    def back(call, there):
+        for out, copy in zip(call.outputs, there.outputs, strict=True):
+            if out is not None:
+                out[...] = cupy.asnumpy(copy)
+
+    def step(call):
+        there = moved(call)
+        cuda.step(there)
+        back(call, there)
+
+    def walk(call):
+        first = moved(call.first)
+        cuda.walk(dataclasses.replace(call, first=first))
+        back(call.first, first)
+
+    device = SimpleNamespace(step=step, walk=walk, philox=reference.philox)
+    before = backends._current, backends.short_cut
+    backends._current, backends.short_cut = ("cuda", device), None
+    try:
+        yield
+    finally:
+        backends._current, backends.short_cut = before
 
 
 @pytest.fixture(params=BACKENDS)

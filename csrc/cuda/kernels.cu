@@ -85,11 +85,11 @@ struct Row {
 
 // A row over the elements of a thread. Array has load(slot, values) and store(output, values); a term's values are
 // loaded when it is their turn.
-template <uint64_t Known, class Array, class Real, int n>
+template <uint64_t Known, bool Drawn, class Array, class Real, int n>
 struct Forms {
     const Row<Known, Real>& row;
     const Array& array;
-    const Real (&z)[n];
+    const Real (&z)[n];  // if Drawn; else it is an array like the others
     Real clean[n];
 
     __device__ void sum(Real (&to)[n], int first, int slots) const {
@@ -97,10 +97,10 @@ struct Forms {
         for (int i = 0; i < n; ++i) to[i] = from;
         for_each_term(row.present, first, slots, [&](int column, int slot) {
             const Real c = row[column];
+            const bool drawn = Drawn && slot == kZ;
             Real loaded[n];
-            if (slot != kZ && slot != kD) array.load(slot, loaded);
-            for (int i = 0; i < n; ++i)
-                to[i] = Cuda::fma(c, slot == kZ ? z[i] : slot == kD ? clean[i] : loaded[i], to[i]);
+            if (!drawn && slot != kD) array.load(slot, loaded);
+            for (int i = 0; i < n; ++i) to[i] = Cuda::fma(c, drawn ? z[i] : slot == kD ? clean[i] : loaded[i], to[i]);
         });
     }
 
@@ -158,7 +158,7 @@ __device__ inline void walk(const Call& call, const Array& array, Draw draw) {
         draw(z, static_cast<uint32_t>(t));
         const Row<kForward, Real> row(call, t);
         Real next[n];
-        Forms<kForward, State, Real, n>{row, state, z, {}}.sum(next, affine_column(0), kSlots);
+        Forms<kForward, true, State, Real, n>{row, state, z, {}}.sum(next, affine_column(0), kSlots);
         for (int i = 0; i < n; ++i) state.x[i] = next[i];
         if (const int64_t kept = call.keep[t]; kept >= 0) array.store(0, state.x, kept * call.total);
     }
@@ -215,7 +215,8 @@ __device__ inline void vector_step(const Call& call) {
     using Array = Vectors<Type, Input, units>;
     constexpr int n = Array::n, stride = Array::stride;
     const Place place(call, n * rounds, Type::unit);
-    const int64_t index = call.index ? call.index[place.piece] : call.row;
+    // One row for each piece, or for all.
+    const int64_t index = call.index ? call.index[call.segment == call.piece ? place.piece : 0] : call.row;
     const Row<Known, Real> row(call, index);
     const uint32_t later = call.step_by_index ? static_cast<uint32_t>(index) : 0u;
     const Source<Real> source(call.keys, call.field, sample_id(call.field, place.sample), later);
@@ -227,7 +228,7 @@ __device__ inline void vector_step(const Call& call) {
         Real z[n];
         for (int i = 0; i < n && draw != kNone; i += 4)
             source.fill(z + i, place.block + (done + i / Type::unit * stride + i % Type::unit) / 4, draw);
-        Forms<Known, Array, Real, n> forms{row, array, z, {}};
+        Forms<Known, draw != kNone, Array, Real, n> forms{row, array, z, {}};
         if (draw == kNone && Known == 0 && call.masked)
             forms.masked_output();
         else
@@ -317,8 +318,11 @@ __device__ inline void any(const Call& call) {
         const int64_t index = call.index ? call.index[quotient(at, call.segment)] : call.row;
         const Row<0, Real> row(call, index);
         Real z[4];
-        if (call.draw != kNone) draw(z, call.step_by_index ? static_cast<uint32_t>(index) : 0u);
-        Forms<0, Elements<Real>, Real, 4> forms{row, array, z, {}};
+        if (call.draw != kNone)
+            draw(z, call.step_by_index ? static_cast<uint32_t>(index) : 0u);
+        else
+            array.load(kZ, z);
+        Forms<0, true, Elements<Real>, Real, 4> forms{row, array, z, {}};
         call.masked ? forms.masked_output() : forms.outputs(call.out);
     }
 }
@@ -327,50 +331,50 @@ __device__ inline void any(const Call& call) {
 }  // namespace nf
 
 // ---- the kernels ---------------------------------------------------------------------------------------------
-// Named after what they do, the type of x where it is another, and the type of the outputs.
+// Named after what they do, the type of x where it is another, and the type of the outputs; then their threads.
 
 // clang-format off
 #define NF_KERNELS(X) \
-    X(forward_f32, vector_step<F32, F32, 1, 8, kNormal, kForward>)                         \
-    X(forward_f64, vector_step<F64, F64, 1, 2, kNormal, kForward>)                         \
-    X(forward_f16, vector_step<F16, F16, 1, 4, kNormal, kForward>)                         \
-    X(forward_bf16, vector_step<BF16, BF16, 1, 4, kNormal, kForward>)                      \
-    X(forward_u8_f32, vector_step<F32, U8, 1, 8, kNormal, kForwardBytes>)                  \
-    X(forward_u8_f64, vector_step<F64, U8, 1, 2, kNormal, kForwardBytes>)                  \
-    X(forward_u8_f16, vector_step<F16, U8, 1, 4, kNormal, kForwardBytes>)                  \
-    X(forward_u8_bf16, vector_step<BF16, U8, 1, 4, kNormal, kForwardBytes>)                \
-    X(normal_f32, vector_step<F32, F32, 1, 8, kNormal, kNoise>)                            \
-    X(normal_f64, vector_step<F64, F64, 1, 2, kNormal, kNoise>)                            \
-    X(normal_f16, vector_step<F16, F16, 1, 4, kNormal, kNoise>)                            \
-    X(normal_bf16, vector_step<BF16, BF16, 1, 4, kNormal, kNoise>)                         \
-    X(uniform_f32, vector_step<F32, F32, 1, 8, kUniform, kNoise>)                          \
-    X(uniform_f64, vector_step<F64, F64, 1, 2, kUniform, kNoise>)                          \
-    X(two_f32, vector_step<F32, F32, 2, 2, kNone, kTwoInputs>)                             \
-    X(two_f64, vector_step<F64, F64, 2, 1, kNone, kTwoInputs>)                             \
-    X(two_f16, vector_step<F16, F16, 1, 2, kNone, kTwoInputs>)                             \
-    X(two_bf16, vector_step<BF16, BF16, 1, 2, kNone, kTwoInputs>)                          \
-    X(step_f32, vector_step<F32, F32, 2, 1, kNone, 0>)                                     \
-    X(step_f64, vector_step<F64, F64, 1, 1, kNone, 0>)                                     \
-    X(step_f16, vector_step<F16, F16, 1, 1, kNone, 0>)                                     \
-    X(step_bf16, vector_step<BF16, BF16, 1, 1, kNone, 0>)                                  \
-    X(drawing_f32, vector_step<F32, F32, 2, 1, kNormal, 0>)                                \
-    X(drawing_f64, vector_step<F64, F64, 1, 1, kNormal, 0>)                                \
-    X(drawing_f16, vector_step<F16, F16, 1, 1, kNormal, 0>)                                \
-    X(drawing_bf16, vector_step<BF16, BF16, 1, 1, kNormal, 0>)                             \
-    X(walk_f32, vector_walk<F32>)                                                          \
-    X(walk_f64, vector_walk<F64>)                                                          \
-    X(walk_f16, vector_walk<F16>)                                                          \
-    X(walk_bf16, vector_walk<BF16>)                                                        \
-    X(any_f32, any<float, false>)                                                          \
-    X(any_f64, any<double, false>)                                                         \
-    X(any_walk_f32, any<float, true>)                                                      \
-    X(any_walk_f64, any<double, true>)
+    X(forward_f32, 256, vector_step<F32, F32, 1, 8, kNormal, kForward>)             \
+    X(forward_f64, 256, vector_step<F64, F64, 1, 2, kNormal, kForward>)             \
+    X(forward_f16, 256, vector_step<F16, F16, 1, 4, kNormal, kForward>)             \
+    X(forward_bf16, 256, vector_step<BF16, BF16, 1, 4, kNormal, kForward>)          \
+    X(forward_u8_f32, 256, vector_step<F32, U8, 1, 8, kNormal, kForwardBytes>)      \
+    X(forward_u8_f64, 256, vector_step<F64, U8, 1, 2, kNormal, kForwardBytes>)      \
+    X(forward_u8_f16, 256, vector_step<F16, U8, 1, 4, kNormal, kForwardBytes>)      \
+    X(forward_u8_bf16, 256, vector_step<BF16, U8, 1, 4, kNormal, kForwardBytes>)    \
+    X(normal_f32, 256, vector_step<F32, F32, 1, 8, kNormal, kNoise>)                \
+    X(normal_f64, 256, vector_step<F64, F64, 1, 2, kNormal, kNoise>)                \
+    X(normal_f16, 256, vector_step<F16, F16, 1, 4, kNormal, kNoise>)                \
+    X(normal_bf16, 256, vector_step<BF16, BF16, 1, 4, kNormal, kNoise>)             \
+    X(uniform_f32, 256, vector_step<F32, F32, 1, 8, kUniform, kNoise>)              \
+    X(uniform_f64, 256, vector_step<F64, F64, 1, 2, kUniform, kNoise>)              \
+    X(two_f32, 256, vector_step<F32, F32, 2, 2, kNone, kTwoInputs>)                 \
+    X(two_f64, 256, vector_step<F64, F64, 2, 1, kNone, kTwoInputs>)                 \
+    X(two_f16, 256, vector_step<F16, F16, 1, 2, kNone, kTwoInputs>)                 \
+    X(two_bf16, 256, vector_step<BF16, BF16, 1, 2, kNone, kTwoInputs>)              \
+    X(step_f32, 256, vector_step<F32, F32, 2, 1, kNone, 0>)                         \
+    X(step_f64, 256, vector_step<F64, F64, 1, 1, kNone, 0>)                         \
+    X(step_f16, 256, vector_step<F16, F16, 1, 1, kNone, 0>)                         \
+    X(step_bf16, 256, vector_step<BF16, BF16, 1, 1, kNone, 0>)                      \
+    X(drawing_f32, 256, vector_step<F32, F32, 2, 1, kNormal, 0>)                    \
+    X(drawing_f64, 256, vector_step<F64, F64, 1, 1, kNormal, 0>)                    \
+    X(drawing_f16, 256, vector_step<F16, F16, 1, 1, kNormal, 0>)                    \
+    X(drawing_bf16, 256, vector_step<BF16, BF16, 1, 1, kNormal, 0>)                 \
+    X(walk_f32, 256, vector_walk<F32>)                                              \
+    X(walk_f64, 256, vector_walk<F64>)                                              \
+    X(walk_f16, 256, vector_walk<F16>)                                              \
+    X(walk_bf16, 256, vector_walk<BF16>)                                            \
+    X(any_f32, 256, any<float, false>)                                              \
+    X(any_f64, 128, any<double, false>)                                             \
+    X(any_walk_f32, 256, any<float, true>)                                          \
+    X(any_walk_f64, 128, any<double, true>)
 // clang-format on
 
-#define NF_KERNEL(name, ...)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(nf::kThreads) nf_##name(const __grid_constant__ nf::Call call) { \
-        using namespace nf;                                                                                       \
-        __VA_ARGS__(call);                                                                                        \
+#define NF_KERNEL(name, threads, ...)                                                                        \
+    extern "C" __global__ void __launch_bounds__(threads) nf_##name(const __grid_constant__ nf::Call call) { \
+        using namespace nf;                                                                                  \
+        __VA_ARGS__(call);                                                                                   \
     }
 
 NF_KERNELS(NF_KERNEL)

@@ -15,12 +15,24 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
-from .arrays import FLOATS, Array, as_array, batch_shape, count, float_dtype, output
+from .arrays import (
+    FLOATS,
+    Array,
+    as_array,
+    batch_shape,
+    count,
+    float_dtype,
+    is_array,
+    on_device,
+    one_place,
+    output,
+    overlap,
+)
 from .backends.call import AFFINE, M1, M2, PAST1, Draw, Rows, Step, Walk, X, Z
 from .calls import (
     Index,
+    check_place,
     kept_times,
-    last,
     like,
     make_call,
     make_rows,
@@ -42,6 +54,8 @@ NoiseLike: TypeAlias = Noise | Sequence[Noise] | Array
 OUT_K, AUX_K = AFFINE[0], AFFINE[1]
 Z_COLUMNS = [first + 1 + Z for first in AFFINE]
 OUT_X, OUT_Z, AUX_X, AUX_Z = OUT_K + 1 + X, OUT_K + 1 + Z, AUX_K + 1 + X, AUX_K + 1 + Z
+
+UNIT = make_rows({OUT_Z: 1.0})  # out = z
 
 
 def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
@@ -189,7 +203,7 @@ def q_step(
             return done
     x = as_array("x", x)
     t_index = row_index("t", t, len(schedule), x.shape)
-    names, z = names_or_array(noise, x.shape, x.dtype, batched, WALK, last_step=last(t_index))
+    names, z = names_or_array(noise, x.shape, x.dtype, batched, WALK, last_step=t_index.last)
     call = make_call(
         x.shape, x.dtype, rows, t_index, names, {X: x, Z: z}, {"out": out}, batched=batched, step_by_index=True
     )
@@ -219,13 +233,16 @@ def q_walk(
     _need_schedule(schedule)
     x0 = as_array("x0", x0)
     kept = kept_times(keep, len(schedule))
-    if isinstance(noise, np.ndarray):
+    if is_array(noise):
         raise TypeError("noise: q_walk draws at every time and takes a Noise, not an array")
     names, _ = names_or_array(noise, x0.shape, x0.dtype, batched, WALK, last_step=int(kept[-1]) if len(kept) else 0)
     shape = (len(kept), *x0.shape)
-    result = output("out", out, shape, x0.dtype)
+    device = one_place([("x0", x0), *([("out", out)] if out is not None and is_array(out) else [])])
+    index = Index(np.zeros(1, np.int64), x0.size)
+    check_place(device, index, names)
+    result = output("out", out, shape, x0.dtype, device)
     x0 = readable(x0, x0.dtype)
-    if np.may_share_memory(result, x0):
+    if overlap(result, x0):
         raise ValueError("out overlaps x0: the walk reads x0 and writes every kept time")
     if result.size == 0:
         return result
@@ -239,15 +256,15 @@ def q_walk(
         size=count(sample_shape),
         sample_shape=sample_shape,
         rows=rows,
-        index=np.zeros(1, np.int64),
-        segment=x0.size,
+        index=index.values,
+        segment=index.segment,
         inputs=(x0, *(None,) * Z),
         outputs=(result, None, None),
         draw="normal",
         step_by_index=False,
         noise=names,
     )
-    backends.current().walk(Walk(first, slots))
+    backends.of(result).walk(Walk(first, slots))
     return result
 
 
@@ -372,12 +389,11 @@ def _random(
     kind = float_dtype(dtype, allowed)
     if isinstance(noise, int | np.integer) and not isinstance(noise, bool):
         noise = Noise(int(noise))
-    if isinstance(noise, np.ndarray):
+    if is_array(noise):
         raise TypeError("noise: expected a Noise, a list of them or an int seed, got an array")
     names, _ = names_or_array(noise, full, kind, batched, stream, any_stream=True)
-    rows = make_rows({OUT_Z: 1.0})
     one_row = Index(np.zeros(1, np.int64), max(1, count(full)))
-    return run(make_call(full, kind, rows, one_row, names, {}, {"out": out}, batched=batched, draw=draw))[0]
+    return run(make_call(full, kind, UNIT, one_row, names, {}, {"out": out}, batched=batched, draw=draw))[0]
 
 
 def _q_sample(
@@ -407,7 +423,8 @@ def _q_sample(
     constant = _finite("offset", offset, -1.0 if is_bytes else 0.0)
     if times.dtype.kind == "f":  # a row for each time
         index = row_index("t", np.arange(times.size).reshape(np.shape(t)), times.size, x.shape)
-        rows = _forward(*schedule(times), target, factor, constant)
+        on_host = times.get() if on_device(times) else times  # type: ignore[attr-defined]
+        rows = _forward(*schedule(on_host), target, factor, constant)
     else:
         index = row_index("t", t, len(schedule), x.shape)
 
@@ -447,8 +464,8 @@ def _update(
     rows = _kept(table, "_rows", _table_rows)
     names: tuple[Noise, ...] = ()
     if noise is not None:
-        names, inputs[Z] = names_or_array(noise, x.shape, x.dtype, True, SAMPLER, last_step=last(index))
-    elif table.numbers[np.unique(index.values)][:, Z_COLUMNS].any():
+        names, inputs[Z] = names_or_array(noise, x.shape, x.dtype, True, SAMPLER, last_step=index.last)
+    elif table.numbers[slice(None) if on_device(index.values) else np.unique(index.values)][:, Z_COLUMNS].any():
         raise TypeError("noise: the row draws noise; expected a Noise or an array, got None")
     else:
         rows = Rows(rows.table, rows.present & ~sum(1 << column for column in Z_COLUMNS))

@@ -88,13 +88,15 @@ class Sampler:
 
     # ---- one step ------------------------------------------------------------------------------------------
 
-    def start(self, shape: Sequence[int], noise: Noises, *, dtype: npt.DTypeLike = "float32") -> Array:
+    def start(
+        self, shape: Sequence[int], noise: Noises, *, dtype: npt.DTypeLike = "float32", out: Array | None = None
+    ) -> Array:
         """The x of row 0: noise of stream 2, times the standard deviation that the first level has.
 
         Redrawn by ``randn(shape, noise.at(stream=2))``, up to that factor. Axis 0 of shape is the batch.
-        ValueError: a noise of another stream than 0.
+        out: where to write it, such as a CuPy array. ValueError: a noise of another stream than 0.
         """
-        drawn = ops.randn(shape, _at(noise, 0, START), dtype=dtype)
+        drawn = ops.randn(shape, _at(noise, 0, START), dtype=dtype, out=out)
         return drawn if self._start is None else ops.update(self._start, 0, drawn, out=drawn)
 
     def model_input(self, i: int, x: Array, *, out: Array | None = None) -> tuple[Array, Any]:
@@ -267,7 +269,8 @@ def _thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tupl
     """One row per sample, with 1 / s written into D's coefficients; see ``samplers.Threshold``."""
     assert table.threshold is not None
     ratio, maximum = table.threshold
-    clean = np.asarray(ops.update(_clean(table), rows, x, model_output))
+    clean = ops.update(_clean(table), rows, x, model_output)
+    clean = np.asarray(clean.get() if hasattr(clean, "get") else clean)  # a copy, where it lies on a device
     q = np.quantile(np.abs(clean.reshape(len(clean), -1).astype(np.float64)), ratio, axis=1)
     s = np.clip(np.nan_to_num(q, nan=1.0), 1, max(maximum, 1))  # NaN in data must not become a coefficient
     picked = table.rows[np.broadcast_to(rows, s.shape)]
@@ -305,7 +308,8 @@ def _at(noise: Noises, i: int, stream: int) -> Any:
 def _drawn(noise: Noises, i: int, x: Array) -> Array:
     """What row i draws, as an array: where the table's rows are samples, their numbers are not steps."""
     dtype = "float64" if "float64" in str(x.dtype) else "float32"
-    return ops.randn(tuple(x.shape), _at(noise, i, SAMPLER), dtype=dtype)
+    out = None if isinstance(x, np.ndarray) else np.empty_like(x, dtype=dtype, order="C")  # reaches CuPy's own
+    return ops.randn(tuple(x.shape), _at(noise, i, SAMPLER), dtype=dtype, out=out)
 
 
 def _zeros_like(x: Array) -> Array:

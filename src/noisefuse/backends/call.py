@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -77,3 +78,18 @@ class Walk:
 
     first: Step
     keep: NDArray[np.int64]  # (T,): for each time its row in the output, or -1
+
+
+def window_runs(noise: Noise, shape: tuple[int, ...]) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
+    """Of a sample of this shape: its first element in the field, how many elements lie together there, and the lengths
+    and strides of the axes over such runs."""
+    full = noise.window_shape
+    if full is None:
+        return 0, math.prod(shape), (), ()
+    strides = [math.prod(full[axis + 1 :]) for axis in range(len(full))]
+    start = sum(s * stride for s, stride in zip(noise.window_start, strides, strict=True))
+    # A run takes in the trailing axes that the slice covers whole, and one axis more.
+    outer = len(full)
+    while outer > 0 and (outer == len(full) or shape[outer] == full[outer]):
+        outer -= 1
+    return start, math.prod(shape[outer:]), shape[:outer], tuple(strides[:outer])

@@ -53,7 +53,7 @@ struct Kernel {
     const char* name;
     void (*run)(nf::Call);
 };
-#define NF_ENTRY(name, ...) {"nf_" #name, nf_##name},
+#define NF_ENTRY(name, threads, ...) {"nf_" #name, nf_##name},
 const Kernel kernels[] = {NF_KERNELS(NF_ENTRY)};
 
 }  // namespace
