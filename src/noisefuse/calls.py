@@ -124,7 +124,7 @@ def names_or_array(
             f"Pass nf.Noise({noise!r}, step=...) with a step of its own for each"
         )
     else:
-        raise TypeError(f"noise: expected a Noise, a list of them or an array, got {type(noise).__name__}")
+        raise TypeError(f"noise: expected a Noise, a list of them or a NumPy array, got {type(noise).__name__}")
     for name in names:
         _check_name(name, batch if len(names) == 1 else 1, sample_shape, last_step, any_stream)
     return tuple(n if any_stream and n.stream else n.at(stream=stream) for n in names), None

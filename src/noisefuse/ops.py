@@ -421,10 +421,10 @@ def _q_sample(
     own = scale is None and offset is None
     factor = _finite("scale", scale, 1 / 127.5 if is_bytes else 1.0)
     constant = _finite("offset", offset, -1.0 if is_bytes else 0.0)
-    if times.dtype.kind == "f":  # a row for each time
-        index = row_index("t", np.arange(times.size).reshape(np.shape(t)), times.size, x.shape)
-        on_host = times.get() if on_device(times) else times  # type: ignore[attr-defined]
-        rows = _forward(*schedule(on_host), target, factor, constant)
+    if times.dtype.kind == "f":  # a row for each time, computed here
+        on_host: Any = t.get() if on_device(t) else t  # type: ignore[union-attr]
+        index = row_index("t", np.arange(times.size).reshape(np.shape(on_host)), times.size, x.shape)
+        rows = _forward(*schedule(np.ravel(on_host)), target, factor, constant)
     else:
         index = row_index("t", t, len(schedule), x.shape)
 

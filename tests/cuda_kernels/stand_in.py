@@ -175,17 +175,19 @@ class Cupy(ModuleType):
 @contextmanager
 def installed():
     """With this as the module `cupy`, and no binary that a device would need."""
+    from noisefuse import backends
     from noisefuse.backends import cubin
 
     cupy, before = Cupy(), sys.modules.get("cupy")
-    binary, modules = cubin.binary, dict(cubin._modules)
+    binary, modules, tested = cubin.binary, dict(cubin._modules), backends._tested_devices
     sys.modules["cupy"] = cupy
     cubin.binary = lambda _: Path("stand_in")
     cubin._modules.clear()
+    backends._tested_devices = set()
     try:
         yield cupy
     finally:
-        cubin.binary = binary
+        cubin.binary, backends._tested_devices = binary, tested
         cubin._modules.clear()
         cubin._modules.update(modules)
         if before is None:
