@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -65,10 +66,16 @@ class Kernel:
         assert 1 <= grid[0] < 1 << 31
         assert all(1 <= n <= 65535 for n in grid[1:])
         self.cupy.launches.append((self.name, grid, block, self.cupy.cuda.runtime.getDevice()))
-        done = library().launch(
-            self.name.encode(), (ctypes.c_uint * 3)(*grid), block[0], ctypes.c_void_p(call.ctypes.data)
-        )
-        assert done == 0, f"no kernel {self.name}"
+        self.cupy.execute(self.name, grid, block[0], call)
+
+
+def run_on_cpu(name, grid, threads, call):
+    """One kernel, all its threads one after another."""
+    done = library().launch(name.encode(), (ctypes.c_uint * 3)(*grid), threads, ctypes.c_void_p(call.ctypes.data))
+    assert done == 0, f"no kernel {name}"
+
+
+alive = weakref.WeakSet()  # all arrays of the stand-in that there are
 
 
 class ndarray:
@@ -76,6 +83,7 @@ class ndarray:
 
     def __init__(self, host, device=0):
         self.host, self.device = host, SimpleNamespace(id=device)
+        alive.add(self)
 
     shape = property(lambda self: self.host.shape)
     dtype = property(lambda self: self.host.dtype)
@@ -135,7 +143,7 @@ class Cupy(ModuleType):
     def __init__(self, devices=2):
         super().__init__("cupy")
         self.ndarray, self.launches, self.uploads, self.devices = ndarray, [], [], devices
-        self.current = 0
+        self.current, self.execute = 0, run_on_cpu
         stream = SimpleNamespace(synchronize=lambda: None)
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(getDevice=lambda: self.current, getDeviceCount=lambda: devices),

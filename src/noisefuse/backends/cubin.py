@@ -48,7 +48,7 @@ def compiled(cupy: Any, arch: str) -> bytes:
     root = installed() / "csrc"
     options = (*OPTIONS, f"-I{root}", f"-I{root / 'cuda' / 'rtc'}")
     code, _ = cupy.cuda.compiler.compile_using_nvrtc(SOURCE, options, arch)
-    return bytes(code)
+    return bytes(code) + b"\0"  # CuPy cuts the last byte off, which is a zero, and a file needs it
 
 
 def digest(arch: str, compiler: str) -> str:
