@@ -130,8 +130,8 @@ PyObject* py_philox(PyObject*, PyObject* args) {
     const uint32_t *c = static_cast<uint32_t*>(data(counter)), *k = static_cast<uint32_t*>(data(key));
     uint32_t* to = static_cast<uint32_t*>(data(out));
     for (int64_t n = PyArray_SIZE(array(counter)) / 4; n > 0; --n, c += 4, k += 2, to += 4) {
-        Words<uint32_t> words{{c[0], c[1], c[2], c[3]}};
-        philox_rounds<Scalar>(words, RoundKeys(uint64_t{k[1]} << 32 | k[0]), 0);
+        const RoundKeys keys(uint64_t{k[1]} << 32 | k[0]);
+        const auto words = philox_rounds<Scalar>({{c[0], c[1], c[2], c[3]}}, keys, 0);
         std::memcpy(to, words.w, sizeof words);
     }
     Py_RETURN_NONE;

@@ -28,14 +28,16 @@ __device__ inline uint32_t to_float16_pair(float low, float high) {
     return a | uint32_t{b} << 16;
 }
 
-__device__ inline uint32_t to_bfloat16_pair(float low, float high) {
 #if __CUDA_ARCH__ >= 800
+constexpr bool kRoundsToBfloat16 = true;
+#else
+constexpr bool kRoundsToBfloat16 = false;
+#endif
+
+__device__ inline uint32_t to_bfloat16_pair(float low, float high) {
     uint32_t pair;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
-#else
-    return float_to_bfloat16(low) | uint32_t{float_to_bfloat16(high)} << 16;
-#endif
 }
 
 }  // namespace

@@ -32,9 +32,10 @@ struct Source {
     }
 
     __device__ void fill(Real* z, uint32_t block, Draw draw) const {
-        const auto [w] = philox_blocks<Cuda>(block, common, keys);
+        const uint64_t product = Cuda::product(block, kPhiloxM0);
+        const auto [w] = philox_blocks<Cuda>(product, common, keys);
         if constexpr (sizeof(Real) == 8) {
-            const auto [v] = philox_blocks<Cuda>(block, lower, keys);
+            const auto [v] = philox_blocks<Cuda>(product, lower, keys);
             if (draw == kUniform)
                 for (int i = 0; i < 4; ++i) z[i] = uniform<Cuda, 0>(w[i], v[i]);
             else

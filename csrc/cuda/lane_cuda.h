@@ -16,9 +16,11 @@ struct Cuda {
     using word = uint32_t;
 
     static __device__ word word_splat(uint32_t x) { return x; }
+    static __device__ u32 word_lanes(word x) { return x; }
     static __device__ uint64_t product(word x, uint32_t m) { return uint64_t{x} * m; }
     static __device__ word low(uint64_t p) { return static_cast<uint32_t>(p); }
     static __device__ word high(uint64_t p) { return static_cast<uint32_t>(p >> 32); }
+    static __device__ u32 high_lanes(uint64_t p) { return high(p); }
     static __device__ word word_xor(word a, word b) { return a ^ b; }
     static __device__ word word_xor(word a, word b, word c) { return a ^ b ^ c; }
 
@@ -27,6 +29,7 @@ struct Cuda {
     static __device__ u32 bit_and(u32 a, u32 b) { return a & b; }
     static __device__ u32 bit_or(u32 a, u32 b) { return a | b; }
     static __device__ u32 bit_xor(u32 a, u32 b) { return a ^ b; }
+    static __device__ u32 bit_xor(u32 a, u32 b, uint32_t c) { return a ^ b ^ c; }
     // For the one use it has: the lowest byte of a, the other three of `bits`. (LOP3 takes one immediate only.)
     static __device__ u32 and_or(u32 a, uint32_t mask, uint32_t bits) {
         return mask == 0xFFu ? __byte_perm(a, bits, 0x7650) : (a & mask) | bits;
@@ -62,7 +65,9 @@ struct Cuda {
     static __device__ f64 as_double(u64 a) { return __builtin_bit_cast(double, a); }
     static __device__ u64 as_bits(f64 a) { return __builtin_bit_cast(uint64_t, a); }
 
+    static __device__ u32 splat(uint32_t x) { return x; }
     static __device__ f32 splat(float x) { return x; }
+    static __device__ u32 where_nan(f32 x, uint32_t nan, u32 otherwise) { return x != x ? nan : otherwise; }
     static __device__ f32 add(f32 a, f32 b) { return __fadd_rn(a, b); }
     static __device__ f32 sub(f32 a, f32 b) { return __fsub_rn(a, b); }
     static __device__ f32 mul(f32 a, f32 b) { return __fmul_rn(a, b); }

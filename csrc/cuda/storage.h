@@ -43,7 +43,12 @@ struct BF16 {
     static __device__ float get(const uint32_t* w, int i) {
         return bits_to_float(i % 2 ? w[i / 2] & 0xFFFF0000u : w[i / 2] << 16);
     }
-    static __device__ void put(uint32_t* w, int i, float low, float high) { w[i / 2] = to_bfloat16_pair(low, high); }
+    static __device__ void put(uint32_t* w, int i, float low, float high) {
+        if constexpr (kRoundsToBfloat16)
+            w[i / 2] = to_bfloat16_pair(low, high);
+        else
+            w[i / 2] = bfloat16_bits<Cuda>(low) | bfloat16_bits<Cuda>(high) << 16;
+    }
 };
 struct U8 {
     static constexpr int bytes = 1;
@@ -101,8 +106,10 @@ __device__ inline void store_one(int32_t, void* array, int64_t at, double x) { s
 
 __device__ inline void store_one(int32_t type, void* array, int64_t at, float x) {
     if (type == kF32) static_cast<float*>(array)[at] = x;
-    if (type == kF16) static_cast<uint16_t*>(array)[at] = static_cast<uint16_t>(to_float16_pair(x, x));
-    if (type == kBF16) static_cast<uint16_t*>(array)[at] = static_cast<uint16_t>(to_bfloat16_pair(x, x));
+    uint32_t pair[1] = {};
+    if (type == kF16) F16::put(pair, 0, x, x);
+    if (type == kBF16) BF16::put(pair, 0, x, x);
+    if (type != kF32) static_cast<uint16_t*>(array)[at] = static_cast<uint16_t>(pair[0]);
 }
 
 }  // namespace

@@ -19,9 +19,8 @@ inline float from_float16(uint16_t h) { return half_to_float(h); }
 inline uint32_t to_float16_pair(float low, float high) {
     return float_to_half(low) | uint32_t{float_to_half(high)} << 16;
 }
-inline uint32_t to_bfloat16_pair(float low, float high) {
-    return float_to_bfloat16(low) | uint32_t{float_to_bfloat16(high)} << 16;
-}
+constexpr bool kRoundsToBfloat16 = false;
+inline uint32_t to_bfloat16_pair(float, float) { return 0; }
 
 }  // namespace
 }  // namespace nf

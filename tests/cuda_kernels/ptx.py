@@ -21,6 +21,14 @@ TYPES = {
     "b64": np.uint64, "u64": np.uint64, "s64": np.int64, "u8": np.uint8, "f16": np.float16, "f32": np.float32,
     "f64": np.float64,
 }  # fmt: skip
+COMPARE = {
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+}
 RAW = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -341,19 +349,17 @@ class _Run:
     def op_setp(self, parts, to, a, b, also=None):
         compare, kind = parts[0], parts[-1]
         a, b = self.get(a, kind), self.get(b, kind)
-        unordered = kind[0] == "f" and compare.endswith("u")
-        functions = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
-                     "ge": np.greater_equal}  # fmt: skip
+        unordered = np.isnan(a) | np.isnan(b) if kind[0] == "f" else np.zeros(len(a), bool)
         with np.errstate(invalid="ignore"):
-            found = functions[compare[:2]](a, b)
-            if unordered:
-                found |= np.isnan(a) | np.isnan(b)
-            elif kind[0] == "f" and compare == "ne":
-                found &= ~(np.isnan(a) | np.isnan(b))
+            if compare in ("nan", "num"):
+                found = unordered == (compare == "nan")
+            elif len(compare) == 3:  # ltu, ...: true where there is a NaN
+                found = COMPARE[compare[:2]](a, b) | unordered
+            else:
+                found = COMPARE[compare](a, b) & ~unordered
         if also is not None:
-            other = self.get(also.lstrip("!"), "pred")
-            other = ~other if also.startswith("!") else other
-            found = {"and": found & other, "or": found | other, "xor": found ^ other}[parts[1]]
+            other = self.get(also.lstrip("!"), "pred") ^ also.startswith("!")
+            found = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}[parts[1]](found, other)
         self.set(to, found)
 
     def op_selp(self, parts, to, a, b, predicate):
