@@ -16,17 +16,21 @@ from noisefuse import _native, backends
 from noisefuse.backends import cuda, reference
 
 NATIVE = [f"native-{isa}" for isa, supported in _native.isas().items() if supported]
-# The kernels of csrc/cuda compiled for this CPU: not the device. `pytest -m gpu` has a device (test_cuda_device.py).
-STAND_IN = "cuda-stand_in"
+# The kernels of csrc/cuda compiled for this CPU, which is not the device; and the device itself, under `pytest -m gpu`.
+STAND_IN, DEVICE = "cuda-stand_in", "cuda"
 BACKENDS = [*NATIVE, "reference", STAND_IN]
 DTYPES = {dtype.name: dtype for dtype in map(np.dtype, ("f4", "f8", "f2", ml_dtypes.bfloat16))}
 
 
 @contextmanager
 def using(name):
-    """The backend "reference", or "native-" and an instruction set, or "cuda-stand_in"."""
+    """The backend "reference", or "native-" and an instruction set, "cuda-stand_in" or "cuda"."""
     if name == STAND_IN:
         with stand_in.installed() as cupy, on_device(cupy):
+            yield
+        return
+    if name == DEVICE:
+        with on_device(real_cupy()):
             yield
         return
     backend, _, isa = name.partition("-")
@@ -37,6 +41,14 @@ def using(name):
             yield
         finally:
             _native.use_isa(before)
+
+
+def real_cupy():
+    """CuPy with a device; else the test is skipped."""
+    cupy = pytest.importorskip("cupy")
+    if (state := cuda.state()) != "available":
+        pytest.skip(state)
+    return cupy
 
 
 @contextmanager
@@ -79,7 +91,7 @@ def on_device(cupy):
         backends._current, backends.short_cut = before
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=[*BACKENDS, pytest.param(DEVICE, marks=pytest.mark.gpu)])
 def backend(request):
     with using(request.param):
         yield request.param

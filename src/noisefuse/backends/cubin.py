@@ -43,11 +43,11 @@ def binary(cupy: Any) -> Path:
     return path
 
 
-def compiled(cupy: Any, arch: str) -> bytes:
+def compiled(cupy: Any, arch: str, source: str = SOURCE) -> bytes:
     """What NVRTC makes of the sources; a few seconds."""
     root = installed() / "csrc"
     options = (*OPTIONS, f"-I{root}", f"-I{root / 'cuda' / 'rtc'}")
-    code, _ = cupy.cuda.compiler.compile_using_nvrtc(SOURCE, options, arch)
+    code, _ = cupy.cuda.compiler.compile_using_nvrtc(source, options, arch)
     return bytes(code) + b"\0"  # CuPy cuts the last byte off, which is a zero, and a file needs it
 
 
