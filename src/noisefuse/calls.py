@@ -24,7 +24,7 @@ from .arrays import (
     output,
     overlap,
 )
-from .backends.call import AFFINE, CLEAN, COLUMNS, M1, M2, PAST1, Draw, Rows, Step, X, Z
+from .backends.call import COLUMNS, M1, M2, PAST1, Draw, Rows, Step, X, Z
 from .noise import ELEMENTS, SAMPLES, STEPS, Noise
 
 
@@ -42,11 +42,6 @@ def make_rows(columns: dict[int, ArrayLike]) -> Rows:
     for column, values in columns.items():
         table[:, column] = values
     return Rows(table, sum(1 << column for column in columns))
-
-
-def reads(rows: Rows, slot: int) -> bool:
-    firsts = (*AFFINE, CLEAN) if slot <= M2 else AFFINE
-    return any(rows.present >> (first + 1 + slot) & 1 for first in firsts)
 
 
 # ---------------------------------------------------------------------------------------------------------- times

@@ -38,7 +38,6 @@ from .calls import (
     make_rows,
     names_or_array,
     readable,
-    reads,
     row_index,
     run,
     segments,
@@ -199,6 +198,10 @@ def q_step(
     rows = vars(schedule).get("_steps") or _kept(schedule, "_steps", _step_rows)
     if (short_cut := backends.short_cut) is not None and batched is True:
         done: Array = short_cut(rows.single, rows.present, t, x, None, None, noise, WALK, out, None)
+        if done is not NotImplemented:
+            return done
+    if on_device(x) and batched:
+        done = backends.of(x).row(rows, t, x, None, (), noise, WALK, out, ())
         if done is not NotImplemented:
             return done
     x = as_array("x", x)
@@ -410,6 +413,12 @@ def _q_sample(
     target_out: Array | None,
 ) -> Array | tuple[Array, Array]:
     _need_schedule(schedule)
+    own = scale is None and offset is None
+    if on_device(x0) and target is None and own and dtype is None and target_out is None and batched:
+        rows = _kept(schedule, "_plain", _plain_forward)
+        done: Array = backends.of(x0).row(rows, t, x0, None, (), noise, -1, out, ())
+        if done is not NotImplemented:
+            return done
     x = as_array("x0", x0, (*FLOATS, "uint8"))
     is_bytes = x.dtype == np.uint8
     kind = float_dtype(dtype if dtype is not None else np.float32 if is_bytes else x.dtype)
@@ -418,7 +427,6 @@ def _q_sample(
     if target is None and target_out is not None:
         raise ValueError("target_out: given without target=")
     times, _ = segments("t", t, x.shape)
-    own = scale is None and offset is None
     factor = _finite("scale", scale, 1 / 127.5 if is_bytes else 1.0)
     constant = _finite("offset", offset, -1.0 if is_bytes else 0.0)
     if times.dtype.kind == "f":  # a row for each time, computed here
@@ -431,7 +439,8 @@ def _q_sample(
         def make(schedule: Schedule) -> Rows:
             return _forward(schedule.alpha, schedule.sigma, target, factor, constant)
 
-        rows = _kept(schedule, f"_forward_{target}_{is_bytes}", make) if own else make(schedule)
+        name = "_plain" if target is None and not is_bytes else f"_forward_{target}_{is_bytes}"
+        rows = _kept(schedule, name, make) if own else make(schedule)
     names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
     outs = {"out": out} if target is None else {"out": out, "target_out": target_out}
     results = run(make_call(x.shape, kind, rows, index, names, {X: x, Z: z}, outs, batched=batched))
@@ -450,6 +459,11 @@ def _update(
 ) -> Array:
     if not isinstance(table, Tableau):
         raise TypeError(f"table: expected a noisefuse.Tableau, got {type(table).__name__}")
+    rows = _kept(table, "_rows", _table_rows)
+    if on_device(x) and not table.masked:
+        done: Array = backends.of(x).row(rows, i, x, model_output, past, noise, SAMPLER, out, aux_out)
+        if done is not NotImplemented:
+            return done
     x = as_array("x", x)
     index = row_index("i", i, len(table), x.shape)
     models = model_output if isinstance(model_output, tuple) else (model_output,)
@@ -461,19 +475,18 @@ def _update(
     inputs: dict[int, Array | None] = {X: x}
     inputs |= {M1 + n: like(f"m{n + 1}", m, x, FLOATS) for n, m in enumerate(models) if m is not None}
     inputs |= {PAST1 + n: like(f"past{n + 1}", p, x, (x.dtype.name,)) for n, p in enumerate(past)}
-    rows = _kept(table, "_rows", _table_rows)
     names: tuple[Noise, ...] = ()
     if noise is not None:
         names, inputs[Z] = names_or_array(noise, x.shape, x.dtype, True, SAMPLER, last_step=index.last)
     elif table.numbers[slice(None) if on_device(index.values) else np.unique(index.values)][:, Z_COLUMNS].any():
         raise TypeError("noise: the row draws noise; expected a Noise or an array, got None")
     else:
-        rows = Rows(rows.table, rows.present & ~sum(1 << column for column in Z_COLUMNS))
+        rows = rows.without_noise
     for slot, name in ((M1, "m1"), (M2, "m2"), *((PAST1 + n, f"past{n + 1}") for n in range(4))):
-        if reads(rows, slot) and slot not in inputs:
+        if rows.reads(slot) and slot not in inputs:
             raise TypeError(f"{name}: the table reads it; expected an array of shape {x.shape}, got none")
-    inputs = {slot: a for slot, a in inputs.items() if reads(rows, slot)}
-    names = names if reads(rows, Z) else ()
+    inputs = {slot: a for slot, a in inputs.items() if rows.reads(slot)}
+    names = names if rows.reads(Z) else ()
     outs = {"out": out} | {f"aux_out[{n}]": a for n, a in enumerate(aux_out)}
     if table.masked and len(outs) > 1:
         raise ValueError("aux_out: backward rows have one output")

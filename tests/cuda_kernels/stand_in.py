@@ -92,7 +92,7 @@ class ndarray:
     strides = property(lambda self: self.host.strides)
     itemsize = property(lambda self: self.host.itemsize)
     nbytes = property(lambda self: self.host.nbytes)
-    data = property(lambda self: SimpleNamespace(ptr=self.host.ctypes.data))
+    data = property(lambda self: SimpleNamespace(ptr=self.host.ctypes.data, device_id=self.device.id))
 
     @property
     def flags(self):

@@ -44,6 +44,16 @@ class Rows:
         """For float32 arithmetic: each coefficient rounded once."""
         return self.table.astype(np.float32)
 
+    @cached_property
+    def without_noise(self) -> Rows:
+        """The same rows where nothing is drawn."""
+        return Rows(self.table, self.present & ~sum(1 << (first + 1 + Z) for first in AFFINE))
+
+    def reads(self, slot: int) -> bool:
+        """Whether a form holds this value."""
+        firsts = (*AFFINE, CLEAN) if slot <= M2 else AFFINE
+        return any(self.present >> (first + 1 + slot) & 1 for first in firsts)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
