@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import noisefuse as nf
 from conftest import DTYPES, bits
 from cuda_kernels import stand_in
+from noisefuse import _bench_cuda, cli
 from noisefuse.backends import cubin, cuda
 
 ROOT = Path(__file__).parents[1]
@@ -150,6 +151,12 @@ def test_nan_of_a_row_beyond_the_table_on_the_stand_in(cupy):
         assert bits(found[0::3]) == bits(nf.q_sample(x, [0, 0, 0, 999], LINEAR, nf.Noise(1))[0::3])
 
 
+@pytest.mark.parametrize("error", range(-8, 9))
+def test_square_roots_whatever_the_seed_on_the_stand_in(error):
+    """Seen to fail without the last fma, and with h in place of half_reciprocal (20 roots)."""
+    assert stand_in.library().wrong_roots(error) == 0
+
+
 # ---- shards, devices, graphs ---------------------------------------------------------------------------------
 
 
@@ -274,6 +281,57 @@ def test_tables_are_uploaded_once_on_the_stand_in(cupy):
     assert cupy.uploads[1:] == [(4,), (4,)]
     nf.q_sample(stand_in.ndarray(normals((4, 1024)), 1), 3, schedule, nf.Noise(1))
     assert cupy.uploads[3:] == [(1, 36), (1, 36), (50, 36)]  # the self-test of device 1, and its table
+
+
+def test_later_calls_take_the_short_cut_on_the_stand_in(cupy, monkeypatch):
+    """With other addresses, rows, seeds, samples, steps and streams, and in place."""
+    x, m = normals((4, 3, 5, 7)), normals((4, 3, 5, 7), seed=1)
+    ddpm, solver = nf.samplers.ddpm(LINEAR, 6), nf.samplers.dpmpp_2m(LINEAR, 6)
+
+    def run(array, n):
+        a, b, noise = array(x * np.float32(n)), array(m), nf.Noise(n << 40, sample=n << 33, step=n)
+        state = solver.state(a)
+        return [
+            nf.q_sample(a, n, LINEAR, noise.at(stream=70 + n)),
+            nf.q_step(a, n, LINEAR, noise),
+            ddpm.step(n, a, b, noise),
+            ddpm.step(5, a, b),  # draws nothing
+            solver.step(n, a, b, None, state, out=b),
+            *state.past,
+            nf.q_sample(a, 5, LINEAR, noise, out=a),
+        ]
+
+    def there(a):
+        return stand_in.ndarray(a.copy())
+
+    run(there, 0)
+    monkeypatch.setattr(cuda, "step", lambda _: pytest.fail("the long way"))
+    for n in (1, 2, 3):
+        for found, expected in zip(run(there, n), run(np.copy, n), strict=True):
+            assert bits(found.get()) == bits(expected)
+
+
+def test_the_short_cut_leaves_what_is_not_plain_on_the_stand_in(cupy):
+    """Overlaps, rows beyond the table, counters beyond 2^32: the long way says what is wrong, also after good calls."""
+    x = stand_in.ndarray(normals((2, 3, 8)))
+    ddpm = nf.samplers.ddpm(LINEAR, 6)
+    wide = stand_in.ndarray(normals(96))
+    ddpm.step(0, x, x, nf.Noise(1), out=x)
+    nf.q_step(x, 5, LINEAR, nf.Noise(1))
+    with pytest.raises(ValueError, match="overlaps an input in part"):
+        ddpm.step(0, wide[:48].reshape(2, 3, 8), x, nf.Noise(1), out=wide[4:52].reshape(2, 3, 8))
+    with pytest.raises(IndexError, match="i = 6 is out of range"):
+        nf.update(ddpm.tableau, 6, x, x, noise=nf.Noise(1))
+    with pytest.raises(TypeError, match="the row draws noise"):
+        ddpm.step(0, x, x)
+    with pytest.raises(TypeError, match="m1: the table reads it"):
+        nf.update(ddpm.tableau, 0, x, noise=nf.Noise(1))
+    with pytest.raises(OverflowError, match=r"goes beyond 2\^32 - 1"):
+        nf.q_step(x, 5, LINEAR, nf.Noise(1, step=2**32 - 3))
+    with pytest.raises(OverflowError, match=r"go beyond 2\^56 - 1"):
+        nf.q_step(x, 5, LINEAR, nf.Noise(1, sample=2**56 - 1))
+    with pytest.raises(ValueError, match="takes stream 0, got 9"):
+        nf.q_step(x, 5, LINEAR, nf.Noise(1, stream=9))
 
 
 def test_more_samples_than_a_grid_has_rows_on_the_stand_in(cupy, monkeypatch):
@@ -453,3 +511,33 @@ def test_the_real_cupy_passes_a_call_by_value():
     packed = np.frombuffer(bytes(cuda.CALL.size), f"V{cuda.CALL.size}")
     assert packed.size == 1
     assert packed.itemsize == cuda.CALL.size
+
+
+# ---- noisefuse bench --device cuda -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["copy", "randn", "q_sample", "ddim", "ddpm"])
+def test_what_the_benchmark_runs_on_the_stand_in(cupy, operation):
+    """The calls themselves; the clock, and rivals, need a device."""
+    cupy.zeros = lambda shape, dtype: stand_in.ndarray(np.zeros(shape, dtype))
+    cupy.copyto = lambda to, a: to.__setitem__(..., a)
+    for dtype in ("bfloat16", "float64"):
+        case = _bench_cuda.Case(operation, dtype, (2, 3, 16, 16))
+        _bench_cuda.contenders(cupy, case)["noisefuse"]()
+        assert case.bytes() == {"copy": 2, "randn": 1, "q_sample": 2}.get(operation, 3) * 1536 * DTYPES[dtype].itemsize
+
+
+def test_the_report_of_the_benchmark():
+    copy, q_sample = (_bench_cuda.Case(name, "float32", (4, 1024)) for name in ("copy", "q_sample"))
+    results = [(copy, {"noisefuse": 10.0}), (q_sample, {"noisefuse": 12.5, "CuPy": 50.0})]
+    text = _bench_cuda.report({"card": "a card", "versions": {"numpy": "2"}}, results, {"noisefuse": 9.0})
+    assert "| copy | float32 | 4x1024 | 10.0 | 3 | 1.00 | |" in text
+    assert "| q_sample | float32 | 4x1024 | 12.5 | 3 | 0.80 | 4.0 x |" in text
+    assert "* noisefuse: 9.0" in text
+
+
+def test_the_benchmark_says_what_it_misses(capsys):
+    if nf.info()["backends"]["cuda"] == "available":
+        pytest.skip("there is a device")
+    assert cli.main(["bench", "--device", "cuda"]) == 2
+    assert "noisefuse bench: bench --device cuda" in capsys.readouterr().err

@@ -33,6 +33,7 @@ class Backend(Protocol):
 NAMES = ("native", "reference")
 
 _current: tuple[str, Any] | None = None
+_cuda: Any = None
 _tested_devices: set[int] = set()
 
 # The backend's `row` for plain arguments, if it has one: it checks them itself, or declines with NotImplemented.
@@ -63,13 +64,16 @@ def of(array: Any) -> Any:
     """The backend module for arrays that lie where this one does: on a device always `cuda`."""
     if isinstance(array, np.ndarray):
         return current()
-    cuda, device = importlib.import_module(".cuda", __name__), int(array.device.id)
+    global _cuda
+    if _cuda is None:
+        _cuda = importlib.import_module(".cuda", __name__)
+    device = int(array.data.device_id)
     if device not in _tested_devices:
         cupy: Any = sys.modules["cupy"]
         with cupy.cuda.Device(device):
-            _self_test("cuda", cuda, cupy.empty, cupy.asnumpy)
+            _self_test("cuda", _cuda, cupy.empty, cupy.asnumpy)
         _tested_devices.add(device)
-    return cuda
+    return _cuda
 
 
 def _first() -> tuple[str, Any]:
