@@ -46,7 +46,7 @@ def library():
     try:
         with open("/proc/cpuinfo") as file:
             has_fma = " fma " in file.read()
-        return build(folder, *(["-mfma"] if has_fma else []))
+        return build(folder, *(["-mfma"] if has_fma else []), *os.environ.get("STAND_IN_FLAGS", "").split())
     finally:
         shutil.rmtree(folder)
 
@@ -142,7 +142,7 @@ class Cupy(ModuleType):
 
     def __init__(self, devices=2):
         super().__init__("cupy")
-        self.ndarray, self.launches, self.uploads, self.devices = ndarray, [], [], devices
+        self.ndarray, self.launches, self.uploads, self.float32 = ndarray, [], [], np.float32
         self.current, self.execute = 0, run_on_cpu
         stream = SimpleNamespace(synchronize=lambda: None)
         self.cuda = SimpleNamespace(
@@ -166,6 +166,9 @@ class Cupy(ModuleType):
         host = np.empty(shape, dtype)
         host.reshape(-1).view(np.uint8)[:] = 0xA5  # whatever was there before
         return ndarray(host, self.current)
+
+    def zeros(self, shape, dtype="float64"):
+        return ndarray(np.zeros(shape, dtype), self.current)
 
     def asarray(self, a, dtype=None):
         if isinstance(a, ndarray):
