@@ -295,8 +295,8 @@ def test_overlaps():
 
 @pytest.mark.parametrize(
     ("module", "make"),
-    [("torch", lambda torch: torch.zeros(4, 6)), ("jax.numpy", lambda jnp: jnp.zeros((4, 6), "float32"))],
-    ids=["torch", "jax"],
+    [("jax.numpy", lambda jnp: jnp.zeros((4, 6), "float32"))],
+    ids=["jax"],
 )
 def test_arrays_of_other_libraries(module, make):
     """Refused until they are supported, and not quietly copied."""
@@ -310,6 +310,6 @@ def test_arrays_of_other_libraries(module, make):
         ("out", lambda: q_step(x(), 1, S, N, out=other)),
         ("noise", lambda: q_sample(x(), 1, S, other)),
     ):
-        with pytest.raises(TypeError, match=rf"^{name}: expected .*NumPy array, got (torch|jax)?"):
+        with pytest.raises(TypeError, match=rf"^{name}: expected .*NumPy array, got jax"):
             call()
     assert (np.asarray(other) == 0).all()

@@ -12,11 +12,11 @@ constexpr uint32_t float_to_bits(float x) { return __builtin_bit_cast(uint32_t, 
 
 constexpr float bfloat16_to_float(uint16_t h) { return bits_to_float(uint32_t{h} << 16); }
 
+// The bfloat16 stands in the upper half of each lane; what is below it does not count.
 template <class Lane>
-constexpr typename Lane::u32 bfloat16_bits(typename Lane::f32 x) {
-    const auto b = Lane::as_bits(x);
-    const auto half_way = Lane::add(Lane::bit_and(Lane::template shift_right<16>(b), 1u), Lane::splat(0x7FFFu));
-    return Lane::where_nan(x, 0x7FC0u, Lane::template shift_right<16>(Lane::add(b, half_way)));
+constexpr typename Lane::u32 round_to_bfloat16(typename Lane::f32 x) {
+    const auto bits = Lane::as_bits(x);
+    return Lane::where_nan(x, 0x7FC00000u, Lane::add_bit16(Lane::add(bits, Lane::splat(0x7FFFu)), bits));
 }
 
 constexpr float half_to_float(uint16_t h) {

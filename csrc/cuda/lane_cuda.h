@@ -66,6 +66,7 @@ struct Cuda {
     static __device__ u64 as_bits(f64 a) { return __builtin_bit_cast(uint64_t, a); }
 
     static __device__ u32 splat(uint32_t x) { return x; }
+    static __device__ u32 add_bit16(u32 a, u32 b) { return a + (b >> 16 & 1u); }
     static __device__ f32 splat(float x) { return x; }
     static __device__ u32 where_nan(f32 x, uint32_t nan, u32 otherwise) { return x != x ? nan : otherwise; }
     static __device__ f32 add(f32 a, f32 b) { return __fadd_rn(a, b); }

@@ -47,7 +47,7 @@ struct BF16 {
         if constexpr (kRoundsToBfloat16)
             w[i / 2] = to_bfloat16_pair(low, high);
         else
-            w[i / 2] = bfloat16_bits<Cuda>(low) | bfloat16_bits<Cuda>(high) << 16;
+            w[i / 2] = round_to_bfloat16<Cuda>(low) >> 16 | (round_to_bfloat16<Cuda>(high) & 0xFFFF0000u);
     }
 };
 struct U8 {

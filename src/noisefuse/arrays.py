@@ -11,6 +11,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+try:
+    from ._native import empty  # large ones in memory that earlier outputs gave back
+except ImportError:
+    from numpy import empty
+
 Array: TypeAlias = NDArray[Any]
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -45,9 +50,29 @@ def _place(x: Any) -> str:
     return "in host memory" if (device := device_of(x)) is None else f"on CUDA device {device}"
 
 
+_INTEROP: dict[type, Any] = {np.ndarray: None, type(None): None, str: None, type: None}
+
+
+def interop(x: object) -> Any:
+    """The module of `interop` that knows arrays (or dtypes) of this type: None for NumPy's, and for strangers."""
+    kind = type(x)
+    if kind not in _INTEROP:
+        _INTEROP[kind] = _module(kind)
+    return _INTEROP[kind]
+
+
+def _module(kind: type) -> Any:
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] == "torch":
+            from .interop import torch  # a statement, which torch.compile can follow
+
+            return torch
+    return None
+
+
 def float_dtype(dtype: DTypeLike, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:
     """The dtype, if it is one of the floats that noise comes in ("bfloat16" needs ml_dtypes)."""
-    if isinstance(dtype, str) and dtype == "bfloat16":
+    if isinstance(dtype, str) and dtype == "bfloat16" and dtype in allowed:
         try:
             import ml_dtypes
         except ImportError:
@@ -78,7 +103,7 @@ def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
 def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], device: int | None = None) -> Array:
     """A new array there, or the caller's `out` if it is one that a kernel may write to."""
     if out is None:
-        return np.empty(shape, dtype) if device is None else _empty_on(device, shape, dtype)
+        return empty(shape, dtype) if device is None else _empty_on(device, shape, dtype)
     if not is_array(out):
         raise TypeError(f"{name}: expected a NumPy array, got {_kind(out)}")
     if isinstance(out, np.ndarray) and type(out) is not np.ndarray:

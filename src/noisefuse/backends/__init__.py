@@ -36,8 +36,15 @@ _current: tuple[str, Any] | None = None
 _cuda: Any = None
 _tested_devices: set[int] = set()
 
+
+def _first_row(*arguments: Any) -> Any:
+    """The short cut of a process that has not chosen its backend yet."""
+    _first()
+    return NotImplemented if short_cut is None else short_cut(*arguments)
+
+
 # The backend's `row` for plain arguments, if it has one: it checks them itself, or declines with NotImplemented.
-short_cut: Callable[..., Any] | None = None
+short_cut: Callable[..., Any] | None = _first_row
 
 
 class Setting:

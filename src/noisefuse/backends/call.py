@@ -54,6 +54,11 @@ class Rows:
         firsts = (*AFFINE, CLEAN) if slot <= M2 else AFFINE
         return any(self.present >> (first + 1 + slot) & 1 for first in firsts)
 
+    @cached_property
+    def plain(self) -> tuple[NDArray[np.float32], NDArray[np.float64], int]:
+        """What a backend's short cut takes."""
+        return self.single, self.table, self.present
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the short cut sees of an array, without a copy: NumPy's through its C API, torch's through the C exchange API of
+// DLPack 1.3 (dmlc.github.io/dlpack), whose few structs stand here. Older torch has none, and takes the long way.
+#pragma once
+#include <Python.h>
+#include <numpy/arrayobject.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace nf {
+namespace {
+
+struct Reference {
+    PyObject* object;
+    explicit Reference(PyObject* o) : object(o) {}
+    Reference(const Reference&) = delete;
+    ~Reference() { Py_XDECREF(object); }
+};
+
+// ------------------------------------------------------------------------------------------------ views
+
+enum class Kind { f32, f64, f16, bf16, u8, i64, other };  // the first five are those of DType
+
+// A C-contiguous, aligned array of the CPU in native byte order; borrowed.
+struct View {
+    PyObject* object;
+    char* data;
+    Kind kind;
+    int ndim;
+    const int64_t* shape;
+    int64_t count, bytes;
+    bool writable, is_tensor;
+
+    bool same_shape(const View& other) const {
+        return ndim == other.ndim && std::memcmp(shape, other.shape, sizeof(int64_t) * static_cast<size_t>(ndim)) == 0;
+    }
+    bool overlaps(const View& other) const { return data < other.data + other.bytes && other.data < data + bytes; }
+};
+
+static_assert(sizeof(npy_intp) == sizeof(int64_t));
+
+inline Kind kind_of(PyArrayObject* a) {
+    switch (PyArray_TYPE(a)) {
+        case NPY_FLOAT:
+            return Kind::f32;
+        case NPY_DOUBLE:
+            return Kind::f64;
+        case NPY_HALF:
+            return Kind::f16;
+        case NPY_UBYTE:
+            return Kind::u8;
+        case NPY_INT64:
+            return Kind::i64;
+        default:  // NumPy has no bfloat16: that of ml_dtypes is given a number at run time
+            return std::strcmp(PyArray_DESCR(a)->typeobj->tp_name, "ml_dtypes.bfloat16") == 0 ? Kind::bf16
+                                                                                              : Kind::other;
+    }
+}
+
+inline bool view_array(PyObject* o, View& v) {
+    PyArrayObject* a = reinterpret_cast<PyArrayObject*>(o);
+    v.object = o;
+    v.data = PyArray_BYTES(a);
+    v.kind = kind_of(a);
+    v.ndim = PyArray_NDIM(a);
+    v.shape = reinterpret_cast<const int64_t*>(PyArray_DIMS(a));
+    v.count = PyArray_SIZE(a);
+    v.bytes = PyArray_NBYTES(a);
+    v.writable = PyArray_ISWRITEABLE(a);
+    v.is_tensor = false;
+    return PyArray_ISCARRAY_RO(a);
+}
+
+// ------------------------------------------------------------------------------------------------ DLPack
+
+struct DLTensor {
+    void* data;
+    int32_t device_type, device_id;
+    int32_t ndim;
+    uint8_t code, bits;
+    uint16_t lanes;
+    int64_t *shape, *strides;  // in elements
+    uint64_t byte_offset;
+};
+
+struct ExchangeApi {
+    uint32_t major, minor;
+    void* previous;
+    void *allocate, *from_object, *to_object;
+    int (*borrow)(void* object, DLTensor* out);  // dltensor_from_py_object_no_sync; may be null
+    void* current_stream;
+};
+
+constexpr int32_t kCpu = 1;
+constexpr uint8_t kInt = 0, kUint = 1, kFloat = 2, kBfloat = 4;
+
+inline Kind kind_of(const DLTensor& t) {
+    const auto is = [&](uint8_t code, uint8_t bits) { return t.code == code && t.bits == bits && t.lanes == 1; };
+    return is(kFloat, 32)    ? Kind::f32
+           : is(kFloat, 64)  ? Kind::f64
+           : is(kFloat, 16)  ? Kind::f16
+           : is(kBfloat, 16) ? Kind::bf16
+           : is(kUint, 8)    ? Kind::u8
+           : is(kInt, 64)    ? Kind::i64
+                             : Kind::other;
+}
+
+inline bool view_tensor(PyObject* o, const DLTensor& t, View& v) {
+    v.object = o;
+    v.data = static_cast<char*>(t.data) + t.byte_offset;
+    v.kind = kind_of(t);
+    v.ndim = t.ndim;
+    v.shape = t.shape;
+    v.count = 1;
+    for (int i = t.ndim - 1; i >= 0; --i) {
+        if (t.shape[i] != 1 && t.strides[i] != v.count) return false;
+        v.count *= t.shape[i];
+    }
+    const int64_t bytes = t.bits / 8;
+    v.bytes = v.count * bytes;
+    v.writable = v.is_tensor = true;
+    return t.device_type == kCpu && bytes > 0 && reinterpret_cast<uintptr_t>(v.data) % static_cast<size_t>(bytes) == 0;
+}
+
+// ------------------------------------------------------------------------------------------------ torch
+
+// Looked up when the first tensor comes; `tensor` stays null where this torch lacks the exchange API.
+class Torch {
+  public:
+    bool is_tensor(PyObject* o) {
+        PyTypeObject* type = Py_TYPE(o);
+        if (!sought_ && std::strcmp(type->tp_name, "Tensor") == 0) seek(reinterpret_cast<PyObject*>(type));
+        return type == tensor_ && tensor_;
+    }
+
+    // False, perhaps with a Python error, for what has no memory of its own, or none of the CPU.
+    bool view(PyObject* o, View& v) const {
+        DLTensor t;
+        return api_->borrow(o, &t) == 0 && view_tensor(o, t, v);
+    }
+
+    // Whether it is the memory that the exchange API shows, and no autograd watches; the API does not tell.
+    bool is_plain(PyObject* o) const {
+        const Reference grad(PyObject_GetAttr(o, requires_grad_)), negated(PyObject_CallMethodNoArgs(o, is_neg_));
+        if (negated.object != Py_False) return false;
+        if (grad.object == Py_False) return true;
+        const Reference enabled(grad.object ? PyObject_CallNoArgs(is_grad_enabled_) : nullptr);
+        return enabled.object == Py_False;
+    }
+
+    // Whether there are tangents about, of forward-mode differentiation.
+    bool dual() const {
+        const Reference level(PyObject_GetAttr(forward_ad_, current_level_));
+        const long depth = level.object ? PyLong_AsLong(level.object) : 0;
+        PyErr_Clear();
+        return depth >= 0;
+    }
+
+    // Autograd learns that they were written. False: a Python error is set.
+    bool written(PyObject* const* tensors, Py_ssize_t n) const {
+        const Reference all(PyTuple_New(n));
+        if (!all.object) return false;
+        for (Py_ssize_t i = 0; i < n; ++i) PyTuple_SET_ITEM(all.object, i, Py_NewRef(tensors[i]));
+        const Reference none(PyObject_CallOneArg(increment_version_, all.object));
+        return none.object;
+    }
+
+    // A new tensor like x, and what is seen of it. Null: a Python error is set.
+    PyObject* new_like(const View& x, View& v) const { return viewed(PyObject_CallOneArg(empty_like_, x.object), v); }
+
+    // The memory of a NumPy array, which for bfloat16 is one of int16, as a tensor of x's dtype.
+    PyObject* from_array(PyObject* array, const View& x, View& v) const {
+        PyObject* made = PyObject_CallOneArg(from_numpy_, array);
+        if (!made || x.kind != Kind::bf16) return viewed(made, v);
+        const Reference bits(made), dtype(PyObject_GetAttr(x.object, dtype_));
+        return viewed(dtype.object ? PyObject_CallMethodOneArg(made, view_, dtype.object) : nullptr, v);
+    }
+
+  private:
+    bool sought_ = false;
+    PyTypeObject* tensor_ = nullptr;
+    const ExchangeApi* api_;
+    PyObject *empty_like_, *from_numpy_, *is_grad_enabled_, *increment_version_, *forward_ad_;
+    PyObject *requires_grad_, *is_neg_, *current_level_, *dtype_, *view_;  // names
+
+    PyObject* viewed(PyObject* made, View& v) const {
+        if (made && !(Py_TYPE(made) == tensor_ && view(made, v))) {
+            Py_CLEAR(made);
+            if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, "torch made no plain tensor of the CPU");
+        }
+        return made;
+    }
+
+    static PyObject* get(const char* module, const char* name) {
+        const Reference m(PyImport_ImportModule(module));
+        return m.object ? PyObject_GetAttrString(m.object, name) : nullptr;
+    }
+
+    bool find(PyObject* type) {
+        const Reference capsule(PyObject_GetAttrString(type, "__dlpack_c_exchange_api__"));
+        if (!capsule.object) return false;
+        api_ = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.object, "dlpack_exchange_api"));
+        return api_ && api_->major == 1 && api_->borrow && (empty_like_ = get("torch", "empty_like")) &&
+               (from_numpy_ = get("torch", "from_numpy")) && (is_grad_enabled_ = get("torch", "is_grad_enabled")) &&
+               (increment_version_ = get("torch.autograd.graph", "increment_version")) &&
+               (forward_ad_ = PyImport_ImportModule("torch.autograd.forward_ad")) &&
+               (requires_grad_ = PyUnicode_InternFromString("requires_grad")) &&
+               (is_neg_ = PyUnicode_InternFromString("is_neg")) && (dtype_ = PyUnicode_InternFromString("dtype")) &&
+               (current_level_ = PyUnicode_InternFromString("_current_level")) &&
+               (view_ = PyUnicode_InternFromString("view"));
+    }
+
+    void seek(PyObject* type) {
+        const Reference name(PyUnicode_FromString("torch"));
+        const Reference module(name.object ? PyImport_GetModule(name.object) : nullptr);
+        const Reference found(module.object ? PyObject_GetAttrString(module.object, "Tensor") : nullptr);
+        if (found.object == type) {
+            sought_ = true;
+            if (find(type)) tensor_ = reinterpret_cast<PyTypeObject*>(Py_NewRef(type));
+        }
+        PyErr_Clear();
+    }
+};
+
+inline Torch torch;
+
+// False, and no Python error, for whatever is not plain, and for nothing.
+inline bool view(PyObject* o, View& v) {
+    const bool seen = PyArray_CheckExact(o) ? view_array(o, v)
+                      : torch.is_tensor(o)  ? torch.view(o, v) && torch.is_plain(o)
+                                            : false;
+    if (!seen) PyErr_Clear();
+    return seen && v.count > 0 && v.data;
+}
+
+}  // namespace
+}  // namespace nf
