@@ -55,10 +55,11 @@ class Residuals {
         int64_t piece = at / loss_.piece, left = loss_.piece - at % loss_.piece;
         for (int done = 0; done < n; ++piece, left = loss_.piece) {
             const int size = static_cast<int>(least(n - done, left));
-            multiply(gradient + done, r + done, size, static_cast<Real>(loss_.factor[piece]), stream && done == 0);
+            multiply(gradient + done, r + done, size, static_cast<Real>(loss_.factor[piece]),
+                     direct && stream && done == 0);
             done += size;
         }
-        if (!direct) store_as(s.out[0], s.type, at, gradient, n);
+        if (!direct) store_as(s.out[0], s.type, at, gradient, n, stream);
     }
 
     // `stream`: `to` is aligned to a vector and written past the caches.
