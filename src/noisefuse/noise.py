@@ -182,7 +182,7 @@ def _checked(name: str, value: SupportsIndex, end: int) -> int:
 
 
 def _step(value: Any) -> Any:
-    if type(value).__module__.partition(".")[0] != "cupy":
+    if isinstance(value, int) or type(value).__module__.partition(".")[0] != "cupy":
         return _checked("step", value, STEPS)
     # The kernel reads the lower 32 bits.
     if value.shape != () or value.dtype.kind not in "iu" or value.dtype.itemsize < 4:
