@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import noisefuse as nf
 from conftest import DTYPES, bits
-from cuda_kernels import stand_in
+from cuda_kernels import compilers, stand_in
 from noisefuse import _bench_cuda, cli
 from noisefuse.backends import cubin, cuda
 
@@ -377,6 +377,8 @@ ERRORS = {
                         nf.q_sample(z[:12], 1, LINEAR, nf.Noise(1), out=z[6:18])),
     "noise missing": (r"noise: the row draws noise",
                       lambda a: nf.update(nf.samplers.ddpm(LINEAR, 2).tableau, a(np.array(0)), a(X), a(X))),
+    "the loss": (r"pred: mse_loss has no CUDA kernel yet",
+                 lambda a: nf.mse_loss(a(X), a(X), 1, LINEAR, nf.Noise(1), target="v")),
     "integers": (r"x: dtype int64 is not supported", lambda a: nf.q_step(a(np.zeros((2, 2), int)), 1, LINEAR, 5)),
 }  # fmt: skip
 
@@ -540,3 +542,11 @@ def test_the_benchmark_says_what_it_misses(capsys):
         pytest.skip("there is a device")
     assert cli.main(["bench", "--device", "cuda"]) == 2
     assert "noisefuse bench: bench --device cuda" in capsys.readouterr().err
+
+
+def test_the_fatbin_is_built_as_the_tests_build_it():
+    """The same flags and architectures; and NVRTC has no other flags that matter to bits."""
+    text = (ROOT / "CMakeLists.txt").read_text()
+    assert " ".join(compilers.FLAGS) in text
+    assert re.search(r"set\(architectures ([\d ]+)\)", text)[1].split() == [*compilers.ARCHITECTURES]
+    assert {"-fmad=false", "-ftz=false"} <= {*cubin.OPTIONS}

@@ -370,6 +370,8 @@ def row(rows: Rows, i: Any, x: Any, model_output: Any, past: Any, noise: Any, st
     key = shape, dtype, device, len(models), len(past), len(aux), stream, noise is None, not any(a % 16 for a in at)
     known = vars(rows).setdefault("_known_launches", {})
     if key not in known:
+        if len(known) >= 256:  # shapes that change with every call
+            known.clear()
         known[key] = _first_time(rows, i, (x, models, past), (out, *aux), noise, stream)
     if (found := known[key]) is None or (noise is None and _draws(rows)[i]):
         return NotImplemented
