@@ -75,8 +75,9 @@ def test_budget_on_sm_90(compiler):
 @pytest.mark.parametrize("arch", compilers.ARCHITECTURES)
 @pytest.mark.parametrize("compiler", BOTH)
 def test_every_architecture(compiler, arch):
-    # sm_75 takes 70 in two kernels of float64, which leaves room for three blocks of 256 threads.
-    check(machine_code(compiler, arch), registers=70 if arch == "75" else 64)
+    # Rows of any kind take up to 70 on sm_75 (float64) and 80 on sm_100 and sm_120 (float32): room for three blocks of
+    # 256 threads. Held to 64 there, they spill.
+    check(machine_code(compiler, arch), registers=80 if arch in ("75", "100", "120") else 64)
 
 
 @pytest.mark.slow
