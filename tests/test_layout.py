@@ -28,6 +28,7 @@ ALLOWED = {
     "backends.call": "noise tableau",
     "backends.reference": "noise tableau backends.call backends.spec",
     "backends.jit": "noise tableau backends.call backends.spec",
+    "backends.cuda": "noise tableau backends.call backends.cubin",
     "backends.*": "noise tableau backends.call _native",
     "backends": "noise tableau backends.call _native",
     "arrays": "interop.* _native",

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -97,11 +97,14 @@ def measure(
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        raise OSError(f"cannot write {arguments.json}: no such directory")
+    if arguments.device == "cuda":
+        import_module("._bench_cuda", __package__).run(arguments)
+        return
     from rich.console import Console
     from rich.progress import Progress
 
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise OSError(f"cannot write {arguments.json}: no such directory")
     quick = arguments.quick
     sizes = arguments.sizes or [(1, 16, 7), (64, 3, 32, 32)] + ([] if quick else [(256, 3, 128, 128)])
     dtypes = arguments.dtypes or (["float32"] if quick else ["float32", "float64", "float16", "uint8"])

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends run checked calls: `native` (C++ with SIMD), `reference` (NumPy). All give the same bits."""
+"""Backends run checked calls: `native` (C++ with SIMD), `reference` (NumPy); `cuda` where arrays lie on a device.
+
+All give the same bits.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
 import platform
+import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
@@ -30,6 +34,8 @@ class Backend(Protocol):
 NAMES = ("native", "reference")
 
 _current: tuple[str, Any] | None = None
+_cuda: Any = None
+_tested_devices: set[int] = set()
 
 
 def _first_row(*arguments: Any) -> Any:
@@ -62,6 +68,22 @@ class Setting:
 def current() -> Any:
     """The backend module in use: NOISEFUSE_BACKEND, or the first that loads."""
     return (_current or _first())[1]
+
+
+def of(array: Any) -> Any:
+    """The backend module for arrays that lie where this one does: on a device always `cuda`."""
+    if isinstance(array, np.ndarray):
+        return current()
+    global _cuda
+    if _cuda is None:
+        _cuda = importlib.import_module(".cuda", __name__)
+    device = int(array.data.device_id)
+    if device not in _tested_devices:
+        cupy: Any = sys.modules["cupy"]
+        with cupy.cuda.Device(device):
+            _self_test("cuda", _cuda, cupy.empty, cupy.asnumpy)
+        _tested_devices.add(device)
+    return _cuda
 
 
 def _first() -> tuple[str, Any]:
@@ -98,17 +120,17 @@ _FIRST_BLOCK = {
 }
 
 
-def _self_test(name: str, module: Any) -> None:
+def _self_test(name: str, module: Any, empty: Any = np.empty, asnumpy: Any = np.asarray) -> None:
     """Refuses a wrongly built kernel before it has spoilt anything: takes some twenty microseconds."""
     rows = np.zeros((1, COLUMNS))
     rows[0, column := AFFINE[0] + 1 + Z] = 1
     for dtype, expected in _FIRST_BLOCK.items():
-        out = np.empty(4, dtype)
+        out = empty(4, dtype)
         zero = np.zeros(1, np.int64)
         nothing, outputs = (None,) * (Z + 1), (out, None, None)
         module.step(Step(1, 4, (4,), Rows(rows, 1 << column), zero, 4, nothing, outputs, "normal", False, (Noise(0),)))
-        if out.tolist() != expected:
-            raise ImportError(f"the {name} backend is built wrongly: Noise(0) begins {out.tolist()}, not {expected}")
+        if (found := asnumpy(out).tolist()) != expected:
+            raise ImportError(f"the {name} backend is built wrongly: Noise(0) begins {found}, not {expected}")
 
 
 def use_backend(name: str) -> Setting:
@@ -149,6 +171,7 @@ def info() -> dict[str, Any]:
             backends[name] = "available"
         except ImportError as error:
             backends[name] = str(error)
+    backends["cuda"] = importlib.import_module(".cuda", __name__).state()
     isas: dict[str, str] = {}
     native: dict[str, Any] = {"isa": None, "threads": 1}
     if backends["native"] == "available":

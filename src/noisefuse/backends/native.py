@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from .. import _native
 from ..noise import Noise
-from .call import Loss, Step, Walk
+from .call import Loss, Step, Walk, window_runs
 
 if isa := os.environ.get("NOISEFUSE_ISA"):
     usable = [name for name, supported in _native.isas().items() if supported]
@@ -74,14 +73,4 @@ def _field(noise: Noise, shape: tuple[int, ...]) -> tuple[Any, ...]:
     """(seed, first sample, ids, step, stream, and the window: first element, run, lengths and strides over runs)."""
     ids = noise.sample
     name = (noise.seed, 0, ids) if isinstance(ids, np.ndarray) else (noise.seed, ids, None)
-    full = noise.window_shape
-    if full is None:
-        return *name, noise.step, noise.stream, 0, math.prod(shape), (), ()
-    strides = [math.prod(full[axis + 1 :]) for axis in range(len(full))]
-    start = sum(s * stride for s, stride in zip(noise.window_start, strides, strict=True))
-    # A run takes in the trailing axes that the slice covers whole, and one axis more.
-    outer = len(full)
-    while outer > 0 and (outer == len(full) or shape[outer] == full[outer]):
-        outer -= 1
-    run = math.prod(shape[outer:])
-    return *name, noise.step, noise.stream, start, run, shape[:outer], tuple(strides[:outer])
+    return *name, noise.step, noise.stream, *window_runs(noise, shape)
