@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of numbers out of a scheduler of diffusers, found by running its own `step` on unit vectors.
+
+No formula of diffusers is stated here. Its step is affine in all tensors that it reads: the sample, the model's output,
+the noise, the clipped prediction, and what it remembers. So one call with a vector in which each of them is 1 in turn
+answers with all coefficients of a row. Its scalars are 0-d float32 tensors, which leave float64 vectors float64:
+coefficients are compositions in float64 of exactly those float32 numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import noisefuse as nf
+
+# Where a step finds what it handles: these, then what the scheduler remembered, then what the kernel wrote beside x'.
+NOTHING, TIME, SAMPLE, MODEL, CLEAN, REMEMBERED = range(6)
+
+
+class Unsupported(Exception):
+    """Why a scheduler, as it is configured, is no table of rows."""
+
+
+class Step(NamedTuple):
+    """One row's dealings with a scheduler. Numbers are places, see above."""
+
+    state: tuple[Any, ...]  # of `Plan.state`, before the step
+    past: tuple[int, ...]  # past1 ..
+    written: int  # auxiliary outputs
+    draws: bool  # whether diffusers draws noise here
+    results: tuple[int, ...]  # what it returns beside the next sample
+    remembers: tuple[tuple[str, int | tuple[int, ...]], ...]  # tensors to keep, by attribute
+    after: dict[str, Any]  # other attributes, after the step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run of a scheduler: from position `start` of its timesteps to the end."""
+
+    table: nf.Tableau  # row i is the step at position i
+    clean: nf.Tableau | None  # with dynamic thresholding: D as it is before; `table` then reads D as m2
+    steps: dict[int, Step]
+    state: Callable[[Any], tuple[Any, ...]]  # the attributes that steps change, but for tensors
+    output: type  # diffusers' class of results, and its fields
+    fields: tuple[str, ...]
+
+
+def trace(scheduler: Any, theirs: type, start: int, options: dict[str, Any]) -> Plan:
+    """The plan of a scheduler as it is now. Unsupported: it is not affine, or reads more than a row can."""
+    shadow, space = _shadow(scheduler, theirs, scheduler.coefficients == "exact")
+    probe = _Probe(shadow, scheduler.memory)
+    step = _bound(theirs.step, {**space, "torch": _Wide(torch), "randn_tensor": probe.noise})  # type: ignore[attr-defined]
+    if not scheduler.memory and "_step_index" in vars(shadow):
+        shadow._step_index = start
+    shadow.is_scale_input_called = True
+    traced = [probe.row(step, shadow.timesteps[i], options) for i in range(start, len(shadow.timesteps))]
+    names = sorted({name for row in traced for name in row.changed}) if scheduler.memory else []
+    rows = np.zeros((2, len(shadow.timesteps)), nf.tableau.ROW)
+    rows["clean"]["lo"], rows["clean"]["hi"] = -np.inf, np.inf
+    steps = {}
+    for i, row in enumerate(traced, start):
+        steps[i] = row.write(rows[0][i : i + 1], rows[1][i : i + 1], names)
+    kind = type(traced[0].result)
+    tables = [nf.Tableau(r, shadow.timesteps.numpy(), theirs.__name__) for r in rows]
+    for i, one in steps.items():  # a table that reads four past arrays is given four in every row
+        steps[i] = one._replace(past=one.past + (SAMPLE,) * (tables[0].slots - len(one.past)))
+    thresholds = any(row.thresholded for row in traced)
+    return Plan(
+        table=tables[0],
+        clean=tables[1] if thresholds else None,
+        steps=steps,
+        state=_state_of(names),
+        output=kind,
+        fields=tuple(traced[0].result.keys()),
+    )
+
+
+def _state_of(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
+    if not names:
+        return lambda scheduler: ()
+    if len(names) == 1:
+        (name,) = names
+        return lambda scheduler: (getattr(scheduler, name),)
+    getter: Callable[[Any], tuple[Any, ...]] = attrgetter(*names)
+    return getter
+
+
+def levels(scheduler: Any, theirs: type, n: int, dtype: torch.dtype, *, exact: bool) -> tuple[Any, Any]:
+    """alpha and sigma (n,) of its add_noise or scale_noise, as float64: of diffusers in this dtype, or exact."""
+    shadow, _ = _shadow(scheduler, theirs, exact)
+    if exact and "sigmas" not in vars(shadow):
+        schedule = nf.Schedule.from_betas(shadow.betas.numpy())  # 1 - alphas_cumprod would cancel
+        return schedule.alpha, schedule.sigma
+    shadow._begin_index = None
+    shadow.index_for_timestep = lambda t, times=None: int(t)
+    clean, noise = (torch.eye(2, dtype=torch.float64 if exact else dtype)[k].expand(n, 2) for k in (0, 1))
+    if hasattr(shadow, "scale_noise"):
+        noisy = shadow.scale_noise(clean, torch.arange(n), noise)
+    else:
+        noisy = shadow.add_noise(clean, noise, torch.arange(n))
+    alpha, sigma = noisy.double().numpy().T
+    return alpha, sigma
+
+
+# ---- probing -----------------------------------------------------------------------------------------------
+
+
+class _Probe:
+    """Unit vectors in place of a scheduler's tensors, and the forms that come back."""
+
+    def __init__(self, shadow: Any, memory: tuple[str, ...]) -> None:
+        self.shadow, self.memory = shadow, memory
+        self.bounds = (-np.inf, np.inf)
+        self.thresholded = False
+        self.cut: list[Tensor] = []
+        if "clip_sample_range" in shadow.config:
+            limit = shadow.config.clip_sample_range
+            shadow._internal_dict = type(shadow.config)({**shadow.config, "clip_sample_range": _Bound(self, limit)})
+        shadow._threshold_sample = self._threshold
+
+    def noise(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.drawn = True
+        return self.units["z"]
+
+    def clamp(self, x: Tensor, limit: float) -> Tensor:
+        self.bounds = -limit, limit
+        self.cut.append(x)
+        return self.units["d"]
+
+    def _threshold(self, x: Tensor) -> Tensor:
+        self.thresholded = True
+        self.cut.append(x)
+        return self.units["d"]
+
+    def row(self, step: Callable[..., Any], t: Tensor, options: dict[str, Any]) -> _Traced:
+        """One step of the scheduler, which goes on from there."""
+        shadow = self.shadow
+        held = [value for _, value in _items(shadow, self.memory)]
+        names = ["x", "m1", "z", "d", *(f"held{k}" for k, v in enumerate(held) if isinstance(v, Tensor))]
+        n = len(names)
+        # Each is 1 in a column of its own, all are 0 in the next, and random in the last, as a check.
+        columns = np.concatenate([np.eye(n, n + 1), np.random.default_rng(0).normal(size=(n, 1))], axis=1)
+        self.units = {name: torch.from_numpy(column[None].copy()) for name, column in zip(names, columns, strict=True)}
+        held = [self.units.get(f"held{k}", value) for k, value in enumerate(held)]
+        _remember(shadow, self.memory, held)
+        self.cut, self.drawn = [], False
+        before = dict(vars(shadow))
+        state = {name: value for name, value in before.items() if name not in self.memory}
+        result = step(shadow, self.units["m1"], t, self.units["x"], **options)
+        places = {id(value): REMEMBERED + k for k, value in enumerate(held)}
+        places |= {id(None): NOTHING, id(t): TIME, id(self.units["x"]): SAMPLE, id(self.units["m1"]): MODEL}
+        if self.thresholded:
+            places[id(self.units["d"])] = CLEAN
+        changed = {
+            name: value
+            for name, value in vars(shadow).items()
+            if name not in self.memory and before.get(name, self) is not value
+        }
+        return _Traced(
+            units=dict(self.units),
+            columns=columns,
+            result=result,
+            state=state,
+            changed=changed,
+            held=len(held),
+            places=places,
+            kept=[(name, getattr(shadow, name, None)) for name in self.memory],
+            clean=self.cut[0] if self.cut else None,
+            bounds=self.bounds,
+            thresholded=self.thresholded,
+            draws=self.drawn,
+        )
+
+
+@dataclass
+class _Traced:
+    """What one probed step did."""
+
+    units: dict[str, Tensor]
+    columns: Any
+    result: Any
+    state: dict[str, Any]
+    changed: dict[str, Any]
+    held: int
+    places: dict[int, int]
+    kept: list[tuple[str, Any]]
+    clean: Tensor | None
+    bounds: tuple[float, float]
+    thresholded: bool
+    draws: bool
+
+    def write(self, row: Any, clean_row: Any, names: list[str]) -> Step:
+        """Fills in the row's numbers."""
+        written: list[Tensor] = []
+
+        def place(value: Any) -> int:
+            if id(value) not in self.places:
+                self.places[id(value)] = REMEMBERED + self.held + len(written)
+                written.append(value)
+            return self.places[id(value)]
+
+        sample, *others = self.result.values()
+        results = tuple(place(value) for value in others)
+        after, remembers = dict(self.changed), []
+        for name, value in self.kept:
+            if isinstance(value, list):
+                remembers.append((name, tuple(place(v) for v in value)))
+            elif value is None or isinstance(value, Tensor):
+                remembers.append((name, place(value)))
+            else:
+                after[name] = value
+        if len(written) > 2:
+            raise Unsupported(f"a step writes {1 + len(written)} tensors")
+        forms = [self._form(value) for value in (sample, *written)]
+        past = [name for name in self.units if name.startswith("held") and any(form[name] for form in forms)]
+        if len(past) > 4:
+            raise Unsupported(f"a step reads {len(past)} remembered tensors")
+        columns = {name: f"past{k}" for k, name in enumerate(past, 1)}
+        columns |= {"x": "x", "m1": "m1", "z": "z", "d": "m2" if self.thresholded else "d", "k": "k"}
+        for output, form in zip(("out", "aux1", "aux2"), forms, strict=False):
+            for name, weight in form.items():
+                if weight:
+                    row[output][columns[name]] = weight
+        if self.clean is not None:
+            form = self._form(self.clean)
+            target = clean_row["out"] if self.thresholded else row["clean"]
+            for name in ("k", "x", "m1"):
+                target[name] = form[name]
+            if not self.thresholded:
+                row["clean"]["lo"], row["clean"]["hi"] = self.bounds
+        return Step(
+            state=tuple(self.state.get(name) for name in names),
+            past=tuple(REMEMBERED + int(name.removeprefix("held")) for name in past),
+            written=len(written),
+            draws=self.draws,
+            results=results,
+            remembers=tuple(remembers),
+            after=after,
+        )
+
+    def _form(self, value: Tensor) -> dict[str, float]:
+        """Its coefficients, by name, and the constant k."""
+        if not isinstance(value, Tensor) or value.dtype != torch.float64 or value.shape != self.units["x"].shape:
+            raise Unsupported(f"a step computes {type(value).__name__}s that are no tensors of the sample's shape")
+        *answers, constant, check = value[0].tolist()
+        weights = np.array(answers) - constant
+        drawn = self.columns[:, -1]
+        error = abs(constant + weights @ drawn - check)
+        if not error <= 1e-9 * (abs(constant) + np.abs(weights) @ np.abs(drawn)):
+            raise Unsupported("a step is not affine in the tensors that it reads, or not finite")
+        return {"k": constant, **dict(zip(self.units, weights.tolist(), strict=True))}
+
+
+class _Bound:
+    """A bound of `clamp` that hands the clamped tensor over to a probe."""
+
+    def __init__(self, probe: _Probe, limit: float) -> None:
+        self.probe, self.limit = probe, limit
+
+    def __neg__(self) -> _Bound:
+        return self
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not Tensor.clamp:
+            raise Unsupported(f"clip_sample_range is used in {function.__name__}")
+        return args[1].probe.clamp(args[0], args[1].limit)
+
+
+def items(scheduler: Any, memory: tuple[str, ...]) -> list[Any]:
+    """What a scheduler remembers, attribute after attribute, lists entry by entry."""
+    return [value for _, value in _items(scheduler, memory)]
+
+
+def _items(scheduler: Any, memory: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for name in memory:
+        value = getattr(scheduler, name, None)
+        for entry in value if isinstance(value, list) else [value]:
+            yield name, entry
+
+
+def _remember(scheduler: Any, memory: tuple[str, ...], values: list[Any]) -> None:
+    rest = iter(values)
+    for name in memory:
+        value = getattr(scheduler, name, None)
+        setattr(scheduler, name, [next(rest) for _ in value] if isinstance(value, list) else next(rest))
+
+
+# ---- shadows -----------------------------------------------------------------------------------------------
+
+
+class _Wide:
+    """A module whose float32 is float64."""
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.float32 = module, module.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+
+def _bound(function: Any, space: dict[str, Any]) -> Any:
+    """The same function with other globals."""
+    new = FunctionType(function.__code__, space, function.__name__, function.__defaults__, function.__closure__)
+    new.__kwdefaults__ = function.__kwdefaults__
+    return new
+
+
+@lru_cache
+def _widened(theirs: type) -> tuple[type, dict[str, Any]]:
+    """Their class, and the globals of its module, with float64 for every float32."""
+    module = vars(sys.modules[theirs.__module__])
+    space = {**module, "torch": _Wide(torch), "np": _Wide(np)}
+    for name, value in module.items():
+        if isinstance(value, FunctionType) and value.__module__ == theirs.__module__:
+            space[name] = _bound(value, space)
+    body = {name: value for name, value in vars(theirs).items() if name not in ("__dict__", "__weakref__")}
+    for name, value in body.items():
+        if isinstance(value, FunctionType):
+            body[name] = _bound(inspect.unwrap(value), space)
+    return type(theirs)(theirs.__name__, theirs.__bases__, body), space
+
+
+def _shadow(scheduler: Any, theirs: type, exact: bool) -> tuple[Any, dict[str, Any]]:
+    """A copy of the scheduler, of their class, on the CPU; an exact one is computed anew, in float64."""
+    if exact:
+        kind, space = _widened(theirs)
+        shadow = _exact(scheduler, kind)
+    else:
+        kind, space = theirs, vars(sys.modules[theirs.__module__])
+        shadow = copy.copy(scheduler)
+        shadow.__class__ = kind
+    for name, value in vars(shadow).items():
+        if isinstance(value, Tensor):
+            setattr(shadow, name, value.cpu())
+    return shadow, space
+
+
+def _exact(scheduler: Any, kind: Any) -> Any:
+    shadow = object.__new__(kind)
+    shadow._internal_dict = scheduler.config
+    names = list(inspect.signature(kind.__init__).parameters)[1:]
+    kind.__init__(shadow, **{name: scheduler.config[name] for name in names})
+    args, kwargs = scheduler._replay
+    if args or kwargs:
+        given = inspect.signature(kind.set_timesteps).bind(shadow, *args, **kwargs).arguments
+        kind.set_timesteps(**{name: value for name, value in given.items() if name != "device"})
+    for name, value in vars(scheduler).items():
+        if not isinstance(value, Tensor | np.ndarray) or getattr(shadow, name, None) is None:
+            setattr(shadow, name, value)
+    shadow.timesteps = scheduler.timesteps
+    return shadow
