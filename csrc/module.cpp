@@ -9,6 +9,7 @@
 #include <new>
 #include <vector>
 
+#include "arrays.h"
 #include "core/philox.h"
 #include "cpu/dispatch.h"
 #include "cpu/lane_scalar.h"
@@ -139,18 +140,9 @@ PyObject* py_philox(PyObject*, PyObject* args) {
 
 // ------------------------------------------------------------------------------------------------ the short cut
 
-// Calls of a few microseconds are mostly Python. So plain float32 calls, with C-contiguous arrays, int or int64 rows
-// and a Noise without ids or window, are checked here. Whatever is not plain, wrong arguments included, is declined:
-// ops.py then checks it again, and says what is wrong.
-
-bool plain(PyObject* o, int type) {
-    return PyArray_CheckExact(o) && PyArray_TYPE(array(o)) == type && PyArray_ISCARRAY_RO(array(o));
-}
-
-bool overlap(PyObject* a, PyObject* b) {
-    const char *pa = PyArray_BYTES(array(a)), *pb = PyArray_BYTES(array(b));
-    return pa < pb + PyArray_NBYTES(array(b)) && pb < pa + PyArray_NBYTES(array(a));
-}
+// Calls of a few microseconds are mostly Python. So plain calls, with C-contiguous arrays of one float dtype, int or
+// int64 rows and a Noise without ids or window, are checked here. Whatever is not plain, wrong arguments included, is
+// declined: ops.py then checks it again, and says what is wrong.
 
 bool unsigned_attribute(PyObject* o, PyObject* name, uint64_t& value) {
     PyObject* x = PyObject_GetAttr(o, name);
@@ -165,25 +157,29 @@ bool unsigned_attribute(PyObject* o, PyObject* name, uint64_t& value) {
 class PlainCall {
   public:
     Step s{};
-    PyObject *x, *outputs[3] = {};
+    View x;
+    PyObject* outputs[3] = {};  // borrowed; null where one is to be made
+    int wanted = 1;             // how many outputs
+    bool pair;
 
     // False where anything is not plain; no Python error is set then.
     bool parse(PyObject* const* args) {
-        rows_ = args[0];
-        s.present = PyLong_AsUnsignedLongLong(args[1]);
-        s.rows = data(rows_);
-        s.type = DType::f32;
-        x = args[3];
-        if (!plain(x, NPY_FLOAT) || PyArray_NDIM(array(x)) == 0 || PyArray_SIZE(array(x)) == 0) return false;
-        s.batch = PyArray_DIM(array(x), 0);
-        s.size = PyArray_SIZE(array(x)) / s.batch;
-        return input(kX, x) && index(args[2]) && model_output(args[4]) && past(args[5]) && noise(args[6], args[7]) &&
-               output(0, args[8]) && auxiliary(args[9]) && complete();
+        if (!view(args[2], x) || x.kind > Kind::bf16 || x.ndim == 0 || (x.is_tensor && torch.dual())) return false;
+        s.type = static_cast<DType>(x.kind);
+        s.batch = x.shape[0];
+        s.size = x.count / s.batch;
+        PyObject* table = PyTuple_GET_ITEM(args[0], s.type == DType::f64);  // float, double, present
+        s.rows = data(table);
+        rows_ = PyArray_DIM(array(table), 0);
+        s.present = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(args[0], 2));
+        pair = args[9] == Py_True;
+        return input(kX, x) && index(args[1]) && model_output(args[3]) && past(args[4]) && noise(args[5], args[6]) &&
+               output(0, args[7]) && auxiliary(args[8]) && complete();
     }
 
   private:
-    PyObject *rows_, *index_ = nullptr, *inputs_[kSlots] = {};
-    int64_t scalar_;
+    int64_t rows_, scalar_, indices_ = 1;
+    View index_{}, inputs_[kSlots] = {}, outs_[3] = {};
     Field field_{};
 
     bool present(int slot) const {
@@ -192,30 +188,39 @@ class PlainCall {
         return any;
     }
 
-    bool input(int slot, PyObject* a) {
-        if (!plain(a, NPY_FLOAT) || !PyArray_SAMESHAPE(array(a), array(x))) return false;
-        inputs_[slot] = a;
-        s.in_type[slot] = DType::f32;
-        if (present(slot)) s.in[slot] = data(a);
+    bool input(int slot, const View& v) {
+        inputs_[slot] = v;
+        s.in_type[slot] = static_cast<DType>(v.kind);
+        if (present(slot)) s.in[slot] = v.data;
         return true;
     }
 
-    // A row for all elements, or one for each sample.
+    // Of x's shape and dtype; an array of noise may also be float32.
+    bool input(int slot, PyObject* a) {
+        View v;
+        return view(a, v) && v.same_shape(x) && v.is_tensor == x.is_tensor &&
+               (v.kind == x.kind || (slot == kZ && v.kind == Kind::f32)) && input(slot, v);
+    }
+
+    // A row for all elements, or one for each segment: an array whose shape begins that of x.
     bool index(PyObject* i) {
-        const int64_t rows = PyArray_DIM(array(rows_), 0);
+        s.segment = x.count;
         if (PyLong_CheckExact(i)) {
             int overflow;
             scalar_ = PyLong_AsLongLongAndOverflow(i, &overflow);
             s.index = &scalar_;
-            s.segment = s.batch * s.size;
-            return !overflow && scalar_ >= 0 && scalar_ < rows;
+            return !overflow && scalar_ >= 0 && scalar_ < rows_;
         }
-        if (!plain(i, NPY_INT64) || PyArray_NDIM(array(i)) != 1 || PyArray_DIM(array(i), 0) != s.batch) return false;
-        index_ = i;
-        s.index = static_cast<const int64_t*>(data(i));
-        s.segment = s.size;
-        for (int64_t b = 0; b < s.batch; ++b)
-            if (s.index[b] < 0 || s.index[b] >= rows) return false;
+        if (!view(i, index_) || index_.kind != Kind::i64) return false;
+        s.index = reinterpret_cast<const int64_t*>(index_.data);
+        indices_ = index_.count;
+        if (indices_ > 1) {
+            for (int axis = 0; axis < index_.ndim; ++axis)
+                if (axis >= x.ndim || index_.shape[axis] != x.shape[axis]) return false;
+            s.segment = x.count / indices_;
+        }
+        for (int64_t b = 0; b < indices_; ++b)
+            if (s.index[b] < 0 || s.index[b] >= rows_) return false;
         return true;
     }
 
@@ -238,7 +243,7 @@ class PlainCall {
     bool noise(PyObject* noise, PyObject* stream_of_rows) {
         if (!present(kZ)) return true;
         if (noise == Py_None) return draws_nothing();
-        if (PyArray_Check(noise)) return input(kZ, noise);
+        if (View z; view(noise, z)) return input(kZ, noise);
         uint64_t step, stream;
         PyObject* window = PyObject_GetAttr(noise, name_window_shape);
         Py_XDECREF(window);
@@ -250,9 +255,7 @@ class PlainCall {
         }
         const long wanted = PyLong_AsLong(stream_of_rows);
         s.step_by_index = wanted >= 0;
-        if (s.step_by_index &&
-            (stream != 0 || step + static_cast<uint64_t>(PyArray_DIM(array(rows_), 0)) > uint64_t{1} << 32))
-            return false;
+        if (s.step_by_index && (stream != 0 || step + static_cast<uint64_t>(rows_) > uint64_t{1} << 32)) return false;
         field_.step = static_cast<uint32_t>(step);
         field_.stream = s.step_by_index ? static_cast<uint32_t>(wanted) : static_cast<uint32_t>(stream);
         field_.run = s.size;
@@ -261,28 +264,33 @@ class PlainCall {
         return field_.sample + static_cast<uint64_t>(s.batch) <= uint64_t{1} << 56 && s.size <= int64_t{1} << 34;
     }
 
-    // Without noise the row of all elements must have none.
+    // Without noise the rows that are taken must have none.
     bool draws_nothing() {
-        const float* row = static_cast<const float*>(s.rows) + kColumns * scalar_;
-        if (index_) return false;
         for (int first : kAffine) {
-            if (row[first + 1 + kZ] != 0) return false;
-            s.present &= ~(uint64_t{1} << (first + 1 + kZ));
+            const int column = first + 1 + kZ;
+            for (int64_t b = 0; b < indices_; ++b) {
+                const int64_t at = kColumns * s.index[b] + column;
+                if (s.type == DType::f64 ? static_cast<const double*>(s.rows)[at] != 0
+                                         : static_cast<const float*>(s.rows)[at] != 0)
+                    return false;
+            }
+            s.present &= ~(uint64_t{1} << column);
         }
         return true;
     }
 
     bool output(int o, PyObject* out) {
-        if (o == 0 && out == Py_None) return true;  // made when all else is well
-        if (!plain(out, NPY_FLOAT) || !PyArray_ISWRITEABLE(array(out)) || !PyArray_SAMESHAPE(array(out), array(x)))
+        if (out == Py_None) return o == 0 || pair;  // made when all else is well
+        View& v = outs_[o];
+        if (!view(out, v) || v.kind != x.kind || v.is_tensor != x.is_tensor || !v.writable || !v.same_shape(x))
             return false;
-        for (PyObject* in : inputs_)
-            if (in && data(in) != data(out) && overlap(in, out)) return false;
+        for (const View& in : inputs_)
+            if (in.data && (in.data != v.data || in.bytes != v.bytes) && v.overlaps(in)) return false;
         for (int other = 0; other < o; ++other)
-            if (outputs[other] && overlap(outputs[other], out)) return false;
-        if (index_ && overlap(index_, out)) return false;
+            if (outs_[other].data && v.overlaps(outs_[other])) return false;
+        if (index_.data && v.overlaps(index_)) return false;
         outputs[o] = out;
-        s.out[o] = data(out);
+        s.out[o] = v.data;
         return true;
     }
 
@@ -290,8 +298,8 @@ class PlainCall {
         if (arrays == Py_None) return true;
         if (!PyList_CheckExact(arrays) && !PyTuple_CheckExact(arrays)) return false;
         const Py_ssize_t n = PySequence_Fast_GET_SIZE(arrays);
-        for (Py_ssize_t k = 0; k < n; ++k)
-            if (k >= 2 || !output(1 + static_cast<int>(k), PySequence_Fast_GET_ITEM(arrays, k))) return false;
+        for (; wanted <= n; ++wanted)
+            if (wanted > 2 || !output(wanted, PySequence_Fast_GET_ITEM(arrays, wanted - 1))) return false;
         return true;
     }
 
@@ -302,27 +310,64 @@ class PlainCall {
     }
 };
 
-// row(rows32, present, i, x, model_output, past, noise, stream, out, aux) -> out, or NotImplemented: see PlainCall.
+// The outputs of a plain call: the caller's, and new ones.
+class Results {
+  public:
+    explicit Results(PlainCall& call) : call_(call) {}
+    Results(const Results&) = delete;
+    ~Results() {
+        for (PyObject* o : owned_) Py_XDECREF(o);
+    }
+
+    // False: a Python error is set.
+    bool made() {
+        for (int o = 0; o < call_.wanted; ++o) {
+            if (call_.outputs[o]) continue;
+            View v;
+            if (!(owned_[o] = new_like(call_.x))) return false;
+            if (!view(owned_[o], v)) {
+                PyErr_SetString(PyExc_RuntimeError, "torch.empty_like made no plain tensor of the CPU");
+                return false;
+            }
+            call_.s.out[o] = v.data;
+        }
+        return true;
+    }
+
+    // Autograd learns of what was written to the caller's tensors.
+    PyObject* give() {
+        PyObject* given[3];
+        Py_ssize_t n = 0;
+        for (int o = 0; o < call_.wanted; ++o) {
+            if (owned_[o]) continue;
+            given[n++] = call_.outputs[o];
+            owned_[o] = Py_NewRef(call_.outputs[o]);
+        }
+        if (n > 0 && call_.x.is_tensor && !torch.written(given, n)) return nullptr;
+        return call_.pair ? PyTuple_Pack(2, owned_[0], owned_[1]) : Py_NewRef(owned_[0]);
+    }
+
+  private:
+    PlainCall& call_;
+    PyObject* owned_[3] = {};
+};
+
+// row((rows32, rows64, present), i, x, model_output, past, noise, stream, out, aux, pair), or NotImplemented: see
+// PlainCall. Returns out; with `pair` the tuple (out, aux1), and aux1 may be None, which is to be made as out is.
 PyObject* py_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 10) return PyErr_Format(PyExc_TypeError, "row: expected 10 arguments, got %zd", n);
     PlainCall call;
     if (!call.parse(args)) Py_RETURN_NOTIMPLEMENTED;
-    PyObject* out = call.outputs[0];
-    if (out) {
-        Py_INCREF(out);
+    Results results(call);
+    if (!results.made()) return nullptr;
+    if (call.x.count <= 4096) {  // quicker than handing over the interpreter
+        kernels().step(call.s, 0, call.x.count);
     } else {
-        out = PyArray_NewLikeArray(array(call.x), NPY_CORDER, nullptr, 0);
-        if (!out) return nullptr;
-        call.s.out[0] = data(out);
+        Py_BEGIN_ALLOW_THREADS;
+        run(call.s);
+        Py_END_ALLOW_THREADS;
     }
-    if (call.s.batch * call.s.size <= 4096) {  // quicker than handing over the interpreter
-        kernels().step(call.s, 0, call.s.batch * call.s.size);
-        return out;
-    }
-    Py_BEGIN_ALLOW_THREADS;
-    run(call.s);
-    Py_END_ALLOW_THREADS;
-    return out;
+    return results.give();
 }
 
 // ------------------------------------------------------------------------------------------------ settings

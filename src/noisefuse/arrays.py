@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Iterable
 from typing import Any, TypeAlias
@@ -23,9 +22,17 @@ def interop(x: object) -> Any:
     """The module of `interop` that knows arrays (or dtypes) of this type: None for NumPy's, and for strangers."""
     kind = type(x)
     if kind not in _INTEROP:
-        known = any(base.__module__.partition(".")[0] == "torch" for base in kind.__mro__)
-        _INTEROP[kind] = importlib.import_module(".interop.torch", __package__) if known else None
+        _INTEROP[kind] = _module(kind)
     return _INTEROP[kind]
+
+
+def _module(kind: type) -> Any:
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] == "torch":
+            from .interop import torch  # a statement, which torch.compile can follow
+
+            return torch
+    return None
 
 
 def float_dtype(dtype: DTypeLike, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:

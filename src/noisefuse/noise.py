@@ -50,12 +50,14 @@ class Noise:
     window_start: tuple[int, ...]
 
     def __init__(self, seed: int | None = None, *, sample: int | ArrayLike = 0, step: int = 0, stream: int = 0) -> None:
-        _set(self, "seed", int.from_bytes(os.urandom(8), "little") if seed is None else _checked("seed", seed, SEEDS))
-        _set(self, "sample", _ids(sample))
-        _set(self, "step", _checked("step", step, STEPS))
-        _set(self, "stream", _checked("stream", stream, STREAMS))
-        _set(self, "window_shape", None)
-        _set(self, "window_start", ())
+        object.__setattr__(
+            self, "seed", int.from_bytes(os.urandom(8), "little") if seed is None else _checked("seed", seed, SEEDS)
+        )
+        object.__setattr__(self, "sample", _ids(sample))
+        object.__setattr__(self, "step", _checked("step", step, STEPS))
+        object.__setattr__(self, "stream", _checked("stream", stream, STREAMS))
+        object.__setattr__(self, "window_shape", None)
+        object.__setattr__(self, "window_start", ())
 
     def at(self, *, sample: int | ArrayLike | None = None, step: int | None = None, stream: int | None = None) -> Noise:
         """The field of the same seed (and window) at another sample, step or stream."""
@@ -138,9 +140,6 @@ class Noise:
         raise AttributeError("Noise is frozen")
 
 
-_set = object.__setattr__
-
-
 def _named(
     seed: int,
     sample: int | NDArray[np.uint64],
@@ -149,14 +148,14 @@ def _named(
     window_shape: tuple[int, ...] | None,
     window_start: tuple[int, ...],
 ) -> Noise:
-    """A Noise of numbers that were checked before."""
+    """A Noise of numbers that were checked before. (In words that torch.compile can follow.)"""
     new = Noise.__new__(Noise)
-    _set(new, "seed", seed)
-    _set(new, "sample", sample)
-    _set(new, "step", step)
-    _set(new, "stream", stream)
-    _set(new, "window_shape", window_shape)
-    _set(new, "window_start", window_start)
+    object.__setattr__(new, "seed", seed)
+    object.__setattr__(new, "sample", sample)
+    object.__setattr__(new, "step", step)
+    object.__setattr__(new, "stream", stream)
+    object.__setattr__(new, "window_shape", window_shape)
+    object.__setattr__(new, "window_start", window_start)
     return new
 
 

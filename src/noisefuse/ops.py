@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar, overload
+from functools import partial
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -151,22 +152,26 @@ def q_sample(
         IndexError: t outside of the schedule. TypeError, ValueError: what was given and what was expected; nothing is
         written then.
     """
+    other = None if type(x0) is np.ndarray else interop(x0)
+    short_cut = backends.short_cut if other is None or not other.is_compiling() else None
     if (
-        (short_cut := backends.short_cut) is not None
-        and target is None
+        short_cut is not None
         and scale is None
         and offset is None
         and dtype is None
-        and target_out is None
         and batched is True
         and type(schedule) is Schedule
-        and type(noise) is Noise
     ):
-        rows = vars(schedule).get("_plain") or _kept(schedule, "_plain", _plain_forward)
-        done: Array = short_cut(rows.single, rows.present, t, x0, None, None, noise, -1, out, None)
+        done: Any = NotImplemented
+        if target is None and target_out is None:
+            rows = vars(schedule).get("_plain") or _kept(schedule, "_plain", _plain_forward)
+            done = short_cut(rows.plain, t, x0, None, None, noise, -1, out, None, False)
+        elif isinstance(target, str) and target in TARGETS:
+            rows = _kept(schedule, f"_plain_{target}", TARGETS[target])
+            done = short_cut(rows.plain, t, x0, None, None, noise, -1, out, (target_out,), True)
         if done is not NotImplemented:
             return done
-    if (other := interop(x0)) is not None:
+    if other is not None:
         given = {"target": target, "scale": scale, "offset": offset, "dtype": dtype, "target_out": target_out}
         return other.q_sample(x0, t, schedule, noise, batched=batched, out=out, **given)
     return _q_sample(x0, t, schedule, noise, target, scale, offset, dtype, batched, out, target_out)
@@ -190,14 +195,17 @@ def q_step(
     Args and errors: as `q_sample`, with float x and integer t; the noise must have stream 0.
     """
     _need_schedule(schedule)
-    rows = vars(schedule).get("_steps") or _kept(schedule, "_steps", _step_rows)
-    if (short_cut := backends.short_cut) is not None and batched is True:
-        done: Array = short_cut(rows.single, rows.present, t, x, None, None, noise, WALK, out, None)
+    other = None if type(x) is np.ndarray else interop(x)
+    short_cut = backends.short_cut if other is None or not other.is_compiling() else None
+    if short_cut is not None and batched is True:
+        rows = vars(schedule).get("_steps") or _kept(schedule, "_steps", _step_rows)
+        done: Array = short_cut(rows.plain, t, x, None, None, noise, WALK, out, None, False)
         if done is not NotImplemented:
             return done
-    if (other := interop(x)) is not None:
+    if other is not None:
         return other.q_step(x, t, schedule, noise, batched=batched, out=out)
     x = as_array("x", x)
+    rows = _kept(schedule, "_steps", _step_rows)
     t_index = row_index("t", t, len(schedule), x.shape)
     names, z = names_or_array(noise, x.shape, x.dtype, batched, WALK, last_step=last(t_index))
     call = make_call(
@@ -294,12 +302,14 @@ def update(
         IndexError: a row that the table does not have. TypeError, ValueError: what was given and what was expected;
         nothing is written then.
     """
-    if (short_cut := backends.short_cut) is not None and type(table) is Tableau and not table.masked:
+    other = None if type(x) is np.ndarray else interop(x)
+    short_cut = backends.short_cut if other is None or not other.is_compiling() else None
+    if short_cut is not None and type(table) is Tableau and not table.masked:
         rows = vars(table).get("_rows") or _kept(table, "_rows", _table_rows)
-        done: Array = short_cut(rows.single, rows.present, i, x, model_output, past, noise, SAMPLER, out, aux_out)
+        done: Array = short_cut(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out, False)
         if done is not NotImplemented:
             return done
-    if (other := interop(x)) is not None:
+    if other is not None:
         return other.update(table, i, x, model_output, past=past, noise=noise, out=out, aux_out=aux_out)
     return _update(table, i, x, model_output, past, noise, out, aux_out)
 
@@ -334,8 +344,11 @@ def _forward(alpha: ArrayLike, sigma: ArrayLike, target: Target | None, scale: f
     return make_rows(columns)
 
 
-def _plain_forward(schedule: Schedule) -> Rows:
-    return _forward(schedule.alpha, schedule.sigma, None, 1.0, 0.0)
+def _plain_forward(schedule: Schedule, target: Target | None = None) -> Rows:
+    return _forward(schedule.alpha, schedule.sigma, target, 1.0, 0.0)
+
+
+TARGETS = {target: partial(_plain_forward, target=target) for target in get_args(Target)}
 
 
 def _step_rows(schedule: Schedule) -> Rows:
@@ -411,7 +424,7 @@ def _q_sample(
     x = as_array("x0", x0, (*FLOATS, "uint8"))
     is_bytes = x.dtype == np.uint8
     kind = float_dtype(dtype if dtype is not None else np.float32 if is_bytes else x.dtype)
-    if target not in (None, "epsilon", "v", "velocity", "sample"):
+    if target is not None and target not in get_args(Target):
         raise ValueError(f"target = {target!r}: expected 'epsilon', 'v', 'velocity', 'sample' or None")
     if target is None and target_out is not None:
         raise ValueError("target_out: given without target=")

@@ -76,7 +76,7 @@ class Sampler:
         return Sampler, (self.tableau,)
 
     def __len__(self) -> int:
-        return len(self.tableau)
+        return len(self._push)
 
     def __repr__(self) -> str:
         return repr(self.tableau).replace("Tableau(", "Sampler(", 1)
@@ -229,8 +229,10 @@ class Sampler:
 
     def _can_start(self, start: int) -> None:
         """ValueError if a row from ``start`` on reads what only rows before it would have kept."""
-        kept = 0
-        for i in range(self._row(start), len(self)):
+        kept, start = 0, self._row(start)
+        if not self._slots:
+            return
+        for i in range(start, len(self)):
             row = self.tableau.rows[i]
             if any(row[output][f"past{slot}"] for output in OUTPUTS for slot in range(kept + 1, 5)):
                 raise ValueError(

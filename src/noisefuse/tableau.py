@@ -281,7 +281,8 @@ class Tableau:
 
             grad_q = out + (aux1 if lo <= v <= hi else 0)
 
-        with both bounds inside, and 0 where v is NaN (the convention of torch.clamp).
+        with both bounds inside, and 0 where v is NaN (the convention of torch.clamp). A masked table is linear in
+        its gradients and constant in x, m1, m2, almost everywhere: its transposes are masked tables again.
 
         Returns:
             {"x": .., "m1": .., "past1": .., ..}, without inputs that no output depends on.
@@ -293,6 +294,8 @@ class Tableau:
             raise ValueError(f"the rows of {self.name!r} depend on the data (dynamic thresholding)")
         if not 1 <= outputs <= len(OUTPUTS):
             raise ValueError(f"outputs must be 1, 2 or 3, got {outputs}")
+        if self.masked:
+            return self._transpose_masked()
         forward = self if self.clamps else self.unfolded()
         tables = {}
         for symbol in INPUTS[:-1]:
@@ -306,6 +309,17 @@ class Tableau:
             if any(np.any(rows[o][f"past{s}"]) for o in ("out", "aux1") for s in (1, 2, 3)):
                 name = f"{self.name}: gradient of {symbol}"
                 tables[symbol] = Tableau(rows, self.timesteps, name, masked=self.clamps)
+        return tables
+
+    def _transpose_masked(self) -> dict[str, Tableau]:
+        tables = {}
+        for symbol in INPUTS[3:6]:
+            rows = np.zeros(len(self), ROW)
+            rows["clean"] = self.rows["clean"]
+            for part in ("out", "aux1"):
+                rows[part]["past1"] = self.rows[part][symbol]
+            if np.any(rows["out"]["past1"]) or np.any(rows["aux1"]["past1"]):
+                tables[symbol] = Tableau(rows, self.timesteps, f"{self.name}: gradient of {symbol}", masked=True)
         return tables
 
     @classmethod

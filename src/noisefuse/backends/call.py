@@ -43,6 +43,11 @@ class Rows:
         """For float32 arithmetic: each coefficient rounded once."""
         return self.table.astype(np.float32)
 
+    @cached_property
+    def plain(self) -> tuple[NDArray[np.float32], NDArray[np.float64], int]:
+        """What a backend's short cut takes."""
+        return self.single, self.table, self.present
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch tensors in, torch tensors out, without a copy: what `ops` does not do at once with tensors comes here.
 
-Tensors of the CPU are shown to the library as NumPy arrays of the same memory, and its results as tensors.
+Tensors of the CPU are shown to the library as NumPy arrays of the same memory. Gradients go through an
+`autograd.Function`; under `torch.compile` a call becomes one operator of the graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 import noisefuse as nf
 
@@ -22,6 +25,9 @@ DTYPES = {
     torch.bfloat16: "bfloat16",
     torch.uint8: "uint8",
 }
+NAMED = {name: dtype for dtype, name in DTYPES.items()}
+
+is_compiling = torch.compiler.is_compiling
 
 
 # ---- operations --------------------------------------------------------------------------------------------
@@ -29,86 +35,174 @@ DTYPES = {
 
 
 def randn(shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) -> Any:
-    return _back(nf.randn(shape, noise, dtype=_dtype(dtype), batched=batched, out=_output("out", out)), out)
+    return _random("randn", shape, noise, dtype, batched, out)
 
 
 def uniform(shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) -> Any:
-    return _back(nf.uniform(shape, noise, dtype=_dtype(dtype), batched=batched, out=_output("out", out)), out)
+    return _random("uniform", shape, noise, dtype, batched, out)
 
 
 def q_sample(
     x0: Any, t: Any, schedule: Any, noise: Any, *,
     target: Any, scale: Any, offset: Any, dtype: Any, batched: bool, out: Any, target_out: Any,
 ) -> Any:  # fmt: skip
-    result: Any = nf.q_sample(
-        _input("x0", x0),
-        _index("t", t),
-        schedule,
-        _noise(noise),
-        target=target,
-        scale=scale,
-        offset=offset,
-        dtype=None if dtype is None else _dtype(dtype),
-        batched=batched,
-        out=_output("out", out),
-        target_out=_output("target_out", target_out),
-    )
-    if target is None:
-        return _back(result, out)
-    return _back(result[0], out), _back(result[1], target_out)
+    options = (("target", target), ("scale", scale), ("offset", offset), ("dtype", _name(dtype)), ("batched", batched))
+    if target is None and target_out is None:
+        return _call("q_sample", schedule, options, t, {"x": x0}, noise, (out,))[0]
+    return _call("q_sample", schedule, options, t, {"x": x0}, noise, (out, target_out))
 
 
 def q_step(x: Any, t: Any, schedule: Any, noise: Any, *, batched: bool, out: Any) -> Any:
-    given = _input("x", x), _index("t", t), schedule, _noise(noise)
-    return _back(nf.q_step(*given, batched=batched, out=_output("out", out)), out)
+    return _call("q_step", schedule, (("batched", batched),), t, {"x": x}, noise, (out,))[0]
 
 
 def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out: Any) -> Any:
-    given = _input("x0", x0), schedule, _noise(noise)
-    return _back(nf.q_walk(*given, keep=keep, batched=batched, out=_output("out", out)), out)
+    options = (("keep", None if keep is None else tuple(keep)), ("batched", batched))
+    return _call("q_walk", schedule, options, 0, {"x": x0}, noise, (out,))[0]
 
 
 def update(
     table: Any, i: Any, x: Any, model_output: Any, *, past: Any, noise: Any, out: Any, aux_out: Any
 ) -> Any:  # fmt: skip
     models = model_output if isinstance(model_output, tuple) else (model_output,)
-    shown = tuple(None if m is None else _input(f"m{n + 1}", m) for n, m in enumerate(models))
-    result = nf.update(
-        table,
-        _index("i", i),
-        _input("x", x),
-        shown,
-        past=[_input(f"past{n + 1}", p) for n, p in enumerate(past)],
-        noise=_noise(noise),
-        out=_output("out", out),
-        aux_out=[_output(f"aux_out[{n}]", a) for n, a in enumerate(aux_out)],
-    )
-    return _back(result, out)
+    tensors = {"x": x} | {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
+    tensors |= {f"past{n + 1}": p for n, p in enumerate(past)}
+    return _call("update", table, (), i, tensors, noise, (out, *aux_out))[0]
+
+
+class Operation(NamedTuple):
+    """A function of the library and what it is called with, but for tensors, row numbers and noise."""
+
+    name: str
+    table: Any  # Schedule or Tableau
+    options: tuple[tuple[str, Any], ...]
+    slots: tuple[str, ...]  # what the tensors are: x, m1, m2, past1 .. past4, z
+    outputs: int
+
+    def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Any, ...]:
+        """The outputs. Tensors and arrays alike; nothing is differentiated."""
+        given = dict(zip(self.slots, tensors, strict=True))
+        x, noise, options = given.pop("x"), given.pop("z", noise), dict(self.options)
+        if self.name == "q_step":
+            return (nf.q_step(x, index, self.table, noise, out=outs[0], **options),)
+        if self.name == "q_walk":
+            return (nf.q_walk(x, self.table, noise, out=outs[0], **options),)
+        if self.name == "q_sample":
+            target_out = outs[1] if len(outs) > 1 else None
+            result = nf.q_sample(x, index, self.table, noise, out=outs[0], target_out=target_out, **options)
+            return result if isinstance(result, tuple) else (result,)
+        past = [given.pop(f"past{n}") for n in range(1, 5) if f"past{n}" in given]
+        models = (given.get("m1"), given.get("m2")) if "m2" in given else given.get("m1")
+        out = nf.update(self.table, index, x, models, past=past, noise=noise, out=outs[0], aux_out=outs[1:])
+        return out, *outs[1:]
+
+    def result(self, x: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and dtype of the outputs."""
+        options = dict(self.options)
+        if self.name == "q_walk":
+            kept = options["keep"]
+            return (len(self.table) if kept is None else len(kept), *x.shape), x.dtype
+        dtype = NAMED.get(options.get("dtype") or "", x.dtype)
+        return tuple(x.shape), torch.float32 if dtype == torch.uint8 else dtype
+
+    @property
+    def clamps(self) -> bool:
+        """Whether the gradient depends on x, m1 and m2."""
+        return self.name == "update" and bool(self.table.clamps)
+
+    def gradient(self, slot: str, index: Any, kept: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
+        """Of the tensor in this slot, from the gradients of the outputs: the same kernel with the transposed row."""
+        if self.name == "q_walk":
+            raise NotImplementedError("q_walk has no gradient: use q_sample or q_step, or torch.no_grad()")
+        x, *models = kept or (grads[0],)
+        if self.name == "update":
+            table = _transposed(self.table, len(grads)).get(slot)
+        else:
+            table, index = self.slopes(index)
+        if table is None:  # no output depends on it
+            return torch.zeros_like(grads[0])
+        return nf.update(table, index, x, tuple(models) or None, past=grads)  # type: ignore[no-any-return]
+
+    def slopes(self, index: Any) -> tuple[nf.Tableau, Any]:
+        """Backward rows of the forward process at the times of `index`: its outputs are affine in x.
+
+        So their slopes are what 1 becomes where noise and offset are 0.
+        """
+        times = np.asarray(index.detach() if isinstance(index, Tensor) else index)
+        ones, zeros = np.ones(times.size), np.zeros(times.size)
+        options = dict(self.options) | ({"offset": 0.0, "dtype": None} if self.name == "q_sample" else {})
+        found = getattr(nf, self.name)(ones, times.reshape(-1), self.table, zeros, **options)
+        rows = np.zeros(times.size, nf.tableau.ROW)
+        rows["clean"]["lo"], rows["clean"]["hi"] = -np.inf, np.inf
+        for slot, slope in zip(("past1", "past2"), found if isinstance(found, tuple) else (found,), strict=False):
+            rows["out"][slot] = slope
+        return nf.Tableau(rows), np.arange(times.size).reshape(times.shape)
+
+
+@lru_cache(maxsize=64)
+def _transposed(table: nf.Tableau, outputs: int) -> dict[str, nf.Tableau]:
+    return table.transpose(outputs)
+
+
+def _call(
+    name: str, table: Any, options: Any, index: Any, tensors: dict[str, Any], noise: Any, outs: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """The outputs: the caller's, or new ones."""
+    if isinstance(noise, Tensor):
+        tensors, noise = {**tensors, "z": noise}, None
+    slots, values = tuple(tensors), tuple(tensors.values())
+    if is_compiling():
+        return _compiled(name, table, options, slots, index, values, noise, outs)
+    operation = Operation(name, table, options, slots, len(outs))
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values):
+        return _differentiable(operation, index, values, noise, outs)
+    arrays = [_input("noise" if slot == "z" else slot, x) for slot, x in zip(slots, values, strict=True)]
+    written = [_output(label, out) for label, out in zip(_labels(name, len(outs)), outs, strict=True)]
+    results = operation.run(_index(index), arrays, noise, written)
+    return tuple(_back(result, out) for result, out in zip(results, outs, strict=True))
+
+
+def _labels(name: str, outputs: int) -> tuple[str, ...]:
+    if name == "q_sample":
+        return ("out", "target_out")[:outputs]
+    return "out", *(f"aux_out[{n}]" for n in range(outputs - 1))
+
+
+def _random(name: str, shape: Any, noise: Any, dtype: Any, batched: bool, out: Any) -> Any:
+    if is_compiling():
+        lengths = [shape] if isinstance(shape, int) else list(shape)
+        words = _words(nf.Noise(noise) if isinstance(noise, int) else noise)
+        result = torch.ops.noisefuse.random(name, lengths, _name(dtype), words, batched)
+        return _copied(result, out)
+    draw = getattr(nf, name)
+    return _back(draw(shape, noise, dtype=_name(dtype), batched=batched, out=_output("out", out)), out)
 
 
 # ---- tensors as arrays -------------------------------------------------------------------------------------
 
 
 def _input(name: str, x: object) -> Any:
-    """The memory of a tensor that is read; lazily negated ones are copied."""
+    """The memory of a tensor that is read; a lazily negated one is copied."""
     tensor = _tensor(name, x)
-    if tensor.requires_grad and torch.is_grad_enabled():
-        raise TypeError(f"{name}: requires grad, which is not supported yet; pass {name}.detach()")
-    return _view(name, tensor.detach().resolve_conj().resolve_neg())
+    if _is_dual(tensor):
+        raise NotImplementedError(f"{name}: forward-mode differentiation is not supported")
+    return _array(name, tensor.detach().resolve_neg())
 
 
 def _output(name: str, out: object) -> Any:
-    """The memory of a tensor that is written; autograd is told."""
+    """The memory of a tensor that is written."""
     if out is None:
         return None
     tensor = _tensor(name, out)
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{name}: requires grad, and autograd would not see what is written: use torch.no_grad()")
-    if tensor.is_neg() or tensor.is_conj():
-        raise ValueError(f"{name}: expected a tensor that is its memory, got a negated or conjugate view")
-    array = _view(name, tensor.detach())
-    torch.autograd.graph.increment_version(tensor)
-    return array
+    if tensor.is_neg() or _is_dual(tensor):
+        raise ValueError(f"{name}: expected a plain tensor, got a negated view or a dual one")
+    return _array(name, tensor.detach())
+
+
+def _is_dual(tensor: Tensor) -> bool:
+    return unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _tensor(name: str, x: object) -> Tensor:
@@ -116,53 +210,212 @@ def _tensor(name: str, x: object) -> Tensor:
         raise TypeError(f"{name}: expected a torch.Tensor, as the other arguments are, got {type(x).__name__}")
     if x.layout != torch.strided or x.is_quantized:
         raise TypeError(f"{name}: expected a dense tensor, got {'a quantised' if x.is_quantized else x.layout} one")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name}: dtype {x.dtype} is not supported, expected one of {', '.join(DTYPES.values())}")
     if x.device.type != "cpu":
         raise NotImplementedError(f"{name}: expected a tensor on the CPU, got one on {x.device}")
     return x
 
 
-def _view(name: str, tensor: Tensor) -> Any:
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"{name}: dtype {tensor.dtype} is not supported, expected one of {', '.join(DTYPES.values())}")
-    if tensor.dtype != torch.bfloat16:
-        return tensor.numpy()
-    return tensor.view(torch.int16).numpy().view(_bfloat16())
+def _array(name: str, tensor: Tensor) -> Any:
+    try:
+        if tensor.dtype != torch.bfloat16:
+            return tensor.numpy()
+        bits = tensor.view(torch.int16).numpy()
+    except RuntimeError as error:  # of vmap, say, or a FakeTensor
+        raise TypeError(f"{name}: expected a tensor with memory of its own, got {type(tensor).__name__}") from error
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise ImportError("bfloat16 needs ml_dtypes here: pip install 'noisefuse[torch]'") from None
+    return bits.view(ml_dtypes.bfloat16)
 
 
 def _back(result: Any, out: Any) -> Any:
-    """The result as a tensor: the caller's `out`, or a new one of the result's memory."""
+    """The result as a tensor: the caller's `out`, of which autograd is told, or a new one of the result's memory."""
     if out is not None:
+        torch.autograd.graph.increment_version(out)
         return out
     if result.dtype.name == "bfloat16":
         return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(result)
 
 
-def _bfloat16() -> Any:
-    try:
-        import ml_dtypes
-    except ImportError:
-        raise ImportError("bfloat16 needs ml_dtypes here: pip install 'noisefuse[torch]'") from None
-    return ml_dtypes.bfloat16
-
-
-# ---- other arguments ---------------------------------------------------------------------------------------
-
-
-def _dtype(dtype: Any) -> Any:
+def _name(dtype: Any) -> Any:
     return DTYPES.get(dtype, dtype) if isinstance(dtype, torch.dtype) else dtype
 
 
-def _index(name: str, t: Any) -> Any:
+def _index(t: Any) -> Any:
     if not isinstance(t, Tensor):
         return t
     if t.device.type != "cpu":
-        raise NotImplementedError(f"{name}: expected a tensor on the CPU, got one on {t.device}")
+        raise NotImplementedError(f"expected row numbers or times on the CPU, got a tensor on {t.device}")
     return t.detach().numpy()
 
 
-def _noise(noise: Any) -> Any:
-    return _input("noise", noise) if isinstance(noise, Tensor) else noise
+# ---- autograd ----------------------------------------------------------------------------------------------
 
 
-__all__: Sequence[str] = ["q_sample", "q_step", "q_walk", "randn", "uniform", "update"]
+def _differentiable(
+    operation: Operation, index: Any, tensors: tuple[Any, ...], noise: Any, outs: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    given, labels = dict(zip(operation.slots, tensors, strict=True)), _labels(operation.name, len(outs))
+    if isinstance(z := given.get("z"), Tensor) and z.requires_grad:
+        raise NotImplementedError("noise: gradients with respect to noise are not computed; pass noise.detach()")
+    # What samplers remember is written over, as by an in-place operation that autograd knows.
+    remembered = outs[1:] if operation.name == "update" else ()
+    for name, out in zip(labels, outs[: len(outs) - len(remembered)], strict=False):
+        if out is not None:
+            raise ValueError(f"{name}: an input requires grad, and results of which autograd knows are new tensors")
+    if not isinstance(index, int | Tensor):
+        index = torch.tensor(np.array(index))
+    return _Differentiable.apply(operation, index, noise, *tensors, *remembered)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Differentiable(torch.autograd.Function):
+    """Operation.run, with Operation.gradient as its backward pass. Backward passes are differentiable themselves."""
+
+    @staticmethod
+    def forward(operation: Operation, index: Any, noise: Any, *tensors: Any) -> tuple[Tensor, ...]:
+        n = len(operation.slots)
+        made = (None,) * (operation.outputs - len(tensors) + n)
+        return operation.run(index, tensors[:n], noise, (*made, *tensors[n:]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        operation, index, _, *tensors = inputs
+        n = len(operation.slots)
+        ctx.operation, ctx.dtypes, ctx.others = operation, [x.dtype for x in tensors[:n]], len(tensors) - n
+        ctx.mark_dirty(*tensors[n:])
+        kept = [x for s, x in zip(operation.slots, tensors, strict=False) if s in ("x", "m1", "m2")]
+        if not operation.clamps:
+            kept = []
+        ctx.index = None if isinstance(index, Tensor) else index
+        ctx.save_for_backward(*kept, *([index] if ctx.index is None else []))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        kept, index = list(ctx.saved_tensors), ctx.index
+        if index is None:
+            index = kept.pop()
+        made = [
+            ctx.operation.gradient(slot, index, kept, grads).to(dtype) if needed else None
+            for slot, dtype, needed in zip(ctx.operation.slots, ctx.dtypes, ctx.needs_input_grad[3:], strict=False)
+        ]
+        return None, None, None, *made, *(None,) * ctx.others
+
+
+# ---- torch.compile -----------------------------------------------------------------------------------------
+# The compiler sees one operator. What it cannot carry, tables and options, are kept here, under the number that the
+# graph carries; a noise is five numbers. So a step that changes compiles nothing anew.
+
+_KEPT: dict[int, Operation] = {}
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _keep(*fields: Any) -> int:
+    """The number of the operation; it stays, as the graph does."""
+    operation = Operation(*fields)
+    for number, known in _KEPT.items():
+        if known == operation:
+            return number
+    number = len(_KEPT)
+    _KEPT[number] = operation
+    return number
+
+
+def _compiled(
+    name: str, table: Any, options: Any, slots: Any, index: Any, tensors: Any, noise: Any, outs: Any
+) -> tuple[Any, ...]:
+    id(table)  # the compiler takes the number of the operation for a constant, and this for a guard
+    number = _keep(name, table, options, slots, len(outs))
+    row = index if isinstance(index, int) else None
+    times = None if row is not None else index if isinstance(index, Tensor) else torch.tensor(index)
+    results = torch.ops.noisefuse.apply(number, row, times, tensors, _words(noise))
+    return tuple(_copied(result, out) for result, out in zip(results, outs, strict=True))
+
+
+@torch.library.custom_op("noisefuse::apply", mutates_args=())
+def _apply(
+    number: int, row: int | None, times: Tensor | None, tensors: Sequence[Tensor], words: Sequence[int]
+) -> list[Tensor]:
+    operation = _KEPT[number]
+    outs: list[Any] = [None] * operation.outputs
+    if operation.name == "update":
+        outs[1:] = [torch.empty_like(tensors[0], memory_format=torch.contiguous_format) for _ in outs[1:]]
+    return [*operation.run(times if row is None else row, tensors, _noise(words), outs)]
+
+
+@_apply.register_fake
+def _(number: int, row: Any, times: Any, tensors: Sequence[Tensor], words: Any) -> list[Tensor]:
+    operation, x = _KEPT[number], tensors[0]
+    shape, dtype = operation.result(x)
+    return [torch.empty(shape, dtype=dtype, device=x.device) for _ in range(operation.outputs)]
+
+
+@torch.library.custom_op("noisefuse::random", mutates_args=())
+def _draw(name: str, shape: Sequence[int], dtype: str, words: Sequence[int], batched: bool) -> Tensor:
+    out = torch.empty(list(shape), dtype=NAMED[dtype])
+    getattr(nf, name)(shape, _noise(words), dtype=dtype, batched=batched, out=out)
+    return out
+
+
+@_draw.register_fake
+def _(name: str, shape: Sequence[int], dtype: str, words: Any, batched: bool) -> Tensor:
+    return torch.empty(list(shape), dtype=NAMED[dtype])
+
+
+@torch.library.custom_op("noisefuse::gradient", mutates_args=())
+def _gradient(
+    number: int, slot: str, row: int | None, times: Tensor | None, kept: Sequence[Tensor], grads: Sequence[Tensor]
+) -> Tensor:
+    return _KEPT[number].gradient(slot, times if row is None else row, kept, grads)
+
+
+@_gradient.register_fake
+def _(number: int, slot: str, row: Any, times: Any, kept: Any, grads: Sequence[Tensor]) -> Tensor:
+    return torch.empty(grads[0].shape, dtype=grads[0].dtype, device=grads[0].device)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.number, ctx.row, times, tensors, _ = inputs
+    operation = _KEPT[ctx.number]
+    ctx.wanted = [(slot, x.dtype, x.requires_grad) for slot, x in zip(operation.slots, tensors, strict=True)]
+    kept = [x for slot, x in zip(operation.slots, tensors, strict=True) if slot in ("x", "m1", "m2")]
+    ctx.save_for_backward(*([] if times is None else [times]), *(kept if operation.clamps else []))
+
+
+def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
+    times, kept = (None, ctx.saved_tensors) if ctx.row is not None else (ctx.saved_tensors[0], ctx.saved_tensors[1:])
+    made = [
+        torch.ops.noisefuse.gradient(ctx.number, slot, ctx.row, times, kept, grads).to(dtype) if needed else None
+        for slot, dtype, needed in ctx.wanted
+    ]
+    return None, None, None, made, None
+
+
+_apply.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+def _words(noise: Any) -> list[int]:
+    if noise is None:
+        return []
+    if not isinstance(noise, nf.Noise) or not isinstance(noise.sample, int) or noise.window_shape is not None:
+        raise TypeError("noise: torch.compile takes a Noise with one sample number and no window, or a tensor")
+    return [noise.seed >> 32, noise.seed & 0xFFFFFFFF, noise.sample, noise.step, noise.stream]
+
+
+def _noise(words: Sequence[int]) -> nf.Noise | None:
+    if not words:
+        return None
+    high, low, sample, step, stream = words
+    return nf.Noise(high << 32 | low, sample=sample, step=step, stream=stream)
+
+
+def _copied(result: Tensor, out: Any) -> Tensor:
+    if out is None:
+        return result
+    if out.shape != result.shape or out.dtype != result.dtype:
+        raise ValueError(f"out: expected {result.dtype} of shape {tuple(result.shape)}, got {out.dtype} {out.shape}")
+    out.copy_(result)
+    return out
