@@ -12,10 +12,10 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import lru_cache
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -33,15 +33,18 @@ class Unsupported(Exception):
     """Why a scheduler, as it is configured, is no table of rows."""
 
 
+Pick = Callable[[list[Any]], Any]  # out of these places
+
+
 class Step(NamedTuple):
-    """One row's dealings with a scheduler. Numbers are places, see above."""
+    """One row's dealings with a scheduler."""
 
     state: tuple[Any, ...]  # of `Plan.state`, before the step
-    past: tuple[int, ...]  # past1 ..
-    written: int  # auxiliary outputs
+    past: Pick  # past1 ..
+    written: range  # auxiliary outputs
     draws: bool  # whether diffusers draws noise here
-    results: tuple[int, ...]  # what it returns beside the next sample
-    remembers: tuple[tuple[str, int | tuple[int, ...]], ...]  # tensors to keep, by attribute
+    results: Pick  # what it returns beside the next sample
+    remembers: tuple[tuple[str, Pick], ...]  # what to keep, by attribute
     after: dict[str, Any]  # other attributes, after the step
 
 
@@ -62,10 +65,13 @@ def trace(scheduler: Any, theirs: type, start: int, options: dict[str, Any]) -> 
     shadow, space = _shadow(scheduler, theirs, scheduler.coefficients == "exact")
     probe = _Probe(shadow, scheduler.memory)
     step = _bound(theirs.step, {**space, "torch": _Wide(torch), "randn_tensor": probe.noise})  # type: ignore[attr-defined]
-    if not scheduler.memory and "_step_index" in vars(shadow):
-        shadow._step_index = start
     shadow.is_scale_input_called = True
-    traced = [probe.row(step, shadow.timesteps[i], options) for i in range(start, len(shadow.timesteps))]
+    traced, before = [], dict(vars(shadow))
+    for i in range(start, len(shadow.timesteps)):
+        if not scheduler.memory:
+            vars(shadow).clear()
+            vars(shadow).update(before, **({"_step_index": i} if "_step_index" in before else {}))
+        traced.append(probe.row(step, shadow.timesteps[i], options))
     names = sorted({name for row in traced for name in row.changed}) if scheduler.memory else []
     rows = np.zeros((2, len(shadow.timesteps)), nf.tableau.ROW)
     rows["clean"]["lo"], rows["clean"]["hi"] = -np.inf, np.inf
@@ -74,8 +80,8 @@ def trace(scheduler: Any, theirs: type, start: int, options: dict[str, Any]) -> 
         steps[i] = row.write(rows[0][i : i + 1], rows[1][i : i + 1], names)
     kind = type(traced[0].result)
     tables = [nf.Tableau(r, shadow.timesteps.numpy(), theirs.__name__) for r in rows]
-    for i, one in steps.items():  # a table that reads four past arrays is given four in every row
-        steps[i] = one._replace(past=one.past + (SAMPLE,) * (tables[0].slots - len(one.past)))
+    for i, row in enumerate(traced, start):  # a table that reads four past arrays is given four in every row
+        steps[i] = steps[i]._replace(past=_pick(row.past + [SAMPLE] * (tables[0].slots - len(row.past))))
     thresholds = any(row.thresholded for row in traced)
     return Plan(
         table=tables[0],
@@ -147,7 +153,7 @@ class _Probe:
     def row(self, step: Callable[..., Any], t: Tensor, options: dict[str, Any]) -> _Traced:
         """One step of the scheduler, which goes on from there."""
         shadow = self.shadow
-        held = [value for _, value in _items(shadow, self.memory)]
+        held = items(shadow, self.memory)
         names = ["x", "m1", "z", "d", *(f"held{k}" for k, v in enumerate(held) if isinstance(v, Tensor))]
         n = len(names)
         # Each is 1 in a column of its own, all are 0 in the next, and random in the last, as a check.
@@ -159,7 +165,9 @@ class _Probe:
         before = dict(vars(shadow))
         state = {name: value for name, value in before.items() if name not in self.memory}
         result = step(shadow, self.units["m1"], t, self.units["x"], **options)
-        places = {id(value): REMEMBERED + k for k, value in enumerate(held)}
+        # what was changed in place is another tensor now
+        changed_in_place = {id(value) for value in held if isinstance(value, Tensor) and value._version}
+        places = {id(value): REMEMBERED + k for k, value in enumerate(held) if id(value) not in changed_in_place}
         places |= {id(None): NOTHING, id(t): TIME, id(self.units["x"]): SAMPLE, id(self.units["m1"]): MODEL}
         if self.thresholded:
             places[id(self.units["d"])] = CLEAN
@@ -200,6 +208,7 @@ class _Traced:
     bounds: tuple[float, float]
     thresholded: bool
     draws: bool
+    past: list[int] = field(default_factory=list)
 
     def write(self, row: Any, clean_row: Any, names: list[str]) -> Step:
         """Fills in the row's numbers."""
@@ -212,19 +221,21 @@ class _Traced:
             return self.places[id(value)]
 
         sample, *others = self.result.values()
-        results = tuple(place(value) for value in others)
-        after, remembers = dict(self.changed), []
+        results = _pick([place(value) for value in others])
+        after = dict(self.changed)
+        remembers: list[tuple[str, Pick]] = []
         for name, value in self.kept:
             if isinstance(value, list):
-                remembers.append((name, tuple(place(v) for v in value)))
+                remembers.append((name, _listed(_pick([place(v) for v in value]))))
             elif value is None or isinstance(value, Tensor):
-                remembers.append((name, place(value)))
+                remembers.append((name, itemgetter(place(value))))
             else:
                 after[name] = value
         if len(written) > 2:
             raise Unsupported(f"a step writes {1 + len(written)} tensors")
         forms = [self._form(value) for value in (sample, *written)]
         past = [name for name in self.units if name.startswith("held") and any(form[name] for form in forms)]
+        self.past = [REMEMBERED + int(name.removeprefix("held")) for name in past]
         if len(past) > 4:
             raise Unsupported(f"a step reads {len(past)} remembered tensors")
         columns = {name: f"past{k}" for k, name in enumerate(past, 1)}
@@ -242,8 +253,8 @@ class _Traced:
                 row["clean"]["lo"], row["clean"]["hi"] = self.bounds
         return Step(
             state=tuple(self.state.get(name) for name in names),
-            past=tuple(REMEMBERED + int(name.removeprefix("held")) for name in past),
-            written=len(written),
+            past=_pick(self.past),
+            written=range(len(written)),
             draws=self.draws,
             results=results,
             remembers=tuple(remembers),
@@ -281,14 +292,25 @@ class _Bound:
 
 def items(scheduler: Any, memory: tuple[str, ...]) -> list[Any]:
     """What a scheduler remembers, attribute after attribute, lists entry by entry."""
-    return [value for _, value in _items(scheduler, memory)]
-
-
-def _items(scheduler: Any, memory: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    found = []
     for name in memory:
         value = getattr(scheduler, name, None)
-        for entry in value if isinstance(value, list) else [value]:
-            yield name, entry
+        if type(value) is list:
+            found += value
+        else:
+            found.append(value)
+    return found
+
+
+def _pick(places: list[int]) -> Pick:
+    """The entries at these places, in a sequence."""
+    if len(places) < 2:
+        return itemgetter(slice(places[0], places[0] + 1) if places else slice(0, 0))
+    return itemgetter(*places)
+
+
+def _listed(pick: Pick) -> Pick:
+    return lambda pool: [*pick(pool)]
 
 
 def _remember(scheduler: Any, memory: tuple[str, ...], values: list[Any]) -> None:

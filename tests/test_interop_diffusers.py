@@ -1,0 +1,559 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drop-in schedulers against those of pip's diffusers: both sides run on their own x, with the same model and the same
+generators, and after every step all that they return and all that they remember is compared."""
+
+import copy
+import inspect
+import itertools
+import logging
+import pickle
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+from noisefuse.interop import diffusers as ours  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers', with NumPy 2
+
+SHAPE = (2, 3, 4, 4)
+LOOP = 2e-5  # float32: the largest difference over a loop, of the largest value of the step; measured: see `worst`
+VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+NAMES = [name for name in ours.__all__ if name != "accelerate"]
+DRAWING = [name for name in NAMES if "generator" in inspect.signature(getattr(diffusers, name).step).parameters]
+MEMORYLESS = [name for name in NAMES if not getattr(ours, name).memory]
+
+
+@dataclass
+class Case:
+    """A class, its configuration, and options of its steps."""
+
+    name: str
+    config: dict = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
+
+    def __str__(self):
+        words = (f"{k}={v}" for k, v in (self.config | self.options).items() if k not in VP)
+        return "-".join([self.name.removesuffix("Scheduler"), *words])
+
+    def pair(self, n=10, **attributes):
+        """Theirs and ours, n steps."""
+        config = self.config if self.name.startswith("Flow") else VP | self.config
+        with warnings.catch_warnings(action="ignore"):  # theirs: of NumPy, and that "dpmsolver" is deprecated
+            pair = getattr(diffusers, self.name)(**config), getattr(ours, self.name)(**config)
+            for name, value in attributes.items():
+                setattr(pair[1], name, value)
+            for scheduler in pair:
+                scheduler.set_timesteps(n)
+        return pair
+
+
+def either(option, *values):
+    return [{option: value} for value in values]
+
+
+def exclusive(*options):
+    return [{}, *({option: True} for option in options)]
+
+
+def merged(*configs):
+    return {k: v for config in configs for k, v in config.items()}
+
+
+PREDICTION = either("prediction_type", "epsilon", "sample", "v_prediction")
+SPACING = either("timestep_spacing", "leading", "trailing", "linspace")
+SIGMAS = exclusive("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+FINAL = either("final_sigmas_type", "zero", "sigma_min")
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+DYNAMIC = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 2.0}
+THRESHOLD = [{}, DYNAMIC]
+CLIP = [{"clip_sample": False}, {"clip_sample": True}, {"clip_sample": True, "clip_sample_range": 0.5}]
+BOUND = [*CLIP, DYNAMIC]
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+OLD = {"final_sigmas_type": "sigma_min"}
+# The first of every factor is the default of the short run, which varies one factor at a time.
+MATRIX = {
+    "DDPMScheduler": (PREDICTION, SPACING, BOUND, either("variance_type", "fixed_small", "fixed_small_log", "fixed_large")),
+    "DDIMScheduler": (PREDICTION, SPACING, BOUND, either("set_alpha_to_one", True, False), either("steps_offset", 0, 1)),
+    "EulerDiscreteScheduler": (
+        PREDICTION, SPACING, SIGMAS, FINAL, either("interpolation_type", "linear", "log_linear"),
+        either("timestep_type", "discrete", "continuous"), either("rescale_betas_zero_snr", False, True),
+    ),
+    "EulerAncestralDiscreteScheduler": (
+        PREDICTION[::2], SPACING, either("rescale_betas_zero_snr", False, True), either("steps_offset", 0, 1),
+    ),
+    "HeunDiscreteScheduler": (PREDICTION, SPACING, SIGMAS, CLIP),
+    "DPMSolverMultistepScheduler": (
+        [*PREDICTION, FLOW], SPACING, [*SIGMAS, {"use_lu_lambdas": True}], THRESHOLD,
+        [{}, SDE, {"algorithm_type": "dpmsolver", **OLD}, {"algorithm_type": "sde-dpmsolver", **OLD}],
+        either("solver_type", "midpoint", "heun"), either("solver_order", 2, 1, 3), [{}, OLD],
+        [{}, {"euler_at_final": True}, {"lower_order_final": False}],
+    ),
+    "UniPCMultistepScheduler": (
+        [*PREDICTION, FLOW], SPACING, SIGMAS, THRESHOLD, [{}, {"solver_type": "bh1", **OLD}],
+        either("solver_order", 2, 1, 3), [{}, {"predict_x0": False, **OLD}], [{}, OLD],
+        [{}, {"lower_order_final": False, **OLD}, {"disable_corrector": [0, 2]}],
+    ),
+    "PNDMScheduler": (
+        either("skip_prk_steps", True, False), PREDICTION[::2], SPACING, either("set_alpha_to_one", False, True),
+    ),
+    "LCMScheduler": (PREDICTION, CLIP + THRESHOLD[1:], either("timestep_scaling", 10.0, 2.0)),
+    "FlowMatchEulerDiscreteScheduler": (
+        either("shift", 1.0, 3.0), SIGMAS, either("stochastic_sampling", False, True),
+        either("invert_sigmas", False, True), [{}, {"shift_terminal": 0.1}],
+    ),
+}  # fmt: skip
+STEP_OPTIONS = {
+    "DDIMScheduler": [{"eta": 0.7}, {"eta": 1.0, "use_clipped_model_output": True}],
+    "EulerDiscreteScheduler": [{"s_churn": 3.0, "s_noise": 1.003}, {"s_churn": 40.0, "s_tmin": 1.0, "s_tmax": 9.0}],
+}
+
+
+def possible(case):
+    """What diffusers itself can do, and does in finite numbers."""
+    c = case.config
+    if c.get("predict_x0") is False and (c.get("thresholding") or c["prediction_type"] == "flow_prediction"):
+        return False  # they do not threshold then
+    flow = c.get("use_flow_sigmas")
+    if flow and any(
+        c.get(f"use_{level}") for level in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")
+    ):
+        return False
+    if case.name.startswith("DPM"):
+        old = str(c.get("algorithm_type")).endswith("dpmsolver")
+        third = c["solver_order"] == 3 and c.get("algorithm_type") == "sde-dpmsolver"
+        if (old and flow) or third:
+            return False
+    continuous = c.get("timestep_type") == "continuous"
+    return not (continuous and c["prediction_type"] != "v_prediction" and c.get("use_beta_sigmas"))
+
+
+def one_at_a_time(name):
+    factors = MATRIX[name]
+    base = merged(*(factor[0] for factor in factors))
+    yield Case(name, base)
+    for factor in factors:
+        for config in factor[1:]:
+            yield Case(name, base | config)
+    for options in STEP_OPTIONS.get(name, []):
+        yield Case(name, base, options)
+
+
+def all_of_them(name):
+    for configs in itertools.product(*MATRIX[name]):
+        for options in [{}, *STEP_OPTIONS.get(name, [])]:
+            yield Case(name, merged(*configs), options)
+
+
+SHORT = [case for name in NAMES for case in one_at_a_time(name) if possible(case)]
+FULL = [case for name in NAMES for case in all_of_them(name) if possible(case)]
+DEFAULTS = {name: next(one_at_a_time(name)) for name in NAMES}
+
+
+# ---- loops side by side ------------------------------------------------------------------------------------
+
+
+def difference(a, b):
+    """The largest, of the largest finite value."""
+    assert a.dtype == b.dtype
+    assert a.shape == b.shape
+    a, b = a.double(), b.double()
+    assert torch.equal(a.isfinite(), b.isfinite())
+    a, b = (torch.where(v.isfinite(), v, 0) for v in (a, b))
+    return ((a - b).abs().max() / (b.abs().max() + 1e-30)).item()
+
+
+def alike(theirs, mine, tolerance):
+    """Attributes of two schedulers: the same names, the same values, tensors within the tolerance."""
+    private = {"_clock", "_run", "_levels", "_replay", "noise", "coefficients"}
+    assert {*vars(mine)} - private == {*vars(theirs)}
+    for name, value in vars(theirs).items():
+        other = getattr(mine, name)
+        pairs = zip(value, other, strict=True) if isinstance(value, list) else [(value, other)]
+        for a, b in pairs:
+            assert (a is None) == (b is None), name
+            if isinstance(a, torch.Tensor) and name != "prev_derivative":  # in which their (x - D) / sigma loses digits
+                assert difference(b, a) <= tolerance, name
+            elif not isinstance(a, torch.Tensor | np.ndarray):
+                assert a == b, name
+
+
+def arguments(scheduler, generator, options):
+    return options | ({"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {})
+
+
+def loop(case, n=10, dtype=torch.float32, tolerance=LOOP, shape=SHAPE, start=0, **attributes):
+    """Both schedulers, step by step; returns the largest difference."""
+    pair = case.pair(n, **attributes)
+    rng = torch.Generator().manual_seed(0)
+    generators = [torch.Generator().manual_seed(1) for _ in pair]
+    x = torch.randn(shape, generator=rng).to(dtype) * getattr(pair[0], "init_noise_sigma", 1.0)
+    xs, worst = [x.to(dtype)] * 2, 0.0
+    order = getattr(pair[0], "order", 1)
+    if start and hasattr(pair[0], "set_begin_index"):
+        for scheduler in pair:
+            scheduler.set_begin_index(start * order)
+    for times in [*zip(*(scheduler.timesteps[start * order :] for scheduler in pair), strict=True)]:
+        push = torch.randn(shape, generator=rng)
+        results = []
+        for scheduler, generator, x, t in zip(pair, generators, xs, times, strict=True):
+            shown = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            m = (0.3 * torch.tanh(shown.float()) + push).to(dtype)
+            results.append(scheduler.step(m, t, x, **arguments(scheduler, generator, case.options)))
+        theirs, mine = results
+        assert type(theirs) is type(mine)
+        assert [*theirs] == [*mine]
+        assert [*vars(theirs)] == [*vars(mine)]
+        worst = max(worst, *(difference(mine[k], theirs[k]) for k in theirs))
+        assert worst <= tolerance
+        alike(*pair, tolerance)
+        xs = [theirs.prev_sample, mine.prev_sample]
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+    assert isinstance(pair[1]._run.plan, ours.Plan)  # not diffusers' own method
+    return worst
+
+
+@pytest.mark.parametrize("case", SHORT, ids=str)
+def test_loops_agree(case):
+    loop(case)
+
+
+@pytest.mark.parametrize("n", [5, 50])
+@pytest.mark.parametrize("name", NAMES)
+def test_loops_of_other_lengths_agree(name, n):
+    loop(DEFAULTS[name], n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_loops_agree_in_every_combination(name):
+    for case, n in itertools.product([case for case in FULL if case.name == name], (5, 10, 50)):
+        try:
+            loop(case, n)
+        except Exception as error:
+            raise AssertionError(f"{case}, {n} steps") from error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_loops_of_1000_steps_agree(name):
+    case = DEFAULTS[name]
+    if name == "LCMScheduler":
+        case = Case(name, {"original_inference_steps": 1000})
+    loop(case, 1000)
+
+
+# ---- dtypes ------------------------------------------------------------------------------------------------
+
+
+def one_step_each(case, dtype, n=10):
+    """Differences of single steps, our scheduler put into their state before each; and theirs from float64."""
+    pair, wide = case.pair(n), case.pair(n)[0]
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(SHAPE, generator=rng).to(dtype)
+    distances = []
+    for t in pair[0].timesteps:
+        m = torch.randn(SHAPE, generator=rng).to(dtype)
+        for scheduler in (pair[1], wide):
+            for name in vars(pair[0]):
+                value = getattr(pair[0], name)
+                setattr(scheduler, name, value.copy() if isinstance(value, list) else value)
+        for scheduler in (*pair, wide):
+            if hasattr(scheduler, "scale_model_input"):
+                scheduler.scale_model_input(x, t)
+        for name in pair[1].memory:
+            value = getattr(wide, name, None)
+            double = (
+                [v.double() if isinstance(v, torch.Tensor) else v for v in value] if isinstance(value, list) else value
+            )
+            setattr(wide, name, double.double() if isinstance(double, torch.Tensor) else double)
+        given = {"variance_noise": None} if "variance_noise" in inspect.signature(wide.step).parameters else {}
+        results = []
+        for scheduler, kind in ((pair[0], dtype), (pair[1], dtype), (wide, torch.float64)):
+            generator = torch.Generator().manual_seed(1)
+            results.append(scheduler.step(m.to(kind), t, x.to(kind), **arguments(scheduler, generator, given)))
+        theirs, mine, exact = results
+        for name in theirs:
+            assert mine[name].dtype == theirs[name].dtype
+            scale = exact[name].abs().max() + 1e-30
+            distances.append([((r[name].double() - exact[name]).abs().max() / scale).item() for r in (theirs, mine)])
+        x = theirs.prev_sample
+    return np.array(distances)
+
+
+THROUGH_FLOAT32 = [name for name in NAMES if getattr(ours, name)._upcasts or name.startswith("DPM")]
+DETERMINISTIC = [
+    DEFAULTS[name] for name in NAMES if name not in DRAWING or name in ("DDIMScheduler", "DPMSolverMultistepScheduler")
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", [*DETERMINISTIC, DEFAULTS["EulerDiscreteScheduler"]], ids=str)
+def test_half_steps_are_rounded_once(case, dtype):
+    """From the same inputs, of the largest value: ours is within one rounding of their step in float64; theirs is up
+    to 1.6 eps away."""
+    theirs, mine = one_step_each(case, dtype).T
+    assert np.nanmax(mine) <= torch.finfo(dtype).eps / 2 * 1.01
+    assert np.nanmax(mine) <= np.nanmax(theirs) * 1.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_loops_in_half_precision_agree(name, dtype):
+    """As closely as their rounding of every operation allows, measured: 3.1 eps. Types, noise and state are theirs."""
+    loop(DEFAULTS[name], dtype=dtype, tolerance=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loops_in_double_precision_agree(name):
+    """The coefficients are theirs to the last digits; where they go through float32, ours does not."""
+    loop(DEFAULTS[name], dtype=torch.float64, tolerance=1e-14 if name not in THROUGH_FLOAT32 else 1e-6)
+
+
+# ---- noise -------------------------------------------------------------------------------------------------
+
+
+def their_noise(monkeypatch, name, source):
+    """diffusers' class draws what `source()` gives."""
+    module = inspect.getmodule(getattr(diffusers, name))
+    monkeypatch.setattr(module, "randn_tensor", lambda shape, **kwargs: source().to(kwargs["dtype"]))
+
+
+STOCHASTIC = [
+    DEFAULTS["DDPMScheduler"],
+    Case("DDIMScheduler", {}, {"eta": 1.0}),
+    DEFAULTS["LCMScheduler"],
+    DEFAULTS["EulerAncestralDiscreteScheduler"],
+    Case("EulerDiscreteScheduler", {}, {"s_churn": 3.0}),
+    Case("DPMSolverMultistepScheduler", SDE),
+    Case("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+]
+
+
+def run(scheduler, case, x, noise, places=None):
+    """All steps with a model that is a formula, or those at the given places."""
+    xs = []
+    for k, t in enumerate(scheduler.timesteps):
+        if places is not None and k not in places:
+            continue
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(x, t)
+        x = scheduler.step(0.1 * x, t, x, generator=noise, **case.options, return_dict=False)[0]
+        xs.append(x)
+    return xs
+
+
+@pytest.mark.parametrize("case", STOCHASTIC, ids=str)
+def test_a_noise_draws_by_position(case, monkeypatch):
+    """Step i has the field of stream 3 at step noise.step + i: as a generator, as scheduler.noise, and in diffusers."""
+    noise, x = nf.Noise(7, sample=5, step=100), torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    theirs, mine = case.pair()
+    drawn = iter(range(100, 200))
+    their_noise(monkeypatch, case.name, lambda: torch.from_numpy(nf.randn(SHAPE, noise.at(step=next(drawn), stream=3))))
+    expected, got = run(theirs, case, x, None), run(mine, case, x, noise)
+    assert max(difference(a, b) for a, b in zip(got, expected, strict=True)) <= LOOP
+    _, other = case.pair(noise=noise)
+    assert torch.equal(run(other, case, x, None)[-1], got[-1])
+    given = run(case.pair()[1], case, x, nf.Noise(8))
+    assert not torch.allclose(given[-1], got[-1])
+
+
+@pytest.mark.parametrize("case", STOCHASTIC, ids=str)
+def test_every_sample_has_its_seed(case):
+    """A batch with a list of Noises is what its samples are alone."""
+    noises, x = [nf.Noise(seed) for seed in (3, 1, 4)], torch.randn(3, 2, 4, 4)
+    together = run(case.pair()[1], case, x, noises)[-1]
+    alone = [run(case.pair()[1], case, x[b : b + 1], noises[b])[-1] for b in range(3)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("case", STOCHASTIC, ids=str)
+@pytest.mark.parametrize("kind", ["default generator", "list of generators"])
+def test_generators_draw_what_diffusers_draws(case, kind):
+    x, results = torch.randn(SHAPE), []
+    for scheduler in case.pair():
+        torch.manual_seed(11)
+        listed = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+        results.append(run(scheduler, case, x, listed if kind == "list of generators" else None))
+        results[-1].append(torch.randn(3))  # the state afterwards
+    assert max(difference(a, b) for a, b in zip(*results, strict=True)) <= LOOP
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in STOCHASTIC if c.name in ("DDIMScheduler", "DPMSolverMultistepScheduler")], ids=str
+)
+def test_noise_that_is_given(case):
+    theirs, mine = case.pair()
+    x, z = torch.randn(2, *SHAPE)
+    t = theirs.timesteps[0]
+    a, b = (s.step(0.1 * x, t, x, variance_noise=z, **case.options)[0] for s in (theirs, mine))
+    assert difference(b, a) <= LOOP
+    if case.options:
+        for scheduler in (theirs, mine):
+            with pytest.raises(ValueError, match="variance_noise"):
+                scheduler.step(x, t, x, variance_noise=z, generator=torch.Generator(), **case.options)
+
+
+# ---- many times at once ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MEMORYLESS)
+def test_every_sample_has_its_time(name):
+    """A step with a time for each sample, or each token, is each one's step at its time: bit for bit, noise included."""
+    case = next((c for c in STOCHASTIC if c.name == name), DEFAULTS[name])
+    scheduler = case.pair()[1]
+    places, noise = torch.tensor([3, 0, 9, 3]), nf.Noise(1)
+    times, x = scheduler.timesteps[places], torch.randn(4, 6, 5)
+    scheduler.is_scale_input_called = True
+    together = scheduler.step(0.1 * x, times, x, generator=noise, **case.options)
+
+    def one(at, x, noise):
+        scheduler._step_index = at
+        return scheduler.step(0.1 * x, scheduler.timesteps[at], x, generator=noise, **case.options)
+
+    for b, at in enumerate(places.tolist()):
+        alone = one(at, x[b : b + 1], noise.at(sample=b))
+        for key in together:
+            assert torch.equal(together[key][b : b + 1], alone[key])
+    tokens = torch.randint(0, 10, (4, 6), generator=torch.Generator().manual_seed(0))
+    together = scheduler.step(0.1 * x, scheduler.timesteps[tokens], x, generator=noise, **case.options)
+    for b, i in itertools.product(range(4), range(6)):
+        window = noise.at(sample=b).window((6, 5), (i, 0))
+        alone = one(int(tokens[b, i]), x[b : b + 1, i : i + 1], window)
+        for key in together:
+            assert torch.equal(together[key][b : b + 1, i : i + 1], alone[key])
+
+
+def test_times_that_cannot_be():
+    x = torch.randn(2, 3)
+    scheduler = ours.DDPMScheduler()
+    scheduler.set_timesteps(10)
+    with pytest.raises(ValueError, match=r"expected entries of DDPMScheduler.timesteps, got tensor\(\[7\]\)"):
+        scheduler.step(x, torch.tensor([900, 7]), x)
+    with pytest.raises(ValueError, match="expected a scalar or a shape that begins"):
+        scheduler.step(x, torch.tensor([900, 800, 0]), x)
+    scheduler = ours.UniPCMultistepScheduler()
+    scheduler.set_timesteps(10)
+    with pytest.raises(ValueError, match=r"UniPCMultistepScheduler remembers earlier steps and takes one time"):
+        scheduler.step(x, scheduler.timesteps[:2], x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_times_as_numbers(name):
+    """Plain numbers, copies, 1-element tensors: as in diffusers, errors too."""
+    for make in (lambda t: t.item(), lambda t: t.clone(), lambda t: t.clone().reshape(1), lambda t: int(t)):
+        pair, answers = DEFAULTS[name].pair(), []
+        x = torch.linspace(-1, 1, 96).reshape(SHAPE)
+        for scheduler in pair:
+            scheduler.is_scale_input_called = True
+            try:
+                answer = []
+                for t in scheduler.timesteps[:3]:
+                    generator = torch.Generator().manual_seed(0)
+                    answer.append(scheduler.step(0.1 * x, make(t), x, **arguments(scheduler, generator, {}))[0])
+                answers.append(torch.stack(answer))
+            except Exception as error:
+                answers.append((type(error), str(error)))
+        if isinstance(answers[0], tuple):
+            assert answers[0] == answers[1]
+        else:
+            assert difference(answers[1], answers[0]) <= LOOP
+
+
+# ---- runs that begin elsewhere, stop, and go on ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_may_begin_in_the_middle(name):
+    """As image-to-image does, with set_begin_index where there is one."""
+    loop(DEFAULTS[name], start=4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_may_begin_in_the_middle_by_its_time(name):
+    pair, x = DEFAULTS[name].pair(), torch.randn(SHAPE)
+    order = pair[0].order
+    for t in pair[0].timesteps[4 * order :]:
+        results = []
+        for scheduler in pair:
+            scheduler.is_scale_input_called = True
+            generator = torch.Generator().manual_seed(0)
+            results.append(scheduler.step(0.1 * x, t, x, **arguments(scheduler, generator, {}))[0])
+        assert difference(results[1], results[0]) <= LOOP
+        x = results[0]
+    alike(*pair, LOOP)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_run_and_a_run_that_is_cut_off(name):
+    """set_timesteps again, with another number; and steps that go back, as restarts do."""
+    pair = DEFAULTS[name].pair()
+    x = torch.linspace(-1, 1, 96).reshape(SHAPE)
+    for n, steps in ((10, range(4)), (6, range(6)), (10, (0, 1, 2, 1, 2, 3, 4, 2, 3))):
+        for scheduler in pair:
+            scheduler.set_timesteps(n)
+            scheduler.is_scale_input_called = True
+        for k in steps:
+            results = []
+            for scheduler in pair:
+                if "_step_index" in vars(scheduler):
+                    scheduler._step_index = k
+                generator = torch.Generator().manual_seed(0)
+                t = scheduler.timesteps[k]
+                results.append(scheduler.step(0.1 * x, t, x, **arguments(scheduler, generator, {}))[0])
+            assert difference(results[1], results[0]) <= LOOP
+        alike(*pair, LOOP)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+@pytest.mark.parametrize("name", NAMES)
+def test_copies_in_the_middle_of_a_run(name, duplicate):
+    scheduler, x = DEFAULTS[name].pair()[1], torch.randn(SHAPE)
+    scheduler.is_scale_input_called = True
+    for t in scheduler.timesteps[:3]:
+        scheduler.step(0.1 * x, t, x)
+    other = duplicate(scheduler)
+    assert type(other) is type(scheduler)
+    results = []
+    for each in (scheduler, other):
+        torch.manual_seed(0)
+        results.append(each.step(0.1 * x, each.timesteps[3], x)[0])
+    assert torch.equal(*results)
+
+
+def test_no_step_reads_a_value_back(monkeypatch):
+    """After the first run of a configuration no tensor's value comes to Python: on a GPU nothing would wait. Only a first
+    step without begin_index looks for its time, in a copy on the CPU. The control is diffusers' DDPM."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = function.overloadpacket.__name__
+            if name in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero"):
+                reads.append(name)
+            return function(*args, **(kwargs or {}))
+
+    def search(self, t, times=None):
+        assert times is self._clock.host
+        assert t.data_ptr() - times.data_ptr() == 0
+        return 0
+
+    x = torch.randn(SHAPE)
+    for scheduler in [*(case.pair()[1] for case in DEFAULTS.values()), DEFAULTS["DDPMScheduler"].pair()[0]]:
+        mine = isinstance(scheduler, ours.Fused)
+        for _ in range(2):
+            scheduler.set_timesteps(10)
+            scheduler.is_scale_input_called = True
+            if mine:
+                monkeypatch.setattr(type(scheduler), "index_for_timestep", search, raising=False)
+            reads = []
+            with Reads():
+                for t in scheduler.timesteps:
+                    scheduler.step(x, t, x)
+        assert reads == [] if mine else len(reads) > 10
