@@ -130,6 +130,12 @@ def possible(case):
         third = c["solver_order"] == 3 and c.get("algorithm_type") == "sde-dpmsolver"
         if (old and flow) or third:
             return False
+        levels = any(
+            c.get(f"use_{level}") for level in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")
+        )
+        stays = levels and "final_sigmas_type" in c and c.get("lower_order_final") is False  # last step: h = 0
+        if stays and c["solver_order"] == 3:
+            return False
     continuous = c.get("timestep_type") == "continuous"
     return not (continuous and c["prediction_type"] != "v_prediction" and c.get("use_beta_sigmas"))
 
@@ -151,8 +157,12 @@ def all_of_them(name):
             yield Case(name, merged(*configs), options)
 
 
-SHORT = [case for name in NAMES for case in one_at_a_time(name) if possible(case)]
-FULL = [case for name in NAMES for case in all_of_them(name) if possible(case)]
+def distinct(cases):
+    return [*{str(case): case for case in cases if possible(case)}.values()]
+
+
+SHORT = distinct(case for name in NAMES for case in one_at_a_time(name))
+FULL = distinct(case for name in NAMES for case in all_of_them(name))
 DEFAULTS = {name: next(one_at_a_time(name)) for name in NAMES}
 
 
@@ -557,3 +567,348 @@ def test_no_step_reads_a_value_back(monkeypatch):
                 for t in scheduler.timesteps:
                     scheduler.step(x, t, x)
         assert reads == [] if mine else len(reads) > 10
+
+
+# ---- the forward process -----------------------------------------------------------------------------------
+
+
+def forward(scheduler, x, z, t):
+    if hasattr(scheduler, "scale_noise"):
+        return scheduler.scale_noise(x, t, z)
+    return scheduler.add_noise(x, z, t)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_add_noise_agrees(name, dtype):
+    """The same coefficients; one rounding where they have three."""
+    x, z = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for where in ("training", "before the run", "within the run", "without set_timesteps"):
+        pair = DEFAULTS[name].pair()
+        if where == "without set_timesteps":
+            pair = tuple(type(scheduler).from_config(scheduler.config) for scheduler in pair)
+        if pair[0].timesteps is None:
+            t = torch.tensor([1, 2, 999, 0])
+        else:
+            t = pair[0].timesteps[[0, 3, 9, 3]]
+        for scheduler in pair:
+            if where == "before the run" and hasattr(scheduler, "set_begin_index"):
+                scheduler.set_begin_index(2)
+            if where == "within the run":
+                scheduler.is_scale_input_called = True
+                if hasattr(scheduler, "set_begin_index"):
+                    scheduler.set_begin_index(0)
+                scheduler.step(x, scheduler.timesteps[0], x)
+        theirs, mine = (forward(scheduler, x, z, t) for scheduler in pair)
+        assert difference(mine, theirs) <= 1.5 * torch.finfo(dtype).eps, where
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_add_noise_goes_on_with_diffusers_where_a_row_does_not_do(name):
+    pair = DEFAULTS[name].pair()
+    x, z = torch.randn(2, 4, 3, 5)
+    t = pair[0].timesteps[[0, 3, 9, 3]]
+    for arguments in ((x, z[:1], t), (x.bfloat16(), z, t), (x.clone().requires_grad_(), z, t)):
+        theirs, mine = (forward(scheduler, *arguments) for scheduler in pair)
+        assert torch.equal(mine, theirs)
+    assert mine.requires_grad
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_add_noise_draws(name):
+    """A Noise is the field of q_sample: drawn in the pass, the same bits as given; one for each sample, too."""
+    scheduler = DEFAULTS[name].pair(coefficients="exact")[1]
+    x, noise = torch.randn(3, 2, 5), nf.Noise(3, sample=9, step=2)
+    t = scheduler.timesteps[[0, 7, 9]]
+    z = torch.from_numpy(nf.randn(tuple(x.shape), noise))
+    drawn = forward(scheduler, x, noise, t)
+    assert torch.equal(drawn, forward(scheduler, x, z, t))
+    listed = forward(scheduler, x, [noise.at(sample=9 + b) for b in range(3)], t)
+    assert torch.equal(listed, drawn)
+    scheduler.coefficients = "compat"
+    assert torch.equal(forward(scheduler, x, noise, t), drawn)
+    half = forward(scheduler, x.bfloat16(), noise, t)
+    assert half.dtype == torch.bfloat16
+    assert difference(half, drawn.bfloat16()) < 0.02
+
+
+SCHEDULES = {
+    "linear": nf.Schedule.linear(),
+    "scaled_linear": nf.Schedule.scaled_linear(1000, 1e-4, 0.02),
+    "squaredcos_cap_v2": nf.Schedule.cosine(),
+    "sigmoid": nf.Schedule.sigmoid(),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if n in ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "LCMScheduler")]
+)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_exact_add_noise_at_every_time(name, schedule, dtype):
+    """Every coefficient is the float64 value rounded once to float32, and the result that row rounded once. diffusers in
+    half precision: sigma = 0 at the first times."""
+    if schedule == "sigmoid" and name != "DDPMScheduler":
+        pytest.skip("diffusers has it in DDPMScheduler alone")
+    theirs, mine = (getattr(m, name)(1000, 1e-4, 0.02, beta_schedule=schedule) for m in (diffusers, ours))
+    mine.coefficients = "exact"
+    exact, t = SCHEDULES[schedule], torch.arange(1000)
+    one, zero = torch.ones(1000, 1, dtype=dtype), torch.zeros(1000, 1, dtype=dtype)
+    alpha, sigma = mine.add_noise(one, zero, t), mine.add_noise(zero, one, t)
+    for column, expected in ((alpha, exact.alpha), (sigma, exact.sigma)):
+        assert torch.equal(column, torch.tensor(expected)[:, None].float().to(dtype))
+    x, z = torch.randn(2, 1000, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    a, s = (torch.tensor(v).float()[:, None].double() for v in (exact.alpha, exact.sigma))
+    products = (s * z.double()).float().double()  # fma(alpha, x, sigma z): a rounded product, then exact in float64
+    row = (a * x.double() + products).float()
+    if dtype != torch.float32:
+        assert torch.equal(mine.add_noise(x, z, t), row.to(dtype))
+        assert (theirs.add_noise(zero, one, t) == 0).any()
+        assert (mine.add_noise(zero, one, t) > 0).all()
+
+
+def test_add_noise_checks_its_times():
+    scheduler, x = ours.DDPMScheduler(), torch.randn(2, 3)
+    with pytest.raises(IndexError):
+        scheduler.add_noise(x, x, torch.tensor([1, 1000]))
+    with pytest.raises(IndexError):
+        ours.EulerDiscreteScheduler().add_noise(x, x, torch.tensor([1.0, 1000.5]))
+
+
+# ---- exact coefficients ------------------------------------------------------------------------------------
+
+
+def native_pairs():
+    """The pairs of test_samplers_diffusers.py: what diffusers' classes are among nf.samplers."""
+    import test_samplers_diffusers as native
+
+    for pair in native.PAIRS:
+        if pair.theirs in NAMES and "thresholding" not in pair.config:
+            yield pytest.param(pair, id=str(pair))
+
+
+@pytest.mark.parametrize("pair", [*native_pairs()])
+def test_exact_coefficients_are_those_of_the_samplers(pair, monkeypatch):
+    """In float64 x, over a loop; compat coefficients are farther off, where float32 cancels."""
+    import test_samplers_diffusers as native
+
+    n, rng = 10, np.random.default_rng(0)
+    theirs = pair.open(True, monkeypatch)
+    theirs.set_timesteps(n)
+    sampler = pair.sampler(theirs, n)
+    monkeypatch.undo()
+    scheduler = getattr(ours, pair.theirs)(**pair.config)
+    scheduler.coefficients = "exact"
+    with warnings.catch_warnings(action="ignore"):
+        scheduler.set_timesteps(n)
+    scheduler.is_scale_input_called = True
+    x = y = rng.normal(size=native.SHAPE)
+    state, worst = sampler.state(x), 0.0
+    for i, t in enumerate(scheduler.timesteps):
+        m, z = rng.normal(size=(2, *native.SHAPE))
+        if pair.ours == "ddpm" and i == n - 1:
+            z[:] = 0  # diffusers adds noise whenever t > 0
+        monkeypatch.setattr(ours.Fused, "_drawn", lambda *args, z=z: torch.from_numpy(z))
+        y = scheduler.step(torch.from_numpy(m), t, torch.from_numpy(y), **pair.step_options)[0].numpy()
+        x = sampler.step(i, x, m, z, state)
+        worst = max(worst, np.abs(x - y).max() / np.abs(x).max())
+    assert worst < 1e-10
+
+
+def test_exact_needs_to_see_set_timesteps():
+    scheduler = diffusers.EulerDiscreteScheduler()
+    scheduler.set_timesteps(10)
+    scheduler = ours.accelerate(scheduler, coefficients="exact")
+    scheduler.is_scale_input_called = True
+    x = torch.randn(1, 3)
+    with pytest.raises(RuntimeError, match="call set_timesteps again"):
+        scheduler.step(x, scheduler.timesteps[0], x)
+    scheduler.set_timesteps(10)
+    scheduler.step(x, scheduler.timesteps[0], x)
+
+
+# ---- what diffusers has to do itself -----------------------------------------------------------------------
+
+
+FALLBACKS = {
+    "where the variance is learned": ("DDPMScheduler", {"variance_type": "learned_range"}, (2, 6, 4, 4), {}),
+    "for tensors that require grad": ("DDIMScheduler", {}, SHAPE, {"grad": True}),
+    "for a torch.float16 sample": ("DDIMScheduler", {}, SHAPE, {"half": True}),
+    "with a solver_p": ("UniPCMultistepScheduler", {"solver_p": diffusers.DDIMScheduler()}, SHAPE, {}),
+    "not affine": ("DDPMScheduler", {"variance_type": "fixed_large_log"}, SHAPE, {}),
+    "reads 5 remembered tensors": ("UniPCMultistepScheduler", {"solver_order": 4}, SHAPE, {}),
+    "at 7, which is not among its timesteps": ("DDIMScheduler", {}, SHAPE, {"at": torch.tensor(7)}),
+}
+
+
+@pytest.mark.parametrize("reason", FALLBACKS)
+def test_what_a_row_cannot_do(reason, caplog):
+    """diffusers' own method does it, in full, and a warning in the log says so once."""
+    name, config, shape, how = FALLBACKS[reason]
+    ours._said.clear()
+    pair, results = Case(name, config).pair(), []
+    m, x = torch.randn(shape), torch.randn(SHAPE)
+    with caplog.at_level(logging.WARNING):
+        for scheduler in pair:
+            inputs = m.clone().requires_grad_("grad" in how), x.half() if "half" in how else x
+            generator = torch.Generator().manual_seed(0)
+            results.append([])
+            for t in scheduler.timesteps:
+                result = scheduler.step(inputs[0], how.get("at", t), inputs[1], **arguments(scheduler, generator, {}))
+                results[-1].append(result.prev_sample)
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+        assert torch.equal(a.nan_to_num(), b.nan_to_num())
+        assert a.requires_grad == b.requires_grad
+    said = [record.getMessage() for record in caplog.records if record.name == "noisefuse.interop.diffusers"]
+    assert len(said) == 1
+    assert said[0].startswith(f"{name}: diffusers' own step is used")
+    assert reason in said[0]
+    if "generator" in inspect.signature(pair[0].step).parameters:
+        with pytest.raises(TypeError, match="diffusers has to do this step"):
+            pair[1].step(
+                m, how.get("at", pair[1].timesteps[0]), inputs[1], generator=nf.Noise(1)
+            ) if "grad" not in how else (pair[1].step(inputs[0], pair[1].timesteps[0], x, generator=nf.Noise(1)))
+
+
+def test_per_token_timesteps_of_flow_matching():
+    pair, x = DEFAULTS["FlowMatchEulerDiscreteScheduler"].pair(), torch.randn(2, 6, 5)
+    tokens = torch.rand(2, 6) * 1000
+    a, b = (s.step(x, s.timesteps[0], x, per_token_timesteps=tokens)[0] for s in pair)
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_float32_sample_with_half_model_outputs(name):
+    """As video pipelines do: the sample stays float32, or becomes what diffusers makes of it."""
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    pair = DEFAULTS[name].pair()
+    ours._said.clear()
+    for t in pair[0].timesteps:
+        m, results = torch.tanh(x).bfloat16(), []
+        for scheduler in pair:
+            scheduler.is_scale_input_called = True
+            generator = torch.Generator().manual_seed(0)
+            results.append(scheduler.step(m, t, x, **arguments(scheduler, generator, {})))
+        sigma = getattr(pair[0], "sigmas", torch.ones(1)).max()
+        for key in results[0]:  # their product sigma m is rounded to bfloat16
+            assert results[1][key].dtype == results[0][key].dtype
+            distance = (results[1][key].double() - results[0][key].double()).abs().max()
+            assert distance <= 2 * torch.finfo(torch.bfloat16).eps * max(
+                x.abs().max(), sigma, results[0][key].abs().max()
+            )
+        x = results[0].prev_sample.float()
+    assert not ours._said
+
+
+# ---- classes, configurations, pipelines --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_class_is_diffusers_class(name, tmp_path):
+    theirs, mine = getattr(diffusers, name), getattr(ours, name)
+    for method in ("step", "set_timesteps", "__init__", "add_noise", "scale_noise", "scale_model_input"):
+        assert hasattr(theirs, method) == hasattr(mine, method)
+        if hasattr(theirs, method):
+            a, b = (inspect.signature(getattr(kind, method)).parameters for kind in (theirs, mine))
+            assert [(p.name, p.default) for p in a.values()] == [(p.name, p.default) for p in b.values()]
+    scheduler = DEFAULTS[name].pair()[1]
+    assert isinstance(scheduler, theirs)
+    scheduler.save_pretrained(tmp_path)
+    assert theirs.from_pretrained(tmp_path).config == mine.from_pretrained(tmp_path).config
+    assert {*scheduler.compatibles} == {*theirs().compatibles}
+    assert mine.from_config(theirs().config).config == theirs().config
+    assert scheduler.config.num_train_timesteps == len(scheduler) == 1000
+
+
+def test_from_config_of_another_class():
+    config = ours.DDPMScheduler(beta_start=1e-3, prediction_type="v_prediction").config
+    for kind in (diffusers.DDIMScheduler, ours.DDIMScheduler):
+        assert kind.from_config(config).config.prediction_type == "v_prediction"
+
+
+def test_get_velocity():
+    theirs, mine = DEFAULTS["DDPMScheduler"].pair()
+    x, z = torch.randn(2, 4, 3)
+    t = torch.tensor([0, 5, 999, 500])
+    assert torch.equal(mine.get_velocity(x, z, t), theirs.get_velocity(x, z, t))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_accelerate_a_scheduler_in_the_middle_of_its_run(name):
+    theirs, _ = DEFAULTS[name].pair()
+    theirs.is_scale_input_called = True
+    x, results = torch.randn(SHAPE), []
+    for t in theirs.timesteps[:3]:
+        theirs.step(0.1 * x, t, x)
+    mine = ours.accelerate(copy.deepcopy(theirs))
+    assert type(mine) is getattr(ours, name)
+    for scheduler in (theirs, mine):
+        torch.manual_seed(0)
+        results.append(scheduler.step(0.1 * x, scheduler.timesteps[3], x)[0])
+    assert difference(*results) <= LOOP
+
+
+def test_accelerate_refuses():
+    class Own(diffusers.DDPMScheduler):
+        pass
+
+    for other in (Own(), diffusers.DEISMultistepScheduler(), 3):
+        with pytest.raises(TypeError, match=f"one of DDIMScheduler, .* got {type(other).__name__}"):
+            ours.accelerate(other)
+    with pytest.raises(ValueError, match="expected 'compat' or 'exact'"):
+        ours.accelerate(diffusers.DDPMScheduler(), coefficients="best")
+    with pytest.raises(TypeError, match="expected a Noise or a list of them, got int"):
+        ours.accelerate(diffusers.DDPMScheduler(), noise=3)
+    with pytest.raises(ValueError, match="no noise of its own"):
+        ours.DDPMScheduler().start((1, 2))
+
+
+def unet():
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(
+        sample_size=16, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["DDPM", "DDIM"])
+def test_pipelines_give_the_same_pictures(kind, tmp_path):
+    pipeline = getattr(diffusers, f"{kind}Pipeline")(unet(), getattr(diffusers, f"{kind}Scheduler")())
+    pipeline.set_progress_bar_config(disable=True)
+
+    def picture(**options):
+        generator = torch.Generator().manual_seed(3)
+        return pipeline(batch_size=2, num_inference_steps=8, generator=generator, output_type="np", **options).images
+
+    options = {"eta": 0.5} if kind == "DDIM" else {}
+    expected = picture(**options)
+    assert ours.accelerate(pipeline) is pipeline
+    assert type(pipeline.scheduler) is getattr(ours, f"{kind}Scheduler")
+    np.testing.assert_allclose(picture(**options), expected, rtol=0, atol=LOOP)
+    pipeline.save_pretrained(tmp_path)
+    loaded = type(pipeline).from_pretrained(tmp_path)
+    assert type(loaded.scheduler) is getattr(diffusers, f"{kind}Scheduler")
+
+
+def test_a_pipeline_with_noise_of_its_own():
+    """No generator: the scheduler's noise, which depends on no batch; its start is stream 2."""
+    noises = [nf.Noise(5), nf.Noise(6)]
+    scheduler = diffusers.DDPMScheduler()
+    pipeline = ours.accelerate(diffusers.DDPMPipeline(unet(), scheduler), noise=noises)
+    scheduler = pipeline.scheduler
+    shape = (2, 3, 16, 16)
+    start = scheduler.start(shape)
+    assert torch.equal(start[1:], torch.from_numpy(nf.randn((1, *shape[1:]), noises[1].at(stream=2))))
+    assert scheduler.start(shape, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+    def sample(noise, x):
+        scheduler.noise = noise
+        scheduler.set_timesteps(5)
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                x = scheduler.step(pipeline.unet(x, t).sample, t, x).prev_sample
+        return x
+
+    together = sample(noises, start)
+    assert torch.allclose(sample(noises[1], start[1:]), together[1:], atol=1e-5)  # the network's sums may differ

@@ -198,7 +198,7 @@ class Fused:
             return theirs(f"at {t}, which is not among its timesteps")
         run = self._run_from(0 if many else i, clock, options)
         if isinstance(run.plan, Unsupported):
-            return theirs(f": {run.plan}")
+            return theirs(f"because {run.plan}")
         step = _common(run.plan) if many else run.steps.get(i)
         if step is None:
             return theirs(None)  # beyond the last step: raises an error
@@ -285,7 +285,9 @@ class Fused:
         run, sigmas = self._run, self.__dict__.get("sigmas")
         if run is not None and run.timesteps is clock.timesteps and run.sigmas is sigmas and run.options == options:
             step = run.steps.get(i)
-            if not self.memory or (step is not None and run.plan.state(self) == step.state):  # type: ignore[union-attr]
+            if not self.memory or isinstance(run.plan, Unsupported):
+                return run
+            if step is not None and run.plan.state(self) == step.state:
                 return run
         start = i if self.memory else 0
         key = (type(self), self.coefficients, start, options, self._fingerprint())

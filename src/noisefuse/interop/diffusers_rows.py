@@ -62,7 +62,8 @@ class Plan:
 
 def trace(scheduler: Any, theirs: type, start: int, options: dict[str, Any]) -> Plan:
     """The plan of a scheduler as it is now. Unsupported: it is not affine, or reads more than a row can."""
-    shadow, space = _shadow(scheduler, theirs, scheduler.coefficients == "exact")
+    exact = scheduler.coefficients == "exact"
+    shadow, space = _shadow(scheduler, theirs, exact)
     probe = _Probe(shadow, scheduler.memory)
     step = _bound(theirs.step, {**space, "torch": _Wide(torch), "randn_tensor": probe.noise})  # type: ignore[attr-defined]
     shadow.is_scale_input_called = True
@@ -71,7 +72,9 @@ def trace(scheduler: Any, theirs: type, start: int, options: dict[str, Any]) -> 
         if not scheduler.memory:
             vars(shadow).clear()
             vars(shadow).update(before, **({"_step_index": i} if "_step_index" in before else {}))
-        traced.append(probe.row(step, shadow.timesteps[i], options))
+        # in exact mode a Python number, with which diffusers computes in float64
+        t = shadow.timesteps[i].item() if exact else shadow.timesteps[i]
+        traced.append(probe.row(step, t, options))
     names = sorted({name for row in traced for name in row.changed}) if scheduler.memory else []
     rows = np.zeros((2, len(shadow.timesteps)), nf.tableau.ROW)
     rows["clean"]["lo"], rows["clean"]["hi"] = -np.inf, np.inf
@@ -150,7 +153,7 @@ class _Probe:
         self.cut.append(x)
         return self.units["d"]
 
-    def row(self, step: Callable[..., Any], t: Tensor, options: dict[str, Any]) -> _Traced:
+    def row(self, step: Callable[..., Any], t: Any, options: dict[str, Any]) -> _Traced:
         """One step of the scheduler, which goes on from there."""
         shadow = self.shadow
         held = items(shadow, self.memory)
@@ -324,10 +327,13 @@ def _remember(scheduler: Any, memory: tuple[str, ...], values: list[Any]) -> Non
 
 
 class _Wide:
-    """A module whose float32 is float64."""
+    """torch or numpy with float64 for float32, by name and where it is the default."""
 
     def __init__(self, module: Any) -> None:
         self.module, self.float32 = module, module.float64
+
+    def linspace(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module.linspace(*args, **{"dtype": self.float32, **kwargs})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
@@ -379,6 +385,8 @@ def _exact(scheduler: Any, kind: Any) -> Any:
     if args or kwargs:
         given = inspect.signature(kind.set_timesteps).bind(shadow, *args, **kwargs).arguments
         kind.set_timesteps(**{name: value for name, value in given.items() if name != "device"})
+    elif getattr(scheduler, "num_inference_steps", None) is not None:
+        raise RuntimeError("exact coefficients need to see how the timesteps were made: call set_timesteps again")
     for name, value in vars(scheduler).items():
         if not isinstance(value, Tensor | np.ndarray) or getattr(shadow, name, None) is None:
             setattr(shadow, name, value)
