@@ -54,7 +54,7 @@ struct Torch {
 
     bool is_tensor(PyObject* o) {
         PyTypeObject* type = Py_TYPE(o);
-        if (!sought && std::strcmp(type->tp_name, "Tensor") == 0) seek();
+        if (!sought && std::strcmp(type->tp_name, "Tensor") == 0) seek(reinterpret_cast<PyObject*>(type));
         return type == tensor && tensor;
     }
 
@@ -76,7 +76,9 @@ struct Torch {
     // Whether there are tangents about, of forward-mode differentiation.
     bool dual() {
         const Reference level(PyObject_GetAttr(forward_ad, current_level));
-        return !level.object || PyLong_AsLong(level.object) >= 0;
+        const long depth = level.object ? PyLong_AsLong(level.object) : 0;
+        PyErr_Clear();
+        return depth >= 0;
     }
 
   private:
@@ -90,20 +92,27 @@ struct Torch {
         return m.object ? PyObject_GetAttrString(m.object, name) : nullptr;
     }
 
-    void seek() {
-        sought = true;
-        PyObject* type = get("torch", "Tensor");
-        const Reference capsule(type ? PyObject_GetAttrString(type, "__dlpack_c_exchange_api__") : nullptr);
-        if (capsule.object)
-            api = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.object, "dlpack_exchange_api"));
-        empty_like = get("torch", "empty_like");
-        is_grad_enabled = get("torch", "is_grad_enabled");
-        increment_version = get("torch.autograd.graph", "increment_version");
-        forward_ad = PyImport_ImportModule("torch.autograd.forward_ad");
-        requires_grad = PyUnicode_InternFromString("requires_grad");
-        is_neg = PyUnicode_InternFromString("is_neg");
-        current_level = PyUnicode_InternFromString("_current_level");
-        if (!PyErr_Occurred() && api->major == 1 && api->borrow) tensor = reinterpret_cast<PyTypeObject*>(type);
+    bool find(PyObject* type) {
+        const Reference capsule(PyObject_GetAttrString(type, "__dlpack_c_exchange_api__"));
+        if (!capsule.object) return false;
+        api = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.object, "dlpack_exchange_api"));
+        return api && api->major == 1 && api->borrow && (empty_like = get("torch", "empty_like")) &&
+               (is_grad_enabled = get("torch", "is_grad_enabled")) &&
+               (increment_version = get("torch.autograd.graph", "increment_version")) &&
+               (forward_ad = PyImport_ImportModule("torch.autograd.forward_ad")) &&
+               (requires_grad = PyUnicode_InternFromString("requires_grad")) &&
+               (is_neg = PyUnicode_InternFromString("is_neg")) &&
+               (current_level = PyUnicode_InternFromString("_current_level"));
+    }
+
+    void seek(PyObject* type) {
+        const Reference name(PyUnicode_FromString("torch")),
+            module(name.object ? PyImport_GetModule(name.object) : nullptr);
+        const Reference found(module.object ? PyObject_GetAttrString(module.object, "Tensor") : nullptr);
+        if (found.object == type) {
+            sought = true;
+            if (find(type)) tensor = reinterpret_cast<PyTypeObject*>(Py_NewRef(type));
+        }
         PyErr_Clear();
     }
 };
@@ -176,10 +185,7 @@ inline bool view_array(PyArrayObject* a, View& v) {
 
 inline bool view_tensor(PyObject* o, View& v) {
     DLTensor t;
-    if (torch.api->borrow(o, &t) != 0 || t.device_type != kCpu || !torch.is_plain(o)) {
-        PyErr_Clear();  // what has no memory of its own, say
-        return false;
-    }
+    if (torch.api->borrow(o, &t) != 0 || t.device_type != kCpu) return false;  // an error: no memory of its own, say
     v.data = static_cast<char*>(t.data) + t.byte_offset;
     v.kind = kind_of(t);
     v.ndim = t.ndim;
@@ -194,25 +200,33 @@ inline bool view_tensor(PyObject* o, View& v) {
     return reinterpret_cast<uintptr_t>(v.data) % (t.bits / 8) == 0;
 }
 
+// False, and no Python error, for whatever is not plain.
 inline bool view(PyObject* o, View& v) {
     v.object = o;
     const bool seen = PyArray_CheckExact(o) ? view_array(reinterpret_cast<PyArrayObject*>(o), v)
-                      : torch.is_tensor(o)  ? view_tensor(o, v)
+                      : torch.is_tensor(o)  ? view_tensor(o, v) && torch.is_plain(o)
                                             : false;
+    if (!seen) PyErr_Clear();
     return seen && v.count > 0 && v.data;
 }
 
-// A new array like x; the reference is the caller's.
-inline PyObject* new_like(const View& x) {
-    if (!x.is_tensor) return PyArray_NewLikeArray(reinterpret_cast<PyArrayObject*>(x.object), NPY_CORDER, nullptr, 0);
+// A new array like x; the reference is the caller's. Null: a Python error is set.
+inline PyObject* new_like(const View& x, View& v) {
+    if (!x.is_tensor) {
+        PyObject* made = PyArray_NewLikeArray(reinterpret_cast<PyArrayObject*>(x.object), NPY_CORDER, nullptr, 0);
+        if (made) view_array(reinterpret_cast<PyArrayObject*>(made), v);
+        return made;
+    }
     PyObject* made = PyObject_CallOneArg(torch.empty_like, x.object);
-    if (!made) return nullptr;
+    if (made && !(torch.is_tensor(made) && view_tensor(made, v))) {
+        Py_CLEAR(made);
+        PyErr_SetString(PyExc_RuntimeError, "torch.empty_like made no plain tensor of the CPU");
+    }
 #ifdef MADV_HUGEPAGE
     // The first touch of 4 KiB pages costs more than the noise; NumPy asks for larger ones as well.
-    DLTensor t;
-    if (x.bytes >= 1 << 22 && torch.api->borrow(made, &t) == 0) {
-        const uintptr_t page = 4096, begin = (reinterpret_cast<uintptr_t>(t.data) + page - 1) & ~(page - 1);
-        madvise(reinterpret_cast<void*>(begin), static_cast<size_t>(x.bytes) - page, MADV_HUGEPAGE);
+    if (made && v.bytes >= 1 << 22) {
+        const uintptr_t page = 4096, begin = (reinterpret_cast<uintptr_t>(v.data) + page - 1) & ~(page - 1);
+        madvise(reinterpret_cast<void*>(begin), static_cast<size_t>(v.bytes) - page, MADV_HUGEPAGE);
     }
 #endif
     return made;

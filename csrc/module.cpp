@@ -131,8 +131,8 @@ PyObject* py_philox(PyObject*, PyObject* args) {
     const uint32_t *c = static_cast<uint32_t*>(data(counter)), *k = static_cast<uint32_t*>(data(key));
     uint32_t* to = static_cast<uint32_t*>(data(out));
     for (int64_t n = PyArray_SIZE(array(counter)) / 4; n > 0; --n, c += 4, k += 2, to += 4) {
-        Words<uint32_t> words{{c[0], c[1], c[2], c[3]}};
-        philox_rounds<Scalar>(words, RoundKeys(uint64_t{k[1]} << 32 | k[0]), 0);
+        const RoundKeys keys(uint64_t{k[1]} << 32 | k[0]);
+        const auto words = philox_rounds<Scalar>({{c[0], c[1], c[2], c[3]}}, keys, 0);
         std::memcpy(to, words.w, sizeof words);
     }
     Py_RETURN_NONE;
@@ -141,7 +141,7 @@ PyObject* py_philox(PyObject*, PyObject* args) {
 // ------------------------------------------------------------------------------------------------ the short cut
 
 // Calls of a few microseconds are mostly Python. So plain calls, with C-contiguous arrays of one float dtype, int or
-// int64 rows and a Noise without ids or window, are checked here. Whatever is not plain, wrong arguments included, is
+// int64 rows and a Noise without a window, are checked here. Whatever is not plain, wrong arguments included, is
 // declined: ops.py then checks it again, and says what is wrong.
 
 bool unsigned_attribute(PyObject* o, PyObject* name, uint64_t& value) {
@@ -245,11 +245,9 @@ class PlainCall {
         if (noise == Py_None) return draws_nothing();
         if (View z; view(noise, z)) return input(kZ, noise);
         uint64_t step, stream;
-        PyObject* window = PyObject_GetAttr(noise, name_window_shape);
-        Py_XDECREF(window);
-        if (window != Py_None || !unsigned_attribute(noise, name_seed, field_.seed) ||
-            !unsigned_attribute(noise, name_sample, field_.sample) || !unsigned_attribute(noise, name_step, step) ||
-            !unsigned_attribute(noise, name_stream, stream)) {
+        const Reference window(PyObject_GetAttr(noise, name_window_shape));
+        if (window.object != Py_None || !unsigned_attribute(noise, name_seed, field_.seed) || !samples(noise) ||
+            !unsigned_attribute(noise, name_step, step) || !unsigned_attribute(noise, name_stream, stream)) {
             PyErr_Clear();
             return false;
         }
@@ -262,6 +260,16 @@ class PlainCall {
         s.draw = Draw::normal;
         s.fields = &field_;
         return field_.sample + static_cast<uint64_t>(s.batch) <= uint64_t{1} << 56 && s.size <= int64_t{1} << 34;
+    }
+
+    // The first id, or an array of ids, one for each sample, which Noise has checked and keeps.
+    bool samples(PyObject* noise) {
+        const Reference ids(PyObject_GetAttr(noise, name_sample));
+        if (!ids.object || !PyArray_CheckExact(ids.object))
+            return unsigned_attribute(noise, name_sample, field_.sample);
+        if (PyArray_TYPE(array(ids.object)) != NPY_UINT64 || PyArray_SIZE(array(ids.object)) != s.batch) return false;
+        field_.samples = static_cast<const uint64_t*>(data(ids.object));
+        return true;
     }
 
     // Without noise the rows that are taken must have none.
@@ -324,11 +332,7 @@ class Results {
         for (int o = 0; o < call_.wanted; ++o) {
             if (call_.outputs[o]) continue;
             View v;
-            if (!(owned_[o] = new_like(call_.x))) return false;
-            if (!view(owned_[o], v)) {
-                PyErr_SetString(PyExc_RuntimeError, "torch.empty_like made no plain tensor of the CPU");
-                return false;
-            }
+            if (!(owned_[o] = new_like(call_.x, v))) return false;
             call_.s.out[o] = v.data;
         }
         return true;

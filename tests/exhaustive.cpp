@@ -189,8 +189,9 @@ struct Random {
     Lane::u32 w[4];
 
     void draw(uint64_t block) {
-        const auto c = philox_blocks<Lane>(Lane::word_from(from(static_cast<uint32_t>(block))), common, keys);
-        for (int i = 0; i < 4; ++i) w[i] = Lane::word_lanes(c.w[i]);
+        const auto product = Lane::product(Lane::word_from(from(static_cast<uint32_t>(block))), kPhiloxM0);
+        const auto c = philox_blocks<Lane>(product, common, keys);
+        for (int i = 0; i < 4; ++i) w[i] = c.w[i];
     }
 };
 
@@ -350,12 +351,18 @@ Halves check_halves(int threads) {
     };
     const auto is_nan = [](uint16_t bits, uint16_t infinity) { return (bits & 0x7FFF) > infinity; };
     auto result = over<Halves>(threads, kWords, [&](Halves& h, uint64_t first, uint64_t last) {
-        for (uint64_t bits = first; bits < last; ++bits) {
-            const float x = bits_to_float(static_cast<uint32_t>(bits));
-            const uint16_t f16 = float_to_half(x), bf16 = float_to_bfloat16(x);
-            const bool nan = std::isnan(x);
-            h.to_half.see(nan ? !is_nan(f16, 0x7C00) : f16 != to_bits(static_cast<_Float16>(x)), bits);
-            h.to_bfloat16.see(nan ? !is_nan(bf16, 0x7F80) : bf16 != nearest_bfloat16(x), bits);
+        float x[W];
+        uint16_t f16[W], bf16[W];
+        for (uint64_t bits = first; bits < last; bits += W) {
+            const auto lanes = Lane::as_float(from(static_cast<uint32_t>(bits)));
+            Lane::store(x, lanes);
+            Lane::store_half(f16, lanes);
+            Lane::store_low(bf16, bfloat16_bits<Lane>(lanes));
+            for (int i = 0; i < W; ++i) {
+                const bool nan = std::isnan(x[i]);
+                h.to_half.see(nan ? !is_nan(f16[i], 0x7C00) : f16[i] != to_bits(static_cast<_Float16>(x[i])), bits + i);
+                h.to_bfloat16.see(nan ? !is_nan(bf16[i], 0x7F80) : bf16[i] != nearest_bfloat16(x[i]), bits + i);
+            }
         }
     });
     for (uint32_t bits = 0; bits < 0x10000; ++bits) {

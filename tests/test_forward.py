@@ -498,6 +498,7 @@ def test_a_window_is_that_part_of_the_whole(backend, dtype, operation, rows):
         ((6, 11), (2, 0), (4, 11)),
         ((4, 3, 5), (1, 1, 0), (3, 2, 5)),
         ((4, 300), (1, 17), (4, 290)),
+        ((400,), (2,), (194,)),  # whole groups of lanes, which begin inside a block
         ((2, 3), (1, 1), (1, 3)),
         ((), (), ()),
     ):

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The 16-bit floats, element by element: IEEE binary16 and bfloat16 to float and back, to nearest even. Lanes with
-// instructions for binary16 use those; the bfloat16 loops vectorise as they stand.
+// The 16-bit floats: IEEE binary16 and bfloat16 to float and back, to nearest even. Lanes with instructions for binary16
+// use those.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -22,11 +22,11 @@ inline uint32_t float_to_bits(float x) {
 
 inline float bfloat16_to_float(uint16_t h) { return bits_to_float(uint32_t{h} << 16); }
 
-inline uint16_t float_to_bfloat16(float x) {
-    const uint32_t b = float_to_bits(x);
-    const uint32_t rounded = (b + 0x7FFFu + ((b >> 16) & 1u)) >> 16;
-    const uint32_t nan = (b >> 16) | 0x40u;
-    return static_cast<uint16_t>((b & 0x7FFFFFFFu) > 0x7F800000u ? nan : rounded);
+template <class Lane>
+inline typename Lane::u32 bfloat16_bits(typename Lane::f32 x) {
+    const auto b = Lane::as_bits(x);
+    const auto half_way = Lane::add(Lane::bit_and(Lane::template shift_right<16>(b), 1u), Lane::splat(0x7FFFu));
+    return Lane::where_nan(x, 0x7FC0u, Lane::template shift_right<16>(Lane::add(b, half_way)));
 }
 
 inline float half_to_float(uint16_t h) {

@@ -81,12 +81,11 @@ inline Pair<Vector> box_muller(Vector e, Real ln4_e, Vector r, Vector t, Bits fl
 template <class Lane>
 inline Pair<typename Lane::f32> normal_pair(typename Lane::u32 w0, typename Lane::u32 w1) {
     const auto high = Lane::to_float(Lane::template shift_right<8>(w0));
-    const auto low = Lane::sub(Lane::as_float(Lane::and_or(w0, 0xFFu, 0x4B000000u)), Lane::splat(0x1p23f - 0.5f));
-    const auto u = Lane::fma(high, Lane::splat(0x1p8f), low);
-    const auto k = Lane::bit_and(Lane::sub(Lane::as_bits(u), 0x4F2AAAABu), 0xFF800000u);  // 2^23 e; U >= 2/3: e = 0
-    const auto scale = Lane::as_float(Lane::sub(0x2F800000u, k));                         // 2^-(32 + e)
-    const auto scale_high = Lane::as_float(Lane::sub(0x33800000u, k));                    // 2^-(24 + e)
-    const auto r = Lane::fma(low, scale, Lane::fma(high, scale_high, Lane::splat(-1.0f)));
+    const auto low = Lane::sub(Lane::as_float(Lane::and_or(w0, 0xFFu, 0x47000000u)), Lane::splat(0x1p15f - 0x1p-9f));
+    const auto u = Lane::add(high, low);                                                  // 2^24 U
+    const auto k = Lane::bit_and(Lane::sub(Lane::as_bits(u), 0x4B2AAAABu), 0xFF800000u);  // 2^23 e; U >= 2/3: e = 0
+    const auto scale = Lane::as_float(Lane::sub(0x33800000u, k));                         // 2^-(24 + e)
+    const auto r = Lane::fma(low, scale, Lane::fma(high, scale, Lane::splat(-1.0f)));
     const auto twice = Lane::add(w1, w1);
     const auto t = Lane::mul(Lane::to_float(Lane::bit_or(twice, 1u)), Lane::splat(0x1p-32f));
     return box_muller<Lane>(Lane::to_float(k), -0x1.62e430p-23f, r, t, Lane::bit_xor(w1, twice));

@@ -30,10 +30,11 @@ struct Words {
     Word w[4];
 };
 
-// Rounds first..9 on lane words: Lane::product multiplies, Lane::high and Lane::low take the halves of a product.
+// Rounds first..9 on lane words. Lane::product multiplies; Lane::high and Lane::low take the halves of a product as
+// words for the next one, Lane::high_lanes and Lane::word_lanes as plain lanes for the output.
 template <class Lane>
-inline void philox_rounds(Words<typename Lane::word>& c, const RoundKeys& keys, int first) {
-    for (int r = first; r < 10; ++r) {
+inline Words<typename Lane::u32> philox_rounds(Words<typename Lane::word> c, const RoundKeys& keys, int first) {
+    for (int r = first; r < 9; ++r) {
         const auto p0 = Lane::product(c.w[0], kPhiloxM0);
         const auto p1 = Lane::product(c.w[2], kPhiloxM1);
         c.w[0] = Lane::word_xor(Lane::high(p1), c.w[1], Lane::word_splat(keys.k0[r]));
@@ -41,6 +42,14 @@ inline void philox_rounds(Words<typename Lane::word>& c, const RoundKeys& keys, 
         c.w[1] = Lane::low(p1);
         c.w[3] = Lane::low(p0);
     }
+    const auto p0 = Lane::product(c.w[0], kPhiloxM0);
+    const auto p1 = Lane::product(c.w[2], kPhiloxM1);
+    return {{
+        Lane::bit_xor(Lane::high_lanes(p1), Lane::word_lanes(c.w[1]), keys.k0[9]),
+        Lane::word_lanes(Lane::low(p1)),
+        Lane::bit_xor(Lane::high_lanes(p0), Lane::word_lanes(c.w[3]), keys.k1[9]),
+        Lane::word_lanes(Lane::low(p0)),
+    }};
 }
 
 // What the counters (block, step, sample, tag) with one step, sample and tag have in common after two rounds: only
@@ -58,20 +67,18 @@ struct Common {
     }
 };
 
-// Philox of the counters (block, step, sample, tag) for a lane vector of blocks.
-template <class Lane>
-inline Words<typename Lane::word> philox_blocks(typename Lane::word block, const Common& common,
-                                                const RoundKeys& keys) {
-    const auto p0 = Lane::product(block, kPhiloxM0);
+// Philox of the counters (block, step, sample, tag) for a lane vector of blocks, given as their products with M0: those
+// of the next vector are a sum away.
+template <class Lane, class Product>
+inline Words<typename Lane::u32> philox_blocks(Product p0, const Common& common, const RoundKeys& keys) {
     const auto p1 = Lane::product(Lane::word_xor(Lane::high(p0), Lane::word_splat(common.a)), kPhiloxM1);
-    Words<typename Lane::word> c{{
-        Lane::word_xor(Lane::high(p1), Lane::word_splat(common.b)),
-        Lane::low(p1),
-        Lane::word_xor(Lane::low(p0), Lane::word_splat(common.c)),
-        Lane::word_splat(common.d),
-    }};
-    philox_rounds<Lane>(c, keys, 2);
-    return c;
+    return philox_rounds<Lane>({{
+                                   Lane::word_xor(Lane::high(p1), Lane::word_splat(common.b)),
+                                   Lane::low(p1),
+                                   Lane::word_xor(Lane::low(p0), Lane::word_splat(common.c)),
+                                   Lane::word_splat(common.d),
+                               }},
+                               keys, 2);
 }
 
 }  // namespace

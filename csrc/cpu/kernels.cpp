@@ -17,15 +17,57 @@ template <class Real>
 void step_drawing_nothing(const Step& s, int64_t begin, int64_t end) {
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
-    // Asking for lines early is worth 15 % where they come from memory, and costs up to 10 % where they do not.
-    const bool far = s.size * s.batch > int64_t{1} << 22;
-    for (int64_t at = begin; at < end; at += kTile) {
-        const int size = static_cast<int>(least(kTile, end - at));
-        for (int g = 0; g < kTile / kGroup && far; ++g) arrays.prefetch(at, g);
-        arrays.load(at, size);
-        rows.select(at / s.segment, s.segment - at % s.segment, size);
-        arrays.apply(rows, at, size);
+    const bool far = s.size * s.batch > kFar;
+    int64_t size = far ? arrays.to_line(begin) : 0;  // of the first tile, so that the others begin with a line
+    for (int64_t at = begin; at < end; at += size, size = 0) {
+        size = least(size ? size : kTile, end - at);
+        for (int g = 0; g < kTile / kGroup && far; ++g) arrays.prefetch_read(at, g), arrays.prefetch_written(at, g);
+        arrays.load(at, static_cast<int>(size));
+        rows.select(at / s.segment, s.segment - at % s.segment, static_cast<int>(size));
+        arrays.apply(rows, at, static_cast<int>(size));
     }
+}
+
+// A tile of a row that begins with the noise and goes on with arrays: added up while its noise is in registers.
+template <int Terms, DType Type>
+void tile_on_noise(const TileWords& words, const Plan& plan, const Rows<float>& rows, const Arrays<float>& arrays,
+                   int64_t at) {
+    const Affine& form = rows.out[0];
+    Lane::f32 c[Terms];
+    const float* v[Terms];
+    for (int t = 0; t < Terms; ++t) {
+        c[t] = Lane::splat(*rows.coefficient(form.column[t]));
+        v[t] = arrays.value[form.slot[t]];
+    }
+    void* const out = arrays.s.out[0];
+    const bool stream = arrays.streams(0, at);
+    words_to_floats(arrays.s.draw, plan.groups, words, [&](int g, const Lane::f32(&z)[4]) {
+        arrays.prefetch_read(at, g);
+        for (int i = 0, e = g * kGroup; i < 4; ++i, e += Lane::width) {
+            auto sum = Lane::mul(c[0], z[i]);
+            for (int t = 1; t < Terms; ++t) sum = Lane::fma(c[t], Lane::load(v[t] + e), sum);
+            store_lanes<Type>(out, at + e, sum, stream);
+        }
+    });
+}
+
+// Which of these does a call, or null: one output in float32 arithmetic, no clamp, no constant, one to three terms.
+// q_sample and q_step are so, and many samplers' steps.
+using OnNoise = decltype(&tile_on_noise<1, DType::f32>);
+
+template <DType Type>
+OnNoise on_noise(int terms) {
+    return terms == 1 ? tile_on_noise<1, Type> : terms == 2 ? tile_on_noise<2, Type> : tile_on_noise<3, Type>;
+}
+
+template <class Real>
+OnNoise on_noise(const Step& s, const Rows<Real>& rows) {
+    const Affine& form = rows.out[0];
+    const bool plain = !s.out[1] && !s.out[2] && !s.masked && !rows.wants_clean && form.constant < 0;
+    if (!plain || form.n == 0 || form.n > 3 || form.slot[0] != kZ || s.type == DType::f64) return nullptr;
+    return s.type == DType::f32   ? on_noise<DType::f32>(form.n)
+           : s.type == DType::f16 ? on_noise<DType::f16>(form.n)
+                                  : on_noise<DType::bf16>(form.n);
 }
 
 template <class Real>
@@ -37,9 +79,19 @@ void step_drawing(const Step& s, int64_t begin, int64_t end) {
     Plan plan;
     uint64_t seed = cursor.field().seed;
     RoundKeys keys(seed);
+    const OnNoise tile_on_noise = on_noise(s, rows);
 
     auto tile = [&](int64_t at) {
-        arrays.value[kZ] = noise.fill(plan, keys, s.draw, 0, [&](int group) { arrays.prefetch(at, group); });
+        if constexpr (sizeof(Real) == 4)
+            if (tile_on_noise && plan.one_run && plan.skip == 0 && plan.size % kGroup == 0) {
+                fill_words<float>(noise.words, plan, keys, 0, 0, [&](int g) { arrays.prefetch_written(at, g); });
+                arrays.load(at, plan.size);
+                return tile_on_noise(noise.words, plan, rows, arrays, at);
+            }
+        arrays.value[kZ] = noise.fill(plan, keys, s.draw, 0, [&](int group) {
+            arrays.prefetch_read(at, group);
+            arrays.prefetch_written(at, group);
+        });
         arrays.load(at, plan.size);
         arrays.apply(rows, at, plan.size);
     };
@@ -55,8 +107,11 @@ void step_drawing(const Step& s, int64_t begin, int64_t end) {
         }
         plan_run(plan, cursor);
         rows.select(segment, segment_left, 1);
-        for (int64_t done = 0; done < stretch; done += plan.size) {
-            plan.take(cursor.element + done, stretch - done);
+        // A long run's first tile is short where the others then begin with a block and with a line of the output.
+        int64_t head = stretch >= 8 * kTile ? arrays.to_line(at) : 0;
+        if ((cursor.element + head) & 3) head = 0;
+        for (int64_t done = 0; done < stretch; done += plan.size, head = 0) {
+            plan.take(cursor.element + done, head ? head : stretch - done);
             tile(at + done);
         }
         cursor.advance(stretch);
@@ -87,7 +142,7 @@ void walk_range(const Walk& walk, int64_t begin, int64_t end) {
             const Real* z = noise.fill(plan, keys, Draw::normal, static_cast<uint32_t>(t), [](int) {});
             const Real *c[2] = {table + kColumns * t + kZ, table + kColumns * t + kX}, *v[2] = {z, x},
                        *no_constant = nullptr;
-            sum_terms<false, 2>(x, plan.size, 2, no_constant, c, v);
+            sum_terms<false, 2>(x, plan.size, 2, no_constant, c, v, false);
             if (walk.keep[t] >= 0) store_as(s.out[0], s.type, walk.keep[t] * s.size * s.batch + at, x, plan.size);
         }
     }
@@ -97,6 +152,7 @@ template <class Real>
 void step_range(const Step& s, int64_t begin, int64_t end) {
     const FloatMode mode;
     s.draw == Draw::none ? step_drawing_nothing<Real>(s, begin, end) : step_drawing<Real>(s, begin, end);
+    if (s.size * s.batch >= kFarther) Lane::stream_end();
 }
 
 void step(const Step& s, int64_t begin, int64_t end) {

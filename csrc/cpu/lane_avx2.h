@@ -27,8 +27,12 @@ struct Avx2 {
     static word product(word x, uint32_t m) {
         return {_mm256_mul_epu32(x.even, splat(m)), _mm256_mul_epu32(x.odd, splat(m))};
     }
+    static word product_plus(word p, uint64_t x) {
+        return {_mm256_add_epi64(p.even, splat(x)), _mm256_add_epi64(p.odd, splat(x))};
+    }
     static word low(word p) { return p; }
     static word high(word p) { return {_mm256_srli_epi64(p.even, 32), _mm256_srli_epi64(p.odd, 32)}; }
+    static u32 high_lanes(word p) { return _mm256_blend_epi32(_mm256_srli_epi64(p.even, 32), p.odd, 0xAA); }
     static word word_xor(word a, word b) { return {bit_xor(a.even, b.even), bit_xor(a.odd, b.odd)}; }
     static word word_xor(word a, word b, word c) { return word_xor(a, word_xor(b, c)); }
 
@@ -42,6 +46,7 @@ struct Avx2 {
     static u32 bit_or(u32 a, uint32_t b) { return _mm256_or_si256(a, splat(b)); }
     static u32 bit_or(u32 a, u32 b) { return _mm256_or_si256(a, b); }
     static u32 bit_xor(u32 a, u32 b) { return _mm256_xor_si256(a, b); }
+    static u32 bit_xor(u32 a, u32 b, uint32_t c) { return bit_xor(bit_xor(a, b), splat(c)); }
     static u32 and_or(u32 a, uint32_t mask, uint32_t bits) { return bit_or(bit_and(a, mask), bits); }
     template <int N>
     static u32 shift_right(u32 a) {
@@ -84,6 +89,7 @@ struct Avx2 {
     static f32 splat(float x) { return _mm256_set1_ps(x); }
     static f32 load(const float* p) { return _mm256_loadu_ps(p); }
     static void store(float* p, f32 x) { _mm256_storeu_ps(p, x); }
+    static void stream(float* p, f32 x) { _mm256_stream_ps(p, x); }
     static f32 add(f32 a, f32 b) { return _mm256_add_ps(a, b); }
     static f32 sub(f32 a, f32 b) { return _mm256_sub_ps(a, b); }
     static f32 mul(f32 a, f32 b) { return _mm256_mul_ps(a, b); }
@@ -92,20 +98,22 @@ struct Avx2 {
     static f32 flip_sign(f32 a, u32 flip) { return _mm256_xor_ps(a, as_float(bit_and(flip, uint32_t{0x80000000u}))); }
     // Both return the second operand when one is NaN.
     static f32 clamp(f32 v, f32 lo, f32 hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, v)); }
-    static void store_blocks(float* p, const f32 (&z)[4]) {
+    static void in_order(f32 (&z)[4]) {
         const f64 a = _mm256_castps_pd(_mm256_unpacklo_ps(z[0], z[1])),
                   b = _mm256_castps_pd(_mm256_unpackhi_ps(z[0], z[1]));
         const f64 c = _mm256_castps_pd(_mm256_unpacklo_ps(z[2], z[3])),
                   d = _mm256_castps_pd(_mm256_unpackhi_ps(z[2], z[3]));
-        store(p, _mm256_castpd_ps(_mm256_unpacklo_pd(a, c)));
-        store(p + 8, _mm256_castpd_ps(_mm256_unpackhi_pd(a, c)));
-        store(p + 16, _mm256_castpd_ps(_mm256_unpacklo_pd(b, d)));
-        store(p + 24, _mm256_castpd_ps(_mm256_unpackhi_pd(b, d)));
+        z[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+        z[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+        z[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+        z[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
     }
 
     static f64 splat(double x) { return _mm256_set1_pd(x); }
     static f64 load(const double* p) { return _mm256_loadu_pd(p); }
     static void store(double* p, f64 x) { _mm256_storeu_pd(p, x); }
+    static void stream(double* p, f64 x) { _mm256_stream_pd(p, x); }
+    static void stream_end() { _mm_sfence(); }
     static f64 add(f64 a, f64 b) { return _mm256_add_pd(a, b); }
     static f64 sub(f64 a, f64 b) { return _mm256_sub_pd(a, b); }
     static f64 mul(f64 a, f64 b) { return _mm256_mul_pd(a, b); }
@@ -113,15 +121,26 @@ struct Avx2 {
     static f64 sqrt(f64 a) { return _mm256_sqrt_pd(a); }
     static f64 flip_sign(f64 a, u64 flip) { return _mm256_xor_pd(a, as_double(bit_and(flip, uint64_t{1} << 63))); }
     static f64 clamp(f64 v, f64 lo, f64 hi) { return _mm256_min_pd(hi, _mm256_max_pd(lo, v)); }
-    static void store_blocks(double* p, const f64 (&z)[4]) {
+    static void in_order(f64 (&z)[4]) {
         const f64 a = _mm256_unpacklo_pd(z[0], z[1]), b = _mm256_unpacklo_pd(z[2], z[3]);
         const f64 c = _mm256_unpackhi_pd(z[0], z[1]), d = _mm256_unpackhi_pd(z[2], z[3]);
-        store(p, _mm256_permute2f128_pd(a, b, 0x20));
-        store(p + 4, _mm256_permute2f128_pd(c, d, 0x20));
-        store(p + 8, _mm256_permute2f128_pd(a, b, 0x31));
-        store(p + 12, _mm256_permute2f128_pd(c, d, 0x31));
+        z[0] = _mm256_permute2f128_pd(a, b, 0x20);
+        z[1] = _mm256_permute2f128_pd(c, d, 0x20);
+        z[2] = _mm256_permute2f128_pd(a, b, 0x31);
+        z[3] = _mm256_permute2f128_pd(c, d, 0x31);
     }
 
+    static u32 where_nan(f32 x, uint32_t nan, u32 otherwise) {
+        return _mm256_blendv_epi8(otherwise, splat(nan), as_bits(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+    }
+    static f32 load_bfloat16(const uint16_t* p) {
+        const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+        return as_float(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    }
+    static void store_low(uint16_t* p, u32 x) {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                         _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+    }
     static f32 load_half(const uint16_t* p) {
         return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     }

@@ -30,8 +30,12 @@ struct Avx512 {
     static word product(word x, uint32_t m) {
         return {_mm512_mul_epu32(x.even, splat(m)), _mm512_mul_epu32(x.odd, splat(m))};
     }
+    static word product_plus(word p, uint64_t x) {
+        return {_mm512_add_epi64(p.even, splat(x)), _mm512_add_epi64(p.odd, splat(x))};
+    }
     static word low(word p) { return p; }
     static word high(word p) { return {_mm512_srli_epi64(p.even, 32), _mm512_srli_epi64(p.odd, 32)}; }
+    static u32 high_lanes(word p) { return _mm512_mask_shuffle_epi32(p.odd, 0x5555, p.even, _MM_PERM_DDBB); }
     static word word_xor(word a, word b) { return {bit_xor(a.even, b.even), bit_xor(a.odd, b.odd)}; }
     static word word_xor(word a, word b, word c) {
         return {_mm512_ternarylogic_epi32(a.even, b.even, c.even, 0x96),
@@ -48,6 +52,7 @@ struct Avx512 {
     static u32 bit_or(u32 a, uint32_t b) { return _mm512_or_si512(a, splat(b)); }
     static u32 bit_or(u32 a, u32 b) { return _mm512_or_si512(a, b); }
     static u32 bit_xor(u32 a, u32 b) { return _mm512_xor_si512(a, b); }
+    static u32 bit_xor(u32 a, u32 b, uint32_t c) { return _mm512_ternarylogic_epi32(a, b, splat(c), 0x96); }
     static u32 and_or(u32 a, uint32_t mask, uint32_t bits) {
         return _mm512_ternarylogic_epi32(a, splat(mask), splat(bits), 0xEA);
     }
@@ -91,6 +96,7 @@ struct Avx512 {
     static f32 splat(float x) { return _mm512_set1_ps(x); }
     static f32 load(const float* p) { return _mm512_loadu_ps(p); }
     static void store(float* p, f32 x) { _mm512_storeu_ps(p, x); }
+    static void stream(float* p, f32 x) { _mm512_stream_ps(p, x); }
     static f32 add(f32 a, f32 b) { return _mm512_add_ps(a, b); }
     static f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }
     static f32 mul(f32 a, f32 b) { return _mm512_mul_ps(a, b); }
@@ -101,20 +107,22 @@ struct Avx512 {
     }
     // Both return the second operand when one is NaN.
     static f32 clamp(f32 v, f32 lo, f32 hi) { return _mm512_min_ps(hi, _mm512_max_ps(lo, v)); }
-    static void store_blocks(float* p, const f32 (&z)[4]) {
+    static void in_order(f32 (&z)[4]) {
         const f64 a = _mm512_castps_pd(_mm512_unpacklo_ps(z[0], z[1])),
                   b = _mm512_castps_pd(_mm512_unpackhi_ps(z[0], z[1]));
         const f64 c = _mm512_castps_pd(_mm512_unpacklo_ps(z[2], z[3])),
                   d = _mm512_castps_pd(_mm512_unpackhi_ps(z[2], z[3]));
-        store(p, _mm512_castpd_ps(_mm512_unpacklo_pd(a, c)));
-        store(p + 16, _mm512_castpd_ps(_mm512_unpackhi_pd(a, c)));
-        store(p + 32, _mm512_castpd_ps(_mm512_unpacklo_pd(b, d)));
-        store(p + 48, _mm512_castpd_ps(_mm512_unpackhi_pd(b, d)));
+        z[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+        z[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+        z[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+        z[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
     }
 
     static f64 splat(double x) { return _mm512_set1_pd(x); }
     static f64 load(const double* p) { return _mm512_loadu_pd(p); }
     static void store(double* p, f64 x) { _mm512_storeu_pd(p, x); }
+    static void stream(double* p, f64 x) { _mm512_stream_pd(p, x); }
+    static void stream_end() { _mm_sfence(); }
     static f64 add(f64 a, f64 b) { return _mm512_add_pd(a, b); }
     static f64 sub(f64 a, f64 b) { return _mm512_sub_pd(a, b); }
     static f64 mul(f64 a, f64 b) { return _mm512_mul_pd(a, b); }
@@ -124,17 +132,27 @@ struct Avx512 {
         return as_double(_mm512_ternarylogic_epi64(as_bits(a), flip, splat(uint64_t{1} << 63), 0x78));
     }
     static f64 clamp(f64 v, f64 lo, f64 hi) { return _mm512_min_pd(hi, _mm512_max_pd(lo, v)); }
-    static void store_blocks(double* p, const f64 (&z)[4]) {
+    static void in_order(f64 (&z)[4]) {
         const f64 a = _mm512_unpacklo_pd(z[0], z[1]), b = _mm512_unpacklo_pd(z[2], z[3]);
         const f64 c = _mm512_unpackhi_pd(z[0], z[1]), d = _mm512_unpackhi_pd(z[2], z[3]);
         const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
                       second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-        store(p, _mm512_permutex2var_pd(a, first, b));
-        store(p + 8, _mm512_permutex2var_pd(a, second, b));
-        store(p + 16, _mm512_permutex2var_pd(c, first, d));
-        store(p + 24, _mm512_permutex2var_pd(c, second, d));
+        z[0] = _mm512_permutex2var_pd(a, first, b);
+        z[1] = _mm512_permutex2var_pd(a, second, b);
+        z[2] = _mm512_permutex2var_pd(c, first, d);
+        z[3] = _mm512_permutex2var_pd(c, second, d);
     }
 
+    static u32 where_nan(f32 x, uint32_t nan, u32 otherwise) {
+        return _mm512_mask_mov_epi32(otherwise, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), splat(nan));
+    }
+    static f32 load_bfloat16(const uint16_t* p) {
+        const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+        return as_float(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+    }
+    static void store_low(uint16_t* p, u32 x) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
+    }
     static f32 load_half(const uint16_t* p) {
         return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     }

@@ -28,10 +28,14 @@ struct Neon {
     static product_t product(word x, uint32_t m) {
         return {vmull_u32(vget_low_u32(x), vdup_n_u32(m)), vmull_high_u32(x, vdupq_n_u32(m))};
     }
+    static product_t product_plus(product_t p, uint64_t x) {
+        return {vaddq_u64(p.first, splat(x)), vaddq_u64(p.second, splat(x))};
+    }
     static word low(product_t p) { return vuzp1q_u32(vreinterpretq_u32_u64(p.first), vreinterpretq_u32_u64(p.second)); }
     static word high(product_t p) {
         return vuzp2q_u32(vreinterpretq_u32_u64(p.first), vreinterpretq_u32_u64(p.second));
     }
+    static u32 high_lanes(product_t p) { return high(p); }
     static word word_xor(word a, word b) { return veorq_u32(a, b); }
     static word word_xor(word a, word b, word c) { return veorq_u32(a, veorq_u32(b, c)); }
 
@@ -45,6 +49,7 @@ struct Neon {
     static u32 bit_or(u32 a, uint32_t b) { return vorrq_u32(a, splat(b)); }
     static u32 bit_or(u32 a, u32 b) { return vorrq_u32(a, b); }
     static u32 bit_xor(u32 a, u32 b) { return veorq_u32(a, b); }
+    static u32 bit_xor(u32 a, u32 b, uint32_t c) { return veorq_u32(veorq_u32(a, b), splat(c)); }
     static u32 and_or(u32 a, uint32_t mask, uint32_t bits) { return bit_or(bit_and(a, mask), bits); }
     template <int N>
     static u32 shift_right(u32 a) {
@@ -86,6 +91,7 @@ struct Neon {
     static f32 splat(float x) { return vdupq_n_f32(x); }
     static f32 load(const float* p) { return vld1q_f32(p); }
     static void store(float* p, f32 x) { vst1q_f32(p, x); }
+    static void stream(float* p, f32 x) { store(p, x); }
     static f32 add(f32 a, f32 b) { return vaddq_f32(a, b); }
     static f32 sub(f32 a, f32 b) { return vsubq_f32(a, b); }
     static f32 mul(f32 a, f32 b) { return vmulq_f32(a, b); }
@@ -96,11 +102,20 @@ struct Neon {
         v = vbslq_f32(vcltq_f32(v, lo), lo, v);
         return vbslq_f32(vcgtq_f32(v, hi), hi, v);
     }
-    static void store_blocks(float* p, const f32 (&z)[4]) { vst4q_f32(p, (float32x4x4_t{{z[0], z[1], z[2], z[3]}})); }
+    static void in_order(f32 (&z)[4]) {
+        const f32 a = vzip1q_f32(z[0], z[2]), b = vzip2q_f32(z[0], z[2]);
+        const f32 c = vzip1q_f32(z[1], z[3]), d = vzip2q_f32(z[1], z[3]);
+        z[0] = vzip1q_f32(a, c);
+        z[1] = vzip2q_f32(a, c);
+        z[2] = vzip1q_f32(b, d);
+        z[3] = vzip2q_f32(b, d);
+    }
 
     static f64 splat(double x) { return vdupq_n_f64(x); }
     static f64 load(const double* p) { return vld1q_f64(p); }
     static void store(double* p, f64 x) { vst1q_f64(p, x); }
+    static void stream(double* p, f64 x) { store(p, x); }
+    static void stream_end() {}
     static f64 add(f64 a, f64 b) { return vaddq_f64(a, b); }
     static f64 sub(f64 a, f64 b) { return vsubq_f64(a, b); }
     static f64 mul(f64 a, f64 b) { return vmulq_f64(a, b); }
@@ -111,8 +126,17 @@ struct Neon {
         v = vbslq_f64(vcltq_f64(v, lo), lo, v);
         return vbslq_f64(vcgtq_f64(v, hi), hi, v);
     }
-    static void store_blocks(double* p, const f64 (&z)[4]) { vst4q_f64(p, (float64x2x4_t{{z[0], z[1], z[2], z[3]}})); }
+    static void in_order(f64 (&z)[4]) {
+        const f64 a = vzip1q_f64(z[0], z[1]), b = vzip1q_f64(z[2], z[3]);
+        const f64 c = vzip2q_f64(z[0], z[1]), d = vzip2q_f64(z[2], z[3]);
+        z[0] = a, z[1] = b, z[2] = c, z[3] = d;
+    }
 
+    static u32 where_nan(f32 x, uint32_t nan, u32 otherwise) {
+        return vbslq_u32(vceqq_f32(x, x), otherwise, splat(nan));
+    }
+    static f32 load_bfloat16(const uint16_t* p) { return as_float(vshll_n_u16(vld1_u16(p), 16)); }
+    static void store_low(uint16_t* p, u32 x) { vst1_u16(p, vmovn_u32(x)); }
     static f32 load_half(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
     static void store_half(uint16_t* p, f32 x) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
 };

@@ -11,7 +11,7 @@ namespace {
 struct Scalar {
     static constexpr int width = 1;   // lanes of u32 and f32
     static constexpr int halves = 1;  // registers of f64 that hold as many lanes
-    // Which block each lane takes so that store_blocks leaves the elements in order, by the type of the elements.
+    // Which block each lane takes, by the type of the elements: in_order knows it.
     static constexpr int block_of_lane(int lane, float) { return lane; }
     static constexpr int block_of_lane(int lane, double) { return lane; }
 
@@ -25,8 +25,10 @@ struct Scalar {
     static word word_from(u32 x) { return x; }
     static u32 word_lanes(word x) { return x; }
     static uint64_t product(word x, uint32_t m) { return uint64_t{x} * m; }
+    static uint64_t product_plus(uint64_t p, uint64_t x) { return p + x; }
     static word low(uint64_t p) { return static_cast<uint32_t>(p); }
     static word high(uint64_t p) { return static_cast<uint32_t>(p >> 32); }
+    static u32 high_lanes(uint64_t p) { return high(p); }
     static word word_xor(word a, word b) { return a ^ b; }
     static word word_xor(word a, word b, word c) { return a ^ b ^ c; }
 
@@ -38,6 +40,7 @@ struct Scalar {
     static u32 bit_and(u32 a, u32 b) { return a & b; }
     static u32 bit_or(u32 a, u32 b) { return a | b; }
     static u32 bit_xor(u32 a, u32 b) { return a ^ b; }
+    static u32 bit_xor(u32 a, u32 b, uint32_t c) { return a ^ b ^ c; }
     static u32 and_or(u32 a, uint32_t mask, uint32_t bits) { return (a & mask) | bits; }
     template <int N>
     static u32 shift_right(u32 a) {
@@ -81,6 +84,7 @@ struct Scalar {
     static f32 splat(float x) { return x; }
     static f32 load(const float* p) { return *p; }
     static void store(float* p, f32 x) { *p = x; }
+    static void stream(float* p, f32 x) { *p = x; }  // past the caches, where there is such a store; p is aligned
     static f32 add(f32 a, f32 b) { return a + b; }
     static f32 sub(f32 a, f32 b) { return a - b; }
     static f32 mul(f32 a, f32 b) { return a * b; }
@@ -88,13 +92,14 @@ struct Scalar {
     static f32 sqrt(f32 a) { return std::sqrt(a); }
     static f32 flip_sign(f32 a, u32 flip) { return as_float(as_bits(a) ^ (flip & 0x80000000u)); }
     static f32 clamp(f32 v, f32 lo, f32 hi) { return v < lo ? lo : v > hi ? hi : v; }
-    static void store_blocks(float* p, const f32 (&z)[4]) {
-        for (int i = 0; i < 4; ++i) p[i] = z[i];
-    }
+    // The four words of as many blocks as there are lanes become four vectors of elements in their natural order.
+    static void in_order(f32 (&)[4]) {}
 
     static f64 splat(double x) { return x; }
     static f64 load(const double* p) { return *p; }
     static void store(double* p, f64 x) { *p = x; }
+    static void stream(double* p, f64 x) { *p = x; }
+    static void stream_end() {}  // after a thread's last stream: orders them before its later stores
     static f64 add(f64 a, f64 b) { return a + b; }
     static f64 sub(f64 a, f64 b) { return a - b; }
     static f64 mul(f64 a, f64 b) { return a * b; }
@@ -102,13 +107,16 @@ struct Scalar {
     static f64 sqrt(f64 a) { return std::sqrt(a); }
     static f64 flip_sign(f64 a, u64 flip) { return as_double(as_bits(a) ^ (flip & 0x8000000000000000u)); }
     static f64 clamp(f64 v, f64 lo, f64 hi) { return v < lo ? lo : v > hi ? hi : v; }
-    static void store_blocks(double* p, const f64 (&z)[4]) {
-        for (int i = 0; i < 4; ++i) p[i] = z[i];
-    }
+    static void in_order(f64 (&)[4]) {}
 
+    static u32 where_nan(f32 x, uint32_t nan, u32 otherwise) { return x != x ? nan : otherwise; }
+    static f32 load_bfloat16(const uint16_t* p) { return bfloat16_to_float(*p); }
+    static void store_low(uint16_t* p, u32 x) { *p = static_cast<uint16_t>(x); }  // x < 2^16
     static f32 load_half(const uint16_t* p) { return half_to_float(*p); }
     static void store_half(uint16_t* p, f32 x) { *p = float_to_half(x); }
 };
+
+inline uint16_t float_to_bfloat16(float x) { return static_cast<uint16_t>(bfloat16_bits<Scalar>(x)); }
 
 }  // namespace
 }  // namespace nf

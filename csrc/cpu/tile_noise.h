@@ -137,8 +137,9 @@ inline void plan_run(Plan& plan, const Cursor& cursor) {
 // Words of one tile: [group][word of the block][lane].
 using TileWords = uint32_t[kTile / kGroup][4][Lane::width];
 
-inline void store_words(uint32_t (&to)[4][Lane::width], const Words<Lane::word>& c) {
-    for (int w = 0; w < 4; ++w) Lane::store(to[w], Lane::word_lanes(c.w[w]));
+template <class Lanes>
+inline void store_words(uint32_t (&to)[4][Lane::width], const Words<Lanes>& c) {
+    for (int w = 0; w < 4; ++w) Lane::store(to[w], c.w[w]);
 }
 
 // The words of the plan's blocks, `later` steps after its own. `low_bit` is the counter's top bit: 1 for the lower
@@ -149,50 +150,62 @@ inline void fill_words(TileWords& words, const Plan& plan, const RoundKeys& keys
     const int groups = plan.groups;
     if (plan.one_run) {
         const Common common(keys, plan.step + later, plan.sample, plan.tag_word | low_bit << 31);
-        Lane::u32 block = Lane::add(Lane::load(kOrder<Real>.block), Lane::splat(plan.block));
+        const Lane::u32 block = Lane::add(Lane::load(kOrder<Real>.block), Lane::splat(plan.block));
+        auto product = Lane::product(Lane::word_from(block), kPhiloxM0);
         for (int g = 0; g < groups; ++g) {
             between(g);
-            store_words(words[g], philox_blocks<Lane>(Lane::word_from(block), common, keys));
-            block = Lane::add(block, Lane::splat(static_cast<uint32_t>(Lane::width)));
+            store_words(words[g], philox_blocks<Lane>(product, common, keys));
+            product = Lane::product_plus(product, uint64_t{kPhiloxM0} * Lane::width);
         }
         return;
     }
     for (int g = 0; g < groups; ++g) {
         const int at = g * Lane::width;
-        Words<Lane::word> c{{Lane::word_from(Lane::load(plan.blocks + at)),
-                             Lane::word_from(Lane::add(Lane::load(plan.steps + at), Lane::splat(later))),
-                             Lane::word_from(Lane::add(Lane::load(plan.samples + at), Lane::splat(plan.shift))),
-                             Lane::word_from(Lane::bit_or(Lane::load(plan.tags + at), low_bit << 31))}};
+        const Words<Lane::word> c{{Lane::word_from(Lane::load(plan.blocks + at)),
+                                   Lane::word_from(Lane::add(Lane::load(plan.steps + at), Lane::splat(later))),
+                                   Lane::word_from(Lane::add(Lane::load(plan.samples + at), Lane::splat(plan.shift))),
+                                   Lane::word_from(Lane::bit_or(Lane::load(plan.tags + at), low_bit << 31))}};
         between(g);
-        philox_rounds<Lane>(c, keys, 0);
-        store_words(words[g], c);
+        store_words(words[g], philox_rounds<Lane>(c, keys, 0));
     }
 }
 
-inline void words_to_values(float* z, Draw draw, int groups, const TileWords& words) {
+// The normals or uniforms of a tile: take(g, z) gets those of group g, four vectors in the order of the elements.
+template <class Take>
+inline void words_to_floats(Draw draw, int groups, const TileWords& words, Take take) {
     for (int g = 0; g < groups; ++g) {
         const Lane::u32 w[4] = {Lane::load(words[g][0]), Lane::load(words[g][1]), Lane::load(words[g][2]),
                                 Lane::load(words[g][3])};
+        Lane::f32 z[4];
         if (draw == Draw::normal) {
             const auto p = normal_pair<Lane>(w[0], w[1]), q = normal_pair<Lane>(w[2], w[3]);
-            Lane::store_blocks(z + g * kGroup, {p.z0, p.z1, q.z0, q.z1});
+            z[0] = p.z0, z[1] = p.z1, z[2] = q.z0, z[3] = q.z1;
         } else {
-            Lane::store_blocks(z + g * kGroup,
-                               {uniform<Lane>(w[0]), uniform<Lane>(w[1]), uniform<Lane>(w[2]), uniform<Lane>(w[3])});
+            for (int i = 0; i < 4; ++i) z[i] = uniform<Lane>(w[i]);
         }
+        Lane::in_order(z);
+        take(g, z);
     }
 }
 
 template <int Half>
-inline void words_to_doubles(double* z, Draw draw, const Lane::u32 (&w)[4], const Lane::u32 (&v)[4]) {
+inline void words_to_doubles(double* to, Draw draw, const Lane::u32 (&w)[4], const Lane::u32 (&v)[4]) {
+    Lane::f64 z[4];
     if (draw == Draw::normal) {
         const auto p = normal_pair<Lane, Half>(w[0], v[0], w[1], v[1]),
                    q = normal_pair<Lane, Half>(w[2], v[2], w[3], v[3]);
-        Lane::store_blocks(z, {p.z0, p.z1, q.z0, q.z1});
+        z[0] = p.z0, z[1] = p.z1, z[2] = q.z0, z[3] = q.z1;
     } else {
-        Lane::store_blocks(z, {uniform<Lane, Half>(w[0], v[0]), uniform<Lane, Half>(w[1], v[1]),
-                               uniform<Lane, Half>(w[2], v[2]), uniform<Lane, Half>(w[3], v[3])});
+        for (int i = 0; i < 4; ++i) z[i] = uniform<Lane, Half>(w[i], v[i]);
     }
+    Lane::in_order(z);
+    for (int i = 0; i < 4; ++i) Lane::store(to + i * kWidth<double>, z[i]);
+}
+
+inline void words_to_values(float* to, Draw draw, int groups, const TileWords& words, const TileWords&) {
+    words_to_floats(draw, groups, words, [=](int g, const Lane::f32(&z)[4]) {
+        for (int i = 0; i < 4; ++i) Lane::store(to + g * kGroup + i * Lane::width, z[i]);
+    });
 }
 
 inline void words_to_values(double* z, Draw draw, int groups, const TileWords& words, const TileWords& low_words) {
@@ -215,12 +228,8 @@ struct Noise {
     template <class Between>
     const Real* fill(const Plan& plan, const RoundKeys& keys, Draw draw, uint32_t later, Between between) {
         fill_words<Real>(words, plan, keys, later, 0, between);
-        if constexpr (sizeof(Real) == 8) {
-            fill_words<Real>(low_words, plan, keys, later, 1, [](int) {});
-            words_to_values(values, draw, plan.groups, words, low_words);
-        } else {
-            words_to_values(values, draw, plan.groups, words);
-        }
+        if constexpr (sizeof(Real) == 8) fill_words<Real>(low_words, plan, keys, later, 1, [](int) {});
+        words_to_values(values, draw, plan.groups, words, low_words);
         if (plan.one_run) return values + plan.skip;
         Real* to = packed;
         for (int p = 0; p < plan.n_pieces; ++p) {

@@ -9,18 +9,24 @@
 namespace nf {
 namespace {
 
+template <class Load>
+inline void load_halves(float* to, const uint16_t* from, int n, Load load) {
+    int i = 0;
+    for (; i + Lane::width <= n; i += Lane::width) Lane::store(to + i, load(from + i));
+    if (i == n) return;
+    uint16_t rest[Lane::width] = {};
+    float floats[Lane::width];
+    std::memcpy(rest, from + i, sizeof(uint16_t) * size_t(n - i));
+    Lane::store(floats, load(rest));
+    std::memcpy(to + i, floats, sizeof(float) * size_t(n - i));
+}
+
 inline void load_as(float* to, const void* from, DType type, int64_t at, int n) {
     if (type == DType::f32) std::memcpy(to, static_cast<const float*>(from) + at, sizeof(float) * size_t(n));
     if (type == DType::u8)
         for (int i = 0; i < n; ++i) to[i] = static_cast<const uint8_t*>(from)[at + i];
-    if (type == DType::bf16)
-        for (int i = 0; i < n; ++i) to[i] = bfloat16_to_float(static_cast<const uint16_t*>(from)[at + i]);
-    if (type == DType::f16) {
-        const uint16_t* h = static_cast<const uint16_t*>(from) + at;
-        int i = 0;
-        for (; i + Lane::width <= n; i += Lane::width) Lane::store(to + i, Lane::load_half(h + i));
-        for (; i < n; ++i) to[i] = half_to_float(h[i]);
-    }
+    if (type == DType::bf16) load_halves(to, static_cast<const uint16_t*>(from) + at, n, Lane::load_bfloat16);
+    if (type == DType::f16) load_halves(to, static_cast<const uint16_t*>(from) + at, n, Lane::load_half);
 }
 
 inline void load_as(double* to, const void* from, DType type, int64_t at, int n) {
@@ -31,16 +37,33 @@ inline void load_as(double* to, const void* from, DType type, int64_t at, int n)
         for (int i = 0; i < n; ++i) to[i] = static_cast<const float*>(from)[at + i];
 }
 
+// One vector to `at`; past the caches, for a float32 place aligned to it, if `stream`.
+template <DType Type>
+inline void store_lanes(void* to, int64_t at, Lane::f32 x, bool stream = false) {
+    if constexpr (Type == DType::f32) {
+        float* const place = static_cast<float*>(to) + at;
+        stream ? Lane::stream(place, x) : Lane::store(place, x);
+    }
+    if constexpr (Type == DType::f16) Lane::store_half(static_cast<uint16_t*>(to) + at, x);
+    if constexpr (Type == DType::bf16) Lane::store_low(static_cast<uint16_t*>(to) + at, bfloat16_bits<Lane>(x));
+}
+
+template <DType Type>
+inline void store_halves(void* to, int64_t at, const float* from, int n) {
+    int i = 0;
+    for (; i + Lane::width <= n; i += Lane::width) store_lanes<Type>(to, at + i, Lane::load(from + i));
+    if (i == n) return;
+    float rest[Lane::width] = {};
+    uint16_t halves[Lane::width];
+    std::memcpy(rest, from + i, sizeof(float) * size_t(n - i));
+    store_lanes<Type>(halves, 0, Lane::load(rest));
+    std::memcpy(static_cast<uint16_t*>(to) + at + i, halves, sizeof(uint16_t) * size_t(n - i));
+}
+
 inline void store_as(void* to, DType type, int64_t at, const float* from, int n) {
     if (type == DType::f32) std::memcpy(static_cast<float*>(to) + at, from, sizeof(float) * size_t(n));
-    if (type == DType::bf16)
-        for (int i = 0; i < n; ++i) static_cast<uint16_t*>(to)[at + i] = float_to_bfloat16(from[i]);
-    if (type == DType::f16) {
-        uint16_t* h = static_cast<uint16_t*>(to) + at;
-        int i = 0;
-        for (; i + Lane::width <= n; i += Lane::width) Lane::store_half(h + i, Lane::load(from + i));
-        for (; i < n; ++i) h[i] = float_to_half(from[i]);
-    }
+    if (type == DType::bf16) store_halves<DType::bf16>(to, at, from, n);
+    if (type == DType::f16) store_halves<DType::f16>(to, at, from, n);
 }
 
 inline void store_as(void* to, DType, int64_t at, const double* from, int n) {
@@ -69,8 +92,10 @@ struct Affine {
 };
 
 // out = k + sum c_i v_i: the first term is a product or, with k, an fma; then one fma a term. Count 0: `n` decides.
+// `stream`: out is aligned to a vector and written past the caches.
 template <bool PerElement, int Count, class Real>
-inline void sum_terms(Real* out, int size, int n, const Real* k, const Real* const* c, const Real* const* v) {
+inline void sum_terms(Real* out, int size, int n, const Real* k, const Real* const* c, const Real* const* v,
+                      bool stream) {
     constexpr int W = kWidth<Real>;
     const int terms = Count ? Count : n;
     auto coefficient = [](const Real* p, int i) { return PerElement ? Lane::load(p + i) : Lane::splat(*p); };
@@ -79,7 +104,7 @@ inline void sum_terms(Real* out, int size, int n, const Real* k, const Real* con
         auto sum = k ? Lane::fma(coefficient(c[0], i), Lane::load(v[0] + i), coefficient(k, i))
                      : Lane::mul(coefficient(c[0], i), Lane::load(v[0] + i));
         for (int t = 1; t < terms; ++t) sum = Lane::fma(coefficient(c[t], i), Lane::load(v[t] + i), sum);
-        Lane::store(out + i, sum);
+        stream ? Lane::stream(out + i, sum) : Lane::store(out + i, sum);
     }
     if (W == 1 || i >= size) return;
     // The last few elements in a padded copy: the arrays end here.
@@ -151,19 +176,20 @@ struct Rows {
 
     const Real* coefficient(int column) const { return per_element ? expanded[column] : row + column; }
 
-    void apply(Real* to, int size, const Affine& form, const Real* const (&value)[kSlots]) const {
+    void apply(Real* to, int size, const Affine& form, const Real* const (&value)[kSlots], bool stream) const {
         const Real *c[kSlots], *v[kSlots];
         for (int t = 0; t < form.n; ++t) c[t] = coefficient(form.column[t]), v[t] = value[form.slot[t]];
         const Real* k = form.constant < 0 ? nullptr : coefficient(form.constant);
         if (form.n == 0) {
             for (int i = 0; i < size; ++i) to[i] = k ? k[per_element ? i : 0] : Real{0};
         } else if (per_element) {
-            form.n == 2 ? sum_terms<true, 2>(to, size, 2, k, c, v) : sum_terms<true, 0>(to, size, form.n, k, c, v);
+            form.n == 2 ? sum_terms<true, 2>(to, size, 2, k, c, v, stream)
+                        : sum_terms<true, 0>(to, size, form.n, k, c, v, stream);
         } else {
-            form.n == 1   ? sum_terms<false, 1>(to, size, 1, k, c, v)
-            : form.n == 2 ? sum_terms<false, 2>(to, size, 2, k, c, v)
-            : form.n == 3 ? sum_terms<false, 3>(to, size, 3, k, c, v)
-                          : sum_terms<false, 0>(to, size, form.n, k, c, v);
+            form.n == 1   ? sum_terms<false, 1>(to, size, 1, k, c, v, stream)
+            : form.n == 2 ? sum_terms<false, 2>(to, size, 2, k, c, v, stream)
+            : form.n == 3 ? sum_terms<false, 3>(to, size, 3, k, c, v, stream)
+                          : sum_terms<false, 0>(to, size, form.n, k, c, v, stream);
         }
     }
 
@@ -179,49 +205,65 @@ struct Rows {
     }
 };
 
+// Beyond this many elements arrays come from memory. Asking for their lines early is then worth 15 %, and costs up to
+// 10 % where they do not; an output that the caches could not keep is worth a quarter less when it goes past them.
+constexpr int64_t kFar = int64_t{1} << 22, kFarther = int64_t{1} << 23;
+constexpr int kLine = 64;  // bytes
+
 // The arrays of a call, and one tile of each that is not in the arithmetic's own type.
 template <class Real>
 struct Arrays {
-    struct Stream {
+    struct Lines {
         const char* array;
         int width;  // bytes of an element
-        bool written;
     };
     const Step& s;
     int n_in = 0, slots[kSlots];
-    int n_streams = 0;
-    Stream streams[kSlots + 3];
-    bool direct[3];  // written as it is computed: not so an output that is an input which others still read
+    int n_written = 0;
+    Lines read[kSlots], written[3];
+    bool direct[3];       // written as it is computed: not so an output that is an input which others still read
+    bool past_caches[3];  // written by stores that leave the caches alone, where it is aligned
     const Real* value[kSlots] = {};
     alignas(64) Real staged[kSlots][kTile], clean[kTile], result[3][kTile];
 
     explicit Arrays(const Step& step) : s(step) {
         for (int slot = 0; slot < kSlots; ++slot)
             if (s.in[slot]) {
+                read[n_in] = {static_cast<const char*>(s.in[slot]), kBytes[int(s.in_type[slot])]};
                 slots[n_in++] = slot;
-                streams[n_streams++] = {static_cast<const char*>(s.in[slot]), kBytes[int(s.in_type[slot])], false};
             }
-        for (int o = 0; o < 3; ++o)
-            if (s.out[o]) streams[n_streams++] = {static_cast<const char*>(s.out[o]), kBytes[int(s.type)], true};
         const bool alone = !s.out[1] && !s.out[2];
         for (int o = 0; o < 3; ++o) {
-            direct[o] = s.type == kOwn<Real>;
-            for (int i = 0; i < n_in && !alone; ++i) direct[o] &= s.in[slots[i]] != s.out[o];
+            bool is_input = false;
+            for (int i = 0; i < n_in; ++i) is_input |= s.in[slots[i]] == s.out[o];
+            direct[o] = s.type == kOwn<Real> && (alone || !is_input);
+            past_caches[o] = direct[o] && !is_input && s.size * s.batch >= kFarther;
+            if (s.out[o] && !past_caches[o])
+                written[n_written++] = {static_cast<const char*>(s.out[o]), kBytes[int(s.type)]};
         }
     }
 
-    // Asks for the lines of group g of the tile after this one: a few at a time between the rounds of philox, since all
-    // at once would block the line-fill buffers.
-    void prefetch(int64_t at, int g) const {
-        const int64_t ahead = at + kTile + g * kGroup;
-        for (int i = 0; i < n_streams; ++i) {
-            const char* p = streams[i].array + ahead * streams[i].width;
-            const int bytes = kGroup * streams[i].width;
-            if (streams[i].written)
-                for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + line, 1);
-            else
-                for (int line = 0; line < bytes; line += 64) __builtin_prefetch(p + line, 0);
-        }
+    // Ask for the lines of group g two tiles on: a few at a time between the groups of this tile, since all at once
+    // would block the line-fill buffers.
+    void prefetch_read(int64_t at, int g) const {
+        for (int i = 0; i < n_in; ++i) prefetch<0>(read[i], at + 2 * kTile + g * kGroup);
+    }
+    void prefetch_written(int64_t at, int g) const {
+        for (int i = 0; i < n_written; ++i) prefetch<1>(written[i], at + 2 * kTile + g * kGroup);
+    }
+    template <int Write>
+    static void prefetch(const Lines& lines, int64_t at) {
+        const char* p = lines.array + at * lines.width;
+        for (int line = 0; line < kGroup * lines.width; line += kLine) __builtin_prefetch(p + line, Write);
+    }
+
+    // Elements from `at` to where the first output's next line begins.
+    int64_t to_line(int64_t at) const {
+        const auto place = reinterpret_cast<uintptr_t>(static_cast<Real*>(s.out[0]) + at);
+        return static_cast<int64_t>(-place % kLine / sizeof(Real));
+    }
+    bool streams(int o, int64_t at) const {
+        return past_caches[o] && reinterpret_cast<uintptr_t>(static_cast<Real*>(s.out[o]) + at) % kLine == 0;
     }
 
     void load(int64_t at, int size) {
@@ -236,9 +278,9 @@ struct Arrays {
 
     // Gradients of a clamp: they pass where D lay within its bounds (NaN lies nowhere).
     void apply_masked(const Rows<Real>& rows, int64_t at, int size) {
-        rows.apply(clean, size, rows.clean, value);
-        rows.apply(result[0], size, rows.out[0], value);
-        rows.apply(result[1], size, rows.out[1], value);
+        rows.apply(clean, size, rows.clean, value, false);
+        rows.apply(result[0], size, rows.out[0], value, false);
+        rows.apply(result[1], size, rows.out[1], value, false);
         const Real *lo = rows.coefficient(kLow), *hi = rows.coefficient(kHigh);
         for (int i = 0; i < size; ++i) {
             const int j = rows.per_element ? i : 0;
@@ -250,13 +292,14 @@ struct Arrays {
     void apply(const Rows<Real>& rows, int64_t at, int size) {
         if (s.masked) return apply_masked(rows, at, size);
         if (rows.wants_clean) {
-            rows.apply(clean, size, rows.clean, value);
+            rows.apply(clean, size, rows.clean, value, false);
             rows.clamp(clean, size);
             value[kD] = clean;
         }
         for (int o = 0; o < 3; ++o)
             if (s.out[o])
-                rows.apply(direct[o] ? static_cast<Real*>(s.out[o]) + at : result[o], size, rows.out[o], value);
+                rows.apply(direct[o] ? static_cast<Real*>(s.out[o]) + at : result[o], size, rows.out[o], value,
+                           streams(o, at));
         for (int o = 0; o < 3; ++o)
             if (s.out[o] && !direct[o]) store_as(s.out[o], s.type, at, result[o], size);
     }

@@ -37,7 +37,7 @@ def _module(kind: type) -> Any:
 
 def float_dtype(dtype: DTypeLike, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:
     """The dtype, if it is one of the floats that noise comes in ("bfloat16" needs ml_dtypes)."""
-    if isinstance(dtype, str) and dtype == "bfloat16":
+    if isinstance(dtype, str) and dtype == "bfloat16" and dtype in allowed:
         try:
             import ml_dtypes
         except ImportError:

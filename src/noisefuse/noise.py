@@ -176,7 +176,7 @@ def _checked(name: str, value: SupportsIndex, end: int) -> int:
 
 
 def _ids(sample: int | ArrayLike) -> int | NDArray[np.uint64]:
-    if isinstance(sample, SupportsIndex) and not isinstance(sample, np.ndarray):
+    if isinstance(sample, SupportsIndex) and not isinstance(sample, np.ndarray) and not getattr(sample, "ndim", 0):
         return _checked("sample", sample, SAMPLES)
     ids = np.asarray(sample)
     if ids.size == 0:

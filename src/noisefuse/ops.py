@@ -167,7 +167,8 @@ def q_sample(
             rows = vars(schedule).get("_plain") or _kept(schedule, "_plain", _plain_forward)
             done = short_cut(rows.plain, t, x0, None, None, noise, -1, out, None, False)
         elif isinstance(target, str) and target in TARGETS:
-            rows = _kept(schedule, f"_plain_{target}", TARGETS[target])
+            name, make = TARGETS[target]
+            rows = vars(schedule).get(name) or _kept(schedule, name, make)
             done = short_cut(rows.plain, t, x0, None, None, noise, -1, out, (target_out,), True)
         if done is not NotImplemented:
             return done
@@ -348,7 +349,7 @@ def _plain_forward(schedule: Schedule, target: Target | None = None) -> Rows:
     return _forward(schedule.alpha, schedule.sigma, target, 1.0, 0.0)
 
 
-TARGETS = {target: partial(_plain_forward, target=target) for target in get_args(Target)}
+TARGETS = {name: (f"_plain_{name}", partial(_plain_forward, target=name)) for name in get_args(Target)}
 
 
 def _step_rows(schedule: Schedule) -> Rows:

@@ -24,18 +24,31 @@ Noises: TypeAlias = Noise | list[Noise] | tuple[Noise, ...]
 
 
 class State:
-    """The history of one run: arrays that earlier rows kept, the newest first. Made by ``Sampler.state``."""
+    """The history of one run: arrays that earlier rows kept. Made by ``Sampler.state``.
 
-    __slots__ = ("past", "spare")
+    A ring: of ``slots`` arrays in a row, the newest first, and before them those that are free to be written.
+    """
 
-    def __init__(self, past: list[Array], spare: list[Array]) -> None:
-        self.past = past
-        self.spare = spare
+    __slots__ = ("at", "ring", "slots")
+
+    def __init__(self, slots: int, arrays: list[Array]) -> None:
+        self.slots = slots
+        self.ring = 2 * arrays  # so that no slice wraps around
+        self.at = len(arrays) - slots
+
+    @property
+    def past(self) -> list[Array]:
+        return self.ring[self.at : self.at + self.slots]
+
+    def free(self, count: int) -> list[Array]:
+        """Where a row writes what will be the ``count`` newest arrays."""
+        return self.ring[self.at - count : self.at]
 
     def push(self, count: int) -> None:
-        """The first ``count`` spare arrays become the newest past ones, as many old ones become spare."""
-        arrays = self.spare[:count] + self.past
-        self.past, self.spare = arrays[: len(self.past)], arrays[len(self.past) :] + self.spare[count:]
+        """They are written: the oldest ones become free."""
+        self.at -= count
+        if self.at < (size := len(self.ring) // 2) - self.slots:
+            self.at += size
 
 
 class Sampler:
@@ -52,6 +65,7 @@ class Sampler:
     _slots: int
     _push: list[int]
     _plain: int
+    _remembering: int
     _denoised: list[int]
     _start: Tableau | None
     _inputs: Tableau | None
@@ -62,8 +76,9 @@ class Sampler:
             tableau=tableau,
             _slots=tableau.slots,
             _push=tableau.push.tolist(),
-            # how many rows remember nothing and depend on no data: all or none
+            # how many rows depend on no data and need no state, or need one: all or none
             _plain=0 if tableau.slots or tableau.push.any() or tableau.threshold else len(tableau),
+            _remembering=len(tableau) if tableau.slots and not tableau.threshold else 0,
             _denoised=tableau.denoised.tolist(),
             _start=None if tableau.start == 1 else _scaling([tableau.start]),
             _inputs=None if np.all(tableau.scale == 1) else _scaling(tableau.scale),
@@ -113,8 +128,7 @@ class Sampler:
 
     def state(self, x: Array) -> State:
         """The history of a new run on arrays like x; what is not remembered yet is 0."""
-        arrays = [_zeros_like(x) for _ in range(self._slots + max(self._push, default=0))]
-        return State(arrays[: self._slots], arrays[self._slots :])
+        return State(self._slots, [_zeros_like(x) for _ in range(self._slots + max(self._push, default=0))])
 
     def step(
         self,
@@ -146,14 +160,16 @@ class Sampler:
             round. ``noisefuse.update`` says what is wrong with an array.
         """
         # Most calls; nothing that follows would make a difference to them, but for its microsecond.
-        if (
-            type(i) is int
-            and 0 <= i < self._plain
-            and guidance_scale is None
-            and denoised_out is None
-            and type(model_output) is not tuple
-        ):
-            return ops.update(self.tableau, i, x, model_output, noise=noise, out=out)
+        if type(i) is int and guidance_scale is None and denoised_out is None and type(model_output) is not tuple:
+            if 0 <= i < self._plain:
+                return ops.update(self.tableau, i, x, model_output, noise=noise, out=out)
+            if 0 <= i < self._remembering and state is not None:
+                kept = self._push[i]
+                x = ops.update(
+                    self.tableau, i, x, model_output, past=state.past, noise=noise, out=out, aux_out=state.free(kept)
+                )
+                state.push(kept)
+                return x
         i, table = self._row(i), self.tableau
         if state is None and self._slots:
             raise TypeError(f"{table.name} remembers earlier steps: pass state=sampler.state(x), one per run")
@@ -166,7 +182,7 @@ class Sampler:
             table, rows = _thresholded(table, rows, x, model_output)
         if rows is not i and isinstance(noise, Noise | list | tuple):
             noise = _drawn(noise, i, x)
-        past, aux = ([], []) if state is None else (state.past, state.spare[: self._push[i]])
+        past, aux = ([], []) if state is None else (state.past, state.free(self._push[i]))
         if denoised_out is not None and self._denoised[i] > len(aux):
             aux = [*aux, denoised_out]
         x = ops.update(table, rows, x, model_output, past=past, noise=noise, out=out, aux_out=aux)

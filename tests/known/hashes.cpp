@@ -194,10 +194,10 @@ uint64_t hash_philox(DType) {
     for (int64_t i = 0; i < 6000; i += 6) {
         Words<Lane::word> c;
         for (int w = 0; w < 4; ++w) c.w[w] = Lane::word_splat(word(i + w));
-        philox_rounds<Lane>(c, RoundKeys(uint64_t{word(i + 5)} << 32 | word(i + 4)), 0);
-        for (const auto& w : c.w) {
+        const auto out = philox_rounds<Lane>(c, RoundKeys(uint64_t{word(i + 5)} << 32 | word(i + 4)), 0);
+        for (const auto& w : out.w) {
             uint32_t lanes[Lane::width];
-            Lane::store(lanes, Lane::word_lanes(w));
+            Lane::store(lanes, w);
             hash.add(&lanes[i % Lane::width], 4);
         }
     }

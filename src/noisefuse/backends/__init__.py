@@ -30,8 +30,15 @@ NAMES = ("native", "reference")
 
 _current: tuple[str, Any] | None = None
 
+
+def _first_row(*arguments: Any) -> Any:
+    """The short cut of a process that has not chosen its backend yet."""
+    _first()
+    return NotImplemented if short_cut is None else short_cut(*arguments)
+
+
 # The backend's `row` for plain arguments, if it has one: it checks them itself, or declines with NotImplemented.
-short_cut: Callable[..., Any] | None = None
+short_cut: Callable[..., Any] | None = _first_row
 
 
 class Setting:

@@ -112,8 +112,10 @@ class Operation(NamedTuple):
 
     def gradient(self, slot: str, index: Any, kept: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
         """Of the tensor in this slot, from the gradients of the outputs: the same kernel with the transposed row."""
-        if self.name == "q_walk":
-            raise NotImplementedError("q_walk has no gradient: use q_sample or q_step, or torch.no_grad()")
+        if self.name == "q_walk":  # x_t is alpha_t x0 and noise
+            alpha = self.table.alpha[slice(None) if (keep := dict(self.options)["keep"]) is None else list(keep)]
+            summed: Tensor = torch.tensordot(torch.tensor(alpha).to(grads[0].dtype), grads[0], dims=1)
+            return summed
         x, *models = kept or (grads[0],)
         if self.name == "update":
             table = _transposed(self.table, len(grads)).get(slot)
@@ -128,7 +130,7 @@ class Operation(NamedTuple):
 
         So their slopes are what 1 becomes where noise and offset are 0.
         """
-        times = np.asarray(index.detach() if isinstance(index, Tensor) else index)
+        times = np.asarray(_index("t", index))
         ones, zeros = np.ones(times.size), np.zeros(times.size)
         options = dict(self.options) | ({"offset": 0.0, "dtype": None} if self.name == "q_sample" else {})
         found = getattr(nf, self.name)(ones, times.reshape(-1), self.table, zeros, **options)
@@ -156,9 +158,12 @@ def _call(
     operation = Operation(name, table, options, slots, len(outs))
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values):
         return _differentiable(operation, index, values, noise, outs)
-    arrays = [_input("noise" if slot == "z" else slot, x) for slot, x in zip(slots, values, strict=True)]
+    if isinstance(noise, np.ndarray):
+        raise TypeError("noise: expected a Noise, a list of them or a torch.Tensor, as x is one, got a NumPy array")
+    labels = {"z": "noise", "x": "x0" if name in ("q_sample", "q_walk") else "x"}
+    arrays = [_input(labels.get(slot, slot), x) for slot, x in zip(slots, values, strict=True)]
     written = [_output(label, out) for label, out in zip(_labels(name, len(outs)), outs, strict=True)]
-    results = operation.run(_index(index), arrays, noise, written)
+    results = operation.run(_index("i" if name == "update" else "t", index), arrays, noise, written)
     return tuple(_back(result, out) for result, out in zip(results, outs, strict=True))
 
 
@@ -223,7 +228,9 @@ def _array(name: str, tensor: Tensor) -> Any:
             return tensor.numpy()
         bits = tensor.view(torch.int16).numpy()
     except RuntimeError as error:  # of vmap, say, or a FakeTensor
-        raise TypeError(f"{name}: expected a tensor with memory of its own, got {type(tensor).__name__}") from error
+        raise TypeError(
+            f"{name}: expected a tensor with memory of its own, not one of torch.func or a fake one"
+        ) from error
     try:
         import ml_dtypes
     except ImportError:
@@ -242,15 +249,19 @@ def _back(result: Any, out: Any) -> Any:
 
 
 def _name(dtype: Any) -> Any:
-    return DTYPES.get(dtype, dtype) if isinstance(dtype, torch.dtype) else dtype
+    if not isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise TypeError(f"dtype {dtype}: expected one of {', '.join(map(str, DTYPES))}")
+    return DTYPES[dtype]
 
 
-def _index(t: Any) -> Any:
+def _index(name: str, t: Any) -> Any:
     if not isinstance(t, Tensor):
         return t
     if t.device.type != "cpu":
-        raise NotImplementedError(f"expected row numbers or times on the CPU, got a tensor on {t.device}")
-    return t.detach().numpy()
+        raise NotImplementedError(f"{name}: expected a tensor on the CPU, got one on {t.device}")
+    return (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()
 
 
 # ---- autograd ----------------------------------------------------------------------------------------------
@@ -374,7 +385,8 @@ def _gradient(
 
 @_gradient.register_fake
 def _(number: int, slot: str, row: Any, times: Any, kept: Any, grads: Sequence[Tensor]) -> Tensor:
-    return torch.empty(grads[0].shape, dtype=grads[0].dtype, device=grads[0].device)
+    shape = grads[0].shape[1:] if _KEPT[number].name == "q_walk" else grads[0].shape
+    return torch.empty(shape, dtype=grads[0].dtype, device=grads[0].device)
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -412,7 +424,7 @@ def _noise(words: Sequence[int]) -> nf.Noise | None:
     return nf.Noise(high << 32 | low, sample=sample, step=step, stream=stream)
 
 
-def _copied(result: Tensor, out: Any) -> Tensor:
+def _copied(result: Tensor, out: Tensor | None) -> Tensor:
     if out is None:
         return result
     if out.shape != result.shape or out.dtype != result.dtype:

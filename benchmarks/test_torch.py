@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures that torch tensors have to reach, in the manner of test_forward.py, each within one run.
+
+    pytest benchmarks/test_torch.py      every figure; writes results/<processor>-torch.json and .md
+
+Small calls are microseconds of one call. Noising is compared with what people do today, torch.randn_like and
+diffusers' add_noise, both on the same threads and the noise drawn by both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+import noisefuse as nf
+import test_forward as forward
+from noisefuse._bench import describe, interleaved
+from noisefuse._contenders import Call
+from test_forward import ACTION, IMAGES, NOISE, SCHEDULE, Figure, Pair
+
+CROPS = (64, 3, 64, 64)
+HALF = "bfloat16"
+
+
+def torch() -> Any:
+    return import_module("torch")
+
+
+def tensors(shape: tuple[int, ...], n: int, dtype: str = "float32") -> list[Any]:
+    kind = getattr(torch(), dtype)
+    return [torch().rand(shape, generator=torch().Generator().manual_seed(0)).to(kind) for _ in range(n)]
+
+
+def times(shape: tuple[int, ...]) -> Any:
+    return torch().randint(0, len(SCHEDULE), shape[:1], generator=torch().Generator().manual_seed(0))
+
+
+# ---- small calls -------------------------------------------------------------------------------------------
+
+
+def q_sample(dtype: str, **options: Any) -> Call:
+    (x,), t = tensors(ACTION, 1, dtype), times(ACTION)
+    return lambda: nf.q_sample(x, t, SCHEDULE, NOISE, **options)
+
+
+def q_sample_out() -> Call:
+    (x, out), t = tensors(ACTION, 2), times(ACTION)
+    return lambda: nf.q_sample(x, t, SCHEDULE, NOISE, out=out)
+
+
+def q_step() -> Call:
+    (x,), t = tensors(ACTION, 1), times(ACTION)
+    return lambda: nf.q_step(x, t, SCHEDULE, NOISE)
+
+
+def update(name: str) -> Call:
+    """A row in the middle of a run, with what it remembers and what it keeps."""
+    sampler, i = getattr(nf.samplers, name)(SCHEDULE, 50), 25
+    x, m, *others = tensors(ACTION, 8)
+    table, noise = sampler.tableau, NOISE if sampler.tableau.present["out"]["z"] else None
+    past, aux = others[: table.slots], others[4 : 4 + int(table.push[i])]
+    return lambda: nf.update(table, i, x, m, past=past, noise=noise, aux_out=aux)
+
+
+def microseconds(make: Callable[[], Call]) -> float:
+    """Of one call. The lower quartile: what else the machine does only adds to a time."""
+    return interleaved({"ours": make()})["ours"].low * 1e6
+
+
+# ---- noising -----------------------------------------------------------------------------------------------
+
+
+def against_diffusers(shape: tuple[int, ...], threads: int, *, fresh: bool, dtype: str = "float32") -> Pair:
+    torch().set_num_threads(threads)
+    theirs = import_module("diffusers").DDPMScheduler(1000)
+    (x, out), t = tensors(shape, 2, dtype), times(shape)
+    given = None if fresh else out
+    return Pair(
+        lambda: nf.q_sample(x, t, SCHEDULE, NOISE, out=given),
+        lambda: theirs.add_noise(x, torch().randn_like(x), t),
+    )
+
+
+# ---- the figures -------------------------------------------------------------------------------------------
+
+SMALL: dict[str, Callable[[], Call]] = {
+    "q_sample, out=": q_sample_out,
+    **{f"q_sample, {dtype}": partial(q_sample, dtype) for dtype in ("float32", "float64", "float16", "bfloat16")},
+    "q_sample with a target": partial(q_sample, "float32", target="epsilon"),
+    "q_step": q_step,
+    **{f"update, a row of {name}": partial(update, name) for name in ("ddim", "ddpm", "dpmpp_2m", "unipc")},
+}
+FIGURES = [
+    *(Figure(f"{ACTION}, {name}", "<=", 3, partial(microseconds, make), unit="us") for name, make in SMALL.items()),
+    *(
+        Figure(
+            f"{title}, {'a new tensor' if fresh else 'out='}, over torch{', 2 threads' if threads == 2 else ''}",
+            ">=",
+            target,
+            partial(against_diffusers, shape, threads, fresh=fresh),
+            threads=threads,
+        )
+        for title, shape, fresh, targets in (
+            ("images", IMAGES, False, (12, 18)),
+            ("images", IMAGES, True, (7, 9)),
+            (f"{CROPS}", CROPS, False, (5, 5)),
+            (f"{CROPS}", CROPS, True, (5, 5)),
+        )
+        for threads, target in enumerate(targets, 1)
+    ),
+    Figure(
+        "images, out=, bfloat16, over torch", ">=", 10, partial(against_diffusers, IMAGES, 1, fresh=False, dtype=HALF)
+    ),
+]
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
+def test_figure(figure: Figure, request: pytest.FixtureRequest, records: list[dict[str, Any]]) -> None:
+    forward.test_figure(figure, request, records)
+
+
+@pytest.fixture(scope="session")
+def records() -> Iterator[list[dict[str, Any]]]:
+    """One for each figure; written down where all of them ran."""
+    taken: list[dict[str, Any]] = []
+    yield taken
+    forward.write(taken, len(FIGURES), report, "-torch")
+
+
+def report(where: dict[str, Any], taken: list[dict[str, Any]]) -> str:
+    lines = [
+        "# torch tensors: figures to reach",
+        "",
+        *(f"{line}  " for line in describe(where).splitlines()),
+        "",
+        f"Written by `pytest benchmarks/test_torch.py`, in one run; torch {torch().__version__}. `images` is",
+        "256x3x128x128. The other is `torch.randn_like` and diffusers' `add_noise`, on as many threads.",
+        "",
+        *forward.report(where, taken).splitlines()[-2 - len(taken) :],
+    ]
+    return "\n".join(lines) + "\n"

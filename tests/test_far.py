@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays beyond the caches: outputs then go past them, in whole lines. The bits are those of the array's parts."""
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conftest import NATIVE, using
+from noisefuse.tableau import ROW
+
+FAR = 1 << 23  # elements; csrc/cpu/tile_rows.h
+VECTORS = [name for name in NATIVE if name not in ("native-portable", "native-scalar")]
+LINEAR = nf.Schedule.linear()
+NOISE = nf.Noise(7, sample=2**32 - 1, step=3)
+
+
+def forward(x, out, b):
+    nf.q_sample(x, 100 * np.arange(len(x)) + 100 * b, LINEAR, NOISE.at(sample=NOISE.sample + b), out=out[0])
+
+
+def draw(x, out, b):
+    nf.randn(x.shape, NOISE.at(sample=NOISE.sample + b), dtype=x.dtype, out=out[0])
+
+
+def step(drawing):
+    rows = np.zeros(4, ROW)
+    rows["clean"]["lo"], rows["clean"]["hi"] = -np.inf, np.inf
+    rows["out"]["x"], rows["out"]["m1"] = [0.9, 0.8, 0.7, 0.6], [0.1, 0.2, 0.3, 0.4]
+    if drawing:
+        rows["out"]["z"] = 0.5
+    else:
+        rows["aux1"]["x"], rows["aux1"]["k"] = 0.25, 1.5
+    table = nf.Tableau(rows)
+
+    def run(x, out, b):
+        noise = NOISE.at(sample=NOISE.sample + b) if drawing else None
+        nf.update(table, np.arange(len(x)) + b, x, x[:, ::-1], noise=noise, out=out[0], aux_out=out[1:])
+
+    return run
+
+
+OPERATIONS = {"q_sample": forward, "randn": draw, "stochastic step": step(True), "step": step(False)}
+
+
+@pytest.mark.parametrize("name", VECTORS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_bits_are_those_of_the_parts(name, operation, dtype):
+    """Seen to fail: stores past the caches that are not aligned to a line (a fault)."""
+    run, outputs = OPERATIONS[operation], 2 if operation == "step" else 1
+    for size, offset in [(FAR // 4, 0), (FAR // 4, 4), (FAR // 4 + 1, 5), (FAR // 4 + 4, 1)]:
+        x = np.random.default_rng(0).random((4, size), np.float32).astype(dtype)
+        room = np.full((outputs, 4 * size + 64), np.nan, dtype)
+        wholes = [a[16 + offset : 16 + offset + 4 * size].reshape(4, size) for a in room]
+        parts = [np.empty_like(x) for _ in range(outputs)]
+        with using(name):
+            run(x, wholes, 0)
+            for b in range(4):
+                run(x[b : b + 1], [part[b : b + 1] for part in parts], b)
+        for whole, part, around in zip(wholes, parts, room, strict=True):
+            np.testing.assert_array_equal(whole, part)
+            assert np.isnan(around).sum() == 64

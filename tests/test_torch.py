@@ -1,0 +1,584 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch tensors: NumPy's bits, gradients, torch.compile, data loaders, and what is refused.
+
+Seen to fail: bfloat16 taken for float16; `out` whose version stays; the short cut that takes a tensor which requires
+grad, a negated view, or a dual one; a backward row with the wrong sign; a clamp's mask left out; the times of a
+backward pass read after they were changed; a compiled graph without its guard on the table; a worker that counts its
+samples from 0.
+"""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.utils.data import DataLoader, Dataset
+
+import noisefuse as nf
+from conftest import bits
+from noisefuse import Noise, Schedule
+from noisefuse.interop import torch as interop
+
+# torch's own, where it loads its decompositions
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+
+S, FLOW, N = Schedule.linear(20), Schedule.flow(20), Noise(2**63 + 5, sample=3, step=7)
+FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+SAMPLERS = {
+    "ddim": nf.samplers.ddim(S, steps=4),
+    "ddpm": nf.samplers.ddpm(S, steps=4, clip=0.8),
+    "dpmpp_2m_sde": nf.samplers.dpmpp_2m_sde(S, steps=4),
+    "heun": nf.samplers.heun(S, steps=3),
+    "unipc": nf.samplers.unipc(S, steps=4),
+    "threshold": nf.samplers.ddim(S, steps=4, clip=nf.samplers.Threshold(0.9, 2.0)),
+}
+
+
+def numpy(x):
+    """The memory of a tensor; dtypes by name, for bfloat16 too."""
+    x = x.detach()
+    return x.view(torch.int16).numpy().view("bfloat16") if x.dtype == torch.bfloat16 else x.numpy()
+
+
+def tensor(*shape, dtype=torch.float32, seed=0, grad=False):
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (40 * drawn.abs() if dtype == torch.uint8 else drawn).to(dtype).requires_grad_(grad)
+
+
+def same(result, expected):
+    results, arrays = (r if isinstance(r, tuple) else (r,) for r in (result, expected))
+    return [type(r) for r in results] == [torch.Tensor] * len(arrays) and all(
+        numpy(r).dtype == a.dtype and r.shape == a.shape and bits(numpy(r)) == bits(a)
+        for r, a in zip(results, arrays, strict=True)
+    )
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """The long way is closed."""
+
+    def closed(*_):
+        raise AssertionError("the long way was taken")
+
+    monkeypatch.setattr(interop, "_call", closed)
+
+
+# ---- the same bits -----------------------------------------------------------------------------------------
+
+CALLS = {
+    "q_sample": lambda x, t, z, **o: nf.q_sample(x, t, S, N, **o),
+    "q_sample 2": lambda x, t, z, **o: nf.q_sample(x, 2, S, N, target="v", scale=1.5, offset=0.5, **o),
+    "q_sample 3": lambda x, t, z, **o: nf.q_sample(x, t, S, N.samples([9, 2, 4]), target="velocity", **o),
+    "q_sample 4": lambda x, t, z, **o: nf.q_sample(x, t, S, [N, N, N], dtype="float16", **o),
+    "q_sample 5": lambda x, t, z, **o: nf.q_sample(x, t, S, z, **o),
+    "q_sample 6": lambda x, t, z, **o: nf.q_sample(x, 0.25, FLOW, N.window((9, 8), (2, 3)), **o),
+    "q_sample 7": lambda x, t, z, **o: nf.q_sample(x, t, S, N, batched=False, **o),
+    "q_step": lambda x, t, z, **o: nf.q_step(x, t, S, N, **o),
+    "q_step 2": lambda x, t, z, **o: nf.q_step(x, [1, 2, 3], S, z, **o),
+    "q_walk": lambda x, t, z, **o: nf.q_walk(x, S, N, keep=[1, 4], **o),
+}
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8], ids=str)
+@pytest.mark.parametrize("call", CALLS)
+def test_numpys_bits(call, dtype, backend):
+    if dtype == torch.uint8 and "q_sample" not in call:
+        pytest.skip("bytes are images, and no state of a walk")
+    x, t = tensor(3, 5, 4, dtype=dtype), torch.tensor([1, 19, 4])
+    z = tensor(3, 5, 4, seed=1)
+    with nf.use_backend(backend):
+        expected = CALLS[call](numpy(x), t.numpy(), numpy(z))
+        assert same(CALLS[call](x, t, z), expected)
+        first = expected[0] if isinstance(expected, tuple) else expected
+        out = torch.zeros(first.shape, dtype=interop.NAMED[first.dtype.name])
+        result = CALLS[call](x, t, z, out=out)
+        assert (result[0] if isinstance(result, tuple) else result) is out
+        assert same(result, expected)
+        assert out._version == 1
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers(name, dtype, backend):
+    sampler, kind = SAMPLERS[name], interop.DTYPES[dtype]
+    with nf.use_backend(backend):
+        expected = sampler.sample(lambda x, t: x, (3, 5), N, dtype=kind)
+        seen = []
+        assert same(
+            sampler.sample(lambda x, t: x, (3, 5), N, dtype=dtype, callback=lambda *a: seen.append(a)), expected
+        )
+        assert all(same(x, numpy(x)) and same(clean, numpy(clean)) for _, x, clean in seen)
+        guided = {"guidance_scale": torch.tensor([1.0, 2.0, 0.5])}
+        expected = sampler.sample(lambda x, t: (x, x / 2), (3, 5), N, dtype=kind, guidance_scale=[1, 2, 0.5])
+        assert same(sampler.sample(lambda x, t: (x, x / 2), (3, 5), N, dtype=dtype, **guided), expected)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8], ids=str)
+def test_randn_and_uniform(dtype):
+    for draw, allowed in ((nf.randn, FLOATS), (nf.uniform, FLOATS[:2])):
+        if dtype not in allowed:
+            with pytest.raises(TypeError, match=rf"dtype (torch\.)?{interop.DTYPES[dtype]}"):
+                draw((3, 4), N, dtype=dtype)
+            continue
+        expected = draw((3, 4), N, dtype=interop.DTYPES[dtype])
+        assert same(draw((3, 4), N, dtype=dtype), expected)
+        out = torch.zeros(3, 4, dtype=dtype)
+        assert draw((3, 4), N, dtype=dtype, out=out) is out
+        assert same(out, expected)
+        assert out._version == 1
+
+
+def test_strides_and_views():
+    x = tensor(4, 6)
+    for view in (x.t(), x[:, ::2], x[:1].expand(4, 6), x[2], torch.tensor(2.0), x[:0], x.view(2, 2, 2, 3)[:, :, 1]):
+        assert same(nf.q_sample(view, 3, S, N), nf.q_sample(numpy(view), 3, S, N))
+    images = tensor(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    assert same(nf.q_sample(images, 3, S, N), nf.q_sample(numpy(images), 3, S, N))
+    for negated in (tensor(3, 4).to(torch.complex64).mul(1j).conj().imag, torch._neg_view(x)):
+        assert negated.is_neg()
+        assert same(nf.q_sample(negated, 3, S, N), nf.q_sample(negated.resolve_neg().numpy(), 3, S, N))
+    inside = x.clone()
+    assert nf.q_sample(inside, 3, S, N, out=inside) is inside
+    assert same(inside, nf.q_sample(numpy(x), 3, S, N))
+
+
+@pytest.mark.parametrize("index", [3, torch.tensor(3), torch.tensor([[3]]), torch.tensor([1, 3, 5, 7]), (4, 6), "ints"])
+def test_times(index):
+    x = tensor(4, 6, 2)
+    t = torch.arange(24).view(index) % 20 if isinstance(index, tuple) else index
+    t = torch.tensor([1, 2, 3, 4], dtype=torch.int32) if isinstance(t, str) else t
+    expected = nf.q_sample(numpy(x), t.numpy() if isinstance(t, torch.Tensor) else t, S, N)
+    assert same(nf.q_sample(x, t, S, N), expected)
+    u = torch.tensor([0.5, 0.25, 0.125, 0.75])
+    for kind in (*FLOATS,):
+        assert same(nf.q_sample(x, u.to(kind), FLOW, N), nf.q_sample(numpy(x), u.numpy(), FLOW, N))
+
+
+# ---- the short cut -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="this torch has no exchange API")
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_plain_calls_take_it(short, dtype):
+    x, m, z, t = (*(tensor(3, 5, 4, dtype=dtype, seed=s) for s in range(3)), torch.tensor([1, 19, 4]))
+    for call in ("q_sample", "q_sample 3", "q_sample 5", "q_step"):
+        if call == "q_sample 3":
+            x_t = torch.empty_like(x)
+            assert CALLS[call](x, t, z, out=x_t)[0] is x_t
+        assert same(CALLS[call](x, t, z), CALLS[call](numpy(x), t.numpy(), numpy(z)))
+    for name in ("ddim", "ddpm", "dpmpp_2m_sde", "unipc"):
+        sampler = SAMPLERS[name]
+        state, arrays = sampler.state(x), sampler.state(numpy(x))
+        for i in range(len(sampler)):
+            expected = sampler.step(i, numpy(x), numpy(m), N, arrays)
+            assert same(sampler.step(i, x, m, N, state), expected)
+    for rows in ([1, 2, 0], 2):  # a row that draws nothing for each sample
+        table = SAMPLERS["ddim"].tableau
+        index = rows if isinstance(rows, int) else torch.tensor(rows)
+        assert same(nf.update(table, index, x, m), nf.update(table, rows, numpy(x), numpy(m)))
+    with torch.no_grad():
+        out = torch.nn.Parameter(torch.zeros(3, 5, 4, dtype=dtype)).requires_grad_()
+        assert nf.q_sample(x.clone().requires_grad_(), 3, S, N, out=x.new_zeros(x.shape).requires_grad_()) is not None
+        with pytest.raises(AssertionError):  # a Parameter is a class of its own
+            nf.q_sample(x, 3, S, N, out=out)
+
+
+def test_without_the_exchange_api_and_without_ml_dtypes():
+    """As with older torch; and bfloat16 needs ml_dtypes only on the long way."""
+    code = """
+import sys
+import torch, noisefuse as nf
+sys.modules["ml_dtypes"] = None
+x, t = torch.linspace(-1, 1, 12).view(3, 4).{dtype}(), torch.tensor([1, 2, 3])
+if {old}:
+    del torch.Tensor.__dlpack_c_exchange_api__
+try:
+    out = nf.q_sample(x, t, nf.Schedule.linear(20), nf.Noise(5))
+    print(out.float().tolist(), nf.q_sample(x, t, nf.Schedule.linear(20), nf.Noise(5), out=x) is x, x._version)
+except ImportError as error:
+    print(error)
+"""
+
+    def run(dtype, old):
+        command = [sys.executable, "-W", "error", "-c", code.format(dtype=dtype, old=old)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        pytest.skip("this torch is an older one")
+    assert run("float", True) == run("float", False)
+    assert "True 1" in run("bfloat16", False)
+    assert "pip install 'noisefuse[torch]'" in run("bfloat16", True)
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------
+
+OTHERS = {
+    "complex": (TypeError, r"x0: dtype torch.complex64 is not supported", lambda x: x.to(torch.complex64)),
+    "integers": (TypeError, r"x0: dtype torch.int32 is not supported", lambda x: x.int()),
+    "sparse": (TypeError, r"x0: expected a dense tensor, got torch.sparse_coo", lambda x: x.to_sparse()),
+    "meta": (NotImplementedError, r"x0: expected a tensor on the CPU, got one on meta", lambda x: x.to("meta")),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_tensors(name):
+    error, message, make = OTHERS[name]
+    with pytest.raises(error, match=message):
+        nf.q_sample(make(tensor(3, 4)), 3, S, N)
+
+
+X = tensor(3, 4)
+OUTS = {
+    "requires grad": (ValueError, r"out: requires grad", lambda: torch.zeros(3, 4, requires_grad=True)),
+    "a parameter": (ValueError, r"out: requires grad", lambda: torch.nn.Parameter(torch.zeros(3, 4))),
+    "negated": (ValueError, r"out: expected a plain tensor", lambda: torch._neg_view(torch.zeros(3, 4))),
+    "float64": (TypeError, r"out: expected dtype float32, got float64", lambda: torch.zeros(3, 4).double()),
+    "other shape": (ValueError, r"out: expected shape \(3, 4\), got \(4, 3\)", lambda: torch.zeros(4, 3)),
+    "transposed": (ValueError, r"out: expected a C-contiguous", lambda: torch.zeros(4, 3).t()),
+    "NumPy's": (TypeError, r"out: expected a torch.Tensor, as .* got ndarray", lambda: np.zeros((3, 4), "f4")),
+    "meta": (NotImplementedError, r"out: expected a tensor on the CPU", lambda: torch.zeros(3, 4, device="meta")),
+}
+
+
+@pytest.mark.parametrize("name", OUTS)
+def test_bad_out(name):
+    error, message, make = OUTS[name]
+    for call in (
+        lambda out: nf.q_sample(X, 3, S, N, out=out),
+        lambda out: nf.q_step(X, 3, S, N, out=out),
+        lambda out: SAMPLERS["ddpm"].step(2, X, X, N, out=out),
+    ):
+        out = make()
+        with pytest.raises(error, match=message):
+            call(out)
+        if name != "meta":
+            assert not out.any()
+
+
+def test_other_arguments():
+    memory = torch.zeros(20)
+    for error, message, call in (
+        (TypeError, r"noise: expected .* torch.Tensor.* NumPy array", lambda: nf.q_sample(X, 3, S, numpy(X))),
+        (TypeError, r"m1: expected a torch.Tensor", lambda: SAMPLERS["ddim"].step(1, X, numpy(X))),
+        (TypeError, r"expected a NumPy array, got torch.Tensor", lambda: nf.q_sample(numpy(X), 3, S, N, out=X.clone())),
+        (TypeError, r"dtype torch.int64: expected one of torch", lambda: nf.randn((3, 4), N, dtype=torch.int64)),
+        (TypeError, r"dtype torch.int64: expected one of torch", lambda: nf.q_sample(X, 3, S, N, dtype=torch.int64)),
+        (IndexError, r"t = 20 is out of range", lambda: nf.q_sample(X, torch.tensor([1, 20, 3]), S, N)),
+        (IndexError, r"t = -1 is out of range", lambda: nf.q_sample(X, torch.tensor(-1), S, N)),
+        (TypeError, r"t: expected integers or floats, got bool", lambda: nf.q_sample(X, torch.ones(3) > 0, S, N)),
+        (
+            NotImplementedError, r"t: expected a tensor on the CPU",
+            lambda: nf.q_sample(X, torch.ones(3, device="meta").long(), S, N),
+        ),
+        (
+            ValueError, r"out overlaps an input in part",
+            lambda: nf.q_sample(memory[:12].view(3, 4), 3, S, N, out=memory[1:13].view(3, 4)),
+        ),
+        (
+            TypeError, r"x: expected a tensor with memory of its own",
+            lambda: torch.vmap(CALLS["q_step"], (0, None, None))(X, 3, 0),
+        ),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            call()
+    assert not memory.any()
+
+
+def test_tangents_are_not_lost():
+    with forward_ad.dual_level():
+        assert same(nf.q_sample(X, 3, S, N), nf.q_sample(numpy(X), 3, S, N))
+        dual = forward_ad.make_dual(X, X)
+        with pytest.raises(NotImplementedError, match="x0: forward-mode"):
+            nf.q_sample(dual, 3, S, N)
+        with pytest.raises(ValueError, match="out: expected a plain tensor"):
+            nf.q_sample(X, 3, S, N, out=forward_ad.make_dual(X.clone(), X))
+
+
+# ---- gradients ---------------------------------------------------------------------------------------------
+
+TIMES = torch.tensor([1, 5, 19])
+DIFFERENTIABLE = {
+    "q_sample": lambda x: nf.q_sample(x, TIMES, S, N),
+    "q_sample of a token": lambda x: nf.q_sample(x, torch.arange(12).view(3, 4), S, N),
+    "q_sample at once": lambda x: nf.q_sample(x, 4, S, N, scale=1.5, offset=0.3),
+    "q_sample in its own time": lambda x: nf.q_sample(x, [0.1, 0.5, 0.9], FLOW, N, target="velocity"),
+    "q_sample of a noise": lambda x: nf.q_sample(x, TIMES, S, tensor(3, 4, dtype=torch.float64, seed=9)),
+    "q_sample of one sample": lambda x: nf.q_sample(x, 3, S, N, batched=False),
+    "q_step": lambda x: nf.q_step(x, TIMES, S, N),
+    "q_walk": lambda x: nf.q_walk(x, S, N),
+    "q_walk kept": lambda x: nf.q_walk(x, S, N, keep=[2, 11]),
+} | {
+    f"q_sample for {target}": lambda x, target=target: nf.q_sample(x, TIMES, S, N, target=target, scale=2)
+    for target in ("epsilon", "v", "velocity", "sample")
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients_of_the_forward_process(name):
+    x = tensor(3, 4, dtype=torch.float64, grad=True)
+    assert gradcheck(DIFFERENTIABLE[name], x)
+    assert gradgradcheck(DIFFERENTIABLE[name], x)
+
+
+@pytest.mark.parametrize("name", [n for n in SAMPLERS if n != "threshold"])
+def test_gradients_through_a_whole_run(name):
+    """With a state that is written over, a clamp, and a model that depends on x and on weights."""
+    sampler = SAMPLERS[name]
+    x, *weights = (tensor(3, 4, dtype=torch.float64, seed=s, grad=True) for s in range(len(sampler) + 1))
+
+    def run(x, *weights):
+        state = sampler.state(x)
+        for i, w in enumerate(weights):
+            x = sampler.step(i, x, (0.3 * x + w, w * x), N, state, guidance_scale=[1.0, 2.0, 3.0])
+        return x
+
+    assert gradcheck(run, (x, *weights))
+    if name in ("ddpm", "ddim"):
+        assert gradgradcheck(run, (x, *weights))
+
+
+def random_table(clamps):
+    rng = np.random.default_rng(3)
+    numbers = rng.normal(size=(5, 36))
+    numbers[:, 4], numbers[:, 5] = (-0.5, 0.5) if clamps else (-np.inf, np.inf)
+    return nf.Tableau(numbers.view(nf.tableau.ROW)[:, 0])
+
+
+@pytest.mark.parametrize("clamps", [False, True])
+def test_gradients_of_update(clamps):
+    table = random_table(clamps)
+    inputs = [tensor(3, 4, dtype=torch.float64, seed=s, grad=True) for s in range(7)]
+
+    def run(x, m1, m2, *past):
+        aux = [torch.zeros(3, 4, dtype=torch.float64) for _ in range(2)]
+        out = nf.update(table, torch.tensor([0, 4, 2]), x, (m1, m2), past=past, noise=N, aux_out=aux)
+        return out, *aux
+
+    assert gradcheck(run, inputs)
+    if not clamps:  # the backward row of a clamp has one output, the transposed one three
+        assert gradgradcheck(run, inputs)
+    assert gradgradcheck(lambda *a: nf.update(table, 1, a[0], a[1:3], past=a[3:], noise=N), inputs)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_a_gradient_is_the_transposed_row(dtype):
+    table = random_table(clamps=True)
+    x, m1, m2, *past, g = (tensor(3, 40, dtype=dtype, seed=s) for s in range(8))
+    m1 = m1.double()  # of another dtype: converted, and its gradient too
+    inputs = [a.requires_grad_() for a in (x, m1, m2, *past)]
+    nf.update(table, 2, x, (m1, m2), past=past, noise=N).backward(g)
+    arrays = numpy(x), (numpy(m1), numpy(m2))
+    for a, backward in zip(inputs, table.transpose().values(), strict=True):
+        expected = nf.update(backward, 2, *arrays, past=[numpy(g)])
+        assert same(a.grad, expected.astype("f8") if a is m1 else expected)
+
+
+def test_what_autograd_has_to_know():
+    x = tensor(3, 4, grad=True)
+    for out in (torch.zeros(3, 4), torch.zeros(3, 4)[:]):  # the short cut, and the long way
+        scaled = (x * out).sum()
+        nf.q_sample(X, 3, S, N, out=out) if out._base is None else nf.q_walk(
+            X[:1], S, N, keep=[1, 2, 3], out=out[:, None]
+        )
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            scaled.backward()
+    times = torch.tensor([1, 5, 19])
+    noised = nf.q_sample(x, times, S, N).sum()
+    times += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        noised.backward()
+    for name, call in (
+        ("out", lambda: nf.q_sample(x, 3, S, N, out=torch.zeros(3, 4))),
+        ("target_out", lambda: nf.q_sample(x, 3, S, N, target="v", target_out=torch.zeros(3, 4))),
+        ("out", lambda: SAMPLERS["ddim"].step(1, X, x, out=X.clone())),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: an input requires grad"):
+            call()
+    with pytest.raises(NotImplementedError, match="noise: gradients with respect to noise"):
+        nf.q_sample(X, 3, S, x)
+    with torch.no_grad():
+        assert nf.q_sample(X, 3, S, N, out=x) is x
+        assert not nf.q_sample(x, 3, S, N).requires_grad
+    with torch.inference_mode():
+        inference = nf.q_sample(x, 3, S, N)
+        assert nf.q_sample(inference, 3, S, N, out=inference) is inference
+    assert nf.q_sample(torch.nn.Parameter(X), 3, S, N).requires_grad
+
+
+# ---- torch.compile -----------------------------------------------------------------------------------------
+
+
+def compiled(function, backend="aot_eager"):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    return torch.compile(function, fullgraph=True, backend=backend)
+
+
+def graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def equal(results, expected):
+    assert len(results) == len(expected)
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8], ids=str)
+def test_compiled_forward_process(dtype):
+    def function(x, t, z, noise):
+        results = [
+            *nf.q_sample(x, t, S, noise, target="v"),
+            *nf.q_sample(x, 3, S, z, target="epsilon", dtype=torch.float32, scale=1.5),
+            nf.q_sample(x, t, S, noise.at(step=4), out=torch.zeros(3, 4, dtype=interop.NAMED["float32"]))
+            if x.dtype == torch.uint8
+            else nf.q_sample(x, t, S, noise, out=torch.zeros_like(x)),
+            nf.uniform(3, noise, dtype=torch.float64),
+            nf.randn((2, 3), noise, dtype=torch.bfloat16),
+        ]
+        if x.dtype != torch.uint8:
+            results += [nf.q_step(x, t, S, noise), nf.q_walk(x, S, noise, keep=[2, 3])]
+        return results
+
+    call = compiled(function)
+    x, z = tensor(3, 4, dtype=dtype), tensor(3, 4, seed=1)
+    for k in range(4):
+        arguments = x, torch.tensor([k, 5, 7]), z, N.at(step=k)
+        assert equal(call(*arguments), function(*arguments))
+    assert graphs() <= 2  # the second knows that steps change
+
+
+@pytest.mark.parametrize("name", [n for n in SAMPLERS if n != "threshold"])
+def test_compiled_samplers_and_their_gradients(name):
+    sampler = SAMPLERS[name]
+
+    def function(x, w, noise):
+        state = sampler.state(x)
+        for i in range(len(sampler)):
+            x = sampler.step(i, x, w * x, noise, state)
+        return x
+
+    call, w = compiled(function), tensor(4, seed=2, grad=True)
+    for x in (tensor(3, 4), tensor(3, 4, grad=True)):
+        made, expected = call(x, w, N), function(x, w, N)
+        assert torch.equal(made, expected)
+        wanted = [w, x] if x.requires_grad else [w]
+        assert equal(torch.autograd.grad(made.sum(), wanted), torch.autograd.grad(expected.sum(), wanted))
+
+
+def test_compiled_gradients_of_the_forward_process():
+    def function(x, t):
+        x_t, target = nf.q_sample(x, t, S, N, target="velocity")
+        return (x_t * target).sum() + nf.q_step(x, t, S, N).sum() + nf.q_walk(x, S, N).sum()
+
+    call, x = compiled(function), tensor(3, 4, dtype=torch.float64, grad=True)
+    (made,), (expected,) = (torch.autograd.grad(f(x, TIMES), x) for f in (call, function))
+    assert torch.equal(made, expected)
+
+
+def test_one_graph_for_all_rows_and_seeds():
+    sampler = SAMPLERS["ddpm"]
+
+    def function(i, x, m, noise):
+        return sampler.step(i, x, m, noise)
+
+    call = compiled(function)
+    for i in range(4):
+        for seed in (0, 1, 2**63, 2**64 - 1):
+            arguments = i, X, X, Noise(seed, step=i)
+            assert torch.equal(call(*arguments), function(*arguments))
+    assert graphs() <= 5
+
+
+def test_other_tables_and_options_are_seen():
+    def function(x, table, target):
+        return nf.q_sample(x, 5, table, N, target=target)
+
+    call, other = compiled(function), Schedule.cosine(20)
+    for table in (S, other, S, Schedule.linear(20)):
+        for target in ("v", "epsilon"):
+            assert equal(call(X, table, target), function(X, table, target))
+
+
+def test_errors_in_a_graph():
+    call = compiled(lambda x, t: nf.q_sample(x, t, S, N))
+    with pytest.raises(IndexError, match="t = 20 is out of range"):
+        call(X, torch.tensor([1, 2, 20]))
+    for noise in (N.window((5,), (1,)), [N, N, N]):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=r"torch\.compile takes a Noise"):
+            compiled(lambda x, noise: nf.q_sample(x, 1, S, noise))(X, noise)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"out: expected torch\.float32 of shape"):
+        compiled(lambda x, out: nf.q_sample(x, 1, S, N, out=out))(X, torch.zeros(2, 3, 4))
+
+
+@pytest.mark.slow
+def test_inductor():
+    def function(x, t):
+        return nf.q_sample(x, t, S, N, target="v")
+
+    assert equal(compiled(function, "inductor")(X, TIMES), function(X, TIMES))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("grad", [False, True])
+def test_opcheck(grad):
+    """torch's own checks: schema, fake tensors, autograd registration, dynamic shapes."""
+    x, words = tensor(3, 4, dtype=torch.float64, grad=grad), interop._words(N)
+    names = {
+        "v": ("q_sample", S, (("target", "v"),), ("x",), 2),
+        "step": ("q_step", S, (), ("x",), 1),
+        "walk": ("q_walk", S, (("keep", (1, 2)),), ("x",), 1),
+        "update": ("update", random_table(clamps=True), (), ("x", "m1", "m2", "past1", "past2", "past3", "past4"), 3),
+    }
+    for name, fields in names.items():
+        number, tensors = interop._keep(*fields), [x] * len(fields[3])
+        for row, times in ((3, None), (None, torch.tensor([1, 2, 3]))):
+            torch.library.opcheck(torch.ops.noisefuse.apply, (number, row, times, tensors, words))
+            if not grad:
+                grads = [torch.ones(2, 3, 4) if name == "walk" else torch.ones(3, 4)] * fields[4]
+                kept = [x, x, x] if name == "update" else []
+                grads = [g.double() for g in grads]
+                torch.library.opcheck(torch.ops.noisefuse.gradient, (number, "x", row, times, kept, grads))
+    torch.library.opcheck(torch.ops.noisefuse.random, ("randn", [3, 4], "float32", words, True))
+
+
+# ---- data loaders ------------------------------------------------------------------------------------------
+
+
+class Noised(Dataset):
+    """Noised where it is loaded: item i is sample i of the seed, at an epoch's step."""
+
+    def __init__(self, epoch):
+        self.images = tensor(20, 3, 40, 50, dtype=torch.uint8)
+        self.noise = Noise(11, step=epoch)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        noise = self.noise.at(sample=i)
+        t = int(1000 * nf.uniform(1, noise)[0]) % len(S)
+        x_t, target = nf.q_sample(self.images[i : i + 1], t, S, noise, target="epsilon")
+        return i, t, x_t[0], target[0]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_noise_as_one_process_does(start):
+    data = Noised(epoch=3)
+    nf.q_sample(tensor(64, 3, 64, 64), 3, S, N)  # threads exist before the fork
+    alone = [data[i] for i in range(len(data))]
+    loader = DataLoader(data, batch_size=3, shuffle=True, num_workers=2, multiprocessing_context=start, timeout=120)
+    seen = 0
+    for ids, times, x_t, target in loader:
+        for b, i in enumerate(ids.tolist()):
+            assert times[b] == alone[i][1]
+            assert torch.equal(x_t[b], alone[i][2])
+            assert torch.equal(target[b], alone[i][3])
+        batch = nf.q_sample(data.images[ids], times, S, data.noise.samples(ids), target="epsilon")
+        assert equal(batch, (x_t, target))
+        seen += len(ids)
+    assert seen == len(data)
