@@ -89,7 +89,7 @@ class Fused:
     noise: Noises | None = None
     coefficients: str = "compat"
 
-    memory: tuple[str, ...] = ()  # attributes that hold tensors from step to step
+    _memory: tuple[str, ...] = ()  # attributes that hold tensors from step to step
     _options: tuple[str, ...] = ()  # arguments of step that change numbers
     _by_time = False  # step looks at the time that it is given; others count
     _float_times = False  # step refuses integer times
@@ -137,18 +137,19 @@ class Fused:
         ):
             i = run.places.get(t.data_ptr()) if self._by_time else state["_step_index"]
             step = run.steps.get(i)
-            if step is not None and (not self.memory or run.plan.state(self) == step.state):  # type: ignore[union-attr]
+            if step is not None and (not self._memory or run.plan.state(self) == step.state):  # type: ignore[union-attr]
                 return self._apply(run.plan, i, step, m, t, x, draws, return_dict)
         return self._unusual(m, t, x, draws, return_dict, options)
 
     def _apply(self, plan: Any, i: Any, step: Step, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool) -> Any:
         """The row, in one pass; then what diffusers' step would have left behind."""
-        pool, model, past = [None, t, x, m, None], m, ()  # rows.NOTHING ..
+        pool = [None, t, x, m, None]  # rows.NOTHING ..
+        model, past = m, ()  # type: Any, Any
         if plan.clean is not None:
             pool[rows.CLEAN] = clean = self._threshold_sample(nf.update(plan.clean, i, x, m))  # type: ignore[attr-defined]
             model = m, clean
-        if self.memory:
-            pool += rows.items(self, self.memory)
+        if self._memory:
+            pool += rows.items(self, self._memory)
             past = step.past(pool)
             if x.dtype is not m.dtype:
                 past = [value.to(x.dtype) for value in past]
@@ -262,7 +263,7 @@ class Fused:
     def _places(self, t: Tensor, clock: _Clock) -> Tensor:
         """One for each sample, or token."""
         name = type(self).__name__
-        if self.memory:
+        if self._memory:
             raise ValueError(
                 f"timestep: {name} remembers earlier steps and takes one time, not {tuple(t.shape)} of them"
             )
@@ -285,11 +286,11 @@ class Fused:
         run, sigmas = self._run, self.__dict__.get("sigmas")
         if run is not None and run.timesteps is clock.timesteps and run.sigmas is sigmas and run.options == options:
             step = run.steps.get(i)
-            if not self.memory or isinstance(run.plan, Unsupported):
+            if not self._memory or isinstance(run.plan, Unsupported):
                 return run
             if step is not None and run.plan.state(self) == step.state:
                 return run
-        start = i if self.memory else 0
+        start = i if self._memory else 0
         key = (type(self), self.coefficients, start, options, self._fingerprint())
         plan = _plans.pop(key, None)
         if plan is None:
@@ -306,10 +307,10 @@ class Fused:
 
     def _fingerprint(self) -> Any:
         """All that a plan depends on."""
-        skipped = {"noise", "is_scale_input_called", "_begin_index", "_clock", "_run", "_levels", *self.memory}
-        skipped |= set() if self.memory else {"_step_index"}
+        skipped = {"noise", "is_scale_input_called", "_begin_index", "_clock", "_run", "_levels", *self._memory}
+        skipped |= set() if self._memory else {"_step_index"}
         numbers = [_bytes(value) for name, value in vars(self).items() if name not in skipped]
-        return *numbers, *(value is None for value in rows.items(self, self.memory))
+        return *numbers, *(value is None for value in rows.items(self, self._memory))
 
     # ---- the forward process -------------------------------------------------------------------------------
 
@@ -417,11 +418,13 @@ def _common(plan: Plan) -> Step:
     return steps[0]._replace(draws=any(step.draws for step in steps), after={})
 
 
-def _output(kind: Any, fields: tuple[str, ...], sample: Tensor, others: tuple[Any, ...]) -> Any:
+def _output(kind: Any, fields: tuple[str, ...], sample: Tensor, others: Sequence[Any]) -> Any:
     """An object of diffusers' class of results, as its dataclass would have made it, in a fifth of the time."""
     output = kind.__new__(kind)
-    attributes = output.__dict__
-    for name, value in zip(fields, (sample, *others), strict=True):
+    attributes, name = output.__dict__, fields[0]
+    _set_item(output, name, sample)
+    attributes[name] = sample
+    for name, value in zip(fields[1:], others, strict=True):
         _set_item(output, name, value)
         attributes[name] = value
     return output
@@ -484,14 +487,14 @@ class EulerAncestralDiscreteScheduler(_AddsNoise, diffusers.EulerAncestralDiscre
 
 
 class HeunDiscreteScheduler(_AddsNoise, diffusers.HeunDiscreteScheduler):
-    memory = ("prev_derivative", "sample")
+    _memory = ("prev_derivative", "sample")
 
     def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
         return self._step(model_output, timestep, sample, None, return_dict)
 
 
 class DPMSolverMultistepScheduler(_AddsNoise, diffusers.DPMSolverMultistepScheduler):
-    memory = ("model_outputs",)
+    _memory = ("model_outputs",)
     _draws = "float32"
 
     def step(
@@ -503,7 +506,7 @@ class DPMSolverMultistepScheduler(_AddsNoise, diffusers.DPMSolverMultistepSchedu
 
 
 class UniPCMultistepScheduler(_AddsNoise, diffusers.UniPCMultistepScheduler):
-    memory = ("model_outputs", "timestep_list", "last_sample")
+    _memory = ("model_outputs", "timestep_list", "last_sample")
     this_order = None  # diffusers sets it in the first step
 
     def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
@@ -511,7 +514,7 @@ class UniPCMultistepScheduler(_AddsNoise, diffusers.UniPCMultistepScheduler):
 
 
 class PNDMScheduler(_AddsNoise, diffusers.PNDMScheduler):
-    memory = ("ets", "cur_model_output", "cur_sample")
+    _memory = ("ets", "cur_model_output", "cur_sample")
     _by_time = True
 
     def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:

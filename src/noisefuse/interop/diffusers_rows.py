@@ -64,18 +64,18 @@ def trace(scheduler: Any, theirs: type, start: int, options: dict[str, Any]) -> 
     """The plan of a scheduler as it is now. Unsupported: it is not affine, or reads more than a row can."""
     exact = scheduler.coefficients == "exact"
     shadow, space = _shadow(scheduler, theirs, exact)
-    probe = _Probe(shadow, scheduler.memory)
+    probe = _Probe(shadow, scheduler._memory)
     step = _bound(theirs.step, {**space, "torch": _Wide(torch), "randn_tensor": probe.noise})  # type: ignore[attr-defined]
     shadow.is_scale_input_called = True
     traced, before = [], dict(vars(shadow))
     for i in range(start, len(shadow.timesteps)):
-        if not scheduler.memory:
+        if not scheduler._memory:
             vars(shadow).clear()
             vars(shadow).update(before, **({"_step_index": i} if "_step_index" in before else {}))
         # in exact mode a Python number, with which diffusers computes in float64
         t = shadow.timesteps[i].item() if exact else shadow.timesteps[i]
         traced.append(probe.row(step, t, options))
-    names = sorted({name for row in traced for name in row.changed}) if scheduler.memory else []
+    names = sorted({name for row in traced for name in row.changed}) if scheduler._memory else []
     rows = np.zeros((2, len(shadow.timesteps)), nf.tableau.ROW)
     rows["clean"]["lo"], rows["clean"]["hi"] = -np.inf, np.inf
     steps = {}
@@ -158,9 +158,7 @@ class _Probe:
         shadow = self.shadow
         held = items(shadow, self.memory)
         names = ["x", "m1", "z", "d", *(f"held{k}" for k, v in enumerate(held) if isinstance(v, Tensor))]
-        n = len(names)
-        # Each is 1 in a column of its own, all are 0 in the next, and random in the last, as a check.
-        columns = np.concatenate([np.eye(n, n + 1), np.random.default_rng(0).normal(size=(n, 1))], axis=1)
+        columns = _columns(len(names))
         self.units = {name: torch.from_numpy(column[None].copy()) for name, column in zip(names, columns, strict=True)}
         held = [self.units.get(f"held{k}", value) for k, value in enumerate(held)]
         _remember(shadow, self.memory, held)
@@ -275,6 +273,12 @@ class _Traced:
         if not error <= 1e-9 * (abs(constant) + np.abs(weights) @ np.abs(drawn)):
             raise Unsupported("a step is not affine in the tensors that it reads, or not finite")
         return {"k": constant, **dict(zip(self.units, weights.tolist(), strict=True))}
+
+
+@lru_cache
+def _columns(n: int) -> Any:
+    """(n, n + 2): row k is 1 in column k; all are 0 in the next to last column, and random in the last, as a check."""
+    return np.concatenate([np.eye(n, n + 1), np.random.default_rng(0).normal(size=(n, 1))], axis=1)
 
 
 class _Bound:
