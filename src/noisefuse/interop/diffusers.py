@@ -51,6 +51,10 @@ logger = logging.getLogger(__name__)
 _said: set[str] = set()
 _plans: OrderedDict[Any, Plan | Unsupported] = OrderedDict()  # the latest of all schedulers
 _KEPT_PLANS = 64
+_ALSO = """
+        Beyond diffusers: `generator` may be a `noisefuse.Noise`, or one for each sample; `timestep` may be a tensor of
+        times for each sample or token, where the scheduler remembers nothing. See docs/diffusers.md.
+"""
 _empty_like, _contiguous, _set_item = torch.empty_like, torch.contiguous_format, OrderedDict.__setitem__
 
 
@@ -94,7 +98,7 @@ class Fused:
     _by_time = False  # step looks at the time that it is given; others count
     _float_times = False  # step refuses integer times
     _upcasts = False  # computes in float32, and returns the dtype of the model's output
-    _draws = "model"  # whose dtype the noise has that diffusers draws: "model", "sample" or "float32"
+    _draws = "model"  # whose dtype the noise has that diffusers draws: "model", "sample" or "float32"; "": none
 
     _theirs: Any = None
     _clock: _Clock | None = None
@@ -104,8 +108,8 @@ class Fused:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         ours: Any = cls
-        theirs: Any = next((base for base in cls.__mro__ if base.__module__.startswith("diffusers.")), None)
-        if theirs is None:
+        theirs: Any = cls.__bases__[-1]
+        if not theirs.__module__.startswith("diffusers."):
             return
 
         @functools.wraps(theirs.set_timesteps)
@@ -113,7 +117,8 @@ class Fused:
             theirs.set_timesteps(self, *args, **kwargs)
             self._replay = args, kwargs
 
-        ours._theirs, ours.set_timesteps, ours.step.__doc__ = theirs, set_timesteps, theirs.step.__doc__
+        ours._theirs, ours.set_timesteps = theirs, set_timesteps
+        ours.step.__doc__ = f"{theirs.step.__doc__}\n{_ALSO}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies have timesteps elsewhere."""
@@ -197,12 +202,12 @@ class Fused:
         i: Any = self._places(t, clock) if many else self._place(t, clock)
         if i is None:
             return theirs(f"at {t}, which is not among its timesteps")
+        if not many and i >= len(clock.host):
+            return theirs(None)  # raises an error
         run = self._run_from(0 if many else i, clock, options)
         if isinstance(run.plan, Unsupported):
             return theirs(f"because {run.plan}")
-        step = _common(run.plan) if many else run.steps.get(i)
-        if step is None:
-            return theirs(None)  # beyond the last step: raises an error
+        step = _common(run.plan) if many else run.steps[i]
         return self._apply(run.plan, i, step, m, t, x, draws, return_dict)
 
     def _their_step(
@@ -210,10 +215,8 @@ class Fused:
     ) -> Any:
         """diffusers' own method. A reason is logged, once."""
         name = type(self).__name__
-        if _is_noise(draws):
-            raise TypeError(
-                f"{name}: diffusers has to do this step{f' {reason}' * bool(reason)}; it cannot draw {draws}"
-            )
+        if _is_noise(noise := self.noise if draws is None and self._draws else draws):
+            raise TypeError(f"{name}: diffusers does this step{f' {reason}' * bool(reason)}, and cannot draw {noise}")
         given = dict(zip(self._options, options, strict=True))
         if draws is not None:
             given["variance_noise" if isinstance(draws, Tensor) else "generator"] = draws
@@ -488,6 +491,7 @@ class EulerAncestralDiscreteScheduler(_AddsNoise, diffusers.EulerAncestralDiscre
 
 class HeunDiscreteScheduler(_AddsNoise, diffusers.HeunDiscreteScheduler):
     _memory = ("prev_derivative", "sample")
+    _draws = ""
 
     def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
         return self._step(model_output, timestep, sample, None, return_dict)
@@ -507,6 +511,7 @@ class DPMSolverMultistepScheduler(_AddsNoise, diffusers.DPMSolverMultistepSchedu
 
 class UniPCMultistepScheduler(_AddsNoise, diffusers.UniPCMultistepScheduler):
     _memory = ("model_outputs", "timestep_list", "last_sample")
+    _draws = ""
     this_order = None  # diffusers sets it in the first step
 
     def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
@@ -515,6 +520,7 @@ class UniPCMultistepScheduler(_AddsNoise, diffusers.UniPCMultistepScheduler):
 
 class PNDMScheduler(_AddsNoise, diffusers.PNDMScheduler):
     _memory = ("ets", "cur_model_output", "cur_sample")
+    _draws = ""
     _by_time = True
 
     def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:

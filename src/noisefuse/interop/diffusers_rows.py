@@ -109,16 +109,11 @@ def _state_of(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
 def levels(scheduler: Any, theirs: type, n: int, dtype: torch.dtype, *, exact: bool) -> tuple[Any, Any]:
     """alpha and sigma (n,) of its add_noise or scale_noise, as float64: of diffusers in this dtype, or exact."""
     shadow, _ = _shadow(scheduler, theirs, exact)
-    if exact and "sigmas" not in vars(shadow):
-        schedule = nf.Schedule.from_betas(shadow.betas.numpy())  # 1 - alphas_cumprod would cancel
-        return schedule.alpha, schedule.sigma
     shadow._begin_index = None
     shadow.index_for_timestep = lambda t, times=None: int(t)
-    clean, noise = (torch.eye(2, dtype=torch.float64 if exact else dtype)[k].expand(n, 2) for k in (0, 1))
-    if hasattr(shadow, "scale_noise"):
-        noisy = shadow.scale_noise(clean, torch.arange(n), noise)
-    else:
-        noisy = shadow.add_noise(clean, noise, torch.arange(n))
+    clean, noise = torch.eye(2, dtype=torch.float64 if exact else dtype, device="cpu")
+    clean, noise, t = clean.expand(n, 2), noise.expand(n, 2), torch.arange(n, device="cpu")
+    noisy = shadow.scale_noise(clean, t, noise) if hasattr(shadow, "scale_noise") else shadow.add_noise(clean, noise, t)
     alpha, sigma = noisy.double().numpy().T
     return alpha, sigma
 
