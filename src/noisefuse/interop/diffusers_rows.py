@@ -13,7 +13,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from operator import attrgetter, itemgetter
 from types import FunctionType
@@ -33,18 +33,18 @@ class Unsupported(Exception):
     """Why a scheduler, as it is configured, is no table of rows."""
 
 
-Pick = Callable[[list[Any]], Any]  # out of these places
+Pick = Callable[[Any], Any]
 
 
 class Step(NamedTuple):
     """One row's dealings with a scheduler."""
 
-    state: tuple[Any, ...]  # of `Plan.state`, before the step
-    past: Pick  # past1 ..
+    state: Any  # of `Plan.state`, before the step
+    past: Any  # a Pick: past1 ..
     written: range  # auxiliary outputs
     draws: bool  # whether diffusers draws noise here
     results: Pick  # what it returns beside the next sample
-    remembers: tuple[tuple[str, Pick], ...]  # what to keep, by attribute
+    remembers: list[tuple[str, Pick]]  # what to keep, by attribute
     after: dict[str, Any]  # other attributes, after the step
 
 
@@ -55,7 +55,7 @@ class Plan:
     table: nf.Tableau  # row i is the step at position i
     clean: nf.Tableau | None  # with dynamic thresholding: D as it is before; `table` then reads D as m2
     steps: dict[int, Step]
-    state: Callable[[Any], tuple[Any, ...]]  # the attributes that steps change, but for tensors
+    state: Pick  # the scheduler's attributes that steps change, but for tensors
     output: type  # diffusers' class of results, and its fields
     fields: tuple[str, ...]
 
@@ -67,43 +67,30 @@ def trace(scheduler: Any, theirs: type, start: int, options: dict[str, Any]) -> 
     probe = _Probe(shadow, scheduler._memory)
     step = _bound(theirs.step, {**space, "torch": _Wide(torch), "randn_tensor": probe.noise})  # type: ignore[attr-defined]
     shadow.is_scale_input_called = True
-    traced, before = [], dict(vars(shadow))
+    initial, steps = dict(vars(shadow)), {}
+    numbers = np.zeros((2, len(shadow.timesteps)), nf.tableau.ROW)
+    numbers["clean"]["lo"], numbers["clean"]["hi"] = -np.inf, np.inf
     for i in range(start, len(shadow.timesteps)):
         if not scheduler._memory:
             vars(shadow).clear()
-            vars(shadow).update(before, **({"_step_index": i} if "_step_index" in before else {}))
+            vars(shadow).update(initial, **({"_step_index": i} if "_step_index" in initial else {}))
         # in exact mode a Python number, with which diffusers computes in float64
         t = shadow.timesteps[i].item() if exact else shadow.timesteps[i]
-        traced.append(probe.row(step, t, options))
-    names = sorted({name for row in traced for name in row.changed}) if scheduler._memory else []
-    rows = np.zeros((2, len(shadow.timesteps)), nf.tableau.ROW)
-    rows["clean"]["lo"], rows["clean"]["hi"] = -np.inf, np.inf
-    steps = {}
-    for i, row in enumerate(traced, start):
-        steps[i] = row.write(rows[0][i : i + 1], rows[1][i : i + 1], names)
-    kind = type(traced[0].result)
-    tables = [nf.Tableau(r, shadow.timesteps.numpy(), theirs.__name__) for r in rows]
-    for i, row in enumerate(traced, start):  # a table that reads four past arrays is given four in every row
-        steps[i] = steps[i]._replace(past=_pick(row.past + [SAMPLE] * (tables[0].slots - len(row.past))))
-    thresholds = any(row.thresholded for row in traced)
+        steps[i] = probe.row(step, t, options, *numbers[:, i : i + 1])
+    table, clean = (nf.Tableau(rows, shadow.timesteps.numpy(), theirs.__name__) for rows in numbers)
+    names = sorted({name for one in steps.values() for name in one.after}) if scheduler._memory else []
+    for i, one in steps.items():  # a table that reads four past arrays is given four in every row
+        past = one.past + [SAMPLE] * (table.slots - len(one.past))
+        state = tuple(one.state.get(name) for name in names)
+        steps[i] = one._replace(state=state if len(names) > 1 else state[0] if names else None, past=_pick(past))
     return Plan(
-        table=tables[0],
-        clean=tables[1] if thresholds else None,
+        table=table,
+        clean=clean if probe.thresholds else None,
         steps=steps,
-        state=_state_of(names),
-        output=kind,
-        fields=tuple(traced[0].result.keys()),
+        state=attrgetter(*names) if names else lambda scheduler: None,
+        output=type(probe.result),
+        fields=tuple(probe.result),
     )
-
-
-def _state_of(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
-    if not names:
-        return lambda scheduler: ()
-    if len(names) == 1:
-        (name,) = names
-        return lambda scheduler: (getattr(scheduler, name),)
-    getter: Callable[[Any], tuple[Any, ...]] = attrgetter(*names)
-    return getter
 
 
 def levels(scheduler: Any, theirs: type, n: int, dtype: torch.dtype, *, exact: bool) -> tuple[Any, Any]:
@@ -125,145 +112,103 @@ class _Probe:
     """Unit vectors in place of a scheduler's tensors, and the forms that come back."""
 
     def __init__(self, shadow: Any, memory: tuple[str, ...]) -> None:
-        self.shadow, self.memory = shadow, memory
-        self.bounds = (-np.inf, np.inf)
-        self.thresholded = False
-        self.cut: list[Tensor] = []
+        self.shadow, self.memory, self.thresholds = shadow, memory, False
+        self.lo, self.hi = -np.inf, np.inf
+        self.clean: Tensor | None = None
         if "clip_sample_range" in shadow.config:
             limit = shadow.config.clip_sample_range
             shadow._internal_dict = type(shadow.config)({**shadow.config, "clip_sample_range": _Bound(self, limit)})
-        shadow._threshold_sample = self._threshold
+        shadow._threshold_sample = self.threshold
+
+    # What diffusers finds where it looks for noise, for a clamp and for dynamic thresholding.
 
     def noise(self, *args: Any, **kwargs: Any) -> Tensor:
         self.drawn = True
         return self.units["z"]
 
     def clamp(self, x: Tensor, limit: float) -> Tensor:
-        self.bounds = -limit, limit
-        self.cut.append(x)
+        self.clean, self.lo, self.hi = x, -limit, limit
         return self.units["d"]
 
-    def _threshold(self, x: Tensor) -> Tensor:
-        self.thresholded = True
-        self.cut.append(x)
+    def threshold(self, x: Tensor) -> Tensor:
+        self.clean, self.thresholds = x, True
         return self.units["d"]
 
-    def row(self, step: Callable[..., Any], t: Any, options: dict[str, Any]) -> _Traced:
-        """One step of the scheduler, which goes on from there."""
-        shadow = self.shadow
-        held = items(shadow, self.memory)
-        names = ["x", "m1", "z", "d", *(f"held{k}" for k, v in enumerate(held) if isinstance(v, Tensor))]
-        columns = _columns(len(names))
-        self.units = {name: torch.from_numpy(column[None].copy()) for name, column in zip(names, columns, strict=True)}
-        held = [self.units.get(f"held{k}", value) for k, value in enumerate(held)]
-        _remember(shadow, self.memory, held)
-        self.cut, self.drawn = [], False
-        before = dict(vars(shadow))
-        state = {name: value for name, value in before.items() if name not in self.memory}
-        result = step(shadow, self.units["m1"], t, self.units["x"], **options)
+    def row(self, step: Any, t: Any, options: dict[str, Any], numbers: Any, clean_numbers: Any) -> Step:
+        """One step of the scheduler, which goes on from there. Fills in the row, or two where D is thresholded."""
+        held = self._hold()
+        before = self._attributes()
+        self.result = step(self.shadow, self.units["m1"], t, self.units["x"], **options)
+        after = {name: v for name, v in self._attributes().items() if before.get(name, self) is not v}
         # what was changed in place is another tensor now
-        changed_in_place = {id(value) for value in held if isinstance(value, Tensor) and value._version}
-        places = {id(value): REMEMBERED + k for k, value in enumerate(held) if id(value) not in changed_in_place}
-        places |= {id(None): NOTHING, id(t): TIME, id(self.units["x"]): SAMPLE, id(self.units["m1"]): MODEL}
-        if self.thresholded:
-            places[id(self.units["d"])] = CLEAN
-        changed = {
-            name: value
-            for name, value in vars(shadow).items()
-            if name not in self.memory and before.get(name, self) is not value
-        }
-        return _Traced(
-            units=dict(self.units),
-            columns=columns,
-            result=result,
-            state=state,
-            changed=changed,
-            held=len(held),
-            places=places,
-            kept=[(name, getattr(shadow, name, None)) for name in self.memory],
-            clean=self.cut[0] if self.cut else None,
-            bounds=self.bounds,
-            thresholded=self.thresholded,
-            draws=self.drawn,
-        )
-
-
-@dataclass
-class _Traced:
-    """What one probed step did."""
-
-    units: dict[str, Tensor]
-    columns: Any
-    result: Any
-    state: dict[str, Any]
-    changed: dict[str, Any]
-    held: int
-    places: dict[int, int]
-    kept: list[tuple[str, Any]]
-    clean: Tensor | None
-    bounds: tuple[float, float]
-    thresholded: bool
-    draws: bool
-    past: list[int] = field(default_factory=list)
-
-    def write(self, row: Any, clean_row: Any, names: list[str]) -> Step:
-        """Fills in the row's numbers."""
+        held = [object() if isinstance(value, Tensor) and value._version else value for value in held]
+        given = [None, t, self.units["x"], self.units["m1"], self.units["d"] if self.thresholds else object(), *held]
+        places: dict[int, int] = {id(value): place for place, value in reversed([*enumerate(given)])}
         written: list[Tensor] = []
 
         def place(value: Any) -> int:
-            if id(value) not in self.places:
-                self.places[id(value)] = REMEMBERED + self.held + len(written)
+            if id(value) not in places:
+                places[id(value)] = len(given) + len(written)
                 written.append(value)
-            return self.places[id(value)]
+            return places[id(value)]
 
         sample, *others = self.result.values()
         results = _pick([place(value) for value in others])
-        after = dict(self.changed)
         remembers: list[tuple[str, Pick]] = []
-        for name, value in self.kept:
+        for name in self.memory:
+            value = getattr(self.shadow, name, None)
             if isinstance(value, list):
                 remembers.append((name, _listed(_pick([place(v) for v in value]))))
             elif value is None or isinstance(value, Tensor):
                 remembers.append((name, itemgetter(place(value))))
             else:
                 after[name] = value
-        if len(written) > 2:
-            raise Unsupported(f"a step writes {1 + len(written)} tensors")
-        forms = [self._form(value) for value in (sample, *written)]
+        past = self._fill([sample, *written], numbers, clean_numbers)
+        return Step(before, past, range(len(written)), self.drawn, results, remembers, after)
+
+    def _hold(self) -> list[Any]:
+        """New units, in what the scheduler remembers too."""
+        held = items(self.shadow, self.memory)
+        names = ["x", "m1", "z", "d", *(f"held{k}" for k, v in enumerate(held) if isinstance(v, Tensor))]
+        self.columns = _columns(len(names))
+        self.units = {n: torch.from_numpy(column[None].copy()) for n, column in zip(names, self.columns, strict=True)}
+        held = [self.units.get(f"held{k}", value) for k, value in enumerate(held)]
+        _remember(self.shadow, self.memory, held)
+        self.clean, self.drawn = None, False
+        return held
+
+    def _attributes(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self.shadow).items() if name not in self.memory}
+
+    def _fill(self, outputs: list[Tensor], numbers: Any, clean_numbers: Any) -> list[int]:
+        """The numbers of a row; returns the places of past1 .."""
+        if len(outputs) > 3:
+            raise Unsupported(f"a step writes {len(outputs)} tensors")
+        forms = [self._form(value) for value in outputs]
         past = [name for name in self.units if name.startswith("held") and any(form[name] for form in forms)]
-        self.past = [REMEMBERED + int(name.removeprefix("held")) for name in past]
         if len(past) > 4:
             raise Unsupported(f"a step reads {len(past)} remembered tensors")
         columns = {name: f"past{k}" for k, name in enumerate(past, 1)}
-        columns |= {"x": "x", "m1": "m1", "z": "z", "d": "m2" if self.thresholded else "d", "k": "k"}
+        columns |= {"x": "x", "m1": "m1", "z": "z", "d": "m2" if self.thresholds else "d", "k": "k"}
         for output, form in zip(("out", "aux1", "aux2"), forms, strict=False):
             for name, weight in form.items():
                 if weight:
-                    row[output][columns[name]] = weight
+                    numbers[output][columns[name]] = weight
         if self.clean is not None:
-            form = self._form(self.clean)
-            target = clean_row["out"] if self.thresholded else row["clean"]
+            form, target = self._form(self.clean), clean_numbers["out"] if self.thresholds else numbers["clean"]
             for name in ("k", "x", "m1"):
                 target[name] = form[name]
-            if not self.thresholded:
-                row["clean"]["lo"], row["clean"]["hi"] = self.bounds
-        return Step(
-            state=tuple(self.state.get(name) for name in names),
-            past=_pick(self.past),
-            written=range(len(written)),
-            draws=self.draws,
-            results=results,
-            remembers=tuple(remembers),
-            after=after,
-        )
+            numbers["clean"]["lo"], numbers["clean"]["hi"] = self.lo, self.hi
+        return [REMEMBERED + int(name.removeprefix("held")) for name in past]
 
-    def _form(self, value: Tensor) -> dict[str, float]:
+    def _form(self, value: Any) -> dict[str, float]:
         """Its coefficients, by name, and the constant k."""
         if not isinstance(value, Tensor) or value.dtype != torch.float64 or value.shape != self.units["x"].shape:
-            raise Unsupported(f"a step computes {type(value).__name__}s that are no tensors of the sample's shape")
+            raise Unsupported(
+                f"a step computes a {type(value).__name__} that is no float64 tensor of the sample's shape"
+            )
         *answers, constant, check = value[0].tolist()
-        weights = np.array(answers) - constant
-        drawn = self.columns[:, -1]
+        weights, drawn = np.array(answers) - constant, self.columns[:, -1]
         error = abs(constant + weights @ drawn - check)
         if not error <= 1e-9 * (abs(constant) + np.abs(weights) @ np.abs(drawn)):
             raise Unsupported("a step is not affine in the tensors that it reads, or not finite")
