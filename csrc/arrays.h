@@ -4,38 +4,12 @@
 #pragma once
 #include <Python.h>
 #include <numpy/arrayobject.h>
-#include <sys/mman.h>
 
 #include <cstdint>
 #include <cstring>
 
 namespace nf {
 namespace {
-
-// ------------------------------------------------------------------------------------------------ DLPack
-
-struct DLTensor {
-    void* data;
-    int32_t device_type, device_id;
-    int32_t ndim;
-    uint8_t code, bits;
-    uint16_t lanes;
-    int64_t *shape, *strides;  // in elements
-    uint64_t byte_offset;
-};
-
-struct ExchangeApi {
-    uint32_t major, minor;
-    void* previous;
-    void *allocate, *from_object, *to_object;
-    int (*borrow)(void* object, DLTensor* out);  // dltensor_from_py_object_no_sync; may be null
-    void* current_stream;
-};
-
-constexpr int32_t kCpu = 1;
-constexpr uint8_t kInt = 0, kUint = 1, kFloat = 2, kBfloat = 4;
-
-// ------------------------------------------------------------------------------------------------ torch
 
 struct Reference {
     PyObject* object;
@@ -44,86 +18,11 @@ struct Reference {
     ~Reference() { Py_XDECREF(object); }
 };
 
-// Looked up when the first tensor comes; `tensor` stays null where this torch lacks the exchange API.
-struct Torch {
-    bool sought = false;
-    PyTypeObject* tensor = nullptr;
-    const ExchangeApi* api;
-    PyObject *empty_like, *is_grad_enabled, *increment_version, *forward_ad;
-    PyObject *requires_grad, *is_neg, *current_level;  // names
-
-    bool is_tensor(PyObject* o) {
-        PyTypeObject* type = Py_TYPE(o);
-        if (!sought && std::strcmp(type->tp_name, "Tensor") == 0) seek(reinterpret_cast<PyObject*>(type));
-        return type == tensor && tensor;
-    }
-
-    // Whether it is the memory that the exchange API shows, and no autograd watches; the API does not tell.
-    bool is_plain(PyObject* o) {
-        const Reference grad(PyObject_GetAttr(o, requires_grad)), negated(PyObject_CallMethodNoArgs(o, is_neg));
-        if (negated.object != Py_False) return false;
-        return grad.object == Py_False || (grad.object == Py_True && is(is_grad_enabled, Py_False));
-    }
-
-    bool written(PyObject* const* tensors, Py_ssize_t n) {
-        const Reference all(n == 1 ? Py_NewRef(tensors[0]) : PyTuple_New(n));
-        for (Py_ssize_t i = 0; n > 1 && all.object && i < n; ++i)
-            PyTuple_SET_ITEM(all.object, i, Py_NewRef(tensors[i]));
-        const Reference none(all.object ? PyObject_CallOneArg(increment_version, all.object) : nullptr);
-        return none.object;
-    }
-
-    // Whether there are tangents about, of forward-mode differentiation.
-    bool dual() {
-        const Reference level(PyObject_GetAttr(forward_ad, current_level));
-        const long depth = level.object ? PyLong_AsLong(level.object) : 0;
-        PyErr_Clear();
-        return depth >= 0;
-    }
-
-  private:
-    static bool is(PyObject* function, PyObject* expected) {
-        const Reference answer(PyObject_CallNoArgs(function));
-        return answer.object == expected;
-    }
-
-    static PyObject* get(const char* module, const char* name) {
-        const Reference m(PyImport_ImportModule(module));
-        return m.object ? PyObject_GetAttrString(m.object, name) : nullptr;
-    }
-
-    bool find(PyObject* type) {
-        const Reference capsule(PyObject_GetAttrString(type, "__dlpack_c_exchange_api__"));
-        if (!capsule.object) return false;
-        api = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.object, "dlpack_exchange_api"));
-        return api && api->major == 1 && api->borrow && (empty_like = get("torch", "empty_like")) &&
-               (is_grad_enabled = get("torch", "is_grad_enabled")) &&
-               (increment_version = get("torch.autograd.graph", "increment_version")) &&
-               (forward_ad = PyImport_ImportModule("torch.autograd.forward_ad")) &&
-               (requires_grad = PyUnicode_InternFromString("requires_grad")) &&
-               (is_neg = PyUnicode_InternFromString("is_neg")) &&
-               (current_level = PyUnicode_InternFromString("_current_level"));
-    }
-
-    void seek(PyObject* type) {
-        const Reference name(PyUnicode_FromString("torch")),
-            module(name.object ? PyImport_GetModule(name.object) : nullptr);
-        const Reference found(module.object ? PyObject_GetAttrString(module.object, "Tensor") : nullptr);
-        if (found.object == type) {
-            sought = true;
-            if (find(type)) tensor = reinterpret_cast<PyTypeObject*>(Py_NewRef(type));
-        }
-        PyErr_Clear();
-    }
-};
-
-inline Torch torch;
-
 // ------------------------------------------------------------------------------------------------ views
 
 enum class Kind { f32, f64, f16, bf16, u8, i64, other };  // the first five are those of DType
 
-// A C-contiguous, aligned array of the CPU, native byte order, not empty; borrowed.
+// A C-contiguous, aligned array of the CPU in native byte order; borrowed.
 struct View {
     PyObject* object;
     char* data;
@@ -159,6 +58,43 @@ inline Kind kind_of(PyArrayObject* a) {
     }
 }
 
+inline bool view_array(PyObject* o, View& v) {
+    PyArrayObject* a = reinterpret_cast<PyArrayObject*>(o);
+    v.object = o;
+    v.data = PyArray_BYTES(a);
+    v.kind = kind_of(a);
+    v.ndim = PyArray_NDIM(a);
+    v.shape = reinterpret_cast<const int64_t*>(PyArray_DIMS(a));
+    v.count = PyArray_SIZE(a);
+    v.bytes = PyArray_NBYTES(a);
+    v.writable = PyArray_ISWRITEABLE(a);
+    v.is_tensor = false;
+    return PyArray_ISCARRAY_RO(a);
+}
+
+// ------------------------------------------------------------------------------------------------ DLPack
+
+struct DLTensor {
+    void* data;
+    int32_t device_type, device_id;
+    int32_t ndim;
+    uint8_t code, bits;
+    uint16_t lanes;
+    int64_t *shape, *strides;  // in elements
+    uint64_t byte_offset;
+};
+
+struct ExchangeApi {
+    uint32_t major, minor;
+    void* previous;
+    void *allocate, *from_object, *to_object;
+    int (*borrow)(void* object, DLTensor* out);  // dltensor_from_py_object_no_sync; may be null
+    void* current_stream;
+};
+
+constexpr int32_t kCpu = 1;
+constexpr uint8_t kInt = 0, kUint = 1, kFloat = 2, kBfloat = 4;
+
 inline Kind kind_of(const DLTensor& t) {
     const auto is = [&](uint8_t code, uint8_t bits) { return t.code == code && t.bits == bits && t.lanes == 1; };
     return is(kFloat, 32)    ? Kind::f32
@@ -170,22 +106,8 @@ inline Kind kind_of(const DLTensor& t) {
                              : Kind::other;
 }
 
-inline bool view_array(PyArrayObject* a, View& v) {
-    if (!PyArray_ISCARRAY_RO(a)) return false;
-    v.data = PyArray_BYTES(a);
-    v.kind = kind_of(a);
-    v.ndim = PyArray_NDIM(a);
-    v.shape = reinterpret_cast<const int64_t*>(PyArray_DIMS(a));
-    v.count = PyArray_SIZE(a);
-    v.bytes = PyArray_NBYTES(a);
-    v.writable = PyArray_ISWRITEABLE(a);
-    v.is_tensor = false;
-    return true;
-}
-
-inline bool view_tensor(PyObject* o, View& v) {
-    DLTensor t;
-    if (torch.api->borrow(o, &t) != 0 || t.device_type != kCpu) return false;  // an error: no memory of its own, say
+inline bool view_tensor(PyObject* o, const DLTensor& t, View& v) {
+    v.object = o;
     v.data = static_cast<char*>(t.data) + t.byte_offset;
     v.kind = kind_of(t);
     v.ndim = t.ndim;
@@ -195,41 +117,121 @@ inline bool view_tensor(PyObject* o, View& v) {
         if (t.shape[i] != 1 && t.strides[i] != v.count) return false;
         v.count *= t.shape[i];
     }
-    v.bytes = v.count * (t.bits / 8);
+    const int64_t bytes = t.bits / 8;
+    v.bytes = v.count * bytes;
     v.writable = v.is_tensor = true;
-    return reinterpret_cast<uintptr_t>(v.data) % (t.bits / 8) == 0;
+    return t.device_type == kCpu && bytes > 0 && reinterpret_cast<uintptr_t>(v.data) % static_cast<size_t>(bytes) == 0;
 }
 
-// False, and no Python error, for whatever is not plain.
+// ------------------------------------------------------------------------------------------------ torch
+
+// Looked up when the first tensor comes; `tensor` stays null where this torch lacks the exchange API.
+class Torch {
+  public:
+    bool is_tensor(PyObject* o) {
+        PyTypeObject* type = Py_TYPE(o);
+        if (!sought_ && std::strcmp(type->tp_name, "Tensor") == 0) seek(reinterpret_cast<PyObject*>(type));
+        return type == tensor_ && tensor_;
+    }
+
+    // False, perhaps with a Python error, for what has no memory of its own, or none of the CPU.
+    bool view(PyObject* o, View& v) const {
+        DLTensor t;
+        return api_->borrow(o, &t) == 0 && view_tensor(o, t, v);
+    }
+
+    // Whether it is the memory that the exchange API shows, and no autograd watches; the API does not tell.
+    bool is_plain(PyObject* o) const {
+        const Reference grad(PyObject_GetAttr(o, requires_grad_)), negated(PyObject_CallMethodNoArgs(o, is_neg_));
+        if (negated.object != Py_False) return false;
+        if (grad.object == Py_False) return true;
+        const Reference enabled(grad.object ? PyObject_CallNoArgs(is_grad_enabled_) : nullptr);
+        return enabled.object == Py_False;
+    }
+
+    // Whether there are tangents about, of forward-mode differentiation.
+    bool dual() const {
+        const Reference level(PyObject_GetAttr(forward_ad_, current_level_));
+        const long depth = level.object ? PyLong_AsLong(level.object) : 0;
+        PyErr_Clear();
+        return depth >= 0;
+    }
+
+    // Autograd learns that they were written. False: a Python error is set.
+    bool written(PyObject* const* tensors, Py_ssize_t n) const {
+        const Reference all(PyTuple_New(n));
+        if (!all.object) return false;
+        for (Py_ssize_t i = 0; i < n; ++i) PyTuple_SET_ITEM(all.object, i, Py_NewRef(tensors[i]));
+        const Reference none(PyObject_CallOneArg(increment_version_, all.object));
+        return none.object;
+    }
+
+    // A new tensor like x, and what is seen of it. Null: a Python error is set.
+    PyObject* new_like(const View& x, View& v) const { return viewed(PyObject_CallOneArg(empty_like_, x.object), v); }
+
+    // The memory of a NumPy array, which for bfloat16 is one of int16, as a tensor of x's dtype.
+    PyObject* from_array(PyObject* array, const View& x, View& v) const {
+        PyObject* made = PyObject_CallOneArg(from_numpy_, array);
+        if (!made || x.kind != Kind::bf16) return viewed(made, v);
+        const Reference bits(made), dtype(PyObject_GetAttr(x.object, dtype_));
+        return viewed(dtype.object ? PyObject_CallMethodOneArg(made, view_, dtype.object) : nullptr, v);
+    }
+
+  private:
+    bool sought_ = false;
+    PyTypeObject* tensor_ = nullptr;
+    const ExchangeApi* api_;
+    PyObject *empty_like_, *from_numpy_, *is_grad_enabled_, *increment_version_, *forward_ad_;
+    PyObject *requires_grad_, *is_neg_, *current_level_, *dtype_, *view_;  // names
+
+    PyObject* viewed(PyObject* made, View& v) const {
+        if (made && !(Py_TYPE(made) == tensor_ && view(made, v))) {
+            Py_CLEAR(made);
+            if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, "torch made no plain tensor of the CPU");
+        }
+        return made;
+    }
+
+    static PyObject* get(const char* module, const char* name) {
+        const Reference m(PyImport_ImportModule(module));
+        return m.object ? PyObject_GetAttrString(m.object, name) : nullptr;
+    }
+
+    bool find(PyObject* type) {
+        const Reference capsule(PyObject_GetAttrString(type, "__dlpack_c_exchange_api__"));
+        if (!capsule.object) return false;
+        api_ = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.object, "dlpack_exchange_api"));
+        return api_ && api_->major == 1 && api_->borrow && (empty_like_ = get("torch", "empty_like")) &&
+               (from_numpy_ = get("torch", "from_numpy")) && (is_grad_enabled_ = get("torch", "is_grad_enabled")) &&
+               (increment_version_ = get("torch.autograd.graph", "increment_version")) &&
+               (forward_ad_ = PyImport_ImportModule("torch.autograd.forward_ad")) &&
+               (requires_grad_ = PyUnicode_InternFromString("requires_grad")) &&
+               (is_neg_ = PyUnicode_InternFromString("is_neg")) && (dtype_ = PyUnicode_InternFromString("dtype")) &&
+               (current_level_ = PyUnicode_InternFromString("_current_level")) &&
+               (view_ = PyUnicode_InternFromString("view"));
+    }
+
+    void seek(PyObject* type) {
+        const Reference name(PyUnicode_FromString("torch"));
+        const Reference module(name.object ? PyImport_GetModule(name.object) : nullptr);
+        const Reference found(module.object ? PyObject_GetAttrString(module.object, "Tensor") : nullptr);
+        if (found.object == type) {
+            sought_ = true;
+            if (find(type)) tensor_ = reinterpret_cast<PyTypeObject*>(Py_NewRef(type));
+        }
+        PyErr_Clear();
+    }
+};
+
+inline Torch torch;
+
+// False, and no Python error, for whatever is not plain, and for nothing.
 inline bool view(PyObject* o, View& v) {
-    v.object = o;
-    const bool seen = PyArray_CheckExact(o) ? view_array(reinterpret_cast<PyArrayObject*>(o), v)
-                      : torch.is_tensor(o)  ? view_tensor(o, v) && torch.is_plain(o)
+    const bool seen = PyArray_CheckExact(o) ? view_array(o, v)
+                      : torch.is_tensor(o)  ? torch.view(o, v) && torch.is_plain(o)
                                             : false;
     if (!seen) PyErr_Clear();
     return seen && v.count > 0 && v.data;
-}
-
-// A new array like x; the reference is the caller's. Null: a Python error is set.
-inline PyObject* new_like(const View& x, View& v) {
-    if (!x.is_tensor) {
-        PyObject* made = PyArray_NewLikeArray(reinterpret_cast<PyArrayObject*>(x.object), NPY_CORDER, nullptr, 0);
-        if (made) view_array(reinterpret_cast<PyArrayObject*>(made), v);
-        return made;
-    }
-    PyObject* made = PyObject_CallOneArg(torch.empty_like, x.object);
-    if (made && !(torch.is_tensor(made) && view_tensor(made, v))) {
-        Py_CLEAR(made);
-        PyErr_SetString(PyExc_RuntimeError, "torch.empty_like made no plain tensor of the CPU");
-    }
-#ifdef MADV_HUGEPAGE
-    // The first touch of 4 KiB pages costs more than the noise; NumPy asks for larger ones as well.
-    if (made && v.bytes >= 1 << 22) {
-        const uintptr_t page = 4096, begin = (reinterpret_cast<uintptr_t>(v.data) + page - 1) & ~(page - 1);
-        madvise(reinterpret_cast<void*>(begin), static_cast<size_t>(v.bytes) - page, MADV_HUGEPAGE);
-    }
-#endif
-    return made;
 }
 
 }  // namespace

@@ -14,12 +14,14 @@
 #include "cpu/dispatch.h"
 #include "cpu/lane_scalar.h"
 #include "cpu/pool.h"
+#include "memory.h"
 
 using namespace nf;
 
 namespace {
 
-// Elements for one thread: about 20 microseconds of noise. Walks multiply them by their times.
+// Elements for one thread: about 20 microseconds of noise, as long as two of these where none is drawn. Walks multiply
+// them by their times.
 constexpr int64_t kChunk = 1 << 15;
 
 PyObject *name_seed, *name_sample, *name_step, *name_stream, *name_window_shape;
@@ -94,7 +96,7 @@ bool parse_step(PyObject* args, Step& s, std::vector<Field>& fields, PyObject*& 
 void run(const Step& s) {
     const Kernels& k = kernels();
     // Without noise there is eight times less to do, and waking a thread costs the same.
-    const int64_t chunk = s.draw == Draw::none ? 8 * kChunk : kChunk;
+    const int64_t chunk = s.draw == Draw::none ? 2 * kChunk : kChunk;
     parallel_for(s.batch * s.size, chunk, [&](int64_t begin, int64_t end) { k.step(s, begin, end); });
 }
 
@@ -123,6 +125,29 @@ PyObject* py_walk(PyObject*, PyObject* args) {
                  [&](int64_t begin, int64_t end) { k.walk(w, begin, end); });
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
+}
+
+// A new C-contiguous array.
+PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype) {  // steals dtype
+    npy_intp bytes = PyDataType_ELSIZE(dtype);
+    for (int axis = 0; axis < ndim; ++axis) bytes *= shape[axis];
+    PyObject* const handler = bytes >= kLargeArray ? memory_handler() : nullptr;
+    PyObject* const before = handler ? PyDataMem_SetHandler(handler) : nullptr;
+    PyObject* made = PyArray_NewFromDescr(&PyArray_Type, dtype, ndim, shape, nullptr, nullptr, 0, nullptr);
+    if (before) {
+        Py_XDECREF(PyDataMem_SetHandler(before));
+        Py_DECREF(before);
+    }
+    return made;
+}
+
+PyObject* py_empty(PyObject*, PyObject* args) {
+    PyArray_Dims shape{};
+    PyArray_Descr* dtype;
+    if (!PyArg_ParseTuple(args, "O&O&", PyArray_IntpConverter, &shape, PyArray_DescrConverter, &dtype)) return nullptr;
+    PyObject* made = new_array(shape.len, shape.ptr, dtype);
+    PyDimMem_FREE(shape.ptr);
+    return made;
 }
 
 PyObject* py_philox(PyObject*, PyObject* args) {
@@ -318,6 +343,19 @@ class PlainCall {
     }
 };
 
+// A new array like x, and what is seen of it. Null: a Python error is set.
+PyObject* new_like(const View& x, View& v) {
+    if (x.is_tensor && (x.bytes < kLargeArray || !memory_handler())) return torch.new_like(x, v);
+    constexpr int types[] = {NPY_FLOAT, NPY_DOUBLE, NPY_HALF, NPY_INT16};  // by Kind
+    PyArray_Descr* dtype = x.is_tensor ? PyArray_DescrFromType(types[static_cast<int>(x.kind)])
+                                       : reinterpret_cast<PyArray_Descr*>(Py_NewRef(PyArray_DESCR(array(x.object))));
+    PyObject* made = new_array(x.ndim, reinterpret_cast<const npy_intp*>(x.shape), dtype);
+    if (!made) return nullptr;
+    if (!x.is_tensor) return view_array(made, v), made;
+    const Reference memory(made);
+    return torch.from_array(made, x, v);
+}
+
 // The outputs of a plain call: the caller's, and new ones.
 class Results {
   public:
@@ -412,6 +450,7 @@ PyObject* py_set_num_threads(PyObject*, PyObject* n) {
 PyMethodDef methods[] = {
     {"step", py_step, METH_VARARGS, nullptr},
     {"walk", py_walk, METH_VARARGS, nullptr},
+    {"empty", py_empty, METH_VARARGS, nullptr},
     {"philox", py_philox, METH_VARARGS, nullptr},
     {"row", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_row)), METH_FASTCALL, nullptr},
     {"isas", py_isas, METH_NOARGS, nullptr},

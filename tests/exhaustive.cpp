@@ -356,8 +356,8 @@ Halves check_halves(int threads) {
         for (uint64_t bits = first; bits < last; bits += W) {
             const auto lanes = Lane::as_float(from(static_cast<uint32_t>(bits)));
             Lane::store(x, lanes);
-            Lane::store_half(f16, lanes);
-            Lane::store_low(bf16, bfloat16_bits<Lane>(lanes));
+            Lane::store(f16, Lane::to_half(lanes));
+            Lane::store(bf16, Lane::upper_halves(round_to_bfloat16<Lane>(lanes)));
             for (int i = 0; i < W; ++i) {
                 const bool nan = std::isnan(x[i]);
                 h.to_half.see(nan ? !is_nan(f16[i], 0x7C00) : f16[i] != to_bits(static_cast<_Float16>(x[i])), bits + i);

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import NATIVE, using
+from conftest import DTYPES, NATIVE, using
 from noisefuse.tableau import ROW
 
 FAR = 1 << 23  # elements; csrc/cpu/tile_rows.h
@@ -44,11 +44,11 @@ OPERATIONS = {"q_sample": forward, "randn": draw, "stochastic step": step(True),
 
 @pytest.mark.parametrize("name", VECTORS)
 @pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_the_bits_are_those_of_the_parts(name, operation, dtype):
     """Seen to fail: stores past the caches that are not aligned to a line (a fault)."""
-    run, outputs = OPERATIONS[operation], 2 if operation == "step" else 1
-    for size, offset in [(FAR // 4, 0), (FAR // 4, 4), (FAR // 4 + 1, 5), (FAR // 4 + 4, 1)]:
+    run, outputs, dtype = OPERATIONS[operation], 2 if operation == "step" else 1, DTYPES[dtype]
+    for size, offset in [(FAR // 4, 0), (FAR // 4, 4), (FAR // 4 + 1, 5)]:
         x = np.random.default_rng(0).random((4, size), np.float32).astype(dtype)
         room = np.full((outputs, 4 * size + 64), np.nan, dtype)
         wholes = [a[16 + offset : 16 + offset + 4 * size].reshape(4, size) for a in room]

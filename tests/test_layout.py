@@ -29,7 +29,7 @@ ALLOWED = {
     "backends.jit": "noise tableau backends.call backends.spec",
     "backends.*": "noise tableau backends.call _native",
     "backends": "noise tableau backends.call _native",
-    "arrays": "interop.*",
+    "arrays": "interop.* _native",
     "calls": "noise arrays backends backends.call",
     "ops": "schedule tableau noise arrays calls backends backends.call",
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share

@@ -478,6 +478,12 @@ def test_a_stream_of_ones_own_is_refused():
                 call()
 
 
+@pytest.mark.parametrize("given", [5, None, "noise"])
+def test_a_start_needs_a_noise(given):
+    with pytest.raises(TypeError, match=r"noise: expected a Noise or a list of them, .* got"):
+        samplers.ddpm(VP, 5).start((2, 3), given)
+
+
 def test_a_shape_may_be_a_list():
     sampler, noise = samplers.ddim(VP, 3), Noise(2)
     expected = sampler.sample(gaussian_model(VP), (2, 3), noise)

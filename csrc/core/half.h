@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The 16-bit floats: IEEE binary16 and bfloat16 to float and back, to nearest even. Lanes with instructions for binary16
-// use those.
+// The 16-bit floats: IEEE binary16 and bfloat16 to float and back, to nearest even. Lanes with instructions for
+// binary16 use those.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -22,11 +22,11 @@ inline uint32_t float_to_bits(float x) {
 
 inline float bfloat16_to_float(uint16_t h) { return bits_to_float(uint32_t{h} << 16); }
 
+// The bfloat16 stands in the upper half of each lane; what is below it does not count.
 template <class Lane>
-inline typename Lane::u32 bfloat16_bits(typename Lane::f32 x) {
-    const auto b = Lane::as_bits(x);
-    const auto half_way = Lane::add(Lane::bit_and(Lane::template shift_right<16>(b), 1u), Lane::splat(0x7FFFu));
-    return Lane::where_nan(x, 0x7FC0u, Lane::template shift_right<16>(Lane::add(b, half_way)));
+inline typename Lane::u32 round_to_bfloat16(typename Lane::f32 x) {
+    const auto bits = Lane::as_bits(x);
+    return Lane::where_nan(x, 0x7FC00000u, Lane::add_bit16(Lane::add(bits, Lane::splat(0x7FFFu)), bits));
 }
 
 inline float half_to_float(uint16_t h) {

@@ -143,7 +143,8 @@ void walk_range(const Walk& walk, int64_t begin, int64_t end) {
             const Real *c[2] = {table + kColumns * t + kZ, table + kColumns * t + kX}, *v[2] = {z, x},
                        *no_constant = nullptr;
             sum_terms<false, 2>(x, plan.size, 2, no_constant, c, v, false);
-            if (walk.keep[t] >= 0) store_as(s.out[0], s.type, walk.keep[t] * s.size * s.batch + at, x, plan.size);
+            if (walk.keep[t] >= 0)
+                store_as(s.out[0], s.type, walk.keep[t] * s.size * s.batch + at, x, plan.size, false);
         }
     }
 }

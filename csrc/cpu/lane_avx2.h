@@ -13,6 +13,7 @@ struct Avx2 {
     static constexpr int block_of_lane(int lane, float) { return lane % 4 * 2 + lane / 4; }
     static constexpr int block_of_lane(int lane, double) { return lane; }
 
+    using u16 = __m128i;
     using u32 = __m256i;
     using u64 = __m256i;
     using f32 = __m256;
@@ -133,20 +134,18 @@ struct Avx2 {
     static u32 where_nan(f32 x, uint32_t nan, u32 otherwise) {
         return _mm256_blendv_epi8(otherwise, splat(nan), as_bits(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
     }
-    static f32 load_bfloat16(const uint16_t* p) {
-        const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-        return as_float(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    static u32 add_bit16(u32 a, u32 b) { return add(a, bit_and(shift_right<16>(b), 1u)); }
+
+    static u16 load(const uint16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+    static void store(uint16_t* p, u16 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x); }
+    static void stream(uint16_t* p, u16 x) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), x); }
+    static u16 upper_halves(u32 a) {
+        const u32 low = shift_right<16>(a);
+        return _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
     }
-    static void store_low(uint16_t* p, u32 x) {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                         _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
-    }
-    static f32 load_half(const uint16_t* p) {
-        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    }
-    static void store_half(uint16_t* p, f32 x) {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-    }
+    static u32 as_upper_halves(u16 a) { return _mm256_slli_epi32(_mm256_cvtepu16_epi32(a), 16); }
+    static u16 to_half(f32 a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
+    static f32 from_half(u16 a) { return _mm256_cvtph_ps(a); }
 };
 
 }  // namespace

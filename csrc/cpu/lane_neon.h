@@ -13,6 +13,7 @@ struct Neon {
     static constexpr int block_of_lane(int lane, float) { return lane; }
     static constexpr int block_of_lane(int lane, double) { return lane; }
 
+    using u16 = uint16x4_t;
     using u32 = uint32x4_t;
     using u64 = uint64x2_t;
     using f32 = float32x4_t;
@@ -135,10 +136,15 @@ struct Neon {
     static u32 where_nan(f32 x, uint32_t nan, u32 otherwise) {
         return vbslq_u32(vceqq_f32(x, x), otherwise, splat(nan));
     }
-    static f32 load_bfloat16(const uint16_t* p) { return as_float(vshll_n_u16(vld1_u16(p), 16)); }
-    static void store_low(uint16_t* p, u32 x) { vst1_u16(p, vmovn_u32(x)); }
-    static f32 load_half(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
-    static void store_half(uint16_t* p, f32 x) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
+    static u32 add_bit16(u32 a, u32 b) { return add(a, bit_and(shift_right<16>(b), 1u)); }
+
+    static u16 load(const uint16_t* p) { return vld1_u16(p); }
+    static void store(uint16_t* p, u16 x) { vst1_u16(p, x); }
+    static void stream(uint16_t* p, u16 x) { store(p, x); }
+    static u16 upper_halves(u32 a) { return vshrn_n_u32(a, 16); }
+    static u32 as_upper_halves(u16 a) { return vshll_n_u16(a, 16); }
+    static u16 to_half(f32 a) { return vreinterpret_u16_f16(vcvt_f16_f32(a)); }
+    static f32 from_half(u16 a) { return vcvt_f32_f16(vreinterpret_f16_u16(a)); }
 };
 
 }  // namespace

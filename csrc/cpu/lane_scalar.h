@@ -15,6 +15,7 @@ struct Scalar {
     static constexpr int block_of_lane(int lane, float) { return lane; }
     static constexpr int block_of_lane(int lane, double) { return lane; }
 
+    using u16 = uint16_t;  // as many lanes as u32 has
     using u32 = uint32_t;
     using u64 = uint64_t;
     using f32 = float;
@@ -110,13 +111,18 @@ struct Scalar {
     static void in_order(f64 (&)[4]) {}
 
     static u32 where_nan(f32 x, uint32_t nan, u32 otherwise) { return x != x ? nan : otherwise; }
-    static f32 load_bfloat16(const uint16_t* p) { return bfloat16_to_float(*p); }
-    static void store_low(uint16_t* p, u32 x) { *p = static_cast<uint16_t>(x); }  // x < 2^16
-    static f32 load_half(const uint16_t* p) { return half_to_float(*p); }
-    static void store_half(uint16_t* p, f32 x) { *p = float_to_half(x); }
+    static u32 add_bit16(u32 a, u32 b) { return a + (b >> 16 & 1u); }
+
+    static u16 load(const uint16_t* p) { return *p; }
+    static void store(uint16_t* p, u16 x) { *p = x; }
+    static void stream(uint16_t* p, u16 x) { *p = x; }
+    static u16 upper_halves(u32 a) { return static_cast<uint16_t>(a >> 16); }
+    static u32 as_upper_halves(u16 a) { return uint32_t{a} << 16; }
+    static u16 to_half(f32 a) { return float_to_half(a); }
+    static f32 from_half(u16 a) { return half_to_float(a); }
 };
 
-inline uint16_t float_to_bfloat16(float x) { return static_cast<uint16_t>(bfloat16_bits<Scalar>(x)); }
+inline uint16_t float_to_bfloat16(float x) { return Scalar::upper_halves(round_to_bfloat16<Scalar>(x)); }
 
 }  // namespace
 }  // namespace nf

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
@@ -16,9 +17,21 @@
 #include <sched.h>
 #endif
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace nf {
 namespace {
 
+void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+}
+
+// One job at a time. Its caller works too, and waits only for helpers that have joined: one that wakes up too late for
+// a job finds it closed.
 class Pool {
   public:
     explicit Pool(int threads) : threads_(threads) {}
@@ -26,29 +39,30 @@ class Pool {
     std::atomic<int> threads_;
 
     bool run(int64_t total, int64_t chunk, const std::function<void(int64_t, int64_t)>& body) {
-        std::unique_lock busy(busy_, std::try_to_lock);
+        const std::unique_lock busy(busy_, std::try_to_lock);
         if (!busy) return false;
-        const int64_t chunks = (total + chunk - 1) / chunk;
-        const int helpers = static_cast<int>(std::min<int64_t>(threads_, chunks)) - 1;
+        wanted_ = static_cast<int>(std::min<int64_t>(threads_, (total + chunk - 1) / chunk)) - 1;
+        start();
+        body_ = &body, total_ = total, chunk_ = chunk, next_ = 0;
         {
-            std::lock_guard lock(mutex_);
-            body_ = &body, total_ = total, chunk_ = chunk;
-            next_ = 0;
-            start(helpers);
-            wanted_ = running_ = std::min(helpers, started_);
-            ++job_;
+            const std::lock_guard lock(mutex_);  // nobody falls asleep between its look at the state and its sleep
+            state_ = (state_ / kJob + 1) * kJob + kOpen;
         }
-        wake_.notify_all();
+        for (int i = 0; i < wanted_ && wanted_ < started_; ++i) wake_.notify_one();
+        if (wanted_ >= started_) wake_.notify_all();
         work();
-        std::unique_lock lock(mutex_);
-        done_.wait(lock, [this] { return running_ == 0; });
+        state_ &= ~kOpen;
+        if (!soon([this] { return state_ % kJob == 0; })) {
+            std::unique_lock lock(mutex_);
+            done_.wait(lock, [this] { return state_ % kJob == 0; });
+        }
         return true;
     }
 
   private:
-    void start(int helpers) {
+    void start() {
         try {
-            for (; started_ < helpers; ++started_) std::thread(&Pool::serve, this, started_).detach();
+            for (; started_ < wanted_; ++started_) std::thread(&Pool::serve, this).detach();
         } catch (const std::system_error&) {  // the system gives no more: fewer do the work
         }
     }
@@ -57,20 +71,50 @@ class Pool {
         for (int64_t begin; (begin = chunk_ * next_++) < total_;) (*body_)(begin, std::min(begin + chunk_, total_));
     }
 
-    void serve(int me) {
+    bool join(uint64_t& seen) {
+        uint64_t state = state_;
+        seen = state / kJob;
+        while (state / kJob == seen && state & kOpen && static_cast<int>(state % kOpen) < wanted_)
+            if (state_.compare_exchange_weak(state, state + 1)) return true;
+        return false;
+    }
+
+    void serve() {
         uint64_t seen = 0;
-        for (;;) {
-            {
+        for (bool joined = false;;) {
+            const auto called = [&] { return state_ / kJob != seen; };
+            if (!joined || !soon(called)) {
                 std::unique_lock lock(mutex_);
-                wake_.wait(lock, [&] { return job_ != seen; });
-                seen = job_;
-                if (me >= wanted_) continue;
+                wake_.wait(lock, called);
             }
+            joined = join(seen);
+            if (!joined) continue;
             work();
-            std::lock_guard lock(mutex_);
-            if (--running_ == 0) done_.notify_one();
+            if (--state_ % kJob == 0) {
+                const std::lock_guard lock(mutex_);
+                done_.notify_one();
+            }
         }
     }
+
+    // Whether it comes true within the time that it takes to fall asleep and be woken: steps of samplers follow each
+    // other, and many take less. Meanwhile whoever else wants the processor may have it.
+    template <class Condition>
+    static bool soon(Condition condition) {
+        const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+        do {
+            for (int i = 0; i < 20; ++i) {
+                if (condition()) return true;
+                pause();
+            }
+            std::this_thread::yield();
+        } while (std::chrono::steady_clock::now() < end);
+        return false;
+    }
+
+    // The latest job's number times kJob, kOpen while it takes helpers, and how many work on it.
+    static constexpr uint64_t kOpen = uint64_t{1} << 16, kJob = 2 * kOpen;
+    std::atomic<uint64_t> state_{0};
 
     std::mutex busy_;  // held by the caller whose job runs
     std::mutex mutex_;
@@ -78,8 +122,8 @@ class Pool {
     const std::function<void(int64_t, int64_t)>* body_ = nullptr;
     int64_t total_ = 0, chunk_ = 1;
     std::atomic<int64_t> next_{0};
-    int started_ = 0, wanted_ = 0, running_ = 0;
-    uint64_t job_ = 0;
+    std::atomic<int> wanted_{0};  // helpers
+    int started_ = 0;
 };
 
 int threads_from_environment() {

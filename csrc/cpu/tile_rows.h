@@ -9,24 +9,59 @@
 namespace nf {
 namespace {
 
-template <class Load>
-inline void load_halves(float* to, const uint16_t* from, int n, Load load) {
+// Halves of one type in vectors: to float32 and back.
+template <DType Type>
+inline Lane::f32 from_halves(Lane::u16 h) {
+    return Type == DType::f16 ? Lane::from_half(h) : Lane::as_float(Lane::as_upper_halves(h));
+}
+
+template <DType Type>
+inline Lane::u16 to_halves(Lane::f32 x) {
+    return Type == DType::f16 ? Lane::to_half(x) : Lane::upper_halves(round_to_bfloat16<Lane>(x));
+}
+
+template <DType Type>
+inline void load_halves(float* to, const uint16_t* from, int n) {
     int i = 0;
-    for (; i + Lane::width <= n; i += Lane::width) Lane::store(to + i, load(from + i));
+    for (; i + Lane::width <= n; i += Lane::width) Lane::store(to + i, from_halves<Type>(Lane::load(from + i)));
     if (i == n) return;
     uint16_t rest[Lane::width] = {};
     float floats[Lane::width];
     std::memcpy(rest, from + i, sizeof(uint16_t) * size_t(n - i));
-    Lane::store(floats, load(rest));
+    Lane::store(floats, from_halves<Type>(Lane::load(rest)));
     std::memcpy(to + i, floats, sizeof(float) * size_t(n - i));
+}
+
+// One vector to `at`; past the caches if `stream`, when that place is aligned to the vector.
+template <DType Type>
+inline void store_lanes(void* to, int64_t at, Lane::f32 x, bool stream) {
+    if constexpr (Type == DType::f32) {
+        float* const place = static_cast<float*>(to) + at;
+        stream ? Lane::stream(place, x) : Lane::store(place, x);
+    } else {
+        uint16_t* const place = static_cast<uint16_t*>(to) + at;
+        stream ? Lane::stream(place, to_halves<Type>(x)) : Lane::store(place, to_halves<Type>(x));
+    }
+}
+
+template <DType Type>
+inline void store_halves(uint16_t* to, const float* from, int n, bool stream) {
+    int i = 0;
+    for (; i + Lane::width <= n; i += Lane::width) store_lanes<Type>(to, i, Lane::load(from + i), stream);
+    if (i == n) return;
+    float rest[Lane::width] = {};
+    uint16_t halves[Lane::width];
+    std::memcpy(rest, from + i, sizeof(float) * size_t(n - i));
+    Lane::store(halves, to_halves<Type>(Lane::load(rest)));
+    std::memcpy(to + i, halves, sizeof(uint16_t) * size_t(n - i));
 }
 
 inline void load_as(float* to, const void* from, DType type, int64_t at, int n) {
     if (type == DType::f32) std::memcpy(to, static_cast<const float*>(from) + at, sizeof(float) * size_t(n));
     if (type == DType::u8)
         for (int i = 0; i < n; ++i) to[i] = static_cast<const uint8_t*>(from)[at + i];
-    if (type == DType::bf16) load_halves(to, static_cast<const uint16_t*>(from) + at, n, Lane::load_bfloat16);
-    if (type == DType::f16) load_halves(to, static_cast<const uint16_t*>(from) + at, n, Lane::load_half);
+    if (type == DType::bf16) load_halves<DType::bf16>(to, static_cast<const uint16_t*>(from) + at, n);
+    if (type == DType::f16) load_halves<DType::f16>(to, static_cast<const uint16_t*>(from) + at, n);
 }
 
 inline void load_as(double* to, const void* from, DType type, int64_t at, int n) {
@@ -37,36 +72,14 @@ inline void load_as(double* to, const void* from, DType type, int64_t at, int n)
         for (int i = 0; i < n; ++i) to[i] = static_cast<const float*>(from)[at + i];
 }
 
-// One vector to `at`; past the caches, for a float32 place aligned to it, if `stream`.
-template <DType Type>
-inline void store_lanes(void* to, int64_t at, Lane::f32 x, bool stream = false) {
-    if constexpr (Type == DType::f32) {
-        float* const place = static_cast<float*>(to) + at;
-        stream ? Lane::stream(place, x) : Lane::store(place, x);
-    }
-    if constexpr (Type == DType::f16) Lane::store_half(static_cast<uint16_t*>(to) + at, x);
-    if constexpr (Type == DType::bf16) Lane::store_low(static_cast<uint16_t*>(to) + at, bfloat16_bits<Lane>(x));
-}
-
-template <DType Type>
-inline void store_halves(void* to, int64_t at, const float* from, int n) {
-    int i = 0;
-    for (; i + Lane::width <= n; i += Lane::width) store_lanes<Type>(to, at + i, Lane::load(from + i));
-    if (i == n) return;
-    float rest[Lane::width] = {};
-    uint16_t halves[Lane::width];
-    std::memcpy(rest, from + i, sizeof(float) * size_t(n - i));
-    store_lanes<Type>(halves, 0, Lane::load(rest));
-    std::memcpy(static_cast<uint16_t*>(to) + at + i, halves, sizeof(uint16_t) * size_t(n - i));
-}
-
-inline void store_as(void* to, DType type, int64_t at, const float* from, int n) {
+// `stream`: the place is aligned to a vector, and written past the caches.
+inline void store_as(void* to, DType type, int64_t at, const float* from, int n, bool stream) {
     if (type == DType::f32) std::memcpy(static_cast<float*>(to) + at, from, sizeof(float) * size_t(n));
-    if (type == DType::bf16) store_halves<DType::bf16>(to, at, from, n);
-    if (type == DType::f16) store_halves<DType::f16>(to, at, from, n);
+    if (type == DType::bf16) store_halves<DType::bf16>(static_cast<uint16_t*>(to) + at, from, n, stream);
+    if (type == DType::f16) store_halves<DType::f16>(static_cast<uint16_t*>(to) + at, from, n, stream);
 }
 
-inline void store_as(void* to, DType, int64_t at, const double* from, int n) {
+inline void store_as(void* to, DType, int64_t at, const double* from, int n, bool) {
     std::memcpy(static_cast<double*>(to) + at, from, sizeof(double) * size_t(n));
 }
 
@@ -237,7 +250,7 @@ struct Arrays {
             bool is_input = false;
             for (int i = 0; i < n_in; ++i) is_input |= s.in[slots[i]] == s.out[o];
             direct[o] = s.type == kOwn<Real> && (alone || !is_input);
-            past_caches[o] = direct[o] && !is_input && s.size * s.batch >= kFarther;
+            past_caches[o] = !is_input && s.size * s.batch >= kFarther;
             if (s.out[o] && !past_caches[o])
                 written[n_written++] = {static_cast<const char*>(s.out[o]), kBytes[int(s.type)]};
         }
@@ -258,12 +271,10 @@ struct Arrays {
     }
 
     // Elements from `at` to where the first output's next line begins.
-    int64_t to_line(int64_t at) const {
-        const auto place = reinterpret_cast<uintptr_t>(static_cast<Real*>(s.out[0]) + at);
-        return static_cast<int64_t>(-place % kLine / sizeof(Real));
-    }
-    bool streams(int o, int64_t at) const {
-        return past_caches[o] && reinterpret_cast<uintptr_t>(static_cast<Real*>(s.out[o]) + at) % kLine == 0;
+    int64_t to_line(int64_t at) const { return static_cast<int64_t>(-place(0, at) % kLine) / kBytes[int(s.type)]; }
+    bool streams(int o, int64_t at) const { return past_caches[o] && place(o, at) % kLine == 0; }
+    uintptr_t place(int o, int64_t at) const {
+        return reinterpret_cast<uintptr_t>(s.out[o]) + static_cast<uintptr_t>(at * kBytes[int(s.type)]);
     }
 
     void load(int64_t at, int size) {
@@ -286,7 +297,7 @@ struct Arrays {
             const int j = rows.per_element ? i : 0;
             result[0][i] += lo[j] <= clean[i] && clean[i] <= hi[j] ? result[1][i] : Real{0};
         }
-        store_as(s.out[0], s.type, at, result[0], size);
+        store_as(s.out[0], s.type, at, result[0], size, streams(0, at));
     }
 
     void apply(const Rows<Real>& rows, int64_t at, int size) {
@@ -301,7 +312,7 @@ struct Arrays {
                 rows.apply(direct[o] ? static_cast<Real*>(s.out[o]) + at : result[o], size, rows.out[o], value,
                            streams(o, at));
         for (int o = 0; o < 3; ++o)
-            if (s.out[o] && !direct[o]) store_as(s.out[o], s.type, at, result[o], size);
+            if (s.out[o] && !direct[o]) store_as(s.out[o], s.type, at, result[o], size, streams(o, at));
     }
 };
 

@@ -10,6 +10,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+try:
+    from ._native import empty  # large ones in memory that earlier outputs gave back
+except ImportError:
+    from numpy import empty
+
 Array: TypeAlias = NDArray[Any]
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -68,7 +73,7 @@ def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
 def output(name: str, out: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """A new array, or the caller's `out` if it is one that a kernel may write to."""
     if out is None:
-        return np.empty(shape, dtype)
+        return empty(shape, dtype)
     if not isinstance(out, np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array, got {_kind(out)}")
     if type(out) is not np.ndarray:

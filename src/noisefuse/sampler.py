@@ -29,26 +29,25 @@ class State:
     A ring: of ``slots`` arrays in a row, the newest first, and before them those that are free to be written.
     """
 
-    __slots__ = ("at", "ring", "slots")
+    __slots__ = ("at", "moves")
 
     def __init__(self, slots: int, arrays: list[Array]) -> None:
-        self.slots = slots
-        self.ring = 2 * arrays  # so that no slice wraps around
-        self.at = len(arrays) - slots
+        n, free = len(arrays), len(arrays) - slots
+        ring = 2 * arrays  # so that no slice wraps around
+        self.at = free
+        # moves[count][at]: what was kept, where a row writes the `count` arrays that it keeps, and the place after it.
+        # All are made here: a step of a small array has no time for slices.
+        self.moves = [
+            {
+                at: (ring[at : at + slots], ring[at - count : at], at - count + n * (at - count < free))
+                for at in range(free, free + max(1, n))  # one place where nothing is kept
+            }
+            for count in range(free + 1)
+        ]
 
     @property
     def past(self) -> list[Array]:
-        return self.ring[self.at : self.at + self.slots]
-
-    def free(self, count: int) -> list[Array]:
-        """Where a row writes what will be the ``count`` newest arrays."""
-        return self.ring[self.at - count : self.at]
-
-    def push(self, count: int) -> None:
-        """They are written: the oldest ones become free."""
-        self.at -= count
-        if self.at < (size := len(self.ring) // 2) - self.slots:
-            self.at += size
+        return self.moves[0][self.at][0]
 
 
 class Sampler:
@@ -164,11 +163,9 @@ class Sampler:
             if 0 <= i < self._plain:
                 return ops.update(self.tableau, i, x, model_output, noise=noise, out=out)
             if 0 <= i < self._remembering and state is not None:
-                kept = self._push[i]
-                x = ops.update(
-                    self.tableau, i, x, model_output, past=state.past, noise=noise, out=out, aux_out=state.free(kept)
-                )
-                state.push(kept)
+                past, kept, after = state.moves[self._push[i]][state.at]
+                x = ops.update(self.tableau, i, x, model_output, past=past, noise=noise, out=out, aux_out=kept)
+                state.at = after
                 return x
         i, table = self._row(i), self.tableau
         if state is None and self._slots:
@@ -182,14 +179,14 @@ class Sampler:
             table, rows = _thresholded(table, rows, x, model_output)
         if rows is not i and isinstance(noise, Noise | list | tuple):
             noise = _drawn(noise, i, x)
-        past, aux = ([], []) if state is None else (state.past, state.free(self._push[i]))
+        past, aux, after = ([], [], 0) if state is None else state.moves[self._push[i]][state.at]
         if denoised_out is not None and self._denoised[i] > len(aux):
             aux = [*aux, denoised_out]
         x = ops.update(table, rows, x, model_output, past=past, noise=noise, out=out, aux_out=aux)
         if denoised_out is not None and (denoised := aux[self._denoised[i] - 1]) is not denoised_out:
             denoised_out[...] = denoised
         if state is not None:
-            state.push(self._push[i])
+            state.at = after
         return x
 
     def _row(self, i: int) -> int:
@@ -312,9 +309,11 @@ def _scaling(factors: Iterable[float]) -> Tableau:
 
 
 def _at(noise: Noises, i: int, stream: int) -> Any:
-    """What row i draws from a stream of the sampler's own. ValueError: the noise names a stream."""
+    """What row i draws from a stream of the sampler's own. TypeError: no noise; ValueError: it names a stream."""
     if isinstance(noise, list | tuple):
         return [_at(n, i, stream) for n in noise]
+    if not isinstance(noise, Noise):
+        raise TypeError(f"noise: expected a Noise or a list of them, such as Noise(7), got {type(noise).__name__}")
     if noise.stream:
         raise ValueError(f"noise: a sampler has streams of its own and takes stream 0, got {noise.stream}")
     return noise.at(step=noise.step + i, stream=stream)

@@ -338,7 +338,7 @@ def _keep(*fields: Any) -> int:
 def _compiled(
     name: str, table: Any, options: Any, slots: Any, index: Any, tensors: Any, noise: Any, outs: Any
 ) -> tuple[Any, ...]:
-    id(table)  # the compiler takes the number of the operation for a constant, and this for a guard
+    id(table)  # a guard, where the compiler takes the number of the operation for a constant without one of its own
     number = _keep(name, table, options, slots, len(outs))
     row = index if isinstance(index, int) else None
     times = None if row is not None else index if isinstance(index, Tensor) else torch.tensor(index)

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "memory.h"
+
+#include <numpy/ndarraytypes.h>
+
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace nf {
+namespace {
+
+#if defined(__linux__) && defined(MADV_FREE) && defined(MADV_HUGEPAGE)
+
+constexpr size_t kPage = size_t{2} << 20, kHeader = 64;
+constexpr size_t kMostBlocks = 4, kMostBytes = size_t{1} << 30;  // that wait
+
+// A mapping, with its length in its first bytes: data begins kHeader bytes on.
+struct Block {
+    char* begin;
+    size_t length;
+};
+
+size_t length_for(size_t size) { return (size + kHeader + kPage - 1) / kPage * kPage; }
+
+Block map(size_t length) {
+    void* const place = mmap(nullptr, length + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (place == MAP_FAILED) return {};
+    char* const first = static_cast<char*>(place);
+    const size_t before = -reinterpret_cast<uintptr_t>(first) % kPage;
+    if (before) munmap(first, before);
+    munmap(first + before + length, kPage - before);
+    madvise(first + before, length, MADV_HUGEPAGE);
+    return {first + before, length};
+}
+
+void unmap(Block block) { munmap(block.begin, block.length); }
+
+// The blocks that wait, the latest last.
+class Waiting {
+  public:
+    Block take(size_t length) {
+        const std::lock_guard lock(mutex_);
+        for (size_t i = count_; i-- > 0;)
+            if (blocks_[i].length == length) return remove(i);
+        return {};
+    }
+
+    void put(Block block) {
+        if (block.length > kMostBytes || madvise(block.begin, block.length, MADV_FREE) != 0) return unmap(block);
+        const std::lock_guard lock(mutex_);
+        while (count_ == kMostBlocks || (count_ && bytes_ + block.length > kMostBytes)) unmap(remove(0));
+        blocks_[count_++] = block;
+        bytes_ += block.length;
+    }
+
+  private:
+    Block remove(size_t i) {
+        const Block block = blocks_[i];
+        bytes_ -= block.length;
+        std::copy(blocks_ + i + 1, blocks_ + count_--, blocks_ + i);
+        return block;
+    }
+
+    std::mutex mutex_;
+    Block blocks_[kMostBlocks];
+    size_t count_ = 0, bytes_ = 0;
+} waiting;
+
+void* allocate(void*, size_t size) {
+    const size_t length = length_for(size);
+    Block block = waiting.take(length);
+    if (!block.begin) block = map(length);
+    if (!block.begin) return nullptr;
+    std::memcpy(block.begin, &block.length, sizeof block.length);
+    return block.begin + kHeader;
+}
+
+void* allocate_zeros(void*, size_t count, size_t size) {
+    void* const data = allocate(nullptr, count * size);
+    return data ? std::memset(data, 0, count * size) : nullptr;
+}
+
+void release(void*, void* data, size_t) {
+    if (!data) return;
+    Block block{static_cast<char*>(data) - kHeader, 0};
+    std::memcpy(&block.length, block.begin, sizeof block.length);
+    waiting.put(block);
+}
+
+void* resize(void*, void* data, size_t size) {
+    void* const larger = allocate(nullptr, size);
+    if (!larger || !data) return larger;
+    size_t length;
+    std::memcpy(&length, static_cast<char*>(data) - kHeader, sizeof length);
+    std::memcpy(larger, data, std::min(size, length - kHeader));
+    release(nullptr, data, 0);
+    return larger;
+}
+
+PyDataMem_Handler handler{"noisefuse", 1, {nullptr, allocate, allocate_zeros, resize, release}};
+
+#endif
+
+}  // namespace
+
+PyObject* memory_handler() {
+#if defined(__linux__) && defined(MADV_FREE) && defined(MADV_HUGEPAGE)
+    static PyObject* const capsule = PyCapsule_New(&handler, "mem_handler", nullptr);
+    return capsule;
+#else
+    return nullptr;
+#endif
+}
+
+}  // namespace nf
