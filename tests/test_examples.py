@@ -2,7 +2,6 @@
 """The examples run, and what they show is true."""
 
 import importlib.util
-import re
 from pathlib import Path
 
 import numpy as np
@@ -74,20 +73,3 @@ def test_the_program_draws_and_prints(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(name in printed for name in ideal.NAMES)
     assert "wrote" in printed
-
-
-@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers', with NumPy 2
-def test_pipelines_of_diffusers(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("diffusers")
-    path = Path(__file__).parents[1] / "examples" / "diffusers_pipeline.py"
-    spec = importlib.util.spec_from_file_location("diffusers_pipeline", path)
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    monkeypatch.setattr(program, "STEPS", 4)
-    monkeypatch.setattr(program, "SHAPES", {"actions": (1, 16, 7)})
-    out = tmp_path / "few.png"
-    program.main(["--out", str(out)])
-    assert out.read_bytes().startswith(b"\x89PNG")
-    printed = capsys.readouterr().out
-    assert all(name.__name__[:12] in printed for name in program.SCHEDULERS)
-    assert all(float(words) < 2e-5 for words in re.findall(r"differ by ([\d.e-]+),", printed))

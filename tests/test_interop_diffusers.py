@@ -3,12 +3,15 @@
 generators, and after every step all that they return and all that they remember is compared."""
 
 import copy
+import importlib.util
 import inspect
 import itertools
 import logging
 import pickle
+import re
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -969,3 +972,20 @@ def test_a_pipeline_with_noise_of_its_own():
 
     together = sample(noises, start)
     assert torch.allclose(sample(noises[1], start[1:]), together[1:], atol=1e-5)  # the network's sums may differ
+
+
+def test_the_example(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    path = Path(__file__).parents[1] / "examples" / "diffusers_pipeline.py"
+    spec = importlib.util.spec_from_file_location("diffusers_pipeline", path)
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    monkeypatch.setattr(program, "STEPS", 4)
+    monkeypatch.setattr(program, "SHAPES", {"actions": (1, 16, 7)})
+    threads = torch.get_num_threads()
+    program.main(["--out", str(tmp_path / "few.png")])
+    torch.set_num_threads(threads)
+    assert (tmp_path / "few.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert all(name.__name__[:12] in printed for name in program.SCHEDULERS)
+    assert [float(words) < 2e-5 for words in re.findall(r"differ by ([\d.e-]+),", printed)] == [True, True]
