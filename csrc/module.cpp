@@ -5,11 +5,13 @@
 #include <Python.h>
 #include <numpy/arrayobject.h>
 
+#include <cmath>
 #include <cstring>
 #include <new>
 #include <vector>
 
 #include "arrays.h"
+#include "core/loss.h"
 #include "core/philox.h"
 #include "cpu/dispatch.h"
 #include "cpu/lane_scalar.h"
@@ -61,15 +63,15 @@ bool parse_field(PyObject* tuple, Field& f) {
     return !PyErr_Occurred();
 }
 
-// The arguments that step and walk share, in the order of backends/call.py.
-bool parse_step(PyObject* args, Step& s, std::vector<Field>& fields, PyObject*& keep) {
+// The arguments that step, walk and loss share, in the order of backends/call.py; `more` is what walk and loss add.
+bool parse_step(PyObject* args, Step& s, std::vector<Field>& fields, PyObject*& more) {
     PyObject *rows, *index, *inputs, *outputs, *noise;
     long long batch, size, segment;
     unsigned long long present;
     int draw, step_by_index, masked;
     if (!PyArg_ParseTuple(args, "LLOKOLO!O!ipO!p|O", &batch, &size, &rows, &present, &index, &segment, &PyTuple_Type,
                           &inputs, &PyTuple_Type, &outputs, &draw, &step_by_index, &PyTuple_Type, &noise, &masked,
-                          &keep))
+                          &more))
         return false;
     s = Step{};
     s.batch = batch, s.size = size, s.segment = segment, s.present = present;
@@ -123,6 +125,79 @@ PyObject* py_walk(PyObject*, PyObject* args) {
     Py_BEGIN_ALLOW_THREADS;
     parallel_for(w.first.batch * w.first.size, 256 * (tiles ? tiles : 1),
                  [&](int64_t begin, int64_t end) { k.walk(w, begin, end); });
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+// The chunks on all threads; then, in the order of the elements, the samples' sums: one for each, or the sum of them.
+class LossRun {
+  public:
+    Loss loss{};
+    const double* weight = nullptr;  // for each piece, or null
+    double* sums = nullptr;          // null: only the gradient is wanted
+    int64_t n_sums = 1;
+
+    // Elements of a piece: the part of a sample that one t covers, or all of the sample.
+    void set_piece(int64_t size) {
+        loss.piece = size;
+        loss.chunks = (size + kLossChunk - 1) / kLossChunk;
+        chunks_ = loss.residual.batch * loss.residual.size / size * loss.chunks;
+    }
+
+    // std::bad_alloc where there is no memory.
+    void reserve() {
+        if (!sums) return;
+        chunk_sums_.resize(static_cast<size_t>(chunks_));
+        loss.sums = chunk_sums_.data();
+    }
+
+    void run() const {
+        const Kernels& k = kernels();
+        const int64_t in_chunk = loss.piece < kLossChunk ? loss.piece : kLossChunk;
+        parallel_for(chunks_, (kChunk + in_chunk - 1) / in_chunk,
+                     [&](int64_t begin, int64_t end) { k.loss(loss, begin, end); });
+        if (!sums) return;
+        const int64_t batch = loss.residual.batch, pieces = loss.residual.size / loss.piece;
+        const double* chunk = chunk_sums_.data();
+        if (n_sums == 1) *sums = 0;
+        for (int64_t b = 0; b < batch; ++b, chunk += pieces * loss.chunks) {
+            const double sum =
+                sum_of_sample<Scalar>(chunk, pieces, loss.chunks, weight ? weight + b * pieces : nullptr);
+            if (n_sums == 1)
+                *sums = *sums + sum;
+            else
+                sums[b] = sum;
+        }
+    }
+
+  private:
+    std::vector<double> chunk_sums_;
+    int64_t chunks_ = 0;
+};
+
+// Beside what step takes: (piece, weight or None, factor or None, sums or None).
+PyObject* py_loss(PyObject*, PyObject* args) {
+    LossRun call;
+    Loss& loss = call.loss;
+    std::vector<Field> fields;
+    PyObject *more = nullptr, *weight, *factor, *sums;
+    long long piece;
+    if (!parse_step(args, loss.residual, fields, more) ||
+        !PyArg_ParseTuple(more, "LOOO", &piece, &weight, &factor, &sums))
+        return nullptr;
+    loss.residual.type = loss.residual.in_type[kM1];
+    loss.factor = static_cast<const double*>(data(factor));
+    call.weight = static_cast<const double*>(data(weight));
+    call.sums = static_cast<double*>(data(sums));
+    if (sums != Py_None) call.n_sums = PyArray_SIZE(array(sums));
+    call.set_piece(piece);
+    try {
+        call.reserve();
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    call.run();
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
 }
@@ -185,6 +260,7 @@ class PlainCall {
     View x;
     PyObject* outputs[3] = {};  // borrowed; null where one is to be made
     int wanted = 1;             // how many outputs
+    int64_t rows, indices = 1;  // of the table; of those that the call takes
     bool pair;
 
     // False where anything is not plain; no Python error is set then.
@@ -195,7 +271,7 @@ class PlainCall {
         s.size = x.count / s.batch;
         PyObject* table = PyTuple_GET_ITEM(args[0], s.type == DType::f64);  // float, double, present
         s.rows = data(table);
-        rows_ = PyArray_DIM(array(table), 0);
+        rows = PyArray_DIM(array(table), 0);
         s.present = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(args[0], 2));
         pair = args[9] == Py_True;
         return input(kX, x) && index(args[1]) && model_output(args[3]) && past(args[4]) && noise(args[5], args[6]) &&
@@ -203,7 +279,7 @@ class PlainCall {
     }
 
   private:
-    int64_t rows_, scalar_, indices_ = 1;
+    int64_t scalar_;
     View index_{}, inputs_[kSlots] = {}, outs_[3] = {};
     Field field_{};
 
@@ -234,18 +310,18 @@ class PlainCall {
             int overflow;
             scalar_ = PyLong_AsLongLongAndOverflow(i, &overflow);
             s.index = &scalar_;
-            return !overflow && scalar_ >= 0 && scalar_ < rows_;
+            return !overflow && scalar_ >= 0 && scalar_ < rows;
         }
         if (!view(i, index_) || index_.kind != Kind::i64) return false;
         s.index = reinterpret_cast<const int64_t*>(index_.data);
-        indices_ = index_.count;
-        if (indices_ > 1) {
+        indices = index_.count;
+        if (indices > 1) {
             for (int axis = 0; axis < index_.ndim; ++axis)
                 if (axis >= x.ndim || index_.shape[axis] != x.shape[axis]) return false;
-            s.segment = x.count / indices_;
+            s.segment = x.count / indices;
         }
-        for (int64_t b = 0; b < indices_; ++b)
-            if (s.index[b] < 0 || s.index[b] >= rows_) return false;
+        for (int64_t b = 0; b < indices; ++b)
+            if (s.index[b] < 0 || s.index[b] >= rows) return false;
         return true;
     }
 
@@ -278,7 +354,7 @@ class PlainCall {
         }
         const long wanted = PyLong_AsLong(stream_of_rows);
         s.step_by_index = wanted >= 0;
-        if (s.step_by_index && (stream != 0 || step + static_cast<uint64_t>(rows_) > uint64_t{1} << 32)) return false;
+        if (s.step_by_index && (stream != 0 || step + static_cast<uint64_t>(rows) > uint64_t{1} << 32)) return false;
         field_.step = static_cast<uint32_t>(step);
         field_.stream = s.step_by_index ? static_cast<uint32_t>(wanted) : static_cast<uint32_t>(stream);
         field_.run = s.size;
@@ -301,7 +377,7 @@ class PlainCall {
     bool draws_nothing() {
         for (int first : kAffine) {
             const int column = first + 1 + kZ;
-            for (int64_t b = 0; b < indices_; ++b) {
+            for (int64_t b = 0; b < indices; ++b) {
                 const int64_t at = kColumns * s.index[b] + column;
                 if (s.type == DType::f64 ? static_cast<const double*>(s.rows)[at] != 0
                                          : static_cast<const float*>(s.rows)[at] != 0)
@@ -412,6 +488,67 @@ PyObject* py_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
     return results.give();
 }
 
+// None, or float64, one for each row, finite where the call takes them.
+bool plain_weights(PyObject* weights, const PlainCall& call) {
+    if (weights == Py_None) return true;
+    View w;
+    if (!view(weights, w) || w.is_tensor || w.kind != Kind::f64 || w.ndim != 1 || w.count != call.rows) return false;
+    for (int64_t i = 0; i < call.indices; ++i)
+        if (!std::isfinite(reinterpret_cast<const double*>(w.data)[call.s.index[i]])) return false;
+    return true;
+}
+
+// The mean over all elements, and the gradient where it has a place. False: no memory.
+bool run_mse(const PlainCall& call, PyObject* weights, double upstream, double* loss) {
+    const Step& s = call.s;
+    const auto n = static_cast<double>(call.x.count);
+    try {
+        LossRun run;
+        run.loss.residual = s;
+        run.set_piece(s.segment < s.size ? s.segment : s.size);
+        run.sums = loss;
+        run.reserve();
+        const auto pieces = static_cast<size_t>(call.x.count / run.loss.piece);
+        std::vector<double> weight(weights == Py_None ? 0 : pieces), factor;
+        for (size_t p = 0; p < weight.size(); ++p)
+            weight[p] = static_cast<double*>(data(weights))[s.index[call.indices == 1 ? 0 : p]];
+        if (s.out[0]) factor.assign(pieces, 2.0 * upstream / n);
+        for (size_t p = 0; s.out[0] && p < weight.size(); ++p) factor[p] = 2.0 * weight[p] * upstream / n;
+        run.weight = weight.empty() ? nullptr : weight.data();
+        run.loss.factor = factor.data();
+        if (call.x.count <= 4096) {  // quicker than handing over the interpreter
+            run.run();
+        } else {
+            Py_BEGIN_ALLOW_THREADS;
+            run.run();
+            Py_END_ALLOW_THREADS;
+        }
+    } catch (const std::bad_alloc&) {
+        return false;
+    }
+    if (loss) *loss /= n;
+    return true;
+}
+
+// mse((rows32, rows64, present), t, x0, pred, noise, weights or None, upstream, wants loss, out or None): the loss, or
+// the gradient where no loss is wanted, or NotImplemented; of the mean over all elements. weights: one for each row.
+PyObject* py_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 9) return PyErr_Format(PyExc_TypeError, "mse: expected 9 arguments, got %zd", n);
+    const Reference stream(PyLong_FromLong(-1));
+    PyObject *weights = args[5], *out = args[8];
+    PyObject* const row[] = {args[0], args[1],       args[2], args[3], Py_None,
+                             args[4], stream.object, out,     Py_None, Py_False};
+    PlainCall call;
+    if (!call.parse(row) || !PyFloat_CheckExact(args[6]) || !plain_weights(weights, call)) Py_RETURN_NOTIMPLEMENTED;
+    const bool wants_loss = args[7] == Py_True;
+    if (wants_loss && out == Py_None) call.wanted = 0;
+    Results results(call);
+    if (!results.made()) return nullptr;
+    double loss;
+    if (!run_mse(call, weights, PyFloat_AS_DOUBLE(args[6]), wants_loss ? &loss : nullptr)) return PyErr_NoMemory();
+    return wants_loss ? PyFloat_FromDouble(loss) : results.give();
+}
+
 // ------------------------------------------------------------------------------------------------ settings
 
 PyObject* py_isas(PyObject*, PyObject*) {
@@ -450,9 +587,11 @@ PyObject* py_set_num_threads(PyObject*, PyObject* n) {
 PyMethodDef methods[] = {
     {"step", py_step, METH_VARARGS, nullptr},
     {"walk", py_walk, METH_VARARGS, nullptr},
+    {"loss", py_loss, METH_VARARGS, nullptr},
     {"empty", py_empty, METH_VARARGS, nullptr},
     {"philox", py_philox, METH_VARARGS, nullptr},
     {"row", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_row)), METH_FASTCALL, nullptr},
+    {"mse", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_mse)), METH_FASTCALL, nullptr},
     {"isas", py_isas, METH_NOARGS, nullptr},
     {"isa", py_isa, METH_NOARGS, nullptr},
     {"use_isa", py_use_isa, METH_O, nullptr},

@@ -39,7 +39,18 @@ def step(drawing):
     return run
 
 
-OPERATIONS = {"q_sample": forward, "randn": draw, "stochastic step": step(True), "step": step(False)}
+def gradient(x, out, b):
+    t, noise = 100 * np.arange(len(x)) + 100 * b, NOISE.at(sample=NOISE.sample + b)
+    nf.mse_loss(x, x[:, ::-1], t, LINEAR, noise, target="v", reduction="none", grad_out=out[0])
+
+
+OPERATIONS = {
+    "q_sample": forward,
+    "randn": draw,
+    "gradient": gradient,
+    "stochastic step": step(True),
+    "step": step(False),
+}
 
 
 @pytest.mark.parametrize("name", VECTORS)

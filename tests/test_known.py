@@ -2,7 +2,7 @@
 """Known answers: Random123's for the generator, and hashes that freeze the contract (known/README.md)."""
 
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,10 @@ import pytest
 
 import noisefuse as nf
 from conftest import DTYPES, using
+from noisefuse.tableau import ROW
 
 KNOWN = Path(__file__).parent / "known"
+TARGETS = ("velocity", "epsilon", "sample", "v", "v", "velocity")
 SCHEDULE = nf.Schedule((15 - np.arange(8)) / 16, (1 + np.arange(8)) / 8)
 
 
@@ -19,8 +21,8 @@ def word(i):
     return (2654435761 * np.asarray(i, np.uint64) & 0xFFFFFFFF).astype(np.uint32)
 
 
-def data(shape, dtype):
-    words = word(np.arange(np.prod(shape))).reshape(shape)
+def data(shape, dtype, first=0):
+    words = word(first + np.arange(np.prod(shape))).reshape(shape)
     if dtype == np.uint8:
         return (words >> 24).astype(np.uint8)
     return ((words >> 8) / 2.0**23 - 1).astype(np.float32).astype(dtype)
@@ -63,8 +65,7 @@ def q_sample(dtype):
 
 
 def q_sample_target(dtype):
-    targets = ("velocity", "epsilon", "sample", "v", "v", "velocity")
-    for target, (shape, t, noise, batched) in zip(targets, cases(any_stream=True), strict=True):
+    for target, (shape, t, noise, batched) in zip(TARGETS, cases(any_stream=True), strict=True):
         yield from nf.q_sample(data(shape, dtype), t, SCHEDULE, noise, batched=batched, target=target)
 
 
@@ -88,6 +89,27 @@ def window(dtype):
         yield nf.q_sample(data(shape, dtype), times(shape[0]), SCHEDULE, noise.window(whole, start))
 
 
+def update(dtype):
+    coefficients = ((5 * np.arange(8)[:, None] + 3 * np.arange(36)) % 16 - 8) / 8
+    rows = coefficients.view(ROW)[:, 0]
+    rows["clean"]["lo"], rows["clean"]["hi"] = -0.75, 0.5
+    table = nf.Tableau(rows)
+    for shape, t, noise, _ in cases(any_stream=False):
+        x, m1, m2, *past = (data(shape, dtype, 1000003 * n) for n in range(7))
+        aux = [np.empty(shape, dtype) for _ in range(2)]
+        yield nf.update(table, t, x, (m1, m2), past=past, noise=noise, aux_out=aux)
+        yield from aux
+
+
+def mse_loss(dtype):
+    row = (1 + np.arange(8)) / 8
+    for target, (shape, t, noise, batched) in zip(TARGETS, cases(any_stream=True), strict=True):
+        x0, pred = data(shape, dtype), data(shape, np.float32 if dtype == np.uint8 else dtype, 1000003)
+        call = partial(nf.mse_loss, pred, x0, t, SCHEDULE, noise, target=target, weight=row, batched=batched)
+        yield call(reduction="none")
+        yield from call(grad_out=pred)
+
+
 OPERATIONS = {
     "philox": (philox, {"uint32": np.dtype(np.uint32)}),
     "randn": (random(nf.randn), DTYPES),
@@ -97,6 +119,8 @@ OPERATIONS = {
     "q_step": (q_step, DTYPES),
     "q_walk": (q_walk, DTYPES),
     "window": (window, DTYPES),
+    "update": (update, DTYPES),
+    "mse_loss": (mse_loss, DTYPES | {"uint8": np.dtype(np.uint8)}),
 }
 LINES = [(operation, name) for operation, (_, dtypes) in OPERATIONS.items() for name in dtypes]
 

@@ -22,6 +22,7 @@ ALLOWED = {
     "noise": "",
     "tableau": "",
     "views": "",
+    "weights": "schedule",
     "naive": "",
     "backends.spec": "",
     "backends.call": "noise tableau",
@@ -32,6 +33,7 @@ ALLOWED = {
     "arrays": "interop.* _native",
     "calls": "noise arrays backends backends.call",
     "ops": "schedule tableau noise arrays calls backends backends.call",
+    "loss": "schedule noise arrays calls ops backends backends.call",
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
     "sampler": "ops noise tableau views samplers",
     "samplers": "sampler tableau samplers.*",

@@ -7,6 +7,7 @@
 #include "kernels.h"
 
 #include "float_mode.h"
+#include "loss_range.h"
 #include "tile_noise.h"
 #include "tile_rows.h"
 
@@ -165,9 +166,16 @@ void walk(const Walk& w, int64_t begin, int64_t end) {
     w.first.type == DType::f64 ? walk_range<double>(w, begin, end) : walk_range<float>(w, begin, end);
 }
 
+void loss(const Loss& l, int64_t begin_chunk, int64_t end_chunk) {
+    const FloatMode mode;
+    l.residual.type == DType::f64 ? loss_range<double>(l, begin_chunk, end_chunk)
+                                  : loss_range<float>(l, begin_chunk, end_chunk);
+    Lane::stream_end();
+}
+
 }  // namespace
 
 extern const Kernels NF_KERNELS;
-const Kernels NF_KERNELS{NF_NAME, Lane::width, step, walk};
+const Kernels NF_KERNELS{NF_NAME, Lane::width, step, walk, loss};
 
 }  // namespace nf

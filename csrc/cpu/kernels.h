@@ -50,11 +50,21 @@ struct Walk {
     const int64_t* keep;  // (T): where x_t goes, as a row of `out`, or -1
 };
 
+// The squares of the residuals of each chunk, added up, and the residuals times a factor (docs/loss.md).
+struct Loss {
+    Step residual;         // its form `out` is pred - target, pred is m1; out[0]: the gradient, of type pred's, or null
+    int64_t piece;         // elements of a sample that share one row: they divide the sample evenly
+    int64_t chunks;        // of a piece; the last one may be short
+    const double* factor;  // of the gradient, for each piece
+    double* sums;          // one for each chunk, or null
+};
+
 struct Kernels {
     const char* name;
     int lanes;
     void (*step)(const Step&, int64_t begin, int64_t end);
     void (*walk)(const Walk&, int64_t begin, int64_t end);
+    void (*loss)(const Loss&, int64_t begin_chunk, int64_t end_chunk);
 };
 
 }  // namespace nf

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fused kernels for diffusion models: noise for free, and the same seed gives the same bits everywhere."""
 
-from . import samplers
+from . import samplers, weights
 from .backends import info, set_num_threads, use_backend
+from .loss import mse_loss, mse_loss_grad
 from .noise import NOISE_VERSION, Noise
 from .ops import philox4x32, q_sample, q_step, q_walk, randn, uniform, update
 from .sampler import Sampler
@@ -19,6 +20,8 @@ __all__ = [
     "Schedule",
     "Tableau",
     "info",
+    "mse_loss",
+    "mse_loss_grad",
     "philox4x32",
     "q_sample",
     "q_step",
@@ -29,4 +32,5 @@ __all__ = [
     "uniform",
     "update",
     "use_backend",
+    "weights",
 ]

@@ -180,7 +180,7 @@ def make_call(
     if any(np.may_share_memory(values, out) for out in results.values()):
         values = values.copy()
     batch, sample_shape = batch_shape(shape, batched)
-    three: list[Array | None] = [*results.values(), None, None]
+    three: list[Array | None] = [*results.values(), None, None, None]
     return Step(
         batch=batch,
         size=count(sample_shape),

@@ -195,7 +195,7 @@ def q_step(
 
     Args and errors: as `q_sample`, with float x and integer t; the noise must have stream 0.
     """
-    _need_schedule(schedule)
+    need_schedule(schedule)
     other = None if type(x) is np.ndarray else interop(x)
     short_cut = backends.short_cut if other is None or not other.is_compiling() else None
     if short_cut is not None and batched is True:
@@ -235,7 +235,7 @@ def q_walk(
     Returns:
         (len(keep), *x0.shape). Other arguments and errors: as `q_step`.
     """
-    _need_schedule(schedule)
+    need_schedule(schedule)
     if (other := interop(x0)) is not None:
         return other.q_walk(x0, schedule, noise, keep=keep, batched=batched, out=out)
     x0 = as_array("x0", x0)
@@ -332,17 +332,52 @@ def _forward(alpha: ArrayLike, sigma: ArrayLike, target: Target | None, scale: f
     alpha, sigma = np.atleast_1d(alpha).astype(np.float64), np.atleast_1d(sigma).astype(np.float64)
     columns: dict[int, Any] = {OUT_X: alpha * scale, OUT_Z: sigma}
     if target is not None:
-        of_x, of_z = {
-            "epsilon": (None, 1.0),
-            "v": (-sigma, alpha),
-            "velocity": (-1.0, 1.0),
-            "sample": (1.0, None),
-        }[target]
+        of_x, of_z = target_factors(target, alpha, sigma)
         columns |= {} if of_x is None else {AUX_X: of_x * scale}
         columns |= {} if of_z is None else {AUX_Z: of_z}
         columns |= {} if of_x is None or not offset else {AUX_K: of_x * offset}
     columns |= {OUT_K: alpha * offset} if offset else {}
     return make_rows(columns)
+
+
+def target_factors(target: Target, alpha: Any, sigma: Any) -> tuple[Any, Any]:
+    """What x0 and z are multiplied by in the target; None: no such term."""
+    return {
+        "epsilon": (None, 1.0),
+        "v": (-sigma, alpha),
+        "velocity": (-1.0, 1.0),
+        "sample": (1.0, None),
+    }[target]
+
+
+def forward_rows(
+    name: str,
+    make: Callable[[ArrayLike, ArrayLike, float, float], Rows],
+    schedule: Schedule,
+    t: ArrayLike,
+    shape: tuple[int, ...],
+    is_bytes: bool,
+    scale: float | None,
+    offset: float | None,
+) -> tuple[Rows, Index]:
+    """The rows make(alpha, sigma, scale, offset), and which of them each segment takes.
+
+    Integer t: a row for each step of the schedule, kept there under this name where scale and offset are the defaults;
+    float t: one for each time.
+    """
+    times, _ = segments("t", t, shape)
+    own = scale is None and offset is None
+    factor = _finite("scale", scale, 1 / 127.5 if is_bytes else 1.0)
+    constant = _finite("offset", offset, -1.0 if is_bytes else 0.0)
+    if times.dtype.kind == "f":
+        index = row_index("t", np.arange(times.size).reshape(np.shape(t)), times.size, shape)
+        return make(*schedule(times), factor, constant), index
+
+    def of_schedule(schedule: Schedule) -> Rows:
+        return make(schedule.alpha, schedule.sigma, factor, constant)
+
+    index = row_index("t", t, len(schedule), shape)
+    return _kept(schedule, f"{name}_{is_bytes}", of_schedule) if own else of_schedule(schedule), index
 
 
 def _plain_forward(schedule: Schedule, target: Target | None = None) -> Rows:
@@ -379,7 +414,7 @@ def _kept(owner: Owner, name: str, make: Callable[[Owner], Rows]) -> Rows:
 # ---------------------------------------------------------------------------------------------------------- calls
 
 
-def _need_schedule(schedule: object) -> None:
+def need_schedule(schedule: object) -> None:
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule: expected a noisefuse.Schedule, got {type(schedule).__name__}")
 
@@ -421,7 +456,7 @@ def _q_sample(
     out: Array | None,
     target_out: Array | None,
 ) -> Array | tuple[Array, Array]:
-    _need_schedule(schedule)
+    need_schedule(schedule)
     x = as_array("x0", x0, (*FLOATS, "uint8"))
     is_bytes = x.dtype == np.uint8
     kind = float_dtype(dtype if dtype is not None else np.float32 if is_bytes else x.dtype)
@@ -429,20 +464,11 @@ def _q_sample(
         raise ValueError(f"target = {target!r}: expected 'epsilon', 'v', 'velocity', 'sample' or None")
     if target is None and target_out is not None:
         raise ValueError("target_out: given without target=")
-    times, _ = segments("t", t, x.shape)
-    own = scale is None and offset is None
-    factor = _finite("scale", scale, 1 / 127.5 if is_bytes else 1.0)
-    constant = _finite("offset", offset, -1.0 if is_bytes else 0.0)
-    if times.dtype.kind == "f":  # a row for each time
-        index = row_index("t", np.arange(times.size).reshape(np.shape(t)), times.size, x.shape)
-        rows = _forward(*schedule(times), target, factor, constant)
-    else:
-        index = row_index("t", t, len(schedule), x.shape)
 
-        def make(schedule: Schedule) -> Rows:
-            return _forward(schedule.alpha, schedule.sigma, target, factor, constant)
+    def make(alpha: ArrayLike, sigma: ArrayLike, factor: float, constant: float) -> Rows:
+        return _forward(alpha, sigma, target, factor, constant)
 
-        rows = _kept(schedule, f"_forward_{target}_{is_bytes}", make) if own else make(schedule)
+    rows, index = forward_rows(f"_forward_{target}", make, schedule, t, x.shape, is_bytes, scale, offset)
     names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
     outs = {"out": out} if target is None else {"out": out, "target_out": target_out}
     results = run(make_call(x.shape, kind, rows, index, names, {X: x, Z: z}, outs, batched=batched))

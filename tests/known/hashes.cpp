@@ -8,6 +8,7 @@
 #include <vector>
 
 #include NF_LANE_HEADER
+#include "core/loss.h"
 #include "core/philox.h"
 #include "cpu/kernels.h"
 #include "cpu/lane_scalar.h"
@@ -25,6 +26,7 @@ using Bytes = std::vector<unsigned char>;
 constexpr int kTimes = 8;
 constexpr int kOutK = kAffine[0], kOutX = kOutK + 1 + kX, kOutZ = kOutK + 1 + kZ;
 constexpr int kAuxK = kAffine[1], kAuxX = kAuxK + 1 + kX, kAuxZ = kAuxK + 1 + kZ;
+constexpr char kTargets[] = "xesvvx";
 
 uint32_t word(int64_t i) { return static_cast<uint32_t>(2654435761 * static_cast<uint64_t>(i)); }
 double alpha(int t) { return t < 0 ? 1 : (15 - t) / 16.0; }
@@ -43,15 +45,15 @@ void put(Bytes& to, int64_t i, T value) {
     std::memcpy(to.data() + i * int64_t{sizeof value}, &value, sizeof value);
 }
 
-Bytes data(DType type, int64_t n) {
+Bytes data(DType type, int64_t n, int64_t first = 0) {
     Bytes x(static_cast<size_t>(n * width(type)));
     for (int64_t i = 0; i < n; ++i) {
-        const float value = static_cast<float>((word(i) >> 8) / 0x1p23 - 1);
+        const float value = static_cast<float>((word(first + i) >> 8) / 0x1p23 - 1);
         if (type == DType::f32) put(x, i, value);
         if (type == DType::f64) put(x, i, double{value});
         if (type == DType::f16) put(x, i, float_to_half(value));
         if (type == DType::bf16) put(x, i, float_to_bfloat16(value));
-        if (type == DType::u8) put(x, i, static_cast<uint8_t>(word(i) >> 24));
+        if (type == DType::u8) put(x, i, static_cast<uint8_t>(word(first + i) >> 24));
     }
     return x;
 }
@@ -109,6 +111,15 @@ std::vector<Case> cases_of_walk() {
     return all;
 }
 
+// `update` has no batched=False: there case 4 is eleven samples.
+std::vector<Case> cases_of_update() {
+    auto all = cases();
+    all[4] = {11, 13, {5}, {field(13, 4, 9)}};
+    for (Case& c : all)
+        for (Field& f : c.fields) f.stream = 3;
+    return all;
+}
+
 std::vector<Case> cases_of_window() {
     const auto window = [](int64_t batch, int64_t size, int64_t start, int64_t run) {
         Case c{batch, size, times(batch), {field(size, 6, uint64_t{1} << 33, 8)}};
@@ -147,6 +158,19 @@ Rows rows_of_walk() {
     return rows;
 }
 
+// The target, times `sign`, in the form whose constant is column k: of the scaled x0 and of z. 'e'psilon, 's'ample,
+// 'v', velocity 'x'; none.
+void set_target(Rows& rows, DType type, char target, int k, double sign) {
+    const bool bytes = type == DType::u8;
+    const double scale = bytes ? 1 / 127.5 : 1, offset = bytes ? -1 : 0;
+    const auto of_x = [=](int t) { return sign * (target == 's' ? 1 : target == 'v' ? -sigma(t) : -1); };
+    const auto of_z = [=](int t) { return sign * (target == 'v' ? alpha(t) : 1); };
+    const bool has_x = target && target != 'e', has_z = target && target != 's';
+    if (has_x) rows.set(k + 1 + kX, [=](int t) { return of_x(t) * scale; });
+    if (has_x && bytes) rows.set(k, [=](int t) { return of_x(t) * offset; });
+    if (has_z) rows.set(k + 1 + kZ, of_z);
+}
+
 Rows rows_of_sample(DType type, char target) {
     const bool bytes = type == DType::u8;
     const double scale = bytes ? 1 / 127.5 : 1, offset = bytes ? -1 : 0;
@@ -154,18 +178,26 @@ Rows rows_of_sample(DType type, char target) {
     rows.set(kOutX, [=](int t) { return alpha(t) * scale; });
     rows.set(kOutZ, sigma);
     if (bytes) rows.set(kOutK, [=](int t) { return alpha(t) * offset; });
-    // The target as a factor of the scaled x0, and one of z: 'e'psilon, 's'ample, 'v', velocity 'x'.
-    const auto of_x = [=](int t) { return target == 's' ? 1 : target == 'v' ? -sigma(t) : -1; };
-    const auto of_z = [=](int t) { return target == 'v' ? alpha(t) : 1; };
-    const bool has_x = target && target != 'e', has_z = target && target != 's';
-    if (has_x) rows.set(kAuxX, [=](int t) { return of_x(t) * scale; });
-    if (has_x && bytes) rows.set(kAuxK, [=](int t) { return of_x(t) * offset; });
-    if (has_z) rows.set(kAuxZ, of_z);
+    set_target(rows, type, target, kAuxK, 1);
+    return rows;
+}
+
+Rows rows_of_loss(DType type, char target) {
+    Rows rows;
+    rows.set(kOutK + 1 + kM1, [](int) { return 1; });
+    set_target(rows, type, target, kOutK, -1);
+    return rows;
+}
+
+Rows rows_of_update() {
+    Rows rows;
+    for (int c = 0; c < kColumns; ++c)
+        rows.set(c, [=](int t) { return c == kLow ? -0.75 : c == kHigh ? 0.5 : ((5 * t + 3 * c) % 16 - 8) / 8.0; });
     return rows;
 }
 
 struct Call : Step {
-    Bytes first, second;
+    Bytes first, second, third;
 
     Call(const Case& c, const Rows& rows, DType dtype, int64_t outputs_in_first = 1) : Step{} {
         batch = c.batch, size = c.size;
@@ -179,7 +211,7 @@ struct Call : Step {
             out[1] = second.data();
         }
     }
-    void read(const Bytes& x, DType dtype) { in[kX] = x.data(), in_type[kX] = dtype; }
+    void read(const Bytes& x, DType dtype, int slot = kX) { in[slot] = x.data(), in_type[slot] = dtype; }
 };
 
 // The cases with their ids in place: a Field points to them.
@@ -240,7 +272,7 @@ uint64_t hash_samples(DType type, const std::vector<Case>& all, const char* targ
     return hash.value;
 }
 uint64_t hash_sample(DType type) { return hash_samples(type, located(cases()), ""); }
-uint64_t hash_target(DType type) { return hash_samples(type, located(cases()), "xesvvx"); }
+uint64_t hash_target(DType type) { return hash_samples(type, located(cases()), kTargets); }
 uint64_t hash_window(DType type) { return hash_samples(type, cases_of_window(), ""); }
 uint64_t hash_step(DType type) { return hash_samples(type, located(cases_of_walk()), "", true); }
 
@@ -253,6 +285,59 @@ uint64_t hash_walk(DType type) {
         const Bytes x0 = data(type, c.elements());
         call.read(x0, type);
         NF_KERNELS.walk({call, kTimes, keep}, 0, c.elements());
+        hash.add(call.first);
+    }
+    return hash.value;
+}
+
+uint64_t hash_update(DType type) {
+    const Rows rows = rows_of_update();
+    Hash hash;
+    for (const Case& c : located(cases_of_update())) {
+        Call call(c, rows, type);
+        call.third.resize(call.first.size());
+        call.out[2] = call.third.data();
+        std::vector<Bytes> inputs;
+        for (int64_t n = 0; n < 7; ++n) inputs.push_back(data(type, c.elements(), 1000003 * n));
+        for (int slot = kX, n = 0; slot <= kPast4; ++slot)
+            if (slot != kD) call.read(inputs[static_cast<size_t>(n++)], type, slot);
+        call.step_by_index = true;
+        NF_KERNELS.step(call, 0, c.elements());
+        hash.add(call.first);
+        hash.add(call.second);
+        hash.add(call.third);
+    }
+    return hash.value;
+}
+
+uint64_t hash_loss(DType type) {
+    Hash hash;
+    const char* target = kTargets;
+    for (const Case& c : located(cases())) {
+        const Rows rows = rows_of_loss(type, *target++);
+        Call call(c, rows, result_of(type));
+        const Bytes x0 = data(type, c.elements()), pred = data(result_of(type), c.elements(), 1000003);
+        if (rows.present >> kOutX & 1) call.read(x0, type);
+        call.read(pred, result_of(type), kM1);
+        if (!(rows.present >> kOutZ & 1)) call.draw = Draw::none;
+
+        const int64_t piece = call.segment < c.size ? call.segment : c.size, pieces = c.elements() / piece;
+        const int64_t chunks = (piece + kLossChunk - 1) / kLossChunk;
+        std::vector<double> weight, factor, chunk_sums(static_cast<size_t>(pieces * chunks)), losses;
+        for (int64_t p = 0; p < pieces; ++p) {
+            weight.push_back((1 + c.t[c.t.size() == 1 ? 0 : static_cast<size_t>(p)]) / 8.0);
+            factor.push_back(2 * weight.back() / static_cast<double>(c.elements()));
+        }
+        NF_KERNELS.loss({call, piece, chunks, factor.data(), chunk_sums.data()}, 0, pieces * chunks);
+        double total = 0;
+        for (int64_t b = 0, in_sample = pieces / c.batch; b < c.batch; ++b) {
+            const double sum = sum_of_sample<Scalar>(chunk_sums.data() + b * in_sample * chunks, in_sample, chunks,
+                                                     weight.data() + b * in_sample);
+            losses.push_back(sum / static_cast<double>(c.size));
+            total += sum;
+        }
+        losses.push_back(total / static_cast<double>(c.elements()));
+        hash.add(losses.data(), sizeof(double) * losses.size());
         hash.add(call.first);
     }
     return hash.value;
@@ -276,4 +361,6 @@ int main() {
     print("q_step", hash_step, floats);
     print("q_walk", hash_walk, floats);
     print("window", hash_window, floats);
+    print("update", hash_update, floats);
+    print("mse_loss", hash_loss, all);
 }

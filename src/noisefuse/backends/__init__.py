@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..noise import Noise
-from .call import AFFINE, COLUMNS, Rows, Step, Walk, Z
+from .call import AFFINE, COLUMNS, Loss, Rows, Step, Walk, Z
 
 
 class Backend(Protocol):
@@ -22,6 +22,7 @@ class Backend(Protocol):
 
     def step(self, call: Step) -> None: ...
     def walk(self, call: Walk) -> None: ...
+    def loss(self, call: Loss) -> None: ...
     def philox(self, counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]: ...
 
 
@@ -37,8 +38,10 @@ def _first_row(*arguments: Any) -> Any:
     return NotImplemented if short_cut is None else short_cut(*arguments)
 
 
-# The backend's `row` for plain arguments, if it has one: it checks them itself, or declines with NotImplemented.
+# The backend's `row` and `mse` for plain arguments, if it has them: they check them themselves, or decline with
+# NotImplemented.
 short_cut: Callable[..., Any] | None = _first_row
+mse_short_cut: Callable[..., Any] | None = None
 
 
 class Setting:
@@ -75,10 +78,10 @@ def _first() -> tuple[str, Any]:
 
 
 def _select(name: str) -> tuple[str, Any]:
-    global _current, short_cut
+    global _current, short_cut, mse_short_cut
     module = _load(name)
     _current = name, module
-    short_cut = getattr(module, "row", None)
+    short_cut, mse_short_cut = getattr(module, "row", None), getattr(module, "mse", None)
     return _current
 
 

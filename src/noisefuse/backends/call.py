@@ -82,3 +82,26 @@ class Walk:
 
     first: Step
     keep: NDArray[np.int64]  # (T,): for each time its row in the output, or -1
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Sums of squared residuals, and the gradient with respect to the prediction (docs/loss.md says all bits).
+
+    The form `out` of `residual` is r = pred - target, with pred in its input m1; float64 pred means float64 arithmetic,
+    all others float32. Elements of a sample that share one row of it are a piece, and a piece is taken in chunks of
+    4,096. The sum of a chunk is one of the arithmetic, from 64 accumulators. All later sums are float64: a piece is the
+    sum of its chunks, in order; a sample is fma(weight, piece, sum so far) over its pieces, in order.
+    """
+
+    residual: Step  # outputs[0]: where factor * r goes, of pred's shape and dtype (it may be an input); or None
+    piece: int  # elements; they divide the sample evenly
+    weight: NDArray[np.float64] | None  # (pieces of all samples,), or None: all are 1
+    factor: NDArray[np.float64] | None  # the same; rounded once to the arithmetic. None without outputs[0]
+    sums: NDArray[np.float64] | None  # (batch,) for each sample its own; (1,) their sum, in order; None: not wanted
+
+    @property
+    def double(self) -> bool:
+        pred = self.residual.inputs[M1]
+        assert pred is not None
+        return pred.dtype == np.float64

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .. import _native
 from ..noise import Noise
-from .call import Step, Walk
+from .call import Loss, Step, Walk
 
 if isa := os.environ.get("NOISEFUSE_ISA"):
     usable = [name for name, supported in _native.isas().items() if supported]
@@ -25,16 +25,22 @@ if threads and not (threads.isdecimal() and 1 <= int(threads) <= 1024):
     raise ValueError(f"NOISEFUSE_NUM_THREADS={threads!r}: expected an integer from 1 to 1024")
 
 row = _native.row
+mse = _native.mse
 
 DRAWS = {"none": 0, "normal": 1, "uniform": 2}
 
 
 def step(call: Step) -> None:
-    _native.step(*_arguments(call))
+    _native.step(*_arguments(call, _double(call)))
 
 
 def walk(call: Walk) -> None:
-    _native.walk(*_arguments(call.first), call.keep)
+    _native.walk(*_arguments(call.first, _double(call.first)), call.keep)
+
+
+def loss(call: Loss) -> None:
+    more = call.piece, call.weight, call.factor, call.sums
+    _native.loss(*_arguments(call.residual, call.double), more)
 
 
 def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -43,8 +49,11 @@ def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.u
     return out
 
 
-def _arguments(call: Step) -> tuple[Any, ...]:
-    double = next(out for out in call.outputs if out is not None).dtype == np.float64
+def _double(call: Step) -> bool:
+    return next(out for out in call.outputs if out is not None).dtype == np.float64
+
+
+def _arguments(call: Step, double: bool) -> tuple[Any, ...]:
     return (
         call.batch,
         call.size,

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from ..noise import Noise
 from . import spec
-from .call import AFFINE, CLEAN, HIGH, LOW, ORDER, Array, D, Step, Walk, X, Z
+from .call import AFFINE, CLEAN, HIGH, LOW, ORDER, Array, D, Loss, Step, Walk, X, Z
 
 CHUNK = 1 << 15  # elements at a time: some forty temporaries of 256 KiB at most
+LOSS_CHUNK = 4096  # elements whose squares are added in the arithmetic's own type
 
 # ---- fma ---------------------------------------------------------------------------------------------------
 # NumPy has none. The sum is first rounded to odd, with digits to spare: of the two neighbours of an inexact
@@ -175,20 +176,10 @@ def step(call: Step) -> None:
 
 def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> list[Array | None]:
     row = call.index[at // call.segment]
-    values: dict[int, Array] = {
-        slot: flat.reshape(-1)[at[0] : at[-1] + 1].astype(real)
-        for slot, flat in enumerate(call.inputs)
-        if flat is not None
-    }
-    if call.draw != "none":
-        values[Z] = drawn(call, at, row if call.step_by_index else 0, real)
+    values = values_of(call, row, at, real)
 
     def form(first: int, slots: int) -> Array:
-        terms = [slot for slot in ORDER if slot < slots and call.rows.present >> (first + 1 + slot) & 1]
-        constant = bool(call.rows.present >> first & 1)
-        k = rows[row, first] if constant else np.zeros(len(at), real)
-        c = [rows[row, first + 1 + slot] for slot in terms]
-        return np.asarray(SPEC.affine(constant, k, len(terms), c, [values[slot] for slot in terms]))
+        return affine_form(call, rows, row, values, first, slots)
 
     if call.masked:
         v = form(CLEAN, 3)
@@ -200,6 +191,29 @@ def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> li
         if call.rows.present >> LOW & 1 or call.rows.present >> HIGH & 1:
             values[D] = SPEC.clamp(values[D], rows[row, LOW], rows[row, HIGH])
     return [form(first, 9) if want else None for want, first in zip(wanted, AFFINE, strict=True)]
+
+
+def values_of(call: Step, row: NDArray[np.int64], at: NDArray[np.int64], real: type) -> dict[int, Array]:
+    """What the forms hold at consecutive elements `at`, by slot: inputs, and the noise that is drawn."""
+    values: dict[int, Array] = {
+        slot: flat.reshape(-1)[at[0] : at[-1] + 1].astype(real)
+        for slot, flat in enumerate(call.inputs)
+        if flat is not None
+    }
+    if call.draw != "none":
+        values[Z] = drawn(call, at, row if call.step_by_index else 0, real)
+    return values
+
+
+def affine_form(
+    call: Step, rows: Array, row: NDArray[np.int64], values: dict[int, Array], first: int, slots: int
+) -> Array:
+    """The form whose constant is column `first`, for each element by its row."""
+    terms = [slot for slot in ORDER if slot < slots and call.rows.present >> (first + 1 + slot) & 1]
+    constant = bool(call.rows.present >> first & 1)
+    k = rows[row, first] if constant else np.zeros(len(row), rows.dtype)
+    c = [rows[row, first + 1 + slot] for slot in terms]
+    return np.asarray(SPEC.affine(constant, k, len(terms), c, [values[slot] for slot in terms]))
 
 
 def walk(call: Walk) -> None:
@@ -220,6 +234,58 @@ def walk(call: Walk) -> None:
                 x = SPEC.affine(False, real(0), 2, c, (drawn(first, at, t, real), x))
                 if kept >= 0:
                     out.reshape(-1)[kept * total + at] = x
+
+
+def loss(call: Loss) -> None:
+    """Computes sums of squared residuals and their gradient."""
+    residual = call.residual
+    total = residual.batch * residual.size
+    real = np.float64 if call.double else np.float32
+    rows = residual.rows.table.astype(real)
+    chunks = -(-call.piece // LOSS_CHUNK)  # of a piece
+    first = np.arange(0, total, call.piece)[:, None] + np.arange(0, call.piece, LOSS_CHUNK)
+    first = np.append(first.ravel(), total)  # element of each chunk
+    chunk_sums = np.empty(len(first) - 1)
+    together = max(1, CHUNK // min(call.piece, LOSS_CHUNK))
+    with np.errstate(all="ignore"):
+        for c in range(0, len(chunk_sums), together):
+            edges = first[c : c + together + 1]
+            at = np.arange(edges[0], edges[-1])
+            row = residual.index[at // residual.segment]
+            r = affine_form(residual, rows, row, values_of(residual, row, at, real), AFFINE[0], 9)
+            if (gradient := residual.outputs[0]) is not None:
+                assert call.factor is not None
+                gradient.reshape(-1)[at[0] : at[-1] + 1] = call.factor[at // call.piece].astype(real) * r
+            if call.sums is not None:
+                chunk_sums[c : c + together] = squares(r, edges - edges[0])
+        if call.sums is not None:
+            sums = sums_of_samples(call, chunk_sums.reshape(residual.batch, -1, chunks))
+            call.sums[:] = np.cumsum(sums)[-1:] if len(call.sums) == 1 else sums  # cumsum adds in order
+
+
+def squares(r: Array, edges: NDArray[np.int64]) -> Array:
+    """For each chunk r[edges[i] : edges[i + 1]] the sum of its squares, in r's arithmetic."""
+    lengths = np.diff(edges)
+    padded = np.zeros((len(lengths), -(-lengths.max() // 64) * 64), r.dtype)
+    chunk = np.repeat(np.arange(len(lengths)), lengths)
+    padded[chunk, np.arange(len(r)) - edges[chunk]] = r
+    accumulators = np.zeros((64, len(lengths)), r.dtype)
+    for begin in range(0, padded.shape[1], 64):
+        accumulators = SPEC.add_square(accumulators, padded[:, begin : begin + 64].T)
+    return np.asarray(SPEC.sum_accumulators(accumulators))
+
+
+def sums_of_samples(call: Loss, chunk_sums: Array) -> Array:
+    """Of (batch, pieces, chunks) sums: (batch,)."""
+    batch, pieces, chunks = chunk_sums.shape
+    weight = np.ones((batch, pieces)) if call.weight is None else call.weight.reshape(batch, pieces)
+    sums = np.zeros(batch)
+    for p in range(pieces):
+        piece = np.zeros(batch)
+        for c in range(chunks):
+            piece = piece + chunk_sums[:, p, c]
+        sums = SPEC.add_piece(sums, weight[:, p], piece)
+    return sums
 
 
 def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:

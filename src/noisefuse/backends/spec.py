@@ -213,6 +213,29 @@ def clamp(v: Reals, low: Reals, high: Reals) -> Reals:
     return select(v < low, low, select(v > high, high, v))
 
 
+# ---- losses ------------------------------------------------------------------------------------------------
+
+
+def add_square(total: Reals, r: Reals) -> Reals:
+    """total + r^2: element i of a chunk of 4,096 goes to accumulator i mod 64 of its chunk."""
+    return fma(r, r, total)
+
+
+def sum_accumulators(sums: Any) -> Reals:
+    """The sum of a chunk from its 64 accumulators (the first axis; they are overwritten), halved pairwise."""
+    half = 32
+    while half > 0:
+        for j in range(half):
+            sums[j] = sums[j] + sums[j + half]
+        half //= 2
+    return sums[0]
+
+
+def add_piece(total: Reals, weight: Reals, piece: Reals) -> Reals:
+    """total + weight piece in float64; a piece is the plain sum of its chunks, in order."""
+    return fma(weight, piece, total)
+
+
 # ---- binding -----------------------------------------------------------------------------------------------
 
 # Each after those it calls.
@@ -231,6 +254,7 @@ _FUNCTIONS: tuple[Any, ...] = (
         circle64,
     ),
     *(normal_pair32, normal_pair64, uniform32, uniform64, affine, clamp),
+    *(add_square, sum_accumulators, add_piece),
 )
 
 

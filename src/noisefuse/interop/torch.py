@@ -431,3 +431,8 @@ def _copied(result: Tensor, out: Tensor | None) -> Tensor:
         raise ValueError(f"out: expected {result.dtype} of shape {tuple(result.shape)}, got {out.dtype} {out.shape}")
     out.copy_(result)
     return out
+
+
+# ---- losses ------------------------------------------------------------------------------------------------
+
+from .torch_loss import mse_loss, mse_loss_grad  # noqa: E402, F401  (it needs what stands above)

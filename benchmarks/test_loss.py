@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures that a training step has to reach, in the manner of test_forward.py, each a ratio within one run.
+
+    pytest benchmarks/test_loss.py      every figure; writes results/<processor>-loss.json and .md
+
+A step is x_t, the loss of a prediction and its gradient, without the network: the prediction is another array. The
+usual way keeps the noise, as all training scripts do; ours draws it again. Both make new arrays where users do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+import test_forward as forward
+from noisefuse._bench import describe, interleaved
+from noisefuse._contenders import Call
+from test_forward import ACTION, IMAGES, Figure, Pair, child
+
+LATENTS = (64, 4, 64, 64)
+
+SCHEDULE = nf.Schedule.linear(1000)
+NOISE = nf.Noise(0)
+
+
+# ---- a step ------------------------------------------------------------------------------------------------
+
+
+def against_numpy(shape: tuple[int, ...], target: Any = "epsilon") -> Pair:
+    rng = np.random.default_rng(0)
+    x0, pred = rng.random(shape, dtype=np.float32), rng.random(shape, dtype=np.float32)
+    t = rng.integers(0, len(SCHEDULE), shape[0])
+    alpha, sigma = (
+        c[t].astype(np.float32).reshape(-1, *[1] * (len(shape) - 1)) for c in (SCHEDULE.alpha, SCHEDULE.sigma)
+    )
+    gradient = np.zeros(shape, np.float32)
+
+    def usual() -> Any:
+        z = rng.standard_normal(shape, dtype=np.float32)
+        x_t = alpha * x0 + sigma * z
+        r = pred - (z if target == "epsilon" else alpha * z - sigma * x0)
+        return x_t, np.mean(r * r), r * np.float32(2 / r.size)
+
+    def ours() -> Any:
+        x_t = nf.q_sample(x0, t, SCHEDULE, NOISE)
+        return x_t, nf.mse_loss(pred, x0, t, SCHEDULE, NOISE, target=target, grad_out=gradient)
+
+    return Pair(ours, usual)
+
+
+def against_torch(shape: tuple[int, ...], target: Any = "epsilon") -> Pair:
+    """torch takes as many threads as ours."""
+    import torch
+
+    torch.set_num_threads(nf.info()["threads"])
+    x0, pred = torch.rand(shape), torch.rand(shape, requires_grad=True)
+    t = torch.randint(len(SCHEDULE), shape[:1])
+    columns = [torch.tensor(c.copy(), dtype=torch.float32) for c in (SCHEDULE.alpha, SCHEDULE.sigma)]
+
+    def usual() -> Any:
+        pred.grad = None
+        alpha, sigma = (c[t].view(-1, *[1] * (len(shape) - 1)) for c in columns)
+        z = torch.randn_like(x0)
+        x_t = alpha * x0 + sigma * z
+        loss = torch.nn.functional.mse_loss(pred, z if target == "epsilon" else alpha * z - sigma * x0)
+        loss.backward()
+        return x_t
+
+    def ours() -> Any:
+        pred.grad = None
+        x_t = nf.q_sample(x0, t, SCHEDULE, NOISE)
+        nf.mse_loss(pred, x0, t, SCHEDULE, NOISE, target=target).backward()
+        return x_t
+
+    return Pair(ours, usual)
+
+
+def loss_microseconds() -> float:
+    x = np.ones(ACTION, np.float32)
+    call: Call = partial(nf.mse_loss, x, x, 5, SCHEDULE, NOISE, target="v")
+    return interleaved({"ours": call})["ours"].median * 1e6
+
+
+# ---- memory ------------------------------------------------------------------------------------------------
+
+PEAK = """
+import re
+from pathlib import Path
+import numpy as np
+import noisefuse as nf
+{imports}
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+schedule, noise = nf.Schedule.linear(), nf.Noise(0)
+
+def step(n):
+    {data}
+    t = np.arange(n)
+    before = peak()
+    {step}
+    return peak() - before, x0.nbytes
+
+step(2)  # what is loaded and built once
+growth, size = step(256)
+print(growth / size)
+"""
+
+NUMPY = "x0 = np.ones((n, 1 << 16), np.float32)"
+TORCH = "x0 = torch.ones((n, 1 << 16))"
+USUAL_NUMPY = """
+    alpha, sigma = (c[t, None].astype(np.float32) for c in (schedule.alpha, schedule.sigma))
+    z = rng.standard_normal(x0.shape, dtype=np.float32)
+    x_t = alpha * x0 + sigma * z
+    pred = x_t * np.float32(0.5)
+    r = pred - z
+    loss, gradient = np.mean(r * r), r * np.float32(2 / r.size)
+"""
+OURS_NUMPY = """
+    x_t = nf.q_sample(x0, t, schedule, noise)
+    pred = x_t * np.float32(0.5)
+    loss, gradient = nf.mse_loss(pred, x0, t, schedule, noise, target="epsilon", grad_out=pred)
+"""
+USUAL_TORCH = """
+    alpha, sigma = (torch.tensor(c[t, None], dtype=torch.float32) for c in (schedule.alpha, schedule.sigma))
+    z = torch.randn_like(x0)
+    x_t = alpha * x0 + sigma * z
+    pred = (x_t * 0.5).requires_grad_()
+    torch.nn.functional.mse_loss(pred, z).backward()
+"""
+OURS_TORCH = """
+    x_t = nf.q_sample(x0, t, schedule, noise)
+    pred = (x_t * 0.5).requires_grad_()
+    nf.mse_loss(pred, x0, t, schedule, noise, target="epsilon").backward()
+"""
+# The batch was made for this step: x_t takes its memory, and epsilon's loss needs it no more.
+IN_PLACE_TORCH = """
+    x_t = nf.q_sample(x0, t, schedule, noise, out=x0)
+    pred = (x_t * 0.5).requires_grad_()
+    nf.mse_loss(pred, None, t, schedule, noise, target="epsilon").backward()
+"""
+
+
+def growth(imports: str, data: str, step: str) -> float:
+    """What the peak grows by in one step beyond its data x0, in arrays of x0's size."""
+    if not Path("/proc/self/status").exists():
+        raise NotImplementedError("needs /proc/self/status")
+    return child(PEAK.format(imports=imports, data=data, step=step.strip()))
+
+
+def numpy_memory() -> float:
+    imports = "rng = np.random.default_rng(0)"
+    return growth(imports, NUMPY, OURS_NUMPY) / growth(imports, NUMPY, USUAL_NUMPY)
+
+
+def torch_memory(ours: str) -> float:
+    import torch  # noqa: F401
+
+    return growth("import torch", TORCH, ours) / growth("import torch", TORCH, USUAL_TORCH)
+
+
+# ---- the figures -------------------------------------------------------------------------------------------
+
+FIGURES = [
+    Figure("images, over torch", ">=", 3.5, partial(against_torch, IMAGES)),
+    Figure("images, over torch, 2 threads", ">=", 6, partial(against_torch, IMAGES), threads=2),
+    Figure("images, v, over torch", ">=", 3.5, partial(against_torch, IMAGES, "v")),
+    Figure("images, v, over torch, 2 threads", ">=", 6, partial(against_torch, IMAGES, "v"), threads=2),
+    Figure("latents, over torch", ">=", 3.5, partial(against_torch, LATENTS)),
+    Figure("latents, over torch, 2 threads", ">=", 6, partial(against_torch, LATENTS), threads=2),
+    Figure("images, over NumPy", ">=", 3.5, partial(against_numpy, IMAGES)),
+    Figure("images, over NumPy, 2 threads", ">=", 6, partial(against_numpy, IMAGES), threads=2),
+    Figure("latents, over NumPy", ">=", 3.5, partial(against_numpy, LATENTS)),
+    Figure("latents, over NumPy, 2 threads", ">=", 6, partial(against_numpy, LATENTS), threads=2),
+    Figure("peak memory, gradient over pred, of NumPy's", "<=", 0.5, numpy_memory),
+    Figure("peak memory, of torch's", "<=", 0.75, partial(torch_memory, OURS_TORCH)),
+    Figure("peak memory, x_t over x0, of torch's", "<=", 0.5, partial(torch_memory, IN_PLACE_TORCH)),
+    Figure("(1, 16, 7), the loss alone", "<=", 3, loss_microseconds, unit="us"),
+]
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
+def test_figure(figure: Figure, request: pytest.FixtureRequest, records: list[dict[str, Any]]) -> None:
+    forward.test_figure(figure, request, records)
+
+
+@pytest.fixture(scope="session")
+def records() -> Iterator[list[dict[str, Any]]]:
+    """One for each figure; written down where all of them ran."""
+    taken: list[dict[str, Any]] = []
+    yield taken
+    forward.write(taken, len(FIGURES), report, "-loss")
+
+
+def report(where: dict[str, Any], taken: list[dict[str, Any]]) -> str:
+    lines = [
+        "# Training steps: figures to reach",
+        "",
+        *(f"{line}  " for line in describe(where).splitlines()),
+        "",
+        "Written by `pytest benchmarks/test_loss.py`, in one run. float32, one thread and the target epsilon where",
+        "nothing else is said; `images` is 256x3x128x128, `latents` 64x4x64x64. A step is x_t, the loss and its",
+        "gradient with respect to a prediction that is another array. Memory: what the peak grows by beyond x0.",
+        "",
+        *forward.report(where, taken).splitlines()[-2 - len(taken) :],
+    ]
+    return "\n".join(lines) + "\n"

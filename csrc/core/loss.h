@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sums of squares in one fixed order, so that a loss has the same bits for every number of threads and width of vectors
+// (docs/loss.md). Element i of a chunk goes to accumulator i mod 64; the 64 are then halved: 32 sums j, j + 32; 16 sums
+// j, j + 16; and so on. What is missing from the last 64 counts as zeros: squares are never -0, so that none is
+// changed.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+namespace nf {
+namespace {  // see philox.h
+
+constexpr int kAccumulators = 64;
+constexpr int64_t kLossChunk = 4096;  // elements
+
+// Pairwise: sum[j] + sum[j + n / 2], until one is left; n is a power of two.
+template <class Real>
+inline Real halve(Real* sum, int n) {
+    for (int half = n / 2; half > 0; half /= 2)
+        for (int j = 0; j < half; ++j) sum[j] = sum[j] + sum[j + half];
+    return sum[0];
+}
+
+// The sum of a chunk of n <= 64 elements: as below, without the zeros.
+template <class Real>
+inline Real sum_of_few(const Real* r, int n) {
+    Real square[kAccumulators];
+    int used = 1;
+    while (used < n) used *= 2;
+    for (int i = 0; i < n; ++i) square[i] = r[i] * r[i];
+    for (int i = n; i < used; ++i) square[i] = 0;
+    return halve(square, used);
+}
+
+// W: how many Reals a vector of this lane type holds.
+template <class Lane, int W, class Real>
+class SquareSum {
+  public:
+    // The squares of the next n elements of the chunk.
+    void add(const Real* r, int n) {
+        while (n > 0) {
+            int taken = n / kAccumulators * kAccumulators;
+            if (n_held_ == 0 && taken > 0) {
+                add_groups(r, taken);
+            } else {
+                taken = n < kAccumulators - n_held_ ? n : kAccumulators - n_held_;
+                std::memcpy(held_ + n_held_, r, sizeof(Real) * static_cast<size_t>(taken));
+                n_held_ += taken;
+                if (n_held_ == kAccumulators) add_held();
+            }
+            r += taken;
+            n -= taken;
+        }
+    }
+
+    // The sum of the chunk, and back to 0 for the next one.
+    Real finish() {
+        if (n_held_ > 0) {
+            for (int i = n_held_; i < kAccumulators; ++i) held_[i] = 0;
+            add_held();
+        }
+        const Real total = halve(sum_, kAccumulators);
+        for (Real& sum : sum_) sum = 0;
+        return total;
+    }
+
+  private:
+    alignas(64) Real sum_[kAccumulators] = {}, held_[kAccumulators];  // held: a part of the next 64 elements
+    int n_held_ = 0;
+
+    void add_held() {
+        add_groups(held_, kAccumulators);
+        n_held_ = 0;
+    }
+
+    // Eight vectors of accumulators at a time: no instruction set has fewer registers.
+    void add_groups(const Real* r, int n) {
+        constexpr int vectors = kAccumulators / W < 8 ? kAccumulators / W : 8;
+        for (int first = 0; first < kAccumulators; first += vectors * W) {
+            decltype(Lane::load(r)) sum[vectors];
+            for (int v = 0; v < vectors; ++v) sum[v] = Lane::load(sum_ + first + v * W);
+            for (int i = first; i < n; i += kAccumulators)
+                for (int v = 0; v < vectors; ++v) {
+                    const auto x = Lane::load(r + i + v * W);
+                    sum[v] = Lane::fma(x, x, sum[v]);
+                }
+            for (int v = 0; v < vectors; ++v) Lane::store(sum_ + first + v * W, sum[v]);
+        }
+    }
+};
+
+// The sum of one sample: of its pieces (the elements that share one t) in order, each the sum of its chunks in order
+// and multiplied by its weight. No weights: all are 1.
+template <class Lane>
+inline double sum_of_sample(const double* chunk_sums, int64_t pieces, int64_t chunks, const double* weight) {
+    double total = 0;
+    for (int64_t p = 0; p < pieces; ++p, chunk_sums += chunks) {
+        double piece = 0;
+        for (int64_t c = 0; c < chunks; ++c) piece = piece + chunk_sums[c];
+        total = Lane::fma(weight ? weight[p] : 1.0, piece, total);
+    }
+    return total;
+}
+
+}  // namespace
+}  // namespace nf

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loss: residuals tile by tile, as a step's row gives them, but added up instead of stored (or also stored, times a
+// factor: that is the gradient). The noise that they are compared with lives as long as its tile.
+#pragma once
+#include "../core/loss.h"
+#include "tile_noise.h"
+#include "tile_rows.h"
+
+namespace nf {
+namespace {
+
+// Takes the residuals of one element after another.
+template <class Real>
+class Residuals {
+  public:
+    Residuals(const Loss& loss, const Arrays<Real>& arrays, int64_t chunk)
+        : loss_(loss), arrays_(arrays), chunk_(chunk), in_piece_(chunk % loss.chunks * kLossChunk) {
+        begin_chunk();
+    }
+
+    void take(const Real* r, int64_t at, int n) {
+        if (loss_.residual.out[0]) store_gradient(r, at, n);
+        for (int done = 0; loss_.sums && done < n;) {
+            const int size = static_cast<int>(least(n - done, left_));
+            add(r + done, size);
+            done += size;
+        }
+    }
+
+  private:
+    const Loss& loss_;
+    const Arrays<Real>& arrays_;
+    int64_t chunk_, in_piece_;  // the chunk and its first element
+    int64_t length_, left_;     // of the chunk
+    SquareSum<Lane, kWidth<Real>, Real> squares_;
+    alignas(64) Real staged_[kTile];
+
+    void begin_chunk() { length_ = left_ = least(kLossChunk, loss_.piece - in_piece_); }
+
+    // Samples of a few elements come by the million: those that lie whole in the tile take a shorter way.
+    void add(const Real* r, int n) {
+        const bool few = n == length_ && n <= kAccumulators;
+        if (!few) squares_.add(r, n);
+        if (left_ -= n; left_ > 0) return;
+        loss_.sums[chunk_++] = static_cast<double>(few ? sum_of_few(r, n) : squares_.finish());
+        in_piece_ += length_;
+        if (in_piece_ == loss_.piece) in_piece_ = 0;
+        begin_chunk();
+    }
+
+    void store_gradient(const Real* r, int64_t at, int n) {
+        const Step& s = loss_.residual;
+        const bool direct = arrays_.direct[0], stream = arrays_.streams(0, at);
+        Real* gradient = direct ? static_cast<Real*>(s.out[0]) + at : staged_;
+        int64_t piece = at / loss_.piece, left = loss_.piece - at % loss_.piece;
+        for (int done = 0; done < n; ++piece, left = loss_.piece) {
+            const int size = static_cast<int>(least(n - done, left));
+            multiply(gradient + done, r + done, size, static_cast<Real>(loss_.factor[piece]),
+                     direct && stream && done == 0);
+            done += size;
+        }
+        if (!direct) store_as(s.out[0], s.type, at, gradient, n, stream);
+    }
+
+    // `stream`: `to` is aligned to a vector and written past the caches.
+    static void multiply(Real* to, const Real* r, int n, Real factor, bool stream) {
+        constexpr int W = kWidth<Real>;
+        int i = 0;
+        for (; i + W <= n; i += W) {
+            const auto product = Lane::mul(Lane::splat(factor), Lane::load(r + i));
+            stream ? Lane::stream(to + i, product) : Lane::store(to + i, product);
+        }
+        for (; i < n; ++i) to[i] = factor * r[i];
+    }
+};
+
+// The chunks begin .. end - 1.
+template <class Real>
+void loss_range(const Loss& loss, int64_t begin_chunk, int64_t end_chunk) {
+    const Step& s = loss.residual;
+    const auto first_element = [&](int64_t chunk) {
+        return chunk / loss.chunks * loss.piece + chunk % loss.chunks * kLossChunk;
+    };
+    const int64_t begin = first_element(begin_chunk), end = first_element(end_chunk);
+    Rows<Real> rows(s);
+    Arrays<Real> arrays(s);
+    Residuals<Real> residuals(loss, arrays, begin_chunk);
+    alignas(64) Real r[kTile];
+    const auto tile = [&](int64_t at, int size) {
+        arrays.load(at, size);
+        rows.apply(r, size, rows.out[0], arrays.value, false);
+        residuals.take(r, at, size);
+    };
+    if (s.draw == Draw::none) {
+        for (int64_t at = begin; at < end;) {
+            const int size = static_cast<int>(least(kTile, end - at));
+            rows.select(at / s.segment, s.segment - at % s.segment, size);
+            tile(at, size);
+            at += size;
+        }
+        return;
+    }
+    Cursor cursor(s, begin);
+    Noise<Real> noise;
+    Plan plan;
+    uint64_t seed = cursor.field().seed;
+    RoundKeys keys(seed);
+    const auto noisy_tile = [&](int64_t at) {
+        arrays.value[kZ] = noise.fill(plan, keys, s.draw, 0, [&](int group) {
+            arrays.prefetch_read(at, group);
+            arrays.prefetch_written(at, group);
+        });
+        tile(at, plan.size);
+    };
+    while (cursor.at < end) {
+        if (cursor.field().seed != seed) keys = RoundKeys(seed = cursor.field().seed);
+        const int64_t at = cursor.at, segment = cursor.segment, segment_left = cursor.segment_left;
+        const int64_t stretch = least(least(cursor.uniform_left(), segment_left), end - at);
+        if (stretch < kTile / 2) {
+            plan_short_runs<Real>(plan, cursor, end);
+            rows.select(segment, segment_left, plan.size);
+            noisy_tile(at);
+            continue;
+        }
+        plan_run(plan, cursor);
+        rows.select(segment, segment_left, 1);
+        // A long run's first tile is short where the others then begin with a block and with a line of the gradient.
+        int64_t head = s.out[0] && stretch >= 8 * kTile ? arrays.to_line(at) : 0;
+        if ((cursor.element + head) & 3) head = 0;
+        for (int64_t done = 0; done < stretch; done += plan.size, head = 0) {
+            plan.take(cursor.element + done, head ? head : stretch - done);
+            noisy_tile(at + done);
+        }
+        cursor.advance(stretch);
+    }
+}
+
+}  // namespace
+}  // namespace nf

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""mse_loss for torch tensors: autograd with a backward pass that draws the noise again, and torch.compile.
+
+A graph keeps the prediction, x0 and t for the backward pass; no noise and no target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import noisefuse as nf
+
+from .torch import _back, _copied, _index, _input, _noise, _output, _words, is_compiling
+
+
+class Options(NamedTuple):
+    """What a loss is called with, but for tensors, times, noise and weights."""
+
+    schedule: nf.Schedule
+    target: str
+    reduction: str
+    scale: float | None
+    offset: float | None
+    batched: bool
+
+    def keywords(self, weight: Any) -> dict[str, Any]:
+        return self._asdict() | {"weight": weight}
+
+
+class Given(NamedTuple):
+    """The tensors of a call, times and noise. z is the noise as a tensor; then `noise` is None."""
+
+    pred: Any
+    x0: Any
+    t: Any
+    noise: Any
+    z: Any
+    weight: Any
+
+    def arrays(self) -> dict[str, Any]:
+        """The arguments, as NumPy takes them."""
+        noise = self.noise if self.z is None else _input("noise", self.z)
+        if self.z is None and isinstance(noise, np.ndarray):
+            raise TypeError(
+                "noise: expected a Noise, a list of them or a torch.Tensor, as pred is one, got a NumPy array"
+            )
+        return {
+            "pred": _input("pred", self.pred),
+            "x0": None if self.x0 is None else _input("x0", self.x0),
+            "t": _index("t", self.t),
+            "noise": noise,
+        }
+
+    def value(self, options: Options, grad_out: Any = None) -> Tensor:
+        keywords = options.keywords(_numbers(self.weight))
+        loss = nf.mse_loss(**self.arrays(), **keywords, grad_out=_output("grad_out", grad_out))
+        loss = torch.as_tensor(loss[0] if grad_out is not None else loss, dtype=torch.float64)
+        return loss if self.pred.dtype == torch.float64 else loss.float()
+
+    def gradient(self, options: Options, upstream: Any, out: Any = None) -> Tensor:
+        keywords = options.keywords(_numbers(self.weight))
+        upstream = _numbers(upstream)
+        given = self.arrays()
+        found = nf.mse_loss_grad(**given, **keywords, upstream=upstream, out=_output("out", out))
+        return _back(found, out)  # type: ignore[no-any-return]
+
+
+def mse_loss(
+    pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *,
+    target: Any, weight: Any, reduction: Any, scale: Any, offset: Any, batched: bool, grad_out: Any,
+) -> Any:  # fmt: skip
+    options = Options(schedule, target, reduction, scale, offset, batched)
+    given = _given(pred, x0, t, noise, weight)
+    watched = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in given)
+    if grad_out is not None and (watched or is_compiling()):
+        raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
+    if is_compiling():
+        return _compiled(options, given)
+    if not watched:
+        loss = given.value(options, grad_out)
+        return loss if grad_out is None else (loss, _back(None, grad_out))
+    for name in ("x0", "z", "weight"):
+        x = getattr(given, name)
+        if isinstance(x, Tensor) and x.requires_grad:
+            name = "noise" if name == "z" else name
+            raise NotImplementedError(f"{name}: the gradient is that of pred alone; pass {name}.detach()")
+    if not isinstance(t, int | Tensor):
+        given = given._replace(t=torch.tensor(np.array(t)))
+    return _Loss.apply(options, *given)  # type: ignore[no-untyped-call]
+
+
+def mse_loss_grad(
+    pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *,
+    target: Any, weight: Any, reduction: Any, scale: Any, offset: Any, batched: bool, upstream: Any, out: Any,
+) -> Any:  # fmt: skip
+    options = Options(schedule, target, reduction, scale, offset, batched)
+    given = _given(pred, x0, t, noise, weight)
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*given, upstream)):
+        raise NotImplementedError("mse_loss_grad is not differentiable: detach its arguments, or use torch.no_grad()")
+    if is_compiling():
+        return _copied(_compiled_gradient(options, given, upstream), out)
+    return given.gradient(options, upstream, out)
+
+
+def _given(pred: Any, x0: Any, t: Any, noise: Any, weight: Any) -> Given:
+    noise, z = (None, noise) if isinstance(noise, Tensor) else (noise, None)
+    return Given(pred, x0, t, noise, z, weight)
+
+
+def _numbers(x: Any) -> Any:
+    """Weights and upstream gradients as NumPy has them: a float, or float64."""
+    if not isinstance(x, Tensor):
+        return x
+    return x.item() if x.ndim == 0 else x.detach().double().cpu().numpy()
+
+
+class _Loss(torch.autograd.Function):
+    """Given.value, with Given.gradient as its backward pass: so it is differentiable once."""
+
+    @staticmethod
+    def forward(options: Options, *given: Any) -> Tensor:
+        return Given(*given).value(options)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.options, *given = inputs
+        # what is no tensor stays as it is: a number, a Noise
+        ctx.others = Given(*(None if isinstance(x, Tensor) else x for x in given))
+        ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in given))
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "mse_loss is differentiable once: backward with create_graph=True is not supported"
+            )
+        given = Given(*(o if x is None else x for x, o in zip(ctx.saved_tensors, ctx.others, strict=True)))
+        return None, given.gradient(ctx.options, upstream), *(None,) * (len(given) - 1)
+
+
+# ---- torch.compile: one operator for each of the two passes --------------------------------------------------
+
+_KEPT: list[Options] = []
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _keep(*fields: Any) -> int:
+    """The number of the options, which the graph carries."""
+    options = Options(*fields)
+    if options not in _KEPT:
+        _KEPT.append(options)
+    return _KEPT.index(options)
+
+
+def _arguments(options: Options, given: Given) -> tuple[Any, ...]:
+    id(options.schedule)  # a guard, where the compiler has none of its own: see torch.py
+    row = given.t if isinstance(given.t, int) else None
+    times = None if row is not None else given.t if isinstance(given.t, Tensor) else torch.tensor(given.t)
+    weight = None if given.weight is None else torch.as_tensor(given.weight, dtype=torch.float64)
+    words = [] if given.z is not None else _words(given.noise)
+    return _keep(*options), row, times, given.pred, given.x0, given.z, weight, words
+
+
+def _compiled(options: Options, given: Given) -> Any:
+    return torch.ops.noisefuse.mse_loss(*_arguments(options, given))
+
+
+def _compiled_gradient(options: Options, given: Given, upstream: Any) -> Any:
+    g = torch.as_tensor(upstream, dtype=torch.float64)
+    return torch.ops.noisefuse.mse_loss_grad(*_arguments(options, given), g)
+
+
+@torch.library.custom_op("noisefuse::mse_loss", mutates_args=())
+def _mse_loss(
+    number: int, row: int | None, times: Tensor | None, pred: Tensor, x0: Tensor | None, z: Tensor | None,
+    weight: Tensor | None, words: Sequence[int],
+) -> Tensor:  # fmt: skip
+    t = times if row is None else row
+    return Given(pred, x0, t, _noise(words), z, weight).value(_KEPT[number])
+
+
+@_mse_loss.register_fake
+def _(
+    number: int, row: Any, times: Any, pred: Tensor, x0: Any, z: Any, weight: Any, words: Any
+) -> Tensor:  # fmt: skip
+    options = _KEPT[number]
+    batch = pred.shape[0] if options.batched and pred.ndim else 1
+    dtype = torch.float64 if pred.dtype == torch.float64 else torch.float32
+    return torch.empty((batch,) if options.reduction == "none" else (), dtype=dtype, device=pred.device)
+
+
+@torch.library.custom_op("noisefuse::mse_loss_grad", mutates_args=())
+def _mse_loss_grad(
+    number: int, row: int | None, times: Tensor | None, pred: Tensor, x0: Tensor | None, z: Tensor | None,
+    weight: Tensor | None, words: Sequence[int], upstream: Tensor,
+) -> Tensor:  # fmt: skip
+    t = times if row is None else row
+    return Given(pred, x0, t, _noise(words), z, weight).gradient(_KEPT[number], upstream)
+
+
+@_mse_loss_grad.register_fake
+def _(
+    number: int, row: Any, times: Any, pred: Tensor, x0: Any, z: Any, weight: Any, words: Any, upstream: Any
+) -> Tensor:  # fmt: skip
+    return torch.empty(pred.shape, dtype=pred.dtype, device=pred.device)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    number, row, *tensors, words = inputs
+    ctx.number, ctx.row, ctx.words = number, row, words
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+    gradient = torch.ops.noisefuse.mse_loss_grad(ctx.number, ctx.row, *ctx.saved_tensors, ctx.words, upstream)
+    return None, None, None, gradient, None, None, None, None
+
+
+_mse_loss.register_autograd(_backward, setup_context=_keep_for_backward)

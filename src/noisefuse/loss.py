@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training losses whose noise is never stored: it is drawn again where it is compared with (docs/loss.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import backends
+from .arrays import FLOATS, as_array, batch_shape, count, interop
+from .backends.call import M1, Loss, Rows, X, Z
+from .calls import Index, make_call, make_rows, names_or_array, reads
+from .noise import FIELD, Noise
+from .ops import OUT_K, OUT_X, OUT_Z, Array, NoiseLike, Target, forward_rows, need_schedule, target_factors
+from .schedule import Schedule
+
+Reduction: TypeAlias = Literal["mean", "none"]
+
+OUT_M1 = OUT_K + 1 + M1
+
+# The names under which a schedule keeps the rows of residuals from floats (`forward_rows`).
+_KEPT = {target: f"_residual_{target}_False" for target in get_args(Target)}
+
+
+def mse_loss(
+    pred: Array,
+    x0: Array | None,
+    t: ArrayLike,
+    schedule: Schedule,
+    noise: NoiseLike,
+    *,
+    target: Target,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    scale: float | None = None,
+    offset: float | None = None,
+    batched: bool = True,
+    grad_out: Array | None = None,
+) -> Any:
+    """Mean of w_t (pred - target)^2, with the target that `q_sample` of the same arguments has; it is never stored.
+
+    Args:
+        pred: what the network predicts; float32, float64 (then the arithmetic is float64), float16 or bfloat16.
+        x0, t, schedule, noise, scale, offset, batched: as given to `q_sample`; x0 of pred's shape. x0 may be None for
+            the target "epsilon", which it plays no part in.
+        target: "epsilon" z (Ho et al. 2020, eq. 14), "v" alpha z - sigma x0, "velocity" z - x0, "sample" x0.
+        weight: for integer t a row, (T,), one number for each step of the schedule (`noisefuse.weights` makes them);
+            for float t an array of t's shape. None: 1.
+        reduction: "mean" over all elements, or "none": the mean over each sample, (B,).
+        grad_out: where to write the gradient with respect to pred (of the sum of the losses, if there are several) in
+            the same pass; C-contiguous, of pred's shape and dtype. It may be pred itself.
+
+    Returns:
+        The loss, a float, or float64 (B,); with grad_out (loss, grad_out). The same bits on every backend, for any
+        number of threads. Of tensors a tensor, float32 but for a float64 pred, differentiable (once) through pred.
+
+    Raises:
+        As `q_sample`; nothing is written then.
+    """
+    if type(pred) is not np.ndarray and (other := interop(pred)) is not None:
+        options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
+        return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, grad_out=grad_out, **options)
+    if scale is None and offset is None and reduction == "mean" and batched is True:
+        loss = _short_cut(pred, x0, t, schedule, noise, target, weight, 1.0, True, grad_out)
+        if loss is not NotImplemented:
+            return loss if grad_out is None else (loss, grad_out)
+    given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
+    outs = {} if grad_out is None else {"grad_out": grad_out}
+    loss, gradient = _run(*given, 1.0, outs, want_loss=True)
+    return loss if grad_out is None else (loss, gradient)
+
+
+def mse_loss_grad(
+    pred: Array,
+    x0: Array | None,
+    t: ArrayLike,
+    schedule: Schedule,
+    noise: NoiseLike,
+    *,
+    target: Target,
+    weight: ArrayLike | None = None,
+    reduction: Reduction = "mean",
+    scale: float | None = None,
+    offset: float | None = None,
+    batched: bool = True,
+    upstream: ArrayLike = 1.0,
+    out: Array | None = None,
+) -> Array:
+    """The gradient of `mse_loss` with respect to pred, by a pass of its own that draws the noise again.
+
+        2 w_t g / n (pred - target),    n the number of elements that the mean is over
+
+    Args:
+        upstream: g, the gradient with respect to the loss: a number, or (B,) with the reduction "none".
+        out: where to write; C-contiguous, of pred's shape and dtype. It may be pred itself.
+        others: as `mse_loss`.
+
+    Returns:
+        Of pred's shape and dtype.
+    """
+    gradient: Array
+    other = None if type(pred) is np.ndarray else interop(pred)
+    plain = scale is None and offset is None and reduction == "mean" and batched is True
+    if plain and (other is None or not other.is_compiling()):
+        gradient = _short_cut(pred, x0, t, schedule, noise, target, weight, upstream, False, out)
+        if gradient is not NotImplemented:
+            return gradient
+    if other is not None:
+        options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
+        return other.mse_loss_grad(pred, x0, t, schedule, noise, batched=batched, upstream=upstream, out=out, **options)
+    given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
+    gradient = _run(*given, upstream, {"out": out}, want_loss=False)[1]
+    return gradient
+
+
+def _short_cut(
+    pred: Array, x0: Array | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, target: Target,
+    weight: ArrayLike | None, upstream: ArrayLike, want_loss: bool, out: Array | None,
+) -> Any:  # fmt: skip
+    """The loss, or the gradient where no loss is wanted; NotImplemented where something is not plain."""
+    mse, of_schedule = backends.mse_short_cut, _KEPT.get(target)
+    if mse is None or of_schedule is None or type(schedule) is not Schedule or type(noise) is not Noise:
+        return NotImplemented
+    rows = vars(schedule).get(of_schedule)
+    if rows is None:  # of the first call
+        return NotImplemented
+    x = pred if x0 is None and target == "epsilon" else x0
+    return mse(rows.plain, t, x, pred, noise, weight, upstream, want_loss, out)
+
+
+def _run(
+    pred: Array,
+    x0: Array | None,
+    t: ArrayLike,
+    schedule: Schedule,
+    noise: NoiseLike,
+    target: Target,
+    weight: ArrayLike | None,
+    reduction: Reduction,
+    scale: float | None,
+    offset: float | None,
+    batched: bool,
+    upstream: ArrayLike,
+    outs: Mapping[str, Array | None],
+    *,
+    want_loss: bool,
+) -> tuple[Any, Any]:
+    """(loss, gradient), None for what is not wanted. outs: where the gradient is, the caller's array by its name."""
+    need_schedule(schedule)
+    if target not in get_args(Target):
+        raise ValueError(f"target = {target!r}: expected 'epsilon', 'v', 'velocity' or 'sample'")
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction = {reduction!r}: expected 'mean' or 'none'")
+    m = as_array("pred", pred)
+    x = _clean(x0, m, target)
+    is_bytes = x is not None and x.dtype == np.uint8
+
+    def make(alpha: ArrayLike, sigma: ArrayLike, factor: float, constant: float) -> Rows:
+        return residual_rows(alpha, sigma, target, factor, constant)
+
+    rows, index = forward_rows(f"_residual_{target}", make, schedule, t, m.shape, is_bytes, scale, offset)
+    names, z = names_or_array(noise, m.shape, m.dtype, batched, FIELD, any_stream=True)
+    batch, sample_shape = batch_shape(m.shape, batched)
+    size = count(sample_shape)
+    piece = min(index.segment, size)
+    weights = _weights(weight, t, rows, index, batch * size // max(1, piece))
+    n = size if reduction == "none" else batch * size
+    factor = _factor(weights, upstream, reduction, batch, piece, size, n) if outs else None
+    residual = make_call(
+        m.shape,
+        m.dtype,
+        rows,
+        index,
+        names if reads(rows, Z) else (),
+        {slot: a for slot, a in {X: x, M1: m, Z: z}.items() if reads(rows, slot)},
+        dict(outs),
+        batched=batched,
+    )
+    sums = np.zeros(batch if reduction == "none" else 1) if want_loss else None
+    if batch * size:
+        backends.current().loss(Loss(residual, piece, weights, factor, sums))
+    if sums is not None:
+        with np.errstate(invalid="ignore"):  # no elements: NaN, as their mean is
+            sums /= n
+    return sums if sums is None or reduction == "none" else float(sums[0]), residual.outputs[0]
+
+
+def residual_rows(alpha: ArrayLike, sigma: ArrayLike, target: Target, scale: float, offset: float) -> Rows:
+    """pred - target, pred being m1 and the target one from x0' = scale x0 + offset."""
+    alpha, sigma = np.atleast_1d(alpha).astype(np.float64), np.atleast_1d(sigma).astype(np.float64)
+    of_x, of_z = target_factors(target, alpha, sigma)
+    columns: dict[int, Any] = {OUT_M1: np.ones(len(alpha))}
+    columns |= {} if of_x is None else {OUT_X: -of_x * scale}
+    columns |= {} if of_z is None else {OUT_Z: -of_z}
+    columns |= {} if of_x is None or not offset else {OUT_K: -of_x * offset}
+    return make_rows(columns)
+
+
+def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:
+    if x0 is None and target == "epsilon":
+        return None
+    x = as_array("x0", x0, (*FLOATS, "uint8"))
+    if x.shape != pred.shape:
+        raise ValueError(f"x0: expected pred's shape {pred.shape}, got {x.shape}")
+    return x
+
+
+def _weights(weight: ArrayLike | None, t: ArrayLike, rows: Rows, index: Index, pieces: int) -> Any:
+    """The weight of each piece, (pieces,), from a row of them or from one for each float t."""
+    if weight is None:
+        return None
+    row = np.asarray(weight)
+    expected = np.shape(t) if np.asarray(t).dtype.kind == "f" else (len(rows.table),)
+    if row.dtype.kind not in "iuf":
+        raise TypeError(f"weight: expected numbers, got {row.dtype}")
+    if row.shape != expected:
+        what = "t's shape" if np.asarray(t).dtype.kind == "f" else "one for each step of the schedule,"
+        raise ValueError(
+            f"weight: expected {what} {expected}, got {row.shape}; weights of your own for each sample: take "
+            "reduction='none' and multiply"
+        )
+    picked = row.reshape(-1).astype(np.float64)[index.values]
+    if not np.isfinite(picked).all():
+        raise ValueError(f"weight: expected finite numbers, got {picked[~np.isfinite(picked)][0]}")
+    return np.ascontiguousarray(np.broadcast_to(picked, (pieces,))) if pieces else picked[:0]
+
+
+def _factor(
+    weights: Any, upstream: ArrayLike, reduction: Reduction, batch: int, piece: int, size: int, n: int
+) -> NDArray[np.float64]:
+    """2 w g / n for each piece."""
+    g = np.asarray(upstream, np.float64)
+    if g.shape != () and (reduction == "mean" or g.shape != (batch,)):
+        expected = f"a number or shape {(batch,)}" if reduction == "none" else "a number"
+        raise ValueError(f"upstream: expected {expected}, got shape {g.shape}")
+    of_samples = np.broadcast_to(g, (batch,))
+    of_pieces = np.repeat(of_samples, size // piece if piece else 0)
+    twice = 2.0 if weights is None else 2.0 * weights
+    factor: NDArray[np.float64] = twice * of_pieces / max(1, n)
+    return factor

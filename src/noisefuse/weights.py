@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of training losses as rows: one number for each step of a schedule, for `mse_loss(weight=...)`.
+
+The literature states weights for the loss of one target and networks learn another. With the error d of the clean
+sample D that a prediction m implies, D = p_x x + p_m m, the losses of all targets are one another's multiples:
+
+    |m - target|^2 = |d|^2 / p_m^2
+    epsilon p_m = -sigma / alpha,  v -sigma / (alpha^2 + sigma^2),  velocity -sigma / (alpha + sigma),  sample 1
+
+So each function takes the target that the network learns, and gives the weights for its loss. With `t` it gives them
+for these times, integers or the floats of a continuous schedule, in t's shape.
+
+A row is also a density: `draw` takes times from it, which has the same expected gradient as the weights have with
+uniform times, and less variance where weights differ much.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .schedule import Schedule
+
+__all__ = ["cosmap", "draw", "edm", "like", "logit_normal", "min_snr", "mode"]
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Target: TypeAlias = Literal["epsilon", "v", "velocity", "sample"]
+
+
+def min_snr(schedule: Schedule, target: Target, *, gamma: float = 5.0, t: npt.ArrayLike | None = None) -> Array:
+    """min(SNR, gamma) on the loss of the clean sample: Hang et al. 2023, SNR = alpha^2 / sigma^2.
+
+    For epsilon min(SNR, gamma) / SNR, for v in a variance preserving schedule min(SNR, gamma) / (SNR + 1).
+    """
+    if not gamma > 0:
+        raise ValueError(f"gamma must be positive, got {gamma}")
+    of_x0, of_z = _errors(schedule, target, t)
+    return np.minimum(of_z**2, gamma * of_x0**2)  # SNR |d|^2 is the loss of z
+
+
+def edm(schedule: Schedule, target: Target, *, sigma_data: float = 0.5, t: npt.ArrayLike | None = None) -> Array:
+    """(s^2 + sigma_data^2) / (s sigma_data)^2 on the loss of the clean sample: Karras et al. 2022 (table 1).
+
+    s = sigma / alpha is the noise level of x / alpha.
+    """
+    if not sigma_data > 0:
+        raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+    of_x0, of_z = _errors(schedule, target, t)
+    return (of_x0 / sigma_data) ** 2 + of_z**2
+
+
+def logit_normal(
+    schedule: Schedule, target: Target, *, mean: float = 0.0, std: float = 1.0, t: npt.ArrayLike | None = None
+) -> Array:
+    """The density of logit-normal times on the loss of the velocity: Esser et al. 2024 (SD3, section 3.1).
+
+    Here, in `mode` and in `cosmap` the time is s = sigma / (alpha + sigma), rectified flow's of the same SNR.
+    """
+    if not std > 0:
+        raise ValueError(f"std must be positive, got {std}")
+
+    def density(s: Array) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logit = np.log(s) - np.log1p(-s)
+            bell = np.exp(-0.5 * ((logit - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
+            return np.where((s > 0) & (s < 1), bell / (s * (1 - s)), 0.0)
+
+    return _of_velocity(schedule, target, density, t)
+
+
+def mode(schedule: Schedule, target: Target, *, scale: float = 1.29, t: npt.ArrayLike | None = None) -> Array:
+    """The density of times f(u), u uniform, on the loss of the velocity: Esser et al. 2024.
+
+        f(u) = 1 - u - scale (cos^2(pi u / 2) - 1 + u)
+
+    scale: in [-1, 2 / (pi - 2)], where f is monotone; above 0 it favours the middle, below 0 the ends.
+    """
+    if not -1 <= scale <= 2 / (math.pi - 2):
+        raise ValueError(f"scale must be in [-1, 2 / (pi - 2)], got {scale}")
+
+    def density(s: Array) -> Array:
+        low, high = np.zeros(s.shape), np.ones(s.shape)
+        for _ in range(60):  # f falls from 1 to 0: halve the interval around f(u) = s
+            u = (low + high) / 2
+            above = 1 - u - scale * (np.cos(math.pi * u / 2) ** 2 - 1 + u) > s
+            low, high = np.where(above, u, low), np.where(above, high, u)
+        return 1 / (1 + scale - scale * math.pi / 2 * np.sin(math.pi * u))
+
+    return _of_velocity(schedule, target, density, t)
+
+
+def cosmap(schedule: Schedule, target: Target, *, t: npt.ArrayLike | None = None) -> Array:
+    """2 / (pi - 2 pi s + 2 pi s^2) on the loss of the velocity, as of cosine schedules: Esser et al. 2024."""
+    return _of_velocity(schedule, target, lambda s: 2 / (math.pi * (1 - 2 * s + 2 * s**2)), t)
+
+
+def like(schedule: Schedule, target: Target, other: Target, *, t: npt.ArrayLike | None = None) -> Array:
+    """The weights with which the loss of `target` is the plain one of the target `other`.
+
+    like(schedule, "sample", "velocity") is 1 / sigma^2 on rectified flow, diffusers' "sigma_sqrt".
+    """
+    (of_x0, _), (of_other, _) = _errors(schedule, target, t), _errors(schedule, other, t)
+    if target == other:
+        return np.ones_like(of_x0)
+    with np.errstate(divide="ignore"):
+        return np.asarray((of_x0 / of_other) ** 2)
+
+
+def draw(row: npt.ArrayLike, u: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Times t with probabilities in proportion to the row (T,), from uniforms u in [0, 1): integers of u's shape.
+
+    With `nf.uniform(B, noise)` they can be drawn again, like all else.
+    """
+    weights = np.asarray(row, np.float64)
+    if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise ValueError(f"row: expected (T,) finite numbers >= 0, not all 0, got shape {weights.shape}")
+    total = np.cumsum(weights)
+    return np.searchsorted(total / total[-1], np.asarray(u, np.float64), side="right")
+
+
+def _of_velocity(
+    schedule: Schedule, target: Target, density: Callable[[Array], Array], t: npt.ArrayLike | None
+) -> Array:
+    alpha, sigma = (schedule.alpha, schedule.sigma) if t is None else schedule(t)
+    weights, factor = density(sigma / (alpha + sigma)), like(schedule, target, "velocity", t=t)
+    with np.errstate(invalid="ignore"):
+        return np.where(weights == 0, 0.0, weights * factor)  # a density falls faster than the factor rises
+
+
+def _errors(schedule: Schedule, target: Target, t: npt.ArrayLike | None) -> tuple[Array, Array]:
+    """What an error of the prediction is multiplied by to be the one of x0 that it implies, |p_m|, and the one of z."""
+    alpha, sigma = (schedule.alpha, schedule.sigma) if t is None else schedule(t)
+    one = np.ones_like(alpha)
+    with np.errstate(divide="ignore"):
+        errors = {
+            "epsilon": (sigma / alpha, one),
+            "v": (sigma / (alpha**2 + sigma**2), alpha / (alpha**2 + sigma**2)),
+            "velocity": (sigma / (alpha + sigma), alpha / (alpha + sigma)),
+            "sample": (one, alpha / sigma),
+        }
+    if target not in errors:
+        raise ValueError(f"target = {target!r}: expected one of {', '.join(map(repr, errors))}")
+    return errors[target]

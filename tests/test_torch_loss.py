@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""mse_loss of tensors: NumPy's bits, autograd, torch.compile, and what is refused.
+
+Seen to fail: the upstream gradient left out; times that are not saved with the graph; the loss of a bfloat16
+prediction returned as bfloat16; a compiled graph without its guard on the schedule.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+import noisefuse as nf
+from conftest import bits
+from test_torch import FLOATS, FLOW, N, S, numpy, tensor
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+
+ROW = np.linspace(0.5, 2.0, len(S))
+T = torch.tensor([1, 19, 4])
+
+CALLS = {
+    "plain": (T, S, N, {"target": "v"}),
+    "epsilon": (3, S, N, {"target": "epsilon"}),
+    "weights": (T, S, N, {"target": "velocity", "weight": ROW}),
+    "samples": (T, S, N, {"target": "sample", "reduction": "none"}),
+    "list": ([1, 2, 3], S, [N, N, N], {"target": "v", "weight": ROW}),
+    "noise": (T, S, tensor(3, 5, 4, seed=2), {"target": "v", "reduction": "none", "weight": ROW}),
+    "tokens": (torch.arange(15).view(3, 5), S, N, {"target": "v", "weight": ROW}),
+    "window": (0.25, FLOW, N.window((9, 8), (2, 3)), {"target": "velocity"}),
+    "one": (5, S, N, {"target": "v", "batched": False, "scale": 1.5, "offset": 0.5}),
+}
+
+
+def arguments(name, dtype=torch.float32, grad=False):
+    *given, options = CALLS[name]
+    return [tensor(3, 5, 4, dtype=dtype, grad=grad), tensor(3, 5, 4, seed=1), *given], options
+
+
+def of_numpy(given):
+    return [numpy(x) if isinstance(x, torch.Tensor) else x for x in given]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_numpys_bits(name, dtype, backend):
+    given, options = arguments(name, dtype)
+    with nf.use_backend(backend):
+        expected = np.asarray(nf.mse_loss(*of_numpy(given), **options))
+        loss = nf.mse_loss(*given, **options)
+        assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert bits(loss.numpy()) == bits(expected.astype(numpy(loss).dtype))
+        gradient = nf.mse_loss_grad(*of_numpy(given), **options, upstream=0.3)
+        for found in (
+            nf.mse_loss_grad(*given, **options, upstream=0.3),
+            nf.mse_loss_grad(*given, **options, upstream=torch.tensor(0.3, dtype=torch.float64)),
+            nf.mse_loss_grad(*given, **options, upstream=0.3, out=torch.empty(3, 5, 4, dtype=dtype)),
+        ):
+            assert found.dtype == dtype
+            assert bits(numpy(found)) == bits(gradient)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_backward_is_the_gradient(name, dtype):
+    given, options = arguments(name, dtype, grad=True)
+    upstream = torch.tensor([0.5, -1.0, 2.0]) if options.get("reduction") == "none" else torch.tensor(0.5)
+    loss = nf.mse_loss(*given, **options)
+    loss.backward(upstream.to(loss.dtype))
+    expected = nf.mse_loss_grad(*of_numpy(given), **options, upstream=numpy(upstream).astype(np.float64))
+    assert bits(numpy(given[0].grad)) == bits(expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_gradcheck(name):
+    given, options = arguments(name, torch.float64, grad=True)
+    assert gradcheck(lambda pred: nf.mse_loss(pred, *given[1:], **options), given[0])
+
+
+def test_it_is_torchs_loss_without_its_target():
+    pred, x0 = tensor(64, 50, grad=True), tensor(64, 50, seed=1)
+    t = torch.arange(64) % len(S)
+    v = nf.q_sample(x0, t, S, N, target="v")[1]
+    other = pred.detach().clone().requires_grad_()
+    expected = torch.nn.functional.mse_loss(other, v)
+    expected.backward()
+    loss = nf.mse_loss(pred, x0, t, S, N, target="v")
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(pred.grad, other.grad)
+
+
+def test_a_graph_keeps_no_noise():
+    kept = []
+    pred, x0 = tensor(64, 50, grad=True), tensor(64, 50, seed=1)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        nf.mse_loss(pred, x0, T.repeat(22)[:64], S, N, target="v").backward()
+    assert [x.data_ptr() for x in kept if x.dtype == torch.float32] == [pred.data_ptr(), x0.data_ptr()]
+
+
+def test_what_was_changed_before_the_backward_pass_is_noticed():
+    for changed in ("pred", "x0", "t"):
+        leaf, x0, t = tensor(3, 4, grad=True), tensor(3, 4, seed=1), T.clone()
+        pred = leaf * 1.0
+        loss = nf.mse_loss(pred, x0, t, S, N, target="v")
+        with torch.no_grad():
+            {"pred": pred, "x0": x0, "t": t}[changed].zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+
+
+def test_the_gradient_may_take_the_place_of_the_prediction():
+    given, options = arguments("plain")
+    expected = nf.mse_loss_grad(*given, **options)
+    pred = given[0]
+    loss, gradient = nf.mse_loss(*given, **options, grad_out=pred)
+    assert gradient is pred
+    assert pred._version == 1
+    assert torch.equal(pred, expected)
+    assert loss.shape == ()
+
+
+def test_what_is_refused():
+    given, options = arguments("plain", grad=True)
+    pred, x0, t = given[:3]
+    with pytest.raises(NotImplementedError, match=r"x0: the gradient is that of pred alone; pass x0.detach\(\)"):
+        nf.mse_loss(pred, x0.clone().requires_grad_(), *given[2:], **options)
+    with pytest.raises(NotImplementedError, match="noise: the gradient is that of pred alone"):
+        nf.mse_loss(pred, x0, t, S, tensor(3, 5, 4, grad=True), **options)
+    with pytest.raises(NotImplementedError, match="weight: the gradient is that of pred alone"):
+        nf.mse_loss(*given, **options, weight=torch.ones(len(S), requires_grad=True))
+    with pytest.raises(ValueError, match="grad_out: autograd makes the gradient itself"):
+        nf.mse_loss(*given, **options, grad_out=torch.empty(3, 5, 4))
+    with pytest.raises(NotImplementedError, match="mse_loss_grad is not differentiable"):
+        nf.mse_loss_grad(*given, **options)
+    with pytest.raises(NotImplementedError, match="differentiable once"):
+        torch.autograd.grad(nf.mse_loss(*given, **options), pred, create_graph=True)
+    with pytest.raises(TypeError, match=r"x0: expected a torch.Tensor"):
+        nf.mse_loss(pred, x0.numpy(), *given[2:], **options)
+    with pytest.raises(TypeError, match=r"noise: expected a Noise, a list of them or a torch.Tensor"):
+        nf.mse_loss(pred, x0, t, S, x0.numpy(), **options)
+    with pytest.raises(ValueError, match="reduction = 'sum'"):
+        nf.mse_loss(*given, **options, reduction="sum")
+
+
+# ---- torch.compile -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("list", "window")])
+def test_compiled_equals_eager(name):
+    given, options = arguments(name, grad=True)
+
+    def step(pred, *others):
+        return nf.mse_loss(2 * pred, *others, **options).sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    found = []
+    for run in (step, compiled):
+        given[0].grad = None
+        loss = run(*given)
+        loss.backward()
+        found.append((bits(numpy(loss)), bits(numpy(given[0].grad))))
+    assert found[0] == found[1]
+
+
+def test_one_graph_for_all_times_and_seeds():
+    graphs = 0
+
+    def count(module, _):
+        nonlocal graphs
+        graphs += 1
+        return module.forward
+
+    torch._dynamo.reset()
+    step = torch.compile(
+        lambda pred, x0, t, noise: nf.mse_loss(pred, x0, t, S, noise, target="v"), fullgraph=True, backend=count
+    )
+    pred, x0 = tensor(3, 5, 4), tensor(3, 5, 4, seed=1)
+    for n in range(6):
+        t, noise = (T + n) % len(S), nf.Noise(n, step=100 + n)
+        assert torch.equal(step(pred, x0, t, noise), nf.mse_loss(pred, x0, t, S, noise, target="v"))
+    assert graphs <= 3  # numbers become symbols when they first change
+
+
+def test_another_schedule_is_seen():
+    torch._dynamo.reset()
+    step = torch.compile(
+        lambda pred, x0, schedule: nf.mse_loss(pred, x0, 3, schedule, N, target="v"), fullgraph=True, backend="eager"
+    )
+    pred, x0 = tensor(3, 5, 4), tensor(3, 5, 4, seed=1)
+    for schedule in (S, nf.Schedule.linear(20, beta_end=0.5), FLOW, S):
+        assert torch.equal(step(pred, x0, schedule), nf.mse_loss(pred, x0, 3, schedule, N, target="v"))
+
+
+@pytest.mark.parametrize("name", ["plain", "epsilon", "noise"])
+def test_opcheck(name):
+    (pred, x0, t, schedule, noise), options = arguments(name, grad=True)
+    from noisefuse.interop import torch_loss
+
+    made = torch_loss.Options(schedule, options["target"], options.get("reduction", "mean"), None, None, True)
+    given = torch_loss._given(pred, None if name == "epsilon" else x0, t, noise, options.get("weight"))
+    torch.library.opcheck(torch.ops.noisefuse.mse_loss.default, torch_loss._arguments(made, given))
+    upstream = torch.ones(3 if made.reduction == "none" else ())
+    plain = torch_loss._arguments(made, given._replace(pred=pred.detach()))
+    torch.library.opcheck(torch.ops.noisefuse.mse_loss_grad.default, (*plain, upstream))
