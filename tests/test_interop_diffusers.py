@@ -407,6 +407,29 @@ def test_generators_draw_what_diffusers_draws(case, kind):
     assert max(difference(a, b) for a, b in zip(*results, strict=True)) <= LOOP
 
 
+@pytest.mark.parametrize("kinds", [(torch.float16, torch.float16), (torch.float32, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize("case", STOCHASTIC, ids=str)
+def test_noise_is_drawn_in_the_dtype_of_diffusers(case, kinds, monkeypatch):
+    """For a sample and a model output of these dtypes."""
+    drawn, pair = {}, case.pair()
+    for key, scheduler, module in zip("ab", pair, (inspect.getmodule(type(pair[0])), ours), strict=True):
+        draw = module.randn_tensor
+        drawn[key] = []
+
+        def spy(shape, key=key, draw=draw, **kwargs):
+            drawn[key].append((tuple(shape), kwargs["dtype"]))
+            return draw(shape, **kwargs)
+
+        monkeypatch.setattr(module, "randn_tensor", spy)
+        x, m = (torch.ones(SHAPE, dtype=kind) for kind in kinds)
+        scheduler.is_scale_input_called = True
+        for t in scheduler.timesteps:
+            scheduler.step(m, t, x, generator=[torch.Generator(), torch.Generator()], **case.options)
+        monkeypatch.setattr(module, "randn_tensor", draw)
+    assert len(drawn["a"]) >= 3
+    assert drawn["a"] == drawn["b"]
+
+
 @pytest.mark.parametrize(
     "case", [c for c in STOCHASTIC if c.name in ("DDIMScheduler", "DPMSolverMultistepScheduler")], ids=str
 )
@@ -501,9 +524,11 @@ def test_a_run_may_begin_in_the_middle(name):
 def test_a_run_may_begin_in_the_middle_by_its_time(name):
     pair, x = DEFAULTS[name].pair(), torch.randn(SHAPE)
     order = pair[0].order
-    for t in pair[0].timesteps[4 * order - 1 : -1]:  # Heun's and PNDM's times come twice: the second one counts
+    places = range(4 * order - 1, len(pair[0].timesteps) - 1)  # Heun's and PNDM's times come twice: the second counts
+    for k in places:
         results = []
         for scheduler in pair:
+            t = scheduler.timesteps[k]
             scheduler.is_scale_input_called = True
             generator = torch.Generator().manual_seed(0)
             results.append(scheduler.step(0.1 * x, t, x, **arguments(scheduler, generator, {}))[0])

@@ -143,7 +143,7 @@ class _Probe:
         # what was changed in place is another tensor now
         held = [object() if isinstance(value, Tensor) and value._version else value for value in held]
         given = [None, t, self.units["x"], self.units["m1"], self.units["d"] if self.thresholds else object(), *held]
-        places: dict[int, int] = {id(value): place for place, value in reversed([*enumerate(given)])}
+        places: dict[int, int] = {id(value): place for place, value in enumerate(given)}
         written: list[Tensor] = []
 
         def place(value: Any) -> int:
