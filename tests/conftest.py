@@ -12,13 +12,13 @@ import noisefuse as nf
 from noisefuse import _native
 
 NATIVE = [f"native-{isa}" for isa, supported in _native.isas().items() if supported]
-BACKENDS = [*NATIVE, "reference"]
+BACKENDS = [*NATIVE, "numba", "reference"]
 DTYPES = {dtype.name: dtype for dtype in map(np.dtype, ("f4", "f8", "f2", ml_dtypes.bfloat16))}
 
 
 @contextmanager
 def using(name):
-    """The backend "reference", or "native-" and an instruction set."""
+    """The backend "numba" or "reference", or "native-" and an instruction set."""
     backend, _, isa = name.partition("-")
     before = _native.isa()
     with nf.use_backend(backend):

@@ -136,6 +136,11 @@ def test_hashes_native(native, threads):
     assert wrong_hashes() == {}
 
 
+def test_hashes_numba(threads):
+    with using("numba"):
+        assert wrong_hashes() == {}
+
+
 def test_hashes_reference():
     with using("reference"):
         assert wrong_hashes() == {}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .. import _native
 from ..noise import Noise
+from . import threads
 from .call import Step, Walk
 
 if isa := os.environ.get("NOISEFUSE_ISA"):
@@ -20,9 +21,7 @@ if isa := os.environ.get("NOISEFUSE_ISA"):
         raise ValueError(f"NOISEFUSE_ISA={isa!r}: expected one of {', '.join(usable)}, which this processor has")
     _native.use_isa(isa)
 
-threads = os.environ.get("NOISEFUSE_NUM_THREADS")
-if threads and not (threads.isdecimal() and 1 <= int(threads) <= 1024):
-    raise ValueError(f"NOISEFUSE_NUM_THREADS={threads!r}: expected an integer from 1 to 1024")
+threads.from_environment()  # the extension reads it too, and says nothing where it is wrong
 
 row = _native.row
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The noise contract in Python: philox, words to normals and uniforms, the affine forms of a row.
 
-The same text runs on NumPy arrays (reference.py) and, compiled by Numba, on scalars: `bind` gives it the two
-operations that differ. csrc/core states the same mathematics in C++ on purpose: the tests compare all bits.
+The same text runs on NumPy arrays (reference.py) and, compiled by Numba, on scalars of a CPU or GPU: `bind` gives
+it the operations that differ. csrc/core states the same mathematics in C++ on purpose: the tests compare all bits.
 
 Only IEEE-754 correctly rounded + - * fma sqrt, conversions and bit operations are used. Every inexact product
 that meets a sum is an fma; a product by a power of two is exact here, so there a plain sum has the same bits.
+`mul` is a product that no compiler may fuse with a sum, not even with one in the caller's own text.
 
 Numba asks for two habits. Its sums of uint32 are uint64, so uint32(...) says "mod 2^32" (NumPy wraps anyway);
 and `view` must directly follow a conversion.
@@ -35,26 +36,30 @@ def select(condition: Bools, a: Reals, b: Reals) -> Reals:
     raise NotImplementedError
 
 
+def mul(a: Reals, b: Reals) -> Reals:
+    """a b, rounded. A primitive: compilers that fuse products and sums need another text."""
+    return a * b
+
+
 # ---- philox ------------------------------------------------------------------------------------------------
 
 M0, M1 = uint64(0xD2511F53), uint64(0xCD9E8D57)
-W0, W1 = uint32(0x9E3779B9), uint32(0xBB67AE85)
-
-
-def mul32(a: Words, m: Any) -> tuple[Words, Words]:
-    """The upper and the lower half of the 64-bit product."""
-    product = uint64(a) * m
-    return uint32(product >> uint64(32)), uint32(product)
+W0, W1 = uint64(0x9E3779B9), uint64(0xBB67AE85)
+MASK, HALF = uint64(0xFFFFFFFF), uint64(32)
 
 
 def philox4x32(c0: Words, c1: Words, c2: Words, c3: Words, k0: Words, k1: Words) -> tuple[Words, Words, Words, Words]:
-    """Philox4x32-10 of a counter (c0, c1, c2, c3) and a key (k0, k1): Salmon et al. (SC11), section 3.3."""
+    """Philox4x32-10 of a counter (c0, c1, c2, c3) and a key (k0, k1): Salmon et al. (SC11), section 3.3.
+
+    The words are kept in 64 bits whose upper halves do not count: so compilers see 32 x 32 -> 64 products, and no
+    packing and unpacking between the rounds.
+    """
+    c0, c1, c2, c3, k0, k1 = uint64(c0), uint64(c1), uint64(c2), uint64(c3), uint64(k0), uint64(k1)
     for _ in range(10):
-        high0, low0 = mul32(c0, M0)
-        high1, low1 = mul32(c2, M1)
-        c0, c1, c2, c3 = uint32(high1 ^ c1 ^ k0), low1, uint32(high0 ^ c3 ^ k1), low0
-        k0, k1 = uint32(k0 + W0), uint32(k1 + W1)
-    return c0, c1, c2, c3
+        p0, p1 = (c0 & MASK) * M0, (c2 & MASK) * M1
+        c0, c1, c2, c3 = p1 >> HALF ^ c1 ^ k0, p1, p0 >> HALF ^ c3 ^ k1, p0
+        k0, k1 = (k0 + W0) & MASK, (k1 + W1) & MASK
+    return uint32(c0 & MASK), uint32(c1 & MASK), uint32(c2 & MASK), uint32(c3 & MASK)
 
 
 def counter(
@@ -172,14 +177,14 @@ def normal_pair32(w0: Words, w1: Words) -> tuple[Reals, Reals]:
     """Two standard normals from two words, after Box and Muller (1958); never 0, |z| <= 6.77."""
     radius = radius32(w0)
     cos, sin = circle32(w1)
-    return radius * cos, radius * sin
+    return mul(radius, cos), mul(radius, sin)
 
 
 def normal_pair64(w0: Words, v0: Words, w1: Words, v1: Words) -> tuple[Reals, Reals]:
     """The same pair with more digits: v0 and v1 are the lower halves of 64-bit words. |z| <= 9.5."""
     radius = radius64(w0, v0)
     cos, sin = circle64(w1, v1)
-    return radius * cos, radius * sin
+    return mul(radius, cos), mul(radius, sin)
 
 
 def uniform32(w: Words) -> Reals:
@@ -202,7 +207,7 @@ def affine(constant: bool, k: Reals, n: int, c: Sequence[Reals], v: Sequence[Rea
     """
     if n == 0:
         return k
-    total = fma(c[0], v[0], k) if constant else c[0] * v[0]
+    total = fma(c[0], v[0], k) if constant else mul(c[0], v[0])
     for i in range(1, n):
         total = fma(c[i], v[i], total)
     return total
@@ -213,12 +218,48 @@ def clamp(v: Reals, low: Reals, high: Reals) -> Reals:
     return select(v < low, low, select(v > high, high, v))
 
 
+# ---- 16-bit floats -----------------------------------------------------------------------------------------
+# IEEE binary16 and bfloat16 as their bits, for compilers that do not know them. NumPy does, and needs none of this.
+
+
+def half_to_float(h: Words) -> Reals:
+    """Exact. 2^112 moves the exponent's bias from 15 to 127, for subnormal numbers too."""
+    size = uint32(uint32(h) & uint32(0x7FFF)) << uint32(13)
+    number = uint32(size).view(float32) * float32(2.0**112)
+    bits = select(size >= uint32(31 << 23), uint32(size | uint32(0x7F800000)), float32(number).view(uint32))
+    return uint32(bits | (uint32(h) & uint32(0x8000)) << uint32(16)).view(float32)
+
+
+def float_to_half(x: Reals) -> Words:
+    """To nearest even. |x| plus the power of two whose last place is that of the half counts such places."""
+    bits = float32(x).view(uint32)
+    size = uint32(bits & uint32(0x7FFFFFFF))
+    exponent = select(size < uint32(113 << 23), uint32(113), uint32(size >> uint32(23)))  # of 2^-14 at least
+    unit = uint32((exponent + uint32(13)) << uint32(23))
+    total = uint32(size).view(float32) + uint32(unit).view(float32)
+    count = float32(total).view(uint32) - unit + ((exponent - uint32(113)) << uint32(10))
+    special = select(size > uint32(255 << 23), uint32(0x7E00), uint32(0x7C00))  # NaN, infinite
+    return uint32(bits >> uint32(16) & uint32(0x8000) | select(size < uint32(143 << 23), uint32(count), special))
+
+
+def bfloat16_to_float(h: Words) -> Reals:
+    """Exact: the upper half of a float32."""
+    return uint32(uint32(h) << uint32(16)).view(float32)
+
+
+def float_to_bfloat16(x: Reals) -> Words:
+    """To nearest even: a carry out of the lower half moves the upper one up."""
+    bits = float32(x).view(uint32)
+    rounded = uint32(bits + uint32(0x7FFF) + (bits >> uint32(16) & uint32(1))) >> uint32(16)
+    nan = uint32(bits & uint32(0x7FFFFFFF)) > uint32(255 << 23)
+    return select(nan, uint32(0x7FC0), uint32(rounded))
+
+
 # ---- binding -----------------------------------------------------------------------------------------------
 
 # Each after those it calls.
 _FUNCTIONS: tuple[Any, ...] = (
     *(
-        mul32,
         philox4x32,
         counter,
         join,
@@ -231,12 +272,15 @@ _FUNCTIONS: tuple[Any, ...] = (
         circle64,
     ),
     *(normal_pair32, normal_pair64, uniform32, uniform64, affine, clamp),
+    *(half_to_float, float_to_half, bfloat16_to_float, float_to_bfloat16),
 )
 
 
-def bind(fma: Any, select: Any, compiled: Callable[[Any], Any] = lambda function: function) -> SimpleNamespace:
-    """The functions above over these two primitives, each passed through `compiled` (numba.njit, say)."""
-    scope = {**globals(), "fma": fma, "select": select}
+def bind(
+    fma: Any, select: Any, compiled: Callable[[Any], Any] = lambda function: function, **others: Any
+) -> SimpleNamespace:
+    """The functions above over these primitives (others: mul, sqrt), each passed through `compiled` (numba.njit)."""
+    scope = {**globals(), "fma": fma, "select": select, **others}
     for function in _FUNCTIONS:
         scope[function.__name__] = compiled(FunctionType(function.__code__, scope))
     return SimpleNamespace(**{function.__name__: scope[function.__name__] for function in _FUNCTIONS})
