@@ -68,13 +68,28 @@ def sqrt(_: Any, a: Any) -> Any:
     return real(a), codegen
 
 
-# What every function here is compiled with: inlined by LLVM, divisions without Python's errors, no liberties.
-inlined = njit(forceinline=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+@intrinsic
+def select(_: Any, condition: Any, a: Any, b: Any) -> Any:
+    """a where the condition holds, else b: without a branch."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.select(*arguments)
+
+    return types.unliteral(a)(types.boolean, types.unliteral(a), types.unliteral(a)), codegen
 
 
-@inlined
-def select(condition: Any, a: Any, b: Any) -> Any:
-    return a if condition else b
+@intrinsic
+def view(_: Any, x: Any, kind: Any) -> Any:
+    """The same bits as another type."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
+
+    return kind.dtype(x, kind), codegen
 
 
-SPEC = spec.bind(fma, select, inlined, mul=mul, sqrt=sqrt)
+# What every function here is compiled with: LLVM takes it into its caller, and there is nothing for Python to call.
+OPTIONS = {"forceinline": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inlined = njit(**OPTIONS)
+
+SPEC = spec.bind(fma, select, inlined, mul=mul, sqrt=sqrt, view=view)

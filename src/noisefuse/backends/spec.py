@@ -8,8 +8,7 @@ Only IEEE-754 correctly rounded + - * fma sqrt, conversions and bit operations a
 that meets a sum is an fma; a product by a power of two is exact here, so there a plain sum has the same bits.
 `mul` is a product that no compiler may fuse with a sum, not even with one in the caller's own text.
 
-Numba asks for two habits. Its sums of uint32 are uint64, so uint32(...) says "mod 2^32" (NumPy wraps anyway);
-and `view` must directly follow a conversion.
+Numba asks for a habit: its sums of uint32 are uint64, so uint32(...) says "mod 2^32" (NumPy wraps anyway).
 """
 
 from __future__ import annotations
@@ -39,6 +38,11 @@ def select(condition: Bools, a: Reals, b: Reals) -> Reals:
 def mul(a: Reals, b: Reals) -> Reals:
     """a b, rounded. A primitive: compilers that fuse products and sums need another text."""
     return a * b
+
+
+def view(x: Any, kind: Any) -> Any:
+    """The same bits as another type of the same size. A primitive."""
+    return x.view(kind)
 
 
 # ---- philox ------------------------------------------------------------------------------------------------
@@ -126,7 +130,7 @@ def polynomial(x: Reals, c: tuple[Any, ...]) -> Reals:
 
 def power_of_two(n: Integers) -> Reals:
     """2^n in float64, for -1022 <= n <= 1023: n goes where the exponent is."""
-    return int64(int64(n + 1023) << 52).view(float64)
+    return view(int64(n + 1023) << int64(52), float64)
 
 
 def radius32(w: Words) -> Reals:
@@ -135,7 +139,7 @@ def radius32(w: Words) -> Reals:
     -2 ln U = -e ln 4 - 2 ln(1 + r). r is rounded once, also near U = 1, where the logarithm vanishes.
     """
     exact = float64(w) + 0.5
-    e = (float32(exact).view(int32) - TWO_THIRDS32) >> int32(23)
+    e = (view(float32(exact), int32) - TWO_THIRDS32) >> int32(23)
     r = float32(exact * power_of_two(-32 - e) - 1.0)
     return sqrt(fma(float32(e), -LN4_32, r * polynomial(r, LOG1P32)))
 
@@ -144,7 +148,7 @@ def radius64(w: Words, v: Words) -> Reals:
     """sqrt(-2 ln U), U = (2^32 w + v + 1/2) / 2^64, within 2.5 ulp. U is kept in two exact parts."""
     high, low = float64(w), float64(v) + 0.5
     u = high * 2.0**32 + low
-    e = (float64(u).view(int64) - TWO_THIRDS64) >> int64(52)
+    e = (view(u, int64) - TWO_THIRDS64) >> int64(52)
     r = (high * power_of_two(-32 - e) - 1.0) + low * power_of_two(-64 - e)
     return sqrt(fma(float64(e), -LN4_64, r * polynomial(r, LOG1P64)))
 
@@ -158,13 +162,13 @@ def circle(t: Reals, half_turn: Bools, cos: tuple[Any, ...], sin: tuple[Any, ...
 
 def circle32(w: Words) -> tuple[Reals, Reals]:
     """cos and sin of 2 pi V, V = (w + 1/2) / 2^32, within 2^-22: t is 2 V less the nearest integer."""
-    t = float32(uint32(w * uint32(2) + uint32(1)).view(int32)) * float32(2.0**-32)
+    t = float32(view(uint32(w * uint32(2) + uint32(1)), int32)) * float32(2.0**-32)
     return circle(t, (w >= QUARTER) & (w < THREE_QUARTERS), COS32, SIN32)
 
 
 def circle64(w: Words, v: Words) -> tuple[Reals, Reals]:
     """cos and sin of 2 pi V, V = (2^32 w + v + 1/2) / 2^64, within 2^-51."""
-    t = float64(uint64(join(w, v) * uint64(2) + uint64(1)).view(int64)) * 2.0**-64
+    t = float64(view(join(w, v) * uint64(2) + uint64(1), int64)) * 2.0**-64
     return circle(t, (w >= QUARTER) & (w < THREE_QUARTERS), COS64, SIN64)
 
 
@@ -225,31 +229,31 @@ def clamp(v: Reals, low: Reals, high: Reals) -> Reals:
 def half_to_float(h: Words) -> Reals:
     """Exact. 2^112 moves the exponent's bias from 15 to 127, for subnormal numbers too."""
     size = uint32(uint32(h) & uint32(0x7FFF)) << uint32(13)
-    number = uint32(size).view(float32) * float32(2.0**112)
-    bits = select(size >= uint32(31 << 23), uint32(size | uint32(0x7F800000)), float32(number).view(uint32))
-    return uint32(bits | (uint32(h) & uint32(0x8000)) << uint32(16)).view(float32)
+    number = view(uint32(size), float32) * float32(2.0**112)
+    bits = select(size >= uint32(31 << 23), uint32(size | uint32(0x7F800000)), view(number, uint32))
+    return view(uint32(bits | (uint32(h) & uint32(0x8000)) << uint32(16)), float32)
 
 
 def float_to_half(x: Reals) -> Words:
     """To nearest even. |x| plus the power of two whose last place is that of the half counts such places."""
-    bits = float32(x).view(uint32)
+    bits = view(x, uint32)
     size = uint32(bits & uint32(0x7FFFFFFF))
     exponent = select(size < uint32(113 << 23), uint32(113), uint32(size >> uint32(23)))  # of 2^-14 at least
     unit = uint32((exponent + uint32(13)) << uint32(23))
-    total = uint32(size).view(float32) + uint32(unit).view(float32)
-    count = float32(total).view(uint32) - unit + ((exponent - uint32(113)) << uint32(10))
+    total = view(size, float32) + view(unit, float32)
+    count = view(total, uint32) - unit + ((exponent - uint32(113)) << uint32(10))
     special = select(size > uint32(255 << 23), uint32(0x7E00), uint32(0x7C00))  # NaN, infinite
     return uint32(bits >> uint32(16) & uint32(0x8000) | select(size < uint32(143 << 23), uint32(count), special))
 
 
 def bfloat16_to_float(h: Words) -> Reals:
     """Exact: the upper half of a float32."""
-    return uint32(uint32(h) << uint32(16)).view(float32)
+    return view(uint32(uint32(h) << uint32(16)), float32)
 
 
 def float_to_bfloat16(x: Reals) -> Words:
     """To nearest even: a carry out of the lower half moves the upper one up."""
-    bits = float32(x).view(uint32)
+    bits = view(x, uint32)
     rounded = uint32(bits + uint32(0x7FFF) + (bits >> uint32(16) & uint32(1))) >> uint32(16)
     nan = uint32(bits & uint32(0x7FFFFFFF)) > uint32(255 << 23)
     return select(nan, uint32(0x7FC0), uint32(rounded))
@@ -279,7 +283,7 @@ _FUNCTIONS: tuple[Any, ...] = (
 def bind(
     fma: Any, select: Any, compiled: Callable[[Any], Any] = lambda function: function, **others: Any
 ) -> SimpleNamespace:
-    """The functions above over these primitives (others: mul, sqrt), each passed through `compiled` (numba.njit)."""
+    """The functions above over these primitives (others: mul, sqrt, view), each passed through `compiled` (numba.njit)."""
     scope = {**globals(), "fma": fma, "select": select, **others}
     for function in _FUNCTIONS:
         scope[function.__name__] = compiled(FunctionType(function.__code__, scope))
