@@ -62,7 +62,7 @@ def _run(kernel: Any, call: Step, chunk: int, *first: int) -> None:
     def work() -> None:
         reals = np.empty(kernels.REALS, real)
         words = np.empty(kernels.WORDS, np.uint32)
-        kernel(*first, reals, words, taken.ctypes.data, total, chunk, *numbers)
+        kernel(*first, reals, words.ctypes.data, taken.ctypes.data, total, chunk, *numbers)
 
     def stop() -> None:
         taken[0] = total

@@ -17,14 +17,14 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
-from numpy import float32, float64, int64, uint8, uint16, uint32
+from numpy import float32, float64, int64, uint8, uint16, uint32, uint64
 
 from . import device, spec
 from .call import AFFINE, COLUMNS, HIGH, LOW, D, X, Z
 from .device import OPTIONS, SPEC, fma, inlined, mul, select
 
 TILE = 256  # elements
-BLOCKS = TILE // 4  # of four words
+BLOCKS = QUARTER = TILE // 4  # of four words
 F32, F64, F16, BF16, U8 = range(5)
 NONE, NORMAL, UNIFORM = range(3)
 
@@ -36,6 +36,7 @@ VALUES, BLOCK_VALUES, RESULT, ZERO, REALS = (WIDTH * (COLUMNS + n) for n in (0, 
 BLOCK, STEP, SAMPLE, TAG, WORD, LOW_WORD, PIECE, PIECE_SIZE, WORDS = (
     BLOCKS * n for n in (0, 1, 2, 3, 4, 8, 12, 13, 14)
 )
+NO_TAG, LOW_TAG = uint32(0), uint32(1 << 31)
 
 philox4x32, normal_pair32, normal_pair64 = SPEC.philox4x32, SPEC.normal_pair32, SPEC.normal_pair64
 uniform32, uniform64, clamp = SPEC.uniform32, SPEC.uniform64, SPEC.clamp
@@ -168,12 +169,14 @@ def least(_: Any, a: Any, b: Any) -> Any:
 
 
 @inlined
-def ask_for(stream: Any, at: int) -> None:
-    """The lines of the tile that begins at this element."""
-    width = stream[STREAM_BYTES]
-    first = stream[STREAM_ARRAY] + width * at
-    for line in range(width * TILE // 64):
-        prefetch(first + 64 * line)
+def ask_for(p: Pass, at: int) -> None:
+    """The lines of a quarter of a tile, from `at` on: all at once would block the line-fill buffers."""
+    for s in range(p.inputs + p.outputs):
+        stream = pointer(p.streams + 8 * STREAM_NUMBERS * s, int64)
+        width = stream[STREAM_BYTES]
+        first = stream[STREAM_ARRAY] + width * at
+        for line in range(width):
+            prefetch(first + 64 * line)
 
 
 @inlined
@@ -200,7 +203,6 @@ def load(to: Any, stream: Any, at: int, n: int) -> None:
         halves = pointer(first, uint16)
         for i in range(n):
             to[i] = bfloat16_to_float(halves[i])
-    ask_for(stream, at + TILE)
 
 
 @inlined
@@ -223,7 +225,6 @@ def store(source: Any, stream: Any, at: int, n: int) -> None:
         halves = pointer(first, uint16)
         for i in range(n):
             halves[i] = float_to_bfloat16(float32(source[i]))
-    ask_for(stream, at + TILE)
 
 
 # ---- noise -------------------------------------------------------------------------------------------------
@@ -267,7 +268,7 @@ def plan(p: Pass, at: int, end: int, sample: int, place: int, words: Any) -> tup
         size = least(left, 4 * (BLOCKS - used) - skip)
         counter = part(words, used)
         last = (skip + size + 3) >> 2
-        for j in range(last):
+        for j in range(1 if used == 0 and (last == BLOCKS or size == end - at) else last):  # the only piece: one is told
             counter[BLOCK + j] = first + j
             counter[STEP + j] = step
             counter[SAMPLE + j] = number
@@ -284,26 +285,30 @@ def plan(p: Pass, at: int, end: int, sample: int, place: int, words: Any) -> tup
 
 
 @inlined
-def make_words(words: Any, to: Any, key0: int, key1: int, later: int, low: int) -> None:
-    """Philox of all counters, `later` steps after theirs."""
-    k0, k1, tag, steps = uint32(key0), uint32(key1), uint32(low << 31), uint32(later)
+def make_words(c: Any, to: Any, key0: int, key1: int, later: int, tag: int, pieces: int) -> None:
+    """Philox of all counters, `later` steps after theirs. Of one piece, the blocks are numbered on from the first."""
+    k0, k1, steps = uint32(key0), uint32(key1), uint32(later)
+    if pieces == 1:
+        block, step, sample, high = uint64(c[BLOCK]), uint64(c[STEP] + steps), uint64(c[SAMPLE]), uint64(c[TAG] | tag)
+        for j in range(BLOCKS):
+            w = philox4x32(block + uint64(j), step, sample, high, k0, k1)
+            to[j], to[BLOCKS + j], to[2 * BLOCKS + j], to[3 * BLOCKS + j] = w
+        return
     for j in range(BLOCKS):
-        w = philox4x32(
-            words[BLOCK + j], words[STEP + j] + steps, words[SAMPLE + j], words[TAG + j] | tag, k0, k1
-        )
+        w = philox4x32(c[BLOCK + j], c[STEP + j] + steps, c[SAMPLE + j], c[TAG + j] | tag, k0, k1)
         to[j], to[BLOCKS + j], to[2 * BLOCKS + j], to[3 * BLOCKS + j] = w
 
 
-def make_values(p: Pass, key0: int, key1: int, later: int, words: Any, to: Any) -> None:
+def make_values(p: Pass, key0: int, key1: int, later: int, words: Any, to: Any, pieces: int) -> None:
     """The normals or uniforms of all blocks, of the type of `to` and in the order of their elements."""
     raise NotImplementedError
 
 
 @overload(make_values, jit_options=OPTIONS)
-def _make_values(p, key0, key1, later, words, to):  # type: ignore[no-untyped-def]
-    def singles(p, key0, key1, later, words, to):  # type: ignore[no-untyped-def]
+def _make_values(p, key0, key1, later, words, to, pieces):  # type: ignore[no-untyped-def]
+    def singles(p, key0, key1, later, words, to, pieces):  # type: ignore[no-untyped-def]
         w0 = part(words, WORD)
-        make_words(words, w0, key0, key1, later, 0)
+        make_words(words, w0, key0, key1, later, NO_TAG, pieces)
         w1, w2, w3 = part(w0, BLOCKS), part(w0, 2 * BLOCKS), part(w0, 3 * BLOCKS)
         if p.draw == NORMAL:
             for j in range(BLOCKS):
@@ -314,10 +319,10 @@ def _make_values(p, key0, key1, later, words, to):  # type: ignore[no-untyped-de
                 to[4 * j], to[4 * j + 1] = uniform32(w0[j]), uniform32(w1[j])
                 to[4 * j + 2], to[4 * j + 3] = uniform32(w2[j]), uniform32(w3[j])
 
-    def doubles(p, key0, key1, later, words, to):  # type: ignore[no-untyped-def]
+    def doubles(p, key0, key1, later, words, to, pieces):  # type: ignore[no-untyped-def]
         w0, v0 = part(words, WORD), part(words, LOW_WORD)
-        make_words(words, w0, key0, key1, later, 0)
-        make_words(words, v0, key0, key1, later, 1)
+        make_words(words, w0, key0, key1, later, NO_TAG, pieces)
+        make_words(words, v0, key0, key1, later, LOW_TAG, pieces)
         w1, w2, w3 = part(w0, BLOCKS), part(w0, 2 * BLOCKS), part(w0, 3 * BLOCKS)
         v1, v2, v3 = part(v0, BLOCKS), part(v0, 2 * BLOCKS), part(v0, 3 * BLOCKS)
         if p.draw == NORMAL:
@@ -337,7 +342,7 @@ def fill_noise(p: Pass, sample: int, later: int, words: Any, tile: Any, pieces: 
     """The noise of the planned elements, as an array."""
     field = pointer(p.fields + 8 * p.numbers * sample * p.field_per_sample, int64)
     whole, packed = part(tile, BLOCK_VALUES), part(tile, VALUES + Z * WIDTH)
-    make_values(p, field[FIELD_KEY0], field[FIELD_KEY1], later, words, whole)
+    make_values(p, field[FIELD_KEY0], field[FIELD_KEY1], later, words, whole, pieces)
     if pieces == 1:
         return part(whole, words[PIECE])
     done = 0
@@ -431,7 +436,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
     def step(reals, words, taken, total, chunk, *call):  # type: ignore[no-untyped-def]
         text  # noqa: B018
         p, before = Pass(*call), float_mode(NEAREST)
-        tile, w = pointer(reals.ctypes.data, reals.dtype), pointer(words.ctypes.data, words.dtype)
+        tile, w = pointer(reals.ctypes.data, reals.dtype), pointer(words, uint32)
         rows, z = pointer(p.rows, reals.dtype), tile
         for i in range(WIDTH):
             tile[ZERO + i] = 0
@@ -440,17 +445,21 @@ def _kernels(text: str) -> tuple[Any, ...]:
             end, filled, sample, place = least(at + chunk, total), -1, at // p.size, at % p.size
             while at < end:
                 n = least(TILE, end - at)
+                ask_for(p, at + TILE)
                 if p.draw != NONE:
                     n, pieces = plan(p, at, end, sample, place, w)
                     z = fill_noise(p, sample, 0, w, tile, pieces)
                     place += n
                     if place >= p.size:
                         sample, place = sample + place // p.size, place % p.size
+                ask_for(p, at + TILE + QUARTER)
                 for s in range(p.inputs):
                     stream = pointer(p.streams + 8 * STREAM_NUMBERS * s, int64)
                     load(part(tile, stream[STREAM_REALS]), stream, at, n)
+                ask_for(p, at + TILE + 2 * QUARTER)
                 filled = select_rows(p, rows, at, n, tile, filled)
                 apply(p, n, tile, z)
+                ask_for(p, at + TILE + 3 * QUARTER)
                 for s in range(p.inputs, p.inputs + p.outputs):
                     stream = pointer(p.streams + 8 * STREAM_NUMBERS * s, int64)
                     store(part(tile, stream[STREAM_REALS]), stream, at, n)
@@ -462,7 +471,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
     def walk(keep, times, reals, words, taken, total, chunk, *call):  # type: ignore[no-untyped-def]
         text  # noqa: B018
         p, before = Pass(*call), float_mode(NEAREST)
-        tile, w = pointer(reals.ctypes.data, reals.dtype), pointer(words.ctypes.data, words.dtype)
+        tile, w = pointer(reals.ctypes.data, reals.dtype), pointer(words, uint32)
         rows, x, kept = pointer(p.rows, reals.dtype), part(tile, VALUES), pointer(keep, int64)
         source, target = pointer(p.streams, int64), pointer(p.streams + 8 * STREAM_NUMBERS, int64)
         at = take(taken, chunk)

@@ -139,7 +139,7 @@ def radius32(w: Words) -> Reals:
     -2 ln U = -e ln 4 - 2 ln(1 + r). r is rounded once, also near U = 1, where the logarithm vanishes.
     """
     exact = float64(w) + 0.5
-    e = (view(float32(exact), int32) - TWO_THIRDS32) >> int32(23)
+    e = int32(int32(view(float32(exact), int32) - TWO_THIRDS32) >> int32(23))
     r = float32(exact * power_of_two(-32 - e) - 1.0)
     return sqrt(fma(float32(e), -LN4_32, r * polynomial(r, LOG1P32)))
 
