@@ -23,11 +23,13 @@ ALLOWED = {
     "tableau": "",
     "views": "",
     "naive": "",
+    "numba": "backends.device",
     "backends.spec": "",
     "backends.call": "noise tableau",
     "backends.reference": "noise tableau backends.call backends.spec",
     "backends.device": "backends.spec",
-    "backends.jit": "noise tableau backends.call backends.device backends.selftest backends.spec backends.threads",
+    "backends.kernels": "backends.call backends.device backends.spec",
+    "backends.jit": "noise backends.call backends.kernels backends.selftest backends.threads",
     "backends.threads": "",
     "backends.*": "noise tableau backends.call backends.threads _native",
     "backends": "noise tableau backends.call backends.selftest backends.threads _native",
@@ -48,7 +50,7 @@ EXCEPTIONS = {("backends", "")}
 OPTIONAL = {"schedule": {"matplotlib"}, "arrays": {"ml_dtypes"}}
 # Modules that are loaded by those alone who have what they stand on.
 NUMBA = {"numba", "llvmlite"}
-STANDS_ON = {"backends.device": NUMBA, "backends.jit": NUMBA, "numba": NUMBA}
+STANDS_ON = {"backends.device": NUMBA, "backends.kernels": NUMBA, "numba": NUMBA}
 
 
 def module_name(path):

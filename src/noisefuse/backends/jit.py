@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..noise import Noise
+from ..noise import SAMPLES, STEPS, Noise
 from . import kernels, threads
-from .call import AFFINE, CLEAN, HIGH, LOW, ORDER, D, Rows, Step, Walk, Z
+from .call import AFFINE, CLEAN, HIGH, LOW, ORDER, D, Step, Walk, Z
 from .kernels import RESULT, VALUES, WIDTH, ZERO
 from .selftest import self_test
 
@@ -20,6 +20,10 @@ CHUNK = 1 << 15  # elements that a thread takes at a time, and least for which a
 
 KINDS = {np.dtype(kind): i for i, kind in enumerate((np.float32, np.float64, np.float16))}
 KINDS[np.dtype(np.uint8)] = kernels.U8  # and any other is bfloat16, which NumPy alone does not know
+FLOAT32 = np.dtype(np.float32)
+BOUNDS = 1 << LOW | 1 << HIGH
+Z_LIST = [first + 1 + Z for first in AFFINE]
+Z_COLUMNS = sum(1 << column for column in Z_LIST)
 DRAWS = {"none": kernels.NONE, "normal": kernels.NORMAL, "uniform": kernels.UNIFORM}
 
 # Compiling takes seconds, the first time: no more than is needed, and each kind of arithmetic when it is.
@@ -53,7 +57,7 @@ def _run(kernel: Any, call: Step, chunk: int, *first: int) -> None:
     taken, streams, fields, program = np.zeros(1, np.int64), _streams(call), _fields(call), _program_of(call)
     rows = call.rows.table if real is np.float64 else call.rows.single
     numbers = (
-        *(call.size, rows.ctypes.data, _columns(call.rows), call.index.ctypes.data, call.segment),
+        *(call.size, rows.ctypes.data, _columns(call.rows.present), call.index.ctypes.data, call.segment),
         *(len(program), program.ctypes.data, len(streams) - len(outputs), len(outputs), streams.ctypes.data),
         *(DRAWS[call.draw], int(call.step_by_index), int(call.masked)),
         *(fields.ctypes.data, fields.shape[1], int(len(fields) > 1)),
@@ -70,9 +74,153 @@ def _run(kernel: Any, call: Step, chunk: int, *first: int) -> None:
     threads.together(work, stop, min(threads.count(), -(-total // chunk)))
 
 
-def _columns(rows: Rows) -> int:
+# ---- the short cut -----------------------------------------------------------------------------------------
+# Calls of a few microseconds are mostly Python. So plain ones are checked here at once: float32, C-contiguous, one row
+# for all elements, few elements. Whatever else comes is declined: ops.py then checks it, and says what is wrong.
+
+
+class Desk:
+    """Memory that small calls take in turn, and the arguments of a kernel that say where it is."""
+
+    def __init__(self) -> None:
+        self.numbers = np.empty(kernels.DESK, np.int64)
+        self.words = np.empty(kernels.WORDS, np.uint32)
+        first = self.numbers.ctypes.data
+        self.scratch = np.empty(kernels.REALS, np.float32), self.words.ctypes.data, first + 8 * kernels.DESK_TAKEN
+        self.index, self.streams = first + 8 * kernels.DESK_INDEX, first + 8 * kernels.DESK_STREAMS
+        self.field = first + 8 * kernels.DESK_FIELD, kernels.FIELD_LENGTHS, 0
+
+
+_desks: list[Desk] = []
+
+
+class Form(NamedTuple):
+    """What a kernel needs to know of a row, whatever its numbers are."""
+
+    table: NDArray[np.int64]  # keeps the memory
+    columns: int
+    slots: tuple[int, ...]  # that are read
+    streams: tuple[int, ...]  # where in the reals the inputs go, and the outputs come from
+    program: tuple[int, ...]  # the kernel's arguments from `forms` to `outputs`
+    flags: tuple[int, ...]  # and from `draw` to `masked`
+
+
+@lru_cache(1024)
+def _form(present: int, outputs: int, draws: bool) -> Form:
+    table = program(present, (True, outputs > 1, outputs > 2), False, draws)
+    read = {slot for slot in range(3) if present >> (CLEAN + 1 + slot) & 1}
+    read |= {slot for slot in range(Z + 1) for first in AFFINE if present >> (first + 1 + slot) & 1}
+    slots = tuple(sorted(read - {D} - ({Z} if draws else set())))
+    streams = (*(VALUES + WIDTH * slot for slot in slots), *(RESULT + WIDTH * o for o in range(outputs)))
+    numbers = len(table), table.ctypes.data, len(slots), outputs
+    return Form(table, _columns(present), slots, streams, numbers, (kernels.NORMAL if draws else kernels.NONE, 0, 0))
+
+
+def row(
+    rows: NDArray[np.float32],
+    present: int,
+    i: Any,
+    x: Any,
+    model_output: Any,
+    past: Any,
+    noise: Any,
+    stream: int,
+    out: Any,
+    aux_out: Any,
+) -> Any:
+    """One row over all of x, as `_native.row`; NotImplemented for whatever is not plain."""
+    if type(i) is not int or not 0 <= i < len(rows) or type(x) is not np.ndarray or not 0 < x.size <= CHUNK:
+        return NotImplemented
+    if x.ndim == 0 or "float32" not in _tested or type(past) not in _SEQUENCES or type(aux_out) not in _SEQUENCES:
+        return NotImplemented
+    name, z = _NO_NAME, None
+    if present & Z_COLUMNS:
+        if type(noise) is Noise:
+            if (name := _plain_name(noise, stream, i, len(rows), len(x))) is None:
+                return NotImplemented
+        elif type(noise) is np.ndarray:
+            z = noise
+        elif noise is None and not rows[i, Z_LIST].any():
+            present &= ~Z_COLUMNS
+        else:
+            return NotImplemented
+    if model_output is None and not past:
+        values: Any = (x, None, None, None, None, None, None, None, z)
+    elif (values := _values(x, model_output, past, z)) is None:
+        return NotImplemented
+    result = np.empty_like(x) if out is None else out
+    outputs = [result, *aux_out] if aux_out else [result]
+    form = _form(present, len(outputs), name is not _NO_NAME)
+    inputs = [values[slot] for slot in form.slots]
+    if len(outputs) > 3 or not _plain(inputs, outputs, x.shape):
+        return NotImplemented
+    _compute(form, rows, i, x, inputs + outputs, name)
+    return result
+
+
+_NO_NAME = (0, 0, 0, 0, 0)
+_SEQUENCES = (tuple, list, type(None))
+
+
+def _plain_name(noise: Noise, stream: int, i: int, rows: int, batch: int) -> Any:
+    """(key words, sample, step, stream) of a Noise without ids and window, or None."""
+    sample, step = noise.sample, noise.step
+    if type(sample) is not int or noise.window_shape is not None or sample + batch > SAMPLES:
+        return None
+    if stream < 0:
+        stream = noise.stream
+    elif noise.stream or step + rows > STEPS:
+        return None
+    else:
+        step += i
+    return noise.seed & 0xFFFFFFFF, noise.seed >> 32, sample, step, stream
+
+
+def _values(x: Any, model_output: Any, past: Any, z: Any) -> Any:
+    """The inputs by slot, or None where there are too many."""
+    models = model_output if type(model_output) is tuple else (model_output,)
+    past = tuple(past or ())
+    if len(models) > 2 or len(past) > 4:
+        return None
+    return x, *models, *(None,) * (3 - len(models)), *past, *(None,) * (4 - len(past)), z
+
+
+def _plain(inputs: list[Any], outputs: list[Any], shape: tuple[int, ...]) -> bool:
+    """Whether all are float32 arrays of this shape, and the outputs overlap nothing that they are not themselves."""
+    for a in inputs:
+        if type(a) is not np.ndarray or a.dtype is not FLOAT32 or a.shape != shape or not a.flags.carray:
+            return False
+    for n, out in enumerate(outputs):
+        if type(out) is not np.ndarray or out.dtype is not FLOAT32 or out.shape != shape or not out.flags.carray:
+            return False
+        for a in inputs:
+            if out is not a and np.may_share_memory(out, a):
+                return False
+        for a in outputs[:n]:
+            if np.may_share_memory(out, a):
+                return False
+    return True
+
+
+def _compute(form: Form, rows: Any, i: int, x: Any, arrays: list[Any], name: tuple[int, ...]) -> None:
+    try:
+        desk = _desks.pop()
+    except IndexError:
+        desk = Desk()
+    total, size = x.size, x.size // len(x)
+    flat = tuple([a.ravel() for a in arrays])
+    table = kernels.note(desk.numbers, rows, flat, form.streams, i, *name, size)
+    place = (total, total, size, table, form.columns, desk.index, total)
+    kernels.step(*desk.scratch, *place, *form.program, desk.streams, *form.flags, *desk.field)
+    _desks.append(desk)
+
+
+# ---- calls as numbers --------------------------------------------------------------------------------------
+
+
+def _columns(present: int) -> int:
     """Bits of those that are read: a clamp takes both bounds, also where only one of them counts."""
-    return rows.present | (1 << LOW | 1 << HIGH if rows.present & (1 << LOW | 1 << HIGH) else 0)
+    return present | (BOUNDS if present & BOUNDS else 0)
 
 
 def _program_of(call: Step) -> NDArray[np.int64]:
@@ -84,7 +232,7 @@ def program(present: int, wanted: tuple[bool, ...], masked: bool, draws: bool) -
     """The affine forms of these columns that such a call needs (kernels.FORM_TOTAL, ..)."""
     outputs = [AFFINE[o] for o in range(3) if wanted[o] or (masked and o == 1)]
     clean = masked or any(present >> (first + 1 + D) & 1 for first in outputs)
-    clamped = not masked and present & (1 << LOW | 1 << HIGH) != 0
+    clamped = not masked and present & BOUNDS != 0
     forms = []
     for first in ([CLEAN] if clean else []) + outputs:
         slots = 3 if first == CLEAN else Z + 1

@@ -76,6 +76,10 @@ STREAM_ARRAY, STREAM_KIND, STREAM_BYTES, STREAM_REALS, STREAM_NUMBERS = range(5)
 FIELD_KEY0, FIELD_KEY1, FIELD_SAMPLE, FIELD_IDS, FIELD_STEP, FIELD_STREAM, FIELD_START, FIELD_RUN, FIELD_AXES = range(9)
 FIELD_LENGTHS = 9
 
+# Where a small call has its counter, its index, its one field, and its streams: at most seven inputs and three outputs.
+DESK_TAKEN, DESK_INDEX, DESK_FIELD, DESK_STREAMS = 0, 1, 2, 2 + FIELD_LENGTHS
+DESK = DESK_STREAMS + 10 * STREAM_NUMBERS
+
 
 # ---- primitives --------------------------------------------------------------------------------------------
 
@@ -268,7 +272,9 @@ def plan(p: Pass, at: int, end: int, sample: int, place: int, words: Any) -> tup
         size = least(left, 4 * (BLOCKS - used) - skip)
         counter = part(words, used)
         last = (skip + size + 3) >> 2
-        for j in range(1 if used == 0 and (last == BLOCKS or size == end - at) else last):  # the only piece: one is told
+        for j in range(
+            1 if used == 0 and (last == BLOCKS or size == end - at) else last
+        ):  # the only piece: one is told
             counter[BLOCK + j] = first + j
             counter[STEP + j] = step
             counter[SAMPLE + j] = number
@@ -500,7 +506,22 @@ def _kernels(text: str) -> tuple[Any, ...]:
             to = pointer(out + 16 * i, uint32)
             to[0], to[1], to[2], to[3] = philox4x32(c[0], c[1], c[2], c[3], k[0], k[1])
 
-    return step, walk, philox
+    @compiled
+    def note(desk, rows, arrays, streams, index, key0, key1, sample, step, stream, size):  # type: ignore[no-untyped-def]
+        """What a small call needs to have in memory; returns the address of the rows."""
+        text  # noqa: B018
+        desk[DESK_TAKEN], desk[DESK_INDEX] = 0, index
+        field = desk[DESK_FIELD:]
+        field[FIELD_KEY0], field[FIELD_KEY1], field[FIELD_SAMPLE], field[FIELD_IDS] = key0, key1, sample, 0
+        field[FIELD_STEP], field[FIELD_STREAM], field[FIELD_START] = step, stream, 0
+        field[FIELD_RUN], field[FIELD_AXES] = size, 0
+        for s in range(len(arrays)):
+            array = desk[DESK_STREAMS + STREAM_NUMBERS * s :]
+            array[STREAM_ARRAY], array[STREAM_KIND], array[STREAM_BYTES] = arrays[s].ctypes.data, F32, 4
+            array[STREAM_REALS] = streams[s]
+        return rows.ctypes.data
+
+    return step, walk, philox, note
 
 
-step, walk, philox = _kernels(_text())
+step, walk, philox, note = _kernels(_text())

@@ -283,7 +283,7 @@ _FUNCTIONS: tuple[Any, ...] = (
 def bind(
     fma: Any, select: Any, compiled: Callable[[Any], Any] = lambda function: function, **others: Any
 ) -> SimpleNamespace:
-    """The functions above over these primitives (others: mul, sqrt, view), each passed through `compiled` (numba.njit)."""
+    """The functions above over these primitives (others: mul, sqrt, view), each passed through `compiled` (njit)."""
     scope = {**globals(), "fma": fma, "select": select, **others}
     for function in _FUNCTIONS:
         scope[function.__name__] = compiled(FunctionType(function.__code__, scope))
