@@ -23,7 +23,7 @@ ALLOWED = {
     "tableau": "",
     "views": "",
     "naive": "",
-    "numba": "backends.device",
+    "numba": "backends.call backends.device ops tableau",
     "backends.spec": "",
     "backends.call": "noise tableau",
     "backends.reference": "noise tableau backends.call backends.spec",

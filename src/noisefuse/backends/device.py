@@ -93,3 +93,8 @@ OPTIONS = {"forceinline": True, "error_model": "numpy", "no_cpython_wrapper": Tr
 inlined = njit(**OPTIONS)
 
 SPEC = spec.bind(fma, select, inlined, mul=mul, sqrt=sqrt, view=view)
+
+# For users: Numba itself puts the text into the caller's, for any target, and numba.cuda needs no GPU to compile it.
+# (For large kernels that takes too long: see kernels.py.)
+user = njit(inline="always", error_model="numpy")
+USER = spec.bind(fma, select, user, mul=mul, sqrt=sqrt, view=view)

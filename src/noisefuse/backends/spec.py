@@ -140,16 +140,16 @@ def radius32(w: Words) -> Reals:
     """
     exact = float64(w) + 0.5
     e = int32(int32(view(float32(exact), int32) - TWO_THIRDS32) >> int32(23))
-    r = float32(exact * power_of_two(-32 - e) - 1.0)
+    r = float32(mul(exact, power_of_two(-32 - e)) - 1.0)
     return sqrt(fma(float32(e), -LN4_32, r * polynomial(r, LOG1P32)))
 
 
 def radius64(w: Words, v: Words) -> Reals:
     """sqrt(-2 ln U), U = (2^32 w + v + 1/2) / 2^64, within 2.5 ulp. U is kept in two exact parts."""
     high, low = float64(w), float64(v) + 0.5
-    u = high * 2.0**32 + low
+    u = mul(high, 2.0**32) + low
     e = (view(u, int64) - TWO_THIRDS64) >> int64(52)
-    r = (high * power_of_two(-32 - e) - 1.0) + low * power_of_two(-64 - e)
+    r = (mul(high, power_of_two(-32 - e)) - 1.0) + mul(low, power_of_two(-64 - e))
     return sqrt(fma(float64(e), -LN4_64, r * polynomial(r, LOG1P64)))
 
 
@@ -193,12 +193,12 @@ def normal_pair64(w0: Words, v0: Words, w1: Words, v1: Words) -> tuple[Reals, Re
 
 def uniform32(w: Words) -> Reals:
     """The middle of one of 2^23 cells of (0, 1); exact."""
-    return (float32(w >> uint32(9)) + float32(0.5)) * float32(2.0**-23)
+    return mul(float32(w >> uint32(9)) + float32(0.5), float32(2.0**-23))
 
 
 def uniform64(w: Words, v: Words) -> Reals:
     """The middle of one of 2^52 cells of (0, 1); exact."""
-    return (float64(join(w, v) >> uint64(12)) + 0.5) * 2.0**-52
+    return mul(float64(join(w, v) >> uint64(12)) + 0.5, 2.0**-52)
 
 
 # ---- rows --------------------------------------------------------------------------------------------------
