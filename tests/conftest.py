@@ -41,6 +41,13 @@ def native(request):
         yield request.param
 
 
+@pytest.fixture(params=[*NATIVE, "numba"])
+def compiled(request):
+    """Backends with threads, and a floating-point mode of their own."""
+    with using(request.param):
+        yield request.param
+
+
 @pytest.fixture(params=[1, 2, 5])
 def threads(request):
     with nf.set_num_threads(request.param):

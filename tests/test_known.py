@@ -132,13 +132,8 @@ def wrong_hashes():
     return {line: (value, found) for line, value in known.items() if (found := hash_of(*line)) != value}
 
 
-def test_hashes_native(native, threads):
+def test_hashes_compiled(compiled, threads):
     assert wrong_hashes() == {}
-
-
-def test_hashes_numba(threads):
-    with using("numba"):
-        assert wrong_hashes() == {}
 
 
 def test_hashes_reference():

@@ -63,23 +63,20 @@ def _first() -> tuple[str, Any]:
         raise ValueError(f"NOISEFUSE_BACKEND={wanted!r}: expected one of {', '.join(NAMES)}")
     if wanted:
         return _select(wanted)
-    missing = []
+    missing: list[str] = []
     for name in NAMES[:-1]:
         try:
-            chosen = _select(name)
-            break
+            return _fallen_back(_select(name), missing)
         except ImportError as error:
             missing.append(f"{name}: {error}")
-    else:
-        chosen = _select(NAMES[-1])
+    return _fallen_back(_select(NAMES[-1]), missing)
+
+
+def _fallen_back(chosen: tuple[str, Any], missing: list[str]) -> tuple[str, Any]:
+    """Says once what is missing."""
     if missing:
-        reasons = "; ".join(missing)
-        warnings.warn(
-            f"noisefuse runs on its backend {chosen[0]!r}, with the same results and more slowly ({reasons}). "
-            f"The native one is built at installation by a C++20 compiler",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        message = f"noisefuse runs on its backend {chosen[0]!r}: the same results, more slowly. " + "; ".join(missing)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
     return chosen
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+if find_spec("numba") is None:
+    raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
 from ..noise import SAMPLES, STEPS, Noise
 from . import kernels, threads
 from .call import AFFINE, CLEAN, HIGH, LOW, ORDER, D, Step, Walk, Z

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import math
 import os
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+if find_spec("noisefuse._native") is None:
+    raise ImportError("its C++ extension was not built: there was no C++20 compiler when noisefuse was installed")
 from .. import _native
 from ..noise import Noise
 from . import threads
