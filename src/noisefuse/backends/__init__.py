@@ -8,6 +8,7 @@ import os
 import platform
 import warnings
 from collections.abc import Callable
+from functools import cache
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -88,6 +89,7 @@ def _select(name: str) -> tuple[str, Any]:
     return _current
 
 
+@cache
 def _load(name: str) -> Any:
     module = importlib.import_module(f".{_MODULES.get(name, name)}", __name__)
     if not getattr(module, "tests_itself", False):

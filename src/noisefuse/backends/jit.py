@@ -23,7 +23,7 @@ CHUNK = 1 << 15  # elements that a thread takes at a time, and least for which a
 
 KINDS = {np.dtype(kind): i for i, kind in enumerate((np.float32, np.float64, np.float16))}
 KINDS[np.dtype(np.uint8)] = kernels.U8  # and any other is bfloat16, which NumPy alone does not know
-FLOAT32 = np.dtype(np.float32)
+FLOAT32, INT64 = np.dtype(np.float32), np.dtype(np.int64)
 BOUNDS = 1 << LOW | 1 << HIGH
 Z_LIST = [first + 1 + Z for first in AFFINE]
 Z_COLUMNS = sum(1 << column for column in Z_LIST)
@@ -132,6 +132,8 @@ def row(
     aux_out: Any,
 ) -> Any:
     """One row over all of x, as `_native.row`; NotImplemented for whatever is not plain."""
+    if type(i) is np.ndarray and i.dtype is INT64 and i.shape == (1,):
+        i = int(i[0])
     if type(i) is not int or not 0 <= i < len(rows) or type(x) is not np.ndarray or not 0 < x.size <= CHUNK:
         return NotImplemented
     if x.ndim == 0 or "float32" not in _tested or type(past) not in _SEQUENCES or type(aux_out) not in _SEQUENCES:
