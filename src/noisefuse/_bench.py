@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace) -> None:
         "Nanoseconds per noised element: the median, ± half the distance between the quartiles.\n"
         "numba: noisefuse on its backend of that name. naive, tuned: NumPy; the speed-up is over naive.\n"
         "MKL: the normals alone. copyto: a plain copy.\n"
-        "These four run on one thread."
+        "naive, tuned, MKL and copyto run on one thread."
     )
     if arguments.json is not None:
         report = {"machine": where, "results": [_record(*result) for result in results]}

@@ -66,10 +66,12 @@ def _run(kernel: Any, call: Step, chunk: int, *first: int) -> None:
         *(fields.ctypes.data, fields.shape[1], int(len(fields) > 1)),
     )
 
+    halves = 1 if (streams[:, kernels.STREAM_BYTES] == 2).any() else None
+
     def work() -> None:
         reals = np.empty(kernels.REALS, real)
         words = np.empty(kernels.WORDS, np.uint32)
-        kernel(*first, reals, words.ctypes.data, taken.ctypes.data, total, chunk, *numbers)
+        kernel(*first, reals, halves, words.ctypes.data, taken.ctypes.data, total, chunk, *numbers)
 
     def stop() -> None:
         taken[0] = total
@@ -89,7 +91,8 @@ class Desk:
         self.numbers = np.empty(kernels.DESK, np.int64)
         self.words = np.empty(kernels.WORDS, np.uint32)
         first = self.numbers.ctypes.data
-        self.scratch = np.empty(kernels.REALS, np.float32), self.words.ctypes.data, first + 8 * kernels.DESK_TAKEN
+        reals, taken = np.empty(kernels.REALS, np.float32), first + 8 * kernels.DESK_TAKEN
+        self.scratch = reals, None, self.words.ctypes.data, taken
         self.index, self.streams = first + 8 * kernels.DESK_INDEX, first + 8 * kernels.DESK_STREAMS
         self.field = first + 8 * kernels.DESK_FIELD, kernels.FIELD_LENGTHS, 0
 

@@ -36,6 +36,7 @@ VALUES, BLOCK_VALUES, RESULT, ZERO, REALS = (WIDTH * (COLUMNS + n) for n in (0, 
 BLOCK, STEP, SAMPLE, TAG, WORD, LOW_WORD, PIECE, PIECE_SIZE, WORDS = (
     BLOCKS * n for n in (0, 1, 2, 3, 4, 8, 12, 13, 14)
 )
+WORD1, WORD2, WORD3 = WORD + BLOCKS, WORD + 2 * BLOCKS, WORD + 3 * BLOCKS
 NO_TAG, LOW_TAG = uint32(0), uint32(1 << 31)
 
 philox4x32, normal_pair32, normal_pair64 = SPEC.philox4x32, SPEC.normal_pair32, SPEC.normal_pair64
@@ -184,7 +185,7 @@ def ask_for(p: Pass, at: int) -> None:
 
 
 @inlined
-def load(to: Any, stream: Any, at: int, n: int) -> None:
+def load(to: Any, stream: Any, halves: Any, at: int, n: int) -> None:
     """The n elements of an array from `at` on, in the arithmetic's type."""
     kind, first = stream[STREAM_KIND], stream[STREAM_ARRAY] + stream[STREAM_BYTES] * at
     if kind == F32:
@@ -199,18 +200,18 @@ def load(to: Any, stream: Any, at: int, n: int) -> None:
         characters = pointer(first, uint8)
         for i in range(n):
             to[i] = characters[i]
-    elif kind == F16:
-        halves = pointer(first, uint16)
-        for i in range(n):
-            to[i] = half_to_float(halves[i])
-    else:
-        halves = pointer(first, uint16)
-        for i in range(n):
-            to[i] = bfloat16_to_float(halves[i])
+    elif halves is not None:
+        bits = pointer(first, uint16)
+        if kind == F16:
+            for i in range(n):
+                to[i] = half_to_float(bits[i])
+        else:
+            for i in range(n):
+                to[i] = bfloat16_to_float(bits[i])
 
 
 @inlined
-def store(source: Any, stream: Any, at: int, n: int) -> None:
+def store(source: Any, stream: Any, halves: Any, at: int, n: int) -> None:
     """Rounds n results to the array's type, and puts them at `at`."""
     kind, first = stream[STREAM_KIND], stream[STREAM_ARRAY] + stream[STREAM_BYTES] * at
     if kind == F32:
@@ -221,14 +222,14 @@ def store(source: Any, stream: Any, at: int, n: int) -> None:
         doubles = pointer(first, float64)
         for i in range(n):
             doubles[i] = source[i]
-    elif kind == F16:
-        halves = pointer(first, uint16)
-        for i in range(n):
-            halves[i] = float_to_half(float32(source[i]))
-    else:
-        halves = pointer(first, uint16)
-        for i in range(n):
-            halves[i] = float_to_bfloat16(float32(source[i]))
+    elif halves is not None:
+        bits = pointer(first, uint16)
+        if kind == F16:
+            for i in range(n):
+                bits[i] = float_to_half(source[i])
+        else:
+            for i in range(n):
+                bits[i] = float_to_bfloat16(source[i])
 
 
 # ---- noise -------------------------------------------------------------------------------------------------
@@ -291,31 +292,44 @@ def plan(p: Pass, at: int, end: int, sample: int, place: int, words: Any) -> tup
 
 
 @inlined
-def make_words(c: Any, to: Any, key0: int, key1: int, later: int, tag: int, pieces: int) -> None:
+def make_words(p: Pass, sample: int, later: int, c: Any, where: int, tag: int, pieces: int) -> None:
     """Philox of all counters, `later` steps after theirs. Of one piece, the blocks are numbered on from the first."""
-    k0, k1, steps = uint32(key0), uint32(key1), uint32(later)
+    field = pointer(p.fields + 8 * p.numbers * sample * p.field_per_sample, int64)
+    k0, k1, steps, to = uint32(field[FIELD_KEY0]), uint32(field[FIELD_KEY1]), uint32(later), part(c, where)
     if pieces == 1:
-        block, step, sample, high = uint64(c[BLOCK]), uint64(c[STEP] + steps), uint64(c[SAMPLE]), uint64(c[TAG] | tag)
+        block, step, id, high = uint64(c[BLOCK]), uint64(c[STEP] + steps), uint64(c[SAMPLE]), uint64(c[TAG] | tag)
         for j in range(BLOCKS):
-            w = philox4x32(block + uint64(j), step, sample, high, k0, k1)
+            w = philox4x32(block + uint64(j), step, id, high, k0, k1)
             to[j], to[BLOCKS + j], to[2 * BLOCKS + j], to[3 * BLOCKS + j] = w
-        return
-    for j in range(BLOCKS):
-        w = philox4x32(c[BLOCK + j], c[STEP + j] + steps, c[SAMPLE + j], c[TAG + j] | tag, k0, k1)
-        to[j], to[BLOCKS + j], to[2 * BLOCKS + j], to[3 * BLOCKS + j] = w
+    else:
+        for j in range(BLOCKS):
+            w = philox4x32(c[BLOCK + j], c[STEP + j] + steps, c[SAMPLE + j], c[TAG + j] | tag, k0, k1)
+            to[j], to[BLOCKS + j], to[2 * BLOCKS + j], to[3 * BLOCKS + j] = w
 
 
-def make_values(p: Pass, key0: int, key1: int, later: int, words: Any, to: Any, pieces: int) -> None:
-    """The normals or uniforms of all blocks, of the type of `to` and in the order of their elements."""
+@inlined
+def packed(words: Any, tile: Any, pieces: int) -> Any:
+    """The pieces one after another, copied by fours into the tile of slot Z."""
+    whole, done = part(tile, BLOCK_VALUES), 0
+    for piece in range(pieces):
+        source, to = part(whole, words[PIECE + piece]), part(tile, VALUES + Z * WIDTH + done)
+        for i in range(0, words[PIECE_SIZE + piece], 4):
+            to[i], to[i + 1], to[i + 2], to[i + 3] = source[i], source[i + 1], source[i + 2], source[i + 3]
+        done += words[PIECE_SIZE + piece]
+    return part(tile, VALUES + Z * WIDTH)
+
+
+def fill_noise(p: Pass, sample: int, later: int, words: Any, tile: Any, pieces: int) -> Any:
+    """The noise of the planned elements, of the type of the tile: an array of them."""
     raise NotImplementedError
 
 
-@overload(make_values, jit_options=OPTIONS)
-def _make_values(p, key0, key1, later, words, to, pieces):  # type: ignore[no-untyped-def]
-    def singles(p, key0, key1, later, words, to, pieces):  # type: ignore[no-untyped-def]
-        w0 = part(words, WORD)
-        make_words(words, w0, key0, key1, later, NO_TAG, pieces)
-        w1, w2, w3 = part(w0, BLOCKS), part(w0, 2 * BLOCKS), part(w0, 3 * BLOCKS)
+@overload(fill_noise, jit_options=OPTIONS)
+def _fill_noise(p, sample, later, words, tile, pieces):  # type: ignore[no-untyped-def]
+    def singles(p, sample, later, words, tile, pieces):  # type: ignore[no-untyped-def]
+        make_words(p, sample, later, words, WORD, NO_TAG, pieces)
+        w0, w1, w2, w3 = part(words, WORD), part(words, WORD1), part(words, WORD2), part(words, WORD3)
+        to = part(tile, BLOCK_VALUES)
         if p.draw == NORMAL:
             for j in range(BLOCKS):
                 to[4 * j], to[4 * j + 1] = normal_pair32(w0[j], w1[j])
@@ -324,13 +338,14 @@ def _make_values(p, key0, key1, later, words, to, pieces):  # type: ignore[no-un
             for j in range(BLOCKS):
                 to[4 * j], to[4 * j + 1] = uniform32(w0[j]), uniform32(w1[j])
                 to[4 * j + 2], to[4 * j + 3] = uniform32(w2[j]), uniform32(w3[j])
+        return part(to, words[PIECE]) if pieces == 1 else packed(words, tile, pieces)
 
-    def doubles(p, key0, key1, later, words, to, pieces):  # type: ignore[no-untyped-def]
-        w0, v0 = part(words, WORD), part(words, LOW_WORD)
-        make_words(words, w0, key0, key1, later, NO_TAG, pieces)
-        make_words(words, v0, key0, key1, later, LOW_TAG, pieces)
-        w1, w2, w3 = part(w0, BLOCKS), part(w0, 2 * BLOCKS), part(w0, 3 * BLOCKS)
-        v1, v2, v3 = part(v0, BLOCKS), part(v0, 2 * BLOCKS), part(v0, 3 * BLOCKS)
+    def doubles(p, sample, later, words, tile, pieces):  # type: ignore[no-untyped-def]
+        make_words(p, sample, later, words, WORD, NO_TAG, pieces)
+        make_words(p, sample, later, words, LOW_WORD, LOW_TAG, pieces)
+        w0, w1, w2, w3 = part(words, WORD), part(words, WORD1), part(words, WORD2), part(words, WORD3)
+        v0, v1, v2, v3 = part(w0, 4 * BLOCKS), part(w1, 4 * BLOCKS), part(w2, 4 * BLOCKS), part(w3, 4 * BLOCKS)
+        to = part(tile, BLOCK_VALUES)
         if p.draw == NORMAL:
             for j in range(BLOCKS):
                 to[4 * j], to[4 * j + 1] = normal_pair64(w0[j], v0[j], w1[j], v1[j])
@@ -339,25 +354,9 @@ def _make_values(p, key0, key1, later, words, to, pieces):  # type: ignore[no-un
             for j in range(BLOCKS):
                 to[4 * j], to[4 * j + 1] = uniform64(w0[j], v0[j]), uniform64(w1[j], v1[j])
                 to[4 * j + 2], to[4 * j + 3] = uniform64(w2[j], v2[j]), uniform64(w3[j], v3[j])
+        return part(to, words[PIECE]) if pieces == 1 else packed(words, tile, pieces)
 
-    return singles if to.dtype == types.float32 else doubles
-
-
-@inlined
-def fill_noise(p: Pass, sample: int, later: int, words: Any, tile: Any, pieces: int) -> Any:
-    """The noise of the planned elements, as an array."""
-    field = pointer(p.fields + 8 * p.numbers * sample * p.field_per_sample, int64)
-    whole, packed = part(tile, BLOCK_VALUES), part(tile, VALUES + Z * WIDTH)
-    make_values(p, field[FIELD_KEY0], field[FIELD_KEY1], later, words, whole, pieces)
-    if pieces == 1:
-        return part(whole, words[PIECE])
-    done = 0
-    for piece in range(pieces):
-        source, to, size = part(whole, words[PIECE + piece]), part(packed, done), words[PIECE_SIZE + piece]
-        for i in range(0, size, 4):
-            to[i], to[i + 1], to[i + 2], to[i + 3] = source[i], source[i + 1], source[i + 2], source[i + 3]
-        done += size
-    return packed
+    return singles if tile.dtype == types.float32 else doubles
 
 
 # ---- rows --------------------------------------------------------------------------------------------------
@@ -430,6 +429,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
     """The compiled loops. That they hold on to `text` makes it part of their key in the cache.
 
     Threads share the elements of one call by a counter, `taken`: each takes the next `chunk` until `total` are.
+    `halves` is None where no array is of 16 bits: then nothing is compiled that converts them.
     """
 
     def compiled(function: Any) -> Any:
@@ -439,7 +439,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
             return njit(nogil=True, error_model="numpy")(function)
 
     @compiled
-    def step(reals, words, taken, total, chunk, *call):  # type: ignore[no-untyped-def]
+    def step(reals, halves, words, taken, total, chunk, *call):  # type: ignore[no-untyped-def]
         text  # noqa: B018
         p, before = Pass(*call), float_mode(NEAREST)
         tile, w = pointer(reals.ctypes.data, reals.dtype), pointer(words, uint32)
@@ -461,20 +461,20 @@ def _kernels(text: str) -> tuple[Any, ...]:
                 ask_for(p, at + TILE + QUARTER)
                 for s in range(p.inputs):
                     stream = pointer(p.streams + 8 * STREAM_NUMBERS * s, int64)
-                    load(part(tile, stream[STREAM_REALS]), stream, at, n)
+                    load(part(tile, stream[STREAM_REALS]), stream, halves, at, n)
                 ask_for(p, at + TILE + 2 * QUARTER)
                 filled = select_rows(p, rows, at, n, tile, filled)
                 apply(p, n, tile, z)
                 ask_for(p, at + TILE + 3 * QUARTER)
                 for s in range(p.inputs, p.inputs + p.outputs):
                     stream = pointer(p.streams + 8 * STREAM_NUMBERS * s, int64)
-                    store(part(tile, stream[STREAM_REALS]), stream, at, n)
+                    store(part(tile, stream[STREAM_REALS]), stream, halves, at, n)
                 at += n
             at = take(taken, chunk)
         float_mode(before)
 
     @compiled
-    def walk(keep, times, reals, words, taken, total, chunk, *call):  # type: ignore[no-untyped-def]
+    def walk(keep, times, reals, halves, words, taken, total, chunk, *call):  # type: ignore[no-untyped-def]
         text  # noqa: B018
         p, before = Pass(*call), float_mode(NEAREST)
         tile, w = pointer(reals.ctypes.data, reals.dtype), pointer(words, uint32)
@@ -486,14 +486,14 @@ def _kernels(text: str) -> tuple[Any, ...]:
             while at < end:  # a tile of x0 goes through all times before the next one is read
                 sample = at // p.size
                 n, pieces = plan(p, at, end, sample, at % p.size, w)
-                load(x, source, at, n)
+                load(x, source, halves, at, n)
                 for t in range(times):
                     z = fill_noise(p, sample, t, w, tile, pieces)
                     a, s = rows[COLUMNS * t + AFFINE[0] + 1 + X], rows[COLUMNS * t + AFFINE[0] + 1 + Z]
                     for i in range(n):
                         x[i] = fma(a, x[i], mul(s, z[i]))
                     if kept[t] >= 0:
-                        store(x, target, kept[t] * total + at, n)
+                        store(x, target, halves, kept[t] * total + at, n)
                 at += n
             at = take(taken, chunk)
         float_mode(before)
