@@ -73,3 +73,16 @@ def test_the_program_draws_and_prints(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(name in printed for name in ideal.NAMES)
     assert "wrote" in printed
+
+
+def test_the_custom_kernels(capsys):
+    """It asserts that points are q_sample's, rotated, and that a walk in two parts is the walk."""
+    pytest.importorskip("numba")
+    spec = importlib.util.spec_from_file_location(
+        "custom_kernel", SPEC.origin.replace("ideal_denoiser", "custom_kernel")
+    )
+    kernels = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(kernels)
+    kernels.cloud()
+    kernels.box()
+    assert "between walls" in capsys.readouterr().out

@@ -158,6 +158,12 @@ def test_a_loop_vectorises():
             assert len(re.findall(r"\bvfn?m(?:add|sub)\d+ps\b", text)) >= PAIR32
 
 
+@pytest.mark.parametrize("name", nfn.__all__)
+def test_names_are_documented(name):
+    assert (getattr(nfn, name).__doc__ or "").strip()
+    assert re.search(rf"\b{name}\(", (ROOT / "docs" / "numba.md").read_text())
+
+
 # ---- numba.cuda --------------------------------------------------------------------------------------------
 
 
