@@ -77,9 +77,9 @@ STREAM_ARRAY, STREAM_KIND, STREAM_BYTES, STREAM_REALS, STREAM_NUMBERS = range(5)
 FIELD_KEY0, FIELD_KEY1, FIELD_SAMPLE, FIELD_IDS, FIELD_STEP, FIELD_STREAM, FIELD_START, FIELD_RUN, FIELD_AXES = range(9)
 FIELD_LENGTHS = 9
 
-# Where a small call has its counter, its index, its one field, and its streams: at most seven inputs and three outputs.
+# Where a small call has its counter, its index, its one field, and its streams: at most eight inputs and three outputs.
 DESK_TAKEN, DESK_INDEX, DESK_FIELD, DESK_STREAMS = 0, 1, 2, 2 + FIELD_LENGTHS
-DESK = DESK_STREAMS + 10 * STREAM_NUMBERS
+DESK = DESK_STREAMS + 11 * STREAM_NUMBERS
 
 
 # ---- primitives --------------------------------------------------------------------------------------------
