@@ -18,13 +18,13 @@ from noisefuse.backends import cuda, reference
 NATIVE = [f"native-{isa}" for isa, supported in _native.isas().items() if supported]
 # The kernels of csrc/cuda compiled for this CPU, which is not the device; and the device itself, under `pytest -m gpu`.
 STAND_IN, DEVICE = "cuda-stand_in", "cuda"
-BACKENDS = [*NATIVE, "reference", STAND_IN]
+BACKENDS = [*NATIVE, "numba", "reference", STAND_IN]
 DTYPES = {dtype.name: dtype for dtype in map(np.dtype, ("f4", "f8", "f2", ml_dtypes.bfloat16))}
 
 
 @contextmanager
 def using(name):
-    """The backend "reference", or "native-" and an instruction set, "cuda-stand_in" or "cuda"."""
+    """The backend "numba" or "reference", or "native-" and an instruction set, "cuda-stand_in" or "cuda"."""
     if name == STAND_IN:
         with stand_in.installed() as cupy, on_device(cupy):
             yield
@@ -102,6 +102,13 @@ def backend(request):
 
 @pytest.fixture(params=NATIVE)
 def native(request):
+    with using(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[*NATIVE, "numba"])
+def compiled(request):
+    """Backends with threads, and a floating-point mode of their own."""
     with using(request.param):
         yield request.param
 

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+if find_spec("noisefuse._native") is None:
+    raise ImportError("its C++ extension was not built: there was no C++20 compiler when noisefuse was installed")
 from .. import _native
 from ..noise import Noise
+from . import threads
 from .call import Loss, Step, Walk, window_runs
 
 if isa := os.environ.get("NOISEFUSE_ISA"):
@@ -19,9 +23,7 @@ if isa := os.environ.get("NOISEFUSE_ISA"):
         raise ValueError(f"NOISEFUSE_ISA={isa!r}: expected one of {', '.join(usable)}, which this processor has")
     _native.use_isa(isa)
 
-threads = os.environ.get("NOISEFUSE_NUM_THREADS")
-if threads and not (threads.isdecimal() and 1 <= int(threads) <= 1024):
-    raise ValueError(f"NOISEFUSE_NUM_THREADS={threads!r}: expected an integer from 1 to 1024")
+threads.from_environment()  # the extension reads it too, and says nothing where it is wrong
 
 row = _native.row
 mse = _native.mse
