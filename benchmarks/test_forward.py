@@ -16,6 +16,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -119,11 +120,23 @@ def action_against_add() -> Pair:
     return Pair(q_sample(ACTION), lambda: np.add(a, b, out=c))
 
 
+def numba_against_native(shape: tuple[int, ...]) -> Pair:
+    import_module("numba")
+    call = q_sample(shape)
+
+    def on(backend: str) -> None:
+        with nf.use_backend(backend):
+            call()
+
+    return Pair(partial(on, "numba"), partial(on, "native"))
+
+
 # ---- figures without a partner, measured in new processes ----------------------------------------------------
 
 
-def child(code: str) -> float:
-    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+def child(code: str, **environment: str) -> float:
+    command, variables = [sys.executable, "-c", code], os.environ | environment
+    return float(subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stdout)
 
 
 def import_milliseconds() -> float:
@@ -161,6 +174,40 @@ print((peak() - before) / sum(out.nbytes for out in outputs))
 
 def action_microseconds() -> float:
     return interleaved({"ours": q_sample(ACTION)})["ours"].median * 1e6
+
+
+NUMBA = """
+import time, numba, numpy as np, noisefuse as nf
+x, t, out = np.ones((1, 16, 7), np.float32), np.array([500]), np.empty((1, 16, 7), np.float32)
+schedule, noise = nf.Schedule.linear(1000), nf.Noise(0)
+
+def seconds(calls):
+    begin = time.perf_counter()
+    for _ in range(calls):
+        nf.q_sample(x, t, schedule, noise, out=out)
+    return (time.perf_counter() - begin) / calls
+
+first = seconds(1)
+"""
+
+
+def numba_first_call(cached: bool) -> float:
+    """Seconds after `import numba`: the best of 3, as other work on the machine only ever adds to them."""
+    import_module("numba")
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {"NOISEFUSE_BACKEND": "numba", "NUMBA_CACHE_DIR": folder}
+        taken = []
+        for i in range(4 if cached else 3):
+            if not cached:
+                environment["NUMBA_CACHE_DIR"] = f"{folder}/{i}"
+            taken.append(child(NUMBA + "print(first)", **environment))
+    return min(taken[cached:])
+
+
+def numba_microseconds() -> float:
+    import_module("numba")
+    code = NUMBA + "seconds(1000); print(1e6 * sorted(seconds(1000) for _ in range(21))[10])"
+    return child(code, NOISEFUSE_BACKEND="numba")
 
 
 # ---- the figures -------------------------------------------------------------------------------------------
@@ -233,6 +280,11 @@ FIGURES = [
     Figure("q_walk of 1000 steps, over naive", ">=", 10, walk_against_naive),
     Figure("(1, 16, 7), of np.add", "<=", 4, action_against_add),
     Figure("(1, 16, 7), one call", "<=", 2, action_microseconds, unit="us"),
+    Figure("numba, 2^26, of native", "<=", 1.6, partial(numba_against_native, LARGE)),
+    Figure("numba, images, of native", "<=", 1.6, partial(numba_against_native, IMAGES)),
+    Figure("numba, first call, compiled", "<=", 2, partial(numba_first_call, False), unit="s"),
+    Figure("numba, first call, from disk", "<=", 0.3, partial(numba_first_call, True), unit="s"),
+    Figure("numba, (1, 16, 7), one call", "<=", 5, numba_microseconds, unit="us"),
     Figure("import, beyond numpy", "<=", 40, import_milliseconds, unit="ms"),
     Figure("peak memory, of the outputs", "<=", 1.02, memory_growth),
 ]

@@ -52,6 +52,11 @@ def q_sample_out() -> Call:
     return lambda: nf.q_sample(x, t, SCHEDULE, NOISE, out=out)
 
 
+def randn() -> Call:
+    (out,) = tensors(ACTION, 1)
+    return lambda: nf.randn(ACTION, NOISE, out=out)
+
+
 def q_step() -> Call:
     (x,), t = tensors(ACTION, 1), times(ACTION)
     return lambda: nf.q_step(x, t, SCHEDULE, NOISE)
@@ -92,6 +97,7 @@ SMALL: dict[str, Callable[[], Call]] = {
     **{f"q_sample, {dtype}": partial(q_sample, dtype) for dtype in ("float32", "float64", "float16", "bfloat16")},
     "q_sample with a target": partial(q_sample, "float32", target="epsilon"),
     "q_step": q_step,
+    "randn, out=": randn,
     **{f"update, a row of {name}": partial(update, name) for name in ("ddim", "ddpm", "dpmpp_2m", "unipc")},
 }
 FIGURES = [

@@ -1,24 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures over every backend, instruction set and number of threads; what bits are."""
 
+import dataclasses
 import platform
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import noisefuse as nf
-from noisefuse import _native
+from cuda_kernels import stand_in
+from noisefuse import _native, backends
+from noisefuse.backends import cuda, reference
 
 NATIVE = [f"native-{isa}" for isa, supported in _native.isas().items() if supported]
-BACKENDS = [*NATIVE, "reference"]
+# The kernels of csrc/cuda compiled for this CPU, which is not the device; and the device itself, under `pytest -m gpu`.
+STAND_IN, DEVICE = "cuda-stand_in", "cuda"
+BACKENDS = [*NATIVE, "numba", "reference", STAND_IN]
 DTYPES = {dtype.name: dtype for dtype in map(np.dtype, ("f4", "f8", "f2", ml_dtypes.bfloat16))}
 
 
 @contextmanager
 def using(name):
-    """The backend "reference", or "native-" and an instruction set."""
+    """The backend "numba" or "reference", or "native-" and an instruction set, "cuda-stand_in" or "cuda"."""
+    if name == STAND_IN:
+        with stand_in.installed() as cupy, on_device(cupy):
+            yield
+        return
+    if name == DEVICE:
+        with on_device(real_cupy()):
+            yield
+        return
     backend, _, isa = name.partition("-")
     before = _native.isa()
     with nf.use_backend(backend):
@@ -29,7 +43,58 @@ def using(name):
             _native.use_isa(before)
 
 
-@pytest.fixture(params=BACKENDS)
+def real_cupy():
+    """CuPy with a device; else the test is skipped."""
+    cupy = pytest.importorskip("cupy")
+    if (state := cuda.state()) != "available":
+        pytest.skip(state)
+    return cupy
+
+
+@contextmanager
+def on_device(cupy):
+    """Calls with NumPy arrays, once they are checked, go through copies on the device."""
+
+    def moved(call):
+        copies = {}
+
+        def to_device(a):
+            if a is None:
+                return None
+            key = a.ctypes.data, a.dtype, a.shape  # an output may be an input
+            return copies.setdefault(key, cupy.asarray(a))
+
+        inputs, outputs = (tuple(map(to_device, arrays)) for arrays in (call.inputs, call.outputs))
+        return dataclasses.replace(call, inputs=inputs, outputs=outputs)
+
+    def back(call, there):
+        for out, copy in zip(call.outputs, there.outputs, strict=True):
+            if out is not None:
+                out[...] = cupy.asnumpy(copy)
+
+    def step(call):
+        there = moved(call)
+        cuda.step(there)
+        back(call, there)
+
+    def walk(call):
+        first = moved(call.first)
+        cuda.walk(dataclasses.replace(call, first=first))
+        back(call.first, first)
+
+    def loss(call):
+        pytest.skip("the loss has no CUDA kernel yet")
+
+    device = SimpleNamespace(step=step, walk=walk, loss=loss, philox=reference.philox)
+    before = backends._current, backends.short_cut, backends.mse_short_cut
+    backends._current, backends.short_cut, backends.mse_short_cut = ("cuda", device), None, None
+    try:
+        yield
+    finally:
+        backends._current, backends.short_cut, backends.mse_short_cut = before
+
+
+@pytest.fixture(params=[*BACKENDS, pytest.param(DEVICE, marks=pytest.mark.gpu)])
 def backend(request):
     with using(request.param):
         yield request.param
@@ -37,6 +102,13 @@ def backend(request):
 
 @pytest.fixture(params=NATIVE)
 def native(request):
+    with using(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[*NATIVE, "numba"])
+def compiled(request):
+    """Backends with threads, and a floating-point mode of their own."""
     with using(request.param):
         yield request.param
 

@@ -15,6 +15,7 @@ case $kind in
 address)
     flags=-g
     settings=(-C cmake.define.NOISEFUSE_SANITIZE=ON)
+    export STAND_IN_FLAGS='-g -fsanitize=address,undefined -fno-sanitize-recover=undefined' # tests/cuda_kernels
     runtimes=(libasan.so libubsan.so)
     # The interpreter does not free all it allocates; and compilers misalign AVX-512 frames that are moved to the heap.
     export ASAN_OPTIONS=$options:detect_leaks=0:detect_stack_use_after_return=0

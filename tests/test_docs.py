@@ -6,12 +6,14 @@ that stands in no page.
 """
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 import noisefuse as nf
+from cuda_kernels import stand_in
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,10 +47,13 @@ def run(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_blocks_run(path, tmp_path, monkeypatch):
+    """docs/cuda.md on a stand-in for CuPy, which is not the device, unless there is one."""
     if name(path) in NEEDS:
         pytest.importorskip(NEEDS[name(path)])
     monkeypatch.chdir(tmp_path)
-    run(path)
+    device = path.name != "cuda.md" or nf.info()["backends"]["cuda"] == "available"
+    with nullcontext() if device else stand_in.installed():
+        run(path)
 
 
 def test_pages_have_blocks():

@@ -194,7 +194,7 @@ ROWS = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["native", "reference"], autouse=True)
+@pytest.fixture(params=["native", "numba", "reference"], autouse=True)
 def backend(request):
     with nf.use_backend(request.param):
         yield

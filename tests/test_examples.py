@@ -79,6 +79,15 @@ def test_the_program_draws_and_prints(tmp_path, capsys):
     assert "wrote" in printed
 
 
+def test_the_custom_kernels(capsys):
+    """It asserts that points are q_sample's, rotated, and that a walk in two parts is the walk."""
+    pytest.importorskip("numba")
+    kernels = example("custom_kernel")
+    kernels.cloud()
+    kernels.box()
+    assert "between walls" in capsys.readouterr().out
+
+
 # ---- train_digits ------------------------------------------------------------------------------------------
 
 

@@ -510,7 +510,7 @@ def test_a_window_is_that_part_of_the_whole(backend, dtype, operation, rows):
 
 
 @pytest.mark.parametrize("shape", [(3, 43000), (40000, 3), (140000,)], ids=str)
-def test_threads_do_not_matter(native, operation, shape):
+def test_threads_do_not_matter(compiled, operation, shape):
     x, t, noise = normals(shape, np.float32), np.arange(shape[0]) % 1000, nf.Noise(10)
     found = set()
     for n in (1, 2, 5):
@@ -597,7 +597,7 @@ def float_mode_with(bit):
 
 @pytest.mark.skipif(CONTROL is None, reason="knows the control words of x86-64 and AArch64 only")
 @pytest.mark.parametrize("mode", ["flush", "upwards"])
-def test_the_callers_float_mode_does_not_matter_and_is_kept(native, operation, mode, threads):
+def test_the_callers_float_mode_does_not_matter_and_is_kept(compiled, operation, mode, threads):
     bit = CONTROL[["flush", "upwards"].index(mode) + 1]
     x, t, noise = normals((4, 20000), np.float32), np.arange(4), nf.Noise(15)
     x[:, ::2] *= np.float32(1e-38)
@@ -611,7 +611,7 @@ def test_the_callers_float_mode_does_not_matter_and_is_kept(native, operation, m
 
 
 @pytest.mark.skipif(CONTROL is None, reason="knows the control words of x86-64 and AArch64 only")
-def test_subnormal_results_are_kept_where_the_caller_flushes_them(native):
+def test_subnormal_results_are_kept_where_the_caller_flushes_them(compiled):
     x, z = np.full((2, 100), 1e-40, np.float32), np.zeros((2, 100), np.float32)
     with float_mode_with(CONTROL[1]):
         found = nf.q_sample(x, 0, nf.Schedule([0.5], [1.0]), z)

@@ -156,7 +156,7 @@ def wrong_hashes():
     return {line: (value, found) for line, value in known.items() if (found := hash_of(*line)) != value}
 
 
-def test_hashes_native(native, threads):
+def test_hashes_compiled(compiled, threads):
     assert wrong_hashes() == {}
 
 

@@ -24,12 +24,17 @@ ALLOWED = {
     "views": "",
     "weights": "schedule",
     "naive": "",
+    "numba": "backends.call backends.device ops tableau",
     "backends.spec": "",
     "backends.call": "noise tableau",
     "backends.reference": "noise tableau backends.call backends.spec",
-    "backends.jit": "noise tableau backends.call backends.spec",
-    "backends.*": "noise tableau backends.call _native",
-    "backends": "noise tableau backends.call _native",
+    "backends.device": "backends.spec",
+    "backends.kernels": "backends.call backends.device backends.spec",
+    "backends.jit": "noise backends.call backends.kernels backends.selftest backends.threads",
+    "backends.cuda": "noise tableau backends.call backends.cubin",
+    "backends.threads": "",
+    "backends.*": "noise tableau backends.call backends.threads _native",
+    "backends": "noise tableau backends.call backends.selftest backends.threads _native",
     "arrays": "interop.* _native",
     "calls": "noise arrays backends backends.call",
     "ops": "schedule tableau noise arrays calls backends backends.call",
@@ -47,6 +52,9 @@ ALLOWED = {
 EXCEPTIONS = {("backends", "")}
 # What is imported only where it is needed. Commands need what the extras install.
 OPTIONAL = {"schedule": {"matplotlib"}, "arrays": {"ml_dtypes"}}
+# Modules that are loaded by those alone who have what they stand on.
+NUMBA = {"numba", "llvmlite"}
+STANDS_ON = {"backends.device": NUMBA, "backends.kernels": NUMBA, "numba": NUMBA}
 
 
 def module_name(path):
@@ -86,7 +94,9 @@ def wrong_imports(module, text, package=False):
         if root == "noisefuse":
             if not fits(inside, allowed) and (module, inside) not in EXCEPTIONS:
                 yield name
-        elif root not in {*sys.stdlib_module_names, "numpy"} and not command and (top or root not in optional):
+        elif root in {*sys.stdlib_module_names, "numpy", *STANDS_ON.get(module, ())} or command:
+            continue
+        elif top or root not in optional:
             yield name
 
 
@@ -108,6 +118,8 @@ def test_imports_point_down(module):
         ("backends.native", "from .spec import fma", False),
         ("backends.native", "from . import reference", False),
         ("backends.native", "from ..ops import randn", False),
+        ("backends.native", "import numba", False),
+        ("backends.device", "from . import jit", False),
         ("samplers.one_step", "from ..ops import update", False),
         ("samplers.one_step", "from ..noise import Noise", False),
         ("samplers", "from ..ops import update", True),

@@ -443,3 +443,30 @@ def test_a_walk_is_its_steps(kind, monkeypatch):
         state = run(state, noise, rows=rows[t : t + 1], present=bit(OUT, X) | bit(OUT, Z))
         states.append(state)
     assert_same(kept, np.stack([states[0], states[2]]).astype(kind))
+
+
+# ---- 16-bit floats, as Numba has them ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "to_float", "from_float"),
+    [
+        (np.float16, MATH.half_to_float, MATH.float_to_half),
+        (ml_dtypes.bfloat16, MATH.bfloat16_to_float, MATH.float_to_bfloat16),
+    ],
+)
+def test_conversions_of_16_bits(kind, to_float, from_float):
+    """All 16-bit numbers one way. The other way: all of them, what lies half way between two, and its neighbours.
+
+    Seen to fail: ties to the upper one, subnormal halves rounded at the unit of the normal ones, NaN to infinity.
+    """
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    with np.errstate(all="ignore"):
+        assert_same(to_float(halves), halves.view(kind).astype(np.float32))
+        bits = halves.view(kind).astype(np.float32).view(np.uint32)
+        unit = 1 << (12 if kind is np.float16 else 15)
+        near = [bits + np.uint32(d & 0xFFFFFFFF) for half in (0, unit) for d in (half - 1, half, half + 1)]
+        near.append(np.arange(0, 1 << 32, 977, dtype=np.uint64).astype(np.uint32))
+        x = np.concatenate(near).view(np.float32)
+        found = from_float(x).astype(np.uint16).view(kind)
+        assert_same(found.astype(np.float32), x.astype(kind).astype(np.float32))

@@ -69,6 +69,11 @@ def child_says_yes(function, seconds=30):
 class TestFork:
     pytestmark = forks
 
+    @pytest.fixture(autouse=True, params=[NATIVE[0], "numba"])
+    def backend(self, request):
+        with using(request.param):
+            yield
+
     def test_a_child_works_after_its_parent_used_the_pool(self, expected):
         with nf.set_num_threads(4):
             assert bits(draw()) == expected
@@ -86,7 +91,7 @@ class TestFork:
 
     def test_a_child_starts_with_one_thread(self):
         with nf.set_num_threads(4):
-            assert child_says_yes(lambda: _native.num_threads() == 1)
+            assert child_says_yes(lambda: _native.num_threads() == nf.info()["threads"] == 1)
 
     def test_a_child_starts_with_as_many_threads_as_the_environment_says(self):
         code = "import os; from noisefuse import _native; os._exit(_native.num_threads() if os.fork() == 0 else "
@@ -134,7 +139,7 @@ def _draw_bits(sample):
 # ---- threads -----------------------------------------------------------------------------------------------
 
 
-def test_many_threads_at_once(native):
+def test_many_threads_at_once(compiled):
     """One of them has the pool, the others work alone; settings change meanwhile."""
     x = np.random.default_rng(0).standard_normal(LARGE, np.float32)
     t = np.arange(8)
@@ -158,7 +163,8 @@ def test_many_threads_at_once(native):
         assert all(threads.map(work, range(60)))
 
 
-def test_the_interpreter_runs_on_during_a_call():
+@pytest.mark.parametrize("name", ["native-portable", "numba"])
+def test_the_interpreter_runs_on_during_a_call(name):
     """A large call lets go of the lock: another thread ticks in the middle of it, not only at its ends."""
     ticks, stop = [], threading.Event()
     out = np.empty((1, 1 << 24), np.float32)
@@ -168,7 +174,7 @@ def test_the_interpreter_runs_on_during_a_call():
             ticks.append(time.perf_counter())
             time.sleep(0.0005)
 
-    with using("native-portable"), nf.set_num_threads(1), ThreadPoolExecutor(1) as other:
+    with using(name), nf.set_num_threads(1), ThreadPoolExecutor(1) as other:
         other.submit(tick)
         begin = time.perf_counter()
         nf.randn(out.shape, nf.Noise(1), out=out)
@@ -179,7 +185,7 @@ def test_the_interpreter_runs_on_during_a_call():
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
-@pytest.mark.parametrize("name", [NATIVE[0], "reference"])
+@pytest.mark.parametrize("name", [NATIVE[0], "numba", "reference"])
 def test_an_interrupted_call_leaves_all_in_order(name, expected):
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -197,12 +203,13 @@ def test_an_interrupted_call_leaves_all_in_order(name, expected):
         signal.signal(signal.SIGALRM, before)
 
 
-def test_where_no_thread_can_be_started_the_call_goes_on():
+@pytest.mark.parametrize("name", ["native", "numba"])
+def test_where_no_thread_can_be_started_the_call_goes_on(name):
     """No address space for another stack: the threads that there are do the work."""
     code = """
 import resource, numpy as np, noisefuse as nf
 out = np.empty((8, 50_000), np.float32)
-nf.randn((1, 4), nf.Noise(1))
+nf.randn((1, 40_000), nf.Noise(1))
 pages = int(open("/proc/self/statm").read().split()[0])
 _, hard = resource.getrlimit(resource.RLIMIT_AS)
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 20), hard))
@@ -213,7 +220,7 @@ print(out.tobytes().hex())
 """
     if not os.path.exists("/proc/self/statm"):
         pytest.skip("needs /proc")
-    done = python(code)
+    done = python(code, NOISEFUSE_BACKEND=name)
     assert done.returncode == 0, done.stderr
     assert bytes.fromhex(done.stdout) == draw().tobytes()
 

@@ -3,40 +3,30 @@
 // binary16 use those.
 #pragma once
 #include <cstdint>
-#include <cstring>
 
 namespace nf {
 namespace {
 
-inline float bits_to_float(uint32_t bits) {
-    float x;
-    std::memcpy(&x, &bits, 4);
-    return x;
-}
+constexpr float bits_to_float(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+constexpr uint32_t float_to_bits(float x) { return __builtin_bit_cast(uint32_t, x); }
 
-inline uint32_t float_to_bits(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    return bits;
-}
-
-inline float bfloat16_to_float(uint16_t h) { return bits_to_float(uint32_t{h} << 16); }
+constexpr float bfloat16_to_float(uint16_t h) { return bits_to_float(uint32_t{h} << 16); }
 
 // The bfloat16 stands in the upper half of each lane; what is below it does not count.
 template <class Lane>
-inline typename Lane::u32 round_to_bfloat16(typename Lane::f32 x) {
+constexpr typename Lane::u32 round_to_bfloat16(typename Lane::f32 x) {
     const auto bits = Lane::as_bits(x);
     return Lane::where_nan(x, 0x7FC00000u, Lane::add_bit16(Lane::add(bits, Lane::splat(0x7FFFu)), bits));
 }
 
-inline float half_to_float(uint16_t h) {
+constexpr float half_to_float(uint16_t h) {
     const uint32_t sign = uint32_t{h & 0x8000u} << 16, magnitude = h & 0x7FFFu;
     if (magnitude >= 0x7C00u) return bits_to_float(sign | 0x7F800000u | (magnitude << 13));
     // 2^112 moves the exponent's bias from 15 to 127; the product is exact, subnormals included.
     return bits_to_float(sign | float_to_bits(bits_to_float(magnitude << 13) * 0x1p112f));
 }
 
-inline uint16_t float_to_half(float x) {
+constexpr uint16_t float_to_half(float x) {
     const uint32_t b = float_to_bits(x), sign = (b >> 16) & 0x8000u, magnitude = b & 0x7FFFFFFFu;
     if (magnitude > 0x7F800000u) return static_cast<uint16_t>(sign | 0x7E00u);
     if (magnitude >= 0x477FF000u) return static_cast<uint16_t>(sign | 0x7C00u);  // from 65520 up: infinity

@@ -50,12 +50,15 @@ struct NormalCoefficients<double> {
                                      0x1.168d57ef8540ap-18};
 };
 
-// c[0] + x (c[1] + x (c[2] + ...)), one fma a term (Horner).
-template <class Lane, class Vector, class Real, int N>
-inline Vector polynomial(Vector x, const Real (&c)[N]) {
-    Vector sum = Lane::splat(c[N - 1]);
-    for (int i = N - 2; i >= 0; --i) sum = Lane::fma(sum, x, Lane::splat(c[i]));
-    return sum;
+// c[0] + x (c[1] + x (c[2] + ...)), one fma a term (Horner). c is a parameter of the template because a device has no
+// such array: there each coefficient is a constant of an instruction.
+template <class Lane, const auto& c, int i = 0, class Vector>
+constexpr Vector polynomial(Vector x) {
+    constexpr auto coefficient = c[i];
+    if constexpr (i + 1 == sizeof c / sizeof coefficient)
+        return Lane::splat(coefficient);
+    else
+        return Lane::fma(polynomial<Lane, c, i + 1>(x), x, Lane::splat(coefficient));
 }
 
 template <class Vector>
@@ -66,20 +69,20 @@ struct Pair {
 // The pair from -2 ln U = ln4_e e - 2 ln(1 + r), |r| <= 1/3, and from t in [-1/2, 1/2]: cos and sin of 2 pi V are those
 // of pi t, both negated where the sign bit of `flip` is set.
 template <class Lane, class Real, class Vector, class Bits>
-inline Pair<Vector> box_muller(Vector e, Real ln4_e, Vector r, Vector t, Bits flip) {
+constexpr Pair<Vector> box_muller(Vector e, Real ln4_e, Vector r, Vector t, Bits flip) {
     using C = NormalCoefficients<Real>;
-    const Vector log_1r = Lane::mul(r, polynomial<Lane>(r, C::log1p));
+    const Vector log_1r = Lane::mul(r, polynomial<Lane, C::log1p>(r));
     const Vector radius = Lane::flip_sign(Lane::sqrt(Lane::fma(e, Lane::splat(ln4_e), log_1r)), flip);
     const Vector y = Lane::mul(t, t);
-    return {Lane::mul(radius, polynomial<Lane>(y, C::cos)),
-            Lane::mul(radius, Lane::mul(t, polynomial<Lane>(y, C::sin)))};
+    return {Lane::mul(radius, polynomial<Lane, C::cos>(y)),
+            Lane::mul(radius, Lane::mul(t, polynomial<Lane, C::sin>(y)))};
 }
 
 // float32. U comes in two exact parts, its upper 24 bits and the rest, so that r is rounded once also near U = 1, where
 // ln U vanishes. The angle pi (2 w1 + 1) / 2^32 is wrapped into (-pi/2, pi/2): an odd number of half turns negates both
 // cos and sin, which is when the two top bits of w1 differ.
 template <class Lane>
-inline Pair<typename Lane::f32> normal_pair(typename Lane::u32 w0, typename Lane::u32 w1) {
+constexpr Pair<typename Lane::f32> normal_pair(typename Lane::u32 w0, typename Lane::u32 w1) {
     const auto high = Lane::to_float(Lane::template shift_right<8>(w0));
     const auto low = Lane::sub(Lane::as_float(Lane::and_or(w0, 0xFFu, 0x47000000u)), Lane::splat(0x1p15f - 0x1p-9f));
     const auto u = Lane::add(high, low);                                                  // 2^24 U
@@ -93,8 +96,8 @@ inline Pair<typename Lane::f32> normal_pair(typename Lane::u32 w0, typename Lane
 
 // float64: the same, from 64-bit words (w0, v0) and (w1, v1), w the upper halves; one half of the lanes at a time.
 template <class Lane, int Half>
-inline Pair<typename Lane::f64> normal_pair(typename Lane::u32 w0, typename Lane::u32 v0, typename Lane::u32 w1,
-                                            typename Lane::u32 v1) {
+constexpr Pair<typename Lane::f64> normal_pair(typename Lane::u32 w0, typename Lane::u32 v0, typename Lane::u32 w1,
+                                               typename Lane::u32 v1) {
     const auto high = Lane::template unsigned_to_double<Half>(w0);
     const auto low = Lane::add(Lane::template unsigned_to_double<Half>(v0), Lane::splat(0.5));
     const auto u = Lane::fma(high, Lane::splat(0x1p32), low);
@@ -116,12 +119,12 @@ inline Pair<typename Lane::f64> normal_pair(typename Lane::u32 w0, typename Lane
 
 // Uniforms in (0, 1), centred in cells of 2^-23 (float32) and 2^-52 (float64): all exact, none is 0 or 1.
 template <class Lane>
-inline typename Lane::f32 uniform(typename Lane::u32 w) {
+constexpr typename Lane::f32 uniform(typename Lane::u32 w) {
     return Lane::fma(Lane::to_float(Lane::template shift_right<9>(w)), Lane::splat(0x1p-23f), Lane::splat(0x1p-24f));
 }
 
 template <class Lane, int Half>
-inline typename Lane::f64 uniform(typename Lane::u32 w, typename Lane::u32 v) {
+constexpr typename Lane::f64 uniform(typename Lane::u32 w, typename Lane::u32 v) {
     const auto high = Lane::template unsigned_to_double<Half>(w);
     const auto low = Lane::template unsigned_to_double<Half>(Lane::template shift_right<12>(v));
     return Lane::fma(high, Lane::splat(0x1p-32), Lane::fma(low, Lane::splat(0x1p-52), Lane::splat(0x1p-53)));

@@ -22,7 +22,7 @@ struct RoundKeys {
     }
 };
 
-inline constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
+constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 
 // A counter or an output: four words, each one lane vector.
 template <class Word>
@@ -33,7 +33,7 @@ struct Words {
 // Rounds first..9 on lane words. Lane::product multiplies; Lane::high and Lane::low take the halves of a product as
 // words for the next one, Lane::high_lanes and Lane::word_lanes as plain lanes for the output.
 template <class Lane>
-inline Words<typename Lane::u32> philox_rounds(Words<typename Lane::word> c, const RoundKeys& keys, int first) {
+constexpr Words<typename Lane::u32> philox_rounds(Words<typename Lane::word> c, const RoundKeys& keys, int first) {
     for (int r = first; r < 9; ++r) {
         const auto p0 = Lane::product(c.w[0], kPhiloxM0);
         const auto p1 = Lane::product(c.w[2], kPhiloxM1);
@@ -57,7 +57,7 @@ inline Words<typename Lane::u32> philox_rounds(Words<typename Lane::word> c, con
 struct Common {
     uint32_t a, b, c, d;
 
-    Common(const RoundKeys& keys, uint32_t step, uint32_t sample, uint32_t tag) {
+    constexpr Common(const RoundKeys& keys, uint32_t step, uint32_t sample, uint32_t tag) {
         const uint64_t p1 = uint64_t{kPhiloxM1} * sample;
         const uint64_t p0 = uint64_t{kPhiloxM0} * (static_cast<uint32_t>(p1 >> 32) ^ step ^ keys.k0[0]);
         a = tag ^ keys.k1[0];
@@ -70,7 +70,7 @@ struct Common {
 // Philox of the counters (block, step, sample, tag) for a lane vector of blocks, given as their products with M0: those
 // of the next vector are a sum away.
 template <class Lane, class Product>
-inline Words<typename Lane::u32> philox_blocks(Product p0, const Common& common, const RoundKeys& keys) {
+constexpr Words<typename Lane::u32> philox_blocks(Product p0, const Common& common, const RoundKeys& keys) {
     const auto p1 = Lane::product(Lane::word_xor(Lane::high(p0), Lane::word_splat(common.a)), kPhiloxM1);
     return philox_rounds<Lane>({{
                                    Lane::word_xor(Lane::high(p1), Lane::word_splat(common.b)),

@@ -2,19 +2,12 @@
 // What the Python boundary hands to the kernels: plain structs, already checked. Each instruction set offers one
 // Kernels.
 #pragma once
-#include <cstdint>
+#include "../core/row.h"
 
 namespace nf {
 
 enum class DType : int { f32, f64, f16, bf16, u8 };
 enum class Draw : int { none, normal, uniform };
-
-// A row is 36 numbers (tableau.py): D = clamp(k + x x + m1 m1 + m2 m2, lo, hi), then out, aux1 and aux2, each
-// k + x x + m1 m1 + m2 m2 + d D + past1 past1 + ... + past4 past4 + z z.
-inline constexpr int kColumns = 36, kClean = 0, kLow = 4, kHigh = 5;
-inline constexpr int kAffine[3] = {6, 16, 26};
-// The values that an affine form can hold, in the order of its columns after the constant k.
-enum Slot : int { kX, kM1, kM2, kD, kPast1, kPast2, kPast3, kPast4, kZ, kSlots };
 
 // The Gaussian field that one Noise names, and the window of it that the arrays show.
 struct Field {

@@ -95,12 +95,10 @@ struct Affine {
 
     Affine(uint64_t present, int first_column, int slots) {
         if (present >> first_column & 1) constant = first_column;
-        constexpr int order[] = {kZ, kD, kPast4, kPast3, kPast2, kPast1, kM2, kM1, kX};
-        for (int s : order) {
-            if (s >= slots || !(present >> (first_column + 1 + s) & 1)) continue;
-            column[n] = first_column + 1 + s;
-            slot[n++] = s;
-        }
+        for_each_term(present, first_column, slots, [this](int term_column, int term_slot) {
+            column[n] = term_column;
+            slot[n++] = term_slot;
+        });
     }
 };
 
@@ -150,14 +148,13 @@ struct Rows {
           out{{step.present, kAffine[0], kSlots},
               {step.present, kAffine[1], kSlots},
               {step.present, kAffine[2], kSlots}} {
-        wants_clean = false;
-        for (int o = 0; o < 3; ++o) wants_clean |= s.out[o] && (s.present >> (kAffine[o] + 1 + kD) & 1);
+        wants_clean = nf::wants_clean(s.present, s.out);
         for (int c = 0; c < kColumns; ++c)
             if (s.present >> c & 1 || (clamps() && (c == kLow || c == kHigh))) used_columns[n_used++] = c;
     }
 
     // A clamp takes both its bounds from the row, also where only one of them counts.
-    bool clamps() const { return (s.present >> kLow | s.present >> kHigh) & 1; }
+    bool clamps() const { return nf::clamps(s.present); }
 
     const Real* table_row(int64_t segment) const {
         return static_cast<const Real*>(s.rows) + kColumns * s.index[segment];

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -97,11 +97,14 @@ def measure(
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        raise OSError(f"cannot write {arguments.json}: no such directory")
+    if arguments.device == "cuda":
+        import_module("._bench_cuda", __package__).run(arguments)
+        return
     from rich.console import Console
     from rich.progress import Progress
 
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise OSError(f"cannot write {arguments.json}: no such directory")
     quick = arguments.quick
     sizes = arguments.sizes or [(1, 16, 7), (64, 3, 32, 32)] + ([] if quick else [(256, 3, 128, 128)])
     dtypes = arguments.dtypes or (["float32"] if quick else ["float32", "float64", "float16", "uint8"])
@@ -124,8 +127,9 @@ def run(arguments: argparse.Namespace) -> None:
     console.print(describe(where), table(results, console.width), sep="\n")
     console.print(
         "Nanoseconds per noised element: the median, ± half the distance between the quartiles.\n"
-        "naive, tuned: NumPy; the speed-up is over naive. MKL: the normals alone. copyto: a plain copy.\n"
-        "These four run on one thread."
+        "numba: noisefuse on its backend of that name. naive, tuned: NumPy; the speed-up is over naive.\n"
+        "MKL: the normals alone. copyto: a plain copy.\n"
+        "naive, tuned, MKL and copyto run on one thread."
     )
     if arguments.json is not None:
         report = {"machine": where, "results": [_record(*result) for result in results]}
@@ -149,7 +153,7 @@ def machine() -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     versions = {}
-    for name in ("numpy", "torch", "jax", "mkl"):
+    for name in ("numpy", "numba", "torch", "jax", "mkl"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

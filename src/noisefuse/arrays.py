@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
@@ -18,6 +19,35 @@ except ImportError:
 Array: TypeAlias = NDArray[Any]
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
+
+
+def on_device(x: object) -> bool:
+    """Whether x is a CuPy array. Nobody can have one who has not loaded CuPy, so nothing here loads it."""
+    return not isinstance(x, np.ndarray) and type(x).__module__.partition(".")[0] == "cupy"
+
+
+def is_array(x: object) -> bool:
+    return isinstance(x, np.ndarray) or on_device(x)
+
+
+def device_of(x: Any) -> int | None:
+    """The number of the CUDA device that x lies on, or None: in host memory."""
+    return int(x.device.id) if on_device(x) else None
+
+
+def one_place(arrays: Iterable[tuple[str, Array]]) -> int | None:
+    """The device of them all, or None. ValueError: they lie in several places."""
+    (name, first), *others = [*arrays] or [("", np.empty(0))]
+    for other_name, other in others:
+        if device_of(other) != device_of(first):
+            raise ValueError(
+                f"{other_name} lies {_place(other)}, {name} {_place(first)}: expected all arrays in one place"
+            )
+    return device_of(first)
+
+
+def _place(x: Any) -> str:
+    return "in host memory" if (device := device_of(x)) is None else f"on CUDA device {device}"
 
 
 _INTEROP: dict[type, Any] = {np.ndarray: None, type(None): None, str: None, type: None}
@@ -60,53 +90,72 @@ def float_dtype(dtype: DTypeLike, allowed: tuple[str, ...] = FLOATS) -> np.dtype
 
 def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
     """x as a plain array of native byte order, if its dtype is allowed."""
-    if not isinstance(x, np.ndarray | np.generic):
+    if not isinstance(x, np.ndarray | np.generic) and not on_device(x):
         raise TypeError(f"{name}: expected a NumPy array, got {_kind(x)}")
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name}: masked arrays are not supported; pass {name}.data or {name}.filled(...)")
-    array = np.asarray(x)
+    array: Array = x if on_device(x) else np.asarray(x)  # type: ignore[assignment]
     if array.dtype.name not in allowed:
         raise TypeError(f"{name}: dtype {array.dtype} is not supported, expected one of {', '.join(allowed)}")
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def output(name: str, out: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """A new array, or the caller's `out` if it is one that a kernel may write to."""
+def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], device: int | None = None) -> Array:
+    """A new array there, or the caller's `out` if it is one that a kernel may write to."""
     if out is None:
-        return empty(shape, dtype)
-    if not isinstance(out, np.ndarray):
+        return empty(shape, dtype) if device is None else _empty_on(device, shape, dtype)
+    if not is_array(out):
         raise TypeError(f"{name}: expected a NumPy array, got {_kind(out)}")
-    if type(out) is not np.ndarray:
+    if isinstance(out, np.ndarray) and type(out) is not np.ndarray:
         raise TypeError(f"{name}: expected a plain numpy.ndarray, got {type(out).__name__}")
     if out.dtype != dtype or not out.dtype.isnative:
         raise TypeError(f"{name}: expected dtype {dtype}, got {out.dtype}")
     if out.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {out.shape}")
-    if not out.flags.writeable:
+    if not on_device(out) and not out.flags.writeable:
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
-    if not out.flags.c_contiguous or not out.flags.aligned:
+    if not _is_plain(out):
         raise ValueError(f"{name}: expected a C-contiguous, aligned array, got strides {out.strides}")
-    return out
+    return out  # type: ignore[no-any-return]
+
+
+def _empty_on(device: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    cupy: Any = sys.modules["cupy"]
+    with cupy.cuda.Device(device):
+        new: Array = cupy.empty(shape, dtype)
+    return new
+
+
+def _is_plain(x: Any) -> bool:
+    return bool(x.flags.c_contiguous and _address(x) % x.itemsize == 0)
+
+
+def _address(x: Any) -> int:
+    return int(x.data.ptr if on_device(x) else x.ctypes.data)
 
 
 def contiguous(x: Array) -> Array:
     """x itself where kernels can read it, else a copy."""
-    return x if x.flags.c_contiguous and x.flags.aligned else x.copy(order="C")
+    return x if _is_plain(x) else x.copy(order="C")
+
+
+def overlap(a: Array, b: Array) -> bool:
+    """Whether two contiguous arrays share memory."""
+    return (
+        device_of(a) == device_of(b) and _address(a) < _address(b) + b.nbytes and _address(b) < _address(a) + a.nbytes
+    )
 
 
 def check_overlap(outputs: Iterable[tuple[str, Array]], inputs: Iterable[tuple[str, Array]]) -> None:
-    """Raises ValueError where an output shares memory with another, or with an input that it is not exactly.
-
-    All are contiguous, so that sharing memory means sharing bounds.
-    """
+    """Raises ValueError where an output shares memory with another, or with an input that it is not exactly."""
     outputs = list(outputs)
     for i, (name, out) in enumerate(outputs):
         for other_name, other in outputs[:i]:
-            if np.may_share_memory(out, other):
+            if overlap(out, other):
                 raise ValueError(f"{name} overlaps {other_name}: outputs must not share memory")
         for other_name, other in inputs:
-            same = out.ctypes.data == other.ctypes.data and out.dtype == other.dtype and out.size == other.size
-            if not same and np.may_share_memory(out, other):
+            same = _address(out) == _address(other) and out.dtype == other.dtype and out.size == other.size
+            if not same and overlap(out, other):
                 raise ValueError(f"{name} overlaps {other_name} in part: expected the input itself, or separate memory")
 
 

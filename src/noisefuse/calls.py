@@ -10,16 +10,30 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import backends
-from .arrays import Array, as_array, batch_shape, check_overlap, contiguous, count, output
-from .backends.call import AFFINE, CLEAN, COLUMNS, M2, Draw, Rows, Step, Z
+from .arrays import (
+    Array,
+    as_array,
+    batch_shape,
+    check_overlap,
+    contiguous,
+    count,
+    device_of,
+    is_array,
+    on_device,
+    one_place,
+    output,
+    overlap,
+)
+from .backends.call import COLUMNS, M1, M2, PAST1, Draw, Rows, Step, X, Z
 from .noise import ELEMENTS, SAMPLES, STEPS, Noise
 
 
 class Index(NamedTuple):
-    """Row numbers of segments of equal size: their values, and how many elements each has."""
+    """Row numbers of segments of equal size: their values, how many elements each has, and a bound of the values."""
 
     values: NDArray[np.int64]
     segment: int
+    last: int = 0
 
 
 def make_rows(columns: dict[int, ArrayLike]) -> Rows:
@@ -30,17 +44,12 @@ def make_rows(columns: dict[int, ArrayLike]) -> Rows:
     return Rows(table, sum(1 << column for column in columns))
 
 
-def reads(rows: Rows, slot: int) -> bool:
-    firsts = (*AFFINE, CLEAN) if slot <= M2 else AFFINE
-    return any(rows.present >> (first + 1 + slot) & 1 for first in firsts)
-
-
 # ---------------------------------------------------------------------------------------------------------- times
 
 
 def segments(name: str, t: ArrayLike, shape: tuple[int, ...]) -> tuple[Array, int]:
     """t as a flat array, and how many elements of x each of its entries covers."""
-    times = np.asarray(t)
+    times: Array = t if on_device(t) else np.asarray(t)  # type: ignore[assignment]
     if times.size == 0:
         times = times.astype(np.int64)  # an empty list is one of floats to NumPy
     if times.dtype.kind not in "iuf":
@@ -49,22 +58,20 @@ def segments(name: str, t: ArrayLike, shape: tuple[int, ...]) -> tuple[Array, in
         return times.reshape(1), max(1, count(shape))
     if shape[: times.ndim] != times.shape:
         raise ValueError(f"{name}: expected a scalar or a shape that begins x's shape {shape}, got {times.shape}")
-    return np.ascontiguousarray(times).reshape(-1), max(1, count(shape[times.ndim :]))
+    return contiguous(times).reshape(-1), max(1, count(shape[times.ndim :]))
 
 
 def row_index(name: str, t: ArrayLike, n: int, shape: tuple[int, ...]) -> Index:
-    """Checked row numbers 0 <= t < n."""
+    """Checked row numbers 0 <= t < n. Those on a device are not read here: there a row beyond the table gives NaN."""
     times, segment = segments(name, t, shape)
     if times.dtype.kind == "f":
         raise TypeError(f"{name}: expected integers below {n}, got {times.dtype}")
+    if on_device(times):
+        return Index(times.astype(np.int64, copy=False), segment, n - 1)
     bad = (times < 0) | (times >= n)
     if bad.any():
         raise IndexError(f"{name} = {times[bad][0]} is out of range: there are {n} steps, 0 <= {name} < {n}")
-    return Index(times.astype(np.int64), segment)
-
-
-def last(index: Index) -> int:
-    return int(index.values.max()) if index.values.size else 0
+    return Index(times.astype(np.int64), segment, int(times.max()) if times.size else 0)
 
 
 def kept_times(keep: Sequence[int] | None, n: int) -> NDArray[np.int64]:
@@ -94,7 +101,7 @@ def names_or_array(
     any_stream: bool = False,
 ) -> tuple[tuple[Noise, ...], Array | None]:
     """The Noise or Noises on the stream of the operation, or the caller's array; checked for x of this shape."""
-    if isinstance(noise, np.ndarray):
+    if is_array(noise):
         z = as_array("noise", noise, tuple(dict.fromkeys(("float32", dtype.name))))
         if z.shape != shape:
             raise ValueError(f"noise: expected shape {shape}, got {z.shape}")
@@ -127,7 +134,7 @@ def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_ste
             raise ValueError(f"noise: has {len(noise.sample)} sample ids, expected one for each of {rows} rows")
     elif noise.sample + rows > SAMPLES:
         raise OverflowError(f"samples {noise.sample} .. {noise.sample + rows - 1} go beyond 2^56 - 1")
-    if noise.step + last_step >= STEPS:
+    if isinstance(noise.step, int) and noise.step + last_step >= STEPS:
         raise OverflowError(f"step {noise.step} + t = {last_step} goes beyond 2^32 - 1")
     if noise.stream and not any_stream:
         raise ValueError(f"noise: this operation has a stream of its own and takes stream 0, got {noise.stream}")
@@ -158,6 +165,22 @@ def converted(x: Array, dtype: np.dtype[Any]) -> Array:
         return x.astype(dtype, copy=False)
 
 
+SLOTS = {X: "x", M1: "m1", M2: "m2", **{PAST1 + n: f"past{n + 1}" for n in range(4)}, Z: "noise"}
+
+
+def check_place(device: int | None, index: Index, names: tuple[Noise, ...]) -> None:
+    """Raises ValueError where row numbers or step counters lie on another device than the arrays."""
+    if device_of(index.values) not in (None, device):
+        raise ValueError(f"t: {where(index.values)}, and the arrays do not: pass t.get()")
+    for name in names:
+        if type(name.step) is not int and device_of(name.step) != device:
+            raise ValueError(f"noise.step: {where(name.step)}, and the arrays do not")
+
+
+def where(x: Any) -> str:
+    return f"lies on CUDA device {device_of(x)}"
+
+
 def make_call(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
@@ -173,11 +196,14 @@ def make_call(
     masked: bool = False,
 ) -> Step:
     """The checked call; what `outs` leaves out is made. Nothing is drawn where there are no names."""
-    results = {name: output(name, out, shape, dtype) for name, out in outs.items()}
+    given = [(SLOTS[slot], a) for slot, a in inputs.items() if a is not None]
+    device = one_place([*given, *((name, out) for name, out in outs.items() if out is not None and is_array(out))])
+    check_place(device, index, names)
+    results = {name: output(name, out, shape, dtype, device) for name, out in outs.items()}
     slots = tuple(None if (a := inputs.get(slot)) is None else readable(a, dtype) for slot in range(Z + 1))
     check_overlap(results.items(), [("an input", a) for a in slots if a is not None])
     values = index.values
-    if any(np.may_share_memory(values, out) for out in results.values()):
+    if any(overlap(values, out) for out in results.values()):
         values = values.copy()
     batch, sample_shape = batch_shape(shape, batched)
     three: list[Array | None] = [*results.values(), None, None, None]
@@ -200,5 +226,5 @@ def make_call(
 def run(call: Step) -> tuple[Array, ...]:
     """The outputs, computed by the backend in use."""
     if call.batch * call.size:
-        backends.current().step(call)
+        backends.of(call.outputs[0]).step(call)
     return tuple(out for out in call.outputs if out is not None)

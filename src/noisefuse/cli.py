@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("info", help="version, instruction sets, threads and backends")
 
     bench = commands.add_parser("bench", help="time the operations beside NumPy, torch, JAX and MKL")
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     bench.add_argument("--quick", action="store_true", help="few and small cases, short")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     bench.add_argument("--sizes", nargs="+", type=_shape, metavar="SHAPE", help="such as 256x3x128x128")

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import backends
-from .arrays import FLOATS, as_array, batch_shape, count, interop
+from .arrays import FLOATS, as_array, batch_shape, count, interop, on_device
 from .backends.call import M1, Loss, Rows, X, Z
-from .calls import Index, make_call, make_rows, names_or_array, reads
+from .calls import Index, make_call, make_rows, names_or_array
 from .noise import FIELD, Noise
 from .ops import OUT_K, OUT_X, OUT_Z, Array, NoiseLike, Target, forward_rows, need_schedule, target_factors
 from .schedule import Schedule
@@ -155,6 +155,8 @@ def _run(
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction = {reduction!r}: expected 'mean' or 'none'")
     m = as_array("pred", pred)
+    if on_device(m):
+        raise TypeError("pred: mse_loss has no CUDA kernel yet; expected a NumPy array or a torch tensor")
     x = _clean(x0, m, target)
     is_bytes = x is not None and x.dtype == np.uint8
 
@@ -174,8 +176,8 @@ def _run(
         m.dtype,
         rows,
         index,
-        names if reads(rows, Z) else (),
-        {slot: a for slot, a in {X: x, M1: m, Z: z}.items() if reads(rows, slot)},
+        names if rows.reads(Z) else (),
+        {slot: a for slot, a in {X: x, M1: m, Z: z}.items() if rows.reads(slot)},
         dict(outs),
         batched=batched,
     )

@@ -31,7 +31,9 @@ class Noise:
     Args:
         seed: int in [0, 2^64). None takes fresh entropy from the system; `repr` shows it, so every run can be repeated.
         sample: id of the first sample, in [0, 2^56), or an array of ids, one for each row (copied, read-only).
-        step: int in [0, 2^32): the training step, the epoch. q_step and q_walk at time t use `step + t`.
+        step: int in [0, 2^32): the training step, the epoch. q_step and q_walk at time t use `step + t`. Or a 0-d CuPy
+            array of integers, for operations on its device: kernels read it when they run, modulo 2^32, so that a CUDA
+            graph draws fresh noise at every replay.
         stream: int in [0, 128): keeps different uses of one seed apart (docs/noise.md); 64 to 127 are the user's.
 
     Raises:
@@ -44,27 +46,27 @@ class Noise:
 
     seed: int
     sample: int | NDArray[np.uint64]
-    step: int
+    step: Any  # int, or a 0-d array on a device
     stream: int
     window_shape: tuple[int, ...] | None
     window_start: tuple[int, ...]
 
-    def __init__(self, seed: int | None = None, *, sample: int | ArrayLike = 0, step: int = 0, stream: int = 0) -> None:
+    def __init__(self, seed: int | None = None, *, sample: int | ArrayLike = 0, step: Any = 0, stream: int = 0) -> None:
         object.__setattr__(
             self, "seed", int.from_bytes(os.urandom(8), "little") if seed is None else _checked("seed", seed, SEEDS)
         )
         object.__setattr__(self, "sample", _ids(sample))
-        object.__setattr__(self, "step", _checked("step", step, STEPS))
+        object.__setattr__(self, "step", _step(step))
         object.__setattr__(self, "stream", _checked("stream", stream, STREAMS))
         object.__setattr__(self, "window_shape", None)
         object.__setattr__(self, "window_start", ())
 
-    def at(self, *, sample: int | ArrayLike | None = None, step: int | None = None, stream: int | None = None) -> Noise:
+    def at(self, *, sample: int | ArrayLike | None = None, step: Any = None, stream: int | None = None) -> Noise:
         """The field of the same seed (and window) at another sample, step or stream."""
         return _named(
             self.seed,
             self.sample if sample is None else _ids(sample),
-            self.step if step is None else _checked("step", step, STEPS),
+            self.step if step is None else _step(step),
             self.stream if stream is None else _checked("stream", stream, STREAMS),
             self.window_shape,
             self.window_start,
@@ -113,7 +115,8 @@ class Noise:
 
     def _key(self) -> tuple[Any, ...]:
         ids = self.sample if isinstance(self.sample, int) else (self.sample.tobytes(),)
-        return self.seed, ids, self.step, self.stream, self.window_shape, self.window_start
+        step = self.step if isinstance(self.step, int) else ("the array", id(self.step))
+        return self.seed, ids, step, self.stream, self.window_shape, self.window_start
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, Noise) else NotImplemented
@@ -126,10 +129,13 @@ class Noise:
         ids = self.sample if isinstance(self.sample, int) else np.array2string(self.sample, threshold=6)
         parts = [f"{self.seed:#x}"]
         parts += [f"sample={ids}"] if not isinstance(self.sample, int) or self.sample else []
-        parts += [f"{name}={value}" for name in ("step", "stream") if (value := getattr(self, name))]
+        step = self.step if isinstance(self.step, int) else "<on a device>"
+        parts += [f"{name}={value}" for name, value in (("step", step), ("stream", self.stream)) if value]
         return f"Noise({', '.join(parts)}){window}"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if not isinstance(self.step, int):
+            raise TypeError("noise.step lies on a device and cannot be pickled: use noise.at(step=int(noise.step))")
         sample = self.sample if isinstance(self.sample, int) else self.sample.copy()
         return _unpickled, (self.seed, sample, self.step, self.stream, self.window_shape, self.window_start)
 
@@ -143,7 +149,7 @@ class Noise:
 def _named(
     seed: int,
     sample: int | NDArray[np.uint64],
-    step: int,
+    step: Any,
     stream: int,
     window_shape: tuple[int, ...] | None,
     window_start: tuple[int, ...],
@@ -173,6 +179,15 @@ def _checked(name: str, value: SupportsIndex, end: int) -> int:
     if not 0 <= number < end:
         raise OverflowError(f"{name} = {number} is out of range: expected 0 <= {name} < 2^{end.bit_length() - 1}")
     return number
+
+
+def _step(value: Any) -> Any:
+    if isinstance(value, int) or type(value).__module__.partition(".")[0] != "cupy":
+        return _checked("step", value, STEPS)
+    # The kernel reads the lower 32 bits.
+    if value.shape != () or value.dtype.kind not in "iu" or value.dtype.itemsize < 4:
+        raise TypeError(f"step: expected a 0-d array of int32, uint32 or wider, got {value.dtype} {value.shape}")
+    return value
 
 
 def _ids(sample: int | ArrayLike) -> int | NDArray[np.uint64]:

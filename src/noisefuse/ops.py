@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The array API: every operation is one row of numbers, applied to every element by one kernel.
 
-Arguments are checked here, once; backends trust their callers.
+Arguments are checked here, once; backends trust their callers. Arrays are NumPy's or torch's: results are of x's kind.
 """
 
 from __future__ import annotations
@@ -16,18 +16,29 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
-from .arrays import FLOATS, as_array, batch_shape, count, float_dtype, interop, output
+from .arrays import (
+    FLOATS,
+    as_array,
+    batch_shape,
+    count,
+    float_dtype,
+    interop,
+    is_array,
+    on_device,
+    one_place,
+    output,
+    overlap,
+)
 from .backends.call import AFFINE, M1, M2, PAST1, Draw, Rows, Step, Walk, X, Z
 from .calls import (
     Index,
+    check_place,
     kept_times,
-    last,
     like,
     make_call,
     make_rows,
     names_or_array,
     readable,
-    reads,
     row_index,
     run,
     segments,
@@ -44,6 +55,8 @@ NoiseLike: TypeAlias = Noise | Sequence[Noise] | Array
 OUT_K, AUX_K = AFFINE[0], AFFINE[1]
 Z_COLUMNS = [first + 1 + Z for first in AFFINE]
 OUT_X, OUT_Z, AUX_X, AUX_Z = OUT_K + 1 + X, OUT_K + 1 + Z, AUX_K + 1 + X, AUX_K + 1 + Z
+
+UNIT = make_rows({OUT_Z: 1.0})  # out = z
 
 
 def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
@@ -76,13 +89,19 @@ def randn(
     Args:
         shape: of the result; axis 0 is the batch, row b the sample `noise.sample + b`.
         noise: Noise, a list of one Noise for each row, or an int seed.
-        dtype: float32, float64 (the same field with more digits), float16, bfloat16 (float32's values, rounded).
+        dtype: float32, float64 (the same field with more digits), float16, bfloat16 (float32's values, rounded). A
+            dtype of torch makes a tensor.
         batched: False makes the whole array one sample.
         out: array of this shape and dtype to write to, C-contiguous.
 
     Source: Box & Muller (1958) on Philox4x32-10; radius within 2.5 ulp, cos and sin within 2^-22 (float32).
     """
-    if (other := interop(dtype if out is None else out)) is not None:
+    other = interop(dtype if out is None else out)
+    if batched is True and type(noise) is Noise and (other is None or not other.is_compiling()):
+        done = _short_randn(shape, noise, dtype, out)
+        if done is not NotImplemented:
+            return done
+    if other is not None:
         return other.randn(shape, noise, dtype=dtype, batched=batched, out=out)
     return _random("normal", shape, noise, FIELD, FLOATS, dtype, batched, out)
 
@@ -134,7 +153,8 @@ def q_sample(
     """The forward process in one pass: x_t = alpha_t x0 + sigma_t z, z ~ N(0, 1) (Ho et al. 2020, eq. 4).
 
     Args:
-        x0: float32, float64, float16, bfloat16 or uint8, any strides (others than C order are copied first).
+        x0: an array or a torch tensor; float32, float64, float16, bfloat16 or uint8, any strides (others than C order
+            are copied first).
         t: integers (an index into the schedule, 0 least noisy) or, where the schedule is continuous, floats in its own
             time; a scalar, (B,), or any prefix of x0's shape.
         noise: Noise, a list of one for each row, or an array of x0's shape (float32 or the result's dtype).
@@ -205,10 +225,14 @@ def q_step(
             return done
     if other is not None:
         return other.q_step(x, t, schedule, noise, batched=batched, out=out)
-    x = as_array("x", x)
     rows = _kept(schedule, "_steps", _step_rows)
+    if on_device(x) and batched:
+        done = backends.of(x).row(rows, t, x, None, (), noise, WALK, out, ())
+        if done is not NotImplemented:
+            return done
+    x = as_array("x", x)
     t_index = row_index("t", t, len(schedule), x.shape)
-    names, z = names_or_array(noise, x.shape, x.dtype, batched, WALK, last_step=last(t_index))
+    names, z = names_or_array(noise, x.shape, x.dtype, batched, WALK, last_step=t_index.last)
     call = make_call(
         x.shape, x.dtype, rows, t_index, names, {X: x, Z: z}, {"out": out}, batched=batched, step_by_index=True
     )
@@ -240,13 +264,16 @@ def q_walk(
         return other.q_walk(x0, schedule, noise, keep=keep, batched=batched, out=out)
     x0 = as_array("x0", x0)
     kept = kept_times(keep, len(schedule))
-    if isinstance(noise, np.ndarray):
+    if is_array(noise):
         raise TypeError("noise: q_walk draws at every time and takes a Noise, not an array")
     names, _ = names_or_array(noise, x0.shape, x0.dtype, batched, WALK, last_step=int(kept[-1]) if len(kept) else 0)
     shape = (len(kept), *x0.shape)
-    result = output("out", out, shape, x0.dtype)
+    device = one_place([("x0", x0), *([("out", out)] if out is not None and is_array(out) else [])])
+    index = Index(np.zeros(1, np.int64), x0.size)
+    check_place(device, index, names)
+    result = output("out", out, shape, x0.dtype, device)
     x0 = readable(x0, x0.dtype)
-    if np.may_share_memory(result, x0):
+    if overlap(result, x0):
         raise ValueError("out overlaps x0: the walk reads x0 and writes every kept time")
     if result.size == 0:
         return result
@@ -260,15 +287,15 @@ def q_walk(
         size=count(sample_shape),
         sample_shape=sample_shape,
         rows=rows,
-        index=np.zeros(1, np.int64),
-        segment=x0.size,
+        index=index.values,
+        segment=index.segment,
         inputs=(x0, *(None,) * Z),
         outputs=(result, None, None),
         draw="normal",
         step_by_index=False,
         noise=names,
     )
-    backends.current().walk(Walk(first, slots))
+    backends.of(result).walk(Walk(first, slots))
     return result
 
 
@@ -288,7 +315,8 @@ def update(
     Args:
         table: the rows; `print(table)` shows them as equations.
         i: integers, the row: a scalar, (B,) or any prefix of x's shape.
-        x: float32, float64, float16 or bfloat16, any strides (others than C order are copied first).
+        x: an array or a torch tensor; float32, float64, float16 or bfloat16, any strides (others than C order are
+            copied first).
         model_output: m1, or (m1, m2), of x's shape; another float dtype than x's is converted first.
         past: past1 .. past4, the newest first, of x's shape and dtype.
         noise: Noise, a list of one for each row of x, or an array of x's shape. A Noise of stream 0: z is the field of
@@ -370,8 +398,9 @@ def forward_rows(
     factor = _finite("scale", scale, 1 / 127.5 if is_bytes else 1.0)
     constant = _finite("offset", offset, -1.0 if is_bytes else 0.0)
     if times.dtype.kind == "f":
-        index = row_index("t", np.arange(times.size).reshape(np.shape(t)), times.size, shape)
-        return make(*schedule(times), factor, constant), index
+        on_host: Any = t.get() if on_device(t) else t  # type: ignore[union-attr]
+        index = row_index("t", np.arange(times.size).reshape(np.shape(on_host)), times.size, shape)
+        return make(*schedule(np.ravel(on_host)), factor, constant), index
 
     def of_schedule(schedule: Schedule) -> Rows:
         return make(schedule.alpha, schedule.sigma, factor, constant)
@@ -395,6 +424,31 @@ def _step_rows(schedule: Schedule) -> Rows:
 def _table_rows(table: Tableau) -> Rows:
     flags = np.frombuffer(table.present.tobytes(), np.bool_)
     return Rows(table.numbers, sum(1 << column for column in np.flatnonzero(flags).tolist()))
+
+
+# One row, and its output is the noise.
+NORMAL = make_rows({OUT_Z: 1.0})
+
+
+def _short_randn(shape: int | Sequence[int], noise: Noise, dtype: DTypeLike, out: Array | None) -> Any:
+    """The short cut for up to 2^16 elements; larger calls do not notice its absence."""
+    short_cut = backends.short_cut
+    if (
+        short_cut is None
+        or type(shape) is not tuple
+        or not 0 < math.prod(shape) <= 1 << 16
+        or min(shape, default=0) <= 0
+    ):
+        return NotImplemented
+    if out is None:
+        if dtype not in ("float32", "float64"):
+            return NotImplemented
+        out = np.empty(shape, dtype)
+    else:
+        name = str(getattr(out, "dtype", None))
+        if getattr(out, "shape", None) != shape or str(dtype) not in (name, name.removeprefix("torch.")):
+            return NotImplemented
+    return short_cut(NORMAL.plain, 0, out, None, None, noise, -1, out, None, False)
 
 
 Owner = TypeVar("Owner", Schedule, Tableau)
@@ -435,12 +489,11 @@ def _random(
     kind = float_dtype(dtype, allowed)
     if isinstance(noise, int | np.integer) and not isinstance(noise, bool):
         noise = Noise(int(noise))
-    if isinstance(noise, np.ndarray):
+    if is_array(noise):
         raise TypeError("noise: expected a Noise, a list of them or an int seed, got an array")
     names, _ = names_or_array(noise, full, kind, batched, stream, any_stream=True)
-    rows = make_rows({OUT_Z: 1.0})
     one_row = Index(np.zeros(1, np.int64), max(1, count(full)))
-    return run(make_call(full, kind, rows, one_row, names, {}, {"out": out}, batched=batched, draw=draw))[0]
+    return run(make_call(full, kind, UNIT, one_row, names, {}, {"out": out}, batched=batched, draw=draw))[0]
 
 
 def _q_sample(
@@ -457,6 +510,12 @@ def _q_sample(
     target_out: Array | None,
 ) -> Array | tuple[Array, Array]:
     need_schedule(schedule)
+    plain = target is None and scale is None and offset is None and dtype is None and target_out is None and batched
+    if plain and on_device(x0):
+        rows = _kept(schedule, "_forward_None_False", _plain_forward)  # as below
+        done: Array = backends.of(x0).row(rows, t, x0, None, (), noise, -1, out, ())
+        if done is not NotImplemented:
+            return done
     x = as_array("x0", x0, (*FLOATS, "uint8"))
     is_bytes = x.dtype == np.uint8
     kind = float_dtype(dtype if dtype is not None else np.float32 if is_bytes else x.dtype)
@@ -487,6 +546,11 @@ def _update(
 ) -> Array:
     if not isinstance(table, Tableau):
         raise TypeError(f"table: expected a noisefuse.Tableau, got {type(table).__name__}")
+    rows = _kept(table, "_rows", _table_rows)
+    if on_device(x) and not table.masked:
+        done: Array = backends.of(x).row(rows, i, x, model_output, past, noise, SAMPLER, out, aux_out)
+        if done is not NotImplemented:
+            return done
     x = as_array("x", x)
     index = row_index("i", i, len(table), x.shape)
     models = model_output if isinstance(model_output, tuple) else (model_output,)
@@ -498,19 +562,18 @@ def _update(
     inputs: dict[int, Array | None] = {X: x}
     inputs |= {M1 + n: like(f"m{n + 1}", m, x, FLOATS) for n, m in enumerate(models) if m is not None}
     inputs |= {PAST1 + n: like(f"past{n + 1}", p, x, (x.dtype.name,)) for n, p in enumerate(past)}
-    rows = _kept(table, "_rows", _table_rows)
     names: tuple[Noise, ...] = ()
     if noise is not None:
-        names, inputs[Z] = names_or_array(noise, x.shape, x.dtype, True, SAMPLER, last_step=last(index))
-    elif table.numbers[np.unique(index.values)][:, Z_COLUMNS].any():
+        names, inputs[Z] = names_or_array(noise, x.shape, x.dtype, True, SAMPLER, last_step=index.last)
+    elif table.numbers[slice(None) if on_device(index.values) else np.unique(index.values)][:, Z_COLUMNS].any():
         raise TypeError("noise: the row draws noise; expected a Noise or an array, got None")
     else:
-        rows = Rows(rows.table, rows.present & ~sum(1 << column for column in Z_COLUMNS))
+        rows = rows.without_noise
     for slot, name in ((M1, "m1"), (M2, "m2"), *((PAST1 + n, f"past{n + 1}") for n in range(4))):
-        if reads(rows, slot) and slot not in inputs:
+        if rows.reads(slot) and slot not in inputs:
             raise TypeError(f"{name}: the table reads it; expected an array of shape {x.shape}, got none")
-    inputs = {slot: a for slot, a in inputs.items() if reads(rows, slot)}
-    names = names if reads(rows, Z) else ()
+    inputs = {slot: a for slot, a in inputs.items() if rows.reads(slot)}
+    names = names if rows.reads(Z) else ()
     outs = {"out": out} | {f"aux_out[{n}]": a for n, a in enumerate(aux_out)}
     if table.masked and len(outs) > 1:
         raise ValueError("aux_out: backward rows have one output")

@@ -102,13 +102,15 @@ class Sampler:
 
     # ---- one step ------------------------------------------------------------------------------------------
 
-    def start(self, shape: Sequence[int], noise: Noises, *, dtype: npt.DTypeLike = "float32") -> Array:
+    def start(
+        self, shape: Sequence[int], noise: Noises, *, dtype: npt.DTypeLike = "float32", out: Array | None = None
+    ) -> Array:
         """The x of row 0: noise of stream 2, times the standard deviation that the first level has.
 
         Redrawn by ``randn(shape, noise.at(stream=2))``, up to that factor. Axis 0 of shape is the batch.
-        ValueError: a noise of another stream than 0.
+        out: where to write it, such as a CuPy array. ValueError: a noise of another stream than 0.
         """
-        drawn = ops.randn(shape, _at(noise, 0, START), dtype=dtype)
+        drawn = ops.randn(shape, _at(noise, 0, START), dtype=dtype, out=out)
         return drawn if self._start is None else ops.update(self._start, 0, drawn, out=drawn)
 
     def model_input(self, i: int, x: Array, *, out: Array | None = None) -> tuple[Array, Any]:
@@ -332,7 +334,11 @@ def _zeros_like(x: Array) -> Array:
 
 
 def _numbers(x: Array) -> npt.NDArray[np.float64]:
-    return x.double().cpu().numpy() if hasattr(x, "double") else x.astype(np.float64)  # type: ignore[no-any-return]
+    """In host memory."""
+    if hasattr(x, "double"):  # torch
+        return x.double().cpu().numpy()  # type: ignore[no-any-return]
+    x = x.astype(np.float64)
+    return x.get() if hasattr(x, "get") else x  # type: ignore[no-any-return]  # CuPy, NumPy
 
 
 def _bar(rows: range, progress: bool) -> Iterable[int]:

@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends run checked calls: `native` (C++ with SIMD), `reference` (NumPy). All give the same bits."""
+"""Backends run checked calls: `native` (C++ with SIMD), `numba`, `reference` (NumPy); `cuda` for arrays on a device.
+
+All give the same bits.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
 import platform
+import sys
+import warnings
 from collections.abc import Callable
+from functools import cache
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..noise import Noise
-from .call import AFFINE, COLUMNS, Loss, Rows, Step, Walk, Z
+from . import threads
+from .call import Loss, Step, Walk
+from .selftest import self_test
 
 
 class Backend(Protocol):
@@ -26,10 +33,13 @@ class Backend(Protocol):
     def philox(self, counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]: ...
 
 
-# In the order of preference.
-NAMES = ("native", "reference")
+# In the order of preference, and the modules of those that are called otherwise.
+NAMES = ("native", "numba", "reference")
+_MODULES = {"numba": "jit"}
 
 _current: tuple[str, Any] | None = None
+_cuda: Any = None
+_tested_devices: set[int] = set()
 
 
 def _first_row(*arguments: Any) -> Any:
@@ -64,17 +74,44 @@ def current() -> Any:
     return (_current or _first())[1]
 
 
+def of(array: Any) -> Any:
+    """The backend module for arrays that lie where this one does: on a device always `cuda`."""
+    if isinstance(array, np.ndarray):
+        return current()
+    global _cuda
+    if _cuda is None:
+        _cuda = importlib.import_module(".cuda", __name__)
+    device = int(array.data.device_id)
+    if device not in _tested_devices:
+        cupy: Any = sys.modules["cupy"]
+        with cupy.cuda.Device(device):
+            for dtype in ("float32", "float64"):
+                self_test("cuda", _cuda.step, dtype, cupy.empty, cupy.asnumpy)
+        _tested_devices.add(device)
+    return _cuda
+
+
 def _first() -> tuple[str, Any]:
     wanted = os.environ.get("NOISEFUSE_BACKEND")
     if wanted and wanted not in NAMES:
         raise ValueError(f"NOISEFUSE_BACKEND={wanted!r}: expected one of {', '.join(NAMES)}")
-    names = (wanted,) if wanted else NAMES
-    for name in names[:-1]:
+    if wanted:
+        return _select(wanted)
+    missing: list[str] = []
+    for name in NAMES[:-1]:
         try:
-            return _select(name)
-        except ImportError:
-            continue
-    return _select(names[-1])
+            return _fallen_back(_select(name), missing)
+        except ImportError as error:
+            missing.append(f"{name}: {error}")
+    return _fallen_back(_select(NAMES[-1]), missing)
+
+
+def _fallen_back(chosen: tuple[str, Any], missing: list[str]) -> tuple[str, Any]:
+    """Says once what is missing."""
+    if missing:
+        message = f"noisefuse runs on its backend {chosen[0]!r}: the same results, more slowly. " + "; ".join(missing)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return chosen
 
 
 def _select(name: str) -> tuple[str, Any]:
@@ -85,34 +122,26 @@ def _select(name: str) -> tuple[str, Any]:
     return _current
 
 
+@cache
 def _load(name: str) -> Any:
-    module = importlib.import_module(f".{name}", __name__)
-    _self_test(name, module)
+    module = importlib.import_module(f".{_MODULES.get(name, name)}", __name__)
+    if not getattr(module, "tests_itself", False):
+        for dtype in ("float32", "float64"):
+            self_test(name, module.step, dtype)
     return module
 
 
-# The first block of Noise(0), of float32 and float64: from Random123's answer 6627e8d5 e169c58d bc57ac4c 9b00dbd8.
-_FIRST_BLOCK = {
-    "float32": [0.9911375641822815, -0.9246625304222107, -0.6176089644432068, -0.48206856846809387],
-    "float64": [0.9911376798332383, -0.9246625875387023, -0.617608959576803, -0.48206858720475165],
-}
-
-
-def _self_test(name: str, module: Any) -> None:
-    """Refuses a wrongly built kernel before it has spoilt anything: takes some twenty microseconds."""
-    rows = np.zeros((1, COLUMNS))
-    rows[0, column := AFFINE[0] + 1 + Z] = 1
-    for dtype, expected in _FIRST_BLOCK.items():
-        out = np.empty(4, dtype)
-        zero = np.zeros(1, np.int64)
-        nothing, outputs = (None,) * (Z + 1), (out, None, None)
-        module.step(Step(1, 4, (4,), Rows(rows, 1 << column), zero, 4, nothing, outputs, "normal", False, (Noise(0),)))
-        if out.tolist() != expected:
-            raise ImportError(f"the {name} backend is built wrongly: Noise(0) begins {out.tolist()}, not {expected}")
+def _native() -> Any:
+    """The C++ extension, or None where it was not built."""
+    try:
+        from .. import _native
+    except ImportError:
+        return None
+    return _native
 
 
 def use_backend(name: str) -> Setting:
-    """Chooses the backend of the whole process: "native" or "reference". Also a context manager.
+    """Chooses the backend of the whole process: "native", "numba" or "reference". Also a context manager.
 
     Raises:
         ValueError: no backend of that name. ImportError: it is not available here; the message says why.
@@ -125,17 +154,21 @@ def use_backend(name: str) -> Setting:
 
 
 def set_num_threads(n: int) -> Setting:
-    """How many threads the native kernels use, n >= 1; results never depend on it. Also a context manager.
+    """How many threads kernels use, n >= 1; results never depend on it. Also a context manager.
 
     The default is NOISEFUSE_NUM_THREADS, else the processors this process may run on; a forked child starts with one.
     """
-    from .. import _native
-
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= 1024:
         raise ValueError(f"num_threads = {n!r}: expected an integer from 1 to 1024")
-    before = _native.num_threads()
-    _native.set_num_threads(int(n))
-    return Setting(lambda: _native.set_num_threads(before))
+    before = threads.count()
+    _set_threads(int(n))
+    return Setting(lambda: _set_threads(before))
+
+
+def _set_threads(n: int) -> None:
+    threads.set_count(n)
+    if native := _native():  # it has a pool of its own
+        native.set_num_threads(n)
 
 
 def info() -> dict[str, Any]:
@@ -149,18 +182,18 @@ def info() -> dict[str, Any]:
             backends[name] = "available"
         except ImportError as error:
             backends[name] = str(error)
+    backends["cuda"] = importlib.import_module(".cuda", __name__).state()
     isas: dict[str, str] = {}
-    native: dict[str, Any] = {"isa": None, "threads": 1}
-    if backends["native"] == "available":
-        from .. import _native
-
-        isas = {n: "available" if ok else "not on this processor" for n, ok in _native.isas().items()}
-        native = {"isa": _native.isa(), "threads": _native.num_threads()}
+    isa = None
+    if backends["native"] == "available" and (native := _native()):
+        isas = {n: "available" if ok else "not on this processor" for n, ok in native.isas().items()}
+        isa = native.isa()
     return {
         "version": __version__,
         "noise_version": NOISE_VERSION,
         "cpu": _cpu_name(),
-        **native,
+        "isa": isa,
+        "threads": threads.count(),
         "isas": isas,
         "backend": (_current or _first())[0],
         "backends": backends,

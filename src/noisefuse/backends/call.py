@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -44,6 +45,16 @@ class Rows:
         return self.table.astype(np.float32)
 
     @cached_property
+    def without_noise(self) -> Rows:
+        """The same rows where nothing is drawn."""
+        return Rows(self.table, self.present & ~sum(1 << (first + 1 + Z) for first in AFFINE))
+
+    def reads(self, slot: int) -> bool:
+        """Whether a form holds this value."""
+        firsts = (*AFFINE, CLEAN) if slot <= M2 else AFFINE
+        return any(self.present >> (first + 1 + slot) & 1 for first in firsts)
+
+    @cached_property
     def plain(self) -> tuple[NDArray[np.float32], NDArray[np.float64], int]:
         """What a backend's short cut takes."""
         return self.single, self.table, self.present
@@ -82,6 +93,21 @@ class Walk:
 
     first: Step
     keep: NDArray[np.int64]  # (T,): for each time its row in the output, or -1
+
+
+def window_runs(noise: Noise, shape: tuple[int, ...]) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
+    """Of a sample of this shape: its first element in the field, how many elements lie together there, and the lengths
+    and strides of the axes over such runs."""
+    full = noise.window_shape
+    if full is None:
+        return 0, math.prod(shape), (), ()
+    strides = [math.prod(full[axis + 1 :]) for axis in range(len(full))]
+    start = sum(s * stride for s, stride in zip(noise.window_start, strides, strict=True))
+    # A run takes in the trailing axes that the slice covers whole, and one axis more.
+    outer = len(full)
+    while outer > 0 and (outer == len(full) or shape[outer] == full[outer]):
+        outer -= 1
+    return start, math.prod(shape[outer:]), shape[:outer], tuple(strides[:outer])
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-import math
 import os
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+if find_spec("noisefuse._native") is None:
+    raise ImportError("its C++ extension was not built: there was no C++20 compiler when noisefuse was installed")
 from .. import _native
 from ..noise import Noise
-from .call import Loss, Step, Walk
+from . import threads
+from .call import Loss, Step, Walk, window_runs
 
 if isa := os.environ.get("NOISEFUSE_ISA"):
     usable = [name for name, supported in _native.isas().items() if supported]
@@ -20,9 +23,7 @@ if isa := os.environ.get("NOISEFUSE_ISA"):
         raise ValueError(f"NOISEFUSE_ISA={isa!r}: expected one of {', '.join(usable)}, which this processor has")
     _native.use_isa(isa)
 
-threads = os.environ.get("NOISEFUSE_NUM_THREADS")
-if threads and not (threads.isdecimal() and 1 <= int(threads) <= 1024):
-    raise ValueError(f"NOISEFUSE_NUM_THREADS={threads!r}: expected an integer from 1 to 1024")
+threads.from_environment()  # the extension reads it too, and says nothing where it is wrong
 
 row = _native.row
 mse = _native.mse
@@ -74,14 +75,4 @@ def _field(noise: Noise, shape: tuple[int, ...]) -> tuple[Any, ...]:
     """(seed, first sample, ids, step, stream, and the window: first element, run, lengths and strides over runs)."""
     ids = noise.sample
     name = (noise.seed, 0, ids) if isinstance(ids, np.ndarray) else (noise.seed, ids, None)
-    full = noise.window_shape
-    if full is None:
-        return *name, noise.step, noise.stream, 0, math.prod(shape), (), ()
-    strides = [math.prod(full[axis + 1 :]) for axis in range(len(full))]
-    start = sum(s * stride for s, stride in zip(noise.window_start, strides, strict=True))
-    # A run takes in the trailing axes that the slice covers whole, and one axis more.
-    outer = len(full)
-    while outer > 0 and (outer == len(full) or shape[outer] == full[outer]):
-        outer -= 1
-    run = math.prod(shape[outer:])
-    return *name, noise.step, noise.stream, start, run, shape[:outer], tuple(strides[:outer])
+    return *name, noise.step, noise.stream, *window_runs(noise, shape)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The noise contract in Python: philox, words to normals and uniforms, the affine forms of a row.
 
-The same text runs on NumPy arrays (reference.py) and, compiled by Numba, on scalars: `bind` gives it the two
-operations that differ. csrc/core states the same mathematics in C++ on purpose: the tests compare all bits.
+The same text runs on NumPy arrays (reference.py) and, compiled by Numba, on scalars of a CPU or GPU: `bind` gives
+it the operations that differ. csrc/core states the same mathematics in C++ on purpose: the tests compare all bits.
 
 Only IEEE-754 correctly rounded + - * fma sqrt, conversions and bit operations are used. Every inexact product
 that meets a sum is an fma; a product by a power of two is exact here, so there a plain sum has the same bits.
+`mul` is a product that no compiler may fuse with a sum, not even with one in the caller's own text.
 
-Numba asks for two habits. Its sums of uint32 are uint64, so uint32(...) says "mod 2^32" (NumPy wraps anyway);
-and `view` must directly follow a conversion.
+Numba asks for a habit: its sums of uint32 are uint64, so uint32(...) says "mod 2^32" (NumPy wraps anyway).
 """
 
 from __future__ import annotations
@@ -35,26 +35,35 @@ def select(condition: Bools, a: Reals, b: Reals) -> Reals:
     raise NotImplementedError
 
 
+def mul(a: Reals, b: Reals) -> Reals:
+    """a b, rounded. A primitive: compilers that fuse products and sums need another text."""
+    return a * b
+
+
+def view(x: Any, kind: Any) -> Any:
+    """The same bits as another type of the same size. A primitive."""
+    return x.view(kind)
+
+
 # ---- philox ------------------------------------------------------------------------------------------------
 
 M0, M1 = uint64(0xD2511F53), uint64(0xCD9E8D57)
-W0, W1 = uint32(0x9E3779B9), uint32(0xBB67AE85)
-
-
-def mul32(a: Words, m: Any) -> tuple[Words, Words]:
-    """The upper and the lower half of the 64-bit product."""
-    product = uint64(a) * m
-    return uint32(product >> uint64(32)), uint32(product)
+W0, W1 = uint64(0x9E3779B9), uint64(0xBB67AE85)
+MASK, HALF = uint64(0xFFFFFFFF), uint64(32)
 
 
 def philox4x32(c0: Words, c1: Words, c2: Words, c3: Words, k0: Words, k1: Words) -> tuple[Words, Words, Words, Words]:
-    """Philox4x32-10 of a counter (c0, c1, c2, c3) and a key (k0, k1): Salmon et al. (SC11), section 3.3."""
+    """Philox4x32-10 of a counter (c0, c1, c2, c3) and a key (k0, k1): Salmon et al. (SC11), section 3.3.
+
+    The words are kept in 64 bits whose upper halves do not count: so compilers see 32 x 32 -> 64 products, and no
+    packing and unpacking between the rounds.
+    """
+    c0, c1, c2, c3, k0, k1 = uint64(c0), uint64(c1), uint64(c2), uint64(c3), uint64(k0), uint64(k1)
     for _ in range(10):
-        high0, low0 = mul32(c0, M0)
-        high1, low1 = mul32(c2, M1)
-        c0, c1, c2, c3 = uint32(high1 ^ c1 ^ k0), low1, uint32(high0 ^ c3 ^ k1), low0
-        k0, k1 = uint32(k0 + W0), uint32(k1 + W1)
-    return c0, c1, c2, c3
+        p0, p1 = (c0 & MASK) * M0, (c2 & MASK) * M1
+        c0, c1, c2, c3 = p1 >> HALF ^ c1 ^ k0, p1, p0 >> HALF ^ c3 ^ k1, p0
+        k0, k1 = (k0 + W0) & MASK, (k1 + W1) & MASK
+    return uint32(c0 & MASK), uint32(c1 & MASK), uint32(c2 & MASK), uint32(c3 & MASK)
 
 
 def counter(
@@ -121,7 +130,7 @@ def polynomial(x: Reals, c: tuple[Any, ...]) -> Reals:
 
 def power_of_two(n: Integers) -> Reals:
     """2^n in float64, for -1022 <= n <= 1023: n goes where the exponent is."""
-    return int64(int64(n + 1023) << 52).view(float64)
+    return view(int64(n + 1023) << int64(52), float64)
 
 
 def radius32(w: Words) -> Reals:
@@ -130,17 +139,17 @@ def radius32(w: Words) -> Reals:
     -2 ln U = -e ln 4 - 2 ln(1 + r). r is rounded once, also near U = 1, where the logarithm vanishes.
     """
     exact = float64(w) + 0.5
-    e = (float32(exact).view(int32) - TWO_THIRDS32) >> int32(23)
-    r = float32(exact * power_of_two(-32 - e) - 1.0)
+    e = int32(int32(view(float32(exact), int32) - TWO_THIRDS32) >> int32(23))
+    r = float32(mul(exact, power_of_two(-32 - e)) - 1.0)
     return sqrt(fma(float32(e), -LN4_32, r * polynomial(r, LOG1P32)))
 
 
 def radius64(w: Words, v: Words) -> Reals:
     """sqrt(-2 ln U), U = (2^32 w + v + 1/2) / 2^64, within 2.5 ulp. U is kept in two exact parts."""
     high, low = float64(w), float64(v) + 0.5
-    u = high * 2.0**32 + low
-    e = (float64(u).view(int64) - TWO_THIRDS64) >> int64(52)
-    r = (high * power_of_two(-32 - e) - 1.0) + low * power_of_two(-64 - e)
+    u = mul(high, 2.0**32) + low
+    e = (view(u, int64) - TWO_THIRDS64) >> int64(52)
+    r = (mul(high, power_of_two(-32 - e)) - 1.0) + mul(low, power_of_two(-64 - e))
     return sqrt(fma(float64(e), -LN4_64, r * polynomial(r, LOG1P64)))
 
 
@@ -153,13 +162,13 @@ def circle(t: Reals, half_turn: Bools, cos: tuple[Any, ...], sin: tuple[Any, ...
 
 def circle32(w: Words) -> tuple[Reals, Reals]:
     """cos and sin of 2 pi V, V = (w + 1/2) / 2^32, within 2^-22: t is 2 V less the nearest integer."""
-    t = float32(uint32(w * uint32(2) + uint32(1)).view(int32)) * float32(2.0**-32)
+    t = float32(view(uint32(w * uint32(2) + uint32(1)), int32)) * float32(2.0**-32)
     return circle(t, (w >= QUARTER) & (w < THREE_QUARTERS), COS32, SIN32)
 
 
 def circle64(w: Words, v: Words) -> tuple[Reals, Reals]:
     """cos and sin of 2 pi V, V = (2^32 w + v + 1/2) / 2^64, within 2^-51."""
-    t = float64(uint64(join(w, v) * uint64(2) + uint64(1)).view(int64)) * 2.0**-64
+    t = float64(view(join(w, v) * uint64(2) + uint64(1), int64)) * 2.0**-64
     return circle(t, (w >= QUARTER) & (w < THREE_QUARTERS), COS64, SIN64)
 
 
@@ -172,24 +181,24 @@ def normal_pair32(w0: Words, w1: Words) -> tuple[Reals, Reals]:
     """Two standard normals from two words, after Box and Muller (1958); never 0, |z| <= 6.77."""
     radius = radius32(w0)
     cos, sin = circle32(w1)
-    return radius * cos, radius * sin
+    return mul(radius, cos), mul(radius, sin)
 
 
 def normal_pair64(w0: Words, v0: Words, w1: Words, v1: Words) -> tuple[Reals, Reals]:
     """The same pair with more digits: v0 and v1 are the lower halves of 64-bit words. |z| <= 9.5."""
     radius = radius64(w0, v0)
     cos, sin = circle64(w1, v1)
-    return radius * cos, radius * sin
+    return mul(radius, cos), mul(radius, sin)
 
 
 def uniform32(w: Words) -> Reals:
     """The middle of one of 2^23 cells of (0, 1); exact."""
-    return (float32(w >> uint32(9)) + float32(0.5)) * float32(2.0**-23)
+    return mul(float32(w >> uint32(9)) + float32(0.5), float32(2.0**-23))
 
 
 def uniform64(w: Words, v: Words) -> Reals:
     """The middle of one of 2^52 cells of (0, 1); exact."""
-    return (float64(join(w, v) >> uint64(12)) + 0.5) * 2.0**-52
+    return mul(float64(join(w, v) >> uint64(12)) + 0.5, 2.0**-52)
 
 
 # ---- rows --------------------------------------------------------------------------------------------------
@@ -202,7 +211,7 @@ def affine(constant: bool, k: Reals, n: int, c: Sequence[Reals], v: Sequence[Rea
     """
     if n == 0:
         return k
-    total = fma(c[0], v[0], k) if constant else c[0] * v[0]
+    total = fma(c[0], v[0], k) if constant else mul(c[0], v[0])
     for i in range(1, n):
         total = fma(c[i], v[i], total)
     return total
@@ -236,12 +245,48 @@ def add_piece(total: Reals, weight: Reals, piece: Reals) -> Reals:
     return fma(weight, piece, total)
 
 
+# ---- 16-bit floats -----------------------------------------------------------------------------------------
+# IEEE binary16 and bfloat16 as their bits, for compilers that do not know them. NumPy does, and needs none of this.
+
+
+def half_to_float(h: Words) -> Reals:
+    """Exact. 2^112 moves the exponent's bias from 15 to 127, for subnormal numbers too."""
+    size = uint32(uint32(h) & uint32(0x7FFF)) << uint32(13)
+    number = view(uint32(size), float32) * float32(2.0**112)
+    bits = select(size >= uint32(31 << 23), uint32(size | uint32(0x7F800000)), view(number, uint32))
+    return view(uint32(bits | (uint32(h) & uint32(0x8000)) << uint32(16)), float32)
+
+
+def float_to_half(x: Reals) -> Words:
+    """To nearest even. |x| plus the power of two whose last place is that of the half counts such places."""
+    bits = view(x, uint32)
+    size = uint32(bits & uint32(0x7FFFFFFF))
+    exponent = select(size < uint32(113 << 23), uint32(113), uint32(size >> uint32(23)))  # of 2^-14 at least
+    unit = uint32((exponent + uint32(13)) << uint32(23))
+    total = view(size, float32) + view(unit, float32)
+    count = view(total, uint32) - unit + ((exponent - uint32(113)) << uint32(10))
+    special = select(size > uint32(255 << 23), uint32(0x7E00), uint32(0x7C00))  # NaN, infinite
+    return uint32(bits >> uint32(16) & uint32(0x8000) | select(size < uint32(143 << 23), uint32(count), special))
+
+
+def bfloat16_to_float(h: Words) -> Reals:
+    """Exact: the upper half of a float32."""
+    return view(uint32(uint32(h) << uint32(16)), float32)
+
+
+def float_to_bfloat16(x: Reals) -> Words:
+    """To nearest even: a carry out of the lower half moves the upper one up."""
+    bits = view(x, uint32)
+    rounded = uint32(bits + uint32(0x7FFF) + (bits >> uint32(16) & uint32(1))) >> uint32(16)
+    nan = uint32(bits & uint32(0x7FFFFFFF)) > uint32(255 << 23)
+    return select(nan, uint32(0x7FC0), uint32(rounded))
+
+
 # ---- binding -----------------------------------------------------------------------------------------------
 
 # Each after those it calls.
 _FUNCTIONS: tuple[Any, ...] = (
     *(
-        mul32,
         philox4x32,
         counter,
         join,
@@ -255,12 +300,15 @@ _FUNCTIONS: tuple[Any, ...] = (
     ),
     *(normal_pair32, normal_pair64, uniform32, uniform64, affine, clamp),
     *(add_square, sum_accumulators, add_piece),
+    *(half_to_float, float_to_half, bfloat16_to_float, float_to_bfloat16),
 )
 
 
-def bind(fma: Any, select: Any, compiled: Callable[[Any], Any] = lambda function: function) -> SimpleNamespace:
-    """The functions above over these two primitives, each passed through `compiled` (numba.njit, say)."""
-    scope = {**globals(), "fma": fma, "select": select}
+def bind(
+    fma: Any, select: Any, compiled: Callable[[Any], Any] = lambda function: function, **others: Any
+) -> SimpleNamespace:
+    """The functions above over these primitives (others: mul, sqrt, view), each passed through `compiled` (njit)."""
+    scope = {**globals(), "fma": fma, "select": select, **others}
     for function in _FUNCTIONS:
         scope[function.__name__] = compiled(FunctionType(function.__code__, scope))
     return SimpleNamespace(**{function.__name__: scope[function.__name__] for function in _FUNCTIONS})

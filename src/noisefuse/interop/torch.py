@@ -57,7 +57,7 @@ def q_step(x: Any, t: Any, schedule: Any, noise: Any, *, batched: bool, out: Any
 
 
 def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out: Any) -> Any:
-    options = (("keep", None if keep is None else tuple(keep)), ("batched", batched))
+    options = (("keep", tuple(keep) if isinstance(keep, Sequence | np.ndarray) else keep), ("batched", batched))
     return _call("q_walk", schedule, options, 0, {"x": x0}, noise, (out,))[0]
 
 
@@ -105,10 +105,11 @@ class Operation(NamedTuple):
         dtype = NAMED.get(options.get("dtype") or "", x.dtype)
         return tuple(x.shape), torch.float32 if dtype == torch.uint8 else dtype
 
-    @property
-    def clamps(self) -> bool:
-        """Whether the gradient depends on x, m1 and m2."""
-        return self.name == "update" and bool(self.table.clamps)
+    def kept(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Those that the gradient depends on: x, m1 and m2, where a clamp passes it or does not."""
+        if self.name != "update" or not self.table.clamps:
+            return []
+        return [x for slot, x in zip(self.slots, tensors, strict=False) if slot in ("x", "m1", "m2")]
 
     def gradient(self, slot: str, index: Any, kept: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
         """Of the tensor in this slot, from the gradients of the outputs: the same kernel with the transposed row."""
@@ -126,19 +127,28 @@ class Operation(NamedTuple):
         return nf.update(table, index, x, tuple(models) or None, past=grads)  # type: ignore[no-any-return]
 
     def slopes(self, index: Any) -> tuple[nf.Tableau, Any]:
-        """Backward rows of the forward process at the times of `index`: its outputs are affine in x.
-
-        So their slopes are what 1 becomes where noise and offset are 0.
-        """
+        """Backward rows of the forward process at the times of `index`, and which of them each takes."""
         times = np.asarray(_index("t", index))
-        ones, zeros = np.ones(times.size), np.zeros(times.size)
-        options = dict(self.options) | ({"offset": 0.0, "dtype": None} if self.name == "q_sample" else {})
-        found = getattr(nf, self.name)(ones, times.reshape(-1), self.table, zeros, **options)
-        rows = np.zeros(times.size, nf.tableau.ROW)
-        rows["clean"]["lo"], rows["clean"]["hi"] = -np.inf, np.inf
-        for slot, slope in zip(("past1", "past2"), found if isinstance(found, tuple) else (found,), strict=False):
-            rows["out"][slot] = slope
-        return nf.Tableau(rows), np.arange(times.size).reshape(times.shape)
+        if times.dtype.kind == "f":
+            return _slopes(self, times.reshape(-1)), np.arange(times.size).reshape(times.shape)
+        return _slopes_of_rows(self), index
+
+
+def _slopes(operation: Operation, times: Any) -> nf.Tableau:
+    """The outputs are affine in x: their slopes are what 1 becomes where noise and offset are 0."""
+    options = dict(operation.options) | ({"offset": 0.0, "dtype": None} if operation.name == "q_sample" else {})
+    ones, zeros = np.ones(len(times)), np.zeros(len(times))
+    found = getattr(nf, operation.name)(ones, times, operation.table, zeros, **options)
+    rows = np.zeros(len(times), nf.tableau.ROW)
+    rows["clean"]["lo"], rows["clean"]["hi"] = -np.inf, np.inf
+    for slot, slope in zip(("past1", "past2"), found if isinstance(found, tuple) else (found,), strict=False):
+        rows["out"][slot] = slope
+    return nf.Tableau(rows)
+
+
+@lru_cache(maxsize=64)
+def _slopes_of_rows(operation: Operation) -> nf.Tableau:
+    return _slopes(operation, np.arange(len(operation.table)))
 
 
 @lru_cache(maxsize=64)
@@ -150,14 +160,20 @@ def _call(
     name: str, table: Any, options: Any, index: Any, tensors: dict[str, Any], noise: Any, outs: tuple[Any, ...]
 ) -> tuple[Any, ...]:
     """The outputs: the caller's, or new ones."""
+    given = {"noise": noise, "i" if name == "update" else "t": index}
+    for label, x in given.items():
+        if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(f"{label}: gradients with respect to it are not computed: pass {label}.detach()")
     if isinstance(noise, Tensor):
         tensors, noise = {**tensors, "z": noise}, None
     slots, values = tuple(tensors), tuple(tensors.values())
     if is_compiling():
         return _compiled(name, table, options, slots, index, values, noise, outs)
     operation = Operation(name, table, options, slots, len(outs))
-    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values):
-        return _differentiable(operation, index, values, noise, outs)
+    # What samplers remember is written over, as by an in-place operation that autograd knows.
+    remembered = outs[1:] if name == "update" else ()
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*values, *remembered)):
+        return _differentiable(operation, index, values, noise, outs[: len(outs) - len(remembered)], remembered)
     if isinstance(noise, np.ndarray):
         raise TypeError("noise: expected a Noise, a list of them or a torch.Tensor, as x is one, got a NumPy array")
     labels = {"z": "noise", "x": "x0" if name in ("q_sample", "q_walk") else "x"}
@@ -217,9 +233,14 @@ def _tensor(name: str, x: object) -> Tensor:
         raise TypeError(f"{name}: expected a dense tensor, got {'a quantised' if x.is_quantized else x.layout} one")
     if x.dtype not in DTYPES:
         raise TypeError(f"{name}: dtype {x.dtype} is not supported, expected one of {', '.join(DTYPES.values())}")
+    _need_cpu(name, x)
+    return x
+
+
+def _need_cpu(name: str, x: Tensor) -> None:
+    """The place for other devices."""
     if x.device.type != "cpu":
         raise NotImplementedError(f"{name}: expected a tensor on the CPU, got one on {x.device}")
-    return x
 
 
 def _array(name: str, tensor: Tensor) -> Any:
@@ -250,7 +271,7 @@ def _back(result: Any, out: Any) -> Any:
 
 def _name(dtype: Any) -> Any:
     if not isinstance(dtype, torch.dtype):
-        return dtype
+        return np.dtype(dtype).name if isinstance(dtype, type | np.dtype) else dtype
     if dtype not in DTYPES:
         raise TypeError(f"dtype {dtype}: expected one of {', '.join(map(str, DTYPES))}")
     return DTYPES[dtype]
@@ -259,8 +280,7 @@ def _name(dtype: Any) -> Any:
 def _index(name: str, t: Any) -> Any:
     if not isinstance(t, Tensor):
         return t
-    if t.device.type != "cpu":
-        raise NotImplementedError(f"{name}: expected a tensor on the CPU, got one on {t.device}")
+    _need_cpu(name, t)
     return (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()
 
 
@@ -268,16 +288,11 @@ def _index(name: str, t: Any) -> Any:
 
 
 def _differentiable(
-    operation: Operation, index: Any, tensors: tuple[Any, ...], noise: Any, outs: tuple[Any, ...]
+    operation: Operation, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any], remembered: Sequence[Any]
 ) -> tuple[Any, ...]:
-    given, labels = dict(zip(operation.slots, tensors, strict=True)), _labels(operation.name, len(outs))
-    if isinstance(z := given.get("z"), Tensor) and z.requires_grad:
-        raise NotImplementedError("noise: gradients with respect to noise are not computed; pass noise.detach()")
-    # What samplers remember is written over, as by an in-place operation that autograd knows.
-    remembered = outs[1:] if operation.name == "update" else ()
-    for name, out in zip(labels, outs[: len(outs) - len(remembered)], strict=False):
+    for label, out in zip(_labels(operation.name, len(outs)), outs, strict=True):
         if out is not None:
-            raise ValueError(f"{name}: an input requires grad, and results of which autograd knows are new tensors")
+            raise ValueError(f"{label}: an input requires grad, and results of which autograd knows are new tensors")
     if not isinstance(index, int | Tensor):
         index = torch.tensor(np.array(index))
     return _Differentiable.apply(operation, index, noise, *tensors, *remembered)  # type: ignore[no-any-return,no-untyped-call]
@@ -298,11 +313,8 @@ class _Differentiable(torch.autograd.Function):
         n = len(operation.slots)
         ctx.operation, ctx.dtypes, ctx.others = operation, [x.dtype for x in tensors[:n]], len(tensors) - n
         ctx.mark_dirty(*tensors[n:])
-        kept = [x for s, x in zip(operation.slots, tensors, strict=False) if s in ("x", "m1", "m2")]
-        if not operation.clamps:
-            kept = []
         ctx.index = None if isinstance(index, Tensor) else index
-        ctx.save_for_backward(*kept, *([index] if ctx.index is None else []))
+        ctx.save_for_backward(*operation.kept(tensors), *([index] if ctx.index is None else []))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -346,7 +358,11 @@ def _compiled(
     return tuple(_copied(result, out) for result, out in zip(results, outs, strict=True))
 
 
-@torch.library.custom_op("noisefuse::apply", mutates_args=())
+@torch.library.custom_op(
+    "noisefuse::apply",
+    mutates_args=(),
+    schema="(int number, SymInt? row, Tensor? times, Tensor[] tensors, SymInt[] words) -> Tensor[]",
+)
 def _apply(
     number: int, row: int | None, times: Tensor | None, tensors: Sequence[Tensor], words: Sequence[int]
 ) -> list[Tensor]:
@@ -364,7 +380,11 @@ def _(number: int, row: Any, times: Any, tensors: Sequence[Tensor], words: Any) 
     return [torch.empty(shape, dtype=dtype, device=x.device) for _ in range(operation.outputs)]
 
 
-@torch.library.custom_op("noisefuse::random", mutates_args=())
+@torch.library.custom_op(
+    "noisefuse::random",
+    mutates_args=(),
+    schema="(str name, SymInt[] shape, str dtype, SymInt[] words, bool batched) -> Tensor",
+)
 def _draw(name: str, shape: Sequence[int], dtype: str, words: Sequence[int], batched: bool) -> Tensor:
     out = torch.empty(list(shape), dtype=NAMED[dtype])
     getattr(nf, name)(shape, _noise(words), dtype=dtype, batched=batched, out=out)
@@ -376,7 +396,11 @@ def _(name: str, shape: Sequence[int], dtype: str, words: Any, batched: bool) ->
     return torch.empty(list(shape), dtype=NAMED[dtype])
 
 
-@torch.library.custom_op("noisefuse::gradient", mutates_args=())
+@torch.library.custom_op(
+    "noisefuse::gradient",
+    mutates_args=(),
+    schema="(int number, str slot, SymInt? row, Tensor? times, Tensor[] kept, Tensor[] grads) -> Tensor",
+)
 def _gradient(
     number: int, slot: str, row: int | None, times: Tensor | None, kept: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> Tensor:
@@ -393,8 +417,7 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.number, ctx.row, times, tensors, _ = inputs
     operation = _KEPT[ctx.number]
     ctx.wanted = [(slot, x.dtype, x.requires_grad) for slot, x in zip(operation.slots, tensors, strict=True)]
-    kept = [x for slot, x in zip(operation.slots, tensors, strict=True) if slot in ("x", "m1", "m2")]
-    ctx.save_for_backward(*([] if times is None else [times]), *(kept if operation.clamps else []))
+    ctx.save_for_backward(*([] if times is None else [times]), *operation.kept(tensors))
 
 
 def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:

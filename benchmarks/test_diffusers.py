@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures that the drop-in schedulers have to reach, in the manner of test_forward.py, each a ratio within one run.
+
+    pytest benchmarks/test_diffusers.py      every figure; writes results/<processor>-diffusers.json and .md
+
+Both sides run the same loop over torch tensors on the same number of threads: all steps of a run with a model output
+that is there already, or add_noise to a batch. Noise is drawn: by diffusers from torch's generator, here in the pass.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+import noisefuse as nf
+import test_forward as forward
+from noisefuse._bench import describe, interleaved
+from noisefuse._contenders import Call
+from test_forward import ACTION, IMAGES, Figure, Pair
+from test_samplers import LATENTS
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array")  # diffusers', with NumPy 2
+
+STEPS = 50
+NOISE = nf.Noise(0)
+
+
+def module() -> Any:
+    return import_module("noisefuse.interop.diffusers")
+
+
+def torch(threads: int = 1) -> Any:
+    library = import_module("torch")
+    library.set_num_threads(threads)
+    return library
+
+
+def run(name: str, library: Any, config: dict[str, Any], options: dict[str, Any], shape: tuple[int, ...]) -> Call:
+    """The steps of a run but the first, from the state that the first one leaves, on the same x."""
+    scheduler = getattr(library, name)(**config)
+    x, m = torch().randn(2, *shape)
+    scheduler.set_timesteps(STEPS)
+    scheduler.is_scale_input_called = True
+    first, *times = scheduler.timesteps
+    scheduler.step(m, first, x, **options)
+    state = dict(vars(scheduler))
+
+    def steps() -> None:
+        for attribute, value in state.items():
+            setattr(scheduler, attribute, value.copy() if isinstance(value, list) else value)
+        for t in times:
+            scheduler.step(m, t, x, **options)
+
+    return steps
+
+
+def pair(name: str, config: dict[str, Any], options: dict[str, Any], shape: tuple[int, ...]) -> Pair:
+    mine, theirs = module(), import_module("diffusers")
+    draws = {"generator": NOISE} if "generator" in inspect.signature(getattr(theirs, name).step).parameters else {}
+    return Pair(run(name, mine, config, options | draws, shape), run(name, theirs, config, options, shape))
+
+
+def microseconds(name: str, config: dict[str, Any], options: dict[str, Any]) -> float:
+    """Of a step. The lower quartile: what else the machine does only adds to a time."""
+    return interleaved({"ours": pair(name, config, options, ACTION).ours})["ours"].low * 1e6 / (STEPS - 1)
+
+
+def add_noise(shape: tuple[int, ...], threads: int, *, method: bool) -> Pair:
+    """`method`: the drop-in method, which returns a new tensor; else q_sample, with `out=`."""
+    library, scheduler = torch(threads), module().DDPMScheduler()
+    x, t = library.randn(shape), library.randint(0, 1000, shape[:1])
+    out, schedule, theirs = library.empty_like(x), nf.Schedule.linear(), import_module("diffusers").DDPMScheduler()
+    return Pair(
+        (lambda: scheduler.add_noise(x, NOISE, t)) if method else (lambda: nf.q_sample(x, t, schedule, NOISE, out=out)),
+        lambda: theirs.add_noise(x, library.randn_like(x), t),
+    )
+
+
+SMALL: tuple[tuple[str, dict[str, Any], float], ...] = (
+    ("DDPMScheduler", {}, 15),
+    ("DDIMScheduler", {}, 9),
+    ("DPMSolverMultistepScheduler", {}, 15),
+    ("UniPCMultistepScheduler", {}, 50),
+)
+LARGE: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+    ("DDPMScheduler", {}, {}),
+    ("DDIMScheduler", {}, {"eta": 1.0}),
+    ("LCMScheduler", {}, {}),
+    ("EulerAncestralDiscreteScheduler", {}, {}),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
+    ("UniPCMultistepScheduler", {}, {}),
+)
+FIGURES = [
+    *(
+        Figure(f"{ACTION}, a step of {name}", "<=", 7, partial(microseconds, name, config, {}), unit="us")
+        for name, config, _ in SMALL
+    ),
+    *(
+        Figure(f"{ACTION}, {name}", ">=", target, partial(pair, name, config, {}, ACTION))
+        for name, config, target in SMALL
+    ),
+    *(
+        Figure(
+            f"{LATENTS}, {name}{' of an SDE' * bool(config)}{', eta = 1' * bool(options)}",
+            ">=",
+            5,
+            partial(pair, name, config, options, LATENTS),
+        )
+        for name, config, options in LARGE
+    ),
+    *(
+        Figure(
+            f"add_noise, {shape}, {'new' if method else 'out='}{', 2 threads' * (threads == 2)}",
+            ">=",
+            target,
+            partial(add_noise, shape, threads, method=method),
+            threads=threads,
+        )
+        for shape, threads, method, target in (
+            (IMAGES, 1, False, 12),
+            (IMAGES, 2, False, 18),
+            (IMAGES, 1, True, 7),
+            (IMAGES, 2, True, 9),
+            ((64, 3, 64, 64), 1, True, 5),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
+def test_figure(figure: Figure, request: pytest.FixtureRequest, records: list[dict[str, Any]]) -> None:
+    forward.test_figure(figure, request, records)
+
+
+@pytest.fixture(scope="session")
+def records() -> Iterator[list[dict[str, Any]]]:
+    """One for each figure; written down where all of them ran."""
+    taken: list[dict[str, Any]] = []
+    yield taken
+    forward.write(taken, len(FIGURES), report, "-diffusers")
+
+
+def report(where: dict[str, Any], taken: list[dict[str, Any]]) -> str:
+    lines = [
+        "# The drop-in schedulers: figures to reach",
+        "",
+        *(f"{line}  " for line in describe(where).splitlines()),
+        "",
+        "Written by `pytest benchmarks/test_diffusers.py`, in one run. float32 tensors of torch, one thread where",
+        f"nothing else is said; diffusers' time over ours. The {STEPS - 1} steps of a run after its first are timed.",
+        "",
+        *forward.report(where, taken).splitlines()[-2 - len(taken) :],
+    ]
+    return "\n".join(lines) + "\n"

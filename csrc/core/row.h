@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// A row of numbers, and what it says: D = clamp(k + x x + m1 m1 + m2 m2, lo, hi), then out, aux1 and aux2, each
+// k + x x + m1 m1 + m2 m2 + d D + past1 past1 + ... + past4 past4 + z z. (tableau.py names the columns.)
+#pragma once
+#include <cstdint>
+
+namespace nf {
+
+inline constexpr int kColumns = 36, kClean = 0, kLow = 4, kHigh = 5;
+constexpr int affine_column(int output) { return 6 + 10 * output; }
+inline constexpr int kAffine[3] = {affine_column(0), affine_column(1), affine_column(2)};
+// The values that an affine form can hold, in the order of its columns after the constant k.
+enum Slot : int { kX, kM1, kM2, kD, kPast1, kPast2, kPast3, kPast4, kZ, kSlots };
+
+namespace {  // see philox.h
+
+constexpr bool counts(uint64_t present, int column) { return present >> column & 1; }
+
+// The terms that are present in the form whose constant is in column `first`, in the contract's order: visit(column,
+// slot). The first of them is a rounded product (or, where there is a constant, fma(c, v, k)), each later one fma(c, v,
+// sum).
+template <class Visit>
+constexpr void for_each_term(uint64_t present, int first, int slots, Visit visit) {
+    if (slots > kZ && counts(present, first + 1 + kZ)) visit(first + 1 + kZ, kZ);
+    if (slots > kD && counts(present, first + 1 + kD)) visit(first + 1 + kD, kD);
+    if (slots > kPast4 && counts(present, first + 1 + kPast4)) visit(first + 1 + kPast4, kPast4);
+    if (slots > kPast3 && counts(present, first + 1 + kPast3)) visit(first + 1 + kPast3, kPast3);
+    if (slots > kPast2 && counts(present, first + 1 + kPast2)) visit(first + 1 + kPast2, kPast2);
+    if (slots > kPast1 && counts(present, first + 1 + kPast1)) visit(first + 1 + kPast1, kPast1);
+    if (slots > kM2 && counts(present, first + 1 + kM2)) visit(first + 1 + kM2, kM2);
+    if (slots > kM1 && counts(present, first + 1 + kM1)) visit(first + 1 + kM1, kM1);
+    if (slots > kX && counts(present, first + 1 + kX)) visit(first + 1 + kX, kX);
+}
+
+// A clamp counts where one of its bounds does.
+constexpr bool clamps(uint64_t present) { return counts(present, kLow) || counts(present, kHigh); }
+
+// D is needed by one of the outputs that are wanted.
+constexpr bool wants_clean(uint64_t present, void* const (&out)[3]) {
+    for (int o = 0; o < 3; ++o)
+        if (out[o] && counts(present, affine_column(o) + 1 + kD)) return true;
+    return false;
+}
+
+}  // namespace
+}  // namespace nf

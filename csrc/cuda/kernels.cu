@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA kernels: shells around core/. "Vector" kernels take pieces (call.h) in aligned accesses of up to 16 bytes;
+// where the arrays do not allow that, "any" kernels take them block by block of the generator.
+#include "../core/normal.h"
+#include "storage.h"
+
+namespace nf {
+namespace {
+
+constexpr uint64_t column_bit(int output, int slot) { return uint64_t{1} << (affine_column(output) + 1 + slot); }
+
+// ---- noise ---------------------------------------------------------------------------------------------------
+
+__device__ inline uint64_t sample_id(const Field& field, int64_t row) {
+    return field.samples ? field.samples[row] : field.sample + static_cast<uint64_t>(row);
+}
+
+// The blocks of one sample at one step. float64 takes twice as many words (docs/noise.md).
+template <class Real>
+struct Source {
+    const RoundKeys& keys;
+    Common common, lower;
+
+    __device__ Source(const RoundKeys& round_keys, const Field& field, uint64_t id, uint32_t later)
+        : keys(round_keys),
+          common(keys, step(field) + later, static_cast<uint32_t>(id), tag(field, id)),
+          lower(keys, step(field) + later, static_cast<uint32_t>(id), tag(field, id) | 1u << 31) {}
+
+    static __device__ uint32_t step(const Field& field) { return field.step + (field.counter ? *field.counter : 0u); }
+    static __device__ uint32_t tag(const Field& field, uint64_t id) {
+        return field.stream << 24 | static_cast<uint32_t>(id >> 32);
+    }
+
+    __device__ void fill(Real* z, uint32_t block, Draw draw) const {
+        const uint64_t product = Cuda::product(block, kPhiloxM0);
+        const auto [w] = philox_blocks<Cuda>(product, common, keys);
+        if constexpr (sizeof(Real) == 8) {
+            const auto [v] = philox_blocks<Cuda>(product, lower, keys);
+            if (draw == kUniform)
+                for (int i = 0; i < 4; ++i) z[i] = uniform<Cuda, 0>(w[i], v[i]);
+            else
+                put(z, normal_pair<Cuda, 0>(w[0], v[0], w[1], v[1]), normal_pair<Cuda, 0>(w[2], v[2], w[3], v[3]));
+        } else if (draw == kUniform) {
+            for (int i = 0; i < 4; ++i) z[i] = uniform<Cuda>(w[i]);
+        } else {
+            put(z, normal_pair<Cuda>(w[0], w[1]), normal_pair<Cuda>(w[2], w[3]));
+        }
+    }
+
+    static __device__ void put(Real* z, Pair<Real> p, Pair<Real> q) {
+        z[0] = p.z0, z[1] = p.z1, z[2] = q.z0, z[3] = q.z1;
+    }
+};
+
+// ---- rows ----------------------------------------------------------------------------------------------------
+
+// One row. `Known` is the set of columns that count where that is known beforehand, else 0.
+template <uint64_t Known, class Real>
+struct Row {
+    static constexpr int kept = Known ? kColumns : 1;
+    uint64_t present;
+    const Real* table;
+    bool exists;  // a row beyond the table makes NaN: only the device knows the index
+    Real numbers[kept];
+
+    __device__ Row(const Call& call, int64_t index)
+        : present(Known ? Known : call.present), exists(static_cast<uint64_t>(index) < call.n_rows) {
+        table = static_cast<const Real*>(call.rows) + kColumns * uint64_t{exists ? static_cast<uint32_t>(index) : 0u};
+#pragma unroll
+        for (int column = 0; column < kept; ++column)
+            if (counts(Known, column)) numbers[column] = table[column];
+    }
+
+    __device__ Real operator[](int column) const {
+        if constexpr (Known != 0) return numbers[column];
+        return table[column];
+    }
+
+    // Of a form: k or, without a constant, -0, to which adding c v changes nothing; no term at all: 0.
+    __device__ Real start(int first, int slots) const {
+        if (!exists) return static_cast<Real>(bits_to_float(0x7FFFFFFFu));  // NaN
+        if (counts(present, first)) return (*this)[first];
+        return static_cast<Real>(present >> (first + 1) & ((1u << slots) - 1) ? -0.0f : 0.0f);
+    }
+};
+
+// A row over the elements of a thread. Array has load(slot, values) and store(output, values); a term's values are
+// loaded when it is their turn.
+template <uint64_t Known, bool Drawn, class Array, class Real, int n>
+struct Forms {
+    const Row<Known, Real>& row;
+    const Array& array;
+    const Real (&z)[n];  // if Drawn; else it is an array like the others
+    Real clean[n];
+
+    __device__ void sum(Real (&to)[n], int first, int slots) const {
+        const Real from = row.start(first, slots);
+        for (int i = 0; i < n; ++i) to[i] = from;
+        for_each_term(row.present, first, slots, [&](int column, int slot) {
+            const Real c = row[column];
+            const bool drawn = Drawn && slot == kZ;
+            Real loaded[n];
+            if (!drawn && slot != kD) array.load(slot, loaded);
+            for (int i = 0; i < n; ++i) to[i] = Cuda::fma(c, drawn ? z[i] : slot == kD ? clean[i] : loaded[i], to[i]);
+        });
+    }
+
+    __device__ void make_clean() {
+        sum(clean, kClean, 3);
+        if (!clamps(row.present)) return;
+        const Real low = row[kLow], high = row[kHigh];
+        for (int i = 0; i < n; ++i) clean[i] = Cuda::clamp(clean[i], low, high);
+    }
+
+    // All outputs before the first store: an output may be an input. Rows that are known have one.
+    __device__ void outputs(void* const (&wanted)[3]) {
+        constexpr int most = Known ? 1 : 3;
+        Real out[most][n];
+        if (Known ? counts(Known, affine_column(0) + 1 + kD) : wants_clean(row.present, wanted)) make_clean();
+#pragma unroll
+        for (int o = 0; o < most; ++o)
+            if (o == 0 || wanted[o]) sum(out[o], affine_column(o), kSlots);
+#pragma unroll
+        for (int o = 0; o < most; ++o)
+            if (o == 0 || wanted[o]) array.store(o, out[o]);
+    }
+
+    // The gradient of a clamp: it passes where D lay within the bounds; NaN lies nowhere.
+    __device__ void masked_output() {
+        Real out[n], inner[n];
+        sum(clean, kClean, 3);
+        sum(out, affine_column(0), kSlots);
+        sum(inner, affine_column(1), kSlots);
+        const Real low = row[kLow], high = row[kHigh];
+        for (int i = 0; i < n; ++i)
+            out[i] = Cuda::add(out[i], low <= clean[i] && clean[i] <= high ? inner[i] : Real{0});
+        array.store(0, out);
+    }
+};
+
+constexpr uint64_t kNoise = column_bit(0, kZ), kForward = kNoise | column_bit(0, kX);
+constexpr uint64_t kForwardBytes = kForward | uint64_t{1} << affine_column(0);
+// x' = b m + d D with D = p x + q m: DDIM, Euler, flow matching.
+constexpr uint64_t kTwoInputs =
+    uint64_t{1} << (kClean + 1 + kX) | uint64_t{1} << (kClean + 1 + kM1) | column_bit(0, kM1) | column_bit(0, kD);
+
+// The random walk x_t = a_t x_(t-1) + s_t z_t, all times for one load of x0.
+template <class Real, int n, class Array, class Draw>
+__device__ inline void walk(const Call& call, const Array& array, Draw draw) {
+    struct State {
+        Real x[n];
+        __device__ void load(int, Real (&values)[n]) const {
+            for (int i = 0; i < n; ++i) values[i] = x[i];
+        }
+    } state;
+    array.load(kX, state.x);
+    for (int64_t t = 0; t < call.times; ++t) {
+        Real z[n];
+        draw(z, static_cast<uint32_t>(t));
+        const Row<kForward, Real> row(call, t);
+        Real next[n];
+        Forms<kForward, true, State, Real, n>{row, state, z, {}}.sum(next, affine_column(0), kSlots);
+        for (int i = 0; i < n; ++i) state.x[i] = next[i];
+        if (const int64_t kept = call.keep[t]; kept >= 0) array.store(0, state.x, kept * call.total);
+    }
+}
+
+// ---- vector --------------------------------------------------------------------------------------------------
+
+// Units of a piece, one block of threads apart, so that neighbours access neighbours.
+template <class Type, class Input, int units>
+struct Vectors {
+    using Real = typename Type::Real;
+    static constexpr int n = units * Type::unit, stride = kThreads * Type::unit;
+    const Call& call;
+    int64_t at;  // the first element
+    int left;    // elements of the piece from there on
+
+    __device__ void load(int slot, Real (&values)[n]) const {
+        slot == kX ? load_as<Input>(slot, values) : load_as<Type>(slot, values);
+    }
+    template <class Stored>
+    __device__ void load_as(int slot, Real (&values)[n]) const {
+        const char* from = static_cast<const char*>(call.in[slot]) + at * Stored::bytes;
+        for (int u = 0; u < units; ++u)
+            if (u * stride < left)
+                nf::load<Stored, Type::unit>(values + u * Type::unit, from + u * stride * Stored::bytes);
+    }
+    __device__ void store(int output, const Real (&values)[n], int64_t further = 0) const {
+        char* to = static_cast<char*>(call.out[output]) + (at + further) * Type::bytes;
+        for (int u = 0; u < units; ++u)
+            if (u * stride < left) nf::store<Type, Type::unit>(to + u * stride * Type::bytes, values + u * Type::unit);
+    }
+};
+
+// Where a block of threads works: x counts stretches of a piece, y samples, z the pieces of a sample.
+struct Place {
+    int offset, left;  // of the thread's first element in its piece, and the elements from there on
+    uint32_t sample, piece, block;
+    int64_t at;
+
+    __device__ Place(const Call& call, int per_thread, int unit) {
+        offset = static_cast<int>((blockIdx.x * kThreads * per_thread / unit + threadIdx.x) * unit);
+        left = static_cast<int>(call.piece) - offset;
+        sample = call.first + blockIdx.y;
+        piece = sample * gridDim.z + blockIdx.z;
+        block = static_cast<uint32_t>(call.field.start / 4) + blockIdx.z * call.blocks + offset / 4;
+        at = piece * static_cast<uint64_t>(call.piece) + offset;
+    }
+};
+
+// `rounds` times `units` units a thread.
+template <class Type, class Input, int units, int rounds, Draw draw, uint64_t Known>
+__device__ inline void vector_step(const Call& call) {
+    using Real = typename Type::Real;
+    using Array = Vectors<Type, Input, units>;
+    constexpr int n = Array::n, stride = Array::stride;
+    const Place place(call, n * rounds, Type::unit);
+    // One row for each piece, or for all.
+    const int64_t index = call.index ? call.index[call.segment == call.piece ? place.piece : 0] : call.row;
+    const Row<Known, Real> row(call, index);
+    const uint32_t later = call.step_by_index ? static_cast<uint32_t>(index) : 0u;
+    const Source<Real> source(call.keys, call.field, sample_id(call.field, place.sample), later);
+#pragma unroll
+    for (int round = 0; round < rounds; ++round) {
+        const int done = round * units * stride;
+        if (done >= place.left) return;
+        const Array array{call, place.at + done, place.left - done};
+        Real z[n];
+        for (int i = 0; i < n && draw != kNone; i += 4)
+            source.fill(z + i, place.block + (done + i / Type::unit * stride + i % Type::unit) / 4, draw);
+        Forms<Known, draw != kNone, Array, Real, n> forms{row, array, z, {}};
+        if (draw == kNone && Known == 0 && call.masked)
+            forms.masked_output();
+        else
+            forms.outputs(call.out);
+    }
+}
+
+template <class Type>
+__device__ inline void vector_walk(const Call& call) {
+    using Real = typename Type::Real;
+    const Place place(call, Type::unit, Type::unit);
+    if (place.left <= 0) return;
+    const Vectors<Type, Type, 1> array{call, place.at, place.left};
+    walk<Real, Type::unit>(call, array, [&](Real* z, uint32_t t) {
+        const Source<Real> source(call.keys, call.field, sample_id(call.field, place.sample), t);
+        for (int i = 0; i < Type::unit; i += 4) source.fill(z + i, place.block + i / 4, kNormal);
+    });
+}
+
+// ---- any -----------------------------------------------------------------------------------------------------
+
+// a / b for a >= 0, b > 0: 64-bit division costs several times as much, and few calls need it.
+__device__ inline int64_t quotient(int64_t a, int64_t b) {
+    return (a | b) >> 32 ? a / b : static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
+}
+
+// The element of the field at place `in_sample` of a sample.
+__device__ inline int64_t element_of(const Field& field, int64_t in_sample) {
+    if (field.axes == 0) return field.start + in_sample;
+    int64_t rest = quotient(in_sample, field.run), element = field.start + in_sample - rest * field.run;
+    for (int64_t axis = field.axes - 1; axis >= 0; --axis) {
+        const int64_t above = quotient(rest, field.shape[axis]);
+        element += (rest - above * field.shape[axis]) * field.stride[axis];
+        rest = above;
+    }
+    return element;
+}
+
+// The elements of a piece that one block of the generator gives, of whatever types. The loop over inputs is not
+// unrolled, so that there is one copy of all conversions; what it loads waits in shared memory, which can be indexed.
+template <class Real>
+struct Elements {
+    static constexpr int threads = 1024 / sizeof(Real);
+    const Call& call;
+    int64_t at;       // of the block's first element, which may lie before the piece
+    int first, last;  // those that are ours
+    Real (*staged)[4][threads];
+
+    __device__ bool ours(int i) const { return first <= i && i < last; }
+    __device__ void stage() const {
+#pragma unroll 1
+        for (int slot = 0; slot < kSlots; ++slot)
+            for (int i = 0; i < 4 && call.in[slot]; ++i)
+                if (ours(i)) staged[slot][i][threadIdx.x] = load_one<Real>(call.in_type[slot], call.in[slot], at + i);
+    }
+    __device__ void load(int slot, Real (&values)[4]) const {
+        for (int i = 0; i < 4; ++i) values[i] = ours(i) ? staged[slot][i][threadIdx.x] : Real{0};
+    }
+    __device__ void store(int output, const Real (&values)[4], int64_t further = 0) const {
+        for (int i = 0; i < 4; ++i)
+            if (ours(i)) store_one(call.out_type, call.out[output], at + further + i, values[i]);
+    }
+};
+
+template <class Real, bool Walks>
+__device__ inline void any(const Call& call) {
+    __shared__ Real staged[kSlots][4][Elements<Real>::threads];
+    const int64_t number = int64_t{blockIdx.x} * Elements<Real>::threads + threadIdx.x,
+                  piece = quotient(number, call.blocks);
+    if (piece >= call.pieces) return;
+    const int64_t at = piece * call.piece, sample = quotient(at, call.size);
+    const Field& field = call.per_sample ? call.fields[sample] : call.field;
+    const int64_t element = call.draw == kNone ? 0 : element_of(field, at - sample * call.size);
+    const int64_t before = element % 4, place = 4 * (number - piece * call.blocks) - before, left = call.piece - place;
+    if (left <= 0) return;
+    const Elements<Real> array{call, at + place, place < 0 ? static_cast<int>(before) : 0,
+                               left < 4 ? static_cast<int>(left) : 4, staged};
+    array.stage();
+    auto draw = [&](Real* z, uint32_t later) {
+        const RoundKeys keys(field.seed);
+        const Source<Real> source(keys, field, sample_id(field, call.per_sample ? 0 : sample), later);
+        source.fill(z, static_cast<uint32_t>((element + place) / 4), static_cast<Draw>(call.draw));
+    };
+    if constexpr (Walks) {
+        walk<Real, 4>(call, array, draw);
+    } else {
+        const int64_t index = call.index ? call.index[quotient(at, call.segment)] : call.row;
+        const Row<0, Real> row(call, index);
+        Real z[4];
+        if (call.draw != kNone)
+            draw(z, call.step_by_index ? static_cast<uint32_t>(index) : 0u);
+        else
+            array.load(kZ, z);
+        Forms<0, true, Elements<Real>, Real, 4> forms{row, array, z, {}};
+        call.masked ? forms.masked_output() : forms.outputs(call.out);
+    }
+}
+
+}  // namespace
+}  // namespace nf
+
+// ---- the kernels ---------------------------------------------------------------------------------------------
+// Named after what they do, the type of x where it is another, and the type of the outputs; then their threads.
+
+// clang-format off
+#define NF_KERNELS(X) \
+    X(forward_f32, 256, vector_step<F32, F32, 1, 8, kNormal, kForward>)             \
+    X(forward_f64, 256, vector_step<F64, F64, 1, 2, kNormal, kForward>)             \
+    X(forward_f16, 256, vector_step<F16, F16, 1, 4, kNormal, kForward>)             \
+    X(forward_bf16, 256, vector_step<BF16, BF16, 1, 4, kNormal, kForward>)          \
+    X(forward_u8_f32, 256, vector_step<F32, U8, 1, 8, kNormal, kForwardBytes>)      \
+    X(forward_u8_f64, 256, vector_step<F64, U8, 1, 2, kNormal, kForwardBytes>)      \
+    X(forward_u8_f16, 256, vector_step<F16, U8, 1, 4, kNormal, kForwardBytes>)      \
+    X(forward_u8_bf16, 256, vector_step<BF16, U8, 1, 4, kNormal, kForwardBytes>)    \
+    X(normal_f32, 256, vector_step<F32, F32, 1, 8, kNormal, kNoise>)                \
+    X(normal_f64, 256, vector_step<F64, F64, 1, 2, kNormal, kNoise>)                \
+    X(normal_f16, 256, vector_step<F16, F16, 1, 4, kNormal, kNoise>)                \
+    X(normal_bf16, 256, vector_step<BF16, BF16, 1, 4, kNormal, kNoise>)             \
+    X(uniform_f32, 256, vector_step<F32, F32, 1, 8, kUniform, kNoise>)              \
+    X(uniform_f64, 256, vector_step<F64, F64, 1, 2, kUniform, kNoise>)              \
+    X(two_f32, 256, vector_step<F32, F32, 2, 2, kNone, kTwoInputs>)                 \
+    X(two_f64, 256, vector_step<F64, F64, 2, 1, kNone, kTwoInputs>)                 \
+    X(two_f16, 256, vector_step<F16, F16, 1, 2, kNone, kTwoInputs>)                 \
+    X(two_bf16, 256, vector_step<BF16, BF16, 1, 2, kNone, kTwoInputs>)              \
+    X(step_f32, 256, vector_step<F32, F32, 2, 1, kNone, 0>)                         \
+    X(step_f64, 256, vector_step<F64, F64, 1, 1, kNone, 0>)                         \
+    X(step_f16, 256, vector_step<F16, F16, 1, 1, kNone, 0>)                         \
+    X(step_bf16, 256, vector_step<BF16, BF16, 1, 1, kNone, 0>)                      \
+    X(drawing_f32, 256, vector_step<F32, F32, 2, 1, kNormal, 0>)                    \
+    X(drawing_f64, 256, vector_step<F64, F64, 1, 1, kNormal, 0>)                    \
+    X(drawing_f16, 256, vector_step<F16, F16, 1, 1, kNormal, 0>)                    \
+    X(drawing_bf16, 256, vector_step<BF16, BF16, 1, 1, kNormal, 0>)                 \
+    X(walk_f32, 256, vector_walk<F32>)                                              \
+    X(walk_f64, 256, vector_walk<F64>)                                              \
+    X(walk_f16, 256, vector_walk<F16>)                                              \
+    X(walk_bf16, 256, vector_walk<BF16>)                                            \
+    X(any_f32, 256, any<float, false>)                                              \
+    X(any_f64, 128, any<double, false>)                                             \
+    X(any_walk_f32, 256, any<float, true>)                                          \
+    X(any_walk_f64, 128, any<double, true>)
+// clang-format on
+
+#define NF_KERNEL(name, threads, ...)                                                                        \
+    extern "C" __global__ void __launch_bounds__(threads) nf_##name(const __grid_constant__ nf::Call call) { \
+        using namespace nf;                                                                                  \
+        __VA_ARGS__(call);                                                                                   \
+    }
+
+NF_KERNELS(NF_KERNEL)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""spec.py compiled by Numba: functions of scalars for kernels on a CPU and, the same text, in numba.cuda."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from . import spec
+
+
+def _named(builder: Any, name: str, real: Any, arguments: list[Any]) -> Any:
+    """A call of the LLVM function `name`, of reals alone."""
+    kind = ir.FunctionType(real, [real] * len(arguments))
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def _on_gpu(builder: Any) -> bool:
+    return str(builder.module.triple).startswith("nvptx")
+
+
+def _real(*arguments: Any) -> Any:
+    """Their common type, float32 or float64; None lets Numba say that there is none."""
+    kinds = {types.unliteral(a) for a in arguments}
+    return kinds.pop() if len(kinds) == 1 and kinds <= {types.float32, types.float64} else None
+
+
+@intrinsic
+def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
+    """a b + c, rounded once."""
+    if (real := _real(a, b, c)) is None:
+        return None
+    return real(a, b, c), lambda context, builder, signature, arguments: builder.fma(*arguments)
+
+
+@intrinsic
+def mul(_: Any, a: Any, b: Any) -> Any:
+    """a b, rounded. Compilers for CPUs fuse nothing unless they are told to; those for GPUs do, but for this one."""
+    if (real := _real(a, b)) is None:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if not _on_gpu(builder):
+            return builder.fmul(*arguments)
+        return _named(
+            builder, f"llvm.nvvm.mul.rn.{'f' if real == types.float32 else 'd'}", arguments[0].type, arguments
+        )
+
+    return real(a, b), codegen
+
+
+@intrinsic
+def sqrt(_: Any, a: Any) -> Any:
+    """Correctly rounded, also where a GPU's own would not be."""
+    if (real := _real(a)) is None:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        suffix = "f" if real == types.float32 else "d"
+        width = "f32" if real == types.float32 else "f64"
+        name = f"llvm.nvvm.sqrt.rn.{suffix}" if _on_gpu(builder) else f"llvm.sqrt.{width}"
+        return _named(builder, name, arguments[0].type, arguments)
+
+    return real(a), codegen
+
+
+@intrinsic
+def select(_: Any, condition: Any, a: Any, b: Any) -> Any:
+    """a where the condition holds, else b: without a branch."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.select(*arguments)
+
+    return types.unliteral(a)(types.boolean, types.unliteral(a), types.unliteral(a)), codegen
+
+
+@intrinsic
+def view(_: Any, x: Any, kind: Any) -> Any:
+    """The same bits as another type."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
+
+    return kind.dtype(x, kind), codegen
+
+
+# What every function here is compiled with: LLVM takes it into its caller, and there is nothing for Python to call.
+OPTIONS = {"forceinline": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inlined = njit(**OPTIONS)
+
+SPEC = spec.bind(fma, select, inlined, mul=mul, sqrt=sqrt, view=view)
+
+# For users: Numba itself puts the text into the caller's, for any target, and numba.cuda needs no GPU to compile it.
+# (For large kernels that takes too long: see kernels.py.)
+user = njit(inline="always", error_model="numpy")
+USER = spec.bind(fma, select, user, mul=mul, sqrt=sqrt, view=view)

@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Numba backend: hands checked calls to the compiled loops of kernels.py, as numbers and addresses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+if find_spec("numba") is None:
+    raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
+from ..noise import SAMPLES, STEPS, Noise
+from . import kernels, threads
+from .call import AFFINE, CLEAN, HIGH, LOW, ORDER, Array, D, Loss, Step, Walk, Z, window_runs
+from .kernels import RESULT, VALUES, WIDTH, ZERO
+from .selftest import self_test
+
+CHUNK = 1 << 15  # elements that a thread takes at a time, and least for which another is asked
+SLAB = 1 << 20  # elements whose residuals are held at a time, or one sample
+
+KINDS = {np.dtype(kind): i for i, kind in enumerate((np.float32, np.float64, np.float16))}
+KINDS[np.dtype(np.uint8)] = kernels.U8  # and any other is bfloat16, which NumPy alone does not know
+FLOAT32, INT64 = np.dtype(np.float32), np.dtype(np.int64)
+BOUNDS = 1 << LOW | 1 << HIGH
+Z_LIST = [first + 1 + Z for first in AFFINE]
+Z_COLUMNS = sum(1 << column for column in Z_LIST)
+DRAWS = {"none": kernels.NONE, "normal": kernels.NORMAL, "uniform": kernels.UNIFORM}
+
+# Compiling takes seconds, the first time: no more than is needed, and each kind of arithmetic when it is.
+tests_itself = True
+_tested: set[str] = set()
+
+
+def step(call: Step) -> None:
+    _run(kernels.step, call, CHUNK if call.draw != "none" else 8 * CHUNK)  # without noise there is less to do
+
+
+def walk(call: Walk) -> None:
+    times = len(call.keep)
+    chunk = kernels.TILE * max(1, CHUNK // kernels.TILE // times)
+    _run(kernels.walk, call.first, chunk, call.keep.ctypes.data, times)
+
+
+def loss(call: Loss) -> None:
+    """Residuals of some samples at a time, in memory of their own; then their squares, and their gradient."""
+    residual, real = call.residual, np.float64 if call.double else np.float32
+    batch, size = residual.batch, residual.size
+    pieces, chunks = size // call.piece, -(-call.piece // kernels.LOSS_CHUNK)
+    together = max(1, min(batch, SLAB // size))
+    held = np.empty(together * size, real)
+    chunk_sums, sums = np.empty((batch, pieces, chunks)), np.empty(batch)
+    for begin in range(0, batch, together):
+        end = min(begin + together, batch)
+        r = held[: (end - begin) * size]
+        step(_residuals(residual, begin, end, r))
+        kernels.squares(r, call.piece, chunk_sums[begin:end].reshape(-1))
+        if call.factor is not None and (gradient := residual.outputs[0]) is not None:
+            factor = call.factor[begin * pieces : end * pieces].astype(real)
+            of_slab = gradient.reshape(-1)[begin * size : end * size].reshape(-1, call.piece)
+            with np.errstate(all="ignore"):
+                of_slab[:] = np.multiply(factor[:, None], r.reshape(-1, call.piece))
+    if call.sums is not None:
+        weight = np.ones(batch * pieces) if call.weight is None else call.weight
+        kernels.add_up(chunk_sums, weight.reshape(batch, pieces), sums)
+        call.sums[:] = np.cumsum(sums)[-1:] if len(call.sums) == 1 else sums  # cumsum adds in order
+
+
+def _residuals(call: Step, begin: int, end: int, out: Array) -> Step:
+    """The call for the samples begin .. end - 1 alone."""
+    first, last = begin * call.size, end * call.size
+    one_row = len(call.index) == 1
+    return replace(
+        call,
+        batch=end - begin,
+        index=call.index if one_row else call.index[first // call.segment : last // call.segment],
+        segment=last - first if one_row else call.segment,
+        inputs=tuple(None if a is None else a.reshape(-1)[first:last] for a in call.inputs),
+        outputs=(out, None, None),
+        noise=call.noise[begin:end] if len(call.noise) > 1 else tuple(_from(n, begin, end) for n in call.noise),
+    )
+
+
+def _from(noise: Noise, begin: int, end: int) -> Noise:
+    """Of the samples begin .. end - 1 of a batch."""
+    ids = noise.sample
+    return noise.at(sample=ids[begin:end] if isinstance(ids, np.ndarray) else ids + begin)
+
+
+def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    out = np.empty_like(counter)
+    kernels.philox(len(counter), counter.ctypes.data, key.ctypes.data, out.ctypes.data)
+    return out
+
+
+def _run(kernel: Any, call: Step, chunk: int, *first: int) -> None:
+    """All parts of a call, shared out among threads."""
+    total, outputs = call.batch * call.size, [out for out in call.outputs if out is not None]
+    real = np.float64 if outputs[0].dtype == np.float64 else np.float32
+    if real.__name__ not in _tested:
+        _tested.add(real.__name__)
+        self_test("numba", step, real.__name__)
+    taken, streams, fields, program = np.zeros(1, np.int64), _streams(call), _fields(call), _program_of(call)
+    rows = call.rows.table if real is np.float64 else call.rows.single
+    numbers = (
+        *(call.size, rows.ctypes.data, _columns(call.rows.present), call.index.ctypes.data, call.segment),
+        *(len(program), program.ctypes.data, len(streams) - len(outputs), len(outputs), streams.ctypes.data),
+        *(DRAWS[call.draw], int(call.step_by_index), int(call.masked)),
+        *(fields.ctypes.data, fields.shape[1], int(len(fields) > 1)),
+    )
+
+    halves = 1 if (streams[:, kernels.STREAM_BYTES] == 2).any() else None
+
+    def work() -> None:
+        reals = np.empty(kernels.REALS, real)
+        words = np.empty(kernels.WORDS, np.uint32)
+        kernel(*first, reals, halves, words.ctypes.data, taken.ctypes.data, total, chunk, *numbers)
+
+    def stop() -> None:
+        taken[0] = total
+
+    threads.together(work, stop, min(threads.count(), -(-total // chunk)))
+
+
+# ---- the short cut -----------------------------------------------------------------------------------------
+# Calls of a few microseconds are mostly Python. So plain ones are checked here at once: float32, C-contiguous, one row
+# for all elements, few elements. Whatever else comes is declined: ops.py then checks it, and says what is wrong.
+
+
+class Desk:
+    """Memory that small calls take in turn, and the arguments of a kernel that say where it is."""
+
+    def __init__(self) -> None:
+        self.numbers = np.empty(kernels.DESK, np.int64)
+        self.words = np.empty(kernels.WORDS, np.uint32)
+        first = self.numbers.ctypes.data
+        reals, taken = np.empty(kernels.REALS, np.float32), first + 8 * kernels.DESK_TAKEN
+        self.scratch = reals, None, self.words.ctypes.data, taken
+        self.index, self.streams = first + 8 * kernels.DESK_INDEX, first + 8 * kernels.DESK_STREAMS
+        self.field = first + 8 * kernels.DESK_FIELD, kernels.FIELD_LENGTHS, 0
+
+
+_desks: list[Desk] = []
+
+
+class Form(NamedTuple):
+    """What a kernel needs to know of a row, whatever its numbers are."""
+
+    table: NDArray[np.int64]  # keeps the memory
+    columns: int
+    slots: tuple[int, ...]  # that are read
+    streams: tuple[int, ...]  # where in the reals the inputs go, and the outputs come from
+    program: tuple[int, ...]  # the kernel's arguments from `forms` to `outputs`
+    flags: tuple[int, ...]  # and from `draw` to `masked`
+
+
+@lru_cache(1024)
+def _form(present: int, outputs: int, draws: bool) -> Form:
+    table = program(present, (True, outputs > 1, outputs > 2), False, draws)
+    read = {slot for slot in range(3) if present >> (CLEAN + 1 + slot) & 1}
+    read |= {slot for slot in range(Z + 1) for first in AFFINE if present >> (first + 1 + slot) & 1}
+    slots = tuple(sorted(read - {D} - ({Z} if draws else set())))
+    streams = (*(VALUES + WIDTH * slot for slot in slots), *(RESULT + WIDTH * o for o in range(outputs)))
+    numbers = len(table), table.ctypes.data, len(slots), outputs
+    return Form(table, _columns(present), slots, streams, numbers, (kernels.NORMAL if draws else kernels.NONE, 0, 0))
+
+
+def row(
+    plain: tuple[NDArray[np.float32], NDArray[np.float64], int],
+    i: Any,
+    x: Any,
+    model_output: Any,
+    past: Any,
+    noise: Any,
+    stream: int,
+    out: Any,
+    aux_out: Any,
+    pair: bool,
+) -> Any:
+    """One row over all of x, as `_native.row`; NotImplemented for whatever is not plain."""
+    rows, _, present = plain
+    if type(i) is np.ndarray and i.dtype is INT64 and i.shape == (1,):
+        i = int(i[0])
+    if pair or type(i) is not int or not 0 <= i < len(rows) or type(x) is not np.ndarray or not 0 < x.size <= CHUNK:
+        return NotImplemented
+    if x.ndim == 0 or "float32" not in _tested or type(past) not in _SEQUENCES or type(aux_out) not in _SEQUENCES:
+        return NotImplemented
+    name, z = _NO_NAME, None
+    if present & Z_COLUMNS:
+        if type(noise) is Noise:
+            if (name := _plain_name(noise, stream, i, len(rows), len(x))) is None:
+                return NotImplemented
+        elif type(noise) is np.ndarray:
+            z = noise
+        elif noise is None and not rows[i, Z_LIST].any():
+            present &= ~Z_COLUMNS
+        else:
+            return NotImplemented
+    if model_output is None and not past:
+        values: Any = (x, None, None, None, None, None, None, None, z)
+    elif (values := _values(x, model_output, past, z)) is None:
+        return NotImplemented
+    result = np.empty_like(x) if out is None else out
+    outputs = [result, *aux_out] if aux_out else [result]
+    form = _form(present, len(outputs), name is not _NO_NAME)
+    inputs = [values[slot] for slot in form.slots]
+    if len(outputs) > 3 or not _plain(inputs, outputs, x.shape):
+        return NotImplemented
+    _compute(form, rows, i, x, inputs + outputs, name)
+    return result
+
+
+_NO_NAME = (0, 0, 0, 0, 0)
+_SEQUENCES = (tuple, list, type(None))
+
+
+def _plain_name(noise: Noise, stream: int, i: int, rows: int, batch: int) -> Any:
+    """(key words, sample, step, stream) of a Noise without ids and window, or None."""
+    sample, step = noise.sample, noise.step
+    if type(sample) is not int or noise.window_shape is not None or sample + batch > SAMPLES:
+        return None
+    if stream < 0:
+        stream = noise.stream
+    elif noise.stream or step + rows > STEPS:
+        return None
+    else:
+        step += i
+    return noise.seed & 0xFFFFFFFF, noise.seed >> 32, sample, step, stream
+
+
+def _values(x: Any, model_output: Any, past: Any, z: Any) -> Any:
+    """The inputs by slot, or None where there are too many."""
+    models = model_output if type(model_output) is tuple else (model_output,)
+    past = tuple(past or ())
+    if len(models) > 2 or len(past) > 4:
+        return None
+    return x, *models, *(None,) * (3 - len(models)), *past, *(None,) * (4 - len(past)), z
+
+
+def _plain(inputs: list[Any], outputs: list[Any], shape: tuple[int, ...]) -> bool:
+    """Whether all are float32 arrays of this shape, and the outputs overlap nothing that they are not themselves."""
+    for a in inputs:
+        if type(a) is not np.ndarray or a.dtype is not FLOAT32 or a.shape != shape or not a.flags.carray:
+            return False
+    for n, out in enumerate(outputs):
+        if type(out) is not np.ndarray or out.dtype is not FLOAT32 or out.shape != shape or not out.flags.carray:
+            return False
+        for a in inputs:
+            if out is not a and np.may_share_memory(out, a):
+                return False
+        for a in outputs[:n]:
+            if np.may_share_memory(out, a):
+                return False
+    return True
+
+
+def _compute(form: Form, rows: Any, i: int, x: Any, arrays: list[Any], name: tuple[int, ...]) -> None:
+    try:
+        desk = _desks.pop()
+    except IndexError:
+        desk = Desk()
+    total, size = x.size, x.size // len(x)
+    flat = tuple([a.ravel() for a in arrays])
+    table = kernels.note(desk.numbers, rows, flat, form.streams, i, *name, size)
+    place = (total, total, size, table, form.columns, desk.index, total)
+    kernels.step(*desk.scratch, *place, *form.program, desk.streams, *form.flags, *desk.field)
+    _desks.append(desk)
+
+
+# ---- calls as numbers --------------------------------------------------------------------------------------
+
+
+def _columns(present: int) -> int:
+    """Bits of those that are read: a clamp takes both bounds, also where only one of them counts."""
+    return present | (BOUNDS if present & BOUNDS else 0)
+
+
+def _program_of(call: Step) -> NDArray[np.int64]:
+    return program(call.rows.present, tuple(out is not None for out in call.outputs), call.masked, call.draw != "none")
+
+
+@lru_cache(1024)
+def program(present: int, wanted: tuple[bool, ...], masked: bool, draws: bool) -> NDArray[np.int64]:
+    """The affine forms of these columns that such a call needs (kernels.FORM_TOTAL, ..)."""
+    outputs = [AFFINE[o] for o in range(3) if wanted[o] or (masked and o == 1)]
+    clean = masked or any(present >> (first + 1 + D) & 1 for first in outputs)
+    clamped = not masked and present & BOUNDS != 0
+    forms = []
+    for first in ([CLEAN] if clean else []) + outputs:
+        slots = 3 if first == CLEAN else Z + 1
+        terms = [slot for slot in ORDER if slot < slots and present >> (first + 1 + slot) & 1]
+        total = VALUES + WIDTH * D if first == CLEAN else RESULT + WIDTH * AFFINE.index(first)
+        constant = WIDTH * first if present >> first & 1 else -1 if terms else ZERO
+        form = [total, constant, int(first == CLEAN and clamped), len(terms)]
+        for slot in terms:
+            form += [WIDTH * (first + 1 + slot), -1 if slot == Z and draws else VALUES + WIDTH * slot]
+        forms.append(form)
+    table = np.zeros((len(forms), kernels.FORM_NUMBERS), np.int64)
+    for row, form in zip(table, forms, strict=True):
+        row[: len(form)] = form
+    return table
+
+
+def _streams(call: Step) -> NDArray[np.int64]:
+    """Of each array that is read, then of each that is written: kernels.STREAM_ARRAY, .."""
+    arrays = [(VALUES + WIDTH * slot, a) for slot, a in enumerate(call.inputs) if a is not None]
+    arrays += [(RESULT + WIDTH * o, a) for o, a in enumerate(call.outputs) if a is not None]
+    rows = [(a.ctypes.data, KINDS.get(a.dtype, kernels.BF16), a.itemsize, row) for row, a in arrays]
+    return np.array(rows, np.int64)
+
+
+def _fields(call: Step) -> NDArray[np.int64]:
+    rows = [_field(noise, call.sample_shape) for noise in call.noise] or [(0,)]
+    longest = max(map(len, rows))
+    return np.array([row + (0,) * (longest - len(row)) for row in rows], np.int64)
+
+
+def _field(noise: Noise, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Its numbers: kernels.FIELD_KEY0, .."""
+    ids = noise.sample
+    sample = (0, ids.ctypes.data) if isinstance(ids, np.ndarray) else (ids, 0)
+    name = (noise.seed & 0xFFFFFFFF, noise.seed >> 32, *sample, noise.step, noise.stream)
+    start, run, lengths, strides = window_runs(noise, shape)
+    return *name, start, run, len(lengths), *lengths, *strides

@@ -1,0 +1,585 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedulers of diffusers whose `step` and `add_noise` are one pass over memory, and nothing else is different.
+
+    from noisefuse.interop.diffusers import DDPMScheduler      # a subclass of diffusers' class of that name
+    accelerate(pipeline)                                       # or so, in place
+
+Their numbers come from diffusers' own code (diffusers_rows.py). What a row cannot do diffusers does, and a line in the
+log says so.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+import noisefuse as nf
+
+from . import diffusers_rows as rows
+from .diffusers_rows import Plan, Step, Unsupported
+
+__all__ = [
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "LCMScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+    "accelerate",
+]
+
+Noises: TypeAlias = nf.Noise | Sequence[nf.Noise]
+Draws: TypeAlias = Any  # torch.Generator, a list of them, Noises, a Tensor, or None
+Options: TypeAlias = tuple[Any, ...]
+Target = TypeVar("Target")
+
+logger = logging.getLogger(__name__)
+_said: set[str] = set()
+_plans: OrderedDict[Any, Plan | Unsupported] = OrderedDict()  # the latest of all schedulers
+_KEPT_PLANS = 64
+_ALSO = """
+        Beyond diffusers: `generator` may be a `noisefuse.Noise`, or one for each sample; `timestep` may be a tensor of
+        times for each sample or token, where the scheduler remembers nothing. See docs/diffusers.md.
+"""
+_empty_like, _contiguous, _set_item = torch.empty_like, torch.contiguous_format, OrderedDict.__setitem__
+
+
+class _Clock(NamedTuple):
+    """The timesteps of a scheduler, to be found without asking a device for their values."""
+
+    timesteps: Tensor
+    host: Tensor
+    places: dict[int, int]  # by the address of an entry: loops run over views of `timesteps`
+    values: dict[float, int]  # by its value: the first place that has it
+    levels: dict[float, int]  # for add_noise, by value, as they are asked for
+
+
+class _Run(NamedTuple):
+    """A plan, and what it was made for."""
+
+    timesteps: Tensor
+    sigmas: Tensor | None
+    options: Options
+    dtype: torch.dtype  # of the timesteps
+    places: dict[int, int]
+    plan: Plan | Unsupported
+    steps: dict[int | None, Step]
+
+
+class Fused:
+    """What the ten classes share.
+
+    Attributes:
+        noise: what steps draw from where they are given no generator: a Noise, or one for each sample. The step at
+            position i of the timesteps draws at `noise.step + i`, stream 3. None: torch's default generator, as in
+            diffusers.
+        coefficients: "compat", diffusers' float32 numbers, or "exact", the same formulas in float64.
+    """
+
+    noise: Noises | None = None
+    coefficients: str = "compat"
+
+    _memory: tuple[str, ...] = ()  # attributes that hold tensors from step to step
+    _options: tuple[str, ...] = ()  # arguments of step that change numbers
+    _by_time = False  # step looks at the time that it is given; others count
+    _float_times = False  # step refuses integer times
+    _upcasts = False  # computes in float32, and returns the dtype of the model's output
+    _draws = "model"  # whose dtype the noise has that diffusers draws: "model", "sample" or "float32"; "": none
+
+    _theirs: Any = None
+    _clock: _Clock | None = None
+    _run: _Run | None = None
+    _replay: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        ours: Any = cls
+        theirs: Any = cls.__bases__[-1]
+        if not theirs.__module__.startswith("diffusers."):
+            return
+
+        @functools.wraps(theirs.set_timesteps)
+        def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+            theirs.set_timesteps(self, *args, **kwargs)
+            self._replay = args, kwargs
+
+        ours._theirs, ours.set_timesteps = theirs, set_timesteps
+        ours.step.__doc__ = f"{theirs.step.__doc__}\n{_ALSO}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies have timesteps elsewhere."""
+        return {name: value for name, value in vars(self).items() if name not in ("_clock", "_run", "_levels")}
+
+    # ---- one step ------------------------------------------------------------------------------------------
+
+    def _step(self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options = ()) -> Any:
+        """Most calls are decided here, within a microsecond; `_unusual` looks again at the others."""
+        state, run = self.__dict__, self._run
+        if (
+            run is not None
+            and run.timesteps is state["timesteps"]
+            and run.sigmas is state.get("sigmas")
+            and type(t) is Tensor
+            and t.dtype is run.dtype
+            and not t.dim()
+            and x.dtype is m.dtype
+            and not (x.requires_grad or m.requires_grad)
+            and run.options == options
+        ):
+            i = run.places.get(t.data_ptr()) if self._by_time else state["_step_index"]
+            step = run.steps.get(i)
+            if step is not None and (not self._memory or run.plan.state(self) == step.state):  # type: ignore[union-attr]
+                return self._apply(run.plan, i, step, m, t, x, draws, return_dict)
+        return self._unusual(m, t, x, draws, return_dict, options)
+
+    def _apply(self, plan: Any, i: Any, step: Step, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool) -> Any:
+        """The row, in one pass; then what diffusers' step would have left behind."""
+        pool = [None, t, x, m, None]  # rows.NOTHING ..
+        model, past = m, ()  # type: Any, Any
+        if plan.clean is not None:
+            pool[rows.CLEAN] = clean = self._threshold_sample(nf.update(plan.clean, i, x, m))  # type: ignore[attr-defined]
+            model = m, clean
+        if self._memory:
+            pool += rows.items(self, self._memory)
+            past = step.past(pool)
+            if x.dtype is not m.dtype:
+                past = [value.to(x.dtype) for value in past]
+        written = []
+        for _ in step.written:
+            written.append(_empty_like(x, memory_format=_contiguous))  # noqa: PERF401 (a loop of none or one is quicker)
+        z = self._drawn(draws, m, x) if step.draws else None
+        sample = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=written)
+        pool += written
+        state = self.__dict__
+        for name, kept in step.remembers:
+            state[name] = kept(pool)
+        state.update(step.after)
+        others = step.results(pool)
+        if self._upcasts and not x.dtype is m.dtype is torch.float32:
+            wide = torch.promote_types(m.dtype, torch.float32)
+            sample, others = sample.to(m.dtype), tuple(value if value is m else value.to(wide) for value in others)
+        return _output(plan.output, plan.fields, sample, others) if return_dict else (sample, *others)
+
+    def _drawn(self, draws: Draws, m: Any, x: Any) -> Any:
+        """The noise of a step: the name of a field, or a tensor."""
+        draws = self.noise if draws is None else draws
+        if type(draws) is nf.Noise or isinstance(draws, Tensor) or _is_noise(draws):
+            return draws
+        dtype = m.dtype if self._draws == "model" else x.dtype if self._draws == "sample" else torch.float32
+        if draws is None or (type(draws) is torch.Generator and draws.device == m.device):
+            z = _empty_like(m, dtype=dtype, memory_format=_contiguous).normal_(generator=draws)  # as torch.randn
+        else:
+            z = randn_tensor(m.shape, generator=draws, device=m.device, dtype=dtype)
+        return z if dtype is x.dtype or dtype is torch.float32 else z.float()
+
+    # ---- calls out of the ordinary -------------------------------------------------------------------------
+
+    def _unusual(self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options) -> Any:
+        """The first step of a run, times that are plain numbers, or many; and what diffusers has to do itself."""
+        theirs = functools.partial(self._their_step, m, t, x, draws, return_dict, options)
+        clock = self._time()
+        if clock is None or self.__dict__.get("is_scale_input_called") is False:
+            return theirs(None)  # raises an error, or warns
+        if self._float_times and not (t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float)):
+            return theirs(None)  # raises an error
+        if reason := self._cannot(m, x):
+            return theirs(reason)
+        many = isinstance(t, Tensor) and t.numel() > 1
+        i: Any = self._places(t, clock) if many else self._place(t, clock)
+        if i is None:
+            return theirs(f"at {t}, which is not among its timesteps")
+        if not many and i >= len(clock.host):
+            return theirs(None)  # raises an error
+        run = self._run_from(0 if many else i, clock, options)
+        if isinstance(run.plan, Unsupported):
+            return theirs(f"because {run.plan}")
+        step = _common(run.plan) if many else run.steps[i]
+        return self._apply(run.plan, i, step, m, t, x, draws, return_dict)
+
+    def _their_step(
+        self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options, reason: str | None
+    ) -> Any:
+        """diffusers' own method. A reason is logged, once."""
+        name = type(self).__name__
+        if _is_noise(noise := self.noise if draws is None and self._draws else draws):
+            raise TypeError(f"{name}: diffusers does this step{f' {reason}' * bool(reason)}, and cannot draw {noise}")
+        given = dict(zip(self._options, options, strict=True))
+        if draws is not None:
+            given["variance_noise" if isinstance(draws, Tensor) else "generator"] = draws
+        result = self._theirs.step(self, m, t, x, return_dict=return_dict, **given)
+        if reason and (line := f"{name}: diffusers' own step is used {reason}") not in _said:
+            _said.add(line)
+            logger.warning(line)
+        return result
+
+    def _cannot(self, m: Any, x: Any) -> str | None:
+        config: Any = self.config  # type: ignore[attr-defined]
+        if (x.requires_grad or m.requires_grad) and torch.is_grad_enabled():
+            return "for tensors that require grad"
+        if str(config.get("variance_type")).startswith("learned"):
+            return "where the variance is learned"
+        if self.__dict__.get("solver_p"):
+            return "with a solver_p"
+        same = x.dtype is m.dtype
+        if not same and (torch.promote_types(x.dtype, m.dtype) != x.dtype or config.get("prediction_type") == "sample"):
+            return f"for a {x.dtype} sample and a {m.dtype} model output"
+        return None
+
+    # ---- which row -----------------------------------------------------------------------------------------
+
+    def _time(self) -> _Clock | None:
+        timesteps, clock = self.__dict__["timesteps"], self._clock
+        if clock is not None and clock.timesteps is timesteps:
+            return clock
+        if type(timesteps) is not Tensor or timesteps.dim() != 1:
+            return None
+        host, size = timesteps.cpu(), timesteps.element_size() * (timesteps.stride(0) if len(timesteps) else 1)
+        places = {timesteps.data_ptr() + size * k: k for k in range(len(timesteps))}
+        values = {value: k for k, value in reversed([*enumerate(host.tolist())])}
+        self._clock = _Clock(timesteps, host, places, values, {})
+        return self._clock
+
+    def _place(self, t: Any, clock: _Clock) -> Any:
+        if not self._by_time:
+            if self._step_index is None:
+                self._init_step_index(t)
+            return self._step_index
+        if isinstance(t, Tensor):
+            place = clock.places.get(t.data_ptr()) if t.dtype is clock.host.dtype else None
+            return clock.values.get(t.item()) if place is None else place
+        return clock.values.get(t)
+
+    def _places(self, t: Tensor, clock: _Clock) -> Tensor:
+        """One for each sample, or token."""
+        name = type(self).__name__
+        if self._memory:
+            raise ValueError(
+                f"timestep: {name} remembers earlier steps and takes one time, not {tuple(t.shape)} of them"
+            )
+        found = t.reshape(-1, 1) == clock.timesteps.to(t.device)
+        if not bool(found.any(1).all()):
+            raise ValueError(f"timestep: expected entries of {name}.timesteps, got {t[~found.any(1).reshape(t.shape)]}")
+        return found.int().argmax(1).reshape(t.shape)
+
+    def _init_step_index(self, timestep: Any) -> None:
+        clock = self._time()
+        if self._begin_index is None and clock is not None and isinstance(timestep, Tensor):  # type: ignore[attr-defined]
+            place = clock.places.get(timestep.data_ptr()) if timestep.dim() == 0 else None
+            if place is not None:
+                self._step_index = self.index_for_timestep(clock.host[place], clock.host)  # type: ignore[attr-defined]
+                return
+        super()._init_step_index(timestep)  # type: ignore[misc]
+
+    def _run_from(self, i: int, clock: _Clock, options: Options) -> _Run:
+        """The run that has step i as the scheduler is now."""
+        run, sigmas = self._run, self.__dict__.get("sigmas")
+        if run is not None and run.timesteps is clock.timesteps and run.sigmas is sigmas and run.options == options:
+            step = run.steps.get(i)
+            if not self._memory or isinstance(run.plan, Unsupported):
+                return run
+            if step is not None and run.plan.state(self) == step.state:
+                return run
+        start = i if self._memory else 0
+        key = (type(self), self.coefficients, start, options, self._fingerprint())
+        plan = _plans.pop(key, None)
+        if plan is None:
+            try:
+                plan = rows.trace(self, self._theirs, start, dict(zip(self._options, options, strict=True)))
+            except Unsupported as reason:
+                plan = reason
+        _plans[key] = plan
+        if len(_plans) > _KEPT_PLANS:
+            _plans.popitem(last=False)
+        steps: Any = {} if isinstance(plan, Unsupported) else plan.steps
+        self._run = _Run(clock.timesteps, sigmas, options, clock.timesteps.dtype, clock.places, plan, steps)
+        return self._run
+
+    def _fingerprint(self) -> Any:
+        """All that a plan depends on."""
+        skipped = {"noise", "is_scale_input_called", "_begin_index", "_clock", "_run", "_levels", *self._memory}
+        skipped |= set() if self._memory else {"_step_index"}
+        numbers = [_bytes(value) for name, value in vars(self).items() if name not in skipped]
+        return *numbers, *(value is None for value in rows.items(self, self._memory))
+
+    # ---- the forward process -------------------------------------------------------------------------------
+
+    def _noised(self, x0: Any, noise: Any, t: Any, theirs: Any) -> Any:
+        """alpha x0 + sigma noise in one pass; `theirs()` where that is not possible."""
+        level = self._level(x0, t)
+        if level is None:
+            return theirs()
+        if _is_noise(noise):
+            schedule, index = self._kept_levels("drawn", self._schedule)
+            return nf.q_sample(x0, level if index is None else index[level], schedule, noise)
+        grad = (x0.requires_grad or noise.requires_grad) and torch.is_grad_enabled()
+        if noise.dtype is not x0.dtype or noise.shape != x0.shape or grad:
+            return theirs()
+        table = self._kept_levels((x0.dtype, self.coefficients), lambda n: self._table(n, x0.dtype))
+        return nf.update(table, level, x0, noise=noise)
+
+    def _level(self, x0: Any, t: Any) -> Any:
+        """The level of each sample, or of all: t itself, or where t is among the timesteps, or where the run is."""
+        clock = self._time()
+        if "sigmas" not in self.__dict__:
+            t = t.to(x0.device) if isinstance(t, Tensor) else t
+            return t.reshape(-1) if isinstance(t, Tensor) and t.numel() == len(x0) else t
+        if self._begin_index is not None:  # type: ignore[attr-defined]
+            return self._begin_index if self._step_index is None else self._step_index  # type: ignore[attr-defined]
+        if clock is None:
+            return None
+        times = t.reshape(-1).tolist()
+        for time in {*times} - {*clock.levels}:
+            if time not in clock.values:
+                return None
+            host = clock.host[clock.values[time]]
+            clock.levels[time] = self.index_for_timestep(host, clock.host)  # type: ignore[attr-defined]
+        return np.array([clock.levels[time] for time in times])
+
+    def _kept_levels(self, key: Any, make: Any) -> Any:
+        """make(how many levels there are), unless it was made for these levels before."""
+        state = self.__dict__
+        levels, kept = state.get("sigmas"), state.setdefault("_levels", {})
+        levels = state["alphas_cumprod"] if levels is None else levels
+        if key not in kept or kept[key][0] is not levels:
+            kept[key] = levels, make(len(levels))
+        return kept[key][1]
+
+    def _table(self, n: int, dtype: torch.dtype) -> nf.Tableau:
+        """Row i is level i."""
+        alpha, sigma = rows.levels(self, self._theirs, n, dtype, exact=self.coefficients == "exact")
+        table = np.zeros(n, nf.tableau.ROW)
+        table["clean"]["lo"], table["clean"]["hi"] = -np.inf, np.inf
+        table["out"]["x"], table["out"]["z"] = alpha, sigma
+        return nf.Tableau(table)
+
+    def _schedule(self, n: int) -> tuple[nf.Schedule, Any]:
+        """All levels that have noise, the least noisy first, and where each level is among them (None: in its place).
+        In float64: there is nothing of diffusers' to reproduce in noise of ours."""
+        alpha, sigma = rows.levels(self, self._theirs, n, torch.float64, exact=True)
+        if "sigmas" not in self.__dict__:
+            return nf.Schedule(alpha, sigma), None
+        noisy = sigma > 0
+        _, first, place = np.unique(-alpha[noisy] / sigma[noisy], return_index=True, return_inverse=True)
+        index = np.full(n, -1)
+        index[noisy] = place
+        return nf.Schedule(alpha[noisy][first], sigma[noisy][first]), index
+
+    def start(
+        self, shape: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Initial latents, standard normal: `pipeline(latents=pipeline.scheduler.start(shape))`. Pipelines multiply
+        them by init_noise_sigma themselves. Redrawn by `nf.randn(shape, noise.at(stream=2))`.
+
+        ValueError: the scheduler has no `noise`.
+        """
+        if self.noise is None:
+            raise ValueError("start: this scheduler has no noise of its own: set scheduler.noise = nf.Noise(seed)")
+        noise = self.noise
+        at: Any = noise.at(stream=2) if isinstance(noise, nf.Noise) else [n.at(stream=2) for n in noise]
+        out = torch.empty(*shape, dtype=dtype, device=device)
+        return nf.randn(tuple(shape), at, dtype=dtype, out=out)  # type: ignore[no-any-return, arg-type]
+
+
+class _AddsNoise(Fused):
+    def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
+        """diffusers' add_noise, in one pass. `noise` may also be a `nf.Noise`, or one for each sample: it is drawn in
+        the same pass, the field of `nf.randn(original_samples.shape, noise)`."""
+        theirs = functools.partial(self._theirs.add_noise, self, original_samples, noise, timesteps)
+        return self._noised(original_samples, noise, timesteps, theirs)
+
+
+def _bytes(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.cpu().numpy().tobytes()
+    return value.tobytes() if isinstance(value, np.ndarray) else repr(value)
+
+
+def _is_noise(value: Any) -> bool:
+    """A Noise, or one for each sample."""
+    return isinstance(value, nf.Noise) or (
+        isinstance(value, list | tuple) and all(isinstance(entry, nf.Noise) for entry in value)
+    )
+
+
+def _common(plan: Plan) -> Step:
+    """What all steps do alike, for samples at different ones."""
+    steps = [*plan.steps.values()]
+    return steps[0]._replace(draws=any(step.draws for step in steps), after={})
+
+
+def _output(kind: Any, fields: tuple[str, ...], sample: Tensor, others: Sequence[Any]) -> Any:
+    """An object of diffusers' class of results, as its dataclass would have made it, in a fifth of the time."""
+    output = kind.__new__(kind)
+    attributes, name = output.__dict__, fields[0]
+    _set_item(output, name, sample)
+    attributes[name] = sample
+    for name, value in zip(fields[1:], others, strict=True):
+        _set_item(output, name, value)
+        attributes[name] = value
+    return output
+
+
+# ---- the classes -------------------------------------------------------------------------------------------
+
+
+class DDPMScheduler(_AddsNoise, diffusers.DDPMScheduler):
+    _by_time = True
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True
+    ) -> Any:
+        return self._step(model_output, timestep, sample, generator, return_dict)
+
+
+class DDIMScheduler(_AddsNoise, diffusers.DDIMScheduler):
+    _by_time = True
+    _options = ("eta", "use_clipped_model_output")
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, eta: float = 0.0, use_clipped_model_output: bool = False,
+        generator: Draws = None, variance_noise: Any = None, return_dict: bool = True,
+    ) -> Any:  # fmt: skip
+        if eta > 0 and generator is not None and variance_noise is not None:
+            raise ValueError("step: expected a generator or variance_noise, got both")
+        draws = generator if variance_noise is None else variance_noise
+        return self._step(model_output, timestep, sample, draws, return_dict, (eta, use_clipped_model_output))
+
+
+class LCMScheduler(_AddsNoise, diffusers.LCMScheduler):
+    _draws = "sample"
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True
+    ) -> Any:
+        return self._step(model_output, timestep, sample, generator, return_dict)
+
+
+class EulerDiscreteScheduler(_AddsNoise, diffusers.EulerDiscreteScheduler):
+    _options = ("s_churn", "s_tmin", "s_tmax", "s_noise")
+    _float_times = _upcasts = True
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
+        s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Draws = None, return_dict: bool = True,
+    ) -> Any:  # fmt: skip
+        options = s_churn, s_tmin, s_tmax, s_noise
+        return self._step(model_output, timestep, sample, generator, return_dict, options)
+
+
+class EulerAncestralDiscreteScheduler(_AddsNoise, diffusers.EulerAncestralDiscreteScheduler):
+    _float_times = _upcasts = True
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True
+    ) -> Any:
+        return self._step(model_output, timestep, sample, generator, return_dict)
+
+
+class HeunDiscreteScheduler(_AddsNoise, diffusers.HeunDiscreteScheduler):
+    _memory = ("prev_derivative", "sample")
+    _draws = ""
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+        return self._step(model_output, timestep, sample, None, return_dict)
+
+
+class DPMSolverMultistepScheduler(_AddsNoise, diffusers.DPMSolverMultistepScheduler):
+    _memory = ("model_outputs",)
+    _draws = "float32"
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, variance_noise: Any = None,
+        return_dict: bool = True,
+    ) -> Any:  # fmt: skip
+        draws = generator if variance_noise is None else variance_noise
+        return self._step(model_output, timestep, sample, draws, return_dict)
+
+
+class UniPCMultistepScheduler(_AddsNoise, diffusers.UniPCMultistepScheduler):
+    _memory = ("model_outputs", "timestep_list", "last_sample")
+    _draws = ""
+    this_order = None  # diffusers sets it in the first step
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+        return self._step(model_output, timestep, sample, None, return_dict)
+
+
+class PNDMScheduler(_AddsNoise, diffusers.PNDMScheduler):
+    _memory = ("ets", "cur_model_output", "cur_sample")
+    _draws = ""
+    _by_time = True
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+        return self._step(model_output, timestep, sample, None, return_dict)
+
+
+class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteScheduler):
+    _float_times = _upcasts = True
+    _draws = "float32"
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
+        s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Draws = None, per_token_timesteps: Any = None,
+        return_dict: bool = True,
+    ) -> Any:  # fmt: skip
+        if per_token_timesteps is not None:
+            return self._theirs.step(
+                self, model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, per_token_timesteps,
+                return_dict,
+            )  # fmt: skip
+        return self._step(model_output, timestep, sample, generator, return_dict)
+
+    def scale_noise(self, sample: Any, timestep: Any, noise: Any = None) -> Any:
+        """diffusers' scale_noise, in one pass; `noise` may be a `nf.Noise`, as in add_noise of the other classes."""
+        theirs = functools.partial(self._theirs.scale_noise, self, sample, timestep, noise)
+        return theirs() if noise is None else self._noised(sample, noise, timestep, theirs)
+
+
+SCHEDULERS = {globals()[name]._theirs: globals()[name] for name in __all__ if name != "accelerate"}
+
+
+def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str = "compat") -> Target:
+    """The scheduler of a pipeline, or a scheduler, with one-pass steps.
+
+    Args:
+        target: a pipeline of diffusers, whose scheduler is replaced in place, or a scheduler.
+        noise: what steps draw from where no generator is given: see `Fused`.
+        coefficients: "compat", diffusers' own numbers, or "exact", the same formulas in float64.
+
+    Returns:
+        the pipeline, or a new scheduler with the state of the old one. A pipeline that is saved names diffusers' class.
+
+    Raises:
+        TypeError: a scheduler of another class than the ten, or of a class derived from them.
+    """
+    if coefficients not in ("compat", "exact"):
+        raise ValueError(f"coefficients = {coefficients!r}: expected 'compat' or 'exact'")
+    if noise is not None and not _is_noise(noise):
+        raise TypeError(f"noise: expected a Noise or a list of them, got {type(noise).__name__}")
+    if isinstance(target, diffusers.DiffusionPipeline):
+        pipeline: Any = target
+        pipeline.scheduler = accelerate(pipeline.scheduler, noise=noise, coefficients=coefficients)
+        pipeline.register_to_config(scheduler=("diffusers", type(pipeline.scheduler).__name__))
+        return target
+    kind = SCHEDULERS.get(type(target), type(target) if isinstance(target, Fused) else None)
+    if kind is None:
+        names = ", ".join(sorted(kind.__name__ for kind in SCHEDULERS.values()))
+        raise TypeError(f"accelerate: expected a pipeline or one of {names}, got {type(target).__name__}")
+    scheduler: Any = copy.copy(target)
+    scheduler.__class__ = kind
+    scheduler.noise, scheduler.coefficients = noise, coefficients
+    return scheduler  # type: ignore[no-any-return]

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of numbers out of a scheduler of diffusers, found by running its own `step` on unit vectors.
+
+No formula of diffusers is stated here. Its step is affine in all tensors that it reads: the sample, the model's output,
+the noise, the clipped prediction, and what it remembers. So one call with a vector in which each of them is 1 in turn
+answers with all coefficients of a row. Its scalars are 0-d float32 tensors, which leave float64 vectors float64:
+coefficients are compositions in float64 of exactly those float32 numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter, itemgetter
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import noisefuse as nf
+
+# Where a step finds what it handles: these, then what the scheduler remembered, then what the kernel wrote beside x'.
+NOTHING, TIME, SAMPLE, MODEL, CLEAN, REMEMBERED = range(6)
+
+
+class Unsupported(Exception):
+    """Why a scheduler, as it is configured, is no table of rows."""
+
+
+Pick = Callable[[Any], Any]
+
+
+class Step(NamedTuple):
+    """One row's dealings with a scheduler."""
+
+    state: Any  # of `Plan.state`, before the step
+    past: Any  # a Pick: past1 ..
+    written: range  # auxiliary outputs
+    draws: bool  # whether diffusers draws noise here
+    results: Pick  # what it returns beside the next sample
+    remembers: list[tuple[str, Pick]]  # what to keep, by attribute
+    after: dict[str, Any]  # other attributes, after the step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run of a scheduler: from position `start` of its timesteps to the end."""
+
+    table: nf.Tableau  # row i is the step at position i
+    clean: nf.Tableau | None  # with dynamic thresholding: D as it is before; `table` then reads D as m2
+    steps: dict[int, Step]
+    state: Pick  # the scheduler's attributes that steps change, but for tensors
+    output: type  # diffusers' class of results, and its fields
+    fields: tuple[str, ...]
+
+
+def trace(scheduler: Any, theirs: type, start: int, options: dict[str, Any]) -> Plan:
+    """The plan of a scheduler as it is now. Unsupported: it is not affine, or reads more than a row can."""
+    exact = scheduler.coefficients == "exact"
+    shadow, space = _shadow(scheduler, theirs, exact)
+    probe = _Probe(shadow, scheduler._memory)
+    step = _bound(theirs.step, {**space, "torch": _Wide(torch), "randn_tensor": probe.noise})  # type: ignore[attr-defined]
+    shadow.is_scale_input_called = True
+    initial, steps = dict(vars(shadow)), {}
+    numbers = np.zeros((2, len(shadow.timesteps)), nf.tableau.ROW)
+    numbers["clean"]["lo"], numbers["clean"]["hi"] = -np.inf, np.inf
+    for i in range(start, len(shadow.timesteps)):
+        if not scheduler._memory:
+            vars(shadow).clear()
+            vars(shadow).update(initial, **({"_step_index": i} if "_step_index" in initial else {}))
+        # in exact mode a Python number, with which diffusers computes in float64
+        t = shadow.timesteps[i].item() if exact else shadow.timesteps[i]
+        steps[i] = probe.row(step, t, options, *numbers[:, i : i + 1])
+    table, clean = (nf.Tableau(rows, shadow.timesteps.numpy(), theirs.__name__) for rows in numbers)
+    names = sorted({name for one in steps.values() for name in one.after}) if scheduler._memory else []
+    for i, one in steps.items():  # a table that reads four past arrays is given four in every row
+        past = one.past + [SAMPLE] * (table.slots - len(one.past))
+        state = tuple(one.state.get(name) for name in names)
+        steps[i] = one._replace(state=state if len(names) > 1 else state[0] if names else None, past=_pick(past))
+    return Plan(
+        table=table,
+        clean=clean if probe.thresholds else None,
+        steps=steps,
+        state=attrgetter(*names) if names else lambda scheduler: None,
+        output=type(probe.result),
+        fields=tuple(probe.result),
+    )
+
+
+def levels(scheduler: Any, theirs: type, n: int, dtype: torch.dtype, *, exact: bool) -> tuple[Any, Any]:
+    """alpha and sigma (n,) of its add_noise or scale_noise, as float64: of diffusers in this dtype, or exact."""
+    shadow, _ = _shadow(scheduler, theirs, exact)
+    shadow._begin_index = None
+    shadow.index_for_timestep = lambda t, times=None: int(t)
+    clean, noise = torch.eye(2, dtype=torch.float64 if exact else dtype, device="cpu")
+    clean, noise, t = clean.expand(n, 2), noise.expand(n, 2), torch.arange(n, device="cpu")
+    noisy = shadow.scale_noise(clean, t, noise) if hasattr(shadow, "scale_noise") else shadow.add_noise(clean, noise, t)
+    alpha, sigma = noisy.double().numpy().T
+    return alpha, sigma
+
+
+# ---- probing -----------------------------------------------------------------------------------------------
+
+
+class _Probe:
+    """Unit vectors in place of a scheduler's tensors, and the forms that come back."""
+
+    def __init__(self, shadow: Any, memory: tuple[str, ...]) -> None:
+        self.shadow, self.memory, self.thresholds = shadow, memory, False
+        self.lo, self.hi = -np.inf, np.inf
+        self.clean: Tensor | None = None
+        if "clip_sample_range" in shadow.config:
+            limit = shadow.config.clip_sample_range
+            shadow._internal_dict = type(shadow.config)({**shadow.config, "clip_sample_range": _Bound(self, limit)})
+        shadow._threshold_sample = self.threshold
+
+    # What diffusers finds where it looks for noise, for a clamp and for dynamic thresholding.
+
+    def noise(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.drawn = True
+        return self.units["z"]
+
+    def clamp(self, x: Tensor, limit: float) -> Tensor:
+        self.clean, self.lo, self.hi = x, -limit, limit
+        return self.units["d"]
+
+    def threshold(self, x: Tensor) -> Tensor:
+        self.clean, self.thresholds = x, True
+        return self.units["d"]
+
+    def row(self, step: Any, t: Any, options: dict[str, Any], numbers: Any, clean_numbers: Any) -> Step:
+        """One step of the scheduler, which goes on from there. Fills in the row, or two where D is thresholded."""
+        held = self._hold()
+        before = self._attributes()
+        self.result = step(self.shadow, self.units["m1"], t, self.units["x"], **options)
+        after = {name: v for name, v in self._attributes().items() if before.get(name, self) is not v}
+        # what was changed in place is another tensor now
+        held = [object() if isinstance(value, Tensor) and value._version else value for value in held]
+        given = [None, t, self.units["x"], self.units["m1"], self.units["d"] if self.thresholds else object(), *held]
+        places: dict[int, int] = {id(value): place for place, value in enumerate(given)}
+        written: list[Tensor] = []
+
+        def place(value: Any) -> int:
+            if id(value) not in places:
+                places[id(value)] = len(given) + len(written)
+                written.append(value)
+            return places[id(value)]
+
+        sample, *others = self.result.values()
+        results = _pick([place(value) for value in others])
+        remembers: list[tuple[str, Pick]] = []
+        for name in self.memory:
+            value = getattr(self.shadow, name, None)
+            if isinstance(value, list):
+                remembers.append((name, _listed(_pick([place(v) for v in value]))))
+            elif value is None or isinstance(value, Tensor):
+                remembers.append((name, itemgetter(place(value))))
+            else:
+                after[name] = value
+        past = self._fill([sample, *written], numbers, clean_numbers)
+        return Step(before, past, range(len(written)), self.drawn, results, remembers, after)
+
+    def _hold(self) -> list[Any]:
+        """New units, in what the scheduler remembers too."""
+        held = items(self.shadow, self.memory)
+        names = ["x", "m1", "z", "d", *(f"held{k}" for k, v in enumerate(held) if isinstance(v, Tensor))]
+        self.columns = _columns(len(names))
+        self.units = {n: torch.from_numpy(column[None].copy()) for n, column in zip(names, self.columns, strict=True)}
+        held = [self.units.get(f"held{k}", value) for k, value in enumerate(held)]
+        _remember(self.shadow, self.memory, held)
+        self.clean, self.drawn = None, False
+        return held
+
+    def _attributes(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self.shadow).items() if name not in self.memory}
+
+    def _fill(self, outputs: list[Tensor], numbers: Any, clean_numbers: Any) -> list[int]:
+        """The numbers of a row; returns the places of past1 .."""
+        if len(outputs) > 3:
+            raise Unsupported(f"a step writes {len(outputs)} tensors")
+        forms = [self._form(value) for value in outputs]
+        past = [name for name in self.units if name.startswith("held") and any(form[name] for form in forms)]
+        if len(past) > 4:
+            raise Unsupported(f"a step reads {len(past)} remembered tensors")
+        columns = {name: f"past{k}" for k, name in enumerate(past, 1)}
+        columns |= {"x": "x", "m1": "m1", "z": "z", "d": "m2" if self.thresholds else "d", "k": "k"}
+        for output, form in zip(("out", "aux1", "aux2"), forms, strict=False):
+            for name, weight in form.items():
+                if weight:
+                    numbers[output][columns[name]] = weight
+        if self.clean is not None:
+            form, target = self._form(self.clean), clean_numbers["out"] if self.thresholds else numbers["clean"]
+            for name in ("k", "x", "m1"):
+                target[name] = form[name]
+            numbers["clean"]["lo"], numbers["clean"]["hi"] = self.lo, self.hi
+        return [REMEMBERED + int(name.removeprefix("held")) for name in past]
+
+    def _form(self, value: Any) -> dict[str, float]:
+        """Its coefficients, by name, and the constant k."""
+        if not isinstance(value, Tensor) or value.dtype != torch.float64 or value.shape != self.units["x"].shape:
+            raise Unsupported(
+                f"a step computes a {type(value).__name__} that is no float64 tensor of the sample's shape"
+            )
+        *answers, constant, check = value[0].tolist()
+        weights, drawn = np.array(answers) - constant, self.columns[:, -1]
+        error = abs(constant + weights @ drawn - check)
+        if not error <= 1e-9 * (abs(constant) + np.abs(weights) @ np.abs(drawn)):
+            raise Unsupported("a step is not affine in the tensors that it reads, or not finite")
+        return {"k": constant, **dict(zip(self.units, weights.tolist(), strict=True))}
+
+
+@lru_cache
+def _columns(n: int) -> Any:
+    """(n, n + 2): row k is 1 in column k; all are 0 in the next to last column, and random in the last, as a check."""
+    return np.concatenate([np.eye(n, n + 1), np.random.default_rng(0).normal(size=(n, 1))], axis=1)
+
+
+class _Bound:
+    """A bound of `clamp` that hands the clamped tensor over to a probe."""
+
+    def __init__(self, probe: _Probe, limit: float) -> None:
+        self.probe, self.limit = probe, limit
+
+    def __neg__(self) -> _Bound:
+        return self
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not Tensor.clamp:
+            raise Unsupported(f"clip_sample_range is used in {function.__name__}")
+        return args[1].probe.clamp(args[0], args[1].limit)
+
+
+def items(scheduler: Any, memory: tuple[str, ...]) -> list[Any]:
+    """What a scheduler remembers, attribute after attribute, lists entry by entry."""
+    found = []
+    for name in memory:
+        value = getattr(scheduler, name, None)
+        if type(value) is list:
+            found += value
+        else:
+            found.append(value)
+    return found
+
+
+def _pick(places: list[int]) -> Pick:
+    """The entries at these places, in a sequence."""
+    if len(places) < 2:
+        return itemgetter(slice(places[0], places[0] + 1) if places else slice(0, 0))
+    return itemgetter(*places)
+
+
+def _listed(pick: Pick) -> Pick:
+    return lambda pool: [*pick(pool)]
+
+
+def _remember(scheduler: Any, memory: tuple[str, ...], values: list[Any]) -> None:
+    rest = iter(values)
+    for name in memory:
+        value = getattr(scheduler, name, None)
+        setattr(scheduler, name, [next(rest) for _ in value] if isinstance(value, list) else next(rest))
+
+
+# ---- shadows -----------------------------------------------------------------------------------------------
+
+
+class _Wide:
+    """torch or numpy with float64 for float32, by name and where it is the default."""
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.float32 = module, module.float64
+
+    def linspace(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module.linspace(*args, **{"dtype": self.float32, **kwargs})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+
+def _bound(function: Any, space: dict[str, Any]) -> Any:
+    """The same function with other globals."""
+    new = FunctionType(function.__code__, space, function.__name__, function.__defaults__, function.__closure__)
+    new.__kwdefaults__ = function.__kwdefaults__
+    return new
+
+
+@lru_cache
+def _widened(theirs: type) -> tuple[type, dict[str, Any]]:
+    """Their class, and the globals of its module, with float64 for every float32."""
+    module = vars(sys.modules[theirs.__module__])
+    space = {**module, "torch": _Wide(torch), "np": _Wide(np)}
+    for name, value in module.items():
+        if isinstance(value, FunctionType) and value.__module__ == theirs.__module__:
+            space[name] = _bound(value, space)
+    body = {name: value for name, value in vars(theirs).items() if name not in ("__dict__", "__weakref__")}
+    for name, value in body.items():
+        if isinstance(value, FunctionType):
+            body[name] = _bound(inspect.unwrap(value), space)
+    return type(theirs)(theirs.__name__, theirs.__bases__, body), space
+
+
+def _shadow(scheduler: Any, theirs: type, exact: bool) -> tuple[Any, dict[str, Any]]:
+    """A copy of the scheduler, of their class, on the CPU; an exact one is computed anew, in float64."""
+    if exact:
+        kind, space = _widened(theirs)
+        shadow = _exact(scheduler, kind)
+    else:
+        kind, space = theirs, vars(sys.modules[theirs.__module__])
+        shadow = copy.copy(scheduler)
+        shadow.__class__ = kind
+    for name, value in vars(shadow).items():
+        if isinstance(value, Tensor):
+            setattr(shadow, name, value.cpu())
+    return shadow, space
+
+
+def _exact(scheduler: Any, kind: Any) -> Any:
+    shadow = object.__new__(kind)
+    shadow._internal_dict = scheduler.config
+    names = list(inspect.signature(kind.__init__).parameters)[1:]
+    kind.__init__(shadow, **{name: scheduler.config[name] for name in names})
+    args, kwargs = scheduler._replay
+    if args or kwargs:
+        given = inspect.signature(kind.set_timesteps).bind(shadow, *args, **kwargs).arguments
+        kind.set_timesteps(**{name: value for name, value in given.items() if name != "device"})
+    elif getattr(scheduler, "num_inference_steps", None) is not None:
+        raise RuntimeError("exact coefficients need to see how the timesteps were made: call set_timesteps again")
+    for name, value in vars(scheduler).items():
+        if not isinstance(value, Tensor | np.ndarray) or getattr(shadow, name, None) is None:
+            setattr(shadow, name, value)
+    shadow.timesteps = scheduler.timesteps
+    return shadow

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The library's noise inside of your own Numba kernels: functions of numbers, to be called element by element.
+
+    import noisefuse.numba as nfn
+
+    @njit
+    def kernel(out, seed):
+        for i in range(out.size):
+            out[i] = nfn.normal(seed, 0, 0, i)
+
+They work in `@njit` (with `parallel=True` too), `@vectorize` and `@guvectorize`, and in `numba.cuda.jit`; loops over
+them vectorise. The bits are those of `noisefuse.randn`, everywhere, as long as your own kernel asks for no `fastmath`.
+
+Arguments, all of them integers: seed in [0, 2^64), sample in [0, 2^56), step in [0, 2^32), element in [0, 2^34), block
+= element // 4 in [0, 2^32), stream in [0, 128), as docs/noise.md has them; give seeds of 2^63 and more as
+`numpy.uint64`. Nothing is checked here: what is out of range wraps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy import float32, uint32, uint64
+from numpy.typing import DTypeLike, NDArray
+
+from .backends.call import AFFINE, CLEAN, HIGH, LOW, M1, M2, PAST1, PAST2, PAST3, PAST4, D, X, Z
+from .backends.device import USER, fma, mul, select, user
+from .ops import _table_rows
+from .tableau import Tableau
+
+__all__ = [
+    "apply_row",
+    "fma",
+    "mul",
+    "normal",
+    "normal4",
+    "normal64",
+    "philox4x32",
+    "rows",
+    "uniform",
+    "uniform64",
+]
+
+BOUNDS = 1 << LOW | 1 << HIGH
+_philox, _counter, _clamp = USER.philox4x32, USER.counter, USER.clamp
+_normal_pair32, _normal_pair64 = USER.normal_pair32, USER.normal_pair64
+_uniform32, _uniform64 = USER.uniform32, USER.uniform64
+
+
+@user
+def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
+    """Philox4x32-10 (Salmon et al. 2011) of a counter and a key, uint32 each: four uint32, in Random123's order."""
+    return _philox(uint32(c0), uint32(c1), uint32(c2), uint32(c3), uint32(k0), uint32(k1))
+
+
+@user
+def _words(seed: Any, sample: Any, step: Any, element: Any, stream: Any, low: Any) -> Any:
+    """The four words of the block that holds this element."""
+    key = uint64(seed)
+    c0, c1, c2, c3 = _counter(element, step, sample, stream, low)
+    return _philox(c0, c1, c2, c3, uint32(key), uint32(key >> uint64(32)))
+
+
+@user
+def normal4(seed: Any, sample: Any, step: Any, block: Any, stream: Any = 0) -> Any:
+    """The standard normals of elements 4 block .. 4 block + 3: four float32 from one call of the generator.
+
+    Box & Muller (1958); radius within 2.5 ulp, cos and sin within 2^-22, never 0, |z| <= 6.77.
+    """
+    w0, w1, w2, w3 = _words(seed, sample, step, uint64(block) << uint64(2), stream, 0)
+    z0, z1 = _normal_pair32(w0, w1)
+    z2, z3 = _normal_pair32(w2, w3)
+    return z0, z1, z2, z3
+
+
+@user
+def normal(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 0) -> Any:
+    """The standard normal of one element, float32: `noisefuse.randn`'s. (`normal4` makes four for the same price.)"""
+    w0, w1, w2, w3 = _words(seed, sample, step, element, stream, 0)
+    upper = uint64(element) & uint64(2) != uint64(0)
+    z0, z1 = _normal_pair32(select(upper, w2, w0), select(upper, w3, w1))
+    return select(uint64(element) & uint64(1) != uint64(0), z1, z0)
+
+
+@user
+def normal64(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 0) -> Any:
+    """The same field with more digits: the float64 of `noisefuse.randn(dtype="float64")`. |z| <= 9.5."""
+    w0, w1, w2, w3 = _words(seed, sample, step, element, stream, 0)
+    v0, v1, v2, v3 = _words(seed, sample, step, element, stream, 1)
+    upper = uint64(element) & uint64(2) != uint64(0)
+    radius, angle = (select(upper, w2, w0), select(upper, v2, v0)), (select(upper, w3, w1), select(upper, v3, v1))
+    z0, z1 = _normal_pair64(radius[0], radius[1], angle[0], angle[1])
+    return select(uint64(element) & uint64(1) != uint64(0), z1, z0)
+
+
+@user
+def _chosen(element: Any, w0: Any, w1: Any, w2: Any, w3: Any) -> Any:
+    """The element's own word of its block."""
+    odd, upper = uint64(element) & uint64(1) != uint64(0), uint64(element) & uint64(2) != uint64(0)
+    return select(upper, select(odd, w3, w2), select(odd, w1, w0))
+
+
+@user
+def uniform(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 7) -> Any:
+    """A float32 in (0, 1), never 0 or 1: `noisefuse.uniform`'s, whose stream is 7."""
+    w0, w1, w2, w3 = _words(seed, sample, step, element, stream, 0)
+    return _uniform32(_chosen(element, w0, w1, w2, w3))
+
+
+@user
+def uniform64(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 7) -> Any:
+    """The same field with 52 bits, float64."""
+    w0, w1, w2, w3 = _words(seed, sample, step, element, stream, 0)
+    v0, v1, v2, v3 = _words(seed, sample, step, element, stream, 1)
+    return _uniform64(_chosen(element, w0, w1, w2, w3), _chosen(element, v0, v1, v2, v3))
+
+
+# ---- rows --------------------------------------------------------------------------------------------------
+
+
+def rows(table: Tableau, dtype: DTypeLike = float32) -> tuple[NDArray[Any], int]:
+    """What `apply_row` needs of a tableau, for instance a sampler's: its rows, and which of their columns count.
+
+    Args:
+        dtype: float32 for all data but float64.
+
+    Returns:
+        (n, 36) coefficients, each rounded once, and an int whose bit c is set where column c counts.
+    """
+    if table.masked:
+        raise ValueError("table: expected one of forward rows, got the gradients of a clamp")
+    found = _table_rows(table)
+    return found.table.astype(dtype), found.present
+
+
+@user
+def _term(total: Any, started: Any, row: Any, present: Any, column: Any, value: Any) -> Any:
+    """One more term, if its column counts: the first one is a rounded product, each later one an fma."""
+    here = present >> column & 1 != 0
+    more = select(started, fma(row[column], value, total), mul(row[column], value))
+    return select(here, more, total), started | here
+
+
+@user
+def _form(row: Any, present: Any, first: Any, d: Any, z: Any, values: Any) -> Any:
+    """k + the terms in the contract's order, z first and x last; -0 + 0 would be +0, so no term is added to nothing."""
+    x, m1, m2, past1, past2, past3, past4 = values
+    started = present >> first & 1 != 0
+    total = select(started, row[first], row[first] - row[first])
+    total, started = _term(total, started, row, present, first + 1 + Z, z)
+    total, started = _term(total, started, row, present, first + 1 + D, d)
+    total, started = _term(total, started, row, present, first + 1 + PAST4, past4)
+    total, started = _term(total, started, row, present, first + 1 + PAST3, past3)
+    total, started = _term(total, started, row, present, first + 1 + PAST2, past2)
+    total, started = _term(total, started, row, present, first + 1 + PAST1, past1)
+    total, started = _term(total, started, row, present, first + 1 + M2, m2)
+    total, started = _term(total, started, row, present, first + 1 + M1, m1)
+    total, started = _term(total, started, row, present, first + 1 + X, x)
+    return total
+
+
+@user
+def _clean(row: Any, present: Any, x: Any, m1: Any, m2: Any) -> Any:
+    """D: clamp(k + x x + m1 m1 + m2 m2, low, high)."""
+    started = present >> CLEAN & 1 != 0
+    total = select(started, row[CLEAN], row[CLEAN] - row[CLEAN])
+    total, started = _term(total, started, row, present, CLEAN + 1 + M2, m2)
+    total, started = _term(total, started, row, present, CLEAN + 1 + M1, m1)
+    total, started = _term(total, started, row, present, CLEAN + 1 + X, x)
+    return select(present & BOUNDS != 0, _clamp(total, row[LOW], row[HIGH]), total)
+
+
+@user
+def apply_row(row: Any, present: Any, values: Any, z: Any) -> Any:
+    """One row of a tableau applied to one element: what `noisefuse.update` does to each.
+
+    Args:
+        row, present: of `rows`; row has 36 numbers.
+        values: (x, m1, m2, past1, past2, past3, past4) of the element, of the row's type; 0 where there is none.
+        z: its noise, `normal(seed, sample, step + i, element, 3)` for row i; 0 where there is none.
+
+    Returns:
+        (out, aux1, aux2); LLVM leaves out what you do not use.
+    """
+    d = _clean(row, present, values[0], values[1], values[2])
+    return (
+        _form(row, present, AFFINE[0], d, z, values),
+        _form(row, present, AFFINE[1], d, z, values),
+        _form(row, present, AFFINE[2], d, z, values),
+    )

@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+// csrc/cuda/instructions.h for a CPU.
+#pragma once
+#include <cmath>
+
+#include "../core/half.h"
+
+namespace nf {
+namespace {
+
+// How many units in the last place the seed is off; 99: -4 .. 3, another from one value to the next. A device's is off
+// by at most 2.
+inline thread_local int seed_error = 99;
+
+inline float rsqrt_seed(float a) {
+    const int error = seed_error == 99 ? static_cast<int>(float_to_bits(a) * 2654435761u >> 29) - 4 : seed_error;
+    return bits_to_float(float_to_bits(1.0f / std::sqrt(a)) + static_cast<uint32_t>(error));
+}
+
+inline float from_float16(uint16_t h) { return half_to_float(h); }
+inline uint32_t to_float16_pair(float low, float high) {
+    return float_to_half(low) | uint32_t{float_to_half(high)} << 16;
+}
+constexpr bool kRoundsToBfloat16 = false;
+inline uint32_t to_bfloat16_pair(float, float) { return 0; }
+
+}  // namespace
+}  // namespace nf

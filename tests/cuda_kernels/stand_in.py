@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stand-in for CuPy and for the device below it. It is not CuPy, and nothing here runs on a GPU.
+
+Arrays lie in host memory; kernels are csrc/cuda/kernels.cu compiled by the C++ compiler (on_cpu.cpp). What the backend
+does with CuPy can be followed: which kernels it launches, on which device, what it uploads. Like CuPy's, these arrays
+refuse to become NumPy arrays by themselves.
+"""
+
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import weakref
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+FLAGS = ["-std=c++20", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wextra"]
+
+
+def compiler():
+    return os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+
+
+def build(folder, *flags, sources=CSRC):
+    """The kernels as a library for this CPU."""
+    folder = Path(folder)
+    for name in ("core", "cuda"):
+        shutil.copytree(sources / name, folder / name, dirs_exist_ok=True)
+    shutil.copy(HERE / "instructions.h", folder / "cuda")
+    command = [compiler(), *FLAGS, *flags, "-Wno-unknown-pragmas", f"-I{folder / 'cuda'}", HERE / "on_cpu.cpp"]
+    subprocess.run([*command, "-o", folder / "kernels.so"], check=True)
+    return ctypes.CDLL(str(folder / "kernels.so"))
+
+
+@functools.cache
+def library():
+    folder = tempfile.mkdtemp(prefix="noisefuse-kernels-")
+    try:
+        with open("/proc/cpuinfo") as file:
+            has_fma = " fma " in file.read()
+        return build(folder, *(["-mfma"] if has_fma else []), *os.environ.get("STAND_IN_FLAGS", "").split())
+    finally:
+        shutil.rmtree(folder)
+
+
+class Kernel:
+    """RawKernel of the stand-in: runs the CPU's build, and writes down what was launched."""
+
+    def __init__(self, name, cupy):
+        self.name, self.cupy = name, cupy
+
+    def __call__(self, grid, block, args):
+        (call,) = args
+        grid = (*grid, 1, 1)[:3]
+        assert isinstance(call, np.ndarray)
+        assert call.size == 1
+        assert call.nbytes == library().call_size()
+        assert 1 <= grid[0] < 1 << 31
+        assert all(1 <= n <= 65535 for n in grid[1:])
+        self.cupy.launches.append((self.name, grid, block, self.cupy.cuda.runtime.getDevice()))
+        self.cupy.execute(self.name, grid, block[0], call)
+
+
+def run_on_cpu(name, grid, threads, call):
+    """One kernel, all its threads one after another."""
+    done = library().launch(name.encode(), (ctypes.c_uint * 3)(*grid), threads, ctypes.c_void_p(call.ctypes.data))
+    assert done == 0, f"no kernel {name}"
+
+
+alive = weakref.WeakSet()  # all arrays of the stand-in that there are
+
+
+class ndarray:
+    """What the library uses of cupy.ndarray, over a NumPy array that stands for device memory."""
+
+    def __init__(self, host, device=0):
+        self.host, self.device = host, SimpleNamespace(id=device)
+        alive.add(self)
+
+    shape = property(lambda self: self.host.shape)
+    dtype = property(lambda self: self.host.dtype)
+    size = property(lambda self: self.host.size)
+    ndim = property(lambda self: self.host.ndim)
+    strides = property(lambda self: self.host.strides)
+    itemsize = property(lambda self: self.host.itemsize)
+    nbytes = property(lambda self: self.host.nbytes)
+    data = property(lambda self: SimpleNamespace(ptr=self.host.ctypes.data, device_id=self.device.id))
+
+    @property
+    def flags(self):
+        return SimpleNamespace(c_contiguous=self.host.flags.c_contiguous)
+
+    def _same(self, host):
+        return type(self)(host, self.device.id)
+
+    def astype(self, dtype, copy=True, order="K"):
+        return self if self.host.dtype == dtype and not copy else self._same(self.host.astype(dtype))
+
+    def copy(self, order="C"):
+        return self._same(self.host.copy(order))
+
+    def reshape(self, *shape):
+        return self._same(self.host.reshape(*shape))
+
+    def get(self):
+        return self.host.copy()
+
+    def __getitem__(self, index):
+        return self._same(self.host[index])
+
+    def __setitem__(self, index, value):
+        self.host[index] = value.host if isinstance(value, ndarray) else value
+
+    def __add__(self, other):
+        return self._same(np.asarray(self.host + (other.host if isinstance(other, ndarray) else other)))
+
+    def __len__(self):
+        return len(self.host)
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("implicit conversion to a NumPy array is not allowed, as in CuPy")
+
+    def __array_function__(self, function, types, args, kwargs):
+        """NumPy's functions reach CuPy's of the same name; here, NumPy's on the host arrays."""
+        bare = [a.host if isinstance(a, ndarray) else a for a in args]
+        return self._same(np.asarray(function(*bare, **kwargs)))
+
+
+ndarray.__module__ = "cupy.stand_in"  # the library knows CuPy's arrays by the name of their package
+
+
+class Cupy(ModuleType):
+    """What the library uses of the module `cupy`. `launches` and `uploads` keep a record."""
+
+    def __init__(self, devices=2):
+        super().__init__("cupy")
+        self.ndarray, self.launches, self.uploads, self.float32 = ndarray, [], [], np.float32
+        self.current, self.execute = 0, run_on_cpu
+        stream = SimpleNamespace(synchronize=lambda: None)
+        self.cuda = SimpleNamespace(
+            runtime=SimpleNamespace(getDevice=lambda: self.current, getDeviceCount=lambda: devices),
+            Device=self._device,
+            get_current_stream=lambda: stream,
+        )
+
+    @contextmanager
+    def _device(self, number):
+        before, self.current = self.current, number
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def RawModule(self, path):
+        return SimpleNamespace(get_function=lambda name: Kernel(name, self))
+
+    def empty(self, shape, dtype="float64"):
+        host = np.empty(shape, dtype)
+        host.reshape(-1).view(np.uint8)[:] = 0xA5  # whatever was there before
+        return ndarray(host, self.current)
+
+    def zeros(self, shape, dtype="float64"):
+        return ndarray(np.zeros(shape, dtype), self.current)
+
+    def asarray(self, a, dtype=None):
+        if isinstance(a, ndarray):
+            return a if dtype is None else a.astype(dtype, copy=False)
+        self.uploads.append(np.shape(a))
+        return ndarray(np.array(a, dtype), self.current)
+
+    def ascontiguousarray(self, a):
+        return a if a.flags.c_contiguous else a.copy()
+
+    def asnumpy(self, a):
+        return a.get() if isinstance(a, ndarray) else np.asarray(a)
+
+
+@contextmanager
+def installed():
+    """With this as the module `cupy`, and no binary that a device would need."""
+    from noisefuse import backends
+    from noisefuse.backends import cubin
+
+    cupy, before = Cupy(), sys.modules.get("cupy")
+    binary, modules, tested = cubin.binary, dict(cubin._modules), backends._tested_devices
+    sys.modules["cupy"] = cupy
+    cubin.binary = lambda _: Path("stand_in")
+    cubin._modules.clear()
+    backends._tested_devices = set()
+    try:
+        yield cupy
+    finally:
+        cubin.binary, backends._tested_devices = binary, tested
+        cubin._modules.clear()
+        cubin._modules.update(modules)
+        if before is None:
+            del sys.modules["cupy"]
+        else:
+            sys.modules["cupy"] = before

@@ -1,0 +1,552 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA backend without a device: its kernels compiled for this CPU, under a stand-in for CuPy.
+
+Every test here runs on the stand-in (cuda_kernels/stand_in.py) and shows nothing of a real device. What the compilers
+made of the kernels is tested in test_cuda_code.py, a device in test_cuda_device.py.
+"""
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import noisefuse as nf
+from conftest import DTYPES, bits
+from cuda_kernels import compilers, stand_in
+from noisefuse import _bench_cuda, cli
+from noisefuse.backends import cubin, cuda
+
+ROOT = Path(__file__).parents[1]
+LINEAR = nf.Schedule.linear(1000)
+SAME = nf.Tableau([nf.Row(out=1.0 * nf.tableau.x)])
+SAMPLERS = ("ddim", "ddpm", "euler_ancestral", "dpmpp_2m", "unipc", "pndm")
+
+
+@pytest.fixture
+def cupy():
+    with stand_in.installed() as module:
+        yield module
+
+
+def normals(shape, dtype="float32", seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def names(cupy):
+    """The kernels launched, without their prefix; and forgets them."""
+    found = [name.removeprefix("nf_") for name, *_ in cupy.launches]
+    cupy.launches.clear()
+    return found
+
+
+def skip_the_self_test(cupy):
+    nf.randn(4, 0, out=cupy.empty(4, "float32"))
+    cupy.launches.clear()
+    cupy.uploads.clear()
+
+
+# ---- bits ----------------------------------------------------------------------------------------------------
+# (Those of the other test files too: their fixture `backend` has "cuda-stand_in" among its values.)
+
+dimension = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 12, 31, 32, 64])
+
+
+@st.composite
+def calls(draw):
+    """A q_sample, q_step or q_walk on a view that may begin anywhere, of a field that may be a window."""
+    shape = tuple(draw(st.lists(dimension, min_size=1, max_size=4)))
+    if draw(st.booleans()):
+        shape = (*shape[:2], 512)  # long enough for the vector kernels
+    prefix = draw(st.integers(0, len(shape)))
+    t = draw(st.randoms(use_true_random=False))
+    t = np.array([t.randrange(10) for _ in range(int(np.prod(shape[:prefix])))], np.int64).reshape(shape[:prefix])
+    noise = nf.Noise(draw(st.integers(0, 2**64 - 1)), sample=draw(st.integers(0, 2**40)), step=draw(st.integers(0, 99)))
+    if draw(st.booleans()):
+        start = tuple(draw(st.integers(0, 9)) for _ in shape[1:])
+        noise = noise.window([s + n + draw(st.integers(0, 3)) for s, n in zip(start, shape[1:], strict=True)], start)
+    kind = draw(st.sampled_from(["q_sample", "target", "q_step", "q_walk"]))
+    return kind, shape, t, noise, draw(st.sampled_from([*DTYPES])), draw(st.integers(0, 3))
+
+
+@settings(deadline=None, max_examples=150)
+@given(calls())
+def test_generated_calls_have_the_bits_of_native_on_the_stand_in(call):
+    """Seen to fail: a lost `before` in any(), `places` of pieces off by one block, a window's stride dropped."""
+    kind, shape, t, noise, dtype, offset = call
+    schedule = nf.Schedule.linear(10)
+    x = np.random.default_rng(0).standard_normal(int(np.prod(shape)) + 3)[offset:][: int(np.prod(shape))]
+    whole = np.zeros(x.size + 8, DTYPES[dtype])
+    whole[offset : offset + x.size] = x
+    x = whole[offset : offset + x.size].reshape(shape)  # misaligned for vectors, aligned for elements
+
+    def run(module, x, t):
+        if kind == "q_walk":
+            return [nf.q_walk(x, schedule, noise, keep=[0, 4, 9])]
+        if kind == "q_step":
+            return [nf.q_step(x, t, schedule, noise)]
+        out = nf.q_sample(x, t, schedule, noise, target="v" if kind == "target" else None)
+        return out if kind == "target" else [out]
+
+    with stand_in.installed() as cupy:
+        found = run(cupy, stand_in.ndarray(x), stand_in.ndarray(t))
+    for a, b in zip(found, run(np, x, t), strict=True):
+        assert bits(a.get()) == bits(b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_have_the_bits_of_native_on_the_stand_in(cupy, sampler, dtype):
+    made = getattr(nf.samplers, sampler)(LINEAR, 4)
+    noise = nf.Noise(3)
+
+    def model(x, t):
+        return nf.update(nf.Tableau([nf.Row(out=0.5 * nf.tableau.x)]), 0, x)
+
+    for shape in ((2, 3, 16, 16), (3, 5, 7)):  # vector kernels, and those for anything
+        x = normals(shape, DTYPES[dtype])
+        there = made.sample(model, stand_in.ndarray(x.copy()), noise)
+        assert bits(there.get()) == bits(made.sample(model, x, noise))
+
+
+def test_guidance_and_thresholds_on_the_stand_in(cupy):
+    sampler = nf.samplers.ddim(LINEAR, 3, eta=1.0, clip=nf.samplers.Threshold(0.9, 2.0))
+    x, m1, m2 = (normals((4, 3, 16, 16), seed=s) for s in range(3))
+    for scale in (3.0, [1.0, 2.0, 3.0, 4.0]):
+        here = sampler.step(1, x, (m1, m2), nf.Noise(1), guidance_scale=scale)
+        there = sampler.step(1, *(map(stand_in.ndarray, (x,))), (stand_in.ndarray(m1), stand_in.ndarray(m2)),
+                             nf.Noise(1), guidance_scale=scale)  # fmt: skip
+        assert bits(there.get()) == bits(here)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bytes_become_floats_on_the_stand_in(cupy, dtype):
+    for shape in ((4, 3, 32, 32), (5, 3, 7, 5)):
+        x = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        there = nf.q_sample(stand_in.ndarray(x), 500, LINEAR, nf.Noise(1), dtype=DTYPES[dtype], target="v")
+        for a, b in zip(there, nf.q_sample(x, 500, LINEAR, nf.Noise(1), dtype=DTYPES[dtype], target="v"), strict=True):
+            assert bits(a.get()) == bits(b)
+
+
+def test_subnormal_numbers_are_kept_on_the_stand_in(cupy):
+    for dtype in DTYPES.values():
+        tiny = np.full((2, 1024), ml_dtypes.finfo(dtype).smallest_subnormal, dtype)
+        assert bits(nf.update(SAME, 0, stand_in.ndarray(tiny)).get()) == bits(tiny)
+
+
+def test_nan_of_a_row_beyond_the_table_on_the_stand_in(cupy):
+    """Nothing is read back from a device, so nobody can say that t is too large: the row says it."""
+    t = np.array([0, 1000, -1, 999])
+    for shape in ((4, 1024), (4, 5)):
+        x = normals(shape)
+        found = nf.q_sample(stand_in.ndarray(x), stand_in.ndarray(t), LINEAR, nf.Noise(1)).get()
+        assert np.isnan(found[1:3]).all()
+        assert bits(found[0::3]) == bits(nf.q_sample(x, [0, 0, 0, 999], LINEAR, nf.Noise(1))[0::3])
+
+
+@pytest.mark.parametrize("error", range(-8, 9))
+def test_square_roots_whatever_the_seed_on_the_stand_in(error):
+    """Seen to fail without the last fma, and with h in place of half_reciprocal (20 roots)."""
+    assert stand_in.library().wrong_roots(error) == 0
+
+
+# ---- shards, devices, graphs ---------------------------------------------------------------------------------
+
+
+def test_shards_over_devices_equal_the_whole_on_the_stand_in(cupy):
+    """By sample ids and by windows."""
+    whole = nf.randn((8, 6, 64), nf.Noise(5, sample=100))
+    by_samples = [stand_in.ndarray(np.empty((4, 6, 64), "f4"), device) for device in (0, 1)]
+    by_windows = [stand_in.ndarray(np.empty((8, 3, 64), "f4"), device) for device in (0, 1)]
+    for device in (0, 1):
+        nf.randn((4, 6, 64), nf.Noise(5, sample=100 + 4 * device), out=by_samples[device])
+        window = nf.Noise(5, sample=100).window((6, 64), (3 * device, 0))
+        nf.randn((8, 3, 64), window, out=by_windows[device])
+    assert bits(np.concatenate([a.get() for a in by_samples])) == bits(whole)
+    assert bits(np.concatenate([a.get() for a in by_windows], axis=1)) == bits(whole)
+    assert {device for *_, device in cupy.launches} == {0, 1}
+    assert cupy.current == 0
+
+
+def test_a_counter_on_the_device_is_read_by_the_kernel_on_the_stand_in(cupy):
+    """What a CUDA graph does at each replay: the same bytes handed over, another number in the counter."""
+    counter = stand_in.ndarray(np.array(41, np.int64))
+    noise, out = nf.Noise(5, sample=9).at(step=counter), cupy.empty((2, 1024), "float32")
+    nf.randn((2, 1024), noise, out=out)
+    assert bits(out.get()) == bits(nf.randn((2, 1024), nf.Noise(5, sample=9, step=41)))
+    recorded = []
+    kernel = stand_in.Kernel.__call__
+
+    def recording(self, grid, block, args):
+        recorded.append((self, grid, block, args))
+        kernel(self, grid, block, args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stand_in.Kernel, "__call__", recording)
+        x = stand_in.ndarray(normals((2, 1024)))
+        x_t = nf.q_sample(x, 500, LINEAR, noise)
+    for step in (42, 2**32 - 1, 2**32 + 7):
+        counter.host[...] = step
+        for self, *launch in recorded:
+            self(*launch)
+        assert bits(x_t.get()) == bits(nf.q_sample(x.get(), 500, LINEAR, nf.Noise(5, sample=9, step=step % 2**32)))
+
+
+def test_a_counter_in_a_sampler_on_the_stand_in(cupy):
+    sampler, x, m = nf.samplers.ddpm(LINEAR, 4), normals((2, 1024)), normals((2, 1024), seed=1)
+    counter = stand_in.ndarray(np.array(7, np.uint32))
+    there = sampler.step(2, stand_in.ndarray(x), stand_in.ndarray(m), nf.Noise(5).at(step=counter))
+    assert bits(there.get()) == bits(sampler.step(2, x, m, nf.Noise(5, step=7)))
+
+
+def test_a_counter_is_part_of_the_name():
+    counter, other = (stand_in.ndarray(np.array(7)) for _ in range(2))
+    noise = nf.Noise(5).at(step=counter)
+    assert noise == nf.Noise(5).at(step=counter).at(stream=0)
+    assert noise != nf.Noise(5).at(step=other)
+    assert hash(noise) == hash(nf.Noise(5).at(step=counter))
+    assert repr(noise) == "Noise(0x5, step=<on a device>)"
+    with pytest.raises(TypeError, match=r"cannot be pickled: use noise\.at\(step=int"):
+        noise.__reduce__()
+    for bad in (np.array([1, 2]), np.array(1.0), np.array(1, np.int16)):
+        with pytest.raises(TypeError, match="step: expected a 0-d array of int32, uint32 or wider, got"):
+            noise.at(step=stand_in.ndarray(bad))
+
+
+# ---- what is launched and uploaded ---------------------------------------------------------------------------
+
+
+def test_kernels_by_what_they_do_on_the_stand_in(cupy):
+    skip_the_self_test(cupy)
+    x, m = stand_in.ndarray(normals((4, 3, 32, 32))), stand_in.ndarray(normals((4, 3, 32, 32), seed=1))
+    nf.q_sample(x, 5, LINEAR, nf.Noise(1))
+    nf.q_sample(x, 5, LINEAR, nf.Noise(1), target="v")
+    nf.q_step(x, 5, LINEAR, nf.Noise(1))
+    nf.q_walk(x, nf.Schedule.linear(3), nf.Noise(1))
+    nf.samplers.ddim(LINEAR, 4).step(0, x, m)
+    nf.samplers.ddpm(LINEAR, 4).step(0, x, m, nf.Noise(1))
+    nf.samplers.ddim(LINEAR, 4, clip=1.0).step(0, x, m)
+    nf.uniform((4, 1024), nf.Noise(1), out=cupy.empty((4, 1024), "float32"))
+    assert names(cupy) == [
+        "forward_f32", "drawing_f32", "forward_f32", "walk_f32", "two_f32", "drawing_f32", "step_f32", "uniform_f32"
+    ]  # fmt: skip
+    nf.q_sample(x[:, :, 1:, 1:], 5, LINEAR, nf.Noise(1))  # copied: rows of 31
+    nf.q_sample(x[:, :1, :1, :3], 5, LINEAR, nf.Noise(1))  # samples too small for a block of threads
+    assert names(cupy) == ["any_f32", "any_f32"]
+
+
+def test_misaligned_arrays_take_the_kernels_for_anything_on_the_stand_in(cupy):
+    skip_the_self_test(cupy)
+    whole = np.zeros(2049, "float32")
+    start = -whole.ctypes.data // 4 % 4  # whole[start] lies at a multiple of 16 bytes
+    for shift in range(4):
+        nf.q_sample(stand_in.ndarray(whole[start + shift :][:2044]), 5, LINEAR, nf.Noise(1), batched=False)
+    assert names(cupy) == ["forward_f32", "any_f32", "any_f32", "any_f32"]
+
+
+def test_every_kernel_is_reached_on_the_stand_in(cupy):
+    """Each name in the list of kernels.cu is one that the backend asks for, and the other way round."""
+    text = (ROOT / "csrc" / "cuda" / "kernels.cu").read_text()
+    listed = re.findall(r"X\((\w+), (\d+), (.*)\)", text)
+    wanted = {f"{kind}{cuda.SHORT[dtype]}" for kind in cuda.UNITS for dtype in DTYPES
+              if DTYPES[dtype].itemsize in cuda.UNITS[kind]}  # fmt: skip
+    wanted |= {"any_f32", "any_f64", "any_walk_f32", "any_walk_f64"}
+    wanted -= {"uniform_f16", "uniform_bf16"}
+    assert {name for name, *_ in listed} == wanted
+    for name, threads, body in listed:
+        if name.startswith("any"):
+            assert int(threads) == (cuda.THREADS // 2 if name.endswith("64") else cuda.THREADS)
+            continue
+        assert int(threads) == cuda.THREADS
+        kind, size = name.rpartition("_")[0] + "_", {"f32": 4, "f64": 8}.get(name.rpartition("_")[2], 2)
+        units = re.search(r"(\d), (\d), k", body)
+        assert cuda.UNITS[kind][size] == (int(units[1]) * int(units[2]) if units else 1)
+
+
+def test_tables_are_uploaded_once_on_the_stand_in(cupy):
+    """And rows that are one number are handed over by value: nothing else is uploaded."""
+    skip_the_self_test(cupy)
+    schedule, x = nf.Schedule.cosine(50), stand_in.ndarray(normals((4, 1024)))
+    for t in (3, 4, np.int64(5), [6]):
+        nf.q_sample(x, t, schedule, nf.Noise(1))
+    assert cupy.uploads == [(50, 36)]
+    nf.q_sample(x, [1, 2, 3, 4], schedule, nf.Noise(1, sample=[7, 8, 9, 10]))
+    assert cupy.uploads[1:] == [(4,), (4,)]
+    nf.q_sample(stand_in.ndarray(normals((4, 1024)), 1), 3, schedule, nf.Noise(1))
+    assert cupy.uploads[3:] == [(1, 36), (1, 36), (50, 36)]  # the self-test of device 1, and its table
+
+
+def test_later_calls_take_the_short_cut_on_the_stand_in(cupy, monkeypatch):
+    """With other addresses, rows, seeds, samples, steps and streams, and in place."""
+    x, m = normals((4, 3, 5, 7)), normals((4, 3, 5, 7), seed=1)
+    ddpm, solver = nf.samplers.ddpm(LINEAR, 6), nf.samplers.dpmpp_2m(LINEAR, 6)
+
+    def run(array, n):
+        a, b, noise = array(x * np.float32(n)), array(m), nf.Noise(n << 40, sample=n << 33, step=n)
+        state = solver.state(a)
+        return [
+            nf.q_sample(a, n, LINEAR, noise.at(stream=70 + n)),
+            nf.q_step(a, n, LINEAR, noise),
+            ddpm.step(n, a, b, noise),
+            ddpm.step(5, a, b),  # draws nothing
+            solver.step(n, a, b, None, state, out=b),
+            *state.past,
+            nf.q_sample(a, 5, LINEAR, noise, out=a),
+        ]
+
+    def there(a):
+        return stand_in.ndarray(a.copy())
+
+    run(there, 0)
+    monkeypatch.setattr(cuda, "step", lambda _: pytest.fail("the long way"))
+    for n in (1, 2, 3):
+        for found, expected in zip(run(there, n), run(np.copy, n), strict=True):
+            assert bits(found.get()) == bits(expected)
+
+
+def test_the_short_cut_leaves_what_is_not_plain_on_the_stand_in(cupy):
+    """Overlaps, rows beyond the table, counters beyond 2^32: the long way says what is wrong, also after good calls."""
+    x = stand_in.ndarray(normals((2, 3, 8)))
+    ddpm = nf.samplers.ddpm(LINEAR, 6)
+    wide = stand_in.ndarray(normals(96))
+    ddpm.step(0, x, x, nf.Noise(1), out=x)
+    nf.q_step(x, 5, LINEAR, nf.Noise(1))
+    with pytest.raises(ValueError, match="overlaps an input in part"):
+        ddpm.step(0, wide[:48].reshape(2, 3, 8), x, nf.Noise(1), out=wide[4:52].reshape(2, 3, 8))
+    with pytest.raises(IndexError, match="i = 6 is out of range"):
+        nf.update(ddpm.tableau, 6, x, x, noise=nf.Noise(1))
+    with pytest.raises(TypeError, match="the row draws noise"):
+        ddpm.step(0, x, x)
+    with pytest.raises(TypeError, match="m1: the table reads it"):
+        nf.update(ddpm.tableau, 0, x, noise=nf.Noise(1))
+    with pytest.raises(OverflowError, match=r"goes beyond 2\^32 - 1"):
+        nf.q_step(x, 5, LINEAR, nf.Noise(1, step=2**32 - 3))
+    with pytest.raises(OverflowError, match=r"go beyond 2\^56 - 1"):
+        nf.q_step(x, 5, LINEAR, nf.Noise(1, sample=2**56 - 1))
+    with pytest.raises(ValueError, match="takes stream 0, got 9"):
+        nf.q_step(x, 5, LINEAR, nf.Noise(1, stream=9))
+
+
+def test_more_samples_than_a_grid_has_rows_on_the_stand_in(cupy, monkeypatch):
+    monkeypatch.setattr(cuda, "GRID", 3)
+    x, t = normals((8, 1024)), np.arange(8)
+    there = nf.q_step(stand_in.ndarray(x), t, LINEAR, nf.Noise(1))
+    assert [grid for _, grid, *_ in cupy.launches[-3:]] == [(1, 3, 1), (1, 3, 1), (1, 2, 1)]
+    assert bits(there.get()) == bits(nf.q_step(x, t, LINEAR, nf.Noise(1)))
+
+
+# ---- errors --------------------------------------------------------------------------------------------------
+
+X = normals((4, 6))
+ERRORS = {
+    "out on the host": (r"out lies in host memory, x on CUDA device 0: expected all arrays in one place",
+                        lambda a: nf.q_sample(a(X), 1, LINEAR, nf.Noise(1), out=X.copy())),
+    "x on the host": (r"out lies on CUDA device 0, x in host memory",
+                      lambda a: nf.q_sample(X, 1, LINEAR, nf.Noise(1), out=a(X))),
+    "noise on the host": (r"noise lies in host memory, x on CUDA device 0",
+                          lambda a: nf.q_sample(a(X), 1, LINEAR, X)),
+    "another device": (r"out lies on CUDA device 1, x on CUDA device 0",
+                       lambda a: nf.q_sample(a(X), 1, LINEAR, nf.Noise(1), out=a(X, 1))),
+    "a model's output": (r"m1 lies on CUDA device 1, x on CUDA device 0",
+                         lambda a: nf.update(nf.samplers.ddim(LINEAR, 2).tableau, 0, a(X), a(X, 1))),
+    "t on another device": (r"t: lies on CUDA device 1, and the arrays do not: pass t\.get\(\)",
+                            lambda a: nf.q_sample(a(X), a(np.arange(4), 1), LINEAR, nf.Noise(1))),
+    "t on a device": (r"t: lies on CUDA device 0, and the arrays do not",
+                      lambda a: nf.q_sample(X, a(np.arange(4)), LINEAR, nf.Noise(1))),
+    "a counter elsewhere": (r"noise\.step: lies on CUDA device 1, and the arrays do not",
+                            lambda a: nf.q_step(a(X), 1, LINEAR, nf.Noise(1).at(step=a(np.array(1), 1)))),
+    "a counter, x on the host": (r"noise\.step: lies on CUDA device 0, and the arrays do not",
+                                 lambda a: nf.q_walk(X, LINEAR, nf.Noise(1).at(step=a(np.array(1))))),
+    "q_walk's out": (r"out lies on CUDA device 1, x0 on CUDA device 0",
+                     lambda a: nf.q_walk(a(X), LINEAR, nf.Noise(1), keep=[1], out=a(X[None], 1))),
+    "shape of out": (r"out: expected shape \(4, 6\), got \(6, 4\)",
+                     lambda a: nf.q_sample(a(X), 1, LINEAR, nf.Noise(1), out=a(X.reshape(6, 4)))),
+    "dtype of out": (r"out: expected dtype float32, got float64",
+                     lambda a: nf.q_sample(a(X), 1, LINEAR, nf.Noise(1), out=a(X.astype("f8")))),
+    "strided out": (r"out: expected a C-contiguous, aligned array",
+                    lambda a: nf.q_sample(a(X), 1, LINEAR, nf.Noise(1), out=a(np.zeros((4, 12), "f4"))[:, ::2])),
+    "partial overlap": (r"out overlaps an input in part",
+                        lambda a: nf.randn(3, nf.Noise(1), out=(z := a(X.reshape(-1)))[:3]) and
+                        nf.q_sample(z[:12], 1, LINEAR, nf.Noise(1), out=z[6:18])),
+    "noise missing": (r"noise: the row draws noise",
+                      lambda a: nf.update(nf.samplers.ddpm(LINEAR, 2).tableau, a(np.array(0)), a(X), a(X))),
+    "the loss": (r"pred: mse_loss has no CUDA kernel yet",
+                 lambda a: nf.mse_loss(a(X), a(X), 1, LINEAR, nf.Noise(1), target="v")),
+    "integers": (r"x: dtype int64 is not supported", lambda a: nf.q_step(a(np.zeros((2, 2), int)), 1, LINEAR, 5)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_on_the_stand_in(cupy, case):
+    """They say what was given and what was expected, and nothing is launched."""
+    message, call = ERRORS[case]
+    skip_the_self_test(cupy)
+    before = len(cupy.launches)
+    with pytest.raises((TypeError, ValueError), match=message):
+        call(stand_in.ndarray)
+    assert len(cupy.launches) - before == (1 if case == "partial overlap" else 0)
+
+
+def test_a_t_in_host_memory_is_copied_on_the_stand_in(cupy):
+    x = normals((4, 1024))
+    t = np.array([1, 2, 3, 4])
+    assert bits(nf.q_sample(stand_in.ndarray(x), t, LINEAR, nf.Noise(1)).get()) == bits(
+        nf.q_sample(x, t, LINEAR, nf.Noise(1))
+    )
+
+
+def test_floating_times_are_read_back_on_the_stand_in(cupy):
+    flow, x, t = nf.Schedule.flow(), normals((4, 1024)), np.array([0.1, 0.2, 0.5, 1.0])
+    there = nf.q_sample(stand_in.ndarray(x), stand_in.ndarray(t), flow, nf.Noise(1))
+    assert bits(there.get()) == bits(nf.q_sample(x, t, flow, nf.Noise(1)))
+
+
+def test_a_wrong_kernel_is_refused_on_the_stand_in(cupy, monkeypatch):
+    monkeypatch.setattr(stand_in.Kernel, "__call__", lambda *_: None)
+    monkeypatch.setattr(nf.backends, "_tested_devices", set())
+    with pytest.raises(ImportError, match="the cuda backend is built wrongly"):
+        nf.randn((2, 1024), 0, out=cupy.empty((2, 1024), "float32"))
+
+
+# ---- without a stand-in --------------------------------------------------------------------------------------
+
+
+def test_importing_loads_neither_cupy_nor_a_driver():
+    code = (
+        "import sys, noisefuse as nf; nf.randn((2, 2), 0); import noisefuse.backends.cuda;"
+        "print([name for name in sys.modules if name.startswith(('cupy', 'cuda'))]);"
+        "print('libcuda' in open('/proc/self/maps').read())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "False"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the driver is looked for in /proc")
+def test_info_says_why_there_is_no_cuda():
+    assert nf.info()["backends"]["cuda"]
+
+
+def test_call_and_field_are_packed_as_the_kernels_declare_them():
+    assert cuda.CALL.size == stand_in.library().call_size()
+
+
+@pytest.mark.parametrize("change", ["arch", "compiler", "a header"])
+def test_the_cache_is_named_after_all_that_matters(tmp_path, monkeypatch, change):
+    """A header that changes must not leave old machine code in use: CuPy's own cache would not see it."""
+    (tmp_path / "csrc" / "core").mkdir(parents=True)
+    header = tmp_path / "csrc" / "core" / "a.h"
+    header.write_text("1")
+    monkeypatch.setattr(cubin, "installed", lambda: tmp_path)
+    before = cubin.digest("90", "13.0")
+    assert before == cubin.digest("90", "13.0")
+    header.write_text("2" if change == "a header" else "1")
+    assert cubin.digest("80" if change == "arch" else "90", "12.9" if change == "compiler" else "13.0") != before
+
+
+def test_compiled_once_and_then_read_from_the_cache(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(cubin, "compiled", lambda cupy, arch: compiled.append(arch) or b"machine code")
+    monkeypatch.setattr(cubin, "installed", lambda: tmp_path / "nowhere")
+    monkeypatch.setenv("NOISEFUSE_CACHE_DIR", str(tmp_path / "cache"))
+    cupy = stand_in.Cupy()
+    cupy.cuda.Device = lambda: type("Device", (), {"compute_capability": "90"})
+    cupy.cuda.nvrtc = type("nvrtc", (), {"getVersion": staticmethod(lambda: (13, 0))})
+    first = cubin.binary(cupy)
+    assert first == cubin.binary(cupy)
+    assert first.read_bytes() == b"machine code"
+    assert compiled == ["90"]
+    assert Counter(p.suffix for p in (tmp_path / "cache").iterdir()) == {".cubin": 1}  # no half-written file left
+    monkeypatch.setattr(cubin, "installed", lambda: tmp_path)
+    (tmp_path / "kernels.fatbin").write_bytes(b"fatbin")
+    assert cubin.binary(cupy) == tmp_path / "kernels.fatbin"
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("NOISEFUSE_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    folder = cubin.cache_folder()
+    assert folder.is_dir()
+    assert tmp_path not in folder.parents
+
+
+@contextmanager
+def real_cupy_arrays():
+    """Arrays of the real CuPy, over host memory: nothing can be computed with them, but checks can look at them."""
+    cp = pytest.importorskip("cupy")
+
+    def make(host):
+        memory = cp.cuda.UnownedMemory(host.ctypes.data, host.nbytes, host, 0)
+        return cp.ndarray(host.shape, host.dtype, cp.cuda.MemoryPointer(memory, 0))
+
+    yield make
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_checks_know_the_real_arrays_of_cupy(dtype):
+    from noisefuse import arrays
+
+    with real_cupy_arrays() as make:
+        host = np.zeros((4, 6), DTYPES[dtype])
+        x = make(host)
+        assert arrays.on_device(x)
+        assert arrays.device_of(x) == 0
+        assert arrays.as_array("x", x) is x
+        assert arrays.output("out", x, (4, 6), host.dtype, 0) is x
+        assert arrays.contiguous(x) is x
+        assert arrays.overlap(x, make(host))
+        assert not arrays.overlap(x, make(host.copy()))
+        assert not arrays.overlap(x, host)
+        with pytest.raises(ValueError, match="C-contiguous"):
+            arrays.output("out", x.T, (6, 4), host.dtype, 0)
+
+
+def test_the_real_cupy_passes_a_call_by_value():
+    """It takes arrays of one element, of whatever dtype, as bytes."""
+    pytest.importorskip("cupy")
+    packed = np.frombuffer(bytes(cuda.CALL.size), f"V{cuda.CALL.size}")
+    assert packed.size == 1
+    assert packed.itemsize == cuda.CALL.size
+
+
+# ---- noisefuse bench --device cuda -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["copy", "randn", "q_sample", "ddim", "ddpm"])
+def test_what_the_benchmark_runs_on_the_stand_in(cupy, operation):
+    """The calls themselves; the clock, and rivals, need a device."""
+    cupy.copyto = lambda to, a: to.__setitem__(..., a)
+    for dtype in ("bfloat16", "float64"):
+        case = _bench_cuda.Case(operation, dtype, (2, 3, 16, 16))
+        _bench_cuda.contenders(cupy, case)["noisefuse"]()
+        assert case.bytes() == {"copy": 2, "randn": 1, "q_sample": 2}.get(operation, 3) * 1536 * DTYPES[dtype].itemsize
+
+
+def test_the_report_of_the_benchmark():
+    copy, q_sample = (_bench_cuda.Case(name, "float32", (4, 1024)) for name in ("copy", "q_sample"))
+    results = [(copy, {"noisefuse": 10.0}), (q_sample, {"noisefuse": 12.5, "CuPy": 50.0})]
+    text = _bench_cuda.report({"card": "a card", "versions": {"numpy": "2"}}, results, {"noisefuse": 9.0})
+    assert "| copy | float32 | 4x1024 | 10.0 | 3 | 1.00 | |" in text
+    assert "| q_sample | float32 | 4x1024 | 12.5 | 3 | 0.80 | 4.0 x |" in text
+    assert "* noisefuse: 9.0" in text
+
+
+def test_the_benchmark_says_what_it_misses(capsys):
+    if nf.info()["backends"]["cuda"] == "available":
+        pytest.skip("there is a device")
+    assert cli.main(["bench", "--device", "cuda"]) == 2
+    assert "noisefuse bench: bench --device cuda" in capsys.readouterr().err
+
+
+def test_the_fatbin_is_built_as_the_tests_build_it():
+    """The same flags and architectures; and NVRTC has no other flags that matter to bits."""
+    text = (ROOT / "CMakeLists.txt").read_text()
+    assert " ".join(compilers.FLAGS) in text
+    assert re.search(r"set\(architectures ([\d ]+)\)", text)[1].split() == [*compilers.ARCHITECTURES]
+    assert {"-fmad=false", "-ftz=false"} <= {*cubin.OPTIONS}

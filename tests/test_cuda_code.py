@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nvcc and NVRTC make of the CUDA kernels, without a device: machine code is counted, PTX is interpreted.
+
+Needs the extra `cuda-test`. The interpreter (cuda_kernels/ptx.py) runs what compilers emitted; it is not the device.
+"""
+
+import re
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conftest import DTYPES, bits
+from cuda_kernels import compilers, ptx, stand_in
+
+needs_nvcc = pytest.mark.skipif(not compilers.have_nvcc(), reason="needs noisefuse[cuda-test]: nvcc, cuobjdump")
+needs_nvrtc = pytest.mark.skipif(not compilers.have_nvrtc(), reason="needs noisefuse[cuda-test]: CuPy's NVRTC")
+BOTH = [pytest.param("nvcc", marks=needs_nvcc), pytest.param("nvrtc", marks=[needs_nvcc, needs_nvrtc])]
+KERNELS = re.findall(r"X\((\w+), \d+", (stand_in.CSRC / "cuda" / "kernels.cu").read_text())
+
+
+def machine_code(compiler, arch):
+    return compilers.machine_code(compilers.compiled(compiler, "cubin", arch))
+
+
+def check(code, registers=64):
+    """What holds for each kernel on each architecture."""
+    assert {*code} == {f"nf_{name}" for name in KERNELS}
+    for name, c in code.items():
+        assert (c.stack, c.local, c.count("LDL", "STL")) == (0, 0, 0), name  # no spills, no local memory
+        assert c.registers <= registers, name
+        # Subnormal numbers are kept. (F2I is of integer divisions.)
+        assert not [op for op in c.instructions if ".FTZ" in op and not op.startswith("F2I")], name
+        # Approximate instructions: the seed of the square root, and those inside of exact divisions and of the exact
+        # square root of float64.
+        approximate = {op for op in c.instructions if op.startswith("MUFU")}
+        double, divides = name.endswith("f64"), "_any_" in name
+        allowed = {"MUFU.RSQ64H"} if double else {"MUFU.RSQ"}
+        assert approximate <= allowed | ({"MUFU.RCP"} if divides else set()), name
+
+
+# Per pair of normals, as core/normal.h has it: 2 of r, 8 + 1 of the logarithm, 5 of the square root, 4 + 4 of sine and
+# cosine; products with r, of the square root (2), t, y, and with t, and both with the radius; sums for low and u. And
+# for each element fma(sigma, z, -0), which is a product, and fma(alpha, x, ..).
+FMA, PRODUCTS, SUMS = 2 + 9 + 5 + 8, 1 + 2 + 1 + 1 + 1 + 2, 2
+
+
+def floating_point(c):
+    return c.count("FFMA"), c.count("FMUL"), c.count("FADD")
+
+
+@pytest.mark.parametrize("compiler", BOTH)
+def test_budget_on_sm_90(compiler):
+    """Instructions for each element, registers, spills; and that nothing was contracted or approximated."""
+    code = machine_code(compiler, "90")
+    print(compilers.budget_table(code, f"sm_90, {compiler}"))
+    check(code)
+    for name, most in (("forward_f32", 42), ("forward_bf16", 42), ("two_f32", 14), ("two_bf16", 14)):
+        c, n = code[f"nf_{name}"], compilers.ELEMENTS[name.rpartition("_")[0]]
+        assert c.total <= most * n, name
+        assert c.count("BRA") == 0, name  # so that what stands there once is done once
+    for dtype in ("f32", "bf16", "f16"):
+        pairs = 16
+        assert floating_point(code[f"nf_forward_{dtype}"]) == (FMA * pairs + 64, PRODUCTS * pairs, SUMS * pairs)
+    wide = {op.removeprefix("LDG.E.") for op in code["nf_two_f32"].instructions if op.startswith("LDG")}
+    assert wide == {"128", "64", "LDG.E"} or "128" in wide
+    assert code["nf_forward_f32"].instructions["STG.E.128"] == 8
+    assert code["nf_forward_f32"].instructions["LDG.E.128"] == 8
+    assert code["nf_forward_bf16"].instructions["STG.E.128"] == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", compilers.ARCHITECTURES)
+@pytest.mark.parametrize("compiler", BOTH)
+def test_every_architecture(compiler, arch):
+    # Rows of any kind take up to 70 on sm_75 (float64) and 80 on sm_100 and sm_120 (float32): room for three blocks of
+    # 256 threads. Held to 64 there, they spill.
+    check(machine_code(compiler, arch), registers=80 if arch in ("75", "100", "120") else 64)
+
+
+@pytest.mark.slow
+@needs_nvcc
+def test_lost_roundings_and_flushing_would_be_seen(tmp_path):
+    """The test of the tests above: plain products and sums under the compilers' defaults, and -ftz=true."""
+    sources = shutil.copytree(stand_in.CSRC, tmp_path / "csrc")
+    lane = sources / "cuda" / "lane_cuda.h"
+    text = lane.read_text()
+    planted = text.replace("__fmul_rn(a, b)", "a * b").replace("__fadd_rn(a, b)", "a + b")
+    assert planted != text
+    lane.write_text(planted)
+    flags = [flag for flag in compilers.FLAGS if flag != "-fmad=false"]
+    contracted = compilers.machine_code(compilers.nvcc("cubin", "90", flags, sources))["nf_forward_f32"]
+    assert floating_point(contracted) != (FMA * 16 + 64, PRODUCTS * 16, SUMS * 16)
+    flushed = compilers.machine_code(compilers.nvcc("cubin", "90", [*compilers.FLAGS, "-ftz=true"]))
+    with pytest.raises(AssertionError):
+        check(flushed)
+
+
+# ---- the interpreter -----------------------------------------------------------------------------------------
+
+
+def calls():
+    """(what, function of arrays) that together launch every kernel; x holds samples of 1536 or of 105 elements."""
+    linear, noise = nf.Schedule.linear(20), nf.Noise(2**63 + 5, sample=2**32 - 1, step=3)
+    yield "q_sample", lambda x, t, m: nf.q_sample(x, t, linear, noise)
+    yield "q_sample of one t", lambda x, t, m: nf.q_sample(x, 7, linear, noise.window((3, 35, 99), (0, 0, 7)))
+    yield "target", lambda x, t, m: nf.q_sample(x, t, linear, noise, target="velocity")
+    yield "array", lambda x, t, m: nf.q_sample(x, t, linear, m, target="v")
+    yield "q_walk", lambda x, t, m: nf.q_walk(x, nf.Schedule.linear(3), noise, keep=[0, 2])
+    yield "two", lambda x, t, m: nf.update(nf.samplers.ddim(linear, 4).tableau, 1, x, m)
+    yield "step", lambda x, t, m: nf.update(nf.samplers.ddim(linear, 4, clip=0.1).tableau, t, x, m)
+    yield "drawing", lambda x, t, m: nf.update(nf.samplers.ddpm(linear, 4).tableau, t, x, m, noise=noise)
+    yield (
+        "gradient",
+        lambda x, t, m: nf.update(nf.samplers.ddim(linear, 4, clip=0.1).tableau.transpose()["x"], t, x, m, past=(m,)),
+    )
+
+
+def interpreting(text, counts):
+    """An `execute` for the stand-in."""
+    kernels = {}
+
+    def execute(name, grid, threads, call):
+        if name not in kernels:
+            kernels[name] = ptx.Kernel(text, name)
+        allowed = ptx.Memory(a.host for a in stand_in.alive if a.host.size)
+        counts[name.removeprefix("nf_")] += kernels[name].run(grid, threads, call.copy(), allowed)
+
+    return execute
+
+
+SOURCES = [
+    pytest.param("nvcc", "75", marks=needs_nvcc),
+    pytest.param("nvcc", "90", marks=needs_nvcc),
+    pytest.param("nvrtc", "90", marks=needs_nvrtc),
+]
+
+
+@pytest.mark.parametrize(("compiler", "arch"), SOURCES)
+def test_interpreted_ptx_has_the_bits_of_native_on_the_stand_in(compiler, arch):
+    """Every kernel, every dtype, with each access checked for bounds and alignment."""
+    text = compilers.compiled(compiler, "ptx", arch).decode()
+    assert not re.search(r"(?<!rsqrt\.approx)\.ftz", text)
+    counts = {name: Counter() for name in KERNELS}
+    random = np.random.default_rng(0)
+    with stand_in.installed() as cupy:
+        cupy.execute = interpreting(text, counts)
+        there = stand_in.ndarray
+        for dtype in DTYPES.values():
+            for shape in ((4, 3, 16, 32), (4, 3, 5, 7)):
+                x, m = (random.standard_normal(shape).astype(dtype) for _ in range(2))
+                t = np.array([3, 0, 2, 1])
+                for what, call in calls():
+                    found, expected = call(there(x), there(t), there(m)), call(x, t, m)
+                    found, expected = (a if isinstance(a, tuple) else (a,) for a in (found, expected))
+                    for a, b in zip(found, expected, strict=True):
+                        assert bits(a.get()) == bits(b), (what, dtype, shape)
+                u8 = random.integers(0, 256, shape, np.uint8)
+                found = nf.q_sample(there(u8), there(t), nf.Schedule.linear(), nf.Noise(7), dtype=dtype)
+                assert bits(found.get()) == bits(nf.q_sample(u8, t, nf.Schedule.linear(), nf.Noise(7), dtype=dtype))
+                for draw in (nf.randn, nf.uniform)[: 2 if dtype.itemsize >= 4 else 1]:
+                    out = cupy.empty(shape, dtype)
+                    draw(shape, nf.Noise(7, sample=5), dtype=dtype, out=out)
+                    assert bits(out.get()) == bits(draw(shape, nf.Noise(7, sample=5), dtype=dtype))
+    assert [name for name, count in counts.items() if not count] == []
+
+
+TINY = """.visible .entry nf_tiny(
+    .param .align 8 .b8 tiny_param_0[8]
+)
+{
+    ld.param.u64 %rd1, [tiny_param_0];
+    mov.u32 %r1, %tid.x;
+    mul.wide.u32 %rd2, %r1, STRIDE;
+    add.s64 %rd3, %rd1, %rd2;
+    OPCODE [%rd3+OFFSET], {%r1, %r1};
+    ret;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("stride", "offset", "opcode", "error"),
+    [
+        (8, 0, "st.global.v2.u32", None),
+        (8, 8, "st.global.v2.u32", (IndexError, "access of 8 bytes outside of all arrays")),
+        (8, -8, "st.global.v2.u32", (IndexError, "outside")),
+        (4, 0, "st.global.v2.u32", (ValueError, "access of 8 bytes misaligned")),
+        (8, 0, "red.global.v2.u32", (AttributeError, "op_red")),
+    ],
+)
+def test_the_interpreter_checks_every_access(stride, offset, opcode, error):
+    text = TINY.replace("STRIDE", str(stride)).replace("OFFSET", str(offset)).replace("OPCODE", opcode)
+    array = np.zeros(64, np.uint64)[1:33]
+    call = np.array([array.ctypes.data], np.uint64)
+
+    def run():
+        return ptx.Kernel(text, "nf_tiny").run((2, 1, 1), 16, call, ptx.Memory([array[:16]]))
+
+    if error is None:
+        assert run()[opcode] == 32
+        assert array[:16].view(np.uint32).tolist() == [i for i in range(16) for _ in range(2)]
+        assert not array[16:].any()
+    else:
+        with pytest.raises(error[0], match=error[1]):
+            run()

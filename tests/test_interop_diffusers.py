@@ -1,0 +1,1016 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drop-in schedulers against those of pip's diffusers: both sides run on their own x, with the same model and the same
+generators, and after every step all that they return and all that they remember is compared."""
+
+import copy
+import importlib.util
+import inspect
+import itertools
+import logging
+import pickle
+import re
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+from noisefuse.interop import diffusers as ours  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers', with NumPy 2
+
+SHAPE = (2, 3, 4, 4)
+LOOP = 2e-5  # float32: the largest difference over a loop, of the largest value of the step
+VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+NAMES = [name for name in ours.__all__ if name != "accelerate"]
+DRAWING = [name for name in NAMES if "generator" in inspect.signature(getattr(diffusers, name).step).parameters]
+MEMORYLESS = [name for name in NAMES if not getattr(ours, name)._memory]
+
+
+@dataclass
+class Case:
+    """A class, its configuration, and options of its steps."""
+
+    name: str
+    config: dict = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
+
+    def __str__(self):
+        words = (f"{k}={v}" for k, v in (self.config | self.options).items() if k not in VP)
+        return "-".join([self.name.removesuffix("Scheduler"), *words])
+
+    def pair(self, n=10, **attributes):
+        """Theirs and ours, n steps."""
+        config = self.config if self.name.startswith("Flow") else VP | self.config
+        with warnings.catch_warnings(action="ignore"):  # theirs: of NumPy, and that "dpmsolver" is deprecated
+            pair = getattr(diffusers, self.name)(**config), getattr(ours, self.name)(**config)
+            for name, value in attributes.items():
+                setattr(pair[1], name, value)
+            for scheduler in pair:
+                scheduler.set_timesteps(n)
+        return pair
+
+
+def either(option, *values):
+    return [{option: value} for value in values]
+
+
+def exclusive(*options):
+    return [{}, *({option: True} for option in options)]
+
+
+def merged(*configs):
+    return {k: v for config in configs for k, v in config.items()}
+
+
+PREDICTION = either("prediction_type", "epsilon", "sample", "v_prediction")
+SPACING = either("timestep_spacing", "leading", "trailing", "linspace")
+SIGMAS = exclusive("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+FINAL = either("final_sigmas_type", "zero", "sigma_min")
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+DYNAMIC = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 2.0}
+THRESHOLD = [{}, DYNAMIC]
+CLIP = [{"clip_sample": False}, {"clip_sample": True}, {"clip_sample": True, "clip_sample_range": 0.5}]
+BOUND = [*CLIP, DYNAMIC]
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+OLD = {"final_sigmas_type": "sigma_min"}
+# The first of every factor is the default of the short run, which varies one factor at a time.
+MATRIX = {
+    "DDPMScheduler": (
+        PREDICTION, SPACING, BOUND, either("variance_type", "fixed_small", "fixed_small_log", "fixed_large"),
+    ),
+    "DDIMScheduler": (
+        PREDICTION, SPACING, BOUND, either("set_alpha_to_one", True, False), either("steps_offset", 0, 1),
+    ),
+    "EulerDiscreteScheduler": (
+        PREDICTION, SPACING, SIGMAS, FINAL, either("interpolation_type", "linear", "log_linear"),
+        either("timestep_type", "discrete", "continuous"), either("rescale_betas_zero_snr", False, True),
+    ),
+    "EulerAncestralDiscreteScheduler": (
+        PREDICTION[::2], SPACING, either("rescale_betas_zero_snr", False, True), either("steps_offset", 0, 1),
+    ),
+    "HeunDiscreteScheduler": (PREDICTION, SPACING, SIGMAS, CLIP),
+    "DPMSolverMultistepScheduler": (
+        [*PREDICTION, FLOW], SPACING, [*SIGMAS, {"use_lu_lambdas": True}], THRESHOLD,
+        [{}, SDE, {"algorithm_type": "dpmsolver", **OLD}, {"algorithm_type": "sde-dpmsolver", **OLD}],
+        either("solver_type", "midpoint", "heun"), either("solver_order", 2, 1, 3), [{}, OLD],
+        [{}, {"euler_at_final": True}, {"lower_order_final": False}],
+    ),
+    "UniPCMultistepScheduler": (
+        [*PREDICTION, FLOW], SPACING, SIGMAS, THRESHOLD, [{}, {"solver_type": "bh1", **OLD}],
+        either("solver_order", 2, 1, 3), [{}, {"predict_x0": False, **OLD}], [{}, OLD],
+        [{}, {"lower_order_final": False, **OLD}, {"disable_corrector": [0, 2]}],
+    ),
+    "PNDMScheduler": (
+        either("skip_prk_steps", True, False), PREDICTION[::2], SPACING, either("set_alpha_to_one", False, True),
+    ),
+    "LCMScheduler": (PREDICTION, CLIP + THRESHOLD[1:], either("timestep_scaling", 10.0, 2.0)),
+    "FlowMatchEulerDiscreteScheduler": (
+        either("shift", 1.0, 3.0), SIGMAS, either("stochastic_sampling", False, True),
+        either("invert_sigmas", False, True), [{}, {"shift_terminal": 0.1}],
+    ),
+}  # fmt: skip
+STEP_OPTIONS = {
+    "DDIMScheduler": [{"eta": 0.7}, {"eta": 1.0, "use_clipped_model_output": True}],
+    "EulerDiscreteScheduler": [{"s_churn": 3.0, "s_noise": 1.003}, {"s_churn": 40.0, "s_tmin": 1.0, "s_tmax": 9.0}],
+}
+
+
+def possible(case):
+    """What diffusers itself can do, and does in finite numbers."""
+    c = case.config
+    if c.get("predict_x0") is False and (c.get("thresholding") or c["prediction_type"] == "flow_prediction"):
+        return False  # they do not threshold then
+    flow = c.get("use_flow_sigmas")
+    if flow and any(
+        c.get(f"use_{level}") for level in ("karras_sigmas", "exponential_sigmas", "beta_sigmas", "lu_lambdas")
+    ):
+        return False
+    if case.name.startswith("DPM"):
+        old = str(c.get("algorithm_type")).endswith("dpmsolver")
+        third = c["solver_order"] == 3 and c.get("algorithm_type") == "sde-dpmsolver"
+        if (old and flow) or third:
+            return False
+    continuous = c.get("timestep_type") == "continuous"
+    return not (continuous and c["prediction_type"] != "v_prediction" and c.get("use_beta_sigmas"))
+
+
+def one_at_a_time(name):
+    factors = MATRIX[name]
+    base = merged(*(factor[0] for factor in factors))
+    yield Case(name, base)
+    for factor in factors:
+        for config in factor[1:]:
+            yield Case(name, base | config)
+    for options in STEP_OPTIONS.get(name, []):
+        yield Case(name, base, options)
+
+
+def all_of_them(name):
+    for configs in itertools.product(*MATRIX[name]):
+        for options in [{}, *STEP_OPTIONS.get(name, [])]:
+            yield Case(name, merged(*configs), options)
+
+
+def distinct(cases):
+    return [*{str(case): case for case in cases if possible(case)}.values()]
+
+
+SHORT = distinct(case for name in NAMES for case in one_at_a_time(name))
+FULL = distinct(case for name in NAMES for case in all_of_them(name))
+DEFAULTS = {name: next(one_at_a_time(name)) for name in NAMES}
+
+
+# ---- loops side by side ------------------------------------------------------------------------------------
+
+
+def difference(a, b, least=0.0):
+    """The largest, of the largest finite value of b, or of `least`, if that is more."""
+    assert a.dtype == b.dtype
+    assert a.shape == b.shape
+    a, b = a.double(), b.double()
+    assert torch.equal(a.isfinite(), b.isfinite())
+    a, b = (torch.where(v.isfinite(), v, 0) for v in (a, b))
+    return (a - b).abs().max().item() / (max(b.abs().max().item(), least) + 1e-30)
+
+
+def alike(theirs, mine, tolerance, least=0.0):
+    """Attributes of two schedulers: the same names, the same values, tensors within the tolerance."""
+    private = {"_clock", "_run", "_levels", "_replay", "noise", "coefficients"}
+    assert {*vars(mine)} - private == {*vars(theirs)}
+    for name, value in vars(theirs).items():
+        other = getattr(mine, name)
+        pairs = zip(value, other, strict=True) if isinstance(value, list) else [(value, other)]
+        for a, b in pairs:
+            assert (a is None) == (b is None), name
+            if isinstance(a, torch.Tensor) and name != "prev_derivative":  # in which their (x - D) / sigma loses digits
+                assert difference(b, a, least) <= tolerance, name
+            elif not isinstance(a, torch.Tensor | np.ndarray):
+                assert a == b, name
+
+
+def arguments(scheduler, generator, options):
+    return options | ({"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {})
+
+
+def loop(case, n=10, dtype=torch.float32, tolerance=LOOP, shape=SHAPE, start=0, **attributes):
+    """Both schedulers, step by step; returns the largest difference."""
+    pair = case.pair(n, **attributes)
+    rng = torch.Generator().manual_seed(0)
+    generators = [torch.Generator().manual_seed(1) for _ in pair]
+    x = torch.randn(shape, generator=rng).to(dtype) * getattr(pair[0], "init_noise_sigma", 1.0)
+    xs, worst, largest = [x.to(dtype)] * 2, 0.0, 0.0
+    order = getattr(pair[0], "order", 1)
+    if start and hasattr(pair[0], "set_begin_index"):
+        for scheduler in pair:
+            scheduler.set_begin_index(start * order)
+    for times in [*zip(*(scheduler.timesteps[start * order :] for scheduler in pair), strict=True)]:
+        push = torch.randn(shape, generator=rng)
+        results = []
+        for scheduler, generator, x, t in zip(pair, generators, xs, times, strict=True):
+            shown = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            m = (0.3 * torch.tanh(shown.float()) + push).to(dtype)
+            results.append(scheduler.step(m, t, x, **arguments(scheduler, generator, case.options)))
+        theirs, mine = results
+        assert type(theirs) is type(mine)
+        assert [*theirs] == [*mine]
+        assert [*vars(theirs)] == [*vars(mine)]
+        # The largest x counts, too: a last digit lost there stays lost (theirs are, where x falls from 4096 to 1).
+        largest = max(largest, xs[0].abs().nan_to_num().max().item())
+        least = largest * torch.finfo(torch.float32).eps / tolerance
+        worst = max(worst, *(difference(mine[k], theirs[k], least) for k in theirs))
+        assert worst <= tolerance
+        alike(*pair, tolerance, least)
+        xs = [theirs.prev_sample, mine.prev_sample]
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+    # not diffusers' own method, unless it is no number
+    assert isinstance(pair[1]._run.plan, ours.Plan) or not xs[0].isfinite().all()
+    return worst
+
+
+@pytest.mark.parametrize("case", SHORT, ids=str)
+def test_loops_agree(case):
+    loop(case)
+
+
+@pytest.mark.parametrize("n", [5, 50])
+@pytest.mark.parametrize("name", NAMES)
+def test_loops_of_other_lengths_agree(name, n):
+    loop(DEFAULTS[name], n)
+
+
+@pytest.mark.slow  # three minutes
+@pytest.mark.parametrize("name", NAMES)
+def test_loops_agree_in_every_combination(name):
+    for case in FULL:
+        if case.name == name:
+            try:
+                loop(case, 5)
+            except Exception as error:
+                raise AssertionError(str(case)) from error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_loops_of_1000_steps_agree(name):
+    case = copy.deepcopy(DEFAULTS[name])
+    if name == "LCMScheduler":
+        case.config["original_inference_steps"] = 1000
+    if "solver_order" in case.config:
+        case.config["timestep_spacing"] = "trailing"  # the only one in which all their times are different
+    loop(case, 1000)
+
+
+# ---- dtypes ------------------------------------------------------------------------------------------------
+
+
+def one_step_each(case, dtype, n=10):
+    """Differences of single steps, our scheduler put into their state before each; and theirs from float64."""
+    pair, wide = case.pair(n), case.pair(n)[0]
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(SHAPE, generator=rng).to(dtype)
+    distances = []
+    for t in pair[0].timesteps:
+        m = torch.randn(SHAPE, generator=rng).to(dtype)
+        for scheduler in (pair[1], wide):
+            for name in vars(pair[0]):
+                value = getattr(pair[0], name)
+                setattr(scheduler, name, value.copy() if isinstance(value, list) else value)
+        for scheduler in (*pair, wide):
+            if hasattr(scheduler, "scale_model_input"):
+                scheduler.scale_model_input(x, t)
+        for name in pair[1]._memory:
+            value = getattr(wide, name, None)
+            double = (
+                [v.double() if isinstance(v, torch.Tensor) else v for v in value] if isinstance(value, list) else value
+            )
+            setattr(wide, name, double.double() if isinstance(double, torch.Tensor) else double)
+        given = {"variance_noise": None} if "variance_noise" in inspect.signature(wide.step).parameters else {}
+        results = []
+        for scheduler, kind in ((pair[0], dtype), (pair[1], dtype), (wide, torch.float64)):
+            generator = torch.Generator().manual_seed(1)
+            results.append(scheduler.step(m.to(kind), t, x.to(kind), **arguments(scheduler, generator, given)))
+        theirs, mine, exact = results
+        for name in theirs:
+            assert mine[name].dtype == theirs[name].dtype
+            scale = exact[name].abs().max() + 1e-30
+            distances.append([((r[name].double() - exact[name]).abs().max() / scale).item() for r in (theirs, mine)])
+        x = theirs.prev_sample
+    return np.array(distances)
+
+
+THROUGH_FLOAT32 = [name for name in NAMES if getattr(ours, name)._upcasts or name.startswith("DPM")]
+DETERMINISTIC = [
+    DEFAULTS[name] for name in NAMES if name not in DRAWING or name in ("DDIMScheduler", "DPMSolverMultistepScheduler")
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", [*DETERMINISTIC, DEFAULTS["EulerDiscreteScheduler"]], ids=str)
+def test_half_steps_are_rounded_once(case, dtype):
+    """From the same inputs, of the largest value: ours is within one rounding of their step in float64; theirs is up
+    to 1.6 eps away."""
+    theirs, mine = one_step_each(case, dtype).T
+    assert np.nanmax(mine) <= torch.finfo(dtype).eps / 2 * 1.01
+    assert np.nanmax(mine) <= np.nanmax(theirs) * 1.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_loops_in_half_precision_agree(name, dtype):
+    """As closely as their rounding of every operation allows, measured: 3.1 eps, and 9 eps where they divide a rounded
+    difference by alpha and clip it. Types, noise and state are theirs."""
+    loop(DEFAULTS[name], dtype=dtype, tolerance=4 * torch.finfo(dtype).eps)
+    for case in STOCHASTIC:
+        if case.name == name:
+            loop(case, dtype=dtype, tolerance=12 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loops_in_double_precision_agree(name):
+    """The coefficients are theirs to the last digits; where they go through float32, ours does not."""
+    loop(DEFAULTS[name], dtype=torch.float64, tolerance=1e-14 if name not in THROUGH_FLOAT32 else 1e-6)
+
+
+# ---- noise -------------------------------------------------------------------------------------------------
+
+
+def their_noise(monkeypatch, name, source):
+    """diffusers' class draws what `source()` gives."""
+    module = inspect.getmodule(getattr(diffusers, name))
+    monkeypatch.setattr(module, "randn_tensor", lambda shape, **kwargs: source().to(kwargs["dtype"]))
+
+
+STOCHASTIC = [
+    DEFAULTS["DDPMScheduler"],
+    Case("DDIMScheduler", {}, {"eta": 1.0}),
+    DEFAULTS["LCMScheduler"],
+    DEFAULTS["EulerAncestralDiscreteScheduler"],
+    Case("EulerDiscreteScheduler", {}, {"s_churn": 3.0}),
+    Case("DPMSolverMultistepScheduler", SDE),
+    Case("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+]
+
+
+def run(scheduler, case, x, noise, places=None):
+    """All steps with a model that is a formula, or those at the given places."""
+    xs = []
+    for k, t in enumerate(scheduler.timesteps):
+        if places is not None and k not in places:
+            continue
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(x, t)
+        x = scheduler.step(0.1 * x, t, x, generator=noise, **case.options, return_dict=False)[0]
+        xs.append(x)
+    return xs
+
+
+@pytest.mark.parametrize("case", STOCHASTIC, ids=str)
+def test_a_noise_draws_by_position(case, monkeypatch):
+    """Step i has the field of stream 3 at step noise.step + i: as a generator, as scheduler.noise, and in diffusers."""
+    noise, x = nf.Noise(7, sample=5, step=100), torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    theirs, mine = case.pair()
+    drawn = iter(range(100, 200))
+    their_noise(monkeypatch, case.name, lambda: torch.from_numpy(nf.randn(SHAPE, noise.at(step=next(drawn), stream=3))))
+    expected, got = run(theirs, case, x, None), run(mine, case, x, noise)
+    assert max(difference(a, b) for a, b in zip(got, expected, strict=True)) <= LOOP
+    _, other = case.pair(noise=noise)
+    assert torch.equal(run(other, case, x, None)[-1], got[-1])
+    given = run(case.pair()[1], case, x, nf.Noise(8))
+    assert not torch.allclose(given[-1], got[-1])
+
+
+@pytest.mark.parametrize("case", STOCHASTIC, ids=str)
+def test_every_sample_has_its_seed(case):
+    """A batch with a list of Noises is what its samples are alone."""
+    noises, x = [nf.Noise(seed) for seed in (3, 1, 4)], torch.randn(3, 2, 4, 4)
+    together = run(case.pair()[1], case, x, noises)[-1]
+    alone = [run(case.pair()[1], case, x[b : b + 1], noises[b])[-1] for b in range(3)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("case", STOCHASTIC, ids=str)
+@pytest.mark.parametrize("kind", ["default generator", "list of generators"])
+def test_generators_draw_what_diffusers_draws(case, kind):
+    x, results = torch.randn(SHAPE), []
+    for scheduler in case.pair():
+        torch.manual_seed(11)
+        listed = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+        results.append(run(scheduler, case, x, listed if kind == "list of generators" else None))
+        results[-1].append(torch.randn(3))  # the state afterwards
+    assert max(difference(a, b) for a, b in zip(*results, strict=True)) <= LOOP
+
+
+@pytest.mark.parametrize("kinds", [(torch.float16, torch.float16), (torch.float32, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize("case", STOCHASTIC, ids=str)
+def test_noise_is_drawn_in_the_dtype_of_diffusers(case, kinds, monkeypatch):
+    """For a sample and a model output of these dtypes."""
+    drawn, pair = {}, case.pair()
+    for key, scheduler, module in zip("ab", pair, (inspect.getmodule(type(pair[0])), ours), strict=True):
+        draw = module.randn_tensor
+        drawn[key] = []
+
+        def spy(shape, key=key, draw=draw, **kwargs):
+            drawn[key].append((tuple(shape), kwargs["dtype"]))
+            return draw(shape, **kwargs)
+
+        monkeypatch.setattr(module, "randn_tensor", spy)
+        x, m = (torch.ones(SHAPE, dtype=kind) for kind in kinds)
+        scheduler.is_scale_input_called = True
+        for t in scheduler.timesteps:
+            scheduler.step(m, t, x, generator=[torch.Generator(), torch.Generator()], **case.options)
+        monkeypatch.setattr(module, "randn_tensor", draw)
+    assert len(drawn["a"]) >= 3
+    assert drawn["a"] == drawn["b"]
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in STOCHASTIC if c.name in ("DDIMScheduler", "DPMSolverMultistepScheduler")], ids=str
+)
+def test_noise_that_is_given(case):
+    theirs, mine = case.pair()
+    x, z = torch.randn(2, *SHAPE)
+    t = theirs.timesteps[0]
+    a, b = (s.step(0.1 * x, t, x, variance_noise=z, **case.options)[0] for s in (theirs, mine))
+    assert difference(b, a) <= LOOP
+    if case.options:
+        for scheduler in (theirs, mine):
+            with pytest.raises(ValueError, match="variance_noise"):
+                scheduler.step(x, t, x, variance_noise=z, generator=torch.Generator(), **case.options)
+
+
+# ---- many times at once ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MEMORYLESS)
+def test_every_sample_has_its_time(name):
+    """A step with a time for each sample, or each token, is each one's step at its time: bit for bit, with noise."""
+    case = next((c for c in STOCHASTIC if c.name == name), DEFAULTS[name])
+    scheduler = case.pair()[1]
+    places, noise = torch.tensor([3, 0, 9, 3]), nf.Noise(1)
+    times, x = scheduler.timesteps[places], torch.randn(4, 6, 5)
+    scheduler.is_scale_input_called = True
+    together = scheduler.step(0.1 * x, times, x, generator=noise, **case.options)
+
+    def one(at, x, noise):
+        scheduler._step_index = at
+        return scheduler.step(0.1 * x, scheduler.timesteps[at], x, generator=noise, **case.options)
+
+    for b, at in enumerate(places.tolist()):
+        alone = one(at, x[b : b + 1], noise.at(sample=b))
+        for key in together:
+            assert torch.equal(together[key][b : b + 1], alone[key])
+    tokens = torch.randint(0, 10, (4, 6), generator=torch.Generator().manual_seed(0))
+    together = scheduler.step(0.1 * x, scheduler.timesteps[tokens], x, generator=noise, **case.options)
+    for b, i in itertools.product(range(4), range(6)):
+        window = noise.at(sample=b).window((6, 5), (i, 0))
+        alone = one(int(tokens[b, i]), x[b : b + 1, i : i + 1], window)
+        for key in together:
+            assert torch.equal(together[key][b : b + 1, i : i + 1], alone[key])
+
+
+def test_times_that_cannot_be():
+    x = torch.randn(2, 3)
+    scheduler = ours.DDPMScheduler()
+    scheduler.set_timesteps(10)
+    with pytest.raises(ValueError, match=r"expected entries of DDPMScheduler.timesteps, got tensor\(\[7\]\)"):
+        scheduler.step(x, torch.tensor([900, 7]), x)
+    with pytest.raises(ValueError, match="expected a scalar or a shape that begins"):
+        scheduler.step(x, torch.tensor([900, 800, 0]), x)
+    scheduler = ours.UniPCMultistepScheduler()
+    scheduler.set_timesteps(10)
+    with pytest.raises(ValueError, match=r"UniPCMultistepScheduler remembers earlier steps and takes one time"):
+        scheduler.step(x, scheduler.timesteps[:2], x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_times_as_numbers(name):
+    """Plain numbers, copies, 1-element tensors: as in diffusers, errors too."""
+    for make in (lambda t: t.item(), lambda t: t.clone(), lambda t: t.clone().reshape(1), lambda t: int(t)):
+        pair, answers = DEFAULTS[name].pair(), []
+        x = torch.linspace(-1, 1, 96).reshape(SHAPE)
+        for scheduler in pair:
+            scheduler.is_scale_input_called = True
+            try:
+                answer = []
+                for t in scheduler.timesteps[:3]:
+                    generator = torch.Generator().manual_seed(0)
+                    answer.append(scheduler.step(0.1 * x, make(t), x, **arguments(scheduler, generator, {}))[0])
+                answers.append(torch.stack(answer))
+            except Exception as error:
+                answers.append((type(error), str(error)))
+        if isinstance(answers[0], tuple):
+            assert answers[0] == answers[1]
+        else:
+            assert difference(answers[1], answers[0]) <= LOOP
+
+
+# ---- runs that begin elsewhere, stop, and go on ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_may_begin_in_the_middle(name):
+    """As image-to-image does, with set_begin_index where there is one."""
+    loop(DEFAULTS[name], start=4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_may_begin_in_the_middle_by_its_time(name):
+    pair, x = DEFAULTS[name].pair(), torch.randn(SHAPE)
+    order = pair[0].order
+    places = range(4 * order - 1, len(pair[0].timesteps) - 1)  # Heun's and PNDM's times come twice: the second counts
+    for k in places:
+        results = []
+        for scheduler in pair:
+            t = scheduler.timesteps[k]
+            scheduler.is_scale_input_called = True
+            generator = torch.Generator().manual_seed(0)
+            results.append(scheduler.step(0.1 * x, t, x, **arguments(scheduler, generator, {}))[0])
+        assert difference(results[1], results[0]) <= LOOP
+        x = results[0]
+    alike(*pair, LOOP)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "PNDMScheduler"])  # which goes on for ever
+def test_a_run_ends_as_in_diffusers(name):
+    """One step more than there are: the same error, or the same numbers."""
+    ends, x = [], torch.randn(SHAPE)
+    for scheduler in DEFAULTS[name].pair():
+        scheduler.is_scale_input_called = True
+        torch.manual_seed(0)
+        for t in scheduler.timesteps:
+            scheduler.step(x, t, x)
+        try:
+            ends.append(scheduler.step(x, t, x)[0])
+        except Exception as error:
+            ends.append((type(error), str(error)))
+    assert ends[0] == ends[1] if isinstance(ends[0], tuple) else difference(ends[1], ends[0]) <= LOOP
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_run_and_a_run_that_is_cut_off(name):
+    """set_timesteps again, with another number; and steps that go back, as restarts do."""
+    pair = DEFAULTS[name].pair()
+    x = torch.linspace(-1, 1, 96).reshape(SHAPE)
+    for n, steps in ((10, range(4)), (6, range(6)), (10, (0, 1, 2, 1, 2, 3, 4, 2, 3))):
+        for scheduler in pair:
+            scheduler.set_timesteps(n)
+            scheduler.is_scale_input_called = True
+        for k in steps:
+            results = []
+            for scheduler in pair:
+                if "_step_index" in vars(scheduler):
+                    scheduler._step_index = k
+                generator = torch.Generator().manual_seed(0)
+                t = scheduler.timesteps[k]
+                results.append(scheduler.step(0.1 * x, t, x, **arguments(scheduler, generator, {}))[0])
+            assert difference(results[1], results[0]) <= LOOP
+        alike(*pair, LOOP)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
+@pytest.mark.parametrize("name", NAMES)
+def test_copies_in_the_middle_of_a_run(name, duplicate):
+    scheduler, x = DEFAULTS[name].pair()[1], torch.randn(SHAPE)
+    scheduler.is_scale_input_called = True
+    for t in scheduler.timesteps[:3]:
+        scheduler.step(0.1 * x, t, x)
+    other = duplicate(scheduler)
+    assert type(other) is type(scheduler)
+    assert not {"_clock", "_run", "_levels"} & {*vars(other)}  # addresses that another tensor may have
+    results = []
+    for each in (scheduler, other):
+        torch.manual_seed(0)
+        results.append(each.step(0.1 * x, each.timesteps[3], x)[0])
+    assert torch.equal(*results)
+
+
+def test_no_step_reads_a_value_back(monkeypatch):
+    """After the first run of a configuration no tensor's value comes to Python: on a GPU nothing would wait. Only a
+    first step without begin_index looks for its time, in a copy on the CPU. The control is diffusers' DDPM."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = function.overloadpacket.__name__
+            if name in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero"):
+                reads.append(name)
+            return function(*args, **(kwargs or {}))
+
+    def search(self, t, times=None):
+        assert times is self._clock.host
+        assert t.data_ptr() - times.data_ptr() == 0
+        return 0
+
+    x = torch.randn(SHAPE)
+    for scheduler in [*(case.pair()[1] for case in DEFAULTS.values()), DEFAULTS["DDPMScheduler"].pair()[0]]:
+        mine = isinstance(scheduler, ours.Fused)
+        for _ in range(2):
+            scheduler.set_timesteps(10)
+            scheduler.is_scale_input_called = True
+            if mine:
+                monkeypatch.setattr(type(scheduler), "index_for_timestep", search, raising=False)
+            reads = []
+            with Reads():
+                for t in scheduler.timesteps:
+                    scheduler.step(x, t, x)
+        assert reads == [] if mine else len(reads) > 10
+
+
+# ---- the forward process -----------------------------------------------------------------------------------
+
+
+def forward(scheduler, x, z, t):
+    if hasattr(scheduler, "scale_noise"):
+        return scheduler.scale_noise(x, t, z)
+    return scheduler.add_noise(x, z, t)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_add_noise_agrees(name, dtype):
+    """The same coefficients; one rounding where they have three."""
+    x, z = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for where in ("training", "before the run", "within the run", "without set_timesteps"):
+        pair = DEFAULTS[name].pair()
+        if where == "without set_timesteps":
+            pair = tuple(type(scheduler).from_config(scheduler.config) for scheduler in pair)
+        times = torch.arange(1000).flip(0) if pair[0].timesteps is None else pair[0].timesteps
+        t = times[[0, 3, 9, 3]]
+        for scheduler in pair:
+            if where == "before the run" and hasattr(scheduler, "set_begin_index"):
+                scheduler.set_begin_index(2)
+            if where == "within the run":
+                scheduler.is_scale_input_called = True
+                if hasattr(scheduler, "set_begin_index"):
+                    scheduler.set_begin_index(0)
+                scheduler.step(x, scheduler.timesteps[0], x)
+        theirs, mine = (forward(scheduler, x, z, t) for scheduler in pair)
+        assert difference(mine, theirs) <= 1.5 * torch.finfo(dtype).eps, where
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_add_noise_goes_on_with_diffusers_where_a_row_does_not_do(name):
+    pair = DEFAULTS[name].pair()
+    x, z = torch.randn(2, 4, 3, 5)
+    t = pair[0].timesteps[[0, 3, 9, 3]]
+    for arguments in ((x, z[:1], t), (x.bfloat16(), z, t), (x.clone().requires_grad_(), z, t)):
+        theirs, mine = (forward(scheduler, *arguments) for scheduler in pair)
+        assert torch.equal(mine, theirs)
+    assert mine.requires_grad
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_add_noise_draws(name):
+    """A Noise is the field of q_sample: drawn in the pass, the same bits as given; one for each sample, too."""
+    scheduler = DEFAULTS[name].pair(coefficients="exact")[1]
+    x, noise = torch.randn(3, 2, 5), nf.Noise(3, sample=9, step=2)
+    t = scheduler.timesteps[[0, 7, 9]]
+    z = torch.from_numpy(nf.randn(tuple(x.shape), noise))
+    drawn = forward(scheduler, x, noise, t)
+    assert torch.equal(drawn, forward(scheduler, x, z, t))
+    listed = forward(scheduler, x, [noise.at(sample=9 + b) for b in range(3)], t)
+    assert torch.equal(listed, drawn)
+    scheduler.coefficients = "compat"
+    assert torch.equal(forward(scheduler, x, noise, t), drawn)
+    half = forward(scheduler, x.bfloat16(), noise, t)
+    assert half.dtype == torch.bfloat16
+    assert difference(half, drawn.bfloat16()) < 0.02
+
+
+SCHEDULES = {
+    "linear": nf.Schedule.linear(),
+    "scaled_linear": nf.Schedule.scaled_linear(1000, 1e-4, 0.02),
+    "squaredcos_cap_v2": nf.Schedule.cosine(),
+    "sigmoid": nf.Schedule.sigmoid(),
+}
+
+
+VP_CLASSES = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "LCMScheduler")
+TRAINED = [(name, schedule) for name in VP_CLASSES for schedule in SCHEDULES]
+TRAINED = [pair for pair in TRAINED if pair[1] != "sigmoid" or pair[0] == "DDPMScheduler"]  # which alone has it
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "schedule"), TRAINED)
+def test_exact_add_noise_at_every_time(name, schedule, dtype):
+    """Every coefficient is the float64 value rounded once to float32, the result that row rounded once. diffusers in
+    half precision: sigma = 0 at the first times."""
+    theirs, mine = (getattr(m, name)(1000, 1e-4, 0.02, beta_schedule=schedule) for m in (diffusers, ours))
+    mine.coefficients = "exact"
+    exact, t = SCHEDULES[schedule], torch.arange(1000)
+    one, zero = torch.ones(1000, 1, dtype=dtype), torch.zeros(1000, 1, dtype=dtype)
+    alpha, sigma = mine.add_noise(one, zero, t), mine.add_noise(zero, one, t)
+    for column, expected in ((alpha, exact.alpha), (sigma, exact.sigma)):
+        assert torch.equal(column, torch.tensor(expected)[:, None].float().to(dtype))
+    x, z = torch.randn(2, 1000, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    a, s = (torch.tensor(v).float()[:, None].double() for v in (exact.alpha, exact.sigma))
+    products = (s * z.double()).float().double()  # fma(alpha, x, sigma z): a rounded product, then exact in float64
+    row = (a * x.double() + products).float()
+    if dtype != torch.float32:
+        assert torch.equal(mine.add_noise(x, z, t), row.to(dtype))
+        assert (theirs.add_noise(zero, one, t) == 0).any()
+        assert (mine.add_noise(zero, one, t) > 0).all()
+
+
+def test_add_noise_checks_its_times():
+    scheduler, x = ours.DDPMScheduler(), torch.randn(2, 3)
+    with pytest.raises(IndexError):
+        scheduler.add_noise(x, x, torch.tensor([1, 1000]))
+    with pytest.raises(IndexError):
+        ours.EulerDiscreteScheduler().add_noise(x, x, torch.tensor([1.0, 1000.5]))
+
+
+# ---- exact coefficients ------------------------------------------------------------------------------------
+
+
+def native_pairs():
+    """The pairs of test_samplers_diffusers.py: what diffusers' classes are among nf.samplers."""
+    import test_samplers_diffusers as native
+
+    for pair in native.PAIRS:
+        if pair.theirs in NAMES and "thresholding" not in pair.config:
+            yield pytest.param(pair, id=str(pair))
+
+
+@pytest.mark.parametrize("pair", [*native_pairs()])
+def test_exact_coefficients_are_those_of_the_samplers(pair, monkeypatch):
+    """In float64 x, over a loop; compat coefficients are farther off, where float32 cancels."""
+    import test_samplers_diffusers as native
+
+    n, rng = 10, np.random.default_rng(0)
+    theirs = pair.open(True, monkeypatch)
+    theirs.set_timesteps(n)
+    sampler = pair.sampler(theirs, n)
+    monkeypatch.undo()
+    scheduler = getattr(ours, pair.theirs)(**pair.config)
+    scheduler.coefficients = "exact"
+    with warnings.catch_warnings(action="ignore"):
+        scheduler.set_timesteps(n)
+    scheduler.is_scale_input_called = True
+    x = y = rng.normal(size=native.SHAPE)
+    state, worst = sampler.state(x), 0.0
+    for i, t in enumerate(scheduler.timesteps):
+        m, z = rng.normal(size=(2, *native.SHAPE))
+        if pair.ours == "ddpm" and i == n - 1:
+            z[:] = 0  # diffusers adds noise whenever t > 0
+        monkeypatch.setattr(ours.Fused, "_drawn", lambda *args, z=z: torch.from_numpy(z))
+        y = scheduler.step(torch.from_numpy(m), t, torch.from_numpy(y), **pair.step_options)[0].numpy()
+        x = sampler.step(i, x, m, z, state)
+        worst = max(worst, np.abs(x - y).max() / np.abs(x).max())
+    assert worst < 1e-10
+
+
+def test_exact_needs_to_see_set_timesteps():
+    scheduler = diffusers.EulerDiscreteScheduler()
+    scheduler.set_timesteps(10)
+    scheduler = ours.accelerate(scheduler, coefficients="exact")
+    scheduler.is_scale_input_called = True
+    x = torch.randn(1, 3)
+    with pytest.raises(RuntimeError, match="call set_timesteps again"):
+        scheduler.step(x, scheduler.timesteps[0], x)
+    scheduler.set_timesteps(10)
+    scheduler.step(x, scheduler.timesteps[0], x)
+
+
+# ---- what diffusers has to do itself -----------------------------------------------------------------------
+
+
+FALLBACKS = {
+    "where the variance is learned": ("DDPMScheduler", {"variance_type": "learned_range"}, (2, 6, 4, 4), {}),
+    "for tensors that require grad": ("DDIMScheduler", {}, SHAPE, {"grad": True}),
+    "for a torch.float16 sample": ("DDIMScheduler", {}, SHAPE, {"half": True}),
+    "with a solver_p": ("UniPCMultistepScheduler", {"solver_p": diffusers.DDIMScheduler()}, SHAPE, {}),
+    "not affine": ("DDPMScheduler", {"variance_type": "fixed_large_log"}, SHAPE, {}),
+    "reads 5 remembered tensors": ("UniPCMultistepScheduler", {"solver_order": 4}, SHAPE, {}),
+    "at 7, which is not among its timesteps": ("DDIMScheduler", {}, SHAPE, {"at": torch.tensor(7)}),
+}
+
+
+@pytest.mark.parametrize("reason", FALLBACKS)
+def test_what_a_row_cannot_do(reason, caplog):
+    """diffusers' own method does it, in full, and a warning in the log says so once."""
+    name, config, shape, how = FALLBACKS[reason]
+    ours._said.clear()
+    pair, results = Case(name, config).pair(), []
+    m, x = torch.randn(shape), torch.randn(SHAPE)
+    with caplog.at_level(logging.WARNING):
+        for scheduler in pair:
+            inputs = m.clone().requires_grad_("grad" in how), x.half() if "half" in how else x
+            generator = torch.Generator().manual_seed(0)
+            results.append([])
+            for t in scheduler.timesteps:
+                result = scheduler.step(inputs[0], how.get("at", t), inputs[1], **arguments(scheduler, generator, {}))
+                results[-1].append(result.prev_sample)
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a.isnan(), b.isnan())
+        assert torch.equal(a.nan_to_num(), b.nan_to_num())
+        assert a.requires_grad == b.requires_grad
+    said = [record.getMessage() for record in caplog.records if record.name == "noisefuse.interop.diffusers"]
+    assert len(said) == 1
+    assert said[0].startswith(f"{name}: diffusers' own step is used")
+    assert reason in said[0]
+    if "generator" in inspect.signature(pair[0].step).parameters:
+        with pytest.raises(TypeError, match="diffusers does this step"):
+            pair[1].step(
+                m, how.get("at", pair[1].timesteps[0]), inputs[1], generator=nf.Noise(1)
+            ) if "grad" not in how else (pair[1].step(inputs[0], pair[1].timesteps[0], x, generator=nf.Noise(1)))
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_noise_is_not_ignored_where_diffusers_does_the_step(name):
+    scheduler = DEFAULTS[name].pair(noise=nf.Noise(7))[1]
+    scheduler.is_scale_input_called = True
+    x = torch.randn(SHAPE)
+    with pytest.raises(
+        TypeError, match=r"diffusers does this step for tensors that require grad, and cannot draw Noise"
+    ):
+        scheduler.step(x.clone().requires_grad_(), scheduler.timesteps[0], x)
+
+
+@pytest.mark.parametrize("layout", ["channels last", "expanded", "sliced"])
+@pytest.mark.parametrize("name", NAMES)
+def test_layouts(name, layout):
+    """Tensors that are not in C order give the same values, in C order."""
+    pair, plain = DEFAULTS[name].pair()[1], DEFAULTS[name].pair()[1]
+    x = torch.randn(2, 1, 4, 4).expand(2, 3, 4, 4) if layout == "expanded" else torch.randn(2, 3, 4, 4)
+    other = {
+        "channels last": x.to(memory_format=torch.channels_last),
+        "expanded": x,
+        "sliced": torch.cat([x, x], dim=3)[..., :4],
+    }[layout]
+    assert not other.is_contiguous()
+    for t in pair.timesteps[:4]:
+        results = []
+        for scheduler, each in ((pair, other), (plain, x.contiguous())):
+            scheduler.is_scale_input_called = True
+            generator = torch.Generator().manual_seed(0)
+            results.append(scheduler.step(0.1 * each, t, each, **arguments(scheduler, generator, {})))
+        for key in results[0]:
+            assert torch.equal(results[0][key], results[1][key])
+
+
+def test_per_token_timesteps_of_flow_matching():
+    pair, x = DEFAULTS["FlowMatchEulerDiscreteScheduler"].pair(), torch.randn(2, 6, 5)
+    tokens = torch.rand(2, 6) * 1000
+    a, b = (s.step(x, s.timesteps[0], x, per_token_timesteps=tokens)[0] for s in pair)
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_float32_sample_with_half_model_outputs(name):
+    """As video pipelines do: the sample stays float32, or becomes what diffusers makes of it."""
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    pair = DEFAULTS[name].pair()
+    ours._said.clear()
+    for t in pair[0].timesteps:
+        m, results = torch.tanh(x).bfloat16(), []
+        for scheduler in pair:
+            scheduler.is_scale_input_called = True
+            generator = torch.Generator().manual_seed(0)
+            results.append(scheduler.step(m, t, x, **arguments(scheduler, generator, {})))
+        sigma = getattr(pair[0], "sigmas", torch.ones(1)).max()
+        for key in results[0]:  # their product sigma m is rounded to bfloat16
+            assert results[1][key].dtype == results[0][key].dtype
+            distance = (results[1][key].double() - results[0][key].double()).abs().max()
+            assert distance <= 2 * torch.finfo(torch.bfloat16).eps * max(
+                x.abs().max(), sigma, results[0][key].abs().max()
+            )
+        x = results[0].prev_sample.float()
+    assert not ours._said
+
+
+# ---- classes, configurations, pipelines --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_class_is_diffusers_class(name, tmp_path):
+    theirs, mine = getattr(diffusers, name), getattr(ours, name)
+    for method in ("step", "set_timesteps", "__init__", "add_noise", "scale_noise", "scale_model_input"):
+        assert hasattr(theirs, method) == hasattr(mine, method)
+        if hasattr(theirs, method):
+            a, b = (inspect.signature(getattr(kind, method)).parameters for kind in (theirs, mine))
+            assert [(p.name, p.default) for p in a.values()] == [(p.name, p.default) for p in b.values()]
+    scheduler = DEFAULTS[name].pair()[1]
+    assert isinstance(scheduler, theirs)
+    scheduler.save_pretrained(tmp_path)
+    assert theirs.from_pretrained(tmp_path).config == mine.from_pretrained(tmp_path).config
+    assert {*scheduler.compatibles} == {*theirs().compatibles}
+    assert mine.from_config(theirs().config).config == theirs().config
+    assert scheduler.config.num_train_timesteps == len(scheduler) == 1000
+
+
+def test_from_config_of_another_class():
+    config = ours.DDPMScheduler(beta_start=1e-3, prediction_type="v_prediction").config
+    for kind in (diffusers.DDIMScheduler, ours.DDIMScheduler):
+        assert kind.from_config(config).config.prediction_type == "v_prediction"
+
+
+def test_get_velocity():
+    theirs, mine = DEFAULTS["DDPMScheduler"].pair()
+    x, z = torch.randn(2, 4, 3)
+    t = torch.tensor([0, 5, 999, 500])
+    assert torch.equal(mine.get_velocity(x, z, t), theirs.get_velocity(x, z, t))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_accelerate_a_scheduler_in_the_middle_of_its_run(name):
+    theirs, _ = DEFAULTS[name].pair()
+    theirs.is_scale_input_called = True
+    x, results = torch.randn(SHAPE), []
+    for t in theirs.timesteps[:3]:
+        theirs.step(0.1 * x, t, x)
+    mine = ours.accelerate(copy.deepcopy(theirs))
+    assert type(mine) is getattr(ours, name)
+    for scheduler in (theirs, mine):
+        torch.manual_seed(0)
+        results.append(scheduler.step(0.1 * x, scheduler.timesteps[3], x)[0])
+    assert difference(*results) <= LOOP
+
+
+def test_accelerate_refuses():
+    class Own(diffusers.DDPMScheduler):
+        pass
+
+    for other in (Own(), diffusers.DEISMultistepScheduler(), 3):
+        with pytest.raises(TypeError, match=f"one of DDIMScheduler, .* got {type(other).__name__}"):
+            ours.accelerate(other)
+    with pytest.raises(ValueError, match="expected 'compat' or 'exact'"):
+        ours.accelerate(diffusers.DDPMScheduler(), coefficients="best")
+    with pytest.raises(TypeError, match="expected a Noise or a list of them, got int"):
+        ours.accelerate(diffusers.DDPMScheduler(), noise=3)
+    with pytest.raises(ValueError, match="no noise of its own"):
+        ours.DDPMScheduler().start((1, 2))
+
+
+def unet():
+    torch.manual_seed(0)
+    return diffusers.UNet2DModel(
+        sample_size=16, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["DDPM", "DDIM"])
+def test_pipelines_give_the_same_pictures(kind, tmp_path):
+    pipeline = getattr(diffusers, f"{kind}Pipeline")(unet(), getattr(diffusers, f"{kind}Scheduler")())
+    pipeline.set_progress_bar_config(disable=True)
+
+    def picture(**options):
+        generator = torch.Generator().manual_seed(3)
+        return pipeline(batch_size=2, num_inference_steps=8, generator=generator, output_type="np", **options).images
+
+    options = {"eta": 0.5} if kind == "DDIM" else {}
+    expected = picture(**options)
+    assert ours.accelerate(pipeline) is pipeline
+    assert type(pipeline.scheduler) is getattr(ours, f"{kind}Scheduler")
+    np.testing.assert_allclose(picture(**options), expected, rtol=0, atol=LOOP)
+    pipeline.save_pretrained(tmp_path)
+    loaded = type(pipeline).from_pretrained(tmp_path)
+    assert type(loaded.scheduler) is getattr(diffusers, f"{kind}Scheduler")
+
+
+def test_a_pipeline_with_noise_of_its_own():
+    """No generator: the scheduler's noise, which depends on no batch; its start is stream 2."""
+    noises = [nf.Noise(5), nf.Noise(6)]
+    scheduler = diffusers.DDPMScheduler()
+    pipeline = ours.accelerate(diffusers.DDPMPipeline(unet(), scheduler), noise=noises)
+    scheduler = pipeline.scheduler
+    shape = (2, 3, 16, 16)
+    start = scheduler.start(shape)
+    assert torch.equal(start[1:], torch.from_numpy(nf.randn((1, *shape[1:]), noises[1].at(stream=2))))
+    assert scheduler.start(shape, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+    def sample(noise, x):
+        scheduler.noise = noise
+        scheduler.set_timesteps(5)
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                x = scheduler.step(pipeline.unet(x, t).sample, t, x).prev_sample
+        return x
+
+    together = sample(noises, start)
+    assert torch.allclose(sample(noises[1], start[1:]), together[1:], atol=1e-5)  # the network's sums may differ
+
+
+def test_the_example(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    path = Path(__file__).parents[1] / "examples" / "diffusers_pipeline.py"
+    spec = importlib.util.spec_from_file_location("diffusers_pipeline", path)
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    monkeypatch.setattr(program, "STEPS", 4)
+    monkeypatch.setattr(program, "SHAPES", {"actions": (1, 16, 7)})
+    threads = torch.get_num_threads()
+    program.main(["--out", str(tmp_path / "few.png")])
+    torch.set_num_threads(threads)
+    assert (tmp_path / "few.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert all(name.__name__[:12] in printed for name in program.SCHEDULERS)
+    assert [float(words) < 2e-5 for words in re.findall(r"differ by ([\d.e-]+),", printed)] == [True, True]

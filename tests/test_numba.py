@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Numba backend's own matters, and noisefuse.numba inside of kernels as users write them.
+
+Seen to fail: normals of a neighbouring element (element + 1), float32 words in normal64, a row's terms in another
+order, the last product of a normal left to the compiler (`mul` as a * b: one more fma in the PTX), a cache that does
+not look at spec.py, a float mode that is not set.
+"""
+
+import collections
+import importlib.util
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import cuda, float32, float64, guvectorize, int64, njit, prange, uint32, uint64, vectorize, void
+
+import noisefuse as nf
+import noisefuse.numba as nfn
+from conftest import bits
+from noisefuse.backends import spec
+from test_threads import python
+
+ROOT = Path(__file__).parents[1]
+
+# ---- in kernels --------------------------------------------------------------------------------------------
+
+
+@njit
+def fill(normals, doubles, uniforms, fine, seed, sample, step, stream, start):
+    for b in range(normals.shape[0]):
+        for i in range(normals.shape[1]):
+            n, element = sample + b, start + i
+            normals[b, i] = nfn.normal(seed, n, step, element, stream)
+            doubles[b, i] = nfn.normal64(seed, n, step, element, stream)
+            uniforms[b, i] = nfn.uniform(seed, n, step, element, stream)
+            fine[b, i] = nfn.uniform64(seed, n, step, element, stream)
+
+
+def edges(end):
+    return st.one_of(st.integers(0, end - 1), st.integers(0, 3), st.integers(end - 4, end - 1))
+
+
+@settings(deadline=None)  # compiles
+@given(edges(2**64), edges(2**56 - 3), edges(2**32), st.integers(1, 127), edges(2**34 - 41))
+def test_elements_are_those_of_randn_and_uniform(seed, sample, step, stream, start):
+    found = [np.empty((3, 41), kind) for kind in ("f4", "f8", "f4", "f8")]
+    fill(*found, np.uint64(seed), sample, step, stream, start)
+    noise = nf.Noise(seed, sample=sample, step=step, stream=stream).window((2**34,), (start,))
+    draws = [(nf.randn, "float32"), (nf.randn, "float64"), (nf.uniform, "float32"), (nf.uniform, "float64")]
+    for array, (draw, dtype) in zip(found, draws, strict=True):
+        assert bits(array) == bits(draw((3, 41), noise, dtype=dtype))
+
+
+@njit
+def by_fours(out, seed):
+    for block in range(len(out) // 4):
+        z0, z1, z2, z3 = nfn.normal4(seed, 0, 0, block)
+        out[4 * block], out[4 * block + 1], out[4 * block + 2], out[4 * block + 3] = z0, z1, z2, z3
+
+
+@njit(parallel=True)
+def in_parallel(out, seed):
+    for i in prange(len(out)):
+        out[i] = nfn.normal(seed, 0, 0, i)
+
+
+@vectorize([float32(uint64, int64)])
+def vectorized(seed, element):
+    return nfn.normal(seed, 0, 0, element)
+
+
+@guvectorize([(float32[:], uint64, float32[:])], "(n),()->(n)")
+def generalized(x, seed, out):
+    for i in range(len(x)):
+        out[i] = x[i] * 0 + nfn.normal(seed, 0, 0, i)
+
+
+def test_all_kinds_of_kernels():
+    expected = nf.randn((1, 1000), nf.Noise(9))[0]
+    for kernel in (by_fours, in_parallel):
+        out = np.empty(1000, np.float32)
+        kernel(out, 9)
+        assert bits(out) == bits(expected)
+    assert bits(vectorized(9, np.arange(1000))) == bits(expected)
+    assert bits(generalized(np.zeros(1000, np.float32), 9)) == bits(expected)
+    assert [nfn.normal(9, 0, 0, i) for i in range(5)] == expected[:5].tolist()  # plain Python
+
+
+def test_words_and_defaults():
+    assert nfn.philox4x32(0, 0, 0, 0, 0, 0) == (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
+    assert nfn.uniform(3, 1, 2, 5) == nf.uniform((1, 6), nf.Noise(3, sample=1, step=2))[0, 5]
+
+
+@njit
+def update(out, aux, rows, present, i, inputs, seed, sample, step):
+    for k in range(len(out)):
+        z = nfn.normal(seed, sample, step + i, k, 3)
+        x, m1, m2 = inputs[0, k], inputs[1, k], inputs[2, k]
+        past = inputs[3, k], inputs[4, k], inputs[5, k], inputs[6, k]
+        out[k], aux[k], _ = nfn.apply_row(rows[i], present, (x, m1, m2, *past), z)
+
+
+SCHEDULE = nf.Schedule.linear(100)
+SAMPLERS = {
+    "ddpm": nf.samplers.ddpm(SCHEDULE, steps=6, clip=1.0),
+    "dpmpp_2m_sde": nf.samplers.dpmpp_2m_sde(SCHEDULE, steps=6),
+    "unipc": nf.samplers.unipc(SCHEDULE, steps=6),
+    "pndm": nf.samplers.pndm(SCHEDULE, steps=6),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_rows_are_those_of_update(name):
+    table = SAMPLERS[name].tableau
+    inputs = np.random.default_rng(0).standard_normal((7, 65), np.float32)
+    inputs[:, :4] = [[-0.0, np.inf, np.nan, 0.0]] * 7
+    rows, present = nfn.rows(table)
+    x, m1, m2, *past = inputs[:, None]
+    for i in range(len(table)):
+        out, aux = np.empty((2, 65), np.float32)
+        update(out, aux, rows, present, i, inputs, 5, 7, 11)
+        expected_aux = np.empty_like(x)
+        noise = nf.Noise(5, sample=7, step=11)
+        expected = nf.update(table, i, x, (m1, m2), past=past, noise=noise, aux_out=[expected_aux])
+        assert bits(out) == bits(expected[0])
+        assert bits(aux) == bits(expected_aux[0])
+
+
+def test_rows_of_gradients_are_refused():
+    with pytest.raises(ValueError, match="gradients of a clamp"):
+        nfn.rows(SAMPLERS["ddpm"].tableau.transpose()["x"])
+
+
+@njit
+def noised(out, x, alpha, sigma, seed):
+    for i in range(len(out)):
+        out[i] = nfn.fma(alpha, x[i], nfn.mul(sigma, nfn.normal(seed, 0, 0, i)))
+
+
+LIBRARY = r"(?:\$|call\w*\s+)(?:sqrt|fma|log|sin|cos)f?\b"
+
+
+@njit
+def with_a_library(out, x):
+    for i in range(len(out)):
+        out[i] = math.sin(x[i])
+
+
+def test_a_call_of_a_library_is_seen():
+    with_a_library(*np.zeros((2, 8), np.float32))
+    assert re.search(LIBRARY, "\n".join(with_a_library.inspect_asm().values()))
+
+
+def test_a_loop_vectorises():
+    """Packed instructions, for the square root too, and no call of a mathematical library."""
+    noised(*np.zeros((2, 8), np.float32), np.float32(1), np.float32(1), 1)
+    by_fours(np.zeros(8, np.float32), 1)
+    for kernel in (noised, by_fours):
+        text = "\n".join(kernel.inspect_asm().values())
+        if "vfmadd" not in text:
+            pytest.skip("knows x86-64's names, and needs its fma: without it each is a call")
+        assert re.search(r"\bvsqrtps\b", text)
+        assert len(re.findall(r"\bvfn?m(?:add|sub)\d+ps\b", text)) >= PAIR32
+        assert not re.search(LIBRARY, text)
+
+
+@pytest.mark.parametrize("name", nfn.__all__)
+def test_names_are_documented(name):
+    assert (getattr(nfn, name).__doc__ or "").strip()
+    assert re.search(rf"\b{name}\(", (ROOT / "docs" / "numba.md").read_text())
+
+
+# ---- numba.cuda --------------------------------------------------------------------------------------------
+
+
+def gpu_normal(out, seed):
+    i = cuda.grid(1)
+    out[i] = float32(2.5) + nfn.normal(seed, 1, 2, i)
+
+
+def gpu_normal4(out, seed):
+    i = cuda.grid(1)
+    z0, z1, z2, z3 = nfn.normal4(seed, 1, 2, i)
+    out[i] = z0 + z1 + z2 + z3
+
+
+def gpu_normal64(out, seed):
+    i = cuda.grid(1)
+    out[i] = 2.5 + nfn.normal64(seed, 1, 2, i)
+
+
+def gpu_uniform(out, seed):
+    i = cuda.grid(1)
+    out[i] = float32(2.5) + nfn.uniform(seed, 1, 2, i)
+
+
+def gpu_q_sample(out, seed):
+    i = cuda.grid(1)
+    out[i] = float32(2.5) + nfn.fma(out[i], out[i], nfn.mul(out[i], nfn.normal(seed, 1, 2, i)))
+
+
+PAIR32 = len(spec.LOG1P32) + len(spec.COS32) + len(spec.SIN32) - 2  # a polynomial has one less; ln 4 takes one
+PAIR64 = len(spec.LOG1P64) + len(spec.COS64) + len(spec.SIN64) - 2
+FUSED = {gpu_normal: PAIR32, gpu_normal4: 2 * PAIR32, gpu_normal64: PAIR64, gpu_uniform: 0, gpu_q_sample: PAIR32 + 1}
+needs_cuda = pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="needs numba-cuda")
+
+
+@needs_cuda
+@pytest.mark.parametrize("kernel", FUSED)
+def test_nothing_is_contracted_or_approximate_on_a_gpu(kernel):
+    """As many fma as the text has, and no product that meets a sum which the assembler could fuse."""
+    real = float64 if kernel is gpu_normal64 else float32
+    text, _ = cuda.compile_ptx(kernel, void(real[:], uint64), cc=(9, 0))
+    found = re.findall(r"^\s*(?:@%p\d+ )?([a-z]\w*)\.([\w.]*f(?:32|64))\s+(%\w+), ([^;]*);", text, re.MULTILINE)
+    count = collections.Counter(name for name, *_ in found)
+    assert count["fma"] == FUSED[kernel]
+    loose = {to for name, kind, to, _ in found if name == "mul" and not kind.startswith("rn")}
+    for name, kind, _, arguments in found:
+        assert "approx" not in kind
+        assert "ftz" not in kind
+        assert name not in ("div", "rcp", "sin", "cos", "lg2", "ex2")
+        assert name != "sqrt" or kind.startswith("rn")
+        if name in ("add", "sub"):
+            assert not loose & {*arguments.split(", ")}
+    assert "call" not in {name for name, *_ in found}
+
+
+@needs_cuda
+def test_device_functions_compile_by_themselves():
+    number = (uint64, int64, int64, int64, int64)
+    for function, signature in (
+        (nfn.normal, number),
+        (nfn.normal4, number),
+        (nfn.normal64, number),
+        (nfn.uniform, number),
+        (nfn.philox4x32, (uint32,) * 6),
+    ):
+        text, _ = cuda.compile_ptx(function.py_func, signature, device=True, cc=(9, 0), abi="numba")
+        assert ".func" in text
+
+
+@needs_cuda
+def test_a_gpu_gives_the_same_bits():
+    if not cuda.is_available():
+        pytest.skip("needs a GPU")
+    for kernel, dtype, draw in (
+        (gpu_normal, "float32", nf.randn),
+        (gpu_normal64, "float64", nf.randn),
+        (gpu_uniform, "float32", nf.uniform),
+    ):
+        out = cuda.to_device(np.zeros(1 << 16, dtype))
+        cuda.jit(kernel)[256, 256](out, np.uint64(9))
+        z = draw((1, 1 << 16), nf.Noise(9, sample=1, step=2), dtype=dtype)[0]
+        assert bits(out.copy_to_host()) == bits(z.dtype.type(2.5) + z)
+
+
+# ---- other processors --------------------------------------------------------------------------------------
+
+
+# Without features of its own a name takes those of this machine: haswell would have AVX-512.
+FEATURES = {"generic": "", "haswell": "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="processors of x86-64")
+@pytest.mark.parametrize("processor", FEATURES)
+def test_other_processors_have_the_same_bits(processor, tmp_path):
+    """generic has no fma instruction and calls the C library's; haswell has no AVX-512."""
+    names = "numba or everywhere"
+    files = ["test_known.py", "test_update.py", "test_forward.py", "test_numba.py"]
+    environment = {
+        "NUMBA_CPU_NAME": processor,
+        "NUMBA_CPU_FEATURES": FEATURES[processor],
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", names],
+        cwd=ROOT / "tests",
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+# ---- the backend -------------------------------------------------------------------------------------------
+
+DRAW = "import noisefuse as nf; print(nf.randn((1, 4), nf.Noise(0)).tolist())"
+
+
+@pytest.mark.parametrize(
+    ("missing", "backend"), [(["noisefuse._native"], "numba"), (["noisefuse._native", "numba"], "reference")]
+)
+def test_a_missing_extension_is_said_once_and_done_without(missing, backend):
+    code = f"import sys; sys.modules |= dict.fromkeys({missing})\n"
+    code += "import importlib.util as u; find = u.find_spec\n"
+    code += f"u.find_spec = lambda name, *rest: None if name in {missing} else find(name, *rest)\n"
+    code += f"{DRAW}; {DRAW}; nf.set_num_threads(2); print(nf.info()['backend'], nf.info()['threads'])\n"
+    code += "print(nf.info()['backends']['native'])"
+    done = python(code, NOISEFUSE_BACKEND=None)
+    assert done.returncode == 0, done.stderr
+    first, second, chosen, reason = done.stdout.splitlines()
+    assert first == second == str(nf.randn((1, 4), nf.Noise(0)).tolist())
+    assert chosen == f"{backend} 2"
+    assert "C++20 compiler" in reason
+    assert done.stderr.count("RuntimeWarning") == 1
+    assert f"runs on its backend '{backend}'" in done.stderr
+
+
+def test_compiled_code_is_kept_on_disk_and_is_that_of_the_text(tmp_path):
+    """The second process compiles nothing. A changed coefficient in spec.py is not overlooked."""
+    package = tmp_path / "site" / "noisefuse"
+    shutil.copytree(ROOT / "src" / "noisefuse", package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    code = f"import sys; sys.path.insert(0, {str(package.parent)!r})\n"
+    code += "sys.meta_path = [f for f in sys.meta_path if 'Redirecting' not in type(f).__name__]\n"
+    code += f"import warnings; warnings.simplefilter('ignore')\n{DRAW}\n"
+    code += (
+        "from noisefuse.backends import kernels; s = kernels.step.stats; print(len(s.cache_hits), len(s.cache_misses))"
+    )
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NOISEFUSE_BACKEND": "numba"}
+    assert python(code, **environment).stdout.endswith("0 1\n")
+    assert python(code, **environment).stdout.endswith("1 0\n")
+    path = package / "backends" / "spec.py"
+    path.write_text(path.read_text().replace("-0x1.555394p-1", "-0x1.555594p-1"))
+    assert "built wrongly" in python(code, **environment).stderr
+
+
+def test_without_a_folder_to_keep_it_in_code_is_compiled_each_time():
+    code = f"import numba.core.caching as c; c.CacheImpl._locator_classes = []\n{DRAW}"
+    done = python(code, NOISEFUSE_BACKEND="numba")
+    assert done.returncode == 0, done.stderr
+    assert "0.99113" in done.stdout
+
+
+@pytest.mark.slow
+def test_an_installation_without_a_compiler(tmp_path):
+    run = [sys.executable, "-m", "venv", str(tmp_path / "venv")]
+    subprocess.run(run, check=True)
+    interpreter = tmp_path / "venv" / "bin" / "python"
+    install = [interpreter, "-m", "pip", "install", "-q", "-C", f"build-dir={tmp_path / 'build'}", str(ROOT)]
+    environment = os.environ | {"CXX": "/nonexistent"}
+    subprocess.run(install, check=True, env=environment, capture_output=True)
+    done = subprocess.run([interpreter, "-c", DRAW], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.startswith("[[0.99113")
+    assert done.stderr.count("RuntimeWarning") == 1
+    assert "pip install 'noisefuse[numba]'" in done.stderr
