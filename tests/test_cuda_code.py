@@ -18,7 +18,7 @@ from cuda_kernels import compilers, ptx, stand_in
 needs_nvcc = pytest.mark.skipif(not compilers.have_nvcc(), reason="needs noisefuse[cuda-test]: nvcc, cuobjdump")
 needs_nvrtc = pytest.mark.skipif(not compilers.have_nvrtc(), reason="needs noisefuse[cuda-test]: CuPy's NVRTC")
 BOTH = [pytest.param("nvcc", marks=needs_nvcc), pytest.param("nvrtc", marks=[needs_nvcc, needs_nvrtc])]
-KERNELS = re.findall(r"X\((\w+), \d+", (stand_in.CSRC / "cuda" / "kernels.cu").read_text())
+KERNELS = re.findall(r"X\((\w+), \(", (stand_in.CSRC / "cuda" / "kernels.cu").read_text())
 
 
 def machine_code(compiler, arch):
