@@ -332,50 +332,51 @@ __device__ inline void any(const Call& call) {
 }  // namespace nf
 
 // ---- the kernels ---------------------------------------------------------------------------------------------
-// Named after what they do, the type of x where it is another, and the type of the outputs; then their threads.
+// Named after what they do, the type of x where it is another, and the type of the outputs; then the threads of a
+// block (and how many blocks have to fit, where the compiler spills to fit more).
 
 // clang-format off
 #define NF_KERNELS(X) \
-    X(forward_f32, 256, vector_step<F32, F32, 1, 8, kNormal, kForward>)             \
-    X(forward_f64, 256, vector_step<F64, F64, 1, 2, kNormal, kForward>)             \
-    X(forward_f16, 256, vector_step<F16, F16, 1, 4, kNormal, kForward>)             \
-    X(forward_bf16, 256, vector_step<BF16, BF16, 1, 4, kNormal, kForward>)          \
-    X(forward_u8_f32, 256, vector_step<F32, U8, 1, 8, kNormal, kForwardBytes>)      \
-    X(forward_u8_f64, 256, vector_step<F64, U8, 1, 2, kNormal, kForwardBytes>)      \
-    X(forward_u8_f16, 256, vector_step<F16, U8, 1, 4, kNormal, kForwardBytes>)      \
-    X(forward_u8_bf16, 256, vector_step<BF16, U8, 1, 4, kNormal, kForwardBytes>)    \
-    X(normal_f32, 256, vector_step<F32, F32, 1, 8, kNormal, kNoise>)                \
-    X(normal_f64, 256, vector_step<F64, F64, 1, 2, kNormal, kNoise>)                \
-    X(normal_f16, 256, vector_step<F16, F16, 1, 4, kNormal, kNoise>)                \
-    X(normal_bf16, 256, vector_step<BF16, BF16, 1, 4, kNormal, kNoise>)             \
-    X(uniform_f32, 256, vector_step<F32, F32, 1, 8, kUniform, kNoise>)              \
-    X(uniform_f64, 256, vector_step<F64, F64, 1, 2, kUniform, kNoise>)              \
-    X(two_f32, 256, vector_step<F32, F32, 2, 2, kNone, kTwoInputs>)                 \
-    X(two_f64, 256, vector_step<F64, F64, 2, 1, kNone, kTwoInputs>)                 \
-    X(two_f16, 256, vector_step<F16, F16, 1, 2, kNone, kTwoInputs>)                 \
-    X(two_bf16, 256, vector_step<BF16, BF16, 1, 2, kNone, kTwoInputs>)              \
-    X(step_f32, 256, vector_step<F32, F32, 2, 1, kNone, 0>)                         \
-    X(step_f64, 256, vector_step<F64, F64, 1, 1, kNone, 0>)                         \
-    X(step_f16, 256, vector_step<F16, F16, 1, 1, kNone, 0>)                         \
-    X(step_bf16, 256, vector_step<BF16, BF16, 1, 1, kNone, 0>)                      \
-    X(drawing_f32, 256, vector_step<F32, F32, 2, 1, kNormal, 0>)                    \
-    X(drawing_f64, 256, vector_step<F64, F64, 1, 1, kNormal, 0>)                    \
-    X(drawing_f16, 256, vector_step<F16, F16, 1, 1, kNormal, 0>)                    \
-    X(drawing_bf16, 256, vector_step<BF16, BF16, 1, 1, kNormal, 0>)                 \
-    X(walk_f32, 256, vector_walk<F32>)                                              \
-    X(walk_f64, 256, vector_walk<F64>)                                              \
-    X(walk_f16, 256, vector_walk<F16>)                                              \
-    X(walk_bf16, 256, vector_walk<BF16>)                                            \
-    X(any_f32, 256, any<float, false>)                                              \
-    X(any_f64, 128, any<double, false>)                                             \
-    X(any_walk_f32, 256, any<float, true>)                                          \
-    X(any_walk_f64, 128, any<double, true>)
+    X(forward_f32, (256), vector_step<F32, F32, 1, 8, kNormal, kForward>)             \
+    X(forward_f64, (256), vector_step<F64, F64, 1, 2, kNormal, kForward>)             \
+    X(forward_f16, (256), vector_step<F16, F16, 1, 4, kNormal, kForward>)             \
+    X(forward_bf16, (256), vector_step<BF16, BF16, 1, 4, kNormal, kForward>)          \
+    X(forward_u8_f32, (256), vector_step<F32, U8, 1, 8, kNormal, kForwardBytes>)      \
+    X(forward_u8_f64, (256), vector_step<F64, U8, 1, 2, kNormal, kForwardBytes>)      \
+    X(forward_u8_f16, (256), vector_step<F16, U8, 1, 4, kNormal, kForwardBytes>)      \
+    X(forward_u8_bf16, (256), vector_step<BF16, U8, 1, 4, kNormal, kForwardBytes>)    \
+    X(normal_f32, (256), vector_step<F32, F32, 1, 8, kNormal, kNoise>)                \
+    X(normal_f64, (256), vector_step<F64, F64, 1, 2, kNormal, kNoise>)                \
+    X(normal_f16, (256), vector_step<F16, F16, 1, 4, kNormal, kNoise>)                \
+    X(normal_bf16, (256), vector_step<BF16, BF16, 1, 4, kNormal, kNoise>)             \
+    X(uniform_f32, (256), vector_step<F32, F32, 1, 8, kUniform, kNoise>)              \
+    X(uniform_f64, (256), vector_step<F64, F64, 1, 2, kUniform, kNoise>)              \
+    X(two_f32, (256), vector_step<F32, F32, 2, 2, kNone, kTwoInputs>)                 \
+    X(two_f64, (256), vector_step<F64, F64, 2, 1, kNone, kTwoInputs>)                 \
+    X(two_f16, (256), vector_step<F16, F16, 1, 2, kNone, kTwoInputs>)                 \
+    X(two_bf16, (256), vector_step<BF16, BF16, 1, 2, kNone, kTwoInputs>)              \
+    X(step_f32, (256), vector_step<F32, F32, 2, 1, kNone, 0>)                         \
+    X(step_f64, (256), vector_step<F64, F64, 1, 1, kNone, 0>)                         \
+    X(step_f16, (256), vector_step<F16, F16, 1, 1, kNone, 0>)                         \
+    X(step_bf16, (256), vector_step<BF16, BF16, 1, 1, kNone, 0>)                      \
+    X(drawing_f32, (256), vector_step<F32, F32, 2, 1, kNormal, 0>)                    \
+    X(drawing_f64, (256), vector_step<F64, F64, 1, 1, kNormal, 0>)                    \
+    X(drawing_f16, (256), vector_step<F16, F16, 1, 1, kNormal, 0>)                    \
+    X(drawing_bf16, (256), vector_step<BF16, BF16, 1, 1, kNormal, 0>)                 \
+    X(walk_f32, (256), vector_walk<F32>)                                              \
+    X(walk_f64, (256), vector_walk<F64>)                                              \
+    X(walk_f16, (256), vector_walk<F16>)                                              \
+    X(walk_bf16, (256), vector_walk<BF16>)                                            \
+    X(any_f32, (256, 3), any<float, false>)                                           \
+    X(any_f64, (128), any<double, false>)                                             \
+    X(any_walk_f32, (256, 3), any<float, true>)                                       \
+    X(any_walk_f64, (128), any<double, true>)
 // clang-format on
 
-#define NF_KERNEL(name, threads, ...)                                                                        \
-    extern "C" __global__ void __launch_bounds__(threads) nf_##name(const __grid_constant__ nf::Call call) { \
-        using namespace nf;                                                                                  \
-        __VA_ARGS__(call);                                                                                   \
+#define NF_KERNEL(name, bounds, ...)                                                                       \
+    extern "C" __global__ void __launch_bounds__ bounds nf_##name(const __grid_constant__ nf::Call call) { \
+        using namespace nf;                                                                                \
+        __VA_ARGS__(call);                                                                                 \
     }
 
 NF_KERNELS(NF_KERNEL)

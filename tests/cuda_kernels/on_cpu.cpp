@@ -10,7 +10,7 @@
 #define __device__
 #define __global__
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __shared__ static thread_local
 
 struct alignas(8) uint2 {
@@ -53,7 +53,7 @@ struct Kernel {
     const char* name;
     void (*run)(nf::Call);
 };
-#define NF_ENTRY(name, threads, ...) {"nf_" #name, nf_##name},
+#define NF_ENTRY(name, bounds, ...) {"nf_" #name, nf_##name},
 const Kernel kernels[] = {NF_KERNELS(NF_ENTRY)};
 
 }  // namespace
