@@ -574,6 +574,33 @@ def test_a_second_run_and_a_run_that_is_cut_off(name):
         alike(*pair, LOOP)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_that_a_user_puts_in(name):
+    """Other sigmas, or alphas_cumprod, in the middle of a run count at once."""
+    pair = DEFAULTS[name].pair()
+    x = torch.linspace(-1, 1, 96).reshape(SHAPE)
+    for k in range(5):
+        results = []
+        for scheduler in pair:
+            scheduler.is_scale_input_called = True
+            if k == 3:
+                source = "sigmas" if hasattr(scheduler, "sigmas") else "alphas_cumprod"
+                setattr(scheduler, source, getattr(scheduler, source) * 0.9)
+            generator = torch.Generator().manual_seed(0)
+            t = scheduler.timesteps[k]
+            results.append(scheduler.step(0.1 * x, t, x, **arguments(scheduler, generator, {}))[0])
+        assert difference(results[1], results[0]) <= LOOP
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_inference_mode(name):
+    case = copy.deepcopy(DEFAULTS[name])
+    if name == "PNDMScheduler":
+        case.config["skip_prk_steps"] = False  # in which diffusers adds up in place
+    with torch.inference_mode():
+        loop(case)
+
+
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
 @pytest.mark.parametrize("name", NAMES)
 def test_copies_in_the_middle_of_a_run(name, duplicate):

@@ -72,7 +72,7 @@ class _Run(NamedTuple):
     """A plan, and what it was made for."""
 
     timesteps: Tensor
-    sigmas: Tensor | None
+    source: Tensor
     options: Options
     dtype: torch.dtype  # of the timesteps
     places: dict[int, int]
@@ -95,6 +95,7 @@ class Fused:
 
     _memory: tuple[str, ...] = ()  # attributes that hold tensors from step to step
     _options: tuple[str, ...] = ()  # arguments of step that change numbers
+    _source = "sigmas"  # the attribute that coefficients are computed from
     _by_time = False  # step looks at the time that it is given; others count
     _float_times = False  # step refuses integer times
     _upcasts = False  # computes in float32, and returns the dtype of the model's output
@@ -132,7 +133,7 @@ class Fused:
         if (
             run is not None
             and run.timesteps is state["timesteps"]
-            and run.sigmas is state.get("sigmas")
+            and run.source is state[self._source]
             and type(t) is Tensor
             and t.dtype is run.dtype
             and not t.dim()
@@ -286,8 +287,8 @@ class Fused:
 
     def _run_from(self, i: int, clock: _Clock, options: Options) -> _Run:
         """The run that has step i as the scheduler is now."""
-        run, sigmas = self._run, self.__dict__.get("sigmas")
-        if run is not None and run.timesteps is clock.timesteps and run.sigmas is sigmas and run.options == options:
+        run, source = self._run, self.__dict__[self._source]
+        if run is not None and run.timesteps is clock.timesteps and run.source is source and run.options == options:
             step = run.steps.get(i)
             if not self._memory or isinstance(run.plan, Unsupported):
                 return run
@@ -305,7 +306,7 @@ class Fused:
         if len(_plans) > _KEPT_PLANS:
             _plans.popitem(last=False)
         steps: Any = {} if isinstance(plan, Unsupported) else plan.steps
-        self._run = _Run(clock.timesteps, sigmas, options, clock.timesteps.dtype, clock.places, plan, steps)
+        self._run = _Run(clock.timesteps, source, options, clock.timesteps.dtype, clock.places, plan, steps)
         return self._run
 
     def _fingerprint(self) -> Any:
@@ -334,7 +335,7 @@ class Fused:
     def _level(self, x0: Any, t: Any) -> Any:
         """The level of each sample, or of all: t itself, or where t is among the timesteps, or where the run is."""
         clock = self._time()
-        if "sigmas" not in self.__dict__:
+        if self._source != "sigmas":
             t = t.to(x0.device) if isinstance(t, Tensor) else t
             return t.reshape(-1) if isinstance(t, Tensor) and t.numel() == len(x0) else t
         if self._begin_index is not None:  # type: ignore[attr-defined]
@@ -352,8 +353,7 @@ class Fused:
     def _kept_levels(self, key: Any, make: Any) -> Any:
         """make(how many levels there are), unless it was made for these levels before."""
         state = self.__dict__
-        levels, kept = state.get("sigmas"), state.setdefault("_levels", {})
-        levels = state["alphas_cumprod"] if levels is None else levels
+        levels, kept = state[self._source], state.setdefault("_levels", {})
         if key not in kept or kept[key][0] is not levels:
             kept[key] = levels, make(len(levels))
         return kept[key][1]
@@ -370,7 +370,7 @@ class Fused:
         """All levels that have noise, the least noisy first, and where each level is among them (None: in its place).
         In float64: there is nothing of diffusers' to reproduce in noise of ours."""
         alpha, sigma = rows.levels(self, self._theirs, n, torch.float64, exact=True)
-        if "sigmas" not in self.__dict__:
+        if self._source != "sigmas":
             return nf.Schedule(alpha, sigma), None
         noisy = sigma > 0
         _, first, place = np.unique(-alpha[noisy] / sigma[noisy], return_index=True, return_inverse=True)
@@ -437,6 +437,7 @@ def _output(kind: Any, fields: tuple[str, ...], sample: Tensor, others: Sequence
 
 
 class DDPMScheduler(_AddsNoise, diffusers.DDPMScheduler):
+    _source = "alphas_cumprod"
     _by_time = True
 
     def step(
@@ -446,6 +447,7 @@ class DDPMScheduler(_AddsNoise, diffusers.DDPMScheduler):
 
 
 class DDIMScheduler(_AddsNoise, diffusers.DDIMScheduler):
+    _source = "alphas_cumprod"
     _by_time = True
     _options = ("eta", "use_clipped_model_output")
 
@@ -460,6 +462,7 @@ class DDIMScheduler(_AddsNoise, diffusers.DDIMScheduler):
 
 
 class LCMScheduler(_AddsNoise, diffusers.LCMScheduler):
+    _source = "alphas_cumprod"
     _draws = "sample"
 
     def step(
@@ -519,6 +522,7 @@ class UniPCMultistepScheduler(_AddsNoise, diffusers.UniPCMultistepScheduler):
 
 
 class PNDMScheduler(_AddsNoise, diffusers.PNDMScheduler):
+    _source = "alphas_cumprod"
     _memory = ("ets", "cur_model_output", "cur_sample")
     _draws = ""
     _by_time = True

@@ -141,7 +141,8 @@ class _Probe:
         self.result = step(self.shadow, self.units["m1"], t, self.units["x"], **options)
         after = {name: v for name, v in self._attributes().items() if before.get(name, self) is not v}
         # what was changed in place is another tensor now
-        held = [object() if isinstance(value, Tensor) and value._version else value for value in held]
+        units = dict(zip(map(id, self.units.values()), self.columns, strict=True))
+        held = [v if id(v) not in units or np.array_equal(v[0].numpy(), units[id(v)]) else object() for v in held]
         given = [None, t, self.units["x"], self.units["m1"], self.units["d"] if self.thresholds else object(), *held]
         places: dict[int, int] = {id(value): place for place, value in enumerate(given)}
         written: list[Tensor] = []
