@@ -6,10 +6,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-from .. import _native
 
 # Contraction and flushing would change bits. CuPy's own RawModule(code=) adds -ftz=true behind them, so it is not used.
 OPTIONS = ("--std=c++20", "-fmad=false", "-ftz=false", "-prec-sqrt=true", "-prec-div=true")
@@ -19,8 +18,13 @@ _modules: dict[int, Any] = {}  # by device
 
 
 def installed() -> Path:
-    """Where the build put `csrc` and, with -DNOISEFUSE_CUDA=ON, `kernels.fatbin`."""
-    return Path(_native.__file__).parent
+    """Where the build put `csrc` and, with -DNOISEFUSE_CUDA=ON, `kernels.fatbin`. ImportError: nothing was built."""
+    extension = find_spec("noisefuse._native")
+    if extension is None or extension.origin is None:
+        raise ImportError(
+            "the CUDA sources come with the C++ extension, which was not built when noisefuse was installed"
+        )
+    return Path(extension.origin).parent
 
 
 def function(cupy: Any, device: int, name: str) -> Any:
