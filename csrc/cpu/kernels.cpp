@@ -31,8 +31,8 @@ void step_drawing_nothing(const Step& s, int64_t begin, int64_t end) {
 
 // A tile of a row that begins with the noise and goes on with arrays: added up while its noise is in registers.
 template <int Terms, DType Type>
-void tile_on_noise(const TileWords& words, const Plan& plan, const Rows<float>& rows, const Arrays<float>& arrays,
-                   int64_t at) {
+[[gnu::flatten]] void tile_on_noise(const TileWords& words, const Plan& plan, const Rows<float>& rows,
+                                    const Arrays<float>& arrays, int64_t at) {
     const Affine& form = rows.out[0];
     Lane::f32 c[Terms];
     const float* v[Terms];
