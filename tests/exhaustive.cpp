@@ -14,15 +14,14 @@
 #include <thread>
 #include <vector>
 
-#include NF_LANE_HEADER
 #include "core/normal.h"
 #include "cpu/lane_scalar.h"
+#include "cpu/tile_rows.h"
 
 using namespace nf;
 
 namespace {
 
-using Lane = NF_LANE;
 constexpr int W = Lane::width;
 constexpr uint64_t kWords = uint64_t{1} << 32;
 constexpr long double kPi = 3.14159265358979323846264338327950288L;
@@ -351,14 +350,15 @@ Halves check_halves(int threads) {
     };
     const auto is_nan = [](uint16_t bits, uint16_t infinity) { return (bits & 0x7FFF) > infinity; };
     auto result = over<Halves>(threads, kWords, [&](Halves& h, uint64_t first, uint64_t last) {
-        float x[W];
-        uint16_t f16[W], bf16[W];
-        for (uint64_t bits = first; bits < last; bits += W) {
-            const auto lanes = Lane::as_float(from(static_cast<uint32_t>(bits)));
-            Lane::store(x, lanes);
-            Lane::store(f16, Lane::to_half(lanes));
-            Lane::store(bf16, Lane::upper_halves(round_to_bfloat16<Lane>(lanes)));
-            for (int i = 0; i < W; ++i) {
+        float x[kGroup];
+        uint16_t f16[kGroup], bf16[kGroup];
+        for (uint64_t bits = first; bits < last; bits += kGroup) {
+            for (int v = 0; v < 4; ++v)
+                Lane::store(x + v * W,
+                            Lane::as_float(from(static_cast<uint32_t>(bits) + static_cast<uint32_t>(v * W))));
+            store_halves<DType::f16>(f16, x, kGroup, false);
+            store_halves<DType::bf16>(bf16, x, kGroup, false);
+            for (int i = 0; i < kGroup; ++i) {
                 const bool nan = std::isnan(x[i]);
                 h.to_half.see(nan ? !is_nan(f16[i], 0x7C00) : f16[i] != to_bits(static_cast<_Float16>(x[i])), bits + i);
                 h.to_bfloat16.see(nan ? !is_nan(bf16[i], 0x7F80) : bf16[i] != nearest_bfloat16(x[i]), bits + i);

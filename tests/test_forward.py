@@ -557,6 +557,17 @@ def test_nan_and_infinity_pass_through(backend, dtype):
         assert np.isfinite(found[0, 3])
 
 
+def test_nan_in_long_arrays_stays_where_it_is(backend, dtype):
+    """Long runs take another way than short ones: it looks for NaN in a few vectors at once."""
+    x, nan = np.zeros((1, 4096), dtype), np.array([3, 16, 700, 1023, 4095])
+    x[0, nan] = np.nan
+    found = nf.q_sample(x, 5, LINEAR, nf.Noise(13))
+    clean = nf.q_sample(np.zeros_like(x), 5, LINEAR, nf.Noise(13))
+    assert np.array_equal(np.flatnonzero(np.isnan(found)), nan)
+    others = np.delete(np.arange(x.size), nan)
+    assert bits(found[0, others]) == bits(clean[0, others])
+
+
 def test_overflow_is_infinite_without_a_warning(backend):
     """As in the kernels, also where an input is converted first."""
     noise = nf.Noise(13)

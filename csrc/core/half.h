@@ -12,11 +12,16 @@ constexpr uint32_t float_to_bits(float x) { return __builtin_bit_cast(uint32_t, 
 
 constexpr float bfloat16_to_float(uint16_t h) { return bits_to_float(uint32_t{h} << 16); }
 
-// The bfloat16 stands in the upper half of each lane; what is below it does not count.
+// The bfloat16 stands in the upper half of each lane; what is below it does not count. Wrong for NaN.
+template <class Lane>
+constexpr typename Lane::u32 round_number_to_bfloat16(typename Lane::f32 x) {
+    const auto bits = Lane::as_bits(x);
+    return Lane::add_bit16(Lane::add(bits, Lane::splat(0x7FFFu)), bits);
+}
+
 template <class Lane>
 constexpr typename Lane::u32 round_to_bfloat16(typename Lane::f32 x) {
-    const auto bits = Lane::as_bits(x);
-    return Lane::where_nan(x, 0x7FC00000u, Lane::add_bit16(Lane::add(bits, Lane::splat(0x7FFFu)), bits));
+    return Lane::where_nan(x, 0x7FC00000u, round_number_to_bfloat16<Lane>(x));
 }
 
 constexpr float half_to_float(uint16_t h) {

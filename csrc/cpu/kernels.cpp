@@ -29,46 +29,58 @@ void step_drawing_nothing(const Step& s, int64_t begin, int64_t end) {
     }
 }
 
-// A tile of a row that begins with the noise and goes on with arrays: added up while its noise is in registers.
-template <int Terms, DType Type>
+// A tile of a row that begins with the noise and goes on with arrays of one type: added up while its noise is in
+// registers.
+template <int Terms, DType In, DType Out>
 [[gnu::flatten]] void tile_on_noise(const TileWords& words, const Plan& plan, const Rows<float>& rows,
                                     const Arrays<float>& arrays, int64_t at) {
     const Affine& form = rows.out[0];
+    const auto k = Lane::splat(form.constant < 0 ? -0.0f : *rows.coefficient(form.constant));  // -0 changes nothing
     Lane::f32 c[Terms];
-    const float* v[Terms];
+    const void* v[Terms];
     for (int t = 0; t < Terms; ++t) {
         c[t] = Lane::splat(*rows.coefficient(form.column[t]));
-        v[t] = arrays.value[form.slot[t]];
+        v[t] = arrays.s.in[form.slot[t]];
     }
     void* const out = arrays.s.out[0];
     const bool stream = arrays.streams(0, at);
     words_to_floats(arrays.s.draw, plan.groups, words, [&](int g, const Lane::f32(&z)[4]) {
         arrays.prefetch_read(at, g);
-        for (int i = 0, e = g * kGroup; i < 4; ++i, e += Lane::width) {
-            auto sum = Lane::mul(c[0], z[i]);
-            for (int t = 1; t < Terms; ++t) sum = Lane::fma(c[t], Lane::load(v[t] + e), sum);
-            store_lanes<Type>(out, at + e, sum, stream);
+        Lane::f32 sum[4];
+        for (int i = 0; i < 4; ++i) {
+            sum[i] = Lane::fma(c[0], z[i], k);
+            for (int t = 1; t < Terms; ++t)
+                sum[i] = Lane::fma(c[t], load_lanes<In>(v[t], at + g * kGroup + i * Lane::width), sum[i]);
         }
+        store_lanes<Out>(out, at + g * kGroup, sum, stream);
     });
 }
 
-// Which of these does a call, or null: one output in float32 arithmetic, no clamp, no constant, one to three terms.
-// q_sample and q_step are so, and many samplers' steps.
-using OnNoise = decltype(&tile_on_noise<1, DType::f32>);
+using OnNoise = decltype(&tile_on_noise<1, DType::f32, DType::f32>);
 
-template <DType Type>
+template <DType In, DType Out>
 OnNoise on_noise(int terms) {
-    return terms == 1 ? tile_on_noise<1, Type> : terms == 2 ? tile_on_noise<2, Type> : tile_on_noise<3, Type>;
+    return terms == 1 ? tile_on_noise<1, In, Out> : terms == 2 ? tile_on_noise<2, In, Out> : tile_on_noise<3, In, Out>;
 }
 
+template <DType Out>
+OnNoise on_noise(DType in, int terms) {
+    return in == Out ? on_noise<Out, Out>(terms) : in == DType::u8 ? on_noise<DType::u8, Out>(terms) : nullptr;
+}
+
+// Which of these does a call, or null: one output in float32 arithmetic, no clamp, one to three terms, inputs of the
+// output's type or bytes. q_sample and q_step are so, and many samplers' steps.
 template <class Real>
 OnNoise on_noise(const Step& s, const Rows<Real>& rows) {
     const Affine& form = rows.out[0];
-    const bool plain = !s.out[1] && !s.out[2] && !s.masked && !rows.wants_clean && form.constant < 0;
+    const bool plain = !s.out[1] && !s.out[2] && !s.masked && !rows.wants_clean;
     if (!plain || form.n == 0 || form.n > 3 || form.slot[0] != kZ || s.type == DType::f64) return nullptr;
-    return s.type == DType::f32   ? on_noise<DType::f32>(form.n)
-           : s.type == DType::f16 ? on_noise<DType::f16>(form.n)
-                                  : on_noise<DType::bf16>(form.n);
+    const DType in = form.n == 1 ? s.type : s.in_type[form.slot[1]];
+    for (int t = 1; t < form.n; ++t)
+        if (s.in_type[form.slot[t]] != in) return nullptr;
+    return s.type == DType::f32   ? on_noise<DType::f32>(in, form.n)
+           : s.type == DType::f16 ? on_noise<DType::f16>(in, form.n)
+                                  : on_noise<DType::bf16>(in, form.n);
 }
 
 template <class Real>
@@ -86,7 +98,6 @@ void step_drawing(const Step& s, int64_t begin, int64_t end) {
         if constexpr (sizeof(Real) == 4)
             if (tile_on_noise && plan.one_run && plan.skip == 0 && plan.size % kGroup == 0) {
                 fill_words<float>(noise.words, plan, keys, 0, 0, [&](int g) { arrays.prefetch_written(at, g); });
-                arrays.load(at, plan.size);
                 return tile_on_noise(noise.words, plan, rows, arrays, at);
             }
         arrays.value[kZ] = noise.fill(plan, keys, s.draw, 0, [&](int group) {

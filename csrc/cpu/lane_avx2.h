@@ -14,6 +14,7 @@ struct Avx2 {
     static constexpr int block_of_lane(int lane, double) { return lane; }
 
     using u16 = __m128i;
+    using u16x2 = __m256i;
     using u32 = __m256i;
     using u64 = __m256i;
     using f32 = __m256;
@@ -131,17 +132,23 @@ struct Avx2 {
         z[3] = _mm256_permute2f128_pd(c, d, 0x31);
     }
 
+    static bool any_nan(f32 a, f32 b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q)) != 0; }
     static u32 where_nan(f32 x, uint32_t nan, u32 otherwise) {
         return _mm256_blendv_epi8(otherwise, splat(nan), as_bits(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
     }
     static u32 add_bit16(u32 a, u32 b) { return add(a, bit_and(shift_right<16>(b), 1u)); }
 
+    static f32 load(const uint8_t* p) {
+        return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+    }
     static u16 load(const uint16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
     static void store(uint16_t* p, u16 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x); }
+    static void store(uint16_t* p, u16x2 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
+    static void stream(uint16_t* p, u16x2 x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), x); }
     static void stream(uint16_t* p, u16 x) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), x); }
-    static u16 upper_halves(u32 a) {
-        const u32 low = shift_right<16>(a);
-        return _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+    static u16x2 upper_halves(u32 a, u32 b) {
+        const u32 quarters = _mm256_packus_epi32(shift_right<16>(a), shift_right<16>(b));  // of a, b, a, b
+        return _mm256_permute4x64_epi64(quarters, 0xD8);
     }
     static u32 as_upper_halves(u16 a) { return _mm256_slli_epi32(_mm256_cvtepu16_epi32(a), 16); }
     static u16 to_half(f32 a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }

@@ -15,6 +15,7 @@ struct Avx512 {
     static constexpr int block_of_lane(int lane, double) { return lane / 8 * 8 + lane % 2 * 4 + lane % 8 / 2; }
 
     using u16 = __m256i;
+    using u16x2 = __m512i;
     using u32 = __m512i;
     using u64 = __m512i;
     using f32 = __m512;
@@ -144,6 +145,7 @@ struct Avx512 {
         z[3] = _mm512_permutex2var_pd(c, second, d);
     }
 
+    static bool any_nan(f32 a, f32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) != 0; }
     static u32 where_nan(f32 x, uint32_t nan, u32 otherwise) {
         return _mm512_mask_mov_epi32(otherwise, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), splat(nan));
     }
@@ -151,21 +153,22 @@ struct Avx512 {
         return _mm512_mask_add_epi32(a, _mm512_test_epi32_mask(b, splat(0x10000u)), a, splat(1u));
     }
 
+    static f32 load(const uint8_t* p) {
+        return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    }
     static u16 load(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
     static void store(uint16_t* p, u16 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
+    static void store(uint16_t* p, u16x2 x) { _mm512_storeu_si512(p, x); }
+    static void stream(uint16_t* p, u16x2 x) { _mm512_stream_si512(reinterpret_cast<__m512i*>(p), x); }
     static void stream(uint16_t* p, u16 x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), x); }
-    static u16 upper_halves(u32 a) {
-        // words 1, 3, 5, ...
-        const __m512i upper = _mm512_setr_epi32(0x30001, 0x70005, 0xB0009, 0xF000D, 0x130011, 0x170015, 0x1B0019,
-                                                0x1F001D, 0, 0, 0, 0, 0, 0, 0, 0);
-        return _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper, a));
+    static u16x2 upper_halves(u32 a, u32 b) {
+        // words 1, 3, 5, ... of both
+        const __m512i upper =
+            _mm512_setr_epi32(0x30001, 0x70005, 0xB0009, 0xF000D, 0x130011, 0x170015, 0x1B0019, 0x1F001D, 0x230021,
+                              0x270025, 0x2B0029, 0x2F002D, 0x330031, 0x370035, 0x3B0039, 0x3F003D);
+        return _mm512_permutex2var_epi16(a, upper, b);
     }
-    static u32 as_upper_halves(u16 a) {
-        // word i becomes word 2 i + 1
-        const __m512i place =
-            _mm512_slli_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), 16);
-        return _mm512_maskz_permutexvar_epi16(0xAAAAAAAA, place, _mm512_castsi256_si512(a));
-    }
+    static u32 as_upper_halves(u16 a) { return _mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16); }
     static u16 to_half(f32 a) { return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
     static f32 from_half(u16 a) { return _mm512_cvtph_ps(a); }
 };

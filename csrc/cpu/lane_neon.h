@@ -4,6 +4,7 @@
 #include <arm_neon.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace nf {
 namespace {
@@ -14,6 +15,7 @@ struct Neon {
     static constexpr int block_of_lane(int lane, double) { return lane; }
 
     using u16 = uint16x4_t;
+    using u16x2 = uint16x8_t;
     using u32 = uint32x4_t;
     using u64 = uint64x2_t;
     using f32 = float32x4_t;
@@ -133,15 +135,23 @@ struct Neon {
         z[0] = a, z[1] = b, z[2] = c, z[3] = d;
     }
 
+    static bool any_nan(f32 a, f32 b) { return vminvq_u32(vandq_u32(vceqq_f32(a, a), vceqq_f32(b, b))) == 0; }
     static u32 where_nan(f32 x, uint32_t nan, u32 otherwise) {
         return vbslq_u32(vceqq_f32(x, x), otherwise, splat(nan));
     }
     static u32 add_bit16(u32 a, u32 b) { return add(a, bit_and(shift_right<16>(b), 1u)); }
 
+    static f32 load(const uint8_t* p) {
+        uint32_t four;
+        std::memcpy(&four, p, sizeof four);
+        return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four)))));
+    }
     static u16 load(const uint16_t* p) { return vld1_u16(p); }
     static void store(uint16_t* p, u16 x) { vst1_u16(p, x); }
+    static void store(uint16_t* p, u16x2 x) { vst1q_u16(p, x); }
+    static void stream(uint16_t* p, u16x2 x) { store(p, x); }
     static void stream(uint16_t* p, u16 x) { store(p, x); }
-    static u16 upper_halves(u32 a) { return vshrn_n_u32(a, 16); }
+    static u16x2 upper_halves(u32 a, u32 b) { return vuzp2q_u16(vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(b)); }
     static u32 as_upper_halves(u16 a) { return vshll_n_u16(a, 16); }
     static u16 to_half(f32 a) { return vreinterpret_u16_f16(vcvt_f16_f32(a)); }
     static f32 from_half(u16 a) { return vcvt_f32_f16(vreinterpret_f16_u16(a)); }

@@ -2,6 +2,7 @@
 // One lane in plain C++: the lane interface in its shortest form, and the fallback of every processor.
 #pragma once
 #include <cmath>
+#include <cstring>
 
 #include "../core/half.h"
 
@@ -16,6 +17,9 @@ struct Scalar {
     static constexpr int block_of_lane(int lane, double) { return lane; }
 
     using u16 = uint16_t;  // as many lanes as u32 has
+    struct u16x2 {         // twice as many
+        u16 x[2];
+    };
     using u32 = uint32_t;
     using u64 = uint64_t;
     using f32 = float;
@@ -110,19 +114,23 @@ struct Scalar {
     static f64 clamp(f64 v, f64 lo, f64 hi) { return v < lo ? lo : v > hi ? hi : v; }
     static void in_order(f64 (&)[4]) {}
 
+    static bool any_nan(f32 a, f32 b) { return a != a || b != b; }
     static u32 where_nan(f32 x, uint32_t nan, u32 otherwise) { return x != x ? nan : otherwise; }
     static u32 add_bit16(u32 a, u32 b) { return a + (b >> 16 & 1u); }
 
+    static f32 load(const uint8_t* p) { return *p; }
     static u16 load(const uint16_t* p) { return *p; }
     static void store(uint16_t* p, u16 x) { *p = x; }
+    static void store(uint16_t* p, u16x2 x) { p[0] = x.x[0], p[1] = x.x[1]; }
+    static void stream(uint16_t* p, u16x2 x) { store(p, x); }
     static void stream(uint16_t* p, u16 x) { *p = x; }
-    static u16 upper_halves(u32 a) { return static_cast<uint16_t>(a >> 16); }
+    static u16x2 upper_halves(u32 a, u32 b) { return {static_cast<uint16_t>(a >> 16), static_cast<uint16_t>(b >> 16)}; }
     static u32 as_upper_halves(u16 a) { return uint32_t{a} << 16; }
     static u16 to_half(f32 a) { return float_to_half(a); }
     static f32 from_half(u16 a) { return half_to_float(a); }
 };
 
-inline uint16_t float_to_bfloat16(float x) { return Scalar::upper_halves(round_to_bfloat16<Scalar>(x)); }
+inline uint16_t float_to_bfloat16(float x) { return static_cast<uint16_t>(round_to_bfloat16<Scalar>(x) >> 16); }
 
 }  // namespace
 }  // namespace nf

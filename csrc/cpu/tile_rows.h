@@ -9,50 +9,71 @@
 namespace nf {
 namespace {
 
-// Halves of one type in vectors: to float32 and back.
+// A vector of any type but f64.
 template <DType Type>
-inline Lane::f32 from_halves(Lane::u16 h) {
-    return Type == DType::f16 ? Lane::from_half(h) : Lane::as_float(Lane::as_upper_halves(h));
+inline Lane::f32 load_lanes(const void* from, int64_t at) {
+    if constexpr (Type == DType::f32) return Lane::load(static_cast<const float*>(from) + at);
+    if constexpr (Type == DType::u8) return Lane::load(static_cast<const uint8_t*>(from) + at);
+    const auto* const halves = static_cast<const uint16_t*>(from) + at;
+    if constexpr (Type == DType::f16) return Lane::from_half(Lane::load(halves));
+    if constexpr (Type == DType::bf16) return Lane::as_float(Lane::as_upper_halves(Lane::load(halves)));
 }
 
+// One vector, or what takes its place, to `to`; past the caches if `stream`, when that place is aligned to it.
+template <class Element, class Vector>
+inline void store_one(Element* to, Vector x, bool stream) {
+    stream ? Lane::stream(to, x) : Lane::store(to, x);
+}
+
+// Four vectors to `at`, rounded to the type. NaN is rare and looked for once.
 template <DType Type>
-inline Lane::u16 to_halves(Lane::f32 x) {
-    return Type == DType::f16 ? Lane::to_half(x) : Lane::upper_halves(round_to_bfloat16<Lane>(x));
+inline void store_lanes(void* to, int64_t at, const Lane::f32 (&x)[4], bool stream) {
+    constexpr int W = Lane::width;
+    if constexpr (Type == DType::f32) {
+        for (int i = 0; i < 4; ++i) store_one(static_cast<float*>(to) + at + i * W, x[i], stream);
+        return;
+    }
+    uint16_t* const halves = static_cast<uint16_t*>(to) + at;
+    if constexpr (Type == DType::f16)
+        for (int i = 0; i < 4; ++i) store_one(halves + i * W, Lane::to_half(x[i]), stream);
+    if constexpr (Type == DType::bf16) {
+        Lane::u32 rounded[4];
+        for (int i = 0; i < 4; ++i) rounded[i] = round_number_to_bfloat16<Lane>(x[i]);
+        if (Lane::any_nan(x[0], x[1]) || Lane::any_nan(x[2], x[3])) [[unlikely]]
+            for (int i = 0; i < 4; ++i) rounded[i] = round_to_bfloat16<Lane>(x[i]);
+        for (int i = 0; i < 4; i += 2)
+            store_one(halves + i * W, Lane::upper_halves(rounded[i], rounded[i + 1]), stream);
+    }
 }
 
 template <DType Type>
 inline void load_halves(float* to, const uint16_t* from, int n) {
     int i = 0;
-    for (; i + Lane::width <= n; i += Lane::width) Lane::store(to + i, from_halves<Type>(Lane::load(from + i)));
+    for (; i + Lane::width <= n; i += Lane::width) Lane::store(to + i, load_lanes<Type>(from, i));
     if (i == n) return;
     uint16_t rest[Lane::width] = {};
     float floats[Lane::width];
     std::memcpy(rest, from + i, sizeof(uint16_t) * size_t(n - i));
-    Lane::store(floats, from_halves<Type>(Lane::load(rest)));
+    Lane::store(floats, load_lanes<Type>(rest, 0));
     std::memcpy(to + i, floats, sizeof(float) * size_t(n - i));
 }
 
-// One vector to `at`; past the caches if `stream`, when that place is aligned to the vector.
 template <DType Type>
-inline void store_lanes(void* to, int64_t at, Lane::f32 x, bool stream) {
-    if constexpr (Type == DType::f32) {
-        float* const place = static_cast<float*>(to) + at;
-        stream ? Lane::stream(place, x) : Lane::store(place, x);
-    } else {
-        uint16_t* const place = static_cast<uint16_t*>(to) + at;
-        stream ? Lane::stream(place, to_halves<Type>(x)) : Lane::store(place, to_halves<Type>(x));
-    }
+inline void store_group(uint16_t* to, const float* from, bool stream) {
+    constexpr int W = Lane::width;
+    store_lanes<Type>(
+        to, 0, {Lane::load(from), Lane::load(from + W), Lane::load(from + 2 * W), Lane::load(from + 3 * W)}, stream);
 }
 
 template <DType Type>
 inline void store_halves(uint16_t* to, const float* from, int n, bool stream) {
     int i = 0;
-    for (; i + Lane::width <= n; i += Lane::width) store_lanes<Type>(to, i, Lane::load(from + i), stream);
+    for (; i + kGroup <= n; i += kGroup) store_group<Type>(to + i, from + i, stream);
     if (i == n) return;
-    float rest[Lane::width] = {};
-    uint16_t halves[Lane::width];
+    float rest[kGroup] = {};
+    uint16_t halves[kGroup];
     std::memcpy(rest, from + i, sizeof(float) * size_t(n - i));
-    Lane::store(halves, to_halves<Type>(Lane::load(rest)));
+    store_group<Type>(halves, rest, false);
     std::memcpy(to + i, halves, sizeof(uint16_t) * size_t(n - i));
 }
 
