@@ -558,11 +558,12 @@ def test_nan_and_infinity_pass_through(backend, dtype):
 
 
 def test_nan_in_long_arrays_stays_where_it_is(backend, dtype):
-    """Long runs take another way than short ones: it looks for NaN in a few vectors at once."""
-    x, nan = np.zeros((1, 4096), dtype), np.array([3, 16, 700, 1023, 4095])
-    x[0, nan] = np.nan
-    found = nf.q_sample(x, 5, LINEAR, nf.Noise(13))
-    clean = nf.q_sample(np.zeros_like(x), 5, LINEAR, nf.Noise(13))
+    """Long runs take another way than short ones: it looks for NaN in a few vectors at once. All bits of the payload
+    are set: rounding as of a number would carry them into the sign."""
+    x, nan = np.zeros((1, 4096), "f4"), np.array([3, 16, 700, 1023, 4095])
+    x.view("u4")[0, nan] = 0x7FFFFFFF
+    found = nf.q_sample(x, 5, LINEAR, nf.Noise(13), dtype=dtype)
+    clean = nf.q_sample(np.zeros_like(x), 5, LINEAR, nf.Noise(13), dtype=dtype)
     assert np.array_equal(np.flatnonzero(np.isnan(found)), nan)
     others = np.delete(np.arange(x.size), nan)
     assert bits(found[0, others]) == bits(clean[0, others])
