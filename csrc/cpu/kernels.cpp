@@ -8,8 +8,7 @@
 
 #include "float_mode.h"
 #include "loss_range.h"
-#include "tile_noise.h"
-#include "tile_rows.h"
+#include "tile_registers.h"
 
 namespace nf {
 namespace {
@@ -18,69 +17,17 @@ template <class Real>
 void step_drawing_nothing(const Step& s, int64_t begin, int64_t end) {
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
+    const OnClean<Real> tile_on_clean = on_clean(rows, arrays);
     const bool far = s.size * s.batch > kFar;
+    const int64_t most = tile_on_clean && arrays.all_own && !far ? 16 * kTile : kTile;
     int64_t size = far ? arrays.to_line(begin) : 0;  // of the first tile, so that the others begin with a line
     for (int64_t at = begin; at < end; at += size, size = 0) {
-        size = least(size ? size : kTile, end - at);
+        const int64_t left = s.segment - at % s.segment;
+        size = least(size ? size : left < kTile ? kTile : least(left, most), end - at);
         for (int g = 0; g < kTile / kGroup && far; ++g) arrays.prefetch_read(at, g), arrays.prefetch_written(at, g);
-        arrays.load(at, static_cast<int>(size));
-        rows.select(at / s.segment, s.segment - at % s.segment, static_cast<int>(size));
-        arrays.apply(rows, at, static_cast<int>(size));
+        rows.select(at / s.segment, left, static_cast<int>(size));
+        apply(tile_on_clean, rows, arrays, at, static_cast<int>(size));
     }
-}
-
-// A tile of a row that begins with the noise and goes on with arrays of one type: added up while its noise is in
-// registers.
-template <int Terms, DType In, DType Out>
-[[gnu::flatten]] void tile_on_noise(const TileWords& words, const Plan& plan, const Rows<float>& rows,
-                                    const Arrays<float>& arrays, int64_t at) {
-    const Affine& form = rows.out[0];
-    const auto k = Lane::splat(form.constant < 0 ? -0.0f : *rows.coefficient(form.constant));  // -0 changes nothing
-    Lane::f32 c[Terms];
-    const void* v[Terms];
-    for (int t = 0; t < Terms; ++t) {
-        c[t] = Lane::splat(*rows.coefficient(form.column[t]));
-        v[t] = arrays.s.in[form.slot[t]];
-    }
-    void* const out = arrays.s.out[0];
-    const bool stream = arrays.streams(0, at);
-    words_to_floats(arrays.s.draw, plan.groups, words, [&](int g, const Lane::f32(&z)[4]) {
-        arrays.prefetch_read(at, g);
-        Lane::f32 sum[4];
-        for (int i = 0; i < 4; ++i) {
-            sum[i] = Lane::fma(c[0], z[i], k);
-            for (int t = 1; t < Terms; ++t)
-                sum[i] = Lane::fma(c[t], load_lanes<In>(v[t], at + g * kGroup + i * Lane::width), sum[i]);
-        }
-        store_lanes<Out>(out, at + g * kGroup, sum, stream);
-    });
-}
-
-using OnNoise = decltype(&tile_on_noise<1, DType::f32, DType::f32>);
-
-template <DType In, DType Out>
-OnNoise on_noise(int terms) {
-    return terms == 1 ? tile_on_noise<1, In, Out> : terms == 2 ? tile_on_noise<2, In, Out> : tile_on_noise<3, In, Out>;
-}
-
-template <DType Out>
-OnNoise on_noise(DType in, int terms) {
-    return in == Out ? on_noise<Out, Out>(terms) : in == DType::u8 ? on_noise<DType::u8, Out>(terms) : nullptr;
-}
-
-// Which of these does a call, or null: one output in float32 arithmetic, no clamp, one to three terms, inputs of the
-// output's type or bytes. q_sample and q_step are so, and many samplers' steps.
-template <class Real>
-OnNoise on_noise(const Step& s, const Rows<Real>& rows) {
-    const Affine& form = rows.out[0];
-    const bool plain = !s.out[1] && !s.out[2] && !s.masked && !rows.wants_clean;
-    if (!plain || form.n == 0 || form.n > 3 || form.slot[0] != kZ || s.type == DType::f64) return nullptr;
-    const DType in = form.n == 1 ? s.type : s.in_type[form.slot[1]];
-    for (int t = 1; t < form.n; ++t)
-        if (s.in_type[form.slot[t]] != in) return nullptr;
-    return s.type == DType::f32   ? on_noise<DType::f32>(in, form.n)
-           : s.type == DType::f16 ? on_noise<DType::f16>(in, form.n)
-                                  : on_noise<DType::bf16>(in, form.n);
 }
 
 template <class Real>
@@ -93,6 +40,7 @@ void step_drawing(const Step& s, int64_t begin, int64_t end) {
     uint64_t seed = cursor.field().seed;
     RoundKeys keys(seed);
     const OnNoise tile_on_noise = on_noise(s, rows);
+    const OnClean<Real> tile_on_clean = on_clean(rows, arrays);
 
     auto tile = [&](int64_t at) {
         if constexpr (sizeof(Real) == 4)
@@ -104,8 +52,7 @@ void step_drawing(const Step& s, int64_t begin, int64_t end) {
             arrays.prefetch_read(at, group);
             arrays.prefetch_written(at, group);
         });
-        arrays.load(at, plan.size);
-        arrays.apply(rows, at, plan.size);
+        apply(tile_on_clean, rows, arrays, at, plan.size);
     };
     while (cursor.at < end) {
         if (cursor.field().seed != seed) keys = RoundKeys(seed = cursor.field().seed);

@@ -252,6 +252,7 @@ struct Arrays {
     int n_in = 0, slots[kSlots];
     int n_written = 0;
     Lines read[kSlots], written[3];
+    bool all_own = true;  // inputs are in the arithmetic's own type
     bool direct[3];       // written as it is computed: not so an output that is an input which others still read
     bool past_caches[3];  // written by stores that leave the caches alone, where it is aligned
     const Real* value[kSlots] = {};
@@ -262,6 +263,7 @@ struct Arrays {
             if (s.in[slot]) {
                 read[n_in] = {static_cast<const char*>(s.in[slot]), kBytes[int(s.in_type[slot])]};
                 slots[n_in++] = slot;
+                all_own &= s.in_type[slot] == kOwn<Real>;
             }
         const bool alone = !s.out[1] && !s.out[2];
         for (int o = 0; o < 3; ++o) {
