@@ -72,8 +72,8 @@ def on_the_stand_in(*host):
         patch.setattr(backends, "mse_short_cut", None)
         yield cupy
     assert {device for *_, device in cupy.launches} <= {CUDA.index}
-    assert set(cupy.streams) <= {STREAM}
-    assert (cupy.current, cupy.stream) == (0, 0)
+    assert set(cupy.streams) <= {(CUDA.index, STREAM)}
+    assert (cupy.current, cupy.stream) == (0, (0, 0))
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def test_the_device_and_the_stream_are_left_after_an_error_on_the_stand_in():
         for call in (lambda: nf.q_sample(X, 20, S, N), lambda: nf.randn((3, 4), "seed", out=X.clone())):
             with pytest.raises((IndexError, TypeError)):
                 call()
-            assert (cupy.current, cupy.stream) == (0, 0)
+            assert (cupy.current, cupy.stream) == (0, (0, 0))
 
 
 def test_times_of_the_host_are_checked_and_copied_on_the_stand_in():
@@ -327,6 +327,27 @@ def test_fake_tensors_of_cuda_need_no_device():
         assert (found.device, found.shape, found.dtype) == (CUDA, shape, dtype), name
 
 
+def test_a_compiled_draw_is_made_where_out_lies(monkeypatch):
+    """In a graph for fake tensors of a device. (A torch without CUDA cannot copy those: the copy into `out` is left
+    out.)"""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def function(x, out, noise):
+        return nf.q_sample(x, 3, S, noise), nf.uniform((3, 4), noise, out=out)
+
+    monkeypatch.setattr(interop, "_copied", lambda result, out: result)
+    with FakeTensorMode():
+        x = torch.empty(3, 4, device="cuda:1")
+        found = compiled(function, backend)(x, torch.empty(3, 4, device="cuda:1"), N)
+    assert {result.device for result in found} == {CUDA}
+    draws = [node for node in graphs[0].graph.nodes if "noisefuse.random" in str(node.target)]
+    assert [node.args[-1] for node in draws] == [CUDA]
+
+
 # ---- losses ------------------------------------------------------------------------------------------------
 
 
@@ -418,9 +439,9 @@ def test_tensors_of_two_devices_on_the_stand_in():
     assert torch.equal(X, tensor(3, 4))
 
 
-def test_without_cupy(monkeypatch):
-    with on_the_stand_in():
-        monkeypatch.setitem(sys.modules, "cupy", None)
+def test_without_cupy():
+    with on_the_stand_in(), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cupy", None)
         for call in (lambda: nf.q_sample(X, 3, S, N), lambda: nf.randn((3, 4), N, out=X.clone())):
             with pytest.raises(ImportError, match=r"need CuPy: pip install 'noisefuse\[cuda13\]' or .*\[cuda12\]'"):
                 call()

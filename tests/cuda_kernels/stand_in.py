@@ -154,12 +154,13 @@ class MemoryPointer(NamedTuple):
 
 
 class Cupy(ModuleType):
-    """What the library uses of the module `cupy`. `launches`, with their `streams`, and `uploads` keep a record."""
+    """What the library uses of the module `cupy`. `launches`, with their `streams`, and `uploads` keep a record.
+    A stream is its handle, with the device that was current when it was entered."""
 
     def __init__(self, devices=2):
         super().__init__("cupy")
         self.launches, self.streams, self.uploads, self.float32 = [], [], [], np.float32
-        self.current, self.stream, self.execute = 0, 0, run_on_cpu
+        self.current, self.stream, self.execute = 0, (0, 0), run_on_cpu
         stream = SimpleNamespace(synchronize=lambda: None)
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(getDevice=lambda: self.current, getDeviceCount=lambda: devices),
@@ -180,8 +181,9 @@ class Cupy(ModuleType):
 
     @contextmanager
     def _from_external(self, stream):
-        before, (version, self.stream) = self.stream, stream.__cuda_stream__()
+        before, (version, handle) = self.stream, stream.__cuda_stream__()
         assert version == 0
+        self.stream = self.current, handle
         try:
             yield
         finally:
