@@ -388,7 +388,7 @@ def loss_of_arrays(monkeypatch):
 def test_losses_go_through_the_same_views_on_the_stand_in(dtype, reduction, loss_of_arrays):
     """The loss itself is a stand-in, too: what is tested is how tensors come to it, and back."""
     pred, x0 = tensor(3, 16, dtype=dtype, grad=True), tensor(3, 16, seed=1)
-    options = {"target": "v", "reduction": reduction}
+    options = {"target": "v", "reduction": reduction, "weight": tensor(len(S), seed=2).abs()}
 
     def run():
         loss = nf.mse_loss(pred, x0, TIMES, S, N, **options)

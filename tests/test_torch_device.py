@@ -130,14 +130,14 @@ def test_losses(cupy, dtype, reduction):
     pred, x0 = tensor(3, 512, dtype=dtype), tensor(3, 512, seed=1)
     options = {"target": "v", "reduction": reduction}
 
-    def run(pred, x0, t):
+    def run(pred, x0, t, row):
         pred = pred.detach().requires_grad_()
-        loss = nf.mse_loss(pred, x0, t, S, N, **options)
+        loss = nf.mse_loss(pred, x0, t, S, N, **options, weight=row)
         (gradient,) = torch.autograd.grad(loss.sum(), pred)
         with torch.no_grad():
             return loss, gradient, *nf.mse_loss(pred, x0, t, S, N, **options, grad_out=torch.empty_like(pred))
 
-    arguments = pred, x0, TIMES
+    arguments = pred, x0, TIMES, tensor(len(S), seed=2).abs()
     there = [*map(to_cuda, arguments)]
     assert alike(run(*there), run(*arguments))
     with nobody_waits():

@@ -265,7 +265,7 @@ def _tensor(name: str, x: object) -> Tensor:
 
 def _place(name: str, x: Tensor) -> torch.device:
     """Where it lies; refused where no kernel reaches it."""
-    if x.device.type not in ("cpu", "cuda"):
+    if not (x.is_cpu or x.is_cuda):
         raise NotImplementedError(f"{name}: expected a tensor on the CPU or a CUDA device, got one on {x.device}")
     return x.device
 

@@ -28,9 +28,6 @@ class Options(NamedTuple):
     offset: float | None
     batched: bool
 
-    def keywords(self, weight: Any) -> dict[str, Any]:
-        return self._asdict() | {"weight": weight}
-
 
 class Given(NamedTuple):
     """The tensors of a call, times and noise. z is the noise as a tensor; then `noise` is None."""
@@ -46,7 +43,7 @@ class Given(NamedTuple):
         return _place("pred", _tensor("pred", self.pred))
 
     def arrays(self, place: torch.device) -> dict[str, Any]:
-        """The arguments, as the library takes them."""
+        """The arguments, as the library takes them there."""
         noise = self.noise if self.z is None else _input("noise", self.z, place)
         if self.z is None and isinstance(noise, np.ndarray):
             raise TypeError(
@@ -57,12 +54,14 @@ class Given(NamedTuple):
             "x0": None if self.x0 is None else _input("x0", self.x0, place),
             "t": _index("t", self.t, place),
             "noise": noise,
+            "weight": _numbers("weight", self.weight, place),
         }
 
     def value(self, options: Options, grad_out: Any = None) -> Tensor:
-        place, keywords = self.place(), options.keywords(_numbers(self.weight))
+        place = self.place()
         with _on(place):
-            found = nf.mse_loss(**self.arrays(place), **keywords, grad_out=_output("grad_out", grad_out, place))
+            given, out = self.arrays(place), _output("grad_out", grad_out, place)
+            found = nf.mse_loss(**given, **options._asdict(), grad_out=out)
             loss = self._loss(found if grad_out is None else found[0], place)
         return loss if self.pred.dtype == torch.float64 else loss.float()
 
@@ -75,12 +74,12 @@ class Given(NamedTuple):
         return result
 
     def gradient(self, options: Options, upstream: Any, out: Any = None) -> Tensor:
-        place, keywords = self.place(), options.keywords(_numbers(self.weight))
+        place = self.place()
         if out is None and place.type == "cuda":
             out = torch.empty_like(self.pred, memory_format=torch.contiguous_format)
         with _on(place):
-            g = _upstream(upstream, place)
-            found = nf.mse_loss_grad(**self.arrays(place), **keywords, upstream=g, out=_output("out", out, place))
+            given, g = self.arrays(place), _numbers("upstream", upstream, place)
+            found = nf.mse_loss_grad(**given, **options._asdict(), upstream=g, out=_output("out", out, place))
         return _back(found, out)  # type: ignore[no-any-return]
 
 
@@ -126,18 +125,13 @@ def _given(pred: Any, x0: Any, t: Any, noise: Any, weight: Any) -> Given:
     return Given(pred, x0, t, noise, z, weight)
 
 
-def _numbers(x: Any) -> Any:
-    """As NumPy has them: a float, or float64."""
+def _numbers(name: str, x: Any, place: torch.device) -> Any:
+    """Weights and upstream gradients, a float or float64. Those of a device stay there: nobody waits for them."""
     if not isinstance(x, Tensor):
         return x
-    return x.item() if x.ndim == 0 else x.detach().double().cpu().numpy()
-
-
-def _upstream(g: Any, place: torch.device) -> Any:
-    """Numbers, or where autograd hands them over on a device an array there: nobody waits for them."""
-    if isinstance(g, Tensor) and _place("upstream", g).type == "cuda":
-        return _array("upstream", g.detach().double(), place)
-    return _numbers(g)
+    if _place(name, x).type == "cuda":
+        return _array(name, x.detach().double(), place)
+    return x.item() if x.ndim == 0 else x.detach().double().numpy()
 
 
 class _Loss(torch.autograd.Function):
