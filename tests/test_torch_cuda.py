@@ -46,6 +46,8 @@ from test_torch import (  # noqa: E402
     same,
     tensor,
 )
+from test_torch_loss import CALLS as LOSSES  # noqa: E402
+from test_torch_loss import arguments  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 
@@ -407,6 +409,30 @@ def test_losses_go_through_the_same_views_on_the_stand_in(dtype, reduction, loss
     assert equal([*found, by_compiler], [*expected, expected[0]])
     assert loss_of_arrays
     assert not any({np.ndarray, torch.Tensor} & kinds for kinds in loss_of_arrays)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_on_the_stand_in(name, dtype):
+    """The library's own, where it has a kernel for them."""
+    (pred, *given), options = arguments(name, dtype, grad=True)
+    if "weight" in options:
+        options = options | {"weight": torch.tensor(options["weight"])}
+
+    def run():
+        loss = nf.mse_loss(pred, *given, **options)
+        (gradient,) = torch.autograd.grad(loss, pred, torch.full_like(loss, 0.5))
+        with torch.no_grad():
+            return loss, gradient, *nf.mse_loss(pred, *given, **options, grad_out=torch.zeros_like(pred))
+
+    expected = run()
+    with on_the_stand_in() as cupy:
+        try:
+            found = run()
+        except TypeError as error:
+            pytest.skip(str(error))
+        assert len(cupy.launches) >= 3
+    assert equal(found, expected)
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------
