@@ -226,7 +226,9 @@ def _input(name: str, x: object, place: torch.device) -> Any:
     tensor = _tensor(name, x)
     if _is_dual(tensor):
         raise NotImplementedError(f"{name}: forward-mode differentiation is not supported")
-    return _array(name, tensor.detach().resolve_neg(), place)
+    tensor = tensor.detach().resolve_neg()
+    # Where a device has to copy, torch does: in its own memory, and with a kernel that is there already.
+    return _array(name, tensor if place.type == "cpu" else tensor.contiguous(), place)
 
 
 def _output(name: str, out: object, place: torch.device) -> Any:
@@ -332,7 +334,7 @@ def _on_stream(device: torch.device) -> Iterator[None]:
 
 def _cupy_array(tensor: Tensor, device: int) -> Any:
     """CuPy's array of this memory, which it keeps alive. (Not through DLPack, where streams wait for each other though
-    there is one, nor through the array interface, which has no bfloat16.)"""
+    there is one, nor through the CUDA array interface, which has no bfloat16.)"""
     cupy, storage, size = _cupy(), tensor.untyped_storage(), tensor.itemsize
     if tensor.numel() and not storage.data_ptr():
         raise RuntimeError("no memory")
