@@ -2,6 +2,7 @@
 """Drop-in schedulers against those of pip's diffusers: both sides run on their own x, with the same model and the same
 generators, and after every step all that they return and all that they remember is compared."""
 
+import contextlib
 import copy
 import importlib.util
 import inspect
@@ -22,6 +23,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from noisefuse.interop import diffusers as ours  # noqa: E402
+from test_torch_cuda import nothing_comes_back, on_the_stand_in  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers', with NumPy 2
 
@@ -1041,3 +1043,41 @@ def test_the_example(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert all(name.__name__[:12] in printed for name in program.SCHEDULERS)
     assert [float(words) < 2e-5 for words in re.findall(r"differ by ([\d.e-]+),", printed)] == [True, True]
+
+
+# ---- tensors of a device -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_steps_on_the_stand_in(name):
+    """Of a GPU (test_torch_cuda.py): the CPU's bits, and after the first step of a run nothing is read back."""
+
+    def run(guard):
+        scheduler = DEFAULTS[name].pair(5, noise=nf.Noise(7))[1]
+        x, xs = scheduler.start(SHAPE), []
+        scheduler.is_scale_input_called = True
+        for t in scheduler.timesteps:
+            with guard() if xs else contextlib.nullcontext():
+                x = scheduler.step(0.3 * torch.tanh(x), t, x).prev_sample
+            xs.append(x)
+        return xs
+
+    expected = run(contextlib.nullcontext)
+    with on_the_stand_in() as cupy:
+        found = run(nothing_comes_back)
+        assert len(cupy.launches) >= 6
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "EulerDiscreteScheduler"])
+def test_add_noise_on_the_stand_in(name):
+    scheduler = DEFAULTS[name].pair()[1]
+    x0, t = torch.randn(2, 3, 4), scheduler.timesteps[[1, 3]]
+
+    def run():
+        return [scheduler.add_noise(x0, noise, t) for noise in (nf.Noise(7), x0 + 1)]
+
+    expected = run()
+    for host in ((), (t,)):
+        with on_the_stand_in(*host):
+            assert all(map(torch.equal, run(), expected))

@@ -17,6 +17,7 @@ import weakref
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -66,6 +67,7 @@ class Kernel:
         assert 1 <= grid[0] < 1 << 31
         assert all(1 <= n <= 65535 for n in grid[1:])
         self.cupy.launches.append((self.name, grid, block, self.cupy.cuda.runtime.getDevice()))
+        self.cupy.streams.append(self.cupy.stream)
         self.cupy.execute(self.name, grid, block[0], call)
 
 
@@ -137,18 +139,36 @@ class ndarray:
 ndarray.__module__ = "cupy.stand_in"  # the library knows CuPy's arrays by the name of their package
 
 
+class UnownedMemory(NamedTuple):
+    """Memory of somebody else's, whom it keeps alive."""
+
+    start: int
+    size: int
+    owner: object
+    device: int
+
+
+class MemoryPointer(NamedTuple):
+    memory: UnownedMemory
+    offset: int
+
+
 class Cupy(ModuleType):
-    """What the library uses of the module `cupy`. `launches` and `uploads` keep a record."""
+    """What the library uses of the module `cupy`. `launches`, with their `streams`, and `uploads` keep a record.
+    A stream is its handle, with the device that was current when it was entered."""
 
     def __init__(self, devices=2):
         super().__init__("cupy")
-        self.ndarray, self.launches, self.uploads, self.float32 = ndarray, [], [], np.float32
-        self.current, self.execute = 0, run_on_cpu
+        self.launches, self.streams, self.uploads, self.float32 = [], [], [], np.float32
+        self.current, self.stream, self.execute = 0, (0, 0), run_on_cpu
         stream = SimpleNamespace(synchronize=lambda: None)
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(getDevice=lambda: self.current, getDeviceCount=lambda: devices),
             Device=self._device,
+            Stream=SimpleNamespace(from_external=self._from_external),
             get_current_stream=lambda: stream,
+            UnownedMemory=UnownedMemory,
+            MemoryPointer=MemoryPointer,
         )
 
     @contextmanager
@@ -158,6 +178,23 @@ class Cupy(ModuleType):
             yield
         finally:
             self.current = before
+
+    @contextmanager
+    def _from_external(self, stream):
+        before, (version, handle) = self.stream, stream.__cuda_stream__()
+        assert version == 0
+        self.stream = self.current, handle
+        try:
+            yield
+        finally:
+            self.stream = before
+
+    def ndarray(self, shape, dtype, memptr, strides):
+        """An array of memory that is somebody else's; it may not reach beyond that."""
+        memory, offset = memptr
+        buffer = (ctypes.c_char * memory.size).from_address(memory.start)
+        buffer.owner = memory.owner
+        return ndarray(np.ndarray(shape, dtype, buffer, offset, strides), memory.device)
 
     def RawModule(self, path):
         return SimpleNamespace(get_function=lambda name: Kernel(name, self))

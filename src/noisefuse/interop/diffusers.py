@@ -336,7 +336,7 @@ class Fused:
         """The level of each sample, or of all: t itself, or where t is among the timesteps, or where the run is."""
         clock = self._time()
         if self._source != "sigmas":
-            t = t.to(x0.device) if isinstance(t, Tensor) else t
+            t = t.to(x0.device) if isinstance(t, Tensor) and t.is_cuda else t  # those of the host are checked there
             return t.reshape(-1) if isinstance(t, Tensor) and t.numel() == len(x0) else t
         if self._begin_index is not None:  # type: ignore[attr-defined]
             return self._begin_index if self._step_index is None else self._step_index  # type: ignore[attr-defined]

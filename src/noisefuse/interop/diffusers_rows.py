@@ -78,7 +78,9 @@ def trace(scheduler: Any, theirs: type, start: int, options: dict[str, Any]) -> 
         t = shadow.timesteps[i].item() if exact else shadow.timesteps[i]
         steps[i] = probe.row(step, t, options, *numbers[:, i : i + 1])
     table, clean = (nf.Tableau(rows, shadow.timesteps.numpy(), theirs.__name__) for rows in numbers)
-    names = sorted({name for one in steps.values() for name in one.after}) if scheduler._memory else []
+    # What tells the steps of a run apart. (Not a 0 that PNDM remembers in a tensor's place: its counter tells.)
+    counters = {name for one in steps.values() for name in one.after} - {*scheduler._memory}
+    names = sorted(counters) if scheduler._memory else []
     for i, one in steps.items():  # a table that reads four past arrays is given four in every row
         past = one.past + [SAMPLE] * (table.slots - len(one.past))
         state = tuple(one.state.get(name) for name in names)

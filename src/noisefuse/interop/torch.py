@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch tensors in, torch tensors out, without a copy: what `ops` does not do at once with tensors comes here.
 
-Tensors of the CPU are shown to the library as NumPy arrays of the same memory. Gradients go through an
-`autograd.Function`; under `torch.compile` a call becomes one operator of the graph.
+Tensors of the CPU are shown to the library as NumPy arrays of the same memory, tensors of a CUDA device as CuPy arrays,
+whose kernels run on torch's current stream. Gradients go through an `autograd.Function`; under `torch.compile` a call
+becomes one operator of the graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -101,7 +104,7 @@ class Operation(NamedTuple):
         options = dict(self.options)
         if self.name == "q_walk":
             kept = options["keep"]
-            return (len(self.table) if kept is None else len(kept), *x.shape), x.dtype
+            return (len(self.table) if kept is None else np.size(kept), *x.shape), x.dtype
         dtype = NAMED.get(options.get("dtype") or "", x.dtype)
         return tuple(x.shape), torch.float32 if dtype == torch.uint8 else dtype
 
@@ -115,7 +118,8 @@ class Operation(NamedTuple):
         """Of the tensor in this slot, from the gradients of the outputs: the same kernel with the transposed row."""
         if self.name == "q_walk":  # x_t is alpha_t x0 and noise
             alpha = self.table.alpha[slice(None) if (keep := dict(self.options)["keep"]) is None else list(keep)]
-            summed: Tensor = torch.tensordot(torch.tensor(alpha).to(grads[0].dtype), grads[0], dims=1)
+            weights = torch.tensor(alpha).to(grads[0], non_blocking=True)
+            summed: Tensor = torch.tensordot(weights, grads[0], dims=1)
             return summed
         x, *models = kept or (grads[0],)
         if self.name == "update":
@@ -128,10 +132,10 @@ class Operation(NamedTuple):
 
     def slopes(self, index: Any) -> tuple[nf.Tableau, Any]:
         """Backward rows of the forward process at the times of `index`, and which of them each takes."""
-        times = np.asarray(_index("t", index))
-        if times.dtype.kind == "f":
-            return _slopes(self, times.reshape(-1)), np.arange(times.size).reshape(times.shape)
-        return _slopes_of_rows(self), index
+        if not isinstance(index, Tensor) or not index.is_floating_point():
+            return _slopes_of_rows(self), index
+        times = index.double().cpu().numpy()
+        return _slopes(self, times.reshape(-1)), np.arange(times.size).reshape(times.shape)
 
 
 def _slopes(operation: Operation, times: Any) -> nf.Tableau:
@@ -177,10 +181,19 @@ def _call(
     if isinstance(noise, np.ndarray):
         raise TypeError("noise: expected a Noise, a list of them or a torch.Tensor, as x is one, got a NumPy array")
     labels = {"z": "noise", "x": "x0" if name in ("q_sample", "q_walk") else "x"}
-    arrays = [_input(labels.get(slot, slot), x) for slot, x in zip(slots, values, strict=True)]
-    written = [_output(label, out) for label, out in zip(_labels(name, len(outs)), outs, strict=True)]
-    results = operation.run(_index("i" if name == "update" else "t", index), arrays, noise, written)
+    place = _place(labels["x"], _tensor(labels["x"], values[0]))
+    outs = outs if place.type == "cpu" else _made(operation, values[0], outs)
+    with _on(place):
+        arrays = [_input(labels.get(slot, slot), x, place) for slot, x in zip(slots, values, strict=True)]
+        written = [_output(label, out, place) for label, out in zip(_labels(name, len(outs)), outs, strict=True)]
+        results = operation.run(_index("i" if name == "update" else "t", index, place), arrays, noise, written)
     return tuple(_back(result, out) for result, out in zip(results, outs, strict=True))
+
+
+def _made(operation: Operation, x: Tensor, outs: Sequence[Any]) -> tuple[Any, ...]:
+    """`outs`, and new tensors for those that are missing: all memory of results on a device is torch's."""
+    shape, dtype = operation.result(x)
+    return tuple(torch.empty(shape, dtype=dtype, device=x.device) if out is None else out for out in outs)
 
 
 def _labels(name: str, outputs: int) -> tuple[str, ...]:
@@ -193,24 +206,32 @@ def _random(name: str, shape: Any, noise: Any, dtype: Any, batched: bool, out: A
     if is_compiling():
         lengths = [shape] if isinstance(shape, int) else list(shape)
         words = _words(nf.Noise(noise) if isinstance(noise, int) else noise)
-        result = torch.ops.noisefuse.random(name, lengths, _name(dtype), words, batched)
+        device = _CPU if out is None else out.device
+        result = torch.ops.noisefuse.random(name, lengths, _name(dtype), words, batched, device)
         return _copied(result, out)
-    draw = getattr(nf, name)
-    return _back(draw(shape, noise, dtype=_name(dtype), batched=batched, out=_output("out", out)), out)
+    place = _CPU if out is None else _place("out", _tensor("out", out))
+    with _on(place):
+        drawn = getattr(nf, name)(shape, noise, dtype=_name(dtype), batched=batched, out=_output("out", out, place))
+    return _back(drawn, out)
 
 
 # ---- tensors as arrays -------------------------------------------------------------------------------------
 
+_CPU = torch.device("cpu")
+_HERE = nullcontext()
 
-def _input(name: str, x: object) -> Any:
+
+def _input(name: str, x: object, place: torch.device) -> Any:
     """The memory of a tensor that is read; a lazily negated one is copied."""
     tensor = _tensor(name, x)
     if _is_dual(tensor):
         raise NotImplementedError(f"{name}: forward-mode differentiation is not supported")
-    return _array(name, tensor.detach().resolve_neg())
+    tensor = tensor.detach().resolve_neg()
+    # Where a device has to copy, torch does: in its own memory, and with a kernel that is there already.
+    return _array(name, tensor if place.type == "cpu" else tensor.contiguous(), place)
 
 
-def _output(name: str, out: object) -> Any:
+def _output(name: str, out: object, place: torch.device) -> Any:
     """The memory of a tensor that is written."""
     if out is None:
         return None
@@ -219,7 +240,15 @@ def _output(name: str, out: object) -> Any:
         raise ValueError(f"{name}: requires grad, and autograd would not see what is written: use torch.no_grad()")
     if tensor.is_neg() or _is_dual(tensor):
         raise ValueError(f"{name}: expected a plain tensor, got a negated view or a dual one")
-    return _array(name, tensor.detach())
+    return _array(name, tensor.detach(), place)
+
+
+def _index(name: str, t: Any, place: torch.device) -> Any:
+    """Row numbers or times; those in host memory do for tensors of a device, too."""
+    if not isinstance(t, Tensor):
+        return t
+    own = _place(name, t)
+    return _array(name, (t.float() if t.dtype == torch.bfloat16 else t).detach(), own if own.type == "cpu" else place)
 
 
 def _is_dual(tensor: Tensor) -> bool:
@@ -233,30 +262,89 @@ def _tensor(name: str, x: object) -> Tensor:
         raise TypeError(f"{name}: expected a dense tensor, got {'a quantised' if x.is_quantized else x.layout} one")
     if x.dtype not in DTYPES:
         raise TypeError(f"{name}: dtype {x.dtype} is not supported, expected one of {', '.join(DTYPES.values())}")
-    _need_cpu(name, x)
     return x
 
 
-def _need_cpu(name: str, x: Tensor) -> None:
-    """The place for other devices."""
-    if x.device.type != "cpu":
-        raise NotImplementedError(f"{name}: expected a tensor on the CPU, got one on {x.device}")
+def _place(name: str, x: Tensor) -> torch.device:
+    """Where it lies; refused where no kernel reaches it."""
+    if not (x.is_cpu or x.is_cuda):
+        raise NotImplementedError(f"{name}: expected a tensor on the CPU or a CUDA device, got one on {x.device}")
+    return x.device
 
 
-def _array(name: str, tensor: Tensor) -> Any:
+def _array(name: str, tensor: Tensor, place: torch.device) -> Any:
+    """The memory of a tensor, without a copy: NumPy's view of a CPU tensor, CuPy's of a CUDA tensor."""
+    if (own := _place(name, tensor)) != place:
+        raise ValueError(f"{name} lies on {own}, the other tensors on {place}: expected all on one device")
     try:
+        if own.type == "cuda":
+            return _cupy_array(tensor, own.index)
         if tensor.dtype != torch.bfloat16:
             return tensor.numpy()
-        bits = tensor.view(torch.int16).numpy()
+        return tensor.view(torch.int16).numpy().view(_numpy_dtype(tensor))
     except RuntimeError as error:  # of vmap, say, or a FakeTensor
         raise TypeError(
             f"{name}: expected a tensor with memory of its own, not one of torch.func or a fake one"
         ) from error
+
+
+def _numpy_dtype(tensor: Tensor) -> np.dtype[Any]:
+    if tensor.dtype != torch.bfloat16:
+        return np.dtype(str(tensor.dtype).removeprefix("torch."))
     try:
         import ml_dtypes
     except ImportError:
         raise ImportError("bfloat16 needs ml_dtypes here: pip install 'noisefuse[torch]'") from None
-    return bits.view(ml_dtypes.bfloat16)
+    half: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return half
+
+
+# ---- CUDA --------------------------------------------------------------------------------------------------
+
+
+class _Stream(NamedTuple):
+    """A stream of torch's, as CuPy takes it. (Streams of older torch do not tell their handles by themselves.)"""
+
+    handle: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
+
+
+def _cupy() -> Any:
+    try:
+        return importlib.import_module("cupy")
+    except ImportError:
+        raise ImportError(
+            "tensors on a CUDA device need CuPy: pip install 'noisefuse[cuda13]' or 'noisefuse[cuda12]'"
+        ) from None
+
+
+def _on(place: torch.device) -> AbstractContextManager[None]:
+    """Kernels run there, and in the order of torch's own."""
+    return _HERE if place.type == "cpu" else _on_stream(place)
+
+
+@contextmanager
+def _on_stream(device: torch.device) -> Iterator[None]:
+    cupy, stream = _cupy(), _Stream(torch.cuda.current_stream(device).cuda_stream)
+    with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(stream):
+        yield
+
+
+def _cupy_array(tensor: Tensor, device: int) -> Any:
+    """CuPy's array of this memory, which it keeps alive. (Not through DLPack, where streams wait for each other though
+    there is one, nor through the CUDA array interface, which has no bfloat16.)"""
+    cupy, storage, size = _cupy(), tensor.untyped_storage(), tensor.itemsize
+    if tensor.numel() and not storage.data_ptr():
+        raise RuntimeError("no memory")
+    memory = cupy.cuda.UnownedMemory(storage.data_ptr(), storage.nbytes(), tensor, device)
+    start = cupy.cuda.MemoryPointer(memory, tensor.storage_offset() * size)
+    strides = tuple(size * stride for stride in tensor.stride())
+    return cupy.ndarray(tuple(tensor.shape), _numpy_dtype(tensor), start, strides)
+
+
+# ---- results -----------------------------------------------------------------------------------------------
 
 
 def _back(result: Any, out: Any) -> Any:
@@ -275,13 +363,6 @@ def _name(dtype: Any) -> Any:
     if dtype not in DTYPES:
         raise TypeError(f"dtype {dtype}: expected one of {', '.join(map(str, DTYPES))}")
     return DTYPES[dtype]
-
-
-def _index(name: str, t: Any) -> Any:
-    if not isinstance(t, Tensor):
-        return t
-    _need_cpu(name, t)
-    return (t.float() if t.dtype == torch.bfloat16 else t).detach().numpy()
 
 
 # ---- autograd ----------------------------------------------------------------------------------------------
@@ -383,17 +464,19 @@ def _(number: int, row: Any, times: Any, tensors: Sequence[Tensor], words: Any) 
 @torch.library.custom_op(
     "noisefuse::random",
     mutates_args=(),
-    schema="(str name, SymInt[] shape, str dtype, SymInt[] words, bool batched) -> Tensor",
+    schema="(str name, SymInt[] shape, str dtype, SymInt[] words, bool batched, Device device) -> Tensor",
 )
-def _draw(name: str, shape: Sequence[int], dtype: str, words: Sequence[int], batched: bool) -> Tensor:
-    out = torch.empty(list(shape), dtype=NAMED[dtype])
+def _draw(
+    name: str, shape: Sequence[int], dtype: str, words: Sequence[int], batched: bool, device: torch.device
+) -> Tensor:
+    out = torch.empty(list(shape), dtype=NAMED[dtype], device=device)
     getattr(nf, name)(shape, _noise(words), dtype=dtype, batched=batched, out=out)
     return out
 
 
 @_draw.register_fake
-def _(name: str, shape: Sequence[int], dtype: str, words: Any, batched: bool) -> Tensor:
-    return torch.empty(list(shape), dtype=NAMED[dtype])
+def _(name: str, shape: Sequence[int], dtype: str, words: Any, batched: bool, device: torch.device) -> Tensor:
+    return torch.empty(list(shape), dtype=NAMED[dtype], device=device)
 
 
 @torch.library.custom_op(

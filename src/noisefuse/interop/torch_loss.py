@@ -15,7 +15,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
-from .torch import _back, _copied, _index, _input, _noise, _output, _words, is_compiling
+from .torch import _array, _back, _copied, _index, _input, _noise, _on, _output, _place, _tensor, _words, is_compiling
 
 
 class Options(NamedTuple):
@@ -28,9 +28,6 @@ class Options(NamedTuple):
     offset: float | None
     batched: bool
 
-    def keywords(self, weight: Any) -> dict[str, Any]:
-        return self._asdict() | {"weight": weight}
-
 
 class Given(NamedTuple):
     """The tensors of a call, times and noise. z is the noise as a tensor; then `noise` is None."""
@@ -42,31 +39,47 @@ class Given(NamedTuple):
     z: Any
     weight: Any
 
-    def arrays(self) -> dict[str, Any]:
-        """The arguments, as NumPy takes them."""
-        noise = self.noise if self.z is None else _input("noise", self.z)
+    def place(self) -> torch.device:
+        return _place("pred", _tensor("pred", self.pred))
+
+    def arrays(self, place: torch.device) -> dict[str, Any]:
+        """The arguments, as the library takes them there."""
+        noise = self.noise if self.z is None else _input("noise", self.z, place)
         if self.z is None and isinstance(noise, np.ndarray):
             raise TypeError(
                 "noise: expected a Noise, a list of them or a torch.Tensor, as pred is one, got a NumPy array"
             )
         return {
-            "pred": _input("pred", self.pred),
-            "x0": None if self.x0 is None else _input("x0", self.x0),
-            "t": _index("t", self.t),
+            "pred": _input("pred", self.pred, place),
+            "x0": None if self.x0 is None else _input("x0", self.x0, place),
+            "t": _index("t", self.t, place),
             "noise": noise,
+            "weight": _numbers("weight", self.weight, place),
         }
 
     def value(self, options: Options, grad_out: Any = None) -> Tensor:
-        keywords = options.keywords(_numbers(self.weight))
-        loss = nf.mse_loss(**self.arrays(), **keywords, grad_out=_output("grad_out", grad_out))
-        loss = torch.as_tensor(loss[0] if grad_out is not None else loss, dtype=torch.float64)
+        place = self.place()
+        with _on(place):
+            given, out = self.arrays(place), _output("grad_out", grad_out, place)
+            found = nf.mse_loss(**given, **options._asdict(), grad_out=out)
+            loss = self._loss(found if grad_out is None else found[0], place)
         return loss if self.pred.dtype == torch.float64 else loss.float()
 
+    def _loss(self, loss: Any, place: torch.device) -> Tensor:
+        """As a tensor, in float64; an array of a device is copied there into memory of torch's."""
+        if place.type == "cpu":
+            return torch.as_tensor(loss, dtype=torch.float64)
+        result = torch.empty(loss.shape, dtype=torch.float64, device=self.pred.device)
+        _array("loss", result, place)[...] = loss
+        return result
+
     def gradient(self, options: Options, upstream: Any, out: Any = None) -> Tensor:
-        keywords = options.keywords(_numbers(self.weight))
-        upstream = _numbers(upstream)
-        given = self.arrays()
-        found = nf.mse_loss_grad(**given, **keywords, upstream=upstream, out=_output("out", out))
+        place = self.place()
+        if out is None and place.type == "cuda":
+            out = torch.empty_like(self.pred, memory_format=torch.contiguous_format)
+        with _on(place):
+            given, g = self.arrays(place), _numbers("upstream", upstream, place)
+            found = nf.mse_loss_grad(**given, **options._asdict(), upstream=g, out=_output("out", out, place))
         return _back(found, out)  # type: ignore[no-any-return]
 
 
@@ -112,11 +125,13 @@ def _given(pred: Any, x0: Any, t: Any, noise: Any, weight: Any) -> Given:
     return Given(pred, x0, t, noise, z, weight)
 
 
-def _numbers(x: Any) -> Any:
-    """Weights and upstream gradients as NumPy has them: a float, or float64."""
+def _numbers(name: str, x: Any, place: torch.device) -> Any:
+    """Weights and upstream gradients, a float or float64. Those of a device stay there: nobody waits for them."""
     if not isinstance(x, Tensor):
         return x
-    return x.item() if x.ndim == 0 else x.detach().double().cpu().numpy()
+    if _place(name, x).type == "cuda":
+        return _array(name, x.detach().double(), place)
+    return x.item() if x.ndim == 0 else x.detach().double().numpy()
 
 
 class _Loss(torch.autograd.Function):
