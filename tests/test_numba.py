@@ -21,13 +21,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba import cuda, float32, float64, guvectorize, int64, njit, prange, uint32, uint64, vectorize, void
 
 import noisefuse as nf
-import noisefuse.numba as nfn
 from conftest import bits
 from noisefuse.backends import spec
 from test_threads import python
+
+pytest.importorskip("numba")  # in the extra "test", but not among the few packages of tests/sanitize.sh
+
+from numba import cuda, float32, float64, guvectorize, int64, njit, prange, uint32, uint64, vectorize, void
+
+import noisefuse.numba as nfn
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,16 +17,16 @@ template <class Real>
 void step_drawing_nothing(const Step& s, int64_t begin, int64_t end) {
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
-    const OnClean<Real> tile_on_clean = on_clean(rows, arrays);
+    const OnArrays<Real> tile_on_arrays = on_arrays(rows, arrays);
     const bool far = s.size * s.batch > kFar;
-    const int64_t most = tile_on_clean && arrays.all_own && !far ? 16 * kTile : kTile;
+    const int64_t most = tile_on_arrays && arrays.all_own && !far ? 16 * kTile : kTile;
     int64_t size = far ? arrays.to_line(begin) : 0;  // of the first tile, so that the others begin with a line
     for (int64_t at = begin; at < end; at += size, size = 0) {
         const int64_t left = s.segment - at % s.segment;
         size = least(size ? size : left < kTile ? kTile : least(left, most), end - at);
         for (int g = 0; g < kTile / kGroup && far; ++g) arrays.prefetch_read(at, g), arrays.prefetch_written(at, g);
         rows.select(at / s.segment, left, static_cast<int>(size));
-        apply(tile_on_clean, rows, arrays, at, static_cast<int>(size));
+        apply(tile_on_arrays, rows, arrays, at, static_cast<int>(size));
     }
 }
 
@@ -39,8 +39,8 @@ void step_drawing(const Step& s, int64_t begin, int64_t end) {
     Plan plan;
     uint64_t seed = cursor.field().seed;
     RoundKeys keys(seed);
-    const OnNoise tile_on_noise = on_noise(s, rows);
-    const OnClean<Real> tile_on_clean = on_clean(rows, arrays);
+    const OnNoise tile_on_noise = on_noise(rows, arrays);
+    const OnArrays<Real> tile_on_arrays = on_arrays(rows, arrays);
 
     auto tile = [&](int64_t at) {
         if constexpr (sizeof(Real) == 4)
@@ -52,7 +52,7 @@ void step_drawing(const Step& s, int64_t begin, int64_t end) {
             arrays.prefetch_read(at, group);
             arrays.prefetch_written(at, group);
         });
-        apply(tile_on_clean, rows, arrays, at, plan.size);
+        apply(tile_on_arrays, rows, arrays, at, plan.size);
     };
     while (cursor.at < end) {
         if (cursor.field().seed != seed) keys = RoundKeys(seed = cursor.field().seed);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of the usual shapes, added up in registers: what lies between the noise or the arrays and the outputs takes no
-// way through memory. All other rows go through tile_rows.h, form by form.
+// Rows of the usual shapes, added up in registers: noise and D take no way through memory. All other rows go through
+// tile_rows.h, form by form.
 #pragma once
 #include <initializer_list>
 
@@ -10,174 +10,227 @@
 namespace nf {
 namespace {
 
-// A tile of a row that begins with the noise and goes on with arrays of one type: added up while its noise is in
-// registers.
-template <int Terms, DType In, DType Out>
-[[gnu::flatten]] void tile_on_noise(const TileWords& words, const Plan& plan, const Rows<float>& rows,
-                                    const Arrays<float>& arrays, int64_t at) {
-    const Affine& form = rows.out[0];
-    const auto k = Lane::splat(form.constant < 0 ? -0.0f : *rows.coefficient(form.constant));  // -0 changes nothing
-    Lane::f32 c[Terms];
-    const void* v[Terms];
-    for (int t = 0; t < Terms; ++t) {
-        c[t] = Lane::splat(*rows.coefficient(form.column[t]));
-        v[t] = arrays.s.in[form.slot[t]];
-    }
-    void* const out = arrays.s.out[0];
-    const bool stream = arrays.streams(0, at);
-    words_to_floats(arrays.s.draw, plan.groups, words, [&](int g, const Lane::f32(&z)[4]) {
-        arrays.prefetch_read(at, g);
-        Lane::f32 sum[4];
-        for (int i = 0; i < 4; ++i) {
-            sum[i] = Lane::fma(c[0], z[i], k);
-            for (int t = 1; t < Terms; ++t)
-                sum[i] = Lane::fma(c[t], load_lanes<In>(v[t], at + g * kGroup + i * Lane::width), sum[i]);
-        }
-        store_lanes<Out>(out, at + g * kGroup, sum, stream);
-    });
-}
-
-using OnNoise = decltype(&tile_on_noise<1, DType::f32, DType::f32>);
-
-template <DType In, DType Out>
-OnNoise on_noise(int terms) {
-    return terms == 1 ? tile_on_noise<1, In, Out> : terms == 2 ? tile_on_noise<2, In, Out> : tile_on_noise<3, In, Out>;
-}
-
-template <DType Out>
-OnNoise on_noise(DType in, int terms) {
-    return in == Out ? on_noise<Out, Out>(terms) : in == DType::u8 ? on_noise<DType::u8, Out>(terms) : nullptr;
-}
-
-// Which of these does a call, or null: one output in float32 arithmetic, no clamp, one to three terms, inputs of the
-// output's type or bytes. q_sample and q_step are so, and many samplers' steps.
-template <class Real>
-OnNoise on_noise(const Step& s, const Rows<Real>& rows) {
-    const Affine& form = rows.out[0];
-    const bool plain = !s.out[1] && !s.out[2] && !s.masked && !rows.wants_clean;
-    if (!plain || form.n == 0 || form.n > 3 || form.slot[0] != kZ || s.type == DType::f64) return nullptr;
-    const DType in = form.n == 1 ? s.type : s.in_type[form.slot[1]];
-    for (int t = 1; t < form.n; ++t)
-        if (s.in_type[form.slot[t]] != in) return nullptr;
-    return s.type == DType::f32   ? on_noise<DType::f32>(in, form.n)
-           : s.type == DType::f16 ? on_noise<DType::f16>(in, form.n)
-                                  : on_noise<DType::bf16>(in, form.n);
-}
-
-// What an output adds up: so many terms, the first of which is D; or the noise and then D; or neither.
-enum Begin { kOnClean = 0, kOnNoise = 10, kOnArrays = 20 };
+// What a form begins with; the number of its terms is added.
+enum Begin { kOnClean = 0, kOnNoise = 10, kOnBoth = 20, kOnArrays = 30 };  // both: the noise, then D
 constexpr int terms_of(int form) { return form % 10; }
 constexpr int begin_of(int form) { return form - form % 10; }
 
-// A tile of at least a vector, with D, of `Clean` terms, in registers, and with outputs of these forms (Begin + terms).
-template <class Real, int Clean, int... Forms>
-[[gnu::flatten]] void tile_on_clean(const Rows<Real>& rows, const Arrays<Real>& arrays, int64_t at, int size) {
-    using Vector = decltype(Lane::splat(Real{}));
-    constexpr int W = kWidth<Real>, kOutputs = sizeof...(Forms), kForms[] = {Forms...}, kMost = 5;
-    Vector clean_c[Clean], c[kOutputs][kMost], result[kOutputs];
-    const Real *clean_v[Clean], *v[kOutputs][kMost];
-    Real* to[kOutputs];
-    bool stream[kOutputs];
-    for (int t = 0; t < Clean; ++t) {
-        clean_c[t] = Lane::splat(*rows.coefficient(rows.clean.column[t]));
-        clean_v[t] = arrays.value[rows.clean.slot[t]];
+// Begin + terms, or -1: D comes later.
+inline int form_of(const Affine& form) {
+    const bool noise = form.n > 0 && form.slot[0] == kZ;
+    int clean = 0;  // which term it is
+    while (clean < form.n && form.slot[clean] != kD) ++clean;
+    if (clean == form.n) return form.n + (noise ? kOnNoise : kOnArrays);
+    return clean > noise ? -1 : form.n + (noise ? kOnBoth : kOnClean);
+}
+
+// The shape of a row: the number of D's terms, and the forms of the outputs.
+constexpr int64_t shape(std::initializer_list<int> numbers) {
+    int64_t digits = 0;
+    for (int n : numbers) digits = 100 * digits + n;
+    return digits;
+}
+
+// Of a call, or -1: not one of these. Only a form that begins with the noise may have a constant.
+template <class Real>
+int64_t shape_of(const Rows<Real>& rows, const Arrays<Real>& arrays) {
+    const Step& s = rows.s;
+    if (s.masked || !arrays.apart || (rows.wants_clean && rows.clean.constant >= 0)) return -1;
+    int64_t found = rows.wants_clean ? rows.clean.n : 0;
+    for (int o = 0; o < 3; ++o) {
+        if (!s.out[o]) continue;
+        const int form = form_of(rows.out[o]);
+        const bool constant = rows.out[o].constant >= 0 && begin_of(form) != kOnNoise;
+        if (form < 0 || terms_of(form) == 0 || constant || (o && !s.out[o - 1])) return -1;
+        found = 100 * found + form;
     }
-    for (int o = 0; o < kOutputs; ++o) {
-        for (int t = 0; t < terms_of(kForms[o]); ++t) {
-            c[o][t] = Lane::splat(*rows.coefficient(rows.out[o].column[t]));
-            v[o][t] = arrays.value[rows.out[o].slot[t]];
+    return found;
+}
+
+// A row of this shape in registers, and where its terms are: arrays of type In, and of the noise one vector.
+template <class Real, DType In, int Clean, int... Forms>
+struct RegisterRow {
+    static constexpr int kOutputs = sizeof...(Forms), kForms[] = {Forms...}, kMost = 5;
+    Vector<Real> clean_c[Clean + 1], c[kOutputs][kMost], k[kOutputs], low, high;
+    const void *clean_v[Clean + 1], *v[kOutputs][kMost];
+    bool clamps;
+
+    template <class Values>
+    RegisterRow(const Rows<Real>& rows, const Values& value) : clamps(rows.clamps()) {
+        const auto splat = [&](int column) { return Lane::splat(*rows.coefficient(column)); };
+        low = splat(kLow), high = splat(kHigh);
+        for (int t = 0; t < Clean; ++t)
+            clean_c[t] = splat(rows.clean.column[t]), clean_v[t] = value[rows.clean.slot[t]];
+        for (int o = 0; o < kOutputs; ++o) {
+            const Affine& form = rows.out[o];
+            k[o] = form.constant < 0 ? Lane::splat(Real{-0.0}) : splat(form.constant);  // -0 changes no product
+            for (int t = 0; t < terms_of(kForms[o]); ++t)
+                c[o][t] = splat(form.column[t]), v[o][t] = value[form.slot[t]];
         }
-        to[o] = static_cast<Real*>(arrays.s.out[o]) + at;
-        stream[o] = arrays.streams(o, at);
     }
-    const bool clamps = rows.clamps();
-    const Vector low = Lane::splat(*rows.coefficient(kLow)), high = Lane::splat(*rows.coefficient(kHigh));
-    const auto compute = [&](int i) {
-        Vector d = Lane::mul(clean_c[0], Lane::load(clean_v[0] + i));
-        for (int t = 1; t < Clean; ++t) d = Lane::fma(clean_c[t], Lane::load(clean_v[t] + i), d);
-        if (clamps) d = Lane::clamp(d, low, high);
+
+    // The outputs' vectors of the elements from `at` on.
+    void add_up(int64_t at, Vector<Real> z, Vector<Real> (&result)[kOutputs]) const {
+        Vector<Real> d = z;
+        for (int t = 0; t < Clean; ++t) {
+            const auto x = load_lanes<In>(clean_v[t], at);
+            d = t == 0 ? Lane::mul(clean_c[t], x) : Lane::fma(clean_c[t], x, d);
+        }
+        if (Clean && clamps) d = Lane::clamp(d, low, high);
         for (int o = 0; o < kOutputs; ++o) {
             const int begin = begin_of(kForms[o]);
-            Vector sum = Lane::mul(c[o][0], begin == kOnClean ? d : Lane::load(v[o][0] + i));
-            if (begin == kOnNoise) sum = Lane::fma(c[o][1], d, sum);
-            for (int t = begin == kOnNoise ? 2 : 1; t < terms_of(kForms[o]); ++t)
-                sum = Lane::fma(c[o][t], Lane::load(v[o][t] + i), sum);
+            Vector<Real> sum;
+            if (begin == kOnClean) sum = Lane::mul(c[o][0], d);
+            if (begin == kOnArrays) sum = Lane::mul(c[o][0], load_lanes<In>(v[o][0], at));
+            if (begin == kOnNoise || begin == kOnBoth) sum = Lane::fma(c[o][0], z, k[o]);
+            if (begin == kOnBoth) sum = Lane::fma(c[o][1], d, sum);
+            for (int t = begin == kOnBoth ? 2 : 1; t < terms_of(kForms[o]); ++t)
+                sum = Lane::fma(c[o][t], load_lanes<In>(v[o][t], at), sum);
             result[o] = sum;
         }
+    }
+};
+
+// ---- with the noise of whole groups, as it is made ---------------------------------------------------------
+
+template <DType In, DType Out, int Clean, int... Forms>
+[[gnu::flatten]] void tile_on_noise(const TileWords& words, const Plan& plan, const Rows<float>& rows,
+                                    const Arrays<float>& arrays, int64_t at) {
+    constexpr int kOutputs = sizeof...(Forms);
+    const RegisterRow<float, In, Clean, Forms...> row(rows, arrays.s.in);
+    bool stream[kOutputs];
+    for (int o = 0; o < kOutputs; ++o) stream[o] = arrays.streams(o, at);
+    words_to_floats(arrays.s.draw, plan.groups, words, [&](int g, const Lane::f32(&z)[4]) {
+        arrays.prefetch_read(at, g);
+        const int64_t here = at + g * kGroup;
+        Lane::f32 result[4][kOutputs];
+        for (int i = 0; i < 4; ++i) row.add_up(here + i * Lane::width, z[i], result[i]);
+        for (int o = 0; o < kOutputs; ++o)
+            store_lanes<Out>(arrays.s.out[o], here, {result[0][o], result[1][o], result[2][o], result[3][o]},
+                             stream[o]);
+    });
+}
+
+using OnNoise = decltype(&tile_on_noise<DType::f32, DType::f32, 0, kOnNoise + 1>);
+
+template <DType In, DType Out>
+OnNoise on_noise(int64_t shape_of_call) {
+    switch (shape_of_call) {
+        case shape({0, kOnNoise + 2}):
+            return tile_on_noise<In, Out, 0, kOnNoise + 2>;  // q_sample, q_step
+        // and their targets
+        case shape({0, kOnNoise + 2, kOnNoise + 1}):
+            return tile_on_noise<In, Out, 0, kOnNoise + 2, kOnNoise + 1>;
+        case shape({0, kOnNoise + 2, kOnNoise + 2}):
+            return tile_on_noise<In, Out, 0, kOnNoise + 2, kOnNoise + 2>;
+        case shape({0, kOnNoise + 2, kOnArrays + 1}):
+            return tile_on_noise<In, Out, 0, kOnNoise + 2, kOnArrays + 1>;
+        default:
+            break;
+    }
+    if constexpr (In == Out) switch (shape_of_call) {
+            case shape({0, kOnNoise + 1}):
+                return tile_on_noise<In, Out, 0, kOnNoise + 1>;  // randn
+            case shape({0, kOnNoise + 3}):
+                return tile_on_noise<In, Out, 0, kOnNoise + 3>;
+            case shape({2, kOnBoth + 3}):
+                return tile_on_noise<In, Out, 2, kOnBoth + 3>;  // ddpm, euler_ancestral, lcm
+            case shape({3, kOnBoth + 3}):
+                return tile_on_noise<In, Out, 3, kOnBoth + 3>;  // guided
+            case shape({2, kOnBoth + 4, kOnClean + 1}):         // dpmpp_2m_sde
+                return tile_on_noise<In, Out, 2, kOnBoth + 4, kOnClean + 1>;
+            default:
+                break;
+        }
+    return nullptr;
+}
+
+template <DType Out>
+OnNoise on_noise(DType in, int64_t shape_of_call) {
+    return in == Out         ? on_noise<Out, Out>(shape_of_call)
+           : in == DType::u8 ? on_noise<DType::u8, Out>(shape_of_call)
+                             : nullptr;
+}
+
+// Which of these does a call, or null: float32 arithmetic, all inputs of the outputs' type or all bytes.
+template <class Real>
+OnNoise on_noise(const Rows<Real>& rows, const Arrays<Real>& arrays) {
+    const Step& s = rows.s;
+    if (s.type == DType::f64) return nullptr;
+    const DType in = arrays.n_in ? s.in_type[arrays.slots[0]] : s.type;
+    for (int i = 0; i < arrays.n_in; ++i)
+        if (s.in_type[arrays.slots[i]] != in) return nullptr;
+    const int64_t found = shape_of(rows, arrays);
+    return s.type == DType::f32   ? on_noise<DType::f32>(in, found)
+           : s.type == DType::f16 ? on_noise<DType::f16>(in, found)
+                                  : on_noise<DType::bf16>(in, found);
+}
+
+// ---- with all in arrays, vector by vector ------------------------------------------------------------------
+
+// A tile of at least a vector.
+template <class Real, int Clean, int... Forms>
+[[gnu::flatten]] void tile_on_arrays(const Rows<Real>& rows, const Arrays<Real>& arrays, int64_t at, int size) {
+    constexpr int W = kWidth<Real>, kOutputs = sizeof...(Forms);
+    const RegisterRow<Real, kOwn<Real>, Clean, Forms...> row(rows, arrays.value);
+    Real* to[kOutputs];
+    bool stream[kOutputs];
+    for (int o = 0; o < kOutputs; ++o)
+        to[o] = static_cast<Real*>(arrays.s.out[o]) + at, stream[o] = arrays.streams(o, at);
+    const Real* const noise = arrays.value[kZ];
+    const auto add_up = [&](int i, Vector<Real>(&result)[kOutputs]) {
+        row.add_up(i, ((begin_of(Forms) == kOnBoth) || ...) ? Lane::load(noise + i) : Vector<Real>{}, result);
     };
     // The last vector overlaps the one before it: it is computed first, while no input has been overwritten.
-    Vector last[kOutputs];
-    compute(size - W);
-    for (int o = 0; o < kOutputs; ++o) last[o] = result[o];
+    Vector<Real> result[kOutputs], last[kOutputs];
+    add_up(size - W, last);
     for (int i = 0; i + W <= size; i += W) {
-        compute(i);
+        add_up(i, result);
         for (int o = 0; o < kOutputs; ++o) store_one(to[o] + i, result[o], stream[o]);
     }
     for (int o = 0; o < kOutputs; ++o) Lane::store(to[o] + size - W, last[o]);
 }
 
 template <class Real>
-using OnClean = decltype(&tile_on_clean<Real, 2, 2>);
+using OnArrays = decltype(&tile_on_arrays<Real, 2, kOnClean + 2>);
 
-constexpr int64_t shape(std::initializer_list<int> forms) {
-    int64_t digits = 0;
-    for (int form : forms) digits = 100 * digits + form;
-    return digits;
-}
-
-// Begin + terms, or -1: D comes later than that.
-inline int form_of(const Affine& form) {
-    int clean = 0;  // which term it is
-    while (clean < form.n && form.slot[clean] != kD) ++clean;
-    if (clean == form.n) return kOnArrays + form.n;
-    return clean == 0 ? kOnClean + form.n : clean == 1 && form.slot[0] == kZ ? kOnNoise + form.n : -1;
-}
-
-// Which of these does a call, or null. The samplers have few shapes.
+// Which of these does a call whose outputs are in the arithmetic's own type, or null.
 template <class Real>
-OnClean<Real> on_clean(const Rows<Real>& rows, const Arrays<Real>& arrays) {
-    const Step& s = rows.s;
-    if (!rows.wants_clean || s.masked || rows.clean.constant >= 0) return nullptr;
-    int64_t found = shape({rows.clean.n});
-    for (int o = 0; o < 3; ++o) {
-        if (!s.out[o]) continue;
-        const int form = form_of(rows.out[o]);
-        if (form < 0 || !arrays.direct[o] || rows.out[o].constant >= 0 || (o && !s.out[o - 1])) return nullptr;
-        found = 100 * found + form;
-    }
-    switch (found) {
-        case shape({2, 2}):
-            return tile_on_clean<Real, 2, 2>;  // ddim, euler
-        case shape({3, 2}):
-            return tile_on_clean<Real, 3, 2>;  // guided
-        case shape({2, 3}):
-            return tile_on_clean<Real, 2, 3>;  // flow_euler
-        case shape({2, 3, 1}):
-            return tile_on_clean<Real, 2, 3, 1>;  // dpmpp_2m
-        case shape({2, 4, 1, 4}):
-            return tile_on_clean<Real, 2, 4, 1, 4>;  // unipc
-        case shape({2, 4, 2}):
-            return tile_on_clean<Real, 2, 4, 2>;  // dpm_2
-        case shape({2, 4, 3}):
-            return tile_on_clean<Real, 2, 4, 3>;  // heun, flow_heun, edm
-        case shape({2, kOnArrays + 5, 2}):
-            return tile_on_clean<Real, 2, kOnArrays + 5, 2>;  // pndm
-        case shape({2, kOnNoise + 3}):
-            return tile_on_clean<Real, 2, kOnNoise + 3>;  // ddpm, euler_ancestral, lcm
-        case shape({3, kOnNoise + 3}):
-            return tile_on_clean<Real, 3, kOnNoise + 3>;
-        case shape({2, kOnNoise + 4, 1}):
-            return tile_on_clean<Real, 2, kOnNoise + 4, 1>;  // dpmpp_2m_sde
+OnArrays<Real> on_arrays(const Rows<Real>& rows, const Arrays<Real>& arrays) {
+    if (rows.s.type != kOwn<Real>) return nullptr;
+    switch (shape_of(rows, arrays)) {
+        case shape({2, kOnClean + 2}):
+            return tile_on_arrays<Real, 2, kOnClean + 2>;  // ddim, euler
+        case shape({3, kOnClean + 2}):
+            return tile_on_arrays<Real, 3, kOnClean + 2>;  // guided
+        case shape({2, kOnClean + 3}):
+            return tile_on_arrays<Real, 2, kOnClean + 3>;  // flow_euler
+        case shape({2, kOnClean + 3, kOnClean + 1}):       // dpmpp_2m
+            return tile_on_arrays<Real, 2, kOnClean + 3, kOnClean + 1>;
+        case shape({2, kOnClean + 4, kOnClean + 1, kOnClean + 4}):  // unipc
+            return tile_on_arrays<Real, 2, kOnClean + 4, kOnClean + 1, kOnClean + 4>;
+        case shape({2, kOnClean + 4, kOnClean + 2}):  // dpm_2
+            return tile_on_arrays<Real, 2, kOnClean + 4, kOnClean + 2>;
+        case shape({2, kOnClean + 4, kOnClean + 3}):  // heun, flow_heun, edm
+            return tile_on_arrays<Real, 2, kOnClean + 4, kOnClean + 3>;
+        case shape({2, kOnArrays + 5, kOnClean + 2}):  // pndm
+            return tile_on_arrays<Real, 2, kOnArrays + 5, kOnClean + 2>;
+        case shape({2, kOnBoth + 3}):
+            return tile_on_arrays<Real, 2, kOnBoth + 3>;  // ddpm, euler_ancestral, lcm
+        case shape({3, kOnBoth + 3}):
+            return tile_on_arrays<Real, 3, kOnBoth + 3>;  // guided
+        case shape({2, kOnBoth + 4, kOnClean + 1}):       // dpmpp_2m_sde
+            return tile_on_arrays<Real, 2, kOnBoth + 4, kOnClean + 1>;
         default:
             return nullptr;
     }
 }
 
 template <class Real>
-void apply(OnClean<Real> tile_on_clean, const Rows<Real>& rows, Arrays<Real>& arrays, int64_t at, int size) {
+void apply(OnArrays<Real> tile_on_arrays, const Rows<Real>& rows, Arrays<Real>& arrays, int64_t at, int size) {
     arrays.load(at, size);
-    if (tile_on_clean && !rows.per_element && size >= kWidth<Real>)
-        tile_on_clean(rows, arrays, at, size);
+    if (tile_on_arrays && !rows.per_element && size >= kWidth<Real>)
+        tile_on_arrays(rows, arrays, at, size);
     else
         arrays.apply(rows, at, size);
 }

@@ -9,14 +9,23 @@
 namespace nf {
 namespace {
 
-// A vector of any type but f64.
+template <class Real>
+using Vector = decltype(Lane::load(static_cast<const Real*>(nullptr)));
+
+// A vector of the arithmetic's type from one of any type.
 template <DType Type>
-inline Lane::f32 load_lanes(const void* from, int64_t at) {
-    if constexpr (Type == DType::f32) return Lane::load(static_cast<const float*>(from) + at);
-    if constexpr (Type == DType::u8) return Lane::load(static_cast<const uint8_t*>(from) + at);
+inline auto load_lanes(const void* from, int64_t at) {
     const auto* const halves = static_cast<const uint16_t*>(from) + at;
-    if constexpr (Type == DType::f16) return Lane::from_half(Lane::load(halves));
-    if constexpr (Type == DType::bf16) return Lane::as_float(Lane::as_upper_halves(Lane::load(halves)));
+    if constexpr (Type == DType::f32)
+        return Lane::load(static_cast<const float*>(from) + at);
+    else if constexpr (Type == DType::f64)
+        return Lane::load(static_cast<const double*>(from) + at);
+    else if constexpr (Type == DType::u8)
+        return Lane::load(static_cast<const uint8_t*>(from) + at);
+    else if constexpr (Type == DType::f16)
+        return Lane::from_half(Lane::load(halves));
+    else
+        return Lane::as_float(Lane::as_upper_halves(Lane::load(halves)));
 }
 
 // One vector, or what takes its place, to `to`; past the caches if `stream`, when that place is aligned to it.
@@ -252,6 +261,7 @@ struct Arrays {
     int n_in = 0, slots[kSlots];
     int n_written = 0;
     Lines read[kSlots], written[3];
+    bool apart = true;    // no output is an input, or there is but one
     bool all_own = true;  // inputs are in the arithmetic's own type
     bool direct[3];       // written as it is computed: not so an output that is an input which others still read
     bool past_caches[3];  // written by stores that leave the caches alone, where it is aligned
@@ -270,6 +280,7 @@ struct Arrays {
             bool is_input = false;
             for (int i = 0; i < n_in; ++i) is_input |= s.in[slots[i]] == s.out[o];
             direct[o] = s.type == kOwn<Real> && (alone || !is_input);
+            apart &= alone || !is_input;
             past_caches[o] = !is_input && s.size * s.batch >= kFarther;
             if (s.out[o] && !past_caches[o])
                 written[n_written++] = {static_cast<const char*>(s.out[o]), kBytes[int(s.type)]};
