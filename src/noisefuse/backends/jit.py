@@ -16,14 +16,14 @@ if find_spec("numba") is None:
 from ..noise import SAMPLES, STEPS, Noise
 from . import kernels, threads
 from .call import AFFINE, CLEAN, HIGH, LOW, ORDER, Array, D, Loss, Step, Walk, Z, window_runs
-from .kernels import RESULT, VALUES, WIDTH, ZERO
+from .kernels import BF16, F16, F32, IN_PLACE, MINUS_ZERO, RESULT, SAME, U8, VALUES, ZERO
 from .selftest import self_test
 
 CHUNK = 1 << 15  # elements that a thread takes at a time, and least for which another is asked
 SLAB = 1 << 20  # elements whose residuals are held at a time, or one sample
 
-KINDS = {np.dtype(kind): i for i, kind in enumerate((np.float32, np.float64, np.float16))}
-KINDS[np.dtype(np.uint8)] = kernels.U8  # and any other is bfloat16, which NumPy alone does not know
+# And any other is bfloat16, which NumPy alone does not know.
+KINDS = {np.dtype(np.float32): F32, np.dtype(np.float16): F16, np.dtype(np.uint8): U8}
 FLOAT32, INT64 = np.dtype(np.float32), np.dtype(np.int64)
 BOUNDS = 1 << LOW | 1 << HIGH
 Z_LIST = [first + 1 + Z for first in AFFINE]
@@ -103,7 +103,7 @@ def _run(kernel: Any, call: Step, chunk: int, *first: int) -> None:
     if real.__name__ not in _tested:
         _tested.add(real.__name__)
         self_test("numba", step, real.__name__)
-    taken, streams, fields, program = np.zeros(1, np.int64), _streams(call), _fields(call), _program_of(call)
+    taken, streams, fields, program = np.zeros(1, np.int64), _streams(call, real), _fields(call), _program_of(call)
     rows = call.rows.table if real is np.float64 else call.rows.single
     numbers = (
         *(call.size, rows.ctypes.data, _columns(call.rows.present), call.index.ctypes.data, call.segment),
@@ -159,11 +159,11 @@ class Form(NamedTuple):
 
 @lru_cache(1024)
 def _form(present: int, outputs: int, draws: bool) -> Form:
-    table = program(present, (True, outputs > 1, outputs > 2), False, draws)
+    table = program(present, (True, outputs > 1, outputs > 2), False)
     read = {slot for slot in range(3) if present >> (CLEAN + 1 + slot) & 1}
     read |= {slot for slot in range(Z + 1) for first in AFFINE if present >> (first + 1 + slot) & 1}
     slots = tuple(sorted(read - {D} - ({Z} if draws else set())))
-    streams = (*(VALUES + WIDTH * slot for slot in slots), *(RESULT + WIDTH * o for o in range(outputs)))
+    streams = (*(VALUES + slot for slot in slots), *(RESULT + o for o in range(outputs)))
     numbers = len(table), table.ctypes.data, len(slots), outputs
     return Form(table, _columns(present), slots, streams, numbers, (kernels.NORMAL if draws else kernels.NONE, 0, 0))
 
@@ -264,7 +264,7 @@ def _compute(form: Form, rows: Any, i: int, x: Any, arrays: list[Any], name: tup
         desk = Desk()
     total, size = x.size, x.size // len(x)
     flat = tuple([a.ravel() for a in arrays])
-    table = kernels.note(desk.numbers, rows, flat, form.streams, i, *name, size)
+    table = kernels.note(desk.numbers, rows, flat, form.streams, len(form.slots), i, *name, size)
     place = (total, total, size, table, form.columns, desk.index, total)
     kernels.step(*desk.scratch, *place, *form.program, desk.streams, *form.flags, *desk.field)
     _desks.append(desk)
@@ -279,11 +279,11 @@ def _columns(present: int) -> int:
 
 
 def _program_of(call: Step) -> NDArray[np.int64]:
-    return program(call.rows.present, tuple(out is not None for out in call.outputs), call.masked, call.draw != "none")
+    return program(call.rows.present, tuple(out is not None for out in call.outputs), call.masked)
 
 
 @lru_cache(1024)
-def program(present: int, wanted: tuple[bool, ...], masked: bool, draws: bool) -> NDArray[np.int64]:
+def program(present: int, wanted: tuple[bool, ...], masked: bool) -> NDArray[np.int64]:
     """The affine forms of these columns that such a call needs (kernels.FORM_TOTAL, ..)."""
     outputs = [AFFINE[o] for o in range(3) if wanted[o] or (masked and o == 1)]
     clean = masked or any(present >> (first + 1 + D) & 1 for first in outputs)
@@ -292,11 +292,11 @@ def program(present: int, wanted: tuple[bool, ...], masked: bool, draws: bool) -
     for first in ([CLEAN] if clean else []) + outputs:
         slots = 3 if first == CLEAN else Z + 1
         terms = [slot for slot in ORDER if slot < slots and present >> (first + 1 + slot) & 1]
-        total = VALUES + WIDTH * D if first == CLEAN else RESULT + WIDTH * AFFINE.index(first)
-        constant = WIDTH * first if present >> first & 1 else -1 if terms else ZERO
+        total = VALUES + D if first == CLEAN else RESULT + AFFINE.index(first)
+        constant = first if present >> first & 1 else MINUS_ZERO if terms else ZERO  # x - 0 is x, also where x is -0
         form = [total, constant, int(first == CLEAN and clamped), len(terms)]
         for slot in terms:
-            form += [WIDTH * (first + 1 + slot), -1 if slot == Z and draws else VALUES + WIDTH * slot]
+            form += [first + 1 + slot, VALUES + slot]
         forms.append(form)
     table = np.zeros((len(forms), kernels.FORM_NUMBERS), np.int64)
     for row, form in zip(table, forms, strict=True):
@@ -304,12 +304,20 @@ def program(present: int, wanted: tuple[bool, ...], masked: bool, draws: bool) -
     return table
 
 
-def _streams(call: Step) -> NDArray[np.int64]:
+def _streams(call: Step, real: Any) -> NDArray[np.int64]:
     """Of each array that is read, then of each that is written: kernels.STREAM_ARRAY, .."""
-    arrays = [(VALUES + WIDTH * slot, a) for slot, a in enumerate(call.inputs) if a is not None]
-    arrays += [(RESULT + WIDTH * o, a) for o, a in enumerate(call.outputs) if a is not None]
-    rows = [(a.ctypes.data, KINDS.get(a.dtype, kernels.BF16), a.itemsize, row) for row, a in arrays]
+    arrays = [(VALUES + slot, a) for slot, a in enumerate(call.inputs) if a is not None]
+    arrays += [(RESULT + o, a) for o, a in enumerate(call.outputs) if a is not None]
+    # One of several outputs, or one to which a mask adds, may lie on an input that is still read after it is computed.
+    copied = RESULT if call.masked or sum(out is not None for out in call.outputs) > 1 else ZERO
+    rows = [(a.ctypes.data, _kind(a.dtype, real, row >= copied), a.itemsize, row) for row, a in arrays]
     return np.array(rows, np.int64)
+
+
+def _kind(dtype: np.dtype[Any], real: Any, copied: bool) -> int:
+    if dtype == real:
+        return SAME if copied else IN_PLACE
+    return KINDS.get(dtype, BF16)
 
 
 def _fields(call: Step) -> NDArray[np.int64]:

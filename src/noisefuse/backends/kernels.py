@@ -20,28 +20,35 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numpy import float32, float64, int64, uint8, uint16, uint32, uint64
 
-from . import device, spec
+from . import device, loops, spec
 from .call import AFFINE, COLUMNS, HIGH, LOW, D, X, Z
 from .device import OPTIONS, SPEC, fma, inlined, mul, select
+from .loops import each
 
 TILE = 256  # elements
 BLOCKS = QUARTER = TILE // 4  # of four words
-F32, F64, F16, BF16, U8 = range(5)
+# How an array is read and written: where it lies, copied, or converted.
+IN_PLACE, SAME, F32, F64, F16, BF16, U8 = range(7)
 NONE, NORMAL, UNIFORM = range(3)
 LOSS_CHUNK, ACCUMULATORS = 4096, 64  # docs/loss.md
 
-# Scratch is one array of reals and one of words, with rows of these lengths; below stands where each part begins.
+# Scratch is one array of reals and one of words. Reals are rows of this length: the coefficients of each element, by
+# column; its values, by slot; noise of whole blocks; results; a sum that is not yet one; zeros of both signs.
 WIDTH = TILE + 8  # stretches are copied by fours, and then go over their ends
-# Reals: the coefficients of each element, by column; its values, by slot; noise of whole blocks; results; zeros.
-VALUES, BLOCK_VALUES, RESULT, ZERO, REALS = (WIDTH * (COLUMNS + n) for n in (0, Z + 1, Z + 2, Z + 5, Z + 6))
-# Words: counters, their words and low words (four rows each), pieces of noise: the first element, and how many.
-BLOCK, STEP, SAMPLE, TAG, WORD, LOW_WORD, PIECE, PIECE_SIZE, WORDS = (
-    BLOCKS * n for n in (0, 1, 2, 3, 4, 8, 12, 13, 14)
+VALUES, BLOCK_VALUES, RESULT, SUM, ZERO, MINUS_ZERO, ROWS = (
+    COLUMNS + n for n in (0, Z + 1, Z + 2, *range(Z + 5, Z + 9))
 )
-WORD1, WORD2, WORD3 = WORD + BLOCKS, WORD + 2 * BLOCKS, WORD + 3 * BLOCKS
+REALS = WIDTH * ROWS
+# Words: counters (four rows); words of both pairs of each block, first ones and second ones, and their low words;
+# pieces of noise, the first element and how many; the address of each row of reals, or of what stands in for it.
+BLOCK, STEP, SAMPLE, TAG, FIRST, SECOND, LOW_FIRST, LOW_SECOND, PIECE, PIECE_SIZE, PLACES = (
+    BLOCKS * n for n in (0, 1, 2, 3, 4, 6, 8, 10, 12, 13, 14)
+)
+PAIRS, WORDS = 2 * BLOCKS, PLACES + 2 * ROWS
 NO_TAG, LOW_TAG = uint32(0), uint32(1 << 31)
 
-philox4x32, normal_pair32, normal_pair64 = SPEC.philox4x32, SPEC.normal_pair32, SPEC.normal_pair64
+philox4x32, join = SPEC.philox4x32, SPEC.join
+normal_pair32, normal_pair64 = SPEC.normal_pair32, SPEC.normal_pair64
 uniform32, uniform64, clamp = SPEC.uniform32, SPEC.uniform64, SPEC.clamp
 add_square, sum_accumulators, add_piece = SPEC.add_square, SPEC.sum_accumulators, SPEC.add_piece
 half_to_float, float_to_half = SPEC.half_to_float, SPEC.float_to_half
@@ -69,12 +76,12 @@ class Pass(NamedTuple):
     field_per_sample: int
 
 
-# An affine form: where in the reals its total goes, and where its constant is, or -1; whether the total is clamped;
-# how many terms there are, and for each of them where the coefficients and the values are, or -1 for the noise.
+# An affine form: the rows of its total and its constant; whether the total is clamped; how many terms there are, and
+# for each of them the rows of the coefficients and the values.
 FORM_TOTAL, FORM_CONSTANT, FORM_CLAMPED, FORM_TERMS, FORM_TERM = range(5)
 FORM_NUMBERS = FORM_TERM + 2 * (Z + 1)
-# An array: its address, kind and bytes of an element, and where in the reals its elements go or come from.
-STREAM_ARRAY, STREAM_KIND, STREAM_BYTES, STREAM_REALS, STREAM_NUMBERS = range(5)
+# An array: its address, kind and bytes of an element, and its row.
+STREAM_ARRAY, STREAM_KIND, STREAM_BYTES, STREAM_ROW, STREAM_NUMBERS = range(5)
 # A field: the seed's halves, the first sample or the address of ids, step, stream, first element, elements of a run,
 # how many axes runs are counted over; then the lengths of those axes, and the field's strides along them.
 FIELD_KEY0, FIELD_KEY1, FIELD_SAMPLE, FIELD_IDS, FIELD_STEP, FIELD_STREAM, FIELD_START, FIELD_RUN, FIELD_AXES = range(9)
@@ -100,6 +107,16 @@ def pointer(_: Any, address: Any, kind: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(kind.dtype)(address, kind), codegen
+
+
+@intrinsic
+def pairs(_: Any, words: Any, n: Any) -> Any:
+    """The words from word n on, two in one number, of which the first is the lower half."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(64).as_pointer())
+
+    return types.CPointer(types.uint64)(words, types.int64), codegen
 
 
 @intrinsic
@@ -188,51 +205,58 @@ def ask_for(p: Pass, at: int) -> None:
 
 
 @inlined
-def load(to: Any, stream: Any, halves: Any, at: int, n: int) -> None:
-    """The n elements of an array from `at` on, in the arithmetic's type."""
-    kind, first = stream[STREAM_KIND], stream[STREAM_ARRAY] + stream[STREAM_BYTES] * at
-    if kind == F32:
-        singles = pointer(first, float32)
-        for i in range(n):
-            to[i] = singles[i]
-    elif kind == F64:
-        doubles = pointer(first, float64)
-        for i in range(n):
-            to[i] = doubles[i]
-    elif kind == U8:
-        characters = pointer(first, uint8)
-        for i in range(n):
-            to[i] = characters[i]
-    elif halves is not None:
-        bits = pointer(first, uint16)
-        if kind == F16:
-            for i in range(n):
-                to[i] = half_to_float(bits[i])
-        else:
-            for i in range(n):
-                to[i] = bfloat16_to_float(bits[i])
+def copy(i: int, to: Any, source: Any) -> None:
+    to[i] = source[i]
 
 
 @inlined
-def store(source: Any, stream: Any, halves: Any, at: int, n: int) -> None:
+def from_half(i: int, to: Any, bits: Any) -> None:
+    to[i] = half_to_float(bits[i])
+
+
+@inlined
+def from_bfloat16(i: int, to: Any, bits: Any) -> None:
+    to[i] = bfloat16_to_float(bits[i])
+
+
+@inlined
+def to_half(i: int, bits: Any, source: Any) -> None:
+    bits[i] = float_to_half(source[i])
+
+
+@inlined
+def to_bfloat16(i: int, bits: Any, source: Any) -> None:
+    bits[i] = float_to_bfloat16(source[i])
+
+
+@inlined
+def load(to: Any, reals: Any, stream: Any, halves: Any, at: int, n: int) -> None:
+    """The n elements of an array from `at` on, in the arithmetic's type."""
+    kind, first = stream[STREAM_KIND], stream[STREAM_ARRAY] + stream[STREAM_BYTES] * at
+    if kind <= SAME:
+        each(n, copy, (to, pointer(first, reals.dtype)))
+    elif kind == F32:
+        each(n, copy, (to, pointer(first, float32)))
+    elif kind == U8:
+        each(n, copy, (to, pointer(first, uint8)))
+    elif halves is not None:
+        if kind == F16:
+            each(n, from_half, (to, pointer(first, uint16)))
+        elif kind == BF16:
+            each(n, from_bfloat16, (to, pointer(first, uint16)))
+
+
+@inlined
+def store(source: Any, reals: Any, stream: Any, halves: Any, at: int, n: int) -> None:
     """Rounds n results to the array's type, and puts them at `at`."""
     kind, first = stream[STREAM_KIND], stream[STREAM_ARRAY] + stream[STREAM_BYTES] * at
-    if kind == F32:
-        singles = pointer(first, float32)
-        for i in range(n):
-            singles[i] = source[i]
-    elif kind == F64:
-        doubles = pointer(first, float64)
-        for i in range(n):
-            doubles[i] = source[i]
+    if kind <= SAME:
+        each(n, copy, (pointer(first, reals.dtype), source))
     elif halves is not None:
-        bits = pointer(first, uint16)
         if kind == F16:
-            for i in range(n):
-                bits[i] = float_to_half(source[i])
-        else:
-            for i in range(n):
-                bits[i] = float_to_bfloat16(source[i])
+            each(n, to_half, (pointer(first, uint16), source))
+        elif kind == BF16:
+            each(n, to_bfloat16, (pointer(first, uint16), source))
 
 
 # ---- noise -------------------------------------------------------------------------------------------------
@@ -295,69 +319,92 @@ def plan(p: Pass, at: int, end: int, sample: int, place: int, words: Any) -> tup
 
 
 @inlined
-def make_words(p: Pass, sample: int, later: int, c: Any, where: int, tag: int, pieces: int) -> None:
-    """Philox of all counters, `later` steps after theirs. Of one piece, the blocks are numbered on from the first."""
-    field = pointer(p.fields + 8 * p.numbers * sample * p.field_per_sample, int64)
-    k0, k1, steps, to = uint32(field[FIELD_KEY0]), uint32(field[FIELD_KEY1]), uint32(later), part(c, where)
-    if pieces == 1:
-        block, step, id, high = uint64(c[BLOCK]), uint64(c[STEP] + steps), uint64(c[SAMPLE]), uint64(c[TAG] | tag)
-        for j in range(BLOCKS):
-            w = philox4x32(block + uint64(j), step, id, high, k0, k1)
-            to[j], to[BLOCKS + j], to[2 * BLOCKS + j], to[3 * BLOCKS + j] = w
-    else:
-        for j in range(BLOCKS):
-            w = philox4x32(c[BLOCK + j], c[STEP + j] + steps, c[SAMPLE + j], c[TAG + j] | tag, k0, k1)
-            to[j], to[BLOCKS + j], to[2 * BLOCKS + j], to[3 * BLOCKS + j] = w
+def words_of_run(j: int, to: Any, block: int, step: int, sample: int, tag: int, key0: int, key1: int) -> None:
+    w0, w1, w2, w3 = philox4x32(block + uint64(j), step, sample, tag, key0, key1)
+    to[j], to[BLOCKS + j] = join(w2, w0), join(w3, w1)
 
 
 @inlined
-def packed(words: Any, tile: Any, pieces: int) -> Any:
-    """The pieces one after another, copied by fours into the tile of slot Z."""
-    whole, done = part(tile, BLOCK_VALUES), 0
+def words_of_runs(j: int, to: Any, c: Any, later: int, tag: int, key0: int, key1: int) -> None:
+    w0, w1, w2, w3 = philox4x32(c[BLOCK + j], c[STEP + j] + later, c[SAMPLE + j], c[TAG + j] | tag, key0, key1)
+    to[j], to[BLOCKS + j] = join(w2, w0), join(w3, w1)
+
+
+@inlined
+def make_words(p: Pass, sample: int, later: int, c: Any, where: Any, tag: int, pieces: int) -> None:
+    """Philox of all counters, `later` steps after theirs. Of one piece, the blocks are numbered on from the first."""
+    field = pointer(p.fields + 8 * p.numbers * sample * p.field_per_sample, int64)
+    k0, k1, steps = uint32(field[FIELD_KEY0]), uint32(field[FIELD_KEY1]), uint32(later)
+    if pieces == 1:
+        block, step, id, high = uint64(c[BLOCK]), uint64(c[STEP] + steps), uint64(c[SAMPLE]), uint64(c[TAG] | tag)
+        each(BLOCKS, words_of_run, (where, block, step, id, high, k0, k1))
+    else:
+        each(BLOCKS, words_of_runs, (where, c, steps, tag, k0, k1))
+
+
+@inlined
+def packed(words: Any, tile: Any, pieces: int) -> None:
+    """The pieces one after another, copied by fours into the row of slot Z."""
+    whole, done = part(tile, BLOCK_VALUES * WIDTH), 0
     for piece in range(pieces):
-        source, to = part(whole, words[PIECE + piece]), part(tile, VALUES + Z * WIDTH + done)
+        source, to = part(whole, words[PIECE + piece]), part(tile, (VALUES + Z) * WIDTH + done)
         for i in range(0, words[PIECE_SIZE + piece], 4):
             to[i], to[i + 1], to[i + 2], to[i + 3] = source[i], source[i + 1], source[i + 2], source[i + 3]
         done += words[PIECE_SIZE + piece]
-    return part(tile, VALUES + Z * WIDTH)
 
 
-def fill_noise(p: Pass, sample: int, later: int, words: Any, tile: Any, pieces: int) -> Any:
-    """The noise of the planned elements, of the type of the tile: an array of them."""
+@inlined
+def normals32(i: int, z: Any, u: Any, v: Any) -> None:
+    z[2 * i], z[2 * i + 1] = normal_pair32(u[i], v[i])
+
+
+@inlined
+def normals64(i: int, z: Any, u: Any, v: Any, low_u: Any, low_v: Any) -> None:
+    z[2 * i], z[2 * i + 1] = normal_pair64(u[i], low_u[i], v[i], low_v[i])
+
+
+@inlined
+def uniforms32(i: int, z: Any, u: Any, v: Any) -> None:
+    z[2 * i], z[2 * i + 1] = uniform32(u[i]), uniform32(v[i])
+
+
+@inlined
+def uniforms64(i: int, z: Any, u: Any, v: Any, low_u: Any, low_v: Any) -> None:
+    z[2 * i], z[2 * i + 1] = uniform64(u[i], low_u[i]), uniform64(v[i], low_v[i])
+
+
+def fill_noise(p: Pass, sample: int, later: int, words: Any, tile: Any, pieces: int) -> int:
+    """The noise of the planned elements, of the type of the tile: where in the tile it is."""
     raise NotImplementedError
 
 
 @overload(fill_noise, jit_options=OPTIONS)
 def _fill_noise(p, sample, later, words, tile, pieces):  # type: ignore[no-untyped-def]
     def singles(p, sample, later, words, tile, pieces):  # type: ignore[no-untyped-def]
-        make_words(p, sample, later, words, WORD, NO_TAG, pieces)
-        w0, w1, w2, w3 = part(words, WORD), part(words, WORD1), part(words, WORD2), part(words, WORD3)
-        to = part(tile, BLOCK_VALUES)
+        make_words(p, sample, later, words, pairs(words, FIRST), NO_TAG, pieces)
+        arguments = part(tile, BLOCK_VALUES * WIDTH), part(words, FIRST), part(words, SECOND)
         if p.draw == NORMAL:
-            for j in range(BLOCKS):
-                to[4 * j], to[4 * j + 1] = normal_pair32(w0[j], w1[j])
-                to[4 * j + 2], to[4 * j + 3] = normal_pair32(w2[j], w3[j])
+            each(PAIRS, normals32, arguments)
         else:
-            for j in range(BLOCKS):
-                to[4 * j], to[4 * j + 1] = uniform32(w0[j]), uniform32(w1[j])
-                to[4 * j + 2], to[4 * j + 3] = uniform32(w2[j]), uniform32(w3[j])
-        return part(to, words[PIECE]) if pieces == 1 else packed(words, tile, pieces)
+            each(PAIRS, uniforms32, arguments)
+        if pieces == 1:
+            return BLOCK_VALUES * WIDTH + int64(words[PIECE])
+        packed(words, tile, pieces)
+        return (VALUES + Z) * WIDTH
 
     def doubles(p, sample, later, words, tile, pieces):  # type: ignore[no-untyped-def]
-        make_words(p, sample, later, words, WORD, NO_TAG, pieces)
-        make_words(p, sample, later, words, LOW_WORD, LOW_TAG, pieces)
-        w0, w1, w2, w3 = part(words, WORD), part(words, WORD1), part(words, WORD2), part(words, WORD3)
-        v0, v1, v2, v3 = part(w0, 4 * BLOCKS), part(w1, 4 * BLOCKS), part(w2, 4 * BLOCKS), part(w3, 4 * BLOCKS)
-        to = part(tile, BLOCK_VALUES)
+        make_words(p, sample, later, words, pairs(words, FIRST), NO_TAG, pieces)
+        make_words(p, sample, later, words, pairs(words, LOW_FIRST), LOW_TAG, pieces)
+        low = part(words, LOW_FIRST), part(words, LOW_SECOND)
+        arguments = part(tile, BLOCK_VALUES * WIDTH), part(words, FIRST), part(words, SECOND), *low
         if p.draw == NORMAL:
-            for j in range(BLOCKS):
-                to[4 * j], to[4 * j + 1] = normal_pair64(w0[j], v0[j], w1[j], v1[j])
-                to[4 * j + 2], to[4 * j + 3] = normal_pair64(w2[j], v2[j], w3[j], v3[j])
+            each(PAIRS, normals64, arguments)
         else:
-            for j in range(BLOCKS):
-                to[4 * j], to[4 * j + 1] = uniform64(w0[j], v0[j]), uniform64(w1[j], v1[j])
-                to[4 * j + 2], to[4 * j + 3] = uniform64(w2[j], v2[j]), uniform64(w3[j], v3[j])
-        return part(to, words[PIECE]) if pieces == 1 else packed(words, tile, pieces)
+            each(PAIRS, uniforms64, arguments)
+        if pieces == 1:
+            return BLOCK_VALUES * WIDTH + int64(words[PIECE])
+        packed(words, tile, pieces)
+        return (VALUES + Z) * WIDTH
 
     return singles if tile.dtype == types.float32 else doubles
 
@@ -387,36 +434,71 @@ def select_rows(p: Pass, rows: Any, at: int, n: int, tile: Any, filled: int) -> 
 
 
 @inlined
-def apply(p: Pass, n: int, tile: Any, z: Any) -> None:
-    """The affine forms of a row over a tile: spec.affine, term by term. z: the values of slot Z."""
+def term(i: int, to: Any, k: Any, c: Any, v: Any) -> None:
+    to[i] = fma(c[i], v[i], k[i])
+
+
+@inlined
+def two_terms(i: int, to: Any, k: Any, c: Any, v: Any, d: Any, w: Any) -> None:
+    to[i] = fma(d[i], w[i], fma(c[i], v[i], k[i]))
+
+
+@inlined
+def term_of_row(i: int, to: Any, k: Any, c: float, v: Any) -> None:
+    to[i] = fma(c, v[i], k[i])
+
+
+@inlined
+def two_terms_of_row(i: int, to: Any, k: Any, c: float, v: Any, d: float, w: Any) -> None:
+    to[i] = fma(d, w[i], fma(c, v[i], k[i]))
+
+
+@inlined
+def bounded(i: int, to: Any, low: Any, high: Any) -> None:
+    to[i] = clamp(to[i], low[i], high[i])
+
+
+@inlined
+def add_within(i: int, out: Any, aux: Any, inside: Any, low: Any, high: Any, zero: Any) -> None:
+    out[i] += select((low[i] <= inside[i]) & (inside[i] <= high[i]), aux[i], zero[i])  # NaN lies within no bounds
+
+
+@inlined
+def apply(p: Pass, n: int, places: Any, reals: Any, one_row: bool) -> None:
+    """The affine forms of a row over a tile: spec.affine, two terms at a time. one_row: all elements have the same."""
+    kind = reals.dtype
     for f in range(p.forms):
         form = pointer(p.program + 8 * FORM_NUMBERS * f, int64)
-        total, terms = part(tile, form[FORM_TOTAL]), form[FORM_TERMS]
-        k = part(tile, form[FORM_CONSTANT])
+        total, terms = pointer(places[form[FORM_TOTAL]], kind), form[FORM_TERMS]
+        k, so_far = pointer(places[form[FORM_CONSTANT]], kind), pointer(places[SUM], kind)
         if terms == 0:
-            for i in range(n):
-                total[i] = k[i]
-        for t in range(terms):
-            c, row = part(tile, form[FORM_TERM + 2 * t]), form[FORM_TERM + 2 * t + 1]
-            v = part(tile, row) if row >= 0 else z
-            if t:
-                for i in range(n):
-                    total[i] = fma(c[i], v[i], total[i])
-            elif form[FORM_CONSTANT] >= 0:
-                for i in range(n):
-                    total[i] = fma(c[i], v[i], k[i])
+            each(n, copy, (total, k))
+        for t in range(0, terms, 2):
+            to = total if t + 2 >= terms else so_far  # the total may lie on an input that is yet to be read
+            c, v = pointer(places[form[FORM_TERM + 2 * t]], kind), pointer(places[form[FORM_TERM + 2 * t + 1]], kind)
+            if t + 1 < terms:
+                d = pointer(places[form[FORM_TERM + 2 * t + 2]], kind)
+                w = pointer(places[form[FORM_TERM + 2 * t + 3]], kind)
+                if one_row:
+                    each(n, two_terms_of_row, (to, k, c[0], v, d[0], w))
+                else:
+                    each(n, two_terms, (to, k, c, v, d, w))
+            elif one_row:
+                each(n, term_of_row, (to, k, c[0], v))
             else:
-                for i in range(n):
-                    total[i] = mul(c[i], v[i])
+                each(n, term, (to, k, c, v))
+            k = to
         if form[FORM_CLAMPED]:
-            low, high = part(tile, LOW * WIDTH), part(tile, HIGH * WIDTH)
-            for i in range(n):
-                total[i] = clamp(total[i], low[i], high[i])
-    if p.masked:  # NaN lies within no bounds
-        inside, low, high = part(tile, VALUES + D * WIDTH), part(tile, LOW * WIDTH), part(tile, HIGH * WIDTH)
-        out, aux, zero = part(tile, RESULT), part(tile, RESULT + WIDTH), part(tile, ZERO)
-        for i in range(n):
-            out[i] += select((low[i] <= inside[i]) & (inside[i] <= high[i]), aux[i], zero[i])
+            each(n, bounded, (total, pointer(places[LOW], kind), pointer(places[HIGH], kind)))
+    if p.masked:
+        out, aux = pointer(places[RESULT], kind), pointer(places[RESULT + 1], kind)
+        inside, zero = pointer(places[VALUES + D], kind), pointer(places[ZERO], kind)
+        each(n, add_within, (out, aux, inside, pointer(places[LOW], kind), pointer(places[HIGH], kind), zero))
+
+
+@inlined
+def noised(i: int, x: Any, a: float, s: float, z: Any) -> None:
+    x[i] = fma(a, x[i], mul(s, z[i]))
 
 
 # ---- kernels -----------------------------------------------------------------------------------------------
@@ -424,7 +506,7 @@ def apply(p: Pass, n: int, tile: Any, z: Any) -> None:
 
 def _text() -> str:
     """Of all that is compiled here: Numba's cache on disk knows of a function's own text, not of what it calls."""
-    files = (__file__, device.__file__, spec.__file__)
+    files = (__file__, device.__file__, loops.__file__, spec.__file__)
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 
@@ -445,10 +527,13 @@ def _kernels(text: str) -> tuple[Any, ...]:
     def step(reals, halves, words, taken, total, chunk, *call):  # type: ignore[no-untyped-def]
         text  # noqa: B018
         p, before = Pass(*call), float_mode(NEAREST)
-        tile, w = pointer(reals.ctypes.data, reals.dtype), pointer(words, uint32)
-        rows, z = pointer(p.rows, reals.dtype), tile
+        first, width = reals.ctypes.data, reals.itemsize
+        tile, w, places = pointer(first, reals.dtype), pointer(words, uint32), pointer(words + 4 * PLACES, int64)
+        rows = pointer(p.rows, reals.dtype)
+        for row in range(ROWS):
+            places[row] = first + width * WIDTH * row
         for i in range(WIDTH):
-            tile[ZERO + i] = 0
+            tile[WIDTH * ZERO + i], tile[WIDTH * MINUS_ZERO + i] = 0.0, -0.0
         at = take(taken, chunk)
         while at < total:
             end, filled, sample, place = least(at + chunk, total), -1, at // p.size, at % p.size
@@ -457,21 +542,25 @@ def _kernels(text: str) -> tuple[Any, ...]:
                 ask_for(p, at + TILE)
                 if p.draw != NONE:
                     n, pieces = plan(p, at, end, sample, place, w)
-                    z = fill_noise(p, sample, 0, w, tile, pieces)
+                    places[VALUES + Z] = first + width * fill_noise(p, sample, 0, w, tile, pieces)
                     place += n
                     if place >= p.size:
                         sample, place = sample + place // p.size, place % p.size
                 ask_for(p, at + TILE + QUARTER)
-                for s in range(p.inputs):
+                for s in range(p.inputs + p.outputs):
                     stream = pointer(p.streams + 8 * STREAM_NUMBERS * s, int64)
-                    load(part(tile, stream[STREAM_REALS]), stream, halves, at, n)
+                    if stream[STREAM_KIND] == IN_PLACE:
+                        places[stream[STREAM_ROW]] = stream[STREAM_ARRAY] + width * at
+                    elif s < p.inputs:
+                        load(part(tile, WIDTH * stream[STREAM_ROW]), reals, stream, halves, at, n)
                 ask_for(p, at + TILE + 2 * QUARTER)
                 filled = select_rows(p, rows, at, n, tile, filled)
-                apply(p, n, tile, z)
+                apply(p, n, places, reals, filled >= 0)
                 ask_for(p, at + TILE + 3 * QUARTER)
                 for s in range(p.inputs, p.inputs + p.outputs):
                     stream = pointer(p.streams + 8 * STREAM_NUMBERS * s, int64)
-                    store(part(tile, stream[STREAM_REALS]), stream, halves, at, n)
+                    if stream[STREAM_KIND] != IN_PLACE:
+                        store(part(tile, WIDTH * stream[STREAM_ROW]), reals, stream, halves, at, n)
                 at += n
             at = take(taken, chunk)
         float_mode(before)
@@ -481,7 +570,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
         text  # noqa: B018
         p, before = Pass(*call), float_mode(NEAREST)
         tile, w = pointer(reals.ctypes.data, reals.dtype), pointer(words, uint32)
-        rows, x, kept = pointer(p.rows, reals.dtype), part(tile, VALUES), pointer(keep, int64)
+        rows, x, kept = pointer(p.rows, reals.dtype), part(tile, WIDTH * VALUES), pointer(keep, int64)
         source, target = pointer(p.streams, int64), pointer(p.streams + 8 * STREAM_NUMBERS, int64)
         at = take(taken, chunk)
         while at < total:
@@ -489,14 +578,14 @@ def _kernels(text: str) -> tuple[Any, ...]:
             while at < end:  # a tile of x0 goes through all times before the next one is read
                 sample = at // p.size
                 n, pieces = plan(p, at, end, sample, at % p.size, w)
-                load(x, source, halves, at, n)
+                load(x, reals, source, halves, at, n)
                 for t in range(times):
-                    z = fill_noise(p, sample, t, w, tile, pieces)
-                    a, s = rows[COLUMNS * t + AFFINE[0] + 1 + X], rows[COLUMNS * t + AFFINE[0] + 1 + Z]
-                    for i in range(n):
-                        x[i] = fma(a, x[i], mul(s, z[i]))
+                    z = part(tile, fill_noise(p, sample, t, w, tile, pieces))
+                    each(
+                        n, noised, (x, rows[COLUMNS * t + AFFINE[0] + 1 + X], rows[COLUMNS * t + AFFINE[0] + 1 + Z], z)
+                    )
                     if kept[t] >= 0:
-                        store(x, target, halves, kept[t] * total + at, n)
+                        store(x, reals, target, halves, kept[t] * total + at, n)
                 at += n
             at = take(taken, chunk)
         float_mode(before)
@@ -541,7 +630,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
         float_mode(before)
 
     @compiled
-    def note(desk, rows, arrays, streams, index, key0, key1, sample, step, stream, size):  # type: ignore[no-untyped-def]
+    def note(desk, rows, arrays, streams, inputs, index, key0, key1, sample, step, stream, size):  # type: ignore[no-untyped-def]
         """What a small call needs to have in memory; returns the address of the rows."""
         text  # noqa: B018
         desk[DESK_TAKEN], desk[DESK_INDEX] = 0, index
@@ -551,8 +640,9 @@ def _kernels(text: str) -> tuple[Any, ...]:
         field[FIELD_RUN], field[FIELD_AXES] = size, 0
         for s in range(len(arrays)):
             array = desk[DESK_STREAMS + STREAM_NUMBERS * s :]
-            array[STREAM_ARRAY], array[STREAM_KIND], array[STREAM_BYTES] = arrays[s].ctypes.data, F32, 4
-            array[STREAM_REALS] = streams[s]
+            in_place = s < inputs or len(arrays) == inputs + 1
+            array[STREAM_ARRAY], array[STREAM_KIND] = arrays[s].ctypes.data, IN_PLACE if in_place else SAME
+            array[STREAM_BYTES], array[STREAM_ROW] = 4, streams[s]
         return rows.ctypes.data
 
     return step, walk, philox, squares, add_up, note
