@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
-from numpy import float32, float64, int64, uint8, uint16, uint32, uint64
+from numpy import float32, int64, uint8, uint16, uint32, uint64
 
 from . import device, loops, spec
 from .call import AFFINE, COLUMNS, HIGH, LOW, D, X, Z
