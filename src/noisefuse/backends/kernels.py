@@ -20,7 +20,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numpy import float32, int64, uint8, uint16, uint32, uint64
 
-from . import device, loops, spec
+from . import device, inlining, loops, spec
 from .call import AFFINE, COLUMNS, HIGH, LOW, D, X, Z
 from .device import OPTIONS, SPEC, fma, inlined, mul, select
 from .loops import each
@@ -506,7 +506,7 @@ def noised(i: int, x: Any, a: float, s: float, z: Any) -> None:
 
 def _text() -> str:
     """Of all that is compiled here: Numba's cache on disk knows of a function's own text, not of what it calls."""
-    files = (__file__, device.__file__, loops.__file__, spec.__file__)
+    files = (__file__, device.__file__, inlining.__file__, loops.__file__, spec.__file__)
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 

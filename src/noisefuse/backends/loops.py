@@ -55,8 +55,9 @@ def each(context: Any, n: Any, function: Any, arguments: Any) -> Any:
         group = Distinct(builder.module)
         operands = cgutils.unpack_tuple(builder, values[2])
         with cgutils.for_range(builder, values[0]) as loop:
+            block = builder.block
             context.get_function(function, body)(builder, (loop.index, *operands))
-            for instruction in builder.block.instructions:  # what is taken in from a call takes its group along
+            for instruction in block.instructions:  # what is taken in from a call takes its group along
                 if instruction.opname == "call":
                     instruction.set_metadata("llvm.access.group", group)
         _, last = loop.index.incomings[-1]
