@@ -33,7 +33,7 @@ class TextLowering(NativeLowering):  # type: ignore[misc]
         state.library = Text(state.targetctx.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = True
         super().run_pass(state)
-        entry = [].append  # Numba asks for a builtin, of which each function has its own; nothing calls it
+        entry: Any = [].append  # Numba asks for a builtin, of which each function has its own; nothing calls it
         state.targetctx.insert_user_function(entry, state.cr.fndesc, [state.library])
         state.cr = state.cr._replace(cfunc=entry)
         return True

@@ -105,11 +105,13 @@ def _run(kernel: Any, call: Step, chunk: int, *first: int) -> None:
         self_test("numba", step, real.__name__)
     taken, streams, fields, program = np.zeros(1, np.int64), _streams(call, real), _fields(call), _program_of(call)
     rows = call.rows.table if real is np.float64 else call.rows.single
-    numbers = (
-        *(call.size, rows.ctypes.data, _columns(call.rows.present), call.index.ctypes.data, call.segment),
-        *(len(program), program.ctypes.data, len(streams) - len(outputs), len(outputs), streams.ctypes.data),
-        *(DRAWS[call.draw], int(call.step_by_index), int(call.masked)),
-        *(fields.ctypes.data, fields.shape[1], int(len(fields) > 1)),
+    numbers = np.array(
+        [
+            *(call.size, rows.ctypes.data, _columns(call.rows.present), call.index.ctypes.data, call.segment),
+            *(len(program), program.ctypes.data, len(streams) - len(outputs), len(outputs), streams.ctypes.data),
+            *(DRAWS[call.draw], int(call.step_by_index), int(call.masked)),
+            *(fields.ctypes.data, fields.shape[1], int(len(fields) > 1)),
+        ]
     )
 
     halves = 1 if (streams[:, kernels.STREAM_BYTES] == 2).any() else None
@@ -117,7 +119,7 @@ def _run(kernel: Any, call: Step, chunk: int, *first: int) -> None:
     def work() -> None:
         reals = np.empty(kernels.REALS, real)
         words = np.empty(kernels.WORDS, np.uint32)
-        kernel(*first, reals, halves, words.ctypes.data, taken.ctypes.data, total, chunk, *numbers)
+        kernel(*first, reals, halves, words.ctypes.data, taken.ctypes.data, total, chunk, numbers.ctypes.data)
 
     def stop() -> None:
         taken[0] = total
@@ -136,11 +138,10 @@ class Desk:
     def __init__(self) -> None:
         self.numbers = np.empty(kernels.DESK, np.int64)
         self.words = np.empty(kernels.WORDS, np.uint32)
-        first = self.numbers.ctypes.data
-        reals, taken = np.empty(kernels.REALS, np.float32), first + 8 * kernels.DESK_TAKEN
+        self.address = self.numbers.ctypes.data
+        reals, taken = np.empty(kernels.REALS, np.float32), self.address + 8 * kernels.DESK_TAKEN
         self.scratch = reals, None, self.words.ctypes.data, taken
-        self.index, self.streams = first + 8 * kernels.DESK_INDEX, first + 8 * kernels.DESK_STREAMS
-        self.field = first + 8 * kernels.DESK_FIELD, kernels.FIELD_LENGTHS, 0
+        self.call = self.address + 8 * kernels.DESK_CALL
 
 
 _desks: list[Desk] = []
@@ -149,12 +150,9 @@ _desks: list[Desk] = []
 class Form(NamedTuple):
     """What a kernel needs to know of a row, whatever its numbers are."""
 
-    table: NDArray[np.int64]  # keeps the memory
-    columns: int
+    address: int  # of the call's numbers, in which some are still to be filled in, and of the rows of the streams
     slots: tuple[int, ...]  # that are read
-    streams: tuple[int, ...]  # where in the reals the inputs go, and the outputs come from
-    program: tuple[int, ...]  # the kernel's arguments from `forms` to `outputs`
-    flags: tuple[int, ...]  # and from `draw` to `masked`
+    tables: tuple[NDArray[np.int64], ...]  # keeps the memory
 
 
 @lru_cache(1024)
@@ -164,8 +162,13 @@ def _form(present: int, outputs: int, draws: bool) -> Form:
     read |= {slot for slot in range(Z + 1) for first in AFFINE if present >> (first + 1 + slot) & 1}
     slots = tuple(sorted(read - {D} - ({Z} if draws else set())))
     streams = (*(VALUES + slot for slot in slots), *(RESULT + o for o in range(outputs)))
-    numbers = len(table), table.ctypes.data, len(slots), outputs
-    return Form(table, _columns(present), slots, streams, numbers, (kernels.NORMAL if draws else kernels.NONE, 0, 0))
+    numbers = np.zeros(kernels.CALL_NUMBERS + len(streams), np.int64)
+    numbers[kernels.CALL_COLUMNS] = _columns(present)
+    numbers[kernels.CALL_FORMS], numbers[kernels.CALL_PROGRAM] = len(table), table.ctypes.data
+    numbers[kernels.CALL_INPUTS], numbers[kernels.CALL_OUTPUTS] = len(slots), outputs
+    numbers[kernels.CALL_DRAW] = kernels.NORMAL if draws else kernels.NONE
+    numbers[kernels.CALL_NUMBERS :] = streams
+    return Form(numbers.ctypes.data, slots, (numbers, table))
 
 
 def row(
@@ -262,11 +265,10 @@ def _compute(form: Form, rows: Any, i: int, x: Any, arrays: list[Any], name: tup
         desk = _desks.pop()
     except IndexError:
         desk = Desk()
-    total, size = x.size, x.size // len(x)
+    total = x.size
     flat = tuple([a.ravel() for a in arrays])
-    table = kernels.note(desk.numbers, rows, flat, form.streams, len(form.slots), i, *name, size)
-    place = (total, total, size, table, form.columns, desk.index, total)
-    kernels.step(*desk.scratch, *place, *form.program, desk.streams, *form.flags, *desk.field)
+    kernels.note(desk.address, form.address, rows, flat, i, *name, total // len(x), total)
+    kernels.step(*desk.scratch, total, total, desk.call)
     _desks.append(desk)
 
 

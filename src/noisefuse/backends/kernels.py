@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -55,27 +55,13 @@ half_to_float, float_to_half = SPEC.half_to_float, SPEC.float_to_half
 bfloat16_to_float, float_to_bfloat16 = SPEC.bfloat16_to_float, SPEC.float_to_bfloat16
 
 
-class Pass(NamedTuple):
-    """call.Step in numbers. What is not a number is the address of a table of int64, or of an array."""
-
-    size: int
-    rows: int  # (n, COLUMNS) of the arithmetic's type
-    columns: int  # bit c: column c is read
-    indices: int  # the row of each segment
-    segment: int
-    forms: int  # how many affine forms, and FORM_.. of each
-    program: int
-    inputs: int  # how many arrays are read and written, and STREAM_.. of each
-    outputs: int
-    streams: int
-    draw: int
-    step_by_index: int
-    masked: int
-    fields: int  # FIELD_.. of the one, or of each sample
-    numbers: int  # for each of them
-    field_per_sample: int
-
-
+# A call.Step in numbers, `p` below: elements of a sample; address of the rows (n, COLUMNS) of the arithmetic's type;
+# bits of the columns that are read; address of the row of each segment, and its elements; how many forms there are, how
+# many arrays are read and written, and the addresses of their tables; draw, step_by_index, masked; address of the one
+# field or of that of each sample, and how many numbers each has.
+CALL_SIZE, CALL_ROWS, CALL_COLUMNS, CALL_INDICES, CALL_SEGMENT, CALL_FORMS, CALL_PROGRAM, CALL_INPUTS = range(8)
+CALL_OUTPUTS, CALL_STREAMS, CALL_DRAW, CALL_STEP_BY_INDEX, CALL_MASKED, CALL_FIELDS, CALL_FIELD_NUMBERS = range(8, 15)
+CALL_FIELD_PER_SAMPLE, CALL_NUMBERS = 15, 16
 # An affine form: the rows of its total and its constant; whether the total is clamped; how many terms there are, and
 # for each of them the rows of the coefficients and the values.
 FORM_TOTAL, FORM_CONSTANT, FORM_CLAMPED, FORM_TERMS, FORM_TERM = range(5)
@@ -87,8 +73,10 @@ STREAM_ARRAY, STREAM_KIND, STREAM_BYTES, STREAM_ROW, STREAM_NUMBERS = range(5)
 FIELD_KEY0, FIELD_KEY1, FIELD_SAMPLE, FIELD_IDS, FIELD_STEP, FIELD_STREAM, FIELD_START, FIELD_RUN, FIELD_AXES = range(9)
 FIELD_LENGTHS = 9
 
-# Where a small call has its counter, its index, its one field, and its streams: at most eight inputs and three outputs.
-DESK_TAKEN, DESK_INDEX, DESK_FIELD, DESK_STREAMS = 0, 1, 2, 2 + FIELD_LENGTHS
+# Where a small call has its counter, its index, its one field, its numbers, and its streams: at most eight inputs and
+# three outputs. What its numbers are for all calls of one form, and then the rows of its streams, is in a table.
+DESK_TAKEN, DESK_INDEX, DESK_FIELD, DESK_CALL = 0, 1, 2, 2 + FIELD_LENGTHS
+DESK_STREAMS = DESK_CALL + CALL_NUMBERS
 DESK = DESK_STREAMS + 11 * STREAM_NUMBERS
 
 
@@ -194,10 +182,10 @@ def least(_: Any, a: Any, b: Any) -> Any:
 
 
 @inlined
-def ask_for(p: Pass, at: int) -> None:
+def ask_for(p: Any, at: int) -> None:
     """The lines of a quarter of a tile, from `at` on: all at once would block the line-fill buffers."""
-    for s in range(p.inputs + p.outputs):
-        stream = pointer(p.streams + 8 * STREAM_NUMBERS * s, int64)
+    for s in range(p[CALL_INPUTS] + p[CALL_OUTPUTS]):
+        stream = pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS * s, int64)
         width = stream[STREAM_BYTES]
         first = stream[STREAM_ARRAY] + width * at
         for line in range(width):
@@ -278,23 +266,23 @@ def locate(field: Any, place: int) -> tuple[int, int]:
 
 
 @inlined
-def plan(p: Pass, at: int, end: int, sample: int, place: int, words: Any) -> tuple[int, int]:
+def plan(p: Any, at: int, end: int, sample: int, place: int, words: Any) -> tuple[int, int]:
     """Counters and pieces of the elements from `at` on, of one seed and as many as fit: (elements, pieces)."""
-    field = pointer(p.fields + 8 * p.numbers * sample * p.field_per_sample, int64)
+    field = pointer(p[CALL_FIELDS] + 8 * p[CALL_FIELD_NUMBERS] * sample * p[CALL_FIELD_PER_SAMPLE], int64)
     key0, key1 = field[FIELD_KEY0], field[FIELD_KEY1]
     n, used, pieces = 0, 0, 0
     while used < BLOCKS and at + n < end:
-        if p.field_per_sample:
-            field = pointer(p.fields + 8 * p.numbers * sample, int64)
+        if p[CALL_FIELD_PER_SAMPLE]:
+            field = pointer(p[CALL_FIELDS] + 8 * p[CALL_FIELD_NUMBERS] * sample, int64)
             if field[FIELD_KEY0] != key0 or field[FIELD_KEY1] != key1:
                 break
         element, left = locate(field, place)
         left = least(left, end - at - n)
-        step, row = field[FIELD_STEP], sample * (1 - p.field_per_sample)
-        if p.step_by_index:
-            segment = (at + n) // p.segment
-            left = least(left, (segment + 1) * p.segment - at - n)
-            step += pointer(p.indices, int64)[segment]
+        step, row = field[FIELD_STEP], sample * (1 - p[CALL_FIELD_PER_SAMPLE])
+        if p[CALL_STEP_BY_INDEX]:
+            segment = (at + n) // p[CALL_SEGMENT]
+            left = least(left, (segment + 1) * p[CALL_SEGMENT] - at - n)
+            step += pointer(p[CALL_INDICES], int64)[segment]
         number = pointer(field[FIELD_IDS], int64)[row] if field[FIELD_IDS] else field[FIELD_SAMPLE] + row
         skip, first, tag = element & 3, element >> 2, field[FIELD_STREAM] << 24 | number >> 32
         size = least(left, 4 * (BLOCKS - used) - skip)
@@ -313,7 +301,7 @@ def plan(p: Pass, at: int, end: int, sample: int, place: int, words: Any) -> tup
         used += last
         n += size
         place += size
-        if place == p.size:
+        if place == p[CALL_SIZE]:
             sample, place = sample + 1, 0
     return n, pieces
 
@@ -331,9 +319,9 @@ def words_of_runs(j: int, to: Any, c: Any, later: int, tag: int, key0: int, key1
 
 
 @inlined
-def make_words(p: Pass, sample: int, later: int, c: Any, where: Any, tag: int, pieces: int) -> None:
+def make_words(p: Any, sample: int, later: int, c: Any, where: Any, tag: int, pieces: int) -> None:
     """Philox of all counters, `later` steps after theirs. Of one piece, the blocks are numbered on from the first."""
-    field = pointer(p.fields + 8 * p.numbers * sample * p.field_per_sample, int64)
+    field = pointer(p[CALL_FIELDS] + 8 * p[CALL_FIELD_NUMBERS] * sample * p[CALL_FIELD_PER_SAMPLE], int64)
     k0, k1, steps = uint32(field[FIELD_KEY0]), uint32(field[FIELD_KEY1]), uint32(later)
     if pieces == 1:
         block, step, id, high = uint64(c[BLOCK]), uint64(c[STEP] + steps), uint64(c[SAMPLE]), uint64(c[TAG] | tag)
@@ -373,7 +361,7 @@ def uniforms64(i: int, z: Any, u: Any, v: Any, low_u: Any, low_v: Any) -> None:
     z[2 * i], z[2 * i + 1] = uniform64(u[i], low_u[i]), uniform64(v[i], low_v[i])
 
 
-def fill_noise(p: Pass, sample: int, later: int, words: Any, tile: Any, pieces: int) -> int:
+def fill_noise(p: Any, sample: int, later: int, words: Any, tile: Any, pieces: int) -> int:
     """The noise of the planned elements, of the type of the tile: where in the tile it is."""
     raise NotImplementedError
 
@@ -383,7 +371,7 @@ def _fill_noise(p, sample, later, words, tile, pieces):  # type: ignore[no-untyp
     def singles(p, sample, later, words, tile, pieces):  # type: ignore[no-untyped-def]
         make_words(p, sample, later, words, pairs(words, FIRST), NO_TAG, pieces)
         arguments = part(tile, BLOCK_VALUES * WIDTH), part(words, FIRST), part(words, SECOND)
-        if p.draw == NORMAL:
+        if p[CALL_DRAW] == NORMAL:
             each(PAIRS, normals32, arguments)
         else:
             each(PAIRS, uniforms32, arguments)
@@ -397,7 +385,7 @@ def _fill_noise(p, sample, later, words, tile, pieces):  # type: ignore[no-untyp
         make_words(p, sample, later, words, pairs(words, LOW_FIRST), LOW_TAG, pieces)
         low = part(words, LOW_FIRST), part(words, LOW_SECOND)
         arguments = part(tile, BLOCK_VALUES * WIDTH), part(words, FIRST), part(words, SECOND), *low
-        if p.draw == NORMAL:
+        if p[CALL_DRAW] == NORMAL:
             each(PAIRS, normals64, arguments)
         else:
             each(PAIRS, uniforms64, arguments)
@@ -413,15 +401,15 @@ def _fill_noise(p, sample, later, words, tile, pieces):  # type: ignore[no-untyp
 
 
 @inlined
-def select_rows(p: Pass, rows: Any, at: int, n: int, tile: Any, filled: int) -> int:
+def select_rows(p: Any, rows: Any, at: int, n: int, tile: Any, filled: int) -> int:
     """Coefficients for each of n elements from `at` on. `filled` is the row of which the tile is full, or -1."""
-    index, segment = pointer(p.indices, int64), at // p.segment
-    left = (segment + 1) * p.segment - at
+    index, segment = pointer(p[CALL_INDICES], int64), at // p[CALL_SEGMENT]
+    left = (segment + 1) * p[CALL_SEGMENT] - at
     row = index[segment] if left >= n else -1
     if row == filled and row >= 0:
         return row
     for column in range(COLUMNS):
-        if p.columns >> column & 1:
+        if p[CALL_COLUMNS] >> column & 1:
             done, now, size = 0, segment, TILE if left >= n else left
             while done < n:
                 coefficient, to = rows[COLUMNS * index[now] + column], part(tile, column * WIDTH + done)
@@ -429,7 +417,7 @@ def select_rows(p: Pass, rows: Any, at: int, n: int, tile: Any, filled: int) -> 
                     to[i] = coefficient
                 done += size
                 now += 1
-                size = p.segment
+                size = p[CALL_SEGMENT]
     return row
 
 
@@ -464,11 +452,11 @@ def add_within(i: int, out: Any, aux: Any, inside: Any, low: Any, high: Any, zer
 
 
 @inlined
-def apply(p: Pass, n: int, places: Any, reals: Any, one_row: bool) -> None:
+def apply(p: Any, n: int, places: Any, reals: Any, one_row: bool) -> None:
     """The affine forms of a row over a tile: spec.affine, two terms at a time. one_row: all elements have the same."""
     kind = reals.dtype
-    for f in range(p.forms):
-        form = pointer(p.program + 8 * FORM_NUMBERS * f, int64)
+    for f in range(p[CALL_FORMS]):
+        form = pointer(p[CALL_PROGRAM] + 8 * FORM_NUMBERS * f, int64)
         total, terms = pointer(places[form[FORM_TOTAL]], kind), form[FORM_TERMS]
         k, so_far = pointer(places[form[FORM_CONSTANT]], kind), pointer(places[SUM], kind)
         if terms == 0:
@@ -490,7 +478,7 @@ def apply(p: Pass, n: int, places: Any, reals: Any, one_row: bool) -> None:
             k = to
         if form[FORM_CLAMPED]:
             each(n, bounded, (total, pointer(places[LOW], kind), pointer(places[HIGH], kind)))
-    if p.masked:
+    if p[CALL_MASKED]:
         out, aux = pointer(places[RESULT], kind), pointer(places[RESULT + 1], kind)
         inside, zero = pointer(places[VALUES + D], kind), pointer(places[ZERO], kind)
         each(n, add_within, (out, aux, inside, pointer(places[LOW], kind), pointer(places[HIGH], kind), zero))
@@ -524,41 +512,41 @@ def _kernels(text: str) -> tuple[Any, ...]:
             return njit(nogil=True, error_model="numpy")(function)
 
     @compiled
-    def step(reals, halves, words, taken, total, chunk, *call):  # type: ignore[no-untyped-def]
+    def step(reals, halves, words, taken, total, chunk, call):  # type: ignore[no-untyped-def]
         text  # noqa: B018
-        p, before = Pass(*call), float_mode(NEAREST)
+        p, before = pointer(call, int64), float_mode(NEAREST)
         first, width = reals.ctypes.data, reals.itemsize
         tile, w, places = pointer(first, reals.dtype), pointer(words, uint32), pointer(words + 4 * PLACES, int64)
-        rows = pointer(p.rows, reals.dtype)
+        rows = pointer(p[CALL_ROWS], reals.dtype)
         for row in range(ROWS):
             places[row] = first + width * WIDTH * row
         for i in range(WIDTH):
             tile[WIDTH * ZERO + i], tile[WIDTH * MINUS_ZERO + i] = 0.0, -0.0
         at = take(taken, chunk)
         while at < total:
-            end, filled, sample, place = least(at + chunk, total), -1, at // p.size, at % p.size
+            end, filled, sample, place = least(at + chunk, total), -1, at // p[CALL_SIZE], at % p[CALL_SIZE]
             while at < end:
                 n = least(TILE, end - at)
                 ask_for(p, at + TILE)
-                if p.draw != NONE:
+                if p[CALL_DRAW] != NONE:
                     n, pieces = plan(p, at, end, sample, place, w)
                     places[VALUES + Z] = first + width * fill_noise(p, sample, 0, w, tile, pieces)
                     place += n
-                    if place >= p.size:
-                        sample, place = sample + place // p.size, place % p.size
+                    if place >= p[CALL_SIZE]:
+                        sample, place = sample + place // p[CALL_SIZE], place % p[CALL_SIZE]
                 ask_for(p, at + TILE + QUARTER)
-                for s in range(p.inputs + p.outputs):
-                    stream = pointer(p.streams + 8 * STREAM_NUMBERS * s, int64)
+                for s in range(p[CALL_INPUTS] + p[CALL_OUTPUTS]):
+                    stream = pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS * s, int64)
                     if stream[STREAM_KIND] == IN_PLACE:
                         places[stream[STREAM_ROW]] = stream[STREAM_ARRAY] + width * at
-                    elif s < p.inputs:
+                    elif s < p[CALL_INPUTS]:
                         load(part(tile, WIDTH * stream[STREAM_ROW]), reals, stream, halves, at, n)
                 ask_for(p, at + TILE + 2 * QUARTER)
                 filled = select_rows(p, rows, at, n, tile, filled)
                 apply(p, n, places, reals, filled >= 0)
                 ask_for(p, at + TILE + 3 * QUARTER)
-                for s in range(p.inputs, p.inputs + p.outputs):
-                    stream = pointer(p.streams + 8 * STREAM_NUMBERS * s, int64)
+                for s in range(p[CALL_INPUTS], p[CALL_INPUTS] + p[CALL_OUTPUTS]):
+                    stream = pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS * s, int64)
                     if stream[STREAM_KIND] != IN_PLACE:
                         store(part(tile, WIDTH * stream[STREAM_ROW]), reals, stream, halves, at, n)
                 at += n
@@ -566,18 +554,18 @@ def _kernels(text: str) -> tuple[Any, ...]:
         float_mode(before)
 
     @compiled
-    def walk(keep, times, reals, halves, words, taken, total, chunk, *call):  # type: ignore[no-untyped-def]
+    def walk(keep, times, reals, halves, words, taken, total, chunk, call):  # type: ignore[no-untyped-def]
         text  # noqa: B018
-        p, before = Pass(*call), float_mode(NEAREST)
+        p, before = pointer(call, int64), float_mode(NEAREST)
         tile, w = pointer(reals.ctypes.data, reals.dtype), pointer(words, uint32)
-        rows, x, kept = pointer(p.rows, reals.dtype), part(tile, WIDTH * VALUES), pointer(keep, int64)
-        source, target = pointer(p.streams, int64), pointer(p.streams + 8 * STREAM_NUMBERS, int64)
+        rows, x, kept = pointer(p[CALL_ROWS], reals.dtype), part(tile, WIDTH * VALUES), pointer(keep, int64)
+        source, target = pointer(p[CALL_STREAMS], int64), pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS, int64)
         at = take(taken, chunk)
         while at < total:
             end = least(at + chunk, total)
             while at < end:  # a tile of x0 goes through all times before the next one is read
-                sample = at // p.size
-                n, pieces = plan(p, at, end, sample, at % p.size, w)
+                sample = at // p[CALL_SIZE]
+                n, pieces = plan(p, at, end, sample, at % p[CALL_SIZE], w)
                 load(x, reals, source, halves, at, n)
                 for t in range(times):
                     z = part(tile, fill_noise(p, sample, t, w, tile, pieces))
@@ -630,20 +618,25 @@ def _kernels(text: str) -> tuple[Any, ...]:
         float_mode(before)
 
     @compiled
-    def note(desk, rows, arrays, streams, inputs, index, key0, key1, sample, step, stream, size):  # type: ignore[no-untyped-def]
-        """What a small call needs to have in memory; returns the address of the rows."""
+    def note(desk, form, rows, arrays, index, key0, key1, sample, step, stream, size, total):  # type: ignore[no-untyped-def]
+        """What a small call needs to have in memory."""
         text  # noqa: B018
-        desk[DESK_TAKEN], desk[DESK_INDEX] = 0, index
-        field = desk[DESK_FIELD:]
+        d, constant = pointer(desk, int64), pointer(form, int64)
+        d[DESK_TAKEN], d[DESK_INDEX] = 0, index
+        field, call = part(d, DESK_FIELD), part(d, DESK_CALL)
         field[FIELD_KEY0], field[FIELD_KEY1], field[FIELD_SAMPLE], field[FIELD_IDS] = key0, key1, sample, 0
         field[FIELD_STEP], field[FIELD_STREAM], field[FIELD_START] = step, stream, 0
         field[FIELD_RUN], field[FIELD_AXES] = size, 0
+        for i in range(CALL_NUMBERS):
+            call[i] = constant[i]
+        call[CALL_SIZE], call[CALL_SEGMENT], call[CALL_ROWS] = size, total, rows.ctypes.data
+        call[CALL_INDICES], call[CALL_FIELDS] = desk + 8 * DESK_INDEX, desk + 8 * DESK_FIELD
+        call[CALL_STREAMS] = desk + 8 * DESK_STREAMS
         for s in range(len(arrays)):
-            array = desk[DESK_STREAMS + STREAM_NUMBERS * s :]
-            in_place = s < inputs or len(arrays) == inputs + 1
+            array = part(d, DESK_STREAMS + STREAM_NUMBERS * s)
+            in_place = s < constant[CALL_INPUTS] or constant[CALL_OUTPUTS] == 1
             array[STREAM_ARRAY], array[STREAM_KIND] = arrays[s].ctypes.data, IN_PLACE if in_place else SAME
-            array[STREAM_BYTES], array[STREAM_ROW] = 4, streams[s]
-        return rows.ctypes.data
+            array[STREAM_BYTES], array[STREAM_ROW] = 4, constant[CALL_NUMBERS + s]
 
     return step, walk, philox, squares, add_up, note
 
