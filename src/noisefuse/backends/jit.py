@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -114,12 +115,12 @@ def _run(kernel: Any, call: Step, chunk: int, *first: int) -> None:
         ]
     )
 
-    halves = 1 if (streams[:, kernels.STREAM_BYTES] == 2).any() else None
+    others = 1 if (streams[:, kernels.STREAM_KIND] > SAME).any() else None
 
     def work() -> None:
         reals = np.empty(kernels.REALS, real)
         words = np.empty(kernels.WORDS, np.uint32)
-        kernel(*first, reals, halves, words.ctypes.data, taken.ctypes.data, total, chunk, numbers.ctypes.data)
+        kernel(*first, reals, others, words.ctypes.data, taken.ctypes.data, total, chunk, numbers.ctypes.data)
 
     def stop() -> None:
         taken[0] = total
@@ -295,11 +296,9 @@ def program(present: int, wanted: tuple[bool, ...], masked: bool) -> NDArray[np.
         slots = 3 if first == CLEAN else Z + 1
         terms = [slot for slot in ORDER if slot < slots and present >> (first + 1 + slot) & 1]
         total = VALUES + D if first == CLEAN else RESULT + AFFINE.index(first)
-        constant = first if present >> first & 1 else MINUS_ZERO if terms else ZERO  # x - 0 is x, also where x is -0
-        form = [total, constant, int(first == CLEAN and clamped), len(terms)]
-        for slot in terms:
-            form += [first + 1 + slot, VALUES + slot]
-        forms.append(form)
+        constant = first if present >> first & 1 else MINUS_ZERO if terms else ZERO
+        rows = [(first + 1 + slot, VALUES + slot) for slot in terms] or [(ZERO, MINUS_ZERO)]  # x - 0 is x, -0 too
+        forms.append([total, constant, int(first == CLEAN and clamped), len(rows), *chain(*rows)])
     table = np.zeros((len(forms), kernels.FORM_NUMBERS), np.int64)
     for row, form in zip(table, forms, strict=True):
         row[: len(form)] = form

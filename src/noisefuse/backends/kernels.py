@@ -34,7 +34,7 @@ LOSS_CHUNK, ACCUMULATORS = 4096, 64  # docs/loss.md
 
 # Scratch is one array of reals and one of words. Reals are rows of this length: the coefficients of each element, by
 # column; its values, by slot; noise of whole blocks; results; a sum that is not yet one; zeros of both signs.
-WIDTH = TILE + 8  # stretches are copied by fours, and then go over their ends
+WIDTH = TILE + 16  # a line more, so that rows do not fall on one another in the cache
 VALUES, BLOCK_VALUES, RESULT, SUM, ZERO, MINUS_ZERO, ROWS = (
     COLUMNS + n for n in (0, Z + 1, Z + 2, *range(Z + 5, Z + 9))
 )
@@ -68,7 +68,7 @@ FORM_TOTAL, FORM_CONSTANT, FORM_CLAMPED, FORM_TERMS, FORM_TERM = range(5)
 FORM_NUMBERS = FORM_TERM + 2 * (Z + 1)
 # An array: its address, kind and bytes of an element, and its row.
 STREAM_ARRAY, STREAM_KIND, STREAM_BYTES, STREAM_ROW, STREAM_NUMBERS = range(5)
-# A field: the seed's halves, the first sample or the address of ids, step, stream, first element, elements of a run,
+# A field: the seed's others, the first sample or the address of ids, step, stream, first element, elements of a run,
 # how many axes runs are counted over; then the lengths of those axes, and the field's strides along them.
 FIELD_KEY0, FIELD_KEY1, FIELD_SAMPLE, FIELD_IDS, FIELD_STEP, FIELD_STREAM, FIELD_START, FIELD_RUN, FIELD_AXES = range(9)
 FIELD_LENGTHS = 9
@@ -209,41 +209,38 @@ def from_bfloat16(i: int, to: Any, bits: Any) -> None:
 
 @inlined
 def to_half(i: int, bits: Any, source: Any) -> None:
-    bits[i] = float_to_half(source[i])
+    bits[i] = float_to_half(float32(source[i]))
 
 
 @inlined
 def to_bfloat16(i: int, bits: Any, source: Any) -> None:
-    bits[i] = float_to_bfloat16(source[i])
+    bits[i] = float_to_bfloat16(float32(source[i]))
 
 
 @inlined
-def load(to: Any, reals: Any, stream: Any, halves: Any, at: int, n: int) -> None:
-    """The n elements of an array from `at` on, in the arithmetic's type."""
+def load(to: Any, stream: Any, at: int, n: int) -> None:
+    """The n elements of an array from `at` on, in the arithmetic's type, which is not the array's."""
     kind, first = stream[STREAM_KIND], stream[STREAM_ARRAY] + stream[STREAM_BYTES] * at
-    if kind <= SAME:
-        each(n, copy, (to, pointer(first, reals.dtype)))
-    elif kind == F32:
+    if kind == F32:
         each(n, copy, (to, pointer(first, float32)))
     elif kind == U8:
         each(n, copy, (to, pointer(first, uint8)))
-    elif halves is not None:
-        if kind == F16:
-            each(n, from_half, (to, pointer(first, uint16)))
-        elif kind == BF16:
-            each(n, from_bfloat16, (to, pointer(first, uint16)))
+    elif kind == F16:
+        each(n, from_half, (to, pointer(first, uint16)))
+    else:
+        each(n, from_bfloat16, (to, pointer(first, uint16)))
 
 
 @inlined
-def store(source: Any, reals: Any, stream: Any, halves: Any, at: int, n: int) -> None:
+def store(source: Any, reals: Any, stream: Any, others: Any, at: int, n: int) -> None:
     """Rounds n results to the array's type, and puts them at `at`."""
     kind, first = stream[STREAM_KIND], stream[STREAM_ARRAY] + stream[STREAM_BYTES] * at
     if kind <= SAME:
         each(n, copy, (pointer(first, reals.dtype), source))
-    elif halves is not None:
+    elif others is not None:
         if kind == F16:
             each(n, to_half, (pointer(first, uint16), source))
-        elif kind == BF16:
+        else:
             each(n, to_bfloat16, (pointer(first, uint16), source))
 
 
@@ -263,6 +260,11 @@ def locate(field: Any, place: int) -> tuple[int, int]:
         element += rest % length * field[FIELD_LENGTHS + axes + axis]
         rest //= length
     return element, run - within
+
+
+@inlined
+def place_counter(j: int, counter: Any, first: int, step: int, number: int, tag: int) -> None:
+    counter[BLOCK + j], counter[STEP + j], counter[SAMPLE + j], counter[TAG + j] = first + j, step, number, tag
 
 
 @inlined
@@ -288,13 +290,8 @@ def plan(p: Any, at: int, end: int, sample: int, place: int, words: Any) -> tupl
         size = least(left, 4 * (BLOCKS - used) - skip)
         counter = part(words, used)
         last = (skip + size + 3) >> 2
-        for j in range(
-            1 if used == 0 and (last == BLOCKS or size == end - at) else last
-        ):  # the only piece: one is told
-            counter[BLOCK + j] = first + j
-            counter[STEP + j] = step
-            counter[SAMPLE + j] = number
-            counter[TAG + j] = tag
+        alone = used == 0 and (last == BLOCKS or size == end - at)  # the only piece: one is told
+        each(1 if alone else last, place_counter, (counter, first, step, number, tag))
         words[PIECE + pieces] = 4 * used + skip
         words[PIECE_SIZE + pieces] = size
         pieces += 1
@@ -336,8 +333,7 @@ def packed(words: Any, tile: Any, pieces: int) -> None:
     whole, done = part(tile, BLOCK_VALUES * WIDTH), 0
     for piece in range(pieces):
         source, to = part(whole, words[PIECE + piece]), part(tile, (VALUES + Z) * WIDTH + done)
-        for i in range(0, words[PIECE_SIZE + piece], 4):
-            to[i], to[i + 1], to[i + 2], to[i + 3] = source[i], source[i + 1], source[i + 2], source[i + 3]
+        each(words[PIECE_SIZE + piece], copy, (to, source))
         done += words[PIECE_SIZE + piece]
 
 
@@ -401,6 +397,11 @@ def _fill_noise(p, sample, later, words, tile, pieces):  # type: ignore[no-untyp
 
 
 @inlined
+def fill(i: int, to: Any, value: float) -> None:
+    to[i] = value
+
+
+@inlined
 def select_rows(p: Any, rows: Any, at: int, n: int, tile: Any, filled: int) -> int:
     """Coefficients for each of n elements from `at` on. `filled` is the row of which the tile is full, or -1."""
     index, segment = pointer(p[CALL_INDICES], int64), at // p[CALL_SEGMENT]
@@ -413,8 +414,7 @@ def select_rows(p: Any, rows: Any, at: int, n: int, tile: Any, filled: int) -> i
             done, now, size = 0, segment, TILE if left >= n else left
             while done < n:
                 coefficient, to = rows[COLUMNS * index[now] + column], part(tile, column * WIDTH + done)
-                for i in range(least(size, TILE - done)):
-                    to[i] = coefficient
+                each(least(size, TILE - done), fill, (to, coefficient))
                 done += size
                 now += 1
                 size = p[CALL_SEGMENT]
@@ -427,17 +427,7 @@ def term(i: int, to: Any, k: Any, c: Any, v: Any) -> None:
 
 
 @inlined
-def two_terms(i: int, to: Any, k: Any, c: Any, v: Any, d: Any, w: Any) -> None:
-    to[i] = fma(d[i], w[i], fma(c[i], v[i], k[i]))
-
-
-@inlined
-def term_of_row(i: int, to: Any, k: Any, c: float, v: Any) -> None:
-    to[i] = fma(c, v[i], k[i])
-
-
-@inlined
-def two_terms_of_row(i: int, to: Any, k: Any, c: float, v: Any, d: float, w: Any) -> None:
+def two_terms(i: int, to: Any, k: Any, c: float, v: Any, d: float, w: Any) -> None:
     to[i] = fma(d, w[i], fma(c, v[i], k[i]))
 
 
@@ -453,35 +443,30 @@ def add_within(i: int, out: Any, aux: Any, inside: Any, low: Any, high: Any, zer
 
 @inlined
 def apply(p: Any, n: int, places: Any, reals: Any, one_row: bool) -> None:
-    """The affine forms of a row over a tile: spec.affine, two terms at a time. one_row: all elements have the same."""
+    """The affine forms of a row over a tile: spec.affine, two terms at a time where all elements have one row."""
     kind = reals.dtype
     for f in range(p[CALL_FORMS]):
         form = pointer(p[CALL_PROGRAM] + 8 * FORM_NUMBERS * f, int64)
-        total, terms = pointer(places[form[FORM_TOTAL]], kind), form[FORM_TERMS]
+        total, terms, t = pointer(places[form[FORM_TOTAL]], kind), form[FORM_TERMS], 0
         k, so_far = pointer(places[form[FORM_CONSTANT]], kind), pointer(places[SUM], kind)
-        if terms == 0:
-            each(n, copy, (total, k))
-        for t in range(0, terms, 2):
-            to = total if t + 2 >= terms else so_far  # the total may lie on an input that is yet to be read
-            c, v = pointer(places[form[FORM_TERM + 2 * t]], kind), pointer(places[form[FORM_TERM + 2 * t + 1]], kind)
-            if t + 1 < terms:
-                d = pointer(places[form[FORM_TERM + 2 * t + 2]], kind)
-                w = pointer(places[form[FORM_TERM + 2 * t + 3]], kind)
-                if one_row:
-                    each(n, two_terms_of_row, (to, k, c[0], v, d[0], w))
-                else:
-                    each(n, two_terms, (to, k, c, v, d, w))
-            elif one_row:
-                each(n, term_of_row, (to, k, c[0], v))
+        while t < terms:
+            now = part(form, FORM_TERM + 2 * t)
+            c, v = pointer(places[now[0]], kind), pointer(places[now[1]], kind)
+            together = 2 if one_row and t + 1 < terms else 1
+            t += together
+            to = so_far if t < terms else total  # the total may lie on an input that is yet to be read
+            if together == 2:
+                d, w = pointer(places[now[2]], kind), pointer(places[now[3]], kind)
+                each(n, two_terms, (to, k, c[0], v, d[0], w))
             else:
                 each(n, term, (to, k, c, v))
             k = to
         if form[FORM_CLAMPED]:
-            each(n, bounded, (total, pointer(places[LOW], kind), pointer(places[HIGH], kind)))
+            each(TILE, bounded, (total, pointer(places[LOW], kind), pointer(places[HIGH], kind)))
     if p[CALL_MASKED]:
         out, aux = pointer(places[RESULT], kind), pointer(places[RESULT + 1], kind)
         inside, zero = pointer(places[VALUES + D], kind), pointer(places[ZERO], kind)
-        each(n, add_within, (out, aux, inside, pointer(places[LOW], kind), pointer(places[HIGH], kind), zero))
+        each(TILE, add_within, (out, aux, inside, pointer(places[LOW], kind), pointer(places[HIGH], kind), zero))
 
 
 @inlined
@@ -502,7 +487,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
     """The compiled loops. That they hold on to `text` makes it part of their key in the cache.
 
     Threads share the elements of one call by a counter, `taken`: each takes the next `chunk` until `total` are.
-    `halves` is None where no array is of 16 bits: then nothing is compiled that converts them.
+    `others` is None where all arrays are of the arithmetic's type: then nothing is compiled that converts them.
     """
 
     def compiled(function: Any) -> Any:
@@ -512,7 +497,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
             return njit(nogil=True, error_model="numpy")(function)
 
     @compiled
-    def step(reals, halves, words, taken, total, chunk, call):  # type: ignore[no-untyped-def]
+    def step(reals, others, words, taken, total, chunk, call):  # type: ignore[no-untyped-def]
         text  # noqa: B018
         p, before = pointer(call, int64), float_mode(NEAREST)
         first, width = reals.ctypes.data, reals.itemsize
@@ -539,8 +524,8 @@ def _kernels(text: str) -> tuple[Any, ...]:
                     stream = pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS * s, int64)
                     if stream[STREAM_KIND] == IN_PLACE:
                         places[stream[STREAM_ROW]] = stream[STREAM_ARRAY] + width * at
-                    elif s < p[CALL_INPUTS]:
-                        load(part(tile, WIDTH * stream[STREAM_ROW]), reals, stream, halves, at, n)
+                    elif others is not None and s < p[CALL_INPUTS]:
+                        load(part(tile, WIDTH * stream[STREAM_ROW]), stream, at, n)
                 ask_for(p, at + TILE + 2 * QUARTER)
                 filled = select_rows(p, rows, at, n, tile, filled)
                 apply(p, n, places, reals, filled >= 0)
@@ -548,13 +533,13 @@ def _kernels(text: str) -> tuple[Any, ...]:
                 for s in range(p[CALL_INPUTS], p[CALL_INPUTS] + p[CALL_OUTPUTS]):
                     stream = pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS * s, int64)
                     if stream[STREAM_KIND] != IN_PLACE:
-                        store(part(tile, WIDTH * stream[STREAM_ROW]), reals, stream, halves, at, n)
+                        store(part(tile, WIDTH * stream[STREAM_ROW]), reals, stream, others, at, n)
                 at += n
             at = take(taken, chunk)
         float_mode(before)
 
     @compiled
-    def walk(keep, times, reals, halves, words, taken, total, chunk, call):  # type: ignore[no-untyped-def]
+    def walk(keep, times, reals, others, words, taken, total, chunk, call):  # type: ignore[no-untyped-def]
         text  # noqa: B018
         p, before = pointer(call, int64), float_mode(NEAREST)
         tile, w = pointer(reals.ctypes.data, reals.dtype), pointer(words, uint32)
@@ -566,14 +551,17 @@ def _kernels(text: str) -> tuple[Any, ...]:
             while at < end:  # a tile of x0 goes through all times before the next one is read
                 sample = at // p[CALL_SIZE]
                 n, pieces = plan(p, at, end, sample, at % p[CALL_SIZE], w)
-                load(x, reals, source, halves, at, n)
+                if source[STREAM_KIND] <= SAME:
+                    each(n, copy, (x, pointer(source[STREAM_ARRAY] + reals.itemsize * at, reals.dtype)))
+                elif others is not None:
+                    load(x, source, at, n)
                 for t in range(times):
                     z = part(tile, fill_noise(p, sample, t, w, tile, pieces))
                     each(
                         n, noised, (x, rows[COLUMNS * t + AFFINE[0] + 1 + X], rows[COLUMNS * t + AFFINE[0] + 1 + Z], z)
                     )
                     if kept[t] >= 0:
-                        store(x, reals, target, halves, kept[t] * total + at, n)
+                        store(x, reals, target, others, kept[t] * total + at, n)
                 at += n
             at = take(taken, chunk)
         float_mode(before)

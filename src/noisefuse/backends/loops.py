@@ -64,4 +64,4 @@ def each(context: Any, n: Any, function: Any, arguments: Any) -> Any:
         last.terminator.set_metadata("llvm.loop", _hints(builder.module, group))
         return context.get_dummy_value()
 
-    return types.void(n, function, arguments), codegen
+    return types.void(types.int64, function, arguments), codegen
