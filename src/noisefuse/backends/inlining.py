@@ -18,6 +18,9 @@ from numba.core.untyped_passes import InlineClosureLikes, WithLifting
 class Text(JITCodeLibrary):  # type: ignore[misc]
     """A function for its callers: they optimise it."""
 
+    def _optimize_functions(self, module: Any) -> None:
+        module.data_layout = self._codegen._data_layout
+
     def _optimize_final_module(self) -> None:
         pass
 
