@@ -341,6 +341,17 @@ def test_the_backend_vectorises(tmp_path):
     assert overlaps == "0"
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_plain_calls_of_many_elements_are_shared_out(threads):
+    """Seen to fail: scratch that the threads share."""
+    x, schedule = nf.randn((3, 50_001), nf.Noise(1)), nf.Schedule.linear(1000)
+    expected = nf.q_sample(x, 500, schedule, nf.Noise(2, step=3))
+    with nf.use_backend("numba"), nf.set_num_threads(threads):
+        nf.randn((1, 4), nf.Noise(0))  # before its first call the backend has no short cut
+        for _ in range(20):
+            assert bits(nf.q_sample(x, 500, schedule, nf.Noise(2, step=3))) == bits(expected)
+
+
 def test_compiled_code_is_kept_on_disk_and_is_that_of_the_text(tmp_path):
     """The second process compiles nothing. A changed coefficient in spec.py is not overlooked."""
     package = tmp_path / "site" / "noisefuse"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
-from ..noise import SAMPLES, STEPS, Noise
+from ..noise import ELEMENTS, SAMPLES, STEPS, Noise
 from . import kernels, threads
 from .call import AFFINE, CLEAN, HIGH, LOW, ORDER, Array, D, Loss, Step, Walk, Z, window_runs
 from .kernels import BF16, F16, F32, IN_PLACE, MINUS_ZERO, RESULT, SAME, U8, VALUES, ZERO
@@ -130,7 +130,7 @@ def _run(kernel: Any, call: Step, chunk: int, *first: int) -> None:
 
 # ---- the short cut -----------------------------------------------------------------------------------------
 # Calls of a few microseconds are mostly Python. So plain ones are checked here at once: float32, C-contiguous, one row
-# for all elements, few elements. Whatever else comes is declined: ops.py then checks it, and says what is wrong.
+# for all elements. Whatever else comes is declined: ops.py then checks it, and says what is wrong.
 
 
 class Desk:
@@ -140,9 +140,8 @@ class Desk:
         self.numbers = np.empty(kernels.DESK, np.int64)
         self.words = np.empty(kernels.WORDS, np.uint32)
         self.address = self.numbers.ctypes.data
-        reals, taken = np.empty(kernels.REALS, np.float32), self.address + 8 * kernels.DESK_TAKEN
-        self.scratch = reals, None, self.words.ctypes.data, taken
-        self.call = self.address + 8 * kernels.DESK_CALL
+        self.scratch = np.empty(kernels.REALS, np.float32), None, self.words.ctypes.data
+        self.taken, self.call = self.address + 8 * kernels.DESK_TAKEN, self.address + 8 * kernels.DESK_CALL
 
 
 _desks: list[Desk] = []
@@ -188,7 +187,7 @@ def row(
     rows, _, present = plain
     if type(i) is np.ndarray and i.dtype is INT64 and i.shape == (1,):
         i = int(i[0])
-    if pair or type(i) is not int or not 0 <= i < len(rows) or type(x) is not np.ndarray or not 0 < x.size <= CHUNK:
+    if pair or type(i) is not int or not 0 <= i < len(rows) or type(x) is not np.ndarray or not 0 < x.size <= ELEMENTS:
         return NotImplemented
     if x.ndim == 0 or "float32" not in _tested or type(past) not in _SEQUENCES or type(aux_out) not in _SEQUENCES:
         return NotImplemented
@@ -269,8 +268,24 @@ def _compute(form: Form, rows: Any, i: int, x: Any, arrays: list[Any], name: tup
     total = x.size
     flat = tuple([a.ravel() for a in arrays])
     kernels.note(desk.address, form.address, rows, flat, i, *name, total // len(x), total)
-    kernels.step(*desk.scratch, total, total, desk.call)
+    if total <= CHUNK:
+        kernels.step(*desk.scratch, desk.taken, total, total, desk.call)
+    else:
+        _share(desk, total)
     _desks.append(desk)
+
+
+def _share(desk: Desk, total: int) -> None:
+    """The call that is noted on this desk, among threads."""
+
+    def work() -> None:
+        own = Desk()
+        kernels.step(*own.scratch, desk.taken, total, CHUNK, desk.call)
+
+    def stop() -> None:
+        desk.numbers[kernels.DESK_TAKEN] = total
+
+    threads.together(work, stop, min(threads.count(), -(-total // CHUNK)))
 
 
 # ---- calls as numbers --------------------------------------------------------------------------------------
