@@ -28,8 +28,10 @@ ALLOWED = {
     "backends.spec": "",
     "backends.call": "noise tableau",
     "backends.reference": "noise tableau backends.call backends.spec",
-    "backends.device": "backends.spec",
-    "backends.kernels": "backends.call backends.device backends.spec",
+    "backends.inlining": "",
+    "backends.loops": "",
+    "backends.device": "backends.inlining backends.spec",
+    "backends.kernels": "backends.call backends.device backends.inlining backends.loops backends.spec",
     "backends.jit": "noise backends.call backends.kernels backends.selftest backends.threads",
     "backends.cuda": "noise tableau backends.call backends.cubin",
     "backends.threads": "",
@@ -54,7 +56,9 @@ EXCEPTIONS = {("backends", "")}
 OPTIONAL = {"schedule": {"matplotlib"}, "arrays": {"ml_dtypes"}}
 # Modules that are loaded by those alone who have what they stand on.
 NUMBA = {"numba", "llvmlite"}
-STANDS_ON = {"backends.device": NUMBA, "backends.kernels": NUMBA, "numba": NUMBA}
+STANDS_ON = dict.fromkeys(
+    ("numba", *(f"backends.{name}" for name in ["device", "inlining", "kernels", "loops"])), NUMBA
+)
 
 
 def module_name(path):

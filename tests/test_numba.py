@@ -321,6 +321,41 @@ def test_a_missing_extension_is_said_once_and_done_without(missing, backend):
     assert f"runs on its backend '{backend}'" in done.stderr
 
 
+COMPILED = """
+import re
+import noisefuse as nf
+from noisefuse.backends import kernels
+for dtype in ("float32", "float64"):
+    nf.randn((1, 4), nf.Noise(0), dtype=dtype)
+code, assembly = kernels.step.inspect_llvm(), "".join(kernels.step.inspect_asm().values())
+if "vfmadd" in assembly:
+    print(*(len(re.findall(rf"\\b{name}\\b", assembly)) > 0 for name in ("vsqrtps", "vsqrtpd", "vpmuludq")))
+print(sum(text.count("memcheck") for text in code.values()))
+"""
+
+
+def test_the_backend_vectorises(tmp_path):
+    """Also float64; and no loop asks whether arrays overlap, as it would take a slower one in place.
+
+    Seen to fail: float64's logarithm in one polynomial, a loop whose accesses are not said to be independent.
+    """
+    done = python(COMPILED, NOISEFUSE_BACKEND="numba", NUMBA_CACHE_DIR=str(tmp_path))
+    *packed, overlaps = done.stdout.splitlines()
+    assert packed in ([], ["True True True"])  # the names are those of x86-64 with fma
+    assert overlaps == "0"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_plain_calls_of_many_elements_are_shared_out(threads):
+    """Seen to fail: scratch that the threads share."""
+    x, schedule = nf.randn((3, 50_001), nf.Noise(1)), nf.Schedule.linear(1000)
+    expected = nf.q_sample(x, 500, schedule, nf.Noise(2, step=3))
+    with nf.use_backend("numba"), nf.set_num_threads(threads):
+        nf.randn((1, 4), nf.Noise(0))  # before its first call the backend has no short cut
+        for _ in range(20):
+            assert bits(nf.q_sample(x, 500, schedule, nf.Noise(2, step=3))) == bits(expected)
+
+
 def test_compiled_code_is_kept_on_disk_and_is_that_of_the_text(tmp_path):
     """The second process compiles nothing. A changed coefficient in spec.py is not overlooked."""
     package = tmp_path / "site" / "noisefuse"

@@ -11,6 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from . import spec
+from .inlining import Inlining
 
 
 def _named(builder: Any, name: str, real: Any, arguments: list[Any]) -> Any:
@@ -89,7 +90,13 @@ def view(_: Any, x: Any, kind: Any) -> Any:
 
 
 # What every function here is compiled with: LLVM takes it into its caller, and there is nothing for Python to call.
-OPTIONS = {"forceinline": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+OPTIONS = {
+    "pipeline_class": Inlining,
+    "forceinline": True,
+    "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
 inlined = njit(**OPTIONS)
 
 SPEC = spec.bind(fma, select, inlined, mul=mul, sqrt=sqrt, view=view)

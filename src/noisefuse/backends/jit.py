@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,17 +14,17 @@ from numpy.typing import NDArray
 
 if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
-from ..noise import SAMPLES, STEPS, Noise
+from ..noise import ELEMENTS, SAMPLES, STEPS, Noise
 from . import kernels, threads
 from .call import AFFINE, CLEAN, HIGH, LOW, ORDER, Array, D, Loss, Step, Walk, Z, window_runs
-from .kernels import RESULT, VALUES, WIDTH, ZERO
+from .kernels import BF16, F16, F32, IN_PLACE, MINUS_ZERO, RESULT, SAME, U8, VALUES, ZERO
 from .selftest import self_test
 
 CHUNK = 1 << 15  # elements that a thread takes at a time, and least for which another is asked
 SLAB = 1 << 20  # elements whose residuals are held at a time, or one sample
 
-KINDS = {np.dtype(kind): i for i, kind in enumerate((np.float32, np.float64, np.float16))}
-KINDS[np.dtype(np.uint8)] = kernels.U8  # and any other is bfloat16, which NumPy alone does not know
+# And any other is bfloat16, which NumPy alone does not know.
+KINDS = {np.dtype(np.float32): F32, np.dtype(np.float16): F16, np.dtype(np.uint8): U8}
 FLOAT32, INT64 = np.dtype(np.float32), np.dtype(np.int64)
 BOUNDS = 1 << LOW | 1 << HIGH
 Z_LIST = [first + 1 + Z for first in AFFINE]
@@ -103,21 +104,23 @@ def _run(kernel: Any, call: Step, chunk: int, *first: int) -> None:
     if real.__name__ not in _tested:
         _tested.add(real.__name__)
         self_test("numba", step, real.__name__)
-    taken, streams, fields, program = np.zeros(1, np.int64), _streams(call), _fields(call), _program_of(call)
+    taken, streams, fields, program = np.zeros(1, np.int64), _streams(call, real), _fields(call), _program_of(call)
     rows = call.rows.table if real is np.float64 else call.rows.single
-    numbers = (
-        *(call.size, rows.ctypes.data, _columns(call.rows.present), call.index.ctypes.data, call.segment),
-        *(len(program), program.ctypes.data, len(streams) - len(outputs), len(outputs), streams.ctypes.data),
-        *(DRAWS[call.draw], int(call.step_by_index), int(call.masked)),
-        *(fields.ctypes.data, fields.shape[1], int(len(fields) > 1)),
+    numbers = np.array(
+        [
+            *(call.size, rows.ctypes.data, _columns(call.rows.present), call.index.ctypes.data, call.segment),
+            *(len(program), program.ctypes.data, len(streams) - len(outputs), len(outputs), streams.ctypes.data),
+            *(DRAWS[call.draw], int(call.step_by_index), int(call.masked)),
+            *(fields.ctypes.data, fields.shape[1], int(len(fields) > 1)),
+        ]
     )
 
-    halves = 1 if (streams[:, kernels.STREAM_BYTES] == 2).any() else None
+    others = 1 if (streams[:, kernels.STREAM_KIND] > SAME).any() else None
 
     def work() -> None:
         reals = np.empty(kernels.REALS, real)
         words = np.empty(kernels.WORDS, np.uint32)
-        kernel(*first, reals, halves, words.ctypes.data, taken.ctypes.data, total, chunk, *numbers)
+        kernel(*first, reals, others, words.ctypes.data, taken.ctypes.data, total, chunk, numbers.ctypes.data)
 
     def stop() -> None:
         taken[0] = total
@@ -127,7 +130,7 @@ def _run(kernel: Any, call: Step, chunk: int, *first: int) -> None:
 
 # ---- the short cut -----------------------------------------------------------------------------------------
 # Calls of a few microseconds are mostly Python. So plain ones are checked here at once: float32, C-contiguous, one row
-# for all elements, few elements. Whatever else comes is declined: ops.py then checks it, and says what is wrong.
+# for all elements. Whatever else comes is declined: ops.py then checks it, and says what is wrong.
 
 
 class Desk:
@@ -136,11 +139,9 @@ class Desk:
     def __init__(self) -> None:
         self.numbers = np.empty(kernels.DESK, np.int64)
         self.words = np.empty(kernels.WORDS, np.uint32)
-        first = self.numbers.ctypes.data
-        reals, taken = np.empty(kernels.REALS, np.float32), first + 8 * kernels.DESK_TAKEN
-        self.scratch = reals, None, self.words.ctypes.data, taken
-        self.index, self.streams = first + 8 * kernels.DESK_INDEX, first + 8 * kernels.DESK_STREAMS
-        self.field = first + 8 * kernels.DESK_FIELD, kernels.FIELD_LENGTHS, 0
+        self.address = self.numbers.ctypes.data
+        self.scratch = np.empty(kernels.REALS, np.float32), None, self.words.ctypes.data
+        self.taken, self.call = self.address + 8 * kernels.DESK_TAKEN, self.address + 8 * kernels.DESK_CALL
 
 
 _desks: list[Desk] = []
@@ -149,23 +150,25 @@ _desks: list[Desk] = []
 class Form(NamedTuple):
     """What a kernel needs to know of a row, whatever its numbers are."""
 
-    table: NDArray[np.int64]  # keeps the memory
-    columns: int
+    address: int  # of the call's numbers, in which some are still to be filled in, and of the rows of the streams
     slots: tuple[int, ...]  # that are read
-    streams: tuple[int, ...]  # where in the reals the inputs go, and the outputs come from
-    program: tuple[int, ...]  # the kernel's arguments from `forms` to `outputs`
-    flags: tuple[int, ...]  # and from `draw` to `masked`
+    tables: tuple[NDArray[np.int64], ...]  # keeps the memory
 
 
 @lru_cache(1024)
 def _form(present: int, outputs: int, draws: bool) -> Form:
-    table = program(present, (True, outputs > 1, outputs > 2), False, draws)
+    table = program(present, (True, outputs > 1, outputs > 2), False)
     read = {slot for slot in range(3) if present >> (CLEAN + 1 + slot) & 1}
     read |= {slot for slot in range(Z + 1) for first in AFFINE if present >> (first + 1 + slot) & 1}
     slots = tuple(sorted(read - {D} - ({Z} if draws else set())))
-    streams = (*(VALUES + WIDTH * slot for slot in slots), *(RESULT + WIDTH * o for o in range(outputs)))
-    numbers = len(table), table.ctypes.data, len(slots), outputs
-    return Form(table, _columns(present), slots, streams, numbers, (kernels.NORMAL if draws else kernels.NONE, 0, 0))
+    streams = (*(VALUES + slot for slot in slots), *(RESULT + o for o in range(outputs)))
+    numbers = np.zeros(kernels.CALL_NUMBERS + len(streams), np.int64)
+    numbers[kernels.CALL_COLUMNS] = _columns(present)
+    numbers[kernels.CALL_FORMS], numbers[kernels.CALL_PROGRAM] = len(table), table.ctypes.data
+    numbers[kernels.CALL_INPUTS], numbers[kernels.CALL_OUTPUTS] = len(slots), outputs
+    numbers[kernels.CALL_DRAW] = kernels.NORMAL if draws else kernels.NONE
+    numbers[kernels.CALL_NUMBERS :] = streams
+    return Form(numbers.ctypes.data, slots, (numbers, table))
 
 
 def row(
@@ -184,7 +187,7 @@ def row(
     rows, _, present = plain
     if type(i) is np.ndarray and i.dtype is INT64 and i.shape == (1,):
         i = int(i[0])
-    if pair or type(i) is not int or not 0 <= i < len(rows) or type(x) is not np.ndarray or not 0 < x.size <= CHUNK:
+    if pair or type(i) is not int or not 0 <= i < len(rows) or type(x) is not np.ndarray or not 0 < x.size <= ELEMENTS:
         return NotImplemented
     if x.ndim == 0 or "float32" not in _tested or type(past) not in _SEQUENCES or type(aux_out) not in _SEQUENCES:
         return NotImplemented
@@ -262,12 +265,27 @@ def _compute(form: Form, rows: Any, i: int, x: Any, arrays: list[Any], name: tup
         desk = _desks.pop()
     except IndexError:
         desk = Desk()
-    total, size = x.size, x.size // len(x)
+    total = x.size
     flat = tuple([a.ravel() for a in arrays])
-    table = kernels.note(desk.numbers, rows, flat, form.streams, i, *name, size)
-    place = (total, total, size, table, form.columns, desk.index, total)
-    kernels.step(*desk.scratch, *place, *form.program, desk.streams, *form.flags, *desk.field)
+    kernels.note(desk.address, form.address, rows, flat, i, *name, total // len(x), total)
+    if total <= CHUNK:
+        kernels.step(*desk.scratch, desk.taken, total, total, desk.call)
+    else:
+        _share(desk, total)
     _desks.append(desk)
+
+
+def _share(desk: Desk, total: int) -> None:
+    """The call that is noted on this desk, among threads."""
+
+    def work() -> None:
+        own = Desk()
+        kernels.step(*own.scratch, desk.taken, total, CHUNK, desk.call)
+
+    def stop() -> None:
+        desk.numbers[kernels.DESK_TAKEN] = total
+
+    threads.together(work, stop, min(threads.count(), -(-total // CHUNK)))
 
 
 # ---- calls as numbers --------------------------------------------------------------------------------------
@@ -279,11 +297,11 @@ def _columns(present: int) -> int:
 
 
 def _program_of(call: Step) -> NDArray[np.int64]:
-    return program(call.rows.present, tuple(out is not None for out in call.outputs), call.masked, call.draw != "none")
+    return program(call.rows.present, tuple(out is not None for out in call.outputs), call.masked)
 
 
 @lru_cache(1024)
-def program(present: int, wanted: tuple[bool, ...], masked: bool, draws: bool) -> NDArray[np.int64]:
+def program(present: int, wanted: tuple[bool, ...], masked: bool) -> NDArray[np.int64]:
     """The affine forms of these columns that such a call needs (kernels.FORM_TOTAL, ..)."""
     outputs = [AFFINE[o] for o in range(3) if wanted[o] or (masked and o == 1)]
     clean = masked or any(present >> (first + 1 + D) & 1 for first in outputs)
@@ -292,24 +310,30 @@ def program(present: int, wanted: tuple[bool, ...], masked: bool, draws: bool) -
     for first in ([CLEAN] if clean else []) + outputs:
         slots = 3 if first == CLEAN else Z + 1
         terms = [slot for slot in ORDER if slot < slots and present >> (first + 1 + slot) & 1]
-        total = VALUES + WIDTH * D if first == CLEAN else RESULT + WIDTH * AFFINE.index(first)
-        constant = WIDTH * first if present >> first & 1 else -1 if terms else ZERO
-        form = [total, constant, int(first == CLEAN and clamped), len(terms)]
-        for slot in terms:
-            form += [WIDTH * (first + 1 + slot), -1 if slot == Z and draws else VALUES + WIDTH * slot]
-        forms.append(form)
+        total = VALUES + D if first == CLEAN else RESULT + AFFINE.index(first)
+        constant = first if present >> first & 1 else MINUS_ZERO if terms else ZERO
+        rows = [(first + 1 + slot, VALUES + slot) for slot in terms] or [(ZERO, MINUS_ZERO)]  # x - 0 is x, -0 too
+        forms.append([total, constant, int(first == CLEAN and clamped), len(rows), *chain(*rows)])
     table = np.zeros((len(forms), kernels.FORM_NUMBERS), np.int64)
     for row, form in zip(table, forms, strict=True):
         row[: len(form)] = form
     return table
 
 
-def _streams(call: Step) -> NDArray[np.int64]:
+def _streams(call: Step, real: Any) -> NDArray[np.int64]:
     """Of each array that is read, then of each that is written: kernels.STREAM_ARRAY, .."""
-    arrays = [(VALUES + WIDTH * slot, a) for slot, a in enumerate(call.inputs) if a is not None]
-    arrays += [(RESULT + WIDTH * o, a) for o, a in enumerate(call.outputs) if a is not None]
-    rows = [(a.ctypes.data, KINDS.get(a.dtype, kernels.BF16), a.itemsize, row) for row, a in arrays]
+    arrays = [(VALUES + slot, a) for slot, a in enumerate(call.inputs) if a is not None]
+    arrays += [(RESULT + o, a) for o, a in enumerate(call.outputs) if a is not None]
+    # One of several outputs, or one to which a mask adds, may lie on an input that is still read after it is computed.
+    copied = RESULT if call.masked or sum(out is not None for out in call.outputs) > 1 else ZERO
+    rows = [(a.ctypes.data, _kind(a.dtype, real, row >= copied), a.itemsize, row) for row, a in arrays]
     return np.array(rows, np.int64)
+
+
+def _kind(dtype: np.dtype[Any], real: Any, copied: bool) -> int:
+    if dtype == real:
+        return SAME if copied else IN_PLACE
+    return KINDS.get(dtype, BF16)
 
 
 def _fields(call: Step) -> NDArray[np.int64]:

@@ -11,77 +11,72 @@ from __future__ import annotations
 import hashlib
 import platform
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
-from numpy import float32, float64, int64, uint8, uint16, uint32, uint64
+from numpy import float32, int64, uint8, uint16, uint32, uint64
 
-from . import device, spec
+from . import device, inlining, loops, spec
 from .call import AFFINE, COLUMNS, HIGH, LOW, D, X, Z
 from .device import OPTIONS, SPEC, fma, inlined, mul, select
+from .loops import each
 
 TILE = 256  # elements
 BLOCKS = QUARTER = TILE // 4  # of four words
-F32, F64, F16, BF16, U8 = range(5)
+# How an array is read and written: where it lies, copied, or converted.
+IN_PLACE, SAME, F32, F64, F16, BF16, U8 = range(7)
 NONE, NORMAL, UNIFORM = range(3)
 LOSS_CHUNK, ACCUMULATORS = 4096, 64  # docs/loss.md
 
-# Scratch is one array of reals and one of words, with rows of these lengths; below stands where each part begins.
-WIDTH = TILE + 8  # stretches are copied by fours, and then go over their ends
-# Reals: the coefficients of each element, by column; its values, by slot; noise of whole blocks; results; zeros.
-VALUES, BLOCK_VALUES, RESULT, ZERO, REALS = (WIDTH * (COLUMNS + n) for n in (0, Z + 1, Z + 2, Z + 5, Z + 6))
-# Words: counters, their words and low words (four rows each), pieces of noise: the first element, and how many.
-BLOCK, STEP, SAMPLE, TAG, WORD, LOW_WORD, PIECE, PIECE_SIZE, WORDS = (
-    BLOCKS * n for n in (0, 1, 2, 3, 4, 8, 12, 13, 14)
+# Scratch is one array of reals and one of words. Reals are rows of this length: the coefficients of each element, by
+# column; its values, by slot; noise of whole blocks; results; a sum that is not yet one; zeros of both signs.
+WIDTH = TILE + 16  # a line more, so that rows do not fall on one another in the cache
+VALUES, BLOCK_VALUES, RESULT, SUM, ZERO, MINUS_ZERO, ROWS = (
+    COLUMNS + n for n in (0, Z + 1, Z + 2, *range(Z + 5, Z + 9))
 )
-WORD1, WORD2, WORD3 = WORD + BLOCKS, WORD + 2 * BLOCKS, WORD + 3 * BLOCKS
+REALS = WIDTH * ROWS
+# Words: counters (four rows); words of both pairs of each block, first ones and second ones, and their low words;
+# pieces of noise, the first element and how many; the address of each row of reals, or of what stands in for it.
+BLOCK, STEP, SAMPLE, TAG, FIRST, SECOND, LOW_FIRST, LOW_SECOND, PIECE, PIECE_SIZE, PLACES = (
+    BLOCKS * n for n in (0, 1, 2, 3, 4, 6, 8, 10, 12, 13, 14)
+)
+PAIRS, WORDS = 2 * BLOCKS, PLACES + 2 * ROWS
 NO_TAG, LOW_TAG = uint32(0), uint32(1 << 31)
 
-philox4x32, normal_pair32, normal_pair64 = SPEC.philox4x32, SPEC.normal_pair32, SPEC.normal_pair64
+philox4x32, join = SPEC.philox4x32, SPEC.join
+normal_pair32, normal_pair64 = SPEC.normal_pair32, SPEC.normal_pair64
 uniform32, uniform64, clamp = SPEC.uniform32, SPEC.uniform64, SPEC.clamp
 add_square, sum_accumulators, add_piece = SPEC.add_square, SPEC.sum_accumulators, SPEC.add_piece
 half_to_float, float_to_half = SPEC.half_to_float, SPEC.float_to_half
 bfloat16_to_float, float_to_bfloat16 = SPEC.bfloat16_to_float, SPEC.float_to_bfloat16
 
 
-class Pass(NamedTuple):
-    """call.Step in numbers. What is not a number is the address of a table of int64, or of an array."""
-
-    size: int
-    rows: int  # (n, COLUMNS) of the arithmetic's type
-    columns: int  # bit c: column c is read
-    indices: int  # the row of each segment
-    segment: int
-    forms: int  # how many affine forms, and FORM_.. of each
-    program: int
-    inputs: int  # how many arrays are read and written, and STREAM_.. of each
-    outputs: int
-    streams: int
-    draw: int
-    step_by_index: int
-    masked: int
-    fields: int  # FIELD_.. of the one, or of each sample
-    numbers: int  # for each of them
-    field_per_sample: int
-
-
-# An affine form: where in the reals its total goes, and where its constant is, or -1; whether the total is clamped;
-# how many terms there are, and for each of them where the coefficients and the values are, or -1 for the noise.
+# A call.Step in numbers, `p` below: elements of a sample; address of the rows (n, COLUMNS) of the arithmetic's type;
+# bits of the columns that are read; address of the row of each segment, and its elements; how many forms there are, how
+# many arrays are read and written, and the addresses of their tables; draw, step_by_index, masked; address of the one
+# field or of that of each sample, and how many numbers each has.
+CALL_SIZE, CALL_ROWS, CALL_COLUMNS, CALL_INDICES, CALL_SEGMENT, CALL_FORMS, CALL_PROGRAM, CALL_INPUTS = range(8)
+CALL_OUTPUTS, CALL_STREAMS, CALL_DRAW, CALL_STEP_BY_INDEX, CALL_MASKED, CALL_FIELDS, CALL_FIELD_NUMBERS = range(8, 15)
+CALL_FIELD_PER_SAMPLE, CALL_NUMBERS = 15, 16
+# An affine form: the rows of its total and its constant; whether the total is clamped; how many terms there are, and
+# for each of them the rows of the coefficients and the values.
 FORM_TOTAL, FORM_CONSTANT, FORM_CLAMPED, FORM_TERMS, FORM_TERM = range(5)
 FORM_NUMBERS = FORM_TERM + 2 * (Z + 1)
-# An array: its address, kind and bytes of an element, and where in the reals its elements go or come from.
-STREAM_ARRAY, STREAM_KIND, STREAM_BYTES, STREAM_REALS, STREAM_NUMBERS = range(5)
-# A field: the seed's halves, the first sample or the address of ids, step, stream, first element, elements of a run,
+# An array: its address, kind and bytes of an element, and its row.
+STREAM_ARRAY, STREAM_KIND, STREAM_BYTES, STREAM_ROW, STREAM_NUMBERS = range(5)
+# A field: the seed's others, the first sample or the address of ids, step, stream, first element, elements of a run,
 # how many axes runs are counted over; then the lengths of those axes, and the field's strides along them.
 FIELD_KEY0, FIELD_KEY1, FIELD_SAMPLE, FIELD_IDS, FIELD_STEP, FIELD_STREAM, FIELD_START, FIELD_RUN, FIELD_AXES = range(9)
 FIELD_LENGTHS = 9
 
-# Where a small call has its counter, its index, its one field, and its streams: at most eight inputs and three outputs.
-DESK_TAKEN, DESK_INDEX, DESK_FIELD, DESK_STREAMS = 0, 1, 2, 2 + FIELD_LENGTHS
+# Where a small call has its counter, its index, its one field, its numbers, and its streams: at most eight inputs and
+# three outputs. What its numbers are for all calls of one form, and then the rows of its streams, is in a table.
+DESK_TAKEN, DESK_INDEX, DESK_FIELD, DESK_CALL = 0, 1, 2, 2 + FIELD_LENGTHS
+DESK_STREAMS = DESK_CALL + CALL_NUMBERS
 DESK = DESK_STREAMS + 11 * STREAM_NUMBERS
 
 
@@ -100,6 +95,16 @@ def pointer(_: Any, address: Any, kind: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(kind.dtype)(address, kind), codegen
+
+
+@intrinsic
+def pairs(_: Any, words: Any, n: Any) -> Any:
+    """The words from word n on, two in one number, of which the first is the lower half."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(64).as_pointer())
+
+    return types.CPointer(types.uint64)(words, types.int64), codegen
 
 
 @intrinsic
@@ -177,10 +182,10 @@ def least(_: Any, a: Any, b: Any) -> Any:
 
 
 @inlined
-def ask_for(p: Pass, at: int) -> None:
+def ask_for(p: Any, at: int) -> None:
     """The lines of a quarter of a tile, from `at` on: all at once would block the line-fill buffers."""
-    for s in range(p.inputs + p.outputs):
-        stream = pointer(p.streams + 8 * STREAM_NUMBERS * s, int64)
+    for s in range(p[CALL_INPUTS] + p[CALL_OUTPUTS]):
+        stream = pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS * s, int64)
         width = stream[STREAM_BYTES]
         first = stream[STREAM_ARRAY] + width * at
         for line in range(width):
@@ -188,51 +193,55 @@ def ask_for(p: Pass, at: int) -> None:
 
 
 @inlined
-def load(to: Any, stream: Any, halves: Any, at: int, n: int) -> None:
-    """The n elements of an array from `at` on, in the arithmetic's type."""
-    kind, first = stream[STREAM_KIND], stream[STREAM_ARRAY] + stream[STREAM_BYTES] * at
-    if kind == F32:
-        singles = pointer(first, float32)
-        for i in range(n):
-            to[i] = singles[i]
-    elif kind == F64:
-        doubles = pointer(first, float64)
-        for i in range(n):
-            to[i] = doubles[i]
-    elif kind == U8:
-        characters = pointer(first, uint8)
-        for i in range(n):
-            to[i] = characters[i]
-    elif halves is not None:
-        bits = pointer(first, uint16)
-        if kind == F16:
-            for i in range(n):
-                to[i] = half_to_float(bits[i])
-        else:
-            for i in range(n):
-                to[i] = bfloat16_to_float(bits[i])
+def copy(i: int, to: Any, source: Any) -> None:
+    to[i] = source[i]
 
 
 @inlined
-def store(source: Any, stream: Any, halves: Any, at: int, n: int) -> None:
-    """Rounds n results to the array's type, and puts them at `at`."""
+def from_half(i: int, to: Any, bits: Any) -> None:
+    to[i] = half_to_float(bits[i])
+
+
+@inlined
+def from_bfloat16(i: int, to: Any, bits: Any) -> None:
+    to[i] = bfloat16_to_float(bits[i])
+
+
+@inlined
+def to_half(i: int, bits: Any, source: Any) -> None:
+    bits[i] = float_to_half(float32(source[i]))
+
+
+@inlined
+def to_bfloat16(i: int, bits: Any, source: Any) -> None:
+    bits[i] = float_to_bfloat16(float32(source[i]))
+
+
+@inlined
+def load(to: Any, stream: Any, at: int, n: int) -> None:
+    """The n elements of an array from `at` on, in the arithmetic's type, which is not the array's."""
     kind, first = stream[STREAM_KIND], stream[STREAM_ARRAY] + stream[STREAM_BYTES] * at
     if kind == F32:
-        singles = pointer(first, float32)
-        for i in range(n):
-            singles[i] = source[i]
-    elif kind == F64:
-        doubles = pointer(first, float64)
-        for i in range(n):
-            doubles[i] = source[i]
-    elif halves is not None:
-        bits = pointer(first, uint16)
+        each(n, copy, (to, pointer(first, float32)))
+    elif kind == U8:
+        each(n, copy, (to, pointer(first, uint8)))
+    elif kind == F16:
+        each(n, from_half, (to, pointer(first, uint16)))
+    else:
+        each(n, from_bfloat16, (to, pointer(first, uint16)))
+
+
+@inlined
+def store(source: Any, reals: Any, stream: Any, others: Any, at: int, n: int) -> None:
+    """Rounds n results to the array's type, and puts them at `at`."""
+    kind, first = stream[STREAM_KIND], stream[STREAM_ARRAY] + stream[STREAM_BYTES] * at
+    if kind <= SAME:
+        each(n, copy, (pointer(first, reals.dtype), source))
+    elif others is not None:
         if kind == F16:
-            for i in range(n):
-                bits[i] = float_to_half(source[i])
+            each(n, to_half, (pointer(first, uint16), source))
         else:
-            for i in range(n):
-                bits[i] = float_to_bfloat16(source[i])
+            each(n, to_bfloat16, (pointer(first, uint16), source))
 
 
 # ---- noise -------------------------------------------------------------------------------------------------
@@ -254,110 +263,132 @@ def locate(field: Any, place: int) -> tuple[int, int]:
 
 
 @inlined
-def plan(p: Pass, at: int, end: int, sample: int, place: int, words: Any) -> tuple[int, int]:
+def place_counter(j: int, counter: Any, first: int, step: int, number: int, tag: int) -> None:
+    counter[BLOCK + j], counter[STEP + j], counter[SAMPLE + j], counter[TAG + j] = first + j, step, number, tag
+
+
+@inlined
+def plan(p: Any, at: int, end: int, sample: int, place: int, words: Any) -> tuple[int, int]:
     """Counters and pieces of the elements from `at` on, of one seed and as many as fit: (elements, pieces)."""
-    field = pointer(p.fields + 8 * p.numbers * sample * p.field_per_sample, int64)
+    field = pointer(p[CALL_FIELDS] + 8 * p[CALL_FIELD_NUMBERS] * sample * p[CALL_FIELD_PER_SAMPLE], int64)
     key0, key1 = field[FIELD_KEY0], field[FIELD_KEY1]
     n, used, pieces = 0, 0, 0
     while used < BLOCKS and at + n < end:
-        if p.field_per_sample:
-            field = pointer(p.fields + 8 * p.numbers * sample, int64)
+        if p[CALL_FIELD_PER_SAMPLE]:
+            field = pointer(p[CALL_FIELDS] + 8 * p[CALL_FIELD_NUMBERS] * sample, int64)
             if field[FIELD_KEY0] != key0 or field[FIELD_KEY1] != key1:
                 break
         element, left = locate(field, place)
         left = least(left, end - at - n)
-        step, row = field[FIELD_STEP], sample * (1 - p.field_per_sample)
-        if p.step_by_index:
-            segment = (at + n) // p.segment
-            left = least(left, (segment + 1) * p.segment - at - n)
-            step += pointer(p.indices, int64)[segment]
+        step, row = field[FIELD_STEP], sample * (1 - p[CALL_FIELD_PER_SAMPLE])
+        if p[CALL_STEP_BY_INDEX]:
+            segment = (at + n) // p[CALL_SEGMENT]
+            left = least(left, (segment + 1) * p[CALL_SEGMENT] - at - n)
+            step += pointer(p[CALL_INDICES], int64)[segment]
         number = pointer(field[FIELD_IDS], int64)[row] if field[FIELD_IDS] else field[FIELD_SAMPLE] + row
         skip, first, tag = element & 3, element >> 2, field[FIELD_STREAM] << 24 | number >> 32
         size = least(left, 4 * (BLOCKS - used) - skip)
         counter = part(words, used)
         last = (skip + size + 3) >> 2
-        for j in range(
-            1 if used == 0 and (last == BLOCKS or size == end - at) else last
-        ):  # the only piece: one is told
-            counter[BLOCK + j] = first + j
-            counter[STEP + j] = step
-            counter[SAMPLE + j] = number
-            counter[TAG + j] = tag
+        alone = used == 0 and (last == BLOCKS or size == end - at)  # the only piece: one is told
+        each(1 if alone else last, place_counter, (counter, first, step, number, tag))
         words[PIECE + pieces] = 4 * used + skip
         words[PIECE_SIZE + pieces] = size
         pieces += 1
         used += last
         n += size
         place += size
-        if place == p.size:
+        if place == p[CALL_SIZE]:
             sample, place = sample + 1, 0
     return n, pieces
 
 
 @inlined
-def make_words(p: Pass, sample: int, later: int, c: Any, where: int, tag: int, pieces: int) -> None:
-    """Philox of all counters, `later` steps after theirs. Of one piece, the blocks are numbered on from the first."""
-    field = pointer(p.fields + 8 * p.numbers * sample * p.field_per_sample, int64)
-    k0, k1, steps, to = uint32(field[FIELD_KEY0]), uint32(field[FIELD_KEY1]), uint32(later), part(c, where)
-    if pieces == 1:
-        block, step, id, high = uint64(c[BLOCK]), uint64(c[STEP] + steps), uint64(c[SAMPLE]), uint64(c[TAG] | tag)
-        for j in range(BLOCKS):
-            w = philox4x32(block + uint64(j), step, id, high, k0, k1)
-            to[j], to[BLOCKS + j], to[2 * BLOCKS + j], to[3 * BLOCKS + j] = w
-    else:
-        for j in range(BLOCKS):
-            w = philox4x32(c[BLOCK + j], c[STEP + j] + steps, c[SAMPLE + j], c[TAG + j] | tag, k0, k1)
-            to[j], to[BLOCKS + j], to[2 * BLOCKS + j], to[3 * BLOCKS + j] = w
+def words_of_run(j: int, to: Any, block: int, step: int, sample: int, tag: int, key0: int, key1: int) -> None:
+    w0, w1, w2, w3 = philox4x32(block + uint64(j), step, sample, tag, key0, key1)
+    to[j], to[BLOCKS + j] = join(w2, w0), join(w3, w1)
 
 
 @inlined
-def packed(words: Any, tile: Any, pieces: int) -> Any:
-    """The pieces one after another, copied by fours into the tile of slot Z."""
-    whole, done = part(tile, BLOCK_VALUES), 0
+def words_of_runs(j: int, to: Any, c: Any, later: int, tag: int, key0: int, key1: int) -> None:
+    w0, w1, w2, w3 = philox4x32(c[BLOCK + j], c[STEP + j] + later, c[SAMPLE + j], c[TAG + j] | tag, key0, key1)
+    to[j], to[BLOCKS + j] = join(w2, w0), join(w3, w1)
+
+
+@inlined
+def make_words(p: Any, sample: int, later: int, c: Any, where: Any, tag: int, pieces: int) -> None:
+    """Philox of all counters, `later` steps after theirs. Of one piece, the blocks are numbered on from the first."""
+    field = pointer(p[CALL_FIELDS] + 8 * p[CALL_FIELD_NUMBERS] * sample * p[CALL_FIELD_PER_SAMPLE], int64)
+    k0, k1, steps = uint32(field[FIELD_KEY0]), uint32(field[FIELD_KEY1]), uint32(later)
+    if pieces == 1:
+        block, step, id, high = uint64(c[BLOCK]), uint64(c[STEP] + steps), uint64(c[SAMPLE]), uint64(c[TAG] | tag)
+        each(BLOCKS, words_of_run, (where, block, step, id, high, k0, k1))
+    else:
+        each(BLOCKS, words_of_runs, (where, c, steps, tag, k0, k1))
+
+
+@inlined
+def packed(words: Any, tile: Any, pieces: int) -> None:
+    """The pieces one after another, copied by fours into the row of slot Z."""
+    whole, done = part(tile, BLOCK_VALUES * WIDTH), 0
     for piece in range(pieces):
-        source, to = part(whole, words[PIECE + piece]), part(tile, VALUES + Z * WIDTH + done)
-        for i in range(0, words[PIECE_SIZE + piece], 4):
-            to[i], to[i + 1], to[i + 2], to[i + 3] = source[i], source[i + 1], source[i + 2], source[i + 3]
+        source, to = part(whole, words[PIECE + piece]), part(tile, (VALUES + Z) * WIDTH + done)
+        each(words[PIECE_SIZE + piece], copy, (to, source))
         done += words[PIECE_SIZE + piece]
-    return part(tile, VALUES + Z * WIDTH)
 
 
-def fill_noise(p: Pass, sample: int, later: int, words: Any, tile: Any, pieces: int) -> Any:
-    """The noise of the planned elements, of the type of the tile: an array of them."""
+@inlined
+def normals32(i: int, z: Any, u: Any, v: Any) -> None:
+    z[2 * i], z[2 * i + 1] = normal_pair32(u[i], v[i])
+
+
+@inlined
+def normals64(i: int, z: Any, u: Any, v: Any, low_u: Any, low_v: Any) -> None:
+    z[2 * i], z[2 * i + 1] = normal_pair64(u[i], low_u[i], v[i], low_v[i])
+
+
+@inlined
+def uniforms32(i: int, z: Any, u: Any, v: Any) -> None:
+    z[2 * i], z[2 * i + 1] = uniform32(u[i]), uniform32(v[i])
+
+
+@inlined
+def uniforms64(i: int, z: Any, u: Any, v: Any, low_u: Any, low_v: Any) -> None:
+    z[2 * i], z[2 * i + 1] = uniform64(u[i], low_u[i]), uniform64(v[i], low_v[i])
+
+
+def fill_noise(p: Any, sample: int, later: int, words: Any, tile: Any, pieces: int) -> int:
+    """The noise of the planned elements, of the type of the tile: where in the tile it is."""
     raise NotImplementedError
 
 
 @overload(fill_noise, jit_options=OPTIONS)
 def _fill_noise(p, sample, later, words, tile, pieces):  # type: ignore[no-untyped-def]
     def singles(p, sample, later, words, tile, pieces):  # type: ignore[no-untyped-def]
-        make_words(p, sample, later, words, WORD, NO_TAG, pieces)
-        w0, w1, w2, w3 = part(words, WORD), part(words, WORD1), part(words, WORD2), part(words, WORD3)
-        to = part(tile, BLOCK_VALUES)
-        if p.draw == NORMAL:
-            for j in range(BLOCKS):
-                to[4 * j], to[4 * j + 1] = normal_pair32(w0[j], w1[j])
-                to[4 * j + 2], to[4 * j + 3] = normal_pair32(w2[j], w3[j])
+        make_words(p, sample, later, words, pairs(words, FIRST), NO_TAG, pieces)
+        arguments = part(tile, BLOCK_VALUES * WIDTH), part(words, FIRST), part(words, SECOND)
+        if p[CALL_DRAW] == NORMAL:
+            each(PAIRS, normals32, arguments)
         else:
-            for j in range(BLOCKS):
-                to[4 * j], to[4 * j + 1] = uniform32(w0[j]), uniform32(w1[j])
-                to[4 * j + 2], to[4 * j + 3] = uniform32(w2[j]), uniform32(w3[j])
-        return part(to, words[PIECE]) if pieces == 1 else packed(words, tile, pieces)
+            each(PAIRS, uniforms32, arguments)
+        if pieces == 1:
+            return BLOCK_VALUES * WIDTH + int64(words[PIECE])
+        packed(words, tile, pieces)
+        return (VALUES + Z) * WIDTH
 
     def doubles(p, sample, later, words, tile, pieces):  # type: ignore[no-untyped-def]
-        make_words(p, sample, later, words, WORD, NO_TAG, pieces)
-        make_words(p, sample, later, words, LOW_WORD, LOW_TAG, pieces)
-        w0, w1, w2, w3 = part(words, WORD), part(words, WORD1), part(words, WORD2), part(words, WORD3)
-        v0, v1, v2, v3 = part(w0, 4 * BLOCKS), part(w1, 4 * BLOCKS), part(w2, 4 * BLOCKS), part(w3, 4 * BLOCKS)
-        to = part(tile, BLOCK_VALUES)
-        if p.draw == NORMAL:
-            for j in range(BLOCKS):
-                to[4 * j], to[4 * j + 1] = normal_pair64(w0[j], v0[j], w1[j], v1[j])
-                to[4 * j + 2], to[4 * j + 3] = normal_pair64(w2[j], v2[j], w3[j], v3[j])
+        make_words(p, sample, later, words, pairs(words, FIRST), NO_TAG, pieces)
+        make_words(p, sample, later, words, pairs(words, LOW_FIRST), LOW_TAG, pieces)
+        low = part(words, LOW_FIRST), part(words, LOW_SECOND)
+        arguments = part(tile, BLOCK_VALUES * WIDTH), part(words, FIRST), part(words, SECOND), *low
+        if p[CALL_DRAW] == NORMAL:
+            each(PAIRS, normals64, arguments)
         else:
-            for j in range(BLOCKS):
-                to[4 * j], to[4 * j + 1] = uniform64(w0[j], v0[j]), uniform64(w1[j], v1[j])
-                to[4 * j + 2], to[4 * j + 3] = uniform64(w2[j], v2[j]), uniform64(w3[j], v3[j])
-        return part(to, words[PIECE]) if pieces == 1 else packed(words, tile, pieces)
+            each(PAIRS, uniforms64, arguments)
+        if pieces == 1:
+            return BLOCK_VALUES * WIDTH + int64(words[PIECE])
+        packed(words, tile, pieces)
+        return (VALUES + Z) * WIDTH
 
     return singles if tile.dtype == types.float32 else doubles
 
@@ -366,57 +397,81 @@ def _fill_noise(p, sample, later, words, tile, pieces):  # type: ignore[no-untyp
 
 
 @inlined
-def select_rows(p: Pass, rows: Any, at: int, n: int, tile: Any, filled: int) -> int:
+def fill(i: int, to: Any, value: float) -> None:
+    to[i] = value
+
+
+@inlined
+def select_rows(p: Any, rows: Any, at: int, n: int, tile: Any, filled: int) -> int:
     """Coefficients for each of n elements from `at` on. `filled` is the row of which the tile is full, or -1."""
-    index, segment = pointer(p.indices, int64), at // p.segment
-    left = (segment + 1) * p.segment - at
+    index, segment = pointer(p[CALL_INDICES], int64), at // p[CALL_SEGMENT]
+    left = (segment + 1) * p[CALL_SEGMENT] - at
     row = index[segment] if left >= n else -1
     if row == filled and row >= 0:
         return row
     for column in range(COLUMNS):
-        if p.columns >> column & 1:
+        if p[CALL_COLUMNS] >> column & 1:
             done, now, size = 0, segment, TILE if left >= n else left
             while done < n:
                 coefficient, to = rows[COLUMNS * index[now] + column], part(tile, column * WIDTH + done)
-                for i in range(least(size, TILE - done)):
-                    to[i] = coefficient
+                each(least(size, TILE - done), fill, (to, coefficient))
                 done += size
                 now += 1
-                size = p.segment
+                size = p[CALL_SEGMENT]
     return row
 
 
 @inlined
-def apply(p: Pass, n: int, tile: Any, z: Any) -> None:
-    """The affine forms of a row over a tile: spec.affine, term by term. z: the values of slot Z."""
-    for f in range(p.forms):
-        form = pointer(p.program + 8 * FORM_NUMBERS * f, int64)
-        total, terms = part(tile, form[FORM_TOTAL]), form[FORM_TERMS]
-        k = part(tile, form[FORM_CONSTANT])
-        if terms == 0:
-            for i in range(n):
-                total[i] = k[i]
-        for t in range(terms):
-            c, row = part(tile, form[FORM_TERM + 2 * t]), form[FORM_TERM + 2 * t + 1]
-            v = part(tile, row) if row >= 0 else z
-            if t:
-                for i in range(n):
-                    total[i] = fma(c[i], v[i], total[i])
-            elif form[FORM_CONSTANT] >= 0:
-                for i in range(n):
-                    total[i] = fma(c[i], v[i], k[i])
+def term(i: int, to: Any, k: Any, c: Any, v: Any) -> None:
+    to[i] = fma(c[i], v[i], k[i])
+
+
+@inlined
+def two_terms(i: int, to: Any, k: Any, c: float, v: Any, d: float, w: Any) -> None:
+    to[i] = fma(d, w[i], fma(c, v[i], k[i]))
+
+
+@inlined
+def bounded(i: int, to: Any, low: Any, high: Any) -> None:
+    to[i] = clamp(to[i], low[i], high[i])
+
+
+@inlined
+def add_within(i: int, out: Any, aux: Any, inside: Any, low: Any, high: Any, zero: Any) -> None:
+    out[i] += select((low[i] <= inside[i]) & (inside[i] <= high[i]), aux[i], zero[i])  # NaN lies within no bounds
+
+
+@inlined
+def apply(p: Any, n: int, places: Any, reals: Any, one_row: bool) -> None:
+    """The affine forms of a row over a tile: spec.affine, two terms at a time where all elements have one row."""
+    kind = reals.dtype
+    for f in range(p[CALL_FORMS]):
+        form = pointer(p[CALL_PROGRAM] + 8 * FORM_NUMBERS * f, int64)
+        total, terms, t = pointer(places[form[FORM_TOTAL]], kind), form[FORM_TERMS], 0
+        k, so_far = pointer(places[form[FORM_CONSTANT]], kind), pointer(places[SUM], kind)
+        while t < terms:
+            now = part(form, FORM_TERM + 2 * t)
+            c, v = pointer(places[now[0]], kind), pointer(places[now[1]], kind)
+            together = 2 if one_row and t + 1 < terms else 1
+            t += together
+            to = so_far if t < terms else total  # the total may lie on an input that is yet to be read
+            if together == 2:
+                d, w = pointer(places[now[2]], kind), pointer(places[now[3]], kind)
+                each(n, two_terms, (to, k, c[0], v, d[0], w))
             else:
-                for i in range(n):
-                    total[i] = mul(c[i], v[i])
+                each(n, term, (to, k, c, v))
+            k = to
         if form[FORM_CLAMPED]:
-            low, high = part(tile, LOW * WIDTH), part(tile, HIGH * WIDTH)
-            for i in range(n):
-                total[i] = clamp(total[i], low[i], high[i])
-    if p.masked:  # NaN lies within no bounds
-        inside, low, high = part(tile, VALUES + D * WIDTH), part(tile, LOW * WIDTH), part(tile, HIGH * WIDTH)
-        out, aux, zero = part(tile, RESULT), part(tile, RESULT + WIDTH), part(tile, ZERO)
-        for i in range(n):
-            out[i] += select((low[i] <= inside[i]) & (inside[i] <= high[i]), aux[i], zero[i])
+            each(TILE, bounded, (total, pointer(places[LOW], kind), pointer(places[HIGH], kind)))
+    if p[CALL_MASKED]:
+        out, aux = pointer(places[RESULT], kind), pointer(places[RESULT + 1], kind)
+        inside, zero = pointer(places[VALUES + D], kind), pointer(places[ZERO], kind)
+        each(TILE, add_within, (out, aux, inside, pointer(places[LOW], kind), pointer(places[HIGH], kind), zero))
+
+
+@inlined
+def noised(i: int, x: Any, a: float, s: float, z: Any) -> None:
+    x[i] = fma(a, x[i], mul(s, z[i]))
 
 
 # ---- kernels -----------------------------------------------------------------------------------------------
@@ -424,7 +479,7 @@ def apply(p: Pass, n: int, tile: Any, z: Any) -> None:
 
 def _text() -> str:
     """Of all that is compiled here: Numba's cache on disk knows of a function's own text, not of what it calls."""
-    files = (__file__, device.__file__, spec.__file__)
+    files = (__file__, device.__file__, inlining.__file__, loops.__file__, spec.__file__)
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 
@@ -432,7 +487,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
     """The compiled loops. That they hold on to `text` makes it part of their key in the cache.
 
     Threads share the elements of one call by a counter, `taken`: each takes the next `chunk` until `total` are.
-    `halves` is None where no array is of 16 bits: then nothing is compiled that converts them.
+    `others` is None where all arrays are of the arithmetic's type: then nothing is compiled that converts them.
     """
 
     def compiled(function: Any) -> Any:
@@ -442,61 +497,71 @@ def _kernels(text: str) -> tuple[Any, ...]:
             return njit(nogil=True, error_model="numpy")(function)
 
     @compiled
-    def step(reals, halves, words, taken, total, chunk, *call):  # type: ignore[no-untyped-def]
+    def step(reals, others, words, taken, total, chunk, call):  # type: ignore[no-untyped-def]
         text  # noqa: B018
-        p, before = Pass(*call), float_mode(NEAREST)
-        tile, w = pointer(reals.ctypes.data, reals.dtype), pointer(words, uint32)
-        rows, z = pointer(p.rows, reals.dtype), tile
+        p, before = pointer(call, int64), float_mode(NEAREST)
+        first, width = reals.ctypes.data, reals.itemsize
+        tile, w, places = pointer(first, reals.dtype), pointer(words, uint32), pointer(words + 4 * PLACES, int64)
+        rows = pointer(p[CALL_ROWS], reals.dtype)
+        for row in range(ROWS):
+            places[row] = first + width * WIDTH * row
         for i in range(WIDTH):
-            tile[ZERO + i] = 0
+            tile[WIDTH * ZERO + i], tile[WIDTH * MINUS_ZERO + i] = 0.0, -0.0
         at = take(taken, chunk)
         while at < total:
-            end, filled, sample, place = least(at + chunk, total), -1, at // p.size, at % p.size
+            end, filled, sample, place = least(at + chunk, total), -1, at // p[CALL_SIZE], at % p[CALL_SIZE]
             while at < end:
                 n = least(TILE, end - at)
                 ask_for(p, at + TILE)
-                if p.draw != NONE:
+                if p[CALL_DRAW] != NONE:
                     n, pieces = plan(p, at, end, sample, place, w)
-                    z = fill_noise(p, sample, 0, w, tile, pieces)
+                    places[VALUES + Z] = first + width * fill_noise(p, sample, 0, w, tile, pieces)
                     place += n
-                    if place >= p.size:
-                        sample, place = sample + place // p.size, place % p.size
+                    if place >= p[CALL_SIZE]:
+                        sample, place = sample + place // p[CALL_SIZE], place % p[CALL_SIZE]
                 ask_for(p, at + TILE + QUARTER)
-                for s in range(p.inputs):
-                    stream = pointer(p.streams + 8 * STREAM_NUMBERS * s, int64)
-                    load(part(tile, stream[STREAM_REALS]), stream, halves, at, n)
+                for s in range(p[CALL_INPUTS] + p[CALL_OUTPUTS]):
+                    stream = pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS * s, int64)
+                    if stream[STREAM_KIND] == IN_PLACE:
+                        places[stream[STREAM_ROW]] = stream[STREAM_ARRAY] + width * at
+                    elif others is not None and s < p[CALL_INPUTS]:
+                        load(part(tile, WIDTH * stream[STREAM_ROW]), stream, at, n)
                 ask_for(p, at + TILE + 2 * QUARTER)
                 filled = select_rows(p, rows, at, n, tile, filled)
-                apply(p, n, tile, z)
+                apply(p, n, places, reals, filled >= 0)
                 ask_for(p, at + TILE + 3 * QUARTER)
-                for s in range(p.inputs, p.inputs + p.outputs):
-                    stream = pointer(p.streams + 8 * STREAM_NUMBERS * s, int64)
-                    store(part(tile, stream[STREAM_REALS]), stream, halves, at, n)
+                for s in range(p[CALL_INPUTS], p[CALL_INPUTS] + p[CALL_OUTPUTS]):
+                    stream = pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS * s, int64)
+                    if stream[STREAM_KIND] != IN_PLACE:
+                        store(part(tile, WIDTH * stream[STREAM_ROW]), reals, stream, others, at, n)
                 at += n
             at = take(taken, chunk)
         float_mode(before)
 
     @compiled
-    def walk(keep, times, reals, halves, words, taken, total, chunk, *call):  # type: ignore[no-untyped-def]
+    def walk(keep, times, reals, others, words, taken, total, chunk, call):  # type: ignore[no-untyped-def]
         text  # noqa: B018
-        p, before = Pass(*call), float_mode(NEAREST)
+        p, before = pointer(call, int64), float_mode(NEAREST)
         tile, w = pointer(reals.ctypes.data, reals.dtype), pointer(words, uint32)
-        rows, x, kept = pointer(p.rows, reals.dtype), part(tile, VALUES), pointer(keep, int64)
-        source, target = pointer(p.streams, int64), pointer(p.streams + 8 * STREAM_NUMBERS, int64)
+        rows, x, kept = pointer(p[CALL_ROWS], reals.dtype), part(tile, WIDTH * VALUES), pointer(keep, int64)
+        source, target = pointer(p[CALL_STREAMS], int64), pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS, int64)
         at = take(taken, chunk)
         while at < total:
             end = least(at + chunk, total)
             while at < end:  # a tile of x0 goes through all times before the next one is read
-                sample = at // p.size
-                n, pieces = plan(p, at, end, sample, at % p.size, w)
-                load(x, source, halves, at, n)
+                sample = at // p[CALL_SIZE]
+                n, pieces = plan(p, at, end, sample, at % p[CALL_SIZE], w)
+                if source[STREAM_KIND] <= SAME:
+                    each(n, copy, (x, pointer(source[STREAM_ARRAY] + reals.itemsize * at, reals.dtype)))
+                elif others is not None:
+                    load(x, source, at, n)
                 for t in range(times):
-                    z = fill_noise(p, sample, t, w, tile, pieces)
-                    a, s = rows[COLUMNS * t + AFFINE[0] + 1 + X], rows[COLUMNS * t + AFFINE[0] + 1 + Z]
-                    for i in range(n):
-                        x[i] = fma(a, x[i], mul(s, z[i]))
+                    z = part(tile, fill_noise(p, sample, t, w, tile, pieces))
+                    each(
+                        n, noised, (x, rows[COLUMNS * t + AFFINE[0] + 1 + X], rows[COLUMNS * t + AFFINE[0] + 1 + Z], z)
+                    )
                     if kept[t] >= 0:
-                        store(x, target, halves, kept[t] * total + at, n)
+                        store(x, reals, target, others, kept[t] * total + at, n)
                 at += n
             at = take(taken, chunk)
         float_mode(before)
@@ -541,19 +606,25 @@ def _kernels(text: str) -> tuple[Any, ...]:
         float_mode(before)
 
     @compiled
-    def note(desk, rows, arrays, streams, index, key0, key1, sample, step, stream, size):  # type: ignore[no-untyped-def]
-        """What a small call needs to have in memory; returns the address of the rows."""
+    def note(desk, form, rows, arrays, index, key0, key1, sample, step, stream, size, total):  # type: ignore[no-untyped-def]
+        """What a small call needs to have in memory."""
         text  # noqa: B018
-        desk[DESK_TAKEN], desk[DESK_INDEX] = 0, index
-        field = desk[DESK_FIELD:]
+        d, constant = pointer(desk, int64), pointer(form, int64)
+        d[DESK_TAKEN], d[DESK_INDEX] = 0, index
+        field, call = part(d, DESK_FIELD), part(d, DESK_CALL)
         field[FIELD_KEY0], field[FIELD_KEY1], field[FIELD_SAMPLE], field[FIELD_IDS] = key0, key1, sample, 0
         field[FIELD_STEP], field[FIELD_STREAM], field[FIELD_START] = step, stream, 0
         field[FIELD_RUN], field[FIELD_AXES] = size, 0
+        for i in range(CALL_NUMBERS):
+            call[i] = constant[i]
+        call[CALL_SIZE], call[CALL_SEGMENT], call[CALL_ROWS] = size, total, rows.ctypes.data
+        call[CALL_INDICES], call[CALL_FIELDS] = desk + 8 * DESK_INDEX, desk + 8 * DESK_FIELD
+        call[CALL_STREAMS] = desk + 8 * DESK_STREAMS
         for s in range(len(arrays)):
-            array = desk[DESK_STREAMS + STREAM_NUMBERS * s :]
-            array[STREAM_ARRAY], array[STREAM_KIND], array[STREAM_BYTES] = arrays[s].ctypes.data, F32, 4
-            array[STREAM_REALS] = streams[s]
-        return rows.ctypes.data
+            array = part(d, DESK_STREAMS + STREAM_NUMBERS * s)
+            in_place = s < constant[CALL_INPUTS] or constant[CALL_OUTPUTS] == 1
+            array[STREAM_ARRAY], array[STREAM_KIND] = arrays[s].ctypes.data, IN_PLACE if in_place else SAME
+            array[STREAM_BYTES], array[STREAM_ROW] = 4, constant[CALL_NUMBERS + s]
 
     return step, walk, philox, squares, add_up, note
 

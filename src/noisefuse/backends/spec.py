@@ -128,6 +128,13 @@ def polynomial(x: Reals, c: tuple[Any, ...]) -> Reals:
     return total
 
 
+def continued(total: Reals, x: Reals, c: tuple[Any, ...]) -> Reals:
+    """The polynomial whose upper part is `total`. LLVM unrolls short loops alone, and vectorises none around others."""
+    for coefficient in c[::-1]:
+        total = fma(total, x, coefficient)
+    return total
+
+
 def power_of_two(n: Integers) -> Reals:
     """2^n in float64, for -1022 <= n <= 1023: n goes where the exponent is."""
     return view(int64(n + 1023) << int64(52), float64)
@@ -150,7 +157,8 @@ def radius64(w: Words, v: Words) -> Reals:
     u = mul(high, 2.0**32) + low
     e = (view(u, int64) - TWO_THIRDS64) >> int64(52)
     r = (mul(high, power_of_two(-32 - e)) - 1.0) + mul(low, power_of_two(-64 - e))
-    return sqrt(fma(float64(e), -LN4_64, r * polynomial(r, LOG1P64)))
+    log = r * continued(polynomial(r, LOG1P64[10:]), r, LOG1P64[:10])
+    return sqrt(fma(float64(e), -LN4_64, log))
 
 
 def circle(t: Reals, half_turn: Bools, cos: tuple[Any, ...], sin: tuple[Any, ...]) -> tuple[Reals, Reals]:
@@ -291,6 +299,7 @@ _FUNCTIONS: tuple[Any, ...] = (
         counter,
         join,
         polynomial,
+        continued,
         power_of_two,
         radius32,
         radius64,
