@@ -419,12 +419,18 @@ struct Residuals {
 #pragma unroll 1
         for (int i = 0; i < n;) {
             const Spot spot = spot_of(call.field, in_sample + i);
-            const int word = static_cast<int>(spot.element % 4), together = spot.left < n - i ? spot.left : n - i;
+            const int word = static_cast<int>(spot.element) & 3;
+            int end = spot.left < n - i ? word + static_cast<int>(spot.left) : word + n - i;
+            if (end > 4) end = 4;
             Real drawn[4];
-            source.fill(drawn, static_cast<uint32_t>(spot.element / 4), kNormal);
+            source.fill(drawn, static_cast<uint32_t>(spot.element >> 2), kNormal);
+            if (end - word == 4) {
+                for (int k = 0; k < 4; ++k) z[k] = drawn[k];
+                return;
+            }
             for (int k = 0; k < 4; ++k)
-                if (word <= k && k < word + together) z[i + k - word] = drawn[k];
-            i += together < 4 - word ? together : 4 - word;
+                if (word <= k && k < end) z[i + k - word] = drawn[k];
+            i += end - word;
         }
     }
 };

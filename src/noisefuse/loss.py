@@ -158,8 +158,6 @@ def _run(
         raise ValueError(f"reduction = {reduction!r}: expected 'mean' or 'none'")
     m = as_array("pred", pred)
     x = _clean(x0, m, target)
-    given: dict[str, Any] = {"pred": m, "x0": x, "weight": weight, "upstream": upstream}
-    device = one_place((name, a) for name, a in given.items() if name == "pred" or on_device(a))
     is_bytes = x is not None and x.dtype == np.uint8
 
     def make(alpha: ArrayLike, sigma: ArrayLike, factor: float, constant: float) -> Rows:
@@ -169,6 +167,9 @@ def _run(
     names, z = names_or_array(noise, m.shape, m.dtype, batched, FIELD, any_stream=True)
     batch, sample_shape = batch_shape(m.shape, batched)
     size = count(sample_shape)
+    arrays = [(name, a) for name, a in (("pred", m), ("x0", x), ("noise", z)) if a is not None]
+    numbers: list[tuple[str, Any]] = [("weight", weight), ("upstream", upstream)]
+    device = one_place([*arrays, *((name, a) for name, a in numbers if on_device(a))])
     weights = None if weight is None else _weights(weight, t, rows, index)
     g = _upstream(upstream, reduction, batch)
     residual = make_call(
@@ -214,8 +215,9 @@ def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:
 def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> Any:
     """One for each row; the weights of float times are those of their own rows."""
     row: Any = weight if on_device(weight) else np.asarray(weight)
-    floating = (t.dtype if on_device(t) else np.asarray(t).dtype).kind == "f"  # type: ignore[union-attr]
-    expected = np.shape(t) if floating else (len(rows.table),)
+    times: Any = t if on_device(t) else np.asarray(t)
+    floating = times.dtype.kind == "f"
+    expected = times.shape if floating else (len(rows.table),)
     if row.dtype.kind not in "iuf":
         raise TypeError(f"weight: expected numbers, got {row.dtype}")
     if row.shape != expected:
