@@ -661,14 +661,17 @@ def test_the_real_cupy_passes_a_call_by_value():
 # ---- noisefuse bench --device cuda -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operation", ["copy", "randn", "q_sample", "ddim", "ddpm"])
+@pytest.mark.parametrize("operation", ["copy", "randn", "q_sample", "ddim", "ddpm", "mse_loss"])
 def test_what_the_benchmark_runs_on_the_stand_in(cupy, operation):
     """The calls themselves; the clock, and rivals, need a device."""
     cupy.copyto = lambda to, a: to.__setitem__(..., a)
     for dtype in ("bfloat16", "float64"):
         case = _bench_cuda.Case(operation, dtype, (2, 3, 16, 16))
         _bench_cuda.contenders(cupy, case)["noisefuse"]()
-        assert case.bytes() == {"copy": 2, "randn": 1, "q_sample": 2}.get(operation, 3) * 1536 * DTYPES[dtype].itemsize
+        assert (
+            case.bytes()
+            == {"copy": 2, "randn": 1, "q_sample": 2, "mse_loss": 2}.get(operation, 3) * 1536 * DTYPES[dtype].itemsize
+        )
 
 
 def test_the_report_of_the_benchmark():

@@ -65,10 +65,10 @@ def test_budget_on_sm_90(compiler):
     for dtype in ("f32", "bf16", "f16"):
         pairs = 16
         assert floating_point(code[f"nf_forward_{dtype}"]) == (FMA * pairs + 64, PRODUCTS * pairs, SUMS * pairs)
-    # Of the loss's kernel the two pairs of a thread's four elements, and their products with the gradient's factor. What
-    # else stands there (three terms, the squares, and the halving) stands there more than once.
+    # Of the loss's kernel the two pairs of a thread's four elements, and their products with the gradient's factor.
+    # What else stands there (three terms, the squares, and the halving) stands there more than once.
     fma, products, sums = floating_point(code["nf_loss_f32"])
-    assert (fma - FMA * 2) % 4 == 0 and fma >= FMA * 2 + 3 * 4 + 1  # noqa: PT018
+    assert fma >= FMA * 2 + 3 * 4 + 1
     assert products == PRODUCTS * 2 + 4
     assert sums >= SUMS * 2 + 1
     wide = {op.removeprefix("LDG.E.") for op in code["nf_two_f32"].instructions if op.startswith("LDG")}
@@ -184,6 +184,24 @@ def test_interpreted_ptx_has_the_bits_of_native_on_the_stand_in(compiler, arch):
                     draw(shape, nf.Noise(7, sample=5), dtype=dtype, out=out)
                     assert bits(out.get()) == bits(draw(shape, nf.Noise(7, sample=5), dtype=dtype))
     assert [name for name, count in counts.items() if not count] == []
+
+
+@pytest.mark.slow
+@needs_nvcc
+def test_a_lost_barrier_would_be_seen(tmp_path):
+    sources = shutil.copytree(stand_in.CSRC, tmp_path / "csrc")
+    header = sources / "cuda" / "instructions.h"
+    text = header.read_text()
+    planted = text.replace("    __syncthreads();\n", "")
+    assert planted != text
+    header.write_text(planted)
+    lost = compilers.nvcc("ptx", "90", sources=sources).decode()
+    with stand_in.installed() as cupy:
+        nf.randn(4, 0, out=cupy.empty(4, "float32"))  # the self-test, which needs none
+        cupy.execute = interpreting(lost, {name: Counter() for name in KERNELS})
+        pred = stand_in.ndarray(np.ones((2, 1536), "float32"))
+        with pytest.raises(AssertionError, match="a race: no barrier"):
+            nf.mse_loss(pred, None, 5, nf.Schedule.linear(), nf.Noise(1), target="epsilon")
 
 
 TINY = """.visible .entry nf_tiny(
