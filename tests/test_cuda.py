@@ -340,6 +340,16 @@ def test_a_loss_reads_a_counter_on_the_device_on_the_stand_in(cupy):
     assert found.get() == nf.mse_loss(pred, None, 3, LINEAR, nf.Noise(5, step=41), target="epsilon")
 
 
+def test_a_graph_keeps_the_memory_that_its_losses_write_to_on_the_stand_in(cupy, monkeypatch):
+    monkeypatch.setattr(cuda, "_captured", [])
+    pred, noise = stand_in.ndarray(normals((4, 5000))), nf.Noise(1)
+    nf.mse_loss(pred, None, 3, LINEAR, noise, target="epsilon")
+    assert cuda._captured == []
+    cupy.capturing = True
+    nf.mse_loss(pred, None, 3, LINEAR, noise, target="epsilon")
+    assert [a.shape for a in cuda._captured] == [(8,), (4,)]
+
+
 # ---- what is launched and uploaded ---------------------------------------------------------------------------
 
 

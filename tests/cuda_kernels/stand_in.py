@@ -144,7 +144,8 @@ class Cupy(ModuleType):
         super().__init__("cupy")
         self.ndarray, self.launches, self.uploads, self.float32 = ndarray, [], [], np.float32
         self.current, self.execute = 0, run_on_cpu
-        stream = SimpleNamespace(synchronize=lambda: None)
+        self.capturing = False
+        stream = SimpleNamespace(synchronize=lambda: None, is_capturing=lambda: self.capturing)
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(getDevice=lambda: self.current, getDeviceCount=lambda: devices),
             Device=self._device,

@@ -105,14 +105,19 @@ def loss(call: Loss) -> None:
             )
         if losses is None:
             return
-        if losses.ndim == 0 and batch > 1:
-            of_samples = cupy.empty(batch)
+        of_samples = cupy.empty(batch) if losses.ndim == 0 and batch > 1 else None
+        if of_samples is not None:
             first_sums = numbers._replace(losses=of_samples.data.ptr, n=1.0)
             launch("nf_losses_f64", batch, pieces * chunks, first_sums)
             numbers = numbers._replace(pieces=1, chunks=batch, chunk_sums=of_samples.data.ptr, weights=0)
             launch("nf_losses_f64", 1, batch, numbers)
         else:
             launch("nf_losses_f64", batch, pieces * chunks, numbers)
+        if cupy.cuda.get_current_stream().is_capturing():
+            _captured.extend((sums, of_samples))
+
+
+_captured: list[Any] = []  # memory that CUDA graphs write to whenever they are launched: nobody else may be given it
 
 
 def _kind(call: Step) -> str:
