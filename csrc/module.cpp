@@ -161,12 +161,13 @@ class LossRun {
         const double* chunk = chunk_sums_.data();
         if (n_sums == 1) *sums = 0;
         for (int64_t b = 0; b < batch; ++b, chunk += pieces * loss.chunks) {
-            const double sum =
-                sum_of_sample<Scalar>(chunk, pieces, loss.chunks, weight ? weight + b * pieces : nullptr);
+            SampleSum<Scalar> sample{};
+            sample.add(chunk, pieces * loss.chunks, loss.chunks,
+                       [&](int64_t p) { return weight ? weight[b * pieces + p] : 1.0; });
             if (n_sums == 1)
-                *sums = *sums + sum;
+                *sums = *sums + sample.total;
             else
-                sums[b] = sum;
+                sums[b] = sample.total;
         }
     }
 
@@ -512,8 +513,8 @@ bool run_mse(const PlainCall& call, PyObject* weights, double upstream, double* 
         std::vector<double> weight(weights == Py_None ? 0 : pieces), factor;
         for (size_t p = 0; p < weight.size(); ++p)
             weight[p] = static_cast<double*>(data(weights))[s.index[call.indices == 1 ? 0 : p]];
-        if (s.out[0]) factor.assign(pieces, 2.0 * upstream / n);
-        for (size_t p = 0; s.out[0] && p < weight.size(); ++p) factor[p] = 2.0 * weight[p] * upstream / n;
+        if (s.out[0]) factor.assign(pieces, gradient_factor(1.0, upstream, n));
+        for (size_t p = 0; s.out[0] && p < weight.size(); ++p) factor[p] = gradient_factor(weight[p], upstream, n);
         run.weight = weight.empty() ? nullptr : weight.data();
         run.loss.factor = factor.data();
         if (call.x.count <= 4096) {  // quicker than handing over the interpreter

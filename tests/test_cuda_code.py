@@ -36,9 +36,10 @@ def check(code, registers=64):
         # Approximate instructions: the seed of the square root, and those inside of exact divisions and of the exact
         # square root of float64.
         approximate = {op for op in c.instructions if op.startswith("MUFU")}
-        double, divides = name.endswith("f64"), "_any_" in name
+        double, loss = name.endswith("f64"), "_loss" in name
         allowed = {"MUFU.RSQ64H"} if double else {"MUFU.RSQ"}
-        assert approximate <= allowed | ({"MUFU.RCP"} if divides else set()), name
+        allowed |= {"MUFU.RCP"} if loss or "_any_" in name else set()
+        assert approximate <= allowed | ({"MUFU.RCP64H"} if loss else set()), name
 
 
 # Per pair of normals, as core/normal.h has it: 2 of r, 8 + 1 of the logarithm, 5 of the square root, 4 + 4 of sine and
@@ -64,6 +65,12 @@ def test_budget_on_sm_90(compiler):
     for dtype in ("f32", "bf16", "f16"):
         pairs = 16
         assert floating_point(code[f"nf_forward_{dtype}"]) == (FMA * pairs + 64, PRODUCTS * pairs, SUMS * pairs)
+    # Of the loss's kernel the two pairs of a thread's four elements, and their products with the gradient's factor.
+    # What else stands there (three terms, the squares, and the halving) stands there more than once.
+    fma, products, sums = floating_point(code["nf_loss_f32"])
+    assert fma >= FMA * 2 + 3 * 4 + 1
+    assert products == PRODUCTS * 2 + 4
+    assert sums >= SUMS * 2 + 1
     wide = {op.removeprefix("LDG.E.") for op in code["nf_two_f32"].instructions if op.startswith("LDG")}
     assert wide == {"128", "64", "LDG.E"} or "128" in wide
     assert code["nf_forward_f32"].instructions["STG.E.128"] == 8
@@ -103,6 +110,7 @@ def test_a_lost_fma_and_flushing_would_be_seen(tmp_path):
 def calls():
     """(what, function of arrays) that together launch every kernel; x holds samples of 1536 or of 105 elements."""
     linear, noise = nf.Schedule.linear(20), nf.Noise(2**63 + 5, sample=2**32 - 1, step=3)
+    weight = np.linspace(0.5, 2, 20)
     yield "q_sample", lambda x, t, m: nf.q_sample(x, t, linear, noise)
     yield "q_sample of one t", lambda x, t, m: nf.q_sample(x, 7, linear, noise.window((3, 35, 99), (0, 0, 7)))
     yield "target", lambda x, t, m: nf.q_sample(x, t, linear, noise, target="velocity")
@@ -115,6 +123,18 @@ def calls():
         "gradient",
         lambda x, t, m: nf.update(nf.samplers.ddim(linear, 4, clip=0.1).tableau.transpose()["x"], t, x, m, past=(m,)),
     )
+    yield (
+        "loss",
+        lambda x, t, m: nf.mse_loss(m, x, t, linear, noise, target="v", weight=weight, grad_out=m.copy()),
+    )
+    yield (
+        "loss of each, in a window",
+        lambda x, t, m: nf.mse_loss(
+            m, x, t, linear, noise.window((3, 35, 99), (0, 0, 7)), target="velocity", reduction="none"
+        ),
+    )
+    yield "loss of chunks", lambda x, t, m: nf.mse_loss(m, None, 7, linear, noise, target="epsilon", batched=False)
+    yield "gradient of the loss", lambda x, t, m: nf.mse_loss_grad(m, x, t, linear, x, target="v")
 
 
 def interpreting(text, counts):
@@ -164,6 +184,24 @@ def test_interpreted_ptx_has_the_bits_of_native_on_the_stand_in(compiler, arch):
                     draw(shape, nf.Noise(7, sample=5), dtype=dtype, out=out)
                     assert bits(out.get()) == bits(draw(shape, nf.Noise(7, sample=5), dtype=dtype))
     assert [name for name, count in counts.items() if not count] == []
+
+
+@pytest.mark.slow
+@needs_nvcc
+def test_a_lost_barrier_would_be_seen(tmp_path):
+    sources = shutil.copytree(stand_in.CSRC, tmp_path / "csrc")
+    header = sources / "cuda" / "instructions.h"
+    text = header.read_text()
+    planted = text.replace("    __syncthreads();\n", "")
+    assert planted != text
+    header.write_text(planted)
+    lost = compilers.nvcc("ptx", "90", sources=sources).decode()
+    with stand_in.installed() as cupy:
+        nf.randn(4, 0, out=cupy.empty(4, "float32"))  # the self-test, which needs none
+        cupy.execute = interpreting(lost, {name: Counter() for name in KERNELS})
+        pred = stand_in.ndarray(np.ones((2, 1536), "float32"))
+        with pytest.raises(AssertionError, match="a race: no barrier"):
+            nf.mse_loss(pred, None, 5, nf.Schedule.linear(), nf.Noise(1), target="epsilon")
 
 
 TINY = """.visible .entry nf_tiny(

@@ -46,6 +46,28 @@ def test_all_bits_of_two_to_the_28_elements(cupy, dtype):
             assert bits(cupy.asnumpy(stepped[b])) == bits(sampler.step(3, here, noised, mine)[0])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_bits_of_a_loss_of_two_to_the_28_elements(cupy, dtype):
+    """With its gradient over the prediction; sample by sample against the CPU, and the mean of their sums in order."""
+    samples, size, noise = 64, 1 << 22, nf.Noise(2026, sample=2**32 - 5)
+    pred, x0 = (cupy.empty((samples, size), DTYPES[dtype]) for _ in range(2))
+    for a, seed in ((pred, 7), (x0, 8)):
+        nf.randn(a.shape, nf.Noise(seed), dtype=DTYPES[dtype], out=a)
+    t, options = np.random.default_rng(0).integers(0, 1000, samples), {"target": "v", "weight": np.linspace(0, 2, 1000)}
+    given = x0, cupy.asarray(t), LINEAR, noise
+    mean = nf.mse_loss(pred, *given, **options)
+    each = cupy.asnumpy(nf.mse_loss(pred, *given, **options, reduction="none", grad_out=pred)[0])
+    total = 0.0
+    for b in range(samples):
+        here, of_x0 = (nf.randn((1, size), nf.Noise(seed, sample=b), dtype=DTYPES[dtype]) for seed in (7, 8))
+        own = here, of_x0, t[b : b + 1], LINEAR, noise.at(sample=noise.sample + b)
+        loss, gradient = nf.mse_loss(*own, **options, grad_out=here)
+        assert each[b] == loss
+        assert bits(cupy.asnumpy(pred[b])) == bits(gradient[0])
+        total += loss * size  # exact: a power of two
+    assert cupy.asnumpy(mean) == total / (samples * size)
+
+
 def test_the_square_root_is_rounded_correctly(cupy):
     """All floats from 2^-33 to 64, which holds all that the kernels take it of."""
     source = """
@@ -87,6 +109,27 @@ def test_a_graph_draws_fresh_noise_at_every_replay(cupy):
             assert bits(cupy.asnumpy(out)) == bits(
                 nf.q_sample(np.ones((8, 1024), "f4"), 500, LINEAR, nf.Noise(5, step=step))
             )
+
+
+def test_a_graph_of_a_loss_draws_fresh_noise_at_every_replay(cupy):
+    counter, pred = cupy.asarray(np.array(0, np.int64)), cupy.ones((8, 5000), cupy.float32)
+    noise, gradient = nf.Noise(5).at(step=counter), cupy.empty((8, 5000), cupy.float32)
+    nf.mse_loss(pred, None, 500, LINEAR, noise, target="epsilon", grad_out=gradient)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        counter[...] = 0
+        stream.synchronize()
+        stream.begin_capture()
+        loss, _ = nf.mse_loss(pred, None, 500, LINEAR, noise, target="epsilon", grad_out=gradient)
+        counter += 1
+        graph = stream.end_capture()
+        for step in range(4):
+            graph.launch(stream)
+            stream.synchronize()
+            here = np.ones((8, 5000), "f4"), None, 500, LINEAR, nf.Noise(5, step=step)
+            expected = nf.mse_loss(*here, target="epsilon", grad_out=np.empty((8, 5000), "f4"))
+            assert cupy.asnumpy(loss) == expected[0]
+            assert bits(cupy.asnumpy(gradient)) == bits(expected[1])
 
 
 def test_the_current_stream_is_used(cupy):
@@ -136,6 +179,8 @@ for shape in ((3, 4096), (5, 7), (3, 1001)):
         nf.q_sample(x, cupy.asarray(np.arange(shape[0])), schedule, noise, target="v")
         nf.q_walk(x, schedule, noise)
         nf.samplers.ddim(schedule, 4).step(1, x, x)
+        nf.mse_loss(x, x, cupy.asarray(np.arange(shape[0])), schedule, noise, target="v", weight=np.ones(10))
+        nf.mse_loss(x, x, 3, schedule, noise, target="velocity", reduction="none", grad_out=x)
 cupy.cuda.runtime.deviceSynchronize()
 """
     for check in ("memcheck", "initcheck", "racecheck"):

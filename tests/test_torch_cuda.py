@@ -354,68 +354,9 @@ def test_a_compiled_draw_is_made_where_out_lies(monkeypatch):
 # ---- losses ------------------------------------------------------------------------------------------------
 
 
-def to_host(x):
-    return x.host if isinstance(x, stand_in.ndarray) else x
-
-
-@pytest.fixture
-def loss_of_arrays(monkeypatch):
-    """In place of the library's losses of CuPy arrays: NumPy's of the same memory, handed over as on a device."""
-    kinds = []  # of the arguments
-
-    def of_arrays(real, has_out):
-        def loss(*args, **kwargs):
-            types = {type(x) for x in (*args, *kwargs.values())}
-            if stand_in.ndarray not in types:
-                return real(*args, **kwargs)
-            kinds.append(types)
-            found = real(*map(to_host, args), **{name: to_host(x) for name, x in kwargs.items()})
-            if has_out:
-                return kwargs["out"]
-            found, *gradient = found if isinstance(found, tuple) else (found,)
-            found = stand_in.ndarray(np.asarray(found), CUDA.index)
-            return (found, kwargs["grad_out"]) if gradient else found
-
-        return loss
-
-    losses = {
-        "mse_loss": of_arrays(nf.mse_loss, has_out=False),
-        "mse_loss_grad": of_arrays(nf.mse_loss_grad, has_out=True),
-    }
-    monkeypatch.setattr(torch_loss, "nf", SimpleNamespace(**losses))
-    return kinds
-
-
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_losses_go_through_the_same_views_on_the_stand_in(dtype, reduction, loss_of_arrays):
-    """The loss itself is a stand-in, too: what is tested is how tensors come to it, and back."""
-    pred, x0 = tensor(3, 16, dtype=dtype, grad=True), tensor(3, 16, seed=1)
-    options = {"target": "v", "reduction": reduction, "weight": tensor(len(S), seed=2).abs()}
-
-    def run():
-        loss = nf.mse_loss(pred, x0, TIMES, S, N, **options)
-        (by_autograd,) = torch.autograd.grad(loss.sum(), pred)
-        with torch.no_grad():
-            at_once = nf.mse_loss(pred, x0, TIMES, S, N, **options, grad_out=torch.zeros(3, 16, dtype=dtype))
-            halved = nf.mse_loss_grad(pred, x0, TIMES, S, N, **options, upstream=0.5)
-        return loss, by_autograd, *at_once, halved
-
-    expected = run()
-    with on_the_stand_in():
-        with nothing_comes_back():
-            found = run()
-        by_compiler = compiled(lambda pred: nf.mse_loss(pred, x0, TIMES, S, N, **options))(pred)
-        assert equal(torch.autograd.grad(by_compiler.sum(), pred), expected[1:2])
-    assert equal([*found, by_compiler], [*expected, expected[0]])
-    assert loss_of_arrays
-    assert not any({np.ndarray, torch.Tensor} & kinds for kinds in loss_of_arrays)
-
-
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_on_the_stand_in(name, dtype):
-    """The library's own, where it has a kernel for them."""
     (pred, *given), options = arguments(name, dtype, grad=True)
     if "weight" in options:
         options = options | {"weight": torch.tensor(options["weight"])}
@@ -428,10 +369,7 @@ def test_losses_on_the_stand_in(name, dtype):
 
     expected = run()
     with on_the_stand_in() as cupy:
-        try:
-            found = run()
-        except TypeError as error:
-            pytest.skip(str(error))
+        found = run()
         assert len(cupy.launches) >= 3
     assert equal(found, expected)
 

@@ -5,7 +5,6 @@
 // changed.
 #pragma once
 #include <cstdint>
-#include <cstring>
 
 namespace nf {
 namespace {  // see philox.h
@@ -13,11 +12,16 @@ namespace {  // see philox.h
 constexpr int kAccumulators = 64;
 constexpr int64_t kLossChunk = 4096;  // elements
 
-// Pairwise: sum[j] + sum[j + n / 2], until one is left; n is a power of two.
+// One halving: sum[j] + sum[j + half] for all j < half, or for each `step`-th of them from `first` on.
 template <class Real>
-inline Real halve(Real* sum, int n) {
-    for (int half = n / 2; half > 0; half /= 2)
-        for (int j = 0; j < half; ++j) sum[j] = sum[j] + sum[j + half];
+constexpr void add_half(Real* sum, int half, int first = 0, int step = 1) {
+    for (int j = first; j < half; j += step) sum[j] = sum[j] + sum[j + half];
+}
+
+// Until one is left; n is a power of two.
+template <class Real>
+constexpr Real halve(Real* sum, int n) {
+    for (int half = n / 2; half > 0; half /= 2) add_half(sum, half);
     return sum[0];
 }
 
@@ -44,7 +48,7 @@ class SquareSum {
                 add_groups(r, taken);
             } else {
                 taken = n < kAccumulators - n_held_ ? n : kAccumulators - n_held_;
-                std::memcpy(held_ + n_held_, r, sizeof(Real) * static_cast<size_t>(taken));
+                __builtin_memcpy(held_ + n_held_, r, sizeof(Real) * static_cast<uint64_t>(taken));
                 n_held_ += taken;
                 if (n_held_ == kAccumulators) add_held();
             }
@@ -90,17 +94,31 @@ class SquareSum {
 };
 
 // The sum of one sample: of its pieces (the elements that share one t) in order, each the sum of its chunks in order
-// and multiplied by its weight. No weights: all are 1.
+// and multiplied by its weight. It begins as zeros, and takes the chunks in as many parts as one likes.
 template <class Lane>
-inline double sum_of_sample(const double* chunk_sums, int64_t pieces, int64_t chunks, const double* weight) {
-    double total = 0;
-    for (int64_t p = 0; p < pieces; ++p, chunk_sums += chunks) {
-        double piece = 0;
-        for (int64_t c = 0; c < chunks; ++c) piece = piece + chunk_sums[c];
-        total = Lane::fma(weight ? weight[p] : 1.0, piece, total);
+struct SampleSum {
+    double total, piece;     // of the whole pieces, and of the chunks of the one that is not yet whole
+    int64_t pieces, chunks;  // how many those are
+
+    // The next n chunks; `of_piece`: how many a piece has; weight(p): of the sample's piece p.
+    template <class Weight>
+    constexpr void add(const double* chunk_sums, int64_t n, int64_t of_piece, Weight weight) {
+        while (n > 0) {
+            const int64_t taken = n < of_piece - chunks ? n : of_piece - chunks;
+            for (int64_t c = 0; c < taken; ++c) piece = piece + chunk_sums[c];
+            chunk_sums += taken;
+            n -= taken;
+            if ((chunks += taken) < of_piece) return;
+            total = Lane::fma(weight(pieces++), piece, total);
+            piece = 0;
+            chunks = 0;
+        }
     }
-    return total;
-}
+};
+
+// What a residual is multiplied with in the gradient, but for its rounding to the arithmetic: g the gradient with
+// respect to the loss, n the elements that it is the mean over.
+constexpr double gradient_factor(double weight, double g, double n) { return 2.0 * weight * g / n; }
 
 }  // namespace
 }  // namespace nf

@@ -47,6 +47,15 @@ struct Call {
     // The walk: x_t goes to row keep[t] of `out` unless that is -1, t = 0 .. times - 1.
     const int64_t* keep;
     int64_t times, total;  // total: elements of one x_t
+    // The loss. Its pieces are the elements of a sample that share one row, wherever they lie in the field; core/loss.h
+    // says what chunks are.
+    uint32_t pieces_of_sample, chunks;  // chunks of a piece
+    double* chunk_sums;                 // null: not wanted
+    double* losses;
+    const double* weights;   // of the rows; null: all are 1
+    const double* upstream;  // the gradient with respect to the losses, each `upstream_step` further; null: g
+    int64_t upstream_step;
+    double g, n;  // n: elements that a loss is the mean over
 };
 
 }  // namespace

@@ -28,6 +28,13 @@ __device__ inline uint32_t to_float16_pair(float low, float high) {
     return a | uint32_t{b} << 16;
 }
 
+// A part of what a block of threads does: all of them have done it before any of them goes on.
+template <class Part>
+__device__ inline void together(Part part) {
+    part();
+    __syncthreads();
+}
+
 #if __CUDA_ARCH__ >= 800
 constexpr bool kRoundsToBfloat16 = true;
 #else

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA kernels: shells around core/. "Vector" kernels take pieces (call.h) in aligned accesses of up to 16 bytes;
 // where the arrays do not allow that, "any" kernels take them block by block of the generator.
+#include "../core/loss.h"
 #include "../core/normal.h"
 #include "storage.h"
 
@@ -53,6 +54,11 @@ struct Source {
 };
 
 // ---- rows ----------------------------------------------------------------------------------------------------
+
+// Where each piece has one row, or all have the same.
+__device__ inline int64_t row_of_piece(const Call& call, uint32_t piece) {
+    return call.index ? call.index[call.segment == call.piece ? piece : 0] : call.row;
+}
 
 // One row. `Known` is the set of columns that count where that is known beforehand, else 0.
 template <uint64_t Known, class Real>
@@ -216,8 +222,7 @@ __device__ inline void vector_step(const Call& call) {
     using Array = Vectors<Type, Input, units>;
     constexpr int n = Array::n, stride = Array::stride;
     const Place place(call, n * rounds, Type::unit);
-    // One row for each piece, or for all.
-    const int64_t index = call.index ? call.index[call.segment == call.piece ? place.piece : 0] : call.row;
+    const int64_t index = row_of_piece(call, place.piece);
     const Row<Known, Real> row(call, index);
     const uint32_t later = call.step_by_index ? static_cast<uint32_t>(index) : 0u;
     const Source<Real> source(call.keys, call.field, sample_id(call.field, place.sample), later);
@@ -256,16 +261,23 @@ __device__ inline int64_t quotient(int64_t a, int64_t b) {
     return (a | b) >> 32 ? a / b : static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
 }
 
-// The element of the field at place `in_sample` of a sample.
-__device__ inline int64_t element_of(const Field& field, int64_t in_sample) {
-    if (field.axes == 0) return field.start + in_sample;
-    int64_t rest = quotient(in_sample, field.run), element = field.start + in_sample - rest * field.run;
+// An element of the field, and how many of a sample's elements lie together there from it on.
+struct Spot {
+    int64_t element, left;
+};
+
+// At place `in_sample` of a sample.
+__device__ inline Spot spot_of(const Field& field, int64_t in_sample) {
+    if (field.axes == 0) return {field.start + in_sample, field.run - in_sample};
+    int64_t rest = quotient(in_sample, field.run);
+    const int64_t in_run = in_sample - rest * field.run;
+    Spot spot{field.start + in_run, field.run - in_run};
     for (int64_t axis = field.axes - 1; axis >= 0; --axis) {
         const int64_t above = quotient(rest, field.shape[axis]);
-        element += (rest - above * field.shape[axis]) * field.stride[axis];
+        spot.element += (rest - above * field.shape[axis]) * field.stride[axis];
         rest = above;
     }
-    return element;
+    return spot;
 }
 
 // The elements of a piece that one block of the generator gives, of whatever types. The loop over inputs is not
@@ -302,7 +314,7 @@ __device__ inline void any(const Call& call) {
     if (piece >= call.pieces) return;
     const int64_t at = piece * call.piece, sample = quotient(at, call.size);
     const Field& field = call.per_sample ? call.fields[sample] : call.field;
-    const int64_t element = call.draw == kNone ? 0 : element_of(field, at - sample * call.size);
+    const int64_t element = call.draw == kNone ? 0 : spot_of(field, at - sample * call.size).element;
     const int64_t before = element % 4, place = 4 * (number - piece * call.blocks) - before, left = call.piece - place;
     if (left <= 0) return;
     const Elements<Real> array{call, at + place, place < 0 ? static_cast<int>(before) : 0,
@@ -326,6 +338,160 @@ __device__ inline void any(const Call& call) {
         Forms<0, true, Elements<Real>, Real, 4> forms{row, array, z, {}};
         call.masked ? forms.masked_output() : forms.outputs(call.out);
     }
+}
+
+// ---- the loss ------------------------------------------------------------------------------------------------
+// A block of threads takes one chunk: four elements a thread at a time, whose residuals then wait in shared memory for
+// the accumulators that they belong to. What a block does together it does in parts (instructions.h).
+
+constexpr uint64_t kResidual =
+    uint64_t{1} << affine_column(0) | column_bit(0, kZ) | column_bit(0, kM1) | column_bit(0, kX);
+
+// Of a row that the table does not have, any: its residuals are NaN.
+__device__ inline double weight_of(const Call& call, int64_t index) {
+    return call.weights ? call.weights[static_cast<uint64_t>(index) < call.n_rows ? index : 0] : 1.0;
+}
+
+// A chunk, by its number.
+struct Chunk {
+    uint32_t piece, sample;
+    int64_t at, in_sample;  // its first element, and that in its sample
+    int length;
+
+    __device__ Chunk(const Call& call, uint32_t number)
+        : piece(number / call.chunks), sample(piece / call.pieces_of_sample) {
+        const int64_t in_piece = (number - piece * call.chunks) * kLossChunk, left = call.piece - in_piece;
+        at = piece * call.piece + in_piece;
+        in_sample = at - sample * call.size;
+        length = static_cast<int>(left < kLossChunk ? left : kLossChunk);
+    }
+};
+
+template <class Real>
+struct Tile {
+    alignas(16) Real r[4 * kThreads];
+    Real sum[kAccumulators];
+    Real factor;
+};
+
+template <class Real>
+struct Residuals {
+    const Call& call;
+    const Chunk& chunk;
+    Tile<Real>& tile;
+    int64_t index;
+
+    struct Inputs {
+        const Call& call;
+        int64_t at;
+        int n;
+        __device__ void load(int slot, Real (&values)[4]) const {
+            load_four(values, call.in_type[slot], call.in[slot], at, n);
+        }
+    };
+
+    // This thread's four elements of the tile that begins at `begin`.
+    __device__ void take(int begin) const {
+        const int place = 4 * static_cast<int>(threadIdx.x), left = chunk.length - begin - place;
+        if (left <= 0) return;
+        const int n = left < 4 ? left : 4;
+        const int64_t at = chunk.at + begin + place;
+        const Inputs inputs{call, at, n};
+        Real z[4] = {}, r[4];
+        if (call.draw != kNone) {
+            draw(tile.r + place, chunk.in_sample + begin + place, n);
+            for (int i = 0; i < 4; ++i) z[i] = tile.r[place + i];
+        } else if (call.in[kZ]) {
+            inputs.load(kZ, z);
+        }
+        Row<0, Real> row(call, index);
+        row.present &= kResidual;  // as the compiler now knows
+        Forms<0, true, Inputs, Real, 4>{row, inputs, z, {}}.sum(r, affine_column(0), kSlots);
+        for (int i = 0; i < 4; ++i) tile.r[place + i] = r[i];
+        if (!call.out[0]) return;
+        for (int i = 0; i < 4; ++i) r[i] = Cuda::mul(tile.factor, r[i]);
+        store_four(call.out_type, call.out[0], at, r, n);
+    }
+
+    // Noise of n elements from this place of the sample on, which may lie in several blocks of the generator.
+    __device__ void draw(Real* z, int64_t in_sample, int n) const {
+        const Source<Real> source(call.keys, call.field, sample_id(call.field, chunk.sample - call.first), 0);
+#pragma unroll 1
+        for (int i = 0; i < n;) {
+            const Spot spot = spot_of(call.field, in_sample + i);
+            const int word = static_cast<int>(spot.element) & 3;
+            int end = spot.left < n - i ? word + static_cast<int>(spot.left) : word + n - i;
+            if (end > 4) end = 4;
+            Real drawn[4];
+            source.fill(drawn, static_cast<uint32_t>(spot.element >> 2), kNormal);
+            if (end - word == 4) {
+                for (int k = 0; k < 4; ++k) z[k] = drawn[k];
+                return;
+            }
+            for (int k = 0; k < 4; ++k)
+                if (word <= k && k < end) z[i + k - word] = drawn[k];
+            i += end - word;
+        }
+    }
+};
+
+template <class Real>
+__device__ inline void loss(const Call& call) {
+    __shared__ Tile<Real> tile;
+    const uint32_t number = call.first * call.pieces_of_sample * call.chunks + blockIdx.x;
+    const Chunk chunk(call, number);
+    const int64_t index = row_of_piece(call, chunk.piece);
+    const int threads = static_cast<int>(blockDim.x);
+    const Residuals<Real> residuals{call, chunk, tile, index};
+    together([&] {
+        for (int j = threadIdx.x; j < kAccumulators; j += threads) tile.sum[j] = 0;
+        if (!call.out[0] || threadIdx.x != 0) return;
+        const double g = call.upstream ? call.upstream[chunk.sample * call.upstream_step] : call.g;
+        tile.factor = static_cast<Real>(gradient_factor(weight_of(call, index), g, call.n));
+    });
+#pragma unroll 1
+    for (int begin = 0; begin < chunk.length; begin += 4 * threads) {
+        together([&] { residuals.take(begin); });
+        if (!call.chunk_sums) continue;
+        const int left = chunk.length - begin, end = left < 4 * threads ? left : 4 * threads;
+        together([&] {
+            for (int j = threadIdx.x; j < kAccumulators; j += threads) {
+                Real sum = tile.sum[j];
+                for (int i = j; i < end; i += kAccumulators) sum = Cuda::fma(tile.r[i], tile.r[i], sum);
+                tile.sum[j] = sum;
+            }
+        });
+    }
+    if (!call.chunk_sums) return;
+    for (int half = kAccumulators / 2; half > 0; half /= 2)
+        together([&] { add_half(tile.sum, half, threadIdx.x, threads); });
+    together([&] {
+        if (threadIdx.x == 0) call.chunk_sums[number] = static_cast<double>(tile.sum[0]);
+    });
+}
+
+// The loss of one sample for each block of threads: the first one adds what all of them bring.
+__device__ inline void add_up(const Call& call) {
+    constexpr int most = 1024;
+    __shared__ double sums[most];
+    const uint32_t pieces = call.pieces_of_sample;
+    const int64_t count = int64_t{pieces} * call.chunks;
+    SampleSum<Cuda> sample{};
+    for (int64_t begin = 0; begin < count; begin += most) {
+        const int n = static_cast<int>(count - begin < most ? count - begin : most);
+        together([&] {
+            for (int i = threadIdx.x; i < n; i += blockDim.x) sums[i] = call.chunk_sums[blockIdx.x * count + begin + i];
+        });
+        together([&] {
+            if (threadIdx.x == 0)
+                sample.add(sums, n, call.chunks, [&](int64_t p) {
+                    return weight_of(call, row_of_piece(call, blockIdx.x * pieces + static_cast<uint32_t>(p)));
+                });
+        });
+    }
+    together([&] {
+        if (threadIdx.x == 0) call.losses[blockIdx.x] = sample.total / call.n;
+    });
 }
 
 }  // namespace
@@ -370,7 +536,10 @@ __device__ inline void any(const Call& call) {
     X(any_f32, (256, 3), any<float, false>)                                           \
     X(any_f64, (128), any<double, false>)                                             \
     X(any_walk_f32, (256, 3), any<float, true>)                                       \
-    X(any_walk_f64, (128), any<double, true>)
+    X(any_walk_f64, (128), any<double, true>)                                         \
+    X(loss_f32, (256, 3), loss<float>)                                                   \
+    X(loss_f64, (256, 3), loss<double>)                                                  \
+    X(losses_f64, (256), add_up)
 // clang-format on
 
 #define NF_KERNEL(name, bounds, ...)                                                                       \

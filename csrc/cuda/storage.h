@@ -81,8 +81,11 @@ __device__ inline void store(char* to, const Real* values) {
     constexpr int words = n * Type::bytes / 4;
     uint32_t w[words];
     for (int i = 0; i < n; i += 2) Type::put(w, i, values[i], values[i + 1]);
-    for (int i = 0; i < words; i += 4)
-        *reinterpret_cast<uint4*>(to + 4 * i) = make_uint4(w[i], w[i + 1], w[i + 2], w[i + 3]);
+    if constexpr (words == 2)
+        *reinterpret_cast<uint2*>(to) = make_uint2(w[0], w[1]);
+    else
+        for (int i = 0; i < words; i += 4)
+            *reinterpret_cast<uint4*>(to + 4 * i) = make_uint4(w[i], w[i + 1], w[i + 2], w[i + 3]);
 }
 
 // One element of a type that is known when the kernel runs.
@@ -110,6 +113,58 @@ __device__ inline void store_one(int32_t type, void* array, int64_t at, float x)
     if (type == kF16) F16::put(pair, 0, x, x);
     if (type == kBF16) BF16::put(pair, 0, x, x);
     if (type != kF32) static_cast<uint16_t*>(array)[at] = static_cast<uint16_t>(pair[0]);
+}
+
+// Whether four elements lie so that they are loaded and stored at once.
+template <class Type>
+__device__ inline bool at_once(const char* four) {
+    constexpr uint64_t access = 4 * Type::bytes < 16 ? 4 * Type::bytes : 16;
+    return reinterpret_cast<uint64_t>(four) % access == 0;
+}
+
+// Four elements of a type that is known when the kernel runs; or the first n of them, and zeros.
+template <class Type, DType type, class Real>
+__device__ inline void load_four_as(Real (&values)[4], const void* array, int64_t at, int n) {
+    const char* from = static_cast<const char*>(array) + at * Type::bytes;
+    if (n == 4 && at_once<Type>(from))
+        load<Type, 4>(values, from);
+    else
+        for (int i = 0; i < 4; ++i) values[i] = i < n ? load_one<Real>(type, array, at + i) : Real{0};
+}
+
+template <class Real>
+__device__ inline void load_four(Real (&values)[4], int32_t type, const void* array, int64_t at, int n) {
+    switch (type) {
+        case kF32:
+            return load_four_as<F32, kF32>(values, array, at, n);
+        case kU8:
+            return load_four_as<U8, kU8>(values, array, at, n);
+        case kF16:
+            return load_four_as<F16, kF16>(values, array, at, n);
+        case kBF16:
+            return load_four_as<BF16, kBF16>(values, array, at, n);
+        default:
+            if constexpr (sizeof(Real) == 8) load_four_as<F64, kF64>(values, array, at, n);
+    }
+}
+
+template <class Type, class Real>
+__device__ inline void store_four_as(int32_t type, void* array, int64_t at, const Real (&values)[4], int n) {
+    char* to = static_cast<char*>(array) + at * Type::bytes;
+    if (n == 4 && at_once<Type>(to))
+        store<Type, 4>(to, values);
+    else
+        for (int i = 0; i < n; ++i) store_one(type, array, at + i, values[i]);
+}
+
+__device__ inline void store_four(int32_t type, void* array, int64_t at, const double (&values)[4], int n) {
+    store_four_as<F64>(type, array, at, values, n);
+}
+
+__device__ inline void store_four(int32_t type, void* array, int64_t at, const float (&values)[4], int n) {
+    if (type == kF32) store_four_as<F32>(type, array, at, values, n);
+    if (type == kF16) store_four_as<F16>(type, array, at, values, n);
+    if (type == kBF16) store_four_as<BF16>(type, array, at, values, n);
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ class Case:
 
     @property
     def passes(self) -> int:
-        return {"copy": 2, "randn": 1, "q_sample": 2, "ddim": 3, "ddpm": 3}[self.operation]
+        return {"copy": 2, "randn": 1, "q_sample": 2, "ddim": 3, "ddpm": 3, "mse_loss": 2}[self.operation]
 
     def bytes(self) -> int:
         return self.passes * self.elements * (2 if "16" in self.dtype else np.dtype(self.dtype).itemsize)
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise OSError(f"bench --device cuda: {state}")
     sizes = arguments.sizes or ([(64, 3, 64, 64)] if arguments.quick else [(256, 3, 128, 128), (1024, 4, 256, 256)])
     dtypes = arguments.dtypes or ["float32", "bfloat16"]
-    operations = ("copy", "randn", "q_sample", "ddim", "ddpm")
+    operations = ("copy", "randn", "q_sample", "ddim", "ddpm", "mse_loss")
     results = []
     for shape in sizes:
         for dtype in dtypes:
@@ -92,6 +92,8 @@ def contenders(cupy: Any, case: Case) -> dict[str, Call]:
         if case.dtype == "float32":
             calls["CuPy"] = naive_cupy(cupy, x, t, schedule)
         return calls | torch_q_sample(case, schedule)
+    if case.operation == "mse_loss":
+        return {"noisefuse": lambda: nf.mse_loss(m, x, t, schedule, noise, target="v")}
     sampler = nf.samplers.ddim(schedule, 20) if case.operation == "ddim" else nf.samplers.ddpm(schedule, 20)
     drawn = noise if case.operation == "ddpm" else None
     return {"noisefuse": lambda: sampler.step(3, x, m, drawn, out=out)}

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from . import backends
-from .arrays import FLOATS, as_array, batch_shape, count, interop, on_device
+from .arrays import FLOATS, as_array, batch_shape, contiguous, count, interop, on_device, one_place, output
 from .backends.call import M1, Loss, Rows, X, Z
 from .calls import Index, make_call, make_rows, names_or_array
 from .noise import FIELD, Noise
@@ -48,14 +48,15 @@ def mse_loss(
             the target "epsilon", which it plays no part in.
         target: "epsilon" z (Ho et al. 2020, eq. 14), "v" alpha z - sigma x0, "velocity" z - x0, "sample" x0.
         weight: for integer t a row, (T,), one number for each step of the schedule (`noisefuse.weights` makes them);
-            for float t an array of t's shape. None: 1.
+            for float t an array of t's shape. None: 1. It may lie on pred's device: where it or t do, it is unchecked.
         reduction: "mean" over all elements, or "none": the mean over each sample, (B,).
         grad_out: where to write the gradient with respect to pred (of the sum of the losses, if there are several) in
             the same pass; C-contiguous, of pred's shape and dtype. It may be pred itself.
 
     Returns:
         The loss, a float, or float64 (B,); with grad_out (loss, grad_out). The same bits on every backend, for any
-        number of threads. Of tensors a tensor, float32 but for a float64 pred, differentiable (once) through pred.
+        number of threads. Of CuPy arrays a float64 CuPy array, () or (B,): nothing is read back. Of tensors a tensor,
+        float32 but for a float64 pred, differentiable (once) through pred.
 
     Raises:
         As `q_sample`; nothing is written then.
@@ -94,7 +95,8 @@ def mse_loss_grad(
         2 w_t g / n (pred - target),    n the number of elements that the mean is over
 
     Args:
-        upstream: g, the gradient with respect to the loss: a number, or (B,) with the reduction "none".
+        upstream: g, the gradient with respect to the loss: a number, or (B,) with the reduction "none". It may lie on
+            pred's device.
         out: where to write; C-contiguous, of pred's shape and dtype. It may be pred itself.
         others: as `mse_loss`.
 
@@ -155,8 +157,6 @@ def _run(
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction = {reduction!r}: expected 'mean' or 'none'")
     m = as_array("pred", pred)
-    if on_device(m):
-        raise TypeError("pred: mse_loss has no CUDA kernel yet; expected a NumPy array or a torch tensor")
     x = _clean(x0, m, target)
     is_bytes = x is not None and x.dtype == np.uint8
 
@@ -167,10 +167,11 @@ def _run(
     names, z = names_or_array(noise, m.shape, m.dtype, batched, FIELD, any_stream=True)
     batch, sample_shape = batch_shape(m.shape, batched)
     size = count(sample_shape)
-    piece = min(index.segment, size)
-    weights = _weights(weight, t, rows, index, batch * size // max(1, piece))
-    n = size if reduction == "none" else batch * size
-    factor = _factor(weights, upstream, reduction, batch, piece, size, n) if outs else None
+    arrays = [(name, a) for name, a in (("pred", m), ("x0", x), ("noise", z)) if a is not None]
+    numbers: list[tuple[str, Any]] = [("weight", weight), ("upstream", upstream)]
+    device = one_place([*arrays, *((name, a) for name, a in numbers if on_device(a))])
+    weights = None if weight is None else _weights(weight, t, rows, index)
+    g = _upstream(upstream, reduction, batch)
     residual = make_call(
         m.shape,
         m.dtype,
@@ -181,13 +182,14 @@ def _run(
         dict(outs),
         batched=batched,
     )
-    sums = np.zeros(batch if reduction == "none" else 1) if want_loss else None
+    each = reduction == "none"
+    losses = output("", None, (batch,) if each else (), np.dtype(np.float64), device) if want_loss else None
     if batch * size:
-        backends.current().loss(Loss(residual, piece, weights, factor, sums))
-    if sums is not None:
-        with np.errstate(invalid="ignore"):  # no elements: NaN, as their mean is
-            sums /= n
-    return sums if sums is None or reduction == "none" else float(sums[0]), residual.outputs[0]
+        call = Loss(residual, min(index.segment, size), weights, g, size if each else batch * size, losses)
+        backends.of(m).loss(call)
+    elif losses is not None:
+        losses[...] = np.nan  # as the mean of no elements is
+    return losses if losses is None or each or device is not None else float(losses), residual.outputs[0]
 
 
 def residual_rows(alpha: ArrayLike, sigma: ArrayLike, target: Target, scale: float, offset: float) -> Rows:
@@ -210,36 +212,30 @@ def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:
     return x
 
 
-def _weights(weight: ArrayLike | None, t: ArrayLike, rows: Rows, index: Index, pieces: int) -> Any:
-    """The weight of each piece, (pieces,), from a row of them or from one for each float t."""
-    if weight is None:
-        return None
-    row = np.asarray(weight)
-    expected = np.shape(t) if np.asarray(t).dtype.kind == "f" else (len(rows.table),)
+def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> Any:
+    """One for each row; the weights of float times are those of their own rows."""
+    row: Any = weight if on_device(weight) else np.asarray(weight)
+    times: Any = t if on_device(t) else np.asarray(t)
+    floating = times.dtype.kind == "f"
+    expected = times.shape if floating else (len(rows.table),)
     if row.dtype.kind not in "iuf":
         raise TypeError(f"weight: expected numbers, got {row.dtype}")
     if row.shape != expected:
-        what = "t's shape" if np.asarray(t).dtype.kind == "f" else "one for each step of the schedule,"
+        what = "t's shape" if floating else "one for each step of the schedule,"
         raise ValueError(
             f"weight: expected {what} {expected}, got {row.shape}; weights of your own for each sample: take "
             "reduction='none' and multiply"
         )
-    picked = row.reshape(-1).astype(np.float64)[index.values]
-    if not np.isfinite(picked).all():
+    row = contiguous(row.reshape(-1).astype(np.float64, copy=False))
+    if not on_device(row) and not on_device(index.values) and not np.isfinite(picked := row[index.values]).all():
         raise ValueError(f"weight: expected finite numbers, got {picked[~np.isfinite(picked)][0]}")
-    return np.ascontiguousarray(np.broadcast_to(picked, (pieces,))) if pieces else picked[:0]
+    return row
 
 
-def _factor(
-    weights: Any, upstream: ArrayLike, reduction: Reduction, batch: int, piece: int, size: int, n: int
-) -> NDArray[np.float64]:
-    """2 w g / n for each piece."""
-    g = np.asarray(upstream, np.float64)
+def _upstream(upstream: ArrayLike, reduction: Reduction, batch: int) -> Any:
+    g: Any = upstream if on_device(upstream) else np.asarray(upstream)
+    g = g.astype(np.float64, copy=False)
     if g.shape != () and (reduction == "mean" or g.shape != (batch,)):
         expected = f"a number or shape {(batch,)}" if reduction == "none" else "a number"
         raise ValueError(f"upstream: expected {expected}, got shape {g.shape}")
-    of_samples = np.broadcast_to(g, (batch,))
-    of_pieces = np.repeat(of_samples, size // piece if piece else 0)
-    twice = 2.0 if weights is None else 2.0 * weights
-    factor: NDArray[np.float64] = twice * of_pieces / max(1, n)
-    return factor
+    return contiguous(g)

@@ -21,6 +21,15 @@ inline float from_float16(uint16_t h) { return half_to_float(h); }
 inline uint32_t to_float16_pair(float low, float high) {
     return float_to_half(low) | uint32_t{float_to_half(high)} << 16;
 }
+// Threads run one after another: the last of them does the part of all. So whatever they keep from one part to the next
+// has to be the same for all of them, or in shared memory.
+template <class Part>
+inline void together(Part part) {
+    if (threadIdx.x + 1 < blockDim.x) return;
+    for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x) part();
+    --threadIdx.x;
+}
+
 constexpr bool kRoundsToBfloat16 = false;
 inline uint32_t to_bfloat16_pair(float, float) { return 0; }
 

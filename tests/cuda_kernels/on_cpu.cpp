@@ -19,11 +19,12 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 struct Index {
     unsigned x, y, z;
 };
-static thread_local Index threadIdx, blockIdx, gridDim;
+static thread_local Index threadIdx, blockIdx, blockDim, gridDim;
 
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
@@ -63,6 +64,7 @@ extern "C" int launch(const char* name, const unsigned* grid, unsigned threads, 
     for (const Kernel& kernel : kernels) {
         if (std::strcmp(kernel.name, name) != 0) continue;
         gridDim = {grid[0], grid[1], grid[2]};
+        blockDim = {threads, 1, 1};
         for (blockIdx.z = 0; blockIdx.z < grid[2]; ++blockIdx.z)
             for (blockIdx.y = 0; blockIdx.y < grid[1]; ++blockIdx.y)
                 for (blockIdx.x = 0; blockIdx.x < grid[0]; ++blockIdx.x)

@@ -2,7 +2,8 @@
 """An interpreter for the PTX that nvcc and NVRTC make of csrc/cuda: what the compilers did, run on NumPy.
 
 All threads of a launch step together; where they diverge, those that are furthest behind go first. Every access is
-checked: it has to lie within one allocation and to be aligned to its size. Registers are 64 bits wide and hold raw
+checked: it has to lie within one allocation and to be aligned to its size, and where threads share memory there has to
+be a barrier between one's store and another's access. Registers are 64 bits wide and hold raw
 bits; arithmetic is that of NumPy, and of the reference backend for fma. An opcode that is not known here is an error.
 Nothing is said about ptxas, which makes machine code of PTX (test_cuda_code.py looks at that), nor about timing.
 """
@@ -120,11 +121,14 @@ class _Run:
             "%ctaid.x": block % grid[0],
             "%ctaid.y": block // grid[0] % grid[1],
             "%ctaid.z": block // grid[0] // grid[1],
+            "%ntid.x": np.full(self.n, threads),
             **{f"%nctaid.{axis}": np.full(self.n, size) for axis, size in zip("xyz", grid, strict=True)},
         }
         assert len(kernel.shared) <= 1
         size = sum(kernel.shared.values())
         self.own = argument, np.zeros(size * count, np.uint8)  # each block has its own
+        self.block, self.threads, self.barriers = block, threads, np.zeros(self.n, np.int64)  # barriers passed
+        self.sharing = _Sharing(size * count)
         self.symbols = {kernel.parameter: np.full(self.n, memory.place(argument))}
         self.symbols |= dict.fromkeys(kernel.shared, block * size)  # 32-bit addresses of their own
         self.shared = np.uint64(memory.place(self.own[1]))
@@ -186,13 +190,14 @@ class _Run:
     def address(self, space, operand):
         base, offset = re.match(r"\[([%$\w]+)\+?(.*)\]", operand).groups()
         address = self.get(base, "u64") + np.uint64(int(offset or "0") % 2**64)
-        return address + self.shared if space == "shared" else address
+        return (address & np.uint64(2**32 - 1)) + self.shared if space == "shared" else address
 
     # ---- memory
 
     def op_ld(self, parts, to, address):
         kind = parts[-1]
         to = to if isinstance(to, list) else [to]
+        self._share(parts, address, len(to), self.sharing.load)
         values = self.memory.load(self.address(parts[0], address), np.dtype(TYPES[kind]).itemsize, len(to))
         for register, value in zip(to, values, strict=True):
             self.set(register, value)
@@ -201,7 +206,20 @@ class _Run:
         kind = parts[-1]
         values = values if isinstance(values, list) else [values]
         size = np.dtype(TYPES[kind]).itemsize
+        self._share(parts, address, len(values), self.sharing.store)
         self.memory.store(self.address(parts[0], address), size, [self.get(v, f"b{8 * size}") for v in values])
+
+    def _share(self, parts, address, count, access):
+        if parts[0] == "shared":
+            size = np.dtype(TYPES[parts[-1]]).itemsize * count
+            begin = (self.address("shared", address) - self.shared).astype(np.int64)
+            access(begin[:, None] + np.arange(size), self.at, self.barriers[self.at])
+
+    def op_bar(self, parts, *operands):
+        assert (parts, operands) == (["sync"], ("0",))
+        present = np.bincount(self.block[self.at])
+        assert {*present.tolist()} <= {0, self.threads}, "a barrier that not all threads of a block have come to"
+        self.barriers[self.at] += 1
 
     def op_cvta(self, parts, to, value):
         self.set(to, self.get(value, "u64"))
@@ -276,6 +294,10 @@ class _Run:
         self.set(to, -self.get(a, parts[-1]))
 
     def op_div(self, parts, to, a, b):
+        if parts[-1] == "f64":
+            self._exact(parts)
+            self._binary(parts, to, a, b, np.divide)
+            return
         a, b = self.get(a, parts[-1]), self.get(b, parts[-1])
         assert (b > 0).all()
         assert (a >= 0).all()
@@ -375,6 +397,30 @@ class _Run:
         assert rounding == ["rn"] or (rounding == [] and not (kind[0] == "f" and source[0] != "f")), parts
         with np.errstate(all="ignore"):
             self.set(to, self.get(values[0], source).astype(TYPES[kind]))
+
+
+class _Sharing:
+    """Who has accessed each byte of shared memory since when: threads, and the barriers that they had passed."""
+
+    def __init__(self, size):
+        self.writer, self.written = np.full(size, -1), np.full(size, -1)
+        self.reader, self.read = np.full(size, -1), np.full(size, -1)  # the last one, or of several in one go, any
+
+    def load(self, index, threads, barriers):
+        self._check(self.writer[index], self.written[index], threads, barriers)
+        several = (self.read[index] == barriers[:, None]) & (self.reader[index] != threads[:, None])
+        self.reader[index] = np.where(several, -2, threads[:, None])
+        self.read[index] = barriers[:, None]
+
+    def store(self, index, threads, barriers):
+        self._check(self.writer[index], self.written[index], threads, barriers)
+        self._check(self.reader[index], self.read[index], threads, barriers)
+        self.writer[index], self.written[index] = threads[:, None], barriers[:, None]
+
+    @staticmethod
+    def _check(other, when, threads, barriers):
+        race = (other != -1) & (other != threads[:, None]) & (when >= barriers[:, None])
+        assert not race.any(), "a race: no barrier between one thread's store to shared memory and another's access"
 
 
 def _literal(text):

@@ -160,8 +160,8 @@ class Cupy(ModuleType):
     def __init__(self, devices=2):
         super().__init__("cupy")
         self.launches, self.streams, self.uploads, self.float32 = [], [], [], np.float32
-        self.current, self.stream, self.execute = 0, (0, 0), run_on_cpu
-        stream = SimpleNamespace(synchronize=lambda: None)
+        self.current, self.stream, self.execute, self.capturing = 0, (0, 0), run_on_cpu, False
+        stream = SimpleNamespace(synchronize=lambda: None, is_capturing=lambda: self.capturing)
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(getDevice=lambda: self.current, getDeviceCount=lambda: devices),
             Device=self._device,

@@ -120,14 +120,35 @@ class Loss:
     sum of its chunks, in order; a sample is fma(weight, piece, sum so far) over its pieces, in order.
     """
 
-    residual: Step  # outputs[0]: where factor * r goes, of pred's shape and dtype (it may be an input); or None
+    residual: Step  # outputs[0]: where the gradient goes, of pred's shape and dtype (it may be an input); or None
     piece: int  # elements; they divide the sample evenly
-    weight: NDArray[np.float64] | None  # (pieces of all samples,), or None: all are 1
-    factor: NDArray[np.float64] | None  # the same; rounded once to the arithmetic. None without outputs[0]
-    sums: NDArray[np.float64] | None  # (batch,) for each sample its own; (1,) their sum, in order; None: not wanted
+    weights: NDArray[np.float64] | None  # one for each row of `residual`, or None: all are 1
+    upstream: NDArray[np.float64]  # the gradient with respect to the losses, (), or (batch,) for each sample its own
+    n: int  # elements that a loss is the mean over: sums are divided by it once
+    losses: NDArray[np.float64] | None  # (batch,) for each sample its own; () of all, added in order; None: not wanted
 
     @property
     def double(self) -> bool:
         pred = self.residual.inputs[M1]
         assert pred is not None
         return pred.dtype == np.float64
+
+    @property
+    def pieces(self) -> int:
+        """Of all samples."""
+        return self.residual.batch * self.residual.size // self.piece
+
+    def weight(self) -> NDArray[np.float64] | None:
+        """Of each piece, where all arrays lie in host memory."""
+        if self.weights is None:
+            return None
+        return np.ascontiguousarray(np.broadcast_to(self.weights[self.residual.index], (self.pieces,)))
+
+    def factor(self, weight: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+        """2 w g / n of each piece, which its residuals are multiplied with, once that is rounded to the arithmetic."""
+        if self.residual.outputs[0] is None:
+            return None
+        of_samples = np.broadcast_to(self.upstream, (self.residual.batch,))
+        of_pieces = np.repeat(of_samples, self.residual.size // self.piece)
+        factor: NDArray[np.float64] = (2.0 if weight is None else 2.0 * weight) * of_pieces / self.n
+        return factor

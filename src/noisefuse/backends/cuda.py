@@ -19,12 +19,12 @@ import numpy as np
 
 from ..noise import ELEMENTS, SAMPLES, STEPS, Noise
 from . import cubin
-from .call import AFFINE, CLEAN, HIGH, M1, PAST1, D, Rows, Step, Walk, X, Z, window_runs
+from .call import AFFINE, CLEAN, HIGH, M1, PAST1, D, Loss, Rows, Step, Walk, X, Z, window_runs
 
 # As in csrc/cuda/call.h.
-THREADS, AXES = 256, 8
+THREADS, AXES, LOSS_CHUNK = 256, 8, 4096
 FIELD = struct.Struct(f"<4Q2I3q{2 * AXES}q")
-CALL = struct.Struct(f"<4q2QQqQ9Q3Q10i4i2IQ{FIELD.size}s20IQ2q")
+CALL = struct.Struct(f"<4q2QQqQ9Q3Q10i4i2IQ{FIELD.size}s20IQ2q2I4Qq2d")
 _CALL_DTYPE = np.dtype(f"V{CALL.size}")
 TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4}
 SHORT = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
@@ -80,6 +80,46 @@ def walk(call: Walk) -> None:
     _run(call.first, "walk_", call.keep)
 
 
+def loss(call: Loss) -> None:
+    """Computes losses and their gradient: chunk by chunk; then the sums of chunks, and those of samples, are added."""
+    cupy: Any = sys.modules["cupy"]
+    residual, batch, losses = call.residual, call.residual.batch, call.losses
+    with _on(cupy, _first_output(residual).device.id) as device:
+        fields = [_field(noise, residual.sample_shape) for noise in residual.noise]
+        arguments = _Arguments(cupy, residual, fields, Pieces(call.piece, 0, False), None, device)
+        pieces, chunks = call.pieces // batch, -(-call.piece // LOSS_CHUNK)
+        sums = None if losses is None else cupy.empty(call.pieces * chunks)
+        numbers = arguments.of_loss(cupy, call, pieces, chunks, sums)
+
+        def launch(name: str, blocks: int, work: int, numbers: _LossNumbers, first: int = 0) -> None:
+            threads = min(THREADS, -(-work // 32) * 32)
+            packed = _by_value(arguments.packed(first, numbers))
+            cubin.function(cupy, device, name)((blocks,), (threads,), (packed,))
+
+        # Keys are parameters of a launch, so that a list of Noises takes one for each.
+        samples = range(batch) if len(fields) > 1 else range(1)
+        for first in samples:
+            of_chunks = "nf_loss_f64" if call.double else "nf_loss_f32"
+            launch(
+                of_chunks, call.pieces * chunks // len(samples), -(-min(call.piece, LOSS_CHUNK) // 4), numbers, first
+            )
+        if losses is None:
+            return
+        of_samples = cupy.empty(batch) if losses.ndim == 0 and batch > 1 else None
+        if of_samples is not None:
+            first_sums = numbers._replace(losses=of_samples.data.ptr, n=1.0)
+            launch("nf_losses_f64", batch, pieces * chunks, first_sums)
+            numbers = numbers._replace(pieces=1, chunks=batch, chunk_sums=of_samples.data.ptr, weights=0)
+            launch("nf_losses_f64", 1, batch, numbers)
+        else:
+            launch("nf_losses_f64", batch, pieces * chunks, numbers)
+        if cupy.cuda.get_current_stream().is_capturing():
+            _captured.extend((sums, of_samples))
+
+
+_captured: list[Any] = []  # memory that CUDA graphs write to whenever they are launched: nobody else may be given it
+
+
 def _kind(call: Step) -> str:
     one = call.outputs[1] is None and call.outputs[2] is None and not call.masked
     known = KNOWN.get((call.draw, _columns_that_count(call.rows), _is_uint8(call.inputs[X]))) if one else None
@@ -87,7 +127,8 @@ def _kind(call: Step) -> str:
 
 
 def _first_output(call: Step) -> Any:
-    return next(out for out in call.outputs if out is not None)
+    """Or, of a loss without its gradient, pred, which that would be like."""
+    return next(a for a in (*call.outputs, call.inputs[M1]) if a is not None)
 
 
 def _columns_that_count(rows: Rows) -> int:
@@ -229,6 +270,23 @@ def _on(cupy: Any, device: int) -> Iterator[int]:
         yield device
 
 
+class _LossNumbers(NamedTuple):
+    """The last numbers of a Call."""
+
+    pieces: int = 0
+    chunks: int = 0
+    chunk_sums: int = 0
+    losses: int = 0
+    weights: int = 0
+    upstream: int = 0
+    upstream_step: int = 0
+    g: float = 0.0
+    n: float = 0.0
+
+
+_NO_LOSS = _LossNumbers()
+
+
 class _Arguments:
     """What a kernel is handed, and what has to live until it has been launched: CuPy's pool frees in stream order."""
 
@@ -264,19 +322,36 @@ class _Arguments:
             call.masked,
             several,
         )
-        self._after = (
-            pieces.blocks,
-            self._upload(cupy, np.frombuffer(b"".join(packed), np.uint8)) if several else 0,
-            packed[0] if packed else bytes(FIELD.size),
-            *(_round_keys(fields[0].noise.seed) if fields else (0,) * 20),
+        self._blocks = pieces.blocks, self._upload(cupy, np.frombuffer(b"".join(packed), np.uint8)) if several else 0
+        self._names = [(one, *_round_keys(field.noise.seed)) for one, field in zip(packed, fields, strict=True)] or [
+            (bytes(FIELD.size), *(0,) * 20)
+        ]
+        self._walk = (
             0 if keep is None else self._upload(cupy, keep),
             0 if keep is None else len(keep),
             total,
         )
 
-    def packed(self, first: int) -> bytes:
+    def packed(self, first: int, loss: _LossNumbers = _NO_LOSS) -> bytes:
         """The bytes of a Call, from this sample on."""
-        return CALL.pack(*self._before, first, *self._after)
+        name = self._names[first % len(self._names)]  # the sample's own, or that of all
+        return CALL.pack(*self._before, first, *self._blocks, *name, *self._walk, *loss)
+
+    def of_loss(self, cupy: Any, call: Loss, pieces: int, chunks: int, sums: Any) -> _LossNumbers:
+        """pieces: of a sample; chunks: of a piece; sums: of chunks."""
+        g: Any = call.upstream
+        by_value = isinstance(g, np.ndarray) and g.ndim == 0
+        return _LossNumbers(
+            pieces,
+            chunks,
+            0 if sums is None else sums.data.ptr,
+            0 if call.losses is None else call.losses.data.ptr,  # type: ignore[attr-defined]
+            0 if call.weights is None else self._upload(cupy, call.weights),
+            0 if by_value else self._upload(cupy, g),
+            g.ndim,
+            float(g) if by_value else 0.0,
+            call.n,
+        )
 
     def _upload(self, cupy: Any, array: Any) -> int:
         self._alive.append(cupy.asarray(array))

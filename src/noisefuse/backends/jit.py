@@ -54,20 +54,22 @@ def loss(call: Loss) -> None:
     together = max(1, min(batch, SLAB // size))
     held = np.empty(together * size, real)
     chunk_sums, sums = np.empty((batch, pieces, chunks)), np.empty(batch)
+    weight = call.weight()
+    all_factors = call.factor(weight)
     for begin in range(0, batch, together):
         end = min(begin + together, batch)
         r = held[: (end - begin) * size]
         step(_residuals(residual, begin, end, r))
         kernels.squares(r, call.piece, chunk_sums[begin:end].reshape(-1))
-        if call.factor is not None and (gradient := residual.outputs[0]) is not None:
-            factor = call.factor[begin * pieces : end * pieces].astype(real)
+        if all_factors is not None and (gradient := residual.outputs[0]) is not None:
+            factor = all_factors[begin * pieces : end * pieces].astype(real)
             of_slab = gradient.reshape(-1)[begin * size : end * size].reshape(-1, call.piece)
             with np.errstate(all="ignore"):
                 of_slab[:] = np.multiply(factor[:, None], r.reshape(-1, call.piece))
-    if call.sums is not None:
-        weight = np.ones(batch * pieces) if call.weight is None else call.weight
-        kernels.add_up(chunk_sums, weight.reshape(batch, pieces), sums)
-        call.sums[:] = np.cumsum(sums)[-1:] if len(call.sums) == 1 else sums  # cumsum adds in order
+    if call.losses is not None:
+        of_pieces = np.ones(batch * pieces) if weight is None else weight
+        kernels.add_up(chunk_sums, of_pieces.reshape(batch, pieces), sums)
+        call.losses[...] = (sums if call.losses.ndim else np.cumsum(sums)[-1]) / call.n  # cumsum adds in order
 
 
 def _residuals(call: Step, begin: int, end: int, out: Array) -> Step:

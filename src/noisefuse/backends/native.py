@@ -40,8 +40,11 @@ def walk(call: Walk) -> None:
 
 
 def loss(call: Loss) -> None:
-    more = call.piece, call.weight, call.factor, call.sums
+    weight = call.weight()
+    more = call.piece, weight, call.factor(weight), call.losses
     _native.loss(*_arguments(call.residual, call.double), more)
+    if call.losses is not None:
+        call.losses[...] /= call.n
 
 
 def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:

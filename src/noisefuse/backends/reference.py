@@ -247,6 +247,8 @@ def loss(call: Loss) -> None:
     first = np.append(first.ravel(), total)  # element of each chunk
     chunk_sums = np.empty(len(first) - 1)
     together = max(1, CHUNK // min(call.piece, LOSS_CHUNK))
+    weight = call.weight()
+    factor = call.factor(weight)
     with np.errstate(all="ignore"):
         for c in range(0, len(chunk_sums), together):
             edges = first[c : c + together + 1]
@@ -254,13 +256,13 @@ def loss(call: Loss) -> None:
             row = residual.index[at // residual.segment]
             r = affine_form(residual, rows, row, values_of(residual, row, at, real), AFFINE[0], 9)
             if (gradient := residual.outputs[0]) is not None:
-                assert call.factor is not None
-                gradient.reshape(-1)[at[0] : at[-1] + 1] = call.factor[at // call.piece].astype(real) * r
-            if call.sums is not None:
+                assert factor is not None
+                gradient.reshape(-1)[at[0] : at[-1] + 1] = factor[at // call.piece].astype(real) * r
+            if call.losses is not None:
                 chunk_sums[c : c + together] = squares(r, edges - edges[0])
-        if call.sums is not None:
-            sums = sums_of_samples(call, chunk_sums.reshape(residual.batch, -1, chunks))
-            call.sums[:] = np.cumsum(sums)[-1:] if len(call.sums) == 1 else sums  # cumsum adds in order
+        if call.losses is not None:
+            sums = sums_of_samples(chunk_sums.reshape(residual.batch, -1, chunks), weight)
+            call.losses[...] = (sums if call.losses.ndim else np.cumsum(sums)[-1]) / call.n  # cumsum adds in order
 
 
 def squares(r: Array, edges: NDArray[np.int64]) -> Array:
@@ -275,10 +277,10 @@ def squares(r: Array, edges: NDArray[np.int64]) -> Array:
     return np.asarray(SPEC.sum_accumulators(accumulators))
 
 
-def sums_of_samples(call: Loss, chunk_sums: Array) -> Array:
+def sums_of_samples(chunk_sums: Array, weight: Array | None) -> Array:
     """Of (batch, pieces, chunks) sums: (batch,)."""
     batch, pieces, chunks = chunk_sums.shape
-    weight = np.ones((batch, pieces)) if call.weight is None else call.weight.reshape(batch, pieces)
+    weight = np.ones((batch, pieces)) if weight is None else weight.reshape(batch, pieces)
     sums = np.zeros(batch)
     for p in range(pieces):
         piece = np.zeros(batch)
