@@ -2,6 +2,7 @@
 """Fixtures over every backend, instruction set and number of threads; what bits are."""
 
 import dataclasses
+import importlib.util
 import platform
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -15,10 +16,12 @@ from cuda_kernels import stand_in
 from noisefuse import _native, backends
 from noisefuse.backends import cuda, reference
 
+# In the extra "test", but not among the few packages of tests/sanitize.sh.
+NUMBA = ["numba"] if importlib.util.find_spec("numba") else []
 NATIVE = [f"native-{isa}" for isa, supported in _native.isas().items() if supported]
 # The kernels of csrc/cuda compiled for this CPU, which is not the device; and the device itself, under `pytest -m gpu`.
 STAND_IN, DEVICE = "cuda-stand_in", "cuda"
-BACKENDS = [*NATIVE, "numba", "reference", STAND_IN]
+BACKENDS = [*NATIVE, *NUMBA, "reference", STAND_IN]
 DTYPES = {dtype.name: dtype for dtype in map(np.dtype, ("f4", "f8", "f2", ml_dtypes.bfloat16))}
 
 
@@ -111,7 +114,7 @@ def native(request):
         yield request.param
 
 
-@pytest.fixture(params=[*NATIVE, "numba"])
+@pytest.fixture(params=[*NATIVE, *NUMBA])
 def compiled(request):
     """Backends with threads, and a floating-point mode of their own."""
     with using(request.param):

@@ -19,7 +19,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "tests" / "known" / "README.md"]
 FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-NEEDS = {"docs/loss.md": "torch", "docs/torch.md": "torch"}  # what is not installed everywhere that the tests run
+NEEDS = {  # what is not installed everywhere that the tests run
+    "docs/diffusers.md": "diffusers",
+    "docs/loss.md": "torch",
+    "docs/numba.md": "numba",
+    "docs/torch.md": "torch",
+}
 COMMANDS = ("pip install '.[demo]' && noisefuse demo", "pip install '.[test]' && pytest")
 
 

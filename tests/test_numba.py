@@ -27,7 +27,7 @@ from conftest import bits
 from noisefuse.backends import spec
 from test_threads import python
 
-pytest.importorskip("numba")  # in the extra "test", but not among the few packages of tests/sanitize.sh
+pytest.importorskip("numba")
 
 from numba import cuda, float32, float64, guvectorize, int64, njit, prange, uint32, uint64, vectorize, void
 
