@@ -10,7 +10,6 @@ ones with a compiled triad, out = a x + b m (triad.c), on the same threads and o
 from __future__ import annotations
 
 import ctypes
-import os
 import subprocess
 import tempfile
 import warnings
@@ -133,8 +132,6 @@ def against_numpy(name: str, shape: tuple[int, ...]) -> Pair:
 @cache
 def library() -> ctypes.CDLL:
     """triad.c. ImportError: no C compiler with OpenMP."""
-    # OpenMP's threads would else spin for a while after each call, beside what is measured next
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     target = Path(tempfile.mkdtemp()) / "triad.so"
     options = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
     try:

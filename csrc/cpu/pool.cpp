@@ -30,6 +30,27 @@ void pause() {
 #endif
 }
 
+int processor() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+// The calling thread goes elsewhere if it is on this processor and may be on others.
+void leave([[maybe_unused]] int number) {
+#if defined(__linux__)
+    cpu_set_t all, others;
+    if (number < 0 || processor() != number || sched_getaffinity(0, sizeof all, &all) != 0) return;
+    others = all;
+    CPU_CLR(number, &others);
+    if (CPU_COUNT(&others) == 0) return;
+    sched_setaffinity(0, sizeof others, &others);
+    sched_setaffinity(0, sizeof all, &all);
+#endif
+}
+
 // One job at a time. Its caller works too, and waits only for helpers that have joined: one that wakes up too late for
 // a job finds it closed.
 class Pool {
@@ -44,6 +65,7 @@ class Pool {
         wanted_ = static_cast<int>(std::min<int64_t>(threads_, (total + chunk - 1) / chunk)) - 1;
         start();
         body_ = &body, total_ = total, chunk_ = chunk, next_ = 0;
+        caller_ = processor();
         {
             const std::lock_guard lock(mutex_);  // nobody falls asleep between its look at the state and its sleep
             state_ = (state_ / kJob + 1) * kJob + kOpen;
@@ -81,13 +103,15 @@ class Pool {
 
     void serve() {
         uint64_t seen = 0;
-        for (bool joined = false;;) {
+        for (bool looks_out = false;;) {
             const auto called = [&] { return state_ / kJob != seen; };
-            if (!joined || !soon(called)) {
+            if (!looks_out || !soon(called)) {
                 std::unique_lock lock(mutex_);
                 wake_.wait(lock, called);
             }
-            joined = join(seen);
+            leave(caller_);  // woken where the caller works, it would only take turns with it
+            const bool joined = join(seen);
+            looks_out = joined || !(state_ & kOpen);  // too late: the next job may be as short as this one
             if (!joined) continue;
             work();
             if (--state_ % kJob == 0) {
@@ -122,7 +146,8 @@ class Pool {
     const std::function<void(int64_t, int64_t)>* body_ = nullptr;
     int64_t total_ = 0, chunk_ = 1;
     std::atomic<int64_t> next_{0};
-    std::atomic<int> wanted_{0};  // helpers
+    std::atomic<int> wanted_{0};   // helpers
+    std::atomic<int> caller_{-1};  // where it works
     int started_ = 0;
 };
 

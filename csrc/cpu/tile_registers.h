@@ -181,14 +181,15 @@ template <class Real, int Clean, int... Forms>
     const auto add_up = [&](int i, Vector<Real>(&result)[kOutputs]) {
         row.add_up(i, ((begin_of(Forms) == kOnBoth) || ...) ? Lane::load(noise + i) : Vector<Real>{}, result);
     };
-    // The last vector overlaps the one before it: it is computed first, while no input has been overwritten.
+    // A last vector that overlaps the one before it is computed first, while no input has been overwritten.
+    const bool overlaps = size % W != 0;
     Vector<Real> result[kOutputs], last[kOutputs];
-    add_up(size - W, last);
+    if (overlaps) add_up(size - W, last);
     for (int i = 0; i + W <= size; i += W) {
         add_up(i, result);
         for (int o = 0; o < kOutputs; ++o) store_one(to[o] + i, result[o], stream[o]);
     }
-    for (int o = 0; o < kOutputs; ++o) Lane::store(to[o] + size - W, last[o]);
+    for (int o = 0; o < kOutputs && overlaps; ++o) Lane::store(to[o] + size - W, last[o]);
 }
 
 template <class Real>

@@ -47,7 +47,8 @@ def interleaved(
     """Time the calls in turn, round after round, so that a machine that slows down slows them all.
 
     At least `rounds` rounds, and for about `seconds`. A short call is repeated within its turn, so that the
-    clock costs nothing and its data is warm.
+    clock costs nothing and its data is warm. Before a turn there is a pause, as threads of OpenMP spin on for
+    milliseconds after the work of theirs.
     """
     repeats = {name: _repeats(call) for name, call in calls.items()}
     taken: dict[str, list[float]] = {name: [] for name in calls}
@@ -56,6 +57,7 @@ def interleaved(
         if done >= rounds and time.perf_counter() >= end:
             break
         for name, call in calls.items():
+            time.sleep(0.02)
             taken[name].append(_timed(call, repeats[name]))
     return {name: _timing(values) for name, values in taken.items()}
 
