@@ -183,7 +183,7 @@ template <class Real, int Clean, int... Forms>
     };
     // A last vector that overlaps the one before it is computed first, while no input has been overwritten.
     const bool overlaps = size % W != 0;
-    Vector<Real> result[kOutputs], last[kOutputs];
+    Vector<Real> result[kOutputs], last[kOutputs] = {};
     if (overlaps) add_up(size - W, last);
     for (int i = 0; i + W <= size; i += W) {
         add_up(i, result);

@@ -331,10 +331,11 @@ uint64_t hash_loss(DType type) {
         NF_KERNELS.loss({call, piece, chunks, factor.data(), chunk_sums.data()}, 0, pieces * chunks);
         double total = 0;
         for (int64_t b = 0, in_sample = pieces / c.batch; b < c.batch; ++b) {
-            const double sum = sum_of_sample<Scalar>(chunk_sums.data() + b * in_sample * chunks, in_sample, chunks,
-                                                     weight.data() + b * in_sample);
-            losses.push_back(sum / static_cast<double>(c.size));
-            total += sum;
+            SampleSum<Scalar> sample{};
+            sample.add(chunk_sums.data() + b * in_sample * chunks, in_sample * chunks, chunks,
+                       [&](int64_t p) { return weight[static_cast<size_t>(b * in_sample + p)]; });
+            losses.push_back(sample.total / static_cast<double>(c.size));
+            total += sample.total;
         }
         losses.push_back(total / static_cast<double>(c.elements()));
         hash.add(losses.data(), sizeof(double) * losses.size());

@@ -119,7 +119,7 @@ def _run(kernel: Any, call: Step, chunk: int, *first: int) -> None:
 
     others = 1 if (streams[:, kernels.STREAM_KIND] > SAME).any() else None
 
-    def work() -> None:
+    def work(_memory: Any = (call, rows, streams, fields, program)) -> None:  # whose addresses are among the numbers
         reals = np.empty(kernels.REALS, real)
         words = np.empty(kernels.WORDS, np.uint32)
         kernel(*first, reals, others, words.ctypes.data, taken.ctypes.data, total, chunk, numbers.ctypes.data)
@@ -273,14 +273,14 @@ def _compute(form: Form, rows: Any, i: int, x: Any, arrays: list[Any], name: tup
     if total <= CHUNK:
         kernels.step(*desk.scratch, desk.taken, total, total, desk.call)
     else:
-        _share(desk, total)
+        _share(desk, total, flat)
     _desks.append(desk)
 
 
-def _share(desk: Desk, total: int) -> None:
+def _share(desk: Desk, total: int, arrays: Any) -> None:
     """The call that is noted on this desk, among threads."""
 
-    def work() -> None:
+    def work(_memory: Any = arrays) -> None:
         own = Desk()
         kernels.step(*own.scratch, desk.taken, total, CHUNK, desk.call)
 

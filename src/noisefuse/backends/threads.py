@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
 _count: int | None = None
@@ -47,7 +47,8 @@ def together(work: Callable[[], object], stop: Callable[[], object], threads: in
     """Calls work() here and, where they can be had, on threads - 1 others, until all of them are done.
 
     Each call takes parts of one job until none is left, so it does not matter how many there are. An interrupt in the
-    middle calls stop(), after which no more parts are there to be taken.
+    middle calls stop(), after which no more parts are there to be taken, and waits for those that have been: they write
+    to the caller's memory.
     """
     global _pool
     others: list[Future[object]] = []
@@ -62,4 +63,8 @@ def together(work: Callable[[], object], stop: Callable[[], object], threads: in
                 other.result()
     except BaseException:
         stop()
+        begun = [other for other in others if not other.cancel()]
+        while not all(other.done() for other in begun):
+            with suppress(BaseException):  # another interrupt
+                wait(begun)
         raise
