@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import bits
+from conftest import NUMBA, bits
 from noisefuse import Noise, Schedule, philox4x32, q_sample, q_step, q_walk, randn, uniform
 
 S = Schedule.linear(10)
@@ -194,7 +194,7 @@ ROWS = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=["native", "numba", "reference"], autouse=True)
+@pytest.fixture(params=["native", *NUMBA, "reference"], autouse=True)
 def backend(request):
     with nf.use_backend(request.param):
         yield
