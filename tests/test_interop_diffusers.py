@@ -247,13 +247,33 @@ def test_loops_of_other_lengths_agree(name, n):
     loop(DEFAULTS[name], n)
 
 
+def loss_of_theirs(case, n):
+    """How far from the same in float64 diffusers' own loop, which draws nothing, ends where the last digit of each step
+    is another one."""
+    ends = []
+    for dtype, seed in ((torch.float64, 0), *((torch.float32, seed) for seed in range(4))):
+        theirs, rng = case.pair(n)[0], torch.Generator().manual_seed(0)
+        roundings = torch.Generator().manual_seed(seed)
+        theirs.sigmas = theirs.sigmas.to(dtype)
+        x = (torch.randn(SHAPE, generator=rng) * theirs.init_noise_sigma).to(dtype)
+        for t in theirs.timesteps:
+            push = torch.randn(SHAPE, generator=rng).to(dtype)
+            x = theirs.step(0.3 * torch.tanh(theirs.scale_model_input(x, t)) + push, t, x).prev_sample
+            if dtype == torch.float32:
+                x *= 1 + torch.finfo(dtype).eps * torch.randint(-1, 2, SHAPE, generator=roundings)
+        ends.append(x.double())
+    return max(difference(end, ends[0]) for end in ends[1:])
+
+
 @pytest.mark.slow  # three minutes
 @pytest.mark.parametrize("name", NAMES)
 def test_loops_agree_in_every_combination(name):
     for case in FULL:
         if case.name == name:
+            # Heun's (x - D) / sigma loses digits where sigma falls from 2.6 to 0.03 in a step: in theirs and in ours.
+            tolerance = LOOP if name != "HeunDiscreteScheduler" else max(LOOP, 2 * loss_of_theirs(case, 5))
             try:
-                loop(case, 5)
+                loop(case, 5, tolerance=tolerance)
             except Exception as error:
                 raise AssertionError(str(case)) from error
 
