@@ -10,6 +10,7 @@ namespace {
 
 struct Avx2 {
     static constexpr int width = 8, halves = 2;
+    static constexpr bool twice = false;
     static constexpr int block_of_lane(int lane, float) { return lane % 4 * 2 + lane / 4; }
     static constexpr int block_of_lane(int lane, double) { return lane; }
 

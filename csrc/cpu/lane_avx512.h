@@ -10,6 +10,7 @@ namespace {
 
 struct Avx512 {
     static constexpr int width = 16, halves = 2;
+    static constexpr bool twice = true;
     // Four unpacks transpose inside 128-bit parts (float); two of them and two permutes across (double).
     static constexpr int block_of_lane(int lane, float) { return lane % 4 * 4 + lane / 4; }
     static constexpr int block_of_lane(int lane, double) { return lane / 8 * 8 + lane % 2 * 4 + lane % 8 / 2; }

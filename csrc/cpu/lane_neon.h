@@ -11,6 +11,7 @@ namespace {
 
 struct Neon {
     static constexpr int width = 4, halves = 2;
+    static constexpr bool twice = false;
     static constexpr int block_of_lane(int lane, float) { return lane; }
     static constexpr int block_of_lane(int lane, double) { return lane; }
 

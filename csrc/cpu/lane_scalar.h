@@ -10,8 +10,9 @@ namespace nf {
 namespace {
 
 struct Scalar {
-    static constexpr int width = 1;   // lanes of u32 and f32
-    static constexpr int halves = 1;  // registers of f64 that hold as many lanes
+    static constexpr int width = 1;       // lanes of u32 and f32
+    static constexpr bool twice = false;  // registers enough for two vectors of philox at once
+    static constexpr int halves = 1;      // registers of f64 that hold as many lanes
     // Which block each lane takes, by the type of the elements: in_order knows it.
     static constexpr int block_of_lane(int lane, float) { return lane; }
     static constexpr int block_of_lane(int lane, double) { return lane; }

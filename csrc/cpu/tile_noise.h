@@ -137,9 +137,36 @@ inline void plan_run(Plan& plan, const Cursor& cursor) {
 // Words of one tile: [group][word of the block][lane].
 using TileWords = uint32_t[kTile / kGroup][4][Lane::width];
 
+// Two vectors as one, for philox: where registers allow it, two chains of rounds keep the multipliers busier than one.
+template <class L>
+struct Twice {
+    struct word {
+        typename L::word a, b;
+    };
+    struct u32 {
+        typename L::u32 a, b;
+    };
+    static word word_splat(uint32_t x) { return {L::word_splat(x), L::word_splat(x)}; }
+    static u32 word_lanes(word x) { return {L::word_lanes(x.a), L::word_lanes(x.b)}; }
+    static word product(word x, uint32_t m) { return {L::product(x.a, m), L::product(x.b, m)}; }
+    static word product_plus(word p, uint64_t x) { return {L::product_plus(p.a, x), L::product_plus(p.b, x)}; }
+    static word low(word p) { return {L::low(p.a), L::low(p.b)}; }
+    static word high(word p) { return {L::high(p.a), L::high(p.b)}; }
+    static u32 high_lanes(word p) { return {L::high_lanes(p.a), L::high_lanes(p.b)}; }
+    static word word_xor(word x, word y) { return {L::word_xor(x.a, y.a), L::word_xor(x.b, y.b)}; }
+    static word word_xor(word x, word y, word z) { return {L::word_xor(x.a, y.a, z.a), L::word_xor(x.b, y.b, z.b)}; }
+    static u32 bit_xor(u32 x, u32 y, uint32_t z) { return {L::bit_xor(x.a, y.a, z), L::bit_xor(x.b, y.b, z)}; }
+};
+
+// Word w of group g, or of two groups.
+inline void store_word(TileWords& to, int g, int w, Lane::u32 x) { Lane::store(to[g][w], x); }
+inline void store_word(TileWords& to, int g, int w, Twice<Lane>::u32 x) {
+    store_word(to, g, w, x.a);
+    store_word(to, g + 1, w, x.b);
+}
 template <class Lanes>
-inline void store_words(uint32_t (&to)[4][Lane::width], const Words<Lanes>& c) {
-    for (int w = 0; w < 4; ++w) Lane::store(to[w], c.w[w]);
+inline void store_words(TileWords& to, int g, const Words<Lanes>& c) {
+    for (int w = 0; w < 4; ++w) store_word(to, g, w, c.w[w]);
 }
 
 // The passes over a tile are flattened: all that they call is inlined. GCC stops short of that in a file of this size,
@@ -151,36 +178,54 @@ template <class Real, class Between>
 [[gnu::flatten]] inline void fill_words(TileWords& words, const Plan& plan, const RoundKeys& keys, uint32_t later,
                                         uint32_t low_bit, Between between) {
     const int groups = plan.groups;
+    int g = 0;
     if (plan.one_run) {
+        constexpr uint64_t next = uint64_t{kPhiloxM0} * Lane::width;
         const Common common(keys, plan.step + later, plan.sample, plan.tag_word | low_bit << 31);
         const Lane::u32 block = Lane::add(Lane::load(kOrder<Real>.block), Lane::splat(plan.block));
         auto product = Lane::product(Lane::word_from(block), kPhiloxM0);
-        for (int g = 0; g < groups; ++g) {
+        if constexpr (Lane::twice)
+            for (; g + 2 <= groups; g += 2) {
+                between(g), between(g + 1);
+                const Twice<Lane>::word both{product, Lane::product_plus(product, next)};
+                store_words(words, g, philox_blocks<Twice<Lane>>(both, common, keys));
+                product = Lane::product_plus(product, 2 * next);
+            }
+        for (; g < groups; ++g) {
             between(g);
-            store_words(words[g], philox_blocks<Lane>(product, common, keys));
-            product = Lane::product_plus(product, uint64_t{kPhiloxM0} * Lane::width);
+            store_words(words, g, philox_blocks<Lane>(product, common, keys));
+            product = Lane::product_plus(product, next);
         }
         return;
     }
-    for (int g = 0; g < groups; ++g) {
-        const int at = g * Lane::width;
-        const Words<Lane::word> c{{Lane::word_from(Lane::load(plan.blocks + at)),
-                                   Lane::word_from(Lane::add(Lane::load(plan.steps + at), Lane::splat(later))),
-                                   Lane::word_from(Lane::add(Lane::load(plan.samples + at), Lane::splat(plan.shift))),
-                                   Lane::word_from(Lane::bit_or(Lane::load(plan.tags + at), low_bit << 31))}};
+    const auto word = [&](int w, int group) {  // of the counters
+        const int at = group * Lane::width;
+        return Lane::word_from(w == 0   ? Lane::load(plan.blocks + at)
+                               : w == 1 ? Lane::add(Lane::load(plan.steps + at), Lane::splat(later))
+                               : w == 2 ? Lane::add(Lane::load(plan.samples + at), Lane::splat(plan.shift))
+                                        : Lane::bit_or(Lane::load(plan.tags + at), low_bit << 31));
+    };
+    if constexpr (Lane::twice)
+        for (; g + 2 <= groups; g += 2) {
+            between(g), between(g + 1);
+            Words<Twice<Lane>::word> c;
+            for (int w = 0; w < 4; ++w) c.w[w] = {word(w, g), word(w, g + 1)};
+            store_words(words, g, philox_rounds<Twice<Lane>>(c, keys, 0));
+        }
+    for (; g < groups; ++g) {
         between(g);
-        store_words(words[g], philox_rounds<Lane>(c, keys, 0));
+        store_words(words, g, philox_rounds<Lane>({{word(0, g), word(1, g), word(2, g), word(3, g)}}, keys, 0));
     }
 }
 
 // The normals or uniforms of a tile: take(g, z) gets those of group g, four vectors in the order of the elements.
-template <class Take>
-inline void words_to_floats(Draw draw, int groups, const TileWords& words, Take take) {
+template <Draw draw, class Take>
+inline void words_to_floats(int groups, const TileWords& words, Take take) {
     for (int g = 0; g < groups; ++g) {
         const Lane::u32 w[4] = {Lane::load(words[g][0]), Lane::load(words[g][1]), Lane::load(words[g][2]),
                                 Lane::load(words[g][3])};
         Lane::f32 z[4];
-        if (draw == Draw::normal) {
+        if constexpr (draw == Draw::normal) {
             const auto p = normal_pair<Lane>(w[0], w[1]), q = normal_pair<Lane>(w[2], w[3]);
             z[0] = p.z0, z[1] = p.z1, z[2] = q.z0, z[3] = q.z1;
         } else {
@@ -191,10 +236,10 @@ inline void words_to_floats(Draw draw, int groups, const TileWords& words, Take 
     }
 }
 
-template <int Half>
-inline void words_to_doubles(double* to, Draw draw, const Lane::u32 (&w)[4], const Lane::u32 (&v)[4]) {
+template <Draw draw, int Half>
+inline void words_to_doubles(double* to, const Lane::u32 (&w)[4], const Lane::u32 (&v)[4]) {
     Lane::f64 z[4];
-    if (draw == Draw::normal) {
+    if constexpr (draw == Draw::normal) {
         const auto p = normal_pair<Lane, Half>(w[0], v[0], w[1], v[1]),
                    q = normal_pair<Lane, Half>(w[2], v[2], w[3], v[3]);
         z[0] = p.z0, z[1] = p.z1, z[2] = q.z0, z[3] = q.z1;
@@ -205,20 +250,21 @@ inline void words_to_doubles(double* to, Draw draw, const Lane::u32 (&w)[4], con
     for (int i = 0; i < 4; ++i) Lane::store(to + i * kWidth<double>, z[i]);
 }
 
-[[gnu::flatten]] inline void words_to_values(float* to, Draw draw, int groups, const TileWords& words,
-                                             const TileWords&) {
-    words_to_floats(draw, groups, words, [=](int g, const Lane::f32(&z)[4]) {
+template <Draw draw>
+[[gnu::flatten]] inline void words_to_values(float* to, int groups, const TileWords& words, const TileWords&) {
+    words_to_floats<draw>(groups, words, [=](int g, const Lane::f32(&z)[4]) {
         for (int i = 0; i < 4; ++i) Lane::store(to + g * kGroup + i * Lane::width, z[i]);
     });
 }
 
-[[gnu::flatten]] inline void words_to_values(double* z, Draw draw, int groups, const TileWords& words,
+template <Draw draw>
+[[gnu::flatten]] inline void words_to_values(double* z, int groups, const TileWords& words,
                                              const TileWords& low_words) {
     for (int g = 0; g < groups; ++g, z += kGroup) {
         Lane::u32 w[4], v[4];
         for (int i = 0; i < 4; ++i) w[i] = Lane::load(words[g][i]), v[i] = Lane::load(low_words[g][i]);
-        words_to_doubles<0>(z, draw, w, v);
-        if constexpr (Lane::halves == 2) words_to_doubles<1>(z + kGroup / 2, draw, w, v);
+        words_to_doubles<draw, 0>(z, w, v);
+        if constexpr (Lane::halves == 2) words_to_doubles<draw, 1>(z + kGroup / 2, w, v);
     }
 }
 
@@ -234,7 +280,8 @@ struct Noise {
     const Real* fill(const Plan& plan, const RoundKeys& keys, Draw draw, uint32_t later, Between between) {
         fill_words<Real>(words, plan, keys, later, 0, between);
         if constexpr (sizeof(Real) == 8) fill_words<Real>(low_words, plan, keys, later, 1, [](int) {});
-        words_to_values(values, draw, plan.groups, words, low_words);
+        draw == Draw::normal ? words_to_values<Draw::normal>(values, plan.groups, words, low_words)
+                             : words_to_values<Draw::uniform>(values, plan.groups, words, low_words);
         if (plan.one_run) return values + plan.skip;
         Real* to = packed;
         for (int p = 0; p < plan.n_pieces; ++p) {

@@ -100,7 +100,7 @@ template <DType In, DType Out, int Clean, int... Forms>
     const RegisterRow<float, In, Clean, Forms...> row(rows, arrays.s.in);
     bool stream[kOutputs];
     for (int o = 0; o < kOutputs; ++o) stream[o] = arrays.streams(o, at);
-    words_to_floats(arrays.s.draw, plan.groups, words, [&](int g, const Lane::f32(&z)[4]) {
+    words_to_floats<Draw::normal>(plan.groups, words, [&](int g, const Lane::f32(&z)[4]) {
         arrays.prefetch_read(at, g);
         const int64_t here = at + g * kGroup;
         Lane::f32 result[4][kOutputs];
@@ -156,7 +156,7 @@ OnNoise on_noise(DType in, int64_t shape_of_call) {
 template <class Real>
 OnNoise on_noise(const Rows<Real>& rows, const Arrays<Real>& arrays) {
     const Step& s = rows.s;
-    if (s.type == DType::f64) return nullptr;
+    if (s.type == DType::f64 || s.draw != Draw::normal) return nullptr;
     const DType in = arrays.n_in ? s.in_type[arrays.slots[0]] : s.type;
     for (int i = 0; i < arrays.n_in; ++i)
         if (s.in_type[arrays.slots[i]] != in) return nullptr;
