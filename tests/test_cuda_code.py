@@ -87,16 +87,20 @@ def test_every_architecture(compiler, arch):
     check(machine_code(compiler, arch), registers=80 if arch in ("75", "100", "120") else 64)
 
 
+def planted(folder, file, old, new):
+    """A copy of the sources with an error in it."""
+    sources = shutil.copytree(stand_in.CSRC, folder / "csrc")
+    text = (sources / file).read_text()
+    assert old in text
+    (sources / file).write_text(text.replace(old, new))
+    return sources
+
+
 @pytest.mark.slow
 @needs_nvcc
 def test_a_lost_fma_and_flushing_would_be_seen(tmp_path):
     """The test of the tests above: a product and a sum in place of fma, and -ftz=true."""
-    sources = shutil.copytree(stand_in.CSRC, tmp_path / "csrc")
-    lane = sources / "cuda" / "lane_cuda.h"
-    text = lane.read_text()
-    planted = text.replace("__fmaf_rn(a, b, c)", "a * b + c")
-    assert planted != text
-    lane.write_text(planted)
+    sources = planted(tmp_path, "cuda/lane_cuda.h", "__fmaf_rn(a, b, c)", "a * b + c")
     lost = compilers.machine_code(compilers.nvcc("cubin", "90", sources=sources))["nf_forward_f32"]
     assert floating_point(lost) != (FMA * 16 + 64, PRODUCTS * 16, SUMS * 16)
     flushed = compilers.machine_code(compilers.nvcc("cubin", "90", [*compilers.FLAGS, "-ftz=true"]))
@@ -189,12 +193,7 @@ def test_interpreted_ptx_has_the_bits_of_native_on_the_stand_in(compiler, arch):
 @pytest.mark.slow
 @needs_nvcc
 def test_a_lost_barrier_would_be_seen(tmp_path):
-    sources = shutil.copytree(stand_in.CSRC, tmp_path / "csrc")
-    header = sources / "cuda" / "instructions.h"
-    text = header.read_text()
-    planted = text.replace("    __syncthreads();\n", "")
-    assert planted != text
-    header.write_text(planted)
+    sources = planted(tmp_path, "cuda/instructions.h", "    __syncthreads();\n", "")
     lost = compilers.nvcc("ptx", "90", sources=sources).decode()
     with stand_in.installed() as cupy:
         nf.randn(4, 0, out=cupy.empty(4, "float32"))  # the self-test, which needs none

@@ -17,7 +17,7 @@ template <class Real>
 void step_drawing_nothing(const Step& s, int64_t begin, int64_t end) {
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
-    const OnArrays<Real> tile_on_arrays = on_arrays(rows, arrays);
+    const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape_of(rows, arrays));
     const bool far = s.size * s.batch > kFar;
     const int64_t most = tile_on_arrays && arrays.all_own && !far ? 16 * kTile : kTile;
     int64_t size = far ? arrays.to_line(begin) : 0;  // of the first tile, so that the others begin with a line
@@ -39,8 +39,9 @@ void step_drawing(const Step& s, int64_t begin, int64_t end) {
     Plan plan;
     uint64_t seed = cursor.field().seed;
     RoundKeys keys(seed);
-    const OnNoise tile_on_noise = on_noise(rows, arrays);
-    const OnArrays<Real> tile_on_arrays = on_arrays(rows, arrays);
+    const int64_t shape = shape_of(rows, arrays);
+    const OnNoise tile_on_noise = on_noise(arrays, shape);
+    const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape);
 
     auto tile = [&](int64_t at) {
         if constexpr (sizeof(Real) == 4)

@@ -2,8 +2,6 @@
 // Rows of the usual shapes, added up in registers: noise and D take no way through memory. All other rows go through
 // tile_rows.h, form by form.
 #pragma once
-#include <initializer_list>
-
 #include "tile_noise.h"
 #include "tile_rows.h"
 
@@ -24,26 +22,40 @@ inline int form_of(const Affine& form) {
     return clean > noise ? -1 : form.n + (noise ? kOnBoth : kOnClean);
 }
 
-// The shape of a row: the number of D's terms, and the forms of the outputs.
-constexpr int64_t shape(std::initializer_list<int> numbers) {
-    int64_t digits = 0;
-    for (int n : numbers) digits = 100 * digits + n;
-    return digits;
-}
+// The shape of a row: the number of D's terms, and the forms of the outputs. Its code has two digits for each.
+constexpr int64_t with_form(int64_t code, int form) { return 100 * code + form; }
+template <int Clean, int... Forms>
+struct Shape {
+    static constexpr int64_t code() {
+        int64_t code = Clean;
+        ((code = with_form(code, Forms)), ...);
+        return code;
+    }
+};
+template <class... Each>
+struct Shapes {};
 
-// Of a call, or -1: not one of these. Only a form that begins with the noise may have a constant.
+// Of a call, its code, or -1: not one of these. Only a form that begins with the noise may have a constant.
 template <class Real>
 int64_t shape_of(const Rows<Real>& rows, const Arrays<Real>& arrays) {
     const Step& s = rows.s;
     if (s.masked || !arrays.apart || (rows.wants_clean && rows.clean.constant >= 0)) return -1;
-    int64_t found = rows.wants_clean ? rows.clean.n : 0;
+    int64_t code = rows.wants_clean ? rows.clean.n : 0;
     for (int o = 0; o < 3; ++o) {
         if (!s.out[o]) continue;
         const int form = form_of(rows.out[o]);
         const bool constant = rows.out[o].constant >= 0 && begin_of(form) != kOnNoise;
         if (form < 0 || terms_of(form) == 0 || constant || (o && !s.out[o - 1])) return -1;
-        found = 100 * found + form;
+        code = with_form(code, form);
     }
+    return code;
+}
+
+// What `of` makes of the shape with this code, or null.
+template <class Function, class Of, class... Each>
+Function for_shape(int64_t code, Shapes<Each...>, Of of) {
+    Function found = nullptr;
+    ((code == Each::code() ? void(found = of(Each{})) : void()), ...);
     return found;
 }
 
@@ -111,59 +123,42 @@ template <DType In, DType Out, int Clean, int... Forms>
     });
 }
 
+using ForwardShapes = Shapes<Shape<0, kOnNoise + 2>,  // q_sample, q_step; and their targets
+                             Shape<0, kOnNoise + 2, kOnNoise + 1>, Shape<0, kOnNoise + 2, kOnNoise + 2>,
+                             Shape<0, kOnNoise + 2, kOnArrays + 1>>;
+using DrawnShapes = Shapes<Shape<0, kOnNoise + 1>,                         // randn
+                           Shape<0, kOnNoise + 3>, Shape<2, kOnBoth + 3>,  // ddpm, euler_ancestral, lcm
+                           Shape<3, kOnBoth + 3>,                          // guided
+                           Shape<2, kOnBoth + 4, kOnClean + 1>>;           // dpmpp_2m_sde
+
 using OnNoise = decltype(&tile_on_noise<DType::f32, DType::f32, 0, kOnNoise + 1>);
 
 template <DType In, DType Out>
-OnNoise on_noise(int64_t shape_of_call) {
-    switch (shape_of_call) {
-        case shape({0, kOnNoise + 2}):
-            return tile_on_noise<In, Out, 0, kOnNoise + 2>;  // q_sample, q_step
-        // and their targets
-        case shape({0, kOnNoise + 2, kOnNoise + 1}):
-            return tile_on_noise<In, Out, 0, kOnNoise + 2, kOnNoise + 1>;
-        case shape({0, kOnNoise + 2, kOnNoise + 2}):
-            return tile_on_noise<In, Out, 0, kOnNoise + 2, kOnNoise + 2>;
-        case shape({0, kOnNoise + 2, kOnArrays + 1}):
-            return tile_on_noise<In, Out, 0, kOnNoise + 2, kOnArrays + 1>;
-        default:
-            break;
-    }
-    if constexpr (In == Out) switch (shape_of_call) {
-            case shape({0, kOnNoise + 1}):
-                return tile_on_noise<In, Out, 0, kOnNoise + 1>;  // randn
-            case shape({0, kOnNoise + 3}):
-                return tile_on_noise<In, Out, 0, kOnNoise + 3>;
-            case shape({2, kOnBoth + 3}):
-                return tile_on_noise<In, Out, 2, kOnBoth + 3>;  // ddpm, euler_ancestral, lcm
-            case shape({3, kOnBoth + 3}):
-                return tile_on_noise<In, Out, 3, kOnBoth + 3>;  // guided
-            case shape({2, kOnBoth + 4, kOnClean + 1}):         // dpmpp_2m_sde
-                return tile_on_noise<In, Out, 2, kOnBoth + 4, kOnClean + 1>;
-            default:
-                break;
-        }
+OnNoise on_noise(int64_t code) {
+    const auto of = []<int Clean, int... Forms>(Shape<Clean, Forms...>) {
+        return tile_on_noise<In, Out, Clean, Forms...>;
+    };
+    if (const OnNoise found = for_shape<OnNoise>(code, ForwardShapes{}, of)) return found;
+    if constexpr (In == Out) return for_shape<OnNoise>(code, DrawnShapes{}, of);
     return nullptr;
 }
 
 template <DType Out>
-OnNoise on_noise(DType in, int64_t shape_of_call) {
-    return in == Out         ? on_noise<Out, Out>(shape_of_call)
-           : in == DType::u8 ? on_noise<DType::u8, Out>(shape_of_call)
-                             : nullptr;
+OnNoise on_noise(DType in, int64_t code) {
+    return in == Out ? on_noise<Out, Out>(code) : in == DType::u8 ? on_noise<DType::u8, Out>(code) : nullptr;
 }
 
 // Which of these does a call, or null: float32 arithmetic, all inputs of the outputs' type or all bytes.
 template <class Real>
-OnNoise on_noise(const Rows<Real>& rows, const Arrays<Real>& arrays) {
-    const Step& s = rows.s;
+OnNoise on_noise(const Arrays<Real>& arrays, int64_t code) {
+    const Step& s = arrays.s;
     if (s.type == DType::f64 || s.draw != Draw::normal) return nullptr;
     const DType in = arrays.n_in ? s.in_type[arrays.slots[0]] : s.type;
     for (int i = 0; i < arrays.n_in; ++i)
         if (s.in_type[arrays.slots[i]] != in) return nullptr;
-    const int64_t found = shape_of(rows, arrays);
-    return s.type == DType::f32   ? on_noise<DType::f32>(in, found)
-           : s.type == DType::f16 ? on_noise<DType::f16>(in, found)
-                                  : on_noise<DType::bf16>(in, found);
+    return s.type == DType::f32   ? on_noise<DType::f32>(in, code)
+           : s.type == DType::f16 ? on_noise<DType::f16>(in, code)
+                                  : on_noise<DType::bf16>(in, code);
 }
 
 // ---- with all in arrays, vector by vector ------------------------------------------------------------------
@@ -192,39 +187,28 @@ template <class Real, int Clean, int... Forms>
     for (int o = 0; o < kOutputs && overlaps; ++o) Lane::store(to[o] + size - W, last[o]);
 }
 
+using SamplerShapes = Shapes<Shape<2, kOnClean + 2>,                              // ddim, euler
+                             Shape<3, kOnClean + 2>,                              // guided
+                             Shape<2, kOnClean + 3>,                              // flow_euler
+                             Shape<2, kOnClean + 3, kOnClean + 1>,                // dpmpp_2m
+                             Shape<2, kOnClean + 4, kOnClean + 1, kOnClean + 4>,  // unipc
+                             Shape<2, kOnClean + 4, kOnClean + 2>,                // dpm_2
+                             Shape<2, kOnClean + 4, kOnClean + 3>,                // heun, flow_heun, edm
+                             Shape<2, kOnArrays + 5, kOnClean + 2>,               // pndm
+                             Shape<2, kOnBoth + 3>,                               // ddpm, euler_ancestral, lcm
+                             Shape<3, kOnBoth + 3>,                               // guided
+                             Shape<2, kOnBoth + 4, kOnClean + 1>>;                // dpmpp_2m_sde
+
 template <class Real>
 using OnArrays = decltype(&tile_on_arrays<Real, 2, kOnClean + 2>);
 
 // Which of these does a call whose outputs are in the arithmetic's own type, or null.
 template <class Real>
-OnArrays<Real> on_arrays(const Rows<Real>& rows, const Arrays<Real>& arrays) {
-    if (rows.s.type != kOwn<Real>) return nullptr;
-    switch (shape_of(rows, arrays)) {
-        case shape({2, kOnClean + 2}):
-            return tile_on_arrays<Real, 2, kOnClean + 2>;  // ddim, euler
-        case shape({3, kOnClean + 2}):
-            return tile_on_arrays<Real, 3, kOnClean + 2>;  // guided
-        case shape({2, kOnClean + 3}):
-            return tile_on_arrays<Real, 2, kOnClean + 3>;  // flow_euler
-        case shape({2, kOnClean + 3, kOnClean + 1}):       // dpmpp_2m
-            return tile_on_arrays<Real, 2, kOnClean + 3, kOnClean + 1>;
-        case shape({2, kOnClean + 4, kOnClean + 1, kOnClean + 4}):  // unipc
-            return tile_on_arrays<Real, 2, kOnClean + 4, kOnClean + 1, kOnClean + 4>;
-        case shape({2, kOnClean + 4, kOnClean + 2}):  // dpm_2
-            return tile_on_arrays<Real, 2, kOnClean + 4, kOnClean + 2>;
-        case shape({2, kOnClean + 4, kOnClean + 3}):  // heun, flow_heun, edm
-            return tile_on_arrays<Real, 2, kOnClean + 4, kOnClean + 3>;
-        case shape({2, kOnArrays + 5, kOnClean + 2}):  // pndm
-            return tile_on_arrays<Real, 2, kOnArrays + 5, kOnClean + 2>;
-        case shape({2, kOnBoth + 3}):
-            return tile_on_arrays<Real, 2, kOnBoth + 3>;  // ddpm, euler_ancestral, lcm
-        case shape({3, kOnBoth + 3}):
-            return tile_on_arrays<Real, 3, kOnBoth + 3>;  // guided
-        case shape({2, kOnBoth + 4, kOnClean + 1}):       // dpmpp_2m_sde
-            return tile_on_arrays<Real, 2, kOnBoth + 4, kOnClean + 1>;
-        default:
-            return nullptr;
-    }
+OnArrays<Real> on_arrays(const Arrays<Real>& arrays, int64_t code) {
+    if (arrays.s.type != kOwn<Real>) return nullptr;
+    return for_shape<OnArrays<Real>>(code, SamplerShapes{}, []<int Clean, int... Forms>(Shape<Clean, Forms...>) {
+        return tile_on_arrays<Real, Clean, Forms...>;
+    });
 }
 
 template <class Real>

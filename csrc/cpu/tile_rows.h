@@ -29,8 +29,8 @@ inline auto load_lanes(const void* from, int64_t at) {
 }
 
 // One vector, or what takes its place, to `to`; past the caches if `stream`, when that place is aligned to it.
-template <class Element, class Vector>
-inline void store_one(Element* to, Vector x, bool stream) {
+template <class Element, class Lanes>
+inline void store_one(Element* to, Lanes x, bool stream) {
     stream ? Lane::stream(to, x) : Lane::store(to, x);
 }
 
@@ -59,12 +59,13 @@ template <DType Type>
 inline void load_halves(float* to, const uint16_t* from, int n) {
     int i = 0;
     for (; i + Lane::width <= n; i += Lane::width) Lane::store(to + i, load_lanes<Type>(from, i));
-    if (i == n) return;
+    const size_t left = static_cast<size_t>(n) % Lane::width;
+    if (left == 0) return;
     uint16_t rest[Lane::width] = {};
     float floats[Lane::width];
-    std::memcpy(rest, from + i, sizeof(uint16_t) * size_t(n - i));
+    std::memcpy(rest, from + i, sizeof(uint16_t) * left);
     Lane::store(floats, load_lanes<Type>(rest, 0));
-    std::memcpy(to + i, floats, sizeof(float) * size_t(n - i));
+    std::memcpy(to + i, floats, sizeof(float) * left);
 }
 
 template <DType Type>
@@ -78,12 +79,13 @@ template <DType Type>
 inline void store_halves(uint16_t* to, const float* from, int n, bool stream) {
     int i = 0;
     for (; i + kGroup <= n; i += kGroup) store_group<Type>(to + i, from + i, stream);
-    if (i == n) return;
+    const size_t left = static_cast<size_t>(n) % kGroup;
+    if (left == 0) return;
     float rest[kGroup] = {};
     uint16_t halves[kGroup];
-    std::memcpy(rest, from + i, sizeof(float) * size_t(n - i));
+    std::memcpy(rest, from + i, sizeof(float) * left);
     store_group<Type>(halves, rest, false);
-    std::memcpy(to + i, halves, sizeof(uint16_t) * size_t(n - i));
+    std::memcpy(to + i, halves, sizeof(uint16_t) * left);
 }
 
 inline void load_as(float* to, const void* from, DType type, int64_t at, int n) {
