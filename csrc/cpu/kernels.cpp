@@ -20,7 +20,8 @@ void step_drawing_nothing(const Step& s, int64_t begin, int64_t end) {
     const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape_of(rows, arrays));
     const bool far = s.size * s.batch > kFar;
     const int64_t most = tile_on_arrays && arrays.all_own && !far ? 16 * kTile : kTile;
-    int64_t size = far ? arrays.to_line(begin) : 0;  // of the first tile, so that the others begin with a line
+    // The first tile of a long array is short, so that the others begin with a line.
+    int64_t size = end - begin >= 64 * kTile ? arrays.to_line(begin) : 0;
     for (int64_t at = begin; at < end; at += size, size = 0) {
         const int64_t left = s.segment - at % s.segment;
         size = least(size ? size : left < kTile ? kTile : least(left, most), end - at);
@@ -39,7 +40,7 @@ void step_drawing(const Step& s, int64_t begin, int64_t end) {
     Plan plan;
     uint64_t seed = cursor.field().seed;
     RoundKeys keys(seed);
-    const int64_t shape = shape_of(rows, arrays);
+    const uint64_t shape = shape_of(rows, arrays);
     const OnNoise tile_on_noise = on_noise(arrays, shape);
     const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape);
 

@@ -2,114 +2,111 @@
 // Rows of the usual shapes, added up in registers: noise and D take no way through memory. All other rows go through
 // tile_rows.h, form by form.
 #pragma once
+#include <initializer_list>
+#include <iterator>
+#include <utility>
+
 #include "tile_noise.h"
 #include "tile_rows.h"
 
 namespace nf {
 namespace {
 
-// What a form begins with; the number of its terms is added.
-enum Begin { kOnClean = 0, kOnNoise = 10, kOnBoth = 20, kOnArrays = 30 };  // both: the noise, then D
-constexpr int terms_of(int form) { return form % 10; }
-constexpr int begin_of(int form) { return form - form % 10; }
-
-// Begin + terms, or -1: D comes later.
-inline int form_of(const Affine& form) {
-    const bool noise = form.n > 0 && form.slot[0] == kZ;
-    int clean = 0;  // which term it is
-    while (clean < form.n && form.slot[clean] != kD) ++clean;
-    if (clean == form.n) return form.n + (noise ? kOnNoise : kOnArrays);
-    return clean > noise ? -1 : form.n + (noise ? kOnBoth : kOnClean);
+// The shape of a row: the columns that count, of D (where an output has it) and of the outputs.
+constexpr uint64_t columns(int first, std::initializer_list<Slot> slots) {
+    uint64_t set = 0;
+    for (const Slot slot : slots) set |= uint64_t{1} << (first + 1 + slot);
+    return set;
 }
+using Slots = std::initializer_list<Slot>;
+constexpr uint64_t shape(Slots clean, Slots out, Slots aux1 = {}, Slots aux2 = {}) {
+    return columns(kClean, clean) | columns(kAffine[0], out) | columns(kAffine[1], aux1) | columns(kAffine[2], aux2);
+}
+constexpr uint64_t form_of(uint64_t present, int first) { return present & uint64_t{0x3FF} << first; }
 
-// The shape of a row: the number of D's terms, and the forms of the outputs. Its code has two digits for each.
-constexpr int64_t with_form(int64_t code, int form) { return 100 * code + form; }
-template <int Clean, int... Forms>
-struct Shape {
-    static constexpr int64_t code() {
-        int64_t code = Clean;
-        ((code = with_form(code, Forms)), ...);
-        return code;
-    }
-};
-template <class... Each>
-struct Shapes {};
-
-// Of a call, its code, or -1: not one of these. Only a form that begins with the noise may have a constant.
+// Of a call, or 0: not one of these. Only a form that begins with the noise may have a constant, which is no part of
+// the shape.
 template <class Real>
-int64_t shape_of(const Rows<Real>& rows, const Arrays<Real>& arrays) {
+uint64_t shape_of(const Rows<Real>& rows, const Arrays<Real>& arrays) {
     const Step& s = rows.s;
-    if (s.masked || !arrays.apart || (rows.wants_clean && rows.clean.constant >= 0)) return -1;
-    int64_t code = rows.wants_clean ? rows.clean.n : 0;
+    if (s.masked || !arrays.apart) return 0;
+    uint64_t found = rows.wants_clean ? s.present & (columns(kClean, {kX, kM1, kM2}) | uint64_t{1} << kClean) : 0;
     for (int o = 0; o < 3; ++o) {
         if (!s.out[o]) continue;
-        const int form = form_of(rows.out[o]);
-        const bool constant = rows.out[o].constant >= 0 && begin_of(form) != kOnNoise;
-        if (form < 0 || terms_of(form) == 0 || constant || (o && !s.out[o - 1])) return -1;
-        code = with_form(code, form);
+        const Affine& form = rows.out[o];
+        if (form.n == 0 || (o && !s.out[o - 1])) return 0;
+        found |= form_of(s.present, kAffine[o]);
+        if (form.slot[0] == kZ) found &= ~(uint64_t{1} << kAffine[o]);
     }
-    return code;
-}
-
-// What `of` makes of the shape with this code, or null.
-template <class Function, class Of, class... Each>
-Function for_shape(int64_t code, Shapes<Each...>, Of of) {
-    Function found = nullptr;
-    ((code == Each::code() ? void(found = of(Each{})) : void()), ...);
     return found;
 }
 
-// A row of this shape in registers, and where its terms are: arrays of type In, and of the noise one vector.
-template <class Real, DType In, int Clean, int... Forms>
+// What `of` makes of the shape among these that a call has, or null. `of` takes an index.
+template <const auto& shapes, class Function, class Of>
+Function for_shape(uint64_t shape, Of of) {
+    Function found = nullptr;
+    [&]<size_t... I>(std::index_sequence<I...>) {
+        ((shape == shapes[I] ? void(found = of.template operator()<shapes[I]>()) : void()), ...);
+    }(std::make_index_sequence<std::size(shapes)>{});
+    return found;
+}
+
+// A row of this shape in registers, and its arrays, of type In; of the noise it takes one vector.
+template <class Real, DType In, uint64_t shape>
 struct RegisterRow {
-    static constexpr int kOutputs = sizeof...(Forms), kForms[] = {Forms...}, kMost = 5;
-    Vector<Real> clean_c[Clean + 1], c[kOutputs][kMost], k[kOutputs], low, high;
-    const void *clean_v[Clean + 1], *v[kOutputs][kMost];
+    static constexpr Affine kD_of{shape, kClean, 3};
+    static constexpr Affine kForms[3] = {
+        {shape, kAffine[0], kSlots}, {shape, kAffine[1], kSlots}, {shape, kAffine[2], kSlots}};
+    static constexpr int kOutputs = kForms[2].n ? 3 : kForms[1].n ? 2 : 1;
+    static constexpr bool reads(int slot) {
+        bool found = slot < 3 && counts(shape, kClean + 1 + slot);
+        for (int o = 0; o < 3; ++o) found |= counts(shape, kAffine[o] + 1 + slot);
+        return found;
+    }
+
+    Vector<Real> clean_c[3], c[kOutputs][kSlots], k[kOutputs], low, high;
+    const void* array[kSlots];
     bool clamps;
 
     template <class Values>
     RegisterRow(const Rows<Real>& rows, const Values& value) : clamps(rows.clamps()) {
         const auto splat = [&](int column) { return Lane::splat(*rows.coefficient(column)); };
         low = splat(kLow), high = splat(kHigh);
-        for (int t = 0; t < Clean; ++t)
-            clean_c[t] = splat(rows.clean.column[t]), clean_v[t] = value[rows.clean.slot[t]];
+        for (int slot = 0; slot < kSlots; ++slot) array[slot] = value[slot];
+        for (int t = 0; t < kD_of.n; ++t) clean_c[t] = splat(kD_of.column[t]);
         for (int o = 0; o < kOutputs; ++o) {
-            const Affine& form = rows.out[o];
-            k[o] = form.constant < 0 ? Lane::splat(Real{-0.0}) : splat(form.constant);  // -0 changes no product
-            for (int t = 0; t < terms_of(kForms[o]); ++t)
-                c[o][t] = splat(form.column[t]), v[o][t] = value[form.slot[t]];
+            const int constant = rows.out[o].constant;
+            k[o] = constant < 0 ? Lane::splat(Real{-0.0}) : splat(constant);  // -0 changes no product
+            for (int t = 0; t < kForms[o].n; ++t) c[o][t] = splat(kForms[o].column[t]);
         }
     }
 
-    // The outputs' vectors of the elements from `at` on.
+    // The outputs' vectors of the elements from `at` on. Each array is read once.
     void add_up(int64_t at, Vector<Real> z, Vector<Real> (&result)[kOutputs]) const {
-        Vector<Real> d = z;
-        for (int t = 0; t < Clean; ++t) {
-            const auto x = load_lanes<In>(clean_v[t], at);
-            d = t == 0 ? Lane::mul(clean_c[t], x) : Lane::fma(clean_c[t], x, d);
+        Vector<Real> v[kSlots];
+        v[kZ] = z;
+        for (int slot = 0; slot < kSlots; ++slot)
+            if (slot != kZ && slot != kD && reads(slot)) v[slot] = load_lanes<In>(array[slot], at);
+        if constexpr (kD_of.n) {
+            v[kD] = Lane::mul(clean_c[0], v[kD_of.slot[0]]);
+            for (int t = 1; t < kD_of.n; ++t) v[kD] = Lane::fma(clean_c[t], v[kD_of.slot[t]], v[kD]);
+            if (clamps) v[kD] = Lane::clamp(v[kD], low, high);
         }
-        if (Clean && clamps) d = Lane::clamp(d, low, high);
         for (int o = 0; o < kOutputs; ++o) {
-            const int begin = begin_of(kForms[o]);
-            Vector<Real> sum;
-            if (begin == kOnClean) sum = Lane::mul(c[o][0], d);
-            if (begin == kOnArrays) sum = Lane::mul(c[o][0], load_lanes<In>(v[o][0], at));
-            if (begin == kOnNoise || begin == kOnBoth) sum = Lane::fma(c[o][0], z, k[o]);
-            if (begin == kOnBoth) sum = Lane::fma(c[o][1], d, sum);
-            for (int t = begin == kOnBoth ? 2 : 1; t < terms_of(kForms[o]); ++t)
-                sum = Lane::fma(c[o][t], load_lanes<In>(v[o][t], at), sum);
-            result[o] = sum;
+            const Affine& form = kForms[o];
+            result[o] = form.slot[0] == kZ ? Lane::fma(c[o][0], z, k[o]) : Lane::mul(c[o][0], v[form.slot[0]]);
+            for (int t = 1; t < form.n; ++t) result[o] = Lane::fma(c[o][t], v[form.slot[t]], result[o]);
         }
     }
 };
 
 // ---- with the noise of whole groups, as it is made ---------------------------------------------------------
 
-template <DType In, DType Out, int Clean, int... Forms>
+template <DType In, DType Out, uint64_t shape>
 [[gnu::flatten]] void tile_on_noise(const TileWords& words, const Plan& plan, const Rows<float>& rows,
                                     const Arrays<float>& arrays, int64_t at) {
-    constexpr int kOutputs = sizeof...(Forms);
-    const RegisterRow<float, In, Clean, Forms...> row(rows, arrays.s.in);
+    const RegisterRow<float, In, shape> row(rows, arrays.s.in);
+    constexpr int kOutputs = row.kOutputs;
     bool stream[kOutputs];
     for (int o = 0; o < kOutputs; ++o) stream[o] = arrays.streams(o, at);
     words_to_floats<Draw::normal>(plan.groups, words, [&](int g, const Lane::f32(&z)[4]) {
@@ -123,58 +120,65 @@ template <DType In, DType Out, int Clean, int... Forms>
     });
 }
 
-using ForwardShapes = Shapes<Shape<0, kOnNoise + 2>,  // q_sample, q_step; and their targets
-                             Shape<0, kOnNoise + 2, kOnNoise + 1>, Shape<0, kOnNoise + 2, kOnNoise + 2>,
-                             Shape<0, kOnNoise + 2, kOnArrays + 1>>;
-using DrawnShapes = Shapes<Shape<0, kOnNoise + 1>,                         // randn
-                           Shape<0, kOnNoise + 3>, Shape<2, kOnBoth + 3>,  // ddpm, euler_ancestral, lcm
-                           Shape<3, kOnBoth + 3>,                          // guided
-                           Shape<2, kOnBoth + 4, kOnClean + 1>>;           // dpmpp_2m_sde
+constexpr uint64_t kForwardShapes[] = {
+    shape({}, {kZ, kX}),            // q_sample, q_step; and their targets:
+    shape({}, {kZ, kX}, {kZ}),      // epsilon
+    shape({}, {kZ, kX}, {kX}),      // sample
+    shape({}, {kZ, kX}, {kZ, kX}),  // v, flow
+};
+constexpr uint64_t kDrawnShapes[] = {
+    shape({}, {kZ}),  // randn
+    shape({}, {kZ, kM1, kX}),
+    shape({kM1, kX}, {kZ, kD, kX}),  // ddpm, euler_ancestral, lcm
+    shape({kM1, kX}, {kZ, kD, kM1}),
+    shape({kM1, kX}, {kZ, kD, kM1, kX}),
+    shape({kM1}, {kZ, kD, kX}),
+    shape({kM2, kM1, kX}, {kZ, kD, kX}),           // guided
+    shape({kM1, kX}, {kZ, kD, kPast1, kX}, {kD}),  // dpmpp_2m_sde
+};
 
-using OnNoise = decltype(&tile_on_noise<DType::f32, DType::f32, 0, kOnNoise + 1>);
+using OnNoise = decltype(&tile_on_noise<DType::f32, DType::f32, shape({}, {kZ})>);
 
 template <DType In, DType Out>
-OnNoise on_noise(int64_t code) {
-    const auto of = []<int Clean, int... Forms>(Shape<Clean, Forms...>) {
-        return tile_on_noise<In, Out, Clean, Forms...>;
-    };
-    if (const OnNoise found = for_shape<OnNoise>(code, ForwardShapes{}, of)) return found;
-    if constexpr (In == Out) return for_shape<OnNoise>(code, DrawnShapes{}, of);
+OnNoise on_noise(uint64_t shape_of_call) {
+    const auto of = []<uint64_t shape>() -> OnNoise { return tile_on_noise<In, Out, shape>; };
+    if (const auto found = for_shape<kForwardShapes, OnNoise>(shape_of_call, of)) return found;
+    if constexpr (In == Out) return for_shape<kDrawnShapes, OnNoise>(shape_of_call, of);
     return nullptr;
 }
 
 template <DType Out>
-OnNoise on_noise(DType in, int64_t code) {
-    return in == Out ? on_noise<Out, Out>(code) : in == DType::u8 ? on_noise<DType::u8, Out>(code) : nullptr;
+OnNoise on_noise(DType in, uint64_t shape) {
+    return in == Out ? on_noise<Out, Out>(shape) : in == DType::u8 ? on_noise<DType::u8, Out>(shape) : nullptr;
 }
 
 // Which of these does a call, or null: float32 arithmetic, all inputs of the outputs' type or all bytes.
 template <class Real>
-OnNoise on_noise(const Arrays<Real>& arrays, int64_t code) {
+OnNoise on_noise(const Arrays<Real>& arrays, uint64_t shape) {
     const Step& s = arrays.s;
     if (s.type == DType::f64 || s.draw != Draw::normal) return nullptr;
     const DType in = arrays.n_in ? s.in_type[arrays.slots[0]] : s.type;
     for (int i = 0; i < arrays.n_in; ++i)
         if (s.in_type[arrays.slots[i]] != in) return nullptr;
-    return s.type == DType::f32   ? on_noise<DType::f32>(in, code)
-           : s.type == DType::f16 ? on_noise<DType::f16>(in, code)
-                                  : on_noise<DType::bf16>(in, code);
+    return s.type == DType::f32   ? on_noise<DType::f32>(in, shape)
+           : s.type == DType::f16 ? on_noise<DType::f16>(in, shape)
+                                  : on_noise<DType::bf16>(in, shape);
 }
 
 // ---- with all in arrays, vector by vector ------------------------------------------------------------------
 
 // A tile of at least a vector.
-template <class Real, int Clean, int... Forms>
+template <class Real, uint64_t shape>
 [[gnu::flatten]] void tile_on_arrays(const Rows<Real>& rows, const Arrays<Real>& arrays, int64_t at, int size) {
-    constexpr int W = kWidth<Real>, kOutputs = sizeof...(Forms);
-    const RegisterRow<Real, kOwn<Real>, Clean, Forms...> row(rows, arrays.value);
+    const RegisterRow<Real, kOwn<Real>, shape> row(rows, arrays.value);
+    constexpr int W = kWidth<Real>, kOutputs = row.kOutputs;
     Real* to[kOutputs];
     bool stream[kOutputs];
     for (int o = 0; o < kOutputs; ++o)
         to[o] = static_cast<Real*>(arrays.s.out[o]) + at, stream[o] = arrays.streams(o, at);
     const Real* const noise = arrays.value[kZ];
     const auto add_up = [&](int i, Vector<Real>(&result)[kOutputs]) {
-        row.add_up(i, ((begin_of(Forms) == kOnBoth) || ...) ? Lane::load(noise + i) : Vector<Real>{}, result);
+        row.add_up(i, row.reads(kZ) ? Lane::load(noise + i) : Vector<Real>{}, result);
     };
     // A last vector that overlaps the one before it is computed first, while no input has been overwritten.
     const bool overlaps = size % W != 0;
@@ -187,28 +191,37 @@ template <class Real, int Clean, int... Forms>
     for (int o = 0; o < kOutputs && overlaps; ++o) Lane::store(to[o] + size - W, last[o]);
 }
 
-using SamplerShapes = Shapes<Shape<2, kOnClean + 2>,                              // ddim, euler
-                             Shape<3, kOnClean + 2>,                              // guided
-                             Shape<2, kOnClean + 3>,                              // flow_euler
-                             Shape<2, kOnClean + 3, kOnClean + 1>,                // dpmpp_2m
-                             Shape<2, kOnClean + 4, kOnClean + 1, kOnClean + 4>,  // unipc
-                             Shape<2, kOnClean + 4, kOnClean + 2>,                // dpm_2
-                             Shape<2, kOnClean + 4, kOnClean + 3>,                // heun, flow_heun, edm
-                             Shape<2, kOnArrays + 5, kOnClean + 2>,               // pndm
-                             Shape<2, kOnBoth + 3>,                               // ddpm, euler_ancestral, lcm
-                             Shape<3, kOnBoth + 3>,                               // guided
-                             Shape<2, kOnBoth + 4, kOnClean + 1>>;                // dpmpp_2m_sde
+constexpr uint64_t kSamplerShapes[] = {
+    shape({kM1, kX}, {kD, kM1}),  // ddim, euler
+    shape({kM1, kX}, {kD, kX}),
+    shape({kM1, kX}, {kD, kM1, kX}),
+    shape({kM1}, {kD, kX}),
+    shape({kM2, kM1, kX}, {kD, kX}),  // guided
+    shape({kM2, kM1, kX}, {kD, kM2, kM1}),
+    shape({kM2, kM1, kX}, {kD, kM2, kM1, kX}),
+    shape({kM1, kX}, {kD, kPast1, kX}, {kD}),  // dpmpp_2m
+    shape({kM1}, {kD, kPast1, kX}, {kD}),
+    shape({kM1, kX}, {kD, kPast2, kPast1, kX}, {kD}, {kD, kPast2, kPast1, kX}),  // unipc
+    shape({kM1, kX}, {kD, kPast1, kX}, {kD, kX}),                                // heun, flow_heun, edm, dpm_2
+    shape({kM1, kX}, {kD, kPast1, kM1, kX}, {kD, kX}),
+    shape({kM1, kX}, {kD, kPast1, kM1, kX}, {kD, kM1, kX}),
+    shape({kM1, kX}, {kPast3, kPast2, kPast1, kM1, kX}, {kD, kM1}),  // pndm
+    shape({kM1, kX}, {kPast3, kPast2, kPast1, kM1, kX}, {kD, kM1, kX}),
+    shape({kM1, kX}, {kZ, kD, kX}),  // ddpm, euler_ancestral, lcm
+    shape({kM1, kX}, {kZ, kD, kM1, kX}),
+    shape({kM2, kM1, kX}, {kZ, kD, kX}),           // guided
+    shape({kM1, kX}, {kZ, kD, kPast1, kX}, {kD}),  // dpmpp_2m_sde
+};
 
 template <class Real>
-using OnArrays = decltype(&tile_on_arrays<Real, 2, kOnClean + 2>);
+using OnArrays = decltype(&tile_on_arrays<Real, kSamplerShapes[0]>);
 
 // Which of these does a call whose outputs are in the arithmetic's own type, or null.
 template <class Real>
-OnArrays<Real> on_arrays(const Arrays<Real>& arrays, int64_t code) {
+OnArrays<Real> on_arrays(const Arrays<Real>& arrays, uint64_t shape_of_call) {
     if (arrays.s.type != kOwn<Real>) return nullptr;
-    return for_shape<OnArrays<Real>>(code, SamplerShapes{}, []<int Clean, int... Forms>(Shape<Clean, Forms...>) {
-        return tile_on_arrays<Real, Clean, Forms...>;
-    });
+    return for_shape<kSamplerShapes, OnArrays<Real>>(
+        shape_of_call, []<uint64_t shape>() -> OnArrays<Real> { return tile_on_arrays<Real, shape>; });
 }
 
 template <class Real>

@@ -122,10 +122,10 @@ constexpr DType kOwn = sizeof(Real) == 8 ? DType::f64 : DType::f32;
 
 // One affine form over a tile: the terms that are present, in the contract's order z, D, past4 .. past1, m2, m1, x.
 struct Affine {
-    int n = 0, column[kSlots], slot[kSlots];
+    int n = 0, column[kSlots] = {}, slot[kSlots] = {};
     int constant = -1;  // column of k, or -1
 
-    Affine(uint64_t present, int first_column, int slots) {
+    constexpr Affine(uint64_t present, int first_column, int slots) {
         if (present >> first_column & 1) constant = first_column;
         for_each_term(present, first_column, slots, [this](int term_column, int term_slot) {
             column[n] = term_column;
