@@ -178,19 +178,19 @@ class Fused:
             pool += rows.items(state, run.memory)
             past = step.past(pool)
             if mixed:
-                past = [value.to(x.dtype) for value in past]
+                past = _converted(past, x.dtype)
         z = None
         if step.draws:
             z = draws if type(draws) is nf.Noise else self._drawn(draws, m, x)
-        sample, *written = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
-        pool += written
+        made = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
+        pool += made
         for name, kept, many in step.remembers:
             state[name] = [*kept(pool)] if many else kept(pool)
         state.update(step.after)
-        others = step.results(pool)
+        sample, others = made[0], step.results(pool)
         if run.upcasts and (mixed or x.dtype is not torch.float32):
             wide = torch.promote_types(m.dtype, torch.float32)
-            sample, others = sample.to(m.dtype), tuple(value if value is m else value.to(wide) for value in others)
+            sample, others = sample.to(m.dtype), _converted(others, wide, m)
         return _output(plan.output, plan.fields, sample, others) if return_dict else (sample, *others)
 
     def _drawn(self, draws: Draws, m: Any, x: Any) -> Any:
@@ -448,6 +448,11 @@ def _common(plan: Plan) -> Step:
     return replace(steps[0], draws=any(step.draws for step in steps), after={})
 
 
+def _converted(tensors: Sequence[Tensor], dtype: torch.dtype, besides: Tensor | None = None) -> list[Tensor]:
+    """All of them but one. (A comprehension in a step would cost each call the cells that it shares with it.)"""
+    return [x if x is besides else x.to(dtype) for x in tensors]
+
+
 def _output(kind: Any, fields: tuple[str, ...], sample: Tensor, others: Sequence[Any]) -> Any:
     """An object of diffusers' class of results, as its dataclass would have made it, in an eighth of the time."""
     output: Any = _new_output(kind)
@@ -471,7 +476,7 @@ class DDPMScheduler(_AddsNoise, diffusers.DDPMScheduler):
     def step(
         self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True
     ) -> Any:
-        return self._step(model_output, timestep, sample, generator, return_dict)
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
 
 class DDIMScheduler(_AddsNoise, diffusers.DDIMScheduler):
@@ -486,7 +491,7 @@ class DDIMScheduler(_AddsNoise, diffusers.DDIMScheduler):
         if eta > 0 and generator is not None and variance_noise is not None:
             raise ValueError("step: expected a generator or variance_noise, got both")
         draws = generator if variance_noise is None else variance_noise
-        return self._step(model_output, timestep, sample, draws, return_dict, (eta, use_clipped_model_output))
+        return Fused._step(self, model_output, timestep, sample, draws, return_dict, (eta, use_clipped_model_output))
 
 
 class LCMScheduler(_AddsNoise, diffusers.LCMScheduler):
@@ -496,7 +501,7 @@ class LCMScheduler(_AddsNoise, diffusers.LCMScheduler):
     def step(
         self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True
     ) -> Any:
-        return self._step(model_output, timestep, sample, generator, return_dict)
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
 
 class EulerDiscreteScheduler(_AddsNoise, diffusers.EulerDiscreteScheduler):
@@ -508,7 +513,7 @@ class EulerDiscreteScheduler(_AddsNoise, diffusers.EulerDiscreteScheduler):
         s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Draws = None, return_dict: bool = True,
     ) -> Any:  # fmt: skip
         options = s_churn, s_tmin, s_tmax, s_noise
-        return self._step(model_output, timestep, sample, generator, return_dict, options)
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict, options)
 
 
 class EulerAncestralDiscreteScheduler(_AddsNoise, diffusers.EulerAncestralDiscreteScheduler):
@@ -517,7 +522,7 @@ class EulerAncestralDiscreteScheduler(_AddsNoise, diffusers.EulerAncestralDiscre
     def step(
         self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True
     ) -> Any:
-        return self._step(model_output, timestep, sample, generator, return_dict)
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
 
 class HeunDiscreteScheduler(_AddsNoise, diffusers.HeunDiscreteScheduler):
@@ -525,7 +530,7 @@ class HeunDiscreteScheduler(_AddsNoise, diffusers.HeunDiscreteScheduler):
     _draws = ""
 
     def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
-        return self._step(model_output, timestep, sample, None, return_dict)
+        return Fused._step(self, model_output, timestep, sample, None, return_dict)
 
 
 class DPMSolverMultistepScheduler(_AddsNoise, diffusers.DPMSolverMultistepScheduler):
@@ -537,7 +542,7 @@ class DPMSolverMultistepScheduler(_AddsNoise, diffusers.DPMSolverMultistepSchedu
         return_dict: bool = True,
     ) -> Any:  # fmt: skip
         draws = generator if variance_noise is None else variance_noise
-        return self._step(model_output, timestep, sample, draws, return_dict)
+        return Fused._step(self, model_output, timestep, sample, draws, return_dict)
 
 
 class UniPCMultistepScheduler(_AddsNoise, diffusers.UniPCMultistepScheduler):
@@ -545,7 +550,7 @@ class UniPCMultistepScheduler(_AddsNoise, diffusers.UniPCMultistepScheduler):
     _draws = ""
 
     def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
-        return self._step(model_output, timestep, sample, None, return_dict)
+        return Fused._step(self, model_output, timestep, sample, None, return_dict)
 
 
 class PNDMScheduler(_AddsNoise, diffusers.PNDMScheduler):
@@ -555,7 +560,7 @@ class PNDMScheduler(_AddsNoise, diffusers.PNDMScheduler):
     _by_time = True
 
     def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
-        return self._step(model_output, timestep, sample, None, return_dict)
+        return Fused._step(self, model_output, timestep, sample, None, return_dict)
 
 
 class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteScheduler):
@@ -572,7 +577,7 @@ class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteSch
                 self, model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, per_token_timesteps,
                 return_dict,
             )  # fmt: skip
-        return self._step(model_output, timestep, sample, generator, return_dict)
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
     def scale_noise(self, sample: Any, timestep: Any, noise: Any = None) -> Any:
         """diffusers' scale_noise, in one pass; `noise` may be a `nf.Noise`, as in add_noise of the other classes."""

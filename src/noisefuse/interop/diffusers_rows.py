@@ -25,7 +25,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
-# Where a step finds what it handles: these, then what the scheduler remembered, then what the kernel wrote beside x'.
+# Where a step finds what it handles: these, then what the scheduler remembered, then what the kernel wrote: x' first.
 NOTHING, TIME, SAMPLE, MODEL, CLEAN, REMEMBERED = range(6)
 
 
@@ -154,7 +154,7 @@ class _Probe:
 
         def place(value: Any) -> int:
             if id(value) not in places:
-                places[id(value)] = len(given) + len(written)
+                places[id(value)] = len(given) + 1 + len(written)
                 written.append(value)
             return places[id(value)]
 
