@@ -142,7 +142,8 @@ class Torch {
 
     // Whether it is the memory that the exchange API shows, and no autograd watches; the API does not tell.
     bool is_plain(PyObject* o) const {
-        const Reference grad(PyObject_GetAttr(o, requires_grad_)), negated(PyObject_CallMethodNoArgs(o, is_neg_));
+        const Reference grad(Py_TYPE(requires_grad_)->tp_descr_get(requires_grad_, o, nullptr));
+        const Reference negated(PyObject_CallOneArg(is_neg_, o));
         if (negated.object != Py_False) return false;
         if (grad.object == Py_False) return true;
         const Reference enabled(grad.object ? PyObject_CallNoArgs(is_grad_enabled_) : nullptr);
@@ -151,8 +152,8 @@ class Torch {
 
     // Whether there are tangents about, of forward-mode differentiation.
     bool dual() const {
-        const Reference level(PyObject_GetAttr(forward_ad_, current_level_));
-        const long depth = level.object ? PyLong_AsLong(level.object) : 0;
+        PyObject* level = PyDict_GetItemWithError(forward_ad_, current_level_);
+        const long depth = level ? PyLong_AsLong(level) : 0;
         PyErr_Clear();
         return depth >= 0;
     }
@@ -181,8 +182,10 @@ class Torch {
     bool sought_ = false;
     PyTypeObject* tensor_ = nullptr;
     const ExchangeApi* api_;
-    PyObject *empty_like_, *from_numpy_, *is_grad_enabled_, *increment_version_, *forward_ad_;
-    PyObject *requires_grad_, *is_neg_, *current_level_, *dtype_, *view_;  // names
+    PyObject *empty_like_, *from_numpy_, *is_grad_enabled_, *increment_version_;
+    PyObject *requires_grad_, *is_neg_;         // descriptors: looking up a name costs as much as calling what it names
+    PyObject* forward_ad_;                      // a module's dictionary
+    PyObject *current_level_, *dtype_, *view_;  // names
 
     PyObject* viewed(PyObject* made, View& v) const {
         if (made && !(Py_TYPE(made) == tensor_ && view(made, v))) {
@@ -203,12 +206,12 @@ class Torch {
         api_ = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.object, "dlpack_exchange_api"));
         return api_ && api_->major == 1 && api_->borrow && (empty_like_ = get("torch", "empty_like")) &&
                (from_numpy_ = get("torch", "from_numpy")) && (is_grad_enabled_ = get("torch", "is_grad_enabled")) &&
-               (increment_version_ = get("torch.autograd.graph", "increment_version")) &&
-               (forward_ad_ = PyImport_ImportModule("torch.autograd.forward_ad")) &&
-               (requires_grad_ = PyUnicode_InternFromString("requires_grad")) &&
-               (is_neg_ = PyUnicode_InternFromString("is_neg")) && (dtype_ = PyUnicode_InternFromString("dtype")) &&
-               (current_level_ = PyUnicode_InternFromString("_current_level")) &&
-               (view_ = PyUnicode_InternFromString("view"));
+               (increment_version_ = get("torch._C", "_increment_version")) &&
+               (forward_ad_ = get("torch.autograd.forward_ad", "__dict__")) &&
+               (requires_grad_ = PyObject_GetAttrString(type, "requires_grad")) &&
+               Py_TYPE(requires_grad_)->tp_descr_get && (is_neg_ = PyObject_GetAttrString(type, "is_neg")) &&
+               (dtype_ = PyUnicode_InternFromString("dtype")) && (view_ = PyUnicode_InternFromString("view")) &&
+               (current_level_ = PyUnicode_InternFromString("_current_level"));
     }
 
     void seek(PyObject* type) {

@@ -261,8 +261,8 @@ class PlainCall {
     View x;
     PyObject* outputs[3] = {};  // borrowed; null where one is to be made
     int wanted = 1;             // how many outputs
+    bool all = false;           // whether all of them are returned
     int64_t rows, indices = 1;  // of the table; of those that the call takes
-    bool pair;
 
     // False where anything is not plain; no Python error is set then.
     bool parse(PyObject* const* args) {
@@ -274,7 +274,6 @@ class PlainCall {
         s.rows = data(table);
         rows = PyArray_DIM(array(table), 0);
         s.present = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(args[0], 2));
-        pair = args[9] == Py_True;
         return input(kX, x) && index(args[1]) && model_output(args[3]) && past(args[4]) && noise(args[5], args[6]) &&
                output(0, args[7]) && auxiliary(args[8]) && complete();
     }
@@ -390,7 +389,7 @@ class PlainCall {
     }
 
     bool output(int o, PyObject* out) {
-        if (out == Py_None) return o == 0 || pair;  // made when all else is well
+        if (out == Py_None) return o == 0;  // made when all else is well
         View& v = outs_[o];
         if (!view(out, v) || v.kind != x.kind || v.is_tensor != x.is_tensor || !v.writable || !v.same_shape(x))
             return false;
@@ -406,6 +405,13 @@ class PlainCall {
 
     bool auxiliary(PyObject* arrays) {
         if (arrays == Py_None) return true;
+        if (PyLong_CheckExact(arrays)) {
+            int overflow;
+            const long made = PyLong_AsLongAndOverflow(arrays, &overflow);
+            wanted += static_cast<int>(made);
+            all = true;
+            return made >= 0 && made <= 2;
+        }
         if (!PyList_CheckExact(arrays) && !PyTuple_CheckExact(arrays)) return false;
         const Py_ssize_t n = PySequence_Fast_GET_SIZE(arrays);
         for (; wanted <= n; ++wanted)
@@ -463,7 +469,10 @@ class Results {
             owned_[o] = Py_NewRef(call_.outputs[o]);
         }
         if (n > 0 && call_.x.is_tensor && !torch.written(given, n)) return nullptr;
-        return call_.pair ? PyTuple_Pack(2, owned_[0], owned_[1]) : Py_NewRef(owned_[0]);
+        if (!call_.all) return Py_NewRef(owned_[0]);
+        PyObject* all = PyTuple_New(call_.wanted);
+        for (int o = 0; all && o < call_.wanted; ++o) PyTuple_SET_ITEM(all, o, Py_NewRef(owned_[o]));
+        return all;
     }
 
   private:
@@ -471,10 +480,10 @@ class Results {
     PyObject* owned_[3] = {};
 };
 
-// row((rows32, rows64, present), i, x, model_output, past, noise, stream, out, aux, pair), or NotImplemented: see
-// PlainCall. Returns out; with `pair` the tuple (out, aux1), and aux1 may be None, which is to be made as out is.
+// row((rows32, rows64, present), i, x, model_output, past, noise, stream, out, aux), or NotImplemented: see PlainCall.
+// Returns out; or, where aux is not arrays but how many of them are to be made, the tuple (out, aux1, ..).
 PyObject* py_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 10) return PyErr_Format(PyExc_TypeError, "row: expected 10 arguments, got %zd", n);
+    if (n != 9) return PyErr_Format(PyExc_TypeError, "row: expected 9 arguments, got %zd", n);
     PlainCall call;
     if (!call.parse(args)) Py_RETURN_NOTIMPLEMENTED;
     Results results(call);
@@ -537,8 +546,7 @@ PyObject* py_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 9) return PyErr_Format(PyExc_TypeError, "mse: expected 9 arguments, got %zd", n);
     const Reference stream(PyLong_FromLong(-1));
     PyObject *weights = args[5], *out = args[8];
-    PyObject* const row[] = {args[0], args[1],       args[2], args[3], Py_None,
-                             args[4], stream.object, out,     Py_None, Py_False};
+    PyObject* const row[] = {args[0], args[1], args[2], args[3], Py_None, args[4], stream.object, out, Py_None};
     PlainCall call;
     if (!call.parse(row) || !PyFloat_CheckExact(args[6]) || !plain_weights(weights, call)) Py_RETURN_NOTIMPLEMENTED;
     const bool wants_loss = args[7] == Py_True;

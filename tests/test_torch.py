@@ -368,20 +368,41 @@ def random_table(clamps):
     return nf.Tableau(numbers.view(nf.tableau.ROW)[:, 0])
 
 
+@pytest.mark.parametrize("made", [False, True])
 @pytest.mark.parametrize("clamps", [False, True])
-def test_gradients_of_update(clamps):
+def test_gradients_of_update(clamps, made):
     table = random_table(clamps)
     inputs = [tensor(3, 4, dtype=torch.float64, seed=s, grad=True) for s in range(7)]
 
     def run(x, m1, m2, *past):
-        aux = [torch.zeros(3, 4, dtype=torch.float64) for _ in range(2)]
+        aux = 2 if made else [torch.zeros(3, 4, dtype=torch.float64) for _ in range(2)]
         out = nf.update(table, torch.tensor([0, 4, 2]), x, (m1, m2), past=past, noise=N, aux_out=aux)
-        return out, *aux
+        return out if made else (out, *aux)
 
     assert gradcheck(run, inputs)
     if not clamps:  # the backward row of a clamp has one output, the transposed one three
         assert gradgradcheck(run, inputs)
     assert gradgradcheck(lambda *a: nf.update(table, 1, a[0], a[1:3], past=a[3:], noise=N), inputs)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_auxiliary_outputs_that_are_made(dtype):
+    """Eager, from tensors that are not contiguous, and compiled: those of NumPy's arrays, with memory of their own."""
+    table = random_table(clamps=True)
+    x, *past = (tensor(3, 4, dtype=dtype, seed=s) for s in range(5))
+    expected = nf.update(table, 2, numpy(x), (numpy(x),) * 2, past=[numpy(p) for p in past], noise=N, aux_out=2)
+
+    def run(x, past):
+        return nf.update(table, 2, x, (x, x), past=past, noise=N, aux_out=2)
+
+    for found in (
+        run(x, past),
+        run(x.t().contiguous().t(), past),
+        torch.compile(run, fullgraph=True, backend="aot_eager")(x, past),
+    ):
+        assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+        assert len({a.untyped_storage().data_ptr() for a in (x, *past, *found)}) == 8
+        assert all(a.is_contiguous() and a.untyped_storage().nbytes() == a.nbytes for a in found)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

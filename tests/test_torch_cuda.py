@@ -477,7 +477,7 @@ for subset in [(), *((a,) for a in names), names]:
     there.clear()
     there.update(a.data_ptr() for a in subset)
     out.zero_()
-    done = backends.short_cut(rows, t, x, None, None, z, -1, out, None, False)
+    done = backends.short_cut(rows, t, x, None, None, z, -1, out, None)
     print((done is NotImplemented, bool(out.any())) == ((True, False) if subset else (False, True)), end=" ")
 """
     command = [sys.executable, "-W", "error", "-c", code]

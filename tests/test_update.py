@@ -37,9 +37,12 @@ def updates(draw):
 
 
 def run(table, index, x, models, past, noise, aux):
+    """All outputs. Those that are made are those that are given."""
     outs = [np.empty_like(x) for _ in range(aux)]
     out = nf.update(table, index, x, models, past=past, noise=noise, aux_out=outs)
-    return [out, *outs]
+    made = nf.update(table, index, x, models, past=past, noise=noise, aux_out=aux)
+    assert [result.tobytes() for result in made] == [result.tobytes() for result in (out, *outs)]
+    return made
 
 
 @settings(deadline=None, max_examples=150)
@@ -171,3 +174,12 @@ def test_backward_rows_pass_gradients_within_the_bounds_only(dtype):
         exact = nf.update(table.transpose()["x"], index, x, (m1, m2), past=[gradient])
         near = np.isclose(slope, exact, rtol=1e-6, atol=1e-6)
         assert near.mean() > 0.99  # all but points within a step of a bound
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("aux", [-1, 3, 2**70])
+def test_a_number_of_auxiliary_outputs_that_rows_do_not_have(name, aux):
+    with using(name), pytest.raises(ValueError, match=f"aux_out = {aux}: expected at most 2"):
+        nf.update(
+            nf.samplers.ddim(nf.Schedule.linear(10), 5).tableau, 1, np.zeros(3, "f4"), np.zeros(3, "f4"), aux_out=aux
+        )

@@ -185,11 +185,13 @@ def q_sample(
         done: Any = NotImplemented
         if target is None and target_out is None:
             rows = vars(schedule).get("_plain") or _kept(schedule, "_plain", _plain_forward)
-            done = short_cut(rows.plain, t, x0, None, None, noise, -1, out, None, False)
+            done = short_cut(rows.plain, t, x0, None, None, noise, -1, out, None)
         elif isinstance(target, str) and target in TARGETS:
             name, make = TARGETS[target]
             rows = vars(schedule).get(name) or _kept(schedule, name, make)
-            done = short_cut(rows.plain, t, x0, None, None, noise, -1, out, (target_out,), True)
+            done = short_cut(rows.plain, t, x0, None, None, noise, -1, out, 1 if target_out is None else (target_out,))
+            if target_out is not None and done is not NotImplemented:
+                return done, target_out
         if done is not NotImplemented:
             return done
     if other is not None:
@@ -220,7 +222,7 @@ def q_step(
     short_cut = backends.short_cut if other is None or not other.is_compiling() else None
     if short_cut is not None and batched is True:
         rows = vars(schedule).get("_steps") or _kept(schedule, "_steps", _step_rows)
-        done: Array = short_cut(rows.plain, t, x, None, None, noise, WALK, out, None, False)
+        done: Array = short_cut(rows.plain, t, x, None, None, noise, WALK, out, None)
         if done is not NotImplemented:
             return done
     if other is not None:
@@ -308,7 +310,7 @@ def update(
     past: Sequence[Array] = (),
     noise: NoiseLike | None = None,
     out: Array | None = None,
-    aux_out: Sequence[Array] = (),
+    aux_out: Sequence[Array] | int = (),
 ) -> Array:
     """One row of a tableau in one pass: D = clamp(affine of x, m1, m2), then affine forms of everything plus noise.
 
@@ -322,10 +324,10 @@ def update(
         noise: Noise, a list of one for each row of x, or an array of x's shape. A Noise of stream 0: z is the field of
             stream 3 at step `noise.step + i`. None where the rows taken draw nothing.
         out, aux_out: where to write the result and up to two auxiliary outputs; C-contiguous, of x's shape and dtype;
-            each may be exactly one of the inputs.
+            each may be exactly one of the inputs. aux_out may also be a number: that many are made.
 
     Returns:
-        out.
+        out; where aux_out is a number the tuple (out, aux1, ..).
 
     Raises:
         IndexError: a row that the table does not have. TypeError, ValueError: what was given and what was expected;
@@ -335,9 +337,11 @@ def update(
     short_cut = backends.short_cut if other is None or not other.is_compiling() else None
     if short_cut is not None and type(table) is Tableau and not table.masked:
         rows = vars(table).get("_rows") or _kept(table, "_rows", _table_rows)
-        done: Array = short_cut(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out, False)
+        done: Array = short_cut(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out)
         if done is not NotImplemented:
             return done
+    if isinstance(aux_out, int) and not 0 <= aux_out <= 2:
+        raise ValueError(f"aux_out = {aux_out}: expected at most 2 auxiliary outputs")
     if other is not None:
         return other.update(table, i, x, model_output, past=past, noise=noise, out=out, aux_out=aux_out)
     return _update(table, i, x, model_output, past, noise, out, aux_out)
@@ -448,7 +452,7 @@ def _short_randn(shape: int | Sequence[int], noise: Noise, dtype: DTypeLike, out
         name = str(getattr(out, "dtype", None))
         if getattr(out, "shape", None) != shape or str(dtype) not in (name, name.removeprefix("torch.")):
             return NotImplemented
-    return short_cut(NORMAL.plain, 0, out, None, None, noise, -1, out, None, False)
+    return short_cut(NORMAL.plain, 0, out, None, None, noise, -1, out, None)
 
 
 Owner = TypeVar("Owner", Schedule, Tableau)
@@ -542,22 +546,23 @@ def _update(
     past: Sequence[Array],
     noise: NoiseLike | None,
     out: Array | None,
-    aux_out: Sequence[Array],
+    aux_out: Sequence[Array] | int,
 ) -> Array:
     if not isinstance(table, Tableau):
         raise TypeError(f"table: expected a noisefuse.Tableau, got {type(table).__name__}")
     rows = _kept(table, "_rows", _table_rows)
-    if on_device(x) and not table.masked:
-        done: Array = backends.of(x).row(rows, i, x, model_output, past, noise, SAMPLER, out, aux_out)
+    aux: Sequence[Array | None] = (None,) * aux_out if isinstance(aux_out, int) else aux_out
+    if on_device(x) and not table.masked and aux is aux_out:
+        done: Array = backends.of(x).row(rows, i, x, model_output, past, noise, SAMPLER, out, aux)
         if done is not NotImplemented:
             return done
     x = as_array("x", x)
     index = row_index("i", i, len(table), x.shape)
     models = model_output if isinstance(model_output, tuple) else (model_output,)
-    if len(models) > 2 or len(past) > 4 or len(aux_out) > 2:
+    if len(models) > 2 or len(past) > 4 or len(aux) > 2:
         raise ValueError(
             f"expected at most 2 model outputs, 4 past arrays and 2 auxiliary outputs, "
-            f"got {len(models)}, {len(past)} and {len(aux_out)}"
+            f"got {len(models)}, {len(past)} and {len(aux)}"
         )
     inputs: dict[int, Array | None] = {X: x}
     inputs |= {M1 + n: like(f"m{n + 1}", m, x, FLOATS) for n, m in enumerate(models) if m is not None}
@@ -574,11 +579,12 @@ def _update(
             raise TypeError(f"{name}: the table reads it; expected an array of shape {x.shape}, got none")
     inputs = {slot: a for slot, a in inputs.items() if rows.reads(slot)}
     names = names if rows.reads(Z) else ()
-    outs = {"out": out} | {f"aux_out[{n}]": a for n, a in enumerate(aux_out)}
+    outs = {"out": out} | {f"aux_out[{n}]": a for n, a in enumerate(aux)}
     if table.masked and len(outs) > 1:
         raise ValueError("aux_out: backward rows have one output")
     call = make_call(x.shape, x.dtype, rows, index, names, inputs, outs, step_by_index=True, masked=table.masked)
-    return run(call)[0]
+    results = run(call)
+    return results[0] if aux is aux_out else results
 
 
 def _finite(name: str, value: float | None, default: float) -> float:

@@ -183,13 +183,12 @@ def row(
     stream: int,
     out: Any,
     aux_out: Any,
-    pair: bool,
 ) -> Any:
     """One row over all of x, as `_native.row`; NotImplemented for whatever is not plain."""
     rows, _, present = plain
     if type(i) is np.ndarray and i.dtype is INT64 and i.shape == (1,):
         i = int(i[0])
-    if pair or type(i) is not int or not 0 <= i < len(rows) or type(x) is not np.ndarray or not 0 < x.size <= ELEMENTS:
+    if type(i) is not int or not 0 <= i < len(rows) or type(x) is not np.ndarray or not 0 < x.size <= ELEMENTS:
         return NotImplemented
     if x.ndim == 0 or "float32" not in _tested or type(past) not in _SEQUENCES or type(aux_out) not in _SEQUENCES:
         return NotImplemented

@@ -15,6 +15,7 @@ import functools
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import diffusers
@@ -55,7 +56,7 @@ _ALSO = """
         Beyond diffusers: `generator` may be a `noisefuse.Noise`, or one for each sample; `timestep` may be a tensor of
         times for each sample or token, where the scheduler remembers nothing. See docs/diffusers.md.
 """
-_empty_like, _contiguous, _set_item = torch.empty_like, torch.contiguous_format, OrderedDict.__setitem__
+_new_output, _set_item = OrderedDict.__new__, OrderedDict.__setitem__
 
 
 class _Clock(NamedTuple):
@@ -68,16 +69,22 @@ class _Clock(NamedTuple):
     levels: dict[float, int]  # for add_noise, by value, as they are asked for
 
 
-class _Run(NamedTuple):
-    """A plan, and what it was made for."""
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A plan, what it was made for, and what its steps need to know of their class: a scheduler's own attributes are
+    slow to find, for diffusers gives it a __getattr__."""
 
     timesteps: Tensor
     source: Tensor
     options: Options
     dtype: torch.dtype  # of the timesteps
     places: dict[int, int]
-    plan: Plan | Unsupported
+    plan: Any  # Plan | Unsupported
     steps: dict[int | None, Step]
+    named: str  # the class's _source, and so on
+    memory: tuple[str, ...]
+    by_time: bool
+    upcasts: bool
 
 
 class Fused:
@@ -129,11 +136,12 @@ class Fused:
 
     def _step(self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options = ()) -> Any:
         """Most calls are decided here, within a microsecond; `_unusual` looks again at the others."""
-        state, run = self.__dict__, self._run
+        state = self.__dict__
+        run: _Run | None = state.get("_run")
         if (
             run is not None
             and run.timesteps is state["timesteps"]
-            and run.source is state[self._source]
+            and run.source is state[run.named]
             and type(t) is Tensor
             and t.dtype is run.dtype
             and not t.dim()
@@ -141,38 +149,48 @@ class Fused:
             and not (x.requires_grad or m.requires_grad)
             and run.options == options
         ):
-            i = run.places.get(t.data_ptr()) if self._by_time else state["_step_index"]
+            i = run.places.get(t.data_ptr()) if run.by_time else state["_step_index"]
             step = run.steps.get(i)
-            if step is not None and (not self._memory or run.plan.state(self) == step.state):  # type: ignore[union-attr]
-                return self._apply(run.plan, i, step, m, t, x, draws, return_dict)
+            if step is not None and (not run.memory or run.plan.state(state) == step.state):
+                return Fused._apply(self, run, i, step, m, t, x, draws, return_dict)
         return self._unusual(m, t, x, draws, return_dict, options)
 
-    def _apply(self, plan: Any, i: Any, step: Step, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool) -> Any:
-        """The row, in one pass; then what diffusers' step would have left behind."""
+    def _apply(
+        self,
+        run: _Run,
+        i: Any,
+        step: Step,
+        m: Any,
+        t: Any,
+        x: Any,
+        draws: Draws,
+        return_dict: bool,
+        mixed: bool = False,
+    ) -> Any:
+        """The row, in one pass; then what diffusers' step would have left behind. mixed: x and m differ in dtype."""
+        plan, state = run.plan, self.__dict__
         pool = [None, t, x, m, None]  # rows.NOTHING ..
         model, past = m, ()  # type: Any, Any
         if plan.clean is not None:
             pool[rows.CLEAN] = clean = self._threshold_sample(nf.update(plan.clean, i, x, m))  # type: ignore[attr-defined]
             model = m, clean
-        if self._memory:
-            pool += rows.items(self, self._memory)
+        if run.memory:
+            pool += rows.items(state, run.memory)
             past = step.past(pool)
-            if x.dtype is not m.dtype:
-                past = [value.to(x.dtype) for value in past]
-        written = []
-        for _ in step.written:
-            written.append(_empty_like(x, memory_format=_contiguous))  # noqa: PERF401 (a loop of none or one is quicker)
-        z = self._drawn(draws, m, x) if step.draws else None
-        sample = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=written)
-        pool += written
-        state = self.__dict__
-        for name, kept in step.remembers:
-            state[name] = kept(pool)
+            if mixed:
+                past = _converted(past, x.dtype)
+        z = None
+        if step.draws:
+            z = draws if type(draws) is nf.Noise else self._drawn(draws, m, x)
+        made = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
+        pool += made
+        for name, kept, many in step.remembers:
+            state[name] = [*kept(pool)] if many else kept(pool)
         state.update(step.after)
-        others = step.results(pool)
-        if self._upcasts and not x.dtype is m.dtype is torch.float32:
+        sample, others = made[0], step.results(pool)
+        if run.upcasts and (mixed or x.dtype is not torch.float32):
             wide = torch.promote_types(m.dtype, torch.float32)
-            sample, others = sample.to(m.dtype), tuple(value if value is m else value.to(wide) for value in others)
+            sample, others = sample.to(m.dtype), _converted(others, wide, m)
         return _output(plan.output, plan.fields, sample, others) if return_dict else (sample, *others)
 
     def _drawn(self, draws: Draws, m: Any, x: Any) -> Any:
@@ -182,7 +200,8 @@ class Fused:
             return draws
         dtype = m.dtype if self._draws == "model" else x.dtype if self._draws == "sample" else torch.float32
         if draws is None or (type(draws) is torch.Generator and draws.device == m.device):
-            z = _empty_like(m, dtype=dtype, memory_format=_contiguous).normal_(generator=draws)  # as torch.randn
+            z = torch.empty_like(m, dtype=dtype, memory_format=torch.contiguous_format)
+            z.normal_(generator=draws)  # as torch.randn
         else:
             z = randn_tensor(m.shape, generator=draws, device=m.device, dtype=dtype)
         return z if dtype is x.dtype or dtype is torch.float32 else z.float()
@@ -209,7 +228,7 @@ class Fused:
         if isinstance(run.plan, Unsupported):
             return theirs(f"because {run.plan}")
         step = _common(run.plan) if many else run.steps[i]
-        return self._apply(run.plan, i, step, m, t, x, draws, return_dict)
+        return self._apply(run, i, step, m, t, x, draws, return_dict, mixed=x.dtype is not m.dtype)
 
     def _their_step(
         self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options, reason: str | None
@@ -287,12 +306,13 @@ class Fused:
 
     def _run_from(self, i: int, clock: _Clock, options: Options) -> _Run:
         """The run that has step i as the scheduler is now."""
-        run, source = self._run, self.__dict__[self._source]
+        state, run = self.__dict__, self._run
+        source = state[self._source]
         if run is not None and run.timesteps is clock.timesteps and run.source is source and run.options == options:
             step = run.steps.get(i)
             if not self._memory or isinstance(run.plan, Unsupported):
                 return run
-            if step is not None and run.plan.state(self) == step.state:
+            if step is not None and run.plan.state(state) == step.state:
                 return run
         start = i if self._memory else 0
         key = (type(self), self.coefficients, start, options, self._fingerprint())
@@ -305,8 +325,15 @@ class Fused:
         _plans[key] = plan
         if len(_plans) > _KEPT_PLANS:
             _plans.popitem(last=False)
-        steps: Any = {} if isinstance(plan, Unsupported) else plan.steps
-        self._run = _Run(clock.timesteps, source, options, clock.timesteps.dtype, clock.places, plan, steps)
+        steps: Any = {}
+        if isinstance(plan, Plan):
+            steps = plan.steps
+            for name in plan.names:  # some are set in the first step
+                state.setdefault(name, None)
+        self._run = _Run(
+            clock.timesteps, source, options, clock.timesteps.dtype, clock.places, plan, steps,
+            self._source, self._memory, self._by_time, self._upcasts,
+        )  # fmt: skip
         return self._run
 
     def _fingerprint(self) -> Any:
@@ -314,7 +341,7 @@ class Fused:
         skipped = {"noise", "is_scale_input_called", "_begin_index", "_clock", "_run", "_levels", *self._memory}
         skipped |= set() if self._memory else {"_step_index"}
         numbers = [_bytes(value) for name, value in vars(self).items() if name not in skipped]
-        return *numbers, *(value is None for value in rows.items(self, self._memory))
+        return *numbers, *(value is None for value in rows.items(vars(self), self._memory))
 
     # ---- the forward process -------------------------------------------------------------------------------
 
@@ -418,18 +445,24 @@ def _is_noise(value: Any) -> bool:
 def _common(plan: Plan) -> Step:
     """What all steps do alike, for samples at different ones."""
     steps = [*plan.steps.values()]
-    return steps[0]._replace(draws=any(step.draws for step in steps), after={})
+    return replace(steps[0], draws=any(step.draws for step in steps), after={})
+
+
+def _converted(tensors: Sequence[Tensor], dtype: torch.dtype, besides: Tensor | None = None) -> list[Tensor]:
+    """All of them but one. (A comprehension in a step would cost each call the cells that it shares with it.)"""
+    return [x if x is besides else x.to(dtype) for x in tensors]
 
 
 def _output(kind: Any, fields: tuple[str, ...], sample: Tensor, others: Sequence[Any]) -> Any:
-    """An object of diffusers' class of results, as its dataclass would have made it, in a fifth of the time."""
-    output = kind.__new__(kind)
+    """An object of diffusers' class of results, as its dataclass would have made it, in an eighth of the time."""
+    output: Any = _new_output(kind)
     attributes, name = output.__dict__, fields[0]
     _set_item(output, name, sample)
     attributes[name] = sample
-    for name, value in zip(fields[1:], others, strict=True):
-        _set_item(output, name, value)
-        attributes[name] = value
+    if others:
+        for name, value in zip(fields[1:], others, strict=True):
+            _set_item(output, name, value)
+            attributes[name] = value
     return output
 
 
@@ -443,7 +476,7 @@ class DDPMScheduler(_AddsNoise, diffusers.DDPMScheduler):
     def step(
         self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True
     ) -> Any:
-        return self._step(model_output, timestep, sample, generator, return_dict)
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
 
 class DDIMScheduler(_AddsNoise, diffusers.DDIMScheduler):
@@ -458,7 +491,7 @@ class DDIMScheduler(_AddsNoise, diffusers.DDIMScheduler):
         if eta > 0 and generator is not None and variance_noise is not None:
             raise ValueError("step: expected a generator or variance_noise, got both")
         draws = generator if variance_noise is None else variance_noise
-        return self._step(model_output, timestep, sample, draws, return_dict, (eta, use_clipped_model_output))
+        return Fused._step(self, model_output, timestep, sample, draws, return_dict, (eta, use_clipped_model_output))
 
 
 class LCMScheduler(_AddsNoise, diffusers.LCMScheduler):
@@ -468,7 +501,7 @@ class LCMScheduler(_AddsNoise, diffusers.LCMScheduler):
     def step(
         self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True
     ) -> Any:
-        return self._step(model_output, timestep, sample, generator, return_dict)
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
 
 class EulerDiscreteScheduler(_AddsNoise, diffusers.EulerDiscreteScheduler):
@@ -480,7 +513,7 @@ class EulerDiscreteScheduler(_AddsNoise, diffusers.EulerDiscreteScheduler):
         s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Draws = None, return_dict: bool = True,
     ) -> Any:  # fmt: skip
         options = s_churn, s_tmin, s_tmax, s_noise
-        return self._step(model_output, timestep, sample, generator, return_dict, options)
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict, options)
 
 
 class EulerAncestralDiscreteScheduler(_AddsNoise, diffusers.EulerAncestralDiscreteScheduler):
@@ -489,7 +522,7 @@ class EulerAncestralDiscreteScheduler(_AddsNoise, diffusers.EulerAncestralDiscre
     def step(
         self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True
     ) -> Any:
-        return self._step(model_output, timestep, sample, generator, return_dict)
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
 
 class HeunDiscreteScheduler(_AddsNoise, diffusers.HeunDiscreteScheduler):
@@ -497,7 +530,7 @@ class HeunDiscreteScheduler(_AddsNoise, diffusers.HeunDiscreteScheduler):
     _draws = ""
 
     def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
-        return self._step(model_output, timestep, sample, None, return_dict)
+        return Fused._step(self, model_output, timestep, sample, None, return_dict)
 
 
 class DPMSolverMultistepScheduler(_AddsNoise, diffusers.DPMSolverMultistepScheduler):
@@ -509,16 +542,15 @@ class DPMSolverMultistepScheduler(_AddsNoise, diffusers.DPMSolverMultistepSchedu
         return_dict: bool = True,
     ) -> Any:  # fmt: skip
         draws = generator if variance_noise is None else variance_noise
-        return self._step(model_output, timestep, sample, draws, return_dict)
+        return Fused._step(self, model_output, timestep, sample, draws, return_dict)
 
 
 class UniPCMultistepScheduler(_AddsNoise, diffusers.UniPCMultistepScheduler):
     _memory = ("model_outputs", "timestep_list", "last_sample")
     _draws = ""
-    this_order = None  # diffusers sets it in the first step
 
     def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
-        return self._step(model_output, timestep, sample, None, return_dict)
+        return Fused._step(self, model_output, timestep, sample, None, return_dict)
 
 
 class PNDMScheduler(_AddsNoise, diffusers.PNDMScheduler):
@@ -528,7 +560,7 @@ class PNDMScheduler(_AddsNoise, diffusers.PNDMScheduler):
     _by_time = True
 
     def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
-        return self._step(model_output, timestep, sample, None, return_dict)
+        return Fused._step(self, model_output, timestep, sample, None, return_dict)
 
 
 class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteScheduler):
@@ -545,7 +577,7 @@ class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteSch
                 self, model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, per_token_timesteps,
                 return_dict,
             )  # fmt: skip
-        return self._step(model_output, timestep, sample, generator, return_dict)
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
     def scale_noise(self, sample: Any, timestep: Any, noise: Any = None) -> Any:
         """diffusers' scale_noise, in one pass; `noise` may be a `nf.Noise`, as in add_noise of the other classes."""

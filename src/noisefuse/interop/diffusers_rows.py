@@ -13,11 +13,11 @@ import copy
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
-# Where a step finds what it handles: these, then what the scheduler remembered, then what the kernel wrote beside x'.
+# Where a step finds what it handles: these, then what the scheduler remembered, then what the kernel wrote: x' first.
 NOTHING, TIME, SAMPLE, MODEL, CLEAN, REMEMBERED = range(6)
 
 
@@ -36,15 +36,16 @@ class Unsupported(Exception):
 Pick = Callable[[Any], Any]
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Step:
     """One row's dealings with a scheduler."""
 
     state: Any  # of `Plan.state`, before the step
     past: Any  # a Pick: past1 ..
-    written: range  # auxiliary outputs
+    written: int  # auxiliary outputs
     draws: bool  # whether diffusers draws noise here
     results: Pick  # what it returns beside the next sample
-    remembers: list[tuple[str, Pick]]  # what to keep, by attribute
+    remembers: list[tuple[str, Pick, bool]]  # what to keep, by attribute, and whether in a list
     after: dict[str, Any]  # other attributes, after the step
 
 
@@ -55,7 +56,8 @@ class Plan:
     table: nf.Tableau  # row i is the step at position i
     clean: nf.Tableau | None  # with dynamic thresholding: D as it is before; `table` then reads D as m2
     steps: dict[int, Step]
-    state: Pick  # the scheduler's attributes that steps change, but for tensors
+    names: list[str]  # the scheduler's attributes that steps change, but for tensors
+    state: Pick  # and their values, from all of its attributes
     output: type  # diffusers' class of results, and its fields
     fields: tuple[str, ...]
 
@@ -84,12 +86,13 @@ def trace(scheduler: Any, theirs: type, start: int, options: dict[str, Any]) -> 
     for i, one in steps.items():  # a table that reads four past arrays is given four in every row
         past = one.past + [SAMPLE] * (table.slots - len(one.past))
         state = tuple(one.state.get(name) for name in names)
-        steps[i] = one._replace(state=state if len(names) > 1 else state[0] if names else None, past=_pick(past))
+        steps[i] = replace(one, state=state if len(names) > 1 else state[0] if names else None, past=_pick(past))
     return Plan(
         table=table,
         clean=clean if probe.thresholds else None,
         steps=steps,
-        state=attrgetter(*names) if names else lambda scheduler: None,
+        names=names,
+        state=itemgetter(*names) if names else lambda attributes: None,
         output=type(probe.result),
         fields=tuple(probe.result),
     )
@@ -151,27 +154,27 @@ class _Probe:
 
         def place(value: Any) -> int:
             if id(value) not in places:
-                places[id(value)] = len(given) + len(written)
+                places[id(value)] = len(given) + 1 + len(written)
                 written.append(value)
             return places[id(value)]
 
         sample, *others = self.result.values()
         results = _pick([place(value) for value in others])
-        remembers: list[tuple[str, Pick]] = []
+        remembers: list[tuple[str, Pick, bool]] = []
         for name in self.memory:
             value = getattr(self.shadow, name, None)
             if isinstance(value, list):
-                remembers.append((name, _listed(_pick([place(v) for v in value]))))
+                remembers.append((name, _pick([place(v) for v in value]), True))
             elif value is None or isinstance(value, Tensor):
-                remembers.append((name, itemgetter(place(value))))
+                remembers.append((name, itemgetter(place(value)), False))
             else:
                 after[name] = value
         past = self._fill([sample, *written], numbers, clean_numbers)
-        return Step(before, past, range(len(written)), self.drawn, results, remembers, after)
+        return Step(before, past, len(written), self.drawn, results, remembers, after)
 
     def _hold(self) -> list[Any]:
         """New units, in what the scheduler remembers too."""
-        held = items(self.shadow, self.memory)
+        held = items(vars(self.shadow), self.memory)
         names = ["x", "m1", "z", "d", *(f"held{k}" for k, v in enumerate(held) if isinstance(v, Tensor))]
         self.columns = _columns(len(names))
         self.units = {n: torch.from_numpy(column[None].copy()) for n, column in zip(names, self.columns, strict=True)}
@@ -240,11 +243,11 @@ class _Bound:
         return args[1].probe.clamp(args[0], args[1].limit)
 
 
-def items(scheduler: Any, memory: tuple[str, ...]) -> list[Any]:
+def items(attributes: dict[str, Any], memory: tuple[str, ...]) -> list[Any]:
     """What a scheduler remembers, attribute after attribute, lists entry by entry."""
     found = []
     for name in memory:
-        value = getattr(scheduler, name, None)
+        value = attributes.get(name)
         if type(value) is list:
             found += value
         else:
@@ -257,10 +260,6 @@ def _pick(places: list[int]) -> Pick:
     if len(places) < 2:
         return itemgetter(slice(places[0], places[0] + 1) if places else slice(0, 0))
     return itemgetter(*places)
-
-
-def _listed(pick: Pick) -> Pick:
-    return lambda pool: [*pick(pool)]
 
 
 def _remember(scheduler: Any, memory: tuple[str, ...], values: list[Any]) -> None:

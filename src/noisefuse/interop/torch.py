@@ -70,7 +70,9 @@ def update(
     models = model_output if isinstance(model_output, tuple) else (model_output,)
     tensors = {"x": x} | {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
     tensors |= {f"past{n + 1}": p for n, p in enumerate(past)}
-    return _call("update", table, (), i, tensors, noise, (out, *aux_out))[0]
+    made = isinstance(aux_out, int)
+    results = _call("update", table, (), i, tensors, noise, (out, *((None,) * aux_out if made else aux_out)))
+    return results if made else results[0]
 
 
 class Operation(NamedTuple):
@@ -96,8 +98,10 @@ class Operation(NamedTuple):
             return result if isinstance(result, tuple) else (result,)
         past = [given.pop(f"past{n}") for n in range(1, 5) if f"past{n}" in given]
         models = (given.get("m1"), given.get("m2")) if "m2" in given else given.get("m1")
-        out = nf.update(self.table, index, x, models, past=past, noise=noise, out=outs[0], aux_out=outs[1:])
-        return out, *outs[1:]
+        out, *aux = outs
+        aux_out = aux if any(a is not None for a in aux) else len(aux)
+        found = nf.update(self.table, index, x, models, past=past, noise=noise, out=out, aux_out=aux_out)
+        return (found, *aux) if aux_out is aux else found
 
     def result(self, x: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
         """Shape and dtype of the outputs."""
@@ -175,7 +179,7 @@ def _call(
         return _compiled(name, table, options, slots, index, values, noise, outs)
     operation = Operation(name, table, options, slots, len(outs))
     # What samplers remember is written over, as by an in-place operation that autograd knows.
-    remembered = outs[1:] if name == "update" else ()
+    remembered = tuple(out for out in outs[1:] if out is not None) if name == "update" else ()
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*values, *remembered)):
         return _differentiable(operation, index, values, noise, outs[: len(outs) - len(remembered)], remembered)
     if isinstance(noise, np.ndarray):
@@ -448,10 +452,7 @@ def _apply(
     number: int, row: int | None, times: Tensor | None, tensors: Sequence[Tensor], words: Sequence[int]
 ) -> list[Tensor]:
     operation = _KEPT[number]
-    outs: list[Any] = [None] * operation.outputs
-    if operation.name == "update":
-        outs[1:] = [torch.empty_like(tensors[0], memory_format=torch.contiguous_format) for _ in outs[1:]]
-    return [*operation.run(times if row is None else row, tensors, _noise(words), outs)]
+    return [*operation.run(times if row is None else row, tensors, _noise(words), [None] * operation.outputs)]
 
 
 @_apply.register_fake
