@@ -64,7 +64,11 @@ Result over(int threads, uint64_t total, Body body) {
     const uint64_t share = total / threads / W * W;
     std::vector<std::thread> pool;
     for (int i = 0; i < threads; ++i)
-        pool.emplace_back([&, i] { body(results[i], share * i, i + 1 == threads ? total : share * (i + 1)); });
+        pool.emplace_back([&, i] {
+            Result mine;  // neighbours in `results` would share a cache line
+            body(mine, share * i, i + 1 == threads ? total : share * (i + 1));
+            results[i] = mine;
+        });
     for (auto& thread : pool) thread.join();
     for (int i = 1; i < threads; ++i) results[0].see(results[i]);
     return results[0];
@@ -227,6 +231,32 @@ long double exact_radius(uint64_t n) {
     return std::sqrt(2 * minus_log);
 }
 
+// cos and sin of the angle words n. Long double is slow: it has the word only where double, which is off by less than
+// an ulp, and half an ulp of the angle, does not rule out that an error is larger than all before it.
+struct ExactAngle {
+    unsigned quarters;    // quarter turns
+    long double further;  // and the angle after them, in [-pi/4, pi/4]
+    double c, s;
+
+    explicit ExactAngle(uint64_t n) {
+        quarters = static_cast<unsigned>((n + (uint64_t{1} << 61)) >> 62);
+        const auto rest = static_cast<int64_t>(n - (uint64_t{quarters} << 62));
+        further = 2 * kPi * ((rest + 0.5L) * 0x1p-64L);
+        c = std::cos(double(further)), s = std::sin(double(further));
+    }
+
+    void see_cos(Most& error, double x, uint64_t where, uint64_t where_low, unsigned turns = 0) const {
+        turns = (quarters + turns) % 4;  // cos, -sin, -cos, sin
+        if (turns == 1 || turns == 2) x = -x;
+        if (std::fabs(x - (turns % 2 ? s : c)) + 1.5 * 0x1p-53 <= error.value) return;
+        error.see(double(std::fabs(x - (turns % 2 ? std::sin(further) : std::cos(further)))), where, where_low);
+    }
+
+    void see_sin(Most& error, double x, uint64_t where, uint64_t where_low) const {
+        see_cos(error, x, where, where_low, 3);  // three quarter turns on
+    }
+};
+
 uint64_t unit_words() {
     const auto middle = static_cast<uint64_t>(std::exp(-0.5L) * 0x1p64L);
     const Lane::u32 zero = Lane::splat(0u);
@@ -251,9 +281,9 @@ void see_doubles(Doubles& d, uint64_t unit, Lane::u32 w0, Lane::u32 v0, Lane::u3
     for (int i = 0; i < W; ++i) {
         const uint64_t a = uint64_t{w[0][i]} << 32 | w[1][i], b = uint64_t{w[2][i]} << 32 | w[3][i];
         d.ulps.see(double(std::fabs(radius.z0[i] - exact_radius(a))) / ulp(radius.z0[i]), w[0][i], w[1][i]);
-        const long double turns = 2 * kPi * ((b + 0.5L) * 0x1p-64L);
-        d.cos_error.see(double(std::fabs(angle.z0[i] - std::cos(turns))), w[2][i], w[3][i]);
-        d.sin_error.see(double(std::fabs(angle.z1[i] - std::sin(turns))), w[2][i], w[3][i]);
+        const ExactAngle exact(b);
+        exact.see_cos(d.cos_error, angle.z0[i], w[2][i], w[3][i]);
+        exact.see_sin(d.sin_error, angle.z1[i], w[2][i], w[3][i]);
         for (const double x : {std::fabs(z.z0[i]), std::fabs(z.z1[i])})
             d.most.see(x, w[0][i], w[2][i]), d.least.see(-x, w[0][i], w[2][i]);
         const double apart = std::fmax(std::fabs(z.z0[i] - z32.z0[i]), std::fabs(z.z1[i] - z32.z1[i]));
