@@ -221,6 +221,31 @@ def test_an_interrupt_waits_for_the_threads_that_have_begun():
     assert done
 
 
+def test_interrupts_at_any_moment_leave_no_lock_taken():
+    """Seen to fail: a pool of concurrent.futures, which hung after some hundreds of them."""
+    code = """
+import faulthandler, random, signal, time
+from noisefuse.backends.threads import together
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+faulthandler.dump_traceback_later(60, exit=True)
+end = time.monotonic() + 3
+while time.monotonic() < end:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 1e-3))
+        while True:
+            together(lambda: None, lambda: None, 6)
+    except KeyboardInterrupt:
+        pass
+signal.setitimer(signal.ITIMER_REAL, 0)
+together(lambda: None, lambda: None, 6)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("name", ["native", *NUMBA])
 def test_where_no_thread_can_be_started_the_call_goes_on(name):
     """No address space for another stack: the threads that there are do the work."""

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+import _thread
 import os
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from queue import SimpleQueue
 
 _count: int | None = None
-_pool: ThreadPoolExecutor | None = None
 
 
 def from_environment() -> int | None:
@@ -35,36 +35,81 @@ def set_count(n: int) -> None:
 
 def _after_fork() -> None:
     """The parent's threads do not exist in the child, which starts with one thread (it is one of many, likely)."""
-    global _count, _pool
-    _count, _pool = from_environment() or 1, None
+    global _count, _shares, _workers
+    _count, _shares, _workers = from_environment() or 1, SimpleQueue(), 0
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+class _Share:
+    """What another thread is to do of a call."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.work = work
+        self.begun = self.finished = False
+        self.error: BaseException | None = None
+        self.end = _thread.allocate_lock()
+        self.end.acquire()
+
+    def wait(self) -> None:
+        while self.begun and not self.finished:
+            self.end.acquire()
+
+
+# Python's own pools hold locks in Python code, where an interrupt may leave them taken for ever. The calls of these run
+# in C, as a whole or not at all.
+_shares: SimpleQueue[_Share] = SimpleQueue()
+_workers = 0
+
+
+def _serve(shares: SimpleQueue[_Share]) -> None:
+    while True:
+        share = shares.get()
+        share.begun = True
+        try:
+            share.work()
+        except BaseException as error:
+            share.error = error
+        share.finished = True
+        share.end.release()
+        del share  # no array is kept alive meanwhile
+
+
 def together(work: Callable[[], object], stop: Callable[[], object], threads: int) -> None:
     """Calls work() here and, where they can be had, on threads - 1 others, until all of them are done.
 
-    Each call takes parts of one job until none is left, so it does not matter how many there are. An interrupt in the
-    middle calls stop(), after which no more parts are there to be taken, and waits for those that have been: they write
-    to the caller's memory.
+    Each call takes parts of one job until none is left, so it does not matter how many there are, and one that begins
+    late does nothing. An interrupt in the middle calls stop(), after which no more parts are there to be taken, and
+    waits for those that have been: they write to the caller's memory.
     """
-    global _pool
-    others: list[Future[object]] = []
+    global _workers
+    others = [_Share(work) for _ in range(threads - 1)]
     try:
-        if threads > 1:
-            _pool = _pool or ThreadPoolExecutor(1024, "noisefuse")
-            with suppress(RuntimeError):  # the system gives no more threads, or the interpreter ends: fewer do it
-                others.extend(_pool.submit(work) for _ in range(threads - 1))
+        with suppress(RuntimeError):  # the system gives no more threads: fewer do it
+            while _workers < len(others):
+                _thread.start_new_thread(_serve, (_shares,))
+                _workers += 1
+        for other in others[:_workers]:
+            _shares.put(other)
         work()
         for other in others:
-            if not other.cancel():  # it has begun
-                other.result()
+            other.wait()
+            if other.error is not None:
+                raise other.error
     except BaseException:
-        stop()
-        begun = [other for other in others if not other.cancel()]
-        while not all(other.done() for other in begun):
-            with suppress(BaseException):  # another interrupt
-                wait(begun)
+        while not _stopped(stop, others):
+            pass
         raise
+
+
+def _stopped(stop: Callable[[], object], others: Sequence[_Share]) -> bool:
+    """False: another interrupt."""
+    try:
+        stop()
+        for other in others:
+            other.wait()
+    except BaseException:
+        return False
+    return True
