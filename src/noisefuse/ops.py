@@ -184,7 +184,7 @@ def q_sample(
     ):
         done: Any = NotImplemented
         if target is None and target_out is None:
-            rows = vars(schedule).get("_plain") or _kept(schedule, "_plain", _plain_forward)
+            rows = vars(schedule).get(PLAIN) or _kept(schedule, PLAIN, _plain_forward)
             done = short_cut(rows.plain, t, x0, None, None, noise, -1, out, None)
         elif isinstance(target, str) and target in TARGETS:
             name, make = TARGETS[target]
@@ -417,7 +417,9 @@ def _plain_forward(schedule: Schedule, target: Target | None = None) -> Rows:
     return _forward(schedule.alpha, schedule.sigma, target, 1.0, 0.0)
 
 
-TARGETS = {name: (f"_plain_{name}", partial(_plain_forward, target=name)) for name in get_args(Target)}
+# What forward_rows keeps those of floats as.
+PLAIN = "_forward_None_False"
+TARGETS = {name: (f"_forward_{name}_False", partial(_plain_forward, target=name)) for name in get_args(Target)}
 
 
 def _step_rows(schedule: Schedule) -> Rows:
@@ -516,7 +518,7 @@ def _q_sample(
     need_schedule(schedule)
     plain = target is None and scale is None and offset is None and dtype is None and target_out is None and batched
     if plain and on_device(x0):
-        rows = _kept(schedule, "_forward_None_False", _plain_forward)  # as below
+        rows = _kept(schedule, PLAIN, _plain_forward)
         done: Array = backends.of(x0).row(rows, t, x0, None, (), noise, -1, out, ())
         if done is not NotImplemented:
             return done
