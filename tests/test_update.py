@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """nf.update on random tables: the same bits from every backend, and the affine forms that the row says."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -78,22 +81,16 @@ def test_plain_calls_have_the_same_bits_everywhere(seed, density, i, drawn, in_p
     assert all(result == found["reference"] for result in found.values()), list(found)
 
 
-# Columns of the clean form, of the output and of two more, as the samplers have them, and one that none has.
-SHAPES = {
-    "ddim": ("x m1", "m1 d"),
-    "guided": ("x m1 m2", "m1 d"),
-    "guided ddpm": ("x m1 m2", "m1 d z"),
-    "flow_euler": ("x m1", "x m1 d"),
-    "ddpm": ("x m1", "m1 d z"),
-    "lcm": ("x m1", "x d z"),
-    "heun": ("x m1", "x m1 d past1", "x m1 d"),
-    "dpm_2": ("x m1", "x m1 d past1", "x d"),
-    "dpmpp_2m": ("x m1", "x d past1", "d"),
-    "dpmpp_2m_sde": ("x m1", "x d past1 z", "d"),
-    "unipc": ("x m1", "x d past1 past2", "d", "x d past1 past2"),
-    "pndm": ("x m1", "x m1 past1 past2 past3", "m1 d"),
-    "none": ("m1", "m1 d past4", "d z", "k x"),
-}
+def register_shapes():
+    """The columns of D and of each output, of the rows that tile_registers.h lists, and of one that it does not."""
+    source = (Path(__file__).parents[1] / "csrc" / "cpu" / "tile_registers.h").read_text()
+    shapes = {call.lower() for call in re.findall(r"^    shape\((.*)\),", source, re.MULTILINE)}
+    assert len(shapes) > 20
+    columns = [[form.replace("k", "").replace(",", "") for form in re.findall("{(.*?)}", call)] for call in shapes]
+    return {" | ".join(forms): forms for forms in [*sorted(columns), ["m1", "m1 d past4", "d z", "k x"]]}
+
+
+SHAPES = register_shapes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

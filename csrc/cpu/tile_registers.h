@@ -41,7 +41,7 @@ uint64_t shape_of(const Rows<Real>& rows, const Arrays<Real>& arrays) {
     return found;
 }
 
-// What `of` makes of the shape among these that a call has, or null. `of` takes an index.
+// What of.operator()<shape>() makes of a call's shape, or null where it is none of these.
 template <const auto& shapes, class Function, class Of>
 Function for_shape(uint64_t shape, Of of) {
     Function found = nullptr;
@@ -54,7 +54,7 @@ Function for_shape(uint64_t shape, Of of) {
 // A row of this shape in registers, and its arrays, of type In; of the noise it takes one vector.
 template <class Real, DType In, uint64_t shape>
 struct RegisterRow {
-    static constexpr Affine kD_of{shape, kClean, 3};
+    static constexpr Affine kCleanForm{shape, kClean, 3};
     static constexpr Affine kForms[3] = {
         {shape, kAffine[0], kSlots}, {shape, kAffine[1], kSlots}, {shape, kAffine[2], kSlots}};
     static constexpr int kOutputs = kForms[2].n ? 3 : kForms[1].n ? 2 : 1;
@@ -73,7 +73,7 @@ struct RegisterRow {
         const auto splat = [&](int column) { return Lane::splat(*rows.coefficient(column)); };
         low = splat(kLow), high = splat(kHigh);
         for (int slot = 0; slot < kSlots; ++slot) array[slot] = value[slot];
-        for (int t = 0; t < kD_of.n; ++t) clean_c[t] = splat(kD_of.column[t]);
+        for (int t = 0; t < kCleanForm.n; ++t) clean_c[t] = splat(kCleanForm.column[t]);
         for (int o = 0; o < kOutputs; ++o) {
             const int constant = rows.out[o].constant;
             k[o] = constant < 0 ? Lane::splat(Real{-0.0}) : splat(constant);  // -0 changes no product
@@ -87,9 +87,9 @@ struct RegisterRow {
         v[kZ] = z;
         for (int slot = 0; slot < kSlots; ++slot)
             if (slot != kZ && slot != kD && reads(slot)) v[slot] = load_lanes<In>(array[slot], at);
-        if constexpr (kD_of.n) {
-            v[kD] = Lane::mul(clean_c[0], v[kD_of.slot[0]]);
-            for (int t = 1; t < kD_of.n; ++t) v[kD] = Lane::fma(clean_c[t], v[kD_of.slot[t]], v[kD]);
+        if constexpr (kCleanForm.n) {
+            v[kD] = Lane::mul(clean_c[0], v[kCleanForm.slot[0]]);
+            for (int t = 1; t < kCleanForm.n; ++t) v[kD] = Lane::fma(clean_c[t], v[kCleanForm.slot[t]], v[kD]);
             if (clamps) v[kD] = Lane::clamp(v[kD], low, high);
         }
         for (int o = 0; o < kOutputs; ++o) {
@@ -127,13 +127,15 @@ constexpr uint64_t kForwardShapes[] = {
     shape({}, {kZ, kX}, {kZ, kX}),  // v, flow
 };
 constexpr uint64_t kDrawnShapes[] = {
-    shape({}, {kZ}),  // randn
-    shape({}, {kZ, kM1, kX}),
+    shape({}, {kZ}),                 // randn
     shape({kM1, kX}, {kZ, kD, kX}),  // ddpm, euler_ancestral, lcm
     shape({kM1, kX}, {kZ, kD, kM1}),
     shape({kM1, kX}, {kZ, kD, kM1, kX}),
     shape({kM1}, {kZ, kD, kX}),
-    shape({kM2, kM1, kX}, {kZ, kD, kX}),           // guided
+    shape({kM2, kM1, kX}, {kZ, kD, kX}),   // guided
+    shape({kM1, kX}, {kZ, kD, kX}, {kD}),  // that return D too
+    shape({}, {kZ, kM1, kX}, {kM1, kX}),
+    shape({}, {kZ, kM1, kX}),
     shape({kM1, kX}, {kZ, kD, kPast1, kX}, {kD}),  // dpmpp_2m_sde
 };
 
@@ -196,20 +198,31 @@ constexpr uint64_t kSamplerShapes[] = {
     shape({kM1, kX}, {kD, kX}),
     shape({kM1, kX}, {kD, kM1, kX}),
     shape({kM1}, {kD, kX}),
+    shape({}, {kM1, kX}),
     shape({kM2, kM1, kX}, {kD, kX}),  // guided
     shape({kM2, kM1, kX}, {kD, kM2, kM1}),
     shape({kM2, kM1, kX}, {kD, kM2, kM1, kX}),
+    shape({kM1, kX}, {kD, kM1}, {kD}),  // that return D too
+    shape({kM1, kX}, {kD, kX}, {kD}),
+    shape({kM1, kX}, {kD, kM1, kX}, {kD}),
+    shape({}, {kM1, kX}, {kM1, kX}),
     shape({kM1, kX}, {kD, kPast1, kX}, {kD}),  // dpmpp_2m
     shape({kM1}, {kD, kPast1, kX}, {kD}),
+    shape({}, {kPast1, kM1, kX}, {kM1, kX}),
     shape({kM1, kX}, {kD, kPast2, kPast1, kX}, {kD}, {kD, kPast2, kPast1, kX}),  // unipc
-    shape({kM1, kX}, {kD, kPast1, kX}, {kD, kX}),                                // heun, flow_heun, edm, dpm_2
+    shape({}, {kPast3, kPast2, kPast1, kM1, kX}, {kM1, kX}, {kPast3, kPast2, kPast1, kM1, kX}),
+    shape({kM1, kX}, {kD, kPast1, kX}, {kD, kX}),  // heun, flow_heun, edm, dpm_2
     shape({kM1, kX}, {kD, kPast1, kM1, kX}, {kD, kX}),
     shape({kM1, kX}, {kD, kPast1, kM1, kX}, {kD, kM1, kX}),
+    shape({}, {kPast2, kPast1, kM1, kX}, {kM1, kX}, {kM1}),
     shape({kM1, kX}, {kPast3, kPast2, kPast1, kM1, kX}, {kD, kM1}),  // pndm
     shape({kM1, kX}, {kPast3, kPast2, kPast1, kM1, kX}, {kD, kM1, kX}),
+    shape({}, {kPast3, kPast2, kPast1, kM1, kX}, {kPast1, kM1}),
     shape({kM1, kX}, {kZ, kD, kX}),  // ddpm, euler_ancestral, lcm
     shape({kM1, kX}, {kZ, kD, kM1, kX}),
-    shape({kM2, kM1, kX}, {kZ, kD, kX}),           // guided
+    shape({kM2, kM1, kX}, {kZ, kD, kX}),   // guided
+    shape({kM1, kX}, {kZ, kD, kX}, {kD}),  // that return D too
+    shape({}, {kZ, kM1, kX}, {kM1, kX}),
     shape({kM1, kX}, {kZ, kD, kPast1, kX}, {kD}),  // dpmpp_2m_sde
 };
 
