@@ -206,7 +206,7 @@ class Torch {
         api_ = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.object, "dlpack_exchange_api"));
         return api_ && api_->major == 1 && api_->borrow && (empty_like_ = get("torch", "empty_like")) &&
                (from_numpy_ = get("torch", "from_numpy")) && (is_grad_enabled_ = get("torch", "is_grad_enabled")) &&
-               (increment_version_ = get("torch._C", "_increment_version")) &&
+               (increment_version_ = get("torch.autograd.graph", "increment_version")) &&
                (forward_ad_ = get("torch.autograd.forward_ad", "__dict__")) &&
                (requires_grad_ = PyObject_GetAttrString(type, "requires_grad")) &&
                Py_TYPE(requires_grad_)->tp_descr_get && (is_neg_ = PyObject_GetAttrString(type, "is_neg")) &&
