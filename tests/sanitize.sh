@@ -39,8 +39,10 @@ shift
 
 python3 -m venv "$tmp/venv"
 # A build folder of its own: the usual one would remember the setting at the next build. Not stripped, for the reports.
+# -O1: instrumented, the kernels take GCC two minutes each to optimise further.
 CXXFLAGS=$flags "$tmp/venv/bin/pip" install --quiet --disable-pip-version-check \
-    -C build-dir="$tmp/build" -C install.strip=false "${settings[@]}" . hypothesis matplotlib ml_dtypes pytest scipy
+    -C build-dir="$tmp/build" -C install.strip=false -C cmake.define.CMAKE_CXX_FLAGS_RELEASE=-O1 "${settings[@]}" \
+    . hypothesis matplotlib ml_dtypes pytest scipy
 
 # The interpreter is not instrumented, so the runtime must be loaded before it; and libstdc++ with it, or it does not find
 # the __cxa_throw that it wraps. setarch: with the address space laid out as the runtime expects. One test takes away the

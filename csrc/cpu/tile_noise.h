@@ -146,13 +146,15 @@ struct Twice {
     struct u32 {
         typename L::u32 a, b;
     };
+    struct products {
+        decltype(L::product(typename L::word{}, 0)) a, b;
+    };
     static word word_splat(uint32_t x) { return {L::word_splat(x), L::word_splat(x)}; }
     static u32 word_lanes(word x) { return {L::word_lanes(x.a), L::word_lanes(x.b)}; }
-    static word product(word x, uint32_t m) { return {L::product(x.a, m), L::product(x.b, m)}; }
-    static word product_plus(word p, uint64_t x) { return {L::product_plus(p.a, x), L::product_plus(p.b, x)}; }
-    static word low(word p) { return {L::low(p.a), L::low(p.b)}; }
-    static word high(word p) { return {L::high(p.a), L::high(p.b)}; }
-    static u32 high_lanes(word p) { return {L::high_lanes(p.a), L::high_lanes(p.b)}; }
+    static products product(word x, uint32_t m) { return {L::product(x.a, m), L::product(x.b, m)}; }
+    static word low(products p) { return {L::low(p.a), L::low(p.b)}; }
+    static word high(products p) { return {L::high(p.a), L::high(p.b)}; }
+    static u32 high_lanes(products p) { return {L::high_lanes(p.a), L::high_lanes(p.b)}; }
     static word word_xor(word x, word y) { return {L::word_xor(x.a, y.a), L::word_xor(x.b, y.b)}; }
     static word word_xor(word x, word y, word z) { return {L::word_xor(x.a, y.a, z.a), L::word_xor(x.b, y.b, z.b)}; }
     static u32 bit_xor(u32 x, u32 y, uint32_t z) { return {L::bit_xor(x.a, y.a, z), L::bit_xor(x.b, y.b, z)}; }
@@ -187,7 +189,7 @@ template <class Real, class Between>
         if constexpr (Lane::twice)
             for (; g + 2 <= groups; g += 2) {
                 between(g), between(g + 1);
-                const Twice<Lane>::word both{product, Lane::product_plus(product, next)};
+                const Twice<Lane>::products both{product, Lane::product_plus(product, next)};
                 store_words(words, g, philox_blocks<Twice<Lane>>(both, common, keys));
                 product = Lane::product_plus(product, 2 * next);
             }
