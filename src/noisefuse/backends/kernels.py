@@ -505,27 +505,17 @@ def apply(p: Any, n: int, places: Any, reals: Any, one_row: bool) -> None:
         each(TILE, add_within, (out, aux, inside, pointer(places[LOW], kind), pointer(places[HIGH], kind), zero))
 
 
-def fill_noised(p: Any, run: Any, block: Any, n: int, words: Any, places: Any, tile: Any) -> None:
+@inlined
+def fill_noised(p: Any, run: Any, block: Any, n: int, words: Any, places: Any) -> None:
     """A row of a normal and one more term over whole tiles, added up where the normal is made; for float32 alone."""
-    raise NotImplementedError
-
-
-@overload(fill_noised, jit_options=OPTIONS)
-def _fill_noised(p, run, block, n, words, places, tile):  # type: ignore[no-untyped-def]
-    def singles(p, run, block, n, words, places, tile):  # type: ignore[no-untyped-def]
-        form = pointer(p[CALL_PROGRAM], int64)
-        out, k = pointer(places[form[FORM_TOTAL]], float32), pointer(places[form[FORM_CONSTANT]], float32)
-        c, d = pointer(places[form[FORM_TERM]], float32), pointer(places[form[FORM_TERM + 2]], float32)
-        w = pointer(places[form[FORM_TERM + 3]], float32)
-        for first in range(0, n // 4, TOGETHER):
-            make_words(run, block + first, 0, words, pairs(words, FIRST), NO_TAG, 1)
-            noise = part(words, FIRST), part(words, SECOND), k[0], c[0], d[0]
-            each(2 * TOGETHER, noised32, (part(out, 4 * first), *noise, part(w, 4 * first)))
-
-    def doubles(p, run, block, n, words, places, tile):  # type: ignore[no-untyped-def]
-        pass
-
-    return singles if tile.dtype == types.float32 else doubles
+    form = pointer(p[CALL_PROGRAM], int64)
+    out, k = pointer(places[form[FORM_TOTAL]], float32), pointer(places[form[FORM_CONSTANT]], float32)
+    c, d = pointer(places[form[FORM_TERM]], float32), pointer(places[form[FORM_TERM + 2]], float32)
+    w = pointer(places[form[FORM_TERM + 3]], float32)
+    for first in range(0, n // 4, TOGETHER):
+        make_words(run, block + first, 0, words, pairs(words, FIRST), NO_TAG, 1)
+        noise = part(words, FIRST), part(words, SECOND), k[0], c[0], d[0]
+        each(2 * TOGETHER, noised32, (part(out, 4 * first), *noise, part(w, 4 * first)))
 
 
 @inlined
@@ -590,7 +580,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
                     bring(p, at, n, places, tile, reals, others)
                     ask_for(p, at + TILE, 4 if at_once else 1)
                     if at_once:
-                        fill_noised(p, run, block, n, w, places, tile)
+                        fill_noised(p, run, block, n, w, places)
                     else:
                         if draws:
                             fill_noise(p, run, block, 0, w, tile, pieces, skip + n)
