@@ -345,6 +345,24 @@ def test_the_backend_vectorises(tmp_path):
     assert overlaps == "0"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("size", [3, 16, 112, 256, 259, 1000, 4096])
+def test_tiles_of_one_run_and_of_many(size, dtype):
+    """Whole tiles of one run and one row have a way of their own, in place too; windows begin within a block.
+
+    Seen to fail: a tile of many samples taken for one of one run, elements skipped in each tile of a run.
+    """
+    schedule, t = nf.Schedule.linear(1000), np.arange(37) % 3
+    x = nf.randn((37, size), nf.Noise(1)).astype(dtype)
+    for noise in (nf.Noise(2), nf.Noise(2).window((size + 2,), (2,)), nf.Noise(2, sample=np.arange(37) * 5)):
+        for when in (500, t):
+            expected = nf.q_sample(x, when, schedule, noise)
+            with nf.use_backend("numba"):
+                assert bits(nf.q_sample(x, when, schedule, noise)) == bits(expected)
+                again = x.copy()
+                assert bits(nf.q_sample(again, when, schedule, noise, out=again)) == bits(expected)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_plain_calls_of_many_elements_are_shared_out(threads):
     """Seen to fail: scratch that the threads share."""

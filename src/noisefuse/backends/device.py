@@ -24,6 +24,12 @@ def _on_gpu(builder: Any) -> bool:
     return str(builder.module.triple).startswith("nvptx")
 
 
+def _calls_fma(context: Any) -> bool:
+    """Whether an fma is a call of C's library, which LLVM puts into vectors all the same if it knows it as an fma."""
+    triple, _, features = context.codegen().magic_tuple()
+    return triple.startswith("x86_64") and "+fma" not in features.split(",")
+
+
 def _real(*arguments: Any) -> Any:
     """Their common type, float32 or float64; None lets Numba say that there is none."""
     kinds = {types.unliteral(a) for a in arguments}
@@ -35,7 +41,13 @@ def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
     """a b + c, rounded once."""
     if (real := _real(a, b, c)) is None:
         return None
-    return real(a, b, c), lambda context, builder, signature, arguments: builder.fma(*arguments)
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if not _on_gpu(builder) and _calls_fma(context):
+            return _named(builder, "fmaf" if real == types.float32 else "fma", arguments[0].type, arguments)
+        return builder.fma(*arguments)
+
+    return real(a, b, c), codegen
 
 
 @intrinsic

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loops of the Numba backend (jit.py): spec.py over tiles that stay in the first cache.
 
-A tile goes through passes that LLVM vectorises one by one: counters, words, normals, and one for each term of a row.
+A tile goes through passes that LLVM vectorises one by one: words, normals, and one for two terms of a row.
 Kernels get numbers and addresses only, so that each is compiled once for float32 and once for float64 arithmetic,
 when it is first needed; Numba keeps the compiled code on disk.
 """
@@ -27,6 +27,7 @@ from .loops import each
 
 TILE = 256  # elements
 BLOCKS = QUARTER = TILE // 4  # of four words
+TOGETHER = BLOCKS // 2  # blocks whose words are made and then made values of: few, so that the two overlap
 # How an array is read and written: where it lies, copied, or converted.
 IN_PLACE, SAME, F32, F64, F16, BF16, U8 = range(7)
 NONE, NORMAL, UNIFORM = range(3)
@@ -40,11 +41,11 @@ VALUES, BLOCK_VALUES, RESULT, SUM, ZERO, MINUS_ZERO, ROWS = (
 )
 REALS = WIDTH * ROWS
 # Words: counters (four rows); words of both pairs of each block, first ones and second ones, and their low words;
-# pieces of noise, the first element and how many; the address of each row of reals, or of what stands in for it.
+# pieces of noise, the first element and how many; the address of each row of reals, or of what stands in for it; key.
 BLOCK, STEP, SAMPLE, TAG, FIRST, SECOND, LOW_FIRST, LOW_SECOND, PIECE, PIECE_SIZE, PLACES = (
-    BLOCKS * n for n in (0, 1, 2, 3, 4, 6, 8, 10, 12, 13, 14)
+    BLOCKS * n for n in range(11)
 )
-PAIRS, WORDS = 2 * BLOCKS, PLACES + 2 * ROWS
+KEY0, KEY1, WORDS = (PLACES + 2 * ROWS + n for n in range(3))
 NO_TAG, LOW_TAG = uint32(0), uint32(1 << 31)
 
 philox4x32, join = SPEC.philox4x32, SPEC.join
@@ -182,13 +183,13 @@ def least(_: Any, a: Any, b: Any) -> Any:
 
 
 @inlined
-def ask_for(p: Any, at: int) -> None:
-    """The lines of a quarter of a tile, from `at` on: all at once would block the line-fill buffers."""
+def ask_for(p: Any, at: int, quarters: int) -> None:
+    """The lines of some quarters of a tile, from `at` on: all at once would block the line-fill buffers."""
     for s in range(p[CALL_INPUTS] + p[CALL_OUTPUTS]):
         stream = pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS * s, int64)
         width = stream[STREAM_BYTES]
         first = stream[STREAM_ARRAY] + width * at
-        for line in range(width):
+        for line in range(quarters * width):
             prefetch(first + 64 * line)
 
 
@@ -244,6 +245,26 @@ def store(source: Any, reals: Any, stream: Any, others: Any, at: int, n: int) ->
             each(n, to_bfloat16, (pointer(first, uint16), source))
 
 
+@inlined
+def bring(p: Any, at: int, n: int, places: Any, tile: Any, reals: Any, others: Any) -> None:
+    """The n elements of all inputs from `at` on: where they are, or into the tile. And where outputs are."""
+    for s in range(p[CALL_INPUTS] + p[CALL_OUTPUTS]):
+        stream = pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS * s, int64)
+        if stream[STREAM_KIND] == IN_PLACE:
+            places[stream[STREAM_ROW]] = stream[STREAM_ARRAY] + reals.itemsize * at
+        elif others is not None and s < p[CALL_INPUTS]:
+            load(part(tile, WIDTH * stream[STREAM_ROW]), stream, at, n)
+
+
+@inlined
+def put(p: Any, at: int, n: int, tile: Any, reals: Any, others: Any) -> None:
+    """The n elements of all outputs from `at` on, where they are not yet."""
+    for s in range(p[CALL_INPUTS], p[CALL_INPUTS] + p[CALL_OUTPUTS]):
+        stream = pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS * s, int64)
+        if stream[STREAM_KIND] != IN_PLACE:
+            store(part(tile, WIDTH * stream[STREAM_ROW]), reals, stream, others, at, n)
+
+
 # ---- noise -------------------------------------------------------------------------------------------------
 
 
@@ -268,10 +289,13 @@ def place_counter(j: int, counter: Any, first: int, step: int, number: int, tag:
 
 
 @inlined
-def plan(p: Any, at: int, end: int, sample: int, place: int, words: Any) -> tuple[int, int]:
-    """Counters and pieces of the elements from `at` on, of one seed and as many as fit: (elements, pieces)."""
+def plan(p: Any, at: int, end: int, alike: int, sample: int, place: int, words: Any) -> tuple[int, int]:
+    """Counters, key and pieces of elements from `at` on: (elements, pieces).
+
+    Whole tiles, where those of one run are among the next `alike` elements; or as many of one seed as fit into a tile.
+    """
     field = pointer(p[CALL_FIELDS] + 8 * p[CALL_FIELD_NUMBERS] * sample * p[CALL_FIELD_PER_SAMPLE], int64)
-    key0, key1 = field[FIELD_KEY0], field[FIELD_KEY1]
+    words[KEY0], words[KEY1] = key0, key1 = field[FIELD_KEY0], field[FIELD_KEY1]
     n, used, pieces = 0, 0, 0
     while used < BLOCKS and at + n < end:
         if p[CALL_FIELD_PER_SAMPLE]:
@@ -288,9 +312,11 @@ def plan(p: Any, at: int, end: int, sample: int, place: int, words: Any) -> tupl
         number = pointer(field[FIELD_IDS], int64)[row] if field[FIELD_IDS] else field[FIELD_SAMPLE] + row
         skip, first, tag = element & 3, element >> 2, field[FIELD_STREAM] << 24 | number >> 32
         size = least(left, 4 * (BLOCKS - used) - skip)
+        if used == 0 and least(left, alike) > size:
+            size = (least(left, alike) + skip) // TILE * TILE - skip
         counter = part(words, used)
         last = (skip + size + 3) >> 2
-        alone = used == 0 and (last == BLOCKS or size == end - at)  # the only piece: one is told
+        alone = used == 0 and (last >= BLOCKS or size == end - at)  # the only piece: one is told
         each(1 if alone else last, place_counter, (counter, first, step, number, tag))
         words[PIECE + pieces] = 4 * used + skip
         words[PIECE_SIZE + pieces] = size
@@ -306,25 +332,28 @@ def plan(p: Any, at: int, end: int, sample: int, place: int, words: Any) -> tupl
 @inlined
 def words_of_run(j: int, to: Any, block: int, step: int, sample: int, tag: int, key0: int, key1: int) -> None:
     w0, w1, w2, w3 = philox4x32(block + uint64(j), step, sample, tag, key0, key1)
-    to[j], to[BLOCKS + j] = join(w2, w0), join(w3, w1)
+    to[j], to[TOGETHER + j] = join(w2, w0), join(w3, w1)
 
 
 @inlined
 def words_of_runs(j: int, to: Any, c: Any, later: int, tag: int, key0: int, key1: int) -> None:
     w0, w1, w2, w3 = philox4x32(c[BLOCK + j], c[STEP + j] + later, c[SAMPLE + j], c[TAG + j] | tag, key0, key1)
-    to[j], to[BLOCKS + j] = join(w2, w0), join(w3, w1)
+    to[j], to[TOGETHER + j] = join(w2, w0), join(w3, w1)
 
 
 @inlined
-def make_words(p: Any, sample: int, later: int, c: Any, where: Any, tag: int, pieces: int) -> None:
-    """Philox of all counters, `later` steps after theirs. Of one piece, the blocks are numbered on from the first."""
-    field = pointer(p[CALL_FIELDS] + 8 * p[CALL_FIELD_NUMBERS] * sample * p[CALL_FIELD_PER_SAMPLE], int64)
-    k0, k1, steps = uint32(field[FIELD_KEY0]), uint32(field[FIELD_KEY1]), uint32(later)
+def make_words(run: Any, block: Any, later: int, c: Any, where: Any, tag: int, pieces: int) -> None:
+    """Philox of the next counters, `later` steps after theirs.
+
+    Of one piece they are numbered on from `block`, and the rest of them and the key, `run`, is the same for all.
+    """
+    step, sample, high, k0, k1 = run
+    steps = uint32(later)
     if pieces == 1:
-        block, step, id, high = uint64(c[BLOCK]), uint64(c[STEP] + steps), uint64(c[SAMPLE]), uint64(c[TAG] | tag)
-        each(BLOCKS, words_of_run, (where, block, step, id, high, k0, k1))
+        name = uint64(step + steps), uint64(sample), uint64(high | tag)
+        each(TOGETHER, words_of_run, (where, uint64(block), *name, k0, k1))
     else:
-        each(BLOCKS, words_of_runs, (where, c, steps, tag, k0, k1))
+        each(TOGETHER, words_of_runs, (where, c, steps, tag, k0, k1))
 
 
 @inlined
@@ -343,6 +372,12 @@ def normals32(i: int, z: Any, u: Any, v: Any) -> None:
 
 
 @inlined
+def noised32(i: int, out: Any, u: Any, v: Any, k: float, c: float, d: float, w: Any) -> None:
+    z0, z1 = normal_pair32(u[i], v[i])
+    out[2 * i], out[2 * i + 1] = fma(d, w[2 * i], fma(c, z0, k)), fma(d, w[2 * i + 1], fma(c, z1, k))
+
+
+@inlined
 def normals64(i: int, z: Any, u: Any, v: Any, low_u: Any, low_v: Any) -> None:
     z[2 * i], z[2 * i + 1] = normal_pair64(u[i], low_u[i], v[i], low_v[i])
 
@@ -357,38 +392,39 @@ def uniforms64(i: int, z: Any, u: Any, v: Any, low_u: Any, low_v: Any) -> None:
     z[2 * i], z[2 * i + 1] = uniform64(u[i], low_u[i]), uniform64(v[i], low_v[i])
 
 
-def fill_noise(p: Any, sample: int, later: int, words: Any, tile: Any, pieces: int) -> int:
-    """The noise of the planned elements, of the type of the tile: where in the tile it is."""
+def fill_noise(p: Any, run: Any, block: Any, later: int, words: Any, tile: Any, pieces: int, size: Any) -> None:
+    """The noise of the planned elements, of the tile's type: in whole blocks, and several pieces packed too.
+
+    Of one piece blocks are made from `block` on, up to that of element `size`.
+    """
     raise NotImplementedError
 
 
 @overload(fill_noise, jit_options=OPTIONS)
-def _fill_noise(p, sample, later, words, tile, pieces):  # type: ignore[no-untyped-def]
-    def singles(p, sample, later, words, tile, pieces):  # type: ignore[no-untyped-def]
-        make_words(p, sample, later, words, pairs(words, FIRST), NO_TAG, pieces)
-        arguments = part(tile, BLOCK_VALUES * WIDTH), part(words, FIRST), part(words, SECOND)
-        if p[CALL_DRAW] == NORMAL:
-            each(PAIRS, normals32, arguments)
-        else:
-            each(PAIRS, uniforms32, arguments)
-        if pieces == 1:
-            return BLOCK_VALUES * WIDTH + int64(words[PIECE])
-        packed(words, tile, pieces)
-        return (VALUES + Z) * WIDTH
+def _fill_noise(p, run, block, later, words, tile, pieces, size):  # type: ignore[no-untyped-def]
+    def singles(p, run, block, later, words, tile, pieces, size):  # type: ignore[no-untyped-def]
+        for first in range(0, (size + 3) // 4 if pieces == 1 else BLOCKS, TOGETHER):
+            make_words(run, block + first, later, part(words, first), pairs(words, FIRST), NO_TAG, pieces)
+            arguments = part(tile, BLOCK_VALUES * WIDTH + 4 * first), part(words, FIRST), part(words, SECOND)
+            if p[CALL_DRAW] == NORMAL:
+                each(2 * TOGETHER, normals32, arguments)
+            else:
+                each(2 * TOGETHER, uniforms32, arguments)
+        if pieces > 1:
+            packed(words, tile, pieces)
 
-    def doubles(p, sample, later, words, tile, pieces):  # type: ignore[no-untyped-def]
-        make_words(p, sample, later, words, pairs(words, FIRST), NO_TAG, pieces)
-        make_words(p, sample, later, words, pairs(words, LOW_FIRST), LOW_TAG, pieces)
-        low = part(words, LOW_FIRST), part(words, LOW_SECOND)
-        arguments = part(tile, BLOCK_VALUES * WIDTH), part(words, FIRST), part(words, SECOND), *low
-        if p[CALL_DRAW] == NORMAL:
-            each(PAIRS, normals64, arguments)
-        else:
-            each(PAIRS, uniforms64, arguments)
-        if pieces == 1:
-            return BLOCK_VALUES * WIDTH + int64(words[PIECE])
-        packed(words, tile, pieces)
-        return (VALUES + Z) * WIDTH
+    def doubles(p, run, block, later, words, tile, pieces, size):  # type: ignore[no-untyped-def]
+        for first in range(0, (size + 3) // 4 if pieces == 1 else BLOCKS, TOGETHER):
+            make_words(run, block + first, later, part(words, first), pairs(words, FIRST), NO_TAG, pieces)
+            make_words(run, block + first, later, part(words, first), pairs(words, LOW_FIRST), LOW_TAG, pieces)
+            low = part(words, LOW_FIRST), part(words, LOW_SECOND)
+            arguments = part(tile, BLOCK_VALUES * WIDTH + 4 * first), part(words, FIRST), part(words, SECOND), *low
+            if p[CALL_DRAW] == NORMAL:
+                each(2 * TOGETHER, normals64, arguments)
+            else:
+                each(2 * TOGETHER, uniforms64, arguments)
+        if pieces > 1:
+            packed(words, tile, pieces)
 
     return singles if tile.dtype == types.float32 else doubles
 
@@ -470,6 +506,19 @@ def apply(p: Any, n: int, places: Any, reals: Any, one_row: bool) -> None:
 
 
 @inlined
+def fill_noised(p: Any, run: Any, block: Any, n: int, words: Any, places: Any) -> None:
+    """A row of a normal and one more term over whole tiles, added up where the normal is made; for float32 alone."""
+    form = pointer(p[CALL_PROGRAM], int64)
+    out, k = pointer(places[form[FORM_TOTAL]], float32), pointer(places[form[FORM_CONSTANT]], float32)
+    c, d = pointer(places[form[FORM_TERM]], float32), pointer(places[form[FORM_TERM + 2]], float32)
+    w = pointer(places[form[FORM_TERM + 3]], float32)
+    for first in range(0, n // 4, TOGETHER):
+        make_words(run, block + first, 0, words, pairs(words, FIRST), NO_TAG, 1)
+        noise = part(words, FIRST), part(words, SECOND), k[0], c[0], d[0]
+        each(2 * TOGETHER, noised32, (part(out, 4 * first), *noise, part(w, 4 * first)))
+
+
+@inlined
 def noised(i: int, x: Any, a: float, s: float, z: Any) -> None:
     x[i] = fma(a, x[i], mul(s, z[i]))
 
@@ -507,34 +556,41 @@ def _kernels(text: str) -> tuple[Any, ...]:
             places[row] = first + width * WIDTH * row
         for i in range(WIDTH):
             tile[WIDTH * ZERO + i], tile[WIDTH * MINUS_ZERO + i] = 0.0, -0.0
-        at = take(taken, chunk)
+        draws, form, at = p[CALL_DRAW] != NONE, pointer(p[CALL_PROGRAM], int64), take(taken, chunk)
+        short = width == 4 and p[CALL_DRAW] == NORMAL and p[CALL_FORMS] == 1  # float32, a normal and one more term
+        short = short and form[FORM_TERMS] == 2 and form[FORM_TERM + 1] == VALUES + Z
         while at < total:
             end, filled, sample, place = least(at + chunk, total), -1, at // p[CALL_SIZE], at % p[CALL_SIZE]
-            while at < end:
-                n = least(TILE, end - at)
-                ask_for(p, at + TILE)
-                if p[CALL_DRAW] != NONE:
-                    n, pieces = plan(p, at, end, sample, place, w)
-                    places[VALUES + Z] = first + width * fill_noise(p, sample, 0, w, tile, pieces)
-                    place += n
+            while at < end:  # a stretch: whole tiles of one row and one run, or what one tile can hold
+                alike = least((at // p[CALL_SEGMENT] + 1) * p[CALL_SEGMENT], end) - at
+                size, pieces = alike // TILE * TILE if alike > TILE else least(TILE, end - at), 1
+                element = int64(0)
+                if draws:
+                    size, pieces = plan(p, at, end, alike, sample, place, w)
+                    element = 4 * int64(w[BLOCK]) + (w[PIECE] if pieces == 1 else 0)
+                    place += size
                     if place >= p[CALL_SIZE]:
                         sample, place = sample + place // p[CALL_SIZE], place % p[CALL_SIZE]
-                ask_for(p, at + TILE + QUARTER)
-                for s in range(p[CALL_INPUTS] + p[CALL_OUTPUTS]):
-                    stream = pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS * s, int64)
-                    if stream[STREAM_KIND] == IN_PLACE:
-                        places[stream[STREAM_ROW]] = stream[STREAM_ARRAY] + width * at
-                    elif others is not None and s < p[CALL_INPUTS]:
-                        load(part(tile, WIDTH * stream[STREAM_ROW]), stream, at, n)
-                ask_for(p, at + TILE + 2 * QUARTER)
-                filled = select_rows(p, rows, at, n, tile, filled)
-                apply(p, n, places, reals, filled >= 0)
-                ask_for(p, at + TILE + 3 * QUARTER)
-                for s in range(p[CALL_INPUTS], p[CALL_INPUTS] + p[CALL_OUTPUTS]):
-                    stream = pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS * s, int64)
-                    if stream[STREAM_KIND] != IN_PLACE:
-                        store(part(tile, WIDTH * stream[STREAM_ROW]), reals, stream, others, at, n)
-                at += n
+                filled = select_rows(p, rows, at, least(TILE, size), tile, filled)
+                run, stop = (w[STEP], w[SAMPLE], w[TAG], w[KEY0], w[KEY1]), at + size
+                at_once = short and filled >= 0 and pieces == 1 and size >= TILE and element & 3 == 0
+                while at < stop:
+                    block, skip = element >> 2, element & 3  # no number that is set back: LLVM would copy the loop
+                    n = least(TILE - skip, stop - at)
+                    bring(p, at, n, places, tile, reals, others)
+                    ask_for(p, at + TILE, 4 if at_once else 1)
+                    if at_once:
+                        fill_noised(p, run, block, n, w, places)
+                    else:
+                        if draws:
+                            fill_noise(p, run, block, 0, w, tile, pieces, skip + n)
+                            noise = BLOCK_VALUES * WIDTH + skip if pieces == 1 else (VALUES + Z) * WIDTH
+                            places[VALUES + Z] = first + width * noise
+                        ask_for(p, at + TILE + QUARTER, 2)
+                        apply(p, n, places, reals, filled >= 0)
+                        ask_for(p, at + TILE + 3 * QUARTER, 1)
+                    put(p, at, n, tile, reals, others)
+                    at, element = at + n, element + n
             at = take(taken, chunk)
         float_mode(before)
 
@@ -550,13 +606,15 @@ def _kernels(text: str) -> tuple[Any, ...]:
             end = least(at + chunk, total)
             while at < end:  # a tile of x0 goes through all times before the next one is read
                 sample = at // p[CALL_SIZE]
-                n, pieces = plan(p, at, end, sample, at % p[CALL_SIZE], w)
+                n, pieces = plan(p, at, end, TILE, sample, at % p[CALL_SIZE], w)
+                run, block, skip = (w[STEP], w[SAMPLE], w[TAG], w[KEY0], w[KEY1]), int64(w[BLOCK]), int64(w[PIECE])
+                z = part(tile, BLOCK_VALUES * WIDTH + skip if pieces == 1 else (VALUES + Z) * WIDTH)
                 if source[STREAM_KIND] <= SAME:
                     each(n, copy, (x, pointer(source[STREAM_ARRAY] + reals.itemsize * at, reals.dtype)))
                 elif others is not None:
                     load(x, source, at, n)
                 for t in range(times):
-                    z = part(tile, fill_noise(p, sample, t, w, tile, pieces))
+                    fill_noise(p, run, block, t, w, tile, pieces, skip + n)
                     each(
                         n, noised, (x, rows[COLUMNS * t + AFFINE[0] + 1 + X], rows[COLUMNS * t + AFFINE[0] + 1 + Z], z)
                     )

@@ -114,9 +114,13 @@ COS64 = _reals(
     "-0x1.a6d1efeb4e518p-6", "0x1.f9d25db6ace19p-10", "-0x1.b696d3fd75367p-14", "0x1.168d57ef8540ap-18",
 )
 # fmt: on
-LN4_32, LN4_64 = _reals(float32, "0x1.62e430p+0")[0], _reals(float64, "0x1.62e42fefa39efp+0")[0]
-# The bits of 2/3 2^32 and 2/3 2^64: U = 2^e (1 + r) with 2/3 <= 1 + r < 4/3 counts e from there.
-TWO_THIRDS32, TWO_THIRDS64 = float32(2 / 3 * 2.0**32).view(int32), float64(2 / 3 * 2.0**64).view(int64)
+# ln 4; in float32 e is counted 2^23 times, as it stands in the bits of a number.
+LN4_32, LN4_64 = _reals(float32, "0x1.62e430p-23")[0], _reals(float64, "0x1.62e42fefa39efp+0")[0]
+# The bits of 2/3 2^24 and 2/3 2^64: U = 2^e (1 + r) with 2/3 <= 1 + r < 4/3 counts e from there.
+TWO_THIRDS32, TWO_THIRDS64 = float32(2 / 3 * 2.0**24).view(int32), float64(2 / 3 * 2.0**64).view(int64)
+EXPONENT, SCALE32 = int32(-1 << 23), float32(2.0**-24).view(int32)
+# A number whose last eight bits count in 2^-8, and what leaves of it those bits and a half.
+TAIL, ALL_BUT_TAIL = float32(2.0**15).view(uint32), float32(2.0**15 - 2.0**-9)
 QUARTER, THREE_QUARTERS = uint32(1 << 30), uint32(3 << 30)
 
 
@@ -143,12 +147,15 @@ def power_of_two(n: Integers) -> Reals:
 def radius32(w: Words) -> Reals:
     """sqrt(-2 ln U), U = (w + 1/2) / 2^32 = 2^e (1 + r), within 2.5 ulp.
 
-    -2 ln U = -e ln 4 - 2 ln(1 + r). r is rounded once, also near U = 1, where the logarithm vanishes.
+    -2 ln U = -e ln 4 - 2 ln(1 + r). r is rounded once, also near U = 1, where the logarithm vanishes: so 2^24 U comes
+    in two exact parts. (U itself is exact in float64, but with a way through float64 normals take a third longer.)
     """
-    exact = float64(w) + 0.5
-    e = int32(int32(view(float32(exact), int32) - TWO_THIRDS32) >> int32(23))
-    r = float32(mul(exact, power_of_two(-32 - e)) - 1.0)
-    return sqrt(fma(float32(e), -LN4_32, r * polynomial(r, LOG1P32)))
+    high = float32(view(uint32(w >> uint32(8)), int32))
+    low = view(uint32(w & uint32(0xFF) | TAIL), float32) - ALL_BUT_TAIL
+    e23 = int32(view(high + low, int32) - TWO_THIRDS32 & EXPONENT)  # 2^23 e
+    scale = view(int32(SCALE32 - e23), float32)  # 2^-(24 + e)
+    r = (mul(high, scale) - float32(1.0)) + mul(low, scale)
+    return sqrt(fma(float32(e23), -LN4_32, r * polynomial(r, LOG1P32)))
 
 
 def radius64(w: Words, v: Words) -> Reals:
