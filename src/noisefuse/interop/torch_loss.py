@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mse_loss for torch tensors: autograd without noise that is kept, and torch.compile.
+"""mse_loss for torch tensors: autograd with a backward pass that draws the noise again, and torch.compile.
 
-A graph keeps the prediction, x0 and t for the backward pass, and no noise and no target.
+A graph keeps the prediction, x0 and t for the backward pass; no noise and no target.
 """
 
 from __future__ import annotations
@@ -104,10 +104,7 @@ def mse_loss(
             raise NotImplementedError(f"{name}: the gradient is that of pred alone; pass {name}.detach()")
     if not isinstance(t, int | Tensor):
         given = given._replace(t=torch.tensor(np.array(t)))
-    # All that calls backward() on a mean asks for the gradient times 1, which the loss's own pass can make; what stays
-    # on a device is not looked at, so there a second pass makes it.
-    early: list[Tensor] | None = [] if reduction == "mean" and given.place().type == "cpu" else None
-    return _Loss.apply(options, early, *given)  # type: ignore[no-untyped-call]
+    return _Loss.apply(options, *given)  # type: ignore[no-untyped-call]
 
 
 def mse_loss_grad(
@@ -138,19 +135,15 @@ def _numbers(name: str, x: Any, place: torch.device) -> Any:
 
 
 class _Loss(torch.autograd.Function):
-    """Given.value, with Given.gradient as its backward pass: so it is differentiable once. `early`, if there is one,
-    gets the gradient for an upstream gradient of 1 in the pass of the loss, with the same noise."""
+    """Given.value, with Given.gradient as its backward pass: so it is differentiable once."""
 
     @staticmethod
-    def forward(options: Options, early: list[Tensor] | None, *given: Any) -> Tensor:
-        call = Given(*given)
-        if early is not None:
-            early.append(torch.empty_like(call.pred, memory_format=torch.contiguous_format))
-        return call.value(options, *(early or ()))
+    def forward(options: Options, *given: Any) -> Tensor:
+        return Given(*given).value(options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.options, ctx.early, *given = inputs
+        ctx.options, *given = inputs
         # what is no tensor stays as it is: a number, a Noise
         ctx.others = Given(*(None if isinstance(x, Tensor) else x for x in given))
         ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in given))
@@ -162,10 +155,7 @@ class _Loss(torch.autograd.Function):
                 "mse_loss is differentiable once: backward with create_graph=True is not supported"
             )
         given = Given(*(o if x is None else x for x, o in zip(ctx.saved_tensors, ctx.others, strict=True)))
-        gradient = ctx.early.pop() if ctx.early else None  # handed on, so that autograd need not copy it
-        if gradient is None or upstream.item() != 1:
-            gradient = given.gradient(ctx.options, upstream, gradient)
-        return None, None, gradient, *(None,) * (len(given) - 1)
+        return None, given.gradient(ctx.options, upstream), *(None,) * (len(given) - 1)
 
 
 # ---- torch.compile: one operator for each of the two passes --------------------------------------------------
