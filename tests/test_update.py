@@ -90,7 +90,21 @@ def register_shapes():
     return {" | ".join(forms): forms for forms in [*sorted(columns), ["m1", "m1 d past4", "d z", "k x"]]}
 
 
-SHAPES = register_shapes()
+# And as the samplers have them.
+SHAPES = register_shapes() | {
+    "ddim": ("x m1", "m1 d"),
+    "guided": ("x m1 m2", "m1 d"),
+    "guided ddpm": ("x m1 m2", "m1 d z"),
+    "flow_euler": ("x m1", "x m1 d"),
+    "ddpm": ("x m1", "m1 d z"),
+    "lcm": ("x m1", "x d z"),
+    "heun": ("x m1", "x m1 d past1", "x m1 d"),
+    "dpm_2": ("x m1", "x m1 d past1", "x d"),
+    "dpmpp_2m": ("x m1", "x d past1", "d"),
+    "dpmpp_2m_sde": ("x m1", "x d past1 z", "d"),
+    "unipc": ("x m1", "x d past1 past2", "d", "x d past1 past2"),
+    "pndm": ("x m1", "x m1 past1 past2 past3", "m1 d"),
+}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
