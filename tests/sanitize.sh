@@ -45,13 +45,15 @@ CXXFLAGS=$flags "$tmp/venv/bin/pip" install --quiet --disable-pip-version-check 
     . hypothesis matplotlib ml_dtypes pytest scipy
 
 # The interpreter is not instrumented, so the runtime must be loaded before it; and libstdc++ with it, or it does not find
-# the __cxa_throw that it wraps. setarch: with the address space laid out as the runtime expects. One test takes away the
-# address space, which the runtime needs as well.
+# the __cxa_throw that it wraps. setarch: with the address space laid out as the runtime expects. Two tests are left out:
+# one takes away the address space, which the runtime needs as well; and one interrupts threads of Python alone, of which
+# nothing is instrumented (the interpreter was once seen to wait for its own lock for ever, under ThreadSanitizer).
 preload=
 for library in "${runtimes[@]}" libstdc++.so; do preload+=" $("${CXX:-c++}" -print-file-name=$library)"; done
 status=0
 LD_PRELOAD=$preload setarch -R "$tmp/venv/bin/python" -m pytest -p no:cacheprovider -p no:faulthandler \
     --ignore tests/test_cli.py --deselect tests/test_threads.py::test_where_no_thread_can_be_started_the_call_goes_on \
+    --deselect tests/test_threads.py::test_interrupts_at_any_moment_leave_no_lock_taken \
     "$@" || status=$?
 if compgen -G "$tmp/report*" >/dev/null; then
     cat "$tmp"/report*

@@ -7,6 +7,7 @@ import _thread
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import repeat
 from queue import SimpleQueue
 
 _count: int | None = None
@@ -36,7 +37,7 @@ def set_count(n: int) -> None:
 def _after_fork() -> None:
     """The parent's threads do not exist in the child, which starts with one thread (it is one of many, likely)."""
     global _count, _shares, _workers
-    _count, _shares, _workers = from_environment() or 1, SimpleQueue(), 0
+    _count, _shares, _workers = from_environment() or 1, SimpleQueue(), []
 
 
 if hasattr(os, "register_at_fork"):
@@ -61,7 +62,7 @@ class _Share:
 # Python's own pools hold locks in Python code, where an interrupt may leave them taken for ever. The calls of these run
 # in C, as a whole or not at all.
 _shares: SimpleQueue[_Share] = SimpleQueue()
-_workers = 0
+_workers: list[int] = []  # identifiers of the threads that serve
 
 
 def _serve(shares: SimpleQueue[_Share]) -> None:
@@ -84,14 +85,12 @@ def together(work: Callable[[], object], stop: Callable[[], object], threads: in
     late does nothing. An interrupt in the middle calls stop(), after which no more parts are there to be taken, and
     waits for those that have been: they write to the caller's memory.
     """
-    global _workers
     others = [_Share(work) for _ in range(threads - 1)]
     try:
         with suppress(RuntimeError):  # the system gives no more threads: fewer do it
-            while _workers < len(others):
-                _thread.start_new_thread(_serve, (_shares,))
-                _workers += 1
-        for other in others[:_workers]:
+            missing = len(others) - len(_workers)
+            _workers.extend(map(_thread.start_new_thread, repeat(_serve, missing), repeat((_shares,))))
+        for other in others[: len(_workers)]:
             _shares.put(other)
         work()
         for other in others:
