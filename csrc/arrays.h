@@ -5,8 +5,12 @@
 #include <Python.h>
 #include <numpy/arrayobject.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <new>
+
+#include "memory.h"
 
 namespace nf {
 namespace {
@@ -84,10 +88,19 @@ struct DLTensor {
     uint64_t byte_offset;
 };
 
+struct ManagedTensor {
+    uint32_t major, minor;
+    void* context;
+    void (*deleter)(ManagedTensor* self);
+    uint64_t flags;
+    DLTensor tensor;
+};
+
 struct ExchangeApi {
     uint32_t major, minor;
     void* previous;
-    void *allocate, *from_object, *to_object;
+    void *allocate, *from_object;
+    int (*to_object)(ManagedTensor* tensor, void** object);
     int (*borrow)(void* object, DLTensor* out);  // dltensor_from_py_object_no_sync; may be null
     void* current_stream;
 };
@@ -167,33 +180,42 @@ class Torch {
         return none.object;
     }
 
-    // A new tensor like x, and what is seen of it. Null: a Python error is set.
-    PyObject* new_like(const View& x, View& v) const { return viewed(PyObject_CallOneArg(empty_like_, x.object), v); }
-
-    // The memory of a NumPy array, which for bfloat16 is one of int16, as a tensor of x's dtype.
-    PyObject* from_array(PyObject* array, const View& x, View& v) const {
-        PyObject* made = PyObject_CallOneArg(from_numpy_, array);
-        if (!made || x.kind != Kind::bf16) return viewed(made, v);
-        const Reference bits(made), dtype(PyObject_GetAttr(x.object, dtype_));
-        return viewed(dtype.object ? PyObject_CallMethodOneArg(made, view_, dtype.object) : nullptr, v);
+    // A new tensor like x, of memory that it gives back to us (torch.empty_like takes twice as long). `data` is where
+    // that begins. Null: a Python error is set.
+    PyObject* new_like(const View& x, char*& data) const {
+        const size_t n = static_cast<size_t>(x.ndim), head = (sizeof(OwnTensor) + 16 * n + 63) / 64 * 64;
+        const size_t size = head + static_cast<size_t>(x.bytes);
+        void* const memory = take_memory(size);
+        if (!memory) return PyErr_NoMemory();
+        auto* const own = new (memory) OwnTensor{};
+        own->size = size;
+        ManagedTensor& m = own->managed;
+        m.major = m.minor = 1;
+        m.deleter = [](ManagedTensor* self) { give_memory_back(self, reinterpret_cast<OwnTensor*>(self)->size); };
+        if (api_->borrow(x.object, &m.tensor) != 0) return give_memory_back(memory, size), nullptr;
+        m.tensor.shape = std::copy_n(x.shape, n, reinterpret_cast<int64_t*>(own + 1)) - n;
+        m.tensor.strides = m.tensor.shape + n;
+        for (int64_t i = x.ndim - 1, stride = 1; i >= 0; stride *= x.shape[i--]) m.tensor.strides[i] = stride;
+        m.tensor.data = data = static_cast<char*>(memory) + head;
+        m.tensor.byte_offset = 0;
+        void* made;
+        return api_->to_object(&m, &made) == 0 ? static_cast<PyObject*>(made) : nullptr;
     }
 
   private:
     bool sought_ = false;
     PyTypeObject* tensor_ = nullptr;
     const ExchangeApi* api_;
-    PyObject *empty_like_, *from_numpy_, *is_grad_enabled_, *increment_version_;
-    PyObject *requires_grad_, *is_neg_;         // descriptors: looking up a name costs as much as calling what it names
-    PyObject* forward_ad_;                      // a module's dictionary
-    PyObject *current_level_, *dtype_, *view_;  // names
+    PyObject *is_grad_enabled_, *increment_version_;
+    PyObject *requires_grad_, *is_neg_;  // descriptors: looking up a name costs as much as calling what it names
+    PyObject* forward_ad_;               // a module's dictionary
+    PyObject* current_level_;            // a name
 
-    PyObject* viewed(PyObject* made, View& v) const {
-        if (made && !(Py_TYPE(made) == tensor_ && view(made, v))) {
-            Py_CLEAR(made);
-            if (!PyErr_Occurred()) PyErr_SetString(PyExc_RuntimeError, "torch made no plain tensor of the CPU");
-        }
-        return made;
-    }
+    // What stands before the elements of a tensor that `new_like` made; its lengths and strides follow.
+    struct OwnTensor {
+        ManagedTensor managed;
+        size_t size;
+    };
 
     static PyObject* get(const char* module, const char* name) {
         const Reference m(PyImport_ImportModule(module));
@@ -204,13 +226,11 @@ class Torch {
         const Reference capsule(PyObject_GetAttrString(type, "__dlpack_c_exchange_api__"));
         if (!capsule.object) return false;
         api_ = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.object, "dlpack_exchange_api"));
-        return api_ && api_->major == 1 && api_->borrow && (empty_like_ = get("torch", "empty_like")) &&
-               (from_numpy_ = get("torch", "from_numpy")) && (is_grad_enabled_ = get("torch", "is_grad_enabled")) &&
+        return api_ && api_->major == 1 && api_->borrow && (is_grad_enabled_ = get("torch", "is_grad_enabled")) &&
                (increment_version_ = get("torch.autograd.graph", "increment_version")) &&
                (forward_ad_ = get("torch.autograd.forward_ad", "__dict__")) &&
                (requires_grad_ = PyObject_GetAttrString(type, "requires_grad")) &&
                Py_TYPE(requires_grad_)->tp_descr_get && (is_neg_ = PyObject_GetAttrString(type, "is_neg")) &&
-               (dtype_ = PyUnicode_InternFromString("dtype")) && (view_ = PyUnicode_InternFromString("view")) &&
                (current_level_ = PyUnicode_InternFromString("_current_level"));
     }
 

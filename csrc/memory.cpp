@@ -4,6 +4,7 @@
 #include <numpy/ndarraytypes.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 
@@ -11,12 +12,20 @@
 #include <sys/mman.h>
 #endif
 
+#if defined(__linux__) && defined(MADV_FREE) && defined(MADV_HUGEPAGE)
+#define NF_BLOCKS 1
+#else
+#define NF_BLOCKS 0
+#endif
+
 namespace nf {
 namespace {
 
-#if defined(__linux__) && defined(MADV_FREE) && defined(MADV_HUGEPAGE)
+constexpr size_t kLine = 64;
 
-constexpr size_t kPage = size_t{2} << 20, kHeader = 64;
+#if NF_BLOCKS
+
+constexpr size_t kPage = size_t{2} << 20, kHeader = kLine;
 constexpr size_t kMostBlocks = 4, kMostBytes = size_t{1} << 30;  // that wait
 
 // A mapping, with its length in its first bytes: data begins kHeader bytes on.
@@ -109,12 +118,26 @@ PyDataMem_Handler handler{"noisefuse", 1, {nullptr, allocate, allocate_zeros, re
 }  // namespace
 
 PyObject* memory_handler() {
-#if defined(__linux__) && defined(MADV_FREE) && defined(MADV_HUGEPAGE)
+#if NF_BLOCKS
     static PyObject* const capsule = PyCapsule_New(&handler, "mem_handler", nullptr);
     return capsule;
 #else
     return nullptr;
 #endif
+}
+
+void* take_memory(size_t size) {
+#if NF_BLOCKS
+    if (size >= kLargeArray) return allocate(nullptr, size);
+#endif
+    return std::aligned_alloc(kLine, (size + kLine - 1) / kLine * kLine);
+}
+
+void give_memory_back(void* memory, size_t size) {
+#if NF_BLOCKS
+    if (size >= kLargeArray) return release(nullptr, memory, size);
+#endif
+    std::free(memory);
 }
 
 }  // namespace nf

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The memory of large NumPy outputs.
+// The memory of outputs.
 #pragma once
 #include <Python.h>
+
+#include <cstddef>
 
 namespace nf {
 
@@ -13,6 +15,10 @@ namespace nf {
 // touch. Its pages are large ones (2 MiB), and arrays begin with a line of the caches.
 PyObject* memory_handler();
 
-inline constexpr Py_ssize_t kLargeArray = Py_ssize_t{1} << 22;  // bytes, from which on it pays
+inline constexpr size_t kLargeArray = size_t{1} << 22;  // bytes, from which on it pays
+
+// The same for what is no NumPy array, and memory of the usual kind below that size. Null where there is none.
+void* take_memory(size_t size);
+void give_memory_back(void* memory, size_t size);
 
 }  // namespace nf

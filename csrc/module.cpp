@@ -207,7 +207,7 @@ PyObject* py_loss(PyObject*, PyObject* args) {
 PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype) {  // steals dtype
     npy_intp bytes = PyDataType_ELSIZE(dtype);
     for (int axis = 0; axis < ndim; ++axis) bytes *= shape[axis];
-    PyObject* const handler = bytes >= kLargeArray ? memory_handler() : nullptr;
+    PyObject* const handler = bytes >= npy_intp{kLargeArray} ? memory_handler() : nullptr;
     PyObject* const before = handler ? PyDataMem_SetHandler(handler) : nullptr;
     PyObject* made = PyArray_NewFromDescr(&PyArray_Type, dtype, ndim, shape, nullptr, nullptr, 0, nullptr);
     if (before) {
@@ -426,17 +426,13 @@ class PlainCall {
     }
 };
 
-// A new array like x, and what is seen of it. Null: a Python error is set.
-PyObject* new_like(const View& x, View& v) {
-    if (x.is_tensor && (x.bytes < kLargeArray || !memory_handler())) return torch.new_like(x, v);
-    constexpr int types[] = {NPY_FLOAT, NPY_DOUBLE, NPY_HALF, NPY_INT16};  // by Kind
-    PyArray_Descr* dtype = x.is_tensor ? PyArray_DescrFromType(types[static_cast<int>(x.kind)])
-                                       : reinterpret_cast<PyArray_Descr*>(Py_NewRef(PyArray_DESCR(array(x.object))));
-    PyObject* made = new_array(x.ndim, reinterpret_cast<const npy_intp*>(x.shape), dtype);
-    if (!made) return nullptr;
-    if (!x.is_tensor) return view_array(made, v), made;
-    const Reference memory(made);
-    return torch.from_array(made, x, v);
+// A new array like x; `data` is where its elements begin. Null: a Python error is set.
+PyObject* new_like(const View& x, char*& data) {
+    if (x.is_tensor) return torch.new_like(x, data);
+    auto* const dtype = reinterpret_cast<PyArray_Descr*>(Py_NewRef(PyArray_DESCR(array(x.object))));
+    PyObject* const made = new_array(x.ndim, reinterpret_cast<const npy_intp*>(x.shape), dtype);
+    if (made) data = PyArray_BYTES(array(made));
+    return made;
 }
 
 // The outputs of a plain call: the caller's, and new ones.
@@ -452,9 +448,9 @@ class Results {
     bool made() {
         for (int o = 0; o < call_.wanted; ++o) {
             if (call_.outputs[o]) continue;
-            View v;
-            if (!(owned_[o] = new_like(call_.x, v))) return false;
-            call_.s.out[o] = v.data;
+            char* data;
+            if (!(owned_[o] = new_like(call_.x, data))) return false;
+            call_.s.out[o] = data;
         }
         return true;
     }
@@ -540,22 +536,25 @@ bool run_mse(const PlainCall& call, PyObject* weights, double upstream, double* 
     return true;
 }
 
-// mse((rows32, rows64, present), t, x0, pred, noise, weights or None, upstream, wants loss, out or None): the loss, or
-// the gradient where no loss is wanted, or NotImplemented; of the mean over all elements. weights: one for each row.
+// mse((rows32, rows64, present), t, x0, pred, noise, weights or None, upstream, wants loss, out), or NotImplemented; of
+// the mean over all elements. weights: one for each row. out: None, where the gradient is to be written, or True: make
+// it. Returns the loss, the gradient, or (loss, gradient).
 PyObject* py_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 9) return PyErr_Format(PyExc_TypeError, "mse: expected 9 arguments, got %zd", n);
     const Reference stream(PyLong_FromLong(-1));
-    PyObject *weights = args[5], *out = args[8];
+    PyObject *weights = args[5], *out = args[8] == Py_True ? Py_None : args[8];
     PyObject* const row[] = {args[0], args[1], args[2], args[3], Py_None, args[4], stream.object, out, Py_None};
     PlainCall call;
     if (!call.parse(row) || !PyFloat_CheckExact(args[6]) || !plain_weights(weights, call)) Py_RETURN_NOTIMPLEMENTED;
     const bool wants_loss = args[7] == Py_True;
-    if (wants_loss && out == Py_None) call.wanted = 0;
+    if (args[8] == Py_None) call.wanted = 0;
     Results results(call);
     if (!results.made()) return nullptr;
     double loss;
     if (!run_mse(call, weights, PyFloat_AS_DOUBLE(args[6]), wants_loss ? &loss : nullptr)) return PyErr_NoMemory();
-    return wants_loss ? PyFloat_FromDouble(loss) : results.give();
+    if (!call.wanted) return PyFloat_FromDouble(loss);
+    PyObject* gradient = results.give();
+    return wants_loss && gradient ? Py_BuildValue("(dN)", loss, gradient) : gradient;
 }
 
 // ------------------------------------------------------------------------------------------------ settings

@@ -58,7 +58,7 @@ def made(arguments):
 
 
 def results(arguments, keywords, upstream):
-    """The loss alone; with its gradient; the gradient alone; over pred."""
+    """The loss alone; with its gradient, in an array that is given or made; the gradient alone; over pred."""
     pred, *others = made(arguments)
     before = bits(pred)
     with np.errstate(all="ignore"):
@@ -66,11 +66,14 @@ def results(arguments, keywords, upstream):
         gradient = nf.mse_loss_grad(pred, *others, **keywords, upstream=upstream)
         assert bits(pred) == before
         both = nf.mse_loss(pred, *others, **keywords, grad_out=np.empty(pred.shape, gradient.dtype))
+        loss_too, made_too = nf.mse_loss(pred, *others, **keywords, grad_out=True)
         over = pred.astype(gradient.dtype, order="C")
         assert nf.mse_loss_grad(over, *others, **keywords, upstream=upstream, out=over) is over
     assert (gradient.shape, gradient.dtype) == (pred.shape, pred.dtype.newbyteorder("="))
     assert isinstance(loss, float) or loss.dtype == np.float64
-    assert bits(np.float64(loss)) == bits(np.float64(both[0]))
+    assert bits(np.float64(loss)) == bits(np.float64(both[0])) == bits(np.float64(loss_too))
+    assert bits(made_too) == bits(both[1])
+    assert made_too.dtype == gradient.dtype
     assert bits(over) == bits(gradient)
     return bits(np.float64(loss)), bits(gradient), bits(both[1])
 

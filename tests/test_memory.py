@@ -34,6 +34,25 @@ def test_large_outputs_have_it_and_own_it(dtype):
         assert out.ctypes.data % 64 == 0
 
 
+@pytest.mark.parametrize("shape", [(), (2,), (3, 5, 7), (1, 16, 7), (2, 1 << 21)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_new_tensors_have_it_and_own_it(shape, dtype):
+    torch = pytest.importorskip("torch")
+    x = torch.ones(shape, dtype=getattr(torch, dtype))
+    for _ in range(2):  # the long way and the short cut
+        out, target = nf.q_sample(x, 3, nf.Schedule.linear(), nf.Noise(1), target="v")
+        for made in (out, target):
+            assert (made.shape, made.stride(), made.dtype) == (x.shape, x.stride(), x.dtype)
+            assert type(made) is torch.Tensor
+            assert made.data_ptr() % 16 == 0
+            assert x.nbytes < 1 << 22 or made.data_ptr() % (1 << 21) < 4096  # begins with a large page
+        part, values = out.view(-1)[-1:], out.view(-1)[-1:].clone()
+        del out, made
+        target.zero_()
+        nf.q_sample(x, 5, nf.Schedule.linear(), nf.Noise(2), target="v")
+        assert torch.equal(part, values)
+
+
 def test_small_outputs_and_other_arrays_do_not():
     assert handler(nf.randn((3, 4), nf.Noise(1))) == "default_allocator"
     assert handler(np.empty(LARGE, np.float32)) == "default_allocator"

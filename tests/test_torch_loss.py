@@ -75,6 +75,30 @@ def test_backward_is_the_gradient(name, dtype):
     assert bits(numpy(given[0].grad)) == bits(expected)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_the_gradient_made_with_the_loss_is_that_of_a_second_pass(dtype):
+    given, options = arguments("weights", dtype, grad=True)
+    pred = given[0]
+    loss = nf.mse_loss(*given, **options)
+    for upstream in (1, 1, 4):  # made with the loss; drawn again, since the graph was kept; and for another factor
+        pred.grad = None
+        (loss * upstream).backward(retain_graph=True)
+        expected = nf.mse_loss_grad(pred.detach(), *given[1:], **options, upstream=upstream)
+        assert bits(numpy(pred.grad)) == bits(numpy(expected))
+    pred.grad = None
+    (nf.mse_loss(*given, **options) * 4).backward()  # over what was made with the loss
+    assert bits(numpy(pred.grad)) == bits(numpy(expected))
+
+
+def test_autograd_takes_the_gradient_without_a_copy():
+    """A hook sees the tensor that backward returns; the leaf must then have that very one."""
+    given, options = arguments("plain", grad=True)
+    seen = []
+    given[0].register_hook(lambda g: seen.append(g.data_ptr()))
+    nf.mse_loss(*given, **options).backward()
+    assert seen == [given[0].grad.data_ptr()]
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_gradcheck(name):
     given, options = arguments(name, torch.float64, grad=True)

@@ -38,7 +38,7 @@ def mse_loss(
     scale: float | None = None,
     offset: float | None = None,
     batched: bool = True,
-    grad_out: Array | None = None,
+    grad_out: Array | Literal[True] | None = None,
 ) -> Any:
     """Mean of w_t (pred - target)^2, with the target that `q_sample` of the same arguments has; it is never stored.
 
@@ -51,10 +51,10 @@ def mse_loss(
             for float t an array of t's shape. None: 1. It may lie on pred's device: where it or t do, it is unchecked.
         reduction: "mean" over all elements, or "none": the mean over each sample, (B,).
         grad_out: where to write the gradient with respect to pred (of the sum of the losses, if there are several) in
-            the same pass; C-contiguous, of pred's shape and dtype. It may be pred itself.
+            the same pass; C-contiguous, of pred's shape and dtype. It may be pred itself. True: a new array.
 
     Returns:
-        The loss, a float, or float64 (B,); with grad_out (loss, grad_out). The same bits on every backend, for any
+        The loss, a float, or float64 (B,); with grad_out (loss, gradient). The same bits on every backend, for any
         number of threads. Of CuPy arrays a float64 CuPy array, () or (B,): nothing is read back. Of tensors a tensor,
         float32 but for a float64 pred, differentiable (once) through pred.
 
@@ -65,11 +65,11 @@ def mse_loss(
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
         return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, grad_out=grad_out, **options)
     if scale is None and offset is None and reduction == "mean" and batched is True:
-        loss = _short_cut(pred, x0, t, schedule, noise, target, weight, 1.0, True, grad_out)
-        if loss is not NotImplemented:
-            return loss if grad_out is None else (loss, grad_out)
+        found = _short_cut(pred, x0, t, schedule, noise, target, weight, 1.0, True, grad_out)
+        if found is not NotImplemented:
+            return found
     given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
-    outs = {} if grad_out is None else {"grad_out": grad_out}
+    outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
     loss, gradient = _run(*given, 1.0, outs, want_loss=True)
     return loss if grad_out is None else (loss, gradient)
 
@@ -107,7 +107,9 @@ def mse_loss_grad(
     other = None if type(pred) is np.ndarray else interop(pred)
     plain = scale is None and offset is None and reduction == "mean" and batched is True
     if plain and (other is None or not other.is_compiling()):
-        gradient = _short_cut(pred, x0, t, schedule, noise, target, weight, upstream, False, out)
+        gradient = _short_cut(
+            pred, x0, t, schedule, noise, target, weight, upstream, False, True if out is None else out
+        )
         if gradient is not NotImplemented:
             return gradient
     if other is not None:
@@ -120,9 +122,9 @@ def mse_loss_grad(
 
 def _short_cut(
     pred: Array, x0: Array | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, target: Target,
-    weight: ArrayLike | None, upstream: ArrayLike, want_loss: bool, out: Array | None,
+    weight: ArrayLike | None, upstream: ArrayLike, want_loss: bool, out: Array | Literal[True] | None,
 ) -> Any:  # fmt: skip
-    """The loss, or the gradient where no loss is wanted; NotImplemented where something is not plain."""
+    """The loss, the gradient or both, as `want_loss` and `out` ask; NotImplemented where something is not plain."""
     mse, of_schedule = backends.mse_short_cut, _KEPT.get(target)
     if mse is None or of_schedule is None or type(schedule) is not Schedule or type(noise) is not Noise:
         return NotImplemented

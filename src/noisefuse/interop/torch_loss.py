@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mse_loss for torch tensors: autograd with a backward pass that draws the noise again, and torch.compile.
+"""mse_loss for torch tensors: autograd without noise that is kept, and torch.compile.
 
-A graph keeps the prediction, x0 and t for the backward pass; no noise and no target.
+A graph keeps the prediction, x0 and t for the backward pass, and no noise and no target.
 """
 
 from __future__ import annotations
@@ -57,13 +57,22 @@ class Given(NamedTuple):
             "weight": _numbers("weight", self.weight, place),
         }
 
-    def value(self, options: Options, grad_out: Any = None) -> Tensor:
+    def value(self, options: Options, grad_out: Any = None) -> tuple[Tensor, Any]:
+        """The loss; and its gradient, where it is wanted (True: as a new tensor)."""
         place = self.place()
+        if grad_out is True and place.type == "cuda":
+            grad_out = self._like_pred()
+        made = grad_out is True
         with _on(place):
-            given, out = self.arrays(place), _output("grad_out", grad_out, place)
+            given, out = self.arrays(place), made or _output("grad_out", grad_out, place)
             found = nf.mse_loss(**given, **options._asdict(), grad_out=out)
-            loss = self._loss(found if grad_out is None else found[0], place)
-        return loss if self.pred.dtype == torch.float64 else loss.float()
+            loss, gradient = (found, None) if grad_out is None else found
+            loss = self._loss(loss, place)
+        gradient = None if grad_out is None else _back(gradient, None if made else grad_out)
+        return loss if self.pred.dtype == torch.float64 else loss.float(), gradient
+
+    def _like_pred(self) -> Tensor:
+        return torch.empty_like(self.pred, memory_format=torch.contiguous_format)
 
     def _loss(self, loss: Any, place: torch.device) -> Tensor:
         """As a tensor, in float64; an array of a device is copied there into memory of torch's."""
@@ -76,7 +85,7 @@ class Given(NamedTuple):
     def gradient(self, options: Options, upstream: Any, out: Any = None) -> Tensor:
         place = self.place()
         if out is None and place.type == "cuda":
-            out = torch.empty_like(self.pred, memory_format=torch.contiguous_format)
+            out = self._like_pred()
         with _on(place):
             given, g = self.arrays(place), _numbers("upstream", upstream, place)
             found = nf.mse_loss_grad(**given, **options._asdict(), upstream=g, out=_output("out", out, place))
@@ -95,8 +104,8 @@ def mse_loss(
     if is_compiling():
         return _compiled(options, given)
     if not watched:
-        loss = given.value(options, grad_out)
-        return loss if grad_out is None else (loss, _back(None, grad_out))
+        loss, gradient = given.value(options, grad_out)
+        return loss if grad_out is None else (loss, gradient)
     for name in ("x0", "z", "weight"):
         x = getattr(given, name)
         if isinstance(x, Tensor) and x.requires_grad:
@@ -104,7 +113,11 @@ def mse_loss(
             raise NotImplementedError(f"{name}: the gradient is that of pred alone; pass {name}.detach()")
     if not isinstance(t, int | Tensor):
         given = given._replace(t=torch.tensor(np.array(t)))
-    return _Loss.apply(options, *given)  # type: ignore[no-untyped-call]
+    # All that calls backward() on a mean asks for the gradient times 1, which the loss's own pass can make; what stays
+    # on a device is not looked at, so there a second pass makes it.
+    at_once = reduction == "mean" and pred.requires_grad and given.place().type == "cpu"
+    early: list[Tensor] | None = [] if at_once else None
+    return _Loss.apply(options, early, *given)  # type: ignore[no-untyped-call]
 
 
 def mse_loss_grad(
@@ -135,15 +148,20 @@ def _numbers(name: str, x: Any, place: torch.device) -> Any:
 
 
 class _Loss(torch.autograd.Function):
-    """Given.value, with Given.gradient as its backward pass: so it is differentiable once."""
+    """Given.value, with Given.gradient as its backward pass: so it is differentiable once. `early`, if there is one,
+    gets the gradient for an upstream gradient of 1 in the pass of the loss, with the same noise."""
 
     @staticmethod
-    def forward(options: Options, *given: Any) -> Tensor:
-        return Given(*given).value(options)
+    def forward(options: Options, early: list[Tensor] | None, *given: Any) -> Tensor:
+        if early is None:
+            return Given(*given).value(options)[0]
+        loss, gradient = Given(*given).value(options, grad_out=True)
+        early.append(gradient)
+        return loss
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.options, *given = inputs
+        ctx.options, ctx.early, *given = inputs
         # what is no tensor stays as it is: a number, a Noise
         ctx.others = Given(*(None if isinstance(x, Tensor) else x for x in given))
         ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in given))
@@ -155,7 +173,10 @@ class _Loss(torch.autograd.Function):
                 "mse_loss is differentiable once: backward with create_graph=True is not supported"
             )
         given = Given(*(o if x is None else x for x, o in zip(ctx.saved_tensors, ctx.others, strict=True)))
-        return None, given.gradient(ctx.options, upstream), *(None,) * (len(given) - 1)
+        gradient = ctx.early.pop() if ctx.early else None  # handed on, so that autograd need not copy it
+        if gradient is None or upstream.item() != 1:
+            gradient = given.gradient(ctx.options, upstream, gradient)
+        return None, None, gradient, *(None,) * (len(given) - 1)
 
 
 # ---- torch.compile: one operator for each of the two passes --------------------------------------------------
@@ -196,7 +217,7 @@ def _mse_loss(
     weight: Tensor | None, words: Sequence[int],
 ) -> Tensor:  # fmt: skip
     t = times if row is None else row
-    return Given(pred, x0, t, _noise(words), z, weight).value(_KEPT[number])
+    return Given(pred, x0, t, _noise(words), z, weight).value(_KEPT[number])[0]
 
 
 @_mse_loss.register_fake
