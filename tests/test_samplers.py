@@ -636,6 +636,36 @@ def test_a_run_can_start_late():
         sampler.sample(model, (2, 3), 42)
 
 
+@pytest.mark.parametrize("case", DETERMINISTIC, ids=str)
+def test_noised_is_the_level_of_a_row(case):
+    """Where the model answers x0, every deterministic sampler keeps x0 and z, and only their weights change."""
+    sampler, x0, noise = Sampler(case.tableau(8)), np.random.default_rng(0).normal(size=(2, 5)), Noise(4, step=6)
+    z = ops.randn(x0.shape, noise.at(stream=2), dtype="float64")
+    x, state = sampler.noised(0, x0, noise), sampler.state(x0)
+    for i in range(len(sampler)):
+        np.testing.assert_allclose(x, sampler.noised(i, x0, noise), rtol=1e-9, atol=1e-9)
+        x = sampler.step(i, x, x0, state=state)
+    alpha, sigma = case.ends(8)
+    np.testing.assert_allclose(sampler.noised(0, x0, noise), alpha[0] * x0 + sigma[0] * z, rtol=1e-12)
+    np.testing.assert_allclose(x, alpha[1] * x0 + sigma[1] * z, rtol=1e-9, atol=1e-9)
+
+
+def test_image_to_image():
+    sampler, x0, noise = samplers.ddim(VP, 10), np.random.default_rng(0).normal(size=(2, 3)).astype("f4"), Noise(2)
+    x, out = sampler.noised(4, x0, noise), np.empty_like(x0)
+    np.testing.assert_allclose(x, ops.q_sample(x0, int(sampler.timesteps[4]), VP, noise.at(stream=2)), rtol=1e-6)
+    assert sampler.noised(4, x0, noise, out=out) is out
+    np.testing.assert_array_equal(out, x)
+    e = ops.randn(x0.shape, noise.at(stream=2))
+    np.testing.assert_allclose(sampler.sample(lambda x, t: e, x, start=4), x0, atol=1e-5)
+    both = sampler.noised(4, x0, [noise, noise.at(sample=1)])
+    np.testing.assert_array_equal(both, x)
+    with pytest.raises(ValueError, match="tableau does not say at what level row 0 begins"):
+        Sampler(Tableau([Row(out=D)])).noised(0, x0, noise)
+    with pytest.raises(IndexError, match="got 10"):
+        sampler.noised(10, x0, noise)
+
+
 def test_a_list_of_noises_is_a_loop_over_samples():
     noises = [Noise(1, sample=9), Noise(2, step=4)]
     for sampler in (samplers.ddpm(VP, 5), samplers.dpmpp_2m_sde(VP, 5)):

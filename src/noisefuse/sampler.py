@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from . import ops
 from .noise import SAMPLER, START, Noise
-from .tableau import OUTPUTS, Row, Tableau, x
+from .tableau import OUTPUTS, Row, Tableau, x, z
 from .views import guidance
 
 __all__ = ["Sampler", "State"]
@@ -113,6 +113,23 @@ class Sampler:
         drawn = ops.randn(shape, _at(noise, 0, START), dtype=dtype, out=out)
         return drawn if self._start is None else ops.update(self._start, 0, drawn, out=drawn)
 
+    def noised(self, i: int, x0: Array, noise: Noises, *, out: Array | None = None) -> Array:
+        """x0 at the level of row i, in the sampler's own scale: alpha x0 + sigma z, with the z of ``start``.
+
+        For runs that begin there, ``sample(model, sampler.noised(i, x0, noise), noise, start=i)``: image to image
+        (SDEdit, Meng et al. 2022), or an action plan that begins with the last one.
+
+        Raises:
+            IndexError: no row i. ValueError: a tableau without levels; a noise of another stream than 0.
+        """
+        i = self._row(i)
+        alpha, sigma = float(self.tableau.alpha[i]), float(self.tableau.sigma[i])
+        if alpha == sigma == 0:
+            raise ValueError(
+                f"{self.tableau.name} does not say at what level row {i} begins: see Tableau(alpha, sigma)"
+            )
+        return ops.update(_level(alpha, sigma), 0, x0, noise=_drawn(noise, 0, START, x0), out=out)
+
     def model_input(self, i: int, x: Array, *, out: Array | None = None) -> tuple[Array, Any]:
         """(x_in, t): what row i's model call gets. x_in is x itself where the model needs no scaling.
 
@@ -180,7 +197,7 @@ class Sampler:
         if table.threshold is not None:
             table, rows = _thresholded(table, rows, x, model_output)
         if rows is not i and isinstance(noise, Noise | list | tuple):
-            noise = _drawn(noise, i, x)
+            noise = _drawn(noise, i, SAMPLER, x)
         past, aux, after = ([], [], 0) if state is None else state.moves[self._push[i]][state.at]
         if denoised_out is not None and self._denoised[i] > len(aux):
             aux = [*aux, denoised_out]
@@ -303,6 +320,11 @@ def _clean(table: Tableau) -> Tableau:
     return Tableau(rows, name=f"{table.name}: D")
 
 
+@lru_cache(maxsize=64)
+def _level(alpha: float, sigma: float) -> Tableau:
+    return Tableau([Row(out=alpha * x + sigma * z)])
+
+
 def _scaling(factors: Iterable[float]) -> Tableau:
     return Tableau(Row(out=float(factor) * x) for factor in factors)
 
@@ -321,12 +343,12 @@ def _at(noise: Noises, i: int, stream: int) -> Any:
     return noise.at(step=noise.step + i, stream=stream)
 
 
-def _drawn(noise: Noises, i: int, x: Array) -> Array:
-    """What row i draws, as an array: where the table's rows are samples, their numbers are not steps."""
+def _drawn(noise: Noises, i: int, stream: int, x: Array) -> Array:
+    """What row i draws for x, as an array: where the table's rows are samples, their numbers are not steps."""
     z = _zeros_like(x)
     if "float64" not in str(x.dtype):
         z = z.float() if hasattr(z, "float") else z.astype(np.float32)
-    return ops.randn(tuple(x.shape), _at(noise, i, SAMPLER), dtype=z.dtype, out=z)
+    return ops.randn(tuple(x.shape), _at(noise, i, stream), dtype=z.dtype, out=z)
 
 
 def _zeros_like(x: Array) -> Array:

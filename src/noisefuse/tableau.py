@@ -44,7 +44,7 @@ ROW = _layout(np.float64)
 """The dtype of a row: 36 float64; ``rows.view(float)`` is what a kernel reads."""
 
 _PRESENT = _layout(np.bool_)
-_RUN_COLUMNS = ("timesteps", "push", "denoised", "scale")
+_RUN_COLUMNS = ("timesteps", "push", "denoised", "scale", "alpha", "sigma")
 _COLUMNS = tuple(f"{group}.{name}" for group in ROW.names or () for name in ROW[group].names or ())
 
 _BOUNDS = np.array([column in ("clean.lo", "clean.hi") for column in _COLUMNS])
@@ -124,6 +124,7 @@ class Tableau:
         denoised: (n,) which auxiliary output, 1 or 2, estimates the clean sample; 0: none does. It is one of
             the pushed ones or the next. Default: zeros.
         scale: (n,) factors; the model is shown scale[i] * x. Default: ones.
+        alpha, sigma: (n,) the level at which a row begins, x = alpha x0 + sigma z. Default: zeros, unknown.
         start: standard deviation of the noise that row 0 expects as x.
         threshold: (ratio, maximum) of dynamic thresholding (``samplers.Threshold``), or None.
         masked: the rows are gradients of a clamp, made by ``transpose``.
@@ -142,6 +143,8 @@ class Tableau:
     push: npt.NDArray[np.int64]
     denoised: npt.NDArray[np.int64]
     scale: Array
+    alpha: Array
+    sigma: Array
     start: float
     threshold: tuple[float, float] | None
     masked: bool
@@ -155,6 +158,8 @@ class Tableau:
         push: npt.ArrayLike | None = None,
         denoised: npt.ArrayLike | None = None,
         scale: npt.ArrayLike | None = None,
+        alpha: npt.ArrayLike | None = None,
+        sigma: npt.ArrayLike | None = None,
         start: float = 1.0,
         threshold: tuple[float, float] | None = None,
         masked: bool = False,
@@ -169,6 +174,8 @@ class Tableau:
             "push": np.zeros(n, np.int64) if push is None else np.array(push, np.int64),
             "denoised": np.zeros(n, np.int64) if denoised is None else np.array(denoised, np.int64),
             "scale": np.ones(n) if scale is None else np.array(scale, np.float64),
+            "alpha": np.zeros(n) if alpha is None else np.array(alpha, np.float64),
+            "sigma": np.zeros(n) if sigma is None else np.array(sigma, np.float64),
         }
         for column, values in columns.items():
             if values.shape != (n,) or values.dtype.kind not in "iuf" or not np.all(np.isfinite(values)):

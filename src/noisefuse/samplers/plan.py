@@ -154,6 +154,8 @@ class Plan:
             push=np.array(push),
             denoised=np.array(denoised),
             scale=np.array([node.scale * self.view.scale(*c) for c, node in zip(own, nodes, strict=True)]),
+            alpha=np.array([node.alpha for node in nodes]),
+            sigma=np.array([node.sigma for node in nodes]),
             start=math.hypot(nodes[0].alpha, nodes[0].sigma) if start is None else start,
             threshold=self.threshold,
         )
