@@ -9,6 +9,7 @@
 #include <mutex>
 
 #if defined(__linux__)
+#include <pthread.h>
 #include <sys/mman.h>
 #endif
 
@@ -67,6 +68,13 @@ class Waiting {
         bytes_ += block.length;
     }
 
+    void unmap_all() {
+        const std::lock_guard lock(mutex_);
+        while (count_) unmap(remove(0));
+    }
+
+    std::mutex mutex_;
+
   private:
     Block remove(size_t i) {
         const Block block = blocks_[i];
@@ -75,7 +83,6 @@ class Waiting {
         return block;
     }
 
-    std::mutex mutex_;
     Block blocks_[kMostBlocks];
     size_t count_ = 0, bytes_ = 0;
 } waiting;
@@ -84,6 +91,10 @@ void* allocate(void*, size_t size) {
     const size_t length = length_for(size);
     Block block = waiting.take(length);
     if (!block.begin) block = map(length);
+    if (!block.begin) {  // what waits may be what is missing
+        waiting.unmap_all();
+        block = map(length);
+    }
     if (!block.begin) return nullptr;
     std::memcpy(block.begin, &block.length, sizeof block.length);
     return block.begin + kHeader;
@@ -123,6 +134,13 @@ PyObject* memory_handler() {
     return capsule;
 #else
     return nullptr;
+#endif
+}
+
+void init_memory() {
+#if NF_BLOCKS
+    // Tensors are freed without the GIL: a child must not be born while another thread is at the list.
+    pthread_atfork([] { waiting.mutex_.lock(); }, [] { waiting.mutex_.unlock(); }, [] { waiting.mutex_.unlock(); });
 #endif
 }
 

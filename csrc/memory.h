@@ -15,6 +15,9 @@ namespace nf {
 // touch. Its pages are large ones (2 MiB), and arrays begin with a line of the caches.
 PyObject* memory_handler();
 
+// Once, before the first use.
+void init_memory();
+
 inline constexpr size_t kLargeArray = size_t{1} << 22;  // bytes, from which on it pays
 
 // The same for what is no NumPy array, and memory of the usual kind below that size. Null where there is none.

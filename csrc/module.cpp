@@ -87,7 +87,11 @@ bool parse_step(PyObject* args, Step& s, std::vector<Field>& fields, PyObject*& 
         s.out[i] = data(out);
         if (out != Py_None) s.type = dtype_of(out);
     }
-    fields.resize(static_cast<size_t>(PyTuple_GET_SIZE(noise)));
+    try {
+        fields.resize(static_cast<size_t>(PyTuple_GET_SIZE(noise)));
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory(), false;
+    }
     for (size_t i = 0; i < fields.size(); ++i)
         if (!parse_field(PyTuple_GET_ITEM(noise, static_cast<Py_ssize_t>(i)), fields[i])) return false;
     s.fields = fields.data();
@@ -206,7 +210,8 @@ PyObject* py_loss(PyObject*, PyObject* args) {
 // A new C-contiguous array.
 PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype) {  // steals dtype
     npy_intp bytes = PyDataType_ELSIZE(dtype);
-    for (int axis = 0; axis < ndim; ++axis) bytes *= shape[axis];
+    for (int axis = 0; axis < ndim; ++axis)
+        if (__builtin_mul_overflow(bytes, shape[axis], &bytes)) bytes = 0;  // NumPy refuses it
     PyObject* const handler = bytes >= npy_intp{kLargeArray} ? memory_handler() : nullptr;
     PyObject* const before = handler ? PyDataMem_SetHandler(handler) : nullptr;
     PyObject* made = PyArray_NewFromDescr(&PyArray_Type, dtype, ndim, shape, nullptr, nullptr, 0, nullptr);
@@ -220,7 +225,10 @@ PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype) {  //
 PyObject* py_empty(PyObject*, PyObject* args) {
     PyArray_Dims shape{};
     PyArray_Descr* dtype;
-    if (!PyArg_ParseTuple(args, "O&O&", PyArray_IntpConverter, &shape, PyArray_DescrConverter, &dtype)) return nullptr;
+    if (!PyArg_ParseTuple(args, "O&O&", PyArray_IntpConverter, &shape, PyArray_DescrConverter, &dtype)) {
+        PyDimMem_FREE(shape.ptr);
+        return nullptr;
+    }
     PyObject* made = new_array(shape.len, shape.ptr, dtype);
     PyDimMem_FREE(shape.ptr);
     return made;
@@ -254,9 +262,18 @@ bool unsigned_attribute(PyObject* o, PyObject* name, uint64_t& value) {
     return exact && !PyErr_Occurred();
 }
 
-// The arguments of `row`, and the call that they make.
+// The arguments of `row`, and the call that they make. Holds what a kernel reads without the GIL, when other threads
+// may change lists and arrays of row numbers: references to the arrays, and a copy of the numbers.
 class PlainCall {
   public:
+    PlainCall() = default;
+    PlainCall(const PlainCall&) = delete;
+    ~PlainCall() {
+        Py_XDECREF(past_);
+        Py_XDECREF(auxiliary_);
+        PyMem_Free(numbers_);
+    }
+
     Step s{};
     View x;
     PyObject* outputs[3] = {};  // borrowed; null where one is to be made
@@ -280,6 +297,8 @@ class PlainCall {
 
   private:
     int64_t scalar_;
+    int64_t* numbers_ = nullptr;
+    PyObject *past_ = nullptr, *auxiliary_ = nullptr;  // tuples
     View index_{}, inputs_[kSlots] = {}, outs_[3] = {};
     Field field_{};
 
@@ -313,8 +332,11 @@ class PlainCall {
             return !overflow && scalar_ >= 0 && scalar_ < rows;
         }
         if (!view(i, index_) || index_.kind != Kind::i64) return false;
-        s.index = reinterpret_cast<const int64_t*>(index_.data);
         indices = index_.count;
+        if (indices > 1) numbers_ = static_cast<int64_t*>(PyMem_Malloc(static_cast<size_t>(index_.bytes)));
+        int64_t* const copy = indices > 1 ? numbers_ : &scalar_;
+        if (!copy) return false;
+        s.index = std::copy_n(reinterpret_cast<const int64_t*>(index_.data), indices, copy) - indices;
         if (indices > 1) {
             for (int axis = 0; axis < index_.ndim; ++axis)
                 if (axis >= x.ndim || index_.shape[axis] != x.shape[axis]) return false;
@@ -333,10 +355,10 @@ class PlainCall {
 
     bool past(PyObject* arrays) {
         if (arrays == Py_None) return true;
-        if (!PyList_CheckExact(arrays) && !PyTuple_CheckExact(arrays)) return false;
-        const Py_ssize_t n = PySequence_Fast_GET_SIZE(arrays);
+        if (!(past_ = as_tuple(arrays))) return false;
+        const Py_ssize_t n = PyTuple_GET_SIZE(past_);
         for (Py_ssize_t k = 0; k < n; ++k)
-            if (k >= 4 || !input(kPast1 + static_cast<int>(k), PySequence_Fast_GET_ITEM(arrays, k))) return false;
+            if (k >= 4 || !input(kPast1 + static_cast<int>(k), PyTuple_GET_ITEM(past_, k))) return false;
         return true;
     }
 
@@ -412,11 +434,19 @@ class PlainCall {
             all = true;
             return made >= 0 && made <= 2;
         }
-        if (!PyList_CheckExact(arrays) && !PyTuple_CheckExact(arrays)) return false;
-        const Py_ssize_t n = PySequence_Fast_GET_SIZE(arrays);
+        if (!(auxiliary_ = as_tuple(arrays))) return false;
+        const Py_ssize_t n = PyTuple_GET_SIZE(auxiliary_);
         for (; wanted <= n; ++wanted)
-            if (wanted > 2 || !output(wanted, PySequence_Fast_GET_ITEM(arrays, wanted - 1))) return false;
+            if (wanted > 2 || !output(wanted, PyTuple_GET_ITEM(auxiliary_, wanted - 1))) return false;
         return true;
+    }
+
+    // A new reference, or null for what is neither list nor tuple.
+    static PyObject* as_tuple(PyObject* arrays) {
+        if (PyTuple_CheckExact(arrays)) return Py_NewRef(arrays);
+        PyObject* const made = PyList_CheckExact(arrays) ? PyList_AsTuple(arrays) : nullptr;
+        PyErr_Clear();
+        return made;
     }
 
     bool complete() const {
@@ -615,6 +645,7 @@ PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__native() {
     import_array();
     init_pool();
+    init_memory();
     name_seed = PyUnicode_InternFromString("seed");
     name_sample = PyUnicode_InternFromString("sample");
     name_step = PyUnicode_InternFromString("step");

@@ -115,3 +115,21 @@ print(mapped() - before <= 1 << 30)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def test_what_waits_is_given_up_where_there_is_no_more():
+    code = """
+import resource
+import numpy as np
+from noisefuse import _native
+mapped = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (mapped + (1500 << 20),) * 2)
+_native.empty((900 << 20,), np.uint8)
+print(_native.empty((1000 << 20,), np.uint8).nbytes >> 20)
+try:
+    _native.empty((2000 << 20,), np.uint8)
+except MemoryError:
+    print("no more")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split("\n") == ["1000", "no more", ""], done.stderr

@@ -363,6 +363,22 @@ def test_tiles_of_one_run_and_of_many(size, dtype):
                 assert bits(nf.q_sample(again, when, schedule, noise, out=again)) == bits(expected)
 
 
+def test_a_self_test_that_failed_is_made_again(monkeypatch):
+    jit = pytest.importorskip("noisefuse.backends.jit")
+
+    def fails(*_):
+        raise ImportError("wrong bits")
+
+    monkeypatch.setattr(jit, "_tested", set())
+    monkeypatch.setattr(jit, "self_test", fails)
+    with nf.use_backend("numba"):
+        for _ in range(2):
+            with pytest.raises(ImportError, match="wrong bits"):
+                nf.randn((2, 3), 1)
+        monkeypatch.undo()
+        assert nf.randn((2, 3), 1).all()
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_plain_calls_of_many_elements_are_shared_out(threads):
     """Seen to fail: scratch that the threads share."""

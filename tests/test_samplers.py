@@ -598,6 +598,15 @@ def test_dynamic_thresholding(guided):
     np.testing.assert_array_equal(np.isnan(sampler.step(2, x, output, noise, **options)), np.isnan(x))
 
 
+def test_empty_batches():
+    for shape in ((0, 4), (2, 0)):
+        x = np.ones(shape, np.float32)
+        for clip in (None, samplers.Threshold(0.9, 2)):
+            sampler = samplers.ddim(VP, 4, clip=clip)
+            assert sampler.step(0, x, x).shape == shape
+            assert sampler.step(0, x, (x, x), guidance_scale=np.ones(shape[:1])).shape == shape
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_denoised_is_d(name):
     """denoised_out and the callback get D (for lcm: f), whether the row keeps it or not."""

@@ -115,6 +115,7 @@ class TestFork:
             children = pool.map_async(_draw_bits, [0, 0, 7]).get(timeout=30)
         assert children == [expected, expected, _draw_bits(7)]
 
+    @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # one processor, perhaps
     def test_a_data_loader(self, expected):
         torch = pytest.importorskip("torch")
         loader = torch.utils.data.DataLoader(
@@ -183,6 +184,36 @@ def test_the_interpreter_runs_on_during_a_call(name):
         stop.set()
     middle = [t for t in ticks if begin + 0.25 * (end - begin) < t < begin + 0.75 * (end - begin)]
     assert len(middle) > 3
+
+
+@pytest.mark.parametrize("change", ["t[:] = 1 << 40", "past.clear()", "aux.clear()"])
+def test_what_a_call_was_given_may_change_meanwhile(change):
+    """Seen to end the process: the row numbers, or the arrays of a list, were those that another thread left there."""
+    code = f"""
+import threading, time
+import numpy as np, noisefuse as nf
+from noisefuse.tableau import past as h, x
+table = nf.Tableau([nf.Row(out=x + h[0], aux1=x)] * 1000)
+shape = (64, 1 << 17)
+for _ in range(20):
+    ones, t, past = np.ones(shape, "f4"), np.zeros(64, int), [np.ones(shape, "f4")]
+    aux = [np.zeros(shape, "f4")]
+
+    def meanwhile():
+        time.sleep(0.002)
+        {change}
+
+    other = threading.Thread(target=meanwhile)
+    other.start()
+    try:
+        out = nf.update(table, t, ones, past=past, aux_out=aux)
+        assert (out == 2).all()
+    except (IndexError, TypeError, ValueError):  # it changed before
+        pass
+    other.join()
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")

@@ -78,15 +78,31 @@ def test_backward_is_the_gradient(name, dtype):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_the_gradient_made_with_the_loss_is_that_of_a_second_pass(dtype):
     given, options = arguments("weights", dtype, grad=True)
-    pred = given[0]
-    loss = nf.mse_loss(*given, **options)
-    for upstream in (1, 1, 4):  # made with the loss; drawn again, since the graph was kept; and for another factor
+    pred, gradients = given[0], {}
+    for upstream in (1, 4):
+        found = nf.mse_loss_grad(pred.detach(), *given[1:], **options, upstream=upstream)
+        gradients[upstream] = bits(numpy(found))
+
+    def backward(loss, upstream):
         pred.grad = None
         (loss * upstream).backward(retain_graph=True)
-        expected = nf.mse_loss_grad(pred.detach(), *given[1:], **options, upstream=upstream)
-        assert bits(numpy(pred.grad)) == bits(numpy(expected))
-    pred.grad = None
-    (nf.mse_loss(*given, **options) * 4).backward()  # over what was made with the loss
+        return bits(numpy(pred.grad))
+
+    for upstream in (1, 1, 4, 4, 1, 1):  # made with the loss, or over what was, or by a second pass alone
+        loss = nf.mse_loss(*given, **options)
+        assert backward(loss, upstream) == gradients[upstream]
+        assert backward(loss, 1) == gradients[1]  # once more, since the graph was kept
+        assert backward(loss, upstream) == gradients[upstream]
+
+
+def test_the_backward_pass_takes_what_the_loss_was_given():
+    pred, x0 = tensor(3, 4, grad=True), tensor(3, 4, seed=1)
+    weight, times, noises = np.ones(len(S)), [3, 1, 7], [nf.Noise(n) for n in range(3)]
+    given = pred, x0, times, S, noises
+    loss = nf.mse_loss(*given, target="v", weight=weight) * 2
+    expected = nf.mse_loss_grad(pred.detach(), *given[1:], target="v", weight=weight, upstream=2)
+    weight[:], times[:], noises[:] = 100, [0, 0, 0], noises[::-1]
+    loss.backward()
     assert bits(numpy(pred.grad)) == bits(numpy(expected))
 
 
@@ -180,6 +196,11 @@ def test_what_is_refused():
         nf.mse_loss(pred, x0, t, S, tensor(3, 5, 4, grad=True), **options)
     with pytest.raises(NotImplementedError, match="weight: the gradient is that of pred alone"):
         nf.mse_loss(*given, **options, weight=torch.ones(len(S), requires_grad=True))
+    with pytest.raises(NotImplementedError, match="t: the gradient is that of pred alone"):
+        nf.mse_loss(pred, x0, torch.rand(3, requires_grad=True), nf.Schedule.cosine(), N, **options)
+    compiled = torch.compile(lambda x0: nf.mse_loss(pred, x0, *given[2:], **options), backend="eager")
+    with pytest.raises((NotImplementedError, torch._dynamo.exc.TorchDynamoException), match="x0: the gradient is that"):
+        compiled(x0.clone().requires_grad_())
     with pytest.raises(ValueError, match="grad_out: autograd makes the gradient itself"):
         nf.mse_loss(*given, **options, grad_out=torch.empty(3, 5, 4))
     with pytest.raises(NotImplementedError, match="mse_loss_grad is not differentiable"):

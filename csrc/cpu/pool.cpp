@@ -6,8 +6,8 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 
 #if defined(__unix__) || defined(__APPLE__)
@@ -85,7 +85,7 @@ class Pool {
     void start() {
         try {
             for (; started_ < wanted_; ++started_) std::thread(&Pool::serve, this).detach();
-        } catch (const std::system_error&) {  // the system gives no more: fewer do the work
+        } catch (const std::exception&) {  // the system gives no more threads or memory: fewer do the work
         }
     }
 

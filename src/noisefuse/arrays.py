@@ -56,9 +56,12 @@ _INTEROP: dict[type, Any] = {np.ndarray: None, type(None): None, str: None, type
 def interop(x: object) -> Any:
     """The module of `interop` that knows arrays (or dtypes) of this type: None for NumPy's, and for strangers."""
     kind = type(x)
-    if kind not in _INTEROP:
-        _INTEROP[kind] = _module(kind)
-    return _INTEROP[kind]
+    if kind in _INTEROP:
+        return _INTEROP[kind]
+    module = _module(kind)
+    if module is not None:  # of strangers there may be any number
+        _INTEROP[kind] = module
+    return module
 
 
 def _module(kind: type) -> Any:

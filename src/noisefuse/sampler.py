@@ -288,13 +288,15 @@ def _guided(
     weights = np.asarray(scale, np.float64)
     if weights.shape not in ((), x.shape[:1]):
         raise ValueError(f"guidance_scale must be a number or of shape {tuple(x.shape[:1])}, got {weights.shape}")
-    mixed = _mixed(table, tuple(np.atleast_1d(weights).tolist()))
-    return mixed, i if weights.ndim == 0 else i + len(table) * np.arange(len(weights))
+    if weights.ndim == 0:
+        return _mixed(table, float(weights)), i
+    row = Tableau(table.rows[[i]], name=table.name, threshold=table.threshold)
+    return row.mixed([guidance(w) for w in weights.tolist()]), np.arange(len(weights))
 
 
 @lru_cache(maxsize=64)
-def _mixed(table: Tableau, weights: tuple[float, ...]) -> Tableau:
-    return table.mixed([guidance(w) for w in weights])
+def _mixed(table: Tableau, weight: float) -> Tableau:
+    return table.mixed([guidance(weight)])
 
 
 def _thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tuple[Tableau, Any]:
@@ -302,6 +304,8 @@ def _thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tupl
     assert table.threshold is not None
     ratio, maximum = table.threshold
     clean = _numbers(ops.update(_clean(table), rows, x, model_output))
+    if clean.size == 0:
+        return table, rows
     q = np.quantile(np.abs(clean.reshape(len(clean), -1)), ratio, axis=1)
     s = np.clip(np.nan_to_num(q, nan=1.0), 1, max(maximum, 1))  # NaN in data must not become a coefficient
     picked = table.rows[np.broadcast_to(rows, s.shape)]

@@ -180,9 +180,9 @@ class Tableau:
         for column, values in columns.items():
             if values.shape != (n,) or values.dtype.kind not in "iuf" or not np.all(np.isfinite(values)):
                 raise ValueError(f"{column} must be {n} finite numbers, got {values!r}")
-        columns["rows"] = rows.copy()
-        for values in columns.values():
-            values.flags.writeable = False
+        columns["rows"] = rows
+        # copies of which nobody can make writable arrays again
+        columns = {key: np.frombuffer(values.tobytes(), values.dtype) for key, values in columns.items()}
         # past __setattr__, which refuses
         self.__dict__.update(columns, name=name, start=float(start), threshold=threshold, masked=bool(masked))
         self._check()
@@ -243,7 +243,7 @@ class Tableau:
         if any(present[group]["m2"] for group in ("clean", *OUTPUTS)):
             raise ValueError(f"{self.name!r} already reads a second model output")
         rows = np.tile(self.rows, len(pairs))
-        p, q = (np.repeat(np.array(pairs, np.float64)[:, part], len(self)) for part in (0, 1))
+        p, q = (np.repeat(np.reshape(pairs, (-1, 2))[:, part], len(self)) for part in (0, 1))
         for group in ("clean", *OUTPUTS):
             rows[group]["m2"] = q * rows[group]["m1"]
             rows[group]["m1"] *= p

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """mse_loss for torch tensors: autograd without noise that is kept, and torch.compile.
 
-A graph keeps the prediction, x0 and t for the backward pass, and no noise and no target.
+A graph keeps the prediction, x0 and t for the backward pass, and perhaps the gradient; no noise and no target.
 """
 
 from __future__ import annotations
@@ -99,6 +99,12 @@ def mse_loss(
     options = Options(schedule, target, reduction, scale, offset, batched)
     given = _given(pred, x0, t, noise, weight)
     watched = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in given)
+    if watched:
+        for name in ("x0", "t", "z", "weight"):
+            x = getattr(given, name)
+            if isinstance(x, Tensor) and x.requires_grad:
+                name = "noise" if name == "z" else name
+                raise NotImplementedError(f"{name}: the gradient is that of pred alone; pass {name}.detach()")
     if grad_out is not None and (watched or is_compiling()):
         raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
     if is_compiling():
@@ -106,16 +112,14 @@ def mse_loss(
     if not watched:
         loss, gradient = given.value(options, grad_out)
         return loss if grad_out is None else (loss, gradient)
-    for name in ("x0", "z", "weight"):
-        x = getattr(given, name)
-        if isinstance(x, Tensor) and x.requires_grad:
-            name = "noise" if name == "z" else name
-            raise NotImplementedError(f"{name}: the gradient is that of pred alone; pass {name}.detach()")
+    # The backward pass takes the values of now, whatever the caller writes there meanwhile.
     if not isinstance(t, int | Tensor):
         given = given._replace(t=torch.tensor(np.array(t)))
-    # All that calls backward() on a mean asks for the gradient times 1, which the loss's own pass can make; what stays
-    # on a device is not looked at, so there a second pass makes it.
-    at_once = reduction == "mean" and pred.requires_grad and given.place().type == "cpu"
+    if not isinstance(weight, Tensor | None):
+        given = given._replace(weight=np.array(weight))
+    if isinstance(noise, list):
+        given = given._replace(noise=tuple(noise))
+    at_once = _alone and reduction == "mean" and pred.requires_grad and given.place().type == "cpu"
     early: list[Tensor] | None = [] if at_once else None
     return _Loss.apply(options, early, *given)  # type: ignore[no-untyped-call]
 
@@ -147,6 +151,12 @@ def _numbers(name: str, x: Any, place: torch.device) -> Any:
     return x.item() if x.ndim == 0 else x.detach().double().numpy()
 
 
+# Whether the last backward pass wanted the gradient times 1, as where backward() is called on the loss itself: then the
+# next loss makes it in its own pass. Where losses are scaled before (accumulated or mixed-precision training), the next
+# one will be, too. What stays on a device is not looked at: there a second pass makes it always.
+_alone = True
+
+
 class _Loss(torch.autograd.Function):
     """Given.value, with Given.gradient as its backward pass: so it is differentiable once. `early`, if there is one,
     gets the gradient for an upstream gradient of 1 in the pass of the loss, with the same noise."""
@@ -174,7 +184,11 @@ class _Loss(torch.autograd.Function):
             )
         given = Given(*(o if x is None else x for x, o in zip(ctx.saved_tensors, ctx.others, strict=True)))
         gradient = ctx.early.pop() if ctx.early else None  # handed on, so that autograd need not copy it
-        if gradient is None or upstream.item() != 1:
+        alone = upstream.is_cpu and upstream.ndim == 0 and upstream.item() == 1
+        if ctx.options.reduction == "mean":
+            global _alone
+            _alone = alone
+        if gradient is None or not alone:
             gradient = given.gradient(ctx.options, upstream, gradient)
         return None, None, gradient, *(None,) * (len(given) - 1)
 
