@@ -6,6 +6,7 @@
 // which is worth 10 to 15 % over one long loop body (docs/design.md has the measurements).
 #include "kernels.h"
 
+#include "drawing.h"
 #include "float_mode.h"
 #include "loss_range.h"
 #include "tile_registers.h"
@@ -33,18 +34,13 @@ void step_drawing_nothing(const Step& s, int64_t begin, int64_t end) {
 
 template <class Real>
 void step_drawing(const Step& s, int64_t begin, int64_t end) {
-    Cursor cursor(s, begin);
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
     Noise<Real> noise;
-    Plan plan;
-    uint64_t seed = cursor.field().seed;
-    RoundKeys keys(seed);
     const uint64_t shape = shape_of(rows, arrays);
     const OnNoise tile_on_noise = on_noise(arrays, shape);
     const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape);
-
-    auto tile = [&](int64_t at) {
+    for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Plan& plan, const RoundKeys& keys) {
         if constexpr (sizeof(Real) == 4)
             if (tile_on_noise && plan.one_run && plan.skip == 0 && plan.size % kGroup == 0) {
                 fill_words<float>(noise.words, plan, keys, 0, 0, [&](int g) { arrays.prefetch_written(at, g); });
@@ -55,28 +51,7 @@ void step_drawing(const Step& s, int64_t begin, int64_t end) {
             arrays.prefetch_written(at, group);
         });
         apply(tile_on_arrays, rows, arrays, at, plan.size);
-    };
-    while (cursor.at < end) {
-        if (cursor.field().seed != seed) keys = RoundKeys(seed = cursor.field().seed);
-        const int64_t at = cursor.at, segment = cursor.segment, segment_left = cursor.segment_left;
-        const int64_t stretch = least(least(cursor.uniform_left(), segment_left), end - at);
-        if (stretch < kTile / 2) {
-            plan_short_runs<Real>(plan, cursor, end);
-            rows.select(segment, segment_left, plan.size);
-            tile(at);
-            continue;
-        }
-        plan_run(plan, cursor);
-        rows.select(segment, segment_left, 1);
-        // A long run's first tile is short where the others then begin with a block and with a line of the output.
-        int64_t head = stretch >= 8 * kTile ? arrays.to_line(at) : 0;
-        if ((cursor.element + head) & 3) head = 0;
-        for (int64_t done = 0; done < stretch; done += plan.size, head = 0) {
-            plan.take(cursor.element + done, head ? head : stretch - done);
-            tile(at + done);
-        }
-        cursor.advance(stretch);
-    }
+    });
 }
 
 // The random walk x_t = a_t x_(t-1) + s_t z_t: a tile of x0 goes through all times before the next one is read.

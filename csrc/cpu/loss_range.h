@@ -3,8 +3,7 @@
 // factor: that is the gradient). The noise that they are compared with lives as long as its tile.
 #pragma once
 #include "../core/loss.h"
-#include "tile_noise.h"
-#include "tile_rows.h"
+#include "drawing.h"
 
 namespace nf {
 namespace {
@@ -100,39 +99,14 @@ void loss_range(const Loss& loss, int64_t begin_chunk, int64_t end_chunk) {
         }
         return;
     }
-    Cursor cursor(s, begin);
     Noise<Real> noise;
-    Plan plan;
-    uint64_t seed = cursor.field().seed;
-    RoundKeys keys(seed);
-    const auto noisy_tile = [&](int64_t at) {
+    for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Plan& plan, const RoundKeys& keys) {
         arrays.value[kZ] = noise.fill(plan, keys, s.draw, 0, [&](int group) {
             arrays.prefetch_read(at, group);
             arrays.prefetch_written(at, group);
         });
         tile(at, plan.size);
-    };
-    while (cursor.at < end) {
-        if (cursor.field().seed != seed) keys = RoundKeys(seed = cursor.field().seed);
-        const int64_t at = cursor.at, segment = cursor.segment, segment_left = cursor.segment_left;
-        const int64_t stretch = least(least(cursor.uniform_left(), segment_left), end - at);
-        if (stretch < kTile / 2) {
-            plan_short_runs<Real>(plan, cursor, end);
-            rows.select(segment, segment_left, plan.size);
-            noisy_tile(at);
-            continue;
-        }
-        plan_run(plan, cursor);
-        rows.select(segment, segment_left, 1);
-        // A long run's first tile is short where the others then begin with a block and with a line of the gradient.
-        int64_t head = s.out[0] && stretch >= 8 * kTile ? arrays.to_line(at) : 0;
-        if ((cursor.element + head) & 3) head = 0;
-        for (int64_t done = 0; done < stretch; done += plan.size, head = 0) {
-            plan.take(cursor.element + done, head ? head : stretch - done);
-            noisy_tile(at + done);
-        }
-        cursor.advance(stretch);
-    }
+    });
 }
 
 }  // namespace
