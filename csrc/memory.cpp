@@ -54,7 +54,7 @@ void unmap(Block block) { munmap(block.begin, block.length); }
 class Waiting {
   public:
     Block take(size_t length) {
-        const std::lock_guard lock(mutex_);
+        const std::lock_guard lock(mutex);
         for (size_t i = count_; i-- > 0;)
             if (blocks_[i].length == length) return remove(i);
         return {};
@@ -62,18 +62,18 @@ class Waiting {
 
     void put(Block block) {
         if (block.length > kMostBytes || madvise(block.begin, block.length, MADV_FREE) != 0) return unmap(block);
-        const std::lock_guard lock(mutex_);
+        const std::lock_guard lock(mutex);
         while (count_ == kMostBlocks || (count_ && bytes_ + block.length > kMostBytes)) unmap(remove(0));
         blocks_[count_++] = block;
         bytes_ += block.length;
     }
 
     void unmap_all() {
-        const std::lock_guard lock(mutex_);
+        const std::lock_guard lock(mutex);
         while (count_) unmap(remove(0));
     }
 
-    std::mutex mutex_;
+    std::mutex mutex;
 
   private:
     Block remove(size_t i) {
@@ -140,7 +140,7 @@ PyObject* memory_handler() {
 void init_memory() {
 #if NF_BLOCKS
     // Tensors are freed without the GIL: a child must not be born while another thread is at the list.
-    pthread_atfork([] { waiting.mutex_.lock(); }, [] { waiting.mutex_.unlock(); }, [] { waiting.mutex_.unlock(); });
+    pthread_atfork([] { waiting.mutex.lock(); }, [] { waiting.mutex.unlock(); }, [] { waiting.mutex.unlock(); });
 #endif
 }
 
