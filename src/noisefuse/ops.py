@@ -160,7 +160,8 @@ def q_sample(
         noise: Noise, a list of one for each row, or an array of x0's shape (float32 or the result's dtype).
         target: also return what a network learns: "epsilon" z, "v" alpha z - sigma x0 (Salimans & Ho 2022), "velocity"
             z - x0 (flow matching), "sample" x0; computed in the same pass.
-        scale, offset: x0 stands for scale * x0 + offset, folded into the coefficients. uint8: 1/127.5 and -1.
+        scale, offset: x0 stands for scale * x0 + offset, folded into the coefficients. Neither given: x0 itself, and
+            of uint8 scale 1/127.5, offset -1. Where one is given, the other is 1 or 0, of uint8 too.
         dtype: of the result; x0's, or float32 for uint8.
         batched: False makes the whole array one sample.
         out, target_out: where to write; C-contiguous, of the result's shape and dtype. `out` may be x0 itself.
@@ -399,8 +400,8 @@ def forward_rows(
     """
     times, _ = segments("t", t, shape)
     own = scale is None and offset is None
-    factor = _finite("scale", scale, 1 / 127.5 if is_bytes else 1.0)
-    constant = _finite("offset", offset, -1.0 if is_bytes else 0.0)
+    default = (1 / 127.5, -1.0) if is_bytes and own else (1.0, 0.0)  # a pair: one number alone means another range
+    factor, constant = _finite("scale", scale, default[0]), _finite("offset", offset, default[1])
     if times.dtype.kind == "f":
         on_host: Any = t.get() if on_device(t) else t  # type: ignore[union-attr]
         index = row_index("t", np.arange(times.size).reshape(np.shape(on_host)), times.size, shape)
