@@ -333,6 +333,13 @@ def test_bytes_of_another_range(backend, t, given, scale, offset):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize(
+    "shape", [np.array([2, 3]), [np.int32(2), 3], (n for n in (2, 3))], ids=["array", "list", "any"]
+)
+def test_a_shape_is_integers_of_any_kind(shape):
+    np.testing.assert_array_equal(nf.randn(shape, 1), nf.randn((2, 3), 1))
+
+
 @pytest.mark.parametrize("kind", DTYPES)
 def test_the_dtype_may_be_asked_for(backend, kind):
     x0, noise = normals((3, 50), np.float32), nf.Noise(2)

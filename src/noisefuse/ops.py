@@ -46,6 +46,7 @@ from .calls import (
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Noise
 from .schedule import Schedule
 from .tableau import Tableau
+from .views import called
 
 Array: TypeAlias = Any  # of NumPy or torch: results are of the kind that x is
 Target: TypeAlias = Literal["epsilon", "v", "velocity", "sample"]
@@ -98,7 +99,10 @@ def randn(
     """
     other = interop(dtype if out is None else out)
     if batched is True and type(noise) is Noise and (other is None or not other.is_compiling()):
-        done = _short_randn(shape, noise, dtype, out)
+        try:
+            done = _short_randn(shape, noise, dtype, out)
+        except TypeError:  # lengths that are no integers
+            done = NotImplemented
         if done is not NotImplemented:
             return done
     if other is not None:
@@ -341,11 +345,21 @@ def update(
         done: Array = short_cut(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out)
         if done is not NotImplemented:
             return done
-    if isinstance(aux_out, int) and not 0 <= aux_out <= 2:
-        raise ValueError(f"aux_out = {aux_out}: expected at most 2 auxiliary outputs")
+    _need_several(model_output, past, aux_out)
     if other is not None:
         return other.update(table, i, x, model_output, past=past, noise=noise, out=out, aux_out=aux_out)
     return _update(table, i, x, model_output, past, noise, out, aux_out)
+
+
+def _need_several(model_output: object, past: object, aux_out: object) -> None:
+    """Raises where one is given for several, or several in what cannot hold them."""
+    if isinstance(model_output, list):
+        raise TypeError("model_output: expected an array or a tuple (m1, m2), got list")
+    for name, given, number in (("past", past, ""), ("aux_out", aux_out, ", or a number of them")):
+        if hasattr(given, "shape"):
+            raise TypeError(f"{name}: expected a list or tuple of arrays{number}, got {type(given).__name__}")
+    if isinstance(aux_out, int) and not 0 <= aux_out <= 2:
+        raise ValueError(f"aux_out = {aux_out}: expected at most 2 auxiliary outputs")
 
 
 def _words(name: str, words: ArrayLike, n: int) -> NDArray[np.uint32]:
@@ -475,6 +489,11 @@ def _kept(owner: Owner, name: str, make: Callable[[Owner], Rows]) -> Rows:
 # ---------------------------------------------------------------------------------------------------------- calls
 
 
+def need_tableau(name: str, table: object) -> None:
+    if not isinstance(table, Tableau):
+        raise TypeError(f"{name}: expected a noisefuse.Tableau, such as sampler.tableau, got {type(table).__name__}")
+
+
 def need_schedule(schedule: object) -> None:
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule: expected a noisefuse.Schedule, got {type(schedule).__name__}")
@@ -490,14 +509,17 @@ def _random(
     batched: bool,
     out: Array | None,
 ) -> Array:
-    full = (operator.index(shape),) if not isinstance(shape, Sequence) else tuple(map(operator.index, shape))
+    try:
+        full = tuple(map(operator.index, shape)) if np.iterable(shape) else (operator.index(shape),)
+    except TypeError:
+        raise TypeError(f"shape: expected integers, got {shape!r}") from None
     if any(n < 0 for n in full):
         raise ValueError(f"shape {full}: expected lengths of at least 0")
     kind = float_dtype(dtype, allowed)
-    if isinstance(noise, int | np.integer) and not isinstance(noise, bool):
-        noise = Noise(int(noise))
-    if is_array(noise):
-        raise TypeError("noise: expected a Noise, a list of them or an int seed, got an array")
+    if isinstance(noise, int | np.integer):
+        noise = Noise(noise)
+    if not isinstance(noise, Noise | list | tuple):
+        raise TypeError(f"noise: expected a Noise, a list of them or an int seed, got {type(noise).__name__}")
     names, _ = names_or_array(noise, full, kind, batched, stream, any_stream=True)
     one_row = Index(np.zeros(1, np.int64), max(1, count(full)))
     return run(make_call(full, kind, UNIT, one_row, names, {}, {"out": out}, batched=batched, draw=draw))[0]
@@ -527,7 +549,8 @@ def _q_sample(
     is_bytes = x.dtype == np.uint8
     kind = float_dtype(dtype if dtype is not None else np.float32 if is_bytes else x.dtype)
     if target is not None and target not in get_args(Target):
-        raise ValueError(f"target = {target!r}: expected 'epsilon', 'v', 'velocity', 'sample' or None")
+        hint = called(target, get_args(Target))
+        raise ValueError(f"target = {target!r}: expected 'epsilon', 'v', 'velocity', 'sample' or None{hint}")
     if target is None and target_out is not None:
         raise ValueError("target_out: given without target=")
 
@@ -551,8 +574,7 @@ def _update(
     out: Array | None,
     aux_out: Sequence[Array] | int,
 ) -> Array:
-    if not isinstance(table, Tableau):
-        raise TypeError(f"table: expected a noisefuse.Tableau, got {type(table).__name__}")
+    need_tableau("table", table)
     rows = _kept(table, "_rows", _table_rows)
     aux: Sequence[Array | None] = (None,) * aux_out if isinstance(aux_out, int) else aux_out
     if on_device(x) and not table.masked and aux is aux_out:
