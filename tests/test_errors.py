@@ -33,6 +33,7 @@ class Stranger:
         return self.data.__dlpack__()
 
 
+TABLE = nf.samplers.dpmpp_2m(S, 5).tableau
 masked = np.ma.masked_array(x(), mask=x() == 0)
 few, many = [N] * 3, [N] * 5
 
@@ -75,8 +76,12 @@ ROWS = {
     "t too large": (IndexError, r"t = 10 .*0 <= t < 10", lambda o: q_sample(x(), 10, S, N, **o)),
     "t far too large": (IndexError, r"t = \d+ .*t < 10", lambda o: q_sample(x(), 2**63, S, N, **o)),
     "t beyond every integer": (
-        TypeError, r"t: expected integers.*18446744073709551616", lambda o: q_sample(x(), 2**64, S, N, **o)
+        IndexError, r"t = 18446744073709551616 .*0 <= t < 10", lambda o: q_sample(x(), 2**64, S, N, **o)
     ),
+    "one t beyond every integer": (
+        IndexError, r"t = -1180591620717411303424 .*t < 10", lambda o: q_sample(x(), [0, 1, -(2**70), 2], S, N, **o)
+    ),
+    "q_step: t beyond every integer": (IndexError, r"t = \d{22} .*t < 10", lambda o: q_step(x(), 2**70, S, N, **o)),
     "one t negative": (IndexError, r"t = -3 .*t < 10", lambda o: q_sample(x(), np.array([0, 1, -3, 2]), S, N, **o)),
     "one t too large": (IndexError, r"t = 12 .*t < 10", lambda o: q_sample(x(), np.array([0, 1, 2, 12]), S, N, **o)),
     "a list of t": (IndexError, r"t = 12 .*t < 10", lambda o: q_sample(x(), [0, 1, 2, 12], S, N, **o)),
@@ -112,7 +117,9 @@ ROWS = {
     "x0 complex": (TypeError, r"x0.*complex64.*float32", lambda o: q_sample(x(dtype="c8"), 1, S, N, **o)),
     "x0 objects": (TypeError, r"x0.*object.*float32", lambda o: q_sample(x(dtype=object), 1, S, N, **o)),
     "x0 long double": (TypeError, r"x0.*longdouble|float128", lambda o: q_sample(x(dtype="g"), 1, S, N, **o)),
-    "x0 a list": (TypeError, r"x0.*NumPy array.*list", lambda o: q_sample([[0.0]], 1, S, N, **o)),
+    "x0 a list": (
+        TypeError, r"x0: expected a torch tensor or a NumPy array, got list", lambda o: q_sample([[0.0]], 1, S, N, **o)
+    ),
     "x0 a float": (TypeError, r"x0.*NumPy array.*float", lambda o: q_sample(0.5, 1, S, N, **o)),
     "x0 masked": (TypeError, r"x0.*masked.*x0\.filled", lambda o: q_sample(masked, 1, S, N, **o)),
     "x0 strange": (TypeError, r"x0.*NumPy array.*torchlike\.Stranger", lambda o: q_sample(Stranger(), 1, S, N, **o)),
@@ -124,7 +131,14 @@ ROWS = {
     "noise a seed": (TypeError, r"noise = 5.*same noise.*Noise\(5", lambda o: q_sample(x(), 1, S, 5, **o)),
     "q_step: noise a seed": (TypeError, r"noise = 5.*same noise", lambda o: q_step(x(), 1, S, 5, **o)),
     "q_walk: noise a seed": (TypeError, r"noise = 5.*same noise", lambda o: q_walk(x(), S, 5, **o)),
-    "noise None": (TypeError, r"noise.*Noise.*None", lambda o: q_sample(x(), 1, S, None, **o)),
+    "noise None": (
+        TypeError, r"noise: expected a Noise, a list of them, or else a torch tensor or a NumPy array, got NoneType",
+        lambda o: q_sample(x(), 1, S, None, **o),
+    ),
+    "randn: noise None": (
+        TypeError, r"noise: expected a Noise, a list of them or an int seed, got NoneType",
+        lambda o: randn((4, 6), None, **o),
+    ),
     "noise a bool": (TypeError, r"(noise|seed).*True", lambda o: randn((4, 6), True, **o)),
     "randn: noise an array": (TypeError, r"noise.*Noise.*array", lambda o: randn((4, 6), x(), **o)),
     "randn: seed negative": (OverflowError, r"seed = -5 .*2\^64", lambda o: randn((4, 6), -5, **o)),
@@ -138,7 +152,12 @@ ROWS = {
     "too few Noises": (ValueError, r"noise.*4.*3", lambda o: q_sample(x(), 1, S, few, **o)),
     "too many Noises": (ValueError, r"noise.*4.*5", lambda o: randn((4, 6), many, **o)),
     "Noises of one sample": (ValueError, r"noise.*1.*3", lambda o: q_sample(x(), 1, S, few, batched=False, **o)),
-    "not only Noises": (TypeError, r"noise.*Noise.*list", lambda o: q_sample(x(), 1, S, [N, N, N, 3], **o)),
+    "not only Noises": (
+        TypeError, r"noise\[3\]: expected a Noise, got int", lambda o: q_sample(x(), 1, S, [N, N, N, 3], **o)
+    ),
+    "randn: not only Noises": (
+        TypeError, r"noise\[1\]: expected a Noise, got NoneType", lambda o: randn((2, 6), (N, None))
+    ),
     "too few ids": (ValueError, r"noise.*3 sample ids.*4", lambda o: q_sample(x(), 1, S, N.samples([1, 2, 3]), **o)),
     "stream taken": (ValueError, r"noise.*stream 0.*got 2", lambda o: q_step(x(), 1, S, N.at(stream=2), **o)),
     "q_walk: stream taken": (ValueError, r"noise.*stream 0.*got 1", lambda o: q_walk(x(), S, N.at(stream=1), **o)),
@@ -171,7 +190,12 @@ ROWS = {
     ),
     # ---- shape, dtype, target, scale
     "shape negative": (ValueError, r"shape.*-1", lambda o: randn((4, -1), N)),
-    "shape of floats": (TypeError, r"float", lambda o: randn((4.0, 6), N)),
+    "shape of floats": (TypeError, r"shape: expected integers, got \(4\.0, 6\)", lambda o: randn((4.0, 6), N)),
+    "shape an array of floats": (
+        TypeError, r"shape: expected integers, got array\(\[4\., 6\.\]\)", lambda o: randn(np.array([4.0, 6.0]), N)
+    ),
+    "shape None": (TypeError, r"shape: expected integers, got None", lambda o: uniform(None, N)),
+    "shape with None": (TypeError, r"shape: expected integers, got \(4, None\)", lambda o: randn((4, None), N)),
     "dtype int": (TypeError, r"dtype int64.*float32", lambda o: randn((4, 6), N, dtype=int)),
     "dtype unknown": (TypeError, r"dtype.*float9.*float32", lambda o: randn((4, 6), N, dtype="float9")),
     "dtype of half uniforms": (TypeError, r"float16.*float32, float64", lambda o: uniform((4, 6), N, dtype="float16")),
@@ -179,18 +203,49 @@ ROWS = {
     "target unknown": (
         ValueError, r"target = 'eps'.*'epsilon'.*'v'", lambda o: q_sample(x(), 1, S, N, target="eps", **o)
     ),
+    "target by the word for predictions": (
+        ValueError, r"target = 'flow': expected .*; z - x0 is called 'velocity' here",
+        lambda o: q_sample(x(), 1, S, N, target="flow", **o),
+    ),
+    "target by diffusers' word": (
+        ValueError, r"'v_prediction': expected .*; alpha z - sigma x0 is called 'v' here",
+        lambda o: q_sample(x(), 1, S, N, target="v_prediction", **o),
+    ),
     "target_out without target": (
         ValueError, r"target_out.*target", lambda o: q_sample(x(), 1, S, N, target_out=x(), **o)
     ),
     "scale NaN": (ValueError, r"scale = nan.*finite", lambda o: q_sample(x(), 1, S, N, scale=NAN, **o)),
     "offset infinite": (ValueError, r"offset = inf.*finite", lambda o: q_sample(x(), 1, S, N, offset=np.inf, **o)),
     "scale an array": (TypeError, r"scale.*number", lambda o: q_sample(x(), 1, S, N, scale=x(), **o)),
+    # ---- update
+    "table a sampler": (
+        TypeError, r"table: expected a noisefuse\.Tableau, such as sampler\.tableau, got Sampler",
+        lambda o: nf.update(nf.samplers.ddim(S, 5), 0, x(), x(), **o),
+    ),
+    "row beyond every integer": (IndexError, r"i = \d{22} .*i < 5", lambda o: nf.update(TABLE, 2**70, x(), x(), **o)),
+    "model output a list": (
+        TypeError, r"model_output: expected an array or a tuple \(m1, m2\), got list",
+        lambda o: nf.update(TABLE, 0, x(), [x(), x()], **o),
+    ),
+    "past an array": (
+        TypeError, r"past: expected a list or tuple of arrays, got ndarray",
+        lambda o: nf.update(TABLE, 0, x(), x(), past=x(), **o),
+    ),
+    "aux_out an array": (
+        TypeError, r"aux_out: expected a list or tuple of arrays, or a number of them, got ndarray",
+        lambda o: nf.update(TABLE, 0, x(), x(), past=[x()], aux_out=x(), **o),
+    ),
+    # ---- words, settings
     "words too few": (TypeError, r"counter.*4.*\(3,\)", lambda o: philox4x32([1, 2, 3], [1, 2])),
     "words too large": (OverflowError, r"key.*2\^32", lambda o: philox4x32([1, 2, 3, 4], [1, 2**32])),
     "words floats": (TypeError, r"counter.*float64", lambda o: philox4x32([1.0, 2, 3, 4], [1, 2])),
     "threads 0": (ValueError, r"num_threads = 0.*1 to", lambda o: nf.set_num_threads(0)),
     "threads a float": (ValueError, r"num_threads = 2\.0.*integer", lambda o: nf.set_num_threads(2.0)),
     "backend unknown": (ValueError, r"backend 'gpu'.*native.*reference", lambda o: nf.use_backend("gpu")),
+    "backend of a device": (
+        ValueError, r"backend 'cuda': expected one of native, .*; cuda is chosen by where the arrays lie",
+        lambda o: nf.use_backend("cuda"),
+    ),
 }  # fmt: skip
 
 
@@ -245,10 +300,10 @@ OUTS = {
     "strided": (ValueError, r"out: expected a C-contiguous", lambda: x((4, 12))[:, ::2]),
     "reversed": (ValueError, r"out: expected a C-contiguous", lambda: x()[::-1]),
     "unaligned": (ValueError, r"out: expected a C-contiguous, aligned", unaligned),
-    "a list": (TypeError, r"out: expected a NumPy array, got list", lambda: [[0.0] * 6] * 4),
+    "a list": (TypeError, r"out: expected a torch tensor or a NumPy array, got list", lambda: [[0.0] * 6] * 4),
     "masked": (TypeError, r"out: expected a plain numpy.ndarray, got MaskedArray", lambda: np.ma.zeros((4, 6), "f4")),
     "a matrix": (TypeError, r"out: expected a plain numpy.ndarray, got matrix", lambda: x().view(np.matrix)),
-    "strange": (TypeError, r"out: expected a NumPy array, got torchlike\.Stranger", Stranger),
+    "strange": (TypeError, r"out: expected .* or a NumPy array, got torchlike\.Stranger", Stranger),
 }  # fmt: skip
 
 

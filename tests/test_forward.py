@@ -314,6 +314,32 @@ def test_bytes_are_images_in_minus_one_to_one(backend):
     assert nf.q_sample(x0, 300, LINEAR, noise).dtype == np.float32
 
 
+@pytest.mark.parametrize(
+    ("given", "scale", "offset"), [({"scale": 1 / 255}, 1 / 255, 0.0), ({"offset": -128.0}, 1.0, -128.0)]
+)
+@pytest.mark.parametrize("t", [300, 0.25])
+def test_bytes_of_another_range(backend, t, given, scale, offset):
+    """The defaults of bytes are a pair: where one of them is given, the other is the identity."""
+    x0, noise = np.arange(256, dtype=np.uint8).reshape(4, 64), nf.Noise(2)
+    schedule = nf.Schedule.flow(1000)
+    found = nf.q_sample(x0, t, schedule, noise, target="sample", **given)
+    both = nf.q_sample(x0, t, schedule, noise, target="sample", scale=scale, offset=offset)
+    np.testing.assert_allclose(found[1], scale * x0.astype(float) + offset, rtol=1e-6)
+    assert [bits(a) for a in found] == [bits(b) for b in both]
+    pred = np.zeros(x0.shape, np.float32)
+    losses = [
+        nf.mse_loss(pred, x0, t, schedule, noise, target="v", **o) for o in (given, {"scale": scale, "offset": offset})
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    "shape", [np.array([2, 3]), [np.int32(2), 3], (n for n in (2, 3))], ids=["array", "list", "any"]
+)
+def test_a_shape_is_integers_of_any_kind(shape):
+    np.testing.assert_array_equal(nf.randn(shape, 1), nf.randn((2, 3), 1))
+
+
 @pytest.mark.parametrize("kind", DTYPES)
 def test_the_dtype_may_be_asked_for(backend, kind):
     x0, noise = normals((3, 50), np.float32), nf.Noise(2)

@@ -503,7 +503,9 @@ def test_times_that_cannot_be():
     scheduler.set_timesteps(10)
     with pytest.raises(ValueError, match=r"expected entries of DDPMScheduler.timesteps, got tensor\(\[7\]\)"):
         scheduler.step(x, torch.tensor([900, 7]), x)
-    with pytest.raises(ValueError, match="expected a scalar or a shape that begins"):
+    with pytest.raises(
+        ValueError, match=r"timestep: expected one, or a shape that begins sample's, \(2, 3\), got \(3,\)"
+    ):
         scheduler.step(x, torch.tensor([900, 800, 0]), x)
     scheduler = ours.UniPCMultistepScheduler()
     scheduler.set_timesteps(10)
@@ -774,6 +776,22 @@ def test_add_noise_checks_its_times():
         scheduler.add_noise(x, x, torch.tensor([1, 1000]))
     with pytest.raises(IndexError):
         ours.EulerDiscreteScheduler().add_noise(x, x, torch.tensor([1.0, 1000.5]))
+    for scheduler in (ours.DDPMScheduler(), ours.EulerDiscreteScheduler()):
+        for noise in (x, nf.Noise(1)):
+            with pytest.raises(
+                ValueError, match=r"timesteps: expected one, or a shape that begins .* \(2, 3\), got \(3,\)"
+            ):
+                scheduler.add_noise(x, noise, torch.tensor([1, 2, 3]))
+
+
+def test_add_noise_checks_its_noise():
+    x, t = torch.randn(2, 3), torch.tensor([1, 2])
+    for noise, message in (
+        (7, "noise: expected a Tensor, a Noise or a list of them, got int"),
+        ([nf.Noise(1), 7], r"noise\[1\]: expected a Noise, got int"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            ours.DDPMScheduler().add_noise(x, noise, t)
 
 
 # ---- exact coefficients ------------------------------------------------------------------------------------
@@ -881,6 +899,33 @@ def test_noise_is_not_ignored_where_diffusers_does_the_step(name):
         TypeError, match=r"diffusers does this step for tensors that require grad, and cannot draw Noise"
     ):
         scheduler.step(x.clone().requires_grad_(), scheduler.timesteps[0], x)
+
+
+BAD_DRAWS = {
+    "a number": (7, r"generator: expected a torch\.Generator, a Noise or a list of either, got int"),
+    "numbers": ([1, 2], r"generator\[0\]: expected a torch\.Generator or a Noise, got int"),
+    "of both kinds": (
+        [nf.Noise(1), torch.Generator()],
+        "generator: expected a list of one kind, got .*Noise.*Generator",
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_DRAWS)
+@pytest.mark.parametrize("name", DRAWING)
+def test_generators_that_are_none(name, bad):
+    """In the first step of a run, in another, and in one that diffusers does."""
+    draws, message = BAD_DRAWS[bad]
+    configs = {"DPMSolverMultistepScheduler": SDE, "FlowMatchEulerDiscreteScheduler": {"stochastic_sampling": True}}
+    options = {"DDIMScheduler": {"eta": 1.0}, "EulerDiscreteScheduler": {"s_churn": 1.0}}
+    scheduler, given = Case(name, configs.get(name, {})).pair()[1], options.get(name, {})
+    scheduler.is_scale_input_called, x = True, torch.randn(SHAPE)
+    for t in scheduler.timesteps[:2]:
+        with pytest.raises(TypeError, match=message):
+            scheduler.step(0.1 * x, t, x, generator=draws, **given)
+        scheduler.step(0.1 * x, t, x, **given)
+    with pytest.raises(TypeError, match=message):
+        scheduler.step(0.1 * x, scheduler.timesteps[2], x.clone().requires_grad_(), generator=draws, **given)
 
 
 @pytest.mark.parametrize("layout", ["channels last", "expanded", "sliced"])
@@ -994,6 +1039,17 @@ def test_accelerate_refuses():
         ours.accelerate(diffusers.DDPMScheduler(), coefficients="best")
     with pytest.raises(TypeError, match="expected a Noise or a list of them, got int"):
         ours.accelerate(diffusers.DDPMScheduler(), noise=3)
+    for attribute, value, error, message in (
+        ("coefficients", "Exact", ValueError, "coefficients = 'Exact': expected 'compat' or 'exact'"),
+        ("noise", 7, TypeError, "noise: expected a Noise or a list of them, got int"),
+        ("noise", [nf.Noise(1), 7], TypeError, r"noise\[1\]: expected a Noise, got int"),
+    ):
+        scheduler = ours.DDPMScheduler()
+        with pytest.raises(error, match=message):
+            setattr(scheduler, attribute, value)
+        assert (scheduler.noise, scheduler.coefficients) == (None, "compat")
+        with pytest.raises(error, match=message):
+            ours.accelerate(diffusers.DDPMScheduler(), **{attribute: value})
     with pytest.raises(ValueError, match="no noise of its own"):
         ours.DDPMScheduler().start((1, 2))
 

@@ -324,9 +324,9 @@ def x(dtype=np.float32, shape=(4, 6)):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"pred": [1.0]}, TypeError, "pred: expected a NumPy array, got list"),
+        ({"pred": [1.0]}, TypeError, "pred: expected a torch tensor or a NumPy array, got list"),
         ({"pred": x(np.int64)}, TypeError, "pred: dtype int64 is not supported"),
-        ({"x0": None}, TypeError, "x0: expected a NumPy array, got NoneType"),
+        ({"x0": None}, TypeError, "x0: expected a torch tensor or a NumPy array, got NoneType"),
         ({"x0": x(shape=(4, 5))}, ValueError, r"x0: expected pred's shape \(4, 6\), got \(4, 5\)"),
         ({"t": 1000}, IndexError, "t = 1000 is out of range"),
         ({"t": 0.5}, TypeError, "linear schedule has no continuous time"),
@@ -343,7 +343,22 @@ def x(dtype=np.float32, shape=(4, 6)):
             ValueError,
             r"weight: expected one for each step of the schedule, \(1000,\), got \(4,\)",
         ),
-        ({"weight": np.full(1000, np.nan)}, ValueError, "weight: expected finite numbers, got nan"),
+        ({"target": "flow"}, ValueError, "target = 'flow': expected .*; z - x0 is called 'velocity' here"),
+        (
+            {"weight": np.full(1000, np.nan)},
+            ValueError,
+            r"weight\[3\] = nan: expected finite numbers where t takes them",
+        ),
+        (
+            {"weight": np.r_[np.ones(999), np.inf], "t": [0, 3, 999, 3]},
+            ValueError,
+            r"weight\[999\] = inf: expected finite numbers where t takes them .*alpha = 0",
+        ),
+        (
+            {"weight": [1, np.inf, 1, 1], "t": [0.1, 0.2, 0.3, 1.0], "schedule": nf.Schedule.flow(10)},
+            ValueError,
+            r"weight\[1\] = inf: expected",
+        ),
         ({"weight": np.full(1000, "a")}, TypeError, "weight: expected numbers"),
         ({"scale": math.inf}, ValueError, "scale = inf: expected a finite number"),
         ({"out": x(np.float64)}, TypeError, "out: expected dtype float32, got float64"),
@@ -480,12 +495,26 @@ def test_times_are_drawn_in_proportion():
     assert nf.weights.draw(row, [0.0, 0.125, np.nextafter(1, 0)]).tolist() == [1, 2, 4]
     with pytest.raises(ValueError, match="row: expected"):
         nf.weights.draw(-row, u)
+    for bad in (1.0, -0.25, math.nan):
+        with pytest.raises(ValueError, match=rf"u = {bad}: expected numbers in \[0, 1\)"):
+            nf.weights.draw(row, [0.5, bad])
+
+
+def test_weights_that_are_infinite_by_nature():
+    """Those of epsilon where alpha = 0; a density that is 0 there is no loss, and min(SNR, gamma) caps the others."""
+    schedule, found = nf.Schedule.linear().rescale_zero_terminal_snr(), nf.weights
+    for row in (found.edm(schedule, "epsilon"), found.mode(schedule, "epsilon"), found.cosmap(schedule, "epsilon")):
+        assert np.flatnonzero(np.isinf(row)).tolist() == [999]
+    assert np.isinf(found.like(schedule, "epsilon", "v")).sum() == 1
+    assert np.isfinite(found.min_snr(schedule, "epsilon")).all()
+    assert np.isfinite(found.logit_normal(schedule, "epsilon")).all()
 
 
 @pytest.mark.parametrize(
     "call",
     [
         lambda: nf.weights.min_snr(LINEAR, "x"),
+        lambda: nf.weights.min_snr(LINEAR, "flow"),
         lambda: nf.weights.min_snr(LINEAR, "v", gamma=0),
         lambda: nf.weights.edm(LINEAR, "v", sigma_data=-1),
         lambda: nf.weights.logit_normal(LINEAR, "v", std=0),

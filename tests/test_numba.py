@@ -142,6 +142,8 @@ def test_rows_are_those_of_update(name):
 def test_rows_of_gradients_are_refused():
     with pytest.raises(ValueError, match="gradients of a clamp"):
         nfn.rows(SAMPLERS["ddpm"].tableau.transpose()["x"])
+    with pytest.raises(TypeError, match=r"table: expected a noisefuse\.Tableau, such as sampler\.tableau, got Sampler"):
+        nfn.rows(SAMPLERS["ddpm"])
 
 
 @njit

@@ -9,6 +9,7 @@ seen cleanly and a wrong coefficient cannot hide.
 import importlib
 import math
 import pickle
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -313,7 +314,14 @@ BAD_ARGUMENTS = [
     ("ddim", VP, {"final": "one"}, ValueError, "final must be zero or sigma_min"),
     ("ddim", VP, {"spacing": "karras", "sigma_min": 3.0, "sigma_max": 2.0}, ValueError, "< inf, got 3.0, 2.0"),
     ("ddim", VP, {"prediction": "x0"}, ValueError, "prediction must be a View or one of epsilon, sample"),
+    ("ddim", VP, {"prediction": ["v"]}, ValueError, "prediction must be a View or one of epsilon, sample"),
+    ("ddim", VP, {"prediction": "velocity"}, ValueError, "got 'velocity'; z - x0 is called 'flow' here"),
+    ("ddim", VP, {"prediction": "v_prediction"}, ValueError, "; alpha z - sigma x0 is called 'v' here"),
     ("ddim", VP, {"eta": 2.0}, ValueError, "more fresh noise"),
+    ("ddim", VP, {"eta": -0.5}, ValueError, "eta must be at least 0 and finite, got -0.5"),
+    ("euler_ancestral", VP, {"eta": math.nan}, ValueError, "eta must be at least 0 and finite, got nan"),
+    ("edm", VP, {"S_churn": -1.0}, ValueError, "S_churn and S_noise must be at least 0, got -1.0 and 1.0"),
+    ("edm", VP, {"S_noise": math.nan}, ValueError, "S_churn and S_noise must be at least 0, got 0.0 and nan"),
     ("ddpm", VP, {"variance": "learned"}, ValueError, "fixed_small or fixed_large"),
     ("unipc", VP, {"order": 4}, ValueError, "order must be 1, 2 or 3"),
     ("dpmpp_2m", VP, {"solver": "x"}, ValueError, "midpoint or heun"),
@@ -342,7 +350,21 @@ BAD_ARGUMENTS = [
     ),
     ("ddim", ZERO_SNR, {"prediction": "v", "spacing": "karras"}, ValueError, "SNR: use a spacing of indices"),
     # bounds
-    ("ddim", VP, {"clip": (1.0, -1.0)}, ValueError, "lo <= hi must hold, got 1.0 > -1.0"),
+    *(
+        (
+            "ddim",
+            VP,
+            {"clip": clip},
+            ValueError,
+            rf"clip must be positive or a pair lo < hi, got {re.escape(repr(clip))}",
+        )
+        for clip in (0, -1.0, math.nan, (1.0, -1.0), (0.5, 0.5), (math.nan, 1.0))
+    ),
+    ("ddim", VP, {"clip": True}, TypeError, "clip must be a number, a pair .*, got True"),
+    *(
+        ("ddim", VP, {"clip": samplers.Threshold(*clip)}, ValueError, r"expected 0 <= ratio <= 1 and maximum >= 1, got")
+        for clip in ((1.5,), (-0.1,), (math.nan,), (0.9, 0.5), (0.9, math.nan))
+    ),
     ("ddim", VP, {"clip": (1,)}, TypeError, r"clip must be a number, a pair .*, got \(1,\)"),
     ("ddim", VP, {"clip": "on"}, TypeError, "clip must be a number, a pair .*, got 'on'"),
 ]
@@ -548,8 +570,21 @@ def test_rows_and_shapes_are_checked():
             sampler.step(i, x, x)
         with pytest.raises(IndexError, match=f"got {i}"):
             sampler.model_input(i, x)
-    with pytest.raises(TypeError, match="float"):
-        sampler.step(1.0, x, x)
+    for call in (lambda: sampler.step(1.0, x, x), lambda: sampler.model_input(1.0, x)):
+        with pytest.raises(TypeError, match=r"i = 1\.0: expected an integer, a row of ddim"):
+            call()
+    for given in ([Row(out=past[0])], None):
+        with pytest.raises(TypeError, match=r"tableau: expected a noisefuse\.Tableau, .*, got (list|NoneType)"):
+            Sampler(given)
+
+
+def test_the_state_of_another_sampler_is_refused():
+    x = np.ones((2, 3))
+    other = samplers.ddim(VP, 5).state(x)
+    for state, kind in ((other, "another"), ({}, "dict")):
+        for options in ({}, {"denoised_out": np.empty_like(x)}):
+            with pytest.raises(TypeError, match=rf"state: expected dpmpp_2m's own, .*, got {kind}"):
+                samplers.dpmpp_2m(VP, 5).step(0, x, x, state=state, **options)
 
 
 def test_guidance_is_the_mixture():
@@ -563,6 +598,7 @@ def test_guidance_is_the_mixture():
         expected = sampler.step(1, x, uncond + w * (cond - uncond), noise)
         got = sampler.step(1, x, (uncond, cond), noise, guidance_scale=scale)
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13)
+        np.testing.assert_array_equal(sampler.step(1, x, [uncond, cond], noise, guidance_scale=scale), got)
     noises = [Noise(8), Noise(9, step=2), Noise(3, sample=5), Noise(1)]
     together = sampler.step(1, x, (uncond, cond), noises, guidance_scale=weights)
     for b, one in enumerate(noises):

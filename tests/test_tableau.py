@@ -50,6 +50,14 @@ def test_symbols_are_arithmetic():
     assert str(-x) == "-x"
     with pytest.raises(ValueError, match="clean may only use k, x, m1 and m2, got x \\+ z"):
         Row(out=x, clean=x + z)
+    for part in ("out", "clean", "aux1", "aux2"):
+        with pytest.raises(TypeError, match=rf"{part}: expected an expression of x, m1, z, .*, got str"):
+            Row(**{"out": x, part: "x"})
+    for product in (lambda: x * m1, lambda: x / m1):
+        with pytest.raises(TypeError, match=r"rows are affine: x is (multiplied|divided) by numbers, not by m$"):
+            product()
+    with pytest.raises(TypeError, match=r"rows are affine: .* a constant is a number times k"):
+        x + 1
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -67,6 +75,14 @@ def test_bad_tables_are_refused():
         Tableau([Row(out=x), Row(out=x, lo=2, hi=1)])
     with pytest.raises(ValueError, match="rows must have dtype ROW"):
         Tableau(np.zeros((3, 36)))
+    with pytest.raises(ValueError, match="rows: expected at least one Row"):
+        Tableau([])
+    for rows in (["x"], [Row(out=x), x]):
+        with pytest.raises(TypeError, match=r"rows: expected Row objects, or an array of dtype ROW, got (str|Affine)"):
+            Tableau(rows)
+    for threshold in ((2, 1), (0.5, 0.5)):
+        with pytest.raises(ValueError, match="threshold: expected 0 <= ratio <= 1 and maximum >= 1, got"):
+            Tableau([Row(out=x)], threshold=threshold)
     with pytest.raises(ValueError, match="timesteps must be 1 finite numbers"):
         Tableau([Row(out=x)], [1, 2])
     with pytest.raises(ValueError, match="scale must be 1 finite numbers"):

@@ -36,6 +36,7 @@ SAMPLERS = {
     "unipc": nf.samplers.unipc(S, steps=4),
     "threshold": nf.samplers.ddim(S, steps=4, clip=nf.samplers.Threshold(0.9, 2.0)),
 }
+TABLE = SAMPLERS["ddim"].tableau
 
 
 def numpy(x):
@@ -284,8 +285,19 @@ def test_other_arguments():
     for error, message, call in (
         (TypeError, r"noise: expected .* torch.Tensor.* NumPy array", lambda: nf.q_sample(X, 3, S, numpy(X))),
         (TypeError, r"m1: expected a torch.Tensor", lambda: SAMPLERS["ddim"].step(1, X, numpy(X))),
-        (TypeError, r"expected a NumPy array, got torch.Tensor", lambda: nf.q_sample(numpy(X), 3, S, N, out=X.clone())),
-        (TypeError, r"dtype torch.int64: expected one of torch", lambda: nf.randn((3, 4), N, dtype=torch.int64)),
+        (
+            TypeError, r"out: expected a NumPy array, as the other arguments are, got torch.Tensor",
+            lambda: nf.q_sample(numpy(X), 3, S, N, out=X.clone()),
+        ),
+        (
+            TypeError, r"dtype torch.float16 is torch's, and the arrays are not: expected one of float32, ",
+            lambda: nf.q_sample(numpy(X), 3, S, N, dtype=torch.float16),
+        ),
+        (TypeError, r"model_output: expected .* a tuple .*, got list", lambda: SAMPLERS["ddim"].step(1, X, [X])),
+        (TypeError, r"aux_out: .* or a number of them, got Tensor", lambda: nf.update(TABLE, 1, X, X, aux_out=X)),
+        (TypeError, r"noise\[2\]: expected a Noise, got Tensor", lambda: nf.q_sample(X, 3, S, [N, N, X])),
+        (TypeError, r"dtype torch.int64: .*torch.bfloat16$", lambda: nf.randn((3, 4), N, dtype=torch.int64)),
+        (TypeError, r"dtype torch.uint8: .*torch.bfloat16$", lambda: nf.randn((3, 4), N, dtype=torch.uint8)),
         (TypeError, r"dtype torch.int64: expected one of torch", lambda: nf.q_sample(X, 3, S, N, dtype=torch.int64)),
         (IndexError, r"t = 20 is out of range", lambda: nf.q_sample(X, torch.tensor([1, 20, 3]), S, N)),
         (IndexError, r"t = -1 is out of range", lambda: nf.q_sample(X, torch.tensor(-1), S, N)),
@@ -306,6 +318,24 @@ def test_other_arguments():
         with pytest.raises(error, match=message):
             call()
     assert not memory.any()
+
+
+def test_torch_func_is_refused_by_name():
+    for label, call in (("x0", lambda x: nf.q_sample(x, 3, S, N)), ("m1", lambda m: nf.update(TABLE, 1, X, m))):
+        with pytest.raises(
+            TypeError, match=rf"{label}: expected a tensor with memory of its own, not one of torch\.func"
+        ):
+            torch.func.grad(lambda x, call=call: call(x).sum())(X)
+
+
+@pytest.mark.parametrize("watched", ["x", "m"])
+def test_dynamic_thresholding_is_not_differentiated(watched):
+    tensors = {name: X.clone().requires_grad_(name == watched) for name in ("x", "m")}
+    with pytest.raises(NotImplementedError, match=r"Threshold: .* detach x and model_output, or use torch\.no_grad"):
+        SAMPLERS["threshold"].step(1, tensors["x"], tensors["m"])
+    with torch.no_grad():
+        expected = SAMPLERS["threshold"].step(1, X, X)
+        assert torch.equal(SAMPLERS["threshold"].step(1, tensors["x"], tensors["m"]), expected)
 
 
 def test_tangents_are_not_lost():

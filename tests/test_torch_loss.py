@@ -207,6 +207,8 @@ def test_what_is_refused():
         nf.mse_loss_grad(*given, **options)
     with pytest.raises(NotImplementedError, match="differentiable once"):
         torch.autograd.grad(nf.mse_loss(*given, **options), pred, create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"differentiable once: .* and torch\.func\.grad are not supported"):
+        torch.func.grad(lambda pred: nf.mse_loss(pred, *given[1:], **options))(pred.detach())
     with pytest.raises(TypeError, match=r"x0: expected a torch.Tensor"):
         nf.mse_loss(pred, x0.numpy(), *given[2:], **options)
     with pytest.raises(TypeError, match=r"noise: expected a Noise, a list of them or a torch.Tensor"):

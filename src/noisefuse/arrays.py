@@ -85,7 +85,8 @@ def float_dtype(dtype: DTypeLike, allowed: tuple[str, ...] = FLOATS) -> np.dtype
     try:
         found = np.dtype(dtype)
     except TypeError:
-        raise TypeError(f"dtype {dtype!r}: expected one of {', '.join(allowed)}") from None
+        what = f"{dtype!r} is torch's, and the arrays are not" if interop(dtype) is not None else repr(dtype)
+        raise TypeError(f"dtype {what}: expected one of {', '.join(allowed)}") from None
     if found.name not in allowed or not found.isnative:
         raise TypeError(f"dtype {found}: expected one of {', '.join(allowed)}")
     return found
@@ -94,7 +95,7 @@ def float_dtype(dtype: DTypeLike, allowed: tuple[str, ...] = FLOATS) -> np.dtype
 def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
     """x as a plain array of native byte order, if its dtype is allowed."""
     if not isinstance(x, np.ndarray | np.generic) and not on_device(x):
-        raise TypeError(f"{name}: expected a NumPy array, got {_kind(x)}")
+        raise TypeError(f"{name}: expected {wanted(x)}, got {_kind(x)}")
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name}: masked arrays are not supported; pass {name}.data or {name}.filled(...)")
     array: Array = x if on_device(x) else np.asarray(x)  # type: ignore[assignment]
@@ -103,12 +104,17 @@ def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
+def wanted(x: object) -> str:
+    """What is expected in place of x. (Tensors come here only where the other arguments are none.)"""
+    return "a torch tensor or a NumPy array" if interop(x) is None else "a NumPy array, as the other arguments are"
+
+
 def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], device: int | None = None) -> Array:
     """A new array there, or the caller's `out` if it is one that a kernel may write to."""
     if out is None:
         return empty(shape, dtype) if device is None else _empty_on(device, shape, dtype)
     if not is_array(out):
-        raise TypeError(f"{name}: expected a NumPy array, got {_kind(out)}")
+        raise TypeError(f"{name}: expected {wanted(out)}, got {_kind(out)}")
     if isinstance(out, np.ndarray) and type(out) is not np.ndarray:
         raise TypeError(f"{name}: expected a plain numpy.ndarray, got {type(out).__name__}")
     if out.dtype != dtype or not out.dtype.isnative:

@@ -23,6 +23,7 @@ from .arrays import (
     one_place,
     output,
     overlap,
+    wanted,
 )
 from .backends.call import COLUMNS, M1, M2, PAST1, Draw, Rows, Step, X, Z
 from .noise import ELEMENTS, SAMPLES, STEPS, Noise
@@ -52,13 +53,18 @@ def segments(name: str, t: ArrayLike, shape: tuple[int, ...]) -> tuple[Array, in
     times: Array = t if on_device(t) else np.asarray(t)  # type: ignore[assignment]
     if times.size == 0:
         times = times.astype(np.int64)  # an empty list is one of floats to NumPy
-    if times.dtype.kind not in "iuf":
+    if times.dtype.kind not in "iuf" and not _beyond_int64(times):
         raise TypeError(f"{name}: expected integers or floats, got {times.dtype if times.dtype != object else repr(t)}")
     if times.size == 1:
         return times.reshape(1), max(1, count(shape))
     if shape[: times.ndim] != times.shape:
         raise ValueError(f"{name}: expected a scalar or a shape that begins x's shape {shape}, got {times.shape}")
     return contiguous(times).reshape(-1), max(1, count(shape[times.ndim :]))
+
+
+def _beyond_int64(times: Array) -> bool:
+    """Whether they are integers, objects only because one is so large: an index that is out of range."""
+    return times.dtype == object and all(type(time) is int for time in times.flat)
 
 
 def row_index(name: str, t: ArrayLike, n: int, shape: tuple[int, ...]) -> Index:
@@ -109,7 +115,10 @@ def names_or_array(
     batch, sample_shape = batch_shape(shape, batched)
     if isinstance(noise, Noise):
         names: tuple[Noise, ...] = (noise,)
-    elif isinstance(noise, list | tuple) and all(isinstance(n, Noise) for n in noise):
+    elif isinstance(noise, list | tuple):
+        for n, entry in enumerate(noise):
+            if not isinstance(entry, Noise):
+                raise TypeError(f"noise[{n}]: expected a Noise, got {type(entry).__name__}")
         if len(noise) != batch:
             raise ValueError(f"noise: expected one Noise for each of {batch} samples, got {len(noise)}")
         names = tuple(noise)
@@ -119,7 +128,7 @@ def names_or_array(
             f"Pass nf.Noise({noise!r}, step=...) with a step of its own for each"
         )
     else:
-        raise TypeError(f"noise: expected a Noise, a list of them or a NumPy array, got {type(noise).__name__}")
+        raise TypeError(f"noise: expected a Noise, a list of them, or else {wanted(noise)}, got {type(noise).__name__}")
     for name in names:
         _check_name(name, batch if len(names) == 1 else 1, sample_shape, last_step, any_stream)
     return tuple(n if any_stream and n.stream else n.at(stream=stream) for n in names), None

@@ -16,6 +16,7 @@ from .calls import Index, make_call, make_rows, names_or_array
 from .noise import FIELD, Noise
 from .ops import OUT_K, OUT_X, OUT_Z, Array, NoiseLike, Target, forward_rows, need_schedule, target_factors
 from .schedule import Schedule
+from .views import called
 
 Reduction: TypeAlias = Literal["mean", "none"]
 
@@ -48,7 +49,8 @@ def mse_loss(
             the target "epsilon", which it plays no part in.
         target: "epsilon" z (Ho et al. 2020, eq. 14), "v" alpha z - sigma x0, "velocity" z - x0, "sample" x0.
         weight: for integer t a row, (T,), one number for each step of the schedule (`noisefuse.weights` makes them);
-            for float t an array of t's shape. None: 1. It may lie on pred's device: where it or t do, it is unchecked.
+            for float t an array of t's shape; finite where t takes them. None: 1. It may lie on pred's device: where
+            it or t do, it is unchecked.
         reduction: "mean" over all elements, or "none": the mean over each sample, (B,).
         grad_out: where to write the gradient with respect to pred (of the sum of the losses, if there are several) in
             the same pass; C-contiguous, of pred's shape and dtype. It may be pred itself. True: a new array.
@@ -155,7 +157,8 @@ def _run(
     """(loss, gradient), None for what is not wanted. outs: where the gradient is, the caller's array by its name."""
     need_schedule(schedule)
     if target not in get_args(Target):
-        raise ValueError(f"target = {target!r}: expected 'epsilon', 'v', 'velocity' or 'sample'")
+        hint = called(target, get_args(Target))
+        raise ValueError(f"target = {target!r}: expected 'epsilon', 'v', 'velocity' or 'sample'{hint}")
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction = {reduction!r}: expected 'mean' or 'none'")
     m = as_array("pred", pred)
@@ -230,7 +233,12 @@ def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> Any:
         )
     row = contiguous(row.reshape(-1).astype(np.float64, copy=False))
     if not on_device(row) and not on_device(index.values) and not np.isfinite(picked := row[index.values]).all():
-        raise ValueError(f"weight: expected finite numbers, got {picked[~np.isfinite(picked)][0]}")
+        bad = index.values[~np.isfinite(picked)][0]
+        place = ", ".join(map(str, np.unravel_index(bad, expected)))
+        raise ValueError(
+            f"weight{f'[{place}]' if place else ''} = {row[bad]}: expected finite numbers where t takes them (those "
+            "of 'epsilon' may be infinite where alpha = 0)"
+        )
     return row
 
 

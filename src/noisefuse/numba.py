@@ -25,7 +25,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from .backends.call import AFFINE, CLEAN, HIGH, LOW, M1, M2, PAST1, PAST2, PAST3, PAST4, D, X, Z
 from .backends.device import USER, fma, mul, select, user
-from .ops import _table_rows
+from .ops import _table_rows, need_tableau
 from .tableau import Tableau
 
 __all__ = [
@@ -127,6 +127,7 @@ def rows(table: Tableau, dtype: DTypeLike = float32) -> tuple[NDArray[Any], int]
     Returns:
         (n, 36) coefficients, each rounded once, and an int whose bit c is set where column c counts.
     """
+    need_tableau("table", table)
     if table.masked:
         raise ValueError("table: expected one of forward rows, got the gradients of a clamp")
     found = _table_rows(table)

@@ -46,6 +46,7 @@ from .calls import (
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Noise
 from .schedule import Schedule
 from .tableau import Tableau
+from .views import called
 
 Array: TypeAlias = Any  # of NumPy or torch: results are of the kind that x is
 Target: TypeAlias = Literal["epsilon", "v", "velocity", "sample"]
@@ -98,7 +99,10 @@ def randn(
     """
     other = interop(dtype if out is None else out)
     if batched is True and type(noise) is Noise and (other is None or not other.is_compiling()):
-        done = _short_randn(shape, noise, dtype, out)
+        try:
+            done = _short_randn(shape, noise, dtype, out)
+        except TypeError:  # lengths that are no integers
+            done = NotImplemented
         if done is not NotImplemented:
             return done
     if other is not None:
@@ -160,7 +164,8 @@ def q_sample(
         noise: Noise, a list of one for each row, or an array of x0's shape (float32 or the result's dtype).
         target: also return what a network learns: "epsilon" z, "v" alpha z - sigma x0 (Salimans & Ho 2022), "velocity"
             z - x0 (flow matching), "sample" x0; computed in the same pass.
-        scale, offset: x0 stands for scale * x0 + offset, folded into the coefficients. uint8: 1/127.5 and -1.
+        scale, offset: x0 stands for scale * x0 + offset, folded into the coefficients. Neither given: x0 itself, and
+            of uint8 scale 1/127.5, offset -1. Where one is given, the other is 1 or 0, of uint8 too.
         dtype: of the result; x0's, or float32 for uint8.
         batched: False makes the whole array one sample.
         out, target_out: where to write; C-contiguous, of the result's shape and dtype. `out` may be x0 itself.
@@ -340,11 +345,21 @@ def update(
         done: Array = short_cut(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out)
         if done is not NotImplemented:
             return done
-    if isinstance(aux_out, int) and not 0 <= aux_out <= 2:
-        raise ValueError(f"aux_out = {aux_out}: expected at most 2 auxiliary outputs")
+    _need_several(model_output, past, aux_out)
     if other is not None:
         return other.update(table, i, x, model_output, past=past, noise=noise, out=out, aux_out=aux_out)
     return _update(table, i, x, model_output, past, noise, out, aux_out)
+
+
+def _need_several(model_output: object, past: object, aux_out: object) -> None:
+    """Raises where one is given for several, or several in what cannot hold them."""
+    if isinstance(model_output, list):
+        raise TypeError("model_output: expected an array or a tuple (m1, m2), got list")
+    for name, given, number in (("past", past, ""), ("aux_out", aux_out, ", or a number of them")):
+        if hasattr(given, "shape"):
+            raise TypeError(f"{name}: expected a list or tuple of arrays{number}, got {type(given).__name__}")
+    if isinstance(aux_out, int) and not 0 <= aux_out <= 2:
+        raise ValueError(f"aux_out = {aux_out}: expected at most 2 auxiliary outputs")
 
 
 def _words(name: str, words: ArrayLike, n: int) -> NDArray[np.uint32]:
@@ -399,8 +414,8 @@ def forward_rows(
     """
     times, _ = segments("t", t, shape)
     own = scale is None and offset is None
-    factor = _finite("scale", scale, 1 / 127.5 if is_bytes else 1.0)
-    constant = _finite("offset", offset, -1.0 if is_bytes else 0.0)
+    default = (1 / 127.5, -1.0) if is_bytes and own else (1.0, 0.0)  # a pair: one number alone means another range
+    factor, constant = _finite("scale", scale, default[0]), _finite("offset", offset, default[1])
     if times.dtype.kind == "f":
         on_host: Any = t.get() if on_device(t) else t  # type: ignore[union-attr]
         index = row_index("t", np.arange(times.size).reshape(np.shape(on_host)), times.size, shape)
@@ -474,6 +489,11 @@ def _kept(owner: Owner, name: str, make: Callable[[Owner], Rows]) -> Rows:
 # ---------------------------------------------------------------------------------------------------------- calls
 
 
+def need_tableau(name: str, table: object) -> None:
+    if not isinstance(table, Tableau):
+        raise TypeError(f"{name}: expected a noisefuse.Tableau, such as sampler.tableau, got {type(table).__name__}")
+
+
 def need_schedule(schedule: object) -> None:
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule: expected a noisefuse.Schedule, got {type(schedule).__name__}")
@@ -489,14 +509,17 @@ def _random(
     batched: bool,
     out: Array | None,
 ) -> Array:
-    full = (operator.index(shape),) if not isinstance(shape, Sequence) else tuple(map(operator.index, shape))
+    try:
+        full = tuple(map(operator.index, shape)) if np.iterable(shape) else (operator.index(shape),)
+    except TypeError:
+        raise TypeError(f"shape: expected integers, got {shape!r}") from None
     if any(n < 0 for n in full):
         raise ValueError(f"shape {full}: expected lengths of at least 0")
     kind = float_dtype(dtype, allowed)
-    if isinstance(noise, int | np.integer) and not isinstance(noise, bool):
-        noise = Noise(int(noise))
-    if is_array(noise):
-        raise TypeError("noise: expected a Noise, a list of them or an int seed, got an array")
+    if isinstance(noise, int | np.integer):
+        noise = Noise(noise)
+    if not isinstance(noise, Noise | list | tuple):
+        raise TypeError(f"noise: expected a Noise, a list of them or an int seed, got {type(noise).__name__}")
     names, _ = names_or_array(noise, full, kind, batched, stream, any_stream=True)
     one_row = Index(np.zeros(1, np.int64), max(1, count(full)))
     return run(make_call(full, kind, UNIT, one_row, names, {}, {"out": out}, batched=batched, draw=draw))[0]
@@ -526,7 +549,8 @@ def _q_sample(
     is_bytes = x.dtype == np.uint8
     kind = float_dtype(dtype if dtype is not None else np.float32 if is_bytes else x.dtype)
     if target is not None and target not in get_args(Target):
-        raise ValueError(f"target = {target!r}: expected 'epsilon', 'v', 'velocity', 'sample' or None")
+        hint = called(target, get_args(Target))
+        raise ValueError(f"target = {target!r}: expected 'epsilon', 'v', 'velocity', 'sample' or None{hint}")
     if target is None and target_out is not None:
         raise ValueError("target_out: given without target=")
 
@@ -550,8 +574,7 @@ def _update(
     out: Array | None,
     aux_out: Sequence[Array] | int,
 ) -> Array:
-    if not isinstance(table, Tableau):
-        raise TypeError(f"table: expected a noisefuse.Tableau, got {type(table).__name__}")
+    need_tableau("table", table)
     rows = _kept(table, "_rows", _table_rows)
     aux: Sequence[Array | None] = (None,) * aux_out if isinstance(aux_out, int) else aux_out
     if on_device(x) and not table.masked and aux is aux_out:

@@ -70,6 +70,7 @@ class Sampler:
     _inputs: Tableau | None
 
     def __init__(self, tableau: Tableau) -> None:
+        ops.need_tableau("tableau", tableau)
         # past __setattr__, which refuses; lists, because indexing them is fast
         self.__dict__.update(
             tableau=tableau,
@@ -174,19 +175,24 @@ class Sampler:
             denoised_out: where to write the row's estimate of the clean sample.
 
         Raises:
-            IndexError: no row i. TypeError: a missing state, a pair without guidance_scale or the other way
-            round. ``noisefuse.update`` says what is wrong with an array.
+            IndexError: no row i. TypeError: a missing state or another sampler's, a pair without guidance_scale or
+            the other way round. ``noisefuse.update`` says what is wrong with an array.
         """
         # Most calls; nothing that follows would make a difference to them, but for its microsecond.
         if type(i) is int and guidance_scale is None and denoised_out is None and type(model_output) is not tuple:
             if 0 <= i < self._plain:
                 return ops.update(self.tableau, i, x, model_output, noise=noise, out=out)
             if 0 <= i < self._remembering and state is not None:
-                past, kept, after = state.moves[self._push[i]][state.at]
+                try:
+                    past, kept, after = state.moves[self._push[i]][state.at]
+                except (AttributeError, LookupError):
+                    raise self._not_its(state) from None
                 x = ops.update(self.tableau, i, x, model_output, past=past, noise=noise, out=out, aux_out=kept)
                 state.at = after
                 return x
         i, table = self._row(i), self.tableau
+        if isinstance(model_output, list):  # of a model that says (uncond, cond) in one
+            model_output = tuple(model_output)
         if state is None and self._slots:
             raise TypeError(f"{table.name} remembers earlier steps: pass state=sampler.state(x), one per run")
         if denoised_out is not None and not self._denoised[i]:
@@ -198,7 +204,10 @@ class Sampler:
             table, rows = _thresholded(table, rows, x, model_output)
         if rows is not i and isinstance(noise, Noise | list | tuple):
             noise = _drawn(noise, i, SAMPLER, x)
-        past, aux, after = ([], [], 0) if state is None else state.moves[self._push[i]][state.at]
+        try:
+            past, aux, after = ([], [], 0) if state is None else state.moves[self._push[i]][state.at]
+        except (AttributeError, LookupError):
+            raise self._not_its(state) from None
         if denoised_out is not None and self._denoised[i] > len(aux):
             aux = [*aux, denoised_out]
         x = ops.update(table, rows, x, model_output, past=past, noise=noise, out=out, aux_out=aux)
@@ -208,8 +217,15 @@ class Sampler:
             state.at = after
         return x
 
+    def _not_its(self, state: object) -> TypeError:
+        what = "another's" if isinstance(state, State) else type(state).__name__
+        return TypeError(f"state: expected {self.tableau.name}'s own, sampler.state(x), one per run, got {what}")
+
     def _row(self, i: int) -> int:
-        i = operator.index(i)
+        try:
+            i = operator.index(i)
+        except TypeError:
+            raise TypeError(f"i = {i!r}: expected an integer, a row of {self.tableau.name}") from None
         if not 0 <= i < len(self._push):
             raise IndexError(f"{self.tableau.name} has rows 0 .. {len(self._push) - 1}, got {i}")
         return i
@@ -303,11 +319,16 @@ def _thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tupl
     """One row per sample, with 1 / s written into D's coefficients; see ``samplers.Threshold``."""
     assert table.threshold is not None
     ratio, maximum = table.threshold
-    clean = _numbers(ops.update(_clean(table), rows, x, model_output))
+    clean = ops.update(_clean(table), rows, x, model_output)
+    if getattr(clean, "requires_grad", False):
+        raise NotImplementedError(
+            "Threshold: dynamic thresholding has no gradient: detach x and model_output, or use torch.no_grad()"
+        )
+    clean = _numbers(clean)
     if clean.size == 0:
         return table, rows
     q = np.quantile(np.abs(clean.reshape(len(clean), -1)), ratio, axis=1)
-    s = np.clip(np.nan_to_num(q, nan=1.0), 1, max(maximum, 1))  # NaN in data must not become a coefficient
+    s = np.clip(np.nan_to_num(q, nan=1.0), 1, maximum)  # NaN in data must not become a coefficient
     picked = table.rows[np.broadcast_to(rows, s.shape)]
     for symbol in ("k", "x", "m1", "m2"):
         picked["clean"][symbol] /= s
@@ -336,12 +357,12 @@ def _scaling(factors: Iterable[float]) -> Tableau:
 # ---- noise and arrays --------------------------------------------------------------------------------------
 
 
-def _at(noise: Noises, i: int, stream: int) -> Any:
+def _at(noise: Noises, i: int, stream: int, name: str = "noise") -> Any:
     """What row i draws from a stream of the sampler's own. TypeError: no noise; ValueError: it names a stream."""
     if isinstance(noise, list | tuple):
-        return [_at(n, i, stream) for n in noise]
+        return [_at(n, i, stream, f"noise[{k}]") for k, n in enumerate(noise)]
     if not isinstance(noise, Noise):
-        raise TypeError(f"noise: expected a Noise or a list of them, such as Noise(7), got {type(noise).__name__}")
+        raise TypeError(f"{name}: expected a Noise or a list of them, such as Noise(7), got {type(noise).__name__}")
     if noise.stream:
         raise ValueError(f"noise: a sampler has streams of its own and takes stream 0, got {noise.stream}")
     return noise.at(step=noise.step + i, stream=stream)

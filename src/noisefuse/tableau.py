@@ -60,6 +60,10 @@ class Affine:
         self.coefficients = tuple(float(c) for c in coefficients)
 
     def __add__(self, other: Affine) -> Affine:
+        if not isinstance(other, Affine):
+            raise TypeError(
+                f"rows are affine: expected a sum of symbols, got {other!r}; a constant is a number times k"
+            )
         return Affine(a + b for a, b in zip(self.coefficients, other.coefficients, strict=True))
 
     def __sub__(self, other: Affine) -> Affine:
@@ -69,11 +73,15 @@ class Affine:
         return -1 * self
 
     def __mul__(self, factor: float) -> Affine:
+        if isinstance(factor, Affine):
+            raise TypeError(f"rows are affine: {self} is multiplied by numbers, not by {factor}")
         return Affine(factor * c for c in self.coefficients)
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Affine:
+        if isinstance(divisor, Affine):
+            raise TypeError(f"rows are affine: {self} is divided by numbers, not by {divisor}")
         return Affine(c / divisor for c in self.coefficients)
 
     def __repr__(self) -> str:
@@ -102,6 +110,9 @@ class Row:
     hi: float = math.inf
 
     def __post_init__(self) -> None:
+        for name in ("out", "clean", "aux1", "aux2"):
+            if not isinstance(given := getattr(self, name), Affine):
+                raise TypeError(f"{name}: expected an expression of x, m1, z, .., got {type(given).__name__}")
         if any(self.clean.coefficients[4:]):
             raise ValueError(f"clean may only use k, x, m1 and m2, got {self.clean}")
 
@@ -109,6 +120,17 @@ class Row:
         """The row in the layout of ``ROW``."""
         clean = (*self.clean.coefficients[:4], self.lo, self.hi)
         return clean, self.out.coefficients, self.aux1.coefficients, self.aux2.coefficients
+
+
+def _stacked(rows: Iterable[Row]) -> npt.NDArray[np.void]:
+    """(n,) of dtype ROW. Arrays may have no rows, those of an empty batch; a table that somebody writes has some."""
+    found = [*rows]
+    for row in found:
+        if not isinstance(row, Row):
+            raise TypeError(f"rows: expected Row objects, or an array of dtype ROW, got {type(row).__name__}")
+    if not found:
+        raise ValueError("rows: expected at least one Row")
+    return np.array([row.numbers() for row in found], ROW)
 
 
 class Tableau:
@@ -165,7 +187,7 @@ class Tableau:
         masked: bool = False,
     ) -> None:
         if not isinstance(rows, np.ndarray):
-            rows = np.array([row.numbers() for row in rows], ROW)
+            rows = _stacked(rows)
         if rows.dtype != ROW or rows.ndim != 1:
             raise ValueError(f"rows must have dtype ROW and shape (n,), got {rows.dtype} {rows.shape}")
         n = len(rows)
@@ -197,6 +219,10 @@ class Tableau:
         numbers = self.numbers
         for row, column in np.argwhere(~np.isfinite(numbers) & ~(_BOUNDS & ~np.isnan(numbers))):
             raise ValueError(f"row {row} of {self.name!r}: {_COLUMNS[column]} is {numbers[row, column]}")
+        if self.threshold is not None:
+            ratio, maximum = self.threshold
+            if not (0 <= ratio <= 1 and maximum >= 1):
+                raise ValueError(f"threshold: expected 0 <= ratio <= 1 and maximum >= 1, got {ratio} and {maximum}")
         lo, hi = self.rows["clean"]["lo"], self.rows["clean"]["hi"]
         for row in np.flatnonzero(lo > hi):
             raise ValueError(f"row {row} of {self.name!r}: lo <= hi must hold, got {lo[row]} > {hi[row]}")

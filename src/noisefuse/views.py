@@ -9,10 +9,10 @@ and, for networks with preconditioning, how x and the time are shown to them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-__all__ = ["VIEWS", "View", "edm", "guidance", "view"]
+__all__ = ["VIEWS", "View", "called", "edm", "guidance", "view"]
 
 
 def _unscaled(alpha: float, sigma: float) -> float:
@@ -125,9 +125,27 @@ def view(prediction: str | View) -> View:
     """A view by name, or itself. ValueError lists the names."""
     if isinstance(prediction, View):
         return prediction
-    if prediction not in VIEWS:
-        raise ValueError(f"prediction must be a View or one of {', '.join(VIEWS)}, got {prediction!r}")
+    if not isinstance(prediction, str) or prediction not in VIEWS:
+        hint = called(prediction, VIEWS)
+        raise ValueError(f"prediction must be a View or one of {', '.join(VIEWS)}, got {prediction!r}{hint}")
     return VIEWS[prediction]
+
+
+# Words in use for one thing, here (predictions and training targets have different ones) and elsewhere.
+_WORDS = {
+    "z": ("epsilon", "eps"),
+    "x0": ("sample", "x0"),
+    "alpha z - sigma x0": ("v", "v_prediction"),
+    "z - x0": ("flow", "velocity", "flow_prediction"),
+}
+
+
+def called(word: object, names: Collection[str]) -> str:
+    """The end of an error: which of the names means what this word means elsewhere, if one does."""
+    for meaning, words in _WORDS.items():
+        if word in words:
+            return f"; {meaning} is called {next(name for name in words if name in names)!r} here"
+    return ""
 
 
 def guidance(weight: float) -> tuple[float, float]:

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .schedule import Schedule
+from .views import called
 
 __all__ = ["cosmap", "draw", "edm", "like", "logit_normal", "min_snr", "mode"]
 
@@ -45,7 +46,8 @@ def min_snr(schedule: Schedule, target: Target, *, gamma: float = 5.0, t: npt.Ar
 def edm(schedule: Schedule, target: Target, *, sigma_data: float = 0.5, t: npt.ArrayLike | None = None) -> Array:
     """(s^2 + sigma_data^2) / (s sigma_data)^2 on the loss of the clean sample: Karras et al. 2022 (table 1).
 
-    s = sigma / alpha is the noise level of x / alpha.
+    s = sigma / alpha is the noise level of x / alpha. Infinite for "epsilon" where alpha = 0, for "sample"
+    where sigma = 0.
     """
     if not sigma_data > 0:
         raise ValueError(f"sigma_data must be positive, got {sigma_data}")
@@ -77,7 +79,8 @@ def mode(schedule: Schedule, target: Target, *, scale: float = 1.29, t: npt.Arra
 
         f(u) = 1 - u - scale (cos^2(pi u / 2) - 1 + u)
 
-    scale: in [-1, 2 / (pi - 2)], where f is monotone; above 0 it favours the middle, below 0 the ends.
+    scale: in [-1, 2 / (pi - 2)], where f is monotone; above 0 it favours the middle, below 0 the ends. Infinite for
+    "epsilon" where alpha = 0, for "sample" where sigma = 0.
     """
     if not -1 <= scale <= 2 / (math.pi - 2):
         raise ValueError(f"scale must be in [-1, 2 / (pi - 2)], got {scale}")
@@ -94,14 +97,18 @@ def mode(schedule: Schedule, target: Target, *, scale: float = 1.29, t: npt.Arra
 
 
 def cosmap(schedule: Schedule, target: Target, *, t: npt.ArrayLike | None = None) -> Array:
-    """2 / (pi - 2 pi s + 2 pi s^2) on the loss of the velocity, as of cosine schedules: Esser et al. 2024."""
+    """2 / (pi - 2 pi s + 2 pi s^2) on the loss of the velocity, as of cosine schedules: Esser et al. 2024.
+
+    Infinite for "epsilon" where alpha = 0, for "sample" where sigma = 0.
+    """
     return _of_velocity(schedule, target, lambda s: 2 / (math.pi * (1 - 2 * s + 2 * s**2)), t)
 
 
 def like(schedule: Schedule, target: Target, other: Target, *, t: npt.ArrayLike | None = None) -> Array:
     """The weights with which the loss of `target` is the plain one of the target `other`.
 
-    like(schedule, "sample", "velocity") is 1 / sigma^2 on rectified flow, diffusers' "sigma_sqrt".
+    like(schedule, "sample", "velocity") is 1 / sigma^2 on rectified flow, diffusers' "sigma_sqrt". Infinite for
+    "epsilon" where alpha = 0, for "sample" where sigma = 0: the prediction says nothing of the other there.
     """
     (of_x0, _), (of_other, _) = _errors(schedule, target, t), _errors(schedule, other, t)
     if target == other:
@@ -113,13 +120,17 @@ def like(schedule: Schedule, target: Target, other: Target, *, t: npt.ArrayLike 
 def draw(row: npt.ArrayLike, u: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Times t with probabilities in proportion to the row (T,), from uniforms u in [0, 1): integers of u's shape.
 
-    With `nf.uniform(B, noise)` they can be drawn again, like all else.
+    With `nf.uniform(B, noise)` they can be drawn again, like all else. ValueError: a number outside, or NaN.
     """
     weights = np.asarray(row, np.float64)
     if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
         raise ValueError(f"row: expected (T,) finite numbers >= 0, not all 0, got shape {weights.shape}")
     total = np.cumsum(weights)
-    return np.searchsorted(total / total[-1], np.asarray(u, np.float64), side="right")
+    uniforms = np.asarray(u, np.float64)
+    inside = (uniforms >= 0) & (uniforms < 1)  # not where NaN
+    if not inside.all():
+        raise ValueError(f"u = {uniforms[~inside][0]}: expected numbers in [0, 1)")
+    return np.searchsorted(total / total[-1], uniforms, side="right")
 
 
 def _of_velocity(
@@ -143,5 +154,6 @@ def _errors(schedule: Schedule, target: Target, t: npt.ArrayLike | None) -> tupl
             "sample": (one, alpha / sigma),
         }
     if target not in errors:
-        raise ValueError(f"target = {target!r}: expected one of {', '.join(map(repr, errors))}")
+        hint = called(target, errors)
+        raise ValueError(f"target = {target!r}: expected one of {', '.join(map(repr, errors))}{hint}")
     return errors[target]

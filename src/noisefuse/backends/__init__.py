@@ -147,7 +147,8 @@ def use_backend(name: str) -> Setting:
         ValueError: no backend of that name. ImportError: it is not available here; the message says why.
     """
     if name not in NAMES:
-        raise ValueError(f"backend {name!r}: expected one of {', '.join(NAMES)}")
+        hint = "; cuda is chosen by where the arrays lie" if name == "cuda" else ""
+        raise ValueError(f"backend {name!r}: expected one of {', '.join(NAMES)}{hint}")
     before, _ = _current or _first()
     _select(name)
     return Setting(lambda: _select(before))

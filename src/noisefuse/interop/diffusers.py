@@ -97,8 +97,25 @@ class Fused:
         coefficients: "compat", diffusers' float32 numbers, or "exact", the same formulas in float64.
     """
 
-    noise: Noises | None = None
-    coefficients: str = "compat"
+    @property
+    def noise(self) -> Noises | None:
+        return self.__dict__.get("noise")
+
+    @noise.setter
+    def noise(self, noise: Noises | None) -> None:
+        if noise is not None and not _is_noise(noise):
+            raise _no_noise("a Noise or a list of them", noise)
+        self.__dict__["noise"] = noise
+
+    @property
+    def coefficients(self) -> str:
+        return self.__dict__.get("coefficients", "compat")  # type: ignore[no-any-return]
+
+    @coefficients.setter
+    def coefficients(self, coefficients: str) -> None:
+        if coefficients not in ("compat", "exact"):
+            raise ValueError(f"coefficients = {coefficients!r}: expected 'compat' or 'exact'")
+        self.__dict__["coefficients"] = coefficients
 
     _memory: tuple[str, ...] = ()  # attributes that hold tensors from step to step
     _options: tuple[str, ...] = ()  # arguments of step that change numbers
@@ -181,6 +198,8 @@ class Fused:
                 past = _converted(past, x.dtype)
         z = None
         if step.draws:
+            if draws is None:
+                draws = state.get("noise")  # self.noise, sooner
             z = draws if type(draws) is nf.Noise else self._drawn(draws, m, x)
         made = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
         pool += made
@@ -195,14 +214,14 @@ class Fused:
 
     def _drawn(self, draws: Draws, m: Any, x: Any) -> Any:
         """The noise of a step: the name of a field, or a tensor."""
-        draws = self.noise if draws is None else draws
-        if type(draws) is nf.Noise or isinstance(draws, Tensor) or _is_noise(draws):
+        if isinstance(draws, Tensor) or _is_noise(draws):
             return draws
         dtype = m.dtype if self._draws == "model" else x.dtype if self._draws == "sample" else torch.float32
         if draws is None or (type(draws) is torch.Generator and draws.device == m.device):
             z = torch.empty_like(m, dtype=dtype, memory_format=torch.contiguous_format)
             z.normal_(generator=draws)  # as torch.randn
         else:
+            _need_generators(draws)
             z = randn_tensor(m.shape, generator=draws, device=m.device, dtype=dtype)
         return z if dtype is x.dtype or dtype is torch.float32 else z.float()
 
@@ -219,7 +238,7 @@ class Fused:
         if reason := self._cannot(m, x):
             return theirs(reason)
         many = isinstance(t, Tensor) and t.numel() > 1
-        i: Any = self._places(t, clock) if many else self._place(t, clock)
+        i: Any = self._places(t, clock, x.shape) if many else self._place(t, clock)
         if i is None:
             return theirs(f"at {t}, which is not among its timesteps")
         if not many and i >= len(clock.host):
@@ -238,8 +257,11 @@ class Fused:
         if _is_noise(noise := self.noise if draws is None and self._draws else draws):
             raise TypeError(f"{name}: diffusers does this step{f' {reason}' * bool(reason)}, and cannot draw {noise}")
         given = dict(zip(self._options, options, strict=True))
-        if draws is not None:
-            given["variance_noise" if isinstance(draws, Tensor) else "generator"] = draws
+        if isinstance(draws, Tensor):
+            given["variance_noise"] = draws
+        elif draws is not None:
+            _need_generators(draws)
+            given["generator"] = draws
         result = self._theirs.step(self, m, t, x, return_dict=return_dict, **given)
         if reason and (line := f"{name}: diffusers' own step is used {reason}") not in _said:
             _said.add(line)
@@ -283,12 +305,16 @@ class Fused:
             return clock.values.get(t.item()) if place is None else place
         return clock.values.get(t)
 
-    def _places(self, t: Tensor, clock: _Clock) -> Tensor:
+    def _places(self, t: Tensor, clock: _Clock, shape: torch.Size) -> Tensor:
         """One for each sample, or token."""
         name = type(self).__name__
         if self._memory:
             raise ValueError(
                 f"timestep: {name} remembers earlier steps and takes one time, not {tuple(t.shape)} of them"
+            )
+        if shape[: t.dim()] != t.shape:
+            raise ValueError(
+                f"timestep: expected one, or a shape that begins sample's, {tuple(shape)}, got {tuple(t.shape)}"
             )
         found = t.reshape(-1, 1) == clock.timesteps.to(t.device)
         if not bool(found.any(1).all()):
@@ -353,6 +379,8 @@ class Fused:
         if _is_noise(noise):
             schedule, index = self._kept_levels("drawn", self._schedule)
             return nf.q_sample(x0, level if index is None else index[level], schedule, noise)
+        if not isinstance(noise, Tensor):
+            raise _no_noise("a Tensor, a Noise or a list of them", noise)
         grad = (x0.requires_grad or noise.requires_grad) and torch.is_grad_enabled()
         if noise.dtype is not x0.dtype or noise.shape != x0.shape or grad:
             return theirs()
@@ -364,12 +392,18 @@ class Fused:
         clock = self._time()
         if self._source != "sigmas":
             t = t.to(x0.device) if isinstance(t, Tensor) and t.is_cuda else t  # those of the host are checked there
-            return t.reshape(-1) if isinstance(t, Tensor) and t.numel() == len(x0) else t
+            if not isinstance(t, Tensor) or (many := t.numel()) == 1:
+                return t
+            if many != len(x0) and t.shape != x0.shape[: t.dim()]:
+                raise _wrong_times(t, x0)
+            return t.reshape(-1) if many == len(x0) else t
         if self._begin_index is not None:  # type: ignore[attr-defined]
             return self._begin_index if self._step_index is None else self._step_index  # type: ignore[attr-defined]
         if clock is None:
             return None
         times = t.reshape(-1).tolist()
+        if len(times) not in (1, len(x0)):
+            raise _wrong_times(t, x0)
         for time in {*times} - {*clock.levels}:
             if time not in clock.values:
                 return None
@@ -440,6 +474,34 @@ def _is_noise(value: Any) -> bool:
     return isinstance(value, nf.Noise) or (
         isinstance(value, list | tuple) and all(isinstance(entry, nf.Noise) for entry in value)
     )
+
+
+def _wrong_times(t: Tensor, x0: Tensor) -> ValueError:
+    expected = f"expected one, or a shape that begins the samples', {tuple(x0.shape)}"
+    return ValueError(f"timesteps: {expected}, got {tuple(t.shape)}")
+
+
+def _no_noise(expected: str, value: Any) -> TypeError:
+    for n, entry in enumerate(value if isinstance(value, list | tuple) else ()):
+        if not isinstance(entry, nf.Noise):
+            return TypeError(f"noise[{n}]: expected a Noise, got {type(entry).__name__}")
+    return TypeError(f"noise: expected {expected}, got {type(value).__name__}")
+
+
+def _need_generators(value: Any) -> None:
+    """Raises where neither diffusers nor a kernel can draw from it."""
+    if not isinstance(value, list | tuple):
+        if not isinstance(value, torch.Generator):
+            kind = type(value).__name__
+            raise TypeError(f"generator: expected a torch.Generator, a Noise or a list of either, got {kind}")
+        return
+    for n, entry in enumerate(value):
+        if not isinstance(entry, torch.Generator | nf.Noise):
+            kind = type(entry).__name__
+            raise TypeError(f"generator[{n}]: expected a torch.Generator or a Noise, got {kind}")
+    if len({isinstance(entry, nf.Noise) for entry in value}) > 1:
+        kinds = ", ".join(type(entry).__name__ for entry in value)
+        raise TypeError(f"generator: expected a list of one kind, got {kinds}")
 
 
 def _common(plan: Plan) -> Step:
@@ -600,12 +662,9 @@ def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str
         the pipeline, or a new scheduler with the state of the old one. A pipeline that is saved names diffusers' class.
 
     Raises:
-        TypeError: a scheduler of another class than the ten, or of a class derived from them.
+        TypeError: a scheduler of another class than the ten, or of a class derived from them; noise that is none.
+        ValueError: coefficients of another name.
     """
-    if coefficients not in ("compat", "exact"):
-        raise ValueError(f"coefficients = {coefficients!r}: expected 'compat' or 'exact'")
-    if noise is not None and not _is_noise(noise):
-        raise TypeError(f"noise: expected a Noise or a list of them, got {type(noise).__name__}")
     if isinstance(target, diffusers.DiffusionPipeline):
         pipeline: Any = target
         pipeline.scheduler = accelerate(pipeline.scheduler, noise=noise, coefficients=coefficients)

@@ -178,17 +178,20 @@ def _call(
     if is_compiling():
         return _compiled(name, table, options, slots, index, values, noise, outs)
     operation = Operation(name, table, options, slots, len(outs))
+    known = {"z": "noise", "x": "x0" if name in ("q_sample", "q_walk") else "x"}
+    labels = [known.get(slot, slot) for slot in slots]
     # What samplers remember is written over, as by an in-place operation that autograd knows.
     remembered = tuple(out for out in outs[1:] if out is not None) if name == "update" else ()
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*values, *remembered)):
+        for label, x in zip(labels, values, strict=True):
+            _need_memory(label, x)
         return _differentiable(operation, index, values, noise, outs[: len(outs) - len(remembered)], remembered)
     if isinstance(noise, np.ndarray):
         raise TypeError("noise: expected a Noise, a list of them or a torch.Tensor, as x is one, got a NumPy array")
-    labels = {"z": "noise", "x": "x0" if name in ("q_sample", "q_walk") else "x"}
-    place = _place(labels["x"], _tensor(labels["x"], values[0]))
+    place = _place(labels[0], _tensor(labels[0], values[0]))
     outs = outs if place.type == "cpu" else _made(operation, values[0], outs)
     with _on(place):
-        arrays = [_input(labels.get(slot, slot), x, place) for slot, x in zip(slots, values, strict=True)]
+        arrays = [_input(label, x, place) for label, x in zip(labels, values, strict=True)]
         written = [_output(label, out, place) for label, out in zip(_labels(name, len(outs)), outs, strict=True)]
         results = operation.run(_index("i" if name == "update" else "t", index, place), arrays, noise, written)
     return tuple(_back(result, out) for result, out in zip(results, outs, strict=True))
@@ -287,9 +290,19 @@ def _array(name: str, tensor: Tensor, place: torch.device) -> Any:
             return tensor.numpy()
         return tensor.view(torch.int16).numpy().view(_numpy_dtype(tensor))
     except RuntimeError as error:  # of vmap, say, or a FakeTensor
-        raise TypeError(
-            f"{name}: expected a tensor with memory of its own, not one of torch.func or a fake one"
-        ) from error
+        raise _no_memory(name) from error
+
+
+def _need_memory(name: str, x: object) -> None:
+    """Raises for tensors of torch.func, which unwraps them where a result is made, but not in the backward pass."""
+    try:
+        _tensor(name, x).data_ptr()
+    except RuntimeError as error:
+        raise _no_memory(name) from error
+
+
+def _no_memory(name: str) -> TypeError:
+    return TypeError(f"{name}: expected a tensor with memory of its own, not one of torch.func or a fake one")
 
 
 def _numpy_dtype(tensor: Tensor) -> np.dtype[Any]:
@@ -364,8 +377,9 @@ def _back(result: Any, out: Any) -> Any:
 def _name(dtype: Any) -> Any:
     if not isinstance(dtype, torch.dtype):
         return np.dtype(dtype).name if isinstance(dtype, type | np.dtype) else dtype
-    if dtype not in DTYPES:
-        raise TypeError(f"dtype {dtype}: expected one of {', '.join(map(str, DTYPES))}")
+    if dtype not in DTYPES or not dtype.is_floating_point:  # bytes are no result
+        expected = ", ".join(str(known) for known in DTYPES if known.is_floating_point)
+        raise TypeError(f"dtype {dtype}: expected one of {expected}")
     return DTYPES[dtype]
 
 

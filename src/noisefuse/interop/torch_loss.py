@@ -180,7 +180,7 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError(
-                "mse_loss is differentiable once: backward with create_graph=True is not supported"
+                "mse_loss is differentiable once: create_graph=True and torch.func.grad are not supported"
             )
         given = Given(*(o if x is None else x for x, o in zip(ctx.saved_tensors, ctx.others, strict=True)))
         gradient = ctx.early.pop() if ctx.early else None  # handed on, so that autograd need not copy it

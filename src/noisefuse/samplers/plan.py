@@ -72,6 +72,8 @@ def split(here: Node, there: Node, eta: float) -> tuple[float, float]:
     eta = 0: none, the probability flow; eta = 1: the standard deviation of q(x' | x, x0), as in DDPM.
     Song et al. 2021 (DDIM), equation 16, for any alpha and sigma.
     """
+    if not 0 <= eta < math.inf:
+        raise ValueError(f"eta must be at least 0 and finite, got {eta}")
     carried = here.alpha * there.sigma / (there.alpha * here.sigma)
     fresh = eta * there.sigma * math.sqrt(max(0.0, (1 - carried) * (1 + carried)))
     if fresh > there.sigma:
@@ -188,7 +190,12 @@ def _bounds(clip: Clip) -> tuple[float, float]:
     if clip is None or isinstance(clip, Threshold):
         return _UNBOUNDED
     try:
+        if isinstance(clip, bool):
+            raise TypeError("a bool is no bound")
         lo, hi = clip if np.iterable(clip) else (-clip, clip)
-        return float(lo), float(hi)
+        lo, hi = float(lo), float(hi)
     except (TypeError, ValueError) as error:
         raise TypeError(f"clip must be a number, a pair (lo, hi), a Threshold or None, got {clip!r}") from error
+    if not lo < hi:
+        raise ValueError(f"clip must be positive or a pair lo < hi, got {clip!r}")
+    return lo, hi

@@ -85,6 +85,8 @@ def edm(
 
     The noise before a model call is added by the row before it, and for the first one by the start.
     """
+    if not (S_churn >= 0 and S_noise >= 0):
+        raise ValueError(f"S_churn and S_noise must be at least 0, got {S_churn} and {S_noise}")
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
     n = len(run.nodes) - 1
     raised, added = [], []
