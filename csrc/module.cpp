@@ -75,7 +75,7 @@ bool parse_step(PyObject* args, Step& s, std::vector<Field>& fields, PyObject*& 
         return false;
     s = Step{};
     s.batch = batch, s.size = size, s.segment = segment, s.present = present;
-    s.rows = data(rows), s.index = static_cast<const int64_t*>(data(index));
+    s.rows = data(rows), s.n_rows = PyArray_DIM(array(rows), 0), s.index = static_cast<const int64_t*>(data(index));
     s.draw = static_cast<Draw>(draw), s.step_by_index = step_by_index, s.masked = masked;
     for (int i = 0; i < kSlots; ++i) {
         PyObject* x = PyTuple_GET_ITEM(inputs, i);
@@ -262,8 +262,8 @@ bool unsigned_attribute(PyObject* o, PyObject* name, uint64_t& value) {
     return exact && !PyErr_Occurred();
 }
 
-// The arguments of `row`, and the call that they make. Holds what a kernel reads without the GIL, when other threads
-// may change lists and arrays of row numbers: references to the arrays, and a copy of the numbers.
+// The arguments of `row`, and the call that they make. Holds the arrays of lists, which other threads may change while
+// the kernels run without the GIL.
 class PlainCall {
   public:
     PlainCall() = default;
@@ -271,7 +271,6 @@ class PlainCall {
     ~PlainCall() {
         Py_XDECREF(past_);
         Py_XDECREF(auxiliary_);
-        PyMem_Free(numbers_);
     }
 
     Step s{};
@@ -289,7 +288,7 @@ class PlainCall {
         s.size = x.count / s.batch;
         PyObject* table = PyTuple_GET_ITEM(args[0], s.type == DType::f64);  // float, double, present
         s.rows = data(table);
-        rows = PyArray_DIM(array(table), 0);
+        rows = s.n_rows = PyArray_DIM(array(table), 0);
         s.present = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(args[0], 2));
         return input(kX, x) && index(args[1]) && model_output(args[3]) && past(args[4]) && noise(args[5], args[6]) &&
                output(0, args[7]) && auxiliary(args[8]) && complete();
@@ -297,7 +296,6 @@ class PlainCall {
 
   private:
     int64_t scalar_;
-    int64_t* numbers_ = nullptr;
     PyObject *past_ = nullptr, *auxiliary_ = nullptr;  // tuples
     View index_{}, inputs_[kSlots] = {}, outs_[3] = {};
     Field field_{};
@@ -332,11 +330,8 @@ class PlainCall {
             return !overflow && scalar_ >= 0 && scalar_ < rows;
         }
         if (!view(i, index_) || index_.kind != Kind::i64) return false;
+        s.index = reinterpret_cast<const int64_t*>(index_.data);
         indices = index_.count;
-        if (indices > 1) numbers_ = static_cast<int64_t*>(PyMem_Malloc(static_cast<size_t>(index_.bytes)));
-        int64_t* const copy = indices > 1 ? numbers_ : &scalar_;
-        if (!copy) return false;
-        s.index = std::copy_n(reinterpret_cast<const int64_t*>(index_.data), indices, copy) - indices;
         if (indices > 1) {
             for (int axis = 0; axis < index_.ndim; ++axis)
                 if (axis >= x.ndim || index_.shape[axis] != x.shape[axis]) return false;

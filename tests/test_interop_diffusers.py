@@ -598,8 +598,9 @@ def test_a_second_run_and_a_run_that_is_cut_off(name):
         alike(*pair, LOOP)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_numbers_that_a_user_puts_in(name):
+def test_numbers_that_a_user_puts_in(name, in_place):
     """Other sigmas, or alphas_cumprod, in the middle of a run count at once."""
     pair = DEFAULTS[name].pair()
     x = torch.linspace(-1, 1, 96).reshape(SHAPE)
@@ -609,11 +610,15 @@ def test_numbers_that_a_user_puts_in(name):
             scheduler.is_scale_input_called = True
             if k == 3:
                 source = "sigmas" if hasattr(scheduler, "sigmas") else "alphas_cumprod"
-                setattr(scheduler, source, getattr(scheduler, source) * 0.9)
+                numbers = getattr(scheduler, source)
+                setattr(scheduler, source, numbers.mul_(0.9) if in_place else numbers * 0.9)
             generator = torch.Generator().manual_seed(0)
             t = scheduler.timesteps[k]
-            results.append(scheduler.step(0.1 * x, t, x, **arguments(scheduler, generator, {}))[0])
-        assert difference(results[1], results[0]) <= LOOP
+            add_noise = getattr(scheduler, "add_noise", lambda x, *_: x)
+            noised = add_noise(x, x.flip(1), t.repeat(len(x)))
+            results.append((scheduler.step(0.1 * x, t, x, **arguments(scheduler, generator, {}))[0], noised))
+        for expected, found in zip(*results, strict=True):
+            assert difference(found, expected) <= LOOP
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -24,7 +24,8 @@ struct Step {
     int64_t size, batch;   // elements of a sample; samples
     const int64_t* index;  // row of each segment of `segment` elements
     int64_t segment;
-    const void* rows;  // (n, 36) float or double
+    const void* rows;  // (n_rows, 36) float or double
+    int64_t n_rows;
     uint64_t present;  // bit c: column c counts
     DType type;        // of the outputs; double arithmetic for f64, float otherwise
     const void* in[kSlots];

@@ -188,29 +188,32 @@ struct Rows {
     // A clamp takes both its bounds from the row, also where only one of them counts.
     bool clamps() const { return nf::clamps(s.present); }
 
-    const Real* table_row(int64_t segment) const {
-        return static_cast<const Real*>(s.rows) + kColumns * s.index[segment];
+    // The row numbers were checked, but other threads may have written there since: no row beyond the table is read.
+    const Real* table_row(const int64_t* index, int64_t n_rows) const {
+        const auto i = static_cast<uint64_t>(*index), last = static_cast<uint64_t>(n_rows - 1);
+        return static_cast<const Real*>(s.rows) + kColumns * (i < last ? i : last);
     }
 
     // Looks up the rows of the next n elements: one row, or the coefficients of each element.
     void select(int64_t segment, int64_t left, int n) {
-        row = table_row(segment);
+        row = table_row(s.index + segment, s.n_rows);
         per_element = left < n;
         for (int u = 0; u < n_used && per_element; ++u)
             expand(expanded[used_columns[u]], used_columns[u], segment, left, n);
     }
 
     void expand(Real* to, int column, int64_t segment, int64_t left, int n) const {
-        if (s.segment <= 4) {  // points: one store each, the next one overwrites what is too much
-            for (int64_t at = 0; at < n; ++segment, at += left, left = s.segment) {
-                const Real c = table_row(segment)[column], four[4] = {c, c, c, c};
+        const int64_t *index = s.index + segment, n_rows = s.n_rows, length = s.segment;
+        if (length <= 4) {  // points: one store each, the next one overwrites what is too much
+            for (int64_t at = 0; at < n; at += left, left = length) {
+                const Real c = table_row(index++, n_rows)[column], four[4] = {c, c, c, c};
                 std::memcpy(to + at, four, sizeof four);
             }
             return;
         }
-        for (int at = 0; at < n; ++segment, left = s.segment) {
+        for (int at = 0; at < n; left = length) {
             const int size = static_cast<int>(least(left, n - at));
-            const Real c = table_row(segment)[column], four[4] = {c, c, c, c};
+            const Real c = table_row(index++, n_rows)[column], four[4] = {c, c, c, c};
             for (int i = 0; i < size; i += 4) std::memcpy(to + at + i, four, sizeof four);
             at += size;
         }

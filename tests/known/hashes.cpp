@@ -202,7 +202,7 @@ struct Call : Step {
     Call(const Case& c, const Rows& rows, DType dtype, int64_t outputs_in_first = 1) : Step{} {
         batch = c.batch, size = c.size;
         index = c.t.data(), segment = c.elements() / static_cast<int64_t>(c.t.size());
-        type = dtype, this->rows = rows.of(dtype), present = rows.present;
+        type = dtype, this->rows = rows.of(dtype), n_rows = kTimes, present = rows.present;
         draw = Draw::normal, fields = c.fields.data(), field_per_sample = c.fields.size() > 1;
         first.resize(static_cast<size_t>(outputs_in_first * c.elements() * width(dtype)));
         out[0] = first.data();

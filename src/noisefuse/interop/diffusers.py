@@ -63,6 +63,7 @@ class _Clock(NamedTuple):
     """The timesteps of a scheduler, to be found without asking a device for their values."""
 
     timesteps: Tensor
+    version: int | None  # of their values, see _version
     host: Tensor
     places: dict[int, int]  # by the address of an entry: loops run over views of `timesteps`
     values: dict[float, int]  # by its value: the first place that has it
@@ -76,6 +77,7 @@ class _Run:
 
     timesteps: Tensor
     source: Tensor
+    versions: int | None  # of the values of both
     options: Options
     dtype: torch.dtype  # of the timesteps
     places: dict[int, int]
@@ -115,7 +117,7 @@ class Fused:
     def coefficients(self, coefficients: str) -> None:
         if coefficients not in ("compat", "exact"):
             raise ValueError(f"coefficients = {coefficients!r}: expected 'compat' or 'exact'")
-        self.__dict__["coefficients"] = coefficients
+        self.__dict__["coefficients"], self._run = coefficients, None
 
     _memory: tuple[str, ...] = ()  # attributes that hold tensors from step to step
     _options: tuple[str, ...] = ()  # arguments of step that change numbers
@@ -157,8 +159,9 @@ class Fused:
         run: _Run | None = state.get("_run")
         if (
             run is not None
-            and run.timesteps is state["timesteps"]
-            and run.source is state[run.named]
+            and (timesteps := run.timesteps) is state["timesteps"]
+            and (source := run.source) is state[run.named]
+            and (run.versions is None or timesteps._version + source._version == run.versions)
             and type(t) is Tensor
             and t.dtype is run.dtype
             and not t.dim()
@@ -285,14 +288,14 @@ class Fused:
 
     def _time(self) -> _Clock | None:
         timesteps, clock = self.__dict__["timesteps"], self._clock
-        if clock is not None and clock.timesteps is timesteps:
+        if clock is not None and clock.timesteps is timesteps and clock.version == _version(timesteps):
             return clock
         if type(timesteps) is not Tensor or timesteps.dim() != 1:
             return None
         host, size = timesteps.cpu(), timesteps.element_size() * (timesteps.stride(0) if len(timesteps) else 1)
         places = {timesteps.data_ptr() + size * k: k for k in range(len(timesteps))}
         values = {value: k for k, value in reversed([*enumerate(host.tolist())])}
-        self._clock = _Clock(timesteps, host, places, values, {})
+        self._clock = _Clock(timesteps, _version(timesteps), host, places, values, {})
         return self._clock
 
     def _place(self, t: Any, clock: _Clock) -> Any:
@@ -334,7 +337,9 @@ class Fused:
         """The run that has step i as the scheduler is now."""
         state, run = self.__dict__, self._run
         source = state[self._source]
-        if run is not None and run.timesteps is clock.timesteps and run.source is source and run.options == options:
+        versions = _version(clock.timesteps, source)
+        same = run is not None and run.timesteps is clock.timesteps and run.source is source
+        if run is not None and same and run.versions == versions and run.options == options:
             step = run.steps.get(i)
             if not self._memory or isinstance(run.plan, Unsupported):
                 return run
@@ -357,7 +362,7 @@ class Fused:
             for name in plan.names:  # some are set in the first step
                 state.setdefault(name, None)
         self._run = _Run(
-            clock.timesteps, source, options, clock.timesteps.dtype, clock.places, plan, steps,
+            clock.timesteps, source, versions, options, clock.timesteps.dtype, clock.places, plan, steps,
             self._source, self._memory, self._by_time, self._upcasts,
         )  # fmt: skip
         return self._run
@@ -415,9 +420,9 @@ class Fused:
         """make(how many levels there are), unless it was made for these levels before."""
         state = self.__dict__
         levels, kept = state[self._source], state.setdefault("_levels", {})
-        if key not in kept or kept[key][0] is not levels:
-            kept[key] = levels, make(len(levels))
-        return kept[key][1]
+        if key not in kept or kept[key][0] is not levels or kept[key][1] != _version(levels):
+            kept[key] = levels, _version(levels), make(len(levels))
+        return kept[key][2]
 
     def _table(self, n: int, dtype: torch.dtype) -> nf.Tableau:
         """Row i is level i."""
@@ -474,6 +479,11 @@ def _is_noise(value: Any) -> bool:
     return isinstance(value, nf.Noise) or (
         isinstance(value, list | tuple) and all(isinstance(entry, nf.Noise) for entry in value)
     )
+
+
+def _version(*tensors: Tensor) -> int | None:
+    """A number that changes when one is written to; None for those of torch.inference_mode, which keep no count."""
+    return None if any(map(torch.is_inference, tensors)) else sum(tensor._version for tensor in tensors)
 
 
 def _wrong_times(t: Tensor, x0: Tensor) -> ValueError:
