@@ -23,7 +23,7 @@ from numpy import float32, int64, uint8, uint16, uint32, uint64
 from . import device, inlining, loops, spec
 from .call import AFFINE, COLUMNS, HIGH, LOW, D, X, Z
 from .device import OPTIONS, SPEC, fma, inlined, mul, select
-from .loops import each
+from .loops import each, whole_vectors
 
 TILE = 256  # elements
 BLOCKS = QUARTER = TILE // 4  # of four words
@@ -548,6 +548,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
     @compiled
     def step(reals, others, words, taken, total, chunk, call):  # type: ignore[no-untyped-def]
         text  # noqa: B018
+        whole_vectors()
         p, before = pointer(call, int64), float_mode(NEAREST)
         first, width = reals.ctypes.data, reals.itemsize
         tile, w, places = pointer(first, reals.dtype), pointer(words, uint32), pointer(words + 4 * PLACES, int64)
@@ -597,6 +598,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
     @compiled
     def walk(keep, times, reals, others, words, taken, total, chunk, call):  # type: ignore[no-untyped-def]
         text  # noqa: B018
+        whole_vectors()
         p, before = pointer(call, int64), float_mode(NEAREST)
         tile, w = pointer(reals.ctypes.data, reals.dtype), pointer(words, uint32)
         rows, x, kept = pointer(p[CALL_ROWS], reals.dtype), part(tile, WIDTH * VALUES), pointer(keep, int64)
