@@ -59,16 +59,17 @@ def against_torch(shape: tuple[int, ...], target: Any = "epsilon") -> Pair:
     import torch
 
     torch.set_num_threads(nf.info()["threads"])
-    x0, pred = torch.rand(shape), torch.rand(shape, requires_grad=True)
+    x0, theirs = torch.rand(shape), torch.rand(shape, requires_grad=True)
+    pred = theirs.detach().clone().requires_grad_()  # so that each frees the gradients that it made
     t = torch.randint(len(SCHEDULE), shape[:1])
     columns = [torch.tensor(c.copy(), dtype=torch.float32) for c in (SCHEDULE.alpha, SCHEDULE.sigma)]
 
     def usual() -> Any:
-        pred.grad = None
+        theirs.grad = None
         alpha, sigma = (c[t].view(-1, *[1] * (len(shape) - 1)) for c in columns)
         z = torch.randn_like(x0)
         x_t = alpha * x0 + sigma * z
-        loss = torch.nn.functional.mse_loss(pred, z if target == "epsilon" else alpha * z - sigma * x0)
+        loss = torch.nn.functional.mse_loss(theirs, z if target == "epsilon" else alpha * z - sigma * x0)
         loss.backward()
         return x_t
 
