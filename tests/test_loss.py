@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """mse_loss: the same bits from every backend, the loss of stored noise, the formula, its gradient; weights."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -498,6 +499,12 @@ def test_times_are_drawn_in_proportion():
     for bad in (1.0, -0.25, math.nan):
         with pytest.raises(ValueError, match=rf"u = {bad}: expected numbers in \[0, 1\)"):
             nf.weights.draw(row, [0.5, bad])
+
+
+def test_weights_at_the_ends_are_as_near_to_them():
+    for target, other in itertools.permutations(("epsilon", "v", "velocity", "sample"), 2):
+        ends, near = (nf.weights.like(FLOW, target, other, t=t) for t in ([0.0, 1.0], [1e-12, 1 - 1e-12]))
+        np.testing.assert_allclose(np.minimum(ends, 1e20), np.minimum(near, 1e20), atol=1e-9)
 
 
 def test_weights_that_are_infinite_by_nature():

@@ -110,11 +110,13 @@ def like(schedule: Schedule, target: Target, other: Target, *, t: npt.ArrayLike 
     like(schedule, "sample", "velocity") is 1 / sigma^2 on rectified flow, diffusers' "sigma_sqrt". Infinite for
     "epsilon" where alpha = 0, for "sample" where sigma = 0: the prediction says nothing of the other there.
     """
-    (of_x0, _), (of_other, _) = _errors(schedule, target, t), _errors(schedule, other, t)
+    (of_x0, of_z), (others_of_x0, others_of_z) = _errors(schedule, target, t), _errors(schedule, other, t)
     if target == other:
         return np.ones_like(of_x0)
-    with np.errstate(divide="ignore"):
-        return np.asarray((of_x0 / of_other) ** 2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = of_x0 / others_of_x0
+        ratio = np.where(np.isnan(ratio), of_z / others_of_z, ratio)  # 0 / 0 where sigma is 0, and z tells
+    return np.asarray(ratio**2)
 
 
 def draw(row: npt.ArrayLike, u: npt.ArrayLike) -> npt.NDArray[np.int64]:
