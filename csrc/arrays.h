@@ -35,6 +35,7 @@ struct View {
     const int64_t* shape;
     int64_t count, bytes;
     bool writable, is_tensor;
+    uint8_t code, bits;  // a tensor's dtype in the words of DLPack
 
     bool same_shape(const View& other) const {
         return ndim == other.ndim && std::memcmp(shape, other.shape, sizeof(int64_t) * static_cast<size_t>(ndim)) == 0;
@@ -122,7 +123,7 @@ inline Kind kind_of(const DLTensor& t) {
 inline bool view_tensor(PyObject* o, const DLTensor& t, View& v) {
     v.object = o;
     v.data = static_cast<char*>(t.data) + t.byte_offset;
-    v.kind = kind_of(t);
+    v.kind = kind_of(t), v.code = t.code, v.bits = t.bits;
     v.ndim = t.ndim;
     v.shape = t.shape;
     v.count = 1;
@@ -192,12 +193,11 @@ class Torch {
         ManagedTensor& m = own->managed;
         m.major = m.minor = 1;
         m.deleter = [](ManagedTensor* self) { give_memory_back(self, reinterpret_cast<OwnTensor*>(self)->size); };
-        if (api_->borrow(x.object, &m.tensor) != 0) return give_memory_back(memory, size), nullptr;
-        m.tensor.shape = std::copy_n(x.shape, n, reinterpret_cast<int64_t*>(own + 1)) - n;
-        m.tensor.strides = m.tensor.shape + n;
-        for (int64_t i = x.ndim - 1, stride = 1; i >= 0; stride *= x.shape[i--]) m.tensor.strides[i] = stride;
-        m.tensor.data = data = static_cast<char*>(memory) + head;
-        m.tensor.byte_offset = 0;
+        data = static_cast<char*>(memory) + head;
+        int64_t *const shape = reinterpret_cast<int64_t*>(own + 1), *const strides = shape + n;
+        std::copy_n(x.shape, n, shape);
+        for (int64_t i = x.ndim - 1, stride = 1; i >= 0; stride *= x.shape[i--]) strides[i] = stride;
+        m.tensor = {data, kCpu, 0, x.ndim, x.code, x.bits, 1, shape, strides, 0};
         void* made;
         return api_->to_object(&m, &made) == 0 ? static_cast<PyObject*>(made) : nullptr;
     }

@@ -278,7 +278,7 @@ class PlainCall {
     PyObject* outputs[3] = {};  // borrowed; null where one is to be made
     int wanted = 1;             // how many outputs
     bool all = false;           // whether all of them are returned
-    int64_t rows, indices = 1;  // of the table; of those that the call takes
+    int64_t indices = 1;        // how many row numbers the call takes
 
     // False where anything is not plain; no Python error is set then.
     bool parse(PyObject* const* args) {
@@ -288,7 +288,7 @@ class PlainCall {
         s.size = x.count / s.batch;
         PyObject* table = PyTuple_GET_ITEM(args[0], s.type == DType::f64);  // float, double, present
         s.rows = data(table);
-        rows = s.n_rows = PyArray_DIM(array(table), 0);
+        s.n_rows = PyArray_DIM(array(table), 0);
         s.present = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(args[0], 2));
         return input(kX, x) && index(args[1]) && model_output(args[3]) && past(args[4]) && noise(args[5], args[6]) &&
                output(0, args[7]) && auxiliary(args[8]) && complete();
@@ -327,7 +327,7 @@ class PlainCall {
             int overflow;
             scalar_ = PyLong_AsLongLongAndOverflow(i, &overflow);
             s.index = &scalar_;
-            return !overflow && scalar_ >= 0 && scalar_ < rows;
+            return !overflow && scalar_ >= 0 && scalar_ < s.n_rows;
         }
         if (!view(i, index_) || index_.kind != Kind::i64) return false;
         s.index = reinterpret_cast<const int64_t*>(index_.data);
@@ -338,7 +338,7 @@ class PlainCall {
             s.segment = x.count / indices;
         }
         for (int64_t b = 0; b < indices; ++b)
-            if (s.index[b] < 0 || s.index[b] >= rows) return false;
+            if (s.index[b] < 0 || s.index[b] >= s.n_rows) return false;
         return true;
     }
 
@@ -371,7 +371,8 @@ class PlainCall {
         }
         const long wanted = PyLong_AsLong(stream_of_rows);
         s.step_by_index = wanted >= 0;
-        if (s.step_by_index && (stream != 0 || step + static_cast<uint64_t>(rows) > uint64_t{1} << 32)) return false;
+        if (s.step_by_index && (stream != 0 || step + static_cast<uint64_t>(s.n_rows) > uint64_t{1} << 32))
+            return false;
         field_.step = static_cast<uint32_t>(step);
         field_.stream = s.step_by_index ? static_cast<uint32_t>(wanted) : static_cast<uint32_t>(stream);
         field_.run = s.size;
@@ -523,7 +524,8 @@ PyObject* py_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
 bool plain_weights(PyObject* weights, const PlainCall& call) {
     if (weights == Py_None) return true;
     View w;
-    if (!view(weights, w) || w.is_tensor || w.kind != Kind::f64 || w.ndim != 1 || w.count != call.rows) return false;
+    if (!view(weights, w) || w.is_tensor || w.kind != Kind::f64 || w.ndim != 1 || w.count != call.s.n_rows)
+        return false;
     for (int64_t i = 0; i < call.indices; ++i)
         if (!std::isfinite(reinterpret_cast<const double*>(w.data)[call.s.index[i]])) return false;
     return true;

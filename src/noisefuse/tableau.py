@@ -192,12 +192,12 @@ class Tableau:
             raise ValueError(f"rows must have dtype ROW and shape (n,), got {rows.dtype} {rows.shape}")
         n = len(rows)
         columns = {
-            "timesteps": np.arange(n) if timesteps is None else np.array(timesteps),
-            "push": np.zeros(n, np.int64) if push is None else np.array(push, np.int64),
-            "denoised": np.zeros(n, np.int64) if denoised is None else np.array(denoised, np.int64),
-            "scale": np.ones(n) if scale is None else np.array(scale, np.float64),
-            "alpha": np.zeros(n) if alpha is None else np.array(alpha, np.float64),
-            "sigma": np.zeros(n) if sigma is None else np.array(sigma, np.float64),
+            "timesteps": np.arange(n) if timesteps is None else np.asarray(timesteps),
+            "push": np.zeros(n, np.int64) if push is None else np.asarray(push, np.int64),
+            "denoised": np.zeros(n, np.int64) if denoised is None else np.asarray(denoised, np.int64),
+            "scale": np.ones(n) if scale is None else np.asarray(scale, np.float64),
+            "alpha": np.zeros(n) if alpha is None else np.asarray(alpha, np.float64),
+            "sigma": np.zeros(n) if sigma is None else np.asarray(sigma, np.float64),
         }
         for column, values in columns.items():
             if values.shape != (n,) or values.dtype.kind not in "iuf" or not np.all(np.isfinite(values)):

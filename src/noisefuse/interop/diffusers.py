@@ -316,9 +316,7 @@ class Fused:
                 f"timestep: {name} remembers earlier steps and takes one time, not {tuple(t.shape)} of them"
             )
         if shape[: t.dim()] != t.shape:
-            raise ValueError(
-                f"timestep: expected one, or a shape that begins sample's, {tuple(shape)}, got {tuple(t.shape)}"
-            )
+            raise _wrong_times("timestep", t, "sample's", shape)
         found = t.reshape(-1, 1) == clock.timesteps.to(t.device)
         if not bool(found.any(1).all()):
             raise ValueError(f"timestep: expected entries of {name}.timesteps, got {t[~found.any(1).reshape(t.shape)]}")
@@ -400,7 +398,7 @@ class Fused:
             if not isinstance(t, Tensor) or (many := t.numel()) == 1:
                 return t
             if many != len(x0) and t.shape != x0.shape[: t.dim()]:
-                raise _wrong_times(t, x0)
+                raise _wrong_times("timesteps", t, "the samples'", x0.shape)
             return t.reshape(-1) if many == len(x0) else t
         if self._begin_index is not None:  # type: ignore[attr-defined]
             return self._begin_index if self._step_index is None else self._step_index  # type: ignore[attr-defined]
@@ -408,7 +406,7 @@ class Fused:
             return None
         times = t.reshape(-1).tolist()
         if len(times) not in (1, len(x0)):
-            raise _wrong_times(t, x0)
+            raise _wrong_times("timesteps", t, "the samples'", x0.shape)
         for time in {*times} - {*clock.levels}:
             if time not in clock.values:
                 return None
@@ -486,9 +484,8 @@ def _version(*tensors: Tensor) -> int | None:
     return None if any(map(torch.is_inference, tensors)) else sum(tensor._version for tensor in tensors)
 
 
-def _wrong_times(t: Tensor, x0: Tensor) -> ValueError:
-    expected = f"expected one, or a shape that begins the samples', {tuple(x0.shape)}"
-    return ValueError(f"timesteps: {expected}, got {tuple(t.shape)}")
+def _wrong_times(name: str, t: Tensor, whose: str, shape: torch.Size) -> ValueError:
+    return ValueError(f"{name}: expected one, or a shape that begins {whose}, {tuple(shape)}, got {tuple(t.shape)}")
 
 
 def _no_noise(expected: str, value: Any) -> TypeError:
