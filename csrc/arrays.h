@@ -156,8 +156,8 @@ class Torch {
 
     // Whether it is the memory that the exchange API shows, and no autograd watches; the API does not tell.
     bool is_plain(PyObject* o) const {
-        const Reference grad(Py_TYPE(requires_grad_)->tp_descr_get(requires_grad_, o, nullptr));
-        const Reference negated(PyObject_CallOneArg(is_neg_, o));
+        const Reference grad(requires_grad_->get(o, requires_grad_->closure));
+        const Reference negated(is_neg_->ml_meth(o, nullptr));
         if (negated.object != Py_False) return false;
         if (grad.object == Py_False) return true;
         const Reference enabled(grad.object ? PyObject_CallNoArgs(is_grad_enabled_) : nullptr);
@@ -207,9 +207,10 @@ class Torch {
     PyTypeObject* tensor_ = nullptr;
     const ExchangeApi* api_;
     PyObject *is_grad_enabled_, *increment_version_;
-    PyObject *requires_grad_, *is_neg_;  // descriptors: looking up a name costs as much as calling what it names
-    PyObject* forward_ad_;               // a module's dictionary
-    PyObject* current_level_;            // a name
+    const PyGetSetDef* requires_grad_;  // looking up a name costs as much as calling what it names, and so does
+    const PyMethodDef* is_neg_;         // calling it through the interpreter
+    PyObject* forward_ad_;              // a module's dictionary
+    PyObject* current_level_;           // a name
 
     // What stands before the elements of a tensor that `new_like` made; its lengths and strides follow.
     struct OwnTensor {
@@ -229,9 +230,18 @@ class Torch {
         return api_ && api_->major == 1 && api_->borrow && (is_grad_enabled_ = get("torch", "is_grad_enabled")) &&
                (increment_version_ = get("torch.autograd.graph", "increment_version")) &&
                (forward_ad_ = get("torch.autograd.forward_ad", "__dict__")) &&
-               (requires_grad_ = PyObject_GetAttrString(type, "requires_grad")) &&
-               Py_TYPE(requires_grad_)->tp_descr_get && (is_neg_ = PyObject_GetAttrString(type, "is_neg")) &&
+               find(PyObject_GetAttrString(type, "requires_grad"), PyObject_GetAttrString(type, "is_neg")) &&
                (current_level_ = PyUnicode_InternFromString("_current_level"));
+    }
+
+    // Keeps both descriptors alive, as `find` above keeps what it finds.
+    bool find(PyObject* property, PyObject* method) {
+        if (!property || !method || !Py_IS_TYPE(property, &PyGetSetDescr_Type) ||
+            !Py_IS_TYPE(method, &PyMethodDescr_Type))
+            return false;
+        requires_grad_ = reinterpret_cast<PyGetSetDescrObject*>(property)->d_getset;
+        is_neg_ = reinterpret_cast<PyMethodDescrObject*>(method)->d_method;
+        return is_neg_->ml_flags == METH_NOARGS;
     }
 
     void seek(PyObject* type) {

@@ -55,12 +55,12 @@ _INTEROP: dict[type, Any] = {np.ndarray: None, type(None): None, str: None, type
 
 def interop(x: object) -> Any:
     """The module of `interop` that knows arrays (or dtypes) of this type: None for NumPy's, and for strangers."""
-    kind = type(x)
-    if kind in _INTEROP:
-        return _INTEROP[kind]
-    module = _module(kind)
+    try:
+        return _INTEROP[type(x)]
+    except KeyError:
+        module = _module(type(x))
     if module is not None:  # of strangers there may be any number
-        _INTEROP[kind] = module
+        _INTEROP[type(x)] = module
     return module
 
 

@@ -108,7 +108,7 @@ def mse_loss_grad(
     gradient: Array
     other = None if type(pred) is np.ndarray else interop(pred)
     plain = scale is None and offset is None and reduction == "mean" and batched is True
-    if plain and (other is None or not other.is_compiling()):
+    if plain and (other is None or not other.is_traced()):
         gradient = _short_cut(
             pred, x0, t, schedule, noise, target, weight, upstream, False, True if out is None else out
         )

@@ -98,7 +98,7 @@ def randn(
     Source: Box & Muller (1958) on Philox4x32-10; radius within 2.5 ulp, cos and sin within 2^-22 (float32).
     """
     other = interop(dtype if out is None else out)
-    if batched is True and type(noise) is Noise and (other is None or not other.is_compiling()):
+    if batched is True and type(noise) is Noise and (other is None or not other.is_traced()):
         try:
             done = _short_randn(shape, noise, dtype, out)
         except TypeError:  # lengths that are no integers
@@ -178,7 +178,7 @@ def q_sample(
         written then.
     """
     other = None if type(x0) is np.ndarray else interop(x0)
-    short_cut = backends.short_cut if other is None or not other.is_compiling() else None
+    short_cut = backends.short_cut if other is None or not other.is_traced() else None
     if (
         short_cut is not None
         and scale is None
@@ -224,7 +224,7 @@ def q_step(
     """
     need_schedule(schedule)
     other = None if type(x) is np.ndarray else interop(x)
-    short_cut = backends.short_cut if other is None or not other.is_compiling() else None
+    short_cut = backends.short_cut if other is None or not other.is_traced() else None
     if short_cut is not None and batched is True:
         rows = vars(schedule).get("_steps") or _kept(schedule, "_steps", _step_rows)
         done: Array = short_cut(rows.plain, t, x, None, None, noise, WALK, out, None)
@@ -339,7 +339,7 @@ def update(
         nothing is written then.
     """
     other = None if type(x) is np.ndarray else interop(x)
-    short_cut = backends.short_cut if other is None or not other.is_compiling() else None
+    short_cut = backends.short_cut if other is None or not other.is_traced() else None
     if short_cut is not None and type(table) is Tableau and not table.masked:
         rows = vars(table).get("_rows") or _kept(table, "_rows", _table_rows)
         done: Array = short_cut(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out)

@@ -11,7 +11,7 @@ from typing import Any
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
-from numba.core.typed_passes import InlineOverloads, NativeLowering, NopythonRewrites
+from numba.core.typed_passes import InlineOverloads, IRLegalization, NativeLowering, NopythonRewrites
 from numba.core.untyped_passes import InlineClosureLikes, WithLifting
 
 
@@ -43,7 +43,7 @@ class TextLowering(NativeLowering):  # type: ignore[misc]
 
 
 # They look for what is not in such functions.
-UNNEEDED = {WithLifting, InlineClosureLikes, InlineOverloads, NopythonRewrites}
+UNNEEDED = {WithLifting, InlineClosureLikes, InlineOverloads, NopythonRewrites, IRLegalization}
 
 
 class Inlining(CompilerBase):  # type: ignore[misc]

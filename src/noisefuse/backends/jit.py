@@ -167,6 +167,7 @@ class Desk:
 
 
 _desks: list[Desk] = []
+ndarray = np.ndarray  # looking it up in NumPy takes as long as asking for a type
 
 
 class Form(NamedTuple):
@@ -206,9 +207,9 @@ def row(
 ) -> Any:
     """One row over all of x, as `_native.row`; NotImplemented for whatever is not plain."""
     rows, _, present = plain
-    if type(i) is np.ndarray and i.dtype is INT64 and i.shape == (1,):
+    if type(i) is ndarray and i.dtype is INT64 and i.shape == (1,):
         i = int(i[0])
-    if type(i) is not int or not 0 <= i < len(rows) or type(x) is not np.ndarray or not 0 < x.size <= ELEMENTS:
+    if type(i) is not int or not 0 <= i < len(rows) or type(x) is not ndarray or not 0 < x.size <= ELEMENTS:
         return NotImplemented
     if x.ndim == 0 or "float32" not in _tested or type(past) not in _SEQUENCES or type(aux_out) not in _SEQUENCES:
         return NotImplemented
@@ -217,7 +218,7 @@ def row(
         if type(noise) is Noise:
             if (name := _plain_name(noise, stream, i, len(rows), len(x))) is None:
                 return NotImplemented
-        elif type(noise) is np.ndarray:
+        elif type(noise) is ndarray:
             z = noise
         elif noise is None and not rows[i, Z_LIST].any():
             present &= ~Z_COLUMNS
@@ -230,10 +231,9 @@ def row(
     result = np.empty_like(x) if out is None else out
     outputs = [result, *aux_out] if aux_out else [result]
     form = _form(present, len(outputs), name is not _NO_NAME)
-    inputs = [values[slot] for slot in form.slots]
-    if len(outputs) > 3 or not _plain(inputs, outputs, x.shape):
+    arrays = [values[slot] for slot in form.slots] + outputs
+    if len(outputs) > 3 or not _plain(arrays, x.shape) or not _compute(form, rows, i, x, arrays, name):
         return NotImplemented
-    _compute(form, rows, i, x, inputs + outputs, name)
     return result
 
 
@@ -264,36 +264,29 @@ def _values(x: Any, model_output: Any, past: Any, z: Any) -> Any:
     return x, *models, *(None,) * (3 - len(models)), *past, *(None,) * (4 - len(past)), z
 
 
-def _plain(inputs: list[Any], outputs: list[Any], shape: tuple[int, ...]) -> bool:
-    """Whether all are float32 arrays of this shape, and the outputs overlap nothing that they are not themselves."""
-    for a in inputs:
-        if type(a) is not np.ndarray or a.dtype is not FLOAT32 or a.shape != shape or not a.flags.carray:
+def _plain(arrays: list[Any], shape: tuple[int, ...]) -> bool:
+    """Whether all are float32 arrays of this shape."""
+    for a in arrays:
+        if type(a) is not ndarray or a.dtype is not FLOAT32 or a.shape != shape or not a.flags.carray:
             return False
-    for n, out in enumerate(outputs):
-        if type(out) is not np.ndarray or out.dtype is not FLOAT32 or out.shape != shape or not out.flags.carray:
-            return False
-        for a in inputs:
-            if out is not a and np.may_share_memory(out, a):
-                return False
-        for a in outputs[:n]:
-            if np.may_share_memory(out, a):
-                return False
     return True
 
 
-def _compute(form: Form, rows: Any, i: int, x: Any, arrays: list[Any], name: tuple[int, ...]) -> None:
+def _compute(form: Form, rows: Any, i: int, x: Any, arrays: list[Any], name: tuple[int, ...]) -> bool:
+    """False, and nothing is computed: an output overlaps another array."""
     try:
         desk = _desks.pop()
     except IndexError:
         desk = Desk()
     total = x.size
     flat = tuple([a.ravel() for a in arrays])
-    kernels.note(desk.address, form.address, rows, flat, i, *name, total // len(x), total)
-    if total <= CHUNK:
+    apart: bool = kernels.note(desk.address, form.address, rows, flat, i, *name, total // len(x), total)
+    if apart and total <= CHUNK:
         kernels.step(*desk.scratch, desk.taken, total, total, desk.call)
-    else:
+    elif apart:
         _share(desk, total, flat)
     _desks.append(desk)
+    return apart
 
 
 def _share(desk: Desk, total: int, arrays: Any) -> None:

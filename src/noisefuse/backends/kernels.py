@@ -392,28 +392,37 @@ def uniforms64(i: int, z: Any, u: Any, v: Any, low_u: Any, low_v: Any) -> None:
     z[2 * i], z[2 * i + 1] = uniform64(u[i], low_u[i]), uniform64(v[i], low_v[i])
 
 
-def fill_noise(p: Any, run: Any, block: Any, later: int, words: Any, tile: Any, pieces: int, size: Any) -> None:
+def fill_noise(
+    p: Any, run: Any, block: Any, later: Any, words: Any, tile: Any, places: Any, pieces: int, size: Any, at_once: bool
+) -> None:
     """The noise of the planned elements, of the tile's type: in whole blocks, and several pieces packed too.
 
-    Of one piece blocks are made from `block` on, up to that of element `size`.
+    Of one piece blocks are made from `block` on, up to that of element `size`. `at_once`: of float32 the row of a
+    normal and one more term, added up where the normal is made, in place of the noise.
     """
     raise NotImplementedError
 
 
 @overload(fill_noise, jit_options=OPTIONS)
-def _fill_noise(p, run, block, later, words, tile, pieces, size):  # type: ignore[no-untyped-def]
-    def singles(p, run, block, later, words, tile, pieces, size):  # type: ignore[no-untyped-def]
+def _fill_noise(p, run, block, later, words, tile, places, pieces, size, at_once):  # type: ignore[no-untyped-def]
+    def singles(p, run, block, later, words, tile, places, pieces, size, at_once):  # type: ignore[no-untyped-def]
         for first in range(0, (size + 3) // 4 if pieces == 1 else BLOCKS, TOGETHER):
             make_words(run, block + first, later, part(words, first), pairs(words, FIRST), NO_TAG, pieces)
-            arguments = part(tile, BLOCK_VALUES * WIDTH + 4 * first), part(words, FIRST), part(words, SECOND)
-            if p[CALL_DRAW] == NORMAL:
-                each(2 * TOGETHER, normals32, arguments)
+            of_words, z = (part(words, FIRST), part(words, SECOND)), part(tile, BLOCK_VALUES * WIDTH + 4 * first)
+            if at_once:
+                form = pointer(p[CALL_PROGRAM], int64)
+                out, k = pointer(places[form[FORM_TOTAL]], float32), pointer(places[form[FORM_CONSTANT]], float32)
+                c, d = pointer(places[form[FORM_TERM]], float32), pointer(places[form[FORM_TERM + 2]], float32)
+                w = part(pointer(places[form[FORM_TERM + 3]], float32), 4 * first)
+                each(2 * TOGETHER, noised32, (part(out, 4 * first), *of_words, k[0], c[0], d[0], w))
+            elif p[CALL_DRAW] == NORMAL:
+                each(2 * TOGETHER, normals32, (z, *of_words))
             else:
-                each(2 * TOGETHER, uniforms32, arguments)
+                each(2 * TOGETHER, uniforms32, (z, *of_words))
         if pieces > 1:
             packed(words, tile, pieces)
 
-    def doubles(p, run, block, later, words, tile, pieces, size):  # type: ignore[no-untyped-def]
+    def doubles(p, run, block, later, words, tile, places, pieces, size, at_once):  # type: ignore[no-untyped-def]
         for first in range(0, (size + 3) // 4 if pieces == 1 else BLOCKS, TOGETHER):
             make_words(run, block + first, later, part(words, first), pairs(words, FIRST), NO_TAG, pieces)
             make_words(run, block + first, later, part(words, first), pairs(words, LOW_FIRST), LOW_TAG, pieces)
@@ -506,19 +515,6 @@ def apply(p: Any, n: int, places: Any, reals: Any, one_row: bool) -> None:
 
 
 @inlined
-def fill_noised(p: Any, run: Any, block: Any, n: int, words: Any, places: Any) -> None:
-    """A row of a normal and one more term over whole tiles, added up where the normal is made; for float32 alone."""
-    form = pointer(p[CALL_PROGRAM], int64)
-    out, k = pointer(places[form[FORM_TOTAL]], float32), pointer(places[form[FORM_CONSTANT]], float32)
-    c, d = pointer(places[form[FORM_TERM]], float32), pointer(places[form[FORM_TERM + 2]], float32)
-    w = pointer(places[form[FORM_TERM + 3]], float32)
-    for first in range(0, n // 4, TOGETHER):
-        make_words(run, block + first, 0, words, pairs(words, FIRST), NO_TAG, 1)
-        noise = part(words, FIRST), part(words, SECOND), k[0], c[0], d[0]
-        each(2 * TOGETHER, noised32, (part(out, 4 * first), *noise, part(w, 4 * first)))
-
-
-@inlined
 def noised(i: int, x: Any, a: float, s: float, z: Any) -> None:
     x[i] = fma(a, x[i], mul(s, z[i]))
 
@@ -561,7 +557,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
         short = width == 4 and p[CALL_DRAW] == NORMAL and p[CALL_FORMS] == 1  # float32, a normal and one more term
         short = short and form[FORM_TERMS] == 2 and form[FORM_TERM + 1] == VALUES + Z
         while at < total:
-            end, filled, sample, place = least(at + chunk, total), -1, at // p[CALL_SIZE], at % p[CALL_SIZE]
+            end, filled, sample, place = least(at + chunk, total), int64(-1), at // p[CALL_SIZE], at % p[CALL_SIZE]
             while at < end:  # a stretch: whole tiles of one row and one run, or what one tile can hold
                 alike = least((at // p[CALL_SEGMENT] + 1) * p[CALL_SEGMENT], end) - at
                 size, pieces = alike // TILE * TILE if alike > TILE else least(TILE, end - at), 1
@@ -579,17 +575,17 @@ def _kernels(text: str) -> tuple[Any, ...]:
                     block, skip = element >> 2, element & 3  # no number that is set back: LLVM would copy the loop
                     n = least(TILE - skip, stop - at)
                     bring(p, at, n, places, tile, reals, others)
+                    # int64(..): for literals, which have types of their own, Numba would compile everything again.
                     ask_for(p, at + TILE, 4 if at_once else 1)
-                    if at_once:
-                        fill_noised(p, run, block, n, w, places)
-                    else:
+                    if draws:
+                        fill_noise(p, run, block, int64(0), w, tile, places, pieces, skip + n, at_once)
+                    if not at_once:
                         if draws:
-                            fill_noise(p, run, block, 0, w, tile, pieces, skip + n)
                             noise = BLOCK_VALUES * WIDTH + skip if pieces == 1 else (VALUES + Z) * WIDTH
                             places[VALUES + Z] = first + width * noise
-                        ask_for(p, at + TILE + QUARTER, 2)
+                        ask_for(p, at + TILE + QUARTER, int64(2))
                         apply(p, n, places, reals, filled >= 0)
-                        ask_for(p, at + TILE + 3 * QUARTER, 1)
+                        ask_for(p, at + TILE + 3 * QUARTER, int64(1))
                     put(p, at, n, tile, reals, others)
                     at, element = at + n, element + n
             at = take(taken, chunk)
@@ -616,7 +612,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
                 elif others is not None:
                     load(x, source, at, n)
                 for t in range(times):
-                    fill_noise(p, run, block, t, w, tile, pieces, skip + n)
+                    fill_noise(p, run, block, t, w, tile, w, pieces, skip + n, False)
                     each(
                         n, noised, (x, rows[COLUMNS * t + AFFINE[0] + 1 + X], rows[COLUMNS * t + AFFINE[0] + 1 + Z], z)
                     )
@@ -667,7 +663,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
 
     @compiled
     def note(desk, form, rows, arrays, index, key0, key1, sample, step, stream, size, total):  # type: ignore[no-untyped-def]
-        """What a small call needs to have in memory."""
+        """What a small call needs to have in memory. False: an output overlaps what it is not itself."""
         text  # noqa: B018
         d, constant = pointer(desk, int64), pointer(form, int64)
         d[DESK_TAKEN], d[DESK_INDEX] = 0, index
@@ -685,6 +681,11 @@ def _kernels(text: str) -> tuple[Any, ...]:
             in_place = s < constant[CALL_INPUTS] or constant[CALL_OUTPUTS] == 1
             array[STREAM_ARRAY], array[STREAM_KIND] = arrays[s].ctypes.data, IN_PLACE if in_place else SAME
             array[STREAM_BYTES], array[STREAM_ROW] = 4, constant[CALL_NUMBERS + s]
+            for other in range(s if s >= constant[CALL_INPUTS] else 0):
+                apart = abs(array[STREAM_ARRAY] - d[DESK_STREAMS + STREAM_NUMBERS * other + STREAM_ARRAY])
+                if apart < 4 * total and (apart > 0 or other >= constant[CALL_INPUTS]):
+                    return False
+        return True
 
     return step, walk, philox, squares, add_up, note
 

@@ -31,6 +31,8 @@ DTYPES = {
 NAMED = {name: dtype for dtype, name in DTYPES.items()}
 
 is_compiling = torch.compiler.is_compiling
+# What short cuts ask: quicker, and enough, as they decline the fake tensors of other compilers.
+is_traced = torch.compiler.is_dynamo_compiling
 
 
 # ---- operations --------------------------------------------------------------------------------------------
