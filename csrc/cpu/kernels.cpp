@@ -20,13 +20,17 @@ void step_drawing_nothing(const Step& s, int64_t begin, int64_t end) {
     Arrays<Real> arrays(s);
     const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape_of(rows, arrays));
     const bool far = s.size * s.batch > kFar;
-    const int64_t most = tile_on_arrays && arrays.all_own && !far ? 16 * kTile : kTile;
+    const bool asks = far || (arrays.n_written > 1 && s.size * s.batch >= kSeveral);
+    const int64_t most = tile_on_arrays && arrays.all_own && !asks ? 16 * kTile : kTile;
     // The first tile of a long array is short, so that the others begin with a line.
     int64_t size = end - begin >= 64 * kTile ? arrays.to_line(begin) : 0;
     for (int64_t at = begin; at < end; at += size, size = 0) {
         const int64_t left = s.segment - at % s.segment;
         size = least(size ? size : left < kTile ? kTile : least(left, most), end - at);
-        for (int g = 0; g < kTile / kGroup && far; ++g) arrays.prefetch_read(at, g), arrays.prefetch_written(at, g);
+        for (int g = 0; g < kTile / kGroup && asks; ++g) {
+            if (far) arrays.prefetch_read(at, g);
+            arrays.prefetch_written(at, g);
+        }
         rows.select(at / s.segment, left, static_cast<int>(size));
         apply(tile_on_arrays, rows, arrays, at, static_cast<int>(size));
     }

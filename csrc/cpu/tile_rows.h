@@ -253,6 +253,9 @@ struct Rows {
 // Beyond this many elements arrays come from memory. Asking for their lines early is then worth 15 %, and costs up to
 // 10 % where they do not; an output that the caches could not keep is worth a quarter less when it goes past them.
 constexpr int64_t kFar = int64_t{1} << 22, kFarther = int64_t{1} << 23;
+// And from this many on stores to several outputs hold each other up, unless they lie alike within their lines (which
+// is worth 10 % then): asking for their lines brings up to two fifths.
+constexpr int64_t kSeveral = int64_t{1} << 16;
 constexpr int kLine = 64;  // bytes
 
 // The arrays of a call, and one tile of each that is not in the arithmetic's own type.
