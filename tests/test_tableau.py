@@ -85,6 +85,12 @@ def test_bad_tables_are_refused():
             Tableau([Row(out=x)], threshold=threshold)
     with pytest.raises(ValueError, match="timesteps must be 1 finite numbers"):
         Tableau([Row(out=x)], [1, 2])
+    for start in (math.nan, math.inf, -1.0):
+        with pytest.raises(ValueError, match=f"start must be at least 0 and finite, got {start}"):
+            Tableau([Row(out=x)], start=start)
+    for column in ("push", "denoised"):
+        with pytest.raises(ValueError, match=f"{column} must be 1 integers, got"):
+            Tableau([Row(out=x)], **{column: [0.5]})
     with pytest.raises(ValueError, match="scale must be 1 finite numbers"):
         Tableau([Row(out=x)], scale=[math.nan])
     for columns in ({"push": [3]}, {"denoised": [2]}, {"push": [2], "denoised": [3]}, {"denoised": [-1]}):
@@ -133,6 +139,9 @@ def test_json_restores_every_bit():
     threshold = Tableau([Row(out=x)], threshold=(0.9, 2.0), start=3, scale=[0.1])
     copy = Tableau.from_json(threshold.to_json())
     assert (copy.threshold, copy.start, copy.scale.tolist()) == ((0.9, 2.0), 3.0, [0.1])
+    unbounded = Tableau([Row(out=x)], threshold=(np.float32(0.5), math.inf))
+    assert "Infinity" not in unbounded.to_json()
+    assert pickle.loads(pickle.dumps(unbounded)).threshold == (0.5, math.inf)
 
 
 def test_foreign_json_is_refused():
@@ -142,6 +151,8 @@ def test_foreign_json_is_refused():
             Tableau.from_json(text)
     with pytest.raises(ValueError, match="columns of this tableau are not those of ROW"):
         Tableau.from_json(json.dumps({**stored, "columns": ["x"]}))
+    with pytest.raises(ValueError, match="cannot reshape"):
+        Tableau.from_json(json.dumps({**stored, "rows": [[1.0] * 18] * 6}))
 
 
 def test_repr_is_equations():
@@ -284,6 +295,27 @@ def test_trace_finds_the_rows():
 def test_trace_refuses_what_is_not_affine(step):
     with pytest.raises(ValueError, match=r"row 0 of 'trace': (out|aux1) is not affine in x, m1, z"):
         Tableau.trace(step, [0])
+
+
+@pytest.mark.parametrize("bound", [1, 10, 50])
+def test_trace_sees_a_clamp_of_one_input(bound):
+    with pytest.raises(ValueError, match="out is not affine in x"):
+        Tableau.trace(lambda i, x: np.clip(x, -bound, bound), [0], inputs=("x",))
+
+
+def test_trace_of_a_step_that_writes_into_its_inputs():
+    def step(i, x, m1):
+        x *= 2
+        x += m1
+        return x
+
+    assert Tableau.trace(step, range(3), inputs=("x", "m1")).rows["out"]["x"].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("step", [lambda i, x: 0.0, lambda i, x: [x, x], lambda i, x: (x, x, x, x), lambda i, x: x[:1]])
+def test_trace_says_what_a_step_should_return(step):
+    with pytest.raises(ValueError, match=r"row 0 of 'trace': expected out, or a tuple of up to three .*, got \["):
+        Tableau.trace(step, [0], inputs=("x",))
 
 
 def test_trace_knows_its_inputs():

@@ -193,8 +193,8 @@ class Tableau:
         n = len(rows)
         columns = {
             "timesteps": np.arange(n) if timesteps is None else np.asarray(timesteps),
-            "push": np.zeros(n, np.int64) if push is None else np.asarray(push, np.int64),
-            "denoised": np.zeros(n, np.int64) if denoised is None else np.asarray(denoised, np.int64),
+            "push": np.zeros(n, np.int64) if push is None else np.asarray(push),
+            "denoised": np.zeros(n, np.int64) if denoised is None else np.asarray(denoised),
             "scale": np.ones(n) if scale is None else np.asarray(scale, np.float64),
             "alpha": np.zeros(n) if alpha is None else np.asarray(alpha, np.float64),
             "sigma": np.zeros(n) if sigma is None else np.asarray(sigma, np.float64),
@@ -202,6 +202,12 @@ class Tableau:
         for column, values in columns.items():
             if values.shape != (n,) or values.dtype.kind not in "iuf" or not np.all(np.isfinite(values)):
                 raise ValueError(f"{column} must be {n} finite numbers, got {values!r}")
+        for column in ("push", "denoised"):
+            if np.any(columns[column] % 1):
+                raise ValueError(f"{column} must be {n} integers, got {columns[column]!r}")
+            columns[column] = columns[column].astype(np.int64)
+        if threshold is not None:
+            threshold = float(threshold[0]), float(threshold[1])
         columns["rows"] = rows
         # copies of which nobody can make writable arrays again
         columns = {key: np.frombuffer(values.tobytes(), values.dtype) for key, values in columns.items()}
@@ -216,6 +222,8 @@ class Tableau:
         return Tableau.from_json, (self.to_json(),)  # unpickled arrays would be writable
 
     def _check(self) -> None:
+        if not 0 <= self.start < math.inf:
+            raise ValueError(f"start must be at least 0 and finite, got {self.start}")
         numbers = self.numbers
         for row, column in np.argwhere(~np.isfinite(numbers) & ~(_BOUNDS & ~np.isnan(numbers))):
             raise ValueError(f"row {row} of {self.name!r}: {_COLUMNS[column]} is {numbers[row, column]}")
@@ -368,7 +376,7 @@ class Tableau:
         """The table of somebody else's step, found by probing it.
 
         Every input is set to 1 alone, and all to 0: the answers are the coefficients. A second call with
-        random numbers must then agree, so that a step that is not affine is refused.
+        random numbers, from small to large ones, must then agree, so that a step that is not affine is refused.
 
         Args:
             step: step(i, x=.., m1=.., ..) -> out, or a tuple of out, aux1, aux2, for the named ``inputs``:
@@ -386,12 +394,21 @@ class Tableau:
             raise ValueError(f"inputs must be among {', '.join(INPUTS)}, got {', '.join(sorted(unknown))}")
         rows = np.zeros(len(np.asarray(timesteps)), ROW)
         rows["clean"]["lo"], rows["clean"]["hi"] = -np.inf, np.inf
-        probes = dict(zip(inputs, np.eye(len(inputs), len(inputs) + 1), strict=True))
-        drawn = np.random.default_rng(0).normal(scale=3, size=(len(inputs), len(inputs) + 1))
+        n = len(inputs)
+        probes = np.eye(n, 16)  # the last ones are 0
+        drawn = np.random.default_rng(0).normal(scale=np.geomspace(0.1, 100, 16), size=probes.shape)
+
+        def answers(i: int, values: Array) -> list[Array]:
+            found = _outputs(step(i, **dict(zip(inputs, values.copy(), strict=True))))
+            shapes = [a.shape for a in found]
+            if len(found) > len(OUTPUTS) or any(shape != (16,) for shape in shapes):
+                expected = "out, or a tuple of up to three outputs, each of shape (16,) as the inputs"
+                raise ValueError(f"row {i} of {name!r}: expected {expected}, got {shapes}")
+            return found
+
         for i in range(len(rows)):
-            checks = _outputs(step(i, **dict(zip(inputs, drawn.copy(), strict=True))))
-            for output, answer, check in zip(OUTPUTS, _outputs(step(i, **probes)), checks, strict=False):
-                constant, weights = answer[-1], answer[:-1] - answer[-1]
+            for output, answer, check in zip(OUTPUTS, answers(i, probes), answers(i, drawn), strict=False):
+                constant, weights = answer[-1], answer[:n] - answer[-1]
                 error = np.abs(constant + weights @ drawn - check)
                 if not np.all(error <= tolerance * (abs(constant) + np.abs(weights) @ np.abs(drawn) + 1e-30)):
                     raise ValueError(f"row {i} of {name!r}: {output} is not affine in {', '.join(inputs)}")
@@ -403,7 +420,7 @@ class Tableau:
     # ---- text ----------------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
-        """Plain JSON, infinite bounds as the strings inf and -inf. ``from_json`` restores every bit."""
+        """Plain JSON, infinite numbers as the strings inf and -inf. ``from_json`` restores every bit."""
         import json
 
         numbers = [[c if math.isfinite(c) else str(c) for c in row] for row in self.numbers.tolist()]
@@ -412,7 +429,7 @@ class Tableau:
                 "noisefuse tableau": 1,
                 "name": self.name,
                 "start": self.start,
-                "threshold": self.threshold,
+                "threshold": self.threshold and [c if math.isfinite(c) else str(c) for c in self.threshold],
                 "masked": self.masked,
                 **{name: getattr(self, name).tolist() for name in _RUN_COLUMNS},
                 "columns": _COLUMNS,
@@ -431,9 +448,8 @@ class Tableau:
         if stored.pop("columns", None) != list(_COLUMNS):
             raise ValueError("the columns of this tableau are not those of ROW")
         numbers = [[float(c) for c in row] for row in stored.pop("rows")]
-        rows = np.array(numbers, np.float64).reshape(-1, len(_COLUMNS)).view(ROW)[:, 0]
-        threshold = stored.pop("threshold")
-        return cls(rows, threshold=threshold and (threshold[0], threshold[1]), **stored)
+        rows = np.array(numbers, np.float64).reshape(len(numbers), len(_COLUMNS)).view(ROW)[:, 0]
+        return cls(rows, **stored)
 
     def __repr__(self) -> str:
         n, shown = len(self), 3
