@@ -310,9 +310,23 @@ BAD_ARGUMENTS = [
     ("ddim", VP, {"steps": 1001}, ValueError, "1001 steps do not fit into a schedule of 1000"),
     ("ddim", VP, {"steps": [3, 5]}, ValueError, "strictly falling"),
     ("ddim", VP, {"steps": [1000, 5]}, ValueError, r"has times 0 \.\. 999, got 1000 \.\. 5"),
+    *(
+        (name, VP, {"steps": 1000, "spacing": spacing}, ValueError, f"do not fit .* by '{spacing}': .*\"trailing\" has")
+        for name in ("dpmpp_2m", "dpmpp_2m_sde", "unipc")  # whose indices would coincide
+        for spacing in ("leading", "linspace")
+    ),
     ("ddim", VP, {"steps": 1000, "steps_offset": 1}, ValueError, r"has times 0 \.\. 999"),
     ("ddim", VP, {"final": "one"}, ValueError, "final must be zero or sigma_min"),
     ("ddim", VP, {"spacing": "karras", "sigma_min": 3.0, "sigma_max": 2.0}, ValueError, "< inf, got 3.0, 2.0"),
+    *(
+        ("ddim", VP, {"spacing": "karras", "rho": rho}, ValueError, f"rho must be positive and finite, got {rho}")
+        for rho in (0, -1.0, math.nan)
+    ),
+    ("flow_euler", FLOW, {"spacing": "karras", "sigma_max": 2.0}, ValueError, "sigma_max must be at most 1 .*, got 2"),
+    *(
+        (name, VP, {"spacing": "karras", "sigma_min": 0.01, "final": "sigma_min"}, ValueError, "is above the last one")
+        for name in ("ddim", "dpmpp_2m_sde")
+    ),
     ("ddim", VP, {"prediction": "x0"}, ValueError, "prediction must be a View or one of epsilon, sample"),
     ("ddim", VP, {"prediction": ["v"]}, ValueError, "prediction must be a View or one of epsilon, sample"),
     ("ddim", VP, {"prediction": "velocity"}, ValueError, "got 'velocity'; z - x0 is called 'flow' here"),
@@ -349,6 +363,7 @@ BAD_ARGUMENTS = [
         for name in ("euler", "heun", "pndm", "unipc")
     ),
     ("ddim", ZERO_SNR, {"prediction": "v", "spacing": "karras"}, ValueError, "SNR: use a spacing of indices"),
+    ("ddim", ZERO_SNR, {"prediction": "edm", "spacing": "trailing"}, ValueError, "alpha is 0 .* c_noise .* infinite"),
     # bounds
     *(
         (
@@ -415,6 +430,12 @@ def test_a_last_step_of_length_zero(steps, spacing):
         if table.slots == 0:
             x = np.linspace(-1, 1, 5)
             np.testing.assert_allclose(apply_exact(table.rows[-1], x, np.cos(x), z=1)[0], x, rtol=0, atol=1e-9)
+
+
+def test_a_last_step_of_no_length_but_for_rounding():
+    """h = -4e-16: no square root of a negative variance."""
+    for n in (2, 3, 5, 10, 20):
+        samplers.dpmpp_2m_sde(Schedule.laplace(), n, spacing="karras", final="sigma_min", lower_order_final=False)
 
 
 def test_final_sigma_min_stays_noisy():
@@ -539,6 +560,9 @@ def test_model_input_scales():
     assert unscaled.model_input(1, x)[0] is x
     unscaled.model_input(1, x, out=out)
     np.testing.assert_array_equal(out, x)
+    for wrong in (np.empty((3, 2, 4)), np.empty((2, 4), int)):
+        with pytest.raises((ValueError, TypeError), match="out: expected"):
+            unscaled.model_input(1, x, out=wrong)
 
 
 def test_state_is_needed_and_changes_only_on_success():
@@ -554,6 +578,29 @@ def test_state_is_needed_and_changes_only_on_success():
                 sampler.step(1, first, 9 * m, state=state, out=np.empty(7))
         results.append(sampler.step(1, first, m, state=state))
     np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
+def test_denoised_out_is_checked_before_anything_is_written(name):
+    """Also where the state keeps what is written there."""
+    sampler, x = getattr(samplers, name)(VP, 5), np.ones((2, 3))
+    for wrong in (np.empty(7), np.empty((4, 2, 3)), np.empty((2, 3), int), x):
+        with pytest.raises((ValueError, TypeError), match=r"aux_out\[0\]"):
+            sampler.step(0, x, np.cos(x), state=sampler.state(x), out=x, denoised_out=wrong)
+        np.testing.assert_array_equal(x, 1)
+
+
+@pytest.mark.parametrize("kind", ["big-endian", "a subclass"])
+def test_a_state_serves_whatever_array_update_takes(kind):
+    class Own(np.ndarray):
+        pass
+
+    x = np.random.default_rng(0).normal(size=(2, 3))
+    given = x.astype(">f8") if kind == "big-endian" else x.view(Own)
+    for name in ("ddpm", "unipc"):
+        sampler = getattr(samplers, name)(VP, 5)
+        results = [sampler.sample(lambda x, t: np.cos(x), a, Noise(1), callback=lambda *_: None) for a in (x, given)]
+        np.testing.assert_array_equal(*results)
 
 
 def test_a_new_state_is_zero():
@@ -610,6 +657,9 @@ def test_guidance_is_the_mixture():
             sampler.step(1, x, noise=noise, **bad)
     with pytest.raises(ValueError, match=r"a number or of shape \(4,\), got \(3,\)"):
         sampler.step(1, x, (uncond, cond), noise, guidance_scale=weights[:3])
+    for scale in (math.nan, [1.0, 2.0, math.inf, 0.0]):
+        with pytest.raises(ValueError, match="guidance_scale must be finite, got"):
+            sampler.step(1, x, (uncond, cond), noise, guidance_scale=scale)
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -632,6 +682,12 @@ def test_dynamic_thresholding(guided):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13)
     x[1, 2] = np.nan
     np.testing.assert_array_equal(np.isnan(sampler.step(2, x, output, noise, **options)), np.isnan(x))
+
+
+def test_dynamic_thresholding_of_a_single_number():
+    sampler = samplers.ddim(VP, 4, clip=samplers.Threshold(0.9, 2))
+    one, x = np.array([1.5]), np.array(1.5)
+    assert sampler.step(0, x, x / 2) == sampler.step(0, one, one / 2)[0]
 
 
 def test_empty_batches():

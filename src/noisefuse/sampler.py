@@ -142,8 +142,7 @@ class Sampler:
             return ops.update(self._inputs, i, x, out=out), t
         if out is None:
             return x, t
-        out[...] = x
-        return out, t
+        return ops.update(_level(1.0, 0.0), 0, x, out=out), t
 
     def state(self, x: Array) -> State:
         """The history of a new run on arrays like x; what is not remembered yet is 0."""
@@ -208,11 +207,13 @@ class Sampler:
             past, aux, after = ([], [], 0) if state is None else state.moves[self._push[i]][state.at]
         except (AttributeError, LookupError):
             raise self._not_its(state) from None
-        if denoised_out is not None and self._denoised[i] > len(aux):
-            aux = [*aux, denoised_out]
+        own: list[Array] = []
+        if denoised_out is not None:  # in place of the state's own, if it has one, which is filled afterwards
+            at = self._denoised[i] - 1
+            own, aux = aux[at : at + 1], [*aux[:at], denoised_out, *aux[at + 1 :]]
         x = ops.update(table, rows, x, model_output, past=past, noise=noise, out=out, aux_out=aux)
-        if denoised_out is not None and (denoised := aux[self._denoised[i] - 1]) is not denoised_out:
-            denoised_out[...] = denoised
+        for array in own:
+            array[...] = denoised_out
         if state is not None:
             state.at = after
         return x
@@ -302,6 +303,8 @@ def _guided(
     if scale is None or not isinstance(model_output, tuple) or len(model_output) != 2:
         raise TypeError("guidance needs both: model_output=(uncond, cond) and guidance_scale")
     weights = np.asarray(scale, np.float64)
+    if not np.all(np.isfinite(weights)):
+        raise ValueError(f"guidance_scale must be finite, got {scale!r}")
     if weights.shape not in ((), x.shape[:1]):
         raise ValueError(f"guidance_scale must be a number or of shape {tuple(x.shape[:1])}, got {weights.shape}")
     if weights.ndim == 0:
@@ -324,7 +327,7 @@ def _thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tupl
         raise NotImplementedError(
             "Threshold: dynamic thresholding has no gradient: detach x and model_output, or use torch.no_grad()"
         )
-    clean = _numbers(clean)
+    clean = np.atleast_1d(_numbers(clean))
     if clean.size == 0:
         return table, rows
     q = np.quantile(np.abs(clean.reshape(len(clean), -1)), ratio, axis=1)
@@ -377,7 +380,9 @@ def _drawn(noise: Noises, i: int, stream: int, x: Array) -> Array:
 
 
 def _zeros_like(x: Array) -> Array:
-    return x.new_zeros(x.shape) if hasattr(x, "new_zeros") else np.zeros_like(x, order="C")  # torch, NumPy
+    if isinstance(x, np.ndarray):  # also a subclass, or of another byte order, which no kernel writes
+        return np.zeros(x.shape, x.dtype.newbyteorder("="))
+    return x.new_zeros(x.shape) if hasattr(x, "new_zeros") else np.zeros_like(x, order="C")  # torch, CuPy
 
 
 def _several_zeros_like(x: Array, n: int) -> list[Array]:

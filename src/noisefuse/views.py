@@ -113,6 +113,8 @@ def edm(sigma_data: float = 0.5, *, v: bool = False) -> View:
         return sigma * c_in**2, -size * alpha * c_in
 
     def time(alpha: float, sigma: float, t: float) -> float:
+        if alpha == 0:
+            raise ValueError("alpha is 0 at the first step: x is pure noise there, and c_noise = log(s) / 4 infinite")
         return math.log(sigma / alpha) / 4
 
     return View("edm_v" if v else "edm", clean, noise, scale, time)

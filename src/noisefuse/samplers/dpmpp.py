@@ -79,7 +79,8 @@ def dpmpp_2m_sde(
     run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
     rows: list[Placed] = []
     for here, there, h, D1 in _steps(run, lower_order_final):
-        phi = -math.expm1(-2 * h)
+        # rounding could make it negative where both levels are the same
+        phi = max(0.0, -math.expm1(-2 * h))
         w = _weight(solver, phi, 2 * h)
         out = there.sigma / here.sigma * math.exp(-h) * x + there.alpha * (phi * D + w * D1)
         rows.append(run.row(here, out + there.sigma * math.sqrt(phi) * z, keep=[D]))

@@ -131,7 +131,8 @@ def grid(
         drop_last: "leading" and "linspace" lay one index more and leave the least noisy out.
 
     Raises:
-        ValueError: an unknown spacing, more steps than the schedule has, a time outside it, impossible ends.
+        ValueError: an unknown spacing, more steps than the schedule has, a time outside it, impossible ends, a final
+            level above the last one.
     """
     if not isinstance(steps, int | np.integer):
         alpha, sigma, times = _explicit(axis, np.asarray(steps, np.float64))
@@ -143,6 +144,8 @@ def grid(
     elif spacing in _OF_LEVELS:
         least = axis.levels[0] if sigma_min is None else sigma_min
         most = axis.levels[-1] if sigma_max is None else sigma_max
+        if axis.family == "flow" and most > 1:
+            raise ValueError(f"sigma_max must be at most 1 where alpha + sigma = 1, got {most}")
         level = _levels(spacing, int(steps), least, most, rho)
         alpha, sigma = axis.columns(level)
         times = axis.times(level)
@@ -152,6 +155,8 @@ def grid(
         raise ValueError(f"final must be zero or sigma_min, got {final!r}")
     end: tuple[Any, ...] = (1.0, 0.0, 0.0) if final == "zero" else axis.at_index(np.zeros(1))
     alpha, sigma, times = map(np.append, (alpha, sigma, times), end)
+    if sigma[-1] * alpha[-2] > (1 + 1e-9) * sigma[-2] * alpha[-1]:
+        raise ValueError('final="sigma_min", the schedule\'s least noisy level, is above the last one of these steps')
     if axis.timed_by_index and np.all(times == np.floor(times)):
         times = times.astype(np.int64)  # networks embed a whole time as an integer
     return Grid(alpha, sigma, times)
@@ -184,6 +189,9 @@ def _indices(spacing: str, length: int, n: int, offset: int, drop_last: bool) ->
         indices = np.arange(laid)[::-1][:n] * float(length // laid) + offset
     else:
         indices = np.linspace(0, length - 1, laid)[::-1][:n] if laid > 1 else np.array([length - 1.0])
+    if not np.all(np.diff(np.round(indices)) < 0):
+        hint = 'one more is laid and left out; spacing="trailing" has room'
+        raise ValueError(f"{n} steps do not fit into a schedule of {length} by {spacing!r}: {hint}")
     _inside(indices, length)
     return indices
 
@@ -193,6 +201,8 @@ def _levels(spacing: str, n: int, least: float, most: float, rho: float) -> Arra
     if not 0 < least < most < np.inf:
         hint = " (zero terminal SNR: use a spacing of indices)" if most == np.inf else ""
         raise ValueError(f"sigma_min and sigma_max must satisfy 0 < min < max < inf, got {least}, {most}{hint}")
+    if not 0 < rho < np.inf:
+        raise ValueError(f"rho must be positive and finite, got {rho}")
     if spacing == "karras":
         return np.asarray(np.linspace(most ** (1 / rho), least ** (1 / rho), n) ** rho)
     if spacing == "exponential":
