@@ -416,6 +416,11 @@ def test_compiled_code_is_kept_on_disk_and_is_that_of_the_text(tmp_path):
     assert "built wrongly" in python(code, **environment).stderr
 
 
+def test_without_compiled_code_there_is_another_backend():
+    done = python(DRAW, NOISEFUSE_BACKEND="numba", NUMBA_DISABLE_JIT="1")
+    assert "ImportError: NUMBA_DISABLE_JIT is set: Numba compiles nothing" in done.stderr
+
+
 def test_without_a_folder_to_keep_it_in_code_is_compiled_each_time():
     code = f"import numba.core.caching as c; c.CacheImpl._locator_classes = []\n{DRAW}"
     done = python(code, NOISEFUSE_BACKEND="numba")

@@ -13,7 +13,8 @@ them vectorise. The bits are those of `noisefuse.randn`, everywhere, as long as 
 
 Arguments, all of them integers: seed in [0, 2^64), sample in [0, 2^56), step in [0, 2^32), element in [0, 2^34), block
 = element // 4 in [0, 2^32), stream in [0, 128), as docs/noise.md has them; give seeds of 2^63 and more as
-`numpy.uint64`. Nothing is checked here: what is out of range wraps.
+`numpy.uint64`. Nothing is checked here: what is out of range is the noise of another
+element, sample, step or stream.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numpy import float32, int64, uint8, uint16, uint32, uint64
@@ -24,6 +24,9 @@ from . import device, inlining, loops, spec
 from .call import AFFINE, COLUMNS, HIGH, LOW, D, X, Z
 from .device import OPTIONS, SPEC, fma, inlined, mul, select
 from .loops import each, whole_vectors
+
+if config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set: Numba compiles nothing")
 
 TILE = 256  # elements
 BLOCKS = QUARTER = TILE // 4  # of four words
