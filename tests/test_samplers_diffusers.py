@@ -331,13 +331,14 @@ def test_posterior_variance_in_float32_and_exactly(monkeypatch):
     assert 1e-5 < distance[1] < 1e-3
 
 
-@pytest.mark.parametrize("n", STEPS)
-def test_ddim_on_linspace_ends_elsewhere(n, monkeypatch):
-    """Their DDIM steps by T // n, on "linspace" not to the next time. Its rows are ours to that time."""
-    theirs = Theirs("DDIMScheduler", VP | FREE | {"timestep_spacing": "linspace"}, True, monkeypatch)
+@pytest.mark.parametrize(("spacing", "n"), [*(("linspace", n) for n in STEPS), ("trailing", 3), ("trailing", 33)])
+def test_ddim_steps_elsewhere(spacing, n, monkeypatch):
+    """Their DDIM steps by T // n, not to the next time on "linspace", nor on "trailing" where n does not divide T. Its
+    rows are ours to that time."""
+    theirs = Theirs("DDIMScheduler", VP | FREE | {"timestep_spacing": spacing}, True, monkeypatch)
     times = theirs.set_timesteps(n)
     schedule = Schedule.from_alphas_cumprod(theirs.scheduler.alphas_cumprod.numpy())
-    own, rng, distance = samplers.ddim(schedule, n, spacing="linspace"), np.random.default_rng(0), 0.0
+    own, rng, distance = samplers.ddim(schedule, n, spacing=spacing), np.random.default_rng(0), 0.0
     assert own.timesteps.tolist() == times.tolist()
     for i, t in enumerate(times.tolist()):
         x, m = rng.normal(size=(2, *SHAPE))
