@@ -209,6 +209,17 @@ def gpu_uniform(out, seed):
     out[i] = float32(2.5) + nfn.uniform(seed, 1, 2, i)
 
 
+def gpu_uniform64(out, seed):
+    i = cuda.grid(1)
+    out[i] = 2.5 + nfn.uniform64(seed, 1, 2, i)
+
+
+def gpu_row(out, seed):
+    i = cuda.grid(1)
+    x = out[i]
+    out[i] = float32(2.5) + nfn.apply_row(out, int64(seed), (x, x, x, x, x, x, x), x)[0]
+
+
 def gpu_q_sample(out, seed):
     i = cuda.grid(1)
     out[i] = float32(2.5) + nfn.fma(out[i], out[i], nfn.mul(out[i], nfn.normal(seed, 1, 2, i)))
@@ -216,7 +227,8 @@ def gpu_q_sample(out, seed):
 
 PAIR32 = len(spec.LOG1P32) + len(spec.COS32) + len(spec.SIN32) - 2  # a polynomial has one less; ln 4 takes one
 PAIR64 = len(spec.LOG1P64) + len(spec.COS64) + len(spec.SIN64) - 2
-FUSED = {gpu_normal: PAIR32, gpu_normal4: 2 * PAIR32, gpu_normal64: PAIR64, gpu_uniform: 0, gpu_q_sample: PAIR32 + 1}
+FUSED = {gpu_normal: PAIR32, gpu_normal4: 2 * PAIR32, gpu_normal64: PAIR64, gpu_uniform: 0, gpu_uniform64: 0}
+FUSED |= {gpu_q_sample: PAIR32 + 1, gpu_row: 3 + 9}  # a row's terms: those of D, and of one output
 needs_cuda = pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="needs numba-cuda")
 
 
@@ -224,7 +236,7 @@ needs_cuda = pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, 
 @pytest.mark.parametrize("kernel", FUSED)
 def test_nothing_is_contracted_or_approximate_on_a_gpu(kernel):
     """As many fma as the text has, and no product that meets a sum which the assembler could fuse."""
-    real = float64 if kernel is gpu_normal64 else float32
+    real = float64 if kernel.__name__.endswith("64") else float32
     text, _ = cuda.compile_ptx(kernel, void(real[:], uint64), cc=(9, 0))
     found = re.findall(r"^\s*(?:@%p\d+ )?([a-z]\w*)\.([\w.]*f(?:32|64))\s+(%\w+), ([^;]*);", text, re.MULTILINE)
     count = collections.Counter(name for name, *_ in found)
@@ -248,6 +260,7 @@ def test_device_functions_compile_by_themselves():
         (nfn.normal4, number),
         (nfn.normal64, number),
         (nfn.uniform, number),
+        (nfn.uniform64, number),
         (nfn.philox4x32, (uint32,) * 6),
     ):
         text, _ = cuda.compile_ptx(function.py_func, signature, device=True, cc=(9, 0), abi="numba")
@@ -262,6 +275,7 @@ def test_a_gpu_gives_the_same_bits():
         (gpu_normal, "float32", nf.randn),
         (gpu_normal64, "float64", nf.randn),
         (gpu_uniform, "float32", nf.uniform),
+        (gpu_uniform64, "float64", nf.uniform),
     ):
         out = cuda.to_device(np.zeros(1 << 16, dtype))
         cuda.jit(kernel)[256, 256](out, np.uint64(9))

@@ -438,6 +438,13 @@ def test_a_last_step_of_no_length_but_for_rounding():
         samplers.dpmpp_2m_sde(Schedule.laplace(), n, spacing="karras", final="sigma_min", lower_order_final=False)
 
 
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde"])
+def test_the_last_step_is_of_first_order_in_short_runs(name):
+    for n in (14, 15):
+        last = getattr(samplers, name)(VP, n, final="sigma_min").tableau.rows[-1]["out"]
+        assert (last["past1"] == 0) == (n < 15)
+
+
 def test_final_sigma_min_stays_noisy():
     """The last D is mixed with what the least noisy level keeps; "zero" ends on D."""
     rules = [samplers.ddim, samplers.euler, partial(samplers.dpmpp_2m, lower_order_final=False)]
@@ -666,13 +673,15 @@ def test_guidance_is_the_mixture():
 def test_dynamic_thresholding(guided):
     rng = np.random.default_rng(1)
     x, uncond, cond = rng.normal(size=(3, 4, 60))
-    x[0] /= 50  # a sample that stays inside [-1, 1] is not scaled
+    for array in (x, uncond, cond):
+        array[0] /= 50  # a sample that stays inside [-1, 1] is not scaled
     sampler = samplers.ddpm(VP, 5, prediction="v", clip=samplers.Threshold(0.9, 2.5))
     w = np.array([1.0, 3.0, 0.5, 2.0])
     m = uncond + w[:, None] * (cond - uncond) if guided else cond
     row = sampler.tableau.rows[2]
     clean = row["clean"]["x"] * x + row["clean"]["m1"] * m
     s = np.clip(np.quantile(np.abs(clean), 0.9, axis=1, keepdims=True), 1, 2.5)
+    assert s[0] == 1
     bounded = samplers.ddpm(VP, 5, prediction="sample", clip=1e9)  # its model output is D
     noise, denoised = Noise(4), np.empty_like(x)
     expected = bounded.step(2, x, np.clip(clean, -s, s) / s, noise)
