@@ -26,12 +26,14 @@ import noisefuse as nf
 from conftest import bits
 from noisefuse.backends import spec
 from test_threads import python
+from test_update import random_table
 
 pytest.importorskip("numba")
 
 from numba import cuda, float32, float64, guvectorize, int64, njit, prange, uint32, uint64, vectorize, void
 
 import noisefuse.numba as nfn
+from noisefuse.sampler import Sampler
 
 ROOT = Path(__file__).parents[1]
 
@@ -119,6 +121,10 @@ SAMPLERS = {
     "dpmpp_2m_sde": nf.samplers.dpmpp_2m_sde(SCHEDULE, steps=6),
     "unipc": nf.samplers.unipc(SCHEDULE, steps=6),
     "pndm": nf.samplers.pndm(SCHEDULE, steps=6),
+    "bounded above": nf.samplers.ddpm(SCHEDULE, steps=6, clip=(-math.inf, 0.5)),
+    # columns that no sampler has
+    "all columns": Sampler(random_table(np.random.default_rng(0), 6, 1.0)),
+    "some columns": Sampler(random_table(np.random.default_rng(1), 6, 0.4)),
 }
 
 
