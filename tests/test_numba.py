@@ -341,6 +341,11 @@ def test_a_missing_extension_is_said_once_and_done_without(missing, backend):
     assert "C++20 compiler" in reason
     assert done.stderr.count("RuntimeWarning") == 1
     assert f"runs on its backend '{backend}'" in done.stderr
+    if "numba" in missing:
+        assert (
+            "ImportError: Numba is not installed: pip install 'noisefuse[numba]'"
+            in python(f"{code}\nimport noisefuse.numba", NOISEFUSE_BACKEND=None).stderr
+        )
 
 
 COMPILED = """

@@ -309,6 +309,7 @@ BAD_ARGUMENTS = [
     ("ddim", VP, {"steps": 0}, ValueError, "steps must be at least 1"),
     ("ddim", VP, {"steps": 1001}, ValueError, "1001 steps do not fit into a schedule of 1000"),
     ("ddim", VP, {"steps": [3, 5]}, ValueError, "strictly falling"),
+    ("ddim", VP, {"steps": 2.0}, ValueError, "steps must be an integer or a list of .* times, got 2.0"),
     ("ddim", VP, {"steps": [1000, 5]}, ValueError, r"has times 0 \.\. 999, got 1000 \.\. 5"),
     *(
         (name, VP, {"steps": 1000, "spacing": spacing}, ValueError, f"do not fit .* by '{spacing}': .*\"trailing\" has")
@@ -592,9 +593,16 @@ def test_denoised_out_is_checked_before_anything_is_written(name):
     """Also where the state keeps what is written there."""
     sampler, x = getattr(samplers, name)(VP, 5), np.ones((2, 3))
     for wrong in (np.empty(7), np.empty((4, 2, 3)), np.empty((2, 3), int), x):
-        with pytest.raises((ValueError, TypeError), match=r"aux_out\[0\]"):
+        with pytest.raises((ValueError, TypeError), match="denoised_out"):
             sampler.step(0, x, np.cos(x), state=sampler.state(x), out=x, denoised_out=wrong)
         np.testing.assert_array_equal(x, 1)
+
+
+def test_lists_are_no_arrays():
+    sampler = samplers.dpmpp_2m(VP, 5)
+    for call in (sampler.state, lambda x: sampler.noised(1, x, Noise(1))):
+        with pytest.raises(TypeError, match="expected an array, got list"):
+            call([1.0, 2.0])
 
 
 @pytest.mark.parametrize("kind", ["big-endian", "a subclass"])

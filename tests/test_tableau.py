@@ -56,8 +56,10 @@ def test_symbols_are_arithmetic():
     for product in (lambda: x * m1, lambda: x / m1):
         with pytest.raises(TypeError, match=r"rows are affine: x is (multiplied|divided) by numbers, not by m$"):
             product()
-    with pytest.raises(TypeError, match=r"rows are affine: .* a constant is a number times k"):
-        x + 1
+    for other in (lambda: x + 1, lambda: 1 + x, lambda: x - 1, lambda: 1 - x):
+        with pytest.raises(TypeError, match=r"rows are affine: .* a constant is a number times k"):
+            other()
+    assert repr(sum([x, 2 * m1])) == repr(x + 2 * m1)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -151,6 +153,9 @@ def test_foreign_json_is_refused():
             Tableau.from_json(text)
     with pytest.raises(ValueError, match="columns of this tableau are not those of ROW"):
         Tableau.from_json(json.dumps({**stored, "columns": ["x"]}))
+    for wrong in ({key: value for key, value in stored.items() if key != "rows"}, {**stored, "steps": 3}):
+        with pytest.raises(ValueError, match=r"not a whole noisefuse tableau: .*(rows|steps)"):
+            Tableau.from_json(json.dumps(wrong))
     with pytest.raises(ValueError, match="cannot reshape"):
         Tableau.from_json(json.dumps({**stored, "rows": [[1.0] * 18] * 6}))
 

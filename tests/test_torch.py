@@ -643,6 +643,7 @@ class Noised(Dataset):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # where there is one processor
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_noise_as_one_process_does(start):
     data = Noised(epoch=3)

@@ -13,17 +13,19 @@ them vectorise. The bits are those of `noisefuse.randn`, everywhere, as long as 
 
 Arguments, all of them integers: seed in [0, 2^64), sample in [0, 2^56), step in [0, 2^32), element in [0, 2^34), block
 = element // 4 in [0, 2^32), stream in [0, 128), as docs/noise.md has them; give seeds of 2^63 and more as
-`numpy.uint64`. Nothing is checked here: what is out of range is the noise of another
-element, sample, step or stream.
+`numpy.uint64`. Nothing is checked here: what is out of range is the noise of another element, sample, step or stream.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from numpy import float32, uint32, uint64
 from numpy.typing import DTypeLike, NDArray
 
+if find_spec("numba") is None:
+    raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
 from .backends.call import AFFINE, CLEAN, HIGH, LOW, M1, M2, PAST1, PAST2, PAST3, PAST4, D, X, Z
 from .backends.device import USER, fma, mul, select, user
 from .ops import _table_rows, need_tableau

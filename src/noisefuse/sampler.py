@@ -211,7 +211,12 @@ class Sampler:
         if denoised_out is not None:  # in place of the state's own, if it has one, which is filled afterwards
             at = self._denoised[i] - 1
             own, aux = aux[at : at + 1], [*aux[:at], denoised_out, *aux[at + 1 :]]
-        x = ops.update(table, rows, x, model_output, past=past, noise=noise, out=out, aux_out=aux)
+        try:
+            x = ops.update(table, rows, x, model_output, past=past, noise=noise, out=out, aux_out=aux)
+        except (TypeError, ValueError) as error:
+            if denoised_out is None or (name := f"aux_out[{at}]") not in str(error):
+                raise
+            raise type(error)(str(error).replace(name, "denoised_out")) from None
         for array in own:
             array[...] = denoised_out
         if state is not None:
@@ -380,20 +385,27 @@ def _drawn(noise: Noises, i: int, stream: int, x: Array) -> Array:
 
 
 def _zeros_like(x: Array) -> Array:
-    if isinstance(x, np.ndarray):  # also a subclass, or of another byte order, which no kernel writes
-        return np.zeros(x.shape, x.dtype.newbyteorder("="))
+    if not hasattr(x, "dtype"):
+        raise TypeError(f"expected an array, got {type(x).__name__}")
+    if isinstance(x, np.ndarray):
+        return _zeros(x.shape, x)
     return x.new_zeros(x.shape) if hasattr(x, "new_zeros") else np.zeros_like(x, order="C")  # torch, CuPy
+
+
+def _zeros(shape: tuple[int, ...], x: Array) -> Array:
+    """Of x's dtype, but a plain array in native byte order also where x is none."""
+    return np.zeros(shape, x.dtype.newbyteorder("="))
 
 
 def _several_zeros_like(x: Array, n: int) -> list[Array]:
     """n arrays; NumPy's in one block, where each begins with a line of the caches, three lines on from the last one's
     end: stored vectors then lie in one line each, worth a tenth of a step, and the arrays differ in their place in
     a page."""
-    if type(x) is not np.ndarray:
+    if not isinstance(x, np.ndarray):
         return [_zeros_like(x) for _ in range(n)]
     line = max(1, 64 // x.itemsize)
     apart = (-(-x.size // line) + 3) * line
-    block = np.zeros(n * apart + line, x.dtype)
+    block = _zeros((n * apart + line,), x)
     first = -block.ctypes.data % 64 // x.itemsize
     return [block[at : at + x.size].reshape(x.shape) for at in range(first, first + n * apart, apart)]
 

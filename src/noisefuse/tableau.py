@@ -66,8 +66,14 @@ class Affine:
             )
         return Affine(a + b for a, b in zip(self.coefficients, other.coefficients, strict=True))
 
+    def __radd__(self, other: Affine | int) -> Affine:
+        return self if isinstance(other, int) and other == 0 else self + other  # type: ignore[operator]  # sum() has 0
+
     def __sub__(self, other: Affine) -> Affine:
         return self + -1 * other
+
+    def __rsub__(self, other: Affine) -> Affine:
+        return -self + other
 
     def __neg__(self) -> Affine:
         return -1 * self
@@ -447,9 +453,12 @@ class Tableau:
             raise ValueError("this JSON is not a noisefuse tableau of version 1")
         if stored.pop("columns", None) != list(_COLUMNS):
             raise ValueError("the columns of this tableau are not those of ROW")
-        numbers = [[float(c) for c in row] for row in stored.pop("rows")]
-        rows = np.array(numbers, np.float64).reshape(len(numbers), len(_COLUMNS)).view(ROW)[:, 0]
-        return cls(rows, **stored)
+        try:
+            numbers = [[float(c) for c in row] for row in stored.pop("rows")]
+            rows = np.array(numbers, np.float64).reshape(len(numbers), len(_COLUMNS)).view(ROW)[:, 0]
+            return cls(rows, **stored)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this JSON is not a whole noisefuse tableau: {error!r}") from error
 
     def __repr__(self) -> str:
         n, shown = len(self), 3

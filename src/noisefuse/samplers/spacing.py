@@ -164,7 +164,7 @@ def grid(
 
 def _explicit(axis: Axis, times: Array) -> tuple[Array, Array, Array]:
     if times.ndim != 1 or not times.size or not np.all(np.diff(times) < 0):
-        raise ValueError(f"steps must be a number or a list of strictly falling times, got {times}")
+        raise ValueError(f"steps must be an integer or a list of strictly falling times, got {times}")
     if axis.timed_by_index:
         _inside(times, len(axis.levels))
         return axis.at_index(times)
