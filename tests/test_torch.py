@@ -556,6 +556,18 @@ def test_compiled_gradients_of_the_forward_process():
     assert torch.equal(made, expected)
 
 
+@pytest.mark.parametrize("noise", [None, tensor(3, 4, seed=1)], ids=["none", "an array"])
+def test_compiled_gradients_where_nothing_is_drawn(noise):
+    sampler = nf.samplers.ddim(S, 5, eta=0.0 if noise is None else 1.0)
+
+    def function(x):
+        return sampler.step(2, x, x * x, noise).sum()
+
+    call, x = compiled(function), tensor(3, 4, grad=True)
+    (made,), (expected,) = (torch.autograd.grad(f(x), x) for f in (call, function))
+    assert torch.equal(made, expected)
+
+
 def test_one_graph_for_all_rows_and_seeds():
     sampler = SAMPLERS["ddpm"]
 

@@ -514,7 +514,8 @@ def _(number: int, slot: str, row: Any, times: Any, kept: Any, grads: Sequence[T
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.number, ctx.row, times, tensors, _ = inputs
+    ctx.number, ctx.row, times, tensors, words = inputs
+    ctx.of_words = None if words else []  # torch takes an empty list for one of tensors
     operation = _KEPT[ctx.number]
     ctx.wanted = [(slot, x.dtype, x.requires_grad) for slot, x in zip(operation.slots, tensors, strict=True)]
     ctx.save_for_backward(*([] if times is None else [times]), *operation.kept(tensors))
@@ -526,7 +527,7 @@ def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
         torch.ops.noisefuse.gradient(ctx.number, slot, ctx.row, times, kept, grads).to(dtype) if needed else None
         for slot, dtype, needed in ctx.wanted
     ]
-    return None, None, None, made, None
+    return None, None, None, made, ctx.of_words
 
 
 _apply.register_autograd(_backward, setup_context=_keep_for_backward)
