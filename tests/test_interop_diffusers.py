@@ -621,6 +621,21 @@ def test_numbers_that_a_user_puts_in(name, in_place):
             assert difference(found, expected) <= LOOP
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("Flow")])  # which has no such option
+def test_a_configuration_that_changes_within_a_run(name):
+    pair, x = DEFAULTS[name].pair(), torch.linspace(-1, 1, 96).reshape(SHAPE)
+    for k in range(4):
+        results = []
+        for scheduler in pair:
+            if k == 2:
+                scheduler.register_to_config(prediction_type="v_prediction")
+            scheduler.is_scale_input_called = True
+            generator = torch.Generator().manual_seed(0)
+            t = scheduler.timesteps[k]
+            results.append(scheduler.step(0.1 * x, t, x, **arguments(scheduler, generator, {}))[0])
+        assert difference(results[1], results[0]) <= LOOP
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_in_inference_mode(name):
     case = copy.deepcopy(DEFAULTS[name])
@@ -955,11 +970,46 @@ def test_layouts(name, layout):
             assert torch.equal(results[0][key], results[1][key])
 
 
-def test_per_token_timesteps_of_flow_matching():
-    pair, x = DEFAULTS["FlowMatchEulerDiscreteScheduler"].pair(), torch.randn(2, 6, 5)
-    tokens = torch.rand(2, 6) * 1000
-    a, b = (s.step(x, s.timesteps[0], x, per_token_timesteps=tokens)[0] for s in pair)
-    assert torch.equal(a, b)
+def test_per_token_timesteps_of_flow_matching(caplog):
+    """diffusers' own step, which says so, and cannot draw a Noise."""
+    pair = Case("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}).pair()
+    x, tokens, results = torch.randn(2, 6, 5), torch.rand(2, 6) * 1000, []
+    ours._said.clear()
+    for scheduler in pair:
+        torch.manual_seed(0)
+        results.append(scheduler.step(x, scheduler.timesteps[0], x, per_token_timesteps=tokens)[0])
+    assert torch.equal(*results)
+    assert "diffusers' own step is used for per_token_timesteps" in caplog.text
+    with pytest.raises(TypeError, match="diffusers does this step for per_token_timesteps, and cannot draw Noise"):
+        pair[1].step(x, pair[1].timesteps[1], x, per_token_timesteps=tokens, generator=nf.Noise(1))
+    pair[1].noise = nf.Noise(1)
+    with pytest.raises(TypeError, match="diffusers does this step for per_token_timesteps, and cannot draw Noise"):
+        pair[1].step(x, pair[1].timesteps[1], x, per_token_timesteps=tokens)
+
+
+def test_methods_that_a_derived_class_replaces(caplog):
+    """Rows are made of diffusers' methods. With one of their own derived classes do as diffusers'."""
+    ours._said.clear()
+    results = []
+    for kind in (diffusers.DDPMScheduler, ours.DDPMScheduler):
+
+        class Own(kind):
+            def step(self, *args, **kwargs):
+                return super().step(*args, **kwargs)
+
+        class Wider(Own):
+            def _get_variance(self, *args, **kwargs):
+                return 4 * super()._get_variance(*args, **kwargs)
+
+        for each in (Own(), Wider()):
+            each.set_timesteps(10)
+            x = torch.linspace(-1, 1, 96).reshape(SHAPE)
+            results.append(each.step(0.1 * x, each.timesteps[2], x, generator=torch.Generator().manual_seed(0))[0])
+    assert difference(results[2], results[0]) <= LOOP
+    assert torch.equal(results[3], results[1])
+    assert [record.getMessage() for record in caplog.records] == [
+        "Wider: diffusers' own step is used because _get_variance of its own replaces diffusers'"
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -1084,6 +1134,21 @@ def test_pipelines_give_the_same_pictures(kind, tmp_path):
     pipeline.save_pretrained(tmp_path)
     loaded = type(pipeline).from_pretrained(tmp_path)
     assert type(loaded.scheduler) is getattr(diffusers, f"{kind}Scheduler")
+
+
+@pytest.mark.parametrize("how", ["constructor", "attribute", "components"])
+def test_pipelines_that_were_given_a_scheduler_of_ours_are_saved_and_loaded(how, tmp_path):
+    mine = ours.DDPMScheduler(prediction_type="v_prediction")
+    pipeline = diffusers.DDPMPipeline(unet(), mine if how == "constructor" else diffusers.DDPMScheduler())
+    if how == "attribute":
+        pipeline.scheduler = mine
+    if how == "components":
+        pipeline.scheduler = diffusers.DDPMScheduler.from_config(mine.config)
+        pipeline = diffusers.DDPMPipeline(**ours.accelerate(pipeline).components)
+    pipeline.save_pretrained(tmp_path)
+    loaded = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    assert type(loaded.scheduler) is ours.DDPMScheduler
+    assert loaded.scheduler.config.prediction_type == "v_prediction"
 
 
 def test_a_pipeline_with_noise_of_its_own():

@@ -13,14 +13,17 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import operator
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import diffusers
 import numpy as np
 import torch
+from diffusers import SchedulerMixin  # noqa: F401  (pipelines that are loaded look for it beside our classes)
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -56,6 +59,7 @@ _ALSO = """
         Beyond diffusers: `generator` may be a `noisefuse.Noise`, or one for each sample; `timestep` may be a tensor of
         times for each sample or token, where the scheduler remembers nothing. See docs/diffusers.md.
 """
+_REPLACEABLE = {"step", "add_noise", "scale_noise", "set_timesteps", "scale_model_input"}  # not used by rows
 _new_output, _set_item = OrderedDict.__new__, OrderedDict.__setitem__
 
 
@@ -77,7 +81,8 @@ class _Run:
 
     timesteps: Tensor
     source: Tensor
-    versions: int | None  # of the values of both
+    config: Any
+    versions: int | None  # of the values of both tensors
     options: Options
     dtype: torch.dtype  # of the timesteps
     places: dict[int, int]
@@ -161,6 +166,7 @@ class Fused:
             run is not None
             and (timesteps := run.timesteps) is state["timesteps"]
             and (source := run.source) is state[run.named]
+            and run.config is state["_internal_dict"]
             and (run.versions is None or timesteps._version + source._version == run.versions)
             and type(t) is Tensor
             and t.dtype is run.dtype
@@ -253,13 +259,14 @@ class Fused:
         return self._apply(run, i, step, m, t, x, draws, return_dict, mixed=x.dtype is not m.dtype)
 
     def _their_step(
-        self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options, reason: str | None
-    ) -> Any:
-        """diffusers' own method. A reason is logged, once."""
+        self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options, reason: str | None,
+        others: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Any:  # fmt: skip
+        """diffusers' own method, with other arguments of its besides. A reason is logged, once."""
         name = type(self).__name__
         if _is_noise(noise := self.noise if draws is None and self._draws else draws):
             raise TypeError(f"{name}: diffusers does this step{f' {reason}' * bool(reason)}, and cannot draw {noise}")
-        given = dict(zip(self._options, options, strict=True))
+        given = {**dict(zip(self._options, options, strict=True)), **others}
         if isinstance(draws, Tensor):
             given["variance_noise"] = draws
         elif draws is not None:
@@ -279,6 +286,8 @@ class Fused:
             return "where the variance is learned"
         if self.__dict__.get("solver_p"):
             return "with a solver_p"
+        if own := _replaced(type(self)):  # type: ignore[arg-type]
+            return f"because {own} of its own replaces diffusers'"
         same = x.dtype is m.dtype
         if not same and (torch.promote_types(x.dtype, m.dtype) != x.dtype or config.get("prediction_type") == "sample"):
             return f"for a {x.dtype} sample and a {m.dtype} model output"
@@ -334,9 +343,10 @@ class Fused:
     def _run_from(self, i: int, clock: _Clock, options: Options) -> _Run:
         """The run that has step i as the scheduler is now."""
         state, run = self.__dict__, self._run
-        source = state[self._source]
+        source, config = state[self._source], state["_internal_dict"]
         versions = _version(clock.timesteps, source)
-        same = run is not None and run.timesteps is clock.timesteps and run.source is source
+        found = clock.timesteps, source, config
+        same = run is not None and all(map(operator.is_, (run.timesteps, run.source, run.config), found))
         if run is not None and same and run.versions == versions and run.options == options:
             step = run.steps.get(i)
             if not self._memory or isinstance(run.plan, Unsupported):
@@ -360,7 +370,7 @@ class Fused:
             for name in plan.names:  # some are set in the first step
                 state.setdefault(name, None)
         self._run = _Run(
-            clock.timesteps, source, versions, options, clock.timesteps.dtype, clock.places, plan, steps,
+            clock.timesteps, source, config, versions, options, clock.timesteps.dtype, clock.places, plan, steps,
             self._source, self._memory, self._by_time, self._upcasts,
         )  # fmt: skip
         return self._run
@@ -511,6 +521,14 @@ def _need_generators(value: Any) -> None:
         raise TypeError(f"generator: expected a list of one kind, got {kinds}")
 
 
+@functools.cache
+def _replaced(kind: Any) -> str | None:
+    """A method of diffusers' that a class derived from one of ours replaces: rows would not know of it."""
+    before_ours = kind.__mro__[: kind.__mro__.index(SCHEDULERS[kind._theirs])]
+    names = {name for base in before_ours for name in vars(base) if not name.startswith("__")} - _REPLACEABLE
+    return min((name for name in names if callable(getattr(kind._theirs, name, None))), default=None)
+
+
 def _common(plan: Plan) -> Step:
     """What all steps do alike, for samples at different ones."""
     steps = [*plan.steps.values()]
@@ -642,10 +660,10 @@ class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteSch
         return_dict: bool = True,
     ) -> Any:  # fmt: skip
         if per_token_timesteps is not None:
-            return self._theirs.step(
-                self, model_output, timestep, sample, s_churn, s_tmin, s_tmax, s_noise, generator, per_token_timesteps,
-                return_dict,
-            )  # fmt: skip
+            given = {"per_token_timesteps": per_token_timesteps}
+            return self._their_step(
+                model_output, timestep, sample, generator, return_dict, (), "for per_token_timesteps", given
+            )
         return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
     def scale_noise(self, sample: Any, timestep: Any, noise: Any = None) -> Any:
