@@ -866,6 +866,23 @@ def test_exact_needs_to_see_set_timesteps():
     scheduler.step(x, scheduler.timesteps[0], x)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_exact_coefficients_are_of_numbers_that_a_user_puts_in(name):
+    """Other sigmas or alphas_cumprod are not computed anew, for steps or for the noise of a Noise."""
+    pair, x = DEFAULTS[name].pair(coefficients="exact"), torch.linspace(-1, 1, 96).reshape(SHAPE)
+    z, results = torch.from_numpy(nf.randn(SHAPE, nf.Noise(3))), []
+    for scheduler, noise in zip(pair, (z, nf.Noise(3)), strict=True):
+        source = "sigmas" if hasattr(scheduler, "sigmas") else "alphas_cumprod"
+        setattr(scheduler, source, 0.9 * getattr(scheduler, source))
+        scheduler.is_scale_input_called = True
+        results.append([forward(scheduler, x, noise, scheduler.timesteps[[3, 7]])])
+        generator = torch.Generator().manual_seed(0)
+        for t in scheduler.timesteps[:5]:
+            given = arguments(scheduler, generator, {})
+            results[-1].append(scheduler.step(0.1 * results[-1][-1], t, results[-1][-1], **given)[0])
+    assert max(difference(a, b) for a, b in zip(*reversed(results), strict=True)) <= LOOP
+
+
 # ---- what diffusers has to do itself -----------------------------------------------------------------------
 
 

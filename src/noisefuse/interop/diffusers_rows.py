@@ -311,7 +311,7 @@ def _shadow(scheduler: Any, theirs: type, exact: bool) -> tuple[Any, dict[str, A
     """A copy of the scheduler, of their class, on the CPU; an exact one is computed anew, in float64."""
     if exact:
         kind, space = _widened(theirs)
-        shadow = _exact(scheduler, kind)
+        shadow = _exact(scheduler, theirs, kind)
     else:
         kind, space = theirs, vars(sys.modules[theirs.__module__])
         shadow = copy.copy(scheduler)
@@ -322,19 +322,30 @@ def _shadow(scheduler: Any, theirs: type, exact: bool) -> tuple[Any, dict[str, A
     return shadow, space
 
 
-def _exact(scheduler: Any, kind: Any) -> Any:
-    shadow = object.__new__(kind)
-    shadow._internal_dict = scheduler.config
+def _exact(scheduler: Any, theirs: type, kind: type) -> Any:
+    """Computed anew in float64; but what is not as diffusers computes it, its user has put there, and it stays."""
+    shadow, usual = (_anew(scheduler, each) for each in (kind, theirs))
+    for name, value in vars(scheduler).items():
+        if isinstance(value, Tensor | np.ndarray) and getattr(shadow, name, None) is not None:
+            value = torch.as_tensor(value).cpu()
+            if torch.equal(value, torch.as_tensor(getattr(usual, name)).cpu()):
+                continue
+            value = value.double() if value.is_floating_point() else value
+        setattr(shadow, name, value)
+    shadow.timesteps = scheduler.timesteps
+    return shadow
+
+
+def _anew(scheduler: Any, kind: Any) -> Any:
+    """A scheduler of this class, made as this one was."""
+    new = object.__new__(kind)
+    new._internal_dict = scheduler.config
     names = list(inspect.signature(kind.__init__).parameters)[1:]
-    kind.__init__(shadow, **{name: scheduler.config[name] for name in names})
+    inspect.unwrap(kind.__init__)(new, **{name: scheduler.config[name] for name in names})
     args, kwargs = scheduler._replay
     if args or kwargs:
-        given = inspect.signature(kind.set_timesteps).bind(shadow, *args, **kwargs).arguments
+        given = inspect.signature(kind.set_timesteps).bind(new, *args, **kwargs).arguments
         kind.set_timesteps(**{name: value for name, value in given.items() if name != "device"})
     elif getattr(scheduler, "num_inference_steps", None) is not None:
         raise RuntimeError("exact coefficients need to see how the timesteps were made: call set_timesteps again")
-    for name, value in vars(scheduler).items():
-        if not isinstance(value, Tensor | np.ndarray) or getattr(shadow, name, None) is None:
-            setattr(shadow, name, value)
-    shadow.timesteps = scheduler.timesteps
-    return shadow
+    return new
