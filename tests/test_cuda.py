@@ -381,6 +381,18 @@ def test_misaligned_arrays_take_the_kernels_for_anything_on_the_stand_in(cupy):
     assert names(cupy) == ["forward_f32", "any_f32", "any_f32", "any_f32"]
 
 
+def test_a_launch_of_aligned_arrays_is_not_repeated_for_others_on_the_stand_in(cupy):
+    """Calls alike but for where their arrays begin: a device stops at vector accesses that are not aligned."""
+    skip_the_self_test(cupy)
+    whole, out = np.zeros(2049, "float32"), cupy.empty((2, 1020), "float32")
+    start = -whole.ctypes.data // 4 % 4
+    assert out.data.ptr % 16 == 0
+    for shift in (0, 1, 0, 2):
+        x = stand_in.ndarray(whole[start + shift :][:2040].reshape(2, 1020))
+        nf.q_sample(x, 5, LINEAR, nf.Noise(1), out=out)
+    assert names(cupy) == ["forward_f32", "any_f32", "forward_f32", "any_f32"]
+
+
 def test_every_kernel_is_reached_on_the_stand_in(cupy):
     """Each name in the list of kernels.cu is one that the backend asks for, and the other way round."""
     text = (ROOT / "csrc" / "cuda" / "kernels.cu").read_text()
