@@ -938,6 +938,21 @@ def test_noise_is_not_ignored_where_diffusers_does_the_step(name):
         scheduler.step(x.clone().requires_grad_(), scheduler.timesteps[0], x)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_of_torch_func(name):
+    pair, x, results = DEFAULTS[name].pair(), torch.linspace(-1, 1, 96).reshape(SHAPE), []
+    for scheduler in pair:
+        scheduler.is_scale_input_called = True
+
+        def last(x, scheduler=scheduler):
+            generator = torch.Generator().manual_seed(0)
+            given = arguments(scheduler, generator, {})
+            return scheduler.step(0.1 * x, scheduler.timesteps[0], x, **given)[0].square().sum()
+
+        results.append(torch.func.grad(last)(x))
+    assert torch.equal(*results)
+
+
 BAD_DRAWS = {
     "a number": (7, r"generator: expected a torch\.Generator, a Noise or a list of either, got int"),
     "numbers": ([1, 2], r"generator\[0\]: expected a torch\.Generator or a Noise, got int"),
@@ -1098,6 +1113,15 @@ def test_accelerate_a_scheduler_in_the_middle_of_its_run(name):
         torch.manual_seed(0)
         results.append(scheduler.step(0.1 * x, scheduler.timesteps[3], x)[0])
     assert difference(*results) <= LOOP
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_accelerate_a_scheduler_that_was_used_and_add_noise(name):
+    """Nothing is known of how its timesteps were made, and nothing need be."""
+    theirs, _ = DEFAULTS[name].pair()
+    mine, x, noise = ours.accelerate(theirs), torch.randn(2, 3, 4), nf.Noise(1)
+    z, t = torch.from_numpy(nf.randn((2, 3, 4), noise)), theirs.timesteps[[1, 4]]
+    assert difference(forward(mine, x, noise, t), forward(theirs, x, z, t)) <= LOOP
 
 
 def test_accelerate_refuses():

@@ -313,7 +313,7 @@ class Fused:
                 self._init_step_index(t)
             return self._step_index
         if isinstance(t, Tensor):
-            place = clock.places.get(t.data_ptr()) if t.dtype is clock.host.dtype else None
+            place = _entry(clock, t) if t.dtype is clock.host.dtype else None
             return clock.values.get(t.item()) if place is None else place
         return clock.values.get(t)
 
@@ -334,7 +334,7 @@ class Fused:
     def _init_step_index(self, timestep: Any) -> None:
         clock = self._time()
         if self._begin_index is None and clock is not None and isinstance(timestep, Tensor):  # type: ignore[attr-defined]
-            place = clock.places.get(timestep.data_ptr()) if timestep.dim() == 0 else None
+            place = _entry(clock, timestep) if timestep.dim() == 0 else None
             if place is not None:
                 self._step_index = self.index_for_timestep(clock.host[place], clock.host)  # type: ignore[attr-defined]
                 return
@@ -487,6 +487,14 @@ def _is_noise(value: Any) -> bool:
     return isinstance(value, nf.Noise) or (
         isinstance(value, list | tuple) and all(isinstance(entry, nf.Noise) for entry in value)
     )
+
+
+def _entry(clock: _Clock, t: Tensor) -> int | None:
+    """Which of the timesteps it is a view of; None if of none, or if torch.func hides where it lies."""
+    try:
+        return clock.places.get(t.data_ptr())
+    except RuntimeError:
+        return None
 
 
 def _version(*tensors: Tensor) -> int | None:

@@ -346,6 +346,6 @@ def _anew(scheduler: Any, kind: Any) -> Any:
     if args or kwargs:
         given = inspect.signature(kind.set_timesteps).bind(new, *args, **kwargs).arguments
         kind.set_timesteps(**{name: value for name, value in given.items() if name != "device"})
-    elif getattr(scheduler, "num_inference_steps", None) is not None:
+    elif scheduler.coefficients == "exact" and getattr(scheduler, "num_inference_steps", None) is not None:
         raise RuntimeError("exact coefficients need to see how the timesteps were made: call set_timesteps again")
     return new
