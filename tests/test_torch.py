@@ -546,6 +546,24 @@ def test_compiled_samplers_and_their_gradients(name):
         assert equal(torch.autograd.grad(made.sum(), wanted), torch.autograd.grad(expected.sum(), wanted))
 
 
+@pytest.mark.parametrize("name", [n for n in SAMPLERS if n != "threshold"])
+def test_compiled_runs(name):
+    """Whole ones, and their steps with what the model is given."""
+    sampler = SAMPLERS[name]
+
+    def model(x, t):
+        return torch.tanh(x) * float(t) / 1000
+
+    def function(x, noise):
+        y, state = x, sampler.state(x)
+        for i in range(len(sampler)):
+            y = sampler.step(i, y, model(*sampler.model_input(i, y)), noise, state)
+        return y, sampler.sample(model, x, noise)
+
+    x = tensor(3, 4)
+    assert equal(compiled(function)(x, N), function(x, N))
+
+
 def test_compiled_gradients_of_the_forward_process():
     def function(x, t):
         x_t, target = nf.q_sample(x, t, S, N, target="velocity")

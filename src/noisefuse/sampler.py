@@ -66,6 +66,8 @@ class Sampler:
     _plain: int
     _remembering: int
     _denoised: list[int]
+    _times: list[Any]
+    _reads: list[int]
     _start: Tableau | None
     _inputs: Tableau | None
 
@@ -80,6 +82,9 @@ class Sampler:
             _plain=0 if tableau.slots or tableau.push.any() or tableau.threshold else len(tableau),
             _remembering=len(tableau) if tableau.slots and not tableau.threshold else 0,
             _denoised=tableau.denoised.tolist(),
+            # NumPy's numbers: torch.compile cannot follow into the array
+            _times=[*tableau.timesteps],
+            _reads=_reads(tableau),
             _start=None if tableau.start == 1 else _scaling([tableau.start]),
             _inputs=None if np.all(tableau.scale == 1) else _scaling(tableau.scale),
         )
@@ -137,7 +142,7 @@ class Sampler:
         out: where to write x_in, of x's shape and dtype. IndexError: no row i.
         """
         i = self._row(i)
-        t = self.tableau.timesteps[i]
+        t = self._times[i]
         if self._inputs is not None:
             return ops.update(self._inputs, i, x, out=out), t
         if out is None:
@@ -287,8 +292,7 @@ class Sampler:
         if not self._slots:
             return
         for i in range(start, len(self)):
-            row = self.tableau.rows[i]
-            if any(row[output][f"past{slot}"] for output in OUTPUTS for slot in range(kept + 1, 5)):
+            if self._reads[i] > kept:
                 raise ValueError(
                     f"row {i} of {self.tableau.name} remembers rows before {start}: "
                     "to start later, build a sampler of fewer steps"
@@ -296,6 +300,14 @@ class Sampler:
             kept += self._push[i]
             if kept >= self._slots:
                 return
+
+
+def _reads(tableau: Tableau) -> list[int]:
+    """Of each row, the oldest past that it reads: 0 none, 1 .. 4."""
+    last = np.zeros(len(tableau), np.int64)
+    for slot in range(1, 5):
+        last[np.any([tableau.rows[output][f"past{slot}"] for output in OUTPUTS], axis=0)] = slot
+    return last.tolist()
 
 
 # ---- coefficients that depend on the call ------------------------------------------------------------------
