@@ -249,7 +249,7 @@ class Fused:
         many = isinstance(t, Tensor) and t.numel() > 1
         i: Any = self._places(t, clock, x.shape) if many else self._place(t, clock)
         if i is None:
-            return theirs(f"at {t}, which is not among its timesteps")
+            return theirs("at times that are not among its timesteps")
         if not many and i >= len(clock.host):
             return theirs(None)  # raises an error
         run = self._run_from(0 if many else i, clock, options)
