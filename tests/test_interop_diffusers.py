@@ -928,6 +928,19 @@ def test_what_a_row_cannot_do(reason, caplog):
             ) if "grad" not in how else (pair[1].step(inputs[0], pair[1].timesteps[0], x, generator=nf.Noise(1)))
 
 
+def test_a_step_that_is_not_affine_is_seen(monkeypatch):
+    """Were diffusers to change: a product of two tensors has no row, though each unit vector has an answer."""
+    kind = inspect.getmodule(diffusers.DDPMScheduler).DDPMSchedulerOutput
+
+    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
+        return kind(prev_sample=sample * model_output)
+
+    scheduler, (m, x) = ours.DDPMScheduler(beta_end=0.0123), torch.randn(2, *SHAPE)
+    monkeypatch.setattr(diffusers.DDPMScheduler, "step", step)
+    assert torch.equal(scheduler.step(m, scheduler.timesteps[0], x).prev_sample, x * m)
+    assert "not affine" in str(scheduler._run.plan)
+
+
 @pytest.mark.parametrize("name", DRAWING)
 def test_noise_is_not_ignored_where_diffusers_does_the_step(name):
     scheduler = DEFAULTS[name].pair(noise=nf.Noise(7))[1]
