@@ -43,6 +43,18 @@ def arrays(shape: tuple[int, ...], n: int) -> list[Any]:
     return [rng.random(shape, dtype=np.float32) for _ in range(n)]
 
 
+def on_pages(shape: tuple[int, ...], n: int) -> list[Any]:
+    """The same, each from the start of a page: how two arrays lie within their lines is a third of a time, by chance,
+    and here that of a step is compared with that of a triad, whose arrays are others."""
+    placed = []
+    for array in arrays(shape, n):
+        memory = np.empty(array.nbytes + 4096, np.uint8)
+        first = -memory.ctypes.data % 4096
+        placed.append(memory[first : first + array.nbytes].view(np.float32).reshape(shape))
+        placed[-1][...] = array
+    return placed
+
+
 def make(name: str, **options: Any) -> Sampler:
     sampler: Sampler = getattr(nf.samplers, name)(SCHEDULE, STEPS, **options)
     return sampler
@@ -141,41 +153,42 @@ def library() -> ctypes.CDLL:
         raise ImportError(f"no C compiler with OpenMP: {error}") from error
 
 
-def triad(elements: int, threads: int) -> Call:
-    out, x, m = (np.ones(elements, np.float32) for _ in range(3))
+def triad(out: Any, x: Any, m: Any, threads: int) -> Call:
     function = library().triad
     function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_float] * 2 + [ctypes.c_ssize_t, ctypes.c_int]
-    arguments = (out.ctypes.data, x.ctypes.data, m.ctypes.data, 0.9, 0.1, elements, threads)
+    arguments = (out.ctypes.data, x.ctypes.data, m.ctypes.data, 0.9, 0.1, out.size, threads)
     return lambda: (out, x, m, function(*arguments))  # keeps the arrays
 
 
 def need_idle(threads: int) -> None:
     """NotImplementedError where others use the processors: OpenMP then waits for them, and any figure is met."""
-    calls = {str(n): triad(1 << 18, n) for n in (1, threads)}
+    calls = {str(n): triad(*on_pages((1 << 18,), 3), n) for n in (1, threads)}
     timings = interleaved(calls, seconds=0.5)
     if timings[str(threads)].median > timings["1"].median:
         raise NotImplementedError(f"the machine is busy: a triad is no faster on {threads} threads")
 
 
-def middle_step(name: str, shape: tuple[int, ...]) -> tuple[Call, Any, int]:
-    """One step, its x, and how many arrays it reads or writes."""
-    sampler, (x, m, out) = make(name), arrays(shape, 3)
+def middle_step(name: str, shape: tuple[int, ...]) -> tuple[Call, list[Any], int]:
+    """One step, its (out, x, m), and how many arrays it reads or writes."""
+    sampler, (out, x, m) = make(name), on_pages(shape, 3)
     state, i = sampler.state(x), STEPS // 2
     streams = 3 + sampler.tableau.slots + int(sampler.tableau.push[i])
-    return lambda: sampler.step(i, x, m, NOISE, state, out=out), x, streams
+    return lambda: sampler.step(i, x, m, NOISE, state, out=out), [out, x, m], streams
 
 
 def against_triad(name: str, shape: tuple[int, ...], threads: int) -> Pair:
+    """A triad of the step's own arrays, where it has no more than three."""
     need_idle(threads)
-    ours, x, streams = middle_step(name, shape)
-    return Pair(ours, triad(x.size * streams // 3, threads))
+    ours, own, streams = middle_step(name, shape)
+    arrays = own if streams == 3 else on_pages((own[0].size * streams // 3,), 3)
+    return Pair(ours, triad(*arrays, threads))
 
 
 def against_q_sample(name: str, shape: tuple[int, ...], threads: int) -> Pair:
     """q_sample, and a triad over as many bytes as the step's arrays have more than x and out."""
     need_idle(threads)
-    ours, x, streams = middle_step(name, shape)
-    out, others = np.empty_like(x), triad(x.size * (streams - 2) // 3, threads)
+    ours, (_, x, _), streams = middle_step(name, shape)
+    (out,), others = on_pages(shape, 1), triad(*on_pages((x.size * (streams - 2) // 3,), 3), threads)
     return Pair(ours, lambda: (nf.q_sample(x, 500, SCHEDULE, NOISE, out=out), others()))
 
 

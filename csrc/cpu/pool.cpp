@@ -64,7 +64,8 @@ class Pool {
         if (!busy) return false;
         wanted_ = static_cast<int>(std::min<int64_t>(threads_, (total + chunk - 1) / chunk)) - 1;
         start();
-        body_ = &body, total_ = total, chunk_ = chunk, next_ = 0;
+        body_ = &body, total_ = total, chunk_ = chunk;
+        share_out();
         caller_ = processor();
         {
             const std::lock_guard lock(mutex_);  // nobody falls asleep between its look at the state and its sleep
@@ -72,7 +73,7 @@ class Pool {
         }
         for (int i = 0; i < wanted_ && wanted_ < started_; ++i) wake_.notify_one();
         if (wanted_ >= started_) wake_.notify_all();
-        work();
+        work(0);
         state_ &= ~kOpen;
         if (!soon([this] { return state_ % kJob == 0; })) {
             std::unique_lock lock(mutex_);
@@ -84,13 +85,29 @@ class Pool {
   private:
     void start() {
         try {
-            for (; started_ < wanted_; ++started_) std::thread(&Pool::serve, this).detach();
+            for (; started_ < wanted_; ++started_) std::thread(&Pool::serve, this, started_ + 1).detach();
         } catch (const std::exception&) {  // the system gives no more threads or memory: fewer do the work
         }
     }
 
-    void work() {
-        for (int64_t begin; (begin = chunk_ * next_++) < total_;) (*body_)(begin, std::min(begin + chunk_, total_));
+    void share_out() {
+        const int64_t chunks = (total_ + chunk_ - 1) / chunk_;
+        n_spans_ = std::min(wanted_ + 1, kMostSpans);
+        for (int64_t i = 0; i < n_spans_; ++i) {
+            spans_[i].next = chunks * i / n_spans_;
+            spans_[i].end = chunks * (i + 1) / n_spans_;
+        }
+    }
+
+    // Its own span first, which is in its caches if the last job had the same arrays; then what others have left.
+    void work(int own) {
+        for (int i = 0; i < n_spans_; ++i) {
+            Span& span = spans_[(own + i) % n_spans_];
+            for (int64_t chunk; (chunk = span.next++) < span.end;) {
+                const int64_t begin = chunk * chunk_;
+                (*body_)(begin, std::min(begin + chunk_, total_));
+            }
+        }
     }
 
     bool join(uint64_t& seen) {
@@ -101,7 +118,7 @@ class Pool {
         return false;
     }
 
-    void serve() {
+    void serve(int number) {
         uint64_t seen = 0;
         for (bool looks_out = false;;) {
             const auto called = [&] { return state_ / kJob != seen; };
@@ -113,7 +130,7 @@ class Pool {
             const bool joined = join(seen);
             looks_out = joined || !(state_ & kOpen);  // too late: the next job may be as short as this one
             if (!joined) continue;
-            work();
+            work(number);
             if (--state_ % kJob == 0) {
                 const std::lock_guard lock(mutex_);
                 done_.notify_one();
@@ -145,7 +162,14 @@ class Pool {
     std::condition_variable wake_, done_;
     const std::function<void(int64_t, int64_t)>* body_ = nullptr;
     int64_t total_ = 0, chunk_ = 1;
-    std::atomic<int64_t> next_{0};
+    // Chunks that follow each other, for one thread as long as it has some: numbers of the next one and of the end.
+    struct alignas(64) Span {
+        std::atomic<int64_t> next;
+        int64_t end;
+    };
+    static constexpr int kMostSpans = 64;
+    Span spans_[kMostSpans];
+    int n_spans_ = 0;
     std::atomic<int> wanted_{0};   // helpers
     std::atomic<int> caller_{-1};  // where it works
     int started_ = 0;

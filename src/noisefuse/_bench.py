@@ -47,8 +47,8 @@ def interleaved(
     """Time the calls in turn, round after round, so that a machine that slows down slows them all.
 
     At least `rounds` rounds, and for about `seconds`. A short call is repeated within its turn, so that the
-    clock costs nothing and its data is warm. Before a turn there is a pause, as threads of OpenMP spin on for
-    milliseconds after the work of theirs.
+    clock costs nothing, after some calls that warm its data and wake its threads. Before a turn there is a pause, as
+    threads of OpenMP spin on for milliseconds after the work of theirs.
     """
     repeats = {name: _repeats(call) for name, call in calls.items()}
     taken: dict[str, list[float]] = {name: [] for name in calls}
@@ -58,13 +58,18 @@ def interleaved(
             break
         for name, call in calls.items():
             time.sleep(0.02)
+            for _ in range(repeats[name] // 4):
+                call()
             taken[name].append(_timed(call, repeats[name]))
     return {name: _timing(values) for name, values in taken.items()}
 
 
 def _repeats(call: Callable[[], object]) -> int:
     call()  # warm-up: first touch of the buffers, compilation, the start of threads
-    return max(1, math.ceil(0.01 / _timed(call, 1)))
+    taken = [_timed(call, 1)]
+    while sum(taken) < 0.01:
+        taken.append(_timed(call, 1))
+    return math.ceil(0.01 / min(taken))
 
 
 def _timed(call: Callable[[], object], repeats: int) -> float:
