@@ -10,7 +10,6 @@ that is there already, or add_noise to a batch. Noise is drawn: by diffusers fro
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
@@ -22,7 +21,7 @@ import noisefuse as nf
 import test_forward as forward
 from noisefuse._bench import describe
 from noisefuse._contenders import Call
-from test_forward import ACTION, IMAGES, Figure, Pair
+from test_forward import ACTION, IMAGES, Figure, Pair, microseconds
 from test_samplers import LATENTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array")  # diffusers', with NumPy 2
@@ -66,14 +65,9 @@ def pair(name: str, config: dict[str, Any], options: dict[str, Any], shape: tupl
     return Pair(run(name, mine, config, options | draws, shape), run(name, theirs, config, options, shape))
 
 
-def microseconds(name: str, config: dict[str, Any], options: dict[str, Any]) -> float:
-    """Of a step, in the fastest of many runs: what else the machine does only adds to a time."""
-    steps, runs = pair(name, config, options, ACTION).ours, []
-    for _ in range(2000):
-        start = time.perf_counter()
-        steps()
-        runs.append(time.perf_counter() - start)
-    return min(runs) * 1e6 / (STEPS - 1)
+def step_microseconds(name: str, config: dict[str, Any], options: dict[str, Any]) -> float:
+    """Of a step, within a run."""
+    return microseconds(pair(name, config, options, ACTION).ours) / (STEPS - 1)
 
 
 def add_noise(shape: tuple[int, ...], threads: int, *, method: bool) -> Pair:
@@ -103,7 +97,7 @@ LARGE: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
 )
 FIGURES = [
     *(
-        Figure(f"{ACTION}, a step of {name}", "<=", 7, partial(microseconds, name, config, {}), unit="us")
+        Figure(f"{ACTION}, a step of {name}", "<=", 7, partial(step_microseconds, name, config, {}), unit="us")
         for name, config, _ in SMALL
     ),
     *(

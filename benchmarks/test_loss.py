@@ -19,9 +19,9 @@ import pytest
 
 import noisefuse as nf
 import test_forward as forward
-from noisefuse._bench import describe, interleaved
+from noisefuse._bench import describe
 from noisefuse._contenders import Call
-from test_forward import ACTION, IMAGES, Figure, Pair, child
+from test_forward import ACTION, IMAGES, Figure, Pair, child, microseconds
 
 LATENTS = (64, 4, 64, 64)
 
@@ -85,7 +85,7 @@ def against_torch(shape: tuple[int, ...], target: Any = "epsilon") -> Pair:
 def loss_microseconds() -> float:
     x = np.ones(ACTION, np.float32)
     call: Call = partial(nf.mse_loss, x, x, 5, SCHEDULE, NOISE, target="v")
-    return interleaved({"ours": call})["ours"].median * 1e6
+    return microseconds(call)
 
 
 # ---- memory ------------------------------------------------------------------------------------------------

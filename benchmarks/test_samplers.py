@@ -28,7 +28,7 @@ import test_forward as forward
 from noisefuse._bench import describe, interleaved
 from noisefuse._contenders import Call
 from noisefuse.sampler import Sampler
-from test_forward import ACTION, LARGE, Figure, Pair
+from test_forward import ACTION, LARGE, Figure, Pair, microseconds
 
 CHUNK = (1, 50, 32)  # of actions
 LATENTS = (4, 4, 128, 128)
@@ -72,15 +72,15 @@ def run(name: str, shape: tuple[int, ...], **options: Any) -> Call:
     return rows_of_a_run
 
 
-def microseconds(name: str, shape: tuple[int, ...]) -> float:
-    """Of one step, within a run. The lower quartile: what else the machine does only adds to a time."""
-    return interleaved({"ours": run(name, shape)})["ours"].low * 1e6 / STEPS
+def step_microseconds(name: str, shape: tuple[int, ...]) -> float:
+    """Of one step, within a run."""
+    return microseconds(run(name, shape)) / STEPS
 
 
 def loop_milliseconds() -> float:
     """What `sample` takes for 1000 steps of DDPM, with a model that takes no time."""
     sampler, (x, m) = nf.samplers.ddpm(SCHEDULE), arrays((16, 7), 2)
-    return interleaved({"ours": lambda: sampler.sample(lambda x, t: m, x, NOISE)})["ours"].low * 1e3
+    return microseconds(lambda: sampler.sample(lambda x, t: m, x, NOISE)) / 1e3
 
 
 # ---- diffusers ---------------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ LARGE_STEPS = [
 ]
 FIGURES = [
     *(
-        Figure(f"{shape}, a step of {name}", "<=", target, partial(microseconds, name, shape), unit="us")
+        Figure(f"{shape}, a step of {name}", "<=", target, partial(step_microseconds, name, shape), unit="us")
         for shape, target in ((ACTION, 1.6), (CHUNK, 3))
         for name in ("ddim", "ddpm", "dpmpp_2m", "unipc")
     ),

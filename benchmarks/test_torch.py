@@ -18,9 +18,9 @@ import pytest
 
 import noisefuse as nf
 import test_forward as forward
-from noisefuse._bench import describe, interleaved
+from noisefuse._bench import describe
 from noisefuse._contenders import Call
-from test_forward import ACTION, IMAGES, NOISE, SCHEDULE, Figure, Pair
+from test_forward import ACTION, IMAGES, NOISE, SCHEDULE, Figure, Pair, microseconds
 
 CROPS = (64, 3, 64, 64)
 HALF = "bfloat16"
@@ -71,11 +71,6 @@ def update(name: str) -> Call:
     return lambda: nf.update(table, i, x, m, past=past, noise=noise, aux_out=aux)
 
 
-def microseconds(make: Callable[[], Call]) -> float:
-    """Of one call. The lower quartile: what else the machine does only adds to a time."""
-    return interleaved({"ours": make()})["ours"].low * 1e6
-
-
 # ---- noising -----------------------------------------------------------------------------------------------
 
 
@@ -101,7 +96,10 @@ SMALL: dict[str, Callable[[], Call]] = {
     **{f"update, a row of {name}": partial(update, name) for name in ("ddim", "ddpm", "dpmpp_2m", "unipc")},
 }
 FIGURES = [
-    *(Figure(f"{ACTION}, {name}", "<=", 3, partial(microseconds, make), unit="us") for name, make in SMALL.items()),
+    *(
+        Figure(f"{ACTION}, {name}", "<=", 3, lambda make=make: microseconds(make()), unit="us")
+        for name, make in SMALL.items()
+    ),
     *(
         Figure(
             f"{title}, {'a new tensor' if fresh else 'out='}, over torch{', 2 threads' if threads == 2 else ''}",

@@ -33,11 +33,12 @@ Result: TypeAlias = tuple[Case, dict[str, "Timing"]]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call: the median and the quartiles of `rounds` measurements."""
+    """Seconds per call: the median, the quartiles and the least of `rounds` measurements."""
 
     median: float
     low: float
     high: float
+    least: float
     rounds: int
 
 
@@ -81,7 +82,7 @@ def _timed(call: Callable[[], object], repeats: int) -> float:
 
 def _timing(values: Sequence[float]) -> Timing:
     low, median, high = (float(q) for q in np.quantile(values, (0.25, 0.5, 0.75)))
-    return Timing(median, low, high, len(values))
+    return Timing(median, low, high, min(values), len(values))
 
 
 def measure(
