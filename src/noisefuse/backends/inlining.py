@@ -42,13 +42,21 @@ class TextLowering(NativeLowering):  # type: ignore[misc]
         return True
 
 
-# They look for what is not in such functions.
-UNNEEDED = {WithLifting, InlineClosureLikes, InlineOverloads, NopythonRewrites, IRLegalization}
+class Lean(CompilerBase):  # type: ignore[misc]
+    """Without the passes that look for what is not in kernels."""
 
+    unneeded: frozenset[Any] = frozenset({WithLifting, InlineClosureLikes, InlineOverloads, NopythonRewrites})
+    lowering: Any = NativeLowering
 
-class Inlining(CompilerBase):  # type: ignore[misc]
     def define_pipelines(self) -> list[Any]:
         built = DefaultPassBuilder.define_nopython_pipeline(self.state)
-        kept = [(step, why) for step, why in built.passes if step not in UNNEEDED]
-        built.passes = [(TextLowering if step is NativeLowering else step, why) for step, why in kept]
+        kept = [(step, why) for step, why in built.passes if step not in self.unneeded]
+        built.passes = [(self.lowering if step is NativeLowering else step, why) for step, why in kept]
         return [built]
+
+
+class Inlining(Lean):
+    """And of functions that are taken into them and own nothing."""
+
+    unneeded = Lean.unneeded | {IRLegalization}
+    lowering = TextLowering

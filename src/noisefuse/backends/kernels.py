@@ -300,10 +300,10 @@ def plan(p: Any, at: int, end: int, alike: int, sample: int, place: int, words: 
     field = pointer(p[CALL_FIELDS] + 8 * p[CALL_FIELD_NUMBERS] * sample * p[CALL_FIELD_PER_SAMPLE], int64)
     words[KEY0], words[KEY1] = key0, key1 = field[FIELD_KEY0], field[FIELD_KEY1]
     n, used, pieces = 0, 0, 0
-    while used < BLOCKS and at + n < end:
+    while (used < BLOCKS) & (at + n < end):
         if p[CALL_FIELD_PER_SAMPLE]:
             field = pointer(p[CALL_FIELDS] + 8 * p[CALL_FIELD_NUMBERS] * sample, int64)
-            if field[FIELD_KEY0] != key0 or field[FIELD_KEY1] != key1:
+            if (field[FIELD_KEY0] != key0) | (field[FIELD_KEY1] != key1):
                 break
         element, left = locate(field, place)
         left = least(left, end - at - n)
@@ -315,11 +315,11 @@ def plan(p: Any, at: int, end: int, alike: int, sample: int, place: int, words: 
         number = pointer(field[FIELD_IDS], int64)[row] if field[FIELD_IDS] else field[FIELD_SAMPLE] + row
         skip, first, tag = element & 3, element >> 2, field[FIELD_STREAM] << 24 | number >> 32
         size = least(left, 4 * (BLOCKS - used) - skip)
-        if used == 0 and least(left, alike) > size:
+        if (used == 0) & (least(left, alike) > size):
             size = (least(left, alike) + skip) // TILE * TILE - skip
         counter = part(words, used)
         last = (skip + size + 3) >> 2
-        alone = used == 0 and (last >= BLOCKS or size == end - at)  # the only piece: one is told
+        alone = (used == 0) & ((last >= BLOCKS) | (size == end - at))  # the only piece: one is told
         each(1 if alone else last, place_counter, (counter, first, step, number, tag))
         words[PIECE + pieces] = 4 * used + skip
         words[PIECE_SIZE + pieces] = size
@@ -539,10 +539,11 @@ def _kernels(text: str) -> tuple[Any, ...]:
     """
 
     def compiled(function: Any) -> Any:
+        options = {"nogil": True, "error_model": "numpy", "pipeline_class": inlining.Lean}
         try:
-            return njit(nogil=True, error_model="numpy", cache=True)(function)
+            return njit(cache=True, **options)(function)
         except RuntimeError:  # no folder to write to
-            return njit(nogil=True, error_model="numpy")(function)
+            return njit(**options)(function)
 
     @compiled
     def step(reals, others, words, taken, total, chunk, call):  # type: ignore[no-untyped-def]
@@ -557,23 +558,25 @@ def _kernels(text: str) -> tuple[Any, ...]:
         for i in range(WIDTH):
             tile[WIDTH * ZERO + i], tile[WIDTH * MINUS_ZERO + i] = 0.0, -0.0
         draws, form, at = p[CALL_DRAW] != NONE, pointer(p[CALL_PROGRAM], int64), take(taken, chunk)
-        short = width == 4 and p[CALL_DRAW] == NORMAL and p[CALL_FORMS] == 1  # float32, a normal and one more term
-        short = short and form[FORM_TERMS] == 2 and form[FORM_TERM + 1] == VALUES + Z
+        # float32, a normal and one more term. (`&` where `and` would do: branches take Numba long to compile.)
+        short = (width == 4) & (p[CALL_DRAW] == NORMAL) & (p[CALL_FORMS] == 1)
+        short &= (form[FORM_TERMS] == 2) & (form[FORM_TERM + 1] == VALUES + Z)
+        sample_size, segment = p[CALL_SIZE], p[CALL_SEGMENT]
         while at < total:
-            end, filled, sample, place = least(at + chunk, total), int64(-1), at // p[CALL_SIZE], at % p[CALL_SIZE]
+            end, filled, sample, place = least(at + chunk, total), int64(-1), at // sample_size, at % sample_size
             while at < end:  # a stretch: whole tiles of one row and one run, or what one tile can hold
-                alike = least((at // p[CALL_SEGMENT] + 1) * p[CALL_SEGMENT], end) - at
+                alike = least((at // segment + 1) * segment, end) - at
                 size, pieces = alike // TILE * TILE if alike > TILE else least(TILE, end - at), 1
                 element = int64(0)
                 if draws:
                     size, pieces = plan(p, at, end, alike, sample, place, w)
                     element = 4 * int64(w[BLOCK]) + (w[PIECE] if pieces == 1 else 0)
                     place += size
-                    if place >= p[CALL_SIZE]:
-                        sample, place = sample + place // p[CALL_SIZE], place % p[CALL_SIZE]
+                    if place >= sample_size:
+                        sample, place = sample + place // sample_size, place % sample_size
                 filled = select_rows(p, rows, at, least(TILE, size), tile, filled)
                 run, stop = (w[STEP], w[SAMPLE], w[TAG], w[KEY0], w[KEY1]), at + size
-                at_once = short and filled >= 0 and pieces == 1 and size >= TILE and element & 3 == 0
+                at_once = short & (filled >= 0) & (pieces == 1) & (size >= TILE) & (element & 3 == 0)
                 while at < stop:
                     block, skip = element >> 2, element & 3  # no number that is set back: LLVM would copy the loop
                     n = least(TILE - skip, stop - at)
