@@ -132,15 +132,27 @@ def test_a_graph_of_a_loss_draws_fresh_noise_at_every_replay(cupy):
             assert bits(cupy.asnumpy(gradient)) == bits(expected[1])
 
 
+WAIT = """
+extern "C" __global__ void wait(long long cycles) {
+    const long long begin = clock64();
+    while (clock64() - begin < cycles) {}
+}"""
+
+
 def test_the_current_stream_is_used(cupy):
-    """A long wait on one stream does not hold back a call on another."""
+    """It waits, then changes x: a kernel on any other stream would take x as it was."""
     x, out = cupy.ones((64, 1 << 16), cupy.float32), cupy.empty((64, 1 << 16), cupy.float32)
-    stream = cupy.cuda.Stream(non_blocking=True)
-    nf.q_sample(x, 5, LINEAR, nf.Noise(1), out=out)
+    nf.q_sample(x, 6, LINEAR, nf.Noise(1), out=out)  # compiled, and its table there
+    wait, stream = cupy.RawKernel(WAIT, "wait"), cupy.cuda.Stream(non_blocking=True)
+    wait((1,), (1,), (0,))
+    cupy.cuda.Device().synchronize()
     with stream:
+        wait((1,), (1,), (200_000_000,))  # a tenth of a second
+        x.fill(2)
         nf.q_sample(x, 6, LINEAR, nf.Noise(1), out=out)
+        assert not stream.done
     stream.synchronize()
-    assert bits(cupy.asnumpy(out)) == bits(nf.q_sample(np.ones((64, 1 << 16), "f4"), 6, LINEAR, nf.Noise(1)))
+    assert bits(cupy.asnumpy(out)) == bits(nf.q_sample(np.full((64, 1 << 16), 2, "f4"), 6, LINEAR, nf.Noise(1)))
 
 
 def test_shards_over_devices(cupy):

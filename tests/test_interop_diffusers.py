@@ -888,12 +888,12 @@ def test_exact_coefficients_are_of_numbers_that_a_user_puts_in(name):
 
 FALLBACKS = {
     "where the variance is learned": ("DDPMScheduler", {"variance_type": "learned_range"}, (2, 6, 4, 4), {}),
-    "for tensors that require grad": ("DDIMScheduler", {}, SHAPE, {"grad": True}),
-    "for a torch.float16 sample": ("DDIMScheduler", {}, SHAPE, {"half": True}),
+    "for tensors that require grad": ("DDPMScheduler", {}, SHAPE, {"grad": True}),
+    "for a torch.float16 sample": ("DDPMScheduler", {}, SHAPE, {"half": True}),
     "with a solver_p": ("UniPCMultistepScheduler", {"solver_p": diffusers.DDIMScheduler()}, SHAPE, {}),
     "not affine": ("DDPMScheduler", {"variance_type": "fixed_large_log"}, SHAPE, {}),
     "reads 5 remembered tensors": ("UniPCMultistepScheduler", {"solver_order": 4}, SHAPE, {}),
-    "at times that are not among its timesteps": ("DDIMScheduler", {}, SHAPE, {"later": 7}),
+    "at times that are not among its timesteps": ("DDIMScheduler", {}, SHAPE, {"later": 7, "options": {"eta": 1.0}}),
 }
 
 
@@ -911,7 +911,8 @@ def test_what_a_row_cannot_do(reason, caplog):
             results.append([])
             for t in scheduler.timesteps:
                 at = t + how.get("later", 0)
-                result = scheduler.step(inputs[0], at, inputs[1], **arguments(scheduler, generator, {}))
+                given = arguments(scheduler, generator, how.get("options", {}))
+                result = scheduler.step(inputs[0], at, inputs[1], **given)
                 results[-1].append(result.prev_sample)
     for a, b in zip(*results, strict=True):
         assert torch.equal(a.isnan(), b.isnan())
@@ -922,10 +923,9 @@ def test_what_a_row_cannot_do(reason, caplog):
     assert said[0].startswith(f"{name}: diffusers' own step is used")
     assert reason in said[0]
     if "generator" in inspect.signature(pair[0].step).parameters:
+        given = {**how.get("options", {}), "generator": nf.Noise(1)}
         with pytest.raises(TypeError, match="diffusers does this step"):
-            pair[1].step(
-                m, pair[1].timesteps[0] + how.get("later", 0), inputs[1], generator=nf.Noise(1)
-            ) if "grad" not in how else (pair[1].step(inputs[0], pair[1].timesteps[0], x, generator=nf.Noise(1)))
+            pair[1].step(inputs[0], pair[1].timesteps[0] + how.get("later", 0), inputs[1], **given)
 
 
 def test_a_step_that_is_not_affine_is_seen(monkeypatch):
@@ -941,15 +941,38 @@ def test_a_step_that_is_not_affine_is_seen(monkeypatch):
     assert "not affine" in str(scheduler._run.plan)
 
 
+MUST_DRAW = {
+    "DDIMScheduler": Case("DDIMScheduler", options={"eta": 1.0}),
+    "EulerDiscreteScheduler": Case("EulerDiscreteScheduler", options={"s_churn": 2.0}),
+    "DPMSolverMultistepScheduler": Case("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "FlowMatchEulerDiscreteScheduler": Case("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+}
+
+
 @pytest.mark.parametrize("name", DRAWING)
 def test_noise_is_not_ignored_where_diffusers_does_the_step(name):
-    scheduler = DEFAULTS[name].pair(noise=nf.Noise(7))[1]
+    case = MUST_DRAW.get(name, DEFAULTS[name])
+    scheduler = case.pair(noise=nf.Noise(7))[1]
     scheduler.is_scale_input_called = True
     x = torch.randn(SHAPE)
     with pytest.raises(
         TypeError, match=r"diffusers does this step for tensors that require grad, and cannot draw Noise"
     ):
-        scheduler.step(x.clone().requires_grad_(), scheduler.timesteps[0], x)
+        scheduler.step(x.clone().requires_grad_(), scheduler.timesteps[0], x, **case.options)
+
+
+@pytest.mark.parametrize(
+    "name", ["DDIM", "EulerDiscrete", "DPMSolverMultistep", "FlowMatchEulerDiscrete", "UniPCMultistep"]
+)
+def test_noise_that_no_step_draws_is_in_nobodys_way(name):
+    """A deterministic pipeline with noise of its own, and gradients with respect to the sample."""
+    results = []
+    for scheduler in Case(f"{name}Scheduler").pair(noise=nf.Noise(7)):
+        scheduler.is_scale_input_called = True
+        x = torch.linspace(-1, 1, 96).reshape(SHAPE).requires_grad_()
+        scheduler.step(x * x, scheduler.timesteps[0], x)[0].sum().backward()
+        results.append(x.grad)
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -564,6 +564,28 @@ def test_compiled_runs(name):
     assert equal(compiled(function)(x, N), function(x, N))
 
 
+def test_compiled_image_to_image():
+    sampler, x0 = nf.samplers.ddim(S, 5), tensor(3, 4)
+
+    def function(x):
+        return sampler.noised(2, x, N), sampler.model_input(2, x, out=torch.empty_like(x))[0]
+
+    assert equal(compiled(function)(x0), function(x0))
+
+
+def test_guidance_breaks_the_graph():
+    """Its tables are made in NumPy, where no compiler follows."""
+    sampler, x = nf.samplers.ddim(S, 5), tensor(3, 4)
+
+    def function(x, w):
+        return 2 * sampler.step(2, 3 * x, (0.1 * x, 0.2 * x), guidance_scale=w)
+
+    for w in (2.0, [1.0, 2.0, 3.0]):
+        assert torch.equal(torch.compile(function, backend="aot_eager")(x, w), function(x, w))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="untraced"):
+        compiled(function)(x, 2.0)
+
+
 def test_compiled_gradients_of_the_forward_process():
     def function(x, t):
         x_t, target = nf.q_sample(x, t, S, N, target="velocity")

@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import importlib
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from . import ops
+from .arrays import interop
 from .noise import SAMPLER, START, Noise
-from .tableau import OUTPUTS, Row, Tableau, x, z
+from .tableau import OUTPUTS, Row, Tableau, x
 from .views import guidance
 
 __all__ = ["Sampler", "State"]
@@ -68,6 +70,8 @@ class Sampler:
     _denoised: list[int]
     _times: list[Any]
     _reads: list[int]
+    _levels: Tableau
+    _has_level: list[bool]
     _start: Tableau | None
     _inputs: Tableau | None
 
@@ -85,6 +89,8 @@ class Sampler:
             # NumPy's numbers: torch.compile cannot follow into the array
             _times=[*tableau.timesteps],
             _reads=_reads(tableau),
+            _levels=_levels(tableau),
+            _has_level=((tableau.alpha != 0) | (tableau.sigma != 0)).tolist(),
             _start=None if tableau.start == 1 else _scaling([tableau.start]),
             _inputs=None if np.all(tableau.scale == 1) else _scaling(tableau.scale),
         )
@@ -129,12 +135,11 @@ class Sampler:
             IndexError: no row i. ValueError: a tableau without levels; a noise of another stream than 0.
         """
         i = self._row(i)
-        alpha, sigma = float(self.tableau.alpha[i]), float(self.tableau.sigma[i])
-        if alpha == sigma == 0:
+        if not self._has_level[i]:
             raise ValueError(
                 f"{self.tableau.name} does not say at what level row {i} begins: see Tableau(alpha, sigma)"
             )
-        return ops.update(_level(alpha, sigma), 0, x0, noise=_drawn(noise, 0, START, x0), out=out)
+        return ops.update(self._levels, i, x0, noise=_drawn(noise, 0, START, x0), out=out)
 
     def model_input(self, i: int, x: Array, *, out: Array | None = None) -> tuple[Array, Any]:
         """(x_in, t): what row i's model call gets. x_in is x itself where the model needs no scaling.
@@ -147,7 +152,7 @@ class Sampler:
             return ops.update(self._inputs, i, x, out=out), t
         if out is None:
             return x, t
-        return ops.update(_level(1.0, 0.0), 0, x, out=out), t
+        return ops.update(_SAME, 0, x, out=out), t
 
     def state(self, x: Array) -> State:
         """The history of a new run on arrays like x; what is not remembered yet is 0."""
@@ -203,7 +208,9 @@ class Sampler:
             raise ValueError(f"{table.name} does not say which output estimates the clean sample")
         rows: Any = i
         if guidance_scale is not None or isinstance(model_output, tuple):
-            table, rows = _guided(table, i, x, model_output, guidance_scale)
+            other = interop(x)
+            guided = _guided if other is None else partial(other.untraced, _guided)
+            table, rows = guided(table, i, x, model_output, guidance_scale)
         if table.threshold is not None:
             table, rows = _thresholded(table, rows, x, model_output)
         if rows is not i and isinstance(noise, Noise | list | tuple):
@@ -365,9 +372,15 @@ def _clean(table: Tableau) -> Tableau:
     return Tableau(rows, name=f"{table.name}: D")
 
 
-@lru_cache(maxsize=64)
-def _level(alpha: float, sigma: float) -> Tableau:
-    return Tableau([Row(out=alpha * x + sigma * z)])
+def _levels(tableau: Tableau) -> Tableau:
+    """Of each row, x0 at its level."""
+    rows = np.zeros(len(tableau), tableau.rows.dtype)
+    rows["clean"]["lo"], rows["clean"]["hi"] = -math.inf, math.inf
+    rows["out"]["x"], rows["out"]["z"] = tableau.alpha, tableau.sigma
+    return Tableau(rows)
+
+
+_SAME = Tableau([Row(out=x)])
 
 
 def _scaling(factors: Iterable[float]) -> Tableau:

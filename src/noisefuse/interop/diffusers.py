@@ -264,12 +264,13 @@ class Fused:
     ) -> Any:  # fmt: skip
         """diffusers' own method, with other arguments of its besides. A reason is logged, once."""
         name = type(self).__name__
-        if _is_noise(noise := self.noise if draws is None and self._draws else draws):
+        noise = self.noise if draws is None else draws
+        if _is_noise(noise) and self._may_draw(options):
             raise TypeError(f"{name}: diffusers does this step{f' {reason}' * bool(reason)}, and cannot draw {noise}")
         given = {**dict(zip(self._options, options, strict=True)), **others}
         if isinstance(draws, Tensor):
             given["variance_noise"] = draws
-        elif draws is not None:
+        elif draws is not None and not _is_noise(draws):
             _need_generators(draws)
             given["generator"] = draws
         result = self._theirs.step(self, m, t, x, return_dict=return_dict, **given)
@@ -278,8 +279,14 @@ class Fused:
             logger.warning(line)
         return result
 
+    def _config(self) -> Any:
+        return self.config  # type: ignore[attr-defined]
+
+    def _may_draw(self, options: Options) -> bool:
+        return self._draws != ""
+
     def _cannot(self, m: Any, x: Any) -> str | None:
-        config: Any = self.config  # type: ignore[attr-defined]
+        config = self._config()
         if (x.requires_grad or m.requires_grad) and torch.is_grad_enabled():
             return "for tensors that require grad"
         if str(config.get("variance_type")).startswith("learned"):
@@ -588,6 +595,9 @@ class DDIMScheduler(_AddsNoise, diffusers.DDIMScheduler):
         draws = generator if variance_noise is None else variance_noise
         return Fused._step(self, model_output, timestep, sample, draws, return_dict, (eta, use_clipped_model_output))
 
+    def _may_draw(self, options: Options) -> bool:
+        return bool(options[0] > 0)
+
 
 class LCMScheduler(_AddsNoise, diffusers.LCMScheduler):
     _source = "alphas_cumprod"
@@ -609,6 +619,9 @@ class EulerDiscreteScheduler(_AddsNoise, diffusers.EulerDiscreteScheduler):
     ) -> Any:  # fmt: skip
         options = s_churn, s_tmin, s_tmax, s_noise
         return Fused._step(self, model_output, timestep, sample, generator, return_dict, options)
+
+    def _may_draw(self, options: Options) -> bool:
+        return bool(options[0] > 0)
 
 
 class EulerAncestralDiscreteScheduler(_AddsNoise, diffusers.EulerAncestralDiscreteScheduler):
@@ -638,6 +651,9 @@ class DPMSolverMultistepScheduler(_AddsNoise, diffusers.DPMSolverMultistepSchedu
     ) -> Any:  # fmt: skip
         draws = generator if variance_noise is None else variance_noise
         return Fused._step(self, model_output, timestep, sample, draws, return_dict)
+
+    def _may_draw(self, options: Options) -> bool:
+        return "sde" in str(self._config().get("algorithm_type"))
 
 
 class UniPCMultistepScheduler(_AddsNoise, diffusers.UniPCMultistepScheduler):
@@ -673,6 +689,9 @@ class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteSch
                 model_output, timestep, sample, generator, return_dict, (), "for per_token_timesteps", given
             )
         return Fused._step(self, model_output, timestep, sample, generator, return_dict)
+
+    def _may_draw(self, options: Options) -> bool:
+        return bool(self._config().get("stochastic_sampling"))
 
     def scale_noise(self, sample: Any, timestep: Any, noise: Any = None) -> Any:
         """diffusers' scale_noise, in one pass; `noise` may be a `nf.Noise`, as in add_noise of the other classes."""

@@ -35,6 +35,12 @@ is_compiling = torch.compiler.is_compiling
 is_traced = torch.compiler.is_dynamo_compiling
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def untraced(function: Any, *arguments: Any) -> Any:
+    """What torch.compile cannot follow: there the graph breaks, or, with fullgraph=True, is refused."""
+    return function(*arguments)
+
+
 # ---- operations --------------------------------------------------------------------------------------------
 # Their arguments are those of the functions of the same names; `ops` comes here where x, `out` or dtype is torch's.
 
@@ -454,7 +460,7 @@ def _compiled(
     id(table)  # a guard, where the compiler takes the number of the operation for a constant without one of its own
     number = _keep(name, table, options, slots, len(outs))
     row = index if isinstance(index, int) else None
-    times = None if row is not None else index if isinstance(index, Tensor) else torch.tensor(index)
+    times = None if row is not None else torch.as_tensor(index)
     results = torch.ops.noisefuse.apply(number, row, times, tensors, _words(noise))
     return tuple(_copied(result, out) for result, out in zip(results, outs, strict=True))
 
