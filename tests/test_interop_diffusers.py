@@ -1172,6 +1172,9 @@ def test_accelerate_refuses():
         ours.accelerate(diffusers.DDPMScheduler(), coefficients="best")
     with pytest.raises(TypeError, match="expected a Noise or a list of them, got int"):
         ours.accelerate(diffusers.DDPMScheduler(), noise=3)
+    for noise in (nf.Noise(1, stream=5), [nf.Noise(1), nf.Noise(1, stream=5)]):
+        with pytest.raises(ValueError, match="takes stream 0, got 5"):
+            ours.accelerate(diffusers.DDPMScheduler(), noise=noise)
     for attribute, value, error, message in (
         ("coefficients", "Exact", ValueError, "coefficients = 'Exact': expected 'compat' or 'exact'"),
         ("noise", 7, TypeError, "noise: expected a Noise or a list of them, got int"),
@@ -1227,6 +1230,15 @@ def test_pipelines_that_were_given_a_scheduler_of_ours_are_saved_and_loaded(how,
     loaded = diffusers.DDPMPipeline.from_pretrained(tmp_path)
     assert type(loaded.scheduler) is ours.DDPMScheduler
     assert loaded.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_what_accelerate_is_not_told_stays():
+    scheduler = ours.accelerate(diffusers.DDPMScheduler(), noise=nf.Noise(3), coefficients="exact")
+    again = ours.accelerate(scheduler)
+    assert (again.noise, again.coefficients) == (nf.Noise(3), "exact")
+    other = ours.accelerate(scheduler, noise=nf.Noise(4), coefficients="compat")
+    assert (other.noise, other.coefficients) == (nf.Noise(4), "compat")
+    assert (scheduler.noise, scheduler.coefficients) == (nf.Noise(3), "exact")
 
 
 def test_a_pipeline_with_noise_of_its_own():

@@ -112,6 +112,9 @@ class Fused:
     def noise(self, noise: Noises | None) -> None:
         if noise is not None and not _is_noise(noise):
             raise _no_noise("a Noise or a list of them", noise)
+        for one in [noise] if isinstance(noise, nf.Noise) else noise or []:
+            if one.stream:
+                raise ValueError(f"noise: a scheduler has streams of its own and takes stream 0, got {one.stream}")
         self.__dict__["noise"] = noise
 
     @property
@@ -702,20 +705,22 @@ class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteSch
 SCHEDULERS = {globals()[name]._theirs: globals()[name] for name in __all__ if name != "accelerate"}
 
 
-def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str = "compat") -> Target:
+def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str | None = None) -> Target:
     """The scheduler of a pipeline, or a scheduler, with one-pass steps.
 
     Args:
         target: a pipeline of diffusers, whose scheduler is replaced in place, or a scheduler.
-        noise: what steps draw from where no generator is given: see `Fused`.
-        coefficients: "compat", diffusers' own numbers, or "exact", the same formulas in float64.
+        noise: what steps draw from where no generator is given: see `Fused`. None: as the scheduler has it, if it is
+            one of these already.
+        coefficients: "compat", diffusers' own numbers, or "exact", the same formulas in float64. None: as the scheduler
+            has it, and "compat" if it is diffusers'.
 
     Returns:
         the pipeline, or a new scheduler with the state of the old one. A pipeline that is saved names diffusers' class.
 
     Raises:
         TypeError: a scheduler of another class than the ten, or of a class derived from them; noise that is none.
-        ValueError: coefficients of another name.
+        ValueError: coefficients of another name; a noise of another stream than 0.
     """
     if isinstance(target, diffusers.DiffusionPipeline):
         pipeline: Any = target
@@ -728,5 +733,7 @@ def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str
         raise TypeError(f"accelerate: expected a pipeline or one of {names}, got {type(target).__name__}")
     scheduler: Any = copy.copy(target)
     scheduler.__class__ = kind
-    scheduler.noise, scheduler.coefficients = noise, coefficients
+    if noise is not None:
+        scheduler.noise = noise
+    scheduler.coefficients = coefficients or scheduler.coefficients
     return scheduler  # type: ignore[no-any-return]
