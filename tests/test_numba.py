@@ -423,6 +423,42 @@ def test_plain_calls_of_many_elements_are_shared_out(threads):
             assert bits(nf.q_sample(x, 500, schedule, nf.Noise(2, step=3))) == bits(expected)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_kernels_hold_on_to_no_array(dtype, monkeypatch):
+    """What inlined functions are handed is counted and not given back: those that take arrays are not compiled.
+
+    Seen to fail: scratch among the arguments of such a function, 50 KB that each call then kept for ever.
+    """
+    kernels = pytest.importorskip("noisefuse.backends.kernels")
+    called = set()
+
+    def counting(name, kernel):
+        def counted(*arguments):
+            arrays = [a for a in arguments if isinstance(a, np.ndarray)]
+            before = [*map(sys.getrefcount, arrays)]
+            done = kernel(*arguments)
+            assert [*map(sys.getrefcount, arrays)] == before, name
+            called.add(name)
+            return done
+
+        return counted
+
+    schedule, noise, x = nf.Schedule.linear(1000), nf.Noise(1), nf.randn((4, 33), 1, dtype="float64").astype(dtype)
+    with nf.use_backend("numba"):
+        nf.randn((2, 3), 1)  # before its first call the backend has no short cut
+        names = ("step", "walk", "squares", "add_up", "note")
+        for name in names:
+            monkeypatch.setattr(kernels, name, counting(name, getattr(kernels, name)))
+        nf.uniform((4, 33), noise, dtype="float64" if dtype == "float64" else "float32")
+        for t in (500, np.arange(4)):
+            nf.q_sample(x, t, schedule, noise, target="v")
+            nf.q_step(x, t, schedule, noise)
+            nf.mse_loss(x, x, t, schedule, noise, target="v", grad_out=True)
+        nf.q_walk(x, schedule, noise, keep=[3])
+        nf.q_sample(x.astype(np.float32), 500, schedule, noise)
+    assert called == set(names)
+
+
 def test_compiled_code_is_kept_on_disk_and_is_that_of_the_text(tmp_path):
     """The second process compiles nothing. A changed coefficient in spec.py is not overlooked."""
     package = tmp_path / "site" / "noisefuse"

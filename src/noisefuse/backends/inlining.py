@@ -33,6 +33,9 @@ class TextLowering(NativeLowering):  # type: ignore[misc]
     _name = "noisefuse_text_lowering"
 
     def run_pass(self, state: Any) -> bool:
+        models = state.targetctx.data_model_manager
+        if counted := {str(kind) for kind in state.typemap.values() if models[kind].contains_nrt_meminfo()}:
+            raise TypeError(f"{state.func_id.func_qualname}: would never give back {', '.join(counted)}")
         state.library = Text(state.targetctx.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = True
         super().run_pass(state)
@@ -56,7 +59,8 @@ class Lean(CompilerBase):  # type: ignore[misc]
 
 
 class Inlining(Lean):
-    """And of functions that are taken into them and own nothing."""
+    """And of functions that are taken into them, and handle numbers, types and addresses: of an array they would count
+    a reference, and the pass that gives it back is not there."""
 
     unneeded = Lean.unneeded | {IRLegalization}
     lowering = TextLowering

@@ -236,11 +236,11 @@ def load(to: Any, stream: Any, at: int, n: int) -> None:
 
 
 @inlined
-def store(source: Any, reals: Any, stream: Any, others: Any, at: int, n: int) -> None:
+def store(source: Any, own: Any, stream: Any, others: Any, at: int, n: int) -> None:
     """Rounds n results to the array's type, and puts them at `at`."""
     kind, first = stream[STREAM_KIND], stream[STREAM_ARRAY] + stream[STREAM_BYTES] * at
     if kind <= SAME:
-        each(n, copy, (pointer(first, reals.dtype), source))
+        each(n, copy, (pointer(first, own), source))
     elif others is not None:
         if kind == F16:
             each(n, to_half, (pointer(first, uint16), source))
@@ -249,23 +249,23 @@ def store(source: Any, reals: Any, stream: Any, others: Any, at: int, n: int) ->
 
 
 @inlined
-def bring(p: Any, at: int, n: int, places: Any, tile: Any, reals: Any, others: Any) -> None:
+def bring(p: Any, at: int, n: int, places: Any, tile: Any, others: Any) -> None:
     """The n elements of all inputs from `at` on: where they are, or into the tile. And where outputs are."""
     for s in range(p[CALL_INPUTS] + p[CALL_OUTPUTS]):
         stream = pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS * s, int64)
         if stream[STREAM_KIND] == IN_PLACE:
-            places[stream[STREAM_ROW]] = stream[STREAM_ARRAY] + reals.itemsize * at
+            places[stream[STREAM_ROW]] = stream[STREAM_ARRAY] + stream[STREAM_BYTES] * at
         elif others is not None and s < p[CALL_INPUTS]:
             load(part(tile, WIDTH * stream[STREAM_ROW]), stream, at, n)
 
 
 @inlined
-def put(p: Any, at: int, n: int, tile: Any, reals: Any, others: Any) -> None:
+def put(p: Any, at: int, n: int, tile: Any, own: Any, others: Any) -> None:
     """The n elements of all outputs from `at` on, where they are not yet."""
     for s in range(p[CALL_INPUTS], p[CALL_INPUTS] + p[CALL_OUTPUTS]):
         stream = pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS * s, int64)
         if stream[STREAM_KIND] != IN_PLACE:
-            store(part(tile, WIDTH * stream[STREAM_ROW]), reals, stream, others, at, n)
+            store(part(tile, WIDTH * stream[STREAM_ROW]), own, stream, others, at, n)
 
 
 # ---- noise -------------------------------------------------------------------------------------------------
@@ -490,31 +490,30 @@ def add_within(i: int, out: Any, aux: Any, inside: Any, low: Any, high: Any, zer
 
 
 @inlined
-def apply(p: Any, n: int, places: Any, reals: Any, one_row: bool) -> None:
+def apply(p: Any, n: int, places: Any, own: Any, one_row: bool) -> None:
     """The affine forms of a row over a tile: spec.affine, two terms at a time where all elements have one row."""
-    kind = reals.dtype
     for f in range(p[CALL_FORMS]):
         form = pointer(p[CALL_PROGRAM] + 8 * FORM_NUMBERS * f, int64)
-        total, terms, t = pointer(places[form[FORM_TOTAL]], kind), form[FORM_TERMS], 0
-        k, so_far = pointer(places[form[FORM_CONSTANT]], kind), pointer(places[SUM], kind)
+        total, terms, t = pointer(places[form[FORM_TOTAL]], own), form[FORM_TERMS], 0
+        k, so_far = pointer(places[form[FORM_CONSTANT]], own), pointer(places[SUM], own)
         while t < terms:
             now = part(form, FORM_TERM + 2 * t)
-            c, v = pointer(places[now[0]], kind), pointer(places[now[1]], kind)
+            c, v = pointer(places[now[0]], own), pointer(places[now[1]], own)
             together = 2 if one_row and t + 1 < terms else 1
             t += together
             to = so_far if t < terms else total  # the total may lie on an input that is yet to be read
             if together == 2:
-                d, w = pointer(places[now[2]], kind), pointer(places[now[3]], kind)
+                d, w = pointer(places[now[2]], own), pointer(places[now[3]], own)
                 each(n, two_terms, (to, k, c[0], v, d[0], w))
             else:
                 each(n, term, (to, k, c, v))
             k = to
         if form[FORM_CLAMPED]:
-            each(TILE, bounded, (total, pointer(places[LOW], kind), pointer(places[HIGH], kind)))
+            each(TILE, bounded, (total, pointer(places[LOW], own), pointer(places[HIGH], own)))
     if p[CALL_MASKED]:
-        out, aux = pointer(places[RESULT], kind), pointer(places[RESULT + 1], kind)
-        inside, zero = pointer(places[VALUES + D], kind), pointer(places[ZERO], kind)
-        each(TILE, add_within, (out, aux, inside, pointer(places[LOW], kind), pointer(places[HIGH], kind), zero))
+        out, aux = pointer(places[RESULT], own), pointer(places[RESULT + 1], own)
+        inside, zero = pointer(places[VALUES + D], own), pointer(places[ZERO], own)
+        each(TILE, add_within, (out, aux, inside, pointer(places[LOW], own), pointer(places[HIGH], own), zero))
 
 
 @inlined
@@ -550,9 +549,9 @@ def _kernels(text: str) -> tuple[Any, ...]:
         text  # noqa: B018
         whole_vectors()
         p, before = pointer(call, int64), float_mode(NEAREST)
-        first, width = reals.ctypes.data, reals.itemsize
-        tile, w, places = pointer(first, reals.dtype), pointer(words, uint32), pointer(words + 4 * PLACES, int64)
-        rows = pointer(p[CALL_ROWS], reals.dtype)
+        first, width, own = reals.ctypes.data, reals.itemsize, reals.dtype
+        tile, w, places = pointer(first, own), pointer(words, uint32), pointer(words + 4 * PLACES, int64)
+        rows = pointer(p[CALL_ROWS], own)
         for row in range(ROWS):
             places[row] = first + width * WIDTH * row
         for i in range(WIDTH):
@@ -580,7 +579,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
                 while at < stop:
                     block, skip = element >> 2, element & 3  # no number that is set back: LLVM would copy the loop
                     n = least(TILE - skip, stop - at)
-                    bring(p, at, n, places, tile, reals, others)
+                    bring(p, at, n, places, tile, others)
                     # int64(..): for literals, which have types of their own, Numba would compile everything again.
                     ask_for(p, at + TILE, 4 if at_once else 1)
                     if draws:
@@ -590,9 +589,9 @@ def _kernels(text: str) -> tuple[Any, ...]:
                             noise = BLOCK_VALUES * WIDTH + skip if pieces == 1 else (VALUES + Z) * WIDTH
                             places[VALUES + Z] = first + width * noise
                         ask_for(p, at + TILE + QUARTER, int64(2))
-                        apply(p, n, places, reals, filled >= 0)
+                        apply(p, n, places, own, filled >= 0)
                         ask_for(p, at + TILE + 3 * QUARTER, int64(1))
-                    put(p, at, n, tile, reals, others)
+                    put(p, at, n, tile, own, others)
                     at, element = at + n, element + n
             at = take(taken, chunk)
         float_mode(before)
@@ -602,8 +601,9 @@ def _kernels(text: str) -> tuple[Any, ...]:
         text  # noqa: B018
         whole_vectors()
         p, before = pointer(call, int64), float_mode(NEAREST)
-        tile, w = pointer(reals.ctypes.data, reals.dtype), pointer(words, uint32)
-        rows, x, kept = pointer(p[CALL_ROWS], reals.dtype), part(tile, WIDTH * VALUES), pointer(keep, int64)
+        own, w = reals.dtype, pointer(words, uint32)
+        tile = pointer(reals.ctypes.data, own)
+        rows, x, kept = pointer(p[CALL_ROWS], own), part(tile, WIDTH * VALUES), pointer(keep, int64)
         source, target = pointer(p[CALL_STREAMS], int64), pointer(p[CALL_STREAMS] + 8 * STREAM_NUMBERS, int64)
         at = take(taken, chunk)
         while at < total:
@@ -614,7 +614,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
                 run, block, skip = (w[STEP], w[SAMPLE], w[TAG], w[KEY0], w[KEY1]), int64(w[BLOCK]), int64(w[PIECE])
                 z = part(tile, BLOCK_VALUES * WIDTH + skip if pieces == 1 else (VALUES + Z) * WIDTH)
                 if source[STREAM_KIND] <= SAME:
-                    each(n, copy, (x, pointer(source[STREAM_ARRAY] + reals.itemsize * at, reals.dtype)))
+                    each(n, copy, (x, pointer(source[STREAM_ARRAY] + reals.itemsize * at, own)))
                 elif others is not None:
                     load(x, source, at, n)
                 for t in range(times):
@@ -623,7 +623,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
                         n, noised, (x, rows[COLUMNS * t + AFFINE[0] + 1 + X], rows[COLUMNS * t + AFFINE[0] + 1 + Z], z)
                     )
                     if kept[t] >= 0:
-                        store(x, reals, target, others, kept[t] * total + at, n)
+                        store(x, own, target, others, kept[t] * total + at, n)
                 at += n
             at = take(taken, chunk)
         float_mode(before)
@@ -648,7 +648,7 @@ def _kernels(text: str) -> tuple[Any, ...]:
                 for at in range(first, end, ACCUMULATORS):
                     for j in range(least(ACCUMULATORS, end - at)):
                         sum_of[j] = add_square(sum_of[j], r[at + j])
-                sums[chunk] = sum_accumulators(sum_of)
+                sums[chunk] = sum_accumulators(pointer(sum_of.ctypes.data, r.dtype))
                 chunk += 1
         float_mode(before)
 
