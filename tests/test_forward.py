@@ -434,6 +434,18 @@ def test_out_is_written_and_returned(backend, dtype):
         assert bits(out) == bits(call())
 
 
+def test_out_may_be_a_file(backend, tmp_path):
+    """Seen to fail: a memmap refused, since it is no plain array."""
+    images = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, (6, 5, 7))
+    images[:] = np.arange(210).reshape(6, 5, 7)
+    file = np.lib.format.open_memmap(tmp_path / "out.npy", "w+", np.float16, (6, 5, 7))
+    expected = nf.q_sample(np.asarray(images), 500, LINEAR, nf.Noise(1), dtype="float16")
+    shard = file[2:5]
+    noise = nf.Noise(1, sample=2)
+    assert nf.q_sample(images[2:5], 500, LINEAR, noise, dtype="float16", out=shard) is shard
+    assert bits(np.load(tmp_path / "out.npy")[2:5]) == bits(expected[2:5])
+
+
 def test_an_output_may_be_an_input(backend, dtype):
     noise, t = nf.Noise(5), np.arange(3)
     x0, z = normals((3, 700), dtype), normals((3, 700), dtype, 1)

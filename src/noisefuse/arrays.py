@@ -115,7 +115,7 @@ def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], de
         return empty(shape, dtype) if device is None else _empty_on(device, shape, dtype)
     if not is_array(out):
         raise TypeError(f"{name}: expected {wanted(out)}, got {_kind(out)}")
-    if isinstance(out, np.ndarray) and type(out) is not np.ndarray:
+    if isinstance(out, np.ndarray) and type(out) not in (np.ndarray, np.memmap):
         raise TypeError(f"{name}: expected a plain numpy.ndarray, got {type(out).__name__}")
     if out.dtype != dtype or not out.dtype.isnative:
         raise TypeError(f"{name}: expected dtype {dtype}, got {out.dtype}")
