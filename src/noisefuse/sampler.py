@@ -268,7 +268,7 @@ class Sampler:
             model: model(x_in, t) -> its output, or (uncond, cond). x_in has x's shape; t is a number.
             x_or_shape: the shape (B, ..) of a new sample, or x at the level of row ``start``; not changed.
             noise: of the start and of all steps; None for deterministic samplers on a given x.
-            start: the first row. Multistep samplers start at 0: build one with fewer steps instead.
+            start: the first row. Multistep samplers start at 0: build one of the times that are left instead.
             dtype: of a new sample.
             progress: show a bar (needs tqdm).
             callback: callback(i, x, denoised) after each row, with arrays of its own.
@@ -300,9 +300,14 @@ class Sampler:
             return
         for i in range(start, len(self)):
             if self._reads[i] > kept:
+                name, oldest = self.tableau.name, f"past{self._reads[i]}"
+                if start == 0:
+                    raise ValueError(
+                        f"row {i} of {name} reads {oldest}, which no row before it keeps: see Tableau(push)"
+                    )
                 raise ValueError(
-                    f"row {i} of {self.tableau.name} remembers rows before {start}: "
-                    "to start later, build a sampler of fewer steps"
+                    f"row {i} of {name} remembers rows before {start}: "
+                    "to start later, build a sampler of the times that are left, steps=[..]"
                 )
             kept += self._push[i]
             if kept >= self._slots:
