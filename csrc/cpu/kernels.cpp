@@ -115,6 +115,6 @@ void loss(const Loss& l, int64_t begin_chunk, int64_t end_chunk) {
 }  // namespace
 
 extern const Kernels NF_KERNELS;
-const Kernels NF_KERNELS{NF_NAME, Lane::width, step, walk, loss};
+const Kernels NF_KERNELS{NF_NAME, step, walk, loss};
 
 }  // namespace nf

@@ -55,7 +55,6 @@ struct Loss {
 
 struct Kernels {
     const char* name;
-    int lanes;
     void (*step)(const Step&, int64_t begin, int64_t end);
     void (*walk)(const Walk&, int64_t begin, int64_t end);
     void (*loss)(const Loss&, int64_t begin_chunk, int64_t end_chunk);

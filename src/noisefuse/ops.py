@@ -447,10 +447,6 @@ def _table_rows(table: Tableau) -> Rows:
     return Rows(table.numbers, sum(1 << column for column in np.flatnonzero(flags).tolist()))
 
 
-# One row, and its output is the noise.
-NORMAL = make_rows({OUT_Z: 1.0})
-
-
 def _short_randn(shape: int | Sequence[int], noise: Noise, dtype: DTypeLike, out: Array | None) -> Any:
     """The short cut for up to 2^16 elements; larger calls do not notice its absence."""
     short_cut = backends.short_cut
@@ -469,7 +465,7 @@ def _short_randn(shape: int | Sequence[int], noise: Noise, dtype: DTypeLike, out
         name = str(getattr(out, "dtype", None))
         if getattr(out, "shape", None) != shape or str(dtype) not in (name, name.removeprefix("torch.")):
             return NotImplemented
-    return short_cut(NORMAL.plain, 0, out, None, None, noise, -1, out, None)
+    return short_cut(UNIT.plain, 0, out, None, None, noise, -1, out, None)
 
 
 Owner = TypeVar("Owner", Schedule, Tableau)
