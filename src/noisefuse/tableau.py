@@ -50,6 +50,22 @@ _COLUMNS = tuple(f"{group}.{name}" for group in ROW.names or () for name in ROW[
 _BOUNDS = np.array([column in ("clean.lo", "clean.hi") for column in _COLUMNS])
 
 
+_PAPER = {"k": "", "m1": "m", "d": "D", "past1": "h1", "past2": "h2", "past3": "h3", "past4": "h4"}
+
+
+def _equation(coefficients: Mapping[str, float]) -> str:
+    """{"x": 1.0, "m1": -0.5} -> "x - 0.5 m"."""
+    text = ""
+    for name, c in coefficients.items():
+        if c == 0:
+            continue
+        symbol = _PAPER.get(name, name)
+        size = "" if abs(c) == 1 and symbol else f"{abs(c):.6g}"
+        sign = ("-" if c < 0 else "") if not text else (" - " if c < 0 else " + ")
+        text += sign + " ".join(part for part in (size, symbol) if part)
+    return text or "0"
+
+
 class Affine:
     """A weighted sum of the symbols of a row: write it with +, -, and * or / by numbers. Immutable."""
 
@@ -487,19 +503,3 @@ def _outputs(answer: Any) -> list[Array]:
 
 def _coefficients(record: np.void) -> dict[str, float]:
     return {name: float(record[name]) for name in record.dtype.names or () if name in SYMBOLS}
-
-
-_PAPER = {"k": "", "m1": "m", "d": "D", "past1": "h1", "past2": "h2", "past3": "h3", "past4": "h4"}
-
-
-def _equation(coefficients: Mapping[str, float]) -> str:
-    """{"x": 1.0, "m1": -0.5} -> "x - 0.5 m"."""
-    text = ""
-    for name, c in coefficients.items():
-        if c == 0:
-            continue
-        symbol = _PAPER.get(name, name)
-        size = "" if abs(c) == 1 and symbol else f"{abs(c):.6g}"
-        sign = ("-" if c < 0 else "") if not text else (" - " if c < 0 else " + ")
-        text += sign + " ".join(part for part in (size, symbol) if part)
-    return text or "0"
