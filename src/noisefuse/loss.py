@@ -14,9 +14,9 @@ from .arrays import FLOATS, as_array, batch_shape, contiguous, count, interop, o
 from .backends.call import M1, Loss, Rows, X, Z
 from .calls import Index, make_call, make_rows, names_or_array
 from .noise import FIELD, Noise
-from .ops import OUT_K, OUT_X, OUT_Z, Array, NoiseLike, Target, forward_rows, need_schedule, target_factors
+from .ops import OUT_K, OUT_X, OUT_Z, Array, NoiseLike, forward_rows, need_schedule, target_factors
 from .schedule import Schedule
-from .views import called
+from .views import Target, called
 
 Reduction: TypeAlias = Literal["mean", "none"]
 

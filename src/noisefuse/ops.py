@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypeVar, get_args, overload
+from typing import Any, TypeAlias, TypeVar, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -46,10 +46,9 @@ from .calls import (
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Noise
 from .schedule import Schedule
 from .tableau import Tableau
-from .views import called
+from .views import Target, called
 
 Array: TypeAlias = Any  # of NumPy or torch: results are of the kind that x is
-Target: TypeAlias = Literal["epsilon", "v", "velocity", "sample"]
 NoiseLike: TypeAlias = Noise | Sequence[Noise] | Array
 
 # Columns of the row (tableau.py): k, x and z of the first output and of the second.

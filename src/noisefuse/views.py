@@ -11,8 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
-__all__ = ["VIEWS", "View", "called", "edm", "guidance", "view"]
+__all__ = ["VIEWS", "Target", "View", "called", "edm", "guidance", "view"]
+
+Target: TypeAlias = Literal["epsilon", "v", "velocity", "sample"]
+"""What a network is trained on: z, alpha z - sigma x0, z - x0, x0."""
 
 
 def _unscaled(alpha: float, sigma: float) -> float:

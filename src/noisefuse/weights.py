@@ -18,18 +18,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .schedule import Schedule
-from .views import called
+from .views import Target, called
 
 __all__ = ["cosmap", "draw", "edm", "like", "logit_normal", "min_snr", "mode"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
-Target: TypeAlias = Literal["epsilon", "v", "velocity", "sample"]
 
 
 def min_snr(schedule: Schedule, target: Target, *, gamma: float = 5.0, t: npt.ArrayLike | None = None) -> Array:
