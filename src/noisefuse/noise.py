@@ -51,7 +51,9 @@ class Noise:
     window_shape: tuple[int, ...] | None
     window_start: tuple[int, ...]
 
-    def __init__(self, seed: int | None = None, *, sample: int | ArrayLike = 0, step: Any = 0, stream: int = 0) -> None:
+    def __init__(
+        self, seed: SupportsIndex | None = None, *, sample: int | ArrayLike = 0, step: Any = 0, stream: int = 0
+    ) -> None:
         object.__setattr__(
             self, "seed", int.from_bytes(os.urandom(8), "little") if seed is None else _checked("seed", seed, SEEDS)
         )
