@@ -199,6 +199,10 @@ ROWS = {
     "dtype int": (TypeError, r"dtype int64.*float32", lambda o: randn((4, 6), N, dtype=int)),
     "dtype unknown": (TypeError, r"dtype.*float9.*float32", lambda o: randn((4, 6), N, dtype="float9")),
     "dtype of half uniforms": (TypeError, r"float16.*float32, float64", lambda o: uniform((4, 6), N, dtype="float16")),
+    "q_sample: bytes into float16": (
+        TypeError, "out: expected float32, got float16; say which with dtype=",
+        lambda o: q_sample(x(dtype="u1"), 1, S, N, out=x(dtype="f2")),
+    ),
     "q_sample: dtype uint8": (TypeError, r"dtype uint8.*float32", lambda o: q_sample(x(), 1, S, N, dtype="u1")),
     "target unknown": (
         ValueError, r"target = 'eps'.*'epsilon'.*'v'", lambda o: q_sample(x(), 1, S, N, target="eps", **o)

@@ -543,6 +543,8 @@ def _q_sample(
     x = as_array("x0", x0, (*FLOATS, "uint8"))
     is_bytes = x.dtype == np.uint8
     kind = float_dtype(dtype if dtype is not None else np.float32 if is_bytes else x.dtype)
+    if dtype is None and is_bytes and getattr(out, "dtype", kind) != kind:
+        raise TypeError(f"out: expected float32, got {out.dtype}; say which with dtype=")  # type: ignore[union-attr]
     if target is not None and target not in get_args(Target):
         hint = called(target, get_args(Target))
         raise ValueError(f"target = {target!r}: expected 'epsilon', 'v', 'velocity', 'sample' or None{hint}")
