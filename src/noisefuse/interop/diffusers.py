@@ -15,9 +15,8 @@ import functools
 import logging
 import operator
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import diffusers
@@ -263,7 +262,7 @@ class Fused:
 
     def _their_step(
         self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options, reason: str | None,
-        others: Mapping[str, Any] = MappingProxyType({}),
+        **others: Any,
     ) -> Any:  # fmt: skip
         """diffusers' own method, with other arguments of its besides. A reason is logged, once."""
         name = type(self).__name__
@@ -687,10 +686,10 @@ class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteSch
         return_dict: bool = True,
     ) -> Any:  # fmt: skip
         if per_token_timesteps is not None:
-            given = {"per_token_timesteps": per_token_timesteps}
             return self._their_step(
-                model_output, timestep, sample, generator, return_dict, (), "for per_token_timesteps", given
-            )
+                model_output, timestep, sample, generator, return_dict, (), "for per_token_timesteps",
+                per_token_timesteps=per_token_timesteps,
+            )  # fmt: skip
         return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
     def _may_draw(self, options: Options) -> bool:
