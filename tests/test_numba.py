@@ -15,6 +15,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -316,7 +318,7 @@ def test_other_processors_have_the_same_bits(processor, tmp_path):
         text=True,
         timeout=900,
     )
-    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[:3000]
 
 
 # ---- the backend -------------------------------------------------------------------------------------------
@@ -421,6 +423,34 @@ def test_plain_calls_of_many_elements_are_shared_out(threads):
         nf.randn((1, 4), nf.Noise(0))  # before its first call the backend has no short cut
         for _ in range(20):
             assert bits(nf.q_sample(x, 500, schedule, nf.Noise(2, step=3))) == bits(expected)
+
+
+def test_a_thread_that_comes_late_leaves_later_calls_alone():
+    """Seen to fail: a desk that served small calls while a thread had yet to look whether its own call was done."""
+    threads = pytest.importorskip("noisefuse.backends.threads")
+
+    def give_all(work):
+        shares = [threads._Share(work) for _ in threads._workers]
+        for share in shares:
+            threads._shares.put(share)
+        return shares
+
+    schedule, room = nf.Schedule.linear(1000), np.zeros((2, 1 << 16), np.float32)
+    with nf.use_backend("numba"), nf.set_num_threads(2):
+        nf.randn((1, 4), nf.Noise(0))  # before its first call the backend has no short cut
+        nf.q_sample(room, 500, schedule, nf.Noise(1))  # after its first shared call it has a thread
+        go = threading.Event()
+        held = give_all(go.wait)
+        while not all(share.begun for share in held):
+            time.sleep(1e-3)
+        nf.q_sample(room, 500, schedule, nf.Noise(1))  # is done here alone
+        nf.q_sample(room[:1, :132], 500, schedule, nf.Noise(1), out=room[:1, :132])
+        go.set()
+        everyone = threading.Barrier(len(threads._workers) + 1)
+        give_all(everyone.wait)
+        everyone.wait(60)
+    assert room[0, :132].all()
+    assert not room[0, 132:].any()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])

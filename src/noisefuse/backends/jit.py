@@ -274,25 +274,26 @@ def _plain(arrays: list[Any], shape: tuple[int, ...]) -> bool:
 
 def _compute(form: Form, rows: Any, i: int, x: Any, arrays: list[Any], name: tuple[int, ...]) -> bool:
     """False, and nothing is computed: an output overlaps another array."""
+    total, flat = x.size, tuple([a.ravel() for a in arrays])
     try:
-        desk = _desks.pop()
+        # A thread that comes late still looks at the desk of its call: that of a shared one serves no other.
+        desk = _desks.pop() if total <= CHUNK else Desk()
     except IndexError:
         desk = Desk()
-    total = x.size
-    flat = tuple([a.ravel() for a in arrays])
     apart: bool = kernels.note(desk.address, form.address, rows, flat, i, *name, total // len(x), total)
-    if apart and total <= CHUNK:
-        kernels.step(*desk.scratch, desk.taken, total, total, desk.call)
+    if total <= CHUNK:
+        if apart:
+            kernels.step(*desk.scratch, desk.taken, total, total, desk.call)
+        _desks.append(desk)
     elif apart:
-        _share(desk, total, flat)
-    _desks.append(desk)
+        _share(desk, total, (form, rows, flat))
     return apart
 
 
-def _share(desk: Desk, total: int, arrays: Any) -> None:
+def _share(desk: Desk, total: int, memory: Any) -> None:
     """The call that is noted on this desk, among threads."""
 
-    def work(_memory: Any = arrays) -> None:
+    def work(_memory: Any = memory) -> None:
         own = Desk()
         kernels.step(*own.scratch, desk.taken, total, CHUNK, desk.call)
 
