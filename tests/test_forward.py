@@ -566,6 +566,14 @@ def test_a_window_is_that_part_of_the_whole(backend, dtype, operation, rows):
         assert bits(part) == bits(whole[(..., *place[1:])]), (shape, start, stop)
 
 
+@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="NumPy's arrays have at most 32 axes")
+def test_a_window_of_many_axes(backend):
+    """Seen to fail: the native backend has room for 32, and wrote the others past it."""
+    shape, start, slice_ = (2, *(1,) * 40, 3, 5), (0,) * 42 + (1,), (2, *(1,) * 40, 2, 4)
+    whole = nf.randn((3, *shape), nf.Noise(9))
+    assert bits(nf.randn((3, *slice_), nf.Noise(9).window(shape, start))) == bits(whole[..., :2, 1:])
+
+
 @pytest.mark.parametrize("shape", [(3, 43000), (40000, 3), (140000,)], ids=str)
 def test_threads_do_not_matter(compiled, operation, shape):
     x, t, noise = normals(shape, np.float32), np.arange(shape[0]) % 1000, nf.Noise(10)

@@ -17,7 +17,7 @@ struct Field {
     int64_t start;  // element of the field at the window's first element
     int64_t run;    // elements that are contiguous in the field; the whole sample where there is no window
     int ndim;       // axes over which runs are counted, with the window's lengths and the field's strides
-    int64_t shape[32], stride[32];
+    int64_t shape[32], stride[32];  // at most 21: see window_runs of backends/call.py
 };
 
 struct Step {

@@ -97,7 +97,10 @@ class Walk:
 
 def window_runs(noise: Noise, shape: tuple[int, ...]) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
     """Of a sample of this shape: its first element in the field, how many elements lie together there, and the lengths
-    and strides of the axes over such runs."""
+    and strides of the axes over such runs.
+
+    Axes of length 1 are left out, and those that lie together are one: so of any shape there are at most 21.
+    """
     full = noise.window_shape
     if full is None:
         return 0, math.prod(shape), (), ()
@@ -107,7 +110,13 @@ def window_runs(noise: Noise, shape: tuple[int, ...]) -> tuple[int, int, tuple[i
     outer = len(full)
     while outer > 0 and (outer == len(full) or shape[outer] == full[outer]):
         outer -= 1
-    return start, math.prod(shape[outer:]), shape[:outer], tuple(strides[:outer])
+    merged: list[tuple[int, int]] = []
+    for length, stride in zip(shape[:outer], strides, strict=False):
+        if merged and merged[-1][1] == length * stride:
+            merged[-1] = merged[-1][0] * length, stride
+        elif length != 1:
+            merged.append((length, stride))
+    return start, math.prod(shape[outer:]), tuple(n for n, _ in merged), tuple(s for _, s in merged)
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ def _is_uint8(x: Any) -> bool:
 
 
 class Field(NamedTuple):
-    """A Noise for samples of some shape, and its window: as native.py's, with axes merged that lie together."""
+    """A Noise for samples of some shape, and its window: as native.py's."""
 
     noise: Noise
     start: int
@@ -164,15 +164,9 @@ class Pieces(NamedTuple):
 
 def _field(noise: Noise, shape: tuple[int, ...]) -> Field:
     start, run, lengths, strides = window_runs(noise, shape)
-    merged: list[tuple[int, int]] = []
-    for length, stride in zip(lengths, strides, strict=True):
-        if merged and merged[-1][1] == length * stride:
-            merged[-1] = merged[-1][0] * length, stride
-        elif length != 1:
-            merged.append((length, stride))
-    if len(merged) > AXES:
+    if len(lengths) > AXES:
         raise ValueError(f"noise window: more than {AXES} axes are cut, which CUDA kernels do not support")
-    return Field(noise, start, run, tuple(n for n, _ in merged), tuple(s for _, s in merged))
+    return Field(noise, start, run, lengths, strides)
 
 
 def _pieces(call: Step, fields: list[Field], walks: bool) -> Pieces:
