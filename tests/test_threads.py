@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 import noisefuse as nf
 from conftest import NATIVE, NUMBA, bits, using
 from noisefuse import _native
-from noisefuse.backends.threads import together
+from noisefuse.backends.threads import _workers, together
 
 LARGE = (8, 50_000)  # more than a dozen chunks
 S = nf.Schedule.linear(20)
@@ -250,6 +251,32 @@ def test_an_interrupt_waits_for_the_threads_that_have_begun():
     with pytest.raises(KeyboardInterrupt):
         together(work, lambda: None, 2)
     assert done
+
+
+def test_what_no_thread_has_begun_keeps_nothing_alive():
+    """Seen to fail: outputs of one thread's calls lived on until those who work on another's had time to look."""
+
+    class Memory:
+        def work(self):
+            pass
+
+    def wait():
+        begun.release()
+        go.wait(60)
+
+    begun, go = threading.Semaphore(0), threading.Event()
+    everyone = len(_workers) + 2
+    busy = threading.Thread(target=together, args=(wait, lambda: None, everyone))
+    busy.start()
+    for _ in range(everyone):
+        begun.acquire(timeout=60)
+    memory = Memory()
+    gone = weakref.ref(memory)
+    together(memory.work, lambda: None, 2)
+    del memory
+    assert gone() is None
+    go.set()
+    busy.join()
 
 
 def test_interrupts_at_any_moment_leave_no_lock_taken():

@@ -55,8 +55,14 @@ class _Share:
         self.end.acquire()
 
     def wait(self) -> None:
+        """Until it is done. One that nobody has begun need not be done any more, and keeps no array alive."""
         while self.begun and not self.finished:
             self.end.acquire()
+        self.work = _nothing
+
+
+def _nothing() -> None:
+    pass
 
 
 # Python's own pools hold locks in Python code, where an interrupt may leave them taken for ever. The calls of these run
