@@ -26,7 +26,7 @@ namespace {
 // them by their times.
 constexpr int64_t kChunk = 1 << 15;
 
-PyObject *name_seed, *name_sample, *name_step, *name_stream, *name_window_shape;
+PyObject *noise_type, *name_seed, *name_sample, *name_step, *name_stream, *name_window_shape;
 
 PyArrayObject* array(PyObject* o) { return reinterpret_cast<PyArrayObject*>(o); }
 void* data(PyObject* o) { return o == Py_None ? nullptr : PyArray_DATA(array(o)); }
@@ -362,6 +362,7 @@ class PlainCall {
         if (!present(kZ)) return true;
         if (noise == Py_None) return draws_nothing();
         if (View z; view(noise, z)) return input(kZ, noise);
+        if (reinterpret_cast<PyObject*>(Py_TYPE(noise)) != noise_type) return false;  // its numbers are not checked
         uint64_t step, stream;
         const Reference window(PyObject_GetAttr(noise, name_window_shape));
         if (window.object != Py_None || !unsigned_attribute(noise, name_seed, field_.seed) || !samples(noise) ||
@@ -643,6 +644,8 @@ PyMODINIT_FUNC PyInit__native() {
     import_array();
     init_pool();
     init_memory();
+    const Reference noise(PyImport_ImportModule("noisefuse.noise"));
+    if (!noise.object || !(noise_type = PyObject_GetAttrString(noise.object, "Noise"))) return nullptr;
     name_seed = PyUnicode_InternFromString("seed");
     name_sample = PyUnicode_InternFromString("sample");
     name_step = PyUnicode_InternFromString("step");

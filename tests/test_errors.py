@@ -33,6 +33,16 @@ class Stranger:
         return self.data.__dlpack__()
 
 
+class Lookalike:
+    """Has all that a Noise has, unchecked. Seen to fail: ids that nobody held were read after they were freed."""
+
+    seed, step, stream, window_shape, window_start = 1, 0, 0, None, ()
+
+    @property
+    def sample(self):
+        return np.arange(4, dtype=np.uint64)
+
+
 TABLE = nf.samplers.dpmpp_2m(S, 5).tableau
 masked = np.ma.masked_array(x(), mask=x() == 0)
 few, many = [N] * 3, [N] * 5
@@ -148,6 +158,7 @@ ROWS = {
         TypeError, r"noise.*float64.*float32", lambda o: q_sample(x(), 1, S, x(dtype="f8"), **o)
     ),
     "noise strange": (TypeError, r"noise.*Noise.*Stranger", lambda o: q_sample(x(), 1, S, Stranger(), **o)),
+    "noise a lookalike": (TypeError, r"noise.*Noise.*Lookalike", lambda o: q_sample(x(), 1, S, Lookalike(), **o)),
     "noise masked": (TypeError, r"noise.*masked", lambda o: q_sample(x(), 1, S, masked, **o)),
     "too few Noises": (ValueError, r"noise.*4.*3", lambda o: q_sample(x(), 1, S, few, **o)),
     "too many Noises": (ValueError, r"noise.*4.*5", lambda o: randn((4, 6), many, **o)),
