@@ -23,6 +23,7 @@ from conftest import DTYPES, bits
 from cuda_kernels import compilers, stand_in
 from noisefuse import _bench_cuda, cli
 from noisefuse.backends import cubin, cuda
+from noisefuse.backends.call import Rows
 
 ROOT = Path(__file__).parents[1]
 LINEAR = nf.Schedule.linear(1000)
@@ -413,6 +414,32 @@ def test_every_kernel_is_reached_on_the_stand_in(cupy):
         kind, size = name.rpartition("_")[0] + "_", {"f32": 4, "f64": 8}.get(name.rpartition("_")[2], 2)
         units = re.search(r"(\d), (\d), k", body)
         assert cuda.UNITS[kind][size] == (int(units[1]) * int(units[2]) if units else 1)
+
+
+def test_a_table_that_other_threads_find_is_there_on_the_stand_in(cupy):
+    """Seen to fail: found while it was on its way, by a thread with another stream."""
+    rows, found = Rows(np.zeros((1, 36)), 0), []
+    stream = cupy.cuda.get_current_stream()
+    stream.synchronize = lambda: found.extend(vars(rows)["_on_devices"])
+    cuda._on_device(cupy, rows, False, 0)
+    assert not found
+    assert vars(rows)["_on_devices"]
+
+
+def test_another_thread_may_forget_launches_at_any_moment_on_the_stand_in(cupy):
+    """Seen to fail: a KeyError, for a launch that was known a moment before."""
+
+    class Forgotten(dict):
+        def __contains__(self, key):
+            known = super().__contains__(key)
+            self.clear()
+            return known
+
+    schedule, x = nf.Schedule.linear(20), stand_in.ndarray(normals((4, 1024)))
+    expected = bits(nf.q_step(x, 3, schedule, nf.Noise(1)).get())
+    kept = vars(vars(schedule)["_steps"])
+    kept["_known_launches"] = Forgotten(kept["_known_launches"])
+    assert bits(nf.q_step(x, 3, schedule, nf.Noise(1)).get()) == expected
 
 
 def test_tables_are_uploaded_once_on_the_stand_in(cupy):

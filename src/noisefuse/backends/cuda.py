@@ -377,8 +377,9 @@ def _on_device(cupy: Any, rows: Rows, double: bool, device: int) -> Any:
     """The table, uploaded once and kept with the rows; on whatever stream it is read later, it is there."""
     kept = vars(rows).setdefault("_on_devices", {})
     if (device, double) not in kept:
-        kept[device, double] = cupy.asarray(rows.table if double else rows.single)
+        table = cupy.asarray(rows.table if double else rows.single)
         cupy.cuda.get_current_stream().synchronize()
+        kept[device, double] = table  # last: other threads take it as soon as it is here
     return kept[device, double]
 
 
@@ -438,11 +439,12 @@ def row(rows: Rows, i: Any, x: Any, model_output: Any, past: Any, noise: Any, st
                 return NotImplemented
     key = shape, dtype, device, len(models), len(past), len(aux), stream, noise is None, not any(a % 16 for a in at)
     known = vars(rows).setdefault("_known_launches", {})
-    if key not in known:
+    found = known.get(key, NotImplemented)
+    if found is NotImplemented:
         if len(known) >= 256:  # shapes that change with every call
             known.clear()
-        known[key] = _first_time(rows, i, (x, models, past), (out, *aux), noise, stream)
-    if (found := known[key]) is None or (noise is None and _draws(rows)[i]):
+        found = known[key] = _first_time(rows, i, (x, models, past), (out, *aux), noise, stream)
+    if found is None or (noise is None and _draws(rows)[i]):
         return NotImplemented
     at.append(0)
     packed = bytearray(found.packed)
