@@ -157,10 +157,10 @@ class Torch {
     // Whether it is the memory that the exchange API shows, and no autograd watches; the API does not tell.
     bool is_plain(PyObject* o) const {
         const Reference grad(requires_grad_->get(o, requires_grad_->closure));
-        const Reference negated(is_neg_->ml_meth(o, nullptr));
+        const Reference negated(grad.object ? is_neg_->ml_meth(o, nullptr) : nullptr);
         if (negated.object != Py_False) return false;
         if (grad.object == Py_False) return true;
-        const Reference enabled(grad.object ? PyObject_CallNoArgs(is_grad_enabled_) : nullptr);
+        const Reference enabled(PyObject_CallNoArgs(is_grad_enabled_));
         return enabled.object == Py_False;
     }
 
@@ -258,10 +258,11 @@ class Torch {
 
 inline Torch torch;
 
-// False, and no Python error, for whatever is not plain, and for nothing.
+// False, and no Python error, for whatever is not plain, and for nothing. Its shape is looked at last: what is asked of
+// a tensor before may run a mode of torch's, which is the user's.
 inline bool view(PyObject* o, View& v) {
     const bool seen = PyArray_CheckExact(o) ? view_array(o, v)
-                      : torch.is_tensor(o)  ? torch.view(o, v) && torch.is_plain(o)
+                      : torch.is_tensor(o)  ? torch.is_plain(o) && torch.view(o, v)
                                             : false;
     if (!seen) PyErr_Clear();
     return seen && v.count > 0 && v.data;

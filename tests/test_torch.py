@@ -137,6 +137,23 @@ def test_randn_and_uniform(dtype):
             assert out._version == 1
 
 
+def test_a_mode_may_change_the_tensor_that_it_is_asked_about():
+    """Seen to fail: the shape from before, in memory that was given back, and a division by zero."""
+
+    class Grows(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if isinstance(args[0], torch.Tensor) and args[0].shape == (4, 6):
+                args[0].resize_(100, 10, 10).zero_()
+            return function(*args, **(kwargs or {}))
+
+    for _ in range(5):
+        x = tensor(4, 6)
+        with Grows():
+            result = nf.q_sample(x, 3, S, N)
+        assert x.shape == (100, 10, 10)
+        assert same(result, nf.q_sample(np.zeros((100, 10, 10), np.float32), 3, S, N))
+
+
 def test_strides_and_views():
     x = tensor(4, 6)
     for view in (x.t(), x[:, ::2], x[:1].expand(4, 6), x[2], torch.tensor(2.0), x[:0], x.view(2, 2, 2, 3)[:, :, 1]):
