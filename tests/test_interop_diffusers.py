@@ -516,7 +516,8 @@ def test_times_that_cannot_be():
 @pytest.mark.parametrize("name", NAMES)
 def test_times_as_numbers(name):
     """Plain numbers, copies, 1-element tensors: as in diffusers, errors too."""
-    for make in (lambda t: t.item(), lambda t: t.clone(), lambda t: t.clone().reshape(1), lambda t: int(t)):
+    made = (lambda t: t.item(), lambda t: t.clone(), lambda t: t.clone().reshape(1), lambda t: int(t))
+    for make in (*made, lambda t: t.numpy(), lambda t: t.numpy()[()]):
         pair, answers = DEFAULTS[name].pair(), []
         x = torch.linspace(-1, 1, 96).reshape(SHAPE)
         for scheduler in pair:
@@ -731,7 +732,9 @@ def test_add_noise_goes_on_with_diffusers_where_a_row_does_not_do(name):
     pair = DEFAULTS[name].pair()
     x, z = torch.randn(2, 4, 3, 5)
     t = pair[0].timesteps[[0, 3, 9, 3]]
-    for arguments in ((x, z[:1], t), (x.bfloat16(), z, t), (x.clone().requires_grad_(), z, t)):
+    one_at_many_times = (x[:1], z, t), (x[:1], z[:1], t)  # seen to be refused
+    wider = (x.bfloat16(), z, t), (x.to(torch.complex64), z.to(torch.complex64), t)
+    for arguments in (*one_at_many_times, *wider, (x, z[:1], t), (x.clone().requires_grad_(), z, t)):
         theirs, mine = (forward(scheduler, *arguments) for scheduler in pair)
         assert torch.equal(mine, theirs)
     assert mine.requires_grad
@@ -888,6 +891,7 @@ def test_exact_coefficients_are_of_numbers_that_a_user_puts_in(name):
 
 FALLBACKS = {
     "where the variance is learned": ("DDPMScheduler", {"variance_type": "learned_range"}, (2, 6, 4, 4), {}),
+    "for tensors of torch.complex64 on cpu": ("DDPMScheduler", {"clip_sample": False}, SHAPE, {"complex": True}),
     "for tensors that require grad": ("DDPMScheduler", {}, SHAPE, {"grad": True}),
     "for a torch.float16 sample": ("DDPMScheduler", {}, SHAPE, {"half": True}),
     "with a solver_p": ("UniPCMultistepScheduler", {"solver_p": diffusers.DDIMScheduler()}, SHAPE, {}),
@@ -903,7 +907,8 @@ def test_what_a_row_cannot_do(reason, caplog):
     name, config, shape, how = FALLBACKS[reason]
     ours._said.clear()
     pair, results = Case(name, config).pair(), []
-    m, x = torch.randn(shape), torch.randn(SHAPE)
+    dtype = torch.complex64 if "complex" in how else torch.float32
+    m, x = torch.randn(shape, dtype=dtype), torch.randn(SHAPE, dtype=dtype)
     with caplog.at_level(logging.WARNING):
         for scheduler in pair:
             inputs = m.clone().requires_grad_("grad" in how), x.half() if "half" in how else x
@@ -926,6 +931,46 @@ def test_what_a_row_cannot_do(reason, caplog):
         given = {**how.get("options", {}), "generator": nf.Noise(1)}
         with pytest.raises(TypeError, match="diffusers does this step"):
             pair[1].step(inputs[0], pair[1].timesteps[0] + how.get("later", 0), inputs[1], **given)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_devices_are_left_to_diffusers(name):
+    """Apple's GPUs, say; "meta" stands for them. Seen to fail: the step raised "expected a tensor on the CPU"."""
+    x, kinds = torch.empty(SHAPE, device="meta"), []
+    for scheduler in DEFAULTS[name].pair():
+        scheduler.is_scale_input_called, results = True, []
+        results += [scheduler.step(0.1 * x, t, x)[0] for t in scheduler.timesteps[:3]]
+        if name in VP_CLASSES:  # the others' have to compare values
+            results.append(scheduler.add_noise(x, x, scheduler.timesteps[:2]))
+        kinds.append([(each.device, each.dtype, each.shape) for each in results])
+    assert kinds[0] == kinds[1]
+
+
+def test_lcm_at_a_time_that_is_not_the_next():
+    """LCM takes its level from the time, and where it goes from a count. Seen to fail: the time was not looked at."""
+    for places in ((0, 0, 1, 1), (1, 3, 0)):
+        pair, results = DEFAULTS["LCMScheduler"].pair(4), []
+        x = torch.linspace(-1, 1, 96).reshape(SHAPE)
+        for scheduler in pair:
+            for make in (lambda t: t, lambda t: t.item()):
+                scheduler.set_timesteps(4)
+                generator = torch.Generator().manual_seed(0)
+                for k in places:
+                    t = make(scheduler.timesteps[k])
+                    results.append(scheduler.step(0.1 * x, t, x, generator=generator)[0])
+        theirs, mine = torch.stack(results).chunk(2)
+        assert difference(mine, theirs) <= LOOP
+
+
+def test_flow_matching_before_set_timesteps():
+    """It then has as many levels as times. Seen to fail: an IndexError, in the first step."""
+    x, results = torch.randn(SHAPE), []
+    for scheduler in (diffusers.FlowMatchEulerDiscreteScheduler(), ours.FlowMatchEulerDiscreteScheduler()):
+        results.append(torch.stack([scheduler.step(0.1 * x, t, x)[0] for t in scheduler.timesteps[:3]]))
+        scheduler._step_index = 999
+        with pytest.raises(IndexError):
+            scheduler.step(x, scheduler.timesteps[0], x)
+    assert torch.equal(*results)
 
 
 def test_a_step_that_is_not_affine_is_seen(monkeypatch):
@@ -1102,6 +1147,22 @@ def test_a_float32_sample_with_half_model_outputs(name):
             )
         x = results[0].prev_sample.float()
     assert not ours._said
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_half_sample_with_float32_model_outputs(name, dtype):
+    """diffusers does such steps, and makes float32 of most samples. Seen to fail: Heun's and PNDM's next step met a
+    sample that they remembered in half precision."""
+    pair, ends = DEFAULTS[name].pair(), []
+    for scheduler in pair:
+        scheduler.is_scale_input_called, generator = True, torch.Generator().manual_seed(0)
+        x = torch.linspace(-1, 1, 96).reshape(SHAPE).to(dtype)
+        for t in scheduler.timesteps:
+            m = torch.tanh(x.float())
+            x = scheduler.step(m, t, x, **arguments(scheduler, generator, {}))[0]
+        ends.append(x)
+    assert difference(ends[1], ends[0]) <= 4 * torch.finfo(dtype).eps  # theirs rounds a product of the first sample
 
 
 # ---- classes, configurations, pipelines --------------------------------------------------------------------

@@ -59,6 +59,7 @@ _ALSO = """
         times for each sample or token, where the scheduler remembers nothing. See docs/diffusers.md.
 """
 _REPLACEABLE = {"step", "add_noise", "scale_noise", "set_timesteps", "scale_model_input"}  # not used by rows
+_FLOATS = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
 _new_output, _set_item = OrderedDict.__new__, OrderedDict.__setitem__
 
 
@@ -90,6 +91,7 @@ class _Run:
     named: str  # the class's _source, and so on
     memory: tuple[str, ...]
     by_time: bool
+    counts: bool  # whether a step depends on counters that the scheduler keeps
     upcasts: bool
 
 
@@ -179,7 +181,7 @@ class Fused:
         ):
             i = run.places.get(t.data_ptr()) if run.by_time else state["_step_index"]
             step = run.steps.get(i)
-            if step is not None and (not run.memory or run.plan.state(state) == step.state):
+            if step is not None and (not run.counts or run.plan.state(state) == step.state):
                 return Fused._apply(self, run, i, step, m, t, x, draws, return_dict)
         return self._unusual(m, t, x, draws, return_dict, options)
 
@@ -212,7 +214,13 @@ class Fused:
             if draws is None:
                 draws = state.get("noise")  # self.noise, sooner
             z = draws if type(draws) is nf.Noise else self._drawn(draws, m, x)
-        made = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
+        try:
+            made = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
+        except TypeError:
+            if not _narrower(past, x.dtype):
+                raise
+            past = _converted(past, x.dtype)  # diffusers made x wider in the step before
+            made = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
         pool += made
         for name, kept, many in step.remembers:
             state[name] = [*kept(pool)] if many else kept(pool)
@@ -244,6 +252,8 @@ class Fused:
         clock = self._time()
         if clock is None or self.__dict__.get("is_scale_input_called") is False:
             return theirs(None)  # raises an error, or warns
+        if not (isinstance(m, Tensor) and isinstance(x, Tensor)):
+            return theirs(None)  # raises an error, but for a number
         if self._float_times and not (t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float)):
             return theirs(None)  # raises an error
         if reason := self._cannot(m, x):
@@ -258,6 +268,8 @@ class Fused:
         if isinstance(run.plan, Unsupported):
             return theirs(f"because {run.plan}")
         step = _common(run.plan) if many else run.steps[i]
+        if run.counts and not many and run.plan.state(self.__dict__) != step.state:
+            return theirs("at times that are not the next of its timesteps")
         return self._apply(run, i, step, m, t, x, draws, return_dict, mixed=x.dtype is not m.dtype)
 
     def _their_step(
@@ -297,6 +309,9 @@ class Fused:
             return "with a solver_p"
         if own := _replaced(type(self)):  # type: ignore[arg-type]
             return f"because {own} of its own replaces diffusers'"
+        for tensor in (x, m):
+            if not _has_kernel(tensor):
+                return f"for tensors of {tensor.dtype} on {tensor.device.type}"
         same = x.dtype is m.dtype
         if not same and (torch.promote_types(x.dtype, m.dtype) != x.dtype or config.get("prediction_type") == "sample"):
             return f"for a {x.dtype} sample and a {m.dtype} model output"
@@ -317,14 +332,14 @@ class Fused:
         return self._clock
 
     def _place(self, t: Any, clock: _Clock) -> Any:
+        if self.__dict__.get("_step_index", self) is None:
+            self._init_step_index(t)
         if not self._by_time:
-            if self._step_index is None:
-                self._init_step_index(t)
             return self._step_index
-        if isinstance(t, Tensor):
-            place = _entry(clock, t) if t.dtype is clock.host.dtype else None
-            return clock.values.get(t.item()) if place is None else place
-        return clock.values.get(t)
+        place = _entry(clock, t) if isinstance(t, Tensor) and t.dtype is clock.host.dtype else None
+        if place is None:
+            place = clock.values.get(t.item() if isinstance(t, Tensor | np.ndarray) else t)
+        return place
 
     def _places(self, t: Tensor, clock: _Clock, shape: torch.Size) -> Tensor:
         """One for each sample, or token."""
@@ -380,7 +395,7 @@ class Fused:
                 state.setdefault(name, None)
         self._run = _Run(
             clock.timesteps, source, config, versions, options, clock.timesteps.dtype, clock.places, plan, steps,
-            self._source, self._memory, self._by_time, self._upcasts,
+            self._source, self._memory, self._by_time, isinstance(plan, Plan) and bool(plan.names), self._upcasts,
         )  # fmt: skip
         return self._run
 
@@ -395,13 +410,16 @@ class Fused:
 
     def _noised(self, x0: Any, noise: Any, t: Any, theirs: Any) -> Any:
         """alpha x0 + sigma noise in one pass; `theirs()` where that is not possible."""
+        given = isinstance(noise, Tensor)
+        if given and (not _has_kernel(x0) or _one_at_many_times(x0, t)):
+            return theirs()
         level = self._level(x0, t)
         if level is None:
             return theirs()
         if _is_noise(noise):
             schedule, index = self._kept_levels("drawn", self._schedule)
             return nf.q_sample(x0, level if index is None else index[level], schedule, noise)
-        if not isinstance(noise, Tensor):
+        if not given:
             raise _no_noise("a Tensor, a Noise or a list of them", noise)
         grad = (x0.requires_grad or noise.requires_grad) and torch.is_grad_enabled()
         if noise.dtype is not x0.dtype or noise.shape != x0.shape or grad:
@@ -498,6 +516,16 @@ def _is_noise(value: Any) -> bool:
     )
 
 
+def _has_kernel(x: Any) -> bool:
+    """Whether it is of a type, and on a device, that a step can run on."""
+    return isinstance(x, Tensor) and x.dtype in _FLOATS and x.device.type in ("cpu", "cuda")
+
+
+def _one_at_many_times(x0: Tensor, t: Any) -> bool:
+    """A batch of one, which diffusers expands."""
+    return isinstance(t, Tensor) and t.dim() == 1 and len(t) > 1 and x0.dim() > 0 and len(x0) == 1
+
+
 def _entry(clock: _Clock, t: Tensor) -> int | None:
     """Which of the timesteps it is a view of; None if of none, or if torch.func hides where it lies."""
     try:
@@ -557,6 +585,12 @@ def _converted(tensors: Sequence[Tensor], dtype: torch.dtype, besides: Tensor | 
     return [x if x is besides else x.to(dtype) for x in tensors]
 
 
+def _narrower(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether all can be converted without a loss, and some have to be."""
+    kinds = {x.dtype for x in tensors}
+    return kinds != {dtype} and all(torch.promote_types(kind, dtype) is dtype for kind in kinds)
+
+
 def _output(kind: Any, fields: tuple[str, ...], sample: Tensor, others: Sequence[Any]) -> Any:
     """An object of diffusers' class of results, as its dataclass would have made it, in an eighth of the time."""
     output: Any = _new_output(kind)
@@ -604,6 +638,7 @@ class DDIMScheduler(_AddsNoise, diffusers.DDIMScheduler):
 class LCMScheduler(_AddsNoise, diffusers.LCMScheduler):
     _source = "alphas_cumprod"
     _draws = "sample"
+    _by_time = True  # for where it is, and counts for where it goes
 
     def step(
         self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True

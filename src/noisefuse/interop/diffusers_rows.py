@@ -78,11 +78,16 @@ def trace(scheduler: Any, theirs: type, start: int, options: dict[str, Any]) -> 
             vars(shadow).update(initial, **({"_step_index": i} if "_step_index" in initial else {}))
         # in exact mode a Python number, with which diffusers computes in float64
         t = shadow.timesteps[i].item() if exact else shadow.timesteps[i]
-        steps[i] = probe.row(step, t, options, *numbers[:, i : i + 1])
+        try:
+            steps[i] = probe.row(step, t, options, *numbers[:, i : i + 1])
+        except IndexError:  # flow matching, before set_timesteps: no level to step to from the last one
+            raise Unsupported("a step has no level to go to") from None
     table, clean = (nf.Tableau(rows, shadow.timesteps.numpy(), theirs.__name__) for rows in numbers)
     # What tells the steps of a run apart. (Not a 0 that PNDM remembers in a tensor's place: its counter tells.)
     counters = {name for one in steps.values() for name in one.after} - {*scheduler._memory}
-    names = sorted(counters) if scheduler._memory else []
+    if not scheduler._memory:  # LCM looks at its time and counts
+        counters &= {"_step_index"} if scheduler._by_time else set()
+    names = sorted(counters)
     for i, one in steps.items():  # a table that reads four past arrays is given four in every row
         past = one.past + [SAMPLE] * (table.slots - len(one.past))
         state = tuple(one.state.get(name) for name in names)
