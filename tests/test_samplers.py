@@ -310,6 +310,8 @@ BAD_ARGUMENTS = [
     ("ddim", VP, {"steps": 1001}, ValueError, "1001 steps do not fit into a schedule of 1000"),
     ("ddim", VP, {"steps": [3, 5]}, ValueError, "strictly falling"),
     ("ddim", VP, {"steps": 2.0}, ValueError, "steps must be an integer or a list of .* times, got 2.0"),
+    ("ddim", VP, {"steps": "5"}, ValueError, "steps must be an integer or a list of .* times, got '5'"),
+    ("ddim", VP, {"steps": None}, ValueError, "steps must be an integer or a list of .* times, got None"),
     ("ddim", VP, {"steps": [1000, 5]}, ValueError, r"has times 0 \.\. 999, got 1000 \.\. 5"),
     *(
         (name, VP, {"steps": 1000, "spacing": spacing}, ValueError, f"do not fit .* by '{spacing}': .*\"trailing\" has")
@@ -633,7 +635,10 @@ def test_rows_and_shapes_are_checked():
         with pytest.raises(IndexError, match=f"got {i}"):
             sampler.model_input(i, x)
     for call in (lambda: sampler.step(1.0, x, x), lambda: sampler.model_input(1.0, x)):
-        with pytest.raises(TypeError, match=r"i = 1\.0: expected an integer, a row of ddim"):
+        with pytest.raises(TypeError, match=r"i = 1\.0: expected an integer, a row of ddim, got float"):
+            call()
+    for call in (lambda: sampler.step(x, 1, x), lambda: sampler.model_input(x, 1)):  # an array is not printed
+        with pytest.raises(TypeError, match=r"^i: expected an integer, a row of ddim, got ndarray$"):
             call()
     for given in ([Row(out=past[0])], None):
         with pytest.raises(TypeError, match=r"tableau: expected a noisefuse\.Tableau, .*, got (list|NoneType)"):
@@ -647,6 +652,17 @@ def test_the_state_of_another_sampler_is_refused():
         for options in ({}, {"denoised_out": np.empty_like(x)}):
             with pytest.raises(TypeError, match=rf"state: expected dpmpp_2m's own, .*, got {kind}"):
                 samplers.dpmpp_2m(VP, 5).step(0, x, x, state=state, **options)
+
+
+def test_a_state_of_another_shape_is_refused():
+    """By its name: seen to speak of "past1"."""
+    sampler, x = samplers.dpmpp_2m(VP, 5), np.ones((2, 3))
+    for state in (sampler.state(x[:1]), sampler.state(x.astype(np.float32))):
+        for options in ({}, {"denoised_out": np.empty_like(x)}):
+            with pytest.raises((ValueError, TypeError), match=r"^state: made for an x of shape .*, got an x of shape"):
+                sampler.step(0, x, x, state=state, **options)
+    with pytest.raises(ValueError, match=r"^m1: expected shape"):
+        sampler.step(0, x, x[:1], state=sampler.state(x))
 
 
 def test_guidance_is_the_mixture():

@@ -196,7 +196,10 @@ class Sampler:
                     past, kept, after = state.moves[self._push[i]][state.at]
                 except (AttributeError, LookupError):
                     raise self._not_its(state) from None
-                x = ops.update(self.tableau, i, x, model_output, past=past, noise=noise, out=out, aux_out=kept)
+                try:
+                    x = ops.update(self.tableau, i, x, model_output, past=past, noise=noise, out=out, aux_out=kept)
+                except (TypeError, ValueError) as error:
+                    raise _of_state(error, [*past, *kept], x) from None
                 state.at = after
                 return x
         i, table = self._row(i), self.tableau
@@ -227,7 +230,7 @@ class Sampler:
             x = ops.update(table, rows, x, model_output, past=past, noise=noise, out=out, aux_out=aux)
         except (TypeError, ValueError) as error:
             if denoised_out is None or (name := f"aux_out[{at}]") not in str(error):
-                raise
+                raise _of_state(error, [*past, *aux], x) from None
             raise type(error)(str(error).replace(name, "denoised_out")) from None
         for array in own:
             array[...] = denoised_out
@@ -243,7 +246,9 @@ class Sampler:
         try:
             i = operator.index(i)
         except TypeError:
-            raise TypeError(f"i = {i!r}: expected an integer, a row of {self.tableau.name}") from None
+            what = f" = {i!r}" if isinstance(i, float | str) else ""
+            kind = type(i).__name__
+            raise TypeError(f"i{what}: expected an integer, a row of {self.tableau.name}, got {kind}") from None
         if not 0 <= i < len(self._push):
             raise IndexError(f"{self.tableau.name} has rows 0 .. {len(self._push) - 1}, got {i}")
         return i
@@ -312,6 +317,14 @@ class Sampler:
             kept += self._push[i]
             if kept >= self._slots:
                 return
+
+
+def _of_state(error: Exception, kept: Sequence[Array], x: Array) -> Exception:
+    """The same, unless it is that a state's arrays, which a user knows by no name, are not like x."""
+    if not str(error).startswith(("past", "aux_out")):
+        return error
+    own, given = (f"of shape {tuple(a.shape)} and dtype {a.dtype}" for a in (kept[0], x))
+    return error if own == given else type(error)(f"state: made for an x {own}, got an x {given}")
 
 
 def _reads(tableau: Tableau) -> list[int]:

@@ -135,7 +135,7 @@ def grid(
             level above the last one.
     """
     if not isinstance(steps, int | np.integer):
-        alpha, sigma, times = _explicit(axis, np.asarray(steps, np.float64))
+        alpha, sigma, times = _explicit(axis, steps)
     elif steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     elif spacing in _OF_INDICES:
@@ -162,9 +162,13 @@ def grid(
     return Grid(alpha, sigma, times)
 
 
-def _explicit(axis: Axis, times: Array) -> tuple[Array, Array, Array]:
+def _explicit(axis: Axis, steps: Steps) -> tuple[Array, Array, Array]:
+    try:
+        times = np.zeros(0) if isinstance(steps, str) else np.asarray(steps, np.float64)
+    except (TypeError, ValueError):
+        times = np.zeros(0)
     if times.ndim != 1 or not times.size or not np.all(np.diff(times) < 0):
-        raise ValueError(f"steps must be an integer or a list of strictly falling times, got {times}")
+        raise ValueError(f"steps must be an integer or a list of strictly falling times, got {steps!r}")
     if axis.timed_by_index:
         _inside(times, len(axis.levels))
         return axis.at_index(times)
