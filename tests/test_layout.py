@@ -24,7 +24,7 @@ ALLOWED = {
     "views": "",
     "weights": "schedule views",
     "naive": "",
-    "numba": "backends.call backends.device ops tableau",
+    "numba": "arrays backends.call backends.device ops tableau",
     "backends.spec": "",
     "backends.call": "noise tableau",
     "backends.reference": "noise tableau backends.call backends.spec",

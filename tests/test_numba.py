@@ -33,6 +33,7 @@ from test_update import random_table
 pytest.importorskip("numba")
 
 from numba import cuda, float32, float64, guvectorize, int64, njit, prange, uint32, uint64, vectorize, void
+from numba.core.errors import TypingError
 
 import noisefuse.numba as nfn
 from noisefuse.sampler import Sampler
@@ -152,6 +153,18 @@ def test_rows_of_gradients_are_refused():
         nfn.rows(SAMPLERS["ddpm"].tableau.transpose()["x"])
     with pytest.raises(TypeError, match=r"table: expected a noisefuse\.Tableau, such as sampler\.tableau, got Sampler"):
         nfn.rows(SAMPLERS["ddpm"])
+
+
+def test_types_that_do_not_fit_are_named():
+    """Seen to fail: Numba's "No match"; rows of integers were made."""
+    with pytest.raises(TypeError, match=r"dtype .*int.*: expected one of float32, float64"):
+        nfn.rows(SAMPLERS["ddpm"].tableau, int)
+    expected = "fma: expected arguments of one type, float32 or float64, got float32, float64, float32"
+    with pytest.raises(TypingError, match=expected):
+        njit(lambda x: nfn.fma(x, 0.5, x))(np.float32(1))
+    rows, present = nfn.rows(SAMPLERS["ddpm"].tableau)
+    with pytest.raises(TypingError, match=r"expected arguments of one type, .*, got float32, float64"):
+        nfn.apply_row(rows[0], present, (1.0,) * 7, 0.0)
 
 
 @njit

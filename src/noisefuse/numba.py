@@ -12,8 +12,9 @@ They work in `@njit` (with `parallel=True` too), `@vectorize` and `@guvectorize`
 them vectorise. The bits are those of `noisefuse.randn`, everywhere, as long as your own kernel asks for no `fastmath`.
 
 Arguments, all of them integers: seed in [0, 2^64), sample in [0, 2^56), step in [0, 2^32), element in [0, 2^34), block
-= element // 4 in [0, 2^32), stream in [0, 128), as docs/noise.md has them; give seeds of 2^63 and more as
-`numpy.uint64`. Nothing is checked here: what is out of range is the noise of another element, sample, step or stream.
+= element // 4 in [0, 2^32), stream in [0, 128), as docs/noise.md has them; pass `numpy.uint64(noise.seed)` where the
+seed may be 2^63 or more. Nothing is checked here: what is out of range is the noise of another element, sample, step or
+stream.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from numpy.typing import DTypeLike, NDArray
 
 if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
+from .arrays import float_dtype
 from .backends.call import AFFINE, CLEAN, HIGH, LOW, M1, M2, PAST1, PAST2, PAST3, PAST4, D, X, Z
 from .backends.device import USER, fma, mul, select, user
 from .ops import _table_rows, need_tableau
@@ -131,10 +133,11 @@ def rows(table: Tableau, dtype: DTypeLike = float32) -> tuple[NDArray[Any], int]
         (n, 36) coefficients, each rounded once, and an int whose bit c is set where column c counts.
     """
     need_tableau("table", table)
+    kind = float_dtype(dtype, ("float32", "float64"))
     if table.masked:
         raise ValueError("table: expected one of forward rows, got the gradients of a clamp")
     found = _table_rows(table)
-    return found.table.astype(dtype), found.present
+    return found.table.astype(kind), found.present
 
 
 @user
@@ -180,8 +183,8 @@ def apply_row(row: Any, present: Any, values: Any, z: Any) -> Any:
 
     Args:
         row, present: of `rows`; row has 36 numbers.
-        values: (x, m1, m2, past1, past2, past3, past4) of the element, of the row's type; 0 where there is none.
-        z: its noise, `normal(seed, sample, step + i, element, 3)` for row i; 0 where there is none.
+        values: (x, m1, m2, past1, past2, past3, past4) of the element, all of the row's type; 0 where there is none.
+        z: its noise, `normal(seed, sample, step + i, element, 3)` for row i, of that type; 0 where there is none.
 
     Returns:
         (out, aux1, aux2); LLVM leaves out what you do not use.

@@ -8,6 +8,7 @@ from typing import Any
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from . import spec
@@ -30,17 +31,19 @@ def _calls_fma(context: Any) -> bool:
     return triple.startswith("x86_64") and "+fma" not in features.split(",")
 
 
-def _real(*arguments: Any) -> Any:
-    """Their common type, float32 or float64; None lets Numba say that there is none."""
-    kinds = {types.unliteral(a) for a in arguments}
-    return kinds.pop() if len(kinds) == 1 and kinds <= {types.float32, types.float64} else None
+def _real(name: str, *arguments: Any) -> Any:
+    """Their common type, float32 or float64. TypingError: there is none."""
+    kinds = [types.unliteral(a) for a in arguments]
+    if kinds[0] not in (types.float32, types.float64) or len({*kinds}) > 1:
+        given = ", ".join(map(str, kinds))
+        raise TypingError(f"{name}: expected arguments of one type, float32 or float64, got {given}")
+    return kinds[0]
 
 
 @intrinsic
 def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
-    """a b + c, rounded once."""
-    if (real := _real(a, b, c)) is None:
-        return None
+    """a b + c, rounded once, of three float32 or three float64."""
+    real = _real("fma", a, b, c)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if not _on_gpu(builder) and _calls_fma(context):
@@ -52,9 +55,9 @@ def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
 
 @intrinsic
 def mul(_: Any, a: Any, b: Any) -> Any:
-    """a b, rounded. Compilers for CPUs fuse nothing unless they are told to; those for GPUs do, but for this one."""
-    if (real := _real(a, b)) is None:
-        return None
+    """a b, rounded, of two float32 or two float64. Compilers for CPUs fuse nothing unless they are told to; those for
+    GPUs do, but for this one."""
+    real = _real("mul", a, b)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if not _on_gpu(builder):
@@ -69,8 +72,7 @@ def mul(_: Any, a: Any, b: Any) -> Any:
 @intrinsic
 def sqrt(_: Any, a: Any) -> Any:
     """Correctly rounded, also where a GPU's own would not be."""
-    if (real := _real(a)) is None:
-        return None
+    real = _real("sqrt", a)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         suffix = "f" if real == types.float32 else "d"
