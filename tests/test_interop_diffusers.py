@@ -1035,6 +1035,43 @@ def test_gradients_of_torch_func(name):
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"])
+def test_steps_in_compiled_code(name):
+    """The graph breaks there. Seen to fail: torch.compile followed the search for rows, and stumbled."""
+    torch._dynamo.reset()
+    answers = []
+    for scheduler in DEFAULTS[name].pair(5):
+        scheduler.is_scale_input_called = True
+
+        @torch.compile(backend="eager")
+        def run(x, scheduler=scheduler):
+            for t in scheduler.timesteps:
+                x = scheduler.step(0.1 * torch.tanh(x), t, x)[0]
+            return scheduler.add_noise(x, x, scheduler.timesteps[:2])
+
+        answers.append(run(torch.linspace(-1, 1, 96).reshape(SHAPE)))
+    assert difference(answers[1], answers[0]) <= LOOP
+    noise = nf.Noise(1)
+    expected = scheduler.add_noise(answers[0], noise, scheduler.timesteps[:2])
+    noised = torch.compile(lambda x: scheduler.add_noise(x, noise, scheduler.timesteps[:2]), backend="eager")
+    assert torch.equal(noised(answers[0]), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vmap_is_left_to_diffusers(name):
+    """Seen to fail: "expected a tensor with memory of its own"."""
+    x, answers = torch.linspace(-1, 1, 5 * 96).reshape(5, *SHAPE), []
+    for scheduler in DEFAULTS[name].pair():
+        scheduler.is_scale_input_called = True
+        given = arguments(scheduler, torch.Generator().manual_seed(0), {})
+
+        def step(x, scheduler=scheduler, given=given):
+            return scheduler.step(0.1 * x, scheduler.timesteps[0], x, **given)[0]
+
+        answers.append(torch.func.vmap(step, randomness="same")(x))
+    assert torch.equal(*answers)
+
+
 BAD_DRAWS = {
     "a number": (7, r"generator: expected a torch\.Generator, a Noise or a list of either, got int"),
     "numbers": ([1, 2], r"generator\[0\]: expected a torch\.Generator or a Noise, got int"),

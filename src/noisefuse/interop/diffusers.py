@@ -30,6 +30,7 @@ import noisefuse as nf
 
 from . import diffusers_rows as rows
 from .diffusers_rows import Plan, Step, Unsupported
+from .torch import is_traced, untraced
 
 __all__ = [
     "DDIMScheduler",
@@ -164,6 +165,8 @@ class Fused:
 
     def _step(self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options = ()) -> Any:
         """Most calls are decided here, within a microsecond; `_unusual` looks again at the others."""
+        if is_traced():  # by torch.compile, which cannot follow: there the graph breaks
+            return self._unusual(m, t, x, draws, return_dict, options)
         state = self.__dict__
         run: _Run | None = state.get("_run")
         if (
@@ -246,6 +249,7 @@ class Fused:
 
     # ---- calls out of the ordinary -------------------------------------------------------------------------
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _unusual(self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options) -> Any:
         """The first step of a run, times that are plain numbers, or many; and what diffusers has to do itself."""
         theirs = functools.partial(self._their_step, m, t, x, draws, return_dict, options)
@@ -309,9 +313,8 @@ class Fused:
             return "with a solver_p"
         if own := _replaced(type(self)):  # type: ignore[arg-type]
             return f"because {own} of its own replaces diffusers'"
-        for tensor in (x, m):
-            if not _has_kernel(tensor):
-                return f"for tensors of {tensor.dtype} on {tensor.device.type}"
+        if reason := _without_kernel(x) or _without_kernel(m):
+            return reason
         same = x.dtype is m.dtype
         if not same and (torch.promote_types(x.dtype, m.dtype) != x.dtype or config.get("prediction_type") == "sample"):
             return f"for a {x.dtype} sample and a {m.dtype} model output"
@@ -411,7 +414,11 @@ class Fused:
     def _noised(self, x0: Any, noise: Any, t: Any, theirs: Any) -> Any:
         """alpha x0 + sigma noise in one pass; `theirs()` where that is not possible."""
         given = isinstance(noise, Tensor)
-        if given and (not _has_kernel(x0) or _one_at_many_times(x0, t)):
+        if is_traced():
+            return theirs() if given else untraced(self._noised, x0, noise, t, theirs)
+        if given and not isinstance(x0, Tensor):
+            return theirs()
+        if given and (_without_kernel(x0) or _one_at_many_times(x0, t)):
             return theirs()
         level = self._level(x0, t)
         if level is None:
@@ -516,9 +523,15 @@ def _is_noise(value: Any) -> bool:
     )
 
 
-def _has_kernel(x: Any) -> bool:
-    """Whether it is of a type, and on a device, that a step can run on."""
-    return isinstance(x, Tensor) and x.dtype in _FLOATS and x.device.type in ("cpu", "cuda")
+def _without_kernel(x: Tensor) -> str | None:
+    """Why no kernel can run on it."""
+    if x.dtype not in _FLOATS or x.device.type not in ("cpu", "cuda"):
+        return f"for tensors of {x.dtype} on {x.device.type}"
+    try:
+        x.data_ptr()
+    except RuntimeError:  # of torch.func.vmap, say
+        return "for tensors without memory of their own"
+    return None
 
 
 def _one_at_many_times(x0: Tensor, t: Any) -> bool:
