@@ -350,6 +350,15 @@ def test_ddim_steps_elsewhere(spacing, n, monkeypatch):
     assert distance > 1e-3
 
 
+def test_lcm_steps_that_do_not_divide_those_of_the_distillation():
+    """Seen to fail: every (50 // n)-th of them."""
+    scheduler = importlib.import_module("diffusers").LCMScheduler(**VP)
+    schedule = Schedule.from_alphas_cumprod(scheduler.alphas_cumprod.double().numpy())
+    for n in (3, 4, 7, 12, 30):
+        scheduler.set_timesteps(n)
+        assert samplers.lcm(schedule, n).timesteps.tolist() == scheduler.timesteps.tolist()
+
+
 def test_flow_spacing():
     """The shifted grid. Theirs shifts its last level twice; the pairs above are given its sigmas."""
     for shift in (1.0, 3.0):
