@@ -465,6 +465,26 @@ def test_a_gradient_is_the_transposed_row(dtype):
         assert same(a.grad, expected.astype("f8") if a is m1 else expected)
 
 
+def test_slopes_are_not_rounded_to_the_results_dtype():
+    """Seen to fail: slopes of the forward process as float16."""
+    x, g = tensor(16, 16, grad=True), tensor(16, 16, dtype=torch.float16, seed=1)
+    nf.q_sample(x, 10, S, N, dtype="float16").backward(g)
+    assert torch.equal(x.grad, (float(np.float32(S.alpha[10])) * g.float()).half().float())
+
+
+def test_a_graph_keeps_no_more_than_a_clamp_needs():
+    """Seen to fail: inputs kept for rows without one, which may be written over."""
+    for clip in (None, 1.0):
+        x, m = tensor(3, 4), tensor(3, 4, grad=True)
+        y = nf.update(nf.samplers.ddim(S, steps=4, clip=clip).tableau, 1, x, m).sum()
+        x.zero_()
+        if clip is None:
+            y.backward()
+        else:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                y.backward()
+
+
 def test_what_autograd_has_to_know():
     x = tensor(3, 4, grad=True)
     for out in (torch.zeros(3, 4), torch.zeros(3, 4)[:]):  # the short cut, and the long way
