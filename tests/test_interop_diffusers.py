@@ -973,6 +973,18 @@ def test_flow_matching_before_set_timesteps():
     assert torch.equal(*results)
 
 
+def test_gradients_that_begin_in_the_middle_of_a_run(caplog):
+    """Seen to fail: a step that looks at nothing but dtypes once its row is known."""
+    ours._said.clear()
+    _, scheduler = Case("DDPMScheduler", {}).pair()
+    x, m = torch.randn(2, *SHAPE)
+    for t in scheduler.timesteps[:2]:
+        x = scheduler.step(m, t, x).prev_sample
+    assert not caplog.records
+    assert scheduler.step(m.requires_grad_(), scheduler.timesteps[2], x).prev_sample.requires_grad
+    assert "for tensors that require grad" in caplog.text
+
+
 def test_a_step_that_is_not_affine_is_seen(monkeypatch):
     """Were diffusers to change: a product of two tensors has no row, though each unit vector has an answer."""
     kind = inspect.getmodule(diffusers.DDPMScheduler).DDPMSchedulerOutput
