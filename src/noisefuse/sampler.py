@@ -83,7 +83,7 @@ class Sampler:
             _slots=tableau.slots,
             _push=tableau.push.tolist(),
             # how many rows depend on no data and need no state, or need one: all or none
-            _plain=0 if tableau.slots or tableau.push.any() or tableau.threshold else len(tableau),
+            _plain=0 if tableau.slots or tableau.threshold else len(tableau),
             _remembering=len(tableau) if tableau.slots and not tableau.threshold else 0,
             _denoised=tableau.denoised.tolist(),
             # NumPy's numbers: torch.compile cannot follow into the array
