@@ -497,6 +497,18 @@ def test_every_sample_has_its_time(name):
             assert torch.equal(together[key][b : b + 1, i : i + 1], alone[key])
 
 
+def test_a_step_at_many_times_belongs_to_no_run():
+    """Seen to fail: a scheduler that counts on from it; and noise where the first row of all draws none."""
+    _, mine = DEFAULTS["EulerDiscreteScheduler"].pair()
+    x, noise, options = torch.randn(2, 3), nf.Noise(1), {"s_churn": 5.0, "s_tmax": float(mine.sigmas[1]) * 0.99}
+    mine.is_scale_input_called = True
+    together = mine.step(0.1 * x, mine.timesteps[[0, 4]], x, generator=noise, **options)[0]
+    assert mine.step_index is None
+    mine._step_index = 4
+    alone = mine.step(0.1 * x[1:], mine.timesteps[4], x[1:], generator=noise.at(sample=1), **options)[0]
+    assert torch.equal(together[1:], alone)
+
+
 def test_times_that_cannot_be():
     x = torch.randn(2, 3)
     scheduler = ours.DDPMScheduler()
@@ -635,6 +647,22 @@ def test_a_configuration_that_changes_within_a_run(name):
             t = scheduler.timesteps[k]
             results.append(scheduler.step(0.1 * x, t, x, **arguments(scheduler, generator, {}))[0])
         assert difference(results[1], results[0]) <= LOOP
+
+
+def test_options_that_change_within_a_run():
+    """Seen to fail: the row of the first eta for all of them."""
+    pair, x = DEFAULTS["DDIMScheduler"].pair(), torch.linspace(-1, 1, 96).reshape(SHAPE)
+    for k, eta in enumerate((0.0, 0.0, 1.0, 1.0, 0.5)):
+        theirs, mine = (s.step(0.1 * x, s.timesteps[k], x, eta=eta, variance_noise=x.flip(1))[0] for s in pair)
+        assert difference(mine, theirs) <= LOOP
+
+
+def test_timesteps_with_strides():
+    """Seen to fail: the place of an entry as if they lay side by side."""
+    (theirs, mine), x = DEFAULTS["DDIMScheduler"].pair(), torch.linspace(-1, 1, 96).reshape(SHAPE)
+    mine.timesteps = mine.timesteps.repeat_interleave(2)[::2]
+    for ours_t, t in zip(mine.timesteps, theirs.timesteps, strict=True):
+        assert difference(mine.step(0.1 * x, ours_t, x)[0], theirs.step(0.1 * x, t, x)[0]) <= LOOP
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -791,6 +819,18 @@ def test_exact_add_noise_at_every_time(name, schedule, dtype):
         assert torch.equal(mine.add_noise(x, z, t), row.to(dtype))
         assert (theirs.add_noise(zero, one, t) == 0).any()
         assert (mine.add_noise(zero, one, t) > 0).all()
+
+
+@pytest.mark.parametrize("noise", [nf.Noise(3), torch.ones(5, 8)], ids=["drawn", "given"])
+def test_levels_of_other_coefficients_and_dtypes(noise):
+    """Seen to fail: the levels of the first call for all later ones."""
+    scheduler, t = ours.DDPMScheduler(), torch.arange(5)
+    for coefficients, dtype in itertools.product(("compat", "exact"), (torch.float64, torch.float32, torch.float16)):
+        scheduler.coefficients, fresh = coefficients, ours.DDPMScheduler()
+        fresh.coefficients = coefficients
+        x = torch.linspace(-1, 1, 40, dtype=torch.float64).reshape(5, 8).to(dtype)
+        z = noise.to(dtype) if isinstance(noise, torch.Tensor) else noise
+        assert torch.equal(scheduler.add_noise(x, z, t), fresh.add_noise(x, z, t))
 
 
 def test_add_noise_checks_its_times():
