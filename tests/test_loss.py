@@ -344,6 +344,11 @@ def x(dtype=np.float32, shape=(4, 6)):
             ValueError,
             r"weight: expected one for each step of the schedule, \(1000,\), got \(4,\)",
         ),
+        (
+            {"weight": np.ones((1000, 1))},
+            ValueError,
+            r"weight: expected one for each step of the schedule, \(1000,\), got \(1000, 1\)",
+        ),
         ({"target": "flow"}, ValueError, "target = 'flow': expected .*; z - x0 is called 'velocity' here"),
         (
             {"weight": np.full(1000, np.nan)},
@@ -434,12 +439,16 @@ def test_stable_diffusions_weights_are_those_of_the_paper():
     np.testing.assert_allclose(
         weights.cosmap(FLOW, "velocity"), 2 / (math.pi - 2 * math.pi * FLOW.sigma + 2 * math.pi * FLOW.sigma**2)
     )
-    u = (np.arange(1_000_000) + 0.5) / 1_000_000
+    many = (np.arange(1_000_000) + 0.5) / 1_000_000
     for scale in (-0.8, 0.0, 1.29):
-        times = 1 - u - scale * (np.cos(math.pi * u / 2) ** 2 - 1 + u)
+        times = 1 - many - scale * (np.cos(math.pi * many / 2) ** 2 - 1 + many)
         density, _ = np.histogram(times, 100, (0, 1), density=True)
         middles = weights.mode(FLOW, "velocity", scale=scale, t=(np.arange(100) + 0.5) / 100)
         np.testing.assert_allclose(middles[1:-1], density[1:-1], rtol=0.01)
+        u = np.array([0.03, 0.2, 0.5, 0.9])
+        slope = 1 + scale - scale * math.pi * np.cos(math.pi * u / 2) * np.sin(math.pi * u / 2)  # of -f
+        there = 1 - u - scale * (np.cos(math.pi * u / 2) ** 2 - 1 + u)
+        np.testing.assert_allclose(weights.mode(FLOW, "velocity", scale=scale, t=there), 1 / slope, rtol=1e-11)
 
 
 def test_weights_are_those_of_diffusers():
