@@ -170,6 +170,7 @@ ROWS = {
         TypeError, r"noise\[1\]: expected a Noise, got NoneType", lambda o: randn((2, 6), (N, None))
     ),
     "too few ids": (ValueError, r"noise.*3 sample ids.*4", lambda o: q_sample(x(), 1, S, N.samples([1, 2, 3]), **o)),
+    "too many ids": (ValueError, r"noise.*5 sample ids.*4", lambda o: q_sample(x(), 1, S, N.samples(range(5)), **o)),
     "stream taken": (ValueError, r"noise.*stream 0.*got 2", lambda o: q_step(x(), 1, S, N.at(stream=2), **o)),
     "q_walk: stream taken": (ValueError, r"noise.*stream 0.*got 1", lambda o: q_walk(x(), S, N.at(stream=1), **o)),
     "window too small": (

@@ -465,10 +465,13 @@ def test_an_output_may_be_an_input(backend, dtype):
 
 
 def test_out_may_lie_over_t(backend):
-    """t is read to its end before anything is written."""
-    for batched in (True, False):
+    """t is read to its end before anything is written.
+
+    Seen to fail: a short cut that does not look where t lies.
+    """
+    for batched, place in ((True, slice(-70, None)), (True, slice(70)), (False, None)):
         memory = np.zeros((70, 700), np.float32)
-        t = memory.view(np.int64)[:, -1] if not batched else memory.view(np.int64).reshape(-1)[-70:]
+        t = memory.view(np.int64)[:, -1] if not batched else memory.view(np.int64).reshape(-1)[place]
         t[:] = np.arange(70)
         x, noise = normals(memory.shape, np.float32), nf.Noise(5)
         expected = nf.q_sample(x, t.copy(), LINEAR, noise, batched=batched)

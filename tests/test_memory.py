@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Large outputs come in memory that earlier ones gave back, and are arrays like any other."""
 
+import mmap
 import subprocess
 import sys
 import threading
@@ -68,10 +69,26 @@ def test_what_is_given_back_is_used_again():
     assert (again == 1).all()
 
 
+def test_what_was_given_back_long_ago_takes_no_room():
+    """Seen to fail: a count of bytes that only grows, and with it a list that keeps one block."""
+    for _ in range(100):
+        _native.empty((1 << 22,), np.float32)
+    arrays = [_native.empty((1 << 22,), np.float32) for _ in range(3)]
+    places = {array.ctypes.data for array in arrays}
+    arrays.clear()
+    holes = [mmap.mmap(-1, 1 << 24) for _ in range(6)]  # which may lie where something was unmapped
+    arrays += [_native.empty((1 << 22,), np.float32) for _ in range(3)]
+    assert {array.ctypes.data for array in arrays} == places
+    assert len(holes) == 6
+
+
 def test_an_array_may_be_resized():
+    """Seen to fail: memory that is left and not given back."""
     array = _native.empty((1 << 20,), np.float32)
     array[:] = np.arange(1 << 20)
+    place = array.ctypes.data
     array.resize(3 << 20, refcheck=False)
+    assert _native.empty((1 << 20,), np.float32).ctypes.data == place
     assert (array[: 1 << 20] == np.arange(1 << 20)).all()
     assert not array[1 << 20 :].any()
     array.resize(5, refcheck=False)

@@ -226,3 +226,11 @@ def test_a_number_of_auxiliary_outputs_that_rows_do_not_have(name, aux):
         nf.update(
             nf.samplers.ddim(nf.Schedule.linear(10), 5).tableau, 1, np.zeros(3, "f4"), np.zeros(3, "f4"), aux_out=aux
         )
+
+
+def test_every_row_that_is_taken_is_asked_whether_it_draws(backend):
+    """Seen to fail: a short cut that looks at the first one."""
+    table, x = nf.samplers.ddpm(nf.Schedule.linear(10), 5).tableau, np.ones((2, 3), np.float32)
+    assert (table.rows["out"]["z"] != 0).tolist() == [True] * 4 + [False]
+    with pytest.raises(TypeError, match="noise: the row draws noise"):
+        nf.update(table, np.array([4, 0]), x, x)
