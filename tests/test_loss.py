@@ -356,7 +356,7 @@ def x(dtype=np.float32, shape=(4, 6)):
             r"weight\[3\] = nan: expected finite numbers where t takes them",
         ),
         (
-            {"weight": np.r_[np.ones(999), np.inf], "t": [0, 3, 999, 3]},
+            {"weight": np.r_[np.ones(999), np.inf], "t": np.array([0, 3, 999, 3])},
             ValueError,
             r"weight\[999\] = inf: expected finite numbers where t takes them .*alpha = 0",
         ),

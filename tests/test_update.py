@@ -234,3 +234,21 @@ def test_every_row_that_is_taken_is_asked_whether_it_draws(backend):
     assert (table.rows["out"]["z"] != 0).tolist() == [True] * 4 + [False]
     with pytest.raises(TypeError, match="noise: the row draws noise"):
         nf.update(table, np.array([4, 0]), x, x)
+
+
+def test_a_models_output_is_converted_and_nothing_else(backend):
+    """Seen to fail: a short cut that reads float32 as it is, and past arrays that are converted too."""
+    table = nf.samplers.dpmpp_2m(nf.Schedule.linear(10), 5).tableau
+    x, m, past = np.random.default_rng(0).standard_normal((3, 4, 50)).astype(np.float32)
+    x, half = x.astype(np.float16), m.astype(np.float16)
+    found = nf.update(table, 2, x, m, past=[half])
+    assert bits(found) == bits(nf.update(table, 2, x, half, past=[half]))
+    with pytest.raises(TypeError, match="past1: dtype float32 is not supported"):
+        nf.update(table, 2, x, m, past=[past])
+
+
+def test_backward_rows_have_one_output():
+    table = nf.samplers.ddim(nf.Schedule.linear(10), 5, clip=1.0).tableau.transpose()["x"]
+    x = np.ones((2, 3), np.float32)
+    with pytest.raises(ValueError, match="aux_out: backward rows have one output"):
+        nf.update(table, 0, x, x, past=[x], aux_out=1)
