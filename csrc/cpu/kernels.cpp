@@ -18,7 +18,7 @@ template <class Real>
 void step_drawing_nothing(const Step& s, int64_t begin, int64_t end) {
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
-    const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape_of(rows, arrays));
+    const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape_of(rows));
     const bool far = s.size * s.batch > kFar;
     const bool asks = far || (arrays.n_written > 1 && s.size * s.batch >= kSeveral);
     const int64_t most = tile_on_arrays && arrays.all_own && !asks ? 16 * kTile : kTile;
@@ -41,7 +41,7 @@ void step_drawing(const Step& s, int64_t begin, int64_t end) {
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
     Noise<Real> noise;
-    const uint64_t shape = shape_of(rows, arrays);
+    const uint64_t shape = shape_of(rows);
     const OnNoise tile_on_noise = on_noise(arrays, shape);
     const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape);
     for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Plan& plan, const RoundKeys& keys) {

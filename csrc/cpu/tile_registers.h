@@ -27,9 +27,9 @@ constexpr uint64_t form_of(uint64_t present, int first) { return present & uint6
 // Of a call, or 0: not one of these. Only a form that begins with the noise may have a constant, which is no part of
 // the shape.
 template <class Real>
-uint64_t shape_of(const Rows<Real>& rows, const Arrays<Real>& arrays) {
+uint64_t shape_of(const Rows<Real>& rows) {
     const Step& s = rows.s;
-    if (s.masked || !arrays.apart) return 0;
+    if (s.masked) return 0;
     uint64_t found = rows.wants_clean ? s.present & (columns(kClean, {kX, kM1, kM2}) | uint64_t{1} << kClean) : 0;
     for (int o = 0; o < 3; ++o) {
         if (!s.out[o]) continue;

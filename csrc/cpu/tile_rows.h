@@ -269,7 +269,6 @@ struct Arrays {
     int n_in = 0, slots[kSlots];
     int n_written = 0;
     Lines read[kSlots], written[3];
-    bool apart = true;    // no output is an input, or there is but one
     bool all_own = true;  // inputs are in the arithmetic's own type
     bool direct[3];       // written as it is computed: not so an output that is an input which others still read
     bool past_caches[3];  // written by stores that leave the caches alone, where it is aligned
@@ -288,7 +287,6 @@ struct Arrays {
             bool is_input = false;
             for (int i = 0; i < n_in; ++i) is_input |= s.in[slots[i]] == s.out[o];
             direct[o] = s.type == kOwn<Real> && (alone || !is_input);
-            apart &= alone || !is_input;
             past_caches[o] = !is_input && s.size * s.batch >= kFarther;
             if (s.out[o] && !past_caches[o])
                 written[n_written++] = {static_cast<const char*>(s.out[o]), kBytes[int(s.type)]};
