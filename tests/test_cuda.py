@@ -496,7 +496,7 @@ def test_the_short_cut_leaves_what_is_not_plain_on_the_stand_in(cupy):
         nf.update(ddpm.tableau, 6, x, x, noise=nf.Noise(1))
     with pytest.raises(TypeError, match="the row draws noise"):
         ddpm.step(0, x, x)
-    with pytest.raises(TypeError, match="m1: the table reads it"):
+    with pytest.raises(TypeError, match=r"model_output \(m1\): the table reads it"):
         nf.update(ddpm.tableau, 0, x, noise=nf.Noise(1))
     with pytest.raises(OverflowError, match=r"goes beyond 2\^32 - 1"):
         nf.q_step(x, 5, LINEAR, nf.Noise(1, step=2**32 - 3))
@@ -526,7 +526,7 @@ ERRORS = {
                           lambda a: nf.q_sample(a(X), 1, LINEAR, X)),
     "another device": (r"out lies on CUDA device 1, x on CUDA device 0",
                        lambda a: nf.q_sample(a(X), 1, LINEAR, nf.Noise(1), out=a(X, 1))),
-    "a model's output": (r"m1 lies on CUDA device 1, x on CUDA device 0",
+    "a model's output": (r"model_output \(m1\) lies on CUDA device 1, x on CUDA device 0",
                          lambda a: nf.update(nf.samplers.ddim(LINEAR, 2).tableau, 0, a(X), a(X, 1))),
     "t on another device": (r"t: lies on CUDA device 1, and the arrays do not: pass t\.get\(\)",
                             lambda a: nf.q_sample(a(X), a(np.arange(4), 1), LINEAR, nf.Noise(1))),

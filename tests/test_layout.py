@@ -38,7 +38,7 @@ ALLOWED = {
     "backends.*": "noise tableau backends.call backends.threads _native",
     "backends": "noise tableau backends.call backends.selftest backends.threads _native",
     "arrays": "interop.* _native",
-    "calls": "noise arrays backends backends.call",
+    "calls": "noise tableau arrays backends backends.call",
     "ops": "schedule tableau noise views arrays calls backends backends.call",
     "loss": "schedule noise views arrays calls ops backends backends.call",
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share

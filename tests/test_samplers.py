@@ -699,7 +699,7 @@ def test_a_state_of_another_shape_is_refused():
         for options in ({}, {"denoised_out": np.empty_like(x)}):
             with pytest.raises((ValueError, TypeError), match=r"^state: made for an x of shape .*, got an x of shape"):
                 sampler.step(0, x, x, state=state, **options)
-    with pytest.raises(ValueError, match=r"^m1: expected shape"):
+    with pytest.raises(ValueError, match=r"^model_output \(m1\): expected shape"):
         sampler.step(0, x, x[:1], state=sampler.state(x))
 
 

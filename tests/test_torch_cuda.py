@@ -10,6 +10,7 @@ Seen to fail: the stream or the device not entered; results of CuPy's own memory
 read back; a compiled draw on the CPU; a short cut that does not look at the device of a tensor.
 """
 
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -389,8 +390,8 @@ def test_tensors_of_two_devices_on_the_stand_in():
             ("target_out", on_cpu, lambda: nf.q_sample(X, 3, S, N, target="v", target_out=host)),
             ("t", on_cuda, lambda: nf.q_sample(host, TIMES, S, N)),
             ("i", on_cuda, lambda: nf.update(sampler.tableau, TIMES % 4, host, host, noise=N)),
-            ("m1", on_cpu, lambda: sampler.step(1, X, host, N)),
-            ("past1", on_cpu, lambda: nf.update(random_table(True), 1, X, (X, X), past=[host] * 4, noise=N)),
+            ("model_output (m1)", on_cpu, lambda: sampler.step(1, X, host, N)),
+            ("past[0]", on_cpu, lambda: nf.update(random_table(True), 1, X, (X, X), past=[host] * 4, noise=N)),
             ("aux_out[0]", on_cpu, lambda: nf.update(random_table(True), 1, X, (X, X), past=[X] * 4, noise=N,
                                                       aux_out=[host])),
             ("x0", on_cpu, lambda: nf.mse_loss(X, host, 3, S, N, target="v")),
@@ -419,10 +420,12 @@ def test_other_devices(device):
     for name, call in (
         ("x0", lambda: nf.q_sample(x, 3, S, N)),
         ("out", lambda: nf.randn((3, 4), N, out=x)),
-        ("m1", lambda: SAMPLERS["ddim"].step(1, X, x)),
+        ("model_output (m1)", lambda: SAMPLERS["ddim"].step(1, X, x)),
         ("pred", lambda: nf.mse_loss(x, X, 3, S, N, target="v")),
     ):
-        with pytest.raises(NotImplementedError, match=f"^{name}: expected a tensor on the CPU or a CUDA .* {device}"):
+        with pytest.raises(
+            NotImplementedError, match=rf"^{re.escape(name)}: expected a tensor on the CPU or a CUDA .* {device}"
+        ):
             call()
 
 

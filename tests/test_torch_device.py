@@ -2,6 +2,7 @@
 """torch tensors on a real CUDA device: `pytest -m gpu`. What can be tested without one is in test_torch_cuda.py."""
 
 import contextlib
+import re
 
 import numpy as np
 import pytest
@@ -225,9 +226,11 @@ def test_tensors_of_two_places(cupy):
         ("out", lambda: nf.q_sample(x.cuda(), 3, S, N, out=x)),
         ("out", lambda: nf.q_sample(x, 3, S, N, out=x.cuda())),
         ("t", lambda: nf.q_sample(x, TIMES.cuda(), S, N)),
-        ("m1", lambda: SAMPLERS["ddpm"].step(1, x.cuda(), x, N)),
+        ("model_output (m1)", lambda: SAMPLERS["ddpm"].step(1, x.cuda(), x, N)),
     ):
-        with pytest.raises(ValueError, match=rf"^{name} lies on (cpu|cuda:\d), the other tensors on (cpu|cuda:\d)"):
+        with pytest.raises(
+            ValueError, match=rf"^{re.escape(name)} lies on (cpu|cuda:\d), the other tensors on (cpu|cuda:\d)"
+        ):
             call()
     with pytest.raises(IndexError, match="t = 20 is out of range"):
         nf.q_sample(x.cuda(), torch.tensor([1, 2, 20]), S, N)

@@ -25,8 +25,9 @@ from .arrays import (
     overlap,
     wanted,
 )
-from .backends.call import COLUMNS, M1, M2, PAST1, Draw, Rows, Step, X, Z
+from .backends.call import COLUMNS, M1, M2, PAST1, PAST2, PAST3, PAST4, Draw, Rows, Step, X, Z
 from .noise import ELEMENTS, SAMPLES, STEPS, Noise
+from .tableau import ARGUMENTS
 
 
 class Index(NamedTuple):
@@ -174,7 +175,7 @@ def converted(x: Array, dtype: np.dtype[Any]) -> Array:
         return x.astype(dtype, copy=False)
 
 
-SLOTS = {X: "x", M1: "m1", M2: "m2", **{PAST1 + n: f"past{n + 1}" for n in range(4)}, Z: "noise"}
+SLOTS = dict(zip((X, M1, M2, PAST1, PAST2, PAST3, PAST4, Z), ARGUMENTS.values(), strict=True))
 
 
 def check_place(device: int | None, index: Index, names: tuple[Noise, ...]) -> None:

@@ -29,8 +29,9 @@ from .arrays import (
     output,
     overlap,
 )
-from .backends.call import AFFINE, M1, M2, PAST1, Draw, Rows, Step, Walk, X, Z
+from .backends.call import AFFINE, M1, PAST1, Draw, Rows, Step, Walk, X, Z
 from .calls import (
+    SLOTS,
     Index,
     check_place,
     kept_times,
@@ -587,8 +588,8 @@ def _update(
             f"got {len(models)}, {len(past)} and {len(aux)}"
         )
     inputs: dict[int, Array | None] = {X: x}
-    inputs |= {M1 + n: like(f"m{n + 1}", m, x, FLOATS) for n, m in enumerate(models) if m is not None}
-    inputs |= {PAST1 + n: like(f"past{n + 1}", p, x, (x.dtype.name,)) for n, p in enumerate(past)}
+    inputs |= {M1 + n: like(SLOTS[M1 + n], m, x, FLOATS) for n, m in enumerate(models) if m is not None}
+    inputs |= {PAST1 + n: like(SLOTS[PAST1 + n], p, x, (x.dtype.name,)) for n, p in enumerate(past)}
     names: tuple[Noise, ...] = ()
     if noise is not None:
         names, inputs[Z] = names_or_array(noise, x.shape, x.dtype, True, SAMPLER, last_step=index.last)
@@ -596,7 +597,7 @@ def _update(
         raise TypeError("noise: the row draws noise; expected a Noise or an array, got None")
     else:
         rows = rows.without_noise
-    for slot, name in ((M1, "m1"), (M2, "m2"), *((PAST1 + n, f"past{n + 1}") for n in range(4))):
+    for slot, name in SLOTS.items():
         if rows.reads(slot) and slot not in inputs:
             raise TypeError(f"{name}: the table reads it; expected an array of shape {x.shape}, got none")
     inputs = {slot: a for slot, a in inputs.items() if rows.reads(slot)}

@@ -30,7 +30,15 @@ __all__ = ["ROW", "ZERO", "Affine", "D", "Row", "Tableau", "k", "m1", "m2", "pas
 Array: TypeAlias = npt.NDArray[np.float64]
 
 SYMBOLS = ("k", "x", "m1", "m2", "d", "past1", "past2", "past3", "past4", "z")
-INPUTS = ("x", "m1", "m2", "past1", "past2", "past3", "past4", "z")
+# The inputs, and what errors call them: whoever calls `update` or `Sampler.step` knows its arguments, not the symbols.
+ARGUMENTS = {
+    "x": "x",
+    "m1": "model_output (m1)",
+    "m2": "model_output (m2)",
+    **{f"past{n + 1}": f"past[{n}]" for n in range(4)},
+    "z": "noise",
+}
+INPUTS = tuple(ARGUMENTS)
 OUTPUTS = ("out", "aux1", "aux2")
 
 

@@ -186,8 +186,8 @@ def _call(
     if is_compiling():
         return _compiled(name, table, options, slots, index, values, noise, outs)
     operation = Operation(name, table, options, slots, len(outs))
-    known = {"z": "noise", "x": "x0" if name in ("q_sample", "q_walk") else "x"}
-    labels = [known.get(slot, slot) for slot in slots]
+    arguments = nf.tableau.ARGUMENTS | ({"x": "x0"} if name in ("q_sample", "q_walk") else {})
+    labels = [arguments[slot] for slot in slots]
     # What samplers remember is written over, as by an in-place operation that autograd knows.
     remembered = tuple(out for out in outs[1:] if out is not None) if name == "update" else ()
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*values, *remembered)):
