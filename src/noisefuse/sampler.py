@@ -187,21 +187,33 @@ class Sampler:
             IndexError: no row i. TypeError: a missing state or another sampler's, a pair without guidance_scale or
             the other way round. ``noisefuse.update`` says what is wrong with an array.
         """
-        # Most calls; nothing that follows would make a difference to them, but for its microsecond.
+        # Most calls. The long way would make no difference to them, but for its microsecond; it says what is wrong.
         if type(i) is int and guidance_scale is None and denoised_out is None and type(model_output) is not tuple:
             if 0 <= i < self._plain:
                 return ops.update(self.tableau, i, x, model_output, noise=noise, out=out)
             if 0 <= i < self._remembering and state is not None:
                 try:
                     past, kept, after = state.moves[self._push[i]][state.at]
-                except (AttributeError, LookupError):
-                    raise self._not_its(state) from None
-                try:
-                    x = ops.update(self.tableau, i, x, model_output, past=past, noise=noise, out=out, aux_out=kept)
-                except (TypeError, ValueError) as error:
-                    raise _of_state(error, [*past, *kept], x) from None
-                state.at = after
-                return x
+                    made = ops.update(self.tableau, i, x, model_output, past=past, noise=noise, out=out, aux_out=kept)
+                except (AttributeError, LookupError, TypeError, ValueError):
+                    pass  # nothing was written
+                else:
+                    state.at = after
+                    return made
+        return self._step(i, x, model_output, noise, state, guidance_scale, out, denoised_out)
+
+    def _step(
+        self,
+        i: int,
+        x: Array,
+        model_output: Array | tuple[Array, Array],
+        noise: Noises | Array | None,
+        state: State | None,
+        guidance_scale: float | npt.ArrayLike | None,
+        out: Array | None,
+        denoised_out: Array | None,
+    ) -> Array:
+        """``step`` without its short cut: whatever is out of the ordinary, and errors in a user's words."""
         i, table = self._row(i), self.tableau
         if isinstance(model_output, list):  # of a model that says (uncond, cond) in one
             model_output = tuple(model_output)
@@ -218,29 +230,30 @@ class Sampler:
             table, rows = _thresholded(table, rows, x, model_output)
         if rows is not i and isinstance(noise, Noise | list | tuple):
             noise = _drawn(noise, i, SAMPLER, x)
-        try:
-            past, aux, after = ([], [], 0) if state is None else state.moves[self._push[i]][state.at]
-        except (AttributeError, LookupError):
-            raise self._not_its(state) from None
+        past, aux, after = ([], [], 0) if state is None else self._move(state, i)
         own: list[Array] = []
+        at = self._denoised[i] - 1
         if denoised_out is not None:  # in place of the state's own, if it has one, which is filled afterwards
-            at = self._denoised[i] - 1
             own, aux = aux[at : at + 1], [*aux[:at], denoised_out, *aux[at + 1 :]]
         try:
             x = ops.update(table, rows, x, model_output, past=past, noise=noise, out=out, aux_out=aux)
         except (TypeError, ValueError) as error:
-            if denoised_out is None or (name := f"aux_out[{at}]") not in str(error):
-                raise _of_state(error, [*past, *aux], x) from None
-            raise type(error)(str(error).replace(name, "denoised_out")) from None
+            denoised = None if denoised_out is None else f"aux_out[{at}]"
+            raise _in_words_of_a_step(error, denoised, [*past, *aux], x) from None
         for array in own:
             array[...] = denoised_out
         if state is not None:
             state.at = after
         return x
 
-    def _not_its(self, state: object) -> TypeError:
-        what = "another's" if isinstance(state, State) else type(state).__name__
-        return TypeError(f"state: expected {self.tableau.name}'s own, sampler.state(x), one per run, got {what}")
+    def _move(self, state: State, i: int) -> tuple[list[Array], list[Array], int]:
+        """What row i finds in the state: see ``State.moves``. TypeError: the state is not one of this sampler's."""
+        try:
+            return state.moves[self._push[i]][state.at]
+        except (AttributeError, LookupError):
+            what = "another's" if isinstance(state, State) else type(state).__name__
+            name = self.tableau.name
+            raise TypeError(f"state: expected {name}'s own, sampler.state(x), one per run, got {what}") from None
 
     def _row(self, i: int) -> int:
         try:
@@ -319,8 +332,10 @@ class Sampler:
                 return
 
 
-def _of_state(error: Exception, kept: Sequence[Array], x: Array) -> Exception:
-    """The same, unless it is that a state's arrays, which a user knows by no name, are not like x."""
+def _in_words_of_a_step(error: Exception, denoised: str | None, kept: Sequence[Array], x: Array) -> Exception:
+    """An error of ``update``, whose names for denoised_out and for the arrays of a state say nothing to a user."""
+    if denoised is not None and denoised in str(error):
+        return type(error)(str(error).replace(denoised, "denoised_out"))
     if not str(error).startswith(("past", "aux_out")):
         return error
     own, given = (f"of shape {tuple(a.shape)} and dtype {a.dtype}" for a in (kept[0], x))
@@ -415,7 +430,7 @@ def _at(noise: Noises, i: int, stream: int, name: str = "noise") -> Any:
     if not isinstance(noise, Noise):
         raise TypeError(f"{name}: expected a Noise or a list of them, such as Noise(7), got {type(noise).__name__}")
     if noise.stream:
-        raise ValueError(f"noise: a sampler has streams of its own and takes stream 0, got {noise.stream}")
+        raise ValueError(f"{name}: a sampler has streams of its own and takes stream 0, got {noise.stream}")
     return noise.at(step=noise.step + i, stream=stream)
 
 
