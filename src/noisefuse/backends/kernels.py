@@ -395,8 +395,14 @@ def uniforms64(i: int, z: Any, u: Any, v: Any, low_u: Any, low_v: Any) -> None:
     z[2 * i], z[2 * i + 1] = uniform64(u[i], low_u[i]), uniform64(v[i], low_v[i])
 
 
+@inlined
+def place_of_noise(skip: int, pieces: int) -> Any:
+    """Where in the tile the noise of the planned elements begins."""
+    return BLOCK_VALUES * WIDTH + skip if pieces == 1 else (VALUES + Z) * WIDTH
+
+
 def fill_noise(
-    p: Any, run: Any, block: Any, later: Any, words: Any, tile: Any, places: Any, pieces: int, size: Any, at_once: bool
+    p: Any, run: Any, block: Any, later: Any, words: Any, tile: Any, pieces: int, size: Any, at_once: bool
 ) -> None:
     """The noise of the planned elements, of the tile's type: in whole blocks, and several pieces packed too.
 
@@ -407,13 +413,13 @@ def fill_noise(
 
 
 @overload(fill_noise, jit_options=OPTIONS)
-def _fill_noise(p, run, block, later, words, tile, places, pieces, size, at_once):  # type: ignore[no-untyped-def]
-    def singles(p, run, block, later, words, tile, places, pieces, size, at_once):  # type: ignore[no-untyped-def]
+def _fill_noise(p, run, block, later, words, tile, pieces, size, at_once):  # type: ignore[no-untyped-def]
+    def singles(p, run, block, later, words, tile, pieces, size, at_once):  # type: ignore[no-untyped-def]
         for first in range(0, (size + 3) // 4 if pieces == 1 else BLOCKS, TOGETHER):
             make_words(run, block + first, later, part(words, first), pairs(words, FIRST), NO_TAG, pieces)
             of_words, z = (part(words, FIRST), part(words, SECOND)), part(tile, BLOCK_VALUES * WIDTH + 4 * first)
             if at_once:
-                form = pointer(p[CALL_PROGRAM], int64)
+                form, places = pointer(p[CALL_PROGRAM], int64), pairs(words, PLACES)
                 out, k = pointer(places[form[FORM_TOTAL]], float32), pointer(places[form[FORM_CONSTANT]], float32)
                 c, d = pointer(places[form[FORM_TERM]], float32), pointer(places[form[FORM_TERM + 2]], float32)
                 w = part(pointer(places[form[FORM_TERM + 3]], float32), 4 * first)
@@ -425,7 +431,7 @@ def _fill_noise(p, run, block, later, words, tile, places, pieces, size, at_once
         if pieces > 1:
             packed(words, tile, pieces)
 
-    def doubles(p, run, block, later, words, tile, places, pieces, size, at_once):  # type: ignore[no-untyped-def]
+    def doubles(p, run, block, later, words, tile, pieces, size, at_once):  # type: ignore[no-untyped-def]
         for first in range(0, (size + 3) // 4 if pieces == 1 else BLOCKS, TOGETHER):
             make_words(run, block + first, later, part(words, first), pairs(words, FIRST), NO_TAG, pieces)
             make_words(run, block + first, later, part(words, first), pairs(words, LOW_FIRST), LOW_TAG, pieces)
@@ -583,11 +589,10 @@ def _kernels(text: str) -> tuple[Any, ...]:
                     # int64(..): for literals, which have types of their own, Numba would compile everything again.
                     ask_for(p, at + TILE, 4 if at_once else 1)
                     if draws:
-                        fill_noise(p, run, block, int64(0), w, tile, places, pieces, skip + n, at_once)
+                        fill_noise(p, run, block, int64(0), w, tile, pieces, skip + n, at_once)
                     if not at_once:
                         if draws:
-                            noise = BLOCK_VALUES * WIDTH + skip if pieces == 1 else (VALUES + Z) * WIDTH
-                            places[VALUES + Z] = first + width * noise
+                            places[VALUES + Z] = first + width * place_of_noise(skip, pieces)
                         ask_for(p, at + TILE + QUARTER, int64(2))
                         apply(p, n, places, own, filled >= 0)
                         ask_for(p, at + TILE + 3 * QUARTER, int64(1))
@@ -612,13 +617,13 @@ def _kernels(text: str) -> tuple[Any, ...]:
                 sample = at // p[CALL_SIZE]
                 n, pieces = plan(p, at, end, TILE, sample, at % p[CALL_SIZE], w)
                 run, block, skip = (w[STEP], w[SAMPLE], w[TAG], w[KEY0], w[KEY1]), int64(w[BLOCK]), int64(w[PIECE])
-                z = part(tile, BLOCK_VALUES * WIDTH + skip if pieces == 1 else (VALUES + Z) * WIDTH)
+                z = part(tile, place_of_noise(skip, pieces))
                 if source[STREAM_KIND] <= SAME:
                     each(n, copy, (x, pointer(source[STREAM_ARRAY] + reals.itemsize * at, own)))
                 elif others is not None:
                     load(x, source, at, n)
                 for t in range(times):
-                    fill_noise(p, run, block, t, w, tile, w, pieces, skip + n, False)
+                    fill_noise(p, run, block, t, w, tile, pieces, skip + n, False)
                     each(
                         n, noised, (x, rows[COLUMNS * t + AFFINE[0] + 1 + X], rows[COLUMNS * t + AFFINE[0] + 1 + Z], z)
                     )
