@@ -503,7 +503,10 @@ def test_kernels_hold_on_to_no_array(dtype, monkeypatch):
 
 
 def test_compiled_code_is_kept_on_disk_and_is_that_of_the_text(tmp_path):
-    """The second process compiles nothing. A changed coefficient in spec.py is not overlooked."""
+    """The second process compiles nothing. A changed coefficient in spec.py is not overlooked.
+
+    Nor is a change of call.py, whose columns are compiled in. Seen to fail: where its text was no part of the key.
+    """
     package = tmp_path / "site" / "noisefuse"
     shutil.copytree(ROOT / "src" / "noisefuse", package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     code = f"import sys; sys.path.insert(0, {str(package.parent)!r})\n"
@@ -515,6 +518,9 @@ def test_compiled_code_is_kept_on_disk_and_is_that_of_the_text(tmp_path):
     environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NOISEFUSE_BACKEND": "numba"}
     assert python(code, **environment).stdout.endswith("0 1\n")
     assert python(code, **environment).stdout.endswith("1 0\n")
+    path = package / "backends" / "call.py"
+    path.write_text(path.read_text().replace("COLUMNS = 36", "COLUMNS = 35 + 1"))
+    assert python(code, **environment).stdout.endswith("0 1\n")
     path = package / "backends" / "spec.py"
     path.write_text(path.read_text().replace("-0x1.555394p-1", "-0x1.555594p-1"))
     assert "built wrongly" in python(code, **environment).stderr

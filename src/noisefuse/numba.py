@@ -28,7 +28,7 @@ from numpy.typing import DTypeLike, NDArray
 if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
 from .arrays import float_dtype
-from .backends.call import AFFINE, CLEAN, HIGH, LOW, M1, M2, PAST1, PAST2, PAST3, PAST4, D, X, Z
+from .backends.call import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, PAST2, PAST3, PAST4, D, X, Z
 from .backends.device import USER, fma, mul, select, user
 from .ops import _table_rows, need_tableau
 from .tableau import Tableau
@@ -46,7 +46,6 @@ __all__ = [
     "uniform64",
 ]
 
-BOUNDS = 1 << LOW | 1 << HIGH
 _philox, _counter, _clamp = USER.philox4x32, USER.counter, USER.clamp
 _normal_pair32, _normal_pair64 = USER.normal_pair32, USER.normal_pair64
 _uniform32, _uniform64 = USER.uniform32, USER.uniform64

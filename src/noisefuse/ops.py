@@ -29,7 +29,7 @@ from .arrays import (
     output,
     overlap,
 )
-from .backends.call import AFFINE, M1, PAST1, Draw, Rows, Step, Walk, X, Z
+from .backends.call import AFFINE, M1, PAST1, Z_COLUMNS, Draw, Rows, Step, Walk, X, Z
 from .calls import (
     SLOTS,
     Index,
@@ -54,7 +54,6 @@ NoiseLike: TypeAlias = Noise | Sequence[Noise] | Array
 
 # Columns of the row (tableau.py): k, x and z of the first output and of the second.
 OUT_K, AUX_K = AFFINE[0], AFFINE[1]
-Z_COLUMNS = [first + 1 + Z for first in AFFINE]
 OUT_X, OUT_Z, AUX_X, AUX_Z = OUT_K + 1 + X, OUT_K + 1 + Z, AUX_K + 1 + X, AUX_K + 1 + Z
 
 UNIT = make_rows({OUT_Z: 1.0})  # out = z

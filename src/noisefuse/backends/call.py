@@ -26,6 +26,12 @@ AFFINE = (6, 16, 26)  # column of the constant k of each output's form
 X, M1, M2, D, PAST1, PAST2, PAST3, PAST4, Z = range(9)
 # The contract's order of terms, which is not that of the columns.
 ORDER = (Z, D, PAST4, PAST3, PAST2, PAST1, M2, M1, X)
+# Of the noise in each output, as columns and as their bits; and the bits of both bounds of a clamp.
+Z_COLUMNS = [first + 1 + Z for first in AFFINE]
+Z_BITS = sum(1 << column for column in Z_COLUMNS)
+BOUNDS = 1 << LOW | 1 << HIGH
+
+LOSS_CHUNK = 4096  # elements whose squares are added in the arithmetic's own type: docs/loss.md
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Rows:
     @cached_property
     def without_noise(self) -> Rows:
         """The same rows where nothing is drawn."""
-        return Rows(self.table, self.present & ~sum(1 << (first + 1 + Z) for first in AFFINE))
+        return Rows(self.table, self.present & ~Z_BITS)
 
     def reads(self, slot: int) -> bool:
         """Whether a form holds this value."""
@@ -146,6 +152,11 @@ class Loss:
     def pieces(self) -> int:
         """Of all samples."""
         return self.residual.batch * self.residual.size // self.piece
+
+    @property
+    def chunks(self) -> int:
+        """Of a piece."""
+        return -(-self.piece // LOSS_CHUNK)
 
     def weight(self) -> NDArray[np.float64] | None:
         """Of each piece, where all arrays lie in host memory."""

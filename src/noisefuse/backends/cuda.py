@@ -19,10 +19,10 @@ import numpy as np
 
 from ..noise import ELEMENTS, SAMPLES, STEPS, Noise
 from . import cubin
-from .call import AFFINE, CLEAN, HIGH, M1, PAST1, D, Loss, Rows, Step, Walk, X, Z, window_runs
+from .call import AFFINE, CLEAN, HIGH, LOSS_CHUNK, M1, PAST1, Z_COLUMNS, D, Loss, Rows, Step, Walk, X, Z, window_runs
 
 # As in csrc/cuda/call.h.
-THREADS, AXES, LOSS_CHUNK = 256, 8, 4096
+THREADS, AXES = 256, 8
 FIELD = struct.Struct(f"<4Q2I3q{2 * AXES}q")
 CALL = struct.Struct(f"<4q2QQqQ9Q3Q10i4i2IQ{FIELD.size}s20IQ2q2I4Qq2d")
 _CALL_DTYPE = np.dtype(f"V{CALL.size}")
@@ -87,7 +87,7 @@ def loss(call: Loss) -> None:
     with _on(cupy, _first_output(residual).device.id) as device:
         fields = [_field(noise, residual.sample_shape) for noise in residual.noise]
         arguments = _Arguments(cupy, residual, fields, Pieces(call.piece, 0, False), None, device)
-        pieces, chunks = call.pieces // batch, -(-call.piece // LOSS_CHUNK)
+        pieces, chunks = call.pieces // batch, call.chunks
         sums = None if losses is None else cupy.empty(call.pieces * chunks)
         numbers = arguments.of_loss(cupy, call, pieces, chunks, sums)
 
@@ -473,7 +473,7 @@ def _draws(rows: Rows) -> list[bool]:
     """For each row, whether it draws noise."""
     kept = vars(rows)
     if "_draws" not in kept:
-        kept["_draws"] = rows.table[:, [first + 1 + Z for first in AFFINE]].any(axis=1).tolist()
+        kept["_draws"] = rows.table[:, Z_COLUMNS].any(axis=1).tolist()
     found: list[bool] = kept["_draws"]
     return found
 

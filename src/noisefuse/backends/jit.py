@@ -19,7 +19,7 @@ if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
 from ..noise import ELEMENTS, SAMPLES, STEPS, Noise
 from . import kernels, threads
-from .call import AFFINE, CLEAN, HIGH, LOW, ORDER, Array, D, Loss, Step, Walk, Z, window_runs
+from .call import AFFINE, BOUNDS, CLEAN, ORDER, Z_BITS, Z_COLUMNS, Array, D, Loss, Step, Walk, Z, window_runs
 from .kernels import BF16, F16, F32, IN_PLACE, MINUS_ZERO, RESULT, SAME, U8, VALUES, ZERO
 from .selftest import self_test
 
@@ -29,9 +29,6 @@ SLAB = 1 << 20  # elements whose residuals are held at a time, or one sample
 # And any other is bfloat16, which NumPy alone does not know.
 KINDS = {np.dtype(np.float32): F32, np.dtype(np.float16): F16, np.dtype(np.uint8): U8}
 FLOAT32, INT64 = np.dtype(np.float32), np.dtype(np.int64)
-BOUNDS = 1 << LOW | 1 << HIGH
-Z_LIST = [first + 1 + Z for first in AFFINE]
-Z_COLUMNS = sum(1 << column for column in Z_LIST)
 DRAWS = {"none": kernels.NONE, "normal": kernels.NORMAL, "uniform": kernels.UNIFORM}
 
 # Compiling takes seconds, the first time: no more than is needed, and each kind of arithmetic when it is.
@@ -53,10 +50,10 @@ def loss(call: Loss) -> None:
     """Residuals of some samples at a time, in memory of their own; then their squares, and their gradient."""
     residual, real = call.residual, np.float64 if call.double else np.float32
     batch, size = residual.batch, residual.size
-    pieces, chunks = size // call.piece, -(-call.piece // kernels.LOSS_CHUNK)
+    pieces = size // call.piece
     together = max(1, min(batch, SLAB // size))
     held = np.empty(together * size, real)
-    chunk_sums, sums = np.empty((batch, pieces, chunks)), np.empty(batch)
+    chunk_sums, sums = np.empty((batch, pieces, call.chunks)), np.empty(batch)
     weight = call.weight()
     all_factors = call.factor(weight)
     for begin in range(0, batch, together):
@@ -214,14 +211,14 @@ def row(
     if x.ndim == 0 or "float32" not in _tested or type(past) not in _SEQUENCES or type(aux_out) not in _SEQUENCES:
         return NotImplemented
     name, z = _NO_NAME, None
-    if present & Z_COLUMNS:
+    if present & Z_BITS:
         if type(noise) is Noise:
             if (name := _plain_name(noise, stream, i, len(rows), len(x))) is None:
                 return NotImplemented
         elif type(noise) is ndarray:
             z = noise
-        elif noise is None and not rows[i, Z_LIST].any():
-            present &= ~Z_COLUMNS
+        elif noise is None and not rows[i, Z_COLUMNS].any():
+            present &= ~Z_BITS
         else:
             return NotImplemented
     if model_output is None and not past:

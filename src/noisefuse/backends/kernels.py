@@ -20,8 +20,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numpy import float32, int64, uint8, uint16, uint32, uint64
 
+from . import call as layout
 from . import device, inlining, loops, spec
-from .call import AFFINE, COLUMNS, HIGH, LOW, D, X, Z
+from .call import AFFINE, COLUMNS, HIGH, LOSS_CHUNK, LOW, D, X, Z
 from .device import OPTIONS, SPEC, fma, inlined, mul, select
 from .loops import each, whole_vectors
 
@@ -34,7 +35,7 @@ TOGETHER = BLOCKS // 2  # blocks whose words are made and then made values of: f
 # How an array is read and written: where it lies, copied, or converted.
 IN_PLACE, SAME, F32, F64, F16, BF16, U8 = range(7)
 NONE, NORMAL, UNIFORM = range(3)
-LOSS_CHUNK, ACCUMULATORS = 4096, 64  # docs/loss.md
+ACCUMULATORS = 64  # of a chunk: docs/loss.md
 
 # Scratch is one array of reals and one of words. Reals are rows of this length: the coefficients of each element, by
 # column; its values, by slot; noise of whole blocks; results; a sum that is not yet one; zeros of both signs.
@@ -532,7 +533,7 @@ def noised(i: int, x: Any, a: float, s: float, z: Any) -> None:
 
 def _text() -> str:
     """Of all that is compiled here: Numba's cache on disk knows of a function's own text, not of what it calls."""
-    files = (__file__, device.__file__, inlining.__file__, loops.__file__, spec.__file__)
+    files = (__file__, layout.__file__, device.__file__, inlining.__file__, loops.__file__, spec.__file__)
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 

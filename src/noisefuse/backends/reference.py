@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from ..noise import Noise
 from . import spec
-from .call import AFFINE, CLEAN, HIGH, LOW, ORDER, Array, D, Loss, Step, Walk, X, Z
+from .call import AFFINE, BOUNDS, CLEAN, HIGH, LOSS_CHUNK, LOW, ORDER, Array, D, Loss, Step, Walk, X, Z
 
 CHUNK = 1 << 15  # elements at a time: some forty temporaries of 256 KiB at most
-LOSS_CHUNK = 4096  # elements whose squares are added in the arithmetic's own type
 
 # ---- fma ---------------------------------------------------------------------------------------------------
 # NumPy has none. The sum is first rounded to odd, with digits to spare: of the two neighbours of an inexact
@@ -188,7 +187,7 @@ def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> li
     wanted = [output is not None for output in call.outputs]
     if any(want and call.rows.present >> (first + 1 + D) & 1 for want, first in zip(wanted, AFFINE, strict=True)):
         values[D] = form(CLEAN, 3)
-        if call.rows.present >> LOW & 1 or call.rows.present >> HIGH & 1:
+        if call.rows.present & BOUNDS:
             values[D] = SPEC.clamp(values[D], rows[row, LOW], rows[row, HIGH])
     return [form(first, 9) if want else None for want, first in zip(wanted, AFFINE, strict=True)]
 
@@ -242,7 +241,6 @@ def loss(call: Loss) -> None:
     total = residual.batch * residual.size
     real = np.float64 if call.double else np.float32
     rows = residual.rows.table.astype(real)
-    chunks = -(-call.piece // LOSS_CHUNK)  # of a piece
     first = np.arange(0, total, call.piece)[:, None] + np.arange(0, call.piece, LOSS_CHUNK)
     first = np.append(first.ravel(), total)  # element of each chunk
     chunk_sums = np.empty(len(first) - 1)
@@ -261,7 +259,7 @@ def loss(call: Loss) -> None:
             if call.losses is not None:
                 chunk_sums[c : c + together] = squares(r, edges - edges[0])
         if call.losses is not None:
-            sums = sums_of_samples(chunk_sums.reshape(residual.batch, -1, chunks), weight)
+            sums = sums_of_samples(chunk_sums.reshape(residual.batch, -1, call.chunks), weight)
             call.losses[...] = (sums if call.losses.ndim else np.cumsum(sums)[-1]) / call.n  # cumsum adds in order
 
 
