@@ -15,9 +15,9 @@ from . import spec
 from .inlining import Inlining
 
 
-def _named(builder: Any, name: str, real: Any, arguments: list[Any]) -> Any:
-    """A call of the LLVM function `name`, of reals alone."""
-    kind = ir.FunctionType(real, [real] * len(arguments))
+def call_named(builder: Any, name: str, returned: Any, *arguments: Any) -> Any:
+    """A call of the LLVM function `name`."""
+    kind = ir.FunctionType(returned, [a.type for a in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
@@ -47,7 +47,7 @@ def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if not _on_gpu(builder) and _calls_fma(context):
-            return _named(builder, "fmaf" if real == types.float32 else "fma", arguments[0].type, arguments)
+            return call_named(builder, "fmaf" if real == types.float32 else "fma", arguments[0].type, *arguments)
         return builder.fma(*arguments)
 
     return real(a, b, c), codegen
@@ -62,9 +62,8 @@ def mul(_: Any, a: Any, b: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if not _on_gpu(builder):
             return builder.fmul(*arguments)
-        return _named(
-            builder, f"llvm.nvvm.mul.rn.{'f' if real == types.float32 else 'd'}", arguments[0].type, arguments
-        )
+        suffix = "f" if real == types.float32 else "d"
+        return call_named(builder, f"llvm.nvvm.mul.rn.{suffix}", arguments[0].type, *arguments)
 
     return real(a, b), codegen
 
@@ -78,7 +77,7 @@ def sqrt(_: Any, a: Any) -> Any:
         suffix = "f" if real == types.float32 else "d"
         width = "f32" if real == types.float32 else "f64"
         name = f"llvm.nvvm.sqrt.rn.{suffix}" if _on_gpu(builder) else f"llvm.sqrt.{width}"
-        return _named(builder, name, arguments[0].type, arguments)
+        return call_named(builder, name, arguments[0].type, *arguments)
 
     return real(a), codegen
 

@@ -23,7 +23,7 @@ from numpy import float32, int64, uint8, uint16, uint32, uint64
 from . import call as layout
 from . import device, inlining, loops, spec
 from .call import AFFINE, COLUMNS, HIGH, LOSS_CHUNK, LOW, D, X, Z
-from .device import OPTIONS, SPEC, fma, inlined, mul, select
+from .device import OPTIONS, SPEC, call_named, fma, inlined, mul, select
 from .loops import each, whole_vectors
 
 if config.DISABLE_JIT:
@@ -88,12 +88,6 @@ DESK = DESK_STREAMS + 11 * STREAM_NUMBERS
 # ---- primitives --------------------------------------------------------------------------------------------
 
 
-def _call(builder: Any, name: str, returned: Any, *arguments: Any) -> Any:
-    """A call of an LLVM function."""
-    kind = ir.FunctionType(returned, [a.type for a in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
-
-
 @intrinsic
 def pointer(_: Any, address: Any, kind: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -129,7 +123,7 @@ def prefetch(_: Any, address: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         where, word = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer()), ir.IntType(32)
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), where, word(0), word(3), word(1))
+        call_named(builder, "llvm.prefetch.p0", ir.VoidType(), where, word(0), word(3), word(1))
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
@@ -142,15 +136,15 @@ def float_mode(_: Any, wanted: Any) -> Any:
     def x86(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         slot = cgutils.alloca_once(builder, ir.IntType(32))
         address = builder.bitcast(slot, ir.IntType(8).as_pointer())
-        _call(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), address)
+        call_named(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), address)
         before = builder.zext(builder.load(slot), ir.IntType(64))
         builder.store(builder.trunc(arguments[0], ir.IntType(32)), slot)
-        _call(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), address)
+        call_named(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), address)
         return before
 
     def arm(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        before = _call(builder, "llvm.aarch64.get.fpcr", ir.IntType(64))
-        _call(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), arguments[0])
+        before = call_named(builder, "llvm.aarch64.get.fpcr", ir.IntType(64))
+        call_named(builder, "llvm.aarch64.set.fpcr", ir.VoidType(), arguments[0])
         return before
 
     def none(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
