@@ -41,12 +41,12 @@ def one_place(arrays: Iterable[tuple[str, Array]]) -> int | None:
     for other_name, other in others:
         if device_of(other) != device_of(first):
             raise ValueError(
-                f"{other_name} lies {_place(other)}, {name} {_place(first)}: expected all arrays in one place"
+                f"{other_name} lies {where(other)}, {name} {where(first)}: expected all arrays in one place"
             )
     return device_of(first)
 
 
-def _place(x: Any) -> str:
+def where(x: Any) -> str:
     return "in host memory" if (device := device_of(x)) is None else f"on CUDA device {device}"
 
 

@@ -24,6 +24,7 @@ from .arrays import (
     output,
     overlap,
     wanted,
+    where,
 )
 from .backends.call import COLUMNS, M1, M2, PAST1, PAST2, PAST3, PAST4, Draw, Rows, Step, X, Z
 from .noise import ELEMENTS, SAMPLES, STEPS, Noise
@@ -181,14 +182,10 @@ SLOTS = dict(zip((X, M1, M2, PAST1, PAST2, PAST3, PAST4, Z), ARGUMENTS.values(),
 def check_place(device: int | None, index: Index, names: tuple[Noise, ...]) -> None:
     """Raises ValueError where row numbers or step counters lie on another device than the arrays."""
     if device_of(index.values) not in (None, device):
-        raise ValueError(f"t: {where(index.values)}, and the arrays do not: pass t.get()")
+        raise ValueError(f"t: lies {where(index.values)}, and the arrays do not: pass t.get()")
     for name in names:
         if type(name.step) is not int and device_of(name.step) != device:
-            raise ValueError(f"noise.step: {where(name.step)}, and the arrays do not")
-
-
-def where(x: Any) -> str:
-    return f"lies on CUDA device {device_of(x)}"
+            raise ValueError(f"noise.step: lies {where(name.step)}, and the arrays do not")
 
 
 def make_call(
