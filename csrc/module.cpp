@@ -101,7 +101,7 @@ bool parse_step(PyObject* args, Step& s, std::vector<Field>& fields, PyObject*& 
 
 void run(const Step& s) {
     const Kernels& k = kernels();
-    // Without noise there is eight times less to do, and waking a thread costs the same.
+    // Without noise there is less to do for an element, and waking a thread costs the same.
     const int64_t chunk = s.draw == Draw::none ? 2 * kChunk : kChunk;
     parallel_for(s.batch * s.size, chunk, [&](int64_t begin, int64_t end) { k.step(s, begin, end); });
 }

@@ -104,6 +104,9 @@ def mse_loss_grad(
 
     Returns:
         Of pred's shape and dtype.
+
+    Raises:
+        As `mse_loss`; nothing is written then.
     """
     gradient: Array
     other = None if type(pred) is np.ndarray else interop(pred)

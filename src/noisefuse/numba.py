@@ -130,6 +130,9 @@ def rows(table: Tableau, dtype: DTypeLike = float32) -> tuple[NDArray[Any], int]
 
     Returns:
         (n, 36) coefficients, each rounded once, and an int whose bit c is set where column c counts.
+
+    Raises:
+        TypeError: no tableau, or another dtype. ValueError: the rows are gradients of a clamp.
     """
     need_tableau("table", table)
     kind = float_dtype(dtype, ("float32", "float64"))

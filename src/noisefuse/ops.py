@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The array API: every operation is one row of numbers, applied to every element by one kernel.
 
-Arguments are checked here, once; backends trust their callers. Arrays are NumPy's or torch's: results are of x's kind.
+Arguments are checked here, once; backends trust their callers. Arrays are NumPy's, CuPy's or torch's: results are of
+x's kind.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from .schedule import Schedule
 from .tableau import Tableau
 from .views import Target, called
 
-Array: TypeAlias = Any  # of NumPy or torch: results are of the kind that x is
+Array: TypeAlias = Any  # of NumPy, CuPy or torch: results are of the kind that x is
 NoiseLike: TypeAlias = Noise | Sequence[Noise] | Array
 
 # Columns of the row (tableau.py): k, x and z of the first output and of the second.
@@ -67,6 +68,9 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
 
     Returns:
         uint32 (..., 4).
+
+    Raises:
+        TypeError: not integers, or another last axis. OverflowError: a word outside [0, 2^32).
     """
     c, k = _words("counter", counter, 4), _words("key", key, 2)
     shape = np.broadcast_shapes(c.shape[:-1], k.shape[:-1])
@@ -93,6 +97,10 @@ def randn(
             dtype of torch makes a tensor.
         batched: False makes the whole array one sample.
         out: array of this shape and dtype to write to, C-contiguous.
+
+    Raises:
+        OverflowError: a sample id beyond 2^56 - 1, or a sample of more than 2^34 elements. TypeError, ValueError: what
+        was given and what was expected; nothing is written then.
 
     Source: Box & Muller (1958) on Philox4x32-10; radius within 2.5 ulp, cos and sin within 2^-22 (float32).
     """

@@ -158,6 +158,7 @@ def set_num_threads(n: int) -> Setting:
     """How many threads kernels use, n >= 1; results never depend on it. Also a context manager.
 
     The default is NOISEFUSE_NUM_THREADS, else the processors this process may run on; a forked child starts with one.
+    ValueError: no integer from 1 to 1024.
     """
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= 1024:
         raise ValueError(f"num_threads = {n!r}: expected an integer from 1 to 1024")
