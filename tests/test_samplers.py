@@ -567,6 +567,8 @@ def test_a_stream_of_ones_own_is_refused():
         ):
             with pytest.raises(ValueError, match="takes stream 0, got 64"):
                 call()
+    with pytest.raises(ValueError, match=r"^noise\[1\]: a sampler has streams of its own"):
+        sampler.start((2, 3), [Noise(1), noise])
 
 
 @pytest.mark.parametrize("given", [5, None, "noise"])

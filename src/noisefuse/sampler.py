@@ -155,7 +155,7 @@ class Sampler:
         return ops.update(_SAME, 0, x, out=out), t
 
     def state(self, x: Array) -> State:
-        """The history of a new run on arrays like x; what is not remembered yet is 0."""
+        """The history of a new run on arrays like x; what is not remembered yet is 0. TypeError: x is no array."""
         return State(self._slots, _several_zeros_like(x, self._slots + max(self._push, default=0)))
 
     def step(
