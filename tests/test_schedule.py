@@ -82,6 +82,10 @@ def test_tiny_betas_do_not_cancel():
     np.testing.assert_allclose(schedule.sigma, np.sqrt([1e-20, 3e-20, 6e-20]), rtol=1e-15)
 
 
+def test_tiny_alphas_do_not_vanish_with_their_squares():
+    assert S.from_betas([0.5] * 1500).alpha[-1] == pytest.approx(2.0**-750, rel=1e-9, abs=0)
+
+
 def test_linear_and_scaled_linear():
     linear, scaled = S.linear(5, 0.1, 0.5), S.scaled_linear(5, 0.01, 0.25)
     np.testing.assert_allclose(linear.betas, [0.1, 0.2, 0.3, 0.4, 0.5], rtol=1e-15)
@@ -109,14 +113,14 @@ def test_cosine(steps, s, max_beta):
     assert schedule.betas[-1] == max_beta
 
 
-@pytest.mark.parametrize(("steps", "mu", "b"), [(1000, 0.0, 0.5), (10, 0.3, 0.7)])
-def test_laplace(steps, mu, b):
+@pytest.mark.parametrize(("steps", "mu", "b", "max_beta"), [(1000, 0.0, 0.5, 0.999), (10, 0.3, 0.7, 0.4)])
+def test_laplace(steps, mu, b, max_beta):
     def abar(u):
         log_snr = mu - b * math.copysign(1, 0.5 - u) * math.log(1 - 2 * abs(0.5 - u) + 1e-6)
         return math.sqrt(math.exp(log_snr) / (1 + math.exp(log_snr)))
 
-    schedule = S.laplace(steps, mu=mu, b=b)
-    np.testing.assert_allclose(schedule.betas, capped_betas(abar, steps, 0.999), rtol=0, atol=1e-14)
+    schedule = S.laplace(steps, mu=mu, b=b, max_beta=max_beta)
+    np.testing.assert_allclose(schedule.betas, capped_betas(abar, steps, max_beta), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 0.1])
@@ -235,6 +239,11 @@ def test_no_betas_where_variance_is_not_preserved(schedule):
             getattr(schedule, name)
 
 
+@pytest.mark.parametrize(("error", "preserved"), [(1e-14, True), (1e-11, False)])
+def test_variance_is_preserved_to_1e_12(error, preserved):
+    assert hasattr(S([0.8 + error], [0.6]), "betas") is preserved
+
+
 def composed(steps):
     """(alpha, sigma) of the whole walk, one step after the other."""
     alpha, variance = 1.0, 0.0
@@ -275,10 +284,11 @@ def test_rescale_zero_terminal_snr(schedule):
     alpha = [Fraction(float(a)) for a in schedule.alpha]
     expected = [float((a - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) for a in alpha]
     np.testing.assert_allclose(new.alpha, expected, rtol=1e-13)
-    np.testing.assert_allclose(new.sigma**2, [float(1 - Fraction(a) ** 2) for a in expected], rtol=1e-11)
+    np.testing.assert_allclose(new.sigma**2, [float(1 - Fraction(float(a)) ** 2) for a in new.alpha], rtol=1e-15)
     assert (new.alpha[0], new.alpha[-1], new.sigma[-1], new.snr[-1]) == (schedule.alpha[0], 0, 1, 0)
     assert [column[-1] for column in (new.betas, *new.step_coefficients())] == [1, 0, 1]
-    assert new.kind == f"{schedule.kind}_zero_terminal_snr"
+    first_line = repr(schedule).partition("\n")[0]
+    assert repr(new).partition("\n")[0] == first_line.replace(schedule.kind, f"{schedule.kind}_zero_terminal_snr")
     assert not new.continuous
     assert new.rescale_zero_terminal_snr() is new
 
@@ -410,8 +420,10 @@ def test_bad_t(schedule, t, error, message):
         (lambda: S.laplace(mu=math.nan), ValueError, "mu must be finite, got nan"),
         (lambda: S.flow(shift=0.0), ValueError, "shift must be positive and finite, got 0.0"),
         (lambda: S.karras(5, sigma_min=0.0), ValueError, "sigma_min must be positive and finite, got 0.0"),
+        (lambda: S.karras(5, sigma_max=math.inf), ValueError, "sigma_max must be positive and finite, got inf"),
         (lambda: S.karras(5, rho=0.0), ValueError, "rho must be positive and finite, got 0.0"),
         (lambda: S.exponential(5, 2.0, 1.0), ValueError, "must be below sigma_max, got 2.0 and 1.0"),
+        (lambda: S.karras(5, 2.0, 2.0), ValueError, "must be below sigma_max, got 2.0 and 2.0"),
         (lambda: S.edm(5, P_std=0.0), ValueError, "P_std must be positive and finite, got 0.0"),
         (lambda: S.edm(5, P_mean=99.0), ValueError, "[0.002, 80.0] is too far from P_mean=99.0, P_std=1.2"),
         (lambda: S.flow(5).rescale_zero_terminal_snr(), ValueError, "(flow) it is 0.6"),
@@ -467,6 +479,7 @@ def test_equality():
     assert S.linear(10) == S.linear(steps=10)
     assert len({S.linear(10), S.linear(10), S.karras(10)}) == 2
     assert S([0.8, 0.0], [0.6, 1.0]) == S([0.8, -0.0], [0.6, 1.0])
+    assert S(np.uint8([1, 0]), np.uint8([1, 2])) == S([1.0, 0.0], [1.0, 2.0])
     different = [
         S.linear(10),
         S.linear(11),
@@ -476,6 +489,8 @@ def test_equality():
         S(S.linear(10).alpha, S.linear(10).sigma),
         S.from_alphas_cumprod([0.25, 0.16]),
         S(*S.from_alphas_cumprod([0.25, 0.16])([0, 1])),
+        S([0.5], [0.6]),  # equal alphas
+        S([0.5], [0.7]),
         S.flow(1, shift=1.0),  # equal columns, different times
         S.flow(1, shift=3.0),
         S.from_betas([0.1]),  # equal columns, different betas

@@ -319,7 +319,7 @@ class Tableau:
             raise ValueError(f"{self.name!r} bounds D: it cannot be written out")
         rows = self.rows.copy()
         for output in OUTPUTS:
-            weight = rows[output]["d"].copy()
+            weight = rows[output]["d"]
             for symbol in SYMBOLS[:4]:
                 rows[output][symbol] += weight * rows["clean"][symbol]
             rows[output]["d"] = 0
@@ -374,7 +374,7 @@ class Tableau:
             rows["clean"] = forward.rows["clean"]
             for slot, output in enumerate(OUTPUTS[:outputs], 1):
                 rows["out"][f"past{slot}"] = forward.rows[output][symbol]
-                if self.clamps and symbol in INPUTS[:3]:
+                if symbol in INPUTS[:3]:
                     through_d = forward.rows[output]["d"] * forward.rows["clean"][symbol]
                     rows["aux1"][f"past{slot}"] = through_d
             if any(np.any(rows[o][f"past{s}"]) for o in ("out", "aux1") for s in (1, 2, 3)):
