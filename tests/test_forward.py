@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import noisefuse as nf
 from conftest import BACKENDS, DTYPES, bits, using
+from noisefuse.backends.call import window_runs
 
 LINEAR = nf.Schedule.linear()
 CONTINUOUS = [nf.Schedule.cosine(50), nf.Schedule.flow(50, shift=3.0), nf.Schedule.karras(50)]
@@ -557,6 +558,8 @@ def test_a_window_is_that_part_of_the_whole(backend, dtype, operation, rows):
         ((6, 11), (2, 3), (5, 9)),
         ((6, 11), (2, 0), (4, 11)),
         ((4, 3, 5), (1, 1, 0), (3, 2, 5)),
+        ((4, 3, 5), (1, 0, 1), (3, 3, 4)),  # two axes that lie together
+        ((*(2,) * 9, 3), (0,) * 9 + (1,), (*(2,) * 9, 3)),  # more than CUDA kernels take, and all but one together
         ((4, 300), (1, 17), (4, 290)),
         ((400,), (2,), (194,)),  # whole groups of lanes, which begin inside a block
         ((2, 3), (1, 1), (1, 3)),
@@ -567,6 +570,21 @@ def test_a_window_is_that_part_of_the_whole(backend, dtype, operation, rows):
         part = operation(np.ascontiguousarray(x[place]), t, noise.window(shape, start))
         whole = operation(x, t, noise)
         assert bits(part) == bits(whole[(..., *place[1:])]), (shape, start, stop)
+
+
+@pytest.mark.parametrize(
+    ("full", "start", "shape", "runs"),
+    [
+        ((40,), (3,), (17,), (3, 17, (), ())),
+        ((6, 11), (2, 0), (2, 11), (22, 22, (), ())),
+        ((6, 11), (2, 3), (3, 6), (25, 6, (3,), (11,))),
+        ((4, 3, 5), (1, 1, 0), (2, 2, 5), (20, 10, (2,), (15,))),
+        ((4, 3, 5), (1, 0, 1), (2, 3, 3), (16, 3, (6,), (5,))),
+        ((4, 3, 5), (1, 2, 1), (2, 1, 3), (26, 3, (2,), (15,))),
+    ],
+)
+def test_a_window_is_taken_in_few_long_runs(full, start, shape, runs):
+    assert window_runs(nf.Noise(9).window(full, start), shape) == runs
 
 
 @pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="NumPy's arrays have at most 32 axes")

@@ -75,6 +75,7 @@ def test_at_changes_what_is_named_and_keeps_the_rest():
         assert changed.at(**{name: getattr(noise, name)}) == noise
     assert noise.samples([7]).sample.tolist() == [7]
     assert noise.samples([7]).window_start == (1,)
+    assert nf.randn((2, 0), noise.window((9,), (9,))).shape == (2, 0)
     for seed in (np.int64(5), np.uint64(2**64 - 1)):
         assert nf.Noise(seed) == nf.Noise(int(seed))
 

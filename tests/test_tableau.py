@@ -135,7 +135,7 @@ def test_present_and_slots():
 
 RUN = ("timesteps", "push", "denoised", "scale", "alpha", "sigma")
 EVERYTHING = Tableau(
-    [Row(out=-0.0 * x + m1, aux1=D)] * 2, [8, 1.5], "all", push=[2, 0], denoised=[2, 1],
+    [Row(out=-0.0 * x, clean=m1, aux1=D)] * 2, [8, 1.5], "all", push=[2, 0], denoised=[2, 1],
     scale=[0.1, 3], alpha=[0.2, 0.3], sigma=[0.4, 5], start=7, threshold=(0.5, 3),
 )  # fmt: skip
 

@@ -64,6 +64,12 @@ def test_numpys_bits(name, dtype, backend):
             assert bits(numpy(found)) == bits(gradient)
 
 
+def test_weights_of_a_tensor_are_float64():
+    given, options = arguments("weights", torch.float64)
+    found, expected = (nf.mse_loss(*given, **options | {"weight": row}) for row in (torch.from_numpy(ROW / 3), ROW / 3))
+    assert bits(found.numpy()) == bits(expected.numpy())
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", CALLS)
 def test_backward_is_the_gradient(name, dtype):

@@ -90,22 +90,11 @@ class Noise:
         shape, start = tuple(map(operator.index, shape)), tuple(map(operator.index, start))
         if len(shape) != len(start):
             raise ValueError(f"window: shape {shape} and start {start} differ in length")
-        if any(n < 0 for n in shape) or any(not 0 <= s <= n for s, n in zip(start, shape, strict=True)):
+        if any(not 0 <= s <= n for s, n in zip(start, shape, strict=True)):
             raise ValueError(f"window: start {start} lies outside of shape {shape}")
         if math.prod(shape) > ELEMENTS:
             raise OverflowError(f"window: a sample of shape {shape} has more than 2^34 elements")
         return _named(self.seed, self.sample, self.step, self.stream, shape, start)
-
-    def elements(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
-        """Numbers in the field of the elements of one sample of `shape`, in C order: 0, 1, ... without a window."""
-        if self.window_shape is None:
-            return np.arange(math.prod(shape), dtype=np.int64)
-        self.check_shape(shape)
-        axes = [np.arange(s, s + n) for s, n in zip(self.window_start, shape, strict=True)]
-        if not axes or 0 in shape:
-            return np.zeros(math.prod(shape), np.int64)
-        grid = np.ravel_multi_index(tuple(np.meshgrid(*axes, indexing="ij")), self.window_shape)
-        return grid.astype(np.int64).ravel()
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises ValueError where a slice of this shape does not lie in the window's full sample."""
@@ -116,7 +105,7 @@ class Noise:
             raise ValueError(f"noise window: a slice of shape {shape} at {start} lies outside of samples of {full}")
 
     def _key(self) -> tuple[Any, ...]:
-        ids = self.sample if isinstance(self.sample, int) else (self.sample.tobytes(),)
+        ids = self.sample if isinstance(self.sample, int) else self.sample.tobytes()
         step = self.step if isinstance(self.step, int) else ("the array", id(self.step))
         return self.seed, ids, step, self.stream, self.window_shape, self.window_start
 
