@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -23,7 +24,7 @@ from conftest import DTYPES, bits
 from cuda_kernels import compilers, stand_in
 from noisefuse import _bench_cuda, cli
 from noisefuse.backends import cubin, cuda
-from noisefuse.backends.call import Rows
+from noisefuse.backends.call import Rows, Step
 
 ROOT = Path(__file__).parents[1]
 LINEAR = nf.Schedule.linear(1000)
@@ -500,6 +501,8 @@ def test_the_short_cut_leaves_what_is_not_plain_on_the_stand_in(cupy):
         nf.update(ddpm.tableau, 0, x, noise=nf.Noise(1))
     with pytest.raises(OverflowError, match=r"goes beyond 2\^32 - 1"):
         nf.q_step(x, 5, LINEAR, nf.Noise(1, step=2**32 - 3))
+    with pytest.raises(OverflowError, match=r"goes beyond 2\^32 - 1"):  # what t is nobody reads
+        nf.q_step(x, stand_in.ndarray(np.array([0, 0])), LINEAR, nf.Noise(1, step=2**32 - 3))
     with pytest.raises(OverflowError, match=r"go beyond 2\^56 - 1"):
         nf.q_step(x, 5, LINEAR, nf.Noise(1, sample=2**56 - 1))
     with pytest.raises(ValueError, match="takes stream 0, got 9"):
@@ -512,6 +515,24 @@ def test_more_samples_than_a_grid_has_rows_on_the_stand_in(cupy, monkeypatch):
     there = nf.q_step(stand_in.ndarray(x), t, LINEAR, nf.Noise(1))
     assert [grid for _, grid, *_ in cupy.launches[-3:]] == [(1, 3, 1), (1, 3, 1), (1, 2, 1)]
     assert bits(there.get()) == bits(nf.q_step(x, t, LINEAR, nf.Noise(1)))
+
+
+def test_more_elements_than_vector_kernels_count():
+    """32 bits within a piece, and of pieces: samples become pieces of their own, or the kernels for anything do it."""
+    array = SimpleNamespace(dtype=np.dtype("f4"), itemsize=4, data=SimpleNamespace(ptr=0))
+
+    def cut(batch, size, segment=None):
+        rows, index = Rows(np.zeros((1, 36)), 0), np.zeros(1, np.int64)
+        arrays = (array, *(None,) * 8), (array, None, None)
+        call = Step(batch, size, (size,), rows, index, segment or batch * size, *arrays, "none", False, ())
+        pieces = cuda._pieces(call, [], False)
+        return pieces.size, cuda._vector(call, "step_", pieces, [])
+
+    assert cut(2, 2**30 - 512) == (2**31 - 1024, True)
+    assert cut(2, 2**30) == (2**30, True)
+    assert cut(1, 2**31) == (2**31, False)
+    assert cut(4, 2**30, 1024) == (1024, True)
+    assert cut(2**8, 2**34, 1024) == (1024, False)
 
 
 # ---- errors --------------------------------------------------------------------------------------------------
@@ -592,6 +613,13 @@ def test_a_t_in_host_memory_is_copied_on_the_stand_in(cupy):
     assert bits(nf.q_sample(stand_in.ndarray(x), t, LINEAR, nf.Noise(1)).get()) == bits(
         nf.q_sample(x, t, LINEAR, nf.Noise(1))
     )
+
+
+@pytest.mark.parametrize("t", [np.int32([5, 1, 900, 3]), np.uint8([1, 2, 3, 255]), np.arange(8)[::-2]], ids=str)
+def test_times_of_a_device_of_any_integers_and_strides_on_the_stand_in(cupy, t):
+    x = normals((4, 1024))
+    there = nf.q_sample(stand_in.ndarray(x), stand_in.ndarray(t), LINEAR, nf.Noise(1))
+    assert bits(there.get()) == bits(nf.q_sample(x, t, LINEAR, nf.Noise(1)))
 
 
 def test_floating_times_are_read_back_on_the_stand_in(cupy):

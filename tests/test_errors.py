@@ -6,7 +6,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import NUMBA, bits
-from noisefuse import Noise, Schedule, philox4x32, q_sample, q_step, q_walk, randn, uniform
+from noisefuse import Noise, Schedule, arrays, philox4x32, q_sample, q_step, q_walk, randn, uniform
 
 S = Schedule.linear(10)
 N = Noise(1)
@@ -213,7 +213,9 @@ ROWS = {
     "shape with None": (TypeError, r"shape: expected integers, got \(4, None\)", lambda o: randn((4, None), N)),
     "dtype int": (TypeError, r"dtype int64.*float32", lambda o: randn((4, 6), N, dtype=int)),
     "dtype unknown": (TypeError, r"dtype.*float9.*float32", lambda o: randn((4, 6), N, dtype="float9")),
+    "dtype of another byte order": (TypeError, r"dtype >f4: expected", lambda o: randn((4, 6), N, dtype=">f4")),
     "dtype of half uniforms": (TypeError, r"float16.*float32, float64", lambda o: uniform((4, 6), N, dtype="float16")),
+    "dtype of bfloat16 uniforms": (TypeError, r"bfloat16.*float32, float64", lambda o: uniform(6, N, dtype="bfloat16")),
     "q_sample: bytes into float16": (
         TypeError, "out: expected float32, got float16; say which with dtype=",
         lambda o: q_sample(x(dtype="u1"), 1, S, N, out=x(dtype="f2")),
@@ -339,6 +341,24 @@ def test_bad_out(operation, bad):
     assert (np.asarray(out) == before).all()
 
 
+@pytest.mark.parametrize(("dtype", "start", "aligned"), [("f8", 4, False), ("f8", 8, True), ("f2", 2, True)])
+def test_an_output_is_aligned_for_its_own_dtype(dtype, start, aligned):
+    memory = np.zeros(500, np.uint8)
+    first = -memory.ctypes.data % 8 + start
+    out = memory[first : first + 24 * np.dtype(dtype).itemsize].view(dtype).reshape(4, 6)
+    if aligned:
+        assert randn((4, 6), N, dtype=dtype, out=out) is out
+        return
+    with pytest.raises(ValueError, match="out: expected a C-contiguous, aligned array"):
+        randn((4, 6), N, dtype=dtype, out=out)
+
+
+def test_types_of_strangers_are_not_kept():
+    with pytest.raises(TypeError):
+        q_sample(Stranger(), 1, S, N)
+    assert Stranger not in arrays._INTEROP
+
+
 def test_overlaps():
     """An output that shares memory with an input, unless it is that input, or with another output."""
     memory = np.arange(200, dtype=np.float32)
@@ -366,6 +386,11 @@ def test_overlaps():
         with pytest.raises(ValueError, match=r"out overlaps"):
             call()
         assert bits(memory) == bits(before), i
+    for start in (0, 48):  # they touch
+        for target in (None, "v"):
+            q_sample(at(24, 4, 6), [1] * 4, S, N, target=target, out=at(start, 4, 6))
+    q_walk(at(24, 4, 6), S, N, keep=[3], out=at(0, 1, 4, 6))
+    q_walk(at(24, 4, 6), S, N, keep=[3], out=at(48, 1, 4, 6))
 
 
 @pytest.mark.parametrize(

@@ -626,6 +626,13 @@ def test_t_for_each_sample_or_token_is_the_loop(backend, dtype, axes):
         assert bits(found[at]) == bits(nf.q_sample(x[at], int(t[at]), LINEAR, np.asarray(z[at])))
 
 
+def test_a_t_of_one_element_is_for_all(backend):
+    x, noise = normals((3, 4, 5), np.float64), nf.Noise(12)
+    expected = bits(nf.q_step(x, 7, LINEAR, noise))
+    for t in ([7], [[7]], np.full((1, 1, 1, 1), 7)):
+        assert bits(nf.q_step(x, t, LINEAR, noise)) == expected
+
+
 # ---- data that are no numbers, and modes that are not the default ------------------------------------------
 
 
@@ -719,5 +726,5 @@ def test_subnormal_results_are_kept_where_the_caller_flushes_them(compiled):
 def test_0_size(backend, operation):
     for shape in ((0,), (0, 3), (3, 0), (2, 0, 5)):
         x = np.empty(shape, np.float32)
-        found = operation(x, np.zeros(shape[0], int), nf.Noise(14))
-        assert found.size == 0
+        for t in (np.zeros(shape[0], int), [0] * shape[0]):
+            assert operation(x, t, nf.Noise(14)).size == 0

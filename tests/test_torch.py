@@ -51,6 +51,10 @@ def tensor(*shape, dtype=torch.float32, seed=0, grad=False):
     return (40 * drawn.abs() if dtype == torch.uint8 else drawn).to(dtype).requires_grad_(grad)
 
 
+class Own(torch.Tensor):
+    """A class of tensors that is not torch's."""
+
+
 def same(result, expected):
     results, arrays = (r if isinstance(r, tuple) else (r,) for r in (result, expected))
     return [type(r) for r in results] == [torch.Tensor] * len(arrays) and all(
@@ -753,3 +757,8 @@ def test_workers_noise_as_one_process_does(start):
         assert equal(batch, (x_t, target))
         seen += len(ids)
     assert seen == len(data)
+
+
+def test_a_class_of_tensors_of_ones_own():
+    x = tensor(2, 3)
+    assert same(nf.q_sample(x.as_subclass(Own), 3, S, N), nf.q_sample(numpy(x), 3, S, N))

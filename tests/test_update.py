@@ -247,6 +247,15 @@ def test_a_models_output_is_converted_and_nothing_else(backend):
         nf.update(table, 2, x, m, past=[past])
 
 
+def test_noise_of_an_auxiliary_output_is_not_wanted_in_rows_without_it(backend):
+    symbols = nf.tableau
+    table = nf.Tableau([nf.Row(out=symbols.x, aux1=symbols.x + symbols.z), nf.Row(out=symbols.x, aux1=2 * symbols.x)])
+    x = np.ones((2, 3))
+    assert [a.tolist() for a in nf.update(table, 1, x, aux_out=1)] == [x.tolist(), (2 * x).tolist()]
+    with pytest.raises(TypeError, match="noise: the row draws noise"):
+        nf.update(table, 0, x, aux_out=1)
+
+
 def test_backward_rows_have_one_output():
     table = nf.samplers.ddim(nf.Schedule.linear(10), 5, clip=1.0).tableau.transpose()["x"]
     x = np.ones((2, 3), np.float32)
