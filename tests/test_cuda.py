@@ -622,6 +622,14 @@ def test_times_of_a_device_of_any_integers_and_strides_on_the_stand_in(cupy, t):
     assert bits(there.get()) == bits(nf.q_sample(x, t, LINEAR, nf.Noise(1)))
 
 
+def test_out_may_lie_over_t_on_the_stand_in(cupy):
+    x, memory, times = normals((4, 1024)), np.zeros((4, 1024), "float32"), [5, 1, 900, 3]
+    t = memory.view(np.int64).reshape(-1)[:4]
+    t[:] = times
+    nf.q_sample(stand_in.ndarray(x), stand_in.ndarray(t), LINEAR, nf.Noise(1), out=stand_in.ndarray(memory))
+    assert bits(memory) == bits(nf.q_sample(x, times, LINEAR, nf.Noise(1)))
+
+
 def test_floating_times_are_read_back_on_the_stand_in(cupy):
     flow, x, t = nf.Schedule.flow(), normals((4, 1024)), np.array([0.1, 0.2, 0.5, 1.0])
     there = nf.q_sample(stand_in.ndarray(x), stand_in.ndarray(t), flow, nf.Noise(1))

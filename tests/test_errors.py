@@ -142,6 +142,7 @@ ROWS = {
     "q_walk: x0 strange": (TypeError, r"x0.*NumPy array.*torchlike", lambda o: q_walk(Stranger(), S, N, **o)),
     # ---- noise
     "noise a seed": (TypeError, r"noise = 5.*same noise.*Noise\(5", lambda o: q_sample(x(), 1, S, 5, **o)),
+    "noise a seed of NumPy": (TypeError, r"noise = .*5.*same noise", lambda o: q_sample(x(), 1, S, np.int64(5), **o)),
     "q_step: noise a seed": (TypeError, r"noise = 5.*same noise", lambda o: q_step(x(), 1, S, 5, **o)),
     "q_walk: noise a seed": (TypeError, r"noise = 5.*same noise", lambda o: q_walk(x(), S, 5, **o)),
     "noise None": (

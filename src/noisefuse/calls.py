@@ -138,7 +138,7 @@ def names_or_array(
 
 def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_step: int, any_stream: bool) -> None:
     noise.check_shape(sample_shape)
-    if noise.window_shape is None and count(sample_shape) > ELEMENTS:
+    if count(sample_shape) > ELEMENTS:
         raise OverflowError(f"a sample of shape {sample_shape} has more than 2^34 elements")
     if isinstance(noise.sample, np.ndarray):
         if len(noise.sample) != rows:
