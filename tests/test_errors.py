@@ -62,6 +62,7 @@ ROWS = {
     "sample id negative": (OverflowError, r"sample = -2 .*2\^56", lambda o: Noise(1, sample=[1, -2])),
     "sample id too large": (OverflowError, r"sample = \d+ .*2\^56", lambda o: Noise(1, sample=[2**56])),
     "sample ids 2-d": (TypeError, r"sample.*\(B,\).*\(1, 2\)", lambda o: Noise(1, sample=[[1, 2]])),
+    "sample ids a number": (TypeError, r"sample.*\(B,\), got int64 of shape \(\)", lambda o: N.samples(5)),
     "sample ids floats": (TypeError, r"sample.*float64", lambda o: N.samples([1.0])),
     "sample ids bools": (TypeError, r"sample.*bool", lambda o: N.samples([True])),
     "step negative": (OverflowError, r"step = -1 .*0 <= step < 2\^32", lambda o: Noise(1, step=-1)),
@@ -245,6 +246,13 @@ ROWS = {
         lambda o: nf.update(nf.samplers.ddim(S, 5), 0, x(), x(), **o),
     ),
     "row beyond every integer": (IndexError, r"i = \d{22} .*i < 5", lambda o: nf.update(TABLE, 2**70, x(), x(), **o)),
+    "model output of another shape": (
+        ValueError, r"m1: expected shape \(4, 6\), got \(6, 4\)", lambda o: nf.update(TABLE, 0, x(), x((6, 4)), **o)
+    ),
+    "past of another shape": (
+        ValueError, r"past1: expected shape \(4, 6\), got \(24,\)",
+        lambda o: nf.update(TABLE, 0, x(), x(), past=[x((24,))], **o),
+    ),
     "model output a list": (
         TypeError, r"model_output: expected an array or a tuple \(m1, m2\), got list",
         lambda o: nf.update(TABLE, 0, x(), [x(), x()], **o),

@@ -55,8 +55,9 @@ def test_frozen():
         del noise.seed
     ids[0] = 99  # copied
     assert noise.sample.tolist() == [1, 2]
-    with pytest.raises(ValueError):
-        noise.sample.flags.writeable = True
+    for each in (noise, pickle.loads(pickle.dumps(noise))):
+        with pytest.raises(ValueError):
+            each.sample.flags.writeable = True
 
 
 def test_fresh_entropy_differs_and_is_shown():
@@ -76,6 +77,7 @@ def test_at_changes_what_is_named_and_keeps_the_rest():
     assert noise.samples([7]).sample.tolist() == [7]
     assert noise.samples([7]).window_start == (1,)
     assert nf.randn((2, 0), noise.window((9,), (9,))).shape == (2, 0)
+    assert nf.randn((0, 2), nf.Noise(1).samples([])).shape == (0, 2)
     for seed in (np.int64(5), np.uint64(2**64 - 1)):
         assert nf.Noise(seed) == nf.Noise(int(seed))
 

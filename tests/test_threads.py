@@ -335,9 +335,10 @@ def test_settings_go_back_at_the_end_of_the_block():
     with nf.set_num_threads(3), nf.use_backend(other):
         assert _native.num_threads() == nf.info()["threads"] == 3
         assert nf.info()["backend"] == other
-        with nf.set_num_threads(4):
+        with nf.set_num_threads(4), nf.use_backend(backend):
             assert _native.num_threads() == 4
         assert _native.num_threads() == 3
+        assert nf.info()["backend"] == other
     assert _native.num_threads() == before
     assert nf.info()["backend"] == backend
     with pytest.raises(ZeroDivisionError), nf.set_num_threads(before + 1), nf.use_backend(other):

@@ -161,7 +161,7 @@ def _unpickled(seed: int, sample: Any, step: int, stream: int, *window: Any) -> 
 
 
 def _checked(name: str, value: SupportsIndex, end: int) -> int:
-    if isinstance(value, bool | np.bool_):
+    if isinstance(value, bool):  # of NumPy's, operator.index says so
         raise TypeError(f"{name} = {value!r}: expected an integer")
     try:
         number = operator.index(value)
