@@ -71,6 +71,7 @@ ROWS = {
     "stream too large": (OverflowError, r"stream = 128 .*2\^7", lambda o: Noise(1, stream=128)),
     "stream negative": (OverflowError, r"stream = -1 .*2\^7", lambda o: N.at(stream=-1)),
     "window of unequal lengths": (ValueError, r"window.*\(4,\).*\(0, 0\).*length", lambda o: N.window((4,), (0, 0))),
+    "window of too few starts": (ValueError, r"window.*\(4, 4\).*\(0,\).*length", lambda o: N.window((4, 4), (0,))),
     "window outside": (ValueError, r"window.*\(5,\).*\(4,\)", lambda o: N.window((4,), (5,))),
     "window start negative": (ValueError, r"window.*\(-1,\).*\(4,\)", lambda o: N.window((4,), (-1,))),
     "window too large": (OverflowError, r"window.*2\^34", lambda o: N.window((2**17, 2**17 + 1), (0, 0))),
@@ -270,6 +271,8 @@ ROWS = {
     "words too large": (OverflowError, r"key.*2\^32", lambda o: philox4x32([1, 2, 3, 4], [1, 2**32])),
     "words floats": (TypeError, r"counter.*float64", lambda o: philox4x32([1.0, 2, 3, 4], [1, 2])),
     "threads 0": (ValueError, r"num_threads = 0.*1 to", lambda o: nf.set_num_threads(0)),
+    "threads 1025": (ValueError, r"num_threads = 1025.*from 1 to 1024", lambda o: nf.set_num_threads(1025)),
+    "threads a bool": (ValueError, r"num_threads = True.*integer", lambda o: nf.set_num_threads(True)),
     "threads a float": (ValueError, r"num_threads = 2\.0.*integer", lambda o: nf.set_num_threads(2.0)),
     "backend unknown": (ValueError, r"backend 'gpu'.*native.*reference", lambda o: nf.use_backend("gpu")),
     "backend of a device": (

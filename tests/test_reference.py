@@ -18,6 +18,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from noisefuse import backends
 from noisefuse.backends import reference, spec
 from noisefuse.backends.call import AFFINE, COLUMNS, HIGH, LOW, M1, M2, PAST1, PAST4, D, Rows, Step, Walk, X, Z
 from noisefuse.noise import Noise
@@ -470,3 +471,17 @@ def test_conversions_of_16_bits(kind, to_float, from_float):
         x = np.concatenate(near).view(np.float32)
         found = from_float(x).astype(np.uint16).view(kind)
         assert_same(found.astype(np.float32), x.astype(kind).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_backend_is_refused_whichever_arithmetic_is_wrong(monkeypatch, dtype):
+    step = reference.step
+
+    def wrong(call):
+        step(call)
+        if call.outputs[0].dtype == dtype:
+            call.outputs[0][3] += 1e-7
+
+    monkeypatch.setattr(reference, "step", wrong)
+    with pytest.raises(ImportError, match="the reference backend is built wrongly"):
+        backends._load.__wrapped__("reference")

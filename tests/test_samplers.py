@@ -274,11 +274,13 @@ def test_views_tell_x0_and_noise():
 def test_edm_preconditioning():
     """Karras et al. 2022, table 1, at sigma = 2, sigma_data = 0.5."""
     view = views.edm(0.5)
+    assert views.view(view) is view
     assert view.clean(1.0, 2.0) == pytest.approx((0.25 / 4.25, 1 / math.sqrt(4.25)))
     assert view.scale(1.0, 2.0) == pytest.approx(1 / math.sqrt(4.25))
     assert view.time(1.0, 2.0, 0.0) == view.time(0.5, 1.0, 0.0) == pytest.approx(math.log(2) / 4)
-    with pytest.raises(ValueError, match="sigma_data must be positive"):
-        views.edm(0.0)
+    for sigma_data in (0.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"sigma_data must be positive and finite, got {sigma_data}"):
+            views.edm(sigma_data)
 
 
 def test_split_is_the_posterior():

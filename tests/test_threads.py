@@ -17,7 +17,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import NATIVE, NUMBA, bits, using
-from noisefuse import _native
+from noisefuse import _native, backends
 from noisefuse.backends.threads import _workers, together
 
 LARGE = (8, 50_000)  # more than a dozen chunks
@@ -341,6 +341,8 @@ def test_settings_go_back_at_the_end_of_the_block():
         assert nf.info()["backend"] == other
     assert _native.num_threads() == before
     assert nf.info()["backend"] == backend
+    with nf.use_backend("reference"):
+        assert backends.short_cut is backends.mse_short_cut is None
     with pytest.raises(ZeroDivisionError), nf.set_num_threads(before + 1), nf.use_backend(other):
         1 / 0  # noqa: B018
     assert _native.num_threads() == before
@@ -370,6 +372,11 @@ def test_the_environment_chooses_the_instruction_set(isa):
 def test_the_environment_chooses_the_backend_and_the_threads():
     environment = {"NOISEFUSE_BACKEND": "reference", "NOISEFUSE_NUM_THREADS": "6"}
     assert python(SHOW, **NONE | environment).stdout.split()[::2] == ["reference", "6"]
+
+
+def test_a_block_before_the_first_call_ends_with_the_backend_of_the_environment():
+    code = f"import noisefuse as nf\nwith nf.use_backend('native'): pass\n{SHOW}"
+    assert python(code, **NONE | {"NOISEFUSE_BACKEND": "reference"}).stdout.split()[0] == "reference"
 
 
 def test_without_an_environment_all_processors_are_used():
