@@ -112,6 +112,13 @@ def test_tokens_of_any_length_on_the_stand_in(cupy, size):
         assert bits(there.get()) == bits(nf.q_sample(x, t, LINEAR, noise))
 
 
+def test_windows_of_a_list_of_noises_on_the_stand_in(cupy):
+    """Seen to fail: runs as long as the first one's, and beginning where blocks do, as it does."""
+    x, whole = normals((2, 5, 4)), nf.Noise(1).window((5, 4), (0, 0))
+    for noise in ([whole, nf.Noise(2).window((9, 8), (2, 1))], [whole, nf.Noise(2).window((9, 7), (2, 0))]):
+        assert bits(nf.q_step(stand_in.ndarray(x), 3, LINEAR, noise).get()) == bits(nf.q_step(x, 3, LINEAR, noise))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers_have_the_bits_of_native_on_the_stand_in(cupy, sampler, dtype):
@@ -383,6 +390,36 @@ def test_kernels_by_what_they_do_on_the_stand_in(cupy):
     assert names(cupy) == ["any_f32", "any_f32"]
 
 
+LIST = [nf.Noise(n) for n in range(2)]
+NOT_WHOLE = {
+    "a list of Noises": lambda x: nf.q_step(x, 3, LINEAR, LIST),
+    "a window that is cut": lambda x: nf.q_step(x, 3, LINEAR, nf.Noise(1).window((8, 1024), (1, 256))),
+    "a window that begins within a block": lambda x: nf.q_step(x, 3, LINEAR, nf.Noise(1).window((8, 513), (1, 0))),
+    "tokens that are no whole units": lambda x: nf.update(HALF, np.arange(2), x.reshape(2, 2048)[:, :514]),
+    "more tokens than a grid has layers": lambda x: nf.q_step(x, np.arange(8).reshape(2, 4), LINEAR, nf.Noise(1)),
+}
+HALF = nf.Tableau([nf.Row(out=0.5 * nf.tableau.x)] * 2)
+
+
+@pytest.mark.parametrize("case", NOT_WHOLE)
+def test_what_vector_kernels_do_not_take_on_the_stand_in(cupy, monkeypatch, case):
+    skip_the_self_test(cupy)
+    monkeypatch.setattr(cuda, "GRID", 3)
+    x = normals((2, 4, 512))
+    found = NOT_WHOLE[case](stand_in.ndarray(x))
+    assert names(cupy) == ["any_f32"]
+    assert bits(found.get()) == bits(NOT_WHOLE[case](x))
+
+
+def test_bytes_need_less_alignment_on_the_stand_in(cupy):
+    skip_the_self_test(cupy)
+    whole = np.zeros(2080, np.uint8)
+    start = -whole.ctypes.data % 16
+    for shift in (4, 2):
+        nf.q_sample(stand_in.ndarray(whole[start + shift :][:2048].reshape(2, 1024)), 5, LINEAR, nf.Noise(1))
+    assert names(cupy) == ["forward_u8_f32", "any_f32"]
+
+
 def test_misaligned_arrays_take_the_kernels_for_anything_on_the_stand_in(cupy):
     skip_the_self_test(cupy)
     whole = np.zeros(2049, "float32")
@@ -452,6 +489,15 @@ def test_another_thread_may_forget_launches_at_any_moment_on_the_stand_in(cupy):
     assert bits(nf.q_step(x, 3, schedule, nf.Noise(1)).get()) == expected
 
 
+def test_a_launch_of_one_device_is_not_repeated_on_another_on_the_stand_in(cupy):
+    """Its table lies there."""
+    schedule = nf.Schedule.linear(20)
+    for device in (0, 1, 0, 1):
+        with cupy.cuda.Device(device):
+            nf.q_step(stand_in.ndarray(normals((4, 1024)), device), 3, schedule, nf.Noise(1))
+    assert cupy.uploads.count((20, 36)) == 2
+
+
 def test_tables_are_uploaded_once_on_the_stand_in(cupy):
     """And rows that are one number are handed over by value: nothing else is uploaded."""
     skip_the_self_test(cupy)
@@ -465,9 +511,10 @@ def test_tables_are_uploaded_once_on_the_stand_in(cupy):
     assert cupy.uploads[3:] == [(1, 36), (1, 36), (50, 36)]  # the self-test of device 1, and its table
 
 
-def test_later_calls_take_the_short_cut_on_the_stand_in(cupy, monkeypatch):
+@pytest.mark.parametrize("shape", [(4, 3, 5, 7), (4, 3, 16, 32)], ids=["any", "vectors"])
+def test_later_calls_take_the_short_cut_on_the_stand_in(cupy, monkeypatch, shape):
     """With other addresses, rows, seeds, samples, steps and streams, and in place."""
-    x, m = normals((4, 3, 5, 7)), normals((4, 3, 5, 7), seed=1)
+    x, m = normals(shape), normals(shape, seed=1)
     ddpm, solver = nf.samplers.ddpm(LINEAR, 6), nf.samplers.dpmpp_2m(LINEAR, 6)
 
     def run(array, n):
@@ -493,6 +540,24 @@ def test_later_calls_take_the_short_cut_on_the_stand_in(cupy, monkeypatch):
             assert bits(found.get()) == bits(expected)
 
 
+def test_later_calls_of_other_kinds_on_the_stand_in(cupy):
+    x = normals((2, 3, 8))
+    for noise in (nf.Noise(1), *(nf.Noise(1).window((9, 9), (n, 1)) for n in range(2))):
+        assert bits(nf.q_step(stand_in.ndarray(x), 5, LINEAR, noise).get()) == bits(nf.q_step(x, 5, LINEAR, noise))
+    solver = nf.samplers.dpmpp_2m(LINEAR, 6).tableau
+    aux, there = np.zeros_like(x), stand_in.ndarray(x)
+    expected = nf.update(solver, 2, x, x, past=[x], aux_out=[aux])
+    for _ in range(2):
+        other = stand_in.ndarray(np.zeros_like(x))
+        assert bits(nf.update(solver, 2, there, there, past=[there], aux_out=[other]).get()) == bits(expected)
+        assert bits(other.get()) == bits(aux)
+    for shape in ((0, 4), (4, 0), ()):
+        x = np.ones(shape, "f4")
+        found = nf.q_step(stand_in.ndarray(x), 5, LINEAR, nf.Noise(1)).get()
+        assert found.shape == shape
+        assert bits(found) == bits(nf.q_step(x, 5, LINEAR, nf.Noise(1)))
+
+
 def test_the_short_cut_leaves_what_is_not_plain_on_the_stand_in(cupy):
     """Overlaps, rows beyond the table, counters beyond 2^32: the long way says what is wrong, also after good calls."""
     x = stand_in.ndarray(normals((2, 3, 8)))
@@ -504,12 +569,22 @@ def test_the_short_cut_leaves_what_is_not_plain_on_the_stand_in(cupy):
         ddpm.step(0, wide[:48].reshape(2, 3, 8), x, nf.Noise(1), out=wide[4:52].reshape(2, 3, 8))
     with pytest.raises(IndexError, match="i = 6 is out of range"):
         nf.update(ddpm.tableau, 6, x, x, noise=nf.Noise(1))
+    with pytest.raises(IndexError, match="i = -1 is out of range"):
+        nf.update(ddpm.tableau, -1, x, x, noise=nf.Noise(1))
+    solver, y = nf.samplers.dpmpp_2m(LINEAR, 6).tableau, stand_in.ndarray(normals((2, 3, 8)))
+    nf.update(solver, 2, x, x, past=[x], out=y, aux_out=[stand_in.ndarray(normals((2, 3, 8)))])
+    with pytest.raises(ValueError, match="outputs must not share memory"):
+        nf.update(solver, 2, x, x, past=[x], out=y, aux_out=[y])
+    nf.update(solver, 2, x, x, past=[x])
+    with pytest.raises(TypeError, match="past1: the table reads it"):
+        nf.update(solver, 2, x, (x, x))
     with pytest.raises(TypeError, match="the row draws noise"):
         ddpm.step(0, x, x)
     with pytest.raises(TypeError, match=r"model_output \(m1\): the table reads it"):
         nf.update(ddpm.tableau, 0, x, noise=nf.Noise(1))
-    with pytest.raises(OverflowError, match=r"goes beyond 2\^32 - 1"):
-        nf.q_step(x, 5, LINEAR, nf.Noise(1, step=2**32 - 3))
+    for step in (2**32 - 3, 2**32 - 5):
+        with pytest.raises(OverflowError, match=r"goes beyond 2\^32 - 1"):
+            nf.q_step(x, 5, LINEAR, nf.Noise(1, step=step))
     with pytest.raises(OverflowError, match=r"goes beyond 2\^32 - 1"):  # what t is nobody reads
         nf.q_step(x, stand_in.ndarray(np.array([0, 0])), LINEAR, nf.Noise(1, step=2**32 - 3))
     with pytest.raises(OverflowError, match=r"go beyond 2\^56 - 1"):
@@ -523,6 +598,8 @@ def test_more_samples_than_a_grid_has_rows_on_the_stand_in(cupy, monkeypatch):
     x, t = normals((8, 1024)), np.arange(8)
     there = nf.q_step(stand_in.ndarray(x), t, LINEAR, nf.Noise(1))
     assert [grid for _, grid, *_ in cupy.launches[-3:]] == [(1, 3, 1), (1, 3, 1), (1, 2, 1)]
+    alike = nf.q_step(stand_in.ndarray(x), 5, LINEAR, nf.Noise(1))  # one row, which the short cut would take
+    assert bits(alike.get()) == bits(nf.q_step(x, 5, LINEAR, nf.Noise(1)))
     assert bits(there.get()) == bits(nf.q_step(x, t, LINEAR, nf.Noise(1)))
 
 
@@ -558,6 +635,11 @@ ERRORS = {
                        lambda a: nf.q_sample(a(X), 1, LINEAR, nf.Noise(1), out=a(X, 1))),
     "a model's output": (r"model_output \(m1\) lies on CUDA device 1, x on CUDA device 0",
                          lambda a: nf.update(nf.samplers.ddim(LINEAR, 2).tableau, 0, a(X), a(X, 1))),
+    "a window cut along ten axes": (r"noise window: more than 8 axes are cut",
+                                    lambda a: nf.randn((1, *(2,) * 10), nf.Noise(1).window((3,) * 10, (0,) * 10),
+                                                       out=a(np.zeros((1, *(2,) * 10), "f4")))),
+    "three model outputs": (r"expected at most 2 model outputs, 4 past arrays and 2 auxiliary outputs, got 3, 0 and 0",
+                            lambda a: nf.update(nf.samplers.ddim(LINEAR, 2).tableau, 0, a(X), (a(X), a(X), a(X)))),
     "t on another device": (r"t: lies on CUDA device 1, and the arrays do not: pass t\.get\(\)",
                             lambda a: nf.q_sample(a(X), a(np.arange(4), 1), LINEAR, nf.Noise(1))),
     "t on a device": (r"t: lies on CUDA device 0, and the arrays do not",
@@ -601,7 +683,8 @@ ERRORS = {
                          lambda a: nf.mse_loss(a(X), a(X), 1, LINEAR, nf.Noise(1), target="v", weight=a(np.ones(4)))),
     "t of a loss": (r"t: lies on CUDA device 1, and the arrays do not",
                     lambda a: nf.mse_loss(a(X), a(X), a(np.arange(4), 1), LINEAR, nf.Noise(1), target="v")),
-    "integers": (r"x: dtype int64 is not supported", lambda a: nf.q_step(a(np.zeros((2, 2), int)), 1, LINEAR, 5)),
+    "integers": (r"x: dtype int64 is not supported",
+                 lambda a: nf.q_step(a(np.zeros((2, 2), int)), 1, LINEAR, nf.Noise(1))),
 }  # fmt: skip
 
 
@@ -674,7 +757,7 @@ def test_call_and_field_are_packed_as_the_kernels_declare_them():
     assert cuda.CALL.size == stand_in.library().call_size()
 
 
-@pytest.mark.parametrize("change", ["arch", "compiler", "a header"])
+@pytest.mark.parametrize("change", ["arch", "compiler", "options", "a header", "a header's name"])
 def test_the_cache_is_named_after_all_that_matters(tmp_path, monkeypatch, change):
     """A header that changes must not leave old machine code in use: CuPy's own cache would not see it."""
     (tmp_path / "csrc" / "core").mkdir(parents=True)
@@ -684,7 +767,25 @@ def test_the_cache_is_named_after_all_that_matters(tmp_path, monkeypatch, change
     before = cubin.digest("90", "13.0")
     assert before == cubin.digest("90", "13.0")
     header.write_text("2" if change == "a header" else "1")
+    if change == "a header's name":
+        header.rename(header.with_name("b.h"))
+    if change == "options":
+        monkeypatch.setattr(cubin, "OPTIONS", cubin.OPTIONS[:-1])
     assert cubin.digest("80" if change == "arch" else "90", "12.9" if change == "compiler" else "13.0") != before
+
+
+def test_machine_code_ends_with_the_byte_that_cupy_cuts_off(tmp_path, monkeypatch):
+    monkeypatch.setattr(cubin, "installed", lambda: tmp_path)
+    cupy, given = stand_in.Cupy(), []
+    cupy.cuda.compiler = SimpleNamespace(compile_using_nvrtc=lambda *a: given.append(a) or (b"machine code", None))
+    assert cubin.compiled(cupy, "90") == b"machine code\0"
+    assert given == [(cubin.SOURCE, (*cubin.OPTIONS, f"-I{tmp_path}/csrc", f"-I{tmp_path}/csrc/cuda/rtc"), "90")]
+
+
+def test_the_cache_lies_where_the_user_has_caches(tmp_path, monkeypatch):
+    monkeypatch.delenv("NOISEFUSE_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cubin.cache_folder() == tmp_path / "noisefuse"
 
 
 def test_compiled_once_and_then_read_from_the_cache(tmp_path, monkeypatch):

@@ -208,6 +208,7 @@ ROWS = {
     ),
     # ---- shape, dtype, target, scale
     "shape negative": (ValueError, r"shape.*-1", lambda o: randn((4, -1), N)),
+    "shape negative twice": (ValueError, r"shape \(-2, -3\): expected", lambda o: randn((-2, -3), N)),
     "shape of floats": (TypeError, r"shape: expected integers, got \(4\.0, 6\)", lambda o: randn((4.0, 6), N)),
     "shape an array of floats": (
         TypeError, r"shape: expected integers, got array\(\[4\., 6\.\]\)", lambda o: randn(np.array([4.0, 6.0]), N)
