@@ -413,6 +413,16 @@ def test_what_vector_kernels_do_not_take_on_the_stand_in(cupy, monkeypatch, case
     assert bits(found.get()) == bits(NOT_WHOLE[case](x))
 
 
+def test_vector_kernels_begin_in_the_field_where_their_tokens_do_on_the_stand_in(cupy):
+    """Seen to fail: a window without its start, and tokens with a block too many before them."""
+    skip_the_self_test(cupy)
+    x, t = normals((2, 3, 512)), np.arange(6).reshape(2, 3)
+    for noise in (nf.Noise(1), nf.Noise(1).window((5, 512), (2, 0))):
+        found = nf.q_step(stand_in.ndarray(x), t, LINEAR, noise)
+        assert names(cupy) == ["forward_f32"]
+        assert bits(found.get()) == bits(nf.q_step(x, t, LINEAR, noise))
+
+
 def test_bytes_need_less_alignment_on_the_stand_in(cupy):
     skip_the_self_test(cupy)
     whole = np.zeros(2080, np.uint8)
