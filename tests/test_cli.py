@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import noisefuse as nf
+from noisefuse import _bench, _demo, _info
+from noisefuse._bench import Timing, interleaved
+from noisefuse._contenders import CONTENDERS, OPERATIONS, Case
 from noisefuse.cli import main
 
 
@@ -33,13 +39,17 @@ def test_info_names_what_runs_here(
         monkeypatch.setitem(sys.modules, "rich.console", None)
     assert main(["info"]) == 0
     shown = " ".join(capsys.readouterr().out.split())  # the lines of a narrow terminal, joined
+    info = nf.info()
     for expected in (
         nf.__version__,
-        *nf.info()["isas"],
-        *(f"{name}: {state}" for name, state in nf.info()["backends"].items()),
+        f"processor {' '.join(info['cpu'].split())}",
+        f"threads {info['threads']}",
+        *(f"{name}: {state}" for name, state in {**info["isas"], **info["backends"]}.items()),
     ):
         assert expected in shown
-    assert "in use" in shown
+    for name in (info["isa"], info["backend"]):
+        assert f"{name}: available, in use" in shown
+    assert shown.count("in use") == 2
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -55,6 +65,29 @@ def test_demo_draws_a_picture_and_prints_a_table(
         assert np.asarray(picture.convert("L")).std() > 10  # not blank
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("q_sample", "q_walk", "np.copyto", "picture.png"))
+
+
+def test_demo_does_as_its_options_say(
+    photograph: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: another seed or schedule, one noise for all photographs, other noise at each time, a ratio upside
+    down."""
+    drawn, written = [], []
+    figure = SimpleNamespace(savefig=lambda out, dpi: written.append(out))
+    monkeypatch.setattr(_demo, "_time", lambda shape: ([_demo.Throughput("q_sample", 30.0, 2.0)], 50.0))
+    monkeypatch.setattr(_demo, "_sample_digits", lambda noise: [])
+    monkeypatch.setattr(_demo, "_picture", lambda *arguments: drawn.append(arguments) or figure)
+    photographs = [str(photograph)] * 2
+    assert main(["demo", *photographs, "--seed", "5", "--schedule", "cosine", "--out", "there.png"]) == 0
+    assert written == [Path("there.png")]
+    ((noised, schedule, *_),) = drawn
+    assert (schedule.alpha == nf.Schedule.cosine(1000).alpha).all()
+    for sample, one in enumerate(noised):
+        noise, shape = nf.Noise(5, sample=sample), (1, 12, 16, 3)
+        assert np.abs(one.closed_noise - nf.randn(shape, noise)).max() < 1e-3
+        assert np.abs(one.walk_noise[0] - nf.randn(shape, noise.at(stream=1))).max() < 1e-3
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("15.0x", "30", "50", f"{schedule.alpha[49]:.4f}"))
 
 
 def test_demo_noise_is_standard_whichever_way_it_came() -> None:
@@ -123,9 +156,134 @@ def test_bench_prints_and_writes_its_times(tmp_path: Path, capsys: pytest.Captur
             assert 0 < low <= times["median"] <= high
 
 
+Calls = Mapping[str, Callable[[], object]]
+
+
+def as_measured(calls: Calls, **_: object) -> dict[str, Timing]:
+    """16 microseconds for each, and 48 for the naive one."""
+    one = Timing(16e-6, 12e-6, 20e-6, 11e-6, 3)
+    return dict.fromkeys(calls, one) | {"naive": Timing(48e-6, 36e-6, 60e-6, 30e-6, 3)}
+
+
+def test_bench_does_as_its_options_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: sizes, dtypes or threads of its own, a ratio upside down, times of all elements together."""
+    threads = []
+
+    def measured(calls: Calls, **options: object) -> dict[str, Timing]:
+        threads.append(nf.info()["threads"])
+        return as_measured(calls)
+
+    monkeypatch.setattr(_bench, "interleaved", measured)
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "times.json"
+    arguments = ["--quick", "--sizes", "16", "2x8", "--dtypes", "float64", "--threads", "1", "3"]
+    assert main(["bench", *arguments, "--json", str(path)]) == 0
+    results = json.loads(path.read_text())["results"]
+    cases = [(r["operation"], r["threads"], tuple(r["shape"]), r["dtype"]) for r in results]
+    assert cases == list(itertools.product(OPERATIONS, (1, 3), ((1, 16), (2, 8)), ("float64",)))
+    assert threads == [case[1] for case in cases]
+    for result in results:
+        ours = result["ns_per_element"]["noisefuse"]
+        elements = 160 if result["operation"] == "q_walk" else 16
+        assert ours["median"] == pytest.approx(16e3 / elements)
+        assert ours["quartiles"] == pytest.approx([12e3 / elements, 20e3 / elements])
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("3.0x", "±25%", "1e+03", "3e+03", "1 thread", "3 threads"))
+
+
+def test_demo_shows_elements_in_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bench, "interleaved", as_measured)
+    throughputs, copy = _demo._time((12, 16, 3))
+    elements = _demo.BATCH * 12 * 16 * 3
+    assert copy == pytest.approx(elements / 16)
+    for one in throughputs:
+        noised = elements * (10 if one.label == "q_walk, per step" else 1)
+        assert (one.noisefuse, one.naive) == pytest.approx((noised / 16, noised / 48))
+
+
+def test_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail: a time of all repeats together, the first call among them, less time than is asked for."""
+    now, turns = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    def take(name: str, seconds: float) -> Callable[[], None]:
+        def call() -> None:
+            sleep(seconds if name in turns else 1.0)  # the first one takes longer
+            if turns[-1:] != [name]:
+                turns.append(name)
+
+        return call
+
+    monkeypatch.setattr(_bench, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=sleep))
+    calls = {"short": take("short", 0.001), "long": take("long", 0.03)}
+    found = interleaved(calls, seconds=0.0, rounds=7)
+    assert {name: (t.median, t.low, t.high, t.least) for name, t in found.items()} == {
+        "short": pytest.approx((0.001,) * 4),
+        "long": pytest.approx((0.03,) * 4),
+    }
+    assert found["short"].rounds == found["long"].rounds == 7
+    assert turns == ["short", "long"] * 8  # before the first round, then in turn
+    assert interleaved(calls, seconds=10.0, rounds=1)["short"].rounds > 50
+    assert _bench._timing([4.0, 1.0, 3.0, 2.0, 5.0]) == Timing(3.0, 2.0, 4.0, 1.0, 5)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("name", ["noisefuse", "numba", "naive", "tuned"])
+def test_contenders_do_the_same(name: str, operation: str) -> None:
+    """What is left of x and how much noise there is, by their moments. Seen to fail: a step less, one t for all."""
+    if name == "numba":
+        pytest.importorskip("numba")
+    case = Case(operation, 1, (50, 4000), "float32")
+    call = CONTENDERS[name](case)
+    assert call
+    result = call()
+    result = case.out if result is None else np.asarray(result).reshape(case.shape)
+    s = case.schedule
+    if operation == "q_sample":
+        of_x, of_z = s.alpha[case.t], s.sigma[case.t]
+    else:
+        kept, noised = (s.alpha[-1], s.sigma[-1]) if operation == "q_walk" else (0.0, 1.0)
+        if operation == "q_step":
+            kept, noised = np.sqrt(1 - s.betas[500]), np.sqrt(s.betas[500])
+        of_x, of_z = np.full(50, kept), np.full(50, noised)
+    z = (result - of_x[:, None] * case.x) / of_z[:, None]
+    assert np.abs(z.mean(1)).max() < 5 / np.sqrt(4000)
+    assert np.abs(z.std(1) - 1).max() < 5 / np.sqrt(8000)
+    assert np.abs((z * case.x).mean(1)).max() < 5 / np.sqrt(4000)
+
+
+def test_bench_knows_before_it_measures_where_it_cannot_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_bench, "measure", None)
+    path = tmp_path / "absent" / "times.json"
+    assert main(["bench", "--json", str(path)]) == 2
+    assert f"cannot write {path}: no such directory" in capsys.readouterr().err
+
+
+def test_a_module_that_no_command_may_miss_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_: object) -> None:
+        raise ModuleNotFoundError("No module named 'numpy'", name="numpy")
+
+    monkeypatch.setattr(_info, "run", run)
+    with pytest.raises(ModuleNotFoundError):
+        main(["info"])
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [["bench", "--sizes", "3x-1"], ["bench", "--threads", "0"], ["demo", "--seed", "-1"], ["unknown"], []],
+    [
+        ["bench", "--sizes", "3x-1"],
+        ["bench", "--threads", "0"],
+        ["demo", "--seed", "-1"],
+        ["demo", "--seed", str(1 << 64)],
+        ["unknown"],
+        [],
+    ],
 )
 def test_bad_arguments_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as refused:
