@@ -14,6 +14,7 @@
 #include "core/loss.h"
 #include "core/philox.h"
 #include "cpu/dispatch.h"
+#include "cpu/float_mode.h"
 #include "cpu/lane_scalar.h"
 #include "cpu/pool.h"
 #include "memory.h"
@@ -161,6 +162,7 @@ class LossRun {
         parallel_for(chunks_, (kChunk + in_chunk - 1) / in_chunk,
                      [&](int64_t begin, int64_t end) { k.loss(loss, begin, end); });
         if (!sums) return;
+        const FloatMode mode;
         const int64_t batch = loss.residual.batch, pieces = loss.residual.size / loss.piece;
         const double* chunk = chunk_sums_.data();
         if (n_sums == 1) *sums = 0;

@@ -718,6 +718,27 @@ def test_the_callers_float_mode_does_not_matter_and_is_kept(compiled, operation,
 
 
 @pytest.mark.skipif(CONTROL is None, reason="knows the control words of x86-64 and AArch64 only")
+@pytest.mark.parametrize("mode", ["flush", "upwards"])
+def test_the_callers_float_mode_does_not_matter_to_losses_and_is_kept(compiled, mode):
+    """Seen to fail, on Numba: sums of squares or of samples in the caller's mode, or in another one afterwards."""
+    bit = CONTROL[["flush", "upwards"].index(mode) + 1]
+    pred = normals((4, 1 << 14), np.float32)  # a power of two: what divides by it is NumPy
+    pred[:2] *= np.float32(1e-20)  # whose squares are subnormal
+    x0, weight = np.zeros_like(pred), 0.1 + 0.3 * np.arange(1000)
+
+    def losses():
+        options = {"target": "sample", "weight": weight, "reduction": "none"}
+        return nf.mse_loss(pred, x0, np.arange(4), LINEAR, nf.Noise(15), **options)
+
+    expected = losses()
+    with float_mode_with(bit):
+        found = losses()
+        after = float_mode()[CONTROL[0]]
+    assert after & bit == bit
+    assert bits(found) == bits(expected)
+
+
+@pytest.mark.skipif(CONTROL is None, reason="knows the control words of x86-64 and AArch64 only")
 def test_subnormal_results_are_kept_where_the_caller_flushes_them(compiled):
     x, z = np.full((2, 100), 1e-40, np.float32), np.zeros((2, 100), np.float32)
     with float_mode_with(CONTROL[1]):
