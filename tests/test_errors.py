@@ -267,6 +267,10 @@ ROWS = {
         TypeError, r"aux_out: expected a list or tuple of arrays, or a number of them, got ndarray",
         lambda o: nf.update(TABLE, 0, x(), x(), past=[x()], aux_out=x(), **o),
     ),
+    "aux_out too many": (
+        ValueError, r"expected at most .* 2 auxiliary outputs, got 1, 1 and 3",
+        lambda o: nf.update(TABLE, 0, x(), x(), past=[x()], aux_out=[x(), x(), x()], **o),
+    ),
     # ---- words, settings
     "words too few": (TypeError, r"counter.*4.*\(3,\)", lambda o: philox4x32([1, 2, 3], [1, 2])),
     "words too large": (OverflowError, r"key.*2\^32", lambda o: philox4x32([1, 2, 3, 4], [1, 2**32])),
@@ -390,6 +394,8 @@ def test_overlaps():
         lambda: q_sample(x(), 1, S, N, target="v", out=here, target_out=next_),
         lambda: q_sample(here.view(np.uint8), 1, S, N, out=at(0, 4, 24)),
         lambda: q_step(here, 1, S, N, out=next_),
+        lambda: q_step(here, 1, S, N, out=at(23, 4, 6)),
+        lambda: q_step(at(23, 4, 6), 1, S, N, out=here),
         lambda: q_step(x(), 1, S, here, out=next_),
         lambda: q_walk(here, S, N, keep=[3, 5], out=at(0, 2, 4, 6)),
         lambda: q_walk(here, S, N, keep=[3, 5], out=at(23, 2, 4, 6)),

@@ -460,9 +460,10 @@ def test_an_output_may_be_an_input(backend, dtype):
             assert found[1] is outs[1]
             assert bits(outs[0]) == bits(x)
             assert bits(outs[1]) == bits(learnt)
-    a = x0.copy()
-    nf.q_step(a, t, LINEAR, noise, out=a)
-    assert bits(a) == bits(nf.q_step(x0, t, LINEAR, noise))
+    for x in (x0, normals((3, 50_001), dtype)):  # the second is more than a part that a thread takes at a time
+        a = x.copy()
+        nf.q_step(a, t, LINEAR, noise, out=a)
+        assert bits(a) == bits(nf.q_step(x, t, LINEAR, noise))
 
 
 def test_out_may_lie_over_t(backend):
@@ -631,6 +632,17 @@ def test_a_t_of_one_element_is_for_all(backend):
     expected = bits(nf.q_step(x, 7, LINEAR, noise))
     for t in ([7], [[7]], np.full((1, 1, 1, 1), 7)):
         assert bits(nf.q_step(x, t, LINEAR, noise)) == expected
+
+
+def test_a_t_for_each_token_of_a_long_sample(backend):
+    """Whole tiles of one run, in which rows differ."""
+    x, noise = normals((2, 100, 7), np.float32), nf.Noise(12)
+    t = np.random.default_rng(0).integers(1000, size=(2, 100))
+    z = nf.randn(x.shape, noise)
+    found = nf.q_sample(x, t, LINEAR, noise)
+    assert bits(found) == bits(nf.q_sample(x, t, LINEAR, z))
+    for token in (0, 36, 99):
+        assert bits(found[:, token]) == bits(nf.q_sample(x[:, token], t[:, token], LINEAR, z[:, token]))
 
 
 # ---- data that are no numbers, and modes that are not the default ------------------------------------------

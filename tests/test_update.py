@@ -219,6 +219,15 @@ def test_backward_rows_pass_gradients_within_the_bounds_only(dtype):
         assert near.mean() > 0.99  # all but points within a step of a bound
 
 
+def test_bounds_let_gradients_pass_themselves(backend):
+    """As torch's clamp does. Seen to fail: values on a bound that count as beyond it."""
+    form = nf.tableau
+    backward = nf.Tableau([nf.Row(out=form.D, clean=form.x, lo=-1, hi=2)]).transpose()["x"]
+    x = np.array([[-3, -1, 0, 2, 3, np.nan, -0.5, 2.5]], np.float32)
+    found = nf.update(backward, 0, x, past=[np.ones_like(x)])
+    assert found.tolist() == [[0, 1, 1, 1, 0, 0, 1, 0]]
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 @pytest.mark.parametrize("aux", [-1, 3, 2**70])
 def test_a_number_of_auxiliary_outputs_that_rows_do_not_have(name, aux):
