@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,13 +38,14 @@ def test_info_names_what_runs_here(
 ) -> None:
     if not rich:
         monkeypatch.setitem(sys.modules, "rich.console", None)
-    assert main(["info"]) == 0
+    with nf.set_num_threads(3):
+        assert main(["info"]) == 0
+        info = nf.info()
     shown = " ".join(capsys.readouterr().out.split())  # the lines of a narrow terminal, joined
-    info = nf.info()
     for expected in (
         nf.__version__,
         f"processor {' '.join(info['cpu'].split())}",
-        f"threads {info['threads']}",
+        "threads 3",
         *(f"{name}: {state}" for name, state in {**info["isas"], **info["backends"]}.items()),
     ):
         assert expected in shown
@@ -205,7 +207,7 @@ def test_demo_shows_elements_in_a_second(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen to fail: a time of all repeats together, the first call among them, less time than is asked for."""
-    now, turns = [0.0], []
+    now, turns, made = [0.0], [], Counter[str]()
 
     def sleep(seconds: float) -> None:
         now[0] += seconds
@@ -213,6 +215,7 @@ def test_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def take(name: str, seconds: float) -> Callable[[], None]:
         def call() -> None:
             sleep(seconds if name in turns else 1.0)  # the first one takes longer
+            made[name] += 1
             if turns[-1:] != [name]:
                 turns.append(name)
 
@@ -227,6 +230,7 @@ def test_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert found["short"].rounds == found["long"].rounds == 7
     assert turns == ["short", "long"] * 8  # before the first round, then in turn
+    assert made["short"] >= 70  # a turn is ten of them, for the clock
     assert interleaved(calls, seconds=10.0, rounds=1)["short"].rounds > 50
     assert _bench._timing([4.0, 1.0, 3.0, 2.0, 5.0]) == Timing(3.0, 2.0, 4.0, 1.0, 5)
 
@@ -254,6 +258,17 @@ def test_contenders_do_the_same(name: str, operation: str) -> None:
     assert np.abs(z.mean(1)).max() < 5 / np.sqrt(4000)
     assert np.abs(z.std(1) - 1).max() < 5 / np.sqrt(8000)
     assert np.abs((z * case.x).mean(1)).max() < 5 / np.sqrt(4000)
+
+
+def test_numba_is_what_runs_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    monkeypatch.setattr(nf, "randn", lambda *_, **__: ran.append(nf.info()["backend"]))
+    ran: list[str] = []
+    for name in ("numba", "noisefuse"):
+        call = CONTENDERS[name](Case("randn", 1, (2, 8), "float32"))
+        assert call
+        call()
+    assert ran == ["numba", nf.info()["backend"]]
 
 
 def test_bench_knows_before_it_measures_where_it_cannot_write(

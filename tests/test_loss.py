@@ -92,6 +92,24 @@ def test_the_same_bits_everywhere(call, threads):
     ]
 
 
+@pytest.mark.parametrize("elements", [1, 50])
+def test_some_samples_at_a_time(elements, monkeypatch):
+    """As many as have so few elements, or one. Seen to fail: noise, rows or factors of the first for later ones."""
+    jit = pytest.importorskip("noisefuse.backends.jit")
+    monkeypatch.setattr(jit, "SLAB", elements)
+    pred, x0, z = (normals((5, 3, 7), np.float32, seed) for seed in range(3))
+    ids = np.array([9, 2, 7, 2**40, 5], np.uint64)
+    times, weight = np.arange(15).reshape(5, 3), 0.1 + np.arange(1000)
+    for noise in (nf.Noise(1, sample=3), nf.Noise(1, sample=ids), [nf.Noise(seed) for seed in range(5)], z):
+        for t in (7, times[:, 0], times):
+            found = []
+            for name in ("numba", "reference"):
+                with using(name):
+                    options = {"target": "v", "weight": weight, "reduction": "none", "grad_out": True}
+                    found.append(list(map(bits, nf.mse_loss(pred, x0, t, LINEAR, noise, **options))))
+            assert found[0] == found[1]
+
+
 @settings(deadline=None, max_examples=100)
 @given(losses(), st.data())
 def test_drawn_noise_gives_the_loss_of_stored_noise(call, data):
