@@ -279,6 +279,7 @@ ROWS = {
     "threads 1025": (ValueError, r"num_threads = 1025.*from 1 to 1024", lambda o: nf.set_num_threads(1025)),
     "threads a bool": (ValueError, r"num_threads = True.*integer", lambda o: nf.set_num_threads(True)),
     "threads a float": (ValueError, r"num_threads = 2\.0.*integer", lambda o: nf.set_num_threads(2.0)),
+    "threads a truth": (ValueError, r"num_threads = True.*integer", lambda o: nf.set_num_threads(True)),
     "backend unknown": (ValueError, r"backend 'gpu'.*native.*reference", lambda o: nf.use_backend("gpu")),
     "backend of a device": (
         ValueError, r"backend 'cuda': expected one of native, .*; cuda is chosen by where the arrays lie",

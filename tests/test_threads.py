@@ -374,6 +374,7 @@ def test_settings_go_back_at_the_end_of_the_block():
         assert nf.info()["backend"] == other
         with nf.set_num_threads(4), nf.use_backend(backend):
             assert _native.num_threads() == 4
+            assert nf.info()["backend"] == backend
         assert _native.num_threads() == 3
         assert nf.info()["backend"] == other
     assert _native.num_threads() == before
