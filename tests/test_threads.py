@@ -85,7 +85,9 @@ class TestFork:
     def test_a_child_may_start_threads_of_its_own(self, expected):
         def threads_of_its_own():
             nf.set_num_threads(3)
-            return bits(draw()) == expected and child_says_yes(lambda: bits(draw()) == expected)
+            same, tasks = bits(draw()) == expected, "/proc/self/task"
+            started = not os.path.exists(tasks) or len(os.listdir(tasks)) == 3
+            return same and started and child_says_yes(lambda: bits(draw()) == expected)
 
         with nf.set_num_threads(4):
             draw()
@@ -96,8 +98,14 @@ class TestFork:
             assert child_says_yes(lambda: _native.num_threads() == nf.info()["threads"] == 1)
 
     def test_a_child_starts_with_as_many_threads_as_the_environment_says(self):
-        code = "import os; from noisefuse import _native; os._exit(_native.num_threads() if os.fork() == 0 else "
-        assert python(code + "os.waitstatus_to_exitcode(os.wait()[1]))", NOISEFUSE_NUM_THREADS="3").returncode == 3
+        code = """
+import os
+from noisefuse import _native
+from noisefuse.backends import threads
+child = os.fork() == 0
+os._exit(10 * _native.num_threads() + threads.count() if child else os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+        assert python(code, NOISEFUSE_NUM_THREADS="3").returncode == 33
 
     def test_a_fork_in_the_middle_of_a_call(self, expected):
         """The pool is busy, with its locks taken, when the child is born."""
