@@ -615,6 +615,8 @@ def test_one_sample_or_a_batch(backend):
     assert bits(nf.randn((), noise)) == bits(flat[0])
     z = flat.reshape(4, 6)
     assert bits(nf.q_sample(x, 7, LINEAR, noise, batched=False)) == bits(nf.q_sample(x, 7, LINEAR, z))
+    one = np.array(0.5, np.float32)
+    assert bits(nf.q_sample(one, 7, LINEAR, noise)) == bits(nf.q_sample(one, 7, LINEAR, nf.randn((), noise)))
 
 
 @pytest.mark.parametrize("axes", [0, 1, 2, 3])
