@@ -219,6 +219,16 @@ def test_backward_rows_pass_gradients_within_the_bounds_only(dtype):
         assert near.mean() > 0.99  # all but points within a step of a bound
 
 
+@pytest.mark.parametrize("shape", [(1, 3), (2, 300)])
+def test_a_form_of_a_constant_alone_keeps_its_sign(backend, shape):
+    """Of zero too. Seen to fail: +0 added to it."""
+    numbers = np.zeros((2, 36))
+    numbers[:, 6] = 1, -0.0
+    table = nf.Tableau(numbers.view(ROW)[:, 0].copy())
+    for _ in range(2):
+        assert np.signbit(nf.update(table, 1, np.ones(shape, np.float32))).all()
+
+
 def test_bounds_let_gradients_pass_themselves(backend):
     """As torch's clamp does. Seen to fail: values on a bound that count as beyond it."""
     form = nf.tableau
