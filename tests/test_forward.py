@@ -619,6 +619,14 @@ def test_one_sample_or_a_batch(backend):
     assert bits(nf.q_sample(one, 7, LINEAR, noise)) == bits(nf.q_sample(one, 7, LINEAR, nf.randn((), noise)))
 
 
+def test_seeds_of_a_list_count_in_full(backend):
+    """Seen to fail: a tile that goes on with a seed of the same lower half."""
+    noises = [nf.Noise(5 + high * 2**40) for high in range(3)]
+    found = nf.randn((3, 7), noises)
+    for b, noise in enumerate(noises):
+        assert bits(found[b]) == bits(nf.randn((1, 7), noise)[0])
+
+
 @pytest.mark.parametrize("axes", [0, 1, 2, 3])
 def test_t_for_each_sample_or_token_is_the_loop(backend, dtype, axes):
     x, noise = normals((3, 4, 5), dtype), nf.Noise(12)
