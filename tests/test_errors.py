@@ -249,10 +249,11 @@ ROWS = {
     ),
     "row beyond every integer": (IndexError, r"i = \d{22} .*i < 5", lambda o: nf.update(TABLE, 2**70, x(), x(), **o)),
     "model output of another shape": (
-        ValueError, r"m1: expected shape \(4, 6\), got \(6, 4\)", lambda o: nf.update(TABLE, 0, x(), x((6, 4)), **o)
+        ValueError, r"model_output \(m1\): expected shape \(4, 6\), got \(6, 4\)",
+        lambda o: nf.update(TABLE, 0, x(), x((6, 4)), **o),
     ),
     "past of another shape": (
-        ValueError, r"past1: expected shape \(4, 6\), got \(24,\)",
+        ValueError, r"past\[0\]: expected shape \(4, 6\), got \(24,\)",
         lambda o: nf.update(TABLE, 0, x(), x(), past=[x((24,))], **o),
     ),
     "model output a list": (

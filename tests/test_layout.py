@@ -42,7 +42,7 @@ ALLOWED = {
     "ops": "schedule tableau noise views arrays calls backends backends.call",
     "loss": "schedule noise views arrays calls ops backends backends.call",
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
-    "sampler": "ops arrays noise tableau views samplers",
+    "sampler": "ops backends arrays noise tableau views samplers",
     "samplers": "sampler tableau samplers.*",
     "": "[!_]*",
     "interop": "",

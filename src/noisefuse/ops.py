@@ -348,7 +348,7 @@ def update(
     other = None if type(x) is np.ndarray else interop(x)
     short_cut = backends.short_cut if other is None or not other.is_traced() else None
     if short_cut is not None and type(table) is Tableau and not table.masked:
-        rows = vars(table).get("_rows") or _kept(table, "_rows", _table_rows)
+        rows = vars(table).get("_rows") or table_rows(table)
         done: Array = short_cut(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out)
         if done is not NotImplemented:
             return done
@@ -447,6 +447,10 @@ TARGETS = {name: (f"_forward_{name}_False", partial(_plain_forward, target=name)
 def _step_rows(schedule: Schedule) -> Rows:
     a, s = schedule.step_coefficients()
     return make_rows({OUT_X: a, OUT_Z: s})
+
+
+def table_rows(table: Tableau) -> Rows:
+    return _kept(table, "_rows", _table_rows)
 
 
 def _table_rows(table: Tableau) -> Rows:
@@ -580,7 +584,7 @@ def _update(
     aux_out: Sequence[Array] | int,
 ) -> Array:
     need_tableau("table", table)
-    rows = _kept(table, "_rows", _table_rows)
+    rows = table_rows(table)
     aux: Sequence[Array | None] = (None,) * aux_out if isinstance(aux_out, int) else aux_out
     if on_device(x) and not table.masked and aux is aux_out:
         done: Array = backends.of(x).row(rows, i, x, model_output, past, noise, SAMPLER, out, aux)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from . import ops
+from . import backends, ops
 from .arrays import interop
 from .noise import SAMPLER, START, Noise
 from .tableau import OUTPUTS, Row, Tableau, x
@@ -65,8 +65,8 @@ class Sampler:
     tableau: Tableau
     _slots: int
     _push: list[int]
-    _plain: int
-    _remembering: int
+    _rows: tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], int]
+    _quick: int
     _denoised: list[int]
     _times: list[Any]
     _reads: list[int]
@@ -82,9 +82,8 @@ class Sampler:
             tableau=tableau,
             _slots=tableau.slots,
             _push=tableau.push.tolist(),
-            # how many rows depend on no data and need no state, or need one: all or none
-            _plain=0 if tableau.slots or tableau.threshold else len(tableau),
-            _remembering=len(tableau) if tableau.slots and not tableau.threshold else 0,
+            _rows=ops.table_rows(tableau).plain,
+            _quick=0 if tableau.threshold or tableau.masked else len(tableau),  # rows of the short cut: all or none
             _denoised=tableau.denoised.tolist(),
             # NumPy's numbers: torch.compile cannot follow into the array
             _times=[*tableau.timesteps],
@@ -188,18 +187,27 @@ class Sampler:
             the other way round. ``noisefuse.update`` says what is wrong with an array.
         """
         # Most calls. The long way would make no difference to them, but for its microsecond; it says what is wrong.
-        if type(i) is int and guidance_scale is None and denoised_out is None and type(model_output) is not tuple:
-            if 0 <= i < self._plain:
-                return ops.update(self.tableau, i, x, model_output, noise=noise, out=out)
-            if 0 <= i < self._remembering and state is not None:
-                try:
-                    past, kept, after = state.moves[self._push[i]][state.at]
+        if (
+            type(i) is int
+            and 0 <= i < self._quick
+            and guidance_scale is None
+            and denoised_out is None
+            and type(model_output) is not tuple
+        ):
+            own = state if self._slots else None
+            try:
+                past, kept, after = _NOTHING if own is None else own.moves[self._push[i]][own.at]
+                made = NotImplemented
+                if type(x) is np.ndarray and backends.short_cut is not None:  # all that `update` does, in half the time
+                    made = backends.short_cut(self._rows, i, x, model_output, past, noise, SAMPLER, out, kept)
+                if made is NotImplemented:
                     made = ops.update(self.tableau, i, x, model_output, past=past, noise=noise, out=out, aux_out=kept)
-                except (AttributeError, LookupError, TypeError, ValueError):
-                    pass  # nothing was written
-                else:
-                    state.at = after
-                    return made
+            except (AttributeError, LookupError, TypeError, ValueError):
+                pass  # nothing was written
+            else:
+                if own is not None:
+                    own.at = after
+                return made
         return self._step(i, x, model_output, noise, state, guidance_scale, out, denoised_out)
 
     def _step(
@@ -215,7 +223,7 @@ class Sampler:
     ) -> Array:
         """``step`` without its short cut: whatever is out of the ordinary, and errors in a user's words."""
         i, table = self._row(i), self.tableau
-        if isinstance(model_output, list):  # of a model that says (uncond, cond) in one
+        if isinstance(model_output, list) and len(model_output) == 2:  # of a model that says (uncond, cond) in one
             model_output = tuple(model_output)
         if state is None and self._slots:
             raise TypeError(f"{table.name} remembers earlier steps: pass state=sampler.state(x), one per run")
@@ -414,6 +422,7 @@ def _levels(tableau: Tableau) -> Tableau:
 
 
 _SAME = Tableau([Row(out=x)])
+_NOTHING: tuple[Sequence[Array], Sequence[Array], int] = (), (), 0  # of a state, where none is needed
 
 
 def _scaling(factors: Iterable[float]) -> Tableau:
