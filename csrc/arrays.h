@@ -1,30 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the short cut sees of an array, without a copy: NumPy's through its C API, torch's through the C exchange API of
-// DLPack 1.3 (dmlc.github.io/dlpack), whose few structs stand here. Older torch has none, and takes the long way.
+// What the fast path sees of an array, without a copy: NumPy's through its C API, torch's through the C exchange API of
+// DLPack 1.3 (dmlc.github.io/dlpack), whose few structs stand here. Older torch has none, and takes the checked path.
 #pragma once
-#include <Python.h>
-#include <numpy/arrayobject.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <new>
 
+#include "core/call.h"
 #include "memory.h"
+#include "python.h"
 
 namespace nf {
 namespace {
 
-struct Reference {
-    PyObject* object;
-    explicit Reference(PyObject* o) : object(o) {}
-    Reference(const Reference&) = delete;
-    ~Reference() { Py_XDECREF(object); }
-};
-
 // ------------------------------------------------------------------------------------------------ views
 
-enum class Kind { f32, f64, f16, bf16, u8, i64, other };  // the first five are those of DType
+// A dtype of calls, the one of row numbers, or any other.
+enum class Kind : int32_t {
+    f32 = static_cast<int32_t>(DType::f32),
+    f64 = static_cast<int32_t>(DType::f64),
+    f16 = static_cast<int32_t>(DType::f16),
+    bf16 = static_cast<int32_t>(DType::bf16),
+    u8 = static_cast<int32_t>(DType::u8),
+    i64,
+    other
+};
+
+// Of a kind that is no row number, nor other.
+constexpr DType dtype(Kind kind) { return static_cast<DType>(kind); }
+constexpr bool is_float(Kind kind) {
+    return kind == Kind::f32 || kind == Kind::f64 || kind == Kind::f16 || kind == Kind::bf16;
+}
 
 // A C-contiguous, aligned array of the CPU in native byte order; borrowed.
 struct View {

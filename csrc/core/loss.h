@@ -11,6 +11,8 @@ namespace {  // see philox.h
 
 constexpr int kAccumulators = 64;
 constexpr int64_t kLossChunk = 4096;  // elements
+// Of a piece; the last one may be short.
+constexpr int64_t chunks_of(int64_t piece) { return (piece + kLossChunk - 1) / kLossChunk; }
 
 // One halving: sum[j] + sum[j + half] for all j < half, or for each `step`-th of them from `first` on.
 template <class Real>

@@ -14,31 +14,31 @@ enum Slot : int { kX, kM1, kM2, kD, kPast1, kPast2, kPast3, kPast4, kZ, kSlots }
 
 namespace {  // see philox.h
 
-constexpr bool counts(uint64_t present, int column) { return present >> column & 1; }
+constexpr bool counts(uint64_t active, int column) { return active >> column & 1; }
 
-// The terms that are present in the form whose constant is in column `first`, in the contract's order: visit(column,
+// The terms that are active in the form whose constant is in column `first`, in the contract's order: visit(column,
 // slot). The first of them is a rounded product (or, where there is a constant, fma(c, v, k)), each later one fma(c, v,
 // sum).
 template <class Visit>
-constexpr void for_each_term(uint64_t present, int first, int slots, Visit visit) {
-    if (slots > kZ && counts(present, first + 1 + kZ)) visit(first + 1 + kZ, kZ);
-    if (slots > kD && counts(present, first + 1 + kD)) visit(first + 1 + kD, kD);
-    if (slots > kPast4 && counts(present, first + 1 + kPast4)) visit(first + 1 + kPast4, kPast4);
-    if (slots > kPast3 && counts(present, first + 1 + kPast3)) visit(first + 1 + kPast3, kPast3);
-    if (slots > kPast2 && counts(present, first + 1 + kPast2)) visit(first + 1 + kPast2, kPast2);
-    if (slots > kPast1 && counts(present, first + 1 + kPast1)) visit(first + 1 + kPast1, kPast1);
-    if (slots > kM2 && counts(present, first + 1 + kM2)) visit(first + 1 + kM2, kM2);
-    if (slots > kM1 && counts(present, first + 1 + kM1)) visit(first + 1 + kM1, kM1);
-    if (slots > kX && counts(present, first + 1 + kX)) visit(first + 1 + kX, kX);
+constexpr void for_each_term(uint64_t active, int first, int slots, Visit visit) {
+    if (slots > kZ && counts(active, first + 1 + kZ)) visit(first + 1 + kZ, kZ);
+    if (slots > kD && counts(active, first + 1 + kD)) visit(first + 1 + kD, kD);
+    if (slots > kPast4 && counts(active, first + 1 + kPast4)) visit(first + 1 + kPast4, kPast4);
+    if (slots > kPast3 && counts(active, first + 1 + kPast3)) visit(first + 1 + kPast3, kPast3);
+    if (slots > kPast2 && counts(active, first + 1 + kPast2)) visit(first + 1 + kPast2, kPast2);
+    if (slots > kPast1 && counts(active, first + 1 + kPast1)) visit(first + 1 + kPast1, kPast1);
+    if (slots > kM2 && counts(active, first + 1 + kM2)) visit(first + 1 + kM2, kM2);
+    if (slots > kM1 && counts(active, first + 1 + kM1)) visit(first + 1 + kM1, kM1);
+    if (slots > kX && counts(active, first + 1 + kX)) visit(first + 1 + kX, kX);
 }
 
 // A clamp counts where one of its bounds does.
-constexpr bool clamps(uint64_t present) { return counts(present, kLow) || counts(present, kHigh); }
+constexpr bool clamps(uint64_t active) { return counts(active, kLow) || counts(active, kHigh); }
 
 // D is needed by one of the outputs that are wanted.
-constexpr bool wants_clean(uint64_t present, void* const (&out)[3]) {
+constexpr bool wants_clean(uint64_t active, void* const (&out)[3]) {
     for (int o = 0; o < 3; ++o)
-        if (out[o] && counts(present, affine_column(o) + 1 + kD)) return true;
+        if (out[o] && counts(active, affine_column(o) + 1 + kD)) return true;
     return false;
 }
 

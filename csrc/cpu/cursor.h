@@ -8,12 +8,12 @@ namespace {
 
 // A position in the batch: its sample, its place in the field and in the segments that have one row each.
 struct Cursor {
-    const Step& s;
+    const Call& s;
     int64_t at, sample, in_sample;  // element, its sample, its place in the sample
     int64_t segment, segment_left;  // its segment, elements left there
     int64_t element = 0, run_left;  // its place in the field, elements left of the contiguous run
 
-    Cursor(const Step& step, int64_t begin) : s(step) { move_to(begin); }
+    Cursor(const Call& call, int64_t begin) : s(call) { move_to(begin); }
 
     void move_to(int64_t place) {
         at = place;
@@ -28,7 +28,7 @@ struct Cursor {
 
     void locate() {
         const Field& f = field();
-        if (f.ndim == 0) {  // no division: samples may be tiny and many
+        if (f.axes == 0) {  // no division: samples may be tiny and many
             element = f.start + in_sample;
             run_left = f.run - in_sample;
             return;
@@ -36,7 +36,7 @@ struct Cursor {
         element = f.start + in_sample % f.run;
         run_left = f.run - in_sample % f.run;
         int64_t rest = in_sample / f.run;
-        for (int axis = f.ndim - 1; axis >= 0; --axis) {
+        for (int64_t axis = f.axes - 1; axis >= 0; --axis) {
             element += rest % f.shape[axis] * f.stride[axis];
             rest /= f.shape[axis];
         }

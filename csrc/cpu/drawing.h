@@ -10,7 +10,7 @@ namespace {
 // Calls tile(at, plan, keys) from `begin` to `end`: the plan has the tile's size and where in the field its noise lies.
 // `rows` has the tile's row then.
 template <class Real, class Tile>
-void for_each_drawn_tile(const Step& s, int64_t begin, int64_t end, Rows<Real>& rows, const Arrays<Real>& arrays,
+void for_each_drawn_tile(const Call& s, int64_t begin, int64_t end, Rows<Real>& rows, const Arrays<Real>& arrays,
                          const Tile& tile) {
     Cursor cursor(s, begin);
     Plan plan;

@@ -15,7 +15,7 @@ namespace nf {
 namespace {
 
 template <class Real>
-void step_drawing_nothing(const Step& s, int64_t begin, int64_t end) {
+void step_drawing_nothing(const Call& s, int64_t begin, int64_t end) {
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
     const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape_of(rows));
@@ -37,7 +37,7 @@ void step_drawing_nothing(const Step& s, int64_t begin, int64_t end) {
 }
 
 template <class Real>
-void step_drawing(const Step& s, int64_t begin, int64_t end) {
+void step_drawing(const Call& s, int64_t begin, int64_t end) {
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
     Noise<Real> noise;
@@ -60,8 +60,7 @@ void step_drawing(const Step& s, int64_t begin, int64_t end) {
 
 // The random walk x_t = a_t x_(t-1) + s_t z_t: a tile of x0 goes through all times before the next one is read.
 template <class Real>
-void walk_range(const Walk& walk, int64_t begin, int64_t end) {
-    const Step& s = walk.first;
+void walk_range(const Call& s, int64_t begin, int64_t end) {
     Cursor cursor(s, begin);
     Noise<Real> noise;
     Plan plan;
@@ -78,37 +77,35 @@ void walk_range(const Walk& walk, int64_t begin, int64_t end) {
             cursor.advance(plan.size);
         }
         load_as(x, s.in[kX], s.in_type[kX], at, plan.size);
-        for (int64_t t = 0; t < walk.times; ++t) {
+        for (int64_t t = 0; t < s.times; ++t) {
             const Real* z = noise.fill(plan, keys, Draw::normal, static_cast<uint32_t>(t), [](int) {});
             const Real *c[2] = {table + kColumns * t + kZ, table + kColumns * t + kX}, *v[2] = {z, x},
                        *no_constant = nullptr;
             sum_terms<false, 2>(x, plan.size, 2, no_constant, c, v, false);
-            if (walk.keep[t] >= 0)
-                store_as(s.out[0], s.type, walk.keep[t] * s.size * s.batch + at, x, plan.size, false);
+            if (s.keep[t] >= 0) store_as(s.out[0], s.type, s.keep[t] * s.size * s.batch + at, x, plan.size, false);
         }
     }
 }
 
 template <class Real>
-void step_range(const Step& s, int64_t begin, int64_t end) {
+void step_range(const Call& s, int64_t begin, int64_t end) {
     const FloatMode mode;
     s.draw == Draw::none ? step_drawing_nothing<Real>(s, begin, end) : step_drawing<Real>(s, begin, end);
     if (s.size * s.batch >= kFarther) Lane::stream_end();
 }
 
-void step(const Step& s, int64_t begin, int64_t end) {
+void step(const Call& s, int64_t begin, int64_t end) {
     s.type == DType::f64 ? step_range<double>(s, begin, end) : step_range<float>(s, begin, end);
 }
 
-void walk(const Walk& w, int64_t begin, int64_t end) {
+void walk(const Call& s, int64_t begin, int64_t end) {
     const FloatMode mode;
-    w.first.type == DType::f64 ? walk_range<double>(w, begin, end) : walk_range<float>(w, begin, end);
+    s.type == DType::f64 ? walk_range<double>(s, begin, end) : walk_range<float>(s, begin, end);
 }
 
-void loss(const Loss& l, int64_t begin_chunk, int64_t end_chunk) {
+void loss(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
     const FloatMode mode;
-    l.residual.type == DType::f64 ? loss_range<double>(l, begin_chunk, end_chunk)
-                                  : loss_range<float>(l, begin_chunk, end_chunk);
+    s.type == DType::f64 ? loss_range<double>(s, begin_chunk, end_chunk) : loss_range<float>(s, begin_chunk, end_chunk);
     Lane::stream_end();
 }
 

@@ -12,14 +12,14 @@ namespace {
 template <class Real>
 class Residuals {
   public:
-    Residuals(const Loss& loss, const Arrays<Real>& arrays, int64_t chunk)
-        : loss_(loss), arrays_(arrays), chunk_(chunk), in_piece_(chunk % loss.chunks * kLossChunk) {
+    Residuals(const Call& call, const Arrays<Real>& arrays, int64_t chunk)
+        : s(call), arrays_(arrays), chunk_(chunk), in_piece_(chunk % chunks_of(s.piece) * kLossChunk) {
         begin_chunk();
     }
 
     void take(const Real* r, int64_t at, int n) {
-        if (loss_.residual.out[0]) store_gradient(r, at, n);
-        for (int done = 0; loss_.sums && done < n;) {
+        if (s.out[0]) store_gradient(r, at, n);
+        for (int done = 0; s.chunk_sums && done < n;) {
             const int size = static_cast<int>(least(n - done, left_));
             add(r + done, size);
             done += size;
@@ -27,38 +27,42 @@ class Residuals {
     }
 
   private:
-    const Loss& loss_;
+    const Call& s;
     const Arrays<Real>& arrays_;
     int64_t chunk_, in_piece_;  // the chunk and its first element
     int64_t length_, left_;     // of the chunk
     SquareSum<Lane, kWidth<Real>, Real> squares_;
     alignas(64) Real staged_[kTile];
 
-    void begin_chunk() { length_ = left_ = least(kLossChunk, loss_.piece - in_piece_); }
+    void begin_chunk() { length_ = left_ = least(kLossChunk, s.piece - in_piece_); }
 
     // Samples of a few elements come by the million: those that lie whole in the tile take a shorter way.
     void add(const Real* r, int n) {
         const bool few = n == length_ && n <= kAccumulators;
         if (!few) squares_.add(r, n);
         if (left_ -= n; left_ > 0) return;
-        loss_.sums[chunk_++] = static_cast<double>(few ? sum_of_few(r, n) : squares_.finish());
+        s.chunk_sums[chunk_++] = static_cast<double>(few ? sum_of_few(r, n) : squares_.finish());
         in_piece_ += length_;
-        if (in_piece_ == loss_.piece) in_piece_ = 0;
+        if (in_piece_ == s.piece) in_piece_ = 0;
         begin_chunk();
     }
 
     void store_gradient(const Real* r, int64_t at, int n) {
-        const Step& s = loss_.residual;
         const bool direct = arrays_.direct[0], stream = arrays_.streams(0, at);
         Real* gradient = direct ? static_cast<Real*>(s.out[0]) + at : staged_;
-        int64_t piece = at / loss_.piece, left = loss_.piece - at % loss_.piece;
-        for (int done = 0; done < n; ++piece, left = loss_.piece) {
+        int64_t piece = at / s.piece, left = s.piece - at % s.piece;
+        for (int done = 0; done < n; ++piece, left = s.piece) {
             const int size = static_cast<int>(least(n - done, left));
-            multiply(gradient + done, r + done, size, static_cast<Real>(loss_.factor[piece]),
+            multiply(gradient + done, r + done, size, static_cast<Real>(factor_of(piece)),
                      direct && stream && done == 0);
             done += size;
         }
         if (!direct) store_as(s.out[0], s.type, at, gradient, n, stream);
+    }
+
+    double factor_of(int64_t piece) const {
+        const double g = s.upstream ? s.upstream[piece * s.piece / s.size * s.upstream_step] : s.g;
+        return gradient_factor(weight_of(s, piece), g, s.n);
     }
 
     // `stream`: `to` is aligned to a vector and written past the caches.
@@ -75,15 +79,13 @@ class Residuals {
 
 // The chunks begin .. end - 1.
 template <class Real>
-void loss_range(const Loss& loss, int64_t begin_chunk, int64_t end_chunk) {
-    const Step& s = loss.residual;
-    const auto first_element = [&](int64_t chunk) {
-        return chunk / loss.chunks * loss.piece + chunk % loss.chunks * kLossChunk;
-    };
+void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
+    const int64_t chunks = chunks_of(s.piece);
+    const auto first_element = [&](int64_t chunk) { return chunk / chunks * s.piece + chunk % chunks * kLossChunk; };
     const int64_t begin = first_element(begin_chunk), end = first_element(end_chunk);
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
-    Residuals<Real> residuals(loss, arrays, begin_chunk);
+    Residuals<Real> residuals(s, arrays, begin_chunk);
     alignas(64) Real r[kTile];
     const auto tile = [&](int64_t at, int size) {
         arrays.load(at, size);

@@ -74,9 +74,9 @@ struct Plan {
 // differ in their first sample only, so the plan is made once and then shifted. False: not such a tile.
 template <class Real>
 inline bool plan_samples(Plan& plan, Cursor& cursor, int64_t end) {
-    const Step& s = cursor.s;
+    const Call& s = cursor.s;
     const Field& f = cursor.field();
-    if (cursor.in_sample || s.size > kTile / 4 || s.field_per_sample || s.step_by_index || f.start || f.ndim ||
+    if (cursor.in_sample || s.size > kTile / 4 || s.field_per_sample || s.step_by_index || f.start || f.axes ||
         f.samples)
         return false;
     const int size = static_cast<int>(s.size), blocks = (size + 3) / 4, count = kBlocks / blocks;

@@ -22,20 +22,20 @@ using Slots = std::initializer_list<Slot>;
 constexpr uint64_t shape(Slots clean, Slots out, Slots aux1 = {}, Slots aux2 = {}) {
     return columns(kClean, clean) | columns(kAffine[0], out) | columns(kAffine[1], aux1) | columns(kAffine[2], aux2);
 }
-constexpr uint64_t form_of(uint64_t present, int first) { return present & uint64_t{0x3FF} << first; }
+constexpr uint64_t form_of(uint64_t active, int first) { return active & uint64_t{0x3FF} << first; }
 
 // Of a call, or 0: not one of these. Only a form that begins with the noise may have a constant, which is no part of
 // the shape.
 template <class Real>
 uint64_t shape_of(const Rows<Real>& rows) {
-    const Step& s = rows.s;
+    const Call& s = rows.s;
     if (s.masked) return 0;
-    uint64_t found = rows.wants_clean ? s.present & (columns(kClean, {kX, kM1, kM2}) | uint64_t{1} << kClean) : 0;
+    uint64_t found = rows.wants_clean ? s.active & (columns(kClean, {kX, kM1, kM2}) | uint64_t{1} << kClean) : 0;
     for (int o = 0; o < 3; ++o) {
         if (!s.out[o]) continue;
         const Affine& form = rows.out[o];
         if (form.n == 0 || (o && !s.out[o - 1])) return 0;
-        found |= form_of(s.present, kAffine[o]);
+        found |= form_of(s.active, kAffine[o]);
         if (form.slot[0] == kZ) found &= ~(uint64_t{1} << kAffine[o]);
     }
     return found;
@@ -157,14 +157,23 @@ OnNoise on_noise(DType in, uint64_t shape) {
 // Which of these does a call, or null: float32 arithmetic, all inputs of the outputs' type or all bytes.
 template <class Real>
 OnNoise on_noise(const Arrays<Real>& arrays, uint64_t shape) {
-    const Step& s = arrays.s;
-    if (s.type == DType::f64 || s.draw != Draw::normal) return nullptr;
+    const Call& s = arrays.s;
+    if (s.draw != Draw::normal) return nullptr;
     const DType in = arrays.n_in ? s.in_type[arrays.slots[0]] : s.type;
     for (int i = 0; i < arrays.n_in; ++i)
         if (s.in_type[arrays.slots[i]] != in) return nullptr;
-    return s.type == DType::f32   ? on_noise<DType::f32>(in, shape)
-           : s.type == DType::f16 ? on_noise<DType::f16>(in, shape)
-                                  : on_noise<DType::bf16>(in, shape);
+    switch (s.type) {
+        case DType::f32:
+            return on_noise<DType::f32>(in, shape);
+        case DType::f16:
+            return on_noise<DType::f16>(in, shape);
+        case DType::bf16:
+            return on_noise<DType::bf16>(in, shape);
+        case DType::f64:
+        case DType::u8:
+            return nullptr;
+    }
+    return nullptr;
 }
 
 // ---- with all in arrays, vector by vector ------------------------------------------------------------------

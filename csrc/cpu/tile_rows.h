@@ -2,6 +2,7 @@
 // A tile of data: its inputs in the arithmetic's type, the affine forms of its rows, and its outputs.
 #pragma once
 #include <cstring>
+#include <type_traits>
 
 #include "../core/half.h"
 #include "tile.h"
@@ -10,12 +11,16 @@ namespace nf {
 namespace {
 
 template <class Real>
+constexpr DType kOwn = sizeof(Real) == 8 ? DType::f64 : DType::f32;
+
+template <class Real>
 using Vector = decltype(Lane::load(static_cast<const Real*>(nullptr)));
 
 // A vector of the arithmetic's type from one of any type.
 template <DType Type>
 inline auto load_lanes(const void* from, int64_t at) {
     const auto* const halves = static_cast<const uint16_t*>(from) + at;
+    static_assert(Type == DType::f32 || Type == DType::f64 || Type == DType::u8 || is_half(Type));
     if constexpr (Type == DType::f32)
         return Lane::load(static_cast<const float*>(from) + at);
     else if constexpr (Type == DType::f64)
@@ -38,6 +43,7 @@ inline void store_one(Element* to, Lanes x, bool stream) {
 template <DType Type>
 inline void store_lanes(void* to, int64_t at, const Lane::f32 (&x)[4], bool stream) {
     constexpr int W = Lane::width;
+    static_assert(Type == DType::f32 || is_half(Type));
     if constexpr (Type == DType::f32) {
         for (int i = 0; i < 4; ++i) store_one(static_cast<float*>(to) + at + i * W, x[i], stream);
         return;
@@ -88,46 +94,64 @@ inline void store_halves(uint16_t* to, const float* from, int n, bool stream) {
     std::memcpy(to + i, halves, sizeof(uint16_t) * left);
 }
 
-inline void load_as(float* to, const void* from, DType type, int64_t at, int n) {
-    if (type == DType::f32) std::memcpy(to, static_cast<const float*>(from) + at, sizeof(float) * size_t(n));
-    if (type == DType::u8)
-        for (int i = 0; i < n; ++i) to[i] = static_cast<const uint8_t*>(from)[at + i];
-    if (type == DType::bf16) load_halves<DType::bf16>(to, static_cast<const uint16_t*>(from) + at, n);
-    if (type == DType::f16) load_halves<DType::f16>(to, static_cast<const uint16_t*>(from) + at, n);
+// The n elements from `at` on in the arithmetic's type. (Half types reach float64 arithmetic as float32, and float64 no
+// other.)
+template <class Real, class Element>
+inline void convert(Real* to, const void* from, int64_t at, int n) {
+    const Element* const first = static_cast<const Element*>(from) + at;
+    if constexpr (std::is_same_v<Real, Element>)
+        std::memcpy(to, first, sizeof(Real) * static_cast<size_t>(n));
+    else
+        for (int i = 0; i < n; ++i) to[i] = static_cast<Real>(first[i]);
 }
 
-inline void load_as(double* to, const void* from, DType type, int64_t at, int n) {
-    if (type == DType::f64) std::memcpy(to, static_cast<const double*>(from) + at, sizeof(double) * size_t(n));
-    if (type == DType::u8)
-        for (int i = 0; i < n; ++i) to[i] = static_cast<const uint8_t*>(from)[at + i];
-    if (type == DType::f32)
-        for (int i = 0; i < n; ++i) to[i] = static_cast<const float*>(from)[at + i];
+template <class Real>
+inline void load_as(Real* to, const void* from, DType type, int64_t at, int n) {
+    const auto* const halves = static_cast<const uint16_t*>(from) + at;
+    switch (type) {
+        case DType::f32:
+            return convert<Real, float>(to, from, at, n);
+        case DType::f64:
+            return convert<Real, double>(to, from, at, n);
+        case DType::u8:
+            return convert<Real, uint8_t>(to, from, at, n);
+        case DType::f16:
+            if constexpr (sizeof(Real) == 4) load_halves<DType::f16>(to, halves, n);
+            return;
+        case DType::bf16:
+            if constexpr (sizeof(Real) == 4) load_halves<DType::bf16>(to, halves, n);
+            return;
+    }
 }
 
 // `stream`: the place is aligned to a vector, and written past the caches.
-inline void store_as(void* to, DType type, int64_t at, const float* from, int n, bool stream) {
-    if (type == DType::f32) std::memcpy(static_cast<float*>(to) + at, from, sizeof(float) * size_t(n));
-    if (type == DType::bf16) store_halves<DType::bf16>(static_cast<uint16_t*>(to) + at, from, n, stream);
-    if (type == DType::f16) store_halves<DType::f16>(static_cast<uint16_t*>(to) + at, from, n, stream);
-}
-
-inline void store_as(void* to, DType, int64_t at, const double* from, int n, bool) {
-    std::memcpy(static_cast<double*>(to) + at, from, sizeof(double) * size_t(n));
-}
-
-constexpr int kBytes[] = {4, 8, 2, 2, 1};  // of an element, by DType
-
 template <class Real>
-constexpr DType kOwn = sizeof(Real) == 8 ? DType::f64 : DType::f32;
+inline void store_as(void* to, DType type, int64_t at, const Real* from, int n, bool stream) {
+    auto* const halves = static_cast<uint16_t*>(to) + at;
+    switch (type) {
+        case kOwn<float>:
+        case kOwn<double>:
+            std::memcpy(static_cast<Real*>(to) + at, from, sizeof(Real) * static_cast<size_t>(n));
+            return;
+        case DType::f16:
+            if constexpr (sizeof(Real) == 4) store_halves<DType::f16>(halves, from, n, stream);
+            return;
+        case DType::bf16:
+            if constexpr (sizeof(Real) == 4) store_halves<DType::bf16>(halves, from, n, stream);
+            return;
+        case DType::u8:
+            return;  // no output
+    }
+}
 
-// One affine form over a tile: the terms that are present, in the contract's order z, D, past4 .. past1, m2, m1, x.
+// One affine form over a tile: the terms that are active, in the contract's order z, D, past4 .. past1, m2, m1, x.
 struct Affine {
     int n = 0, column[kSlots] = {}, slot[kSlots] = {};
     int constant = -1;  // column of k, or -1
 
-    constexpr Affine(uint64_t present, int first_column, int slots) {
-        if (present >> first_column & 1) constant = first_column;
-        for_each_term(present, first_column, slots, [this](int term_column, int term_slot) {
+    constexpr Affine(uint64_t active, int first_column, int slots) {
+        if (active >> first_column & 1) constant = first_column;
+        for_each_term(active, first_column, slots, [this](int term_column, int term_slot) {
             column[n] = term_column;
             slot[n++] = term_slot;
         });
@@ -167,53 +191,49 @@ inline void sum_terms(Real* out, int size, int n, const Real* k, const Real* con
 
 template <class Real>
 struct Rows {
-    const Step& s;
+    const Call& s;
     Affine clean, out[3];
     bool wants_clean, per_element = false;
     int used_columns[kColumns], n_used = 0;
     const Real* row = nullptr;  // the tile's one row, if it has one
     alignas(64) Real expanded[kColumns][kTile + kOverhang];
 
-    explicit Rows(const Step& step)
-        : s(step),
-          clean(step.present, kClean, 3),
-          out{{step.present, kAffine[0], kSlots},
-              {step.present, kAffine[1], kSlots},
-              {step.present, kAffine[2], kSlots}} {
-        wants_clean = nf::wants_clean(s.present, s.out);
+    explicit Rows(const Call& call)
+        : s(call),
+          clean(call.active, kClean, 3),
+          out{{call.active, kAffine[0], kSlots}, {call.active, kAffine[1], kSlots}, {call.active, kAffine[2], kSlots}} {
+        wants_clean = nf::wants_clean(s.active, s.out);
         for (int c = 0; c < kColumns; ++c)
-            if (s.present >> c & 1 || (clamps() && (c == kLow || c == kHigh))) used_columns[n_used++] = c;
+            if (s.active >> c & 1 || (clamps() && (c == kLow || c == kHigh))) used_columns[n_used++] = c;
     }
 
     // A clamp takes both its bounds from the row, also where only one of them counts.
-    bool clamps() const { return nf::clamps(s.present); }
+    bool clamps() const { return nf::clamps(s.active); }
 
-    // The row numbers were checked, but other threads may have written there since: no row beyond the table is read.
-    const Real* table_row(const int64_t* index, int64_t n_rows) const {
-        const auto i = static_cast<uint64_t>(*index), last = static_cast<uint64_t>(n_rows - 1);
-        return static_cast<const Real*>(s.rows) + kColumns * (i < last ? i : last);
+    const Real* table_row(int64_t segment) const {
+        return static_cast<const Real*>(s.rows) + kColumns * row_of(s, segment);
     }
 
     // Looks up the rows of the next n elements: one row, or the coefficients of each element.
     void select(int64_t segment, int64_t left, int n) {
-        row = table_row(s.index + segment, s.n_rows);
+        row = table_row(segment);
         per_element = left < n;
         for (int u = 0; u < n_used && per_element; ++u)
             expand(expanded[used_columns[u]], used_columns[u], segment, left, n);
     }
 
     void expand(Real* to, int column, int64_t segment, int64_t left, int n) const {
-        const int64_t *index = s.index + segment, n_rows = s.n_rows, length = s.segment;
+        const int64_t length = s.segment;
         if (length <= 4) {  // points: one store each, the next one overwrites what is too much
             for (int64_t at = 0; at < n; at += left, left = length) {
-                const Real c = table_row(index++, n_rows)[column], four[4] = {c, c, c, c};
+                const Real c = table_row(segment++)[column], four[4] = {c, c, c, c};
                 std::memcpy(to + at, four, sizeof four);
             }
             return;
         }
         for (int at = 0; at < n; left = length) {
             const int size = static_cast<int>(least(left, n - at));
-            const Real c = table_row(index++, n_rows)[column], four[4] = {c, c, c, c};
+            const Real c = table_row(segment++)[column], four[4] = {c, c, c, c};
             for (int i = 0; i < size; i += 4) std::memcpy(to + at + i, four, sizeof four);
             at += size;
         }
@@ -265,7 +285,7 @@ struct Arrays {
         const char* array;
         int width;  // bytes of an element
     };
-    const Step& s;
+    const Call& s;
     int n_in = 0, slots[kSlots];
     int n_written = 0;
     Lines read[kSlots], written[3];
@@ -275,10 +295,10 @@ struct Arrays {
     const Real* value[kSlots] = {};
     alignas(64) Real staged[kSlots][kTile], clean[kTile], result[3][kTile];
 
-    explicit Arrays(const Step& step) : s(step) {
+    explicit Arrays(const Call& call) : s(call) {
         for (int slot = 0; slot < kSlots; ++slot)
             if (s.in[slot]) {
-                read[n_in] = {static_cast<const char*>(s.in[slot]), kBytes[int(s.in_type[slot])]};
+                read[n_in] = {static_cast<const char*>(s.in[slot]), bytes_of(s.in_type[slot])};
                 slots[n_in++] = slot;
                 all_own &= s.in_type[slot] == kOwn<Real>;
             }
@@ -289,7 +309,7 @@ struct Arrays {
             direct[o] = s.type == kOwn<Real> && (alone || !is_input);
             past_caches[o] = !is_input && s.size * s.batch >= kFarther;
             if (s.out[o] && !past_caches[o])
-                written[n_written++] = {static_cast<const char*>(s.out[o]), kBytes[int(s.type)]};
+                written[n_written++] = {static_cast<const char*>(s.out[o]), bytes_of(s.type)};
         }
     }
 
@@ -308,10 +328,10 @@ struct Arrays {
     }
 
     // Elements from `at` to where the first output's next line begins.
-    int64_t to_line(int64_t at) const { return static_cast<int64_t>(-place(0, at) % kLine) / kBytes[int(s.type)]; }
+    int64_t to_line(int64_t at) const { return static_cast<int64_t>(-place(0, at) % kLine) / bytes_of(s.type); }
     bool streams(int o, int64_t at) const { return past_caches[o] && place(o, at) % kLine == 0; }
     uintptr_t place(int o, int64_t at) const {
-        return reinterpret_cast<uintptr_t>(s.out[o]) + static_cast<uintptr_t>(at * kBytes[int(s.type)]);
+        return reinterpret_cast<uintptr_t>(s.out[o]) + static_cast<uintptr_t>(at * bytes_of(s.type));
     }
 
     void load(int64_t at, int size) {

@@ -136,7 +136,8 @@ def _empty_on(device: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Arra
 
 
 def _is_plain(x: Any) -> bool:
-    return bool(x.flags.c_contiguous and _address(x) % x.itemsize == 0)
+    flags = x.flags
+    return bool(flags.c_contiguous and (_address(x) % x.itemsize == 0 if on_device(x) else flags.aligned))
 
 
 def _address(x: Any) -> int:
@@ -150,6 +151,8 @@ def contiguous(x: Array) -> Array:
 
 def overlap(a: Array, b: Array) -> bool:
     """Whether two contiguous arrays share memory."""
+    if not on_device(a) and not on_device(b):
+        return np.may_share_memory(a, b)
     return (
         device_of(a) == device_of(b) and _address(a) < _address(b) + b.nbytes and _address(b) < _address(a) + a.nbytes
     )
@@ -163,9 +166,12 @@ def check_overlap(outputs: Iterable[tuple[str, Array]], inputs: Iterable[tuple[s
             if overlap(out, other):
                 raise ValueError(f"{name} overlaps {other_name}: outputs must not share memory")
         for other_name, other in inputs:
-            same = _address(out) == _address(other) and out.dtype == other.dtype and out.size == other.size
-            if not same and overlap(out, other):
+            if overlap(out, other) and not _same(out, other):
                 raise ValueError(f"{name} overlaps {other_name} in part: expected the input itself, or separate memory")
+
+
+def _same(a: Array, b: Array) -> bool:
+    return _address(a) == _address(b) and a.dtype == b.dtype and a.size == b.size
 
 
 def batch_shape(shape: tuple[int, ...], batched: bool) -> tuple[int, tuple[int, ...]]:

@@ -139,7 +139,7 @@ def rows(table: Tableau, dtype: DTypeLike = float32) -> tuple[NDArray[Any], int]
     if table.masked:
         raise ValueError("table: expected one of forward rows, got the gradients of a clamp")
     found = table_rows(table)
-    return found.table.astype(kind), found.present
+    return found.table.astype(kind), found.active
 
 
 @user

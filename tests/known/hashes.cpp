@@ -127,20 +127,20 @@ std::vector<Case> cases_of_window() {
         return c;
     };
     auto tile = window(4, 11 * 7, 5 * 23 + 13, 7);  // eleven runs of seven, 23 apart
-    tile.fields[0].ndim = 1, tile.fields[0].shape[0] = 11, tile.fields[0].stride[0] = 23;
+    tile.fields[0].axes = 1, tile.fields[0].shape[0] = 11, tile.fields[0].stride[0] = 23;
     return {tile, window(2, 5 * 4 * 6, 3 * 4 * 6, 5 * 4 * 6), window(3, 1001, (int64_t{1} << 34) - 1001, 1001)};
 }
 
 // ------------------------------------------------------------------------------------------------ calls
 
-// The rows of all times, as float or as double, and the columns that count.
+// The rows of all times, as float or as double, and the active columns.
 struct Rows {
     std::vector<double> doubles = std::vector<double>(kTimes * kColumns);
     std::vector<float> floats = std::vector<float>(kTimes * kColumns);
-    uint64_t present = 0;
+    uint64_t active = 0;
 
     void set(int column, const std::function<double(int)>& value) {
-        present |= uint64_t{1} << column;
+        active |= uint64_t{1} << column;
         for (int t = 0; t < kTimes; ++t) {
             doubles[t * kColumns + column] = value(t);
             floats[t * kColumns + column] = static_cast<float>(value(t));
@@ -196,17 +196,17 @@ Rows rows_of_update() {
     return rows;
 }
 
-struct Call : Step {
+struct Filled : Call {
     Bytes first, second, third;
 
-    Call(const Case& c, const Rows& rows, DType dtype, int64_t outputs_in_first = 1) : Step{} {
+    Filled(const Case& c, const Rows& rows, DType dtype, int64_t outputs_in_first = 1) : Call{} {
         batch = c.batch, size = c.size;
         index = c.t.data(), segment = c.elements() / static_cast<int64_t>(c.t.size());
-        type = dtype, this->rows = rows.of(dtype), n_rows = kTimes, present = rows.present;
+        type = dtype, this->rows = rows.of(dtype), n_rows = kTimes, active = rows.active;
         draw = Draw::normal, fields = c.fields.data(), field_per_sample = c.fields.size() > 1;
         first.resize(static_cast<size_t>(outputs_in_first * c.elements() * width(dtype)));
         out[0] = first.data();
-        if (present >> kAuxX & 1 || present >> kAuxZ & 1) {
+        if (active >> kAuxX & 1 || active >> kAuxZ & 1) {
             second.resize(first.size());
             out[1] = second.data();
         }
@@ -246,7 +246,7 @@ uint64_t hash_random(DType type, Draw draw) {
         c.t.assign(1, 0);
         for (Field& f : c.fields)
             if (draw == Draw::uniform && f.stream == 0) f.stream = 7;
-        Call call(c, one, type);
+        Filled call(c, one, type);
         call.draw = draw;
         NF_KERNELS.step(call, 0, c.elements());
         hash.add(call.first);
@@ -261,7 +261,7 @@ uint64_t hash_samples(DType type, const std::vector<Case>& all, const char* targ
     for (const Case& c : all) {
         const char target = *targets ? *targets++ : '\0';
         const Rows rows = of_walk ? rows_of_walk() : rows_of_sample(type, target);
-        Call call(c, rows, result_of(type));
+        Filled call(c, rows, result_of(type));
         const Bytes x0 = data(type, c.elements());
         call.read(x0, type);
         call.step_by_index = of_walk;
@@ -281,10 +281,11 @@ uint64_t hash_walk(DType type) {
     const int64_t keep[kTimes] = {0, -1, -1, 1, -1, -1, -1, 2};
     Hash hash;
     for (const Case& c : located(cases_of_walk())) {
-        Call call(c, rows, type, 3);
+        Filled call(c, rows, type, 3);
         const Bytes x0 = data(type, c.elements());
         call.read(x0, type);
-        NF_KERNELS.walk({call, kTimes, keep}, 0, c.elements());
+        call.keep = keep, call.times = kTimes;
+        NF_KERNELS.walk(call, 0, c.elements());
         hash.add(call.first);
     }
     return hash.value;
@@ -294,7 +295,7 @@ uint64_t hash_update(DType type) {
     const Rows rows = rows_of_update();
     Hash hash;
     for (const Case& c : located(cases_of_update())) {
-        Call call(c, rows, type);
+        Filled call(c, rows, type);
         call.third.resize(call.first.size());
         call.out[2] = call.third.data();
         std::vector<Bytes> inputs;
@@ -315,25 +316,24 @@ uint64_t hash_loss(DType type) {
     const char* target = kTargets;
     for (const Case& c : located(cases())) {
         const Rows rows = rows_of_loss(type, *target++);
-        Call call(c, rows, result_of(type));
+        Filled call(c, rows, result_of(type));
         const Bytes x0 = data(type, c.elements()), pred = data(result_of(type), c.elements(), 1000003);
-        if (rows.present >> kOutX & 1) call.read(x0, type);
+        if (rows.active >> kOutX & 1) call.read(x0, type);
         call.read(pred, result_of(type), kM1);
-        if (!(rows.present >> kOutZ & 1)) call.draw = Draw::none;
+        if (!(rows.active >> kOutZ & 1)) call.draw = Draw::none;
 
         const int64_t piece = call.segment < c.size ? call.segment : c.size, pieces = c.elements() / piece;
-        const int64_t chunks = (piece + kLossChunk - 1) / kLossChunk;
-        std::vector<double> weight, factor, chunk_sums(static_cast<size_t>(pieces * chunks)), losses;
-        for (int64_t p = 0; p < pieces; ++p) {
-            weight.push_back((1 + c.t[c.t.size() == 1 ? 0 : static_cast<size_t>(p)]) / 8.0);
-            factor.push_back(2 * weight.back() / static_cast<double>(c.elements()));
-        }
-        NF_KERNELS.loss({call, piece, chunks, factor.data(), chunk_sums.data()}, 0, pieces * chunks);
+        const int64_t chunks = chunks_of(piece);
+        std::vector<double> weights, chunk_sums(static_cast<size_t>(pieces * chunks)), losses;
+        for (int64_t t = 0; t < kTimes; ++t) weights.push_back(static_cast<double>(1 + t) / 8.0);
+        call.piece = piece, call.weights = weights.data(), call.chunk_sums = chunk_sums.data();
+        call.g = 1, call.n = static_cast<double>(c.elements());
+        NF_KERNELS.loss(call, 0, pieces * chunks);
         double total = 0;
         for (int64_t b = 0, in_sample = pieces / c.batch; b < c.batch; ++b) {
             SampleSum<Scalar> sample{};
             sample.add(chunk_sums.data() + b * in_sample * chunks, in_sample * chunks, chunks,
-                       [&](int64_t p) { return weight[static_cast<size_t>(b * in_sample + p)]; });
+                       [&](int64_t p) { return weight_of(call, b * in_sample + p); });
             losses.push_back(sample.total / static_cast<double>(c.size));
             total += sample.total;
         }

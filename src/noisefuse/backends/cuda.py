@@ -99,7 +99,7 @@ def loss(call: Loss) -> None:
         # Keys are parameters of a launch, so that a list of Noises takes one for each.
         samples = range(batch) if len(fields) > 1 else range(1)
         for first in samples:
-            of_chunks = "nf_loss_f64" if call.double else "nf_loss_f32"
+            of_chunks = "nf_loss_f64" if (call.residual.dtype == np.float64) else "nf_loss_f32"
             launch(
                 of_chunks, call.pieces * chunks // len(samples), -(-min(call.piece, LOSS_CHUNK) // 4), numbers, first
             )
@@ -133,8 +133,8 @@ def _first_output(call: Step) -> Any:
 
 def _columns_that_count(rows: Rows) -> int:
     """For the first output alone."""
-    columns = rows.present & ((1 << AFFINE[1]) - (1 << AFFINE[0]))
-    return columns | (rows.present & ((2 << HIGH) - 1) if columns & _columns(AFFINE[0], D) else 0)
+    columns = rows.active & ((1 << AFFINE[1]) - (1 << AFFINE[0]))
+    return columns | (rows.active & ((2 << HIGH) - 1) if columns & _columns(AFFINE[0], D) else 0)
 
 
 def _is_uint8(x: Any) -> bool:
@@ -307,7 +307,7 @@ class _Arguments:
             len(call.rows.table),
             index,
             row,
-            call.rows.present,
+            call.rows.active,
             *(0 if a is None else a.data.ptr for a in (*inputs, *outputs)),
             *(0 if a is None else TYPES[a.dtype.name] for a in inputs),
             TYPES[out.dtype.name],

@@ -48,7 +48,7 @@ def walk(call: Walk) -> None:
 
 def loss(call: Loss) -> None:
     """Residuals of some samples at a time, in memory of their own; then their squares, and their gradient."""
-    residual, real = call.residual, np.float64 if call.double else np.float32
+    residual, real = call.residual, np.float64 if (call.residual.dtype == np.float64) else np.float32
     batch, size = residual.batch, residual.size
     pieces = size // call.piece
     together = max(1, min(batch, SLAB // size))
@@ -127,7 +127,7 @@ def _run(kernel: Any, call: Step, chunk: int, *first: int) -> None:
     rows = call.rows.table if real is np.float64 else call.rows.single
     numbers = np.array(
         [
-            *(call.size, rows.ctypes.data, _columns(call.rows.present), call.index.ctypes.data, call.segment),
+            *(call.size, rows.ctypes.data, _columns(call.rows.active), call.index.ctypes.data, call.segment),
             *(len(program), program.ctypes.data, len(streams) - len(outputs), len(outputs), streams.ctypes.data),
             *(DRAWS[call.draw], int(call.step_by_index), int(call.masked)),
             *(fields.ctypes.data, fields.shape[1], int(len(fields) > 1)),
@@ -309,7 +309,7 @@ def _columns(present: int) -> int:
 
 
 def _program_of(call: Step) -> NDArray[np.int64]:
-    return program(call.rows.present, tuple(out is not None for out in call.outputs), call.masked)
+    return program(call.rows.active, tuple(out is not None for out in call.outputs), call.masked)
 
 
 @lru_cache(1024)

@@ -185,9 +185,9 @@ def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> li
         inside = (rows[row, LOW] <= v) & (v <= rows[row, HIGH])
         return [form(AFFINE[0], 9) + np.where(inside, form(AFFINE[1], 9), real(0)), None, None]
     wanted = [output is not None for output in call.outputs]
-    if any(want and call.rows.present >> (first + 1 + D) & 1 for want, first in zip(wanted, AFFINE, strict=True)):
+    if any(want and call.rows.active >> (first + 1 + D) & 1 for want, first in zip(wanted, AFFINE, strict=True)):
         values[D] = form(CLEAN, 3)
-        if call.rows.present & BOUNDS:
+        if call.rows.active & BOUNDS:
             values[D] = SPEC.clamp(values[D], rows[row, LOW], rows[row, HIGH])
     return [form(first, 9) if want else None for want, first in zip(wanted, AFFINE, strict=True)]
 
@@ -208,8 +208,8 @@ def affine_form(
     call: Step, rows: Array, row: NDArray[np.int64], values: dict[int, Array], first: int, slots: int
 ) -> Array:
     """The form whose constant is column `first`, for each element by its row."""
-    terms = [slot for slot in ORDER if slot < slots and call.rows.present >> (first + 1 + slot) & 1]
-    constant = bool(call.rows.present >> first & 1)
+    terms = [slot for slot in ORDER if slot < slots and call.rows.active >> (first + 1 + slot) & 1]
+    constant = bool(call.rows.active >> first & 1)
     k = rows[row, first] if constant else np.zeros(len(row), rows.dtype)
     c = [rows[row, first + 1 + slot] for slot in terms]
     return np.asarray(SPEC.affine(constant, k, len(terms), c, [values[slot] for slot in terms]))
@@ -239,7 +239,7 @@ def loss(call: Loss) -> None:
     """Computes sums of squared residuals and their gradient."""
     residual = call.residual
     total = residual.batch * residual.size
-    real = np.float64 if call.double else np.float32
+    real = np.float64 if (call.residual.dtype == np.float64) else np.float32
     rows = residual.rows.table.astype(real)
     first = np.arange(0, total, call.piece)[:, None] + np.arange(0, call.piece, LOSS_CHUNK)
     first = np.append(first.ravel(), total)  # element of each chunk

@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: Apache-2.0
+// The fast path. Calls of a few microseconds are mostly Python, so plain calls, with C-contiguous arrays of one float
+// dtype, int or int64 rows and a Noise without a window, are checked here, as their arguments came. Whatever is not
+// plain, wrong arguments included, is declined (NotImplemented): ops.py then checks it, and says what is wrong.
+#include <cmath>
+#include <new>
+
+#include "arrays.h"
+#include "core/loss.h"
+#include "cpu/dispatch.h"
+#include "run.h"
+
+namespace nf {
+namespace {
+
+PyObject *noise_type, *name_seed, *name_sample, *name_step, *name_stream, *name_window_shape;
+
+PyArrayObject* array(PyObject* o) { return reinterpret_cast<PyArrayObject*>(o); }
+
+constexpr int64_t kAtOnce = 4096;  // elements that take less time than handing over the interpreter
+
+template <class Run>
+void run_plain(const Call& call, Run run) {
+    if (call.batch * call.size <= kAtOnce) return run(call);
+    PyThreadState* const thread = PyEval_SaveThread();
+    try {
+        run(call);
+    } catch (...) {
+        PyEval_RestoreThread(thread);
+        throw;
+    }
+    PyEval_RestoreThread(thread);
+}
+
+// A new reference, or null for what is neither list nor tuple. (Other threads may change lists while kernels run.)
+PyObject* as_tuple(PyObject* arrays) {
+    if (PyTuple_CheckExact(arrays)) return Py_NewRef(arrays);
+    PyObject* const made = PyList_CheckExact(arrays) ? PyList_AsTuple(arrays) : nullptr;
+    PyErr_Clear();
+    return made;
+}
+
+// Whether a linear combination of the row reads this value.
+bool reads(uint64_t active, int slot) {
+    bool any = slot < 3 && counts(active, kClean + 1 + slot);
+    for (int first : kAffine) any |= counts(active, first + 1 + slot);
+    return any;
+}
+
+// ------------------------------------------------------------------------------------------------ noise
+
+// A Noise without a window, for the samples of a call.
+class PlainNoise {
+  public:
+    // Stream -1: the noise's own, at its own step. Otherwise that stream, at the steps noise.step + row. False:
+    // declined; no Python error is set.
+    bool parse(PyObject* noise, int stream, Call& call) {
+        if (reinterpret_cast<PyObject*>(Py_TYPE(noise)) != noise_type) return false;  // its numbers are not checked
+        uint64_t step, own_stream;
+        const Reference window(PyObject_GetAttr(noise, name_window_shape));
+        if (window.object != Py_None || !number(noise, name_seed, field_.seed) || !samples(noise, call.batch) ||
+            !number(noise, name_step, step) || !number(noise, name_stream, own_stream)) {
+            PyErr_Clear();
+            return false;
+        }
+        call.step_by_index = stream >= 0;
+        if (stream >= 0 && (own_stream != 0 || step + static_cast<uint64_t>(call.n_rows) > uint64_t{1} << 32))
+            return false;
+        field_.step = static_cast<uint32_t>(step);
+        field_.stream = stream >= 0 ? static_cast<uint32_t>(stream) : static_cast<uint32_t>(own_stream);
+        field_.run = call.size;
+        call.draw = Draw::normal;
+        call.fields = &field_;
+        return field_.sample + static_cast<uint64_t>(call.batch) <= uint64_t{1} << 56 && call.size <= int64_t{1} << 34;
+    }
+
+  private:
+    Field field_{};
+
+    // The first id, or an array of ids, one for each sample, which Noise has checked and keeps.
+    bool samples(PyObject* noise, int64_t batch) {
+        const Reference ids(PyObject_GetAttr(noise, name_sample));
+        if (!ids.object || !PyArray_CheckExact(ids.object)) return number(noise, name_sample, field_.sample);
+        if (PyArray_TYPE(array(ids.object)) != NPY_UINT64 || PyArray_SIZE(array(ids.object)) != batch) return false;
+        field_.samples = static_cast<const uint64_t*>(PyArray_DATA(array(ids.object)));
+        return true;
+    }
+
+    static bool number(PyObject* o, PyObject* name, uint64_t& value) {
+        const Reference x(PyObject_GetAttr(o, name));
+        if (!x.object || !PyLong_CheckExact(x.object)) return false;
+        value = PyLong_AsUnsignedLongLong(x.object);
+        return !PyErr_Occurred();
+    }
+};
+
+// ------------------------------------------------------------------------------------------------ outputs
+
+// The caller's outputs, and new ones.
+class PlainOutputs {
+  public:
+    int wanted = 1;    // how many
+    bool all = false;  // whether all of them are returned
+
+    PlainOutputs() = default;
+    PlainOutputs(const PlainOutputs&) = delete;
+    ~PlainOutputs() {
+        Py_XDECREF(tuple_);
+        for (PyObject* o : owned_) Py_XDECREF(o);
+    }
+
+    // None: to be made when all else is well.
+    bool take(int o, PyObject* out, const View& x, Call& call) {
+        if (out == Py_None) return o == 0;
+        View& v = views_[o];
+        if (!view(out, v) || v.kind != x.kind || v.is_tensor != x.is_tensor || !v.writable || !v.same_shape(x))
+            return false;
+        for (int other = 0; other < o; ++other)
+            if (views_[other].data && v.overlaps(views_[other])) return false;
+        given_[o] = out;
+        call.out[o] = v.data;
+        return true;
+    }
+
+    // None, a list or tuple of arrays, or how many are to be made.
+    bool take_auxiliary(PyObject* arrays, const View& x, Call& call) {
+        if (arrays == Py_None) return true;
+        if (PyLong_CheckExact(arrays)) {
+            int overflow;
+            const long made = PyLong_AsLongAndOverflow(arrays, &overflow);
+            wanted += static_cast<int>(made);
+            all = true;
+            return made >= 0 && made <= 2;
+        }
+        if (!(tuple_ = as_tuple(arrays))) return false;
+        const Py_ssize_t n = PyTuple_GET_SIZE(tuple_);
+        for (; wanted <= n; ++wanted)
+            if (wanted > 2 || !take(wanted, PyTuple_GET_ITEM(tuple_, wanted - 1), x, call)) return false;
+        return true;
+    }
+
+    // Whether the caller gave any.
+    bool given() const { return given_[0] || tuple_; }
+
+    // Whether one overlaps this array in part; or, unless that is an input, at all.
+    bool spoil(const View& v, bool input) const {
+        for (const View& out : views_)
+            if (out.data && v.data && out.overlaps(v) && !(input && out.data == v.data && out.bytes == v.bytes))
+                return true;
+        return false;
+    }
+
+    // Makes those that are missing, like x. False: a Python error is set.
+    bool make(const View& x, Call& call) {
+        for (int o = 0; o < wanted; ++o) {
+            if (given_[o]) continue;
+            char* data;
+            if (!(owned_[o] = new_like(x, data))) return false;
+            call.out[o] = data;
+        }
+        return true;
+    }
+
+    // The first of them, or all. Autograd learns of what was written to the caller's tensors.
+    PyObject* give(bool tensors) {
+        PyObject* written[3];
+        Py_ssize_t n = 0;
+        for (int o = 0; o < wanted; ++o) {
+            if (owned_[o]) continue;
+            written[n++] = given_[o];
+            owned_[o] = Py_NewRef(given_[o]);
+        }
+        if (n > 0 && tensors && !torch.written(written, n)) return nullptr;
+        if (!all) return Py_NewRef(owned_[0]);
+        PyObject* tuple = PyTuple_New(wanted);
+        for (int o = 0; tuple && o < wanted; ++o) PyTuple_SET_ITEM(tuple, o, Py_NewRef(owned_[o]));
+        return tuple;
+    }
+
+  private:
+    PyObject *given_[3] = {}, *owned_[3] = {}, *tuple_ = nullptr;  // given: borrowed
+    View views_[3] = {};
+
+    // A new array like x; `data` is where its elements begin. Null: a Python error is set.
+    static PyObject* new_like(const View& x, char*& data) {
+        if (x.is_tensor) return torch.new_like(x, data);
+        auto* const dtype = reinterpret_cast<PyArray_Descr*>(Py_NewRef(PyArray_DESCR(array(x.object))));
+        PyObject* const made = new_array(x.ndim, reinterpret_cast<const npy_intp*>(x.shape), dtype);
+        if (made) data = PyArray_BYTES(array(made));
+        return made;
+    }
+};
+
+// ------------------------------------------------------------------------------------------------ a row
+
+// What `row` is given.
+struct RowArguments {
+    PyObject *table, *index, *x, *model_output, *past, *noise;
+    int stream;
+    PyObject *out, *auxiliary;
+};
+
+class PlainCall {
+  public:
+    Call call{};
+    View x;
+    PlainOutputs outputs;
+    int64_t indices = 1;  // how many row numbers the call takes
+
+    PlainCall() = default;
+    PlainCall(const PlainCall&) = delete;
+    ~PlainCall() { Py_XDECREF(past_); }
+
+    // False where anything is not plain; no Python error is set then.
+    bool parse(const RowArguments& a) {
+        if (!view(a.x, x) || !is_float(x.kind) || x.ndim == 0 || (x.is_tensor && torch.dual())) return false;
+        call.type = dtype(x.kind);
+        call.batch = x.shape[0];
+        call.size = x.count / call.batch;
+        PyArrayObject* const rows = array(PyTuple_GET_ITEM(a.table, call.type == DType::f64));
+        call.rows = PyArray_DATA(rows);
+        call.n_rows = PyArray_DIM(rows, 0);
+        call.active = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(a.table, 2));
+        input(kX, x);
+        return index(a.index) && model_output(a.model_output) && past(a.past) && noise(a.noise, a.stream) &&
+               outputs.take(0, a.out, x, call) && outputs.take_auxiliary(a.auxiliary, x, call) && apart() && complete();
+    }
+
+  private:
+    int64_t scalar_;
+    PyObject* past_ = nullptr;  // a tuple
+    View index_{}, inputs_[kSlots] = {};
+    PlainNoise noise_;
+
+    bool input(int slot, const View& v) {
+        inputs_[slot] = v;
+        call.in_type[slot] = dtype(v.kind);
+        if (reads(call.active, slot)) call.in[slot] = v.data;
+        return true;
+    }
+
+    // Of x's shape and dtype; an array of noise may also be float32.
+    bool input(int slot, PyObject* a) {
+        View v;
+        return view(a, v) && v.same_shape(x) && v.is_tensor == x.is_tensor &&
+               (v.kind == x.kind || (slot == kZ && v.kind == Kind::f32)) && input(slot, v);
+    }
+
+    // A row for all elements, or one for each segment: an array whose shape begins that of x.
+    bool index(PyObject* i) {
+        call.segment = x.count;
+        if (PyLong_CheckExact(i)) {
+            int overflow;
+            scalar_ = PyLong_AsLongLongAndOverflow(i, &overflow);
+            call.index = &scalar_;
+            return !overflow && scalar_ >= 0 && scalar_ < call.n_rows;
+        }
+        if (!view(i, index_) || index_.kind != Kind::i64) return false;
+        call.index = reinterpret_cast<const int64_t*>(index_.data);
+        indices = index_.count;
+        if (indices > 1) {
+            for (int axis = 0; axis < index_.ndim; ++axis)
+                if (axis >= x.ndim || index_.shape[axis] != x.shape[axis]) return false;
+            call.segment = x.count / indices;
+        }
+        for (int64_t b = 0; b < indices; ++b)
+            if (call.index[b] < 0 || call.index[b] >= call.n_rows) return false;
+        return true;
+    }
+
+    bool model_output(PyObject* m) {
+        if (m == Py_None) return true;
+        if (!PyTuple_CheckExact(m)) return input(kM1, m);
+        return PyTuple_GET_SIZE(m) == 2 && input(kM1, PyTuple_GET_ITEM(m, 0)) && input(kM2, PyTuple_GET_ITEM(m, 1));
+    }
+
+    bool past(PyObject* arrays) {
+        if (arrays == Py_None) return true;
+        if (!(past_ = as_tuple(arrays))) return false;
+        const Py_ssize_t n = PyTuple_GET_SIZE(past_);
+        for (Py_ssize_t k = 0; k < n; ++k)
+            if (k >= 4 || !input(kPast1 + static_cast<int>(k), PyTuple_GET_ITEM(past_, k))) return false;
+        return true;
+    }
+
+    bool noise(PyObject* noise, int stream) {
+        if (!reads(call.active, kZ)) return true;
+        if (noise == Py_None) return draws_nothing();
+        if (View z; view(noise, z)) return input(kZ, noise);
+        return noise_.parse(noise, stream, call);
+    }
+
+    // Without noise the rows that are taken must have none.
+    bool draws_nothing() {
+        for (int first : kAffine) {
+            const int column = first + 1 + kZ;
+            for (int64_t b = 0; b < indices; ++b) {
+                const int64_t at = kColumns * row_of(call, b) + column;
+                if (call.type == DType::f64 ? static_cast<const double*>(call.rows)[at] != 0
+                                            : static_cast<const float*>(call.rows)[at] != 0)
+                    return false;
+            }
+            call.active &= ~(uint64_t{1} << column);
+        }
+        return true;
+    }
+
+    // Each output may be exactly one of the inputs.
+    bool apart() const {
+        if (!outputs.given()) return true;
+        for (const View& in : inputs_)
+            if (outputs.spoil(in, true)) return false;
+        return !outputs.spoil(index_, false);
+    }
+
+    bool complete() const {
+        for (int slot : {kX, kM1, kM2, kPast1, kPast2, kPast3, kPast4})
+            if (reads(call.active, slot) && !call.in[slot]) return false;
+        return true;
+    }
+};
+
+// ------------------------------------------------------------------------------------------------ a loss
+
+// None, or float64, one for each row, finite where the call takes them.
+bool plain_weights(PyObject* weights, PlainCall& plain) {
+    if (weights == Py_None) return true;
+    View w;
+    if (!view(weights, w) || w.is_tensor || w.kind != Kind::f64 || w.ndim != 1 || w.count != plain.call.n_rows)
+        return false;
+    plain.call.weights = reinterpret_cast<const double*>(w.data);
+    for (int64_t i = 0; i < plain.indices; ++i)
+        if (!std::isfinite(plain.call.weights[row_of(plain.call, i)])) return false;
+    return true;
+}
+
+}  // namespace
+
+// row((rows32, rows64, active), i, x, model_output, past, noise, stream, out, aux), or NotImplemented. Returns out; or,
+// where aux is not arrays but how many of them are to be made, the tuple (out, aux1, ..).
+PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 9) return PyErr_Format(PyExc_TypeError, "row: expected 9 arguments, got %zd", n);
+    PlainCall plain;
+    const int stream = static_cast<int>(PyLong_AsLong(args[6]));
+    if (!plain.parse({args[0], args[1], args[2], args[3], args[4], args[5], stream, args[7], args[8]}))
+        Py_RETURN_NOTIMPLEMENTED;
+    if (!plain.outputs.make(plain.x, plain.call)) return nullptr;
+    run_plain(plain.call, run_step);
+    return plain.outputs.give(plain.x.is_tensor);
+}
+
+// mse((rows32, rows64, active), t, x0, pred, noise, weights or None, upstream, wants loss, out), or NotImplemented; of
+// the mean over all elements. weights: one for each row. out: None, where the gradient is to be written, or True: make
+// it. Returns the loss, the gradient, or (loss, gradient).
+PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 9) return PyErr_Format(PyExc_TypeError, "mse: expected 9 arguments, got %zd", n);
+    PyObject *weights = args[5], *out = args[8] == Py_True ? Py_None : args[8];
+    PlainCall plain;
+    Call& call = plain.call;
+    if (!plain.parse({args[0], args[1], args[2], args[3], Py_None, args[4], -1, out, Py_None}) ||
+        !PyFloat_CheckExact(args[6]) || !plain_weights(weights, plain))
+        Py_RETURN_NOTIMPLEMENTED;
+    const bool wants_loss = args[7] == Py_True;
+    if (args[8] == Py_None) plain.outputs.wanted = 0;
+    if (!plain.outputs.make(plain.x, call)) return nullptr;
+    double loss;
+    call.piece = call.segment < call.size ? call.segment : call.size;
+    call.g = PyFloat_AS_DOUBLE(args[6]);
+    call.n = static_cast<double>(plain.x.count);
+    if (wants_loss) call.losses = &loss, call.n_losses = 1;
+    try {
+        run_plain(call, run_loss);
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+    if (!plain.outputs.wanted) return PyFloat_FromDouble(loss);
+    PyObject* gradient = plain.outputs.give(plain.x.is_tensor);
+    return wants_loss && gradient ? Py_BuildValue("(dN)", loss, gradient) : gradient;
+}
+
+bool init_fast_path() {
+    const Reference noise(PyImport_ImportModule("noisefuse.noise"));
+    if (!noise.object || !(noise_type = PyObject_GetAttrString(noise.object, "Noise"))) return false;
+    name_seed = PyUnicode_InternFromString("seed");
+    name_sample = PyUnicode_InternFromString("sample");
+    name_step = PyUnicode_InternFromString("step");
+    name_stream = PyUnicode_InternFromString("stream");
+    name_window_shape = PyUnicode_InternFromString("window_shape");
+    return true;
+}
+
+}  // namespace nf

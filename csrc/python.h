@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// CPython's and NumPy's C API, and what the boundary's files share. module.cpp, which imports NumPy, defines NF_MODULE.
+#pragma once
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#define PY_ARRAY_UNIQUE_SYMBOL nf_numpy
+#ifndef NF_MODULE
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+namespace nf {
+
+// A reference that is owned, or null.
+struct Reference {
+    PyObject* object;
+    explicit Reference(PyObject* o) : object(o) {}
+    Reference(const Reference&) = delete;
+    ~Reference() { Py_XDECREF(object); }
+};
+
+// A new C-contiguous array; steals dtype. Null: a Python error is set.
+PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype);
+
+// fast_path.cpp: functions of the module, and what they look up once. False: a Python error is set.
+PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n);
+PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n);
+bool init_fast_path();
+
+}  // namespace nf
