@@ -13,7 +13,7 @@ import pytest
 
 import noisefuse as nf
 from cuda_kernels import stand_in
-from noisefuse import _native, backends
+from noisefuse import _native
 from noisefuse.backends import cuda, reference
 
 # In the extra "test", but not among the few packages of tests/sanitize.sh.
@@ -93,13 +93,9 @@ def on_device(cupy):
         if losses is not None:
             call.losses[...] = cupy.asnumpy(losses)
 
-    device = SimpleNamespace(step=step, walk=walk, loss=loss, philox=reference.philox)
-    before = backends._current, backends.short_cut, backends.mse_short_cut
-    backends._current, backends.short_cut, backends.mse_short_cut = ("cuda", device), None, None
-    try:
+    functions = {"step": step, "walk": walk, "loss": loss, "philox": reference.philox}
+    with nf.use_backend(SimpleNamespace(**functions, fast_row=None, fast_mse=None, tests_itself=False)):
         yield
-    finally:
-        backends._current, backends.short_cut, backends.mse_short_cut = before
 
 
 @pytest.fixture(params=[*BACKENDS, pytest.param(DEVICE, marks=pytest.mark.gpu)])

@@ -229,8 +229,8 @@ ROWS = {
         ValueError, r"target = 'eps'.*'epsilon'.*'v'", lambda o: q_sample(x(), 1, S, N, target="eps", **o)
     ),
     "target by the word for predictions": (
-        ValueError, r"target = 'flow': expected .*; z - x0 is called 'velocity' here",
-        lambda o: q_sample(x(), 1, S, N, target="flow", **o),
+        ValueError, r"target = 'flow_prediction': expected .*; z - x0 is called 'flow' here",
+        lambda o: q_sample(x(), 1, S, N, target="flow_prediction", **o),
     ),
     "target by diffusers' word": (
         ValueError, r"'v_prediction': expected .*; alpha z - sigma x0 is called 'v' here",

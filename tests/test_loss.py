@@ -356,7 +356,7 @@ def x(dtype=np.float32, shape=(4, 6)):
         ({"noise": None}, TypeError, "noise: expected a Noise"),
         ({"noise": x(shape=(4, 5))}, ValueError, r"noise: expected shape \(4, 6\)"),
         ({"noise": nf.Noise(1, sample=2**56 - 3)}, OverflowError, "go beyond"),
-        ({"target": "x"}, ValueError, "target = 'x': expected 'epsilon', 'v', 'velocity' or 'sample'"),
+        ({"target": "x"}, ValueError, "target = 'x': expected 'epsilon', 'v', 'flow' or 'sample'"),
         ({"target": None}, ValueError, "target = None: expected"),
         ({"reduction": "sum"}, ValueError, "reduction = 'sum': expected 'mean' or 'none'"),
         (
@@ -369,7 +369,7 @@ def x(dtype=np.float32, shape=(4, 6)):
             ValueError,
             r"weight: expected one for each step of the schedule, \(1000,\), got \(1000, 1\)",
         ),
-        ({"target": "flow"}, ValueError, "target = 'flow': expected .*; z - x0 is called 'velocity' here"),
+        ({"target": "x0"}, ValueError, "target = 'x0': expected .*; x0 is called 'sample' here"),
         (
             {"weight": np.full(1000, np.nan)},
             ValueError,
@@ -552,7 +552,7 @@ def test_weights_that_are_infinite_by_nature():
     "call",
     [
         lambda: nf.weights.min_snr(LINEAR, "x"),
-        lambda: nf.weights.min_snr(LINEAR, "flow"),
+        lambda: nf.weights.min_snr(LINEAR, "flow_prediction"),
         lambda: nf.weights.min_snr(LINEAR, "v", gamma=0),
         lambda: nf.weights.edm(LINEAR, "v", sigma_data=-1),
         lambda: nf.weights.logit_normal(LINEAR, "v", std=0),

@@ -347,7 +347,7 @@ BAD_ARGUMENTS = [
     ),
     ("ddim", VP, {"prediction": "x0"}, ValueError, "prediction must be a View or one of epsilon, sample"),
     ("ddim", VP, {"prediction": ["v"]}, ValueError, "prediction must be a View or one of epsilon, sample"),
-    ("ddim", VP, {"prediction": "velocity"}, ValueError, "got 'velocity'; z - x0 is called 'flow' here"),
+    ("ddim", VP, {"prediction": "flow_prediction"}, ValueError, "got 'flow_prediction'; z - x0 is called 'flow' here"),
     ("ddim", VP, {"prediction": "v_prediction"}, ValueError, "; alpha z - sigma x0 is called 'v' here"),
     ("ddim", VP, {"eta": 2.0}, ValueError, "more fresh noise"),
     ("ddim", VP, {"eta": -0.5}, ValueError, "eta must be at least 0 and finite, got -0.5"),

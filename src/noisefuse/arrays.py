@@ -64,6 +64,12 @@ def interop(x: object) -> Any:
     return module
 
 
+def is_traced(x: object) -> bool:
+    """Whether a compiler traces the call, which cannot follow the fast path."""
+    other = interop(x)
+    return other is not None and other.is_traced()
+
+
 def _module(kind: type) -> Any:
     for base in kind.__mro__:
         if base.__module__.partition(".")[0] == "torch":

@@ -26,8 +26,9 @@ from .arrays import (
     wanted,
     where,
 )
-from .backends.call import COLUMNS, M1, M2, PAST1, PAST2, PAST3, PAST4, Draw, Rows, Step, X, Z
+from .backends.call import Draw, Step
 from .noise import ELEMENTS, SAMPLES, STEPS, Noise
+from .rows import M1, M2, PAST1, PAST2, PAST3, PAST4, Rows, X, Z
 from .tableau import ARGUMENTS
 
 
@@ -37,14 +38,6 @@ class Index(NamedTuple):
     values: NDArray[np.int64]
     segment: int
     last: int = 0
-
-
-def make_rows(columns: dict[int, ArrayLike]) -> Rows:
-    n = max(np.size(c) for c in columns.values())
-    table = np.zeros((n, COLUMNS))
-    for column, values in columns.items():
-        table[:, column] = values
-    return Rows(table, sum(1 << column for column in columns))
 
 
 # ---------------------------------------------------------------------------------------------------------- times
@@ -196,8 +189,8 @@ def make_call(
     names: tuple[Noise, ...],
     inputs: dict[int, Array | None],
     outs: dict[str, Array | None],
-    *,
     batched: bool = True,
+    *,
     draw: Draw = "normal",
     step_by_index: bool = False,
     masked: bool = False,

@@ -4,26 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from . import backends
 from .arrays import FLOATS, as_array, batch_shape, contiguous, count, interop, on_device, one_place, output
-from .backends.call import M1, Loss, Rows, X, Z
-from .calls import Index, make_call, make_rows, names_or_array
-from .noise import FIELD, Noise
-from .ops import OUT_K, OUT_X, OUT_Z, Array, NoiseLike, forward_rows, need_schedule, target_factors
+from .backends.call import Loss
+from .calls import Index, make_call, names_or_array
+from .forward import residual
+from .noise import FIELD
+from .ops import Array, NoiseLike, need_schedule, rows_at
+from .rows import M1, Rows, X, Z
 from .schedule import Schedule
-from .views import Target, called
+from .views import Target, need_target
 
 Reduction: TypeAlias = Literal["mean", "none"]
-
-OUT_M1 = OUT_K + 1 + M1
-
-# The names under which a schedule keeps the rows of residuals from floats (`forward_rows`).
-_KEPT = {target: f"_residual_{target}_False" for target in get_args(Target)}
 
 
 def mse_loss(
@@ -67,7 +64,7 @@ def mse_loss(
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
         return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, grad_out=grad_out, **options)
     if scale is None and offset is None and reduction == "mean" and batched is True:
-        found = _short_cut(pred, x0, t, schedule, noise, target, weight, 1.0, True, grad_out)
+        found = _fast_mse(pred, x0, t, schedule, noise, target, weight, 1.0, True, grad_out)
         if found is not NotImplemented:
             return found
     given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
@@ -112,7 +109,7 @@ def mse_loss_grad(
     other = None if type(pred) is np.ndarray else interop(pred)
     plain = scale is None and offset is None and reduction == "mean" and batched is True
     if plain and (other is None or not other.is_traced()):
-        gradient = _short_cut(
+        gradient = _fast_mse(
             pred, x0, t, schedule, noise, target, weight, upstream, False, True if out is None else out
         )
         if gradient is not NotImplemented:
@@ -125,19 +122,15 @@ def mse_loss_grad(
     return gradient
 
 
-def _short_cut(
+def _fast_mse(
     pred: Array, x0: Array | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, target: Target,
     weight: ArrayLike | None, upstream: ArrayLike, want_loss: bool, out: Array | Literal[True] | None,
 ) -> Any:  # fmt: skip
     """The loss, the gradient or both, as `want_loss` and `out` ask; NotImplemented where something is not plain."""
-    mse, of_schedule = backends.mse_short_cut, _KEPT.get(target)
-    if mse is None or of_schedule is None or type(schedule) is not Schedule or type(noise) is not Noise:
-        return NotImplemented
-    rows = vars(schedule).get(of_schedule)
-    if rows is None:  # of the first call
+    if type(schedule) is not Schedule or type(target) is not str:
         return NotImplemented
     x = pred if x0 is None and target == "epsilon" else x0
-    return mse(rows.plain, t, x, pred, noise, weight, upstream, want_loss, out)
+    return backends.fast_mse(schedule.kept.plain_residual[target], t, x, pred, noise, weight, upstream, want_loss, out)
 
 
 def _run(
@@ -159,19 +152,13 @@ def _run(
 ) -> tuple[Any, Any]:
     """(loss, gradient), None for what is not wanted. outs: where the gradient is, the caller's array by its name."""
     need_schedule(schedule)
-    if target not in get_args(Target):
-        hint = called(target, get_args(Target))
-        raise ValueError(f"target = {target!r}: expected 'epsilon', 'v', 'velocity' or 'sample'{hint}")
+    need_target(target)
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction = {reduction!r}: expected 'mean' or 'none'")
     m = as_array("pred", pred)
     x = _clean(x0, m, target)
     is_bytes = x is not None and x.dtype == np.uint8
-
-    def make(alpha: ArrayLike, sigma: ArrayLike, factor: float, constant: float) -> Rows:
-        return residual_rows(alpha, sigma, target, factor, constant)
-
-    rows, index = forward_rows(f"_residual_{target}", make, schedule, t, m.shape, is_bytes, scale, offset)
+    rows, index = rows_at(residual, target, schedule, t, m.shape, is_bytes, scale, offset)
     names, z = names_or_array(noise, m.shape, m.dtype, batched, FIELD, any_stream=True)
     batch, sample_shape = batch_shape(m.shape, batched)
     size = count(sample_shape)
@@ -180,7 +167,7 @@ def _run(
     device = one_place([*arrays, *((name, a) for name, a in numbers if on_device(a))])
     weights = None if weight is None else _weights(weight, t, rows, index)
     g = _upstream(upstream, reduction, batch)
-    residual = make_call(
+    call = make_call(
         m.shape,
         m.dtype,
         rows,
@@ -188,27 +175,16 @@ def _run(
         names if rows.reads(Z) else (),
         {slot: a for slot, a in {X: x, M1: m, Z: z}.items() if rows.reads(slot)},
         dict(outs),
-        batched=batched,
+        batched,
     )
     each = reduction == "none"
     losses = output("", None, (batch,) if each else (), np.dtype(np.float64), device) if want_loss else None
     if batch * size:
-        call = Loss(residual, min(index.segment, size), weights, g, size if each else batch * size, losses)
-        backends.of(m).loss(call)
+        n = size if each else batch * size
+        backends.of(m).loss(Loss(call, min(index.segment, size), weights, g, n, losses))
     elif losses is not None:
         losses[...] = np.nan  # as the mean of no elements is
-    return losses if losses is None or each or device is not None else float(losses), residual.outputs[0]
-
-
-def residual_rows(alpha: ArrayLike, sigma: ArrayLike, target: Target, scale: float, offset: float) -> Rows:
-    """pred - target, pred being m1 and the target one from x0' = scale x0 + offset."""
-    alpha, sigma = np.atleast_1d(alpha).astype(np.float64), np.atleast_1d(sigma).astype(np.float64)
-    of_x, of_z = target_factors(target, alpha, sigma)
-    columns: dict[int, Any] = {OUT_M1: np.ones(len(alpha))}
-    columns |= {} if of_x is None else {OUT_X: -of_x * scale}
-    columns |= {} if of_z is None else {OUT_Z: -of_z}
-    columns |= {} if of_x is None or not offset else {OUT_K: -of_x * offset}
-    return make_rows(columns)
+    return losses if losses is None or each or device is not None else float(losses), call.outputs[0]
 
 
 def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:

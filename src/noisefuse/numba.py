@@ -28,9 +28,9 @@ from numpy.typing import DTypeLike, NDArray
 if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
 from .arrays import float_dtype
-from .backends.call import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, PAST2, PAST3, PAST4, D, X, Z
 from .backends.device import USER, fma, mul, select, user
-from .ops import need_tableau, table_rows
+from .ops import need_tableau
+from .rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, PAST2, PAST3, PAST4, D, X, Z
 from .tableau import Tableau
 
 __all__ = [
@@ -138,7 +138,7 @@ def rows(table: Tableau, dtype: DTypeLike = float32) -> tuple[NDArray[Any], int]
     kind = float_dtype(dtype, ("float32", "float64"))
     if table.masked:
         raise ValueError("table: expected one of forward rows, got the gradients of a clamp")
-    found = table_rows(table)
+    found = table.as_rows
     return found.table.astype(kind), found.active
 
 

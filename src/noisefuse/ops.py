@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, TypeAlias, TypeVar, get_args, overload
+from collections.abc import Sequence
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -30,7 +29,7 @@ from .arrays import (
     output,
     overlap,
 )
-from .backends.call import AFFINE, M1, PAST1, Z_COLUMNS, Draw, Rows, Step, Walk, X, Z
+from .backends.call import Draw, Step, Walk
 from .calls import (
     SLOTS,
     Index,
@@ -38,26 +37,24 @@ from .calls import (
     kept_times,
     like,
     make_call,
-    make_rows,
     names_or_array,
     readable,
     row_index,
     run,
     segments,
 )
+from .forward import Make, forward
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Noise
+from .rows import M1, PAST1, Z_COLUMNS, Rows, X, Z
 from .schedule import Schedule
 from .tableau import Tableau
-from .views import Target, called
+from .views import Target, need_target
 
 Array: TypeAlias = Any  # of NumPy, CuPy or torch: results are of the kind that x is
 NoiseLike: TypeAlias = Noise | Sequence[Noise] | Array
 
-# Columns of the row (tableau.py): k, x and z of the first output and of the second.
-OUT_K, AUX_K = AFFINE[0], AFFINE[1]
-OUT_X, OUT_Z, AUX_X, AUX_Z = OUT_K + 1 + X, OUT_K + 1 + Z, AUX_K + 1 + X, AUX_K + 1 + Z
-
-UNIT = make_rows({OUT_Z: 1.0})  # out = z
+UNIT = Rows.of({"out.z": 1.0})
+DEFAULT_BYTES = 1 / 127.5, -1.0  # scale and offset of uint8: from 0 .. 255 to -1 .. 1
 
 
 def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
@@ -106,10 +103,7 @@ def randn(
     """
     other = interop(dtype if out is None else out)
     if batched is True and type(noise) is Noise and (other is None or not other.is_traced()):
-        try:
-            done = _short_randn(shape, noise, dtype, out)
-        except TypeError:  # lengths that are no integers
-            done = NotImplemented
+        done = _fast_randn(shape, noise, dtype, out)
         if done is not NotImplemented:
             return done
     if other is not None:
@@ -185,27 +179,19 @@ def q_sample(
         written then.
     """
     other = None if type(x0) is np.ndarray else interop(x0)
-    short_cut = backends.short_cut if other is None or not other.is_traced() else None
     if (
-        short_cut is not None
-        and scale is None
+        scale is None
         and offset is None
         and dtype is None
         and batched is True
         and type(schedule) is Schedule
+        and (other is None or not other.is_traced())
     ):
-        done: Any = NotImplemented
-        if target is None and target_out is None:
-            rows = vars(schedule).get(PLAIN) or _kept(schedule, PLAIN, _plain_forward)
-            done = short_cut(rows.plain, t, x0, None, None, noise, -1, out, None)
-        elif isinstance(target, str) and target in TARGETS:
-            name, make = TARGETS[target]
-            rows = vars(schedule).get(name) or _kept(schedule, name, make)
-            done = short_cut(rows.plain, t, x0, None, None, noise, -1, out, 1 if target_out is None else (target_out,))
-            if target_out is not None and done is not NotImplemented:
-                return done, target_out
-        if done is not NotImplemented:
-            return done
+        aux: Any = None if target is None else 1 if target_out is None else (target_out,)
+        if type(target) is str or (target is None and target_out is None):
+            done = backends.fast_row(schedule.kept.plain[target], t, x0, None, None, noise, -1, out, aux)
+            if done is not NotImplemented:
+                return done if target_out is None else (done, target_out)
     if other is not None:
         given = {"target": target, "scale": scale, "offset": offset, "dtype": dtype, "target_out": target_out}
         return other.q_sample(x0, t, schedule, noise, batched=batched, out=out, **given)
@@ -231,26 +217,17 @@ def q_step(
     """
     need_schedule(schedule)
     other = None if type(x) is np.ndarray else interop(x)
-    short_cut = backends.short_cut if other is None or not other.is_traced() else None
-    if short_cut is not None and batched is True:
-        rows = vars(schedule).get("_steps") or _kept(schedule, "_steps", _step_rows)
-        done: Array = short_cut(rows.plain, t, x, None, None, noise, WALK, out, None)
+    if batched is True and (other is None or not other.is_traced()):
+        done: Array = backends.fast_row(schedule.kept.markov.plain, t, x, None, None, noise, WALK, out, None)
         if done is not NotImplemented:
             return done
     if other is not None:
         return other.q_step(x, t, schedule, noise, batched=batched, out=out)
-    rows = _kept(schedule, "_steps", _step_rows)
-    if on_device(x) and batched:
-        done = backends.of(x).row(rows, t, x, None, (), noise, WALK, out, ())
-        if done is not NotImplemented:
-            return done
     x = as_array("x", x)
     t_index = row_index("t", t, len(schedule), x.shape)
     names, z = names_or_array(noise, x.shape, x.dtype, batched, WALK, last_step=t_index.last)
-    call = make_call(
-        x.shape, x.dtype, rows, t_index, names, {X: x, Z: z}, {"out": out}, batched=batched, step_by_index=True
-    )
-    return run(call)[0]
+    rows, inputs = schedule.kept.markov, {X: x, Z: z}
+    return run(make_call(x.shape, x.dtype, rows, t_index, names, inputs, {"out": out}, batched, step_by_index=True))[0]
 
 
 def q_walk(
@@ -292,7 +269,6 @@ def q_walk(
     if result.size == 0:
         return result
     times = int(kept[-1]) + 1
-    rows = _kept(schedule, "_steps", _step_rows)
     slots = np.full(times, -1, np.int64)
     slots[kept] = np.arange(len(kept))
     batch, sample_shape = batch_shape(x0.shape, batched)
@@ -300,7 +276,7 @@ def q_walk(
         batch=batch,
         size=count(sample_shape),
         sample_shape=sample_shape,
-        rows=rows,
+        rows=schedule.kept.markov,
         index=index.values,
         segment=index.segment,
         inputs=(x0, *(None,) * Z),
@@ -346,10 +322,8 @@ def update(
         nothing is written then.
     """
     other = None if type(x) is np.ndarray else interop(x)
-    short_cut = backends.short_cut if other is None or not other.is_traced() else None
-    if short_cut is not None and type(table) is Tableau and not table.masked:
-        rows = vars(table).get("_rows") or table_rows(table)
-        done: Array = short_cut(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out)
+    if type(table) is Tableau and not table.masked and (other is None or not other.is_traced()):
+        done: Array = backends.fast_row(table.as_rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out)
         if done is not NotImplemented:
             return done
     _need_several(model_output, past, aux_out)
@@ -381,32 +355,9 @@ def _words(name: str, words: ArrayLike, n: int) -> NDArray[np.uint32]:
 # ---------------------------------------------------------------------------------------------------------- rows
 
 
-def _forward(alpha: ArrayLike, sigma: ArrayLike, target: Target | None, scale: float, offset: float) -> Rows:
-    """x_t and the target from x0' = scale x0 + offset: which columns count depends on the arguments, not on numbers."""
-    alpha, sigma = np.atleast_1d(alpha).astype(np.float64), np.atleast_1d(sigma).astype(np.float64)
-    columns: dict[int, Any] = {OUT_X: alpha * scale, OUT_Z: sigma}
-    if target is not None:
-        of_x, of_z = target_factors(target, alpha, sigma)
-        columns |= {} if of_x is None else {AUX_X: of_x * scale}
-        columns |= {} if of_z is None else {AUX_Z: of_z}
-        columns |= {} if of_x is None or not offset else {AUX_K: of_x * offset}
-    columns |= {OUT_K: alpha * offset} if offset else {}
-    return make_rows(columns)
-
-
-def target_factors(target: Target, alpha: Any, sigma: Any) -> tuple[Any, Any]:
-    """What x0 and z are multiplied by in the target; None: no such term."""
-    return {
-        "epsilon": (None, 1.0),
-        "v": (-sigma, alpha),
-        "velocity": (-1.0, 1.0),
-        "sample": (1.0, None),
-    }[target]
-
-
-def forward_rows(
-    name: str,
-    make: Callable[[ArrayLike, ArrayLike, float, float], Rows],
+def rows_at(
+    make: Make,
+    target: Target | None,
     schedule: Schedule,
     t: ArrayLike,
     shape: tuple[int, ...],
@@ -414,59 +365,29 @@ def forward_rows(
     scale: float | None,
     offset: float | None,
 ) -> tuple[Rows, Index]:
-    """The rows make(alpha, sigma, scale, offset), and which of them each segment takes.
+    """The rows of x_t and the target (`forward`), or of the residual; and which of them each segment takes.
 
-    Integer t: a row for each step of the schedule, kept there under this name where scale and offset are the defaults;
-    float t: one for each time.
+    Integer t: a row for each step of the schedule, which it keeps; float t: one for each time.
     """
     times, _ = segments("t", t, shape)
-    own = scale is None and offset is None
-    default = (1 / 127.5, -1.0) if is_bytes and own else (1.0, 0.0)  # a pair: one number alone means another range
-    factor, constant = _finite("scale", scale, default[0]), _finite("offset", offset, default[1])
+    # a pair: one number alone means another range
+    default = DEFAULT_BYTES if is_bytes and scale is None and offset is None else (1.0, 0.0)
+    given = _finite("scale", scale, default[0]), _finite("offset", offset, default[1])
     if times.dtype.kind == "f":
         on_host: Any = t.get() if on_device(t) else t  # type: ignore[union-attr]
         index = row_index("t", np.arange(times.size).reshape(np.shape(on_host)), times.size, shape)
-        return make(*schedule(np.ravel(on_host)), factor, constant), index
-
-    def of_schedule(schedule: Schedule) -> Rows:
-        return make(schedule.alpha, schedule.sigma, factor, constant)
-
-    index = row_index("t", t, len(schedule), shape)
-    return _kept(schedule, f"{name}_{is_bytes}", of_schedule) if own else of_schedule(schedule), index
+        return make(*schedule(np.ravel(on_host)), target, *given), index
+    return schedule.kept.of(make, target, *given), row_index("t", t, len(schedule), shape)
 
 
-def _plain_forward(schedule: Schedule, target: Target | None = None) -> Rows:
-    return _forward(schedule.alpha, schedule.sigma, target, 1.0, 0.0)
-
-
-# What forward_rows keeps those of floats as.
-PLAIN = "_forward_None_False"
-TARGETS = {name: (f"_forward_{name}_False", partial(_plain_forward, target=name)) for name in get_args(Target)}
-
-
-def _step_rows(schedule: Schedule) -> Rows:
-    a, s = schedule.step_coefficients()
-    return make_rows({OUT_X: a, OUT_Z: s})
-
-
-def table_rows(table: Tableau) -> Rows:
-    return _kept(table, "_rows", _table_rows)
-
-
-def _table_rows(table: Tableau) -> Rows:
-    flags = np.frombuffer(table.present.tobytes(), np.bool_)
-    return Rows(table.numbers, sum(1 << column for column in np.flatnonzero(flags).tolist()))
-
-
-def _short_randn(shape: int | Sequence[int], noise: Noise, dtype: DTypeLike, out: Array | None) -> Any:
-    """The short cut for up to 2^16 elements; larger calls do not notice its absence."""
-    short_cut = backends.short_cut
-    if (
-        short_cut is None
-        or type(shape) is not tuple
-        or not 0 < math.prod(shape) <= 1 << 16
-        or min(shape, default=0) <= 0
-    ):
+def _fast_randn(shape: int | Sequence[int], noise: Noise, dtype: DTypeLike, out: Array | None) -> Any:
+    """The fast path for up to 2^16 elements; larger calls do not notice its absence."""
+    if type(shape) is not tuple or not shape:
+        return NotImplemented
+    for length in shape:
+        if type(length) is not int or length <= 0:
+            return NotImplemented
+    if math.prod(shape) > 1 << 16:
         return NotImplemented
     if out is None:
         if dtype not in ("float32", "float64"):
@@ -476,21 +397,7 @@ def _short_randn(shape: int | Sequence[int], noise: Noise, dtype: DTypeLike, out
         name = str(getattr(out, "dtype", None))
         if getattr(out, "shape", None) != shape or str(dtype) not in (name, name.removeprefix("torch.")):
             return NotImplemented
-    return short_cut(UNIT.plain, 0, out, None, None, noise, -1, out, None)
-
-
-Owner = TypeVar("Owner", Schedule, Tableau)
-
-
-def _kept(owner: Owner, name: str, make: Callable[[Owner], Rows]) -> Rows:
-    """The rows of a schedule or table, made once and kept with it: it never changes.
-
-    (Where a call takes half a microsecond, callers look into `vars` themselves first.)
-    """
-    if name not in vars(owner):
-        vars(owner)[name] = make(owner)
-    rows: Rows = vars(owner)[name]
-    return rows
+    return backends.fast_row(UNIT.plain, 0, out, None, None, noise, -1, out, None)
 
 
 # ---------------------------------------------------------------------------------------------------------- calls
@@ -529,7 +436,7 @@ def _random(
         raise TypeError(f"noise: expected a Noise, a list of them or an int seed, got {type(noise).__name__}")
     names, _ = names_or_array(noise, full, kind, batched, stream, any_stream=True)
     one_row = Index(np.zeros(1, np.int64), max(1, count(full)))
-    return run(make_call(full, kind, UNIT, one_row, names, {}, {"out": out}, batched=batched, draw=draw))[0]
+    return run(make_call(full, kind, UNIT, one_row, names, {}, {"out": out}, batched, draw=draw))[0]
 
 
 def _q_sample(
@@ -546,30 +453,19 @@ def _q_sample(
     target_out: Array | None,
 ) -> Array | tuple[Array, Array]:
     need_schedule(schedule)
-    plain = target is None and scale is None and offset is None and dtype is None and target_out is None and batched
-    if plain and on_device(x0):
-        rows = _kept(schedule, PLAIN, _plain_forward)
-        done: Array = backends.of(x0).row(rows, t, x0, None, (), noise, -1, out, ())
-        if done is not NotImplemented:
-            return done
     x = as_array("x0", x0, (*FLOATS, "uint8"))
     is_bytes = x.dtype == np.uint8
     kind = float_dtype(dtype if dtype is not None else np.float32 if is_bytes else x.dtype)
     if dtype is None and is_bytes and getattr(out, "dtype", kind) != kind:
         raise TypeError(f"out: expected float32, got {out.dtype}; say which with dtype=")  # type: ignore[union-attr]
-    if target is not None and target not in get_args(Target):
-        hint = called(target, get_args(Target))
-        raise ValueError(f"target = {target!r}: expected 'epsilon', 'v', 'velocity', 'sample' or None{hint}")
+    if target is not None:
+        need_target(target)
     if target is None and target_out is not None:
         raise ValueError("target_out: given without target=")
-
-    def make(alpha: ArrayLike, sigma: ArrayLike, factor: float, constant: float) -> Rows:
-        return _forward(alpha, sigma, target, factor, constant)
-
-    rows, index = forward_rows(f"_forward_{target}", make, schedule, t, x.shape, is_bytes, scale, offset)
+    rows, index = rows_at(forward, target, schedule, t, x.shape, is_bytes, scale, offset)
     names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
     outs = {"out": out} if target is None else {"out": out, "target_out": target_out}
-    results = run(make_call(x.shape, kind, rows, index, names, {X: x, Z: z}, outs, batched=batched))
+    results = run(make_call(x.shape, kind, rows, index, names, {X: x, Z: z}, outs, batched))
     return results[0] if target is None else (results[0], results[1])
 
 
@@ -584,12 +480,8 @@ def _update(
     aux_out: Sequence[Array] | int,
 ) -> Array:
     need_tableau("table", table)
-    rows = table_rows(table)
+    rows = table.as_rows
     aux: Sequence[Array | None] = (None,) * aux_out if isinstance(aux_out, int) else aux_out
-    if on_device(x) and not table.masked and aux is aux_out:
-        done: Array = backends.of(x).row(rows, i, x, model_output, past, noise, SAMPLER, out, aux)
-        if done is not NotImplemented:
-            return done
     x = as_array("x", x)
     index = row_index("i", i, len(table), x.shape)
     models = model_output if isinstance(model_output, tuple) else (model_output,)

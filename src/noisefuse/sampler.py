@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from . import backends, ops
-from .arrays import interop
+from .arrays import interop, is_traced
 from .noise import SAMPLER, START, Noise
-from .tableau import OUTPUTS, Row, Tableau, x
+from .rows import OUTPUTS
+from .tableau import Row, Tableau, x
 from .views import guidance
 
 __all__ = ["Sampler", "State"]
@@ -31,10 +32,11 @@ class State:
     A ring: of ``slots`` arrays in a row, the newest first, and before them those that are free to be written.
     """
 
-    __slots__ = ("at", "moves")
+    __slots__ = ("at", "moves", "size")
 
     def __init__(self, slots: int, arrays: list[Array]) -> None:
         n, free = len(arrays), len(arrays) - slots
+        self.size = slots, free
         ring = 2 * arrays  # so that no slice wraps around
         self.at = free
         # moves[count][at]: what was kept, where a row writes the `count` arrays that it keeps, and the place after it.
@@ -64,9 +66,10 @@ class Sampler:
 
     tableau: Tableau
     _slots: int
+    _state_size: tuple[int, int]
     _push: list[int]
-    _rows: tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], int]
-    _quick: int
+    _plain: tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], int]
+    _fast_rows: int
     _denoised: list[int]
     _times: list[Any]
     _reads: list[int]
@@ -81,9 +84,10 @@ class Sampler:
         self.__dict__.update(
             tableau=tableau,
             _slots=tableau.slots,
+            _state_size=(tableau.slots, int(tableau.push.max(initial=0))),
             _push=tableau.push.tolist(),
-            _rows=ops.table_rows(tableau).plain,
-            _quick=0 if tableau.threshold or tableau.masked else len(tableau),  # rows of the short cut: all or none
+            _plain=tableau.as_rows.plain,
+            _fast_rows=0 if tableau.threshold or tableau.masked else len(tableau),  # all or none
             _denoised=tableau.denoised.tolist(),
             # NumPy's numbers: torch.compile cannot follow into the array
             _times=[*tableau.timesteps],
@@ -155,7 +159,7 @@ class Sampler:
 
     def state(self, x: Array) -> State:
         """The history of a new run on arrays like x; what is not remembered yet is 0. TypeError: x is no array."""
-        return State(self._slots, _several_zeros_like(x, self._slots + max(self._push, default=0)))
+        return State(self._slots, _several_zeros_like(x, sum(self._state_size)))
 
     def step(
         self,
@@ -186,27 +190,20 @@ class Sampler:
             IndexError: no row i. TypeError: a missing state or another sampler's, a pair without guidance_scale or
             the other way round. ``noisefuse.update`` says what is wrong with an array.
         """
-        # Most calls. The long way would make no difference to them, but for its microsecond; it says what is wrong.
         if (
             type(i) is int
-            and 0 <= i < self._quick
+            and 0 <= i < self._fast_rows
             and guidance_scale is None
             and denoised_out is None
             and type(model_output) is not tuple
+            and (not self._slots or (type(state) is State and state.size == self._state_size))
+            and (type(x) is np.ndarray or not is_traced(x))
         ):
-            own = state if self._slots else None
-            try:
-                past, kept, after = _NOTHING if own is None else own.moves[self._push[i]][own.at]
-                made = NotImplemented
-                if type(x) is np.ndarray and backends.short_cut is not None:  # all that `update` does, in half the time
-                    made = backends.short_cut(self._rows, i, x, model_output, past, noise, SAMPLER, out, kept)
-                if made is NotImplemented:
-                    made = ops.update(self.tableau, i, x, model_output, past=past, noise=noise, out=out, aux_out=kept)
-            except (AttributeError, LookupError, TypeError, ValueError):
-                pass  # nothing was written
-            else:
-                if own is not None:
-                    own.at = after
+            past, kept, after = _NOTHING if not self._slots else state.moves[self._push[i]][state.at]  # type: ignore[union-attr]
+            made = backends.fast_row(self._plain, i, x, model_output, past, noise, SAMPLER, out, kept)
+            if made is not NotImplemented:
+                if kept:
+                    state.at = after  # type: ignore[union-attr]
                 return made
         return self._step(i, x, model_output, noise, state, guidance_scale, out, denoised_out)
 
@@ -221,7 +218,7 @@ class Sampler:
         out: Array | None,
         denoised_out: Array | None,
     ) -> Array:
-        """``step`` without its short cut: whatever is out of the ordinary, and errors in a user's words."""
+        """``step`` without the fast path: whatever is out of the ordinary, and errors in a user's words."""
         i, table = self._row(i), self.tableau
         if isinstance(model_output, list) and len(model_output) == 2:  # of a model that says (uncond, cond) in one
             model_output = tuple(model_output)
@@ -256,12 +253,11 @@ class Sampler:
 
     def _move(self, state: State, i: int) -> tuple[list[Array], list[Array], int]:
         """What row i finds in the state: see ``State.moves``. TypeError: the state is not one of this sampler's."""
-        try:
-            return state.moves[self._push[i]][state.at]
-        except (AttributeError, LookupError):
+        if not isinstance(state, State) or state.size != self._state_size:
             what = "another's" if isinstance(state, State) else type(state).__name__
             name = self.tableau.name
-            raise TypeError(f"state: expected {name}'s own, sampler.state(x), one per run, got {what}") from None
+            raise TypeError(f"state: expected {name}'s own, sampler.state(x), one per run, got {what}")
+        return state.moves[self._push[i]][state.at]
 
     def _row(self, i: int) -> int:
         try:

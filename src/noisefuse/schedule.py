@@ -18,6 +18,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .forward import KeptRows, forward
+from .rows import ROW, Rows
+from .tableau import Tableau
+from .views import Target
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -45,6 +50,7 @@ class Schedule:
     kind: str
     _parameters: dict[str, float]
     _betas: Array | None
+    kept: KeptRows
 
     def __init__(
         self,
@@ -73,6 +79,7 @@ class Schedule:
             _parameters=_parameters or {},
             _betas=_betas,
         )
+        self.__dict__["kept"] = KeptRows(self)
 
     # ---- variance preserving families ----------------------------------------------------------------------
 
@@ -286,6 +293,26 @@ class Schedule:
         variance = np.maximum((self.sigma - carried) * (self.sigma + carried), 0.0)
         return _frozen(a), _frozen(np.sqrt(variance))
 
+    def forward(
+        self, target: Target | None = None, *, scale: float = 1.0, offset: float = 0.0, t: npt.ArrayLike | None = None
+    ) -> Tableau:
+        """The forward process as a table: row t is x_t = alpha_t x0' + sigma_t z with x0' = scale x0 + offset.
+
+        diffusers calls this add_noise; `q_sample` is ``update`` with this table, but for the noise's stream.
+
+        Args:
+            target: what networks learn, as `q_sample` has it: the table's aux1.
+            t: times (B,), integers or floats as ``schedule(t)`` takes them: a row for each of them, in place of one for
+                each step.
+        """
+        if t is None:
+            return _tableau(self.kept.of(forward, target, scale, offset), f"q_sample, {self.kind}")
+        return _tableau(forward(*self(np.ravel(t)), target, scale, offset), f"q_sample, {self.kind}")
+
+    def markov(self) -> Tableau:
+        """The Markov steps as a table: row t is x_t = a_t x_(t-1) + s_t z, with a and s of ``step_coefficients``."""
+        return _tableau(self.kept.markov, f"q_step, {self.kind}")
+
     def rescale_zero_terminal_snr(self) -> Self:
         """A new schedule whose last step is pure noise: Lin et al. 2023 (algorithm 1).
 
@@ -429,6 +456,12 @@ _OWN_TIME: dict[str, tuple[str, float, Callable[..., AlphaSigma]]] = {
     "exponential": ("sigma", math.inf, _exploding_at),
     "edm": ("sigma", math.inf, _exploding_at),
 }
+
+
+def _tableau(rows: Rows, name: str) -> Tableau:
+    table = rows.table.view(ROW)[:, 0].copy()
+    table["clean"]["lo"], table["clean"]["hi"] = -math.inf, math.inf
+    return Tableau(table, name=name, active=rows.mask)
 
 
 # ---- checks ------------------------------------------------------------------------------------------------

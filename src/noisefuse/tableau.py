@@ -25,11 +25,12 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .rows import COLUMNS, NAMES, OUTPUTS, ROW, SYMBOLS, Rows, layout
+
 __all__ = ["ROW", "ZERO", "Affine", "D", "Row", "Tableau", "k", "m1", "m2", "past", "x", "z"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
-SYMBOLS = ("k", "x", "m1", "m2", "d", "past1", "past2", "past3", "past4", "z")
 # The inputs, and what errors call them: whoever calls `update` or `Sampler.step` knows its arguments, not the symbols.
 ARGUMENTS = {
     "x": "x",
@@ -39,24 +40,10 @@ ARGUMENTS = {
     "z": "noise",
 }
 INPUTS = tuple(ARGUMENTS)
-OUTPUTS = ("out", "aux1", "aux2")
 
-
-def _layout(cell: type) -> np.dtype[Any]:
-    clean = np.dtype([(name, cell) for name in (*SYMBOLS[:4], "lo", "hi")])
-    affine = np.dtype([(name, cell) for name in SYMBOLS])
-    return np.dtype([("clean", clean), *((output, affine) for output in OUTPUTS)])
-
-
-ROW = _layout(np.float64)
-"""The dtype of a row: 36 float64; ``rows.view(float)`` is what a kernel reads."""
-
-_PRESENT = _layout(np.bool_)
+_ACTIVE = layout(np.bool_)
 _RUN_COLUMNS = ("timesteps", "push", "denoised", "scale", "alpha", "sigma")
-_COLUMNS = tuple(f"{group}.{name}" for group in ROW.names or () for name in ROW[group].names or ())
-
-_BOUNDS = np.array([column in ("clean.lo", "clean.hi") for column in _COLUMNS])
-
+_BOUNDS = np.array([name in ("clean.lo", "clean.hi") for name in NAMES])
 
 _PAPER = {"k": "", "m1": "m", "d": "D", "past1": "h1", "past2": "h2", "past3": "h3", "past4": "h4"}
 
@@ -180,6 +167,9 @@ class Tableau:
         start: standard deviation of the noise that row 0 expects as x.
         threshold: (ratio, maximum) of dynamic thresholding (``samplers.Threshold``), or None.
         masked: the rows are gradients of a clamp, made by ``transpose``.
+        active: 0-d, the layout of ``ROW`` in bools: which coefficients are multiplied. A kernel does not read an input
+            whose coefficients are all inactive, so that 0 * inf never makes a NaN. Default: those that are nonzero (of
+            bounds: finite) in any row.
 
     Raises:
         ValueError: a coefficient that is NaN or infinite, or lo > hi (the message names row and column); a
@@ -200,6 +190,7 @@ class Tableau:
     start: float
     threshold: tuple[float, float] | None
     masked: bool
+    active: npt.NDArray[np.void]
 
     def __init__(
         self,
@@ -215,6 +206,7 @@ class Tableau:
         start: float = 1.0,
         threshold: tuple[float, float] | None = None,
         masked: bool = False,
+        active: npt.NDArray[np.void] | None = None,
     ) -> None:
         if not isinstance(rows, np.ndarray):
             rows = _stacked(rows)
@@ -244,6 +236,7 @@ class Tableau:
         # past __setattr__, which refuses
         self.__dict__.update(columns, name=name, start=float(start), threshold=threshold, masked=bool(masked))
         self._check()
+        self.__dict__["active"] = self._nonzero if active is None else _frozen_mask(active)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Tableau is immutable: cannot set {name!r}")
@@ -256,7 +249,7 @@ class Tableau:
             raise ValueError(f"start must be at least 0 and finite, got {self.start}")
         numbers = self.numbers
         for row, column in np.argwhere(~np.isfinite(numbers) & ~(_BOUNDS & ~np.isnan(numbers))):
-            raise ValueError(f"row {row} of {self.name!r}: {_COLUMNS[column]} is {numbers[row, column]}")
+            raise ValueError(f"row {row} of {self.name!r}: {NAMES[column]} is {numbers[row, column]}")
         if self.threshold is not None:
             ratio, maximum = self.threshold
             if not (0 <= ratio <= 1 and maximum >= 1):
@@ -276,24 +269,30 @@ class Tableau:
     @property
     def numbers(self) -> Array:
         """The rows as a plain (n, 36) float64 array, read-only, without a copy."""
-        return self.rows.view(np.float64).reshape(len(self), len(_COLUMNS))
+        return self.rows.view(np.float64).reshape(len(self), COLUMNS)
+
+    @property
+    def _nonzero(self) -> npt.NDArray[np.void]:
+        """`active` by default."""
+        numbers = self.numbers
+        return _frozen_mask(np.any(np.where(_BOUNDS, np.isfinite(numbers), numbers != 0), axis=0).view(_ACTIVE)[0])
+
+    @property
+    def present(self) -> npt.NDArray[np.void]:
+        """An older name of ``active``."""
+        return self.active
 
     @cached_property
-    def present(self) -> npt.NDArray[np.void]:
-        """0-d, the layout of ``ROW`` in bools: is a coefficient nonzero (a bound finite) in any row?
-
-        A kernel does not read an input whose columns are all absent, so that 0 * inf never makes a NaN.
-        """
-        numbers = self.numbers
-        used: npt.NDArray[np.bool_] = np.any(np.where(_BOUNDS, np.isfinite(numbers), numbers != 0), axis=0)
-        used.flags.writeable = False
-        return used.view(_PRESENT)[0]  # type: ignore[no-any-return]
+    def as_rows(self) -> Rows:
+        """What kernels take."""
+        flags = np.frombuffer(self.active.tobytes(), np.bool_)
+        return Rows(self.numbers, sum(1 << column for column in np.flatnonzero(flags).tolist()))
 
     @property
     def slots(self) -> int:
         """How many past arrays the rows read: the deepest slot with a nonzero coefficient."""
-        present = self.present
-        return max((s for s in (1, 2, 3, 4) for o in OUTPUTS if present[o][f"past{s}"]), default=0)
+        active = self.active
+        return max((s for s in (1, 2, 3, 4) for o in OUTPUTS if active[o][f"past{s}"]), default=0)
 
     # ---- new tables from this one --------------------------------------------------------------------------
 
@@ -303,8 +302,8 @@ class Tableau:
         Row i of pair j is row j * n + i. This is how guidance becomes coefficients (``views.guidance``).
         ValueError: the table has an m2 already.
         """
-        present = self.present
-        if any(present[group]["m2"] for group in ("clean", *OUTPUTS)):
+        active = self.active
+        if any(active[group]["m2"] for group in ("clean", *OUTPUTS)):
             raise ValueError(f"{self.name!r} already reads a second model output")
         rows = np.tile(self.rows, len(pairs))
         p, q = (np.repeat(np.reshape(pairs, (-1, 2))[:, part], len(self)) for part in (0, 1))
@@ -335,8 +334,8 @@ class Tableau:
     @property
     def clamps(self) -> bool:
         """Whether any row bounds D."""
-        present = self.present["clean"]
-        return bool(present["lo"] or present["hi"])
+        active = self.active["clean"]
+        return bool(active["lo"] or active["hi"])
 
     def transpose(self, outputs: int = 1) -> dict[str, Tableau]:
         """Backward rows: for each input that is read, the table that makes its gradient.
@@ -462,7 +461,8 @@ class Tableau:
                 "threshold": self.threshold and [c if math.isfinite(c) else str(c) for c in self.threshold],
                 "masked": self.masked,
                 **{name: getattr(self, name).tolist() for name in _RUN_COLUMNS},
-                "columns": _COLUMNS,
+                **({} if self.active == self._nonzero else {"active": self.active.tolist()}),
+                "columns": NAMES,
                 "rows": numbers,
             }
         )
@@ -475,11 +475,13 @@ class Tableau:
         stored = json.loads(text)
         if not isinstance(stored, dict) or stored.pop("noisefuse tableau", None) != 1:
             raise ValueError("this JSON is not a noisefuse tableau of version 1")
-        if stored.pop("columns", None) != list(_COLUMNS):
+        if stored.pop("columns", None) != list(NAMES):
             raise ValueError("the columns of this tableau are not those of ROW")
         try:
             numbers = [[float(c) for c in row] for row in stored.pop("rows")]
-            rows = np.array(numbers, np.float64).reshape(len(numbers), len(_COLUMNS)).view(ROW)[:, 0]
+            rows = np.array(numbers, np.float64).reshape(len(numbers), COLUMNS).view(ROW)[:, 0]
+            if "active" in stored:
+                stored["active"] = np.array(tuple(map(tuple, stored["active"])), _ACTIVE)
             return cls(rows, **stored)
         except (KeyError, TypeError) as error:
             raise ValueError(f"this JSON is not a whole noisefuse tableau: {error!r}") from error
@@ -502,6 +504,12 @@ class Tableau:
             equations = [f"D = clamp({clean}, {lo:g}, {hi:g})" if bounded else f"D = {clean}", f"x' = {out}"]
             equations += [f"keep {kept}" for kept in aux[: self.push[i]]]
         return f"  {i}: t = {self.timesteps[i]:g};  " + ";  ".join(equations)
+
+
+def _frozen_mask(active: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    if active.dtype != _ACTIVE or active.shape != ():
+        raise ValueError(f"active must be 0-d, the layout of ROW in bools, got {active.dtype} {active.shape}")
+    return np.frombuffer(active.tobytes(), _ACTIVE)[0]  # type: ignore[no-any-return]
 
 
 def _outputs(answer: Any) -> list[Array]:

@@ -11,12 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 __all__ = ["VIEWS", "Target", "View", "called", "edm", "guidance", "view"]
 
-Target: TypeAlias = Literal["epsilon", "v", "velocity", "sample"]
-"""What a network is trained on: z, alpha z - sigma x0, z - x0, x0."""
+Array: TypeAlias = npt.NDArray[np.float64]
+Target: TypeAlias = Literal["epsilon", "v", "flow", "sample", "velocity"]
+"""What a network is trained on: z, alpha z - sigma x0, z - x0, x0; "velocity" is another name of "flow"."""
+
+ALIASES = {"velocity": "flow"}
 
 
 def _unscaled(alpha: float, sigma: float) -> float:
@@ -80,7 +86,7 @@ def _v() -> View:
 
 
 def _flow() -> View:
-    """m = z - x0: Liu et al. 2022, where alpha + sigma = 1."""
+    """m = z - x0: Liu et al. 2022, where alpha + sigma = 1. Also called velocity."""
 
     def clean(alpha: float, sigma: float) -> tuple[float, float]:
         return 1 / (alpha + sigma), -sigma / (alpha + sigma)
@@ -131,19 +137,42 @@ def view(prediction: str | View) -> View:
     """A view by name, or itself. ValueError lists the names."""
     if isinstance(prediction, View):
         return prediction
+    if isinstance(prediction, str):
+        prediction = ALIASES.get(prediction, prediction)
     if not isinstance(prediction, str) or prediction not in VIEWS:
         hint = called(prediction, VIEWS)
         raise ValueError(f"prediction must be a View or one of {', '.join(VIEWS)}, got {prediction!r}{hint}")
     return VIEWS[prediction]
 
 
-# Words in use for one thing, here (predictions and training targets have different ones) and elsewhere.
+# Words in use for one thing, here and elsewhere.
 _WORDS = {
     "z": ("epsilon", "eps"),
     "x0": ("sample", "x0"),
     "alpha z - sigma x0": ("v", "v_prediction"),
     "z - x0": ("flow", "velocity", "flow_prediction"),
 }
+
+
+def need_target(target: object) -> None:
+    """ValueError: no target of this name."""
+    names = [name for name in get_args(Target) if name not in ALIASES]
+    if target not in get_args(Target):
+        expected = f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"
+        raise ValueError(f"target = {target!r}: expected {expected}{called(target, names)}")
+
+
+def target_factors(target: Target, alpha: Array, sigma: Array) -> tuple[Array | None, Array | None]:
+    """What x0 and z are multiplied by in the target; None: no such term. ValueError: no target of this name."""
+    need_target(target)
+    one = np.ones_like(alpha)
+    factors: dict[str, tuple[Array | None, Array | None]] = {
+        "epsilon": (None, one),
+        "v": (-sigma, alpha),
+        "flow": (-one, one),
+        "sample": (one, None),
+    }
+    return factors[ALIASES.get(target, target)]
 
 
 def called(word: object, names: Collection[str]) -> str:

@@ -5,7 +5,7 @@ The literature states weights for the loss of one target and networks learn anot
 sample D that a prediction m implies, D = p_x x + p_m m, the losses of all targets are one another's multiples:
 
     |m - target|^2 = |d|^2 / p_m^2
-    epsilon p_m = -sigma / alpha,  v -sigma / (alpha^2 + sigma^2),  velocity -sigma / (alpha + sigma),  sample 1
+    epsilon p_m = -sigma / alpha,  v -sigma / (alpha^2 + sigma^2),  flow -sigma / (alpha + sigma),  sample 1
 
 So each function takes the target that the network learns, and gives the weights for its loss. With `t` it gives them
 for these times, integers or the floats of a continuous schedule, in t's shape.
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .schedule import Schedule
-from .views import Target, called
+from .views import Target, target_factors
 
 __all__ = ["cosmap", "draw", "edm", "like", "logit_normal", "min_snr", "mode"]
 
@@ -57,7 +57,7 @@ def edm(schedule: Schedule, target: Target, *, sigma_data: float = 0.5, t: npt.A
 def logit_normal(
     schedule: Schedule, target: Target, *, mean: float = 0.0, std: float = 1.0, t: npt.ArrayLike | None = None
 ) -> Array:
-    """The density of logit-normal times on the loss of the velocity: Esser et al. 2024 (SD3, section 3.1).
+    """The density of logit-normal times on the loss of the flow: Esser et al. 2024 (SD3, section 3.1).
 
     Here, in `mode` and in `cosmap` the time is s = sigma / (alpha + sigma), rectified flow's of the same SNR.
     """
@@ -70,11 +70,11 @@ def logit_normal(
             bell = np.exp(-0.5 * ((logit - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
             return np.where((s > 0) & (s < 1), bell / (s * (1 - s)), 0.0)
 
-    return _of_velocity(schedule, target, density, t)
+    return _of_flow(schedule, target, density, t)
 
 
 def mode(schedule: Schedule, target: Target, *, scale: float = 1.29, t: npt.ArrayLike | None = None) -> Array:
-    """The density of times f(u), u uniform, on the loss of the velocity: Esser et al. 2024.
+    """The density of times f(u), u uniform, on the loss of the flow: Esser et al. 2024.
 
         f(u) = 1 - u - scale (cos^2(pi u / 2) - 1 + u)
 
@@ -92,21 +92,21 @@ def mode(schedule: Schedule, target: Target, *, scale: float = 1.29, t: npt.Arra
             low, high = np.where(above, u, low), np.where(above, high, u)
         return 1 / (1 + scale - scale * math.pi / 2 * np.sin(math.pi * u))
 
-    return _of_velocity(schedule, target, density, t)
+    return _of_flow(schedule, target, density, t)
 
 
 def cosmap(schedule: Schedule, target: Target, *, t: npt.ArrayLike | None = None) -> Array:
-    """2 / (pi - 2 pi s + 2 pi s^2) on the loss of the velocity, as of cosine schedules: Esser et al. 2024.
+    """2 / (pi - 2 pi s + 2 pi s^2) on the loss of the flow, as of cosine schedules: Esser et al. 2024.
 
     Infinite for "epsilon" where alpha = 0, for "sample" where sigma = 0.
     """
-    return _of_velocity(schedule, target, lambda s: 2 / (math.pi * (1 - 2 * s + 2 * s**2)), t)
+    return _of_flow(schedule, target, lambda s: 2 / (math.pi * (1 - 2 * s + 2 * s**2)), t)
 
 
 def like(schedule: Schedule, target: Target, other: Target, *, t: npt.ArrayLike | None = None) -> Array:
     """The weights with which the loss of `target` is the plain one of the target `other`.
 
-    like(schedule, "sample", "velocity") is 1 / sigma^2 on rectified flow, diffusers' "sigma_sqrt". Infinite for
+    like(schedule, "sample", "flow") is 1 / sigma^2 on rectified flow, diffusers' "sigma_sqrt". Infinite for
     "epsilon" where alpha = 0, for "sample" where sigma = 0: the prediction says nothing of the other there.
     """
     (of_x0, of_z), (others_of_x0, others_of_z) = _errors(schedule, target, t), _errors(schedule, other, t)
@@ -134,27 +134,20 @@ def draw(row: npt.ArrayLike, u: npt.ArrayLike) -> npt.NDArray[np.int64]:
     return np.searchsorted(total / total[-1], uniforms, side="right")
 
 
-def _of_velocity(
-    schedule: Schedule, target: Target, density: Callable[[Array], Array], t: npt.ArrayLike | None
-) -> Array:
+def _of_flow(schedule: Schedule, target: Target, density: Callable[[Array], Array], t: npt.ArrayLike | None) -> Array:
     alpha, sigma = (schedule.alpha, schedule.sigma) if t is None else schedule(t)
-    weights, factor = density(sigma / (alpha + sigma)), like(schedule, target, "velocity", t=t)
+    weights, factor = density(sigma / (alpha + sigma)), like(schedule, target, "flow", t=t)
     with np.errstate(invalid="ignore"):
         return np.where(weights == 0, 0.0, weights * factor)  # a density falls faster than the factor rises
 
 
 def _errors(schedule: Schedule, target: Target, t: npt.ArrayLike | None) -> tuple[Array, Array]:
-    """What an error of the prediction is multiplied by to be the one of x0 that it implies, |p_m|, and the one of z."""
+    """What an error of the prediction is multiplied by to be the one of x0 that it implies, |p_m|, and the one of z.
+
+    With x = alpha x0 + sigma z and m = p x0 + q z that is sigma / |alpha q - sigma p| and alpha / |alpha q - sigma p|.
+    """
     alpha, sigma = (schedule.alpha, schedule.sigma) if t is None else schedule(t)
-    one = np.ones_like(alpha)
-    with np.errstate(divide="ignore"):
-        errors = {
-            "epsilon": (sigma / alpha, one),
-            "v": (sigma / (alpha**2 + sigma**2), alpha / (alpha**2 + sigma**2)),
-            "velocity": (sigma / (alpha + sigma), alpha / (alpha + sigma)),
-            "sample": (one, alpha / sigma),
-        }
-    if target not in errors:
-        hint = called(target, errors)
-        raise ValueError(f"target = {target!r}: expected one of {', '.join(map(repr, errors))}{hint}")
-    return errors[target]
+    p, q = target_factors(target, alpha, sigma)
+    determinant = np.abs((0 if q is None else alpha * q) - (0 if p is None else sigma * p))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return sigma / determinant, np.ones_like(alpha) if p is None else alpha / determinant

@@ -25,7 +25,16 @@ from .selftest import self_test
 
 
 class Backend(Protocol):
-    """What a backend module offers; its arguments were checked in ops.py."""
+    """What a backend module offers; its arguments were checked in ops.py.
+
+    Attributes:
+        fast_row, fast_mse: its fast path, or None.
+        tests_itself: whether it is tested when it is first used, and not when it is loaded.
+    """
+
+    fast_row: Callable[..., Any] | None
+    fast_mse: Callable[..., Any] | None
+    tests_itself: bool
 
     def step(self, call: Step) -> None: ...
     def walk(self, call: Walk) -> None: ...
@@ -42,16 +51,21 @@ _cuda: Any = None
 _tested_devices: set[int] = set()
 
 
+def declined(*arguments: Any) -> Any:
+    """The fast path of a backend that has none."""
+    return NotImplemented
+
+
 def _first_row(*arguments: Any) -> Any:
-    """The short cut of a process that has not chosen its backend yet."""
+    """That of a process that has not chosen its backend yet."""
     _first()
-    return NotImplemented if short_cut is None else short_cut(*arguments)
+    return fast_row(*arguments)
 
 
-# The backend's `row` and `mse` for plain arguments, if it has them: they check them themselves, or decline with
-# NotImplemented.
-short_cut: Callable[..., Any] | None = _first_row
-mse_short_cut: Callable[..., Any] | None = None
+# The fast path of the backend in use, csrc/fast_path.cpp: it takes arguments as they came, checks them itself, and
+# declines with NotImplemented whatever is not plain.
+fast_row: Callable[..., Any] = _first_row
+fast_mse: Callable[..., Any] = declined
 
 
 class Setting:
@@ -115,17 +129,20 @@ def _fallen_back(chosen: tuple[str, Any], missing: list[str]) -> tuple[str, Any]
 
 
 def _select(name: str) -> tuple[str, Any]:
-    global _current, short_cut, mse_short_cut
-    module = _load(name)
-    _current = name, module
-    short_cut, mse_short_cut = getattr(module, "row", None), getattr(module, "mse", None)
+    return _use(name, _load(name))
+
+
+def _use(name: str, backend: Any) -> tuple[str, Any]:
+    global _current, fast_row, fast_mse
+    _current = name, backend
+    fast_row, fast_mse = backend.fast_row or declined, backend.fast_mse or declined
     return _current
 
 
 @cache
 def _load(name: str) -> Any:
     module = importlib.import_module(f".{_MODULES.get(name, name)}", __name__)
-    if not getattr(module, "tests_itself", False):
+    if not module.tests_itself:
         for dtype in ("float32", "float64"):
             self_test(name, module.step, dtype)
     return module
@@ -140,18 +157,23 @@ def _native() -> Any:
     return _native
 
 
-def use_backend(name: str) -> Setting:
+def use_backend(backend: str | Backend) -> Setting:
     """Chooses the backend of the whole process: "native", "numba" or "reference". Also a context manager.
+
+    Or one of your own, an object with the attributes of `noisefuse.backends.Backend`.
 
     Raises:
         ValueError: no backend of that name. ImportError: it is not available here; the message says why.
     """
-    if name not in NAMES:
-        hint = "; cuda is chosen by where the arrays lie" if name == "cuda" else ""
-        raise ValueError(f"backend {name!r}: expected one of {', '.join(NAMES)}{hint}")
-    before, _ = _current or _first()
-    _select(name)
-    return Setting(lambda: _select(before))
+    if isinstance(backend, str) and backend not in NAMES:
+        hint = "; cuda is chosen by where the arrays lie" if backend == "cuda" else ""
+        raise ValueError(f"backend {backend!r}: expected one of {', '.join(NAMES)}{hint}")
+    before = _current or _first()
+    if isinstance(backend, str):
+        _select(backend)
+    else:
+        _use(type(backend).__name__, backend)
+    return Setting(lambda: _use(*before))
 
 
 def set_num_threads(n: int) -> Setting:

@@ -10,13 +10,14 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..noise import Noise
+from ..rows import M1, Rows, Z
 
 Array: TypeAlias = NDArray[Any]
 Draw: TypeAlias = Literal["none", "normal", "uniform"]
@@ -26,55 +27,8 @@ DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4}
 _FLOAT64 = np.dtype(np.float64)
 DRAWS: dict[Draw, int] = {"none": 0, "normal": 1, "uniform": 2}
 
-# A row is 36 numbers (tableau.py): D = clamp(k + x x + m1 m1 + m2 m2, lo, hi), then out, aux1 and aux2, each
-# k + x x + m1 m1 + m2 m2 + d D + past1 past1 + ... + past4 past4 + z z.
-COLUMNS = 36
-CLEAN, LOW, HIGH = 0, 4, 5
-AFFINE = (6, 16, 26)  # column of the constant k of each output's form
-
-# The values that a form can hold, in the order of its columns after the constant.
-X, M1, M2, D, PAST1, PAST2, PAST3, PAST4, Z = range(9)
-# The contract's order of terms, which is not that of the columns.
-ORDER = (Z, D, PAST4, PAST3, PAST2, PAST1, M2, M1, X)
-# Of the noise in each output, as columns and as their bits; and the bits of both bounds of a clamp.
-Z_COLUMNS = [first + 1 + Z for first in AFFINE]
-Z_BITS = sum(1 << column for column in Z_COLUMNS)
-BOUNDS = 1 << LOW | 1 << HIGH
-
 AXES = 21  # of a window, after merging: see window_runs
 LOSS_CHUNK = 4096  # elements whose squares are added in the arithmetic's own type: docs/loss.md
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A table of rows, unrounded, and its active coefficients.
-
-    A column whose bit is 0 is not multiplied, and its input not read; a clamp is active where either bound is, and
-    takes both from the row.
-    """
-
-    table: NDArray[np.float64]  # (n, 36)
-    active: int  # bit c: column c is multiplied
-
-    @cached_property
-    def single(self) -> NDArray[np.float32]:
-        """For float32 arithmetic: each coefficient rounded once."""
-        return self.table.astype(np.float32)
-
-    @cached_property
-    def without_noise(self) -> Rows:
-        """The same rows where nothing is drawn."""
-        return Rows(self.table, self.active & ~Z_BITS)
-
-    def reads(self, slot: int) -> bool:
-        """Whether a form holds this value."""
-        firsts = (*AFFINE, CLEAN) if slot <= M2 else AFFINE
-        return any(self.active >> (first + 1 + slot) & 1 for first in firsts)
-
-    @cached_property
-    def plain(self) -> tuple[NDArray[np.float32], NDArray[np.float64], int]:
-        """What the fast path takes."""
-        return self.single, self.table, self.active
 
 
 @dataclass(frozen=True, slots=True)

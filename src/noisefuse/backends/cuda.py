@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..noise import ELEMENTS, SAMPLES, STEPS, Noise
+from ..rows import AFFINE, CLEAN, HIGH, M1, PAST1, Z_COLUMNS, D, Rows, X, Z
 from . import cubin
-from .call import AFFINE, CLEAN, HIGH, LOSS_CHUNK, M1, PAST1, Z_COLUMNS, D, Loss, Rows, Step, Walk, X, Z, window_runs
+from .call import LOSS_CHUNK, Loss, Step, Walk, window_runs
 
 # As in csrc/cuda/call.h.
 THREADS, AXES = 256, 8

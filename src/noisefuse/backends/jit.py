@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
 from ..noise import ELEMENTS, SAMPLES, STEPS, Noise
+from ..rows import AFFINE, BOUNDS, CLEAN, ORDER, Z_BITS, Z_COLUMNS, D, Z
 from . import kernels, threads
-from .call import AFFINE, BOUNDS, CLEAN, ORDER, Z_BITS, Z_COLUMNS, Array, D, Loss, Step, Walk, Z, window_runs
+from .call import Array, Loss, Step, Walk, window_runs
 from .kernels import BF16, F16, F32, IN_PLACE, MINUS_ZERO, RESULT, SAME, U8, VALUES, ZERO
 from .selftest import self_test
 
@@ -33,6 +34,7 @@ DRAWS = {"none": kernels.NONE, "normal": kernels.NORMAL, "uniform": kernels.UNIF
 
 # Compiling takes seconds, the first time: no more than is needed, and each kind of arithmetic when it is.
 tests_itself = True
+fast_row = fast_mse = None
 _tested: set[str] = set()
 
 

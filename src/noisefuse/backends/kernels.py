@@ -20,9 +20,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numpy import float32, int64, uint8, uint16, uint32, uint64
 
-from . import call as layout
+from .. import rows as layout
+from ..rows import AFFINE, COLUMNS, HIGH, LOW, D, X, Z
 from . import device, inlining, loops, spec
-from .call import AFFINE, COLUMNS, HIGH, LOSS_CHUNK, LOW, D, X, Z
+from .call import LOSS_CHUNK
 from .device import OPTIONS, SPEC, call_named, fma, inlined, mul, select
 from .loops import each, whole_vectors
 

@@ -11,8 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..noise import Noise
+from ..rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, D, X, Z
 from . import spec
-from .call import AFFINE, BOUNDS, CLEAN, HIGH, LOSS_CHUNK, LOW, ORDER, Array, D, Loss, Step, Walk, X, Z
+from .call import LOSS_CHUNK, Array, Loss, Step, Walk
+
+fast_row = fast_mse = None
+tests_itself = False
 
 CHUNK = 1 << 15  # elements at a time: some forty temporaries of 256 KiB at most
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..noise import Noise
-from .call import AFFINE, COLUMNS, Rows, Step, Z
+from ..rows import Rows, Z
+from .call import Step
 
 # The first block of Noise(0), of float32 and float64: from Random123's answer 6627e8d5 e169c58d bc57ac4c 9b00dbd8.
 _FIRST_BLOCK = {
@@ -22,11 +23,9 @@ def self_test(
     name: str, step: Callable[[Step], None], dtype: str, empty: Any = np.empty, asnumpy: Any = np.asarray
 ) -> None:
     """Refuses a wrongly built kernel (ImportError) before it has spoilt anything. Arrays are of `empty`'s kind."""
-    rows = np.zeros((1, COLUMNS))
-    rows[0, column := AFFINE[0] + 1 + Z] = 1
     out = empty(4, dtype)
     zero = np.zeros(1, np.int64)
     nothing, outputs = (None,) * (Z + 1), (out, None, None)
-    step(Step(1, 4, (4,), Rows(rows, 1 << column), zero, 4, nothing, outputs, "normal", False, (Noise(0),)))
+    step(Step(1, 4, (4,), Rows.of({"out.z": 1.0}), zero, 4, nothing, outputs, "normal", False, (Noise(0),)))
     if (found := asnumpy(out).tolist()) != (expected := _FIRST_BLOCK[dtype]):
         raise ImportError(f"the {name} backend is built wrongly: Noise(0) begins {found}, not {expected}")

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forward process as rows, with the targets that networks learn: x0' = scale x0 + offset throughout.
+
+    x_t      = alpha x0' + sigma z                   (Ho et al. 2020, equation 4)
+    target   = of_x0 x0' + of_z z
+    residual = m1 - target                           what a loss squares
+
+x0 and z are always active in x_t, whatever their numbers: 0 * inf is NaN there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .rows import Rows
+from .views import Target, target_factors
+
+Array: TypeAlias = npt.NDArray[np.float64]
+
+
+class Columns(Protocol):
+    """What a schedule is made of."""
+
+    alpha: Array
+    sigma: Array
+
+    def step_coefficients(self) -> tuple[Array, Array]: ...
+
+
+def forward(alpha: Array, sigma: Array, target: Target | None = None, scale: float = 1.0, offset: float = 0.0) -> Rows:
+    """x_t is `out` and the target, if one is wanted, `aux1`."""
+    columns = {"out.x": alpha * scale, "out.z": sigma}
+    if offset:
+        columns["out.k"] = alpha * offset
+    return Rows.of(columns | (_target("aux1", 1.0, alpha, sigma, target, scale, offset) if target else {}))
+
+
+def residual(alpha: Array, sigma: Array, target: Target | None, scale: float = 1.0, offset: float = 0.0) -> Rows:
+    assert target is not None
+    columns = {"out.m1": np.ones_like(alpha)}
+    return Rows.of(columns | _target("out", -1.0, alpha, sigma, target, scale, offset))
+
+
+def _target(
+    output: str, sign: float, alpha: Array, sigma: Array, target: Target, scale: float, offset: float
+) -> dict[str, Array]:
+    of_x0, of_z = target_factors(target, alpha, sigma)
+    columns = {}
+    if of_x0 is not None:
+        columns[f"{output}.x"] = sign * of_x0 * scale
+        if offset:
+            columns[f"{output}.k"] = sign * of_x0 * offset
+    if of_z is not None:
+        columns[f"{output}.z"] = sign * of_z
+    return columns
+
+
+Make: TypeAlias = Callable[[Array, Array, Target | None, float, float], Rows]
+
+
+class _Plain(dict[Any, Any]):
+    """What the fast path takes where x0' = x0, by target."""
+
+    def __init__(self, kept: KeptRows, make: Make) -> None:
+        self._kept, self._make = kept, make
+
+    def __missing__(self, target: Target | None) -> Any:
+        plain = self[target] = self._kept.of(self._make, target).plain
+        return plain
+
+
+class KeptRows:
+    """The rows that one schedule's calls take, made once: a schedule never changes."""
+
+    MOST = 64  # different targets and ranges (scale, offset); beyond that all are forgotten
+
+    def __init__(self, schedule: Columns) -> None:
+        self._alpha, self._sigma, self._steps = schedule.alpha, schedule.sigma, schedule.step_coefficients
+        self._rows: dict[Any, Rows] = {}
+        self.plain, self.plain_residual = _Plain(self, forward), _Plain(self, residual)
+
+    def of(self, make: Make, target: Target | None, scale: float = 1.0, offset: float = 0.0) -> Rows:
+        """make(alpha, sigma, target, scale, offset), a row for each step."""
+        key = make, target, scale, offset, math.copysign(1, scale)
+        if key not in self._rows:
+            self._keep(key, make(self._alpha, self._sigma, target, scale, offset))
+        return self._rows[key]
+
+    @cached_property
+    def markov(self) -> Rows:
+        a, s = self._steps()
+        return Rows.of({"out.x": a, "out.z": s})
+
+    def _keep(self, key: Any, rows: Rows) -> None:
+        if len(self._rows) >= self.MOST:
+            self._rows.clear()
+        self._rows[key] = rows

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A row of numbers: its 36 columns, and tables of rows as kernels take them (csrc/core/row.h names the same columns).
+
+    D    = clamp(k + x x + m1 m1 + m2 m2, lo, hi)
+    out  = k + x x + m1 m1 + m2 m2 + d D + past1 past1 + .. + past4 past4 + z z
+    aux1 = the same again, aux2 = and again
+
+tableau.py says what they mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SYMBOLS = ("k", "x", "m1", "m2", "d", "past1", "past2", "past3", "past4", "z")
+OUTPUTS = ("out", "aux1", "aux2")
+
+
+def layout(cell: type) -> np.dtype[Any]:
+    """The dtype of a row with cells of this type."""
+    clean = np.dtype([(name, cell) for name in (*SYMBOLS[:4], "lo", "hi")])
+    affine = np.dtype([(name, cell) for name in SYMBOLS])
+    return np.dtype([("clean", clean), *((output, affine) for output in OUTPUTS)])
+
+
+ROW = layout(np.float64)
+"""The dtype of a row: 36 float64; ``rows.view(float)`` is what a kernel reads."""
+
+NAMES = tuple(f"{group}.{name}" for group in ROW.names or () for name in ROW[group].names or ())
+COLUMNS = len(NAMES)
+CLEAN, LOW, HIGH = (NAMES.index(f"clean.{name}") for name in ("k", "lo", "hi"))
+AFFINE = tuple(NAMES.index(f"{output}.k") for output in OUTPUTS)  # the constant of each output's linear combination
+
+# The values of a linear combination, in the order of its columns after the constant.
+X, M1, M2, D, PAST1, PAST2, PAST3, PAST4, Z = range(len(SYMBOLS) - 1)
+# The contract's order of terms, which is not that of the columns.
+ORDER = (Z, D, PAST4, PAST3, PAST2, PAST1, M2, M1, X)
+# Of the noise in each output, as columns and as their bits; and the bits of both bounds of a clamp.
+Z_COLUMNS = [first + 1 + Z for first in AFFINE]
+Z_BITS = sum(1 << column for column in Z_COLUMNS)
+BOUNDS = 1 << LOW | 1 << HIGH
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table of rows, unrounded, and its active coefficients.
+
+    A column whose bit is 0 is not multiplied, and its input not read; a clamp is active where either bound is, and
+    takes both from the row.
+    """
+
+    table: npt.NDArray[np.float64]  # (n, 36)
+    active: int  # bit c: column c is multiplied
+
+    @classmethod
+    def of(cls, columns: Mapping[str, npt.ArrayLike]) -> Rows:
+        """Of active columns by their names, such as out.x, each a number or one for each row."""
+        table = np.zeros((max(np.size(c) for c in columns.values()), COLUMNS))
+        numbers = [NAMES.index(name) for name in columns]
+        for number, values in zip(numbers, columns.values(), strict=True):
+            table[:, number] = values
+        return cls(table, sum(1 << number for number in numbers))
+
+    @cached_property
+    def single(self) -> npt.NDArray[np.float32]:
+        """For float32 arithmetic: each coefficient rounded once."""
+        return self.table.astype(np.float32)
+
+    @cached_property
+    def without_noise(self) -> Rows:
+        """The same rows where nothing is drawn."""
+        return Rows(self.table, self.active & ~Z_BITS)
+
+    @cached_property
+    def plain(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], int]:
+        """What the fast path takes."""
+        return self.single, self.table, self.active
+
+    @property
+    def mask(self) -> npt.NDArray[np.void]:
+        """The active coefficients in the layout of a row."""
+        flags = np.array([self.active >> column & 1 for column in range(COLUMNS)], np.bool_)
+        return flags.view(layout(np.bool_))[0]  # type: ignore[no-any-return]
+
+    def reads(self, slot: int) -> bool:
+        """Whether a linear combination reads this value."""
+        firsts = (*AFFINE, CLEAN) if slot <= M2 else AFFINE
+        return any(self.active >> (first + 1 + slot) & 1 for first in firsts)
