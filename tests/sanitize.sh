@@ -3,7 +3,7 @@
 # Runs the tests of the extension (all but those of the programs around it and of interop) with instrumented code, in a
 # virtual environment and a build folder of its own:
 #     tests/sanitize.sh address [pytest arguments]    AddressSanitizer and UndefinedBehaviorSanitizer
-#     tests/sanitize.sh thread [pytest arguments]     ThreadSanitizer; tests/test_threads.py unless told otherwise
+#     tests/sanitize.sh thread [pytest arguments]     ThreadSanitizer; tests/backends/test_threads.py if none are given
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -28,7 +28,7 @@ thread)
     # BLAS is not instrumented: its threads meet in ways that the runtime cannot see.
     echo 'called_from_lib:openblas' >"$tmp/suppressions"
     export TSAN_OPTIONS=$options:suppressions=$tmp/suppressions:halt_on_error=1:die_after_fork=0
-    [ $# -gt 1 ] || set -- "$1" tests/test_threads.py
+    [ $# -gt 1 ] || set -- "$1" tests/backends/test_threads.py
     ;;
 *)
     echo "usage: tests/sanitize.sh address|thread [pytest arguments]" >&2
@@ -52,8 +52,8 @@ preload=
 for library in "${runtimes[@]}" libstdc++.so; do preload+=" $("${CXX:-c++}" -print-file-name=$library)"; done
 status=0
 LD_PRELOAD=$preload setarch -R "$tmp/venv/bin/python" -m pytest -p no:cacheprovider -p no:faulthandler \
-    --ignore tests/test_cli.py --deselect tests/test_threads.py::test_where_no_thread_can_be_started_the_call_goes_on \
-    --deselect tests/test_threads.py::test_interrupts_at_any_moment_leave_no_lock_taken \
+    --ignore tests/cli --deselect tests/backends/test_threads.py::test_where_no_thread_can_be_started_the_call_goes_on \
+    --deselect tests/backends/test_threads.py::test_interrupts_at_any_moment_leave_no_lock_taken \
     "$@" || status=$?
 if compgen -G "$tmp/report*" >/dev/null; then
     cat "$tmp"/report*

@@ -2,7 +2,8 @@
 // Words to normals: the transform of Box & Muller (Ann. Math. Stat. 29, 1958),
 //     z0 = sqrt(-2 ln U) cos(2 pi V),  z1 = sqrt(-2 ln U) sin(2 pi V),  U = (w0 + 1/2) / 2^32,  V = (w1 + 1/2) / 2^32,
 // in + - * fma sqrt, integer -> float conversion and bit operations only, so that every machine gets the same bits.
-// Over all 2^32 words (tests/exhaustive.cpp): radius within 2.5 ulp, cos and sin within 2^-22, never 0, |z| <= 6.77.
+// Over all 2^32 words (tests/noise/exhaustive.cpp): radius within 2.5 ulp, cos and sin within 2^-22, never 0,
+// |z| <= 6.77.
 #pragma once
 #include "philox.h"
 

@@ -78,7 +78,7 @@ struct Cuda {
 
     // Correctly rounded, without the branch of __fsqrt_rn, for normal a far from the ends of the range (here 2^-32 to
     // 46): one step of Newton's from a seed within a few units, then a correction whose residue is exact (Markstein,
-    // IBM J. Res. Dev. 34, 1990). tests/test_cuda.py runs all mantissas, with seeds up to 8 units off.
+    // IBM J. Res. Dev. 34, 1990). tests/cuda/test_cuda.py runs all mantissas, with seeds up to 8 units off.
     static __device__ f32 sqrt(f32 a) {
         const f32 y = rsqrt_seed(a), s = mul(a, y), h = mul(y, 0.5f), e = fma(-s, h, 0.5f);
         const f32 root = fma(s, e, s), half_reciprocal = fma(h, e, h);

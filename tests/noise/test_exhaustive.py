@@ -15,7 +15,7 @@ import pytest
 
 from noisefuse import _native
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 LOG2_PAIRS = 30  # random pairs of the checks that no computer can exhaust
 
@@ -67,7 +67,7 @@ def measured(tmp_path_factory):
     lane, options = LANES[next(isa for isa, supported in _native.isas().items() if supported and isa in LANES)]
     program = tmp_path_factory.mktemp("exhaustive") / "exhaustive"
     macros = [f"-I{ROOT / 'csrc'}", f"-DNF_LANE={lane}", f'-DNF_LANE_HEADER="cpu/lane_{lane.lower()}.h"']
-    source = ROOT / "tests" / "exhaustive.cpp"
+    source = Path(__file__).with_name("exhaustive.cpp")
     compiler = os.environ.get("CXX", "c++")
     subprocess.run([compiler, *FLAGS.split(), *options.split(), *macros, source, "-o", program], check=True)
     run = subprocess.run([program, str(THREADS), str(LOG2_PAIRS)], check=True, capture_output=True, text=True)

@@ -317,5 +317,5 @@ def test_the_package_ships_the_baseline_of_the_benchmarks() -> None:
     from noisefuse import naive
 
     assert naive.__file__ is not None
-    original = Path(__file__).parents[1] / "benchmarks" / "naive.py"
+    original = Path(__file__).parents[2] / "benchmarks" / "naive.py"
     assert Path(naive.__file__).read_text() == original.read_text()

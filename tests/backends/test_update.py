@@ -101,7 +101,7 @@ def test_plain_calls_have_the_same_bits_everywhere(seed, density, i, drawn, in_p
 
 def register_shapes():
     """The columns of D and of each output, of the rows that tile_registers.h lists, and of one that it does not."""
-    source = (Path(__file__).parents[1] / "csrc" / "cpu" / "tile_registers.h").read_text()
+    source = (Path(__file__).parents[2] / "csrc" / "cpu" / "tile_registers.h").read_text()
     shapes = {call.lower() for call in re.findall(r"^    shape\((.*)\),", source, re.MULTILINE)}
     assert len(shapes) > 20
     columns = [[form.replace("k", "").replace(",", "") for form in re.findall("{(.*?)}", call)] for call in shapes]

@@ -40,7 +40,7 @@ import noisefuse.numba as nfn
 from noisefuse.backends.device import inlined
 from noisefuse.sampler import Sampler
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # ---- in kernels --------------------------------------------------------------------------------------------
 
@@ -324,7 +324,7 @@ FEATURES = {"generic": "", "haswell": "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcn
 def test_other_processors_have_the_same_bits(processor, tmp_path):
     """generic has no fma instruction and calls the C library's; haswell has no AVX-512."""
     names = "numba or everywhere"
-    files = ["test_known.py", "test_update.py", "test_forward.py", "test_numba.py"]
+    files = ["test_known.py", "forward/test_forward.py", "backends/test_update.py", "backends/test_numba.py"]
     environment = {
         "NUMBA_CPU_NAME": processor,
         "NUMBA_CPU_FEATURES": FEATURES[processor],

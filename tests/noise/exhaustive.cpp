@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Measures the noise contract's error bounds over all 2^32 words, through the lane type NF_LANE, against the C library
-// in double (float32) and long double (float64). Prints "name value where" lines, tests/test_exhaustive.py judges them.
+// in double (float32) and long double (float64). Prints "name value where" lines, test_exhaustive.py judges them.
 //
 // Radius and angle are seen apart through the public formula alone: word 0 has cos = 1 to the last bit, so
 // normal_pair(w, 0) is the radius of w; and there is a word whose radius is 1 to the last bit, which shows cos and sin.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import noisefuse as nf
 from conftest import BACKENDS, DTYPES, bits, using
-from test_forward import BYTES, CONTINUOUS, LINEAR, SCHEDULES, TARGETS, arrays, indices, noises, normals, real, shapes
+from generated import BYTES, CONTINUOUS, LINEAR, SCHEDULES, TARGETS, arrays, indices, noises, normals, real, shapes
 
 
 def column(values, x):

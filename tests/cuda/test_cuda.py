@@ -26,7 +26,7 @@ from noisefuse import _bench_cuda, cli
 from noisefuse.backends import cubin, cuda
 from noisefuse.backends.call import Rows, Step
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LINEAR = nf.Schedule.linear(1000)
 SAME = nf.Tableau([nf.Row(out=1.0 * nf.tableau.x)])
 SAMPLERS = ("ddim", "ddpm", "euler_ancestral", "dpmpp_2m", "unipc", "pndm")

@@ -1429,7 +1429,7 @@ def test_a_pipeline_with_noise_of_its_own():
 
 def test_the_example(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
-    path = Path(__file__).parents[1] / "examples" / "diffusers_pipeline.py"
+    path = Path(__file__).parents[2] / "examples" / "diffusers_pipeline.py"
     spec = importlib.util.spec_from_file_location("diffusers_pipeline", path)
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
