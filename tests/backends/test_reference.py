@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from noisefuse import backends
 from noisefuse.backends import reference, spec
-from noisefuse.backends.call import AFFINE, COLUMNS, HIGH, LOW, M1, M2, PAST1, PAST4, D, Rows, Step, Walk, X, Z
+from noisefuse.backends.call import Step, Walk
 from noisefuse.noise import Noise
+from noisefuse.rows import AFFINE, COLUMNS, HIGH, LOW, M1, M2, PAST1, PAST4, D, Rows, X, Z
 
 MATH = reference.SPEC
 TYPES = [np.float32, np.float64]

@@ -24,7 +24,8 @@ from conftest import DTYPES, bits
 from cuda_kernels import compilers, stand_in
 from noisefuse import _bench_cuda, cli
 from noisefuse.backends import cubin, cuda
-from noisefuse.backends.call import Rows, Step
+from noisefuse.backends.call import Step
+from noisefuse.rows import Rows
 
 ROOT = Path(__file__).parents[2]
 LINEAR = nf.Schedule.linear(1000)
