@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -93,9 +94,15 @@ def float_dtype(dtype: DTypeLike, allowed: tuple[str, ...] = FLOATS) -> np.dtype
     except TypeError:
         what = f"{dtype!r} is torch's, and the arrays are not" if interop(dtype) is not None else repr(dtype)
         raise TypeError(f"dtype {what}: expected one of {', '.join(allowed)}") from None
-    if found.name not in allowed or not found.isnative:
+    if dtype_name(found) not in allowed or not found.isnative:
         raise TypeError(f"dtype {found}: expected one of {', '.join(allowed)}")
     return found
+
+
+@lru_cache(64)
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """NumPy's own takes as long as the rest of a check."""
+    return dtype.name
 
 
 def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
@@ -105,7 +112,7 @@ def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name}: masked arrays are not supported; pass {name}.data or {name}.filled(...)")
     array: Array = x if on_device(x) else np.asarray(x)  # type: ignore[assignment]
-    if array.dtype.name not in allowed:
+    if dtype_name(array.dtype) not in allowed:
         raise TypeError(f"{name}: dtype {array.dtype} is not supported, expected one of {', '.join(allowed)}")
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
@@ -164,16 +171,16 @@ def overlap(a: Array, b: Array) -> bool:
     )
 
 
-def check_overlap(outputs: Iterable[tuple[str, Array]], inputs: Iterable[tuple[str, Array]]) -> None:
+def check_overlap(outputs: Iterable[tuple[str, Array]], inputs: Iterable[Array]) -> None:
     """Raises ValueError where an output shares memory with another, or with an input that it is not exactly."""
     outputs = list(outputs)
     for i, (name, out) in enumerate(outputs):
         for other_name, other in outputs[:i]:
             if overlap(out, other):
                 raise ValueError(f"{name} overlaps {other_name}: outputs must not share memory")
-        for other_name, other in inputs:
+        for other in inputs:
             if overlap(out, other) and not _same(out, other):
-                raise ValueError(f"{name} overlaps {other_name} in part: expected the input itself, or separate memory")
+                raise ValueError(f"{name} overlaps an input in part: expected the input itself, or separate memory")
 
 
 def _same(a: Array, b: Array) -> bool:

@@ -64,15 +64,19 @@ def _beyond_int64(times: Array) -> bool:
 
 def row_index(name: str, t: ArrayLike, n: int, shape: tuple[int, ...]) -> Index:
     """Checked row numbers 0 <= t < n. Those on a device are not read here: there a row beyond the table gives NaN."""
-    times, segment = segments(name, t, shape)
+    return checked_rows(name, *segments(name, t, shape), n)
+
+
+def checked_rows(name: str, times: Array, segment: int, n: int) -> Index:
     if times.dtype.kind == "f":
         raise TypeError(f"{name}: expected integers below {n}, got {times.dtype}")
     if on_device(times):
         return Index(times.astype(np.int64, copy=False), segment, n - 1)
-    bad = (times < 0) | (times >= n)
-    if bad.any():
-        raise IndexError(f"{name} = {times[bad][0]} is out of range: there are {n} steps, 0 <= {name} < {n}")
-    return Index(times.astype(np.int64), segment, int(times.max()) if times.size else 0)
+    last = int(times.max(initial=-1))
+    if last >= n or times.min(initial=0) < 0:
+        bad = times[(times < 0) | (times >= n)][0]
+        raise IndexError(f"{name} = {bad} is out of range: there are {n} steps, 0 <= {name} < {n}")
+    return Index(times.astype(np.int64), segment, max(last, 0))
 
 
 def kept_times(keep: Sequence[int] | None, n: int) -> NDArray[np.int64]:
@@ -196,12 +200,13 @@ def make_call(
     masked: bool = False,
 ) -> Step:
     """The checked call; what `outs` leaves out is made. Nothing is drawn where there are no names."""
-    given = [(SLOTS[slot], a) for slot, a in inputs.items() if a is not None]
-    device = one_place([*given, *((name, out) for name, out in outs.items() if out is not None and is_array(out))])
+    given = {slot: a for slot, a in inputs.items() if a is not None}
+    written = [(name, out) for name, out in outs.items() if out is not None and is_array(out)]
+    device = one_place([*((SLOTS[slot], a) for slot, a in given.items()), *written])
     check_place(device, index, names)
     results = {name: output(name, out, shape, dtype, device) for name, out in outs.items()}
-    slots = tuple(None if (a := inputs.get(slot)) is None else readable(a, dtype) for slot in range(Z + 1))
-    check_overlap(results.items(), [("an input", a) for a in slots if a is not None])
+    given = {slot: readable(a, dtype) for slot, a in given.items()}
+    check_overlap(results.items(), given.values())
     values = index.values
     if any(overlap(values, out) for out in results.values()):
         values = values.copy()
@@ -214,7 +219,7 @@ def make_call(
         rows=rows,
         index=values,
         segment=index.segment,
-        inputs=slots,
+        inputs=tuple(map(given.get, range(Z + 1))),
         outputs=tuple(three[:3]),
         draw=draw if names else "none",
         step_by_index=step_by_index,

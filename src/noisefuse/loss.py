@@ -172,8 +172,8 @@ def _run(
         m.dtype,
         rows,
         index,
-        names if rows.reads(Z) else (),
-        {slot: a for slot, a in {X: x, M1: m, Z: z}.items() if rows.reads(slot)},
+        names if Z in rows.reads else (),
+        {slot: a for slot, a in {X: x, M1: m, Z: z}.items() if slot in rows.reads},
         dict(outs),
         batched,
     )

@@ -34,6 +34,7 @@ from .calls import (
     SLOTS,
     Index,
     check_place,
+    checked_rows,
     kept_times,
     like,
     make_call,
@@ -45,7 +46,7 @@ from .calls import (
 )
 from .forward import Make, forward
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Noise
-from .rows import M1, PAST1, Z_COLUMNS, Rows, X, Z
+from .rows import M1, PAST1, Rows, X, Z
 from .schedule import Schedule
 from .tableau import Tableau
 from .views import Target, need_target
@@ -369,15 +370,14 @@ def rows_at(
 
     Integer t: a row for each step of the schedule, which it keeps; float t: one for each time.
     """
-    times, _ = segments("t", t, shape)
+    times, segment = segments("t", t, shape)
     # a pair: one number alone means another range
     default = DEFAULT_BYTES if is_bytes and scale is None and offset is None else (1.0, 0.0)
     given = _finite("scale", scale, default[0]), _finite("offset", offset, default[1])
     if times.dtype.kind == "f":
-        on_host: Any = t.get() if on_device(t) else t  # type: ignore[union-attr]
-        index = row_index("t", np.arange(times.size).reshape(np.shape(on_host)), times.size, shape)
-        return make(*schedule(np.ravel(on_host)), target, *given), index
-    return schedule.kept.of(make, target, *given), row_index("t", t, len(schedule), shape)
+        on_host: Any = times.get() if on_device(times) else times  # type: ignore[attr-defined]
+        return make(*schedule(on_host), target, *given), Index(np.arange(times.size), segment)
+    return schedule.kept.of(make, target, *given), checked_rows("t", times, segment, len(schedule))
 
 
 def _fast_randn(shape: int | Sequence[int], noise: Noise, dtype: DTypeLike, out: Array | None) -> Any:
@@ -496,15 +496,15 @@ def _update(
     names: tuple[Noise, ...] = ()
     if noise is not None:
         names, inputs[Z] = names_or_array(noise, x.shape, x.dtype, True, SAMPLER, last_step=index.last)
-    elif table.numbers[slice(None) if on_device(index.values) else np.unique(index.values)][:, Z_COLUMNS].any():
+    elif rows.draws[slice(None) if on_device(index.values) else index.values].any():
         raise TypeError("noise: the row draws noise; expected a Noise or an array, got None")
     else:
         rows = rows.without_noise
     for slot, name in SLOTS.items():
-        if rows.reads(slot) and slot not in inputs:
+        if slot in rows.reads and slot not in inputs:
             raise TypeError(f"{name}: the table reads it; expected an array of shape {x.shape}, got none")
-    inputs = {slot: a for slot, a in inputs.items() if rows.reads(slot)}
-    names = names if rows.reads(Z) else ()
+    inputs = {slot: a for slot, a in inputs.items() if slot in rows.reads}
+    names = names if Z in rows.reads else ()
     outs = {"out": out} | {f"aux_out[{n}]": a for n, a in enumerate(aux)}
     if table.masked and len(outs) > 1:
         raise ValueError("aux_out: backward rows have one output")

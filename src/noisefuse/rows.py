@@ -88,7 +88,15 @@ class Rows:
         flags = np.array([self.active >> column & 1 for column in range(COLUMNS)], np.bool_)
         return flags.view(layout(np.bool_))[0]  # type: ignore[no-any-return]
 
-    def reads(self, slot: int) -> bool:
-        """Whether a linear combination reads this value."""
-        firsts = (*AFFINE, CLEAN) if slot <= M2 else AFFINE
-        return any(self.active >> (first + 1 + slot) & 1 for first in firsts)
+    @cached_property
+    def reads(self) -> frozenset[int]:
+        """The values that a linear combination reads."""
+        firsts = [(first, Z + 1) for first in AFFINE] + [(CLEAN, M2 + 1)]
+        return frozenset(
+            slot for first, slots in firsts for slot in range(slots) if self.active >> (first + 1 + slot) & 1
+        )
+
+    @cached_property
+    def draws(self) -> npt.NDArray[np.bool_]:
+        """(n,): whether a row has noise in one of its outputs."""
+        return np.asarray(self.table[:, Z_COLUMNS].any(axis=1))

@@ -484,10 +484,10 @@ def _first_time(rows: Rows, i: int, given: Any, outputs: Any, noise: Noise | Non
     x, models, past = given
     if len(models) > 2 or len(past) > 4 or len(outputs) > 3 or x.size == 0 or not x.shape or x.dtype.name not in SHORT:
         return None
-    drawn = noise is not None and rows.reads(Z)
+    drawn = noise is not None and Z in rows.reads
     rows = rows if drawn else rows.without_noise
     slots: dict[int, Any] = {X: x, **dict(enumerate(models, M1)), **dict(enumerate(past, PAST1))}
-    read = [slot for slot in range(Z) if slot != D and rows.reads(slot)]
+    read = [slot for slot in range(Z) if slot != D and slot in rows.reads]
     size = x.size // x.shape[0]
     if any(slot not in slots for slot in read) or size > ELEMENTS:
         return None
