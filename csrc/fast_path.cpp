@@ -5,10 +5,10 @@
 #include <cmath>
 #include <new>
 
-#include "arrays.h"
 #include "core/loss.h"
 #include "cpu/dispatch.h"
 #include "run.h"
+#include "torch.h"
 
 namespace nf {
 namespace {

@@ -124,17 +124,25 @@ void* resize(void*, void* data, size_t size) {
 
 PyDataMem_Handler handler{"noisefuse", 1, {nullptr, allocate, allocate_zeros, resize, release}};
 
+// The documented off switch; what has been taken is given back where it came from, so it cannot change later.
+bool is_large(size_t size) {
+    static const bool on = [] {
+        const char* const wanted = std::getenv("NOISEFUSE_HUGE_PAGES");
+        return !wanted || std::strcmp(wanted, "0") != 0;
+    }();
+    return on && size >= kLargeArray;
+}
+
 #endif
 
 }  // namespace
 
-PyObject* memory_handler() {
+PyObject* memory_handler([[maybe_unused]] size_t size) {
 #if NF_BLOCKS
     static PyObject* const capsule = PyCapsule_New(&handler, "mem_handler", nullptr);
-    return capsule;
-#else
-    return nullptr;
+    if (is_large(size)) return capsule;
 #endif
+    return nullptr;
 }
 
 void init_memory() {
@@ -146,14 +154,14 @@ void init_memory() {
 
 void* take_memory(size_t size) {
 #if NF_BLOCKS
-    if (size >= kLargeArray) return allocate(nullptr, size);
+    if (is_large(size)) return allocate(nullptr, size);
 #endif
     return std::aligned_alloc(kLine, (size + kLine - 1) / kLine * kLine);
 }
 
 void give_memory_back(void* memory, size_t size) {
 #if NF_BLOCKS
-    if (size >= kLargeArray) return release(nullptr, memory, size);
+    if (is_large(size)) return release(nullptr, memory, size);
 #endif
     std::free(memory);
 }

@@ -7,13 +7,13 @@
 
 namespace nf {
 
-// What new arrays shall use (NumPy's PyDataMem_SetHandler), or null where this system offers no better than NumPy's
-// own.
+// What new arrays of so many bytes shall use (NumPy's PyDataMem_SetHandler), or null: NumPy's own does. That is so for
+// small ones, where the system has no such memory, and where NOISEFUSE_HUGE_PAGES=0 is in the environment.
 //
 // The first touch of a page costs about as much as the noise that is written there. So the memory that an array gives
 // back waits for the next one, as MADV_FREE: the system may take it at any time, and until then it needs no first
 // touch. Its pages are large ones (2 MiB), and arrays begin with a line of the caches.
-PyObject* memory_handler();
+PyObject* memory_handler(size_t size);
 
 // Once, before the first use.
 void init_memory();

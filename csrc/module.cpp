@@ -20,7 +20,7 @@ PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype) {
     npy_intp bytes = PyDataType_ELSIZE(dtype);
     for (int axis = 0; axis < ndim; ++axis)
         if (__builtin_mul_overflow(bytes, shape[axis], &bytes)) bytes = 0;  // NumPy refuses it
-    PyObject* const handler = bytes >= npy_intp{kLargeArray} ? memory_handler() : nullptr;
+    PyObject* const handler = memory_handler(static_cast<size_t>(bytes));
     PyObject* const before = handler ? PyDataMem_SetHandler(handler) : nullptr;
     PyObject* made = PyArray_NewFromDescr(&PyArray_Type, dtype, ndim, shape, nullptr, nullptr, 0, nullptr);
     if (before) {

@@ -12,10 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-try:
-    from ._native import empty  # large ones in memory that earlier outputs gave back
-except ImportError:
-    from numpy import empty
+from . import backends
 
 Array: TypeAlias = NDArray[Any]
 
@@ -125,7 +122,7 @@ def wanted(x: object) -> str:
 def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], device: int | None = None) -> Array:
     """A new array there, or the caller's `out` if it is one that a kernel may write to."""
     if out is None:
-        return empty(shape, dtype) if device is None else _empty_on(device, shape, dtype)
+        return backends.empty(shape, dtype) if device is None else _empty_on(device, shape, dtype)
     if not is_array(out):
         raise TypeError(f"{name}: expected {wanted(out)}, got {_kind(out)}")
     if isinstance(out, np.ndarray) and type(out) not in (np.ndarray, np.memmap):

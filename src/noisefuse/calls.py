@@ -72,11 +72,11 @@ def checked_rows(name: str, times: Array, segment: int, n: int) -> Index:
         raise TypeError(f"{name}: expected integers below {n}, got {times.dtype}")
     if on_device(times):
         return Index(times.astype(np.int64, copy=False), segment, n - 1)
-    last = int(times.max(initial=-1))
-    if last >= n or times.min(initial=0) < 0:
+    last = int(times.max()) if times.size else 0
+    if times.size and (last >= n or times.min() < 0):
         bad = times[(times < 0) | (times >= n)][0]
         raise IndexError(f"{name} = {bad} is out of range: there are {n} steps, 0 <= {name} < {n}")
-    return Index(times.astype(np.int64), segment, max(last, 0))
+    return Index(times.astype(np.int64), segment, last)
 
 
 def kept_times(keep: Sequence[int] | None, n: int) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 """Large outputs come in memory that earlier ones gave back, and are arrays like any other."""
 
 import mmap
+import os
 import subprocess
 import sys
 import threading
@@ -166,3 +167,21 @@ except MemoryError:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.split("\n") == ["1000", "no more", ""], done.stderr
+
+
+def test_it_can_be_turned_off_and_is_the_native_backends_alone():
+    """Seen to fail without each of the two."""
+    code = """
+import sys, numpy as np, noisefuse as nf
+from numpy._core.multiarray import get_handler_name
+nf.use_backend(sys.argv[1])
+print(get_handler_name(nf.randn((2, 1 << 20), 3)))
+"""
+    for backend, on, expected in (
+        ("native", "1", "noisefuse"), ("native", "0", "default_allocator"), ("reference", "1", "default_allocator"),
+    ):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code, backend], env=os.environ | {"NOISEFUSE_HUGE_PAGES": on},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == expected

@@ -29,11 +29,13 @@ class Backend(Protocol):
 
     Attributes:
         fast_row, fast_mse: its fast path, or None.
+        empty: makes new outputs in host memory, as `numpy.empty`.
         tests_itself: whether it is tested when it is first used, and not when it is loaded.
     """
 
     fast_row: Callable[..., Any] | None
     fast_mse: Callable[..., Any] | None
+    empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
 
     def step(self, call: Step) -> None: ...
@@ -62,10 +64,16 @@ def _first_row(*arguments: Any) -> Any:
     return fast_row(*arguments)
 
 
+def _first_empty(*arguments: Any) -> Any:
+    _first()
+    return empty(*arguments)
+
+
 # The fast path of the backend in use, csrc/fast_path.cpp: it takes arguments as they came, checks them itself, and
 # declines with NotImplemented whatever is not plain.
 fast_row: Callable[..., Any] = _first_row
 fast_mse: Callable[..., Any] = declined
+empty: Callable[..., Any] = _first_empty
 
 
 class Setting:
@@ -133,9 +141,9 @@ def _select(name: str) -> tuple[str, Any]:
 
 
 def _use(name: str, backend: Any) -> tuple[str, Any]:
-    global _current, fast_row, fast_mse
+    global _current, fast_row, fast_mse, empty
     _current = name, backend
-    fast_row, fast_mse = backend.fast_row or declined, backend.fast_mse or declined
+    fast_row, fast_mse, empty = backend.fast_row or declined, backend.fast_mse or declined, backend.empty
     return _current
 
 

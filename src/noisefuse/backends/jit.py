@@ -35,6 +35,7 @@ DRAWS = {"none": kernels.NONE, "normal": kernels.NORMAL, "uniform": kernels.UNIF
 # Compiling takes seconds, the first time: no more than is needed, and each kind of arithmetic when it is.
 tests_itself = True
 fast_row = fast_mse = None
+empty = np.empty
 _tested: set[str] = set()
 
 

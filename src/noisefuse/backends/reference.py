@@ -16,6 +16,7 @@ from . import spec
 from .call import LOSS_CHUNK, Array, Loss, Step, Walk
 
 fast_row = fast_mse = None
+empty = np.empty
 tests_itself = False
 
 CHUNK = 1 << 15  # elements at a time: some forty temporaries of 256 KiB at most

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the fast path sees of torch's tensors, through the C exchange API of DLPack 1.3 (dmlc.github.io/dlpack), whose
+// few structs stand here, and what that does not tell, through descriptors of torch's class. All that touches torch's
+// and DLPack's internals is in this file, tested with torch 2.13 and DLPack 1.3. A torch that lacks any of it, as older
+// ones do, takes the checked path.
+#pragma once
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+#include "arrays.h"
+#include "memory.h"
+
+namespace nf {
+namespace {
+
+// ------------------------------------------------------------------------------------------------ DLPack
+
+struct DLTensor {
+    void* data;
+    int32_t device_type, device_id;
+    int32_t ndim;
+    uint8_t code, bits;
+    uint16_t lanes;
+    int64_t *shape, *strides;  // in elements
+    uint64_t byte_offset;
+};
+
+struct ManagedTensor {
+    uint32_t major, minor;
+    void* context;
+    void (*deleter)(ManagedTensor* self);
+    uint64_t flags;
+    DLTensor tensor;
+};
+
+struct ExchangeApi {
+    uint32_t major, minor;
+    void* previous;
+    void *allocate, *from_object;
+    int (*to_object)(ManagedTensor* tensor, void** object);
+    int (*borrow)(void* object, DLTensor* out);  // dltensor_from_py_object_no_sync; may be null
+    void* current_stream;
+};
+
+constexpr int32_t kCpu = 1;
+constexpr uint8_t kInt = 0, kUint = 1, kFloat = 2, kBfloat = 4;
+
+inline Kind kind_of(const DLTensor& t) {
+    const auto is = [&](uint8_t code, uint8_t bits) { return t.code == code && t.bits == bits && t.lanes == 1; };
+    return is(kFloat, 32)    ? Kind::f32
+           : is(kFloat, 64)  ? Kind::f64
+           : is(kFloat, 16)  ? Kind::f16
+           : is(kBfloat, 16) ? Kind::bf16
+           : is(kUint, 8)    ? Kind::u8
+           : is(kInt, 64)    ? Kind::i64
+                             : Kind::other;
+}
+
+inline bool view_tensor(PyObject* o, const DLTensor& t, View& v) {
+    v.object = o;
+    v.data = static_cast<char*>(t.data) + t.byte_offset;
+    v.kind = kind_of(t), v.code = t.code, v.bits = t.bits;
+    v.ndim = t.ndim;
+    v.shape = t.shape;
+    v.count = 1;
+    for (int i = t.ndim - 1; i >= 0; --i) {
+        if (t.shape[i] != 1 && t.strides[i] != v.count) return false;
+        v.count *= t.shape[i];
+    }
+    const int64_t bytes = t.bits / 8;
+    v.bytes = v.count * bytes;
+    v.writable = v.is_tensor = true;
+    return t.device_type == kCpu && bytes > 0 && reinterpret_cast<uintptr_t>(v.data) % static_cast<size_t>(bytes) == 0;
+}
+
+// ------------------------------------------------------------------------------------------------ torch
+
+// Looked up when the first tensor comes; `tensor` stays null where this torch lacks the exchange API.
+class Torch {
+  public:
+    bool is_tensor(PyObject* o) {
+        PyTypeObject* type = Py_TYPE(o);
+        if (!sought_ && std::strcmp(type->tp_name, "Tensor") == 0) seek(reinterpret_cast<PyObject*>(type));
+        return type == tensor_ && tensor_;
+    }
+
+    // False, perhaps with a Python error, for what has no memory of its own, or none of the CPU.
+    bool view(PyObject* o, View& v) const {
+        DLTensor t;
+        return api_->borrow(o, &t) == 0 && view_tensor(o, t, v);
+    }
+
+    // Whether it is the memory that the exchange API shows, and no autograd watches; the API does not tell.
+    bool is_plain(PyObject* o) const {
+        const Reference grad(requires_grad_->get(o, requires_grad_->closure));
+        const Reference negated(grad.object ? is_neg_->ml_meth(o, nullptr) : nullptr);
+        if (negated.object != Py_False) return false;
+        if (grad.object == Py_False) return true;
+        const Reference enabled(PyObject_CallNoArgs(is_grad_enabled_));
+        return enabled.object == Py_False;
+    }
+
+    // Whether there are tangents about, of forward-mode differentiation.
+    bool dual() const {
+        PyObject* level = PyDict_GetItemWithError(forward_ad_, current_level_);
+        const long depth = level ? PyLong_AsLong(level) : 0;
+        PyErr_Clear();
+        return depth >= 0;
+    }
+
+    // Autograd learns that they were written. False: a Python error is set.
+    bool written(PyObject* const* tensors, Py_ssize_t n) const {
+        const Reference all(PyTuple_New(n));
+        if (!all.object) return false;
+        for (Py_ssize_t i = 0; i < n; ++i) PyTuple_SET_ITEM(all.object, i, Py_NewRef(tensors[i]));
+        const Reference none(PyObject_CallOneArg(increment_version_, all.object));
+        return none.object;
+    }
+
+    // A new tensor like x, of memory that it gives back to us (torch.empty_like takes twice as long). `data` is where
+    // that begins. Null: a Python error is set.
+    PyObject* new_like(const View& x, char*& data) const {
+        const size_t n = static_cast<size_t>(x.ndim), head = (sizeof(OwnTensor) + 16 * n + 63) / 64 * 64;
+        const size_t size = head + static_cast<size_t>(x.bytes);
+        void* const memory = take_memory(size);
+        if (!memory) return PyErr_NoMemory();
+        auto* const own = new (memory) OwnTensor{};
+        own->size = size;
+        ManagedTensor& m = own->managed;
+        m.major = m.minor = 1;
+        m.deleter = [](ManagedTensor* self) { give_memory_back(self, reinterpret_cast<OwnTensor*>(self)->size); };
+        data = static_cast<char*>(memory) + head;
+        int64_t *const shape = reinterpret_cast<int64_t*>(own + 1), *const strides = shape + n;
+        std::copy_n(x.shape, n, shape);
+        for (int64_t i = x.ndim - 1, stride = 1; i >= 0; stride *= x.shape[i--]) strides[i] = stride;
+        m.tensor = {data, kCpu, 0, x.ndim, x.code, x.bits, 1, shape, strides, 0};
+        void* made;
+        return api_->to_object(&m, &made) == 0 ? static_cast<PyObject*>(made) : nullptr;
+    }
+
+  private:
+    bool sought_ = false;
+    PyTypeObject* tensor_ = nullptr;
+    const ExchangeApi* api_;
+    PyObject *is_grad_enabled_, *increment_version_;
+    const PyGetSetDef* requires_grad_;  // looking up a name costs as much as calling what it names, and so does
+    const PyMethodDef* is_neg_;         // calling it through the interpreter
+    PyObject* forward_ad_;              // a module's dictionary
+    PyObject* current_level_;           // a name
+
+    // What stands before the elements of a tensor that `new_like` made; its lengths and strides follow.
+    struct OwnTensor {
+        ManagedTensor managed;
+        size_t size;
+    };
+
+    static PyObject* get(const char* module, const char* name) {
+        const Reference m(PyImport_ImportModule(module));
+        return m.object ? PyObject_GetAttrString(m.object, name) : nullptr;
+    }
+
+    bool find(PyObject* type) {
+        const Reference capsule(PyObject_GetAttrString(type, "__dlpack_c_exchange_api__"));
+        if (!capsule.object) return false;
+        api_ = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.object, "dlpack_exchange_api"));
+        return api_ && api_->major == 1 && api_->borrow && (is_grad_enabled_ = get("torch", "is_grad_enabled")) &&
+               (increment_version_ = get("torch.autograd.graph", "increment_version")) &&
+               (forward_ad_ = get("torch.autograd.forward_ad", "__dict__")) &&
+               find(PyObject_GetAttrString(type, "requires_grad"), PyObject_GetAttrString(type, "is_neg")) &&
+               (current_level_ = PyUnicode_InternFromString("_current_level"));
+    }
+
+    // Keeps both descriptors alive, as `find` above keeps what it finds.
+    bool find(PyObject* property, PyObject* method) {
+        if (!property || !method || !Py_IS_TYPE(property, &PyGetSetDescr_Type) ||
+            !Py_IS_TYPE(method, &PyMethodDescr_Type))
+            return false;
+        requires_grad_ = reinterpret_cast<PyGetSetDescrObject*>(property)->d_getset;
+        is_neg_ = reinterpret_cast<PyMethodDescrObject*>(method)->d_method;
+        return is_neg_->ml_flags == METH_NOARGS;
+    }
+
+    void seek(PyObject* type) {
+        const Reference name(PyUnicode_FromString("torch"));
+        const Reference module(name.object ? PyImport_GetModule(name.object) : nullptr);
+        const Reference found(module.object ? PyObject_GetAttrString(module.object, "Tensor") : nullptr);
+        if (found.object == type) {
+            sought_ = true;
+            if (find(type)) tensor_ = reinterpret_cast<PyTypeObject*>(Py_NewRef(type));
+        }
+        PyErr_Clear();
+    }
+};
+
+inline Torch torch;
+
+// False, and no Python error, for whatever is not plain, and for nothing. Its shape is looked at last: what is asked of
+// a tensor before may run a mode of torch's, which is the user's.
+inline bool view(PyObject* o, View& v) {
+    const bool seen = PyArray_CheckExact(o) ? view_array(o, v)
+                      : torch.is_tensor(o)  ? torch.is_plain(o) && torch.view(o, v)
+                                            : false;
+    if (!seen) PyErr_Clear();
+    return seen && v.count > 0 && v.data;
+}
+
+}  // namespace
+}  // namespace nf
