@@ -10,18 +10,8 @@ import noisefuse as nf
 
 def run(arguments: argparse.Namespace) -> None:
     lines = _lines()
-    try:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ModuleNotFoundError:
-        width = max(len(name) for name, _ in lines)
-        print("\n".join(f"{name:{width}}  {value}".rstrip() for name, value in lines))
-        return
-    grid = Table.grid("", "", padding=(0, 2))
-    for name, value in lines:
-        grid.add_row(Text(name, "bold"), Text(value))  # Text: "noisefuse[cuda13]" is no markup
-    Console(highlight=False).print(grid)
+    width = max(len(name) for name, _ in lines)
+    print("\n".join(f"{name:{width}}  {value}" for name, value in lines))
 
 
 def _lines() -> list[tuple[str, str]]:
