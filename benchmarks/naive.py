@@ -15,26 +15,28 @@ import numpy as np
 import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
+Rng: TypeAlias = np.random.Generator
+Times: TypeAlias = int | Array
 
 
-def naive_randn(rng: np.random.Generator, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
+def naive_randn(rng: Rng, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
     """N(0, 1). NumPy draws float32 and float64; half types are rounded from float32."""
     z: Array = rng.standard_normal(shape, dtype=_arithmetic(dtype))
     return z.astype(dtype, copy=False)
 
 
-def naive_q_sample(x0: Array, t: npt.ArrayLike, alpha: Array, sigma: Array, rng: np.random.Generator) -> Array:
+def naive_q_sample(x0: Array, t: Times, alpha: Array, sigma: Array, rng: Rng) -> Array:
     """x_t = alpha_t x_0 + sigma_t z, for t a scalar or of a shape that x0's begins with, such as (B,)."""
-    return _blend(x0, alpha[np.asarray(t)], sigma[np.asarray(t)], rng)
+    return _blend(x0, alpha[t], sigma[t], rng)
 
 
-def naive_q_step(x: Array, t: npt.ArrayLike, betas: Array, rng: np.random.Generator) -> Array:
+def naive_q_step(x: Array, t: Times, betas: Array, rng: Rng) -> Array:
     """x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z: one step of the random walk."""
-    beta = betas[np.asarray(t)]
+    beta = betas[t]
     return _blend(x, np.sqrt(1 - beta), np.sqrt(beta), rng)
 
 
-def naive_q_walk(x0: Array, betas: Array, rng: np.random.Generator, keep: Collection[int]) -> Array:
+def naive_q_walk(x0: Array, betas: Array, rng: Rng, keep: Collection[int]) -> Array:
     """x_t of one random walk from x_0, for each t in keep, rising: (len(keep), *x0.shape)."""
     kept, x = [], x0
     for t in range(max(keep) + 1):
@@ -44,7 +46,7 @@ def naive_q_walk(x0: Array, betas: Array, rng: np.random.Generator, keep: Collec
     return np.stack(kept)
 
 
-def _blend(x: Array, a: Array, s: Array, rng: np.random.Generator) -> Array:
+def _blend(x: Array, a: Array, s: Array, rng: Rng) -> Array:
     """a x + s z. Half types through float32, rounded once; uint8 images as [-1, 1] in float32."""
     dtype = np.dtype(np.float32) if x.dtype == np.uint8 else x.dtype
     image = x.dtype == np.uint8
@@ -63,34 +65,15 @@ def tuned_rng(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(seed))
 
 
-def tuned_randn(rng: np.random.Generator, out: Array) -> Array:
+def tuned_randn(rng: Rng, out: Array) -> Array:
     return rng.standard_normal(dtype=out.dtype.type, out=out)
 
 
-def tuned_q_sample(
-    x0: Array, t: npt.ArrayLike, alpha: Array, sigma: Array, rng: np.random.Generator, out: Array, z: Array
-) -> Array:
-    """z is a buffer of x0's shape; out may be x0."""
-    return _tuned_blend(x0, alpha[np.asarray(t)], sigma[np.asarray(t)], rng, out, z)
-
-
-def tuned_q_step(x: Array, t: npt.ArrayLike, betas: Array, rng: np.random.Generator, out: Array, z: Array) -> Array:
-    beta = betas[np.asarray(t)]
-    return _tuned_blend(x, np.sqrt(1 - beta), np.sqrt(beta), rng, out, z)
-
-
-def tuned_q_walk(x0: Array, betas: Array, rng: np.random.Generator, out: Array, z: Array) -> Array:
-    """The end of the walk, x_{T-1}."""
-    x = x0
-    for t in range(len(betas)):
-        x = tuned_q_step(x, t, betas, rng, out, z)
-    return x
-
-
-def _tuned_blend(x: Array, a: Array, s: Array, rng: np.random.Generator, out: Array, z: Array) -> Array:
+def tuned_q_sample(x: Array, t: Times, alpha: Array, sigma: Array, rng: Rng, out: Array, z: Array) -> Array:
+    """z is a buffer of x's shape; out may be x. A step of the walk, too, with the columns of one."""
     tuned_randn(rng, z)
-    np.multiply(z, _against(x, s), out=z)
-    np.multiply(x, _against(x, a), out=out)
+    np.multiply(z, _against(x, sigma[t]), out=z)
+    np.multiply(x, _against(x, alpha[t]), out=out)
     return np.add(out, z, out=out)
 
 

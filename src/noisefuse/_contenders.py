@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `noisefuse bench` measures: a Case, and how each contender runs it.
+"""What `noisefuse bench` measures: a Case, and how each contender runs it on the CPU.
 
 Each is called as its careful user calls it: into buffers that exist where it has `out=`, compiled where it
 has a compiler. NumPy and MKL's generator run on one thread, whatever the case says.
@@ -11,9 +11,9 @@ import ctypes
 import ctypes.util
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib import import_module, metadata
 from typing import Any, TypeAlias
 
@@ -29,6 +29,8 @@ Call: TypeAlias = Callable[[], object]
 OPERATIONS = ("randn", "q_sample", "q_step", "q_walk")
 DTYPES = ("float32", "float64", "float16", "bfloat16", "uint8")
 WALK_STEPS = 10  # enough to see that the walk does not go through memory
+# How many arrays an operation has to read or write, each once; a walk's steps do not go through memory.
+ARRAYS = {"randn": 1, "q_sample": 2, "q_step": 2, "q_walk": 0, "ddim": 3, "ddpm": 3, "mse_loss": 2}
 
 # ---- what is measured --------------------------------------------------------------------------------------
 
@@ -38,13 +40,13 @@ class Case:
     """One operation on one shape and dtype, with its inputs. q_sample takes one t for each sample."""
 
     operation: str
-    threads: int
+    threads: int  # 0 on another device
     shape: tuple[int, ...]
     dtype: str
 
     @property
-    def group(self) -> tuple[str, int]:
-        return self.operation, self.threads
+    def group(self) -> str:
+        return self.operation + f", {self.threads} thread{'s' * (self.threads > 1)}" * (self.threads > 0)
 
     @property
     def size(self) -> str:
@@ -53,6 +55,11 @@ class Case:
     @property
     def exists(self) -> bool:
         return self.dtype != "uint8" or self.operation == "q_sample"
+
+    def bytes(self, arrays: int) -> int:
+        """Of so many arrays: one that is written, and others that are read."""
+        read, written = (np.dtype(dtype).itemsize for dtype in (self.x_dtype, self.out_dtype))
+        return math.prod(self.shape) * (written + (arrays - 1) * read)
 
     @property
     def steps(self) -> int:
@@ -67,12 +74,36 @@ class Case:
     def schedule(self) -> nf.Schedule:
         return nf.Schedule.linear(self.steps if self.operation == "q_walk" else 1000)
 
+    @property
+    def columns(self) -> tuple[Array, Array]:
+        """a and s of x_t = a[t] x + s[t] z."""
+        s = self.schedule
+        return (s.alpha, s.sigma) if self.operation == "q_sample" else (np.sqrt(1 - s.betas), np.sqrt(s.betas))
+
+    @property
+    def times(self) -> list[Any]:
+        """The t of each step."""
+        return [self.t] if self.operation == "q_sample" else [500] if self.steps == 1 else list(range(WALK_STEPS))
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The shape in which a[t] is broadcast against x."""
+        return (-1,) + (1,) * (len(self.shape) - 1) if self.operation == "q_sample" else ()
+
+    @property
+    def x_dtype(self) -> npt.DTypeLike:
+        return np.uint8 if self.dtype == "uint8" else self.out_dtype
+
+    @property
+    def out_dtype(self) -> np.dtype[Any]:
+        if self.dtype == "bfloat16":
+            import_module("ml_dtypes")  # which tells NumPy the name
+        return np.dtype("float32" if self.dtype == "uint8" else self.dtype)
+
     @cached_property
     def x(self) -> Array:
-        rng = np.random.default_rng(0)
-        if self.dtype == "uint8":
-            return rng.integers(0, 256, self.shape, dtype=np.uint8)
-        return rng.uniform(-1, 1, self.shape).astype(self.out.dtype)
+        low, high = (0, 256) if self.dtype == "uint8" else (-1, 1)
+        return np.random.default_rng(0).uniform(low, high, self.shape).astype(self.x_dtype)
 
     @cached_property
     def t(self) -> npt.NDArray[np.int64]:
@@ -80,35 +111,34 @@ class Case:
 
     @cached_property
     def out(self) -> Array:
-        return np.zeros(self.shape, "float32" if self.dtype == "uint8" else _dtype(self.dtype))
+        return np.zeros(self.shape, self.out_dtype)
 
     def __str__(self) -> str:
         return f"{self.operation} {self.size} {self.dtype}"
 
 
-def _dtype(name: str) -> np.dtype[Any]:
-    return np.dtype(import_module("ml_dtypes").bfloat16 if name == "bfloat16" else name)
-
-
 # ---- the contenders: a Case -> what to call, or None where they have no such operation --------------------
 
 
-def _noisefuse(case: Case) -> Call | None:
-    x, t, schedule, out, noise = case.x, case.t, case.schedule, case.out, nf.Noise(0)
-    last, walked = len(schedule) - 1, out[None]
+def ours(case: Case, x: Any, t: Any, out: Any) -> dict[str, Call]:
+    """Each operation, on arrays of any kind."""
+    schedule, noise, last = case.schedule, nf.Noise(0), len(case.schedule) - 1
     return {
         "randn": lambda: nf.randn(case.shape, noise, dtype=out.dtype, out=out),
         "q_sample": lambda: nf.q_sample(x, t, schedule, noise, out=out),
         "q_step": lambda: nf.q_step(x, 500, schedule, noise, out=out),
-        "q_walk": lambda: nf.q_walk(x, schedule, noise, keep=[last], out=walked),
-    }[case.operation]
+        "q_walk": lambda: nf.q_walk(x, schedule, noise, keep=[last], out=out[None]),
+    }
+
+
+def _noisefuse(case: Case) -> Call:
+    return ours(case, case.x, case.t, case.out)[case.operation]
 
 
 def _numba(case: Case) -> Call | None:
     """The same on the backend of that name; changing it takes about two microseconds."""
     import_module("numba")
     call = _noisefuse(case)
-    assert call
 
     def on_numba() -> None:
         with nf.use_backend("numba"):
@@ -118,64 +148,53 @@ def _numba(case: Case) -> Call | None:
 
 
 def _naive(case: Case) -> Call | None:
-    x, t, (alpha, sigma, betas) = case.x, case.t, _columns(case.schedule)
-    rng = np.random.default_rng(0)
-    return {
-        "randn": lambda: naive.naive_randn(rng, case.shape, case.out.dtype),
-        "q_sample": lambda: naive.naive_q_sample(x, t, alpha, sigma, rng),
-        "q_step": lambda: naive.naive_q_step(x, 500, betas, rng),
-        "q_walk": lambda: naive.naive_q_walk(x, betas, rng, keep=[len(betas) - 1]),
-    }[case.operation]
+    (a, s), rng, dtype = case.columns, np.random.default_rng(0), case.out_dtype
+    step = partial(naive.naive_q_sample, alpha=a, sigma=s, rng=rng)
+    return _in_turn(case, lambda: naive.naive_randn(rng, case.shape, dtype), step, case.x, case.times)
 
 
 def _tuned(case: Case) -> Call | None:
     if case.dtype not in ("float32", "float64"):
         return None
-    x, t, (alpha, sigma, betas) = case.x, case.t, _columns(case.schedule)
-    rng, out, z = naive.tuned_rng(0), case.out, np.empty_like(case.out)
-    return {
-        "randn": lambda: naive.tuned_randn(rng, out),
-        "q_sample": lambda: naive.tuned_q_sample(x, t, alpha, sigma, rng, out, z),
-        "q_step": lambda: naive.tuned_q_step(x, 500, betas, rng, out, z),
-        "q_walk": lambda: naive.tuned_q_walk(x, betas, rng, out, z),
-    }[case.operation]
+    (a, s), rng, out, z = case.columns, naive.tuned_rng(0), case.out, np.empty_like(case.out)
+    step = partial(naive.tuned_q_sample, alpha=a, sigma=s, rng=rng, out=out, z=z)
+    return _in_turn(case, lambda: naive.tuned_randn(rng, out), step, case.x, case.times)
 
 
-def _columns(schedule: nf.Schedule) -> tuple[Array, Array, Array]:
-    return schedule.alpha, schedule.sigma, schedule.betas
+def _in_turn(case: Case, randn: Call, step: Callable[[Any, Any], Any], x: Any, times: Sequence[Any]) -> Call:
+    """`step`, from x, for each of the times; but `randn` where that is the operation."""
+
+    def call() -> Any:
+        x_t = x
+        for t in times:
+            x_t = step(x_t, t)
+        return x_t
+
+    return randn if case.operation == "randn" else call
 
 
 def _torch(case: Case) -> Call | None:
-    torch = import_module("torch")
-    torch.set_num_threads(case.threads)
-    image = case.dtype == "uint8"
+    import_module("torch").set_num_threads(case.threads)
+    return torch_call(case, "cpu")
+
+
+def torch_call(case: Case, device: str) -> Call:
+    torch, image = import_module("torch"), case.dtype == "uint8"
     dtype = torch.float32 if image else getattr(torch, case.dtype)
-    x = torch.randint(0, 256, case.shape, dtype=torch.uint8) if image else torch.randn(case.shape).to(dtype)
-    out, z = torch.empty(case.shape, dtype=dtype), torch.empty(case.shape, dtype=dtype)
-    alpha, sigma, betas = (torch.from_numpy(column.copy()) for column in _columns(case.schedule))
-    keep, fresh = (1 - betas).sqrt().to(dtype), betas.sqrt().to(dtype)
-    alpha, sigma = alpha.to(dtype), sigma.to(dtype)
-    t = torch.from_numpy(case.t)
-    axes = (-1,) + (1,) * (len(case.shape) - 1)
+    x, out, z = (torch.ones(case.shape, dtype=d, device=device) for d in (getattr(torch, case.dtype), dtype, dtype))
+    a, s = (torch.tensor(column, dtype=dtype, device=device) for column in case.columns)
+    axes, times = case.axes, [t if isinstance(t, int) else torch.tensor(t, device=device) for t in case.times]
 
-    def blend(x: Any, a: Any, s: Any) -> None:
-        torch.randn(case.shape, dtype=dtype, out=z)
+    def step(x: Any, t: Any) -> Any:
+        a_t, s_t = (a[t].view(axes), s[t].view(axes)) if axes else (a[t], s[t])
+        z.normal_()
         if image:  # [-1, 1], folded into a
-            torch.mul(x, a / 127.5, out=out).sub_(a)
+            torch.mul(x, a_t / 127.5, out=out).sub_(a_t)
         else:
-            torch.mul(x, a, out=out)
-        out.addcmul_(z, s)
+            torch.mul(x, a_t, out=out)
+        return out.addcmul_(z, s_t)
 
-    def walk() -> None:
-        for step in range(WALK_STEPS):
-            blend(out if step else x, keep[step], fresh[step])
-
-    return {
-        "randn": lambda: torch.randn(case.shape, dtype=dtype, out=out),
-        "q_sample": lambda: blend(x, alpha[t].view(axes), sigma[t].view(axes)),
-        "q_step": lambda: blend(x, keep[500], fresh[500]),
-        "q_walk": walk,
-    }[case.operation]
+    return _in_turn(case, z.normal_, step, x, times)
 
 
 def _jax(case: Case) -> Call | None:
@@ -183,28 +202,23 @@ def _jax(case: Case) -> Call | None:
     if case.threads != processors():
         return None  # it takes all processors, and nothing but a new process changes that
     jax.config.update("jax_enable_x64", True)  # or float64 would silently be float32
-    jnp = jax.numpy
-    dtype = case.out.dtype
-    alpha, sigma, betas = (jnp.asarray(column) for column in _columns(case.schedule))
-    keep, fresh = jnp.sqrt(1 - betas), jnp.sqrt(betas)
-    x, t, key = jnp.asarray(case.x), jnp.asarray(case.t), jax.random.key(0)
-    axes = (-1,) + (1,) * (len(case.shape) - 1)
+    jnp, dtype = jax.numpy, case.out_dtype
+    a, s = (jnp.asarray(column) for column in case.columns)
+    x, t, key = jnp.asarray(case.x), jnp.asarray(case.times[0]), jax.random.key(0)
 
-    def blend(key: Any, x: Any, a: Any, s: Any) -> Any:
+    def normal(key: Any) -> Any:
+        return jax.random.normal(key, case.shape, dtype)
+
+    def step(key: Any, x: Any, t: Any) -> Any:
         x = x / jnp.float32(127.5) - 1 if case.dtype == "uint8" else x
-        return a.astype(dtype) * x + s.astype(dtype) * jax.random.normal(key, case.shape, dtype)
+        return a[t].reshape(case.axes).astype(dtype) * x + s[t].reshape(case.axes).astype(dtype) * normal(key)
 
-    def walk(key: Any, x: Any, t: Any) -> Any:
+    def walk(key: Any, x: Any) -> Any:
         keys = jax.random.split(key, WALK_STEPS)
-        return jax.lax.fori_loop(0, WALK_STEPS, lambda i, x: blend(keys[i], x, keep[i], fresh[i]), x)
+        return jax.lax.fori_loop(0, WALK_STEPS, lambda i, x: step(keys[i], x, i), x)
 
-    operation = {
-        "randn": lambda key, x, t: jax.random.normal(key, case.shape, dtype),
-        "q_sample": lambda key, x, t: blend(key, x, alpha[t].reshape(axes), sigma[t].reshape(axes)),
-        "q_step": lambda key, x, t: blend(key, x, keep[500], fresh[500]),
-        "q_walk": walk,
-    }[case.operation]
-    compiled = jax.jit(operation)
+    operation = {"randn": lambda key, x, t: normal(key), "q_walk": lambda key, x, t: walk(key, x)}
+    compiled = jax.jit(operation.get(case.operation, step))
     return lambda: compiled(key, x, t).block_until_ready()
 
 
@@ -274,3 +288,27 @@ CONTENDERS: dict[str, Callable[[Case], Call | None]] = {
     "MKL": _mkl,
     "copyto": _copy,
 }
+# What a report says of each beside noisefuse and the copy. In NumPy and in MKL, whatever the case says, one thread.
+NOTES = {
+    "numba": "noisefuse on its backend of that name",
+    "naive": "NumPy as papers write it, one thread",
+    "tuned": "NumPy with its fastest generator and out=, one thread",
+    "torch": "",
+    "torch.compile": "",
+    "CuPy": "",
+    "JAX": "",
+    "MKL": "its normals alone, one thread",
+}
+
+
+def contenders(case: Case, names: Collection[str] = tuple(CONTENDERS)) -> dict[str, Call]:
+    """The named ones that are installed and have this operation."""
+    calls = {}
+    for name in names:
+        try:
+            call = CONTENDERS[name](case)
+        except ImportError:
+            continue
+        if call is not None:
+            calls[name] = call
+    return calls

@@ -18,13 +18,12 @@ import numpy.typing as npt
 
 import noisefuse as nf
 
-from ._bench import measure
-from ._contenders import Case
+from ._bench import aligned, interleaved
+from ._contenders import Case, contenders
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from rich.table import Table
 
     from ._ideal import Run
 
@@ -83,8 +82,9 @@ def run(arguments: argparse.Namespace) -> None:
         figure.savefig(arguments.out, dpi=150)
     except (OSError, ValueError) as error:  # ValueError: a format that matplotlib does not know
         raise OSError(f"cannot write {arguments.out}: {error}") from error
-    console.print(_noise_table(noised, schedule), _throughput_table(throughputs, copy, where), sep="\n")
-    console.print(f"wrote {arguments.out}", soft_wrap=True)
+    for rows in (_noise_table(noised, schedule), _throughput_table(throughputs, copy, where)):
+        print(*aligned(rows, left=1), "", sep="\n")
+    print(f"wrote {arguments.out}")
 
 
 def _read(path: Path) -> Image:
@@ -130,7 +130,7 @@ def _time(shape: tuple[int, ...]) -> tuple[list[Throughput], float]:
     throughputs, copy = [], 0.0
     for label, (operation, dtype) in cases.items():
         case = Case(operation, nf.info()["threads"], (BATCH, *shape), dtype)
-        timings = measure(case, seconds=0.3, rounds=5, names=("noisefuse", "naive", "copyto"))
+        timings = interleaved(contenders(case, ("noisefuse", "naive", "copyto")), seconds=0.3)
         speed = {name: case.elements / timing.median / 1e6 for name, timing in timings.items()}
         throughputs.append(Throughput(label, speed["noisefuse"], speed["naive"]))
         if label == "q_sample":
@@ -259,33 +259,23 @@ def _draw_bars(ax: Axes, throughputs: Sequence[Throughput], copy: float, where: 
 # ---- the same as tables ------------------------------------------------------------------------------------
 
 
-def _noise_table(noised: Sequence[Noised], schedule: nf.Schedule) -> Table:
-    grid = _grid("t", "alpha", "sigma", "walk: mean", "std", "closed form: mean", "std")
+def _noise_table(noised: Sequence[Noised], schedule: nf.Schedule) -> list[list[str]]:
+    rows = [
+        ["the noise (x_t - alpha x_0) / sigma"],
+        ["t", "alpha", "sigma", "walk: mean", "std", "closed: mean", "std"],
+    ]
     for i, t in enumerate(SHOWN):
         walk = np.concatenate([one.walk_noise[i].ravel() for one in noised])
         closed = np.concatenate([one.closed_noise[i].ravel() for one in noised])
-        moments = (f"{value:.4f}" for z in (walk, closed) for value in (z.mean(), z.std()))
-        grid.add_row(str(t), f"{schedule.alpha[t]:.4f}", f"{schedule.sigma[t]:.4f}", *moments)
-    grid.title = "the noise (x_t - alpha x_0) / sigma"
-    return grid
+        moments = [value for z in (walk, closed) for value in (z.mean(), z.std())]
+        rows.append([str(t), *(f"{value:.4f}" for value in (schedule.alpha[t], schedule.sigma[t], *moments))])
+    return rows
 
 
-def _throughput_table(throughputs: Sequence[Throughput], copy: float, where: str) -> Table:
-    grid = _grid("million elements per second", "noisefuse", "naive NumPy", "speed-up")
-    for one in throughputs:
-        speed_up = f"[bold]{one.noisefuse / one.naive:.1f}x[/bold]"
-        grid.add_row(one.label, f"{one.noisefuse:,.0f}", f"{one.naive:,.0f}", speed_up)
-    grid.add_row("np.copyto, a plain copy", f"{copy:,.0f}", "", "")
-    grid.title = where
-    return grid
-
-
-def _grid(first: str, *others: str) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    grid = Table(box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    grid.add_column(first)
-    for name in others:
-        grid.add_column(name, justify="right")
-    return grid
+def _throughput_table(throughputs: Sequence[Throughput], copy: float, where: str) -> list[list[str]]:
+    return [
+        [where],
+        ["million elements per second", "noisefuse", "naive NumPy", "speed-up"],
+        *([o.label, f"{o.noisefuse:,.0f}", f"{o.naive:,.0f}", f"{o.noisefuse / o.naive:.1f}x"] for o in throughputs),
+        ["np.copyto, a plain copy", f"{copy:,.0f}", "", ""],
+    ]
