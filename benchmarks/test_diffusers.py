@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that the drop-in schedulers have to reach, in the manner of test_forward.py, each a ratio within one run.
+"""The figures that the drop-in schedulers have to reach, each a ratio within one run.
 
     pytest benchmarks/test_diffusers.py      every figure; writes results/<processor>-diffusers.json and .md
 
@@ -10,24 +10,21 @@ that is there already, or add_noise to a batch. Noise is drawn: by diffusers fro
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from typing import Any
 
 import pytest
 
+import figures
 import noisefuse as nf
-import test_forward as forward
-from noisefuse._bench import describe
+from figures import ACTION, IMAGES, NOISE, Figure, Pair, microseconds
 from noisefuse._contenders import Call
-from test_forward import ACTION, IMAGES, Figure, Pair, microseconds
 from test_samplers import LATENTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array")  # diffusers', with NumPy 2
 
 STEPS = 50
-NOISE = nf.Noise(0)
 
 
 def module() -> Any:
@@ -95,6 +92,10 @@ LARGE: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
     ("UniPCMultistepScheduler", {}, {}),
 )
+TITLE, SUFFIX = "The drop-in schedulers", "-diffusers"
+ABOUT = f"""\
+Written by `pytest benchmarks/test_diffusers.py`, in one run. float32 tensors of torch, one thread where
+nothing else is said; diffusers' time over ours. The {STEPS - 1} steps of a run after its first are timed."""
 FIGURES = [
     *(
         Figure(f"{ACTION}, a step of {name}", "<=", 7, partial(step_microseconds, name, config, {}), unit="us")
@@ -130,30 +131,4 @@ FIGURES = [
         )
     ),
 ]
-
-
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
-def test_figure(figure: Figure, request: pytest.FixtureRequest, records: list[dict[str, Any]]) -> None:
-    forward.test_figure(figure, request, records)
-
-
-@pytest.fixture(scope="session")
-def records() -> Iterator[list[dict[str, Any]]]:
-    """One for each figure; written down where all of them ran."""
-    taken: list[dict[str, Any]] = []
-    yield taken
-    forward.write(taken, len(FIGURES), report, "-diffusers")
-
-
-def report(where: dict[str, Any], taken: list[dict[str, Any]]) -> str:
-    lines = [
-        "# The drop-in schedulers: figures to reach",
-        "",
-        *(f"{line}  " for line in describe(where).splitlines()),
-        "",
-        "Written by `pytest benchmarks/test_diffusers.py`, in one run. float32 tensors of torch, one thread where",
-        f"nothing else is said; diffusers' time over ours. The {STEPS - 1} steps of a run after its first are timed.",
-        "",
-        *forward.report(where, taken).splitlines()[-2 - len(taken) :],
-    ]
-    return "\n".join(lines) + "\n"
+test_figure = figures.test_figure

@@ -4,53 +4,37 @@
     pytest benchmarks               every figure; writes results/<processor>.json and .md
     pytest benchmarks -k walk       some; writes nothing, so that a results file is always one run
 
-A figure that misses its target fails. It and what it is compared with run in turn. pytest-benchmark's own
-times are of ours alone, for `--benchmark-compare` between commits.
+What a figure is, and how it is measured, is in figures.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pytest
 
+import figures
 import naive
 import noisefuse as nf
-from noisefuse._bench import describe, interleaved, machine
-from noisefuse._contenders import Call, mkl_normals, processors
+from figures import ACTION, IMAGES, LARGE, NOISE, SCHEDULE, Figure, Pair, child, memory, microseconds
+from noisefuse._contenders import Call, mkl_normals
 
-RESULTS = Path(__file__).parent / "results"
-
-IMAGES = (256, 3, 128, 128)
-LARGE = (1024, 65536)  # 2^26 elements: twice 256 MiB, beyond the caches
-WARM = (16, 65536)  # 2^20
 POINTS = (1_000_000, 3)
-ACTION = (1, 16, 7)
+WARM = (16, 65536)  # 2^20
 
-SCHEDULE = nf.Schedule.linear(1000)
-NOISE = nf.Noise(0)
+TITLE, SUFFIX = "The forward process", ""
+ABOUT = """\
+Written by `pytest benchmarks`, in one run. float32, one thread, per-sample t and `out=` where nothing else
+is said; `images` is 256x3x128x128, `points` 1,000,000x3. The naive walk is extrapolated from 20 steps."""
 
 
 # ---- what is compared --------------------------------------------------------------------------------------
-
-
-class Pair(NamedTuple):
-    ours: Call
-    other: Call
-    scale: float = 1.0  # how many times the other's time counts
 
 
 def arrays(shape: tuple[int, ...], dtype: Any = np.float32) -> tuple[Any, Any, Any]:
@@ -134,11 +118,6 @@ def numba_against_native(shape: tuple[int, ...]) -> Pair:
 # ---- figures without a partner, measured in new processes ----------------------------------------------------
 
 
-def child(code: str, **environment: str) -> float:
-    command, variables = [sys.executable, "-c", code], os.environ | environment
-    return float(subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stdout)
-
-
 def import_milliseconds() -> float:
     """Beyond `import numpy`: the median of 9 processes, after one that writes the bytecode, as an installer does."""
     code = "import numpy, time; t = time.perf_counter(); import noisefuse; print(1e3 * (time.perf_counter() - t))"
@@ -148,21 +127,8 @@ def import_milliseconds() -> float:
 
 
 def memory_growth() -> float:
-    """What the peak grows by in a call with two outputs of 256 MiB, as a share of them.
-
-    The peak is VmHWM, which begins anew with a process; getrusage's ru_maxrss begins with the parent's.
-    """
-    if not Path("/proc/self/status").exists():
-        raise NotImplementedError("needs /proc/self/status")
-    return child("""
-import re
-from pathlib import Path
-import numpy as np
-import noisefuse as nf
-
-def peak():
-    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-
+    """What the peak grows by in a call with two outputs of 256 MiB, as a share of them."""
+    return memory("""
 def q_sample(x):
     return nf.q_sample(x, np.zeros(len(x), int), schedule, nf.Noise(0), target="v")
 
@@ -172,11 +138,6 @@ before = peak()
 outputs = q_sample(x)
 print((peak() - before) / sum(out.nbytes for out in outputs))
 """)
-
-
-def microseconds(call: Call) -> float:
-    """Of one call, in the quickest of many turns: what else the machine does only adds to a time."""
-    return interleaved({"ours": call}, seconds=4)["ours"].least * 1e6
 
 
 NUMBA = """
@@ -215,53 +176,6 @@ def numba_microseconds() -> float:
 
 # ---- the figures -------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Figure:
-    """With a Pair: ">=" bounds the other's time over ours, "<=" ours over the other's. Else a number of `unit`."""
-
-    name: str
-    sense: str
-    target: float
-    measure: Callable[[], Pair | float]
-    threads: int = 1
-    isa: str | None = None  # forced, in a process of its own
-    needs: str | None = None  # the target is one for this instruction set
-    unit: str = "x"
-
-    def missing(self) -> str | None:
-        """Why it cannot be measured here."""
-        info = nf.info()
-        if self.isa is not None and info["isas"].get(self.isa) != "available":
-            return f"{self.isa} is not available"
-        if self.needs is not None and info["isa"] != self.needs:
-            return f"{self.needs} is not in use"
-        if self.threads > processors():
-            return f"only {processors()} processors"
-        return None
-
-    def met(self, value: float) -> bool:
-        return value >= self.target if self.sense == ">=" else value <= self.target
-
-    def compare(self, pair: Pair) -> dict[str, Any]:
-        timings = interleaved({"ours": pair.ours, "other": pair.other}, seconds=2)
-        ours, other = timings["ours"].median, timings["other"].median * pair.scale
-        return {
-            "value": other / ours if self.sense == ">=" else ours / other,
-            "isa": nf.info()["isa"],
-            "ours_ms": ours * 1e3,
-            "other_ms": other * 1e3,
-            "rounds": timings["ours"].rounds,
-        }
-
-    def in_child(self) -> dict[str, Any]:
-        """The same with the instruction set forced, which is chosen once in a process."""
-        environment = os.environ | {"NOISEFUSE_ISA": str(self.isa)}
-        command = [sys.executable, __file__, self.name]
-        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-        return dict(json.loads(done.stdout))
-
-
 FIGURES = [
     Figure("images, over naive", ">=", 16, partial(against_naive, IMAGES)),
     Figure("images, over naive, 2 threads", ">=", 30, partial(against_naive, IMAGES), threads=2),
@@ -291,75 +205,7 @@ FIGURES = [
     Figure("import, beyond numpy", "<=", 40, import_milliseconds, unit="ms"),
     Figure("peak memory, of the outputs", "<=", 1.02, memory_growth),
 ]
-
-
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
-def test_figure(figure: Figure, request: pytest.FixtureRequest, records: list[dict[str, Any]]) -> None:
-    record: dict[str, Any] = {"figure": figure.name, "target": f"{figure.sense} {figure.target:g} {figure.unit}"}
-    records.append(record)
-    measure(figure, record, request)
-    record["met"] = figure.met(record["value"])
-    assert record["met"], f"{record['value']:.3g}, expected {record['target']}"
-
-
-def measure(figure: Figure, record: dict[str, Any], request: pytest.FixtureRequest) -> None:
-    """Not within the test: its frame lives on where it fails, with all arrays."""
-    reason = figure.missing()
-    with nf.set_num_threads(figure.threads):
-        try:
-            measured = None if reason or figure.isa else figure.measure()
-        except (ImportError, NotImplementedError) as error:  # no such rival, no such system
-            reason = str(error)
-        if reason:
-            record["skipped"] = reason
-            pytest.skip(reason)
-        if isinstance(measured, Pair):
-            record |= figure.compare(measured)
-            benchmark = request.getfixturevalue("benchmark")
-            benchmark.extra_info.update(record)
-            benchmark(measured.ours)
-        else:
-            record |= figure.in_child() if measured is None else {"value": measured}
-
-
-@pytest.fixture(scope="session")
-def records() -> Iterator[list[dict[str, Any]]]:
-    """One for each figure; written down where all of them ran."""
-    taken: list[dict[str, Any]] = []
-    yield taken
-    write(taken, len(FIGURES), report)
-
-
-def write(taken: list[dict[str, Any]], figures: int, report: Callable[..., str], suffix: str = "") -> None:
-    """results/<processor><suffix>.json and .md, if this many figures were taken."""
-    if len(taken) < figures or not all("met" in record or "skipped" in record for record in taken):
-        return
-    where = machine()
-    # Intel(R) Xeon(R) Gold 6230 CPU @ 2.10GHz -> intel-xeon-gold-6230-cpu-2-10ghz
-    name = "-".join(re.sub(r"\((r|tm)\)|[^a-z0-9]+", " ", where["cpu"].lower()).split()) + suffix
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": where, "figures": taken}, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(report(where, taken))
-
-
-def report(where: dict[str, Any], taken: list[dict[str, Any]]) -> str:
-    lines = [
-        "# The forward process: figures to reach",
-        "",
-        *(f"{line}  " for line in describe(where).splitlines()),
-        "",
-        "Written by `pytest benchmarks`, in one run. float32, one thread, per-sample t and `out=` where nothing else",
-        "is said; `images` is 256x3x128x128, `points` 1,000,000x3. The naive walk is extrapolated from 20 steps.",
-        "",
-        "| figure | target | measured | | noisefuse, ms | the other, ms |",
-        "|---|---:|---:|---|---:|---:|",
-    ]
-    for record in taken:
-        value = f"{record['value']:.3g}" if "value" in record else ""
-        verdict = record.get("skipped") or ("" if record["met"] else "**missed**")
-        milliseconds = [f"{record[key]:.3g}" if key in record else "" for key in ("ours_ms", "other_ms")]
-        lines.append(f"| {' | '.join([record['figure'], record['target'], value, verdict, *milliseconds])} |")
-    return "\n".join(lines) + "\n"
+test_figure = figures.test_figure
 
 
 if __name__ == "__main__":  # in_child

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that a training step has to reach, in the manner of test_forward.py, each a ratio within one run.
+"""The figures that a training step has to reach, each a ratio within one run.
 
     pytest benchmarks/test_loss.py      every figure; writes results/<processor>-loss.json and .md
 
@@ -9,24 +9,17 @@ usual way keeps the noise, as all training scripts do; ours draws it again. Both
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
+import figures
 import noisefuse as nf
-import test_forward as forward
-from noisefuse._bench import describe
+from figures import ACTION, IMAGES, NOISE, SCHEDULE, Figure, Pair, memory, microseconds
 from noisefuse._contenders import Call
-from test_forward import ACTION, IMAGES, Figure, Pair, child, microseconds
 
 LATENTS = (64, 4, 64, 64)
-
-SCHEDULE = nf.Schedule.linear(1000)
-NOISE = nf.Noise(0)
 
 
 # ---- a step ------------------------------------------------------------------------------------------------
@@ -90,16 +83,8 @@ def loss_microseconds() -> float:
 
 # ---- memory ------------------------------------------------------------------------------------------------
 
-PEAK = """
-import re
-from pathlib import Path
-import numpy as np
-import noisefuse as nf
+STEP = """
 {imports}
-
-def peak():
-    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-
 schedule, noise = nf.Schedule.linear(), nf.Noise(0)
 
 def step(n):
@@ -152,9 +137,7 @@ IN_PLACE_TORCH = """
 
 def growth(imports: str, data: str, step: str) -> float:
     """What the peak grows by in one step beyond its data x0, in arrays of x0's size."""
-    if not Path("/proc/self/status").exists():
-        raise NotImplementedError("needs /proc/self/status")
-    return child(PEAK.format(imports=imports, data=data, step=step.strip()))
+    return memory(STEP.format(imports=imports, data=data, step=step.strip()))
 
 
 def numpy_memory() -> float:
@@ -170,6 +153,11 @@ def torch_memory(ours: str) -> float:
 
 # ---- the figures -------------------------------------------------------------------------------------------
 
+TITLE, SUFFIX = "Training steps", "-loss"
+ABOUT = """\
+Written by `pytest benchmarks/test_loss.py`, in one run. float32, one thread and the target epsilon where
+nothing else is said; `images` is 256x3x128x128, `latents` 64x4x64x64. A step is x_t, the loss and its
+gradient with respect to a prediction that is another array. Memory: what the peak grows by beyond x0."""
 FIGURES = [
     Figure("images, over torch", ">=", 3.5, partial(against_torch, IMAGES)),
     Figure("images, over torch, 2 threads", ">=", 6, partial(against_torch, IMAGES), threads=2),
@@ -186,31 +174,4 @@ FIGURES = [
     Figure("peak memory, all in place, of torch's", "<=", 0.5, partial(torch_memory, IN_PLACE_TORCH)),
     Figure("(1, 16, 7), the loss alone", "<=", 3, loss_microseconds, unit="us"),
 ]
-
-
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
-def test_figure(figure: Figure, request: pytest.FixtureRequest, records: list[dict[str, Any]]) -> None:
-    forward.test_figure(figure, request, records)
-
-
-@pytest.fixture(scope="session")
-def records() -> Iterator[list[dict[str, Any]]]:
-    """One for each figure; written down where all of them ran."""
-    taken: list[dict[str, Any]] = []
-    yield taken
-    forward.write(taken, len(FIGURES), report, "-loss")
-
-
-def report(where: dict[str, Any], taken: list[dict[str, Any]]) -> str:
-    lines = [
-        "# Training steps: figures to reach",
-        "",
-        *(f"{line}  " for line in describe(where).splitlines()),
-        "",
-        "Written by `pytest benchmarks/test_loss.py`, in one run. float32, one thread and the target epsilon where",
-        "nothing else is said; `images` is 256x3x128x128, `latents` 64x4x64x64. A step is x_t, the loss and its",
-        "gradient with respect to a prediction that is another array. Memory: what the peak grows by beyond x0.",
-        "",
-        *forward.report(where, taken).splitlines()[-2 - len(taken) :],
-    ]
-    return "\n".join(lines) + "\n"
+test_figure = figures.test_figure

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that the samplers have to reach, in the manner of test_forward.py, each a ratio within one run.
+"""The figures that the samplers have to reach, each a ratio within one run.
 
     pytest benchmarks/test_samplers.py      every figure; writes results/<processor>-samplers.json and .md
 
@@ -13,29 +13,24 @@ import ctypes
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
+import figures
 import naive
 import noisefuse as nf
-import test_forward as forward
-from noisefuse._bench import describe, interleaved
+from figures import ACTION, LARGE, NOISE, SCHEDULE, Figure, Pair, microseconds
+from noisefuse._bench import interleaved
 from noisefuse._contenders import Call
 from noisefuse.sampler import Sampler
-from test_forward import ACTION, LARGE, Figure, Pair, microseconds
 
 CHUNK = (1, 50, 32)  # of actions
 LATENTS = (4, 4, 128, 128)
 STEPS = 50
-
-SCHEDULE = nf.Schedule.linear(1000)
-NOISE = nf.Noise(0)
 
 
 def arrays(shape: tuple[int, ...], n: int) -> list[Any]:
@@ -210,6 +205,11 @@ LARGE_STEPS = [
     )
     for name in names
 ]
+TITLE, SUFFIX = "The samplers", "-samplers"
+ABOUT = """\
+Written by `pytest benchmarks/test_samplers.py`, in one run. float32, `out=`, one thread where nothing else
+is said. Beside diffusers and NumPy: all rows of a run of 50 steps. A triad moves as many bytes as the step;
+to q_sample's time that of a triad is added, for the arrays that a step has more."""
 FIGURES = [
     *(
         Figure(f"{shape}, a step of {name}", "<=", target, partial(step_microseconds, name, shape), unit="us")
@@ -232,31 +232,4 @@ FIGURES = [
         for name, target, measure in LARGE_STEPS
     ),
 ]
-
-
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
-def test_figure(figure: Figure, request: pytest.FixtureRequest, records: list[dict[str, Any]]) -> None:
-    forward.test_figure(figure, request, records)
-
-
-@pytest.fixture(scope="session")
-def records() -> Iterator[list[dict[str, Any]]]:
-    """One for each figure; written down where all of them ran."""
-    taken: list[dict[str, Any]] = []
-    yield taken
-    forward.write(taken, len(FIGURES), report, "-samplers")
-
-
-def report(where: dict[str, Any], taken: list[dict[str, Any]]) -> str:
-    lines = [
-        "# The samplers: figures to reach",
-        "",
-        *(f"{line}  " for line in describe(where).splitlines()),
-        "",
-        "Written by `pytest benchmarks/test_samplers.py`, in one run. float32, `out=`, one thread where nothing else",
-        "is said. Beside diffusers and NumPy: all rows of a run of 50 steps. A triad moves as many bytes as the step;",
-        "to q_sample's time that of a triad is added, for the arrays that a step has more.",
-        "",
-        *forward.report(where, taken).splitlines()[-2 - len(taken) :],
-    ]
-    return "\n".join(lines) + "\n"
+test_figure = figures.test_figure

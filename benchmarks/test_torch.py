@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that torch tensors have to reach, in the manner of test_forward.py, each within one run.
+"""The figures that torch tensors have to reach, each within one run.
 
     pytest benchmarks/test_torch.py      every figure; writes results/<processor>-torch.json and .md
 
@@ -9,18 +9,15 @@ diffusers' add_noise, both on the same threads and the noise drawn by both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from typing import Any
 
-import pytest
-
+import figures
 import noisefuse as nf
-import test_forward as forward
-from noisefuse._bench import describe
+from figures import ACTION, IMAGES, NOISE, SCHEDULE, Figure, Pair, microseconds
 from noisefuse._contenders import Call
-from test_forward import ACTION, IMAGES, NOISE, SCHEDULE, Figure, Pair, microseconds
 
 CROPS = (64, 3, 64, 64)
 HALF = "bfloat16"
@@ -95,6 +92,10 @@ SMALL: dict[str, Callable[[], Call]] = {
     "randn, out=": randn,
     **{f"update, a row of {name}": partial(update, name) for name in ("ddim", "ddpm", "dpmpp_2m", "unipc")},
 }
+TITLE, SUFFIX = "torch tensors", "-torch"
+ABOUT = """\
+Written by `pytest benchmarks/test_torch.py`, in one run. `images` is 256x3x128x128.
+The other is `torch.randn_like` and diffusers' `add_noise`, on as many threads."""
 FIGURES = [
     *(
         Figure(f"{ACTION}, {name}", "<=", 3, lambda make=make: microseconds(make()), unit="us")
@@ -120,30 +121,4 @@ FIGURES = [
         "images, out=, bfloat16, over torch", ">=", 10, partial(against_diffusers, IMAGES, 1, fresh=False, dtype=HALF)
     ),
 ]
-
-
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
-def test_figure(figure: Figure, request: pytest.FixtureRequest, records: list[dict[str, Any]]) -> None:
-    forward.test_figure(figure, request, records)
-
-
-@pytest.fixture(scope="session")
-def records() -> Iterator[list[dict[str, Any]]]:
-    """One for each figure; written down where all of them ran."""
-    taken: list[dict[str, Any]] = []
-    yield taken
-    forward.write(taken, len(FIGURES), report, "-torch")
-
-
-def report(where: dict[str, Any], taken: list[dict[str, Any]]) -> str:
-    lines = [
-        "# torch tensors: figures to reach",
-        "",
-        *(f"{line}  " for line in describe(where).splitlines()),
-        "",
-        f"Written by `pytest benchmarks/test_torch.py`, in one run; torch {torch().__version__}. `images` is",
-        "256x3x128x128. The other is `torch.randn_like` and diffusers' `add_noise`, on as many threads.",
-        "",
-        *forward.report(where, taken).splitlines()[-2 - len(taken) :],
-    ]
-    return "\n".join(lines) + "\n"
+test_figure = figures.test_figure

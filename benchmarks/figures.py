@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the files of figures share: what a figure is, how it is measured, and the report of all.
+
+A file has FIGURES, and TITLE, ABOUT and SUFFIX for its report; conftest.py makes a test of each figure. One that
+misses its target fails. It and what it is compared with run in turn. pytest-benchmark's own times are of ours alone,
+for `--benchmark-compare` between commits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import noisefuse as nf
+from noisefuse._bench import describe, interleaved, machine
+from noisefuse._contenders import Call, processors
+
+RESULTS = Path(__file__).parent / "results"
+
+IMAGES = (256, 3, 128, 128)
+LARGE = (1024, 65536)  # 2^26 elements: twice 256 MiB, beyond the caches
+ACTION = (1, 16, 7)
+
+SCHEDULE = nf.Schedule.linear(1000)
+NOISE = nf.Noise(0)
+
+
+# ---- what is measured --------------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    ours: Call
+    other: Call
+    scale: float = 1.0  # how many times the other's time counts
+
+
+def microseconds(call: Call) -> float:
+    """Of one call, in the quickest of many turns: what else the machine does only adds to a time."""
+    return interleaved({"ours": call}, seconds=4)["ours"].least * 1e6
+
+
+def child(code: str, **environment: str) -> float:
+    command, variables = [sys.executable, "-c", code], os.environ | environment
+    return float(subprocess.run(command, env=variables, check=True, capture_output=True, text=True).stdout)
+
+
+PEAK = """
+import re
+from pathlib import Path
+import numpy as np
+import noisefuse as nf
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def memory(code: str) -> float:
+    """What a new process prints, whose code has nf, np and `peak()`: VmHWM, which begins anew with a process.
+    (getrusage's ru_maxrss begins with the parent's.)"""
+    if not Path("/proc/self/status").exists():
+        raise NotImplementedError("needs /proc/self/status")
+    return child(PEAK + code)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """With a Pair: ">=" bounds the other's time over ours, "<=" ours over the other's. Else a number of `unit`."""
+
+    name: str
+    sense: str
+    target: float
+    measure: Callable[[], Pair | float]
+    threads: int = 1
+    isa: str | None = None  # forced, in a process of its own
+    needs: str | None = None  # the target is one for this instruction set
+    unit: str = "x"
+
+    def missing(self) -> str | None:
+        """Why it cannot be measured here."""
+        info = nf.info()
+        if self.isa is not None and info["isas"].get(self.isa) != "available":
+            return f"{self.isa} is not available"
+        if self.needs is not None and info["isa"] != self.needs:
+            return f"{self.needs} is not in use"
+        if self.threads > processors():
+            return f"only {processors()} processors"
+        return None
+
+    def met(self, value: float) -> bool:
+        return value >= self.target if self.sense == ">=" else value <= self.target
+
+    def compare(self, pair: Pair) -> dict[str, Any]:
+        timings = interleaved({"ours": pair.ours, "other": pair.other}, seconds=2)
+        ours, other = timings["ours"].median, timings["other"].median * pair.scale
+        return {
+            "value": other / ours if self.sense == ">=" else ours / other,
+            "isa": nf.info()["isa"],
+            "ours_ms": ours * 1e3,
+            "other_ms": other * 1e3,
+            "rounds": timings["ours"].rounds,
+        }
+
+    def in_child(self) -> dict[str, Any]:
+        """The same with the instruction set forced, which is chosen once in a process."""
+        environment = os.environ | {"NOISEFUSE_ISA": str(self.isa)}
+        command = [sys.executable, str(Path(__file__).with_name("test_forward.py")), self.name]
+        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        return dict(json.loads(done.stdout))
+
+
+def test_figure(figure: Figure, request: pytest.FixtureRequest, records: list[dict[str, Any]]) -> None:
+    record: dict[str, Any] = {"figure": figure.name, "target": f"{figure.sense} {figure.target:g} {figure.unit}"}
+    records.append(record)
+    measure(figure, record, request)
+    record["met"] = figure.met(record["value"])
+    assert record["met"], f"{record['value']:.3g}, expected {record['target']}"
+
+
+def measure(figure: Figure, record: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    """Not within the test: its frame lives on where it fails, with all arrays."""
+    reason = figure.missing()
+    with nf.set_num_threads(figure.threads):
+        try:
+            measured = None if reason or figure.isa else figure.measure()
+        except (ImportError, NotImplementedError) as error:  # no such rival, no such system
+            reason = str(error)
+        if reason:
+            record["skipped"] = reason
+            pytest.skip(reason)
+        if isinstance(measured, Pair):
+            record |= figure.compare(measured)
+            benchmark = request.getfixturevalue("benchmark")
+            benchmark.extra_info.update(record)
+            benchmark(measured.ours)
+        else:
+            record |= figure.in_child() if measured is None else {"value": measured}
+
+
+# ---- the report --------------------------------------------------------------------------------------------
+
+
+def write(taken: list[dict[str, Any]], module: Any) -> None:
+    """results/<processor><suffix>.json and .md, if all figures of the file were taken."""
+    if len(taken) < len(module.FIGURES) or not all("met" in record or "skipped" in record for record in taken):
+        return
+    where = machine()
+    # Intel(R) Xeon(R) Gold 6230 CPU @ 2.10GHz -> intel-xeon-gold-6230-cpu-2-10ghz
+    name = "-".join(re.sub(r"\((r|tm)\)|[^a-z0-9]+", " ", where["cpu"].lower()).split()) + module.SUFFIX
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": where, "figures": taken}, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text(report(module.TITLE, module.ABOUT, where, taken))
+
+
+def report(title: str, about: str, where: dict[str, Any], taken: list[dict[str, Any]]) -> str:
+    lines = [
+        f"# {title}: figures to reach",
+        "",
+        *(f"{line}  " for line in describe(where).splitlines()),
+        "",
+        about,
+        "",
+        "| figure | target | measured | | noisefuse, ms | the other, ms |",
+        "|---|---:|---:|---|---:|---:|",
+    ]
+    for record in taken:
+        value = f"{record['value']:.3g}" if "value" in record else ""
+        verdict = record.get("skipped") or ("" if record["met"] else "**missed**")
+        milliseconds = [f"{record[key]:.3g}" if key in record else "" for key in ("ours_ms", "other_ms")]
+        lines.append(f"| {' | '.join([record['figure'], record['target'], value, verdict, *milliseconds])} |")
+    return "\n".join(lines) + "\n"
