@@ -9,14 +9,14 @@ namespace nf {
 inline constexpr int kColumns = 36, kClean = 0, kLow = 4, kHigh = 5;
 constexpr int affine_column(int output) { return 6 + 10 * output; }
 inline constexpr int kAffine[3] = {affine_column(0), affine_column(1), affine_column(2)};
-// The values that an affine form can hold, in the order of its columns after the constant k.
+// The values that a linear combination can hold, in the order of its columns after the constant k.
 enum Slot : int { kX, kM1, kM2, kD, kPast1, kPast2, kPast3, kPast4, kZ, kSlots };
 
 namespace {  // see philox.h
 
 constexpr bool counts(uint64_t active, int column) { return active >> column & 1; }
 
-// The terms that are active in the form whose constant is in column `first`, in the contract's order: visit(column,
+// The terms that are active in the linear combination whose constant is in column `first`, in the contract's order: visit(column,
 // slot). The first of them is a rounded product (or, where there is a constant, fma(c, v, k)), each later one fma(c, v,
 // sum).
 template <class Visit>
@@ -32,7 +32,7 @@ constexpr void for_each_term(uint64_t active, int first, int slots, Visit visit)
     if (slots > kX && counts(active, first + 1 + kX)) visit(first + 1 + kX, kX);
 }
 
-// A clamp counts where one of its bounds does.
+// A clamp is active where one of its bounds does.
 constexpr bool clamps(uint64_t active) { return counts(active, kLow) || counts(active, kHigh); }
 
 // D is needed by one of the outputs that are wanted.

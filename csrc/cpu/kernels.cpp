@@ -44,17 +44,17 @@ void step_drawing(const Call& s, int64_t begin, int64_t end) {
     const uint64_t shape = shape_of(rows);
     const OnNoise tile_on_noise = on_noise(arrays, shape);
     const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape);
-    for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Plan& plan, const RoundKeys& keys) {
+    for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Counters& counters, const RoundKeys& keys) {
         if constexpr (sizeof(Real) == 4)
-            if (tile_on_noise && plan.one_run && plan.skip == 0 && plan.size % kGroup == 0) {
-                fill_words<float>(noise.words, plan, keys, 0, 0, [&](int g) { arrays.prefetch_written(at, g); });
-                return tile_on_noise(noise.words, plan, rows, arrays, at);
+            if (tile_on_noise && counters.one_run && counters.skip == 0 && counters.size % kGroup == 0) {
+                fill_words<float>(noise.words, counters, keys, 0, 0, [&](int g) { arrays.prefetch_written(at, g); });
+                return tile_on_noise(noise.words, counters, rows, arrays, at);
             }
-        arrays.value[kZ] = noise.fill(plan, keys, s.draw, 0, [&](int group) {
+        arrays.value[kZ] = noise.fill(counters, keys, s.draw, 0, [&](int group) {
             arrays.prefetch_read(at, group);
             arrays.prefetch_written(at, group);
         });
-        apply(tile_on_arrays, rows, arrays, at, plan.size);
+        apply(tile_on_arrays, rows, arrays, at, counters.size);
     });
 }
 
@@ -63,26 +63,26 @@ template <class Real>
 void walk_range(const Call& s, int64_t begin, int64_t end) {
     Cursor cursor(s, begin);
     Noise<Real> noise;
-    Plan plan;
+    Counters counters;
     alignas(64) Real x[kTile];
     const Real* table = static_cast<const Real*>(s.rows) + kAffine[0] + 1;
     while (cursor.at < end) {
         const int64_t at = cursor.at, left = least(cursor.uniform_left(), end - at);
         const RoundKeys keys(cursor.field().seed);
         if (left < kTile / 2) {
-            plan_short_runs<Real>(plan, cursor, end);
+            take_short_runs<Real>(counters, cursor, end);
         } else {
-            plan_run(plan, cursor);
-            plan.take(cursor.element, left);
-            cursor.advance(plan.size);
+            take_run(counters, cursor);
+            counters.take(cursor.element, left);
+            cursor.advance(counters.size);
         }
-        load_as(x, s.in[kX], s.in_type[kX], at, plan.size);
+        load_as(x, s.in[kX], s.in_type[kX], at, counters.size);
         for (int64_t t = 0; t < s.times; ++t) {
-            const Real* z = noise.fill(plan, keys, Draw::normal, static_cast<uint32_t>(t), [](int) {});
+            const Real* z = noise.fill(counters, keys, Draw::normal, static_cast<uint32_t>(t), [](int) {});
             const Real *c[2] = {table + kColumns * t + kZ, table + kColumns * t + kX}, *v[2] = {z, x},
                        *no_constant = nullptr;
-            sum_terms<false, 2>(x, plan.size, 2, no_constant, c, v, false);
-            if (s.keep[t] >= 0) store_as(s.out[0], s.type, s.keep[t] * s.size * s.batch + at, x, plan.size, false);
+            sum_terms<false, 2>(x, counters.size, 2, no_constant, c, v, false);
+            if (s.keep[t] >= 0) store_as(s.out[0], s.type, s.keep[t] * s.size * s.batch + at, x, counters.size, false);
         }
     }
 }
@@ -91,7 +91,7 @@ template <class Real>
 void step_range(const Call& s, int64_t begin, int64_t end) {
     const FloatMode mode;
     s.draw == Draw::none ? step_drawing_nothing<Real>(s, begin, end) : step_drawing<Real>(s, begin, end);
-    if (s.size * s.batch >= kFarther) Lane::stream_end();
+    if (s.size * s.batch >= kFarther) Lane::fence_nontemporal();
 }
 
 void step(const Call& s, int64_t begin, int64_t end) {
@@ -106,7 +106,7 @@ void walk(const Call& s, int64_t begin, int64_t end) {
 void loss(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
     const FloatMode mode;
     s.type == DType::f64 ? loss_range<double>(s, begin_chunk, end_chunk) : loss_range<float>(s, begin_chunk, end_chunk);
-    Lane::stream_end();
+    Lane::fence_nontemporal();
 }
 
 }  // namespace

@@ -92,7 +92,7 @@ struct Avx2 {
     static f32 splat(float x) { return _mm256_set1_ps(x); }
     static f32 load(const float* p) { return _mm256_loadu_ps(p); }
     static void store(float* p, f32 x) { _mm256_storeu_ps(p, x); }
-    static void stream(float* p, f32 x) { _mm256_stream_ps(p, x); }
+    static void store_nontemporal(float* p, f32 x) { _mm256_stream_ps(p, x); }
     static f32 add(f32 a, f32 b) { return _mm256_add_ps(a, b); }
     static f32 sub(f32 a, f32 b) { return _mm256_sub_ps(a, b); }
     static f32 mul(f32 a, f32 b) { return _mm256_mul_ps(a, b); }
@@ -115,8 +115,8 @@ struct Avx2 {
     static f64 splat(double x) { return _mm256_set1_pd(x); }
     static f64 load(const double* p) { return _mm256_loadu_pd(p); }
     static void store(double* p, f64 x) { _mm256_storeu_pd(p, x); }
-    static void stream(double* p, f64 x) { _mm256_stream_pd(p, x); }
-    static void stream_end() { _mm_sfence(); }
+    static void store_nontemporal(double* p, f64 x) { _mm256_stream_pd(p, x); }
+    static void fence_nontemporal() { _mm_sfence(); }
     static f64 add(f64 a, f64 b) { return _mm256_add_pd(a, b); }
     static f64 sub(f64 a, f64 b) { return _mm256_sub_pd(a, b); }
     static f64 mul(f64 a, f64 b) { return _mm256_mul_pd(a, b); }
@@ -145,8 +145,8 @@ struct Avx2 {
     static u16 load(const uint16_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
     static void store(uint16_t* p, u16 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x); }
     static void store(uint16_t* p, u16x2 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
-    static void stream(uint16_t* p, u16x2 x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), x); }
-    static void stream(uint16_t* p, u16 x) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), x); }
+    static void store_nontemporal(uint16_t* p, u16x2 x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), x); }
+    static void store_nontemporal(uint16_t* p, u16 x) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), x); }
     static u16x2 upper_halves(u32 a, u32 b) {
         const u32 quarters = _mm256_packus_epi32(shift_right<16>(a), shift_right<16>(b));  // of a, b, a, b
         return _mm256_permute4x64_epi64(quarters, 0xD8);

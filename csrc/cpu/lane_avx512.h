@@ -99,7 +99,7 @@ struct Avx512 {
     static f32 splat(float x) { return _mm512_set1_ps(x); }
     static f32 load(const float* p) { return _mm512_loadu_ps(p); }
     static void store(float* p, f32 x) { _mm512_storeu_ps(p, x); }
-    static void stream(float* p, f32 x) { _mm512_stream_ps(p, x); }
+    static void store_nontemporal(float* p, f32 x) { _mm512_stream_ps(p, x); }
     static f32 add(f32 a, f32 b) { return _mm512_add_ps(a, b); }
     static f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }
     static f32 mul(f32 a, f32 b) { return _mm512_mul_ps(a, b); }
@@ -124,8 +124,8 @@ struct Avx512 {
     static f64 splat(double x) { return _mm512_set1_pd(x); }
     static f64 load(const double* p) { return _mm512_loadu_pd(p); }
     static void store(double* p, f64 x) { _mm512_storeu_pd(p, x); }
-    static void stream(double* p, f64 x) { _mm512_stream_pd(p, x); }
-    static void stream_end() { _mm_sfence(); }
+    static void store_nontemporal(double* p, f64 x) { _mm512_stream_pd(p, x); }
+    static void fence_nontemporal() { _mm_sfence(); }
     static f64 add(f64 a, f64 b) { return _mm512_add_pd(a, b); }
     static f64 sub(f64 a, f64 b) { return _mm512_sub_pd(a, b); }
     static f64 mul(f64 a, f64 b) { return _mm512_mul_pd(a, b); }
@@ -160,8 +160,8 @@ struct Avx512 {
     static u16 load(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
     static void store(uint16_t* p, u16 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
     static void store(uint16_t* p, u16x2 x) { _mm512_storeu_si512(p, x); }
-    static void stream(uint16_t* p, u16x2 x) { _mm512_stream_si512(reinterpret_cast<__m512i*>(p), x); }
-    static void stream(uint16_t* p, u16 x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), x); }
+    static void store_nontemporal(uint16_t* p, u16x2 x) { _mm512_stream_si512(reinterpret_cast<__m512i*>(p), x); }
+    static void store_nontemporal(uint16_t* p, u16 x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), x); }
     static u16x2 upper_halves(u32 a, u32 b) {
         // words 1, 3, 5, ... of both
         const __m512i upper =

@@ -95,7 +95,7 @@ struct Neon {
     static f32 splat(float x) { return vdupq_n_f32(x); }
     static f32 load(const float* p) { return vld1q_f32(p); }
     static void store(float* p, f32 x) { vst1q_f32(p, x); }
-    static void stream(float* p, f32 x) { store(p, x); }
+    static void store_nontemporal(float* p, f32 x) { store(p, x); }
     static f32 add(f32 a, f32 b) { return vaddq_f32(a, b); }
     static f32 sub(f32 a, f32 b) { return vsubq_f32(a, b); }
     static f32 mul(f32 a, f32 b) { return vmulq_f32(a, b); }
@@ -118,8 +118,8 @@ struct Neon {
     static f64 splat(double x) { return vdupq_n_f64(x); }
     static f64 load(const double* p) { return vld1q_f64(p); }
     static void store(double* p, f64 x) { vst1q_f64(p, x); }
-    static void stream(double* p, f64 x) { store(p, x); }
-    static void stream_end() {}
+    static void store_nontemporal(double* p, f64 x) { store(p, x); }
+    static void fence_nontemporal() {}
     static f64 add(f64 a, f64 b) { return vaddq_f64(a, b); }
     static f64 sub(f64 a, f64 b) { return vsubq_f64(a, b); }
     static f64 mul(f64 a, f64 b) { return vmulq_f64(a, b); }
@@ -150,8 +150,8 @@ struct Neon {
     static u16 load(const uint16_t* p) { return vld1_u16(p); }
     static void store(uint16_t* p, u16 x) { vst1_u16(p, x); }
     static void store(uint16_t* p, u16x2 x) { vst1q_u16(p, x); }
-    static void stream(uint16_t* p, u16x2 x) { store(p, x); }
-    static void stream(uint16_t* p, u16 x) { store(p, x); }
+    static void store_nontemporal(uint16_t* p, u16x2 x) { store(p, x); }
+    static void store_nontemporal(uint16_t* p, u16 x) { store(p, x); }
     static u16x2 upper_halves(u32 a, u32 b) { return vuzp2q_u16(vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(b)); }
     static u32 as_upper_halves(u16 a) { return vshll_n_u16(a, 16); }
     static u16 to_half(f32 a) { return vreinterpret_u16_f16(vcvt_f16_f32(a)); }

@@ -90,7 +90,9 @@ struct Scalar {
     static f32 splat(float x) { return x; }
     static f32 load(const float* p) { return *p; }
     static void store(float* p, f32 x) { *p = x; }
-    static void stream(float* p, f32 x) { *p = x; }  // past the caches, where there is such a store; p is aligned
+    static void store_nontemporal(float* p, f32 x) {
+        *p = x;
+    }  // past the caches, where there is such a store; p is aligned
     static f32 add(f32 a, f32 b) { return a + b; }
     static f32 sub(f32 a, f32 b) { return a - b; }
     static f32 mul(f32 a, f32 b) { return a * b; }
@@ -104,8 +106,8 @@ struct Scalar {
     static f64 splat(double x) { return x; }
     static f64 load(const double* p) { return *p; }
     static void store(double* p, f64 x) { *p = x; }
-    static void stream(double* p, f64 x) { *p = x; }
-    static void stream_end() {}  // after a thread's last stream: orders them before its later stores
+    static void store_nontemporal(double* p, f64 x) { *p = x; }
+    static void fence_nontemporal() {}  // after a thread's last one: orders them before its later stores
     static f64 add(f64 a, f64 b) { return a + b; }
     static f64 sub(f64 a, f64 b) { return a - b; }
     static f64 mul(f64 a, f64 b) { return a * b; }
@@ -123,8 +125,8 @@ struct Scalar {
     static u16 load(const uint16_t* p) { return *p; }
     static void store(uint16_t* p, u16 x) { *p = x; }
     static void store(uint16_t* p, u16x2 x) { p[0] = x.x[0], p[1] = x.x[1]; }
-    static void stream(uint16_t* p, u16x2 x) { store(p, x); }
-    static void stream(uint16_t* p, u16 x) { *p = x; }
+    static void store_nontemporal(uint16_t* p, u16x2 x) { store(p, x); }
+    static void store_nontemporal(uint16_t* p, u16 x) { *p = x; }
     static u16x2 upper_halves(u32 a, u32 b) { return {static_cast<uint16_t>(a >> 16), static_cast<uint16_t>(b >> 16)}; }
     static u32 as_upper_halves(u16 a) { return uint32_t{a} << 16; }
     static u16 to_half(f32 a) { return float_to_half(a); }

@@ -48,16 +48,16 @@ class Residuals {
     }
 
     void store_gradient(const Real* r, int64_t at, int n) {
-        const bool direct = arrays_.direct[0], stream = arrays_.streams(0, at);
+        const bool direct = arrays_.direct[0], nontemporal = arrays_.nontemporal(0, at);
         Real* gradient = direct ? static_cast<Real*>(s.out[0]) + at : staged_;
         int64_t piece = at / s.piece, left = s.piece - at % s.piece;
         for (int done = 0; done < n; ++piece, left = s.piece) {
             const int size = static_cast<int>(least(n - done, left));
             multiply(gradient + done, r + done, size, static_cast<Real>(factor_of(piece)),
-                     direct && stream && done == 0);
+                     direct && nontemporal && done == 0);
             done += size;
         }
-        if (!direct) store_as(s.out[0], s.type, at, gradient, n, stream);
+        if (!direct) store_as(s.out[0], s.type, at, gradient, n, nontemporal);
     }
 
     double factor_of(int64_t piece) const {
@@ -65,13 +65,13 @@ class Residuals {
         return gradient_factor(weight_of(s, piece), g, s.n);
     }
 
-    // `stream`: `to` is aligned to a vector and written past the caches.
-    static void multiply(Real* to, const Real* r, int n, Real factor, bool stream) {
+    // `nontemporal`: `to` is aligned to a vector and written past the caches.
+    static void multiply(Real* to, const Real* r, int n, Real factor, bool nontemporal) {
         constexpr int W = kWidth<Real>;
         int i = 0;
         for (; i + W <= n; i += W) {
             const auto product = Lane::mul(Lane::splat(factor), Lane::load(r + i));
-            stream ? Lane::stream(to + i, product) : Lane::store(to + i, product);
+            nontemporal ? Lane::store_nontemporal(to + i, product) : Lane::store(to + i, product);
         }
         for (; i < n; ++i) to[i] = factor * r[i];
     }
@@ -102,12 +102,12 @@ void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
         return;
     }
     Noise<Real> noise;
-    for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Plan& plan, const RoundKeys& keys) {
-        arrays.value[kZ] = noise.fill(plan, keys, s.draw, 0, [&](int group) {
+    for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Counters& counters, const RoundKeys& keys) {
+        arrays.value[kZ] = noise.fill(counters, keys, s.draw, 0, [&](int group) {
             arrays.prefetch_read(at, group);
             arrays.prefetch_written(at, group);
         });
-        tile(at, plan.size);
+        tile(at, counters.size);
     });
 }
 

@@ -24,13 +24,13 @@ template <class Real>
 constexpr BlockOrder<Real> kOrder{};
 inline uint32_t tag(uint64_t sample, uint32_t stream) { return stream << 24 | static_cast<uint32_t>(sample >> 32); }
 
-// A stretch of the tile: `size` elements whose noise starts at `from` among the tile's whole blocks.
-struct Piece {
+// A part of a run in the tile: `size` elements whose noise starts at `from` among the tile's whole blocks.
+struct RunPart {
     int from, size;
 };
 
 // The counters of one tile: of one run of a field, or of whatever short runs follow one another.
-struct Plan {
+struct Counters {
     int size, groups;  // elements; lane vectors of blocks
     bool one_run;
     // one run: the first block, and how many of its elements come before the tile
@@ -41,8 +41,8 @@ struct Plan {
     bool repeats = false;
     uint32_t shift;
     alignas(64) uint32_t blocks[kBlocks], steps[kBlocks], samples[kBlocks], tags[kBlocks];
-    Piece pieces[kBlocks];
-    int n_pieces;
+    RunPart parts[kBlocks];
+    int n_parts;
 
     // The tile that begins at this element of the run, of at most `left` elements.
     void take(int64_t element, int64_t left) {
@@ -71,9 +71,9 @@ struct Plan {
 };
 
 // As many whole samples as fit, where they are tiny and numbered on: points and actions come by the million. Such tiles
-// differ in their first sample only, so the plan is made once and then shifted. False: not such a tile.
+// differ in their first sample only, so they are made once and then shifted. False: not such a tile.
 template <class Real>
-inline bool plan_samples(Plan& plan, Cursor& cursor, int64_t end) {
+inline bool take_samples(Counters& counters, Cursor& cursor, int64_t end) {
     const Call& s = cursor.s;
     const Field& f = cursor.field();
     if (cursor.in_sample || s.size > kTile / 4 || s.field_per_sample || s.step_by_index || f.start || f.axes ||
@@ -82,56 +82,56 @@ inline bool plan_samples(Plan& plan, Cursor& cursor, int64_t end) {
     const int size = static_cast<int>(s.size), blocks = (size + 3) / 4, count = kBlocks / blocks;
     const uint64_t id = f.sample + static_cast<uint64_t>(cursor.sample);
     if (size * count > end - cursor.at || (id + count) >> 32 != id >> 32) return false;
-    if (!plan.repeats || plan.tags[0] != tag(id, f.stream)) {
+    if (!counters.repeats || counters.tags[0] != tag(id, f.stream)) {
         int used = 0;
         for (int i = 0; i < count; ++i) {
-            plan.pieces[i] = {4 * used, size};
+            counters.parts[i] = {4 * used, size};
             for (int block = 0; block < blocks; ++block)
-                plan.put<Real>(used++, static_cast<uint32_t>(block), f.step, static_cast<uint64_t>(i) | id >> 32 << 32,
-                               f.stream);
+                counters.put<Real>(used++, static_cast<uint32_t>(block), f.step,
+                                   static_cast<uint64_t>(i) | id >> 32 << 32, f.stream);
         }
-        plan.n_pieces = count;
-        plan.size = count * size;
-        plan.finish<Real>(used);
-        plan.repeats = true;
+        counters.n_parts = count;
+        counters.size = count * size;
+        counters.finish<Real>(used);
+        counters.repeats = true;
     }
-    plan.shift = static_cast<uint32_t>(id);
-    cursor.move_to(cursor.at + plan.size);
+    counters.shift = static_cast<uint32_t>(id);
+    cursor.move_to(cursor.at + counters.size);
     return true;
 }
 
-// Fills the plan with the runs at the cursor, which are short, and moves the cursor past them.
+// Fills the counters with the runs at the cursor, which are short, and moves the cursor past them.
 template <class Real>
-inline void plan_short_runs(Plan& plan, Cursor& cursor, int64_t end) {
-    if (plan_samples<Real>(plan, cursor, end)) return;
+inline void take_short_runs(Counters& counters, Cursor& cursor, int64_t end) {
+    if (take_samples<Real>(counters, cursor, end)) return;
     const uint64_t seed = cursor.field().seed;
     int used = 0;
-    plan.size = plan.n_pieces = 0;
+    counters.size = counters.n_parts = 0;
     while (used < kBlocks && cursor.at < end && cursor.field().seed == seed) {
         const int skip = static_cast<int>(cursor.element & 3);
         const int64_t room = 4 * (kBlocks - used) - skip;
         const int size = static_cast<int>(least(least(cursor.uniform_left(), end - cursor.at), room));
         const uint64_t id = cursor.sample_id();
         const uint32_t step = cursor.step(), stream = cursor.field().stream;
-        plan.pieces[plan.n_pieces++] = {4 * used + skip, size};
+        counters.parts[counters.n_parts++] = {4 * used + skip, size};
         const int last = used + (skip + size + 3) / 4;
         for (auto block = static_cast<uint32_t>(cursor.element >> 2); used < last; ++block)
-            plan.put<Real>(used++, block, step, id, stream);
-        plan.size += size;
+            counters.put<Real>(used++, block, step, id, stream);
+        counters.size += size;
         cursor.advance(size);
     }
-    plan.finish<Real>(used);
-    plan.repeats = false;
-    plan.shift = 0;
+    counters.finish<Real>(used);
+    counters.repeats = false;
+    counters.shift = 0;
 }
 
 // The run at the cursor. Tiles of it are then taken one by one.
-inline void plan_run(Plan& plan, const Cursor& cursor) {
-    plan.one_run = true;
-    plan.repeats = false;
-    plan.step = cursor.step();
-    plan.sample = static_cast<uint32_t>(cursor.sample_id());
-    plan.tag_word = tag(cursor.sample_id(), cursor.field().stream);
+inline void take_run(Counters& counters, const Cursor& cursor) {
+    counters.one_run = true;
+    counters.repeats = false;
+    counters.step = cursor.step();
+    counters.sample = static_cast<uint32_t>(cursor.sample_id());
+    counters.tag_word = tag(cursor.sample_id(), cursor.field().stream);
 }
 
 // Words of one tile: [group][word of the block][lane].
@@ -174,17 +174,17 @@ inline void store_words(TileWords& to, int g, const Words<Lanes>& c) {
 // The passes over a tile are flattened: all that they call is inlined. GCC stops short of that in a file of this size,
 // and then the constants of a pass are loaded again for each group of lanes, at the cost of a quarter of the time.
 
-// The words of the plan's blocks, `later` steps after its own. `low_bit` is the counter's top bit: 1 for the lower
+// The words of the counters' blocks, `later` steps after its own. `low_bit` is the counter's top bit: 1 for the lower
 // halves of the 64-bit words that float64 takes.
 template <class Real, class Between>
-[[gnu::flatten]] inline void fill_words(TileWords& words, const Plan& plan, const RoundKeys& keys, uint32_t later,
-                                        uint32_t low_bit, Between between) {
-    const int groups = plan.groups;
+[[gnu::flatten]] inline void fill_words(TileWords& words, const Counters& counters, const RoundKeys& keys,
+                                        uint32_t later, uint32_t low_bit, Between between) {
+    const int groups = counters.groups;
     int g = 0;
-    if (plan.one_run) {
+    if (counters.one_run) {
         constexpr uint64_t next = uint64_t{kPhiloxM0} * Lane::width;
-        const Common common(keys, plan.step + later, plan.sample, plan.tag_word | low_bit << 31);
-        const Lane::u32 block = Lane::add(Lane::load(kOrder<Real>.block), Lane::splat(plan.block));
+        const Common common(keys, counters.step + later, counters.sample, counters.tag_word | low_bit << 31);
+        const Lane::u32 block = Lane::add(Lane::load(kOrder<Real>.block), Lane::splat(counters.block));
         auto product = Lane::product(Lane::word_from(block), kPhiloxM0);
         if constexpr (Lane::twice)
             for (; g + 2 <= groups; g += 2) {
@@ -202,10 +202,10 @@ template <class Real, class Between>
     }
     const auto word = [&](int w, int group) {  // of the counters
         const int at = group * Lane::width;
-        return Lane::word_from(w == 0   ? Lane::load(plan.blocks + at)
-                               : w == 1 ? Lane::add(Lane::load(plan.steps + at), Lane::splat(later))
-                               : w == 2 ? Lane::add(Lane::load(plan.samples + at), Lane::splat(plan.shift))
-                                        : Lane::bit_or(Lane::load(plan.tags + at), low_bit << 31));
+        return Lane::word_from(w == 0   ? Lane::load(counters.blocks + at)
+                               : w == 1 ? Lane::add(Lane::load(counters.steps + at), Lane::splat(later))
+                               : w == 2 ? Lane::add(Lane::load(counters.samples + at), Lane::splat(counters.shift))
+                                        : Lane::bit_or(Lane::load(counters.tags + at), low_bit << 31));
     };
     if constexpr (Lane::twice)
         for (; g + 2 <= groups; g += 2) {
@@ -277,19 +277,19 @@ struct Noise {
     alignas(64) Real packed[kTile + kOverhang];
     alignas(64) TileWords words, low_words;
 
-    // The plan's elements at `later` steps after the plan's own; between(g) is called as group g is made.
+    // The noise of the tile, `later` steps after its own; between(g) is called as group g is made.
     template <class Between>
-    const Real* fill(const Plan& plan, const RoundKeys& keys, Draw draw, uint32_t later, Between between) {
-        fill_words<Real>(words, plan, keys, later, 0, between);
-        if constexpr (sizeof(Real) == 8) fill_words<Real>(low_words, plan, keys, later, 1, [](int) {});
-        draw == Draw::normal ? words_to_values<Draw::normal>(values, plan.groups, words, low_words)
-                             : words_to_values<Draw::uniform>(values, plan.groups, words, low_words);
-        if (plan.one_run) return values + plan.skip;
+    const Real* fill(const Counters& counters, const RoundKeys& keys, Draw draw, uint32_t later, Between between) {
+        fill_words<Real>(words, counters, keys, later, 0, between);
+        if constexpr (sizeof(Real) == 8) fill_words<Real>(low_words, counters, keys, later, 1, [](int) {});
+        draw == Draw::normal ? words_to_values<Draw::normal>(values, counters.groups, words, low_words)
+                             : words_to_values<Draw::uniform>(values, counters.groups, words, low_words);
+        if (counters.one_run) return values + counters.skip;
         Real* to = packed;
-        for (int p = 0; p < plan.n_pieces; ++p) {
-            const Real* from = values + plan.pieces[p].from;
-            for (int i = 0; i < plan.pieces[p].size; i += 4) std::memcpy(to + i, from + i, 4 * sizeof(Real));
-            to += plan.pieces[p].size;
+        for (int p = 0; p < counters.n_parts; ++p) {
+            const Real* from = values + counters.parts[p].from;
+            for (int i = 0; i < counters.parts[p].size; i += 4) std::memcpy(to + i, from + i, 4 * sizeof(Real));
+            to += counters.parts[p].size;
         }
         return packed;
     }

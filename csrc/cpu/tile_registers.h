@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Rows of the usual shapes, added up in registers: noise and D take no way through memory. All other rows go through
-// tile_rows.h, form by form.
+// tile_rows.h, combination by combination.
 #pragma once
 #include <initializer_list>
 #include <iterator>
@@ -22,10 +22,10 @@ using Slots = std::initializer_list<Slot>;
 constexpr uint64_t shape(Slots clean, Slots out, Slots aux1 = {}, Slots aux2 = {}) {
     return columns(kClean, clean) | columns(kAffine[0], out) | columns(kAffine[1], aux1) | columns(kAffine[2], aux2);
 }
-constexpr uint64_t form_of(uint64_t active, int first) { return active & uint64_t{0x3FF} << first; }
+constexpr uint64_t combination_of(uint64_t active, int first) { return active & uint64_t{0x3FF} << first; }
 
-// Of a call, or 0: not one of these. Only a form that begins with the noise may have a constant, which is no part of
-// the shape.
+// Of a call, or 0: not one of these. Only a combination that begins with the noise may have a constant, which is no
+// part of the shape.
 template <class Real>
 uint64_t shape_of(const Rows<Real>& rows) {
     const Call& s = rows.s;
@@ -33,10 +33,10 @@ uint64_t shape_of(const Rows<Real>& rows) {
     uint64_t found = rows.wants_clean ? s.active & (columns(kClean, {kX, kM1, kM2}) | uint64_t{1} << kClean) : 0;
     for (int o = 0; o < 3; ++o) {
         if (!s.out[o]) continue;
-        const Affine& form = rows.out[o];
-        if (form.n == 0 || (o && !s.out[o - 1])) return 0;
-        found |= form_of(s.active, kAffine[o]);
-        if (form.slot[0] == kZ) found &= ~(uint64_t{1} << kAffine[o]);
+        const Affine& combination = rows.out[o];
+        if (combination.n == 0 || (o && !s.out[o - 1])) return 0;
+        found |= combination_of(s.active, kAffine[o]);
+        if (combination.slot[0] == kZ) found &= ~(uint64_t{1} << kAffine[o]);
     }
     return found;
 }
@@ -54,10 +54,10 @@ Function for_shape(uint64_t shape, Of of) {
 // A row of this shape in registers, and its arrays, of type In; of the noise it takes one vector.
 template <class Real, DType In, uint64_t shape>
 struct RegisterRow {
-    static constexpr Affine kCleanForm{shape, kClean, 3};
-    static constexpr Affine kForms[3] = {
+    static constexpr Affine kCleanCombination{shape, kClean, 3};
+    static constexpr Affine kCombinations[3] = {
         {shape, kAffine[0], kSlots}, {shape, kAffine[1], kSlots}, {shape, kAffine[2], kSlots}};
-    static constexpr int kOutputs = kForms[2].n ? 3 : kForms[1].n ? 2 : 1;
+    static constexpr int kOutputs = kCombinations[2].n ? 3 : kCombinations[1].n ? 2 : 1;
     static constexpr bool reads(int slot) {
         bool found = slot < 3 && counts(shape, kClean + 1 + slot);
         for (int o = 0; o < 3; ++o) found |= counts(shape, kAffine[o] + 1 + slot);
@@ -73,11 +73,11 @@ struct RegisterRow {
         const auto splat = [&](int column) { return Lane::splat(*rows.coefficient(column)); };
         low = splat(kLow), high = splat(kHigh);
         for (int slot = 0; slot < kSlots; ++slot) array[slot] = value[slot];
-        for (int t = 0; t < kCleanForm.n; ++t) clean_c[t] = splat(kCleanForm.column[t]);
+        for (int t = 0; t < kCleanCombination.n; ++t) clean_c[t] = splat(kCleanCombination.column[t]);
         for (int o = 0; o < kOutputs; ++o) {
             const int constant = rows.out[o].constant;
             k[o] = constant < 0 ? Lane::splat(Real{-0.0}) : splat(constant);  // -0 changes no product
-            for (int t = 0; t < kForms[o].n; ++t) c[o][t] = splat(kForms[o].column[t]);
+            for (int t = 0; t < kCombinations[o].n; ++t) c[o][t] = splat(kCombinations[o].column[t]);
         }
     }
 
@@ -87,15 +87,17 @@ struct RegisterRow {
         v[kZ] = z;
         for (int slot = 0; slot < kSlots; ++slot)
             if (slot != kZ && slot != kD && reads(slot)) v[slot] = load_lanes<In>(array[slot], at);
-        if constexpr (kCleanForm.n) {
-            v[kD] = Lane::mul(clean_c[0], v[kCleanForm.slot[0]]);
-            for (int t = 1; t < kCleanForm.n; ++t) v[kD] = Lane::fma(clean_c[t], v[kCleanForm.slot[t]], v[kD]);
+        if constexpr (kCleanCombination.n) {
+            v[kD] = Lane::mul(clean_c[0], v[kCleanCombination.slot[0]]);
+            for (int t = 1; t < kCleanCombination.n; ++t)
+                v[kD] = Lane::fma(clean_c[t], v[kCleanCombination.slot[t]], v[kD]);
             if (clamps) v[kD] = Lane::clamp(v[kD], low, high);
         }
         for (int o = 0; o < kOutputs; ++o) {
-            const Affine& form = kForms[o];
-            result[o] = form.slot[0] == kZ ? Lane::fma(c[o][0], z, k[o]) : Lane::mul(c[o][0], v[form.slot[0]]);
-            for (int t = 1; t < form.n; ++t) result[o] = Lane::fma(c[o][t], v[form.slot[t]], result[o]);
+            const Affine& combination = kCombinations[o];
+            result[o] =
+                combination.slot[0] == kZ ? Lane::fma(c[o][0], z, k[o]) : Lane::mul(c[o][0], v[combination.slot[0]]);
+            for (int t = 1; t < combination.n; ++t) result[o] = Lane::fma(c[o][t], v[combination.slot[t]], result[o]);
         }
     }
 };
@@ -103,20 +105,20 @@ struct RegisterRow {
 // ---- with the noise of whole groups, as it is made ---------------------------------------------------------
 
 template <DType In, DType Out, uint64_t shape>
-[[gnu::flatten]] void tile_on_noise(const TileWords& words, const Plan& plan, const Rows<float>& rows,
+[[gnu::flatten]] void tile_on_noise(const TileWords& words, const Counters& counters, const Rows<float>& rows,
                                     const Arrays<float>& arrays, int64_t at) {
     const RegisterRow<float, In, shape> row(rows, arrays.s.in);
     constexpr int kOutputs = row.kOutputs;
-    bool stream[kOutputs];
-    for (int o = 0; o < kOutputs; ++o) stream[o] = arrays.streams(o, at);
-    words_to_floats<Draw::normal>(plan.groups, words, [&](int g, const Lane::f32(&z)[4]) {
+    bool nontemporal[kOutputs];
+    for (int o = 0; o < kOutputs; ++o) nontemporal[o] = arrays.nontemporal(o, at);
+    words_to_floats<Draw::normal>(counters.groups, words, [&](int g, const Lane::f32(&z)[4]) {
         arrays.prefetch_read(at, g);
         const int64_t here = at + g * kGroup;
         Lane::f32 result[4][kOutputs];
         for (int i = 0; i < 4; ++i) row.add_up(here + i * Lane::width, z[i], result[i]);
         for (int o = 0; o < kOutputs; ++o)
             store_lanes<Out>(arrays.s.out[o], here, {result[0][o], result[1][o], result[2][o], result[3][o]},
-                             stream[o]);
+                             nontemporal[o]);
     });
 }
 
@@ -184,9 +186,9 @@ template <class Real, uint64_t shape>
     const RegisterRow<Real, kOwn<Real>, shape> row(rows, arrays.value);
     constexpr int W = kWidth<Real>, kOutputs = row.kOutputs;
     Real* to[kOutputs];
-    bool stream[kOutputs];
+    bool nontemporal[kOutputs];
     for (int o = 0; o < kOutputs; ++o)
-        to[o] = static_cast<Real*>(arrays.s.out[o]) + at, stream[o] = arrays.streams(o, at);
+        to[o] = static_cast<Real*>(arrays.s.out[o]) + at, nontemporal[o] = arrays.nontemporal(o, at);
     const Real* const noise = arrays.value[kZ];
     const auto add_up = [&](int i, Vector<Real>(&result)[kOutputs]) {
         row.add_up(i, row.reads(kZ) ? Lane::load(noise + i) : Vector<Real>{}, result);
@@ -197,7 +199,7 @@ template <class Real, uint64_t shape>
     if (overlaps) add_up(size - W, last);
     for (int i = 0; i + W <= size; i += W) {
         add_up(i, result);
-        for (int o = 0; o < kOutputs; ++o) store_one(to[o] + i, result[o], stream[o]);
+        for (int o = 0; o < kOutputs; ++o) store_one(to[o] + i, result[o], nontemporal[o]);
     }
     for (int o = 0; o < kOutputs && overlaps; ++o) Lane::store(to[o] + size - W, last[o]);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A tile of data: its inputs in the arithmetic's type, the affine forms of its rows, and its outputs.
+// A tile of data: its inputs in the arithmetic's type, the linear combinations of its rows, and its outputs.
 #pragma once
 #include <cstring>
 #include <type_traits>
@@ -33,31 +33,32 @@ inline auto load_lanes(const void* from, int64_t at) {
         return Lane::as_float(Lane::as_upper_halves(Lane::load(halves)));
 }
 
-// One vector, or what takes its place, to `to`; past the caches if `stream`, when that place is aligned to it.
+// One vector, or what takes its place, to `to`; past the caches (a non-temporal store) if `nontemporal`, when that
+// place is aligned to it.
 template <class Element, class Lanes>
-inline void store_one(Element* to, Lanes x, bool stream) {
-    stream ? Lane::stream(to, x) : Lane::store(to, x);
+inline void store_one(Element* to, Lanes x, bool nontemporal) {
+    nontemporal ? Lane::store_nontemporal(to, x) : Lane::store(to, x);
 }
 
 // Four vectors to `at`, rounded to the type. NaN is rare and looked for once.
 template <DType Type>
-inline void store_lanes(void* to, int64_t at, const Lane::f32 (&x)[4], bool stream) {
+inline void store_lanes(void* to, int64_t at, const Lane::f32 (&x)[4], bool nontemporal) {
     constexpr int W = Lane::width;
     static_assert(Type == DType::f32 || is_half(Type));
     if constexpr (Type == DType::f32) {
-        for (int i = 0; i < 4; ++i) store_one(static_cast<float*>(to) + at + i * W, x[i], stream);
+        for (int i = 0; i < 4; ++i) store_one(static_cast<float*>(to) + at + i * W, x[i], nontemporal);
         return;
     }
     uint16_t* const halves = static_cast<uint16_t*>(to) + at;
     if constexpr (Type == DType::f16)
-        for (int i = 0; i < 4; ++i) store_one(halves + i * W, Lane::to_half(x[i]), stream);
+        for (int i = 0; i < 4; ++i) store_one(halves + i * W, Lane::to_half(x[i]), nontemporal);
     if constexpr (Type == DType::bf16) {
         Lane::u32 rounded[4];
         for (int i = 0; i < 4; ++i) rounded[i] = round_number_to_bfloat16<Lane>(x[i]);
         if (Lane::any_nan(x[0], x[1]) || Lane::any_nan(x[2], x[3])) [[unlikely]]
             for (int i = 0; i < 4; ++i) rounded[i] = round_to_bfloat16<Lane>(x[i]);
         for (int i = 0; i < 4; i += 2)
-            store_one(halves + i * W, Lane::upper_halves(rounded[i], rounded[i + 1]), stream);
+            store_one(halves + i * W, Lane::upper_halves(rounded[i], rounded[i + 1]), nontemporal);
     }
 }
 
@@ -75,16 +76,17 @@ inline void load_halves(float* to, const uint16_t* from, int n) {
 }
 
 template <DType Type>
-inline void store_group(uint16_t* to, const float* from, bool stream) {
+inline void store_group(uint16_t* to, const float* from, bool nontemporal) {
     constexpr int W = Lane::width;
-    store_lanes<Type>(
-        to, 0, {Lane::load(from), Lane::load(from + W), Lane::load(from + 2 * W), Lane::load(from + 3 * W)}, stream);
+    store_lanes<Type>(to, 0,
+                      {Lane::load(from), Lane::load(from + W), Lane::load(from + 2 * W), Lane::load(from + 3 * W)},
+                      nontemporal);
 }
 
 template <DType Type>
-inline void store_halves(uint16_t* to, const float* from, int n, bool stream) {
+inline void store_halves(uint16_t* to, const float* from, int n, bool nontemporal) {
     int i = 0;
-    for (; i + kGroup <= n; i += kGroup) store_group<Type>(to + i, from + i, stream);
+    for (; i + kGroup <= n; i += kGroup) store_group<Type>(to + i, from + i, nontemporal);
     const size_t left = static_cast<size_t>(n) % kGroup;
     if (left == 0) return;
     float rest[kGroup] = {};
@@ -124,9 +126,9 @@ inline void load_as(Real* to, const void* from, DType type, int64_t at, int n) {
     }
 }
 
-// `stream`: the place is aligned to a vector, and written past the caches.
+// `nontemporal`: the place is aligned to a vector, and written past the caches.
 template <class Real>
-inline void store_as(void* to, DType type, int64_t at, const Real* from, int n, bool stream) {
+inline void store_as(void* to, DType type, int64_t at, const Real* from, int n, bool nontemporal) {
     auto* const halves = static_cast<uint16_t*>(to) + at;
     switch (type) {
         case kOwn<float>:
@@ -134,17 +136,17 @@ inline void store_as(void* to, DType type, int64_t at, const Real* from, int n, 
             std::memcpy(static_cast<Real*>(to) + at, from, sizeof(Real) * static_cast<size_t>(n));
             return;
         case DType::f16:
-            if constexpr (sizeof(Real) == 4) store_halves<DType::f16>(halves, from, n, stream);
+            if constexpr (sizeof(Real) == 4) store_halves<DType::f16>(halves, from, n, nontemporal);
             return;
         case DType::bf16:
-            if constexpr (sizeof(Real) == 4) store_halves<DType::bf16>(halves, from, n, stream);
+            if constexpr (sizeof(Real) == 4) store_halves<DType::bf16>(halves, from, n, nontemporal);
             return;
         case DType::u8:
             return;  // no output
     }
 }
 
-// One affine form over a tile: the terms that are active, in the contract's order z, D, past4 .. past1, m2, m1, x.
+// A linear combination over a tile: the terms that are active, in the contract's order z, D, past4 .. past1, m2, m1, x.
 struct Affine {
     int n = 0, column[kSlots] = {}, slot[kSlots] = {};
     int constant = -1;  // column of k, or -1
@@ -159,10 +161,10 @@ struct Affine {
 };
 
 // out = k + sum c_i v_i: the first term is a product or, with k, an fma; then one fma a term. Count 0: `n` decides.
-// `stream`: out is aligned to a vector and written past the caches.
+// `nontemporal`: out is aligned to a vector and written past the caches.
 template <bool PerElement, int Count, class Real>
 inline void sum_terms(Real* out, int size, int n, const Real* k, const Real* const* c, const Real* const* v,
-                      bool stream) {
+                      bool nontemporal) {
     constexpr int W = kWidth<Real>;
     const int terms = Count ? Count : n;
     auto coefficient = [](const Real* p, int i) { return PerElement ? Lane::load(p + i) : Lane::splat(*p); };
@@ -171,7 +173,7 @@ inline void sum_terms(Real* out, int size, int n, const Real* k, const Real* con
         auto sum = k ? Lane::fma(coefficient(c[0], i), Lane::load(v[0] + i), coefficient(k, i))
                      : Lane::mul(coefficient(c[0], i), Lane::load(v[0] + i));
         for (int t = 1; t < terms; ++t) sum = Lane::fma(coefficient(c[t], i), Lane::load(v[t] + i), sum);
-        stream ? Lane::stream(out + i, sum) : Lane::store(out + i, sum);
+        nontemporal ? Lane::store_nontemporal(out + i, sum) : Lane::store(out + i, sum);
     }
     if (W == 1 || i >= size) return;
     // The last few elements in a padded copy: the arrays end here.
@@ -241,20 +243,22 @@ struct Rows {
 
     const Real* coefficient(int column) const { return per_element ? expanded[column] : row + column; }
 
-    void apply(Real* to, int size, const Affine& form, const Real* const (&value)[kSlots], bool stream) const {
+    void apply(Real* to, int size, const Affine& combination, const Real* const (&value)[kSlots],
+               bool nontemporal) const {
         const Real *c[kSlots], *v[kSlots];
-        for (int t = 0; t < form.n; ++t) c[t] = coefficient(form.column[t]), v[t] = value[form.slot[t]];
-        const Real* k = form.constant < 0 ? nullptr : coefficient(form.constant);
-        if (form.n == 0) {
+        for (int t = 0; t < combination.n; ++t)
+            c[t] = coefficient(combination.column[t]), v[t] = value[combination.slot[t]];
+        const Real* k = combination.constant < 0 ? nullptr : coefficient(combination.constant);
+        if (combination.n == 0) {
             for (int i = 0; i < size; ++i) to[i] = k ? k[per_element ? i : 0] : Real{0};
         } else if (per_element) {
-            form.n == 2 ? sum_terms<true, 2>(to, size, 2, k, c, v, stream)
-                        : sum_terms<true, 0>(to, size, form.n, k, c, v, stream);
+            combination.n == 2 ? sum_terms<true, 2>(to, size, 2, k, c, v, nontemporal)
+                               : sum_terms<true, 0>(to, size, combination.n, k, c, v, nontemporal);
         } else {
-            form.n == 1   ? sum_terms<false, 1>(to, size, 1, k, c, v, stream)
-            : form.n == 2 ? sum_terms<false, 2>(to, size, 2, k, c, v, stream)
-            : form.n == 3 ? sum_terms<false, 3>(to, size, 3, k, c, v, stream)
-                          : sum_terms<false, 0>(to, size, form.n, k, c, v, stream);
+            combination.n == 1   ? sum_terms<false, 1>(to, size, 1, k, c, v, nontemporal)
+            : combination.n == 2 ? sum_terms<false, 2>(to, size, 2, k, c, v, nontemporal)
+            : combination.n == 3 ? sum_terms<false, 3>(to, size, 3, k, c, v, nontemporal)
+                                 : sum_terms<false, 0>(to, size, combination.n, k, c, v, nontemporal);
         }
     }
 
@@ -329,7 +333,7 @@ struct Arrays {
 
     // Elements from `at` to where the first output's next line begins.
     int64_t to_line(int64_t at) const { return static_cast<int64_t>(-place(0, at) % kLine) / bytes_of(s.type); }
-    bool streams(int o, int64_t at) const { return past_caches[o] && place(o, at) % kLine == 0; }
+    bool nontemporal(int o, int64_t at) const { return past_caches[o] && place(o, at) % kLine == 0; }
     uintptr_t place(int o, int64_t at) const {
         return reinterpret_cast<uintptr_t>(s.out[o]) + static_cast<uintptr_t>(at * bytes_of(s.type));
     }
@@ -354,7 +358,7 @@ struct Arrays {
             const int j = rows.per_element ? i : 0;
             result[0][i] += lo[j] <= clean[i] && clean[i] <= hi[j] ? result[1][i] : Real{0};
         }
-        store_as(s.out[0], s.type, at, result[0], size, streams(0, at));
+        store_as(s.out[0], s.type, at, result[0], size, nontemporal(0, at));
     }
 
     void apply(const Rows<Real>& rows, int64_t at, int size) {
@@ -367,9 +371,9 @@ struct Arrays {
         for (int o = 0; o < 3; ++o)
             if (s.out[o])
                 rows.apply(direct[o] ? static_cast<Real*>(s.out[o]) + at : result[o], size, rows.out[o], value,
-                           streams(o, at));
+                           nontemporal(o, at));
         for (int o = 0; o < 3; ++o)
-            if (s.out[o] && !direct[o]) store_as(s.out[o], s.type, at, result[o], size, streams(o, at));
+            if (s.out[o] && !direct[o]) store_as(s.out[o], s.type, at, result[o], size, nontemporal(o, at));
     }
 };
 
