@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training losses whose noise is never stored: it is drawn again where it is compared with (docs/loss.md)."""
+"""Training losses whose noise is never stored: it is regenerated where it is compared with (docs/loss.md)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def mse_loss(
         pred: what the network predicts; float32, float64 (then the arithmetic is float64), float16 or bfloat16.
         x0, t, schedule, noise, scale, offset, batched: as given to `q_sample`; x0 of pred's shape. x0 may be None for
             the target "epsilon", which it plays no part in.
-        target: "epsilon" z (Ho et al. 2020, eq. 14), "v" alpha z - sigma x0, "velocity" z - x0, "sample" x0.
+        target: "epsilon" z (Ho et al. 2020, eq. 14), "v" alpha z - sigma x0, "flow" z - x0, "sample" x0.
         weight: for integer t a row, (T,), one number for each step of the schedule (`noisefuse.weights` makes them);
             for float t an array of t's shape; finite where t takes them. None: 1. It may lie on pred's device: where
             it or t do, it is unchecked.
@@ -89,7 +89,7 @@ def mse_loss_grad(
     upstream: ArrayLike = 1.0,
     out: Array | None = None,
 ) -> Array:
-    """The gradient of `mse_loss` with respect to pred, by a pass of its own that draws the noise again.
+    """The gradient of `mse_loss` with respect to pred, by a pass of its own that regenerates the noise.
 
         2 w_t g / n (pred - target),    n the number of elements that the mean is over
 

@@ -86,7 +86,7 @@ def randn(
     batched: bool = True,
     out: Array | None = None,
 ) -> Array:
-    """Standard normals: the field that `noise` names (docs/noise.md).
+    """Standard normals: the field that `noise` names (docs/noise.md). torch.randn, with a name in place of a generator.
 
     Args:
         shape: of the result; axis 0 is the batch, row b the sample `noise.sample + b`.
@@ -158,14 +158,16 @@ def q_sample(
 ) -> Array | tuple[Array, Array]:
     """The forward process in one pass: x_t = alpha_t x0 + sigma_t z, z ~ N(0, 1) (Ho et al. 2020, eq. 4).
 
+    diffusers calls this add_noise (and scale_noise for flows); there noise is an array, here it is named.
+
     Args:
         x0: an array or a torch tensor; float32, float64, float16, bfloat16 or uint8, any strides (others than C order
             are copied first).
         t: integers (an index into the schedule, 0 least noisy) or, where the schedule is continuous, floats in its own
             time; a scalar, (B,), or any prefix of x0's shape.
         noise: Noise, a list of one for each row, or an array of x0's shape (float32 or the result's dtype).
-        target: also return what a network learns: "epsilon" z, "v" alpha z - sigma x0 (Salimans & Ho 2022), "velocity"
-            z - x0 (flow matching), "sample" x0; computed in the same pass.
+        target: also return what a network learns: "epsilon" z, "v" alpha z - sigma x0 (Salimans & Ho 2022), "flow"
+            z - x0 (flow matching; "velocity" is the same), "sample" x0; computed in the same pass.
         scale, offset: x0 stands for scale * x0 + offset, folded into the coefficients. Neither given: x0 itself, and
             of uint8 scale 1/127.5, offset -1. Where one is given, the other is 1 or 0, of uint8 too.
         dtype: of the result; x0's, or float32 for uint8.
@@ -301,7 +303,7 @@ def update(
     out: Array | None = None,
     aux_out: Sequence[Array] | int = (),
 ) -> Array:
-    """One row of a tableau in one pass: D = clamp(affine of x, m1, m2), then affine forms of everything plus noise.
+    """One row of a tableau in one pass: D = clamp(..), then linear combinations of all, plus noise.
 
     Args:
         table: the rows; `print(table)` shows them as equations.

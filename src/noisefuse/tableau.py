@@ -5,7 +5,7 @@ A row is a sandwich, affine -> clamp -> affine + noise:
 
     D    = clamp(k + p_x x + p_1 m1 + p_2 m2, lo, hi)                  the predicted clean sample
     out  = k + a x + b_1 m1 + b_2 m2 + c D + h_1 past1 + .. + h_4 past4 + s z
-    aux1 = the same form again, aux2 = and again                       what later steps want to remember
+    aux1 = another linear combination, aux2 = and another              what later steps want to remember
 
 x is the current sample, m1 and m2 are model outputs, past1 .. past4 remembered arrays (past1 the newest) and
 z is standard normal noise. Rules write rows in these symbols::

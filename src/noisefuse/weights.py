@@ -121,7 +121,7 @@ def like(schedule: Schedule, target: Target, other: Target, *, t: npt.ArrayLike 
 def draw(row: npt.ArrayLike, u: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Times t with probabilities in proportion to the row (T,), from uniforms u in [0, 1): integers of u's shape.
 
-    With `nf.uniform(B, noise)` they can be drawn again, like all else. ValueError: a number outside, or NaN.
+    With `nf.uniform(B, noise)` they can be regenerated, like all else. ValueError: a number outside, or NaN.
     """
     weights = np.asarray(row, np.float64)
     if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():

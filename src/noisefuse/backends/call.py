@@ -99,10 +99,11 @@ def window_runs(noise: Noise, shape: tuple[int, ...]) -> tuple[int, int, tuple[i
 class Loss:
     """Sums of squared residuals, and the gradient with respect to the prediction (docs/loss.md says all bits).
 
-    The form `out` of `residual` is r = pred - target, with pred in its input m1; float64 pred means float64 arithmetic,
-    all others float32. Elements of a sample that share one row of it are a piece, and a piece is taken in chunks of
-    4,096. The sum of a chunk is one of the arithmetic, from 64 accumulators. All later sums are float64: a piece is the
-    sum of its chunks, in order; a sample is fma(weight, piece, sum so far) over its pieces, in order.
+    The linear combination `out` of `residual` is r = pred - target, with pred in its input m1; float64 pred means
+    float64 arithmetic, all others float32. Elements of a sample that share one row of it are a piece, and a piece is
+    taken in chunks of 4,096. The sum of a chunk is one of the arithmetic, from 64 accumulators. All later sums are
+    float64: a piece is the sum of its chunks, in order; a sample is fma(weight, piece, sum so far) over its pieces, in
+    order.
     """
 
     residual: Step  # outputs[0]: where the gradient goes, of pred's shape and dtype (it may be an input); or None
