@@ -23,6 +23,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 from noisefuse.interop import torch as interop  # noqa: E402
+from noisefuse.interop import torch_arrays, torch_graph  # noqa: E402
 
 # torch's own, where it loads its decompositions
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
@@ -102,7 +103,7 @@ def test_numpys_bits(call, dtype, backend):
         expected = CALLS[call](numpy(x), t.numpy(), numpy(z))
         assert same(CALLS[call](x, t, z), expected)
         first = expected[0] if isinstance(expected, tuple) else expected
-        out = torch.zeros(first.shape, dtype=interop.NAMED[first.dtype.name])
+        out = torch.zeros(first.shape, dtype=torch_arrays.NAMED[first.dtype.name])
         result = CALLS[call](x, t, z, out=out)
         assert (result[0] if isinstance(result, tuple) else result) is out
         assert same(result, expected)
@@ -113,7 +114,7 @@ def test_numpys_bits(call, dtype, backend):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samplers(name, dtype, backend):
-    sampler, kind = SAMPLERS[name], interop.DTYPES[dtype]
+    sampler, kind = SAMPLERS[name], torch_arrays.DTYPES[dtype]
     with nf.use_backend(backend):
         expected = sampler.sample(lambda x, t: x, (3, 5), N, dtype=kind)
         seen = []
@@ -130,12 +131,12 @@ def test_samplers(name, dtype, backend):
 def test_randn_and_uniform(dtype):
     for draw, allowed in ((nf.randn, FLOATS), (nf.uniform, FLOATS[:2])):
         if dtype not in allowed:
-            with pytest.raises(TypeError, match=rf"dtype (torch\.)?{interop.DTYPES[dtype]}"):
+            with pytest.raises(TypeError, match=rf"dtype (torch\.)?{torch_arrays.DTYPES[dtype]}"):
                 draw((3, 4), N, dtype=dtype)
             continue
-        expected = draw((3, 4), N, dtype=interop.DTYPES[dtype])
+        expected = draw((3, 4), N, dtype=torch_arrays.DTYPES[dtype])
         assert same(draw((3, 4), N, dtype=dtype), expected)
-        for kind in (dtype, interop.DTYPES[dtype]):
+        for kind in (dtype, torch_arrays.DTYPES[dtype]):
             out = torch.zeros(3, 4, dtype=dtype)
             assert draw((3, 4), N, dtype=kind, out=out) is out
             assert same(out, expected)
@@ -555,7 +556,7 @@ def test_compiled_forward_process(dtype):
         results = [
             *nf.q_sample(x, t, S, noise, target="v"),
             *nf.q_sample(x, 3, S, z, target="epsilon", dtype=torch.float32, scale=1.5),
-            nf.q_sample(x, t, S, noise.at(step=4), out=torch.zeros(3, 4, dtype=interop.NAMED["float32"]))
+            nf.q_sample(x, t, S, noise.at(step=4), out=torch.zeros(3, 4, dtype=torch_arrays.NAMED["float32"]))
             if x.dtype == torch.uint8
             else nf.q_sample(x, t, S, noise, out=torch.zeros_like(x)),
             nf.uniform(3, noise, dtype=torch.float64),
@@ -696,26 +697,48 @@ def test_inductor():
     assert equal(compiled(function, "inductor")(X, TIMES), function(X, TIMES))
 
 
+@pytest.mark.parametrize("t", [0.3, [0.3, 0.7, 0.1]])
+def test_float_times_of_python_in_compiled_code(t):
+    """Seen to fail: rounded to float32 on their way into the graph."""
+
+    def function(x):
+        return nf.q_sample(x, t, FLOW, N, target="v")
+
+    x = tensor(3, 4, dtype=torch.float64)
+    assert equal(compiled(function)(x), function(x))
+
+
+def test_what_compiled_code_calls_has_one_number_for_each_value():
+    """Seen to fail: a number for each schedule that is made."""
+    fields = "q_sample", (("target", None),), ("x",), 1
+    number = torch_graph.number_of(interop.RowCall, S, *fields)
+    assert torch_graph.number_of(interop.RowCall, Schedule.linear(20), *fields) == number
+    others = Schedule.linear(20, beta_end=0.5), FLOW
+    assert len({number, *(torch_graph.number_of(interop.RowCall, other, *fields) for other in others)}) == 3
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("grad", [False, True])
 def test_opcheck(grad):
     """torch's own checks: schema, fake tensors, autograd registration, dynamic shapes."""
-    x, words = tensor(3, 4, dtype=torch.float64, grad=grad), interop._words(N)
+    x, words = tensor(3, 4, dtype=torch.float64, grad=grad), torch_graph.words_of(N)
     names = {
-        "v": ("q_sample", S, (("target", "v"),), ("x",), 2),
-        "step": ("q_step", S, (), ("x",), 1),
-        "walk": ("q_walk", S, (("keep", (1, 2)),), ("x",), 1),
-        "update": ("update", random_table(clamps=True), (), ("x", "m1", "m2", "past1", "past2", "past3", "past4"), 3),
+        "v": (S, "q_sample", (("target", "v"),), ("x",), 2),
+        "step": (S, "q_step", (), ("x",), 1),
+        "walk": (S, "q_walk", (("keep", (1, 2)),), ("x",), 1),
+        "update": (random_table(clamps=True), "update", (), ("x", "m1", "m2", "past1", "past2", "past3", "past4"), 3),
     }
     for name, fields in names.items():
-        number, tensors = interop._keep(*fields), [x] * len(fields[3])
+        number, tensors = torch_graph.number_of(interop.RowCall, *fields), [x] * len(fields[3])
         for row, times in ((3, None), (None, torch.tensor([1, 2, 3]))):
             torch.library.opcheck(torch.ops.noisefuse.apply, (number, row, times, tensors, words))
             if not grad:
                 grads = [torch.ones(2, 3, 4) if name == "walk" else torch.ones(3, 4)] * fields[4]
                 kept = [x, x, x] if name == "update" else []
                 grads = [g.double() for g in grads]
-                torch.library.opcheck(torch.ops.noisefuse.gradient, (number, "x", row, times, kept, grads))
+                torch.library.opcheck(
+                    torch.ops.noisefuse.gradient, (number, "x", [3, 4], torch.float64, row, times, kept, words, grads)
+                )
     torch.library.opcheck(torch.ops.noisefuse.random, ("randn", [3, 4], "float32", words, True, X.device))
 
 

@@ -29,7 +29,7 @@ torch = pytest.importorskip("torch")
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from noisefuse.interop import torch as interop  # noqa: E402
-from noisefuse.interop import torch_loss  # noqa: E402
+from noisefuse.interop import torch_arrays, torch_graph, torch_loss  # noqa: E402
 from test_torch import (  # noqa: E402
     CALLS,
     DIFFERENTIABLE,
@@ -58,7 +58,7 @@ CUDA, STREAM = torch.device("cuda", 1), 0x57EA
 @contextmanager
 def on_the_stand_in(*host):
     """CuPy's stand-in. All tensors count as those of cuda:1, but those of `host`."""
-    there, addresses = interop._place, {x.data_ptr() for x in host}
+    there, addresses = torch_arrays.place_of, {x.data_ptr() for x in host}
 
     def place(name, x):
         return CUDA if x.device.type == "cpu" and x.data_ptr() not in addresses else there(name, x)
@@ -68,8 +68,8 @@ def on_the_stand_in(*host):
         return SimpleNamespace(cuda_stream=STREAM)
 
     with stand_in.installed() as cupy, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interop, "_place", place)
-        patch.setattr(torch_loss, "_place", place)
+        for module in (torch_arrays, interop, torch_loss):
+            patch.setattr(module, "place_of", place)
         patch.setattr(torch.cuda, "current_stream", current_stream)
         patch.setattr(backends, "fast_row", backends.declined)  # it sees where the memory really is: see below
         patch.setattr(backends, "fast_mse", backends.declined)
@@ -106,7 +106,7 @@ def test_bits_of_the_cpu_on_the_stand_in(call, dtype):
     x, t, z = tensor(3, 5, 4, dtype=dtype), torch.tensor([1, 19, 4]), tensor(3, 5, 4, seed=1)
     expected = CALLS[call](numpy(x), t.numpy(), numpy(z))
     first = expected[0] if isinstance(expected, tuple) else expected
-    out = torch.zeros(first.shape, dtype=interop.NAMED[first.dtype.name])
+    out = torch.zeros(first.shape, dtype=torch_arrays.NAMED[first.dtype.name])
     with on_the_stand_in() as cupy:
         found, given = CALLS[call](x, t, z), CALLS[call](x, t, z, out=out)
         assert len(cupy.launches) >= 2
@@ -137,12 +137,12 @@ def test_samplers_on_the_stand_in(name, dtype):
 def test_draws_on_the_stand_in(dtype):
     for draw in (nf.randn, nf.uniform) if dtype in FLOATS[:2] else (nf.randn,):
         out = torch.zeros(3, 4, dtype=dtype)
-        expected = draw((3, 4), N, dtype=interop.DTYPES[dtype])
+        expected = draw((3, 4), N, dtype=torch_arrays.DTYPES[dtype])
         with on_the_stand_in() as cupy:
             assert draw((3, 4), N, dtype=dtype, out=out) is out
             assert len(cupy.launches) >= 1
         assert same(out, expected)
-    start = SAMPLERS["ddim"].start((3, 4), N, dtype=interop.DTYPES[dtype])
+    start = SAMPLERS["ddim"].start((3, 4), N, dtype=torch_arrays.DTYPES[dtype])
     with on_the_stand_in():
         assert same(SAMPLERS["ddim"].start((3, 4), N, dtype=dtype, out=torch.zeros(3, 4, dtype=dtype)), start)
 
@@ -248,10 +248,10 @@ def test_the_view_that_cupy_gets(name, dtype):
     """Of CuPy itself, which needs no device for that, and of the stand-in."""
     view = VIEWS[name](tensor(4, 6, dtype=dtype))
     with stand_in.installed():
-        array = interop._cupy_array(view, 1)
+        array = torch_arrays._cupy_array(view, 1)
         assert bits(array.get()) == bits(numpy(view))
     cupy = pytest.importorskip("cupy")
-    array = interop._cupy_array(view, 1)
+    array = torch_arrays._cupy_array(view, 1)
     assert type(array) is cupy.ndarray
     assert (array.shape, array.dtype, array.data.device_id) == (view.shape, numpy(view).dtype, 1)
     assert array.data.ptr == view.data_ptr() or not view.numel()
@@ -314,18 +314,24 @@ def test_compiled_on_the_stand_in():
 
 def test_fake_tensors_of_cuda_need_no_device():
     """What the compiler asks of an operator: shapes, dtypes and devices of results."""
-    words, number = interop._words(N), interop._keep("q_walk", S, (("keep", (1, 2)),), ("x",), 1)
-    ops, options = torch.ops.noisefuse, torch_loss.Options(S, "v", "none", None, None, True)
-    kept = torch_loss._keep(*options)
+    ops, words = torch.ops.noisefuse, torch_graph.words_of(N)
+    number = torch_graph.number_of(interop.RowCall, S, "q_walk", (("keep", (1, 2)),), ("x",), 1)
+    options = ("target", "v"), ("reduction", "none"), ("batched", True)
+    loss = torch_graph.number_of(torch_loss.Loss, S, options, ("pred", "x0"))
+    like = (3, 4), torch.bfloat16
     with FakeTensorMode():
         x = torch.empty(3, 4, dtype=torch.bfloat16, device="cuda:1")
         t, g = torch.empty(3, dtype=torch.int64, device="cuda:1"), torch.empty(3, device="cuda:1")
         results = {
             "apply": (*ops.apply(number, None, t, [x], words), (2, 3, 4), torch.bfloat16),
-            "gradient": (ops.gradient(number, "x", 3, None, [], [x.expand(2, 3, 4)]), (3, 4), torch.bfloat16),
+            "gradient": (
+                ops.gradient(number, "x", *like, 3, None, [], words, [x.expand(2, 3, 4)]),
+                (3, 4),
+                torch.bfloat16,
+            ),
             "random": (ops.random("randn", [3, 4], "float16", words, True, CUDA), (3, 4), torch.float16),
-            "loss": (ops.mse_loss(kept, None, t, x, x, None, None, words), (3,), torch.float32),
-            "its": (ops.mse_loss_grad(kept, None, t, x, x, None, None, words, g), (3, 4), torch.bfloat16),
+            "loss": (*ops.apply(loss, None, t, [x, x], words), (3,), torch.float32),
+            "its": (ops.gradient(loss, "pred", *like, None, t, [x, x], words, [g]), (3, 4), torch.bfloat16),
         }
     for name, (found, shape, dtype) in results.items():
         assert (found.device, found.shape, found.dtype) == (CUDA, shape, dtype), name
@@ -343,7 +349,7 @@ def test_a_compiled_draw_is_made_where_out_lies(monkeypatch):
     def function(x, out, noise):
         return nf.q_sample(x, 3, S, noise), nf.uniform((3, 4), noise, out=out)
 
-    monkeypatch.setattr(interop, "_copied", lambda result, out: result)
+    monkeypatch.setattr(interop, "copied", lambda result, out: result)
     with FakeTensorMode():
         x = torch.empty(3, 4, device="cuda:1")
         found = compiled(function, backend)(x, torch.empty(3, 4, device="cuda:1"), N)

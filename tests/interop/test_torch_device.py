@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from torch.autograd import gradcheck, gradgradcheck  # noqa: E402
 
-from noisefuse.interop import torch as interop  # noqa: E402
+from noisefuse.interop import torch_arrays  # noqa: E402
 from test_torch import (  # noqa: E402
     CALLS,
     DIFFERENTIABLE,
@@ -346,5 +346,5 @@ def test_the_forward_process_of_diffusers(cupy):
     scheduler.noise = N
     start = scheduler.start((3, 4), device="cuda")
     assert alike(start, torch.from_numpy(nf.randn((3, 4), N.at(stream=2))))
-    assert interop._place("start", start) == start.device
+    assert torch_arrays.place_of("start", start) == start.device
     assert np.isfinite(start.cpu().numpy()).all()

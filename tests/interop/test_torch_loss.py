@@ -196,20 +196,22 @@ def test_a_network_learns_from_a_gradient_in_place_of_its_prediction():
 def test_what_is_refused():
     given, options = arguments("plain", grad=True)
     pred, x0, t = given[:3]
-    with pytest.raises(NotImplementedError, match=r"x0: the gradient is that of pred alone; pass x0.detach\(\)"):
+    with pytest.raises(NotImplementedError, match=r"x0: gradients with .* not computed: pass x0.detach\(\)"):
         nf.mse_loss(pred, x0.clone().requires_grad_(), *given[2:], **options)
-    with pytest.raises(NotImplementedError, match="noise: the gradient is that of pred alone"):
+    with pytest.raises(NotImplementedError, match="noise: gradients with respect to it are not computed"):
         nf.mse_loss(pred, x0, t, S, tensor(3, 5, 4, grad=True), **options)
-    with pytest.raises(NotImplementedError, match="weight: the gradient is that of pred alone"):
+    with pytest.raises(NotImplementedError, match="weight: gradients with respect to it are not computed"):
         nf.mse_loss(*given, **options, weight=torch.ones(len(S), requires_grad=True))
-    with pytest.raises(NotImplementedError, match="t: the gradient is that of pred alone"):
+    with pytest.raises(NotImplementedError, match="t: gradients with respect to it are not computed"):
         nf.mse_loss(pred, x0, torch.rand(3, requires_grad=True), nf.Schedule.cosine(), N, **options)
     compiled = torch.compile(lambda x0: nf.mse_loss(pred, x0, *given[2:], **options), backend="eager")
-    with pytest.raises((NotImplementedError, torch._dynamo.exc.TorchDynamoException), match="x0: the gradient is that"):
+    with pytest.raises(
+        (NotImplementedError, torch._dynamo.exc.TorchDynamoException), match="x0: gradients with respect"
+    ):
         compiled(x0.clone().requires_grad_())
     with pytest.raises(ValueError, match="grad_out: autograd makes the gradient itself"):
         nf.mse_loss(*given, **options, grad_out=torch.empty(3, 5, 4))
-    with pytest.raises(NotImplementedError, match="mse_loss_grad is not differentiable"):
+    with pytest.raises(NotImplementedError, match="pred: gradients with respect to it are not computed"):
         nf.mse_loss_grad(*given, **options)
     with pytest.raises(NotImplementedError, match="differentiable once"):
         torch.autograd.grad(nf.mse_loss(*given, **options), pred, create_graph=True)
@@ -273,14 +275,21 @@ def test_another_schedule_is_seen():
         assert torch.equal(step(pred, x0, schedule), nf.mse_loss(pred, x0, 3, schedule, N, target="v"))
 
 
-@pytest.mark.parametrize("name", ["plain", "epsilon", "noise"])
+@pytest.mark.parametrize("name", ["plain", "epsilon", "noise", "weights"])
 def test_opcheck(name):
     (pred, x0, t, schedule, noise), options = arguments(name, grad=True)
-    from noisefuse.interop import torch_loss
+    from noisefuse.interop import torch_graph, torch_loss
 
-    made = torch_loss.Options(schedule, options["target"], options.get("reduction", "mean"), None, None, True)
-    given = torch_loss._given(pred, None if name == "epsilon" else x0, t, noise, options.get("weight"))
-    torch.library.opcheck(torch.ops.noisefuse.mse_loss.default, torch_loss._arguments(made, given))
-    upstream = torch.ones(3 if made.reduction == "none" else ())
-    plain = torch_loss._arguments(made, given._replace(pred=pred.detach()))
-    torch.library.opcheck(torch.ops.noisefuse.mse_loss_grad.default, (*plain, upstream))
+    weight = torch.from_numpy(ROW) if options.pop("weight", None) is not None else None
+    options = {"reduction": "mean", "scale": None, "offset": None, "batched": True} | options
+    fields, tensors, noise = torch_loss._parts(pred, x0, schedule, noise, weight, options)
+    number, row, times = (
+        torch_graph.number_of(torch_loss.Loss, *fields),
+        *((t, None) if name == "epsilon" else (None, t)),
+    )
+    words = torch_graph.words_of(noise)
+    torch.library.opcheck(torch.ops.noisefuse.apply.default, (number, row, times, tensors, words))
+    kept = [pred.detach(), *tensors[1:]]
+    upstream = [torch.ones(3 if options["reduction"] == "none" else ())]
+    given = (number, "pred", [3, 5, 4], torch.float32, row, times, kept, words, upstream)
+    torch.library.opcheck(torch.ops.noisefuse.gradient.default, given)

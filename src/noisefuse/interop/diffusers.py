@@ -30,7 +30,7 @@ import noisefuse as nf
 
 from . import diffusers_rows as rows
 from .diffusers_rows import Plan, Step, Unsupported
-from .torch import is_traced, untraced
+from .torch_internals import is_traced, untraced, version, writes
 
 __all__ = [
     "DDIMScheduler",
@@ -68,7 +68,7 @@ class _Clock(NamedTuple):
     """The timesteps of a scheduler, to be found without asking a device for their values."""
 
     timesteps: Tensor
-    version: int | None  # of their values, see _version
+    version: int | None  # of their values: torch_internals.version
     host: Tensor
     places: dict[int, int]  # by the address of an entry: loops run over views of `timesteps`
     values: dict[float, int]  # by its value: the first place that has it
@@ -174,7 +174,7 @@ class Fused:
             and (timesteps := run.timesteps) is state["timesteps"]
             and (source := run.source) is state[run.named]
             and run.config is state["_internal_dict"]
-            and (run.versions is None or timesteps._version + source._version == run.versions)
+            and (run.versions is None or writes(timesteps) + writes(source) == run.versions)
             and type(t) is Tensor
             and t.dtype is run.dtype
             and not t.dim()
@@ -324,14 +324,14 @@ class Fused:
 
     def _time(self) -> _Clock | None:
         timesteps, clock = self.__dict__["timesteps"], self._clock
-        if clock is not None and clock.timesteps is timesteps and clock.version == _version(timesteps):
+        if clock is not None and clock.timesteps is timesteps and clock.version == version(timesteps):
             return clock
         if type(timesteps) is not Tensor or timesteps.dim() != 1:
             return None
         host, size = timesteps.cpu(), timesteps.element_size() * (timesteps.stride(0) if len(timesteps) else 1)
         places = {timesteps.data_ptr() + size * k: k for k in range(len(timesteps))}
         values = {value: k for k, value in reversed([*enumerate(host.tolist())])}
-        self._clock = _Clock(timesteps, _version(timesteps), host, places, values, {})
+        self._clock = _Clock(timesteps, version(timesteps), host, places, values, {})
         return self._clock
 
     def _place(self, t: Any, clock: _Clock) -> Any:
@@ -371,7 +371,7 @@ class Fused:
         """The run that has step i as the scheduler is now."""
         state, run = self.__dict__, self._run
         source, config = state[self._source], state["_internal_dict"]
-        versions = _version(clock.timesteps, source)
+        versions = version(clock.timesteps, source)
         found = clock.timesteps, source, config
         same = run is not None and all(map(operator.is_, (run.timesteps, run.source, run.config), found))
         if run is not None and same and run.versions == versions and run.options == options:
@@ -462,8 +462,8 @@ class Fused:
         """make(how many levels there are), unless it was made for these levels before."""
         state = self.__dict__
         levels, kept = state[self._source], state.setdefault("_levels", {})
-        if key not in kept or kept[key][0] is not levels or kept[key][1] != _version(levels):
-            kept[key] = levels, _version(levels), make(len(levels))
+        if key not in kept or kept[key][0] is not levels or kept[key][1] != version(levels):
+            kept[key] = levels, version(levels), make(len(levels))
         return kept[key][2]
 
     def _table(self, n: int, dtype: torch.dtype) -> nf.Tableau:
@@ -545,11 +545,6 @@ def _entry(clock: _Clock, t: Tensor) -> int | None:
         return clock.places.get(t.data_ptr())
     except RuntimeError:
         return None
-
-
-def _version(*tensors: Tensor) -> int | None:
-    """A number that changes when one is written to; None for those of torch.inference_mode, which keep no count."""
-    return None if any(map(torch.is_inference, tensors)) else sum(tensor._version for tensor in tensors)
 
 
 def _wrong_times(name: str, t: Tensor, whose: str, shape: torch.Size) -> ValueError:

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors as arrays, and arrays as tensors, without a copy: NumPy's of CPU tensors, CuPy's of those of a CUDA device,
+whose kernels then run on torch's current stream."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .torch_internals import is_dual, written
+
+DTYPES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.uint8: "uint8",
+}
+NAMED = {name: dtype for dtype, name in DTYPES.items()}
+
+CPU = torch.device("cpu")
+_HERE = nullcontext()
+
+
+# ---- in ----------------------------------------------------------------------------------------------------
+
+
+def read(name: str, x: object, place: torch.device) -> Any:
+    """The memory of a tensor that is read; a lazily negated one is copied."""
+    tensor = checked(name, x)
+    if is_dual(tensor):
+        raise NotImplementedError(f"{name}: forward-mode differentiation is not supported")
+    tensor = tensor.detach().resolve_neg()
+    # Where a device has to copy, torch does: in its own memory, and with a kernel that is there already.
+    return memory(name, tensor if place.type == "cpu" else tensor.contiguous(), place)
+
+
+def write(name: str, out: object, place: torch.device) -> Any:
+    """The memory of a tensor that is written; None of None."""
+    if out is None:
+        return None
+    tensor = checked(name, out)
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name}: requires grad, and autograd would not see what is written: use torch.no_grad()")
+    if tensor.is_neg() or is_dual(tensor):
+        raise ValueError(f"{name}: expected a plain tensor, got a negated view or a dual one")
+    return memory(name, tensor.detach(), place)
+
+
+def read_index(name: str, t: Any, place: torch.device) -> Any:
+    """Row numbers or times; those in host memory do for tensors of a device, too."""
+    if not isinstance(t, Tensor):
+        return t
+    own = place_of(name, t)
+    return memory(name, (t.float() if t.dtype == torch.bfloat16 else t).detach(), own if own.type == "cpu" else place)
+
+
+def read_numbers(name: str, x: Any, place: torch.device) -> Any:
+    """Weights and upstream gradients, a float or float64. Those of a device stay there: nobody waits for them."""
+    if not isinstance(x, Tensor):
+        return x
+    if place_of(name, x).type == "cuda":
+        return memory(name, x.detach().double(), place)
+    return x.item() if x.ndim == 0 else x.detach().double().numpy()
+
+
+def read_noise(noise: Any, beside: str) -> Any:
+    """A Noise or a list of them: noise that is given as values is a tensor where `beside` is one."""
+    if isinstance(noise, np.ndarray):
+        raise TypeError(
+            f"noise: expected a Noise, a list of them or a torch.Tensor, as {beside} is one, got a NumPy array"
+        )
+    return noise
+
+
+def checked(name: str, x: object) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, as the other arguments are, got {type(x).__name__}")
+    if x.layout != torch.strided or x.is_quantized:
+        raise TypeError(f"{name}: expected a dense tensor, got {'a quantised' if x.is_quantized else x.layout} one")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name}: dtype {x.dtype} is not supported, expected one of {', '.join(DTYPES.values())}")
+    return x
+
+
+def place_of(name: str, x: Tensor) -> torch.device:
+    """Where it lies; refused where no kernel reaches it."""
+    if not (x.is_cpu or x.is_cuda):
+        raise NotImplementedError(f"{name}: expected a tensor on the CPU or a CUDA device, got one on {x.device}")
+    return x.device
+
+
+def memory(name: str, tensor: Tensor, place: torch.device) -> Any:
+    """The memory of a tensor, without a copy: NumPy's view of a CPU tensor, CuPy's of a CUDA tensor."""
+    if (own := place_of(name, tensor)) != place:
+        raise ValueError(f"{name} lies on {own}, the other tensors on {place}: expected all on one device")
+    try:
+        if own.type == "cuda":
+            return _cupy_array(tensor, own.index)
+        if tensor.dtype != torch.bfloat16:
+            return tensor.numpy()
+        return tensor.view(torch.int16).numpy().view(_numpy_dtype(tensor))
+    except RuntimeError as error:  # of vmap, say, or a FakeTensor
+        raise _no_memory(name) from error
+
+
+def need_memory(name: str, x: object) -> None:
+    """Raises for tensors of torch.func, which unwraps them where a result is made, but not in the backward pass."""
+    try:
+        checked(name, x).data_ptr()
+    except RuntimeError as error:
+        raise _no_memory(name) from error
+
+
+def _no_memory(name: str) -> TypeError:
+    return TypeError(f"{name}: expected a tensor with memory of its own, not one of torch.func or a fake one")
+
+
+def _numpy_dtype(tensor: Tensor) -> np.dtype[Any]:
+    if tensor.dtype != torch.bfloat16:
+        return np.dtype(str(tensor.dtype).removeprefix("torch."))
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise ImportError("bfloat16 needs ml_dtypes here: pip install 'noisefuse[torch]'") from None
+    half: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return half
+
+
+# ---- out ---------------------------------------------------------------------------------------------------
+
+
+def as_tensor(result: Any, out: Any) -> Any:
+    """The result as a tensor: the caller's `out`, of which autograd is told, or a new one of the result's memory."""
+    if out is not None:
+        written(out)
+        return out
+    if result.dtype.name == "bfloat16":
+        return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(result)
+
+
+def dtype_name(dtype: Any) -> Any:
+    if not isinstance(dtype, torch.dtype):
+        return np.dtype(dtype).name if isinstance(dtype, type | np.dtype) else dtype
+    if dtype not in DTYPES or not dtype.is_floating_point:  # bytes are no result
+        expected = ", ".join(str(known) for known in DTYPES if known.is_floating_point)
+        raise TypeError(f"dtype {dtype}: expected one of {expected}")
+    return DTYPES[dtype]
+
+
+# ---- CUDA --------------------------------------------------------------------------------------------------
+
+
+class _Stream(NamedTuple):
+    """A stream of torch's, as CuPy takes it. (Streams of older torch do not tell their handles by themselves.)"""
+
+    handle: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
+
+
+def _cupy() -> Any:
+    try:
+        return importlib.import_module("cupy")
+    except ImportError:
+        raise ImportError(
+            "tensors on a CUDA device need CuPy: pip install 'noisefuse[cuda13]' or 'noisefuse[cuda12]'"
+        ) from None
+
+
+def on(place: torch.device) -> AbstractContextManager[None]:
+    """Kernels run there, and in the order of torch's own."""
+    return _HERE if place.type == "cpu" else _on_stream(place)
+
+
+@contextmanager
+def _on_stream(device: torch.device) -> Iterator[None]:
+    cupy, stream = _cupy(), _Stream(torch.cuda.current_stream(device).cuda_stream)
+    with cupy.cuda.Device(device.index), cupy.cuda.Stream.from_external(stream):
+        yield
+
+
+def _cupy_array(tensor: Tensor, device: int) -> Any:
+    """CuPy's array of this memory, which it keeps alive. (Not through DLPack, where streams wait for each other though
+    there is one, nor through the CUDA array interface, which has no bfloat16.)"""
+    cupy, storage, size = _cupy(), tensor.untyped_storage(), tensor.itemsize
+    if tensor.numel() and not storage.data_ptr():
+        raise RuntimeError("no memory")
+    memory = cupy.cuda.UnownedMemory(storage.data_ptr(), storage.nbytes(), tensor, device)
+    start = cupy.cuda.MemoryPointer(memory, tensor.storage_offset() * size)
+    strides = tuple(size * stride for stride in tensor.stride())
+    return cupy.ndarray(tuple(tensor.shape), _numpy_dtype(tensor), start, strides)

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations as parts of torch's graphs: of autograd's in eager code, and of those that torch.compile makes.
+
+An operation is a value that can run and that knows its gradients. Autograd holds it; a compiled graph sees an operator
+with its number, and a noise as five more: so a step that changes compiles nothing anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import noisefuse as nf
+
+from .torch_arrays import NAMED
+from .torch_internals import constant_of_graph, operator
+
+
+class Differentiable(Protocol):
+    """What can run, and knows its gradients."""
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """What the tensors are."""
+
+    @property
+    def outputs(self) -> int: ...
+
+    def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> Sequence[Any]:
+        """The outputs. Nothing is differentiated."""
+
+    def kept(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Those that the gradient depends on."""
+
+    def gradient(self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor]) -> Tensor:
+        """Of the tensor in this slot, from the gradients of the outputs."""
+
+
+class Operation(Differentiable, Protocol):
+    """A function of the library and what it is called with, but for tensors, row numbers and noise. Hashable."""
+
+    def result(self, tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and dtype of the outputs."""
+
+
+def need_no_gradient(**given: Any) -> None:
+    """Raises where autograd watches what has no gradient."""
+    for name, x in given.items():
+        if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(f"{name}: gradients with respect to it are not computed: pass {name}.detach()")
+
+
+# ---- autograd ----------------------------------------------------------------------------------------------
+
+
+def differentiable(
+    operation: Differentiable, index: Any, noise: Any, tensors: Sequence[Any], remembered: Sequence[Tensor] = ()
+) -> tuple[Any, ...]:
+    """The outputs, of which the last are written over what is `remembered`. The backward pass takes the values of now,
+    whatever the caller writes there meanwhile."""
+    if not isinstance(index, int | Tensor):
+        index = torch.tensor(np.array(index))
+    if isinstance(noise, list):
+        noise = tuple(noise)
+    return _Differentiable.apply(operation, index, noise, *tensors, *remembered)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Differentiable(torch.autograd.Function):
+    """`run`, with `gradient` as its backward pass, which may be differentiable itself."""
+
+    @staticmethod
+    def forward(operation: Differentiable, index: Any, noise: Any, *tensors: Any) -> tuple[Tensor, ...]:
+        n = len(operation.slots)
+        made = (None,) * (operation.outputs - len(tensors) + n)
+        return (*operation.run(index, tensors[:n], noise, (*made, *tensors[n:])),)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        operation, index, noise, *tensors = inputs
+        n = len(operation.slots)
+        ctx.operation, ctx.noise, ctx.dtypes = operation, noise, [x.dtype for x in tensors[:n]]
+        ctx.others = len(tensors) - n
+        ctx.mark_dirty(*tensors[n:])
+        ctx.index = None if isinstance(index, Tensor) else index
+        ctx.save_for_backward(*operation.kept(tensors[:n]), *([index] if ctx.index is None else []))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        kept, index = list(ctx.saved_tensors), ctx.index
+        if index is None:
+            index = kept.pop()
+        made = [
+            ctx.operation.gradient(slot, index, kept, ctx.noise, grads).to(dtype) if needed else None
+            for slot, dtype, needed in zip(ctx.operation.slots, ctx.dtypes, ctx.needs_input_grad[3:], strict=False)
+        ]
+        return None, None, None, *made, *(None,) * ctx.others
+
+
+# ---- torch.compile -----------------------------------------------------------------------------------------
+# A graph carries numbers and tensors, but no object. So what it calls is kept here, under its number, for good: graphs
+# outlive their tables (a model is exported, then deleted), and torch does not tell when they end. There are few: one
+# for each function, schedule (by its value) and set of options that was ever compiled, whatever the number of calls;
+# and torch compiles a function anew only a few times. One of a schedule of 1000 steps holds 0.5 MiB, with its rows.
+
+_operations: list[Operation] = []
+_numbers: dict[Operation, int] = {}
+
+
+@constant_of_graph  # type: ignore[untyped-decorator]
+def number_of(kind: Any, *fields: Any) -> int:
+    """The number of an operation."""
+    operation = kind(*fields)
+    number = _numbers.setdefault(operation, len(_operations))
+    if number == len(_operations):
+        _operations.append(operation)
+    return number
+
+
+def compiled(kind: Any, fields: tuple[Any, ...], index: Any, tensors: Sequence[Any], noise: Any) -> list[Tensor]:
+    """The outputs of kind(*fields), which the compiler cannot follow. The first field is a schedule or a table."""
+    results: list[Tensor] = torch.ops.noisefuse.apply(*carried(kind, fields, index), tensors, words_of(noise))
+    return results
+
+
+def carried(kind: Any, fields: tuple[Any, ...], index: Any) -> tuple[int, int | None, Tensor | None]:
+    """Number, row and times, of which one is None."""
+    id(fields[0])  # a guard, where the compiler takes the number of the operation for a constant without one of its own
+    if isinstance(index, int):
+        return number_of(kind, *fields), index, None
+    times = torch.as_tensor(index)
+    if times.dtype == torch.float32 and not isinstance(index, Tensor | np.ndarray):
+        times = torch.as_tensor(index, dtype=torch.float64)  # as Python has them
+    return number_of(kind, *fields), None, times
+
+
+@operator("apply(int number, SymInt? row, Tensor? times, Tensor[] tensors, SymInt[] words) -> Tensor[]")  # type: ignore[untyped-decorator]
+def _apply(number: int, row: Any, times: Any, tensors: Sequence[Tensor], words: Sequence[int]) -> list[Tensor]:
+    operation = _operations[number]
+    return [*operation.run(times if row is None else row, tensors, noise_of(words), [None] * operation.outputs)]
+
+
+@_apply.register_fake  # type: ignore[untyped-decorator]
+def _(number: int, row: Any, times: Any, tensors: Sequence[Tensor], words: Any) -> list[Tensor]:
+    operation = _operations[number]
+    shape, dtype = operation.result(tensors)
+    return [torch.empty(shape, dtype=dtype, device=tensors[0].device) for _ in range(operation.outputs)]
+
+
+@operator(
+    "gradient(int number, str slot, SymInt[] shape, ScalarType dtype, SymInt? row, Tensor? times, Tensor[] kept, "
+    "SymInt[] words, Tensor[] grads) -> Tensor"
+)  # type: ignore[untyped-decorator]
+def _gradient(
+    number: int, slot: str, shape: Any, dtype: torch.dtype, row: Any, times: Any, kept: Any, words: Any, grads: Any
+) -> Tensor:
+    index = times if row is None else row
+    return _operations[number].gradient(slot, index, kept, noise_of(words), grads).to(dtype)
+
+
+@_gradient.register_fake  # type: ignore[untyped-decorator]
+def _(number: int, slot: str, shape: Any, dtype: torch.dtype, *others: Any) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=others[-1][0].device)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.number, ctx.row, times, tensors, ctx.words = inputs
+    operation = _operations[ctx.number]
+    ctx.slots = [(slot, x.shape, x.dtype) for slot, x in zip(operation.slots, tensors, strict=True)]
+    ctx.wanted = [x.requires_grad for x in tensors]
+    ctx.save_for_backward(*([] if times is None else [times]), *operation.kept(tensors))
+
+
+def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
+    times, kept = (None, ctx.saved_tensors) if ctx.row is not None else (ctx.saved_tensors[0], ctx.saved_tensors[1:])
+    rest = ctx.row, times, kept, ctx.words, grads
+    made = [
+        torch.ops.noisefuse.gradient(ctx.number, *slot, *rest) if needed else None
+        for slot, needed in zip(ctx.slots, ctx.wanted, strict=True)
+    ]
+    return None, None, None, made, None if ctx.words else []  # torch takes an empty list for one of tensors
+
+
+_apply.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+@operator("random(str name, SymInt[] shape, str dtype, SymInt[] words, bool batched, Device device) -> Tensor")  # type: ignore[untyped-decorator]
+def _draw(name: str, shape: Any, dtype: str, words: Any, batched: bool, device: torch.device) -> Tensor:
+    out = torch.empty(list(shape), dtype=NAMED[dtype], device=device)
+    getattr(nf, name)(shape, noise_of(words), dtype=dtype, batched=batched, out=out)
+    return out
+
+
+@_draw.register_fake  # type: ignore[untyped-decorator]
+def _(name: str, shape: Any, dtype: str, words: Any, batched: bool, device: torch.device) -> Tensor:
+    return torch.empty(list(shape), dtype=NAMED[dtype], device=device)
+
+
+def words_of(noise: Any) -> list[int]:
+    if noise is None:
+        return []
+    if not isinstance(noise, nf.Noise) or not isinstance(noise.sample, int) or noise.window_shape is not None:
+        raise TypeError("noise: torch.compile takes a Noise with one sample number and no window, or a tensor")
+    return [noise.seed >> 32, noise.seed & 0xFFFFFFFF, noise.sample, noise.step, noise.stream]
+
+
+def noise_of(words: Sequence[int]) -> nf.Noise | None:
+    if not words:
+        return None
+    high, low, sample, step, stream = words
+    return nf.Noise(high << 32 | low, sample=sample, step=step, stream=stream)
+
+
+def copied(result: Tensor, out: Tensor | None) -> Tensor:
+    """The result in `out`, if there is one: operators of graphs make new tensors."""
+    if out is None:
+        return result
+    if out.shape != result.shape or out.dtype != result.dtype:
+        raise ValueError(f"out: expected {result.dtype} of shape {tuple(result.shape)}, got {out.dtype} {out.shape}")
+    out.copy_(result)
+    return out

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the modules beside this one ask of torch's internals, or of interfaces that it may still change: nothing of the
+kind stands elsewhere in Python. (What the fast path asks for is in csrc/arrays.h.) Tested with torch 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+
+# Whether a compiler or exporter traces. What fast paths ask is the second: quicker, and enough, as they decline the
+# fake tensors of others than Dynamo.
+is_compiling = torch.compiler.is_compiling
+is_traced = torch.compiler.is_dynamo_compiling
+
+# A function that Dynamo calls while it traces. The result is a constant of the graph.
+constant_of_graph: Any = torch.compiler.assume_constant_result
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def untraced(function: Any, *arguments: Any) -> Any:
+    """What torch.compile cannot follow: there the graph breaks, or, with fullgraph=True, is refused."""
+    return function(*arguments)
+
+
+def operator(schema: str) -> Any:
+    """Makes a function an operator of graphs. The schema is torch's: with what Python's types cannot say, SymInt, a row
+    or a seed that changes compiles nothing anew."""
+    name, _, arguments = schema.partition("(")
+    return torch.library.custom_op(f"noisefuse::{name}", mutates_args=(), schema=f"({arguments}")
+
+
+def is_dual(tensor: Tensor) -> bool:
+    """Whether it has a tangent of forward-mode differentiation."""
+    return unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def written(tensor: Tensor) -> None:
+    """Autograd learns that it was written to."""
+    torch.autograd.graph.increment_version(tensor)
+
+
+writes: Callable[[Tensor], int] = attrgetter("_version")  # how often it was written to
+
+
+def version(*tensors: Tensor) -> int | None:
+    """A number that changes when one is written to; None for those of torch.inference_mode, which keep no count."""
+    return None if any(map(torch.is_inference, tensors)) else sum(map(writes, tensors))
