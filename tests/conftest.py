@@ -4,7 +4,9 @@
 import dataclasses
 import importlib.util
 import platform
+import subprocess
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -121,6 +123,17 @@ def compiled(request):
 def threads(request):
     with nf.set_num_threads(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def csrc_constants(tmp_path_factory):
+    """[name, number, ..] for each line that csrc_constants.cpp prints; numbers are still text."""
+    program = tmp_path_factory.mktemp("csrc") / "constants"
+    source = Path(__file__).with_name("csrc_constants.cpp")
+    options = ["-std=c++20", "-O0", f"-I{stand_in.CSRC}"]
+    subprocess.run([stand_in.compiler(), *options, source, "-o", program], check=True)
+    lines = subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
+    return [line.split() for line in lines]
 
 
 def bits(array):

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// Prints what tests hold against the headers of csrc, a line for each constant: its name, then its numbers. conftest.py
+// compiles it, and reads them.
+//     log1p32 -0x1p+1 0x1.ffffe2p-1 ..    the coefficients of normal.h, exactly
+//     shape 0x8486                        a shape of tile_registers.h: bit c says whether column c is active
+#include <cinttypes>
+#include <cstdio>
+#include <iterator>
+
+#define NF_LANE Scalar
+#define NF_LANE_HEADER "cpu/lane_scalar.h"
+#include "core/normal.h"
+#include "cpu/tile_registers.h"
+
+using namespace nf;
+
+namespace {
+
+template <class Real>
+void print(const char* name, const Real* first, const Real* last) {
+    std::printf("%s%zu", name, 8 * sizeof(Real));
+    for (; first != last; ++first) std::printf(" %a", static_cast<double>(*first));
+    std::printf("\n");
+}
+
+template <class Real>
+void print_coefficients() {
+    using C = NormalCoefficients<Real>;
+    print("log1p", std::begin(C::log1p), std::end(C::log1p));
+    print("sin", std::begin(C::sin), std::end(C::sin));
+    print("cos", std::begin(C::cos), std::end(C::cos));
+}
+
+}  // namespace
+
+int main() {
+    print_coefficients<float>();
+    print_coefficients<double>();
+    for (const uint64_t shape : kForwardShapes) std::printf("shape 0x%" PRIx64 "\n", shape);
+    for (const uint64_t shape : kDrawnShapes) std::printf("shape 0x%" PRIx64 "\n", shape);
+    for (const uint64_t shape : kSamplerShapes) std::printf("shape 0x%" PRIx64 "\n", shape);
+}
