@@ -56,7 +56,7 @@ def test_new_tensors_have_it_and_own_it(shape, dtype):
 
 
 def test_tensors_of_about_the_size_from_which_they_have_it():
-    """Seen to end the process: given back to where it is not from."""
+    """A crash is what this catches. Seen to end the process: given back to where it is not from."""
     torch = pytest.importorskip("torch")
     schedule = nf.Schedule.linear()
     for n in range((1 << 20) - 160, 1 << 20, 16):  # some lines of 64 bytes come before the numbers

@@ -288,7 +288,7 @@ def test_what_no_thread_has_begun_keeps_nothing_alive():
 
 
 def test_interrupts_at_any_moment_leave_no_lock_taken():
-    """Seen to fail: a pool of concurrent.futures, which hung after some hundreds of them."""
+    """A deadlock is what this catches. Seen to fail: a pool of concurrent.futures, which hung after some hundreds."""
     code = """
 import faulthandler, random, signal, time
 from noisefuse.backends.threads import together

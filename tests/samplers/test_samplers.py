@@ -411,11 +411,22 @@ def test_bad_arguments_are_named(name, schedule, options, error, message):
         getattr(samplers, name)(schedule, **{"steps": 10, **options})
 
 
-def test_the_advice_where_alpha_is_zero_works():
-    samplers.ddim(FLOW, 10, spacing="trailing", prediction="flow")
-    samplers.unipc(FLOW, 10, spacing="leading", prediction="flow")
-    samplers.unipc(FLOW, [0.9, 0.5, 0.1], prediction="flow")
-    samplers.lcm(FLOW, [1.0, 0.5], prediction="flow")
+@pytest.mark.parametrize(
+    ("name", "steps", "options"),
+    [
+        ("ddim", 10, {"spacing": "trailing"}),
+        ("unipc", 10, {"spacing": "leading"}),
+        ("unipc", [0.9, 0.5, 0.1], {}),
+        ("lcm", [1.0, 0.5], {}),
+    ],
+)
+def test_the_advice_where_alpha_is_zero_works(name, steps, options):
+    """m = z - x0, so D = x - sigma m. Seen to fail: D of another sigma."""
+    sampler = getattr(samplers, name)(FLOW, steps, prediction="flow", **options)
+    clean = sampler.tableau.rows["clean"]
+    assert clean["x"].tolist() == [1] * len(clean)
+    np.testing.assert_allclose(clean["m1"], -sampler.timesteps, rtol=1e-12)  # the levels of a flow are its sigma
+    assert np.isfinite(sampler.tableau.rows["out"].tolist()).all()
 
 
 @pytest.mark.parametrize("clip", [1, (-1, 1), [-1, 1], np.float32(1), np.array([-1.0, 1.0])], ids=repr)
@@ -459,8 +470,11 @@ def test_a_last_step_of_no_length_but_for_rounding():
     """h = -4e-16: no square root of a negative variance."""
     for n in (2, 3, 5, 10, 20):
         options = {"spacing": "karras", "final": "sigma_min"}
-        samplers.dpmpp_2m_sde(Schedule.laplace(), n, lower_order_final=False, **options)
-        samplers.ddpm(Schedule.laplace(), n, variance="fixed_large", **options)
+        for sampler in (
+            samplers.dpmpp_2m_sde(Schedule.laplace(), n, lower_order_final=False, **options),
+            samplers.ddpm(Schedule.laplace(), n, variance="fixed_large", **options),
+        ):
+            assert sampler.tableau.rows["out"]["z"][-1] == 0
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde"])
