@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No kernel reaches past the ends of an array. (tests/sanitize.sh sees only what C++ does, and not within NumPy's
-memory.)"""
+"""No kernel reaches past the ends of an array.
+
+(tests/sanitize.sh sees only what C++ does, and not within NumPy's memory.)
+"""
 
 import subprocess
 import sys

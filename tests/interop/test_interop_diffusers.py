@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drop-in schedulers against those of pip's diffusers: both sides run on their own x, with the same model and the same
-generators, and after every step all that they return and all that they remember is compared."""
+"""Drop-in schedulers against those of pip's diffusers: what they return and remember after every step.
+
+Both sides run on their own x, with the same model and the same generators.
+"""
 
 import contextlib
 import copy
