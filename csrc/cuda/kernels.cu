@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA kernels: shells around core/. "Vector" kernels take pieces (call.h) in aligned accesses of up to 16 bytes;
+// The CUDA kernels: shells around core/. "Vector" kernels take spans (launch.h) in aligned accesses of up to 16 bytes;
 // where the arrays do not allow that, "any" kernels take them block by block of the generator.
 #include "../core/loss.h"
 #include "../core/normal.h"
@@ -37,11 +37,11 @@ struct Source {
         const auto [w] = philox_blocks<Cuda>(product, common, keys);
         if constexpr (sizeof(Real) == 8) {
             const auto [v] = philox_blocks<Cuda>(product, lower, keys);
-            if (draw == kUniform)
+            if (draw == Draw::uniform)
                 for (int i = 0; i < 4; ++i) z[i] = uniform<Cuda, 0>(w[i], v[i]);
             else
                 put(z, normal_pair<Cuda, 0>(w[0], v[0], w[1], v[1]), normal_pair<Cuda, 0>(w[2], v[2], w[3], v[3]));
-        } else if (draw == kUniform) {
+        } else if (draw == Draw::uniform) {
             for (int i = 0; i < 4; ++i) z[i] = uniform<Cuda>(w[i]);
         } else {
             put(z, normal_pair<Cuda>(w[0], w[1]), normal_pair<Cuda>(w[2], w[3]));
@@ -55,22 +55,28 @@ struct Source {
 
 // ---- rows ----------------------------------------------------------------------------------------------------
 
-// Where each piece has one row, or all have the same.
-__device__ inline int64_t row_of_piece(const Call& call, uint32_t piece) {
-    return call.index ? call.index[call.segment == call.piece ? piece : 0] : call.row;
+// Of a span, or of a loss's piece, by its number and length: each has one row, or all have the same.
+__device__ inline int64_t row_of(const Launch& launch, uint32_t number, int64_t length) {
+    const Call& call = launch.call;
+    return call.index ? call.index[call.segment == length ? number : 0] : launch.row;
 }
 
-// One row. `Known` is the set of columns that count where that is known beforehand, else 0.
+// A row beyond the table makes NaN: only the device knows the index.
+__device__ inline bool has_row(const Call& call, int64_t index) {
+    return static_cast<uint64_t>(index) < static_cast<uint64_t>(call.n_rows);
+}
+
+// One row. `Known` is the set of active columns where that is known beforehand, else 0.
 template <uint64_t Known, class Real>
 struct Row {
     static constexpr int kept = Known ? kColumns : 1;
-    uint64_t present;
+    uint64_t active;
     const Real* table;
-    bool exists;  // a row beyond the table makes NaN: only the device knows the index
+    bool exists;
     Real numbers[kept];
 
     __device__ Row(const Call& call, int64_t index)
-        : present(Known ? Known : call.present), exists(static_cast<uint64_t>(index) < call.n_rows) {
+        : active(Known ? Known : call.active), exists(has_row(call, index)) {
         table = static_cast<const Real*>(call.rows) + kColumns * uint64_t{exists ? static_cast<uint32_t>(index) : 0u};
 #pragma unroll
         for (int column = 0; column < kept; ++column)
@@ -82,18 +88,18 @@ struct Row {
         return table[column];
     }
 
-    // Of a form: k or, without a constant, -0, to which adding c v changes nothing; no term at all: 0.
+    // Of a linear combination: k or, without a constant, -0, to which adding c v changes nothing; no term at all: 0.
     __device__ Real start(int first, int slots) const {
         if (!exists) return static_cast<Real>(bits_to_float(0x7FFFFFFFu));  // NaN
-        if (counts(present, first)) return (*this)[first];
-        return static_cast<Real>(present >> (first + 1) & ((1u << slots) - 1) ? -0.0f : 0.0f);
+        if (counts(active, first)) return (*this)[first];
+        return static_cast<Real>(active >> (first + 1) & ((1u << slots) - 1) ? -0.0f : 0.0f);
     }
 };
 
 // A row over the elements of a thread. Array has load(slot, values) and store(output, values); a term's values are
 // loaded when it is their turn.
 template <uint64_t Known, bool Drawn, class Array, class Real, int n>
-struct Forms {
+struct Combinations {
     const Row<Known, Real>& row;
     const Array& array;
     const Real (&z)[n];  // if Drawn; else it is an array like the others
@@ -102,7 +108,7 @@ struct Forms {
     __device__ void sum(Real (&to)[n], int first, int slots) const {
         const Real from = row.start(first, slots);
         for (int i = 0; i < n; ++i) to[i] = from;
-        for_each_term(row.present, first, slots, [&](int column, int slot) {
+        for_each_term(row.active, first, slots, [&](int column, int slot) {
             const Real c = row[column];
             const bool drawn = Drawn && slot == kZ;
             Real loaded[n];
@@ -113,7 +119,7 @@ struct Forms {
 
     __device__ void make_clean() {
         sum(clean, kClean, 3);
-        if (!clamps(row.present)) return;
+        if (!clamps(row.active)) return;
         const Real low = row[kLow], high = row[kHigh];
         for (int i = 0; i < n; ++i) clean[i] = Cuda::clamp(clean[i], low, high);
     }
@@ -122,7 +128,7 @@ struct Forms {
     __device__ void outputs(void* const (&wanted)[3]) {
         constexpr int most = Known ? 1 : 3;
         Real out[most][n];
-        if (Known ? counts(Known, affine_column(0) + 1 + kD) : wants_clean(row.present, wanted)) make_clean();
+        if (Known ? counts(Known, affine_column(0) + 1 + kD) : wants_clean(row.active, wanted)) make_clean();
 #pragma unroll
         for (int o = 0; o < most; ++o)
             if (o == 0 || wanted[o]) sum(out[o], affine_column(o), kSlots);
@@ -151,8 +157,9 @@ constexpr uint64_t kTwoInputs =
     uint64_t{1} << (kClean + 1 + kX) | uint64_t{1} << (kClean + 1 + kM1) | column_bit(0, kM1) | column_bit(0, kD);
 
 // The random walk x_t = a_t x_(t-1) + s_t z_t, all times for one load of x0.
-template <class Real, int n, class Array, class Draw>
-__device__ inline void walk(const Call& call, const Array& array, Draw draw) {
+template <class Real, int n, class Array, class Fill>
+__device__ inline void walk(const Launch& launch, const Array& array, Fill draw) {
+    const Call& call = launch.call;
     struct State {
         Real x[n];
         __device__ void load(int, Real (&values)[n]) const {
@@ -165,22 +172,22 @@ __device__ inline void walk(const Call& call, const Array& array, Draw draw) {
         draw(z, static_cast<uint32_t>(t));
         const Row<kForward, Real> row(call, t);
         Real next[n];
-        Forms<kForward, true, State, Real, n>{row, state, z, {}}.sum(next, affine_column(0), kSlots);
+        Combinations<kForward, true, State, Real, n>{row, state, z, {}}.sum(next, affine_column(0), kSlots);
         for (int i = 0; i < n; ++i) state.x[i] = next[i];
-        if (const int64_t kept = call.keep[t]; kept >= 0) array.store(0, state.x, kept * call.total);
+        if (const int64_t kept = call.keep[t]; kept >= 0) array.store(0, state.x, kept * launch.total);
     }
 }
 
 // ---- vector --------------------------------------------------------------------------------------------------
 
-// Units of a piece, one block of threads apart, so that neighbours access neighbours.
+// Units of a span, one block of threads apart, so that neighbours access neighbours.
 template <class Type, class Input, int units>
 struct Vectors {
     using Real = typename Type::Real;
     static constexpr int n = units * Type::unit, stride = kThreads * Type::unit;
     const Call& call;
     int64_t at;  // the first element
-    int left;    // elements of the piece from there on
+    int left;    // elements of the span from there on
 
     __device__ void load(int slot, Real (&values)[n]) const {
         slot == kX ? load_as<Input>(slot, values) : load_as<Type>(slot, values);
@@ -199,58 +206,59 @@ struct Vectors {
     }
 };
 
-// Where a block of threads works: x counts stretches of a piece, y samples, z the pieces of a sample.
+// Where a block of threads works: x counts stretches of a span, y samples, z the spans of a sample.
 struct Place {
-    int offset, left;  // of the thread's first element in its piece, and the elements from there on
-    uint32_t sample, piece, block;
+    int offset, left;  // of the thread's first element in its span, and the elements from there on
+    uint32_t sample, span, block;
     int64_t at;
 
-    __device__ Place(const Call& call, int per_thread, int unit) {
+    __device__ Place(const Launch& launch, int per_thread, int unit) {
         offset = static_cast<int>((blockIdx.x * kThreads * per_thread / unit + threadIdx.x) * unit);
-        left = static_cast<int>(call.piece) - offset;
-        sample = call.first + blockIdx.y;
-        piece = sample * gridDim.z + blockIdx.z;
-        block = static_cast<uint32_t>(call.field.start / 4) + blockIdx.z * call.blocks + offset / 4;
-        at = piece * static_cast<uint64_t>(call.piece) + offset;
+        left = static_cast<int>(launch.span) - offset;
+        sample = launch.first + blockIdx.y;
+        span = sample * gridDim.z + blockIdx.z;
+        block = static_cast<uint32_t>(launch.field.start / 4) + blockIdx.z * launch.blocks + offset / 4;
+        at = span * static_cast<uint64_t>(launch.span) + offset;
     }
 };
 
 // `rounds` times `units` units a thread.
 template <class Type, class Input, int units, int rounds, Draw draw, uint64_t Known>
-__device__ inline void vector_step(const Call& call) {
+__device__ inline void vector_step(const Launch& launch) {
     using Real = typename Type::Real;
     using Array = Vectors<Type, Input, units>;
     constexpr int n = Array::n, stride = Array::stride;
-    const Place place(call, n * rounds, Type::unit);
-    const int64_t index = row_of_piece(call, place.piece);
+    const Call& call = launch.call;
+    const Place place(launch, n * rounds, Type::unit);
+    const int64_t index = row_of(launch, place.span, launch.span);
     const Row<Known, Real> row(call, index);
     const uint32_t later = call.step_by_index ? static_cast<uint32_t>(index) : 0u;
-    const Source<Real> source(call.keys, call.field, sample_id(call.field, place.sample), later);
+    const Source<Real> source(launch.keys, launch.field, sample_id(launch.field, place.sample), later);
 #pragma unroll
     for (int round = 0; round < rounds; ++round) {
         const int done = round * units * stride;
         if (done >= place.left) return;
         const Array array{call, place.at + done, place.left - done};
         Real z[n];
-        for (int i = 0; i < n && draw != kNone; i += 4)
+        for (int i = 0; i < n && draw != Draw::none; i += 4)
             source.fill(z + i, place.block + (done + i / Type::unit * stride + i % Type::unit) / 4, draw);
-        Forms<Known, draw != kNone, Array, Real, n> forms{row, array, z, {}};
-        if (draw == kNone && Known == 0 && call.masked)
-            forms.masked_output();
+        Combinations<Known, draw != Draw::none, Array, Real, n> combinations{row, array, z, {}};
+        if (draw == Draw::none && Known == 0 && call.masked)
+            combinations.masked_output();
         else
-            forms.outputs(call.out);
+            combinations.outputs(call.out);
     }
 }
 
 template <class Type>
-__device__ inline void vector_walk(const Call& call) {
+__device__ inline void vector_walk(const Launch& launch) {
     using Real = typename Type::Real;
-    const Place place(call, Type::unit, Type::unit);
+    const Place place(launch, Type::unit, Type::unit);
     if (place.left <= 0) return;
-    const Vectors<Type, Type, 1> array{call, place.at, place.left};
-    walk<Real, Type::unit>(call, array, [&](Real* z, uint32_t t) {
-        const Source<Real> source(call.keys, call.field, sample_id(call.field, place.sample), t);
-        for (int i = 0; i < Type::unit; i += 4) source.fill(z + i, place.block + i / 4, kNormal);
+    const Vectors<Type, Type, 1> array{launch.call, place.at, place.left};
+    walk<Real, Type::unit>(launch, array, [&](Real* z, uint32_t t) {
+        const Source<Real> source(launch.keys, launch.field, sample_id(launch.field, place.sample), t);
+        for (int i = 0; i < Type::unit; i += 4) source.fill(z + i, place.block + i / 4, Draw::normal);
     });
 }
 
@@ -280,13 +288,13 @@ __device__ inline Spot spot_of(const Field& field, int64_t in_sample) {
     return spot;
 }
 
-// The elements of a piece that one block of the generator gives, of whatever types. The loop over inputs is not
+// The elements of a span that one block of the generator gives, of whatever types. The loop over inputs is not
 // unrolled, so that there is one copy of all conversions; what it loads waits in shared memory, which can be indexed.
 template <class Real>
 struct Elements {
     static constexpr int threads = 1024 / sizeof(Real);
     const Call& call;
-    int64_t at;       // of the block's first element, which may lie before the piece
+    int64_t at;       // of the block's first element, which may lie before the span
     int first, last;  // those that are ours
     Real (*staged)[4][threads];
 
@@ -302,41 +310,43 @@ struct Elements {
     }
     __device__ void store(int output, const Real (&values)[4], int64_t further = 0) const {
         for (int i = 0; i < 4; ++i)
-            if (ours(i)) store_one(call.out_type, call.out[output], at + further + i, values[i]);
+            if (ours(i)) store_one(call.type, call.out[output], at + further + i, values[i]);
     }
 };
 
 template <class Real, bool Walks>
-__device__ inline void any(const Call& call) {
+__device__ inline void any(const Launch& launch) {
     __shared__ Real staged[kSlots][4][Elements<Real>::threads];
+    const Call& call = launch.call;
     const int64_t number = int64_t{blockIdx.x} * Elements<Real>::threads + threadIdx.x,
-                  piece = quotient(number, call.blocks);
-    if (piece >= call.pieces) return;
-    const int64_t at = piece * call.piece, sample = quotient(at, call.size);
-    const Field& field = call.per_sample ? call.fields[sample] : call.field;
-    const int64_t element = call.draw == kNone ? 0 : spot_of(field, at - sample * call.size).element;
-    const int64_t before = element % 4, place = 4 * (number - piece * call.blocks) - before, left = call.piece - place;
+                  span = quotient(number, launch.blocks);
+    if (span >= launch.spans) return;
+    const int64_t at = span * launch.span, sample = quotient(at, call.size);
+    const Field& field = call.field_per_sample ? call.fields[sample] : launch.field;
+    const int64_t element = call.draw == Draw::none ? 0 : spot_of(field, at - sample * call.size).element;
+    const int64_t before = element % 4, place = 4 * (number - span * launch.blocks) - before,
+                  left = launch.span - place;
     if (left <= 0) return;
     const Elements<Real> array{call, at + place, place < 0 ? static_cast<int>(before) : 0,
                                left < 4 ? static_cast<int>(left) : 4, staged};
     array.stage();
     auto draw = [&](Real* z, uint32_t later) {
         const RoundKeys keys(field.seed);
-        const Source<Real> source(keys, field, sample_id(field, call.per_sample ? 0 : sample), later);
-        source.fill(z, static_cast<uint32_t>((element + place) / 4), static_cast<Draw>(call.draw));
+        const Source<Real> source(keys, field, sample_id(field, call.field_per_sample ? 0 : sample), later);
+        source.fill(z, static_cast<uint32_t>((element + place) / 4), call.draw);
     };
     if constexpr (Walks) {
-        walk<Real, 4>(call, array, draw);
+        walk<Real, 4>(launch, array, draw);
     } else {
-        const int64_t index = call.index ? call.index[quotient(at, call.segment)] : call.row;
+        const int64_t index = call.index ? call.index[quotient(at, call.segment)] : launch.row;
         const Row<0, Real> row(call, index);
         Real z[4];
-        if (call.draw != kNone)
+        if (call.draw != Draw::none)
             draw(z, call.step_by_index ? static_cast<uint32_t>(index) : 0u);
         else
             array.load(kZ, z);
-        Forms<0, true, Elements<Real>, Real, 4> forms{row, array, z, {}};
-        call.masked ? forms.masked_output() : forms.outputs(call.out);
+        Combinations<0, true, Elements<Real>, Real, 4> combinations{row, array, z, {}};
+        call.masked ? combinations.masked_output() : combinations.outputs(call.out);
     }
 }
 
@@ -349,7 +359,7 @@ constexpr uint64_t kResidual =
 
 // Of a row that the table does not have, any: its residuals are NaN.
 __device__ inline double weight_of(const Call& call, int64_t index) {
-    return call.weights ? call.weights[static_cast<uint64_t>(index) < call.n_rows ? index : 0] : 1.0;
+    return call.weights ? call.weights[has_row(call, index) ? index : 0] : 1.0;
 }
 
 // A chunk, by its number.
@@ -358,9 +368,10 @@ struct Chunk {
     int64_t at, in_sample;  // its first element, and that in its sample
     int length;
 
-    __device__ Chunk(const Call& call, uint32_t number)
-        : piece(number / call.chunks), sample(piece / call.pieces_of_sample) {
-        const int64_t in_piece = (number - piece * call.chunks) * kLossChunk, left = call.piece - in_piece;
+    __device__ Chunk(const Launch& launch, uint32_t number)
+        : piece(number / launch.chunks), sample(piece / launch.pieces) {
+        const Call& call = launch.call;
+        const int64_t in_piece = (number - piece * launch.chunks) * kLossChunk, left = call.piece - in_piece;
         at = piece * call.piece + in_piece;
         in_sample = at - sample * call.size;
         length = static_cast<int>(left < kLossChunk ? left : kLossChunk);
@@ -376,7 +387,7 @@ struct Tile {
 
 template <class Real>
 struct Residuals {
-    const Call& call;
+    const Launch& launch;
     const Chunk& chunk;
     Tile<Real>& tile;
     int64_t index;
@@ -396,34 +407,35 @@ struct Residuals {
         if (left <= 0) return;
         const int n = left < 4 ? left : 4;
         const int64_t at = chunk.at + begin + place;
+        const Call& call = launch.call;
         const Inputs inputs{call, at, n};
         Real z[4] = {}, r[4];
-        if (call.draw != kNone) {
+        if (call.draw != Draw::none) {
             draw(tile.r + place, chunk.in_sample + begin + place, n);
             for (int i = 0; i < 4; ++i) z[i] = tile.r[place + i];
         } else if (call.in[kZ]) {
             inputs.load(kZ, z);
         }
         Row<0, Real> row(call, index);
-        row.present &= kResidual;  // as the compiler now knows
-        Forms<0, true, Inputs, Real, 4>{row, inputs, z, {}}.sum(r, affine_column(0), kSlots);
+        row.active &= kResidual;  // as the compiler now knows
+        Combinations<0, true, Inputs, Real, 4>{row, inputs, z, {}}.sum(r, affine_column(0), kSlots);
         for (int i = 0; i < 4; ++i) tile.r[place + i] = r[i];
         if (!call.out[0]) return;
         for (int i = 0; i < 4; ++i) r[i] = Cuda::mul(tile.factor, r[i]);
-        store_four(call.out_type, call.out[0], at, r, n);
+        store_four(call.type, call.out[0], at, r, n);
     }
 
     // Noise of n elements from this place of the sample on, which may lie in several blocks of the generator.
     __device__ void draw(Real* z, int64_t in_sample, int n) const {
-        const Source<Real> source(call.keys, call.field, sample_id(call.field, chunk.sample - call.first), 0);
+        const Source<Real> source(launch.keys, launch.field, sample_id(launch.field, chunk.sample - launch.first), 0);
 #pragma unroll 1
         for (int i = 0; i < n;) {
-            const Spot spot = spot_of(call.field, in_sample + i);
+            const Spot spot = spot_of(launch.field, in_sample + i);
             const int word = static_cast<int>(spot.element) & 3;
             int end = spot.left < n - i ? word + static_cast<int>(spot.left) : word + n - i;
             if (end > 4) end = 4;
             Real drawn[4];
-            source.fill(drawn, static_cast<uint32_t>(spot.element >> 2), kNormal);
+            source.fill(drawn, static_cast<uint32_t>(spot.element >> 2), Draw::normal);
             if (end - word == 4) {
                 for (int k = 0; k < 4; ++k) z[k] = drawn[k];
                 return;
@@ -436,13 +448,14 @@ struct Residuals {
 };
 
 template <class Real>
-__device__ inline void loss(const Call& call) {
+__device__ inline void loss(const Launch& launch) {
     __shared__ Tile<Real> tile;
-    const uint32_t number = call.first * call.pieces_of_sample * call.chunks + blockIdx.x;
-    const Chunk chunk(call, number);
-    const int64_t index = row_of_piece(call, chunk.piece);
+    const Call& call = launch.call;
+    const uint32_t number = launch.first * launch.pieces * launch.chunks + blockIdx.x;
+    const Chunk chunk(launch, number);
+    const int64_t index = row_of(launch, chunk.piece, call.piece);
     const int threads = static_cast<int>(blockDim.x);
-    const Residuals<Real> residuals{call, chunk, tile, index};
+    const Residuals<Real> residuals{launch, chunk, tile, index};
     together([&] {
         for (int j = threadIdx.x; j < kAccumulators; j += threads) tile.sum[j] = 0;
         if (!call.out[0] || threadIdx.x != 0) return;
@@ -471,11 +484,11 @@ __device__ inline void loss(const Call& call) {
 }
 
 // The loss of one sample for each block of threads: the first one adds what all of them bring.
-__device__ inline void add_up(const Call& call) {
+__device__ inline void add_up(const Launch& launch) {
     constexpr int most = 1024;
     __shared__ double sums[most];
-    const uint32_t pieces = call.pieces_of_sample;
-    const int64_t count = int64_t{pieces} * call.chunks;
+    const Call& call = launch.call;
+    const int64_t count = int64_t{launch.pieces} * launch.chunks;
     SampleSum<Cuda> sample{};
     for (int64_t begin = 0; begin < count; begin += most) {
         const int n = static_cast<int>(count - begin < most ? count - begin : most);
@@ -484,8 +497,9 @@ __device__ inline void add_up(const Call& call) {
         });
         together([&] {
             if (threadIdx.x == 0)
-                sample.add(sums, n, call.chunks, [&](int64_t p) {
-                    return weight_of(call, row_of_piece(call, blockIdx.x * pieces + static_cast<uint32_t>(p)));
+                sample.add(sums, n, launch.chunks, [&](int64_t p) {
+                    return weight_of(call,
+                                     row_of(launch, blockIdx.x * launch.pieces + static_cast<uint32_t>(p), call.piece));
                 });
         });
     }
@@ -503,32 +517,32 @@ __device__ inline void add_up(const Call& call) {
 
 // clang-format off
 #define NF_KERNELS(X) \
-    X(forward_f32, (256), vector_step<F32, F32, 1, 8, kNormal, kForward>)             \
-    X(forward_f64, (256), vector_step<F64, F64, 1, 2, kNormal, kForward>)             \
-    X(forward_f16, (256), vector_step<F16, F16, 1, 4, kNormal, kForward>)             \
-    X(forward_bf16, (256), vector_step<BF16, BF16, 1, 4, kNormal, kForward>)          \
-    X(forward_u8_f32, (256), vector_step<F32, U8, 1, 8, kNormal, kForwardBytes>)      \
-    X(forward_u8_f64, (256), vector_step<F64, U8, 1, 2, kNormal, kForwardBytes>)      \
-    X(forward_u8_f16, (256), vector_step<F16, U8, 1, 4, kNormal, kForwardBytes>)      \
-    X(forward_u8_bf16, (256), vector_step<BF16, U8, 1, 4, kNormal, kForwardBytes>)    \
-    X(normal_f32, (256), vector_step<F32, F32, 1, 8, kNormal, kNoise>)                \
-    X(normal_f64, (256), vector_step<F64, F64, 1, 2, kNormal, kNoise>)                \
-    X(normal_f16, (256), vector_step<F16, F16, 1, 4, kNormal, kNoise>)                \
-    X(normal_bf16, (256), vector_step<BF16, BF16, 1, 4, kNormal, kNoise>)             \
-    X(uniform_f32, (256), vector_step<F32, F32, 1, 8, kUniform, kNoise>)              \
-    X(uniform_f64, (256), vector_step<F64, F64, 1, 2, kUniform, kNoise>)              \
-    X(two_f32, (256), vector_step<F32, F32, 2, 2, kNone, kTwoInputs>)                 \
-    X(two_f64, (256), vector_step<F64, F64, 2, 1, kNone, kTwoInputs>)                 \
-    X(two_f16, (256), vector_step<F16, F16, 1, 2, kNone, kTwoInputs>)                 \
-    X(two_bf16, (256), vector_step<BF16, BF16, 1, 2, kNone, kTwoInputs>)              \
-    X(step_f32, (256), vector_step<F32, F32, 2, 1, kNone, 0>)                         \
-    X(step_f64, (256), vector_step<F64, F64, 1, 1, kNone, 0>)                         \
-    X(step_f16, (256), vector_step<F16, F16, 1, 1, kNone, 0>)                         \
-    X(step_bf16, (256), vector_step<BF16, BF16, 1, 1, kNone, 0>)                      \
-    X(drawing_f32, (256), vector_step<F32, F32, 2, 1, kNormal, 0>)                    \
-    X(drawing_f64, (256), vector_step<F64, F64, 1, 1, kNormal, 0>)                    \
-    X(drawing_f16, (256), vector_step<F16, F16, 1, 1, kNormal, 0>)                    \
-    X(drawing_bf16, (256), vector_step<BF16, BF16, 1, 1, kNormal, 0>)                 \
+    X(forward_f32, (256), vector_step<F32, F32, 1, 8, Draw::normal, kForward>)             \
+    X(forward_f64, (256), vector_step<F64, F64, 1, 2, Draw::normal, kForward>)             \
+    X(forward_f16, (256), vector_step<F16, F16, 1, 4, Draw::normal, kForward>)             \
+    X(forward_bf16, (256), vector_step<BF16, BF16, 1, 4, Draw::normal, kForward>)          \
+    X(forward_u8_f32, (256), vector_step<F32, U8, 1, 8, Draw::normal, kForwardBytes>)      \
+    X(forward_u8_f64, (256), vector_step<F64, U8, 1, 2, Draw::normal, kForwardBytes>)      \
+    X(forward_u8_f16, (256), vector_step<F16, U8, 1, 4, Draw::normal, kForwardBytes>)      \
+    X(forward_u8_bf16, (256), vector_step<BF16, U8, 1, 4, Draw::normal, kForwardBytes>)    \
+    X(normal_f32, (256), vector_step<F32, F32, 1, 8, Draw::normal, kNoise>)                \
+    X(normal_f64, (256), vector_step<F64, F64, 1, 2, Draw::normal, kNoise>)                \
+    X(normal_f16, (256), vector_step<F16, F16, 1, 4, Draw::normal, kNoise>)                \
+    X(normal_bf16, (256), vector_step<BF16, BF16, 1, 4, Draw::normal, kNoise>)             \
+    X(uniform_f32, (256), vector_step<F32, F32, 1, 8, Draw::uniform, kNoise>)              \
+    X(uniform_f64, (256), vector_step<F64, F64, 1, 2, Draw::uniform, kNoise>)              \
+    X(two_f32, (256), vector_step<F32, F32, 2, 2, Draw::none, kTwoInputs>)                 \
+    X(two_f64, (256), vector_step<F64, F64, 2, 1, Draw::none, kTwoInputs>)                 \
+    X(two_f16, (256), vector_step<F16, F16, 1, 2, Draw::none, kTwoInputs>)                 \
+    X(two_bf16, (256), vector_step<BF16, BF16, 1, 2, Draw::none, kTwoInputs>)              \
+    X(step_f32, (256), vector_step<F32, F32, 2, 1, Draw::none, 0>)                         \
+    X(step_f64, (256), vector_step<F64, F64, 1, 1, Draw::none, 0>)                         \
+    X(step_f16, (256), vector_step<F16, F16, 1, 1, Draw::none, 0>)                         \
+    X(step_bf16, (256), vector_step<BF16, BF16, 1, 1, Draw::none, 0>)                      \
+    X(drawing_f32, (256), vector_step<F32, F32, 2, 1, Draw::normal, 0>)                    \
+    X(drawing_f64, (256), vector_step<F64, F64, 1, 1, Draw::normal, 0>)                    \
+    X(drawing_f16, (256), vector_step<F16, F16, 1, 1, Draw::normal, 0>)                    \
+    X(drawing_bf16, (256), vector_step<BF16, BF16, 1, 1, Draw::normal, 0>)                 \
     X(walk_f32, (256), vector_walk<F32>)                                              \
     X(walk_f64, (256), vector_walk<F64>)                                              \
     X(walk_f16, (256), vector_walk<F16>)                                              \
@@ -542,10 +556,10 @@ __device__ inline void add_up(const Call& call) {
     X(losses_f64, (256), add_up)
 // clang-format on
 
-#define NF_KERNEL(name, bounds, ...)                                                                       \
-    extern "C" __global__ void __launch_bounds__ bounds nf_##name(const __grid_constant__ nf::Call call) { \
-        using namespace nf;                                                                                \
-        __VA_ARGS__(call);                                                                                 \
+#define NF_KERNEL(name, bounds, ...)                                                                           \
+    extern "C" __global__ void __launch_bounds__ bounds nf_##name(const __grid_constant__ nf::Launch launch) { \
+        using namespace nf;                                                                                    \
+        __VA_ARGS__(launch);                                                                                   \
     }
 
 NF_KERNELS(NF_KERNEL)

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // How elements lie in memory: several of them in accesses of up to 16 bytes, or one of whatever type.
 #pragma once
-#include "call.h"
 #include "lane_cuda.h"
+#include "launch.h"
 
 namespace nf {
 namespace {
 
-// Storage types: the arithmetic of an output so stored, bytes of an element, and elements of a unit, which is what a
-// thread loads and stores at a time.
+// Storage types: the arithmetic of an output so stored, how one element lies in memory, elements of a unit, which is
+// what a thread loads and stores at a time, and elements as parts of 32-bit words.
 struct F32 {
     using Real = float;
+    using Raw = float;
     static constexpr int bytes = 4, unit = 4;
+    static __device__ float value(Raw x) { return x; }
+    static __device__ Raw raw(float x) { return x; }
     static __device__ float get(const uint32_t* w, int i) { return bits_to_float(w[i]); }
     static __device__ void put(uint32_t* w, int i, float low, float high) {
         w[i] = float_to_bits(low), w[i + 1] = float_to_bits(high);
@@ -19,7 +22,10 @@ struct F32 {
 };
 struct F64 {
     using Real = double;
+    using Raw = double;
     static constexpr int bytes = 8, unit = 4;
+    static __device__ double value(Raw x) { return x; }
+    static __device__ Raw raw(double x) { return x; }
     static __device__ double get(const uint32_t* w, int i) {
         return Cuda::as_double(uint64_t{w[2 * i + 1]} << 32 | w[2 * i]);
     }
@@ -31,15 +37,23 @@ struct F64 {
 };
 struct F16 {
     using Real = float;
+    using Raw = uint16_t;
     static constexpr int bytes = 2, unit = 8;
-    static __device__ float get(const uint32_t* w, int i) {
-        return from_float16(static_cast<uint16_t>(w[i / 2] >> 16 * (i % 2)));
-    }
+    static __device__ float value(Raw x) { return from_float16(x); }
+    static __device__ Raw raw(float x) { return static_cast<Raw>(to_float16_pair(x, x)); }
+    static __device__ float get(const uint32_t* w, int i) { return value(static_cast<Raw>(w[i / 2] >> 16 * (i % 2))); }
     static __device__ void put(uint32_t* w, int i, float low, float high) { w[i / 2] = to_float16_pair(low, high); }
 };
 struct BF16 {
     using Real = float;
+    using Raw = uint16_t;
     static constexpr int bytes = 2, unit = 8;
+    static __device__ float value(Raw x) { return bfloat16_to_float(x); }
+    static __device__ Raw raw(float x) {
+        uint32_t pair[1];
+        put(pair, 0, x, x);
+        return static_cast<Raw>(pair[0]);
+    }
     static __device__ float get(const uint32_t* w, int i) {
         return bits_to_float(i % 2 ? w[i / 2] & 0xFFFF0000u : w[i / 2] << 16);
     }
@@ -51,10 +65,10 @@ struct BF16 {
     }
 };
 struct U8 {
+    using Raw = uint8_t;
     static constexpr int bytes = 1;
-    static __device__ float get(const uint32_t* w, int i) {
-        return static_cast<float>(static_cast<uint8_t>(w[i / 4] >> 8 * (i % 4)));
-    }
+    static __device__ float value(Raw x) { return static_cast<float>(x); }
+    static __device__ float get(const uint32_t* w, int i) { return value(static_cast<Raw>(w[i / 4] >> 8 * (i % 4))); }
 };
 
 // n elements that lie together, aligned to the access.
@@ -88,31 +102,59 @@ __device__ inline void store(char* to, const Real* values) {
             *reinterpret_cast<uint4*>(to + 4 * i) = make_uint4(w[i], w[i + 1], w[i + 2], w[i + 3]);
 }
 
-// One element of a type that is known when the kernel runs.
-template <class Real>
-__device__ inline Real load_one(int32_t type, const void* array, int64_t at) {
+// float32 arithmetic reads no float64: calls.readable converts it.
+template <class Stored, class Real>
+constexpr bool kReads = Stored::bytes <= sizeof(Real);
+
+// visit(F32{}), or whichever storage type this is, of a type that is known when the kernel runs.
+template <class Visit>
+__device__ inline void with_storage(DType type, Visit visit) {
     switch (type) {
-        case kF32:
-            return static_cast<const float*>(array)[at];
-        case kU8:
-            return static_cast<const uint8_t*>(array)[at];
-        case kF16:
-            return from_float16(static_cast<const uint16_t*>(array)[at]);
-        case kBF16:
-            return bfloat16_to_float(static_cast<const uint16_t*>(array)[at]);
-        default:
-            return static_cast<Real>(static_cast<const double*>(array)[at]);  // of float64 arithmetic only
+        case DType::f32:
+            return visit(F32{});
+        case DType::f64:
+            return visit(F64{});
+        case DType::f16:
+            return visit(F16{});
+        case DType::bf16:
+            return visit(BF16{});
+        case DType::u8:
+            return visit(U8{});
     }
+    __builtin_unreachable();  // call.dtype_code knows no others
 }
 
-__device__ inline void store_one(int32_t, void* array, int64_t at, double x) { static_cast<double*>(array)[at] = x; }
+// The same for an output of such arithmetic.
+template <class Real, class Visit>
+__device__ inline void with_output(DType type, Visit visit) {
+    if constexpr (sizeof(Real) == 8)
+        visit(F64{});
+    else
+        with_storage(type, [&](auto stored) {
+            if constexpr (decltype(stored)::bytes == 4 || decltype(stored)::bytes == 2) visit(stored);
+        });
+}
 
-__device__ inline void store_one(int32_t type, void* array, int64_t at, float x) {
-    if (type == kF32) static_cast<float*>(array)[at] = x;
-    uint32_t pair[1] = {};
-    if (type == kF16) F16::put(pair, 0, x, x);
-    if (type == kBF16) BF16::put(pair, 0, x, x);
-    if (type != kF32) static_cast<uint16_t*>(array)[at] = static_cast<uint16_t>(pair[0]);
+template <class Stored>
+__device__ inline auto element(const void* array, int64_t at) {
+    return Stored::value(static_cast<const typename Stored::Raw*>(array)[at]);
+}
+
+template <class Real>
+__device__ inline Real load_one(DType type, const void* array, int64_t at) {
+    Real x{};
+    with_storage(type, [&](auto stored) {
+        if constexpr (kReads<decltype(stored), Real>) x = element<decltype(stored)>(array, at);
+    });
+    return x;
+}
+
+template <class Real>
+__device__ inline void store_one(DType type, void* array, int64_t at, Real x) {
+    with_output<Real>(type, [&](auto stored) {
+        using Stored = decltype(stored);
+        static_cast<typename Stored::Raw*>(array)[at] = Stored::raw(x);
+    });
 }
 
 // Whether four elements lie so that they are loaded and stored at once.
@@ -122,49 +164,31 @@ __device__ inline bool at_once(const char* four) {
     return reinterpret_cast<uint64_t>(four) % access == 0;
 }
 
-// Four elements of a type that is known when the kernel runs; or the first n of them, and zeros.
-template <class Type, DType type, class Real>
-__device__ inline void load_four_as(Real (&values)[4], const void* array, int64_t at, int n) {
-    const char* from = static_cast<const char*>(array) + at * Type::bytes;
-    if (n == 4 && at_once<Type>(from))
-        load<Type, 4>(values, from);
-    else
-        for (int i = 0; i < 4; ++i) values[i] = i < n ? load_one<Real>(type, array, at + i) : Real{0};
+// Four elements; or the first n of them, and zeros.
+template <class Real>
+__device__ inline void load_four(Real (&values)[4], DType type, const void* array, int64_t at, int n) {
+    with_storage(type, [&](auto stored) {
+        using Stored = decltype(stored);
+        if constexpr (kReads<Stored, Real>) {
+            const char* from = static_cast<const char*>(array) + at * Stored::bytes;
+            if (n == 4 && at_once<Stored>(from))
+                load<Stored, 4>(values, from);
+            else
+                for (int i = 0; i < 4; ++i) values[i] = i < n ? element<Stored>(array, at + i) : Real{0};
+        }
+    });
 }
 
 template <class Real>
-__device__ inline void load_four(Real (&values)[4], int32_t type, const void* array, int64_t at, int n) {
-    switch (type) {
-        case kF32:
-            return load_four_as<F32, kF32>(values, array, at, n);
-        case kU8:
-            return load_four_as<U8, kU8>(values, array, at, n);
-        case kF16:
-            return load_four_as<F16, kF16>(values, array, at, n);
-        case kBF16:
-            return load_four_as<BF16, kBF16>(values, array, at, n);
-        default:
-            if constexpr (sizeof(Real) == 8) load_four_as<F64, kF64>(values, array, at, n);
-    }
-}
-
-template <class Type, class Real>
-__device__ inline void store_four_as(int32_t type, void* array, int64_t at, const Real (&values)[4], int n) {
-    char* to = static_cast<char*>(array) + at * Type::bytes;
-    if (n == 4 && at_once<Type>(to))
-        store<Type, 4>(to, values);
-    else
-        for (int i = 0; i < n; ++i) store_one(type, array, at + i, values[i]);
-}
-
-__device__ inline void store_four(int32_t type, void* array, int64_t at, const double (&values)[4], int n) {
-    store_four_as<F64>(type, array, at, values, n);
-}
-
-__device__ inline void store_four(int32_t type, void* array, int64_t at, const float (&values)[4], int n) {
-    if (type == kF32) store_four_as<F32>(type, array, at, values, n);
-    if (type == kF16) store_four_as<F16>(type, array, at, values, n);
-    if (type == kBF16) store_four_as<BF16>(type, array, at, values, n);
+__device__ inline void store_four(DType type, void* array, int64_t at, const Real (&values)[4], int n) {
+    with_output<Real>(type, [&](auto stored) {
+        using Stored = decltype(stored);
+        char* to = static_cast<char*>(array) + at * Stored::bytes;
+        if (n == 4 && at_once<Stored>(to))
+            store<Stored, 4>(to, values);
+        else
+            for (int i = 0; i < n; ++i) static_cast<typename Stored::Raw*>(array)[at + i] = Stored::raw(values[i]);
+    });
 }
 
 }  // namespace

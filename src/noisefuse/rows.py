@@ -11,7 +11,7 @@ tableau.py says what they mean.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -57,6 +57,8 @@ class Rows:
 
     table: npt.NDArray[np.float64]  # (n, 36)
     active: int  # bit c: column c is multiplied
+    # Copies of the table, by device and whether in float64: the CUDA backend's.
+    on_devices: dict[tuple[int, bool], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, columns: Mapping[str, npt.ArrayLike]) -> Rows:

@@ -25,7 +25,6 @@ from cuda_kernels import compilers, stand_in
 from noisefuse import _bench_cuda, cli
 from noisefuse._contenders import ARRAYS, Case
 from noisefuse.backends import cubin, cuda
-from noisefuse.backends.call import Step
 from noisefuse.rows import Rows
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +41,15 @@ def cupy():
 
 def normals(shape, dtype="float32", seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+@pytest.fixture
+def small_grid(monkeypatch):
+    """Of three blocks along y and z."""
+    monkeypatch.setattr(cuda, "GRID", 3)
+    cuda._cut.cache_clear()
+    yield
+    cuda._cut.cache_clear()
 
 
 def names(cupy):
@@ -83,7 +91,7 @@ def calls(draw):
 @settings(deadline=None, max_examples=150)
 @given(calls())
 def test_generated_calls_have_the_bits_of_native_on_the_stand_in(call):
-    """Seen to fail: a lost `before` in any(), `places` of pieces off by one block, a window's stride dropped."""
+    """Seen to fail: a lost `before` in any(), the place of spans off by one block, a window's stride dropped."""
     kind, shape, t, noise, dtype, offset = call
     schedule = nf.Schedule.linear(10)
     x = np.random.default_rng(0).standard_normal(int(np.prod(shape)) + 3)[offset:][: int(np.prod(shape))]
@@ -119,6 +127,17 @@ def test_windows_of_a_list_of_noises_on_the_stand_in(cupy):
     x, whole = normals((2, 5, 4)), nf.Noise(1).window((5, 4), (0, 0))
     for noise in ([whole, nf.Noise(2).window((9, 8), (2, 1))], [whole, nf.Noise(2).window((9, 7), (2, 0))]):
         assert bits(nf.q_step(stand_in.ndarray(x), 3, LINEAR, noise).get()) == bits(nf.q_step(x, 3, LINEAR, noise))
+
+
+@pytest.mark.parametrize("axes", [10, 13])
+def test_windows_that_are_cut_along_many_axes_on_the_stand_in(cupy, axes):
+    """So that none of them can be merged. Seen to fail: the lengths of axes beyond the eighth lost."""
+    noise = nf.Noise(1).window([3] * axes, [axis % 2 for axis in range(axes)])
+    x = normals((2, *(2,) * axes))
+    found = nf.q_step(stand_in.ndarray(x), 5, LINEAR, noise)
+    assert bits(found.get()) == bits(nf.q_step(x, 5, LINEAR, noise))
+    loss = nf.mse_loss(stand_in.ndarray(x), None, 5, LINEAR, noise, target="epsilon")
+    assert loss.get() == nf.mse_loss(x, None, 5, LINEAR, noise, target="epsilon")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -406,9 +425,8 @@ HALF = nf.Tableau([nf.Row(out=0.5 * nf.tableau.x)] * 2)
 
 
 @pytest.mark.parametrize("case", NOT_WHOLE)
-def test_what_vector_kernels_do_not_take_on_the_stand_in(cupy, monkeypatch, case):
+def test_what_vector_kernels_do_not_take_on_the_stand_in(cupy, small_grid, case):
     skip_the_self_test(cupy)
-    monkeypatch.setattr(cuda, "GRID", 3)
     x = normals((2, 4, 512))
     found = NOT_WHOLE[case](stand_in.ndarray(x))
     assert names(cupy) == ["any_f32"]
@@ -473,7 +491,7 @@ def test_every_kernel_is_reached_on_the_stand_in(cupy):
         if name in others:
             continue
         kind, size = name.rpartition("_")[0] + "_", {"f32": 4, "f64": 8}.get(name.rpartition("_")[2], 2)
-        units = re.search(r"(\d), (\d), k", body)
+        units = re.search(r"(\d), (\d), Draw", body)
         assert cuda.UNITS[kind][size] == (int(units[1]) * int(units[2]) if units else 1)
 
 
@@ -481,26 +499,10 @@ def test_a_table_that_other_threads_find_is_there_on_the_stand_in(cupy):
     """Seen to fail: found while it was on its way, by a thread with another stream; and waited for by nobody."""
     rows, found = Rows(np.zeros((1, 36)), 0), []
     stream = cupy.cuda.get_current_stream()
-    stream.synchronize = lambda: found.append([*vars(rows)["_on_devices"]])
+    stream.synchronize = lambda: found.append([*rows.on_devices])
     cuda._on_device(cupy, rows, False, 0)
     assert found == [[]]
-    assert vars(rows)["_on_devices"]
-
-
-def test_another_thread_may_forget_launches_at_any_moment_on_the_stand_in(cupy):
-    """Seen to fail: a KeyError, for a launch that was known a moment before."""
-
-    class Forgotten(dict):
-        def __contains__(self, key):
-            known = super().__contains__(key)
-            self.clear()
-            return known
-
-    schedule, x = nf.Schedule.linear(20), stand_in.ndarray(normals((4, 1024)))
-    expected = bits(nf.q_step(x, 3, schedule, nf.Noise(1)).get())
-    kept = vars(vars(schedule)["_steps"])
-    kept["_known_launches"] = Forgotten(kept["_known_launches"])
-    assert bits(nf.q_step(x, 3, schedule, nf.Noise(1)).get()) == expected
+    assert rows.on_devices
 
 
 def test_a_launch_of_one_device_is_not_repeated_on_another_on_the_stand_in(cupy):
@@ -526,8 +528,9 @@ def test_tables_are_uploaded_once_on_the_stand_in(cupy):
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 5, 7), (4, 3, 16, 32)], ids=["any", "vectors"])
-def test_later_calls_take_the_short_cut_on_the_stand_in(cupy, monkeypatch, shape):
-    """With other addresses, rows, seeds, samples, steps and streams, and in place."""
+def test_later_calls_of_the_same_shape_on_the_stand_in(cupy, shape):
+    """With other addresses, rows, seeds, samples, steps and streams, and in place. Seen to fail: the round keys of the
+    first seed."""
     x, m = normals(shape), normals(shape, seed=1)
     ddpm, solver = nf.samplers.ddpm(LINEAR, 6), nf.samplers.dpmpp_2m(LINEAR, 6)
 
@@ -547,9 +550,7 @@ def test_later_calls_take_the_short_cut_on_the_stand_in(cupy, monkeypatch, shape
     def there(a):
         return stand_in.ndarray(a.copy())
 
-    run(there, 0)
-    monkeypatch.setattr(cuda, "step", lambda _: pytest.fail("the long way"))
-    for n in (1, 2, 3):
+    for n in range(4):
         for found, expected in zip(run(there, n), run(np.copy, n), strict=True):
             assert bits(found.get()) == bits(expected)
 
@@ -572,8 +573,8 @@ def test_later_calls_of_other_kinds_on_the_stand_in(cupy):
         assert bits(found) == bits(nf.q_step(x, 5, LINEAR, nf.Noise(1)))
 
 
-def test_the_short_cut_leaves_what_is_not_plain_on_the_stand_in(cupy):
-    """Overlaps, rows beyond the table, counters beyond 2^32: the long way says what is wrong, also after good calls."""
+def test_errors_after_good_calls_of_the_same_shape_on_the_stand_in(cupy):
+    """Overlaps, rows beyond the table, counters beyond 2^32."""
     x = stand_in.ndarray(normals((2, 3, 8)))
     ddpm = nf.samplers.ddpm(LINEAR, 6)
     wide = stand_in.ndarray(normals(96))
@@ -607,32 +608,27 @@ def test_the_short_cut_leaves_what_is_not_plain_on_the_stand_in(cupy):
         nf.q_step(x, 5, LINEAR, nf.Noise(1, stream=9))
 
 
-def test_more_samples_than_a_grid_has_rows_on_the_stand_in(cupy, monkeypatch):
-    monkeypatch.setattr(cuda, "GRID", 3)
+def test_more_samples_than_a_grid_has_rows_on_the_stand_in(cupy, small_grid):
     x, t = normals((8, 1024)), np.arange(8)
     there = nf.q_step(stand_in.ndarray(x), t, LINEAR, nf.Noise(1))
     assert [grid for _, grid, *_ in cupy.launches[-3:]] == [(1, 3, 1), (1, 3, 1), (1, 2, 1)]
-    alike = nf.q_step(stand_in.ndarray(x), 5, LINEAR, nf.Noise(1))  # one row, which the short cut would take
+    alike = nf.q_step(stand_in.ndarray(x), 5, LINEAR, nf.Noise(1))  # one row
     assert bits(alike.get()) == bits(nf.q_step(x, 5, LINEAR, nf.Noise(1)))
     assert bits(there.get()) == bits(nf.q_step(x, t, LINEAR, nf.Noise(1)))
 
 
 def test_more_elements_than_vector_kernels_count():
-    """32 bits within a piece, and of pieces: samples become pieces of their own, or the kernels for anything do it."""
-    array = SimpleNamespace(dtype=np.dtype("f4"), itemsize=4, data=SimpleNamespace(ptr=0))
+    """32 bits within a span, and of spans: samples become spans of their own, or the kernels for anything do it."""
 
     def cut(batch, size, segment=None):
-        rows, index = Rows(np.zeros((1, 36)), 0), np.zeros(1, np.int64)
-        arrays = (array, *(None,) * 8), (array, None, None)
-        call = Step(batch, size, (size,), rows, index, segment or batch * size, *arrays, "none", False, ())
-        pieces = cuda._pieces(call, [], False)
-        return pieces.size, cuda._vector(call, "step_", pieces, [])
+        found = cuda._cut("step_", np.dtype("f4"), batch, size, segment or batch * size, (), True)
+        return found.spans[1], found.kernel
 
-    assert cut(2, 2**30 - 512) == (2**31 - 1024, True)
-    assert cut(2, 2**30) == (2**30, True)
-    assert cut(1, 2**31) == (2**31, False)
-    assert cut(4, 2**30, 1024) == (1024, True)
-    assert cut(2**8, 2**34, 1024) == (1024, False)
+    assert cut(2, 2**30 - 512) == (2**31 - 1024, "nf_step_f32")
+    assert cut(2, 2**30) == (2**30, "nf_step_f32")
+    assert cut(1, 2**31) == (2**31, "nf_any_f32")
+    assert cut(4, 2**30, 1024) == (1024, "nf_step_f32")
+    assert cut(2**8, 2**34, 1024) == (1024, "nf_any_f32")
 
 
 # ---- errors --------------------------------------------------------------------------------------------------
@@ -649,9 +645,6 @@ ERRORS = {
                        lambda a: nf.q_sample(a(X), 1, LINEAR, nf.Noise(1), out=a(X, 1))),
     "a model's output": (r"model_output \(m1\) lies on CUDA device 1, x on CUDA device 0",
                          lambda a: nf.update(nf.samplers.ddim(LINEAR, 2).tableau, 0, a(X), a(X, 1))),
-    "a window cut along ten axes": (r"noise window: more than 8 axes are cut",
-                                    lambda a: nf.randn((1, *(2,) * 10), nf.Noise(1).window((3,) * 10, (0,) * 10),
-                                                       out=a(np.zeros((1, *(2,) * 10), "f4")))),
     "three model outputs": (r"expected at most 2 model outputs, 4 past arrays and 2 auxiliary outputs, got 3, 0 and 0",
                             lambda a: nf.update(nf.samplers.ddim(LINEAR, 2).tableau, 0, a(X), (a(X), a(X), a(X)))),
     "t on another device": (r"t: lies on CUDA device 1, and the arrays do not: pass t\.get\(\)",
@@ -767,10 +760,6 @@ def test_info_says_why_there_is_no_cuda():
     assert nf.info()["backends"]["cuda"]
 
 
-def test_call_and_field_are_packed_as_the_kernels_declare_them():
-    assert cuda.CALL.size == stand_in.library().call_size()
-
-
 @pytest.mark.parametrize("change", ["arch", "compiler", "options", "a header", "a header's name"])
 def test_the_cache_is_named_after_all_that_matters(tmp_path, monkeypatch, change):
     """A header that changes must not leave old machine code in use: CuPy's own cache would not see it."""
@@ -857,14 +846,6 @@ def test_the_checks_know_the_real_arrays_of_cupy(dtype):
         assert not arrays.overlap(x, host)
         with pytest.raises(ValueError, match="C-contiguous"):
             arrays.output("out", x.T, (6, 4), host.dtype, 0)
-
-
-def test_the_real_cupy_passes_a_call_by_value():
-    """It takes arrays of one element, of whatever dtype, as bytes."""
-    pytest.importorskip("cupy")
-    packed = np.frombuffer(bytes(cuda.CALL.size), f"V{cuda.CALL.size}")
-    assert packed.size == 1
-    assert packed.itemsize == cuda.CALL.size
 
 
 # ---- noisefuse bench --device cuda -----------------------------------------------------------------------------

@@ -52,15 +52,15 @@ namespace {
 
 struct Kernel {
     const char* name;
-    void (*run)(nf::Call);
+    void (*run)(nf::Launch);
 };
 #define NF_ENTRY(name, bounds, ...) {"nf_" #name, nf_##name},
 const Kernel kernels[] = {NF_KERNELS(NF_ENTRY)};
 
 }  // namespace
 
-// 0, or -1 where there is no such kernel. `call` holds sizeof(Call) bytes.
-extern "C" int launch(const char* name, const unsigned* grid, unsigned threads, const void* call) {
+// 0, or -1 where there is no such kernel. `launch` holds sizeof(Launch) bytes.
+extern "C" int run(const char* name, const unsigned* grid, unsigned threads, const void* launch) {
     for (const Kernel& kernel : kernels) {
         if (std::strcmp(kernel.name, name) != 0) continue;
         gridDim = {grid[0], grid[1], grid[2]};
@@ -69,7 +69,7 @@ extern "C" int launch(const char* name, const unsigned* grid, unsigned threads, 
             for (blockIdx.y = 0; blockIdx.y < grid[1]; ++blockIdx.y)
                 for (blockIdx.x = 0; blockIdx.x < grid[0]; ++blockIdx.x)
                     for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x)
-                        kernel.run(*static_cast<const nf::Call*>(call));
+                        kernel.run(*static_cast<const nf::Launch*>(launch));
         return 0;
     }
     return -1;
@@ -87,5 +87,3 @@ extern "C" int wrong_roots(int error) {
     nf::seed_error = 99;
     return wrong;
 }
-
-extern "C" unsigned call_size() { return sizeof(nf::Call); }

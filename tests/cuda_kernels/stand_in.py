@@ -21,9 +21,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from noisefuse.backends.cuda import LAUNCH
+
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
-FLAGS = ["-std=c++20", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wextra"]
+FLAGS = ["-std=c++20", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing", "-Wall", "-Wextra",
+         "-Werror=switch"]  # fmt: skip
 
 
 def compiler():
@@ -59,21 +62,20 @@ class Kernel:
         self.name, self.cupy = name, cupy
 
     def __call__(self, grid, block, args):
-        (call,) = args
+        (launch,) = args
         grid = (*grid, 1, 1)[:3]
-        assert isinstance(call, np.ndarray)
-        assert call.size == 1
-        assert call.nbytes == library().call_size()
+        assert isinstance(launch, np.ndarray)
+        assert (launch.size, launch.nbytes) == (1, LAUNCH.itemsize)
         assert 1 <= grid[0] < 1 << 31
         assert all(1 <= n <= 65535 for n in grid[1:])
         self.cupy.launches.append((self.name, grid, block, self.cupy.cuda.runtime.getDevice()))
         self.cupy.streams.append(self.cupy.stream)
-        self.cupy.execute(self.name, grid, block[0], call)
+        self.cupy.execute(self.name, grid, block[0], launch)
 
 
-def run_on_cpu(name, grid, threads, call):
+def run_on_cpu(name, grid, threads, launch):
     """One kernel, all its threads one after another."""
-    done = library().launch(name.encode(), (ctypes.c_uint * 3)(*grid), threads, ctypes.c_void_p(call.ctypes.data))
+    done = library().run(name.encode(), (ctypes.c_uint * 3)(*grid), threads, ctypes.c_void_p(launch.ctypes.data))
     assert done == 0, f"no kernel {name}"
 
 
@@ -85,6 +87,8 @@ class ndarray:
 
     def __init__(self, host, device=0):
         self.host, self.device = host, SimpleNamespace(id=device)
+        self.data = SimpleNamespace(ptr=host.ctypes.data, device_id=device)
+        self.flags = SimpleNamespace(c_contiguous=host.flags.c_contiguous)
         alive.add(self)
 
     shape = property(lambda self: self.host.shape)
@@ -94,11 +98,6 @@ class ndarray:
     strides = property(lambda self: self.host.strides)
     itemsize = property(lambda self: self.host.itemsize)
     nbytes = property(lambda self: self.host.nbytes)
-    data = property(lambda self: SimpleNamespace(ptr=self.host.ctypes.data, device_id=self.device.id))
-
-    @property
-    def flags(self):
-        return SimpleNamespace(c_contiguous=self.host.flags.c_contiguous)
 
     def _same(self, host):
         return type(self)(host, self.device.id)
@@ -227,17 +226,14 @@ def installed():
     from noisefuse.backends import cubin
 
     cupy, before = Cupy(), sys.modules.get("cupy")
-    binary, modules, tested = cubin.binary, dict(cubin._modules), backends._tested_devices
+    binary, tested = cubin.binary, backends._tested_devices
     sys.modules["cupy"] = cupy
     cubin.binary = lambda _: Path("stand_in")
-    cubin._modules.clear()
     backends._tested_devices = set()
     try:
         yield cupy
     finally:
         cubin.binary, backends._tested_devices = binary, tested
-        cubin._modules.clear()
-        cubin._modules.update(modules)
         if before is None:
             del sys.modules["cupy"]
         else:

@@ -164,10 +164,14 @@ CALL = np.dtype(
 
 
 def packer(dtype: np.dtype[Any]) -> struct.Struct:
-    """What packs a record of this dtype from its numbers, one after another: ten times as fast as NumPy."""
+    """What packs a record of this dtype from its numbers, one after another (of records in it, from their bytes): ten
+    times as fast as NumPy."""
     letters = {"u8": "Q", "i8": "q", "u4": "I", "i4": "i", "f8": "d"}
-    parts = [(field.base.str[1:], math.prod(field.shape)) for field, *_ in (dtype.fields or {}).values()]
-    made = struct.Struct("<" + "".join(f"{count}{letters[kind]}" for kind, count in parts))
+    parts = [
+        f"{field.itemsize}s" if field.names else f"{math.prod(field.shape)}{letters[field.base.str[1:]]}"
+        for field, *_ in (dtype.fields or {}).values()
+    ]
+    made = struct.Struct("<" + "".join(parts))
     assert made.size == dtype.itemsize
     return made
 
@@ -203,12 +207,12 @@ def address(a: NDArray[Any]) -> int:
     return place
 
 
-_NO_LOSS = 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0
+NO_LOSS = 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0
 
 
 def pack(
     call: Step, place: Place, dtype: np.dtype[Any], rows: int, fields: int, index: int,
-    keep: NDArray[np.int64] | None = None, loss: Sequence[Any] = _NO_LOSS,
+    keep: NDArray[np.int64] | None = None, loss: Sequence[Any] = NO_LOSS,
 ) -> bytes:  # fmt: skip
     """The bytes of a CALL. dtype: of the outputs; rows, fields, index: addresses."""
     codes = [0 if a is None else dtype_code(a.dtype) for a in call.inputs]
@@ -223,7 +227,7 @@ def pack(
 
 
 def pack_on_host(
-    call: Step, keep: NDArray[np.int64] | None = None, loss: Sequence[Any] = _NO_LOSS
+    call: Step, keep: NDArray[np.int64] | None = None, loss: Sequence[Any] = NO_LOSS
 ) -> tuple[bytes, NDArray[np.uint8]]:
     """The bytes of a CALL on host memory; the fields that it points to must live as long."""
     rows, fields = call.rows.table if call.dtype == _FLOAT64 else call.rows.single, pack_fields(call, address)

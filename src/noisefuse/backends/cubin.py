@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,6 @@ from typing import Any
 # Contraction and flushing would change bits. CuPy's own RawModule(code=) adds -ftz=true behind them, so it is not used.
 OPTIONS = ("--std=c++20", "-fmad=false", "-ftz=false", "-prec-sqrt=true", "-prec-div=true")
 SOURCE = '#include "cuda/kernels.cu"\n'
-
-_modules: dict[int, Any] = {}  # by device
 
 
 def installed() -> Path:
@@ -27,11 +26,15 @@ def installed() -> Path:
     return Path(extension.origin).parent
 
 
+@cache
 def function(cupy: Any, device: int, name: str) -> Any:
     """The kernel of this name on the current device, whose number is `device`."""
-    if device not in _modules:
-        _modules[device] = cupy.RawModule(path=str(binary(cupy)))
-    return _modules[device].get_function(name)
+    return _module(cupy, device).get_function(name)
+
+
+@cache
+def _module(cupy: Any, device: int) -> Any:
+    return cupy.RawModule(path=str(binary(cupy)))
 
 
 def binary(cupy: Any) -> Path:

@@ -8,28 +8,51 @@ current stream; nothing is read back.
 from __future__ import annotations
 
 import importlib
-import struct
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..noise import ELEMENTS, SAMPLES, STEPS, Noise
-from ..rows import AFFINE, CLEAN, HIGH, M1, PAST1, Z_COLUMNS, D, Rows, X, Z
+from ..rows import AFFINE, CLEAN, HIGH, M1, D, Rows, X, Z
 from . import cubin
-from .call import LOSS_CHUNK, Loss, Step, Walk, window_runs
+from .call import (
+    CALL,
+    FIELD,
+    LOSS_CHUNK,
+    NO_LOSS,
+    Draw,
+    Loss,
+    Step,
+    Walk,
+    pack,
+    pack_field,
+    pack_fields,
+    pack_loss,
+    packer,
+    window_runs,
+)
 
-# As in csrc/cuda/call.h.
-THREADS, AXES = 256, 8
-FIELD = struct.Struct(f"<4Q2I3q{2 * AXES}q")
-CALL = struct.Struct(f"<4q2QQqQ9Q3Q10i4i2IQ{FIELD.size}s20IQ2q2I4Qq2d")
-_CALL_DTYPE = np.dtype(f"V{CALL.size}")
-TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4}
+THREADS = 256  # of a block
+# As in csrc/cuda/launch.h, where the comments are; a test compares the two.
+KEYS = np.dtype([("k0", "u4", 10), ("k1", "u4", 10)])
+LAUNCH = np.dtype(
+    [
+        ("call", CALL),
+        *((name, "i8") for name in ("spans", "span", "row", "total")),
+        *((name, "u4") for name in ("first", "blocks", "pieces", "chunks")),
+        *(("field", FIELD), ("keys", KEYS)),
+    ]
+)
+_LAUNCH, _KEYS = packer(LAUNCH), packer(KEYS)
+_NO_FIELD, _NO_KEYS = bytes(FIELD.itemsize), bytes(KEYS.itemsize)
+# CuPy passes arrays of one element by value. It asks them for a description, which takes long where fields have names.
+_BY_VALUE = np.dtype(f"V{LAUNCH.itemsize}")
 SHORT = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
-DRAWS = {"none": 0, "normal": 1, "uniform": 2}
 
 
 def _columns(first: int, *slots: int) -> int:
@@ -73,310 +96,225 @@ def state() -> str:
 
 def step(call: Step) -> None:
     """Computes the outputs of one pass."""
-    _run(call, _kind(call), None)
+    x, (_, *aux) = call.inputs[X], call.outputs
+    alone, is_bytes = aux == [None, None] and not call.masked, x is not None and x.dtype == np.uint8
+    _run(call, _kind(call.draw, call.rows.active, alone, is_bytes), call.segment)
 
 
 def walk(call: Walk) -> None:
     """Computes the kept times of a random walk."""
-    _run(call.first, "walk_", call.keep)
+    _run(call.first, "walk_", call.first.batch * call.first.size, call.keep)  # all of it takes all rows
+
+
+def _run(call: Step, kind: str, segment: int, keep: NDArray[np.int64] | None = None) -> None:
+    out = _first_output(call)
+    windows = tuple([window_runs(noise, call.sample_shape) for noise in call.noise])
+    cut = _cut(kind, out.dtype, call.batch, call.size, segment, windows, _aligned(call, kind, out))
+    cupy: Any = sys.modules["cupy"]
+    with _on(cupy, out.data.device_id):
+        launch = _Launch(cupy, call, _Uploads(cupy), cut.spans, keep=keep)
+        for n, grid in enumerate(cut.grids):
+            if n:
+                launch.numbers["first"] = n * GRID
+            launch(cut.kernel, grid, cut.block)
 
 
 def loss(call: Loss) -> None:
     """Computes losses and their gradient: chunk by chunk; then the sums of chunks, and those of samples, are added."""
     cupy: Any = sys.modules["cupy"]
-    residual, batch, losses = call.residual, call.residual.batch, call.losses
-    with _on(cupy, _first_output(residual).device.id) as device:
-        fields = [_field(noise, residual.sample_shape) for noise in residual.noise]
-        arguments = _Arguments(cupy, residual, fields, Pieces(call.piece, 0, False), None, device)
-        pieces, chunks = call.pieces // batch, call.chunks
-        sums = None if losses is None else cupy.empty(call.pieces * chunks)
-        numbers = arguments.of_loss(cupy, call, pieces, chunks, sums)
-
-        def launch(name: str, blocks: int, work: int, numbers: _LossNumbers, first: int = 0) -> None:
-            threads = min(THREADS, -(-work // 32) * 32)
-            packed = _by_value(arguments.packed(first, numbers))
-            cubin.function(cupy, device, name)((blocks,), (threads,), (packed,))
-
-        # Keys are parameters of a launch, so that a list of Noises takes one for each.
-        samples = range(batch) if len(fields) > 1 else range(1)
-        for first in samples:
-            of_chunks = "nf_loss_f64" if (call.residual.dtype == np.float64) else "nf_loss_f32"
-            launch(
-                of_chunks, call.pieces * chunks // len(samples), -(-min(call.piece, LOSS_CHUNK) // 4), numbers, first
-            )
-        if losses is None:
-            return
-        of_samples = cupy.empty(batch) if losses.ndim == 0 and batch > 1 else None
-        if of_samples is not None:
-            first_sums = numbers._replace(losses=of_samples.data.ptr, n=1.0)
-            launch("nf_losses_f64", batch, pieces * chunks, first_sums)
-            numbers = numbers._replace(pieces=1, chunks=batch, chunk_sums=of_samples.data.ptr, weights=0)
-            launch("nf_losses_f64", 1, batch, numbers)
+    residual, pred = call.residual, _first_output(call.residual)
+    name = "nf_loss_f64" if pred.dtype == np.float64 else "nf_loss_f32"
+    pieces, block = call.pieces // residual.batch, _threads(-(-min(call.piece, LOSS_CHUNK) // 4))
+    with _on(cupy, pred.data.device_id):
+        sums, place = None if call.losses is None else _scratch(cupy, call.pieces * call.chunks), _Uploads(cupy)
+        numbers = pack_loss(call, place, 0 if sums is None else sums.data.ptr)
+        one_field = replace(residual, noise=residual.noise[:1])  # keys are parameters of a launch
+        launch = _Launch(cupy, one_field, place, of_loss=(pieces, call.chunks), loss=numbers)
+        if len(residual.noise) > 1:
+            fields = pack_fields(residual, place).view(FIELD)
+            for n, noise in enumerate(residual.noise):
+                launch.numbers["first"], launch.numbers["field"] = n, fields[n]
+                launch.numbers["keys"] = np.frombuffer(_round_keys(noise.seed), KEYS)
+                launch(name, (pieces * call.chunks,), block)
         else:
-            launch("nf_losses_f64", batch, pieces * chunks, numbers)
-        if cupy.cuda.get_current_stream().is_capturing():
-            _captured.extend((sums, of_samples))
+            launch(name, (call.pieces * call.chunks,), block)
+        if call.losses is not None:
+            _add_up(cupy, call, launch)
 
 
-_captured: list[Any] = []  # memory that CUDA graphs write to whenever they are launched: nobody else may be given it
+def _add_up(cupy: Any, call: Loss, launch: _Launch) -> None:
+    """The sums of chunks to those of samples and, where one loss of all is wanted, these to their sum."""
+    losses: Any = call.losses
+    batch, chunks = call.residual.batch, call.pieces // call.residual.batch * call.chunks
+    if losses.ndim or batch == 1:
+        launch("nf_losses_f64", (batch,), _threads(chunks))
+        return
+    of_samples, in_call = _scratch(cupy, batch), launch.numbers["call"]
+    in_call["losses"], in_call["n"] = of_samples.data.ptr, 1
+    launch("nf_losses_f64", (batch,), _threads(chunks))
+    in_call["losses"], in_call["n"], in_call["weights"] = losses.data.ptr, call.n, 0
+    in_call["chunk_sums"], launch.numbers["pieces"], launch.numbers["chunks"] = of_samples.data.ptr, 1, batch
+    launch("nf_losses_f64", (1,), _threads(batch))
 
 
-def _kind(call: Step) -> str:
-    one = call.outputs[1] is None and call.outputs[2] is None and not call.masked
-    known = KNOWN.get((call.draw, _columns_that_count(call.rows), _is_uint8(call.inputs[X]))) if one else None
-    return known or ("step_" if call.draw == "none" else "drawing_")
+# What losses that are part of CUDA graphs write to at every replay, so that nobody else may be given it. Nothing tells
+# when a graph is gone, so it stays: 8 bytes for each sample and each chunk of a call that was captured, none for
+# replays. So what bounds it is how many captures a process makes.
+_captured: list[Any] = []
+
+
+def _scratch(cupy: Any, n: int) -> Any:
+    """Memory for n sums."""
+    memory = cupy.empty(n)
+    if cupy.cuda.get_current_stream().is_capturing():
+        _captured.append(memory)
+    return memory
+
+
+def _threads(work: int) -> tuple[int]:
+    return (min(THREADS, -(-work // 32) * 32),)
 
 
 def _first_output(call: Step) -> Any:
-    """Or, of a loss without its gradient, pred, which that would be like."""
-    return next(a for a in (*call.outputs, call.inputs[M1]) if a is not None)
+    """The first output or, of a loss without its gradient, pred, which that would be like."""
+    out = call.outputs[0]
+    return call.inputs[M1] if out is None else out
 
 
-def _columns_that_count(rows: Rows) -> int:
-    """For the first output alone."""
-    columns = rows.active & ((1 << AFFINE[1]) - (1 << AFFINE[0]))
-    return columns | (rows.active & ((2 << HIGH) - 1) if columns & _columns(AFFINE[0], D) else 0)
-
-
-def _is_uint8(x: Any) -> bool:
-    return x is not None and x.dtype == np.uint8
+@lru_cache
+def _kind(draw: Draw, active: int, alone: bool, is_bytes: bool) -> str:
+    """What vector kernels for these columns are called. alone: there is one output."""
+    columns = active & ((1 << AFFINE[1]) - (1 << AFFINE[0]))
+    if columns & _columns(AFFINE[0], D):
+        columns |= active & ((2 << HIGH) - 1)
+    known = KNOWN.get((draw, columns, is_bytes)) if alone else None
+    return known or ("step_" if draw == "none" else "drawing_")
 
 
 # ---- how a call is cut up -----------------------------------------------------------------------------------
 
 
-class Field(NamedTuple):
-    """A Noise for samples of some shape, and its window: as native.py's."""
+class Cut(NamedTuple):
+    """How a call is cut into spans (csrc/cuda/launch.h), and its launches: grids that begin GRID samples apart."""
 
-    noise: Noise
-    start: int
-    run: int
-    lengths: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class Pieces(NamedTuple):
-    """Stretches that have one row, one sample and one step, and lie together in the field."""
-
-    size: int  # elements of each
-    blocks: int  # of the generator, that one takes at most
-    aligned: bool  # all begin and end where blocks do
+    spans: tuple[int, int, int]  # how many, elements of each, and blocks of the generator that one takes at most
+    kernel: str
+    block: tuple[int]
+    grids: tuple[tuple[int, ...], ...]
 
 
-def _field(noise: Noise, shape: tuple[int, ...]) -> Field:
-    start, run, lengths, strides = window_runs(noise, shape)
-    if len(lengths) > AXES:
-        raise ValueError(f"noise window: more than {AXES} axes are cut, which CUDA kernels do not support")
-    return Field(noise, start, run, lengths, strides)
-
-
-def _pieces(call: Step, fields: list[Field], walks: bool) -> Pieces:
-    total = call.batch * call.size
-    size = total if walks else call.segment  # a walk has all rows
-    if not fields:
-        if size == total and total >= 1 << 31:  # vector kernels count within a piece in 32 bits
-            size = call.size
-        return Pieces(size, -(-size // 4), size % 4 == 0)
-    size = min(size, *(field.run for field in fields))
-    starts = [field.start for field in fields]
-    if size < call.size:  # several in a sample
-        starts += [size, *(stride for field in fields for stride in field.strides)]
-    whole = all(start % 4 == 0 for start in starts)
-    return Pieces(size, -(-size // 4) if whole else (size + 6) // 4, whole and size % 4 == 0)
-
-
-def _vector(call: Step, kind: str, pieces: Pieces, fields: list[Field]) -> bool:
-    """Whether arrays and pieces are such as vector kernels take, and long enough for a block of threads."""
-    out = _first_output(call)
-    unit, samples = UNIT[out.itemsize], call.batch if fields else call.batch * call.size // pieces.size
-    given: list[Any] = [a for a in (*call.inputs, *call.outputs) if a is not None]
-    alike = all(a.dtype == out.dtype or (kind == "forward_u8_" and a is call.inputs[X]) for a in given)
-    return (
-        alike
-        and len(fields) <= 1
-        and not (fields and (fields[0].lengths or not pieces.aligned or call.size // pieces.size > GRID))
-        and out.itemsize in UNITS[kind]
-        and pieces.size % unit == 0
-        and THREADS * unit <= 2 * pieces.size < 1 << 32
+@lru_cache(maxsize=1024)
+def _cut(
+    kind: str, dtype: np.dtype[Any], batch: int, size: int, segment: int, windows: tuple[Any, ...], aligned: bool
+) -> Cut:
+    """dtype: of the outputs. windows: of the Noises, as window_runs gives them."""
+    span, blocks, whole = _span(batch, size, segment, windows)
+    number, unit, units = batch * size // span, UNIT[dtype.itemsize], UNITS[kind].get(dtype.itemsize)
+    # Vector kernels have samples along y and the spans of one along z. Where there is no field, each span is a sample.
+    samples, parts = (batch, size // span) if windows else (number, 1)
+    if (
+        aligned
+        and units
+        and (not windows or (len(windows) == 1 and not windows[0][2] and whole and parts <= GRID))
+        and span % unit == 0
+        and THREADS * unit <= 2 * span < 1 << 32
         and samples < 1 << 32
-        and all(a.data.ptr % min(16, unit * a.itemsize) == 0 for a in given)
-    )
+    ):
+        tiles = -(-span // (THREADS * unit * units))
+        grids = tuple((tiles, min(GRID, samples - first), parts) for first in range(0, samples, GRID))
+        return Cut((number, span, blocks), f"nf_{kind}{SHORT[dtype.name]}", (THREADS,), grids)
+    name, threads = ("f64", THREADS // 2) if dtype == np.float64 else ("f32", THREADS)
+    name = ("nf_any_walk_" if kind == "walk_" else "nf_any_") + name
+    return Cut((number, span, blocks), name, (threads,), ((-(-number * blocks // threads),),))
+
+
+def _span(batch: int, size: int, segment: int, windows: tuple[Any, ...]) -> tuple[int, int, bool]:
+    """Elements of a span, blocks of the generator that it takes at most, and whether all are whole blocks."""
+    if not windows:
+        if segment == batch * size and segment >= 1 << 31:  # vector kernels count within a span in 32 bits
+            segment = size
+        return segment, -(-segment // 4), segment % 4 == 0
+    span = min(segment, *(run for _, run, *_ in windows))
+    starts = [start for start, *_ in windows]
+    if span < size:  # several in a sample
+        starts += [span, *(stride for *_, strides in windows for stride in strides)]
+    whole = all(start % 4 == 0 for start in starts)
+    return span, -(-span // 4) if whole else (span + 6) // 4, whole and span % 4 == 0
+
+
+def _aligned(call: Step, kind: str, out: Any) -> bool:
+    """Whether all arrays have the dtype of the outputs (but for bytes that become floats), and begin at whole accesses
+    of vector kernels."""
+    dtype, of_bytes = out.dtype, call.inputs[X] if kind == "forward_u8_" else None
+    for a in (*call.inputs, *call.outputs):
+        if a is not None and (a.data.ptr % (UNIT[dtype.itemsize] if a is of_bytes else 16)):  # type: ignore[attr-defined]
+            return False
+        if a is not None and a is not of_bytes and a.dtype != dtype:
+            return False
+    return True
 
 
 # ---- launches -----------------------------------------------------------------------------------------------
 
 
-class Launch(NamedTuple):
-    """A kernel, its grid and block, and the sample that it begins with."""
+class _Uploads:
+    """Where the device finds an array. Copies live as long as this: CuPy's pool frees in stream order."""
 
-    kernel: Any
-    grid: tuple[int, ...]
-    block: tuple[int]
-    first: int
+    def __init__(self, cupy: Any) -> None:
+        self._cupy = cupy
+        self._copies: list[Any] = []
 
-
-def _run(call: Step, kind: str, keep: np.ndarray[Any, Any] | None) -> None:
-    cupy = sys.modules["cupy"]
-    with _on(cupy, _first_output(call).device.id) as device:
-        launches, arguments = _prepared(cupy, call, kind, keep, device)
-        for launch in launches:
-            launch.kernel(launch.grid, launch.block, (_by_value(arguments.packed(launch.first)),))
+    def __call__(self, a: Any) -> int:
+        if isinstance(a, np.ndarray):
+            a = self._cupy.asarray(a)
+            self._copies.append(a)
+        place: int = a.data.ptr
+        return place
 
 
-def _prepared(
-    cupy: Any, call: Step, kind: str, keep: np.ndarray[Any, Any] | None, device: int
-) -> tuple[list[Launch], _Arguments]:
-    fields = [_field(noise, call.sample_shape) for noise in call.noise]
-    pieces = _pieces(call, fields, keep is not None)
-    arguments = _Arguments(cupy, call, fields, pieces, keep, device)
-    return _launches(cupy, call, kind, pieces, fields, device), arguments
+class _Launch:
+    """The bytes of a LAUNCH, on the current device: called with a kernel's name, its grid and its block."""
 
-
-def _by_value(packed: bytes | bytearray) -> Any:
-    """As CuPy wants it: it passes arrays of one element by value."""
-    return np.frombuffer(packed, _CALL_DTYPE)
-
-
-def _launches(cupy: Any, call: Step, kind: str, pieces: Pieces, fields: list[Field], device: int) -> list[Launch]:
-    out = _first_output(call)
-    if _vector(call, kind, pieces, fields):
-        tiles = -(-pieces.size // (THREADS * UNIT[out.itemsize] * UNITS[kind][out.itemsize]))
-        parts = call.size // pieces.size if fields else 1
-        samples = call.batch if fields else call.batch * call.size // pieces.size
-        kernel = cubin.function(cupy, device, f"nf_{kind}{SHORT[out.dtype.name]}")
-        return [
-            Launch(kernel, (tiles, min(GRID, samples - first), parts), (THREADS,), first)
-            for first in range(0, samples, GRID)
-        ]
-    double = out.dtype == np.float64
-    name = ("nf_any_walk_" if kind == "walk_" else "nf_any_") + ("f64" if double else "f32")
-    threads = THREADS // 2 if double else THREADS
-    number = call.batch * call.size // pieces.size * pieces.blocks
-    return [Launch(cubin.function(cupy, device, name), (-(-number // threads),), (threads,), 0)]
-
-
-@contextmanager
-def _on(cupy: Any, device: int) -> Iterator[int]:
-    """With this device current."""
-    if cupy.cuda.runtime.getDevice() == device:
-        yield device
-        return
-    with cupy.cuda.Device(device):
-        yield device
-
-
-class _LossNumbers(NamedTuple):
-    """The last numbers of a Call."""
-
-    pieces: int = 0
-    chunks: int = 0
-    chunk_sums: int = 0
-    losses: int = 0
-    weights: int = 0
-    upstream: int = 0
-    upstream_step: int = 0
-    g: float = 0.0
-    n: float = 0.0
-
-
-_NO_LOSS = _LossNumbers()
-
-
-class _Arguments:
-    """What a kernel is handed, and what has to live until it has been launched: CuPy's pool frees in stream order."""
-
-    def __init__(self, cupy: Any, call: Step, fields: list[Field], pieces: Pieces, keep: Any, device: int) -> None:
+    def __init__(
+        self, cupy: Any, call: Step, place: _Uploads, spans: tuple[int, int, int] = (0, 0, 0), *,
+        of_loss: tuple[int, int] = (0, 0), keep: NDArray[np.int64] | None = None, loss: Sequence[Any] = NO_LOSS,
+    ) -> None:  # fmt: skip
+        """of_loss: pieces of a sample, and chunks of a piece."""
         out = _first_output(call)
-        inputs: tuple[Any, ...] = call.inputs
-        outputs: tuple[Any, ...] = call.outputs
-        self._alive: list[Any] = []
-        rows = _on_device(cupy, call.rows, out.dtype == np.float64, device)
-        index, row = 0, 0
-        if keep is None and isinstance(call.index, np.ndarray) and call.index.size == 1:
+        self._cupy, self._device, self._place = cupy, out.data.device_id, place
+        index, row, fields, field, keys = 0, 0, 0, _NO_FIELD, _NO_KEYS
+        if isinstance(call.index, np.ndarray) and call.index.size == 1:
             row = int(call.index[0])
-        elif keep is None:
-            index = self._upload(cupy, call.index)
-        several = len(fields) > 1
-        packed = [self._field(cupy, field) for field in fields]
-        total = call.batch * call.size
-        self._before = (
-            total // pieces.size,
-            pieces.size,
-            call.size,
-            call.segment,
-            rows.data.ptr,
-            len(call.rows.table),
-            index,
-            row,
-            call.rows.active,
-            *(0 if a is None else a.data.ptr for a in (*inputs, *outputs)),
-            *(0 if a is None else TYPES[a.dtype.name] for a in inputs),
-            TYPES[out.dtype.name],
-            DRAWS[call.draw],
-            call.step_by_index,
-            call.masked,
-            several,
-        )
-        self._blocks = pieces.blocks, self._upload(cupy, np.frombuffer(b"".join(packed), np.uint8)) if several else 0
-        self._names = [(one, *_round_keys(field.noise.seed)) for one, field in zip(packed, fields, strict=True)] or [
-            (bytes(FIELD.size), *(0,) * 20)
-        ]
-        self._walk = (
-            0 if keep is None else self._upload(cupy, keep),
-            0 if keep is None else len(keep),
-            total,
-        )
+        else:
+            index = place(call.index)
+        if call.noise:
+            field, keys = pack_field(call.noise[0], call.sample_shape, place), _round_keys(call.noise[0].seed)
+        if len(call.noise) > 1:
+            fields = place(pack_fields(call, place))
+        rows = _on_device(cupy, call.rows, out.dtype == np.float64, self._device).data.ptr
+        packed = pack(call, place, out.dtype, rows, fields, index, keep, loss)
+        numbers = *spans[:2], row, call.batch * call.size, 0, spans[2], *of_loss
+        self._packed = bytearray(_LAUNCH.pack(packed, *numbers, field, keys))
 
-    def packed(self, first: int, loss: _LossNumbers = _NO_LOSS) -> bytes:
-        """The bytes of a Call, from this sample on."""
-        name = self._names[first % len(self._names)]  # the sample's own, or that of all
-        return CALL.pack(*self._before, first, *self._blocks, *name, *self._walk, *loss)
+    @property
+    def numbers(self) -> NDArray[np.void]:
+        """By their names, to be changed from one launch to the next."""
+        return np.frombuffer(self._packed, LAUNCH)
 
-    def of_loss(self, cupy: Any, call: Loss, pieces: int, chunks: int, sums: Any) -> _LossNumbers:
-        """pieces: of a sample; chunks: of a piece; sums: of chunks."""
-        g: Any = call.upstream
-        by_value = isinstance(g, np.ndarray) and g.ndim == 0
-        return _LossNumbers(
-            pieces,
-            chunks,
-            0 if sums is None else sums.data.ptr,
-            0 if call.losses is None else call.losses.data.ptr,  # type: ignore[attr-defined]
-            0 if call.weights is None else self._upload(cupy, call.weights),
-            0 if by_value else self._upload(cupy, g),
-            g.ndim,
-            float(g) if by_value else 0.0,
-            call.n,
-        )
+    def __call__(self, name: str, grid: tuple[int, ...], block: tuple[int]) -> None:
+        kernel = cubin.function(self._cupy, self._device, name)
+        kernel(grid, block, (np.frombuffer(self._packed, _BY_VALUE),))
 
-    def _upload(self, cupy: Any, array: Any) -> int:
-        self._alive.append(cupy.asarray(array))
-        return int(self._alive[-1].data.ptr)
 
-    def _field(self, cupy: Any, field: Field) -> bytes:
-        ids, number = field.noise.sample, field.noise.step
-        counter = 0
-        if not isinstance(number, int):  # a device array, which noise.py has checked
-            self._alive.append(number)
-            counter, number = number.data.ptr, 0
-        pad = (0,) * (AXES - len(field.lengths))
-        return FIELD.pack(
-            field.noise.seed,
-            ids if isinstance(ids, int) else 0,
-            0 if isinstance(ids, int) else self._upload(cupy, ids),
-            counter,
-            number,
-            field.noise.stream,
-            field.start,
-            field.run,
-            len(field.lengths),
-            *(*field.lengths, *pad),
-            *(*field.strides, *pad),
-        )
+def _on(cupy: Any, device: int) -> AbstractContextManager[Any]:
+    """With this device current."""
+    current: bool = cupy.cuda.runtime.getDevice() == device
+    return nullcontext() if current else cupy.cuda.Device(device)
 
 
 def _on_device(cupy: Any, rows: Rows, double: bool, device: int) -> Any:
     """The table, uploaded once and kept with the rows; on whatever stream it is read later, it is there."""
-    kept = vars(rows).setdefault("_on_devices", {})
+    kept = rows.on_devices
     if (device, double) not in kept:
         table = cupy.asarray(rows.table if double else rows.single)
         cupy.cuda.get_current_stream().synchronize()
@@ -385,129 +323,10 @@ def _on_device(cupy: Any, rows: Rows, double: bool, device: int) -> Any:
 
 
 @lru_cache(maxsize=256)
-def _round_keys(seed: int) -> tuple[int, ...]:
+def _round_keys(seed: int) -> bytes:
     """Those of csrc/core/philox.h: ten of the lower half, ten of the upper."""
-    return (
-        *((seed + r * 0x9E3779B9) & 0xFFFFFFFF for r in range(10)),
-        *(((seed >> 32) + r * 0xBB67AE85) & 0xFFFFFFFF for r in range(10)),
+    lower, upper = (
+        [(half + r * weyl) & 0xFFFFFFFF for r in range(10)]
+        for half, weyl in ((seed, 0x9E3779B9), (seed >> 32, 0xBB67AE85))
     )
-
-
-# ---- the short cut ------------------------------------------------------------------------------------------
-# A call on a small array is all host time, and most of that goes into checks and geometry. Calls that differ from one
-# before in nothing but addresses, the row and the name of the noise take its launch, with these patched in.
-
-_AT_ROW, _ROW = struct.calcsize("<4q2Q"), struct.Struct("<Qq")
-_AT_ARRAYS, _ARRAYS = struct.calcsize("<4q2QQqQ"), struct.Struct("<12Q")
-_AT_NAME, _NAME = struct.calcsize("<4q2QQqQ9Q3Q10i4i2IQ"), struct.Struct("<4Q2I")
-_AT_KEYS, _KEYS = _AT_NAME + FIELD.size, struct.Struct("<20I")
-
-
-class _Known(NamedTuple):
-    """A launch made before."""
-
-    launch: Launch
-    packed: bytes
-    arrays: list[int]  # of the twelve addresses of a Call, which of those at hand; the last of them is 0
-    draws: bool
-
-
-def row(rows: Rows, i: Any, x: Any, model_output: Any, past: Any, noise: Any, stream: int, out: Any, aux: Any) -> Any:
-    """The first output, or NotImplemented where anything is not plain, wrong arguments included.
-
-    Plain are CuPy arrays of one dtype and shape, in C order and on the current device, an int for the row, and a Noise
-    without ids and window. stream: of rows that draw at steps of their own; -1: the noise's own.
-    """
-    cupy: Any = sys.modules["cupy"]
-    models = model_output if type(model_output) is tuple else () if model_output is None else (model_output,)
-    arrays = (x, *models, *past, *aux) if out is None else (x, *models, *past, out, *aux)
-    shape, dtype, kind, device = x.shape, x.dtype, type(x), cupy.cuda.runtime.getDevice()
-    for a in arrays:
-        if type(a) is not kind or a.dtype != dtype or a.shape != shape or not a.flags.c_contiguous:
-            return NotImplemented
-        if a.data.device_id != device:
-            return NotImplemented
-    if type(i) is not int or not 0 <= i < len(rows.table) or not _is_plain_noise(noise, stream, device):
-        return NotImplemented
-    at = [a.data.ptr for a in arrays]
-    if out is None:
-        out = cupy.empty(shape, dtype)
-        at.insert(len(at) - len(aux), out.data.ptr)
-    inputs = 1 + len(models) + len(past)
-    for n in range(inputs, len(at)):  # an output may be one of the inputs, or lies apart
-        for m in range(n):
-            if abs(at[n] - at[m]) < x.nbytes and (m >= inputs or at[n] != at[m]):
-                return NotImplemented
-    key = shape, dtype, device, len(models), len(past), len(aux), stream, noise is None, not any(a % 16 for a in at)
-    known = vars(rows).setdefault("_known_launches", {})
-    found = known.get(key, NotImplemented)
-    if found is NotImplemented:
-        if len(known) >= 256:  # shapes that change with every call
-            known.clear()
-        found = known[key] = _first_time(rows, i, (x, models, past), (out, *aux), noise, stream)
-    if found is None or (noise is None and _draws(rows)[i]):
-        return NotImplemented
-    at.append(0)
-    packed = bytearray(found.packed)
-    _ROW.pack_into(packed, _AT_ROW, 0, i)
-    _ARRAYS.pack_into(packed, _AT_ARRAYS, *[at[place] for place in found.arrays])
-    if found.draws:
-        step, later = (noise.step, 0) if type(noise.step) is int else (0, noise.step.data.ptr)
-        own = noise.stream if stream < 0 else stream
-        if noise.sample + shape[0] > SAMPLES or (stream >= 0 and step + len(rows.table) > STEPS):
-            return NotImplemented
-        _NAME.pack_into(packed, _AT_NAME, noise.seed, noise.sample, 0, later, step, own)
-        _KEYS.pack_into(packed, _AT_KEYS, *_round_keys(noise.seed))
-    found.launch.kernel(found.launch.grid, found.launch.block, (_by_value(packed),))
-    return out
-
-
-def _is_plain_noise(noise: Any, stream: int, device: int) -> bool:
-    if noise is None:
-        return True
-    if type(noise) is not Noise or type(noise.sample) is not int or noise.window_shape is not None:
-        return False
-    return (stream < 0 or noise.stream == 0) and (type(noise.step) is int or noise.step.data.device_id == device)
-
-
-def _draws(rows: Rows) -> list[bool]:
-    """For each row, whether it draws noise."""
-    kept = vars(rows)
-    if "_draws" not in kept:
-        kept["_draws"] = rows.table[:, Z_COLUMNS].any(axis=1).tolist()
-    found: list[bool] = kept["_draws"]
-    return found
-
-
-def _first_time(rows: Rows, i: int, given: Any, outputs: Any, noise: Noise | None, stream: int) -> _Known | None:
-    """How calls like this one are launched, or None: not by the short cut."""
-    x, models, past = given
-    if len(models) > 2 or len(past) > 4 or len(outputs) > 3 or x.size == 0 or not x.shape or x.dtype.name not in SHORT:
-        return None
-    drawn = noise is not None and Z in rows.reads
-    rows = rows if drawn else rows.without_noise
-    slots: dict[int, Any] = {X: x, **dict(enumerate(models, M1)), **dict(enumerate(past, PAST1))}
-    read = [slot for slot in range(Z) if slot != D and slot in rows.reads]
-    size = x.size // x.shape[0]
-    if any(slot not in slots for slot in read) or size > ELEMENTS:
-        return None
-    call = Step(
-        batch=x.shape[0],
-        size=size,
-        sample_shape=x.shape[1:],
-        rows=rows,
-        index=np.array([i]),
-        segment=x.size,
-        inputs=tuple(slots[slot] if slot in read else None for slot in range(Z + 1)),
-        outputs=(*outputs, *[None] * (3 - len(outputs))),
-        draw="normal" if drawn else "none",
-        step_by_index=stream >= 0,
-        noise=(noise,) if noise is not None and drawn else (),
-    )
-    launches, arguments = _prepared(sys.modules["cupy"], call, _kind(call), None, x.data.device_id)
-    if len(launches) > 1:
-        return None
-    order = [*slots]
-    arrays = [order.index(slot) if slot in read else -1 for slot in range(Z + 1)]
-    arrays += [len(order) + o if o < len(outputs) else -1 for o in range(3)]
-    return _Known(launches[0], arguments.packed(0), arrays, drawn)
+    return _KEYS.pack(*lower, *upper)
