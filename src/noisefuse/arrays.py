@@ -21,7 +21,16 @@ FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 def on_device(x: object) -> bool:
     """Whether x is a CuPy array. Nobody can have one who has not loaded CuPy, so nothing here loads it."""
-    return not isinstance(x, np.ndarray) and type(x).__module__.partition(".")[0] == "cupy"
+    kind = type(x)
+    if kind is np.ndarray or kind in _CUPY:
+        return kind is not np.ndarray
+    found = not isinstance(x, np.ndarray) and kind.__module__.partition(".")[0] == "cupy"
+    if found:  # of strangers there may be any number
+        _CUPY.add(kind)
+    return found
+
+
+_CUPY: set[type] = set()
 
 
 def is_array(x: object) -> bool:
