@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from .torch_arrays import (
     read_noise,
     write,
 )
-from .torch_graph import compiled, copied, differentiable, need_no_gradient, words_of
+from .torch_graph import Operation, compiled, copied, differentiable, need_no_gradient, words_of
 from .torch_internals import is_compiling, is_traced, untraced
 from .torch_loss import mse_loss, mse_loss_grad
 
@@ -85,14 +85,8 @@ def update(
     return results if made else results[0]
 
 
-class RowCall(NamedTuple):
-    """An `Operation` of rows: q_sample, q_step, q_walk or update."""
-
-    table: Any  # Schedule or Tableau
-    name: str
-    options: tuple[tuple[str, Any], ...]
-    slots: tuple[str, ...]  # x, m1, m2, past1 .. past4, z
-    outputs: int
+class RowCall(Operation):
+    """q_sample, q_step, q_walk or update: rows. Slots are x, m1, m2, past1 .. past4, z."""
 
     def label(self, slot: str) -> str:
         """The argument's name."""

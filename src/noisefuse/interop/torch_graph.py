@@ -8,7 +8,7 @@ with its number, and a noise as five more: so a step that changes compiles nothi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,35 +16,35 @@ from torch import Tensor
 
 import noisefuse as nf
 
+from . import torch_internals
 from .torch_arrays import NAMED
 from .torch_internals import constant_of_graph, operator
 
 
-class Differentiable(Protocol):
-    """What can run, and knows its gradients."""
+class Operation(NamedTuple):
+    """A function of the library and what it is called with, but for tensors, row numbers and noise."""
 
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """What the tensors are."""
-
-    @property
-    def outputs(self) -> int: ...
-
-    def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> Sequence[Any]:
-        """The outputs. Nothing is differentiated."""
-
-    def kept(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Those that the gradient depends on."""
-
-    def gradient(self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor]) -> Tensor:
-        """Of the tensor in this slot, from the gradients of the outputs."""
-
-
-class Operation(Differentiable, Protocol):
-    """A function of the library and what it is called with, but for tensors, row numbers and noise. Hashable."""
+    table: Any  # Schedule or Tableau
+    name: str
+    options: tuple[tuple[str, Any], ...]
+    slots: tuple[str, ...]  # what the tensors are
+    outputs: int
 
     def result(self, tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], torch.dtype]:
         """Shape and dtype of the outputs."""
+        raise NotImplementedError
+
+    def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> Sequence[Any]:
+        """The outputs. Nothing is differentiated."""
+        raise NotImplementedError
+
+    def kept(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Those that the gradient depends on."""
+        return tensors
+
+    def gradient(self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor]) -> Tensor:
+        """Of the tensor in this slot, from the gradients of the outputs."""
+        raise NotImplementedError
 
 
 def need_no_gradient(**given: Any) -> None:
@@ -58,7 +58,7 @@ def need_no_gradient(**given: Any) -> None:
 
 
 def differentiable(
-    operation: Differentiable, index: Any, noise: Any, tensors: Sequence[Any], remembered: Sequence[Tensor] = ()
+    operation: Operation, index: Any, noise: Any, tensors: Sequence[Any], remembered: Sequence[Tensor] = ()
 ) -> tuple[Any, ...]:
     """The outputs, of which the last are written over what is `remembered`. The backward pass takes the values of now,
     whatever the caller writes there meanwhile."""
@@ -73,7 +73,8 @@ class _Differentiable(torch.autograd.Function):
     """`run`, with `gradient` as its backward pass, which may be differentiable itself."""
 
     @staticmethod
-    def forward(operation: Differentiable, index: Any, noise: Any, *tensors: Any) -> tuple[Tensor, ...]:
+    @torch_internals.forward
+    def forward(operation: Operation, index: Any, noise: Any, *tensors: Any) -> tuple[Tensor, ...]:
         n = len(operation.slots)
         made = (None,) * (operation.outputs - len(tensors) + n)
         return (*operation.run(index, tensors[:n], noise, (*made, *tensors[n:])),)

@@ -7,7 +7,7 @@ A graph keeps the prediction, x0, t and weights for the backward pass, and perha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from .torch_arrays import (
     as_tensor,
     checked,
     memory,
+    need_memory,
     on,
     place_of,
     read,
@@ -27,7 +28,7 @@ from .torch_arrays import (
     read_numbers,
     write,
 )
-from .torch_graph import carried, compiled, copied, differentiable, need_no_gradient, words_of
+from .torch_graph import Operation, carried, compiled, copied, differentiable, need_no_gradient, words_of
 from .torch_internals import is_compiling
 
 
@@ -39,14 +40,17 @@ def mse_loss(
     if grad_out is not None and (watched or is_compiling()):
         raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
     if watched and not isinstance(weight, Tensor | None) and not is_compiling():
-        weight = torch.tensor(np.array(weight))  # the caller may write there before the backward pass
+        weight = torch.from_numpy(np.array(weight))  # the caller may write there before the backward pass
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
     if is_compiling():
         return compiled(Loss, fields, t, tensors, noise)[0]
     if watched:
-        return differentiable(_Watched(Loss(*fields)), t, noise, tensors)[0]
-    loss, gradient = Loss(*fields).value(t, tensors, noise, grad_out)
-    return loss if grad_out is None else (loss, gradient)
+        need_memory("pred", pred)
+        loss = Loss(*fields)
+        loss.early = []
+        return differentiable(loss, t, noise, tensors)[0]
+    found = Loss(*fields).value(t, tensors, noise, grad_out)
+    return found[0] if grad_out is None else found
 
 
 def mse_loss_grad(
@@ -67,20 +71,16 @@ def _parts(pred: Any, x0: Any, schedule: Any, noise: Any, weight: Any, options: 
         weight = torch.as_tensor(weight, dtype=torch.float64)
     tensors = {"pred": pred, "x0": x0, "noise": noise if isinstance(noise, Tensor) else None, "weight": weight}
     tensors = {name: x for name, x in tensors.items() if x is not None}
-    fields = schedule, tuple(options.items()), tuple(tensors)
+    fields = schedule, "mse_loss", tuple(options.items()), tuple(tensors), 1
     return fields, tuple(tensors.values()), None if "noise" in tensors else noise
 
 
-class Loss(NamedTuple):
-    """An `Operation`: mse_loss. Its gradient is mse_loss_grad."""
+class Loss(Operation):
+    """mse_loss, and as its gradient mse_loss_grad. Slots are pred, x0, noise and weight: those that there are."""
 
-    table: nf.Schedule
-    options: tuple[tuple[str, Any], ...]  # target, reduction, scale, offset, batched
-    slots: tuple[str, ...]  # pred, x0, noise, weight: those that there are
-
-    @property
-    def outputs(self) -> int:
-        return 1
+    # Where autograd watches, the gradient of a mean in host memory is made with the loss, in one pass, for an upstream
+    # gradient of 1: backward() of the loss itself hands it on. For another one a second pass writes over it.
+    early: list[Tensor] | None = None
 
     def result(self, tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], torch.dtype]:
         pred, options = tensors[0], dict(self.options)
@@ -88,7 +88,11 @@ class Loss(NamedTuple):
         return (batch,) if options["reduction"] == "none" else (), _dtype(pred)
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
-        return self.value(index, tensors, noise)[:1]
+        if self.early is None or dict(self.options)["reduction"] != "mean" or self.place(tensors).type != "cpu":
+            return self.value(index, tensors, noise)[:1]
+        loss, gradient = self.value(index, tensors, noise, True)
+        self.early.append(gradient)
+        return (loss,)
 
     def value(self, index: Any, tensors: Sequence[Any], noise: Any, grad_out: Any = None) -> tuple[Tensor, Any]:
         """The loss; and its gradient, where it is wanted (True: as a new tensor)."""
@@ -101,19 +105,23 @@ class Loss(NamedTuple):
             found = nf.mse_loss(**given, grad_out=made or write("grad_out", grad_out, place))
             loss, gradient = (found, None) if grad_out is None else found
             if place.type == "cpu":
-                result = torch.as_tensor(loss, dtype=torch.float64)
+                result = torch.as_tensor(loss, dtype=_dtype(pred))
             else:  # copied there into memory of torch's
-                result = torch.empty(loss.shape, dtype=torch.float64, device=pred.device)
-                memory("loss", result, place)[...] = loss
+                double = torch.empty(loss.shape, dtype=torch.float64, device=pred.device)
+                memory("loss", double, place)[...] = loss
+                result = double.to(_dtype(pred))
         gradient = None if grad_out is None else as_tensor(gradient, None if made else grad_out)
-        return result.to(_dtype(pred)), gradient
-
-    def kept(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        return tensors
+        return result, gradient
 
     def gradient(
         self, slot: str, index: Any, kept: Sequence[Any], noise: Any, grads: Sequence[Any], out: Any = None
     ) -> Tensor:
+        if self.early is not None and torch.is_grad_enabled():
+            raise NotImplementedError("mse_loss is differentiable once: create_graph=True is not supported")
+        if self.early:
+            out = self.early.pop()  # autograd need not copy what nobody else has
+            if grads[0].item() == 1:
+                return out  # type: ignore[no-any-return]
         place = self.place(kept)
         if out is None and place.type == "cuda":
             out = _like(kept[0])
@@ -139,30 +147,3 @@ def _dtype(pred: Tensor) -> torch.dtype:
 
 def _like(pred: Tensor) -> Tensor:
     return torch.empty_like(pred, memory_format=torch.contiguous_format)
-
-
-class _Watched:
-    """A loss of which autograd wants one gradient, once. That of a mean in host memory is made with the loss, in one
-    pass over the noise, for an upstream gradient of 1: so backward() of the loss itself hands it on. For another one a
-    second pass makes it, in the same memory."""
-
-    outputs = 1
-
-    def __init__(self, loss: Loss) -> None:
-        self.loss, self.slots, self.kept = loss, loss.slots, loss.kept
-        self.early: Tensor | None = None
-
-    def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
-        at_once = dict(self.loss.options)["reduction"] == "mean" and self.loss.place(tensors).type == "cpu"
-        value, self.early = self.loss.value(index, tensors, noise, at_once or None)
-        return (value,)
-
-    def gradient(self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor]) -> Tensor:
-        if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "mse_loss is differentiable once: create_graph=True and torch.func.grad are not supported"
-            )
-        early, self.early = self.early, None  # handed on, so that autograd need not copy it
-        if early is not None and grads[0].item() == 1:
-            return early
-        return self.loss.gradient(slot, index, kept, noise, grads, early)
