@@ -54,8 +54,9 @@ ALLOWED = {
     "interop.torch_graph": "@ interop.torch_arrays interop.torch_internals",
     "interop.torch_loss": "@ interop.torch_graph interop.torch_arrays interop.torch_internals",
     "interop.torch": "@ interop.torch_*",
-    "interop.diffusers_rows": "@",
-    "interop.diffusers": "@ interop.diffusers_rows interop.torch_internals",
+    "interop.diffusers_exact": "@",
+    "interop.diffusers_rows": "@ interop.diffusers_exact",
+    "interop.diffusers": "@ interop.diffusers_* interop.torch_internals",
     "cli": "@ _*",
     "_*": "@ _* naive sampler views",
 }

@@ -29,6 +29,7 @@ from torch import Tensor
 import noisefuse as nf
 
 from . import diffusers_rows as rows
+from .diffusers_exact import rebound
 from .diffusers_rows import Plan, Step, Unsupported
 from .torch_internals import is_traced, untraced, version, writes
 
@@ -131,31 +132,38 @@ class Fused:
 
     _memory: tuple[str, ...] = ()  # attributes that hold tensors from step to step
     _options: tuple[str, ...] = ()  # arguments of step that change numbers
-    _source = "sigmas"  # the attribute that coefficients are computed from
     _by_time = False  # step looks at the time that it is given; others count
-    _float_times = False  # step refuses integer times
-    _upcasts = False  # computes in float32, and returns the dtype of the model's output
+    _source: str  # the attribute that coefficients are computed from
+    _upcasts = False  # step refuses integer times, computes in float32, and returns the dtype of the model's output
     _draws = "model"  # whose dtype the noise has that diffusers draws: "model", "sample" or "float32"; "": none
 
-    _theirs: Any = None
+    _base: Any = None  # the class of diffusers
     _clock: _Clock | None = None
     _run: _Run | None = None
-    _replay: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    _replay: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})  # arguments of set_timesteps
+
+    # What diffusers' classes have.
+    config: Any
+    _begin_index: Any
+    _step_index: Any
+    index_for_timestep: Any
+    _threshold_sample: Any
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         ours: Any = cls
-        theirs: Any = cls.__bases__[-1]
-        if not theirs.__module__.startswith("diffusers."):
+        base: Any = cls.__bases__[-1]
+        if not base.__module__.startswith("diffusers."):
             return
 
-        @functools.wraps(theirs.set_timesteps)
+        @functools.wraps(base.set_timesteps)
         def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
-            theirs.set_timesteps(self, *args, **kwargs)
+            base.set_timesteps(self, *args, **kwargs)
             self._replay = args, kwargs
 
-        ours._theirs, ours.set_timesteps = theirs, set_timesteps
-        ours.step.__doc__ = f"{theirs.step.__doc__}\n{_ALSO}"
+        ours._source = "alphas_cumprod" if ours._by_time else "sigmas"
+        ours._base, ours.set_timesteps, ours.step = base, set_timesteps, rebound(ours.step, globals())
+        ours.step.__doc__ = f"{base.step.__doc__}\n{_ALSO}"
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies have timesteps elsewhere."""
@@ -164,9 +172,9 @@ class Fused:
     # ---- one step ------------------------------------------------------------------------------------------
 
     def _step(self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options = ()) -> Any:
-        """Most calls are decided here, within a microsecond; `_unusual` looks again at the others."""
+        """The fast path: most calls are decided here, within a microsecond; others take the checked path."""
         if is_traced():  # by torch.compile, which cannot follow: there the graph breaks
-            return self._unusual(m, t, x, draws, return_dict, options)
+            return self._checked_step(m, t, x, draws, return_dict, options)
         state = self.__dict__
         run: _Run | None = state.get("_run")
         if (
@@ -186,26 +194,18 @@ class Fused:
             step = run.steps.get(i)
             if step is not None and (not run.counts or run.plan.state(state) == step.state):
                 return Fused._apply(self, run, i, step, m, t, x, draws, return_dict)
-        return self._unusual(m, t, x, draws, return_dict, options)
+        return self._checked_step(m, t, x, draws, return_dict, options)
 
     def _apply(
-        self,
-        run: _Run,
-        i: Any,
-        step: Step,
-        m: Any,
-        t: Any,
-        x: Any,
-        draws: Draws,
-        return_dict: bool,
+        self, run: _Run, i: Any, step: Step, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool,
         mixed: bool = False,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """The row, in one pass; then what diffusers' step would have left behind. mixed: x and m differ in dtype."""
         plan, state = run.plan, self.__dict__
         pool = [None, t, x, m, None]  # rows.NOTHING ..
         model, past = m, ()  # type: Any, Any
         if plan.clean is not None:
-            pool[rows.CLEAN] = clean = self._threshold_sample(nf.update(plan.clean, i, x, m))  # type: ignore[attr-defined]
+            pool[rows.CLEAN] = clean = self._threshold_sample(nf.update(plan.clean, i, x, m))
             model = m, clean
         if run.memory:
             pool += rows.items(state, run.memory)
@@ -247,36 +247,37 @@ class Fused:
             z = randn_tensor(m.shape, generator=draws, device=m.device, dtype=dtype)
         return z if dtype is x.dtype or dtype is torch.float32 else z.float()
 
-    # ---- calls out of the ordinary -------------------------------------------------------------------------
+    # ---- the checked path ----------------------------------------------------------------------------------
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _unusual(self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options) -> Any:
+    def _checked_step(self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options) -> Any:
         """The first step of a run, times that are plain numbers, or many; and what diffusers has to do itself."""
-        theirs = functools.partial(self._their_step, m, t, x, draws, return_dict, options)
+        fallback = functools.partial(self._base_step, m, t, x, draws, return_dict, options)
         clock = self._time()
-        if clock is None or self.__dict__.get("is_scale_input_called") is False:
-            return theirs(None)  # raises an error, or warns
-        if not (isinstance(m, Tensor) and isinstance(x, Tensor)):
-            return theirs(None)  # raises an error, but for a number
-        if self._float_times and not (t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float)):
-            return theirs(None)  # raises an error
+        if (
+            clock is None
+            or self.__dict__.get("is_scale_input_called") is False
+            or not (isinstance(m, Tensor) and isinstance(x, Tensor))
+            or (self._upcasts and not (t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float)))
+        ):
+            return fallback(None)  # raises an error, or warns, but for numbers in place of tensors
         if reason := self._cannot(m, x):
-            return theirs(reason)
+            return fallback(reason)
         many = isinstance(t, Tensor) and t.numel() > 1
         i: Any = self._places(t, clock, x.shape) if many else self._place(t, clock)
         if i is None:
-            return theirs("at times that are not among its timesteps")
+            return fallback("at times that are not among its timesteps")
         if not many and i >= len(clock.host):
-            return theirs(None)  # raises an error
+            return fallback(None)  # raises an error
         run = self._run_from(0 if many else i, clock, options)
         if isinstance(run.plan, Unsupported):
-            return theirs(f"because {run.plan}")
+            return fallback(f"because {run.plan}")
         step = _common(run.plan) if many else run.steps[i]
         if run.counts and not many and run.plan.state(self.__dict__) != step.state:
-            return theirs("at times that are not the next of its timesteps")
+            return fallback("at times that are not the next of its timesteps")
         return self._apply(run, i, step, m, t, x, draws, return_dict, mixed=x.dtype is not m.dtype)
 
-    def _their_step(
+    def _base_step(
         self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options, reason: str | None,
         **others: Any,
     ) -> Any:  # fmt: skip
@@ -291,20 +292,17 @@ class Fused:
         elif draws is not None and not _is_noise(draws):
             _need_generators(draws)
             given["generator"] = draws
-        result = self._theirs.step(self, m, t, x, return_dict=return_dict, **given)
+        result = self._base.step(self, m, t, x, return_dict=return_dict, **given)
         if reason and (line := f"{name}: diffusers' own step is used {reason}") not in _said:
             _said.add(line)
             logger.warning(line)
         return result
 
-    def _config(self) -> Any:
-        return self.config  # type: ignore[attr-defined]
-
     def _may_draw(self, options: Options) -> bool:
         return self._draws != ""
 
     def _cannot(self, m: Any, x: Any) -> str | None:
-        config = self._config()
+        config = self.config
         if (x.requires_grad or m.requires_grad) and torch.is_grad_enabled():
             return "for tensors that require grad"
         if str(config.get("variance_type")).startswith("learned"):
@@ -360,21 +358,23 @@ class Fused:
 
     def _init_step_index(self, timestep: Any) -> None:
         clock = self._time()
-        if self._begin_index is None and clock is not None and isinstance(timestep, Tensor):  # type: ignore[attr-defined]
+        if self._begin_index is None and clock is not None and isinstance(timestep, Tensor):
             place = _entry(clock, timestep) if timestep.dim() == 0 else None
             if place is not None:
-                self._step_index = self.index_for_timestep(clock.host[place], clock.host)  # type: ignore[attr-defined]
+                self._step_index = self.index_for_timestep(clock.host[place], clock.host)
                 return
         super()._init_step_index(timestep)  # type: ignore[misc]
 
     def _run_from(self, i: int, clock: _Clock, options: Options) -> _Run:
         """The run that has step i as the scheduler is now."""
         state, run = self.__dict__, self._run
-        source, config = state[self._source], state["_internal_dict"]
-        versions = version(clock.timesteps, source)
-        found = clock.timesteps, source, config
-        same = run is not None and all(map(operator.is_, (run.timesteps, run.source, run.config), found))
-        if run is not None and same and run.versions == versions and run.options == options:
+        made_for = clock.timesteps, state[self._source], state["_internal_dict"]
+        versions = version(*made_for[:2])
+        if (
+            run is not None
+            and all(map(operator.is_, (run.timesteps, run.source, run.config), made_for))
+            and (run.versions, run.options) == (versions, options)
+        ):
             step = run.steps.get(i)
             if not self._memory or isinstance(run.plan, Unsupported):
                 return run
@@ -385,7 +385,7 @@ class Fused:
         plan = _plans.pop(key, None)
         if plan is None:
             try:
-                plan = rows.trace(self, self._theirs, start, dict(zip(self._options, options, strict=True)))
+                plan = rows.trace(self, self._base, start, dict(zip(self._options, options, strict=True)))
             except Unsupported as reason:
                 plan = reason
         _plans[key] = plan
@@ -397,8 +397,8 @@ class Fused:
             for name in plan.names:  # some are set in the first step
                 state.setdefault(name, None)
         self._run = _Run(
-            clock.timesteps, source, config, versions, options, clock.timesteps.dtype, clock.places, plan, steps,
-            self._source, self._memory, self._by_time, isinstance(plan, Plan) and bool(plan.names), self._upcasts,
+            *made_for, versions, options, clock.host.dtype, clock.places, plan, steps, self._source, self._memory,
+            self._by_time, isinstance(plan, Plan) and bool(plan.names), self._upcasts,
         )  # fmt: skip
         return self._run
 
@@ -411,18 +411,18 @@ class Fused:
 
     # ---- the forward process -------------------------------------------------------------------------------
 
-    def _noised(self, x0: Any, noise: Any, t: Any, theirs: Any) -> Any:
-        """alpha x0 + sigma noise in one pass; `theirs()` where that is not possible."""
+    def _noised(self, x0: Any, noise: Any, t: Any, fallback: Any) -> Any:
+        """alpha x0 + sigma noise in one pass; `fallback()` where that is not possible."""
         given = isinstance(noise, Tensor)
         if is_traced():
-            return theirs() if given else untraced(self._noised, x0, noise, t, theirs)
+            return fallback() if given else untraced(self._noised, x0, noise, t, fallback)
         if given and not isinstance(x0, Tensor):
-            return theirs()
+            return fallback()
         if given and (_without_kernel(x0) or _one_at_many_times(x0, t)):
-            return theirs()
+            return fallback()
         level = self._level(x0, t)
         if level is None:
-            return theirs()
+            return fallback()
         if _is_noise(noise):
             schedule, index = self._kept_levels("drawn", self._schedule)
             return nf.q_sample(x0, level if index is None else index[level], schedule, noise)
@@ -430,22 +430,22 @@ class Fused:
             raise _no_noise("a Tensor, a Noise or a list of them", noise)
         grad = (x0.requires_grad or noise.requires_grad) and torch.is_grad_enabled()
         if noise.dtype is not x0.dtype or noise.shape != x0.shape or grad:
-            return theirs()
+            return fallback()
         table = self._kept_levels((x0.dtype, self.coefficients), lambda n: self._table(n, x0.dtype))
         return nf.update(table, level, x0, noise=noise)
 
     def _level(self, x0: Any, t: Any) -> Any:
         """The level of each sample, or of all: t itself, or where t is among the timesteps, or where the run is."""
         clock = self._time()
-        if self._source != "sigmas":
+        if self._by_time:
             t = t.to(x0.device) if isinstance(t, Tensor) and t.is_cuda else t  # those of the host are checked there
             if not isinstance(t, Tensor) or (many := t.numel()) == 1:
                 return t
             if many != len(x0) and t.shape != x0.shape[: t.dim()]:
                 raise _wrong_times("timesteps", t, "the samples'", x0.shape)
             return t.reshape(-1) if many == len(x0) else t
-        if self._begin_index is not None:  # type: ignore[attr-defined]
-            return self._begin_index if self._step_index is None else self._step_index  # type: ignore[attr-defined]
+        if self._begin_index is not None:
+            return self._begin_index if self._step_index is None else self._step_index
         if clock is None:
             return None
         times = t.reshape(-1).tolist()
@@ -455,7 +455,7 @@ class Fused:
             if time not in clock.values:
                 return None
             host = clock.host[clock.values[time]]
-            clock.levels[time] = self.index_for_timestep(host, clock.host)  # type: ignore[attr-defined]
+            clock.levels[time] = self.index_for_timestep(host, clock.host)
         return np.array([clock.levels[time] for time in times])
 
     def _kept_levels(self, key: Any, make: Any) -> Any:
@@ -468,7 +468,7 @@ class Fused:
 
     def _table(self, n: int, dtype: torch.dtype) -> nf.Tableau:
         """Row i is level i."""
-        alpha, sigma = rows.levels(self, self._theirs, n, dtype, exact=self.coefficients == "exact")
+        alpha, sigma = rows.levels(self, self._base, n, dtype, exact=self.coefficients == "exact")
         table = np.zeros(n, nf.tableau.ROW)
         table["clean"]["lo"], table["clean"]["hi"] = -np.inf, np.inf
         table["out"]["x"], table["out"]["z"] = alpha, sigma
@@ -477,8 +477,8 @@ class Fused:
     def _schedule(self, n: int) -> tuple[nf.Schedule, Any]:
         """All levels that have noise, the least noisy first, and where each level is among them (None: in its place).
         In float64: there is nothing of diffusers' to reproduce in noise of ours."""
-        alpha, sigma = rows.levels(self, self._theirs, n, torch.float64, exact=True)
-        if self._source != "sigmas":
+        alpha, sigma = rows.levels(self, self._base, n, torch.float64, exact=True)
+        if self._by_time:
             return nf.Schedule(alpha, sigma), None
         noisy = sigma > 0
         _, first, place = np.unique(-alpha[noisy] / sigma[noisy], return_index=True, return_inverse=True)
@@ -506,8 +506,22 @@ class _AddsNoise(Fused):
     def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
         """diffusers' add_noise, in one pass. `noise` may also be a `nf.Noise`, or one for each sample: it is drawn in
         the same pass, the field of `nf.randn(original_samples.shape, noise)`."""
-        theirs = functools.partial(self._theirs.add_noise, self, original_samples, noise, timesteps)
-        return self._noised(original_samples, noise, timesteps, theirs)
+        fallback = functools.partial(self._base.add_noise, self, original_samples, noise, timesteps)
+        return self._noised(original_samples, noise, timesteps, fallback)
+
+
+class _Draws(_AddsNoise):
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True
+    ) -> Any:
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict)
+
+
+class _DrawsNothing(_AddsNoise):
+    _draws = ""
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
+        return Fused._step(self, model_output, timestep, sample, None, return_dict)
 
 
 def _bytes(value: Any) -> Any:
@@ -560,16 +574,14 @@ def _no_noise(expected: str, value: Any) -> TypeError:
 
 def _need_generators(value: Any) -> None:
     """Raises where neither diffusers nor a kernel can draw from it."""
-    if not isinstance(value, list | tuple):
-        if not isinstance(value, torch.Generator):
-            kind = type(value).__name__
-            raise TypeError(f"generator: expected a torch.Generator, a Noise or a list of either, got {kind}")
-        return
-    for n, entry in enumerate(value):
+    several = isinstance(value, list | tuple)
+    for n, entry in enumerate(value if several else [value]):
         if not isinstance(entry, torch.Generator | nf.Noise):
-            kind = type(entry).__name__
-            raise TypeError(f"generator[{n}]: expected a torch.Generator or a Noise, got {kind}")
-    if len({isinstance(entry, nf.Noise) for entry in value}) > 1:
+            name, expected = "generator", "a torch.Generator, a Noise or a list of either"
+            if several:
+                name, expected = f"generator[{n}]", "a torch.Generator or a Noise"
+            raise TypeError(f"{name}: expected {expected}, got {type(entry).__name__}")
+    if several and len({isinstance(entry, nf.Noise) for entry in value}) > 1:
         kinds = ", ".join(type(entry).__name__ for entry in value)
         raise TypeError(f"generator: expected a list of one kind, got {kinds}")
 
@@ -577,9 +589,9 @@ def _need_generators(value: Any) -> None:
 @functools.cache
 def _replaced(kind: Any) -> str | None:
     """A method of diffusers' that a class derived from one of ours replaces: rows would not know of it."""
-    before_ours = kind.__mro__[: kind.__mro__.index(SCHEDULERS[kind._theirs])]
+    before_ours = kind.__mro__[: kind.__mro__.index(SCHEDULERS[kind._base])]
     names = {name for base in before_ours for name in vars(base) if not name.startswith("__")} - _REPLACEABLE
-    return min((name for name in names if callable(getattr(kind._theirs, name, None))), default=None)
+    return min((name for name in names if callable(getattr(kind._base, name, None))), default=None)
 
 
 def _common(plan: Plan) -> Step:
@@ -615,18 +627,11 @@ def _output(kind: Any, fields: tuple[str, ...], sample: Tensor, others: Sequence
 # ---- the classes -------------------------------------------------------------------------------------------
 
 
-class DDPMScheduler(_AddsNoise, diffusers.DDPMScheduler):
-    _source = "alphas_cumprod"
+class DDPMScheduler(_Draws, diffusers.DDPMScheduler):
     _by_time = True
-
-    def step(
-        self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True
-    ) -> Any:
-        return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
 
 class DDIMScheduler(_AddsNoise, diffusers.DDIMScheduler):
-    _source = "alphas_cumprod"
     _by_time = True
     _options = ("eta", "use_clipped_model_output")
 
@@ -643,20 +648,14 @@ class DDIMScheduler(_AddsNoise, diffusers.DDIMScheduler):
         return bool(options[0] > 0)
 
 
-class LCMScheduler(_AddsNoise, diffusers.LCMScheduler):
-    _source = "alphas_cumprod"
+class LCMScheduler(_Draws, diffusers.LCMScheduler):
     _draws = "sample"
     _by_time = True  # for where it is, and counts for where it goes
-
-    def step(
-        self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True
-    ) -> Any:
-        return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
 
 class EulerDiscreteScheduler(_AddsNoise, diffusers.EulerDiscreteScheduler):
     _options = ("s_churn", "s_tmin", "s_tmax", "s_noise")
-    _float_times = _upcasts = True
+    _upcasts = True
 
     def step(
         self, model_output: Any, timestep: Any, sample: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
@@ -669,21 +668,12 @@ class EulerDiscreteScheduler(_AddsNoise, diffusers.EulerDiscreteScheduler):
         return bool(options[0] > 0)
 
 
-class EulerAncestralDiscreteScheduler(_AddsNoise, diffusers.EulerAncestralDiscreteScheduler):
-    _float_times = _upcasts = True
-
-    def step(
-        self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True
-    ) -> Any:
-        return Fused._step(self, model_output, timestep, sample, generator, return_dict)
+class EulerAncestralDiscreteScheduler(_Draws, diffusers.EulerAncestralDiscreteScheduler):
+    _upcasts = True
 
 
-class HeunDiscreteScheduler(_AddsNoise, diffusers.HeunDiscreteScheduler):
+class HeunDiscreteScheduler(_DrawsNothing, diffusers.HeunDiscreteScheduler):
     _memory = ("prev_derivative", "sample")
-    _draws = ""
-
-    def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
-        return Fused._step(self, model_output, timestep, sample, None, return_dict)
 
 
 class DPMSolverMultistepScheduler(_AddsNoise, diffusers.DPMSolverMultistepScheduler):
@@ -698,29 +688,20 @@ class DPMSolverMultistepScheduler(_AddsNoise, diffusers.DPMSolverMultistepSchedu
         return Fused._step(self, model_output, timestep, sample, draws, return_dict)
 
     def _may_draw(self, options: Options) -> bool:
-        return "sde" in str(self._config().get("algorithm_type"))
+        return "sde" in str(self.config.get("algorithm_type"))
 
 
-class UniPCMultistepScheduler(_AddsNoise, diffusers.UniPCMultistepScheduler):
+class UniPCMultistepScheduler(_DrawsNothing, diffusers.UniPCMultistepScheduler):
     _memory = ("model_outputs", "timestep_list", "last_sample")
-    _draws = ""
-
-    def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
-        return Fused._step(self, model_output, timestep, sample, None, return_dict)
 
 
-class PNDMScheduler(_AddsNoise, diffusers.PNDMScheduler):
-    _source = "alphas_cumprod"
+class PNDMScheduler(_DrawsNothing, diffusers.PNDMScheduler):
     _memory = ("ets", "cur_model_output", "cur_sample")
-    _draws = ""
     _by_time = True
-
-    def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
-        return Fused._step(self, model_output, timestep, sample, None, return_dict)
 
 
 class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteScheduler):
-    _float_times = _upcasts = True
+    _upcasts = True
     _draws = "float32"
 
     def step(
@@ -729,22 +710,22 @@ class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteSch
         return_dict: bool = True,
     ) -> Any:  # fmt: skip
         if per_token_timesteps is not None:
-            return self._their_step(
+            return self._base_step(
                 model_output, timestep, sample, generator, return_dict, (), "for per_token_timesteps",
                 per_token_timesteps=per_token_timesteps,
             )  # fmt: skip
         return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
     def _may_draw(self, options: Options) -> bool:
-        return bool(self._config().get("stochastic_sampling"))
+        return bool(self.config.get("stochastic_sampling"))
 
     def scale_noise(self, sample: Any, timestep: Any, noise: Any = None) -> Any:
         """diffusers' scale_noise, in one pass; `noise` may be a `nf.Noise`, as in add_noise of the other classes."""
-        theirs = functools.partial(self._theirs.scale_noise, self, sample, timestep, noise)
-        return theirs() if noise is None else self._noised(sample, noise, timestep, theirs)
+        fallback = functools.partial(self._base.scale_noise, self, sample, timestep, noise)
+        return fallback() if noise is None else self._noised(sample, noise, timestep, fallback)
 
 
-SCHEDULERS = {globals()[name]._theirs: globals()[name] for name in __all__ if name != "accelerate"}
+SCHEDULERS = {globals()[name]._base: globals()[name] for name in __all__ if name != "accelerate"}
 
 
 def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str | None = None) -> Target:

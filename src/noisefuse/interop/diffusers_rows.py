@@ -9,14 +9,10 @@ coefficients are compositions in float64 of exactly those float32 numbers.
 
 from __future__ import annotations
 
-import copy
-import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import itemgetter
-from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -24,6 +20,8 @@ import torch
 from torch import Tensor
 
 import noisefuse as nf
+
+from .diffusers_exact import Wide, rebound, shadow_of
 
 # Where a step finds what it handles: these, then what the scheduler remembered, then what the kernel wrote: x' first.
 NOTHING, TIME, SAMPLE, MODEL, CLEAN, REMEMBERED = range(6)
@@ -62,12 +60,12 @@ class Plan:
     fields: tuple[str, ...]
 
 
-def trace(scheduler: Any, theirs: type, start: int, options: dict[str, Any]) -> Plan:
+def trace(scheduler: Any, base: type, start: int, options: dict[str, Any]) -> Plan:
     """The plan of a scheduler as it is now. Unsupported: it is not affine, or reads more than a row can."""
     exact = scheduler.coefficients == "exact"
-    shadow, space = _shadow(scheduler, theirs, exact)
+    shadow, space = shadow_of(scheduler, base, exact)
     probe = _Probe(shadow, scheduler._memory)
-    step = _bound(theirs.step, {**space, "torch": _Wide(torch), "randn_tensor": probe.noise})  # type: ignore[attr-defined]
+    step = rebound(base.step, {**space, "torch": Wide(torch), "randn_tensor": probe.noise})  # type: ignore[attr-defined]
     shadow.is_scale_input_called = True
     initial, steps = dict(vars(shadow)), {}
     numbers = np.zeros((2, len(shadow.timesteps)), nf.tableau.ROW)
@@ -82,7 +80,7 @@ def trace(scheduler: Any, theirs: type, start: int, options: dict[str, Any]) -> 
             steps[i] = probe.row(step, t, options, *numbers[:, i : i + 1])
         except IndexError:  # flow matching, before set_timesteps: no level to step to from the last one
             raise Unsupported("a step has no level to go to") from None
-    table, clean = (nf.Tableau(rows, shadow.timesteps.numpy(), theirs.__name__) for rows in numbers)
+    table, clean = (nf.Tableau(rows, shadow.timesteps.numpy(), base.__name__) for rows in numbers)
     # What tells the steps of a run apart. (Not a 0 that PNDM remembers in a tensor's place: its counter tells.)
     counters = {name for one in steps.values() for name in one.after} - {*scheduler._memory}
     if not scheduler._memory:  # LCM looks at its time and counts
@@ -103,9 +101,9 @@ def trace(scheduler: Any, theirs: type, start: int, options: dict[str, Any]) -> 
     )
 
 
-def levels(scheduler: Any, theirs: type, n: int, dtype: torch.dtype, *, exact: bool) -> tuple[Any, Any]:
+def levels(scheduler: Any, base: type, n: int, dtype: torch.dtype, *, exact: bool) -> tuple[Any, Any]:
     """alpha and sigma (n,) of its add_noise or scale_noise, as float64: of diffusers in this dtype, or exact."""
-    shadow, _ = _shadow(scheduler, theirs, exact)
+    shadow, _ = shadow_of(scheduler, base, exact)
     shadow._begin_index = None
     shadow.index_for_timestep = lambda t, times=None: int(t)
     clean, noise = torch.eye(2, dtype=torch.float64 if exact else dtype, device="cpu")
@@ -272,85 +270,3 @@ def _remember(scheduler: Any, memory: tuple[str, ...], values: list[Any]) -> Non
     for name in memory:
         value = getattr(scheduler, name, None)
         setattr(scheduler, name, [next(rest) for _ in value] if isinstance(value, list) else next(rest))
-
-
-# ---- shadows -----------------------------------------------------------------------------------------------
-
-
-class _Wide:
-    """torch or numpy with float64 for float32, by name and where it is the default."""
-
-    def __init__(self, module: Any) -> None:
-        self.module, self.float32 = module, module.float64
-
-    def linspace(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module.linspace(*args, **{"dtype": self.float32, **kwargs})
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.module, name)
-
-
-def _bound(function: Any, space: dict[str, Any]) -> Any:
-    """The same function with other globals."""
-    new = FunctionType(function.__code__, space, function.__name__, function.__defaults__, function.__closure__)
-    new.__kwdefaults__ = function.__kwdefaults__
-    return new
-
-
-@lru_cache
-def _widened(theirs: type) -> tuple[type, dict[str, Any]]:
-    """Their class, and the globals of its module, with float64 for every float32."""
-    module = vars(sys.modules[theirs.__module__])
-    space = {**module, "torch": _Wide(torch), "np": _Wide(np)}
-    for name, value in module.items():
-        if isinstance(value, FunctionType) and value.__module__ == theirs.__module__:
-            space[name] = _bound(value, space)
-    body = {name: value for name, value in vars(theirs).items() if name not in ("__dict__", "__weakref__")}
-    for name, value in body.items():
-        if isinstance(value, FunctionType):
-            body[name] = _bound(inspect.unwrap(value), space)
-    return type(theirs)(theirs.__name__, theirs.__bases__, body), space
-
-
-def _shadow(scheduler: Any, theirs: type, exact: bool) -> tuple[Any, dict[str, Any]]:
-    """A copy of the scheduler, of their class, on the CPU; an exact one is computed anew, in float64."""
-    if exact:
-        kind, space = _widened(theirs)
-        shadow = _exact(scheduler, theirs, kind)
-    else:
-        kind, space = theirs, vars(sys.modules[theirs.__module__])
-        shadow = copy.copy(scheduler)
-        shadow.__class__ = kind
-    for name, value in vars(shadow).items():
-        if isinstance(value, Tensor):
-            setattr(shadow, name, value.cpu())
-    return shadow, space
-
-
-def _exact(scheduler: Any, theirs: type, kind: type) -> Any:
-    """Computed anew in float64; but what is not as diffusers computes it, its user has put there, and it stays."""
-    shadow, usual = (_anew(scheduler, each) for each in (kind, theirs))
-    for name, value in vars(scheduler).items():
-        if isinstance(value, Tensor | np.ndarray) and getattr(shadow, name, None) is not None:
-            value = torch.as_tensor(value).cpu()
-            if torch.equal(value, torch.as_tensor(getattr(usual, name)).cpu()):
-                continue
-            value = value.double() if value.is_floating_point() else value
-        setattr(shadow, name, value)
-    shadow.timesteps = scheduler.timesteps
-    return shadow
-
-
-def _anew(scheduler: Any, kind: Any) -> Any:
-    """A scheduler of this class, made as this one was."""
-    new = object.__new__(kind)
-    new._internal_dict = scheduler.config
-    names = list(inspect.signature(kind.__init__).parameters)[1:]
-    inspect.unwrap(kind.__init__)(new, **{name: scheduler.config[name] for name in names})
-    args, kwargs = scheduler._replay
-    if args or kwargs:
-        given = inspect.signature(kind.set_timesteps).bind(new, *args, **kwargs).arguments
-        kind.set_timesteps(**{name: value for name, value in given.items() if name != "device"})
-    elif scheduler.coefficients == "exact" and getattr(scheduler, "num_inference_steps", None) is not None:
-        raise RuntimeError("exact coefficients need to see how the timesteps were made: call set_timesteps again")
-    return new

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies of diffusers' schedulers to experiment on, and of its classes in float64.
+
+A class is made again of diffusers' own functions, with globals in which float32 of torch and of NumPy is float64. So
+"exact" coefficients come from diffusers' formulas. Tested with diffusers 0.42.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from functools import lru_cache
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Wide:
+    """torch or numpy with float64 for float32, by name and where it is the default."""
+
+    def __init__(self, module: Any) -> None:
+        self.module, self.float32 = module, module.float64
+
+    def linspace(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module.linspace(*args, **{"dtype": self.float32, **kwargs})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+
+def rebound(function: Any, space: dict[str, Any]) -> Any:
+    """The same function with other globals."""
+    new = FunctionType(function.__code__, space, function.__name__, function.__defaults__, function.__closure__)
+    new.__kwdefaults__ = function.__kwdefaults__
+    return new
+
+
+@lru_cache
+def _widened(base: type) -> tuple[type, dict[str, Any]]:
+    """diffusers' class, and the globals of its module, with float64 for every float32."""
+    module = vars(sys.modules[base.__module__])
+    space = {**module, "torch": Wide(torch), "np": Wide(np)}
+    for name, value in module.items():
+        if isinstance(value, FunctionType) and value.__module__ == base.__module__:
+            space[name] = rebound(value, space)
+    body = {name: value for name, value in vars(base).items() if name not in ("__dict__", "__weakref__")}
+    for name, value in body.items():
+        if isinstance(value, FunctionType):
+            body[name] = rebound(inspect.unwrap(value), space)
+    return type(base)(base.__name__, base.__bases__, body), space
+
+
+def shadow_of(scheduler: Any, base: type, exact: bool) -> tuple[Any, dict[str, Any]]:
+    """A copy of the scheduler, of diffusers' class, on the CPU; an exact one is computed anew, in float64."""
+    if exact:
+        kind, space = _widened(base)
+        shadow = _exact(scheduler, base, kind)
+    else:
+        kind, space = base, vars(sys.modules[base.__module__])
+        shadow = copy.copy(scheduler)
+        shadow.__class__ = kind
+    for name, value in vars(shadow).items():
+        if isinstance(value, Tensor):
+            setattr(shadow, name, value.cpu())
+    return shadow, space
+
+
+def _exact(scheduler: Any, base: type, kind: type) -> Any:
+    """Computed anew in float64; but what is not as diffusers computes it, its user has put there, and it stays."""
+    shadow, usual = (_anew(scheduler, each) for each in (kind, base))
+    for name, value in vars(scheduler).items():
+        if isinstance(value, Tensor | np.ndarray) and getattr(shadow, name, None) is not None:
+            value = torch.as_tensor(value).cpu()
+            if torch.equal(value, torch.as_tensor(getattr(usual, name)).cpu()):
+                continue
+            value = value.double() if value.is_floating_point() else value
+        setattr(shadow, name, value)
+    shadow.timesteps = scheduler.timesteps
+    return shadow
+
+
+def _anew(scheduler: Any, kind: Any) -> Any:
+    """A scheduler of this class, made as this one was."""
+    new = object.__new__(kind)
+    new._internal_dict = scheduler.config
+    names = list(inspect.signature(kind.__init__).parameters)[1:]
+    inspect.unwrap(kind.__init__)(new, **{name: scheduler.config[name] for name in names})
+    args, kwargs = scheduler._replay
+    if args or kwargs:
+        given = inspect.signature(kind.set_timesteps).bind(new, *args, **kwargs).arguments
+        kind.set_timesteps(**{name: value for name, value in given.items() if name != "device"})
+    elif scheduler.coefficients == "exact" and getattr(scheduler, "num_inference_steps", None) is not None:
+        raise RuntimeError("exact coefficients need to see how the timesteps were made: call set_timesteps again")
+    return new
