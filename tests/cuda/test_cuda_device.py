@@ -201,7 +201,7 @@ cupy.cuda.runtime.deviceSynchronize()
         assert done.returncode == 0, done.stdout[-4000:]
 
 
-def test_a_call_costs_at_most_15_microseconds_of_the_host(cupy):
+def test_a_call_costs_at_most_40_microseconds_of_the_host(cupy):
     x, out = cupy.ones((1, 16, 7), cupy.float32), cupy.empty((1, 16, 7), cupy.float32)
     noise = nf.Noise(1)
     times = []
@@ -211,4 +211,4 @@ def test_a_call_costs_at_most_15_microseconds_of_the_host(cupy):
             nf.q_sample(x, 500, LINEAR, noise, out=out)
         times.append((time.perf_counter() - start) / 100)
         cupy.cuda.runtime.deviceSynchronize()
-    assert np.median(times) < 15e-6
+    assert np.median(times) < 40e-6
