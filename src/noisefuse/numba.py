@@ -143,57 +143,57 @@ def rows(table: Tableau, dtype: DTypeLike = float32) -> tuple[NDArray[Any], int]
 
 
 @user
-def _term(total: Any, started: Any, row: Any, present: Any, column: Any, value: Any) -> Any:
+def _term(total: Any, started: Any, row: Any, active: Any, column: Any, value: Any) -> Any:
     """One more term, if its column counts: the first one is a rounded product, each later one an fma."""
-    here = present >> column & 1 != 0
+    here = active >> column & 1 != 0
     more = select(started, fma(row[column], value, total), mul(row[column], value))
     return select(here, more, total), started | here
 
 
 @user
-def _form(row: Any, present: Any, first: Any, d: Any, z: Any, values: Any) -> Any:
+def _combination(row: Any, active: Any, first: Any, d: Any, z: Any, values: Any) -> Any:
     """k + the terms in the contract's order, z first and x last; -0 + 0 would be +0, so no term is added to nothing."""
     x, m1, m2, past1, past2, past3, past4 = values
-    started = present >> first & 1 != 0
+    started = active >> first & 1 != 0
     total = select(started, row[first], row[first] - row[first])
-    total, started = _term(total, started, row, present, first + 1 + Z, z)
-    total, started = _term(total, started, row, present, first + 1 + D, d)
-    total, started = _term(total, started, row, present, first + 1 + PAST4, past4)
-    total, started = _term(total, started, row, present, first + 1 + PAST3, past3)
-    total, started = _term(total, started, row, present, first + 1 + PAST2, past2)
-    total, started = _term(total, started, row, present, first + 1 + PAST1, past1)
-    total, started = _term(total, started, row, present, first + 1 + M2, m2)
-    total, started = _term(total, started, row, present, first + 1 + M1, m1)
-    total, started = _term(total, started, row, present, first + 1 + X, x)
+    total, started = _term(total, started, row, active, first + 1 + Z, z)
+    total, started = _term(total, started, row, active, first + 1 + D, d)
+    total, started = _term(total, started, row, active, first + 1 + PAST4, past4)
+    total, started = _term(total, started, row, active, first + 1 + PAST3, past3)
+    total, started = _term(total, started, row, active, first + 1 + PAST2, past2)
+    total, started = _term(total, started, row, active, first + 1 + PAST1, past1)
+    total, started = _term(total, started, row, active, first + 1 + M2, m2)
+    total, started = _term(total, started, row, active, first + 1 + M1, m1)
+    total, started = _term(total, started, row, active, first + 1 + X, x)
     return total
 
 
 @user
-def _clean(row: Any, present: Any, x: Any, m1: Any, m2: Any) -> Any:
+def _clean(row: Any, active: Any, x: Any, m1: Any, m2: Any) -> Any:
     """D: clamp(k + x x + m1 m1 + m2 m2, low, high)."""
-    started = present >> CLEAN & 1 != 0
+    started = active >> CLEAN & 1 != 0
     total = select(started, row[CLEAN], row[CLEAN] - row[CLEAN])
-    total, started = _term(total, started, row, present, CLEAN + 1 + M2, m2)
-    total, started = _term(total, started, row, present, CLEAN + 1 + M1, m1)
-    total, started = _term(total, started, row, present, CLEAN + 1 + X, x)
-    return select(present & BOUNDS != 0, _clamp(total, row[LOW], row[HIGH]), total)
+    total, started = _term(total, started, row, active, CLEAN + 1 + M2, m2)
+    total, started = _term(total, started, row, active, CLEAN + 1 + M1, m1)
+    total, started = _term(total, started, row, active, CLEAN + 1 + X, x)
+    return select(active & BOUNDS != 0, _clamp(total, row[LOW], row[HIGH]), total)
 
 
 @user
-def apply_row(row: Any, present: Any, values: Any, z: Any) -> Any:
+def apply_row(row: Any, active: Any, values: Any, z: Any) -> Any:
     """One row of a tableau applied to one element: what `noisefuse.update` does to each.
 
     Args:
-        row, present: of `rows`; row has 36 numbers.
+        row, active: of `rows`; row has 36 numbers.
         values: (x, m1, m2, past1, past2, past3, past4) of the element, all of the row's type; 0 where there is none.
         z: its noise, `normal(seed, sample, step + i, element, 3)` for row i, of that type; 0 where there is none.
 
     Returns:
         (out, aux1, aux2); LLVM leaves out what you do not use.
     """
-    d = _clean(row, present, values[0], values[1], values[2])
+    d = _clean(row, active, values[0], values[1], values[2])
     return (
-        _form(row, present, AFFINE[0], d, z, values),
-        _form(row, present, AFFINE[1], d, z, values),
-        _form(row, present, AFFINE[2], d, z, values),
+        _combination(row, active, AFFINE[0], d, z, values),
+        _combination(row, active, AFFINE[1], d, z, values),
+        _combination(row, active, AFFINE[2], d, z, values),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Sequence
+from ctypes import addressof, c_char
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeAlias
@@ -56,7 +57,9 @@ class Step:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the outputs; of a loss without its gradient that of pred, which that would be like."""
-        return next(a.dtype for a in (*self.outputs, self.inputs[M1]) if a is not None)
+        given = self.inputs[M1] if self.outputs[0] is None else self.outputs[0]
+        assert given is not None
+        return given.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,8 @@ def packer(dtype: np.dtype[Any]) -> struct.Struct:
     return made
 
 
-_FIELD, _CALL = packer(FIELD), packer(CALL)
+_CALL, _FIELD, _AXES = packer(CALL), packer(np.dtype(FIELD.descr[:-2])), packer(np.dtype(FIELD.descr[-2:]))
+_NO_AXES = bytes(_AXES.size)
 Place: TypeAlias = Callable[[Any], int]  # where kernels find an array; if it has to be copied there, who keeps it
 
 
@@ -187,12 +191,13 @@ def pack_field(noise: Noise, shape: tuple[int, ...], place: Place) -> bytes:
     step, counter = (step, 0) if isinstance(step, int) else (0, place(step))
     start, run, lengths, strides = window_runs(noise, shape)
     rest = (0,) * (AXES - len(lengths))
-    window = start, run, len(lengths), *lengths, *rest, *strides, *rest
-    return _FIELD.pack(noise.seed, sample, samples, counter, step, noise.stream, *window)
+    axes = _AXES.pack(*lengths, *rest, *strides, *rest) if lengths else _NO_AXES
+    return _FIELD.pack(noise.seed, sample, samples, counter, step, noise.stream, start, run, len(lengths)) + axes
 
 
 def pack_fields(call: Step, place: Place) -> NDArray[np.uint8]:
-    return np.frombuffer(b"".join(pack_field(noise, call.sample_shape, place) for noise in call.noise), np.uint8)
+    fields = [pack_field(noise, call.sample_shape, place) for noise in call.noise]
+    return np.frombuffer(bytearray().join(fields), np.uint8)
 
 
 @cache
@@ -203,8 +208,11 @@ def dtype_code(dtype: np.dtype[Any]) -> int:
 
 def address(a: NDArray[Any]) -> int:
     """The place of an array in host memory."""
-    place: int = a.ctypes.data
-    return place
+    try:
+        return addressof(c_char.from_buffer(a))  # type: ignore[arg-type]  # a quarter of the time of the other
+    except (TypeError, ValueError):  # it cannot be written to, is of a dtype that buffers do not know, or is empty
+        place: int = a.ctypes.data
+        return place
 
 
 NO_LOSS = 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0
@@ -230,9 +238,9 @@ def pack_on_host(
     call: Step, keep: NDArray[np.int64] | None = None, loss: Sequence[Any] = NO_LOSS
 ) -> tuple[bytes, NDArray[np.uint8]]:
     """The bytes of a CALL on host memory; the fields that it points to must live as long."""
-    rows, fields = call.rows.table if call.dtype == _FLOAT64 else call.rows.single, pack_fields(call, address)
-    places = address(rows), address(fields), address(call.index)
-    return pack(call, address, call.dtype, *places, keep, loss), fields
+    dtype, fields = call.dtype, pack_fields(call, address)
+    rows = call.rows.table if dtype == _FLOAT64 else call.rows.single
+    return pack(call, address, dtype, address(rows), address(fields), address(call.index), keep, loss), fields
 
 
 def pack_loss(call: Loss, place: Place, chunk_sums: int = 0) -> tuple[Any, ...]:

@@ -7,28 +7,21 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from . import spec
-from .inlining import Inlining
+from .numba_internals import has_fma
 
 
 def call_named(builder: Any, name: str, returned: Any, *arguments: Any) -> Any:
     """A call of the LLVM function `name`."""
-    kind = ir.FunctionType(returned, [a.type for a in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+    kind, known = ir.FunctionType(returned, [a.type for a in arguments]), builder.module.globals
+    return builder.call(known.get(name) or ir.Function(builder.module, kind, name), arguments)
 
 
 def _on_gpu(builder: Any) -> bool:
     return str(builder.module.triple).startswith("nvptx")
-
-
-def _calls_fma(context: Any) -> bool:
-    """Whether an fma is a call of C's library, which LLVM puts into vectors all the same if it knows it as an fma."""
-    triple, _, features = context.codegen().magic_tuple()
-    return triple.startswith("x86_64") and "+fma" not in features.split(",")
 
 
 def _real(name: str, *arguments: Any) -> Any:
@@ -46,7 +39,7 @@ def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
     real = _real("fma", a, b, c)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if not _on_gpu(builder) and _calls_fma(context):
+        if not _on_gpu(builder) and not has_fma(context):  # LLVM vectorises the call all the same
             return call_named(builder, "fmaf" if real == types.float32 else "fma", arguments[0].type, *arguments)
         return builder.fma(*arguments)
 
@@ -102,19 +95,13 @@ def view(_: Any, x: Any, kind: Any) -> Any:
     return kind.dtype(x, kind), codegen
 
 
-# What every function here is compiled with: LLVM takes it into its caller, and there is nothing for Python to call.
-OPTIONS = {
-    "pipeline_class": Inlining,
-    "forceinline": True,
-    "error_model": "numpy",
-    "no_cpython_wrapper": True,
-    "no_cfunc_wrapper": True,
-}
+# Of functions for kernels: LLVM inlines them, and nothing is compiled by which Python or C could call them.
+OPTIONS = {"forceinline": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 inlined = njit(**OPTIONS)
 
 SPEC = spec.bind(fma, select, inlined, mul=mul, sqrt=sqrt, view=view)
 
-# For users: Numba itself puts the text into the caller's, for any target, and numba.cuda needs no GPU to compile it.
-# (For large kernels that takes too long: see kernels.py.)
+# For users: Numba itself inlines the IR, for any target, and numba.cuda needs no GPU to compile it. (Of large kernels
+# that takes too long.)
 user = njit(inline="always", error_model="numpy")
 USER = spec.bind(fma, select, user, mul=mul, sqrt=sqrt, view=view)

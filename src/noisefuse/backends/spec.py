@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The noise contract in Python: philox, words to normals and uniforms, the affine forms of a row.
+"""The noise contract in Python: philox, words to normals and uniforms, linear combinations.
 
 The same text runs on NumPy arrays (reference.py) and, compiled by Numba, on scalars of a CPU or GPU: `bind` gives
 it the operations that differ. csrc/core states the same mathematics in C++ on purpose: the tests compare all bits.
