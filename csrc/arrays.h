@@ -36,12 +36,26 @@ struct View {
     const int64_t* shape;
     int64_t count, bytes;
     bool writable, is_tensor;
-    uint8_t code, bits;  // a tensor's dtype in the words of DLPack
 
     bool same_shape(const View& other) const {
         return ndim == other.ndim && std::memcmp(shape, other.shape, sizeof(int64_t) * static_cast<size_t>(ndim)) == 0;
     }
     bool overlaps(const View& other) const { return data < other.data + other.bytes && other.data < data + bytes; }
+};
+
+// What a new array or tensor shall be.
+struct Made {
+    Kind kind;
+    bool is_tensor;
+    int ndim;
+    const int64_t* shape;
+    int64_t count;
+    PyArray_Descr* descriptor;  // of an array; borrowed
+
+    bool fits(const View& v) const {
+        return v.kind == kind && v.is_tensor == is_tensor && v.writable && v.ndim == ndim &&
+               std::memcmp(v.shape, shape, sizeof(int64_t) * static_cast<size_t>(ndim)) == 0;
+    }
 };
 
 static_assert(sizeof(npy_intp) == sizeof(int64_t));

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fast path. Calls of a few microseconds are mostly Python, so plain calls, with C-contiguous arrays of one float
-// dtype, int or int64 rows and a Noise without a window, are checked here, as their arguments came. Whatever is not
-// plain, wrong arguments included, is declined (NotImplemented): ops.py then checks it, and says what is wrong.
+// dtype (x may be bytes), int or int64 rows and a Noise without a window, are checked here, as their arguments came.
+// Whatever is not plain, wrong arguments included, is declined (NotImplemented): ops.py then checks it, and says what
+// is wrong.
 #include <cmath>
 #include <new>
 
@@ -13,6 +14,7 @@
 namespace nf {
 namespace {
 
+PyArray_Descr* float32;
 PyObject *noise_type, *name_seed, *name_sample, *name_step, *name_stream, *name_window_shape;
 
 PyArrayObject* array(PyObject* o) { return reinterpret_cast<PyArrayObject*>(o); }
@@ -55,11 +57,8 @@ class PlainNoise {
     // Stream -1: the noise's own, at its own step. Otherwise that stream, at the steps noise.step + row. False:
     // declined; no Python error is set.
     bool parse(PyObject* noise, int stream, Call& call) {
-        if (reinterpret_cast<PyObject*>(Py_TYPE(noise)) != noise_type) return false;  // its numbers are not checked
-        uint64_t step, own_stream;
-        const Reference window(PyObject_GetAttr(noise, name_window_shape));
-        if (window.object != Py_None || !number(noise, name_seed, field_.seed) || !samples(noise, call.batch) ||
-            !number(noise, name_step, step) || !number(noise, name_stream, own_stream)) {
+        uint64_t step = 0, own_stream = 0;
+        if (!named(noise, call.batch, step, own_stream)) {
             PyErr_Clear();
             return false;
         }
@@ -74,8 +73,22 @@ class PlainNoise {
         return field_.sample + static_cast<uint64_t>(call.batch) <= uint64_t{1} << 56 && call.size <= int64_t{1} << 34;
     }
 
+    // As uniforms: of their own stream where the noise names none.
+    void use_uniform(Call& call) {
+        call.draw = Draw::uniform;
+        if (field_.stream == 0) field_.stream = kUniformStream;
+    }
+
   private:
+    static constexpr uint32_t kUniformStream = 7;  // as in noise.py
     Field field_{};
+
+    bool named(PyObject* noise, int64_t batch, uint64_t& step, uint64_t& stream) {
+        if (reinterpret_cast<PyObject*>(Py_TYPE(noise)) != noise_type) return false;  // its numbers are not checked
+        const Reference window(PyObject_GetAttr(noise, name_window_shape));
+        return window.object == Py_None && number(noise, name_seed, field_.seed) && samples(noise, batch) &&
+               number(noise, name_step, step) && number(noise, name_stream, stream);
+    }
 
     // The first id, or an array of ids, one for each sample, which Noise has checked and keeps.
     bool samples(PyObject* noise, int64_t batch) {
@@ -102,6 +115,8 @@ class PlainOutputs {
     int wanted = 1;    // how many
     bool all = false;  // whether all of them are returned
 
+    Made made{};
+
     PlainOutputs() = default;
     PlainOutputs(const PlainOutputs&) = delete;
     ~PlainOutputs() {
@@ -110,11 +125,10 @@ class PlainOutputs {
     }
 
     // None: to be made when all else is well.
-    bool take(int o, PyObject* out, const View& x, Call& call) {
+    bool take(int o, PyObject* out, Call& call) {
         if (out == Py_None) return o == 0;
         View& v = views_[o];
-        if (!view(out, v) || v.kind != x.kind || v.is_tensor != x.is_tensor || !v.writable || !v.same_shape(x))
-            return false;
+        if (!view(out, v) || !made.fits(v)) return false;
         for (int other = 0; other < o; ++other)
             if (views_[other].data && v.overlaps(views_[other])) return false;
         given_[o] = out;
@@ -123,19 +137,19 @@ class PlainOutputs {
     }
 
     // None, a list or tuple of arrays, or how many are to be made.
-    bool take_auxiliary(PyObject* arrays, const View& x, Call& call) {
+    bool take_auxiliary(PyObject* arrays, Call& call) {
         if (arrays == Py_None) return true;
         if (PyLong_CheckExact(arrays)) {
             int overflow;
-            const long made = PyLong_AsLongAndOverflow(arrays, &overflow);
-            wanted += static_cast<int>(made);
+            const long number = PyLong_AsLongAndOverflow(arrays, &overflow);
+            wanted += static_cast<int>(number);
             all = true;
-            return made >= 0 && made <= 2;
+            return number >= 0 && number <= 2;
         }
         if (!(tuple_ = as_tuple(arrays))) return false;
         const Py_ssize_t n = PyTuple_GET_SIZE(tuple_);
         for (; wanted <= n; ++wanted)
-            if (wanted > 2 || !take(wanted, PyTuple_GET_ITEM(tuple_, wanted - 1), x, call)) return false;
+            if (wanted > 2 || !take(wanted, PyTuple_GET_ITEM(tuple_, wanted - 1), call)) return false;
         return true;
     }
 
@@ -150,19 +164,19 @@ class PlainOutputs {
         return false;
     }
 
-    // Makes those that are missing, like x. False: a Python error is set.
-    bool make(const View& x, Call& call) {
+    // Makes those that are missing. False: a Python error is set.
+    bool make(Call& call) {
         for (int o = 0; o < wanted; ++o) {
             if (given_[o]) continue;
             char* data;
-            if (!(owned_[o] = new_like(x, data))) return false;
+            if (!(owned_[o] = new_one(data))) return false;
             call.out[o] = data;
         }
         return true;
     }
 
     // The first of them, or all. Autograd learns of what was written to the caller's tensors.
-    PyObject* give(bool tensors) {
+    PyObject* give() {
         PyObject* written[3];
         Py_ssize_t n = 0;
         for (int o = 0; o < wanted; ++o) {
@@ -170,7 +184,7 @@ class PlainOutputs {
             written[n++] = given_[o];
             owned_[o] = Py_NewRef(given_[o]);
         }
-        if (n > 0 && tensors && !torch.written(written, n)) return nullptr;
+        if (n > 0 && made.is_tensor && !torch.written(written, n)) return nullptr;
         if (!all) return Py_NewRef(owned_[0]);
         PyObject* tuple = PyTuple_New(wanted);
         for (int o = 0; tuple && o < wanted; ++o) PyTuple_SET_ITEM(tuple, o, Py_NewRef(owned_[o]));
@@ -181,13 +195,13 @@ class PlainOutputs {
     PyObject *given_[3] = {}, *owned_[3] = {}, *tuple_ = nullptr;  // given: borrowed
     View views_[3] = {};
 
-    // A new array like x; `data` is where its elements begin. Null: a Python error is set.
-    static PyObject* new_like(const View& x, char*& data) {
-        if (x.is_tensor) return torch.new_like(x, data);
-        auto* const dtype = reinterpret_cast<PyArray_Descr*>(Py_NewRef(PyArray_DESCR(array(x.object))));
-        PyObject* const made = new_array(x.ndim, reinterpret_cast<const npy_intp*>(x.shape), dtype);
-        if (made) data = PyArray_BYTES(array(made));
-        return made;
+    // `data` is where its elements begin. Null: a Python error is set.
+    PyObject* new_one(char*& data) const {
+        if (made.is_tensor) return torch.make(made, data);
+        Py_INCREF(made.descriptor);
+        PyObject* const one = new_array(made.ndim, reinterpret_cast<const npy_intp*>(made.shape), made.descriptor);
+        if (one) data = PyArray_BYTES(array(one));
+        return one;
     }
 };
 
@@ -198,7 +212,22 @@ struct RowArguments {
     PyObject *table, *index, *x, *model_output, *past, *noise;
     int stream;
     PyObject *out, *auxiliary;
+    PyObject* dtype = Py_None;  // of the result, if it is not x's: see take_dtype
+    bool batched = true;
 };
+
+// (code, numpy.dtype), the code that of DType; or (), for one that is not plain.
+bool take_dtype(PyObject* dtype, Made& made) {
+    if (PyTuple_GET_SIZE(dtype) != 2) return false;
+    made.kind = static_cast<Kind>(PyLong_AsLong(PyTuple_GET_ITEM(dtype, 0)));
+    made.descriptor = reinterpret_cast<PyArray_Descr*>(PyTuple_GET_ITEM(dtype, 1));
+    return true;
+}
+
+// Whether kernels read this kind for results of that one: the checked path converts others first.
+bool is_readable(Kind x, Kind result) {
+    return x == Kind::u8 || (result == Kind::f64 ? x == Kind::f64 || x == Kind::f32 : is_float(x) && x != Kind::f64);
+}
 
 class PlainCall {
   public:
@@ -213,17 +242,12 @@ class PlainCall {
 
     // False where anything is not plain; no Python error is set then.
     bool parse(const RowArguments& a) {
-        if (!view(a.x, x) || !is_float(x.kind) || x.ndim == 0 || (x.is_tensor && torch.dual())) return false;
-        call.type = dtype(x.kind);
-        call.batch = x.shape[0];
+        if (!view(a.x, x) || x.ndim == 0 || (x.is_tensor && torch.dual()) || !result(a) || !rows(a.table)) return false;
+        call.batch = a.batched ? x.shape[0] : 1;
         call.size = x.count / call.batch;
-        PyArrayObject* const rows = array(PyTuple_GET_ITEM(a.table, call.type == DType::f64));
-        call.rows = PyArray_DATA(rows);
-        call.n_rows = PyArray_DIM(rows, 0);
-        call.active = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(a.table, 2));
         input(kX, x);
         return index(a.index) && model_output(a.model_output) && past(a.past) && noise(a.noise, a.stream) &&
-               outputs.take(0, a.out, x, call) && outputs.take_auxiliary(a.auxiliary, x, call) && apart() && complete();
+               outputs.take(0, a.out, call) && outputs.take_auxiliary(a.auxiliary, call) && apart() && complete();
     }
 
   private:
@@ -232,6 +256,36 @@ class PlainCall {
     View index_{}, inputs_[kSlots] = {};
     PlainNoise noise_;
 
+    // What the outputs are: of x's dtype, or the one that is asked for; where x are bytes, of the model output's or
+    // float32.
+    bool result(const RowArguments& a) {
+        Made& made = outputs.made;
+        View like = x;
+        if (x.kind == Kind::u8 && a.model_output != Py_None && !view(a.model_output, like)) return false;
+        made = {like.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
+        if (!x.is_tensor) made.descriptor = like.is_tensor ? nullptr : PyArray_DESCR(array(like.object));
+        if (a.dtype != Py_None) {
+            if (!take_dtype(a.dtype, made)) return false;
+        } else if (made.kind == Kind::u8) {
+            made.kind = Kind::f32;
+            made.descriptor = float32;
+        }
+        if (!is_float(made.kind) || !is_readable(x.kind, made.kind)) return false;
+        call.type = dtype(made.kind);
+        return true;
+    }
+
+    // (float rows, double rows, active coefficients, the same for x of bytes or None).
+    bool rows(PyObject* table) {
+        if (x.kind == Kind::u8) table = PyTuple_GET_ITEM(table, 3);
+        if (table == Py_None) return false;
+        PyArrayObject* const rows = array(PyTuple_GET_ITEM(table, call.type == DType::f64));
+        call.rows = PyArray_DATA(rows);
+        call.n_rows = PyArray_DIM(rows, 0);
+        call.active = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(table, 2));
+        return true;
+    }
+
     bool input(int slot, const View& v) {
         inputs_[slot] = v;
         call.in_type[slot] = dtype(v.kind);
@@ -239,11 +293,11 @@ class PlainCall {
         return true;
     }
 
-    // Of x's shape and dtype; an array of noise may also be float32.
+    // Of x's shape and the result's dtype; an array of noise may also be float32.
     bool input(int slot, PyObject* a) {
         View v;
         return view(a, v) && v.same_shape(x) && v.is_tensor == x.is_tensor &&
-               (v.kind == x.kind || (slot == kZ && v.kind == Kind::f32)) && input(slot, v);
+               (v.kind == outputs.made.kind || (slot == kZ && v.kind == Kind::f32)) && input(slot, v);
     }
 
     // A row for all elements, or one for each segment: an array whose shape begins that of x.
@@ -334,24 +388,67 @@ bool plain_weights(PyObject* weights, PlainCall& plain) {
     return true;
 }
 
-}  // namespace
-
-// row((rows32, rows64, active), i, x, model_output, past, noise, stream, out, aux), or NotImplemented. Returns out; or,
-// where aux is not arrays but how many of them are to be made, the tuple (out, aux1, ..).
-PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 9) return PyErr_Format(PyExc_TypeError, "row: expected 9 arguments, got %zd", n);
-    PlainCall plain;
-    const int stream = static_cast<int>(PyLong_AsLong(args[6]));
-    if (!plain.parse({args[0], args[1], args[2], args[3], args[4], args[5], stream, args[7], args[8]}))
-        Py_RETURN_NOTIMPLEMENTED;
-    if (!plain.outputs.make(plain.x, plain.call)) return nullptr;
-    run_plain(plain.call, run_step);
-    return plain.outputs.give(plain.x.is_tensor);
+// An integer, or a list or tuple of them: lengths of at least 1.
+bool lengths(PyObject* given, int64_t* shape, Made& made) {
+    const bool one = PyLong_CheckExact(given);
+    const Reference several(one ? PyTuple_Pack(1, given) : as_tuple(given));
+    const Py_ssize_t n = several.object ? PyTuple_GET_SIZE(several.object) : 0;
+    if (n == 0 || n > NPY_MAXDIMS) return false;
+    made.ndim = static_cast<int>(n), made.count = 1;
+    for (Py_ssize_t i = 0; i < n; ++i) {
+        PyObject* const length = PyTuple_GET_ITEM(several.object, i);
+        int overflow = 0;
+        shape[i] = PyLong_CheckExact(length) ? PyLong_AsLongLongAndOverflow(length, &overflow) : 0;
+        if (overflow || shape[i] <= 0 || __builtin_mul_overflow(made.count, shape[i], &made.count)) return false;
+    }
+    return made.count <= int64_t{1} << 56;  // so that the bytes do not overflow
 }
 
-// mse((rows32, rows64, active), t, x0, pred, noise, weights or None, upstream, wants loss, out), or NotImplemented; of
-// the mean over all elements. weights: one for each row. out: None, where the gradient is to be written, or True: make
-// it. Returns the loss, the gradient, or (loss, gradient).
+}  // namespace
+
+// row(table, i, x, model_output, past, noise, stream, out, aux, dtype, batched), or NotImplemented. Returns out; or,
+// where aux is not arrays but how many of them are to be made, the tuple (out, aux1, ..).
+PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 11) return PyErr_Format(PyExc_TypeError, "row: expected 11 arguments, got %zd", n);
+    PlainCall plain;
+    const int stream = static_cast<int>(PyLong_AsLong(args[6]));
+    if (!plain.parse({args[0], args[1], args[2], args[3], args[4], args[5], stream, args[7], args[8], args[9],
+                      args[10] == Py_True}))
+        Py_RETURN_NOTIMPLEMENTED;
+    if (!plain.outputs.make(plain.call)) return nullptr;
+    run_plain(plain.call, run_step);
+    return plain.outputs.give();
+}
+
+// random(table, shape, noise, uniform, dtype, batched, tensor, out), or NotImplemented: noise of this shape.
+PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 8) return PyErr_Format(PyExc_TypeError, "random: expected 8 arguments, got %zd", n);
+    Call call{};
+    PlainNoise noise;
+    PlainOutputs outputs;
+    int64_t shape[NPY_MAXDIMS];
+    const int64_t row = 0;
+    Made& made = outputs.made;
+    made.is_tensor = args[6] == Py_True, made.shape = shape;
+    if (!take_dtype(args[4], made) || !lengths(args[1], shape, made) || (made.is_tensor && !torch.is_known()))
+        Py_RETURN_NOTIMPLEMENTED;
+    call.type = dtype(made.kind);
+    call.batch = args[5] == Py_True ? shape[0] : 1;
+    call.size = made.count / call.batch;
+    call.segment = made.count;
+    call.index = &row, call.n_rows = 1;
+    call.rows = PyArray_DATA(array(PyTuple_GET_ITEM(args[0], call.type == DType::f64)));
+    call.active = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(args[0], 2));
+    if (!noise.parse(args[2], -1, call) || !outputs.take(0, args[7], call)) Py_RETURN_NOTIMPLEMENTED;
+    if (args[3] == Py_True) noise.use_uniform(call);
+    if (!outputs.make(call)) return nullptr;
+    run_plain(call, run_step);
+    return outputs.give();
+}
+
+// mse(table, t, x0, pred, noise, weights or None, upstream, wants loss, out), or NotImplemented; of the mean over all
+// elements. weights: one for each row. out: None, where the gradient is to be written, or True: make it. Returns the
+// loss, the gradient, or (loss, gradient).
 PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 9) return PyErr_Format(PyExc_TypeError, "mse: expected 9 arguments, got %zd", n);
     PyObject *weights = args[5], *out = args[8] == Py_True ? Py_None : args[8];
@@ -362,7 +459,7 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
         Py_RETURN_NOTIMPLEMENTED;
     const bool wants_loss = args[7] == Py_True;
     if (args[8] == Py_None) plain.outputs.wanted = 0;
-    if (!plain.outputs.make(plain.x, call)) return nullptr;
+    if (!plain.outputs.make(call)) return nullptr;
     double loss;
     call.piece = call.segment < call.size ? call.segment : call.size;
     call.g = PyFloat_AS_DOUBLE(args[6]);
@@ -374,13 +471,14 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
         return PyErr_NoMemory();
     }
     if (!plain.outputs.wanted) return PyFloat_FromDouble(loss);
-    PyObject* gradient = plain.outputs.give(plain.x.is_tensor);
+    PyObject* gradient = plain.outputs.give();
     return wants_loss && gradient ? Py_BuildValue("(dN)", loss, gradient) : gradient;
 }
 
 bool init_fast_path() {
     const Reference noise(PyImport_ImportModule("noisefuse.noise"));
     if (!noise.object || !(noise_type = PyObject_GetAttrString(noise.object, "Noise"))) return false;
+    float32 = PyArray_DescrFromType(NPY_FLOAT);
     name_seed = PyUnicode_InternFromString("seed");
     name_sample = PyUnicode_InternFromString("sample");
     name_step = PyUnicode_InternFromString("step");

@@ -123,6 +123,7 @@ PyMethodDef methods[] = {
     {"empty", py_empty, METH_VARARGS, nullptr},
     {"philox", py_philox, METH_VARARGS, nullptr},
     {"row", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_row)), METH_FASTCALL, nullptr},
+    {"random", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_random)), METH_FASTCALL, nullptr},
     {"mse", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_mse)), METH_FASTCALL, nullptr},
     {"isas", py_isas, METH_NOARGS, nullptr},
     {"isa", py_isa, METH_NOARGS, nullptr},

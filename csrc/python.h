@@ -24,6 +24,7 @@ PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype);
 
 // fast_path.cpp: functions of the module, and what they look up once. False: a Python error is set.
 PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n);
+PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n);
 bool init_fast_path();
 

@@ -60,7 +60,7 @@ inline Kind kind_of(const DLTensor& t) {
 inline bool view_tensor(PyObject* o, const DLTensor& t, View& v) {
     v.object = o;
     v.data = static_cast<char*>(t.data) + t.byte_offset;
-    v.kind = kind_of(t), v.code = t.code, v.bits = t.bits;
+    v.kind = kind_of(t);
     v.ndim = t.ndim;
     v.shape = t.shape;
     v.count = 1;
@@ -83,6 +83,12 @@ class Torch {
         PyTypeObject* type = Py_TYPE(o);
         if (!sought_ && std::strcmp(type->tp_name, "Tensor") == 0) seek(reinterpret_cast<PyObject*>(type));
         return type == tensor_ && tensor_;
+    }
+
+    // Whether tensors can be made.
+    bool is_known() {
+        if (!sought_) seek(nullptr);
+        return tensor_;
     }
 
     // False, perhaps with a Python error, for what has no memory of its own, or none of the CPU.
@@ -118,11 +124,12 @@ class Torch {
         return none.object;
     }
 
-    // A new tensor like x, of memory that it gives back to us (torch.empty_like takes twice as long). `data` is where
-    // that begins. Null: a Python error is set.
-    PyObject* new_like(const View& x, char*& data) const {
+    // A new tensor, of memory that it gives back to us (torch.empty_like takes twice as long). `data` is where that
+    // begins. Null: a Python error is set.
+    PyObject* make(const Made& x, char*& data) const {
+        const int bytes = bytes_of(dtype(x.kind));
         const size_t n = static_cast<size_t>(x.ndim), head = (sizeof(OwnTensor) + 16 * n + 63) / 64 * 64;
-        const size_t size = head + static_cast<size_t>(x.bytes);
+        const size_t size = head + static_cast<size_t>(x.count * bytes);
         void* const memory = take_memory(size);
         if (!memory) return PyErr_NoMemory();
         auto* const own = new (memory) OwnTensor{};
@@ -134,7 +141,8 @@ class Torch {
         int64_t *const shape = reinterpret_cast<int64_t*>(own + 1), *const strides = shape + n;
         std::copy_n(x.shape, n, shape);
         for (int64_t i = x.ndim - 1, stride = 1; i >= 0; stride *= x.shape[i--]) strides[i] = stride;
-        m.tensor = {data, kCpu, 0, x.ndim, x.code, x.bits, 1, shape, strides, 0};
+        const uint8_t code = x.kind == Kind::bf16 ? kBfloat : kFloat;
+        m.tensor = {data, kCpu, 0, x.ndim, code, static_cast<uint8_t>(8 * bytes), 1, shape, strides, 0};
         void* made;
         return api_->to_object(&m, &made) == 0 ? static_cast<PyObject*>(made) : nullptr;
     }
@@ -149,7 +157,7 @@ class Torch {
     PyObject* forward_ad_;              // a module's dictionary
     PyObject* current_level_;           // a name
 
-    // What stands before the elements of a tensor that `new_like` made; its lengths and strides follow.
+    // What stands before the elements of a tensor that `make` made; its lengths and strides follow.
     struct OwnTensor {
         ManagedTensor managed;
         size_t size;
@@ -185,9 +193,9 @@ class Torch {
         const Reference name(PyUnicode_FromString("torch"));
         const Reference module(name.object ? PyImport_GetModule(name.object) : nullptr);
         const Reference found(module.object ? PyObject_GetAttrString(module.object, "Tensor") : nullptr);
-        if (found.object == type) {
+        if (found.object && (!type || found.object == type)) {
             sought_ = true;
-            if (find(type)) tensor_ = reinterpret_cast<PyTypeObject*>(Py_NewRef(type));
+            if (find(found.object)) tensor_ = reinterpret_cast<PyTypeObject*>(Py_NewRef(found.object));
         }
         PyErr_Clear();
     }

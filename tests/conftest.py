@@ -95,8 +95,9 @@ def on_device(cupy):
         if losses is not None:
             call.losses[...] = cupy.asnumpy(losses)
 
-    functions = {"step": step, "walk": walk, "loss": loss, "philox": reference.philox}
-    with nf.use_backend(SimpleNamespace(**functions, fast_row=None, fast_mse=None, empty=np.empty, tests_itself=False)):
+    functions = {"step": step, "walk": walk, "loss": loss, "philox": reference.philox, "empty": np.empty}
+    no_fast_path = {"fast_row": None, "fast_random": None, "fast_mse": None}
+    with nf.use_backend(SimpleNamespace(**functions, **no_fast_path, tests_itself=False)):
         yield
 
 

@@ -138,7 +138,7 @@ ROWS = {
     "x0 a float": (TypeError, r"x0.*NumPy array.*float", lambda o: q_sample(0.5, 1, S, N, **o)),
     "x0 masked": (TypeError, r"x0.*masked.*x0\.filled", lambda o: q_sample(masked, 1, S, N, **o)),
     "x0 strange": (TypeError, r"x0.*NumPy array.*torchlike\.Stranger", lambda o: q_sample(Stranger(), 1, S, N, **o)),
-    "q_step: x uint8": (TypeError, r"x.*uint8.*float32", lambda o: q_step(x(dtype="u1"), 1, S, N, **o)),
+    "q_step: x int64": (TypeError, r"x.*int64.*float32", lambda o: q_step(x(dtype=int), 1, S, N, **o)),
     "q_step: x strange": (TypeError, r"x.*NumPy array.*torchlike", lambda o: q_step(Stranger(), 1, S, N, **o)),
     "q_walk: x0 int64": (TypeError, r"x0.*int64.*float32", lambda o: q_walk(x(dtype=int), S, N, **o)),
     "q_walk: x0 strange": (TypeError, r"x0.*NumPy array.*torchlike", lambda o: q_walk(Stranger(), S, N, **o)),

@@ -40,7 +40,7 @@ ALLOWED = {
     "backends.threads": "",
     "backends.*": "noise rows backends.call backends.threads _native",
     "backends": "noise backends.call backends.selftest backends.threads _native",
-    "arrays": "backends",
+    "arrays": "backends backends.call",
     "calls": "noise rows tableau arrays backends backends.call",
     "ops": "schedule rows tableau forward noise views arrays calls backends backends.call",
     "loss": "schedule rows forward noise views arrays calls ops backends backends.call",

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from . import backends
+from .backends.call import DTYPES
 
 Array: TypeAlias = NDArray[Any]
 
@@ -109,6 +110,22 @@ def float_dtype(dtype: DTypeLike, allowed: tuple[str, ...] = FLOATS) -> np.dtype
 def dtype_name(dtype: np.dtype[Any]) -> str:
     """NumPy's own takes as long as the rest of a check."""
     return dtype.name
+
+
+def fast_dtype(dtype: Any, other: Any, allowed: tuple[str, ...] = FLOATS) -> tuple[Any, ...]:
+    """What the fast path takes for a dtype of results; it declines ()."""
+    if not isinstance(dtype, str | type | np.dtype) and other is None:
+        return ()
+    try:
+        return _fast_dtype(dtype, other, allowed)
+    except TypeError:  # not hashable, or no dtype
+        return ()
+
+
+@lru_cache(64)
+def _fast_dtype(dtype: Any, other: Any, allowed: tuple[str, ...]) -> tuple[Any, ...]:
+    found = np.dtype(dtype if other is None else str(dtype).removeprefix("torch."))
+    return (DTYPES[found.name], found) if found.name in allowed and found.isnative else ()
 
 
 def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:

@@ -10,7 +10,6 @@ x0 and z are always active in x_t, whatever their numbers: 0 * inf is NaN there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
@@ -18,10 +17,12 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .rows import Rows
+from .rows import Plain, Rows
 from .views import Target, target_factors
 
 Array: TypeAlias = npt.NDArray[np.float64]
+
+DEFAULT_BYTES = 1 / 127.5, -1.0  # scale and offset of uint8: from 0 .. 255 to -1 .. 1
 
 
 class Columns(Protocol):
@@ -64,14 +65,21 @@ def _target(
 Make: TypeAlias = Callable[[Array, Array, Target | None, float, float], Rows]
 
 
-class _Plain(dict[Any, Any]):
-    """What the fast path takes where x0' = x0, by target."""
+class _Plain(dict[Any, Plain]):
+    """What the fast path takes, by target (and for the default range), or by (target, scale, offset)."""
 
     def __init__(self, kept: KeptRows, make: Make) -> None:
         self._kept, self._make = kept, make
 
-    def __missing__(self, target: Target | None) -> Any:
-        plain = self[target] = self._kept.of(self._make, target).plain
+    def __missing__(self, key: Any) -> Plain:
+        if len(self) >= KeptRows.MOST:
+            self.clear()
+        of = self._kept.of
+        if isinstance(key, tuple):
+            rows = of_bytes = of(self._make, *key)
+        else:
+            rows, of_bytes = of(self._make, key), of(self._make, key, *DEFAULT_BYTES)
+        plain = self[key] = (*rows.plain[:3], of_bytes.plain)
         return plain
 
 
@@ -87,15 +95,22 @@ class KeptRows:
 
     def of(self, make: Make, target: Target | None, scale: float = 1.0, offset: float = 0.0) -> Rows:
         """make(alpha, sigma, target, scale, offset), a row for each step."""
-        key = make, target, scale, offset, math.copysign(1, scale)
+        key = make, target, scale, offset
         if key not in self._rows:
             self._keep(key, make(self._alpha, self._sigma, target, scale, offset))
         return self._rows[key]
 
     @cached_property
     def markov(self) -> Rows:
-        a, s = self._steps()
-        return Rows.of({"out.x": a, "out.z": s})
+        return forward(*self._steps())
+
+    @cached_property
+    def markov_of_bytes(self) -> Rows:
+        return forward(*self._steps(), None, *DEFAULT_BYTES)
+
+    @cached_property
+    def plain_markov(self) -> Plain:
+        return (*self.markov.plain[:3], self.markov_of_bytes.plain)
 
     def _keep(self, key: Any, rows: Rows) -> None:
         if len(self._rows) >= self.MOST:

@@ -21,6 +21,7 @@ from .arrays import (
     as_array,
     batch_shape,
     count,
+    fast_dtype,
     float_dtype,
     interop,
     is_array,
@@ -29,7 +30,7 @@ from .arrays import (
     output,
     overlap,
 )
-from .backends.call import Draw, Step, Walk
+from .backends.call import Step, Walk
 from .calls import (
     SLOTS,
     Index,
@@ -44,7 +45,7 @@ from .calls import (
     run,
     segments,
 )
-from .forward import Make, forward
+from .forward import DEFAULT_BYTES, Make, forward
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Noise
 from .rows import M1, PAST1, Rows, X, Z
 from .schedule import Schedule
@@ -55,7 +56,6 @@ Array: TypeAlias = Any  # of NumPy, CuPy or torch: results are of the kind that 
 NoiseLike: TypeAlias = Noise | Sequence[Noise] | Array
 
 UNIT = Rows.of({"out.z": 1.0})
-DEFAULT_BYTES = 1 / 127.5, -1.0  # scale and offset of uint8: from 0 .. 255 to -1 .. 1
 
 
 def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
@@ -102,14 +102,7 @@ def randn(
 
     Source: Box & Muller (1958) on Philox4x32-10; radius within 2.5 ulp, cos and sin within 2^-22 (float32).
     """
-    other = interop(dtype if out is None else out)
-    if batched is True and type(noise) is Noise and (other is None or not other.is_traced()):
-        done = _fast_randn(shape, noise, dtype, out)
-        if done is not NotImplemented:
-            return done
-    if other is not None:
-        return other.randn(shape, noise, dtype=dtype, batched=batched, out=out)
-    return _random("normal", shape, noise, FIELD, FLOATS, dtype, batched, out)
+    return _random("randn", shape, noise, dtype, batched, out)
 
 
 def uniform(
@@ -125,9 +118,7 @@ def uniform(
     float32: (floor(w / 2^9) + 1/2) / 2^23 of the word w; float64: the same field with 52 bits. Other dtypes could not
     keep 1 out: TypeError.
     """
-    if (other := interop(dtype if out is None else out)) is not None:
-        return other.uniform(shape, noise, dtype=dtype, batched=batched, out=out)
-    return _random("uniform", shape, noise, UNIFORM, ("float32", "float64"), dtype, batched, out)
+    return _random("uniform", shape, noise, dtype, batched, out)
 
 
 @overload
@@ -182,19 +173,18 @@ def q_sample(
         written then.
     """
     other = None if type(x0) is np.ndarray else interop(x0)
-    if (
-        scale is None
-        and offset is None
-        and dtype is None
-        and batched is True
-        and type(schedule) is Schedule
-        and (other is None or not other.is_traced())
-    ):
+    named = type(target) is str or (target is None and target_out is None)
+    if named and type(schedule) is Schedule and (other is None or not other.is_traced()):
+        plain = schedule.kept.plain
+        if scale is None and offset is None:
+            table = plain[target]
+        else:
+            table = plain[target, _finite("scale", scale, 1.0), _finite("offset", offset, 0.0)]
+        kind = None if dtype is None else fast_dtype(dtype, other)
         aux: Any = None if target is None else 1 if target_out is None else (target_out,)
-        if type(target) is str or (target is None and target_out is None):
-            done = backends.fast_row(schedule.kept.plain[target], t, x0, None, None, noise, -1, out, aux)
-            if done is not NotImplemented:
-                return done if target_out is None else (done, target_out)
+        done = backends.fast_row(table, t, x0, None, None, noise, -1, out, aux, kind, batched)
+        if done is not NotImplemented:
+            return done if target_out is None else (done, target_out)
     if other is not None:
         given = {"target": target, "scale": scale, "offset": offset, "dtype": dtype, "target_out": target_out}
         return other.q_sample(x0, t, schedule, noise, batched=batched, out=out, **given)
@@ -216,21 +206,24 @@ def q_step(
     a_t = alpha_t / alpha_(t-1) and s_t^2 = sigma_t^2 - a_t^2 sigma_(t-1)^2, from alpha = 1, sigma = 0 before t = 0.
     z_t is the field of stream 1 at step `noise.step + t`; with t for each sample or token each takes its own.
 
-    Args and errors: as `q_sample`, with float x and integer t; the noise must have stream 0.
+    Args and errors: as `q_sample` (of uint8 x stands for x / 127.5 - 1, and the result is float32), with integer t; the
+    noise must have stream 0.
     """
     need_schedule(schedule)
     other = None if type(x) is np.ndarray else interop(x)
-    if batched is True and (other is None or not other.is_traced()):
-        done: Array = backends.fast_row(schedule.kept.markov.plain, t, x, None, None, noise, WALK, out, None)
+    if other is None or not other.is_traced():
+        plain = schedule.kept.plain_markov
+        done: Array = backends.fast_row(plain, t, x, None, None, noise, WALK, out, None, None, batched)
         if done is not NotImplemented:
             return done
     if other is not None:
         return other.q_step(x, t, schedule, noise, batched=batched, out=out)
-    x = as_array("x", x)
+    x = as_array("x", x, (*FLOATS, "uint8"))
+    dtype = _result_dtype(x)
     t_index = row_index("t", t, len(schedule), x.shape)
-    names, z = names_or_array(noise, x.shape, x.dtype, batched, WALK, last_step=t_index.last)
-    rows, inputs = schedule.kept.markov, {X: x, Z: z}
-    return run(make_call(x.shape, x.dtype, rows, t_index, names, inputs, {"out": out}, batched, step_by_index=True))[0]
+    names, z = names_or_array(noise, x.shape, dtype, batched, WALK, last_step=t_index.last)
+    rows, inputs = schedule.kept.markov_of_bytes if x.dtype == np.uint8 else schedule.kept.markov, {X: x, Z: z}
+    return run(make_call(x.shape, dtype, rows, t_index, names, inputs, {"out": out}, batched, step_by_index=True))[0]
 
 
 def q_walk(
@@ -256,40 +249,46 @@ def q_walk(
     need_schedule(schedule)
     if (other := interop(x0)) is not None:
         return other.q_walk(x0, schedule, noise, keep=keep, batched=batched, out=out)
-    x0 = as_array("x0", x0)
-    kept = kept_times(keep, len(schedule))
+    x0 = as_array("x0", x0, (*FLOATS, "uint8"))
+    dtype, kept = _result_dtype(x0), kept_times(keep, len(schedule))
     if is_array(noise):
         raise TypeError("noise: q_walk draws at every time and takes a Noise, not an array")
-    names, _ = names_or_array(noise, x0.shape, x0.dtype, batched, WALK, last_step=int(kept[-1]) if len(kept) else 0)
-    shape = (len(kept), *x0.shape)
+    names, _ = names_or_array(noise, x0.shape, dtype, batched, WALK, last_step=int(kept[-1]) if len(kept) else 0)
     device = one_place([("x0", x0), *([("out", out)] if out is not None and is_array(out) else [])])
-    index = Index(np.zeros(1, np.int64), x0.size)
-    check_place(device, index, names)
-    result = output("out", out, shape, x0.dtype, device)
-    x0 = readable(x0, x0.dtype)
+    check_place(device, Index(np.zeros(1, np.int64), x0.size), names)
+    result = output("out", out, (len(kept), *x0.shape), dtype, device)
+    x0 = readable(x0, dtype)
     if overlap(result, x0):
         raise ValueError("out overlaps x0: the walk reads x0 and writes every kept time")
     if result.size == 0:
         return result
-    times = int(kept[-1]) + 1
-    slots = np.full(times, -1, np.int64)
+    rows, slots = schedule.kept.markov, np.full(int(kept[-1]) + 1, -1, np.int64)
     slots[kept] = np.arange(len(kept))
+    if x0.dtype == np.uint8:  # a walk has no constant: the step that scales bytes is one of its own
+        x0 = q_step(x0, 0, schedule, noise, batched=batched)
+        if slots[0] == 0:
+            result[0] = x0
+        rows, slots, names = Rows(rows.table[1:], rows.active), slots[1:], tuple(n.at(step=n.step + 1) for n in names)
+    if len(slots):
+        backends.of(result).walk(Walk(_first_step(x0, rows, names, result, batched), slots))
+    return result
+
+
+def _first_step(x0: Array, rows: Rows, names: tuple[Noise, ...], result: Array, batched: bool) -> Step:
     batch, sample_shape = batch_shape(x0.shape, batched)
-    first = Step(
+    return Step(
         batch=batch,
         size=count(sample_shape),
         sample_shape=sample_shape,
-        rows=schedule.kept.markov,
-        index=index.values,
-        segment=index.segment,
+        rows=rows,
+        index=np.zeros(1, np.int64),
+        segment=x0.size,
         inputs=(x0, *(None,) * Z),
         outputs=(result, None, None),
         draw="normal",
         step_by_index=False,
         noise=names,
     )
-    backends.of(result).walk(Walk(first, slots))
-    return result
 
 
 def update(
@@ -326,7 +325,9 @@ def update(
     """
     other = None if type(x) is np.ndarray else interop(x)
     if type(table) is Tableau and not table.masked and (other is None or not other.is_traced()):
-        done: Array = backends.fast_row(table.as_rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out)
+        done: Array = backends.fast_row(
+            table.as_rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out, None, True
+        )
         if done is not NotImplemented:
             return done
     _need_several(model_output, past, aux_out)
@@ -382,27 +383,12 @@ def rows_at(
     return schedule.kept.of(make, target, *given), checked_rows("t", times, segment, len(schedule))
 
 
-def _fast_randn(shape: int | Sequence[int], noise: Noise, dtype: DTypeLike, out: Array | None) -> Any:
-    """The fast path for up to 2^16 elements; larger calls do not notice its absence."""
-    if type(shape) is not tuple or not shape:
-        return NotImplemented
-    for length in shape:
-        if type(length) is not int or length <= 0:
-            return NotImplemented
-    if math.prod(shape) > 1 << 16:
-        return NotImplemented
-    if out is None:
-        if dtype not in ("float32", "float64"):
-            return NotImplemented
-        out = np.empty(shape, dtype)
-    else:
-        name = str(getattr(out, "dtype", None))
-        if getattr(out, "shape", None) != shape or str(dtype) not in (name, name.removeprefix("torch.")):
-            return NotImplemented
-    return backends.fast_row(UNIT.plain, 0, out, None, None, noise, -1, out, None)
-
-
 # ---------------------------------------------------------------------------------------------------------- calls
+
+
+def _result_dtype(x: Array) -> np.dtype[Any]:
+    """x's, but float32 of bytes."""
+    return np.dtype(np.float32) if x.dtype == np.uint8 else x.dtype
 
 
 def need_tableau(name: str, table: object) -> None:
@@ -416,29 +402,38 @@ def need_schedule(schedule: object) -> None:
 
 
 def _random(
-    draw: Draw,
+    name: str,
     shape: int | Sequence[int],
     noise: Noise | Sequence[Noise] | int,
-    stream: int,
-    allowed: tuple[str, ...],
     dtype: DTypeLike,
     batched: bool,
     out: Array | None,
 ) -> Array:
+    is_uniform = name == "uniform"
+    other = interop(dtype if out is None else out)
+    allowed = ("float32", "float64") if is_uniform else FLOATS
+    if isinstance(noise, int | np.integer):
+        noise = Noise(noise)
+    if other is None or not other.is_traced():
+        kind = fast_dtype(dtype, other, allowed)
+        done = backends.fast_random(UNIT.plain, shape, noise, is_uniform, kind, batched, other is not None, out)
+        if done is not NotImplemented:
+            return done
+    if other is not None:
+        return getattr(other, name)(shape, noise, dtype=dtype, batched=batched, out=out)
     try:
         full = tuple(map(operator.index, shape)) if np.iterable(shape) else (operator.index(shape),)
     except TypeError:
         raise TypeError(f"shape: expected integers, got {shape!r}") from None
     if any(n < 0 for n in full):
         raise ValueError(f"shape {full}: expected lengths of at least 0")
-    kind = float_dtype(dtype, allowed)
-    if isinstance(noise, int | np.integer):
-        noise = Noise(noise)
+    dtype = float_dtype(dtype, allowed)
     if not isinstance(noise, Noise | list | tuple):
         raise TypeError(f"noise: expected a Noise, a list of them or an int seed, got {type(noise).__name__}")
-    names, _ = names_or_array(noise, full, kind, batched, stream, any_stream=True)
-    one_row = Index(np.zeros(1, np.int64), max(1, count(full)))
-    return run(make_call(full, kind, UNIT, one_row, names, {}, {"out": out}, batched, draw=draw))[0]
+    names, _ = names_or_array(noise, full, dtype, batched, UNIFORM if is_uniform else FIELD, any_stream=True)
+    one_row, outs = Index(np.zeros(1, np.int64), max(1, count(full))), {"out": out}
+    call = make_call(full, dtype, UNIT, one_row, names, {}, outs, batched, draw="uniform" if is_uniform else "normal")
+    return run(call)[0]
 
 
 def _q_sample(
@@ -457,7 +452,7 @@ def _q_sample(
     need_schedule(schedule)
     x = as_array("x0", x0, (*FLOATS, "uint8"))
     is_bytes = x.dtype == np.uint8
-    kind = float_dtype(dtype if dtype is not None else np.float32 if is_bytes else x.dtype)
+    kind = _result_dtype(x) if dtype is None else float_dtype(dtype)
     if dtype is None and is_bytes and getattr(out, "dtype", kind) != kind:
         raise TypeError(f"out: expected float32, got {out.dtype}; say which with dtype=")  # type: ignore[union-attr]
     if target is not None:
@@ -520,7 +515,7 @@ def _finite(name: str, value: float | None, default: float) -> float:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    number = float(value)
+    number = float(value) + 0.0  # -0 is 0: ranges are keys
     if not math.isfinite(number):
         raise ValueError(f"{name} = {value!r}: expected a finite number")
     return number

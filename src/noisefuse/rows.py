@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,10 @@ ORDER = (Z, D, PAST4, PAST3, PAST2, PAST1, M2, M1, X)
 Z_COLUMNS = [first + 1 + Z for first in AFFINE]
 Z_BITS = sum(1 << column for column in Z_COLUMNS)
 BOUNDS = 1 << LOW | 1 << HIGH
+
+
+# Rows for float32 and for float64 arithmetic, active coefficients; the same for x of bytes, where that is allowed.
+Plain: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], int, Any]
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,9 @@ class Rows:
         return Rows(self.table, self.active & ~Z_BITS)
 
     @cached_property
-    def plain(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], int]:
+    def plain(self) -> Plain:
         """What the fast path takes."""
-        return self.single, self.table, self.active
+        return self.single, self.table, self.active, None
 
     @property
     def mask(self) -> npt.NDArray[np.void]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from . import backends, ops
 from .arrays import interop, is_traced
 from .noise import SAMPLER, START, Noise
-from .rows import OUTPUTS
+from .rows import OUTPUTS, Plain
 from .tableau import Row, Tableau, x
 from .views import guidance
 
@@ -68,7 +68,7 @@ class Sampler:
     _slots: int
     _state_size: tuple[int, int]
     _push: list[int]
-    _plain: tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], int]
+    _plain: Plain
     _fast_rows: int
     _denoised: list[int]
     _times: list[Any]
@@ -196,19 +196,20 @@ class Sampler:
             IndexError: no row i. TypeError: a missing state or another sampler's, a pair without guidance_scale or
             the other way round. ``noisefuse.update`` says what is wrong with an array.
         """
+        slots = self._slots
         if (
             type(i) is int
             and 0 <= i < self._fast_rows
             and guidance_scale is None
             and denoised_out is None
             and type(model_output) is not tuple
-            and (not self._slots or (type(state) is State and state.size == self._state_size))
+            and (not slots or (type(state) is State and state.size == self._state_size))
             and (type(x) is np.ndarray or not is_traced(x))
         ):
-            past, kept, after = _NOTHING if not self._slots else state.moves[self._push[i]][state.at]  # type: ignore[union-attr]
-            made = backends.fast_row(self._plain, i, x, model_output, past, noise, SAMPLER, out, kept)
+            past, kept, after = state.moves[self._push[i]][state.at] if slots else _NOTHING  # type: ignore[union-attr]
+            made = backends.fast_row(self._plain, i, x, model_output, past, noise, SAMPLER, out, kept, None, True)
             if made is not NotImplemented:
-                if kept:
+                if slots:
                     state.at = after  # type: ignore[union-attr]
                 return made
         return self._step(i, x, model_output, noise, state, guidance_scale, out, denoised_out)

@@ -28,12 +28,13 @@ class Backend(Protocol):
     """What a backend module offers; its arguments were checked in ops.py.
 
     Attributes:
-        fast_row, fast_mse: its fast path, or None.
+        fast_row, fast_random, fast_mse: its fast path, or None.
         empty: makes new outputs in host memory, as `numpy.empty`.
         tests_itself: whether it is tested when it is first used, and not when it is loaded.
     """
 
     fast_row: Callable[..., Any] | None
+    fast_random: Callable[..., Any] | None
     fast_mse: Callable[..., Any] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
@@ -72,6 +73,7 @@ def _first_empty(*arguments: Any) -> Any:
 # The fast path of the backend in use, csrc/fast_path.cpp: it takes arguments as they came, checks them itself, and
 # declines with NotImplemented whatever is not plain.
 fast_row: Callable[..., Any] = _first_row
+fast_random: Callable[..., Any] = declined
 fast_mse: Callable[..., Any] = declined
 empty: Callable[..., Any] = _first_empty
 
@@ -141,9 +143,10 @@ def _select(name: str) -> tuple[str, Any]:
 
 
 def _use(name: str, backend: Any) -> tuple[str, Any]:
-    global _current, fast_row, fast_mse, empty
+    global _current, fast_row, fast_random, fast_mse, empty
     _current = name, backend
-    fast_row, fast_mse, empty = backend.fast_row or declined, backend.fast_mse or declined, backend.empty
+    fast_row, fast_random = backend.fast_row or declined, backend.fast_random or declined
+    fast_mse, empty = backend.fast_mse or declined, backend.empty
     return _current
 
 

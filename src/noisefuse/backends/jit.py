@@ -21,7 +21,7 @@ SLAB = 1 << 20  # elements whose residuals are held at a time, or one sample
 
 # Compiling takes seconds, the first time: no more than is needed, and each kind of arithmetic when it is.
 tests_itself = True
-fast_row = fast_mse = None
+fast_row = fast_random = fast_mse = None
 empty = np.empty
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _tested: set[np.dtype[Any]] = set()

@@ -23,7 +23,7 @@ if isa := os.environ.get("NOISEFUSE_ISA"):
 
 threads.from_environment()  # the extension reads it too, and says nothing where it is wrong
 
-fast_row, fast_mse = _native.row, _native.mse
+fast_row, fast_random, fast_mse = _native.row, _native.random, _native.mse
 empty = _native.empty  # large ones in memory that earlier outputs gave back
 tests_itself = False
 

@@ -15,7 +15,7 @@ from ..rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, D, X, Z
 from . import spec
 from .call import LOSS_CHUNK, Array, Loss, Step, Walk
 
-fast_row = fast_mse = None
+fast_row = fast_random = fast_mse = None
 empty = np.empty
 tests_itself = False
 

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain calls in all their spellings: the fast path takes each, with the bits of the checked path."""
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conftest import bits
+from noisefuse import backends, loss, ops
+
+S, F, N = nf.Schedule.linear(50), nf.Schedule.flow(50), nf.Noise(5, sample=9, step=2)
+SHAPE = (2, 16, 7)
+T = np.array([3, 40])
+
+
+def numbers(dtype):
+    values = np.random.default_rng(0).standard_normal(SHAPE)
+    return (40 * values + 128).clip(0, 255).astype(np.uint8) if dtype == "uint8" else values.astype(dtype)
+
+
+FLOATS, ALL = ("float32", "float64", "float16"), ("float32", "float64", "float16", "uint8")
+CALLS = {
+    **{f"q_sample {d}": lambda a, d=d: nf.q_sample(a(d), T, S, N) for d in ALL},
+    **{f"target of {d}": lambda a, d=d: nf.q_sample(a(d), T, S, N, target="flow") for d in ALL},
+    **{f"scale of {d}": lambda a, d=d: nf.q_sample(a(d), T, S, N, scale=2, target="v") for d in ALL},
+    **{f"offset of {d}": lambda a, d=d: nf.q_sample(a(d), T, S, N, offset=-0.5) for d in ALL},
+    **{f"bytes to {d}": lambda a, d=d: nf.q_sample(a("uint8"), T, S, N, dtype=d) for d in FLOATS},
+    "float32 to float64": lambda a: nf.q_sample(a("float32"), T, S, N, dtype=np.float64),
+    "float16 to float32": lambda a: nf.q_sample(a("float16"), T, S, N, dtype=np.dtype("float32")),
+    **{f"one sample of {d}": lambda a, d=d: nf.q_sample(a(d), 3, S, N, batched=False) for d in ALL},
+    **{f"q_step {d}": lambda a, d=d: nf.q_step(a(d), T, S, N) for d in ALL},
+    "q_step, one sample": lambda a: nf.q_step(a("float32"), 3, S, N, batched=False),
+    **{f"mse_loss {d}": lambda a, d=d: nf.mse_loss(a("float32"), a(d), T, S, N, target="v") for d in ALL[::3]},
+}  # fmt: skip
+RANDOM = {
+    "dtype's class": lambda draw: draw(SHAPE, N, dtype=np.float32),
+    "a dtype": lambda draw: draw(SHAPE, N, dtype=np.dtype("float64")),
+    "a list": lambda draw: draw([*SHAPE], N),
+    "a number": lambda draw: draw(112, N),
+    "one sample": lambda draw: draw(SHAPE, N, batched=False),
+    "a seed": lambda draw: draw(SHAPE, 5),
+    "NumPy's seed": lambda draw: draw(SHAPE, np.int64(5)),
+    "many": lambda draw: draw((3, 50_001), N),
+    "out": lambda draw: draw(SHAPE, N, out=np.zeros(SHAPE, np.float32)),
+}
+
+
+def checked(monkeypatch, call):
+    """What the checked path gives."""
+    with monkeypatch.context() as patch:
+        for name in ("fast_row", "fast_random", "fast_mse"):
+            patch.setattr(backends, name, backends.declined)
+        return call()
+
+
+def refuse_the_checked_path(monkeypatch):
+    def fail(*arguments, **options):
+        pytest.fail("the checked path")
+
+    for module, name in ((ops, "as_array"), (ops, "names_or_array"), (loss, "as_array")):
+        monkeypatch.setattr(module, name, fail)
+
+
+def same(a, b):
+    pairs = zip(a, b, strict=True) if isinstance(a, tuple) else [(a, b)]
+    return all(np.asarray(p).dtype == np.asarray(q).dtype and bits(p) == bits(q) for p, q in pairs)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_numpy(native, monkeypatch, name):
+    expected = checked(monkeypatch, lambda: CALLS[name](numbers))
+    refuse_the_checked_path(monkeypatch)
+    assert same(CALLS[name](numbers), expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_torch(monkeypatch, name):
+    torch = pytest.importorskip("torch")
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        pytest.skip("this torch has no exchange API")
+    expected = checked(monkeypatch, lambda: CALLS[name](numbers))
+    refuse_the_checked_path(monkeypatch)
+    found = CALLS[name](lambda dtype: torch.from_numpy(numbers(dtype)))
+    found = tuple(f.numpy() for f in found) if isinstance(found, tuple) else found.numpy()
+    assert same(found, np.float32(expected) if name.startswith("mse") else expected)
+
+
+@pytest.mark.parametrize("draw", [nf.randn, nf.uniform])
+@pytest.mark.parametrize("name", RANDOM)
+def test_random(native, monkeypatch, draw, name):
+    expected = checked(monkeypatch, lambda: RANDOM[name](draw))
+    refuse_the_checked_path(monkeypatch)
+    assert same(RANDOM[name](draw), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_random_tensors(monkeypatch, dtype):
+    torch = pytest.importorskip("torch")
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        pytest.skip("this torch has no exchange API")
+    expected = checked(monkeypatch, lambda: nf.randn(SHAPE, N, dtype=dtype))
+    refuse_the_checked_path(monkeypatch)
+    found = nf.randn(SHAPE, N, dtype=getattr(torch, dtype))
+    assert found.dtype is getattr(torch, dtype)
+    assert bits(found.float().numpy()) == bits(expected.astype(np.float32))
+    out = torch.empty(SHAPE, dtype=found.dtype)
+    assert nf.randn(SHAPE, N, dtype=found.dtype, out=out) is out
+    assert torch.equal(out, found)
+
+
+def test_a_walk_of_bytes_is_its_steps(backend):
+    x = x0 = numbers("uint8")
+    walk, some = nf.q_walk(x0, S, N), nf.q_walk(x0, S, N, keep=[4, 30])
+    assert walk.dtype == np.float32
+    for t in range(len(S)):
+        x = nf.q_step(x, t, S, N)
+        assert bits(walk[t]) == bits(x)
+    assert bits(some) == bits(walk[[4, 30]])
+    assert bits(nf.q_walk(x0, S, N, keep=[0])) == bits(walk[:1])
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (lambda: nf.randn((2, 3), N, dtype="int32"), TypeError),
+        (lambda: nf.randn((2, 3), N, dtype=[("a", "f4")]), TypeError),
+        (lambda: nf.randn((2, 3), N, dtype=">f4"), TypeError),
+        (lambda: nf.uniform((2, 3), N, dtype="float16"), TypeError),
+        (lambda: nf.randn((2, -3), N), ValueError),
+        (lambda: nf.randn((2.0, 3), N), TypeError),
+        (lambda: nf.randn((2, 3), -1), OverflowError),
+        (lambda: nf.randn((2, 3), N, out=np.zeros((2, 3))), TypeError),
+        (lambda: nf.q_sample(numbers("float32"), T, S, N, target=["v"]), (TypeError, ValueError)),
+        (lambda: nf.q_sample(numbers("float32"), T, S, N, scale=np.nan), ValueError),
+        (lambda: nf.q_sample(numbers("float32"), T, S, N, dtype="uint8"), TypeError),
+        (lambda: nf.q_step(numbers("uint8"), T, S, N, out=np.zeros(SHAPE, np.uint8)), TypeError),
+    ],
+)
+def test_what_is_wrong_is_said(native, call, error):
+    with pytest.raises(error):
+        call()
+
+
+def test_many_ranges_are_forgotten():
+    """A schedule keeps the rows of some ranges, not of all that it has seen."""
+    schedule, x = nf.Schedule.linear(5), np.ones((1, 4), np.float32)
+    for n in range(300):
+        nf.q_sample(x, 2, schedule, N, scale=n + 1.0)
+    assert len(schedule.kept.plain) < 100
