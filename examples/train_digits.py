@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a small diffusion model on scikit-learn's handwritten digits, and draw digits with it.
 
-    python examples/train_digits.py           about a minute on two cores; draws train_digits.png
+    python examples/train_digits.py           about a minute on two idle cores; draws train_digits.png
+
+torch takes as many threads as there are cores for this process. Beside other work they wait for each other, and
+`--threads 1` is faster.
 
 The network learns v from x_t, t and the digit's label. No step stores its noise: `nf.q_sample` draws it on the way to
 x_t, and `nf.mse_loss` draws it again, forward and backward. The noise of an image depends on the image and the epoch
 alone, whatever batch it falls into; so do the times.
 
-Needs matplotlib, rich, scikit-learn and torch: pip install 'noisefuse[demo,torch]'.
+Needs matplotlib, scikit-learn and torch: pip install 'noisefuse[demo,torch]'.
 """
 
 from __future__ import annotations
@@ -15,15 +18,13 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -94,7 +95,24 @@ def batches(n: int, size: int, seed: int) -> Iterator[tuple[int, Tensor]]:
         epoch += 1
 
 
-def train(steps: int, *, seed: int = 0, batch: int = 128, progress: Progress | None = None) -> Trained:
+def progress(steps: int, every: float = 3.0) -> Callable[[Sequence[float]], None]:
+    """Prints a line every few seconds, also where the output goes to a file, and at the last step."""
+    began = shown = time.perf_counter()
+
+    def tell(losses: Sequence[float]) -> None:
+        nonlocal shown
+        now, done = time.perf_counter(), len(losses)
+        if done == steps or now - shown >= every:
+            shown = now
+            left = (now - began) / done * (steps - done)
+            print(f"step {done} of {steps}, loss {np.mean(losses[-100:]):.4f}, {left:.0f} s left", flush=True)
+
+    return tell
+
+
+def train(
+    steps: int, *, seed: int = 0, batch: int = 128, tell: Callable[[Sequence[float]], None] = lambda losses: None
+) -> Trained:
     torch.manual_seed(seed)
     images, labels = load()
     network = Denoiser()
@@ -102,7 +120,6 @@ def train(steps: int, *, seed: int = 0, batch: int = 128, progress: Progress | N
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2, fused=True)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
     weight = nf.weights.min_snr(SCHEDULE, "v")
-    task = None if progress is None else progress.add_task("training", total=steps, loss="")
     kept, learned = list(average.parameters()), list(network.parameters())
     losses: list[float] = []
 
@@ -122,8 +139,7 @@ def train(steps: int, *, seed: int = 0, batch: int = 128, progress: Progress | N
         losses.append(loss.item())
         with torch.no_grad():
             torch._foreach_lerp_(kept, learned, max(0.005, 1 / (step + 1)))
-        if progress is not None and task is not None:
-            progress.update(task, advance=1, loss=f"loss {np.mean(losses[-100:]):.4f}")
+        tell(losses)
     return Trained(average.eval(), losses)
 
 
@@ -176,18 +192,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=3000, help="training steps (default: %(default)s)")
     parser.add_argument("--columns", type=int, default=16, help="samples of each digit (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=nf.info()["threads"],
+        help="default: as many as cores, %(default)s",
+    )
     arguments = parser.parse_args(argv)
 
-    columns = (
-        "{task.description}",
-        BarColumn(),
-        "{task.completed}",
-        TextColumn("{task.fields[loss]}"),
-        TimeRemainingColumn(),
-    )
+    torch.set_num_threads(arguments.threads)
+    print(f"torch and noisefuse on {arguments.threads} threads", flush=True)
     began = time.perf_counter()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        trained = train(arguments.steps, seed=arguments.seed, progress=progress)
+    with nf.set_num_threads(arguments.threads):
+        trained = train(arguments.steps, seed=arguments.seed, tell=progress(arguments.steps))
     minutes = (time.perf_counter() - began) / 60
     labels = torch.arange(DIGITS).repeat_interleave(arguments.columns)
     samples = draw(trained.network, labels, nf.Noise(arguments.seed))

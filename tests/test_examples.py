@@ -104,7 +104,39 @@ def test_training_starts_well_and_again(digits, tmp_path, capsys):
     out = tmp_path / "few.png"
     digits.main(["--out", str(out), "--steps", "3", "--columns", "2"])
     assert out.read_bytes().startswith(b"\x89PNG")
-    assert f"wrote {out}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"wrote {out}" in printed
+    assert "step 3 of 3, loss " in printed
+
+
+def test_training_holds_torch_to_its_threads_and_says_so(digits, tmp_path, monkeypatch, capsys):
+    """Seen to fail: torch as it was."""
+    import torch
+
+    before = torch.get_num_threads()
+    asked = []
+    monkeypatch.setattr(digits, "train", lambda *_, **__: asked.append(torch.get_num_threads()) or 1 / 0)
+    try:
+        for arguments, threads in (([], nf.info()["threads"]), (["--threads", "3"], 3)):
+            torch.set_num_threads(before + 1)
+            with pytest.raises(ZeroDivisionError):
+                digits.main(arguments)
+            assert f"on {threads} threads" in capsys.readouterr().out
+            assert asked.pop() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_training_tells_how_far_it_is(digits, monkeypatch, capsys):
+    """A line every three seconds. Seen to fail: a line at each step, none, seconds that are not those left."""
+    now = [100.0]
+    monkeypatch.setattr(digits.time, "perf_counter", lambda: now[0])
+    tell = digits.progress(8)
+    for step in range(1, 9):
+        now[0] += 1
+        tell([0.5] * step)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"step {n} of 8, loss 0.5000, {8 - n} s left" for n in (3, 6, 8)]
 
 
 @pytest.mark.slow
