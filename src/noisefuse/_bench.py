@@ -9,27 +9,36 @@ import itertools
 import json
 import math
 import platform
+import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
 import noisefuse as nf
 
-from ._contenders import ARRAYS, NOTES, OPERATIONS, Call, Case, contenders, processors
+from ._contenders import ARRAYS, OPERATIONS, RIVALS, Call, Case, contenders, processors
 
+Old: TypeAlias = dict[tuple[str, int, tuple[int, ...], str], dict[str, float]]
 Result: TypeAlias = tuple[Case, dict[str, "Timing"]]
 Clock: TypeAlias = Callable[[Call, int], float]  # a call, and how often it is made -> seconds of one
 
-LEGEND = """\
-ns: nanoseconds per noised element, the median; ±: half of what lies between the
-quartiles. GB/s: each input read once, each output written once; copy: that as a
-share of copyto's (NumPy's: on one thread). The others: time over noisefuse's."""
+COLUMNS = {
+    "us": "microseconds a call, the median",
+    "ns": "nanoseconds per noised element, the median",
+    "±": "half of what lies between the quartiles",
+    "GB/s": "each input read once, each output written once (at each step of a walk)",
+    "copy": "GB/s as a share of copyto's (NumPy's: on one thread)",
+    "old": "times as fast as in the stored run",
+    "ratio": "time over noisefuse's",
+}
 
 
 # ---- the clock ---------------------------------------------------------------------------------------------
@@ -112,15 +121,20 @@ def cpu() -> Device:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise OSError(f"cannot write {arguments.json}: no such directory")
+    for path in filter(None, (arguments.json, arguments.plot)):
+        if not path.parent.is_dir():
+            raise OSError(f"cannot write {path}: no such directory")
+    old = arguments.compare and stored(arguments.compare)
+    plot = arguments.plot and import_module("._bench_plot", __package__).Plot(arguments.plot)
     device = cpu() if arguments.device == "cpu" else import_module("._bench_cuda", __package__).device()
     results = measure(device, cases(device, arguments), quick=arguments.quick)
-    print(describe(device.where), report(results), sep="\n")
-    if arguments.json is not None:
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    print("\n".join(report(device.where, results, old, width)))
+    if arguments.json:
         written = {"machine": device.where, "results": [_record(*result) for result in results]}
         arguments.json.write_text(json.dumps(written, indent=1) + "\n")
-        print(f"wrote {arguments.json}")
+    if plot:
+        plot.draw(device.where, results)
 
 
 def cases(device: Device, arguments: argparse.Namespace) -> list[Case]:
@@ -131,17 +145,13 @@ def cases(device: Device, arguments: argparse.Namespace) -> list[Case]:
 
 
 def measure(device: Device, cases: Sequence[Case], *, quick: bool) -> list[Result]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    results: list[Result] = []
-    # refreshed by hand: a bar that redraws itself would run beside what is measured
-    with Progress(console=Console(stderr=True), transient=True, auto_refresh=False) as progress:
-        task = progress.add_task("", total=len(cases))
-        for case in cases:
-            progress.update(task, description=str(case), refresh=True)
-            results.append((case, _measure(device, case, *((0.1, 3) if quick else (1.0, 5)))))
-            progress.advance(task)
+    seen, results = sys.stderr.isatty(), []
+    for i, case in enumerate(cases):
+        if seen:
+            print(f"\r\033[K{i + 1} of {len(cases)}: {case}", end="", file=sys.stderr, flush=True)
+        results.append((case, _measure(device, case, *((0.1, 3) if quick else (1.0, 5)))))
+    if seen:
+        print("\r\033[K", end="", file=sys.stderr)
     return results
 
 
@@ -179,31 +189,72 @@ def describe(where: Mapping[str, Any]) -> str:
     return f"{', '.join(map(str, parts))}\n{versions}"
 
 
-def report(results: Sequence[Result]) -> str:
-    """A line for each case, a column for each contender beside noisefuse and the copy, and what the columns mean."""
-    names = [name for name in NOTES if any(name in timings for _, timings in results)]
-    rows = [["", "", "ns", "±", "GB/s", "copy", *names]]
+def report(where: Mapping[str, Any], results: Sequence[Result], old: Old | None, width: int) -> list[str]:
+    """A table where that fits into the width, else a record on each line, and comments."""
+    columns = ["ns", "±", "GB/s", "copy", *(["old"] if old is not None else [])]
+    rivals = [name for name in RIVALS if any(name in timings for _, timings in results)]
+    head, notes = describe(where).splitlines(), [_small_calls(results)]
+    table = aligned(_table(results, old, columns, rivals), left=2)
+    if max(map(len, table)) <= width:
+        notes += [f"{name}: {COLUMNS[name]}." for name in columns]
+        notes += [f"{name}: {COLUMNS['ratio']}; {RIVALS[name]}." for name in rivals]
+        return [*head, "", *table, "", *notes]
+    columns = ["us", *columns, "ratio"]
+    notes += [f"{name}: {(COLUMNS | RIVALS)[name]}." for name in (*columns, *rivals)]
+    return [*(f"# {line}" for line in (*head, *notes)), *aligned(_records(results, old, columns), left=5)]
+
+
+def _table(
+    results: Sequence[Result], old: Old | None, columns: Sequence[str], rivals: Sequence[str]
+) -> list[list[str]]:
+    """A line for each case, a column for each contender beside noisefuse and the copy."""
+    rows = [["", "", *columns, *rivals]]
     for title, group in itertools.groupby(results, lambda result: result[0].group):
-        rows += [[title], *(_row(*result, names) for result in group)]
-    notes = [f"{name}: {NOTES[name]}." for name in names if NOTES[name]]
-    return "\n".join([*aligned(rows, left=2), "", _small_calls(results), LEGEND, *notes])
+        rows.append([title])
+        for case, timings in group:
+            ratios = [figures(case, timings, name, old)["ratio"] if name in timings else "" for name in rivals]
+            own = figures(case, timings, "noisefuse", old)
+            rows.append([case.size, case.dtype, *(own[column] for column in columns), *ratios])
+    return rows
 
 
-def _row(case: Case, timings: Mapping[str, Timing], names: Sequence[str]) -> list[str]:
-    own, copy, moved = timings["noisefuse"], timings.get("copyto"), case.bytes(ARRAYS[case.operation])
-    return [
-        case.size,
-        case.dtype,
-        _digits(own.median / case.elements * 1e9),
-        f"{(own.high - own.low) / 2 / own.median:.0%}",
-        _digits(moved / own.median / 1e9) if moved else "",
-        f"{moved / case.bytes(2) * copy.median / own.median:.2f}" if moved and copy else "",
-        *(_digits(timings[name].median / own.median) if name in timings else "" for name in names),
-    ]
+def _records(results: Sequence[Result], old: Old | None, columns: Sequence[str]) -> list[list[str]]:
+    rows = [["operation", "threads", "shape", "dtype", "by", *columns]]
+    for case, timings in results:
+        for name in timings:
+            cells = figures(case, timings, name, old)
+            whose = [case.operation, str(case.threads), case.size, case.dtype, name]
+            rows.append([*whose, *(cells[column] or "-" for column in columns)])
+    return rows
 
 
-def _digits(value: float) -> str:
-    return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
+def figures(case: Case, timings: Mapping[str, Timing], name: str, old: Old | None = None) -> dict[str, str]:
+    """What a report says of one contender, under the names of its columns."""
+    timing, own = timings[name], timings["noisefuse"]
+    ns = timing.median / case.elements * 1e9
+    before = (old or {}).get((case.operation, case.threads, case.shape, case.dtype), {}).get(name)
+    return {
+        "us": _digits(timing.median * 1e6),
+        "ns": _digits(ns),
+        "±": f"{(timing.high - timing.low) / 2 / timing.median:.0%}",
+        "GB/s": _digits(bandwidth(case, timings, name)),
+        "copy": _digits(of_copy(case, timings, name), 2),
+        "old": f"{before / ns:.2f}" if before else "",
+        "ratio": _digits(timing.median / own.median),
+    }
+
+
+def bandwidth(case: Case, timings: Mapping[str, Timing], name: str) -> float:
+    """In GB/s."""
+    return case.bytes(2 if name == "copyto" else ARRAYS[case.operation]) / timings[name].median / 1e9
+
+
+def of_copy(case: Case, timings: Mapping[str, Timing], name: str) -> float:
+    return bandwidth(case, timings, name) / bandwidth(case, timings, "copyto")
+
+
+def _digits(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}g}" if value < 99.5 else f"{value:.0f}"
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
@@ -239,3 +290,16 @@ def _record(case: Case, timings: Mapping[str, Timing]) -> dict[str, Any]:
             for name, t in timings.items()
         },
     }
+
+
+def stored(path: Path) -> Old:
+    """Nanoseconds per element, of a file that `--json` wrote."""
+    try:
+        return {
+            (one["operation"], one["threads"], tuple(one["shape"]), one["dtype"]): {
+                name: times["median"] for name, times in one["ns_per_element"].items()
+            }
+            for one in json.loads(path.read_text())["results"]
+        }
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not what `noisefuse bench --json` writes") from error

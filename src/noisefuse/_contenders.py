@@ -29,8 +29,8 @@ Call: TypeAlias = Callable[[], object]
 OPERATIONS = ("randn", "q_sample", "q_step", "q_walk")
 DTYPES = ("float32", "float64", "float16", "bfloat16", "uint8")
 WALK_STEPS = 10  # enough to see that the walk does not go through memory
-# How many arrays an operation has to read or write, each once; a walk's steps do not go through memory.
-ARRAYS = {"randn": 1, "q_sample": 2, "q_step": 2, "q_walk": 0, "ddim": 3, "ddpm": 3, "mse_loss": 2}
+# How many arrays an operation has to read or write; a walk as if its steps went through memory, which they do not.
+ARRAYS = {"randn": 1, "q_sample": 2, "q_step": 2, "q_walk": 2, "ddim": 3, "ddpm": 3, "mse_loss": 2}
 
 # ---- what is measured --------------------------------------------------------------------------------------
 
@@ -59,7 +59,7 @@ class Case:
     def bytes(self, arrays: int) -> int:
         """Of so many arrays: one that is written, and others that are read."""
         read, written = (np.dtype(dtype).itemsize for dtype in (self.x_dtype, self.out_dtype))
-        return math.prod(self.shape) * (written + (arrays - 1) * read)
+        return self.elements * (written + (arrays - 1) * read)
 
     @property
     def steps(self) -> int:
@@ -273,9 +273,10 @@ def _mkl_stream() -> tuple[ctypes.CDLL, ctypes.c_void_p]:
     return mkl, stream
 
 
-def _copy(case: Case) -> Call | None:
-    """The yardstick: nothing that reads x and writes out can be much faster."""
-    return None if case.operation == "q_walk" else lambda: np.copyto(case.out, case.x)
+def _copy(case: Case) -> Call:
+    """The yardstick: nothing that reads x and writes out can be much faster. For a walk a copy for each step."""
+    copy = partial(np.copyto, case.out, case.x)
+    return copy if case.steps == 1 else lambda: [copy() for _ in range(case.steps)]
 
 
 CONTENDERS: dict[str, Callable[[Case], Call | None]] = {
@@ -288,15 +289,15 @@ CONTENDERS: dict[str, Callable[[Case], Call | None]] = {
     "MKL": _mkl,
     "copyto": _copy,
 }
-# What a report says of each beside noisefuse and the copy. In NumPy and in MKL, whatever the case says, one thread.
-NOTES = {
+# All but noisefuse and the copy, in the order of a report's columns, and what it says of them.
+RIVALS = {
     "numba": "noisefuse on its backend of that name",
     "naive": "NumPy as papers write it, one thread",
     "tuned": "NumPy with its fastest generator and out=, one thread",
-    "torch": "",
-    "torch.compile": "",
-    "CuPy": "",
-    "JAX": "",
+    "torch": "torch with out=",
+    "torch.compile": "torch, compiled",
+    "CuPy": "as papers write it",
+    "JAX": "jax.jit, on all processors",
     "MKL": "its normals alone, one thread",
 }
 

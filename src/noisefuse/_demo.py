@@ -20,6 +20,7 @@ import noisefuse as nf
 
 from ._bench import aligned, interleaved
 from ._contenders import Case, contenders
+from ._drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,8 +37,6 @@ HISTOGRAM = 4  # the one whose noise is counted
 LONGEST_SIDE = 512  # larger photographs are shrunk: the walk noises each a thousand times
 BATCH = 8  # photographs in one timed call
 SAMPLERS = ("ddim", "heun", "dpmpp_2m", "unipc", "flow_euler", "ddpm", "euler_ancestral")  # of the way back
-
-BLUE, ORANGE, GREY, INK = "#2563eb", "#f0821e", "#bcc3cd", "#1f2430"
 
 
 @dataclass(frozen=True)
@@ -163,20 +162,6 @@ def _picture(
     import matplotlib
     from matplotlib.figure import Figure
 
-    style: Any = {
-        "font.size": 10,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": GREY,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 12,
-        "axes.titleweight": "bold",
-        "axes.titlepad": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
     # two rows of panels for each photograph, in its own proportions
     aspects = [one.walk.shape[1] / one.walk.shape[2] for one in noised for _ in range(2)]
     inches = [2.07 * sum(aspects) + 0.62, 3.9]
@@ -184,7 +169,7 @@ def _picture(
         from . import _ideal
 
         inches.append(_ideal.height(runs))
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         # not pyplot's: no display is needed and no window opens
         figure: Any = Figure(figsize=(13, sum(inches)), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.07, h_pad=0.06, wspace=0.01, hspace=0)
@@ -240,18 +225,14 @@ def _draw_bars(ax: Axes, throughputs: Sequence[Throughput], copy: float, where: 
     ax.barh(y + 0.19, [one.naive for one in throughputs], 0.36, color=GREY, label="naive NumPy, 1 thread")
     ax.axvline(copy, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="np.copyto, a plain copy")
     widest = max(copy, *(one.noisefuse for one in throughputs))
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # where the dashed line would cross
     for i, one in enumerate(throughputs):
-        for offset, speed, text in (
-            (-0.19, one.noisefuse, f"{one.noisefuse:,.0f}   {one.noisefuse / one.naive:.0f}x"),
-            (0.19, one.naive, f"{one.naive:,.0f}"),
-        ):
-            weight = "bold" if offset < 0 else "normal"
-            ax.text(speed + widest / 80, i + offset, text, va="center", weight=weight, size=9, bbox=box)
+        text = f"{one.noisefuse:,.0f}   {one.noisefuse / one.naive:.0f}x"
+        label_bar(ax, one.noisefuse, i - 0.19, text, widest, BLUE, weight="bold", size=9)
+        label_bar(ax, one.naive, i + 0.19, f"{one.naive:,.0f}", widest, GREY, size=9)
     ax.set_yticks(y, [one.label for one in throughputs])
     ax.tick_params(axis="y", length=0, pad=6)
     ax.invert_yaxis()
-    ax.set(xlim=(0, 1.18 * widest), xlabel=f"million elements per second\n{where}")
+    ax.set(xlim=(0, 1.05 * widest), xlabel=f"million elements per second\n{where}")
     ax.set_title("Throughput: more is better")
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=3)
 

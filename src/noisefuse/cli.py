@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from . import __version__
 from ._contenders import DTYPES
 
 # What a command may miss, as module and as the name to install it by.
@@ -24,6 +25,9 @@ _OPTIONAL = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, or 2 after one line on stderr that says what is wrong."""
     arguments = _parser().parse_args(argv)
+    if arguments.command is None:
+        _parser().print_help(sys.stderr)
+        return 2
     command = import_module(f"._{arguments.command}", __package__)
     try:
         command.run(arguments)
@@ -44,7 +48,8 @@ def _fail(arguments: argparse.Namespace, problem: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="noisefuse", description="Fused kernels for diffusion models.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser.add_argument("--version", action="version", version=f"noisefuse {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="noise photographs, and draw and time it")
     demo.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="default: an astronaut")
@@ -58,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     bench.add_argument("--quick", action="store_true", help="few and small cases, short")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    bench.add_argument("--compare", type=Path, metavar="OLD.json", help="with the results of an earlier run")
+    bench.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the results, too")
     bench.add_argument("--sizes", nargs="+", type=_shape, metavar="SHAPE", help="such as 256x3x128x128")
     bench.add_argument("--dtypes", nargs="+", choices=DTYPES, metavar="DTYPE", help=", ".join(DTYPES))
     bench.add_argument("--threads", nargs="+", type=_positive, metavar="N", help="default: as `noisefuse info`")

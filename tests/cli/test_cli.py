@@ -120,7 +120,7 @@ def test_demo_that_cannot_write_says_so(photograph: Path, tmp_path: Path, capsys
         ("demo", "matplotlib", "matplotlib"),
         ("demo", "rich", "rich"),
         ("demo", "skimage", "scikit-image"),
-        ("bench", "rich", "rich"),
+        ("bench --plot a.png", "matplotlib", "matplotlib"),
     ],
 )
 def test_what_is_not_installed_is_named(
@@ -132,8 +132,10 @@ def test_what_is_not_installed_is_named(
 ) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "noisefuse._bench_plot", raising=False)
     monkeypatch.setitem(sys.modules, module, None)
-    assert main([command]) == 2
+    assert main(command.split()) == 2
+    command = command.partition(" ")[0]
     expected = f"noisefuse {command}: needs {distribution}: pip install 'noisefuse[{command}]'\n"
     assert capsys.readouterr().err == expected
 
@@ -186,7 +188,121 @@ def test_bench_does_as_its_options_say(
         assert ours["median"] == pytest.approx(16e3 / elements)
         assert ours["quartiles"] == pytest.approx([12e3 / elements, 20e3 / elements])
     shown = capsys.readouterr().out
-    assert all(text in shown for text in ("q_walk, 1 thread\n", "q_walk, 3 threads\n", "2x8  float64 1000 25%"))
+    comments, rows = records(shown)
+    assert any(line.startswith("naive: ") for line in comments)
+    assert len(rows) == sum(len(result["ns_per_element"]) for result in results)
+    assert rows["q_walk", "3", "2x8", "float64", "naive"]["ratio"] == "3"
+
+
+def records(shown: str) -> tuple[list[str], dict[tuple[str, ...], dict[str, str]]]:
+    """What was printed into a pipe: the comments, and by operation, threads, shape, dtype and contender the rest."""
+    lines = shown.splitlines()
+    comments = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
+    header, *rows = (line.split() for line in lines[len(comments) :])
+    assert {len(row) for row in rows} == {len(header)}
+    return comments, {tuple(row[:5]): dict(zip(header, row, strict=True)) for row in rows}
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_bench_prints_a_table_where_it_fits(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: a table in a narrow terminal, one without a terminal, a progress that is left there."""
+    monkeypatch.setattr(_bench, "interleaved", as_measured)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["bench", "--sizes", "256x3x16x16", "--dtypes", "bfloat16", "--threads", "1"]) == 0
+    shown = capsys.readouterr()
+    assert ("\nq_walk, 1 thread\n256x3x16x16 bfloat16 " in shown.out) == (columns == 80)
+    if columns == 40:
+        assert ("q_walk", "1", "256x3x16x16", "bfloat16", "copyto") in records(shown.out)[1]
+    assert "\033[K4 of 4: q_walk 256x3x16x16 bfloat16" in shown.err
+    assert shown.err.endswith("\r\033[K")
+
+
+def test_bench_compares_with_an_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: the ratio upside down, that of another contender, a case that was not there."""
+    monkeypatch.setattr(_bench, "interleaved", as_measured)
+    path = tmp_path / "old.json"
+    arguments = ["bench", "--dtypes", "float32", "--threads", "1", "--sizes"]
+    assert main([*arguments, "2x8", "--json", str(path)]) == 0
+    assert "old" not in capsys.readouterr().out
+    stored = json.loads(path.read_text())
+    for result in stored["results"]:
+        result["ns_per_element"]["noisefuse"]["median"] *= 1.5
+        del result["ns_per_element"]["tuned"]
+    path.write_text(json.dumps(stored))
+    assert main([*arguments, "2x8", "16", "--compare", str(path)]) == 0
+    comments, rows = records(capsys.readouterr().out)
+    assert any(line.startswith("old: ") for line in comments)
+    found = {name: rows["q_sample", "1", "2x8", "float32", name]["old"] for name in ("noisefuse", "naive", "tuned")}
+    assert found == {"noisefuse": "1.50", "naive": "1.00", "tuned": "-"}
+    assert rows["q_sample", "1", "1x16", "float32", "noisefuse"]["old"] == "-"
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "[]", '{"results": [{"shape": 1}]}'])
+def test_bench_refuses_an_earlier_run_that_is_none(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_bench, "measure", None)
+    path = tmp_path / "old.json"
+    if content is not None:
+        path.write_text(content)
+    assert main(["bench", "--compare", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert str(path) in error
+    assert ("not what `noisefuse bench --json` writes" in error) == (content is not None)
+
+
+def test_bench_draws_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail: a share of the copy's time, bars without their number."""
+    from PIL import Image
+
+    from noisefuse import _bench_plot
+
+    monkeypatch.setattr(_bench, "interleaved", as_measured)
+    drawn = []
+    label_bar = _bench_plot.label_bar
+
+    def label(ax: object, length: float, y: float, text: str, *others: object, **style: object) -> None:
+        drawn.append((round(length, 3), text))
+        label_bar(ax, length, y, text, *others, **style)
+
+    monkeypatch.setattr(_bench_plot, "label_bar", label)
+    path = tmp_path / "bench.png"
+    assert main(["bench", "--sizes", "2x8", "--dtypes", "float32", "--threads", "1", "--plot", str(path)]) == 0
+    # as_measured: all take as long as the copy, naive NumPy three times; randn moves one array, the copy two
+    assert {(0.5, "0.004 GB/s"), (1.0, "0.008 GB/s"), (0.333, "3x"), (0.167, "3x")} <= set(drawn)
+    with Image.open(path) as picture:
+        assert np.asarray(picture.convert("L")).std() > 10  # not blank
+
+
+def test_bench_knows_before_it_measures_what_it_cannot_draw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_bench, "measure", None)
+    path = tmp_path / "bench.unknown"
+    assert main(["bench", "--plot", str(path)]) == 2
+    assert f"cannot write {path}: expected a name that ends in one of" in capsys.readouterr().err
+
+
+def test_no_line_runs_through_the_numbers_of_the_demo() -> None:
+    """Seen to fail: numbers beside the bars."""
+    from matplotlib.figure import Figure
+
+    copy = 1000.0
+    figure = Figure(figsize=(6, 3))
+    ax = figure.subplots()
+    _demo._draw_bars(ax, [_demo.Throughput("", share * copy, 30.0) for share in (0.2, 0.75, 0.85, 0.99)], copy, "")
+    figure.draw_without_rendering()
+    line = ax.transData.transform((copy, 0))[0]
+    assert len(ax.texts) == 8
+    for text in ax.texts:
+        box = text.get_window_extent()
+        assert box.x1 < line or box.x0 > line
 
 
 def test_the_report_of_the_benchmark() -> None:
@@ -199,22 +315,24 @@ def test_the_report_of_the_benchmark() -> None:
     results = [
         (Case("randn", 1, (2, 500), "float32"), timings(noisefuse=1, naive=4, MKL=1.5, copyto=0.25)),
         (Case("q_sample", 2, (2, 500), "uint8"), timings(noisefuse=2, naive=2500, copyto=1)),
-        (Case("q_walk", 2, (10, 1000), "float32"), timings(noisefuse=10)),
+        (Case("q_walk", 2, (10, 1000), "float32"), timings(noisefuse=10, copyto=25)),
     ]
-    assert _bench.report(results).split("\n\n")[0].splitlines() == [
+    lines = _bench.report(_bench.machine(), results, None, 80)
+    assert lines[2:11] == [
+        "",
         "                 ns   ± GB/s copy naive MKL",
         "randn, 1 thread",
         "2x500   float32   1 25%    4 0.12     4 1.5",
         "q_sample, 2 threads",
-        "2x500   uint8     2 25%  2.5 0.50  1250",
+        "2x500   uint8     2 25%  2.5  0.5  1250",
         "q_walk, 2 threads",
-        "10x1000 float32 0.1 25%",
+        "10x1000 float32 0.1 25%   80  2.5",
+        "",
     ]
-    notes = _bench.report(results).split("\n\n")[1]
-    assert notes.startswith("A call on 2x500 float32: randn 1 us.\n")
-    assert "MKL: " in notes
-    assert "numba: " not in notes
-    assert max(map(len, notes.splitlines())) <= 80
+    explained = [line.partition(": ")[0] for line in lines[12:]]
+    assert explained == ["ns", "±", "GB/s", "copy", "naive", "MKL"]
+    assert lines[11] == "A call on 2x500 float32: randn 1 us."
+    assert max(map(len, lines[11:])) <= 80
 
 
 def test_demo_shows_elements_in_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +401,17 @@ def test_contenders_do_the_same(name: str, operation: str) -> None:
     assert np.abs((z * x).mean(1)).max() < 5 / np.sqrt(4000)
 
 
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_walk_is_compared_with_a_copy_for_each_step(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail: one copy."""
+    copied: list[object] = []
+    monkeypatch.setattr(np, "copyto", lambda *arrays: copied.append(arrays))
+    call = CONTENDERS["copyto"](Case(operation, 1, (2, 8), "float32"))
+    assert call
+    call()
+    assert len(copied) == (10 if operation == "q_walk" else 1)
+
+
 def test_numba_is_what_runs_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba")
     monkeypatch.setattr(nf, "randn", lambda *_, **__: ran.append(nf.info()["backend"]))
@@ -320,7 +449,6 @@ def test_a_module_that_no_command_may_miss_is_an_error(monkeypatch: pytest.Monke
         ["demo", "--seed", "-1"],
         ["demo", "--seed", str(1 << 64)],
         ["unknown"],
-        [],
     ],
 )
 def test_bad_arguments_are_refused(arguments: list[str]) -> None:
@@ -329,10 +457,24 @@ def test_bad_arguments_are_refused(arguments: list[str]) -> None:
     assert refused.value.code == 2
 
 
+def test_a_bare_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert all(text in shown.err for text in ("usage: noisefuse", "demo ", "info ", "bench ", "--version"))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"noisefuse {nf.__version__}\n"
+
+
 def test_importing_the_package_imports_none_of_this() -> None:
     code = "import sys, noisefuse; print(*(name for name in sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    commands = {f"noisefuse.{name}" for name in ("cli", "naive", "_demo", "_info", "_bench", "_contenders")}
+    commands = {f"noisefuse.{name}" for name in ("cli", "naive", "_demo", "_info", "_bench", "_contenders", "_drawing")}
     assert not ({"rich", "matplotlib", "PIL", "skimage", "torch", "argparse"} | commands) & set(loaded)
 
 

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`noisefuse bench --plot`: bandwidths beside that of a plain copy."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from ._bench import Result, describe, figures, of_copy
+from ._drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar
+
+COLORS = {
+    "noisefuse": BLUE,
+    "numba": "#8fb4fb",
+    "naive": "#dde1e8",
+    "tuned": GREY,
+    "torch": ORANGE,
+    "torch.compile": "#f9c48d",
+    "CuPy": "#dde1e8",
+    "JAX": "#5bb592",
+    "MKL": "#b48fdb",
+}
+
+
+class Plot:
+    """Made before the measuring, as it refuses files that cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.figure = path, Figure(layout="constrained")
+        known = self.figure.canvas.get_supported_filetypes()
+        if path.suffix[1:] not in known:
+            raise ValueError(f"cannot write {path}: expected a name that ends in one of {', '.join(sorted(known))}")
+
+    def draw(self, where: Mapping[str, Any], results: Sequence[Result]) -> None:
+        """A panel for each operation, a group of bars for each case, one for each contender."""
+        names = [name for name in COLORS if any(name in timings for _, timings in results)]
+        panels = [(title, list(group)) for title, group in itertools.groupby(results, lambda result: result[0].group)]
+        widest = max(of_copy(case, timings, name) for case, timings in results for name in timings)
+        columns, cases = min(2, len(panels)), max(len(group) for _, group in panels)
+        rows = -(-len(panels) // columns)
+        with matplotlib.rc_context(STYLE):
+            self.figure.set_size_inches(13, 1.3 + rows * (0.6 + cases * (0.17 * len(names) + 0.12)))
+            axes: Any = self.figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
+            for ax in axes[len(panels) :]:
+                ax.remove()
+            for ax, (title, group) in zip(axes, panels, strict=False):
+                _panel(ax, group, names, widest)
+                ax.set(title=title, xlim=(0, 1.05 * widest), ylim=(cases - 0.5, -0.5))
+            handles, labels = axes[0].get_legend_handles_labels()
+            self.figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False)
+            meaning = "bandwidth as a share of a plain copy's; on the bars GB/s, and how many times as long others take"
+            self.figure.supxlabel(f"{meaning}\n{describe(where)}", size=9)
+            self.figure.savefig(self.path, dpi=120)
+
+
+def _panel(ax: Any, group: Sequence[Result], names: Sequence[str], widest: float) -> None:
+    height = 0.88 / len(names)
+    for j, name in enumerate(names):
+        for i, (case, timings) in enumerate(group):
+            if name in timings:
+                y, share = i - 0.44 + (j + 0.5) * height, of_copy(case, timings, name)
+                cells = figures(case, timings, name)
+                text = f"{cells['ratio']}x" if j else f"{cells['GB/s']} GB/s"
+                ax.barh(y, share, 0.9 * height, color=COLORS[name])
+                label_bar(ax, share, y, text, widest, COLORS[name], size=7.5, weight="normal" if j else "bold")
+        ax.barh(0, 0, color=COLORS[name], label=name)  # for the legend, also where none ran
+    ax.axvline(1, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="a plain copy", zorder=0)
+    ax.set_yticks(range(len(group)), [f"{case.size}\n{case.dtype}" for case, _ in group])
+    ax.tick_params(axis="y", length=0, pad=6)
+    ax.tick_params(axis="x", labelbottom=True)
