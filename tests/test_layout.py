@@ -66,7 +66,7 @@ EXCEPTIONS = {
     ("arrays", "interop.torch"): "tensors bring their module in, which stands on the public names",
 }
 # What is imported only where it is needed. Commands need what the extras install.
-OPTIONAL = {"schedule": {"matplotlib"}, "arrays": {"ml_dtypes"}}
+OPTIONAL = {"schedule": {"matplotlib"}, "arrays": {"ml_dtypes"}, "ops": {"torch"}}
 # Modules that are loaded by those alone who have what they stand on.
 NUMBA = {"numba", "llvmlite"}
 STANDS_ON = dict.fromkeys(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fused kernels for diffusion models: noise for free, and the same seed gives the same bits everywhere."""
 
+from typing import TYPE_CHECKING, Any
+
 from . import samplers, weights
 from .backends import info, set_num_threads, use_backend
 from .loss import mse_loss, mse_loss_grad
@@ -9,6 +11,10 @@ from .ops import philox4x32, q_sample, q_step, q_walk, randn, uniform, update
 from .sampler import Sampler
 from .schedule import Schedule
 from .tableau import Row, Tableau
+
+if TYPE_CHECKING:
+    from . import interop as interop
+    from . import numba as numba
 
 __version__ = "0.1.0.dev0"
 
@@ -34,3 +40,17 @@ __all__ = [
     "use_backend",
     "weights",
 ]
+
+_LAZY = ("interop", "numba")  # what stands on other libraries is loaded when it is asked for
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

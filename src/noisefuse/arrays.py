@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from . import backends
 from .backends.call import DTYPES
@@ -87,7 +87,7 @@ def _module(kind: type) -> Any:
     return None
 
 
-def float_dtype(dtype: DTypeLike, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:
+def float_dtype(dtype: Any, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:
     """The dtype, if it is one of the floats that noise comes in ("bfloat16" needs ml_dtypes)."""
     if isinstance(dtype, str) and dtype == "bfloat16" and dtype in allowed:
         try:
@@ -97,7 +97,7 @@ def float_dtype(dtype: DTypeLike, allowed: tuple[str, ...] = FLOATS) -> np.dtype
         half: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return half
     try:
-        found = np.dtype(dtype)
+        found: np.dtype[Any] = np.dtype(dtype)
     except TypeError:
         what = f"{dtype!r} is torch's, and the arrays are not" if interop(dtype) is not None else repr(dtype)
         raise TypeError(f"dtype {what}: expected one of {', '.join(allowed)}") from None

@@ -86,12 +86,13 @@ class _Plain(dict[Any, Plain]):
 class KeptRows:
     """The rows that one schedule's calls take, made once: a schedule never changes."""
 
-    MOST = 64  # different targets and ranges (scale, offset); beyond that all are forgotten
+    MOST: int = 64  # different targets and ranges (scale, offset); beyond that all are forgotten
 
     def __init__(self, schedule: Columns) -> None:
         self._alpha, self._sigma, self._steps = schedule.alpha, schedule.sigma, schedule.step_coefficients
         self._rows: dict[Any, Rows] = {}
-        self.plain, self.plain_residual = _Plain(self, forward), _Plain(self, residual)
+        self.plain: dict[Any, Plain] = _Plain(self, forward)
+        self.plain_residual: dict[Any, Plain] = _Plain(self, residual)
 
     def of(self, make: Make, target: Target | None, scale: float = 1.0, offset: float = 0.0) -> Rows:
         """make(alpha, sigma, target, scale, offset), a row for each step."""

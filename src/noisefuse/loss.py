@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from . import backends
 from .arrays import FLOATS, as_array, batch_shape, contiguous, count, interop, on_device, one_place, output
@@ -15,7 +15,7 @@ from .backends.call import Loss
 from .calls import Index, make_call, names_or_array
 from .forward import residual
 from .noise import FIELD
-from .ops import Array, NoiseLike, need_schedule, rows_at
+from .ops import Array, ArrayT, NoiseLike, need_schedule, rows_at
 from .rows import M1, Rows, X, Z
 from .schedule import Schedule
 from .views import Target, need_target
@@ -23,10 +23,50 @@ from .views import Target, need_target
 Reduction: TypeAlias = Literal["mean", "none"]
 
 
+class LossOptions(TypedDict, total=False):
+    """The options of the losses that their results' type does not depend on."""
+
+    weight: Any
+    scale: float | None
+    offset: float | None
+    batched: bool
+
+
+@overload
+def mse_loss(
+    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
+    target: Target, reduction: Literal["mean"] = "mean", grad_out: None = None, **options: Unpack[LossOptions],
+) -> float: ...  # fmt: skip
+@overload
+def mse_loss(
+    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
+    target: Target, reduction: Literal["none"], grad_out: None = None, **options: Unpack[LossOptions],
+) -> NDArray[np.float64]: ...  # fmt: skip
+@overload
+def mse_loss(
+    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
+    target: Target, reduction: Literal["mean"] = "mean", grad_out: NDArray[Any] | Literal[True],
+    **options: Unpack[LossOptions],
+) -> tuple[float, NDArray[Any]]: ...  # fmt: skip
+@overload
+def mse_loss(
+    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
+    target: Target, reduction: Literal["none"], grad_out: NDArray[Any] | Literal[True], **options: Unpack[LossOptions],
+) -> tuple[NDArray[np.float64], NDArray[Any]]: ...  # fmt: skip
+@overload
+def mse_loss(
+    pred: ArrayT, x0: ArrayT | None, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    reduction: Reduction = "mean", grad_out: None = None, **options: Unpack[LossOptions],
+) -> ArrayT: ...  # fmt: skip
+@overload
+def mse_loss(
+    pred: ArrayT, x0: ArrayT | None, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    reduction: Reduction = "mean", grad_out: ArrayT | Literal[True], **options: Unpack[LossOptions],
+) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
 def mse_loss(
     pred: Array,
     x0: Array | None,
-    t: ArrayLike,
+    t: ArrayLike | Array,
     schedule: Schedule,
     noise: NoiseLike,
     *,
@@ -73,10 +113,22 @@ def mse_loss(
     return loss if grad_out is None else (loss, gradient)
 
 
+@overload
+def mse_loss_grad(
+    pred: NDArray[Any], x0: NDArray[Any] | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *,
+    target: Target, reduction: Reduction = "mean", upstream: ArrayLike = 1.0, out: NDArray[Any] | None = None,
+    **options: Unpack[LossOptions],
+) -> NDArray[Any]: ...  # fmt: skip
+@overload
+def mse_loss_grad(
+    pred: ArrayT, x0: ArrayT | None, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    reduction: Reduction = "mean", upstream: float | ArrayT = 1.0, out: ArrayT | None = None,
+    **options: Unpack[LossOptions],
+) -> ArrayT: ...  # fmt: skip
 def mse_loss_grad(
     pred: Array,
     x0: Array | None,
-    t: ArrayLike,
+    t: ArrayLike | Array,
     schedule: Schedule,
     noise: NoiseLike,
     *,
@@ -86,7 +138,7 @@ def mse_loss_grad(
     scale: float | None = None,
     offset: float | None = None,
     batched: bool = True,
-    upstream: ArrayLike = 1.0,
+    upstream: ArrayLike | Array = 1.0,
     out: Array | None = None,
 ) -> Array:
     """The gradient of `mse_loss` with respect to pred, by a pass of its own that regenerates the noise.
@@ -136,7 +188,7 @@ def _fast_mse(
 def _run(
     pred: Array,
     x0: Array | None,
-    t: ArrayLike,
+    t: ArrayLike | Array,
     schedule: Schedule,
     noise: NoiseLike,
     target: Target,
@@ -145,7 +197,7 @@ def _run(
     scale: float | None,
     offset: float | None,
     batched: bool,
-    upstream: ArrayLike,
+    upstream: ArrayLike | Array,
     outs: Mapping[str, Array | None],
     *,
     want_loss: bool,

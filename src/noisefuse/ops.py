@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -52,7 +52,12 @@ from .schedule import Schedule
 from .tableau import Tableau
 from .views import Target, need_target
 
+if TYPE_CHECKING:
+    import torch
+
 Array: TypeAlias = Any  # of NumPy, CuPy or torch: results are of the kind that x is
+ArrayT = TypeVar("ArrayT")  # CuPy's or torch's
+DType: TypeAlias = "DTypeLike | torch.dtype"
 NoiseLike: TypeAlias = Noise | Sequence[Noise] | Array
 
 UNIT = Rows.of({"out.z": 1.0})
@@ -121,28 +126,45 @@ def uniform(
     return _random("uniform", shape, noise, dtype, batched, out)
 
 
+class SampleOptions(TypedDict, total=False):
+    """The options of `q_sample` that its results' type does not depend on."""
+
+    scale: float | None
+    offset: float | None
+    dtype: DType | None
+    batched: bool
+
+
 @overload
 def q_sample(
-    x0: Array, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, target: None = None,
-    scale: float | None = None, offset: float | None = None, dtype: DTypeLike | None = None, batched: bool = True,
-    out: Array | None = None, target_out: None = None,
-) -> Array: ...  # fmt: skip
+    x0: NDArray[Any], t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, target: None = None,
+    out: NDArray[Any] | None = None, target_out: None = None, **options: Unpack[SampleOptions],
+) -> NDArray[Any]: ...  # fmt: skip
 @overload
 def q_sample(
-    x0: Array, t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, target: Target,
-    scale: float | None = None, offset: float | None = None, dtype: DTypeLike | None = None, batched: bool = True,
-    out: Array | None = None, target_out: Array | None = None,
-) -> tuple[Array, Array]: ...  # fmt: skip
+    x0: NDArray[Any], t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    out: NDArray[Any] | None = None, target_out: NDArray[Any] | None = None, **options: Unpack[SampleOptions],
+) -> tuple[NDArray[Any], NDArray[Any]]: ...  # fmt: skip
+@overload
+def q_sample(
+    x0: ArrayT, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: None = None,
+    out: ArrayT | None = None, target_out: None = None, **options: Unpack[SampleOptions],
+) -> ArrayT: ...  # fmt: skip
+@overload
+def q_sample(
+    x0: ArrayT, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    out: ArrayT | None = None, target_out: ArrayT | None = None, **options: Unpack[SampleOptions],
+) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
 def q_sample(
     x0: Array,
-    t: ArrayLike,
+    t: ArrayLike | Array,
     schedule: Schedule,
     noise: NoiseLike,
     *,
     target: Target | None = None,
     scale: float | None = None,
     offset: float | None = None,
-    dtype: DTypeLike | None = None,
+    dtype: DType | None = None,
     batched: bool = True,
     out: Array | None = None,
     target_out: Array | None = None,
@@ -191,9 +213,19 @@ def q_sample(
     return _q_sample(x0, t, schedule, noise, target, scale, offset, dtype, batched, out, target_out)
 
 
+@overload
+def q_step(
+    x: NDArray[Any], t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, batched: bool = True,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...  # fmt: skip
+@overload
+def q_step(
+    x: ArrayT, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, batched: bool = True,
+    out: ArrayT | None = None,
+) -> ArrayT: ...  # fmt: skip
 def q_step(
     x: Array,
-    t: ArrayLike,
+    t: ArrayLike | Array,
     schedule: Schedule,
     noise: NoiseLike,
     *,
@@ -226,6 +258,16 @@ def q_step(
     return run(make_call(x.shape, dtype, rows, t_index, names, inputs, {"out": out}, batched, step_by_index=True))[0]
 
 
+@overload
+def q_walk(
+    x0: NDArray[Any], schedule: Schedule, noise: Noise | Sequence[Noise], *, keep: Sequence[int] | None = None,
+    batched: bool = True, out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...  # fmt: skip
+@overload
+def q_walk(
+    x0: ArrayT, schedule: Schedule, noise: Noise | Sequence[Noise], *, keep: Sequence[int] | None = None,
+    batched: bool = True, out: ArrayT | None = None,
+) -> ArrayT: ...  # fmt: skip
 def q_walk(
     x0: Array,
     schedule: Schedule,
@@ -291,9 +333,31 @@ def _first_step(x0: Array, rows: Rows, names: tuple[Noise, ...], result: Array, 
     )
 
 
+@overload
+def update(
+    table: Tableau, i: ArrayLike, x: NDArray[Any], model_output: Array | tuple[Array, Array] | None = None, *,
+    past: Sequence[NDArray[Any]] = (), noise: NoiseLike | None = None, out: NDArray[Any] | None = None,
+    aux_out: Sequence[NDArray[Any]] = (),
+) -> NDArray[Any]: ...  # fmt: skip
+@overload
+def update(
+    table: Tableau, i: ArrayLike, x: NDArray[Any], model_output: Array | tuple[Array, Array] | None = None, *,
+    past: Sequence[NDArray[Any]] = (), noise: NoiseLike | None = None, out: NDArray[Any] | None = None, aux_out: int,
+) -> tuple[NDArray[Any], ...]: ...  # fmt: skip
+@overload
+def update(
+    table: Tableau, i: ArrayLike | ArrayT, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
+    past: Sequence[ArrayT] = (), noise: NoiseLike | None = None, out: ArrayT | None = None,
+    aux_out: Sequence[ArrayT] = (),
+) -> ArrayT: ...  # fmt: skip
+@overload
+def update(
+    table: Tableau, i: ArrayLike | ArrayT, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
+    past: Sequence[ArrayT] = (), noise: NoiseLike | None = None, out: ArrayT | None = None, aux_out: int,
+) -> tuple[ArrayT, ...]: ...  # fmt: skip
 def update(
     table: Tableau,
-    i: ArrayLike,
+    i: ArrayLike | Array,
     x: Array,
     model_output: Array | tuple[Array, Array] | None = None,
     *,
@@ -363,7 +427,7 @@ def rows_at(
     make: Make,
     target: Target | None,
     schedule: Schedule,
-    t: ArrayLike,
+    t: ArrayLike | Array,
     shape: tuple[int, ...],
     is_bytes: bool,
     scale: float | None,
@@ -438,13 +502,13 @@ def _random(
 
 def _q_sample(
     x0: Array,
-    t: ArrayLike,
+    t: ArrayLike | Array,
     schedule: Schedule,
     noise: NoiseLike,
     target: Target | None,
     scale: float | None,
     offset: float | None,
-    dtype: DTypeLike | None,
+    dtype: DType | None,
     batched: bool,
     out: Array | None,
     target_out: Array | None,
@@ -468,7 +532,7 @@ def _q_sample(
 
 def _update(
     table: Tableau,
-    i: ArrayLike,
+    i: ArrayLike | Array,
     x: Array,
     model_output: Array | tuple[Array, Array] | None,
     past: Sequence[Array],

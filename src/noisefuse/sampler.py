@@ -34,6 +34,10 @@ class State:
 
     __slots__ = ("at", "moves", "size")
 
+    at: int
+    moves: list[dict[int, tuple[list[Array], list[Array], int]]]
+    size: tuple[int, int]
+
     def __init__(self, slots: int, arrays: list[Array]) -> None:
         n, free = len(arrays), len(arrays) - slots
         self.size = slots, free

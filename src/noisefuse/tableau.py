@@ -64,8 +64,10 @@ def _equation(coefficients: Mapping[str, float]) -> str:
 class Affine:
     """A weighted sum of the symbols of a row: write it with +, -, and * or / by numbers. Immutable."""
 
-    __array_ufunc__ = None  # so that NumPy's scalars leave the arithmetic to this class
+    __array_ufunc__: None = None  # so that NumPy's scalars leave the arithmetic to this class
     __slots__ = ("coefficients",)
+
+    coefficients: tuple[float, ...]
 
     def __init__(self, coefficients: Iterable[float]) -> None:
         self.coefficients = tuple(float(c) for c in coefficients)
@@ -110,8 +112,13 @@ def _symbol(name: str) -> Affine:
 
 
 ZERO = Affine([0.0] * len(SYMBOLS))
-k, x, m1, m2, D, z = map(_symbol, ("k", "x", "m1", "m2", "d", "z"))
-past = tuple(_symbol(f"past{slot}") for slot in (1, 2, 3, 4))
+k: Affine = _symbol("k")
+x: Affine = _symbol("x")
+m1: Affine = _symbol("m1")
+m2: Affine = _symbol("m2")
+D: Affine = _symbol("d")
+z: Affine = _symbol("z")
+past: tuple[Affine, ...] = tuple(_symbol(f"past{slot}") for slot in (1, 2, 3, 4))
 """past[0] is the newest remembered array, the row's past1."""
 
 

@@ -53,6 +53,11 @@ class Axis:
     interpolated), and the level itself in the others. Other schedules are visited at whole indices only.
     """
 
+    schedule: Schedule
+    family: str
+    timed_by_index: bool
+    levels: Array
+
     def __init__(self, schedule: Schedule) -> None:
         if not isinstance(schedule, Schedule):
             raise TypeError(f"schedule must be a Schedule, such as Schedule.linear(), got {schedule!r}")

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Types: what a user's checker says of a user's script, and that every public name has a type."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import noisefuse as nf
+
+SCRIPT = Path(__file__).with_name("typed_script.py")
+
+
+def tool(name):
+    if not importlib.util.find_spec(name):
+        pytest.skip(f"{name} is not installed")
+    return [sys.executable, "-m", name]
+
+
+def test_mypy_on_a_users_script(tmp_path):
+    """assert_type says what is inferred; lines that end with `# error` are wrong, and seen to be."""
+    pytest.importorskip("torch")
+    command = [*tool("mypy"), "--strict", "--cache-dir", str(tmp_path), str(SCRIPT)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    found = {int(line) for line in re.findall(r"typed_script\.py:(\d+): error", done.stdout)}
+    wrong = {n for n, line in enumerate(SCRIPT.read_text().splitlines(), 1) if line.endswith("# error")}
+    assert found == wrong, done.stdout
+    assert wrong
+
+
+def test_every_public_name_has_a_type():
+    """By pyright. Samplers are made by a decorator, whose type it infers and calls ambiguous."""
+    command = [*tool("pyright"), "--pythonpath", sys.executable, "--verifytypes", "noisefuse", "--ignoreexternal"]
+    here = os.environ | {"PYTHONPATH": str(Path(nf.__file__).parents[1])}
+    done = subprocess.run([*command, "--outputjson"], capture_output=True, text=True, env=here)
+    if not done.stdout.startswith("{"):
+        pytest.skip(f"pyright does not run: {done.stderr[-200:]}")
+    others = re.compile(r"noisefuse\.(interop|backends|numba|cli|naive)\.")
+    symbols = json.loads(done.stdout)["typeCompleteness"]["symbols"]
+    public = [s for s in symbols if s["isExported"] and not others.match(s["name"])]
+    assert len(public) > 300
+    inferred = {f"noisefuse.samplers.{name}" for name in nf.samplers.__all__}
+    assert {s["name"] for s in public if not s["isTypeKnown"]} <= inferred
+
+
+def test_what_stands_on_other_libraries_is_loaded_when_it_is_asked_for():
+    code = """
+import sys, noisefuse as nf
+assert {"numba", "interop"} <= {*dir(nf)}
+assert not {"numba", "torch", "noisefuse.numba"} & {*sys.modules}
+print(nf.interop.torch.__name__, "torch" in sys.modules)
+try:
+    nf.nothing
+except AttributeError as error:
+    print(error)
+"""
+    pytest.importorskip("torch")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "noisefuse.interop.torch True",
+        "module 'noisefuse' has no attribute 'nothing'",
+    ]
