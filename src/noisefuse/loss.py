@@ -14,7 +14,7 @@ from .arrays import FLOATS, as_array, batch_shape, contiguous, count, interop, o
 from .backends.call import Loss
 from .calls import Index, make_call, names_or_array
 from .forward import residual
-from .noise import FIELD
+from .noise import FIELD, Noise
 from .ops import Array, ArrayT, NoiseLike, need_schedule, rows_at
 from .rows import M1, Rows, X, Z
 from .schedule import Schedule
@@ -179,7 +179,7 @@ def _fast_mse(
     weight: ArrayLike | None, upstream: ArrayLike, want_loss: bool, out: Array | Literal[True] | None,
 ) -> Any:  # fmt: skip
     """The loss, the gradient or both, as `want_loss` and `out` ask; NotImplemented where something is not plain."""
-    if type(schedule) is not Schedule or type(target) is not str:
+    if type(schedule) is not Schedule or type(target) is not str or (target == "sample" and type(noise) is not Noise):
         return NotImplemented
     x = pred if x0 is None and target == "epsilon" else x0
     return backends.fast_mse(schedule.kept.plain_residual[target], t, x, pred, noise, weight, upstream, want_loss, out)

@@ -147,3 +147,10 @@ def test_many_ranges_are_forgotten():
     for n in range(300):
         nf.q_sample(x, 2, schedule, N, scale=n + 1.0)
     assert len(schedule.kept.plain) < 100
+
+
+def test_noise_that_a_loss_does_not_read_is_checked_too(native):
+    """Seen to fail where the fast path took any object."""
+    x = numbers("float32")
+    with pytest.raises(TypeError, match="a bare seed"):
+        nf.mse_loss(x, x, T, S, 5, target="sample")
