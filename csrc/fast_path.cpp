@@ -446,15 +446,16 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
     return outputs.give();
 }
 
-// mse(table, t, x0, pred, noise, weights or None, upstream, wants loss, out), or NotImplemented; of the mean over all
-// elements. weights: one for each row. out: None, where the gradient is to be written, or True: make it. Returns the
-// loss, the gradient, or (loss, gradient).
+// mse(table, t, x0, pred, noise, weights or None, upstream, wants loss, out, batched), or NotImplemented; of the mean
+// over all elements. weights: one for each row. out: None, where the gradient is to be written, or True: make it.
+// Returns the loss, the gradient, or (loss, gradient).
 PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 9) return PyErr_Format(PyExc_TypeError, "mse: expected 9 arguments, got %zd", n);
+    if (n != 10) return PyErr_Format(PyExc_TypeError, "mse: expected 10 arguments, got %zd", n);
     PyObject *weights = args[5], *out = args[8] == Py_True ? Py_None : args[8];
     PlainCall plain;
     Call& call = plain.call;
-    if (!plain.parse({args[0], args[1], args[2], args[3], Py_None, args[4], -1, out, Py_None}) ||
+    if (!plain.parse(
+            {args[0], args[1], args[2], args[3], Py_None, args[4], -1, out, Py_None, Py_None, args[9] == Py_True}) ||
         !PyFloat_CheckExact(args[6]) || !plain_weights(weights, plain))
         Py_RETURN_NOTIMPLEMENTED;
     const bool wants_loss = args[7] == Py_True;

@@ -15,7 +15,7 @@ from .backends.call import Loss
 from .calls import Index, make_call, names_or_array
 from .forward import residual
 from .noise import FIELD, Noise
-from .ops import Array, ArrayT, NoiseLike, need_schedule, rows_at
+from .ops import Array, ArrayT, NoiseLike, need_schedule, plain_table, rows_at
 from .rows import M1, Rows, X, Z
 from .schedule import Schedule
 from .views import Target, need_target
@@ -103,8 +103,8 @@ def mse_loss(
     if type(pred) is not np.ndarray and (other := interop(pred)) is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
         return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, grad_out=grad_out, **options)
-    if scale is None and offset is None and reduction == "mean" and batched is True:
-        found = _fast_mse(pred, x0, t, schedule, noise, target, weight, 1.0, True, grad_out)
+    if reduction == "mean":
+        found = _fast_mse(pred, x0, t, schedule, noise, target, weight, 1.0, True, grad_out, scale, offset, batched)
         if found is not NotImplemented:
             return found
     given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
@@ -159,10 +159,10 @@ def mse_loss_grad(
     """
     gradient: Array
     other = None if type(pred) is np.ndarray else interop(pred)
-    plain = scale is None and offset is None and reduction == "mean" and batched is True
-    if plain and (other is None or not other.is_traced()):
+    if reduction == "mean" and (other is None or not other.is_traced()):
+        wanted = True if out is None else out
         gradient = _fast_mse(
-            pred, x0, t, schedule, noise, target, weight, upstream, False, True if out is None else out
+            pred, x0, t, schedule, noise, target, weight, upstream, False, wanted, scale, offset, batched
         )
         if gradient is not NotImplemented:
             return gradient
@@ -177,12 +177,14 @@ def mse_loss_grad(
 def _fast_mse(
     pred: Array, x0: Array | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, target: Target,
     weight: ArrayLike | None, upstream: ArrayLike, want_loss: bool, out: Array | Literal[True] | None,
+    scale: float | None, offset: float | None, batched: bool,
 ) -> Any:  # fmt: skip
     """The loss, the gradient or both, as `want_loss` and `out` ask; NotImplemented where something is not plain."""
     if type(schedule) is not Schedule or type(target) is not str or (target == "sample" and type(noise) is not Noise):
         return NotImplemented
     x = pred if x0 is None and target == "epsilon" else x0
-    return backends.fast_mse(schedule.kept.plain_residual[target], t, x, pred, noise, weight, upstream, want_loss, out)
+    table = plain_table(schedule.kept.plain_residual, target, scale, offset)
+    return backends.fast_mse(table, t, x, pred, noise, weight, upstream, want_loss, out, batched)
 
 
 def _run(

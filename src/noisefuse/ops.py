@@ -47,7 +47,7 @@ from .calls import (
 )
 from .forward import DEFAULT_BYTES, Make, forward
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Noise
-from .rows import M1, PAST1, Rows, X, Z
+from .rows import M1, PAST1, Plain, Rows, X, Z
 from .schedule import Schedule
 from .tableau import Tableau
 from .views import Target, need_target
@@ -197,11 +197,7 @@ def q_sample(
     other = None if type(x0) is np.ndarray else interop(x0)
     named = type(target) is str or (target is None and target_out is None)
     if named and type(schedule) is Schedule and (other is None or not other.is_traced()):
-        plain = schedule.kept.plain
-        if scale is None and offset is None:
-            table = plain[target]
-        else:
-            table = plain[target, _finite("scale", scale, 1.0), _finite("offset", offset, 0.0)]
+        table = plain_table(schedule.kept.plain, target, scale, offset)
         kind = None if dtype is None else fast_dtype(dtype, other)
         aux: Any = None if target is None else 1 if target_out is None else (target_out,)
         done = backends.fast_row(table, t, x0, None, None, noise, -1, out, aux, kind, batched)
@@ -453,6 +449,13 @@ def rows_at(
 def _result_dtype(x: Array) -> np.dtype[Any]:
     """x's, but float32 of bytes."""
     return np.dtype(np.float32) if x.dtype == np.uint8 else x.dtype
+
+
+def plain_table(plain: dict[Any, Plain], target: Target | None, scale: float | None, offset: float | None) -> Plain:
+    """What the fast path takes for x0 in this range."""
+    if scale is None and offset is None:
+        return plain[target]
+    return plain[target, _finite("scale", scale, 1.0), _finite("offset", offset, 0.0)]
 
 
 def need_tableau(name: str, table: object) -> None:

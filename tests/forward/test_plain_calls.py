@@ -31,6 +31,9 @@ CALLS = {
     **{f"q_step {d}": lambda a, d=d: nf.q_step(a(d), T, S, N) for d in ALL},
     "q_step, one sample": lambda a: nf.q_step(a("float32"), 3, S, N, batched=False),
     **{f"mse_loss {d}": lambda a, d=d: nf.mse_loss(a("float32"), a(d), T, S, N, target="v") for d in ALL[::3]},
+    "mse_loss in a range": lambda a: nf.mse_loss(a("float32"), a("uint8"), T, S, N, target="flow", scale=0.1, offset=2),
+    "mse_loss, one sample": lambda a: nf.mse_loss(a("float32"), a("float32"), 3, S, N, target="v", batched=False),
+    "mse_loss_grad in a range": lambda a: nf.mse_loss_grad(a("float32"), a("float32"), 3, S, N, target="v", scale=2.0),
 }  # fmt: skip
 RANDOM = {
     "dtype's class": lambda draw: draw(SHAPE, N, dtype=np.float32),
