@@ -29,7 +29,9 @@ class Noise:
     number of threads; so noise need never be stored. Row b of an array takes the sample `sample + b`.
 
     Args:
-        seed: int in [0, 2^64). None takes fresh entropy from the system; `repr` shows it, so every run can be repeated.
+        seed: int in [0, 2^64). None takes fresh entropy from the system; `repr` shows it, so every run can be repeated:
+            `eval(repr(noise)) == noise`, with up to 32 sample ids and a step that is an int. Seeds below 2^32 are shown
+            in decimal.
         sample: id of the first sample, in [0, 2^56), or an array of ids, one for each row (copied, read-only).
         step: int in [0, 2^32): the training step, the epoch. q_step and q_walk at time t use `step + t`. Or a 0-d CuPy
             array of integers, for operations on its device: kernels read it when they run, modulo 2^32, so that a CUDA
@@ -117,8 +119,8 @@ class Noise:
 
     def __repr__(self) -> str:
         window = "" if self.window_shape is None else f".window({self.window_shape}, start={self.window_start})"
-        ids = self.sample if isinstance(self.sample, int) else np.array2string(self.sample, threshold=6)
-        parts = [f"{self.seed:#x}"]
+        ids = self.sample if isinstance(self.sample, int) else _listed(self.sample.tolist())
+        parts = [str(self.seed) if self.seed < 1 << 32 else f"{self.seed:#x}"]  # typed, or of entropy
         parts += [f"sample={ids}"] if not isinstance(self.sample, int) or self.sample else []
         step = self.step if isinstance(self.step, int) else "<on a device>"
         parts += [f"{name}={value}" for name, value in (("step", step), ("stream", self.stream)) if value]
@@ -135,6 +137,10 @@ class Noise:
 
     def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError("Noise is frozen")
+
+
+def _listed(ids: list[int]) -> str:
+    return str(ids) if len(ids) <= 32 else f"[{ids[0]}, {ids[1]}, {ids[2]}, <{len(ids) - 6} more>, {str(ids[-3:])[1:]}"
 
 
 def _named(

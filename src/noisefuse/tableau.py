@@ -45,17 +45,17 @@ _ACTIVE = layout(np.bool_)
 _RUN_COLUMNS = ("timesteps", "push", "denoised", "scale", "alpha", "sigma")
 _BOUNDS = np.array([name in ("clean.lo", "clean.hi") for name in NAMES])
 
-_PAPER = {"k": "", "m1": "m", "d": "D", "past1": "h1", "past2": "h2", "past3": "h3", "past4": "h4"}
+_PRINTED = {"k": "", "d": "D"}
 
 
 def _equation(coefficients: Mapping[str, float]) -> str:
-    """{"x": 1.0, "m1": -0.5} -> "x - 0.5 m"."""
+    """{"x": 1.0, "m1": -0.5} -> "x - 0.5 m1"."""
     text = ""
     for name, c in coefficients.items():
         if c == 0:
             continue
-        symbol = _PAPER.get(name, name)
-        size = "" if abs(c) == 1 and symbol else f"{abs(c):.6g}"
+        symbol = _PRINTED.get(name, name)
+        size = "" if (size := f"{abs(c):.6g}") == "1" and symbol else size
         sign = ("-" if c < 0 else "") if not text else (" - " if c < 0 else " + ")
         text += sign + " ".join(part for part in (size, symbol) if part)
     return text or "0"
@@ -495,10 +495,26 @@ class Tableau:
 
     def __repr__(self) -> str:
         n, shown = len(self), 3
-        steps = [self._step(i) for i in range(n) if i < shown or i >= n - shown]
-        if n > 2 * shown:
-            steps.insert(shown, f"  .. {n - 2 * shown} more ..")
+        steps = [self.equations(range(min(n, shown)))] if n else []
+        steps += [f"  .. {n - 2 * shown} more .."] if n > 2 * shown else []
+        steps += [self.equations(range(max(shown, n - shown), n))] if n > shown else []
         return "\n".join([f"Tableau({self.name}, {n} rows)", *steps])
+
+    def equations(self, rows: Iterable[int] | None = None) -> str:
+        """The rows as equations, a line for each; ``repr`` shows the first and last three of them.
+
+        x is the sample, m1 and m2 model outputs, D the clean sample (left out where nothing reads it), past1 .. past4
+        what earlier rows kept, z noise, and x' the next sample. Coefficients have six digits.
+
+        Args:
+            rows: which of them; None: all.
+
+        Raises:
+            IndexError: no such row.
+
+        Example: ``print(sampler.tableau.equations(range(10, 20)))``.
+        """
+        return "\n".join(map(self._step, range(len(self)) if rows is None else rows))
 
     def _step(self, i: int) -> str:
         row = self.rows[i]
@@ -508,7 +524,9 @@ class Tableau:
             equations = [f"v = {clean}", f"x' = {out} + [{lo:g} <= v <= {hi:g}] ({aux[0]})"]
         else:
             bounded = math.isfinite(lo) or math.isfinite(hi)
-            equations = [f"D = clamp({clean}, {lo:g}, {hi:g})" if bounded else f"D = {clean}", f"x' = {out}"]
+            read = any(row[output]["d"] for output in OUTPUTS)
+            equations = [f"D = clamp({clean}, {lo:g}, {hi:g})" if bounded else f"D = {clean}"] if read else []
+            equations += [f"x' = {out}"]
             equations += [f"keep {kept}" for kept in aux[: self.push[i]]]
         return f"  {i}: t = {self.timesteps[i]:g};  " + ";  ".join(equations)
 

@@ -251,7 +251,7 @@ def test_a_counter_is_part_of_the_name():
     assert noise == nf.Noise(5).at(step=counter).at(stream=0)
     assert noise != nf.Noise(5).at(step=other)
     assert hash(noise) == hash(nf.Noise(5).at(step=counter))
-    assert repr(noise) == "Noise(0x5, step=<on a device>)"
+    assert repr(noise) == "Noise(5, step=<on a device>)"
     with pytest.raises(TypeError, match=r"cannot be pickled: use noise\.at\(step=int"):
         noise.__reduce__()
     for bad in (np.array([1, 2]), np.array(1.0), np.array(1, np.int16)):

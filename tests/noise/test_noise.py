@@ -20,6 +20,8 @@ SOME = [
     nf.Noise(0),
     nf.Noise(2**64 - 1, sample=2**56 - 1, step=2**32 - 1, stream=127),
     nf.Noise(1, sample=[3, 2**40, 3]),
+    nf.Noise(1, sample=range(32)),
+    nf.Noise(1, sample=[]),
     nf.Noise(1, sample=5).window((4, 6), (1, 2)),
     nf.Noise(1).window((), ()),
 ]
@@ -33,9 +35,16 @@ def test_copies_are_equal(noise):
         assert repr(other) == repr(noise)
 
 
-@pytest.mark.parametrize("noise", [n for n in SOME if isinstance(n.sample, int)], ids=repr)
+@pytest.mark.parametrize("noise", SOME, ids=repr)
 def test_repr_is_the_program_that_makes_it(noise):
     assert eval(repr(noise), {"Noise": nf.Noise}) == noise
+
+
+def test_repr_is_as_it_was_made():
+    assert repr(nf.Noise(2026, sample=[4, 5], step=3)) == "Noise(2026, sample=[4, 5], step=3)"
+    assert repr(nf.Noise(2**32 - 1)) == "Noise(4294967295)"
+    assert repr(nf.Noise(2**32)) == "Noise(0x100000000)"
+    assert repr(nf.Noise(1, sample=range(33))) == "Noise(1, sample=[0, 1, 2, <27 more>, 30, 31, 32])"
 
 
 def test_each_number_matters_to_equality():

@@ -45,17 +45,17 @@ def test_symbols_are_arithmetic():
     assert expression.coefficients == (0.5, 2, -0.5, 0, 0, 0, 6, 0, 0, 1)
     assert [s.coefficients.index(1) for s in (k, x, m1, m2, D, *past, z)] == list(range(len(SYMBOLS)))
     assert ZERO.coefficients == (0,) * 10
-    assert str(expression) == "0.5 + 2 x - 0.5 m + 6 h2 + z"
+    assert str(expression) == "0.5 + 2 x - 0.5 m1 + 6 past2 + z"
     assert str(Affine([-1] + [0] * 9)) == "-1"
     assert str(-x) == "-x"
-    for other, text in ((z, "z"), (D, "D"), (past[0], "h1")):
+    for other, text in ((z, "z"), (D, "D"), (past[0], "past1")):
         with pytest.raises(ValueError, match=rf"clean may only use k, x, m1 and m2, got x \+ {text}"):
             Row(out=x, clean=x + other)
     for part in ("out", "clean", "aux1", "aux2"):
         with pytest.raises(TypeError, match=rf"{part}: expected an expression of x, m1, z, .*, got str"):
             Row(**{"out": x, part: "x"})
     for product in (lambda: x * m1, lambda: x / m1):
-        with pytest.raises(TypeError, match=r"rows are affine: x is (multiplied|divided) by numbers, not by m$"):
+        with pytest.raises(TypeError, match=r"rows are affine: x is (multiplied|divided) by numbers, not by m1$"):
             product()
     for other in (lambda: x + 1, lambda: 1 + x, lambda: x - 1, lambda: 1 - x):
         with pytest.raises(TypeError, match=r"rows are affine: .* a constant is a number times k"):
@@ -184,13 +184,14 @@ def test_repr_is_equations():
     table = Tableau([row] * 9, range(90, 0, -10), "demo", push=[1] * 9)
     lines = repr(table).splitlines()
     assert lines[0] == "Tableau(demo, 9 rows)"
-    assert lines[1] == "  0: t = 90;  D = clamp(2 x - m, -1, inf);  x' = 0.5 m + 0.25 D + z;  keep D"
+    assert lines[1] == "  0: t = 90;  D = clamp(2 x - m1, -1, inf);  x' = 0.5 m1 + 0.25 D + z;  keep D"
     assert lines[4] == "  .. 3 more .."
     assert lines[-1].startswith("  8: t = 10;")
     assert len(lines) == 8
     assert len(repr(Tableau([row] * 6)).splitlines()) == 7
     assert "D = clamp(x, -inf, 2);" in repr(Tableau([Row(out=D, clean=x, hi=2)]))
-    assert repr(Tableau([Row(out=x, aux1=D, aux2=2 * m1)], push=[2])).endswith("x' = x;  keep D;  keep 2 m")
+    assert repr(Tableau([Row(out=x, aux1=D, aux2=2 * m1)], push=[2])).endswith("x' = x;  keep D;  keep 2 m1")
+    assert repr(Tableau([Row(out=x, clean=2 * m1)])).endswith("  0: t = 0;  x' = x")  # nothing reads D
 
 
 def test_repr_of_a_gradient_shows_the_mask():
@@ -198,13 +199,27 @@ def test_repr_of_a_gradient_shows_the_mask():
     tables = table.transpose()
     assert repr(tables["x"]).splitlines() == [
         "Tableau(demo: gradient of x, 1 rows)",
-        "  0: t = 7;  v = 2 x - m;  x' = 0.5 h1 + [-1 <= v <= 3] (0.5 h1)",
+        "  0: t = 7;  v = 2 x - m1;  x' = 0.5 past1 + [-1 <= v <= 3] (0.5 past1)",
     ]
-    assert repr(tables["m1"]).endswith("x' = 0 + [-1 <= v <= 3] (-0.25 h1)")
+    assert repr(tables["m1"]).endswith("x' = 0 + [-1 <= v <= 3] (-0.25 past1)")
 
 
-def test_repr_does_not_round_to_one():
-    assert str(1.00005 * x - 0.9999 * m1 + 25.756412345 * z) == "1.00005 x - 0.9999 m + 25.7564 z"
+def test_repr_of_one():
+    assert str(1.00005 * x - 0.9999 * m1 + 25.756412345 * z) == "1.00005 x - 0.9999 m1 + 25.7564 z"
+    assert str((1 + 1e-9) * x - (1 - 1e-9) * m1 + 1.0000001 * k) == "1 + x - m1"
+
+
+def test_equations_are_all_rows():
+    table = Tableau([Row(out=n * x) for n in range(2, 11)])
+    lines = table.equations().splitlines()
+    assert lines == [f"  {n}: t = {n};  x' = {n + 2} x" for n in range(9)]
+    assert repr(table).splitlines()[1:] == [*lines[:3], "  .. 3 more ..", *lines[-3:]]
+    assert table.equations([4, 2]).splitlines() == [lines[4], lines[2]]
+    for n in (1, 3, 5, 6):
+        few = Tableau([Row(out=n * x) for n in range(2, 2 + n)])
+        assert repr(few).splitlines()[1:] == few.equations().splitlines()
+    with pytest.raises(IndexError):
+        table.equations([9])
 
 
 def test_mixed_is_two_model_outputs():
