@@ -24,7 +24,8 @@ ALLOWED = {
     "views": "",
     "tableau": "rows",
     "forward": "rows views",
-    "schedule": "rows views tableau forward",
+    "_drawing": "",  # as schedule and sampler need it
+    "schedule": "rows views tableau forward _drawing",
     "weights": "schedule views",
     "naive": "",
     "numba": "arrays backends.device ops rows tableau",
@@ -45,7 +46,7 @@ ALLOWED = {
     "ops": "schedule rows tableau forward noise views arrays calls backends backends.call",
     "loss": "schedule rows forward noise views arrays calls ops backends backends.call",
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
-    "sampler": "ops rows backends arrays noise tableau views samplers",
+    "sampler": "ops rows backends arrays noise tableau views samplers _drawing",
     "samplers": "sampler tableau samplers.*",
     "": "[!_]*",
     "interop": "",
@@ -66,7 +67,13 @@ EXCEPTIONS = {
     ("arrays", "interop.torch"): "tensors bring their module in, which stands on the public names",
 }
 # What is imported only where it is needed. Commands need what the extras install.
-OPTIONAL = {"schedule": {"matplotlib"}, "arrays": {"ml_dtypes"}, "ops": {"torch"}}
+OPTIONAL = {
+    "schedule": {"matplotlib"},
+    "sampler": {"matplotlib"},
+    "_drawing": {"matplotlib"},
+    "arrays": {"ml_dtypes"},
+    "ops": {"torch"},
+}
 # Modules that are loaded by those alone who have what they stand on.
 NUMBA = {"numba", "llvmlite"}
 STANDS_ON = dict.fromkeys(

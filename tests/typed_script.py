@@ -26,5 +26,8 @@ losses_and_gradient = nf.mse_loss(x, x, 3, S, N, target="v", reduction="none", g
 assert_type(losses_and_gradient, tuple[NDArray[np.float64], NDArray[Any]])
 assert_type(nf.update(nf.samplers.ddim(S, 3).tableau, 0, y, y), torch.Tensor)
 assert_type(nf.update(nf.samplers.ddim(S, 3).tableau, 0, y, y, aux_out=1), tuple[torch.Tensor, ...])
+assert_type(nf.randn_like(x, N), NDArray[Any])
+assert_type(nf.randn_like(y, N, dtype=torch.float16), torch.Tensor)
+nf.samplers.ddim(S, 3).sample(lambda x, t: x, y, [y, y, None], time="tensor")  # error
 nf.q_sample(x, 3, S, N, target="eps")  # error
 nf.q_sample(x, 3, S, N, reduction="mean")  # error

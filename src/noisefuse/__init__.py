@@ -7,7 +7,7 @@ from . import samplers, weights
 from .backends import info, set_num_threads, use_backend
 from .loss import mse_loss, mse_loss_grad
 from .noise import NOISE_VERSION, Noise
-from .ops import philox4x32, q_sample, q_step, q_walk, randn, uniform, update
+from .ops import philox4x32, q_sample, q_step, q_walk, randn, randn_like, uniform, update
 from .sampler import Sampler
 from .schedule import Schedule
 from .tableau import Row, Tableau
@@ -33,6 +33,7 @@ __all__ = [
     "q_step",
     "q_walk",
     "randn",
+    "randn_like",
     "samplers",
     "set_num_threads",
     "uniform",

@@ -3,7 +3,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
 BLUE, ORANGE, GREY, INK = "#2563eb", "#f0821e", "#bcc3cd", "#1f2430"
 STYLE: Any = {
@@ -28,3 +34,31 @@ def label_bar(ax: Any, length: float, y: float, text: str, widest: float, color:
     box = {"facecolor": color if within else "white", "edgecolor": "none", "pad": 1}
     x, side, ink = (-1, "right", "white" if color == BLUE else INK) if within else (1, "left", INK)
     ax.text(length + x * widest / 80, y, text, ha=side, va="center", color=ink, bbox=box, **style)
+
+
+def plot_levels(
+    ax: Axes | None, alpha: NDArray[np.float64], sigma: NDArray[np.float64], xlabel: str, title: str, marker: str = ""
+) -> Axes:
+    """Noise levels one after the other: what `Schedule.plot` and `Sampler.plot` draw."""
+    if ax is None:
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise ImportError("plot needs matplotlib: pip install 'noisefuse[demo]'") from error
+        _, ax = plt.subplots(layout="constrained")
+    ax.set(xlabel=xlabel, title=title)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    if np.all(alpha == 1):  # log-SNR is -2 log sigma: the same line
+        ax.plot(sigma, color="C1", marker=marker)
+        ax.set(yscale="log", ylabel="sigma (alpha = 1)")
+        return ax
+    with np.errstate(divide="ignore"):  # log 0 = -inf, which is not drawn
+        log_snr = 2 * np.log(alpha / sigma)
+    right = ax.twinx()
+    ax.plot(alpha, color="C0", marker=marker, label="alpha")
+    ax.plot(sigma, color="C1", marker=marker, label="sigma")
+    right.plot(log_snr, color="C2", marker=marker, linestyle="--", label="log-SNR (right)")
+    ax.set_ylabel("alpha, sigma")
+    right.set_ylabel("log(alpha² / sigma²)")
+    ax.legend(handles=[*ax.get_lines(), *right.get_lines()])
+    return ax

@@ -21,6 +21,7 @@ from .arrays import (
     as_array,
     batch_shape,
     count,
+    device_of,
     fast_dtype,
     float_dtype,
     interop,
@@ -29,6 +30,7 @@ from .arrays import (
     one_place,
     output,
     overlap,
+    wanted,
 )
 from .backends.call import Step, Walk
 from .calls import (
@@ -90,6 +92,7 @@ def randn(
     dtype: DTypeLike = "float32",
     batched: bool = True,
     out: Array | None = None,
+    device: torch.device | str | None = None,
 ) -> Array:
     """Standard normals: the field that `noise` names (docs/noise.md). torch.randn, with a name in place of a generator.
 
@@ -100,6 +103,7 @@ def randn(
             dtype of torch makes a tensor.
         batched: False makes the whole array one sample.
         out: array of this shape and dtype to write to, C-contiguous.
+        device: where a tensor lies, with a dtype of torch: "cuda", torch.device("cuda:1"). None: the CPU.
 
     Raises:
         OverflowError: a sample id beyond 2^56 - 1, or a sample of more than 2^34 elements. TypeError, ValueError: what
@@ -107,7 +111,40 @@ def randn(
 
     Source: Box & Muller (1958) on Philox4x32-10; radius within 2.5 ulp, cos and sin within 2^-22 (float32).
     """
+    if device is not None:
+        out = _made_on(device, shape, dtype, out)
     return _random("randn", shape, noise, dtype, batched, out)
+
+
+@overload
+def randn_like(
+    x: NDArray[Any], noise: Noise | Sequence[Noise] | int, *, dtype: DType | None = None, batched: bool = True
+) -> NDArray[Any]: ...
+@overload
+def randn_like(
+    x: ArrayT, noise: Noise | Sequence[Noise] | int, *, dtype: DType | None = None, batched: bool = True
+) -> ArrayT: ...
+def randn_like(
+    x: Array, noise: Noise | Sequence[Noise] | int, *, dtype: DType | None = None, batched: bool = True
+) -> Array:
+    """`randn` of x's shape, kind, dtype and device: ``randn_like(images, Noise(7))``.
+
+    Args:
+        x: NumPy's, CuPy's or torch's, of any dtype; its values are not read.
+        noise, batched: as in `randn`.
+        dtype: of the result: one that `randn` takes. None: x's, or float32 where x holds integers or bools.
+
+    Raises:
+        TypeError: x is no array, or a dtype that is no float of `randn`'s.
+    """
+    if (other := interop(x)) is not None:
+        out = other.empty_like(x, dtype)
+    elif not is_array(x):
+        raise TypeError(f"x: expected {wanted(x)}, got {type(x).__name__}")
+    else:
+        kind = float_dtype(dtype or (np.float32 if x.dtype.kind in "biu" else x.dtype.newbyteorder("=")))
+        out = output("out", None, x.shape, kind, device_of(x))
+    return _random("randn", tuple(x.shape), noise, out.dtype, batched, out)
 
 
 def uniform(
@@ -117,12 +154,15 @@ def uniform(
     dtype: DTypeLike = "float32",
     batched: bool = True,
     out: Array | None = None,
+    device: torch.device | str | None = None,
 ) -> Array:
     """Uniforms in (0, 1), never 0 or 1: as `randn`, on stream 7 unless the noise names another than 0.
 
     float32: (floor(w / 2^9) + 1/2) / 2^23 of the word w; float64: the same field with 52 bits. Other dtypes could not
     keep 1 out: TypeError.
     """
+    if device is not None:
+        out = _made_on(device, shape, dtype, out)
     return _random("uniform", shape, noise, dtype, batched, out)
 
 
@@ -488,12 +528,7 @@ def _random(
             return done
     if other is not None:
         return getattr(other, name)(shape, noise, dtype=dtype, batched=batched, out=out)
-    try:
-        full = tuple(map(operator.index, shape)) if np.iterable(shape) else (operator.index(shape),)
-    except TypeError:
-        raise TypeError(f"shape: expected integers, got {shape!r}") from None
-    if any(n < 0 for n in full):
-        raise ValueError(f"shape {full}: expected lengths of at least 0")
+    full = _lengths(shape)
     dtype = float_dtype(dtype, allowed)
     if not isinstance(noise, Noise | list | tuple):
         raise TypeError(f"noise: expected a Noise, a list of them or an int seed, got {type(noise).__name__}")
@@ -501,6 +536,25 @@ def _random(
     one_row, outs = Index(np.zeros(1, np.int64), max(1, count(full))), {"out": out}
     call = make_call(full, dtype, UNIT, one_row, names, {}, outs, batched, draw="uniform" if is_uniform else "normal")
     return run(call)[0]
+
+
+def _lengths(shape: int | Sequence[int]) -> tuple[int, ...]:
+    try:
+        full = tuple(map(operator.index, shape)) if np.iterable(shape) else (operator.index(shape),)
+    except TypeError:
+        raise TypeError(f"shape: expected integers, got {shape!r}") from None
+    if any(n < 0 for n in full):
+        raise ValueError(f"shape {full}: expected lengths of at least 0")
+    return full
+
+
+def _made_on(device: Any, shape: int | Sequence[int], dtype: Any, out: Array | None) -> Array:
+    """An empty tensor there."""
+    if out is not None:
+        raise ValueError("device: given with out=, which lies somewhere already")
+    if (other := interop(dtype)) is None:
+        raise TypeError(f"device: expected a dtype of torch with it, such as dtype=torch.float32, got {dtype!r}")
+    return other.empty(shape if other.is_traced() else _lengths(shape), dtype, device)
 
 
 def _q_sample(

@@ -8,17 +8,21 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from . import backends, ops
+from ._drawing import plot_levels
 from .arrays import interop, is_traced
 from .noise import SAMPLER, START, Noise
 from .rows import OUTPUTS, Plain
 from .tableau import Row, Tableau, x
 from .views import guidance
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["Sampler", "State"]
 
@@ -76,7 +80,9 @@ class Sampler:
     _fast_rows: int
     _denoised: list[int]
     _times: list[Any]
+    _integer_times: bool
     _reads: list[int]
+    _draws: list[bool]
     _levels: Tableau
     _has_level: list[bool]
     _start: Tableau | None
@@ -95,7 +101,9 @@ class Sampler:
             _denoised=tableau.denoised.tolist(),
             # NumPy's numbers: torch.compile cannot follow into the array
             _times=[*tableau.timesteps],
+            _integer_times=tableau.timesteps.dtype.kind in "iu",
             _reads=_reads(tableau),
+            _draws=tableau.as_rows.draws.tolist(),
             _levels=_levels(tableau),
             _has_level=((tableau.alpha != 0) | (tableau.sigma != 0)).tolist(),
             _start=None if tableau.start == 1 else _scaling([tableau.start]),
@@ -152,15 +160,27 @@ class Sampler:
             )
         return ops.update(self._levels, i, x0, noise=_drawn(noise, 0, START, x0), out=out)
 
-    def model_input(self, i: int, x: Array, *, out: Array | None = None) -> tuple[Array, Any]:
+    def model_input(
+        self, i: int, x: Array, *, time: Literal["scalar", "batch"] = "scalar", out: Array | None = None
+    ) -> tuple[Array, Any]:
         """(x_in, t): what row i's model call gets. x_in is x itself where the model needs no scaling.
 
         diffusers calls the first of them scale_model_input(x, t).
 
-        out: where to write x_in, of x's shape and dtype. IndexError: no row i.
+        Args:
+            time: t is a NumPy number ("scalar"), or "batch": an array (B,) of x's kind and on its device, as networks
+                in torch take it: int64 of integer timesteps, else float32 (float64 where x is; half types round t).
+            out: where to write x_in, of x's shape and dtype.
+
+        Raises:
+            IndexError: no row i. ValueError: another time.
         """
         i = self._row(i)
         t = self._times[i]
+        if time == "batch":
+            t = _times_like(x, t, self._integer_times)
+        elif time != "scalar":
+            raise ValueError(f'time: expected "scalar" or "batch", got {time!r}')
         if self._inputs is not None:
             return ops.update(self._inputs, i, x, out=out), t
         if out is None:
@@ -287,9 +307,10 @@ class Sampler:
         self,
         model: Callable[[Array, Any], Array | tuple[Array, Array]],
         x_or_shape: Array | Sequence[int],
-        noise: Noises | None = None,
+        noise: Noises | Array | Sequence[Array | None] | None = None,
         *,
         start: int = 0,
+        time: Literal["scalar", "batch"] = "scalar",
         guidance_scale: float | npt.ArrayLike | None = None,
         dtype: npt.DTypeLike = "float32",
         progress: bool = False,
@@ -298,33 +319,71 @@ class Sampler:
         """Run rows ``start`` to the end.
 
         Args:
-            model: model(x_in, t) -> its output, or (uncond, cond). x_in has x's shape; t is a number.
+            model: model(x_in, t) -> its output, or (uncond, cond). x_in has x's shape; t is a number, or (B,): see
+                ``time``.
             x_or_shape: the shape (B, ..) of a new sample, or x at the level of row ``start``; not changed.
-            noise: of the start and of all steps; None for deterministic samplers on a given x.
+            noise: of the start and of all steps; None for deterministic samplers on a given x. Or, for a given x, noise
+                that was drawn before: an array (len(sampler) - start, *x.shape) or a list with an array of x's shape
+                for each row from ``start`` on. What stands for a row that draws none, such as None, is not read.
             start: the first row. Multistep samplers start at 0: build one of the times that are left instead.
+            time: as in ``model_input``; ``time="batch"`` gives the model a (B,) array of x's kind.
             dtype: of a new sample.
             progress: show a bar (needs tqdm).
             callback: callback(i, x, denoised) after each row, with arrays of its own.
 
         Returns:
             x after the last row.
+
+        Example: ``sampler.sample(lambda x, t: network(x, t), torch.randn(8, 3, 32, 32), Noise(7), time="batch")``.
         """
-        if noise is not None and not isinstance(noise, Noise | list | tuple):
-            raise TypeError(f"noise must be a Noise, which differs from step to step, got {type(noise).__name__}")
         self._can_start(start)
         x = x_or_shape
         if isinstance(x_or_shape, list | tuple):
-            if noise is None or start:
-                raise TypeError("a new sample needs noise and start=0; for start > 0 give x at the level of that row")
+            if not _are_names(noise) or start:
+                raise TypeError(
+                    "a new sample needs a Noise or a list of them, and start=0; "
+                    "for start > 0, or noise as arrays, give x at the level of that row"
+                )
             x = self.start(x_or_shape, noise, dtype=dtype)
+        drawn = None if noise is None or _are_names(noise) else self._arrays_of_rows(noise, x, start)
         state = self.state(x)
         for i in _bar(range(start, len(self)), progress):
-            output = model(*self.model_input(i, x))
+            output = model(*self.model_input(i, x, time=time))
+            z = noise if drawn is None else drawn[i - start]
             denoised = None if callback is None else _zeros_like(x)
-            x = self.step(i, x, output, noise, state, guidance_scale=guidance_scale, denoised_out=denoised)
+            x = self.step(i, x, output, z, state, guidance_scale=guidance_scale, denoised_out=denoised)
             if callback is not None:
                 callback(i, x, denoised)
         return x
+
+    def _arrays_of_rows(self, noise: Any, x: Array, start: int) -> list[Array | None]:
+        """Of noise that was drawn before, what each row from ``start`` on takes: None where it draws none."""
+        n = len(self) - start
+        if not isinstance(noise, list | tuple) and not getattr(noise, "shape", ()):
+            expected = "a Noise, a list of them, or an array for each row"
+            raise TypeError(f"noise: expected {expected}, got {type(noise).__name__}")
+        if len(noise) != n:
+            raise ValueError(f"noise: expected {n} arrays, one for each row from {start} on, got {len(noise)}")
+        arrays: list[Any] = [z if draws else None for z, draws in zip(noise, self._draws[start:], strict=True)]
+        for k, z in enumerate(arrays):
+            if self._draws[start + k] and getattr(z, "shape", None) != x.shape:
+                expected = f"row {start + k} draws; expected an array of shape {tuple(x.shape)}"
+                got = f"shape {tuple(z.shape)}" if hasattr(z, "shape") else type(z).__name__
+                raise ValueError(f"noise[{k}]: {expected}, got {got}")
+        return arrays
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw alpha and sigma, and log-SNR on the right axis, at which the rows begin; returns the left axis.
+
+        Where alpha is 1 everywhere (variance exploding), sigma alone, on a logarithmic axis.
+
+        ax: matplotlib Axes to draw on; None: a new figure. ImportError: matplotlib is not installed. ValueError: the
+        tableau has no levels.
+        """
+        table = self.tableau
+        if not all(self._has_level):
+            raise ValueError(f"{table.name} does not say at what level each row begins: see Tableau(alpha, sigma)")
+        return plot_levels(ax, table.alpha, table.sigma, "row", f"{table.name}, {len(self)} rows", marker="o")
 
     def _can_start(self, start: int) -> None:
         """ValueError if a row from ``start`` on reads what only rows before it would have kept."""
@@ -345,6 +404,10 @@ class Sampler:
             kept += self._push[i]
             if kept >= self._slots:
                 return
+
+
+def _are_names(noise: object) -> TypeGuard[Noises]:
+    return isinstance(noise, Noise) or (isinstance(noise, list | tuple) and all(isinstance(n, Noise) for n in noise))
 
 
 def _in_words_of_a_step(error: Exception, denoised: str | None, kept: Sequence[Array], x: Array) -> Exception:
@@ -456,6 +519,16 @@ def _drawn(noise: Noises, i: int, stream: int, x: Array) -> Array:
     if "float64" not in str(x.dtype):
         z = z.float() if hasattr(z, "float") else z.astype(np.float32)
     return ops.randn(tuple(x.shape), _at(noise, i, stream), dtype=z.dtype, out=z)
+
+
+def _times_like(x: Array, t: Any, integers: bool) -> Array:
+    """t for each sample of x: see ``Sampler.model_input``."""
+    kind = "int64" if integers else "float64" if "float64" in str(x.dtype) else "float32"
+    if (other := interop(x)) is not None:
+        return other.times(x, t, kind)
+    if isinstance(x, np.ndarray):
+        return np.full(x.shape[:1], t, kind)
+    return np.full_like(x, t, kind, shape=x.shape[:1])  # CuPy's
 
 
 def _zeros_like(x: Array) -> Array:

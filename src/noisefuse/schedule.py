@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ._drawing import plot_levels
 from .forward import KeptRows, forward
 from .rows import ROW, Rows
 from .tableau import Tableau
@@ -363,24 +364,11 @@ class Schedule:
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw alpha, sigma (left axis) and log-SNR (right axis) against the index t; returns the left axis.
 
+        Where alpha is 1 (variance exploding), sigma alone, on a logarithmic axis.
+
         ax: matplotlib Axes to draw on; None: a new figure. ImportError: matplotlib is not installed.
         """
-        if ax is None:
-            try:
-                import matplotlib.pyplot as plt
-            except ImportError as error:
-                raise ImportError("plot needs matplotlib: pip install 'noisefuse[demo]'") from error
-            _, ax = plt.subplots(layout="constrained")
-        with np.errstate(divide="ignore"):  # log 0 = -inf, which is not drawn
-            log_snr = np.log(self.snr)
-        right = ax.twinx()
-        ax.plot(self.alpha, color="C0", label="alpha")
-        ax.plot(self.sigma, color="C1", label="sigma")
-        right.plot(log_snr, color="C2", linestyle="--", label="log-SNR (right)")
-        ax.set(xlabel="t", ylabel="alpha, sigma", title=repr(self).partition("\n")[0])
-        right.set_ylabel("log(alpha² / sigma²)")
-        ax.legend(handles=[*ax.get_lines(), *right.get_lines()])
-        return ax
+        return plot_levels(ax, self.alpha, self.sigma, "t", repr(self).partition("\n")[0])
 
     # ---- a value -------------------------------------------------------------------------------------------
 

@@ -245,6 +245,18 @@ def test_a_counter_in_a_sampler_on_the_stand_in(cupy):
     assert bits(there.get()) == bits(sampler.step(2, x, m, nf.Noise(5, step=7)))
 
 
+def test_like_a_device_array_on_the_stand_in(cupy):
+    for dtype, kind in (("float32", "float32"), ("float16", "float16"), ("int64", "float32")):
+        x = cupy.asarray(np.ones((3, 4), dtype))
+        drawn = nf.randn_like(x, nf.Noise(5))
+        assert type(drawn) is type(x)
+        assert bits(drawn.get()) == bits(nf.randn((3, 4), nf.Noise(5), dtype=kind))
+    sampler = nf.samplers.ddpm(LINEAR, 3)
+    t = sampler.model_input(1, cupy.asarray(normals((2, 5))), time="batch")[1]
+    assert type(t) is type(x)
+    assert (t.dtype, t.get().tolist()) == ("int64", [sampler.timesteps[1]] * 2)
+
+
 def test_a_counter_is_part_of_the_name():
     counter, other = (stand_in.ndarray(np.array(7)) for _ in range(2))
     noise = nf.Noise(5).at(step=counter)

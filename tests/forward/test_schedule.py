@@ -514,19 +514,23 @@ def test_repr():
 # ---- plot --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", [S.flow(20), S.karras(20)])
+@pytest.mark.parametrize("schedule", [S.flow(20), S.linear(20), S.karras(20)])
 def test_plot(schedule):
+    """Where alpha is 1, sigma alone, on a logarithmic axis: from 0.002 to 80 a linear one shows nothing."""
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     plt = pytest.importorskip("matplotlib.pyplot")
     figure, given_ax = plt.subplots()
     try:
         assert schedule.plot(given_ax) is given_ax
-        alpha, sigma = given_ax.get_lines()
-        np.testing.assert_array_equal(alpha.get_ydata(), schedule.alpha)
-        np.testing.assert_array_equal(sigma.get_ydata(), schedule.sigma)
-        (log_snr,) = figure.axes[1].get_lines()
-        np.testing.assert_allclose(log_snr.get_ydata()[:-1], np.log(schedule.snr[:-1]))
+        lines = [line.get_ydata() for line in given_ax.get_lines()]
+        exploding = schedule.kind == "karras"
+        np.testing.assert_array_equal(lines, [schedule.sigma] if exploding else [schedule.alpha, schedule.sigma])
+        assert given_ax.get_yscale() == ("log" if exploding else "linear")
+        assert len(figure.axes) == (1 if exploding else 2)
+        if not exploding:
+            (log_snr,) = figure.axes[1].get_lines()
+            np.testing.assert_allclose(log_snr.get_ydata()[:-1], np.log(schedule.snr[:-1]))
         figure.canvas.draw()
         new = schedule.plot()
         assert new.figure is not figure

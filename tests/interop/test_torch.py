@@ -610,6 +610,63 @@ def test_compiled_runs(name):
     assert equal(compiled(function)(x, N), function(x, N))
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_time_of_a_batch(dtype):
+    """Compiled, too. Integers as int64; floats as float32, but float64 where x is."""
+    levels = torch.float64 if dtype == torch.float64 else torch.float32
+    exploding = nf.samplers.euler(nf.Schedule.karras(9), 3)
+    for sampler, kind in ((nf.samplers.ddpm(S, 3), torch.int64), (exploding, levels)):
+
+        def function(x, sampler=sampler):
+            seen = []
+            y = sampler.sample(lambda x, time: seen.append(time) or x, x, N, time="batch")
+            return y, *seen
+
+        y, *seen = function(x := tensor(2, 5, dtype=dtype))
+        assert torch.equal(y, sampler.sample(lambda x, t: x, x, N))
+        assert equal(seen, [torch.full((2,), t.item(), dtype=kind) for t in sampler.timesteps])
+        assert equal(compiled(function)(x), (y, *seen))
+
+
+def test_noise_drawn_before():
+    sampler, x = nf.samplers.ddpm(S, 4), tensor(2, 3)
+    drawn = torch.stack([nf.randn_like(x, N.at(step=N.step + i, stream=3)) for i in range(4)])
+    expected = sampler.sample(lambda x, t: torch.cos(x), x, N)
+    for given in (drawn, [*drawn[:-1], None]):
+        assert torch.equal(sampler.sample(lambda x, t: torch.cos(x), x, given), expected)
+
+
+def test_randn_like():
+    for dtype in (*FLOATS, torch.uint8, torch.bool):
+        x = torch.ones(2, 3).to(dtype)
+        kind = dtype if dtype in FLOATS else torch.float32
+        assert torch.equal(nf.randn_like(x, N), nf.randn((2, 3), N, dtype=kind))
+    for dtype in (torch.float64, "float64", np.float64):
+        assert torch.equal(nf.randn_like(x.mT, 7, dtype=dtype, batched=False),
+                           nf.randn((3, 2), 7, dtype=torch.float64, batched=False))  # fmt: skip
+    assert torch.equal(compiled(lambda x: nf.randn_like(x, N))(x), nf.randn_like(x, N))
+    for like, dtype in ((x, torch.int32), (x, "int32"), (x, "uint8"), (x, "seven"), (x.to(torch.complex64), None)):
+        with pytest.raises(TypeError, match=r"dtype .*: expected one of torch\.float32, "):
+            nf.randn_like(like, N, dtype=dtype)
+
+
+@pytest.mark.parametrize("draw", [nf.randn, nf.uniform])
+def test_device(draw):
+    """On a CUDA device: test_torch_device.py."""
+    expected = draw((2, 3), N, dtype=torch.float64)
+    for device in ("cpu", torch.device("cpu")):
+        assert torch.equal(draw((2, 3), N, dtype=torch.float64, device=device), expected)
+        assert torch.equal(compiled(lambda d=device: draw((2, 3), N, dtype=torch.float64, device=d))(), expected)
+    with pytest.raises(TypeError, match=r"device: expected a dtype of torch with it, .*, got 'float32'"):
+        draw((2, 3), N, device="cpu")
+    with pytest.raises(ValueError, match="device: given with out="):
+        draw((2, 3), N, dtype=torch.float64, device="cpu", out=expected)
+    with pytest.raises(NotImplementedError, match="got one on meta"):
+        draw((2, 3), N, dtype=torch.float64, device="meta")
+    with pytest.raises(ValueError, match=r"shape \(-2,\)"):
+        draw(-2, N, dtype=torch.float64, device="cpu")
+
+
 def test_compiled_image_to_image():
     sampler, x0 = nf.samplers.ddim(S, 5), tensor(3, 4)
 

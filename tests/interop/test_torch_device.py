@@ -348,3 +348,11 @@ def test_the_forward_process_of_diffusers(cupy):
     assert alike(start, torch.from_numpy(nf.randn((3, 4), N.at(stream=2))))
     assert torch_arrays.place_of("start", start) == start.device
     assert np.isfinite(start.cpu().numpy()).all()
+
+
+def test_device_and_randn_like(cupy):
+    x = torch.zeros(3, 4, dtype=torch.float16, device="cuda")
+    assert alike(nf.randn_like(x, N), nf.randn((3, 4), N, dtype=torch.float16))
+    for draw in (nf.randn, nf.uniform):
+        assert alike(draw((3, 4), N, dtype=torch.float32, device="cuda"), draw((3, 4), N, dtype=torch.float32))
+    assert SAMPLERS["ddpm"].model_input(0, x, time="batch")[1].is_cuda

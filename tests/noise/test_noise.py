@@ -47,6 +47,20 @@ def test_repr_is_as_it_was_made():
     assert repr(nf.Noise(1, sample=range(33))) == "Noise(1, sample=[0, 1, 2, <27 more>, 30, 31, 32])"
 
 
+def test_randn_like():
+    """Of torch in test_torch.py, of CuPy in test_cuda.py."""
+    for dtype, kind in (("float32", "float32"), (">f8", "float64"), ("float16", "float16"), ("uint8", "float32")):
+        for x in (np.ones((4, 6), dtype), np.ones((4, 12), dtype)[:, ::2], np.array(1, dtype)):
+            drawn, expected = nf.randn_like(x, 7), nf.randn(x.shape, 7, dtype=kind)
+            assert (type(drawn), drawn.dtype, drawn.tobytes()) == (np.ndarray, kind, expected.tobytes())
+    expected = nf.randn((4, 6), nf.Noise(7), dtype="float64", batched=False)
+    assert nf.randn_like(np.ones((4, 6)), nf.Noise(7), dtype=np.float64, batched=False).tobytes() == expected.tobytes()
+    with pytest.raises(TypeError, match="dtype complex128: expected one of float32"):
+        nf.randn_like(np.ones(3, complex), 7)
+    with pytest.raises(TypeError, match="x: expected a torch tensor or a NumPy array, got tuple"):
+        nf.randn_like((2, 3), 7)
+
+
 def test_each_number_matters_to_equality():
     noise = nf.Noise(1)
     others = [noise.at(sample=1), noise.at(step=1), noise.at(stream=1), nf.Noise(2), noise.samples([0])]

@@ -829,10 +829,73 @@ def test_a_run_can_start_late():
         deep.sample(model, seen[0], noise)
     with pytest.raises(TypeError, match="give x at the level of that row"):
         sampler.sample(model, (2, 3), noise, start=2)
-    with pytest.raises(TypeError, match="a new sample needs noise"):
-        sampler.sample(model, (2, 3))
-    with pytest.raises(TypeError, match="noise must be a Noise"):
-        sampler.sample(model, (2, 3), 42)
+    for noise in (None, 42, np.zeros((9, 2, 3))):
+        with pytest.raises(TypeError, match="a new sample needs a Noise or a list of them, and start=0"):
+            sampler.sample(model, (2, 3), noise)
+
+
+@pytest.mark.parametrize(("dtype", "level"), [("float64", "float64"), ("float32", "float32"), ("float16", "float32")])
+def test_time_of_a_batch(dtype, level):
+    """In x's own kind; of torch in test_torch.py, of CuPy in test_cuda.py."""
+    x = np.ones((3, 4), dtype)
+    for sampler, kind in ((samplers.ddpm(VP, 5), "int64"), (samplers.euler(Schedule.karras(9), 5), level)):
+        seen = []
+        results = [
+            sampler.sample(lambda x, t, seen=seen: seen.append(t) or x, x, Noise(1), **time)
+            for time in ({"time": "batch"}, {"time": "scalar"}, {})
+        ]
+        assert {r.tobytes() for r in results} == {results[0].tobytes()}
+        batch, scalar, default = seen[:5], seen[5:10], seen[10:]
+        assert [(t.shape, t.dtype) for t in batch] == [((3,), kind)] * 5
+        np.testing.assert_array_equal(batch, np.repeat(np.array(sampler.timesteps, kind), 3).reshape(5, 3))
+        assert [type(t) for t in scalar] == [type(t) for t in default] == [type(sampler.timesteps[0])] * 5
+    assert sampler.model_input(2, x[0, 0], time="batch")[1].shape == ()
+    with pytest.raises(ValueError, match='time: expected "scalar" or "batch", got \'tensor\''):
+        sampler.model_input(2, x, time="tensor")
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_noise_drawn_before(start):
+    sampler, x, noise = samplers.ddpm(VP, 6), np.ones((2, 3), np.float32), Noise(4)
+    drawn = [ops.randn(x.shape, noise.at(step=i, stream=3)) for i in range(start, 6)]
+    expected = sampler.sample(lambda x, t: np.cos(x), x, noise, start=start)
+    unread = np.full(x.shape, np.nan, np.float32)  # the last row draws none
+    for given in (drawn, tuple(drawn), np.array(drawn), [*drawn[:-1], None], np.array([*drawn[:-1], unread])):
+        result = sampler.sample(lambda x, t: np.cos(x), x, given, start=start)
+        np.testing.assert_array_equal(result, expected)
+    bad = [
+        (TypeError, "noise: expected a Noise, a list of them, or an array for each row, got int", 5),
+        (ValueError, f"noise: expected {6 - start} arrays, one for each row from {start} on, got 3", drawn[-3:]),
+        (ValueError, rf"noise\[1\]: row {start + 1} draws; expected an array of shape \(2, 3\), got NoneType",
+         [drawn[0], None, *drawn[2:]]),
+        (ValueError, rf"noise\[0\]: row {start} draws; expected .* \(2, 3\), got shape \(3,\)", np.array(drawn)[:, 0]),
+        (ValueError, rf"noise\[0\]: row {start} draws; expected .*, got Noise", [noise, *drawn[1:]]),
+    ]  # fmt: skip
+    for error, message, given in bad:
+        with pytest.raises(error, match=message):
+            sampler.sample(lambda x, t: np.cos(x), x, given, start=start)
+
+
+def test_plot():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    plt = pytest.importorskip("matplotlib.pyplot")
+    figure, given_ax = plt.subplots()
+    try:
+        sampler = samplers.ddim(VP, 5)
+        assert sampler.plot(given_ax) is given_ax
+        assert given_ax.get_title() == "ddim, 5 rows"
+        for line, column in zip(given_ax.get_lines(), (sampler.tableau.alpha, sampler.tableau.sigma), strict=True):
+            np.testing.assert_array_equal(line.get_ydata(), column)
+        log_snr = figure.axes[1].get_lines()[0].get_ydata()
+        np.testing.assert_allclose(log_snr, np.log(VP.snr[sampler.timesteps]), rtol=1e-14)
+        ax = samplers.euler(Schedule.karras(9), 4).plot()
+        assert (ax.get_yscale(), len(ax.get_lines()), len(ax.figure.axes)) == ("log", 1, 1)
+        ax.figure.canvas.draw()
+    finally:
+        plt.close("all")
+    with pytest.raises(ValueError, match="tableau does not say at what level each row begins"):
+        Sampler(Tableau([Row(out=x)])).plot()
 
 
 @pytest.mark.parametrize("case", DETERMINISTIC, ids=str)

@@ -25,6 +25,7 @@ import noisefuse as nf
 
 from .torch_arrays import (
     CPU,
+    EXPECTED,
     NAMED,
     as_tensor,
     checked,
@@ -42,7 +43,8 @@ from .torch_internals import is_compiling, is_traced, untraced
 from .torch_loss import mse_loss, mse_loss_grad
 
 __all__ = [
-    "is_traced", "mse_loss", "mse_loss_grad", "q_sample", "q_step", "q_walk", "randn", "uniform", "untraced", "update",
+    "empty", "empty_like", "is_traced", "mse_loss", "mse_loss_grad", "q_sample", "q_step", "q_walk", "randn", "times",
+    "uniform", "untraced", "update",
 ]  # fmt: skip
 
 
@@ -52,6 +54,25 @@ __all__ = [
 
 def randn(shape: Any, noise: Any, **options: Any) -> Any:
     return _random("randn", shape, noise, **options)
+
+
+def empty(shape: Any, dtype: Any, device: Any) -> Any:
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def empty_like(x: Any, dtype: Any) -> Any:
+    """For noise: of x's dtype, but float32 where x holds integers."""
+    if dtype is None:
+        dtype = x.dtype if x.dtype.is_floating_point or x.dtype.is_complex else torch.float32
+    kind = NAMED.get(name) if (name := dtype_name(dtype)) != "uint8" else None
+    if kind is None:
+        raise TypeError(f"dtype {dtype!r}: expected one of {EXPECTED}")
+    return torch.empty(x.shape, dtype=kind, device=x.device)
+
+
+def times(x: Any, t: Any, kind: str) -> Any:
+    """t for each sample of x."""
+    return torch.full(x.shape[:1], t.item(), dtype=getattr(torch, kind), device=x.device)
 
 
 def uniform(shape: Any, noise: Any, **options: Any) -> Any:

@@ -23,6 +23,7 @@ DTYPES = {
     torch.uint8: "uint8",
 }
 NAMED = {name: dtype for dtype, name in DTYPES.items()}
+EXPECTED = ", ".join(str(known) for known in DTYPES if known.is_floating_point)
 
 CPU = torch.device("cpu")
 _HERE = nullcontext()
@@ -150,8 +151,7 @@ def dtype_name(dtype: Any) -> Any:
     if not isinstance(dtype, torch.dtype):
         return np.dtype(dtype).name if isinstance(dtype, type | np.dtype) else dtype
     if dtype not in DTYPES or not dtype.is_floating_point:  # bytes are no result
-        expected = ", ".join(str(known) for known in DTYPES if known.is_floating_point)
-        raise TypeError(f"dtype {dtype}: expected one of {expected}")
+        raise TypeError(f"dtype {dtype}: expected one of {EXPECTED}")
     return DTYPES[dtype]
 
 
