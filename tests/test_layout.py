@@ -25,7 +25,8 @@ ALLOWED = {
     "tableau": "rows",
     "forward": "rows views",
     "_drawing": "",  # as schedule and sampler need it
-    "schedule": "rows views tableau forward _drawing",
+    "diffusers_config": "",
+    "schedule": "rows views tableau forward diffusers_config _drawing",
     "weights": "schedule views",
     "naive": "",
     "numba": "arrays backends.device ops rows tableau",

@@ -46,8 +46,10 @@ def plot_levels(
         except ImportError as error:
             raise ImportError("plot needs matplotlib: pip install 'noisefuse[demo]'") from error
         _, ax = plt.subplots(layout="constrained")
+    from matplotlib.ticker import MaxNLocator
+
     ax.set(xlabel=xlabel, title=title)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if np.all(alpha == 1):  # log-SNR is -2 log sigma: the same line
         ax.plot(sigma, color="C1", marker=marker)
         ax.set(yscale="log", ylabel="sigma (alpha = 1)")

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._drawing import plot_levels
+from .diffusers_config import family
 from .forward import KeptRows, forward
 from .rows import ROW, Rows
 from .tableau import Tableau
@@ -44,11 +45,14 @@ class Schedule:
     Attributes:
         alpha, sigma: the columns, read-only.
         kind: the family, by the name of its classmethod; "columns" where alpha and sigma were given.
+        name: what prints and pictures call it: ``Schedule(alpha, sigma, name="mine")``, ``schedule.named("mine")``;
+            its kind, if none was given.
     """
 
     alpha: Array
     sigma: Array
     kind: str
+    name: str
     _parameters: dict[str, float]
     _betas: Array | None
     kept: KeptRows
@@ -58,6 +62,7 @@ class Schedule:
         alpha: npt.ArrayLike,
         sigma: npt.ArrayLike,
         *,
+        name: str | None = None,
         _kind: str = "columns",
         _parameters: Mapping[str, float] | None = None,
         _betas: Array | None = None,
@@ -77,6 +82,7 @@ class Schedule:
             alpha=_frozen(alpha),
             sigma=_frozen(sigma),
             kind=_kind,
+            name=_kind if name is None else name,
             _parameters=_parameters or {},
             _betas=_betas,
         )
@@ -160,6 +166,43 @@ class Schedule:
         expected = "in [0, 1) (a leading 1, the clean data, is left out)"
         abar = _column("alphas_cumprod", alphas_cumprod, lambda v: (v >= 0) & (v < 1), expected)
         return cls(np.sqrt(abar), np.sqrt(1 - abar), _kind="from_alphas_cumprod")
+
+    @classmethod
+    def from_logsnr(cls, log_snr: npt.ArrayLike) -> Self:
+        """Variance preserving, from l = log(alpha^2 / sigma^2): alpha^2 = 1 / (1 + e^-l), sigma^2 = 1 / (1 + e^l).
+
+        log_snr: (T,), strictly decreasing; the last may be -inf, for zero terminal SNR. TypeError: not real numbers.
+        ValueError: NaN, inf, or not decreasing. Example: ``Schedule.from_logsnr(np.linspace(10, -10, 1000))``.
+        """
+        expected = "below inf, and no NaN"
+        log_snr = _column("log_snr", log_snr, lambda v: v < math.inf, expected)
+        alpha, sigma = (np.exp(-0.5 * np.logaddexp(0, side)) for side in (-log_snr, log_snr))
+        return cls(alpha, sigma, _kind="from_logsnr")
+
+    @classmethod
+    def from_diffusers(cls, scheduler: Any) -> Self:
+        """The schedule of a scheduler of diffusers, or of its configuration, computed again in float64.
+
+        Args:
+            scheduler: with a mapping as ``.config``, or such a mapping (``json.load`` of scheduler_config.json).
+                diffusers need not be installed. Read are num_train_timesteps and: trained_betas; beta_schedule linear,
+                scaled_linear, squaredcos_cap_v2, sigmoid or laplace, with beta_start, beta_end and
+                rescale_betas_zero_snr; shift or flow_shift of flow matching; sigma_min and sigma_max with
+                sigma_schedule (EDM), use_karras_sigmas or use_exponential_sigmas.
+
+        Returns:
+            The levels of training, num_train_timesteps of them; how inference picks some of them (timestep_spacing,
+            use_karras_sigmas) is told to the sampler. With zero terminal SNR the last alpha is 0, where some of
+            diffusers' schedulers have 2^-12.
+
+        Raises:
+            TypeError: no scheduler and no mapping. ValueError: what of the configuration is not supported.
+
+        Example: ``Schedule.from_diffusers(pipeline.scheduler)``.
+        """
+        kind, arguments, rescaled = family(scheduler)
+        made: Self = getattr(cls, kind)(**arguments)
+        return made.rescale_zero_terminal_snr() if rescaled else made
 
     @classmethod
     def _of_betas(cls, betas: npt.ArrayLike, kind: str, **parameters: float) -> Self:
@@ -307,12 +350,12 @@ class Schedule:
                 each step.
         """
         if t is None:
-            return _tableau(self.kept.of(forward, target, scale, offset), f"q_sample, {self.kind}")
-        return _tableau(forward(*self(np.ravel(t)), target, scale, offset), f"q_sample, {self.kind}")
+            return _tableau(self.kept.of(forward, target, scale, offset), f"q_sample, {self.name}")
+        return _tableau(forward(*self(np.ravel(t)), target, scale, offset), f"q_sample, {self.name}")
 
     def markov(self) -> Tableau:
         """The Markov steps as a table: row t is x_t = a_t x_(t-1) + s_t z, with a and s of ``step_coefficients``."""
-        return _tableau(self.kept.markov, f"q_step, {self.kind}")
+        return _tableau(self.kept.markov, f"q_step, {self.name}")
 
     def rescale_zero_terminal_snr(self) -> Self:
         """A new schedule whose last step is pure noise: Lin et al. 2023 (algorithm 1).
@@ -330,6 +373,13 @@ class Schedule:
         alpha = first * ((self.alpha - last) / (first - last))
         sigma = np.sqrt((1 - alpha) * (1 + alpha))
         return type(self)(alpha, sigma, _kind=f"{self.kind}_zero_terminal_snr", _parameters=self._parameters)
+
+    def named(self, name: str) -> Self:
+        """The same schedule, by this name; equal to the one without it."""
+        return self._rebuilt(name)(self.alpha, self.sigma)
+
+    def _rebuilt(self, name: str) -> Callable[..., Self]:
+        return partial(type(self), name=name, _kind=self.kind, _parameters=self._parameters, _betas=self._betas)
 
     @property
     def continuous(self) -> bool:
@@ -368,15 +418,44 @@ class Schedule:
 
         ax: matplotlib Axes to draw on; None: a new figure. ImportError: matplotlib is not installed.
         """
-        return plot_levels(ax, self.alpha, self.sigma, "t", repr(self).partition("\n")[0])
+        return plot_levels(ax, self.alpha, self.sigma, "t", f"{self.name}, {len(self)} steps")
+
+    # ---- text ----------------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """Plain JSON. ``from_json`` restores every bit of alpha, sigma and betas."""
+        import json
+
+        columns = {"alpha": self.alpha, "sigma": self.sigma, "betas": self._betas}
+        stored = {"noisefuse schedule": 1, "name": self.name, "kind": self.kind, "parameters": {**self._parameters}}
+        return json.dumps(stored | {key: None if c is None else c.tolist() for key, c in columns.items()})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what ``to_json`` wrote: ``Schedule.from_json(schedule.to_json()) == schedule``.
+
+        ValueError: not a schedule, or one of another version.
+        """
+        import json
+
+        stored = json.loads(text)
+        if not isinstance(stored, dict) or stored.pop("noisefuse schedule", None) != 1:
+            raise ValueError("this JSON is not a noisefuse schedule of version 1")
+        try:
+            kind, parameters, betas = (stored.pop(key) for key in ("kind", "parameters", "betas"))
+            given = None if betas is None else _frozen(np.array(betas, np.float64))
+            return cls(**stored, _kind=kind, _parameters=parameters, _betas=given)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this JSON is not a whole noisefuse schedule: {error!r}") from error
 
     # ---- a value -------------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
         parameters = "".join(f", {name}={value}" for name, value in self._parameters.items())
         alpha, sigma = (f"{column[0]:.4g} .. {column[-1]:.4g}" for column in (self.alpha, self.sigma))
+        kind = self.kind if self.name == self.kind else f"{self.name}: {self.kind}"
         return (
-            f"Schedule({self.kind}, steps={len(self)}{parameters})\n"
+            f"Schedule({kind}, steps={len(self)}{parameters})\n"
             f"  alpha {alpha}, sigma {sigma}, terminal SNR {self.snr[-1]:.4g}"
         )
 
@@ -392,9 +471,7 @@ class Schedule:
         return hash(self._key)
 
     def __reduce__(self) -> tuple[Callable[..., Self], tuple[Array, Array]]:
-        # through the constructor: unpickled arrays would be writable
-        rebuild = partial(type(self), _kind=self.kind, _parameters=self._parameters, _betas=self._betas)
-        return rebuild, (self.alpha, self.sigma)
+        return self._rebuilt(self.name), (self.alpha, self.sigma)  # unpickled arrays would be writable
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Schedule is immutable: cannot set {name!r}")

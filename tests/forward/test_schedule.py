@@ -2,6 +2,7 @@
 """Schedules against the papers' formulas (written out again in plain Python), exact arithmetic, diffusers."""
 
 import copy
+import json
 import math
 import pickle
 import re
@@ -9,6 +10,7 @@ import sys
 import warnings
 from decimal import Decimal, localcontext
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -473,6 +475,121 @@ def test_pickles_and_copies(schedule, duplicate):
     assert not twin.step_coefficients()[0].flags.writeable
     np.testing.assert_array_equal(twin.step_coefficients(), schedule.step_coefficients())
     assert twin.continuous == schedule.continuous
+
+
+@every_family
+def test_json_restores_every_bit(schedule):
+    twin = S.from_json(schedule.to_json())
+    assert twin == schedule
+    assert repr(twin) == repr(schedule)
+    assert not twin.alpha.flags.writeable
+    np.testing.assert_array_equal(twin.step_coefficients(), schedule.step_coefficients())
+    if schedule.continuous:
+        np.testing.assert_array_equal(twin([0.25, 0.5]), schedule([0.25, 0.5]))
+
+
+def test_foreign_json_is_refused():
+    stored = json.loads(S.linear(3).to_json())
+    for text in ("[]", "{}", json.dumps({**stored, "noisefuse schedule": 2})):
+        with pytest.raises(ValueError, match="not a noisefuse schedule of version 1"):
+            S.from_json(text)
+    for wrong in ({key: value for key, value in stored.items() if key != "alpha"}, {**stored, "steps": 3}):
+        with pytest.raises(ValueError, match=r"not a whole noisefuse schedule: .*(alpha|steps)"):
+            S.from_json(json.dumps(wrong))
+    with pytest.raises(ValueError, match="sigma must be positive"):
+        S.from_json(json.dumps({**stored, "sigma": [0, 1, 2]}))
+
+
+def test_name():
+    """For the eye: a schedule by another name is the same one."""
+    given, linear = S([0.8, 0], [0.6, 1], name="mine"), S.linear(3)
+    named = linear.named("toy")
+    assert (given.name, given.kind, linear.name, named.name, named.kind) == (
+        "mine",
+        "columns",
+        "linear",
+        "toy",
+        "linear",
+    )
+    assert (named, hash(named)) == (linear, hash(linear))
+    for twin in (pickle.loads(pickle.dumps(named)), S.from_json(named.to_json())):
+        assert (twin.name, twin) == ("toy", linear)
+    assert repr(named).startswith("Schedule(toy: linear, steps=3, beta_start=")
+    assert named.markov().name == "q_step, toy"
+    np.testing.assert_array_equal(named.betas, linear.betas)
+    with pytest.raises(AttributeError, match="immutable"):
+        named.name = "other"
+
+
+def test_from_logsnr():
+    """To the rounding of the exponent, one unit of the last place of up to 60, halved: 3.6e-15. Where alpha or sigma is
+    near 1, the other is not lost in 1 - it."""
+    log_snr = np.linspace(60, -60, 241)
+    schedule = S.from_logsnr(log_snr)
+    with localcontext(prec=60):
+        exact = [[1 / (1 + (side * Decimal(value)).exp()).sqrt() for value in log_snr] for side in (-1, 1)]
+    np.testing.assert_allclose(schedule.alpha, np.array(exact[0], float), rtol=4e-15)
+    np.testing.assert_allclose(schedule.sigma, np.array(exact[1], float), rtol=4e-15)
+    np.testing.assert_allclose(np.log(schedule.snr), log_snr, atol=1e-13)
+    assert schedule.kind == "from_logsnr"
+    assert S.from_logsnr([3, -math.inf]).alpha[-1] == 0
+    for bad in ([math.inf, 3], [math.nan], [1, 1], [1, 2], [[1.0]]):
+        with pytest.raises(ValueError, match=r"log_snr must be (below inf|one-dim)|must strictly decrease"):
+            S.from_logsnr(bad)
+    with pytest.raises(TypeError, match="log_snr must be real numbers"):
+        S.from_logsnr(["a"])
+
+
+BETAS = {"num_train_timesteps": 50, "beta_start": 0.001, "beta_end": 0.03}
+FLOW = {"num_train_timesteps": 50, "shift": 3.0}
+EDM = {"num_train_timesteps": 50, "sigma_min": 0.01, "sigma_max": 50.0}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({**BETAS, "beta_schedule": "linear"}, S.linear(50, 0.001, 0.03)),
+        ({**BETAS, "beta_schedule": "sigmoid"}, S.sigmoid(50, 0.001, 0.03)),
+        ({**BETAS, "beta_schedule": "squaredcos_cap_v2"}, S.cosine(50)),
+        (
+            {**BETAS, "beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True},
+            S.scaled_linear(50, 0.001, 0.03).rescale_zero_terminal_snr(),
+        ),
+        ({**BETAS, "beta_schedule": "linear", "trained_betas": [0.1, 0.2]}, S.from_betas([0.1, 0.2])),
+        (FLOW, S.flow(50, 3.0)),
+        ({**BETAS, "beta_schedule": "linear", "use_flow_sigmas": True, "flow_shift": 5.0}, S.flow(50, 5.0)),
+        ({**EDM, "sigma_schedule": "karras", "rho": 5.0}, S.karras(50, 0.01, 50.0, 5.0)),
+        ({**EDM, "sigma_schedule": "exponential", "rho": 7.0}, S.exponential(50, 0.01, 50.0)),
+        ({**BETAS, **EDM, "beta_schedule": "linear", "use_karras_sigmas": True}, S.karras(50, 0.01, 50.0)),
+    ],
+)
+def test_from_diffusers_configuration(config, expected):
+    """Against diffusers itself: test_samplers_diffusers.py."""
+    for scheduler in (config, SimpleNamespace(config=config)):
+        assert S.from_diffusers(scheduler) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({**BETAS, "beta_schedule": "exp"}, "beta_schedule='exp' is not supported, expected one of linear, scaled_"),
+        ({"num_train_timesteps": 5}, "beta_schedule=None is not supported"),
+        ({"num_train_timesteps": 5, "beta_schedule": "linear"}, "'linear' needs beta_start and beta_end"),
+        ({"beta_schedule": "linear"}, "expected a configuration with num_train_timesteps"),
+        ({**FLOW, "use_dynamic_shifting": True}, "use_dynamic_shifting=True is not supported"),
+        ({**FLOW, "shift_terminal": 0.02}, "shift_terminal=0.02 is not supported"),
+        ({**FLOW, "invert_sigmas": True}, "invert_sigmas=True is not supported"),
+        ({**FLOW, "stages": 3}, "stages=3 is not supported"),
+        ({**BETAS, "beta_schedule": "linear", "snr_shift_scale": 3.0}, r"snr_shift_scale=3\.0 is not supported"),
+        ({**EDM, "sigma_schedule": "other"}, "sigma_schedule='other' is not supported, expected one of karras, exp"),
+        (EDM, "sigma_min and sigma_max are supported with sigma_schedule"),
+    ],
+)
+def test_what_from_diffusers_does_not_support(config, message):
+    with pytest.raises(ValueError, match=f"^scheduler: .*{message}"):
+        S.from_diffusers(config)
+    with pytest.raises(TypeError, match=r"scheduler: expected a scheduler of diffusers, .*, got int"):
+        S.from_diffusers(7)
 
 
 def test_equality():

@@ -18,7 +18,7 @@ from noisefuse.schedule import Schedule
 from noisefuse.tableau import Tableau
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
+diffusers = pytest.importorskip("diffusers")
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # torch's, with NumPy 2
 
@@ -386,3 +386,59 @@ def test_pndm_averages_of_v():
     orders = {average: -np.polyfit(np.log([32, 64, 128]), np.log(e), 1)[0] for average, e in errors.items()}
     assert orders["output"] == pytest.approx(1, abs=0.2)
     assert orders["epsilon"] == pytest.approx(2, abs=0.2)
+
+
+# ---- Schedule.from_diffusers -------------------------------------------------------------------------------
+
+TRAINED = [
+    (diffusers.DDPMScheduler, {"beta_schedule": name, "rescale_betas_zero_snr": zero})
+    for name in ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
+    for zero in (False, True)
+]
+TRAINED += [(diffusers.PNDMScheduler, {}), (diffusers.LCMScheduler, {}), (diffusers.EulerDiscreteScheduler, {})]
+TRAINED += [(diffusers.DDIMScheduler, {"trained_betas": [0.1, 0.2, 0.25]}), (diffusers.HeunDiscreteScheduler, {})]
+TRAINED += [(diffusers.EulerDiscreteScheduler, {"rescale_betas_zero_snr": True, "use_karras_sigmas": True})]
+
+
+@pytest.mark.parametrize(("kind", "config"), TRAINED)
+def test_schedule_of_betas(kind, config):
+    """To the rounding of theirs: float32 betas, four times half a unit, and a product whose every factor and step is
+    rounded. Rescaled, they subtract the last root: absolute errors of that size, and Euler's last one is 2^-24."""
+    scheduler = kind(**config)
+    schedule = Schedule.from_diffusers(scheduler)
+    theirs = scheduler.alphas_cumprod.double().numpy()
+    rescaled, betas = config.get("rescale_betas_zero_snr", False), np.minimum(schedule.betas, 0.999)
+    bound = 2**-24 * np.cumsum(2 + 4 * betas / (1 - betas))
+    assert (np.abs(schedule.alphas_cumprod - theirs) <= bound * (4 if rescaled else schedule.alphas_cumprod)).all()
+    assert (schedule.alpha[-1] == 0) == rescaled
+    assert Schedule.from_diffusers(dict(scheduler.config)) == schedule
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("kind", [diffusers.FlowMatchEulerDiscreteScheduler, diffusers.FlowMatchHeunDiscreteScheduler])
+def test_schedule_of_flow(kind, shift):
+    scheduler = kind(num_train_timesteps=100, shift=shift)
+    schedule = Schedule.from_diffusers(scheduler)
+    np.testing.assert_allclose(schedule.sigma[::-1], scheduler.sigmas[:100].double().numpy(), rtol=2e-7)
+    np.testing.assert_array_equal(schedule.alpha, Schedule.flow(100, shift).alpha)
+
+
+@pytest.mark.parametrize("config", [{}, {"sigma_schedule": "exponential"}, {"sigma_min": 0.01, "rho": 5.0}], ids=str)
+@pytest.mark.parametrize("kind", [diffusers.EDMEulerScheduler, diffusers.EDMDPMSolverMultistepScheduler])
+def test_schedule_of_edm(kind, config):
+    scheduler = kind(num_train_timesteps=100, **config)
+    schedule = Schedule.from_diffusers(scheduler)
+    if kind is diffusers.EDMEulerScheduler:  # whose first grid has a level more; that of a run does not
+        scheduler.set_timesteps(100)
+    np.testing.assert_allclose(schedule.sigma[::-1], scheduler.sigmas[:100].double().numpy(), rtol=1e-5)
+    assert (schedule.alpha == 1).all()
+
+
+def test_schedule_of_euler_with_its_own_levels():
+    """Stable Video Diffusion's: trained on levels from 0.002 to 700."""
+    own = {"sigma_min": 0.002, "sigma_max": 700.0, "beta_schedule": "scaled_linear", "timestep_type": "continuous"}
+    for ramp in ("use_karras_sigmas", "use_exponential_sigmas"):
+        scheduler = diffusers.EulerDiscreteScheduler(**own, num_train_timesteps=50, **{ramp: True})
+        scheduler.set_timesteps(50)
+        schedule = Schedule.from_diffusers(scheduler)
+        np.testing.assert_allclose(schedule.sigma[::-1], scheduler.sigmas[:50].double().numpy(), rtol=1e-5)
