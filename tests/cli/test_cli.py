@@ -474,7 +474,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_importing_the_package_imports_none_of_this() -> None:
     code = "import sys, noisefuse; print(*(name for name in sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    commands = {f"noisefuse.{name}" for name in ("cli", "naive", "_demo", "_info", "_bench", "_contenders", "_drawing")}
+    commands = {f"noisefuse.{name}" for name in ("cli", "naive", "_demo", "_info", "_bench", "_contenders")}
     assert not ({"rich", "matplotlib", "PIL", "skimage", "torch", "argparse"} | commands) & set(loaded)
 
 
