@@ -8,7 +8,7 @@
 * Particles walk at random between two walls that reflect them. There is no state but their positions: step t of
   particle p is drawn from (seed, p, t) alone, so any of them can be walked again by itself.
 
-Both need `pip install 'noisefuse[numba]'`.
+Both need `pip install '.[numba]'`.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 The network is a small UNet2DModel with random weights, so that nothing is downloaded: its pictures mean nothing, but
 they are the same. Then the schedulers alone, on the sizes of a robot's actions and of latents.
 
-Needs matplotlib and rich: pip install 'noisefuse[demo,diffusers]'.
+Needs matplotlib and rich: pip install '.[demo,diffusers]'.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ finite set of images x_1 .. x_N:
 With it, every sampler has to end on images of the set. All start from the same noise and visit the same noise
 levels. The deterministic ones solve the same equation: each noise becomes the same digit, whoever solves it.
 
-Needs matplotlib, rich and scikit-learn: pip install 'noisefuse[demo]'.
+Needs matplotlib, rich and scikit-learn: pip install '.[demo]'.
 """
 
 from __future__ import annotations

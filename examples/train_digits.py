@@ -10,7 +10,7 @@ The network learns v from x_t, t and the digit's label. No step stores its noise
 x_t, and `nf.mse_loss` draws it again, forward and backward. The noise of an image depends on the image and the epoch
 alone, whatever batch it falls into; so do the times.
 
-Needs matplotlib, scikit-learn and torch: pip install 'noisefuse[demo,torch]'.
+Needs matplotlib, scikit-learn and torch: pip install '.[demo,torch]'.
 """
 
 from __future__ import annotations
