@@ -17,7 +17,8 @@ from cuda_kernels import stand_in
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-DOCUMENTS = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "tests" / "known" / "README.md"]
+DOCUMENTS = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md"))]
+DOCUMENTS += [ROOT / "csrc" / "README.md", ROOT / "tests" / "known" / "README.md"]
 FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = {  # what is not installed everywhere that the tests run
     "docs/diffusers.md": "diffusers",
