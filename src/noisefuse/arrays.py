@@ -45,7 +45,10 @@ def device_of(x: Any) -> int | None:
 
 def one_place(arrays: Iterable[tuple[str, Array]]) -> int | None:
     """The device of them all, or None. ValueError: they lie in several places."""
-    (name, first), *others = [*arrays] or [("", np.empty(0))]
+    arrays = [*arrays]
+    if all(type(array) is np.ndarray for _, array in arrays):
+        return None
+    (name, first), *others = arrays
     for other_name, other in others:
         if device_of(other) != device_of(first):
             raise ValueError(

@@ -130,7 +130,7 @@ def names_or_array(
         raise TypeError(f"noise: expected a Noise, a list of them, or else {wanted(noise)}, got {type(noise).__name__}")
     for name in names:
         _check_name(name, batch if len(names) == 1 else 1, sample_shape, last_step, any_stream)
-    return tuple(n if any_stream and n.stream else n.at(stream=stream) for n in names), None
+    return tuple(n if n.stream == stream or (any_stream and n.stream) else n.at(stream=stream) for n in names), None
 
 
 def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_step: int, any_stream: bool) -> None:
@@ -206,10 +206,11 @@ def make_call(
     check_place(device, index, names)
     results = {name: output(name, out, shape, dtype, device) for name, out in outs.items()}
     given = {slot: readable(a, dtype) for slot, a in given.items()}
-    check_overlap(results.items(), given.values())
     values = index.values
-    if any(overlap(values, out) for out in results.values()):
-        values = values.copy()
+    if written:  # new memory overlaps nothing
+        check_overlap(results.items(), given.values())
+        if any(overlap(values, out) for out in results.values()):
+            values = values.copy()
     batch, sample_shape = batch_shape(shape, batched)
     three: list[Array | None] = [*results.values(), None, None, None]
     return Step(
