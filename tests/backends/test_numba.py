@@ -442,8 +442,8 @@ def test_calls_of_many_elements_are_shared_out(threads):
             assert bits(nf.q_sample(x, 500, schedule, nf.Noise(2, step=3))) == bits(expected)
 
 
-def test_a_thread_that_comes_late_leaves_later_calls_alone():
-    """Seen to fail: memory that served small calls while a thread had yet to look whether its own call was done."""
+def test_a_thread_that_comes_late_leaves_later_calls_alone(monkeypatch):
+    """Seen to crash: memory that served small calls while a thread had yet to look whether its own call was done."""
     threads = pytest.importorskip("noisefuse.backends.threads")
 
     def give_all(work):
@@ -459,6 +459,8 @@ def test_a_thread_that_comes_late_leaves_later_calls_alone():
         held = give_all(go.wait)
         while not all(share.begun for share in held):
             time.sleep(1e-3)
+        # As for a thread that begins in the moment after it was looked whether it has: it is not called off.
+        monkeypatch.setattr(threads._Share, "wait", lambda share: None)
         nf.q_sample(room, 500, schedule, nf.Noise(1))  # is done here alone
         nf.q_sample(room[:1, :132], 500, schedule, nf.Noise(1), out=room[:1, :132])
         go.set()
@@ -466,7 +468,7 @@ def test_a_thread_that_comes_late_leaves_later_calls_alone():
         give_all(everyone.wait)
         everyone.wait(60)
     assert room[0, :132].all()
-    assert not room[0, 132:].any()
+    assert not room.reshape(-1)[132:].any()
 
 
 def test_compiled_code_is_kept_on_disk_and_is_that_of_the_text(tmp_path):
