@@ -292,7 +292,7 @@ ROWS = {
 @pytest.fixture(params=["native", *NUMBA, "reference"], autouse=True)
 def backend(request):
     with nf.use_backend(request.param):
-        randn((2, 6), 1)  # a first call by the long way: Numba's short cut, which checks by itself, waits for one
+        randn((2, 6), 1)  # a first call by the checked path: Numba's fast path, which checks by itself, waits for one
         yield
 
 

@@ -41,7 +41,7 @@ def test_large_outputs_have_it_and_own_it(dtype):
 def test_new_tensors_have_it_and_own_it(shape, dtype):
     torch = pytest.importorskip("torch")
     x = torch.ones(shape, dtype=getattr(torch, dtype))
-    for _ in range(2):  # the long way and the short cut
+    for _ in range(2):  # the checked path and the fast path
         out, target = nf.q_sample(x, 3, nf.Schedule.linear(), nf.Noise(1), target="v")
         for made in (out, target):
             assert (made.shape, made.stride(), made.dtype) == (x.shape, x.stride(), x.dtype)
@@ -60,7 +60,7 @@ def test_tensors_of_about_the_size_from_which_they_have_it():
     torch = pytest.importorskip("torch")
     schedule = nf.Schedule.linear()
     for n in range((1 << 20) - 160, 1 << 20, 16):  # some lines of 64 bytes come before the numbers
-        for _ in range(2):  # the long way and the short cut
+        for _ in range(2):  # the checked path and the fast path
             nf.q_sample(torch.zeros((1, n)), 3, schedule, nf.Noise(1))
 
 

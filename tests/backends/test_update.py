@@ -253,7 +253,7 @@ def test_a_number_of_auxiliary_outputs_that_rows_do_not_have(name, aux):
 
 
 def test_every_row_that_is_taken_is_asked_whether_it_draws(backend):
-    """Seen to fail: a short cut that looks at the first one."""
+    """Seen to fail: a fast path that looks at the first one."""
     table, x = nf.samplers.ddpm(nf.Schedule.linear(10), 5).tableau, np.ones((2, 3), np.float32)
     assert (table.rows["out"]["z"] != 0).tolist() == [True] * 4 + [False]
     with pytest.raises(TypeError, match="noise: the row draws noise"):
@@ -261,7 +261,7 @@ def test_every_row_that_is_taken_is_asked_whether_it_draws(backend):
 
 
 def test_a_models_output_is_converted_and_nothing_else(backend):
-    """Seen to fail: a short cut that reads float32 as it is, and past arrays that are converted too."""
+    """Seen to fail: a fast path that reads float32 as it is, and past arrays that are converted too."""
     table = nf.samplers.dpmpp_2m(nf.Schedule.linear(10), 5).tableau
     x, m, past = np.random.default_rng(0).standard_normal((3, 4, 50)).astype(np.float32)
     x, half = x.astype(np.float16), m.astype(np.float16)

@@ -352,7 +352,7 @@ def test_an_output_may_be_an_input(backend, dtype):
 def test_out_may_lie_over_t(backend):
     """t is read to its end before anything is written.
 
-    Seen to fail: a short cut that does not look where t lies.
+    Seen to fail: a fast path that does not look where t lies.
     """
     for batched, place in ((True, slice(-70, None)), (True, slice(70)), (False, None)):
         memory = np.zeros((70, 700), np.float32)

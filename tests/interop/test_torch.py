@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch tensors: NumPy's bits, gradients, torch.compile, data loaders, and what is refused.
 
-Seen to fail: bfloat16 taken for float16; `out` whose version stays; the short cut that takes a tensor which requires
+Seen to fail: bfloat16 taken for float16; `out` whose version stays; the fast path that takes a tensor which requires
 grad, a negated view, or a dual one; a backward row with the wrong sign; a clamp's mask left out; the times of a
 backward pass read after they were changed; a worker that counts its samples otherwise.
 """
@@ -66,10 +66,10 @@ def same(result, expected):
 
 @pytest.fixture
 def short(monkeypatch):
-    """The long way is closed."""
+    """The checked path is closed."""
 
     def closed(*_):
-        raise AssertionError("the long way was taken")
+        raise AssertionError("the checked path was taken")
 
     monkeypatch.setattr(interop, "_call", closed)
     monkeypatch.setattr(interop, "_random", closed)
@@ -186,7 +186,7 @@ def test_times(index):
         assert same(nf.q_sample(x, u.to(kind), FLOW, N), nf.q_sample(numpy(x), u.numpy(), FLOW, N))
 
 
-# ---- the short cut -----------------------------------------------------------------------------------------
+# ---- the fast path -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="this torch has no exchange API")
@@ -230,7 +230,7 @@ def test_large_new_tensors(dtype):
 
 
 def test_without_the_exchange_api_and_without_ml_dtypes():
-    """As with older torch; and bfloat16 needs ml_dtypes only on the long way."""
+    """As with older torch; and bfloat16 needs ml_dtypes only on the checked path."""
     code = """
 import sys
 import torch, noisefuse as nf
@@ -496,7 +496,7 @@ def test_a_graph_keeps_no_more_than_a_clamp_needs():
 
 def test_what_autograd_has_to_know():
     x = tensor(3, 4, grad=True)
-    for out in (torch.zeros(3, 4), torch.zeros(3, 4)[:]):  # the short cut, and the long way
+    for out in (torch.zeros(3, 4), torch.zeros(3, 4)[:]):  # the fast path, and the checked path
         scaled = (x * out).sum()
         nf.q_sample(X, 3, S, N, out=out) if out._base is None else nf.q_walk(
             X[:1], S, N, keep=[1, 2, 3], out=out[:, None]

@@ -7,7 +7,7 @@ who is asked for memory, which device and stream kernels run on, what is read ba
 test_torch_device.py.
 
 Seen to fail: the stream or the device not entered; results of CuPy's own memory; the offset of a view left out; times
-read back; a compiled draw on the CPU; a short cut that does not look at the device of a tensor.
+read back; a compiled draw on the CPU; a fast path that does not look at the device of a tensor.
 """
 
 import re

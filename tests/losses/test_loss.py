@@ -126,7 +126,7 @@ def test_drawn_noise_gives_the_loss_of_stored_noise(call, data):
 
 
 @pytest.mark.parametrize("shape", [(5, 1003), (3, 5000), (300, 3), (2, 64, 16)])
-def test_a_short_cut_gives_the_bits_of_the_long_way(native, threads, shape):
+def test_a_fast_path_gives_the_bits_of_the_checked_path(native, threads, shape):
     """What is plain goes another way through the native backend: scale=1 is not plain."""
     rng = np.random.default_rng(0)
     pred, x0 = normals(shape, np.float32, 1), normals(shape, np.float32, 2)
@@ -399,7 +399,7 @@ def x(dtype=np.float32, shape=(4, 6)):
 )
 def test_errors(change, error, message):
     given = {"pred": x(), "x0": x(), "t": 3, "schedule": LINEAR, "noise": nf.Noise(1), "target": "v"} | change
-    for target in TARGETS:  # a first call each: the short cut, which checks by itself, waits for one
+    for target in TARGETS:  # a first call each: the fast path, which checks by itself, waits for one
         nf.mse_loss(x(), x(), 3, LINEAR, nf.Noise(1), target=target)
     out = given.setdefault("out", np.zeros((4, 6), np.float32))
     before = out.copy()
