@@ -16,9 +16,9 @@ namespace {  // see philox.h
 
 constexpr bool counts(uint64_t active, int column) { return active >> column & 1; }
 
-// The terms that are active in the linear combination whose constant is in column `first`, in the contract's order: visit(column,
-// slot). The first of them is a rounded product (or, where there is a constant, fma(c, v, k)), each later one fma(c, v,
-// sum).
+// The terms that are active in the linear combination whose constant is in column `first`, in the contract's order:
+// visit(column, slot). The first of them is a rounded product (or, where there is a constant, fma(c, v, k)), each later
+// one fma(c, v, sum).
 template <class Visit>
 constexpr void for_each_term(uint64_t active, int first, int slots, Visit visit) {
     if (slots > kZ && counts(active, first + 1 + kZ)) visit(first + 1 + kZ, kZ);
