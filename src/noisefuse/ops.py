@@ -346,9 +346,10 @@ def q_walk(
         x0 = q_step(x0, 0, schedule, noise, batched=batched)
         if slots[0] == 0:
             result[0] = x0
+        if len(slots) == 1:
+            return result
         rows, slots, names = Rows(rows.table[1:], rows.active), slots[1:], tuple(n.at(step=n.step + 1) for n in names)
-    if len(slots):
-        backends.of(result).walk(Walk(_first_step(x0, rows, names, result, batched), slots))
+    backends.of(result).walk(Walk(_first_step(x0, rows, names, result, batched), slots))
     return result
 
 
