@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plain calls in all their spellings: the fast path takes each, with the bits of the checked path."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -159,3 +162,18 @@ def test_noise_that_a_loss_does_not_read_is_checked_too(native):
     x = numbers("float32")
     with pytest.raises(TypeError, match="a bare seed"):
         nf.mse_loss(x, x, T, S, 5, target="sample")
+
+
+@pytest.mark.parametrize(
+    "call", ["nf.randn((2, 3), 1)", "nf.q_sample(x, 3, S, N)", "nf.mse_loss(x, x, 3, S, N, target='v')"]
+)
+def test_the_first_call_of_a_process_takes_it_too(call):
+    """Seen to fail for randn and mse_loss where only rows chose the backend."""
+    code = f"""
+import numpy as np, noisefuse as nf
+from noisefuse import loss, ops
+ops.names_or_array = loss.names_or_array = None
+S, N, x = nf.Schedule.linear(9), nf.Noise(1), np.ones((2, 3))
+{call}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

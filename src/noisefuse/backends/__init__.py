@@ -59,23 +59,22 @@ def declined(*arguments: Any) -> Any:
     return NotImplemented
 
 
-def _first_row(*arguments: Any) -> Any:
-    """That of a process that has not chosen its backend yet."""
-    _first()
-    return fast_row(*arguments)
+def _at_first(name: str) -> Callable[..., Any]:
+    """What stands for this function until the process has chosen its backend."""
 
+    def call(*arguments: Any) -> Any:
+        _first()
+        return globals()[name](*arguments)
 
-def _first_empty(*arguments: Any) -> Any:
-    _first()
-    return empty(*arguments)
+    return call
 
 
 # The fast path of the backend in use, csrc/fast_path.cpp: it takes arguments as they came, checks them itself, and
 # declines with NotImplemented whatever is not plain.
-fast_row: Callable[..., Any] = _first_row
-fast_random: Callable[..., Any] = declined
-fast_mse: Callable[..., Any] = declined
-empty: Callable[..., Any] = _first_empty
+fast_row: Callable[..., Any] = _at_first("fast_row")
+fast_random: Callable[..., Any] = _at_first("fast_random")
+fast_mse: Callable[..., Any] = _at_first("fast_mse")
+empty: Callable[..., Any] = _at_first("empty")
 
 
 class Setting:
