@@ -229,6 +229,14 @@ bool is_readable(Kind x, Kind result) {
     return x == Kind::u8 || (result == Kind::f64 ? x == Kind::f64 || x == Kind::f32 : is_float(x) && x != Kind::f64);
 }
 
+// Of a table (float rows, double rows, active coefficients, ..) those of the call's arithmetic.
+void take_rows(PyObject* table, Call& call) {
+    PyArrayObject* const rows = array(PyTuple_GET_ITEM(table, call.type == DType::f64));
+    call.rows = PyArray_DATA(rows);
+    call.n_rows = PyArray_DIM(rows, 0);
+    call.active = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(table, 2));
+}
+
 class PlainCall {
   public:
     Call call{};
@@ -279,10 +287,7 @@ class PlainCall {
     bool rows(PyObject* table) {
         if (x.kind == Kind::u8) table = PyTuple_GET_ITEM(table, 3);
         if (table == Py_None) return false;
-        PyArrayObject* const rows = array(PyTuple_GET_ITEM(table, call.type == DType::f64));
-        call.rows = PyArray_DATA(rows);
-        call.n_rows = PyArray_DIM(rows, 0);
-        call.active = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(table, 2));
+        take_rows(table, call);
         return true;
     }
 
@@ -436,9 +441,8 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
     call.batch = args[5] == Py_True ? shape[0] : 1;
     call.size = made.count / call.batch;
     call.segment = made.count;
-    call.index = &row, call.n_rows = 1;
-    call.rows = PyArray_DATA(array(PyTuple_GET_ITEM(args[0], call.type == DType::f64)));
-    call.active = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(args[0], 2));
+    call.index = &row;
+    take_rows(args[0], call);
     if (!noise.parse(args[2], -1, call) || !outputs.take(0, args[7], call)) Py_RETURN_NOTIMPLEMENTED;
     if (args[3] == Py_True) noise.use_uniform(call);
     if (!outputs.make(call)) return nullptr;

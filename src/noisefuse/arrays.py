@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backends
-from .backends.call import DTYPES
+from .backends.call import address, dtype_code
 
 Array: TypeAlias = NDArray[Any]
 
@@ -128,7 +128,7 @@ def fast_dtype(dtype: Any, other: Any, allowed: tuple[str, ...] = FLOATS) -> tup
 @lru_cache(64)
 def _fast_dtype(dtype: Any, other: Any, allowed: tuple[str, ...]) -> tuple[Any, ...]:
     found = np.dtype(dtype if other is None else str(dtype).removeprefix("torch."))
-    return (DTYPES[found.name], found) if found.name in allowed and found.isnative else ()
+    return (dtype_code(found), found) if found.name in allowed and found.isnative else ()
 
 
 def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
@@ -180,7 +180,7 @@ def _is_plain(x: Any) -> bool:
 
 
 def _address(x: Any) -> int:
-    return int(x.data.ptr if on_device(x) else x.ctypes.data)
+    return int(x.data.ptr) if on_device(x) else address(x)
 
 
 def contiguous(x: Array) -> Array:

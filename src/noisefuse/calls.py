@@ -18,6 +18,7 @@ from .arrays import (
     contiguous,
     count,
     device_of,
+    dtype_name,
     is_array,
     on_device,
     one_place,
@@ -107,7 +108,7 @@ def names_or_array(
 ) -> tuple[tuple[Noise, ...], Array | None]:
     """The Noise or Noises on the stream of the operation, or the caller's array; checked for x of this shape."""
     if is_array(noise):
-        z = as_array("noise", noise, tuple(dict.fromkeys(("float32", dtype.name))))
+        z = as_array("noise", noise, tuple(dict.fromkeys(("float32", dtype_name(dtype)))))
         if z.shape != shape:
             raise ValueError(f"noise: expected shape {shape}, got {z.shape}")
         return (), z

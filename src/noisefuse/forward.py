@@ -98,7 +98,10 @@ class KeptRows:
         """make(alpha, sigma, target, scale, offset), a row for each step."""
         key = make, target, scale, offset
         if key not in self._rows:
-            self._keep(key, make(self._alpha, self._sigma, target, scale, offset))
+            made = make(self._alpha, self._sigma, target, scale, offset)
+            if len(self._rows) >= self.MOST:
+                self._rows.clear()
+            self._rows[key] = made
         return self._rows[key]
 
     @cached_property
@@ -112,8 +115,3 @@ class KeptRows:
     @cached_property
     def plain_markov(self) -> Plain:
         return (*self.markov.plain[:3], self.markov_of_bytes.plain)
-
-    def _keep(self, key: Any, rows: Rows) -> None:
-        if len(self._rows) >= self.MOST:
-            self._rows.clear()
-        self._rows[key] = rows

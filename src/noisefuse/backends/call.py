@@ -25,7 +25,7 @@ Draw: TypeAlias = Literal["none", "normal", "uniform"]
 
 # The enums of csrc/core/call.h, in its order.
 DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4}
-_FLOAT64 = np.dtype(np.float64)
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 DRAWS: dict[Draw, int] = {"none": 0, "normal": 1, "uniform": 2}
 
 AXES = 21  # of a window, after merging: see window_runs
@@ -60,6 +60,11 @@ class Step:
         given = self.inputs[M1] if self.outputs[0] is None else self.outputs[0]
         assert given is not None
         return given.dtype
+
+    @property
+    def arithmetic(self) -> np.dtype[Any]:
+        """float64 where that is the dtype, else float32."""
+        return _FLOAT64 if self.dtype == _FLOAT64 else _FLOAT32
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ SLAB = 1 << 20  # elements whose residuals are held at a time, or one sample
 tests_itself = True
 fast_row = fast_random = fast_mse = None
 empty = np.empty
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 _tested: set[np.dtype[Any]] = set()
 
 
@@ -44,7 +43,7 @@ def loss(call: Loss) -> None:
     """Residuals of some samples at a time, in memory of their own; then their squares, and their gradient."""
     batch, size, gradient = call.residual.batch, call.residual.size, call.residual.outputs[0]
     together = max(1, min(batch, SLAB // size))
-    held = np.empty(together * size, _real(call.residual))
+    held = np.empty(together * size, call.residual.arithmetic)
     residual = replace(call.residual, outputs=(held, None, None))
     weight, sums = call.weight(), np.empty(batch)
     weights = (np.ones(call.pieces) if weight is None else weight).reshape(batch, -1)
@@ -72,14 +71,9 @@ def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.u
     return out
 
 
-def _real(call: Step) -> np.dtype[Any]:
-    """Of the arithmetic."""
-    return _FLOAT64 if call.dtype == _FLOAT64 else _FLOAT32
-
-
 def _run(kernel: Any, call: Step, numbers: bytes, memory: Any, chunk: int, begin: int, end: int) -> None:
     """The elements begin .. end - 1 of a call, shared out among threads. Its outputs begin with the first of these."""
-    real = _real(call)
+    real = call.arithmetic
     if real not in _tested:
         _test(real)
     # Of this call alone, as is `memory`, to which it points: a thread may still look whether there is a next chunk when

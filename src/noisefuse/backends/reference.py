@@ -167,7 +167,7 @@ def drawn(call: Step, at: NDArray[np.int64], later: Any, real: type) -> Array:
 def step(call: Step) -> None:
     """Computes the outputs of one pass."""
     total = call.batch * call.size
-    real = arithmetic(call)
+    real = call.arithmetic.type
     rows = call.rows.table.astype(real)
     with np.errstate(all="ignore"):
         for begin in range(0, total, CHUNK):
@@ -226,7 +226,7 @@ def walk(call: Walk) -> None:
     assert x0 is not None
     assert out is not None
     total = first.batch * first.size
-    real = arithmetic(first)
+    real = first.arithmetic.type
     x_column, z_column = AFFINE[0] + 1 + X, AFFINE[0] + 1 + Z
     rows = first.rows.table.astype(real)
     with np.errstate(all="ignore"):
@@ -244,7 +244,7 @@ def loss(call: Loss) -> None:
     """Computes sums of squared residuals and their gradient."""
     residual = call.residual
     total = residual.batch * residual.size
-    real = np.float64 if (call.residual.dtype == np.float64) else np.float32
+    real = residual.arithmetic.type
     rows = residual.rows.table.astype(real)
     first = np.arange(0, total, call.piece)[:, None] + np.arange(0, call.piece, LOSS_CHUNK)
     first = np.append(first.ravel(), total)  # element of each chunk
@@ -296,9 +296,3 @@ def sums_of_samples(chunk_sums: Array, weight: Array | None) -> Array:
 def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Philox4x32-10 of counters (n, 4) and keys (n, 2): (n, 4)."""
     return np.stack(SPEC.philox4x32(*counter.T, *key.T), axis=-1)
-
-
-def arithmetic(call: Step) -> type[np.float32] | type[np.float64]:
-    """float64 for float64 outputs; float32 for all others."""
-    types = {output.dtype for output in call.outputs if output is not None}
-    return np.float64 if np.dtype(np.float64) in types else np.float32
