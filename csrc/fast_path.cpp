@@ -8,6 +8,7 @@
 
 #include "core/loss.h"
 #include "cpu/dispatch.h"
+#include "interrupts.h"
 #include "run.h"
 #include "torch.h"
 
@@ -21,17 +22,12 @@ PyArrayObject* array(PyObject* o) { return reinterpret_cast<PyArrayObject*>(o); 
 
 constexpr int64_t kAtOnce = 4096;  // elements that take less time than handing over the interpreter
 
+// False: a Python error is set.
 template <class Run>
-void run_plain(const Call& call, Run run) {
-    if (call.batch * call.size <= kAtOnce) return run(call);
-    PyThreadState* const thread = PyEval_SaveThread();
-    try {
-        run(call);
-    } catch (...) {
-        PyEval_RestoreThread(thread);
-        throw;
-    }
-    PyEval_RestoreThread(thread);
+bool run_plain(const Call& call, Run run) {
+    if (call.batch * call.size <= kAtOnce) return run(call, nullptr);
+    Released released;
+    return run(call, std::ref(released));
 }
 
 // A new reference, or null for what is neither list nor tuple. (Other threads may change lists while kernels run.)
@@ -421,8 +417,7 @@ PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
                       args[10] == Py_True}))
         Py_RETURN_NOTIMPLEMENTED;
     if (!plain.outputs.make(plain.call)) return nullptr;
-    run_plain(plain.call, run_step);
-    return plain.outputs.give();
+    return run_plain(plain.call, run_step) ? plain.outputs.give() : nullptr;
 }
 
 // random(table, shape, noise, uniform, dtype, batched, tensor, out), or NotImplemented: noise of this shape.
@@ -446,8 +441,7 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (!noise.parse(args[2], -1, call) || !outputs.take(0, args[7], call)) Py_RETURN_NOTIMPLEMENTED;
     if (args[3] == Py_True) noise.use_uniform(call);
     if (!outputs.make(call)) return nullptr;
-    run_plain(call, run_step);
-    return outputs.give();
+    return run_plain(call, run_step) ? outputs.give() : nullptr;
 }
 
 // mse(table, t, x0, pred, noise, weights or None, upstream, wants loss, out, batched), or NotImplemented; of the mean
@@ -471,7 +465,7 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     call.n = static_cast<double>(plain.x.count);
     if (wants_loss) call.losses = &loss, call.n_losses = 1;
     try {
-        run_plain(call, run_loss);
+        if (!run_plain(call, run_loss)) return nullptr;
     } catch (const std::bad_alloc&) {
         return PyErr_NoMemory();
     }

@@ -10,6 +10,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/lane_scalar.h"
 #include "cpu/pool.h"
+#include "interrupts.h"
 #include "memory.h"
 #include "python.h"
 #include "run.h"
@@ -39,16 +40,14 @@ PyObject* run_packed(PyObject* bytes, Run run) {
     if (!PyBytes_Check(bytes) || PyBytes_GET_SIZE(bytes) != Py_ssize_t{sizeof call})
         return PyErr_Format(PyExc_TypeError, "expected the %zu bytes of a Call", sizeof call);
     std::memcpy(&call, PyBytes_AS_STRING(bytes), sizeof call);
-    bool enough = true;
-    Py_BEGIN_ALLOW_THREADS;
+    bool all;
     try {
-        run(call);
+        Released released;
+        all = run(call, std::ref(released));
     } catch (const std::bad_alloc&) {
-        enough = false;
+        return PyErr_NoMemory();
     }
-    Py_END_ALLOW_THREADS;
-    if (!enough) return PyErr_NoMemory();
-    Py_RETURN_NONE;
+    return all ? Py_NewRef(Py_None) : nullptr;
 }
 
 PyObject* py_step(PyObject*, PyObject* call) { return run_packed(call, run_step); }

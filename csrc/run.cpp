@@ -7,7 +7,6 @@
 #include "cpu/dispatch.h"
 #include "cpu/float_mode.h"
 #include "cpu/lane_scalar.h"
-#include "cpu/pool.h"
 
 namespace nf {
 namespace {
@@ -16,7 +15,7 @@ namespace {
 // them by their times.
 constexpr int64_t kChunk = 1 << 15;
 
-void add_up(const Call& call) {
+bool add_up(const Call& call, const GoOn& go_on) {
     const FloatMode mode;
     const int64_t pieces = call.size / call.piece, chunks = chunks_of(call.piece);
     const double* chunk = call.chunk_sums;
@@ -26,36 +25,42 @@ void add_up(const Call& call) {
         sample.add(chunk, pieces * chunks, chunks, [&](int64_t p) { return weight_of(call, b * pieces + p); });
         all = all + sample.total;
         if (call.n_losses > 1) call.losses[b] = sample.total / call.n;
+        if (go_on && !go_on()) return false;
     }
     if (call.n_losses == 1) *call.losses = all / call.n;
+    return true;
 }
 
 }  // namespace
 
-void run_step(const Call& call) {
+bool run_step(const Call& call, const GoOn& go_on) {
     const Kernels& k = kernels();
     // Without noise there is less to do for an element, and waking a thread costs the same.
     const int64_t total = call.batch * call.size, chunk = call.draw == Draw::none ? 2 * kChunk : kChunk;
-    if (total <= chunk) return k.step(call, 0, total);
-    parallel_for(total, chunk, [&](int64_t begin, int64_t end) { k.step(call, begin, end); });
+    if (total <= chunk) {
+        k.step(call, 0, total);
+        return true;
+    }
+    return parallel_for(total, chunk, [&](int64_t begin, int64_t end) { k.step(call, begin, end); }, go_on);
 }
 
-void run_walk(const Call& call) {
+bool run_walk(const Call& call, const GoOn& go_on) {
     const Kernels& k = kernels();
     const int64_t tiles = kChunk / 256 / call.times;
-    parallel_for(call.batch * call.size, 256 * (tiles ? tiles : 1),
-                 [&](int64_t begin, int64_t end) { k.walk(call, begin, end); });
+    const int64_t chunk = 256 * (tiles ? tiles : 1);
+    return parallel_for(
+        call.batch * call.size, chunk, [&](int64_t begin, int64_t end) { k.walk(call, begin, end); }, go_on);
 }
 
-void run_loss(Call call) {
+bool run_loss(Call call, const GoOn& go_on) {
     const Kernels& k = kernels();
     const int64_t chunks = call.batch * call.size / call.piece * chunks_of(call.piece);
     const int64_t in_chunk = call.piece < kLossChunk ? call.piece : kLossChunk;
     std::vector<double> chunk_sums(call.losses ? static_cast<size_t>(chunks) : 0);
     call.chunk_sums = call.losses ? chunk_sums.data() : nullptr;
-    parallel_for(chunks, (kChunk + in_chunk - 1) / in_chunk,
-                 [&](int64_t begin, int64_t end) { k.loss(call, begin, end); });
-    if (call.losses) add_up(call);
+    const auto body = [&](int64_t begin, int64_t end) { k.loss(call, begin, end); };
+    return parallel_for(chunks, (kChunk + in_chunk - 1) / in_chunk, body, go_on) &&
+           (!call.losses || add_up(call, go_on));
 }
 
 }  // namespace nf

@@ -5,7 +5,6 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <cstdlib>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -55,13 +54,12 @@ void leave([[maybe_unused]] int number) {
 // a job finds it closed.
 class Pool {
   public:
-    explicit Pool(int threads) : threads_(threads) {}
+    std::atomic<int> threads_{1};
 
-    std::atomic<int> threads_;
+    // For one job at a time: false where there is another, such as that of a signal's handler, called by go_on.
+    bool take() { return !busy_.exchange(true); }
 
-    bool run(int64_t total, int64_t chunk, const std::function<void(int64_t, int64_t)>& body) {
-        const std::unique_lock busy(busy_, std::try_to_lock);
-        if (!busy) return false;
+    bool run(int64_t total, int64_t chunk, const Body& body, const GoOn& go_on) {
         wanted_ = static_cast<int>(std::min<int64_t>(threads_, (total + chunk - 1) / chunk)) - 1;
         start();
         body_ = &body, total_ = total, chunk_ = chunk;
@@ -73,13 +71,14 @@ class Pool {
         }
         for (int i = 0; i < wanted_ && wanted_ < started_; ++i) wake_.notify_one();
         if (wanted_ >= started_) wake_.notify_all();
-        work(0);
+        const bool all = work(0, go_on);
         state_ &= ~kOpen;
         if (!soon([this] { return state_ % kJob == 0; })) {
             std::unique_lock lock(mutex_);
             done_.wait(lock, [this] { return state_ % kJob == 0; });
         }
-        return true;
+        busy_ = false;
+        return all;
     }
 
   private:
@@ -100,14 +99,21 @@ class Pool {
     }
 
     // Its own span first, which is in its caches if the last job had the same arrays; then what others have left.
-    void work(int own) {
+    bool work(int own, const GoOn& go_on) {
         for (int i = 0; i < n_spans_; ++i) {
             Span& span = spans_[(own + i) % n_spans_];
             for (int64_t chunk; (chunk = span.next++) < span.end;) {
                 const int64_t begin = chunk * chunk_;
                 (*body_)(begin, std::min(begin + chunk_, total_));
+                if (go_on && !go_on()) return leave_the_rest();
             }
         }
+        return true;
+    }
+
+    bool leave_the_rest() {
+        for (int i = 0; i < n_spans_; ++i) spans_[i].next = spans_[i].end;
+        return false;
     }
 
     bool join(uint64_t& seen) {
@@ -130,7 +136,7 @@ class Pool {
             const bool joined = join(seen);
             looks_out = joined || !(state_ & kOpen);  // too late: the next job may be as short as this one
             if (!joined) continue;
-            work(number);
+            work(number, nullptr);
             if (--state_ % kJob == 0) {
                 const std::lock_guard lock(mutex_);
                 done_.notify_one();
@@ -157,10 +163,10 @@ class Pool {
     static constexpr uint64_t kOpen = uint64_t{1} << 16, kJob = 2 * kOpen;
     std::atomic<uint64_t> state_{0};
 
-    std::mutex busy_;  // held by the caller whose job runs
+    std::atomic<bool> busy_{false};
     std::mutex mutex_;
     std::condition_variable wake_, done_;
-    const std::function<void(int64_t, int64_t)>* body_ = nullptr;
+    const Body* body_ = nullptr;
     int64_t total_ = 0, chunk_ = 1;
     // Chunks that follow each other, for one thread as long as it has some: numbers of the next one and of the end.
     struct alignas(64) Span {
@@ -175,32 +181,20 @@ class Pool {
     int started_ = 0;
 };
 
-int threads_from_environment() {
-    const char* text = std::getenv("NOISEFUSE_NUM_THREADS");
-    return text ? std::max(0, std::atoi(text)) : 0;
-}
-
-int threads_of_machine() {
-#if defined(__linux__)
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-#endif
-    return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
-
 // Never destroyed: at exit, as in a forked child, its threads may be gone or asleep and must not be waited for.
 Pool* pool = nullptr;
 
-void reset_in_child() { pool = new Pool(std::max(1, threads_from_environment())); }
+void reset() { pool = new Pool; }
+
+constexpr int kTogether = 4;  // chunks between two questions, on one thread
 
 }  // namespace
 
 void init_pool() {
     if (pool) return;
-    const int wanted = threads_from_environment();
-    pool = new Pool(wanted ? wanted : threads_of_machine());
+    reset();
 #if defined(__unix__) || defined(__APPLE__)
-    pthread_atfork(nullptr, nullptr, reset_in_child);
+    pthread_atfork(nullptr, nullptr, reset);
 #endif
 }
 
@@ -208,9 +202,14 @@ int num_threads() { return pool->threads_; }
 
 void set_num_threads(int n) { pool->threads_ = n; }
 
-void parallel_for(int64_t total, int64_t chunk, const std::function<void(int64_t, int64_t)>& body) {
-    if (pool->threads_ > 1 && total > chunk && pool->run(total, chunk, body)) return;
-    body(0, total);
+bool parallel_for(int64_t total, int64_t chunk, const Body& body, const GoOn& go_on) {
+    if (pool->threads_ > 1 && total > chunk && pool->take()) return pool->run(total, chunk, body, go_on);
+    const int64_t at_once = go_on ? kTogether * chunk : total;
+    for (int64_t begin = 0; begin < total; begin += at_once) {
+        body(begin, std::min(begin + at_once, total));
+        if (go_on && !go_on()) return false;
+    }
+    return true;
 }
 
 }  // namespace nf

@@ -6,15 +6,19 @@
 
 namespace nf {
 
+using Body = std::function<void(int64_t begin, int64_t end)>;
+// What a long job asks on its caller's thread, between chunks, or nothing. False ends it: what was begun is finished,
+// and no more.
+using GoOn = std::function<bool()>;
+
 // Calls body(begin, end) over [0, total) in chunks, on all threads; on the caller's alone when there is one chunk or
-// the pool is busy with another caller. Chunks begin at multiples of `chunk`.
-void parallel_for(int64_t total, int64_t chunk, const std::function<void(int64_t, int64_t)>& body);
+// the pool is busy with another job. Chunks begin at multiples of `chunk`. False: it was ended before its time.
+bool parallel_for(int64_t total, int64_t chunk, const Body& body, const GoOn& go_on);
 
 int num_threads();
 void set_num_threads(int n);  // n >= 1
 
-// Once, before the first use. A forked child, where only the forking thread lives on, gets a new pool: of one thread,
-// unless NOISEFUSE_NUM_THREADS says otherwise.
+// Once, before the first use: a pool of one thread. So has a forked child, where only the forking thread lives on.
 void init_pool();
 
 }  // namespace nf

@@ -28,6 +28,7 @@ from .arrays import (
     where,
 )
 from .backends.call import Draw, Step
+from .float_mode import float_mode
 from .noise import ELEMENTS, SAMPLES, STEPS, Noise
 from .rows import M1, M2, PAST1, PAST2, PAST3, PAST4, Rows, X, Z
 from .tableau import ARGUMENTS
@@ -73,15 +74,16 @@ def checked_rows(name: str, times: Array, segment: int, n: int) -> Index:
         raise TypeError(f"{name}: expected integers below {n}, got {times.dtype}")
     if on_device(times):
         return Index(times.astype(np.int64, copy=False), segment, n - 1)
+    times = times.copy()  # what is checked is what kernels read: another thread may write to the caller's
     last = int(times.max()) if times.size else 0
     if times.size and (last >= n or times.min() < 0):
         bad = times[(times < 0) | (times >= n)][0]
         raise IndexError(f"{name} = {bad} is out of range: there are {n} steps, 0 <= {name} < {n}")
-    return Index(times.astype(np.int64), segment, last)
+    return Index(times.astype(np.int64, copy=False), segment, last)
 
 
 def kept_times(keep: Sequence[int] | None, n: int) -> NDArray[np.int64]:
-    kept = np.arange(n) if keep is None else np.asarray(keep)
+    kept = np.arange(n) if keep is None else np.array(keep)
     if kept.ndim != 1 or (kept.dtype.kind not in "iu" and kept.size):
         raise TypeError(f"keep: expected a sequence of integers, got {keep!r}")
     bad = (kept < 0) | (kept >= n)
@@ -170,8 +172,10 @@ def readable(x: Array, dtype: np.dtype[Any]) -> Array:
 
 def converted(x: Array, dtype: np.dtype[Any]) -> Array:
     """x in another dtype; too large a number becomes infinite in silence, as in a kernel."""
-    with np.errstate(over="ignore", under="ignore"):
-        return x.astype(dtype, copy=False)
+    if x.dtype == dtype:
+        return x
+    with float_mode(), np.errstate(over="ignore", under="ignore"):
+        return x.astype(dtype)
 
 
 SLOTS = dict(zip((X, M1, M2, PAST1, PAST2, PAST3, PAST4, Z), ARGUMENTS.values(), strict=True))

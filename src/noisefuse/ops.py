@@ -81,7 +81,10 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     shape = np.broadcast_shapes(c.shape[:-1], k.shape[:-1])
     c = np.ascontiguousarray(np.broadcast_to(c, (*shape, 4))).reshape(-1, 4)
     k = np.ascontiguousarray(np.broadcast_to(k, (*shape, 2))).reshape(-1, 2)
-    words: NDArray[np.uint32] = backends.current().philox(c, k)
+    philox, words = backends.current().philox, np.empty_like(c)
+    for begin in range(0, len(c), 1 << 18):  # a part of some milliseconds: Ctrl-C comes between two
+        part = slice(begin, begin + (1 << 18))
+        words[part] = philox(c[part], k[part])
     return words.reshape(*shape, 4)
 
 

@@ -18,6 +18,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .float_mode import float_mode
+
 SYMBOLS = ("k", "x", "m1", "m2", "d", "past1", "past2", "past3", "past4", "z")
 OUTPUTS = ("out", "aux1", "aux2")
 
@@ -76,7 +78,8 @@ class Rows:
     @cached_property
     def single(self) -> npt.NDArray[np.float32]:
         """For float32 arithmetic: each coefficient rounded once."""
-        return self.table.astype(np.float32)
+        with float_mode():  # it is kept, and the caller's mode may not be
+            return self.table.astype(np.float32)
 
     @cached_property
     def without_noise(self) -> Rows:

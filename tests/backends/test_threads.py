@@ -18,7 +18,7 @@ import pytest
 import noisefuse as nf
 from conftest import NATIVE, NUMBA, bits, using
 from noisefuse import _native, backends
-from noisefuse.backends.threads import _workers, together
+from noisefuse.backends.threads import _workers, quota, together
 
 LARGE = (8, 50_000)  # more than a dozen chunks
 S = nf.Schedule.linear(20)
@@ -43,6 +43,39 @@ def python(code, **environment):
     """A new interpreter; variables set to None are taken away."""
     variables = {k: v for k, v in {**os.environ, **environment}.items() if v is not None}
     return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cgroup": "0::/\n", "unified cpu.max": "max 100000\n"}, None),
+        ({"cgroup": "0::/\n", "unified cpu.max": "150000 100000\n"}, 2),
+        ({"cgroup": "0::/pod/box\n", "unified pod/cpu.max": "300000 100000\n", "unified pod/box/cpu.max": "max 1"}, 3),
+        ({"cgroup": "0::/pod/box\n", "unified pod/cpu.max": "max 1", "unified pod/box/cpu.max": "5000 100000"}, 1),
+        ({"cgroup": "0::/not/mounted/here\n", "unified cpu.max": "200000 100000\n"}, 2),
+        (
+            {
+                "cgroup": "4:memory:/\n3:cpu,cpuacct:/docker/1\n0::/\n",
+                "cpu cpu.cfs_quota_us": "250000",
+                "cpu cpu.cfs_period_us": "100000",
+                "cpu docker/1/cpu.cfs_quota_us": "-1",
+                "cpu docker/1/cpu.cfs_period_us": "100000",
+            },
+            3,
+        ),
+        ({"cgroup": "what is this\n"}, None),
+        ({}, None),
+    ],
+)
+def test_a_containers_quota(files, expected, tmp_path):
+    """Of version 2 of control groups, and of version 1; of a group or one that it is in."""
+    folders = {"cgroup": "proc/self/cgroup", "unified": "sys/fs/cgroup", "cpu": "sys/fs/cgroup/cpu"}
+    for name, text in files.items():
+        kind, _, rest = name.partition(" ")
+        path = tmp_path / folders[kind] / rest
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert quota(tmp_path) == expected
 
 
 # ---- fork --------------------------------------------------------------------------------------------------
@@ -100,8 +133,10 @@ class TestFork:
     def test_a_child_starts_with_as_many_threads_as_the_environment_says(self):
         code = """
 import os
+import noisefuse as nf
 from noisefuse import _native
 from noisefuse.backends import threads
+nf.randn((1, 4), nf.Noise(0))
 child = os.fork() == 0
 os._exit(10 * _native.num_threads() + threads.count() if child else os.waitstatus_to_exitcode(os.wait()[1]))
 """
@@ -223,6 +258,98 @@ for _ in range(20):
 """
     done = python(code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["native", *NUMBA, "reference"])
+def test_row_numbers_and_weights_may_change_meanwhile(name):
+    """Another thread writes to them all the time, right numbers and wrong ones: a call takes them or refuses them, and
+    reads within its tables. Seen to end the process: draws_nothing, weights, and Numba's copy of t after its check."""
+    code = """
+import sys, threading, time
+import numpy as np, noisefuse as nf
+nf.use_backend(NAME)
+schedule, table = nf.Schedule.linear(20), nf.samplers.ddim(nf.Schedule.linear(20), 20).tableau
+sys.setswitchinterval(1e-6)
+shape = (1 << 15, 4)
+x, weight, noise, stop = np.ones(shape, "f4"), np.ones(20), nf.Noise(1), threading.Event()
+t, tokens = np.zeros(shape[0], int), np.zeros(shape, int)
+calls = [
+    lambda: nf.q_sample(x, t, schedule, noise),
+    lambda: nf.q_step(x, tokens, schedule, noise),
+    lambda: nf.update(table, t, x, x),
+    lambda: nf.mse_loss(x, x, t, schedule, noise, target="v", weight=weight),
+    lambda: nf.mse_loss_grad(x, x, tokens, schedule, noise, target="v", weight=weight),
+]
+
+def meanwhile():
+    while not stop.is_set():
+        for number in (0, 1 << 40, -1 << 40):
+            t[:], tokens[:] = number, number
+            weight[:] = np.nan if number else 1
+
+other = threading.Thread(target=meanwhile)
+other.start()
+end = time.monotonic() + SECONDS
+while time.monotonic() < end:
+    for call in calls:
+        try:
+            call()
+        except (IndexError, ValueError):
+            pass
+stop.set()
+other.join()
+"""
+    done = python(code.replace("NAME", repr(name)).replace("SECONDS", "1.5"))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", [NATIVE[0], *NUMBA, "reference"])
+def test_an_interrupt_ends_a_long_call(name, threads, expected):
+    """Which would take seconds, and more. Seen to fail: handlers ran when it had ended."""
+    ended = []
+
+    def interrupt(*_):
+        ended.append(False)
+        raise KeyboardInterrupt
+
+    def walk():
+        nf.q_walk(np.ones((16, 1 << 16), np.float32), nf.Schedule.linear(20_000), nf.Noise(0), keep=[19_999])
+        ended.append(True)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with using(name), nf.set_num_threads(threads):
+            nf.q_walk(np.ones((1, 300), np.float32), S, nf.Noise(0))  # compiled
+            for delay in (0.01, 0.1):
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                with pytest.raises(KeyboardInterrupt):
+                    walk()
+                assert bits(draw()) == expected
+        assert ended == [False, False]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
+@pytest.mark.parametrize("name", [NATIVE[0], *NUMBA])
+def test_a_signals_handler_may_make_calls_itself(name, expected):
+    """In the middle of another one, which goes on. Seen to fail: a pool that its own caller found locked."""
+    drawn = []
+    before = signal.signal(signal.SIGALRM, lambda *_: drawn.append(bits(draw())))
+    try:
+        with using(name), nf.set_num_threads(3):
+            alone = bits(nf.randn((64, 1 << 20), nf.Noise(0)))
+            for delay in (0.001, 0.01, 0.02):
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                assert bits(nf.randn((64, 1 << 20), nf.Noise(0))) == alone
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert drawn
+    assert set(drawn) == {expected}
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")

@@ -189,7 +189,8 @@ def use_backend(backend: str | Backend) -> Setting:
 def set_num_threads(n: int) -> Setting:
     """How many threads kernels use, n >= 1; results never depend on it. Also a context manager.
 
-    The default is NOISEFUSE_NUM_THREADS, else the processors this process may run on; a forked child starts with one.
+    The default is NOISEFUSE_NUM_THREADS, else the processors this process may run on, or as many as the time that its
+    container may use is worth, if that is less; a forked child starts with one.
     ValueError: no integer from 1 to 1024.
     """
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= 1024:

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
+from ..float_mode import float_mode
 from . import kernels, threads
-from .call import Loss, Step, Walk, address, pack_on_host
+from .call import LOSS_CHUNK, Loss, Step, Walk, address, pack_on_host
 from .selftest import self_test
 
 CHUNK = 1 << 15  # elements that a thread takes at a time, and least for which another is asked
-SLAB = 1 << 20  # elements whose residuals are held at a time, or one sample
+SLAB = 1 << 20  # elements whose residuals are held at a time
+AT_ONCE = 1 << 21  # elements, or elements times times, that a thread computes between two looks at signals: some 2 ms
 
 # Compiling takes seconds, the first time: no more than is needed, and each kind of arithmetic when it is.
 tests_itself = True
@@ -27,7 +29,8 @@ _tested: set[np.dtype[Any]] = set()
 
 
 def step(call: Step) -> None:
-    _run(kernels.step, call, *pack_on_host(call), _chunk(call), 0, call.batch * call.size)
+    chunk = _chunk(call)
+    _run(kernels.step, call, *pack_on_host(call), chunk, AT_ONCE // chunk, 0, call.batch * call.size)
 
 
 def _chunk(call: Step) -> int:
@@ -35,33 +38,38 @@ def _chunk(call: Step) -> int:
 
 
 def walk(call: Walk) -> None:
-    first, chunk = call.first, kernels.TILE * max(1, CHUNK // kernels.TILE // len(call.keep))
-    _run(kernels.walk, first, *pack_on_host(first, call.keep), chunk, 0, first.batch * first.size)
+    first, times = call.first, len(call.keep)
+    chunk = kernels.TILE * max(1, CHUNK // kernels.TILE // times)
+    turns = max(1, AT_ONCE // (chunk * times))
+    _run(kernels.walk, first, *pack_on_host(first, call.keep), chunk, turns, 0, first.batch * first.size)
 
 
+@float_mode()
 def loss(call: Loss) -> None:
-    """Residuals of some samples at a time, in memory of their own; then their squares, and their gradient."""
-    batch, size, gradient = call.residual.batch, call.residual.size, call.residual.outputs[0]
-    together = max(1, min(batch, SLAB // size))
-    held = np.empty(together * size, call.residual.arithmetic)
-    residual = replace(call.residual, outputs=(held, None, None))
-    weight, sums = call.weight(), np.empty(batch)
-    weights = (np.ones(call.pieces) if weight is None else weight).reshape(batch, -1)
-    factors = call.factor(weight)
+    """Residuals of a slab, in memory of their own; then their squares, and their gradient."""
+    together, part = max(1, SLAB // call.piece), min(SLAB, call.piece)
+    held = np.empty(min(together, call.pieces) * part, call.residual.arithmetic)
+    residual, gradient = replace(call.residual, outputs=(held, None, None)), call.residual.outputs[0]
+    chunk_sums, weight = np.empty((call.pieces, call.chunks)), call.weight()
+    factor = call.factor(weight)
     numbers, memory = pack_on_host(residual)
-    for begin in range(0, batch, together):
-        end = min(begin + together, batch)
-        first, last = begin * size, end * size
-        _run(kernels.step, residual, numbers, memory, _chunk(residual), first, last)
-        r = held[: last - first]
-        if call.losses is not None:
-            kernels.squares(r, call.piece, weights[begin:end], sums[begin:end])
-        if factors is not None and gradient is not None:
-            factor = factors.reshape(batch, -1)[begin:end].astype(r.dtype).reshape(-1, 1)
-            of_slab = gradient.reshape(-1)[first:last].reshape(-1, call.piece)
-            with np.errstate(all="ignore"):
-                of_slab[:] = np.multiply(factor, r.reshape(-1, call.piece))
+    chunk = _chunk(residual)
+    for p in range(0, call.pieces, together):  # whole pieces, or one in parts
+        n = min(together, call.pieces - p)
+        for begin in range(0, call.piece, part):
+            end = min(begin + part, call.piece)
+            first, size = p * call.piece + begin, n * (end - begin)
+            _run(kernels.step, residual, numbers, memory, chunk, AT_ONCE // chunk, first, first + size)
+            r = held[:size].reshape(n, -1)
+            if call.losses is not None:
+                kernels.squares(r, chunk_sums[p : p + n, begin // LOSS_CHUNK : -(-end // LOSS_CHUNK)].reshape(-1))
+            if factor is not None and gradient is not None:
+                of_slab = gradient.reshape(-1)[first : first + size].reshape(n, -1)
+                with np.errstate(all="ignore"):
+                    of_slab[:] = np.multiply(factor[p : p + n, None].astype(r.dtype), r)
     if call.losses is not None:
+        sums = np.empty(call.residual.batch)
+        kernels.add_up(chunk_sums, np.ones(call.pieces) if weight is None else weight, sums)
         call.losses[...] = (sums if call.losses.ndim else np.cumsum(sums)[-1]) / call.n  # cumsum adds in order
 
 
@@ -71,8 +79,9 @@ def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.u
     return out
 
 
-def _run(kernel: Any, call: Step, numbers: bytes, memory: Any, chunk: int, begin: int, end: int) -> None:
-    """The elements begin .. end - 1 of a call, shared out among threads. Its outputs begin with the first of these."""
+def _run(kernel: Any, call: Step, numbers: bytes, memory: Any, chunk: int, turns: int, begin: int, end: int) -> None:
+    """The elements begin .. end - 1 of a call, shared out among threads. Its outputs begin with the first of these.
+    Threads take `turns` chunks between two looks at signals."""
     real = call.arithmetic
     if real not in _tested:
         _test(real)
@@ -84,7 +93,9 @@ def _run(kernel: Any, call: Step, numbers: bytes, memory: Any, chunk: int, begin
     others = 1 if {a.dtype for a in call.inputs + call.outputs if a is not None} != {real} else None
 
     def work(_memory: Any = (call, memory)) -> None:
-        kernel(np.empty(kernels.WORKSPACE, real), others, shared, end, chunk)
+        workspace = np.empty(kernels.WORKSPACE, real)
+        while shared[kernels.NEXT] < end:
+            kernel(workspace, others, shared, end, chunk, turns)
 
     def stop() -> None:
         shared[kernels.NEXT] = end

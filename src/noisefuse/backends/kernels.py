@@ -530,7 +530,8 @@ def noised(i: int, x: Any, a: float, s: float, z: Any) -> None:
 
 
 # ---- kernels -----------------------------------------------------------------------------------------------
-# Threads share the elements of a call by a number behind it, NEXT: each takes the next `chunk`, until `end` is reached.
+# Threads share the elements of a call by a number behind it, NEXT: each takes the next `chunk`, until `end` is reached
+# or it has done `turns` of them.
 # `others` is None where all arrays are of the arithmetic's type: then nothing is compiled that converts them.
 
 
@@ -609,7 +610,7 @@ def compute_chunk(p, w, tile, others, at, end, at_once):  # type: ignore[no-unty
 
 
 @compiled
-def step(workspace, others, call, end, chunk):  # type: ignore[no-untyped-def]
+def step(workspace, others, call, end, chunk, turns):  # type: ignore[no-untyped-def]
     whole_vectors()
     before, p = float_mode(NEAREST), pointer(call.ctypes.data, int64)
     tile = pointer(workspace.ctypes.data, workspace.dtype)
@@ -619,26 +620,28 @@ def step(workspace, others, call, end, chunk):  # type: ignore[no-untyped-def]
     c = combination_of(program_of(w), 0)
     at_once = short & (pointer(p, int32)[CALL_DRAW] == NORMAL) & (program_of(w)[COMBINATIONS] == 1)
     at_once &= (c[TERMS] == 2) & (c[TERM + 1] == VALUES + Z)
-    at = take(part(p, NEXT), chunk)
-    while at < end:
-        compute_chunk(p, w, tile, others, at, least(at + chunk, end), at_once)
+    for _ in range(turns):
         at = take(part(p, NEXT), chunk)
+        if at >= end:
+            break
+        compute_chunk(p, w, tile, others, at, least(at + chunk, end), at_once)
     float_mode(before)
 
 
 @compiled
-def walk(workspace, others, call, end, chunk):  # type: ignore[no-untyped-def]
+def walk(workspace, others, call, end, chunk, turns):  # type: ignore[no-untyped-def]
     whole_vectors()
     before, p = float_mode(NEAREST), pointer(call.ctypes.data, int64)
     tile = pointer(workspace.ctypes.data, workspace.dtype)
     w = pointer(part(tile, REALS), uint32)
     prepare(p, w, tile, F32 if workspace.itemsize == 4 else F64)
-    at = take(part(p, NEXT), chunk)
-    while at < end:
+    for _ in range(turns):
+        at = take(part(p, NEXT), chunk)
+        if at >= end:
+            break
         last = least(at + chunk, end)
         while at < last:
             at += walk_tile(p, w, tile, others, at, last, end)
-        at = take(part(p, NEXT), chunk)
     float_mode(before)
 
 
@@ -664,22 +667,31 @@ def walk_tile(p, w, tile, others, at, end, total):  # type: ignore[no-untyped-de
 
 
 @compiled
-def squares(r, piece, weights, sums):  # type: ignore[no-untyped-def]
-    """Of samples, one after another in r, the weighted sums of their squares: docs/loss.md."""
-    before, sum_of, at = float_mode(NEAREST), np.empty(ACCUMULATORS, r.dtype), 0
+def squares(r, sums):  # type: ignore[no-untyped-def]
+    """Of chunks of the rows of r, the sums of their squares: docs/loss.md."""
+    before, sum_of, chunks = float_mode(NEAREST), np.empty(ACCUMULATORS, r.dtype), len(sums) // len(r)
+    for row in range(len(r)):
+        for c in range(chunks):
+            sum_of[:] = 0
+            last = least((c + 1) * LOSS_CHUNK, r.shape[1])
+            for first in range(c * LOSS_CHUNK, last, ACCUMULATORS):
+                for j in range(least(ACCUMULATORS, last - first)):
+                    sum_of[j] = add_square(sum_of[j], r[row, first + j])
+            sums[row * chunks + c] = sum_accumulators(pointer(sum_of.ctypes.data, r.dtype))
+    float_mode(before)
+
+
+@compiled
+def add_up(chunk_sums, weights, sums):  # type: ignore[no-untyped-def]
+    """Of samples, which have the same number of pieces each, the weighted sums of their chunks."""
+    before, pieces = float_mode(NEAREST), len(weights) // len(sums)
     for sample in range(len(sums)):
         total = 0.0
-        for n in range(weights.shape[1]):
-            sum_of_piece, end = 0.0, at + piece
-            while at < end:
-                sum_of[:] = 0
-                last = least(at + LOSS_CHUNK, end)
-                for first in range(at, last, ACCUMULATORS):
-                    for j in range(least(ACCUMULATORS, last - first)):
-                        sum_of[j] = add_square(sum_of[j], r[first + j])
-                sum_of_piece += sum_accumulators(pointer(sum_of.ctypes.data, r.dtype))
-                at = last
-            total = add_piece(total, weights[sample, n], sum_of_piece)
+        for piece in range(sample * pieces, (sample + 1) * pieces):
+            sum_of_piece = 0.0
+            for c in range(chunk_sums.shape[1]):
+                sum_of_piece += chunk_sums[piece, c]
+            total = add_piece(total, weights[piece], sum_of_piece)
         sums[sample] = total
     float_mode(before)
 

@@ -21,7 +21,14 @@ if isa := os.environ.get("NOISEFUSE_ISA"):
         raise ValueError(f"NOISEFUSE_ISA={isa!r}: expected one of {', '.join(usable)}, which this processor has")
     _native.use_isa(isa)
 
-threads.from_environment()  # the extension reads it too, and says nothing where it is wrong
+
+def _share_threads() -> None:
+    _native.set_num_threads(threads.count())
+
+
+_share_threads()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_share_threads)
 
 fast_row, fast_random, fast_mse = _native.row, _native.random, _native.mse
 empty = _native.empty  # large ones in memory that earlier outputs gave back

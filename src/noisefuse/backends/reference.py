@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..float_mode import float_mode
 from ..noise import Noise
 from ..rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, D, X, Z
 from . import spec
@@ -164,6 +165,7 @@ def drawn(call: Step, at: NDArray[np.int64], later: Any, real: type) -> Array:
 # ---- calls -------------------------------------------------------------------------------------------------
 
 
+@float_mode()
 def step(call: Step) -> None:
     """Computes the outputs of one pass."""
     total = call.batch * call.size
@@ -220,6 +222,7 @@ def affine_form(
     return np.asarray(SPEC.affine(constant, k, len(terms), c, [values[slot] for slot in terms]))
 
 
+@float_mode()
 def walk(call: Walk) -> None:
     """Computes the kept times of a random walk. Only what is stored is rounded to 16 bits, not the state."""
     first, x0, out = call.first, call.first.inputs[X], call.first.outputs[0]
@@ -240,6 +243,7 @@ def walk(call: Walk) -> None:
                     out.reshape(-1)[kept * total + at] = x
 
 
+@float_mode()
 def loss(call: Loss) -> None:
     """Computes sums of squared residuals and their gradient."""
     residual = call.residual

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import _thread
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import repeat
+from pathlib import Path
 from queue import SimpleQueue
 
 _count: int | None = None
@@ -25,8 +27,33 @@ def count() -> int:
     global _count
     if _count is None:
         allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        _count = from_environment() or allowed
+        _count = from_environment() or min(allowed, quota() or allowed)
     return _count
+
+
+def quota(root: Path = Path("/")) -> int | None:
+    """How many processors' time a container may use, rounded up (Linux control groups, versions 2 and 1)."""
+    limits: list[float] = []
+    with suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+            group = mount / path.lstrip("/")
+            for folder in (group, *group.parents[: len(group.parents) - len(mount.parents)]):
+                limits.extend(_limit(folder))
+    return math.ceil(min(limits)) if limits else None
+
+
+def _limit(group: Path) -> Iterator[float]:
+    with suppress(OSError, ValueError):
+        time, period = map(float, (group / "cpu.max").read_text().split())  # "max 100000": no limit
+        yield time / period
+    with suppress(OSError, ValueError):
+        time, period = (float((group / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        if time > 0:
+            yield time / period
 
 
 def set_count(n: int) -> None:
