@@ -18,7 +18,7 @@ from .call import LOSS_CHUNK, Loss, Step, Walk, address, pack_on_host
 from .selftest import self_test
 
 CHUNK = 1 << 15  # elements that a thread takes at a time, and least for which another is asked
-SLAB = 1 << 20  # elements whose residuals are held at a time
+SLAB = 1 << 20  # elements whose residuals are held at a time: whole chunks
 AT_ONCE = 1 << 21  # elements, or elements times times, that a thread computes between two looks at signals: some 2 ms
 
 # Compiling takes seconds, the first time: no more than is needed, and each kind of arithmetic when it is.

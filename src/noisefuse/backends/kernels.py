@@ -620,11 +620,11 @@ def step(workspace, others, call, end, chunk, turns):  # type: ignore[no-untyped
     c = combination_of(program_of(w), 0)
     at_once = short & (pointer(p, int32)[CALL_DRAW] == NORMAL) & (program_of(w)[COMBINATIONS] == 1)
     at_once &= (c[TERMS] == 2) & (c[TERM + 1] == VALUES + Z)
-    for _ in range(turns):
-        at = take(part(p, NEXT), chunk)
-        if at >= end:
-            break
+    at = take(part(p, NEXT), chunk)
+    while at < end:
         compute_chunk(p, w, tile, others, at, least(at + chunk, end), at_once)
+        turns -= 1
+        at = take(part(p, NEXT), chunk) if turns > 0 else end
     float_mode(before)
 
 
@@ -635,13 +635,13 @@ def walk(workspace, others, call, end, chunk, turns):  # type: ignore[no-untyped
     tile = pointer(workspace.ctypes.data, workspace.dtype)
     w = pointer(part(tile, REALS), uint32)
     prepare(p, w, tile, F32 if workspace.itemsize == 4 else F64)
-    for _ in range(turns):
-        at = take(part(p, NEXT), chunk)
-        if at >= end:
-            break
+    at = take(part(p, NEXT), chunk)
+    while at < end:
         last = least(at + chunk, end)
         while at < last:
             at += walk_tile(p, w, tile, others, at, last, end)
+        turns -= 1
+        at = take(part(p, NEXT), chunk) if turns > 0 else end
     float_mode(before)
 
 

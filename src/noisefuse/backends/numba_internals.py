@@ -24,14 +24,19 @@ def has_fma(context: Any) -> bool:
     return not triple.startswith("x86_64") or "+fma" in features.split(",")
 
 
+def _use_whole_vectors(builder: Any) -> None:
+    """The function uses vectors as wide as the processor's: for some of Intel's LLVM takes half of them, as their clock
+    gets slower where all are in use. So it does, but not by half."""
+    # past llvmlite's own `add`, which knows no attributes with values
+    set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+
+
 @intrinsic
 def whole_vectors(_: Any) -> Any:
-    """The function that says it uses vectors as wide as the processor's: for some of Intel's LLVM takes half of them,
-    as their clock gets slower where all are in use. So it does, but not by half."""
+    """Said by a function that has none of the loops below, but calls those that have: their code becomes its own."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        # past llvmlite's own `add`, which knows no attributes with values
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        _use_whole_vectors(builder)
         return context.get_dummy_value()
 
     return types.void(), codegen
@@ -74,6 +79,7 @@ def each(context: Any, n: Any, function: Any, arguments: Any) -> Any:
     body = function.get_call_type(context, (types.int64, *arguments.types), {})
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        _use_whole_vectors(builder)
         group = Distinct(builder.module)
         operands = cgutils.unpack_tuple(builder, values[2])
         with cgutils.for_range(builder, values[0]) as loop:
