@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/noise.md alone gives all bits: an implementation of that page, in exact rational arithmetic.
+
+Its constants are read from the page. Seen to fail: a digit of any of them changed in the page, >> made logical, r
+rounded twice, a negation where one top bit is set.
+"""
+
+import itertools
+import math
+import random
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from noisefuse.backends.reference import SPEC
+from test_noise import noises_of
+
+PAGE = (Path(__file__).parents[2] / "docs" / "noise.md").read_text()
+
+
+def constants_of(page):
+    """{type: {name: numbers, as text}}: the page's block."""
+    (block,) = re.findall(r"^```text\n(float32\n.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    found = {}
+    for part in block.split("\n\n"):
+        title, *lines = re.sub(r"\n +", " ", part).splitlines()  # a line that begins with blanks goes on
+        found[title] = {name: rest.split() for name, _, rest in (line.partition("  ") for line in lines)}
+    return found
+
+
+CONSTANTS = constants_of(PAGE)
+M0, M1, W0, W1 = (
+    int(re.search(rf"{text} (0x[0-9A-F]{{8}})", PAGE)[1], 16) for text in ("M0 =", "M1 =", "k0 grows by", "k1 by")
+)
+
+# ---- philox ------------------------------------------------------------------------------------------------
+
+
+def philox(counter, key):
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = M0 * c0, M1 * c2
+        c0, c1, c2, c3 = p1 >> 32 ^ c1 ^ k0, p1 % 2**32, p0 >> 32 ^ c3 ^ k1, p0 % 2**32
+        k0, k1 = (k0 + W0) % 2**32, (k1 + W1) % 2**32
+    return c0, c1, c2, c3
+
+
+@cache
+def block_of(seed, sample, step, stream, block, low):
+    counter = block, step, sample % 2**32, low << 31 | stream << 24 | sample >> 32
+    return philox(counter, (seed % 2**32, seed >> 32))
+
+
+# ---- arithmetic --------------------------------------------------------------------------------------------
+
+
+def exponent(x):
+    """The largest k with 2^k <= |x|, of a fraction of a power of two."""
+    return abs(x.numerator).bit_length() - x.denominator.bit_length()
+
+
+def two_to(k):
+    return Fraction(1 << max(k, 0), 1 << max(-k, 0))
+
+
+@dataclass
+class Real:
+    """Numbers of N bits, M of them a fraction. What is rounded here is never subnormal, nor too large."""
+
+    N: int
+    M: int
+    numbers: dict
+
+    def __post_init__(self):
+        exact = {name: [Fraction(float.fromhex(n)) for n in self.numbers[name]] for name in ("P", "C", "S", "ln 4")}
+        self.P, self.C, self.S, (self.ln4,) = exact.values()
+        self.two_thirds = int(*self.numbers["bits(real(2/3 * 2^N))"], 16)
+
+    def near(self, x):
+        """x rounded to nearest even."""
+        if x == 0:
+            return x
+        place = exponent(x) - self.M  # of the last digit
+        up, down = max(place, 0), max(-place, 0)
+        unit = x.denominator << up
+        whole, rest = divmod(x.numerator << down, unit)
+        whole += 2 * rest > unit or (2 * rest == unit and whole % 2 == 1)
+        return Fraction(whole << up, 1 << down)
+
+    def root(self, x):
+        """sqrt(x), rounded once: 128 digits behind the point and one more, which says that others follow."""
+        square = x * two_to(256)
+        whole = math.isqrt(math.floor(square))
+        return self.near(Fraction(2 * whole + (whole * whole != square), 1 << 129))
+
+    def bits(self, x):
+        """Of a positive number of this type."""
+        k = exponent(x)
+        return (k + 2 ** (self.N - self.M - 2) - 1 << self.M) + int((x * two_to(-k) - 1) * 2**self.M)
+
+    def horner(self, c, x):
+        total = c[-1]
+        for coefficient in reversed(c[:-1]):
+            total = self.near(total * x + coefficient)
+        return total
+
+    def normal(self, u, v, second):
+        """z0 of a pair; z1 where `second`."""
+        e = (self.bits(self.near(Fraction(2 * u + 1, 2))) - self.two_thirds) >> self.M
+        r = self.near((2 * u + 1) * two_to(-e - self.N - 1) - 1)
+        radius = self.root(self.near(e * -self.ln4 + self.near(r * self.horner(self.P, r))))
+        n = (2 * v + 1) % 2**self.N
+        n -= 2**self.N if n >= 2 ** (self.N - 1) else 0
+        t = self.near(Fraction(n)) * two_to(-self.N)
+        y = self.near(t * t)
+        factor = self.near(t * self.horner(self.S, y)) if second else self.horner(self.C, y)
+        return self.near(radius * (-factor if v >> self.N - 2 in (1, 2) else factor))
+
+
+REALS = {name: Real(*size, CONSTANTS[name]) for name, size in {"float32": (32, 23), "float64": (64, 52)}.items()}
+
+
+def words(real, seed, sample, step, stream, element):
+    """The four of an element's block, with the digits that float64 takes."""
+    found = block_of(seed, sample, step, stream, element >> 2, 0)
+    if real.N == 32:
+        return found
+    further = block_of(seed, sample, step, stream, element >> 2, 1)
+    return [2**32 * w + low for w, low in zip(found, further, strict=True)]
+
+
+def normal(real, *name):
+    """Of (seed, sample, step, stream, element)."""
+    w, i = words(real, *name), name[-1] & 3
+    return real.normal(w[i & 2], w[i | 1], i & 1)
+
+
+def uniform(real, seed, sample, step, stream, element):
+    word = words(real, seed, sample, step, stream or 7, element)[element & 3]
+    return (2 * (word >> real.N - real.M) + 1) * two_to(-real.M - 1)
+
+
+# ---- the library -------------------------------------------------------------------------------------------
+
+
+def edges(size):
+    """Numbers next to where e changes, to U = 0 and 1 and what rounds to it; and next to the quarters of the circle."""
+    u = [*range(4), *(2**size - d for d in (1, 2, 2**7, 2**8, 2**9, 2**10, 2**11 + 1)), 2**24 - 1, 2**31]
+    u += [2 ** (size + 1) // 3 // 2**k + d for k in (0, 1, 2, 9, size // 2, size - 2) for d in (-1, 0, 1)]
+    v = [(quarter * 2 ** (size - 2) + d) % 2**size for quarter in range(4) for d in (-1, 0, 2 ** (size - 3))]
+    return list(itertools.product(u, v))
+
+
+def edge_names():
+    """Elements whose words are edges."""
+    pairs = np.array(edges(32), np.uint32)
+    for noise in noises_of(np.concatenate([pairs, pairs], 1)):
+        for i in range(2):
+            yield noise.seed, noise.sample, noise.step, noise.stream, noise.window_start[0] + i
+
+
+def random_names(n):
+    """(seed, sample, step, stream, element), of all sizes."""
+    rng = random.Random(754)
+    for _ in range(n):
+        yield tuple(rng.getrandbits(rng.randint(1, bits)) for bits in (64, 56, 32, 7, 34))
+
+
+@pytest.fixture(scope="module")
+def names():
+    return [*edge_names(), *random_names(10_000)]
+
+
+def drawn(draw, names, dtype):
+    noises = [nf.Noise(a, sample=b, step=c, stream=d).window((2**34,), (element,)) for a, b, c, d, element in names]
+    return draw((len(names), 1), noises, dtype=dtype)[:, 0].tolist()
+
+
+@pytest.mark.parametrize("dtype", REALS)
+def test_normals(names, dtype):
+    assert drawn(nf.randn, names, dtype) == [float(normal(REALS[dtype], *name)) for name in names]
+
+
+@pytest.mark.parametrize("dtype", REALS)
+def test_uniforms(names, dtype):
+    assert drawn(nf.uniform, names, dtype) == [float(uniform(REALS[dtype], *name)) for name in names]
+
+
+@pytest.mark.parametrize("dtype", REALS)
+def test_normals_of_edges(dtype):
+    """Both words of float64, too, which no name can be found for."""
+    real = REALS[dtype]
+    found = [[float(real.normal(u, v, second)) for u, v in edges(real.N)] for second in (0, 1)]
+    w = np.array(edges(real.N), np.uint64).T
+    if real.N == 32:
+        expected = SPEC.normal_pair32(*w.astype(np.uint32))
+    else:
+        expected = SPEC.normal_pair64(*(part.astype(np.uint32) for a in w for part in (a >> 32, a & 0xFFFFFFFF)))
+    assert found == [z.tolist() for z in expected]
+
+
+@pytest.mark.parametrize("dtype", REALS)
+@pytest.mark.parametrize(("name", "letter"), {"log1p": "P", "sin": "S", "cos": "C"}.items())
+def test_coefficients_are_those_of_the_kernels(csrc_constants, dtype, name, letter):
+    """The last digits of the last coefficients hardly ever reach a result."""
+    (theirs,) = [numbers for key, *numbers in csrc_constants if key == f"{name}{REALS[dtype].N}"]
+    assert getattr(REALS[dtype], letter) == [float.fromhex(c) for c in theirs]
+
+
+@pytest.mark.parametrize("dtype", REALS)
+def test_two_thirds(dtype):
+    """To a hundred digits more. Where e is another one, most results are the same."""
+    real = REALS[dtype]
+    assert real.two_thirds == real.bits(real.near(Fraction(2 ** (real.N + 101) // 3, 2**100)))
