@@ -110,6 +110,11 @@ def mse_loss(dtype):
         yield from call(grad_out=pred)
 
 
+def ends(dtype):
+    for n in range(1, 640, 64):
+        yield nf.q_sample(data((2, n), dtype), times(2), SCHEDULE, nf.Noise(7))
+
+
 OPERATIONS = {
     "philox": (philox, {"uint32": np.dtype(np.uint32)}),
     "randn": (random(nf.randn), DTYPES),
@@ -121,6 +126,7 @@ OPERATIONS = {
     "window": (window, DTYPES),
     "update": (update, DTYPES),
     "mse_loss": (mse_loss, DTYPES | {"uint8": np.dtype(np.uint8)}),
+    "ends": (ends, DTYPES),
 }
 LINES = [(operation, name) for operation, (_, dtypes) in OPERATIONS.items() for name in dtypes]
 

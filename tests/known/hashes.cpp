@@ -131,6 +131,12 @@ std::vector<Case> cases_of_window() {
     return {tile, window(2, 5 * 4 * 6, 3 * 4 * 6, 5 * 4 * 6), window(3, 1001, (int64_t{1} << 34) - 1001, 1001)};
 }
 
+std::vector<Case> cases_of_ends() {
+    std::vector<Case> all;
+    for (int64_t n = 1; n < 640; n += 64) all.push_back({2, n, times(2), {field(n, 7, 0)}});
+    return all;
+}
+
 // ------------------------------------------------------------------------------------------------ calls
 
 // The rows of all times, as float or as double, and the active columns.
@@ -274,6 +280,7 @@ uint64_t hash_samples(DType type, const std::vector<Case>& all, const char* targ
 uint64_t hash_sample(DType type) { return hash_samples(type, located(cases()), ""); }
 uint64_t hash_target(DType type) { return hash_samples(type, located(cases()), kTargets); }
 uint64_t hash_window(DType type) { return hash_samples(type, cases_of_window(), ""); }
+uint64_t hash_ends(DType type) { return hash_samples(type, cases_of_ends(), ""); }
 uint64_t hash_step(DType type) { return hash_samples(type, located(cases_of_walk()), "", true); }
 
 uint64_t hash_walk(DType type) {
@@ -364,4 +371,5 @@ int main() {
     print("window", hash_window, floats);
     print("update", hash_update, floats);
     print("mse_loss", hash_loss, all);
+    print("ends", hash_ends, floats);
 }
