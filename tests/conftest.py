@@ -128,13 +128,20 @@ def threads(request):
 
 @pytest.fixture(scope="session")
 def csrc_constants(tmp_path_factory):
-    """[name, number, ..] for each line that csrc_constants.cpp prints; numbers are still text."""
+    """[name, number, ..] for each line that csrc_constants.cpp prints of known/normal64.txt; numbers are still text."""
     program = tmp_path_factory.mktemp("csrc") / "constants"
     source = Path(__file__).with_name("csrc_constants.cpp")
-    options = ["-std=c++20", "-O0", f"-I{stand_in.CSRC}"]
+    options = ["-std=c++20", "-O0", "-ffp-contract=off", f"-I{stand_in.CSRC}"]
     subprocess.run([stand_in.compiler(), *options, source, "-o", program], check=True)
-    lines = subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
+    words = "\n".join(map(" ".join, read_known("normal64.txt")))
+    lines = subprocess.run([program], check=True, capture_output=True, text=True, input=words).stdout.splitlines()
     return [line.split() for line in lines]
+
+
+def read_known(name):
+    """[number, ..] for each line of a file in known/, still text."""
+    lines = (Path(__file__).parent / "known" / name).read_text().splitlines()
+    return [line.split() for line in lines if not line.startswith("#")]
 
 
 def bits(array):

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
+from conftest import read_known
 from noisefuse.backends.reference import SPEC
 from test_noise import noises_of
 
@@ -204,6 +205,12 @@ def test_normals_of_edges(dtype):
     else:
         expected = SPEC.normal_pair64(*(part.astype(np.uint32) for a in w for part in (a >> 32, a & 0xFFFFFFFF)))
     assert found == [z.tolist() for z in expected]
+
+
+def test_known_normals():
+    for u, v, *z in ([int(number, 16) for number in line] for line in read_known("normal64.txt")):
+        found = [float(REALS["float64"].normal(u, v, second)) for second in (0, 1)]
+        assert np.array(found).view(np.uint64).tolist() == z
 
 
 @pytest.mark.parametrize("dtype", REALS)
