@@ -581,6 +581,7 @@ def test_without_an_environment_all_processors_are_used():
         ("NOISEFUSE_NUM_THREADS", "0", r"NOISEFUSE_NUM_THREADS.*0"),
         ("NOISEFUSE_NUM_THREADS", "-2", r"NOISEFUSE_NUM_THREADS.*-2"),
         ("NOISEFUSE_NUM_THREADS", "1025", r"NOISEFUSE_NUM_THREADS='1025'.* 1 to 1024"),
+        ("NOISEFUSE_NUM_THREADS", "\u0663", r"NOISEFUSE_NUM_THREADS='.+'.* 1 to 1024"),  # a 3, but not to atoi
     ],
 )
 def test_a_bad_environment_is_an_error(name, value, message):

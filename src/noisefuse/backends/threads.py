@@ -18,7 +18,7 @@ _count: int | None = None
 def from_environment() -> int | None:
     """NOISEFUSE_NUM_THREADS, checked; None where it is not set."""
     text = os.environ.get("NOISEFUSE_NUM_THREADS")
-    if text and not (text.isdecimal() and 1 <= int(text) <= 1024):
+    if text and not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 1024):  # as atoi reads it (pool.cpp)
         raise ValueError(f"NOISEFUSE_NUM_THREADS={text!r}: expected an integer from 1 to 1024")
     return int(text) if text else None
 
