@@ -162,8 +162,10 @@ def _named(
     return new
 
 
-def _unpickled(seed: int, sample: Any, step: int, stream: int, *window: Any) -> Noise:
-    return _named(seed, _ids(sample), step, stream, *window)  # ids are read-only again
+def _unpickled(seed: int, sample: Any, step: int, stream: int, window_shape: Any, window_start: Any) -> Noise:
+    """Checked, as a pickle may come from anywhere: kernels trust these numbers."""
+    noise = Noise(_checked("seed", seed, SEEDS), sample=sample, step=step, stream=stream)  # ids are read-only again
+    return noise if window_shape is None else noise.window(window_shape, window_start)
 
 
 def _checked(name: str, value: SupportsIndex, end: int) -> int:

@@ -35,6 +35,30 @@ def test_copies_are_equal(noise):
         assert repr(other) == repr(noise)
 
 
+@pytest.mark.parametrize(
+    ("changed", "error"),
+    [
+        ({"seed": -1}, OverflowError),
+        ({"seed": None}, TypeError),
+        ({"sample": 2**56}, OverflowError),
+        ({"sample": np.array([1, -1])}, OverflowError),
+        ({"step": 2**70}, OverflowError),
+        ({"step": 1.5}, TypeError),
+        ({"stream": 128}, OverflowError),
+        ({"window_start": (5,)}, ValueError),
+        ({"window_shape": (2**40,)}, OverflowError),
+        ({"window_shape": 9}, TypeError),
+    ],
+    ids=str,
+)
+def test_a_pickle_is_checked_like_any_argument(changed, error):
+    """Kernels trust the numbers of a Noise, and a pickle may have been written by anybody."""
+    names = ("seed", "sample", "step", "stream", "window_shape", "window_start")
+    make, numbers = nf.Noise(1, sample=2, step=3).window((4,), (1,)).__reduce__()
+    with pytest.raises(error):
+        make(*(dict(zip(names, numbers, strict=True)) | changed).values())
+
+
 @pytest.mark.parametrize("noise", SOME, ids=repr)
 def test_repr_is_the_program_that_makes_it(noise):
     assert eval(repr(noise), {"Noise": nf.Noise}) == noise
