@@ -5,6 +5,8 @@ Every test here runs on the stand-in (cuda_kernels/stand_in.py) and shows nothin
 made of the kernels is tested in test_cuda_code.py, a device in test_cuda_device.py.
 """
 
+import os
+import pwd
 import re
 import subprocess
 import sys
@@ -803,7 +805,9 @@ def test_the_cache_lies_where_the_user_has_caches(tmp_path, monkeypatch):
     assert cubin.cache_folder() == tmp_path / "noisefuse"
 
 
-def test_compiled_once_and_then_read_from_the_cache(tmp_path, monkeypatch):
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Of a CuPy with a device of its own: the folder, what `binary` gives, and what was compiled so far."""
     compiled = []
     monkeypatch.setattr(cubin, "compiled", lambda cupy, arch: compiled.append(arch) or b"machine code")
     monkeypatch.setattr(cubin, "installed", lambda: tmp_path / "nowhere")
@@ -811,22 +815,89 @@ def test_compiled_once_and_then_read_from_the_cache(tmp_path, monkeypatch):
     cupy = stand_in.Cupy()
     cupy.cuda.Device = lambda: type("Device", (), {"compute_capability": "90"})
     cupy.cuda.nvrtc = type("nvrtc", (), {"getVersion": staticmethod(lambda: (13, 0))})
-    first = cubin.binary(cupy)
-    assert first == cubin.binary(cupy)
-    assert first.read_bytes() == b"machine code"
-    assert compiled == ["90"]
-    assert Counter(p.suffix for p in (tmp_path / "cache").iterdir()) == {".cubin": 1}  # no half-written file left
+    return SimpleNamespace(folder=tmp_path / "cache", binary=lambda: cubin.binary(cupy), compiled=compiled)
+
+
+def test_compiled_once_and_then_read_from_the_cache(cache, tmp_path, monkeypatch):
+    assert cache.binary() == cache.binary() == b"machine code"
+    assert cache.compiled == ["90"]
+    assert Counter(p.suffix for p in cache.folder.iterdir()) == {".cubin": 1}  # no half-written file left
     monkeypatch.setattr(cubin, "installed", lambda: tmp_path)
     (tmp_path / "kernels.fatbin").write_bytes(b"fatbin")
-    assert cubin.binary(cupy) == tmp_path / "kernels.fatbin"
+    assert cache.binary() == b"fatbin"
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("NOISEFUSE_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    folder = cubin.cache_folder()
-    assert folder.is_dir()
-    assert tmp_path not in folder.parents
+def given_away(path, monkeypatch):
+    """Another user's, for this test."""
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+
+
+def moved(path, to):
+    path.rename(to)
+    path.symlink_to(to)
+
+
+DEFECTS = {
+    "cut off": lambda file, _: file.write_bytes(file.read_bytes()[:-1]),
+    "empty": lambda file, _: file.write_bytes(b""),
+    "another code": lambda file, _: file.write_bytes(b"M" + file.read_bytes()[1:]),
+    "a file of another name": lambda file, _: (
+        cubin.write(file.with_name("b"), b"M") or file.with_name("b").rename(file)
+    ),
+    "others may write the file": lambda file, _: file.chmod(0o646),
+    "a group may write the file": lambda file, _: file.chmod(0o664),
+    "others may write the folder": lambda file, _: file.parent.chmod(0o777),
+    "another's file": given_away,
+    "another's folder": lambda file, monkeypatch: given_away(file.parent, monkeypatch),
+    "a link to a file": lambda file, _: moved(file, file.with_name("elsewhere")),
+    "a link to a folder": lambda file, _: moved(file.parent, file.parent.with_name("elsewhere")),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_what_others_may_have_written_is_compiled_anew(cache, monkeypatch, defect):
+    """Seen to fail: any one of the checks left out."""
+    cache.binary()
+    (file,) = cache.folder.iterdir()
+    DEFECTS[defect](file, monkeypatch)
+    assert cache.binary() == b"machine code"
+    assert cache.compiled == ["90", "90"]
+
+
+def test_who_may_read_and_write_the_cache(cache, tmp_path, monkeypatch):
+    """A folder that was named may be for several users, who read it; the user's own is nobody else's business."""
+    before = os.umask(0)
+    try:
+        cache.binary()
+        (file,) = cache.folder.iterdir()
+        assert (file.stat().st_mode & 0o777, cache.folder.stat().st_mode & 0o777) == (0o644, 0o755)
+        monkeypatch.delenv("NOISEFUSE_CACHE_DIR")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert cubin.cache_folder().stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)
+
+
+def no_home(path, monkeypatch):
+    """As in a container that runs under a number that has no name."""
+    for name in ("NOISEFUSE_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+
+
+def no_folder(path, monkeypatch):
+    path.with_name("file").write_text("")
+    monkeypatch.setenv("NOISEFUSE_CACHE_DIR", str(path.with_name("file") / "cache"))
+
+
+@pytest.mark.parametrize("why", [no_home, no_folder])
+def test_a_cache_that_cannot_be_written_is_done_without(cache, monkeypatch, why):
+    why(cache.folder, monkeypatch)
+    assert cubin.cache_folder() is None
+    assert cache.binary() == b"machine code"
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real CUDA device: `pytest -m gpu`, about three minutes. (It also runs the other tests' fixture `backend` there.)"""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -77,18 +76,14 @@ def test_the_square_root_is_rounded_correctly(cupy):
         out[i] = nf::Cuda::sqrt(nf::bits_to_float(first + i));
     }
     """
-    path = cubin.cache_folder() / f"test-root-{os.getpid()}.cubin"
-    path.write_bytes(cubin.compiled(cupy, cupy.cuda.Device().compute_capability, source))
-    try:
-        root = cupy.RawModule(path=str(path)).get_function("root")
-        count = 1 << 23
-        out = cupy.empty(count, cupy.float32)
-        for exponent in range(127 - 33, 127 + 6):
-            root((count // 256,), (256,), (np.uint32(exponent << 23), out))
-            a = np.arange(exponent << 23, (exponent + 1) << 23, dtype=np.uint32).view(np.float32)
-            assert np.array_equal(cupy.asnumpy(out), np.sqrt(a)), exponent
-    finally:
-        path.unlink()
+    code = cubin.compiled(cupy, cupy.cuda.Device().compute_capability, source)
+    root = cubin.loaded(cupy, code).get_function("root")
+    count = 1 << 23
+    out = cupy.empty(count, cupy.float32)
+    for exponent in range(127 - 33, 127 + 6):
+        root((count // 256,), (256,), (np.uint32(exponent << 23), out))
+        a = np.arange(exponent << 23, (exponent + 1) << 23, dtype=np.uint32).view(np.float32)
+        assert np.array_equal(cupy.asnumpy(out), np.sqrt(a)), exponent
 
 
 def test_a_graph_draws_fresh_noise_at_every_replay(cupy):

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
-from functools import cache
+import secrets
+from contextlib import suppress
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,20 +35,30 @@ def function(cupy: Any, device: int, name: str) -> Any:
 
 @cache
 def _module(cupy: Any, device: int) -> Any:
-    return cupy.RawModule(path=str(binary(cupy)))
+    return loaded(cupy, binary(cupy))
 
 
-def binary(cupy: Any) -> Path:
-    """A file of machine code for the current device."""
+def loaded(cupy: Any, code: bytes) -> Any:
+    """A module of machine code. Of bytes, as a file may change after it was looked at."""
+    module = cupy.cuda.Module()
+    module.load(code)
+    return module
+
+
+def binary(cupy: Any) -> bytes:
+    """Machine code for the current device."""
     fatbin = installed() / "kernels.fatbin"
     if fatbin.exists():
-        return fatbin
+        return fatbin.read_bytes()
     arch = cupy.cuda.Device().compute_capability
     version = ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
-    path = cache_folder() / f"kernels-sm_{arch}-{digest(arch, version)}.cubin"
-    if not path.exists():
-        write(path, compiled(cupy, arch))
-    return path
+    folder, name = cache_folder(), f"kernels-sm_{arch}-{digest(arch, version)}.cubin"
+    code = read(folder / name) if folder else None
+    if code is None:
+        code = compiled(cupy, arch)
+        if folder:
+            write(folder / name, code)
+    return code
 
 
 def compiled(cupy: Any, arch: str, source: str = SOURCE) -> bytes:
@@ -67,21 +78,52 @@ def digest(arch: str, compiler: str) -> str:
     return found.hexdigest()[:20]
 
 
-def cache_folder() -> Path:
-    """NOISEFUSE_CACHE_DIR, else `noisefuse` in the user's cache; one of this process where neither can be written."""
+# ---- the cache ----------------------------------------------------------------------------------------------
+# Machine code runs as whoever loads it. So nothing is taken from the cache that another user, root aside, could have
+# put or changed there, and nothing that was not written whole; it is compiled anew then, in silence.
+
+
+def cache_folder() -> Path | None:
+    """NOISEFUSE_CACHE_DIR, else `noisefuse` in the user's cache; None where there is none that is safe."""
     chosen = os.environ.get("NOISEFUSE_CACHE_DIR")
-    folder = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "noisefuse"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
+        if chosen:
+            folder, mode = Path(chosen), 0o755
+        else:
+            folder, mode = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "noisefuse", 0o700
+        folder.mkdir(mode, parents=True, exist_ok=True)
+        return folder if _is_safe(os.lstat(folder)) else None
+    except (OSError, RuntimeError):  # the second of Path.home(): no HOME, and no entry in passwd
+        return None
+
+
+def read(path: Path) -> bytes | None:
+    """What `write` wrote there, if it did."""
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
+            stored = file.read() if _is_safe(os.fstat(file.fileno())) else b""
     except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="noisefuse-"))
+        return None
+    code, seal = stored[:-32], stored[-32:]
+    return code if seal == _seal(path, code) else None
 
 
 def write(path: Path, code: bytes) -> None:
-    """In one step, because other processes may be doing the same."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(code)
-    os.replace(file.name, path)
+    """In one step, because other processes may be doing the same; or not at all. Others may read it."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    with suppress(OSError):
+        try:
+            with open(part, "xb", opener=partial(os.open, mode=0o644)) as file:
+                file.write(code + _seal(path, code))
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _is_safe(status: os.stat_result) -> bool:
+    """Whether only this user and root can have written it. (Of a link the mode says that all can.)"""
+    return status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
+
+
+def _seal(path: Path, code: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + b"\0" + code).digest()
