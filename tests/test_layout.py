@@ -23,11 +23,12 @@ ALLOWED = {
     "float_mode": "",
     "rows": "float_mode",
     "views": "",
-    "tableau": "rows",
+    "tableau": "rows _stored",
     "forward": "rows views",
     "_drawing": "",  # as schedule and sampler need it
+    "_stored": "",  # as tableau and schedule do
     "diffusers_config": "",
-    "schedule": "rows views tableau forward diffusers_config _drawing",
+    "schedule": "rows views tableau forward diffusers_config _drawing _stored",
     "weights": "schedule views",
     "naive": "",
     "numba": "arrays backends.device ops rows tableau",

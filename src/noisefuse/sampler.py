@@ -70,6 +70,9 @@ class Sampler:
 
     Row i is the i-th model call: ``len(sampler)`` counts model calls (Heun's method: 2 n - 1). Arrays may be
     of any kind and dtype that ``noisefuse.update`` accepts.
+
+    Raises:
+        TypeError: no tableau. ValueError: a row reads a past array that no row before it keeps.
     """
 
     tableau: Tableau
@@ -109,6 +112,11 @@ class Sampler:
             _start=None if tableau.start == 1 else _scaling([tableau.start]),
             _inputs=None if np.all(tableau.scale == 1) else _scaling(tableau.scale),
         )
+        if (i := self._first_without_past(0)) is not None:  # a state would hold zeros there
+            oldest = f"past{self._reads[i]}"
+            raise ValueError(
+                f"row {i} of {tableau.name} reads {oldest}, which no row before it keeps: see Tableau(push)"
+            )
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Sampler is immutable: cannot set {name!r}")
@@ -387,23 +395,21 @@ class Sampler:
 
     def _can_start(self, start: int) -> None:
         """ValueError if a row from ``start`` on reads what only rows before it would have kept."""
-        kept, start = 0, self._row(start)
-        if not self._slots:
-            return
+        i = self._first_without_past(self._row(start))
+        if i is not None:
+            raise ValueError(
+                f"row {i} of {self.tableau.name} remembers rows before {start}: "
+                "to start later, build a sampler of the times that are left, steps=[..]"
+            )
+
+    def _first_without_past(self, start: int) -> int | None:
+        """The first row that reads more than the rows from ``start`` on have kept."""
+        kept = 0
         for i in range(start, len(self)):
             if self._reads[i] > kept:
-                name, oldest = self.tableau.name, f"past{self._reads[i]}"
-                if start == 0:
-                    raise ValueError(
-                        f"row {i} of {name} reads {oldest}, which no row before it keeps: see Tableau(push)"
-                    )
-                raise ValueError(
-                    f"row {i} of {name} remembers rows before {start}: "
-                    "to start later, build a sampler of the times that are left, steps=[..]"
-                )
+                return i
             kept += self._push[i]
-            if kept >= self._slots:
-                return
+        return None
 
 
 def _are_names(noise: object) -> TypeGuard[Noises]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from . import _stored
 from ._drawing import plot_levels
 from .diffusers_config import family
 from .forward import KeptRows, forward
@@ -71,6 +72,10 @@ class Schedule:
         sigma = _column("sigma", sigma, lambda v: (v > 0) & (v < math.inf), "positive and finite")
         if len(alpha) != len(sigma):
             raise ValueError(f"alpha and sigma must have one length, got {len(alpha)} and {len(sigma)}")
+        if _betas is not None and len(_betas) != len(alpha):
+            raise ValueError(f"betas: expected {len(alpha)}, one for each step, got {len(_betas)}")
+        if not isinstance(name, str | None):
+            raise TypeError(f"name: expected a str, got {type(name).__name__}")
         rising = np.flatnonzero(np.diff(alpha / sigma) >= 0)
         if rising.size:
             t = int(rising[0])
@@ -206,7 +211,7 @@ class Schedule:
 
     @classmethod
     def _of_betas(cls, betas: npt.ArrayLike, kind: str, **parameters: float) -> Self:
-        betas = _column("betas", betas, lambda v: (v > 0) & (v <= 1), "in (0, 1]")
+        betas = _betas_of(betas)
         with np.errstate(divide="ignore"):  # beta = 1: log abar = -inf, and exp and expm1 are right there
             log_abar = np.cumsum(np.log1p(-betas))
         # 1 - abar would cancel where abar is near 1
@@ -436,17 +441,24 @@ class Schedule:
 
         ValueError: not a schedule, or one of another version.
         """
-        import json
+        return _stored.read("schedule", text, cls._of_stored)
 
-        stored = json.loads(text)
-        if not isinstance(stored, dict) or stored.pop("noisefuse schedule", None) != 1:
-            raise ValueError("this JSON is not a noisefuse schedule of version 1")
-        try:
-            kind, parameters, betas = (stored.pop(key) for key in ("kind", "parameters", "betas"))
-            given = None if betas is None else _frozen(np.array(betas, np.float64))
-            return cls(**stored, _kind=kind, _parameters=parameters, _betas=given)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"this JSON is not a whole noisefuse schedule: {error!r}") from error
+    @classmethod
+    def _of_stored(cls, fields: dict[str, Any]) -> Self:
+        kind, parameters, betas = (fields.pop(key) for key in ("kind", "parameters", "betas"))
+        if not isinstance(kind, str) or not isinstance(parameters, dict):
+            raise TypeError(f"kind and parameters: expected a str and a dict, got {kind!r:.60} and {parameters!r:.60}")
+        parameters = {name: _stored.number(name, value) for name, value in parameters.items()}
+        for name in {"alpha", "sigma"} & {*fields}:
+            fields[name] = _stored.numbers(name, fields[name])
+        given = None if betas is None else _frozen(_betas_of(_stored.numbers("betas", betas)))
+        made = cls(**fields, _kind=kind, _parameters=parameters, _betas=given)
+        if made.continuous:
+            with np.errstate(all="ignore"):
+                level = made(0.5)  # TypeError: a parameter of its family is missing
+            if not np.all(np.isfinite(level)):
+                raise ValueError(f"parameters: expected those of a {kind} schedule, got {parameters}")
+        return made
 
     # ---- a value -------------------------------------------------------------------------------------------
 
@@ -551,6 +563,10 @@ def _column(name: str, values: npt.ArrayLike, valid: Callable[[Array], Any], exp
     column = column.astype(np.float64)
     _require(valid(column), name, column, expected)
     return column
+
+
+def _betas_of(values: npt.ArrayLike) -> Array:
+    return _column("betas", values, lambda v: (v > 0) & (v <= 1), "in (0, 1]")
 
 
 def _frozen(column: Array) -> Array:

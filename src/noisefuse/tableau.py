@@ -25,7 +25,8 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .rows import COLUMNS, NAMES, OUTPUTS, ROW, SYMBOLS, Rows, layout
+from . import _stored
+from .rows import AFFINE, COLUMNS, NAMES, OUTPUTS, ROW, SYMBOLS, Rows, layout
 
 __all__ = ["ROW", "ZERO", "Affine", "D", "Row", "Tableau", "k", "m1", "m2", "past", "x", "z"]
 
@@ -180,7 +181,10 @@ class Tableau:
 
     Raises:
         ValueError: a coefficient that is NaN or infinite, or lo > hi (the message names row and column); a
-            column of another length.
+            column of another length; an auxiliary output that ``push`` or ``denoised`` takes and the row does not
+            compute. (What a row reads but no row before it pushed is for ``Sampler`` to refuse: ``update`` is given
+            its past by the caller.)
+        TypeError: a name that is no str, masked that is no bool.
 
     Attributes:
         the arguments; arrays are copies, read-only.
@@ -234,8 +238,15 @@ class Tableau:
         for column in ("push", "denoised"):
             if np.any(columns[column] % 1):
                 raise ValueError(f"{column} must be {n} integers, got {columns[column]!r}")
-            columns[column] = columns[column].astype(np.int64)
+            with np.errstate(invalid="ignore"):  # numbers beyond int64 are refused below, whatever they become
+                columns[column] = columns[column].astype(np.int64)
+        if not isinstance(name, str):
+            raise TypeError(f"name: expected a str, got {type(name).__name__}")
+        if not isinstance(masked, bool | np.bool_):
+            raise TypeError(f"masked: expected a bool, got {type(masked).__name__}")
         if threshold is not None:
+            if len(threshold) != 2:
+                raise ValueError(f"threshold: expected (ratio, maximum), got {threshold!r}")
             threshold = float(threshold[0]), float(threshold[1])
         columns["rows"] = rows
         # copies of which nobody can make writable arrays again
@@ -269,6 +280,11 @@ class Tableau:
         for row in np.flatnonzero(~allowed):
             given = f"push {self.push[row]} and denoised {self.denoised[row]}"
             raise ValueError(f"row {row} of {self.name!r}: there are two auxiliary outputs, got {given}")
+        for n, first in enumerate(AFFINE[1:], 1):
+            computed = np.any(numbers[:, first : first + len(SYMBOLS)], axis=1)
+            for row in np.flatnonzero((np.maximum(self.push, self.denoised) >= n) & ~computed):
+                given = f"push {self.push[row]} and denoised {self.denoised[row]} take aux{n}"
+                raise ValueError(f"row {row} of {self.name!r}: {given}, which the row does not compute")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -423,7 +439,7 @@ class Tableau:
             tolerance: largest error of the random check, relative to the sum of |coefficient * input|.
 
         Raises:
-            ValueError: the step is not affine, or not the same for every element; names the row.
+            ValueError: the step is not affine, not finite, or not the same for every element; names the row.
         """
         unknown = set(inputs) - set(INPUTS)
         if unknown:
@@ -444,6 +460,8 @@ class Tableau:
 
         for i in range(len(rows)):
             for output, answer, check in zip(OUTPUTS, answers(i, probes), answers(i, drawn), strict=False):
+                if not np.all(np.isfinite([answer, check])):
+                    raise ValueError(f"row {i} of {name!r}: {output} is not finite, though {', '.join(inputs)} are")
                 constant, weights = answer[-1], answer[:n] - answer[-1]
                 error = np.abs(constant + weights @ drawn - check)
                 if not np.all(error <= tolerance * (abs(constant) + np.abs(weights) @ np.abs(drawn) + 1e-30)):
@@ -477,21 +495,28 @@ class Tableau:
     @classmethod
     def from_json(cls, text: str) -> Tableau:
         """Read what ``to_json`` wrote. ValueError: not a tableau, or one of another version."""
-        import json
+        return _stored.read("tableau", text, cls._of_stored)
 
-        stored = json.loads(text)
-        if not isinstance(stored, dict) or stored.pop("noisefuse tableau", None) != 1:
-            raise ValueError("this JSON is not a noisefuse tableau of version 1")
-        if stored.pop("columns", None) != list(NAMES):
+    @classmethod
+    def _of_stored(cls, fields: dict[str, Any]) -> Tableau:
+        if fields.pop("columns", None) != list(NAMES):
             raise ValueError("the columns of this tableau are not those of ROW")
-        try:
-            numbers = [[float(c) for c in row] for row in stored.pop("rows")]
-            rows = np.array(numbers, np.float64).reshape(len(numbers), COLUMNS).view(ROW)[:, 0]
-            if "active" in stored:
-                stored["active"] = np.array(tuple(map(tuple, stored["active"])), _ACTIVE)
-            return cls(rows, **stored)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"this JSON is not a whole noisefuse tableau: {error!r}") from error
+        rows = [_stored.numbers("rows", row) for row in _stored.entries("rows", fields.pop("rows"))]
+        for row in rows:
+            if len(row) != COLUMNS:
+                raise ValueError(f"rows: expected {COLUMNS} numbers in each, got {len(row)}")
+        for name in {*_RUN_COLUMNS} & {*fields}:
+            fields[name] = _stored.numbers(name, fields[name])
+        if "start" in fields:
+            fields["start"] = _stored.number("start", fields["start"])
+        if fields.get("threshold") is not None:
+            fields["threshold"] = _stored.numbers("threshold", fields["threshold"])
+        if "active" in fields:
+            flags = [tuple(_stored.entries("active", group)) for group in _stored.entries("active", fields["active"])]
+            if any(type(flag) is not bool for group in flags for flag in group):
+                raise TypeError(f"active: expected true or false, got {flags!r:.60}")
+            fields["active"] = np.array(tuple(flags), _ACTIVE)
+        return cls(np.array(rows, np.float64).reshape(-1, COLUMNS).view(ROW)[:, 0], **fields)
 
     def __repr__(self) -> str:
         n, shown = len(self), 3

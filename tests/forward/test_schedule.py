@@ -498,6 +498,21 @@ def test_foreign_json_is_refused():
             S.from_json(json.dumps(wrong))
     with pytest.raises(ValueError, match="sigma must be positive"):
         S.from_json(json.dumps({**stored, "sigma": [0, 1, 2]}))
+    for changed, what in (
+        ({"name": ["a"]}, "name: expected a str, got list"),
+        ({"kind": ["a"]}, r"kind and parameters: expected a str and a dict, got \['a'\]"),
+        ({"parameters": [1]}, r"kind and parameters: .* and \[1\]"),
+        ({"parameters": {"beta_end": "1"}}, "beta_end: expected a number, got '1'"),
+        ({"kind": "cosine"}, "missing 1 required keyword-only argument: 's'"),
+        ({"alpha": ["0.5", "0.4", "0.3"]}, "alpha: expected a number, got '0.5'"),
+        ({"kind": "cosine", "parameters": {"s": "inf"}}, "expected those of a cosine schedule, got {'s': inf}"),
+        ({"betas": [0.1]}, "betas: expected 3, one for each step, got 1"),  # kernels would read beyond their rows
+        ({"betas": [0.1, 0.2, 2]}, r"betas must be in \(0, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            S.from_json(json.dumps({**stored, **changed}))
+    with pytest.raises(ValueError, match="nested too deeply"):
+        S.from_json("[" * 100_000)
 
 
 def test_name():

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..schedule import Schedule
-from ..tableau import ZERO, Affine, D, Tableau, past, x
+from ..tableau import Affine, D, Tableau, past, x
 from ..views import View
 from .plan import Clip, Node, Placed, plan
 from .spacing import SpacingOptions, Steps
@@ -82,10 +82,10 @@ def unipc(
         p = min(order, i + 1, n - i if lower_order_final else order)
         nodes, Ds = list(run.nodes[i::-1][:p]), [D, past[0], past[2]][:p]
         out, _ = _step(nodes, there, Ds, corrected, bh2=variant == "bh2", correct=False)
-        known, weight = ZERO, 0.0
-        if i < n - 1:
+        keep = [D] if order > 1 else []
+        if i < n - 1:  # the last answer is corrected by nobody
             known, weight = _step(nodes, there, Ds, corrected, bh2=variant == "bh2", correct=True)
-        keep = [D, known] if order > 1 else [known]
+            keep.append(known)
+            corrected = past[len(keep) - 1] + weight * D
         rows.append(run.row(here, out, keep=keep))
-        corrected = past[len(keep) - 1] + weight * D
     return run.table("unipc", rows)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JSON as `to_json` writes it, read with a look at every type: it may come from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Made = TypeVar("Made")
+
+
+def read(kind: str, text: str, make: Callable[[dict[str, Any]], Made]) -> Made:
+    """make(..) of what stands in the JSON of this kind. ValueError: the JSON, or what is in it, is something else."""
+    import json
+
+    try:
+        fields = json.loads(text)
+        if not isinstance(fields, dict) or fields.pop(f"noisefuse {kind}", None) != 1:
+            raise ValueError(f"this JSON is not a noisefuse {kind} of version 1")
+        return make(fields)
+    except RecursionError:
+        raise ValueError(f"this JSON is not a noisefuse {kind} of version 1: it is nested too deeply") from None
+    except (KeyError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"this JSON is not a whole noisefuse {kind}: {error!r}") from error
+
+
+def entries(name: str, values: object) -> list[Any]:
+    if not isinstance(values, list):
+        raise TypeError(f"{name}: expected a list, got {values!r:.60}")
+    return values
+
+
+def number(name: str, value: object) -> float:
+    """An int or a float; of infinite ones, which JSON does not have, the name."""
+    if type(value) not in (int, float) and value not in ("inf", "-inf"):
+        raise TypeError(f"{name}: expected a number, got {value!r:.60}")
+    return float(value) if isinstance(value, str) else value  # type: ignore[return-value]
+
+
+def numbers(name: str, values: object) -> list[float]:
+    return [number(name, value) for value in entries(name, values)]
