@@ -155,6 +155,18 @@ ROWS = {
         TypeError, r"noise: expected a Noise, a list of them or an int seed, got NoneType",
         lambda o: randn((4, 6), None, **o),
     ),
+    "noise a generator": (
+        TypeError, r"noise: .*, got Generator: a noise is a name and not a state, such as Noise\(seed\)",
+        lambda o: q_sample(x(), 1, S, np.random.default_rng(0), **o),
+    ),
+    "randn: noise a generator": (
+        TypeError, r"noise: .*, got RandomState: a noise is a name",
+        lambda o: randn((4, 6), np.random.RandomState(0), **o),
+    ),
+    "noise a list of generators": (
+        TypeError, r"noise\[1\]: expected a Noise, got Generator: a noise is a name",
+        lambda o: q_sample(x(), 1, S, [N, np.random.default_rng(0)], **o),
+    ),
     "noise a bool": (TypeError, r"(noise|seed).*True", lambda o: randn((4, 6), True, **o)),
     "randn: noise an array": (TypeError, r"noise.*Noise.*array", lambda o: randn((4, 6), x(), **o)),
     "randn: seed negative": (OverflowError, r"seed = -5 .*2\^64", lambda o: randn((4, 6), -5, **o)),
@@ -231,6 +243,10 @@ ROWS = {
     "target by the word for predictions": (
         ValueError, r"target = 'flow_prediction': expected .*; z - x0 is called 'flow' here",
         lambda o: q_sample(x(), 1, S, N, target="flow_prediction", **o),
+    ),
+    "target by a plain word": (
+        ValueError, r"target = 'noise': expected .*; z is called 'epsilon' here",
+        lambda o: q_sample(x(), 1, S, N, target="noise", **o),
     ),
     "target by diffusers' word": (
         ValueError, r"'v_prediction': expected .*; alpha z - sigma x0 is called 'v' here",

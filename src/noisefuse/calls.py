@@ -29,7 +29,7 @@ from .arrays import (
 )
 from .backends.call import Draw, Step
 from .float_mode import float_mode
-from .noise import ELEMENTS, SAMPLES, STEPS, Noise
+from .noise import ELEMENTS, SAMPLES, STEPS, Noise, got
 from .rows import M1, M2, PAST1, PAST2, PAST3, PAST4, Rows, X, Z
 from .tableau import ARGUMENTS
 
@@ -120,7 +120,7 @@ def names_or_array(
     elif isinstance(noise, list | tuple):
         for n, entry in enumerate(noise):
             if not isinstance(entry, Noise):
-                raise TypeError(f"noise[{n}]: expected a Noise, got {type(entry).__name__}")
+                raise TypeError(f"noise[{n}]: expected a Noise, got {got(entry)}")
         if len(noise) != batch:
             raise ValueError(f"noise: expected one Noise for each of {batch} samples, got {len(noise)}")
         names = tuple(noise)
@@ -130,7 +130,7 @@ def names_or_array(
             f"Pass nf.Noise({noise!r}, step=...) with a step of its own for each"
         )
     else:
-        raise TypeError(f"noise: expected a Noise, a list of them, or else {wanted(noise)}, got {type(noise).__name__}")
+        raise TypeError(f"noise: expected a Noise, a list of them, or else {wanted(noise)}, got {got(noise)}")
     for name in names:
         _check_name(name, batch if len(names) == 1 else 1, sample_shape, last_step, any_stream)
     return tuple(n if n.stream == stream or (any_stream and n.stream) else n.at(stream=stream) for n in names), None

@@ -139,6 +139,13 @@ class Noise:
         raise AttributeError("Noise is frozen")
 
 
+def got(noise: object) -> str:
+    """What errors say was given in place of a Noise."""
+    name = type(noise).__name__
+    is_state = name in ("Generator", "RandomState")
+    return f"{name}: a noise is a name and not a state, such as Noise(seed)" if is_state else name
+
+
 def _listed(ids: list[int]) -> str:
     return str(ids) if len(ids) <= 32 else f"[{ids[0]}, {ids[1]}, {ids[2]}, <{len(ids) - 6} more>, {str(ids[-3:])[1:]}"
 

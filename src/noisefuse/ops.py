@@ -48,7 +48,7 @@ from .calls import (
     segments,
 )
 from .forward import DEFAULT_BYTES, Make, forward
-from .noise import FIELD, SAMPLER, UNIFORM, WALK, Noise
+from .noise import FIELD, SAMPLER, UNIFORM, WALK, Noise, got
 from .rows import M1, PAST1, Plain, Rows, X, Z
 from .schedule import Schedule
 from .tableau import Tableau
@@ -535,7 +535,7 @@ def _random(
     full = _lengths(shape)
     dtype = float_dtype(dtype, allowed)
     if not isinstance(noise, Noise | list | tuple):
-        raise TypeError(f"noise: expected a Noise, a list of them or an int seed, got {type(noise).__name__}")
+        raise TypeError(f"noise: expected a Noise, a list of them or an int seed, got {got(noise)}")
     names, _ = names_or_array(noise, full, dtype, batched, UNIFORM if is_uniform else FIELD, any_stream=True)
     one_row, outs = Index(np.zeros(1, np.int64), max(1, count(full))), {"out": out}
     call = make_call(full, dtype, UNIT, one_row, names, {}, outs, batched, draw="uniform" if is_uniform else "normal")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from . import backends, ops
 from ._drawing import plot_levels
 from .arrays import interop, is_traced
-from .noise import SAMPLER, START, Noise
+from .noise import SAMPLER, START, Noise, got
 from .rows import OUTPUTS, Plain
 from .tableau import Row, Tableau, x
 from .views import guidance
@@ -513,7 +513,7 @@ def _at(noise: Noises, i: int, stream: int, name: str = "noise") -> Any:
     if isinstance(noise, list | tuple):
         return [_at(n, i, stream, f"noise[{k}]") for k, n in enumerate(noise)]
     if not isinstance(noise, Noise):
-        raise TypeError(f"{name}: expected a Noise or a list of them, such as Noise(7), got {type(noise).__name__}")
+        raise TypeError(f"{name}: expected a Noise or a list of them, such as Noise(7), got {got(noise)}")
     if noise.stream:
         raise ValueError(f"{name}: a sampler has streams of its own and takes stream 0, got {noise.stream}")
     return noise.at(step=noise.step + i, stream=stream)

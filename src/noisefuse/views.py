@@ -147,7 +147,7 @@ def view(prediction: str | View) -> View:
 
 # Words in use for one thing, here and elsewhere.
 _WORDS = {
-    "z": ("epsilon", "eps"),
+    "z": ("epsilon", "eps", "noise"),
     "x0": ("sample", "x0"),
     "alpha z - sigma x0": ("v", "v_prediction"),
     "z - x0": ("flow", "velocity", "flow_prediction"),

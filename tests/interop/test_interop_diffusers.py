@@ -949,7 +949,7 @@ FALLBACKS = {
     "for a torch.float16 sample": ("DDPMScheduler", {}, SHAPE, {"half": True}),
     "for a torch.float32 sample and a": ("DDPMScheduler", {"prediction_type": "sample"}, SHAPE, {"narrow": True}),
     "with a solver_p": ("UniPCMultistepScheduler", {"solver_p": diffusers.DDIMScheduler()}, SHAPE, {}),
-    "not affine": ("DDPMScheduler", {"variance_type": "fixed_large_log"}, SHAPE, {}),
+    "not finite": ("DDPMScheduler", {"variance_type": "fixed_large_log"}, SHAPE, {}),
     "reads 5 remembered tensors": ("UniPCMultistepScheduler", {"solver_order": 4}, SHAPE, {}),
     "at times that are not among its timesteps": ("DDIMScheduler", {}, SHAPE, {"later": 7, "options": {"eta": 1.0}}),
 }

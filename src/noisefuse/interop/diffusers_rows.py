@@ -218,9 +218,11 @@ class _Probe:
             )
         *answers, constant, check = value[0].tolist()
         weights, drawn = np.array(answers) - constant, self.columns[:, -1]
+        if not np.all(np.isfinite(value[0].tolist())):
+            raise Unsupported("a step is not finite, though the tensors that it reads are")
         error = abs(constant + weights @ drawn - check)
         if not error <= 1e-9 * (abs(constant) + np.abs(weights) @ np.abs(drawn)):
-            raise Unsupported("a step is not affine in the tensors that it reads, or not finite")
+            raise Unsupported("a step is not affine in the tensors that it reads")
         return {"k": constant, **dict(zip(self.units, weights.tolist(), strict=True))}
 
 
