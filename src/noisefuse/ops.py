@@ -130,7 +130,7 @@ def randn_like(
 def randn_like(
     x: Array, noise: Noise | Sequence[Noise] | int, *, dtype: DType | None = None, batched: bool = True
 ) -> Array:
-    """`randn` of x's shape, kind, dtype and device: ``randn_like(images, Noise(7))``.
+    """`randn` of x's shape, kind, dtype, device and, of torch, memory format: ``randn_like(images, Noise(7))``.
 
     Args:
         x: NumPy's, CuPy's or torch's, of any dtype; its values are not read.
@@ -147,7 +147,8 @@ def randn_like(
     else:
         kind = float_dtype(dtype or (np.float32 if x.dtype.kind in "biu" else x.dtype.newbyteorder("=")))
         out = output("out", None, x.shape, kind, device_of(x))
-    return _random("randn", tuple(x.shape), noise, out.dtype, batched, out)
+    drawn = _random("randn", tuple(x.shape), noise, out.dtype, batched, out)
+    return drawn if other is None else other.in_format(drawn, x)
 
 
 def uniform(
@@ -231,7 +232,8 @@ def q_sample(
         out, target_out: where to write; C-contiguous, of the result's shape and dtype. `out` may be x0 itself.
 
     Returns:
-        x_t, or (x_t, target).
+        x_t, or (x_t, target): arrays in C order, whatever x0's is (Fortran's, say); tensors in x0's memory format, as
+        channels_last.
 
     Raises:
         IndexError: t outside of the schedule. TypeError, ValueError: what was given and what was expected; nothing is

@@ -319,6 +319,7 @@ def test_other_arguments():
         (TypeError, r"model_output: expected .* a tuple .*, got list", lambda: SAMPLERS["ddim"].step(1, X, [X])),
         (TypeError, r"aux_out: .* or a number of them, got Tensor", lambda: nf.update(TABLE, 1, X, X, aux_out=X)),
         (TypeError, r"noise\[2\]: expected a Noise, got Tensor", lambda: nf.q_sample(X, 3, S, [N, N, X])),
+        (TypeError, r"noise: .*, got Generator: a noise is a name", lambda: nf.q_sample(X, 3, S, torch.Generator())),
         (TypeError, r"dtype torch.int64: .*torch.bfloat16$", lambda: nf.randn((3, 4), N, dtype=torch.int64)),
         (TypeError, r"dtype torch.uint8: .*torch.bfloat16$", lambda: nf.randn((3, 4), N, dtype=torch.uint8)),
         (TypeError, r"dtype torch.int64: expected one of torch", lambda: nf.q_sample(X, 3, S, N, dtype=torch.int64)),
@@ -459,6 +460,62 @@ def test_auxiliary_outputs_that_are_made(dtype):
         assert all(same(a, b) for a, b in zip(found, expected, strict=True))
         assert len({a.untyped_storage().data_ptr() for a in (x, *past, *found)}) == 8
         assert all(a.is_contiguous() and a.untyped_storage().nbytes() == a.nbytes for a in found)
+
+
+ANY, EULER = random_table(clamps=True), nf.samplers.euler(S, steps=3)
+# Of images x, what keeps their memory format.
+LIKE = {
+    "q_sample": lambda x: nf.q_sample(x, 3, S, N, target="v"),
+    "bytes": lambda x: (nf.q_sample((40 * x.abs()).to(torch.uint8), 3, S, N),),
+    "q_step": lambda x: (nf.q_step(x, 3, S, N),),
+    "update": lambda x: nf.update(ANY, 2, x, (x, x), past=[x] * 4, noise=N, aux_out=2),
+    "a step": lambda x: (SAMPLERS["unipc"].step(1, x, 0.1 * x, N, SAMPLERS["unipc"].state(x)),),
+    "a run": lambda x: (SAMPLERS["heun"].sample(lambda x, t: torch.cos(x), x, N),),
+    "noised": lambda x: (SAMPLERS["ddim"].noised(1, x, N),),
+    "model_input": lambda x: EULER.model_input(0, x)[:1],
+    "randn_like": lambda x: (nf.randn_like(x, N), nf.randn_like(x, N, dtype=torch.float64)),
+    "a gradient": lambda x: (nf.mse_loss_grad(x, x, 3, S, N, target="v"),),
+}
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", LIKE)
+def test_results_keep_the_memory_format(name, graph):
+    """As torch's pointwise operations do; by their indices the values are those of tensors in C order."""
+    call = compiled(LIKE[name]) if graph else LIKE[name]
+    for shape, form in (((2, 3, 4, 5), torch.channels_last), ((2, 3, 2, 4, 5), torch.channels_last_3d)):
+        plain = tensor(*shape)
+        x = plain.to(memory_format=form)
+        assert not x.is_contiguous()
+        results = call(x)
+        assert equal(results, LIKE[name](plain))
+        for grad in (False, True):
+            results = call(x.clone().requires_grad_(grad and name not in ("bytes", "randn_like", "a gradient")))
+            assert equal([r.detach() for r in results], LIKE[name](plain))
+            assert all(r.is_contiguous(memory_format=form) and not r.is_contiguous() for r in results)
+
+
+def test_a_loss_keeps_the_memory_format():
+    """Of its gradient, whether backward() makes it, hands it on, or scales it."""
+    plain, g = tensor(2, 3, 4, 5), tensor(2, 3, 4, 5, seed=1)
+    x = plain.to(memory_format=torch.channels_last)
+    for factor in (1, 3):
+        grads = []
+        for pred in (plain.clone().requires_grad_(), x.clone().requires_grad_()):
+            (gradient,) = torch.autograd.grad(factor * nf.mse_loss(pred, g, 3, S, N, target="v"), pred)
+            grads.append(gradient)
+        assert torch.equal(*grads)
+        assert grads[1].stride() == x.stride()
+    _, gradient = nf.mse_loss(x, g, 3, S, N, target="v", grad_out=True)
+    assert gradient.stride() == x.stride()
+    assert torch.equal(gradient, nf.mse_loss_grad(plain, g, 3, S, N, target="v"))
+
+
+def test_what_has_no_format_is_in_c_order():
+    """Walks, which have an axis more; and transposed tensors, of which kernels then make plain ones."""
+    x = tensor(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    for made in (nf.q_walk(x, S, N, keep=[1, 2]), nf.q_sample(x.mT, 3, S, N), nf.q_sample(tensor(6, 4).t(), 3, S, N)):
+        assert made.is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -30,6 +30,7 @@ from .torch_arrays import (
     as_tensor,
     checked,
     dtype_name,
+    in_format,
     need_memory,
     on,
     place_of,
@@ -43,8 +44,8 @@ from .torch_internals import is_compiling, is_traced, untraced
 from .torch_loss import mse_loss, mse_loss_grad
 
 __all__ = [
-    "empty", "empty_like", "is_traced", "mse_loss", "mse_loss_grad", "q_sample", "q_step", "q_walk", "randn", "times",
-    "uniform", "untraced", "update",
+    "empty", "empty_like", "in_format", "is_traced", "mse_loss", "mse_loss_grad", "q_sample", "q_step", "q_walk",
+    "randn", "times", "uniform", "untraced", "update",
 ]  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def empty(shape: Any, dtype: Any, device: Any) -> Any:
 
 
 def empty_like(x: Any, dtype: Any) -> Any:
-    """For noise: of x's dtype, but float32 where x holds integers."""
+    """For noise, in C order: of x's dtype, but float32 where x holds integers."""
     if dtype is None:
         dtype = x.dtype if x.dtype.is_floating_point or x.dtype.is_complex else torch.float32
     kind = NAMED.get(name) if (name := dtype_name(dtype)) != "uint8" else None
@@ -211,12 +212,15 @@ def _call(
     noise, place = read_noise(noise, "x"), place_of(labels[0], checked(labels[0], values[0]))
     if place.type != "cpu":  # all memory of results on a device is torch's
         shape, dtype = call.result(values)
-        outs = [torch.empty(shape, dtype=dtype, device=values[0].device) if out is None else out for out in outs]
+        memory = [torch.empty(shape, dtype=dtype, device=values[0].device) if out is None else out for out in outs]
+    else:
+        memory = [*outs]
     with on(place):
         arrays = [read(label, x, place) for label, x in zip(labels, values, strict=True)]
-        written = [write(label, out, place) for label, out in zip(out_labels, outs, strict=True)]
+        written = [write(label, out, place) for label, out in zip(out_labels, memory, strict=True)]
         results = call.run(read_index(time, index, place), arrays, noise, written)
-    return tuple(as_tensor(result, out) for result, out in zip(results, outs, strict=True))
+    made = [as_tensor(result, out) for result, out in zip(results, memory, strict=True)]
+    return tuple(in_format(x, values[0]) if out is None else x for x, out in zip(made, outs, strict=True))
 
 
 def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) -> Any:

@@ -25,6 +25,8 @@ DTYPES = {
 NAMED = {name: dtype for dtype, name in DTYPES.items()}
 EXPECTED = ", ".join(str(known) for known in DTYPES if known.is_floating_point)
 
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
+
 CPU = torch.device("cpu")
 _HERE = nullcontext()
 
@@ -145,6 +147,14 @@ def as_tensor(result: Any, out: Any) -> Any:
     if result.dtype.name == "bfloat16":
         return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(result)
+
+
+def in_format(result: Tensor, x: Tensor) -> Tensor:
+    """The result in x's memory format, as torch's pointwise operations have it: kernels write in C order."""
+    form = FORMATS.get(x.ndim)
+    if form is None or result.ndim != x.ndim or x.is_contiguous() or not x.is_contiguous(memory_format=form):
+        return result
+    return result.contiguous(memory_format=form)
 
 
 def dtype_name(dtype: Any) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 import noisefuse as nf
 
 from . import torch_internals
-from .torch_arrays import NAMED
+from .torch_arrays import NAMED, in_format
 from .torch_internals import constant_of_graph, operator
 
 
@@ -148,7 +148,8 @@ def _apply(number: int, row: Any, times: Any, tensors: Sequence[Tensor], words: 
 def _(number: int, row: Any, times: Any, tensors: Sequence[Tensor], words: Any) -> list[Tensor]:
     operation = _operations[number]
     shape, dtype = operation.result(tensors)
-    return [torch.empty(shape, dtype=dtype, device=tensors[0].device) for _ in range(operation.outputs)]
+    made = [torch.empty(shape, dtype=dtype, device=tensors[0].device) for _ in range(operation.outputs)]
+    return [in_format(out, tensors[0]) for out in made]
 
 
 @operator(
@@ -159,7 +160,8 @@ def _gradient(
     number: int, slot: str, shape: Any, dtype: torch.dtype, row: Any, times: Any, kept: Any, words: Any, grads: Any
 ) -> Tensor:
     index = times if row is None else row
-    return _operations[number].gradient(slot, index, kept, noise_of(words), grads).to(dtype)
+    gradient = _operations[number].gradient(slot, index, kept, noise_of(words), grads)
+    return gradient.to(dtype).contiguous()  # as is said below
 
 
 @_gradient.register_fake  # type: ignore[untyped-decorator]

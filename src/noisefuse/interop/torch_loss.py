@@ -18,6 +18,7 @@ import noisefuse as nf
 from .torch_arrays import (
     as_tensor,
     checked,
+    in_format,
     memory,
     need_memory,
     on,
@@ -49,8 +50,10 @@ def mse_loss(
         loss = Loss(*fields)
         loss.early = []
         return differentiable(loss, t, noise, tensors)[0]
-    found = Loss(*fields).value(t, tensors, noise, grad_out)
-    return found[0] if grad_out is None else found
+    value, gradient = Loss(*fields).value(t, tensors, noise, grad_out)
+    if grad_out is None:
+        return value
+    return value, in_format(gradient, pred) if grad_out is True else gradient
 
 
 def mse_loss_grad(
@@ -62,7 +65,8 @@ def mse_loss_grad(
         return Loss(*fields).gradient("pred", t, tensors, noise, (upstream,), out)
     number, row, times = carried(Loss, fields, t)
     rest = row, times, tensors, words_of(noise), [torch.as_tensor(upstream, dtype=torch.float64)]
-    return copied(torch.ops.noisefuse.gradient(number, "pred", pred.shape, pred.dtype, *rest), out)
+    gradient = torch.ops.noisefuse.gradient(number, "pred", pred.shape, pred.dtype, *rest)
+    return copied(in_format(gradient, pred), out)
 
 
 def _parts(pred: Any, x0: Any, schedule: Any, noise: Any, weight: Any, options: dict[str, Any]) -> Any:
@@ -118,17 +122,19 @@ class Loss(Operation):
     ) -> Tensor:
         if self.early is not None and torch.is_grad_enabled():
             raise NotImplementedError("mse_loss is differentiable once: create_graph=True is not supported")
+        pred, given_out = kept[0], out
         if self.early:
             out = self.early.pop()  # autograd need not copy what nobody else has
             if grads[0].item() == 1:
-                return out  # type: ignore[no-any-return]
+                return in_format(out, pred)
         place = self.place(kept)
         if out is None and place.type == "cuda":
-            out = _like(kept[0])
+            out = _like(pred)
         with on(place):
             given, g = self._arrays(index, kept, noise, place), read_numbers("upstream", grads[0], place)
             found = nf.mse_loss_grad(**given, upstream=g, out=write("out", out, place))
-        return as_tensor(found, out)  # type: ignore[no-any-return]
+        result: Tensor = as_tensor(found, out)
+        return in_format(result, pred) if given_out is None else result
 
     def place(self, tensors: Sequence[Any]) -> torch.device:
         return place_of("pred", checked("pred", tensors[0]))
