@@ -9,9 +9,12 @@ import copy
 import importlib.util
 import inspect
 import itertools
+import json
 import logging
 import pickle
 import re
+import subprocess
+import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,7 +189,7 @@ def difference(a, b, least=0.0):
 
 def alike(theirs, mine, tolerance, least=0.0):
     """Attributes of two schedulers: the same names, the same values, tensors within the tolerance."""
-    private = {"_clock", "_run", "_levels", "_replay", "noise", "coefficients"}
+    private = {"_clock", "_run", "_levels", "_replay", "noise", "coefficients", "__module__"}
     assert {*vars(mine)} - private == {*vars(theirs)}
     for name, value in vars(theirs).items():
         other = getattr(mine, name)
@@ -1392,9 +1395,48 @@ def test_pipelines_that_were_given_a_scheduler_of_ours_are_saved_and_loaded(how,
         pipeline.scheduler = diffusers.DDPMScheduler.from_config(mine.config)
         pipeline = diffusers.DDPMPipeline(**ours.accelerate(pipeline).components)
     pipeline.save_pretrained(tmp_path)
-    loaded = diffusers.DDPMPipeline.from_pretrained(tmp_path)
-    assert type(loaded.scheduler) is ours.DDPMScheduler
-    assert loaded.scheduler.config.prediction_type == "v_prediction"
+    assert json.loads((tmp_path / "model_index.json").read_text())["scheduler"] == ["diffusers", "DDPMScheduler"]
+    config = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
+    assert (config["_class_name"], config["prediction_type"]) == ("DDPMScheduler", "v_prediction")
+    for given in ({}, {"scheduler": mine}):
+        loaded = diffusers.DDPMPipeline.from_pretrained(tmp_path, **given).scheduler
+        assert type(loaded) is type(given.get("scheduler", diffusers.DDPMScheduler()))
+        again = ours.DDPMScheduler.from_config(loaded.config)
+        assert (type(again), again.config.prediction_type) == (ours.DDPMScheduler, "v_prediction")
+
+
+LOADING = """
+import sys
+{before}
+import diffusers
+scheduler = diffusers.DiffusionPipeline.from_pretrained(sys.argv[1]).scheduler
+given = diffusers.DDIMScheduler()
+assert diffusers.DiffusionPipeline.from_pretrained(sys.argv[1], scheduler=given).scheduler is given
+print(type(scheduler) is diffusers.DDPMScheduler, "noisefuse" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "imported"),
+    [("", False), ("import noisefuse.interop.diffusers", True), ("sys.modules['noisefuse'] = None", True)],
+)
+def test_a_saved_pipeline_is_loaded_in_another_process(before, imported, tmp_path):
+    """With noisefuse installed, imported, or neither. Seen to fail: a pipeline that names our module."""
+    pipeline = diffusers.DDPMPipeline(unet(), diffusers.DDPMScheduler())
+    pipeline.scheduler = ours.DDPMScheduler()
+    pipeline.save_pretrained(tmp_path)
+    command = [sys.executable, "-c", LOADING.format(before=before), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", str(imported)], done.stderr
+
+
+def test_a_derived_class_is_named_by_its_own_module():
+    class Own(ours.DDPMScheduler):
+        pass
+
+    pipeline = diffusers.DDPMPipeline(unet(), ours.accelerate(Own()))
+    assert pipeline.config["scheduler"] == (__name__, "Own")
+    assert (ours.DDPMScheduler.__module__, Own().config["num_train_timesteps"]) == (ours.__name__, 1000)
 
 
 def test_what_accelerate_is_not_told_stays():

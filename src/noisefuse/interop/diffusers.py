@@ -22,7 +22,6 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import diffusers
 import numpy as np
 import torch
-from diffusers import SchedulerMixin  # noqa: F401  (pipelines that are loaded look for it beside our classes)
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -148,6 +147,19 @@ class Fused:
     _step_index: Any
     index_for_timestep: Any
     _threshold_sample: Any
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        new = super().__new__(cls)
+        new._name_diffusers()
+        return new
+
+    def _name_diffusers(self) -> None:
+        """A pipeline that is saved writes down `scheduler.__module__` and the class's name: let it be diffusers' own
+        class, which is there where noisefuse is not. The class itself keeps its module, which pickle wants. (Of classes
+        derived from ours diffusers has none.)
+        """
+        if type(self).__module__ == __name__:
+            self.__dict__["__module__"] = "diffusers"
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -748,7 +760,6 @@ def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str
     if isinstance(target, diffusers.DiffusionPipeline):
         pipeline: Any = target
         pipeline.scheduler = accelerate(pipeline.scheduler, noise=noise, coefficients=coefficients)
-        pipeline.register_to_config(scheduler=("diffusers", type(pipeline.scheduler).__name__))
         return target
     kind = SCHEDULERS.get(type(target), type(target) if isinstance(target, Fused) else None)
     if kind is None:
@@ -756,6 +767,7 @@ def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str
         raise TypeError(f"accelerate: expected a pipeline or one of {names}, got {type(target).__name__}")
     scheduler: Any = copy.copy(target)
     scheduler.__class__ = kind
+    scheduler._name_diffusers()
     if noise is not None:
         scheduler.noise = noise
     scheduler.coefficients = coefficients or scheduler.coefficients
