@@ -96,6 +96,16 @@ class Plan:
         """(here, there) of each step."""
         return zip(self.nodes[:-1], self.nodes[1:], strict=True)
 
+    @property
+    def start(self) -> float:
+        """Standard deviation of x at the first node, for data of variance 1.
+
+        Where alpha = 1 everywhere it is sigma, as in Karras et al. 2022 and k-diffusion: such a schedule says nothing
+        of the data's variance.
+        """
+        alpha, sigma = self.nodes[0][:2]
+        return sigma if self.axis.family == "exploding" else math.hypot(alpha, sigma)
+
     def need_signal(self, name: str, instead: str = _INSTEAD) -> None:
         """ValueError where x is pure noise at first, for what divides by the first alpha."""
         if self.nodes[0].alpha == 0:
@@ -146,7 +156,7 @@ class Plan:
         return Placed(node, row, len(keep), aux.index(denoised) + 1)
 
     def table(self, name: str, placed: Sequence[Placed], start: float | None = None) -> Tableau:
-        """Rows to table. start: default sqrt(alpha^2 + sigma^2) at the first node: data of variance 1."""
+        """Rows to table. start: default the plan's."""
         nodes, rows, push, denoised = zip(*placed, strict=True)
         own = [(node.scale * node.alpha, node.scale * node.sigma) for node in nodes]
         return Tableau(
@@ -158,7 +168,7 @@ class Plan:
             scale=np.array([node.scale * self.view.scale(*c) for c, node in zip(own, nodes, strict=True)]),
             alpha=np.array([node.alpha for node in nodes]),
             sigma=np.array([node.sigma for node in nodes]),
-            start=math.hypot(nodes[0].alpha, nodes[0].sigma) if start is None else start,
+            start=self.start if start is None else start,
             threshold=self.threshold,
         )
 

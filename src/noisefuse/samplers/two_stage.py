@@ -97,7 +97,7 @@ def edm(
     added[n] = 0.0  # nobody is called at the last node
     moves = zip(raised[:-1], run.nodes[1:], added[1:], strict=True)
     rows = [row for here, there, noise in moves for row in _heun_step(run, here, there, 0, noise)]
-    return run.table("edm", rows, start=math.hypot(run.nodes[0].sigma, added[0]))
+    return run.table("edm", rows, start=math.hypot(run.start, added[0]))
 
 
 def dpm_2(
