@@ -7,11 +7,12 @@ seen cleanly and a wrong coefficient cannot hide.
 """
 
 import importlib
+import itertools
 import math
 import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -46,27 +47,29 @@ class Case:
     grade: float = 3.0  # levels are uniform in level^(1 / grade)
     until: float = 0.05  # the last level
     consistency: bool = False  # the model is the consistency function, not the posterior mean
+    rising: bool = False  # from the least noisy level to the noisiest
 
     def __str__(self):
-        return "-".join([self.name, self.family, *(f"{k}={v}" for k, v in self.options.items())])
+        return "-".join([self.name, self.family, *(f"{k}={v}" for k, v in self.options.items()), *["up"] * self.rising])
 
     def levels(self, n):
         roots = (level ** (1 / self.grade) for level in (FIRST[self.family], self.until))
-        return np.linspace(*roots, n + 1) ** self.grade
+        return (np.linspace(*roots, n + 1) ** self.grade)[:: -1 if self.rising else 1]
 
     def tableau(self, n):
-        """The table over a schedule that has exactly the wanted levels; its least noisy one ends the run."""
+        """The table over a schedule that has exactly the wanted levels; the last of them ends the run."""
         levels = self.levels(n)
-        schedule = Schedule(*FAMILIES[self.family](levels[::-1]))
-        times = np.arange(n, 0, -1) if self.family == "preserving" else levels[:-1]
+        schedule = Schedule(*FAMILIES[self.family](np.sort(levels)))
+        times = np.argsort(np.argsort(levels)) if self.family == "preserving" else levels
         rule = getattr(samplers, self.name).__wrapped__
-        return rule(schedule, times, prediction="sample", final="sigma_min", **self.options)
+        final = times[-1] if self.rising else "sigma_min"
+        return rule(schedule, times[:-1], prediction="sample", final=final, **self.options)
 
     def model(self, tableau, n):
         """(constant, slope): the model's answer to x_in at every row, for the Gaussian."""
         level = tableau.timesteps.astype(float)
         if self.family == "preserving":  # a time is an index, or between two
-            level = np.exp(np.interp(level, np.arange(n + 1), np.log(self.levels(n)[::-1])))
+            level = np.exp(np.interp(level, np.arange(n + 1), np.log(np.sort(self.levels(n)))))
         alpha, sigma = FAMILIES[self.family](level)
         deviation = np.hypot(alpha * STD, sigma)
         slope = STD / deviation if self.consistency else alpha * STD**2 / deviation**2
@@ -135,6 +138,12 @@ DETERMINISTIC = [
     Case("pndm", 2, "preserving"),
     Case("pndm", 3.5, "exploding", grade=1.0, until=0.5),
 ]
+UP = [replace(case, rising=True) for case in DETERMINISTIC if case.options.get("order") != 3 and case.grade == 3.0]
+UP += [  # the others begin where D changes most, so that their first steps, of lower order, are visible: 3 in the limit
+    Case("unipc", 3.4, "preserving", {"order": 3, "lower_order_final": False}, rising=True),
+    Case("pndm", 2.8, "exploding", grade=1.0, until=4.0, rising=True),
+]
+DETERMINISTIC += UP
 STOCHASTIC = [
     Case("ddpm", 1, "preserving"),
     Case("ddpm", 1, "preserving", {"variance": "fixed_large"}),
@@ -323,18 +332,54 @@ BAD_ARGUMENTS = [
     ("ddim", VP, {"spacing": "log"}, ValueError, "spacing must be one of leading, trailing"),
     ("ddim", VP, {"steps": 0}, ValueError, "steps must be at least 1"),
     ("ddim", VP, {"steps": 1001}, ValueError, "1001 steps do not fit into a schedule of 1000$"),
-    ("ddim", VP, {"steps": [3, 5]}, ValueError, "strictly falling"),
-    ("ddim", VP, {"steps": 2.0}, ValueError, "steps must be an integer or a list of .* times, got 2.0"),
-    ("ddim", VP, {"steps": "5"}, ValueError, "steps must be an integer or a list of .* times, got '5'"),
-    ("ddim", VP, {"steps": None}, ValueError, "steps must be an integer or a list of .* times, got None"),
+    ("ddim", VP, {"steps": 2.0}, ValueError, "steps must be an integer or a list of times, got 2.0"),
+    ("ddim", VP, {"steps": "5"}, ValueError, "steps must be an integer or a list of times, got '5'"),
+    ("ddim", VP, {"steps": None}, ValueError, "steps must be an integer or a list of times, got None"),
     ("ddim", VP, {"steps": [1000, 5]}, ValueError, r"has times 0 \.\. 999, got 1000 \.\. 5"),
+    ("ddim", VP, {"steps": [5, math.nan]}, ValueError, r"has times 0 \.\. 999, got 5 \.\. nan"),
+    ("ddim", VP, {"steps": [5, 1000, 7]}, ValueError, r"has times 0 \.\. 999"),
+    *(
+        ("euler", Schedule.karras(9), {"steps": steps}, ValueError, message)
+        for steps, message in (
+            ([80.0, 1.0, 0.0], "noise levels above 0, got .*: drop the 0, the last step goes there by itself"),
+            ([0.0, 1.0, 80.0], "noise levels above 0, got .*: take a small level in place of 0"),
+            ([80.0, -1.0], "steps must be noise levels of the schedule, got"),
+            ([math.inf, 1.0], "steps must be noise levels of the schedule, got"),
+        )
+    ),
+    # up: steps that draw noise cannot, and nobody can to where nothing but noise is, but those that do not divide by it
+    *(
+        (
+            name,
+            VP,
+            {"steps": [300, 500], **options},
+            ValueError,
+            "draws noise goes .* not from time 300 to 500: reverse",
+        )
+        for name, options in (
+            ("ddpm", {}),
+            ("ddpm", {"variance": "fixed_large"}),
+            ("ddim", {"eta": 0.1}),
+            ("euler_ancestral", {}),
+            ("dpmpp_2m_sde", {}),
+        )
+    ),
+    *(
+        (name, ZERO_SNR, {"steps": [500], "final": 999, "prediction": "v"}, ValueError, "alpha, which is 0 at time 999")
+        for name in ("euler", "heun", "dpm_2", "edm", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "pndm")
+    ),
+    ("ddim", ZERO_SNR, {"steps": [999, 999], "prediction": "v", "eta": 1.0}, ValueError, "draws noise goes to a lower"),
+    ("ddim", ZERO_SNR, {"steps": [500, 999]}, ValueError, 'prediction "epsilon" divides by alpha'),
     *(
         (name, VP, {"steps": 1000, "spacing": spacing}, ValueError, f"do not fit .* by '{spacing}': .*\"trailing\" has")
         for name in ("dpmpp_2m", "dpmpp_2m_sde", "unipc")  # whose indices would coincide
         for spacing in ("leading", "linspace")
     ),
     ("ddim", VP, {"steps": 1000, "steps_offset": 1}, ValueError, r"has times 0 \.\. 999"),
-    ("ddim", VP, {"final": "one"}, ValueError, "final must be zero or sigma_min"),
+    ("ddim", VP, {"final": "one"}, ValueError, "final must be zero or sigma_min or a time, got 'one'"),
+    ("ddim", VP, {"final": None}, ValueError, "final must be zero or sigma_min or a time, got None"),
+    ("ddim", VP, {"final": 1000}, ValueError, r"has times 0 \.\. 999, got 1000"),
+    ("flow_euler", FLOW, {"final": 1.5}, ValueError, "final must be noise levels of the schedule, got .1.5"),
     ("ddim", VP, {"spacing": "karras", "sigma_min": 3.0, "sigma_max": 2.0}, ValueError, "< inf, got 3.0, 2.0"),
     *(
         ("ddim", VP, {"spacing": "karras", "rho": rho}, ValueError, f"rho must be positive and finite, got {rho}")
@@ -484,6 +529,118 @@ def test_the_last_step_is_of_first_order_in_short_runs(name):
         assert (last["past1"] == 0) == (n < 15)
         last = getattr(samplers, name)(VP, n, final="sigma_min", lower_order_final=False).tableau.rows[-1]["out"]
         assert last["past1"] != 0
+
+
+def answer(x, sigma):
+    """Stands for a denoiser, not linear in x."""
+    return np.cos(x / (1 + sigma)) + 0.1 * sigma
+
+
+def k_euler(x, here, there):
+    return x + (there - here) * (x - answer(x, here)) / here
+
+
+def k_heun(x, here, there):
+    if there == 0:
+        return k_euler(x, here, there)
+    guess = k_euler(x, here, there)
+    slopes = (x - answer(x, here)) / here + (guess - answer(guess, there)) / there
+    return x + (there - here) * slopes / 2
+
+
+def k_dpm_2(x, here, there):
+    if there == 0:
+        return k_euler(x, here, there)
+    middle = math.exp((math.log(here) + math.log(there)) / 2)
+    u = k_euler(x, here, middle)
+    return x + (there - here) * (u - answer(u, middle)) / middle
+
+
+def k_dpmpp_2m(x, sigmas):
+    """Lu et al. 2022, algorithm 2, with t = -log sigma; a first-order step where there is nothing to divide by."""
+    before = None
+    for i, (here, there) in enumerate(itertools.pairwise(sigmas)):
+        D = guess = answer(x, here)
+        length = math.log(here / there) if there else math.inf
+        last = math.log(sigmas[i - 1] / here) if i else 0.0
+        if there and last:
+            r = last / length if length else math.inf
+            guess = (1 + 1 / (2 * r)) * D - 1 / (2 * r) * before
+        x = there / here * x - math.expm1(-length) * guess
+        before = D
+    return x
+
+
+def k_diffusion(name, x, sigmas):
+    if name == "dpmpp_2m":
+        return k_dpmpp_2m(x, sigmas)
+    step = {"euler": k_euler, "heun": k_heun, "dpm_2": k_dpm_2}[name]
+    for here, there in itertools.pairwise(sigmas):
+        x = step(x, here, there)
+    return x
+
+
+SIGMAS = [*Schedule.karras(9).sigma[::-1].tolist(), 0.0]
+GRIDS = {
+    "whole": SIGMAS,
+    "flipped": SIGMAS[-2::-1],
+    "noisy part": SIGMAS[:5],
+    "clean part": SIGMAS[4:],
+    "repeated": [9.0, 9.0, 4.0, 4.0, 4.0, 2.0, 0.5, 0.5, 0.0],
+    "up and down": [0.3, 2.0, 7.0, 2.0, 2.0, 7.0, 0.3, 0.0],
+}
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpm_2", "dpmpp_2m"])
+@pytest.mark.parametrize("sigmas", GRIDS.values(), ids=GRIDS)
+def test_any_list_of_sigmas_is_k_diffusions_loop(sigmas, name):
+    """Its formulas, written down from the papers, on the same levels. Seen to fail: a refusal of what does not fall."""
+    options = {"lower_order_final": False} if name == "dpmpp_2m" else {}
+    steps, final = np.array(sigmas[:-1]), np.array(sigmas)[-1]
+    table = getattr(samplers, name)(Schedule.karras(9), steps, final=final, prediction="sample", **options).tableau
+    x = sigmas[0] * np.linspace(-2, 2, 7)
+    np.testing.assert_allclose(run_exact(table, answer, x), k_diffusion(name, x, sigmas), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler_ancestral", "heun", "flow_euler", "lcm"])
+def test_a_run_may_be_cut(name):
+    """Rows of the parts are those of the whole, noise included."""
+    rule, schedule = getattr(samplers, name), FLOW if name == "flow_euler" else VP
+    times = [0.9, 0.6, 0.3, 0.1] if name == "flow_euler" else [900, 600, 300, 100]
+    whole, parts = rule(schedule, times), [rule(schedule, times[:2], final=times[2]), rule(schedule, times[2:])]
+    for field_ in ("rows", "timesteps", "scale", "alpha", "sigma"):
+        joined = np.concatenate([getattr(part.tableau, field_) for part in parts])
+        np.testing.assert_array_equal(joined, getattr(whole.tableau, field_))
+
+
+@pytest.mark.parametrize("name", sorted({*ALL} - {"lcm", "edm", "flow_euler", "flow_heun"}))
+def test_a_step_to_where_x_is_does_nothing(name):
+    """At the first level, where nothing is remembered yet, in samplers that draw noise, too."""
+    table = getattr(samplers, name)(VP, [500, 500, 400]).tableau
+    x, calls = np.linspace(-1, 1, 5), 2 if name in ("heun", "dpm_2", "pndm") else 1
+    first = Tableau(table.rows[:calls], table.timesteps[:calls], push=table.push[:calls])
+    np.testing.assert_allclose(run_exact(first, lambda x, t: np.cos(x), x, lambda: 1.0), x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [[500, 500, 400, 300], [500, 400, 400, 300, 300], [500, 300, 500, 300, 500, 400]])
+def test_unipc_at_levels_visited_twice(steps):
+    """A network that says the same there as before: the run is that of a network that says so everywhere."""
+    x0, options = 0.4, {"order": 3, "lower_order_final": False, "prediction": "sample", "final": 200}
+    table = samplers.unipc(VP, steps, **options).tableau
+    here, there = (Node(VP.alpha[t], VP.sigma[t], t) for t in (steps[0], 200))
+    x = here.alpha * x0 + here.sigma * np.linspace(-1, 1, 5)
+    expected = there.alpha * x0 + there.sigma * np.linspace(-1, 1, 5)
+    np.testing.assert_allclose(run_exact(table, lambda x, t: x0, x), expected, rtol=1e-9)
+
+
+def test_a_rise_to_pure_noise():
+    """Where alpha = 0 at the end nothing divides by it: x' = sigma' e."""
+    for rule, prediction in ((samplers.ddim, "epsilon"), (samplers.ddim, "v")):
+        last = rule(ZERO_SNR, [500], final=999, prediction=prediction).tableau.rows[-1]
+        assert last["out"]["d"] == 0
+    for rule in (samplers.flow_euler, samplers.flow_heun):
+        x = run_exact(rule(FLOW, [0.25, 0.5], final=1.0).tableau, lambda x, t: 2.0, np.array([0.5]))
+        assert x == pytest.approx(0.5 + 0.75 * 2.0)
 
 
 def test_final_sigma_min_stays_noisy():

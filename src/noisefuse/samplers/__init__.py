@@ -4,8 +4,8 @@
 One small file per family holds the rules, functions from a schedule to a table of rows. Here each becomes a
 function that returns a ``Sampler``; ``ddim.__wrapped__`` is the rule itself.
 
-All accept ``steps`` (how many, or the times themselves, falling), ``prediction`` (a name of ``views.VIEWS``
-or a ``View``), ``clip`` (c, (lo, hi), ``Threshold`` or None), ``spacing`` and the ``SpacingOptions``.
+All accept ``steps`` (how many, or the times themselves), ``prediction`` (a name of ``views.VIEWS`` or a ``View``),
+``clip`` (c, (lo, hi), ``Threshold`` or None), ``spacing`` and the ``SpacingOptions``.
 """
 
 from __future__ import annotations

@@ -10,23 +10,26 @@ from typing import Literal, Unpack
 from ..schedule import Schedule
 from ..tableau import ZERO, Affine, D, Tableau, past, x, z
 from ..views import View
-from .plan import Clip, Node, Placed, Plan, plan
+from .plan import Clip, Node, Placed, Plan, need_fall, plan
 from .spacing import SpacingOptions, Steps
 
 
 def _steps(run: Plan, lower_order_final: bool) -> Iterator[tuple[Node, Node, float, Affine]]:
     """(here, there, h, D1) of each step: h = lambda' - lambda, D1 = (D - D_before) / r, r = h_before / h.
 
-    D1 is 0 in steps of first order: the first, one to clean data (h = inf), the last if asked for and n < 15.
-    At zero terminal SNR h_before is infinite at first, and 1 / r is 0.
+    D1 is 0 in steps of first order: the first, one to clean data (h = inf), one from a level visited twice
+    (h_before = 0: the same D again), the last if asked for and n < 15. At zero terminal SNR h_before is infinite at
+    first, and 1 / r is 0.
     """
-    n = len(run.nodes) - 1
+    run.need_signal("a multistep sampler", nodes=slice(1, None))
+    n, h_before = len(run.nodes) - 1, 0.0
     for i, (here, there) in enumerate(run.pairs):
         h = there.log_snr - here.log_snr
         D1 = ZERO
-        if i > 0 and h < math.inf and not (i == n - 1 and lower_order_final and n < 15):
-            D1 = h / (here.log_snr - run.nodes[i - 1].log_snr) * (D - past[0])
+        if h_before and h < math.inf and not (i == n - 1 and lower_order_final and n < 15):
+            D1 = h / h_before * (D - past[0])
         yield here, there, h, D1
+        h_before = h
 
 
 def dpmpp_2m(
@@ -79,6 +82,7 @@ def dpmpp_2m_sde(
     run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
     rows: list[Placed] = []
     for here, there, h, D1 in _steps(run, lower_order_final):
+        need_fall(here, there)
         # rounding could make it negative where both levels are the same
         phi = max(0.0, -math.expm1(-2 * h))
         w = _weight(solver, phi, 2 * h)

@@ -70,10 +70,13 @@ def split(here: Node, there: Node, eta: float) -> tuple[float, float]:
         fresh = eta sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2)
 
     eta = 0: none, the probability flow; eta = 1: the standard deviation of q(x' | x, x0), as in DDPM.
-    Song et al. 2021 (DDIM), equation 16, for any alpha and sigma.
+    Song et al. 2021 (DDIM), equation 16, for any alpha and sigma. ValueError: eta > 0, and more noise there.
     """
     if not 0 <= eta < math.inf:
         raise ValueError(f"eta must be at least 0 and finite, got {eta}")
+    if eta == 0:
+        return there.sigma, 0.0
+    need_fall(here, there)
     carried = here.alpha * there.sigma / (there.alpha * here.sigma)
     fresh = eta * there.sigma * math.sqrt(max(0.0, (1 - carried) * (1 + carried)))
     if fresh > there.sigma:
@@ -81,9 +84,18 @@ def split(here: Node, there: Node, eta: float) -> tuple[float, float]:
     return math.sqrt((there.sigma - fresh) * (there.sigma + fresh)), fresh
 
 
+def need_fall(here: Node, there: Node) -> None:
+    """ValueError where the level is higher than here, or without signal: for steps that draw a part of its noise."""
+    if not there.alpha or here.alpha * there.sigma > (1 + 1e-9) * there.alpha * here.sigma:  # up to rounding
+        raise ValueError(
+            f"a step that draws noise goes to a lower level, not from time {here.t:g} to {there.t:g}: "
+            "reverse the steps, or take a sampler that draws none, such as ddim, euler, heun or dpmpp_2m"
+        )
+
+
 @dataclass(frozen=True)
 class Plan:
-    """A schedule's visited nodes (n + 1, noisiest first), and how the network's output tells x0 there."""
+    """A schedule's visited nodes (n + 1, in order), and how the network's output tells x0 there."""
 
     axis: Axis
     nodes: tuple[Node, ...]
@@ -106,13 +118,14 @@ class Plan:
         alpha, sigma = self.nodes[0][:2]
         return sigma if self.axis.family == "exploding" else math.hypot(alpha, sigma)
 
-    def need_signal(self, name: str, instead: str = _INSTEAD) -> None:
-        """ValueError where x is pure noise at first, for what divides by the first alpha."""
-        if self.nodes[0].alpha == 0:
-            raise ValueError(
-                f"{name} divides by alpha, which is 0 at the first step (zero terminal SNR, or sigma = 1 of a flow): "
-                f'{instead}, or start later, by spacing="leading", or a list of times as steps'
-            )
+    def need_signal(self, name: str, instead: str = _INSTEAD, nodes: slice = slice(None)) -> None:
+        """ValueError where x is pure noise at one of the nodes, for what divides by alpha there."""
+        for node in self.nodes[nodes]:
+            if node.alpha == 0:
+                raise ValueError(
+                    f"{name} divides by alpha, which is 0 at time {node.t:g} (zero terminal SNR, or sigma = 1 of a "
+                    f'flow): {instead}, or leave that time out, by spacing="leading", or a list of times as steps'
+                )
 
     def need_flow(self, name: str, other: str) -> None:
         """ValueError without alpha + sigma = 1, for samplers of rectified flow."""
@@ -191,7 +204,8 @@ def plan(
     threshold = clip if isinstance(clip, Threshold) else None
     run = Plan(axis, tuple(nodes), view(prediction), _bounds(clip), threshold)
     if prediction == "epsilon":
-        run.need_signal('prediction "epsilon"', 'say what the network predicts, prediction="flow", "v" or "sample"')
+        instead = 'say what the network predicts, prediction="flow", "v" or "sample"'
+        run.need_signal('prediction "epsilon"', instead, slice(-1))  # nobody is called at the last node
     return run
 
 

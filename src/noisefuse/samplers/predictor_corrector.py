@@ -37,19 +37,24 @@ def _step(
         r_m = (lambda_m - lambda_0) / h,    B(h) = -h (bh1) or e^-h - 1 (bh2)
 
     UniC has D', the model's answer at x', as one more D_m with r = 1. One rho alone is set to 1/2. A step to
-    clean data (h = inf) or to where x is (h = 0) knows only D_0.
+    clean data (h = inf) or to where x is (h = 0) knows only D_0. Of a level visited twice the newest D counts.
     """
     here = nodes[0]
     h = there.log_snr - here.log_snr
     first = there.sigma / here.sigma * base - there.alpha * math.expm1(-h) * Ds[0]
-    older = nodes[1:] if 0 < h < math.inf else []
-    ratios = [(node.log_snr - here.log_snr) / h for node in older] + [1.0] * correct
+    older: dict[float, Affine] = {}  # D_m by r_m
+    for node, D_m in zip(nodes[1:], Ds[1:], strict=True) if h and h < math.inf else ():
+        older.setdefault((node.log_snr - here.log_snr) / h, D_m)
+    older.pop(0.0, None)
+    if correct:
+        older.pop(1.0, None)
+    ratios = [*older, *[1.0] * correct]
     if not ratios:
         return first, 0.0
     B = math.expm1(-h) if bh2 else -h
     rho = [0.5] if len(ratios) == 1 else _weights(ratios, h, B).tolist()
     weights = [-there.alpha * B * w / r for w, r in zip(rho, ratios, strict=True)]
-    for weight, D_m in zip(weights, Ds[1:], strict=False):
+    for weight, D_m in zip(weights, older.values(), strict=False):
         first += weight * (D_m - Ds[0])
     return (first - weights[-1] * Ds[0], weights[-1]) if correct else (first, 0.0)
 

@@ -33,13 +33,14 @@ class SpacingOptions(TypedDict, total=False):
     """What every sampler accepts beside ``steps`` and ``spacing``.
 
     steps_offset: added to the indices of "leading" (1 for Stable Diffusion). Default 0.
-    final: where the last step goes. "zero" (default): clean data; "sigma_min": the least noisy level.
+    final: where the last step goes. "zero" (default): clean data; "sigma_min": the least noisy level; or a time like
+        those of ``steps``: a list of sigmas as in k-diffusion is ``steps=sigmas[:-1], final=sigmas[-1]``.
     sigma_min, sigma_max: ends of "karras", "exponential" and "beta". Default: the schedule's.
     rho: the exponent of "karras". Default 7.
     """
 
     steps_offset: int
-    final: Literal["zero", "sigma_min"]
+    final: Literal["zero", "sigma_min"] | float
     sigma_min: float
     sigma_max: float
     rho: float
@@ -107,7 +108,7 @@ class Axis:
 
 
 class Grid(NamedTuple):
-    """The n visited levels, noisiest first, and the end: (n + 1,) each; times is what the model is told."""
+    """The n visited levels, in order, and the end: (n + 1,) each; times is what the model is told."""
 
     alpha: Array
     sigma: Array
@@ -122,7 +123,7 @@ def grid(
     whole: bool = True,
     drop_last: bool = False,
     steps_offset: int = 0,
-    final: Literal["zero", "sigma_min"] = "zero",
+    final: Literal["zero", "sigma_min"] | float = "zero",
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     rho: float = 7.0,
@@ -131,13 +132,13 @@ def grid(
 
     Args:
         axis: of the schedule.
-        steps: how many; or the times themselves, strictly falling (``spacing`` is then not used).
+        steps: how many; or the times themselves, in any order (``spacing`` is then not used).
         whole: round the indices of "linspace".
         drop_last: "leading" and "linspace" lay one index more and leave the least noisy out.
 
     Raises:
-        ValueError: an unknown spacing, more steps than the schedule has, a time outside it, impossible ends, a final
-            level above the last one.
+        ValueError: an unknown spacing, more steps than the schedule has, a time outside it, impossible ends, the least
+            noisy level as the final one above the last one.
     """
     if not isinstance(steps, int | np.integer):
         alpha, sigma, times = _explicit(axis, steps)
@@ -156,11 +157,8 @@ def grid(
         times = axis.times(level)
     else:
         raise ValueError(f"spacing must be one of {', '.join(_OF_INDICES + _OF_LEVELS)}, got {spacing!r}")
-    if final not in ("zero", "sigma_min"):
-        raise ValueError(f"final must be zero or sigma_min, got {final!r}")
-    end: tuple[Any, ...] = (1.0, 0.0, 0.0) if final == "zero" else axis.at_index(np.zeros(1))
-    alpha, sigma, times = map(np.append, (alpha, sigma, times), end)
-    if sigma[-1] * alpha[-2] > (1 + 1e-9) * sigma[-2] * alpha[-1]:
+    alpha, sigma, times = map(np.append, (alpha, sigma, times), _end(axis, final))
+    if final == "sigma_min" and sigma[-1] * alpha[-2] > (1 + 1e-9) * sigma[-2] * alpha[-1]:
         raise ValueError('final="sigma_min", the schedule\'s least noisy level, is above the last one of these steps')
     if axis.timed_by_index and np.all(times == np.floor(times)):
         times = times.astype(np.int64)  # networks embed a whole time as an integer
@@ -172,18 +170,40 @@ def _explicit(axis: Axis, steps: Steps) -> tuple[Array, Array, Array]:
         times = np.zeros(0) if isinstance(steps, str) else np.asarray(steps, np.float64)
     except (TypeError, ValueError):
         times = np.zeros(0)
-    if times.ndim != 1 or not times.size or not np.all(np.diff(times) < 0):
-        raise ValueError(f"steps must be an integer or a list of strictly falling times, got {steps!r}")
+    if times.ndim != 1 or not times.size:
+        raise ValueError(f"steps must be an integer or a list of times, got {steps!r}")
+    if not axis.timed_by_index and not np.all(times):
+        last = np.all(times[:-1])
+        hint = "drop the 0, the last step goes there by itself" if last else "take a small level in place of 0"
+        raise ValueError(f"steps must be noise levels above 0, got {times}: {hint}")
+    return _at_times(axis, times, "steps")
+
+
+def _end(axis: Axis, final: str | float) -> tuple[Any, ...]:
+    """(alpha, sigma, time) at which the last step arrives."""
+    if final == "zero":
+        return 1.0, 0.0, 0.0
+    if final == "sigma_min":
+        return axis.at_index(np.zeros(1))
+    try:
+        time = np.array([float(final)])
+    except (TypeError, ValueError):
+        raise ValueError(f"final must be zero or sigma_min or a time, got {final!r}") from None
+    return _at_times(axis, time, "final")
+
+
+def _at_times(axis: Axis, times: Array, name: str) -> tuple[Array, Array, Array]:
+    """(alpha, sigma, time) at what a model is told."""
     if axis.timed_by_index:
         _inside(times, len(axis.levels))
         return axis.at_index(times)
-    if not (times[-1] > 0 and times[0] <= (1 if axis.family == "flow" else np.inf)):
-        raise ValueError(f"steps must be noise levels of the schedule, got {times}")
+    if not np.all((times >= 0) & (times <= 1 if axis.family == "flow" else times < np.inf)):
+        raise ValueError(f"{name} must be noise levels of the schedule, got {times}")
     return (*axis.columns(times), times)
 
 
 def _inside(t: Array, length: int) -> None:
-    if not (t[0] <= length - 1 and t[-1] >= 0):
+    if not np.all((t >= 0) & (t <= length - 1)):
         raise ValueError(f"a schedule of {length} steps has times 0 .. {length - 1}, got {t[0]:g} .. {t[-1]:g}")
 
 
