@@ -132,7 +132,8 @@ def _first() -> tuple[str, Any]:
 def _fallen_back(chosen: tuple[str, Any], missing: list[str]) -> tuple[str, Any]:
     """Says once what is missing."""
     if missing:
-        message = f"noisefuse runs on its backend {chosen[0]!r}: the same results, more slowly. " + "; ".join(missing)
+        slow = "ten times slower than a line of NumPy" if chosen[0] == "reference" else "more slowly"
+        message = f"noisefuse runs on its backend {chosen[0]!r}: the same results, {slow}. " + "; ".join(missing)
         warnings.warn(message, RuntimeWarning, stacklevel=2)
     return chosen
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if find_spec("noisefuse._native") is None:
-    raise ImportError("its C++ extension was not built: there was no C++20 compiler when noisefuse was installed")
+    raise ImportError("its C++ extension was not built, as NOISEFUSE_PURE was set when noisefuse was installed")
 from .. import _native
 from . import threads
 from .call import Loss, Step, Walk, address, pack_loss, pack_on_host
