@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: noisefuse demo | info | bench. Each command is a module, imported when it runs."""
+"""The command line: noisefuse demo | info | bench | selftest. Each command is a module, imported when it runs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _OPTIONAL = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, or 2 after one line on stderr that says what is wrong."""
+    """Run one command. Returns 0, 1 (a self-test failed), or 2 after one line on stderr that says what is wrong."""
     arguments = _parser().parse_args(argv)
     if arguments.command is None:
         _parser().print_help(sys.stderr)
         return 2
     command = import_module(f"._{arguments.command}", __package__)
     try:
-        command.run(arguments)
+        return command.run(arguments) or 0
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _OPTIONAL:
@@ -38,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(arguments, f"needs {_OPTIONAL[missing]}: pip install 'noisefuse[{arguments.command}]'")
     except (OSError, ValueError) as error:  # a file that the user named, a NOISEFUSE_* variable
         return _fail(arguments, str(error))
-    return 0
 
 
 def _fail(arguments: argparse.Namespace, problem: str) -> int:
@@ -68,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--sizes", nargs="+", type=_shape, metavar="SHAPE", help="such as 256x3x128x128")
     bench.add_argument("--dtypes", nargs="+", choices=DTYPES, metavar="DTYPE", help=", ".join(DTYPES))
     bench.add_argument("--threads", nargs="+", type=_positive, metavar="N", help="default: as `noisefuse info`")
+
+    selftest = commands.add_parser("selftest", help="whether the bits are the promised ones, and the noise is good")
+    selftest.add_argument("--level", choices=("quick", "night", "full"), default="quick", help="(default: %(default)s)")
+    selftest.add_argument("--seed", type=_seed, help="of its cases and its noise (default: another each time)")
+    selftest.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     return parser
 
 

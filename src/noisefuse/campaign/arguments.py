@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random calls of the public operations as lines of Python, and the functions that stand in those lines."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+import noisefuse as nf
+
+from ..arrays import FLOATS, float_dtype
+from ..rows import COLUMNS, ROW
+
+T = TypeVar("T")
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+# ------------------------------------------------------------------------------------- what stands in the lines
+
+# All memory that `array` has handed out since somebody emptied the list, and what it held.
+made: list[tuple[Array, Array]] = []
+
+
+def array(shape: Shape, dtype: str = "float32", seed: int = 0, layout: str = "plain") -> Array:
+    """Of an even seed normals, of an odd one any bits at all; in one of LAYOUTS."""
+    kind = float_dtype(dtype) if dtype in FLOATS else np.dtype(dtype)
+    rng = np.random.default_rng(seed)
+    if kind.kind in "iu" or seed % 2:
+        values = np.frombuffer(bytearray(rng.bytes(math.prod(shape) * kind.itemsize)), kind).reshape(shape)
+    else:
+        values = rng.standard_normal(shape).astype(kind).reshape(shape)
+    memory, view = LAYOUTS[layout](values)
+    made.append((memory, memory.copy()))
+    return view
+
+
+def _strided(x: Array) -> tuple[Array, Array]:
+    wide = np.zeros((*x.shape, 3), x.dtype)
+    wide[..., 1] = x
+    return wide, wide[..., 1]
+
+
+def _unaligned(x: Array) -> tuple[Array, Array]:
+    memory = np.zeros(x.nbytes + 1, np.uint8)
+    view = memory[1:].view(x.dtype).reshape(x.shape)
+    view[...] = x
+    return memory, view
+
+
+def _read_only(x: Array) -> tuple[Array, Array]:
+    view = x.view()
+    view.flags.writeable = False
+    return x, view
+
+
+def _swapped(x: Array) -> tuple[Array, Array]:
+    y = x if x.dtype.kind == "V" else x.astype(x.dtype.newbyteorder())
+    return y, y
+
+
+# From an array to the memory that it lies in there, and itself.
+LAYOUTS: dict[str, Callable[[Array], tuple[Array, Array]]] = {
+    "plain": lambda x: (x, x),
+    "transposed": lambda x: ((y := x.copy(order="F")), y),
+    "reversed": lambda x: ((y := np.flip(x).copy()), np.asarray(np.flip(y))),
+    "strided": _strided,
+    "broadcast": lambda x: (x, np.broadcast_to(x[..., :1], x.shape) if x.ndim and x.size else x),
+    "read-only": _read_only,
+    "unaligned": _unaligned,
+    "swapped": _swapped,
+}
+
+
+def times(shape: Shape, end: float, seed: int = 0, dtype: str = "int64") -> Array:
+    """Numbers in [0, end), as times, rows, weights or sample ids."""
+    rng = np.random.default_rng(seed)
+    if np.dtype(dtype).kind == "f":
+        return np.asarray(rng.random(shape) * end, dtype)
+    return np.asarray(rng.integers(int(end), size=shape, dtype=np.uint64), dtype)
+
+
+@cache
+def table(seed: int, density: float) -> nf.Tableau:
+    """Five random rows, each column active with this probability, with clamps in some rows."""
+    rng = np.random.default_rng(seed)
+    numbers = rng.normal(size=(5, COLUMNS)) * (rng.random((1, COLUMNS)) < density)
+    rows = numbers.view(ROW)[:, 0].copy()
+    rows["clean"]["lo"] = np.where(rng.random(5) < 0.5, -np.inf, -rng.random(5))
+    rows["clean"]["hi"] = np.where(rng.random(5) < 0.5, np.inf, rng.random(5))
+    return nf.Tableau(rows)
+
+
+LINEAR = nf.Schedule.linear()
+COSINE = nf.Schedule.cosine(50)
+FLOW = nf.Schedule.flow(50, shift=3.0)
+KARRAS = nf.Schedule.karras(50)
+SHORT = nf.Schedule([0.75, 0.5, 0.0], [0.5, 1.0, 3.0])
+SCHEDULES = {"LINEAR": LINEAR, "SHORT": SHORT, "COSINE": COSINE, "FLOW": FLOW, "KARRAS": KARRAS}
+
+
+@cache
+def sampler(name: str, clip: float | nf.samplers.Threshold | None = None) -> nf.Sampler:
+    """Of five steps, on a schedule that it takes."""
+    schedule = FLOW if name.startswith("flow") else KARRAS if name == "edm" else LINEAR
+    options = {} if clip is None else {"clip": clip}
+    found: nf.Sampler = getattr(nf.samplers, name)(schedule, 5, **options)
+    return found
+
+
+def step(sampler: nf.Sampler, i: int, x: Array, model_output: Any, noise: Any, **options: Any) -> tuple[Any, ...]:
+    """Row i of a sampler that has made its first i steps on x: the result, and what it remembers."""
+    state = sampler.state(x)
+    for before in range(i if state.past else 0):
+        sampler.step(before, x, x, nf.Noise(0), state)
+    return sampler.step(i, x, model_output, noise, state, **options), *state.past
+
+
+# --------------------------------------------------------------------------------------------- random numbers
+
+
+class Draw:
+    """Numbers below an end, 0 the simplest: first those that are given, then random ones or, without `random`, 0.
+
+    `taken` are all that were asked for: given to another Draw they make the same call again.
+    """
+
+    def __init__(self, given: list[int] | None = None, random: Random | None = None) -> None:
+        self.given, self.random, self.taken = given or [], random, list[int]()
+
+    def __call__(self, end: int) -> int:
+        k = len(self.taken)
+        if k < len(self.given):
+            number = self.given[k] % max(1, end)
+        else:
+            number = self.random.randrange(max(1, end)) if self.random else 0
+        self.taken.append(number)
+        return number
+
+    def of(self, *options: T) -> T:
+        return options[self(len(options))]
+
+    def once_in(self, n: int) -> bool:
+        return self(n) == n - 1
+
+    def edge(self, end: int) -> int:
+        """Below end, its ends above all."""
+        return self.of(0, 1, end - 1, end // 2, self(end))
+
+
+# ----------------------------------------------------------------------------------------------------- a call
+
+
+@dataclass
+class Call:
+    """A function and its arguments, all of them text."""
+
+    function: str
+    required: dict[str, str]
+    options: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.function}({', '.join([*self.required.values(), *map('='.join, self.options.items())])})"
+
+    def argument(self, name: str, text: str) -> None:
+        (self.required if name in self.required else self.options)[name] = text
+
+
+BFLOAT16 = ("bfloat16",) if importlib.util.find_spec("ml_dtypes") else ()
+KINDS = ("float32", "float64", "float16", *BFLOAT16)
+LENGTHS = (1, 15, 16, 17, 63, 64, 65, 127, 255, 256, 257, 1000, 2049)
+TARGETS = ("'epsilon'", "'v'", "'flow'", "'velocity'", "'sample'")
+WRONG = (
+    "None", "-1", "True", "1.5", "'x'", "10**30", "float('nan')", "()", "[]", "[1, 2]", "{}", "object", "b'12'",
+    "np.float32(3)", "np.array(2)", "np.array(['a'])", "np.ones((2, 3))", "array((2, 3))", "array((2, 3), 'int32')",
+    "np.ma.masked_array(array((2, 3)))", "nf.Noise(1)", "nf.Noise(1, stream=9)", "nf.Noise(1, step=2**32 - 1)",
+    "nf.Noise(1, sample=[1, 2])", "[nf.Noise(1), 2]", "nf.Noise(1).window((9,), (1,))", "'int32'", "'float32'",
+    "LINEAR", "table(0, 0.5)", "(array((2, 3)), array((2, 3)), array((2, 3)))", "'mean'", "'none'", "'v'",
+)  # fmt: skip
+
+
+def random_call(draw: Draw) -> str:
+    call = draw.of(*CALLS)(draw)
+    while draw.once_in(6):  # something is wrong
+        call.argument(draw.of(*call.required, *call.options, "out"), draw.of(*WRONG))
+    return str(call)
+
+
+def operation(text: str) -> str:
+    return text.partition("(")[0].removeprefix("nf.")
+
+
+def _shape(draw: Draw) -> Shape:
+    kind = draw(200)
+    if kind < 100:
+        return tuple([draw.of(1, 2, 3, 5, 8, 4, 7, 9, 6, 1, 3, 0) for _ in range(draw(5))])
+    if kind < 160:
+        return draw.of(1, 2, 3, 1, 2, 3, 4, 0), draw.of(*LENGTHS)
+    return (1 + draw(300), draw.of(1, 2, 3, 4, 5, 0)) if kind < 199 else (1 + draw(3), 33000 + draw(7000))
+
+
+def _array(draw: Draw, shape: Shape, dtype: str, layouts: tuple[str, ...] = ("plain", *LAYOUTS)) -> str:
+    seed, layout = draw(1000), draw.of(*layouts)
+    rest = f", {seed}, {layout!r}" if layout != "plain" else f", {seed}" if seed else ""
+    return f"array({shape}, {dtype!r}{rest})"
+
+
+def _noise(draw: Draw, shape: Shape, batched: bool, dtype: str = "", stream: bool = True) -> str:
+    """A Noise, a list of them or, where there is a dtype, an array."""
+    rows, sample = (shape[0], shape[1:]) if batched and shape else (1, shape)
+    if dtype and draw.once_in(5):
+        return _array(draw, shape, draw.of(dtype, "float32"))
+    if rows < 6 and draw.once_in(5):
+        return f"[{', '.join(_name(draw, 1, sample, stream) for _ in range(rows))}]"
+    return _name(draw, rows, sample, stream)
+
+
+def _name(draw: Draw, rows: int, sample: Shape, stream: bool) -> str:
+    numbers = {"sample": str(draw.edge(2**56 - rows)), "step": str(draw.edge(2**32 - 1000))}
+    if draw.once_in(4):
+        numbers["sample"] = f"times(({rows},), 2**56, {draw(99)}, 'uint64')"
+    if stream and draw.once_in(4):
+        numbers["stream"] = str(draw(128))
+    text = ", ".join(
+        [str(draw.edge(2**64)), *(f"{name}={number}" for name, number in numbers.items() if number != "0")]
+    )
+    if not draw.once_in(4):
+        return f"nf.Noise({text})"
+    start = tuple([draw(4) for _ in sample])
+    whole = tuple([s + n + draw(3) for s, n in zip(start, sample, strict=True)])
+    return f"nf.Noise({text}).window({whole}, {start})"
+
+
+def _times(draw: Draw, shape: Shape, end: int, continuous: bool) -> tuple[str, Shape | None]:
+    """t, and its shape where it is of floats."""
+    if continuous and draw.once_in(2):
+        part = shape[: draw(len(shape) + 1)]
+        dtype = draw.of("float64", "float32")
+        return (f"times({part}, 1.0, {draw(99)}, {dtype!r})", part) if part else (str(draw(100) / 100), ())
+    kind = draw(30)
+    if kind < 14:
+        number, kind_of = str(draw(end)), draw.of("", "", "np.int64", "np.uint16")
+        return f"{kind_of}({number})" if kind_of else number, None
+    if kind == 29:
+        return str(draw.of(end, -1)), None
+    dtype = draw.of("int64", "int32", "uint8", "uint64", "int16")
+    text = f"times({shape[: draw(len(shape) + 1)]}, {min(end, 256)}, {draw(99)}, {dtype!r})"
+    return text + draw.of("", "", ".tolist()", "[..., None][..., 0]"), None
+
+
+def _write_to(draw: Draw, call: Call, name: str, shape: Shape, dtype: str, source: str = "") -> None:
+    """An output, or none: of its own, one of the inputs, a part of it, or a wrong one."""
+    kind = draw(24)
+    if kind < 10:
+        return
+    if kind < 17:
+        call.options[name] = _array(draw, shape, dtype, ("plain",))
+    elif kind == 17:
+        call.options[name] = _array(draw, shape, dtype)
+    elif kind == 18:
+        call.options[name] = _array(draw, shape[: draw(len(shape) + 1)], draw.of(*KINDS))
+    elif source and kind < 23:
+        call.argument(source, f"(x := {call.required[source]})")
+        call.options[name] = "x"
+    elif source and shape:
+        call.argument(source, f"(x := {_array(draw, (shape[0] + 1, *shape[1:]), dtype, ('plain',))})[1:]")
+        call.options[name] = "x[:-1]"
+
+
+def _may(draw: Draw, call: Call, name: str, *texts: str, once_in: int = 3) -> None:
+    if draw.once_in(once_in):
+        call.options[name] = draw.of(*texts)
+
+
+def _batched(draw: Draw, call: Call) -> bool:
+    _may(draw, call, "batched", "False", once_in=4)
+    return "batched" not in call.options
+
+
+# ------------------------------------------------------------------------------------------- of each operation
+
+
+def _drawn(draw: Draw) -> Call:
+    shape, dtype = _shape(draw), draw.of(*KINDS)
+    call = Call(draw.of("nf.randn", "nf.uniform"), {"shape": str(shape)}, {})
+    batched = _batched(draw, call)
+    call.required["noise"] = str(draw(99)) if draw.once_in(5) else _noise(draw, shape, batched)
+    if dtype != "float32" or draw.once_in(3):
+        call.options["dtype"] = draw.of(repr(dtype), f"np.dtype({dtype!r})")
+    _write_to(draw, call, "out", shape, dtype)
+    return call
+
+
+def _drawn_like(draw: Draw) -> Call:
+    shape = _shape(draw)
+    call = Call("nf.randn_like", {"x": _array(draw, shape, draw.of(*KINDS, "uint8", "bool"))}, {})
+    call.required["noise"] = _noise(draw, shape, _batched(draw, call))
+    _may(draw, call, "dtype", *map(repr, KINDS))
+    return call
+
+
+def _forward(draw: Draw) -> Call:
+    """q_sample and q_step."""
+    shape, dtype, schedule = _shape(draw), draw.of(*KINDS, "uint8"), draw.of(*SCHEDULES)
+    step, result = draw.once_in(3), "float32" if dtype == "uint8" else dtype
+    call = Call("nf.q_step" if step else "nf.q_sample", {"x0": _array(draw, shape, dtype)}, {})
+    t, _ = _times(draw, shape, len(SCHEDULES[schedule]), not step and SCHEDULES[schedule].continuous)
+    call.required |= {"t": t, "schedule": schedule}
+    call.required["noise"] = _noise(draw, shape, _batched(draw, call), result, stream=not step)
+    if not step:
+        _may(draw, call, "target", *TARGETS)
+        if draw.once_in(4):
+            result = draw.of(*KINDS)
+            call.options["dtype"] = repr(result)
+        _range(draw, call)
+        if "target" in call.options:
+            _write_to(draw, call, "target_out", shape, result)
+    _write_to(draw, call, "out", shape, result, "x0")
+    return call
+
+
+def _range(draw: Draw, call: Call) -> None:
+    _may(draw, call, "scale", "2.0", "1/255", "np.float32(3)", "-1", "1e30", "0", "float('inf')", once_in=5)
+    _may(draw, call, "offset", "-1", "0.25", "np.int64(2)", "-0.0", once_in=5)
+
+
+def _walk(draw: Draw) -> Call:
+    shape, dtype = _shape(draw), draw.of(*KINDS, "uint8")
+    call = Call("nf.q_walk", {"x0": _array(draw, shape, dtype), "schedule": "SHORT"}, {})
+    call.required["noise"] = _noise(draw, shape, _batched(draw, call), stream=False)
+    kept = [t for t in range(3) if draw.once_in(2)]
+    if len(kept) < 3:
+        call.options["keep"] = draw.of(str(kept), f"np.array({kept}, 'int64')", str(tuple(kept)))
+    _write_to(draw, call, "out", (len(kept), *shape), "float32" if dtype == "uint8" else dtype, "x0")
+    return call
+
+
+def _update(draw: Draw) -> Call:
+    shape, dtype = _shape(draw), draw.of(*KINDS)
+    call = Call("nf.update", {"table": f"table({draw(50)}, {draw.of(0.1, 0.5, 1.0)})"}, {})
+    call.required |= {"i": _times(draw, shape, 5, False)[0], "x": _array(draw, shape, dtype)}
+    call.required["model_output"] = f"({_array(draw, shape, dtype)}, {_array(draw, shape, draw.of(dtype, *KINDS))})"
+    call.options["past"] = f"[{', '.join(_array(draw, shape, dtype) for _ in range(4 - draw.once_in(9)))}]"
+    if not draw.once_in(20):
+        call.options["noise"] = _noise(draw, shape, True, dtype, stream=draw.once_in(9))
+    _may(draw, call, "aux_out", "1", "2", f"[{_array(draw, shape, dtype, ('plain',))}]")
+    _write_to(draw, call, "out", shape, dtype, "x")
+    return call
+
+
+def _step(draw: Draw) -> Call:
+    shape, dtype = _shape(draw), draw.of(*KINDS)
+    name = draw.of(*(name for name in nf.samplers.__all__ if name != "Threshold"))
+    clip = (
+        draw.of("", "", "", ", 1.0", ", 0.5", ", nf.samplers.Threshold(0.9)") if name != "pndm" else ""
+    )  # which has no D
+    call = Call("step", {"sampler": f"sampler({name!r}{clip})", "i": str(draw(len(sampler(name))))}, {})
+    call.required |= {"x": _array(draw, shape, dtype), "model_output": _array(draw, shape, draw.of(dtype, *KINDS))}
+    call.required["noise"] = _noise(draw, shape, True, dtype, stream=draw.once_in(9))
+    if draw.once_in(4):
+        call.argument("model_output", f"({call.required['model_output']}, {_array(draw, shape, dtype)})")
+        call.options["guidance_scale"] = draw.of("7.5", "1", f"times({shape[:1]}, 8.0, dtype='float64')")
+    _write_to(draw, call, "denoised_out", shape, dtype)
+    _write_to(draw, call, "out", shape, dtype, "x")
+    return call
+
+
+def _loss(draw: Draw) -> Call:
+    """mse_loss and mse_loss_grad."""
+    shape, dtype, schedule, target = _shape(draw), draw.of(*KINDS), draw.of(*SCHEDULES), draw.of(*TARGETS)
+    gradient, steps = draw.once_in(2), len(SCHEDULES[schedule])
+    call = Call("nf.mse_loss_grad" if gradient else "nf.mse_loss", {"pred": _array(draw, shape, dtype)}, {})
+    call.required["x0"] = (
+        "None"
+        if draw.once_in(12 if target != TARGETS[0] else 2)
+        else _array(draw, shape, draw.of(dtype, *KINDS, "uint8"))
+    )
+    t, floats = _times(draw, shape, steps, SCHEDULES[schedule].continuous)
+    call.required |= {"t": t, "schedule": schedule}
+    call.required["noise"] = _noise(draw, shape, _batched(draw, call), dtype)
+    call.options["target"] = target
+    weights = (steps,) if floats is None else floats
+    _may(draw, call, "weight", f"times({weights}, 2.0, {draw(9)}, {draw.of('float64', 'float32')!r})")
+    _may(draw, call, "reduction", "'none'", "'mean'")
+    _range(draw, call)
+    if gradient:
+        _may(draw, call, "upstream", "2.0", "np.float32(0.5)", f"times({shape[:1]}, 2.0, dtype='float64')")
+    elif draw.once_in(4):
+        call.options["grad_out"] = "True"
+        return call
+    _write_to(draw, call, "out" if gradient else "grad_out", shape, dtype, "pred")
+    return call
+
+
+def _philox(draw: Draw) -> Call:
+    shape = _shape(draw)[:2]
+    words = [f"times({(*shape, n)}, 2**32, {draw(99)}, {draw.of('uint32', 'uint64')!r})" for n in (4, 2)]
+    return Call("nf.philox4x32", dict(zip(("counter", "key"), words, strict=True)), {})
+
+
+CALLS = (_drawn, _drawn_like, _forward, _forward, _walk, _update, _update, _step, _loss, _loss, _philox)

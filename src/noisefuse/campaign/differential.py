@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random calls on every backend, instruction set and number of threads: the bits, or the error, of the reference.
+
+A case is a line of Python. One that fails is made smaller and shown as a line that can be pasted:
+
+    from noisefuse.campaign.differential import differ; differ("native-avx2", 2, "nf.randn((3,), nf.Noise(1))")
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import Random
+from types import CodeType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import noisefuse as nf
+
+from . import Result, arguments
+from .arguments import Array, Draw, operation, random_call
+
+REFERENCE = "reference"
+SHOWN = 3  # failures of an operation that are made smaller; of the others there may be thousands
+TRIES = 1000  # calls that may be spent on one
+
+
+def contenders(*, numba: bool) -> list[str]:
+    """The backends to compare with the reference; native once for each instruction set."""
+    info = nf.info()
+    isas = [f"native-{isa}" for isa, state in info["isas"].items() if state == "available"]
+    wanted = numba or info["backend"] == "numba"
+    return isas + (["numba"] if wanted and info["backends"]["numba"] == "available" else [])
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """A backend or, of native, "native-" and an instruction set."""
+    backend, _, isa = name.partition("-")
+    with nf.use_backend(backend):
+        if not isa:
+            yield
+            return
+        from .. import _native
+
+        before = _native.isa()
+        _native.use_isa(isa)
+        try:
+            yield
+        finally:
+            _native.use_isa(before)
+
+
+def bits(array: Any) -> bytes:
+    """In C order, every NaN made the same: their sign and payload are not promised."""
+    copy: Array = np.array(array, order="C")
+    if copy.dtype.kind in "fV":
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            copy[np.isnan(copy)] = np.nan
+    return copy.tobytes()
+
+
+class Outcome(NamedTuple):
+    """What a call gave, or raised, and what it left in all memory that it was given."""
+
+    answer: str  # types, dtypes and shapes, or the error; and warnings
+    results: tuple[bytes, ...]
+    memory: tuple[bytes, ...]
+    wrote: bool  # and raised an error
+
+
+def outcome(code: str | CodeType) -> Outcome:
+    arguments.made.clear()
+    failed, results = False, tuple[bytes, ...]()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            found = eval(code, dict(vars(arguments)))
+        except Exception as error:
+            answer, failed = f"{type(error).__name__}: {error}", True
+        else:
+            values = found if isinstance(found, tuple) else (found,)
+            answer = ", ".join(f"{type(v).__name__} {getattr(v, 'dtype', '')} {np.shape(v)}" for v in values)
+            results = tuple(map(bits, values))
+    answer += "".join(sorted({f", with {type(w.message).__name__}: {w.message}" for w in warned}))
+    memory = tuple(bits(now) for now, _ in arguments.made)
+    wrote = failed and any(now != bits(before) for now, (_, before) in zip(memory, arguments.made, strict=True))
+    return Outcome(answer, results, memory, wrote)
+
+
+def different(expected: Outcome, found: Outcome) -> str:
+    """What is wrong, in words, or ""."""
+    if found.wrote:
+        return f"wrote before it raised {found.answer}"
+    if found.answer != expected.answer:
+        return f"gives {found.answer}, expected {expected.answer}"
+    if found.results != expected.results:
+        return "other bits"
+    return "" if found.memory == expected.memory else "other bits in an array that it was given"
+
+
+def compared(backends: Sequence[str], threads: int, line: str) -> tuple[dict[str, str], Outcome]:
+    """What is wrong, by backend; and the reference's outcome."""
+    code = compile(line, "<case>", "eval")
+    with nf.use_backend(REFERENCE):
+        expected = outcome(code)
+    found = {REFERENCE: different(expected, expected)}
+    with nf.set_num_threads(threads):
+        for backend in backends:
+            with using(backend):
+                found[backend] = different(expected, outcome(code))
+    return {backend: problem for backend, problem in found.items() if problem}, expected
+
+
+def differ(backend: str, threads: int, line: str) -> str:
+    """What is wrong with this call, or "": the lines of a report are calls of this function."""
+    return compared([backend], threads, line)[0].get(backend, "")
+
+
+def shrunk(choices: list[int], fails: Callable[[list[int]], list[int] | None]) -> list[int]:
+    """Choices as small as they get, one by one, while `fails` returns those that were taken, and not None."""
+    tries = TRIES
+    k = 0
+    while k < len(choices):
+        for smaller in sorted({0, choices[k] // 2, max(0, choices[k] - 1)} - {choices[k]}):
+            tries -= 1
+            if (found := fails([*choices[:k], smaller, *choices[k + 1 :]])) is not None:
+                choices, k = found, -1  # from the beginning: one that is smaller now may let another be
+                break
+        if tries < 0:
+            break
+        k += 1
+    return choices
+
+
+def report(backend: str, threads: int, choices: list[int]) -> str:
+    """The smallest such call as a line to paste, and what is wrong with it."""
+
+    def fails(given: list[int]) -> list[int] | None:
+        draw = Draw(given)
+        line = random_call(draw)
+        return draw.taken if differ(backend, threads, line) else None
+
+    line = random_call(Draw(shrunk(choices, fails)))
+    problem = differ(backend, threads, line)
+    return f"from {__name__} import differ; differ({backend!r}, {threads}, {line!r})  # {problem}"
+
+
+@dataclass
+class Tally:
+    """Of one operation."""
+
+    cases: int = 0
+    raised: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    lines: list[str] = field(default_factory=list)
+
+    def result(self, name: str) -> Result:
+        worst = f"{self.failed} differ; {self.raised} raise"
+        return Result(
+            f"bits: {name}", self.cases, not self.failed, worst, self.seconds, tuple(dict.fromkeys(self.lines))
+        )
+
+
+def run(
+    cases: int, seed: int, *, numba: bool = True, progress: Callable[[str], object] = lambda line: None
+) -> list[Result]:
+    """So many random calls: a Result for each operation."""
+    random, backends, tallies = Random(seed), contenders(numba=numba), dict[str, Tally]()
+    for case in range(cases):
+        draw, threads, start = Draw(random=random), 1 + random.randrange(7), time.perf_counter()
+        line = random_call(draw)
+        progress(f"{case + 1} of {cases}: {line[:60]}")
+        problems, expected = compared(backends, threads, line)
+        tally = tallies.setdefault(operation(line), Tally())
+        if problems and len(tally.lines) < SHOWN:
+            tally.lines.append(report(next(iter(problems)), threads, draw.taken))
+        tally.cases += 1
+        tally.raised += not expected.results
+        tally.failed += bool(problems)
+        tally.seconds += time.perf_counter() - start
+    return [tallies[name].result(name) for name in sorted(tallies)]
