@@ -12,22 +12,23 @@ from dataclasses import asdict
 
 import noisefuse as nf
 
-from .campaign import Result, differential
+from .campaign import Result, differential, statistics
 
-# Calls that are compared.
-LEVELS = {"quick": 2_000, "night": 20_000, "full": 100_000}
+# Calls that are compared, and numbers that are drawn.
+LEVELS = {"quick": (2_000, 1 << 22), "night": (20_000, 1 << 28), "full": (100_000, 1 << 30)}
 
 
 def run(arguments: argparse.Namespace) -> int:
     """0, or 1 where something failed."""
     seed = int.from_bytes(os.urandom(4), "little") if arguments.seed is None else arguments.seed
-    cases = LEVELS[arguments.level]
+    cases, numbers = LEVELS[arguments.level]
     quick = arguments.level == "quick"
     print(f"# noisefuse {nf.__version__} on {nf.info()['cpu']}; --level {arguments.level} --seed {seed}")
     compared = differential.contenders(numba=not quick)
     left_out = ", numba left out at this level" if quick and "numba" not in compared else ""
     print(f"# against the reference: {', '.join(compared) or 'nothing'}{left_out}")
     results = differential.run(cases, seed, numba=not quick, progress=_progress)
+    results += statistics.run(numbers, seed, progress=_progress)
     _print(results)
     if arguments.json:
         written = {"machine": nf.info(), "level": arguments.level, "seed": seed, "results": [*map(asdict, results)]}
