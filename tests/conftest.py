@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures over every backend, instruction set and number of threads; what bits are."""
+"""Fixtures over every backend, instruction set and number of threads."""
 
 import dataclasses
 import importlib.util
@@ -17,6 +17,8 @@ import noisefuse as nf
 from cuda_kernels import stand_in
 from noisefuse import _native
 from noisefuse.backends import cuda, reference
+from noisefuse.campaign import differential
+from noisefuse.campaign.differential import bits as bits
 
 # In the extra "test", but not among the few packages of tests/sanitize.sh.
 NUMBA = ["numba"] if importlib.util.find_spec("numba") else []
@@ -38,14 +40,8 @@ def using(name):
         with on_device(real_cupy()):
             yield
         return
-    backend, _, isa = name.partition("-")
-    before = _native.isa()
-    with nf.use_backend(backend):
-        try:
-            _native.use_isa(isa or before)
-            yield
-        finally:
-            _native.use_isa(before)
+    with differential.using(name):
+        yield
 
 
 def real_cupy():
@@ -142,15 +138,6 @@ def read_known(name):
     """[number, ..] for each line of a file in known/, still text."""
     lines = (Path(__file__).parent / "known" / name).read_text().splitlines()
     return [line.split() for line in lines if not line.startswith("#")]
-
-
-def bits(array):
-    """The bytes of an array in C order, every NaN made the same: payload and sign are not promised."""
-    array = np.array(array, order="C")
-    if array.dtype.kind not in "iu":
-        with np.errstate(invalid="ignore"):  # signalling NaN
-            array[np.isnan(array)] = np.nan
-    return array.tobytes()
 
 
 def pytest_report_header():

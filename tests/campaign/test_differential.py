@@ -141,6 +141,7 @@ def test_numba_takes_part_where_it_is_wanted(name, numba, expected):
     [
         "nf.randn((1, 1, 1), nf.Noise(0), batched=np.ones((2, 3)))",
         "nf.randn_like(array((2,)), nf.Noise(0), batched=-1)",
+        "nf.q_walk(array((2, 1), 'uint8'), SHORT, nf.Noise(0), batched=-1)",
         "step(sampler('ddim'), 0, array((2, 1)), array((2, 1)), -1)",
         "step(sampler('ddim'), 0, array((2, 1)), array((2, 1)), [nf.Noise(0), nf.Noise(0, stream=1)])",
     ],

@@ -64,7 +64,8 @@ def kolmogorov_cdf(distance: float, n: float) -> float:
     x = (math.sqrt(n) + 0.12 + 0.11 / math.sqrt(n)) * distance
     if x < 0.2:
         return 0.0  # below 1e-12
-    return min(1.0, max(0.0, 1 - 2 * sum((-1) ** (k - 1) * math.exp(-2 * (k * x) ** 2) for k in range(1, 101))))
+    beyond = 2 * sum((1 if k % 2 else -1) * math.exp(-2 * (k * x) ** 2) for k in range(1, 101))
+    return min(1.0, max(0.0, 1 - beyond))
 
 
 def anderson_cdf(a: float) -> float:
@@ -174,8 +175,8 @@ class Sums:
         """Of bins put together where fewer than 10 numbers are expected."""
         expected = self.n * probability
         _, group = np.unique(np.minimum(np.cumsum(expected) // 10, self.n // 10 - 1), return_inverse=True)
-        expected, found = np.bincount(group, expected), np.bincount(group, counts)
-        return Value(label, chi2_cdf(float(((found - expected) ** 2 / expected).sum()), len(expected) - 1))
+        wanted, found = np.bincount(group, expected), np.bincount(group, counts)
+        return Value(label, chi2_cdf(float(((found - wanted) ** 2 / wanted).sum()), len(wanted) - 1))
 
 
 # ------------------------------------------------------------------------------------------------ what is drawn

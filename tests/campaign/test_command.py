@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`noisefuse selftest`: its table, its file, its exit status."""
+
+import json
+
+import pytest
+
+from noisefuse import _selftest
+from noisefuse.campaign import Result, statistics
+from noisefuse.cli import main
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """A level of a few calls and numbers."""
+    monkeypatch.setitem(_selftest.LEVELS, "quick", (20, 1 << 16))
+
+
+def test_it_passes_and_writes_what_it_prints(tmp_path, capsys):
+    """The seed that was given, a line for each result; and the same in JSON."""
+    path = tmp_path / "results.json"
+    assert main(["selftest", "--seed", "11", "--json", str(path)]) == 0
+    shown, written = capsys.readouterr().out, json.loads(path.read_text())
+    assert "--level quick --seed 11" in shown
+    assert "numba left out" in shown
+    assert written["level"] == "quick"
+    assert written["seed"] == 11
+    assert {"cpu", "isas", "version"} <= written["machine"].keys()
+    for result in written["results"]:
+        assert result["passed"] is True
+        assert result["name"] in shown
+        assert result["worst"] in shown
+
+
+def test_a_failure_is_the_exit_status(monkeypatch, capsys):
+    """1, and the lines that say more stand below the table."""
+    bad = Result("noise: planted", 5, False, "p = 0", 0.0, ("suspicious, with seed 1",))
+    monkeypatch.setattr(statistics, "run", lambda numbers, seed, progress: [bad])
+    assert main(["selftest", "--seed", "11"]) == 1
+    shown = capsys.readouterr().out
+    assert "FAILED" in shown
+    assert shown.endswith("suspicious, with seed 1\n")
+
+
+def test_a_seed_is_drawn_and_shown(capsys):
+    """Another each time, so that no night tests what the last one did."""
+    shown = []
+    for _ in range(2):
+        main(["selftest"])
+        shown.append(capsys.readouterr().out.partition("--seed ")[2].split()[0])
+    assert shown[0] != shown[1]
