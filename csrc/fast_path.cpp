@@ -47,6 +47,9 @@ bool reads(uint64_t active, int slot) {
 
 // ------------------------------------------------------------------------------------------------ noise
 
+// Of one derived from it the numbers are not checked.
+bool is_noise(PyObject* o) { return reinterpret_cast<PyObject*>(Py_TYPE(o)) == noise_type; }
+
 // A Noise without a window, for the samples of a call.
 class PlainNoise {
   public:
@@ -80,7 +83,7 @@ class PlainNoise {
     Field field_{};
 
     bool named(PyObject* noise, int64_t batch, uint64_t& step, uint64_t& stream) {
-        if (reinterpret_cast<PyObject*>(Py_TYPE(noise)) != noise_type) return false;  // its numbers are not checked
+        if (!is_noise(noise)) return false;
         const Reference window(PyObject_GetAttr(noise, name_window_shape));
         return window.object == Py_None && number(noise, name_seed, field_.seed) && samples(noise, batch) &&
                number(noise, name_step, step) && number(noise, name_stream, stream);
@@ -339,10 +342,11 @@ class PlainCall {
     }
 
     bool noise(PyObject* noise, int stream) {
-        if (!reads(call.active, kZ)) return true;
-        if (noise == Py_None) return draws_nothing();
+        const bool drawn = reads(call.active, kZ);
+        if (noise == Py_None) return !drawn || draws_nothing();
+        if (!drawn && is_noise(noise)) return true;  // what it names plays no part
         if (View z; view(noise, z)) return input(kZ, noise);
-        return noise_.parse(noise, stream, call);
+        return drawn && noise_.parse(noise, stream, call);
     }
 
     // Without noise the rows that are taken must have none.
@@ -413,8 +417,8 @@ PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 11) return PyErr_Format(PyExc_TypeError, "row: expected 11 arguments, got %zd", n);
     PlainCall plain;
     const int stream = static_cast<int>(PyLong_AsLong(args[6]));
-    if (!plain.parse({args[0], args[1], args[2], args[3], args[4], args[5], stream, args[7], args[8], args[9],
-                      args[10] == Py_True}))
+    if (!PyBool_Check(args[10]) || !plain.parse({args[0], args[1], args[2], args[3], args[4], args[5], stream, args[7],
+                                                 args[8], args[9], args[10] == Py_True}))
         Py_RETURN_NOTIMPLEMENTED;
     if (!plain.outputs.make(plain.call)) return nullptr;
     return run_plain(plain.call, run_step) ? plain.outputs.give() : nullptr;
@@ -430,7 +434,8 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
     const int64_t row = 0;
     Made& made = outputs.made;
     made.is_tensor = args[6] == Py_True, made.shape = shape;
-    if (!take_dtype(args[4], made) || !lengths(args[1], shape, made) || (made.is_tensor && !torch.is_known()))
+    if (!PyBool_Check(args[5]) || !take_dtype(args[4], made) || !lengths(args[1], shape, made) ||
+        (made.is_tensor && !torch.is_known()))
         Py_RETURN_NOTIMPLEMENTED;
     call.type = dtype(made.kind);
     call.batch = args[5] == Py_True ? shape[0] : 1;
@@ -452,7 +457,8 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     PyObject *weights = args[5], *out = args[8] == Py_True ? Py_None : args[8];
     PlainCall plain;
     Call& call = plain.call;
-    if (!plain.parse(
+    if (!PyBool_Check(args[9]) ||
+        !plain.parse(
             {args[0], args[1], args[2], args[3], Py_None, args[4], -1, out, Py_None, Py_None, args[9] == Py_True}) ||
         !PyFloat_CheckExact(args[6]) || !plain_weights(weights, plain))
         Py_RETURN_NOTIMPLEMENTED;

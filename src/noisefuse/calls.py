@@ -107,8 +107,10 @@ def names_or_array(
     *,
     last_step: int = 0,
     any_stream: bool = False,
+    drawn: bool = True,
 ) -> tuple[tuple[Noise, ...], Array | None]:
-    """The Noise or Noises on the stream of the operation, or the caller's array; checked for x of this shape."""
+    """The Noise or Noises on the stream of the operation, or the caller's array; checked for x of this shape. Where they
+    are not drawn from, what they name plays no part."""
     if is_array(noise):
         z = as_array("noise", noise, tuple(dict.fromkeys(("float32", dtype_name(dtype)))))
         if z.shape != shape:
@@ -131,7 +133,7 @@ def names_or_array(
         )
     else:
         raise TypeError(f"noise: expected a Noise, a list of them, or else {wanted(noise)}, got {got(noise)}")
-    for name in names:
+    for name in names if drawn else ():
         _check_name(name, batch if len(names) == 1 else 1, sample_shape, last_step, any_stream)
     return tuple(n if n.stream == stream or (any_stream and n.stream) else n.at(stream=stream) for n in names), None
 

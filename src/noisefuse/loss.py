@@ -14,7 +14,7 @@ from .arrays import FLOATS, as_array, batch_shape, contiguous, count, interop, o
 from .backends.call import Loss
 from .calls import Index, make_call, names_or_array
 from .forward import residual
-from .noise import FIELD, Noise
+from .noise import FIELD
 from .ops import Array, ArrayT, NoiseLike, need_schedule, plain_table, rows_at
 from .rows import M1, Rows, X, Z
 from .schedule import Schedule
@@ -180,7 +180,7 @@ def _fast_mse(
     scale: float | None, offset: float | None, batched: bool,
 ) -> Any:  # fmt: skip
     """The loss, the gradient or both, as `want_loss` and `out` ask; NotImplemented where something is not plain."""
-    if type(schedule) is not Schedule or type(target) is not str or (target == "sample" and type(noise) is not Noise):
+    if type(schedule) is not Schedule or type(target) is not str:
         return NotImplemented
     x = pred if x0 is None and target == "epsilon" else x0
     table = plain_table(schedule.kept.plain_residual, target, scale, offset)
@@ -213,7 +213,8 @@ def _run(
     x = _clean(x0, m, target)
     is_bytes = x is not None and x.dtype == np.uint8
     rows, index = rows_at(residual, target, schedule, t, m.shape, is_bytes, scale, offset)
-    names, z = names_or_array(noise, m.shape, m.dtype, batched, FIELD, any_stream=True)
+    drawn = Z in rows.reads
+    names, z = names_or_array(noise, m.shape, m.dtype, batched, FIELD, any_stream=True, drawn=drawn)
     batch, sample_shape = batch_shape(m.shape, batched)
     size = count(sample_shape)
     arrays = [(name, a) for name, a in (("pred", m), ("x0", x), ("noise", z)) if a is not None]
@@ -226,7 +227,7 @@ def _run(
         m.dtype,
         rows,
         index,
-        names if Z in rows.reads else (),
+        names if drawn else (),
         {slot: a for slot, a in {X: x, M1: m, Z: z}.items() if slot in rows.reads},
         dict(outs),
         batched,

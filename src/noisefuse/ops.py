@@ -618,8 +618,9 @@ def _update(
     inputs |= {M1 + n: like(SLOTS[M1 + n], m, x, FLOATS) for n, m in enumerate(models) if m is not None}
     inputs |= {PAST1 + n: like(SLOTS[PAST1 + n], p, x, (x.dtype.name,)) for n, p in enumerate(past)}
     names: tuple[Noise, ...] = ()
+    drawn = Z in rows.reads
     if noise is not None:
-        names, inputs[Z] = names_or_array(noise, x.shape, x.dtype, True, SAMPLER, last_step=index.last)
+        names, inputs[Z] = names_or_array(noise, x.shape, x.dtype, True, SAMPLER, last_step=index.last, drawn=drawn)
     elif rows.draws[slice(None) if on_device(index.values) else index.values].any():
         raise TypeError("noise: the row draws noise; expected a Noise or an array, got None")
     else:
@@ -628,7 +629,7 @@ def _update(
         if slot in rows.reads and slot not in inputs:
             raise TypeError(f"{name}: the table reads it; expected an array of shape {x.shape}, got none")
     inputs = {slot: a for slot, a in inputs.items() if slot in rows.reads}
-    names = names if Z in rows.reads else ()
+    names = names if drawn else ()
     outs = {"out": out} | {f"aux_out[{n}]": a for n, a in enumerate(aux)}
     if table.masked and len(outs) > 1:
         raise ValueError("aux_out: backward rows have one output")

@@ -133,9 +133,6 @@ def test_numba_takes_part_where_it_is_wanted(name, numba, expected):
         assert ("numba" in contenders(numba=numba)) == expected
 
 
-@pytest.mark.xfail(
-    reason="the fast path reads a `batched` that is no bool in its own way, and does not look at unused noise"
-)
 @pytest.mark.parametrize(
     "line",
     [

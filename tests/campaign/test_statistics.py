@@ -50,7 +50,9 @@ DEFECTS = {
 }
 
 
-@pytest.mark.parametrize("defect", DEFECTS)
+@pytest.mark.parametrize(
+    "defect", [pytest.param(name, marks=pytest.mark.slow if n > 1 << 23 else ()) for name, (_, n) in DEFECTS.items()]
+)
 def test_defects_of_normals_are_found(defect, monkeypatch):
     """Each is seen, in a run and in its repetition."""
     spoilt, numbers = DEFECTS[defect]
