@@ -4,6 +4,7 @@
 #define NF_MODULE
 #include <cstddef>
 #include <cstring>
+#include <mutex>
 #include <new>
 
 #include "core/philox.h"
@@ -131,15 +132,30 @@ PyMethodDef methods[] = {
     {"set_num_threads", py_set_num_threads, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
+// -1: a Python error is set.
+int execute(PyObject*) {
+    import_array1(-1);
+    static std::once_flag once;  // the module may be loaded anew
+    std::call_once(once, [] {
+        init_pool();
+        init_memory();
+    });
+    return init_fast_path() ? 0 : -1;
+}
+
+PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(execute)},
+#ifdef Py_mod_multiple_interpreters
+                            {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
+#endif
+#ifdef Py_mod_gil
+                            {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+                            {0, nullptr}};
+
 PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "noisefuse._native", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+    PyModuleDef_HEAD_INIT, "noisefuse._native", nullptr, 0, methods, slots, nullptr, nullptr, nullptr};
 
 }  // namespace
 }  // namespace nf
 
-PyMODINIT_FUNC PyInit__native() {
-    import_array();
-    nf::init_pool();
-    nf::init_memory();
-    return nf::init_fast_path() ? PyModule_Create(&nf::definition) : nullptr;
-}
+PyMODINIT_FUNC PyInit__native() { return PyModuleDef_Init(&nf::definition); }

@@ -5,6 +5,7 @@
 // ones do, takes the checked path.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <new>
 
@@ -82,7 +83,7 @@ class Torch {
     bool is_tensor(PyObject* o) {
         PyTypeObject* type = Py_TYPE(o);
         if (!sought_ && std::strcmp(type->tp_name, "Tensor") == 0) seek(reinterpret_cast<PyObject*>(type));
-        return type == tensor_ && tensor_;
+        return type == tensor_;
     }
 
     // Whether tensors can be made.
@@ -148,8 +149,8 @@ class Torch {
     }
 
   private:
-    bool sought_ = false;
-    PyTypeObject* tensor_ = nullptr;
+    std::atomic<bool> sought_{false};
+    std::atomic<PyTypeObject*> tensor_{nullptr};  // set last: who sees it sees all others
     const ExchangeApi* api_;
     PyObject *is_grad_enabled_, *increment_version_;
     const PyGetSetDef* requires_grad_;  // looking up a name costs as much as calling what it names, and so does
@@ -193,10 +194,8 @@ class Torch {
         const Reference name(PyUnicode_FromString("torch"));
         const Reference module(name.object ? PyImport_GetModule(name.object) : nullptr);
         const Reference found(module.object ? PyObject_GetAttrString(module.object, "Tensor") : nullptr);
-        if (found.object && (!type || found.object == type)) {
-            sought_ = true;
-            if (find(found.object)) tensor_ = reinterpret_cast<PyTypeObject*>(Py_NewRef(found.object));
-        }
+        if (found.object && (!type || found.object == type) && !sought_.exchange(true) && find(found.object))
+            tensor_ = reinterpret_cast<PyTypeObject*>(Py_NewRef(found.object));
         PyErr_Clear();
     }
 };

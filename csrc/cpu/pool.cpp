@@ -191,7 +191,6 @@ constexpr int kTogether = 4;  // chunks between two questions, on one thread
 }  // namespace
 
 void init_pool() {
-    if (pool) return;
     reset();
 #if defined(__unix__) || defined(__APPLE__)
     pthread_atfork(nullptr, nullptr, reset);

@@ -109,8 +109,8 @@ def names_or_array(
     any_stream: bool = False,
     drawn: bool = True,
 ) -> tuple[tuple[Noise, ...], Array | None]:
-    """The Noise or Noises on the stream of the operation, or the caller's array; checked for x of this shape. Where they
-    are not drawn from, what they name plays no part."""
+    """The Noise or Noises on the stream of the operation, or the caller's array; checked for x of this shape. Where
+    they are not drawn from, what they name plays no part."""
     if is_array(noise):
         z = as_array("noise", noise, tuple(dict.fromkeys(("float32", dtype_name(dtype)))))
         if z.shape != shape:
