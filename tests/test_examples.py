@@ -149,3 +149,19 @@ def test_trained_digits_are_recognised(digits):
     distances, found = DIGITS.nearest(samples)
     assert np.mean(found == labels.numpy()) > 0.9
     assert np.median(distances) < 0.45
+
+
+def test_the_picture_of_the_noise(tmp_path, monkeypatch, capsys):
+    """Counts that add up, quantiles near a straight line. Seen to fail: numbers of one bin put into the next."""
+    quality = example("noise_quality")
+    counts = quality.counted(1 << 22, seed=1)
+    assert counts.sum() == 1 << 22
+    drawn, theory = quality.quantiles(counts)
+    middle = abs(theory) < 3
+    assert abs(drawn - theory)[middle].max() < 0.01
+    found, expected = quality.tails(counts)
+    assert abs(found - expected)[0] < 5 * expected[0] ** 0.5
+    monkeypatch.setattr("sys.argv", ["noise_quality", "--numbers", "2^22", "--out", str(tmp_path / "q.png")])
+    quality.main()
+    assert (tmp_path / "q.png").stat().st_size > 10_000
+    assert "expected" in capsys.readouterr().out
