@@ -140,9 +140,12 @@ def read_known(name):
     return [line.split() for line in lines if not line.startswith("#")]
 
 
-def pytest_report_header():
+def pytest_report_header(config):
     info = nf.info()
-    return (
+    lines = [
         f"noisefuse {info['version']}: {', '.join(BACKENDS)}; default {info['isa']}; "
         f"{info['threads']} threads; {info['cpu']}; numpy {np.__version__}, {platform.platform()}"
-    )
+    ]
+    if config.getoption("markexpr") == "not slow and not gpu":
+        lines.append("left out: slow tests (-m slow, some 10 minutes), those of a GPU (-m gpu), docs/quality.md")
+    return lines
