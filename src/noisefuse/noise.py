@@ -65,6 +65,34 @@ class Noise:
         object.__setattr__(self, "window_shape", None)
         object.__setattr__(self, "window_start", ())
 
+    @classmethod
+    def from_rng(
+        cls, rng: SupportsIndex | np.random.SeedSequence | np.random.BitGenerator | np.random.Generator
+    ) -> Noise:
+        """A Noise from what NumPy's users have at hand (SPEC 7).
+
+        Args:
+            rng: an int is the seed itself. Of a SeedSequence the seed is its first 64-bit word; from a Generator or
+                BitGenerator one 64-bit word is drawn, so that each call gives another Noise.
+
+        Raises:
+            TypeError: none of these. OverflowError: an int outside of [0, 2^64).
+
+        >>> nf.Noise.from_rng(np.random.default_rng(7)) == nf.Noise.from_rng(np.random.PCG64(7))
+        True
+        """
+        if isinstance(rng, np.random.SeedSequence):
+            return cls(int(rng.generate_state(1, np.uint64)[0]))
+        if isinstance(rng, np.random.BitGenerator):
+            rng = np.random.Generator(rng)
+        if isinstance(rng, np.random.Generator):
+            return cls(int(rng.integers(1 << 64, dtype=np.uint64)))
+        try:
+            return cls(operator.index(rng))
+        except TypeError:
+            expected = "an int, or numpy.random's SeedSequence, Generator or BitGenerator"
+            raise TypeError(f"rng: expected {expected}, got {type(rng).__name__}") from None
+
     def at(self, *, sample: int | ArrayLike | None = None, step: Any = None, stream: int | None = None) -> Noise:
         """The field of the same seed (and window) at another sample, step or stream."""
         return _named(
@@ -142,8 +170,9 @@ class Noise:
 def got(noise: object) -> str:
     """What errors say was given in place of a Noise."""
     name = type(noise).__name__
-    is_state = name in ("Generator", "RandomState")
-    return f"{name}: a noise is a name and not a state, such as Noise(seed)" if is_state else name
+    if name not in ("Generator", "RandomState"):
+        return name
+    return f"{name}: a noise is a name and not a state, such as Noise(seed) or Noise.from_rng(rng)"
 
 
 def _listed(ids: list[int]) -> str:

@@ -414,3 +414,21 @@ def test_statistics_can_fail(check, defect):
     size = {} if "4.9" in defect or check not in (check_moments, check_tails) else {"n": 1 << 21}
     with pytest.raises(AssertionError):
         check(SPOILT[check, defect], **size)
+
+
+def test_a_noise_of_numpys_generators():
+    """The same state gives the same Noise, and a generator a new one each time."""
+    rng, again = np.random.default_rng(7), np.random.default_rng(7)
+    first = nf.Noise.from_rng(rng)
+    assert first == nf.Noise.from_rng(again) == nf.Noise.from_rng(np.random.PCG64(7))
+    assert first != nf.Noise.from_rng(rng)
+    entropy = np.random.SeedSequence(7)
+    seeds = [nf.Noise.from_rng(child).seed for child in entropy.spawn(3)]
+    assert len({*seeds, nf.Noise.from_rng(entropy).seed}) == 4
+    assert max(seeds) > 1 << 32
+    assert nf.Noise.from_rng(7) == nf.Noise.from_rng(np.uint8(7)) == nf.Noise(7)
+    for wrong in (None, 1.5, "7"):
+        with pytest.raises(TypeError, match=r"rng: expected an int, or numpy\.random's SeedSequence"):
+            nf.Noise.from_rng(wrong)
+    with pytest.raises(OverflowError):
+        nf.Noise.from_rng(-1)
