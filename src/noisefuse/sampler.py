@@ -408,6 +408,8 @@ class Sampler:
         """The first row that reads more than the rows from ``start`` on have kept."""
         kept = 0
         for i in range(start, len(self)):
+            if kept >= self._slots:
+                break
             if self._reads[i] > kept:
                 return i
             kept += self._push[i]
