@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quick level of faults.py: each scenario once, natively. The whole is `python tests/campaign/faults.py`."""
+
+import sys
+
+import pytest
+
+import faults
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork, limits and /proc")
+
+
+@pytest.mark.parametrize("name", faults.QUICK)
+def test_calls_are_right_after_it(name):
+    """No crash and no hang; and the bits of calls in the same process, before and after, are the same."""
+    row = faults.run(name, "native", seed=1, seconds=faults.QUICK[name])
+    assert row["cases"]
+    assert not row["failures"], "\n".join(row["failures"])
