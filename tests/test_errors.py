@@ -321,6 +321,13 @@ def test_bad_input(row):
     assert (out == 7).all()
 
 
+def test_the_last_of_each_range_is_none():
+    """Seen to fail: the last sample id refused."""
+    last = Noise(2**64 - 1, sample=2**56 - 4, step=2**32 - 1, stream=127)
+    found = randn((4, 6), last)
+    assert bits(found[3]) == bits(randn((1, 6), last.at(sample=2**56 - 1))[0])
+
+
 # ---- outputs -----------------------------------------------------------------------------------------------
 
 OPERATIONS = {
