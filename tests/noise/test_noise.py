@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
+from conftest import bits
+from noisefuse.backends.reference import SPEC
 
 # ---- the name ----------------------------------------------------------------------------------------------
 
@@ -268,9 +270,12 @@ def noises_of(words):
 
 
 def test_normals_of_edge_words(backend):
-    """Where the logarithm and the circle change branches, next to 0 and next to 1."""
+    """Where the logarithm and the circle change branches, next to 0 and next to 1.
+
+    Seen to fail: the seam of the logarithm moved by one, which 32 words tell, and only their last bits.
+    """
     third = [int(2**32 * 2 / 3 / 2**k) + d for k in (0, 1, 2, 15, 31) for d in (-1, 0, 1)]
-    u = [0, 1, 2, 3, 255, 511, 512, 16010, 2**31 - 1, 2**31, 2**32 - 257, 2**32 - 2, 2**32 - 1, *third]
+    u = [0, 1, 2, 3, 255, 511, 512, 16010, 2**31 - 1, 2**31, 2**32 - 257, 2**32 - 2, 2**32 - 1, 0xAAAAAAC0, *third]
     v = [quarter * 2**30 + d & 0xFFFFFFFF for quarter in range(4) for d in (-2, -1, 0, 1, 2**29)]
     pairs = np.array(list(itertools.product(u, v)), np.uint32)
     words = np.concatenate([pairs, pairs[::-1]], 1)
@@ -280,6 +285,8 @@ def test_normals_of_edge_words(backend):
     check_values(z32, z, radius)
     for value, noise in zip(z64, noises, strict=True):
         check_values(value[None], *exact((1, 4), noise))
+    for pair in (slice(0, 2), slice(2, 4)):
+        assert bits(z32[:, pair]) == bits(np.stack(SPEC.normal_pair32(*words[:, pair].T), 1))
     assert 6.7 < abs(z32).max() < 6.77
     # float64 sees the same field: to 1e-5 below radius 5, but for the one word next to U = 1.
     same = np.where(radius < 2e-5, 1.6e-5, 1e-5)
