@@ -489,6 +489,16 @@ def test_threads_do_not_matter(compiled, operation, shape):
     assert len(found) == 1
 
 
+def test_threads_begin_within_runs_and_segments(compiled):
+    """Seen to fail: a range's place in its run counted backwards, or what is left of its segment as of its sample."""
+    x, t = normals((2, 5, 14000), np.float32), np.arange(10).reshape(2, 5)
+    noise = nf.Noise(10).window((5, 14010), (0, 3))
+    with nf.set_num_threads(1):
+        parts = np.stack([nf.q_sample(x[b : b + 1], t[b : b + 1], LINEAR, noise.at(sample=b))[0] for b in range(2)])
+    with nf.set_num_threads(3):
+        assert bits(nf.q_sample(x, t, LINEAR, noise)) == bits(parts)
+
+
 def test_one_sample_or_a_batch(backend):
     """batched=False, and an array without axes, are one sample."""
     x, noise = normals((4, 6), np.float32), nf.Noise(11, sample=5)
