@@ -292,6 +292,22 @@ def test_edm_preconditioning():
             views.edm(sigma_data)
 
 
+@pytest.mark.parametrize("name", ["ddim", "euler"])
+def test_a_step_beside_a_clamped_d(name):
+    """x = alpha D + sigma e, in the schedule's own frame and in that of x / alpha, which networks do not see.
+
+    Seen to fail: e with D added, and a network that is shown x / alpha.
+    """
+    schedule = Schedule.linear()
+    table = getattr(samplers, name)(schedule, [700, 300], clip=0.1).tableau
+    alpha, sigma = schedule([700, 300])
+    scale = alpha if name == "euler" else np.ones(2)
+    (a, a1), (s, s1) = alpha / scale, sigma / scale
+    clean, out = table.rows[0]["clean"], table.rows[0]["out"]
+    found = [clean["x"], clean["m1"], out["x"], out["m1"], out["d"]]
+    np.testing.assert_allclose(found, [scale[0] / alpha[0], -sigma[0] / alpha[0], s1 / s, 0, a1 - a * s1 / s], 1e-12)
+
+
 def test_split_is_the_posterior():
     """eta = 1: the variance of q(x' | x, x0), Ho et al. 2020, equation 7; eta = 0: nothing is fresh."""
     abar, abar_ = 0.3, 0.5
