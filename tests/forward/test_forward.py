@@ -446,6 +446,7 @@ def test_a_window_is_that_part_of_the_whole(backend, dtype, operation, rows):
         ((*(2,) * 9, 3), (0,) * 9 + (1,), (*(2,) * 9, 3)),  # more than CUDA kernels take, and all but one together
         ((4, 300), (1, 17), (4, 290)),
         ((400,), (2,), (194,)),  # whole groups of lanes, which begin inside a block
+        ((400,), (2,), (129,)),  # half a tile of Numba's, and the end of a block
         ((2, 3), (1, 1), (1, 3)),
         ((), (), ()),
     ):
