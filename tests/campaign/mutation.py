@@ -40,7 +40,7 @@ import sys
 
 sys.meta_path[:] = [finder for finder in sys.meta_path if "Redirecting" not in type(finder).__name__]
 """
-LEFT_OUT = ".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", "benchmarks"
+LEFT_OUT = ".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 import noisefuse as nf
 from conftest import bits
 from noisefuse import backends, loss, ops
+from noisefuse.tableau import past
 
 S, F, N = nf.Schedule.linear(50), nf.Schedule.flow(50), nf.Noise(5, sample=9, step=2)
 SHAPE = (2, 16, 7)
@@ -21,6 +22,7 @@ def numbers(dtype):
     return (40 * values + 128).clip(0, 255).astype(np.uint8) if dtype == "uint8" else values.astype(dtype)
 
 
+X = [numbers("float32")]
 FLOATS, ALL = ("float32", "float64", "float16"), ("float32", "float64", "float16", "uint8")
 CALLS = {
     **{f"q_sample {d}": lambda a, d=d: nf.q_sample(a(d), T, S, N) for d in ALL},
@@ -142,9 +144,14 @@ def test_a_walk_of_bytes_is_its_steps(backend):
         (lambda: nf.q_sample(numbers("float32"), T, S, N, scale=np.nan), ValueError),
         (lambda: nf.q_sample(numbers("float32"), T, S, N, dtype="uint8"), TypeError),
         (lambda: nf.q_step(numbers("uint8"), T, S, N, out=np.zeros(SHAPE, np.uint8)), TypeError),
+        (lambda: nf.q_step(numbers("float32"), T, S, N.at(stream=1)), ValueError),
+        (lambda: nf.q_sample(numbers("float32"), np.zeros((2, 15), int), S, N), ValueError),
+        (lambda: nf.update(nf.Tableau([nf.Row(out=past[0])]), 0, *X, past=5 * X), ValueError),
+        (lambda: nf.update(nf.Tableau([nf.Row(out=past[3])]), 0, *X, past=3 * X), TypeError),
     ],
 )
 def test_what_is_wrong_is_said(native, call, error):
+    """Seen to fail: a stream of one's own, a t of another shape, one past array too many or one that is missing."""
     with pytest.raises(error):
         call()
 

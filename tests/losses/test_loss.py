@@ -159,7 +159,7 @@ def rounded(x, kind):
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-@pytest.mark.parametrize("n", [1, 63, 64, 65, 4096, 4097, 4200])
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 257, 4096, 4097, 4200])
 @pytest.mark.parametrize("one", [False, True])
 def test_the_order_of_the_sum_in_exact_arithmetic(backend, kind, n, one):
     """docs/loss.md word for word, on fractions. one: all but one accumulator is 0, so that none of its bits is lost.
@@ -184,6 +184,13 @@ def sum_in_order(r, kind):
             sums = [Fraction(rounded(a + b, kind)) for a, b in zip(sums[:half], sums[half:], strict=True)]
         total = Fraction(rounded(total + sums[0], np.float64))
     return total
+
+
+def test_two_samples_have_two_losses(backend):
+    """Seen to fail: only three and more had."""
+    r, zeros = normals((2, 7), np.float32), np.zeros((2, 7), np.float32)
+    alone = [nf.mse_loss(r[[b]], None, 0, LINEAR, zeros[[b]], target="epsilon") for b in range(2)]
+    assert nf.mse_loss(r, None, 0, LINEAR, zeros, target="epsilon", reduction="none").tolist() == alone
 
 
 def test_pieces_samples_and_their_mean_in_exact_arithmetic(backend):
