@@ -200,18 +200,24 @@ class Campaign:
             file.write_text(text)
 
 
+def mutation_of(result: dict[str, Any]) -> Mutation:
+    return Mutation(result["path"], result["old"], result["new"], result["tests"])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="a regular expression, sought in file, error and tests")
     parser.add_argument("--json", type=Path, help="where the results go, too; those that it has are kept")
     options = parser.parse_args()
-    chosen = [m for m in read_mutations() if re.search(options.only, f"{m} {m.tests}")]
-    results = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
-    done = [{key: result[key] for key in ("path", "old", "new", "tests")} for result in results]
+    listed = read_mutations()
+    chosen = [m for m in listed if re.search(options.only, f"{m} {m.tests}")]
+    before = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
+    results = [result for result in before if mutation_of(result) in listed]
+    done = [mutation_of(result) for result in results]
     with tempfile.TemporaryDirectory() as folder:
         campaign = Campaign(Path(folder) / "copy")
         for mutation in chosen:
-            if asdict(mutation) in done:
+            if mutation in done:
                 continue
             begin = time.monotonic()
             verdict = campaign.verdict(mutation)
