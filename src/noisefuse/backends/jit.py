@@ -19,7 +19,7 @@ from .selftest import self_test
 
 CHUNK = 1 << 15  # elements that a thread takes at a time, and least for which another is asked
 SLAB = 1 << 20  # elements whose residuals are held at a time: whole chunks
-AT_ONCE = 1 << 21  # elements, or elements times times, that a thread computes between two looks at signals: some 2 ms
+AT_ONCE = 1 << 21  # elements, counted once for each time, that a thread computes between two looks at signals: 2 ms
 
 # Compiling takes seconds, the first time: no more than is needed, and each kind of arithmetic when it is.
 tests_itself = True
@@ -29,8 +29,7 @@ _tested: set[np.dtype[Any]] = set()
 
 
 def step(call: Step) -> None:
-    chunk = _chunk(call)
-    _run(kernels.step, call, *pack_on_host(call), chunk, AT_ONCE // chunk, 0, call.batch * call.size)
+    _run(kernels.step, call, *pack_on_host(call), _chunk(call), 0, call.batch * call.size)
 
 
 def _chunk(call: Step) -> int:
@@ -40,8 +39,7 @@ def _chunk(call: Step) -> int:
 def walk(call: Walk) -> None:
     first, times = call.first, len(call.keep)
     chunk = kernels.TILE * max(1, CHUNK // kernels.TILE // times)
-    turns = max(1, AT_ONCE // (chunk * times))
-    _run(kernels.walk, first, *pack_on_host(first, call.keep), chunk, turns, 0, first.batch * first.size)
+    _run(kernels.walk, first, *pack_on_host(first, call.keep), chunk, 0, first.batch * first.size, times)
 
 
 @float_mode()
@@ -53,13 +51,12 @@ def loss(call: Loss) -> None:
     chunk_sums, weight = np.empty((call.pieces, call.chunks)), call.weight()
     factor = call.factor(weight)
     numbers, memory = pack_on_host(residual)
-    chunk = _chunk(residual)
     for p in range(0, call.pieces, together):  # whole pieces, or one in parts
         n = min(together, call.pieces - p)
         for begin in range(0, call.piece, part):
             end = min(begin + part, call.piece)
             first, size = p * call.piece + begin, n * (end - begin)
-            _run(kernels.step, residual, numbers, memory, chunk, AT_ONCE // chunk, first, first + size)
+            _run(kernels.step, residual, numbers, memory, _chunk(residual), first, first + size)
             r = held[:size].reshape(n, -1)
             if call.losses is not None:
                 kernels.squares(r, chunk_sums[p : p + n, begin // LOSS_CHUNK : -(-end // LOSS_CHUNK)].reshape(-1))
@@ -79,10 +76,11 @@ def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.u
     return out
 
 
-def _run(kernel: Any, call: Step, numbers: bytes, memory: Any, chunk: int, turns: int, begin: int, end: int) -> None:
-    """The elements begin .. end - 1 of a call, shared out among threads. Its outputs begin with the first of these.
-    Threads take `turns` chunks between two looks at signals."""
-    real = call.arithmetic
+def _run(
+    kernel: Any, call: Step, numbers: bytes, memory: Any, chunk: int, begin: int, end: int, times: int = 1
+) -> None:
+    """The elements begin .. end - 1 of a call, shared out among threads. Its outputs begin with the first of these."""
+    real, turns = call.arithmetic, max(1, AT_ONCE // (chunk * times))
     if real not in _tested:
         _test(real)
     # Of this call alone, as is `memory`, to which it points: a thread may still look whether there is a next chunk when
