@@ -98,7 +98,7 @@ def mse_loss(
         float32 but for a float64 pred, differentiable (once) through pred.
 
     Raises:
-        As `q_sample`; nothing is written then.
+        IndexError, OverflowError, TypeError, ValueError: as `q_sample`; nothing is written then.
     """
     if type(pred) is not np.ndarray and (other := interop(pred)) is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
@@ -149,13 +149,13 @@ def mse_loss_grad(
         upstream: g, the gradient with respect to the loss: a number, or (B,) with the reduction "none". It may lie on
             pred's device.
         out: where to write; C-contiguous, of pred's shape and dtype. It may be pred itself.
-        others: as `mse_loss`.
+        pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched: as `mse_loss`.
 
     Returns:
         Of pred's shape and dtype.
 
     Raises:
-        As `mse_loss`; nothing is written then.
+        IndexError, OverflowError, TypeError, ValueError: as `mse_loss`; nothing is written then.
     """
     gradient: Array
     other = None if type(pred) is np.ndarray else interop(pred)

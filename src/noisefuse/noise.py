@@ -39,7 +39,8 @@ class Noise:
         stream: int in [0, 128): keeps different uses of one seed apart (docs/noise.md); 64 to 127 are the user's.
 
     Raises:
-        OverflowError: a number out of its range. TypeError: not an integer.
+        OverflowError: a number out of its range.
+        TypeError: not an integer.
 
     Not for cryptography or differential privacy.
     """
@@ -76,7 +77,8 @@ class Noise:
                 BitGenerator one 64-bit word is drawn, so that each call gives another Noise.
 
         Raises:
-            TypeError: none of these. OverflowError: an int outside of [0, 2^64).
+            TypeError: none of these.
+            OverflowError: an int outside of [0, 2^64).
 
         >>> nf.Noise.from_rng(np.random.default_rng(7)) == nf.Noise.from_rng(np.random.PCG64(7))
         True

@@ -132,7 +132,8 @@ def rows(table: Tableau, dtype: DTypeLike = float32) -> tuple[NDArray[Any], int]
         (n, 36) coefficients, each rounded once, and an int whose bit c is set where column c counts.
 
     Raises:
-        TypeError: no tableau, or another dtype. ValueError: the rows are gradients of a clamp.
+        TypeError: no tableau, or another dtype.
+        ValueError: the rows are gradients of a clamp.
     """
     need_tableau("table", table)
     kind = float_dtype(dtype, ("float32", "float64"))

@@ -75,7 +75,8 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
         uint32 (..., 4).
 
     Raises:
-        TypeError: not integers, or another last axis. OverflowError: a word outside [0, 2^32).
+        TypeError: not integers, or another last axis.
+        OverflowError: a word outside [0, 2^32).
     """
     c, k = _words("counter", counter, 4), _words("key", key, 2)
     shape = np.broadcast_shapes(c.shape[:-1], k.shape[:-1])
@@ -109,8 +110,8 @@ def randn(
         device: where a tensor lies, with a dtype of torch: "cuda", torch.device("cuda:1"). None: the CPU.
 
     Raises:
-        OverflowError: a sample id beyond 2^56 - 1, or a sample of more than 2^34 elements. TypeError, ValueError: what
-        was given and what was expected; nothing is written then.
+        OverflowError: a sample id beyond 2^56 - 1, or a sample of more than 2^34 elements.
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
 
     Source: Box & Muller (1958) on Philox4x32-10; radius within 2.5 ulp, cos and sin within 2^-22 (float32).
     """
@@ -232,12 +233,12 @@ def q_sample(
         out, target_out: where to write; C-contiguous, of the result's shape and dtype. `out` may be x0 itself.
 
     Returns:
-        x_t, or (x_t, target): arrays in C order, whatever x0's is (Fortran's, say); tensors in x0's memory format, as
-        channels_last.
+        x_t, or the pair (x_t, target). Arrays are in C order, whatever x0's is (Fortran's, say); tensors have x0's
+        memory format, as channels_last.
 
     Raises:
-        IndexError: t outside of the schedule. TypeError, ValueError: what was given and what was expected; nothing is
-        written then.
+        IndexError: t outside of the schedule.
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
     """
     other = None if type(x0) is np.ndarray else interop(x0)
     named = type(target) is str or (target is None and target_out is None)
@@ -327,7 +328,7 @@ def q_walk(
         out: C-contiguous, (len(keep), *x0.shape), of x0's dtype.
 
     Returns:
-        (len(keep), *x0.shape). Other arguments and errors: as `q_step`.
+        (len(keep), *x0.shape). Other arguments and errors are those of `q_step`.
     """
     need_schedule(schedule)
     if (other := interop(x0)) is not None:
@@ -426,8 +427,8 @@ def update(
         out; where aux_out is a number the tuple (out, aux1, ..).
 
     Raises:
-        IndexError: a row that the table does not have. TypeError, ValueError: what was given and what was expected;
-        nothing is written then.
+        IndexError: a row that the table does not have.
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
     """
     other = None if type(x) is np.ndarray else interop(x)
     if type(table) is Tableau and not table.masked and (other is None or not other.is_traced()):

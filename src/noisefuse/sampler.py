@@ -72,7 +72,8 @@ class Sampler:
     of any kind and dtype that ``noisefuse.update`` accepts.
 
     Raises:
-        TypeError: no tableau. ValueError: a row reads a past array that no row before it keeps.
+        TypeError: no tableau.
+        ValueError: a row reads a past array that no row before it keeps.
     """
 
     tableau: Tableau
@@ -132,7 +133,7 @@ class Sampler:
 
     @property
     def timesteps(self) -> npt.NDArray[Any]:
-        """(n,): what the model is told, row by row: indices of the schedule, or noise levels."""
+        """What the model is told, (n,), row by row; indices of the schedule, or noise levels."""
         return self.tableau.timesteps
 
     # ---- one step ------------------------------------------------------------------------------------------
@@ -161,7 +162,8 @@ class Sampler:
         (SDEdit, Meng et al. 2022), or an action plan that begins with the last one.
 
         Raises:
-            IndexError: no row i. ValueError: a tableau without levels; a noise of another stream than 0.
+            IndexError: no row i.
+            ValueError: a tableau without levels; a noise of another stream than 0.
         """
         i = self._row(i)
         if not self._has_level[i]:
@@ -183,7 +185,8 @@ class Sampler:
             out: where to write x_in, of x's shape and dtype.
 
         Raises:
-            IndexError: no row i. ValueError: another time.
+            IndexError: no row i.
+            ValueError: another time.
         """
         i = self._row(i)
         t = self._times[i]
@@ -227,8 +230,9 @@ class Sampler:
             denoised_out: where to write the row's estimate of the clean sample.
 
         Raises:
-            IndexError: no row i. TypeError: a missing state or another sampler's, a pair without guidance_scale or
-            the other way round. ``noisefuse.update`` says what is wrong with an array.
+            IndexError: no row i.
+            TypeError: a missing state or another sampler's, a pair without guidance_scale or the other way round.
+                ``noisefuse.update`` says what is wrong with an array.
         """
         slots = self._slots
         if (

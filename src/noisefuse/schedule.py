@@ -201,7 +201,8 @@ class Schedule:
             diffusers' schedulers have 2^-12.
 
         Raises:
-            TypeError: no scheduler and no mapping. ValueError: what of the configuration is not supported.
+            TypeError: no scheduler and no mapping.
+            ValueError: what of the configuration is not supported.
 
         Example: ``Schedule.from_diffusers(pipeline.scheduler)``.
         """

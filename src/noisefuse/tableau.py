@@ -180,10 +180,10 @@ class Tableau:
             bounds: finite) in any row.
 
     Raises:
-        ValueError: a coefficient that is NaN or infinite, or lo > hi (the message names row and column); a
-            column of another length; an auxiliary output that ``push`` or ``denoised`` takes and the row does not
-            compute. (What a row reads but no row before it pushed is for ``Sampler`` to refuse: ``update`` is given
-            its past by the caller.)
+        ValueError: a coefficient that is NaN or infinite, or lo > hi (the message names row and column); a column of
+            another length; an auxiliary output that ``push`` or ``denoised`` takes and the row does not compute. (What
+            a row reads but no row before it pushed is for ``Sampler`` to refuse: ``update`` is given its past by the
+            caller.)
         TypeError: a name that is no str, masked that is no bool.
 
     Attributes:
@@ -313,7 +313,7 @@ class Tableau:
 
     @property
     def slots(self) -> int:
-        """How many past arrays the rows read: the deepest slot with a nonzero coefficient."""
+        """How many past arrays the rows read, which is the deepest slot with a nonzero coefficient."""
         active = self.active
         return max((s for s in (1, 2, 3, 4) for o in OUTPUTS if active[o][f"past{s}"]), default=0)
 
@@ -378,7 +378,7 @@ class Tableau:
         its gradients and constant in x, m1, m2, almost everywhere: its transposes are masked tables again.
 
         Returns:
-            {"x": .., "m1": .., "past1": .., ..}, without inputs that no output depends on.
+            A dict of tables by the names of the inputs, x, m1, past1, .., without those that no output depends on.
 
         Raises:
             ValueError: dynamic thresholding, whose rows depend on the data.

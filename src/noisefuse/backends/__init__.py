@@ -174,7 +174,8 @@ def use_backend(backend: str | Backend) -> Setting:
     Or one of your own, an object with the attributes of `noisefuse.backends.Backend`.
 
     Raises:
-        ValueError: no backend of that name. ImportError: it is not available here; the message says why.
+        ValueError: no backend of that name.
+        ImportError: it is not available here; the message says why.
     """
     if isinstance(backend, str) and backend not in NAMES:
         hint = "; cuda is chosen by where the arrays lie" if backend == "cuda" else ""

@@ -32,11 +32,12 @@ Steps: TypeAlias = int | Sequence[float] | npt.NDArray[np.floating | np.integer]
 class SpacingOptions(TypedDict, total=False):
     """What every sampler accepts beside ``steps`` and ``spacing``.
 
-    steps_offset: added to the indices of "leading" (1 for Stable Diffusion). Default 0.
-    final: where the last step goes. "zero" (default): clean data; "sigma_min": the least noisy level; or a time like
-        those of ``steps``: a list of sigmas as in k-diffusion is ``steps=sigmas[:-1], final=sigmas[-1]``.
-    sigma_min, sigma_max: ends of "karras", "exponential" and "beta". Default: the schedule's.
-    rho: the exponent of "karras". Default 7.
+    Attributes:
+        steps_offset: added to the indices of "leading" (1 for Stable Diffusion). Default 0.
+        final: where the last step goes. "zero" (default): clean data; "sigma_min": the least noisy level; or a time
+            like those of ``steps``: a list of sigmas as in k-diffusion is ``steps=sigmas[:-1], final=sigmas[-1]``.
+        sigma_min, sigma_max: ends of "karras", "exponential" and "beta". Default: the schedule's.
+        rho: the exponent of "karras". Default 7.
     """
 
     steps_offset: int
