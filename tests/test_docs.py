@@ -2,9 +2,10 @@
 """The documentation runs, its links lead somewhere, and it knows every public name.
 
 Seen to fail: a changed number in a block, a link to a file or heading that does not exist, a public name or a command
-that stands in no page.
+that stands in no page, a name without its entry in the reference, a page that no table of contents has.
 """
 
+import importlib
 import re
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +17,8 @@ import noisefuse as nf
 from cuda_kernels import stand_in
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 DOCUMENTS = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md"))]
 DOCUMENTS += [ROOT / "csrc" / "README.md", ROOT / "tests" / "known" / "README.md"]
 FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -139,6 +141,44 @@ def test_public_names_are_documented(public):
 def code_of(text):
     """What stands in blocks and between backquotes."""
     return [match["code"] for match in FENCE.finditer(text)] + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+
+
+# ---- the site ----------------------------------------------------------------------------------------------
+
+DIRECTIVE = re.compile(r"^\.\. (?:auto(?P<kind>\w+)|currentmodule):: (?P<name>[\w.]+)$", re.MULTILINE)
+TOCTREE = re.compile(r"^```\{toctree\}\n(?P<entries>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def entries(text):
+    """The full names that the directives of a page document."""
+    found = {"noisefuse"}
+    for match in DIRECTIVE.finditer(text):
+        name = match["name"]
+        found.add(name if name.split(".")[0] == "noisefuse" else f"noisefuse.{name}")
+        if match["kind"] == "module" and f"{match[0]}\n   :members:" in text:
+            module = importlib.import_module(name)
+            found |= {f"{name}.{member}" for member in module.__all__}
+    return found
+
+
+def documented(module):
+    return {f"{module.__name__}.{name}" for name in module.__all__}
+
+
+@pytest.mark.parametrize("name", ["", ".samplers", ".weights", ".numba", ".interop.diffusers"])
+def test_every_public_name_has_an_entry_in_the_reference(name):
+    pytest.importorskip(name.rpartition(".")[2] if name[:2] in (".n", ".i") else "numpy")
+    reference = set().union(*(entries(page.read_text()) for page in (DOCS / "reference").glob("*.md")))
+    assert documented(importlib.import_module(f"noisefuse{name}")) - reference == set()
+
+
+def test_every_page_stands_in_one_table_of_contents():
+    found = []
+    for page in DOCS.rglob("*.md"):
+        for tree in TOCTREE.finditer(page.read_text()):
+            lines = [line for line in tree["entries"].splitlines() if line and not line.startswith(":")]
+            found += [(page.parent / f"{line}.md").resolve() for line in lines]
+    assert sorted(found) == sorted(page for page in DOCS.rglob("*.md") if page != DOCS / "index.md")
 
 
 def test_the_readme_begins_with_the_two_commands():
