@@ -2,6 +2,7 @@
 """Schedules against the papers' formulas (written out again in plain Python), exact arithmetic, diffusers."""
 
 import copy
+import inspect
 import json
 import math
 import pickle
@@ -187,6 +188,8 @@ def diffusers():
     ],
 )
 def test_agrees_with_diffusers(diffusers, name, schedule):
+    if name == "laplace" and '"laplace"' not in inspect.getsource(diffusers.DDPMScheduler):
+        pytest.skip("this diffusers has no laplace betas")
     theirs = diffusers.DDPMScheduler(beta_schedule=name)
     # 2^-24 = 6e-8 for each of 1000 rounded factors 1 - beta
     np.testing.assert_allclose(schedule.betas, theirs.betas, rtol=1e-6)

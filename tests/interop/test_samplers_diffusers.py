@@ -404,7 +404,11 @@ TRAINED += [(diffusers.EulerDiscreteScheduler, {"rescale_betas_zero_snr": True, 
 def test_schedule_of_betas(kind, config):
     """To the rounding of theirs: float32 betas, four times half a unit, and a product whose every factor and step is
     rounded. Rescaled, they subtract the last root: absolute errors of that size, and Euler's last one is 2^-24."""
-    scheduler = kind(**config)
+    try:
+        scheduler = kind(**config)
+    except NotImplementedError:
+        assert config["beta_schedule"] == "laplace"
+        pytest.skip("this diffusers has no laplace betas")
     schedule = Schedule.from_diffusers(scheduler)
     theirs = scheduler.alphas_cumprod.double().numpy()
     rescaled, betas = config.get("rescale_betas_zero_snr", False), np.minimum(schedule.betas, 0.999)

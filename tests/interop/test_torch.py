@@ -23,7 +23,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 from noisefuse.interop import torch as interop  # noqa: E402
-from noisefuse.interop import torch_arrays, torch_graph  # noqa: E402
+from noisefuse.interop import torch_arrays, torch_graph, torch_internals  # noqa: E402
 
 # torch's own, where it loads its decompositions
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
@@ -596,6 +596,29 @@ def compiled(function, backend="aot_eager"):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     return torch.compile(function, fullgraph=True, backend=backend)
+
+
+@pytest.mark.skipif(torch_internals.FOLLOWED, reason="this torch follows the library")
+def test_graphs_break_in_older_versions():
+    """In a process where nothing was called before. Seen to fail without the rule for Dynamo: it raised."""
+    code = """
+import torch, noisefuse as nf
+schedule, x = nf.Schedule.linear(20), torch.ones(2, 3)
+sampler = nf.samplers.dpmpp_2m(schedule, steps=4)
+def f(x):
+    return nf.q_sample(x * 2, 3, schedule, nf.Noise(1)).sin()
+def g(x):
+    return nf.update(sampler.tableau, 0, x * 2, x, noise=nf.Noise(1)).sin()
+for function in f, g:
+    assert torch.equal(torch.compile(function, backend="aot_eager")(x), function(x))
+    try:
+        torch.compile(function, backend="aot_eager", fullgraph=True)(x)
+    except torch._dynamo.exc.Unsupported as error:
+        assert "noisefuse" in str(error), error
+    else:
+        raise AssertionError("not refused")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def graphs():

@@ -140,7 +140,8 @@ def undo(words, key, rounds):
     """The words before the last rounds of the ten of philox4x32: each round is a bijection."""
     c = [words[..., i].astype(np.uint64) for i in range(4)]
     for r in reversed(range(10 - rounds, 10)):
-        k0, k1 = ((key[..., i].astype(np.uint64) + r * w) & 0xFFFFFFFF for i, w in ((0, W0), (1, W1)))
+        # NumPy 1.26 makes a float of one uint64 and an int.
+        k0, k1 = ((key[..., i] + np.uint64(r * w)) & np.uint64(2**32 - 1) for i, w in ((0, W0), (1, W1)))
         c2 = c[1] * pow(M1, -1, 2**32) & 0xFFFFFFFF
         c0 = c[3] * pow(M0, -1, 2**32) & 0xFFFFFFFF
         c = [c0, c[0] ^ (c2 * M1 >> 32) ^ k0, c2, c[2] ^ (c0 * M0 >> 32) ^ k1]

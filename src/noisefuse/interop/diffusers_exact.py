@@ -2,7 +2,7 @@
 """Copies of diffusers' schedulers to experiment on, and of its classes in float64.
 
 A class is made again of diffusers' own functions, with globals in which float32 of torch and of NumPy is float64. So
-"exact" coefficients come from diffusers' formulas. Tested with diffusers 0.42.
+"exact" coefficients come from diffusers' formulas. Tested with diffusers 0.35 to 0.42.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from torch import Tensor
 
 
 class Wide:
-    """torch or numpy with float64 for float32, by name and where it is the default."""
+    """torch or numpy with float64 for float32, by name and where it is the default, and with other functions."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, **functions: Any) -> None:
         self.module, self.float32 = module, module.float64
+        vars(self).update(functions)
 
     def linspace(self, *args: Any, **kwargs: Any) -> Any:
         return self.module.linspace(*args, **{"dtype": self.float32, **kwargs})

@@ -65,7 +65,9 @@ def trace(scheduler: Any, base: type, start: int, options: dict[str, Any]) -> Pl
     exact = scheduler.coefficients == "exact"
     shadow, space = shadow_of(scheduler, base, exact)
     probe = _Probe(shadow, scheduler._memory)
-    step = rebound(base.step, {**space, "torch": Wide(torch), "randn_tensor": probe.noise})  # type: ignore[attr-defined]
+    # Flow matching draws by torch.randn_like in diffusers below 0.42.
+    draws = {"torch": Wide(torch, randn_like=probe.noise), "randn_tensor": probe.noise}
+    step = rebound(base.step, {**space, **draws})  # type: ignore[attr-defined]
     shadow.is_scale_input_called = True
     initial, steps = dict(vars(shadow)), {}
     numbers = np.zeros((2, len(shadow.timesteps)), nf.tableau.ROW)

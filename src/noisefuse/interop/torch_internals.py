@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the modules beside this one ask of torch's internals, or of interfaces that it may still change: nothing of the
-kind stands elsewhere in Python. (What the fast path asks for is in csrc/arrays.h.) Tested with torch 2.13.
+kind stands elsewhere in Python. (What the fast path asks for is in csrc/arrays.h.) Tested with torch 2.5 and 2.11 (no
+graphs), 2.12 and 2.13.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from operator import attrgetter
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,6 +21,28 @@ from torch.autograd.forward_ad import unpack_dual
 # fake tensors of others than Dynamo.
 is_compiling = torch.compiler.is_compiling
 is_traced = torch.compiler.is_dynamo_compiling
+
+
+def _generated() -> Iterator[FunctionType]:
+    for name, module in [*sys.modules.items()]:
+        if name.partition(".")[0] == "noisefuse":
+            classes = [kind for kind in vars(module).values() if isinstance(kind, type)]
+            for function in (value for kind in classes for value in vars(kind).values()):
+                if isinstance(function, FunctionType) and function.__code__.co_filename == "<string>":
+                    yield function
+
+
+# An older Dynamo takes no Schedule for a constant of a graph, and raises. It learns to leave all of the library alone:
+# there graphs break (with fullgraph=True they are refused, and the library's files named), and what is between them is
+# compiled. Those versions will not change any more, so what is asked of their internals stays right.
+FOLLOWED = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
+if not FOLLOWED:
+    import torch._dynamo.decorators
+    import torch._dynamo.trace_rules
+
+    torch._dynamo.trace_rules.add("noisefuse")
+    for function in _generated():  # by dataclass: code of no file
+        torch._dynamo.decorators.skip(function)
 
 # A function that Dynamo calls while it traces. The result is a constant of the graph.
 constant_of_graph: Any = torch.compiler.assume_constant_result
