@@ -25,6 +25,7 @@ FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE
 NEEDS = {  # what is not installed everywhere that the tests run
     "docs/diffusers.md": "diffusers",
     "docs/loss.md": "torch",
+    "docs/migrate.md": "torch",
     "docs/numba.md": "numba",
     "docs/torch.md": "torch",
 }
