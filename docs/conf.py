@@ -14,6 +14,8 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.ext import intersphinx
 
+import noisefuse
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REPOSITORY = PROJECT["urls"]["Repository"]
@@ -21,7 +23,7 @@ REPOSITORY = PROJECT["urls"]["Repository"]
 project = PROJECT["name"]
 author = PROJECT["authors"][0]["name"]
 project_copyright = author
-release = version = PROJECT["version"]
+release = version = noisefuse.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx"]
 html_theme = "furo"
