@@ -5,12 +5,15 @@ Seen to fail: a changed number in a block, a link to a file or heading that does
 that stands in no page, a name without its entry in the reference, a page that no table of contents has.
 """
 
+import doctest
 import importlib
+import inspect
 import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 import noisefuse as nf
@@ -187,3 +190,35 @@ def test_the_readme_begins_with_the_two_commands():
     assert title == "# noisefuse"
     assert sentence.count(". ") == 0
     assert tuple(line.removeprefix("    ") for line in rest[0].splitlines()) == COMMANDS
+
+
+# ---- docstrings --------------------------------------------------------------------------------------------
+
+
+def public(module):
+    """(name, object) of what a module offers, and of the public methods of its classes."""
+    for name in module.__all__:
+        found = getattr(module, name)
+        if inspect.isroutine(found) or inspect.isclass(found):
+            yield name, found
+        if inspect.isclass(found):
+            yield from ((f"{name}.{key}", value) for key, value in vars(found).items() if not key.startswith("_"))
+
+
+EXAMPLES = [(name, value) for name, value in public(nf) if ">>>" in (inspect.getdoc(value) or "")]
+
+
+@pytest.mark.parametrize(("name", "value"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
+def test_examples_in_docstrings_run(name, value):
+    """Seen to fail: a wrong result in one of them."""
+    scope = {"np": np, "nf": nf}
+    example = doctest.DocTestParser().get_doctest(inspect.getdoc(value), scope, name, None, None)
+    printed = []
+    assert doctest.DocTestRunner().run(example, out=printed.append).failed == 0, "".join(printed)
+
+
+def test_what_is_called_has_an_example():
+    called = {name for name, value in public(nf) if "." not in name}
+    called |= {f"Schedule.{name}" for name, value in vars(nf.Schedule).items() if isinstance(value, classmethod)}
+    called = {name for name in called if not name.startswith("Schedule._")}
+    assert called - {name for name, _ in EXAMPLES} == {"Schedule.from_json"}  # to_json's has it

@@ -99,6 +99,12 @@ def mse_loss(
 
     Raises:
         IndexError, OverflowError, TypeError, ValueError: as `q_sample`; nothing is written then.
+
+    >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
+    >>> x0, pred = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
+    >>> loss, gradient = nf.mse_loss(pred, x0, [10, 500], schedule, noise, target="epsilon", grad_out=True)
+    >>> bool(np.isclose(loss, np.mean(nf.randn((2, 3), noise) ** 2)))
+    True
     """
     if type(pred) is not np.ndarray and (other := interop(pred)) is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
@@ -156,6 +162,12 @@ def mse_loss_grad(
 
     Raises:
         IndexError, OverflowError, TypeError, ValueError: as `mse_loss`; nothing is written then.
+
+    >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
+    >>> pred = np.zeros((2, 3), np.float32)
+    >>> gradient = nf.mse_loss_grad(pred, None, 500, schedule, noise, target="epsilon")
+    >>> bool(np.allclose(gradient, -2 / 6 * nf.randn((2, 3), noise)))
+    True
     """
     gradient: Array
     other = None if type(pred) is np.ndarray else interop(pred)

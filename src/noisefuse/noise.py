@@ -43,6 +43,12 @@ class Noise:
         TypeError: not an integer.
 
     Not for cryptography or differential privacy.
+
+    >>> noise = nf.Noise(2026, sample=40, step=3)
+    >>> noise
+    Noise(2026, sample=40, step=3)
+    >>> noise.at(step=4)
+    Noise(2026, sample=40, step=4)
     """
 
     __slots__ = ("__weakref__", "sample", "seed", "step", "stream", "window_shape", "window_start")
@@ -96,7 +102,11 @@ class Noise:
             raise TypeError(f"rng: expected {expected}, got {type(rng).__name__}") from None
 
     def at(self, *, sample: int | ArrayLike | None = None, step: Any = None, stream: int | None = None) -> Noise:
-        """The field of the same seed (and window) at another sample, step or stream."""
+        """The field of the same seed (and window) at another sample, step or stream.
+
+        >>> nf.Noise(7, sample=40).at(step=3, stream=64)
+        Noise(7, sample=40, step=3, stream=64)
+        """
         return _named(
             self.seed,
             self.sample if sample is None else _ids(sample),
@@ -107,7 +117,12 @@ class Noise:
         )
 
     def samples(self, ids: ArrayLike) -> Noise:
-        """The same with these sample ids, integers (B,): row b of an array takes the field of `ids[b]`."""
+        """The same with these sample ids, integers (B,): row b of an array takes the field of `ids[b]`.
+
+        >>> x = nf.randn((3, 4), nf.Noise(7).samples([17, 4, 99]))
+        >>> np.array_equal(x[1:2], nf.randn((1, 4), nf.Noise(7, sample=4)))
+        True
+        """
         return self.at(sample=np.asarray(ids))
 
     def window(self, shape: Sequence[int], start: Sequence[int]) -> Noise:
@@ -118,6 +133,11 @@ class Noise:
             start: first index of the slice along each of those axes.
 
         A tile, chunk or shard so drawn equals that part of the whole, bit for bit.
+
+        >>> whole = nf.randn((2, 16, 7), nf.Noise(7))
+        >>> tile = nf.randn((2, 4, 5), nf.Noise(7).window((16, 7), start=(8, 2)))
+        >>> np.array_equal(tile, whole[:, 8:12, 2:7])
+        True
         """
         shape, start = tuple(map(operator.index, shape)), tuple(map(operator.index, start))
         if len(shape) != len(start):

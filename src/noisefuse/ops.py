@@ -77,6 +77,9 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     Raises:
         TypeError: not integers, or another last axis.
         OverflowError: a word outside [0, 2^32).
+
+    >>> [hex(word) for word in nf.philox4x32([0, 0, 0, 0], [0, 0]).tolist()]
+    ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
     """
     c, k = _words("counter", counter, 4), _words("key", key, 2)
     shape = np.broadcast_shapes(c.shape[:-1], k.shape[:-1])
@@ -114,6 +117,10 @@ def randn(
         TypeError, ValueError: what was given and what was expected; nothing is written then.
 
     Source: Box & Muller (1958) on Philox4x32-10; radius within 2.5 ulp, cos and sin within 2^-22 (float32).
+
+    >>> z = nf.randn((4, 3), nf.Noise(7))
+    >>> np.array_equal(z[2:], nf.randn((2, 3), nf.Noise(7, sample=2)))
+    True
     """
     if device is not None:
         out = _made_on(device, shape, dtype, out)
@@ -140,6 +147,10 @@ def randn_like(
 
     Raises:
         TypeError: x is no array, or a dtype that is no float of `randn`'s.
+
+    >>> images = np.zeros((2, 3, 8, 8), np.uint8)
+    >>> nf.randn_like(images, nf.Noise(7)).dtype
+    dtype('float32')
     """
     if (other := interop(x)) is not None:
         out = other.empty_like(x, dtype)
@@ -165,6 +176,10 @@ def uniform(
 
     float32: (floor(w / 2^9) + 1/2) / 2^23 of the word w; float64: the same field with 52 bits. Other dtypes could not
     keep 1 out: TypeError.
+
+    >>> t = (1000 * nf.uniform(8, nf.Noise(7))).astype(int)  # a time for each sample
+    >>> bool(t.min() >= 0 and t.max() < 1000)
+    True
     """
     if device is not None:
         out = _made_on(device, shape, dtype, out)
@@ -239,6 +254,11 @@ def q_sample(
     Raises:
         IndexError: t outside of the schedule.
         TypeError, ValueError: what was given and what was expected; nothing is written then.
+
+    >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
+    >>> x_t, z = nf.q_sample(np.ones((2, 3), np.float32), [10, 500], schedule, noise, target="epsilon")
+    >>> np.array_equal(z, nf.randn((2, 3), noise))
+    True
     """
     other = None if type(x0) is np.ndarray else interop(x0)
     named = type(target) is str or (target is None and target_out is None)
@@ -282,6 +302,12 @@ def q_step(
 
     Args and errors: as `q_sample` (of uint8 x stands for x / 127.5 - 1, and the result is float32), with integer t; the
     noise must have stream 0.
+
+    >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
+    >>> x0 = np.ones((2, 3), np.float32)
+    >>> x = nf.q_step(nf.q_step(x0, 0, schedule, noise), 1, schedule, noise)
+    >>> np.array_equal(x, nf.q_walk(x0, schedule, noise, keep=[1])[0])
+    True
     """
     need_schedule(schedule)
     other = None if type(x) is np.ndarray else interop(x)
@@ -329,6 +355,10 @@ def q_walk(
 
     Returns:
         (len(keep), *x0.shape). Other arguments and errors are those of `q_step`.
+
+    >>> walk = nf.q_walk(np.ones((2, 3), np.float32), nf.Schedule.linear(100), nf.Noise(7), keep=[0, 49, 99])
+    >>> walk.shape
+    (3, 2, 3)
     """
     need_schedule(schedule)
     if (other := interop(x0)) is not None:
@@ -429,6 +459,11 @@ def update(
     Raises:
         IndexError: a row that the table does not have.
         TypeError, ValueError: what was given and what was expected; nothing is written then.
+
+    >>> table = nf.samplers.ddim(nf.Schedule.linear(1000), steps=10).tableau
+    >>> x, m = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
+    >>> nf.update(table, 0, x, m, out=x) is x  # in place
+    True
     """
     other = None if type(x) is np.ndarray else interop(x)
     if type(table) is Tableau and not table.masked and (other is None or not other.is_traced()):

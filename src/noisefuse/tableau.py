@@ -125,7 +125,12 @@ past: tuple[Affine, ...] = tuple(_symbol(f"past{slot}") for slot in (1, 2, 3, 4)
 
 @dataclass(frozen=True)
 class Row:
-    """One step as expressions; ``clean`` may use k, x, m1, m2 only. lo <= hi bound D; infinite: no clamp."""
+    """One step as expressions; ``clean`` may use k, x, m1, m2 only. lo <= hi bound D; infinite: no clamp.
+
+    >>> from noisefuse.tableau import Row, m1, x
+    >>> print(nf.Tableau([Row(out=0.5 * x + 0.5 * m1)]).equations())
+      0: t = 0;  x' = 0.5 x + 0.5 m1
+    """
 
     out: Affine
     clean: Affine = ZERO
@@ -188,6 +193,10 @@ class Tableau:
 
     Attributes:
         the arguments; arrays are copies, read-only.
+
+    >>> table = nf.samplers.euler(nf.Schedule.karras(4), steps=4).tableau
+    >>> len(table), table.name
+    (4, 'euler')
     """
 
     rows: npt.NDArray[np.void]

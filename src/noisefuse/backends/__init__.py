@@ -176,6 +176,11 @@ def use_backend(backend: str | Backend) -> Setting:
     Raises:
         ValueError: no backend of that name.
         ImportError: it is not available here; the message says why.
+
+    >>> with nf.use_backend("reference"):
+    ...     slow = nf.randn((2, 3), nf.Noise(7))
+    >>> np.array_equal(slow, nf.randn((2, 3), nf.Noise(7)))
+    True
     """
     if isinstance(backend, str) and backend not in NAMES:
         hint = "; cuda is chosen by where the arrays lie" if backend == "cuda" else ""
@@ -194,6 +199,10 @@ def set_num_threads(n: int) -> Setting:
     The default is NOISEFUSE_NUM_THREADS, else the processors this process may run on, or as many as the time that its
     container may use is worth, if that is less; a forked child starts with one.
     ValueError: no integer from 1 to 1024.
+
+    >>> with nf.set_num_threads(1):
+    ...     nf.info()["threads"]
+    1
     """
     if isinstance(n, bool) or not isinstance(n, int | np.integer) or not 1 <= n <= 1024:
         raise ValueError(f"num_threads = {n!r}: expected an integer from 1 to 1024")
@@ -209,7 +218,11 @@ def _set_threads(n: int) -> None:
 
 
 def info() -> dict[str, Any]:
-    """What runs here: version, processor, instruction sets, threads and backends, each available or why it is not."""
+    """What runs here: version, processor, instruction sets, threads and backends, each available or why it is not.
+
+    >>> nf.info()["noise_version"]
+    1
+    """
     from .. import NOISE_VERSION, __version__
 
     backends: dict[str, str] = {}
