@@ -15,7 +15,10 @@ torch = pytest.importorskip("torch")
 
 from torch.autograd import gradcheck  # noqa: E402
 
+from noisefuse.interop import torch_internals  # noqa: E402
 from test_torch import FLOATS, FLOW, N, S, numpy, tensor  # noqa: E402
+
+followed = pytest.mark.skipif(not torch_internals.FOLLOWED, reason="from torch 2.12 on")
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 
@@ -228,6 +231,7 @@ def test_what_is_refused():
 # ---- torch.compile -----------------------------------------------------------------------------------------
 
 
+@followed
 @pytest.mark.parametrize("name", [name for name in CALLS if name not in ("list", "window")])
 def test_compiled_equals_eager(name):
     given, options = arguments(name, grad=True)
@@ -246,6 +250,7 @@ def test_compiled_equals_eager(name):
     assert found[0] == found[1]
 
 
+@followed
 def test_one_graph_for_all_times_and_seeds():
     graphs = 0
 
@@ -265,6 +270,7 @@ def test_one_graph_for_all_times_and_seeds():
     assert graphs <= 3  # numbers become symbols when they first change
 
 
+@followed
 def test_another_schedule_is_seen():
     torch._dynamo.reset()
     step = torch.compile(
