@@ -22,6 +22,7 @@ from exact import apply_exact, run_exact
 from noisefuse import ops, samplers, views
 from noisefuse.noise import Noise
 from noisefuse.sampler import Sampler
+from noisefuse.samplers.integrals import integral_weights
 from noisefuse.samplers.plan import Node, split
 from noisefuse.schedule import Schedule
 from noisefuse.tableau import D, Row, Tableau, m1, past, x
@@ -33,7 +34,11 @@ FAMILIES = {
     "flow": lambda s: (1 - s, s),
 }
 FIRST = {"preserving": 5.0, "exploding": 10.0, "flow": 0.9}
-EXPLODING_FRAME = ("euler", "euler_ancestral", "heun", "dpm_2", "edm")  # these work on x / alpha
+TWO_CALLS = ("dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde")
+EXPLODING_FRAME = (  # these work on x / alpha
+    *("euler", "euler_ancestral", "heun", "edm", "lms", "gradient_estimation"),
+    *TWO_CALLS,
+)
 
 
 @dataclass
@@ -48,6 +53,7 @@ class Case:
     until: float = 0.05  # the last level
     consistency: bool = False  # the model is the consistency function, not the posterior mean
     rising: bool = False  # from the least noisy level to the noisiest
+    counts: tuple = (32, 64, 128)  # of steps, between which the order is measured
 
     def __str__(self):
         return "-".join([self.name, self.family, *(f"{k}={v}" for k, v in self.options.items()), *["up"] * self.rising])
@@ -137,8 +143,32 @@ DETERMINISTIC = [
     # Adams-Bashforth weights are for equal steps in sigma / alpha: order 2 elsewhere; there 4, but 3 at first
     Case("pndm", 2, "preserving"),
     Case("pndm", 3.5, "exploding", grade=1.0, until=0.5),
+    Case("ipndm", 2, "preserving"),
+    Case("ipndm", 3.5, "exploding", grade=1.0, until=0.5),
+    Case("lms", 3, "exploding", {"order": 3}),
+    Case("lms", 3.5, "exploding", grade=1.0, until=0.5),
+    Case("deis", 2, "flow"),
+    Case("deis", 3, "exploding", {"order": 3}),
+    Case("gradient_estimation", 1, "preserving"),
+    Case("dpmpp_3m_sde", 3, "exploding", {"eta": 0.0, "exact": True}),
+    Case("dpmpp_3m_sde", 2, "flow", {"eta": 0.0}),
+    Case("dpmpp_singlestep", 2, "exploding"),
+    Case("dpmpp_singlestep", 2, "preserving", {"solver": "heun"}),
+    Case(
+        "dpmpp_singlestep",
+        3,
+        "preserving",
+        {"order": 3, "solver": "heun", "lower_order_final": False},
+        counts=(30, 60, 120),
+    ),
+    Case("dpmpp_sde", 2, "preserving", {"eta": 0.0, "r": 0.3}),
+    Case("tcd", 1, "preserving", {"gamma": 0.0}),
 ]
-UP = [replace(case, rising=True) for case in DETERMINISTIC if case.options.get("order") != 3 and case.grade == 3.0]
+UP = [
+    replace(case, rising=True)
+    for case in DETERMINISTIC
+    if not {3, True} & {case.options.get("order"), case.options.get("exact")} and case.grade == 3.0
+]
 UP += [  # the others begin where D changes most, so that their first steps, of lower order, are visible: 3 in the limit
     Case("unipc", 3.4, "preserving", {"order": 3, "lower_order_final": False}, rising=True),
     Case("pndm", 2.8, "exploding", grade=1.0, until=4.0, rising=True),
@@ -154,22 +184,26 @@ STOCHASTIC = [
     Case("edm", 2, "exploding", {"S_churn": 8.0}),
     Case("dpmpp_2m_sde", 2, "preserving"),
     Case("dpmpp_2m_sde", 2, "exploding", {"solver": "heun"}),
+    Case("dpmpp_3m_sde", 2, "exploding"),
+    Case("dpm_2_ancestral", 2, "preserving"),
+    Case("dpmpp_2s_ancestral", 2, "preserving"),
+    Case("dpmpp_sde", 2, "exploding"),
+    Case("dpmpp_sde", 2, "preserving", {"eta": 0.5, "r": 0.4}),
 ]
 
 
-COUNTS = (32, 64, 128)
 TOLERANCE = 0.2
 
 
 def order(case, tables):
     """The fitted order: minus the slope of log error against log n."""
     error = case.flow_error if case in DETERMINISTIC else case.marginal_error
-    return -np.polyfit(np.log(COUNTS), np.log([error(n, tables[n]) for n in COUNTS]), 1)[0]
+    return -np.polyfit(np.log(case.counts), np.log([error(n, tables[n]) for n in case.counts]), 1)[0]
 
 
 @pytest.mark.parametrize("case", DETERMINISTIC + STOCHASTIC, ids=str)
 def test_order_of_convergence(case):
-    assert order(case, {n: case.tableau(n) for n in COUNTS}) == pytest.approx(case.order, abs=TOLERANCE)
+    assert order(case, {n: case.tableau(n) for n in case.counts}) == pytest.approx(case.order, abs=TOLERANCE)
 
 
 def used_columns(table):
@@ -186,8 +220,8 @@ def used_columns(table):
 @pytest.mark.parametrize("case", DETERMINISTIC + STOCHASTIC, ids=str)
 def test_every_wrong_coefficient_is_seen(case):
     """2 % off in any one column, and the test above fails."""
-    tables = {n: case.tableau(n) for n in COUNTS}
-    found = [(group, column) for group, column, _ in used_columns(tables[COUNTS[0]])]
+    tables = {n: case.tableau(n) for n in case.counts}
+    found = [(group, column) for group, column, _ in used_columns(tables[case.counts[0]])]
     assert len(found) >= 2
     for found_column in found:
         planted = {}
@@ -378,6 +412,11 @@ BAD_ARGUMENTS = [
             ("ddim", {"eta": 0.1}),
             ("euler_ancestral", {}),
             ("dpmpp_2m_sde", {}),
+            ("dpmpp_3m_sde", {}),
+            ("dpm_2_ancestral", {}),
+            ("dpmpp_2s_ancestral", {}),
+            ("dpmpp_sde", {}),
+            ("tcd", {}),
         )
     ),
     *(
@@ -420,6 +459,17 @@ BAD_ARGUMENTS = [
     ("unipc", VP, {"order": 4}, ValueError, "order must be 1, 2 or 3"),
     ("dpmpp_2m", VP, {"solver": "x"}, ValueError, "midpoint or heun"),
     ("pndm", VP, {"average": "x"}, ValueError, "epsilon or output"),
+    *(
+        (name, VP, {"order": order}, ValueError, f"order must be 1 to {highest}, got {order}")
+        for name, highest in (("lms", 4), ("ipndm", 4), ("deis", 3), ("dpmpp_singlestep", 3))
+        for order in (0, highest + 1)
+    ),
+    ("dpmpp_singlestep", VP, {"solver": "x"}, ValueError, "midpoint or heun, got 'x'"),
+    ("dpmpp_3m_sde", VP, {"eta": -1.0}, ValueError, "eta must be at least 0 and finite, got -1.0"),
+    ("dpmpp_sde", VP, {"r": 1.0}, ValueError, "r must lie between 0 and 1, got 1.0"),
+    ("gradient_estimation", VP, {"gamma": math.inf}, ValueError, "gamma must be finite, got inf"),
+    ("tcd", VP, {"gamma": 1.5}, ValueError, "gamma must be at least 0 and at most 1, got 1.5"),
+    ("tcd", FLOW, {"steps": 3}, ValueError, "tcd counts indices, and with this schedule a model is told noise levels"),
     ("lcm", VP, {"steps": 60}, ValueError, "1 <= steps <= original_steps <= 1000"),
     ("lcm", VP, {"original_steps": 1001}, ValueError, "1 <= steps <= original_steps <= 1000"),
     ("flow_euler", FLOW, {"steps": [1.5, 0.5]}, ValueError, "noise levels of the schedule"),
@@ -520,7 +570,7 @@ def test_a_last_step_of_length_zero(steps, spacing):
     options = {"spacing": spacing, "final": "sigma_min"}
     for rule in (samplers.dpmpp_2m, samplers.dpmpp_2m_sde):
         rule(VP, steps, solver="heun", lower_order_final=False, **options)
-    for name in set(ALL) - {"lcm", "edm", "flow_euler", "flow_heun"}:
+    for name in set(ALL) - {"lcm", "tcd", "edm", "flow_euler", "flow_heun"}:
         table = getattr(samplers, name)(VP, steps, **options).tableau
         if table.slots == 0:
             x = np.linspace(-1, 1, 5)
@@ -629,24 +679,39 @@ def test_a_run_may_be_cut(name):
         np.testing.assert_array_equal(joined, getattr(whole.tableau, field_))
 
 
-@pytest.mark.parametrize("name", sorted({*ALL} - {"lcm", "edm", "flow_euler", "flow_heun"}))
+@pytest.mark.parametrize("name", sorted({*ALL} - {"lcm", "tcd", "edm", "flow_euler", "flow_heun"}))
 def test_a_step_to_where_x_is_does_nothing(name):
     """At the first level, where nothing is remembered yet, in samplers that draw noise, too."""
     table = getattr(samplers, name)(VP, [500, 500, 400]).tableau
-    x, calls = np.linspace(-1, 1, 5), 2 if name in ("heun", "dpm_2", "pndm") else 1
+    x, calls = np.linspace(-1, 1, 5), 2 if name in ("heun", "pndm", *TWO_CALLS) else 1
     first = Tableau(table.rows[:calls], table.timesteps[:calls], push=table.push[:calls])
     np.testing.assert_allclose(run_exact(first, lambda x, t: np.cos(x), x, lambda: 1.0), x, rtol=0, atol=1e-12)
 
 
+MULTISTEP = {
+    "unipc": {"order": 3, "lower_order_final": False},
+    "dpmpp_3m_sde": {"eta": 0.0},
+    "dpmpp_singlestep": {"order": 3, "solver": "heun", "lower_order_final": False},
+    "deis": {"order": 3, "lower_order_final": False},
+    "lms": {},
+    "gradient_estimation": {},
+}
+
+
 @pytest.mark.parametrize("steps", [[500, 500, 400, 300], [500, 400, 400, 300, 300], [500, 300, 500, 300, 500, 400]])
-def test_unipc_at_levels_visited_twice(steps):
-    """A network that says the same there as before: the run is that of a network that says so everywhere."""
-    x0, options = 0.4, {"order": 3, "lower_order_final": False, "prediction": "sample", "final": 200}
-    table = samplers.unipc(VP, steps, **options).tableau
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_levels_visited_twice(name, steps):
+    """A network that says the same there as before: the run is that of a network that says so everywhere.
+
+    Seen to fail: a difference over two nodes that coincide.
+    """
+    x0, options = 0.4, {**MULTISTEP[name], "prediction": "sample", "final": 200}
+    table = getattr(samplers, name)(VP, steps, **options).tableau
     here, there = (Node(VP.alpha[t], VP.sigma[t], t) for t in (steps[0], 200))
     x = here.alpha * x0 + here.sigma * np.linspace(-1, 1, 5)
     expected = there.alpha * x0 + there.sigma * np.linspace(-1, 1, 5)
-    np.testing.assert_allclose(run_exact(table, lambda x, t: x0, x), expected, rtol=1e-9)
+    frame = [node.alpha if name in EXPLODING_FRAME else 1 for node in (here, there)]
+    np.testing.assert_allclose(run_exact(table, lambda x, t: x0, x / frame[0]), expected / frame[1], rtol=1e-9)
 
 
 def test_a_rise_to_pure_noise():
@@ -679,6 +744,169 @@ def test_a_step_to_clean_data_draws_nothing():
 def test_a_single_step_of_pndm_to_clean_data_is_one_call():
     """Seen to fail: the first step done again, at a level without noise."""
     assert [len(samplers.pndm(VP, 1, final=final)) for final in ("zero", "sigma_min")] == [1, 2]
+
+
+def ancestral(here, there, eta):
+    """k-diffusion's sigma_down and sigma_up."""
+    up = min(there, eta * math.sqrt(there**2 * (here**2 - there**2) / here**2))
+    return math.sqrt(there**2 - up**2), up
+
+
+def k_dpm_2_ancestral(x, here, there, eta, w):
+    down, up = ancestral(here, there, eta)
+    return k_dpm_2(x, here, down) + up * w(here, there)
+
+
+def k_dpmpp_2s_ancestral(x, here, there, eta, w):
+    """Lu et al. 2022, algorithm 1, with t = -log sigma, r = 1 / 2."""
+    down, up = ancestral(here, there, eta)
+    if down == 0:
+        return k_euler(x, here, 0.0)
+    h = math.log(here / down)
+    middle = math.exp(-(-math.log(here) + h / 2))
+    u = middle / here * x - math.expm1(-h / 2) * answer(x, here)
+    return down / here * x - math.expm1(-h) * answer(u, middle) + up * w(here, there)
+
+
+def k_dpmpp_sde(x, here, there, eta, w, r=0.5):
+    """Lu et al. 2022, section 5, of second order, as k-diffusion steps it."""
+    if there == 0:
+        return k_euler(x, here, 0.0)
+    D, middle = answer(x, here), math.exp(math.log(here) + r * math.log(there / here))
+    down, up = ancestral(here, middle, eta)
+    u = down / here * x - math.expm1(math.log(down / here)) * D + up * w(here, middle)
+    down, up = ancestral(here, there, eta)
+    mixed = (1 - 1 / (2 * r)) * D + 1 / (2 * r) * answer(u, middle)
+    return down / here * x - math.expm1(math.log(down / here)) * mixed + up * w(here, there)
+
+
+TWO_STAGE_REFERENCES = {
+    "dpm_2_ancestral": k_dpm_2_ancestral,
+    "dpmpp_2s_ancestral": k_dpmpp_2s_ancestral,
+    "dpmpp_sde": k_dpmpp_sde,
+}
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.4])
+@pytest.mark.parametrize("name", TWO_STAGE_REFERENCES)
+def test_two_stages_with_noise_are_k_diffusions_loop(name, eta):
+    """On one Brownian path, of which a row of dpmpp_sde draws a piece, and the others the way of a step."""
+    table = getattr(samplers, name)(Schedule.karras(9), np.array(SIGMAS[:-1]), prediction="sample", eta=eta).tableau
+    rng, x = np.random.default_rng(0), 80 * np.linspace(-2, 2, 7)
+    pieces = rng.normal(size=(len(table), 7))
+    at = dict(zip(table.sigma, range(len(table)), strict=True))
+
+    def w(here, there):
+        """The path from here to there over the root of its length; the levels between are those of the rows."""
+        if name != "dpmpp_sde":
+            return pieces[at[here] + 1]
+        levels = [level for level in table.sigma if there - 1e-9 <= level <= here]
+        levels = [*levels, there] if levels[-1] > there + 1e-9 else levels
+        path = sum(math.sqrt(a - b) * pieces[at[a]] for a, b in itertools.pairwise(levels))
+        return path / math.sqrt(here - there)
+
+    draws, expected = iter(pieces), x
+    for here, there in itertools.pairwise(SIGMAS):
+        expected = TWO_STAGE_REFERENCES[name](expected, here, there, eta, w if there else lambda a, b: 0.0)
+    got = run_exact(table, answer, x, lambda: next(draws))
+    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_dpmpp_sde_has_the_variance_of_data():
+    """Data N(0, 1/4), 20 steps: the deviation is 0.49 where the two draws share a piece, 0.44 where they do not."""
+    schedule = Schedule.karras(20, 0.02, 10.0)
+
+    def deviation(table):
+        one, *z = np.eye(1 + len(table))
+        draws = iter(z)
+        weights = run_exact(
+            table, lambda x, s: 0.25 / (0.25 + s**2) * x, math.hypot(0.5, 10.0) * one, lambda: next(draws)
+        )
+        return np.linalg.norm(weights)
+
+    table = samplers.dpmpp_sde(schedule, schedule.sigma[::-1], prediction="sample").tableau
+    assert deviation(table) == pytest.approx(0.493, abs=0.001)
+    rows = table.rows.copy()
+    rows["aux1"]["z"][:-1:2] = 0
+    rows["out"]["z"][1::2] = np.hypot(table.rows["out"]["z"][1::2], table.rows["aux1"]["z"][:-1:2])
+    independent = Tableau(rows, table.timesteps, push=table.push)
+    assert deviation(independent) == pytest.approx(0.436, abs=0.001)
+
+
+def k_dpmpp_3m_sde(x, sigmas, eta, z):
+    """As k-diffusion steps it, with t = -log sigma."""
+    Ds, hs = [], []
+    for here, there, noise in zip(sigmas[:-1], sigmas[1:], z, strict=True):
+        D = answer(x, here)
+        if there == 0:
+            return D
+        h = math.log(here / there)
+        a = h * (eta + 1)
+        x = math.exp(-a) * x - math.expm1(-a) * D
+        phi_2 = math.expm1(-a) / a + 1
+        if len(hs) > 1:
+            r0, r1 = hs[-1] / h, hs[-2] / h
+            d0, d1 = (D - Ds[-1]) / r0, (Ds[-1] - Ds[-2]) / r1
+            x = x + phi_2 * (d0 + (d0 - d1) * r0 / (r0 + r1)) - (phi_2 / a - 0.5) * (d0 - d1) / (r0 + r1)
+        elif hs:
+            x = x + phi_2 * (D - Ds[-1]) / (hs[-1] / h)
+        x = x + there * math.sqrt(-math.expm1(-2 * h * eta)) * noise
+        Ds.append(D)
+        hs.append(h)
+    return x
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.4, 0.0])
+def test_dpmpp_3m_sde_is_k_diffusions_loop(eta):
+    table = samplers.dpmpp_3m_sde(Schedule.karras(9), np.array(SIGMAS[:-1]), prediction="sample", eta=eta).tableau
+    x, draws = 80 * np.linspace(-2, 2, 7), np.random.default_rng(0).normal(size=(9, 7))
+    rows = iter(draws)
+    got = run_exact(table, answer, x, lambda: next(rows))
+    np.testing.assert_allclose(got, k_dpmpp_3m_sde(x, SIGMAS, eta, draws), rtol=1e-11, atol=1e-11)
+
+
+def k_gradient_estimation(x, sigmas, gamma=2.0):
+    """Permenter & Yuan 2023, algorithm 2."""
+    before = None
+    for here, there in itertools.pairwise(sigmas):
+        d = (x - answer(x, here)) / here
+        mixed = d if before is None or there == 0 else gamma * d + (1 - gamma) * before
+        x, before = x + (there - here) * mixed, d
+    return x
+
+
+@pytest.mark.parametrize("sigmas", GRIDS.values(), ids=GRIDS)
+def test_gradient_estimation_is_its_algorithm(sigmas):
+    if sigmas == GRIDS["repeated"] or sigmas == GRIDS["up and down"]:
+        sigmas = sorted(set(sigmas), reverse=True)  # where a level is met twice the newest slope counts here
+    steps = np.array(sigmas[:-1])
+    table = samplers.gradient_estimation(Schedule.karras(9), steps, final=sigmas[-1], prediction="sample").tableau
+    x = sigmas[0] * np.linspace(-2, 2, 7)
+    np.testing.assert_allclose(run_exact(table, answer, x), k_gradient_estimation(x, sigmas), rtol=1e-11, atol=1e-11)
+
+
+def test_weights_of_equal_steps_are_adams_and_bashforths():
+    """In lms, and with gamma = 3/2 in gradient_estimation. Seen to fail: nodes in another order."""
+    schedule, steps = Schedule.karras(9), np.linspace(9, 2, 8)
+    options = {"final": 1.0, "prediction": "sample"}
+    for order in (1, 2, 3, 4):
+        ours, equal = (rule(schedule, steps, order=order, **options).tableau for rule in (samplers.lms, samplers.ipndm))
+        np.testing.assert_allclose(ours.numbers, equal.numbers, rtol=1e-12, atol=1e-12)
+    two = samplers.gradient_estimation(schedule, steps, gamma=1.5, **options).tableau
+    equal = samplers.ipndm(schedule, steps, order=2, **options).tableau
+    np.testing.assert_allclose(two.numbers, equal.numbers, rtol=1e-12, atol=1e-12)
+
+
+def test_integral_weights():
+    """Of polynomials against their integrals, and of e^s against a closed form where it is steep."""
+    nodes = [1.0, 1.3, 0.2, -0.5]
+    for degree in range(4):
+        got = np.dot(integral_weights(nodes, 2.0), np.array(nodes) ** degree)
+        assert got == pytest.approx((2.0 ** (degree + 1) - 1) / (degree + 1), rel=1e-13)
+    for c in (1e-3, 1.0, 60.0):
+        w = integral_weights([0.0, -1.0], 1.0, lambda s, c=c: np.exp(c * (s - 1)))
+        zeroth, first = -math.expm1(-c) / c, (1 + math.expm1(-c) / c) / c
+        np.testing.assert_allclose([sum(w), -w[1]], [zeroth, first], rtol=0, atol=1e-13 if c < 1 else 1e-14)
 
 
 # ---- the engine --------------------------------------------------------------------------------------------
@@ -744,7 +972,7 @@ def test_start_is_stream_2():
     assert samplers.euler(VP, 5).tableau.start == pytest.approx(1 / VP.alpha[-1])
 
 
-@pytest.mark.parametrize("name", sorted({*ALL} - {"flow_euler", "flow_heun"}))
+@pytest.mark.parametrize("name", sorted({*ALL} - {"flow_euler", "flow_heun", "tcd"}))
 def test_the_start_is_that_of_the_schedule(name):
     """Not of the sampler. Seen to fail: edm alone left the data's variance out."""
     rule, over = getattr(samplers, name), VP.alpha[900] if name in EXPLODING_FRAME else 1
@@ -781,7 +1009,7 @@ def test_a_shape_may_be_a_list():
     np.testing.assert_array_equal(sampler.sample(gaussian_model(VP), [2, 3], noise), expected)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "euler_ancestral", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("name", ["ddpm", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde"])
 def test_a_sampled_run_has_the_marginal(name):
     """One float32 run of the kernel: mean and deviation of 2^18 samples, 5 standard errors from the rows'."""
     sampler, shape, count = getattr(samplers, name)(VP, 20, spacing="trailing"), (64, 2**12), 2**18
@@ -988,7 +1216,7 @@ def test_denoised_is_d(name):
     np.testing.assert_array_equal(run(callback=lambda *a: seen.append(a)), run())
     assert [i for i, _, _ in seen] == list(range(len(sampler)))
     _, x, denoised = seen[-1]
-    if name not in ("pndm",):  # whose last step averages
+    if name not in ("pndm", "lms"):  # whose last step averages
         np.testing.assert_array_equal(x, denoised)
     row, before = sampler.tableau.rows[1], seen[0][1]
     m = np.sin(sampler.model_input(1, before)[0])

@@ -25,17 +25,27 @@ __all__ = [
     "Threshold",
     "ddim",
     "ddpm",
+    "deis",
     "dpm_2",
+    "dpm_2_ancestral",
     "dpmpp_2m",
     "dpmpp_2m_sde",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "dpmpp_singlestep",
     "edm",
     "euler",
     "euler_ancestral",
     "flow_euler",
     "flow_heun",
+    "gradient_estimation",
     "heun",
+    "ipndm",
     "lcm",
+    "lms",
     "pndm",
+    "tcd",
     "unipc",
 ]
 
@@ -70,3 +80,13 @@ dpmpp_2m_sde = _sampler(dpmpp.dpmpp_2m_sde)
 unipc = _sampler(predictor_corrector.unipc)
 pndm = _sampler(adams.pndm)
 lcm = _sampler(consistency.lcm)
+dpm_2_ancestral = _sampler(two_stage.dpm_2_ancestral)
+dpmpp_2s_ancestral = _sampler(two_stage.dpmpp_2s_ancestral)
+dpmpp_sde = _sampler(two_stage.dpmpp_sde)
+dpmpp_3m_sde = _sampler(dpmpp.dpmpp_3m_sde)
+dpmpp_singlestep = _sampler(dpmpp.dpmpp_singlestep)
+lms = _sampler(adams.lms)
+ipndm = _sampler(adams.ipndm)
+deis = _sampler(adams.deis)
+gradient_estimation = _sampler(adams.gradient_estimation)
+tcd = _sampler(consistency.tcd)

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pseudo linear multistep sampling: Liu et al. 2022 (PNDM)."""
+"""Linear multistep methods on the predicted noise: PNDM, LMS, iPNDM, DEIS, and one of two slopes."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Literal, Unpack
 
+import numpy as np
+
 from ..schedule import Schedule
-from ..tableau import Tableau, m1, past, x
+from ..tableau import D, Tableau, m1, past, x
 from ..views import View
-from .plan import Placed, plan
+from .integrals import integral_weights
+from .plan import Clip, Placed, Plan, need_order, plan
 from .spacing import SpacingOptions, Steps
 
 _ADAMS = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
@@ -51,3 +56,136 @@ def pndm(
             again = m1 if average == "output" else run.predicted_noise(there)
             rows.append(run.row(there, x + weight / 2 * (again - past[0])))
     return run.table("pndm", rows)
+
+
+def _multistep(name: str, run: Plan, order: int, weights: Callable[[list[float], float], list[float]]) -> Tableau:
+    """x' = (alpha' / alpha) x + alpha' sum_j w_j e_j, the steps of a linear multistep method in rho = sigma / alpha.
+
+    e_j is the noise that was predicted at rho_j, the newest first; weights(rho_0 .., rho') are the w_j. Of a level
+    visited twice the newest e counts.
+    """
+    run.need_signal(name)
+    rows: list[Placed] = []
+    for i, (here, there) in enumerate(run.pairs):
+        e = run.noise(here)
+        levels = [node.sigma / node.alpha for node in run.nodes[i::-1][:order]]
+        used = [j for j, level in enumerate(levels) if level not in levels[:j]]
+        found = weights([levels[j] for j in used], there.sigma / there.alpha)
+        terms = [(e, *past)[j] for j in used]
+        if there.sigma == 0 and len(found) == 1:
+            rows.append(run.row(here, there.alpha * D))
+            continue
+        out = there.alpha / here.alpha * x
+        out = sum((there.alpha * w * term for w, term in zip(found, terms, strict=False)), out)
+        rows.append(run.row(here, out, keep=[e] if order > 1 else []))
+    return run.table(name, rows)
+
+
+def lms(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    order: int = 4,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """Linear multistep method in sigma, k-diffusion (Crowson 2022): Adams-Bashforth on unequal steps, for x / alpha.
+
+        x' = x + sum_j w_j d_j,    w_j = integral of L_j over sigma .. sigma',    d = (x - D) / sigma
+
+    d_0 .. d_(order - 1) are the newest slopes, and L_j Lagrange's polynomials on their levels. order: 1 to 4.
+    """
+    need_order(order, 4)
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    return _multistep("lms", run, order, integral_weights)
+
+
+def ipndm(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    order: int = 4,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """Improved PNDM, Zhang & Chen 2022 (DEIS), appendix H: Adams-Bashforth weights of equal steps, without a warm-up.
+
+        x' = (alpha' / alpha) x + (sigma' - sigma alpha' / alpha) e
+
+    e is the Adams-Bashforth average of the last ``order`` predicted noises, of fewer at first. A step to clean data is
+    of first order: x' = D. order: 1 to 4.
+    """
+    need_order(order, 4)
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
+
+    def weights(levels: list[float], end: float) -> list[float]:
+        average = _ADAMS[len(levels) - 1 if end else 0]
+        return [(end - levels[0]) * c for c in average]
+
+    return _multistep("ipndm", run, order, weights)
+
+
+def deis(
+    schedule: Schedule,
+    steps: Steps = 20,
+    *,
+    order: int = 2,
+    lower_order_final: bool = True,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """DEIS-tAB in log rho, Zhang & Chen 2022 (arXiv:2204.13902): Adams-Bashforth with exact exponential weights.
+
+        x' = (alpha' / alpha) x + alpha' sum_j w_j e_j,    rho = sigma / alpha
+        w_j = integral of prod_(k != j) (log t - log rho_k) / (log rho_j - log rho_k) dt over t = rho .. rho'
+
+    order: 1 to 3. lower_order_final: the last step is of first order and the one before of at most second, when n < 15.
+    A step to clean data is of first order.
+    """
+    need_order(order, 3)
+    run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
+    n = len(run.nodes) - 1
+    left = iter(range(n, 0, -1))
+
+    def weights(levels: list[float], end: float) -> list[float]:
+        """With s = log rho - log t the density is -rho e^-s."""
+        rho, p = levels[0], next(left) if lower_order_final and n < 15 else order
+        if not end:
+            return [-rho]
+        s = [math.log(rho / level) for level in levels[:p]]
+        return integral_weights(s, math.log(rho / end), lambda s: -rho * np.exp(-s))
+
+    return _multistep("deis", run, order, weights)
+
+
+def gradient_estimation(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    gamma: float = 2.0,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """Gradient estimation, Permenter & Yuan 2023 (arXiv:2306.04848), algorithm 2, for x / alpha.
+
+        x' = x + (sigma' - sigma) (gamma d + (1 - gamma) d_before),    d = (x - D) / sigma
+
+    The first step takes d alone, and so does one to clean data, as in ComfyUI: x' = D. ValueError: gamma is not finite.
+    """
+    if not math.isfinite(gamma):
+        raise ValueError(f"gamma must be finite, got {gamma}")
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+
+    def weights(levels: list[float], end: float) -> list[float]:
+        h = end - levels[0]
+        return [gamma * h, (1 - gamma) * h] if end and len(levels) > 1 else [h]
+
+    return _multistep("gradient_estimation", run, 2, weights)

@@ -11,7 +11,7 @@ import numpy as np
 from ..schedule import Schedule
 from ..tableau import D, Tableau, x, z
 from ..views import View
-from .plan import Clip, plan
+from .plan import Clip, Node, need_fall, plan
 from .spacing import Axis, SpacingOptions, Steps
 
 
@@ -45,6 +45,55 @@ def lcm(
         f = c_skip * x + c_out * D
         rows.append(run.row(here, there.alpha * f + there.sigma * z, denoised=f))
     return run.table("lcm", rows)
+
+
+def tcd(
+    schedule: Schedule,
+    steps: Steps = 4,
+    *,
+    gamma: float = 0.3,
+    original_steps: int = 50,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """Strategic stochastic sampling of trajectory consistency distillation, Zheng et al. 2024 (algorithm 4).
+
+        s = floor((1 - gamma) t'),    x_s = alpha_s D + sigma_s e
+        x' = (alpha' / alpha_s) x_s + sqrt(sigma'^2 - (alpha' sigma_s / alpha_s)^2) z
+
+    gamma: from 0, deterministic, to 1; diffusers calls it eta. steps: n of the ``original_steps`` times of the
+    distillation, or the times themselves. A step to clean data is x' = D. ValueError: gamma is not in 0 <= gamma <= 1;
+    a schedule whose model is told noise levels.
+    """
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must be at least 0 and at most 1, got {gamma}")
+    axis = Axis(schedule)
+    need_index(axis, "tcd")
+    if isinstance(steps, int | np.integer):
+        steps = _distilled(axis, original_steps, int(steps))
+    run = plan(schedule, steps, prediction, clip, "leading", **options)
+    rows = []
+    for here, there in run.pairs:
+        inner = there
+        if there.sigma and gamma:
+            need_fall(here, there)
+            alpha, sigma, t = (float(column[0]) for column in axis.at_index(np.array([(1 - gamma) * there.t // 1])))
+            inner = Node(alpha, sigma, t)
+        ratio = there.alpha / inner.alpha
+        fresh = math.sqrt(max(0.0, there.sigma**2 - (ratio * inner.sigma) ** 2))
+        x_s = inner.alpha * D + inner.sigma * run.noise(here)
+        rows.append(run.row(here, ratio * x_s + fresh * z))
+    return run.table("tcd", rows)
+
+
+def need_index(axis: Axis, name: str) -> None:
+    """ValueError: the schedule's time is no index."""
+    if not axis.timed_by_index:
+        raise ValueError(
+            f"{name} counts indices, and with this schedule a model is told noise levels (alpha = 1 or "
+            "alpha + sigma = 1)"
+        )
 
 
 def _distilled(axis: Axis, original: int, n: int) -> list[float]:

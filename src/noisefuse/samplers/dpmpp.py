@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DPM-Solver++ of second order, multistep: Lu et al. 2022 (arXiv:2211.01095), in the schedule's own frame."""
+"""DPM-Solver++, multistep and singlestep: Lu et al. 2022 (arXiv:2211.01095), in the schedule's own frame."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Literal, Unpack
+
+import numpy as np
 
 from ..schedule import Schedule
 from ..tableau import ZERO, Affine, D, Tableau, past, x, z
 from ..views import View
-from .plan import Clip, Node, Placed, Plan, need_fall, plan
+from .integrals import integral_weights
+from .plan import Clip, Node, Placed, Plan, need_fall, need_order, plan
 from .spacing import SpacingOptions, Steps
 
 
@@ -89,6 +93,136 @@ def dpmpp_2m_sde(
         out = there.sigma / here.sigma * math.exp(-h) * x + there.alpha * (phi * D + w * D1)
         rows.append(run.row(here, out + there.sigma * math.sqrt(phi) * z, keep=[D]))
     return run.table("dpmpp_2m_sde", rows)
+
+
+def dpmpp_3m_sde(
+    schedule: Schedule,
+    steps: Steps = 20,
+    *,
+    eta: float = 1.0,
+    exact: bool = False,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """SDE-DPM-Solver++(3M) as k-diffusion has it; eta = 0: the multistep DPM-Solver++ of order 3, Lu et al. 2022.
+
+        x' = (sigma' / sigma) e^(-eta h) x + alpha' ((1 - e^-a) D + phi_2 D1 + phi_3 D2)
+             + sigma' sqrt(1 - e^(-2 eta h)) z
+        h = lambda' - lambda,    a = (1 + eta) h,    phi_2 = 1 - (1 - e^-a) / a,    phi_3 = 1/2 - phi_2 / a
+        D1_0 = (D - D_1) / r_0,    D1_1 = (D_1 - D_2) / r_1,    r_0 = h_1 / h,    r_1 = h_2 / h
+        D2 = (D1_0 - D1_1) / (r_0 + r_1),    D1 = D1_0 + r_0 D2
+
+    D_1, D_2 are the D of the last two steps, h_1, h_2 their lengths. phi_3 as it is published is half the integral that
+    belongs to D2, so that the method is of second order; ``exact=True`` takes all of it, and is of third. The first
+    steps, and those after a level that was visited twice, are of lower order, one to clean data of first.
+    """
+    run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
+    run.need_signal("a multistep sampler", nodes=slice(1, None))
+    if not 0 <= eta < math.inf:
+        raise ValueError(f"eta must be at least 0 and finite, got {eta}")
+    rows: list[Placed] = []
+    h_1 = h_2 = 0.0
+    for here, there in run.pairs:
+        h = there.log_snr - here.log_snr
+        if eta:
+            need_fall(here, there)
+        a, phi = (1 + eta) * h, -math.expm1(-(1 + eta) * h)
+        D1, D2 = _differences(h, h_1, h_2)
+        phi_2 = _weight("heun", phi, a)
+        phi_3 = 1 / 2 - phi_2 / a if a else 0.0
+        mean = phi * D + phi_2 * D1 + (2 * phi_3 if exact else phi_3) * D2
+        decay, fresh = (math.exp(-eta * h), math.sqrt(max(0.0, -math.expm1(-2 * eta * h)))) if eta else (1.0, 0.0)
+        rows.append(
+            run.row(here, there.sigma / here.sigma * decay * x + there.alpha * mean + there.sigma * fresh * z, keep=[D])
+        )
+        h_1, h_2 = h, h_1
+    return run.table("dpmpp_3m_sde", rows)
+
+
+def _differences(h: float, h_1: float, h_2: float) -> tuple[Affine, Affine]:
+    """D1 and D2 of ``dpmpp_3m_sde``; 0 where a step has no length, or none that is known, and to clean data."""
+    if not h_1 or h == math.inf:
+        return ZERO, ZERO
+    D1_0 = h / h_1 * (D - past[0])
+    if not h_2 or h_1 + h_2 == 0:
+        return D1_0, ZERO
+    D1_1 = h / h_2 * (past[0] - past[1])
+    return D1_0 + h_1 / (h_1 + h_2) * (D1_0 - D1_1), h / (h_1 + h_2) * (D1_0 - D1_1)
+
+
+def dpmpp_singlestep(
+    schedule: Schedule,
+    steps: Steps = 20,
+    *,
+    order: int = 2,
+    solver: Literal["midpoint", "heun"] = "midpoint",
+    lower_order_final: bool = True,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """DPM-Solver++(2S) and (3S), Lu et al. 2022, with levels of the run as inner points: n model calls.
+
+    A group of ``order`` steps begins at x; its k-th step goes there from x, with D_0 .. D_(k-1) of the group:
+
+        x' = (sigma' / sigma) x + alpha' sum_j w_j D_j,    w_j = integral of e^(s - h) L_j(s) over 0 <= s <= h
+        h = lambda' - lambda,    L_j: Lagrange's polynomials, 1 at lambda_j - lambda and 0 at the others
+
+    "midpoint" makes w_1 simpler for k = 2, (1 - e^-h) / 2 r with r h = lambda_1 - lambda, and leaves D_1 out for k = 3,
+    which is of third order where lambda_2 - lambda = 2 h / 3.
+
+    lower_order_final: the last groups are shorter, such that the last step is of first order, or of second if order is
+    3 and n = 2, 5, 8, .. One to clean data is of first order anyway.
+    """
+    need_order(order, 3)
+    if solver not in ("midpoint", "heun"):
+        raise ValueError(f"solver must be midpoint or heun, got {solver!r}")
+    run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
+    run.need_signal("dpmpp_singlestep")
+    rows: list[Placed] = []
+    at = 0
+    for size in _groups(len(run.nodes) - 1, order, lower_order_final, run.nodes[-1].sigma == 0):
+        rows += _group(run, run.nodes[at : at + size + 1], solver)
+        at += size
+    return run.table("dpmpp_singlestep", rows)
+
+
+def _groups(n: int, order: int, lower_order_final: bool, to_clean: bool) -> list[int]:
+    """The sizes of the groups of n steps."""
+    whole, rest = divmod(n, order)
+    sizes = [order] * whole + [rest] * (rest > 0)
+    if (lower_order_final and rest == 0) or to_clean:
+        sizes[-1:] = [sizes[-1] - 1, 1] if sizes[-1] > 1 else [1]
+    return sizes
+
+
+def _group(run: Plan, nodes: Sequence[Node], solver: str) -> list[Placed]:
+    """The rows of one group. Each remembers its D, and the first one x."""
+    rows = []
+    for k, (here, there) in enumerate(pairwise(nodes)):
+        begin, Ds = (past[k], [*past[:k][::-1], D]) if k else (x, [D])
+        weights = _inner([node.log_snr for node in nodes[: k + 1]], there.log_snr, solver)
+        mean = sum((w * D_j for w, D_j in zip(weights, Ds, strict=True) if w), ZERO)
+        keep = [] if k == len(nodes) - 2 else [D] if k else [D, x]
+        rows.append(run.row(here, there.sigma / nodes[0].sigma * begin + there.alpha * mean, keep=keep))
+    return rows
+
+
+def _inner(levels: list[float], end: float, solver: str) -> list[float]:
+    """w_j of ``dpmpp_singlestep`` for lambda_0 .. lambda_k and lambda'. Of a level visited twice the first D counts."""
+    h, inner = end - levels[0], [level - levels[0] for level in levels]
+    phi = -math.expm1(-h)
+    if solver == "midpoint" and len(inner) == 2 and inner[1]:
+        second = phi * h / (2 * inner[1])
+        return [phi - second, second]
+    used = [j for j, s in enumerate(inner) if s not in inner[:j] and not (solver == "midpoint" and j == 1)]
+    if len(used) == 1:
+        return [phi, *[0.0] * (len(inner) - 1)]
+    weights = iter(integral_weights([inner[j] for j in used], h, lambda s: np.exp(s - h)))
+    return [next(weights) if j in used else 0.0 for j in range(len(inner))]
 
 
 def _weight(solver: str, phi: float, h: float) -> float:

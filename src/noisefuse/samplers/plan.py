@@ -93,6 +93,12 @@ def need_fall(here: Node, there: Node) -> None:
         )
 
 
+def need_order(order: int, highest: int) -> None:
+    """ValueError: order is none of 1 .. highest."""
+    if order not in range(1, highest + 1):
+        raise ValueError(f"order must be 1 to {highest}, got {order}")
+
+
 @dataclass(frozen=True)
 class Plan:
     """A schedule's visited nodes (n + 1, in order), and how the network's output tells x0 there."""

@@ -9,7 +9,7 @@ from typing import Unpack
 from ..schedule import Schedule
 from ..tableau import D, Tableau, past, x, z
 from ..views import View
-from .plan import Clip, Node, Placed, Plan, plan
+from .plan import Clip, Node, Placed, Plan, plan, split
 from .spacing import SpacingOptions, Steps
 
 
@@ -100,6 +100,24 @@ def edm(
     return run.table("edm", rows, start=math.hypot(run.start, added[0]))
 
 
+def _to_the_middle(run: Plan, here: Node, keep: float) -> tuple[Node, Placed]:
+    """The midpoint in log sigma on the way down to ``keep``, and the row of Euler's step there, which keeps x."""
+    mid = run.node(math.sqrt(here.sigma * keep))
+    return mid, run.row(here, x + (mid.sigma - here.sigma) * run.noise(here), keep=[x])
+
+
+def _dpm_2(name: str, run: Plan, eta: float) -> Tableau:
+    rows = []
+    for here, there in run.pairs:
+        keep, fresh = split(here, there, eta)
+        if keep == 0:
+            rows.append(run.row(here, D + fresh * z))
+            continue
+        mid, first = _to_the_middle(run, here, keep)
+        rows += [first, run.row(mid, past[0] + (keep - here.sigma) * run.noise(mid) + fresh * z)]
+    return run.table(name, rows)
+
+
 def dpm_2(
     schedule: Schedule,
     steps: Steps = 50,
@@ -116,12 +134,101 @@ def dpm_2(
     x' = x + (sigma' - sigma) d(u, s)                     an Euler step where sigma' = 0
     """
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    return _dpm_2("dpm_2", run, 0.0)
+
+
+def dpm_2_ancestral(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    eta: float = 1.0,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """``dpm_2`` down to sigma_down, then fresh noise up to sigma' (k-diffusion, Crowson 2022): 2 n - 1 model calls.
+
+    s = sqrt(sigma sigma_down),    u = x + (s - sigma) d(x, sigma)
+    x' = x + (sigma_down - sigma) d(u, s) + sigma_up z
+
+    sigma_down and sigma_up as in ``euler_ancestral``.
+    """
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    return _dpm_2("dpm_2_ancestral", run, eta)
+
+
+def dpmpp_2s_ancestral(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    eta: float = 1.0,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """DPM-Solver++(2S), Lu et al. 2022 (algorithm 1), down to sigma_down, then fresh noise, for x / alpha.
+
+    s = sqrt(sigma sigma_down),    u = (s / sigma) x + (1 - s / sigma) D(x, sigma)
+    x' = (sigma_down / sigma) x + (1 - sigma_down / sigma) D(u, s) + sigma_up z
+
+    As in k-diffusion; sigma_down and sigma_up as in ``euler_ancestral``. eta = 0 is DPM-Solver++(2S) itself.
+    2 n - 1 model calls.
+    """
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
     rows = []
     for here, there in run.pairs:
+        keep, fresh = split(here, there, eta)
+        if keep == 0:
+            rows.append(run.row(here, D + fresh * z))
+            continue
+        mid, first = _to_the_middle(run, here, keep)
+        ratio = keep / here.sigma
+        rows += [first, run.row(mid, ratio * past[0] + (1 - ratio) * D + fresh * z)]
+    return run.table("dpmpp_2s_ancestral", rows)
+
+
+def dpmpp_sde(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    eta: float = 1.0,
+    r: float = 0.5,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """SDE-DPM-Solver++(2S) as k-diffusion has it (Lu et al. 2022, section 5), for x / alpha: 2 n - 1 model calls.
+
+        s = sigma^(1 - r) sigma'^r
+        u = (s_down / sigma) x + (1 - s_down / sigma) D(x, sigma) + s_up w(sigma, s)
+        x' = (sigma_down / sigma) x + (1 - sigma_down / sigma) ((1 - 1 / 2r) D(x, sigma) + D(u, s) / 2r)
+             + sigma_up w(sigma, sigma')
+
+    s_down, s_up and sigma_down, sigma_up as in ``euler_ancestral``. w(a, b) is a Brownian motion's way from a to b,
+    over the square root of a - b, so that both w share their first piece. Each row draws one piece, z1 and z2:
+
+        w(sigma, s) = z1,    w(sigma, sigma') = c z1 + sqrt(1 - c^2) z2,    c^2 = (sigma - s) / (sigma - sigma')
+
+    ValueError: r is not in 0 < r < 1.
+    """
+    if not 0 < r < 1:
+        raise ValueError(f"r must lie between 0 and 1, got {r}")
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    rows = []
+    for here, there in run.pairs:
+        keep, fresh = split(here, there, eta)
         if there.sigma == 0:
             rows.append(run.row(here, D))
             continue
-        mid = run.node(math.sqrt(here.sigma * there.sigma))
-        rows.append(run.row(here, x + (mid.sigma - here.sigma) * run.noise(here), keep=[x]))
-        rows.append(run.row(mid, past[0] + (there.sigma - here.sigma) * run.noise(mid)))
-    return run.table("dpm_2", rows)
+        mid = run.node(here.sigma ** (1 - r) * there.sigma**r)
+        mid_keep, mid_fresh = split(here, mid, eta)
+        shared = (here.sigma - mid.sigma) / (here.sigma - there.sigma) if fresh else 0.0
+        ratio = keep / here.sigma
+        known = ratio * x + (1 - ratio) * (1 - 1 / (2 * r)) * D + fresh * math.sqrt(shared) * z
+        rows.append(run.row(here, D + mid_keep * run.noise(here) + mid_fresh * z, keep=[known]))
+        rest = fresh * math.sqrt(1 - shared) * z
+        rows.append(run.row(mid, past[0] + (1 - ratio) / (2 * r) * D + rest))
+    return run.table("dpmpp_sde", rows)
