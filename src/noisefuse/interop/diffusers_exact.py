@@ -2,7 +2,7 @@
 """Copies of diffusers' schedulers to experiment on, and of its classes in float64.
 
 A class is made again of diffusers' own functions, with globals in which float32 of torch and of NumPy is float64. So
-"exact" coefficients come from diffusers' formulas. Tested with diffusers 0.35 to 0.42.
+"exact" coefficients come from diffusers' formulas. Tested with diffusers 0.35, 0.38 and 0.42.
 """
 
 from __future__ import annotations
