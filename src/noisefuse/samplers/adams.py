@@ -58,25 +58,33 @@ def pndm(
     return run.table("pndm", rows)
 
 
-def _multistep(name: str, run: Plan, order: int, weights: Callable[[list[float], float], list[float]]) -> Tableau:
+def _multistep(
+    name: str,
+    run: Plan,
+    order: int,
+    weights: Callable[[list[float], float], list[float]],
+    lower_order_final: bool = False,
+) -> Tableau:
     """x' = (alpha' / alpha) x + alpha' sum_j w_j e_j, the steps of a linear multistep method in rho = sigma / alpha.
 
     e_j is the noise that was predicted at rho_j, the newest first; weights(rho_0 .., rho') are the w_j. Of a level
-    visited twice the newest e counts.
+    visited twice the newest e counts. lower_order_final: no more of them than there are steps left.
     """
     run.need_signal(name)
     rows: list[Placed] = []
+    n = len(run.nodes) - 1
     for i, (here, there) in enumerate(run.pairs):
         e = run.noise(here)
         levels = [node.sigma / node.alpha for node in run.nodes[i::-1][:order]]
         used = [j for j, level in enumerate(levels) if level not in levels[:j]]
+        used = used[: n - i] if lower_order_final else used
         found = weights([levels[j] for j in used], there.sigma / there.alpha)
         terms = [(e, *past)[j] for j in used]
         if there.sigma == 0 and len(found) == 1:
             rows.append(run.row(here, there.alpha * D))
             continue
         out = there.alpha / here.alpha * x
-        out = sum((there.alpha * w * term for w, term in zip(found, terms, strict=False)), out)
+        out = sum((there.alpha * w * term for w, term in zip(found, terms, strict=True)), out)
         rows.append(run.row(here, out, keep=[e] if order > 1 else []))
     return run.table(name, rows)
 
@@ -150,18 +158,16 @@ def deis(
     """
     need_order(order, 3)
     run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
-    n = len(run.nodes) - 1
-    left = iter(range(n, 0, -1))
 
     def weights(levels: list[float], end: float) -> list[float]:
         """With s = log rho - log t the density is -rho e^-s."""
-        rho, p = levels[0], next(left) if lower_order_final and n < 15 else order
+        rho = levels[0]
         if not end:
             return [-rho]
-        s = [math.log(rho / level) for level in levels[:p]]
+        s = [math.log(rho / level) for level in levels]
         return integral_weights(s, math.log(rho / end), lambda s: -rho * np.exp(-s))
 
-    return _multistep("deis", run, order, weights)
+    return _multistep("deis", run, order, weights, lower_order_final and len(run.nodes) - 1 < 15)
 
 
 def gradient_estimation(

@@ -14,7 +14,7 @@ from ..schedule import Schedule
 from ..tableau import ZERO, Affine, D, Tableau, past, x, z
 from ..views import View
 from .integrals import integral_weights
-from .plan import Clip, Node, Placed, Plan, need_fall, need_order, plan
+from .plan import Clip, Node, Placed, Plan, need_eta, need_fall, need_order, plan
 from .spacing import SpacingOptions, Steps
 
 
@@ -120,8 +120,7 @@ def dpmpp_3m_sde(
     """
     run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
     run.need_signal("a multistep sampler", nodes=slice(1, None))
-    if not 0 <= eta < math.inf:
-        raise ValueError(f"eta must be at least 0 and finite, got {eta}")
+    need_eta(eta)
     rows: list[Placed] = []
     h_1 = h_2 = 0.0
     for here, there in run.pairs:
@@ -178,8 +177,7 @@ def dpmpp_singlestep(
     3 and n = 2, 5, 8, .. One to clean data is of first order anyway.
     """
     need_order(order, 3)
-    if solver not in ("midpoint", "heun"):
-        raise ValueError(f"solver must be midpoint or heun, got {solver!r}")
+    _need_solver(solver)
     run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
     run.need_signal("dpmpp_singlestep")
     rows: list[Placed] = []
@@ -226,8 +224,10 @@ def _inner(levels: list[float], end: float, solver: str) -> list[float]:
 
 
 def _weight(solver: str, phi: float, h: float) -> float:
-    if solver == "midpoint":
-        return phi / 2
-    if solver == "heun":
-        return 1 - (phi / h if h else 1.0)
-    raise ValueError(f"solver must be midpoint or heun, got {solver!r}")
+    _need_solver(solver)
+    return phi / 2 if solver == "midpoint" else 1 - (phi / h if h else 1.0)
+
+
+def _need_solver(solver: str) -> None:
+    if solver not in ("midpoint", "heun"):
+        raise ValueError(f"solver must be midpoint or heun, got {solver!r}")

@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = ["integral_weights"]
 
-_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
-
 Array = npt.NDArray[np.float64]
+
+
+@cache
+def _gauss_legendre() -> tuple[Array, Array]:
+    """Points and weights on [-1, 1], when they are first needed: numpy.polynomial takes long to import."""
+    return np.polynomial.legendre.leggauss(32)
 
 
 def integral_weights(
@@ -24,9 +29,10 @@ def integral_weights(
     have to differ. By the 32 points of Gauss and Legendre: exact, up to rounding, where density is 1; within 1e-13 of
     the largest value that an e^(c s) has there, times the length, where |c| (end - nodes[0]) <= 60.
     """
+    points, weights = _gauss_legendre()
     half = (end - nodes[0]) / 2
-    s = nodes[0] + half * (1 + _POINTS)
-    measure = half * _WEIGHTS * density(s)
+    s = nodes[0] + half * (1 + points)
+    measure = half * weights * density(s)
     found = []
     for j, node in enumerate(nodes):
         others = [other for k, other in enumerate(nodes) if k != j]

@@ -72,8 +72,7 @@ def split(here: Node, there: Node, eta: float) -> tuple[float, float]:
     eta = 0: none, the probability flow; eta = 1: the standard deviation of q(x' | x, x0), as in DDPM.
     Song et al. 2021 (DDIM), equation 16, for any alpha and sigma. ValueError: eta > 0, and more noise there.
     """
-    if not 0 <= eta < math.inf:
-        raise ValueError(f"eta must be at least 0 and finite, got {eta}")
+    need_eta(eta)
     if eta == 0:
         return there.sigma, 0.0
     need_fall(here, there)
@@ -91,6 +90,12 @@ def need_fall(here: Node, there: Node) -> None:
             f"a step that draws noise goes to a lower level, not from time {here.t:g} to {there.t:g}: "
             "reverse the steps, or take a sampler that draws none, such as ddim, euler, heun or dpmpp_2m"
         )
+
+
+def need_eta(eta: float) -> None:
+    """ValueError: negative, infinite or NaN."""
+    if not 0 <= eta < math.inf:
+        raise ValueError(f"eta must be at least 0 and finite, got {eta}")
 
 
 def need_order(order: int, highest: int) -> None:
