@@ -114,7 +114,7 @@ class PlainOutputs {
     int wanted = 1;    // how many
     bool all = false;  // whether all of them are returned
 
-    Made made{};
+    Made first{}, others{};  // out, and auxiliary outputs
 
     PlainOutputs() = default;
     PlainOutputs(const PlainOutputs&) = delete;
@@ -127,7 +127,7 @@ class PlainOutputs {
     bool take(int o, PyObject* out, Call& call) {
         if (out == Py_None) return o == 0;
         View& v = views_[o];
-        if (!view(out, v) || !made.fits(v)) return false;
+        if (!view(out, v) || !made(o).fits(v)) return false;
         for (int other = 0; other < o; ++other)
             if (views_[other].data && v.overlaps(views_[other])) return false;
         given_[o] = out;
@@ -168,7 +168,7 @@ class PlainOutputs {
         for (int o = 0; o < wanted; ++o) {
             if (given_[o]) continue;
             char* data;
-            if (!(owned_[o] = new_one(data))) return false;
+            if (!(owned_[o] = new_one(made(o), data))) return false;
             call.out[o] = data;
         }
         return true;
@@ -183,7 +183,7 @@ class PlainOutputs {
             written[n++] = given_[o];
             owned_[o] = Py_NewRef(given_[o]);
         }
-        if (n > 0 && made.is_tensor && !torch.written(written, n)) return nullptr;
+        if (n > 0 && first.is_tensor && !torch.written(written, n)) return nullptr;
         if (!all) return Py_NewRef(owned_[0]);
         PyObject* tuple = PyTuple_New(wanted);
         for (int o = 0; tuple && o < wanted; ++o) PyTuple_SET_ITEM(tuple, o, Py_NewRef(owned_[o]));
@@ -194,8 +194,10 @@ class PlainOutputs {
     PyObject *given_[3] = {}, *owned_[3] = {}, *tuple_ = nullptr;  // given: borrowed
     View views_[3] = {};
 
+    const Made& made(int o) const { return o == 0 ? first : others; }
+
     // `data` is where its elements begin. Null: a Python error is set.
-    PyObject* new_one(char*& data) const {
+    static PyObject* new_one(const Made& made, char*& data) {
         if (made.is_tensor) return torch.make(made, data);
         Py_INCREF(made.descriptor);
         PyObject* const one = new_array(made.ndim, reinterpret_cast<const npy_intp*>(made.shape), made.descriptor);
@@ -264,22 +266,22 @@ class PlainCall {
     PlainNoise noise_;
 
     // What the outputs are: of x's dtype, or the one that is asked for; where x are bytes, of the model output's or
-    // float32.
+    // float32. Of bytes that are asked for only the first.
     bool result(const RowArguments& a) {
-        Made& made = outputs.made;
+        Made made{};
         View like = x;
         if (x.kind == Kind::u8 && a.model_output != Py_None && !view(a.model_output, like)) return false;
         made = {like.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
         if (!x.is_tensor) made.descriptor = like.is_tensor ? nullptr : PyArray_DESCR(array(like.object));
-        if (a.dtype != Py_None) {
-            if (!take_dtype(a.dtype, made)) return false;
-        } else if (made.kind == Kind::u8) {
-            made.kind = Kind::f32;
-            made.descriptor = float32;
-        }
-        if (!is_float(made.kind) || !is_readable(x.kind, made.kind)) return false;
+        Made asked = made;
+        if (a.dtype != Py_None && !take_dtype(a.dtype, asked)) return false;
+        if (is_float(asked.kind)) made = asked;
+        if (made.kind == Kind::u8) made.kind = Kind::f32, made.descriptor = float32;
+        outputs.first = a.dtype == Py_None ? made : asked;
+        outputs.others = made;
         call.type = dtype(made.kind);
-        return true;
+        call.out_type = dtype(outputs.first.kind);
+        return is_float(made.kind) && is_readable(x.kind, made.kind);
     }
 
     // (float rows, double rows, active coefficients, the same for x of bytes or None).
@@ -301,7 +303,7 @@ class PlainCall {
     bool input(int slot, PyObject* a) {
         View v;
         return view(a, v) && v.same_shape(x) && v.is_tensor == x.is_tensor &&
-               (v.kind == outputs.made.kind || (slot == kZ && v.kind == Kind::f32)) && input(slot, v);
+               (v.kind == outputs.others.kind || (slot == kZ && v.kind == Kind::f32)) && input(slot, v);
     }
 
     // A row for all elements, or one for each segment: an array whose shape begins that of x.
@@ -432,12 +434,12 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
     PlainOutputs outputs;
     int64_t shape[NPY_MAXDIMS];
     const int64_t row = 0;
-    Made& made = outputs.made;
+    Made& made = outputs.first;
     made.is_tensor = args[6] == Py_True, made.shape = shape;
     if (!PyBool_Check(args[5]) || !take_dtype(args[4], made) || !lengths(args[1], shape, made) ||
         (made.is_tensor && !torch.is_known()))
         Py_RETURN_NOTIMPLEMENTED;
-    call.type = dtype(made.kind);
+    call.type = call.out_type = dtype(made.kind);
     call.batch = args[5] == Py_True ? shape[0] : 1;
     call.size = made.count / call.batch;
     call.segment = made.count;

@@ -70,6 +70,12 @@ def q_sample_target(dtype):
         yield from nf.q_sample(data(shape, dtype), t, SCHEDULE, noise, batched=batched, target=target)
 
 
+def q_sample_bytes(dtype):
+    for target, (shape, t, noise, batched) in zip(TARGETS, cases(any_stream=True), strict=True):
+        x0, options = data(shape, dtype), {"batched": batched, "target": target}
+        yield from nf.q_sample(x0, t, SCHEDULE, noise, dtype="uint8", **options)
+
+
 def q_step(dtype):
     for shape, t, noise, batched in cases(any_stream=False):
         yield nf.q_step(data(shape, dtype), t, SCHEDULE, noise, batched=batched)
@@ -122,6 +128,7 @@ OPERATIONS = {
     "uniform": (random(nf.uniform), {name: DTYPES[name] for name in ("float32", "float64")}),
     "q_sample": (q_sample, DTYPES | {"uint8": np.dtype(np.uint8)}),
     "q_sample_target": (q_sample_target, DTYPES | {"uint8": np.dtype(np.uint8)}),
+    "q_sample_bytes": (q_sample_bytes, DTYPES | {"uint8": np.dtype(np.uint8)}),
     "q_step": (q_step, DTYPES),
     "q_walk": (q_walk, DTYPES),
     "window": (window, DTYPES),

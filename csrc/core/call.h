@@ -53,11 +53,13 @@ struct Call {
     const void* in[kSlots];
     void* out[3];
     DType in_type[kSlots];
-    DType type;  // of the outputs (of a loss: of pred); double arithmetic for f64, float otherwise
+    DType type;      // of the outputs (of a loss: of pred); double arithmetic for f64, float otherwise
+    DType out_type;  // of the first of them: the same, or u8
     Draw draw;
     int32_t step_by_index;     // whether the step word is field.step + index
     int32_t masked;            // the one output is out + (aux1 if lo <= D <= hi else 0), D without its clamp
     int32_t field_per_sample;  // whether there is a field for each sample, or one for all
+    int32_t unused;
     const Field* fields;
 
     // The random walk x_t = a_t x_(t-1) + s_t z_t, t = 0 .. times - 1, with x0 in in[kX], a_t and s_t the columns x and
@@ -75,6 +77,8 @@ struct Call {
     double* losses;  // `n_losses` of them, one for each sample or their sum; null: not wanted
     int64_t n_losses;
     double* chunk_sums;  // one for each chunk, or null
+
+    constexpr DType type_of(int output) const { return output == 0 ? out_type : type; }
 };
 
 }  // namespace nf

@@ -16,6 +16,7 @@ struct Avx2 {
 
     using u16 = __m128i;
     using u16x2 = __m256i;
+    using u8x4 = __m256i;
     using u32 = __m256i;
     using u64 = __m256i;
     using f32 = __m256;
@@ -151,6 +152,12 @@ struct Avx2 {
         const u32 quarters = _mm256_packus_epi32(shift_right<16>(a), shift_right<16>(b));  // of a, b, a, b
         return _mm256_permute4x64_epi64(quarters, 0xD8);
     }
+    static u8x4 low_bytes(u32 a, u32 b, u32 c, u32 d) {  // of words below 2^8
+        const u32 quarters = _mm256_packus_epi16(_mm256_packus_epi32(a, b), _mm256_packus_epi32(c, d));
+        return _mm256_permutevar8x32_epi32(quarters, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    }
+    static void store(uint8_t* p, u8x4 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
+    static void store_nontemporal(uint8_t* p, u8x4 x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), x); }
     static u32 as_upper_halves(u16 a) { return _mm256_slli_epi32(_mm256_cvtepu16_epi32(a), 16); }
     static u16 to_half(f32 a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
     static f32 from_half(u16 a) { return _mm256_cvtph_ps(a); }

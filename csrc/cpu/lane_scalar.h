@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "../core/half.h"
+#include "../core/narrow.h"
 
 namespace nf {
 namespace {
@@ -20,6 +20,9 @@ struct Scalar {
     using u16 = uint16_t;  // as many lanes as u32 has
     struct u16x2 {         // twice as many
         u16 x[2];
+    };
+    struct u8x4 {  // four times as many
+        uint8_t x[4];
     };
     using u32 = uint32_t;
     using u64 = uint64_t;
@@ -128,6 +131,11 @@ struct Scalar {
     static void store_nontemporal(uint16_t* p, u16x2 x) { store(p, x); }
     static void store_nontemporal(uint16_t* p, u16 x) { *p = x; }
     static u16x2 upper_halves(u32 a, u32 b) { return {static_cast<uint16_t>(a >> 16), static_cast<uint16_t>(b >> 16)}; }
+    static u8x4 low_bytes(u32 a, u32 b, u32 c, u32 d) {  // of words below 2^8
+        return {{static_cast<uint8_t>(a), static_cast<uint8_t>(b), static_cast<uint8_t>(c), static_cast<uint8_t>(d)}};
+    }
+    static void store(uint8_t* p, u8x4 x) { std::memcpy(p, x.x, sizeof x.x); }
+    static void store_nontemporal(uint8_t* p, u8x4 x) { store(p, x); }
     static u32 as_upper_halves(u16 a) { return uint32_t{a} << 16; }
     static u16 to_half(f32 a) { return float_to_half(a); }
     static f32 from_half(u16 a) { return half_to_float(a); }

@@ -104,6 +104,13 @@ struct RegisterRow {
 
 // ---- with the noise of whole groups, as it is made ---------------------------------------------------------
 
+// Beside bytes, which only the first output can be, the others are float.
+template <DType Out>
+inline void store_output(int output, void* to, int64_t at, const Lane::f32 (&x)[4], bool nontemporal) {
+    output == 0 ? store_lanes<Out>(to, at, x, nontemporal)
+                : store_lanes<Out == DType::u8 ? DType::f32 : Out>(to, at, x, nontemporal);
+}
+
 template <DType In, DType Out, uint64_t shape>
 [[gnu::flatten]] void tile_on_noise(const TileWords& words, const Counters& counters, const Rows<float>& rows,
                                     const Arrays<float>& arrays, int64_t at) {
@@ -117,8 +124,8 @@ template <DType In, DType Out, uint64_t shape>
         Lane::f32 result[4][kOutputs];
         for (int i = 0; i < 4; ++i) row.add_up(here + i * Lane::width, z[i], result[i]);
         for (int o = 0; o < kOutputs; ++o)
-            store_lanes<Out>(arrays.s.out[o], here, {result[0][o], result[1][o], result[2][o], result[3][o]},
-                             nontemporal[o]);
+            store_output<Out>(o, arrays.s.out[o], here, {result[0][o], result[1][o], result[2][o], result[3][o]},
+                              nontemporal[o]);
     });
 }
 
@@ -147,7 +154,7 @@ template <DType In, DType Out>
 OnNoise on_noise(uint64_t shape_of_call) {
     const auto of = []<uint64_t shape>() -> OnNoise { return tile_on_noise<In, Out, shape>; };
     if (const auto found = for_shape<kForwardShapes, OnNoise>(shape_of_call, of)) return found;
-    if constexpr (In == Out) return for_shape<kDrawnShapes, OnNoise>(shape_of_call, of);
+    if constexpr (In == Out && Out != DType::u8) return for_shape<kDrawnShapes, OnNoise>(shape_of_call, of);
     return nullptr;
 }
 
@@ -156,7 +163,8 @@ OnNoise on_noise(DType in, uint64_t shape) {
     return in == Out ? on_noise<Out, Out>(shape) : in == DType::u8 ? on_noise<DType::u8, Out>(shape) : nullptr;
 }
 
-// Which of these does a call, or null: float32 arithmetic, all inputs of the outputs' type or all bytes.
+// Which of these does a call, or null: float32 arithmetic, all inputs of the outputs' type or all bytes, or all float
+// for bytes.
 template <class Real>
 OnNoise on_noise(const Arrays<Real>& arrays, uint64_t shape) {
     const Call& s = arrays.s;
@@ -164,15 +172,17 @@ OnNoise on_noise(const Arrays<Real>& arrays, uint64_t shape) {
     const DType in = arrays.n_in ? s.in_type[arrays.slots[0]] : s.type;
     for (int i = 0; i < arrays.n_in; ++i)
         if (s.in_type[arrays.slots[i]] != in) return nullptr;
-    switch (s.type) {
+    switch (s.out_type) {
         case DType::f32:
             return on_noise<DType::f32>(in, shape);
         case DType::f16:
             return on_noise<DType::f16>(in, shape);
         case DType::bf16:
             return on_noise<DType::bf16>(in, shape);
-        case DType::f64:
         case DType::u8:
+            if (s.type != DType::f32) return nullptr;
+            return in == DType::f32 ? on_noise<DType::f32, DType::u8>(shape) : on_noise<DType::u8>(in, shape);
+        case DType::f64:
             return nullptr;
     }
     return nullptr;
@@ -243,7 +253,7 @@ using OnArrays = decltype(&tile_on_arrays<Real, kSamplerShapes[0]>);
 // Which of these does a call whose outputs are in the arithmetic's own type, or null.
 template <class Real>
 OnArrays<Real> on_arrays(const Arrays<Real>& arrays, uint64_t shape_of_call) {
-    if (arrays.s.type != kOwn<Real>) return nullptr;
+    if (arrays.s.type != kOwn<Real> || arrays.s.out_type != kOwn<Real>) return nullptr;
     return for_shape<kSamplerShapes, OnArrays<Real>>(
         shape_of_call, []<uint64_t shape>() -> OnArrays<Real> { return tile_on_arrays<Real, shape>; });
 }

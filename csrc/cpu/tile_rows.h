@@ -4,7 +4,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../core/half.h"
+#include "../core/narrow.h"
 #include "tile.h"
 
 namespace nf {
@@ -44,10 +44,16 @@ inline void store_one(Element* to, Lanes x, bool nontemporal) {
 template <DType Type>
 inline void store_lanes(void* to, int64_t at, const Lane::f32 (&x)[4], bool nontemporal) {
     constexpr int W = Lane::width;
-    static_assert(Type == DType::f32 || is_half(Type));
+    static_assert(Type == DType::f32 || Type == DType::u8 || is_half(Type));
     if constexpr (Type == DType::f32) {
         for (int i = 0; i < 4; ++i) store_one(static_cast<float*>(to) + at + i * W, x[i], nontemporal);
         return;
+    }
+    if constexpr (Type == DType::u8) {
+        Lane::u32 byte[4];
+        for (int i = 0; i < 4; ++i) byte[i] = round_to_byte<Lane>(x[i]);
+        return store_one(static_cast<uint8_t*>(to) + at, Lane::low_bytes(byte[0], byte[1], byte[2], byte[3]),
+                         nontemporal);
     }
     uint16_t* const halves = static_cast<uint16_t*>(to) + at;
     if constexpr (Type == DType::f16)
@@ -75,25 +81,25 @@ inline void load_halves(float* to, const uint16_t* from, int n) {
     std::memcpy(to + i, floats, sizeof(float) * left);
 }
 
-template <DType Type>
-inline void store_group(uint16_t* to, const float* from, bool nontemporal) {
+template <DType Type, class Narrow>
+inline void store_group(Narrow* to, const float* from, bool nontemporal) {
     constexpr int W = Lane::width;
     store_lanes<Type>(to, 0,
                       {Lane::load(from), Lane::load(from + W), Lane::load(from + 2 * W), Lane::load(from + 3 * W)},
                       nontemporal);
 }
 
-template <DType Type>
-inline void store_halves(uint16_t* to, const float* from, int n, bool nontemporal) {
+template <DType Type, class Narrow>
+inline void store_narrow(Narrow* to, const float* from, int n, bool nontemporal) {
     int i = 0;
     for (; i + kGroup <= n; i += kGroup) store_group<Type>(to + i, from + i, nontemporal);
     const size_t left = static_cast<size_t>(n) % kGroup;
     if (left == 0) return;
     float rest[kGroup] = {};
-    uint16_t halves[kGroup];
+    Narrow narrow[kGroup];
     std::memcpy(rest, from + i, sizeof(float) * left);
-    store_group<Type>(halves, rest, false);
-    std::memcpy(to + i, halves, sizeof(uint16_t) * left);
+    store_group<Type>(narrow, rest, false);
+    std::memcpy(to + i, narrow, sizeof(Narrow) * left);
 }
 
 // The n elements from `at` on in the arithmetic's type. (Half types reach float64 arithmetic as float32, and float64 no
@@ -130,19 +136,24 @@ inline void load_as(Real* to, const void* from, DType type, int64_t at, int n) {
 template <class Real>
 inline void store_as(void* to, DType type, int64_t at, const Real* from, int n, bool nontemporal) {
     auto* const halves = static_cast<uint16_t*>(to) + at;
+    auto* const bytes = static_cast<uint8_t*>(to) + at;
     switch (type) {
         case kOwn<float>:
         case kOwn<double>:
             std::memcpy(static_cast<Real*>(to) + at, from, sizeof(Real) * static_cast<size_t>(n));
             return;
         case DType::f16:
-            if constexpr (sizeof(Real) == 4) store_halves<DType::f16>(halves, from, n, nontemporal);
+            if constexpr (sizeof(Real) == 4) store_narrow<DType::f16>(halves, from, n, nontemporal);
             return;
         case DType::bf16:
-            if constexpr (sizeof(Real) == 4) store_halves<DType::bf16>(halves, from, n, nontemporal);
+            if constexpr (sizeof(Real) == 4) store_narrow<DType::bf16>(halves, from, n, nontemporal);
             return;
         case DType::u8:
-            return;  // no output
+            if constexpr (sizeof(Real) == 4)
+                store_narrow<DType::u8>(bytes, from, n, nontemporal);
+            else
+                for (int i = 0; i < n; ++i) bytes[i] = round_to_byte(from[i]);
+            return;
     }
 }
 
@@ -310,10 +321,10 @@ struct Arrays {
         for (int o = 0; o < 3; ++o) {
             bool is_input = false;
             for (int i = 0; i < n_in; ++i) is_input |= s.in[slots[i]] == s.out[o];
-            direct[o] = s.type == kOwn<Real> && (alone || !is_input);
+            direct[o] = s.type_of(o) == kOwn<Real> && (alone || !is_input);
             past_caches[o] = !is_input && s.size * s.batch >= kFarther;
             if (s.out[o] && !past_caches[o])
-                written[n_written++] = {static_cast<const char*>(s.out[o]), bytes_of(s.type)};
+                written[n_written++] = {static_cast<const char*>(s.out[o]), bytes_of(s.type_of(o))};
         }
     }
 
@@ -332,10 +343,10 @@ struct Arrays {
     }
 
     // Elements from `at` to where the first output's next line begins.
-    int64_t to_line(int64_t at) const { return static_cast<int64_t>(-place(0, at) % kLine) / bytes_of(s.type); }
+    int64_t to_line(int64_t at) const { return static_cast<int64_t>(-place(0, at) % kLine) / bytes_of(s.out_type); }
     bool nontemporal(int o, int64_t at) const { return past_caches[o] && place(o, at) % kLine == 0; }
     uintptr_t place(int o, int64_t at) const {
-        return reinterpret_cast<uintptr_t>(s.out[o]) + static_cast<uintptr_t>(at * bytes_of(s.type));
+        return reinterpret_cast<uintptr_t>(s.out[o]) + static_cast<uintptr_t>(at * bytes_of(s.type_of(o)));
     }
 
     void load(int64_t at, int size) {
@@ -358,7 +369,7 @@ struct Arrays {
             const int j = rows.per_element ? i : 0;
             result[0][i] += lo[j] <= clean[i] && clean[i] <= hi[j] ? result[1][i] : Real{0};
         }
-        store_as(s.out[0], s.type, at, result[0], size, nontemporal(0, at));
+        store_as(s.out[0], s.out_type, at, result[0], size, nontemporal(0, at));
     }
 
     void apply(const Rows<Real>& rows, int64_t at, int size) {
@@ -373,7 +384,7 @@ struct Arrays {
                 rows.apply(direct[o] ? static_cast<Real*>(s.out[o]) + at : result[o], size, rows.out[o], value,
                            nontemporal(o, at));
         for (int o = 0; o < 3; ++o)
-            if (s.out[o] && !direct[o]) store_as(s.out[o], s.type, at, result[o], size, nontemporal(o, at));
+            if (s.out[o] && !direct[o]) store_as(s.out[o], s.type_of(o), at, result[o], size, nontemporal(o, at));
     }
 };
 

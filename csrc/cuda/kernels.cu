@@ -310,7 +310,7 @@ struct Elements {
     }
     __device__ void store(int output, const Real (&values)[4], int64_t further = 0) const {
         for (int i = 0; i < 4; ++i)
-            if (ours(i)) store_one(call.type, call.out[output], at + further + i, values[i]);
+            if (ours(i)) store_one(call.type_of(output), call.out[output], at + further + i, values[i]);
     }
 };
 

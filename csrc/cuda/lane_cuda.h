@@ -2,7 +2,7 @@
 // One CUDA thread as a lane: the operations of cpu/lane_scalar.h that core/ asks for. Every rounding is named (_rn), so
 // that no compiler flag can fuse or flush; the instructions that C++ has no name for stand in instructions.h.
 #pragma once
-#include "../core/half.h"
+#include "../core/narrow.h"
 #include "instructions.h"
 
 namespace nf {

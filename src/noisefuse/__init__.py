@@ -3,7 +3,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from . import samplers, weights
+from . import augment, samplers, weights
 from .backends import info, set_num_threads, use_backend
 from .loss import mse_loss, mse_loss_grad
 from .noise import NOISE_VERSION, Noise
@@ -25,6 +25,7 @@ __all__ = [
     "Sampler",
     "Schedule",
     "Tableau",
+    "augment",
     "info",
     "mse_loss",
     "mse_loss_grad",

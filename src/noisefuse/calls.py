@@ -205,13 +205,18 @@ def make_call(
     draw: Draw = "normal",
     step_by_index: bool = False,
     masked: bool = False,
+    to_bytes: bool = False,
 ) -> Step:
-    """The checked call; what `outs` leaves out is made. Nothing is drawn where there are no names."""
+    """The checked call; what `outs` leaves out is made, the first of them in bytes where that is asked for. Nothing is
+    drawn where there are no names."""
     given = {slot: a for slot, a in inputs.items() if a is not None}
     written = [(name, out) for name, out in outs.items() if out is not None and is_array(out)]
     device = one_place([*((SLOTS[slot], a) for slot, a in given.items()), *written])
     check_place(device, index, names)
-    results = {name: output(name, out, shape, dtype, device) for name, out in outs.items()}
+    kinds = [np.dtype(np.uint8) if to_bytes else dtype, *(dtype,) * len(outs)]
+    results = {
+        name: output(name, out, shape, kind, device) for (name, out), kind in zip(outs.items(), kinds, strict=False)
+    }
     given = {slot: readable(a, dtype) for slot, a in given.items()}
     values = index.values
     if written:  # new memory overlaps nothing

@@ -23,6 +23,8 @@ from .views import Target, target_factors
 Array: TypeAlias = npt.NDArray[np.float64]
 
 DEFAULT_BYTES = 1 / 127.5, -1.0  # scale and offset of uint8: from 0 .. 255 to -1 .. 1
+DEFAULT_TO_BYTES = 127.5, 127.5  # and back
+Range: TypeAlias = tuple[float, float]  # scale and offset
 
 
 class Columns(Protocol):
@@ -66,7 +68,8 @@ Make: TypeAlias = Callable[[Array, Array, Target | None, float, float], Rows]
 
 
 class _Plain(dict[Any, Plain]):
-    """What the fast path takes, by target (and for the default range), or by (target, scale, offset)."""
+    """What the fast path takes, by target (and for the default range), or by (target, range of x0, range of bytes as
+    results), either of them None."""
 
     def __init__(self, kept: KeptRows, make: Make) -> None:
         self._kept, self._make = kept, make
@@ -75,10 +78,10 @@ class _Plain(dict[Any, Plain]):
         if len(self) >= KeptRows.MOST:
             self.clear()
         of = self._kept.of
-        if isinstance(key, tuple):
-            rows = of_bytes = of(self._make, *key)
-        else:
-            rows, of_bytes = of(self._make, key), of(self._make, key, *DEFAULT_BYTES)
+        target, given, to_bytes = key if isinstance(key, tuple) else (key, None, None)
+        rows, of_bytes = of(self._make, target, *(given or ())), of(self._make, target, *(given or DEFAULT_BYTES))
+        if to_bytes is not None:
+            rows, of_bytes = rows.to_bytes(*to_bytes), of_bytes.to_bytes(*to_bytes)
         plain = self[key] = (*rows.plain[:3], of_bytes.plain)
         return plain
 

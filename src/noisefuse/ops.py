@@ -32,7 +32,7 @@ from .arrays import (
     overlap,
     wanted,
 )
-from .backends.call import Step, Walk
+from .backends.call import DTYPES, Step, Walk
 from .calls import (
     SLOTS,
     Index,
@@ -47,7 +47,7 @@ from .calls import (
     run,
     segments,
 )
-from .forward import DEFAULT_BYTES, Make, forward
+from .forward import DEFAULT_BYTES, DEFAULT_TO_BYTES, Make, Range, forward
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Noise, got
 from .rows import M1, PAST1, Plain, Rows, X, Z
 from .schedule import Schedule
@@ -191,6 +191,8 @@ class SampleOptions(TypedDict, total=False):
 
     scale: float | None
     offset: float | None
+    out_scale: float | None
+    out_offset: float | None
     dtype: DType | None
     batched: bool
 
@@ -225,6 +227,8 @@ def q_sample(
     scale: float | None = None,
     offset: float | None = None,
     dtype: DType | None = None,
+    out_scale: float | None = None,
+    out_offset: float | None = None,
     batched: bool = True,
     out: Array | None = None,
     target_out: Array | None = None,
@@ -243,9 +247,13 @@ def q_sample(
             z - x0 (flow matching; "velocity" is the same), "sample" x0; computed in the same pass.
         scale, offset: x0 stands for scale * x0 + offset, folded into the coefficients. Neither given: x0 itself, and
             of uint8 scale 1/127.5, offset -1. Where one is given, the other is 1 or 0, of uint8 too.
-        dtype: of the result; x0's, or float32 for uint8.
+        dtype: of the result; x0's, or float32 for uint8. "uint8": x_t in bytes, out_scale * x_t + out_offset rounded to
+            nearest even from 0 to 255, NaN to 0; the target stays float.
+        out_scale, out_offset: of a result in bytes, folded into the coefficients. Neither given: 127.5 and 127.5, from
+            [-1, 1]. Where one is given, the other is 1 or 0.
         batched: False makes the whole array one sample.
-        out, target_out: where to write; C-contiguous, of the result's shape and dtype. `out` may be x0 itself.
+        out, target_out: where to write; C-contiguous, of the result's shape and dtype. `out` may be x0 itself, and
+            bytes where dtype is not given.
 
     Returns:
         x_t, or the pair (x_t, target). Arrays are in C order, whatever x0's is (Fortran's, say); tensors have x0's
@@ -263,16 +271,21 @@ def q_sample(
     other = None if type(x0) is np.ndarray else interop(x0)
     named = type(target) is str or (target is None and target_out is None)
     if named and type(schedule) is Schedule and (other is None or not other.is_traced()):
-        table = plain_table(schedule.kept.plain, target, scale, offset)
-        kind = None if dtype is None else fast_dtype(dtype, other)
+        to_bytes = None
+        if not (dtype is None and out is None and out_scale is None and out_offset is None):
+            to_bytes = range_of_bytes(dtype, out, out_scale, out_offset)
+        table = plain_table(schedule.kept.plain, target, scale, offset, to_bytes)
+        kind = BYTES if to_bytes else None if dtype is None else fast_dtype(dtype, other)
         aux: Any = None if target is None else 1 if target_out is None else (target_out,)
         done = backends.fast_row(table, t, x0, None, None, noise, -1, out, aux, kind, batched)
         if done is not NotImplemented:
             return done if target_out is None else (done, target_out)
     if other is not None:
-        given = {"target": target, "scale": scale, "offset": offset, "dtype": dtype, "target_out": target_out}
+        given = {"target": target, "scale": scale, "offset": offset, "target_out": target_out}
+        given |= _options_of_bytes(dtype, out, out_scale, out_offset)
         return other.q_sample(x0, t, schedule, noise, batched=batched, out=out, **given)
-    return _q_sample(x0, t, schedule, noise, target, scale, offset, dtype, batched, out, target_out)
+    to_bytes = range_of_bytes(dtype, out, out_scale, out_offset)
+    return _q_sample(x0, t, schedule, noise, target, scale, offset, dtype, to_bytes, batched, out, target_out)
 
 
 @overload
@@ -533,11 +546,51 @@ def _result_dtype(x: Array) -> np.dtype[Any]:
     return np.dtype(np.float32) if x.dtype == np.uint8 else x.dtype
 
 
-def plain_table(plain: dict[Any, Plain], target: Target | None, scale: float | None, offset: float | None) -> Plain:
-    """What the fast path takes for x0 in this range."""
+def plain_table(
+    plain: dict[Any, Plain],
+    target: Target | None,
+    scale: float | None,
+    offset: float | None,
+    to_bytes: Range | None = None,
+) -> Plain:
+    """What the fast path takes for x0 in this range, and for bytes in that one."""
     if scale is None and offset is None:
-        return plain[target]
-    return plain[target, _finite("scale", scale, 1.0), _finite("offset", offset, 0.0)]
+        return plain[target if to_bytes is None else (target, None, to_bytes)]
+    return plain[target, (_finite("scale", scale, 1.0), _finite("offset", offset, 0.0)), to_bytes]
+
+
+BYTES = DTYPES["uint8"], np.dtype(np.uint8)  # what the fast path takes for a dtype of results
+
+
+def is_bytes(dtype: Any) -> bool:
+    """Whether it is uint8, NumPy's or torch's, by whatever name."""
+    if isinstance(dtype, np.dtype):
+        return bool(dtype == BYTES[1])
+    return dtype is np.uint8 or str(dtype) in ("uint8", "torch.uint8")
+
+
+def range_of_bytes(
+    dtype: DType | None, out: Array | None, out_scale: float | None, out_offset: float | None
+) -> Range | None:
+    """Of a result in bytes, which `dtype` or, without it, `out` asks for; None for floats."""
+    asked = getattr(out, "dtype", None) if dtype is None else dtype
+    if not is_bytes(asked):
+        for given in ("out_scale", out_scale), ("out_offset", out_offset):
+            if given[1] is not None:
+                raise ValueError(f"{given[0]} = {given[1]!r}: expected a result in bytes with it, dtype='uint8'")
+        return None
+    if out_scale is None and out_offset is None:
+        return DEFAULT_TO_BYTES
+    return _finite("out_scale", out_scale, 1.0), _finite("out_offset", out_offset, 0.0)
+
+
+def _options_of_bytes(
+    dtype: DType | None, out: Array | None, out_scale: float | None, out_offset: float | None
+) -> dict[str, Any]:
+    """dtype, out_scale and out_offset, as the modules of `interop` take them: `out` has no say."""
+    if range_of_bytes(dtype, out, out_scale, out_offset) is None:
+        return {"dtype": dtype}
+    return {"dtype": "uint8", "out_scale": out_scale, "out_offset": out_offset}
 
 
 def need_tableau(name: str, table: object) -> None:
@@ -608,24 +661,28 @@ def _q_sample(
     scale: float | None,
     offset: float | None,
     dtype: DType | None,
+    to_bytes: Range | None,
     batched: bool,
     out: Array | None,
     target_out: Array | None,
 ) -> Array | tuple[Array, Array]:
     need_schedule(schedule)
     x = as_array("x0", x0, (*FLOATS, "uint8"))
-    is_bytes = x.dtype == np.uint8
-    kind = _result_dtype(x) if dtype is None else float_dtype(dtype)
-    if dtype is None and is_bytes and getattr(out, "dtype", kind) != kind:
+    of_bytes = x.dtype == np.uint8
+    kind = _result_dtype(x) if dtype is None or to_bytes else float_dtype(dtype)
+    if dtype is None and of_bytes and not to_bytes and getattr(out, "dtype", kind) != kind:
         raise TypeError(f"out: expected float32, got {out.dtype}; say which with dtype=")  # type: ignore[union-attr]
     if target is not None:
         need_target(target)
     if target is None and target_out is not None:
         raise ValueError("target_out: given without target=")
-    rows, index = rows_at(forward, target, schedule, t, x.shape, is_bytes, scale, offset)
+    rows, index = rows_at(forward, target, schedule, t, x.shape, of_bytes, scale, offset)
+    if to_bytes is not None:
+        rows = rows.to_bytes(*to_bytes)
     names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
     outs = {"out": out} if target is None else {"out": out, "target_out": target_out}
-    results = run(make_call(x.shape, kind, rows, index, names, {X: x, Z: z}, outs, batched))
+    inputs = {X: x, Z: z}
+    results = run(make_call(x.shape, kind, rows, index, names, inputs, outs, batched, to_bytes=to_bytes is not None))
     return results[0] if target is None else (results[0], results[1])
 
 

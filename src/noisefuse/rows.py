@@ -86,6 +86,13 @@ class Rows:
         """The same rows where nothing is drawn."""
         return Rows(self.table, self.active & ~Z_BITS)
 
+    def to_bytes(self, scale: float, offset: float) -> Rows:
+        """The same rows with scale * out + offset in place of out."""
+        table, first = self.table.copy(), AFFINE[0]
+        table[:, first : first + len(SYMBOLS)] *= scale
+        table[:, first] += offset
+        return Rows(table, self.active | 1 << first)
+
     @cached_property
     def plain(self) -> Plain:
         """What the fast path takes."""

@@ -3,7 +3,7 @@
 #pragma once
 #include <cmath>
 
-#include "../core/half.h"
+#include "../core/narrow.h"
 
 namespace nf {
 namespace {

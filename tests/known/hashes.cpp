@@ -205,15 +205,17 @@ Rows rows_of_update() {
 struct Filled : Call {
     Bytes first, second, third;
 
-    Filled(const Case& c, const Rows& rows, DType dtype, int64_t outputs_in_first = 1) : Call{} {
+    Filled(const Case& c, const Rows& rows, DType dtype, int64_t outputs_in_first = 1)
+        : Filled(c, rows, dtype, dtype, outputs_in_first) {}
+    Filled(const Case& c, const Rows& rows, DType dtype, DType of_first, int64_t outputs_in_first) : Call{} {
         batch = c.batch, size = c.size;
         index = c.t.data(), segment = c.elements() / static_cast<int64_t>(c.t.size());
-        type = dtype, this->rows = rows.of(dtype), n_rows = kTimes, active = rows.active;
+        type = dtype, out_type = of_first, this->rows = rows.of(dtype), n_rows = kTimes, active = rows.active;
         draw = Draw::normal, fields = c.fields.data(), field_per_sample = c.fields.size() > 1;
-        first.resize(static_cast<size_t>(outputs_in_first * c.elements() * width(dtype)));
+        first.resize(static_cast<size_t>(outputs_in_first * c.elements() * width(of_first)));
         out[0] = first.data();
         if (active >> kAuxX & 1 || active >> kAuxZ & 1) {
-            second.resize(first.size());
+            second.resize(static_cast<size_t>(c.elements() * width(dtype)));
             out[1] = second.data();
         }
     }
@@ -282,6 +284,26 @@ uint64_t hash_target(DType type) { return hash_samples(type, located(cases()), k
 uint64_t hash_window(DType type) { return hash_samples(type, cases_of_window(), ""); }
 uint64_t hash_ends(DType type) { return hash_samples(type, cases_of_ends(), ""); }
 uint64_t hash_step(DType type) { return hash_samples(type, located(cases_of_walk()), "", true); }
+
+// With x_t in bytes.
+uint64_t hash_sample_bytes(DType type) {
+    Hash hash;
+    const char* target = kTargets;
+    for (const Case& c : located(cases())) {
+        const Rows floats = rows_of_sample(type, *target++);
+        Rows rows = floats;
+        for (const int column : {kOutX, kOutZ})
+            rows.set(column, [&](int t) { return floats.doubles[t * kColumns + column] * 127.5; });
+        rows.set(kOutK, [&](int t) { return floats.doubles[t * kColumns + kOutK] * 127.5 + 127.5; });
+        Filled call(c, rows, result_of(type), DType::u8, 1);
+        const Bytes x0 = data(type, c.elements());
+        call.read(x0, type);
+        NF_KERNELS.step(call, 0, c.elements());
+        hash.add(call.first);
+        hash.add(call.second);
+    }
+    return hash.value;
+}
 
 uint64_t hash_walk(DType type) {
     const Rows rows = rows_of_walk();
@@ -366,6 +388,7 @@ int main() {
     print("uniform", hash_uniform, full);
     print("q_sample", hash_sample, all);
     print("q_sample_target", hash_target, all);
+    print("q_sample_bytes", hash_sample_bytes, all);
     print("q_step", hash_step, floats);
     print("q_walk", hash_walk, floats);
     print("window", hash_window, floats);

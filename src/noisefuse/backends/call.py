@@ -46,7 +46,7 @@ class Step:
     index: NDArray[np.int64]  # row of each segment of `segment` elements, in the flat order over batch and size
     segment: int
     inputs: tuple[Array | None, ...]  # nine, by slot: x, m1, m2, None (D is computed), past1 .. past4, z
-    outputs: tuple[Array | None, ...]  # three; float64 outputs mean float64 arithmetic, all others float32
+    outputs: tuple[Array | None, ...]  # three, of one dtype; but the first may be bytes
     draw: Draw
     step_by_index: bool  # the step word of a segment is noise.step + index[segment]
     noise: tuple[Noise, ...]  # none, one, or one for each sample
@@ -56,10 +56,15 @@ class Step:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the outputs; of a loss without its gradient that of pred, which that would be like."""
-        given = self.inputs[M1] if self.outputs[0] is None else self.outputs[0]
+        """Of the outputs, of which float64 means float64 arithmetic, and all others float32; of a loss without its
+        gradient that of pred, which that would be like. Where bytes alone are written, that of the arithmetic."""
+        first, second, _ = self.outputs
+        given = second if second is not None else first if first is not None else self.inputs[M1]
         assert given is not None
-        return given.dtype
+        if given.dtype != np.uint8:
+            return given.dtype
+        wide = any(a is not None and a.dtype == _FLOAT64 for a in self.inputs)  # float32 arithmetic reads none
+        return _FLOAT64 if wide else _FLOAT32
 
     @property
     def arithmetic(self) -> np.dtype[Any]:
@@ -163,7 +168,8 @@ CALL = np.dtype(
         *((name, "i8") for name in ("batch", "size")),
         *(("rows", "u8"), ("n_rows", "i8"), ("active", "u8"), ("index", "u8"), ("segment", "i8")),
         *(("in", "u8", Z + 1), ("out", "u8", 3), ("in_type", "i4", Z + 1)),
-        *((name, "i4") for name in ("type", "draw", "step_by_index", "masked", "field_per_sample")),
+        *((name, "i4") for name in ("type", "out_type", "draw", "step_by_index")),
+        *((name, "i4") for name in ("masked", "field_per_sample", "unused")),
         *(("fields", "u8"), ("keep", "u8"), ("times", "i8")),
         *(("piece", "i8"), ("weights", "u8"), ("upstream", "u8"), ("upstream_step", "i8"), ("g", "f8"), ("n", "f8")),
         *(("losses", "u8"), ("n_losses", "i8"), ("chunk_sums", "u8")),
@@ -224,16 +230,18 @@ NO_LOSS = 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0
 
 
 def pack(
-    call: Step, place: Place, dtype: np.dtype[Any], rows: int, fields: int, index: int,
+    call: Step, place: Place, rows: int, fields: int, index: int,
     keep: NDArray[np.int64] | None = None, loss: Sequence[Any] = NO_LOSS,
 ) -> bytes:  # fmt: skip
-    """The bytes of a CALL. dtype: of the outputs; rows, fields, index: addresses."""
+    """The bytes of a CALL. rows, fields, index: addresses."""
     codes = [0 if a is None else dtype_code(a.dtype) for a in call.inputs]
+    dtype, out = call.dtype, call.outputs[0]
     return _CALL.pack(
         *(call.batch, call.size, rows, len(call.rows.table), call.rows.active, index, call.segment),
         *[0 if a is None else place(a) for a in (*call.inputs, *call.outputs)],
         *codes,
-        *(dtype_code(dtype), DRAWS[call.draw], call.step_by_index, call.masked, len(call.noise) > 1),
+        *(dtype_code(dtype), dtype_code(dtype if out is None else out.dtype), DRAWS[call.draw]),
+        *(call.step_by_index, call.masked, len(call.noise) > 1, 0),
         *(fields, 0 if keep is None else place(keep), 0 if keep is None else len(keep)),
         *loss,
     )
@@ -243,9 +251,9 @@ def pack_on_host(
     call: Step, keep: NDArray[np.int64] | None = None, loss: Sequence[Any] = NO_LOSS
 ) -> tuple[bytes, NDArray[np.uint8]]:
     """The bytes of a CALL on host memory; the fields that it points to must live as long."""
-    dtype, fields = call.dtype, pack_fields(call, address)
-    rows = call.rows.table if dtype == _FLOAT64 else call.rows.single
-    return pack(call, address, dtype, address(rows), address(fields), address(call.index), keep, loss), fields
+    fields = pack_fields(call, address)
+    rows = call.rows.table if call.arithmetic == _FLOAT64 else call.rows.single
+    return pack(call, address, address(rows), address(fields), address(call.index), keep, loss), fields
 
 
 def pack_loss(call: Loss, place: Place, chunk_sums: int = 0) -> tuple[Any, ...]:

@@ -109,7 +109,7 @@ def walk(call: Walk) -> None:
 def _run(call: Step, kind: str, segment: int, keep: NDArray[np.int64] | None = None) -> None:
     out = _first_output(call)
     windows = tuple([window_runs(noise, call.sample_shape) for noise in call.noise])
-    cut = _cut(kind, out.dtype, call.batch, call.size, segment, windows, _aligned(call, kind, out))
+    cut = _cut(kind, call.dtype, call.batch, call.size, segment, windows, _aligned(call, kind))
     cupy: Any = sys.modules["cupy"]
     with _on(cupy, out.data.device_id):
         launch = _Launch(cupy, call, _Uploads(cupy), cut.spans, keep=keep)
@@ -242,10 +242,10 @@ def _span(batch: int, size: int, segment: int, windows: tuple[Any, ...]) -> tupl
     return span, -(-span // 4) if whole else (span + 6) // 4, whole and span % 4 == 0
 
 
-def _aligned(call: Step, kind: str, out: Any) -> bool:
-    """Whether all arrays have the dtype of the outputs (but for bytes that become floats), and begin at whole accesses
-    of vector kernels."""
-    dtype, of_bytes = out.dtype, call.inputs[X] if kind == "forward_u8_" else None
+def _aligned(call: Step, kind: str) -> bool:
+    """Whether all arrays have the call's dtype (but for bytes that become floats), and begin at whole accesses of
+    vector kernels."""
+    dtype, of_bytes = call.dtype, call.inputs[X] if kind == "forward_u8_" else None
     for a in (*call.inputs, *call.outputs):
         if a is not None and (a.data.ptr % (UNIT[dtype.itemsize] if a is of_bytes else 16)):  # type: ignore[attr-defined]
             return False
@@ -291,8 +291,8 @@ class _Launch:
             field, keys = pack_field(call.noise[0], call.sample_shape, place), _round_keys(call.noise[0].seed)
         if len(call.noise) > 1:
             fields = place(pack_fields(call, place))
-        rows = _on_device(cupy, call.rows, out.dtype == np.float64, self._device).data.ptr
-        packed = pack(call, place, out.dtype, rows, fields, index, keep, loss)
+        rows = _on_device(cupy, call.rows, call.arithmetic == np.float64, self._device).data.ptr
+        packed = pack(call, place, rows, fields, index, keep, loss)
         numbers = *spans[:2], row, call.batch * call.size, 0, spans[2], *of_loss
         self._packed = bytearray(_LAUNCH.pack(packed, *numbers, field, keys))
 

@@ -49,8 +49,8 @@ def offsets(record: np.dtype[Any], *names: str) -> list[int]:
 CALL_SIZE, CALL_ROWS, CALL_ACTIVE, CALL_INDEX, CALL_SEGMENT, CALL_IN, CALL_OUT, CALL_FIELDS, CALL_KEEP, CALL_TIMES = (
     offsets(CALL, "size", "rows", "active", "index", "segment", "in", "out", "fields", "keep", "times")
 )
-CALL_IN_TYPE, CALL_TYPE, CALL_DRAW, CALL_STEP_BY_INDEX, CALL_MASKED, CALL_FIELD_PER_SAMPLE = (
-    offsets(CALL, "in_type", "type", "draw", "step_by_index", "masked", "field_per_sample")
+CALL_IN_TYPE, CALL_TYPE, CALL_OUT_TYPE, CALL_DRAW, CALL_STEP_BY_INDEX, CALL_MASKED, CALL_FIELD_PER_SAMPLE = (
+    offsets(CALL, "in_type", "type", "out_type", "draw", "step_by_index", "masked", "field_per_sample")
 )  # fmt: skip
 FIELD_SEED, FIELD_SAMPLE, FIELD_SAMPLES, FIELD_START, FIELD_RUN, FIELD_AXES, FIELD_SHAPE, FIELD_STRIDE = (
     offsets(FIELD, "seed", "sample", "samples", "start", "run", "axes", "shape", "stride")
@@ -100,7 +100,7 @@ normal_pair32, normal_pair64 = SPEC.normal_pair32, SPEC.normal_pair64
 uniform32, uniform64, clamp = SPEC.uniform32, SPEC.uniform64, SPEC.clamp
 add_square, sum_accumulators, add_piece = SPEC.add_square, SPEC.sum_accumulators, SPEC.add_piece
 half_to_float, float_to_half = SPEC.half_to_float, SPEC.float_to_half
-bfloat16_to_float, float_to_bfloat16 = SPEC.bfloat16_to_float, SPEC.float_to_bfloat16
+bfloat16_to_float, float_to_bfloat16, to_byte = SPEC.bfloat16_to_float, SPEC.float_to_bfloat16, SPEC.to_byte
 
 
 # Large functions that have one caller: Numba itself inlines their IR, and LLVM compiles them once.
@@ -136,7 +136,8 @@ def list_arrays(p: Any, m: Any, own: int) -> None:
         is_input = n <= Z
         place = p[CALL_IN + n] if is_input else p[CALL_OUT + n - (Z + 1)]
         if place != 0:
-            array, kind = array_of(m, m[ARRAYS]), q[CALL_IN_TYPE + n] if is_input else q[CALL_TYPE]
+            array = array_of(m, m[ARRAYS])
+            kind = q[CALL_IN_TYPE + n] if is_input else q[CALL_OUT_TYPE if n == Z + 1 else CALL_TYPE]
             array[ARRAY_PLACE], array[ARRAY_BYTES] = place, BYTES[kind]
             array[ARRAY_KIND] = kind if kind != own else SAME if copied and not is_input else IN_PLACE
             array[ARRAY_ROW] = VALUES + n if is_input else RESULT + n - (Z + 1)
@@ -216,6 +217,11 @@ def to_bfloat16(i: int, bits: Any, source: Any) -> None:
 
 
 @inlined
+def to_uint8(i: int, to: Any, source: Any) -> None:
+    to[i] = to_byte(source[i])
+
+
+@inlined
 def load(to: Any, array: Any, at: int, n: int) -> None:
     """The n elements of an array from `at` on, in the arithmetic's type, which is not the array's."""
     kind, first = array[ARRAY_KIND], array[ARRAY_PLACE] + array[ARRAY_BYTES] * at
@@ -240,6 +246,8 @@ def store(source: Any, array: Any, others: Any, at: int, n: int) -> None:
             each(n, to_half, (pointer(first, uint16), source))
         elif kind == BF16:
             each(n, to_bfloat16, (pointer(first, uint16), source))
+        elif kind == U8:
+            each(n, to_uint8, (pointer(first, uint8), source))
 
 
 @inlined

@@ -177,7 +177,8 @@ def step(call: Step) -> None:
             results = step_chunk(call, rows, at, real)  # all before any is stored: an output may be an input
             for output, result in zip(call.outputs, results, strict=True):
                 if output is not None:
-                    output.reshape(-1)[at[0] : at[-1] + 1] = result
+                    stored = SPEC.to_byte(result) if output.dtype == np.uint8 else result
+                    output.reshape(-1)[at[0] : at[-1] + 1] = stored
 
 
 def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> list[Array | None]:

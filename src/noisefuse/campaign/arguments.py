@@ -316,12 +316,16 @@ def _forward(draw: Draw) -> Call:
     call.required["noise"] = _noise(draw, shape, _batched(draw, call), result, stream=not step)
     if not step:
         _may(draw, call, "target", *TARGETS)
+        target = result  # beside bytes it is as without them
         if draw.once_in(4):
-            result = draw.of(*KINDS)
+            result = draw.of(*KINDS, "uint8")
             call.options["dtype"] = repr(result)
+            target = result if result != "uint8" else target
+            _may(draw, call, "out_scale", "255", "-30.5", once_in=3)
+            _may(draw, call, "out_offset", "0.5", "-1e3", once_in=3)
         _range(draw, call)
         if "target" in call.options:
-            _write_to(draw, call, "target_out", shape, result)
+            _write_to(draw, call, "target_out", shape, target)
     _write_to(draw, call, "out", shape, result, "x0")
     return call
 

@@ -82,6 +82,8 @@ def uniform(shape: Any, noise: Any, **options: Any) -> Any:
 
 def q_sample(x0: Any, t: Any, schedule: Any, noise: Any, *, out: Any, target_out: Any, **options: Any) -> Any:
     options["dtype"] = dtype_name(options["dtype"])
+    if options["dtype"] == "uint8":  # rounded
+        need_no_gradient(x0=x0)
     if options["target"] is None and target_out is None:
         return _call("q_sample", schedule, options, t, {"x": x0}, noise, (out,))[0]
     return _call("q_sample", schedule, options, t, {"x": x0}, noise, (out, target_out))
@@ -107,6 +109,19 @@ def update(
     return results if made else results[0]
 
 
+def augmented(function: Any, x: Any, *numbers: Any, noise: Any, dtype: Any, out: Any, **options: Any) -> Any:
+    """A function of `augment`, on the memory of tensors."""
+    need_no_gradient(x=x, noise=noise)
+    place, kind, made = place_of("x", checked("x", x)), dtype_name(dtype), out
+    if out is None and place.type != "cpu":  # all memory of results on a device is torch's
+        made = torch.empty(x.shape, dtype=NAMED.get(kind, x.dtype), device=x.device)
+    with on(place):
+        noise = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "x")
+        written = write("out", made, place)
+        result = as_tensor(function(read("x", x, place), *numbers, noise, dtype=kind, out=written, **options), made)
+    return in_format(result, x) if out is None else result
+
+
 class RowCall(Operation):
     """q_sample, q_step, q_walk or update: rows. Slots are x, m1, m2, past1 .. past4, z."""
 
@@ -119,13 +134,15 @@ class RowCall(Operation):
             return ("out", "target_out")[: self.outputs]
         return "out", *(f"aux_out[{n}]" for n in range(self.outputs - 1))
 
-    def result(self, tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], torch.dtype]:
+    def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         x, options = tensors[0], dict(self.options)
         if self.name == "q_walk":
             kept = options["keep"]
-            return (len(self.table) if kept is None else np.size(kept), *x.shape), x.dtype
-        dtype = NAMED.get(options.get("dtype") or "", x.dtype)
-        return tuple(x.shape), torch.float32 if dtype == torch.uint8 else dtype
+            return [((len(self.table) if kept is None else np.size(kept), *x.shape), x.dtype)]
+        like_x = torch.float32 if x.dtype == torch.uint8 else x.dtype  # and what is beside bytes
+        first = NAMED.get(options.get("dtype") or "", like_x)
+        others = like_x if first == torch.uint8 else first
+        return [(tuple(x.shape), others if n else first) for n in range(self.outputs)]
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Any, ...]:
         """The outputs, of tensors and arrays alike."""
@@ -211,8 +228,11 @@ def _call(
         return differentiable(call, index, noise, values, remembered)
     noise, place = read_noise(noise, "x"), place_of(labels[0], checked(labels[0], values[0]))
     if place.type != "cpu":  # all memory of results on a device is torch's
-        shape, dtype = call.result(values)
-        memory = [torch.empty(shape, dtype=dtype, device=values[0].device) if out is None else out for out in outs]
+        device, kinds = values[0].device, call.results(values)
+        memory = [
+            torch.empty(shape, dtype=dtype, device=device) if out is None else out
+            for (shape, dtype), out in zip(kinds, outs, strict=True)
+        ]
     else:
         memory = [*outs]
     with on(place):

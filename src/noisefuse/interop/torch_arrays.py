@@ -160,7 +160,7 @@ def in_format(result: Tensor, x: Tensor) -> Tensor:
 def dtype_name(dtype: Any) -> Any:
     if not isinstance(dtype, torch.dtype):
         return np.dtype(dtype).name if isinstance(dtype, type | np.dtype) else dtype
-    if dtype not in DTYPES or not dtype.is_floating_point:  # bytes are no result
+    if dtype not in DTYPES:
         raise TypeError(f"dtype {dtype}: expected one of {EXPECTED}")
     return DTYPES[dtype]
 

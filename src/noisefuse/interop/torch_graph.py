@@ -30,8 +30,8 @@ class Operation(NamedTuple):
     slots: tuple[str, ...]  # what the tensors are
     outputs: int
 
-    def result(self, tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], torch.dtype]:
-        """Shape and dtype of the outputs."""
+    def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each output."""
         raise NotImplementedError
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> Sequence[Any]:
@@ -147,8 +147,8 @@ def _apply(number: int, row: Any, times: Any, tensors: Sequence[Tensor], words: 
 @_apply.register_fake  # type: ignore[untyped-decorator]
 def _(number: int, row: Any, times: Any, tensors: Sequence[Tensor], words: Any) -> list[Tensor]:
     operation = _operations[number]
-    shape, dtype = operation.result(tensors)
-    made = [torch.empty(shape, dtype=dtype, device=tensors[0].device) for _ in range(operation.outputs)]
+    device = tensors[0].device
+    made = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in operation.results(tensors)]
     return [in_format(out, tensors[0]) for out in made]
 
 

@@ -86,10 +86,10 @@ class Loss(Operation):
     # gradient of 1: backward() of the loss itself hands it on. For another one a second pass writes over it.
     early: list[Tensor] | None = None
 
-    def result(self, tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], torch.dtype]:
+    def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
         pred, options = tensors[0], dict(self.options)
         batch = pred.shape[0] if options["batched"] and pred.ndim else 1
-        return (batch,) if options["reduction"] == "none" else (), _dtype(pred)
+        return [((batch,) if options["reduction"] == "none" else (), _dtype(pred))]
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
         if self.early is None or dict(self.options)["reduction"] != "mean" or self.place(tensors).type != "cpu":

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""augment: what the noise is, in which units, by sample and channel; bytes in and out; errors."""
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conftest import BACKENDS, using
+from noisefuse.augment import gaussian
+
+N = nf.Noise(7, sample=5, step=2)
+SHAPE = (4, 6, 35, 3)
+
+
+def images(dtype="uint8", shape=SHAPE):
+    return np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
+
+
+def axes(numbers, ndim, layout="HWC"):
+    """Numbers for all, samples or channels, as they broadcast."""
+    numbers = np.asarray(numbers, np.float64)
+    if numbers.ndim < 2:
+        return numbers.reshape(-1, *(ndim - 1) * [1])
+    spread = (ndim - 2) * [1]
+    return numbers.reshape(len(numbers), *([-1, *spread] if layout == "CHW" else [*spread, -1]))
+
+
+def rounded(x):
+    return np.clip(np.rint(x), 0, 255).astype(np.uint8)
+
+
+STDS = [0.0, 12.5, [1, 0, 30, 7.5], np.arange(12).reshape(4, 3)]
+
+
+@pytest.mark.parametrize("layout", ["HWC", "CHW"])
+@pytest.mark.parametrize("std", STDS, ids=["0", "number", "samples", "channels"])
+@pytest.mark.parametrize("mean", [0.0, 3, [1, 2, 3, -40]], ids=["0", "number", "samples"])
+def test_it_is_x_plus_mean_plus_std_z(std, mean, layout):
+    """Seen to fail: channels counted along the other axis."""
+    x = images(shape=SHAPE if layout == "HWC" else (4, 3, 6, 35))
+    z = nf.randn(x.shape, N, dtype="float64")
+    expected = x + axes(mean, 4) + axes(std, 4, layout) * z
+    found = gaussian(x, std, N, mean=mean, layout=layout)
+    assert found.dtype == np.uint8
+    difference = np.abs(found.astype(int) - rounded(expected))
+    assert difference.max() <= 1
+    assert difference.mean() < 1e-3
+    floats = gaussian(x.astype(np.float64), std, N, mean=mean, layout=layout)
+    np.testing.assert_allclose(floats, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64", "float16"])
+@pytest.mark.parametrize("std", STDS[1:], ids=["number", "samples", "channels"])
+def test_backends_give_the_same_bits(backend, dtype, std):
+    x = images(dtype)
+    with using("reference"):
+        expected = gaussian(x, std, N, mean=-2.0)
+    with using(backend):
+        assert gaussian(x, std, N, mean=-2.0).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bytes_are_rounded_to_nearest_even_and_clipped(backend, dtype):
+    """Seen to fail: truncation, ties away from zero, NaN as 255."""
+    halves = np.arange(-3, 260, 0.5, dtype)
+    special = np.array([np.nan, np.inf, -np.inf, -0.0, 1e30, -1e30, 254.49999, 255.5, 0.49999997], dtype)
+    x = np.concatenate([halves, special])[None]
+    expected = np.clip(np.rint(np.nan_to_num(x, nan=0)), 0, 255).astype(np.uint8)
+    with using(backend):
+        for size in (x.size, 1, 5, 300):  # whole groups, and what is left of one
+            assert np.array_equal(gaussian(x[:, :size], 0.0, N, dtype="uint8"), expected[:, :size])
+
+
+@pytest.mark.parametrize("std", [0.5, 5.0, 60.0])
+def test_the_levels_have_the_probabilities_of_a_rounded_normal(std):
+    """Chi-square of 2^22 elements around a middle level and one at the end. Seen to fail: truncation."""
+    scipy = pytest.importorskip("scipy.stats")
+    for level in (128, 3):
+        found = gaussian(np.full((1, 1 << 22), level, np.uint8), std, nf.Noise(3))
+        edges = np.concatenate([[-np.inf], np.arange(255) + 0.5, [np.inf]])
+        expected = np.diff(scipy.norm.cdf(edges, level, std)) * found.size
+        counts = np.bincount(found.ravel(), minlength=256)
+        usual = expected > 20
+        pooled = [np.append(of[usual], of[~usual].sum()) for of in (counts, expected)]
+        pooled = [of[: len(of) - (pooled[1][-1] < 5)] for of in pooled]
+        statistic = ((pooled[0] - pooled[1]) ** 2 / pooled[1]).sum()
+        assert scipy.chi2.sf(statistic, len(pooled[0]) - 1) > 1e-4
+
+
+def test_results_go_where_they_are_asked_to():
+    x = images()
+    expected = gaussian(x, 10.0, N)
+    out = np.empty_like(x)
+    assert gaussian(x, 10.0, N, out=out) is out
+    assert np.array_equal(out, expected)
+    assert gaussian(x, 10.0, N, out=x) is x
+    assert np.array_equal(x, expected)
+    floats = gaussian(images(), 10.0, N, dtype="float32")
+    assert floats.dtype == np.float32
+    assert np.array_equal(rounded(floats), expected)
+    assert gaussian(images(), 10.0, N, out=floats) is floats
+    one = gaussian(images()[1], 10.0, N.at(sample=6), batched=False)
+    assert np.array_equal(one, expected[1])
+    assert np.array_equal(gaussian(images()[1], [10.0, 10.0, 10.0], N.at(sample=6), batched=False), expected[1])
+    assert np.array_equal(gaussian(images(), 10.0, nf.randn(SHAPE, N)), expected)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_results_are_clipped_to_a_range(dtype):
+    found, all_of_them = (gaussian(images(dtype), 40.0, N, clip=clip) for clip in ((16, 235.4), None))
+    assert np.array_equal(found, np.clip(all_of_them, 16, np.rint(235.4) if dtype == "uint8" else np.float32(235.4)))
+
+
+def test_of_tensors():
+    torch = pytest.importorskip("torch")
+    x, expected = torch.from_numpy(images()), gaussian(images(), 10.0, N)
+    assert np.array_equal(gaussian(x, 10.0, N).numpy(), expected)
+    assert np.array_equal(gaussian(x, 4 * [10.0], N).numpy(), expected)
+    assert gaussian(x, 4 * [10.0], N, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert gaussian(x, 10.0, N, out=x) is x
+    assert np.array_equal(x.numpy(), expected)
+    last = torch.zeros(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    for std in (1.0, [1.0, 1.0]):
+        found = gaussian(last, std, N)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert np.array_equal(found.numpy(), nf.randn((2, 3, 8, 8), N))
+    with pytest.raises(NotImplementedError, match="x: gradients"):
+        gaussian(torch.zeros(2, 3, requires_grad=True), 1.0, N)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"std": -1.0}, ValueError, "std = -1.0: expected finite numbers of at least 0"),
+        ({"std": np.nan}, ValueError, "std = nan"),
+        ({"std": "much"}, TypeError, "std: expected numbers, got 'much'"),
+        ({"std": [1, 2]}, ValueError, r"std: expected a number, \(4,\) for the samples or .*, got shape \(2,\)"),
+        ({"std": np.ones((4, 5))}, ValueError, "expected as many channels as samples .* have, got 5"),
+        ({"std": np.ones((4, 3)), "layout": "CHW"}, ValueError, "expected as many channels"),
+        ({"std": np.ones((4, 3)), "layout": "WHC"}, ValueError, "layout = 'WHC'"),
+        ({"x": np.zeros((4, 3, 8, 3)), "std": np.ones((4, 3))}, ValueError, "layout: .* say which"),
+        ({"mean": np.inf}, ValueError, "mean = inf"),
+        ({"clip": (3, 1)}, ValueError, r"clip = \(3, 1\)"),
+        ({"clip": 3}, ValueError, "clip = 3"),
+        ({"noise": 7}, TypeError, "noise = 7"),
+        ({"x": images("int64")}, TypeError, "x: dtype int64"),
+        ({"x": [1.0, 2.0]}, TypeError, "x: expected a torch tensor or a NumPy array"),
+        ({"dtype": "int16"}, TypeError, "dtype int16"),
+        ({"out": np.zeros((4, 6, 35), np.uint8)}, ValueError, "out: expected shape"),
+        ({"out": np.zeros((4, 6, 35, 6), np.uint8)[..., ::2]}, ValueError, "out: expected a C-contiguous"),
+        ({"out": np.broadcast_to(np.uint8(0), SHAPE)}, ValueError, "out: expected a writable array"),
+    ],
+)
+def test_what_is_wrong_is_said(change, error, said):
+    out = np.full(SHAPE, 77, np.uint8)
+    given = {"x": images(), "std": 1.0, "noise": N, "out": out} | change
+    with pytest.raises(error, match=said):
+        gaussian(**given)
+    assert (out == 77).all()
+
+
+def test_of_nothing_nothing_is_made():
+    for shape in ((0, 4, 4, 3), (2, 0, 4, 3)):
+        assert gaussian(np.zeros(shape, np.uint8), 1.0, N).shape == shape
+        assert gaussian(np.zeros(shape, np.uint8), np.ones((shape[0], 3)), N).shape == shape
