@@ -122,6 +122,13 @@ def ends(dtype):
         yield nf.q_sample(data((2, n), dtype), times(2), SCHEDULE, nf.Noise(7))
 
 
+def augment(dtype):
+    for shape, _, noise, batched in cases(any_stream=True):
+        x = data(shape, dtype)
+        yield nf.augment.multiplicative(x, 0.125, noise, batched=batched)
+        yield nf.augment.sensor(x, 0.5, 0.25, noise, batched=batched)
+
+
 OPERATIONS = {
     "philox": (philox, {"uint32": np.dtype(np.uint32)}),
     "randn": (random(nf.randn), DTYPES),
@@ -135,6 +142,7 @@ OPERATIONS = {
     "update": (update, DTYPES),
     "mse_loss": (mse_loss, DTYPES | {"uint8": np.dtype(np.uint8)}),
     "ends": (ends, DTYPES),
+    "augment": (augment, DTYPES | {"uint8": np.dtype(np.uint8)}),
 }
 LINES = [(operation, name) for operation, (_, dtypes) in OPERATIONS.items() for name in dtypes]
 

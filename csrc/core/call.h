@@ -47,7 +47,7 @@ struct Call {
     int64_t batch, size;
     const void* rows;  // (n_rows, 36) float or double
     int64_t n_rows;
-    uint64_t active;       // bit c: column c is multiplied
+    uint64_t active;       // bit c: column c is multiplied; kTimesClean, kTimesRoot
     const int64_t* index;  // row of each segment of `segment` elements
     int64_t segment;
     const void* in[kSlots];

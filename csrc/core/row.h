@@ -35,8 +35,13 @@ constexpr void for_each_term(uint64_t active, int first, int slots, Visit visit)
 // A clamp is active where one of its bounds does.
 constexpr bool clamps(uint64_t active) { return counts(active, kLow) || counts(active, kHigh); }
 
-// D is needed by one of the outputs that are wanted.
+// Beyond the columns: that the noise is multiplied by D, or by its square root, before the row takes it.
+constexpr uint64_t kTimesClean = uint64_t{1} << 40, kTimesRoot = uint64_t{1} << 41;
+constexpr bool scales_noise(uint64_t active) { return active & (kTimesClean | kTimesRoot); }
+
+// D is needed by one of the outputs that are wanted, or for the noise.
 constexpr bool wants_clean(uint64_t active, void* const (&out)[3]) {
+    if (scales_noise(active)) return true;
     for (int o = 0; o < 3; ++o)
         if (out[o] && counts(active, affine_column(o) + 1 + kD)) return true;
     return false;

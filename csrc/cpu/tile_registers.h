@@ -12,7 +12,8 @@
 namespace nf {
 namespace {
 
-// The shape of a row: the columns that count, of D (where an output has it) and of the outputs.
+// The shape of a row: the columns that count, of D (where an output or the noise has it) and of the outputs; and what
+// the noise is multiplied by.
 constexpr uint64_t columns(int first, std::initializer_list<Slot> slots) {
     uint64_t set = 0;
     for (const Slot slot : slots) set |= uint64_t{1} << (first + 1 + slot);
@@ -30,7 +31,8 @@ template <class Real>
 uint64_t shape_of(const Rows<Real>& rows) {
     const Call& s = rows.s;
     if (s.masked) return 0;
-    uint64_t found = rows.wants_clean ? s.active & (columns(kClean, {kX, kM1, kM2}) | uint64_t{1} << kClean) : 0;
+    uint64_t found = s.active & (kTimesClean | kTimesRoot);
+    found |= rows.wants_clean ? s.active & (columns(kClean, {kX, kM1, kM2}) | uint64_t{1} << kClean) : 0;
     for (int o = 0; o < 3; ++o) {
         if (!s.out[o]) continue;
         const Affine& combination = rows.out[o];
@@ -64,14 +66,14 @@ struct RegisterRow {
         return found;
     }
 
-    Vector<Real> clean_c[3], c[kOutputs][kSlots], k[kOutputs], low, high;
+    Vector<Real> clean_c[3], clean_k, c[kOutputs][kSlots], k[kOutputs], low, high;
     const void* array[kSlots];
     bool clamps;
 
     template <class Values>
     RegisterRow(const Rows<Real>& rows, const Values& value) : clamps(rows.clamps()) {
         const auto splat = [&](int column) { return Lane::splat(*rows.coefficient(column)); };
-        low = splat(kLow), high = splat(kHigh);
+        low = splat(kLow), high = splat(kHigh), clean_k = splat(kClean);
         for (int slot = 0; slot < kSlots; ++slot) array[slot] = value[slot];
         for (int t = 0; t < kCleanCombination.n; ++t) clean_c[t] = splat(kCleanCombination.column[t]);
         for (int o = 0; o < kOutputs; ++o) {
@@ -88,15 +90,18 @@ struct RegisterRow {
         for (int slot = 0; slot < kSlots; ++slot)
             if (slot != kZ && slot != kD && reads(slot)) v[slot] = load_lanes<In>(array[slot], at);
         if constexpr (kCleanCombination.n) {
-            v[kD] = Lane::mul(clean_c[0], v[kCleanCombination.slot[0]]);
+            const Vector<Real> first = v[kCleanCombination.slot[0]];
+            v[kD] =
+                kCleanCombination.constant < 0 ? Lane::mul(clean_c[0], first) : Lane::fma(clean_c[0], first, clean_k);
             for (int t = 1; t < kCleanCombination.n; ++t)
                 v[kD] = Lane::fma(clean_c[t], v[kCleanCombination.slot[t]], v[kD]);
             if (clamps) v[kD] = Lane::clamp(v[kD], low, high);
+            if constexpr (scales_noise(shape)) v[kZ] = Lane::mul(z, shape & kTimesRoot ? Lane::sqrt(v[kD]) : v[kD]);
         }
         for (int o = 0; o < kOutputs; ++o) {
             const Affine& combination = kCombinations[o];
-            result[o] =
-                combination.slot[0] == kZ ? Lane::fma(c[o][0], z, k[o]) : Lane::mul(c[o][0], v[combination.slot[0]]);
+            result[o] = combination.slot[0] == kZ ? Lane::fma(c[o][0], v[kZ], k[o])
+                                                  : Lane::mul(c[o][0], v[combination.slot[0]]);
             for (int t = 1; t < combination.n; ++t) result[o] = Lane::fma(c[o][t], v[combination.slot[t]], result[o]);
         }
     }
@@ -134,6 +139,9 @@ constexpr uint64_t kForwardShapes[] = {
     shape({}, {kZ, kX}, {kZ}),      // epsilon
     shape({}, {kZ, kX}, {kX}),      // sample
     shape({}, {kZ, kX}, {kZ, kX}),  // v, flow
+    // noise that depends on x: multiplied by it, or of a variance that is linear in it
+    shape({kX}, {kZ, kX}) | kTimesClean,
+    shape({kX}, {kZ, kX}) | uint64_t{1} << kClean | kTimesRoot,
 };
 constexpr uint64_t kDrawnShapes[] = {
     shape({}, {kZ}),                 // randn

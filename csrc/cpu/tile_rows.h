@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A tile of data: its inputs in the arithmetic's type, the linear combinations of its rows, and its outputs.
 #pragma once
+#include <cmath>
 #include <cstring>
 #include <type_traits>
 
@@ -372,12 +373,19 @@ struct Arrays {
         store_as(s.out[0], s.out_type, at, result[0], size, nontemporal(0, at));
     }
 
+    void scale_noise(int size) {
+        const bool root = s.active & kTimesRoot;
+        for (int i = 0; i < size; ++i) staged[kZ][i] = value[kZ][i] * (root ? std::sqrt(clean[i]) : clean[i]);
+        value[kZ] = staged[kZ];
+    }
+
     void apply(const Rows<Real>& rows, int64_t at, int size) {
         if (s.masked) return apply_masked(rows, at, size);
         if (rows.wants_clean) {
             rows.apply(clean, size, rows.clean, value, false);
             rows.clamp(clean, size);
             value[kD] = clean;
+            if (scales_noise(s.active)) scale_noise(size);
         }
         for (int o = 0; o < 3; ++o)
             if (s.out[o])

@@ -346,6 +346,13 @@ __device__ inline void any(const Launch& launch) {
         else
             array.load(kZ, z);
         Combinations<0, true, Elements<Real>, Real, 4> combinations{row, array, z, {}};
+        if (scales_noise(call.active)) {
+            combinations.make_clean();
+            for (int i = 0; i < 4; ++i) {
+                const Real clean = combinations.clean[i];
+                z[i] = Cuda::mul(z[i], call.active & kTimesRoot ? Cuda::sqrt(clean) : clean);
+            }
+        }
         call.masked ? combinations.masked_output() : combinations.outputs(call.out);
     }
 }

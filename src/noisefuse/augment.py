@@ -11,8 +11,9 @@ one another take a stream each, ``noise.at(stream=64)``, so that they do not dra
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,9 +23,9 @@ from .arrays import FLOATS, as_array, batch_shape, count, fast_dtype, float_dtyp
 from .calls import Index, make_call, names_or_array, run
 from .noise import FIELD
 from .ops import BYTES, Array, DType, NoiseLike, is_bytes
-from .rows import Plain, Rows, X, Z
+from .rows import TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 
-__all__ = ["gaussian"]
+__all__ = ["gaussian", "multiplicative", "sensor"]
 
 Layout: TypeAlias = Literal["CHW", "HWC"]
 Clip: TypeAlias = tuple[float, float] | None
@@ -68,50 +69,118 @@ def gaussian(
     >>> noisy.dtype, round(float(noisy.std()))
     (dtype('uint8'), 10)
     """
-    other = None if type(x) is np.ndarray else interop(x)
-    if type(std) is float and type(mean) is float and clip is None:
-        done = _fast(_gaussian(std, mean), x, noise, dtype, batched, out, other)
-        if done is not NotImplemented:
-            return done
-    if other is not None:
-        given = {"mean": mean, "layout": layout, "clip": clip, "batched": batched}
-        return other.augmented(gaussian, x, std, noise=noise, dtype=dtype, out=out, **given)
-    x = as_array("x", x, (*FLOATS, "uint8"))
-    columns, index = _by_place({"std": std, "mean": mean}, x.shape, layout, batched)
-    rows = Rows.of({"out.x": 1.0, "out.z": columns["std"], "out.k": columns["mean"]})
-    return _run(x, rows, index, noise, clip, dtype, batched, out)
+    numbers = {"std": std, "mean": mean}
+    return _apply(x, noise, _GAUSSIAN, numbers, layout=layout, clip=clip, dtype=dtype, batched=batched, out=out)
 
 
-@lru_cache(64)
-def _gaussian(std: float, mean: float) -> Plain | None:
-    """What the fast path takes, if these are right."""
-    if not (0 <= std < math.inf and math.isfinite(mean)):
+def multiplicative(
+    x: Array,
+    std: ArrayLike,
+    noise: NoiseLike,
+    *,
+    layout: Layout | None = None,
+    clip: Clip = None,
+    dtype: DType | None = None,
+    batched: bool = True,
+    out: Array | None = None,
+) -> Array:
+    """Multiplies by noise around 1, as speckle does: x (1 + std z).
+
+    Args:
+        std: of the factor: a number, (B,), or (B, C), as in `gaussian`, whose the other arguments, the result and the
+            errors are.
+
+    >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
+    >>> round(float(nf.augment.multiplicative(image, 0.05, nf.Noise(7)).std()))
+    10
+    """
+    numbers = {"std": std}
+    return _apply(x, noise, _MULTIPLICATIVE, numbers, layout=layout, clip=clip, dtype=dtype, batched=batched, out=out)
+
+
+def sensor(
+    x: Array,
+    a: ArrayLike,
+    b: ArrayLike,
+    noise: NoiseLike,
+    *,
+    layout: Layout | None = None,
+    clip: Clip = None,
+    dtype: DType | None = None,
+    batched: bool = True,
+    out: Array | None = None,
+) -> Array:
+    """The noise of a camera, whose variance is linear in the signal: x + sqrt(max(a x + b, 0)) z.
+
+    The Poissonian-Gaussian model of Foi, Trimeche, Katkovnik and Egiazarian (2008), "Practical Poissonian-Gaussian
+    noise modeling and fitting for single-image raw-data": a for the photons, b for the electronics.
+
+    Args:
+        a, b: in x's units, and their square: a number, (B,), or (B, C), as in `gaussian`, whose the other arguments,
+            the result and the errors are. b may be negative (a pedestal).
+
+    >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
+    >>> round(float(nf.augment.sensor(image, 0.5, 0.0, nf.Noise(7)).std()))
+    10
+    """
+    numbers = {"a": a, "b": b}
+    return _apply(x, noise, _SENSOR, numbers, layout=layout, clip=clip, dtype=dtype, batched=batched, out=out)
+
+
+# ---- rows --------------------------------------------------------------------------------------------------
+
+
+class _Model(NamedTuple):
+    """A kind of noise as a row: its active columns, each a number or the name of an argument; what else is active."""
+
+    columns: tuple[tuple[str, float | str], ...]
+    flags: int = 0
+
+    def rows(self, numbers: Mapping[str, ArrayLike]) -> Rows:
+        return Rows.of({name: numbers[c] if isinstance(c, str) else c for name, c in self.columns}, self.flags)
+
+
+_GAUSSIAN = _Model((("out.x", 1.0), ("out.z", "std"), ("out.k", "mean")))
+_MULTIPLICATIVE = _Model((("clean.x", 1.0), ("out.x", 1.0), ("out.z", "std")), TIMES_CLEAN)
+_VARIANCE = (("clean.x", "a"), ("clean.k", "b"), ("clean.lo", 0.0), ("clean.hi", math.inf))
+_SENSOR = _Model((*_VARIANCE, ("out.x", 1.0), ("out.z", 1.0)), TIMES_ROOT)
+
+
+@lru_cache(256)
+def _plain(model: _Model, *numbers: tuple[str, float]) -> Plain | None:
+    """What the fast path takes, if the numbers are right."""
+    if not all(math.isfinite(value) and (value >= 0 or name not in _NOT_NEGATIVE) for name, value in numbers):
         return None
-    plain = Rows.of({"out.x": 1.0, "out.z": std, "out.k": mean}).plain
+    plain = model.rows(dict(numbers)).plain
     return (*plain[:3], plain)
 
 
-def _fast(
-    table: Plain | None, x: Array, noise: NoiseLike, dtype: DType | None, batched: bool, out: Array | None, other: Any
-) -> Any:
-    wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
-    if table is None or wanted is None:
-        return NotImplemented
-    kind = BYTES if is_bytes(wanted) else fast_dtype(wanted, other)
-    return backends.fast_row(table, 0, x, None, None, noise, -1, out, None, kind, batched)
-
-
-def _run(
-    x: NDArray[Any], rows: Rows, index: Index, noise: NoiseLike, clip: Clip, dtype: DType | None, batched: bool,
-    out: Array | None,
+def _apply(
+    x: Array, noise: NoiseLike, model: _Model, numbers: dict[str, ArrayLike], *, layout: Layout | None, clip: Clip,
+    dtype: DType | None, batched: bool, out: Array | None,
 ) -> Array:  # fmt: skip
     """One pass, and another one over the result where it is clipped to a range."""
+    other = None if type(x) is np.ndarray else interop(x)
+    if clip is None and all(type(value) is float for value in numbers.values()):
+        table = _plain(model, *numbers.items())
+        wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
+        if table is not None and wanted is not None:
+            asked = BYTES if is_bytes(wanted) else fast_dtype(wanted, other)
+            done: Array = backends.fast_row(table, 0, x, None, None, noise, -1, out, None, asked, batched)
+            if done is not NotImplemented:
+                return done
+    if other is not None:
+        given = {"model": model, "numbers": numbers, "layout": layout, "clip": clip, "batched": batched}
+        return other.augmented(_apply, x, noise, dtype=dtype, out=out, **given)
+    x = as_array("x", x, (*FLOATS, "uint8"))
+    columns, index = _by_place(numbers, x.shape, layout, batched)
     bounds = _bounds(clip)
     wanted = (x if out is None else out).dtype if dtype is None else dtype
     to_bytes = is_bytes(wanted)
     kind = float_dtype(wanted) if not to_bytes else x.dtype if x.dtype.name in FLOATS else np.dtype(np.float32)
     names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
-    call = make_call(x.shape, kind, rows, index, names, {X: x, Z: z}, {"out": out}, batched, to_bytes=to_bytes)
+    inputs = {X: x, Z: z}
+    call = make_call(x.shape, kind, model.rows(columns), index, names, inputs, {"out": out}, batched, to_bytes=to_bytes)
     result = run(call)[0]
     if bounds is not None:
         for limit, bound in ((np.maximum, bounds[0]), (np.minimum, bounds[1])):
@@ -167,7 +236,7 @@ def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
     return values
 
 
-_NOT_NEGATIVE = ("std",)
+_NOT_NEGATIVE = ("std", "a")
 
 
 def _layout(layout: Layout | None, sample: tuple[int, ...], channels: int, names: str) -> Layout:

@@ -49,6 +49,9 @@ Z_BITS = sum(1 << column for column in Z_COLUMNS)
 BOUNDS = 1 << LOW | 1 << HIGH
 
 
+# Bits of what is active, beyond the columns: the noise is multiplied by D, or by its root, before a row takes it.
+TIMES_CLEAN, TIMES_ROOT = 1 << 40, 1 << 41
+
 # Rows for float32 and for float64 arithmetic, active coefficients; the same for x of bytes, where that is allowed.
 Plain: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], int, Any]
 
@@ -62,18 +65,18 @@ class Rows:
     """
 
     table: npt.NDArray[np.float64]  # (n, 36)
-    active: int  # bit c: column c is multiplied
+    active: int  # bit c: column c is multiplied; TIMES_CLEAN, TIMES_ROOT
     # Copies of the table, by device and whether in float64: the CUDA backend's.
     on_devices: dict[tuple[int, bool], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def of(cls, columns: Mapping[str, npt.ArrayLike]) -> Rows:
+    def of(cls, columns: Mapping[str, npt.ArrayLike], flags: int = 0) -> Rows:
         """Of active columns by their names, such as out.x, each a number or one for each row."""
         table = np.zeros((max(np.size(c) for c in columns.values()), COLUMNS))
         numbers = [NAMES.index(name) for name in columns]
         for number, values in zip(numbers, columns.values(), strict=True):
             table[:, number] = values
-        return cls(table, sum(1 << number for number in numbers))
+        return cls(table, sum(1 << number for number in numbers) | flags)
 
     @cached_property
     def single(self) -> npt.NDArray[np.float32]:

@@ -6,7 +6,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import BACKENDS, using
-from noisefuse.augment import gaussian
+from noisefuse.augment import gaussian, multiplicative, sensor
 
 N = nf.Noise(7, sample=5, step=2)
 SHAPE = (4, 6, 35, 3)
@@ -58,6 +58,37 @@ def test_backends_give_the_same_bits(backend, dtype, std):
         expected = gaussian(x, std, N, mean=-2.0)
     with using(backend):
         assert gaussian(x, std, N, mean=-2.0).tobytes() == expected.tobytes()
+
+
+DEPENDENT = {
+    "multiplicative": (multiplicative, (0.1,), lambda x: 0.1 * x),
+    "multiplicative of samples": (multiplicative, ([0, 0.1, 0.2, 1],), lambda x: axes([0, 0.1, 0.2, 1], 4) * x),
+    "sensor": (sensor, (0.5, 2.0), lambda x: np.sqrt(0.5 * x + 2)),
+    "sensor with a pedestal": (sensor, (0.5, -20), lambda x: np.sqrt(np.maximum(0.5 * x - 20, 0))),
+    "sensor of channels": (
+        sensor,
+        (np.arange(12).reshape(4, 3), 1),
+        lambda x: np.sqrt(axes(np.arange(12).reshape(4, 3), 4) * x + 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", DEPENDENT)
+def test_noise_that_depends_on_the_signal(backend, name):
+    """Seen to fail: D in place of its root, a variance that is not cut off at 0."""
+    function, numbers, std = DEPENDENT[name]
+    z, x = nf.randn(SHAPE, N, dtype="float64"), images(np.float64)
+    with using(backend):
+        np.testing.assert_allclose(function(x, *numbers, N), x + std(x) * z, rtol=1e-13, atol=1e-12)
+        for dtype in ("uint8", "float32", "float16"):
+            found = function(images(dtype), *numbers, N)
+            given = function(images(dtype), *numbers, nf.randn(SHAPE, N))
+            with using("reference"):
+                expected = function(images(dtype), *numbers, N)
+            assert found.tobytes() == given.tobytes() == expected.tobytes()
+            difference = np.abs(found - (rounded(x + std(x) * z) if dtype == "uint8" else x + std(x) * z))
+            assert difference.max() < {"uint8": 1.5, "float32": 1e-4, "float16": 0.3}[dtype]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

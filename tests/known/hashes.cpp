@@ -305,6 +305,34 @@ uint64_t hash_sample_bytes(DType type) {
     return hash.value;
 }
 
+// x (1 + z / 8), and x + sqrt(max(x / 2 + 1/4, 0)) z; of bytes in bytes.
+uint64_t hash_augment(DType type) {
+    const auto always = [](double value) { return [=](int) { return value; }; };
+    Rows multiplicative, sensor;
+    multiplicative.set(kClean + 1 + kX, always(1));
+    multiplicative.set(kOutX, always(1));
+    multiplicative.set(kOutZ, always(0.125));
+    multiplicative.active |= kTimesClean;
+    sensor.set(kClean + 1 + kX, always(0.5));
+    sensor.set(kClean, always(0.25));
+    sensor.set(kLow, always(0));
+    sensor.set(kHigh, always(INFINITY));
+    sensor.set(kOutX, always(1));
+    sensor.set(kOutZ, always(1));
+    sensor.active |= kTimesRoot;
+    Hash hash;
+    for (Case& c : located(cases()))
+        for (const Rows& rows : {multiplicative, sensor}) {
+            c.t.assign(1, 0);
+            Filled call(c, rows, result_of(type), type, 1);
+            const Bytes x = data(type, c.elements());
+            call.read(x, type);
+            NF_KERNELS.step(call, 0, c.elements());
+            hash.add(call.first);
+        }
+    return hash.value;
+}
+
 uint64_t hash_walk(DType type) {
     const Rows rows = rows_of_walk();
     const int64_t keep[kTimes] = {0, -1, -1, 1, -1, -1, -1, 2};
@@ -395,4 +423,5 @@ int main() {
     print("update", hash_update, floats);
     print("mse_loss", hash_loss, all);
     print("ends", hash_ends, floats);
+    print("augment", hash_augment, all);
 }

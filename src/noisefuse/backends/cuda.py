@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..rows import AFFINE, CLEAN, HIGH, M1, D, Rows, X, Z
+from ..rows import AFFINE, CLEAN, HIGH, M1, TIMES_CLEAN, TIMES_ROOT, D, Rows, X, Z
 from . import cubin
 from .call import (
     CALL,
@@ -245,6 +245,8 @@ def _span(batch: int, size: int, segment: int, windows: tuple[Any, ...]) -> tupl
 def _aligned(call: Step, kind: str) -> bool:
     """Whether all arrays have the call's dtype (but for bytes that become floats), and begin at whole accesses of
     vector kernels."""
+    if call.rows.active & (TIMES_CLEAN | TIMES_ROOT):  # vector kernels do not know how
+        return False
     dtype, of_bytes = call.dtype, call.inputs[X] if kind == "forward_u8_" else None
     for a in (*call.inputs, *call.outputs):
         if a is not None and (a.data.ptr % (UNIT[dtype.itemsize] if a is of_bytes else 16)):  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from numba.extending import overload
 from numpy import float32, int32, int64, uint8, uint16, uint32, uint64
 
 from .. import rows as layout
-from ..rows import AFFINE, BOUNDS, CLEAN, COLUMNS, HIGH, LOW, M2, ORDER, D, X, Z
+from ..rows import AFFINE, BOUNDS, CLEAN, COLUMNS, HIGH, LOW, M2, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
 from . import call as description
 from . import device, numba_internals, pointers, spec
 from .call import CALL, DRAWS, DTYPES, FIELD, LOSS_CHUNK
@@ -98,6 +98,7 @@ WORKSPACE = REALS + WORDS  # in reals, of which words take one at most
 philox4x32, join = SPEC.philox4x32, SPEC.join
 normal_pair32, normal_pair64 = SPEC.normal_pair32, SPEC.normal_pair64
 uniform32, uniform64, clamp = SPEC.uniform32, SPEC.uniform64, SPEC.clamp
+times, times_root = SPEC.times, SPEC.times_root
 add_square, sum_accumulators, add_piece = SPEC.add_square, SPEC.sum_accumulators, SPEC.add_piece
 half_to_float, float_to_half = SPEC.half_to_float, SPEC.float_to_half
 bfloat16_to_float, float_to_bfloat16, to_byte = SPEC.bfloat16_to_float, SPEC.float_to_bfloat16, SPEC.to_byte
@@ -162,11 +163,11 @@ def list_terms(c: Any, active: int, first: int, slots: int) -> None:
 
 @inlined
 def list_combinations(p: Any, m: Any) -> None:
-    """D where one of the others reads it or a mask does, and that of each output."""
+    """D where one of the others reads it, the noise or a mask, and that of each output."""
     active, masked = p[CALL_ACTIVE], pointer(p, int32)[CALL_MASKED] != 0
     bounded = active & BOUNDS != 0
     m[READ_COLUMNS] = active | (BOUNDS if bounded else 0)  # a clamp takes both bounds, also where one alone is active
-    m[COMBINATIONS], reads_clean = 0, masked
+    m[COMBINATIONS], reads_clean = 0, masked | (active & (TIMES_CLEAN | TIMES_ROOT) != 0)
     for o in range(len(AFFINE)):
         reads_clean |= (p[CALL_OUT + o] != 0) & (active >> (AFFINE[o] + 1 + D) & 1 != 0)
     for n in range(len(FIRSTS)):
@@ -500,6 +501,31 @@ def bounded(i: int, to: Any, low: Any, high: Any) -> None:
 
 
 @inlined
+def scale(i: int, to: Any, z: Any, clean: Any) -> None:
+    to[i] = times(z[i], clean[i])
+
+
+@inlined
+def scale_by_root(i: int, to: Any, z: Any, clean: Any) -> None:
+    to[i] = times_root(z[i], clean[i])
+
+
+@inlined
+def scale_noise(active: int, n: int, places: Any, tile: Any) -> None:
+    """The noise times D or its root, in the tile: what is given may be the caller's."""
+    z, clean, to = (
+        pointer(places[VALUES + Z], tile),
+        pointer(places[VALUES + D], tile),
+        part(tile, WIDTH * (VALUES + Z)),
+    )
+    if active & TIMES_CLEAN:
+        each(n, scale, (to, z, clean))
+    else:
+        each(n, scale_by_root, (to, z, clean))
+    places[VALUES + Z] = address(to)
+
+
+@inlined
 def add_within(i: int, out: Any, aux: Any, inside: Any, low: Any, high: Any, zero: Any) -> None:
     out[i] += select((low[i] <= inside[i]) & (inside[i] <= high[i]), aux[i], zero[i])  # NaN lies within no bounds
 
@@ -526,6 +552,8 @@ def apply(m: Any, masked: bool, n: int, places: Any, tile: Any, one_row: bool) -
             k = to
         if combination[CLAMPED]:
             each(TILE, bounded, (total, low, high))
+        if (f == 0) & (m[READ_COLUMNS] & (TIMES_CLEAN | TIMES_ROOT) != 0):
+            scale_noise(m[READ_COLUMNS], n, places, tile)
     if masked:
         out, aux = pointer(places[RESULT], tile), pointer(places[RESULT + 1], tile)
         inside, zero = pointer(places[VALUES + D], tile), pointer(places[ZERO], tile)

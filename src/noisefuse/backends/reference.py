@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..float_mode import float_mode
 from ..noise import Noise
-from ..rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, D, X, Z
+from ..rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
 from . import spec
 from .call import LOSS_CHUNK, Array, Loss, Step, Walk
 
@@ -193,10 +193,14 @@ def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> li
         inside = (rows[row, LOW] <= v) & (v <= rows[row, HIGH])
         return [form(AFFINE[0], 9) + np.where(inside, form(AFFINE[1], 9), real(0)), None, None]
     wanted = [output is not None for output in call.outputs]
-    if any(want and call.rows.active >> (first + 1 + D) & 1 for want, first in zip(wanted, AFFINE, strict=True)):
+    scaled = call.rows.active & (TIMES_CLEAN | TIMES_ROOT)
+    read = [want and call.rows.active >> (first + 1 + D) & 1 for want, first in zip(wanted, AFFINE, strict=True)]
+    if any(read) or scaled:
         values[D] = form(CLEAN, 3)
         if call.rows.active & BOUNDS:
             values[D] = SPEC.clamp(values[D], rows[row, LOW], rows[row, HIGH])
+    if scaled:
+        values[Z] = (SPEC.times if scaled == TIMES_CLEAN else SPEC.times_root)(values[Z], values[D])
     return [form(first, 9) if want else None for want, first in zip(wanted, AFFINE, strict=True)]
 
 

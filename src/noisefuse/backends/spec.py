@@ -232,6 +232,16 @@ def affine(constant: bool, k: Reals, n: int, c: Sequence[Reals], v: Sequence[Rea
     return total
 
 
+def times(z: Reals, clean: Reals) -> Reals:
+    """z D: noise that is proportional to D."""
+    return mul(z, clean)
+
+
+def times_root(z: Reals, clean: Reals) -> Reals:
+    """z sqrt(D): noise whose variance is D."""
+    return mul(z, sqrt(clean))
+
+
 def clamp(v: Reals, low: Reals, high: Reals) -> Reals:
     """v < low ? low : v > high ? high : v; so NaN passes."""
     return select(v < low, low, select(v > high, high, v))
@@ -327,7 +337,7 @@ _FUNCTIONS: tuple[Any, ...] = (
         circle32,
         circle64,
     ),
-    *(normal_pair32, normal_pair64, uniform32, uniform64, affine, clamp),
+    *(normal_pair32, normal_pair64, uniform32, uniform64, affine, times, times_root, clamp),
     *(add_square, sum_accumulators, add_piece),
     *(half_to_float, float_to_half, bfloat16_to_float, float_to_bfloat16, to_byte),
 )

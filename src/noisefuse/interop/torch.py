@@ -81,7 +81,7 @@ def uniform(shape: Any, noise: Any, **options: Any) -> Any:
 
 
 def q_sample(x0: Any, t: Any, schedule: Any, noise: Any, *, out: Any, target_out: Any, **options: Any) -> Any:
-    options["dtype"] = dtype_name(options["dtype"])
+    options["dtype"] = dtype_name(options["dtype"], or_bytes=True)
     if options["dtype"] == "uint8":  # rounded
         need_no_gradient(x0=x0)
     if options["target"] is None and target_out is None:
@@ -109,16 +109,16 @@ def update(
     return results if made else results[0]
 
 
-def augmented(function: Any, x: Any, *numbers: Any, noise: Any, dtype: Any, out: Any, **options: Any) -> Any:
+def augmented(function: Any, x: Any, noise: Any, *, dtype: Any, out: Any, **options: Any) -> Any:
     """A function of `augment`, on the memory of tensors."""
     need_no_gradient(x=x, noise=noise)
-    place, kind, made = place_of("x", checked("x", x)), dtype_name(dtype), out
+    place, kind, made = place_of("x", checked("x", x)), dtype_name(dtype, or_bytes=True), out
     if out is None and place.type != "cpu":  # all memory of results on a device is torch's
         made = torch.empty(x.shape, dtype=NAMED.get(kind, x.dtype), device=x.device)
     with on(place):
         noise = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "x")
         written = write("out", made, place)
-        result = as_tensor(function(read("x", x, place), *numbers, noise, dtype=kind, out=written, **options), made)
+        result = as_tensor(function(read("x", x, place), noise, dtype=kind, out=written, **options), made)
     return in_format(result, x) if out is None else result
 
 

@@ -157,10 +157,10 @@ def in_format(result: Tensor, x: Tensor) -> Tensor:
     return result.contiguous(memory_format=form)
 
 
-def dtype_name(dtype: Any) -> Any:
+def dtype_name(dtype: Any, or_bytes: bool = False) -> Any:
     if not isinstance(dtype, torch.dtype):
         return np.dtype(dtype).name if isinstance(dtype, type | np.dtype) else dtype
-    if dtype not in DTYPES:
+    if dtype not in DTYPES or not (dtype.is_floating_point or or_bytes):
         raise TypeError(f"dtype {dtype}: expected one of {EXPECTED}")
     return DTYPES[dtype]
 
