@@ -11,24 +11,37 @@ one another take a stream each, ``noise.at(stream=64)``, so that they do not dra
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import backends
-from .arrays import FLOATS, as_array, batch_shape, count, fast_dtype, float_dtype, interop
+from .arrays import FLOATS, as_array, batch_shape, count, device_of, fast_dtype, float_dtype, interop, is_array, output
 from .calls import Index, make_call, names_or_array, run
-from .noise import FIELD
-from .ops import BYTES, Array, DType, NoiseLike, is_bytes
+from .loss import mean_squares
+from .noise import AUGMENT, FIELD, STREAMS, Noise
+from .ops import BYTES, Array, DType, NoiseLike, is_bytes, randn, uniform
 from .rows import TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 
-__all__ = ["gaussian", "multiplicative", "sensor"]
+__all__ = ["at_snr", "gaussian", "multiplicative", "sensor", "strengths"]
 
 Layout: TypeAlias = Literal["CHW", "HWC"]
 Clip: TypeAlias = tuple[float, float] | None
+
+
+class Options(TypedDict, total=False):
+    """What all functions take, by name (`gaussian` says what it is)."""
+
+    layout: Layout | None
+    shared: bool
+    order: Layout | None
+    clip: Clip
+    dtype: DType | None
+    batched: bool
+    out: Array | None
 
 
 def gaussian(
@@ -38,6 +51,8 @@ def gaussian(
     *,
     mean: ArrayLike = 0.0,
     layout: Layout | None = None,
+    shared: bool = False,
+    order: Layout | None = None,
     clip: Clip = None,
     dtype: DType | None = None,
     batched: bool = True,
@@ -53,6 +68,9 @@ def gaussian(
         noise: Noise of stream 0 or 64 .. 127, a list of one for each sample, or an array of x's shape.
         mean: as std.
         layout: of a sample: "CHW", channels first, or "HWC", channels last, whatever the number of axes.
+        shared: whether all channels of a pixel have the same z (grey noise); its elements count pixels.
+        order: the layout in which the noise counts the elements, if it is not x's own: with "CHW" images in HWC get the
+            noise that they would have with channels first. Like `shared` it stores the noise, and takes twice as long.
         clip: (low, high) of the result. None: bytes are clipped to 0 .. 255, floats are not.
         dtype: of the result; x's. Bytes can become floats, in grey levels.
         batched: False makes the whole array one sample: then std and mean are numbers, or (C,).
@@ -69,20 +87,17 @@ def gaussian(
     >>> noisy.dtype, round(float(noisy.std()))
     (dtype('uint8'), 10)
     """
-    numbers = {"std": std, "mean": mean}
-    return _apply(x, noise, _GAUSSIAN, numbers, layout=layout, clip=clip, dtype=dtype, batched=batched, out=out)
+    options: Options = {
+        "layout": layout, "shared": shared, "order": order, "clip": clip, "dtype": dtype, "batched": batched, "out": out
+    }  # fmt: skip
+    return _apply(x, noise, _GAUSSIAN, {"std": std, "mean": mean}, **options)
 
 
 def multiplicative(
     x: Array,
     std: ArrayLike,
     noise: NoiseLike,
-    *,
-    layout: Layout | None = None,
-    clip: Clip = None,
-    dtype: DType | None = None,
-    batched: bool = True,
-    out: Array | None = None,
+    **options: Unpack[Options],
 ) -> Array:
     """Multiplies by noise around 1, as speckle does: x (1 + std z).
 
@@ -94,8 +109,7 @@ def multiplicative(
     >>> round(float(nf.augment.multiplicative(image, 0.05, nf.Noise(7)).std()))
     10
     """
-    numbers = {"std": std}
-    return _apply(x, noise, _MULTIPLICATIVE, numbers, layout=layout, clip=clip, dtype=dtype, batched=batched, out=out)
+    return _apply(x, noise, _MULTIPLICATIVE, {"std": std}, **options)
 
 
 def sensor(
@@ -103,12 +117,7 @@ def sensor(
     a: ArrayLike,
     b: ArrayLike,
     noise: NoiseLike,
-    *,
-    layout: Layout | None = None,
-    clip: Clip = None,
-    dtype: DType | None = None,
-    batched: bool = True,
-    out: Array | None = None,
+    **options: Unpack[Options],
 ) -> Array:
     """The noise of a camera, whose variance is linear in the signal: x + sqrt(max(a x + b, 0)) z.
 
@@ -123,8 +132,62 @@ def sensor(
     >>> round(float(nf.augment.sensor(image, 0.5, 0.0, nf.Noise(7)).std()))
     10
     """
-    numbers = {"a": a, "b": b}
-    return _apply(x, noise, _SENSOR, numbers, layout=layout, clip=clip, dtype=dtype, batched=batched, out=out)
+    return _apply(x, noise, _SENSOR, {"a": a, "b": b}, **options)
+
+
+def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> Array:
+    """Adds Gaussian noise at a signal-to-noise ratio in decibels: x + rms(x) 10^(-snr / 20) z.
+
+    rms is the root of the mean square of a sample, summed in the fixed order of the losses (docs/loss.md), so the bits
+    do not depend on the batch or on the number of threads.
+
+    Args:
+        x: signals, float32, float64, float16 or bfloat16; axis 0 the batch. A silent one stays silent.
+        snr: in dB, finite: a number, or (B,) for each sample. Other arguments are those of `gaussian`.
+
+    >>> clips = np.sin(np.linspace(0, 100, 44100, dtype=np.float32))[None]
+    >>> noisy = nf.augment.at_snr(clips, 20.0, nf.Noise(7))
+    >>> round(float(20 * np.log10(np.std(clips) / np.std(noisy - clips))))
+    20
+    """
+    if (other := None if type(x) is np.ndarray else interop(x)) is not None:
+        return other.augmented(lambda x, noise, **rest: at_snr(x, snr, noise, **rest), x, noise, **options)
+    decibels, batched = _numbers("snr", snr), options.get("batched", True)
+    batch, _ = batch_shape(as_array("x", x).shape, batched)
+    if decibels.shape not in ((), (batch,)):
+        raise ValueError(f"snr: expected a number or shape ({batch},), got shape {decibels.shape}")
+    rms = np.sqrt(mean_squares(x, batched))
+    std = rms * 10 ** (-decibels / 20)
+    if not np.isfinite(std).all():
+        raise ValueError("x: has values that are not finite, so a sample has no signal-to-noise ratio")
+    return gaussian(x, std if batched else float(std[0]), noise, **options)
+
+
+def strengths(
+    n: int, low: float, high: float, noise: Noise | Sequence[Noise], *, p: float = 1.0
+) -> NDArray[np.float64]:
+    """Random strengths for n samples, by name too: uniform in [low, high), or 0 with probability 1 - p.
+
+    They are drawn from stream 8, whose elements 2 s and 2 s + 1 are those of a noise of stream s: so stages on streams
+    of their own have strengths of their own.
+
+    >>> noise = nf.Noise(7, sample=[3, 1, 4])
+    >>> nf.augment.strengths(3, 5.0, 20.0, noise).shape
+    (3,)
+    >>> images = np.full((3, 8, 8, 3), 128, np.uint8)
+    >>> noisy = nf.augment.gaussian(images, nf.augment.strengths(3, 5.0, 20.0, noise, p=0.5), noise)
+    """
+    low, high, p = (float(_numbers(name, value)) for name, value in (("low", low), ("high", high), ("p", p)))
+    if low > high or not 0 <= p <= 1:
+        raise ValueError(f"low = {low}, high = {high}, p = {p}: expected low <= high and 0 <= p <= 1")
+    names = [noise] if isinstance(noise, Noise) else noise
+    drawn = [uniform((n if isinstance(noise, Noise) else 1, 2), _parameters(name), dtype="float64") for name in names]
+    u = np.concatenate(drawn)
+    return np.where(u[:, 1] < p, low + (high - low) * u[:, 0], 0.0)
+
+
+def _parameters(noise: Noise) -> Noise:
+    return noise.at(stream=AUGMENT).window((2 * STREAMS,), (2 * noise.stream,))
 
 
 # ---- rows --------------------------------------------------------------------------------------------------
@@ -156,12 +219,23 @@ def _plain(model: _Model, *numbers: tuple[str, float]) -> Plain | None:
 
 
 def _apply(
-    x: Array, noise: NoiseLike, model: _Model, numbers: dict[str, ArrayLike], *, layout: Layout | None, clip: Clip,
-    dtype: DType | None, batched: bool, out: Array | None,
-) -> Array:  # fmt: skip
+    x: Array,
+    noise: NoiseLike,
+    model: _Model,
+    numbers: dict[str, ArrayLike],
+    *,
+    layout: Layout | None = None,
+    shared: bool = False,
+    order: Layout | None = None,
+    clip: Clip = None,
+    dtype: DType | None = None,
+    batched: bool = True,
+    out: Array | None = None,
+) -> Array:
     """One pass, and another one over the result where it is clipped to a range."""
     other = None if type(x) is np.ndarray else interop(x)
-    if clip is None and all(type(value) is float for value in numbers.values()):
+    plain = clip is None and order is None and not shared
+    if plain and all(type(value) is float for value in numbers.values()):
         table = _plain(model, *numbers.items())
         wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
         if table is not None and wanted is not None:
@@ -170,14 +244,16 @@ def _apply(
             if done is not NotImplemented:
                 return done
     if other is not None:
-        given = {"model": model, "numbers": numbers, "layout": layout, "clip": clip, "batched": batched}
-        return other.augmented(_apply, x, noise, dtype=dtype, out=out, **given)
+        given = {"model": model, "numbers": numbers, "layout": layout, "shared": shared, "order": order, "clip": clip}
+        return other.augmented(_apply, x, noise, dtype=dtype, out=out, batched=batched, **given)
     x = as_array("x", x, (*FLOATS, "uint8"))
     columns, index = _by_place(numbers, x.shape, layout, batched)
     bounds = _bounds(clip)
     wanted = (x if out is None else out).dtype if dtype is None else dtype
     to_bytes = is_bytes(wanted)
     kind = float_dtype(wanted) if not to_bytes else x.dtype if x.dtype.name in FLOATS else np.dtype(np.float32)
+    if shared or order is not None:
+        noise = _stored(x, noise, layout, shared, order, kind, batched)
     names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
     inputs = {X: x, Z: z}
     call = make_call(x.shape, kind, model.rows(columns), index, names, inputs, {"out": out}, batched, to_bytes=to_bytes)
@@ -186,6 +262,32 @@ def _apply(
         for limit, bound in ((np.maximum, bounds[0]), (np.minimum, bounds[1])):
             limit(result, result.dtype.type(np.clip(np.rint(bound), 0, 255) if to_bytes else bound), out=result)
     return result
+
+
+def _stored(
+    x: Array, noise: NoiseLike, layout: Layout | None, shared: bool, order: Layout | None, kind: np.dtype[Any],
+    batched: bool,
+) -> Array:  # fmt: skip
+    """The noise as an array: of pixels, for all their channels, or counted in another layout."""
+    for name, given in (("layout", layout), ("order", order or "CHW")):
+        if given not in ("CHW", "HWC"):
+            raise ValueError(f"{name} = {given!r}: expected 'CHW' or 'HWC' where noise is shared or has an order")
+    if is_array(noise):
+        raise TypeError("noise: expected a Noise where it is shared or has an order, got an array")
+    first = 1 if batched else 0
+    if x.ndim < first + 2:
+        raise ValueError(f"x: expected samples with a channel axis and others, got shape {x.shape}")
+    channel = first if layout == "CHW" else x.ndim - 1
+    lengths = [n for axis, n in enumerate(x.shape) if axis != channel]
+    place = first if order == "CHW" else x.ndim - 1  # of the channels, where the elements are counted
+    if not shared:
+        lengths.insert(place, x.shape[channel])
+    real = np.dtype(np.float64 if kind == np.float64 else np.float32)
+    empty = None if device_of(x) is None else output("out", None, tuple(lengths), real, device_of(x))
+    z = randn(lengths, noise, dtype=real, batched=batched, out=empty)
+    if not shared:
+        return np.moveaxis(z, place, channel)
+    return np.broadcast_to(np.expand_dims(z, channel), x.shape)
 
 
 # ---- arguments -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import backends
-from .arrays import FLOATS, as_array, batch_shape, contiguous, count, interop, on_device, one_place, output
+from .arrays import FLOATS, as_array, batch_shape, contiguous, count, device_of, interop, on_device, one_place, output
 from .backends.call import Loss
 from .calls import Index, make_call, names_or_array
 from .forward import residual
@@ -252,6 +252,22 @@ def _run(
     elif losses is not None:
         losses[...] = np.nan  # as the mean of no elements is
     return losses if losses is None or each or device is not None else float(losses), call.outputs[0]
+
+
+_SQUARE = Rows.of({"out.m1": 1.0})
+
+
+def mean_squares(x: Array, batched: bool) -> NDArray[np.float64]:
+    """(B,): of each sample, in the fixed order of the losses."""
+    x = as_array("x", x)
+    batch, sample_shape = batch_shape(x.shape, batched)
+    size = count(sample_shape)
+    sums = output("", None, (batch,), np.dtype(np.float64), device_of(x))
+    if batch * size == 0:
+        return np.zeros(batch)
+    call = make_call(x.shape, x.dtype, _SQUARE, Index(np.zeros(1, np.int64), x.size), (), {M1: x}, {}, batched)
+    backends.of(x).loss(Loss(call, size, None, np.ones(()), size, sums))
+    return sums.get() if on_device(sums) else sums  # type: ignore[attr-defined]
 
 
 def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 NOISE_VERSION = 1
 
 # What the streams of one seed are for. Users have 64 to 127 for themselves.
-FIELD, WALK, START, SAMPLER, UNIFORM = 0, 1, 2, 3, 7
+FIELD, WALK, START, SAMPLER, UNIFORM, AUGMENT = 0, 1, 2, 3, 7, 8
 
 SEEDS, SAMPLES, STEPS, STREAMS = 1 << 64, 1 << 56, 1 << 32, 128
 ELEMENTS = 1 << 34  # of one sample

@@ -109,7 +109,7 @@ def update(
     return results if made else results[0]
 
 
-def augmented(function: Any, x: Any, noise: Any, *, dtype: Any, out: Any, **options: Any) -> Any:
+def augmented(function: Any, x: Any, noise: Any, *, dtype: Any = None, out: Any = None, **options: Any) -> Any:
     """A function of `augment`, on the memory of tensors."""
     need_no_gradient(x=x, noise=noise)
     place, kind, made = place_of("x", checked("x", x)), dtype_name(dtype, or_bytes=True), out
