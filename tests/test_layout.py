@@ -59,6 +59,8 @@ ALLOWED = {
     "interop.torch_graph": "@ interop.torch_arrays interop.torch_internals",
     "interop.torch_loss": "@ interop.torch_graph interop.torch_arrays interop.torch_internals",
     "interop.torch_data": "@",
+    "interop.albumentations": "@",
+    "interop.torchvision": "@",
     "interop.torch": "@ interop.torch_*",
     "interop.diffusers_exact": "@",
     "interop.diffusers_rows": "@ interop.diffusers_exact",

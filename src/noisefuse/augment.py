@@ -10,6 +10,7 @@ one another take a stream each, ``noise.at(stream=64)``, so that they do not dra
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -22,11 +23,11 @@ from . import backends
 from .arrays import FLOATS, as_array, batch_shape, count, device_of, fast_dtype, float_dtype, interop, is_array, output
 from .calls import Index, make_call, names_or_array, run
 from .loss import mean_squares
-from .noise import AUGMENT, FIELD, STREAMS, Noise
+from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise
 from .ops import BYTES, Array, DType, NoiseLike, is_bytes, randn, uniform
 from .rows import TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 
-__all__ = ["at_snr", "gaussian", "multiplicative", "sensor", "strengths"]
+__all__ = ["at_snr", "gaussian", "multiplicative", "sample_id", "sensor", "strengths"]
 
 Layout: TypeAlias = Literal["CHW", "HWC"]
 Clip: TypeAlias = tuple[float, float] | None
@@ -186,6 +187,24 @@ def strengths(
     return np.where(u[:, 1] < p, low + (high - low) * u[:, 0], 0.0)
 
 
+def sample_id(key: int | str) -> int:
+    """The sample id that an item's key stands for: an int is itself, a str the first 56 bits of its BLAKE2b hash.
+
+    Raises:
+        OverflowError: an int outside [0, 2^56). TypeError: neither int nor str.
+
+    >>> nf.augment.sample_id(17), nf.augment.sample_id("n01440764/n01440764_10026.JPEG")
+    (17, 40181326664737271)
+    """
+    if isinstance(key, str):
+        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest(), "little")
+    if isinstance(key, bool) or not isinstance(key, int | np.integer):
+        raise TypeError(f"key = {key!r}: expected an int or a str, got {type(key).__name__}")
+    if not 0 <= key < SAMPLES:
+        raise OverflowError(f"key = {key}: expected an int in [0, 2^56)")
+    return int(key)
+
+
 def _parameters(noise: Noise) -> Noise:
     return noise.at(stream=AUGMENT).window((2 * STREAMS,), (2 * noise.stream,))
 
@@ -234,21 +253,21 @@ def _apply(
 ) -> Array:
     """One pass, and another one over the result where it is clipped to a range."""
     other = None if type(x) is np.ndarray else interop(x)
-    plain = clip is None and order is None and not shared
-    if plain and all(type(value) is float for value in numbers.values()):
+    if order is None and not shared and all(type(value) is float for value in numbers.values()):
+        bounds = None if clip is None else _bounds(clip)
         table = _plain(model, *numbers.items())
         wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
         if table is not None and wanted is not None:
             asked = BYTES if is_bytes(wanted) else fast_dtype(wanted, other)
             done: Array = backends.fast_row(table, 0, x, None, None, noise, -1, out, None, asked, batched)
             if done is not NotImplemented:
-                return done
+                return done if bounds is None else _clipped(done, bounds)
     if other is not None:
         given = {"model": model, "numbers": numbers, "layout": layout, "shared": shared, "order": order, "clip": clip}
         return other.augmented(_apply, x, noise, dtype=dtype, out=out, batched=batched, **given)
     x = as_array("x", x, (*FLOATS, "uint8"))
     columns, index = _by_place(numbers, x.shape, layout, batched)
-    bounds = _bounds(clip)
+    bounds = None if clip is None else _bounds(clip)
     wanted = (x if out is None else out).dtype if dtype is None else dtype
     to_bytes = is_bytes(wanted)
     kind = float_dtype(wanted) if not to_bytes else x.dtype if x.dtype.name in FLOATS else np.dtype(np.float32)
@@ -258,10 +277,17 @@ def _apply(
     inputs = {X: x, Z: z}
     call = make_call(x.shape, kind, model.rows(columns), index, names, inputs, {"out": out}, batched, to_bytes=to_bytes)
     result = run(call)[0]
-    if bounds is not None:
-        for limit, bound in ((np.maximum, bounds[0]), (np.minimum, bounds[1])):
-            limit(result, result.dtype.type(np.clip(np.rint(bound), 0, 255) if to_bytes else bound), out=result)
-    return result
+    return result if bounds is None else _clipped(result, bounds)
+
+
+def _clipped(result: Array, bounds: tuple[float, float]) -> Array:
+    """In place. Rounded bounds are those of rounded numbers."""
+    low, high = (min(max(round(bound), 0), 255) for bound in bounds) if is_bytes(result.dtype) else bounds
+    if interop(result) is not None:
+        return result.clamp_(low, high)
+    kind = result.dtype.type
+    np.maximum(result, kind(low), out=result)
+    return np.minimum(result, kind(high), out=result)
 
 
 def _stored(
@@ -356,9 +382,7 @@ def _layout(layout: Layout | None, sample: tuple[int, ...], channels: int, names
     return fits[0]
 
 
-def _bounds(clip: Clip) -> tuple[float, float] | None:
-    if clip is None:
-        return None
+def _bounds(clip: tuple[float, float]) -> tuple[float, float]:
     bounds = _numbers("clip", clip)
     if bounds.shape != (2,) or bounds[0] > bounds[1]:
         raise ValueError(f"clip = {clip!r}: expected (low, high)")
