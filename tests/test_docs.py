@@ -26,6 +26,7 @@ DOCUMENTS = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md
 DOCUMENTS += [ROOT / "csrc" / "README.md", ROOT / "tests" / "known" / "README.md"]
 FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = {  # what is not installed everywhere that the tests run
+    "docs/augment.md": "albumentations",
     "docs/diffusers.md": "diffusers",
     "docs/loss.md": "torch",
     "docs/migrate.md": "torch",

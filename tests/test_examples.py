@@ -2,6 +2,7 @@
 """The examples run, and what they show is true."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +166,17 @@ def test_the_picture_of_the_noise(tmp_path, monkeypatch, capsys):
     quality.main()
     assert (tmp_path / "q.png").stat().st_size > 10_000
     assert "expected" in capsys.readouterr().out
+
+
+def test_the_sheet_of_noises(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("skimage")
+    augment = example("augment")
+    monkeypatch.setitem(sys.modules, "torchvision.transforms", None)  # its bar sets torch's threads
+    monkeypatch.setattr(augment, "photograph", lambda: np.full((256, 330, 3), 128, np.uint8))
+    sheet, speed = tmp_path / "sheet.jpg", tmp_path / "speed.png"
+    monkeypatch.setattr("sys.argv", ["augment", "--sheet", str(sheet), "--speed", str(speed), "--seconds", "0"])
+    augment.main()
+    assert sheet.stat().st_size > 10_000
+    assert speed.stat().st_size > 1_000
+    gaussian = capsys.readouterr().out.splitlines()[0].split()
+    assert [round(float(std)) for std in gaussian[1:3]] == [10, 25]  # where hardly anything is clipped

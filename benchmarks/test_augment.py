@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures that augmentation has to reach, each a ratio within one run.
+
+    pytest benchmarks/test_augment.py      every figure; writes results/<processor>-augment.json and .md
+
+Rivals are called through their public classes, with a probability of 1, each on images of its own layout, one at a time
+where its class takes one. They make new arrays, and so do ours.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import figures
+import noisefuse as nf
+from figures import NOISE, SCHEDULE, Figure, Pair
+from noisefuse._contenders import Call
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+BATCH, CLIPS = (16, 512, 512, 3), (16, 441_000)
+STD = 25.5  # a tenth of the range
+
+
+def images() -> Any:
+    return np.random.default_rng(0).integers(0, 256, BATCH).astype(np.uint8)
+
+
+def gaussian() -> Call:
+    x = images()
+    return lambda: nf.augment.gaussian(x, STD, NOISE)
+
+
+# ---- rivals ------------------------------------------------------------------------------------------------
+
+
+def over_albumentations() -> Pair:
+    import albumentations as A
+    import cv2
+
+    cv2.setNumThreads(1)
+    x = images()
+    transform = A.Compose([A.GaussNoise(std_range=(0.1, 0.1), p=1.0)])
+    return Pair(gaussian(), lambda: [transform(image=image) for image in x])
+
+
+def class_over_albumentations() -> Pair:
+    """Theirs and ours in the same Compose, image by image."""
+    import albumentations as A
+    import cv2
+
+    from noisefuse.interop.albumentations import GaussNoise
+
+    cv2.setNumThreads(1)
+    x = images()
+    ours, theirs = (A.Compose([kind(std_range=(0.1, 0.1), p=1.0)]) for kind in (GaussNoise, A.GaussNoise))
+    return Pair(lambda: [ours(image=image) for image in x], lambda: [theirs(image=image) for image in x])
+
+
+def over_torchvision(ours: bool) -> Pair:
+    """A batch at once, in theirs and in ours."""
+    import torch
+    from torchvision.transforms import v2
+
+    from noisefuse.interop.torchvision import GaussianNoise
+
+    torch.set_num_threads(1)
+    x = torch.from_numpy(np.ascontiguousarray(images().transpose(0, 3, 1, 2)))
+    theirs, named = v2.GaussianNoise(sigma=0.1), GaussianNoise(sigma=0.1)
+    return Pair(partial(named, x) if ours else partial(nf.augment.gaussian, x, STD, NOISE), lambda: theirs(x))
+
+
+def over_opencv() -> Pair:
+    """Normals of int16 alone, which are yet to be added to the image."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    z = np.empty(BATCH, np.int16)
+    return Pair(gaussian(), lambda: [cv2.randn(one, 0, STD) for one in z])
+
+
+# ---- our own -----------------------------------------------------------------------------------------------
+
+
+def to_q_sample() -> Pair:
+    x = np.random.default_rng(0).random(BATCH, np.float32)
+    return Pair(gaussian(), lambda: nf.q_sample(x, 500, SCHEDULE, NOISE))
+
+
+def to_gaussian(name: str, *numbers: float) -> Pair:
+    x = images()
+    return Pair(lambda: getattr(nf.augment, name)(x, *numbers, NOISE), gaussian())
+
+
+def bytes_to_floats() -> Pair:
+    """q_sample from bytes into bytes and into floats."""
+    x = images()
+    into = [partial(nf.q_sample, x, 500, SCHEDULE, NOISE, dtype=dtype) for dtype in ("uint8", "float32")]
+    return Pair(*into)
+
+
+def clips_over_numpy() -> Pair:
+    """What audiomentations does (AddGaussianSNR): the root mean square of a clip, and normals of NumPy's."""
+    x, rng = np.random.default_rng(0).standard_normal(CLIPS, dtype=np.float32), np.random.default_rng(0)
+
+    def usual() -> Any:
+        rms = np.sqrt(np.mean(np.square(x), axis=1, keepdims=True))
+        return x + rng.normal(0.0, 1.0, x.shape).astype(np.float32) * (rms * np.float32(0.1))
+
+    return Pair(lambda: nf.augment.at_snr(x, 20.0, NOISE), usual)
+
+
+def two_threads() -> Pair:
+    x = images()
+
+    def on(threads: int) -> Any:
+        nf.set_num_threads(threads)
+        return nf.augment.gaussian(x, STD, NOISE)
+
+    return Pair(partial(on, 2), partial(on, 1))
+
+
+TITLE, SUFFIX = "Augmentation", "-augment"
+ABOUT = """\
+Written by `pytest benchmarks/test_augment.py`, in one run. Images are 16x512x512x3 bytes, clips 16 of ten
+seconds at 44.1 kHz; one thread on both sides where nothing else is said."""
+FIGURES = [
+    Figure("gaussian, over albumentations", ">=", 18, over_albumentations),
+    Figure("gaussian in albumentations' Compose, over theirs", ">=", 12, class_over_albumentations),
+    Figure("gaussian, over torchvision", ">=", 6, partial(over_torchvision, False)),
+    Figure("GaussianNoise, over torchvision's", ">=", 6, partial(over_torchvision, True)),
+    Figure("gaussian, over cv2.randn alone", ">=", 4.5, over_opencv),
+    Figure("gaussian of bytes, of q_sample of float32", "<=", 1.3, to_q_sample),
+    Figure("q_sample into bytes, of that into float32", "<=", 1.3, bytes_to_floats),
+    Figure("multiplicative, of gaussian", "<=", 1.25, partial(to_gaussian, "multiplicative", 0.1)),
+    Figure("sensor, of gaussian", "<=", 1.25, partial(to_gaussian, "sensor", 0.5, 2.0)),
+    Figure("at_snr, over NumPy", ">=", 8, clips_over_numpy),
+    Figure("gaussian, 2 threads over 1", ">=", 1.8, two_threads, threads=2),
+]
+test_figure = figures.test_figure
