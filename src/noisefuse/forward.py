@@ -118,3 +118,6 @@ class KeptRows:
     @cached_property
     def plain_markov(self) -> Plain:
         return (*self.markov.plain[:3], self.markov_of_bytes.plain)
+
+    def plain_markov_to_bytes(self, to_bytes: Range) -> Plain:
+        return (*self.markov.to_bytes(*to_bytes).plain[:3], self.markov_of_bytes.to_bytes(*to_bytes).plain)

@@ -186,14 +186,19 @@ def uniform(
     return _random("uniform", shape, noise, dtype, batched, out)
 
 
-class SampleOptions(TypedDict, total=False):
+class ByteOptions(TypedDict, total=False):
+    """What asks for a result in bytes: dtype="uint8", and its range, as in `q_sample`."""
+
+    dtype: DType | None
+    out_scale: float | None
+    out_offset: float | None
+
+
+class SampleOptions(ByteOptions, total=False):
     """The options of `q_sample` that its results' type does not depend on."""
 
     scale: float | None
     offset: float | None
-    out_scale: float | None
-    out_offset: float | None
-    dtype: DType | None
     batched: bool
 
 
@@ -291,12 +296,12 @@ def q_sample(
 @overload
 def q_step(
     x: NDArray[Any], t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, batched: bool = True,
-    out: NDArray[Any] | None = None,
+    out: NDArray[Any] | None = None, **options: Unpack[ByteOptions],
 ) -> NDArray[Any]: ...  # fmt: skip
 @overload
 def q_step(
     x: ArrayT, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, batched: bool = True,
-    out: ArrayT | None = None,
+    out: ArrayT | None = None, **options: Unpack[ByteOptions],
 ) -> ArrayT: ...  # fmt: skip
 def q_step(
     x: Array,
@@ -306,6 +311,7 @@ def q_step(
     *,
     batched: bool = True,
     out: Array | None = None,
+    **options: Unpack[ByteOptions],
 ) -> Array:
     """One Markov step of the walk: x_t = a_t x_(t-1) + s_t z_t.
 
@@ -313,8 +319,8 @@ def q_step(
     a_t = alpha_t / alpha_(t-1) and s_t^2 = sigma_t^2 - a_t^2 sigma_(t-1)^2, from alpha = 1, sigma = 0 before t = 0.
     z_t is the field of stream 1 at step `noise.step + t`; with t for each sample or token each takes its own.
 
-    Args and errors: as `q_sample` (of uint8 x stands for x / 127.5 - 1, and the result is float32), with integer t; the
-    noise must have stream 0.
+    Args and errors: as `q_sample` (of uint8 x stands for x / 127.5 - 1, and the result is float32, or bytes with
+    dtype="uint8", out_scale and out_offset), with integer t; the noise must have stream 0.
 
     >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
     >>> x0 = np.ones((2, 3), np.float32)
@@ -324,19 +330,25 @@ def q_step(
     """
     need_schedule(schedule)
     other = None if type(x) is np.ndarray else interop(x)
+    to_bytes = None if out is None and not options else bytes_alone(out, **options)
     if other is None or not other.is_traced():
-        plain = schedule.kept.plain_markov
-        done: Array = backends.fast_row(plain, t, x, None, None, noise, WALK, out, None, None, batched)
+        kept = schedule.kept
+        plain = kept.plain_markov if to_bytes is None else kept.plain_markov_to_bytes(to_bytes)
+        kind = None if to_bytes is None else BYTES
+        done: Array = backends.fast_row(plain, t, x, None, None, noise, WALK, out, None, kind, batched)
         if done is not NotImplemented:
             return done
     if other is not None:
-        return other.q_step(x, t, schedule, noise, batched=batched, out=out)
+        return other.q_step(x, t, schedule, noise, batched=batched, out=out, **_named(to_bytes))
     x = as_array("x", x, (*FLOATS, "uint8"))
     dtype = _result_dtype(x)
     t_index = row_index("t", t, len(schedule), x.shape)
     names, z = names_or_array(noise, x.shape, dtype, batched, WALK, last_step=t_index.last)
     rows, inputs = schedule.kept.markov_of_bytes if x.dtype == np.uint8 else schedule.kept.markov, {X: x, Z: z}
-    return run(make_call(x.shape, dtype, rows, t_index, names, inputs, {"out": out}, batched, step_by_index=True))[0]
+    if to_bytes is not None:
+        rows = rows.to_bytes(*to_bytes)
+    flags: dict[str, Any] = {"step_by_index": True, "to_bytes": to_bytes is not None}
+    return run(make_call(x.shape, dtype, rows, t_index, names, inputs, {"out": out}, batched, **flags))[0]
 
 
 @overload
@@ -423,23 +435,25 @@ def _first_step(x0: Array, rows: Rows, names: tuple[Noise, ...], result: Array, 
 def update(
     table: Tableau, i: ArrayLike, x: NDArray[Any], model_output: Array | tuple[Array, Array] | None = None, *,
     past: Sequence[NDArray[Any]] = (), noise: NoiseLike | None = None, out: NDArray[Any] | None = None,
-    aux_out: Sequence[NDArray[Any]] = (),
+    aux_out: Sequence[NDArray[Any]] = (), **options: Unpack[ByteOptions],
 ) -> NDArray[Any]: ...  # fmt: skip
 @overload
 def update(
     table: Tableau, i: ArrayLike, x: NDArray[Any], model_output: Array | tuple[Array, Array] | None = None, *,
     past: Sequence[NDArray[Any]] = (), noise: NoiseLike | None = None, out: NDArray[Any] | None = None, aux_out: int,
+    **options: Unpack[ByteOptions],
 ) -> tuple[NDArray[Any], ...]: ...  # fmt: skip
 @overload
 def update(
     table: Tableau, i: ArrayLike | ArrayT, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
     past: Sequence[ArrayT] = (), noise: NoiseLike | None = None, out: ArrayT | None = None,
-    aux_out: Sequence[ArrayT] = (),
+    aux_out: Sequence[ArrayT] = (), **options: Unpack[ByteOptions],
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def update(
     table: Tableau, i: ArrayLike | ArrayT, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
     past: Sequence[ArrayT] = (), noise: NoiseLike | None = None, out: ArrayT | None = None, aux_out: int,
+    **options: Unpack[ByteOptions],
 ) -> tuple[ArrayT, ...]: ...  # fmt: skip
 def update(
     table: Tableau,
@@ -451,6 +465,7 @@ def update(
     noise: NoiseLike | None = None,
     out: Array | None = None,
     aux_out: Sequence[Array] | int = (),
+    **options: Unpack[ByteOptions],
 ) -> Array:
     """One row of a tableau in one pass: D = clamp(..), then linear combinations of all, plus noise.
 
@@ -464,7 +479,9 @@ def update(
         noise: Noise, a list of one for each row of x, or an array of x's shape. A Noise of stream 0: z is the field of
             stream 3 at step `noise.step + i`. None where the rows taken draw nothing.
         out, aux_out: where to write the result and up to two auxiliary outputs; C-contiguous, of x's shape and dtype;
-            each may be exactly one of the inputs. aux_out may also be a number: that many are made.
+            each may be exactly one of the inputs. aux_out may also be a number: that many are made. `out` may hold
+            bytes, which `q_sample` explains; so may a new result, with dtype="uint8".
+        dtype, out_scale, out_offset: of a result in bytes.
 
     Returns:
         out; where aux_out is a number the tuple (out, aux1, ..).
@@ -479,16 +496,18 @@ def update(
     True
     """
     other = None if type(x) is np.ndarray else interop(x)
+    to_bytes = None if (out is None or out is x) and not options else bytes_alone(out, **options)
     if type(table) is Tableau and not table.masked and (other is None or not other.is_traced()):
-        done: Array = backends.fast_row(
-            table.as_rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out, None, True
-        )
+        rows = table.as_rows if to_bytes is None else table.as_rows.to_bytes(*to_bytes)
+        kind = None if to_bytes is None else BYTES
+        done: Array = backends.fast_row(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out, kind, True)
         if done is not NotImplemented:
             return done
     _need_several(model_output, past, aux_out)
     if other is not None:
-        return other.update(table, i, x, model_output, past=past, noise=noise, out=out, aux_out=aux_out)
-    return _update(table, i, x, model_output, past, noise, out, aux_out)
+        given = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
+        return other.update(table, i, x, model_output, **given, **_named(to_bytes))
+    return _update(table, i, x, model_output, past, noise, out, aux_out, to_bytes)
 
 
 def _need_several(model_output: object, past: object, aux_out: object) -> None:
@@ -582,6 +601,20 @@ def range_of_bytes(
     if out_scale is None and out_offset is None:
         return DEFAULT_TO_BYTES
     return _finite("out_scale", out_scale, 1.0), _finite("out_offset", out_offset, 0.0)
+
+
+def bytes_alone(
+    out: Array | None, dtype: DType | None = None, out_scale: float | None = None, out_offset: float | None = None
+) -> Range | None:
+    """The same where the result has no other dtype than x's, or bytes."""
+    found = range_of_bytes(dtype, out, out_scale, out_offset)
+    if dtype is not None and found is None:
+        raise TypeError(f"dtype {dtype}: expected 'uint8', or none for x's own")
+    return found
+
+
+def _named(to_bytes: Range | None) -> dict[str, Any]:
+    return {} if to_bytes is None else {"dtype": "uint8", "out_scale": to_bytes[0], "out_offset": to_bytes[1]}
 
 
 def _options_of_bytes(
@@ -695,9 +728,12 @@ def _update(
     noise: NoiseLike | None,
     out: Array | None,
     aux_out: Sequence[Array] | int,
+    to_bytes: Range | None,
 ) -> Array:
     need_tableau("table", table)
-    rows = table.as_rows
+    if table.masked and to_bytes is not None:
+        raise ValueError("dtype uint8: gradients are not rounded to bytes")
+    rows = table.as_rows if to_bytes is None else table.as_rows.to_bytes(*to_bytes)
     aux: Sequence[Array | None] = (None,) * aux_out if isinstance(aux_out, int) else aux_out
     x = as_array("x", x)
     index = row_index("i", i, len(table), x.shape)
@@ -726,8 +762,8 @@ def _update(
     outs = {"out": out} | {f"aux_out[{n}]": a for n, a in enumerate(aux)}
     if table.masked and len(outs) > 1:
         raise ValueError("aux_out: backward rows have one output")
-    call = make_call(x.shape, x.dtype, rows, index, names, inputs, outs, step_by_index=True, masked=table.masked)
-    results = run(call)
+    flags: dict[str, Any] = {"step_by_index": True, "masked": table.masked, "to_bytes": to_bytes is not None}
+    results = run(make_call(x.shape, x.dtype, rows, index, names, inputs, outs, **flags))
     return results[0] if aux is aux_out else results
 
 

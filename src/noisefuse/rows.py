@@ -68,6 +68,7 @@ class Rows:
     active: int  # bit c: column c is multiplied; TIMES_CLEAN, TIMES_ROOT
     # Copies of the table, by device and whether in float64: the CUDA backend's.
     on_devices: dict[tuple[int, bool], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _in_bytes: dict[tuple[float, float], Rows] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, columns: Mapping[str, npt.ArrayLike], flags: int = 0) -> Rows:
@@ -90,11 +91,16 @@ class Rows:
         return Rows(self.table, self.active & ~Z_BITS)
 
     def to_bytes(self, scale: float, offset: float) -> Rows:
-        """The same rows with scale * out + offset in place of out."""
+        """The same rows with scale * out + offset in place of out; a few of them are kept."""
+        if (found := self._in_bytes.get((scale, offset))) is not None:
+            return found
         table, first = self.table.copy(), AFFINE[0]
         table[:, first : first + len(SYMBOLS)] *= scale
         table[:, first] += offset
-        return Rows(table, self.active | 1 << first)
+        if len(self._in_bytes) >= 8:
+            self._in_bytes.clear()
+        made = self._in_bytes[scale, offset] = Rows(table, self.active | 1 << first)
+        return made
 
     @cached_property
     def plain(self) -> Plain:

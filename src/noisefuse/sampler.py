@@ -243,7 +243,7 @@ class Sampler:
             state: this run's ``state(x)``; may be missing only for samplers that remember nothing. It changes
                 only if the step succeeds.
             guidance_scale: w, a number or (B,): m = uncond + w (cond - uncond).
-            out: where to write the result; it may be x.
+            out: where to write the result; it may be x, or bytes: 127.5 x + 127.5, rounded.
             denoised_out: where to write the row's estimate of the clean sample.
 
         Raises:
@@ -352,6 +352,7 @@ class Sampler:
         dtype: npt.DTypeLike = "float32",
         progress: bool = False,
         callback: Callable[[int, Array, Array], object] | None = None,
+        out: Array | None = None,
     ) -> Array:
         """Run rows ``start`` to the end.
 
@@ -367,6 +368,7 @@ class Sampler:
             dtype: of a new sample.
             progress: show a bar (needs tqdm).
             callback: callback(i, x, denoised) after each row, with arrays of its own.
+            out: where to write the result: of x's dtype, or bytes, to which the last row rounds 127.5 x + 127.5.
 
         Returns:
             x after the last row.
@@ -393,7 +395,8 @@ class Sampler:
             output = model(*self.model_input(i, x, time=time))
             z = noise if drawn is None else drawn[i - start]
             denoised = None if callback is None else _zeros_like(x)
-            x = self.step(i, x, output, z, state, guidance_scale=guidance_scale, denoised_out=denoised)
+            to = out if i == len(self) - 1 else None
+            x = self.step(i, x, output, z, state, guidance_scale=guidance_scale, out=to, denoised_out=denoised)
             if callback is not None:
                 callback(i, x, denoised)
         return x

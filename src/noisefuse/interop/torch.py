@@ -90,6 +90,8 @@ def q_sample(x0: Any, t: Any, schedule: Any, noise: Any, *, out: Any, target_out
 
 
 def q_step(x: Any, t: Any, schedule: Any, noise: Any, *, out: Any, **options: Any) -> Any:
+    if "dtype" in options:  # bytes, rounded
+        need_no_gradient(x=x)
     return _call("q_step", schedule, options, t, {"x": x}, noise, (out,))[0]
 
 
@@ -99,13 +101,15 @@ def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, out: Any, **options
 
 
 def update(
-    table: Any, i: Any, x: Any, model_output: Any, *, past: Any, noise: Any, out: Any, aux_out: Any
+    table: Any, i: Any, x: Any, model_output: Any, *, past: Any, noise: Any, out: Any, aux_out: Any, **options: Any
 ) -> Any:  # fmt: skip
     models = model_output if isinstance(model_output, tuple) else (model_output,)
     tensors = {"x": x} | {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
     tensors |= {f"past{n + 1}": p for n, p in enumerate(past)}
+    if options:  # bytes, rounded
+        need_no_gradient(**{nf.tableau.ARGUMENTS[slot]: tensor for slot, tensor in tensors.items()})
     made = isinstance(aux_out, int)
-    results = _call("update", table, {}, i, tensors, noise, (out, *((None,) * aux_out if made else aux_out)))
+    results = _call("update", table, options, i, tensors, noise, (out, *((None,) * aux_out if made else aux_out)))
     return results if made else results[0]
 
 
@@ -153,7 +157,8 @@ class RowCall(Operation):
             models = (given.get("m1"), given.get("m2")) if "m2" in given else given.get("m1")
             out, *aux = outs
             aux_out = aux if any(a is not None for a in aux) else len(aux)
-            found = nf.update(self.table, index, x, models, past=past, noise=noise, out=out, aux_out=aux_out)
+            given = {"past": past, "noise": noise, "out": out, "aux_out": aux_out, **dict(self.options)}
+            found = nf.update(self.table, index, x, models, **given)
             return (found, *aux) if aux_out is aux else found
         times = () if self.name == "q_walk" else (index,)
         named = dict(zip(("out", "target_out"), outs, strict=False))
