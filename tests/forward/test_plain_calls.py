@@ -143,7 +143,7 @@ def test_a_walk_of_bytes_is_its_steps(backend):
         (lambda: nf.q_sample(numbers("float32"), T, S, N, target=["v"]), (TypeError, ValueError)),
         (lambda: nf.q_sample(numbers("float32"), T, S, N, scale=np.nan), ValueError),
         (lambda: nf.q_sample(numbers("float32"), T, S, N, dtype="int8"), TypeError),
-        (lambda: nf.q_step(numbers("uint8"), T, S, N, out=np.zeros(SHAPE, np.uint8)), TypeError),
+        (lambda: nf.q_step(numbers("uint8"), T, S, N, out=np.zeros(SHAPE, np.int8)), TypeError),
         (lambda: nf.q_step(numbers("float32"), T, S, N.at(stream=1)), ValueError),
         (lambda: nf.q_sample(numbers("float32"), np.zeros((2, 15), int), S, N), ValueError),
         (lambda: nf.update(nf.Tableau([nf.Row(out=past[0])]), 0, *X, past=5 * X), ValueError),
