@@ -403,10 +403,34 @@ def _loss(draw: Draw) -> Call:
     return call
 
 
+def _augment(draw: Draw) -> Call:
+    shape, dtype = _shape(draw), draw.of(*KINDS, "uint8", "uint8")
+    names = {"gaussian": ("std", "mean"), "multiplicative": ("std",), "sensor": ("a", "b"), "at_snr": ("snr",)}
+    kind = draw.of(*names)
+    call = Call(f"nf.augment.{kind}", {"x": _array(draw, shape, dtype)}, {})
+    batched = _batched(draw, call)
+    rows = (shape[:1] if batched else ()) if draw.once_in(3) else ()
+    if len(shape) > 1 and draw.once_in(9):
+        rows = shape[:2] if batched else shape[:1]
+    for name in names[kind]:
+        number = f"times({rows}, 20.0, {draw(99)}, 'float64')" if rows else draw.of("7.5", "0.1", "3", "0.0", "20.0", "-1.0")
+        (call.options if name == "mean" else call.required)[name] = number
+    call.required["noise"] = _noise(draw, shape, batched, "float32" if dtype == "uint8" else dtype)
+    result = draw.of(*KINDS, "uint8") if draw.once_in(4) else dtype
+    if result != dtype:
+        call.options["dtype"] = repr(result)
+    _may(draw, call, "clip", "(0, 1)", "(16.5, 235)", "(2, 1)", once_in=5)
+    _may(draw, call, "layout", "'CHW'", "'HWC'", once_in=5)
+    _may(draw, call, "shared", "True", once_in=9)
+    _may(draw, call, "order", "'CHW'", "'HWC'", once_in=9)
+    _write_to(draw, call, "out", shape, result, "x")
+    return call
+
+
 def _philox(draw: Draw) -> Call:
     shape = _shape(draw)[:2]
     words = [f"times({(*shape, n)}, 2**32, {draw(99)}, {draw.of('uint32', 'uint64')!r})" for n in (4, 2)]
     return Call("nf.philox4x32", dict(zip(("counter", "key"), words, strict=True)), {})
 
 
-CALLS = (_drawn, _drawn_like, _forward, _forward, _walk, _update, _update, _step, _loss, _loss, _philox)
+CALLS = (_drawn, _drawn_like, _forward, _forward, _walk, _update, _update, _step, _loss, _loss, _philox, _augment)
