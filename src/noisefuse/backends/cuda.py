@@ -245,8 +245,9 @@ def _span(batch: int, size: int, segment: int, windows: tuple[Any, ...]) -> tupl
 def _aligned(call: Step, kind: str) -> bool:
     """Whether all arrays have the call's dtype (but for bytes that become floats), and begin at whole accesses of
     vector kernels."""
-    if call.rows.active & (TIMES_CLEAN | TIMES_ROOT):  # vector kernels do not know how
-        return False
+    out = call.outputs[0]
+    if call.rows.active & (TIMES_CLEAN | TIMES_ROOT) or (out is not None and out.dtype == np.uint8):
+        return False  # vector kernels know neither
     dtype, of_bytes = call.dtype, call.inputs[X] if kind == "forward_u8_" else None
     for a in (*call.inputs, *call.outputs):
         if a is not None and (a.data.ptr % (UNIT[dtype.itemsize] if a is of_bytes else 16)):  # type: ignore[attr-defined]
