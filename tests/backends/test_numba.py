@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -369,31 +370,67 @@ def test_a_missing_extension_is_said_once_and_done_without(missing, backend):
         )
 
 
-COMPILED = """
-import re
+# In a process of its own: the copy of the package is what counts, and whether it compiles `step` or finds it on disk.
+OF_A_COPY = """
+import re, sys, warnings
+sys.path.insert(0, COPY)
+sys.meta_path = [finder for finder in sys.meta_path if "Redirecting" not in type(finder).__name__]
+warnings.simplefilter("ignore")
 import noisefuse as nf
-from numba.core.registry import cpu_target
 from noisefuse.backends import kernels
+"""
+COMPILED = """
 for dtype in ("float32", "float64"):
     nf.randn((1, 4), nf.Noise(0), dtype=dtype)
 code, assembly = kernels.step.inspect_llvm(), "".join(kernels.step.inspect_asm().values())
 if "vfmadd" in assembly:
     print(*(len(re.findall(rf"\\b{name}\\b", assembly)) > 0 for name in ("vsqrtps", "vsqrtpd", "vpmuludq")))
 print(sum(text.count("memcheck") for text in code.values()))
+from numba.core.registry import cpu_target
 features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 print("+avx512f" in features, "vsqrtps\\t%zmm" in assembly)
 """
+FOUND = """
+import os
+from numba.core import event
+
+class Compiles(event.Listener):
+    def on_start(self, event):
+        print("compiles", event.data["dispatcher"].py_func.__name__, flush=True)
+        os._exit(0)
+
+    def on_end(self, event):
+        pass
+
+event.register("numba:compile", Compiles())
+for dtype in ("float32", "float64"):
+    nf.randn((1, 4), nf.Noise(0), dtype=dtype)
+print("finds", sum(kernels.step.stats.cache_hits.values()))
+"""
 
 
-def test_the_backend_vectorises(tmp_path):
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """(the copy of the package, a function that runs code on it, what COMPILED printed): compiled once, a minute."""
+    folder = tmp_path_factory.mktemp("copied")
+    package = folder / "site" / "noisefuse"
+    shutil.copytree(ROOT / "src" / "noisefuse", package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+
+    def run(code):
+        environment = {"NUMBA_CACHE_DIR": str(folder / "cache"), "NOISEFUSE_BACKEND": "numba"}
+        return python(OF_A_COPY.replace("COPY", repr(str(package.parent))) + code, seconds=300, **environment)
+
+    return package, run, run(COMPILED).stdout.splitlines()
+
+
+def test_the_backend_vectorises(copied):
     """Also float64, in vectors of the full width; and no loop asks whether arrays overlap, as it would take a slower
     one in place.
 
     Seen to fail: float64's logarithm in one polynomial, a loop whose accesses are not said to be independent, an Intel
     Cascade Lake without whole_vectors().
     """
-    done = python(COMPILED, NOISEFUSE_BACKEND="numba", NUMBA_CACHE_DIR=str(tmp_path))
-    *packed, overlaps, widest = done.stdout.splitlines()
+    *packed, overlaps, widest = copied[2]
     assert packed in ([], ["True True True"])  # the names are those of x86-64 with fma
     assert overlaps == "0"
     assert widest in ("True True", "False False")
@@ -472,28 +509,33 @@ def test_a_thread_that_comes_late_leaves_later_calls_alone(monkeypatch):
     assert not room.reshape(-1)[132:].any()
 
 
-def test_compiled_code_is_kept_on_disk_and_is_that_of_the_text(tmp_path):
-    """The second process compiles nothing. A changed coefficient in spec.py is not overlooked.
+@contextmanager
+def changed(path, old, new):
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    yield
+    path.write_text(text)
+
+
+def test_compiled_code_is_kept_on_disk_and_is_that_of_the_text(copied):
+    """The second process compiles nothing. A changed coefficient in spec.py is not overlooked: that would compile.
 
     Nor is a change of call.py, whose offsets are compiled in. Seen to fail: where its text was no part of the key.
     """
-    package = tmp_path / "site" / "noisefuse"
-    shutil.copytree(ROOT / "src" / "noisefuse", package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-    code = f"import sys; sys.path.insert(0, {str(package.parent)!r})\n"
-    code += "sys.meta_path = [f for f in sys.meta_path if 'Redirecting' not in type(f).__name__]\n"
-    code += f"import warnings; warnings.simplefilter('ignore')\n{DRAW}\n"
-    code += (
-        "from noisefuse.backends import kernels; s = kernels.step.stats; print(len(s.cache_hits), len(s.cache_misses))"
-    )
-    environment = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NOISEFUSE_BACKEND": "numba"}
-    assert python(code, **environment).stdout.endswith("0 1\n")
-    assert python(code, **environment).stdout.endswith("1 0\n")
-    path = package / "backends" / "call.py"
-    path.write_text(path.read_text().replace("AXES = 21", "AXES = 22"))
-    assert python(code, **environment).stdout.endswith("0 1\n")
-    path = package / "backends" / "spec.py"
-    path.write_text(path.read_text().replace("-0x1.555394p-1", "-0x1.555594p-1"))
-    assert "built wrongly" in python(code, **environment).stderr
+    package, run, _ = copied
+    assert run(FOUND).stdout == "finds 2\n"
+    for file, old, new in (("call.py", "AXES = 21", "AXES = 22"), ("spec.py", "-0x1.555394p-1", "-0x1.555594p-1")):
+        with changed(package / "backends" / file, old, new):
+            assert run(FOUND).stdout == "compiles step\n"
+    assert run(FOUND).stdout == "finds 2\n"
+
+
+@pytest.mark.slow
+def test_a_changed_coefficient_is_compiled_in_and_refused(copied):
+    package, run, _ = copied
+    with changed(package / "backends" / "spec.py", "-0x1.555394p-1", "-0x1.555594p-1"):
+        assert "built wrongly" in run("nf.randn((1, 4), nf.Noise(0))").stderr
 
 
 def test_a_dtype_that_kernels_do_not_know_is_refused():
@@ -508,10 +550,18 @@ def test_without_compiled_code_there_is_another_backend():
 
 
 def test_without_a_folder_to_keep_it_in_code_is_compiled_each_time():
-    code = f"import numba.core.caching as c; c.CacheImpl._locator_classes = []\n{DRAW}"
+    """Of all kernels, which are made by one function, the one that compiles in a second. Seen to fail: without the
+    second njit of `compiled`."""
+    code = """
+import numba.core.caching as c
+c.CacheImpl._locator_classes = []
+import noisefuse as nf
+from noisefuse.backends import kernels
+print(nf.philox4x32([0, 0, 0, 0], [0, 0]).tolist(), kernels.philox.stats.cache_path)
+"""
     done = python(code, NOISEFUSE_BACKEND="numba")
     assert done.returncode == 0, done.stderr
-    assert "0.99113" in done.stdout
+    assert done.stdout == f"{[0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]} None\n"
 
 
 @pytest.mark.slow

@@ -39,10 +39,10 @@ def expected():
         return bits(draw())
 
 
-def python(code, **environment):
+def python(code, seconds=60, **environment):
     """A new interpreter; variables set to None are taken away."""
     variables = {k: v for k, v in {**os.environ, **environment}.items() if v is not None}
-    return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=seconds)
 
 
 @pytest.mark.parametrize(
