@@ -49,14 +49,13 @@ def test_info_names_what_runs_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.count("in use") == 2
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_demo_draws_a_picture_and_prints_a_table(
-    schedule: str, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from PIL import Image
 
     out = tmp_path / "picture.png"
-    assert main(["demo", str(photograph), "--out", str(out), "--schedule", schedule]) == 0
+    assert main(["demo", str(photograph), "--out", str(out)]) == 0
     with Image.open(out) as picture:
         assert picture.width > 1000
         assert np.asarray(picture.convert("L")).std() > 10  # not blank
@@ -108,7 +107,10 @@ def test_demo_of_a_bad_file_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert f"noisefuse demo: cannot read {path}" in captured.err
 
 
-def test_demo_that_cannot_write_says_so(photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_that_cannot_write_says_so(
+    photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_demo, "_time", lambda shape: ([_demo.Throughput("q_sample", 30.0, 2.0)], 50.0))
     out = tmp_path / "picture.unknown"
     assert main(["demo", str(photograph), "--out", str(out)]) == 2
     assert f"cannot write {out}" in capsys.readouterr().err

@@ -46,34 +46,39 @@ def run(*command):
     return done.stdout
 
 
-def nvcc(kind, arch, flags=FLAGS, sources=CSRC):
-    """The bytes of "ptx" or "cubin"."""
+def nvcc(arch, flags=FLAGS, sources=CSRC):
+    """{"ptx": its bytes, "cubin": those of the machine code that was made of it}: one run, of 15 seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "kernels"
-        option = f"-arch={'compute' if kind == 'ptx' else 'sm'}_{arch}"
-        run(tool("nvcc"), *flags, option, f"-{kind}", sources / "cuda" / "kernels.cu", "-o", out)
-        return out.read_bytes()
+        keep = ["-cubin", f"-arch=sm_{arch}", "--keep", "--keep-dir", folder]
+        run(tool("nvcc"), *flags, *keep, sources / "cuda" / "kernels.cu", "-o", Path(folder) / "kernels.cubin")
+        return {kind: (Path(folder) / f"kernels.{kind}").read_bytes() for kind in ("ptx", "cubin")}
 
 
-def nvrtc(kind, arch):
+def nvrtc(arch):
     """The same through the library's own function, but for the choice of the architecture, which asks the device."""
     import cupy
     from cupy.cuda import compiler
 
     from noisefuse.backends import cubin
 
-    choose = compiler._get_arch_for_options_for_nvrtc
-    real = {"ptx": f"-arch=compute_{arch}", "cubin": f"-arch=sm_{arch}"}[kind]
-    compiler._get_arch_for_options_for_nvrtc = lambda _: (real, kind)
+    choose, get = compiler._get_arch_for_options_for_nvrtc, compiler.nvrtc.getCUBIN
+    found = {}
+
+    def get_both(program):
+        found["ptx"] = bytes(compiler.nvrtc.getPTX(program))
+        return get(program)
+
+    compiler._get_arch_for_options_for_nvrtc = lambda _: (f"-arch=sm_{arch}", "cubin")
+    compiler.nvrtc.getCUBIN = get_both
     try:
-        return cubin.compiled(cupy, arch)
+        return {"cubin": cubin.compiled(cupy, arch)} | found
     finally:
-        compiler._get_arch_for_options_for_nvrtc = choose
+        compiler._get_arch_for_options_for_nvrtc, compiler.nvrtc.getCUBIN = choose, get
 
 
 @functools.cache
-def compiled(compiler, kind, arch):
-    return {"nvcc": nvcc, "nvrtc": nvrtc}[compiler](kind, arch)
+def compiled(compiler, arch):
+    return {"nvcc": nvcc, "nvrtc": nvrtc}[compiler](arch)
 
 
 @dataclass
@@ -134,7 +139,7 @@ def budget_table(code, title):
 
 if __name__ == "__main__":
     version = re.search(r"release [\d.]+, (V[\d.]+)", run(tool("nvcc"), "--version"))[1]
-    print(budget_table(machine_code(nvcc("cubin", "90")), f"Machine code for sm_90, nvcc {version}"), end="")
+    print(budget_table(machine_code(nvcc("90")["cubin"]), f"Machine code for sm_90, nvcc {version}"), end="")
     print(
         "\nInstructions that stand in a kernel without its padding; for straight kernels, which do them once for all"
         "\ntheir elements, also per element. Made by `python tests/cuda_kernels/compilers.py`, without a device.",

@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import pickle
+import random
 import re
 import subprocess
 import sys
@@ -170,8 +171,17 @@ def distinct(cases):
     return [*{str(case): case for case in cases if possible(case)}.values()]
 
 
+def covering(cases, seed=0):
+    """Of cases, in a random order, those that have three values which none before had together."""
+    seen = set()
+    for case in random.Random(seed).sample(cases, len(cases)):
+        values = sorted(f"{option}={value}" for option, value in (case.config | case.options).items())
+        if new := {*itertools.combinations(values, 3)} - seen:
+            seen |= new
+            yield case
+
+
 SHORT = distinct(case for name in NAMES for case in one_at_a_time(name))
-FULL = distinct(case for name in NAMES for case in all_of_them(name))
 DEFAULTS = {name: next(one_at_a_time(name)) for name in NAMES}
 
 
@@ -281,17 +291,20 @@ def loss_of_theirs(case, n):
     return max(difference(end, ends[0]) for end in ends[1:])
 
 
-@pytest.mark.slow  # three minutes
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_loops_agree_in_every_combination(name):
-    for case in FULL:
-        if case.name == name:
+def test_loops_agree_in_every_combination_of_three(name):
+    """Any three values of options together, in 500 loops. All 14,734 combinations agree, too, and take minutes: an
+    option meets another one or two where code asks for them, hardly ever three."""
+    for case in covering(distinct(all_of_them(name))):
+        try:
+            loop(case, 5, tolerance=LOOP)
+        except Exception as error:
             # Heun's (x - D) / sigma loses digits where sigma falls from 2.6 to 0.03 in a step: in theirs and in ours.
-            tolerance = LOOP if name != "HeunDiscreteScheduler" else max(LOOP, 2 * loss_of_theirs(case, 5))
-            try:
-                loop(case, 5, tolerance=tolerance)
-            except Exception as error:
+            lost = 2 * loss_of_theirs(case, 5) if name == "HeunDiscreteScheduler" else 0.0
+            if lost <= LOOP:
                 raise AssertionError(str(case)) from error
+            loop(case, 5, tolerance=lost)
 
 
 @pytest.mark.slow
@@ -1122,7 +1135,14 @@ def test_gradients_of_torch_func(name):
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize(
+    "name",
+    [  # the one that remembers most is never left out
+        "UniPCMultistepScheduler",
+        pytest.param("DDIMScheduler", marks=pytest.mark.slow),
+        pytest.param("EulerDiscreteScheduler", marks=pytest.mark.slow),
+    ],
+)
 def test_steps_in_compiled_code(name):
     """The graph breaks there. Seen to fail: torch.compile followed the search for rows, and stumbled."""
     torch._dynamo.reset()
@@ -1424,27 +1444,30 @@ def test_pipelines_that_were_given_a_scheduler_of_ours_are_saved_and_loaded(how,
 
 LOADING = """
 import sys
-{before}
 import diffusers
-scheduler = diffusers.DiffusionPipeline.from_pretrained(sys.argv[1]).scheduler
-given = diffusers.DDIMScheduler()
-assert diffusers.DiffusionPipeline.from_pretrained(sys.argv[1], scheduler=given).scheduler is given
-print(type(scheduler) is diffusers.DDPMScheduler, "noisefuse" in sys.modules)
+
+def load():
+    scheduler = diffusers.DiffusionPipeline.from_pretrained(sys.argv[1]).scheduler
+    given = diffusers.DDIMScheduler()
+    assert diffusers.DiffusionPipeline.from_pretrained(sys.argv[1], scheduler=given).scheduler is given
+    print(type(scheduler) is diffusers.DDPMScheduler, "noisefuse" in sys.modules)
+
+sys.modules["noisefuse"] = None
+load()
+del sys.modules["noisefuse"]
+load()
+import noisefuse.interop.diffusers
+load()
 """
 
 
-@pytest.mark.parametrize(
-    ("before", "imported"),
-    [("", False), ("import noisefuse.interop.diffusers", True), ("sys.modules['noisefuse'] = None", True)],
-)
-def test_a_saved_pipeline_is_loaded_in_another_process(before, imported, tmp_path):
-    """With noisefuse installed, imported, or neither. Seen to fail: a pipeline that names our module."""
+def test_a_saved_pipeline_is_loaded_in_another_process(tmp_path):
+    """Without noisefuse, with it installed, and imported. Seen to fail: a pipeline that names our module."""
     pipeline = diffusers.DDPMPipeline(unet(), diffusers.DDPMScheduler())
     pipeline.scheduler = ours.DDPMScheduler()
     pipeline.save_pretrained(tmp_path)
-    command = [sys.executable, "-c", LOADING.format(before=before), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout.split() == ["True", str(imported)], done.stderr
+    done = subprocess.run([sys.executable, "-c", LOADING, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["True True", "True False", "True True"], done.stderr
 
 
 def test_a_derived_class_is_named_by_its_own_module():
