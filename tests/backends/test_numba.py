@@ -322,9 +322,10 @@ FEATURES = {"generic": "", "haswell": "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcn
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="processors of x86-64")
 @pytest.mark.parametrize("processor", FEATURES)
 def test_other_processors_have_the_same_bits(processor, tmp_path):
-    """generic has no fma instruction and calls the C library's; haswell has no AVX-512."""
-    names = "numba or everywhere"
-    files = ["test_known.py", "forward/test_forward.py", "backends/test_update.py", "backends/test_numba.py"]
+    """generic has no fma instruction and calls the C library's; haswell has no AVX-512. The hashes have every operation
+    and dtype, tiles their ends, and the others what users compile."""
+    names = "hashes_compiled and numba and 5 or elements_are or kinds_of_kernels or words_and or rows_are or tiles_of"
+    files = ["test_known.py", "backends/test_numba.py"]
     environment = {
         "NUMBA_CPU_NAME": processor,
         "NUMBA_CPU_FEATURES": FEATURES[processor],
