@@ -80,6 +80,7 @@ def test_the_program_draws_and_prints(tmp_path, capsys):
     assert "wrote" in printed
 
 
+@pytest.mark.slow  # compiles; what the kernels call test_numba.py compiles, too
 def test_the_custom_kernels(capsys):
     """It asserts that points are q_sample's, rotated, and that a walk in two parts is the walk."""
     pytest.importorskip("numba")

@@ -299,7 +299,7 @@ while time.monotonic() < end:
 stop.set()
 other.join()
 """
-    done = python(code.replace("NAME", repr(name)).replace("SECONDS", "1.5"))
+    done = python(code.replace("NAME", repr(name)).replace("SECONDS", "0.7"))
     assert done.returncode == 0, done.stderr
 
 
@@ -427,7 +427,7 @@ def interrupt(*_):
 
 signal.signal(signal.SIGALRM, interrupt)
 faulthandler.dump_traceback_later(60, exit=True)
-end = time.monotonic() + 3
+end = time.monotonic() + 1.5
 while time.monotonic() < end:
     try:
         signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 1e-3))

@@ -86,7 +86,11 @@ def test_times_are_uniform_and_independent_of_the_noise():
     assert abs(np.corrcoef(t, z[:, 0])[0, 1]) < 5 / len(ids) ** 0.5
 
 
-@pytest.mark.parametrize("start", [None, *(pytest.param(s, marks=ignored) for s in ("fork", "spawn"))])
+FORK = pytest.param("fork", marks=ignored)
+SPAWN = pytest.param("spawn", marks=[*ignored, pytest.mark.slow])  # imports torch in each worker
+
+
+@pytest.mark.parametrize("start", [None, FORK, SPAWN])
 def test_epochs_reach_workers(start):
     """Also those that outlive an epoch; and in any order."""
     nf.q_sample(torch.zeros(64, 3, 64, 64), 3, S, Noise(1))  # threads exist before the fork
@@ -103,7 +107,7 @@ def test_epochs_reach_workers(start):
         assert sorted(seen) == list(range(len(IMAGES)))
 
 
-@pytest.mark.parametrize("start", [pytest.param(s, marks=ignored) for s in ("fork", "spawn")])
+@pytest.mark.parametrize("start", [FORK, SPAWN])
 def test_an_epoch_of_the_dataset_does_not_reach_persistent_workers(start):
     """The trap that docs/torch.md names. Should torch ever close it, the page is to say so."""
     data = Noised()

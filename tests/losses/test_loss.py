@@ -79,7 +79,7 @@ def results(arguments, keywords, upstream):
     return bits(np.float64(loss)), bits(gradient), bits(both[1])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(losses(), st.sampled_from([1, 2, 5]))
 def test_the_same_bits_everywhere(call, threads):
     """Seen to fail: chunks of 2,048 in one backend; 32 accumulators; halving j, j + 1; half an ulp in the factor."""
@@ -291,7 +291,7 @@ def test_half_predictions_are_summed_in_float32(backend):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_gradient_against_finite_differences(backend, target, reduction):
     """Central differences of a quadratic are exact but for rounding. Seen to fail: without the 2; n of one sample."""
-    pred, x0, t = normals((3, 5, 4), np.float64, 1), normals((3, 5, 4), np.float64, 2), np.arange(15).reshape(3, 5) * 60
+    pred, x0, t = normals((3, 4, 2), np.float64, 1), normals((3, 4, 2), np.float64, 2), np.arange(12).reshape(3, 4) * 60
     weight = np.linspace(0.5, 2, 1000)
     given, options = (x0, t, LINEAR, nf.Noise(1)), {"target": target, "weight": weight, "reduction": reduction}
     upstream = 0.7 if reduction == "mean" else np.array([0.5, -1.0, 2.0])

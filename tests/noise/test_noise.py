@@ -311,7 +311,7 @@ def test_uniforms_are_the_contracts(backend):
 # ---- the field, as statistics have it: all bounds are 5 deviations, of fixed seeds -------------------------
 
 
-def check_moments(draw, n=1 << 26):
+def check_moments(draw, n=1 << 25):
     """To order 6; and that nothing is 0."""
     chunk, sums, zeros = 1 << 18, np.zeros(6), 0
     for k in range(n // chunk):
