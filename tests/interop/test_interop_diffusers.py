@@ -911,7 +911,7 @@ def test_exact_coefficients_are_those_of_the_samplers(pair, monkeypatch):
     """In float64 x, over a loop; compat coefficients are farther off, where float32 cancels."""
     import test_samplers_diffusers as native
 
-    n, rng = 6, np.random.default_rng(0)
+    n, rng = 8, np.random.default_rng(0)
     theirs = pair.open(True, monkeypatch)
     theirs.set_timesteps(n)
     sampler = pair.sampler(theirs, n)
