@@ -35,7 +35,35 @@ _CUPY: set[type] = set()
 
 
 def is_array(x: object) -> bool:
-    return isinstance(x, np.ndarray) or on_device(x)
+    """Whether it is read as an array. (What is written has to be one of `output`'s.)"""
+    return isinstance(x, np.ndarray) or on_device(x) or is_foreign(x)
+
+
+def is_foreign(x: object) -> bool:
+    """Whether x is an array of a library that noisefuse does not know, which hands its memory over by DLPack."""
+    kind = type(x)
+    if kind is np.ndarray or not hasattr(kind, "__dlpack__"):
+        return False
+    return not isinstance(x, np.ndarray) and not on_device(x) and interop(x) is None
+
+
+def host_view(name: str, x: Any) -> Any:
+    """NumPy's view of the memory of a foreign array; all else as it is. Results for it are NumPy's."""
+    if not is_foreign(x):
+        return x
+    try:
+        kind, number = x.__dlpack_device__()
+        if kind == CPU:
+            return np.from_dlpack(x)
+    except (AttributeError, BufferError, RuntimeError) as error:  # of a tracer, or a dtype that NumPy does not know
+        if hasattr(type(x), "__array__") and not isinstance(error, AttributeError):
+            return np.asarray(x)  # as JAX has it for bfloat16
+        raise TypeError(f"{name}: NumPy cannot read this {_kind(x)} by DLPack: {error}") from error
+    where = f"on device {number} of DLPack's type {int(kind)}"
+    raise NotImplementedError(f"{name}: expected {_kind(x)} in host memory, got one {where}; copy it there first")
+
+
+CPU = 1  # kDLCPU of DLPack, https://dmlc.github.io/dlpack/latest/c_api.html
 
 
 def device_of(x: Any) -> int | None:
@@ -133,14 +161,21 @@ def _fast_dtype(dtype: Any, other: Any, allowed: tuple[str, ...]) -> tuple[Any, 
 
 def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
     """x as a plain array of native byte order, if its dtype is allowed."""
-    if not isinstance(x, np.ndarray | np.generic) and not on_device(x):
+    if not isinstance(x, np.generic) and not is_array(x):
         raise TypeError(f"{name}: expected {wanted(x)}, got {_kind(x)}")
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name}: masked arrays are not supported; pass {name}.data or {name}.filled(...)")
-    array: Array = x if on_device(x) else np.asarray(x)  # type: ignore[assignment]
+    array = as_numbers(name, x)
     if dtype_name(array.dtype) not in allowed:
         raise TypeError(f"{name}: dtype {array.dtype} is not supported, expected one of {', '.join(allowed)}")
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def as_numbers(name: str, x: Any) -> Array:
+    """x as an array of whatever numbers, plain unless it lies on a device; lists and scalars too. A subclass of NumPy's
+    loses its class. TypeError: it is masked, and what a mask says would be lost."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name}: masked arrays are not supported; pass {name}.data or {name}.filled(...)")
+    array: Array = x if on_device(x) else np.asarray(host_view(name, x))
+    return array
 
 
 def wanted(x: object) -> str:
@@ -152,7 +187,7 @@ def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], de
     """A new array there, or the caller's `out` if it is one that a kernel may write to."""
     if out is None:
         return backends.empty(shape, dtype) if device is None else _empty_on(device, shape, dtype)
-    if not is_array(out):
+    if not isinstance(out, np.ndarray) and not on_device(out):
         raise TypeError(f"{name}: expected {wanted(out)}, got {_kind(out)}")
     if isinstance(out, np.ndarray) and type(out) not in (np.ndarray, np.memmap):
         raise TypeError(f"{name}: expected a plain numpy.ndarray, got {type(out).__name__}")

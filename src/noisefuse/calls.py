@@ -13,6 +13,7 @@ from . import backends
 from .arrays import (
     Array,
     as_array,
+    as_numbers,
     batch_shape,
     check_overlap,
     contiguous,
@@ -47,7 +48,7 @@ class Index(NamedTuple):
 
 def segments(name: str, t: ArrayLike, shape: tuple[int, ...]) -> tuple[Array, int]:
     """t as a flat array, and how many elements of x each of its entries covers."""
-    times: Array = t if on_device(t) else np.asarray(t)  # type: ignore[assignment]
+    times = as_numbers(name, t)
     if times.size == 0:
         times = times.astype(np.int64)  # an empty list is one of floats to NumPy
     if times.dtype.kind not in "iuf" and not _beyond_int64(times):

@@ -10,7 +10,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import backends
-from .arrays import FLOATS, as_array, batch_shape, contiguous, count, device_of, interop, on_device, one_place, output
+from .arrays import (
+    FLOATS,
+    as_array,
+    as_numbers,
+    batch_shape,
+    contiguous,
+    count,
+    device_of,
+    interop,
+    on_device,
+    one_place,
+    output,
+)
 from .backends.call import Loss
 from .calls import Index, make_call, names_or_array
 from .forward import residual
@@ -281,8 +293,8 @@ def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:
 
 def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> Any:
     """One for each row; the weights of float times are those of their own rows."""
-    row: Any = weight if on_device(weight) else np.asarray(weight)
-    times: Any = t if on_device(t) else np.asarray(t)
+    row: Any = as_numbers("weight", weight)
+    times: Any = as_numbers("t", t)
     floating = times.dtype.kind == "f"
     expected = times.shape if floating else (len(rows.table),)
     if row.dtype.kind not in "iuf":
@@ -305,7 +317,7 @@ def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> Any:
 
 
 def _upstream(upstream: ArrayLike, reduction: Reduction, batch: int) -> Any:
-    g: Any = upstream if on_device(upstream) else np.asarray(upstream)
+    g: Any = as_numbers("upstream", upstream)
     g = g.astype(np.float64, copy=False)
     if g.shape != () and (reduction == "mean" or g.shape != (batch,)):
         expected = f"a number or shape {(batch,)}" if reduction == "none" else "a number"

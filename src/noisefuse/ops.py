@@ -24,6 +24,7 @@ from .arrays import (
     device_of,
     fast_dtype,
     float_dtype,
+    host_view,
     interop,
     is_array,
     on_device,
@@ -157,6 +158,7 @@ def randn_like(
     elif not is_array(x):
         raise TypeError(f"x: expected {wanted(x)}, got {type(x).__name__}")
     else:
+        x = host_view("x", x)
         kind = float_dtype(dtype or (np.float32 if x.dtype.kind in "biu" else x.dtype.newbyteorder("=")))
         out = output("out", None, x.shape, kind, device_of(x))
     drawn = _random("randn", tuple(x.shape), noise, out.dtype, batched, out)

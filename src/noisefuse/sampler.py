@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from . import backends, ops
 from ._drawing import plot_levels
-from .arrays import interop, is_traced
+from .arrays import host_view, interop, is_traced
 from .noise import SAMPLER, START, Noise, got
 from .rows import OUTPUTS, Plain
 from .tableau import Row, Tableau, x
@@ -182,6 +182,7 @@ class Sampler:
             raise ValueError(
                 f"{self.tableau.name} does not say at what level row {i} begins: see Tableau(alpha, sigma)"
             )
+        x0 = host_view("x0", x0)
         return ops.update(self._levels, i, x0, noise=_drawn(noise, 0, START, x0), out=out)
 
     def model_input(
@@ -208,7 +209,7 @@ class Sampler:
         i = self._row(i)
         t = self._times[i]
         if time == "batch":
-            t = _times_like(x, t, self._integer_times)
+            t = _times_like(host_view("x", x), t, self._integer_times)
         elif time != "scalar":
             raise ValueError(f'time: expected "scalar" or "batch", got {time!r}')
         if self._inputs is not None:
@@ -219,6 +220,7 @@ class Sampler:
 
     def state(self, x: Array) -> State:
         """The history of a new run on arrays like x; what is not remembered yet is 0. TypeError: x is no array."""
+        x = host_view("x", x)
         return State(self._slots, _several_zeros_like(x, sum(self._state_size)))
 
     def step(
@@ -287,7 +289,7 @@ class Sampler:
         denoised_out: Array | None,
     ) -> Array:
         """``step`` without the fast path: whatever is out of the ordinary, and errors in a user's words."""
-        i, table = self._row(i), self.tableau
+        i, table, x = self._row(i), self.tableau, host_view("x", x)
         if isinstance(model_output, list) and len(model_output) == 2:  # of a model that says (uncond, cond) in one
             model_output = tuple(model_output)
         if state is None and self._slots:
@@ -381,7 +383,7 @@ class Sampler:
         ((2, 3, 8, 8), 'float32')
         """
         self._can_start(start)
-        x = x_or_shape
+        x = host_view("x", x_or_shape)
         if isinstance(x_or_shape, list | tuple):
             if not _are_names(noise) or start:
                 raise TypeError(
@@ -403,7 +405,7 @@ class Sampler:
 
     def _arrays_of_rows(self, noise: Any, x: Array, start: int) -> list[Array | None]:
         """Of noise that was drawn before, what each row from ``start`` on takes: None where it draws none."""
-        n = len(self) - start
+        n, noise = len(self) - start, host_view("noise", noise)
         if not isinstance(noise, list | tuple) and not getattr(noise, "shape", ()):
             expected = "a Noise, a list of them, or an array for each row"
             raise TypeError(f"noise: expected {expected}, got {type(noise).__name__}")

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays of libraries that noisefuse does not know, by DLPack, and subclasses of those that it does.
+
+Seen to fail: a foreign noise that `q_walk` passes over, a device's array that is read, a mask that is lost.
+"""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conftest import bits
+
+S, N = nf.Schedule.cosine(1000), nf.Noise(7)
+T = np.array([1, 5, 500, 999])
+WEIGHTS = np.linspace(0.5, 2, 1000)
+
+
+class Bare:
+    """The least that the protocol asks for."""
+
+    def __init__(self, a):
+        self.a = a
+
+    def __dlpack__(self, **options):
+        return self.a.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.a.__dlpack_device__()
+
+
+def strict(a):
+    return pytest.importorskip("array_api_strict").asarray(a)
+
+
+def data(dtype=np.float32):
+    return np.random.default_rng(0).normal(size=(4, 3, 5)).astype(dtype)
+
+
+def loop(f):
+    sampler = nf.samplers.unipc(S, steps=5, clip=nf.samplers.Threshold(0.9, 2))
+    return sampler.sample(lambda x, t: f(np.asarray(x) / 2), f(data()), callback=lambda *_: None)
+
+
+def guided(f):
+    sampler = nf.samplers.ddpm(S, steps=5)
+    x = f(data())
+    pair = (f(data()), f(-data()))
+    return sampler.step(2, x, pair, f(data()), sampler.state(x), guidance_scale=[1, 2, 3, 4])
+
+
+def backward(f):
+    return nf.mse_loss_grad(f(data()), f(data()), f(T), S, f(data()), target="v", upstream=f(np.array(2.0)))
+
+
+CALLS = {
+    "q_sample": lambda f: nf.q_sample(f(data()), f(T), S, f(data())),
+    "q_sample of bytes": lambda f: nf.q_sample(f(data().astype(np.uint8)), f(T), S, N),
+    "q_sample, targets": lambda f: nf.q_sample(f(data()), f(T / 1000), nf.Schedule.flow(), N, target="v"),
+    "q_step": lambda f: nf.q_step(f(data()), f(T), S, N),
+    "q_walk": lambda f: nf.q_walk(f(data()), S, N, keep=[3, 7]),
+    "randn_like": lambda f: nf.randn_like(f(data(np.float64)), N),
+    "randn_like of integers": lambda f: nf.randn_like(f(T), N),
+    "update": lambda f: nf.update(nf.samplers.ddim(S, steps=5).tableau, f(T % 5), f(data()), f(data()), noise=N),
+    "mse_loss": lambda f: np.array(nf.mse_loss(f(data()), f(data()), f(T), S, N, target="v", weight=f(WEIGHTS))),
+    "mse_loss_grad": backward,
+    "a sampler": loop,
+    "guidance": guided,
+    "noise drawn before": lambda f: nf.samplers.ddpm(S, 2).sample(lambda x, t: x, f(data()), f(np.stack([data()] * 2))),
+    "noised": lambda f: nf.samplers.ddpm(S, 2).noised(1, f(data()), N),
+    "model_input": lambda f: nf.samplers.ddpm(S, 2).model_input(1, f(data()), time="batch")[1],
+}
+
+
+@pytest.mark.parametrize("kind", [Bare, strict])
+@pytest.mark.parametrize("call", CALLS)
+def test_they_are_read_as_numpys(call, kind):
+    expected, found = CALLS[call](np.asarray), CALLS[call](kind)
+    for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (expected, found)), strict=True):
+        assert type(b) is np.ndarray
+        assert (a.dtype, a.shape, bits(a)) == (b.dtype, b.shape, bits(b))
+
+
+@pytest.mark.parametrize("out", [Bare(data()), np.ma.zeros((4, 3, 5), np.float32)])
+def test_results_are_not_written_there(out):
+    with pytest.raises(TypeError, match=r"out: expected .*, got "):
+        nf.q_sample(data(), 3, S, N, out=out)
+
+
+def test_they_are_checked_as_numpys():
+    with pytest.raises(ValueError, match=r"noise: expected shape \(4, 3, 5\), got \(4, 3\)"):
+        nf.q_sample(Bare(data()), 3, S, Bare(data()[..., 0].copy()))
+    with pytest.raises(TypeError, match="x0: dtype int64 is not supported"):
+        nf.q_sample(Bare(T), 3, S, N)
+    with pytest.raises(IndexError, match="t = 1000 is out of range"):
+        nf.q_sample(Bare(data()), Bare(T + 1), S, N)
+    with pytest.raises(TypeError, match="q_walk draws at every time and takes a Noise, not an array"):
+        nf.q_walk(Bare(data()), S, Bare(data()))
+
+
+class Far(Bare):
+    """On a CUDA device. Nothing may ask for its memory."""
+
+    def __dlpack__(self, **options):
+        raise AssertionError("read")
+
+    def __dlpack_device__(self):
+        return 2, 3
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_those_of_a_device_are_refused(call):
+    with pytest.raises(
+        NotImplementedError, match=r"expected test_foreign_arrays\.Far in host memory, got one on dev.* 3"
+    ):
+        CALLS[call](Far)
+
+
+def test_what_numpy_cannot_read_says_so():
+    class Tracer(Bare):
+        @property
+        def __dlpack_device__(self):
+            raise AttributeError("no memory yet")
+
+    with pytest.raises(TypeError, match=r"x0: NumPy cannot read this .*Tracer by DLPack: no memory yet"):
+        nf.q_sample(Tracer(data()), 3, S, N)
+
+
+def test_a_dtype_that_dlpack_lacks_is_read_as_an_array():
+    """As JAX has it for bfloat16."""
+
+    class Half(Bare):
+        def __dlpack__(self, **options):
+            raise BufferError("dtype")
+
+        def __dlpack_device__(self):
+            return 1, 0
+
+        def __array__(self, *_, **options):
+            return self.a
+
+    x = data(ml_dtypes.bfloat16)
+    assert bits(nf.q_sample(Half(x), T, S, N)) == bits(nf.q_sample(x, T, S, N))
+
+
+# ---- subclasses --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_subclasses_lose_their_class(call):
+    class Own(np.ndarray):
+        pass
+
+    expected, found = CALLS[call](np.asarray), CALLS[call](lambda a: np.asarray(a).view(Own))
+    for a, b in zip(*((r if isinstance(r, tuple) else (r,)) for r in (expected, found)), strict=True):
+        assert type(b) is np.ndarray
+        assert (a.dtype, a.shape, bits(a)) == (b.dtype, b.shape, bits(b))
+
+
+READS_NOTHING = ("randn_like", "randn_like of integers", "model_input")
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if call not in READS_NOTHING])
+def test_masked_arrays_are_refused(call):
+    with pytest.raises(TypeError, match=r"masked arrays are not supported; pass \w+\.data or \w+\.filled"):
+        CALLS[call](lambda a: np.ma.masked_array(a, mask=np.asarray(a) == 1))
+
+
+@pytest.mark.parametrize("name", ["t", "weight"])
+def test_masks_on_times_and_weights_count(name):
+    options = {"t": T, "weight": WEIGHTS}
+    options[name] = np.ma.masked_array(options[name], mask=False)
+    with pytest.raises(TypeError, match=f"{name}: masked arrays are not supported"):
+        nf.mse_loss(data(), data(), options["t"], S, N, target="v", weight=options["weight"])
