@@ -99,8 +99,8 @@ def test_all_kinds_of_kernels():
         out = np.empty(1000, np.float32)
         kernel(out, 9)
         assert bits(out) == bits(expected)
-    assert bits(vectorized(9, np.arange(1000))) == bits(expected)
-    assert bits(generalized(np.zeros(1000, np.float32), 9)) == bits(expected)
+    assert bits(vectorized(np.uint64(9), np.arange(1000))) == bits(expected)
+    assert bits(generalized(np.zeros(1000, np.float32), np.uint64(9))) == bits(expected)
     assert [nfn.normal(9, 0, 0, i) for i in range(5)] == expected[:5].tolist()  # plain Python
 
 

@@ -34,6 +34,7 @@ from test_torch_cuda import nothing_comes_back, on_the_stand_in  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers', with NumPy 2
 
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 SHAPE = (2, 3, 4, 4)
 LOOP = 2e-5  # float32: the largest difference over a loop, of the largest value of the step
 VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -1120,6 +1121,7 @@ def test_noise_that_no_step_draws_is_in_nobodys_way(name):
     assert torch.equal(*results)
 
 
+@pytest.mark.skipif(TORCH <= (2, 8), reason="torch.func has no memory to read in older versions: docs/diffusers.md")
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_of_torch_func(name):
     pair, x, results = DEFAULTS[name].pair(), torch.linspace(-1, 1, 96).reshape(SHAPE), []

@@ -44,7 +44,7 @@ def fma32(a: Any, b: Any, c: Any) -> Array:
 
 def fma64(a: Any, b: Any, c: Any) -> Array:
     """Exact product, exact sums, round to odd, where exponents leave room for the parts; else one by one."""
-    a, b, c = np.broadcast_arrays(*map(np.float64, (a, b, c)))
+    a, b, c = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (a, b, c)))
     product, tail = two_product(a, b)
     middle, rest1 = two_sum(c, tail)
     upper, rest2 = two_sum(product, middle)
@@ -145,8 +145,10 @@ def block_values(counter: NDArray[np.uint32], key: NDArray[np.uint32], draw: str
         words = list(zip(w, v, strict=True))
         normal_pair, uniform = SPEC.normal_pair64, SPEC.uniform64
     if draw == "uniform":
-        return np.stack([uniform(*word) for word in words], axis=-1)
-    return np.stack([*normal_pair(*words[0], *words[1]), *normal_pair(*words[2], *words[3])], axis=-1)
+        values = [uniform(*word) for word in words]
+    else:
+        values = [*normal_pair(*words[0], *words[1]), *normal_pair(*words[2], *words[3])]
+    return np.stack(values, axis=-1).reshape(-1, 4)  # before NumPy 2, np.float64 of one element is a scalar
 
 
 def drawn(call: Step, at: NDArray[np.int64], later: Any, real: type) -> Array:

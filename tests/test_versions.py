@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The versions that README and guides name are those of pyproject.toml, and tools/test_bounds.sh gets them from there.
+
+Seen to fail: another number in a page, an extra that begins elsewhere, a page that names no version.
+"""
+
+import re
+import runpy
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BOUNDS = runpy.run_path(str(ROOT / "tools" / "bounds.py"))
+DECLARED = BOUNDS["declared"]()
+PAGES = {
+    "README.md": ("numpy", "torch", "diffusers", "numba"),
+    "docs/torch.md": ("torch",),
+    "docs/diffusers.md": ("diffusers",),
+    "docs/numba.md": ("numba",),
+}
+
+
+def named(text, library):
+    """What "torch from 2.5" or "Numba from 0.62 and below 0.69" in a page says, as pyproject.toml would."""
+    number = r"\d+(?:\.\d+)*"
+    found = re.findall(rf"\b{library}\s+from\s+({number})(?:\s+and\s+below\s+({number}))?", text, re.IGNORECASE)
+    return {f">={low}" + (f",<{high}" if high else "") for low, high in found}
+
+
+@pytest.mark.parametrize(("page", "library"), [(page, library) for page in PAGES for library in PAGES[page]])
+def test_pages_name_the_declared_versions(page, library):
+    text = (ROOT / page).read_text()
+    # "From torch 2.12 on" is about one feature; "torch from 2.5" is the bound, each time that it is said.
+    assert named(text, library) == {DECLARED[library]}
+
+
+def test_every_extra_begins_where_the_users_do():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for extra, lines in project["optional-dependencies"].items():
+        for line in lines:
+            name, bound = re.match(r"([\w-]+)(?:\[\w+\])?(.*)", line).groups()
+            if name in DECLARED:
+                assert BOUNDS["lower"](bound) == BOUNDS["lower"](DECLARED[name]), extra
+
+
+def test_constraints_are_what_pip_reads():
+    assert f"numpy=={BOUNDS['lower'](DECLARED['numpy'])}" in BOUNDS["constraints"]("lowest")
+    assert f"numba{DECLARED['numba']}" in BOUNDS["constraints"]("highest")
+
+
+def test_an_end_that_is_not_installed_is_told(monkeypatch):
+    monkeypatch.setitem(BOUNDS["check"].__globals__, "version", lambda name: "0.61.0")
+    with pytest.raises(SystemExit, match=r"expected [\d.]+, got 0\.61\.0"):
+        BOUNDS["check"]("lowest")
+
+
+def test_python_is_the_declared_one():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lowest = project["requires-python"].removeprefix(">=")
+    assert re.search(rf"Python {re.escape(lowest)} or newer", (ROOT / "README.md").read_text())
+    assert sys.version_info >= tuple(map(int, lowest.split(".")))

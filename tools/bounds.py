@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The oldest and newest versions that pyproject.toml declares, as constraints of pip:
+
+python tools/bounds.py lowest|highest            lines for `pip install -c`
+python tools/bounds.py lowest|highest --check    whether that is what is installed here
+
+highest is the newest version that is published below the declared bound, so its lines name a range.
+"""
+
+import argparse
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+LIBRARIES = ("numpy", "torch", "numba", "diffusers", "ml_dtypes")
+
+
+def declared() -> dict[str, str]:
+    """What users are told: of each library its range, such as ">=0.62,<0.69". The extras that only developers install
+    may ask for less, as long as they begin where users' do (tests/test_versions.py)."""
+    project = tomllib.loads(PYPROJECT.read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *(line for name in ("torch", "numba", "diffusers") for line in extras[name])]
+    found = dict(re.findall(r"^([\w-]+)([<>=].*)$", "\n".join(lines), re.MULTILINE))
+    return {name: found[name] for name in LIBRARIES}
+
+
+def lower(bound: str) -> str:
+    return re.search(r">=([\d.]+)", bound)[1]
+
+
+def constraints(end: str) -> list[str]:
+    return [f"{name}=={lower(bound)}" if end == "lowest" else name + bound for name, bound in declared().items()]
+
+
+def check(end: str) -> None:
+    """Raises SystemExit where a library is not of the end that is to be tested."""
+    for name, bound in declared().items():
+        found, wanted = version(name), lower(bound)
+        print(f"{name} {found} ({bound})")
+        if end == "lowest" and not f"{found}.".startswith(f"{wanted}."):
+            raise SystemExit(f"{name}: expected {wanted}, got {found}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("end", choices=["lowest", "highest"])
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.check:
+        check(arguments.end)
+    else:
+        print("\n".join(constraints(arguments.end)))
+
+
+if __name__ == "__main__":
+    main()
