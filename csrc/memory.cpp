@@ -11,6 +11,8 @@
 #if defined(__linux__)
 #include <pthread.h>
 #include <sys/mman.h>
+#elif defined(_WIN32)
+#include <malloc.h>
 #endif
 
 #if defined(__linux__) && defined(MADV_FREE) && defined(MADV_HUGEPAGE)
@@ -156,14 +158,23 @@ void* take_memory(size_t size) {
 #if NF_BLOCKS
     if (is_large(size)) return allocate(nullptr, size);
 #endif
-    return std::aligned_alloc(kLine, (size + kLine - 1) / kLine * kLine);
+    const size_t lines = (size + kLine - 1) / kLine * kLine;
+#if defined(_WIN32)
+    return _aligned_malloc(lines, kLine);  // there is no aligned_alloc, since its free could not tell
+#else
+    return std::aligned_alloc(kLine, lines);
+#endif
 }
 
 void give_memory_back(void* memory, size_t size) {
 #if NF_BLOCKS
     if (is_large(size)) return release(nullptr, memory, size);
 #endif
+#if defined(_WIN32)
+    _aligned_free(memory);
+#else
     std::free(memory);
+#endif
 }
 
 }  // namespace nf

@@ -2,6 +2,9 @@
 #include "dispatch.h"
 
 #include <atomic>
+#if defined(_WIN32)
+#include <cpuid.h>
+#endif
 
 namespace nf {
 
@@ -12,15 +15,44 @@ extern const Kernels kernels_neon;
 #endif
 extern const Kernels kernels_portable;
 
+#if defined(__x86_64__)
+namespace {
+
+// Of the processor, and of the system, which has to keep the registers: what "avx2" and "scalar", and "avx512", take.
+struct Features {
+    bool fma, avx512;
+};
+
+#if defined(_WIN32)  // clang-cl links no library in which __builtin_cpu_supports would look
+Features features() {
+    unsigned a, b, c, d, states = 0, unused;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return {};
+    if (c >> 27 & 1) asm volatile("xgetbv" : "=a"(states), "=d"(unused) : "c"(0));
+    const bool fma = c >> 12 & 1, f16c = c >> 29 & 1;
+    if (!fma || !f16c || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return {};
+    constexpr unsigned kYmm = 0x6, kZmm = 0xE6, kAvx2 = 1u << 5;
+    constexpr unsigned kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
+    const bool avx2 = (states & kYmm) == kYmm && (b & kAvx2) != 0;
+    return {avx2, avx2 && (states & kZmm) == kZmm && (b & kAvx512) == kAvx512};
+}
+#else
+Features features() {
+    __builtin_cpu_init();
+    const bool fma = __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+    const bool avx512 = fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    return {fma, avx512};
+}
+#endif
+
+}  // namespace
+#endif
+
 const std::vector<Isa>& isas() {
     static const std::vector<Isa> all = [] {
         std::vector<Isa> found;
 #if defined(__x86_64__)
-        __builtin_cpu_init();
-        const bool fma =
-            __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
-        const bool avx512 = fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+        const auto [fma, avx512] = features();
         found.push_back({&kernels_avx512, avx512});
         found.push_back({&kernels_avx2, fma});
         found.push_back({&kernels_scalar, fma});

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Builds the source distribution, and the wheel from it, into a folder (dist, if none is named), checks both files, and
+# installs them as users do, each into an environment of its own, where their bits and noise are tested:
+#     tools/test_built.sh [FOLDER]
+# PYTHON names the interpreter. It has to be one without noisefuse.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+python=${PYTHON:-python3}
+dist=$(mkdir -p "${1:-dist}" && cd "${1:-dist}" && pwd)
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+rm -f "$dist"/noisefuse-*.tar.gz "$dist"/noisefuse-*.whl
+
+printf '=== built files\n'
+"$python" -m venv "$tmp/tools"
+"$tmp/tools/bin/pip" install -q build check-wheel-contents twine
+"$tmp/tools/bin/python" -m build --outdir "$dist" . >"$tmp/build.log" 2>&1 || { cat "$tmp/build.log" && exit 1; }
+source=$(echo "$dist"/noisefuse-*.tar.gz)
+wheel=$(echo "$dist"/noisefuse-*.whl)
+"$tmp/tools/bin/twine" check --strict "$source" "$wheel"
+"$tmp/tools/bin/check-wheel-contents" "$wheel"
+bytes=$(wc -c <"$wheel")
+echo "$wheel: $bytes bytes"
+[ "$bytes" -le 1048576 ] || { echo "expected a wheel of at most 1 MiB" >&2 && exit 1; }
+
+# installed NAME BACKEND PIP-ARGUMENTS: a clean environment, from which the checkout cannot be seen.
+installed() {
+    local name=$1 backend=$2
+    shift 2
+    printf '\n=== %s\n' "$name"
+    "$python" -m venv "$tmp/$name"
+    "$tmp/$name/bin/pip" install -q "$@"
+    (
+        cd "$tmp"
+        "$tmp/$name/bin/noisefuse" info
+        "$tmp/$name/bin/python" -c "import noisefuse; got = noisefuse.info()['backend']; assert got == '$backend', got"
+        "$tmp/$name/bin/noisefuse" selftest --level quick --seed 1
+    )
+}
+
+installed wheel native "$wheel"
+installed source native "$source"
+NOISEFUSE_PURE=1 installed pure numba "$source" numba
+echo "both files work"
