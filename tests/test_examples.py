@@ -181,3 +181,55 @@ def test_the_sheet_of_noises(tmp_path, capsys, monkeypatch):
     assert speed.stat().st_size > 1_000
     gaussian = capsys.readouterr().out.splitlines()[0].split()
     assert [round(float(std)) for std in gaussian[1:3]] == [10, 25]  # where hardly anything is clipped
+
+
+# ---- pictures of the documentation -------------------------------------------------------------------------
+
+
+def test_a_first_image_comes_back(tmp_path, capsys):
+    """Seen to fail: another step of the noise where it is taken out."""
+    first = example("first_image")
+    image = first.photograph(32)
+    rows = first.rows(image, nf.Noise(1))
+    *seen, last = rows["x_t without its noise"]
+    for clean in seen:
+        np.testing.assert_allclose(clean, image / 127.5 - 1, atol=1e-5)
+    np.testing.assert_allclose(last, image / 127.5 - 1, atol=0.01)  # alpha is 0.002 there
+    first.main(["--out", str(tmp_path / "first.png")])
+    assert (tmp_path / "first.png").read_bytes().startswith(b"\x89PNG")
+    assert "wrote" in capsys.readouterr().out
+
+
+def test_the_gallery_has_what_its_page_shows(tmp_path, capsys):
+    """Seen to fail: a picture that the program does not draw. Their size says that something is drawn."""
+    gallery = example("gallery")
+    pictures = Path(__file__).parents[1] / "docs" / "pictures" / "gallery"
+    assert {path.stem for path in pictures.iterdir()} == {draw.__name__ for draw in gallery.SIZES}
+    page = (pictures.parents[1] / "gallery.md").read_text()
+    assert all(f"pictures/gallery/{path.name}" in page for path in pictures.iterdir())
+    gallery.main(["--folder", str(tmp_path), "schedules", "eta", "variations", "window"])
+    for name in ("schedules", "eta", "variations", "window"):
+        drawn, kept = (folder / f"{name}.png" for folder in (tmp_path, pictures))
+        assert drawn.stat().st_size > kept.stat().st_size / 2
+    assert capsys.readouterr().out.count("wrote") == 4
+    with pytest.raises(SystemExit):
+        gallery.main(["nothing"])
+    assert "no such picture: nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ddim", "deis", "dpmpp_2m", "unipc"])
+def test_the_gallery_measures_errors_from_the_exact_solution(name):
+    """Of Gaussian data: twice the steps, at least nearly half the error. Seen to fail: another scale of the data."""
+    scale, schedule = 0.5, nf.Schedule.linear(1000)
+    alpha, sigma = schedule.alpha, schedule.sigma
+    start = nf.randn((8, 1), nf.Noise(2026), dtype="float64")
+    exact = start * scale / np.hypot(alpha[-1] * scale, sigma[-1])
+
+    def model(x, t):
+        return alpha[t] * scale**2 / (alpha[t] ** 2 * scale**2 + sigma[t] ** 2) * x
+
+    def error(steps):
+        sampler = getattr(nf.samplers, name)(schedule, steps=steps, prediction="sample", spacing="trailing")
+        return np.abs(sampler.sample(model, start) - exact).max()
+
+    assert error(40) < 0.6 * error(20)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise a first image: what q_sample does to a photograph, what the network is asked for, and noise that comes back.
+
+    python examples/first_image.py            draws first_image.jpg
+
+The page about it is docs/tutorials/first-image.md. Needs matplotlib and scikit-image: pip install '.[demo]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+import noisefuse as nf
+
+SHOWN = (0, 150, 300, 500, 700, 999)
+SCHEDULE = nf.Schedule.cosine(1000)
+
+
+def photograph(side: int = 160) -> npt.NDArray[np.uint8]:
+    """(3, side, side), channels first, as networks want them."""
+    image: npt.NDArray[np.uint8] = import_module("skimage.data").astronaut()[:480, :480]
+    step = 480 // side
+    pixels = image.reshape(side, step, side, step, 3).mean((1, 3))  # each the mean of a square
+    return pixels.round().astype(np.uint8).transpose(2, 0, 1).copy()
+
+
+def rows(image: npt.NDArray[np.uint8], noise: nf.Noise) -> dict[str, npt.NDArray[Any]]:
+    """Of each row of the picture its images (len(SHOWN), 3, side, side)."""
+    batch, t = np.repeat(image[None], len(SHOWN), 0), np.array(SHOWN)
+    x_t, v = nf.q_sample(batch, t, SCHEDULE, noise.at(sample=0), target="v")
+    # The noise has not been stored. Its name is all that it takes to take it out again.
+    z = nf.randn(x_t.shape, noise.at(sample=0))
+    alpha, sigma = (column[t, None, None, None] for column in (SCHEDULE.alpha, SCHEDULE.sigma))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        clean = (x_t - sigma * z) / alpha
+    return {"x_t": x_t, "v, what the network learns": v, "x_t without its noise": clean}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Noise a photograph.")
+    parser.add_argument("--out", type=Path, default=Path("first_image.jpg"), help="default: %(default)s")
+    arguments = parser.parse_args(argv)
+
+    shown = rows(photograph(), nf.Noise(2026))
+    figure = Figure(figsize=(2 * len(SHOWN), 2.1 * len(shown) + 0.4), layout="constrained")
+    for line, (words, images) in zip(figure.subplots(len(shown), len(SHOWN)), shown.items(), strict=True):
+        for ax, x, t in zip(line, images, SHOWN, strict=True):
+            ax.imshow(np.clip((x.transpose(1, 2, 0) + 1) / 2, 0, 1))
+            ax.set(xticks=[], yticks=[], title=f"t = {t}" if words == "x_t" else None)
+            ax.spines[:].set_visible(False)
+        line[0].set_ylabel(words)
+    figure.savefig(arguments.out, dpi=100)
+    print(f"wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
