@@ -142,7 +142,7 @@ def randn_like(
     """`randn` of x's shape, kind, dtype, device and, of torch, memory format: ``randn_like(images, Noise(7))``.
 
     Args:
-        x: NumPy's, CuPy's or torch's, of any dtype; its values are not read.
+        x: NumPy's, CuPy's, torch's or, in host memory, any that speaks DLPack, of any dtype; its values are not read.
         noise, batched: as in `randn`.
         dtype: of the result: one that `randn` takes. None: x's, or float32 where x holds integers or bools.
 
