@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the modules beside this one ask of torch's internals, or of interfaces that it may still change: nothing of the
 kind stands elsewhere in Python. (What the fast path asks for is in csrc/arrays.h.) Tested with torch 2.5 and 2.11 (no
-graphs), 2.12 and 2.13.
+graphs), 2.12, 2.13 and 2.15.
 """
 
 from __future__ import annotations
