@@ -413,7 +413,8 @@ def _augment(draw: Draw) -> Call:
     if len(shape) > 1 and draw.once_in(9):
         rows = shape[:2] if batched else shape[:1]
     for name in names[kind]:
-        number = f"times({rows}, 20.0, {draw(99)}, 'float64')" if rows else draw.of("7.5", "0.1", "3", "0.0", "20.0", "-1.0")
+        one = draw.of("7.5", "0.1", "3", "0.0", "20.0", "-1.0")
+        number = f"times({rows}, 20.0, {draw(99)}, 'float64')" if rows else one
         (call.options if name == "mean" else call.required)[name] = number
     call.required["noise"] = _noise(draw, shape, batched, "float32" if dtype == "uint8" else dtype)
     result = draw.of(*KINDS, "uint8") if draw.once_in(4) else dtype
