@@ -82,6 +82,21 @@ def over_opencv() -> Pair:
     return Pair(gaussian(), lambda: [cv2.randn(one, 0, STD) for one in z])
 
 
+def preparing(over: str) -> Pair:
+    """Over torchvision's ToDtype, Normalize and GaussianNoise, or of q_sample from as many bytes."""
+    x, mean, std = images(), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    ours = partial(nf.augment.prepare, x, NOISE, mean=mean, std=std, noise_std=0.1)
+    if over == "q_sample":
+        return Pair(ours, partial(nf.q_sample, x, 500, SCHEDULE, NOISE))
+    import torch
+    from torchvision.transforms import v2
+
+    torch.set_num_threads(1)
+    channels_first = torch.from_numpy(x).permute(0, 3, 1, 2)
+    steps = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std), v2.GaussianNoise(sigma=0.1, clip=False)]
+    return Pair(ours, partial(v2.Compose(steps), channels_first))
+
+
 # ---- our own -----------------------------------------------------------------------------------------------
 
 
@@ -137,6 +152,8 @@ FIGURES = [
     Figure("q_sample into bytes, of that into float32", "<=", 1.3, bytes_to_floats),
     Figure("multiplicative, of gaussian", "<=", 1.25, partial(to_gaussian, "multiplicative", 0.1)),
     Figure("sensor, of gaussian", "<=", 1.25, partial(to_gaussian, "sensor", 0.5, 2.0)),
+    Figure("prepare, over torchvision's three transforms", ">=", 12, partial(preparing, "torchvision")),
+    Figure("prepare, of q_sample from bytes", "<=", 1.5, partial(preparing, "q_sample")),
     Figure("at_snr, over NumPy", ">=", 8, clips_over_numpy),
     Figure("gaussian, 2 threads over 1", ">=", 1.8, two_threads, threads=2),
 ]

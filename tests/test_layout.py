@@ -48,7 +48,7 @@ ALLOWED = {
     "calls": "float_mode noise rows tableau arrays backends backends.call",
     "ops": "schedule rows tableau forward noise views arrays calls backends backends.call",
     "loss": "schedule rows forward noise views arrays calls ops backends backends.call",
-    "augment": "rows noise arrays calls ops loss backends",
+    "augment": "rows schedule noise arrays calls ops loss backends",
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
     "sampler": "ops rows backends arrays noise tableau views samplers _drawing",
     "samplers": "sampler tableau samplers.*",

@@ -26,8 +26,9 @@ from .loss import mean_squares
 from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise
 from .ops import BYTES, Array, DType, NoiseLike, is_bytes, randn, uniform
 from .rows import TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
+from .schedule import Schedule
 
-__all__ = ["at_snr", "gaussian", "multiplicative", "sample_id", "sensor", "strengths"]
+__all__ = ["at_snr", "gaussian", "multiplicative", "prepare", "sample_id", "sensor", "strengths"]
 
 Layout: TypeAlias = Literal["CHW", "HWC"]
 Clip: TypeAlias = tuple[float, float] | None
@@ -164,6 +165,86 @@ def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options
     return gaussian(x, std if batched else float(std[0]), noise, **options)
 
 
+def prepare(
+    images: Array,
+    noise: NoiseLike,
+    *,
+    mean: ArrayLike = 0.0,
+    std: ArrayLike = 1.0,
+    scale: float = 1 / 255,
+    noise_std: ArrayLike = 0.0,
+    t: ArrayLike | None = None,
+    schedule: Schedule | None = None,
+    dtype: DType | None = None,
+    batched: bool = True,
+    out: Array | None = None,
+) -> Array:
+    """Decoded images become a network's input: normalised, noised, channels first.
+
+        x = (scale * image - mean) / std,    result = x + noise_std z,    or alpha_t x + sigma_t z
+
+    What ToDtype, Normalize and GaussianNoise of torchvision do one after the other. The second form is the noise
+    conditioning augmentation of cascades and video models (Ho et al. 2022, "Cascaded diffusion models").
+
+    Args:
+        images: (B, H, W, C), or (H, W, C) where not batched: channels last, as decoders give them. uint8 or float.
+        noise: as in `gaussian`; its elements are counted in the result.
+        mean, std: of the channels, (C,) or a number, after ``scale``.
+        noise_std: in units of the result: a number, or (B,).
+        t, schedule: in place of noise_std; times as ``schedule(t)`` takes them, a number or (B,).
+        dtype: of the result: float32, if nothing is said, float64, float16 or bfloat16.
+        out: where to write; C-contiguous, of the result's shape and dtype.
+
+    Returns:
+        (B, C, H, W), of the images' kind; with t, the pair of that and the times (B,).
+
+    Raises:
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
+
+    >>> images = np.full((2, 8, 8, 3), 255, np.uint8)
+    >>> x = nf.augment.prepare(images, nf.Noise(7), mean=[0.5, 0.5, 0.5], std=[0.25, 0.5, 1], noise_std=0.0)
+    >>> x.shape, x[0, :, 0, 0].tolist()
+    ((2, 3, 8, 8), [2.0, 1.0, 0.5])
+    """
+    other, first = None if type(images) is np.ndarray else interop(images), 1 if batched else 0
+    shape: tuple[int, ...] = getattr(images, "shape", ())
+    if len(shape) < first + 3:
+        raise ValueError(f"images: expected shape {'(B, H, W, C)' if batched else '(H, W, C)'}, got {tuple(shape)}")
+    batch, channels = shape[0] if batched else 1, shape[-1]
+    gain, shift = _normalisation(scale, mean, std, channels)
+    strength, alpha, times = _numbers("noise_std", noise_std), np.ones(1), None
+    if (t is None) != (schedule is None) or (t is not None and strength.any()):
+        raise ValueError("t, schedule: expected both of them, without noise_std, or neither")
+    if t is not None and schedule is not None:
+        if np.shape(t) not in ((), (batch,)):
+            raise ValueError(f"t: expected a number or shape ({batch},), got shape {np.shape(t)}")
+        times = np.broadcast_to(np.asarray(t), (batch,))
+        alpha, strength = schedule(times)
+    if dtype is None:
+        dtype = "float32" if out is None else out.dtype
+    if is_bytes(dtype):
+        raise TypeError("dtype uint8: expected a float, as what is normalised is")
+    numbers: dict[str, ArrayLike] = {
+        name: np.broadcast_to(alpha[:, None] * values, (batch, channels)).squeeze(() if batched else 0)
+        for name, values in (("gain", gain), ("shift", shift))
+    }
+    numbers["noise_std"] = strength if batched or strength.ndim == 0 else strength[0]
+    moved = np.moveaxis(images, -1, first) if other is None else images.movedim(-1, first).contiguous()
+    result = _apply(moved, noise, _PREPARED, numbers, layout="CHW", dtype=dtype, batched=batched, out=out)
+    return result if times is None else (result, times)
+
+
+def _normalisation(scale: float, mean: ArrayLike, std: ArrayLike, channels: int) -> tuple[Any, Any]:
+    """What an image is multiplied by, and what is added to it, for each channel."""
+    columns = {name: _numbers(name, given) for name, given in (("scale", scale), ("mean", mean), ("std", std))}
+    for name, values in columns.items():
+        if values.shape not in ((), (channels,)):
+            raise ValueError(f"{name}: expected a number or one for each of {channels} channels, got {values.shape}")
+    if not columns["std"].all():
+        raise ValueError(f"std = {std!r}: expected numbers other than 0")
+    return columns["scale"] / columns["std"], -columns["mean"] / columns["std"]
+
+
 def strengths(
     n: int, low: float, high: float, noise: Noise | Sequence[Noise], *, p: float = 1.0
 ) -> NDArray[np.float64]:
@@ -222,6 +303,7 @@ class _Model(NamedTuple):
         return Rows.of({name: numbers[c] if isinstance(c, str) else c for name, c in self.columns}, self.flags)
 
 
+_PREPARED = _Model((("out.x", "gain"), ("out.z", "noise_std"), ("out.k", "shift")))
 _GAUSSIAN = _Model((("out.x", 1.0), ("out.z", "std"), ("out.k", "mean")))
 _MULTIPLICATIVE = _Model((("clean.x", 1.0), ("out.x", 1.0), ("out.z", "std")), TIMES_CLEAN)
 _VARIANCE = (("clean.x", "a"), ("clean.k", "b"), ("clean.lo", 0.0), ("clean.hi", math.inf))
@@ -364,7 +446,7 @@ def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
     return values
 
 
-_NOT_NEGATIVE = ("std", "a")
+_NOT_NEGATIVE = ("std", "a", "noise_std")
 
 
 def _layout(layout: Layout | None, sample: tuple[int, ...], channels: int, names: str) -> Layout:

@@ -6,7 +6,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import using
-from noisefuse.augment import at_snr, gaussian, multiplicative, sensor, strengths
+from noisefuse.augment import at_snr, gaussian, multiplicative, prepare, sensor, strengths
 
 N = nf.Noise(7, sample=5, step=2)
 SHAPE = (4, 6, 35, 3)
@@ -274,3 +274,66 @@ def test_strengths_are_named():
 def test_what_is_wrong_with_other_kinds_is_said(call, error, said):
     with pytest.raises(error, match=said):
         call()
+
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+SCHEDULE = nf.Schedule.linear(1000)
+
+
+def prepared(alpha, sigma):
+    """In float64."""
+    clean = ((images() / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
+    return axes(alpha, 4) * clean + axes(sigma, 4) * nf.randn((4, 3, 6, 35), N, dtype="float64")
+
+
+def test_images_are_prepared_for_a_network(backend):
+    """Seen to fail: the mean of another channel, noise that is counted in the image's layout."""
+    given = {"mean": MEAN, "std": STD}
+    for strength in (0.1, [0.1, 0, 0.3, 2]):
+        found = prepare(images(), N, **given, noise_std=strength)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, prepared(1, strength), rtol=0, atol=2e-6)
+        wide = prepare(images(), N, **given, noise_std=strength, dtype="float64")
+        np.testing.assert_allclose(wide, prepared(1, strength), rtol=0, atol=1e-14)
+        with using("reference"):
+            assert prepare(images(), N, **given, noise_std=strength).tobytes() == found.tobytes()
+    t = np.array([1, 50, 300, 999])
+    found, times = prepare(images(), N, **given, t=t, schedule=SCHEDULE)
+    np.testing.assert_allclose(found, prepared(SCHEDULE.alpha[t], SCHEDULE.sigma[t]), rtol=0, atol=2e-6)
+    assert np.array_equal(times, t)
+    alone, times = prepare(images()[2], N.at(sample=7), **given, t=300, schedule=SCHEDULE, batched=False)
+    assert np.array_equal(alone, found[2])
+    assert times.tolist() == [300]
+    out = np.empty((4, 3, 6, 35), np.float16)
+    assert prepare(images(), N, **given, noise_std=0.1, out=out) is out
+    np.testing.assert_allclose(out, prepared(1, 0.1), rtol=1e-3, atol=1e-3)
+
+
+def test_tensors_are_prepared():
+    torch = pytest.importorskip("torch")
+    given = {"mean": MEAN, "std": STD, "noise_std": 0.1}
+    found = prepare(torch.from_numpy(images()), N, **given)
+    assert found.is_contiguous()
+    assert np.array_equal(found.numpy(), prepare(images(), N, **given))
+    assert prepare(torch.from_numpy(images()), N, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"mean": [1, 2]}, ValueError, r"mean: expected a number or one for each of 3 channels, got \(2,\)"),
+        ({"std": [1, 0, 1]}, ValueError, "std = .*: expected numbers other than 0"),
+        ({"noise_std": -1}, ValueError, "noise_std = -1: expected finite numbers of at least 0"),
+        ({"noise_std": [1, 2]}, ValueError, "noise_std: expected a number"),
+        ({"t": 3}, ValueError, "t, schedule: expected both of them"),
+        ({"t": 3, "schedule": SCHEDULE, "noise_std": 1.0}, ValueError, "t, schedule: .* without noise_std"),
+        ({"t": [1, 2], "schedule": SCHEDULE}, ValueError, r"t: expected a number or shape \(4,\), got shape \(2,\)"),
+        ({"t": 1000, "schedule": SCHEDULE}, IndexError, "t must be an index"),
+        ({"images": np.zeros((6, 35, 3), np.uint8)}, ValueError, r"images: expected shape \(B, H, W, C\), got \(6, 35"),
+        ({"dtype": "uint8"}, TypeError, "dtype uint8: expected a float"),
+        ({"out": np.zeros((4, 6, 35, 3), np.float32)}, ValueError, "out: expected shape"),
+    ],
+)
+def test_what_cannot_be_prepared_is_said(options, error, said):
+    with pytest.raises(error, match=said):
+        prepare(**{"images": images(), "noise": N} | options)
