@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict, Unpack
 
 import numpy as np
@@ -153,7 +153,8 @@ def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options
     20
     """
     if (other := None if type(x) is np.ndarray else interop(x)) is not None:
-        return other.augmented(lambda x, noise, **rest: at_snr(x, snr, noise, **rest), x, noise, **options)
+        of_arrays = partial(other.augmented, lambda x, noise, **rest: at_snr(x, snr, noise, **rest), **options)
+        return other.untraced(of_arrays, x, noise) if other.is_traced() else of_arrays(x, noise)
     decibels, batched = _numbers("snr", snr), options.get("batched", True)
     batch, _ = batch_shape(as_array("x", x).shape, batched)
     if decibels.shape not in ((), (batch,)):
@@ -335,6 +336,11 @@ def _apply(
 ) -> Array:
     """One pass, and another one over the result where it is clipped to a range."""
     other = None if type(x) is np.ndarray else interop(x)
+    given: dict[str, Any] = {"layout": layout, "shared": shared, "order": order, "clip": clip, "batched": batched}
+    if other is not None and other.is_traced():  # by a compiler, which goes on after it
+        return other.untraced(partial(_apply, dtype=dtype, out=out, **given), x, noise, model, numbers)
+    if order == layout:
+        order = None
     if order is None and not shared and all(type(value) is float for value in numbers.values()):
         bounds = None if clip is None else _bounds(clip)
         table = _plain(model, *numbers.items())
@@ -345,8 +351,7 @@ def _apply(
             if done is not NotImplemented:
                 return done if bounds is None else _clipped(done, bounds)
     if other is not None:
-        given = {"model": model, "numbers": numbers, "layout": layout, "shared": shared, "order": order, "clip": clip}
-        return other.augmented(_apply, x, noise, dtype=dtype, out=out, batched=batched, **given)
+        return other.augmented(_apply, x, noise, dtype=dtype, out=out, model=model, numbers=numbers, **given)
     x = as_array("x", x, (*FLOATS, "uint8"))
     columns, index = _by_place(numbers, x.shape, layout, batched)
     bounds = None if clip is None else _bounds(clip)

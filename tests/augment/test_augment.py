@@ -154,6 +154,9 @@ def test_of_tensors():
         found = gaussian(last, std, N)
         assert found.is_contiguous(memory_format=torch.channels_last)
         assert np.array_equal(found.numpy(), nf.randn((2, 3, 8, 8), N))
+    compiled = torch.compile(lambda x: gaussian(x + 1, 10.0, N) - 1, backend="eager")  # a graph on either side
+    whole = torch.from_numpy(images())
+    assert np.array_equal(compiled(whole).numpy(), gaussian(whole + 1, 10.0, N).numpy() - 1)
     with pytest.raises(NotImplementedError, match="x: gradients"):
         gaussian(torch.zeros(2, 3, requires_grad=True), 1.0, N)
 
