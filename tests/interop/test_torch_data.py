@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
-from noisefuse.interop.torch_data import NoisyBatch  # noqa: E402
+from noisefuse.interop.torch_data import AugmentedBatch, NoisyBatch  # noqa: E402
 
 S = Schedule.linear(50)
 IMAGES = torch.randint(0, 256, (13, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
@@ -86,6 +86,11 @@ def test_times_are_uniform_and_independent_of_the_noise():
     assert abs(np.corrcoef(t, z[:, 0])[0, 1]) < 5 / len(ids) ** 0.5
 
 
+def grain(images, noise):
+    x = nf.augment.sensor(images, 0.5, 2.0, noise.at(stream=64))
+    return nf.augment.gaussian(x, nf.augment.strengths(len(x), 1, 9, noise.at(stream=65)), noise.at(stream=65), out=x)
+
+
 FORK = pytest.param("fork", marks=ignored)
 SPAWN = pytest.param("spawn", marks=[*ignored, pytest.mark.slow])  # imports torch in each worker
 
@@ -146,3 +151,30 @@ def test_wrong_ids_and_epochs_are_refused():
         NoisyBatch(S, 7)([1, 2], IMAGES[:3])
     with pytest.raises(TypeError, match="sample"):
         NoisyBatch(S, 7)([0.5], IMAGES[:1])
+
+
+class Named(Images):
+    """Items (key, image), as WebDataset has them."""
+
+    def __getitem__(self, i):
+        return f"shard-0/{i:04}", IMAGES[i]
+
+
+@pytest.mark.parametrize("start", [None, FORK, SPAWN])
+def test_augmented_batches_are_named_by_keys(start):
+    """Seen to fail: keys in place of their hashes, an epoch that is left out."""
+    augmented = AugmentedBatch(grain, Noise(7, step=2))
+    for epoch in (2, 3):
+        augmented.set_epoch(epoch)
+        keys = [Named()[i][0] for i in range(len(IMAGES))]
+        noise = Noise(7, sample=[nf.augment.sample_id(key) for key in keys], step=epoch)
+        expected = grain(IMAGES, noise)
+        assert torch.equal(augmented(keys, IMAGES), expected)
+        for size in (4, 5):
+            found = torch.cat([images for (images,) in loader(start, Named(), size, collate_fn=augmented.collate)])
+            assert torch.equal(found, expected)
+
+
+def test_a_key_is_an_int_or_a_str():
+    with pytest.raises(TypeError, match=r"key = 1.5: expected an int or a str"):
+        AugmentedBatch(grain, 7)(["a", 1.5], IMAGES[:2])

@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise for the batches of a `torch.utils.data.DataLoader`: a whole batch at once, the same one whoever draws it."""
+"""Noise for the batches of a `torch.utils.data.DataLoader`: a whole batch at once, the same one whoever draws it.
+
+What is drawn depends on the seed, the item's id and the epoch alone: not on the number of workers, the batch size or
+the order. So a run resumes at any epoch and batch with the noise that it would have had. Ids are ints in [0, 2^56), or
+strs, as WebDataset's ``__key__``: `augment.sample_id`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,20 +18,10 @@ from torch.utils.data import default_collate
 import noisefuse as nf
 
 
-class NoisyBatch:
-    """Noises a batch whose items have ids: ``x_t, t, target = noisy(ids, images)``, or ``collate_fn=noisy.collate``.
+class _NamedBatch:
+    """Called with the ids and the images of a batch."""
 
-    What is drawn depends on the seed, the item's id and the epoch alone: not on the number of workers, the batch size
-    or the order. So a run resumes at any epoch and batch with the noise that it would have had.
-
-    Args:
-        schedule: Schedule; t is uniform over its steps.
-        noise: Noise or int seed; its step is the first epoch, and the ids take the place of its samples.
-        target: as in `q_sample`.
-    """
-
-    def __init__(self, schedule: nf.Schedule, noise: nf.Noise | int, *, target: Any = "epsilon") -> None:
-        self.schedule, self.target = schedule, target
+    def __init__(self, noise: nf.Noise | int) -> None:
         self.noise = nf.Noise(noise) if isinstance(noise, int) else noise
         # In memory that workers share: those that live longer than an epoch would keep a number as it was.
         self._epoch = torch.tensor(self.noise.step, dtype=torch.int64)
@@ -39,19 +35,60 @@ class NoisyBatch:
         """To be called before each epoch, in the process that has the loader, as a DistributedSampler's."""
         self._epoch.fill_(self.noise.at(step=epoch).step)
 
+    def _named(self, ids: Any) -> nf.Noise:
+        if isinstance(ids, list | tuple) and any(isinstance(key, str) for key in ids):
+            ids = [nf.augment.sample_id(key) for key in ids]
+        return self.noise.at(sample=ids, step=self.epoch)
+
+    def collate(self, items: list[Any]) -> tuple[Any, ...]:
+        """For workers, ``collate_fn=batch.collate``: items (id, image, ...) become what a call makes of them, and the
+        rest as torch stacks it."""
+        ids, images, *more = default_collate(items)
+        made = self(ids, images)  # type: ignore[operator]
+        return *(made if isinstance(made, tuple) else (made,)), *more
+
+
+class NoisyBatch(_NamedBatch):
+    """Noises a batch whose items have ids: ``x_t, t, target = noisy(ids, images)``, or ``collate_fn=noisy.collate``.
+
+    Args:
+        schedule: Schedule; t is uniform over its steps.
+        noise: Noise or int seed; its step is the first epoch, and the ids take the place of its samples.
+        target: as in `q_sample`.
+    """
+
+    def __init__(self, schedule: nf.Schedule, noise: nf.Noise | int, *, target: Any = "epsilon") -> None:
+        super().__init__(noise)
+        self.schedule, self.target = schedule, target
+
     def __call__(self, ids: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """ids: integers (B,), on the CPU. images: (B, ...) on any device, uint8 (0 .. 255 become -1 .. 1) or float.
+        """ids: integers (B,), on the CPU, or a list of ints or strs. images: (B, ...) on any device, uint8 (0 .. 255
+        become -1 .. 1) or float.
 
         Returns:
             x_t and target, of the images' shape, and t (B,) int64; all on their device.
         """
-        noise = self.noise.at(sample=ids, step=self.epoch)
+        noise = self._named(ids)
         u = nf.uniform((len(images), 1), noise)[:, 0]  # of a stream of its own, so independent of x_t's noise
         t = torch.from_numpy((u * len(self.schedule)).astype("int64"))
         x_t, target = nf.q_sample(images, t, self.schedule, noise, target=self.target)
         return x_t, t.to(images.device), target
 
-    def collate(self, items: list[Any]) -> tuple[Any, ...]:
-        """For workers: items (id, image, ...) become (x_t, t, target, ...), the rest as torch stacks it."""
-        ids, images, *more = default_collate(items)
-        return *self(ids, images), *more
+
+class AugmentedBatch(_NamedBatch):
+    """Augments a batch whose items have ids: ``images = augmented(ids, images)``, or ``collate_fn=augmented.collate``.
+
+    Args:
+        augment: function(images, noise) -> images, of `noisefuse.augment`, say; a stage takes a stream of the noise:
+            ``lambda x, noise: nf.augment.sensor(x, 0.5, 2.0, noise.at(stream=64))``. Workers that are spawned need one
+            that can be pickled.
+        noise: Noise or int seed; its step is the first epoch, and the ids take the place of its samples.
+    """
+
+    def __init__(self, augment: Callable[[Tensor, nf.Noise], Any], noise: nf.Noise | int) -> None:
+        super().__init__(noise)
+        self.augment = augment
+
+    def __call__(self, ids: Any, images: Tensor) -> Any:
+        """ids: integers (B,), on the CPU, or a list of ints or strs. images: (B, ...), as `augment` takes them."""
+        return self.augment(images, self._named(ids))
