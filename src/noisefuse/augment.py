@@ -20,7 +20,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import backends
-from .arrays import FLOATS, as_array, batch_shape, count, device_of, fast_dtype, float_dtype, interop, is_array, output
+from .arrays import (
+    FLOATS,
+    as_array,
+    batch_shape,
+    contiguous,
+    count,
+    device_of,
+    fast_dtype,
+    float_dtype,
+    interop,
+    is_array,
+    output,
+)
 from .calls import Index, make_call, names_or_array, run
 from .loss import mean_squares
 from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise
@@ -28,7 +40,7 @@ from .ops import BYTES, Array, DType, NoiseLike, is_bytes, randn, uniform
 from .rows import TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 from .schedule import Schedule
 
-__all__ = ["at_snr", "gaussian", "multiplicative", "prepare", "sample_id", "sensor", "strengths"]
+__all__ = ["at_snr", "by_level", "gaussian", "multiplicative", "prepare", "sample_id", "sensor", "strengths"]
 
 Layout: TypeAlias = Literal["CHW", "HWC"]
 Clip: TypeAlias = tuple[float, float] | None
@@ -135,6 +147,45 @@ def sensor(
     10
     """
     return _apply(x, noise, _SENSOR, {"a": a, "b": b}, **options)
+
+
+def by_level(
+    x: Array, mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
+    batched: bool = True, out: Array | None = None,
+) -> Array:  # fmt: skip
+    """Noise that depends on the level in whatever way, of bytes: mean_table[x] + std_table[x] z.
+
+    What a camera's calibration measures, say: the mean and the standard deviation at each level. (`multiplicative` and
+    `sensor` are ten times as fast, since they compute; here each element looks its level up.)
+
+    Args:
+        x: uint8, of any shape; axis 0 the batch.
+        mean_table, std_table: (256,), in units of the result.
+        dtype: of the result: uint8, if nothing is said, or a float. The other arguments are those of `gaussian`.
+
+    >>> levels = np.arange(256)
+    >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
+    >>> round(float(nf.augment.by_level(image, levels, 0.05 * levels, nf.Noise(7)).std()))
+    10
+    """
+    if (other := None if type(x) is np.ndarray else interop(x)) is not None:
+        of_arrays = partial(
+            other.augmented, lambda x, noise, **rest: by_level(x, mean_table, std_table, noise, **rest),
+            dtype=dtype, batched=batched, out=out,
+        )  # fmt: skip
+        return other.untraced(of_arrays, x, noise) if other.is_traced() else of_arrays(x, noise)
+    x = as_array("x", x, ("uint8",))
+    tables = {"out.k": _numbers("mean_table", mean_table), "out.z": _numbers("std_table", std_table)}
+    for name, table in zip(("mean_table", "std_table"), tables.values(), strict=True):
+        if table.shape != (256,):
+            raise ValueError(f"{name}: expected one number for each of 256 levels, got shape {table.shape}")
+    wanted = (x if out is None else out).dtype if dtype is None else dtype
+    to_bytes = is_bytes(wanted)
+    kind = np.dtype(np.float32) if to_bytes else float_dtype(wanted)
+    names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
+    index = Index(contiguous(x).reshape(-1).astype(np.int64), 1)
+    rows = Rows.of(tables)
+    return run(make_call(x.shape, kind, rows, index, names, {Z: z}, {"out": out}, batched, to_bytes=to_bytes))[0]
 
 
 def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> Array:
@@ -444,14 +495,17 @@ def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
     try:
         values = np.array(given, np.float64)
     except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected numbers, got {given!r}") from None
-    if not np.isfinite(values).all() or (name in _NOT_NEGATIVE and (values < 0).any()):
-        least = " of at least 0" if name in _NOT_NEGATIVE else ""
-        raise ValueError(f"{name} = {given!r}: expected finite numbers{least}")
+        raise TypeError(f"{name}: expected numbers, got {type(given).__name__}") from None
+    negative = name in _NOT_NEGATIVE
+    wrong = ~np.isfinite(values) | (negative & (values < 0))
+    if wrong.any():
+        at = tuple(np.argwhere(wrong)[0].tolist())
+        place = f"{name}[{', '.join(map(str, at))}]" if at else name
+        raise ValueError(f"{place} = {values[at]}: expected finite numbers{' of at least 0' if negative else ''}")
     return values
 
 
-_NOT_NEGATIVE = ("std", "a", "noise_std")
+_NOT_NEGATIVE = ("std", "a", "noise_std", "std_table")
 
 
 def _layout(layout: Layout | None, sample: tuple[int, ...], channels: int, names: str) -> Layout:
