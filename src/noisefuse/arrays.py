@@ -42,7 +42,7 @@ def is_array(x: object) -> bool:
 def is_foreign(x: object) -> bool:
     """Whether x is an array of a library that noisefuse does not know, which hands its memory over by DLPack."""
     kind = type(x)
-    if kind is np.ndarray or not hasattr(kind, "__dlpack__"):
+    if kind is np.ndarray or not (hasattr(kind, "__dlpack__") and hasattr(kind, "__dlpack_device__")):
         return False
     return not isinstance(x, np.ndarray) and not on_device(x) and interop(x) is None
 
