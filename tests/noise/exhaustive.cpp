@@ -386,8 +386,8 @@ Halves check_halves(int threads) {
             for (int v = 0; v < 4; ++v)
                 Lane::store(x + v * W,
                             Lane::as_float(from(static_cast<uint32_t>(bits) + static_cast<uint32_t>(v * W))));
-            store_halves<DType::f16>(f16, x, kGroup, false);
-            store_halves<DType::bf16>(bf16, x, kGroup, false);
+            store_narrow<DType::f16>(f16, x, kGroup, false);
+            store_narrow<DType::bf16>(bf16, x, kGroup, false);
             for (int i = 0; i < kGroup; ++i) {
                 const bool nan = std::isnan(x[i]);
                 h.to_half.see(nan ? !is_nan(f16[i], 0x7C00) : f16[i] != to_bits(static_cast<_Float16>(x[i])), bits + i);
