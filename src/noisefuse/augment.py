@@ -169,23 +169,17 @@ def by_level(
     10
     """
     if (other := None if type(x) is np.ndarray else interop(x)) is not None:
-        of_arrays = partial(
-            other.augmented, lambda x, noise, **rest: by_level(x, mean_table, std_table, noise, **rest),
-            dtype=dtype, batched=batched, out=out,
-        )  # fmt: skip
-        return other.untraced(of_arrays, x, noise) if other.is_traced() else of_arrays(x, noise)
+        options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out}
+        return _of_tensors(
+            other, lambda x, noise, **rest: by_level(x, mean_table, std_table, noise, **rest), x, noise, **options
+        )
     x = as_array("x", x, ("uint8",))
     tables = {"out.k": _numbers("mean_table", mean_table), "out.z": _numbers("std_table", std_table)}
     for name, table in zip(("mean_table", "std_table"), tables.values(), strict=True):
         if table.shape != (256,):
             raise ValueError(f"{name}: expected one number for each of 256 levels, got shape {table.shape}")
-    wanted = (x if out is None else out).dtype if dtype is None else dtype
-    to_bytes = is_bytes(wanted)
-    kind = np.dtype(np.float32) if to_bytes else float_dtype(wanted)
-    names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
     index = Index(contiguous(x).reshape(-1).astype(np.int64), 1)
-    rows = Rows.of(tables)
-    return run(make_call(x.shape, kind, rows, index, names, {Z: z}, {"out": out}, batched, to_bytes=to_bytes))[0]
+    return _run(x, Rows.of(tables), index, noise, *_kinds(x, dtype, out), batched, out)
 
 
 def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> Array:
@@ -204,10 +198,9 @@ def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options
     20
     """
     if (other := None if type(x) is np.ndarray else interop(x)) is not None:
-        of_arrays = partial(other.augmented, lambda x, noise, **rest: at_snr(x, snr, noise, **rest), **options)
-        return other.untraced(of_arrays, x, noise) if other.is_traced() else of_arrays(x, noise)
-    decibels, batched = _numbers("snr", snr), options.get("batched", True)
-    batch, _ = batch_shape(as_array("x", x).shape, batched)
+        return _of_tensors(other, lambda x, noise, **rest: at_snr(x, snr, noise, **rest), x, noise, **options)
+    x, decibels, batched = as_array("x", x), _numbers("snr", snr), options.get("batched", True)
+    batch, _ = batch_shape(x.shape, batched)
     if decibels.shape not in ((), (batch,)):
         raise ValueError(f"snr: expected a number or shape ({batch},), got shape {decibels.shape}")
     rms = np.sqrt(mean_squares(x, batched))
@@ -388,8 +381,9 @@ def _apply(
     """One pass, and another one over the result where it is clipped to a range."""
     other = None if type(x) is np.ndarray else interop(x)
     given: dict[str, Any] = {"layout": layout, "shared": shared, "order": order, "clip": clip, "batched": batched}
-    if other is not None and other.is_traced():  # by a compiler, which goes on after it
-        return other.untraced(partial(_apply, dtype=dtype, out=out, **given), x, noise, model, numbers)
+    given |= {"model": model, "numbers": numbers, "dtype": dtype, "out": out}
+    if other is not None and other.is_traced():
+        return _of_tensors(other, _apply, x, noise, **given)
     if order == layout:
         order = None
     if order is None and not shared and all(type(value) is float for value in numbers.values()):
@@ -402,20 +396,38 @@ def _apply(
             if done is not NotImplemented:
                 return done if bounds is None else _clipped(done, bounds)
     if other is not None:
-        return other.augmented(_apply, x, noise, dtype=dtype, out=out, model=model, numbers=numbers, **given)
+        return _of_tensors(other, _apply, x, noise, **given)
     x = as_array("x", x, (*FLOATS, "uint8"))
     columns, index = _by_place(numbers, x.shape, layout, batched)
     bounds = None if clip is None else _bounds(clip)
-    wanted = (x if out is None else out).dtype if dtype is None else dtype
-    to_bytes = is_bytes(wanted)
-    kind = float_dtype(wanted) if not to_bytes else x.dtype if x.dtype.name in FLOATS else np.dtype(np.float32)
+    kind, to_bytes = _kinds(x, dtype, out)
     if shared or order is not None:
         noise = _stored(x, noise, layout, shared, order, kind, batched)
-    names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
-    inputs = {X: x, Z: z}
-    call = make_call(x.shape, kind, model.rows(columns), index, names, inputs, {"out": out}, batched, to_bytes=to_bytes)
-    result = run(call)[0]
+    result = _run(x, model.rows(columns), index, noise, kind, to_bytes, batched, out)
     return result if bounds is None else _clipped(result, bounds)
+
+
+def _of_tensors(other: Any, function: Any, x: Array, noise: NoiseLike, **options: Any) -> Array:
+    """The function on the memory of tensors. A compiler's graph breaks there, and goes on after it."""
+    call = partial(other.augmented, function, **options)
+    return other.untraced(call, x, noise) if other.is_traced() else call(x, noise)
+
+
+def _kinds(x: Array, dtype: DType | None, out: Array | None) -> tuple[np.dtype[Any], bool]:
+    """The dtype of the result, and False; of a result in bytes that of the arithmetic, and True."""
+    wanted = (x if out is None else out).dtype if dtype is None else dtype
+    if not is_bytes(wanted):
+        return float_dtype(wanted), False
+    return x.dtype if x.dtype.name in FLOATS else np.dtype(np.float32), True
+
+
+def _run(
+    x: Array, rows: Rows, index: Index, noise: NoiseLike, kind: np.dtype[Any], to_bytes: bool, batched: bool,
+    out: Array | None,
+) -> Array:  # fmt: skip
+    names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
+    inputs: dict[int, Array | None] = {slot: a for slot, a in ((X, x), (Z, z)) if slot in rows.reads}
+    return run(make_call(x.shape, kind, rows, index, names, inputs, {"out": out}, batched, to_bytes=to_bytes))[0]
 
 
 def _clipped(result: Array, bounds: tuple[float, float]) -> Array:

@@ -276,11 +276,11 @@ def q_sample(
     True
     """
     other = None if type(x0) is np.ndarray else interop(x0)
+    to_bytes = None
+    if not (dtype is None and out is None and out_scale is None and out_offset is None):
+        to_bytes = range_of_bytes(dtype, out, out_scale, out_offset)
     named = type(target) is str or (target is None and target_out is None)
     if named and type(schedule) is Schedule and (other is None or not other.is_traced()):
-        to_bytes = None
-        if not (dtype is None and out is None and out_scale is None and out_offset is None):
-            to_bytes = range_of_bytes(dtype, out, out_scale, out_offset)
         table = plain_table(schedule.kept.plain, target, scale, offset, to_bytes)
         kind = BYTES if to_bytes else None if dtype is None else fast_dtype(dtype, other)
         aux: Any = None if target is None else 1 if target_out is None else (target_out,)
@@ -289,9 +289,8 @@ def q_sample(
             return done if target_out is None else (done, target_out)
     if other is not None:
         given = {"target": target, "scale": scale, "offset": offset, "target_out": target_out}
-        given |= _options_of_bytes(dtype, out, out_scale, out_offset)
+        given |= _named(to_bytes) or {"dtype": dtype}
         return other.q_sample(x0, t, schedule, noise, batched=batched, out=out, **given)
-    to_bytes = range_of_bytes(dtype, out, out_scale, out_offset)
     return _q_sample(x0, t, schedule, noise, target, scale, offset, dtype, to_bytes, batched, out, target_out)
 
 
@@ -616,16 +615,8 @@ def bytes_alone(
 
 
 def _named(to_bytes: Range | None) -> dict[str, Any]:
+    """As the modules of `interop` take it: `out` has no say there."""
     return {} if to_bytes is None else {"dtype": "uint8", "out_scale": to_bytes[0], "out_offset": to_bytes[1]}
-
-
-def _options_of_bytes(
-    dtype: DType | None, out: Array | None, out_scale: float | None, out_offset: float | None
-) -> dict[str, Any]:
-    """dtype, out_scale and out_offset, as the modules of `interop` take them: `out` has no say."""
-    if range_of_bytes(dtype, out, out_scale, out_offset) is None:
-        return {"dtype": dtype}
-    return {"dtype": "uint8", "out_scale": out_scale, "out_offset": out_offset}
 
 
 def need_tableau(name: str, table: object) -> None:
