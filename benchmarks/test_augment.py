@@ -110,6 +110,19 @@ def to_gaussian(name: str, *numbers: float) -> Pair:
     return Pair(lambda: getattr(nf.augment, name)(x, *numbers, NOISE), gaussian())
 
 
+def levels() -> Pair:
+    x, of_level = images(), np.arange(256.0)
+    return Pair(lambda: nf.augment.by_level(x, of_level, 0.1 * of_level, NOISE), gaussian())
+
+
+def channels_last(function: str) -> Pair:
+    """Numbers for each channel of each sample, and one for all."""
+    x, numbers = images(), np.full((BATCH[0], BATCH[-1]), 2.0)
+    noise = getattr(nf.augment, function)
+    many, one = ((given,) * (2 if function == "sensor" else 1) for given in (numbers, 2.0))
+    return Pair(lambda: noise(x, *many, NOISE, layout="HWC"), lambda: noise(x, *one, NOISE))
+
+
 def bytes_to_floats() -> Pair:
     """q_sample from bytes into bytes and into floats."""
     x = images()
@@ -152,6 +165,13 @@ FIGURES = [
     Figure("q_sample into bytes, of that into float32", "<=", 1.3, bytes_to_floats),
     Figure("multiplicative, of gaussian", "<=", 1.25, partial(to_gaussian, "multiplicative", 0.1)),
     Figure("sensor, of gaussian", "<=", 1.25, partial(to_gaussian, "sensor", 0.5, 2.0)),
+    Figure("by_level, of gaussian", "<=", 1.6, levels),
+    *(
+        Figure(
+            f"{name} with numbers for channels that lie last, of one for all", "<=", 1.25, partial(channels_last, name)
+        )
+        for name in ("gaussian", "multiplicative", "sensor")
+    ),
     Figure("prepare, over torchvision's three transforms", ">=", 12, partial(preparing, "torchvision")),
     Figure("prepare, of q_sample from bytes", "<=", 1.5, partial(preparing, "q_sample")),
     Figure("at_snr, over NumPy", ">=", 8, clips_over_numpy),

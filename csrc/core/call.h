@@ -50,6 +50,7 @@ struct Call {
     uint64_t active;       // bit c: column c is multiplied; kTimesClean, kTimesRoot
     const int64_t* index;  // row of each segment of `segment` elements
     int64_t segment;
+    int64_t period;  // or, beyond 0: the elements of a sample take the next `period` rows of index in turn
     const void* in[kSlots];
     void* out[3];
     DType in_type[kSlots];
@@ -59,7 +60,7 @@ struct Call {
     int32_t step_by_index;     // whether the step word is field.step + index
     int32_t masked;            // the one output is out + (aux1 if lo <= D <= hi else 0), D without its clamp
     int32_t field_per_sample;  // whether there is a field for each sample, or one for all
-    int32_t unused;
+    int32_t by_level;          // or the row of an element is its x, a byte; only k and z of `out` count then
     const Field* fields;
 
     // The random walk x_t = a_t x_(t-1) + s_t z_t, t = 0 .. times - 1, with x0 in in[kX], a_t and s_t the columns x and
@@ -79,6 +80,17 @@ struct Call {
     double* chunk_sums;  // one for each chunk, or null
 
     constexpr DType type_of(int output) const { return output == 0 ? out_type : type; }
+    constexpr bool row_for_each() const { return period || by_level; }
 };
+
+namespace {  // see philox.h
+
+// Of an element, where each has a row of its own.
+constexpr int64_t row_of_element(const Call& s, int64_t at) {
+    if (s.by_level) return static_cast<const uint8_t*>(s.in[kX])[at];
+    return s.index[at / s.size * s.period + at % s.size % s.period];
+}
+
+}  // namespace
 
 }  // namespace nf

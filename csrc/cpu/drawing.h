@@ -22,17 +22,17 @@ void for_each_drawn_tile(const Call& s, int64_t begin, int64_t end, Rows<Real>& 
         const int64_t span = least(least(cursor.uniform_left(), segment_left), end - at);
         if (span < kTile / 2) {
             take_short_runs<Real>(counters, cursor, end);
-            rows.select(segment, segment_left, counters.size);
+            rows.select(at, segment, segment_left, counters.size);
             tile(at, counters, keys);
             continue;
         }
         take_run(counters, cursor);
-        rows.select(segment, segment_left, 1);
         // A long run's first tile is short where the others then begin with a block and with a line of the output.
         int64_t head = s.out[0] && span >= 8 * kTile ? arrays.to_line(at) : 0;
         if ((cursor.element + head) & 3) head = 0;
         for (int64_t done = 0; done < span; done += counters.size, head = 0) {
             counters.take(cursor.element + done, head ? head : span - done);
+            rows.select(at + done, segment, segment_left - done, counters.size);
             tile(at + done, counters, keys);
         }
         cursor.advance(span);

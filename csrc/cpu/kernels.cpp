@@ -31,7 +31,7 @@ void step_drawing_nothing(const Call& s, int64_t begin, int64_t end) {
             if (far) arrays.prefetch_read(at, g);
             arrays.prefetch_written(at, g);
         }
-        rows.select(at / s.segment, left, static_cast<int>(size));
+        rows.select(at, at / s.segment, left, static_cast<int>(size));
         apply(tile_on_arrays, rows, arrays, at, static_cast<int>(size));
     }
 }

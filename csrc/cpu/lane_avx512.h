@@ -158,6 +158,20 @@ struct Avx512 {
     static f32 load(const uint8_t* p) {
         return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
     }
+    // Of 256 numbers those at 16 bytes: from each 32 of them that which the low five bits name, and of these eight by
+    // the other three. (Gathers take three times as long, and no other set of instructions has anything better than
+    // loads.)
+    static f32 lookup(const float* table, const uint8_t* p) {
+        const u32 at = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+        f32 found[8];
+        for (int i = 0; i < 8; ++i)
+            found[i] = _mm512_permutex2var_ps(load(table + 32 * i), at, load(table + 32 * i + 16));
+        for (int bit = 32, n = 4; n > 0; bit *= 2, n /= 2) {
+            const __mmask16 odd = _mm512_test_epi32_mask(at, splat(static_cast<uint32_t>(bit)));
+            for (int i = 0; i < n; ++i) found[i] = _mm512_mask_mov_ps(found[2 * i], odd, found[2 * i + 1]);
+        }
+        return found[0];
+    }
     static u16 load(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
     static void store(uint16_t* p, u16 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
     static void store(uint16_t* p, u16x2 x) { _mm512_storeu_si512(p, x); }

@@ -148,6 +148,10 @@ struct Neon {
         std::memcpy(&four, p, sizeof four);
         return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four)))));
     }
+    static f32 lookup(const float* table, const uint8_t* p) {
+        const float found[4] = {table[p[0]], table[p[1]], table[p[2]], table[p[3]]};
+        return vld1q_f32(found);
+    }
     static u16 load(const uint16_t* p) { return vld1_u16(p); }
     static void store(uint16_t* p, u16 x) { vst1_u16(p, x); }
     static void store(uint16_t* p, u16x2 x) { vst1q_u16(p, x); }

@@ -125,6 +125,7 @@ struct Scalar {
     static u32 add_bit16(u32 a, u32 b) { return a + (b >> 16 & 1u); }
 
     static f32 load(const uint8_t* p) { return *p; }
+    static f32 lookup(const float* table, const uint8_t* p) { return table[*p]; }  // of 256 numbers
     static u16 load(const uint16_t* p) { return *p; }
     static void store(uint16_t* p, u16 x) { *p = x; }
     static void store(uint16_t* p, u16x2 x) { p[0] = x.x[0], p[1] = x.x[1]; }

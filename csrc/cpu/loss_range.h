@@ -95,7 +95,7 @@ void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
     if (s.draw == Draw::none) {
         for (int64_t at = begin; at < end;) {
             const int size = static_cast<int>(least(kTile, end - at));
-            rows.select(at / s.segment, s.segment - at % s.segment, size);
+            rows.select(at, at / s.segment, s.segment - at % s.segment, size);
             tile(at, size);
             at += size;
         }

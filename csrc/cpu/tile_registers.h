@@ -53,8 +53,9 @@ Function for_shape(uint64_t shape, Of of) {
     return found;
 }
 
-// A row of this shape in registers, and its arrays, of type In; of the noise it takes one vector.
-template <class Real, DType In, uint64_t shape>
+// A row of this shape in registers, and its arrays, of type In; of the noise it takes one vector. With `Each` it is the
+// rows of a vector's elements.
+template <class Real, DType In, uint64_t shape, bool Each = false>
 struct RegisterRow {
     static constexpr Affine kCleanCombination{shape, kClean, 3};
     static constexpr Affine kCombinations[3] = {
@@ -70,16 +71,20 @@ struct RegisterRow {
     const void* array[kSlots];
     bool clamps;
 
+    // in_tile: of the vector's elements, whose rows these are.
     template <class Values>
-    RegisterRow(const Rows<Real>& rows, const Values& value) : clamps(rows.clamps()) {
-        const auto splat = [&](int column) { return Lane::splat(*rows.coefficient(column)); };
-        low = splat(kLow), high = splat(kHigh), clean_k = splat(kClean);
+    RegisterRow(const Rows<Real>& rows, const Values& value, int in_tile = 0) : clamps(rows.clamps()) {
+        const auto coefficient = [&](int column) {
+            const Real* const of = rows.coefficient(column);
+            return Each ? Lane::load(of + in_tile) : Lane::splat(*of);
+        };
+        low = coefficient(kLow), high = coefficient(kHigh), clean_k = coefficient(kClean);
         for (int slot = 0; slot < kSlots; ++slot) array[slot] = value[slot];
-        for (int t = 0; t < kCleanCombination.n; ++t) clean_c[t] = splat(kCleanCombination.column[t]);
+        for (int t = 0; t < kCleanCombination.n; ++t) clean_c[t] = coefficient(kCleanCombination.column[t]);
         for (int o = 0; o < kOutputs; ++o) {
             const int constant = rows.out[o].constant;
-            k[o] = constant < 0 ? Lane::splat(Real{-0.0}) : splat(constant);  // -0 changes no product
-            for (int t = 0; t < kCombinations[o].n; ++t) c[o][t] = splat(kCombinations[o].column[t]);
+            k[o] = constant < 0 ? Lane::splat(Real{-0.0}) : coefficient(constant);  // -0 changes no product
+            for (int t = 0; t < kCombinations[o].n; ++t) c[o][t] = coefficient(kCombinations[o].column[t]);
         }
     }
 
@@ -116,32 +121,38 @@ inline void store_output(int output, void* to, int64_t at, const Lane::f32 (&x)[
                 : store_lanes<Out == DType::u8 ? DType::f32 : Out>(to, at, x, nontemporal);
 }
 
-template <DType In, DType Out, uint64_t shape>
+template <DType In, DType Out, uint64_t shape, bool Each>
 [[gnu::flatten]] void tile_on_noise(const TileWords& words, const Counters& counters, const Rows<float>& rows,
                                     const Arrays<float>& arrays, int64_t at) {
-    const RegisterRow<float, In, shape> row(rows, arrays.s.in);
-    constexpr int kOutputs = row.kOutputs;
+    using Row = RegisterRow<float, In, shape, Each>;
+    const Row row(rows, arrays.s.in);
+    constexpr int kOutputs = Row::kOutputs;
     bool nontemporal[kOutputs];
     for (int o = 0; o < kOutputs; ++o) nontemporal[o] = arrays.nontemporal(o, at);
     words_to_floats<Draw::normal>(counters.groups, words, [&](int g, const Lane::f32(&z)[4]) {
         arrays.prefetch_read(at, g);
         const int64_t here = at + g * kGroup;
         Lane::f32 result[4][kOutputs];
-        for (int i = 0; i < 4; ++i) row.add_up(here + i * Lane::width, z[i], result[i]);
+        for (int i = 0; i < 4; ++i) {
+            const int in_tile = g * kGroup + i * Lane::width;
+            (Each ? Row(rows, arrays.s.in, in_tile) : row).add_up(at + in_tile, z[i], result[i]);
+        }
         for (int o = 0; o < kOutputs; ++o)
             store_output<Out>(o, arrays.s.out[o], here, {result[0][o], result[1][o], result[2][o], result[3][o]},
                               nontemporal[o]);
     });
 }
 
+// Noise that depends on x: multiplied by it, or of a variance that is linear in it.
+constexpr uint64_t kTimesX = shape({kX}, {kZ, kX}) | kTimesClean,
+                   kTimesRootX = shape({kX}, {kZ, kX}) | uint64_t{1} << kClean | kTimesRoot;
 constexpr uint64_t kForwardShapes[] = {
     shape({}, {kZ, kX}),            // q_sample, q_step; and their targets:
     shape({}, {kZ, kX}, {kZ}),      // epsilon
     shape({}, {kZ, kX}, {kX}),      // sample
     shape({}, {kZ, kX}, {kZ, kX}),  // v, flow
-    // noise that depends on x: multiplied by it, or of a variance that is linear in it
-    shape({kX}, {kZ, kX}) | kTimesClean,
-    shape({kX}, {kZ, kX}) | uint64_t{1} << kClean | kTimesRoot,
+    kTimesX,
+    kTimesRootX,
 };
 constexpr uint64_t kDrawnShapes[] = {
     shape({}, {kZ}),                 // randn
@@ -156,19 +167,26 @@ constexpr uint64_t kDrawnShapes[] = {
     shape({kM1, kX}, {kZ, kD, kPast1, kX}, {kD}),  // dpmpp_2m_sde
 };
 
-using OnNoise = decltype(&tile_on_noise<DType::f32, DType::f32, shape({}, {kZ})>);
+// Where each element has a row of its own.
+constexpr uint64_t kEachShapes[] = {shape({}, {kZ}), shape({}, {kZ, kX}), kTimesX, kTimesRootX};
+
+using OnNoise = decltype(&tile_on_noise<DType::f32, DType::f32, shape({}, {kZ}), false>);
 
 template <DType In, DType Out>
-OnNoise on_noise(uint64_t shape_of_call) {
-    const auto of = []<uint64_t shape>() -> OnNoise { return tile_on_noise<In, Out, shape>; };
+OnNoise on_noise(uint64_t shape_of_call, bool each) {
+    const auto of_each = []<uint64_t shape>() -> OnNoise { return tile_on_noise<In, Out, shape, true>; };
+    if (each) return for_shape<kEachShapes, OnNoise>(shape_of_call, of_each);
+    const auto of = []<uint64_t shape>() -> OnNoise { return tile_on_noise<In, Out, shape, false>; };
     if (const auto found = for_shape<kForwardShapes, OnNoise>(shape_of_call, of)) return found;
     if constexpr (In == Out && Out != DType::u8) return for_shape<kDrawnShapes, OnNoise>(shape_of_call, of);
     return nullptr;
 }
 
 template <DType Out>
-OnNoise on_noise(DType in, uint64_t shape) {
-    return in == Out ? on_noise<Out, Out>(shape) : in == DType::u8 ? on_noise<DType::u8, Out>(shape) : nullptr;
+OnNoise on_noise(DType in, uint64_t shape, bool each) {
+    return in == Out         ? on_noise<Out, Out>(shape, each)
+           : in == DType::u8 ? on_noise<DType::u8, Out>(shape, each)
+                             : nullptr;
 }
 
 // Which of these does a call, or null: float32 arithmetic, all inputs of the outputs' type or all bytes, or all float
@@ -180,16 +198,18 @@ OnNoise on_noise(const Arrays<Real>& arrays, uint64_t shape) {
     const DType in = arrays.n_in ? s.in_type[arrays.slots[0]] : s.type;
     for (int i = 0; i < arrays.n_in; ++i)
         if (s.in_type[arrays.slots[i]] != in) return nullptr;
+    const bool each = s.row_for_each();
     switch (s.out_type) {
         case DType::f32:
-            return on_noise<DType::f32>(in, shape);
+            return on_noise<DType::f32>(in, shape, each);
         case DType::f16:
-            return on_noise<DType::f16>(in, shape);
+            return on_noise<DType::f16>(in, shape, each);
         case DType::bf16:
-            return on_noise<DType::bf16>(in, shape);
+            return on_noise<DType::bf16>(in, shape, each);
         case DType::u8:
             if (s.type != DType::f32) return nullptr;
-            return in == DType::f32 ? on_noise<DType::f32, DType::u8>(shape) : on_noise<DType::u8>(in, shape);
+            return in == DType::f32 ? on_noise<DType::f32, DType::u8>(shape, each)
+                                    : on_noise<DType::u8>(in, shape, each);
         case DType::f64:
             return nullptr;
     }

@@ -203,6 +203,9 @@ inline void sum_terms(Real* out, int size, int n, const Real* k, const Real* con
     std::memcpy(out + i, value, bytes);
 }
 
+// The columns that rows by level have.
+constexpr int kLevels = 256, kByLevel[2] = {kAffine[0], kAffine[0] + 1 + kZ};
+
 template <class Real>
 struct Rows {
     const Call& s;
@@ -211,6 +214,8 @@ struct Rows {
     int used_columns[kColumns], n_used = 0;
     const Real* row = nullptr;  // the tile's one row, if it has one
     alignas(64) Real expanded[kColumns][kTile + kOverhang];
+    int64_t phase = 0, repeated = -1;    // where a tile of a period begins there; the sample whose period it is
+    alignas(64) Real level[2][kLevels];  // k and z of `out` by level
 
     explicit Rows(const Call& call)
         : s(call),
@@ -219,6 +224,9 @@ struct Rows {
         wants_clean = nf::wants_clean(s.active, s.out);
         for (int c = 0; c < kColumns; ++c)
             if (s.active >> c & 1 || (clamps() && (c == kLow || c == kHigh))) used_columns[n_used++] = c;
+        for (int i = 0; i < kLevels && s.by_level; ++i)
+            for (int c = 0; c < 2; ++c) level[c][i] = static_cast<const Real*>(s.rows)[kColumns * i + kByLevel[c]];
+        per_element = s.row_for_each();
     }
 
     // A clamp takes both its bounds from the row, also where only one of them counts.
@@ -228,12 +236,42 @@ struct Rows {
         return static_cast<const Real*>(s.rows) + kColumns * row_of(s, segment);
     }
 
-    // Looks up the rows of the next n elements: one row, or the coefficients of each element.
-    void select(int64_t segment, int64_t left, int n) {
+    // Looks up the rows of the next n elements, `left` of which are in this segment: one row, or the coefficients of
+    // each element.
+    void select(int64_t at, int64_t segment, int64_t left, int n) {
+        if (s.row_for_each()) return select_for_each(at, n);
         row = table_row(segment);
         per_element = left < n;
         for (int u = 0; u < n_used && per_element; ++u)
             expand(expanded[used_columns[u]], used_columns[u], segment, left, n);
+    }
+
+    // Where each element has a row of its own. A period is written once a sample,
+    // and read from wherever a tile begins in it.
+    void select_for_each(int64_t at, int n) {
+        if (s.by_level) {
+            const uint8_t* const x = static_cast<const uint8_t*>(s.in[kX]) + at;
+            int i = 0;
+            if constexpr (sizeof(Real) == 4)
+                for (; i + Lane::width <= n; i += Lane::width)
+                    for (int c = 0; c < 2; ++c) Lane::store(expanded[kByLevel[c]] + i, Lane::lookup(level[c], x + i));
+            for (; i < n; ++i)
+                for (int c = 0; c < 2; ++c) expanded[kByLevel[c]][i] = level[c][x[i]];
+            return;
+        }
+        const int64_t sample = at / s.size, in_sample = at % s.size;
+        const bool repeats = in_sample + n <= s.size && s.period <= kOverhang;
+        phase = repeats ? in_sample % s.period : 0;
+        if (repeats && sample == repeated) return;
+        repeated = repeats ? sample : -1;
+        const int64_t own = repeats ? s.period : n;
+        for (int64_t i = 0; i < own; ++i) {
+            const Real* const its = static_cast<const Real*>(s.rows) + kColumns * row_of_element(s, at - phase + i);
+            for (int u = 0; u < n_used; ++u) expanded[used_columns[u]][i] = its[used_columns[u]];
+        }
+        for (int u = 0; u < n_used && repeats; ++u)
+            for (int64_t i = own; i < kTile + own; ++i)
+                expanded[used_columns[u]][i] = expanded[used_columns[u]][i - own];
     }
 
     void expand(Real* to, int column, int64_t segment, int64_t left, int n) const {
@@ -253,7 +291,7 @@ struct Rows {
         }
     }
 
-    const Real* coefficient(int column) const { return per_element ? expanded[column] : row + column; }
+    const Real* coefficient(int column) const { return per_element ? expanded[column] + phase : row + column; }
 
     void apply(Real* to, int size, const Affine& combination, const Real* const (&value)[kSlots],
                bool nontemporal) const {

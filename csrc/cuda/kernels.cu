@@ -338,7 +338,9 @@ __device__ inline void any(const Launch& launch) {
     if constexpr (Walks) {
         walk<Real, 4>(launch, array, draw);
     } else {
-        const int64_t index = call.index ? call.index[quotient(at, call.segment)] : launch.row;
+        const int64_t index = call.row_for_each() ? row_of_element(call, at)
+                              : call.index        ? call.index[quotient(at, call.segment)]
+                                                  : launch.row;
         const Row<0, Real> row(call, index);
         Real z[4];
         if (call.draw != Draw::none)

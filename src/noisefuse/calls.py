@@ -36,11 +36,14 @@ from .tableau import ARGUMENTS
 
 
 class Index(NamedTuple):
-    """Row numbers of segments of equal size: their values, how many elements each has, and a bound of the values."""
+    """Row numbers of segments of equal size: their values, how many elements each has, and a bound of the values. Or
+    of each element, as a Step says it."""
 
     values: NDArray[np.int64]
     segment: int
     last: int = 0
+    period: int = 0
+    by_level: bool = False
 
 
 # ---------------------------------------------------------------------------------------------------------- times
@@ -239,6 +242,8 @@ def make_call(
         step_by_index=step_by_index,
         noise=names,
         masked=masked,
+        period=index.period,
+        by_level=index.by_level,
     )
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import using
+from conftest import DTYPES, using
 from noisefuse.augment import at_snr, by_level, gaussian, multiplicative, prepare, sensor, strengths
 
 N = nf.Noise(7, sample=5, step=2)
@@ -383,3 +383,39 @@ def test_levels_of_tensors():
 def test_what_is_wrong_with_levels_is_said(options, error, said):
     with pytest.raises(error, match=said):
         by_level(**{"x": images(), "mean_table": LEVELS, "std_table": LEVELS, "noise": N} | options)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 64, 65])
+@pytest.mark.parametrize("pixels", [7, 700])
+@pytest.mark.parametrize("dtype", ["uint8", "float64"])
+def test_channels_that_lie_last_in_tiles_of_all_sizes(backend, dtype, channels, pixels):
+    """Seen to fail: the phase of a tile in the period left out, the next sample's rows at its end, a period kept for
+    the sample after it."""
+    shape, size = (3, pixels, channels), pixels * channels
+    x = images(DTYPES.get(dtype, dtype), shape)
+    std, mean = (np.random.default_rng(n).uniform(1, 9, (3, channels)) for n in range(2))
+    found = gaussian(x, std, N, mean=mean, layout="HWC")
+    z = nf.randn(shape, N, dtype="float64" if dtype == "float64" else "float32")
+    given = gaussian(x, std, z, mean=mean, layout="HWC")
+    assert found.tobytes() == given.tobytes()
+    for sample in range(3):  # element by element, each a sample of its own with one row
+        alone = gaussian(
+            x[sample].reshape(size, 1), std[sample].tolist() * pixels, z[sample].reshape(size, 1),
+            mean=mean[sample].tolist() * pixels,
+        )  # fmt: skip
+        assert alone.tobytes() == found[sample].tobytes()
+    for function, numbers in ((multiplicative, (std,)), (sensor, (std, mean))):
+        with using("reference"):
+            expected = function(x, *numbers, N, layout="HWC")
+        assert function(x, *numbers, N, layout="HWC").tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64", "float16"])
+@pytest.mark.parametrize("shape", [(1, 1), (9, 5), (2, 255), (2, 3001)], ids=str)
+def test_levels_in_tiles_of_all_sizes(backend, dtype, shape):
+    """Seen to fail: the low four bits of a level alone looked up."""
+    x = images(shape=shape)
+    means, stds = np.random.default_rng(1).uniform(0, 200, (2, 256))
+    with using("reference"):
+        expected = by_level(x, means, stds, N, dtype=dtype)
+    assert by_level(x, means, stds, N, dtype=dtype).tobytes() == expected.tobytes()

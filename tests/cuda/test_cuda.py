@@ -176,6 +176,20 @@ def test_bytes_become_floats_on_the_stand_in(cupy, dtype):
             assert bits(a.get()) == bits(b)
 
 
+@pytest.mark.parametrize("shape", [(2, 40, 3), (1, 7, 1), (3, 5, 70)], ids=str)
+def test_rows_of_each_element_on_the_stand_in(cupy, shape):
+    """Seen to fail: the row of the first element of a thread's four, whatever came before it."""
+    x = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    std, levels = np.arange(1.0, 1 + shape[0] * shape[-1]).reshape(shape[0], -1) / 10, np.arange(256.0)
+    for case in (
+        lambda x: nf.augment.gaussian(x, std, nf.Noise(1, sample=2), mean=3, layout="HWC"),
+        lambda x: nf.augment.sensor(x, std, 2.0, nf.Noise(1, sample=2), layout="HWC", dtype="float32"),
+        lambda x: nf.augment.by_level(x, 255 - levels, levels / 9, nf.Noise(1, sample=2)),
+        lambda x: nf.augment.by_level(x, levels, levels, nf.Noise(1, sample=2), dtype="float64"),
+    ):
+        assert case(stand_in.ndarray(x)).get().tobytes() == case(x).tobytes()
+
+
 def test_subnormal_numbers_are_kept_on_the_stand_in(cupy):
     for dtype in DTYPES.values():
         tiny = np.full((2, 1024), ml_dtypes.finfo(dtype).smallest_subnormal, dtype)

@@ -53,6 +53,10 @@ class Step:
     # The rows are gradients of a clamp: with v = D before its clamp, the one output is out + (aux1 if lo <= v <= hi
     # else 0), and 0 where v is NaN.
     masked: bool = False
+    # Instead of segments: the elements of a sample take the next `period` rows of index in turn; or the row of an
+    # element is its x, a byte, and only out.k and out.z count.
+    period: int = 0
+    by_level: bool = False
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -65,6 +69,11 @@ class Step:
             return given.dtype
         wide = any(a is not None and a.dtype == _FLOAT64 for a in self.inputs)  # float32 arithmetic reads none
         return _FLOAT64 if wide else _FLOAT32
+
+    @property
+    def row_for_each(self) -> bool:
+        """Whether each element has a row of its own."""
+        return self.period > 0 or self.by_level
 
     @property
     def arithmetic(self) -> np.dtype[Any]:
@@ -166,10 +175,10 @@ FIELD = np.dtype(
 CALL = np.dtype(
     [
         *((name, "i8") for name in ("batch", "size")),
-        *(("rows", "u8"), ("n_rows", "i8"), ("active", "u8"), ("index", "u8"), ("segment", "i8")),
+        *(("rows", "u8"), ("n_rows", "i8"), ("active", "u8"), ("index", "u8"), ("segment", "i8"), ("period", "i8")),
         *(("in", "u8", Z + 1), ("out", "u8", 3), ("in_type", "i4", Z + 1)),
         *((name, "i4") for name in ("type", "out_type", "draw", "step_by_index")),
-        *((name, "i4") for name in ("masked", "field_per_sample", "unused")),
+        *((name, "i4") for name in ("masked", "field_per_sample", "by_level")),
         *(("fields", "u8"), ("keep", "u8"), ("times", "i8")),
         *(("piece", "i8"), ("weights", "u8"), ("upstream", "u8"), ("upstream_step", "i8"), ("g", "f8"), ("n", "f8")),
         *(("losses", "u8"), ("n_losses", "i8"), ("chunk_sums", "u8")),
@@ -237,11 +246,11 @@ def pack(
     codes = [0 if a is None else dtype_code(a.dtype) for a in call.inputs]
     dtype, out = call.dtype, call.outputs[0]
     return _CALL.pack(
-        *(call.batch, call.size, rows, len(call.rows.table), call.rows.active, index, call.segment),
+        *(call.batch, call.size, rows, len(call.rows.table), call.rows.active, index, call.segment, call.period),
         *[0 if a is None else place(a) for a in (*call.inputs, *call.outputs)],
         *codes,
         *(dtype_code(dtype), dtype_code(dtype if out is None else out.dtype), DRAWS[call.draw]),
-        *(call.step_by_index, call.masked, len(call.noise) > 1, 0),
+        *(call.step_by_index, call.masked, len(call.noise) > 1, call.by_level),
         *(fields, 0 if keep is None else place(keep), 0 if keep is None else len(keep)),
         *loss,
     )

@@ -98,7 +98,7 @@ def step(call: Step) -> None:
     """Computes the outputs of one pass."""
     x, (_, *aux) = call.inputs[X], call.outputs
     alone, is_bytes = aux == [None, None] and not call.masked, x is not None and x.dtype == np.uint8
-    _run(call, _kind(call.draw, call.rows.active, alone, is_bytes), call.segment)
+    _run(call, _kind(call.draw, call.rows.active, alone, is_bytes), 1 if call.row_for_each else call.segment)
 
 
 def walk(call: Walk) -> None:
@@ -286,7 +286,7 @@ class _Launch:
         out = _first_output(call)
         self._cupy, self._device, self._place = cupy, out.data.device_id, place
         index, row, fields, field, keys = 0, 0, 0, _NO_FIELD, _NO_KEYS
-        if isinstance(call.index, np.ndarray) and call.index.size == 1:
+        if isinstance(call.index, np.ndarray) and call.index.size == 1 and not call.period:
             row = int(call.index[0])
         else:
             index = place(call.index)

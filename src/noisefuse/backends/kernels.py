@@ -46,12 +46,14 @@ def offsets(record: np.dtype[Any], *names: str) -> list[int]:
 
 
 # A CALL, `p` below, and the fields that it points to.
-CALL_SIZE, CALL_ROWS, CALL_ACTIVE, CALL_INDEX, CALL_SEGMENT, CALL_IN, CALL_OUT, CALL_FIELDS, CALL_KEEP, CALL_TIMES = (
-    offsets(CALL, "size", "rows", "active", "index", "segment", "in", "out", "fields", "keep", "times")
-)
+CALL_SIZE, CALL_ROWS, CALL_ACTIVE, CALL_INDEX, CALL_SEGMENT, CALL_PERIOD = (
+    offsets(CALL, "size", "rows", "active", "index", "segment", "period")
+)  # fmt: skip
+CALL_IN, CALL_OUT, CALL_FIELDS, CALL_KEEP, CALL_TIMES = offsets(CALL, "in", "out", "fields", "keep", "times")
 CALL_IN_TYPE, CALL_TYPE, CALL_OUT_TYPE, CALL_DRAW, CALL_STEP_BY_INDEX, CALL_MASKED, CALL_FIELD_PER_SAMPLE = (
     offsets(CALL, "in_type", "type", "out_type", "draw", "step_by_index", "masked", "field_per_sample")
 )  # fmt: skip
+(CALL_BY_LEVEL,) = offsets(CALL, "by_level")
 FIELD_SEED, FIELD_SAMPLE, FIELD_SAMPLES, FIELD_START, FIELD_RUN, FIELD_AXES, FIELD_SHAPE, FIELD_STRIDE = (
     offsets(FIELD, "seed", "sample", "samples", "start", "run", "axes", "shape", "stride")
 )  # fmt: skip
@@ -466,8 +468,34 @@ def fill(i: int, to: Any, value: float) -> None:
 
 
 @inlined
+def row_for_each(p: Any) -> Any:
+    return (p[CALL_PERIOD] > 0) | (pointer(p, int32)[CALL_BY_LEVEL] > 0)
+
+
+@inlined
+def row_of_element(p: Any, at: int) -> Any:
+    """Where each has a row of its own."""
+    if pointer(p, int32)[CALL_BY_LEVEL]:
+        return int64(pointer(p[CALL_IN], uint8)[at])
+    return pointer(p[CALL_INDEX], int64)[at // p[CALL_SIZE] * p[CALL_PERIOD] + at % p[CALL_SIZE] % p[CALL_PERIOD]]
+
+
+@inlined
+def select_own_rows(p: Any, columns: int, at: int, n: int, tile: Any) -> None:
+    rows = pointer(p[CALL_ROWS], tile)
+    for i in range(n):
+        row = COLUMNS * row_of_element(p, at + i)
+        for column in range(COLUMNS):
+            if columns >> column & 1:
+                part(tile, column * WIDTH)[i] = rows[row + column]
+
+
+@inlined
 def select_rows(p: Any, columns: int, at: int, n: int, tile: Any, filled: int) -> int:
     """Coefficients for each of n elements from `at` on. `filled` is the row of which the tile is full, or -1."""
+    if row_for_each(p):
+        select_own_rows(p, columns, at, n, tile)
+        return -1
     rows, index, segment = pointer(p[CALL_ROWS], tile), pointer(p[CALL_INDEX], int64), at // p[CALL_SEGMENT]
     left = (segment + 1) * p[CALL_SEGMENT] - at
     row = index[segment] if left >= n else -1
@@ -631,7 +659,7 @@ def compute_chunk(p, w, tile, others, at, end, at_once):  # type: ignore[no-unty
     sample_size, segment, columns = p[CALL_SIZE], p[CALL_SEGMENT], program_of(w)[READ_COLUMNS]
     draws, filled, sample, place = pointer(p, int32)[CALL_DRAW] != NONE, int64(-1), at // sample_size, at % sample_size
     while at < end:
-        alike = least((at // segment + 1) * segment, end) - at
+        alike = 1 if row_for_each(p) else least((at // segment + 1) * segment, end) - at
         size, runs, element = alike // TILE * TILE if alike > TILE else least(TILE, end - at), 1, int64(0)
         if draws:
             size, runs = plan(p, at, end, alike, sample, place, w)

@@ -184,7 +184,7 @@ def step(call: Step) -> None:
 
 
 def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> list[Array | None]:
-    row = call.index[at // call.segment]
+    row = row_of(call, at)
     values = values_of(call, row, at, real)
 
     def form(first: int, slots: int) -> Array:
@@ -204,6 +204,15 @@ def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> li
     if scaled:
         values[Z] = (SPEC.times if scaled == TIMES_CLEAN else SPEC.times_root)(values[Z], values[D])
     return [form(first, 9) if want else None for want, first in zip(wanted, AFFINE, strict=True)]
+
+
+def row_of(call: Step, at: NDArray[np.int64]) -> NDArray[np.int64]:
+    if call.by_level:
+        x = call.inputs[X]
+        assert x is not None
+        return np.asarray(x.reshape(-1)[at], np.int64)
+    in_turn = at // call.size * call.period + at % call.size % call.period if call.period else at // call.segment
+    return np.asarray(call.index[in_turn])
 
 
 def values_of(call: Step, row: NDArray[np.int64], at: NDArray[np.int64], real: type) -> dict[int, Array]:

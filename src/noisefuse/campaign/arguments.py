@@ -406,12 +406,20 @@ def _loss(draw: Draw) -> Call:
 def _augment(draw: Draw) -> Call:
     shape, dtype = _shape(draw), draw.of(*KINDS, "uint8", "uint8")
     names = {"gaussian": ("std", "mean"), "multiplicative": ("std",), "sensor": ("a", "b"), "at_snr": ("snr",)}
+    names["by_level"] = "mean_table", "std_table"
     kind = draw.of(*names)
+    if kind == "by_level":
+        dtype = "uint8"
     call = Call(f"nf.augment.{kind}", {"x": _array(draw, shape, dtype)}, {})
     batched = _batched(draw, call)
     rows = (shape[:1] if batched else ()) if draw.once_in(3) else ()
     if len(shape) > 1 and draw.once_in(9):
-        rows = shape[:2] if batched else shape[:1]
+        last = draw.once_in(2)
+        rows = (
+            (shape[0], shape[-1]) if batched and last else shape[:2] if batched else shape[-1:] if last else shape[:1]
+        )
+    if kind == "by_level":
+        rows = (256,)
     for name in names[kind]:
         one = draw.of("7.5", "0.1", "3", "0.0", "20.0", "-1.0")
         number = f"times({rows}, 20.0, {draw(99)}, 'float64')" if rows else one
@@ -420,11 +428,13 @@ def _augment(draw: Draw) -> Call:
     result = draw.of(*KINDS, "uint8") if draw.once_in(4) else dtype
     if result != dtype:
         call.options["dtype"] = repr(result)
+    _write_to(draw, call, "out", shape, result, "x")
+    if kind == "by_level":
+        return call
     _may(draw, call, "clip", "(0, 1)", "(16.5, 235)", "(2, 1)", once_in=5)
     _may(draw, call, "layout", "'CHW'", "'HWC'", once_in=5)
     _may(draw, call, "shared", "True", once_in=9)
     _may(draw, call, "order", "'CHW'", "'HWC'", once_in=9)
-    _write_to(draw, call, "out", shape, result, "x")
     return call
 
 
