@@ -51,6 +51,16 @@ PyObject* run_packed(PyObject* bytes, Run run) {
     return all ? Py_NewRef(Py_None) : nullptr;
 }
 
+PyObject* py_step_and_loss(PyObject*, PyObject* args) {
+    PyObject *step, *loss;
+    if (!PyArg_ParseTuple(args, "SS", &step, &loss)) return nullptr;
+    return run_packed(loss, [&](const Call& of_loss, const GoOn& go_on) {
+        Call of_step;
+        std::memcpy(&of_step, PyBytes_AS_STRING(step), sizeof of_step);
+        return run_step_and_loss(of_step, of_loss, go_on);
+    });
+}
+
 PyObject* py_step(PyObject*, PyObject* call) { return run_packed(call, run_step); }
 PyObject* py_walk(PyObject*, PyObject* call) { return run_packed(call, run_walk); }
 PyObject* py_loss(PyObject*, PyObject* call) { return run_packed(call, run_loss); }
@@ -119,6 +129,7 @@ PyObject* py_set_num_threads(PyObject*, PyObject* n) {
 PyMethodDef methods[] = {
     {"step", py_step, METH_O, nullptr},
     {"walk", py_walk, METH_O, nullptr},
+    {"step_and_loss", py_step_and_loss, METH_VARARGS, nullptr},
     {"loss", py_loss, METH_O, nullptr},
     {"empty", py_empty, METH_VARARGS, nullptr},
     {"philox", py_philox, METH_VARARGS, nullptr},

@@ -15,6 +15,12 @@ namespace {
 // them by their times.
 constexpr int64_t kChunk = 1 << 15;
 
+// Of a loss, that have this many elements or a little more.
+int64_t chunks_with(const Call& call, int64_t elements) {
+    const int64_t in_chunk = call.piece < kLossChunk ? call.piece : kLossChunk;
+    return (elements + in_chunk - 1) / in_chunk;
+}
+
 bool add_up(const Call& call, const GoOn& go_on) {
     const FloatMode mode;
     const int64_t pieces = call.size / call.piece, chunks = chunks_of(call.piece);
@@ -29,6 +35,16 @@ bool add_up(const Call& call, const GoOn& go_on) {
     }
     if (call.n_losses == 1) *call.losses = all / call.n;
     return true;
+}
+
+// The chunks of a loss on all threads, by body(call, begin, end); then what they add up to.
+template <class Body>
+bool run_chunks(Call call, const GoOn& go_on, const Body& body) {
+    const int64_t chunks = call.batch * call.size / call.piece * chunks_of(call.piece);
+    std::vector<double> chunk_sums(call.losses ? static_cast<size_t>(chunks) : 0);
+    call.chunk_sums = call.losses ? chunk_sums.data() : nullptr;
+    const auto of_thread = [&](int64_t begin, int64_t end) { body(call, begin, end); };
+    return parallel_for(chunks, chunks_with(call, kChunk), of_thread, go_on) && (!call.losses || add_up(call, go_on));
 }
 
 }  // namespace
@@ -52,15 +68,21 @@ bool run_walk(const Call& call, const GoOn& go_on) {
         call.batch * call.size, chunk, [&](int64_t begin, int64_t end) { k.walk(call, begin, end); }, go_on);
 }
 
-bool run_loss(Call call, const GoOn& go_on) {
+bool run_loss(const Call& loss, const GoOn& go_on) {
     const Kernels& k = kernels();
-    const int64_t chunks = call.batch * call.size / call.piece * chunks_of(call.piece);
-    const int64_t in_chunk = call.piece < kLossChunk ? call.piece : kLossChunk;
-    std::vector<double> chunk_sums(call.losses ? static_cast<size_t>(chunks) : 0);
-    call.chunk_sums = call.losses ? chunk_sums.data() : nullptr;
-    const auto body = [&](int64_t begin, int64_t end) { k.loss(call, begin, end); };
-    return parallel_for(chunks, (kChunk + in_chunk - 1) / in_chunk, body, go_on) &&
-           (!call.losses || add_up(call, go_on));
+    return run_chunks(loss, go_on, k.loss);
+}
+
+bool run_step_and_loss(const Call& step, const Call& loss, const GoOn& go_on) {
+    const Kernels& k = kernels();
+    return run_chunks(loss, go_on, [&](const Call& call, int64_t begin, int64_t end) {
+        const int64_t some = chunks_with(call, kLossChunk);
+        for (int64_t now = begin, next; now < end; now = next) {
+            next = now + some < end ? now + some : end;
+            k.step(step, first_of_chunk(call.piece, now), first_of_chunk(call.piece, next));
+            k.loss(call, now, next);
+        }
+    });
 }
 
 }  // namespace nf

@@ -12,6 +12,9 @@ bool run_walk(const Call& call, const GoOn& go_on);
 
 // The chunks on all threads; then, in the order of the elements, the sums of samples, and the losses. std::bad_alloc:
 // nothing was written.
-bool run_loss(Call call, const GoOn& go_on);
+bool run_loss(const Call& loss, const GoOn& go_on);
+
+// A step, and the sums of a loss that reads what it writes: chunk by chunk, while that lies in the caches.
+bool run_step_and_loss(const Call& step, const Call& loss, const GoOn& go_on);
 
 }  // namespace nf

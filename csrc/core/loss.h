@@ -13,6 +13,10 @@ constexpr int kAccumulators = 64;
 constexpr int64_t kLossChunk = 4096;  // elements
 // Of a piece; the last one may be short.
 constexpr int64_t chunks_of(int64_t piece) { return (piece + kLossChunk - 1) / kLossChunk; }
+// Element of the batch.
+constexpr int64_t first_of_chunk(int64_t piece, int64_t chunk) {
+    return chunk / chunks_of(piece) * piece + chunk % chunks_of(piece) * kLossChunk;
+}
 
 // One halving: sum[j] + sum[j + half] for all j < half, or for each `step`-th of them from `first` on.
 template <class Real>
@@ -47,7 +51,7 @@ class SquareSum {
         while (n > 0) {
             int taken = n / kAccumulators * kAccumulators;
             if (n_held_ == 0 && taken > 0) {
-                add_groups(r, taken);
+                add_groups([r](int i) { return Lane::load(r + i); }, taken);
             } else {
                 taken = n < kAccumulators - n_held_ ? n : kAccumulators - n_held_;
                 __builtin_memcpy(held_ + n_held_, r, sizeof(Real) * static_cast<uint64_t>(taken));
@@ -56,6 +60,23 @@ class SquareSum {
             }
             r += taken;
             n -= taken;
+        }
+    }
+
+    // The same where they are whole groups of 64 after whole groups, and vector_at(i) has those from element i on.
+    template <class VectorAt>
+    void add_groups(const VectorAt& vector_at, int n) {
+        // Eight vectors of accumulators at a time: no instruction set has fewer registers.
+        constexpr int vectors = kAccumulators / W < 8 ? kAccumulators / W : 8;
+        for (int first = 0; first < kAccumulators; first += vectors * W) {
+            decltype(Lane::load(sum_)) sum[vectors];
+            for (int v = 0; v < vectors; ++v) sum[v] = Lane::load(sum_ + first + v * W);
+            for (int i = first; i < n; i += kAccumulators)
+                for (int v = 0; v < vectors; ++v) {
+                    const auto x = vector_at(i + v * W);
+                    sum[v] = Lane::fma(x, x, sum[v]);
+                }
+            for (int v = 0; v < vectors; ++v) Lane::store(sum_ + first + v * W, sum[v]);
         }
     }
 
@@ -75,23 +96,8 @@ class SquareSum {
     int n_held_ = 0;
 
     void add_held() {
-        add_groups(held_, kAccumulators);
+        add_groups([this](int i) { return Lane::load(held_ + i); }, kAccumulators);
         n_held_ = 0;
-    }
-
-    // Eight vectors of accumulators at a time: no instruction set has fewer registers.
-    void add_groups(const Real* r, int n) {
-        constexpr int vectors = kAccumulators / W < 8 ? kAccumulators / W : 8;
-        for (int first = 0; first < kAccumulators; first += vectors * W) {
-            decltype(Lane::load(r)) sum[vectors];
-            for (int v = 0; v < vectors; ++v) sum[v] = Lane::load(sum_ + first + v * W);
-            for (int i = first; i < n; i += kAccumulators)
-                for (int v = 0; v < vectors; ++v) {
-                    const auto x = Lane::load(r + i + v * W);
-                    sum[v] = Lane::fma(x, x, sum[v]);
-                }
-            for (int v = 0; v < vectors; ++v) Lane::store(sum_ + first + v * W, sum[v]);
-        }
     }
 };
 

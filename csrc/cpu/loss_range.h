@@ -4,6 +4,7 @@
 #pragma once
 #include "../core/loss.h"
 #include "drawing.h"
+#include "tile_registers.h"
 
 namespace nf {
 namespace {
@@ -26,6 +27,15 @@ class Residuals {
         }
     }
 
+    int64_t left() const { return left_; }  // of the chunk
+
+    // Of a chunk's whole groups of 64, without a gradient: vector_at(i) has those from element i on.
+    template <class VectorAt>
+    void take_groups(const VectorAt& vector_at, int n) {
+        squares_.add_groups(vector_at, n);
+        if (left_ -= n; left_ == 0) end_chunk(squares_.finish());
+    }
+
   private:
     const Call& s;
     const Arrays<Real>& arrays_;
@@ -40,8 +50,11 @@ class Residuals {
     void add(const Real* r, int n) {
         const bool few = n == length_ && n <= kAccumulators;
         if (!few) squares_.add(r, n);
-        if (left_ -= n; left_ > 0) return;
-        s.chunk_sums[chunk_++] = static_cast<double>(few ? sum_of_few(r, n) : squares_.finish());
+        if (left_ -= n; left_ == 0) end_chunk(few ? sum_of_few(r, n) : squares_.finish());
+    }
+
+    void end_chunk(Real sum) {
+        s.chunk_sums[chunk_++] = static_cast<double>(sum);
         in_piece_ += length_;
         if (in_piece_ == s.piece) in_piece_ = 0;
         begin_chunk();
@@ -77,12 +90,55 @@ class Residuals {
     }
 };
 
+// The residuals of whole groups, which are arrays of one type in a row of one of these shapes, in registers.
+constexpr uint64_t kResidualShapes[] = {
+    shape({}, {kZ, kM1, kX}),                             // of a step's result from its mean
+    shape({}, {kZ, kM2, kM1, kX}), shape({}, {kM1, kX}),  // of two model outputs
+};
+
+template <class Real, DType In, uint64_t shape>
+[[gnu::flatten]] void groups_on_arrays(Residuals<Real>& residuals, const Rows<Real>& rows, int64_t at, int n) {
+    const RegisterRow<Real, In, shape> row(rows, rows.s.in);
+    residuals.take_groups(
+        [&](int i) {
+            Vector<Real> r[1], z{};
+            if constexpr (row.reads(kZ)) z = load_lanes<In>(row.array[kZ], at + i);
+            row.add_up(at + i, z, r);
+            return r[0];
+        },
+        n);
+}
+
+template <class Real>
+using OnGroups = decltype(&groups_on_arrays<Real, kOwn<Real>, kResidualShapes[0]>);
+
+template <class Real, DType In>
+OnGroups<Real> on_groups(uint64_t shape_of_call) {
+    return for_shape<kResidualShapes, OnGroups<Real>>(
+        shape_of_call, []<uint64_t shape>() -> OnGroups<Real> { return groups_on_arrays<Real, In, shape>; });
+}
+
+// Which of these does a call, or null.
+template <class Real>
+OnGroups<Real> on_groups(const Rows<Real>& rows, const Arrays<Real>& arrays) {
+    const Call& s = rows.s;
+    if (s.draw != Draw::none || s.out[0] || !s.chunk_sums || arrays.n_in == 0) return nullptr;
+    const uint64_t shape = combination_of(s.active, kAffine[0]);
+    const DType in = s.in_type[arrays.slots[0]];
+    for (int i = 0; i < arrays.n_in; ++i)
+        if (s.in_type[arrays.slots[i]] != in) return nullptr;
+    if (in == kOwn<Real>) return on_groups<Real, kOwn<Real>>(shape);
+    if constexpr (sizeof(Real) == 4) {
+        if (in == DType::f16) return on_groups<Real, DType::f16>(shape);
+        if (in == DType::bf16) return on_groups<Real, DType::bf16>(shape);
+    }
+    return nullptr;
+}
+
 // The chunks begin .. end - 1.
 template <class Real>
 void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
-    const int64_t chunks = chunks_of(s.piece);
-    const auto first_element = [&](int64_t chunk) { return chunk / chunks * s.piece + chunk % chunks * kLossChunk; };
-    const int64_t begin = first_element(begin_chunk), end = first_element(end_chunk);
+    const int64_t begin = first_of_chunk(s.piece, begin_chunk), end = first_of_chunk(s.piece, end_chunk);
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
     Residuals<Real> residuals(s, arrays, begin_chunk);
@@ -93,10 +149,14 @@ void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
         residuals.take(r, at, size);
     };
     if (s.draw == Draw::none) {
+        const OnGroups<Real> on = on_groups(rows, arrays);
         for (int64_t at = begin; at < end;) {
-            const int size = static_cast<int>(least(kTile, end - at));
-            rows.select(at, at / s.segment, s.segment - at % s.segment, size);
-            tile(at, size);
+            const int64_t segment = at / s.segment, left = s.segment - at % s.segment;
+            // Groups begin with a chunk, so that what is left of one is taken by itself.
+            const int64_t whole = on ? residuals.left() / kAccumulators * kAccumulators : 0;
+            const int size = static_cast<int>(whole ? whole : least(on ? residuals.left() : kTile, end - at));
+            rows.select(at, segment, left, size);
+            whole ? on(residuals, rows, at, size) : tile(at, size);
             at += size;
         }
         return;

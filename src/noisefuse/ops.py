@@ -62,6 +62,7 @@ Array: TypeAlias = Any  # of NumPy, CuPy or torch: results are of the kind that 
 ArrayT = TypeVar("ArrayT")  # CuPy's or torch's
 DType: TypeAlias = "DTypeLike | torch.dtype"
 NoiseLike: TypeAlias = Noise | Sequence[Noise] | Array
+Inputs: TypeAlias = dict[int, Array | None]  # arrays by slot
 
 UNIT = Rows.of({"out.z": 1.0})
 
@@ -508,7 +509,8 @@ def update(
     if other is not None:
         given = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
         return other.update(table, i, x, model_output, **given, **_named(to_bytes))
-    return _update(table, i, x, model_output, past, noise, out, aux_out, to_bytes)
+    results = run(update_call(table, i, x, model_output, past, noise, out, aux_out, to_bytes))
+    return results if isinstance(aux_out, int) else results[0]
 
 
 def _need_several(model_output: object, past: object, aux_out: object) -> None:
@@ -712,7 +714,7 @@ def _q_sample(
     return results[0] if target is None else (results[0], results[1])
 
 
-def _update(
+def update_call(
     table: Tableau,
     i: ArrayLike | Array,
     x: Array,
@@ -720,9 +722,10 @@ def _update(
     past: Sequence[Array],
     noise: NoiseLike | None,
     out: Array | None,
-    aux_out: Sequence[Array] | int,
-    to_bytes: Range | None,
-) -> Array:
+    aux_out: Sequence[Array] | int = (),
+    to_bytes: Range | None = None,
+) -> Step:
+    """`update` as a checked call; nothing is written yet."""
     need_tableau("table", table)
     if table.masked and to_bytes is not None:
         raise ValueError("dtype uint8: gradients are not rounded to bytes")
@@ -730,15 +733,7 @@ def _update(
     aux: Sequence[Array | None] = (None,) * aux_out if isinstance(aux_out, int) else aux_out
     x = as_array("x", x)
     index = row_index("i", i, len(table), x.shape)
-    models = model_output if isinstance(model_output, tuple) else (model_output,)
-    if len(models) > 2 or len(past) > 4 or len(aux) > 2:
-        raise ValueError(
-            f"expected at most 2 model outputs, 4 past arrays and 2 auxiliary outputs, "
-            f"got {len(models)}, {len(past)} and {len(aux)}"
-        )
-    inputs: dict[int, Array | None] = {X: x}
-    inputs |= {M1 + n: like(SLOTS[M1 + n], m, x, FLOATS) for n, m in enumerate(models) if m is not None}
-    inputs |= {PAST1 + n: like(SLOTS[PAST1 + n], p, x, (x.dtype.name,)) for n, p in enumerate(past)}
+    inputs = inputs_of(x, model_output, past, aux)
     names: tuple[Noise, ...] = ()
     drawn = Z in rows.reads
     if noise is not None:
@@ -747,17 +742,36 @@ def _update(
         raise TypeError("noise: the row draws noise; expected a Noise or an array, got None")
     else:
         rows = rows.without_noise
-    for slot, name in SLOTS.items():
-        if slot in rows.reads and slot not in inputs:
-            raise TypeError(f"{name}: the table reads it; expected an array of shape {x.shape}, got none")
-    inputs = {slot: a for slot, a in inputs.items() if slot in rows.reads}
+    inputs = those_read(rows, inputs, x)
     names = names if drawn else ()
     outs = {"out": out} | {f"aux_out[{n}]": a for n, a in enumerate(aux)}
     if table.masked and len(outs) > 1:
         raise ValueError("aux_out: backward rows have one output")
     flags: dict[str, Any] = {"step_by_index": True, "masked": table.masked, "to_bytes": to_bytes is not None}
-    results = run(make_call(x.shape, x.dtype, rows, index, names, inputs, outs, **flags))
-    return results[0] if aux is aux_out else results
+    return make_call(x.shape, x.dtype, rows, index, names, inputs, outs, **flags)
+
+
+def inputs_of(
+    x: Array, model_output: Array | tuple[Array, Array] | None, past: Sequence[Array], aux: Sequence[Any] = ()
+) -> Inputs:
+    """By slot, of x's dtype."""
+    models = model_output if isinstance(model_output, tuple) else (model_output,)
+    if len(models) > 2 or len(past) > 4 or len(aux) > 2:
+        raise ValueError(
+            f"expected at most 2 model outputs, 4 past arrays and 2 auxiliary outputs, "
+            f"got {len(models)}, {len(past)} and {len(aux)}"
+        )
+    inputs: Inputs = {X: x}
+    inputs |= {M1 + n: like(SLOTS[M1 + n], m, x, FLOATS) for n, m in enumerate(models) if m is not None}
+    inputs |= {PAST1 + n: like(SLOTS[PAST1 + n], p, x, (x.dtype.name,)) for n, p in enumerate(past)}
+    return inputs
+
+
+def those_read(rows: Rows, inputs: Inputs, x: Array) -> Inputs:
+    for slot, name in SLOTS.items():
+        if slot in rows.reads and slot not in inputs:
+            raise TypeError(f"{name}: the table reads it; expected an array of shape {x.shape}, got none")
+    return {slot: a for slot, a in inputs.items() if slot in rows.reads}
 
 
 def _finite(name: str, value: float | None, default: float) -> float:

@@ -8,12 +8,12 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeGuard, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from . import backends, ops
+from . import backends, density, ops
 from ._drawing import plot_levels
 from .arrays import host_view, interop, is_traced
 from .noise import SAMPLER, START, Noise, got
@@ -234,7 +234,9 @@ class Sampler:
         guidance_scale: float | npt.ArrayLike | None = None,
         out: Array | None = None,
         denoised_out: Array | None = None,
-    ) -> Array:
+        log_prob: bool = False,
+        **law: Unpack[density.Options],
+    ) -> Any:
         """The next x, from x and the model's answer to ``model_input(i, x)``.
 
         Args:
@@ -247,6 +249,11 @@ class Sampler:
             guidance_scale: w, a number or (B,): m = uncond + w (cond - uncond).
             out: where to write the result; it may be x, or bytes: 127.5 x + 127.5, rounded.
             denoised_out: where to write the row's estimate of the clean sample.
+            log_prob: also give the log-density of the result, float64 (B,), of the same pass: see `density`, which
+                explains reduction=, density= and partial=, too.
+
+        Returns:
+            x of the next row; with log_prob the pair of that and its log-density.
 
         Raises:
             IndexError: no row i.
@@ -260,11 +267,13 @@ class Sampler:
         True
         """
         slots = self._slots
+        _need_log_prob(log_prob, law)
         if (
             type(i) is int
             and 0 <= i < self._fast_rows
             and guidance_scale is None
             and denoised_out is None
+            and not log_prob
             and type(model_output) is not tuple
             and (not slots or (type(state) is State and state.size == self._state_size))
             and (type(x) is np.ndarray or not is_traced(x))
@@ -275,7 +284,9 @@ class Sampler:
                 if slots:
                     state.at = after  # type: ignore[union-attr]
                 return made
-        return self._step(i, x, model_output, noise, state, guidance_scale, out, denoised_out)
+        return self._step(
+            i, x, model_output, noise, state, guidance_scale, out, denoised_out, law if log_prob else None
+        )
 
     def _step(
         self,
@@ -287,20 +298,14 @@ class Sampler:
         guidance_scale: float | npt.ArrayLike | None,
         out: Array | None,
         denoised_out: Array | None,
-    ) -> Array:
+        law: density.Options | None = None,
+    ) -> Any:
         """``step`` without the fast path: whatever is out of the ordinary, and errors in a user's words."""
         i, table, x = self._row(i), self.tableau, host_view("x", x)
-        if isinstance(model_output, list) and len(model_output) == 2:  # of a model that says (uncond, cond) in one
-            model_output = tuple(model_output)
-        if state is None and self._slots:
-            raise TypeError(f"{table.name} remembers earlier steps: pass state=sampler.state(x), one per run")
+        self._need_state(state)
         if denoised_out is not None and not self._denoised[i]:
             raise ValueError(f"{table.name} does not say which output estimates the clean sample")
-        rows: Any = i
-        if guidance_scale is not None or isinstance(model_output, tuple):
-            other = interop(x)
-            guided = _guided if other is None else partial(other.untraced, _guided)
-            table, rows = guided(table, i, x, model_output, guidance_scale)
+        table, rows, model_output = self._guided(i, x, model_output, guidance_scale)
         if table.threshold is not None:
             table, rows = _thresholded(table, rows, x, model_output)
         if rows is not i and isinstance(noise, Noise | list | tuple):
@@ -311,7 +316,11 @@ class Sampler:
         if denoised_out is not None:  # in place of the state's own, if it has one, which is filled afterwards
             own, aux = aux[at : at + 1], [*aux[:at], denoised_out, *aux[at + 1 :]]
         try:
-            x = ops.update(table, rows, x, model_output, past=past, noise=noise, out=out, aux_out=aux)
+            given: dict[str, Any] = {"past": past, "noise": noise, "out": out, "aux_out": aux}
+            if law is None:
+                made = x = ops.update(table, rows, x, model_output, **given)
+            else:
+                made = x, _ = density.update(table, rows, x, model_output, **given, **law)
         except (TypeError, ValueError) as error:
             denoised = None if denoised_out is None else f"aux_out[{at}]"
             raise _in_words_of_a_step(error, denoised, [*past, *aux], x) from None
@@ -319,7 +328,71 @@ class Sampler:
             array[...] = denoised_out
         if state is not None:
             state.at = after
-        return x
+        return made
+
+    # ---- how likely a step was: see `density` --------------------------------------------------------------
+
+    def log_prob(
+        self,
+        i: int | npt.ArrayLike,
+        x: Array,
+        model_output: Array | tuple[Array, Array],
+        x_next: Array,
+        state: State | None = None,
+        *,
+        guidance_scale: float | npt.ArrayLike | None = None,
+        **law: Unpack[density.Options],
+    ) -> Any:
+        """The log-density of x_next under row i: that of `step(.., log_prob=True)`, bit for bit (`density.log_prob`).
+
+        Args:
+            i: the row, or one for each sample (B,).
+            x_next: what the step made, of x's shape and dtype.
+            state: as it was before the step.
+            x, model_output, guidance_scale: as given to the step. reduction, density, partial: see `density`.
+
+        Returns:
+            float64 (B,). Of tensors a tensor, differentiable through model_output and x.
+
+        Raises:
+            ValueError: a row that draws no noise, or that bounds D. TypeError: a missing state.
+
+        >>> sampler = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10)
+        >>> x, m = np.ones((2, 3, 8), np.float32), np.zeros((2, 3, 8), np.float32)
+        >>> x_next, made = sampler.step(4, x, m, nf.Noise(7), log_prob=True)
+        >>> bool((sampler.log_prob(4, x, m, x_next) == made).all())
+        True
+        """
+        self._need_state(state)
+        table, rows, model_output = self._guided(i, x, model_output, guidance_scale)
+        past = [] if state is None else state.past[: table.slots]
+        return density.log_prob(table, rows, x, model_output, x_next, past=past, **law)
+
+    def kl(
+        self, i: int | npt.ArrayLike, model_output: Array, reference: Array, *, reduction: density.Reduction = "sum"
+    ) -> Any:
+        """The divergence of row i's Gaussians with two model outputs, float64 (B,): see `density.kl`.
+
+        >>> sampler = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10)
+        >>> m = np.ones((2, 3, 8), np.float32)
+        >>> sampler.kl(4, m, m).tolist()
+        [0.0, 0.0]
+        """
+        return density.kl(self.tableau, i, model_output, reference, reduction=reduction)
+
+    def _need_state(self, state: State | None) -> None:
+        if state is None and self._slots:
+            raise TypeError(f"{self.tableau.name} remembers earlier steps: pass state=sampler.state(x), one per run")
+
+    def _guided(self, i: Any, x: Array, model_output: Any, scale: float | npt.ArrayLike | None) -> Any:
+        """The table and its rows, with guidance folded in, and the model output or the pair."""
+        if isinstance(model_output, list) and len(model_output) == 2:  # of a model that says (uncond, cond) in one
+            model_output = tuple(model_output)
+        if scale is None and not isinstance(model_output, tuple):
+            return self.tableau, i, model_output
+        other = interop(x)
+        guided = _guided if other is None else partial(other.untraced, _guided)
+        return *guided(self.tableau, i, x, model_output, scale), model_output
 
     def _move(self, state: State, i: int) -> tuple[list[Array], list[Array], int]:
         """What row i finds in the state: see ``State.moves``. TypeError: the state is not one of this sampler's."""
@@ -355,7 +428,9 @@ class Sampler:
         progress: bool = False,
         callback: Callable[[int, Array, Array], object] | None = None,
         out: Array | None = None,
-    ) -> Array:
+        log_probs: bool = False,
+        **law: Unpack[density.Options],
+    ) -> Any:
         """Run rows ``start`` to the end.
 
         Args:
@@ -371,9 +446,11 @@ class Sampler:
             progress: show a bar (needs tqdm).
             callback: callback(i, x, denoised) after each row, with arrays of its own.
             out: where to write the result: of x's dtype, or bytes, to which the last row rounds 127.5 x + 127.5.
+            log_probs: also give the log-density of each row's step: see ``step`` and `density`.
 
         Returns:
-            x after the last row.
+            x after the last row; with log_probs the pair of that and a list of log-densities (B,), one for each row
+            from ``start`` on: None of a row that draws no noise.
 
         Example: ``sampler.sample(lambda x, t: network(x, t), torch.randn(8, 3, 32, 32), Noise(7), time="batch")``.
 
@@ -383,6 +460,7 @@ class Sampler:
         ((2, 3, 8, 8), 'float32')
         """
         self._can_start(start)
+        _need_log_prob(log_probs, law)
         x = host_view("x", x_or_shape)
         if isinstance(x_or_shape, list | tuple):
             if not _are_names(noise) or start:
@@ -392,16 +470,22 @@ class Sampler:
                 )
             x = self.start(x_or_shape, noise, dtype=dtype)
         drawn = None if noise is None or _are_names(noise) else self._arrays_of_rows(noise, x, start)
-        state = self.state(x)
+        state, found = self.state(x), []
         for i in _bar(range(start, len(self)), progress):
             output = model(*self.model_input(i, x, time=time))
             z = noise if drawn is None else drawn[i - start]
             denoised = None if callback is None else _zeros_like(x)
             to = out if i == len(self) - 1 else None
-            x = self.step(i, x, output, z, state, guidance_scale=guidance_scale, out=to, denoised_out=denoised)
+            given: dict[str, Any] = {"guidance_scale": guidance_scale, "out": to, "denoised_out": denoised}
+            if log_probs and self._draws[i]:
+                x, one = self.step(i, x, output, z, state, **given, log_prob=True, **law)
+                found.append(one)
+            else:
+                x = self.step(i, x, output, z, state, **given)
+                found.append(None)
             if callback is not None:
                 callback(i, x, denoised)
-        return x
+        return (x, found) if log_probs else x
 
     def _arrays_of_rows(self, noise: Any, x: Array, start: int) -> list[Array | None]:
         """Of noise that was drawn before, what each row from ``start`` on takes: None where it draws none."""
@@ -451,6 +535,11 @@ class Sampler:
                 return i
             kept += self._push[i]
         return None
+
+
+def _need_log_prob(asked: bool, law: density.Options) -> None:
+    if law and not asked:
+        raise TypeError(f"{', '.join(law)}: given without log_prob=True (of a whole run log_probs=True)")
 
 
 def _are_names(noise: object) -> TypeGuard[Noises]:

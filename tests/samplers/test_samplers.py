@@ -189,6 +189,8 @@ STOCHASTIC = [
     Case("dpmpp_2s_ancestral", 2, "preserving"),
     Case("dpmpp_sde", 2, "exploding"),
     Case("dpmpp_sde", 2, "preserving", {"eta": 0.5, "r": 0.4}),
+    Case("flow_sde", 1, "flow", counts=(128, 256, 512)),  # in which its noise is small beside the drift
+    Case("dance_sde", 1, "flow", {"eta": 0.5}),
 ]
 
 
@@ -287,7 +289,7 @@ def test_edm_is_algorithm_2():
 
 
 def test_the_whole_list_is_tested():
-    tested = {case.name for case in DETERMINISTIC + STOCHASTIC} | {"lcm"}
+    tested = {case.name for case in DETERMINISTIC + STOCHASTIC} | {"lcm", "flow_cps"}
     assert sorted(tested) == ALL
 
 
@@ -295,6 +297,7 @@ def test_the_whole_list_is_tested():
 
 VP = Schedule.scaled_linear()
 ALL = sorted(set(samplers.__all__) - {"Threshold"})
+OF_FLOWS = {"flow_euler", "flow_heun", "flow_sde", "flow_cps", "dance_sde"}
 
 
 def test_views_tell_x0_and_noise():
@@ -571,7 +574,7 @@ def test_a_last_step_of_length_zero(steps, spacing):
     options = {"spacing": spacing, "final": "sigma_min"}
     for rule in (samplers.dpmpp_2m, samplers.dpmpp_2m_sde):
         rule(VP, steps, solver="heun", lower_order_final=False, **options)
-    for name in set(ALL) - {"lcm", "tcd", "edm", "flow_euler", "flow_heun"}:
+    for name in set(ALL) - {"lcm", "tcd", "edm"} - OF_FLOWS:
         table = getattr(samplers, name)(VP, steps, **options).tableau
         if table.slots == 0:
             x = np.linspace(-1, 1, 5)
@@ -680,7 +683,7 @@ def test_a_run_may_be_cut(name):
         np.testing.assert_array_equal(joined, getattr(whole.tableau, field_))
 
 
-@pytest.mark.parametrize("name", sorted({*ALL} - {"lcm", "tcd", "edm", "flow_euler", "flow_heun"}))
+@pytest.mark.parametrize("name", sorted({*ALL} - {"lcm", "tcd", "edm"} - OF_FLOWS))
 def test_a_step_to_where_x_is_does_nothing(name):
     """At the first level, where nothing is remembered yet, in samplers that draw noise, too."""
     table = getattr(samplers, name)(VP, [500, 500, 400]).tableau
@@ -928,7 +931,7 @@ def gaussian_model(schedule):
 @pytest.mark.parametrize("name", ALL)
 def test_a_run_is_its_rows(name):
     """Sampler.sample, with its state and its scaled inputs, does what the rows say; twice the same."""
-    schedule = {"edm": Schedule.karras(20), "flow": Schedule.flow()}.get(name.split("_")[0], VP)
+    schedule = Schedule.karras(20) if name == "edm" else Schedule.flow() if name in OF_FLOWS else VP
     sampler = getattr(samplers, name)(schedule, 6, clip=2.0) if name != "pndm" else samplers.pndm(VP, 6)
     noise, shape = Noise(7, sample=3, step=100), (3, 5)
 
@@ -973,7 +976,7 @@ def test_start_is_stream_2():
     assert samplers.euler(VP, 5).tableau.start == pytest.approx(1 / VP.alpha[-1])
 
 
-@pytest.mark.parametrize("name", sorted({*ALL} - {"flow_euler", "flow_heun", "tcd"}))
+@pytest.mark.parametrize("name", sorted({*ALL} - {"tcd"} - OF_FLOWS))
 def test_the_start_is_that_of_the_schedule(name):
     """Not of the sampler. Seen to fail: edm alone left the data's variance out."""
     rule, over = getattr(samplers, name), VP.alpha[900] if name in EXPLODING_FRAME else 1
@@ -1210,14 +1213,14 @@ def test_denoised_is_d(name):
 
     Seen to fail: a state that lacks what denoised_out took in its place.
     """
-    schedule = {"edm": Schedule.karras(20), "flow": Schedule.flow()}.get(name.split("_")[0], VP)
+    schedule = Schedule.karras(20) if name == "edm" else Schedule.flow() if name in OF_FLOWS else VP
     sampler = getattr(samplers, name)(schedule, 6)
     seen = []
     run = partial(sampler.sample, lambda x, t: np.sin(x), (2, 4), Noise(1), dtype="float64")
     np.testing.assert_array_equal(run(callback=lambda *a: seen.append(a)), run())
     assert [i for i, _, _ in seen] == list(range(len(sampler)))
     _, x, denoised = seen[-1]
-    if name not in ("pndm", "lms"):  # whose last step averages
+    if name not in ("pndm", "lms", "flow_sde", "dance_sde"):  # whose last step averages, or draws
         np.testing.assert_array_equal(x, denoised)
     row, before = sampler.tableau.rows[1], seen[0][1]
     m = np.sin(sampler.model_input(1, before)[0])

@@ -29,6 +29,7 @@ class Backend(Protocol):
 
     Attributes:
         fast_row, fast_random, fast_mse: its fast path, or None.
+        step_and_loss: a step and a loss that reads what it writes, faster than one after the other, or None.
         empty: makes new outputs in host memory, as `numpy.empty`.
         tests_itself: whether it is tested when it is first used, and not when it is loaded.
     """
@@ -36,6 +37,7 @@ class Backend(Protocol):
     fast_row: Callable[..., Any] | None
     fast_random: Callable[..., Any] | None
     fast_mse: Callable[..., Any] | None
+    step_and_loss: Callable[[Step, Loss], None] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
 

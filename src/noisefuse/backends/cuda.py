@@ -81,6 +81,7 @@ UNITS = {
     "walk_": {4: 1, 8: 1, 2: 1},
 }
 GRID = 65535  # blocks of threads along y and z
+step_and_loss = None  # two launches: the second finds what the first has written in the second-level cache
 
 
 def state() -> str:

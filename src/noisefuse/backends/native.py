@@ -50,6 +50,12 @@ def loss(call: Loss) -> None:
     _native.loss(numbers)
 
 
+def step_and_loss(before: Step, call: Loss) -> None:
+    step, _memory = pack_on_host(before)
+    loss, _others = pack_on_host(call.residual, loss=pack_loss(call, address))
+    _native.step_and_loss(step, loss)
+
+
 def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
     out = np.empty_like(counter)
     _native.philox(counter, key, out)

@@ -6,6 +6,7 @@ imports those below it alone:
 
     torch           the operations, and this module's name is what `arrays.interop` loads
     torch_loss      mse_loss
+    torch_density   log-densities of steps
     torch_graph     autograd and torch.compile, of any operation
     torch_arrays    tensors as arrays, devices and streams
     torch_internals what is asked of torch's internals
@@ -39,13 +40,15 @@ from .torch_arrays import (
     read_noise,
     write,
 )
+from .torch_density import combined, kl, kl_grad, log_prob, log_prob_grad, update_with_log_prob
 from .torch_graph import Operation, compiled, copied, differentiable, need_no_gradient, words_of
 from .torch_internals import is_compiling, is_traced, untraced
 from .torch_loss import mse_loss, mse_loss_grad
 
 __all__ = [
-    "empty", "empty_like", "in_format", "is_traced", "mse_loss", "mse_loss_grad", "q_sample", "q_step", "q_walk",
-    "randn", "times", "uniform", "untraced", "update",
+    "combined", "empty", "empty_like", "in_format", "is_traced", "kl", "kl_grad", "log_prob", "log_prob_grad",
+    "mse_loss", "mse_loss_grad", "q_sample", "q_step", "q_walk", "randn", "times", "uniform", "untraced", "update",
+    "update_with_log_prob",
 ]  # fmt: skip
 
 

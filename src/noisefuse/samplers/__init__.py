@@ -17,12 +17,13 @@ from typing import ParamSpec
 
 from ..sampler import Sampler
 from ..tableau import Tableau
-from . import adams, consistency, dpmpp, one_step, predictor_corrector, two_stage
+from . import adams, consistency, dpmpp, one_step, policies, predictor_corrector, two_stage
 from .plan import Threshold
 from .spacing import SpacingOptions
 
 __all__ = [
     "Threshold",
+    "dance_sde",
     "ddim",
     "ddpm",
     "deis",
@@ -37,8 +38,10 @@ __all__ = [
     "edm",
     "euler",
     "euler_ancestral",
+    "flow_cps",
     "flow_euler",
     "flow_heun",
+    "flow_sde",
     "gradient_estimation",
     "heun",
     "ipndm",
@@ -71,6 +74,9 @@ ddim = _sampler(one_step.ddim)
 euler = _sampler(one_step.euler)
 euler_ancestral = _sampler(one_step.euler_ancestral)
 flow_euler = _sampler(one_step.flow_euler)
+flow_sde = _sampler(policies.flow_sde)
+flow_cps = _sampler(policies.flow_cps)
+dance_sde = _sampler(policies.dance_sde)
 heun = _sampler(two_stage.heun)
 flow_heun = _sampler(two_stage.flow_heun)
 edm = _sampler(two_stage.edm)

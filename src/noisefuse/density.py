@@ -1,0 +1,489 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How likely a step was: the log-density of x' under the Gaussian that a row draws it from, and its gradient.
+
+    x' = mean(x, m) + std z,    log p(x' | x, m) = -S / (2 std^2) - n (log std + log(2 pi) / 2),
+    S = sum of (x' - mean)^2
+
+What reinforcement learning asks of a sampler at every step (DDPO, Black et al. 2023; Flow-GRPO, Liu et al. 2025). x' is
+the stored one, rounded to its dtype, and S has the fixed order of the losses (docs/loss.md): so the same step has the
+same log-density alone and in any batch, while it is made and when it is read again, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias, TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import backends
+from .arrays import as_array, as_numbers, count, device_of, interop, on_device, output, overlap
+from .backends.call import LOSS_CHUNK, Loss, Step
+from .calls import Index, like, make_call, row_index, run
+from .ops import Array, Inputs, NoiseLike, inputs_of, is_bytes, need_tableau, those_read, update_call
+from .rows import M1, ROW, SYMBOLS, Rows, X, Z
+from .tableau import Tableau
+
+__all__ = ["Part", "combine", "kl", "kl_grad", "log_prob", "log_prob_grad", "update"]
+
+Density: TypeAlias = Literal["full", "no_constants", "squared"]
+Reduction: TypeAlias = Literal["sum", "mean"]
+
+
+class Options(TypedDict, total=False):
+    """What all log-densities take, by name (`log_prob` says what it is)."""
+
+    reduction: Reduction
+    density: Density
+    partial: bool
+
+
+Outs: TypeAlias = dict[str, Array | None]
+Models: TypeAlias = Array | tuple[Array, Array] | None
+
+
+def log_prob(
+    table: Tableau,
+    i: ArrayLike | Array,
+    x: Array,
+    model_output: Models,
+    x_next: Array,
+    *,
+    past: Sequence[Array] = (),
+    reduction: Reduction = "sum",
+    density: Density = "full",
+    partial: bool = False,
+) -> Any:
+    """The log-density of x_next after row i, log p(x_next | x, model_output), in one pass.
+
+    Args:
+        table, x, model_output, past: as `noisefuse.update` takes them; the first axis of x is the batch.
+        i: the row, a number or (B,), in host memory.
+        x_next: what the row made, of x's shape and dtype.
+        reduction: "sum" over a sample's elements, or "mean".
+        density: "full"; "no_constants", -S / (2 std^2); or "squared", -S, as some copies of flow_cps have it.
+        partial: of a part of each sample, a `Part` for `combine`.
+
+    Returns:
+        float64 (B,), the same bits on every backend. Of tensors a float64 tensor, differentiable through model_output
+        and x.
+
+    Raises:
+        ValueError: a row that draws no noise, or whose D is clamped: neither has such a density.
+        IndexError, TypeError, ValueError: what was given and what was expected.
+
+    >>> table = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10).tableau
+    >>> x, m, noise = np.ones((2, 3, 8), np.float32), np.zeros((2, 3, 8), np.float32), nf.Noise(7)
+    >>> x_next, made = nf.density.update(table, 4, x, m, noise)
+    >>> bool((nf.density.log_prob(table, 4, x, m, x_next) == made).all())
+    True
+    """
+    other = None if type(x) is np.ndarray else interop(x)
+    options: dict[str, Any] = {"past": past, "reduction": reduction, "density": density}
+    if other is not None:
+        return other.log_prob(table, i, x, model_output, x_next, partial=partial, **options)
+    call, law = _of_stored(table, i, x, model_output, x_next, past, reduction, density, {})
+    return Part(_chunk_sums(call), law) if partial else law.of(_sums(call))
+
+
+def log_prob_grad(
+    table: Tableau,
+    i: ArrayLike | Array,
+    x: Array,
+    model_output: Models,
+    x_next: Array,
+    *,
+    wrt: Literal["m1", "m2", "x"] = "m1",
+    upstream: ArrayLike = 1.0,
+    past: Sequence[Array] = (),
+    reduction: Reduction = "sum",
+    density: Density = "full",
+    out: Array | None = None,
+) -> Array:
+    """The gradient of `log_prob`, in one pass: (x_next - mean) / std^2 times the input's coefficient in the mean.
+
+    Args:
+        wrt: the input: "m1" the model output or the first of a pair, "m2" the second, "x".
+        upstream: the gradient with respect to the log-densities, a number or (B,).
+        out: where to write; C-contiguous, of x's shape and dtype. It may be one of the inputs.
+        table, i, x, model_output, x_next, past, reduction, density: as `log_prob`.
+
+    Returns:
+        Of x's shape and dtype.
+
+    Raises:
+        IndexError, TypeError, ValueError: as `log_prob`; nothing is written then.
+
+    >>> table = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10).tableau
+    >>> x, m = np.ones((2, 3, 8), np.float32), np.zeros((2, 3, 8), np.float32)
+    >>> nf.density.log_prob_grad(table, 4, x, m, x).shape
+    (2, 3, 8)
+    """
+    other = None if type(x) is np.ndarray else interop(x)
+    options: dict[str, Any] = {"past": past, "reduction": reduction, "density": density}
+    if other is not None:
+        given: dict[str, Any] = {"wrt": wrt, "upstream": upstream, "out": out}
+        return other.log_prob_grad(table, i, x, model_output, x_next, **given, **options)
+    if wrt not in ("m1", "m2", "x"):
+        raise ValueError(f"wrt = {wrt!r}: expected 'm1', 'm2' or 'x'")
+    call, law = _of_stored(table, i, x, model_output, x_next, past, reduction, density, {"out": out})
+    return _gradient(call, law.factor * _each(_deviation(table).rows["out"][wrt][call.index]), upstream)
+
+
+def kl(
+    table: Tableau, i: ArrayLike | Array, model_output: Array, reference: Array, *, reduction: Reduction = "sum"
+) -> Any:
+    """The divergence KL(p || q) of row i's Gaussians with two model outputs, |mean_p - mean_q|^2 / (2 std^2).
+
+    Closed form: the Gaussians share their standard deviation, and x has the same part in both means.
+
+    Args:
+        table, i, reduction: as `log_prob`.
+        model_output, reference: of p and of q, of one shape and dtype.
+
+    Returns:
+        float64 (B,). Of tensors a tensor, differentiable through model_output.
+
+    Raises:
+        IndexError, TypeError, ValueError: as `log_prob`.
+
+    >>> table = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10).tableau
+    >>> m = np.ones((2, 3, 8), np.float32)
+    >>> nf.density.kl(table, 4, m, m).tolist()
+    [0.0, 0.0]
+    """
+    other = None if type(model_output) is np.ndarray else interop(model_output)
+    if other is not None:
+        return other.kl(table, i, model_output, reference, reduction=reduction)
+    call, factor = _of_pair(table, i, model_output, reference, reduction, {})
+    return _scaled(_sums(call), factor, 0.0)
+
+
+def kl_grad(
+    table: Tableau, i: ArrayLike | Array, model_output: Array, reference: Array, *, reduction: Reduction = "sum",
+    upstream: ArrayLike = 1.0, out: Array | None = None,
+) -> Array:  # fmt: skip
+    """The gradient of `kl` with respect to model_output, in one pass.
+
+    Args:
+        upstream, out: as `log_prob_grad`. The others are those of `kl`.
+
+    Returns:
+        Of model_output's shape and dtype.
+
+    Raises:
+        IndexError, TypeError, ValueError: as `log_prob`; nothing is written then.
+
+    >>> table = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10).tableau
+    >>> m = np.ones((2, 3, 8), np.float32)
+    >>> float(nf.density.kl_grad(table, 4, m, m).max())
+    0.0
+    """
+    other = None if type(model_output) is np.ndarray else interop(model_output)
+    if other is not None:
+        given: dict[str, Any] = {"reduction": reduction, "upstream": upstream, "out": out}
+        return other.kl_grad(table, i, model_output, reference, **given)
+    call, factor = _of_pair(table, i, model_output, reference, reduction, {"out": out})
+    return _gradient(call, factor, upstream)
+
+
+def update(
+    table: Tableau,
+    i: int,
+    x: Array,
+    model_output: Models,
+    noise: NoiseLike,
+    *,
+    past: Sequence[Array] = (),
+    out: Array | None = None,
+    aux_out: Sequence[Array] = (),
+    reduction: Reduction = "sum",
+    density: Density = "full",
+    partial: bool = False,
+) -> tuple[Array, Any]:
+    """`noisefuse.update`, and the log-density of what it stores, while that lies in the caches.
+
+    Args:
+        table, i, x, model_output, noise, past, out, aux_out: as `noisefuse.update`. A noise with a window begins and
+            ends at multiples of 4,096 elements of the whole sample (or where that does), with ``partial``.
+        reduction, density, partial: as `log_prob`.
+
+    Returns:
+        (x_next, log_prob), the latter equal to that of `log_prob`, bit for bit.
+
+    Raises:
+        IndexError, TypeError, ValueError: as `noisefuse.update` and `log_prob`; nothing is written then.
+
+    >>> table = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10).tableau
+    >>> x, m = np.ones((2, 3, 8), np.float32), np.zeros((2, 3, 8), np.float32)
+    >>> x_next, log_prob = nf.density.update(table, 4, x, m, nf.Noise(7))
+    >>> x_next.shape, log_prob.shape
+    ((2, 3, 8), (2,))
+    """
+    other = None if type(x) is np.ndarray else interop(x)
+    options: dict[str, Any] = {
+        "past": past,
+        "aux_out": aux_out,
+        "reduction": reduction,
+        "density": density,
+        "partial": partial,
+    }
+    if other is not None:
+        pair: tuple[Array, Any] = other.update_with_log_prob(table, i, x, model_output, noise, out=out, **options)
+        return pair
+    if out is not None and is_bytes(out.dtype):
+        raise TypeError("out: expected x's dtype: what is rounded to bytes has no density")
+    step = update_call(table, i, x, model_output, past, noise, out, aux_out)
+    index = Index(step.index, step.segment)
+    law = _law(table, index, step, reduction, density)
+    given = step.outputs[0]
+    assert given is not None
+    if any(a is not None and overlap(given, a) for a in step.inputs):  # the density is of inputs that are still there
+        step = replace(
+            step, outputs=(output("out", None, given.shape, given.dtype, device_of(given)), *step.outputs[1:])
+        )
+    made = step.outputs[0]
+    inputs = dict(enumerate(step.inputs)) | {Z: made}
+    call = _residual(table, given, index, {slot: a for slot, a in inputs.items() if a is not None}, {})
+    found: Any
+    if partial:
+        run(step)
+        found = Part(_chunk_sums(call), law)
+    else:
+        found = law.of(_sums(call, step))
+    if made is not given:
+        given[...] = made
+    return given, found
+
+
+# ---- the parts of a sample ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Law:
+    """What turns the sum of squares of a sample into its log-density: factor S + constant, for each sample or all."""
+
+    std: NDArray[np.float64]
+    elements: int  # of a sample
+    reduction: Reduction
+    density: Density
+
+    @property
+    def factor(self) -> Any:
+        whole = -1.0 if self.density == "squared" else -1 / (2 * self.std * self.std)
+        return whole / self.elements if self.reduction == "mean" else whole
+
+    @property
+    def constant(self) -> Any:
+        if self.density != "full":
+            return 0.0
+        each = -(np.log(self.std) + 0.5 * math.log(2 * math.pi))
+        return each if self.reduction == "mean" else self.elements * each
+
+    def of(self, sums: Array) -> Array:
+        return _scaled(sums, self.factor, self.constant)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a part of each sample adds to its log-density: the sums of its chunks, (B, chunks), float64. `combine` makes
+    one of all parts; they travel as they are (pickled), or as the array, in ``replace(part, sums=array)``."""
+
+    sums: Array
+    law: Law
+
+
+def combine(parts: Sequence[Part]) -> Array:
+    """The log-densities (B,) of samples that lie in parts, in their order: the bits of the whole, wherever it was cut.
+
+    Chunks are counted in the whole sample: all parts but the last have a multiple of 4,096 elements of each sample.
+
+    Raises:
+        ValueError: a part that cuts a chunk; parts of different batches, rows or conventions. TypeError: no Part.
+
+    >>> table = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10).tableau
+    >>> x, m = np.ones((2, 4, 64, 64), np.float32), np.zeros((2, 4, 64, 64), np.float32)
+    >>> halves = np.split(x, 2, axis=1)
+    >>> parts = [nf.density.log_prob(table, 4, half, 0 * half, half, partial=True) for half in halves]
+    >>> bool((nf.combine(parts) == nf.density.log_prob(table, 4, x, m, x)).all())
+    True
+    """
+    for n, part in enumerate(parts):
+        if not isinstance(part, Part):
+            raise TypeError(f"parts[{n}]: expected what partial=True gives, got {type(part).__name__}")
+    if not parts:
+        raise ValueError("parts: expected at least one")
+    if (other := interop(parts[0].sums)) is not None:
+        return other.combined(parts)
+    first = parts[0].law
+    for n, part in enumerate(parts):
+        same = replace(part.law, elements=first.elements, std=first.std) == first
+        if not same or part.sums.shape[0] != parts[0].sums.shape[0] or not np.array_equal(part.law.std, first.std):
+            raise ValueError(
+                f"parts[{n}]: expected a part of the same samples, rows, reduction and density as parts[0]"
+            )
+    for n, part in enumerate(parts[:-1]):
+        if part.law.elements % LOSS_CHUNK:
+            raise ValueError(
+                f"parts[{n}]: has {part.law.elements} elements of each sample, expected a multiple of {LOSS_CHUNK}: "
+                "sums are those of chunks of the whole sample"
+            )
+    chunks = [column for part in parts for column in part.sums.T]
+    sums = chunks[0]
+    for column in chunks[1:]:
+        sums = sums + column  # in the order of the contract
+    return replace(first, elements=sum(part.law.elements for part in parts)).of(sums)
+
+
+# ---- what all of them do -----------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def _deviation(table: Tableau) -> Tableau:
+    """x' - mean, with x' in the place of the noise."""
+    try:
+        forward = table.unfolded().rows["out"]
+    except ValueError:
+        raise ValueError(
+            f"{table.name} bounds its estimate of the clean sample (clip), so its mean is not linear in the model "
+            "output: a log-density is that of a row without bounds"
+        ) from None
+    rows = np.zeros(len(table), ROW)
+    rows["clean"]["lo"], rows["clean"]["hi"] = -math.inf, math.inf
+    for symbol in SYMBOLS:
+        rows["out"][symbol] = -forward[symbol]
+    rows["out"]["z"] = 1
+    return Tableau(rows, name=f"{table.name}: x' - mean")
+
+
+def _of_stored(
+    table: Tableau, i: ArrayLike | Array, x: Array, model_output: Models, x_next: Array, past: Sequence[Array],
+    reduction: str, density: str, outs: Outs,
+) -> tuple[Step, Law]:  # fmt: skip
+    need_tableau("table", table)
+    x = as_array("x", x)
+    inputs = inputs_of(x, model_output, past)
+    inputs[Z] = like("x_next", x_next, x, (x.dtype.name,))
+    index = _index(table, i, x)
+    call = _residual(table, x, index, inputs, outs)
+    return call, _law(table, index, call, reduction, density)
+
+
+def _index(table: Tableau, i: ArrayLike | Array, x: Array) -> Index:
+    """The row of each sample."""
+    if on_device(i):
+        raise TypeError("i: expected row numbers in host memory")
+    if np.ndim(i) > 1:
+        raise ValueError(f"i: expected a row number or (B,) of them, got shape {np.shape(i)}")
+    return row_index("i", i, len(table), x.shape)
+
+
+def _law(table: Tableau, index: Index, call: Step, reduction: str, density: str) -> Law:
+    for name, given, known in (
+        ("reduction", reduction, ("sum", "mean")),
+        ("density", density, ("full", "no_constants", "squared")),
+    ):
+        if given not in known:
+            raise ValueError(f"{name} = {given!r}: expected one of {', '.join(map(repr, known))}")
+    std = np.abs(table.rows["out"]["z"][index.values])
+    if density != "squared" and not std.all():
+        row = index.values[std == 0][0]
+        raise ValueError(f"row {row} of {table.name} draws no noise: where its std is 0 there is no density")
+    return Law(_each(std), call.size, reduction, density)  # type: ignore[arg-type]
+
+
+def _each(values: NDArray[np.float64]) -> Any:
+    """One number, or one for each sample."""
+    return values[0] if values.size == 1 else values
+
+
+def _residual(table: Tableau, x: Array, index: Index, inputs: Inputs, outs: Outs) -> Step:
+    rows = _deviation(table).as_rows
+    # Its dtype is that of m1, which must be there, also where the row does not read it.
+    return make_call(x.shape, x.dtype, rows, index, (), {M1: x} | those_read(rows, inputs, x), outs)
+
+
+_DIFFERENCE = Rows.of({"out.m1": 1.0, "out.x": -1.0})
+
+
+def _of_pair(
+    table: Tableau, i: ArrayLike | Array, model_output: Array, reference: Array, reduction: str, outs: Outs
+) -> tuple[Step, Any]:
+    """The difference of two model outputs, and what its sum of squares is multiplied with."""
+    need_tableau("table", table)
+    m = as_array("model_output", model_output)
+    q = like("reference", reference, m, (m.dtype.name,))
+    index, one_row = _index(table, i, m), Index(np.zeros(1, np.int64), max(1, count(m.shape)))
+    call = make_call(m.shape, m.dtype, _DIFFERENCE, one_row, (), {X: q, M1: m}, outs)
+    slope = _each(_deviation(table).rows["out"]["m1"][index.values])
+    return call, -_law(table, index, call, reduction, "full").factor * slope * slope
+
+
+def _sums(call: Step, before: Step | None = None) -> Array:
+    """(batch,): of the squares of a residual, once the step before it is done."""
+    pred = call.inputs[M1]
+    sums = output("", None, (call.batch,), np.dtype(np.float64), device_of(pred))
+    if not call.batch * call.size:
+        sums[...] = 0
+        return sums
+    backend, loss = backends.of(pred), Loss(call, call.size, None, _ONE, 1, sums)
+    if before is not None and backend.step_and_loss is not None:
+        backend.step_and_loss(before, loss)
+        return sums
+    if before is not None:
+        backend.step(before)
+    backend.loss(loss)
+    return sums
+
+
+_ONE = np.ones(())
+
+
+def _chunk_sums(call: Step) -> Array:
+    """(batch, chunks): each chunk as if it were a sample."""
+    chunks, whole = max(1, -(-call.size // LOSS_CHUNK)), call.size // LOSS_CHUNK * LOSS_CHUNK
+    if call.size <= LOSS_CHUNK:
+        return _sums(call).reshape(-1, 1)
+    if call.size == whole:
+        small = replace(call, batch=call.batch * chunks, size=LOSS_CHUNK, sample_shape=(LOSS_CHUNK,))
+        return _sums(small).reshape(-1, chunks)
+    sums = output("", None, (call.batch, chunks), np.dtype(np.float64), device_of(call.inputs[M1]))
+    for b in range(call.batch):  # the last chunk of each is short
+        sums[b, :-1] = _chunk_sums(_piece(call, b, 0, whole))[0]
+        sums[b, -1:] = _sums(_piece(call, b, whole, call.size))
+    return sums
+
+
+def _piece(call: Step, b: int, begin: int, end: int) -> Step:
+    """The elements begin .. end - 1 of sample b, as a sample."""
+    first, size = b * call.size, end - begin
+    inputs = tuple(None if a is None else a.reshape(-1)[first + begin : first + end] for a in call.inputs)
+    row = call.index[first // call.segment :][:1]
+    return replace(call, batch=1, size=size, sample_shape=(size,), inputs=inputs, index=row, segment=size)
+
+
+def _gradient(call: Step, factor: Any, upstream: ArrayLike) -> Array:
+    """2 factor upstream times the residual, which the output of the call is for."""
+    g: Any = as_numbers("upstream", upstream).astype(np.float64, copy=False)
+    if g.shape not in ((), (call.batch,)):
+        raise ValueError(f"upstream: expected a number or shape ({call.batch},), got shape {g.shape}")
+    out = call.outputs[0]
+    assert out is not None
+    if call.batch * call.size:
+        weighted = _like(g, _like(g, factor) * g)  # 0-d products are no arrays
+        backends.of(out).loss(Loss(call, call.size, None, weighted, 1, None))
+    return out
+
+
+def _like(a: Array, number: Any) -> Any:
+    """The number or numbers where a lies."""
+    return np.asarray(number) if device_of(a) is None else sys.modules["cupy"].asarray(number)
+
+
+def _scaled(sums: Array, factor: Any, constant: Any) -> Array:
+    return sums * _like(sums, factor) + _like(sums, constant)

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log-densities of steps for torch tensors, with gradients: `noisefuse.density` on their memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import noisefuse as nf
+
+from .torch_arrays import (
+    as_tensor,
+    checked,
+    in_format,
+    need_memory,
+    on,
+    place_of,
+    read,
+    read_noise,
+    read_numbers,
+    write,
+)
+from .torch_graph import Operation, compiled, differentiable, need_no_gradient
+from .torch_internals import is_compiling
+
+
+def log_prob(
+    table: Any, i: Any, x: Any, model_output: Any, x_next: Any, *, past: Any, partial: bool = False, **options: Any
+) -> Any:
+    remembered = {f"past{n + 1}": p for n, p in enumerate(past)}
+    need_no_gradient(x_next=x_next, **remembered)
+    tensors = {"x": x} | _models(model_output) | remembered | {"x_next": x_next}
+    if not partial:
+        return _call("log_prob", table, options, i, tensors)
+    need_no_gradient(**tensors)
+    place = place_of("x", checked("x", x))
+    with on(place):
+        part = nf.density.log_prob(**_arguments(table, i, tensors, place), **options, partial=True)
+        return replace(part, sums=_in_torch(part.sums, x))
+
+
+def log_prob_grad(
+    table: Any, i: Any, x: Any, model_output: Any, x_next: Any, *, past: Any, upstream: Any, out: Any, **options: Any
+) -> Any:
+    tensors = {"x": x} | _models(model_output) | {f"past{n + 1}": p for n, p in enumerate(past)} | {"x_next": x_next}
+    need_no_gradient(**tensors, upstream=upstream)
+    return _gradient(nf.density.log_prob_grad, table, i, tensors, upstream, out, options)
+
+
+def kl(table: Any, i: Any, model_output: Any, reference: Any, **options: Any) -> Any:
+    need_no_gradient(reference=reference)
+    return _call("kl", table, options, i, {"m1": model_output, "reference": reference})
+
+
+def kl_grad(table: Any, i: Any, model_output: Any, reference: Any, *, upstream: Any, out: Any, **options: Any) -> Any:
+    tensors = {"m1": model_output, "reference": reference}
+    need_no_gradient(**tensors, upstream=upstream)
+    return _gradient(nf.density.kl_grad, table, i, tensors, upstream, out, options)
+
+
+def update_with_log_prob(
+    table: Any, i: Any, x: Any, model_output: Any, noise: Any, *, past: Any, out: Any, aux_out: Any, partial: bool,
+    **options: Any,
+) -> Any:  # fmt: skip
+    """x' is a sample, which has no gradient; its log-density has."""
+    tensors = {"x": x} | _models(model_output) | {f"past{n + 1}": p for n, p in enumerate(past)}
+    watched = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in tensors.values())
+    if watched or is_compiling():
+        models = {name: a.detach() for name, a in tensors.items()}
+        pair = (models["m1"], models["m2"]) if "m2" in models else models.get("m1")
+        made = nf.update(table, i, models["x"], pair, past=past, noise=noise, out=out, aux_out=aux_out)
+        return made, log_prob(table, i, x, model_output, made, past=past, partial=partial, **options)
+    place = place_of("x", checked("x", x))
+    into = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+    with on(place):
+        noise = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "x")
+        aux = [write(f"aux_out[{n}]", a, place) for n, a in enumerate(aux_out)]
+        given = _arguments(table, i, tensors, place)
+        _, found = nf.density.update(
+            **given, noise=noise, out=write("out", into, place), aux_out=aux, partial=partial, **options
+        )
+        found = replace(found, sums=_in_torch(found.sums, x)) if partial else _in_torch(found, x)
+    for tensor in aux_out:
+        as_tensor(None, tensor)
+    made = as_tensor(None, into)
+    return in_format(made, x) if out is None else made, found
+
+
+def combined(parts: Any) -> Any:
+    """`combine` of sums that are tensors, wherever they lie: they are few."""
+    first = parts[0].sums
+    found = nf.combine([replace(part, sums=part.sums.cpu().numpy()) for part in parts])
+    return torch.from_numpy(found).to(first.device)
+
+
+class Density(Operation):
+    """log_prob, with the slots x, m1, m2, past1 .. past4, x_next, or kl, with m1 and reference; their gradients."""
+
+    def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        return [(tuple(tensors[0].shape[:1]), torch.float64)]
+
+    def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
+        place = place_of(self.slots[0], checked(self.slots[0], tensors[0]))
+        with on(place):
+            given = _arguments(self.table, index, dict(zip(self.slots, tensors, strict=True)), place)
+            found = getattr(nf.density, self.name)(**given, **dict(self.options))
+            return (_in_torch(found, tensors[0]),)
+
+    def gradient(self, slot: str, index: Any, kept: Sequence[Any], noise: Any, grads: Sequence[Any]) -> Tensor:
+        options = dict(self.options) | ({"wrt": slot} if self.name == "log_prob" else {})
+        function = getattr(nf.density, f"{self.name}_grad")
+        made = _gradient(function, self.table, index, dict(zip(self.slots, kept, strict=True)), grads[0], None, options)
+        return in_format(made, kept[0])
+
+
+def _call(name: str, table: Any, options: dict[str, Any], i: Any, tensors: dict[str, Any]) -> Tensor:
+    fields, values = (table, name, tuple(options.items()), tuple(tensors), 1), tuple(tensors.values())
+    if is_compiling():
+        return compiled(Density, fields, i, values, None)[0]
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in values):
+        for label, a in tensors.items():
+            need_memory(label, a)
+        return differentiable(Density(*fields), i, None, values)[0]  # type: ignore[no-any-return]
+    return Density(*fields).run(i, values, None, ())[0]
+
+
+def _gradient(
+    function: Any, table: Any, i: Any, tensors: dict[str, Any], upstream: Any, out: Any, options: dict[str, Any]
+) -> Tensor:
+    x = next(iter(tensors.values()))
+    place = place_of("x", checked("x", x))
+    into = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+    with on(place):
+        given = _arguments(table, i, tensors, place) | {"upstream": read_numbers("upstream", upstream, place)}
+        function(**given, out=write("out", into, place), **options)
+    return as_tensor(None, into)  # type: ignore[no-any-return]
+
+
+def _models(model_output: Any) -> dict[str, Any]:
+    models = model_output if isinstance(model_output, tuple) else (model_output,)
+    return {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
+
+
+def _arguments(table: Any, i: Any, tensors: dict[str, Any], place: torch.device) -> dict[str, Any]:
+    """As the functions of `density` take them: memory by the names of their arguments."""
+    memory = {name: read(nf.tableau.ARGUMENTS.get(name, name), a, place) for name, a in tensors.items()}
+    given: dict[str, Any] = {"table": table, "i": i.cpu().numpy() if isinstance(i, Tensor) else i}
+    given["model_output"] = (memory["m1"], memory["m2"]) if "m2" in memory else memory.get("m1")
+    given |= {name: memory[name] for name in ("x", "x_next", "reference") if name in memory}
+    if past := [a for name, a in memory.items() if name.startswith("past")]:
+        given["past"] = past
+    return given
+
+
+def _in_torch(sums: Any, x: Tensor) -> Tensor:
+    """Float64 numbers where x lies, in torch's own memory."""
+    if isinstance(sums, np.ndarray):
+        return torch.from_numpy(sums)
+    made = torch.empty(sums.shape, dtype=torch.float64, device=x.device)
+    write("sums", made, x.device)[...] = sums
+    return made

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samplers of rectified flow that draw noise at every step, for reinforcement learning: a step is an action, x' drawn
+from a Gaussian, whose log-density `Sampler.step(.., log_prob=True)` gives.
+
+x = (1 - sigma) x0 + sigma z; the model's velocity is u = z - x0, and e = x + (1 - sigma) u is the noise that it sees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias, Unpack
+
+from ..schedule import Schedule
+from ..tableau import D, Tableau, x, z
+from ..views import View
+from .plan import Clip, Node, Placed, Plan, plan
+from .spacing import SpacingOptions, Steps
+
+Window: TypeAlias = tuple[int, int] | None
+
+
+def flow_sde(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    noise_level: float = 0.7,
+    window: Window = None,
+    prediction: str | View = "flow",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """Flow-GRPO's SDE with the marginals of the flow's ODE: Liu et al. 2025 (Flow-GRPO), equation 9.
+
+        s    = noise_level sqrt(sigma / (1 - sigma))       at sigma = 1: 1 minus the next sigma below the root
+        mean = x + (sigma' - sigma) (u + s^2 e / (2 sigma)),    std = s sqrt(sigma - sigma')
+
+    noise_level = 0 is flow_euler. The last step draws noise, too, as there; copies differ in which sigma stands in for
+    the one below the root at sigma = 1 (Flow-GRPO takes the second of the run, as here).
+
+    window: (begin, end), rows begin .. end - 1 draw, the others follow the ODE (Li et al. 2025, MixGRPO). None: all.
+    ValueError: a schedule without alpha + sigma = 1; a noise level below 0; a window that is none of the rows'.
+    """
+    run = _plan("flow_sde", schedule, steps, prediction, clip, spacing, options)
+    top = run.nodes[1].sigma
+
+    def rate(here: Node, there: Node) -> float:
+        return noise_level * math.sqrt(here.sigma / (1 - (top if here.sigma == 1 else here.sigma)))
+
+    return _diffused("flow_sde", run, noise_level, window, rate)
+
+
+def dance_sde(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    eta: float = 0.3,
+    window: Window = None,
+    prediction: str | View = "flow",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """DanceGRPO's SDE, whose noise has one rate at all times: Xue et al. 2025 (DanceGRPO).
+
+        mean = x + (sigma' - sigma) (u + eta^2 e / (2 sigma)),    std = eta sqrt(sigma - sigma')
+
+    window, ValueError: as flow_sde.
+    """
+    run = _plan("dance_sde", schedule, steps, prediction, clip, spacing, options)
+    return _diffused("dance_sde", run, eta, window, lambda here, there: eta)
+
+
+def flow_cps(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    noise_level: float = 0.7,
+    window: Window = None,
+    prediction: str | View = "flow",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """Coefficients-preserving sampling: Wang and Yu 2025 (Flow-CPS). All of x' is signal and noise of level sigma'.
+
+        mean = (1 - sigma') D + sigma' cos(pi noise_level / 2) e,    std = sigma' sin(pi noise_level / 2)
+
+    The last step, to sigma' = 0, draws nothing and so has no density. Copies differ in their log-density: some leave
+    out its normaliser and 1 / (2 std^2), which is ``density="squared"``.
+
+    noise_level: 0 (the ODE) to 1 (all noise fresh). window, ValueError: as flow_sde.
+    """
+    run = _plan("flow_cps", schedule, steps, prediction, clip, spacing, options)
+    if not 0 <= noise_level <= 1:
+        raise ValueError(f"noise_level must be from 0 to 1, got {noise_level}")
+    placed = []
+    for (here, there), level in zip(run.pairs, _levels(run, noise_level, window), strict=True):
+        keep, fresh = there.sigma * math.cos(math.pi * level / 2), there.sigma * math.sin(math.pi * level / 2)
+        placed.append(run.row(here, there.alpha * D + keep * run.noise(here) + fresh * z))
+    return run.table("flow_cps", placed)
+
+
+def _plan(
+    name: str, schedule: Schedule, steps: Steps, prediction: str | View, clip: Clip, spacing: str,
+    options: SpacingOptions,
+) -> Plan:  # fmt: skip
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
+    run.need_flow(name, "ddim with eta > 0")
+    return run
+
+
+def _diffused(name: str, run: Plan, level: float, window: Window, rate: Callable[[Node, Node], float]) -> Tableau:
+    """Rows of dx = (u + s^2 e / (2 sigma)) dsigma + s dw, with s of each row in the window."""
+    if not 0 <= level < math.inf:
+        raise ValueError(f"{name}: the level of noise must be at least 0 and finite, got {level}")
+    placed: list[Placed] = []
+    for (here, there), own in zip(run.pairs, _levels(run, level, window), strict=True):
+        down = here.sigma - there.sigma
+        if own and down < 0:
+            raise ValueError(f"{name}: a step that draws noise goes down, not from {here.sigma:g} to {there.sigma:g}")
+        s = rate(here, there) if own else 0.0
+        velocity = run.noise(here) - D
+        mean = x - down * velocity - (down * s * s / (2 * here.sigma)) * run.noise(here)
+        placed.append(run.row(here, mean + s * math.sqrt(max(0.0, down)) * z))
+    return run.table(name, placed)
+
+
+def _levels(run: Plan, level: float, window: Window) -> list[float]:
+    """Of each row: the level in the window, 0 outside."""
+    rows = len(run.nodes) - 1
+    begin, end = (0, rows) if window is None else window
+    if not 0 <= begin <= end <= rows:
+        raise ValueError(f"window = {window}: expected 0 <= begin <= end <= {rows}, the number of rows")
+    return [level if begin <= row < end else 0.0 for row in range(rows)]

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log-densities of steps: against the closed form, between backends, alone and in batches, whole and in parts."""
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conftest import DTYPES, using
+from noisefuse.density import kl, kl_grad, log_prob, log_prob_grad, update
+
+FLOW, LINEAR = nf.Schedule.flow(1000), nf.Schedule.linear(1000)
+N = nf.Noise(7, sample=3)
+TABLES = {
+    "flow_sde": nf.samplers.flow_sde(FLOW, 10).tableau,
+    "flow_cps": nf.samplers.flow_cps(FLOW, 10).tableau,
+    "dance_sde": nf.samplers.dance_sde(FLOW, 10).tableau,
+    "ddim": nf.samplers.ddim(LINEAR, 10, eta=1.0).tableau,
+    "ddpm": nf.samplers.ddpm(LINEAR, 10).tableau,
+}
+SHAPES = [(3, 5), (2, 4, 64, 64), (4, 7, 600), (1, 1)]
+
+
+def arrays(shape, dtype="float32", n=2):
+    return tuple(nf.randn(shape, nf.Noise(100 + k), dtype="float64").astype(DTYPES[dtype]) for k in range(n))
+
+
+def closed_form(table, i, x, m, x_next):
+    """In float64, of the row as it stands."""
+    row = table.unfolded().rows["out"][i]
+    mean = row["k"] + row["x"] * x.astype(np.float64) + row["m1"] * m.astype(np.float64)
+    std = row["z"]
+    each = -((x_next.astype(np.float64) - mean) ** 2) / (2 * std * std) - math.log(std) - 0.5 * math.log(2 * math.pi)
+    return each.reshape(len(x), -1).sum(axis=1)
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("i", [0, 4, 8])
+def test_it_is_the_density_of_the_gaussian(name, i):
+    """Seen to fail: the constant halved, std in place of its square, the coefficient of D left out."""
+    table = TABLES[name]
+    x, m = arrays((2, 4, 64, 64))
+    x_next, found = update(table, i, x, m, N)
+    assert x_next.tobytes() == nf.update(table, i, x, m, noise=N).tobytes()
+    np.testing.assert_allclose(found, closed_form(table, i, x, m, x_next), rtol=1e-6)
+    mean = log_prob(table, i, x, m, x_next, reduction="mean")
+    np.testing.assert_allclose(mean, found / x[0].size, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_step_and_what_it_stored_have_the_same_bits_on_all_backends(backend, dtype, shape):
+    """Seen to fail: the residual of x' before it is rounded to 16 bits."""
+    table, (x, m) = TABLES["flow_sde"], arrays(shape, dtype)
+    with using("reference"):
+        expected, density = update(table, 4, x, m, N)
+    x_next, found = update(table, 4, x, m, N)
+    assert (x_next.tobytes(), found.tobytes()) == (expected.tobytes(), density.tobytes())
+    assert log_prob(table, 4, x, m, x_next).tobytes() == found.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_alone_and_in_a_batch(dtype):
+    """Seen to fail: samples of a chunk that begins before them."""
+    table, (x, m) = TABLES["flow_cps"], arrays((64, 3, 40, 40), dtype)
+    noises = [nf.Noise(n, sample=n * n) for n in range(64)]
+    x_next, found = update(table, 5, x, m, noises)
+    for b in range(0, 64, 7):
+        alone, density = update(table, 5, x[b : b + 1], m[b : b + 1], noises[b])
+        assert alone.tobytes() == x_next[b].tobytes()
+        assert density[0] == found[b]
+
+
+def test_threads_change_nothing(threads):
+    table, (x, m) = TABLES["flow_sde"], arrays((5, 7, 80, 80))
+    with nf.set_num_threads(1):
+        expected = update(table, 3, x, m, N)
+    with nf.set_num_threads(threads):
+        found = update(table, 3, x, m, N)
+    assert [a.tobytes() for a in found] == [a.tobytes() for a in expected]
+
+
+@pytest.mark.parametrize("out", ["x", "m", "new"])
+def test_in_place(out):
+    table, (x, m) = TABLES["flow_sde"], arrays((2, 9, 1000))
+    expected, density = update(table, 3, x, m, N)
+    to = {"x": x, "m": m, "new": np.empty_like(x)}[out]
+    found, same = update(table, 3, x, m, N, out=to)
+    assert found is to
+    assert (found.tobytes(), same.tobytes()) == (expected.tobytes(), density.tobytes())
+
+
+def test_rows_of_their_own():
+    table, (x, m) = TABLES["flow_sde"], arrays((4, 5, 30))
+    x_next, i = nf.randn(x.shape, N), np.array([3, 0, 8, 3])
+    found = log_prob(table, i, x, m, x_next)
+    each = [log_prob(table, int(i[b]), *(a[b : b + 1] for a in (x, m, x_next)))[0] for b in range(4)]
+    assert found.tolist() == each
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_conventions(reduction):
+    table, (x, m) = TABLES["flow_cps"], arrays((2, 3, 500))
+    x_next = nf.randn(x.shape, N)
+    n, std = (1500 if reduction == "mean" else 1), table.rows["out"]["z"][2]
+    full, bare, squared = (
+        log_prob(table, 2, x, m, x_next, reduction=reduction, density=density)
+        for density in ("full", "no_constants", "squared")
+    )
+    np.testing.assert_allclose(bare, squared / (2 * std * std), rtol=1e-14)
+    constant = 1500 * (math.log(std) + 0.5 * math.log(2 * math.pi))
+    np.testing.assert_allclose(full, bare - constant / n, rtol=1e-14)
+    last = len(table) - 1  # std 0: the squared residual alone is defined there
+    assert np.isfinite(log_prob(table, last, x, m, x_next, density="squared")).all()
+
+
+@pytest.mark.parametrize("wrt", ["m1", "x"])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_gradients_are_those_of_differences(backend, wrt, reduction):
+    """Seen to fail: the sign, the coefficient of the other input, the mean's n left out."""
+    table, (x, m) = TABLES["flow_sde"], arrays((2, 3, 7), "float64")
+    x_next, upstream = nf.randn(x.shape, N, dtype="float64"), np.array([1.5, -2.0])
+    found = log_prob_grad(table, 4, x, m, x_next, wrt=wrt, upstream=upstream, reduction=reduction)
+    step = 1e-6
+    for at in ((0, 0, 0), (1, 2, 5)):
+        there = []
+        for sign in (1, -1):
+            moved = {"x": x.copy(), "m1": m.copy()}
+            moved[wrt][at] += sign * step
+            there.append(log_prob(table, 4, moved["x"], moved["m1"], x_next, reduction=reduction) @ upstream)
+        assert found[at] == pytest.approx((there[0] - there[1]) / (2 * step), rel=1e-6)
+
+
+def test_guidance_is_part_of_the_mean():
+    sampler, (x, m, cond) = nf.samplers.flow_sde(FLOW, 10), arrays((2, 3, 7), "float64", 3)
+    for scale in (3.0, np.array([1.0, 4.5])):
+        x_next, made = sampler.step(4, x, (m, cond), N, guidance_scale=scale, log_prob=True)
+        assert sampler.log_prob(4, x, (m, cond), x_next, guidance_scale=scale).tolist() == made.tolist()
+        mixed = m + np.reshape(scale, (-1, 1, 1)) * (cond - m)
+        np.testing.assert_allclose(made, sampler.log_prob(4, x, mixed, x_next), rtol=1e-12)
+
+
+def test_divergence_of_two_model_outputs(backend):
+    table, (_, m, other) = TABLES["flow_sde"], arrays((2, 3, 700), "float64", 3)
+    row = table.unfolded().rows["out"][3]
+    expected = (row["m1"] * (m - other)) ** 2 / (2 * row["z"] ** 2)
+    np.testing.assert_allclose(kl(table, 3, m, other), expected.sum(axis=(1, 2)), rtol=1e-13)
+    np.testing.assert_allclose(kl(table, 3, m, other, reduction="mean"), expected.mean(axis=(1, 2)), rtol=1e-13)
+    gradient = row["m1"] ** 2 * (m - other) / row["z"] ** 2
+    np.testing.assert_allclose(kl_grad(table, 3, m, other, upstream=0.5), 0.5 * gradient, rtol=1e-12)
+
+
+def test_the_mean_of_many_is_minus_the_entropy():
+    """Seen to fail: std of the next row."""
+    table, x = TABLES["flow_sde"], np.zeros((1000, 1000), np.float32)
+    _, found = update(table, 4, x, x, N)
+    entropy = math.log(table.rows["out"]["z"][4]) + 0.5 * math.log(2 * math.pi * math.e)
+    assert found.mean() / 1000 == pytest.approx(-entropy, abs=4 * math.sqrt(0.5 / 1e6))
+    assert found.std() / math.sqrt(500) == pytest.approx(1, abs=0.1)  # half a chi-square of 1,000 degrees
+
+
+# ---- whole runs --------------------------------------------------------------------------------------------
+
+
+def test_a_run_gives_the_density_of_each_step_that_draws():
+    sampler = nf.samplers.flow_sde(FLOW, 6, window=(1, 4))
+    x, found = sampler.sample(lambda x, t: 0.5 * x, (2, 3, 7), N, log_probs=True, reduction="mean")
+    assert [log is not None for log in found] == [False, True, True, True, False, False]
+    assert x.tobytes() == sampler.sample(lambda x, t: 0.5 * x, (2, 3, 7), N).tobytes()
+
+
+def test_a_sampler_that_remembers():
+    sampler = nf.samplers.dpmpp_2m_sde(LINEAR, 6)
+    x, m = arrays((2, 3, 7))
+    state = sampler.state(x)
+    for i in range(3):
+        before = pickle.loads(pickle.dumps(state.past))
+        x_next, made = sampler.step(i, x, m, N, state, log_prob=True)
+        again = nf.density.log_prob(sampler.tableau, i, x, m, x_next, past=before)
+        assert again.tolist() == made.tolist()
+        x = x_next
+    with pytest.raises(TypeError, match="dpmpp_2m_sde remembers earlier steps: pass state"):
+        sampler.log_prob(1, x, m, x)
+
+
+# ---- parts -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_parts_make_the_whole(backend, parts, dtype):
+    """Seen to fail: the parts' sums added before the chunks'."""
+    table, (x, m) = TABLES["flow_sde"], arrays((2, 4, 64, 64), dtype)
+    x_next, whole = update(table, 4, x, m, N)
+    cut = [np.ascontiguousarray(a) for a in np.split(x_next, parts, axis=1)]
+    made = []
+    for n, there in enumerate(cut):
+        window = N.window((4, 64, 64), (n * 4 // parts, 0, 0))
+        inputs = [np.ascontiguousarray(np.split(a, parts, axis=1)[n]) for a in (x, m)]
+        found, part = update(table, 4, *inputs, window, partial=True)
+        assert found.tobytes() == there.tobytes()
+        made.append(pickle.loads(pickle.dumps(part)))
+    assert nf.combine(made).tobytes() == whole.tobytes()
+
+
+def test_a_last_part_of_any_size():
+    table, (x, m, x_next) = TABLES["flow_sde"], arrays((3, 4096 * 3 + 5000), n=3)
+    whole = log_prob(table, 4, x, m, x_next)
+    for at in (4096, 8192, 12288):
+        parts = [log_prob(table, 4, *(a[:, cut] for a in (x, m, x_next)), partial=True)
+                 for cut in (slice(0, at), slice(at, None))]  # fmt: skip
+        assert nf.combine(parts).tobytes() == whole.tobytes()
+
+
+def test_parts_that_do_not_fit():
+    table, (x, m) = TABLES["flow_sde"], arrays((2, 5000))
+    part = log_prob(table, 4, x, m, x, partial=True)
+    with pytest.raises(ValueError, match=r"parts\[0\]: has 5000 elements of each sample, expected a multiple of 4096"):
+        nf.combine([part, part])
+    other = log_prob(table, 3, x, m, x, partial=True)
+    with pytest.raises(ValueError, match=r"parts\[1\]: expected a part of the same samples"):
+        nf.combine([part, other])
+    with pytest.raises(ValueError, match="parts: expected at least one"):
+        nf.combine([])
+    with pytest.raises(TypeError, match=r"parts\[0\]: expected what partial=True gives, got ndarray"):
+        nf.combine([x])
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------
+
+X = np.zeros((2, 3, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda t: log_prob(t["flow_cps"], 9, X, X, X), ValueError, "row 9 of flow_cps draws no noise"),
+        (lambda t: log_prob(t["flow_sde"], 4, X, X, X[:1]), ValueError, r"x_next: expected shape \(2, 3, 8\)"),
+        (lambda t: log_prob(t["flow_sde"], 4, X, X, X.astype("f8")), TypeError, "x_next: dtype float64 is not supp"),
+        (lambda t: log_prob(t["clipped"], 4, X, X, X), ValueError, "ddim bounds its estimate of the clean sample"),
+        (lambda t: update(t["clipped"], 4, X, X, N), ValueError, "ddim bounds its estimate of the clean sample"),
+        (lambda t: update(t["flow_sde"], 4, X, X, None), TypeError, "noise: the row draws noise"),
+        (lambda t: update(t["flow_sde"], 4, X, X, N, out=X.astype("u1")), TypeError, "out: expected x's dtype"),
+        (lambda t: log_prob(t["flow_sde"], 99, X, X, X), IndexError, "i = 99 is out of range"),
+        (lambda t: log_prob(t["flow_sde"], [[1]], X, X, X), ValueError, r"i: expected a row number or \(B,\)"),
+        (lambda t: log_prob(t["flow_sde"], 4, X, None, X), TypeError, r"model_output \(m1\): the table reads it"),
+        (lambda t: log_prob(t["flow_sde"], 4, X, X, X, reduction="none"), ValueError, "reduction = 'none': expected"),
+        (lambda t: log_prob(t["flow_sde"], 4, X, X, X, density="half"), ValueError, "density = 'half': expected one"),
+        (lambda t: log_prob_grad(t["flow_sde"], 4, X, X, X, upstream=[1.0]), ValueError, r"upstream: expected a num"),
+        (lambda t: log_prob_grad(t["flow_sde"], 4, X, X, X, wrt="z"), ValueError, "wrt = 'z': expected 'm1', 'm2'"),
+        (lambda t: kl(t["flow_sde"], 4, X, X[:1]), ValueError, "reference: expected shape"),
+        (lambda t: nf.Sampler(t["flow_sde"]).step(4, X, X, N, reduction="mean"), TypeError, "reduction: given without"),
+        (lambda t: nf.samplers.flow_sde(LINEAR), ValueError, "flow_sde needs a schedule with alpha"),
+        (lambda t: nf.samplers.flow_sde(FLOW, 4, window=(2, 9)), ValueError, r"window = \(2, 9\): expected 0 <= beg"),
+        (lambda t: nf.samplers.flow_cps(FLOW, 4, noise_level=2), ValueError, "noise_level must be from 0 to 1"),
+        (lambda t: nf.samplers.dance_sde(FLOW, 4, eta=-1), ValueError, "the level of noise must be at least 0"),
+    ],
+)
+def test_what_cannot_be_done_is_said(call, error, said):
+    tables = TABLES | {"clipped": nf.samplers.ddim(LINEAR, 10, eta=1.0, clip=1.0).tableau}
+    with pytest.raises(error, match=said):
+        call(tables)
+
+
+def test_an_empty_batch():
+    empty = np.zeros((0, 3, 8), np.float32)
+    x_next, found = update(TABLES["flow_sde"], 4, empty, empty, N)
+    assert (x_next.shape, found.shape) == (empty.shape, (0,))
