@@ -26,13 +26,14 @@ DOCUMENTS = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md
 DOCUMENTS += [ROOT / "csrc" / "README.md", ROOT / "tests" / "known" / "README.md"]
 FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = {  # what is not installed everywhere that the tests run
-    "docs/augment.md": "albumentations",
-    "docs/diffusers.md": "diffusers",
-    "docs/loss.md": "torch",
-    "docs/migrate.md": "torch",
-    "docs/numba.md": "numba",
-    "docs/torch.md": "torch",
-    "docs/tutorials/train-digits.md": "torch",
+    "docs/augment.md": ("torch",),
+    "docs/diffusers.md": ("diffusers",),
+    "docs/loss.md": ("torch",),
+    "docs/migrate.md": ("torch",),
+    "docs/numba.md": ("numba",),
+    "docs/torch.md": ("torch",),
+    "docs/transforms.md": ("albumentations", "audiomentations"),
+    "docs/tutorials/train-digits.md": ("torch",),
 }
 COMMANDS = ("pip install '.[demo]' && noisefuse demo", "pip install '.[test]' && pytest")
 
@@ -62,8 +63,8 @@ def run(path):
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_blocks_run(path, tmp_path, monkeypatch):
     """docs/cuda.md on a stand-in for CuPy, which is not the device, unless there is one."""
-    if name(path) in NEEDS:
-        pytest.importorskip(NEEDS[name(path)])
+    for library in NEEDS.get(name(path), ()):
+        pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     device = path.name != "cuda.md" or nf.info()["backends"]["cuda"] == "available"
     with nullcontext() if device else stand_in.installed():

@@ -6,7 +6,7 @@
     augment = A.Compose([A.HorizontalFlip(), GaussNoise(std_range=(0.1, 0.2))], seed=137)
 
 Arguments, defaults, targets, serialisation and replay are those of `albumentations.GaussNoise` (2.0). The noise is
-named by 64 bits of the transform's own generator or, with ``key``, by the image. docs/augment.md says what differs.
+named by 64 bits of the transform's own generator or, with ``key``, by the image. docs/transforms.md says what differs.
 """
 
 from __future__ import annotations

@@ -5,12 +5,11 @@
 
 Arguments, defaults and the types that are transformed or passed through are those of
 `torchvision.transforms.v2.GaussianNoise`. The noise is named by 64 bits of torch's generator, so ``torch.manual_seed``
-repeats it, or by the image (``at``). docs/augment.md says what differs.
+repeats it, or by the image (``at``). docs/transforms.md says what differs.
 """
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any
 
@@ -21,10 +20,12 @@ from torchvision.transforms import v2
 
 import noisefuse as nf
 
+from .named import Named
+
 __all__ = ["GaussianNoise"]
 
 
-class GaussianNoise(v2.GaussianNoise):
+class GaussianNoise(Named, v2.GaussianNoise):
     """Gaussian noise of images and videos, (.., H, W): uint8, or floats in [0, 1]. Each frame has its own.
 
     Args:
@@ -39,17 +40,6 @@ class GaussianNoise(v2.GaussianNoise):
         if not sigma >= 0:
             raise ValueError(f"sigma = {sigma}: expected a number of at least 0")
         super().__init__(mean, sigma, clip)
-        self._noise: nf.Noise | None = None
-
-    def at(self, key: int | str, epoch: int = 0, *, seed: int = 0) -> GaussianNoise:
-        """The transform whose noise this image names, whatever the process, the order and the run: for
-        ``__getitem__(index)``.
-
-        key: an int in [0, 2^56), or a str (`augment.sample_id`).
-        """
-        named = copy.copy(self)
-        named._noise = nf.Noise(seed, sample=nf.augment.sample_id(key), step=epoch)
-        return named
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, PIL.Image.Image):
