@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import noisefuse as nf
 
@@ -23,6 +23,13 @@ def applies(noise: nf.Noise, p: float) -> bool:
 
 def strength(noise: nf.Noise, low: float, high: float) -> float:
     return nf.augment.strengths(1, low, high, noise).item()
+
+
+def word_of_torch() -> Any:
+    """64 bits of torch's default generator as a tensor (1,) of int64, so that a compiler can trace it."""
+    import torch
+
+    return torch.empty(1, dtype=torch.int64).random_(-(1 << 63), None)
 
 
 class Named:

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kornia with named noise: `RandomGaussianNoise` in the place of theirs.
+
+    from noisefuse.interop.kornia import RandomGaussianNoise
+
+    augment = AugmentationSequential(RandomHorizontalFlip(), RandomGaussianNoise(std=0.1, p=0.5), data_keys=["input"])
+
+Arguments, defaults, shapes, containers and replay by ``params`` are those of `kornia.augmentation.RandomGaussianNoise`
+(0.9). The noise is named by 64 bits of torch's generator, or by the images (``at``). docs/transforms.md says what
+differs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from kornia import augmentation
+from torch import Tensor
+
+import noisefuse as nf
+
+from .named import Key, word_of_torch
+from .torch_internals import is_traced, untraced
+
+__all__ = ["RandomGaussianNoise"]
+
+
+class RandomGaussianNoise(augmentation.RandomGaussianNoise):
+    """Gaussian noise of images (B, C, H, W), (C, H, W) or (H, W), of any floating dtype; nothing is clipped.
+
+    ``_params["noise"]`` has the seed, sample and step of each image's noise, (B, 3) int64; with ``params=`` they make
+    the same noise again, of other images too, whatever the device.
+
+    Args:
+        mean, std: in the units of the images.
+        same_on_batch: gives all images the same noise.
+        p: probability of applying the transform, for each image.
+        keepdim: whether the result has the shape of the input, or is a batch.
+
+    Raises:
+        ValueError: a negative std, a p outside [0, 1].
+    """
+
+    _noise: nf.Noise | None = None
+
+    def __init__(
+        self, mean: float = 0.0, std: float = 1.0, same_on_batch: bool = False, p: float = 0.5, keepdim: bool = False
+    ) -> None:
+        if not (std >= 0 and 0 <= p <= 1):
+            raise ValueError(f"std = {std}, p = {p}: expected std of at least 0 and 0 <= p <= 1")
+        super().__init__(mean, std, same_on_batch, p, keepdim)
+
+    def at(self, keys: Key | Sequence[Key] | Tensor, epoch: int = 0, *, seed: int = 0) -> RandomGaussianNoise:
+        """The transform of a batch whose images name the noise of each and, with p, whether it is applied: whatever
+        the process, the order, the batch and the run. Transforms that follow one another take a seed each.
+
+        keys: one for each image (with same_on_batch one for all): ints in [0, 2^56), or strs (`augment.sample_id`).
+        """
+        given = keys.tolist() if isinstance(keys, Tensor) else keys
+        ids = [given] if isinstance(given, int | str) else given
+        named = copy.copy(self)
+        named._noise = nf.Noise(seed, sample=[nf.augment.sample_id(key) for key in ids], step=epoch)
+        return named
+
+    def generate_parameters(self, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
+        count = 1 if self.same_on_batch else batch_shape[0]
+        if self._noise is None:
+            samples = torch.arange(count)
+            rows = torch.stack([word_of_torch().expand(count), samples, torch.zeros_like(samples)], 1)
+        else:
+            noise = self._named(count)
+            seed = noise.seed - (noise.seed >> 63 << 64)  # as the bits of an int64
+            listed = [[seed, int(sample), noise.step] for sample in noise.sample]
+            rows = torch.tensor(listed, dtype=torch.int64).reshape(-1, 3)
+        return {"noise": rows.expand(batch_shape[0], 3).contiguous()}
+
+    def __batch_prob_generator__(
+        self, batch_shape: tuple[int, ...], p: float, p_batch: float, same_on_batch: bool
+    ) -> Tensor:
+        if self._noise is None:
+            found: Tensor = super().__batch_prob_generator__(batch_shape, p, p_batch, same_on_batch)
+            return found
+        count = 1 if same_on_batch else batch_shape[0]
+        applied = nf.augment.strengths(count, 1.0, 1.0, self._named(count), p=p)
+        return torch.from_numpy(applied).to(self.device, self.dtype).expand(batch_shape[0])
+
+    def _named(self, count: int) -> Any:
+        """The noise that `at` was given the keys of."""
+        noise: Any = self._noise
+        if len(noise.sample) != count:
+            raise ValueError(f"keys: expected {count} for the images of this batch, got {len(noise.sample)}")
+        return noise
+
+    def apply_transform(
+        self, input: Tensor, params: dict[str, Tensor], flags: dict[str, Any], transform: Tensor | None = None
+    ) -> Tensor:
+        noisy: Tensor = untraced(self._noisy, input, params) if is_traced() else self._noisy(input, params)
+        return noisy
+
+    def _noisy(self, input: Tensor, params: dict[str, Tensor]) -> Tensor:
+        rows = params["noise"].expand(len(input), 3).tolist()
+        generator = self._param_generator
+        given = float(generator.std), float(generator.mean), _of_rows(rows)
+        apply: Any = _Added.apply if torch.is_grad_enabled() else _added
+        result: Tensor = apply(input, *given)
+        return result
+
+
+def _of_rows(rows: list[list[int]]) -> nf.Noise | list[nf.Noise]:
+    """One name for all, where they have a seed and step in common, as when they were drawn together."""
+    if len({(seed, step) for seed, _, step in rows}) == 1:
+        seed, _, step = rows[0]
+        return nf.Noise(seed % (1 << 64), sample=[sample for _, sample, _ in rows], step=step)
+    return [nf.Noise(seed % (1 << 64), sample=sample, step=step) for seed, sample, step in rows]
+
+
+def _added(input: Tensor, std: float, mean: float, noise: Any) -> Tensor:
+    noisy: Tensor = nf.augment.gaussian(input.detach(), std, noise, mean=mean)
+    return noisy
+
+
+class _Added(torch.autograd.Function):
+    """What is added depends on nothing, so gradients pass."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        return _added(*given)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return *gradients, None, None, None

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RandomGaussianNoise in the place of kornia's: its arguments, shapes, containers, replay and seeds, and its noise."""
+
+import copy
+import inspect
+import io
+import pickle
+
+import pytest
+
+import noisefuse as nf
+
+torch = pytest.importorskip("torch")
+K = pytest.importorskip("kornia.augmentation")
+from noisefuse.interop.kornia import RandomGaussianNoise  # noqa: E402
+
+BATCH = torch.rand((5, 3, 20, 30), generator=torch.Generator().manual_seed(0))
+
+
+def test_arguments_and_defaults_are_those_of_theirs():
+    ours, theirs = (inspect.signature(kind.__init__) for kind in (RandomGaussianNoise, K.RandomGaussianNoise))
+    assert list(ours.parameters) == list(theirs.parameters)
+    assert [p.default for p in ours.parameters.values()] == [p.default for p in theirs.parameters.values()]
+    assert repr(RandomGaussianNoise(0.1, 0.2)) == repr(K.RandomGaussianNoise(0.1, 0.2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_the_moments_are_those_of_theirs(dtype):
+    grey = torch.full((2, 3, 128, 128), 0.5, dtype=dtype)
+    for kind in (RandomGaussianNoise, K.RandomGaussianNoise):
+        found = kind(mean=0.05, std=0.1, p=1.0)(grey)
+        assert found.dtype == dtype
+        noise = found.double() - 0.5
+        assert abs(noise.mean() - 0.05) < 0.002
+        assert abs(noise.std() - 0.1) < 0.002
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (3, 20, 30), (1, 3, 20, 30), (5, 1, 20, 30), (0, 3, 20, 30)])
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_every_shape_is_taken(shape, keepdim):
+    images = torch.zeros(shape)
+    found, theirs = (kind(p=1.0, keepdim=keepdim)(images) for kind in (RandomGaussianNoise, K.RandomGaussianNoise))
+    assert found.shape == theirs.shape
+    assert not images.numel() or abs(found.std() - 1) < 0.1
+
+
+def test_params_replay_the_noise():
+    """Seen to fail: names that are drawn in apply_transform, a seed of 32 bits."""
+    augment = RandomGaussianNoise(std=0.1)
+    found = augment(BATCH)
+    params = copy.deepcopy(augment._params)
+    assert params["noise"].shape == (5, 3)
+    assert params["noise"][0, 0].abs() > 1 << 40
+    augment(BATCH)
+    saved = io.BytesIO()
+    torch.save(params, saved)
+    saved.seek(0)
+    for same in (augment, RandomGaussianNoise(std=0.1), pickle.loads(pickle.dumps(augment))):
+        assert torch.equal(same(BATCH, params=torch.load(saved)), found)
+        saved.seek(0)
+    part = {name: value[1:3] for name, value in params.items()}  # of some images
+    assert torch.equal(augment(BATCH[1:3], params=part), found[1:3])
+    mixed = params | {"noise": torch.stack([params["noise"][0], params["noise"][0] + 1])}
+    mixed["batch_prob"] = torch.ones(2)
+    expected = [
+        nf.augment.gaussian(BATCH[i], 0.1, nf.Noise(row[0] % (1 << 64), sample=row[1], step=row[2]), batched=False)
+        for i, row in enumerate(mixed["noise"].tolist())
+    ]
+    assert torch.equal(augment(BATCH[:2], params=mixed), torch.stack(expected))
+
+
+def test_it_is_augment_gaussian():
+    """Bit for bit. Seen to fail: another std."""
+    augment = RandomGaussianNoise(mean=0.25, std=0.1, p=1.0)
+    found = augment(BATCH)
+    noise = nf.Noise(augment._params["noise"][0, 0].item() % (1 << 64))
+    assert torch.equal(found, nf.augment.gaussian(BATCH, 0.1, noise, mean=0.25))
+
+
+def test_the_generator_of_torch_names_the_noise():
+    augment, found = RandomGaussianNoise(p=1.0), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(augment(BATCH))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert not torch.equal(augment(BATCH), augment(BATCH))
+
+
+def test_keys_name_the_noise():
+    """Whatever the batch. Seen to fail: an epoch that plays no part, and p from torch's generator."""
+    augment = RandomGaussianNoise(std=0.1)
+    keys = ["a.png", 7, "c.png", 9, (1 << 56) - 1]
+    found = augment.at(keys, epoch=2, seed=(1 << 64) - 5)(BATCH)
+    changed = [not torch.equal(x, y) for x, y in zip(found, BATCH, strict=True)]
+    assert 0 < sum(changed) < 5
+    for i in range(5):
+        alone = augment.at(keys[i], epoch=2, seed=(1 << 64) - 5)(BATCH[i])[0]
+        assert torch.equal(alone, found[i])
+        if changed[i]:
+            noise = nf.Noise((1 << 64) - 5, sample=nf.augment.sample_id(keys[i]), step=2)
+            assert torch.equal(alone, nf.augment.gaussian(BATCH[i], 0.1, noise, batched=False))
+    always = RandomGaussianNoise(p=1.0)
+    ids = torch.tensor([3, 1, 4, 1, 5])
+    assert torch.equal(always.at(ids)(BATCH), always.at(ids.tolist())(BATCH))
+    assert not torch.equal(always.at(ids)(BATCH), always.at(ids, epoch=1)(BATCH))
+    assert augment._noise is None
+    with pytest.raises(ValueError, match="keys: expected 5 for the images of this batch, got 2"):
+        augment.at([1, 2])(BATCH)
+    with pytest.raises(TypeError, match=r"key = 1.5: expected an int or a str"):
+        augment.at([1.5])
+
+
+def test_a_batch_may_have_one_noise():
+    augment = RandomGaussianNoise(p=1.0, same_on_batch=True)
+    for given in (augment, augment.at("batch")):
+        added = given(torch.zeros_like(BATCH))
+        assert torch.equal(added, added[:1].expand_as(added))
+
+
+def test_containers_take_it_and_replay_it():
+    """Seen to fail: params without a row for each image."""
+    sequence = K.AugmentationSequential(
+        K.RandomHorizontalFlip(), RandomGaussianNoise(std=0.1, p=0.7), data_keys=["input", "mask"]
+    )
+    mask = torch.ones((5, 1, 20, 30))
+    found, same_mask = sequence(BATCH, mask)
+    assert torch.equal(same_mask, mask)
+    assert torch.equal(sequence(BATCH, mask, params=sequence._params)[0], found)
+    frames = torch.zeros((2, 4, 3, 8, 8))
+    for same in (True, False):
+        video = K.VideoSequential(RandomGaussianNoise(p=1.0), data_format="BTCHW", same_on_frame=same)
+        found = video(frames)
+        assert torch.equal(found[0, 0], found[0, 1]) == same
+        assert not torch.equal(found[0, 0], found[1, 0])
+
+
+def test_gradients_pass():
+    images = BATCH.clone().requires_grad_()
+    RandomGaussianNoise(p=0.5)(images).sum().backward()
+    assert torch.equal(images.grad, torch.ones_like(images))
+
+
+def test_a_compiled_one_makes_the_same():
+    augment = RandomGaussianNoise(p=1.0)
+    compiled = torch.compile(augment, backend="eager")
+    torch.manual_seed(1)
+    expected = augment(BATCH)
+    torch.manual_seed(1)
+    assert torch.equal(compiled(BATCH), expected)
+
+
+def test_wrong_numbers_and_images_are_named():
+    for wrong in ({"std": -1}, {"std": float("nan")}, {"p": 2}):
+        with pytest.raises(ValueError, match="expected std of at least 0 and 0 <= p <= 1"):
+            RandomGaussianNoise(**wrong)
+    with pytest.raises(TypeError, match="Expected input of"):  # kornia's
+        RandomGaussianNoise(p=1.0)(BATCH.to(torch.uint8))
