@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 import noisefuse as nf
 
+from .named import noise_by, strength
+
 __all__ = ["GaussNoise"]
 
 Array = NDArray[Any]
@@ -66,19 +68,14 @@ class GaussNoise(albumentations.GaussNoise):
         """Plain numbers, so that a replay can keep them: of the noise its seed, sample and step."""
         if self.key is None:
             std, mean = self.py_random.uniform(*self.std_range), self.py_random.uniform(*self.mean_range)
-            seed, sample, step = int(self.random_generator.integers(1 << 64, dtype=np.uint64)), 0, 0
+            noise = nf.Noise(int(self.random_generator.integers(1 << 64, dtype=np.uint64)))
         else:
-            if self.key not in data:
-                raise KeyError(f"GaussNoise(key={self.key!r}): expected {self.key}=.. beside the image")
-            given = data[self.key]
-            item, step = given if isinstance(given, tuple) else (given, 0)
-            seed, sample = self.noise_seed, nf.augment.sample_id(item)
-            noise = nf.Noise(seed, sample=sample, step=step)
+            noise = noise_by(self.key, data, self.noise_seed, "GaussNoise")
             std, mean = (
-                nf.augment.strengths(1, low, high, named).item()
+                strength(named, low, high)
                 for (low, high), named in ((self.std_range, noise), (self.mean_range, noise.at(stream=64)))
             )
-        return {"std": std, "mean": mean, "noise": (seed, sample, step)}
+        return {"std": std, "mean": mean, "noise": (noise.seed, noise.sample, noise.step)}
 
     def apply(self, img: Array, std: float, mean: float, noise: tuple[int, int, int], **params: Any) -> Array:
         """The whole array is one sample: so frames and slices have noise of their own."""

@@ -22,8 +22,9 @@ from torch import Tensor
 
 import noisefuse as nf
 
-from .named import Key, word_of_torch
+from .named import Key
 from .torch_internals import is_traced, untraced
+from .torch_named import add, word
 
 __all__ = ["RandomGaussianNoise"]
 
@@ -69,7 +70,7 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
         count = 1 if self.same_on_batch else batch_shape[0]
         if self._noise is None:
             samples = torch.arange(count)
-            rows = torch.stack([word_of_torch().expand(count), samples, torch.zeros_like(samples)], 1)
+            rows = torch.stack([word().expand(count), samples, torch.zeros_like(samples)], 1)
         else:
             noise = self._named(count)
             seed = noise.seed - (noise.seed >> 63 << 64)  # as the bits of an int64
@@ -103,10 +104,7 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
     def _noisy(self, input: Tensor, params: dict[str, Tensor]) -> Tensor:
         rows = params["noise"].expand(len(input), 3).tolist()
         generator = self._param_generator
-        given = float(generator.std), float(generator.mean), _of_rows(rows)
-        apply: Any = _Added.apply if torch.is_grad_enabled() else _added
-        result: Tensor = apply(input, *given)
-        return result
+        return add(input, float(generator.std), _of_rows(rows), mean=float(generator.mean))
 
 
 def _of_rows(rows: list[list[int]]) -> nf.Noise | list[nf.Noise]:
@@ -115,20 +113,3 @@ def _of_rows(rows: list[list[int]]) -> nf.Noise | list[nf.Noise]:
         seed, _, step = rows[0]
         return nf.Noise(seed % (1 << 64), sample=[sample for _, sample, _ in rows], step=step)
     return [nf.Noise(seed % (1 << 64), sample=sample, step=step) for seed, sample, step in rows]
-
-
-def _added(input: Tensor, std: float, mean: float, noise: Any) -> Tensor:
-    noisy: Tensor = nf.augment.gaussian(input.detach(), std, noise, mean=mean)
-    return noisy
-
-
-class _Added(torch.autograd.Function):
-    """What is added depends on nothing, so gradients pass."""
-
-    @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
-        return _added(*given)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        return *gradients, None, None, None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import noisefuse as nf
@@ -16,6 +17,15 @@ def noise_of(key: Key, epoch: int = 0, seed: int = 0) -> nf.Noise:
     return nf.Noise(seed, sample=nf.augment.sample_id(key), step=epoch)
 
 
+def noise_by(field: str, data: Mapping[Any, Any], seed: int, transform: str) -> nf.Noise:
+    """What stands beside an item to name it: a key, or a pair of key and epoch."""
+    if field not in data:
+        raise KeyError(f"{transform}(key={field!r}): expected {field}=.. beside the image")
+    given = data[field]
+    key, epoch = given if isinstance(given, tuple) else (given, 0)
+    return noise_of(key, epoch, seed)
+
+
 def applies(noise: nf.Noise, p: float) -> bool:
     """Whether an item has noise at all: where `strengths` with that p are not 0."""
     return nf.augment.strengths(1, 1.0, 1.0, noise, p=p).item() == 1.0
@@ -23,13 +33,6 @@ def applies(noise: nf.Noise, p: float) -> bool:
 
 def strength(noise: nf.Noise, low: float, high: float) -> float:
     return nf.augment.strengths(1, low, high, noise).item()
-
-
-def word_of_torch() -> Any:
-    """64 bits of torch's default generator as a tensor (1,) of int64, so that a compiler can trace it."""
-    import torch
-
-    return torch.empty(1, dtype=torch.int64).random_(-(1 << 63), None)
 
 
 class Named:

@@ -20,7 +20,8 @@ from torchvision.transforms import v2
 
 import noisefuse as nf
 
-from .named import Named, word_of_torch
+from .named import Named
+from .torch_named import word
 
 __all__ = ["GaussianNoise"]
 
@@ -52,7 +53,7 @@ class GaussianNoise(Named, v2.GaussianNoise):
             raise ValueError(f"expected a tensor of uint8 or floats, got {image.dtype}")
         if not is_bytes:
             self._warn_of_levels(image)
-        noise = nf.Noise(int(word_of_torch()) % (1 << 64)) if self._noise is None else self._noise
+        noise = nf.Noise(int(word()) % (1 << 64)) if self._noise is None else self._noise
         unit = 255.0 if is_bytes else 1.0
         clip = (0.0, 1.0) if self.clip and not is_bytes else None
         noisy = nf.augment.gaussian(

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MONAI with named noise: `RandGaussianNoise` and `RandGaussianNoised` in the place of theirs.
+
+    from noisefuse.interop.monai import RandGaussianNoised
+
+    augment = Compose([LoadImaged("image"), RandGaussianNoised("image", prob=0.5, key="index")])
+
+Arguments, defaults, types, metadata and `set_random_state` are those of MONAI's classes (1.6). The noise is named by 64
+bits of the transform's own generator, or by the image (``at``, ``key``). docs/transforms.md says what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai import transforms
+from monai.data.meta_obj import get_track_meta
+from monai.transforms.transform import RandomizableTransform
+from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor, get_equivalent_dtype
+
+import noisefuse as nf
+
+from .named import Named, applies, noise_by, strength
+from .torch_named import add
+
+__all__ = ["RandGaussianNoise", "RandGaussianNoised"]
+
+
+class RandGaussianNoise(Named, transforms.RandGaussianNoise):
+    """Gaussian noise of images and volumes, arrays or tensors of any shape; nothing but bytes is clipped.
+
+    Args:
+        prob: probability of applying the transform.
+        mean, std: in the units of the image.
+        dtype: of the result: float32, float64, float16, bfloat16, or uint8. None: that of the image.
+        sample_std: whether the standard deviation is drawn, between 0 and std.
+
+    Raises:
+        ValueError: a std that is negative. TypeError: a dtype that is none of these; with None, such an image.
+    """
+
+    _strength: tuple[float, float, nf.Noise] | None = None  # std, mean and noise, as they were drawn
+
+    def __init__(
+        self, prob: float = 0.1, mean: float = 0.0, std: float = 0.1, dtype: Any = np.float32, sample_std: bool = True
+    ) -> None:
+        if not std >= 0:
+            raise ValueError(f"std = {std}: expected a number of at least 0")
+        super().__init__(prob, mean, std, dtype, sample_std)
+
+    def randomize(self, img: Any, mean: float | None = None) -> None:
+        named = self._noise
+        if named is None:
+            RandomizableTransform.randomize(self, None)
+        else:
+            self._do_transform = applies(named, self.prob)
+        if not self._do_transform:
+            return
+        std = self.std
+        if self.sample_std:
+            std = self.R.uniform(0, self.std) if named is None else strength(named, 0.0, self.std)
+        noise = nf.Noise(int(self.R.randint(0, 1 << 64, dtype=np.uint64))) if named is None else named
+        self._strength = float(std), float(self.mean if mean is None else mean), noise
+
+    def __call__(self, img: Any, mean: float | None = None, randomize: bool = True) -> Any:
+        """The image as a tensor, with its metadata. ``randomize=False`` adds the same noise again."""
+        img = convert_to_tensor(img, track_meta=get_track_meta())
+        if randomize:
+            self.randomize(img, self.mean if mean is None else mean)
+        if not self._do_transform:
+            return img
+        if self._strength is None:
+            raise RuntimeError("please call the `randomize()` function first.")
+        std, mean, noise = self._strength
+        plain = img.as_subclass(torch.Tensor)
+        wanted = get_equivalent_dtype(img.dtype if self.dtype is None else self.dtype, torch.Tensor)
+        if wanted not in _DTYPES or (wanted == torch.uint8 and plain.dtype not in _DTYPES):
+            raise TypeError(f"dtype = {self.dtype}: expected a float, or uint8 of such, got an image of {img.dtype}")
+        if torch.uint8 not in (wanted, plain.dtype):
+            plain = plain.to(wanted)
+        return convert_to_dst_type(add(plain, std, noise, mean=mean, dtype=wanted, batched=False), img, dtype=wanted)[0]
+
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
+
+
+class RandGaussianNoised(transforms.RandGaussianNoised):
+    """`RandGaussianNoise` of the images of a dictionary, the same noise for all of them.
+
+    Args:
+        keys: of the images. allow_missing_keys: whether one may be missing.
+        prob, mean, std, dtype, sample_std: as there.
+        key: where the dictionary has what names its noise: an int in [0, 2^56), a str (`augment.sample_id`), or a pair
+            of that and the epoch. The same item then has the same noise in every process, order and run.
+        noise_seed: the seed of noise that `key` names.
+
+    Raises:
+        As RandGaussianNoise. KeyError: a dictionary without what `key` names.
+    """
+
+    def __init__(
+        self,
+        keys: Any,
+        prob: float = 0.1,
+        mean: float = 0.0,
+        std: float = 0.1,
+        dtype: Any = np.float32,
+        allow_missing_keys: bool = False,
+        sample_std: bool = True,
+        key: str | None = None,
+        noise_seed: int = 0,
+    ) -> None:
+        super().__init__(keys, prob, mean, std, dtype, allow_missing_keys, sample_std)
+        self.rand_gaussian_noise = RandGaussianNoise(1.0, mean, std, dtype, sample_std)
+        self.key, self.noise_seed = key, noise_seed
+        nf.Noise(noise_seed)  # a wrong one is said here
+
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
+        if self.key is not None:
+            self.rand_gaussian_noise._noise = noise_by(self.key, data, self.noise_seed, type(self).__name__)
+        result: dict[Any, Any] = super().__call__(data)
+        return result
+
+    def randomize(self, data: Any) -> None:
+        if (named := self.rand_gaussian_noise._noise) is None:
+            super().randomize(data)
+        else:
+            self._do_transform = applies(named, self.prob)
