@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GaussNoise in the place of Albumentations': arguments, targets, seeds, serialisation and replay, and its noise."""
+"""GaussNoise and MultiplicativeNoise in the place of Albumentations': arguments, targets, seeds, serialisation and
+replay, and their noise."""
 
 import os
 import pickle
@@ -11,7 +12,7 @@ import noisefuse as nf
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for a newer version
 A = pytest.importorskip("albumentations")
-from noisefuse.interop.albumentations import GaussNoise  # noqa: E402
+from noisefuse.interop.albumentations import GaussNoise, MultiplicativeNoise  # noqa: E402
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
 GREY = np.full((256, 256, 3), 128, np.uint8)
@@ -22,13 +23,17 @@ def compose(seed=1, **options):
 
 
 def test_arguments_and_defaults_are_those_of_theirs():
-    ours, theirs = (kind().get_transform_init_args() for kind in (GaussNoise, A.GaussNoise))
-    assert {name: ours[name] for name in theirs} == theirs
+    for pair in ((GaussNoise, A.GaussNoise), (MultiplicativeNoise, A.MultiplicativeNoise)):
+        ours, theirs = (kind().get_transform_init_args() for kind in pair)
+        assert {name: ours[name] for name in theirs} == theirs
     for wrong in ({"std_range": (0.5, 0.2)}, {"std_range": (-1, 0.2)}, {"mean_range": (0, 3)}, {"p": 2}):
         with pytest.raises(ValueError):
             A.GaussNoise(**wrong)
         with pytest.raises(ValueError):
             GaussNoise(**wrong)
+    for wrong in ({"multiplier": (1.1, 0.9)}, {"multiplier": (-1, 1)}, {"noise_seed": -1}):
+        with pytest.raises((ValueError, OverflowError)):
+            MultiplicativeNoise(**wrong)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
@@ -93,14 +98,21 @@ def test_a_key_names_the_noise():
 
 
 def test_it_is_serialised_pickled_and_replayed():
-    for options in ({}, {"key": "index", "noise_seed": 3, "per_channel": False}):
-        pipeline = compose(**options)
+    keyed = {"key": "index", "noise_seed": 3, "per_channel": False}
+    elementwise = {"elementwise": True}
+    for kind, options in (
+        (GaussNoise, {}),
+        (GaussNoise, keyed),
+        (MultiplicativeNoise, elementwise),
+        (MultiplicativeNoise, keyed | elementwise),
+    ):
+        pipeline = A.Compose([kind(p=1.0, **options)], seed=1)
         given = {"image": IMAGE, "index": 4}
         expected = pipeline(**given)["image"]
         for same in (A.from_dict(A.to_dict(pipeline)), pickle.loads(pickle.dumps(pipeline))):
             same.set_random_seed(1)
             assert np.array_equal(same(**given)["image"], expected)
-        replayed = A.ReplayCompose([GaussNoise(p=1.0, **options)])
+        replayed = A.ReplayCompose([kind(p=1.0, **options)])
         found = replayed(**given)
         assert np.array_equal(A.ReplayCompose.replay(found["replay"], **given)["image"], found["image"])
 
@@ -110,3 +122,68 @@ def test_what_is_not_made_here_is_refused():
         GaussNoise(noise_scale_factor=0.5)
     with pytest.raises(OverflowError):
         GaussNoise(noise_seed=-1)
+
+
+def multiplied(image, **options):
+    return A.Compose([MultiplicativeNoise(p=1.0, **options)], seed=1)(image=image)["image"]
+
+
+def test_multipliers_are_uniform_in_the_range():
+    """As theirs. Seen to fail: a range that begins at 0."""
+    half = np.full((256, 256, 3), 0.5, np.float32)
+    for kind in (MultiplicativeNoise, A.MultiplicativeNoise):
+        transform = kind((0.8, 1.4), per_channel=True, elementwise=True, p=1.0)
+        found = A.Compose([transform], seed=1)(image=half)["image"] / 0.5
+        assert 0.8 <= found.min() < 0.801
+        assert 1.399 < found.max() <= np.float32(1.4)
+        histogram, _ = np.histogram(found, 20, (0.8, 1.4))
+        assert abs(histogram / found.size - 0.05).max() < 0.002
+    assert multiplied(np.ones_like(half), multiplier=(1.5, 2.0)).max() == 1.0  # clipped
+
+
+@pytest.mark.parametrize("shape", [(40, 50), (40, 50, 1), (40, 50, 3), (40, 50, 7)])
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("elementwise", [True, False])
+def test_pixels_and_channels_have_multipliers_of_their_own_or_not(shape, per_channel, elementwise):
+    """Seen to fail: per_channel taken for its opposite."""
+    found = multiplied(np.full(shape, 0.5, np.float32), per_channel=per_channel, elementwise=elementwise)
+    assert found.shape == shape
+    assert (len(np.unique(found[..., 0] if len(shape) == 3 else found)) > 1) == elementwise
+    if len(shape) == 3 and shape[-1] > 1:
+        assert np.array_equal(found[..., 0], found[..., 1]) != per_channel
+
+
+def test_bytes_are_rounded_to_nearest_even():
+    """Where theirs are truncated. Seen to fail: their product."""
+    options = {"multiplier": (0.5, 1.5), "elementwise": True, "per_channel": True}
+    factors = multiplied(np.ones((256, 256, 3), np.float32) / 2, **options) * 2
+    levels = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], factors.shape)
+    assert np.array_equal(multiplied(levels, **options), np.rint(levels * factors).clip(0, 255).astype(np.uint8))
+
+
+def test_frames_have_multipliers_of_their_own_or_share_one():
+    frames = np.full((3, 32, 32, 3), 128, np.uint8)
+    for elementwise in (True, False):
+        transform = A.Compose([MultiplicativeNoise((0.5, 1.5), elementwise=elementwise, p=1.0)], seed=1)
+        for target in ("images", "volume"):
+            found = transform(**{target: frames})[target]
+            assert found.shape == frames.shape
+            assert len({frame.tobytes() for frame in found}) == (3 if elementwise else 1)
+
+
+def test_a_key_names_the_multipliers():
+    options = {"elementwise": True, "key": "index"}
+    first, again, other = (
+        A.Compose([MultiplicativeNoise(p=1.0, **options)], seed=seed)(image=IMAGE, index=i)["image"]
+        for seed, i in enumerate((17, 17, (17, 1)))
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("kind", [GaussNoise, MultiplicativeNoise])
+def test_floats_of_bytes_are_warned_of_once(kind):
+    transform = kind(p=1.0)
+    with pytest.warns(UserWarning, match=rf"{kind.__name__}: floats are taken to be in \[0, 1\]"):
+        transform(image=IMAGE.astype(np.float32))
+    transform(image=IMAGE.astype(np.float32))

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Albumentations with named noise: `GaussNoise` in the place of theirs.
+"""Albumentations with named noise: `GaussNoise` and `MultiplicativeNoise` in the place of theirs.
 
     from noisefuse.interop.albumentations import GaussNoise
 
     augment = A.Compose([A.HorizontalFlip(), GaussNoise(std_range=(0.1, 0.2))], seed=137)
 
-Arguments, defaults, targets, serialisation and replay are those of `albumentations.GaussNoise` (2.0). The noise is
-named by 64 bits of the transform's own generator or, with ``key``, by the image. docs/transforms.md says what differs.
+Arguments, defaults, targets, serialisation and replay are those of albumentations' classes (2.0). The noise is named by
+64 bits of the transform's own generator or, with ``key``, by the image. docs/transforms.md says what differs.
 """
 
 from __future__ import annotations
@@ -14,19 +14,55 @@ from __future__ import annotations
 from typing import Any
 
 import albumentations
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 import noisefuse as nf
 
-from .named import noise_by, strength
+from .named import OfUnitRange, noise_by, strength
 
-__all__ = ["GaussNoise"]
+__all__ = ["GaussNoise", "MultiplicativeNoise"]
 
 Array = NDArray[Any]
+Name = tuple[int, int, int]  # seed, sample, step: plain numbers, so that a replay can keep them
 
 
-class GaussNoise(albumentations.GaussNoise):
+class _Keyed(OfUnitRange):
+    """What the transforms share. Frames and volumes are one array, whose elements all have noise of their own."""
+
+    key: str | None
+    noise_seed: int
+    random_generator: np.random.Generator
+    apply: Any
+
+    def _set_key(self, key: str | None, noise_seed: int) -> None:
+        self.key, self.noise_seed = key, noise_seed
+        nf.Noise(noise_seed)  # a wrong one is said here
+
+    def _name(self, data: dict[str, Any]) -> Name:
+        if self.key is None:
+            return int(self.random_generator.integers(1 << 64, dtype=np.uint64)), 0, 0
+        noise = noise_by(self.key, data, self.noise_seed, type(self).__name__)
+        return noise.seed, int(noise.sample), noise.step  # type: ignore[arg-type]
+
+    def apply_to_images(self, images: Array, *args: Any, **params: Any) -> Array:
+        result: Array = self.apply(images, *args, **params)
+        return result
+
+    apply_to_volume = apply_to_volumes = apply_to_images
+
+
+def _noise(name: Name) -> nf.Noise:
+    seed, sample, step = name
+    return nf.Noise(seed, sample=sample, step=step)
+
+
+def _has_channels(params: dict[str, Any]) -> bool:
+    return "shape" not in params or len(params["shape"]) == 3
+
+
+class GaussNoise(_Keyed, albumentations.GaussNoise):
     """Gaussian noise of uint8 or float32 images, frames and volumes.
 
     Args:
@@ -61,41 +97,82 @@ class GaussNoise(albumentations.GaussNoise):
         if noise_scale_factor != 1:
             raise ValueError(f"noise_scale_factor = {noise_scale_factor}: expected 1, noise of each pixel")
         super().__init__(std_range, mean_range, per_channel, noise_scale_factor, p)
-        self.key, self.noise_seed = key, noise_seed
-        nf.Noise(noise_seed)  # a wrong one is said here
+        self._set_key(key, noise_seed)
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Plain numbers, so that a replay can keep them: of the noise its seed, sample and step."""
         if self.key is None:
             std, mean = self.py_random.uniform(*self.std_range), self.py_random.uniform(*self.mean_range)
-            noise = nf.Noise(int(self.random_generator.integers(1 << 64, dtype=np.uint64)))
-        else:
-            noise = noise_by(self.key, data, self.noise_seed, "GaussNoise")
-            std, mean = (
-                strength(named, low, high)
-                for (low, high), named in ((self.std_range, noise), (self.mean_range, noise.at(stream=64)))
-            )
-        return {"std": std, "mean": mean, "noise": (noise.seed, noise.sample, noise.step)}
+            return {"std": std, "mean": mean, "noise": self._name(data)}
+        noise = _noise(name := self._name(data))
+        std, mean = strength(noise, *self.std_range), strength(noise.at(stream=64), *self.mean_range)
+        return {"std": std, "mean": mean, "noise": name}
 
-    def apply(self, img: Array, std: float, mean: float, noise: tuple[int, int, int], **params: Any) -> Array:
+    def apply(self, img: Array, std: float, mean: float, noise: Name, **params: Any) -> Array:
         """The whole array is one sample: so frames and slices have noise of their own."""
-        is_bytes, has_channels = img.dtype == np.uint8, "shape" not in params or len(params["shape"]) == 3
+        if not (is_bytes := img.dtype == np.uint8):
+            self._warn_of_levels(img)
         unit = 255.0 if is_bytes else 1.0
-        seed, sample, step = noise
         result: Array = nf.augment.gaussian(
             img,
             std * unit,
-            nf.Noise(seed, sample=sample, step=step),
+            _noise(noise),
             mean=mean * unit,
             layout="HWC",
-            shared=not self.per_channel and has_channels,
+            shared=not self.per_channel and _has_channels(params),
             clip=None if is_bytes else (0.0, 1.0),
             batched=False,
         )
         return result
 
-    def apply_to_images(self, images: Array, *args: Any, **params: Any) -> Array:
-        return self.apply(images, *args, **params)
 
-    def apply_to_volumes(self, volumes: Array, *args: Any, **params: Any) -> Array:
-        return self.apply(volumes, *args, **params)
+class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
+    """Multiplies uint8 or float32 images, frames and volumes by random numbers, uniform in a range.
+
+    (Speckle, whose factors are normal, is `augment.multiplicative`.)
+
+    Args:
+        multiplier: the range.
+        per_channel: False gives all channels the same numbers.
+        elementwise: whether each pixel has a number of its own; False: all of the image, its frames and slices.
+        p: probability of applying the transform, which Albumentations draws.
+        key, noise_seed: as in `GaussNoise`.
+
+    Raises:
+        KeyError: a call without what `key` names.
+    """
+
+    class InitSchema(albumentations.MultiplicativeNoise.InitSchema):
+        key: str | None
+        noise_seed: int
+
+    def __init__(
+        self,
+        multiplier: tuple[float, float] | float = (0.9, 1.1),
+        per_channel: bool = False,
+        elementwise: bool = False,
+        p: float = 0.5,
+        key: str | None = None,
+        noise_seed: int = 0,
+    ) -> None:
+        super().__init__(multiplier, per_channel, elementwise, p)
+        self._set_key(key, noise_seed)
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        return {"noise": self._name(data)}
+
+    def apply(self, img: Array, noise: Name, **params: Any) -> Array:
+        if img.dtype != np.uint8:
+            self._warn_of_levels(img)
+        channels = img.shape[-1:] if _has_channels(params) else ()
+        pixels = img.shape[: img.ndim - len(channels)] if self.elementwise else ()
+        low, high = self.multiplier
+        shape = (*pixels, *(channels if self.per_channel else ()))
+        factors = nf.uniform(shape or (1,), _noise(noise), dtype="float32", batched=False)
+        factors *= high - low
+        factors += low
+        if channels and not self.per_channel:
+            factors = factors[..., None]
+        x, y = (np.ascontiguousarray(np.broadcast_to(a, img.shape)).reshape(-1, 1) for a in (img, factors))
+        product: Any = cv2.multiply(x, y, dtype=cv2.CV_8U if img.dtype == np.uint8 else cv2.CV_32F)  # it rounds
+        result: Array = product.reshape(img.shape)
+        return result if img.dtype == np.uint8 else np.clip(result, 0.0, 1.0, out=result)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -50,3 +51,18 @@ class Named:
         named = copy.copy(self)
         named._noise = noise_of(key, epoch, seed)
         return named
+
+
+class OfUnitRange:
+    """A transform whose floats should be in [0, 1]."""
+
+    _looked = False
+
+    def _warn_of_levels(self, image: Any) -> None:
+        """Once, of the first image."""
+        if self._looked:
+            return
+        self._looked, flat = True, image.reshape(-1)
+        if len(flat) and bool(flat[:: max(1, len(flat) // 1024)].max() > 2):
+            name = type(self).__name__
+            warnings.warn(f"{name}: floats are taken to be in [0, 1], and these look like 0 .. 255", stacklevel=5)

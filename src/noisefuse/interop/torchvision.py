@@ -10,7 +10,6 @@ repeats it, or by the image (``at``). docs/transforms.md says what differs.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import PIL.Image
@@ -20,13 +19,13 @@ from torchvision.transforms import v2
 
 import noisefuse as nf
 
-from .named import Named
+from .named import Named, OfUnitRange
 from .torch_named import word
 
 __all__ = ["GaussianNoise"]
 
 
-class GaussianNoise(Named, v2.GaussianNoise):
+class GaussianNoise(Named, OfUnitRange, v2.GaussianNoise):
     """Gaussian noise of images and videos, (.., H, W): uint8, or floats in [0, 1]. Each frame has its own.
 
     Args:
@@ -60,11 +59,3 @@ class GaussianNoise(Named, v2.GaussianNoise):
             image, float(self.sigma) * unit, noise, mean=float(self.mean) * unit, clip=clip, batched=False
         )
         return tv_tensors.wrap(noisy, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else noisy
-
-    _looked = False
-
-    def _warn_of_levels(self, image: torch.Tensor) -> None:
-        """Once, of the first image."""
-        if not self._looked and image.numel() and bool(image.flatten()[:: max(1, image.numel() // 1024)].max() > 2):
-            warnings.warn("GaussianNoise: floats are taken to be in [0, 1], and these look like 0 .. 255", stacklevel=5)
-        self._looked = True
