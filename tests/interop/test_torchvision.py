@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GaussianNoise in the place of torchvision's: its arguments, types and seeds, and its noise."""
+"""GaussianNoise in the place of torchvision's: its arguments, types and seeds, and its noise. And Prepare."""
 
 import pickle
 
@@ -13,7 +13,7 @@ torchvision = pytest.importorskip("torchvision")
 from torchvision import tv_tensors  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 
-from noisefuse.interop.torchvision import GaussianNoise  # noqa: E402
+from noisefuse.interop.torchvision import GaussianNoise, Prepare  # noqa: E402
 
 IMAGE = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -91,3 +91,69 @@ def test_wrong_images_and_numbers_are_named():
     with pytest.warns(UserWarning, match="look like 0 .. 255"):
         transform(IMAGE.float())
     transform(IMAGE.float())  # once
+
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+THEIRS = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, tv_tensors.Image, tv_tensors.Video, "PIL", "float"])
+def test_prepare_is_what_three_transforms_are(kind):
+    """Seen to fail: the means in the order of BGR."""
+    pil = pytest.importorskip("PIL.Image")
+    given = {"PIL": lambda: pil.fromarray(IMAGE.permute(1, 2, 0).numpy()), "float": lambda: IMAGE / 255}
+    image = given[kind]() if kind in given else torch.stack(2 * [IMAGE]).as_subclass(torch.Tensor)
+    if kind in (tv_tensors.Image, tv_tensors.Video):
+        image = kind(image)
+    found, expected = Prepare(MEAN, STD)(image), THEIRS(image)
+    assert type(found) is (torch.Tensor if kind in (torch.Tensor, "float") else type(expected))
+    assert found.dtype == expected.dtype
+    assert found.is_contiguous()
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), expected.as_subclass(torch.Tensor))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_prepare_adds_noise_by_name(dtype):
+    """Bit for bit that of augment. Seen to fail: a sigma in units of the image."""
+    transform = Prepare(MEAN, STD, sigma=0.1, dtype=dtype).at("cat.png", epoch=2, seed=5)
+    noise = nf.Noise(5, sample=nf.augment.sample_id("cat.png"), step=2)
+    options = {"mean": MEAN, "std": STD, "noise_std": 0.1, "dtype": dtype, "batched": False}
+    expected = nf.augment.prepare(IMAGE.permute(1, 2, 0), noise, **options)
+    assert expected.dtype == dtype
+    assert torch.equal(transform(IMAGE), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(transform))(IMAGE), expected)
+    difference = transform(IMAGE).double() - Prepare(MEAN, STD)(IMAGE).double()
+    assert abs(difference.std() - 0.1) < 0.005
+
+
+def test_prepare_gives_each_frame_its_own_noise_and_passes_the_rest():
+    """Seen to fail: a second frame with the noise of the next item."""
+    frames = tv_tensors.Video(torch.zeros((2, 3, 40, 50), dtype=torch.uint8))
+    mask = tv_tensors.Mask(IMAGE[0])
+    found = Prepare(MEAN, STD, sigma=0.1).at(6)({"video": frames, "mask": mask, "label": 3})
+    assert found["mask"] is mask
+    assert found["label"] == 3
+    alone = Prepare(MEAN, STD, sigma=0.1).at(6)(frames[0])
+    torch.testing.assert_close(found["video"][0], alone)  # the elements count on from frame to frame
+    following = Prepare(MEAN, STD, sigma=0.1).at(7)(frames[0])
+    assert not torch.allclose(found["video"][1], following, atol=0.01)
+    assert not torch.allclose(found["video"][1], found["video"][0], atol=0.01)
+    torch.manual_seed(1)
+    first = Prepare(MEAN, STD, sigma=0.1)(frames)
+    torch.manual_seed(1)
+    assert torch.equal(Prepare(MEAN, STD, sigma=0.1)(frames), first)
+
+
+def test_what_prepare_cannot_take_is_named():
+    with pytest.raises(ValueError, match="sigma = -1"):
+        Prepare(MEAN, STD, sigma=-1)
+    with pytest.raises(TypeError, match=r"dtype = torch.uint8: expected a float"):
+        Prepare(MEAN, STD, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="mean: expected a number or one for each of 4 channels"):
+        Prepare(MEAN, STD)(torch.zeros((4, 8, 8)))
+    with pytest.raises(ValueError, match=r"expected a tensor \(.., C, H, W\), got shape \(8, 8\)"):
+        Prepare(MEAN, STD)(torch.zeros((8, 8)))
+    with pytest.raises(ValueError, match=r"got torch.int32"):
+        Prepare(MEAN, STD)(IMAGE.int())
+    with pytest.warns(UserWarning, match="Prepare: floats are taken to be in"):
+        Prepare(MEAN, STD)(IMAGE.float())

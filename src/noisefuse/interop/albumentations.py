@@ -44,7 +44,7 @@ class _Keyed(OfUnitRange):
         if self.key is None:
             return int(self.random_generator.integers(1 << 64, dtype=np.uint64)), 0, 0
         noise = noise_by(self.key, data, self.noise_seed, type(self).__name__)
-        return noise.seed, int(noise.sample), noise.step  # type: ignore[arg-type]
+        return noise.seed, int(noise.sample), noise.step
 
     def apply_to_images(self, images: Array, *args: Any, **params: Any) -> Array:
         result: Array = self.apply(images, *args, **params)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torchvision's transforms (v2) with named noise: `GaussianNoise` in the place of theirs.
+"""torchvision's transforms (v2) with named noise: `GaussianNoise` in the place of theirs, and `Prepare`.
 
     from noisefuse.interop.torchvision import GaussianNoise
 
@@ -10,6 +10,7 @@ repeats it, or by the image (``at``). docs/transforms.md says what differs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import PIL.Image
@@ -22,10 +23,30 @@ import noisefuse as nf
 from .named import Named, OfUnitRange
 from .torch_named import word
 
-__all__ = ["GaussianNoise"]
+__all__ = ["GaussianNoise", "Prepare"]
 
 
-class GaussianNoise(Named, OfUnitRange, v2.GaussianNoise):
+class _Noisy(Named, OfUnitRange):
+    """What the two share."""
+
+    def _drawn(self) -> nf.Noise:
+        return nf.Noise(int(word()) % (1 << 64)) if self._noise is None else self._noise
+
+    def _pixels(self, inpt: Any) -> torch.Tensor:
+        image: torch.Tensor = inpt.as_subclass(torch.Tensor)
+        if image.is_floating_point():
+            self._warn_of_levels(image)
+        elif image.dtype != torch.uint8:
+            raise ValueError(f"expected a tensor of uint8 or floats, got {image.dtype}")
+        return image
+
+
+def _passes(inpt: Any) -> bool:
+    """Boxes, masks."""
+    return isinstance(inpt, tv_tensors.TVTensor) and not isinstance(inpt, tv_tensors.Image | tv_tensors.Video)
+
+
+class GaussianNoise(_Noisy, v2.GaussianNoise):
     """Gaussian noise of images and videos, (.., H, W): uint8, or floats in [0, 1]. Each frame has its own.
 
     Args:
@@ -44,18 +65,68 @@ class GaussianNoise(Named, OfUnitRange, v2.GaussianNoise):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, PIL.Image.Image):
             raise ValueError("expected a tensor, got an image of PIL: put v2.ToImage() before GaussianNoise")
-        if isinstance(inpt, tv_tensors.TVTensor) and not isinstance(inpt, tv_tensors.Image | tv_tensors.Video):
-            return inpt  # boxes, masks
-        image = inpt.as_subclass(torch.Tensor)
+        if _passes(inpt):
+            return inpt
+        image = self._pixels(inpt)
         is_bytes = image.dtype == torch.uint8
-        if not (is_bytes or image.is_floating_point()):
-            raise ValueError(f"expected a tensor of uint8 or floats, got {image.dtype}")
-        if not is_bytes:
-            self._warn_of_levels(image)
-        noise = nf.Noise(int(word()) % (1 << 64)) if self._noise is None else self._noise
         unit = 255.0 if is_bytes else 1.0
         clip = (0.0, 1.0) if self.clip and not is_bytes else None
         noisy = nf.augment.gaussian(
-            image, float(self.sigma) * unit, noise, mean=float(self.mean) * unit, clip=clip, batched=False
+            image, float(self.sigma) * unit, self._drawn(), mean=float(self.mean) * unit, clip=clip, batched=False
         )
         return tv_tensors.wrap(noisy, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else noisy
+
+
+class Prepare(_Noisy, v2.Transform):
+    """Images become a network's input, in one pass: ToImage, ToDtype(scale=True), Normalize and, of the result,
+    Gaussian noise.
+
+    Images of PIL, or tensors (.., C, H, W): uint8, or floats in [0, 1]. Boxes, masks and labels pass through.
+
+    Args:
+        mean, std: of the channels, as in `torchvision.transforms.v2.Normalize`.
+        sigma: standard deviation of the noise, in units of the result.
+        dtype: of the result: torch.float32, float64, float16 or bfloat16.
+
+    Raises:
+        ValueError: a negative sigma; as many means as there are not channels; a tensor of another dtype.
+
+    >>> prepare = Prepare([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], sigma=0.1)
+    >>> prepare(torch.zeros((3, 8, 8), dtype=torch.uint8)).dtype
+    torch.float32
+    """
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], sigma: float = 0.0, dtype: torch.dtype = torch.float32
+    ) -> None:
+        if not sigma >= 0:
+            raise ValueError(f"sigma = {sigma}: expected a number of at least 0")
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype = {dtype}: expected a float, as what is normalised is")
+        super().__init__()
+        self.mean, self.std, self.sigma, self.dtype = list(mean), list(std), sigma, dtype
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if _passes(inpt):
+            return inpt
+        if isinstance(inpt, PIL.Image.Image):
+            inpt = v2.functional.to_image(inpt)
+        image = self._pixels(inpt)
+        if image.ndim < 3:
+            raise ValueError(f"expected a tensor (.., C, H, W), got shape {tuple(image.shape)}")
+        noise: Any = self._drawn()
+        if image.ndim > 3 and self.sigma:  # all frames are one sample, and each has noise of its own
+            real: Any = torch.float64 if self.dtype == torch.float64 else torch.float32
+            z = nf.randn(image.shape, noise, dtype=real, batched=False, device=image.device)
+            noise = z.reshape(-1, *image.shape[-3:])
+        result = nf.augment.prepare(
+            image.reshape(-1, *image.shape[-3:]).movedim(1, -1) if image.ndim > 3 else image.movedim(0, -1),
+            noise,
+            mean=self.mean,
+            std=self.std,
+            scale=1 / 255 if image.dtype == torch.uint8 else 1.0,
+            noise_std=float(self.sigma),
+            dtype=self.dtype,
+            batched=image.ndim > 3,
+        ).reshape(image.shape)
+        return tv_tensors.wrap(result, like=inpt) if isinstance(inpt, tv_tensors.TVTensor) else result
