@@ -153,10 +153,13 @@ def test_pixels_and_channels_have_multipliers_of_their_own_or_not(shape, per_cha
         assert np.array_equal(found[..., 0], found[..., 1]) != per_channel
 
 
-def test_bytes_are_rounded_to_nearest_even():
-    """Where theirs are truncated. Seen to fail: their product."""
-    options = {"multiplier": (0.5, 1.5), "elementwise": True, "per_channel": True}
-    factors = multiplied(np.ones((256, 256, 3), np.float32) / 2, **options) * 2
+@pytest.mark.parametrize("channels", [1, 3, 200])
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("elementwise", [True, False])
+def test_bytes_are_rounded_to_nearest_even(channels, per_channel, elementwise):
+    """Where theirs are truncated. Seen to fail: products that are floats, tables of another channel."""
+    options = {"multiplier": (0.5, 1.5), "elementwise": elementwise, "per_channel": per_channel}
+    factors = multiplied(np.ones((256, 16, channels), np.float32) / 2, **options) * 2
     levels = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], factors.shape)
     assert np.array_equal(multiplied(levels, **options), np.rint(levels * factors).clip(0, 255).astype(np.uint8))
 

@@ -170,9 +170,23 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         factors = nf.uniform(shape or (1,), _noise(noise), dtype="float32", batched=False)
         factors *= high - low
         factors += low
-        if channels and not self.per_channel:
+        if pixels and channels and not self.per_channel:
             factors = factors[..., None]
+        if img.dtype == np.uint8:
+            return _product(img, factors)
+        result: Array = img * factors
+        return np.clip(result, 0.0, 1.0, out=result)
+
+
+def _product(img: Array, factors: Array) -> Array:
+    """Of bytes, rounded to nearest even: by tables for the image or its channels, or as OpenCV rounds."""
+    product: Any
+    if factors.ndim == 1 and len(factors) < 100:  # OpenCV looks up so many channels
+        levels = np.arange(256, dtype=np.float32)[:, None]
+        tables = np.rint(levels * factors).clip(0, 255).astype(np.uint8)
+        product = cv2.LUT(np.ascontiguousarray(img).reshape(-1, 1, len(factors)), tables[None])
+    else:
         x, y = (np.ascontiguousarray(np.broadcast_to(a, img.shape)).reshape(-1, 1) for a in (img, factors))
-        product: Any = cv2.multiply(x, y, dtype=cv2.CV_8U if img.dtype == np.uint8 else cv2.CV_32F)  # it rounds
-        result: Array = product.reshape(img.shape)
-        return result if img.dtype == np.uint8 else np.clip(result, 0.0, 1.0, out=result)
+        product = cv2.multiply(x, y, dtype=cv2.CV_8U)
+    result: Array = product.reshape(img.shape)
+    return result
