@@ -98,7 +98,7 @@ class RandGaussianNoised(transforms.RandGaussianNoised):
         noise_seed: the seed of noise that `key` names.
 
     Raises:
-        As RandGaussianNoise. KeyError: a dictionary without what `key` names.
+        KeyError: a dictionary without what `key` names. ValueError, TypeError: as RandGaussianNoise.
     """
 
     def __init__(
