@@ -172,7 +172,10 @@ def documented(module):
     return {f"{module.__name__}.{name}" for name in module.__all__}
 
 
-@pytest.mark.parametrize("name", ["", ".samplers", ".weights", ".numba", ".interop.diffusers"])
+TRANSFORMS = [f".interop.{library}" for library in NEEDS["docs/transforms.md"]]
+
+
+@pytest.mark.parametrize("name", ["", ".samplers", ".weights", ".numba", ".interop.diffusers", *TRANSFORMS])
 def test_every_public_name_has_an_entry_in_the_reference(name):
     pytest.importorskip(name.rpartition(".")[2] if name[:2] in (".n", ".i") else "numpy")
     reference = set().union(*(entries(page.read_text()) for page in (DOCS / "reference").glob("*.md")))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GaussianNoise in the place of torchvision's: its arguments, types and seeds, and its noise. And Prepare."""
 
+import os
 import pickle
 
 import numpy as np
@@ -51,6 +52,25 @@ def test_a_key_names_the_noise():
     assert not torch.equal(GaussianNoise(sigma=0.1).at("cat.png", epoch=3, seed=5)(IMAGE), expected)
     with pytest.raises(TypeError, match=r"key = 1.5"):
         GaussianNoise().at(1.5)
+
+
+class Items(torch.utils.data.Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return GaussianNoise().at(index, epoch=1)(IMAGE)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_workers_make_the_same():
+    """Without a key each worker has a seed of its own, as torch gives them."""
+    alone, workers = (
+        torch.cat([*torch.utils.data.DataLoader(Items(), 4, num_workers=n, multiprocessing_context=start)])
+        for n, start in ((0, None), (2, "fork"))
+    )
+    assert torch.equal(alone, workers)
 
 
 def test_types_are_kept_or_passed_through():
