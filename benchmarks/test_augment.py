@@ -73,6 +73,47 @@ def over_torchvision(ours: bool) -> Pair:
     return Pair(partial(named, x) if ours else partial(nf.augment.gaussian, x, STD, NOISE), lambda: theirs(x))
 
 
+def class_over_audiomentations() -> Pair:
+    """Theirs and ours in the same Compose, clip by clip, each let go before the next one."""
+    import audiomentations
+
+    from noisefuse.interop import audiomentations as named
+
+    x = np.random.default_rng(0).standard_normal(CLIPS, dtype=np.float32)
+    kinds = (named.AddGaussianSNR, audiomentations.AddGaussianSNR)
+    ours, theirs = (audiomentations.Compose([kind(p=1.0)]) for kind in kinds)
+
+    def each(augment: Any) -> None:
+        for clip in x:
+            augment(clip, 44_100)
+
+    return Pair(partial(each, ours), partial(each, theirs))
+
+
+def class_over_kornia() -> Pair:
+    """A batch of float images at once."""
+    import torch
+    from kornia.augmentation import RandomGaussianNoise as Theirs
+
+    from noisefuse.interop.kornia import RandomGaussianNoise
+
+    torch.set_num_threads(1)
+    x = torch.rand((16, 3, 512, 512))
+    return Pair(*(partial(kind(std=0.1, p=1.0), x) for kind in (RandomGaussianNoise, Theirs)))
+
+
+def class_over_monai() -> Pair:
+    """A volume of floats."""
+    import torch
+    from monai.transforms import RandGaussianNoise as Theirs
+
+    from noisefuse.interop.monai import RandGaussianNoise
+
+    torch.set_num_threads(1)
+    x = torch.rand((1, 128, 256, 256))
+    return Pair(*(partial(kind(prob=1.0), x) for kind in (RandGaussianNoise, Theirs)))
+
+
 def over_opencv() -> Pair:
     """Normals of int16 alone, which are yet to be added to the image."""
     import cv2
@@ -160,6 +201,9 @@ FIGURES = [
     Figure("gaussian in albumentations' Compose, over theirs", ">=", 12, class_over_albumentations),
     Figure("gaussian, over torchvision", ">=", 6, partial(over_torchvision, False)),
     Figure("GaussianNoise, over torchvision's", ">=", 6, partial(over_torchvision, True)),
+    Figure("AddGaussianSNR in audiomentations' Compose, over theirs", ">=", 8, class_over_audiomentations),
+    Figure("RandomGaussianNoise, over kornia's", ">=", 6, class_over_kornia),
+    Figure("RandGaussianNoise, over MONAI's", ">=", 12, class_over_monai),
     Figure("gaussian, over cv2.randn alone", ">=", 4.5, over_opencv),
     Figure("gaussian of bytes, of q_sample of float32", "<=", 1.3, to_q_sample),
     Figure("q_sample into bytes, of that into float32", "<=", 1.3, bytes_to_floats),
