@@ -15,7 +15,7 @@
 namespace nf {
 namespace {
 
-PyArray_Descr* float32;
+PyArray_Descr *float32, *float64;
 PyObject *noise_type, *name_seed, *name_sample, *name_step, *name_stream, *name_window_shape;
 
 PyArrayObject* array(PyObject* o) { return reinterpret_cast<PyArrayObject*>(o); }
@@ -43,6 +43,13 @@ bool reads(uint64_t active, int slot) {
     bool any = slot < 3 && counts(active, kClean + 1 + slot);
     for (int first : kAffine) any |= counts(active, first + 1 + slot);
     return any;
+}
+
+// Whether each array that a row reads is there.
+bool has_inputs(const Call& call) {
+    for (int slot : {kX, kM1, kM2, kPast1, kPast2, kPast3, kPast4})
+        if (reads(call.active, slot) && !call.in[slot]) return false;
+    return true;
 }
 
 // ------------------------------------------------------------------------------------------------ noise
@@ -107,6 +114,15 @@ class PlainNoise {
 };
 
 // ------------------------------------------------------------------------------------------------ outputs
+
+// `data` is where its elements begin. Null: a Python error is set.
+PyObject* new_one(const Made& made, char*& data) {
+    if (made.is_tensor) return torch.make(made, data);
+    Py_INCREF(made.descriptor);
+    PyObject* const one = new_array(made.ndim, reinterpret_cast<const npy_intp*>(made.shape), made.descriptor);
+    if (one) data = PyArray_BYTES(array(one));
+    return one;
+}
 
 // The caller's outputs, and new ones.
 class PlainOutputs {
@@ -195,15 +211,6 @@ class PlainOutputs {
     View views_[3] = {};
 
     const Made& made(int o) const { return o == 0 ? first : others; }
-
-    // `data` is where its elements begin. Null: a Python error is set.
-    static PyObject* new_one(const Made& made, char*& data) {
-        if (made.is_tensor) return torch.make(made, data);
-        Py_INCREF(made.descriptor);
-        PyObject* const one = new_array(made.ndim, reinterpret_cast<const npy_intp*>(made.shape), made.descriptor);
-        if (one) data = PyArray_BYTES(array(one));
-        return one;
-    }
 };
 
 // ------------------------------------------------------------------------------------------------ a row
@@ -257,6 +264,13 @@ class PlainCall {
         input(kX, x);
         return index(a.index) && model_output(a.model_output) && past(a.past) && noise(a.noise, a.stream) &&
                outputs.take(0, a.out, call) && outputs.take_auxiliary(a.auxiliary, call) && apart() && complete();
+    }
+
+    // Whether what is computed lies where an input does.
+    bool in_place() const {
+        bool any = false;
+        for (const View& in : inputs_) any |= in.data && in.data == call.out[0];
+        return any;
     }
 
   private:
@@ -374,11 +388,7 @@ class PlainCall {
         return !outputs.spoil(index_, false);
     }
 
-    bool complete() const {
-        for (int slot : {kX, kM1, kM2, kPast1, kPast2, kPast3, kPast4})
-            if (reads(call.active, slot) && !call.in[slot]) return false;
-        return true;
-    }
+    bool complete() const { return has_inputs(call); }
 };
 
 // ------------------------------------------------------------------------------------------------ a loss
@@ -482,10 +492,53 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     return wants_loss && gradient ? Py_BuildValue("(dN)", loss, gradient) : gradient;
 }
 
+// density(table, deviation, i, x, model_output, past, noise, stream, out, aux, factor, constant), or NotImplemented: a
+// step, and of each sample factor S + constant, S the sum of the squares of the deviation's rows, for which the step's
+// result stands in the place of the noise. Returns (out, float64 (B,)); without a table, which is None, that alone, of
+// what is given as the noise.
+PyObject* fast_density(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 12) return PyErr_Format(PyExc_TypeError, "density: expected 12 arguments, got %zd", n);
+    const bool stored = args[0] == Py_None;
+    PlainCall plain;
+    Call& step = plain.call;
+    const int stream = static_cast<int>(PyLong_AsLong(args[7]));
+    if (!PyFloat_CheckExact(args[10]) || !PyFloat_CheckExact(args[11]) ||
+        !plain.parse({args[stored], args[2], args[3], args[4], args[5], args[6], stream, args[8], args[9]}) ||
+        plain.indices != 1 || step.out_type != step.type || plain.in_place() ||
+        (stored && (!step.in[kZ] || step.in_type[kZ] != step.type)))
+        Py_RETURN_NOTIMPLEMENTED;
+    Call loss = step;
+    take_rows(args[1], loss);
+    if (!has_inputs(loss)) Py_RETURN_NOTIMPLEMENTED;
+    if (stored) plain.outputs.wanted = 0;
+    if (!plain.outputs.make(step)) return nullptr;
+    if (!stored) loss.in[kZ] = step.out[0], loss.in_type[kZ] = step.out_type;
+    for (void*& out : loss.out) out = nullptr;
+    loss.draw = Draw::none, loss.piece = loss.size, loss.n = 1;
+    loss.n_losses = loss.batch;
+    char* sums;
+    const Reference made(new_one({Kind::f64, plain.x.is_tensor, 1, &loss.batch, loss.batch, float64}, sums));
+    if (!made.object) return nullptr;
+    loss.losses = reinterpret_cast<double*>(sums);
+    try {
+        const auto run = [&](const Call& of_loss, const GoOn& go_on) {
+            return stored ? run_loss(of_loss, go_on) : run_step_and_loss(step, of_loss, go_on);
+        };
+        if (!run_plain(loss, run)) return nullptr;
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+    const double factor = PyFloat_AS_DOUBLE(args[10]), constant = PyFloat_AS_DOUBLE(args[11]);
+    for (int64_t b = 0; b < loss.batch; ++b) loss.losses[b] = loss.losses[b] * factor + constant;
+    if (stored) return Py_NewRef(made.object);
+    PyObject* const out = plain.outputs.give();
+    return out ? Py_BuildValue("(NO)", out, made.object) : nullptr;
+}
+
 bool init_fast_path() {
     const Reference noise(PyImport_ImportModule("noisefuse.noise"));
     if (!noise.object || !(noise_type = PyObject_GetAttrString(noise.object, "Noise"))) return false;
-    float32 = PyArray_DescrFromType(NPY_FLOAT);
+    float32 = PyArray_DescrFromType(NPY_FLOAT), float64 = PyArray_DescrFromType(NPY_DOUBLE);
     name_seed = PyUnicode_InternFromString("seed");
     name_sample = PyUnicode_InternFromString("sample");
     name_step = PyUnicode_InternFromString("step");

@@ -34,13 +34,21 @@ PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype) {
 
 namespace {
 
+// False: a Python error is set.
+bool unpack(PyObject* bytes, Call& call) {
+    if (!PyBytes_Check(bytes) || PyBytes_GET_SIZE(bytes) != Py_ssize_t{sizeof call}) {
+        PyErr_Format(PyExc_TypeError, "expected the %zu bytes of a Call", sizeof call);
+        return false;
+    }
+    std::memcpy(&call, PyBytes_AS_STRING(bytes), sizeof call);
+    return true;
+}
+
 // Runs the call whose bytes these are, without the GIL.
 template <class Run>
 PyObject* run_packed(PyObject* bytes, Run run) {
     Call call;
-    if (!PyBytes_Check(bytes) || PyBytes_GET_SIZE(bytes) != Py_ssize_t{sizeof call})
-        return PyErr_Format(PyExc_TypeError, "expected the %zu bytes of a Call", sizeof call);
-    std::memcpy(&call, PyBytes_AS_STRING(bytes), sizeof call);
+    if (!unpack(bytes, call)) return nullptr;
     bool all;
     try {
         Released released;
@@ -53,12 +61,10 @@ PyObject* run_packed(PyObject* bytes, Run run) {
 
 PyObject* py_step_and_loss(PyObject*, PyObject* args) {
     PyObject *step, *loss;
-    if (!PyArg_ParseTuple(args, "SS", &step, &loss)) return nullptr;
-    return run_packed(loss, [&](const Call& of_loss, const GoOn& go_on) {
-        Call of_step;
-        std::memcpy(&of_step, PyBytes_AS_STRING(step), sizeof of_step);
-        return run_step_and_loss(of_step, of_loss, go_on);
-    });
+    Call of_step;
+    if (!PyArg_ParseTuple(args, "OO", &step, &loss) || !unpack(step, of_step)) return nullptr;
+    return run_packed(
+        loss, [&](const Call& of_loss, const GoOn& go_on) { return run_step_and_loss(of_step, of_loss, go_on); });
 }
 
 PyObject* py_step(PyObject*, PyObject* call) { return run_packed(call, run_step); }
@@ -136,6 +142,7 @@ PyMethodDef methods[] = {
     {"row", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_row)), METH_FASTCALL, nullptr},
     {"random", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_random)), METH_FASTCALL, nullptr},
     {"mse", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_mse)), METH_FASTCALL, nullptr},
+    {"density", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_density)), METH_FASTCALL, nullptr},
     {"isas", py_isas, METH_NOARGS, nullptr},
     {"isa", py_isa, METH_NOARGS, nullptr},
     {"use_isa", py_use_isa, METH_O, nullptr},

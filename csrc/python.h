@@ -26,6 +26,7 @@ PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype);
 PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n);
+PyObject* fast_density(PyObject*, PyObject* const* args, Py_ssize_t n);
 bool init_fast_path();
 
 }  // namespace nf

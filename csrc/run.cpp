@@ -15,12 +15,6 @@ namespace {
 // them by their times.
 constexpr int64_t kChunk = 1 << 15;
 
-// Of a loss, that have this many elements or a little more.
-int64_t chunks_with(const Call& call, int64_t elements) {
-    const int64_t in_chunk = call.piece < kLossChunk ? call.piece : kLossChunk;
-    return (elements + in_chunk - 1) / in_chunk;
-}
-
 bool add_up(const Call& call, const GoOn& go_on) {
     const FloatMode mode;
     const int64_t pieces = call.size / call.piece, chunks = chunks_of(call.piece);
@@ -43,8 +37,10 @@ bool run_chunks(Call call, const GoOn& go_on, const Body& body) {
     const int64_t chunks = call.batch * call.size / call.piece * chunks_of(call.piece);
     std::vector<double> chunk_sums(call.losses ? static_cast<size_t>(chunks) : 0);
     call.chunk_sums = call.losses ? chunk_sums.data() : nullptr;
+    const int64_t in_chunk = call.piece < kLossChunk ? call.piece : kLossChunk;
     const auto of_thread = [&](int64_t begin, int64_t end) { body(call, begin, end); };
-    return parallel_for(chunks, chunks_with(call, kChunk), of_thread, go_on) && (!call.losses || add_up(call, go_on));
+    return parallel_for(chunks, (kChunk + in_chunk - 1) / in_chunk, of_thread, go_on) &&
+           (!call.losses || add_up(call, go_on));
 }
 
 }  // namespace
@@ -75,14 +71,8 @@ bool run_loss(const Call& loss, const GoOn& go_on) {
 
 bool run_step_and_loss(const Call& step, const Call& loss, const GoOn& go_on) {
     const Kernels& k = kernels();
-    return run_chunks(loss, go_on, [&](const Call& call, int64_t begin, int64_t end) {
-        const int64_t some = chunks_with(call, kLossChunk);
-        for (int64_t now = begin, next; now < end; now = next) {
-            next = now + some < end ? now + some : end;
-            k.step(step, first_of_chunk(call.piece, now), first_of_chunk(call.piece, next));
-            k.loss(call, now, next);
-        }
-    });
+    return run_chunks(loss, go_on,
+                      [&](const Call& call, int64_t begin, int64_t end) { k.step_and_loss(step, call, begin, end); });
 }
 
 }  // namespace nf

@@ -36,8 +36,9 @@ void step_drawing_nothing(const Call& s, int64_t begin, int64_t end) {
     }
 }
 
-template <class Real>
-void step_drawing(const Call& s, int64_t begin, int64_t end) {
+// after(end) is called as soon as the elements before `end` are done.
+template <class Real, class After>
+void step_drawing(const Call& s, int64_t begin, int64_t end, const After& after) {
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
     Noise<Real> noise;
@@ -48,13 +49,15 @@ void step_drawing(const Call& s, int64_t begin, int64_t end) {
         if constexpr (sizeof(Real) == 4)
             if (tile_on_noise && counters.one_run && counters.skip == 0 && counters.size % kGroup == 0) {
                 fill_words<float>(noise.words, counters, keys, 0, 0, [&](int g) { arrays.prefetch_written(at, g); });
-                return tile_on_noise(noise.words, counters, rows, arrays, at);
+                tile_on_noise(noise.words, counters, rows, arrays, at);
+                return after(at + counters.size);
             }
         arrays.value[kZ] = noise.fill(counters, keys, s.draw, 0, [&](int group) {
             arrays.prefetch_read(at, group);
             arrays.prefetch_written(at, group);
         });
         apply(tile_on_arrays, rows, arrays, at, counters.size);
+        after(at + counters.size);
     });
 }
 
@@ -90,7 +93,10 @@ void walk_range(const Call& s, int64_t begin, int64_t end) {
 template <class Real>
 void step_range(const Call& s, int64_t begin, int64_t end) {
     const FloatMode mode;
-    s.draw == Draw::none ? step_drawing_nothing<Real>(s, begin, end) : step_drawing<Real>(s, begin, end);
+    if (s.draw == Draw::none)
+        step_drawing_nothing<Real>(s, begin, end);
+    else
+        step_drawing<Real>(s, begin, end, [](int64_t) {});
     if (s.size * s.batch >= kFarther) Lane::fence_nontemporal();
 }
 
@@ -103,6 +109,28 @@ void walk(const Call& s, int64_t begin, int64_t end) {
     s.type == DType::f64 ? walk_range<double>(s, begin, end) : walk_range<float>(s, begin, end);
 }
 
+// A step, and the chunks of a loss that reads its result: tile by tile in registers, where the loss can be had so, and
+// else chunk by chunk.
+template <class Real>
+void step_and_loss_range(const Call& s, const Call& of_loss, int64_t begin_chunk, int64_t end_chunk) {
+    const FloatMode mode;
+    const auto first = [&](int64_t chunk) { return first_of_chunk(of_loss.piece, chunk); };
+    Residuals<Real> residuals(of_loss, begin_chunk);
+    if (RegisterResiduals<Real> in_registers(residuals, of_loss, first(begin_chunk));
+        in_registers && s.draw != Draw::none && s.size * s.batch < kFarther)
+        return step_drawing<Real>(s, first(begin_chunk), first(end_chunk),
+                                  [&](int64_t end) { in_registers.take_to(end); });
+    for (int64_t chunk = begin_chunk; chunk < end_chunk; ++chunk) {
+        step_range<Real>(s, first(chunk), first(chunk + 1));
+        loss_range<Real>(of_loss, chunk, chunk + 1);
+    }
+}
+
+void step_and_loss(const Call& s, const Call& of_loss, int64_t begin_chunk, int64_t end_chunk) {
+    s.type == DType::f64 ? step_and_loss_range<double>(s, of_loss, begin_chunk, end_chunk)
+                         : step_and_loss_range<float>(s, of_loss, begin_chunk, end_chunk);
+}
+
 void loss(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
     const FloatMode mode;
     s.type == DType::f64 ? loss_range<double>(s, begin_chunk, end_chunk) : loss_range<float>(s, begin_chunk, end_chunk);
@@ -112,6 +140,6 @@ void loss(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
 }  // namespace
 
 extern const Kernels NF_KERNELS;
-const Kernels NF_KERNELS{NF_NAME, step, walk, loss};
+const Kernels NF_KERNELS{NF_NAME, step, walk, loss, step_and_loss};
 
 }  // namespace nf

@@ -26,6 +26,8 @@ struct Kernels {
     void (*step)(const Call&, int64_t begin, int64_t end);
     void (*walk)(const Call&, int64_t begin, int64_t end);
     void (*loss)(const Call&, int64_t begin_chunk, int64_t end_chunk);  // the sums of chunks, and the gradient
+    // The same of what the step writes, which is done first.
+    void (*step_and_loss)(const Call& step, const Call& loss, int64_t begin_chunk, int64_t end_chunk);
 };
 
 }  // namespace nf

@@ -13,7 +13,8 @@ namespace {
 template <class Real>
 class Residuals {
   public:
-    Residuals(const Call& call, const Arrays<Real>& arrays, int64_t chunk)
+    // arrays: those of the call, where there is a gradient.
+    Residuals(const Call& call, int64_t chunk, const Arrays<Real>* arrays = nullptr)
         : s(call), arrays_(arrays), chunk_(chunk), in_piece_(chunk % chunks_of(s.piece) * kLossChunk) {
         begin_chunk();
     }
@@ -38,7 +39,7 @@ class Residuals {
 
   private:
     const Call& s;
-    const Arrays<Real>& arrays_;
+    const Arrays<Real>* const arrays_;
     int64_t chunk_, in_piece_;  // the chunk and its first element
     int64_t length_, left_;     // of the chunk
     SquareSum<Lane, kWidth<Real>, Real> squares_;
@@ -61,7 +62,7 @@ class Residuals {
     }
 
     void store_gradient(const Real* r, int64_t at, int n) {
-        const bool direct = arrays_.direct[0], nontemporal = arrays_.nontemporal(0, at);
+        const bool direct = arrays_->direct[0], nontemporal = arrays_->nontemporal(0, at);
         Real* gradient = direct ? static_cast<Real*>(s.out[0]) + at : staged_;
         int64_t piece = at / s.piece, left = s.piece - at % s.piece;
         for (int done = 0; done < n; ++piece, left = s.piece) {
@@ -90,50 +91,101 @@ class Residuals {
     }
 };
 
-// The residuals of whole groups, which are arrays of one type in a row of one of these shapes, in registers.
 constexpr uint64_t kResidualShapes[] = {
     shape({}, {kZ, kM1, kX}),                             // of a step's result from its mean
     shape({}, {kZ, kM2, kM1, kX}), shape({}, {kM1, kX}),  // of two model outputs
 };
 
+// One row of a call that has no D.
+template <class Real>
+struct OneRow {
+    const Call& s;
+    const Real* row;
+    OneRow(const Call& call, int64_t segment)
+        : s(call), row(static_cast<const Real*>(s.rows) + kColumns * row_of(s, segment)) {}
+    bool clamps() const { return false; }
+    int constant(int output) const { return counts(s.active, kAffine[output]) ? kAffine[output] : -1; }
+    const Real* coefficient(int column) const { return row + column; }
+};
+
+// The residuals of a chunk from element `at` on, n of them, in registers: arrays of one type, a row of this shape.
+// Whole groups of 64, or the last ones of the chunk, from a copy that is as long as a group.
 template <class Real, DType In, uint64_t shape>
-[[gnu::flatten]] void groups_on_arrays(Residuals<Real>& residuals, const Rows<Real>& rows, int64_t at, int n) {
-    const RegisterRow<Real, In, shape> row(rows, rows.s.in);
-    residuals.take_groups(
-        [&](int i) {
+[[gnu::flatten]] void take_in_registers(Residuals<Real>& residuals, const Call& s, int64_t at, int n) {
+    using Row = RegisterRow<Real, In, shape>;
+    const OneRow<Real> one(s, at / s.segment);
+    const auto take = [&](const Row& row, int64_t from, int length) {
+        const auto residual = [&](int i) {
             Vector<Real> r[1], z{};
-            if constexpr (row.reads(kZ)) z = load_lanes<In>(row.array[kZ], at + i);
-            row.add_up(at + i, z, r);
+            if constexpr (Row::reads(kZ)) z = load_lanes<In>(row.array[kZ], from + i);
+            row.add_up(from + i, z, r);
             return r[0];
-        },
-        n);
+        };
+        if (length % kAccumulators == 0) return residuals.take_groups(residual, length);
+        alignas(64) Real r[kAccumulators];
+        for (int i = 0; i < length; i += kWidth<Real>) Lane::store(r + i, residual(i));
+        residuals.take(r, at, length);
+    };
+    if (n % kAccumulators == 0) return take(Row(one, s.in), at, n);
+    constexpr int width = bytes_of(In);
+    alignas(64) char last[kSlots][kAccumulators * width] = {};
+    const void* arrays[kSlots] = {};
+    for (int slot = 0; slot < kSlots; ++slot)
+        if (Row::reads(slot)) {
+            std::memcpy(last[slot], static_cast<const char*>(s.in[slot]) + at * width, size_t(n) * width);
+            arrays[slot] = last[slot];
+        }
+    take(Row(one, arrays), 0, n);
 }
 
+// All residuals from `begin` on, as elements become known: chunk by chunk, some at a time.
 template <class Real>
-using OnGroups = decltype(&groups_on_arrays<Real, kOwn<Real>, kResidualShapes[0]>);
+class RegisterResiduals {
+  public:
+    // Whether it can take these.
+    RegisterResiduals(Residuals<Real>& residuals, const Call& call, int64_t begin)
+        : residuals_(residuals), s(call), at_(begin), take_(of_type(call)) {}
+    explicit operator bool() const { return take_; }
 
-template <class Real, DType In>
-OnGroups<Real> on_groups(uint64_t shape_of_call) {
-    return for_shape<kResidualShapes, OnGroups<Real>>(
-        shape_of_call, []<uint64_t shape>() -> OnGroups<Real> { return groups_on_arrays<Real, In, shape>; });
-}
-
-// Which of these does a call, or null.
-template <class Real>
-OnGroups<Real> on_groups(const Rows<Real>& rows, const Arrays<Real>& arrays) {
-    const Call& s = rows.s;
-    if (s.draw != Draw::none || s.out[0] || !s.chunk_sums || arrays.n_in == 0) return nullptr;
-    const uint64_t shape = combination_of(s.active, kAffine[0]);
-    const DType in = s.in_type[arrays.slots[0]];
-    for (int i = 0; i < arrays.n_in; ++i)
-        if (s.in_type[arrays.slots[i]] != in) return nullptr;
-    if (in == kOwn<Real>) return on_groups<Real, kOwn<Real>>(shape);
-    if constexpr (sizeof(Real) == 4) {
-        if (in == DType::f16) return on_groups<Real, DType::f16>(shape);
-        if (in == DType::bf16) return on_groups<Real, DType::bf16>(shape);
+    void take_to(int64_t end) {
+        while (at_ < end) {
+            const int64_t left = residuals_.left(), here = least(left, end - at_);
+            const int64_t n = here < kAccumulators ? here : here / kAccumulators * kAccumulators;
+            if (here < least(kAtOnce, left)) return;
+            take_(residuals_, s, at_, static_cast<int>(n));
+            at_ += n;
+        }
     }
-    return nullptr;
-}
+
+  private:
+    // Elements: what a call of take_ costs is little beside them, and they are in the first-level cache.
+    static constexpr int64_t kAtOnce = 4 * kTile;
+    using Take = decltype(&take_in_registers<Real, kOwn<Real>, kResidualShapes[0]>);
+    Residuals<Real>& residuals_;
+    const Call& s;
+    int64_t at_;
+    Take take_;
+
+    template <DType In>
+    static Take of_shape(const Call& call) {
+        const uint64_t own = combination_of(call.active, kAffine[0]), constant = uint64_t{1} << kAffine[0];
+        const auto of = []<uint64_t shape>() -> Take { return take_in_registers<Real, In, shape>; };
+        return for_shape<kResidualShapes, Take>(counts(own, affine_column(0) + 1 + kZ) ? own & ~constant : own, of);
+    }
+
+    static Take of_type(const Call& call) {
+        if (call.draw != Draw::none || call.out[0] || !call.chunk_sums) return nullptr;
+        const DType in = call.in_type[kM1];
+        for (int slot = 0; slot < kSlots; ++slot)
+            if (call.in[slot] && call.in_type[slot] != in) return nullptr;
+        if (in == kOwn<Real>) return of_shape<kOwn<Real>>(call);
+        if constexpr (sizeof(Real) == 4) {
+            if (in == DType::f16) return of_shape<DType::f16>(call);
+            if (in == DType::bf16) return of_shape<DType::bf16>(call);
+        }
+        return nullptr;
+    }
+};
 
 // The chunks begin .. end - 1.
 template <class Real>
@@ -141,7 +193,7 @@ void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
     const int64_t begin = first_of_chunk(s.piece, begin_chunk), end = first_of_chunk(s.piece, end_chunk);
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
-    Residuals<Real> residuals(s, arrays, begin_chunk);
+    Residuals<Real> residuals(s, begin_chunk, &arrays);
     alignas(64) Real r[kTile];
     const auto tile = [&](int64_t at, int size) {
         arrays.load(at, size);
@@ -149,14 +201,11 @@ void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
         residuals.take(r, at, size);
     };
     if (s.draw == Draw::none) {
-        const OnGroups<Real> on = on_groups(rows, arrays);
+        if (RegisterResiduals<Real> in_registers(residuals, s, begin); in_registers) return in_registers.take_to(end);
         for (int64_t at = begin; at < end;) {
-            const int64_t segment = at / s.segment, left = s.segment - at % s.segment;
-            // Groups begin with a chunk, so that what is left of one is taken by itself.
-            const int64_t whole = on ? residuals.left() / kAccumulators * kAccumulators : 0;
-            const int size = static_cast<int>(whole ? whole : least(on ? residuals.left() : kTile, end - at));
-            rows.select(at, segment, left, size);
-            whole ? on(residuals, rows, at, size) : tile(at, size);
+            const int size = static_cast<int>(least(kTile, end - at));
+            rows.select(at, at / s.segment, s.segment - at % s.segment, size);
+            tile(at, size);
             at += size;
         }
         return;

@@ -72,8 +72,8 @@ struct RegisterRow {
     bool clamps;
 
     // in_tile: of the vector's elements, whose rows these are.
-    template <class Values>
-    RegisterRow(const Rows<Real>& rows, const Values& value, int in_tile = 0) : clamps(rows.clamps()) {
+    template <class Source, class Values>
+    RegisterRow(const Source& rows, const Values& value, int in_tile = 0) : clamps(rows.clamps()) {
         const auto coefficient = [&](int column) {
             const Real* const of = rows.coefficient(column);
             return Each ? Lane::load(of + in_tile) : Lane::splat(*of);
@@ -82,7 +82,7 @@ struct RegisterRow {
         for (int slot = 0; slot < kSlots; ++slot) array[slot] = value[slot];
         for (int t = 0; t < kCleanCombination.n; ++t) clean_c[t] = coefficient(kCleanCombination.column[t]);
         for (int o = 0; o < kOutputs; ++o) {
-            const int constant = rows.out[o].constant;
+            const int constant = rows.constant(o);
             k[o] = constant < 0 ? Lane::splat(Real{-0.0}) : coefficient(constant);  // -0 changes no product
             for (int t = 0; t < kCombinations[o].n; ++t) c[o][t] = coefficient(kCombinations[o].column[t]);
         }

@@ -291,6 +291,7 @@ struct Rows {
         }
     }
 
+    int constant(int output) const { return out[output].constant; }  // column of k, or -1
     const Real* coefficient(int column) const { return per_element ? expanded[column] + phase : row + column; }
 
     void apply(Real* to, int size, const Affine& combination, const Real* const (&value)[kSlots],

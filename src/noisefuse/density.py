@@ -25,6 +25,7 @@ from . import backends
 from .arrays import as_array, as_numbers, count, device_of, interop, on_device, output, overlap
 from .backends.call import LOSS_CHUNK, Loss, Step
 from .calls import Index, like, make_call, row_index, run
+from .noise import SAMPLER
 from .ops import Array, Inputs, NoiseLike, inputs_of, is_bytes, need_tableau, those_read, update_call
 from .rows import M1, ROW, SYMBOLS, Rows, X, Z
 from .tableau import Tableau
@@ -85,6 +86,10 @@ def log_prob(
     """
     other = None if type(x) is np.ndarray else interop(x)
     options: dict[str, Any] = {"past": past, "reduction": reduction, "density": density}
+    if not partial and (other is None or not other.is_traced()):
+        done = fast(table, i, x, model_output, past, x_next, None, (), reduction, density, stored=True)
+        if done is not NotImplemented:
+            return done
     if other is not None:
         return other.log_prob(table, i, x, model_output, x_next, partial=partial, **options)
     call, law = _of_stored(table, i, x, model_output, x_next, past, reduction, density, {})
@@ -233,9 +238,12 @@ def update(
         "density": density,
         "partial": partial,
     }
+    if not partial and (other is None or not other.is_traced()):
+        pair: tuple[Array, Any] = fast(table, i, x, model_output, past, noise, out, aux_out, reduction, density)
+        if pair is not NotImplemented:
+            return pair
     if other is not None:
-        pair: tuple[Array, Any] = other.update_with_log_prob(table, i, x, model_output, noise, out=out, **options)
-        return pair
+        return other.update_with_log_prob(table, i, x, model_output, noise, out=out, **options)  # type: ignore[no-any-return]
     if out is not None and is_bytes(out.dtype):
         raise TypeError("out: expected x's dtype: what is rounded to bytes has no density")
     step = update_call(table, i, x, model_output, past, noise, out, aux_out)
@@ -261,6 +269,39 @@ def update(
     return given, found
 
 
+# ---- the fast path -----------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
+def _plain(table: Tableau, i: int, shape: tuple[int, ...], reduction: Reduction, density: Density) -> Any:
+    """Both tables, factor and constant, as the fast path takes them; None: the checked path has something to say."""
+    std = abs(float(table.rows["out"]["z"][i])) if 0 <= i < len(table) else 0.0
+    if not std or table.clamps or table.threshold or table.masked or not shape:
+        return None
+    if reduction not in ("sum", "mean") or density not in ("full", "no_constants", "squared"):
+        return None
+    law = Law(np.float64(std), math.prod(shape[1:]), reduction, density)
+    return table.as_rows.plain, _deviation(table).as_rows.plain, float(law.factor), float(law.constant)
+
+
+def fast(
+    table: Tableau, i: ArrayLike | Array, x: Array, model_output: Models, past: Sequence[Array], noise: NoiseLike,
+    out: Array | None, aux_out: Sequence[Array], reduction: Reduction = "sum", density: Density = "full",
+    partial: bool = False, *, stored: bool = False,
+) -> Any:  # fmt: skip
+    """`update` or, of what is `stored`, `log_prob`, with that in the place of the noise; or NotImplemented."""
+    if partial or type(i) is not int or type(table) is not Tableau or not hasattr(x, "shape"):
+        return NotImplemented
+    plain = _plain(table, i, x.shape, reduction, density)
+    if plain is None:
+        return NotImplemented
+    rows, deviation, factor, constant = plain
+    rows = None if stored else rows
+    return backends.fast_density(
+        rows, deviation, i, x, model_output, past, noise, SAMPLER, out, aux_out, factor, constant
+    )
+
+
 # ---- the parts of a sample ---------------------------------------------------------------------------------
 
 
@@ -268,7 +309,7 @@ def update(
 class Law:
     """What turns the sum of squares of a sample into its log-density: factor S + constant, for each sample or all."""
 
-    std: NDArray[np.float64]
+    std: Any  # float64, () or (B,)
     elements: int  # of a sample
     reduction: Reduction
     density: Density

@@ -273,13 +273,15 @@ class Sampler:
             and 0 <= i < self._fast_rows
             and guidance_scale is None
             and denoised_out is None
-            and not log_prob
             and type(model_output) is not tuple
             and (not slots or (type(state) is State and state.size == self._state_size))
             and (type(x) is np.ndarray or not is_traced(x))
         ):
             past, kept, after = state.moves[self._push[i]][state.at] if slots else _NOTHING  # type: ignore[union-attr]
-            made = backends.fast_row(self._plain, i, x, model_output, past, noise, SAMPLER, out, kept, None, True)
+            if log_prob:
+                made = density.fast(self.tableau, i, x, model_output, past, noise, out, kept, **law)
+            else:
+                made = backends.fast_row(self._plain, i, x, model_output, past, noise, SAMPLER, out, kept, None, True)
             if made is not NotImplemented:
                 if slots:
                     state.at = after  # type: ignore[union-attr]

@@ -9,6 +9,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import DTYPES, using
+from noisefuse import backends
 from noisefuse.density import kl, kl_grad, log_prob, log_prob_grad, update
 
 FLOW, LINEAR = nf.Schedule.flow(1000), nf.Schedule.linear(1000)
@@ -268,3 +269,36 @@ def test_an_empty_batch():
     empty = np.zeros((0, 3, 8), np.float32)
     x_next, found = update(TABLES["flow_sde"], 4, empty, empty, N)
     assert (x_next.shape, found.shape) == (empty.shape, (0,))
+
+
+# ---- the fast path -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 16, 7), (3, 4, 40, 40), (70, 5)], ids=str)
+def test_plain_calls_take_the_fast_path_and_give_the_same(monkeypatch, dtype, shape):
+    """Seen to fail: the sums of the mean over all samples, the residual of the step's own noise."""
+    sampler, (x, m) = nf.samplers.flow_sde(FLOW, 10), arrays(shape, dtype)
+    calls = [
+        lambda: sampler.step(4, x, m, N, log_prob=True),
+        lambda: sampler.step(4, x, m, N, log_prob=True, reduction="mean", density="squared"),
+        lambda: sampler.step(4, x, m, nf.randn_like(x, N), log_prob=True),
+        lambda: (x, sampler.log_prob(4, x, m, x)),
+    ]
+    fast = [call() for call in calls]
+    taken = []
+    monkeypatch.setattr(backends, "fast_density", lambda *a: taken.append(a) or NotImplemented)
+    for (x_next, found), call in zip(fast, calls, strict=True):
+        expected, density = call()
+        assert (x_next.tobytes(), found.tobytes()) == (expected.tobytes(), density.tobytes())
+    assert len(taken) >= len(calls)
+
+
+def test_the_fast_path_was_taken(monkeypatch):
+    monkeypatch.setattr(nf.density, "update_call", None)
+    monkeypatch.setattr(nf.density, "make_call", None)
+    sampler, (x, m) = nf.samplers.flow_sde(FLOW, 10), arrays((2, 3, 5))
+    x_next, found = sampler.step(4, x, m, N, log_prob=True)
+    assert sampler.log_prob(4, x, m, x_next).tolist() == found.tolist()
+    with pytest.raises(TypeError, match="not callable"):
+        sampler.log_prob(4, x, m[..., ::-1], x_next)

@@ -56,7 +56,7 @@ RANDOM = {
 def checked(monkeypatch, call):
     """What the checked path gives."""
     with monkeypatch.context() as patch:
-        for name in ("fast_row", "fast_random", "fast_mse"):
+        for name in ("fast_row", "fast_random", "fast_mse", "fast_density"):
             patch.setattr(backends, name, backends.declined)
         return call()
 

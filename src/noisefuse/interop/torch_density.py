@@ -76,18 +76,18 @@ def update_with_log_prob(
         made = nf.update(table, i, models["x"], pair, past=past, noise=noise, out=out, aux_out=aux_out)
         return made, log_prob(table, i, x, model_output, made, past=past, partial=partial, **options)
     place = place_of("x", checked("x", x))
-    into = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+    into = out
+    if out is None and place.type != "cpu":
+        into = torch.empty_like(x, memory_format=torch.contiguous_format)
     with on(place):
         noise = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "x")
         aux = [write(f"aux_out[{n}]", a, place) for n, a in enumerate(aux_out)]
-        given = _arguments(table, i, tensors, place)
-        _, found = nf.density.update(
-            **given, noise=noise, out=write("out", into, place), aux_out=aux, partial=partial, **options
-        )
+        given = _arguments(table, i, tensors, place) | {"noise": noise, "out": write("out", into, place)}
+        made, found = nf.density.update(**given, aux_out=aux, partial=partial, **options)
         found = replace(found, sums=_in_torch(found.sums, x)) if partial else _in_torch(found, x)
     for tensor in aux_out:
         as_tensor(None, tensor)
-    made = as_tensor(None, into)
+    made = as_tensor(made, into)
     return in_format(made, x) if out is None else made, found
 
 
@@ -133,12 +133,13 @@ def _gradient(
     function: Any, table: Any, i: Any, tensors: dict[str, Any], upstream: Any, out: Any, options: dict[str, Any]
 ) -> Tensor:
     x = next(iter(tensors.values()))
-    place = place_of("x", checked("x", x))
-    into = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+    place, into = place_of("x", checked("x", x)), out
+    if out is None and place.type != "cpu":  # all memory of results on a device is torch's
+        into = torch.empty_like(x, memory_format=torch.contiguous_format)
     with on(place):
         given = _arguments(table, i, tensors, place) | {"upstream": read_numbers("upstream", upstream, place)}
-        function(**given, out=write("out", into, place), **options)
-    return as_tensor(None, into)  # type: ignore[no-any-return]
+        made = function(**given, out=write("out", into, place), **options)
+    return as_tensor(made, into)  # type: ignore[no-any-return]
 
 
 def _models(model_output: Any) -> dict[str, Any]:
