@@ -55,6 +55,8 @@ ALLOWED = {
     "samplers": "sampler tableau samplers.*",
     "": "[!_]*",
     "interop": "",
+    "interop.dask_blocks": "@",
+    "interop.dask": "@ interop.dask_*",
     "interop.torch_internals": "@",
     "interop.torch_arrays": "@ interop.torch_internals",
     "interop.torch_graph": "@ interop.torch_arrays interop.torch_internals",
@@ -74,6 +76,7 @@ ALLOWED = {
 # Imports that point up, and so close a circle: statements inside of functions, which run when all is loaded.
 EXCEPTIONS = {
     ("backends", ""): "the version stands in the package, and info() tells it",
+    ("arrays", "interop.dask"): "dask's arrays do likewise",
     ("arrays", "interop.torch"): "tensors bring their module in, which stands on the public names",
 }
 # What is imported only where it is needed. Commands need what the extras install.

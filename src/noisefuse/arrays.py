@@ -111,11 +111,21 @@ def is_traced(x: object) -> bool:
 
 def _module(kind: type) -> Any:
     for base in kind.__mro__:
-        if base.__module__.partition(".")[0] == "torch":
+        root = base.__module__.partition(".")[0]
+        if root == "torch":
             from .interop import torch  # a statement, which torch.compile can follow
 
             return torch
+        if root == "dask":
+            return lazy()
     return None
+
+
+def lazy() -> Any:
+    """The module of `interop` for dask's arrays."""
+    from .interop import dask
+
+    return dask
 
 
 def float_dtype(dtype: Any, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:

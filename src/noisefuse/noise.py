@@ -167,6 +167,12 @@ class Noise:
     def __hash__(self) -> int:
         return hash(self._key())
 
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        """Equal noises give layers of dask's graphs equal names."""
+        if not isinstance(self.step, int):
+            raise TypeError("noise.step lies on a device and names no graph: use noise.at(step=int(noise.step))")
+        return "noisefuse.Noise", *self._key()
+
     def __repr__(self) -> str:
         window = "" if self.window_shape is None else f".window({self.window_shape}, start={self.window_start})"
         ids = self.sample if isinstance(self.sample, int) else _listed(self.sample.tolist())

@@ -27,6 +27,7 @@ from .arrays import (
     host_view,
     interop,
     is_array,
+    lazy,
     on_device,
     one_place,
     output,
@@ -102,6 +103,7 @@ def randn(
     batched: bool = True,
     out: Array | None = None,
     device: torch.device | str | None = None,
+    chunks: Any = None,
 ) -> Array:
     """Standard normals: the field that `noise` names (docs/noise.md). torch.randn, with a name in place of a generator.
 
@@ -113,6 +115,7 @@ def randn(
         batched: False makes the whole array one sample.
         out: array of this shape and dtype to write to, C-contiguous.
         device: where a tensor lies, with a dtype of torch: "cuda", torch.device("cuda:1"). None: the CPU.
+        chunks: make an array of dask's, in chunks as dask takes them (docs/dask.md).
 
     Raises:
         OverflowError: a sample id beyond 2^56 - 1, or a sample of more than 2^34 elements.
@@ -124,6 +127,8 @@ def randn(
     >>> np.array_equal(z[2:], nf.randn((2, 3), nf.Noise(7, sample=2)))
     True
     """
+    if chunks is not None:
+        return lazy().randn(shape, noise, chunks=chunks, dtype=dtype, batched=batched, out=out, device=device)
     if device is not None:
         out = _made_on(device, shape, dtype, out)
     return _random("randn", shape, noise, dtype, batched, out)
@@ -174,6 +179,7 @@ def uniform(
     batched: bool = True,
     out: Array | None = None,
     device: torch.device | str | None = None,
+    chunks: Any = None,
 ) -> Array:
     """Uniforms in (0, 1), never 0 or 1: as `randn`, on stream 7 unless the noise names another than 0.
 
@@ -184,6 +190,8 @@ def uniform(
     >>> bool(t.min() >= 0 and t.max() < 1000)
     True
     """
+    if chunks is not None:
+        return lazy().uniform(shape, noise, chunks=chunks, dtype=dtype, batched=batched, out=out, device=device)
     if device is not None:
         out = _made_on(device, shape, dtype, out)
     return _random("uniform", shape, noise, dtype, batched, out)

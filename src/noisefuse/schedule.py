@@ -540,6 +540,10 @@ class Schedule:
     def __hash__(self) -> int:
         return hash(self._key)
 
+    def __dask_tokenize__(self) -> tuple[object, ...]:
+        """Equal schedules give layers of dask's graphs equal names."""
+        return "noisefuse.Schedule", *self._key
+
     def __reduce__(self) -> tuple[Callable[..., Self], tuple[Array, Array]]:
         return self._rebuilt(self.name), (self.alpha, self.sigma)  # unpickled arrays would be writable
 

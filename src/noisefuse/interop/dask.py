@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""dask arrays in, dask arrays out, lazily: each block is what the function of the same name makes of it.
+
+A block takes its place in the noise from where it lies in the whole array: its rows are the samples of their numbers,
+and along other axes it is a window (`Noise.window`). So the chunks play no part in the result. Nothing is rechunked,
+and all tasks are of one size.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+from dask.array.core import normalize_chunks
+
+import noisefuse as nf
+
+from .dask_blocks import Call, known_chunks, mapped
+
+__all__ = ["is_traced", "q_sample", "q_step", "q_walk", "randn", "uniform", "update"]
+
+
+def is_traced() -> bool:
+    """No compiler follows these calls."""
+    return False
+
+
+# ---- operations --------------------------------------------------------------------------------------------
+# Their arguments are those of the functions of the same names; `ops` comes here where x is dask's, or has chunks.
+
+
+def randn(shape: Any, noise: Any, **options: Any) -> Any:
+    return _random("randn", shape, noise, **options)
+
+
+def uniform(shape: Any, noise: Any, **options: Any) -> Any:
+    return _random("uniform", shape, noise, **options)
+
+
+def q_sample(x0: Any, t: Any, schedule: Any, noise: Any, *, out: Any, target_out: Any, **options: Any) -> Any:
+    _need_none(out=out, target_out=target_out)
+    constants = {"name": "q_sample", "table": schedule, **options}
+    call = Call("q_sample", _at_times, constants, None if options["target"] is None else 2)
+    return mapped(call, x0, {"t": t}, noise, {})
+
+
+def q_step(x: Any, t: Any, schedule: Any, noise: Any, *, out: Any, **options: Any) -> Any:
+    _need_none(out=out)
+    return mapped(Call("q_step", _at_times, {"name": "q_step", "table": schedule, **options}), x, {"t": t}, noise, {})
+
+
+def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, out: Any, **options: Any) -> Any:
+    _need_none(out=out)
+    if hasattr(noise, "shape"):
+        raise TypeError("noise: q_walk draws at every time and takes a Noise, not an array")
+    kept = len(schedule) if keep is None else np.size(keep)
+    return mapped(Call("q_walk", _walk, {"table": schedule, "keep": keep, **options}, kept=kept), x0, {}, noise, {})
+
+
+def update(
+    table: Any, i: Any, x: Any, model_output: Any, *, past: Any, noise: Any, out: Any, aux_out: Any, **options: Any
+) -> Any:  # fmt: skip
+    _need_none(out=out)
+    if not isinstance(aux_out, int) and len(aux_out):
+        raise TypeError("aux_out: arrays of dask's are not written to; give the number of auxiliary outputs")
+    models = model_output if isinstance(model_output, tuple) else (model_output,)
+    arrays = {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
+    arrays |= {f"past{n + 1}": p for n, p in enumerate(past)}
+    for name, array in arrays.items():
+        if not hasattr(array, "shape"):
+            raise TypeError(f"{nf.tableau.ARGUMENTS[name]}: expected an array, got {type(array).__name__}")
+    axes = dict.fromkeys(arrays, tuple(range(len(known_chunks("x", x)))))
+    constants = {"table": table, "aux_out": aux_out if isinstance(aux_out, int) else (), **options}
+    outputs = aux_out + 1 if isinstance(aux_out, int) else None
+    return mapped(Call("update", _row, constants, outputs), x, {"i": i, **arrays}, noise, axes)
+
+
+def _random(name: str, shape: Any, noise: Any, *, chunks: Any, dtype: Any, out: Any, device: Any, batched: bool) -> Any:
+    _need_none(out=out, device=device)
+    full = tuple(map(operator.index, shape)) if np.iterable(shape) else (operator.index(shape),)
+    noise = nf.Noise(noise) if isinstance(noise, int | np.integer) else noise
+    sizes = normalize_chunks(chunks, full, dtype=np.dtype(dtype))
+    return mapped(Call(name, _drawn, {"name": name, "dtype": dtype, "batched": batched}), sizes, {}, noise, {})
+
+
+def _need_none(**outputs: Any) -> None:
+    for name, out in outputs.items():
+        if out is not None:
+            raise TypeError(f"{name}: expected None, as arrays of dask's are not written to, got {type(out).__name__}")
+
+
+# ---- what a block calls ------------------------------------------------------------------------------------
+
+
+def _drawn(shape: Any, noise: Any, *, name: str, **options: Any) -> Any:
+    return getattr(nf, name)(shape, noise, **options)
+
+
+def _at_times(x: Any, noise: Any, *, name: str, t: Any, table: Any, **options: Any) -> Any:
+    return getattr(nf, name)(x, t, table, noise, **options)
+
+
+def _walk(x: Any, noise: Any, *, table: Any, **options: Any) -> Any:
+    return nf.q_walk(x, table, noise, **options)
+
+
+def _row(
+    x: Any, noise: Any, *, table: Any, i: Any, m1: Any = None, m2: Any = None, **options: Any
+) -> Any:  # fmt: skip
+    past = [options.pop(name) for name in ("past1", "past2", "past3", "past4") if name in options]
+    return nf.update(table, i, x, m1 if m2 is None else (m1, m2), past=past, noise=noise, **options)

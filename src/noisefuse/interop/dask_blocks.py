@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A call with arrays of dask's as one for each of their blocks, which take their noise from where they lie."""
+
+from __future__ import annotations
+
+import math
+import operator
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, TypeAlias
+
+import dask.array as da
+import numpy as np
+from dask.array.utils import meta_from_array
+from dask.base import tokenize
+from dask.layers import ArraySliceDep
+
+import noisefuse as nf
+
+Shape: TypeAlias = tuple[int, ...]
+Chunks: TypeAlias = tuple[Shape, ...]  # of each axis
+Axes: TypeAlias = Mapping[str, Shape]
+
+
+def same(lengths: Shape) -> Shape:
+    return lengths
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function of x (or of a shape, where nothing is read), of a noise, and of what it is given by name.
+
+    Attributes:
+        name: of the layers of the graph.
+        function: function(x, noise, **arrays, **constants) -> an array or, of several outputs, a tuple of them.
+        constants: what every block is given.
+        outputs: how many arrays there are in the result; None: one, and no tuple.
+        kept: how long the first axis of the result is, if that is a new one.
+        counted: from the lengths of a sample, or from where a block begins in it, to those of what the noise counts.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    constants: dict[str, Any]
+    outputs: int | None = None
+    kept: int | None = None
+    counted: Callable[[Shape], Shape] = same
+
+    @property
+    def batched(self) -> bool:
+        return bool(self.constants.get("batched", True))
+
+    def sample(self, lengths: Shape) -> Shape:
+        """What the noise counts of arrays of these lengths: those of one sample, without the batch."""
+        return self.counted(lengths[1:] if self.batched else lengths)
+
+
+def mapped(call: Call, x: Any, arrays: dict[str, Any], noise: Any, axes: Axes) -> Any:
+    """The result, lazily.
+
+    Args:
+        x: an array of dask's, or the chunks of the result, where nothing is read.
+        arrays: what has parts for the blocks, by name: dask's arrays, others, or numbers.
+        noise: as operations take it.
+        axes: of arrays, the axes of x that theirs are. Those of others are x's first, or they hold one number for all.
+
+    Raises:
+        ValueError: another shape or other chunks than x's; chunks of unknown size. And what `function` raises.
+    """
+    chunks = x if isinstance(x, tuple) else known_chunks("x", x)
+    if hasattr(noise, "shape"):
+        arrays, axes, noise = {**arrays, "noise": noise}, {**axes, "noise": tuple(range(len(chunks)))}, None
+    placed = {name: _in_chunks(name, array, chunks, axes.get(name)) for name, array in arrays.items()}
+    metas = _tried(call, x, chunks, arrays, noise, axes)
+    noise, ids = _by_rows(noise, chunks, call.batched)
+    placed |= ids
+    if not isinstance(x, tuple):
+        placed["x"] = x
+    fixed = {name: array for name, array in placed.items() if not isinstance(array, da.Array)}
+    parts = {name: array for name, array in placed.items() if isinstance(array, da.Array)}
+    task = _Task(call, tuple(parts), fixed, noise, call.sample(tuple(map(sum, chunks))) if _cut(call, chunks) else None)
+    index = tuple(range(len(chunks)))
+    pairs: list[Any] = [ArraySliceDep(chunks), index]
+    for name, array in parts.items():
+        pairs += [array, axes.get(name, index[: array.ndim])]
+    new = {} if call.kept is None else {len(chunks): call.kept}
+    out = (*new, *index)
+    token = tokenize(task, chunks, [array.name for array in parts.values()])
+    options: dict[str, Any] = {"align_arrays": False, "new_axes": new}
+    made = da.blockwise(task, out, *pairs, name=f"{call.name}-{token}", meta=metas[0], **options)
+    if call.outputs is None:
+        return made
+    return tuple(
+        da.blockwise(operator.itemgetter(k), out, made, out, name=f"{call.name}-{k}-{token}", meta=meta)
+        for k, meta in enumerate(metas)
+    )
+
+
+def known_chunks(name: str, x: Any) -> Chunks:
+    """The chunks of an array of dask's. ValueError: their sizes are not known; TypeError: something else of dask's."""
+    if not isinstance(x, da.Array):
+        raise TypeError(f"{name}: expected an array of dask's, got {type(x).__name__}")
+    chunks: Chunks = x.chunks
+    if any(math.isnan(size) for sizes in chunks for size in sizes):
+        raise ValueError(f"{name}: its chunks {chunks} have unknown sizes: use {name}.compute_chunk_sizes() first")
+    return chunks
+
+
+def _in_chunks(name: str, value: Any, chunks: Chunks, axes: Shape | None) -> Any:
+    """The array in those of x's chunks that lie along its axes; a number that all blocks are given as it is."""
+    is_lazy, shape = isinstance(value, da.Array), tuple(map(sum, chunks))
+    array = value if is_lazy else np.asarray(value)
+    own = known_chunks(name, array) if is_lazy else ()
+    if array.ndim == 0 or (axes is None and array.size == 1):
+        return array[(0,) * array.ndim] if is_lazy else value
+    of_x = tuple(range(array.ndim)) if axes is None else axes
+    expected = tuple(shape[axis] for axis in of_x if axis < len(shape))
+    if array.shape != expected:
+        wanted = f"a scalar or a shape that begins x's shape {shape}" if axes is None else f"shape {expected}"
+        raise ValueError(f"{name}: expected {wanted}, got {array.shape}")
+    along = tuple(chunks[axis] for axis in of_x)
+    if not is_lazy:
+        return da.from_array(array, along, name=f"{name}-{tokenize(array, along)}")
+    if own != along:
+        raise ValueError(f"{name}: has chunks {own}, and x {along} along the same axes: rechunk one of them")
+    return value
+
+
+def _by_rows(noise: Any, chunks: Chunks, batched: bool) -> tuple[Any, dict[str, Any]]:
+    """The noise that all blocks are given, and what each is given for its rows: their ids, or a Noise for each."""
+    if isinstance(noise, list | tuple):
+        each = np.empty(len(noise), object)
+        each[:] = noise
+        if not (batched and chunks):
+            return noise[0], {}
+        return None, {"names": da.from_array(each, chunks[:1], name=f"noises-{tokenize(noise, chunks[0])}")}
+    if batched and chunks and isinstance(noise, nf.Noise) and not isinstance(noise.sample, int):
+        return noise.at(sample=0), {"ids": _in_chunks("ids", noise.sample, chunks, (0,))}
+    return noise, {}
+
+
+def _cut(call: Call, chunks: Chunks) -> bool:
+    """Whether blocks hold parts of samples."""
+    return any(len(sizes) > 1 for sizes in (chunks[1:] if call.batched else chunks))
+
+
+# ---- before anything is computed ---------------------------------------------------------------------------
+
+
+def _tried(call: Call, x: Any, chunks: Chunks, arrays: dict[str, Any], noise: Any, axes: Axes) -> list[Any]:
+    """What stands for the blocks of the outputs (dask's meta), by a call with one more axis, of length 0: nothing is
+    computed, and what is wrong with the arguments is raised now."""
+    shape = tuple(map(sum, chunks))
+    empty, index = (*shape, 0), tuple(range(len(shape)))
+
+    def stub(name: str, value: Any) -> Any:
+        if axes.get(name) == index:
+            return np.empty(empty, value.dtype)
+        if not isinstance(value, da.Array):
+            return value
+        return 0 if value.dtype.kind == "f" else np.zeros((), value.dtype)  # a time that each schedule has
+
+    like_x = empty if isinstance(x, tuple) else np.empty_like(meta_from_array(x), shape=empty)
+    given = {name: stub(name, value) for name, value in arrays.items()}
+    noise = given.pop("noise", _stub_noise(call, noise, shape))
+    constants = {**call.constants, "batched": False} if not shape and "batched" in call.constants else call.constants
+    results = call.function(like_x, noise, **given, **constants)
+    ndim = len(shape) + (call.kept is not None)
+    return [np.empty_like(result, shape=(0,) * ndim) for result in ([results] if call.outputs is None else results)]
+
+
+def _stub_noise(call: Call, noise: Any, shape: Shape) -> Any:
+    """The noise, which was held against the whole shape, for arrays with one more axis, of length 0."""
+    if isinstance(noise, list | tuple):
+        return [_stub_noise(call, each, shape) for each in noise]
+    if not isinstance(noise, nf.Noise):
+        return noise
+    sample = call.sample(shape)
+    noise.check_shape(sample)
+    noise.window(sample, (0,) * len(sample))
+    longer = call.sample((*shape, 0)) if shape else (0,)
+    return noise.window(longer, (0,) * len(longer))
+
+
+# ---- a block -----------------------------------------------------------------------------------------------
+
+
+class _Task:
+    """A call for each block: where it lies (slices), and its parts. Pickled in a form that each process reads once, as
+    what schedules and tableaus keep is worth keeping."""
+
+    def __init__(
+        self, call: Call, names: tuple[str, ...], fixed: dict[str, Any], noise: Any, sample: Shape | None
+    ) -> None:
+        self.call, self.names, self.fixed, self.noise, self.sample = call, names, fixed, noise, sample
+
+    def __call__(self, where: tuple[slice, ...], *parts: Any) -> Any:
+        given = dict(zip(self.names, parts, strict=True)) | self.fixed
+        x = given.pop("x") if "x" in given else tuple(place.stop - place.start for place in where)
+        noise = given.pop("noise") if "noise" in given else self._noise(tuple(place.start for place in where), given)
+        return self.call.function(x, noise, **given, **self.call.constants)
+
+    def _noise(self, start: Shape, given: dict[str, Any]) -> Any:
+        """Of a block that begins there; its rows' own names are taken out of what is given."""
+        if "names" in given:
+            return [self._window(noise, start) for noise in given.pop("names")]
+        noise = self.noise
+        if noise is None:
+            return None
+        if "ids" in given:
+            noise = noise.at(sample=given.pop("ids"))
+        elif self.call.batched and start and start[0]:
+            noise = noise.at(sample=noise.sample + start[0])
+        return self._window(noise, start)
+
+    def _window(self, noise: nf.Noise, start: Shape) -> nf.Noise:
+        if self.sample is None:
+            return noise
+        start = self.call.sample(start)
+        if noise.window_shape is None:
+            return noise.window(self.sample, start)
+        return noise.window(noise.window_shape, tuple(map(operator.add, noise.window_start, start)))
+
+    @cached_property
+    def _fields(self) -> tuple[Any, ...]:
+        return self.call, self.names, self.fixed, self.noise, self.sample
+
+    @cached_property
+    def _pickled(self) -> bytes:
+        return pickle.dumps(self._fields, pickle.HIGHEST_PROTOCOL)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self._pickled,)
+
+    def __dask_tokenize__(self) -> tuple[Any, ...]:
+        call = self.call
+        return (
+            nf.__version__, nf.NOISE_VERSION, call.name, call.function, sorted(call.constants.items()), call.outputs,
+            self.names, self.fixed, self.noise, self.sample,
+        )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _unpickled(pickled: bytes) -> _Task:
+    return _Task(*pickle.loads(pickled))
