@@ -56,6 +56,7 @@ ALLOWED = {
     "": "[!_]*",
     "interop": "",
     "interop.dask_blocks": "@",
+    "interop.dask_augment": "@ interop.dask_blocks",
     "interop.dask": "@ interop.dask_*",
     "interop.torch_internals": "@",
     "interop.torch_arrays": "@ interop.torch_internals",

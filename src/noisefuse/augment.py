@@ -169,9 +169,7 @@ def by_level(
     """
     if (other := None if type(x) is np.ndarray else interop(x)) is not None:
         options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out}
-        return _of_tensors(
-            other, lambda x, noise, **rest: by_level(x, mean_table, std_table, noise, **rest), x, noise, **options
-        )
+        return _of_tensors(other, _levels, x, noise, mean_table=mean_table, std_table=std_table, **options)
     x = as_array("x", x, ("uint8",))
     tables = {"out.k": _numbers("mean_table", mean_table), "out.z": _numbers("std_table", std_table)}
     for name, table in zip(("mean_table", "std_table"), tables.values(), strict=True):
@@ -197,7 +195,7 @@ def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options
     20
     """
     if (other := None if type(x) is np.ndarray else interop(x)) is not None:
-        return _of_tensors(other, lambda x, noise, **rest: at_snr(x, snr, noise, **rest), x, noise, **options)
+        return _of_tensors(other, _snr, x, noise, snr=snr, **options)
     x, decibels, batched = as_array("x", x), _numbers("snr", snr), options.get("batched", True)
     batch, _ = batch_shape(x.shape, batched)
     if decibels.shape not in ((), (batch,)):
@@ -254,6 +252,9 @@ def prepare(
     shape: tuple[int, ...] = getattr(images, "shape", ())
     if len(shape) < first + 3:
         raise ValueError(f"images: expected shape {'(B, H, W, C)' if batched else '(H, W, C)'}, got {tuple(shape)}")
+    if (lazily := getattr(other, "prepare", None)) is not None:
+        given: Any = {"noise_std": noise_std, "t": t, "schedule": schedule, "dtype": dtype, "out": out}
+        return lazily(images, noise, mean=mean, std=std, scale=scale, batched=batched, **given)
     batch, channels = shape[0] if batched else 1, shape[-1]
     gain, shift = _normalisation(scale, mean, std, channels)
     strength, alpha, times = _numbers("noise_std", noise_std), np.ones(1), None
@@ -406,6 +407,14 @@ def _apply(
     return result if bounds is None else _clipped(result, bounds)
 
 
+def _snr(x: Array, noise: NoiseLike, *, snr: ArrayLike, **options: Any) -> Array:
+    return at_snr(x, snr, noise, **options)
+
+
+def _levels(x: Array, noise: NoiseLike, *, mean_table: ArrayLike, std_table: ArrayLike, **options: Any) -> Array:
+    return by_level(x, mean_table, std_table, noise, **options)
+
+
 def _of_tensors(other: Any, function: Any, x: Array, noise: NoiseLike, **options: Any) -> Array:
     """The function on the memory of tensors. A compiler's graph breaks there, and goes on after it."""
     call = partial(other.augmented, function, **options)
@@ -491,7 +500,7 @@ def _by_place(
         return columns, Index(np.arange(batch), max(1, count(sample)))
     widths = {values.shape[1] for values in found.values() if values.ndim == 2}
     channels = next(iter(widths)) if len(widths) == 1 else 0
-    place = _layout(layout, sample, channels, " and ".join(numbers))
+    place = find_layout(layout, sample, channels, " and ".join(numbers))
     columns = {
         name: np.broadcast_to(values if values.ndim == 2 else np.reshape(values, (-1, 1)), (batch, channels)).ravel()
         for name, values in found.items()
@@ -519,7 +528,7 @@ def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
 _NOT_NEGATIVE = ("std", "a", "noise_std", "std_table")
 
 
-def _layout(layout: Layout | None, sample: tuple[int, ...], channels: int, names: str) -> Layout:
+def find_layout(layout: Layout | None, sample: tuple[int, ...], channels: int, names: str) -> Layout:
     """Where the channels of a sample are: the layout that is given, or the only one that fits."""
     if layout not in (None, "CHW", "HWC"):
         raise ValueError(f"layout = {layout!r}: expected 'CHW' or 'HWC'")

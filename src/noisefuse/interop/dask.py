@@ -16,9 +16,13 @@ from dask.array.core import normalize_chunks
 
 import noisefuse as nf
 
-from .dask_blocks import Call, known_chunks, mapped
+from .dask_augment import augmented, prepare
+from .dask_blocks import Call, known_chunks, mapped, need_none
 
-__all__ = ["is_traced", "q_sample", "q_step", "q_walk", "randn", "uniform", "update"]
+__all__ = [
+    "augmented", "is_traced", "mse_loss", "mse_loss_grad", "prepare", "q_sample", "q_step", "q_walk", "randn",
+    "randn_like", "uniform", "update",
+]  # fmt: skip
 
 
 def is_traced() -> bool:
@@ -34,24 +38,31 @@ def randn(shape: Any, noise: Any, **options: Any) -> Any:
     return _random("randn", shape, noise, **options)
 
 
+def randn_like(x: Any, noise: Any, *, dtype: Any, **options: Any) -> Any:
+    chunks, kind = known_chunks("x", x), np.float32 if x.dtype.kind in "biu" else x.dtype
+    return randn(
+        x.shape, noise, chunks=chunks, dtype=kind if dtype is None else dtype, out=None, device=None, **options
+    )
+
+
 def uniform(shape: Any, noise: Any, **options: Any) -> Any:
     return _random("uniform", shape, noise, **options)
 
 
 def q_sample(x0: Any, t: Any, schedule: Any, noise: Any, *, out: Any, target_out: Any, **options: Any) -> Any:
-    _need_none(out=out, target_out=target_out)
+    need_none(out=out, target_out=target_out)
     constants = {"name": "q_sample", "table": schedule, **options}
     call = Call("q_sample", _at_times, constants, None if options["target"] is None else 2)
     return mapped(call, x0, {"t": t}, noise, {})
 
 
 def q_step(x: Any, t: Any, schedule: Any, noise: Any, *, out: Any, **options: Any) -> Any:
-    _need_none(out=out)
+    need_none(out=out)
     return mapped(Call("q_step", _at_times, {"name": "q_step", "table": schedule, **options}), x, {"t": t}, noise, {})
 
 
 def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, out: Any, **options: Any) -> Any:
-    _need_none(out=out)
+    need_none(out=out)
     if hasattr(noise, "shape"):
         raise TypeError("noise: q_walk draws at every time and takes a Noise, not an array")
     kept = len(schedule) if keep is None else np.size(keep)
@@ -61,7 +72,7 @@ def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, out: Any, **options
 def update(
     table: Any, i: Any, x: Any, model_output: Any, *, past: Any, noise: Any, out: Any, aux_out: Any, **options: Any
 ) -> Any:  # fmt: skip
-    _need_none(out=out)
+    need_none(out=out)
     if not isinstance(aux_out, int) and len(aux_out):
         raise TypeError("aux_out: arrays of dask's are not written to; give the number of auxiliary outputs")
     models = model_output if isinstance(model_output, tuple) else (model_output,)
@@ -77,17 +88,21 @@ def update(
 
 
 def _random(name: str, shape: Any, noise: Any, *, chunks: Any, dtype: Any, out: Any, device: Any, batched: bool) -> Any:
-    _need_none(out=out, device=device)
+    need_none(out=out, device=device)
     full = tuple(map(operator.index, shape)) if np.iterable(shape) else (operator.index(shape),)
     noise = nf.Noise(noise) if isinstance(noise, int | np.integer) else noise
-    sizes = normalize_chunks(chunks, full, dtype=np.dtype(dtype))
+    kind = getattr(nf, name)(0, nf.Noise(0), dtype=dtype).dtype
+    if not isinstance(kind, np.dtype):
+        raise TypeError(f"dtype {dtype}: chunks are dask's, and the dtype is not NumPy's")
+    sizes = normalize_chunks(chunks, full, dtype=kind)
     return mapped(Call(name, _drawn, {"name": name, "dtype": dtype, "batched": batched}), sizes, {}, noise, {})
 
 
-def _need_none(**outputs: Any) -> None:
-    for name, out in outputs.items():
-        if out is not None:
-            raise TypeError(f"{name}: expected None, as arrays of dask's are not written to, got {type(out).__name__}")
+def mse_loss(*_: Any, **__: Any) -> Any:
+    raise NotImplementedError("losses do not take arrays of dask's")
+
+
+mse_loss_grad = mse_loss
 
 
 # ---- what a block calls ------------------------------------------------------------------------------------

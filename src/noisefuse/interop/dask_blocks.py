@@ -28,6 +28,18 @@ def same(lengths: Shape) -> Shape:
     return lengths
 
 
+def longer(shape: Shape) -> Shape:
+    return (*shape, 0) if shape else (1, 0)  # one sample
+
+
+def without_window(noise: Any) -> Any:
+    if isinstance(noise, list | tuple):
+        return [without_window(each) for each in noise]
+    if not isinstance(noise, nf.Noise):
+        return noise
+    return nf.Noise(noise.seed, sample=noise.sample, step=noise.step, stream=noise.stream)
+
+
 @dataclass(frozen=True)
 class Call:
     """A function of x (or of a shape, where nothing is read), of a noise, and of what it is given by name.
@@ -39,6 +51,8 @@ class Call:
         outputs: how many arrays there are in the result; None: one, and no tuple.
         kept: how long the first axis of the result is, if that is a new one.
         counted: from the lengths of a sample, or from where a block begins in it, to those of what the noise counts.
+        result: the axes of x in the order of the result's.
+        empty: from x's shape to one without elements, with which a call checks all that it would check with x's.
     """
 
     name: str
@@ -47,6 +61,8 @@ class Call:
     outputs: int | None = None
     kept: int | None = None
     counted: Callable[[Shape], Shape] = same
+    result: Callable[[Shape], Shape] = same
+    empty: Callable[[Shape], Shape] = longer
 
     @property
     def batched(self) -> bool:
@@ -86,7 +102,7 @@ def mapped(call: Call, x: Any, arrays: dict[str, Any], noise: Any, axes: Axes) -
     for name, array in parts.items():
         pairs += [array, axes.get(name, index[: array.ndim])]
     new = {} if call.kept is None else {len(chunks): call.kept}
-    out = (*new, *index)
+    out = (*new, *call.result(index))
     token = tokenize(task, chunks, [array.name for array in parts.values()])
     options: dict[str, Any] = {"align_arrays": False, "new_axes": new}
     made = da.blockwise(task, out, *pairs, name=f"{call.name}-{token}", meta=metas[0], **options)
@@ -96,6 +112,18 @@ def mapped(call: Call, x: Any, arrays: dict[str, Any], noise: Any, axes: Axes) -
         da.blockwise(operator.itemgetter(k), out, made, out, name=f"{call.name}-{k}-{token}", meta=meta)
         for k, meta in enumerate(metas)
     )
+
+
+def need_none(**outputs: Any) -> None:
+    for name, out in outputs.items():
+        if out is not None:
+            raise TypeError(f"{name}: expected None, as arrays of dask's are not written to, got {type(out).__name__}")
+
+
+def need_whole(name: str, x: Any, first: int, end: int | None = None) -> None:
+    """ValueError: blocks hold parts of what lies along these axes."""
+    if any(len(sizes) > 1 for sizes in known_chunks("x", x)[first:end]):
+        raise ValueError(f"{name}: a block has to hold them whole, and x has chunks {x.chunks}: rechunk it")
 
 
 def known_chunks(name: str, x: Any) -> Chunks:
@@ -152,8 +180,8 @@ def _cut(call: Call, chunks: Chunks) -> bool:
 def _tried(call: Call, x: Any, chunks: Chunks, arrays: dict[str, Any], noise: Any, axes: Axes) -> list[Any]:
     """What stands for the blocks of the outputs (dask's meta), by a call with one more axis, of length 0: nothing is
     computed, and what is wrong with the arguments is raised now."""
-    shape = tuple(map(sum, chunks))
-    empty, index = (*shape, 0), tuple(range(len(shape)))
+    shape, index = tuple(map(sum, chunks)), tuple(range(len(chunks)))
+    empty = call.empty(shape)
 
     def stub(name: str, value: Any) -> Any:
         if axes.get(name) == index:
@@ -164,24 +192,13 @@ def _tried(call: Call, x: Any, chunks: Chunks, arrays: dict[str, Any], noise: An
 
     like_x = empty if isinstance(x, tuple) else np.empty_like(meta_from_array(x), shape=empty)
     given = {name: stub(name, value) for name, value in arrays.items()}
-    noise = given.pop("noise", _stub_noise(call, noise, shape))
-    constants = {**call.constants, "batched": False} if not shape and "batched" in call.constants else call.constants
-    results = call.function(like_x, noise, **given, **constants)
+    for each in noise if isinstance(noise, list | tuple) else [noise]:
+        if isinstance(each, nf.Noise):
+            each.check_shape(sample := call.sample(shape))
+            each.window(sample, (0,) * len(sample))  # not too large
+    results = call.function(like_x, given.pop("noise", without_window(noise)), **given, **call.constants)
     ndim = len(shape) + (call.kept is not None)
     return [np.empty_like(result, shape=(0,) * ndim) for result in ([results] if call.outputs is None else results)]
-
-
-def _stub_noise(call: Call, noise: Any, shape: Shape) -> Any:
-    """The noise, which was held against the whole shape, for arrays with one more axis, of length 0."""
-    if isinstance(noise, list | tuple):
-        return [_stub_noise(call, each, shape) for each in noise]
-    if not isinstance(noise, nf.Noise):
-        return noise
-    sample = call.sample(shape)
-    noise.check_shape(sample)
-    noise.window(sample, (0,) * len(sample))
-    longer = call.sample((*shape, 0)) if shape else (0,)
-    return noise.window(longer, (0,) * len(longer))
 
 
 # ---- a block -----------------------------------------------------------------------------------------------
