@@ -121,6 +121,11 @@ def _module(kind: type) -> Any:
     return None
 
 
+def is_lazy(x: object) -> bool:
+    """Whether it is dask's: computed later, and never written to."""
+    return type(x) is not np.ndarray and getattr(interop(x), "LAZY", False)
+
+
 def lazy() -> Any:
     """The module of `interop` for dask's arrays."""
     from .interop import dask

@@ -27,6 +27,7 @@ from .arrays import (
     host_view,
     interop,
     is_array,
+    is_lazy,
     lazy,
     on_device,
     one_place,
@@ -159,9 +160,9 @@ def randn_like(
     >>> nf.randn_like(images, nf.Noise(7)).dtype
     dtype('float32')
     """
-    if (lazily := getattr(other := interop(x), "randn_like", None)) is not None:
-        return lazily(x, noise, dtype=dtype, batched=batched)
-    if other is not None:
+    if is_lazy(x):
+        return lazy().randn_like(x, noise, dtype=dtype, batched=batched)
+    if (other := interop(x)) is not None:
         out = other.empty_like(x, dtype)
     elif not is_array(x):
         raise TypeError(f"x: expected {wanted(x)}, got {type(x).__name__}")

@@ -6,6 +6,7 @@ that the noise has already; ids and lists of noises that are not cut; a token wi
 """
 
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -17,7 +18,10 @@ from conftest import DTYPES, bits
 from generated import LINEAR, names, normals, real
 from noisefuse import Noise
 
-da = pytest.importorskip("dask.array")
+dask = pytest.importorskip("dask")
+import dask.array as da  # noqa: E402
+
+from noisefuse.interop.dask import check_workers  # noqa: E402
 
 SHAPE, CHUNKS = (5, 6, 7), ((2, 3), (1, 5), (3, 3, 1))
 X = normals(SHAPE, np.float32)
@@ -207,3 +211,231 @@ def test_randn_like():
     for x in X, np.zeros(SHAPE, np.uint8), np.zeros(SHAPE):
         assert equal(nf.randn_like(da.from_array(x, CHUNKS), Noise(7)), nf.randn_like(x, Noise(7)))
     assert equal(nf.randn_like(LAZY, 7, dtype="float64"), nf.randn_like(X, 7, dtype="float64"))
+
+
+# ---- samplers ----------------------------------------------------------------------------------------------
+
+
+def network(x, t):
+    """Of each element, so that blocks are enough; what a network does with a time is in the bits."""
+    return np.tanh(x) * np.reshape(t, (-1, *[1] * (x.ndim - 1)) if np.ndim(t) else ()).astype(x.dtype) / 1000
+
+
+@pytest.mark.parametrize("make", ["ddim", "ddpm", "dpmpp_2m", "unipc", "pndm", "heun"])
+@pytest.mark.parametrize("guided", [None, 3.0, np.linspace(1, 5, 5)], ids=["plain", "guided", "guided apart"])
+def test_samplers_run_on_blocks(make, guided):
+    sampler, noise = getattr(nf.samplers, make)(LINEAR, steps=5), Noise(7, sample=[3, 1, 4, 15, 9])
+    pair = (lambda m: m) if guided is None else (lambda m: (m, 2 * m))
+    options = {"noise": noise, "guidance_scale": guided}
+    expected = sampler.sample(lambda x, t: pair(network(x, t)), SHAPE, **options)
+    x = sampler.start(SHAPE, noise, chunks=CHUNKS)
+    assert equal(sampler.sample(lambda x, t: pair(x.map_blocks(network, t)), x, **options), expected)
+
+
+def test_samplers_take_times_in_blocks():
+    sampler, noise = nf.samplers.ddim(LINEAR, steps=3), Noise(7)
+    x, t = sampler.model_input(1, LAZY, time="batch")
+    assert (x is LAZY, t.chunks, t.dtype) == (True, CHUNKS[:1], np.int64)
+    assert equal(t, sampler.model_input(1, X, time="batch")[1])
+    assert equal(sampler.noised(1, LAZY, noise), sampler.noised(1, X, noise))
+
+
+def test_what_samplers_do_not_do_with_blocks():
+    sampler, noise = nf.samplers.ddim(LINEAR, steps=3), Noise(7)
+    with pytest.raises(NotImplementedError, match="callback"):
+        sampler.sample(lambda x, t: x, LAZY, noise, callback=print)
+    with pytest.raises(TypeError, match="not written to"):
+        sampler.step(0, LAZY, LAZY, noise, denoised_out=LAZY)
+    clipped = nf.samplers.ddim(LINEAR, steps=3, clip=nf.samplers.Threshold())
+    with pytest.raises(NotImplementedError, match="Threshold"):
+        clipped.step(0, LAZY, LAZY, noise)
+
+
+# ---- graphs ------------------------------------------------------------------------------------------------
+
+S = nf.Schedule.cosine(50)
+
+
+def test_nothing_is_computed_before_it_is_asked_for():
+    def fails(block):
+        raise AssertionError("computed")
+
+    x = LAZY.map_blocks(fails, dtype="float32", meta=np.empty((0, 0, 0), np.float32))
+    t = da.from_array(np.arange(5), CHUNKS[:1]).map_blocks(fails, dtype="int64", meta=np.empty(0, np.int64))
+    made = [
+        *nf.q_sample(x, t, S, Noise(7), target="v"),
+        *nf.update(TABLES[1], t, x, x, past=[x], aux_out=1),
+        nf.augment.gaussian(x, t, Noise(7)),
+        nf.augment.prepare(x[..., None], Noise(7), noise_std=t),
+        nf.randn_like(x, Noise(7)),
+    ]
+    assert equal(made[-1], nf.randn(SHAPE, 7))
+    for lazy in made[:-1]:
+        with pytest.raises(AssertionError, match="computed"):
+            lazy.compute(scheduler="sync")
+
+
+def test_names_are_those_of_the_values():
+    """Equal calls have equal names, so that a cluster knows what it has; others have others."""
+
+    def names_of(x=LAZY, t=3, steps=50, noise=7, **options):
+        noise = Noise(noise) if isinstance(noise, int) else noise
+        return nf.q_sample(x, t, nf.Schedule.cosine(steps), noise, **options).name
+
+    ids = np.array([4, 2, 8, 1, 0])
+    for options in {}, {"t": ids}, {"noise": Noise(3, sample=ids)}, {"noise": [Noise(n) for n in range(5)]}:
+        assert names_of(**options) == names_of(**options)
+    other = [
+        {"x": LAZY.rechunk(2)}, {"x": LAZY + 1}, {"t": 4}, {"t": ids}, {"steps": 51},
+        {"noise": Noise(8)}, {"noise": Noise(7, step=1)}, {"noise": Noise(7, sample=ids)},
+        {"noise": Noise(7).window((9, 9), (1, 0))}, {"noise": [Noise(n) for n in range(5)]}, {"batched": False},
+        {"scale": 2.0}, {"dtype": "float64"}, {"noise": LAZY},
+    ]  # fmt: skip
+    assert len({names_of(), *(names_of(**options) for options in other)}) == len(other) + 1
+    assert (
+        nf.update(TABLES[0], 0, LAZY, LAZY, noise=Noise(1)).name
+        == nf.update(nf.Tableau.from_json(TABLES[0].to_json()), 0, LAZY, LAZY, noise=Noise(1)).name
+    )
+
+
+@pytest.mark.parametrize("t", [3, np.arange(4096) % 50, None], ids=["one time", "NumPy's times", "dask's times"])
+def test_graphs_are_linear_and_tasks_of_one_size(t):
+    """Seen to fail: ids that every task is given whole."""
+    sizes, n = {}, 4096
+    for blocks in 64, 256:
+        x = da.zeros((n, 4), chunks=(n // blocks, 4), dtype="float32")
+        some = da.zeros(n, chunks=n // blocks, dtype="int64") if t is None else t
+        layer = nf.q_sample(x, some, S, Noise(7, sample=np.arange(n)))
+        graph = dict(layer.__dask_graph__())
+        tasks = [graph[key] for key in graph if isinstance(key, tuple) and key[0] == layer.name]
+        assert len(tasks) == blocks
+        assert len(graph) <= 4 * blocks
+        sizes[blocks] = {len(pickle.dumps(task)) for task in tasks}
+    assert max(sizes[256]) <= max(sizes[64]) + 64
+
+
+def test_meta_tells_the_kind_of_the_blocks():
+    x_t, target = nf.q_sample(LAZY.astype(np.uint8), 3, S, Noise(7), target="v", dtype="uint8")
+    assert (x_t.dtype, target.dtype) == (np.uint8, np.float32)
+    assert type(x_t._meta) is np.ndarray
+    assert x_t._meta.shape == (0, 0, 0)
+    assert nf.q_walk(LAZY, S, Noise(7), keep=[0, 3]).chunks == ((2,), *CHUNKS)
+    assert nf.randn(8, 7, chunks="auto", dtype="bfloat16").dtype.name == "bfloat16"
+
+
+def test_a_block_of_another_process_is_a_call_of_its_own():
+    """A task goes through pickle, and is read once."""
+    x_t = nf.q_sample(LAZY, np.arange(5), S, Noise(7))
+    graph = pickle.loads(pickle.dumps(dict(x_t.__dask_graph__())))
+    found = dask.get(graph, [(x_t.name, 1, 1, 2)])[0]
+    assert np.array_equal(found, nf.q_sample(X, np.arange(5), S, Noise(7))[2:, 1:, 6:])
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_schedulers_of_dask(scheduler):
+    x_t, target = nf.q_sample(LAZY, np.arange(5), S, Noise(7, sample=[4, 2, 8, 1, 0]), target="v")
+    context = {"multiprocessing.context": "spawn", "num_workers": 2}
+    with dask.config.set(context):
+        found = dask.compute(x_t, target, scheduler=scheduler)
+    expected = nf.q_sample(X, np.arange(5), S, Noise(7, sample=[4, 2, 8, 1, 0]), target="v")
+    assert all(map(np.array_equal, found, expected))
+
+
+# ---- errors ------------------------------------------------------------------------------------------------
+
+MANY = da.from_array(np.zeros((5, 6, 7), np.float32), ((4, 1), 6, 7))
+UNKNOWN = LAZY[da.from_array(np.ones(5, bool), 5)]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: nf.q_sample(UNKNOWN, 3, S, Noise(7)), ValueError, r"unknown sizes: use x.compute_chunk_sizes\(\)"),
+        (
+            lambda: nf.q_sample(LAZY, 3, S, MANY),
+            ValueError,
+            r"noise: has chunks \(\(4, 1\), \(6,\), \(7,\)\), and x \(\(2, 3\), \(1, 5\), \(3, 3, 1\)\) along the same",
+        ),
+        (
+            lambda: nf.q_sample(LAZY, da.zeros(5, chunks=5, dtype=int), S, Noise(7)),
+            ValueError,
+            r"t: has chunks \(\(5,\),\), and x \(\(2, 3\),\) along the same axes: rechunk one of them",
+        ),
+        (
+            lambda: nf.q_sample(LAZY, da.zeros(6, dtype=int), S, Noise(7)),
+            ValueError,
+            r"t: expected a scalar or a shape",
+        ),
+        (lambda: nf.q_sample(LAZY, da.zeros(5, chunks=CHUNKS[:1], dtype=bool), S, Noise(7)), TypeError, "t: expected"),
+        (lambda: nf.q_sample(LAZY, 50, S, Noise(7)), IndexError, "t = 50 is out of range"),
+        (lambda: nf.q_sample(LAZY, [0, 1, 2, 3, 99], S, Noise(7)), IndexError, "t = 99 is out of range"),
+        (lambda: nf.q_sample(LAZY, 3, S, Noise(7, sample=2**56 - 4)), OverflowError, "go beyond 2"),
+        (lambda: nf.q_sample(LAZY, 3, S, Noise(7, sample=[1, 2])), ValueError, "has 2 sample ids, expected one for"),
+        (lambda: nf.q_sample(LAZY, 3, S, [Noise(7)]), ValueError, "expected one Noise for each of 5 samples, got 1"),
+        (
+            lambda: nf.q_sample(LAZY, 3, S, Noise(7).window((6, 8), (1, 0))),
+            ValueError,
+            "noise window: a slice of shape",
+        ),
+        (lambda: nf.q_sample(LAZY, 3, S, 7), TypeError, "a bare seed"),
+        (lambda: nf.q_sample(LAZY, 3, S, Noise(7), target="eps"), ValueError, "target = 'eps'"),
+        (lambda: nf.q_sample(LAZY.astype(int), 3, S, Noise(7)), TypeError, "dtype int64 is not supported"),
+        (lambda: nf.q_sample(LAZY, 3, S, Noise(7), out=X.copy()), TypeError, "out: expected None"),
+        (lambda: nf.q_step(LAZY, 3, S, Noise(7, stream=64)), ValueError, "stream of its own"),
+        (lambda: nf.q_step(LAZY, 3, S, Noise(7, step=2**32 - 2)), OverflowError, "step"),
+        (lambda: nf.q_walk(LAZY, S, Noise(7), keep=[3, 3]), ValueError, "strictly increasing"),
+        (lambda: nf.q_walk(LAZY, S, LAZY), TypeError, "q_walk draws at every time"),
+        (lambda: nf.randn(2**34 + 4, 7, chunks=1 << 30, batched=False), OverflowError, "2.34 elements"),
+        (lambda: nf.randn(SHAPE, 7, chunks=2, out=X), TypeError, "out: expected None"),
+        (lambda: nf.randn(SHAPE, 7, chunks=2, dtype="int8"), TypeError, "dtype int8"),
+        (lambda: nf.uniform(SHAPE, 7, chunks=2, dtype="float16"), TypeError, "dtype float16"),
+        (
+            lambda: nf.update(TABLES[0], 0, LAZY, MANY, noise=Noise(7)),
+            ValueError,
+            r"m1: has chunks .*, and x .* rechunk",
+        ),
+        (lambda: nf.update(TABLES[0], 0, LAZY, LAZY), TypeError, "the row draws noise"),
+        (lambda: nf.update(TABLES[0], 0, LAZY, noise=Noise(7)), TypeError, "the table reads it"),
+        (lambda: nf.update(TABLES[0], 0, LAZY, LAZY, noise=Noise(7), aux_out=[X]), TypeError, "not written to"),
+        (lambda: nf.mse_loss(LAZY, LAZY, 3, S, Noise(7), target="v"), NotImplementedError, "losses do not take"),
+        (lambda: nf.augment.gaussian(LAZY, -1.0, Noise(7)), ValueError, "std = -1.0: expected finite"),
+        (lambda: nf.augment.gaussian(LAZY, [1.0, 2], Noise(7)), ValueError, r"std: expected shape \(5,\), got \(2,\)"),
+        (lambda: nf.augment.gaussian(LAZY, np.ones((5, 4)), Noise(7)), ValueError, "expected as many channels"),
+        (lambda: nf.augment.gaussian(LAZY, 1.0, Noise(7), shared=True), ValueError, "layout = None"),
+        (lambda: nf.augment.gaussian(LAZY, 1.0, LAZY, shared=True, layout="CHW"), TypeError, "an array"),
+        (lambda: nf.augment.prepare(LAZY[None], Noise(7)), ValueError, "prepare: channels: a block has to hold"),
+    ],
+)
+def test_errors_come_at_once(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_what_only_blocks_know_is_said_when_they_are_computed():
+    t = da.from_array(np.array([0, 1, 2, 3, 99]), CHUNKS[:1])
+    with pytest.raises(IndexError, match="t = 99 is out of range"):
+        nf.q_sample(LAZY, t, S, Noise(7)).compute(scheduler="sync")
+
+
+def test_other_collections_of_dasks_are_no_arrays():
+    with pytest.raises(TypeError, match="x: expected an array of dask's, got Delayed"):
+        nf.q_sample(dask.delayed(X), 3, S, Noise(7))
+
+
+# ---- clusters ----------------------------------------------------------------------------------------------
+
+
+class Workers:
+    """A client of so many workers, of which the last differ."""
+
+    def __init__(self, *answers):
+        self.answers = answers
+
+    def run(self, function, on_error):
+        return {f"tcp://{n}": answer or function() for n, answer in enumerate(self.answers)}
+
+
+def test_workers_that_differ_are_named():
+    check_workers(Workers(None, None))
+    with pytest.raises(RuntimeError, match=r"1 of 2 workers differ; here is .*\ntcp://1: cannot import noisefuse"):
+        check_workers(Workers(None, "cannot import noisefuse: No module"))

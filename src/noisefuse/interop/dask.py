@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import dask.array as da
 import numpy as np
 from dask.array.core import normalize_chunks
 
@@ -20,14 +21,52 @@ from .dask_augment import augmented, prepare
 from .dask_blocks import Call, known_chunks, mapped, need_none
 
 __all__ = [
-    "augmented", "is_traced", "mse_loss", "mse_loss_grad", "prepare", "q_sample", "q_step", "q_walk", "randn",
-    "randn_like", "uniform", "update",
+    "LAZY", "augmented", "check_workers", "is_traced", "mse_loss", "mse_loss_grad", "prepare", "q_sample", "q_step",
+    "q_walk", "randn", "randn_like", "times", "uniform", "untraced", "update",
 ]  # fmt: skip
+
+
+LAZY = True  # what `arrays` asks
 
 
 def is_traced() -> bool:
     """No compiler follows these calls."""
     return False
+
+
+def untraced(function: Any, *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def times(x: Any, t: Any, kind: str) -> Any:
+    """t for each sample of x."""
+    return da.full(x.shape[:1], t, chunks=x.chunks[:1], dtype=kind)
+
+
+# ---- clusters ----------------------------------------------------------------------------------------------
+
+
+def check_workers(client: Any) -> None:
+    """Raises where a worker of a cluster would draw other noise than this process, or none.
+
+    Args:
+        client: a ``distributed.Client``. Workers that join later are not seen.
+
+    Raises:
+        RuntimeError: which workers have no noisefuse, another version of it, or another `NOISE_VERSION`.
+    """
+
+    def found() -> str:  # of no module, so that it is sent as it is: a worker may have no noisefuse
+        try:
+            import noisefuse
+        except Exception as error:
+            return f"cannot import noisefuse: {error}"
+        return f"noisefuse {noisefuse.__version__} with NOISE_VERSION {noisefuse.NOISE_VERSION}"
+
+    here, there = found(), client.run(found, on_error="return")
+    wrong = [f"{address}: {what}" for address, what in sorted(there.items()) if what != here]
+    if wrong:
+        raise RuntimeError("\n".join([f"{len(wrong)} of {len(there)} workers differ; here is {here}", *wrong]))
 
 
 # ---- operations --------------------------------------------------------------------------------------------
