@@ -254,6 +254,8 @@ def _step(value: Any) -> Any:
 
 
 def _ids(sample: int | ArrayLike) -> int | NDArray[np.uint64]:
+    if type(sample) is int:  # at once: the next line takes a microsecond
+        return _checked("sample", sample, SAMPLES)
     if isinstance(sample, SupportsIndex) and not isinstance(sample, np.ndarray) and not getattr(sample, "ndim", 0):
         return _checked("sample", sample, SAMPLES)
     ids = np.asarray(sample)

@@ -90,13 +90,13 @@ def mapped(call: Call, x: Any, arrays: dict[str, Any], noise: Any, axes: Axes) -
         arrays, axes, noise = {**arrays, "noise": noise}, {**axes, "noise": tuple(range(len(chunks)))}, None
     placed = {name: _in_chunks(name, array, chunks, axes.get(name)) for name, array in arrays.items()}
     metas = _tried(call, x, chunks, arrays, noise, axes)
-    noise, ids = _by_rows(noise, chunks, call.batched)
-    placed |= ids
+    noise, cut, of_rows = _by_blocks(noise, call, chunks)
+    placed |= of_rows
     if not isinstance(x, tuple):
         placed["x"] = x
     fixed = {name: array for name, array in placed.items() if not isinstance(array, da.Array)}
     parts = {name: array for name, array in placed.items() if isinstance(array, da.Array)}
-    task = _Task(call, tuple(parts), fixed, noise, call.sample(tuple(map(sum, chunks))) if _cut(call, chunks) else None)
+    task = _Task(call, tuple(parts), fixed, noise, cut)
     index = tuple(range(len(chunks)))
     pairs: list[Any] = [ArraySliceDep(chunks), index]
     for name, array in parts.items():
@@ -156,22 +156,31 @@ def _in_chunks(name: str, value: Any, chunks: Chunks, axes: Shape | None) -> Any
     return value
 
 
-def _by_rows(noise: Any, chunks: Chunks, batched: bool) -> tuple[Any, dict[str, Any]]:
-    """The noise that all blocks are given, and what each is given for its rows: their ids, or a Noise for each."""
+def _by_blocks(noise: Any, call: Call, chunks: Chunks) -> tuple[Any, bool, dict[str, Any]]:
+    """The noise that all blocks are given; whether it is a window, as blocks are parts of samples; and what each is
+    given for its rows: their ids, or a Noise for each."""
+    cut = any(len(sizes) > 1 for sizes in (chunks[1:] if call.batched else chunks))
+    if cut:
+        noise = _windowed(noise, call.sample(tuple(map(sum, chunks))))
+    rows = call.batched and bool(chunks)
     if isinstance(noise, list | tuple):
         each = np.empty(len(noise), object)
         each[:] = noise
-        if not (batched and chunks):
-            return noise[0], {}
-        return None, {"names": da.from_array(each, chunks[:1], name=f"noises-{tokenize(noise, chunks[0])}")}
-    if batched and chunks and isinstance(noise, nf.Noise) and not isinstance(noise.sample, int):
-        return noise.at(sample=0), {"ids": _in_chunks("ids", noise.sample, chunks, (0,))}
-    return noise, {}
+        if not rows:
+            return noise[0], cut, {}
+        return None, cut, {"names": da.from_array(each, chunks[:1], name=f"noises-{tokenize(noise, chunks[0])}")}
+    if rows and isinstance(noise, nf.Noise) and not isinstance(noise.sample, int):
+        return noise.at(sample=0), cut, {"ids": _in_chunks("ids", noise.sample, chunks, (0,))}
+    return noise, cut, {}
 
 
-def _cut(call: Call, chunks: Chunks) -> bool:
-    """Whether blocks hold parts of samples."""
-    return any(len(sizes) > 1 for sizes in (chunks[1:] if call.batched else chunks))
+def _windowed(noise: Any, sample: Shape) -> Any:
+    """The noise as a window of samples of this shape, unless it is one already."""
+    if isinstance(noise, list | tuple):
+        return [_windowed(each, sample) for each in noise]
+    if not isinstance(noise, nf.Noise) or noise.window_shape is not None:
+        return noise
+    return noise.window(sample, (0,) * len(sample))
 
 
 # ---- before anything is computed ---------------------------------------------------------------------------
@@ -206,43 +215,39 @@ def _tried(call: Call, x: Any, chunks: Chunks, arrays: dict[str, Any], noise: An
 
 class _Task:
     """A call for each block: where it lies (slices), and its parts. Pickled in a form that each process reads once, as
-    what schedules and tableaus keep is worth keeping."""
+    what schedules and tableaus keep is worth keeping.
 
-    def __init__(
-        self, call: Call, names: tuple[str, ...], fixed: dict[str, Any], noise: Any, sample: Shape | None
-    ) -> None:
-        self.call, self.names, self.fixed, self.noise, self.sample = call, names, fixed, noise, sample
+    cut: whether noises have windows, which begin with a block. names: of the parts. fixed: what all blocks have.
+    """
+
+    def __init__(self, call: Call, names: tuple[str, ...], fixed: dict[str, Any], noise: Any, cut: bool) -> None:
+        self.call, self.names, self.fixed, self.noise, self.cut = call, names, fixed, noise, cut
+        self.batched, self.constants = call.batched, {**fixed, **call.constants}
 
     def __call__(self, where: tuple[slice, ...], *parts: Any) -> Any:
-        given = dict(zip(self.names, parts, strict=True)) | self.fixed
-        x = given.pop("x") if "x" in given else tuple(place.stop - place.start for place in where)
-        noise = given.pop("noise") if "noise" in given else self._noise(tuple(place.start for place in where), given)
-        return self.call.function(x, noise, **given, **self.call.constants)
-
-    def _noise(self, start: Shape, given: dict[str, Any]) -> Any:
-        """Of a block that begins there; its rows' own names are taken out of what is given."""
+        given = {**self.constants, **dict(zip(self.names, parts, strict=True))}
+        start = tuple([place.start for place in where])
+        x = given.pop("x") if "x" in given else tuple([place.stop - place.start for place in where])
+        noise = given.pop("noise", self.noise)
         if "names" in given:
-            return [self._window(noise, start) for noise in given.pop("names")]
-        noise = self.noise
-        if noise is None:
-            return None
-        if "ids" in given:
-            noise = noise.at(sample=given.pop("ids"))
-        elif self.call.batched and start and start[0]:
-            noise = noise.at(sample=noise.sample + start[0])
-        return self._window(noise, start)
+            noise = [self._window(each, start) for each in given.pop("names")]
+        elif isinstance(noise, nf.Noise):
+            if "ids" in given:
+                noise = noise.at(sample=given.pop("ids"))
+            elif self.batched and start and start[0]:
+                noise = noise.at(sample=noise.sample + start[0])
+            noise = self._window(noise, start)
+        return self.call.function(x, noise, **given)
 
     def _window(self, noise: nf.Noise, start: Shape) -> nf.Noise:
-        if self.sample is None:
+        if not self.cut:
             return noise
-        start = self.call.sample(start)
-        if noise.window_shape is None:
-            return noise.window(self.sample, start)
-        return noise.window(noise.window_shape, tuple(map(operator.add, noise.window_start, start)))
+        shape, own, inside = noise.window_shape, noise.window_start, self.call.sample(start)
+        return noise.window(shape, [a + b for a, b in zip(own, inside, strict=True)])  # type: ignore[arg-type]
 
     @cached_property
     def _fields(self) -> tuple[Any, ...]:
-        return self.call, self.names, self.fixed, self.noise, self.sample
+        return self.call, self.names, self.fixed, self.noise, self.cut
 
     @cached_property
     def _pickled(self) -> bytes:
@@ -255,7 +260,7 @@ class _Task:
         call = self.call
         return (
             nf.__version__, nf.NOISE_VERSION, call.name, call.function, sorted(call.constants.items()), call.outputs,
-            self.names, self.fixed, self.noise, self.sample,
+            self.names, self.fixed, self.noise, self.cut,
         )  # fmt: skip
 
 
