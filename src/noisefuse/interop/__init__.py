@@ -3,7 +3,7 @@
 
 from typing import Any
 
-_MODULES = ("dask", "diffusers", "torch")
+_MODULES = ("columns", "dask", "diffusers", "torch")
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,8 @@ from torch.utils.data import default_collate
 
 import noisefuse as nf
 
+from .columns import drawn_times, of_rows
+
 
 class _NamedBatch:
     """Called with the ids and the images of a batch."""
@@ -36,9 +38,7 @@ class _NamedBatch:
         self._epoch.fill_(self.noise.at(step=epoch).step)
 
     def _named(self, ids: Any) -> nf.Noise:
-        if isinstance(ids, list | tuple) and any(isinstance(key, str) for key in ids):
-            ids = [nf.augment.sample_id(key) for key in ids]
-        return self.noise.at(sample=ids, step=self.epoch)
+        return of_rows(self.noise.at(step=self.epoch), ids)
 
     def collate(self, items: list[Any]) -> tuple[Any, ...]:
         """For workers, ``collate_fn=batch.collate``: items (id, image, ...) become what a call makes of them, and the
@@ -69,8 +69,7 @@ class NoisyBatch(_NamedBatch):
             x_t and target, of the images' shape, and t (B,) int64; all on their device.
         """
         noise = self._named(ids)
-        u = nf.uniform((len(images), 1), noise)[:, 0]  # of a stream of its own, so independent of x_t's noise
-        t = torch.from_numpy((u * len(self.schedule)).astype("int64"))
+        t = torch.from_numpy(drawn_times(self.schedule, noise, len(images)))
         x_t, target = nf.q_sample(images, t, self.schedule, noise, target=self.target)
         return x_t, t.to(images.device), target
 

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise for batches that are columns, dicts of NumPy arrays, one of which names the rows.
+
+So Ray Data's ``map_batches(.., batch_format="numpy")`` and Hugging Face's ``map(.., batched=True)`` hand batches over.
+What is drawn depends on the seed, the row's id and the noise's step alone: not on the batches, their order, or the
+workers. Ids are ints in [0, 2^56), or strs: `augment.sample_id`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+import noisefuse as nf
+
+Columns: TypeAlias = Mapping[str, Any]
+
+
+def of_rows(noise: nf.Noise, ids: Any) -> nf.Noise:
+    """The noise of rows with these ids: integers (B,), or ints and strs."""
+    if isinstance(ids, np.ndarray) and ids.dtype.kind in "OUT":
+        ids = ids.tolist()
+    if isinstance(ids, list | tuple) and any(isinstance(key, str) for key in ids):
+        ids = [nf.augment.sample_id(key) for key in ids]
+    return noise.at(sample=ids)
+
+
+def drawn_times(schedule: nf.Schedule, noise: nf.Noise, n: int) -> NDArray[np.int64]:
+    """A uniform time for each of n rows, of a stream of its own, so independent of the noise."""
+    u = nf.uniform((n, 1), noise)[:, 0]
+    times: NDArray[np.int64] = (u * len(schedule)).astype(np.int64)
+    return times
+
+
+class _NamedColumns:
+    def __init__(self, noise: nf.Noise | int, id: str, image: str) -> None:
+        self.noise = nf.Noise(noise) if isinstance(noise, int) else noise
+        self.id, self.image = id, image
+
+    def _read(self, batch: Columns) -> tuple[nf.Noise, Any]:
+        for name in (self.id, self.image):
+            if name not in batch:
+                raise KeyError(f"no column {name!r} in the batch, which has {', '.join(map(repr, batch))}")
+        return of_rows(self.noise, batch[self.id]), np.asarray(batch[self.image])
+
+
+class NoisyColumns(_NamedColumns):
+    """Noises the images of a batch: ``dataset.map_batches(NoisyColumns(schedule, 7), batch_format="numpy")``.
+
+    Args:
+        schedule: Schedule; t is uniform over its steps.
+        noise: Noise or int seed; its step is the epoch, and the ids take the place of its samples.
+        id, image: the columns of the ids, and of the images: uint8 (0 .. 255 become -1 .. 1) or float, (B, ...).
+        target: as in `q_sample`.
+
+    >>> noisy = nf.interop.columns.NoisyColumns(nf.Schedule.cosine(1000), nf.Noise(7, step=3))
+    >>> batch = noisy({"id": np.array([17, 4]), "image": np.zeros((2, 8, 8, 3), np.uint8)})
+    >>> {name: column.shape for name, column in batch.items()}
+    {'id': (2,), 'x_t': (2, 8, 8, 3), 't': (2,), 'target': (2, 8, 8, 3)}
+    """
+
+    def __init__(
+        self,
+        schedule: nf.Schedule,
+        noise: nf.Noise | int,
+        *,
+        id: str = "id",
+        image: str = "image",
+        target: Any = "epsilon",
+    ) -> None:
+        super().__init__(noise, id, image)
+        self.schedule, self.target = schedule, target
+
+    def __call__(self, batch: Columns) -> dict[str, Any]:
+        """The batch's columns, with x_t, t (int64) and target in place of the images.
+
+        Raises:
+            KeyError: a column is missing. What `q_sample` raises.
+        """
+        noise, images = self._read(batch)
+        t = drawn_times(self.schedule, noise, len(images))
+        x_t, target = nf.q_sample(images, t, self.schedule, noise, target=self.target)
+        rest = {name: column for name, column in batch.items() if name != self.image}
+        return {**rest, "x_t": x_t, "t": t, "target": target}
+
+
+class AugmentedColumns(_NamedColumns):
+    """Augments the images of a batch, by `noisefuse.augment`, say.
+
+    Args:
+        augment: function(images, noise) -> images; a stage takes a stream of the noise. One that can be pickled, where
+            workers are other processes.
+        noise, id, image: as in `NoisyColumns`.
+
+    >>> def speckled(images, noise):
+    ...     return nf.augment.multiplicative(images, 0.1, noise)
+    >>> augmented = nf.interop.columns.AugmentedColumns(speckled, 7, id="key")
+    >>> batch = augmented({"key": ["a/1.png", "a/2.png"], "image": np.full((2, 8, 8, 3), 90, np.uint8)})
+    >>> batch["image"].shape, batch["key"]
+    ((2, 8, 8, 3), ['a/1.png', 'a/2.png'])
+    """
+
+    def __init__(
+        self, augment: Callable[[Any, nf.Noise], Any], noise: nf.Noise | int, *, id: str = "id", image: str = "image"
+    ) -> None:
+        super().__init__(noise, id, image)
+        self.augment = augment
+
+    def __call__(self, batch: Columns) -> dict[str, Any]:
+        """The batch, with other images. KeyError: a column is missing."""
+        noise, images = self._read(batch)
+        return {**batch, self.image: self.augment(images, noise)}

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise for batches of columns: the same in any batch, by ids or keys, and as data loaders of torch have it.
+
+Seen to fail: ids that are not used; t from the noise's own stream.
+"""
+
+import pickle
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from noisefuse.interop.columns import AugmentedColumns, NoisyColumns
+
+S = nf.Schedule.linear(50)
+IMAGES = np.random.default_rng(3).integers(0, 256, (13, 4, 4, 3), np.uint8)
+KEYS = np.array([f"n{n}/{n}.JPEG" for n in range(13)])
+
+
+def columns(rows, ids):
+    return {"id": ids[rows], "image": IMAGES[rows], "label": np.asarray(rows)}
+
+
+def joined(batches):
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def noisy_images(images, noise):
+    return nf.augment.gaussian(images, 20.0, noise)
+
+
+CALLS = [NoisyColumns(S, nf.Noise(7, step=2), target="v"), AugmentedColumns(noisy_images, 7)]
+
+
+@pytest.mark.parametrize("ids", [np.arange(13) * 1000, KEYS, KEYS.astype(object)], ids=["ints", "strs", "objects"])
+@pytest.mark.parametrize("call", CALLS, ids=["noisy", "augmented"])
+def test_a_row_is_the_same_in_any_batch(call, ids):
+    rows = np.random.default_rng(1).permutation(13)
+    whole = call(columns(rows, ids))
+    parts = joined([pickle.loads(pickle.dumps(call))(columns(part, ids)) for part in np.array_split(rows, 4)])
+    assert whole.keys() == parts.keys()
+    assert all(np.array_equal(whole[name], parts[name]) for name in whole)
+
+
+def test_columns_are_what_operations_make():
+    batch, noise = columns(np.arange(13), KEYS), nf.Noise(7, step=2)
+    noise = noise.at(sample=[nf.augment.sample_id(key) for key in KEYS.tolist()])
+    found = CALLS[0](batch)
+    assert sorted(found) == ["id", "label", "t", "target", "x_t"]
+    x_t, target = nf.q_sample(IMAGES, found["t"], S, noise, target="v")
+    assert np.array_equal(found["x_t"], x_t)
+    assert np.array_equal(found["target"], target)
+    assert np.array_equal(batch["image"], IMAGES)
+    augmented = AugmentedColumns(noisy_images, noise)(batch)
+    assert np.array_equal(augmented["image"], nf.augment.gaussian(IMAGES, 20.0, noise))
+
+
+def test_a_data_loader_of_torch_has_the_same():
+    torch = pytest.importorskip("torch")
+    from noisefuse.interop.torch_data import NoisyBatch
+
+    found = CALLS[0](columns(np.arange(13), KEYS))
+    noisy = NoisyBatch(S, nf.Noise(7, step=2), target="v")(KEYS.tolist(), torch.from_numpy(IMAGES))
+    assert all(np.array_equal(found[n], x.numpy()) for n, x in zip(("x_t", "t", "target"), noisy, strict=True))
+
+
+def test_missing_columns_and_ragged_images():
+    with pytest.raises(KeyError, match=r"no column 'id' in the batch, which has 'image'"):
+        CALLS[0]({"image": IMAGES})
+    ragged = np.empty(2, object)
+    ragged[:] = [IMAGES[0], IMAGES[1, :2]]
+    with pytest.raises(TypeError, match="x0: dtype object is not supported"):
+        CALLS[0]({"id": np.arange(2), "image": ragged})
+    with pytest.raises(TypeError, match="expected an int or a str"):
+        CALLS[0]({"id": np.array(["a", 2.5], object), "image": IMAGES[:2]})
