@@ -27,6 +27,7 @@ DOCUMENTS += [ROOT / "csrc" / "README.md", ROOT / "tests" / "known" / "README.md
 FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = {  # what is not installed everywhere that the tests run
     "docs/augment.md": ("torch",),
+    "docs/dask.md": ("dask",),
     "docs/diffusers.md": ("diffusers",),
     "docs/loss.md": ("torch",),
     "docs/migrate.md": ("torch",),

@@ -4,6 +4,8 @@
 Seen to fail: ids that are not used; t from the noise's own stream.
 """
 
+import doctest
+import inspect
 import pickle
 
 import numpy as np
@@ -73,3 +75,11 @@ def test_missing_columns_and_ragged_images():
         CALLS[0]({"id": np.arange(2), "image": ragged})
     with pytest.raises(TypeError, match="expected an int or a str"):
         CALLS[0]({"id": np.array(["a", 2.5], object), "image": IMAGES[:2]})
+
+
+@pytest.mark.parametrize("kind", [NoisyColumns, AugmentedColumns])
+def test_examples_in_docstrings_run(kind):
+    scope = {"np": np, "nf": nf}
+    example = doctest.DocTestParser().get_doctest(inspect.getdoc(kind), scope, kind.__name__, None, None)
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
