@@ -7,6 +7,8 @@ that the noise has already; ids and lists of noises that are not cut; a token wi
 
 import itertools
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -221,7 +223,7 @@ def network(x, t):
     return np.tanh(x) * np.reshape(t, (-1, *[1] * (x.ndim - 1)) if np.ndim(t) else ()).astype(x.dtype) / 1000
 
 
-@pytest.mark.parametrize("make", ["ddim", "ddpm", "dpmpp_2m", "unipc", "pndm", "heun"])
+@pytest.mark.parametrize("make", ["ddpm", "unipc", "pndm", "heun"])
 @pytest.mark.parametrize("guided", [None, 3.0, np.linspace(1, 5, 5)], ids=["plain", "guided", "guided apart"])
 def test_samplers_run_on_blocks(make, guided):
     sampler, noise = getattr(nf.samplers, make)(LINEAR, steps=5), Noise(7, sample=[3, 1, 4, 15, 9])
@@ -298,20 +300,45 @@ def test_names_are_those_of_the_values():
     )
 
 
-@pytest.mark.parametrize("t", [3, np.arange(4096) % 50, None], ids=["one time", "NumPy's times", "dask's times"])
-def test_graphs_are_linear_and_tasks_of_one_size(t):
+NAMES = """
+import dask.array as da, numpy as np, noisefuse as nf
+
+x, noise, schedule = da.zeros((4, 2, 2, 3), chunks=2), nf.Noise(7, sample=[1, 2, 3, 4]), nf.Schedule.cosine(50)
+made = [
+    nf.q_sample(x, [1, 2, 3, 4], schedule, noise, target="v")[1],
+    nf.q_walk(x, schedule, [nf.Noise(n) for n in range(4)]),
+    nf.update(nf.samplers.ddim(schedule, 5).tableau, 0, x, x),
+    nf.augment.gaussian(x, np.ones((4, 3)), noise, layout="HWC", shared=True),
+    nf.augment.prepare(x.rechunk((2, 2, 2, 3)), noise),
+    nf.augment.by_level(x.astype("u1"), np.ones(256), np.ones(256), noise),
+]
+names = " ".join(lazy.name for lazy in made)
+"""
+
+
+def test_names_are_those_of_other_processes():
+    """Seen to fail: a token of a function's address."""
+    scope = {}
+    exec(NAMES, scope)
+    done = subprocess.run([sys.executable, "-c", f"{NAMES}\nprint(names)"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == scope["names"].split()
+
+
+@pytest.mark.parametrize("times", ["one", "NumPy's", "dask's"])
+def test_graphs_are_linear_and_tasks_of_one_size(times):
     """Seen to fail: ids that every task is given whole."""
-    sizes, n = {}, 4096
+    sizes = {}
     for blocks in 64, 256:
-        x = da.zeros((n, 4), chunks=(n // blocks, 4), dtype="float32")
-        some = da.zeros(n, chunks=n // blocks, dtype="int64") if t is None else t
-        layer = nf.q_sample(x, some, S, Noise(7, sample=np.arange(n)))
-        graph = dict(layer.__dask_graph__())
-        tasks = [graph[key] for key in graph if isinstance(key, tuple) and key[0] == layer.name]
+        n = 16 * blocks
+        x = da.zeros((n, 4), chunks=(16, 4), dtype="float32")
+        t = {"one": 3, "NumPy's": np.arange(n) % 50, "dask's": da.zeros(n, chunks=16, dtype="int64")}[times]
+        x_t = nf.q_sample(x, t, S, Noise(7, sample=np.arange(n)))
+        graph = dict(x_t.__dask_graph__())
+        tasks = [task for key, task in graph.items() if key[0] == x_t.name]
         assert len(tasks) == blocks
         assert len(graph) <= 4 * blocks
-        sizes[blocks] = {len(pickle.dumps(task)) for task in tasks}
-    assert max(sizes[256]) <= max(sizes[64]) + 64
+        sizes[blocks] = max(len(pickle.dumps(task)) for task in tasks)
+    assert sizes[256] <= sizes[64] + 64  # digits of places
 
 
 def test_meta_tells_the_kind_of_the_blocks():

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import dask.array as da
 import numpy as np
 from dask.array.utils import meta_from_array
-from dask.base import tokenize
+from dask.base import normalize_token, tokenize
 from dask.layers import ArraySliceDep
 
 import noisefuse as nf
@@ -256,12 +256,10 @@ class _Task:
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (self._pickled,)
 
-    def __dask_tokenize__(self) -> tuple[Any, ...]:
+    def __dask_tokenize__(self) -> Any:
         call = self.call
-        return (
-            nf.__version__, nf.NOISE_VERSION, call.name, call.function, sorted(call.constants.items()), call.outputs,
-            self.names, self.fixed, self.noise, self.cut,
-        )  # fmt: skip
+        named = call.name, call.function, sorted(call.constants.items()), call.outputs
+        return normalize_token((nf.__version__, nf.NOISE_VERSION, *named, self.names, self.fixed, self.noise, self.cut))
 
 
 @lru_cache(maxsize=64)
