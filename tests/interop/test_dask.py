@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import noisefuse as nf
 from conftest import DTYPES, bits
+from cuda_kernels import stand_in
 from generated import LINEAR, names, normals, real
 from noisefuse import Noise
 
@@ -348,6 +349,20 @@ def test_meta_tells_the_kind_of_the_blocks():
     assert x_t._meta.shape == (0, 0, 0)
     assert nf.q_walk(LAZY, S, Noise(7), keep=[0, 3]).chunks == ((2,), *CHUNKS)
     assert nf.randn(8, 7, chunks="auto", dtype="bfloat16").dtype.name == "bfloat16"
+
+
+def test_blocks_that_are_cupys_stay_on_their_device():
+    """On a stand-in for CuPy, which cannot concatenate: a block is asked for."""
+    with stand_in.installed() as cupy:
+        x = da.from_array(cupy.asarray(X), CHUNKS, asarray=False)
+        for lazy, expected in (
+            (nf.q_sample(x, np.arange(5), S, Noise(7)), nf.q_sample(X, np.arange(5), S, Noise(7))),
+            (nf.augment.gaussian(x, 2.0, Noise(7)), nf.augment.gaussian(X, 2.0, Noise(7))),
+        ):
+            assert type(lazy._meta) is type(x._meta) is not np.ndarray
+            block = dask.get(dict(lazy.__dask_graph__()), [(lazy.name, 1, 1, 2)])[0]
+            assert type(block) is type(x._meta)
+            assert np.array_equal(cupy.asnumpy(block), expected[2:, 1:, 6:])
 
 
 def test_a_block_of_another_process_is_a_call_of_its_own():
