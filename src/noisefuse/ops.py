@@ -129,7 +129,8 @@ def randn(
     True
     """
     if chunks is not None:
-        return lazy().randn(shape, noise, chunks=chunks, dtype=dtype, batched=batched, out=out, device=device)
+        options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out, "device": device}
+        return lazy().randn(_lengths(shape), noise, chunks=chunks, **options)
     if device is not None:
         out = _made_on(device, shape, dtype, out)
     return _random("randn", shape, noise, dtype, batched, out)
@@ -194,7 +195,8 @@ def uniform(
     True
     """
     if chunks is not None:
-        return lazy().uniform(shape, noise, chunks=chunks, dtype=dtype, batched=batched, out=out, device=device)
+        options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out, "device": device}
+        return lazy().uniform(_lengths(shape), noise, chunks=chunks, **options)
     if device is not None:
         out = _made_on(device, shape, dtype, out)
     return _random("uniform", shape, noise, dtype, batched, out)

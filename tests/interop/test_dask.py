@@ -409,6 +409,7 @@ UNKNOWN = LAZY[da.from_array(np.ones(5, bool), 5)]
             r"t: expected a scalar or a shape",
         ),
         (lambda: nf.q_sample(LAZY, da.zeros(5, chunks=CHUNKS[:1], dtype=bool), S, Noise(7)), TypeError, "t: expected"),
+        (lambda: nf.q_sample(LAZY, 3, S, np.ma.masked_less(X, 0)), TypeError, "noise: masked arrays are not supported"),
         (lambda: nf.q_sample(LAZY, 50, S, Noise(7)), IndexError, "t = 50 is out of range"),
         (lambda: nf.q_sample(LAZY, [0, 1, 2, 3, 99], S, Noise(7)), IndexError, "t = 99 is out of range"),
         (lambda: nf.q_sample(LAZY, 3, S, Noise(7, sample=2**56 - 4)), OverflowError, "go beyond 2"),
@@ -429,6 +430,8 @@ UNKNOWN = LAZY[da.from_array(np.ones(5, bool), 5)]
         (lambda: nf.q_walk(LAZY, S, LAZY), TypeError, "q_walk draws at every time"),
         (lambda: nf.randn(2**34 + 4, 7, chunks=1 << 30, batched=False), OverflowError, "2.34 elements"),
         (lambda: nf.randn(SHAPE, 7, chunks=2, out=X), TypeError, "out: expected None"),
+        (lambda: nf.randn(SHAPE, 7, chunks=2, device="cpu"), TypeError, "device: expected None"),
+        (lambda: nf.randn((2, -1), 7, chunks=2), ValueError, "lengths of at least 0"),
         (lambda: nf.randn(SHAPE, 7, chunks=2, dtype="int8"), TypeError, "dtype int8"),
         (lambda: nf.uniform(SHAPE, 7, chunks=2, dtype="float16"), TypeError, "dtype float16"),
         (

@@ -48,7 +48,7 @@ class _NamedColumns:
 
 
 class NoisyColumns(_NamedColumns):
-    """Noises the images of a batch: ``dataset.map_batches(NoisyColumns(schedule, 7), batch_format="numpy")``.
+    """Noises the images of a batch; docs/dask.md has the lines for Ray Data, Hugging Face and Spark.
 
     Args:
         schedule: Schedule; t is uniform over its steps.

@@ -8,7 +8,6 @@ and all tasks are of one size.
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import dask.array as da
@@ -128,12 +127,11 @@ def update(
 
 def _random(name: str, shape: Any, noise: Any, *, chunks: Any, dtype: Any, out: Any, device: Any, batched: bool) -> Any:
     need_none(out=out, device=device)
-    full = tuple(map(operator.index, shape)) if np.iterable(shape) else (operator.index(shape),)
     noise = nf.Noise(noise) if isinstance(noise, int | np.integer) else noise
     kind = getattr(nf, name)(0, nf.Noise(0), dtype=dtype).dtype
     if not isinstance(kind, np.dtype):
         raise TypeError(f"dtype {dtype}: chunks are dask's, and the dtype is not NumPy's")
-    sizes = normalize_chunks(chunks, full, dtype=kind)
+    sizes = normalize_chunks(chunks, shape, dtype=kind)
     return mapped(Call(name, _drawn, {"name": name, "dtype": dtype, "batched": batched}), sizes, {}, noise, {})
 
 

@@ -117,7 +117,7 @@ def mapped(call: Call, x: Any, arrays: dict[str, Any], noise: Any, axes: Axes) -
 def need_none(**outputs: Any) -> None:
     for name, out in outputs.items():
         if out is not None:
-            raise TypeError(f"{name}: expected None, as arrays of dask's are not written to, got {type(out).__name__}")
+            raise TypeError(f"{name}: expected None, as the result is a new array of dask's, got {type(out).__name__}")
 
 
 def need_whole(name: str, x: Any, first: int, end: int | None = None) -> None:
@@ -139,6 +139,8 @@ def known_chunks(name: str, x: Any) -> Chunks:
 def _in_chunks(name: str, value: Any, chunks: Chunks, axes: Shape | None) -> Any:
     """The array in those of x's chunks that lie along its axes; a number that all blocks are given as it is."""
     is_lazy, shape = isinstance(value, da.Array), tuple(map(sum, chunks))
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: masked arrays are not supported; pass {name}.data or {name}.filled(...)")
     array = value if is_lazy else np.asarray(value)
     own = known_chunks(name, array) if is_lazy else ()
     if array.ndim == 0 or (axes is None and array.size == 1):
