@@ -20,8 +20,9 @@ from .dask_augment import augmented, prepare
 from .dask_blocks import Call, known_chunks, mapped, need_none
 
 __all__ = [
-    "LAZY", "augmented", "check_workers", "is_traced", "mse_loss", "mse_loss_grad", "prepare", "q_sample", "q_step",
-    "q_walk", "randn", "randn_like", "times", "uniform", "untraced", "update",
+    "LAZY", "augmented", "check_workers", "is_traced", "kl", "kl_grad", "log_prob", "log_prob_grad", "mse_loss",
+    "mse_loss_grad", "prepare", "q_sample", "q_step", "q_walk", "randn", "randn_like", "times", "uniform", "untraced",
+    "update", "update_with_log_prob",
 ]  # fmt: skip
 
 
@@ -136,10 +137,10 @@ def _random(name: str, shape: Any, noise: Any, *, chunks: Any, dtype: Any, out: 
 
 
 def mse_loss(*_: Any, **__: Any) -> Any:
-    raise NotImplementedError("losses do not take arrays of dask's")
+    raise NotImplementedError("losses and densities, which are sums, do not take arrays of dask's")
 
 
-mse_loss_grad = mse_loss
+mse_loss_grad = log_prob = log_prob_grad = kl = kl_grad = update_with_log_prob = mse_loss
 
 
 # ---- what a block calls ------------------------------------------------------------------------------------
