@@ -41,7 +41,7 @@ from .ops import BYTES, Array, DType, NoiseLike, is_bytes, randn, uniform
 from .rows import TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 from .schedule import Schedule
 
-__all__ = ["at_snr", "by_level", "gaussian", "multiplicative", "prepare", "sample_id", "sensor", "strengths"]
+__all__ = ["at_snr", "by_level", "gaussian", "multiplicative", "prepare", "rms", "sample_id", "sensor", "strengths"]
 
 Layout: TypeAlias = Literal["CHW", "HWC"]
 Clip: TypeAlias = tuple[float, float] | None
@@ -181,6 +181,21 @@ def by_level(
     return _run(x, Rows.of(tables), index, noise, *_kinds(x, dtype, out), batched, out)
 
 
+def rms(x: Array, *, batched: bool = True) -> NDArray[np.float64]:
+    """The root of the mean square of each sample, summed in the fixed order of the losses: the same bits everywhere.
+
+    Args:
+        x: float32, float64, float16 or bfloat16, of NumPy or CuPy; axis 0 the batch, if it is batched.
+
+    Returns:
+        float64 (B,), or (1,) where the whole array is one sample; in host memory.
+
+    >>> nf.augment.rms(np.full((2, 44100), 0.5, np.float32)).tolist()
+    [0.5, 0.5]
+    """
+    return np.sqrt(mean_squares(x, batched))
+
+
 def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> Array:
     """Adds Gaussian noise at a signal-to-noise ratio in decibels: x + rms(x) 10^(-snr / 20) z.
 
@@ -202,8 +217,7 @@ def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options
     batch, _ = batch_shape(x.shape, batched)
     if decibels.shape not in ((), (batch,)):
         raise ValueError(f"snr: expected a number or shape ({batch},), got shape {decibels.shape}")
-    rms = np.sqrt(mean_squares(x, batched))
-    std = rms * 10 ** (-decibels / 20)
+    std = rms(x, batched=batched) * 10 ** (-decibels / 20)
     if not np.isfinite(std).all():
         raise ValueError("x: has values that are not finite, so a sample has no signal-to-noise ratio")
     return gaussian(x, std if batched else float(std[0]), noise, **options)

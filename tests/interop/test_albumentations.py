@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GaussNoise and MultiplicativeNoise in the place of Albumentations': arguments, targets, seeds, serialisation and
-replay, and their noise."""
+"""GaussNoise and MultiplicativeNoise in the place of Albumentations': arguments, targets, seeds, replay, noise."""
 
 import os
 import pickle

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import noisefuse as nf
-from noisefuse.loss import mean_squares
 
 from .named import Key, Named, applies, strength
 
@@ -110,7 +109,7 @@ class AddGaussianSNR(_Gaussian, audiomentations.AddGaussianSNR):
 
     def _strength(self, samples: Samples) -> dict[str, float]:
         decibels = self._uniform(self.min_snr_db, self.max_snr_db)
-        rms = np.sqrt(mean_squares(samples, samples.ndim > 1)).mean() if samples.size else 0.0
+        rms = nf.augment.rms(samples, batched=samples.ndim > 1).mean() if samples.size else 0.0
         std = float(rms * 10 ** (-decibels / 20))
         if not np.isfinite(std):
             raise ValueError("samples: has values that are not finite, so there is no signal-to-noise ratio")
