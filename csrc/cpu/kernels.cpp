@@ -36,11 +36,12 @@ void step_drawing_nothing(const Call& s, int64_t begin, int64_t end) {
     }
 }
 
-// after(end) is called as soon as the elements before `end` are done.
+// after(end) is called as soon as the elements before `end` are done; `stays`: it reads them, from the caches.
 template <class Real, class After>
-void step_drawing(const Call& s, int64_t begin, int64_t end, const After& after) {
+void step_drawing(const Call& s, int64_t begin, int64_t end, bool stays, const After& after) {
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
+    for (bool& past_caches : arrays.past_caches) past_caches &= !stays;
     Noise<Real> noise;
     const uint64_t shape = shape_of(rows);
     const OnNoise tile_on_noise = on_noise(arrays, shape);
@@ -96,7 +97,7 @@ void step_range(const Call& s, int64_t begin, int64_t end) {
     if (s.draw == Draw::none)
         step_drawing_nothing<Real>(s, begin, end);
     else
-        step_drawing<Real>(s, begin, end, [](int64_t) {});
+        step_drawing<Real>(s, begin, end, false, [](int64_t) {});
     if (s.size * s.batch >= kFarther) Lane::fence_nontemporal();
 }
 
@@ -117,8 +118,8 @@ void step_and_loss_range(const Call& s, const Call& of_loss, int64_t begin_chunk
     const auto first = [&](int64_t chunk) { return first_of_chunk(of_loss.piece, chunk); };
     Residuals<Real> residuals(of_loss, begin_chunk);
     if (RegisterResiduals<Real> in_registers(residuals, of_loss, first(begin_chunk));
-        in_registers && s.draw != Draw::none && s.size * s.batch < kFarther)
-        return step_drawing<Real>(s, first(begin_chunk), first(end_chunk),
+        in_registers && s.draw != Draw::none)
+        return step_drawing<Real>(s, first(begin_chunk), first(end_chunk), true,
                                   [&](int64_t end) { in_registers.take_to(end); });
     for (int64_t chunk = begin_chunk; chunk < end_chunk; ++chunk) {
         step_range<Real>(s, first(chunk), first(chunk + 1));
