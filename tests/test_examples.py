@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The examples run, and what they show is true."""
 
+import copy
 import importlib.util
+import itertools
 import sys
 from pathlib import Path
 
@@ -151,6 +153,118 @@ def test_trained_digits_are_recognised(digits):
     distances, found = DIGITS.nearest(samples)
     assert np.mean(found == labels.numpy()) > 0.9
     assert np.median(distances) < 0.45
+
+
+# ---- rl_digits ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rl():
+    torch = pytest.importorskip("torch", reason="the example trains in torch")
+    threads, folder = torch.get_num_threads(), str(Path(__file__).parents[1] / "examples")
+    torch.set_num_threads(1)
+    sys.path.insert(0, folder)  # other processes import it, too
+    yield importlib.import_module("rl_digits")
+    sys.path.remove(folder)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def begun(rl):
+    """A state after two iterations, and what it was before and between."""
+    state, kept = rl.State.of(rl.pretrain(120, seed=3)), []
+    snapshot = copy.deepcopy(state)
+    rl.finetune(state, rl.Reward(), 2, groups=10, seed=3, tell=lambda state: kept.append(copy.deepcopy(state)))
+    return snapshot, *kept
+
+
+def weights(network):
+    return b"".join(p.detach().numpy().tobytes() for p in network.parameters())
+
+
+def test_a_reward_is_learned(rl, begun):
+    """More ink in the upper half than in the lower: easier than digits. Seen to fail: advantages of the other sign;
+    log-densities under the next row."""
+
+    def ink(images, digits):
+        upper, lower = images.reshape(-1, 2, 32).mean(2).T
+        return upper - lower
+
+    state = copy.deepcopy(begun[0])
+    rl.finetune(state, ink, 5, groups=10, seed=3)
+    rewards = np.mean(state.rewards, axis=1)
+    assert rewards[-1] > rewards[0] + 0.1
+
+
+def test_a_run_goes_on_where_it_was(rl, begun, tmp_path):
+    """The same bits. Seen to fail: an optimizer that begins anew; noise of another iteration."""
+    _, middle, whole = begun
+    middle.save(tmp_path / "run.pt")
+    resumed = rl.State.of(rl.Flow())
+    resumed.load(tmp_path / "run.pt")
+    rl.finetune(resumed, rl.Reward(), 2, groups=10, seed=3)
+    assert weights(resumed.network) == weights(whole.network) != weights(middle.network)
+    assert (resumed.rewards, resumed.kl) == (whole.rewards, whole.kl)
+
+
+def answers(x, t, digits):
+    """A model whose answers depend on nothing else in the batch, in their last bits, too: torch's products of matrices
+    may."""
+    return x * (0.5 + t[:, None]) - digits[:, None] / 10
+
+
+def test_requests_are_the_same_alone_and_in_batches(rl):
+    """Seen to fail: noise named by the place in the batch."""
+    import torch
+
+    digits, requests = torch.arange(64) % 10, np.random.default_rng(1).permutation(1000)[:64]
+    batch = rl.rollout(answers, digits, requests, 5, seed=3)
+    for n in range(64):
+        alone = rl.rollout(answers, digits[n : n + 1], requests[n : n + 1], 5, seed=3)
+        assert all(torch.equal(a[0], b[n]) for a, b in zip(alone, batch, strict=True))
+
+
+def same(runs, others):
+    pairs = list(zip(runs, others, strict=True))
+    return all(one.x.equal(other.x) and one.log_prob.equal(other.log_prob) for one, other in pairs)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_groups_are_the_same_in_shares(rl, begun, parts):
+    """Of the network itself. Seen to fail: groups that are counted anew in each share."""
+    network, cuts = begun[1].network, [rank * 5 // parts for rank in range(parts + 1)]
+    shares = [rl.share(network, range(*pair), 7, 3) for pair in itertools.pairwise(cuts)]
+    assert same(rl.share(network, range(5), 7, 3), [run for runs in shares for run in runs])
+
+
+@pytest.mark.slow  # each process imports torch
+@pytest.mark.parametrize("processes", [2, 4])
+def test_groups_are_the_same_on_any_number_of_processes(rl, begun, processes):
+    """Seen to fail: no seed in what a process is told."""
+    with rl.on_processes(processes) as several:
+        assert same(rl.share(begun[1].network, range(5), 7, 3), several(begun[1].network, 5, 7, 3))
+
+
+def test_a_ratio_is_one_before_the_first_update(rl):
+    """Where the model answers the same again. Seen to fail: a mean over the elements on one side."""
+    import torch
+
+    digits = rl.asked(2).reshape(-1)
+    run = rl.rollout(answers, digits, range(len(digits)), 0, seed=3)
+    for i, t in enumerate(rl.POLICY.timesteps):
+        x = run.x[:, i]
+        m = answers(x, torch.full((len(x),), float(t)), digits)
+        assert rl.POLICY.log_prob(i, x, m, run.x[:, i + 1].contiguous()).equal(run.log_prob[:, i])
+
+
+def test_the_program_learns_and_goes_on(rl, tmp_path, capsys):
+    out, state = tmp_path / "rl.png", tmp_path / "run.pt"
+    for _ in range(2):
+        rl.main(["--out", str(out), "--quick", "--state", str(state), "--processes", "1"])
+    assert out.read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "iteration 2: reward 0." in printed
+    assert f"iteration 2: from {state}" in printed
 
 
 def test_the_picture_of_the_noise(tmp_path, monkeypatch, capsys):
