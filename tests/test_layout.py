@@ -75,6 +75,7 @@ ALLOWED = {
     "interop.torch": "@ interop.torch_*",
     "interop.diffusers_exact": "@",
     "interop.diffusers_rows": "@ interop.diffusers_exact",
+    "interop.diffusers_sde": "@",
     "interop.diffusers": "@ interop.diffusers_* interop.torch_internals",
     "cli": "@ _*",
     "campaign*": "@ arrays campaign campaign.* rows _native",

@@ -38,7 +38,7 @@ TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 SHAPE = (2, 3, 4, 4)
 LOOP = 2e-5  # float32: the largest difference over a loop, of the largest value of the step
 VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-NAMES = [name for name in ours.__all__ if name != "accelerate"]
+NAMES = [kind.__name__ for kind in ours.SCHEDULERS.values()]
 DRAWING = [name for name in NAMES if "generator" in inspect.signature(getattr(diffusers, name).step).parameters]
 MEMORYLESS = [name for name in NAMES if not getattr(ours, name)._memory]
 

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import diffusers
 import numpy as np
 import torch
+from diffusers import SchedulerMixin  # noqa: F401, looked for beside a class that a pipeline loads
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -30,6 +31,7 @@ import noisefuse as nf
 from . import diffusers_rows as rows
 from .diffusers_exact import rebound
 from .diffusers_rows import Plan, Step, Unsupported
+from .diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput, transitions
 from .torch_internals import is_traced, untraced, version, writes
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchSDEDiscreteScheduler",
     "HeunDiscreteScheduler",
     "LCMScheduler",
     "PNDMScheduler",
@@ -158,7 +161,7 @@ class Fused:
         class, which is there where noisefuse is not. The class itself keeps its module, which pickle wants. (Of classes
         derived from ours diffusers has none.)
         """
-        if type(self).__module__ == __name__:
+        if type(self).__module__ == __name__ and type(self).__name__ == self._base.__name__:
             self.__dict__["__module__"] = "diffusers"
 
     def __init_subclass__(cls) -> None:
@@ -737,7 +740,89 @@ class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteSch
         return fallback() if noise is None else self._noised(sample, noise, timestep, fallback)
 
 
-SCHEDULERS = {globals()[name]._base: globals()[name] for name in __all__ if name != "accelerate"}
+class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
+    """Flow matching whose steps draw noise and give their log-densities, for reinforcement learning; its methods take
+    and return what those of the class of this name in vllm-omni and verl-omni do. See docs/rl.md.
+
+    sde_type: "sde" is `noisefuse.samplers.flow_sde` (Flow-GRPO), "cps" `flow_cps`, with -(x' - mean)^2 for its
+    log-density, as there, and "dance" `dance_sde`, whose eta is the noise_level.
+
+    What differs: the log-density is that of x' as it is returned, rounded to its dtype, so that it is found again when
+    x' is read again; the formulas are computed in float64, of float32 sigmas; a step of standard deviation 0 has none,
+    and says so (but for "cps"). The options s_churn to s_noise are ignored, as there.
+    """
+
+    _draws = "model"
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
+        s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Draws = None, per_token_timesteps: Any = None,
+        return_dict: bool = True, noise_level: float = 0.7, prev_sample: Any = None, sde_type: str = "sde",
+        return_logprobs: bool = True,
+    ) -> Any:  # fmt: skip
+        """The next sample, drawn or given (prev_sample), and its log-density, differentiable through model_output.
+
+        Args:
+            timestep: an entry of `timesteps`; or one for each sample (B,), and then the run stays where it is.
+            generator: as for the other classes, a Noise or one for each sample among them.
+            noise_level, sde_type: see the class.
+            prev_sample: whose log-density is asked for. None: it is drawn.
+
+        Returns:
+            `FlowMatchSDEDiscreteSchedulerOutput`, or with return_dict=False a tuple.
+
+        Raises:
+            ValueError: integer timesteps, or others than those of `timesteps`; an sde_type of another name; sigmas that
+                do not go down to 0; a log-density where nothing is drawn. NotImplementedError: per_token_timesteps.
+        """
+        if isinstance(timestep, int) or (isinstance(timestep, Tensor) and not timestep.is_floating_point()):
+            raise ValueError(
+                f"timestep: expected an entry of {type(self).__name__}.timesteps, got the integer {timestep}"
+            )
+        many = isinstance(timestep, Tensor) and timestep.numel() > 1
+        clock: Any = self._time()
+        place = self._places(timestep, clock, sample.shape) if many else self._place(timestep, clock)
+        law = generator, per_token_timesteps, noise_level, prev_sample, sde_type, return_logprobs
+        taken = self._transition(place, sample, model_output, model_output.dtype, *law)
+        if not many:
+            self._step_index += 1
+        return FlowMatchSDEDiscreteSchedulerOutput(*taken) if return_dict else taken
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def sample_previous_step(
+        self, sample: Any, model_output: Any, timestep: Any = None, generator: Draws = None,
+        per_token_timesteps: Any = None, noise_level: float = 0.7, prev_sample: Any = None, sde_type: str = "sde",
+        return_logprobs: bool = True,
+    ) -> Any:  # fmt: skip
+        """As `step`, but the run stays where it is, and what is drawn is not rounded to the model output's dtype.
+
+        timestep: of each sample (B,). None: where the run is.
+
+        Returns:
+            (prev_sample, log_prob, prev_sample_mean, std_dev_t)
+        """
+        clock: Any = self._time()
+        place = self._step_index if timestep is None else self._places(timestep, clock, sample.shape)
+        law = generator, per_token_timesteps, noise_level, prev_sample, sde_type, return_logprobs
+        kind = torch.promote_types(sample.dtype, torch.float32) if prev_sample is None else prev_sample.dtype
+        return self._transition(place, sample, model_output, kind, *law)
+
+    def _transition(
+        self, place: Any, x: Any, m: Any, dtype: torch.dtype, draws: Draws, per_token: Any, level: float, x_next: Any,
+        kind: str, log_prob: bool,
+    ) -> Any:  # fmt: skip
+        if per_token is not None:
+            raise NotImplementedError(f"{type(self).__name__} takes no per_token_timesteps")
+        sigmas = self._kept_levels("sde", lambda n: tuple(self.__dict__["sigmas"].double().tolist()))
+        place = place.cpu().numpy() if isinstance(place, Tensor) else place
+        draws = self.noise if draws is None else draws
+        rule = transitions(kind, sigmas, float(level))
+        return rule.take(place, x, m, lambda: self._drawn(draws, m, x), x_next, dtype, log_prob)
+
+
+_OTHERS = {"accelerate", "FlowMatchSDEDiscreteScheduler"}
+SCHEDULERS = {globals()[name]._base: globals()[name] for name in __all__ if name not in _OTHERS}
 
 
 def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str | None = None) -> Target:

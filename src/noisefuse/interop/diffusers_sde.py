@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step that draws noise is, for flow matching in diffusers: rows of the samplers, with their log-densities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils.outputs import BaseOutput
+from torch import Tensor
+
+import noisefuse as nf
+
+SDES: dict[str, Callable[..., Any]] = {
+    "sde": nf.samplers.flow_sde,
+    "cps": nf.samplers.flow_cps,
+    "dance": nf.samplers.dance_sde,
+}
+LEVEL = {"sde": "noise_level", "cps": "noise_level", "dance": "eta"}
+DENSITY = {"sde": "full", "cps": "squared", "dance": "full"}
+
+
+@dataclass
+class FlowMatchSDEDiscreteSchedulerOutput(BaseOutput):
+    """What a step of `FlowMatchSDEDiscreteScheduler` returns, as a tuple in this order with return_dict=False.
+
+    Attributes:
+        prev_sample: x', of the model output's dtype.
+        log_prob: float32 (B,), the mean over a sample's elements; None where it was not asked for.
+        prev_sample_mean: the Gaussian's mean, float32 (float64 where the sample is).
+        std_dev_t: of "cps" the Gaussian's standard deviation, of the others that over sqrt(sigma - sigma'): a number,
+            or (B, 1, ..) where each sample has its time.
+    """
+
+    prev_sample: Tensor
+    log_prob: Tensor | None
+    prev_sample_mean: Tensor
+    std_dev_t: Tensor
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """The rows of a run, of one kind and level of noise."""
+
+    kind: str
+    table: nf.Tableau
+    mean: nf.Tableau
+    std_dev: Any  # of each row, as they call it
+
+    def take(
+        self, i: Any, x: Tensor, m: Tensor, draw: Callable[[], Any], x_next: Tensor | None, dtype: torch.dtype,
+        log_prob: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
+        """x' of this dtype, its log-density (it is the stored one's), the mean, and std_dev.
+
+        i: a row, or (B,) of them. draw: the noise of a step whose x' is not given.
+        """
+        kind = torch.promote_types(x.dtype, m.dtype)
+        x, m, found = x.to(kind), m.to(kind), None
+        law: Any = {"reduction": "mean", "density": DENSITY[self.kind]}
+        if x_next is None:
+            z = draw()
+            z = z.to(kind) if isinstance(z, Tensor) and kind is torch.float64 else z
+            if log_prob and dtype is kind and isinstance(i, int):
+                x_next, found = nf.density.update(self.table, i, x, m, z, **law)
+            else:
+                x_next = nf.update(self.table, i, x.detach(), m.detach(), noise=z).to(dtype)
+        if log_prob and found is None:
+            wide = torch.promote_types(kind, x_next.dtype)
+            found = nf.density.log_prob(self.table, i, x.to(wide), m.to(wide), x_next.detach().to(wide), **law)
+        wide = torch.promote_types(kind, torch.float32)
+        mean: Tensor = nf.update(self.mean, i, x.to(wide), m.to(wide))
+        if isinstance(i, int):
+            std = torch.full((), self.std_dev[i], dtype=torch.float32, device=x.device)  # no copy to wait for
+        else:
+            std = torch.as_tensor(self.std_dev[i], dtype=torch.float32, device=x.device)
+            std = std.reshape(-1, *[1] * (x.dim() - 1))
+        return x_next.to(dtype), None if found is None else found.float(), mean, std
+
+
+@lru_cache(maxsize=64)
+def transitions(kind: str, sigmas: Sequence[float], level: float) -> Transitions:
+    """Of these sigmas, of which the last is 0. ValueError: another kind; sigmas that are no run down to 0."""
+    if kind not in SDES:
+        raise ValueError(f"sde_type = {kind!r}: expected one of {', '.join(map(repr, SDES))}")
+    if len(sigmas) < 2 or sigmas[-1] != 0:
+        raise ValueError("sigmas: expected a run down to 0, as set_timesteps makes it")
+    table = SDES[kind](nf.Schedule.flow(1000), list(sigmas[:-1]), **{LEVEL[kind]: level}).tableau
+    rows = table.rows.copy()
+    rows["out"]["z"] = 0
+    std = table.rows["out"]["z"] if kind == "cps" else table.rows["out"]["z"] / np.sqrt(-np.diff(sigmas))
+    return Transitions(kind, table, nf.Tableau(rows, name=f"{table.name}: mean"), std)

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FlowMatchSDEDiscreteScheduler beside the formulas that vllm-omni and verl-omni compute, rewritten in float64."""
+
+import copy
+import json
+import math
+import pickle
+
+import pytest
+
+import noisefuse as nf
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+from noisefuse.interop.diffusers import FlowMatchSDEDiscreteScheduler, accelerate  # noqa: E402
+
+SHAPE = (3, 4, 6, 6)
+LEVELS = {"sde": 0.7, "cps": 0.6, "dance": 0.3}
+NOISES = [nf.Noise(7, sample=n) for n in (11, 4, 8)]
+
+
+def scheduler(n=6, **config):
+    made = FlowMatchSDEDiscreteScheduler(shift=3.0, **config)
+    made.set_timesteps(n)
+    return made
+
+
+def tensors(k, dtype=torch.float32):
+    return [torch.from_numpy(nf.randn(SHAPE, nf.Noise(100 * k + n))).to(dtype) for n in range(3)]
+
+
+def naive(kind, sigmas, i, x, m):
+    """(mean, standard deviation, what they call std_dev_t) of row i."""
+    here, there = float(sigmas[i]), float(sigmas[i + 1])
+    down = here - there
+    if kind == "cps":
+        std = there * math.sin(math.pi / 2 * LEVELS[kind])
+        return (1 - there) * (x - here * m) + math.sqrt(there**2 - std**2) * (x + (1 - here) * m), std, std
+    below = float(sigmas[1]) if here == 1 else here
+    rate = LEVELS[kind] * (math.sqrt(here / (1 - below)) if kind == "sde" else 1)
+    drift = rate**2 / (2 * here)
+    return x * (1 - drift * down) - m * (1 + drift * (1 - here)) * down, rate * math.sqrt(down), rate
+
+
+def naive_log_prob(kind, x_next, mean, std):
+    squares = (x_next - mean) ** 2
+    each = -squares if kind == "cps" else -squares / (2 * std**2) - math.log(std) - math.log(2 * math.pi) / 2
+    return each.mean(dim=tuple(range(1, each.dim())))
+
+
+def close(found, expected, tolerance=1e-6):
+    torch.testing.assert_close(found.double(), expected.double(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+@pytest.mark.parametrize("by", ["generator", "noise"])
+def test_a_run_is_theirs(kind, by):
+    """Step for step, of generators the same draws. Seen to fail: std_dev_t with sqrt(sigma - sigma') in it."""
+    ours = scheduler()
+    x = nf.randn(SHAPE, nf.Noise(1))
+    x = torch.from_numpy(x)
+    mine, its = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    for i, t in enumerate(ours.timesteps):
+        m = torch.tanh(x)
+        mean, std, named = naive(kind, ours.sigmas, i, x.double(), m.double())
+        given = mine if by == "generator" else NOISES
+        made = ours.step(m, t, x, generator=given, noise_level=LEVELS[kind], sde_type=kind)
+        z = torch.randn(SHAPE, generator=its)
+        if by == "noise":
+            z = torch.from_numpy(nf.randn(SHAPE, [n.at(step=i, stream=3) for n in NOISES]))
+        close(made.prev_sample, mean + std * z.double(), 3e-6)
+        close(made.log_prob, naive_log_prob(kind, made.prev_sample.double(), mean, std), 3e-6)
+        close(made.prev_sample_mean, mean, 3e-6)
+        close(made.std_dev_t, torch.tensor(named))
+        assert ours.step_index == i + 1
+        x = made.prev_sample
+    assert by == "noise" or torch.equal(mine.get_state(), its.get_state())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", LEVELS)
+def test_a_stored_sample_has_the_density_that_it_was_made_with(kind, dtype):
+    """In every dtype: the ratio is 1. Seen to fail: the density of x' before it was rounded."""
+    ours = scheduler()
+    x, m, _ = tensors(2, dtype)
+    given = {"noise_level": LEVELS[kind], "sde_type": kind}
+    for k, t in enumerate(ours.timesteps):
+        made = ours.step(m, t, x, generator=NOISES, **given)
+        assert made.prev_sample.dtype is dtype
+        ours._step_index = k
+        again = ours.step(m, t, x, prev_sample=made.prev_sample, **given)
+        assert torch.equal(made.log_prob, again.log_prob)
+        assert torch.equal(again.prev_sample, made.prev_sample)
+
+
+def test_a_wide_sample_and_a_narrow_model():
+    """As pipelines have them: the sample in float32, the model in bfloat16, which is what is stored."""
+    ours = scheduler()
+    (x, _, _), (_, m, _) = tensors(3), tensors(3, torch.bfloat16)
+    made = ours.step(m, ours.timesteps[0], x, generator=NOISES)
+    assert made.prev_sample.dtype is torch.bfloat16
+    mean, std, _ = naive("sde", ours.sigmas, 0, x.double(), m.double())
+    close(made.log_prob, naive_log_prob("sde", made.prev_sample.double(), mean, std), 3e-6)
+    close(made.prev_sample_mean, mean, 3e-6)
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+def test_gradients_are_those_of_the_formula(kind):
+    """Of the log-density and of the mean. Seen to fail: a mean that is detached."""
+    ours = scheduler()
+    x, m, x_next = tensors(4, torch.float64)
+    weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    found = []
+    for naively in (False, True):
+        output = m.clone().requires_grad_()
+        if naively:
+            mean, std, _ = naive(kind, ours.sigmas, 2, x, output)
+            log_prob = naive_log_prob(kind, x_next, mean, std)
+        else:
+            times = ours.timesteps[2].expand(3)
+            _, log_prob, mean, _ = ours.sample_previous_step(
+                sample=x, model_output=output, timestep=times, prev_sample=x_next, noise_level=LEVELS[kind],
+                sde_type=kind,
+            )  # fmt: skip
+        ((log_prob * weights).sum() + mean.square().sum()).backward()
+        found.append(output.grad)
+    close(*found, 1e-7)  # log_prob is float32, as theirs
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+def test_each_sample_has_its_time_and_its_seed(kind):
+    """Alone and in the batch: the same bits. Seen to fail: all of them at the first one's time."""
+    ours = scheduler()
+    x, m, _ = tensors(5)
+    times = ours.timesteps[[4, 0, 2]]
+    given = {"noise_level": LEVELS[kind], "sde_type": kind}
+    batch = ours.step(m, times, x, generator=NOISES, **given)
+    assert ours.step_index is None
+    assert batch.std_dev_t.shape == (3, 1, 1, 1)
+    for n in range(3):
+        ours._step_index = None
+        alone = ours.step(m[n : n + 1], times[n], x[n : n + 1], generator=NOISES[n : n + 1], **given)
+        for name in ("prev_sample", "log_prob", "prev_sample_mean"):
+            assert torch.equal(alone[name][0], batch[name][n])
+        assert torch.equal(alone.std_dev_t, batch.std_dev_t[n].squeeze())
+
+
+def test_what_it_takes_and_returns():
+    ours = scheduler()
+    x, m, _ = tensors(6)
+    t = ours.timesteps[0]
+    made = ours.step(m, t.item(), x, generator=NOISES, return_dict=False)
+    ours._step_index = 0
+    by_name = ours.step(m, t, x, generator=NOISES, return_logprobs=False)
+    assert by_name.log_prob is None
+    assert [*by_name] == ["prev_sample", "prev_sample_mean", "std_dev_t"]
+    assert all(torch.equal(a, b) for a, b in zip(made[::2], by_name.to_tuple()[:2], strict=True))
+    ours.noise = nf.Noise(3)
+    ours._step_index = 0
+    own = ours.step(m, t, x).prev_sample
+    assert torch.equal(own, scheduler().step(m, t, x, generator=nf.Noise(3)).prev_sample)
+
+
+def test_a_last_step_that_draws_nothing():
+    """Of cps what they call its log-density is there: -(x' - mean)^2."""
+    ours = scheduler()
+    x, m, x_next = tensors(7)
+    times = ours.timesteps[[-1, -1, -1]]
+    made = ours.sample_previous_step(x, m, times, prev_sample=x_next, sde_type="cps", noise_level=0.6)
+    close(made[1], naive_log_prob("cps", x_next.double(), naive("cps", ours.sigmas, 5, x.double(), m.double())[0], 0))
+    with pytest.raises(ValueError, match=r"row 5 of flow_sde draws no noise"):
+        ours.sample_previous_step(x, m, times, prev_sample=x_next, noise_level=0.0)
+    euler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    euler.set_timesteps(6)
+    t = euler.timesteps[0]
+    close(ours.step(m, t, x, noise_level=0, return_logprobs=False).prev_sample, euler.step(m, t, x).prev_sample)
+
+
+def test_configurations_and_copies():
+    ours = scheduler(use_dynamic_shifting=False)
+    again = FlowMatchSDEDiscreteScheduler.from_config(json.loads(ours.to_json_string()))
+    assert again.config.shift == 3.0
+    assert json.loads(ours.to_json_string())["_class_name"] == "FlowMatchSDEDiscreteScheduler"
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler.from_config(ours.config)
+    assert type(theirs) is diffusers.FlowMatchEulerDiscreteScheduler
+    x, m, _ = tensors(8)
+    t = ours.timesteps[0]
+    expected = ours.step(m, t, x, generator=NOISES).prev_sample
+    for duplicate in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), accelerate(ours)):
+        assert type(duplicate) is FlowMatchSDEDiscreteScheduler
+        duplicate._step_index = 0
+        assert torch.equal(duplicate.step(m, t, x, generator=NOISES).prev_sample, expected)
+    assert type(accelerate(theirs)).__name__ == "FlowMatchEulerDiscreteScheduler"
+
+
+def test_a_pipeline_is_saved_with_it(tmp_path):
+    """It names our class, which diffusers has not. Seen to fail: it named diffusers; no SchedulerMixin beside it."""
+
+    class Pipeline(diffusers.DiffusionPipeline):
+        def __init__(self, scheduler):
+            super().__init__()
+            self.register_modules(scheduler=scheduler)
+
+    Pipeline(scheduler()).save_pretrained(tmp_path)
+    loaded = Pipeline.from_pretrained(tmp_path).scheduler
+    assert type(loaded) is FlowMatchSDEDiscreteScheduler
+    assert loaded.config.shift == 3.0
+
+
+def test_steps_in_compiled_code():
+    """The graph breaks there."""
+    torch._dynamo.reset()
+    ours = scheduler()
+
+    def run(x):
+        for t in ours.timesteps:
+            x = ours.step(torch.tanh(x), t, x, generator=NOISES).prev_sample
+        return x
+
+    x = tensors(11)[0]
+    expected = run(x)
+    ours.set_timesteps(6)
+    assert torch.equal(torch.compile(run, backend="eager")(x), expected)
+
+
+def test_a_run_may_begin_in_the_middle():
+    ours = scheduler()
+    ours.set_begin_index(2)
+    x, m, _ = tensors(12)
+    made = ours.step(m, ours.timesteps[2], x, generator=NOISES)
+    assert ours.step_index == 3
+    close(made.prev_sample_mean, naive("sde", ours.sigmas, 2, x.double(), m.double())[0], 3e-6)
+
+
+def test_sigmas_that_change():
+    """Seen to fail: rows that are kept for another number of steps."""
+    ours = scheduler()
+    x, m, _ = tensors(9)
+    ours.step(m, ours.timesteps[0], x, generator=NOISES)
+    ours.set_timesteps(3)
+    made = ours.step(m, ours.timesteps[0], x, generator=NOISES)
+    close(made.prev_sample_mean, naive("sde", ours.sigmas, 0, x.double(), m.double())[0], 3e-6)
+
+
+def test_bad_input():
+    ours = scheduler()
+    x, m, _ = tensors(10)
+    t = ours.timesteps[0]
+    with pytest.raises(ValueError, match=r"sde_type = 'ode': expected one of 'sde', 'cps', 'dance'"):
+        ours.step(m, t, x, sde_type="ode")
+    with pytest.raises(ValueError, match="got the integer 3"):
+        ours.step(m, 3, x)
+    with pytest.raises(ValueError, match="expected entries of"):
+        ours.step(m, torch.tensor([1.0, 2.0, 3.0]), x)
+    with pytest.raises(NotImplementedError, match="per_token_timesteps"):
+        ours.step(m, t, x, per_token_timesteps=torch.ones(3, 4))
+    with pytest.raises(ValueError, match="x_next"):
+        ours.step(m, t, x, prev_sample=x[:, :2])
+    with pytest.raises(ValueError, match="as set_timesteps makes it"):
+        FlowMatchSDEDiscreteScheduler().step(m, FlowMatchSDEDiscreteScheduler().timesteps[0], x)
