@@ -323,7 +323,9 @@ class Law:
     def constant(self) -> Any:
         if self.density != "full":
             return 0.0
-        each = -(np.log(self.std) + 0.5 * math.log(2 * math.pi))
+        # Python's own: NumPy has other logarithms for arrays, whose last bits depend on the processor.
+        logs = np.reshape([math.log(std) for std in np.ravel(self.std)], np.shape(self.std))
+        each = -(logs + 0.5 * math.log(2 * math.pi))
         return each if self.reduction == "mean" else self.elements * each
 
     def of(self, sums: Array) -> Array:
