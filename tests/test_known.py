@@ -11,7 +11,8 @@ import pytest
 import noisefuse as nf
 from conftest import DTYPES, read_known, using
 from noisefuse.backends.reference import SPEC
-from noisefuse.tableau import ROW
+from noisefuse.tableau import ROW, m1, z
+from noisefuse.tableau import x as symbol_x
 
 KNOWN = Path(__file__).parent / "known"
 TARGETS = ("velocity", "epsilon", "sample", "v", "v", "velocity")
@@ -129,6 +130,21 @@ def augment(dtype):
         yield nf.augment.sensor(x, 0.5, 0.25, noise, batched=batched)
 
 
+def levels(dtype):
+    level = np.arange(256.0)
+    for shape, _, noise, batched in cases(any_stream=True):
+        x = data(shape, np.dtype(np.uint8))
+        yield nf.augment.by_level(x, 255 - level, level / 16, noise, dtype=dtype, batched=batched)
+
+
+def density(dtype):
+    table = nf.Tableau([nf.Row(out=0.75 * symbol_x - 0.5 * m1 + 0.25 * z)])
+    for shape, _, noise, _ in cases(any_stream=False):
+        x, m = data(shape, dtype), data(shape, dtype, 1000003)
+        x_next, minus_sums = nf.density.update(table, 0, x, m, noise, density="squared")
+        yield from (x_next, -minus_sums)
+
+
 OPERATIONS = {
     "philox": (philox, {"uint32": np.dtype(np.uint32)}),
     "randn": (random(nf.randn), DTYPES),
@@ -143,6 +159,8 @@ OPERATIONS = {
     "mse_loss": (mse_loss, DTYPES | {"uint8": np.dtype(np.uint8)}),
     "ends": (ends, DTYPES),
     "augment": (augment, DTYPES | {"uint8": np.dtype(np.uint8)}),
+    "levels": (levels, DTYPES | {"uint8": np.dtype(np.uint8)}),
+    "density": (density, DTYPES),
 }
 LINES = [(operation, name) for operation, (_, dtypes) in OPERATIONS.items() for name in dtypes]
 

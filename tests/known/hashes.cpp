@@ -333,6 +333,56 @@ uint64_t hash_augment(DType type) {
     return hash.value;
 }
 
+// 255 - x + x z / 16 of bytes, by a table of levels.
+uint64_t hash_levels(DType type) {
+    Rows rows;
+    rows.doubles.assign(256 * kColumns, 0), rows.floats.assign(256 * kColumns, 0);
+    for (int level = 0; level < 256; ++level) {
+        rows.doubles[level * kColumns + kOutK] = 255 - level;
+        rows.doubles[level * kColumns + kOutZ] = level / 16.0;
+    }
+    for (size_t i = 0; i < rows.doubles.size(); ++i) rows.floats[i] = static_cast<float>(rows.doubles[i]);
+    rows.active = uint64_t{1} << kOutK | uint64_t{1} << kOutZ;
+    Hash hash;
+    for (Case& c : located(cases())) {
+        c.t.assign(1, 0);
+        Filled call(c, rows, result_of(type), type, 1);
+        const Bytes x = data(DType::u8, c.elements());
+        call.read(x, DType::u8);
+        call.n_rows = 256, call.by_level = 1;
+        NF_KERNELS.step(call, 0, c.elements());
+        hash.add(call.first);
+    }
+    return hash.value;
+}
+
+// x' = 3/4 x - m / 2 + z / 4, and of each sample the sum of (x' - mean)^2.
+uint64_t hash_density(DType type) {
+    const auto always = [](double value) { return [=](int) { return value; }; };
+    Rows rows, deviation;
+    rows.set(kOutX, always(0.75)), rows.set(kOutK + 1 + kM1, always(-0.5)), rows.set(kOutZ, always(0.25));
+    deviation.set(kOutX, always(-0.75)), deviation.set(kOutK + 1 + kM1, always(0.5)), deviation.set(kOutZ, always(1));
+    Hash hash;
+    for (Case& c : located(cases_of_update())) {
+        c.t.assign(1, 0);
+        Filled step(c, rows, type), loss(c, deviation, type);
+        const Bytes x = data(type, c.elements()), m = data(type, c.elements(), 1000003);
+        for (Filled* call : {&step, &loss}) call->read(x, type), call->read(m, type, kM1);
+        loss.read(step.first, type, kZ);
+        const int64_t chunks = chunks_of(c.size);
+        std::vector<double> chunk_sums(static_cast<size_t>(c.batch * chunks));
+        loss.draw = Draw::none, loss.out[0] = nullptr, loss.piece = c.size, loss.chunk_sums = chunk_sums.data();
+        NF_KERNELS.step_and_loss(step, loss, 0, c.batch * chunks);
+        hash.add(step.first);
+        for (int64_t b = 0; b < c.batch; ++b) {
+            SampleSum<Scalar> sample{};
+            sample.add(chunk_sums.data() + b * chunks, chunks, chunks, [](int64_t) { return 1.0; });
+            hash.add(&sample.total, sizeof sample.total);
+        }
+    }
+    return hash.value;
+}
+
 uint64_t hash_walk(DType type) {
     const Rows rows = rows_of_walk();
     const int64_t keep[kTimes] = {0, -1, -1, 1, -1, -1, -1, 2};
@@ -424,4 +474,6 @@ int main() {
     print("mse_loss", hash_loss, all);
     print("ends", hash_ends, floats);
     print("augment", hash_augment, all);
+    print("levels", hash_levels, all);
+    print("density", hash_density, floats);
 }
