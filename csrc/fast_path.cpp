@@ -266,10 +266,11 @@ class PlainCall {
                outputs.take(0, a.out, call) && outputs.take_auxiliary(a.auxiliary, call) && apart() && complete();
     }
 
-    // Whether what is computed lies where an input does.
+    // Whether something that is computed lies where an input does.
     bool in_place() const {
         bool any = false;
-        for (const View& in : inputs_) any |= in.data && in.data == call.out[0];
+        for (const View& in : inputs_)
+            for (const void* out : call.out) any |= in.data && in.data == out;
         return any;
     }
 

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import backends
 from .arrays import as_array, as_numbers, count, device_of, interop, on_device, output, overlap
-from .backends.call import LOSS_CHUNK, Loss, Step
+from .backends.call import LOSS_CHUNK, Loss, Step, window_runs
 from .calls import Index, like, make_call, row_index, run
 from .noise import SAMPLER
 from .ops import Array, Inputs, NoiseLike, inputs_of, is_bytes, need_tableau, those_read, update_call
@@ -214,8 +214,8 @@ def update(
     """`noisefuse.update`, and the log-density of what it stores, while that lies in the caches.
 
     Args:
-        table, i, x, model_output, noise, past, out, aux_out: as `noisefuse.update`. A noise with a window begins and
-            ends at multiples of 4,096 elements of the whole sample (or where that does), with ``partial``.
+        table, i, x, model_output, noise, past, out, aux_out: as `noisefuse.update`. With ``partial`` a window of the
+            noise is a run of elements that begins and ends with chunks of 4,096 of the whole sample.
         reduction, density, partial: as `log_prob`.
 
     Returns:
@@ -249,24 +249,23 @@ def update(
     step = update_call(table, i, x, model_output, past, noise, out, aux_out)
     index = Index(step.index, step.segment)
     law = _law(table, index, step, reduction, density)
-    given = step.outputs[0]
-    assert given is not None
-    if any(a is not None and overlap(given, a) for a in step.inputs):  # the density is of inputs that are still there
-        step = replace(
-            step, outputs=(output("out", None, given.shape, given.dtype, device_of(given)), *step.outputs[1:])
-        )
+    if partial:
+        _need_whole_chunks(step)
+    given, step = step.outputs, _apart(step)
     made = step.outputs[0]
-    inputs = dict(enumerate(step.inputs)) | {Z: made}
-    call = _residual(table, given, index, {slot: a for slot, a in inputs.items() if a is not None}, {})
+    assert made is not None
+    inputs: Inputs = {slot: a for slot, a in enumerate((*step.inputs[:Z], made)) if a is not None}
+    call = _residual(table, made, index, inputs, {})
     found: Any
     if partial:
         run(step)
         found = Part(_chunk_sums(call), law)
     else:
         found = law.of(_sums(call, step))
-    if made is not given:
-        given[...] = made
-    return given, found
+    for to, result in zip(given, step.outputs, strict=True):
+        if to is not None and to is not result:
+            to[...] = result
+    return given[0], found
 
 
 # ---- the fast path -----------------------------------------------------------------------------------------
@@ -443,6 +442,29 @@ def _law(table: Tableau, index: Index, call: Step, reduction: str, density: str)
 def _each(values: NDArray[np.float64]) -> Any:
     """One number, or one for each sample."""
     return values[0] if values.size == 1 else values
+
+
+def _apart(step: Step) -> Step:
+    """The step with outputs of its own in place of those that overlap an input: the density reads the inputs later."""
+
+    def own(out: Array | None) -> Array | None:
+        if out is None or not any(a is not None and overlap(out, a) for a in step.inputs):
+            return out
+        return output("", None, out.shape, out.dtype, device_of(out))
+
+    return replace(step, outputs=tuple(map(own, step.outputs)))
+
+
+def _need_whole_chunks(step: Step) -> None:
+    """ValueError: a window of the noise that cuts a chunk of the whole sample."""
+    for noise in step.noise:
+        start, _, lengths, _ = window_runs(noise, step.sample_shape)
+        ends = noise.window_shape is None or start + step.size == math.prod(noise.window_shape)
+        if lengths or start % LOSS_CHUNK or (step.size % LOSS_CHUNK and not ends):
+            raise ValueError(
+                f"noise: its window of {step.size} elements from element {start} on, expected a run of elements that "
+                f"begins and ends with chunks of {LOSS_CHUNK} of the whole sample of shape {noise.window_shape}"
+            )
 
 
 def _residual(table: Tableau, x: Array, index: Index, inputs: Inputs, outs: Outs) -> Step:

@@ -93,6 +93,18 @@ def test_in_place(out):
     assert (found.tobytes(), same.tobytes()) == (expected.tobytes(), density.tobytes())
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 7), (2, 9, 1000)], ids=str)
+def test_what_is_kept_in_place_of_an_input(backend, shape):
+    """Seen to fail: the residual of an x that an auxiliary output has overwritten."""
+    sampler, (x, m) = nf.samplers.flow_sde(FLOW, 10), arrays(shape)
+    expected, density = sampler.step(4, x, m, N, log_prob=True)
+    for at in (x.copy(), m.copy()):
+        given = (at, m) if np.array_equal(at, x) else (x, at)
+        x_next, found = sampler.step(4, *given, N, log_prob=True, denoised_out=at)
+        assert (x_next.tobytes(), found.tobytes()) == (expected.tobytes(), density.tobytes())
+        assert not np.array_equal(at, x)
+
+
 def test_rows_of_their_own():
     table, (x, m) = TABLES["flow_sde"], arrays((4, 5, 30))
     x_next, i = nf.randn(x.shape, N), np.array([3, 0, 8, 3])
@@ -213,6 +225,18 @@ def test_a_last_part_of_any_size():
         parts = [log_prob(table, 4, *(a[:, cut] for a in (x, m, x_next)), partial=True)
                  for cut in (slice(0, at), slice(at, None))]  # fmt: skip
         assert nf.combine(parts).tobytes() == whole.tobytes()
+
+
+def test_windows_that_cut_a_chunk():
+    table, x = TABLES["flow_sde"], np.zeros((2, 2, 2048), np.float32)
+    for whole, start in (((4, 4096), (0, 0)), ((4, 2048), (1, 0)), ((2, 4, 2048), (0, 0, 0))):
+        part = x.reshape(2, 1, 2, 2048) if len(whole) == 3 else x
+        cut = nf.Noise(1).window(whole, start)
+        if whole[-1] == 2048 and len(whole) == 3:
+            assert update(table, 4, part, part, cut, partial=True)[1].sums.shape == (2, 1)
+            continue
+        with pytest.raises(ValueError, match=r"noise: its window of 4096 elements from element \d+ on, expected a run"):
+            update(table, 4, part, part, cut, partial=True)
 
 
 def test_parts_that_do_not_fit():
