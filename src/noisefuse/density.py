@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import backends
-from .arrays import as_array, as_numbers, count, device_of, interop, on_device, output, overlap
+from .arrays import as_array, as_numbers, count, device_of, interop, is_lazy, on_device, output, overlap
 from .backends.call import LOSS_CHUNK, Loss, Step, window_runs
 from .calls import Index, like, make_call, row_index, run
 from .noise import SAMPLER
@@ -238,6 +238,8 @@ def update(
         "density": density,
         "partial": partial,
     }
+    if isinstance(aux_out, int) and not is_lazy(x):
+        raise TypeError(f"aux_out: expected a sequence of arrays, got {type(aux_out).__name__}")
     if not partial and (other is None or not other.is_traced()):
         pair: tuple[Array, Any] = fast(table, i, x, model_output, past, noise, out, aux_out, reduction, density)
         if pair is not NotImplemented:
@@ -289,7 +291,8 @@ def fast(
     partial: bool = False, *, stored: bool = False,
 ) -> Any:  # fmt: skip
     """`update` or, of what is `stored`, `log_prob`, with that in the place of the noise; or NotImplemented."""
-    if partial or type(i) is not int or type(table) is not Tableau or not hasattr(x, "shape"):
+    plain_names = type(reduction) is str and type(density) is str
+    if partial or type(i) is not int or type(table) is not Tableau or not hasattr(x, "shape") or not plain_names:
         return NotImplemented
     plain = _plain(table, i, x.shape, reduction, density)
     if plain is None:
@@ -316,7 +319,7 @@ class Law:
     @property
     def factor(self) -> Any:
         whole = -1.0 if self.density == "squared" else -1 / (2 * self.std * self.std)
-        return whole / self.elements if self.reduction == "mean" else whole
+        return whole / max(1, self.elements) if self.reduction == "mean" else whole
 
     @property
     def constant(self) -> Any:

@@ -93,16 +93,18 @@ def test_in_place(out):
     assert (found.tobytes(), same.tobytes()) == (expected.tobytes(), density.tobytes())
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 7), (2, 9, 1000)], ids=str)
-def test_what_is_kept_in_place_of_an_input(backend, shape):
-    """Seen to fail: the residual of an x that an auxiliary output has overwritten."""
-    sampler, (x, m) = nf.samplers.flow_sde(FLOW, 10), arrays(shape)
-    expected, density = sampler.step(4, x, m, N, log_prob=True)
-    for at in (x.copy(), m.copy()):
-        given = (at, m) if np.array_equal(at, x) else (x, at)
-        x_next, found = sampler.step(4, *given, N, log_prob=True, denoised_out=at)
-        assert (x_next.tobytes(), found.tobytes()) == (expected.tobytes(), density.tobytes())
-        assert not np.array_equal(at, x)
+@pytest.mark.parametrize("at", [4, np.array([4, 4])], ids=["fast", "checked"])
+@pytest.mark.parametrize("aux", ["x", "m", "past"])
+def test_an_auxiliary_output_in_place_of_an_input(backend, at, aux):
+    """Seen to fail: the residual read what the auxiliary output had taken the place of."""
+    table = nf.samplers.dpmpp_2m_sde(LINEAR, 10).tableau
+    x, m, past = arrays((2, 9, 500), n=3)
+    kept = np.empty_like(x)
+    expected, density = update(table, at, x, m, N, past=[past], aux_out=[kept])
+    to = {"x": x, "m": m, "past": past}[aux]
+    found, same = update(table, at, x, m, N, past=[past], aux_out=[to])
+    assert (found.tobytes(), same.tobytes()) == (expected.tobytes(), density.tobytes())
+    assert to.tobytes() == kept.tobytes()
 
 
 def test_rows_of_their_own():
@@ -277,6 +279,12 @@ X = np.zeros((2, 3, 8), np.float32)
         (lambda t: log_prob_grad(t["flow_sde"], 4, X, X, X, wrt="z"), ValueError, "wrt = 'z': expected 'm1', 'm2'"),
         (lambda t: kl(t["flow_sde"], 4, X, X[:1]), ValueError, "reference: expected shape"),
         (lambda t: nf.Sampler(t["flow_sde"]).step(4, X, X, N, reduction="mean"), TypeError, "reduction: given without"),
+        (
+            lambda t: nf.Sampler(t["flow_sde"]).step(4, X, X, N, log_prob=True, nope=1),
+            TypeError,
+            "nope: no such argument",
+        ),
+        (lambda t: log_prob(t["flow_sde"], 4, X, X, X, reduction=["sum"]), ValueError, "reduction = ..sum..: expected"),
         (lambda t: nf.samplers.flow_sde(LINEAR), ValueError, "flow_sde needs a schedule with alpha"),
         (lambda t: nf.samplers.flow_sde(FLOW, 4, window=(2, 9)), ValueError, r"window = \(2, 9\): expected 0 <= beg"),
         (lambda t: nf.samplers.flow_cps(FLOW, 4, noise_level=2), ValueError, "noise_level must be from 0 to 1"),
@@ -293,6 +301,19 @@ def test_an_empty_batch():
     empty = np.zeros((0, 3, 8), np.float32)
     x_next, found = update(TABLES["flow_sde"], 4, empty, empty, N)
     assert (x_next.shape, found.shape) == (empty.shape, (0,))
+
+
+@pytest.mark.parametrize("density", ["full", "no_constants", "squared"])
+def test_samples_without_elements(density):
+    """Seen to fail: a division by 0."""
+    empty = np.zeros((2, 0), np.float32)
+    assert np.isfinite(log_prob(TABLES["flow_sde"], 4, empty, empty, empty, reduction="mean", density=density)).all()
+
+
+def test_auxiliary_outputs_are_arrays():
+    x, m = arrays((2, 8))
+    with pytest.raises(TypeError, match="aux_out: expected a sequence of arrays, got int"):
+        update(TABLES["flow_sde"], 4, x, m, N, aux_out=1)
 
 
 # ---- the fast path -----------------------------------------------------------------------------------------

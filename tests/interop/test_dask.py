@@ -325,6 +325,13 @@ names = " ".join(lazy.name for lazy in made)
 """
 
 
+def test_numbers_of_channels_that_are_as_many_as_elements():
+    """Seen to fail: numbers along all axes of x taken for elements of it."""
+    x, std = np.zeros((2, 3), np.float32), np.arange(6.0).reshape(2, 3)
+    lazy = nf.augment.gaussian(da.from_array(x, (1, 3)), std, Noise(1), layout="HWC")
+    assert np.array_equal(lazy.compute(), nf.augment.gaussian(x, std, Noise(1), layout="HWC"))
+
+
 def test_names_are_those_of_other_processes():
     """Seen to fail: a token of a function's address."""
     scope = {}

@@ -195,7 +195,7 @@ def _tried(call: Call, x: Any, chunks: Chunks, arrays: dict[str, Any], noise: An
     empty = call.empty(shape)
 
     def stub(name: str, value: Any) -> Any:
-        if axes.get(name) == index:
+        if axes.get(name) == index and name not in call.constants.get("numbers_of", ()):  # elements
             return np.empty(empty, value.dtype)
         if not isinstance(value, da.Array):
             return value

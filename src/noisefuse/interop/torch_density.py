@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -68,13 +69,17 @@ def update_with_log_prob(
     **options: Any,
 ) -> Any:  # fmt: skip
     """x' is a sample, which has no gradient; its log-density has."""
+    need_no_gradient(noise=noise)
     tensors = {"x": x} | _models(model_output) | {f"past{n + 1}": p for n, p in enumerate(past)}
     watched = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in tensors.values())
     if watched or is_compiling():
         models = {name: a.detach() for name, a in tensors.items()}
         pair = (models["m1"], models["m2"]) if "m2" in models else models.get("m1")
-        made = nf.update(table, i, models["x"], pair, past=past, noise=noise, out=out, aux_out=aux_out)
-        return made, log_prob(table, i, x, model_output, made, past=past, partial=partial, **options)
+        step = functools.partial(nf.update, table, i, models["x"], pair, past=past, noise=noise)
+        made = step()
+        found = log_prob(table, i, x, model_output, made, past=past, partial=partial, **options)
+        # The caller's own last: the density has been checked by then, and is of inputs that they may take the place of.
+        return (step(out=out, aux_out=aux_out) if out is not None or len(aux_out) else made), found
     place = place_of("x", checked("x", x))
     into = out
     if out is None and place.type != "cpu":

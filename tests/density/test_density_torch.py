@@ -72,6 +72,36 @@ def test_a_step_that_autograd_watches_gives_a_sample_and_its_density():
     assert m.grad is not None
 
 
+def test_a_watched_step_in_place_gives_the_density_of_what_was_there():
+    """Seen to fail: the density read x after the step had taken its place, and so did its gradient, unsaid."""
+    x, m = tensors()
+    expected, density = SAMPLER.step(4, x, m, N, log_prob=True)
+    x_next, found = SAMPLER.step(4, x, m.requires_grad_(), N, log_prob=True, out=x)
+    assert x_next is x
+    assert torch.equal(x, expected)
+    assert torch.equal(found.detach(), density)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        found.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"reduction": "max"}, {"density": "half"}, {"partial": True}], ids=lambda wrong: next(iter(wrong))
+)
+def test_a_watched_step_that_fails_leaves_all_as_it_was(wrong):
+    """Seen to fail: the step was written before its density was asked for."""
+    sampler = nf.samplers.dpmpp_2m_sde(nf.Schedule.linear(1000), 10)
+    x, m, out = tensors(n=3)
+    state = sampler.state(x)
+    sampler.step(0, x, m, N, state)
+    before, at, ring = out.clone(), state.at, [a for places in state.moves[1].values() for a in places[0] + places[1]]
+    values = [a.clone() for a in ring]
+    with pytest.raises((ValueError, NotImplementedError)):
+        sampler.step(1, x, m.requires_grad_(), N, state, out=out, log_prob=True, **wrong)
+    assert torch.equal(out, before)
+    assert state.at == at
+    assert all(torch.equal(a, value) for a, value in zip(ring, values, strict=True))
+
+
 def test_the_ratio_of_a_first_update_is_one():
     x, m = tensors((8, 4, 16, 16), torch.bfloat16)
     x_next, old = SAMPLER.step(4, x, m, N, log_prob=True)
@@ -110,6 +140,8 @@ def test_what_has_no_gradient():
     x, m, x_next = tensors(n=3)
     with pytest.raises(NotImplementedError, match="x_next: gradients with respect to it are not computed"):
         SAMPLER.log_prob(4, x, m, x_next.requires_grad_())
+    with pytest.raises(NotImplementedError, match="noise: gradients"):
+        nf.density.update(TABLE, 4, x, m, torch.zeros_like(x).requires_grad_())
     with pytest.raises(NotImplementedError, match="reference: gradients"):
         SAMPLER.kl(4, x, m.requires_grad_())
     with pytest.raises(TypeError, match=r"model_output \(m1\): expected a torch.Tensor"):
