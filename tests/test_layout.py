@@ -395,6 +395,12 @@ def test_every_file_names_its_licence():
 TESTS = [path for path in (ROOT / "tests").rglob("*.py") if path.name.startswith(("test_", "conftest"))]
 
 
+def test_files_of_tests_have_names_of_their_own():
+    """pytest imports them by name. Seen to fail: two test_torch.py, of which the first was taken for both."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
 def test_the_first_line_of_a_test_file_says_what_it_holds(path):
     first, _, rest = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")
