@@ -109,7 +109,7 @@ SCHEDULES = {"LINEAR": LINEAR, "SHORT": SHORT, "COSINE": COSINE, "FLOW": FLOW, "
 @cache
 def sampler(name: str, clip: float | nf.samplers.Threshold | None = None) -> nf.Sampler:
     """Of five steps, on a schedule that it takes."""
-    schedule = FLOW if name.startswith("flow") else KARRAS if name == "edm" else LINEAR
+    schedule = FLOW if name.startswith("flow") or name == "dance_sde" else KARRAS if name == "edm" else LINEAR
     options = {} if clip is None else {"clip": clip}
     found: nf.Sampler = getattr(nf.samplers, name)(schedule, 5, **options)
     return found
@@ -120,7 +120,8 @@ def step(sampler: nf.Sampler, i: int, x: Array, model_output: Any, noise: Any, *
     state = sampler.state(x)
     for before in range(i if state.past else 0):
         sampler.step(before, x, x, nf.Noise(0), state)
-    return sampler.step(i, x, model_output, noise, state, **options), *state.past
+    made = sampler.step(i, x, model_output, noise, state, **options)
+    return *(made if isinstance(made, tuple) else (made,)), *state.past
 
 
 # --------------------------------------------------------------------------------------------- random numbers
@@ -373,6 +374,10 @@ def _step(draw: Draw) -> Call:
         call.options["guidance_scale"] = draw.of("7.5", "1", f"times({shape[:1]}, 8.0, dtype='float64')")
     _write_to(draw, call, "denoised_out", shape, dtype)
     _write_to(draw, call, "out", shape, dtype, "x")
+    if draw.once_in(3):
+        call.options["log_prob"] = "True"
+        _may(draw, call, "reduction", "'mean'")
+        _may(draw, call, "density", "'squared'", "'no_constants'", "'half'")
     return call
 
 
