@@ -23,7 +23,7 @@ address)
     settings=(-C cmake.define.NOISEFUSE_SANITIZE=ON)
     # What hands the extension arrays, names of noise and tables, right and wrong ones. Left out is what is of Python
     # alone (samplers, schedules, the reference, pages, examples), and the tests of threads, which `thread` runs.
-    tests=(tests/test_known.py tests/test_errors.py tests/augment tests/backends tests/forward/test_forward.py
+    tests=(tests/test_known.py tests/test_errors.py tests/augment tests/density tests/backends tests/forward/test_forward.py
         tests/forward/test_bytes.py tests/forward/test_plain_calls.py tests/losses tests/noise/test_noise.py tests/cuda/test_cuda.py
         --ignore tests/backends/test_threads.py -k 'not reference and not native-avx2 and not native-scalar')
     export STAND_IN_FLAGS='-g -fsanitize=address,undefined -fno-sanitize-recover=undefined' # tests/cuda_kernels
