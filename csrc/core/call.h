@@ -83,14 +83,4 @@ struct Call {
     constexpr bool row_for_each() const { return period || by_level; }
 };
 
-namespace {  // see philox.h
-
-// Of an element, where each has a row of its own.
-constexpr int64_t row_of_element(const Call& s, int64_t at) {
-    if (s.by_level) return static_cast<const uint8_t*>(s.in[kX])[at];
-    return s.index[at / s.size * s.period + at % s.size % s.period];
-}
-
-}  // namespace
-
 }  // namespace nf

@@ -110,8 +110,8 @@ void walk(const Call& s, int64_t begin, int64_t end) {
     s.type == DType::f64 ? walk_range<double>(s, begin, end) : walk_range<float>(s, begin, end);
 }
 
-// A step, and the chunks of a loss that reads its result: tile by tile in registers, where the loss can be had so, and
-// else chunk by chunk.
+// A step, and the chunks of a loss that reads its result: tile by tile in registers, where the loss can be had so; else
+// after it, which is not far.
 template <class Real>
 void step_and_loss_range(const Call& s, const Call& of_loss, int64_t begin_chunk, int64_t end_chunk) {
     const FloatMode mode;
@@ -121,11 +121,14 @@ void step_and_loss_range(const Call& s, const Call& of_loss, int64_t begin_chunk
         in_registers && s.draw != Draw::none)
         return step_drawing<Real>(s, first(begin_chunk), first(end_chunk), true,
                                   [&](int64_t end) { in_registers.take_to(end); });
-    for (int64_t chunk = begin_chunk; chunk < end_chunk; ++chunk) {
-        step_range<Real>(s, first(chunk), first(chunk + 1));
-        loss_range<Real>(of_loss, chunk, chunk + 1);
-    }
+    step_range<Real>(s, first(begin_chunk), first(end_chunk));
+    loss_range<Real>(of_loss, begin_chunk, end_chunk);
 }
+
+// What a loop has on its stack, of which threads get 128 KiB where the C library is musl; the rest is for their
+// callers.
+static_assert(sizeof(Rows<double>) + sizeof(Arrays<double>) + sizeof(Noise<double>) + 2 * sizeof(Residuals<double>) <=
+              120 << 10);
 
 void step_and_loss(const Call& s, const Call& of_loss, int64_t begin_chunk, int64_t end_chunk) {
     s.type == DType::f64 ? step_and_loss_range<double>(s, of_loss, begin_chunk, end_chunk)

@@ -92,8 +92,11 @@ class Residuals {
 };
 
 constexpr uint64_t kResidualShapes[] = {
-    shape({}, {kZ, kM1, kX}),                             // of a step's result from its mean
-    shape({}, {kZ, kM2, kM1, kX}), shape({}, {kM1, kX}),  // of two model outputs
+    // of a step's result from its mean, guided too
+    shape({}, {kZ, kM1, kX}),
+    shape({}, {kZ, kM2, kM1, kX}),
+    // of two model outputs
+    shape({}, {kM1, kX}),
 };
 
 // One row of a call that has no D.

@@ -13,7 +13,7 @@ using Lane = NF_LANE;
 constexpr int kTile = 256;               // elements
 constexpr int kBlocks = kTile / 4;       // blocks of philox in a tile
 constexpr int kGroup = 4 * Lane::width;  // elements of one lane vector of blocks
-constexpr int kOverhang = 64;            // what may be written or read past a tile of coefficients
+constexpr int kOverhang = 16;            // what may be written or read past a tile of coefficients
 static_assert(kTile % kGroup == 0);
 
 template <class Real>

@@ -214,8 +214,10 @@ struct Rows {
     int used_columns[kColumns], n_used = 0;
     const Real* row = nullptr;  // the tile's one row, if it has one
     alignas(64) Real expanded[kColumns][kTile + kOverhang];
-    int64_t phase = 0, repeated = -1;    // where a tile of a period begins there; the sample whose period it is
-    alignas(64) Real level[2][kLevels];  // k and z of `out` by level
+    int64_t phase = 0, repeated = -1;  // where a tile of a period begins there; the sample whose period it is
+    // k and z of `out` by level, where they are looked up in registers.
+    static constexpr int kLookedUp = sizeof(Real) == 4 ? kLevels : 1;
+    alignas(64) float level[2][kLookedUp];
 
     explicit Rows(const Call& call)
         : s(call),
@@ -224,17 +226,16 @@ struct Rows {
         wants_clean = nf::wants_clean(s.active, s.out);
         for (int c = 0; c < kColumns; ++c)
             if (s.active >> c & 1 || (clamps() && (c == kLow || c == kHigh))) used_columns[n_used++] = c;
-        for (int i = 0; i < kLevels && s.by_level; ++i)
-            for (int c = 0; c < 2; ++c) level[c][i] = static_cast<const Real*>(s.rows)[kColumns * i + kByLevel[c]];
+        for (int i = 0; i < kLookedUp && s.by_level; ++i)
+            for (int c = 0; c < 2; ++c) level[c][i] = static_cast<float>(table()[kColumns * i + kByLevel[c]]);
         per_element = s.row_for_each();
     }
 
     // A clamp takes both its bounds from the row, also where only one of them counts.
     bool clamps() const { return nf::clamps(s.active); }
 
-    const Real* table_row(int64_t segment) const {
-        return static_cast<const Real*>(s.rows) + kColumns * row_of(s, segment);
-    }
+    const Real* table() const { return static_cast<const Real*>(s.rows); }
+    const Real* table_row(int64_t segment) const { return table() + kColumns * row_of(s, segment); }
 
     // Looks up the rows of the next n elements, `left` of which are in this segment: one row, or the coefficients of
     // each element.
@@ -246,32 +247,39 @@ struct Rows {
             expand(expanded[used_columns[u]], used_columns[u], segment, left, n);
     }
 
-    // Where each element has a row of its own. A period is written once a sample,
-    // and read from wherever a tile begins in it.
-    void select_for_each(int64_t at, int n) {
-        if (s.by_level) {
-            const uint8_t* const x = static_cast<const uint8_t*>(s.in[kX]) + at;
-            int i = 0;
-            if constexpr (sizeof(Real) == 4)
-                for (; i + Lane::width <= n; i += Lane::width)
-                    for (int c = 0; c < 2; ++c) Lane::store(expanded[kByLevel[c]] + i, Lane::lookup(level[c], x + i));
-            for (; i < n; ++i)
-                for (int c = 0; c < 2; ++c) expanded[kByLevel[c]][i] = level[c][x[i]];
-            return;
-        }
-        const int64_t sample = at / s.size, in_sample = at % s.size;
+    void select_for_each(int64_t at, int n) { s.by_level ? select_levels(at, n) : select_period(at, n); }
+
+    void select_levels(int64_t at, int n) {
+        const uint8_t* const x = static_cast<const uint8_t*>(s.in[kX]) + at;
+        int i = 0;
+        if constexpr (sizeof(Real) == 4)
+            for (; i + Lane::width <= n; i += Lane::width)
+                for (int c = 0; c < 2; ++c) Lane::store(expanded[kByLevel[c]] + i, Lane::lookup(level[c], x + i));
+        for (; i < n; ++i)
+            for (const int column : kByLevel) expanded[column][i] = table()[kColumns * x[i] + column];
+    }
+
+    // A short period is written once a sample, and read from wherever a tile begins in it.
+    [[gnu::noinline]] void select_period(int64_t at, int n) {  // its rows are on no other stack
+        int64_t sample = at / s.size, in_sample = at % s.size, in_turn = in_sample % s.period;
         const bool repeats = in_sample + n <= s.size && s.period <= kOverhang;
-        phase = repeats ? in_sample % s.period : 0;
+        phase = repeats ? in_turn : 0;
         if (repeats && sample == repeated) return;
         repeated = repeats ? sample : -1;
-        const int64_t own = repeats ? s.period : n;
-        for (int64_t i = 0; i < own; ++i) {
-            const Real* const its = static_cast<const Real*>(s.rows) + kColumns * row_of_element(s, at - phase + i);
-            for (int u = 0; u < n_used; ++u) expanded[used_columns[u]][i] = its[used_columns[u]];
+        if (repeats) in_turn = 0;
+        const int own = repeats ? static_cast<int>(s.period) : n;
+        int64_t rows_of[kTile];
+        for (int i = 0; i < own; ++i) {
+            rows_of[i] = kColumns * s.index[sample * s.period + in_turn];
+            if (++in_turn == s.period) in_turn = 0;
+            if (++in_sample == s.size) ++sample, in_sample = 0;
         }
-        for (int u = 0; u < n_used && repeats; ++u)
-            for (int64_t i = own; i < kTile + own; ++i)
-                expanded[used_columns[u]][i] = expanded[used_columns[u]][i - own];
+        for (int u = 0; u < n_used; ++u) {
+            Real* const to = expanded[used_columns[u]];
+            const Real* const from = table() + used_columns[u];
+            for (int i = 0; i < own; ++i) to[i] = from[rows_of[i]];
+            for (int i = own; i < kTile + own && repeats; ++i) to[i] = to[i - own];
+        }
     }
 
     void expand(Real* to, int column, int64_t segment, int64_t left, int n) const {

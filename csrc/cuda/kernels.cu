@@ -61,6 +61,12 @@ __device__ inline int64_t row_of(const Launch& launch, uint32_t number, int64_t 
     return call.index ? call.index[call.segment == length ? number : 0] : launch.row;
 }
 
+// Of an element, where each has a row of its own.
+__device__ inline int64_t row_of_element(const Call& call, int64_t at) {
+    if (call.by_level) return static_cast<const uint8_t*>(call.in[kX])[at];
+    return call.index[at / call.size * call.period + at % call.size % call.period];
+}
+
 // A row beyond the table makes NaN: only the device knows the index.
 __device__ inline bool has_row(const Call& call, int64_t index) {
     return static_cast<uint64_t>(index) < static_cast<uint64_t>(call.n_rows);

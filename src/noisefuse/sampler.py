@@ -282,7 +282,8 @@ class Sampler:
         True
         """
         slots = self._slots
-        _need_log_prob(log_prob, law)
+        if law:
+            _need_log_prob(log_prob, law)
         if (
             type(i) is int
             and 0 <= i < self._fast_rows

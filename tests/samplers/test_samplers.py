@@ -190,7 +190,7 @@ STOCHASTIC = [
     Case("dpmpp_sde", 2, "exploding"),
     Case("dpmpp_sde", 2, "preserving", {"eta": 0.5, "r": 0.4}),
     Case("flow_sde", 1, "flow", counts=(128, 256, 512)),  # in which its noise is small beside the drift
-    Case("dance_sde", 1, "flow", {"eta": 0.5}),
+    Case("dance_sde", 1, "flow", {"eta": 0.5}, counts=(128, 256, 512)),
 ]
 
 

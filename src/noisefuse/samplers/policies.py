@@ -45,7 +45,7 @@ def flow_sde(
     run = _plan("flow_sde", schedule, steps, prediction, clip, spacing, options)
     top = run.nodes[1].sigma
 
-    def rate(here: Node, there: Node) -> float:
+    def rate(here: Node) -> float:
         return noise_level * math.sqrt(here.sigma / (1 - (top if here.sigma == 1 else here.sigma)))
 
     return _diffused("flow_sde", run, noise_level, window, rate)
@@ -69,7 +69,7 @@ def dance_sde(
     window, ValueError: as flow_sde.
     """
     run = _plan("dance_sde", schedule, steps, prediction, clip, spacing, options)
-    return _diffused("dance_sde", run, eta, window, lambda here, there: eta)
+    return _diffused("dance_sde", run, eta, window, lambda here: eta)
 
 
 def flow_cps(
@@ -111,7 +111,7 @@ def _plan(
     return run
 
 
-def _diffused(name: str, run: Plan, level: float, window: Window, rate: Callable[[Node, Node], float]) -> Tableau:
+def _diffused(name: str, run: Plan, level: float, window: Window, rate: Callable[[Node], float]) -> Tableau:
     """Rows of dx = (u + s^2 e / (2 sigma)) dsigma + s dw, with s of each row in the window."""
     if not 0 <= level < math.inf:
         raise ValueError(f"{name}: the level of noise must be at least 0 and finite, got {level}")
@@ -120,7 +120,7 @@ def _diffused(name: str, run: Plan, level: float, window: Window, rate: Callable
         down = here.sigma - there.sigma
         if own and down < 0:
             raise ValueError(f"{name}: a step that draws noise goes down, not from {here.sigma:g} to {there.sigma:g}")
-        s = rate(here, there) if own else 0.0
+        s = rate(here) if own else 0.0
         velocity = run.noise(here) - D
         mean = x - down * velocity - (down * s * s / (2 * here.sigma)) * run.noise(here)
         placed.append(run.row(here, mean + s * math.sqrt(max(0.0, down)) * z))
