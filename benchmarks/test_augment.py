@@ -156,6 +156,16 @@ def levels() -> Pair:
     return Pair(lambda: nf.augment.by_level(x, of_level, 0.1 * of_level, NOISE), gaussian())
 
 
+def shot_noise() -> Pair:
+    """A batch at once, of the photons that albumentations' ShotNoise counts, image by image."""
+    import albumentations as A
+    import cv2
+
+    cv2.setNumThreads(1)
+    x, transform = images(), A.Compose([A.ShotNoise(scale_range=(0.2, 0.2), p=1.0)])
+    return Pair(lambda: nf.augment.poisson(x, 5.0, NOISE, gamma=2.2), lambda: [transform(image=image) for image in x])
+
+
 def channels_last(function: str) -> Pair:
     """Numbers for each channel of each sample, and one for all."""
     x, numbers = images(), np.full((BATCH[0], BATCH[-1]), 2.0)
@@ -210,6 +220,7 @@ FIGURES = [
     Figure("multiplicative, of gaussian", "<=", 1.25, partial(to_gaussian, "multiplicative", 0.1)),
     Figure("sensor, of gaussian", "<=", 1.25, partial(to_gaussian, "sensor", 0.5, 2.0)),
     Figure("by_level, of gaussian", "<=", 1.6, levels),
+    Figure("poisson, over albumentations' ShotNoise", ">=", 20, shot_noise),
     *(
         Figure(
             f"{name} with numbers for channels that lie last, of one for all", "<=", 1.25, partial(channels_last, name)

@@ -137,6 +137,14 @@ def levels(dtype):
         yield nf.augment.by_level(x, 255 - level, level / 16, noise, dtype=dtype, batched=batched)
 
 
+def transition(dtype):
+    level, to = np.ogrid[:256, :256]
+    bits = level % 8
+    matrix = np.where(level >> bits == to >> bits, 0.5**bits, 0.0)
+    for shape, _, noise, batched in cases(any_stream=True):
+        yield nf.augment.transition(data(shape, dtype), matrix, noise, batched=batched)
+
+
 def density(dtype):
     table = nf.Tableau([nf.Row(out=0.75 * symbol_x - 0.5 * m1 + 0.25 * z)])
     for shape, _, noise, _ in cases(any_stream=False):
@@ -160,6 +168,7 @@ OPERATIONS = {
     "ends": (ends, DTYPES),
     "augment": (augment, DTYPES | {"uint8": np.dtype(np.uint8)}),
     "levels": (levels, DTYPES | {"uint8": np.dtype(np.uint8)}),
+    "transition": (transition, {"uint8": np.dtype(np.uint8)}),
     "density": (density, DTYPES),
 }
 LINES = [(operation, name) for operation, (_, dtypes) in OPERATIONS.items() for name in dtypes]

@@ -49,7 +49,8 @@ ALLOWED = {
     "ops": "schedule rows tableau forward noise views arrays calls backends backends.call",
     "loss": "schedule rows forward noise views arrays calls ops backends backends.call",
     "density": "rows tableau noise arrays calls ops backends backends.call",
-    "augment": "rows schedule noise arrays calls ops loss backends",
+    "transitions": "float_mode backends.call",
+    "augment": "rows schedule noise arrays calls ops loss transitions backends",
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
     "sampler": "ops density rows backends arrays noise tableau views samplers _drawing",
     "samplers": "sampler tableau samplers.*",

@@ -3,12 +3,13 @@
 // bytes (CALL and FIELD there), and a test compares the two field by field.
 #pragma once
 #include "row.h"
+#include "transition.h"
 
 namespace nf {
 
 // backends/call.py names them in this order.
 enum class DType : int32_t { f32, f64, f16, bf16, u8 };
-enum class Draw : int32_t { none, normal, uniform };
+enum class Draw : int32_t { none, normal, uniform, words };
 
 // Of an element.
 constexpr int bytes_of(DType type) {
@@ -62,6 +63,7 @@ struct Call {
     int32_t field_per_sample;  // whether there is a field for each sample, or one for all
     int32_t by_level;          // or the row of an element is its x, a byte; only k and z of `out` count then
     const Field* fields;
+    const Transition* transitions;  // of words: x, a byte, becomes another; (n_rows, 256), one table for each row
 
     // The random walk x_t = a_t x_(t-1) + s_t z_t, t = 0 .. times - 1, with x0 in in[kX], a_t and s_t the columns x and
     // z of row t: x_t goes to row keep[t] of out[0], or nowhere where that is -1.

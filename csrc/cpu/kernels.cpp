@@ -62,6 +62,29 @@ void step_drawing(const Call& s, int64_t begin, int64_t end, bool stays, const A
     });
 }
 
+// Not inlined, where all registers would be taken.
+[[gnu::noinline]] void become(const Transition* levels, const uint8_t* x, const float* words, uint8_t* out, int n) {
+    for (int i = 0; i < n; ++i) out[i] = transition(levels[x[i]], float_to_bits(words[i]));
+}
+
+// Bytes that become others. (The rows are not applied.)
+void step_transitions(const Call& s, int64_t begin, int64_t end) {
+    Rows<float> rows(s);
+    Arrays<float> arrays(s);
+    Noise<float> noise;
+    const auto* const x = static_cast<const uint8_t*>(s.in[kX]);
+    auto* const out = static_cast<uint8_t*>(s.out[0]);
+    for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Counters& counters, const RoundKeys& keys) {
+        const float* const words = noise.fill(counters, keys, Draw::words, 0, [](int) {});
+        for (int i = 0; i < counters.size;) {
+            const int64_t segment = (at + i) / s.segment, left = (segment + 1) * s.segment - at - i;
+            const auto n = static_cast<int>(least(left, counters.size - i));
+            become(s.transitions + kLevels * row_of(s, segment), x + at + i, words + i, out + at + i, n);
+            i += n;
+        }
+    });
+}
+
 // The random walk x_t = a_t x_(t-1) + s_t z_t: a tile of x0 goes through all times before the next one is read.
 template <class Real>
 void walk_range(const Call& s, int64_t begin, int64_t end) {
@@ -94,6 +117,7 @@ void walk_range(const Call& s, int64_t begin, int64_t end) {
 template <class Real>
 void step_range(const Call& s, int64_t begin, int64_t end) {
     const FloatMode mode;
+    if (s.draw == Draw::words) return step_transitions(s, begin, end);
     if (s.draw == Draw::none)
         step_drawing_nothing<Real>(s, begin, end);
     else

@@ -220,7 +220,8 @@ template <class Real, class Between>
     }
 }
 
-// The normals or uniforms of a tile: take(g, z) gets those of group g, four vectors in the order of the elements.
+// The normals or uniforms of a tile, or its words as they are: take(g, z) gets those of group g, four vectors in the
+// order of the elements.
 template <Draw draw, class Take>
 inline void words_to_floats(int groups, const TileWords& words, Take take) {
     for (int g = 0; g < groups; ++g) {
@@ -231,7 +232,7 @@ inline void words_to_floats(int groups, const TileWords& words, Take take) {
             const auto p = normal_pair<Lane>(w[0], w[1]), q = normal_pair<Lane>(w[2], w[3]);
             z[0] = p.z0, z[1] = p.z1, z[2] = q.z0, z[3] = q.z1;
         } else {
-            for (int i = 0; i < 4; ++i) z[i] = uniform<Lane>(w[i]);
+            for (int i = 0; i < 4; ++i) z[i] = draw == Draw::uniform ? uniform<Lane>(w[i]) : Lane::as_float(w[i]);
         }
         Lane::in_order(z);
         take(g, z);
@@ -282,8 +283,12 @@ struct Noise {
     const Real* fill(const Counters& counters, const RoundKeys& keys, Draw draw, uint32_t later, Between between) {
         fill_words<Real>(words, counters, keys, later, 0, between);
         if constexpr (sizeof(Real) == 8) fill_words<Real>(low_words, counters, keys, later, 1, [](int) {});
-        draw == Draw::normal ? words_to_values<Draw::normal>(values, counters.groups, words, low_words)
-                             : words_to_values<Draw::uniform>(values, counters.groups, words, low_words);
+        if (draw == Draw::normal)
+            words_to_values<Draw::normal>(values, counters.groups, words, low_words);
+        else if (draw == Draw::uniform)
+            words_to_values<Draw::uniform>(values, counters.groups, words, low_words);
+        else if constexpr (sizeof(Real) == 4)
+            words_to_values<Draw::words>(values, counters.groups, words, low_words);
         if (counters.one_run) return values + counters.skip;
         Real* to = packed;
         for (int p = 0; p < counters.n_parts; ++p) {

@@ -204,7 +204,7 @@ inline void sum_terms(Real* out, int size, int n, const Real* k, const Real* con
 }
 
 // The columns that rows by level have.
-constexpr int kLevels = 256, kByLevel[2] = {kAffine[0], kAffine[0] + 1 + kZ};
+constexpr int kByLevel[2] = {kAffine[0], kAffine[0] + 1 + kZ};
 
 template <class Real>
 struct Rows {

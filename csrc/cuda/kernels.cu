@@ -43,6 +43,8 @@ struct Source {
                 put(z, normal_pair<Cuda, 0>(w[0], v[0], w[1], v[1]), normal_pair<Cuda, 0>(w[2], v[2], w[3], v[3]));
         } else if (draw == Draw::uniform) {
             for (int i = 0; i < 4; ++i) z[i] = uniform<Cuda>(w[i]);
+        } else if (draw == Draw::words) {
+            for (int i = 0; i < 4; ++i) z[i] = bits_to_float(w[i]);
         } else {
             put(z, normal_pair<Cuda>(w[0], w[1]), normal_pair<Cuda>(w[2], w[3]));
         }
@@ -318,6 +320,15 @@ struct Elements {
         for (int i = 0; i < 4; ++i)
             if (ours(i)) store_one(call.type_of(output), call.out[output], at + further + i, values[i]);
     }
+    // The words as they are.
+    __device__ void become(const Real (&words)[4], int64_t row) const {
+        for (int i = 0; i < 4; ++i)
+            if (ours(i)) {
+                const uint8_t x = static_cast<const uint8_t*>(call.in[kX])[at + i];
+                static_cast<uint8_t*>(call.out[0])[at + i] =
+                    transition(call.transitions[kLevels * row + x], float_to_bits(words[i]));
+            }
+    }
 };
 
 template <class Real, bool Walks>
@@ -353,6 +364,8 @@ __device__ inline void any(const Launch& launch) {
             draw(z, call.step_by_index ? static_cast<uint32_t>(index) : 0u);
         else
             array.load(kZ, z);
+        if constexpr (sizeof(Real) == 4)
+            if (call.draw == Draw::words) return array.become(z, has_row(call, index) ? index : 0);
         Combinations<0, true, Elements<Real>, Real, 4> combinations{row, array, z, {}};
         if (scales_noise(call.active)) {
             combinations.make_clean();

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict, Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import backends
+from . import backends, transitions
 from .arrays import (
     FLOATS,
     as_array,
@@ -41,7 +41,10 @@ from .ops import BYTES, Array, DType, NoiseLike, is_bytes, randn, uniform
 from .rows import TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 from .schedule import Schedule
 
-__all__ = ["at_snr", "by_level", "gaussian", "multiplicative", "prepare", "rms", "sample_id", "sensor", "strengths"]
+__all__ = [
+    "at_snr", "by_level", "gaussian", "multiplicative", "poisson", "prepare", "rms", "sample_id", "sensor", "strengths",
+    "transition",
+]  # fmt: skip
 
 Layout: TypeAlias = Literal["CHW", "HWC"]
 Clip: TypeAlias = tuple[float, float] | None
@@ -179,6 +182,82 @@ def by_level(
             raise ValueError(f"{name}: expected one number for each of 256 levels, got shape {table.shape}")
     index = Index(np.zeros(1, np.int64), max(1, x.size), by_level=True)
     return _run(x, Rows.of(tables), index, noise, *_kinds(x, dtype, out), batched, out)
+
+
+def poisson(
+    x: Array, peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0, batched: bool = True,
+    out: Array | None = None,
+) -> Array:  # fmt: skip
+    """The noise of counted photons, of bytes: 255 (N / peak)^(1 / gamma), rounded and clipped to 0 .. 255, where N is
+    Poisson with mean peak (x / 255)^gamma.
+
+    Args:
+        x: uint8, of any shape; axis 0 the batch.
+        peak: photons that a level of 255 stands for: a number, or (B,) for each sample; at most 1e6. (For more `sensor`
+            with a = 255 / peak is as good.) A table of a new peak takes some milliseconds; 64 of them are kept.
+        noise: as in `gaussian`, but no array.
+        gamma: of the display, where levels are not linear in light: 2.2, say. 1 is linear light.
+        batched, out: as in `gaussian`.
+
+    Returns:
+        uint8, of x's shape and kind. Of the 2^32 words that noise can be, each result gets its exact share, rounded to
+        one word.
+
+    >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
+    >>> noisy = nf.augment.poisson(image, 255.0, nf.Noise(7))
+    >>> round(float(noisy.mean())), round(float(noisy.var()), -1)
+    (200, 200.0)
+    """
+    peaks, gammas = _numbers("peak", peak), _numbers("gamma", gamma)
+    for name, values, most in (("peak", peaks, 1), ("gamma", gammas, 0)):
+        if values.ndim > most:
+            one = "a number or one for each sample" if most else "a number"
+            raise ValueError(f"{name}: expected {one}, got shape {values.shape}")
+    if not ((peaks > 0) & (peaks <= 1e6)).all():
+        raise ValueError(f"peak = {peak!r}: expected photons, more than 0 and at most 1e6")
+    if not 0.1 <= gammas <= 10:
+        raise ValueError(f"gamma = {gamma!r}: expected a number from 0.1 to 10")
+    if (other := None if type(x) is np.ndarray else interop(x)) is not None:
+        return _of_tensors(other, _poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
+    tables = [transitions.of_poisson(float(one), float(gammas)) for one in peaks.reshape(-1)]
+    one_for_all = tables[0] if peaks.ndim == 0 else np.concatenate(tables or [transitions.of_poisson(1.0, 1.0)])
+    return _become(x, one_for_all, "peak", peaks.shape, noise, batched, out)
+
+
+def transition(
+    x: Array, matrix: ArrayLike, noise: Noise | Sequence[Noise], *, batched: bool = True, out: Array | None = None
+) -> Array:
+    """Each byte becomes another at random: matrix[i, j] is the probability that level i becomes j.
+
+    A discrete memoryless channel: whatever noise depends on the level alone, with its rounding and clipping; salt and
+    pepper; the forward process of discrete diffusion, q(x_t | x_0) = Cat(x_0 Q_1 .. Q_t) (Austin et al. 2021,
+    "Structured denoising diffusion models in discrete state-spaces", equation 3).
+
+    Args:
+        x: uint8, of any shape; axis 0 the batch.
+        matrix: (256, 256), or (B, 256, 256) for each sample its own; at least 0, the rows with sums of 1 to 1e-6. They
+            are divided by their sums, and what is cumulated is rounded to multiples of 2^-32.
+        noise, batched, out: as in `poisson`.
+
+    >>> pepper = 0.9 * np.eye(256)
+    >>> pepper[:, 0] += 0.1
+    >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
+    >>> noisy = nf.augment.transition(image, pepper, nf.Noise(7))
+    >>> np.unique(noisy).tolist(), round(float((noisy == 0).mean()), 1)
+    ([0, 200], 0.1)
+    """
+    if (other := None if type(x) is np.ndarray else interop(x)) is not None:
+        return _of_tensors(other, _transition, x, noise, matrix=matrix, batched=batched, out=out)
+    probabilities = _numbers("matrix", matrix)
+    shape = probabilities.shape
+    if shape[-2:] != (256, 256) or len(shape) > 3:
+        raise ValueError(f"matrix: expected shape (256, 256), or (B, 256, 256) for each sample, got {shape}")
+    far = abs(probabilities.sum(axis=-1) - 1) > 1e-6
+    if far.any():
+        row = tuple(np.argwhere(far)[0].tolist())
+        raise ValueError(f"matrix[{', '.join(map(str, row))}]: expected a sum of 1, got {probabilities[row].sum():g}")
+    tables = transitions.of_probabilities(probabilities)
+    return _become(x, tables.reshape(-1), "matrix", shape[:-2], noise, batched, out)
 
 
 def rms(x: Array, *, batched: bool = True) -> NDArray[np.float64]:
@@ -431,6 +510,36 @@ def _levels(x: Array, noise: NoiseLike, *, mean_table: ArrayLike, std_table: Arr
     return by_level(x, mean_table, std_table, noise, **options)
 
 
+def _poisson(x: Array, noise: Any, *, dtype: DType | None = None, peak: ArrayLike, **options: Any) -> Array:
+    return poisson(x, peak, noise, **options)
+
+
+def _transition(x: Array, noise: Any, *, dtype: DType | None = None, matrix: ArrayLike, **options: Any) -> Array:
+    return transition(x, matrix, noise, **options)
+
+
+def _become(
+    x: Array, tables: NDArray[np.void], name: str, given: tuple[int, ...], noise: object, batched: bool,
+    out: Array | None,
+) -> Array:  # fmt: skip
+    """By tables of 256 levels each: one for all samples, or one for each where `given` is a shape of that length."""
+    x = as_array("x", x, ("uint8",))
+    if is_array(noise):
+        raise TypeError("noise: expected a Noise or a list of them, which bytes are chosen by, got an array")
+    batch, sample = batch_shape(x.shape, batched)
+    if given not in ((), (batch,)) or (given and not batched):
+        raise ValueError(f"{name}: expected one for all{f', or for each of {batch} samples' if batched else ''}")
+    kind = np.dtype(np.float32)
+    names, _ = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
+    index = Index(np.arange(batch), max(1, count(sample))) if given else Index(np.zeros(1, np.int64), max(1, x.size))
+    rows = Rows.of({"out.x": np.ones(max(1, len(tables) // 256))})
+    call = make_call(
+        x.shape, kind, rows, index, names, {X: x}, {"out": out}, batched, draw="words", to_bytes=True,
+        transitions=tables,
+    )  # fmt: skip
+    return run(call)[0]
+
+
 def _of_tensors(other: Any, function: Any, x: Array, noise: NoiseLike, **options: Any) -> Array:
     """The function on the memory of tensors. A compiler's graph breaks there, and goes on after it."""
     call = partial(other.augmented, function, **options)
@@ -541,7 +650,7 @@ def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
     return values
 
 
-_NOT_NEGATIVE = ("std", "a", "noise_std", "std_table")
+_NOT_NEGATIVE = ("std", "a", "noise_std", "std_table", "matrix")
 
 
 def find_layout(layout: Layout | None, sample: tuple[int, ...], channels: int, names: str) -> Layout:

@@ -210,6 +210,7 @@ def make_call(
     step_by_index: bool = False,
     masked: bool = False,
     to_bytes: bool = False,
+    transitions: Array | None = None,
 ) -> Step:
     """The checked call; what `outs` leaves out is made, the first of them in bytes where that is asked for. Nothing is
     drawn where there are no names."""
@@ -244,6 +245,7 @@ def make_call(
         masked=masked,
         period=index.period,
         by_level=index.by_level,
+        transitions=transitions,
     )
 
 

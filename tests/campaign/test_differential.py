@@ -29,7 +29,10 @@ def test_every_operation_is_called():
     """And of each, calls that raise as well as calls that do not."""
     found = {operation(str(call(Draw(random=Random(seed))))) for call in CALLS for seed in range(40)}
     public = {"randn", "randn_like", "uniform", "q_sample", "q_step", "q_walk", "update", "mse_loss", "mse_loss_grad"}
-    public |= {f"augment.{name}" for name in ("gaussian", "multiplicative", "sensor", "at_snr", "by_level")}
+    public |= {
+        f"augment.{name}"
+        for name in ("gaussian", "multiplicative", "sensor", "at_snr", "by_level", "poisson", "transition")
+    }
     assert found == public | {"philox4x32", "step"}
     raised = {result.name: int(result.worst.split()[2]) for result in differential.run(300, 1, numba=False)}
     assert len(raised) == len(found)

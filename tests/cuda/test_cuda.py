@@ -186,6 +186,7 @@ def test_rows_of_each_element_on_the_stand_in(cupy, shape):
         lambda x: nf.augment.sensor(x, std, 2.0, nf.Noise(1, sample=2), layout="HWC", dtype="float32"),
         lambda x: nf.augment.by_level(x, 255 - levels, levels / 9, nf.Noise(1, sample=2)),
         lambda x: nf.augment.by_level(x, levels, levels, nf.Noise(1, sample=2), dtype="float64"),
+        lambda x: nf.augment.poisson(x, np.arange(5.0, 5 + len(x)), nf.Noise(1, sample=2)),
     ):
         assert case(stand_in.ndarray(x)).get().tobytes() == case(x).tobytes()
 

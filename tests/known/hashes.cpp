@@ -356,6 +356,42 @@ uint64_t hash_levels(DType type) {
     return hash.value;
 }
 
+// A level becomes one of those that differ from it in its lowest (level mod 8) bits alone, each as likely.
+std::vector<Transition> low_bits_at_random() {
+    std::vector<Transition> tables(kLevels);
+    for (int level = 0; level < kLevels; ++level) {
+        const int bits = level % 8, first = level >> bits << bits;
+        const auto reached = [&](int byte) {
+            const int64_t given = byte < first ? 0 : byte - first + 1;
+            return (given < 1 << bits ? given : 1 << bits) << (32 - bits);
+        };
+        for (int byte = 0; byte < kLevels; ++byte) {
+            tables[level].last[byte] = static_cast<uint32_t>(reached(byte) ? reached(byte) - 1 : 0);
+            int begin = 0;
+            while (reached(begin) <= int64_t{byte} << 24) ++begin;
+            tables[level].first[byte] = static_cast<uint8_t>(begin);
+        }
+    }
+    return tables;
+}
+
+uint64_t hash_transition(DType type) {
+    const std::vector<Transition> tables = low_bits_at_random();
+    Rows rows;
+    rows.set(kOutX, [](int) { return 1.0; });
+    Hash hash;
+    for (Case& c : located(cases())) {
+        c.t.assign(1, 0);
+        Filled call(c, rows, DType::f32, type, 1);
+        const Bytes x = data(type, c.elements());
+        call.read(x, type);
+        call.draw = Draw::words, call.transitions = tables.data();
+        NF_KERNELS.step(call, 0, c.elements());
+        hash.add(call.first);
+    }
+    return hash.value;
+}
+
 // x' = 3/4 x - m / 2 + z / 4, and of each sample the sum of (x' - mean)^2.
 uint64_t hash_density(DType type) {
     const auto always = [](double value) { return [=](int) { return value; }; };
@@ -475,5 +511,6 @@ int main() {
     print("ends", hash_ends, floats);
     print("augment", hash_augment, all);
     print("levels", hash_levels, all);
+    print("transition", hash_transition, {DType::u8});
     print("density", hash_density, floats);
 }

@@ -21,14 +21,15 @@ from ..noise import Noise
 from ..rows import M1, Rows, Z
 
 Array: TypeAlias = NDArray[Any]
-Draw: TypeAlias = Literal["none", "normal", "uniform"]
+Draw: TypeAlias = Literal["none", "normal", "uniform", "words"]
 
 # The enums of csrc/core/call.h, in its order.
 DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4}
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-DRAWS: dict[Draw, int] = {"none": 0, "normal": 1, "uniform": 2}
+DRAWS: dict[Draw, int] = {"none": 0, "normal": 1, "uniform": 2, "words": 3}
 
 AXES = 21  # of a window, after merging: see window_runs
+TRANSITION = np.dtype([("last", "u4", 256), ("first", "u1", 256)])  # csrc/core/transition.h
 LOSS_CHUNK = 4096  # elements whose squares are added in the arithmetic's own type: docs/loss.md
 
 
@@ -57,6 +58,9 @@ class Step:
     # element is its x, a byte, and only out.k and out.z count.
     period: int = 0
     by_level: bool = False
+    # Of words, which are drawn for nothing else: (rows, 256), by which x, bytes, become others (spec.transition). Rows
+    # choose the table, and their numbers play no part.
+    transitions: Array | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -179,7 +183,7 @@ CALL = np.dtype(
         *(("in", "u8", Z + 1), ("out", "u8", 3), ("in_type", "i4", Z + 1)),
         *((name, "i4") for name in ("type", "out_type", "draw", "step_by_index")),
         *((name, "i4") for name in ("masked", "field_per_sample", "by_level")),
-        *(("fields", "u8"), ("keep", "u8"), ("times", "i8")),
+        *(("fields", "u8"), ("transitions", "u8"), ("keep", "u8"), ("times", "i8")),
         *(("piece", "i8"), ("weights", "u8"), ("upstream", "u8"), ("upstream_step", "i8"), ("g", "f8"), ("n", "f8")),
         *(("losses", "u8"), ("n_losses", "i8"), ("chunk_sums", "u8")),
     ]
@@ -251,7 +255,8 @@ def pack(
         *codes,
         *(dtype_code(dtype), dtype_code(dtype if out is None else out.dtype), DRAWS[call.draw]),
         *(call.step_by_index, call.masked, len(call.noise) > 1, call.by_level),
-        *(fields, 0 if keep is None else place(keep), 0 if keep is None else len(keep)),
+        *(fields, 0 if call.transitions is None else place(call.transitions)),
+        *(0 if keep is None else place(keep), 0 if keep is None else len(keep)),
         *loss,
     )
 

@@ -99,9 +99,9 @@ def view(_: Any, x: Any, kind: Any) -> Any:
 OPTIONS = {"forceinline": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 inlined = njit(**OPTIONS)
 
-SPEC = spec.bind(fma, select, inlined, mul=mul, sqrt=sqrt, view=view)
+SPEC = spec.bind(fma, select, inlined, mul=mul, sqrt=sqrt, view=view, some=bool)
 
 # For users: Numba itself inlines the IR, for any target, and numba.cuda needs no GPU to compile it. (Of large kernels
 # that takes too long.)
 user = njit(inline="always", error_model="numpy")
-USER = spec.bind(fma, select, user, mul=mul, sqrt=sqrt, view=view)
+USER = spec.bind(fma, select, user, mul=mul, sqrt=sqrt, view=view, some=bool)

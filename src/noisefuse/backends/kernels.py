@@ -22,7 +22,7 @@ from .. import rows as layout
 from ..rows import AFFINE, BOUNDS, CLEAN, COLUMNS, HIGH, LOW, M2, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
 from . import call as description
 from . import device, numba_internals, pointers, spec
-from .call import CALL, DRAWS, DTYPES, FIELD, LOSS_CHUNK
+from .call import CALL, DRAWS, DTYPES, FIELD, LOSS_CHUNK, TRANSITION
 from .device import OPTIONS, SPEC, fma, inlined, mul, select
 from .numba_internals import each, whole_vectors
 from .pointers import NEAREST, address, float_mode, least, part, pointer, prefetch, take
@@ -53,13 +53,14 @@ CALL_IN, CALL_OUT, CALL_FIELDS, CALL_KEEP, CALL_TIMES = offsets(CALL, "in", "out
 CALL_IN_TYPE, CALL_TYPE, CALL_OUT_TYPE, CALL_DRAW, CALL_STEP_BY_INDEX, CALL_MASKED, CALL_FIELD_PER_SAMPLE = (
     offsets(CALL, "in_type", "type", "out_type", "draw", "step_by_index", "masked", "field_per_sample")
 )  # fmt: skip
-(CALL_BY_LEVEL,) = offsets(CALL, "by_level")
+CALL_BY_LEVEL, CALL_TRANSITIONS = offsets(CALL, "by_level", "transitions")
 FIELD_SEED, FIELD_SAMPLE, FIELD_SAMPLES, FIELD_START, FIELD_RUN, FIELD_AXES, FIELD_SHAPE, FIELD_STRIDE = (
     offsets(FIELD, "seed", "sample", "samples", "start", "run", "axes", "shape", "stride")
 )  # fmt: skip
 FIELD_STEP, FIELD_STREAM = offsets(FIELD, "step", "stream")
 FIELD_BYTES, NEXT = FIELD.itemsize, CALL.itemsize // 8
-NONE, NORMAL, UNIFORM = DRAWS.values()
+LEVEL_BYTES, (FIRST_BYTES,) = TRANSITION.itemsize, offsets(TRANSITION, "first")
+NONE, NORMAL, UNIFORM, WORDS_ALONE = DRAWS.values()
 # What is not named here is refused when this is loaded: `load` and `store` would have to know it.
 F32, F64, F16, BF16, U8 = (DTYPES[name] for name in ("float32", "float64", "float16", "bfloat16", "uint8"))
 BYTES = tuple({F32: 4, F64: 8, F16: 2, BF16: 2, U8: 1}[code] for code in DTYPES.values())
@@ -104,6 +105,7 @@ times, times_root = SPEC.times, SPEC.times_root
 add_square, sum_accumulators, add_piece = SPEC.add_square, SPEC.sum_accumulators, SPEC.add_piece
 half_to_float, float_to_half = SPEC.half_to_float, SPEC.float_to_half
 bfloat16_to_float, float_to_bfloat16, to_byte = SPEC.bfloat16_to_float, SPEC.float_to_bfloat16, SPEC.to_byte
+transition = SPEC.transition
 
 
 # Large functions that have one caller: Numba itself inlines their IR, and LLVM compiles them once.
@@ -410,6 +412,11 @@ def uniforms64(i: int, z: Any, u: Any, v: Any, low_u: Any, low_v: Any) -> None:
 
 
 @inlined
+def words32(i: int, z: Any, u: Any, v: Any) -> None:
+    z[2 * i], z[2 * i + 1] = u[i], v[i]
+
+
+@inlined
 def place_of_noise(skip: int, runs: int) -> Any:
     """Where in the tile the noise of the planned elements begins."""
     return BLOCK_VALUES * WIDTH + skip if runs == 1 else (VALUES + Z) * WIDTH
@@ -436,8 +443,10 @@ def _fill_noise(p, run, block, later, words, tile, runs, size, at_once):  # type
                 add_at_once(words, of_words, 4 * first, tile)
             elif pointer(p, int32)[CALL_DRAW] == NORMAL:
                 each(2 * TOGETHER, normals32, (z, *of_words))
-            else:
+            elif pointer(p, int32)[CALL_DRAW] == UNIFORM:
                 each(2 * TOGETHER, uniforms32, (z, *of_words))
+            else:
+                each(2 * TOGETHER, words32, (pointer(z, uint32), *of_words))
         if runs > 1:
             packed(words, tile, runs)
 
@@ -589,6 +598,20 @@ def apply(m: Any, masked: bool, n: int, places: Any, tile: Any, one_row: bool) -
 
 
 @inlined
+def become(p: Any, at: int, n: int, words: Any, to: Any) -> None:
+    """What n bytes from `at` on become."""
+    tables, index, x, i = p[CALL_TRANSITIONS], pointer(p[CALL_INDEX], int64), pointer(p[CALL_IN], uint8), 0
+    while i < n:
+        segment = (at + i) // p[CALL_SEGMENT]
+        of_row, last = tables + LEVEL_BYTES * 256 * index[segment], least(n, (segment + 1) * p[CALL_SEGMENT] - at)
+        while i < last:
+            level = LEVEL_BYTES * int64(x[at + i])
+            first = pointer(of_row + level + FIRST_BYTES, uint8)[words[i] >> uint32(24)]
+            to[i] = transition(words[i], int64(first), pointer(of_row, uint32), level >> 2)
+            i += 1
+
+
+@inlined
 def noised(i: int, x: Any, a: float, s: float, z: Any) -> None:
     x[i] = fma(a, x[i], mul(s, z[i]))
 
@@ -634,7 +657,7 @@ def prepare(p: Any, words: Any, tile: Any, own: int) -> None:
 def compute_tiles(p, w, tile, others, at, end, element, runs, draws, at_once, one_row):  # type: ignore[no-untyped-def]
     """Elements at .. end - 1: whole tiles of one row and one run, or what one tile can hold."""
     m, places, masked = program_of(w), pointer(part(w, PLACES), int64), pointer(p, int32)[CALL_MASKED] != 0
-    run = w[STEP], w[SAMPLE], w[TAG], w[KEY0], w[KEY1]
+    run, transitions = (w[STEP], w[SAMPLE], w[TAG], w[KEY0], w[KEY1]), pointer(p, int32)[CALL_DRAW] == WORDS_ALONE
     while at < end:
         block, skip = element >> 2, element & 3  # no number that is set back: LLVM would copy the loop
         n = least(TILE - skip, end - at)
@@ -647,7 +670,10 @@ def compute_tiles(p, w, tile, others, at, end, element, runs, draws, at_once, on
             if draws:
                 places[VALUES + Z] = address(part(tile, place_of_noise(skip, runs)))
             ask_for(m, at + TILE + QUARTER, int64(2))
-            apply(m, masked, n, places, tile, one_row)
+            if transitions:
+                become(p, at, n, pointer(places[VALUES + Z], uint32), part(tile, WIDTH * RESULT))
+            else:
+                apply(m, masked, n, places, tile, one_row)
             ask_for(m, at + TILE + 3 * QUARTER, int64(1))
         put(m, at, n, tile, others)
         at, element = at + n, element + n

@@ -103,7 +103,7 @@ def odd_sum(a: Array, b: Array) -> Array:
     return np.where(inexact & (bits & 1 == 0), bits + unit, bits).view(np.float64)
 
 
-SPEC = spec.bind(fma, np.where)
+SPEC = spec.bind(fma, np.where, some=np.any)
 
 # ---- noise -------------------------------------------------------------------------------------------------
 
@@ -144,7 +144,9 @@ def block_values(counter: NDArray[np.uint32], key: NDArray[np.uint32], draw: str
         v = SPEC.philox4x32(*(counter | np.array([0, 0, 0, 1 << 31], np.uint32)).T, *key.T)
         words = list(zip(w, v, strict=True))
         normal_pair, uniform = SPEC.normal_pair64, SPEC.uniform64
-    if draw == "uniform":
+    if draw == "words":
+        values = list(w)
+    elif draw == "uniform":
         values = [uniform(*word) for word in words]
     else:
         values = [*normal_pair(*words[0], *words[1]), *normal_pair(*words[2], *words[3])]
@@ -176,7 +178,8 @@ def step(call: Step) -> None:
     with np.errstate(all="ignore"):
         for begin in range(0, total, CHUNK):
             at = np.arange(begin, min(begin + CHUNK, total))
-            results = step_chunk(call, rows, at, real)  # all before any is stored: an output may be an input
+            # all before any is stored: an output may be an input
+            results = step_chunk(call, rows, at, real) if call.draw != "words" else transitions(call, at)
             for output, result in zip(call.outputs, results, strict=True):
                 if output is not None:
                     stored = SPEC.to_byte(result) if output.dtype == np.uint8 else result
@@ -204,6 +207,17 @@ def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> li
     if scaled:
         values[Z] = (SPEC.times if scaled == TIMES_CLEAN else SPEC.times_root)(values[Z], values[D])
     return [form(first, 9) if want else None for want, first in zip(wanted, AFFINE, strict=True)]
+
+
+def transitions(call: Step, at: NDArray[np.int64]) -> list[Array | None]:
+    """The bytes that bytes become."""
+    x, tables = call.inputs[X], call.transitions
+    assert x is not None
+    assert tables is not None
+    word = drawn(call, at, 0, np.float32)
+    level = 256 * row_of(call, at) + x.reshape(-1)[at]
+    first = tables["first"].reshape(-1)[256 * level + (word >> 24)].astype(np.int64)
+    return [SPEC.transition(word, first, tables["last"].reshape(-1), 256 * level), None, None]
 
 
 def row_of(call: Step, at: NDArray[np.int64]) -> NDArray[np.int64]:

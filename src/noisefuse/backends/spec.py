@@ -45,6 +45,11 @@ def view(x: Any, kind: Any) -> Any:
     return x.view(kind)
 
 
+def some(conditions: Bools) -> bool:
+    """Whether one holds. A primitive."""
+    raise NotImplementedError
+
+
 # ---- philox ------------------------------------------------------------------------------------------------
 
 M0, M1 = uint64(0xD2511F53), uint64(0xCD9E8D57)
@@ -320,6 +325,19 @@ def to_byte(x: Reals) -> Words:
     return select(wide == wide, uint32(bits & uint64(0xFF)), uint32(0))
 
 
+def transition(word: Words, byte: Integers, last: Any, level: Integers) -> Integers:
+    """The byte that a level becomes: the first whose last word is not below the word.
+
+    byte: where the search begins, by the word's upper eight bits. last: from place `level` on it has the last word that
+    gives each byte or one before it; that of byte 255 is 2^32 - 1.
+    """
+    later = word > last[level + byte]
+    while some(later):
+        byte = byte + later
+        later = word > last[level + byte]
+    return byte
+
+
 # ---- binding -----------------------------------------------------------------------------------------------
 
 # Each after those it calls.
@@ -339,14 +357,14 @@ _FUNCTIONS: tuple[Any, ...] = (
     ),
     *(normal_pair32, normal_pair64, uniform32, uniform64, affine, times, times_root, clamp),
     *(add_square, sum_accumulators, add_piece),
-    *(half_to_float, float_to_half, bfloat16_to_float, float_to_bfloat16, to_byte),
+    *(half_to_float, float_to_half, bfloat16_to_float, float_to_bfloat16, to_byte, transition),
 )
 
 
 def bind(
     fma: Any, select: Any, compiled: Callable[[Any], Any] = lambda function: function, **others: Any
 ) -> SimpleNamespace:
-    """The functions above over these primitives (others: mul, sqrt, view), each passed through `compiled` (njit)."""
+    """The functions above over these primitives (others: mul, sqrt, view, some), each passed through `compiled`."""
     scope = {**globals(), "fma": fma, "select": select, **others}
     for function in _FUNCTIONS:
         scope[function.__name__] = compiled(FunctionType(function.__code__, scope))

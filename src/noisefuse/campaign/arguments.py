@@ -411,9 +411,9 @@ def _loss(draw: Draw) -> Call:
 def _augment(draw: Draw) -> Call:
     shape, dtype = _shape(draw), draw.of(*KINDS, "uint8", "uint8")
     names = {"gaussian": ("std", "mean"), "multiplicative": ("std",), "sensor": ("a", "b"), "at_snr": ("snr",)}
-    names["by_level"] = "mean_table", "std_table"
+    names |= {"by_level": ("mean_table", "std_table"), "poisson": ("peak",), "transition": ("matrix",)}
     kind = draw.of(*names)
-    if kind == "by_level":
+    if kind in ("by_level", "poisson", "transition"):
         dtype = "uint8"
     call = Call(f"nf.augment.{kind}", {"x": _array(draw, shape, dtype)}, {})
     batched = _batched(draw, call)
@@ -428,13 +428,18 @@ def _augment(draw: Draw) -> Call:
     for name in names[kind]:
         one = draw.of("7.5", "0.1", "3", "0.0", "20.0", "-1.0")
         number = f"times({rows}, 20.0, {draw(99)}, 'float64')" if rows else one
+        if name == "matrix":
+            number = draw.of("np.eye(256)", "np.full((256, 256), 1 / 256)", "np.tri(256) / np.arange(1, 257)[:, None]")
         (call.options if name == "mean" else call.required)[name] = number
     call.required["noise"] = _noise(draw, shape, batched, "float32" if dtype == "uint8" else dtype)
-    result = draw.of(*KINDS, "uint8") if draw.once_in(4) else dtype
+    chosen = kind in ("poisson", "transition")
+    result = draw.of(*KINDS, "uint8") if draw.once_in(4) and not chosen else dtype
     if result != dtype:
         call.options["dtype"] = repr(result)
     _write_to(draw, call, "out", shape, result, "x")
-    if kind == "by_level":
+    if chosen:
+        _may(draw, call, "gamma", "2.2", "0.5") if kind == "poisson" else None
+    if kind == "by_level" or chosen:
         return call
     _may(draw, call, "clip", "(0, 1)", "(16.5, 235)", "(2, 1)", once_in=5)
     _may(draw, call, "layout", "'CHW'", "'HWC'", once_in=5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Albumentations with named noise: `GaussNoise` and `MultiplicativeNoise` in the place of theirs.
+"""Albumentations with named noise: `GaussNoise`, `MultiplicativeNoise` and `ShotNoise` in the place of theirs.
 
     from noisefuse.interop.albumentations import GaussNoise
 
@@ -22,7 +22,7 @@ import noisefuse as nf
 
 from .named import OfUnitRange, noise_by, strength
 
-__all__ = ["GaussNoise", "MultiplicativeNoise"]
+__all__ = ["GaussNoise", "MultiplicativeNoise", "ShotNoise"]
 
 Array = NDArray[Any]
 Name = tuple[int, int, int]  # seed, sample, step: plain numbers, so that a replay can keep them
@@ -176,6 +176,55 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
             return _product(img, factors)
         result: Array = img * factors
         return np.clip(result, 0.0, 1.0, out=result)
+
+
+class ShotNoise(_Keyed, albumentations.ShotNoise):
+    """The noise of counted photons, in uint8 images, frames and volumes, whose levels are to the power of 2.2 in light.
+
+    Args:
+        scale_range: the inverse of the photons that white stands for; drawn for each call.
+        p: probability of applying the transform, which Albumentations draws.
+        key, noise_seed: as in `GaussNoise`.
+
+    Images of float32 get what Albumentations makes of them, from a generator that the same name seeds.
+
+    Raises:
+        ValueError: a scale below 1e-6.
+        KeyError: a call without what `key` names.
+    """
+
+    class InitSchema(albumentations.ShotNoise.InitSchema):
+        key: str | None
+        noise_seed: int
+
+    def __init__(
+        self,
+        scale_range: tuple[float, float] = (0.1, 0.3),
+        p: float = 0.5,
+        key: str | None = None,
+        noise_seed: int = 0,
+    ) -> None:
+        if scale_range[0] < 1e-6:
+            raise ValueError(f"scale_range = {scale_range}: expected at least 1e-6")
+        super().__init__(scale_range, p)
+        self._set_key(key, noise_seed)
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        name = self._name(data)
+        if self.key is None:
+            return {"scale": self.py_random.uniform(*self.scale_range), "noise": name}
+        return {"scale": strength(_noise(name), *self.scale_range), "noise": name}
+
+    def get_params(self) -> dict[str, Any]:
+        return {}
+
+    def apply(self, img: Array, scale: float, noise: Name, **params: Any) -> Array:
+        if img.dtype != np.uint8:
+            self._warn_of_levels(img)
+            theirs: Array = super().apply(img, scale, list(noise))  # what seeds NumPy's generator there
+            return theirs
+        result: Array = nf.augment.poisson(img, 1 / scale, _noise(noise), gamma=2.2, batched=False)
+        return result
 
 
 def _product(img: Array, factors: Array) -> Array:

@@ -24,7 +24,9 @@ def augmented(function: Callable[..., Any], x: Any, noise: Any, *, out: Any = No
     elif name == "snr":
         need_whole("at_snr: samples", x, 1 if batched else 0)
         numbers = {"snr": options.pop("snr")}
-    elif name == "levels":
+    elif name == "poisson":
+        numbers = {"peak": options.pop("peak")}
+    elif name in ("levels", "transition"):
         numbers = {}
     else:
         raise NotImplementedError(f"augment: {name} does not take arrays of dask's")

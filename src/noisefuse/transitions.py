@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables by which bytes become others at random (spec.transition): probabilities as counts of words.
+
+What is computed here becomes bits, so only what is rounded alike everywhere is used: + - * / of float64, one after
+another, and decimal powers.
+"""
+
+from __future__ import annotations
+
+import math
+from decimal import Context, Decimal
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends.call import TRANSITION
+from .float_mode import float_mode
+
+LEVELS = 256
+
+
+def of_probabilities(matrix: NDArray[np.float64]) -> NDArray[np.void]:
+    """(.., 256) tables of (.., 256, 256) probabilities, of which each row has a sum other than 0."""
+    sums = np.cumsum(matrix, axis=-1)
+    return of_cumulative(sums / sums[..., -1:])
+
+
+def of_cumulative(reached: NDArray[np.float64]) -> NDArray[np.void]:
+    """Of the probabilities of each byte or one before it, (.., 256, 256), each rounded to a multiple of 2^-32."""
+    words = np.rint(reached * 2.0**32).astype(np.int64)  # how many of the 2^32 words give that
+    words[..., -1] = 1 << 32
+    tables = np.zeros(words.shape[:-1], TRANSITION)
+    tables["last"] = np.maximum(words - 1, 0)
+    # The search begins after the bytes of which no word is left. Their numbers are counted by the words' upper bits.
+    cells = (words + (1 << 24) - 1 >> 24).reshape(-1, LEVELS)
+    place = np.arange(len(cells))[:, None] * (LEVELS + 1) + cells
+    counted = np.bincount(place.ravel(), minlength=len(cells) * (LEVELS + 1)).reshape(-1, LEVELS + 1)
+    tables["first"] = np.cumsum(counted, axis=1)[:, :-1].reshape(tables["first"].shape)
+    return tables
+
+
+@lru_cache(64)
+def of_poisson(peak: float, gamma: float) -> NDArray[np.void]:
+    """(256,) tables of 255 (N / peak)^(1 / gamma), rounded, where N is Poisson with mean peak (level / 255)^gamma."""
+    with float_mode():
+        light = peak * _light(gamma)
+        # The mean of a level, and the greatest N that gives a byte or one before it.
+        mean, greatest = light[0::2], np.floor(light[1::2]).astype(np.int64)
+        spread = 12 * np.sqrt(mean) + 30  # beyond it less than 2^-60 is left on either side
+        lowest = np.maximum(np.floor(mean - spread), 0)
+        ratios = np.ones((LEVELS, math.ceil(2 * spread[-1]) + 2))
+        np.divide(mean[:, None], lowest[:, None] + np.arange(1, ratios.shape[1]), out=ratios[:, 1:])
+        sums = np.cumsum(np.cumprod(ratios, axis=1), axis=1)
+        at = np.minimum(greatest - lowest[:, None].astype(np.int64), ratios.shape[1] - 1)
+        reached = np.take_along_axis(sums, np.maximum(at, 0), axis=1) / sums[:, -1:]
+        return of_cumulative(np.where(at < 0, 0.0, reached))
+
+
+@lru_cache(8)
+def _light(gamma: float) -> NDArray[np.float64]:
+    """(n / 510)^gamma, n = 0 .. 511. The powers of mathematical libraries differ in the last place."""
+    if gamma == 1:
+        return np.arange(512) / 510
+    digits = Context(28)  # not the caller's
+    return np.array([float(digits.power(digits.divide(n, 510), Decimal(gamma))) for n in range(512)])
