@@ -31,6 +31,7 @@ Result: TypeAlias = tuple[Case, dict[str, "Timing"]]
 Clock: TypeAlias = Callable[[Call, int], float]  # a call, and how often it is made -> seconds of one
 
 COLUMNS = {
+    "img/s": "images a second",
     "us": "microseconds a call, the median",
     "ns": "nanoseconds per noised element, the median",
     "±": "half of what lies between the quartiles",
@@ -112,6 +113,8 @@ class Device:
     calls: Callable[[Case], dict[str, Call]]
     threads: int = 0
     clock: Clock = _timed
+    case: type[Case] = Case
+    columns: Sequence[str] = ("ns", "±", "GB/s", "copy")
 
 
 def cpu() -> Device:
@@ -126,10 +129,10 @@ def run(arguments: argparse.Namespace) -> None:
             raise OSError(f"cannot write {path}: no such directory")
     old = arguments.compare and stored(arguments.compare)
     plot = arguments.plot and import_module("._bench_plot", __package__).Plot(arguments.plot)
-    device = cpu() if arguments.device == "cpu" else import_module("._bench_cuda", __package__).device()
+    device = _device(arguments)
     results = measure(device, cases(device, arguments), quick=arguments.quick)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    print("\n".join(report(device.where, results, old, width)))
+    print("\n".join(report(device, results, old, width)))
     if arguments.json:
         written = {"machine": device.where, "results": [_record(*result) for result in results]}
         arguments.json.write_text(json.dumps(written, indent=1) + "\n")
@@ -137,11 +140,21 @@ def run(arguments: argparse.Namespace) -> None:
         plot.draw(device.where, results)
 
 
+def _device(arguments: argparse.Namespace) -> Device:
+    if arguments.augment and arguments.device != "cpu":
+        raise OSError("bench --augment runs on the CPU alone")
+    if not arguments.augment and arguments.device == "cpu":
+        return cpu()
+    module = import_module("._bench_augment" if arguments.augment else "._bench_cuda", __package__)
+    device: Device = module.device()
+    return device
+
+
 def cases(device: Device, arguments: argparse.Namespace) -> list[Case]:
     sizes = arguments.sizes or (device.sizes[:2] if arguments.quick else device.sizes)
     dtypes = arguments.dtypes or (device.dtypes[:1] if arguments.quick else device.dtypes)
     grid = itertools.product(device.operations, arguments.threads or [device.threads], sizes, dtypes)
-    return [case for case in itertools.starmap(Case, grid) if case.exists]
+    return [case for case in itertools.starmap(device.case, grid) if case.exists]
 
 
 def measure(device: Device, cases: Sequence[Case], *, quick: bool) -> list[Result]:
@@ -189,11 +202,11 @@ def describe(where: Mapping[str, Any]) -> str:
     return f"{', '.join(map(str, parts))}\n{versions}"
 
 
-def report(where: Mapping[str, Any], results: Sequence[Result], old: Old | None, width: int) -> list[str]:
+def report(device: Device, results: Sequence[Result], old: Old | None, width: int) -> list[str]:
     """A table where that fits into the width, else a record on each line, and comments."""
-    columns = ["ns", "±", "GB/s", "copy", *(["old"] if old is not None else [])]
+    columns = [*device.columns, *(["old"] if old is not None else [])]
     rivals = [name for name in RIVALS if any(name in timings for _, timings in results)]
-    head, notes = describe(where).splitlines(), [_small_calls(results)]
+    head, notes = describe(device.where).splitlines(), [_small_calls(results)]
     table = aligned(_table(results, old, columns, rivals), left=2)
     if max(map(len, table)) <= width:
         notes += [f"{name}: {COLUMNS[name]}." for name in columns]
@@ -235,6 +248,7 @@ def figures(case: Case, timings: Mapping[str, Timing], name: str, old: Old | Non
     before = (old or {}).get((case.operation, case.threads, case.shape, case.dtype), {}).get(name)
     return {
         "us": _digits(timing.median * 1e6),
+        "img/s": _digits(case.shape[0] / timing.median),
         "ns": _digits(ns),
         "±": f"{(timing.high - timing.low) / 2 / timing.median:.0%}",
         "GB/s": _digits(bandwidth(case, timings, name)),

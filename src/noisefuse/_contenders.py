@@ -31,6 +31,7 @@ DTYPES = ("float32", "float64", "float16", "bfloat16", "uint8")
 WALK_STEPS = 10  # enough to see that the walk does not go through memory
 # How many arrays an operation has to read or write; a walk as if its steps went through memory, which they do not.
 ARRAYS = {"randn": 1, "q_sample": 2, "q_step": 2, "q_walk": 2, "ddim": 3, "ddpm": 3, "mse_loss": 2}
+ARRAYS |= dict.fromkeys(("gaussian", "multiplicative", "poisson"), 2)
 
 # ---- what is measured --------------------------------------------------------------------------------------
 
@@ -297,6 +298,8 @@ RIVALS = {
     "torch": "torch with out=",
     "torch.compile": "torch, compiled",
     "CuPy": "as papers write it",
+    "albumentations": "image by image",
+    "torchvision": "the batch at once",
     "JAX": "jax.jit, on all processors",
     "MKL": "its normals alone, one thread",
 }

@@ -570,8 +570,8 @@ def _clipped(result: Array, bounds: tuple[float, float]) -> Array:
     if interop(result) is not None:
         return result.clamp_(low, high)
     kind = result.dtype.type
-    np.maximum(result, kind(low), out=result)
-    return np.minimum(result, kind(high), out=result)
+    clipped: Array = np.clip(result, kind(low), kind(high), out=result)
+    return clipped
 
 
 def _stored(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from noisefuse import _bench, _demo, _info
+from noisefuse import _bench, _bench_augment, _demo, _info
 from noisefuse._bench import Timing, interleaved
 from noisefuse._contenders import CONTENDERS, OPERATIONS, Case, processors
 from noisefuse.cli import main
@@ -205,6 +205,34 @@ def records(shown: str) -> tuple[list[str], dict[tuple[str, ...], dict[str, str]
     return comments, {tuple(row[:5]): dict(zip(header, row, strict=True)) for row in rows}
 
 
+def test_bench_of_augmentation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images a second, of each operation that a dtype has. Seen to fail: elements a second."""
+    path = tmp_path / "times.json"
+    arguments = ["--augment", "--quick", "--sizes", "2x16x16x3", "--dtypes", "float32", "uint8", "--threads", "1"]
+    assert main(["bench", *arguments, "--json", str(path)]) == 0
+    cases = {(result["operation"], result["dtype"]) for result in json.loads(path.read_text())["results"]}
+    assert cases == {*itertools.product(("gaussian", "multiplicative"), ("float32", "uint8")), ("poisson", "uint8")}
+    _, rows = records(capsys.readouterr().out)
+    for name in ("noisefuse", "naive"):
+        row = rows["poisson", "1", "2x16x16x3", "uint8", name]
+        assert float(row["img/s"]) == pytest.approx(2e6 / float(row["us"]), rel=0.02)
+    assert main(["bench", "--augment", "--device", "cuda"]) == 2
+    assert "bench --augment runs on the CPU alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("operation", _bench_augment.OPERATIONS)
+def test_contenders_augment_alike(operation: str, dtype: str) -> None:
+    """The mean and the spread of what each makes of a grey image."""
+    case = _bench_augment.Images(operation, 1, (1, 128, 128, 3), dtype)
+    x = np.full(case.shape, case.white / 2, dtype)
+    made = {name: make(case, x) for name, make in _bench_augment.CONTENDERS.items() if name != "copyto" and case.exists}
+    results = {name: np.asarray(call(), np.float64) / case.white for name, call in made.items() if call}
+    for found in results.values():
+        assert abs(found.mean() - results["naive"].mean()) < 0.005
+        assert abs(found.std() - results["naive"].std()) < 0.005
+
+
 @pytest.mark.parametrize("columns", [80, 40])
 def test_bench_prints_a_table_where_it_fits(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -319,7 +347,7 @@ def test_the_report_of_the_benchmark() -> None:
         (Case("q_sample", 2, (2, 500), "uint8"), timings(noisefuse=2, naive=2500, copyto=1)),
         (Case("q_walk", 2, (10, 1000), "float32"), timings(noisefuse=10, copyto=25)),
     ]
-    lines = _bench.report(_bench.machine(), results, None, 80)
+    lines = _bench.report(_bench.cpu(), results, None, 80)
     assert lines[2:11] == [
         "",
         "                 ns   ± GB/s copy naive MKL",
