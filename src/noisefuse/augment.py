@@ -14,7 +14,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict, Unpack
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,7 +38,7 @@ from .calls import Index, make_call, names_or_array, run
 from .loss import mean_squares
 from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise
 from .ops import BYTES, Array, DType, NoiseLike, is_bytes, randn, uniform
-from .rows import TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
+from .rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 from .schedule import Schedule
 
 __all__ = [
@@ -433,14 +433,23 @@ def _parameters(noise: Noise) -> Noise:
 # ---- rows --------------------------------------------------------------------------------------------------
 
 
-class _Model(NamedTuple):
+class _Model:
     """A kind of noise as a row: its active columns, each a number or the name of an argument; what else is active."""
 
-    columns: tuple[tuple[str, float | str], ...]
-    flags: int = 0
+    def __init__(self, columns: tuple[tuple[str, float | str], ...], flags: int = 0) -> None:
+        self.columns, self.flags = columns, flags
+        self.template = Rows.of({name: 0.0 if isinstance(c, str) else c for name, c in columns}, flags)
+        self.places = [(NAMES.index(name), c) for name, c in columns if isinstance(c, str)]
 
     def rows(self, numbers: Mapping[str, ArrayLike]) -> Rows:
         return Rows.of({name: numbers[c] if isinstance(c, str) else c for name, c in self.columns}, self.flags)
+
+    def row(self, numbers: Mapping[str, float]) -> Rows:
+        """The same of numbers alone, in a fifth of the time: a transform has others for each image."""
+        table = self.template.table.copy()
+        for column, name in self.places:
+            table[0, column] = numbers[name]
+        return Rows(table, self.template.active)
 
 
 _PREPARED = _Model((("out.x", "gain"), ("out.z", "noise_std"), ("out.k", "shift")))
@@ -455,7 +464,7 @@ def _plain(model: _Model, *numbers: tuple[str, float]) -> Plain | None:
     """What the fast path takes, if the numbers are right."""
     if not all(math.isfinite(value) and (value >= 0 or name not in _NOT_NEGATIVE) for name, value in numbers):
         return None
-    plain = model.rows(dict(numbers)).plain
+    plain = model.row(dict(numbers)).plain
     return (*plain[:3], plain)
 
 
