@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets on disk, block by block: what `noisefuse noise` reads and writes. A block is made by itself, anywhere."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+import noisefuse as nf
+
+from ._noise_journal import read, sync, write
+
+Array = npt.NDArray[Any]
+
+DTYPES = ("uint8", "float16", "float32", "float64")
+PIECE = 1 << 18  # elements that are read, noised and written at once: they stay in a core's caches in between
+STEPS = 1000
+SCHEDULES: dict[str, Callable[[int], nf.Schedule]] = {
+    "linear": nf.Schedule.linear,
+    "cosine": nf.Schedule.cosine,
+    "flow": nf.Schedule.flow,
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done to every sample: `q_sample` at t of a schedule, or `augment.gaussian` with std."""
+
+    schedule: str | None
+    t: int | None
+    std: float | None
+    seed: int
+    step: int
+    dtype: str | None  # of the result
+
+    def result(self, source: np.dtype[Any]) -> np.dtype[Any]:
+        """The dtype of what is made of this one; ValueError where nothing is."""
+        if source.newbyteorder("=").name not in DTYPES:
+            raise ValueError(f"the source has dtype {source}: expected one of {', '.join(DTYPES)}")
+        of_bytes = "uint8" if self.schedule is None else "float32"
+        return np.dtype(self.dtype or (of_bytes if source == np.uint8 else source.newbyteorder("=").name))
+
+    @cached_property
+    def _table(self) -> nf.Schedule:
+        return SCHEDULES[self.schedule or "linear"](STEPS)
+
+    def __call__(self, x: Array, out: Array, sample: int, whole: int = 0, start: int = 0) -> None:
+        """Of x, rows that begin with this sample, or elements start.. of one that has `whole`. `out` may be x."""
+        noise = nf.Noise(self.seed, sample=sample, step=self.step)
+        if whole:
+            noise = noise.window((whole,), (start,))
+        if self.schedule is None:
+            assert self.std is not None
+            nf.augment.gaussian(x, self.std, noise, dtype=out.dtype, out=out)
+        else:
+            assert self.t is not None
+            nf.q_sample(x, self.t, self._table, noise, dtype=out.dtype, out=out)
+
+
+class Job(Protocol):
+    """A source, and how its target is made. Jobs are sent to the processes of a cluster."""
+
+    @property
+    def blocks(self) -> int: ...
+
+    def source(self) -> dict[str, Any]:
+        """What tells this source from another one, for the manifest."""
+
+    def prepare(self) -> None:
+        """The place for the target, in which what was made before is kept."""
+
+    def made(self, journal: set[int]) -> set[int]:
+        """The blocks that are there."""
+
+    def make(self, block: int) -> int:
+        """Makes it, and returns how many bytes it has when it is on the disk."""
+
+
+# ---- .npy --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Npy:
+    """An array in a file. Blocks are runs of its elements in C order, whatever the shape."""
+
+    path: Path
+    partial: Path
+    work: Work
+    block: int  # elements
+    shape: tuple[int, ...]
+    kind: np.dtype[Any]
+    begin: int  # of the elements in the file
+
+    @classmethod
+    def of(cls, path: Path, partial: Path, work: Work, block: int) -> Npy:
+        with open(path, "rb") as file:
+            try:
+                version = np.lib.format.read_magic(file)
+                read_header = {
+                    (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0
+                }[version]  # fmt: skip
+                shape, fortran, kind = read_header(file)
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"{path} is no .npy file of numbers: {error}") from error
+            begin, size = file.tell(), os.fstat(file.fileno()).st_size
+        if fortran and len(shape) > 1:
+            raise ValueError(f"{path} is in Fortran order: expected C order, in which noise counts the elements")
+        if not shape or prod(shape[1:]) > nf.noise.ELEMENTS:
+            raise ValueError(f"{path} has shape {shape}: expected samples along axis 0, of 2^34 elements at most")
+        work.result(kind)
+        if size != (expected := begin + prod(shape) * kind.itemsize):
+            raise ValueError(f"{path} has {size} bytes, and its header speaks of {expected}")
+        return cls(path, partial, work, block, shape, kind, begin)
+
+    @property
+    def blocks(self) -> int:
+        return -(-prod(self.shape) // self.block)
+
+    def source(self) -> dict[str, Any]:
+        state = self.path.stat()
+        return {"shape": self.shape, "source's dtype": self.kind.str, "source's time": state.st_mtime_ns}
+
+    @cached_property
+    def _header(self) -> bytes:
+        header, descr = io.BytesIO(), np.lib.format.dtype_to_descr(self.work.result(self.kind))
+        np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": self.shape})
+        return header.getvalue()
+
+    def prepare(self) -> None:
+        file = os.open(self.partial, os.O_WRONLY | os.O_CREAT, 0o666)
+        size = len(self._header) + prod(self.shape) * self.work.result(self.kind).itemsize
+        try:
+            _reserve(file, size)
+            write(file, self._header, 0)
+            os.fsync(file)
+        except OSError as error:
+            raise OSError(f"cannot reserve the {size} bytes of {self.partial}: {error.strerror}") from error
+        finally:
+            os.close(file)
+
+    def made(self, journal: set[int]) -> set[int]:
+        return journal
+
+    def make(self, block: int) -> int:
+        size, result = prod(self.shape[1:]), self.work.result(self.kind)
+        first, last = block * self.block, min((block + 1) * self.block, prod(self.shape))
+        memory = np.empty(min(PIECE, last - first), self.kind)  # for all pieces, as new memory costs as much as a copy
+        made = memory if self.kind == result else np.empty(memory.shape, result)
+        source, target = os.open(self.path, os.O_RDONLY), os.open(self.partial, os.O_WRONLY)
+        try:
+            for sample, start, rows, n in pieces(first, last, size):
+                x, y = (buffer[: rows * n].reshape(rows, n) for buffer in (memory, made))
+                element = sample * size + start
+                read(source, x, self.begin + element * x.itemsize)
+                self.work(x, y, sample, 0 if n == size else size, start)
+                write(target, y, len(self._header) + element * y.itemsize)
+            sync(target)
+        finally:
+            os.close(source)
+            os.close(target)
+        return (last - first) * result.itemsize
+
+
+def pieces(first: int, last: int, n: int) -> Iterator[tuple[int, int, int, int]]:
+    """(sample, start in it, rows, elements of each) of what elements first .. last - 1 are, of samples of n: whole rows
+    where a piece holds some, else parts of one."""
+    while first < last:
+        sample, start = divmod(first, n)
+        rows = min(PIECE, last - first) // n if start == 0 else 0
+        length = n if rows else min(PIECE, n - start, last - first)
+        rows = rows or 1
+        yield sample, start, rows, length
+        first += rows * length
+
+
+def _reserve(file: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:  # macOS, where a full disk is noticed later
+        os.ftruncate(file, size)
+    if os.fstat(file).st_size != size:
+        raise OSError(errno.EEXIST, "it is longer, and so another's file")
