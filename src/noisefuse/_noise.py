@@ -15,17 +15,17 @@ from typing import Self
 
 import noisefuse as nf
 
-from ._noise_files import STEPS, Job, Npy, Work
-from ._noise_journal import Journal
+from ._noise_files import STEPS, Images, Job, Npy, Work
+from ._noise_journal import Journal, partial_of
 
 
 def run(arguments: argparse.Namespace) -> int:
     source, target = arguments.source.resolve(), arguments.target.resolve()
     _check_paths(source, target)
-    job = Npy.of(source, target.with_name(f"{target.name}.noisefuse-partial"), _work(arguments), arguments.block)
+    job = _job(source, partial_of(target), _work(arguments), arguments.block)
     asked = {f"--{name}": getattr(arguments, name) for name in ("schedule", "t", "std", "seed", "step", "dtype")}
     versions = {"noisefuse": nf.__version__, "NOISE_VERSION": nf.NOISE_VERSION}
-    with Journal(target, {**asked, "--block": arguments.block, **job.source(), **versions}) as journal:
+    with Journal(target, {**asked, **job.source(), **versions}) as journal:
         if journal.whole:
             print(f"{target} is whole already")
             return 0
@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
             return 130
         except OSError as error:
             raise OSError(f"{error}; what is made is kept, and the same command goes on from there") from error
+        job.finish()
         journal.end()
     print(f"wrote {target}")
     return 0
@@ -53,6 +54,16 @@ def _check_paths(source: Path, target: Path) -> None:
         raise ValueError(f"{target} and {source} lie in one another: expected a target outside of the source")
     if not target.parent.is_dir():
         raise ValueError(f"cannot write {target}: no such directory")
+
+
+def _job(source: Path, partial: Path, work: Work, block: int) -> Job:
+    if source.is_file():
+        return Npy.of(source, partial, work, block)
+    if (source / "zarr.json").exists() or (source / ".zarray").exists():
+        from ._noise_zarr import Zarr
+
+        return Zarr.of(source, partial, work)
+    return Images.of(source, partial, work)
 
 
 def _work(arguments: argparse.Namespace) -> Work:

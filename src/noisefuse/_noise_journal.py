@@ -30,7 +30,7 @@ class Journal:
 
     def __init__(self, target: Path, manifest: dict[str, Any]) -> None:
         self.target, self.manifest = target, manifest
-        self.partial = target.with_name(f"{target.name}.noisefuse-partial")
+        self.partial = partial_of(target)
         self.path = target.with_name(f"{target.name}.noisefuse")
         self.blocks: set[int] = set()
         self.whole = False
@@ -120,6 +120,11 @@ def _checksum(content: bytes) -> bytes:
     return b"%08x" % zlib.crc32(content)
 
 
+def partial_of(target: Path) -> Path:
+    """What becomes the target, when all is there."""
+    return target.with_name(f"{target.name}.noisefuse-partial")
+
+
 # ---- files -------------------------------------------------------------------------------------------------
 
 
@@ -161,3 +166,9 @@ def sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def clear(directory: Path) -> None:
+    """Takes away what was being written when a process was killed."""
+    for path in directory.rglob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)

@@ -20,6 +20,7 @@ _OPTIONAL = {
     "ml_dtypes": "ml_dtypes",
     "rich": "rich",
     "skimage": "scikit-image",
+    "zarr": "zarr",
 }
 
 
@@ -75,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     selftest.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
 
     noise = commands.add_parser("noise", help="noise a data set on disk; stopped, it goes on where it was")
-    noise.add_argument("source", type=Path, metavar="SOURCE", help=".npy, samples along axis 0")
+    noise.add_argument(
+        "source", type=Path, metavar="SOURCE", help=".npy or zarr (axis 0: samples), or a folder of images"
+    )
     noise.add_argument("target", type=Path, metavar="TARGET", help="likewise; TARGET.noisefuse says what made it")
     noise.add_argument("--schedule", choices=("linear", "cosine", "flow"), help="of 1000 steps, as `q_sample` takes it")
     noise.add_argument("--t", type=_natural, help="the time in the schedule, 0 the least noisy")
@@ -84,7 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     noise.add_argument("--step", type=_step, default=0, help="of the noise, such as the epoch (default: %(default)s)")
     noise.add_argument("--dtype", choices=("uint8", "float16", "float32", "float64"), help="of the target")
     noise.add_argument(
-        "--block", type=_positive, default=1 << 22, metavar="N", help="elements made at once (default: %(default)s)"
+        "--block",
+        type=_positive,
+        default=1 << 22,
+        metavar="N",
+        help="elements made at once, of .npy (default: %(default)s)",
     )
     return parser
 

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,11 +100,83 @@ def test_pieces_are_all_elements_once(n: int, elements: int, block: int, piece: 
     assert found == list(range(elements))
 
 
+def photographs(folder: Path) -> dict[str, Any]:
+    """Of every kind, by the name of the target; with what becomes of it."""
+    from PIL import Image
+
+    random, made = np.random.default_rng(0), {}
+    shapes = {"a.png": (9, 7, 3), "deep/er/b.PNG": (5, 6), "c.bmp": (4, 4, 3), "d.png": (6, 5, 4)}
+    for name, shape in shapes.items():
+        pixels = random.integers(0, 256, shape, np.uint8)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / name)
+        alpha = shape[2:] == (4,)
+        colour = pixels[..., :3] if alpha else pixels
+        noise = nf.Noise(7, sample=nf.augment.sample_id(name))
+        expected = nf.augment.gaussian(colour[None], 20.0, noise)[0]
+        made[str(Path(name).with_suffix(".png"))] = np.dstack([expected, pixels[..., 3]]) if alpha else expected
+    (folder / "notes.txt").write_text("not an image")
+    return made
+
+
+def test_images_are_named_by_their_paths(tmp_path: Path) -> None:
+    """Seen to fail: a sample id of the whole path, noise on what is transparent."""
+    from PIL import Image
+
+    expected = photographs(tmp_path / "x")
+    assert run(tmp_path / "x", tmp_path / "y", "--std", 20, "--seed", 7) == 0
+    found = {str(path.relative_to(tmp_path / "y")): path for path in (tmp_path / "y").rglob("*") if path.is_file()}
+    assert found.keys() == expected.keys()
+    for name, path in found.items():
+        with Image.open(path) as image:
+            assert np.array_equal(np.asarray(image), expected[name]), name
+    assert run(tmp_path / "x", tmp_path / "z", *AT_300) == 0
+    with Image.open(tmp_path / "x" / "a.png") as image:
+        pixels = np.asarray(image)[None]
+    expected = nf.q_sample(
+        pixels, 300, nf.Schedule.cosine(1000), nf.Noise(7, sample=nf.augment.sample_id("a.png")), dtype="uint8"
+    )
+    with Image.open(tmp_path / "z" / "a.png") as image:
+        assert np.array_equal(np.asarray(image), expected[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "shards"),
+    [
+        ((11,), (4,), None),
+        ((5, 7, 9), (2, 7, 4), None),
+        ((5, 7, 9), (1, 3, 9), None),
+        ((6, 8, 8), (1, 4, 4), (3, 8, 4)),
+    ],
+)
+def test_a_zarr_store_has_the_bits_of_one_call(
+    shape: tuple[int, ...], chunks: tuple[int, ...], shards: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    """Seen to fail: chunks without their place in the sample."""
+    zarr = pytest.importorskip("zarr")
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    store = zarr.create_array(
+        tmp_path / "x.zarr", shape=shape, dtype="float32", chunks=chunks, shards=shards, attributes={"units": "K"}
+    )
+    store[...] = x
+    assert run(tmp_path / "x.zarr", tmp_path / "y.zarr", *AT_300) == 0
+    made = zarr.open_array(tmp_path / "y.zarr", mode="r")
+    assert (made.chunks, made.shards, dict(made.attrs)) == (chunks, shards, {"units": "K"})
+    assert np.array_equal(made[...], noised(x))
+    assert not [*(tmp_path / "y.zarr").rglob(".noisefuse*")]
+
+
 # ---- stopped, and run again --------------------------------------------------------------------------------
 
 
 def hash_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Of a file, or of all files in a folder and their names."""
+    digest, files = hashlib.sha256(), [path] if path.is_file() else sorted(path.rglob("*"))
+    for file in files:
+        digest.update(str(file.relative_to(path)).encode())
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def kill_and_run_again(source: Path, target: Path, kills: int, *options: str) -> None:
@@ -126,19 +199,36 @@ def kill_and_run_again(source: Path, target: Path, kills: int, *options: str) ->
             there = [*target.parent.glob(f"{target.name}*")]
             assert len(there) == 2  # and the journal
             for path in there:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         else:
             assert process.returncode == -signal.SIGKILL
 
 
+def sources(folder: Path, kind: str) -> Path:
+    """Of some hundred blocks."""
+    source, x = folder / f"x{kind}", np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), np.uint8)
+    if kind == ".npy":
+        np.save(source, x)
+    elif kind == ".zarr":
+        zarr = pytest.importorskip("zarr")
+        zarr.create_array(source, shape=x.shape, dtype=x.dtype, chunks=(1, 32, 32, 3))[...] = x
+    else:
+        from PIL import Image
+
+        source.mkdir()
+        for n, pixels in enumerate(np.concatenate([x] * 4)):
+            Image.fromarray(pixels).save(source / f"{n}.png")
+    return source
+
+
+@pytest.mark.parametrize("kind", [".npy", ".zarr", ""])
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_and_run_again_it_makes_the_same_bits(kills: int, tmp_path: Path) -> None:
-    """Seen to fail: a block that stands in the journal before it is made."""
-    source = tmp_path / "x.npy"
-    x = save(source, 60, 3, 64, 64)
-    np.save(tmp_path / "expected.npy", noised(x))
-    kill_and_run_again(source, tmp_path / "y.npy", kills, "--block", "2048")
-    assert hash_of(tmp_path / "y.npy") == hash_of(tmp_path / "expected.npy")
+def test_killed_and_run_again_it_makes_the_same_bits(kills: int, kind: str, tmp_path: Path) -> None:
+    """Seen to fail: a block that stands in the journal before it is made, an image written under its own name."""
+    source, options = sources(tmp_path, kind), ["--block", "2048"]
+    subprocess.run([*COMMAND, source, tmp_path / f"whole{kind}", *AT_300, *options], check=True, capture_output=True)
+    kill_and_run_again(source, tmp_path / f"y{kind}", kills, *options)
+    assert hash_of(tmp_path / f"y{kind}") == hash_of(tmp_path / f"whole{kind}")
 
 
 def test_a_finished_block_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +317,34 @@ def test_a_journal_that_meets_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "y.npy"), noised(x))
 
 
+@pytest.mark.parametrize("kind", [".zarr", ""])
+def test_a_disk_that_fills_up_keeps_what_is_whole(kind: str, tmp_path: Path) -> None:
+    """Seen to fail: what was being written left behind, or written under its own name."""
+    source, target = sources(tmp_path, kind), tmp_path / f"y{kind}"
+    if not kind:
+        from PIL import Image
+
+        Image.fromarray(np.zeros((500, 500), np.uint8)).save(source / "zz.png")
+
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000 if kind else 20_000, resource.RLIM_INFINITY))
+
+    failed = subprocess.run(
+        [*COMMAND, source, target, *AT_300], preexec_fn=full, capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 2
+    assert "File too large" in failed.stderr
+    assert "what is made is kept" in failed.stderr
+    partial = tmp_path / f"y{kind}.noisefuse-partial"
+    assert not [*partial.rglob(".noisefuse-*")]
+    made = {path: path.stat().st_mtime_ns for path in partial.rglob("*") if path.is_file()}
+    assert kind or made
+    subprocess.run([*COMMAND, source, target, *AT_300], check=True, capture_output=True)
+    assert all((target / path.relative_to(partial)).stat().st_mtime_ns == then for path, then in made.items())
+    subprocess.run([*COMMAND, source, tmp_path / f"whole{kind}", *AT_300], check=True, capture_output=True)
+    assert hash_of(target) == hash_of(tmp_path / f"whole{kind}")
+
+
 # ---- what is refused ---------------------------------------------------------------------------------------
 
 
@@ -286,6 +404,9 @@ def test_two_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["fortran.npy", "y.npy", *AT_300], "Fortran order"),
         (["number.npy", "y.npy", *AT_300], "samples along axis 0"),
         (["int64.npy", "y.npy", *AT_300], "dtype int64: expected one of uint8, float16"),
+        (["folder", "folder/y", *AT_300], "lie in one another"),
+        (["folder", "y", *AT_300], "has neither images"),
+        (["twins", "y", *AT_300], "would both become a.png"),
         (["x.npy", "y.npy", "--seed", 1], "expected --schedule with --t, or else --std"),
         (["x.npy", "y.npy", "--seed", 1, "--t", 3, "--std", 1], "expected --schedule with --t"),
         (["x.npy", "y.npy", *AT_300, "--std", 1], "expected --schedule with --t"),
@@ -302,9 +423,34 @@ def test_bad_input_is_named(
     np.save("fortran.npy", np.asfortranarray(np.zeros((3, 4), np.float32)))
     np.save("number.npy", np.float32(1))
     np.save("int64.npy", np.arange(3))
+    Path("folder").mkdir()
+    Path("twins").mkdir()
+    for name in ("a.png", "a.jpg"):
+        (Path("twins") / name).touch()
     before = sorted(Path().iterdir())
     assert said in fails(capsys, *arguments)
     assert sorted(Path().iterdir()) == before
+
+
+def test_images_that_cannot_be_noised_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    (tmp_path / "x").mkdir()
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "x" / "deep.png")
+    assert "deep.png has 1 frames of mode I;16" in fails(capsys, tmp_path / "x", tmp_path / "y", *AT_300)
+    (tmp_path / "x" / "deep.png").write_text("no image")
+    assert "deep.png: cannot identify" in fails(capsys, tmp_path / "x", tmp_path / "z", *AT_300)
+    assert "images are made of uint8" in fails(capsys, tmp_path / "x", tmp_path / "z", *AT_300, "--dtype", "float32")
+
+
+def test_a_group_of_zarr_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zarr = pytest.importorskip("zarr")
+    zarr.create_group(tmp_path / "group")
+    assert "no array of zarr v3" in fails(capsys, tmp_path / "group", tmp_path / "y", *AT_300)
+    zarr.create_array(tmp_path / "old", shape=(3,), dtype="float32", zarr_format=2)
+    assert "no array of zarr v3" in fails(capsys, tmp_path / "old", tmp_path / "y", *AT_300)
+    zarr.create_array(tmp_path / "whole", shape=(3,), dtype="int64")
+    assert "dtype int64" in fails(capsys, tmp_path / "whole", tmp_path / "y", *AT_300)
 
 
 @pytest.mark.parametrize("option", ["--seed -1", "--std nan", "--std -1", "--std x", "--step 4294967296", "--block 0"])
