@@ -47,8 +47,9 @@ ALLOWED = {
     "arrays": "backends backends.call",
     "calls": "float_mode noise rows tableau arrays backends backends.call",
     "ops": "schedule rows tableau forward noise views arrays calls backends backends.call",
-    "loss": "schedule rows forward noise views arrays calls ops backends backends.call",
-    "density": "rows tableau noise arrays calls ops backends backends.call",
+    "loss_parts": "noise rows arrays calls backends backends.call",
+    "loss": "schedule rows forward noise views arrays calls ops loss_parts backends backends.call",
+    "density": "rows tableau noise arrays calls loss_parts ops backends backends.call",
     "augment": "rows schedule noise arrays calls ops loss backends",
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
     "sampler": "ops density rows backends arrays noise tableau views samplers _drawing",
