@@ -80,6 +80,7 @@ ALLOWED = {
     "interop.diffusers": "@ interop.diffusers_* interop.torch_internals",
     "cli": "@ _*",
     "campaign*": "@ arrays campaign campaign.* rows _native",
+    "_noise_cluster": "@ _noise_files interop.dask",
     "_*": "@ _* campaign campaign.* naive sampler views",
 }
 # Imports that point up, and so close a circle: statements inside of functions, which run when all is loaded.

@@ -32,7 +32,10 @@ def run(arguments: argparse.Namespace) -> int:
         job.prepare()
         left = sorted(set(range(job.blocks)) - job.made(journal.blocks))
         try:
-            with _Progress(job.blocks, job.blocks - len(left)) as progress, closing(_on_threads(job, left)) as made:
+            with (
+                _Progress(job.blocks, job.blocks - len(left)) as progress,
+                closing(_made(job, left, arguments)) as made,
+            ):
                 for block, size in made:
                     journal.add(block)
                     progress.add(size)
@@ -72,6 +75,14 @@ def _work(arguments: argparse.Namespace) -> Work:
     if arguments.t is not None and arguments.t >= STEPS:
         raise ValueError(f"--t {arguments.t} is out of range: schedules have {STEPS} steps, 0 <= t < {STEPS}")
     return Work(arguments.schedule, arguments.t, arguments.std, arguments.seed, arguments.step, arguments.dtype)
+
+
+def _made(job: Job, blocks: list[int], arguments: argparse.Namespace) -> Generator[tuple[int, int]]:
+    if arguments.workers is None and arguments.scheduler is None:
+        return _on_threads(job, blocks)
+    from ._noise_cluster import on_workers
+
+    return on_workers(job, blocks, arguments.scheduler, arguments.workers)
 
 
 def _on_threads(job: Job, blocks: list[int]) -> Generator[tuple[int, int]]:

@@ -16,6 +16,7 @@ from ._contenders import DTYPES
 # What a command may miss, as module and as the name to install it by.
 _OPTIONAL = {
     "PIL": "pillow",
+    "distributed": "distributed",
     "matplotlib": "matplotlib",
     "ml_dtypes": "ml_dtypes",
     "rich": "rich",
@@ -93,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="elements made at once, of .npy (default: %(default)s)",
     )
+    where = noise.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=_positive, metavar="N", help="on so many processes of dask.distributed")
+    where.add_argument("--scheduler", metavar="ADDRESS", help="or on the workers of this one, tcp://..")
     return parser
 
 

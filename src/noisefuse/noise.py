@@ -7,6 +7,7 @@ import math
 import operator
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
@@ -175,23 +176,24 @@ class Noise:
             splits = _splits_of(whole)
             whole = whole.shape
         shape = tuple(map(operator.index, whole))
-        start, lengths = _part(shape, splits)
-        if not batched:
-            return self.window(shape, start)
+        if math.prod(shape[batched:]) > ELEMENTS:
+            raise OverflowError(f"local: a sample of shape {shape[batched:]} has more than 2^34 elements")
+        start, lengths = _part(shape, tuple(map(tuple, splits)))
         if not shape:
             return self
-        first = self.sample
-        if isinstance(first, int):
-            sample: Any = first + start[0]
-        elif len(first) != shape[0]:
+        if not batched:
+            return _named(self.seed, self.sample, self.step, self.stream, shape, start)
+        sample: Any = self.sample
+        if isinstance(sample, int):
+            sample += start[0]
+        elif len(sample) != shape[0]:
             raise ValueError(
-                f"local: has {len(first)} sample ids, expected one for each of {shape[0]} rows of the whole"
+                f"local: has {len(sample)} sample ids, expected one for each of {shape[0]} rows of the whole"
             )
         else:
-            sample = first[start[0] : start[0] + lengths[0]]
-        return (
-            self.at(sample=sample).window(shape[1:], start[1:]) if lengths[1:] != shape[1:] else self.at(sample=sample)
-        )
+            sample = _ids(sample[start[0] : start[0] + lengths[0]])
+        window = (shape[1:], start[1:]) if lengths[1:] != shape[1:] else (None, ())
+        return _named(self.seed, sample, self.step, self.stream, *window)
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises ValueError where a slice of this shape does not lie in the window's full sample."""
@@ -287,6 +289,7 @@ def _splits_of(tensor: Any) -> tuple[tuple[int, int, int], ...]:
     return tuple(splits)
 
 
+@lru_cache(maxsize=256)
 def _part(shape: tuple[int, ...], splits: tuple[tuple[int, int, int], ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Where the part begins along each axis, and its lengths."""
     start, lengths = [0] * len(shape), list(shape)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,57 @@ def test_a_disk_that_fills_up_keeps_what_is_whole(kind: str, tmp_path: Path) -> 
     assert all((target / path.relative_to(partial)).stat().st_mtime_ns == then for path, then in made.items())
     subprocess.run([*COMMAND, source, tmp_path / f"whole{kind}", *AT_300], check=True, capture_output=True)
     assert hash_of(target) == hash_of(tmp_path / f"whole{kind}")
+
+
+# ---- on a cluster ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None) as cluster:
+        yield cluster
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_workers_that_differ_are_named(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "x.npy", 10, 10)
+    monkeypatch.setattr(nf, "NOISE_VERSION", 99)
+    error = fails(capsys, tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, "--scheduler", cluster.scheduler_address)
+    assert "3 of 3 workers differ; here is noisefuse" in error
+    assert "NOISE_VERSION 1" in error
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_workers_make_the_same_bits_though_one_is_killed(cluster: Any, tmp_path: Path) -> None:
+    """Some blocks are made, and not all, when it is killed."""
+    distributed = pytest.importorskip("distributed")
+    x = save(tmp_path / "x.npy", 200, 3, 32, 32)
+    arguments = [tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, "--block", 1024, "--scheduler"]
+    journal = tmp_path / "y.npy.noisefuse"
+    process = subprocess.Popen([*COMMAND, *map(str, arguments), cluster.scheduler_address])
+    lines = 0
+    while lines < 20 and process.poll() is None:
+        time.sleep(0.01)
+        lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
+    with distributed.Client(cluster, set_as_default=False) as client:
+        pid = next(iter(client.run(os.getpid).values()))
+    os.kill(pid, signal.SIGKILL)
+    assert 20 <= lines < 500
+    assert process.wait() == 0
+    assert np.array_equal(np.load(tmp_path / "y.npy"), noised(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [".npy", *(pytest.param(kind, marks=pytest.mark.slow) for kind in (".zarr", ""))])
+def test_processes_make_the_same_bits(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    source = sources(tmp_path, kind)
+    for name, options in (("whole", []), ("y", ["--workers", "2"])):
+        subprocess.run([*COMMAND, source, tmp_path / f"{name}{kind}", *AT_300, *options], check=True)
+    assert hash_of(tmp_path / f"y{kind}") == hash_of(tmp_path / f"whole{kind}")
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------
