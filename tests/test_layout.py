@@ -47,8 +47,9 @@ ALLOWED = {
     "arrays": "backends backends.call",
     "calls": "float_mode noise rows tableau arrays backends backends.call",
     "ops": "schedule rows tableau forward noise views arrays calls backends backends.call",
-    "loss": "schedule rows forward noise views arrays calls ops backends backends.call",
-    "density": "rows tableau noise arrays calls ops backends backends.call",
+    "loss_parts": "noise rows arrays calls backends backends.call",
+    "loss": "schedule rows forward noise views arrays calls ops loss_parts backends backends.call",
+    "density": "rows tableau noise arrays calls loss_parts ops backends backends.call",
     "transitions": "float_mode backends.call",
     "augment": "rows schedule noise arrays calls ops loss transitions backends",
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
@@ -80,6 +81,7 @@ ALLOWED = {
     "interop.diffusers": "@ interop.diffusers_* interop.torch_internals",
     "cli": "@ _*",
     "campaign*": "@ arrays campaign campaign.* rows _native",
+    "_noise_cluster": "@ _noise_files interop.dask",
     "_*": "@ _* campaign campaign.* naive sampler views",
 }
 # Imports that point up, and so close a circle: statements inside of functions, which run when all is loaded.

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: noisefuse demo | info | bench | selftest. Each command is a module, imported when it runs."""
+"""The command line: noisefuse demo | info | bench | selftest | noise. Each is a module, imported when it runs."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -15,10 +16,12 @@ from ._contenders import DTYPES
 # What a command may miss, as module and as the name to install it by.
 _OPTIONAL = {
     "PIL": "pillow",
+    "distributed": "distributed",
     "matplotlib": "matplotlib",
     "ml_dtypes": "ml_dtypes",
     "rich": "rich",
     "skimage": "scikit-image",
+    "zarr": "zarr",
 }
 
 
@@ -73,6 +76,28 @@ def _parser() -> argparse.ArgumentParser:
     selftest.add_argument("--level", choices=("quick", "night", "full"), default="quick", help="(default: %(default)s)")
     selftest.add_argument("--seed", type=_seed, help="of its cases and its noise (default: another each time)")
     selftest.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+
+    noise = commands.add_parser("noise", help="noise a data set on disk; stopped, it goes on where it was")
+    noise.add_argument(
+        "source", type=Path, metavar="SOURCE", help=".npy or zarr (axis 0: samples), or a folder of images"
+    )
+    noise.add_argument("target", type=Path, metavar="TARGET", help="likewise; TARGET.noisefuse says what made it")
+    noise.add_argument("--schedule", choices=("linear", "cosine", "flow"), help="of 1000 steps, as `q_sample` takes it")
+    noise.add_argument("--t", type=_natural, help="the time in the schedule, 0 the least noisy")
+    noise.add_argument("--std", type=_deviation, help="or this much noise, in units of the values")
+    noise.add_argument("--seed", type=_seed, required=True, help="of the noise; samples are numbered from 0")
+    noise.add_argument("--step", type=_step, default=0, help="of the noise, such as the epoch (default: %(default)s)")
+    noise.add_argument("--dtype", choices=("uint8", "float16", "float32", "float64"), help="of the target")
+    noise.add_argument(
+        "--block",
+        type=_positive,
+        default=1 << 22,
+        metavar="N",
+        help="elements made at once, of .npy (default: %(default)s)",
+    )
+    where = noise.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=_positive, metavar="N", help="on so many processes of dask.distributed")
+    where.add_argument("--scheduler", metavar="ADDRESS", help="or on the workers of this one, tcp://..")
     return parser
 
 
@@ -86,6 +111,28 @@ def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 1 << 64:
         raise argparse.ArgumentTypeError(f"expected an integer in [0, 2^64), got {text!r}")
     return int(text)
+
+
+def _step(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 32:
+        raise argparse.ArgumentTypeError(f"expected an integer in [0, 2^32), got {text!r}")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer from 0, got {text!r}")
+    return int(text)
+
+
+def _deviation(text: str) -> float:
+    try:
+        std = float(text)
+    except ValueError:
+        std = math.nan
+    if not 0 <= std < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number from 0, got {text!r}")
+    return std
 
 
 def _positive(text: str) -> int:

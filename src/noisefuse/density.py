@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +25,7 @@ from . import backends
 from .arrays import as_array, as_numbers, count, device_of, interop, is_lazy, on_device, output, overlap
 from .backends.call import LOSS_CHUNK, Loss, Step, window_runs
 from .calls import Index, like, make_call, row_index, run
+from .loss_parts import LossPart, combined
 from .noise import SAMPLER
 from .ops import Array, Inputs, NoiseLike, inputs_of, is_bytes, need_tableau, those_read, update_call
 from .rows import M1, ROW, SYMBOLS, Rows, X, Z
@@ -343,10 +344,15 @@ class Part:
     law: Law
 
 
-def combine(parts: Sequence[Part]) -> Array:
+@overload
+def combine(parts: Sequence[LossPart]) -> Any: ...
+@overload
+def combine(parts: Sequence[Part]) -> Array: ...
+def combine(parts: Any) -> Any:
     """The log-densities (B,) of samples that lie in parts, in their order: the bits of the whole, wherever it was cut.
 
     Chunks are counted in the whole sample: all parts but the last have a multiple of 4,096 elements of each sample.
+    Of the parts of `mse_loss` it is the loss; these may be of other samples, too, those of the first samples first.
 
     Raises:
         ValueError: a part that cuts a chunk; parts of different batches, rows or conventions. TypeError: no Part.
@@ -358,11 +364,14 @@ def combine(parts: Sequence[Part]) -> Array:
     >>> bool((nf.combine(parts) == nf.density.log_prob(table, 4, x, m, x)).all())
     True
     """
-    for n, part in enumerate(parts):
-        if not isinstance(part, Part):
-            raise TypeError(f"parts[{n}]: expected what partial=True gives, got {type(part).__name__}")
     if not parts:
         raise ValueError("parts: expected at least one")
+    kind = LossPart if isinstance(parts[0], LossPart) else Part
+    for n, part in enumerate(parts):
+        if not isinstance(part, kind):
+            raise TypeError(f"parts[{n}]: expected what partial=True gives, got {type(part).__name__}")
+    if kind is LossPart:
+        return combined(parts)
     if (other := interop(parts[0].sums)) is not None:
         return other.combined(parts)
     first = parts[0].law

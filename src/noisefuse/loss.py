@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,16 +23,15 @@ from .arrays import (
     one_place,
     output,
 )
-from .backends.call import Loss
+from .backends.call import LOSS_CHUNK, Loss
 from .calls import Index, make_call, names_or_array
 from .forward import residual
+from .loss_parts import LossPart, Reduction, chunk_sums, place_of
 from .noise import FIELD
 from .ops import Array, ArrayT, NoiseLike, need_schedule, plain_table, rows_at
 from .rows import M1, Rows, X, Z
 from .schedule import Schedule
 from .views import Target, need_target
-
-Reduction: TypeAlias = Literal["mean", "none"]
 
 
 class LossOptions(TypedDict, total=False):
@@ -67,6 +66,11 @@ def mse_loss(
 ) -> tuple[NDArray[np.float64], NDArray[Any]]: ...  # fmt: skip
 @overload
 def mse_loss(
+    pred: Array, x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    reduction: Reduction = "mean", grad_out: None = None, partial: Literal[True], **options: Unpack[LossOptions],
+) -> LossPart: ...  # fmt: skip
+@overload
+def mse_loss(
     pred: ArrayT, x0: ArrayT | None, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
     reduction: Reduction = "mean", grad_out: None = None, **options: Unpack[LossOptions],
 ) -> ArrayT: ...  # fmt: skip
@@ -89,6 +93,7 @@ def mse_loss(
     offset: float | None = None,
     batched: bool = True,
     grad_out: Array | Literal[True] | None = None,
+    partial: bool = False,
 ) -> Any:
     """Mean of w_t (pred - target)^2, with the target that `q_sample` of the same arguments has; it is never stored.
 
@@ -103,6 +108,8 @@ def mse_loss(
         reduction: "mean" over all elements, or "none": the mean over each sample, (B,).
         grad_out: where to write the gradient with respect to pred (of the sum of the losses, if there are several) in
             the same pass; C-contiguous, of pred's shape and dtype. It may be pred itself. True: a new array.
+        partial: of a part of the batch, or of a part of each sample that the noise is a window of (`Noise.local`), a
+            `LossPart`, of which `combine` makes the loss of the whole, bit for bit (docs/distributed.md).
 
     Returns:
         The loss, a float, or float64 (B,); with grad_out (loss, gradient). The same bits on every backend, for any
@@ -120,7 +127,12 @@ def mse_loss(
     """
     if type(pred) is not np.ndarray and (other := interop(pred)) is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
+        options |= {"partial": True} if partial else {}
         return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, grad_out=grad_out, **options)
+    if partial:
+        if grad_out is not None:
+            raise ValueError("grad_out: a part of a loss has no gradient; mse_loss_grad makes it")
+        return _part(pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     if reduction == "mean":
         found = _fast_mse(pred, x0, t, schedule, noise, target, weight, 1.0, True, grad_out, scale, offset, batched)
         if found is not NotImplemented:
@@ -231,8 +243,7 @@ def _run(
     """(loss, gradient), None for what is not wanted. outs: where the gradient is, the caller's array by its name."""
     need_schedule(schedule)
     need_target(target)
-    if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction = {reduction!r}: expected 'mean' or 'none'")
+    _need_reduction(reduction)
     m = as_array("pred", pred)
     x = _clean(x0, m, target)
     is_bytes = x is not None and x.dtype == np.uint8
@@ -266,6 +277,33 @@ def _run(
     return losses if losses is None or each or device is not None else float(losses), call.outputs[0]
 
 
+# ---- the parts of a batch, and of samples ------------------------------------------------------------------
+
+
+def _part(
+    pred: Array, x0: Array | None, t: ArrayLike | Array, schedule: Schedule, noise: NoiseLike, target: Target,
+    weight: ArrayLike | None, reduction: Reduction, scale: float | None, offset: float | None, batched: bool,
+) -> LossPart:  # fmt: skip
+    need_schedule(schedule)
+    need_target(target)
+    _need_reduction(reduction)
+    m = as_array("pred", pred)
+    x = _clean(x0, m, target)
+    rows, index = rows_at(residual, target, schedule, t, m.shape, x is not None and x.dtype == np.uint8, scale, offset)
+    names, z = names_or_array(noise, m.shape, m.dtype, batched, FIELD, any_stream=True)
+    batch, sample_shape = batch_shape(m.shape, batched)
+    size, tokens = count(sample_shape), np.ndim(t) > (1 if batched else 0)
+    piece = min(index.segment, size) if tokens else size
+    start, whole = place_of(names, sample_shape, piece if tokens else LOSS_CHUNK)
+    values: Any = index.values.get() if on_device(index.values) else index.values  # type: ignore[attr-defined]
+    pieces = size // piece if piece else 1
+    of_pieces = np.resize(values, batch * pieces)
+    weights = None if weight is None else _weights(weight, t, rows, index)[of_pieces].reshape(batch, pieces)
+    inputs = {slot: a for slot, a in {X: x, M1: m, Z: z}.items() if slot in rows.reads and a is not None}
+    sums = chunk_sums(rows, of_pieces, inputs, names if Z in rows.reads else (), batch, pieces, piece, start, whole)
+    return LossPart(sums, weights, start, size, whole, tokens, reduction)
+
+
 _SQUARE = Rows.of({"out.m1": 1.0})
 
 
@@ -280,6 +318,11 @@ def mean_squares(x: Array, batched: bool) -> NDArray[np.float64]:
     call = make_call(x.shape, x.dtype, _SQUARE, Index(np.zeros(1, np.int64), x.size), (), {M1: x}, {}, batched)
     backends.of(x).loss(Loss(call, size, None, np.ones(()), size, sums))
     return sums.get() if on_device(sums) else sums  # type: ignore[attr-defined]
+
+
+def _need_reduction(reduction: Reduction) -> None:
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction = {reduction!r}: expected 'mean' or 'none'")
 
 
 def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:

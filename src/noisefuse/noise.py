@@ -7,6 +7,7 @@ import math
 import operator
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
@@ -148,6 +149,52 @@ class Noise:
             raise OverflowError(f"window: a sample of shape {shape} has more than 2^34 elements")
         return _named(self.seed, self.sample, self.step, self.stream, shape, start)
 
+    def local(self, whole: Any, *splits: tuple[int, int, int], batched: bool = True) -> Noise:
+        """The field of one rank's part of an array that ranks share: what it draws is that part of the whole.
+
+        Args:
+            whole: a DTensor of torch's, or its spec: the part is that of ``to_local()``. Or the shape of the whole.
+            splits: of a shape: (rank, world, axis), where the axis is split as torch.chunk does, into parts of equal
+                length of which the last may be shorter, or empty. Of several, each splits what those before it left.
+            batched: as in `randn`: whether axis 0 is the batch.
+
+        Nothing is communicated. Replicated arrays have the same noise on all ranks.
+
+        Raises:
+            ValueError: a placement that is neither Shard nor Replicate, a rank outside of the mesh, a window already.
+            IndexError: an axis or a rank out of range.
+
+        >>> part = nf.randn((2, 8), nf.Noise(7).local((6, 8), (2, 3, 0)))  # rank 2 of 3
+        >>> np.array_equal(part, nf.randn((6, 8), nf.Noise(7))[4:])
+        True
+        """
+        if self.window_shape is not None:
+            raise ValueError("local: the noise is that of a window already")
+        if hasattr(whole, "placements"):
+            if splits:
+                raise ValueError(f"local: a {type(whole).__name__} says itself how it is split, got {splits}")
+            splits = _splits_of(whole)
+            whole = whole.shape
+        shape = tuple(map(operator.index, whole))
+        if math.prod(shape[batched:]) > ELEMENTS:
+            raise OverflowError(f"local: a sample of shape {shape[batched:]} has more than 2^34 elements")
+        start, lengths = _part(shape, tuple(map(tuple, splits)))
+        if not shape:
+            return self
+        if not batched:
+            return _named(self.seed, self.sample, self.step, self.stream, shape, start)
+        sample: Any = self.sample
+        if isinstance(sample, int):
+            sample += start[0]
+        elif len(sample) != shape[0]:
+            raise ValueError(
+                f"local: has {len(sample)} sample ids, expected one for each of {shape[0]} rows of the whole"
+            )
+        else:
+            sample = _ids(sample[start[0] : start[0] + lengths[0]])
+        window = (shape[1:], start[1:]) if lengths[1:] != shape[1:] else (None, ())
+        return _named(self.seed, sample, self.step, self.stream, *window)
+
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises ValueError where a slice of this shape does not lie in the window's full sample."""
         full, start = self.window_shape, self.window_start
@@ -224,6 +271,38 @@ def _named(
     object.__setattr__(new, "window_shape", window_shape)
     object.__setattr__(new, "window_start", window_start)
     return new
+
+
+def _splits_of(tensor: Any) -> tuple[tuple[int, int, int], ...]:
+    """Of a DTensor, or of its spec: (rank, world, axis) of each axis of the mesh that splits it."""
+    mesh = tensor.device_mesh if hasattr(tensor, "device_mesh") else tensor.mesh
+    ranks = mesh.get_coordinate()
+    if ranks is None:
+        raise ValueError("local: this rank is not in the mesh, and has no part of the tensor")
+    splits = []
+    for rank, world, placement in zip(ranks, mesh.shape, tensor.placements, strict=True):
+        if placement.is_replicate():
+            continue
+        if not placement.is_shard() or hasattr(placement, "split_factor"):
+            raise ValueError(f"local: expected Shard and Replicate, got {placement}")
+        splits.append((rank, world, placement.dim))
+    return tuple(splits)
+
+
+@lru_cache(maxsize=256)
+def _part(shape: tuple[int, ...], splits: tuple[tuple[int, int, int], ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where the part begins along each axis, and its lengths."""
+    start, lengths = [0] * len(shape), list(shape)
+    for rank, world, axis in splits:
+        if not 0 <= rank < world:
+            raise IndexError(f"local: rank {rank} of {world}: expected 0 <= rank < world")
+        if not -len(shape) <= axis < len(shape):
+            raise IndexError(f"local: axis {axis} of an array of {len(shape)} axes")
+        each = -(-lengths[axis] // world)
+        begin = min(rank * each, lengths[axis])
+        start[axis] += begin
+        lengths[axis] = min(each, lengths[axis] - begin)
+    return tuple(start), tuple(lengths)
 
 
 def _unpickled(seed: int, sample: Any, step: int, stream: int, window_shape: Any, window_start: Any) -> Noise:

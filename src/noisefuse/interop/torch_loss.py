@@ -34,9 +34,14 @@ from .torch_internals import is_compiling
 
 
 def mse_loss(
-    pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, grad_out: Any, **options: Any
-) -> Any:
+    pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, grad_out: Any, partial: bool = False,
+    **options: Any,
+) -> Any:  # fmt: skip
     need_no_gradient(x0=x0, t=t, noise=noise, weight=weight)
+    if partial:
+        need_no_gradient(pred=pred)
+        fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
+        return Loss(*fields).part(t, tensors, noise, grad_out)
     watched = pred.requires_grad and torch.is_grad_enabled()
     if grad_out is not None and (watched or is_compiling()):
         raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
@@ -116,6 +121,11 @@ class Loss(Operation):
                 result = double.to(_dtype(pred))
         gradient = None if grad_out is None else as_tensor(gradient, None if made else grad_out)
         return result, gradient
+
+    def part(self, index: Any, tensors: Sequence[Any], noise: Any, grad_out: Any) -> Any:
+        place = self.place(tensors)
+        with on(place):
+            return nf.mse_loss(**self._arrays(index, tensors, noise, place), grad_out=grad_out, partial=True)
 
     def gradient(
         self, slot: str, index: Any, kept: Sequence[Any], noise: Any, grads: Sequence[Any], out: Any = None

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`mse_loss` of what lies in parts: the sums of chunks, which are added elsewhere in the order of docs/loss.md."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import backends
+from .arrays import Array, contiguous, count, device_of, on_device, output
+from .backends.call import LOSS_CHUNK, Loss, window_runs
+from .calls import Index, make_call
+from .noise import Noise
+from .rows import M1, Rows
+
+Reduction: TypeAlias = Literal["mean", "none"]
+
+
+@dataclass(frozen=True)
+class LossPart:
+    """What a part of a batch, or of each of its samples, adds to `mse_loss`: the sums of its chunks, (B, pieces,
+    chunks), float64, in host memory. `combine` makes one of all parts; they travel pickled."""
+
+    sums: NDArray[np.float64]
+    weights: NDArray[np.float64] | None  # (B, pieces)
+    start: int  # the first element of a sample
+    elements: int  # how many of it
+    whole: int  # of all parts
+    tokens: bool  # t has an entry for each piece; else a sample is one
+    reduction: Reduction
+
+
+def combined(parts: Sequence[LossPart]) -> float | NDArray[np.float64]:
+    """The loss of parts in C order: those of the first samples, from their first elements on, then of the next ones."""
+    losses: list[float] = []
+    at, first = 0, parts[0]
+    group: list[LossPart] = []
+    for n, part in enumerate(parts):
+        if (part.whole, part.tokens, part.reduction) != (first.whole, first.tokens, first.reduction):
+            raise ValueError(f"parts[{n}]: expected samples, t and reduction like those of parts[0]")
+        if not part.elements and part.whole:
+            continue  # of a rank that is left with nothing
+        if part.start != at or (group and len(part.sums) != len(group[0].sums)):
+            raise ValueError(
+                f"parts[{n}]: has {len(part.sums)} samples from element {part.start} on, expected "
+                f"{len(group[0].sums) if group else 'some'} from element {at} on: parts are in C order"
+            )
+        group.append(part)
+        at += part.elements
+        if at == part.whole:
+            losses += _samples(group)
+            at, group = 0, []
+    if group:
+        raise ValueError(f"parts: the last one ends at element {at} of {first.whole}")
+    if first.reduction == "none":
+        return np.array([loss / first.whole for loss in losses])
+    total = 0.0
+    for loss in losses:
+        total += loss
+    return total / (len(losses) * first.whole) if losses and first.whole else math.nan
+
+
+def _samples(group: list[LossPart]) -> list[float]:
+    """The sums of samples, in the order of the contract (docs/loss.md)."""
+    sums = np.concatenate([part.sums for part in group], axis=1 if group[0].tokens else 2)
+    pieces = np.zeros(sums.shape[:2])
+    for chunk in range(sums.shape[2]):
+        pieces += sums[:, :, chunk]
+    if group[0].weights is None:
+        weights = np.ones_like(pieces)
+    else:  # of one piece all parts have the same
+        given = [part.weights for part in group if part.weights is not None]
+        weights = np.concatenate(given, axis=1) if group[0].tokens else given[0]
+    found = []
+    for row, factors in zip(pieces, weights, strict=True):
+        so_far = 0.0
+        for piece, weight in zip(row.tolist(), factors.tolist(), strict=True):
+            so_far = _fma(weight, piece, so_far)
+        found.append(so_far)
+    return found
+
+
+def _fma(a: float, b: float, c: float) -> float:
+    """a b + c, rounded once (Python has its own from 3.13 on)."""
+    if a == 1 or not math.isfinite(a * b + c):
+        return a * b + c
+    return float(Fraction(a) * Fraction(b) + Fraction(c))
+
+
+def place_of(names: tuple[Noise, ...], shape: tuple[int, ...], unit: int) -> tuple[int, int]:
+    """Where a part of a sample begins, and how many elements the whole has; ValueError where it cuts a chunk or, with
+    tokens, a piece."""
+    places = {(*window_runs(noise, shape)[::2], noise.window_shape) for noise in names} or {(0, (), None)}
+    size, ((start, lengths, full), *others) = count(shape), places
+    whole = size if full is None else count(full)
+    if others or lengths or (unit and start % unit) or (unit and size % unit and start + size != whole):
+        raise ValueError(
+            f"noise: its window of {size} elements from element {start} on, expected a run of elements that begins and "
+            f"ends with chunks of {LOSS_CHUNK}, or with pieces of one t, of the whole sample of shape {full}"
+        )
+    return start, whole
+
+
+def chunk_sums(
+    rows: Rows, index: Any, inputs: dict[int, Array], names: tuple[Noise, ...], batch: int, pieces: int, piece: int,
+    start: int, whole: int,
+) -> NDArray[np.float64]:  # fmt: skip
+    """(batch, pieces, chunks): each chunk as a sample, which a window of the noise is for."""
+    chunks, full = -(-piece // LOSS_CHUNK), piece // LOSS_CHUNK * LOSS_CHUNK
+    sums = np.zeros((batch * pieces, chunks))
+    for begin, length, n in ((0, LOSS_CHUNK, full // LOSS_CHUNK), (full, piece - full, 1)):
+        if not n * length * len(sums):
+            continue
+        cut = {slot: a.reshape(-1, piece)[:, begin : begin + n * length] for slot, a in inputs.items()}
+        parts: dict[int, Array | None] = {slot: contiguous(a).reshape(-1, length) for slot, a in cut.items()}
+        elements = range(start + begin, start + begin + n * length, length)
+        places = [(b, p * piece + element) for b in range(batch) for p in range(pieces) for element in elements]
+        named = tuple(_of_row(names, b).window((whole,), (element,)) for b, element in places) if names else ()
+        m: Any = parts[M1]
+        call = make_call(m.shape, m.dtype, rows, Index(np.repeat(index, n), length), named, parts, {}, True)
+        found: Any = output("", None, (len(m),), np.dtype(np.float64), device_of(m))
+        backends.of(m).loss(Loss(call, length, None, np.ones(()), 1, found))
+        columns = slice(begin // LOSS_CHUNK, begin // LOSS_CHUNK + n)
+        sums[:, columns] = (found.get() if on_device(found) else found).reshape(-1, n)
+    return sums.reshape(batch, pieces, chunks)
+
+
+def _of_row(names: tuple[Noise, ...], row: int) -> Noise:
+    if len(names) > 1:
+        return names[row]
+    sample = names[0].sample
+    return names[0].at(sample=sample + row if isinstance(sample, int) else int(sample[row]))

@@ -1,0 +1,526 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`noisefuse noise`: the bits of the call on the whole, whatever stops it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import noisefuse as nf
+from noisefuse import _noise_files
+from noisefuse._noise import _Progress
+from noisefuse._noise_journal import Journal
+from noisefuse.cli import main
+
+AT_300 = ["--schedule", "cosine", "--t", "300", "--seed", "7"]
+COMMAND = [sys.executable, "-m", "noisefuse.cli", "noise"]
+
+
+def save(path: Path, *shape: int, dtype: str = "float32") -> np.ndarray[Any, Any]:
+    array = np.random.default_rng(0).uniform(0, 255, shape).astype(dtype)
+    np.save(path, array)
+    return array
+
+
+def noised(x: np.ndarray[Any, Any], **options: Any) -> np.ndarray[Any, Any]:
+    return nf.q_sample(x, 300, nf.Schedule.cosine(1000), nf.Noise(7), **options)
+
+
+def run(*arguments: Any) -> int:
+    return main(["noise", *map(str, arguments)])
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """What it says, in one line."""
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("noisefuse noise: ")
+    assert error.count("\n") == 1
+    return error
+
+
+# ---- bits --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 50), (2, 3, 7, 11), (5, 1), (0, 3), (4, 0)])
+@pytest.mark.parametrize("block", [1, 37, 1 << 20])
+def test_an_array_has_the_bits_of_one_call(
+    shape: tuple[int, ...], block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail: a window that begins elsewhere, rows that are numbered from the block's first."""
+    monkeypatch.setattr(_noise_files, "PIECE", 16)
+    x = save(tmp_path / "x.npy", *shape)
+    assert run(tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, "--block", block) == 0
+    y = np.load(tmp_path / "y.npy")
+    assert y.dtype == np.float32
+    assert np.array_equal(y, noised(x))
+
+
+@pytest.mark.parametrize("source", ["uint8", "float16", "float32", "float64", ">f4", "<f8"])
+@pytest.mark.parametrize("dtype", [None, "uint8", "float16", "float32", "float64"])
+def test_dtypes_are_those_of_the_operations(source: str, dtype: str | None, tmp_path: Path) -> None:
+    x = save(tmp_path / "x.npy", 3, 40, dtype=source)
+    options = [] if dtype is None else ["--dtype", dtype]
+    assert run(tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, *options) == 0
+    native = x.astype(x.dtype.newbyteorder("="))
+    assert np.array_equal(np.load(tmp_path / "y.npy"), noised(native, dtype=dtype))
+    assert run(tmp_path / "x.npy", tmp_path / "z.npy", "--std", 3, "--seed", 7, "--step", 2, *options) == 0
+    expected = nf.augment.gaussian(native, 3.0, nf.Noise(7, step=2), dtype=dtype)
+    z = np.load(tmp_path / "z.npy")
+    assert z.dtype == expected.dtype
+    assert np.array_equal(z, expected)
+
+
+@given(st.integers(1, 50), st.integers(1, 400), st.integers(1, 100), st.integers(1, 60))
+def test_pieces_are_all_elements_once(n: int, elements: int, block: int, piece: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_noise_files, "PIECE", piece)
+        found = []
+        for first in range(0, elements, block):
+            for sample, start, rows, length in _noise_files.pieces(first, min(first + block, elements), n):
+                assert rows * length <= piece
+                assert start + length <= n
+                assert rows == 1 or (start == 0 and length == n)
+                found += range(sample * n + start, sample * n + start + rows * length)
+    assert found == list(range(elements))
+
+
+def photographs(folder: Path) -> dict[str, Any]:
+    """Of every kind, by the name of the target; with what becomes of it."""
+    from PIL import Image
+
+    random, made = np.random.default_rng(0), {}
+    shapes = {"a.png": (9, 7, 3), "deep/er/b.PNG": (5, 6), "c.bmp": (4, 4, 3), "d.png": (6, 5, 4)}
+    for name, shape in shapes.items():
+        pixels = random.integers(0, 256, shape, np.uint8)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / name)
+        alpha = shape[2:] == (4,)
+        colour = pixels[..., :3] if alpha else pixels
+        noise = nf.Noise(7, sample=nf.augment.sample_id(name))
+        expected = nf.augment.gaussian(colour[None], 20.0, noise)[0]
+        made[str(Path(name).with_suffix(".png"))] = np.dstack([expected, pixels[..., 3]]) if alpha else expected
+    (folder / "notes.txt").write_text("not an image")
+    return made
+
+
+def test_images_are_named_by_their_paths(tmp_path: Path) -> None:
+    """Seen to fail: a sample id of the whole path, noise on what is transparent."""
+    from PIL import Image
+
+    expected = photographs(tmp_path / "x")
+    assert run(tmp_path / "x", tmp_path / "y", "--std", 20, "--seed", 7) == 0
+    found = {str(path.relative_to(tmp_path / "y")): path for path in (tmp_path / "y").rglob("*") if path.is_file()}
+    assert found.keys() == expected.keys()
+    for name, path in found.items():
+        with Image.open(path) as image:
+            assert np.array_equal(np.asarray(image), expected[name]), name
+    assert run(tmp_path / "x", tmp_path / "z", *AT_300) == 0
+    with Image.open(tmp_path / "x" / "a.png") as image:
+        pixels = np.asarray(image)[None]
+    expected = nf.q_sample(
+        pixels, 300, nf.Schedule.cosine(1000), nf.Noise(7, sample=nf.augment.sample_id("a.png")), dtype="uint8"
+    )
+    with Image.open(tmp_path / "z" / "a.png") as image:
+        assert np.array_equal(np.asarray(image), expected[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "shards"),
+    [
+        ((11,), (4,), None),
+        ((5, 7, 9), (2, 7, 4), None),
+        ((5, 7, 9), (1, 3, 9), None),
+        ((6, 8, 8), (1, 4, 4), (3, 8, 4)),
+    ],
+)
+def test_a_zarr_store_has_the_bits_of_one_call(
+    shape: tuple[int, ...], chunks: tuple[int, ...], shards: tuple[int, ...] | None, tmp_path: Path
+) -> None:
+    """Seen to fail: chunks without their place in the sample."""
+    zarr = pytest.importorskip("zarr")
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    store = zarr.create_array(
+        tmp_path / "x.zarr", shape=shape, dtype="float32", chunks=chunks, shards=shards, attributes={"units": "K"}
+    )
+    store[...] = x
+    assert run(tmp_path / "x.zarr", tmp_path / "y.zarr", *AT_300) == 0
+    made = zarr.open_array(tmp_path / "y.zarr", mode="r")
+    assert (made.chunks, made.shards, dict(made.attrs)) == (chunks, shards, {"units": "K"})
+    assert np.array_equal(made[...], noised(x))
+    assert not [*(tmp_path / "y.zarr").rglob(".noisefuse*")]
+
+
+# ---- stopped, and run again --------------------------------------------------------------------------------
+
+
+def hash_of(path: Path) -> str:
+    """Of a file, or of all files in a folder and their names."""
+    digest, files = hashlib.sha256(), [path] if path.is_file() else sorted(path.rglob("*"))
+    for file in files:
+        digest.update(str(file.relative_to(path)).encode())
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def kill_and_run_again(source: Path, target: Path, kills: int, *options: str) -> None:
+    """Killed at random moments, until it was killed this often before it ended; then left alone."""
+    moments, slowest, killed = random.Random(16), 1.0, 0
+    while True:
+        began = time.monotonic()
+        process = subprocess.Popen([*COMMAND, source, target, *AT_300, *options], stdout=subprocess.DEVNULL)
+        try:
+            process.wait(None if killed == kills else moments.uniform(0.2, slowest))
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            killed += process.returncode == -signal.SIGKILL
+        if process.returncode == 0:
+            assert target.exists()
+            slowest = min(slowest, time.monotonic() - began)
+            if killed == kills:
+                return
+            there = [*target.parent.glob(f"{target.name}*")]
+            assert len(there) == 2  # and the journal
+            for path in there:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        else:
+            assert process.returncode == -signal.SIGKILL
+
+
+def sources(folder: Path, kind: str) -> Path:
+    """Of some hundred blocks."""
+    source, x = folder / f"x{kind}", np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), np.uint8)
+    if kind == ".npy":
+        np.save(source, x)
+    elif kind == ".zarr":
+        zarr = pytest.importorskip("zarr")
+        zarr.create_array(source, shape=x.shape, dtype=x.dtype, chunks=(1, 32, 32, 3))[...] = x
+    else:
+        from PIL import Image
+
+        source.mkdir()
+        for n, pixels in enumerate(np.concatenate([x] * 4)):
+            Image.fromarray(pixels).save(source / f"{n}.png")
+    return source
+
+
+@pytest.mark.parametrize("kind", [".npy", ".zarr", ""])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_and_run_again_it_makes_the_same_bits(kills: int, kind: str, tmp_path: Path) -> None:
+    """Seen to fail: a block that stands in the journal before it is made, an image written under its own name."""
+    source, options = sources(tmp_path, kind), ["--block", "2048"]
+    subprocess.run([*COMMAND, source, tmp_path / f"whole{kind}", *AT_300, *options], check=True, capture_output=True)
+    kill_and_run_again(source, tmp_path / f"y{kind}", kills, *options)
+    assert hash_of(tmp_path / f"y{kind}") == hash_of(tmp_path / f"whole{kind}")
+
+
+def test_a_finished_block_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = save(tmp_path / "x.npy", 10, 10)
+    arguments = [tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, "--block", 10]
+    made: list[int] = []
+    make = _noise_files.Npy.make
+
+    def interrupted(job: Any, block: int) -> int:
+        if block == 6:
+            raise KeyboardInterrupt
+        made.append(block)
+        return make(job, block)
+
+    monkeypatch.setattr(_noise_files.Npy, "make", interrupted)
+    with nf.set_num_threads(1):
+        assert run(*arguments) == 130
+    assert not (tmp_path / "y.npy").exists()
+    monkeypatch.setattr(_noise_files.Npy, "make", lambda job, block: made.append(block) or make(job, block))
+    journal = (tmp_path / "y.npy.noisefuse").read_bytes()
+    (tmp_path / "y.npy.noisefuse").write_bytes(journal[:-3])  # its last line is half-written
+    before = [int(line.split()[1]) for line in journal.splitlines()[1:-1]]
+    assert before
+    made.clear()
+    assert run(*arguments) == 0
+    assert sorted(made + before) == list(range(10))
+    assert np.array_equal(np.load(tmp_path / "y.npy"), noised(x))
+
+
+@pytest.mark.parametrize("cut", ["journal", "partial", "target"])
+def test_what_somebody_took_away_is_made_again(cut: str, tmp_path: Path) -> None:
+    x = save(tmp_path / "x.npy", 10, 10)
+    arguments = [tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, "--block", 10]
+    assert run(*arguments) == 0
+    if cut != "target":  # as if it had been stopped before the rename
+        (tmp_path / "y.npy").rename(tmp_path / "y.npy.noisefuse-partial")
+    for path in {"journal": ["y.npy.noisefuse"], "target": ["y.npy"], "partial": ["y.npy.noisefuse-partial"]}[cut]:
+        (tmp_path / path).unlink()
+    assert run(*arguments) == 0
+    assert np.array_equal(np.load(tmp_path / "y.npy"), noised(x))
+
+
+def test_stopped_at_the_rename_it_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "x.npy", 10, 10)
+    arguments = [tmp_path / "x.npy", tmp_path / "y.npy", *AT_300]
+    assert run(*arguments) == 0
+    capsys.readouterr()
+    assert run(*arguments) == 0
+    assert "is whole already" in capsys.readouterr().out
+    (tmp_path / "y.npy").rename(tmp_path / "y.npy.noisefuse-partial")
+    assert run(*arguments) == 0
+    assert capsys.readouterr().out.startswith("wrote ")
+
+
+@pytest.mark.parametrize("limit", [50, 300, 4_000])
+def test_a_full_disk_is_said_and_loses_nothing(limit: int, tmp_path: Path) -> None:
+    """A limit of the size of files, as of a disk that is full: at the manifest, in the reserved space."""
+    x = save(tmp_path / "x.npy", 10, 100)
+    command = [*COMMAND, tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, "--block", "10"]
+
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    failed = subprocess.run(command, preexec_fn=full, capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("noisefuse noise: ")
+    assert "File too large" in failed.stderr
+    assert not (tmp_path / "y.npy").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    assert np.array_equal(np.load(tmp_path / "y.npy"), noised(x))
+
+
+def test_a_journal_that_meets_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """The reserved space is there, and the lines of the journal are not. Seen to fail: an error that does not say that
+    what is made is kept."""
+    x = save(tmp_path / "x.npy", 10, 10)
+    command = [*COMMAND, tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, "--block", "1"]
+
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700, resource.RLIM_INFINITY))
+
+    failed = subprocess.run(command, preexec_fn=full, capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert "what is made is kept" in failed.stderr
+    subprocess.run(command, check=True, capture_output=True)
+    assert np.array_equal(np.load(tmp_path / "y.npy"), noised(x))
+
+
+@pytest.mark.parametrize("kind", [".zarr", ""])
+def test_a_disk_that_fills_up_keeps_what_is_whole(kind: str, tmp_path: Path) -> None:
+    """Seen to fail: what was being written left behind, or written under its own name."""
+    source, target = sources(tmp_path, kind), tmp_path / f"y{kind}"
+    if not kind:
+        from PIL import Image
+
+        Image.fromarray(np.zeros((500, 500), np.uint8)).save(source / "zz.png")
+
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000 if kind else 20_000, resource.RLIM_INFINITY))
+
+    failed = subprocess.run(
+        [*COMMAND, source, target, *AT_300], preexec_fn=full, capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 2
+    assert "File too large" in failed.stderr
+    assert "what is made is kept" in failed.stderr
+    partial = tmp_path / f"y{kind}.noisefuse-partial"
+    assert not [*partial.rglob(".noisefuse-*")]
+    made = {path: path.stat().st_mtime_ns for path in partial.rglob("*") if path.is_file()}
+    assert kind or made
+    subprocess.run([*COMMAND, source, target, *AT_300], check=True, capture_output=True)
+    assert all((target / path.relative_to(partial)).stat().st_mtime_ns == then for path, then in made.items())
+    subprocess.run([*COMMAND, source, tmp_path / f"whole{kind}", *AT_300], check=True, capture_output=True)
+    assert hash_of(target) == hash_of(tmp_path / f"whole{kind}")
+
+
+# ---- on a cluster ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None) as cluster:
+        yield cluster
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_workers_that_differ_are_named(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "x.npy", 10, 10)
+    monkeypatch.setattr(nf, "NOISE_VERSION", 99)
+    error = fails(capsys, tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, "--scheduler", cluster.scheduler_address)
+    assert "3 of 3 workers differ; here is noisefuse" in error
+    assert "NOISE_VERSION 1" in error
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_workers_make_the_same_bits_though_one_is_killed(cluster: Any, tmp_path: Path) -> None:
+    """Some blocks are made, and not all, when it is killed."""
+    distributed = pytest.importorskip("distributed")
+    x = save(tmp_path / "x.npy", 200, 3, 32, 32)
+    arguments = [tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, "--block", 1024, "--scheduler"]
+    journal = tmp_path / "y.npy.noisefuse"
+    process = subprocess.Popen([*COMMAND, *map(str, arguments), cluster.scheduler_address])
+    lines = 0
+    while lines < 20 and process.poll() is None:
+        time.sleep(0.01)
+        lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
+    with distributed.Client(cluster, set_as_default=False) as client:
+        pid = next(iter(client.run(os.getpid).values()))
+    os.kill(pid, signal.SIGKILL)
+    assert 20 <= lines < 500
+    assert process.wait() == 0
+    assert np.array_equal(np.load(tmp_path / "y.npy"), noised(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [".npy", *(pytest.param(kind, marks=pytest.mark.slow) for kind in (".zarr", ""))])
+def test_processes_make_the_same_bits(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    source = sources(tmp_path, kind)
+    for name, options in (("whole", []), ("y", ["--workers", "2"])):
+        subprocess.run([*COMMAND, source, tmp_path / f"{name}{kind}", *AT_300, *options], check=True)
+    assert hash_of(tmp_path / f"y{kind}") == hash_of(tmp_path / f"whole{kind}")
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ({"--seed": "8"}, "--seed 7 and not 8"),
+        ({"--t": "301"}, "--t 300 and not 301"),
+        ({"--dtype": "float16"}, "--dtype None and not float16"),
+        ({"--step": "1", "--block": "3"}, "--step 0 and not 1, --block 10 and not 3"),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_other_parameters_are_refused(
+    others: dict[str, str], said: str, whole: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "x.npy", 10, 10)
+    arguments = [tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, "--block", "10"]
+    assert run(*arguments) == 0
+    if not whole:
+        (tmp_path / "y.npy").rename(tmp_path / "y.npy.noisefuse-partial")
+    changed = [*arguments, *(word for pair in others.items() for word in pair)]
+    assert said in fails(capsys, *changed)
+
+
+def test_another_source_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "x.npy", 10, 10)
+    assert run(tmp_path / "x.npy", tmp_path / "y.npy", *AT_300) == 0
+    save(tmp_path / "x.npy", 10, 11)
+    assert "shape [10, 10] and not [10, 11]" in fails(capsys, tmp_path / "x.npy", tmp_path / "y.npy", *AT_300)
+
+
+def test_a_target_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "x.npy", 10, 10)
+    (tmp_path / "y.npy").write_text("mine")
+    assert "exists already" in fails(capsys, tmp_path / "x.npy", tmp_path / "y.npy", *AT_300)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy", "y.npy"]
+    (tmp_path / "z.npy.noisefuse").write_text("mine\n")
+    assert "is no journal" in fails(capsys, tmp_path / "x.npy", tmp_path / "z.npy", *AT_300)
+    assert (tmp_path / "z.npy.noisefuse").read_text() == "mine\n"
+
+
+def test_two_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "x.npy", 10, 10)
+    with Journal(tmp_path / "y.npy", {}):
+        assert "another process" in fails(capsys, tmp_path / "x.npy", tmp_path / "y.npy", *AT_300)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["absent.npy", "y.npy", *AT_300], "no such file"),
+        (["x.npy", "x.npy", *AT_300], "lie in one another"),
+        (["x.npy", "absent/y.npy", *AT_300], "no such directory"),
+        (["text.npy", "y.npy", *AT_300], "no .npy file"),
+        (["cut.npy", "y.npy", *AT_300], "its header speaks of"),
+        (["fortran.npy", "y.npy", *AT_300], "Fortran order"),
+        (["number.npy", "y.npy", *AT_300], "samples along axis 0"),
+        (["int64.npy", "y.npy", *AT_300], "dtype int64: expected one of uint8, float16"),
+        (["folder", "folder/y", *AT_300], "lie in one another"),
+        (["folder", "y", *AT_300], "has neither images"),
+        (["twins", "y", *AT_300], "would both become a.png"),
+        (["x.npy", "y.npy", "--seed", 1], "expected --schedule with --t, or else --std"),
+        (["x.npy", "y.npy", "--seed", 1, "--t", 3, "--std", 1], "expected --schedule with --t"),
+        (["x.npy", "y.npy", *AT_300, "--std", 1], "expected --schedule with --t"),
+        (["x.npy", "y.npy", *AT_300, "--t", 1000], "0 <= t < 1000"),
+    ],
+)
+def test_bad_input_is_named(
+    arguments: list[Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "x.npy", 3, 4)
+    Path("text.npy").write_text("not an array")
+    Path("cut.npy").write_bytes(Path("x.npy").read_bytes()[:-1])
+    np.save("fortran.npy", np.asfortranarray(np.zeros((3, 4), np.float32)))
+    np.save("number.npy", np.float32(1))
+    np.save("int64.npy", np.arange(3))
+    Path("folder").mkdir()
+    Path("twins").mkdir()
+    for name in ("a.png", "a.jpg"):
+        (Path("twins") / name).touch()
+    before = sorted(Path().iterdir())
+    assert said in fails(capsys, *arguments)
+    assert sorted(Path().iterdir()) == before
+
+
+def test_images_that_cannot_be_noised_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    (tmp_path / "x").mkdir()
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "x" / "deep.png")
+    assert "deep.png has 1 frames of mode I;16" in fails(capsys, tmp_path / "x", tmp_path / "y", *AT_300)
+    (tmp_path / "x" / "deep.png").write_text("no image")
+    assert "deep.png: cannot identify" in fails(capsys, tmp_path / "x", tmp_path / "z", *AT_300)
+    assert "images are made of uint8" in fails(capsys, tmp_path / "x", tmp_path / "z", *AT_300, "--dtype", "float32")
+
+
+def test_a_group_of_zarr_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zarr = pytest.importorskip("zarr")
+    zarr.create_group(tmp_path / "group")
+    assert "no array of zarr v3" in fails(capsys, tmp_path / "group", tmp_path / "y", *AT_300)
+    zarr.create_array(tmp_path / "old", shape=(3,), dtype="float32", zarr_format=2)
+    assert "no array of zarr v3" in fails(capsys, tmp_path / "old", tmp_path / "y", *AT_300)
+    zarr.create_array(tmp_path / "whole", shape=(3,), dtype="int64")
+    assert "dtype int64" in fails(capsys, tmp_path / "whole", tmp_path / "y", *AT_300)
+
+
+@pytest.mark.parametrize("option", ["--seed -1", "--std nan", "--std -1", "--std x", "--step 4294967296", "--block 0"])
+def test_numbers_out_of_range_are_refused(option: str) -> None:
+    with pytest.raises(SystemExit) as refused:
+        run("x.npy", "y.npy", *AT_300, *option.split())
+    assert refused.value.code == 2
+
+
+def test_progress_says_rate_and_time_left() -> None:
+    progress = _Progress(200, 100)
+    progress.add(30_000_000)
+    assert progress.line(0.5) == "[###############               ]  50%  60 MB/s  0:00:50 left"
+
+
+def test_the_journal_says_what_made_the_target(tmp_path: Path) -> None:
+    save(tmp_path / "x.npy", 10, 10)
+    assert run(tmp_path / "x.npy", tmp_path / "y.npy", *AT_300) == 0
+    manifest = json.loads((tmp_path / "y.npy.noisefuse").read_text().splitlines()[0].partition(" ")[2])
+    assert manifest["--schedule"] == "cosine"
+    assert manifest["NOISE_VERSION"] == nf.NOISE_VERSION
