@@ -59,7 +59,7 @@ ALLOWED = {
     # What JAX traces is checked as NumPy's calls are, by what makes those calls, and packed as backends pack them.
     "interop.jax_internals": "@",
     "interop.jax_calls": "@ noise rows backends backends.call _native interop.jax_internals",
-    "interop.jax": "@ arrays noise rows calls ops loss sampler backends.call interop.jax_*",
+    "interop.jax": "@ arrays noise rows calls ops loss sampler backends backends.call interop.jax_*",
     "interop.dask_augment": "@ interop.dask_blocks",
     "interop.dask": "@ interop.dask_*",
     "interop.torch_internals": "@",

@@ -29,7 +29,7 @@ from .jax_internals import result_type, varying, varying_axes
 
 # Roles of operands beyond slots of inputs, and kinds of calls, as csrc/xla.cpp numbers them.
 ROWS, FIELDS, INDEX, STEP, IDS, START, WEIGHTS = range(Z + 1, Z + 8)
-STEPS, WALKS, LOSSES = range(3)
+STEP_CALLS, WALKS, LOSSES = range(3)
 
 # Handlers of other versions have other names: a program that was stored finds its own or none.
 TARGET = f"noisefuse_{crc32(repr((CALL.descr, FIELD.descr)).encode()):08x}"
@@ -110,11 +110,11 @@ def bind(what: Described, operands: Sequence[Any]) -> list[Any]:
 
 @call_p.def_impl
 def _eager(*operands: Any, what: Described) -> Any:
-    return _compiled(what)(*operands)
+    return compiled(what)(*operands)
 
 
 @lru_cache(maxsize=1024)
-def _compiled(what: Described) -> Any:
+def compiled(what: Described) -> Any:
     return jax.jit(partial(call_p.bind, what=what))
 
 
@@ -161,7 +161,7 @@ def _run(what: Described, given: dict[int, Any], outs: list[Any]) -> None:
         noise=noise,
         masked=bool(record["masked"]),
     )
-    if what.kind == STEPS:
+    if what.kind == STEP_CALLS:
         backend.step(step)
     elif what.kind == WALKS:
         backend.walk(Walk(step, np.array(what.keep, np.int64)))
