@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The array API: every operation is one row of numbers, applied to every element by one kernel.
 
-Arguments are checked here, once; backends trust their callers. Arrays are NumPy's, CuPy's or torch's: results are of
-x's kind.
+Arguments are checked here, once; backends trust their callers. Arrays are NumPy's, CuPy's, torch's or JAX's: results
+are of x's kind.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def randn(
         shape: of the result; axis 0 is the batch, row b the sample `noise.sample + b`.
         noise: Noise, a list of one Noise for each row, or an int seed.
         dtype: float32, float64 (the same field with more digits), float16, bfloat16 (float32's values, rounded). A
-            dtype of torch makes a tensor.
+            dtype of torch makes a tensor, one of jax.numpy an array of JAX's.
         batched: False makes the whole array one sample.
         out: array of this shape and dtype to write to, C-contiguous.
         device: where a tensor lies, with a dtype of torch: "cuda", torch.device("cuda:1"). None: the CPU.
@@ -695,7 +695,7 @@ def _made_on(device: Any, shape: int | Sequence[int], dtype: Any, out: Array | N
     """An empty tensor there."""
     if out is not None:
         raise ValueError("device: given with out=, which lies somewhere already")
-    if (other := interop(dtype)) is None:
+    if not hasattr(other := interop(dtype), "empty"):
         raise TypeError(f"device: expected a dtype of torch with it, such as dtype=torch.float32, got {dtype!r}")
     return other.empty(shape if other.is_traced() else _lengths(shape), dtype, device)
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """JAX's arrays: in eager code and in programs results have NumPy's bits, and vmap's are those of a loop.
 
-Seen to fail: operands in another order than their roles; a traced step that is left out; steps that are not counted
-from the row; elements of vmap that all begin at the first one's memory; a window's start without its clamp; transposed
-rows that leave out what goes through D.
+Seen to fail: a traced step that is left out; elements of vmap that all begin at the first one's memory, or that an inner
+vmap repeats along the wrong axis; rows beyond a table, and a window's start, that are not moved inside; transposed rows
+that leave out what goes through D; a half type's gradient that is rounded before it is scaled; rows of a scan that all
+keep one array.
 """
 
 import os
@@ -551,6 +552,7 @@ def test_what_is_wrong_is_said_where_it_is_traced():
         (TypeError, "out: expected None, or x0 itself", lambda: nf.q_sample(x, 1, LINEAR, N, out=x + 1)),
         (TypeError, "target_out", lambda: nf.q_sample(x, 1, LINEAR, N, target="v", target_out=x)),
         (TypeError, "aux_out", lambda: nf.update(TABLES["ddim"], 1, x, x, aux_out=[x])),
+        (TypeError, "device: expected a dtype of torch", lambda: nf.randn(2, N, dtype=jnp.float32, device="cpu")),
         (TypeError, "float64: JAX has it where", lambda: nf.randn(SHAPE, N, dtype=jnp.float64)),
         (TypeError, "shape: expected integers", lambda: jax.jit(lambda n: nf.randn((n, 2), N, dtype=jnp.float32))(3)),
         (TypeError, "fresh entropy", lambda: jax.jit(lambda x: nf.q_sample(x, 1, LINEAR, Noise()))(x)),

@@ -281,7 +281,8 @@ def sample(sampler: Any, model: Callable[..., Any], x: Any, noise: Any, rows: ra
     def row(carried: Any, i: Any) -> Any:
         x, state = carried
         output = model(*sampler.model_input(i, x, **options))
-        return (sampler.step(i, x, output, noise, state, **guided), state), None
+        # into x's memory: XLA would copy a result of its own to where the next step looks for it
+        return (sampler.step(i, x, output, noise, state, out=x, **guided), state), None
 
     return jax.lax.scan(row, (x, sampler.state(x)), jnp.arange(rows.start, rows.stop))[0][0]
 
