@@ -17,7 +17,7 @@ namespace nf::xla {
 namespace {
 
 // Of operands, beyond the slots of a Call's inputs; jax_calls.py names them in this order.
-enum Role : int64_t { kRows = kSlots, kFields, kIndex, kStep, kIds, kStart, kWeights, kRoles };
+enum Role : int64_t { kRows = kSlots, kFields, kIndex, kStep, kIds, kStart, kWeights, kShard, kRoles };
 enum Kind : int64_t { kStepCall, kWalkCall, kLossCall };
 
 struct Numbers {
@@ -116,6 +116,7 @@ class Bound {
             of_[roles.values[i]] = Operand(*frame.arguments.buffers[i], element, several.values[i] != 0);
         for (int slot = 0; slot < kSlots; ++slot) call_.in[slot] = of_[slot].data;
         call_.rows = of_[kRows].data;
+        if (of_[kShard].data) std::memcpy(&first_, of_[kShard].data, sizeof first_);
         index();
         fields(attribute(frame, "window"));
     }
@@ -145,6 +146,8 @@ class Bound {
         const int64_t* given = of_[kIndex].as(Type::s64, index_);
         if (!given) return fail();
         if (index_.empty()) index_.assign(given, given + of_[kIndex].size);
+        // Of a device's part of the batch: its own.
+        if (index_.size() > 1) index_.erase(index_.begin(), index_.begin() + first_ * (call_.size / call_.segment));
         for (int64_t& row : index_) row = std::clamp<int64_t>(row, 0, call_.n_rows - 1);
         call_.index = index_.data();
     }
@@ -173,6 +176,13 @@ class Bound {
             for (size_t axis = 0; axis < window.size; ++axis) element = element * window.values[axis] + first[axis];
             for (Field& field : fields_) field.start = element;
         }
+        if (fields_.size() > 1)
+            fields_.erase(fields_.begin(), fields_.begin() + first_);
+        else if (fields_[0].samples)
+            fields_[0].samples += first_;
+        else
+            fields_[0].sample += static_cast<uint64_t>(first_);
+        call_.fields = fields_.data();
     }
 
     void* of_result(const Buffer& buffer, DType type, int64_t element) const {
@@ -206,6 +216,7 @@ class Bound {
     std::vector<uint32_t> steps_;
     std::vector<uint64_t> ids_;
     std::vector<double> weights_, losses_;
+    int32_t first_ = 0;  // sample of the batch, where a device has a part of it
     bool good_ = true;
 };
 

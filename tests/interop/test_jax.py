@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """JAX's arrays: in eager code and in programs results have NumPy's bits, and vmap's are those of a loop.
 
-Seen to fail: a traced step that is left out; elements of vmap that all begin at the first one's memory, or that an inner
-vmap repeats along the wrong axis; rows beyond a table, and a window's start, that are not moved inside; transposed rows
-that leave out what goes through D; a half type's gradient that is rounded before it is scaled; rows of a scan that all
-keep one array.
+Seen to fail: a traced step that is left out; elements of vmap that all begin at the first one's memory, or that an
+inner vmap repeats along the wrong axis; rows beyond a table, and a window's start, that are not moved inside;
+transposed rows that leave out what goes through D; a half type's gradient that is rounded before it is scaled; rows of
+a scan that all keep one array.
 """
 
 import os
@@ -422,7 +422,41 @@ assert np.array_equal(found, expected), "shard_map"
 text = own.lower(x, t).compile().as_text()
 assert not any(word in text for word in ("all-gather", "all-reduce", "collective-permute")), text
 
-# left to XLA: the same bits, on every axis
+# left to XLA: the same bits, and of a batch that is cut every device makes its own samples
+def still(run, *arrays):
+    return not any(word in run.lower(*arrays).compile().as_text() for word in ("all-gather", "collective-permute"))
+
+table = nf.samplers.ddpm(schedule, steps=5, clip=1.0).tableau
+many = noise.samples(np.arange(8) * 2**40)
+calls = {
+    "a number": lambda x: nf.q_sample(x, 3, schedule, noise),
+    "target": lambda x: nf.q_sample(x, t, schedule, noise, target="v")[1],
+    "ids": lambda x: nf.q_sample(x, t, schedule, many),
+    "names": lambda x: nf.q_sample(x, t, schedule, [nf.Noise(k, step=k) for k in range(8)]),
+    "tokens": lambda x: nf.q_step(x, np.arange(128).reshape(8, 16), schedule, noise),
+    "window": lambda x: nf.q_sample(x, t, schedule, noise.window((20, 20), (1, 2))),
+    "update": lambda x: nf.update(table, t // 200, x, 2 * x, noise=noise),
+    "loss": lambda x: nf.mse_loss(x, 2 * x, t, schedule, noise, target="v", reduction="none").astype(np.float32),
+}
+for spec in (P("data"), P(("data", "model"))):
+    sharded = jax.device_put(x, NamedSharding(mesh, spec))
+    for name, call in calls.items():
+        run = jax.jit(call)
+        found = run(sharded)
+        assert np.array_equal(found, call(x)), name
+        assert found.sharding.spec[0] == spec[0], name
+        assert still(run, sharded), name
+drawn = jax.jit(
+    lambda k: nf.randn((8, 16, 12), many.at(step=k), dtype=jax.numpy.float32),
+    out_shardings=NamedSharding(mesh, P("data")),
+)
+assert np.array_equal(drawn(3), nf.randn((8, 16, 12), many.at(step=3))) and still(drawn, 3)
+sharded = jax.device_put(x, NamedSharding(mesh, P("data")))
+run = jax.jit(jax.grad(lambda x: nf.mse_loss(x, x * 0, t, schedule, noise, target="epsilon", reduction="none").sum()))
+np.testing.assert_allclose(run(sharded), jax.grad(lambda x: nf.mse_loss(
+    x, x * 0, t, schedule, noise, target="epsilon", reduction="none").sum())(x), rtol=1e-6)
+assert still(run, sharded)
+
 for spec in (P("data"), P("model"), P(None, "data"), P("data", None, "model"), P(("data", "model"))):
     sharded = jax.device_put(x, NamedSharding(mesh, spec))
     assert np.array_equal(jax.jit(lambda x: nf.q_sample(x, t, schedule, noise))(sharded), expected), spec

@@ -9,6 +9,7 @@ buffers. Elsewhere, and with another backend, XLA calls Python back (`jax.pure_c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -18,17 +19,19 @@ from zlib import crc32
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ..backends import current
 from ..backends.call import CALL, DRAWS, DTYPES, FIELD, Loss, Step, Walk, dtype_code, pack, pack_fields
 from ..noise import Noise
 from ..rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, Rows, X, Z
-from .jax_internals import result_type, varying, varying_axes
+from .jax_internals import is_for_several, need_devices, result_type, varying, varying_axes
 
 # Roles of operands beyond slots of inputs, and kinds of calls, as csrc/xla.cpp numbers them.
-ROWS, FIELDS, INDEX, STEP, IDS, START, WEIGHTS = range(Z + 1, Z + 8)
+ROWS, FIELDS, INDEX, STEP, IDS, START, WEIGHTS, SHARD = range(Z + 1, Z + 9)
 STEP_CALLS, WALKS, LOSSES = range(3)
 
 # Handlers of other versions have other names: a program that was stored finds its own or none.
@@ -52,6 +55,7 @@ class Described:
     alpha: tuple[float, ...] = ()  # of a walk: what x0 is multiplied with, at each time that is kept
     repeat: int = 0  # how many elements vmap has: operands that are `several`, and all outputs, have one axis more
     several: tuple[bool, ...] = ()
+    whole: bool = False  # not to be cut into parts of a batch
     in_place: bool = False  # whether the first output may take the memory of x
 
     @property
@@ -212,6 +216,9 @@ def _foreign_call(context: Any, *operands: Any, what: Described) -> Any:
     """XLA's FFI, on CPUs."""
     if not what.native:
         return _call_back(context, *operands, what=what)
+    if is_for_several(context) and _has_parts(what):
+        ranks = tuple([x.ndim for x in context.avals_in])
+        return mlir.lower_fun(_in_parts(what, ranks), multiple_results=True)(context, *operands)
     alias = None
     if what.in_place:
         x = what.roles.index(X)
@@ -229,6 +236,82 @@ except ImportError:  # installed without its extension
 else:
     jax.ffi.register_ffi_target(TARGET, xla_handler(), platform="cpu")
     mlir.register_lowering(call_p, _foreign_call, platform="cpu")
+    need_devices(call_p)  # or else a batch is brought together before it
+
+
+# ---- many devices ------------------------------------------------------------------------------------------
+# Where `jit` cuts a batch, each device makes its own samples of it: the call has one operand more, the first of them.
+
+
+def _has_parts(what: Described) -> bool:
+    batch = int(what.record["batch"])
+    of_samples = all(shape[:1] == (batch,) for shape, _ in what.outputs)  # not a mean over all of them
+    return of_samples and what.kind != WALKS and not what.repeat and not what.whole and batch > 1
+
+
+@lru_cache(maxsize=256)
+def _in_parts(what: Described, ranks: tuple[int, ...]) -> Any:
+    """The call as a function that XLA may partition."""
+    whole = replace(what, whole=True)
+
+    def all_of_it(*operands: Any) -> Any:
+        return tuple(call_p.bind(*operands, what=whole))
+
+    def part(mesh: Any, _: Any, results: Any) -> Any:
+        axes, n = _axes_of_batch(mesh, results[0].sharding.spec, int(what.record["batch"]))
+        cut, same = NamedSharding(mesh, PartitionSpec(axes)), NamedSharding(mesh, PartitionSpec())
+        record = np.frombuffer(what.call, CALL).copy()
+        record["batch"] //= n
+        if what.kind == LOSSES:
+            record["n_losses"] = record["batch"]
+        record["segment"] = np.minimum(record["segment"], record["batch"] * record["size"])
+        outputs = tuple(((shape[0] // n, *shape[1:]), dtype) for shape, dtype in what.outputs)
+        roles = (*what.roles, SHARD)
+        own = replace(whole, call=record.tobytes(), roles=roles, outputs=outputs, in_place=False)
+
+        def of_device(*operands: Any) -> Any:
+            if axes is None:
+                return all_of_it(*operands)
+            first = jax.lax.axis_index(axes) * outputs[0][0][0]
+            return tuple(call_p.bind(*operands, first.astype(jnp.int32), what=own))
+
+        return mesh, of_device, (cut,) * len(outputs), tuple(cut if role <= Z else same for role in what.roles)
+
+    made = custom_partitioning(all_of_it)
+    made.def_partition(part, infer_sharding_from_operands=_as_arrays(what), **_rule(what, ranks))
+    return made
+
+
+def _axes_of_batch(mesh: Any, spec: Any, batch: int) -> tuple[Any, int]:
+    """The axes of the mesh that cut it evenly, and in how many parts. None: it stays whole."""
+    axes = spec[0] if len(spec) else None
+    axes = axes if axes is None or isinstance(axes, tuple) else (axes,)
+    n = math.prod(mesh.shape[axis] for axis in axes or ())
+    return (axes, n) if axes and batch % n == 0 else (None, 1)
+
+
+def _as_arrays(what: Described) -> Any:
+    """Results lie as the first array does; noise alone lies everywhere."""
+
+    def infer(mesh: Any, operands: Any, results: Any) -> Any:
+        specs = [x.sharding.spec for role, x in zip(what.roles, operands, strict=True) if role <= Z and x.sharding]
+        axes, _ = _axes_of_batch(mesh, specs[0] if specs else (), int(what.record["batch"]))
+        return (NamedSharding(mesh, PartitionSpec(axes)),) * len(results)
+
+    return infer
+
+
+def _rule(what: Described, ranks: tuple[int, ...]) -> dict[str, Any]:
+    """The same in Shardy's words: b is the batch, and all else stays whole."""
+    inner = [f"s{axis}" for axis in range(len(what.sample))]
+    factors = [
+        ["b", *inner] if role <= Z else [f"o{role}a{axis}" for axis in range(rank)]
+        for role, rank in zip(what.roles, ranks, strict=True)
+    ]
+    operands = ", ".join(map(" ".join, factors))
+    results = ", ".join(" ".join(["b", *inner][: len(shape)]) for shape, _ in what.outputs)
+    whole = dict.fromkeys(factor for each in [*factors, inner] for factor in each if factor != "b")  # in their order
+    return {"sharding_rule": f"{operands} -> {results}", "need_replication_factors": tuple(whole)}
 
 
 # ---- vmap --------------------------------------------------------------------------------------------------

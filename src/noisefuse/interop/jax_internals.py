@@ -37,3 +37,19 @@ def result_type(operand: Any, shape: tuple[int, ...], dtype: Any) -> Any:
         return jax.core.ShapedArray(shape, dtype)
     sharding = operand.sharding.update(spec=PartitionSpec(*[None] * len(shape)))
     return operand.update(shape=shape, dtype=dtype, weak_type=False, sharding=sharding)
+
+
+def is_for_several(context: Any) -> bool:
+    """Whether a program is lowered for several devices, among which XLA is to share it out."""
+    devices = getattr(context.module_context.axis_context, "device_assignment", None)
+    return devices is not None and len(devices) > 1
+
+
+def need_devices(primitive: Any) -> bool:
+    """Asks that devices are known where the primitive is lowered. False: this JAX cannot be asked."""
+    try:
+        from jax._src.dispatch import prim_requires_devices_during_lowering
+    except ImportError:
+        return False
+    prim_requires_devices_during_lowering.add(primitive)
+    return True
