@@ -15,6 +15,7 @@
 #include "memory.h"
 #include "python.h"
 #include "run.h"
+#include "xla.h"
 
 namespace nf {
 
@@ -97,6 +98,10 @@ PyObject* py_philox(PyObject*, PyObject* args) {
     Py_RETURN_NONE;
 }
 
+PyObject* py_xla_handler(PyObject*, PyObject*) {
+    return PyCapsule_New(reinterpret_cast<void*>(xla::run), "xla._CUSTOM_CALL_TARGET", nullptr);
+}
+
 // ------------------------------------------------------------------------------------------------ settings
 
 PyObject* py_isas(PyObject*, PyObject*) {
@@ -143,6 +148,7 @@ PyMethodDef methods[] = {
     {"random", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_random)), METH_FASTCALL, nullptr},
     {"mse", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_mse)), METH_FASTCALL, nullptr},
     {"density", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_density)), METH_FASTCALL, nullptr},
+    {"xla_handler", py_xla_handler, METH_NOARGS, nullptr},
     {"isas", py_isas, METH_NOARGS, nullptr},
     {"isa", py_isa, METH_NOARGS, nullptr},
     {"use_isa", py_use_isa, METH_O, nullptr},

@@ -437,23 +437,15 @@ def test_overlaps():
     q_walk(at(24, 4, 6), S, N, keep=[3], out=at(48, 1, 4, 6))
 
 
-@pytest.mark.parametrize(
-    ("module", "make"),
-    [("jax.numpy", lambda jnp: jnp.zeros((4, 6), "float32"))],
-    ids=["jax"],
-)
-def test_arrays_of_other_libraries(module, make):
-    """Refused until they are supported, and not quietly copied."""
-    other = make(pytest.importorskip(module))
+def test_jaxs_arrays_are_not_written_to():
+    """Their memory may be another's. Seen to fail: `out` of JAX's, which was written to."""
+    other = pytest.importorskip("jax.numpy").zeros((4, 6), "float32")
     for name, call in (
-        ("x0", lambda: q_sample(other, 1, S, N)),
-        ("x", lambda: q_step(other, 1, S, N)),
-        ("x0", lambda: q_walk(other, S, N)),
         ("out", lambda: randn((4, 6), N, out=other)),
         ("out", lambda: q_sample(x(), 1, S, N, out=other)),
         ("out", lambda: q_step(x(), 1, S, N, out=other)),
         ("noise", lambda: q_sample(x(), 1, S, other)),
     ):
-        with pytest.raises(TypeError, match=rf"^{name}: expected .*NumPy array, got jax"):
+        with pytest.raises(TypeError, match=rf"^{name}: expected "):
             call()
     assert (np.asarray(other) == 0).all()

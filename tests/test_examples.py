@@ -347,3 +347,39 @@ def test_the_gallery_measures_errors_from_the_exact_solution(name):
         return np.abs(sampler.sample(model, start) - exact).max()
 
     assert error(40) < 0.6 * error(20)
+
+
+# ---- jax_policy --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def policy():
+    pytest.importorskip("jax")
+    return example("jax_policy")
+
+
+def test_a_policy_learns_to_go_around(policy, tmp_path, capsys):
+    policy.main(["--steps", "600", "--out", str(tmp_path / "policy.png")])
+    found = capsys.readouterr().out
+    first, last = map(float, found.partition("loss ")[2].partition("\n")[0].split(" -> "))
+    assert last < 0.4 * first
+    assert float(found.partition("missed by ")[2].partition(";")[0]) < 0.2
+    assert (tmp_path / "policy.png").stat().st_size > 10_000
+
+
+def test_a_policy_has_the_noise_of_a_loop_in_numpy(policy, monkeypatch):
+    """Seen to fail: the step after the one that is compared."""
+    import jax
+
+    goal, actions = policy.demonstrations(500)
+    which, t = jax.jit(policy.batch_of)(7)
+    drawn = nf.uniform((policy.BATCH, 2), policy.NOISE.at(step=7))
+    assert np.array_equal(which, drawn[:, 0])
+    x_t = jax.jit(lambda a, k: nf.q_sample(a, t, policy.SCHEDULE, policy.NOISE.at(step=k)))(actions[: policy.BATCH], 7)
+    assert np.array_equal(
+        x_t, nf.q_sample(actions[: policy.BATCH], np.asarray(t), policy.SCHEDULE, policy.NOISE.at(step=7))
+    )
+    monkeypatch.setattr(policy, "velocity", lambda parameters, goal, x, t: x)
+    found = policy.act.__wrapped__(None, goal[:5], 3)
+    expected = policy.SAMPLER.sample(lambda x, t: x, (5, policy.POINTS, 2), nf.Noise(7, step=3))
+    assert np.array_equal(found, expected)

@@ -58,6 +58,10 @@ ALLOWED = {
     "": "[!_]*",
     "interop": "",
     "interop.dask_blocks": "@",
+    # What JAX traces is checked as NumPy's calls are, by what makes those calls, and packed as backends pack them.
+    "interop.jax_internals": "@",
+    "interop.jax_calls": "@ noise rows backends backends.call _native interop.jax_internals",
+    "interop.jax": "@ arrays noise rows calls ops loss sampler backends backends.call interop.jax_*",
     "interop.dask_augment": "@ interop.dask_blocks",
     "interop.dask": "@ interop.dask_*",
     "interop.torch_internals": "@",
@@ -88,6 +92,8 @@ ALLOWED = {
 EXCEPTIONS = {
     ("backends", ""): "the version stands in the package, and info() tells it",
     ("arrays", "interop.dask"): "dask's arrays do likewise",
+    ("arrays", "interop.jax"): "JAX's likewise",
+    ("noise", "interop.jax"): "so do its keys",
     ("arrays", "interop.torch"): "tensors bring their module in, which stands on the public names",
 }
 # What is imported only where it is needed. Commands need what the extras install.

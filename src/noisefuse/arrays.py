@@ -116,6 +116,10 @@ def _module(kind: type) -> Any:
             from .interop import torch  # a statement, which torch.compile can follow
 
             return torch
+        if root in ("jax", "jaxlib"):
+            from .interop import jax
+
+            return jax
         if root == "dask":
             return lazy()
     return None
@@ -124,6 +128,11 @@ def _module(kind: type) -> Any:
 def is_lazy(x: object) -> bool:
     """Whether it is dask's: computed later, and never written to."""
     return type(x) is not np.ndarray and getattr(interop(x), "LAZY", False)
+
+
+def is_written(x: object) -> bool:
+    """Whether results may be written to arrays of its kind."""
+    return type(x) is np.ndarray or getattr(interop(x), "WRITTEN", True)
 
 
 def lazy() -> Any:

@@ -30,8 +30,7 @@ from .arrays import (
     float_dtype,
     interop,
     is_array,
-    is_lazy,
-    lazy,
+    is_written,
     output,
 )
 from .calls import Index, make_call, names_or_array, run
@@ -347,9 +346,9 @@ def prepare(
     shape: tuple[int, ...] = getattr(images, "shape", ())
     if len(shape) < first + 3:
         raise ValueError(f"images: expected shape {'(B, H, W, C)' if batched else '(H, W, C)'}, got {tuple(shape)}")
-    if is_lazy(images):
+    if not is_written(images):
         given: Any = {"noise_std": noise_std, "t": t, "schedule": schedule, "dtype": dtype, "out": out}
-        return lazy().prepare(images, noise, mean=mean, std=std, scale=scale, batched=batched, **given)
+        return interop(images).prepare(images, noise, mean=mean, std=std, scale=scale, batched=batched, **given)
     batch, channels = shape[0] if batched else 1, shape[-1]
     gain, shift = _normalisation(scale, mean, std, channels)
     strength, alpha, times = _numbers("noise_std", noise_std), np.ones(1), None

@@ -30,7 +30,7 @@ from .arrays import (
 )
 from .backends.call import Draw, Step
 from .float_mode import float_mode
-from .noise import ELEMENTS, SAMPLES, STEPS, Noise, got
+from .noise import ELEMENTS, SAMPLES, STEPS, Noise, got, is_tracer
 from .rows import M1, M2, PAST1, PAST2, PAST3, PAST4, Rows, X, Z
 from .tableau import ARGUMENTS
 
@@ -143,6 +143,8 @@ def names_or_array(
 
 
 def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_step: int, any_stream: bool) -> None:
+    if any(map(is_tracer, (noise.step, noise.sample, *noise.window_start))):
+        raise TypeError("noise: JAX traces a number of it: expected JAX's arrays, jnp.asarray(x), or a dtype of jnp's")
     noise.check_shape(sample_shape)
     if count(sample_shape) > ELEMENTS:
         raise OverflowError(f"a sample of shape {sample_shape} has more than 2^34 elements")

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import backends
-from .arrays import as_array, as_numbers, count, device_of, interop, is_lazy, on_device, output, overlap
+from .arrays import as_array, as_numbers, count, device_of, interop, is_written, on_device, output, overlap
 from .backends.call import LOSS_CHUNK, Loss, Step, window_runs
 from .calls import Index, like, make_call, row_index, run
 from .loss_parts import LossPart, combined
@@ -239,7 +239,7 @@ def update(
         "density": density,
         "partial": partial,
     }
-    if isinstance(aux_out, int) and not is_lazy(x):
+    if isinstance(aux_out, int) and is_written(x):
         raise TypeError(f"aux_out: expected a sequence of arrays, got {type(aux_out).__name__}")
     if not partial and (other is None or not other.is_traced()):
         pair: tuple[Array, Any] = fast(table, i, x, model_output, past, noise, out, aux_out, reduction, density)

@@ -241,6 +241,35 @@ def _run(
     want_loss: bool,
 ) -> tuple[Any, Any]:
     """(loss, gradient), None for what is not wanted. outs: where the gradient is, the caller's array by its name."""
+    given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched, upstream, outs)
+    call = mse_call(*given, want_loss=want_loss)
+    losses = call.losses
+    if call.residual.batch * call.residual.size:
+        backends.of(call.residual.inputs[M1]).loss(call)
+    elif losses is not None:
+        losses[...] = np.nan  # as the mean of no elements is
+    on_host = losses is not None and losses.ndim == 0 and not on_device(losses)
+    return float(losses) if on_host else losses, call.residual.outputs[0]  # type: ignore[arg-type]
+
+
+def mse_call(
+    pred: Array,
+    x0: Array | None,
+    t: ArrayLike | Array,
+    schedule: Schedule,
+    noise: NoiseLike,
+    target: Target,
+    weight: ArrayLike | None,
+    reduction: Reduction,
+    scale: float | None,
+    offset: float | None,
+    batched: bool,
+    upstream: ArrayLike | Array,
+    outs: Mapping[str, Array | None],
+    *,
+    want_loss: bool,
+) -> Loss:
+    """A loss as a checked call; nothing is written yet."""
     need_schedule(schedule)
     need_target(target)
     _need_reduction(reduction)
@@ -269,12 +298,7 @@ def _run(
     )
     each = reduction == "none"
     losses = output("", None, (batch,) if each else (), np.dtype(np.float64), device) if want_loss else None
-    if batch * size:
-        n = size if each else batch * size
-        backends.of(m).loss(Loss(call, min(index.segment, size), weights, g, n, losses))
-    elif losses is not None:
-        losses[...] = np.nan  # as the mean of no elements is
-    return losses if losses is None or each or device is not None else float(losses), call.outputs[0]
+    return Loss(call, min(index.segment, size), weights, g, size if each else batch * size, losses)
 
 
 # ---- the parts of a batch, and of samples ------------------------------------------------------------------

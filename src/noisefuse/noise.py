@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NoReturn, SupportsIndex
@@ -36,7 +37,8 @@ class Noise:
         sample: id of the first sample, in [0, 2^56), or an array of ids, one for each row (copied, read-only).
         step: int in [0, 2^32): the training step, the epoch. q_step and q_walk at time t use `step + t`. Or a 0-d CuPy
             array of integers, for operations on its device: kernels read it when they run, modulo 2^32, so that a CUDA
-            graph draws fresh noise at every replay.
+            graph draws fresh noise at every replay. Under `jax.jit` step, sample and a window's start may be traced
+            numbers, for operations on JAX's arrays.
         stream: int in [0, 128): keeps different uses of one seed apart (docs/noise.md); 64 to 127 are the user's.
 
     Raises:
@@ -64,6 +66,8 @@ class Noise:
     def __init__(
         self, seed: SupportsIndex | None = None, *, sample: int | ArrayLike = 0, step: Any = 0, stream: int = 0
     ) -> None:
+        if seed is None:
+            _need_no_trace()
         object.__setattr__(
             self, "seed", int.from_bytes(os.urandom(8), "little") if seed is None else _checked("seed", seed, SEEDS)
         )
@@ -101,6 +105,26 @@ class Noise:
         except TypeError:
             expected = "an int, or numpy.random's SeedSequence, Generator or BitGenerator"
             raise TypeError(f"rng: expected {expected}, got {type(rng).__name__}") from None
+
+    @classmethod
+    def from_key(cls, key: Any) -> Noise:
+        """A Noise from a typed key of JAX's, ``jax.random.key(7)``.
+
+        Of threefry the seed is the key's 64 bits, the first word above: `interop.jax.to_key` is the way back. Of rbg's
+        four words it is the first two words of `philox4x32(words, [0, 0])`, the second of them above.
+
+        Raises:
+            TypeError: no key, or one whose value is not known while `jax.jit` traces. Make the Noise outside, and fold
+                numbers in with `at`, whose step and sample may be traced.
+
+        >>> import jax
+        >>> nf.Noise.from_key(jax.random.key(7))
+        Noise(7)
+        """
+        from .interop import jax
+
+        made: Noise = jax.from_key(key)
+        return made
 
     def at(self, *, sample: int | ArrayLike | None = None, step: Any = None, stream: int | None = None) -> Noise:
         """The field of the same seed (and window) at another sample, step or stream.
@@ -140,10 +164,10 @@ class Noise:
         >>> np.array_equal(tile, whole[:, 8:12, 2:7])
         True
         """
-        shape, start = tuple(map(operator.index, shape)), tuple(map(operator.index, start))
+        shape, start = tuple(map(operator.index, shape)), tuple(map(_start, start))
         if len(shape) != len(start):
             raise ValueError(f"window: shape {shape} and start {start} differ in length")
-        if any(not 0 <= s <= n for s, n in zip(start, shape, strict=True)):
+        if any(not is_tracer(s) and not 0 <= s <= n for s, n in zip(start, shape, strict=True)):
             raise ValueError(f"window: start {start} lies outside of shape {shape}")
         if math.prod(shape) > ELEMENTS:
             raise OverflowError(f"window: a sample of shape {shape} has more than 2^34 elements")
@@ -200,13 +224,14 @@ class Noise:
         full, start = self.window_shape, self.window_start
         if full is None:
             return
-        if len(shape) != len(full) or any(s + n > f for s, n, f in zip(start, shape, full, strict=True)):
+        known = [0 if is_tracer(s) else s for s in start]
+        if len(shape) != len(full) or any(s + n > f for s, n, f in zip(known, shape, full, strict=True)):
             raise ValueError(f"noise window: a slice of shape {shape} at {start} lies outside of samples of {full}")
 
     def _key(self) -> tuple[Any, ...]:
-        ids = self.sample if isinstance(self.sample, int) else self.sample.tobytes()
-        step = self.step if isinstance(self.step, int) else ("the array", id(self.step))
-        return self.seed, ids, step, self.stream, self.window_shape, self.window_start
+        ids = self.sample.tobytes() if isinstance(self.sample, np.ndarray) else _known(self.sample)
+        start = tuple(map(_known, self.window_start))
+        return self.seed, ids, _known(self.step), self.stream, self.window_shape, start
 
     def __eq__(self, other: object) -> bool:
         return self._key() == other._key() if isinstance(other, Noise) else NotImplemented
@@ -222,14 +247,18 @@ class Noise:
 
     def __repr__(self) -> str:
         window = "" if self.window_shape is None else f".window({self.window_shape}, start={self.window_start})"
-        ids = self.sample if isinstance(self.sample, int) else _listed(self.sample.tolist())
+        ids = _listed(self.sample.tolist()) if isinstance(self.sample, np.ndarray) else self.sample
         parts = [str(self.seed) if self.seed < 1 << 32 else f"{self.seed:#x}"]  # typed, or of entropy
         parts += [f"sample={ids}"] if not isinstance(self.sample, int) or self.sample else []
-        step = self.step if isinstance(self.step, int) else "<on a device>"
-        parts += [f"{name}={value}" for name, value in (("step", step), ("stream", self.stream)) if value]
+        step = self.step if isinstance(self.step, int) or is_tracer(self.step) else "<on a device>"
+        parts += [
+            f"{name}={value}" for name, value in (("step", step), ("stream", self.stream)) if is_tracer(value) or value
+        ]
         return f"Noise({', '.join(parts)}){window}"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if any(map(is_tracer, (self.step, self.sample, *self.window_start))):
+            raise TypeError("this noise is of a program that JAX is tracing, and cannot be pickled")
         if not isinstance(self.step, int):
             raise TypeError("noise.step lies on a device and cannot be pickled: use noise.at(step=int(noise.step))")
         sample = self.sample if isinstance(self.sample, int) else self.sample.copy()
@@ -248,6 +277,11 @@ def got(noise: object) -> str:
     if name not in ("Generator", "RandomState"):
         return name
     return f"{name}: a noise is a name and not a state, such as Noise(seed) or Noise.from_rng(rng)"
+
+
+def _known(number: Any) -> Any:
+    """What a number that is an array is compared by."""
+    return number if isinstance(number, int) else ("the array", id(number))
 
 
 def _listed(ids: list[int]) -> str:
@@ -311,6 +345,27 @@ def _unpickled(seed: int, sample: Any, step: int, stream: int, window_shape: Any
     return noise if window_shape is None else noise.window(window_shape, window_start)
 
 
+def _need_no_trace() -> None:
+    core = sys.modules.get("jax.extend.core")
+    if core is not None and getattr(core, "unsafe_am_i_under_a_jit_DO_NOT_USE", bool)():
+        raise TypeError(
+            "seed: expected one, as JAX is tracing: fresh entropy would be drawn once, and be the same in every run of "
+            "the program; make the Noise outside"
+        )
+
+
+def is_tracer(value: object) -> bool:
+    """Whether it is a number or array of a program that JAX is tracing, known when that runs."""
+    core = sys.modules.get("jax.core")
+    return core is not None and not isinstance(value, int) and isinstance(value, core.Tracer)
+
+
+def _traced(name: str, value: Any, most: int = 0) -> Any:
+    if value.dtype.kind not in "iu" or value.ndim > most:
+        raise TypeError(f"{name}: expected an integer, got {value.dtype} of shape {value.shape}")
+    return value
+
+
 def _checked(name: str, value: SupportsIndex, end: int) -> int:
     if isinstance(value, bool):  # of NumPy's, operator.index says so
         raise TypeError(f"{name} = {value!r}: expected an integer")
@@ -323,7 +378,13 @@ def _checked(name: str, value: SupportsIndex, end: int) -> int:
     return number
 
 
+def _start(value: Any) -> Any:
+    return _traced("start", value) if is_tracer(value) else operator.index(value)
+
+
 def _step(value: Any) -> Any:
+    if is_tracer(value):
+        return _traced("step", value)
     if isinstance(value, int) or type(value).__module__.partition(".")[0] != "cupy":
         return _checked("step", value, STEPS)
     # The kernel reads the lower 32 bits.
@@ -335,6 +396,8 @@ def _step(value: Any) -> Any:
 def _ids(sample: int | ArrayLike) -> int | NDArray[np.uint64]:
     if type(sample) is int:  # at once: the next line takes a microsecond
         return _checked("sample", sample, SAMPLES)
+    if is_tracer(sample):
+        return _traced("sample", sample, 1)  # type: ignore[no-any-return]
     if isinstance(sample, SupportsIndex) and not isinstance(sample, np.ndarray) and not getattr(sample, "ndim", 0):
         return _checked("sample", sample, SAMPLES)
     ids = np.asarray(sample)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The array API: every operation is one row of numbers, applied to every element by one kernel.
 
-Arguments are checked here, once; backends trust their callers. Arrays are NumPy's, CuPy's or torch's: results are of
-x's kind.
+Arguments are checked here, once; backends trust their callers. Arrays are NumPy's, CuPy's, torch's or JAX's: results
+are of x's kind.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .arrays import (
     host_view,
     interop,
     is_array,
-    is_lazy,
+    is_written,
     lazy,
     on_device,
     one_place,
@@ -35,7 +35,7 @@ from .arrays import (
     overlap,
     wanted,
 )
-from .backends.call import DTYPES, Step, Walk
+from .backends.call import DTYPES, Draw, Step, Walk
 from .calls import (
     SLOTS,
     Index,
@@ -112,7 +112,7 @@ def randn(
         shape: of the result; axis 0 is the batch, row b the sample `noise.sample + b`.
         noise: Noise, a list of one Noise for each row, or an int seed.
         dtype: float32, float64 (the same field with more digits), float16, bfloat16 (float32's values, rounded). A
-            dtype of torch makes a tensor.
+            dtype of torch makes a tensor, one of jax.numpy an array of JAX's.
         batched: False makes the whole array one sample.
         out: array of this shape and dtype to write to, C-contiguous.
         device: where a tensor lies, with a dtype of torch: "cuda", torch.device("cuda:1"). None: the CPU.
@@ -161,8 +161,8 @@ def randn_like(
     >>> nf.randn_like(images, nf.Noise(7)).dtype
     dtype('float32')
     """
-    if is_lazy(x):
-        return lazy().randn_like(x, noise, dtype=dtype, batched=batched)
+    if not is_written(x):
+        return interop(x).randn_like(x, noise, dtype=dtype, batched=batched)
     if (other := interop(x)) is not None:
         out = other.empty_like(x, dtype)
     elif not is_array(x):
@@ -305,7 +305,9 @@ def q_sample(
         given = {"target": target, "scale": scale, "offset": offset, "target_out": target_out}
         given |= _named(to_bytes) or {"dtype": dtype}
         return other.q_sample(x0, t, schedule, noise, batched=batched, out=out, **given)
-    return _q_sample(x0, t, schedule, noise, target, scale, offset, dtype, to_bytes, batched, out, target_out)
+    options = target, scale, offset, dtype, to_bytes, batched
+    results = run(q_sample_call(x0, t, schedule, noise, *options, out, target_out))
+    return results[0] if target is None else (results[0], results[1])
 
 
 @overload
@@ -355,15 +357,7 @@ def q_step(
             return done
     if other is not None:
         return other.q_step(x, t, schedule, noise, batched=batched, out=out, **_named(to_bytes))
-    x = as_array("x", x, (*FLOATS, "uint8"))
-    dtype = _result_dtype(x)
-    t_index = row_index("t", t, len(schedule), x.shape)
-    names, z = names_or_array(noise, x.shape, dtype, batched, WALK, last_step=t_index.last)
-    rows, inputs = schedule.kept.markov_of_bytes if x.dtype == np.uint8 else schedule.kept.markov, {X: x, Z: z}
-    if to_bytes is not None:
-        rows = rows.to_bytes(*to_bytes)
-    flags: dict[str, Any] = {"step_by_index": True, "to_bytes": to_bytes is not None}
-    return run(make_call(x.shape, dtype, rows, t_index, names, inputs, {"out": out}, batched, **flags))[0]
+    return run(q_step_call(x, t, schedule, noise, to_bytes, batched, out))[0]
 
 
 @overload
@@ -664,14 +658,27 @@ def _random(
             return done
     if other is not None:
         return getattr(other, name)(shape, noise, dtype=dtype, batched=batched, out=out)
+    return run(random_call(name, shape, noise, dtype, batched, out))[0]
+
+
+def random_call(
+    name: str,
+    shape: int | Sequence[int],
+    noise: Noise | Sequence[Noise] | Array,
+    dtype: DTypeLike,
+    batched: bool,
+    out: Array | None = None,
+) -> Step:
+    """`randn` or `uniform` as a checked call; nothing is written yet."""
+    is_uniform = name == "uniform"
     full = _lengths(shape)
-    dtype = float_dtype(dtype, allowed)
+    dtype = float_dtype(dtype, ("float32", "float64") if is_uniform else FLOATS)
     if not isinstance(noise, Noise | list | tuple):
         raise TypeError(f"noise: expected a Noise, a list of them or an int seed, got {got(noise)}")
     names, _ = names_or_array(noise, full, dtype, batched, UNIFORM if is_uniform else FIELD, any_stream=True)
     one_row, outs = Index(np.zeros(1, np.int64), max(1, count(full))), {"out": out}
-    call = make_call(full, dtype, UNIT, one_row, names, {}, outs, batched, draw="uniform" if is_uniform else "normal")
-    return run(call)[0]
+    draw: Draw = "uniform" if is_uniform else "normal"
+    return make_call(full, dtype, UNIT, one_row, names, {}, outs, batched, draw=draw)
 
 
 def _lengths(shape: int | Sequence[int]) -> tuple[int, ...]:
@@ -688,12 +695,12 @@ def _made_on(device: Any, shape: int | Sequence[int], dtype: Any, out: Array | N
     """An empty tensor there."""
     if out is not None:
         raise ValueError("device: given with out=, which lies somewhere already")
-    if (other := interop(dtype)) is None:
+    if not hasattr(other := interop(dtype), "empty"):
         raise TypeError(f"device: expected a dtype of torch with it, such as dtype=torch.float32, got {dtype!r}")
     return other.empty(shape if other.is_traced() else _lengths(shape), dtype, device)
 
 
-def _q_sample(
+def q_sample_call(
     x0: Array,
     t: ArrayLike | Array,
     schedule: Schedule,
@@ -704,9 +711,10 @@ def _q_sample(
     dtype: DType | None,
     to_bytes: Range | None,
     batched: bool,
-    out: Array | None,
-    target_out: Array | None,
-) -> Array | tuple[Array, Array]:
+    out: Array | None = None,
+    target_out: Array | None = None,
+) -> Step:
+    """`q_sample` as a checked call; nothing is written yet."""
     need_schedule(schedule)
     x = as_array("x0", x0, (*FLOATS, "uint8"))
     of_bytes = x.dtype == np.uint8
@@ -723,8 +731,29 @@ def _q_sample(
     names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
     outs = {"out": out} if target is None else {"out": out, "target_out": target_out}
     inputs = {X: x, Z: z}
-    results = run(make_call(x.shape, kind, rows, index, names, inputs, outs, batched, to_bytes=to_bytes is not None))
-    return results[0] if target is None else (results[0], results[1])
+    return make_call(x.shape, kind, rows, index, names, inputs, outs, batched, to_bytes=to_bytes is not None)
+
+
+def q_step_call(
+    x: Array,
+    t: ArrayLike | Array,
+    schedule: Schedule,
+    noise: NoiseLike,
+    to_bytes: Range | None,
+    batched: bool,
+    out: Array | None = None,
+) -> Step:
+    """`q_step` as a checked call; nothing is written yet."""
+    need_schedule(schedule)
+    x = as_array("x", x, (*FLOATS, "uint8"))
+    dtype = _result_dtype(x)
+    t_index = row_index("t", t, len(schedule), x.shape)
+    names, z = names_or_array(noise, x.shape, dtype, batched, WALK, last_step=t_index.last)
+    rows, inputs = schedule.kept.markov_of_bytes if x.dtype == np.uint8 else schedule.kept.markov, {X: x, Z: z}
+    if to_bytes is not None:
+        rows = rows.to_bytes(*to_bytes)
+    flags: dict[str, Any] = {"step_by_index": True, "to_bytes": to_bytes is not None}
+    return make_call(x.shape, dtype, rows, t_index, names, inputs, {"out": out}, batched, **flags)
 
 
 def update_call(

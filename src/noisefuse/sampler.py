@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from . import backends, density, ops
 from ._drawing import plot_levels
-from .arrays import host_view, interop, is_lazy, is_traced
-from .noise import SAMPLER, START, Noise, got
+from .arrays import host_view, interop, is_lazy, is_traced, is_written
+from .noise import SAMPLER, START, Noise, got, is_tracer
 from .rows import OUTPUTS, Plain
 from .tableau import Row, Tableau, x
 from .views import guidance
@@ -222,7 +222,7 @@ class Sampler:
         800
         """
         i = self._row(i)
-        t = self._times[i]
+        t = interop(i).time(self.timesteps, i) if is_tracer(i) else self._times[i]
         if time == "batch":
             t = _times_like(host_view("x", x), t, self._integer_times)
         elif time != "scalar":
@@ -321,6 +321,9 @@ class Sampler:
         """``step`` without the fast path: whatever is out of the ordinary, and errors in a user's words."""
         i, table, x = self._row(i), self.tableau, host_view("x", x)
         self._need_state(state)
+        if denoised_out is not None and not is_written(x):
+            kind = type(denoised_out).__name__
+            raise TypeError(f"denoised_out: expected None, as arrays of this kind are not written to, got {kind}")
         if denoised_out is not None and not self._denoised[i]:
             raise ValueError(f"{table.name} does not say which output estimates the clean sample")
         table, rows, model_output = self._guided(i, x, model_output, guidance_scale)
@@ -330,10 +333,10 @@ class Sampler:
             noise = _drawn(noise, i, SAMPLER, x)
         past, aux, after = ([], [], 0) if state is None else self._move(state, i)
         own: list[Array] = []
-        at = self._denoised[i] - 1
+        at = 0 if denoised_out is None else self._denoised[i] - 1
         if denoised_out is not None:  # in place of the state's own, if it has one, which is filled afterwards
             own, aux = aux[at : at + 1], [*aux[:at], denoised_out, *aux[at + 1 :]]
-        written = denoised_out is not None or not is_lazy(x)
+        written = is_written(x)
         aux_out: Any = aux if written else len(aux)
         try:
             given: dict[str, Any] = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
@@ -349,7 +352,7 @@ class Sampler:
         if not written:
             made, *kept = made
             if state is not None:
-                state.keep(kept)
+                state.keep(kept if not is_tracer(i) else self._kept(i, kept, past))
         elif state is not None:
             state.at = after
         return made
@@ -424,9 +427,19 @@ class Sampler:
             what = "another's" if isinstance(state, State) else type(state).__name__
             name = self.tableau.name
             raise TypeError(f"state: expected {name}'s own, sampler.state(x), one per run, got {what}")
-        return state.moves[self._push[i]][state.at]
+        return state.moves[self._state_size[1] if is_tracer(i) else self._push[i]][state.at]
 
-    def _row(self, i: int) -> int:
+    def _kept(self, i: Any, made: list[Array], past: list[Array]) -> list[Array]:
+        """All that the state holds after a row whose number is traced, where rows differ in what they keep."""
+        if len({*self._push}) == 1:
+            return made
+        slots = self._slots
+        choices = [[*made[:n], *past][:slots] for n in range(len(made) + 1)]
+        return interop(made[0]).chosen(self._push, i, choices)  # type: ignore[no-any-return]
+
+    def _row(self, i: Any) -> Any:
+        if is_tracer(i):
+            return i
         try:
             i = operator.index(i)
         except TypeError:
@@ -496,6 +509,12 @@ class Sampler:
                 )
             x = self.start(x_or_shape, noise, dtype=dtype)
         drawn = None if noise is None or _are_names(noise) else self._arrays_of_rows(noise, x, start)
+        scanned = getattr(interop(x), "sample", None)
+        if scanned is not None and drawn is None and callback is None and not log_probs:
+            if out is not None:
+                raise TypeError("out: expected None, as arrays of JAX's are not written to")
+            rows = range(start, len(self))
+            return scanned(self, model, x, noise, rows, time=time, guidance_scale=guidance_scale)
         state, found = self.state(x), []
         for i in _bar(range(start, len(self)), progress):
             output = model(*self.model_input(i, x, time=time))
@@ -623,8 +642,9 @@ def _mixed(table: Tableau, weight: float) -> Tableau:
 def _thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tuple[Tableau, Any]:
     """One row per sample, with 1 / s written into D's coefficients; see ``samplers.Threshold``."""
     assert table.threshold is not None
-    if is_lazy(x):
-        raise NotImplementedError("Threshold: dynamic thresholding does not take arrays of dask's")
+    if not is_written(x):
+        kind = "dask" if is_lazy(x) else "JAX"
+        raise NotImplementedError(f"Threshold: dynamic thresholding does not take arrays of {kind}'s")
     ratio, maximum = table.threshold
     clean = ops.update(_clean(table), rows, x, model_output)
     if getattr(clean, "requires_grad", False):
@@ -684,7 +704,7 @@ def _at(noise: Noises, i: int, stream: int, name: str = "noise") -> Any:
 
 def _drawn(noise: Noises, i: int, stream: int, x: Array) -> Array:
     """What row i draws for x, as an array: where the table's rows are samples, their numbers are not steps."""
-    if is_lazy(x):
+    if not is_written(x):
         return ops.randn_like(x, _at(noise, i, stream), dtype="float64" if x.dtype == np.float64 else "float32")
     z = _zeros_like(x)
     if "float64" not in str(x.dtype):
@@ -707,6 +727,8 @@ def _zeros_like(x: Array) -> Array:
         raise TypeError(f"expected an array, got {type(x).__name__}")
     if isinstance(x, np.ndarray):
         return _zeros(x.shape, x)
+    if (made := getattr(interop(x), "zeros_like", None)) is not None:  # JAX
+        return made(x)
     return x.new_zeros(x.shape) if hasattr(x, "new_zeros") else np.zeros_like(x, order="C")  # torch, CuPy
 
 

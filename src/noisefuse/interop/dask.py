@@ -26,7 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-LAZY = True  # what `arrays` asks
+LAZY, WRITTEN = True, False  # what `arrays` asks
 
 
 def is_traced() -> bool:

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures that JAX's arrays have to reach, each within one run.
+
+    pytest benchmarks/test_jax.py      every figure; writes results/<processor>-jax.json and .md
+
+XLA is held to one thread, as the library is, by flags that are read when jax is loaded. What people write today is the
+formula in `jax.numpy` under `jit`, with `jax.random.normal`.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+import figures
+import noisefuse as nf
+from figures import ACTION, NOISE, SCHEDULE, Figure, Pair
+from noisefuse._bench import interleaved
+from noisefuse._contenders import Call
+
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {ONE_THREAD}".strip()
+
+SHAPE = (4, 1 << 20)  # 2^22 elements
+LATENTS = (4, 4, 128, 128)
+SAME = nf.Tableau([nf.Row(out=nf.tableau.x)])
+STEPS = 1000
+
+
+def jax() -> Any:
+    return import_module("jax")
+
+
+def jnp() -> Any:
+    return import_module("jax.numpy")
+
+
+def ready(call: Call) -> Call:
+    return lambda: jax().block_until_ready(call())
+
+
+def ones(shape: tuple[int, ...]) -> Any:
+    return jnp().ones(shape, "float32")
+
+
+# ---- large arrays ------------------------------------------------------------------------------------------
+
+
+def naive(implementation: str, shape: tuple[int, ...], t: Any) -> Call:
+    """The forward process as people write it."""
+    alpha, sigma = (jnp().asarray(column, "float32") for column in (SCHEDULE.alpha, SCHEDULE.sigma))
+    key, x = jax().random.key(0, impl=implementation), ones(shape)
+    wide = (-1, *[1] * (len(shape) - 1))
+    run = jax().jit(
+        lambda key, x, t: (
+            alpha[t].reshape(wide) * x + sigma[t].reshape(wide) * jax().random.normal(key, x.shape, x.dtype)
+        )
+    )
+    return ready(lambda: run(key, x, t))
+
+
+def over_naive(implementation: str) -> Pair:
+    x, t = ones(SHAPE), jnp().arange(4) * 100
+    run = jax().jit(lambda x, t: nf.q_sample(x, t, SCHEDULE, NOISE))
+    return Pair(ready(lambda: run(x, t)), naive(implementation, SHAPE, t))
+
+
+def over_normal(implementation: str) -> Pair:
+    key = jax().random.key(0, impl=implementation)
+    ours = jax().jit(lambda step: nf.randn(SHAPE, NOISE.at(step=step), dtype=jnp().float32))
+    theirs = jax().jit(lambda key: jax().random.normal(key, SHAPE))
+    return Pair(ready(lambda: ours(3)), ready(lambda: theirs(key)))
+
+
+def in_numpy() -> Call:
+    x, t = np.ones(SHAPE, np.float32), np.arange(4) * 100
+    out = np.empty_like(x)
+    return lambda: nf.q_sample(x, t, SCHEDULE, NOISE, out=out)
+
+
+def donated() -> Pair:
+    t, run = jnp().arange(4) * 100, jax().jit(lambda x, t: nf.q_sample(x, t, SCHEDULE, NOISE, out=x), donate_argnums=0)
+    held = [ones(SHAPE)]
+
+    def ours() -> None:
+        held[0] = jax().block_until_ready(run(held[0], t))
+
+    return Pair(ours, in_numpy())
+
+
+def fresh() -> float:
+    """Of a new result: over our call of NumPy's, and what XLA's new memory costs, by a call that copies."""
+    x, t, out = ones(SHAPE), jnp().arange(4) * 100, np.empty(SHAPE, np.float32)
+    run = jax().jit(lambda x, t: nf.q_sample(x, t, SCHEDULE, NOISE))
+    same = jax().jit(lambda x: nf.update(SAME, 0, x))
+    source = np.ones(SHAPE, np.float32)
+    calls = {"ours": ready(lambda: run(x, t)), "numpy": in_numpy(), "same": ready(lambda: same(x))}
+    found = interleaved(calls | {"copy": lambda: np.copyto(out, source)}, seconds=4)
+    other = found["numpy"].median + found["same"].median - found["copy"].median
+    return found["ours"].median / other
+
+
+def ddpm_step() -> Pair:
+    table, x, m = nf.samplers.ddpm(SCHEDULE, 50).tableau, ones(SHAPE), ones(SHAPE)
+    row, key = table.rows[25], jax().random.key(0)
+    clean, out = row["clean"], row["out"]
+    run = jax().jit(lambda x, m, i: nf.update(table, i, x, m, noise=NOISE))
+
+    def step(key: Any, x: Any, m: Any) -> Any:
+        d = jnp().clip(clean["x"] * x + clean["m1"] * m, clean["lo"], clean["hi"])
+        z = jax().random.normal(key, x.shape)
+        return out["x"] * x + out["m1"] * m + out["d"] * d + out["z"] * z
+
+    theirs = jax().jit(step)
+    return Pair(ready(lambda: run(x, m, 25)), ready(lambda: theirs(key, x, m)))
+
+
+# ---- small ones --------------------------------------------------------------------------------------------
+
+
+def eager() -> float:
+    """Microseconds more than a compiled call that copies."""
+    x = ones(ACTION)
+    same = jax().jit(lambda x: nf.update(SAME, 0, x))
+    calls = {"ours": ready(lambda: nf.q_sample(x, 500, SCHEDULE, NOISE)), "same": ready(lambda: same(x))}
+    for _ in range(3):  # the first call of a shape checks it, the second compiles what the others run
+        calls["ours"]()
+    found = interleaved(calls, seconds=4)
+    return (found["ours"].least - found["same"].least) * 1e6
+
+
+def scanned() -> float:
+    """Microseconds a step of a scan, more than of an empty one."""
+    x, lax = ones(ACTION), jax().lax
+    steps = jnp().arange(STEPS)
+    run = jax().jit(
+        lambda x: lax.scan(lambda x, k: (nf.q_sample(x, 500, SCHEDULE, NOISE.at(step=k)), None), x, steps)[0]
+    )
+    empty = jax().jit(lambda x: lax.scan(lambda x, k: (x + k, None), x, steps)[0])
+    found = interleaved({"ours": ready(lambda: run(x)), "empty": ready(lambda: empty(x))}, seconds=4)
+    return (found["ours"].least - found["empty"].least) * 1e6 / STEPS
+
+
+def sampled() -> Pair:
+    sampler, x = nf.samplers.ddim(SCHEDULE, 50), ones(LATENTS)
+    half = np.float32(0.5)  # a model has an output of its own
+    run = jax().jit(lambda x: sampler.sample(lambda x, t: half * x, x, NOISE))
+    on_host = np.asarray(x)
+    return Pair(ready(lambda: run(x)), lambda: sampler.sample(lambda x, t: half * x, on_host, NOISE))
+
+
+TITLE, SUFFIX = "JAX's arrays", "-jax"
+ABOUT = """\
+Written by `pytest benchmarks/test_jax.py`, in one run, on one thread of each. Arrays have 2^22 elements of float32,
+unless a shape is named. The other is the formula in `jax.numpy` under `jit`, or what the figure names."""
+FIGURES = [
+    Figure("q_sample, over jnp with threefry", ">=", 18, partial(over_naive, "threefry2x32")),
+    Figure("q_sample, over jnp with unsafe_rbg", ">=", 40, partial(over_naive, "unsafe_rbg")),
+    *(
+        Figure(f"randn, over jax.random.normal, {name}", ">=", 15, partial(over_normal, name))
+        for name in ("threefry2x32", "rbg", "unsafe_rbg")
+    ),
+    Figure("a DDPM step, over jnp with threefry", ">=", 10, ddpm_step),
+    Figure("q_sample of a donated x, over NumPy with out=", "<=", 1.15, donated),
+    Figure("q_sample, over NumPy with out= and new memory", "<=", 1.1, fresh),
+    Figure(f"{ACTION}, q_sample in eager code, over a call that copies", "<=", 10, eager, unit="us"),
+    Figure(f"{ACTION}, q_sample in a scan, a step over an empty one", "<=", 2, scanned, unit="us"),
+    Figure(f"{LATENTS}, 50 steps of DDIM as a scan, over NumPy's loop", "<=", 1.3, sampled),
+]
+test_figure = figures.test_figure

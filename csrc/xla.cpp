@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+// Calls from programs that XLA has compiled. A Call comes as its bytes, without memory; where its memory is, the
+// operands of the program say, of which each has a role. interop/jax_calls.py is the other side.
+//
+// XLA's threads come here several at a time and without Python. The pool (cpu/pool.h) takes one of them and lets the
+// others work alone, so that none waits for another.
+#include "xla.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "run.h"
+
+namespace nf::xla {
+namespace {
+
+// Of operands, beyond the slots of a Call's inputs; jax_calls.py names them in this order.
+enum Role : int64_t { kRows = kSlots, kFields, kIndex, kStep, kIds, kStart, kWeights, kShard, kRoles };
+enum Kind : int64_t { kStepCall, kWalkCall, kLossCall };
+
+struct Numbers {
+    const int64_t* values = nullptr;
+    size_t size = 0;
+};
+
+Numbers attribute(const Frame& frame, const char* name) {
+    const Attributes& all = frame.attributes;
+    for (int64_t i = 0; i < all.size; ++i) {
+        if (all.names[i]->length != std::strlen(name) || std::memcmp(all.names[i]->text, name, all.names[i]->length))
+            continue;
+        const auto* array = static_cast<const Array*>(all.values[i]);
+        if (all.kinds[i] != kArray || array->type != Type::s64) return {};
+        return {static_cast<const int64_t*>(array->data), array->size};
+    }
+    return {};
+}
+
+int64_t size_of(Type type) {
+    switch (type) {
+        case Type::u8:
+            return 1;
+        case Type::f16:
+        case Type::bf16:
+            return 2;
+        case Type::s32:
+        case Type::u32:
+        case Type::f32:
+            return 4;
+        case Type::s64:
+        case Type::u64:
+        case Type::f64:
+            return 8;
+    }
+    return 0;
+}
+
+// A buffer, or of one that vmap has given an axis 0 what one of its elements finds there.
+struct Operand {
+    const char* data = nullptr;
+    Type type{};
+    int64_t rank = 0, size = 0;
+
+    Operand() = default;
+    Operand(const Buffer& buffer, int64_t element, bool several)
+        : data(static_cast<const char*>(buffer.data)), type(buffer.type), rank(buffer.rank - several), size(1) {
+        for (int64_t axis = several; axis < buffer.rank; ++axis) size *= buffer.dims[axis];
+        if (several) data += element * size * size_of(type);
+    }
+
+    template <class From, class To>
+    void copy(std::vector<To>& to) const {
+        const auto* from = reinterpret_cast<const From*>(data);
+        std::transform(from, from + size, to.begin(), [](From value) { return static_cast<To>(value); });
+    }
+
+    // As numbers of this type: where they are, or copied to `kept`. Two words of 32 bits stand for eight bytes, as JAX
+    // has no others by default.
+    template <class To>
+    const To* as(Type own, std::vector<To>& kept) {
+        if (type == own) return reinterpret_cast<const To*>(data);
+        kept.resize(static_cast<size_t>(size));
+        switch (type) {
+            case Type::s32:
+                copy<int32_t>(kept);
+                break;
+            case Type::s64:
+                copy<int64_t>(kept);
+                break;
+            case Type::u32:
+                if (sizeof(To) == 8 && rank == 2) return size /= 2, reinterpret_cast<const To*>(data);
+                copy<uint32_t>(kept);
+                break;
+            case Type::u64:
+                copy<uint64_t>(kept);
+                break;
+            case Type::f32:
+                copy<float>(kept);
+                break;
+            case Type::f64:
+                copy<double>(kept);
+                break;
+            default:
+                return nullptr;
+        }
+        return kept.data();
+    }
+};
+
+// One call, of one element of vmap, and what it keeps in memory of its own.
+class Bound {
+  public:
+    Bound(const Frame& frame, const Call& call, const Numbers& roles, Numbers several, int64_t element) : call_(call) {
+        for (int64_t i = 0; i < frame.arguments.size; ++i)
+            of_[roles.values[i]] = Operand(*frame.arguments.buffers[i], element, several.values[i] != 0);
+        for (int slot = 0; slot < kSlots; ++slot) call_.in[slot] = of_[slot].data;
+        call_.rows = of_[kRows].data;
+        if (of_[kShard].data) std::memcpy(&first_, of_[kShard].data, sizeof first_);
+        index();
+        fields(attribute(frame, "window"));
+    }
+
+    // False: an operand is of a type that nobody gives it.
+    bool run(const Frame& frame, int64_t kind, int64_t element) {
+        if (!good_) return false;
+        if (kind == kLossCall) return loss(frame, element);
+        for (int64_t i = 0; i < frame.results.size; ++i)
+            call_.out[i] = of_result(*frame.results.buffers[i], call_.type_of(static_cast<int>(i)), element);
+        if (kind == kStepCall) return run_step(call_, nullptr);
+        const Numbers keep = attribute(frame, "keep");
+        call_.keep = keep.values, call_.times = static_cast<int64_t>(keep.size);
+        call_.out[0] = static_cast<char*>(frame.results.buffers[0]->data) +
+                       element * kept(keep) * call_.batch * call_.size * bytes_of(call_.out_type);
+        return run_walk(call_, nullptr);
+    }
+
+  private:
+    // Rows beyond the table are its first and its last, as for JAX's own indices. Where nothing says which, there is
+    // one.
+    void index() {
+        index_.assign(1, 0);
+        call_.index = index_.data();
+        if (!of_[kIndex].data) return;
+        index_.clear();
+        const int64_t* given = of_[kIndex].as(Type::s64, index_);
+        if (!given) return fail();
+        if (index_.empty()) index_.assign(given, given + of_[kIndex].size);
+        // Of a device's part of the batch: its own.
+        if (index_.size() > 1) index_.erase(index_.begin(), index_.begin() + first_ * (call_.size / call_.segment));
+        for (int64_t& row : index_) row = std::clamp<int64_t>(row, 0, call_.n_rows - 1);
+        call_.index = index_.data();
+    }
+
+    void fields(const Numbers& window) {
+        if (!of_[kFields].data) return;
+        fields_.resize(static_cast<size_t>(of_[kFields].size) / sizeof(Field));
+        std::memcpy(fields_.data(), of_[kFields].data, fields_.size() * sizeof(Field));
+        call_.fields = fields_.data();
+        if (Operand& step = of_[kStep]; step.data) {
+            const uint32_t* steps = step.as(Type::u32, steps_);
+            if (!steps) return fail();
+            for (size_t i = 0; i < fields_.size(); ++i) fields_[i].step += steps[step.size > 1 ? i : 0];
+        }
+        if (Operand& ids = of_[kIds]; ids.data) {
+            const uint64_t* samples = ids.as(Type::u64, ids_);
+            if (!samples) return fail();
+            const bool for_each_row = fields_.size() == 1 && ids.rank > 0;
+            if (for_each_row) fields_[0].samples = samples;
+            for (size_t i = 0; i < fields_.size() && !for_each_row; ++i) fields_[i].sample = samples[i];
+        }
+        if (Operand& start = of_[kStart]; start.data) {
+            const int64_t* first = start.as(Type::s64, start_);
+            if (!first) return fail();
+            int64_t element = 0;
+            for (size_t axis = 0; axis < window.size; ++axis) element = element * window.values[axis] + first[axis];
+            for (Field& field : fields_) field.start = element;
+        }
+        if (fields_.size() > 1)
+            fields_.erase(fields_.begin(), fields_.begin() + first_);
+        else if (fields_[0].samples)
+            fields_[0].samples += first_;
+        else
+            fields_[0].sample += static_cast<uint64_t>(first_);
+        call_.fields = fields_.data();
+    }
+
+    void* of_result(const Buffer& buffer, DType type, int64_t element) const {
+        return static_cast<char*>(buffer.data) + element * call_.batch * call_.size * bytes_of(type);
+    }
+
+    static int64_t kept(const Numbers& keep) {
+        return std::count_if(keep.values, keep.values + keep.size, [](int64_t row) { return row >= 0; });
+    }
+
+    // Results are the losses and, if there is a second one, the gradient.
+    bool loss(const Frame& frame, int64_t element) {
+        if (of_[kWeights].data && !(call_.weights = of_[kWeights].as(Type::f64, weights_))) return false;
+        const Buffer& to = *frame.results.buffers[0];
+        losses_.resize(static_cast<size_t>(call_.n_losses));
+        call_.losses = losses_.data();
+        if (frame.results.size > 1) call_.out[0] = of_result(*frame.results.buffers[1], call_.type, element);
+        run_loss(call_, nullptr);
+        const size_t first = static_cast<size_t>(element) * losses_.size();
+        if (to.type == Type::f32) std::copy(losses_.begin(), losses_.end(), static_cast<float*>(to.data) + first);
+        if (to.type == Type::f64) std::copy(losses_.begin(), losses_.end(), static_cast<double*>(to.data) + first);
+        return true;
+    }
+
+    void fail() { good_ = false; }
+
+    Call call_;
+    Operand of_[kRoles];
+    std::vector<int64_t> index_, start_;
+    std::vector<Field> fields_;
+    std::vector<uint32_t> steps_;
+    std::vector<uint64_t> ids_;
+    std::vector<double> weights_, losses_;
+    int32_t first_ = 0;  // sample of the batch, where a device has a part of it
+    bool good_ = true;
+};
+
+Error* error(const Frame& frame, Code code, const char* message) {
+    ErrorArgs args{sizeof args, nullptr, message, code};
+    return frame.api->create_error(&args);
+}
+
+// What the handler was built for is what asks: nothing here has changed from version 0.0 on.
+Error* tell_version(const Frame& frame) {
+    auto& metadata = *reinterpret_cast<MetadataExtension*>(frame.extensions)->metadata;
+    const int minor = frame.api ? frame.api->version.minor : 0;
+    metadata.version = {sizeof metadata.version, nullptr, 0, minor};
+    metadata.traits = 0;
+    return nullptr;
+}
+
+}  // namespace
+
+Error* run(Frame* frame) {
+    if (frame->extensions && frame->extensions->type == kMetadata) return tell_version(*frame);
+    const Numbers bytes = attribute(*frame, "call"), roles = attribute(*frame, "roles");
+    const Numbers several = attribute(*frame, "several"), repeat = attribute(*frame, "repeat");
+    const auto arguments = static_cast<size_t>(frame->arguments.size);
+    if (bytes.size * sizeof *bytes.values != sizeof(Call) || roles.size != arguments || several.size != arguments ||
+        repeat.size != 2)
+        return error(*frame, Code::invalid_argument, "noisefuse: not a call of this version");
+    try {
+        Call call;
+        std::memcpy(&call, bytes.values, sizeof call);
+        for (int64_t element = 0; element < repeat.values[0]; ++element)
+            if (!Bound(*frame, call, roles, several, element).run(*frame, repeat.values[1], element))
+                return error(*frame, Code::invalid_argument, "noisefuse: an operand of another type");
+    } catch (const std::bad_alloc&) {
+        return error(*frame, Code::resource_exhausted, "noisefuse: no memory");
+    }
+    return nullptr;
+}
+
+}  // namespace nf::xla

@@ -1,0 +1,588 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JAX's arrays in, JAX's arrays out, in eager code and in programs that are traced: jit, vmap, grad, scan, shard_map.
+
+An operation is checked once, when it is traced, by the functions that check it for NumPy, with arrays of zeros that
+stand for JAX's. What depends on the data, the row, the step, the ids of samples, may be traced too; then it is not
+checked, and rows beyond a table are its first or its last (docs/jax.md). `jax_calls` runs the call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from struct import pack_into
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import noisefuse as nf
+
+from .. import calls, loss, ops
+from ..arrays import FLOATS
+from ..backends import current
+from ..backends.call import FIELD, Loss, Step, pack_loss
+from ..noise import is_tracer
+from ..rows import M1, Rows, X, Z
+from ..sampler import State
+from .jax_calls import (
+    FIELDS,
+    IDS,
+    INDEX,
+    LOSSES,
+    ROWS,
+    START,
+    STEP,
+    STEP_CALLS,
+    WALKS,
+    WEIGHTS,
+    bind,
+    compiled,
+    described,
+    field_bytes,
+)
+
+__all__ = [
+    "WRITTEN", "augmented", "chosen", "combined", "from_key", "is_traced", "kl", "kl_grad", "log_prob", "log_prob_grad",
+    "mse_loss", "mse_loss_grad", "prepare", "q_sample", "q_step", "q_walk", "randn", "randn_like", "sample", "time",
+    "times", "to_key", "uniform", "untraced", "update", "update_with_log_prob", "zeros_like",
+]  # fmt: skip
+
+WRITTEN = False  # what `arrays` asks
+
+
+def is_traced() -> bool:
+    """Nothing here takes the fast path."""
+    return True
+
+
+def untraced(function: Any, *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def times(x: Any, t: Any, kind: str) -> Any:
+    """t for each sample of x."""
+    return jnp.full(x.shape[:1], t, jax.dtypes.canonicalize_dtype(kind))
+
+
+def time(times: Any, i: Any) -> Any:
+    """That of a traced row."""
+    return jnp.asarray(times)[i]
+
+
+def zeros_like(x: Any) -> Any:
+    return jnp.zeros(x.shape, x.dtype)
+
+
+# ---- keys --------------------------------------------------------------------------------------------------
+
+
+def from_key(key: Any) -> nf.Noise:
+    """`Noise.from_key`."""
+    if not isinstance(key, jax.Array) or not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"key: expected one of jax.random.key(seed), got {type(key).__name__}")
+    if is_tracer(key):
+        raise TypeError(
+            "key: its value is not known while JAX traces: make the Noise before, and use noise.at(step=..)"
+        )
+    if key.shape != ():
+        raise TypeError(f"key: expected one key, got an array of them of shape {key.shape}")
+    words = np.asarray(jax.random.key_data(key))
+    if words.size == 4:  # of rbg: more bits than a seed has
+        words = nf.philox4x32(words, [0, 0])[[1, 0]]
+    if words.size != 2:
+        raise TypeError(f"key: expected one of threefry2x32, rbg or unsafe_rbg, got {key.dtype}")
+    return nf.Noise(int(words[0]) << 32 | int(words[1]))
+
+
+def to_key(noise: nf.Noise) -> Any:
+    """The threefry key whose 64 bits are the seed of a Noise: what `Noise.from_key` makes that Noise of.
+
+    Raises:
+        ValueError: a Noise of another step, sample or stream than 0, or of a window, which no key says.
+
+    >>> nf.Noise.from_key(nf.interop.jax.to_key(nf.Noise(7)))
+    Noise(7)
+    """
+    if noise != nf.Noise(noise.seed):
+        raise ValueError(f"noise: a key says its seed alone, and this is {noise!r}")
+    return jax.random.wrap_key_data(
+        np.array([noise.seed >> 32, noise.seed & 0xFFFFFFFF], np.uint32), impl="threefry2x32"
+    )
+
+
+# ---- operations --------------------------------------------------------------------------------------------
+# Their arguments are those of the functions of the same names; `ops` comes here where x or dtype is JAX's.
+
+
+def randn(shape: Any, noise: Any, **options: Any) -> Any:
+    return _random("randn", shape, noise, **options)
+
+
+def uniform(shape: Any, noise: Any, **options: Any) -> Any:
+    return _random("uniform", shape, noise, **options)
+
+
+def randn_like(x: Any, noise: Any, *, dtype: Any, batched: bool) -> Any:
+    kind = dtype or (np.float32 if x.dtype.kind in "biu" else x.dtype)
+    return randn(x.shape, noise, dtype=kind, batched=batched, out=None)
+
+
+def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) -> Any:
+    _need_none(out=out)
+    noise = nf.Noise(noise) if isinstance(noise, int | np.integer) else noise
+    named = _Named(noise)
+    call = ops.random_call(name, shape, named.known, jnp.dtype(dtype), batched)
+    return _run(call, {}, named)[0]
+
+
+def q_sample(
+    x0: Any, t: Any, schedule: Any, noise: Any, *, out: Any, target_out: Any, target: Any, scale: Any, offset: Any,
+    dtype: Any, batched: bool, out_scale: Any = None, out_offset: Any = None,
+) -> Any:  # fmt: skip
+    _need_none(target_out=target_out)
+    to_bytes = (out_scale, out_offset) if dtype == "uint8" else None
+    kind = None if dtype is None or to_bytes else jnp.dtype(dtype)
+    options = target, scale, offset, kind, to_bytes, batched
+    key = "q_sample", schedule, *options
+    found = _at_times(
+        lambda x, t, noise: ops.q_sample_call(x, t, schedule, noise, *options), "x0", x0, t, noise, out, key
+    )
+    return found[0] if target is None else tuple(found)
+
+
+def q_step(
+    x: Any, t: Any, schedule: Any, noise: Any, *, out: Any, batched: bool, dtype: Any = None, out_scale: Any = None,
+    out_offset: Any = None,
+) -> Any:  # fmt: skip
+    to_bytes = None if dtype is None else (out_scale, out_offset)
+    return _at_times(
+        lambda x, t, noise: ops.q_step_call(x, t, schedule, noise, to_bytes, batched),
+        "x", x, t, noise, out, ("q_step", schedule, batched, to_bytes),
+    )[0]  # fmt: skip
+
+
+def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out: Any) -> Any:
+    _need_none(out=out)
+    if hasattr(noise, "shape"):
+        raise TypeError("noise: q_walk draws at every time and takes a Noise, not an array")
+    kept, first, rows = calls.kept_times(keep, len(schedule)), 0, schedule.kept.markov
+    begun = []
+    if x0.dtype == jnp.uint8 and len(kept):  # a walk has no constant: the step that scales bytes is one of its own
+        x0 = q_step(x0, 0, schedule, noise, batched=batched, out=None)
+        begun, kept = [x0[None]] * int(kept[0] == 0), kept[kept > 0] - 1
+        first, rows = 1, Rows(rows.table[1:], rows.active)
+    named = _Named(_later(noise, first))
+    call = ops.q_step_call(_zeros("x0", x0), 0, schedule, named.known, None, batched)
+    slots = np.full(int(kept[-1]) + 1 if len(kept) else 0, -1, np.int64)
+    slots[kept] = np.arange(len(kept))
+    outputs = [((len(kept), *x0.shape), call.dtype.name)]
+    walked = {"keep": tuple(slots.tolist()), "alpha": tuple(np.cumprod(rows.table[:, 7])[kept].tolist())}
+    call = replace(call, rows=rows, step_by_index=False)
+    made = _run(call, {X: x0}, named, kind=WALKS, outputs=outputs, kept=slots, **walked)[0]
+    return jnp.concatenate([*begun, made]) if begun else made
+
+
+def _later(noise: Any, steps: int) -> Any:
+    if isinstance(noise, list | tuple):
+        return [_later(each, steps) for each in noise]
+    return noise.at(step=noise.step + steps) if steps and isinstance(noise, nf.Noise) else noise
+
+
+def update(
+    table: Any, i: Any, x: Any, model_output: Any, *, past: Any, noise: Any, out: Any, aux_out: Any, dtype: Any = None,
+    out_scale: Any = None, out_offset: Any = None,
+) -> Any:  # fmt: skip
+    if not isinstance(aux_out, int) and len(aux_out):
+        raise TypeError("aux_out: arrays of JAX's are not written to; give the number of auxiliary outputs")
+    models = model_output if isinstance(model_output, tuple) else (model_output,)
+    others = {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
+    others |= {f"past{n + 1}": p for n, p in enumerate(past)}
+    zeros = {name: _zeros(nf.tableau.ARGUMENTS[name], a) for name, a in others.items()}
+    stand_in = tuple(zeros.get(f"m{n + 1}") for n in range(len(models))) if len(models) > 1 else zeros.get("m1")
+    if is_tracer(i) and noise is None and table.as_rows.draws.any():
+        raise TypeError("noise: rows of the table draw noise, and which one is taken is traced; expected a Noise")
+
+    def make(x: Any, i: Any, noise: Any) -> Step:
+        to_bytes = None if dtype is None else (out_scale, out_offset)
+        aux = aux_out if isinstance(aux_out, int) else 0
+        return ops.update_call(
+            table, i, x, stand_in, [zeros[f"past{n + 1}"] for n in range(len(past))], noise, None, aux, to_bytes
+        )
+
+    slots = {slot: name for slot, name in calls.SLOTS.items() if slot not in (X, Z)}
+    arrays = {slot: others[name] for slot, name in zip(slots, ("m1", "m2", *_PASTS), strict=True) if name in others}
+    number = aux_out if isinstance(aux_out, int) else 0
+    key = None if noise is None and table.as_rows.draws.any() else ("update", table, len(models), number, dtype)
+    found = _at_times(make, "x", x, i, noise, out, key and (*key, out_scale, out_offset), arrays)
+    return tuple(found) if isinstance(aux_out, int) else found[0]
+
+
+_PASTS = tuple(f"past{n + 1}" for n in range(4))
+
+
+def mse_loss(
+    pred: Any, x0: Any, t: Any, schedule: Any, noise: Any, *, weight: Any, grad_out: Any, target: Any, reduction: Any,
+    scale: Any, offset: Any, batched: bool,
+) -> Any:  # fmt: skip
+    if grad_out is not None and grad_out is not True:
+        raise TypeError("grad_out: arrays of JAX's are not written to; grad_out=True makes a new one")
+    known_weight = weight
+    if weight is not None and not isinstance(weight, np.ndarray) and hasattr(weight, "dtype"):
+        known_weight = np.ones(weight.shape) if is_tracer(weight) else np.asarray(weight, np.float64)
+
+    def make(pred: Any, t: Any, noise: Any, x0: Any, row: Any = known_weight) -> Loss:
+        options = target, row, reduction, scale, offset, batched, 1.0
+        return loss.mse_call(pred, x0, t, schedule, noise, *options, {"out": None}, want_loss=True)
+
+    return _loss(make, pred, x0, t, noise, weight, grad_out is True)
+
+
+def mse_loss_grad(*given: Any, upstream: Any, out: Any, **options: Any) -> Any:
+    _need_none(out=out)
+    gradient = mse_loss(*given, grad_out=True, **options)[1]
+    g = jnp.asarray(upstream, gradient.dtype)
+    return gradient * g.reshape(g.shape + (1,) * (gradient.ndim - g.ndim))
+
+
+def log_prob(*_: Any, **__: Any) -> Any:
+    raise NotImplementedError("log-densities do not take arrays of JAX's: pass np.asarray(x), outside of jit")
+
+
+combined = log_prob_grad = kl = kl_grad = update_with_log_prob = log_prob
+
+
+def augmented(function: Any, x: Any, noise: Any, *, out: Any = None, **options: Any) -> Any:
+    """A function of `augment`, in host memory."""
+    _need_none(out=out)
+    return jax.tree.map(jnp.asarray, function(_on_host("x", x), noise, **options))
+
+
+def prepare(images: Any, noise: Any, *, out: Any, **options: Any) -> Any:
+    _need_none(out=out)
+    return jax.tree.map(jnp.asarray, nf.augment.prepare(_on_host("images", images), noise, **options))
+
+
+def _on_host(name: str, x: Any) -> Any:
+    if is_tracer(x):
+        raise NotImplementedError(f"{name}: augmentation does not run inside of jax.jit: augment before it")
+    return np.asarray(x)
+
+
+# ---- samplers ----------------------------------------------------------------------------------------------
+
+
+def sample(sampler: Any, model: Callable[..., Any], x: Any, noise: Any, rows: range, **options: Any) -> Any:
+    """The rows as one `jax.lax.scan`: the model is traced once."""
+    guided = {"guidance_scale": options.pop("guidance_scale")}
+
+    def row(carried: Any, i: Any) -> Any:
+        x, state = carried
+        output = model(*sampler.model_input(i, x, **options))
+        # into x's memory: XLA would copy a result of its own to where the next step looks for it
+        return (sampler.step(i, x, output, noise, state, out=x, **guided), state), None
+
+    return jax.lax.scan(row, (x, sampler.state(x)), jnp.arange(rows.start, rows.stop))[0][0]
+
+
+def chosen(numbers: Sequence[int], i: Any, choices: Sequence[Sequence[Any]]) -> list[Any]:
+    """choices[numbers[i]] for a traced i: lists of arrays."""
+    which = jnp.asarray(numbers, jnp.int32)[i]
+    return [jax.lax.select_n(which, *arrays) for arrays in zip(*choices, strict=True)]
+
+
+def _past_and_size(state: State) -> Any:
+    return state.past, state.size
+
+
+def _state(size: Any, past: Any) -> State:
+    slots, free = size
+    return State(slots, [*(list(past[:1]) or [None]) * free, *past])
+
+
+jax.tree_util.register_pytree_node(State, _past_and_size, _state)
+
+
+# ---- a call ------------------------------------------------------------------------------------------------
+
+
+def _need_none(**outputs: Any) -> None:
+    for name, out in outputs.items():
+        if out is not None:
+            raise TypeError(f"{name}: expected None, as arrays of JAX's are not written to, got {type(out).__name__}")
+
+
+def _zeros(name: str, x: Any) -> Any:
+    """What stands for x where a call is checked: memory that nobody reads."""
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise TypeError(f"{name}: expected an array of JAX's, got {type(x).__name__}")
+    if not isinstance(x.dtype, np.dtype):
+        raise TypeError(f"{name}: dtype {x.dtype} is not supported, expected one of {', '.join(FLOATS)}")
+    return np.zeros(x.shape, x.dtype)
+
+
+class _Named:
+    """A noise as operands: what is traced of it. And as calls are checked: `known`, with zeros in place of that.
+
+    An array stands for itself.
+    """
+
+    def __init__(self, noise: Any) -> None:
+        self.known, self.array, self.operands = noise, None, dict[int, Any]()
+        names = noise if isinstance(noise, list | tuple) else [noise]
+        if hasattr(noise, "shape"):
+            self.array, self.known = noise, _zeros("noise", noise)
+            return
+        if not all(isinstance(name, nf.Noise) for name in names):
+            return
+        steps = any(is_tracer(name.step) for name in names)
+        known = [_known(name, steps) for name in names]
+        self.known = known if names is noise else known[0]
+        if steps:
+            self.operands[STEP] = jnp.stack([jnp.asarray(name.step).astype(jnp.uint32) for name in names])
+        if any(is_tracer(name.sample) for name in names):
+            single = names is not noise
+            self.operands[IDS] = noise.sample if single else jnp.stack([jnp.asarray(name.sample) for name in names])
+        elif names is not noise and isinstance(noise.sample, np.ndarray):
+            self.operands[IDS] = noise.sample.view(np.uint32).reshape(-1, 2)
+        if any(is_tracer(start) for name in names for start in name.window_start):
+            if names is noise:
+                raise NotImplementedError("noise: of a list of them none may have a window whose start is traced")
+            self.start = noise.window_start
+
+    start: Any = None
+
+    def given(self, call: Step) -> dict[int, Any]:
+        """The operands of this call."""
+        if not call.noise:
+            return {}
+        found = {FIELDS: field_bytes(call), **self.operands}
+        if self.start is not None:
+            full = call.noise[0].window_shape
+            assert full is not None
+            last = np.subtract(full, call.sample_shape)
+            found[START] = jnp.clip(jnp.stack([jnp.asarray(n, jnp.int32) for n in self.start]), 0, last)
+        return found
+
+
+def _known(noise: nf.Noise, without_step: bool) -> nf.Noise:
+    sample: Any = noise.sample
+    if is_tracer(sample):
+        sample = np.zeros(sample.shape, np.uint64) if sample.ndim else 0
+    made = nf.Noise(noise.seed, sample=sample, step=0 if without_step else noise.step, stream=noise.stream)
+    if noise.window_shape is None:
+        return made
+    return made.window(noise.window_shape, [0 if is_tracer(start) else start for start in noise.window_start])
+
+
+def _at_times(
+    make: Callable[..., Step], name: str, x: Any, t: Any, noise: Any, out: Any, key: Any, arrays: Any = None
+) -> Any:
+    """The outputs of the call that `make` checks: make(x, t, noise). key: what that call depends on beside them."""
+    again, t = None, np.asarray(t) if isinstance(t, list) or _is_concrete(t) else t
+    if out is None and key is not None:
+        again = _signature(key, x, t, noise, arrays)
+        if again is not None and (found := _repeated(again, x, t, noise, arrays)) is not None:
+            return found
+    if out is not None and out is not x:
+        what = f"expected None, or {name} itself, whose memory is taken where jit donates it"
+        raise TypeError(f"out: {what}; arrays of JAX's are not written to")
+    zeros, named = _zeros(name, x), _Named(noise)
+    known, traced = _times(t)
+    call = make(zeros, known, named.known)
+    arrays = {X: x, **(arrays or {}), Z: named.array}
+    rows = None
+    if traced is not None and traced.dtype.kind == "f":
+        rows, traced = _rows_at(lambda times: make(np.zeros(times.size, zeros.dtype), times, nf.Noise(0)), call, traced)
+    options: dict[str, Any] = {"in_place": True} if out is not None else {}
+    return _run(call, arrays, named, traced, rows, again=again and (key[1], again), **options)
+
+
+# ---- calls in eager code -----------------------------------------------------------------------------------
+# Of a call with other numbers than an earlier one the description is known: then its checks are those of its numbers.
+
+
+class _Again(NamedTuple):
+    table: Any  # or schedule: as long as it is here, its id is its own
+    compiled: Any
+    roles: tuple[int, ...]
+    rows: Any
+    n: int
+    batch: int
+    fields: bytes  # or none, where nothing is drawn
+    of_seeds: dict[int, Any]  # fields as JAX's arrays: NumPy's would take it longer than the rest of a small call
+
+
+_AGAIN: dict[Any, _Again] = {}
+_MOST = 256
+_AT_SEED, _AT_SAMPLE, _AT_STEP = (FIELD.fields[name][1] for name in ("seed", "sample", "step"))  # type: ignore[index]
+
+
+def _signature(key: Any, x: Any, t: Any, noise: Any, arrays: Any) -> Any:
+    """What such calls have in common. None: a call that is not plain."""
+    if type(noise) is nf.Noise:
+        if type(noise.step) is not int or type(noise.sample) is not int or noise.window_shape is not None:
+            return None
+        stream = noise.stream
+    elif noise is None:
+        stream = None
+    else:
+        return None
+    if not _is_concrete(x) or not (type(t) is int or (isinstance(t, np.ndarray) and t.dtype.kind == "i")):
+        return None
+    of_times = None if type(t) is int else t.shape  # type: ignore[union-attr]
+    given = arrays or {}
+    if not all(map(_is_concrete, given.values())):
+        return None
+    shapes = tuple([(slot, a.shape, a.dtype) for slot, a in given.items()])
+    name, table, *options = key
+    return name, id(table), *options, current(), x.shape, x.dtype, stream, of_times, shapes
+
+
+def _is_concrete(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+
+
+def _repeated(again: Any, x: Any, t: Any, noise: Any, arrays: Any) -> Any:
+    """The outputs of a call like an earlier one. None: there was none, or its numbers have to be looked at."""
+    known = _AGAIN.get(again)
+    if known is None:
+        return None
+    of_role = {ROWS: known.rows, X: x, **(arrays or {})}
+    if type(t) is int:
+        if not 0 <= t < known.n:
+            return None
+        of_role[INDEX] = t
+    else:
+        if t.size == 0 or not 0 <= t.min() <= t.max() < known.n:
+            return None
+        of_role[INDEX] = t.astype(np.int32).reshape(-1)
+    if known.fields:
+        step, sample = noise.step, noise.sample
+        if step + known.n >= _SMALL or sample + known.batch >= _SMALL:
+            return None
+        of_role |= {FIELDS: known.of_seeds.get(noise.seed), STEP: step, IDS: sample}
+        if of_role[FIELDS] is None:
+            of_role[FIELDS] = _of_seed(known, noise.seed)
+    return known.compiled(*[of_role[role] for role in known.roles])
+
+
+_SMALL = 1 << 31  # numbers that JAX has without x64
+
+
+def _of_seed(known: _Again, seed: int) -> Any:
+    fields = bytearray(known.fields)
+    pack_into("<Q", fields, _AT_SEED, seed)
+    if len(known.of_seeds) >= _MOST:
+        known.of_seeds.clear()
+    with jax.ensure_compile_time_eval():
+        made = known.of_seeds[seed] = jnp.asarray(np.frombuffer(fields, np.uint8))
+    return made
+
+
+def _remember(again: Any, what: Any, operands: dict[int, Any], call: Step) -> None:
+    table, signature = again
+    if not {*operands} <= {ROWS, INDEX, FIELDS, *range(Z)}:
+        return
+    if len(_AGAIN) >= _MOST:
+        _AGAIN.clear()
+    roles, fields = what.roles, b""
+    if FIELDS in operands:
+        zeros = bytearray(operands[FIELDS].tobytes())
+        pack_into("<Q", zeros, _AT_SAMPLE, 0)
+        pack_into("<I", zeros, _AT_STEP, 0)
+        roles, fields = (*roles, STEP, IDS), bytes(zeros)
+    run = compiled(replace(what, roles=roles))
+    _AGAIN[signature] = _Again(table, run, roles, operands[ROWS], len(call.rows.table), call.batch, fields, {})
+
+
+def _times(t: Any) -> tuple[Any, Any]:
+    """What stands for t, and t itself where it is traced."""
+    if is_tracer(t):
+        return np.zeros(t.shape, np.int64 if t.dtype.kind in "iu" else np.float64), t
+    return np.asarray(t) if isinstance(t, jax.Array) else t, None
+
+
+def _run(
+    call: Step, arrays: dict[int, Any], named: _Named, index: Any = None, rows: Any = None, outputs: Any = None,
+    more: Any = None, kind: int = STEP_CALLS, again: Any = None, **rest: Any,
+) -> list[Any]:  # fmt: skip
+    made = [(out.shape, out.dtype.name) for out in call.outputs if out is not None] if outputs is None else outputs
+    if any(math.prod(shape) == 0 for shape, _ in made) or call.batch * call.size == 0:
+        losses = kind == LOSSES  # as the mean of no elements is
+        return [jnp.full(shape, jnp.nan if losses and n == 0 else 0, dt) for n, (shape, dt) in enumerate(made)]
+    if call.arithmetic == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
+        raise TypeError("dtype float64: JAX has it where jax.config.update('jax_enable_x64', True) was called")
+    operands: dict[int, Any] = {ROWS: _kept(call.rows, call.arithmetic == np.float64) if rows is None else rows}
+    if kind != WALKS and (index is not None or len(call.rows.table) > 1):
+        operands[INDEX] = call.index.astype(np.int32) if index is None else _small(index).reshape(-1)
+    operands |= named.given(call)
+    for slot, stand_in in enumerate(call.inputs):
+        if stand_in is not None:
+            operands[slot] = jnp.asarray(arrays[slot], stand_in.dtype)
+    operands |= more or {}
+    windows = [noise.window_shape for noise in call.noise if noise.window_shape is not None]
+    what = described(
+        call, kind, [*operands], made, sample=call.sample_shape, window=windows[0] if windows else (), **rest
+    )
+    if again is not None and all(arrays[slot].dtype == operands[slot].dtype for slot in operands if slot <= Z):
+        _remember(again, what, operands, call)
+    return bind(what, [*operands.values()])
+
+
+def _small(index: Any) -> Any:
+    """Of at least 32 bits, as the handler takes them."""
+    return index if index.dtype.itemsize >= 4 else index.astype(jnp.int32)
+
+
+def _kept(rows: Rows, wide: bool) -> Any:
+    """A table as an array of JAX's, which is kept with it."""
+    key = -1, wide  # devices of CUDA's count from 0
+    if key not in rows.on_devices:
+        with jax.ensure_compile_time_eval():
+            rows.on_devices[key] = jnp.asarray(rows.table if wide else rows.single)
+    return rows.on_devices[key]
+
+
+def _rows_at(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any, Any]:
+    """Of traced times that are floats: their rows, which Python makes when the program runs, and their numbers."""
+    wide = call.arithmetic == np.float64
+
+    def rows(times: Any) -> Any:
+        found = make(np.asarray(times)).rows
+        return found.table if wide else found.single
+
+    shape = jax.ShapeDtypeStruct((t.size, call.rows.table.shape[1]), np.float64 if wide else np.float32)
+    flat = jax.lax.stop_gradient(t).reshape(-1)
+    made = jax.pure_callback(rows, shape, flat, vmap_method="sequential")
+    return made, np.arange(t.size, dtype=np.int32)
+
+
+def _loss(make: Callable[..., Loss], pred: Any, x0: Any, t: Any, noise: Any, weight: Any, want_gradient: bool) -> Any:
+    zeros, named, (known, traced) = _zeros("pred", pred), _Named(noise), _times(t)
+    clean = None if x0 is None else _zeros("x0", x0)
+    checked = make(zeros, known, named.known, clean)
+    call, losses, rows = checked.residual, checked.losses, None
+    assert losses is not None
+    if traced is not None and traced.dtype.kind == "f":
+
+        def at(times: Any) -> Step:
+            n = times.size
+            of_x0 = None if clean is None else np.zeros(n, clean.dtype)
+            return make(np.zeros(n, zeros.dtype), times, nf.Noise(0), of_x0, None).residual
+
+        rows, traced = _rows_at(at, call, traced)
+    dtype = call.arithmetic.name
+    outputs = [(losses.shape, dtype)]
+    if want_gradient:
+        outputs.append((pred.shape, call.dtype.name))
+    more = {}
+    if weight is not None:
+        words = checked.weights
+        more[WEIGHTS] = weight if is_tracer(weight) else words.view(np.uint32).reshape(-1, 2)  # type: ignore[union-attr]
+    arrays = {X: x0, M1: pred, Z: named.array}
+    packed = pack_loss(checked, lambda _: 0)
+    found = _run(call, arrays, named, traced, rows, outputs, more, LOSSES, loss=packed)
+    return tuple(found) if want_gradient else found[0]

@@ -1,0 +1,478 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checked call as one operation of JAX's programs: how it is run, vmapped and differentiated.
+
+The operation gets a `Described`, which holds shapes and dtypes and is a value that JAX can compare, and operands, which
+hold all numbers: rows of coefficients, which of them, the noise's name, and arrays. So a program with other numbers is
+the same program. On CPUs it is a custom call of XLA's typed FFI (csrc/xla.cpp), which runs the native kernels on XLA's
+buffers. Elsewhere, and with another backend, XLA calls Python back (`jax.pure_callback`), and the bits are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+from zlib import crc32
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ..backends import current
+from ..backends.call import CALL, DRAWS, DTYPES, FIELD, Loss, Step, Walk, dtype_code, pack, pack_fields
+from ..noise import Noise
+from ..rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, Rows, X, Z
+from .jax_internals import is_for_several, need_devices, result_type, varying, varying_axes
+
+# Roles of operands beyond slots of inputs, and kinds of calls, as csrc/xla.cpp numbers them.
+ROWS, FIELDS, INDEX, STEP, IDS, START, WEIGHTS, SHARD = range(Z + 1, Z + 9)
+STEP_CALLS, WALKS, LOSSES = range(3)
+
+# Handlers of other versions have other names: a program that was stored finds its own or none.
+TARGET = f"noisefuse_{crc32(repr((CALL.descr, FIELD.descr)).encode()):08x}"
+NAMES = {code: name for name, code in DTYPES.items()}
+OUT, AUX1 = AFFINE[:2]
+
+
+@dataclass(frozen=True)
+class Described:
+    """A call without its numbers and its memory."""
+
+    call: bytes  # of a CALL whose addresses are 0
+    kind: int
+    roles: tuple[int, ...]  # of the operands
+    outputs: tuple[tuple[tuple[int, ...], str], ...]  # shapes and dtypes
+    native: bool  # whether the native backend runs it, where there is one
+    sample: tuple[int, ...] = ()  # the shape of one
+    window: tuple[int, ...] = ()  # of a full one, where there is a window
+    keep: tuple[int, ...] = ()  # of a walk: the row of each time in the output, or -1
+    alpha: tuple[float, ...] = ()  # of a walk: what x0 is multiplied with, at each time that is kept
+    repeat: int = 0  # how many elements vmap has: operands that are `several`, and all outputs, have one axis more
+    several: tuple[bool, ...] = ()
+    whole: bool = False  # not to be cut into parts of a batch
+    in_place: bool = False  # whether the first output may take the memory of x
+
+    @property
+    def record(self) -> Any:
+        return np.frombuffer(self.call, CALL)[0]
+
+    @property
+    def floats(self) -> str:
+        """The dtype of the arithmetic."""
+        return "float64" if self.record["type"] == DTYPES["float64"] else "float32"
+
+    def output_shapes(self) -> list[tuple[tuple[int, ...], str]]:
+        lead = (self.repeat,) if self.repeat else ()
+        return [((*lead, *shape), dtype) for shape, dtype in self.outputs]
+
+    def attributes(self) -> dict[str, Any]:
+        """As the handler takes them: arrays of 64-bit integers."""
+        numbers = {
+            "call": np.frombuffer(self.call, np.int64),
+            "roles": self.roles,
+            "several": self.several or (False,) * len(self.roles),
+            "repeat": (self.repeat or 1, self.kind),
+            "window": self.window,
+            "keep": self.keep,
+        }
+        return {name: np.array(values, np.int64) for name, values in numbers.items()}
+
+
+def described(call: Step, kind: int, roles: Sequence[int], outputs: Any, **rest: Any) -> Described:
+    """Of a checked call on arrays that stand for JAX's."""
+    numbers = pack(call, lambda _: 0, 0, 0, 0, rest.pop("kept", None), rest.pop("loss", _NO_LOSS))
+    native = current().__name__ == "noisefuse.backends.native"
+    return Described(numbers, kind, tuple(roles), tuple(outputs), native, **rest)
+
+
+_NO_LOSS = 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0
+
+
+def field_bytes(call: Step) -> Any:
+    return pack_fields(call, lambda _: 0)
+
+
+# ---- the operation -----------------------------------------------------------------------------------------
+
+call_p = Primitive("noisefuse")
+call_p.multiple_results = True
+
+
+def bind(what: Described, operands: Sequence[Any]) -> list[Any]:
+    """The outputs."""
+    axes = frozenset[Any]().union(*map(varying_axes, operands))
+    if axes:  # inside of shard_map: numbers that are the same for all devices stand beside parts of arrays
+        operands = [varying(x, axes) for x in operands]
+    return call_p.bind(*operands, what=what)  # type: ignore[no-any-return]
+
+
+@call_p.def_impl
+def _eager(*operands: Any, what: Described) -> Any:
+    return compiled(what)(*operands)
+
+
+@lru_cache(maxsize=1024)
+def compiled(what: Described) -> Any:
+    return jax.jit(partial(call_p.bind, what=what))
+
+
+@call_p.def_abstract_eval
+def _abstract(*operands: Any, what: Described) -> list[Any]:
+    return [result_type(operands[0], shape, jnp.dtype(dtype)) for shape, dtype in what.output_shapes()]
+
+
+# ---- how it is run -----------------------------------------------------------------------------------------
+
+
+def _on_host(what: Described, *operands: Any) -> list[Any]:
+    """The outputs, from Python: the backend in use runs the call."""
+    arrays = [np.asarray(x) for x in operands]
+    results = [np.empty(shape, jnp.dtype(dtype)) for shape, dtype in what.output_shapes()]
+    several = what.several or (False,) * len(arrays)
+    for k in range(what.repeat) if what.repeat else [None]:
+        of_role = {
+            role: a[k] if each and k is not None else a
+            for role, a, each in zip(what.roles, arrays, several, strict=True)
+        }
+        _run(what, of_role, [r if k is None else r[k, ...] for r in results])
+    return results
+
+
+def _run(what: Described, given: dict[int, Any], outs: list[Any]) -> None:
+    record, backend = what.record, current()
+    losses = outs.pop(0) if what.kind == LOSSES else None
+    rows = Rows(given[ROWS].astype(np.float64), int(record["active"]))
+    index = np.clip(given.get(INDEX, np.zeros(1)).astype(np.int64), 0, len(rows.table) - 1)
+    batch, size = int(record["batch"]), int(record["size"])
+    noise = _names(what, given)
+    step = Step(
+        batch=batch,
+        size=size,
+        sample_shape=what.sample,
+        rows=rows,
+        index=index,
+        segment=int(record["segment"]),
+        inputs=tuple(None if slot not in given else np.ascontiguousarray(given[slot]) for slot in range(Z + 1)),
+        outputs=tuple([*outs, None, None, None][:3]),
+        draw={code: draw for draw, code in DRAWS.items()}[int(record["draw"])],
+        step_by_index=bool(record["step_by_index"]),
+        noise=noise,
+        masked=bool(record["masked"]),
+    )
+    if what.kind == STEP_CALLS:
+        backend.step(step)
+    elif what.kind == WALKS:
+        backend.walk(Walk(step, np.array(what.keep, np.int64)))
+    else:
+        assert losses is not None
+        weights = _raw(given[WEIGHTS], np.float64) if WEIGHTS in given else None
+        sums = np.empty(losses.shape)
+        backend.loss(Loss(step, int(record["piece"]), weights, np.ones(()), int(record["n"]), sums))
+        losses[...] = sums
+
+
+def _names(what: Described, given: dict[int, Any]) -> tuple[Noise, ...]:
+    """From the bytes of fields, and what is traced."""
+    if FIELDS not in given:
+        return ()
+    fields = given[FIELDS].view(FIELD)
+    steps, ids = given.get(STEP, np.zeros((), np.uint32)), _raw(given.get(IDS, np.zeros(0, np.uint64)), np.uint64)
+    names = []
+    for i, field in enumerate(fields):
+        sample: Any = int(field["sample"])
+        if IDS in given:
+            sample = ids.astype(np.uint64) if ids.ndim and len(fields) == 1 else int(ids.reshape(-1)[i])
+        step = int(field["step"]) + int(steps.reshape(-1)[i if steps.size > 1 else 0])
+        name = Noise(int(field["seed"]), sample=sample, step=step % (1 << 32), stream=int(field["stream"]))
+        if what.window:
+            start = given[START] if START in given else np.unravel_index(int(field["start"]), what.window)
+            name = name.window(what.window, [int(first) for first in start])
+        names.append(name)
+    return tuple(names)
+
+
+def _raw(words: Any, kind: Any) -> Any:
+    """Numbers of 64 bits, from pairs of words where JAX has no others."""
+    if words.dtype == np.uint32 and words.ndim == 2:
+        return np.ascontiguousarray(words).view(kind)[:, 0]
+    return words.astype(kind)
+
+
+def _callback(*operands: Any, what: Described) -> Any:
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in what.output_shapes()]
+    return jax.pure_callback(partial(_on_host, what), shapes, *operands)
+
+
+_call_back = mlir.lower_fun(_callback, multiple_results=True)
+
+
+def _foreign_call(context: Any, *operands: Any, what: Described) -> Any:
+    """XLA's FFI, on CPUs."""
+    if not what.native:
+        return _call_back(context, *operands, what=what)
+    if is_for_several(context) and _has_parts(what):
+        ranks = tuple([x.ndim for x in context.avals_in])
+        return mlir.lower_fun(_in_parts(what, ranks), multiple_results=True)(context, *operands)
+    alias = None
+    if what.in_place:
+        x = what.roles.index(X)
+        of_x, of_out = context.avals_in[x], context.avals_out[0]
+        alias = {x: 0} if (of_x.shape, of_x.dtype) == (of_out.shape, of_out.dtype) else None
+    lowering = jax.ffi.ffi_lowering(TARGET, operand_output_aliases=alias)
+    return lowering(context, *operands, **what.attributes())
+
+
+mlir.register_lowering(call_p, _call_back)
+try:
+    from .._native import xla_handler
+except ImportError:  # installed without its extension
+    pass
+else:
+    jax.ffi.register_ffi_target(TARGET, xla_handler(), platform="cpu")
+    mlir.register_lowering(call_p, _foreign_call, platform="cpu")
+    need_devices(call_p)  # or else a batch is brought together before it
+
+
+# ---- many devices ------------------------------------------------------------------------------------------
+# Where `jit` cuts a batch, each device makes its own samples of it: the call has one operand more, the first of them.
+
+
+def _has_parts(what: Described) -> bool:
+    batch = int(what.record["batch"])
+    of_samples = all(shape[:1] == (batch,) for shape, _ in what.outputs)  # not a mean over all of them
+    return of_samples and what.kind != WALKS and not what.repeat and not what.whole and batch > 1
+
+
+@lru_cache(maxsize=256)
+def _in_parts(what: Described, ranks: tuple[int, ...]) -> Any:
+    """The call as a function that XLA may partition."""
+    whole = replace(what, whole=True)
+
+    def all_of_it(*operands: Any) -> Any:
+        return tuple(call_p.bind(*operands, what=whole))
+
+    def part(mesh: Any, _: Any, results: Any) -> Any:
+        axes, n = _axes_of_batch(mesh, results[0].sharding.spec, int(what.record["batch"]))
+        cut, same = NamedSharding(mesh, PartitionSpec(axes)), NamedSharding(mesh, PartitionSpec())
+        record = np.frombuffer(what.call, CALL).copy()
+        record["batch"] //= n
+        if what.kind == LOSSES:
+            record["n_losses"] = record["batch"]
+        record["segment"] = np.minimum(record["segment"], record["batch"] * record["size"])
+        outputs = tuple(((shape[0] // n, *shape[1:]), dtype) for shape, dtype in what.outputs)
+        roles = (*what.roles, SHARD)
+        own = replace(whole, call=record.tobytes(), roles=roles, outputs=outputs, in_place=False)
+
+        def of_device(*operands: Any) -> Any:
+            if axes is None:
+                return all_of_it(*operands)
+            first = jax.lax.axis_index(axes) * outputs[0][0][0]
+            return tuple(call_p.bind(*operands, first.astype(jnp.int32), what=own))
+
+        return mesh, of_device, (cut,) * len(outputs), tuple(cut if role <= Z else same for role in what.roles)
+
+    made = custom_partitioning(all_of_it)
+    made.def_partition(part, infer_sharding_from_operands=_as_arrays(what), **_rule(what, ranks))
+    return made
+
+
+def _axes_of_batch(mesh: Any, spec: Any, batch: int) -> tuple[Any, int]:
+    """The axes of the mesh that cut it evenly, and in how many parts. None: it stays whole."""
+    axes = spec[0] if len(spec) else None
+    axes = axes if axes is None or isinstance(axes, tuple) else (axes,)
+    n = math.prod(mesh.shape[axis] for axis in axes or ())
+    return (axes, n) if axes and batch % n == 0 else (None, 1)
+
+
+def _as_arrays(what: Described) -> Any:
+    """Results lie as the first array does; noise alone lies everywhere."""
+
+    def infer(mesh: Any, operands: Any, results: Any) -> Any:
+        specs = [x.sharding.spec for role, x in zip(what.roles, operands, strict=True) if role <= Z and x.sharding]
+        axes, _ = _axes_of_batch(mesh, specs[0] if specs else (), int(what.record["batch"]))
+        return (NamedSharding(mesh, PartitionSpec(axes)),) * len(results)
+
+    return infer
+
+
+def _rule(what: Described, ranks: tuple[int, ...]) -> dict[str, Any]:
+    """The same in Shardy's words: b is the batch, and all else stays whole."""
+    inner = [f"s{axis}" for axis in range(len(what.sample))]
+    factors = [
+        ["b", *inner] if role <= Z else [f"o{role}a{axis}" for axis in range(rank)]
+        for role, rank in zip(what.roles, ranks, strict=True)
+    ]
+    operands = ", ".join(map(" ".join, factors))
+    results = ", ".join(" ".join(["b", *inner][: len(shape)]) for shape, _ in what.outputs)
+    whole = dict.fromkeys(factor for each in [*factors, inner] for factor in each if factor != "b")  # in their order
+    return {"sharding_rule": f"{operands} -> {results}", "need_replication_factors": tuple(whole)}
+
+
+# ---- vmap --------------------------------------------------------------------------------------------------
+
+
+def _batched(operands: Sequence[Any], axes: Sequence[Any], *, what: Described) -> Any:
+    """The call once for each element, as a loop would make them: one after the other, inside of one operation."""
+    size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
+    before, n = what.several or (False,) * len(operands), what.repeat
+    moved, several = [], []
+    for x, axis, inner in zip(operands, axes, before, strict=True):
+        if axis is not None:
+            x = jnp.moveaxis(x, axis, 0)
+        if n and (inner or axis is not None):  # a vmap inside of another: their elements are one axis
+            if axis is None:
+                x = jnp.broadcast_to(x, (size, *x.shape))
+            if not inner:
+                x = jnp.broadcast_to(x[:, None], (size, n, *x.shape[1:]))
+            x = x.reshape(size * n, *x.shape[2:])
+        moved.append(x)
+        several.append(inner or axis is not None)
+    outs = bind(replace(what, repeat=size * (n or 1), several=tuple(several)), moved)
+    if n:
+        outs = [out.reshape(size, n, *out.shape[1:]) for out in outs]
+    return outs, [0] * len(outs)
+
+
+batching.primitive_batchers[call_p] = _batched
+
+
+# ---- derivatives -------------------------------------------------------------------------------------------
+# A row is linear in what it reads, but for its clamp: so the derivative of a call is a call whose rows have the same
+# coefficients in other places, and draw nothing. docs/samplers.md and Tableau.transpose say which.
+
+
+def _tangents(primals: Sequence[Any], tangents: Sequence[Any], *, what: Described) -> tuple[Any, Any]:
+    given = dict(zip(what.roles, primals, strict=True))
+    changes = {
+        role: dx for role, dx in zip(what.roles, tangents, strict=True) if role <= WEIGHTS and type(dx) is not ad.Zero
+    }
+    if what.kind == LOSSES:
+        return _tangents_of_loss(primals, changes, what)
+    outs = bind(what, primals)
+    found = []
+    for k, (out, (_, dtype)) in enumerate(zip(outs, what.outputs, strict=True)):
+        of_floats = {slot: dx for slot, dx in changes.items() if slot <= Z and dtype != "uint8"}
+        if what.kind == WALKS and of_floats:
+            ahead = (1,) * (out.ndim - 1 - bool(what.repeat))
+            alpha = jnp.array(what.alpha, out.dtype).reshape(-1, *ahead)
+            dx = of_floats[X]
+            found.append(alpha * (dx[:, None] if what.several and what.several[what.roles.index(X)] else dx))
+        else:
+            found.append(_change(what, given, of_floats, k))
+        if found[-1] is None:
+            found[-1] = ad.Zero(jax.typeof(out).to_tangent_aval())
+    return outs, found
+
+
+ad.primitive_jvps[call_p] = _tangents
+
+
+def _change(what: Described, given: dict[int, Any], changes: dict[int, Any], k: int) -> Any:
+    """Of output k. None: none."""
+    total, active, rows = None, int(what.record["active"]), given[ROWS]
+    first = AFFINE[k]
+    for some in range(0, len(changes), 4):
+        pairs, arrays = [], []
+        for slot, dx in list(changes.items())[some : some + 4]:
+            if what.record["masked"]:
+                if slot < PAST1:  # of a mask: constant, almost everywhere
+                    continue
+                pair = rows[..., OUT + 1 + slot], rows[..., AUX1 + 1 + slot]
+            else:
+                through = rows[..., first + 4] * rows[..., CLEAN + 1 + slot] if slot <= M2 else None
+                pair = rows[..., first + 1 + slot], through
+            pairs.append(pair)
+            arrays.append((dx, what.several[what.roles.index(slot)] if what.several else False))
+        if pairs:
+            part = _linear(what, given, pairs, arrays, what.outputs[k], active)
+            total = part if total is None else total + part
+    return total
+
+
+def _linear(what: Described, given: dict[int, Any], pairs: Any, arrays: Any, output: Any, active: int) -> Any:
+    """The sum of arrays, each times its pair of coefficients: as it is, and through D, where its clamp lets it pass."""
+    record, rows = np.frombuffer(what.call, CALL).copy(), given[ROWS]
+    several = dict(zip(what.roles, what.several or (False,) * len(what.roles), strict=True))
+    masked = bool(record["masked"][0]) or bool(active & BOUNDS)
+    made, bits = jnp.zeros_like(rows), 0
+    if masked:
+        made, bits = made.at[..., CLEAN:OUT].set(rows[..., CLEAN:OUT]), active & ((1 << OUT) - 1)
+    for n, (direct, through) in enumerate(pairs):
+        column = 1 + PAST1 + n
+        if through is not None and not masked:
+            direct = direct + through
+        made, bits = made.at[..., OUT + column].set(direct), bits | 1 << OUT + column
+        if through is not None and masked:
+            made, bits = made.at[..., AUX1 + column].set(through), bits | 1 << AUX1 + column
+    operands = {ROWS: (made, several[ROWS])}
+    if INDEX in given:
+        operands[INDEX] = given[INDEX], several[INDEX]
+    if masked:
+        operands |= {slot: (given[slot], several[slot]) for slot in (X, M1, M2) if slot in given}
+    operands |= {PAST1 + n: pair for n, pair in enumerate(arrays)}
+    operands = {
+        slot: pair for slot, pair in operands.items() if slot not in (X, M1, M2) or bits >> CLEAN + 1 + slot & 1
+    }
+    for slot, (x, _) in operands.items():
+        if slot <= Z:
+            record["in_type"][0, slot] = dtype_code(np.dtype(x.dtype))
+    code = DTYPES[output[1]]
+    record["active"], record["masked"], record["draw"], record["step_by_index"] = bits, masked, 0, 0
+    record["type"], record["out_type"] = code, code
+    each = tuple(flag for _, flag in operands.values())
+    call = replace(
+        what, call=record.tobytes(), roles=tuple(operands), outputs=(output,), several=each if what.repeat else (),
+        window=(), in_place=False,
+    )  # fmt: skip
+    return bind(call, [x for x, _ in operands.values()])[0]
+
+
+def _transposed(cotangents: Sequence[Any], *operands: Any, what: Described) -> list[Any]:
+    """Of a call that `_linear` made, which has one output."""
+    (ct,) = cotangents
+    given = dict(zip(what.roles, operands, strict=True))
+    found: list[Any] = []
+    for role, x in given.items():
+        if not ad.is_undefined_primal(x):
+            found.append(None)
+            continue
+        if type(ct) is ad.Zero:
+            found.append(ad.Zero(x.aval))
+            continue
+        known = {other: y for other, y in given.items() if not ad.is_undefined_primal(y)}
+        several = bool(what.several) and what.several[what.roles.index(role)]
+        shape, dtype = x.aval.shape[several:], x.aval.dtype.name
+        upstream = ct
+        if dtype != "float64" and ct.dtype == jnp.float64:
+            upstream, known[ROWS] = ct.astype(jnp.float32), known[ROWS].astype(jnp.float32)
+        pair = known[ROWS][..., OUT + 1 + role], known[ROWS][..., AUX1 + 1 + role]
+        made = _linear(what, known, [pair], [(upstream, bool(what.repeat))], (shape, dtype), int(what.record["active"]))
+        found.append(made.sum(0) if what.repeat and not several else made)
+    return found
+
+
+ad.primitive_transposes[call_p] = _transposed
+
+
+def _tangents_of_loss(primals: Sequence[Any], changes: dict[int, Any], what: Described) -> tuple[Any, Any]:
+    """The gradient is made with the loss, in one pass."""
+    for role, name in ((X, "x0"), (Z, "noise"), (WEIGHTS, "weight")):
+        if role in changes:
+            raise NotImplementedError(f"{name}: mse_loss has no derivative with respect to it: use lax.stop_gradient")
+    if len(what.outputs) > 1:
+        raise NotImplementedError("grad_out: the gradient has no derivative: leave it out, and use jax.grad")
+    record = np.frombuffer(what.call, CALL).copy()
+    record["type"] = record["out_type"] = DTYPES[what.floats]  # unrounded, as what comes from above is not known yet
+    shape = int(record["batch"][0]), *what.sample
+    both = replace(what, call=record.tobytes(), outputs=(*what.outputs, (shape, what.floats)))
+    loss, gradient = bind(both, primals)
+    if M1 not in changes:
+        return [loss], [ad.Zero(jax.typeof(loss).to_tangent_aval())]
+    change = (gradient * changes[M1].reshape(gradient.shape)).astype(loss.dtype)
+    return [loss], [change.sum(tuple(range(loss.ndim, change.ndim)))]
