@@ -43,7 +43,7 @@ class Zarr:
     @classmethod
     def of(cls, path: Path, partial: Path, work: Work) -> Zarr:
         try:
-            array = zarr.open_array(path, mode="r", zarr_format=3)
+            array: Any = zarr.open_array(path, mode="r", zarr_format=3)
         except (FileNotFoundError, KeyError, TypeError, ValueError, zarr.errors.BaseZarrError) as error:
             raise ValueError(
                 f"{path} is no array of zarr v3: name one, not the group that it is in: {error}"
@@ -69,7 +69,7 @@ class Zarr:
         clear(self.partial)
         if (self.partial / "zarr.json").exists():
             return
-        source = zarr.open_array(self.path, mode="r")
+        source: Any = zarr.open_array(self.path, mode="r")
         zarr.create_array(
             DurableStore(self.partial),
             shape=source.shape,
@@ -81,7 +81,8 @@ class Zarr:
         )
 
     def made(self, journal: set[int]) -> set[int]:
-        key = zarr.open_array(self.partial, mode="r").metadata.encode_chunk_key
+        made: Any = zarr.open_array(self.partial, mode="r")
+        key = made.metadata.encode_chunk_key
         return {block for block in range(self.blocks) if (self.partial / key(self._index(block))).exists()}
 
     def make(self, block: int) -> int:
