@@ -139,7 +139,7 @@ def mse_loss(
             return found
     given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
-    loss, gradient = _run(*given, 1.0, outs, want_loss=True)
+    loss, gradient = _run(mse_call(*given, 1.0, outs, want_loss=True))
     return loss if grad_out is None else (loss, gradient)
 
 
@@ -206,7 +206,7 @@ def mse_loss_grad(
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
         return other.mse_loss_grad(pred, x0, t, schedule, noise, batched=batched, upstream=upstream, out=out, **options)
     given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
-    gradient = _run(*given, upstream, {"out": out}, want_loss=False)[1]
+    gradient = _run(mse_call(*given, upstream, {"out": out}, want_loss=False))[1]
     return gradient
 
 
@@ -223,26 +223,8 @@ def _fast_mse(
     return backends.fast_mse(table, t, x, pred, noise, weight, upstream, want_loss, out, batched)
 
 
-def _run(
-    pred: Array,
-    x0: Array | None,
-    t: ArrayLike | Array,
-    schedule: Schedule,
-    noise: NoiseLike,
-    target: Target,
-    weight: ArrayLike | None,
-    reduction: Reduction,
-    scale: float | None,
-    offset: float | None,
-    batched: bool,
-    upstream: ArrayLike | Array,
-    outs: Mapping[str, Array | None],
-    *,
-    want_loss: bool,
-) -> tuple[Any, Any]:
-    """(loss, gradient), None for what is not wanted. outs: where the gradient is, the caller's array by its name."""
-    given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched, upstream, outs)
-    call = mse_call(*given, want_loss=want_loss)
+def _run(call: Loss) -> tuple[Any, Any]:
+    """(loss, gradient), None for what is not wanted."""
     losses = call.losses
     if call.residual.batch * call.residual.size:
         backends.of(call.residual.inputs[M1]).loss(call)
@@ -269,7 +251,7 @@ def mse_call(
     *,
     want_loss: bool,
 ) -> Loss:
-    """A loss as a checked call; nothing is written yet."""
+    """A loss as a checked call; nothing is written yet. outs: where the gradient is, the caller's array by its name."""
     need_schedule(schedule)
     need_target(target)
     _need_reduction(reduction)
