@@ -16,7 +16,7 @@ from typing import Self
 import noisefuse as nf
 
 from ._noise_files import STEPS, Images, Job, Npy, Work
-from ._noise_journal import Journal, partial_of
+from ._noise_journal import Journal, journal_of, partial_of
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,8 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _check_paths(source: Path, target: Path) -> None:
     if not source.exists():
         raise ValueError(f"{source}: no such file or directory")
-    if target.is_relative_to(source) or source.is_relative_to(target):
-        raise ValueError(f"{target} and {source} lie in one another: expected a target outside of the source")
+    for made in (target, partial_of(target), journal_of(target)):
+        if made.is_relative_to(source) or source.is_relative_to(made):
+            raise ValueError(f"{made} and {source} lie in one another: expected a target outside of the source")
     if not target.parent.is_dir():
         raise ValueError(f"cannot write {target}: no such directory")
 

@@ -7,7 +7,8 @@ import errno
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator
+import tokenize
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -123,7 +124,9 @@ class Npy:
                     (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0
                 }[version]  # fmt: skip
                 shape, fortran, kind = read_header(file)
-            except (KeyError, ValueError) as error:
+            except KeyError:
+                raise ValueError(f"{path} is a .npy file of version {version}: expected 1.0 or 2.0") from None
+            except (SyntaxError, ValueError, tokenize.TokenError) as error:
                 raise ValueError(f"{path} is no .npy file of numbers: {error}") from error
             begin, size = file.tell(), os.fstat(file.fileno()).st_size
         if fortran and len(shape) > 1:
@@ -212,6 +215,13 @@ def _reserve(file: int, size: int) -> None:
         raise OSError(errno.EEXIST, "it is longer, and so another's file")
 
 
+def digest(folder: Path, names: Iterable[Path]) -> str:
+    """Of their names, sizes and times."""
+    states = ((name, (folder / name).stat()) for name in names)
+    listed = "".join(f"{name.as_posix()!r} {state.st_size} {state.st_mtime_ns}\n" for name, state in states)
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
 # ---- folders of images -------------------------------------------------------------------------------------
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -232,7 +242,8 @@ class Images:
 
         if work.dtype not in (None, "uint8"):
             raise ValueError(f"--dtype {work.dtype}: images are made of uint8")
-        found = (file.relative_to(path) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        images = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        found = (file.relative_to(path) for file in images)
         names = sorted(name.as_posix() for name in found)
         if not names:
             raise ValueError(f"{path} has neither images ({', '.join(sorted(SUFFIXES))}) nor a zarr store's zarr.json")
@@ -247,12 +258,8 @@ class Images:
         return len(self.names)
 
     def source(self) -> dict[str, Any]:
-        states = ((name, (self.path / name).stat()) for name in self.names)
-        listed = "".join(f"{name!r} {state.st_size} {state.st_mtime_ns}\n" for name, state in states)
-        return {
-            "images": self.blocks,
-            "the images' names, sizes and times": hashlib.sha256(listed.encode()).hexdigest(),
-        }
+        listed = "".join(f"{name!r}\n" for name in self.names)
+        return {"images": self.blocks, "the images' names": hashlib.sha256(listed.encode()).hexdigest()}
 
     def prepare(self) -> None:
         for name in self.names:
@@ -260,7 +267,8 @@ class Images:
         clear(self.partial)
 
     def made(self, journal: set[int]) -> set[int]:
-        return {block for block, name in enumerate(self.names) if self._target(name).exists()}
+        """Of images that are as they were: one that was mended, or another in its place, is made again."""
+        return {block for block, name in enumerate(self.names) if is_newer(self._target(name), self.path / name)}
 
     def make(self, block: int) -> int:
         from PIL import Image
@@ -285,6 +293,13 @@ class Images:
         return (self.partial / name).with_suffix(".png")
 
 
+def is_newer(path: Path, source: Path) -> bool:
+    if not path.exists():
+        return False
+    state = source.stat()
+    return path.stat().st_mtime_ns > max(state.st_mtime_ns, state.st_ctime_ns)
+
+
 def _pixels(path: Path) -> tuple[Array, Any]:
     """Grey (H, W) or colour (H, W, 3), as it is looked at, in bytes; and how opaque it is, where that is said."""
     from PIL import Image, ImageOps
@@ -295,9 +310,20 @@ def _pixels(path: Path) -> tuple[Array, Any]:
                 raise ValueError(
                     f"{path} has {getattr(file, 'n_frames', 1)} frames of mode {file.mode}: expected one of bytes"
                 )
+            if _is_deep(file):
+                raise ValueError(f"{path} has 16 bits a channel: expected bytes")
             image: Any = ImageOps.exif_transpose(file)
             image.load()
     except (OSError, Image.DecompressionBombError) as error:
         raise OSError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     return np.asarray(image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")), alpha
+
+
+def _is_deep(file: Any) -> bool:
+    """Whether what Pillow decodes to bytes has more of them: colours of 16 bits, whose mode it calls RGB."""
+    for tile in file.tile:
+        given = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if any(";16" in part if isinstance(part, str) else tile[0] == "ppm" and part > 255 for part in given):
+            return True
+    return False

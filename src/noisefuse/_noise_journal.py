@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import uuid
 import zlib
 from pathlib import Path
@@ -31,7 +32,7 @@ class Journal:
     def __init__(self, target: Path, manifest: dict[str, Any]) -> None:
         self.target, self.manifest = target, manifest
         self.partial = partial_of(target)
-        self.path = target.with_name(f"{target.name}.noisefuse")
+        self.path = journal_of(target)
         self.blocks: set[int] = set()
         self.whole = False
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -67,9 +68,13 @@ class Journal:
             raise ValueError(f"{self.target} is being made by another process, which holds {self.path.name}") from None
         begun, *lines = self._read() or [None]
         if begun is None:
-            if self.target.exists():
-                os.unlink(self.path)
-                raise ValueError(f"{self.target} exists already, and {self.path.name}, which would say how, does not")
+            for path in (self.target, self.partial):
+                if path.exists():  # another's, or begun with who knows what
+                    os.unlink(self.path)
+                    raise ValueError(
+                        f"{path} exists already, and {self.path.name}, which would say how it was made, does not or is "
+                        "cut: move it away"
+                    )
             self._restart()
             return
         self._compare(begun)
@@ -93,7 +98,7 @@ class Journal:
                 break
             found.append(json.loads(content))
             end += len(line)
-        if not found and b"\n" in text:
+        if not found and not _BEGINNING.fullmatch(text):
             raise ValueError(f"{self.path} is no journal of noisefuse's: move it away")
         os.ftruncate(self._file, end)
         return found
@@ -116,8 +121,15 @@ class Journal:
         sync(self._file)
 
 
+_BEGINNING = re.compile(rb"[0-9a-f]{0,8}|[0-9a-f]{8} (\{[^\n]*)?")  # of a manifest that was cut off
+
+
 def _checksum(content: bytes) -> bytes:
     return b"%08x" % zlib.crc32(content)
+
+
+def journal_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.noisefuse")
 
 
 def partial_of(target: Path) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
-from ._noise_files import Work, check_shape
+from ._noise_files import Work, check_shape, digest
 from ._noise_journal import clear, sync_directory, write_whole
 
 
@@ -44,7 +44,7 @@ class Zarr:
     def of(cls, path: Path, partial: Path, work: Work) -> Zarr:
         try:
             array: Any = zarr.open_array(path, mode="r", zarr_format=3)
-        except (FileNotFoundError, KeyError, TypeError, ValueError, zarr.errors.BaseZarrError) as error:
+        except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError, zarr.errors.BaseZarrError) as error:
             raise ValueError(
                 f"{path} is no array of zarr v3: name one, not the group that it is in: {error}"
             ) from error
@@ -61,8 +61,8 @@ class Zarr:
         return prod(self._grid)
 
     def source(self) -> dict[str, Any]:
-        metadata = self.path / "zarr.json"
-        return {"zarr.json": metadata.read_text(), "the source's time": metadata.stat().st_mtime_ns}
+        files = sorted(path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
+        return {"zarr.json": (self.path / "zarr.json").read_text(), "the source's files": digest(self.path, files)}
 
     def prepare(self) -> None:
         self.partial.mkdir(exist_ok=True)
@@ -88,7 +88,10 @@ class Zarr:
     def make(self, block: int) -> int:
         start = tuple(i * unit for i, unit in zip(self._index(block), self.unit, strict=True))
         part = tuple(slice(i, min(i + unit, n)) for i, unit, n in zip(start, self.unit, self.shape, strict=True))
-        x = np.ascontiguousarray(self._source[part])
+        try:
+            x = np.ascontiguousarray(self._source[part])
+        except RuntimeError as error:  # of what decompresses them
+            raise OSError(f"cannot read chunk {self._index(block)} of {self.path}: {error}") from error
         made = np.empty(x.shape, self.work.result(x.dtype))
         self.work(x, made, start[0], self.shape[1:], start[1:])
         self._target[part] = made

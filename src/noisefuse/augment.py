@@ -254,7 +254,7 @@ def transition(
     far = abs(probabilities.sum(axis=-1) - 1) > 1e-6
     if far.any():
         row = tuple(np.argwhere(far)[0].tolist())
-        raise ValueError(f"matrix[{', '.join(map(str, row))}]: expected a sum of 1, got {probabilities[row].sum():g}")
+        raise ValueError(f"matrix[{', '.join(map(str, row))}]: expected a sum of 1, got {probabilities[row].sum():.9g}")
     tables = transitions.of_probabilities(probabilities)
     return _become(x, tables.reshape(-1), "matrix", shape[:-2], noise, batched, out)
 

@@ -23,7 +23,7 @@ from .arrays import (
     one_place,
     output,
 )
-from .backends.call import LOSS_CHUNK, Loss
+from .backends.call import Loss
 from .calls import Index, make_call, names_or_array
 from .forward import residual
 from .loss_parts import LossPart, Reduction, chunk_sums, place_of
@@ -300,7 +300,7 @@ def _part(
     batch, sample_shape = batch_shape(m.shape, batched)
     size, tokens = count(sample_shape), np.ndim(t) > (1 if batched else 0)
     piece = min(index.segment, size) if tokens else size
-    start, whole = place_of(names, sample_shape, piece if tokens else LOSS_CHUNK)
+    start, whole = place_of(names, sample_shape, np.ndim(t) - bool(batched) if tokens else None)
     values: Any = index.values.get() if on_device(index.values) else index.values  # type: ignore[attr-defined]
     pieces = size // piece if piece else 1
     of_pieces = np.resize(values, batch * pieces)

@@ -51,6 +51,8 @@ def combined(parts: Sequence[LossPart]) -> float | NDArray[np.float64]:
                 f"parts[{n}]: has {len(part.sums)} samples from element {part.start} on, expected "
                 f"{len(group[0].sums) if group else 'some'} from element {at} on: parts are in C order"
             )
+        if group and not _weighted_alike(part, group[0]):
+            raise ValueError(f"parts[{n}]: expected the weights of the parts of the same samples before it")
         group.append(part)
         at += part.elements
         if at == part.whole:
@@ -59,11 +61,17 @@ def combined(parts: Sequence[LossPart]) -> float | NDArray[np.float64]:
     if group:
         raise ValueError(f"parts: the last one ends at element {at} of {first.whole}")
     if first.reduction == "none":
-        return np.array([loss / first.whole for loss in losses])
+        return np.array([loss / first.whole if first.whole else math.nan for loss in losses])
     total = 0.0
     for loss in losses:
         total += loss
     return total / (len(losses) * first.whole) if losses and first.whole else math.nan
+
+
+def _weighted_alike(part: LossPart, first: LossPart) -> bool:
+    if part.weights is None or first.weights is None:
+        return part.weights is first.weights
+    return part.tokens or np.array_equal(part.weights, first.weights)
 
 
 def _samples(group: list[LossPart]) -> list[float]:
@@ -93,13 +101,16 @@ def _fma(a: float, b: float, c: float) -> float:
     return float(Fraction(a) * Fraction(b) + Fraction(c))
 
 
-def place_of(names: tuple[Noise, ...], shape: tuple[int, ...], unit: int) -> tuple[int, int]:
-    """Where a part of a sample begins, and how many elements the whole has; ValueError where it cuts a chunk or, with
-    tokens, a piece."""
+def place_of(names: tuple[Noise, ...], shape: tuple[int, ...], tokens: int | None) -> tuple[int, int]:
+    """Where a part of a sample begins, and how many elements the whole has; ValueError where it cuts a chunk or, where
+    t has entries for `tokens` axes of a sample, a piece."""
     places = {(*window_runs(noise, shape)[::2], noise.window_shape) for noise in names} or {(0, (), None)}
     size, ((start, lengths, full), *others) = count(shape), places
     whole = size if full is None else count(full)
-    if others or lengths or (unit and start % unit) or (unit and size % unit and start + size != whole):
+    of_token = None if tokens is None or full is None else full[tokens:]
+    unit = LOSS_CHUNK if tokens is None else count(shape[tokens:])
+    cut = unit and (start % unit or (size % unit and start + size != whole))
+    if size and (others or lengths or cut or (of_token is not None and of_token != shape[tokens:])):
         raise ValueError(
             f"noise: its window of {size} elements from element {start} on, expected a run of elements that begins and "
             f"ends with chunks of {LOSS_CHUNK}, or with pieces of one t, of the whole sample of shape {full}"

@@ -200,16 +200,18 @@ class Noise:
             splits = _splits_of(whole)
             whole = whole.shape
         shape = tuple(map(operator.index, whole))
+        if any(length < 0 for length in shape):
+            raise ValueError(f"local: expected lengths of at least 0, got shape {shape}")
         if math.prod(shape[batched:]) > ELEMENTS:
             raise OverflowError(f"local: a sample of shape {shape[batched:]} has more than 2^34 elements")
-        start, lengths = _part(shape, tuple(map(tuple, splits)))
+        start, lengths = _part(shape, tuple(map(_split, splits)))
         if not shape:
             return self
         if not batched:
             return _named(self.seed, self.sample, self.step, self.stream, shape, start)
         sample: Any = self.sample
         if isinstance(sample, int):
-            sample += start[0]
+            sample += start[0] if lengths[0] else 0
         elif len(sample) != shape[0]:
             raise ValueError(
                 f"local: has {len(sample)} sample ids, expected one for each of {shape[0]} rows of the whole"
@@ -321,6 +323,14 @@ def _splits_of(tensor: Any) -> tuple[tuple[int, int, int], ...]:
             raise ValueError(f"local: expected Shard and Replicate, got {placement}")
         splits.append((rank, world, placement.dim))
     return tuple(splits)
+
+
+def _split(given: Sequence[SupportsIndex]) -> tuple[int, int, int]:
+    try:
+        rank, world, axis = map(operator.index, given)
+    except (TypeError, ValueError):
+        raise TypeError(f"local: expected (rank, world, axis), three integers, got {given!r}") from None
+    return rank, world, axis
 
 
 @lru_cache(maxsize=256)

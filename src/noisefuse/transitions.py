@@ -44,9 +44,10 @@ def of_cumulative(reached: NDArray[np.float64]) -> NDArray[np.void]:
 def of_poisson(peak: float, gamma: float) -> NDArray[np.void]:
     """(256,) tables of 255 (N / peak)^(1 / gamma), rounded, where N is Poisson with mean peak (level / 255)^gamma."""
     with float_mode():
-        light = peak * _light(gamma)
-        # The mean of a level, and the greatest N that gives a byte or one before it.
-        mean, greatest = light[0::2], np.floor(light[1::2]).astype(np.int64)
+        light = peak * np.arange(512) / 510 if gamma == 1 else peak * _light(gamma)
+        mean, halves = light[0::2], light[1::2]
+        # The greatest N that gives a byte or one before it. Halfway between two the even one is next.
+        greatest = np.where(np.arange(LEVELS) % 2, np.ceil(halves) - 1, np.floor(halves)).astype(np.int64)
         spread = 12 * np.sqrt(mean) + 30  # beyond it less than 2^-60 is left on either side
         lowest = np.maximum(np.floor(mean - spread), 0)
         ratios = np.ones((LEVELS, math.ceil(2 * spread[-1]) + 2))
@@ -60,7 +61,5 @@ def of_poisson(peak: float, gamma: float) -> NDArray[np.void]:
 @lru_cache(8)
 def _light(gamma: float) -> NDArray[np.float64]:
     """(n / 510)^gamma, n = 0 .. 511. The powers of mathematical libraries differ in the last place."""
-    if gamma == 1:
-        return np.arange(512) / 510
     digits = Context(28)  # not the caller's
     return np.array([float(digits.power(digits.divide(n, 510), Decimal(gamma))) for n in range(512)])

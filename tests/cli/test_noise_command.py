@@ -259,17 +259,54 @@ def test_a_finished_block_is_not_made_again(tmp_path: Path, monkeypatch: pytest.
     assert np.array_equal(np.load(tmp_path / "y.npy"), noised(x))
 
 
-@pytest.mark.parametrize("cut", ["journal", "partial", "target"])
+@pytest.mark.parametrize("cut", ["partial", "target"])
 def test_what_somebody_took_away_is_made_again(cut: str, tmp_path: Path) -> None:
     x = save(tmp_path / "x.npy", 10, 10)
     arguments = [tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, "--block", 10]
     assert run(*arguments) == 0
     if cut != "target":  # as if it had been stopped before the rename
         (tmp_path / "y.npy").rename(tmp_path / "y.npy.noisefuse-partial")
-    for path in {"journal": ["y.npy.noisefuse"], "target": ["y.npy"], "partial": ["y.npy.noisefuse-partial"]}[cut]:
-        (tmp_path / path).unlink()
+    (tmp_path / {"target": "y.npy", "partial": "y.npy.noisefuse-partial"}[cut]).unlink()
     assert run(*arguments) == 0
     assert np.array_equal(np.load(tmp_path / "y.npy"), noised(x))
+
+
+@pytest.mark.parametrize("kind", ["", ".npy", ".zarr"])
+@pytest.mark.parametrize("left", [0, 20])
+def test_what_nobody_knows_the_origin_of_is_no_part_of_a_target(
+    kind: str, left: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A journal that is gone or cut, and what was made by it. Seen to fail: other bits among those of this command."""
+    source, target = sources(tmp_path, kind), tmp_path / f"y{kind}"
+    assert run(source, target, *AT_300) == 0
+    target.rename(tmp_path / f"y{kind}.noisefuse-partial")
+    journal = tmp_path / f"y{kind}.noisefuse"
+    journal.write_bytes(journal.read_bytes()[:left]) if left else journal.unlink()
+    assert f"y{kind}.noisefuse-partial exists already" in fails(capsys, source, target, *AT_300[:-1], "8")
+    assert (tmp_path / f"y{kind}.noisefuse-partial").exists()
+
+
+def test_an_image_that_was_mended_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that cannot be read costs nothing of the others. Seen to fail: a mended one refused, one kept as it was."""
+    from PIL import Image
+
+    for name in ("a", "b"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8), 100, np.uint8)).save(tmp_path / "x" / f"{name}.png")
+    arguments = [tmp_path / "x", tmp_path / "y", *AT_300]
+    assert run(*arguments) == 0
+    (tmp_path / "y").rename(tmp_path / "y.noisefuse-partial")  # as if it had been stopped before the rename
+    kept, changed = ((tmp_path / "y.noisefuse-partial" / f"{name}.png").stat().st_ino for name in ("a", "b"))
+    (tmp_path / "x" / "b.png").write_text("no image")
+    assert "b.png: cannot identify" in fails(capsys, *arguments)
+    Image.fromarray(np.full((8, 8), 20, np.uint8)).save(tmp_path / "x" / "b.png")
+    assert run(*arguments) == 0
+    assert (tmp_path / "y" / "a.png").stat().st_ino == kept
+    assert (tmp_path / "y" / "b.png").stat().st_ino != changed
+    noise = nf.Noise(7, sample=nf.augment.sample_id("b.png"))
+    expected = nf.q_sample(np.full((1, 8, 8), 20, np.uint8), 300, nf.Schedule.cosine(1000), noise, dtype="uint8")
+    with Image.open(tmp_path / "y" / "b.png") as image:
+        assert np.array_equal(np.asarray(image), expected[0])
 
 
 def test_stopped_at_the_rename_it_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -434,9 +471,10 @@ def test_a_target_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "y.npy").write_text("mine")
     assert "exists already" in fails(capsys, tmp_path / "x.npy", tmp_path / "y.npy", *AT_300)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy", "y.npy"]
-    (tmp_path / "z.npy.noisefuse").write_text("mine\n")
-    assert "is no journal" in fails(capsys, tmp_path / "x.npy", tmp_path / "z.npy", *AT_300)
-    assert (tmp_path / "z.npy.noisefuse").read_text() == "mine\n"
+    for text in ("mine\n", "mine"):
+        (tmp_path / "z.npy.noisefuse").write_text(text)
+        assert "is no journal" in fails(capsys, tmp_path / "x.npy", tmp_path / "z.npy", *AT_300)
+        assert (tmp_path / "z.npy.noisefuse").read_text() == text
 
 
 def test_two_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -450,6 +488,9 @@ def test_two_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         (["absent.npy", "y.npy", *AT_300], "no such file"),
         (["x.npy", "x.npy", *AT_300], "lie in one another"),
+        (["z.npy.noisefuse-partial", "z.npy", *AT_300], "z.npy.noisefuse-partial lie in one another"),
+        (["new.npy", "y.npy", *AT_300], "of version (3, 0): expected 1.0 or 2.0"),
+        (["header.npy", "y.npy", *AT_300], "no .npy file of numbers"),
         (["x.npy", "absent/y.npy", *AT_300], "no such directory"),
         (["text.npy", "y.npy", *AT_300], "no .npy file"),
         (["cut.npy", "y.npy", *AT_300], "its header speaks of"),
@@ -470,7 +511,11 @@ def test_bad_input_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "x.npy", 3, 4)
+    save(Path("z.npy"), 3, 4)
+    Path("z.npy").rename("z.npy.noisefuse-partial")
     Path("text.npy").write_text("not an array")
+    Path("new.npy").write_bytes(b"\x93NUMPY\x03\x00")
+    Path("header.npy").write_bytes(b"\x93NUMPY\x01\x00\x01\x00{")
     Path("cut.npy").write_bytes(Path("x.npy").read_bytes()[:-1])
     np.save("fortran.npy", np.asfortranarray(np.zeros((3, 4), np.float32)))
     np.save("number.npy", np.float32(1))
@@ -490,6 +535,10 @@ def test_images_that_cannot_be_noised_are_named(tmp_path: Path, capsys: pytest.C
     (tmp_path / "x").mkdir()
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "x" / "deep.png")
     assert "deep.png has 1 frames of mode I;16" in fails(capsys, tmp_path / "x", tmp_path / "y", *AT_300)
+    for name, data in (("P6 2 2 65535\n", bytes(24)), ("P6 2 2 300\n", bytes(24))):
+        (tmp_path / "x" / "deep.png").write_bytes(name.encode() + data)
+        assert "deep.png has 16 bits a channel" in fails(capsys, tmp_path / "x", tmp_path / "y", *AT_300)
+    (tmp_path / "x" / "folder.png").mkdir()  # is no image
     (tmp_path / "x" / "deep.png").write_text("no image")
     assert "deep.png: cannot identify" in fails(capsys, tmp_path / "x", tmp_path / "z", *AT_300)
     assert "images are made of uint8" in fails(capsys, tmp_path / "x", tmp_path / "z", *AT_300, "--dtype", "float32")

@@ -156,6 +156,42 @@ def test_windows_that_cut_chunks_are_refused(shape, start, part):
         nf.mse_loss(pred, x0, 5, SCHEDULE, noise, target="v", partial=True)
 
 
+def test_tokens_that_are_cut_are_refused():
+    """Also by a rank that has no whole one. Seen to fail: pieces counted in the part."""
+    pred, x0 = arrays((2, 1, 10))
+    t = np.full((2, 1), 7)
+    for rank in range(2):
+        half = np.s_[..., 5 * rank : 5 * rank + 5]
+        noise = NOISE.local(pred.shape, (rank, 2, 2))
+        with pytest.raises(ValueError, match="pieces of one t"):
+            nf.mse_loss(pred[half], x0[half], t, SCHEDULE, noise, target="v", partial=True)
+
+
+def test_ranks_that_are_left_with_nothing():
+    pred, x0 = arrays((2, 6, 8))
+    parts = [nf.mse_loss(pred, x0, [3, 500], SCHEDULE, NOISE, target="v", partial=True)]
+    noise = NOISE.local(pred.shape, (3, 4, 1))
+    parts.append(nf.mse_loss(pred[:, :0], x0[:, :0], [3, 500], SCHEDULE, noise, target="v", partial=True))
+    losses(parts, nf.mse_loss(pred, x0, [3, 500], SCHEDULE, NOISE, target="v"))
+    none = np.zeros((2, 0), np.float32)
+    given = none, none, [3, 500], SCHEDULE, NOISE
+    part = nf.mse_loss(*given, target="v", reduction="none", partial=True)
+    assert np.array_equal(nf.combine([part]), [np.nan] * 2, equal_nan=True)
+
+
+def test_weights_that_differ_between_parts_of_a_sample_are_refused():
+    pred, x0 = arrays((2, 8192))
+    parts = []
+    for rank, weight in enumerate((WEIGHT, 2 * WEIGHT, None)):
+        half = np.s_[:, 4096 * min(rank, 1) : 4096 * min(rank, 1) + 4096]
+        noise = NOISE.local(pred.shape, (min(rank, 1), 2, 1))
+        options = {"target": "v", "weight": weight, "partial": True}
+        parts.append(nf.mse_loss(pred[half], x0[half], 5, SCHEDULE, noise, **options))
+    for other in parts[1:]:
+        with pytest.raises(ValueError, match=r"parts\[1\]: expected the weights of the parts of the same samples"):
+            nf.combine([parts[0], other])
+
+
 def test_parts_that_do_not_belong_together_are_refused():
     pred, x0 = arrays((2, 5000))
     part = nf.mse_loss(pred, x0, 5, SCHEDULE, NOISE, target="v", partial=True)

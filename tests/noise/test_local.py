@@ -49,6 +49,17 @@ def test_parts_are_those_that_torch_chunk_makes(shape, splits, batched, ids):
         assert noise.local(spec, batched=batched) == local
 
 
+def test_integers_of_whatever_kind_name_the_same_part():
+    """Seen to fail: a NumPy integer kept as it is, and then given to whoever says 1."""
+    for one in (np.int64(1), np.uint8(1), torch.tensor(1), 1):
+        local = NOISE.local((8, 4), (one, 4, np.int8(0)))
+        assert local == NOISE.at(sample=42)
+        assert hash(local) == hash(NOISE.at(sample=42))
+        assert type(local.sample) is int
+    last = nf.Noise(7, sample=2**56 - 1)
+    assert last.local((1, 4), (1, 2, 0)) == last  # has no rows
+
+
 def test_replicas_have_the_same_noise():
     assert NOISE.local(placed((4, 6), (2, 2), [1, 0], None, None)) == NOISE
     assert NOISE.local(placed((4, 6), (2, 2), [1, 1], None, 0)) == NOISE.at(sample=42)
@@ -59,6 +70,9 @@ def test_replicas_have_the_same_noise():
     [
         (lambda: NOISE.local((4, 6), (2, 2, 0)), "rank 2 of 2"),
         (lambda: NOISE.local((4, 6), (0, 2, 2)), "axis 2 of an array of 2 axes"),
+        (lambda: NOISE.local((4, -6), (0, 2, 0)), "lengths of at least 0"),
+        (lambda: NOISE.local((4, 6), (0.0, 2, 0)), "three integers"),
+        (lambda: NOISE.local((4, 6), (0, 2)), "three integers"),
         (lambda: NOISE.local((4, 6), (0, 2, 1)).local((4, 6)), "a window already"),
         (lambda: NOISE.samples([1, 2]).local((4, 6), (0, 2, 0)), "has 2 sample ids"),
         (lambda: NOISE.local(placed((4, 6), (2,), None, 0)), "not in the mesh"),
@@ -76,5 +90,5 @@ def test_replicas_have_the_same_noise():
     ],
 )
 def test_what_has_no_part_is_refused(call, error):
-    with pytest.raises((ValueError, IndexError), match=error):
+    with pytest.raises((IndexError, TypeError, ValueError), match=error):
         call()
