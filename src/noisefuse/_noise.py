@@ -21,6 +21,14 @@ from ._noise_journal import Journal, journal_of, partial_of
 
 def run(arguments: argparse.Namespace) -> int:
     source, target = arguments.source.resolve(), arguments.target.resolve()
+    try:
+        return _run(source, target, arguments)
+    except KeyboardInterrupt:
+        print(f"noisefuse noise: stopped; run it again for the rest of {target}", file=sys.stderr)
+        return 130
+
+
+def _run(source: Path, target: Path, arguments: argparse.Namespace) -> int:
     _check_paths(source, target)
     job = _job(source, partial_of(target), _work(arguments), arguments.block)
     asked = {f"--{name}": getattr(arguments, name) for name in ("schedule", "t", "std", "seed", "step", "dtype")}
@@ -39,9 +47,6 @@ def run(arguments: argparse.Namespace) -> int:
                 for block, size in made:
                     journal.add(block)
                     progress.add(size)
-        except KeyboardInterrupt:
-            print(f"noisefuse noise: stopped; run it again for the rest of {target}", file=sys.stderr)
-            return 130
         except OSError as error:
             raise OSError(f"{error}; what is made is kept, and the same command goes on from there") from error
         job.finish()
