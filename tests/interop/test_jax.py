@@ -217,6 +217,19 @@ def test_vmap_inside_of_vmap():
     assert equal(found, np.array(expected))
 
 
+def test_vmap_of_no_elements():
+    """Seen to fail: all of them as one call, whose results are as many as there are of one element."""
+    call = lambda x: nf.q_sample(x, 500, LINEAR, N, target="v")  # noqa: E731
+    for lead in ((0,), (3, 0), (0, 3)):
+        each, x = call, jnp.zeros((*lead, *SHAPE))
+        for _ in lead:
+            each = jax.vmap(each)
+        for found in (*each(x), *jax.jit(each)(x), jax.grad(lambda x, each=each: each(x)[0].sum())(x)):
+            assert equal(found, np.zeros((*lead, *SHAPE), np.float32))
+    losses = jax.vmap(jax.value_and_grad(lambda m: nf.mse_loss(m, X, T, LINEAR, N, target="v")))
+    assert [found.shape for found in losses(jnp.zeros((0, *SHAPE)))] == [(0,), (0, *SHAPE)]
+
+
 def test_vmap_of_walks_and_losses():
     xs, ms = np.stack([X, M]), np.stack([M, X])
     found = jax.vmap(lambda x: nf.q_walk(x, LINEAR, N, keep=[1, 4]))(xs)

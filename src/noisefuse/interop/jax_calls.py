@@ -321,6 +321,9 @@ def _batched(operands: Sequence[Any], axes: Sequence[Any], *, what: Described) -
     """The call once for each element, as a loop would make them: one after the other, inside of one operation."""
     size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
     before, n = what.several or (False,) * len(operands), what.repeat
+    if size == 0:  # nothing runs: to the operation a repeat of 0 is none
+        outs = [jnp.zeros((0, *shape), dtype) for shape, dtype in what.output_shapes()]
+        return outs, [0] * len(outs)
     moved, several = [], []
     for x, axis, inner in zip(operands, axes, before, strict=True):
         if axis is not None:
