@@ -536,6 +536,19 @@ def test_other_backends_are_called_back(operation):
         assert equal(jax.jit(OPERATIONS[operation])(X), expected)
 
 
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_calls_like_earlier_ones_are_called_back(backend):
+    """Seen to fail: a row that is a number, where those backends expect an array of them."""
+    if backend == "numba":
+        pytest.importorskip("numba")
+    x, table = jnp.asarray(X), TABLES["ddpm"]
+    for i in (1, 3):
+        sampled, row = nf.q_sample(X, i, LINEAR, N), nf.update(table, i, X, M, noise=N)
+        with nf.use_backend(backend):
+            assert equal(nf.q_sample(x, i, LINEAR, N), sampled)
+            assert equal(nf.update(table, i, x, jnp.asarray(M), noise=N), row)
+
+
 def test_what_is_traced_and_losses_are_called_back():
     def call(x, t, k, a):
         noise = N.at(step=k).window((9, 8), start=(a, 1))

@@ -148,7 +148,7 @@ def _run(what: Described, given: dict[int, Any], outs: list[Any]) -> None:
     record, backend = what.record, current()
     losses = outs.pop(0) if what.kind == LOSSES else None
     rows = Rows(given[ROWS].astype(np.float64), int(record["active"]))
-    index = np.clip(given.get(INDEX, np.zeros(1)).astype(np.int64), 0, len(rows.table) - 1)
+    index = np.clip(given.get(INDEX, np.zeros(1)).astype(np.int64), 0, len(rows.table) - 1).reshape(-1)
     batch, size = int(record["batch"]), int(record["size"])
     noise = _names(what, given)
     step = Step(
