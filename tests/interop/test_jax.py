@@ -397,6 +397,26 @@ def test_callbacks_and_noise_as_arrays():
     assert equal(sampler.sample(half, start, N, start=1), sampler.sample(half, np.asarray(start), N, start=1))
 
 
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmpp_2m", "unipc", "lcm", "heun"])
+def test_callbacks_get_what_the_rows_estimate(name):
+    """Whether a row keeps its estimate or not. Seen to fail: an estimate that the state then keeps, too."""
+    sampler, runs = getattr(nf.samplers, name)(LINEAR, steps=4), []
+    for x in (X, jnp.asarray(X)):
+        seen = []
+        x = sampler.sample(half, x, N, callback=lambda *a, seen=seen: seen.append(a))
+        runs.append([(len(sampler) - 1, x, x), *seen])
+    for (i, x, denoised), (j, *found) in zip(*runs, strict=True):
+        assert i == j
+        assert all(map(equal, found, (x, denoised)))
+    states = [sampler.state(x) for x in (X, jnp.asarray(X))]
+    for i in range(len(sampler)):
+        sampler.step(i, X, M, N, states[0])
+        sampler.step(i, jnp.asarray(X), jnp.asarray(M), N, states[1], denoised_out=[])
+        assert all(map(equal, states[1].past, states[0].past))
+    with pytest.raises(TypeError, match="denoised_out: expected None, as the row is traced"):
+        jax.jit(lambda i, x: sampler.step(i, x, x, N, sampler.state(x), denoised_out=[]))(1, X)
+
+
 def test_a_state_goes_through_programs():
     sampler = nf.samplers.unipc(LINEAR, steps=4)
 
