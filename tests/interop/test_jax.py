@@ -501,10 +501,70 @@ print("equal")
 """
 
 
-def on_devices(code, n=8):
+IN_A_MESH = """
+import sys, jax, jax.numpy as jnp, numpy as np, noisefuse as nf
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+assert jax.device_count() == 8
+schedule, flow, noise = nf.Schedule.linear(1000), nf.Schedule.flow(10), nf.Noise(7, sample=3)
+x = np.random.default_rng(0).standard_normal((8, 5, 3)).astype(np.float32)
+times = np.linspace(0, 1, 8, dtype=np.float32)
+mesh = Mesh(np.array(jax.devices()), ("data",))
+cut = jax.device_put(x, NamedSharding(mesh, P("data")))
+half = lambda x, t: np.float32(0.5) * x
+
+def at_floats():
+    sampled, of_one = lambda x, t: nf.q_sample(x, t, flow, noise), np.stack([nf.q_sample(*each, flow, noise)
+        for each in zip(x, times)])
+    for t in (np.float32(0.5), times):
+        found = jax.jit(sampled)(cut, t)
+        assert np.array_equal(found, sampled(x, t)) and found.sharding.spec[0] == "data"
+        gradient = jax.grad(lambda x: (sampled(x, t) ** 2).sum())
+        assert np.array_equal(jax.jit(gradient)(cut), gradient(jnp.asarray(x)))
+    assert np.array_equal(jax.jit(jax.vmap(sampled))(cut, times), of_one)
+
+def samplers():
+    for name in ("dpmpp_2m", "unipc", "ddpm"):
+        sampler = getattr(nf.samplers, name)(schedule, steps=4)
+        def own(x):
+            return sampler.sample(half, x, noise.at(sample=noise.sample + jax.lax.axis_index("data")))
+        for given, spec in ((x, P("data")), (x[:1], P())):  # which is cut, and the same for all
+            found = jax.jit(jax.shard_map(own, mesh=mesh, in_specs=spec, out_specs=P("data")))(given)
+            assert np.array_equal(found, sampler.sample(half, np.broadcast_to(given, x.shape), noise)), (name, spec)
+
+def gradients():
+    total = lambda x: nf.q_sample(x, 3, schedule, noise).sum()
+    with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))):
+        found = jax.jit(jax.grad(total))(jax.device_put(x, P("data")))
+        assert np.array_equal(found, np.full_like(x, schedule.alpha[3]))
+
+def other_meshes():
+    call = lambda x: nf.q_sample(x, 3, schedule, noise)
+    for shape in ((8,), (4, 2)):
+        with jax.set_mesh(jax.make_mesh(shape, ("a", "b")[:len(shape)], axis_types=(AxisType.Explicit,) * len(shape))):
+            assert np.array_equal(call(jax.device_put(x, P("a"))), call(x))
+        for _ in range(2):
+            assert len(call(jnp.asarray(x)).devices()) == 1
+
+globals()[sys.argv[1]]()
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("what", ["at_floats", "samplers", "gradients", "other_meshes"])
+def test_eight_devices_in_a_mesh(what):
+    """Seen to fail: rows of a callback that XLA cuts; a carry of scans that is the same for all devices; a result whose
+    sharding has no spec; a table that is kept on the devices of an earlier mesh."""
+    on_devices(IN_A_MESH, what)
+
+
+def on_devices(code, *arguments, n=8):
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={n}", "NOISEFUSE_NUM_THREADS": "2"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **flags}, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **flags},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.stdout.strip().endswith("equal"), done.stdout + done.stderr
 

@@ -43,6 +43,7 @@ from .jax_calls import (
     described,
     field_bytes,
 )
+from .jax_internals import varying, varying_axes
 
 __all__ = [
     "WRITTEN", "augmented", "chosen", "combined", "from_key", "is_traced", "kl", "kl_grad", "log_prob", "log_prob_grad",
@@ -73,7 +74,7 @@ def time(times: Any, i: Any) -> Any:
 
 
 def zeros_like(x: Any) -> Any:
-    return jnp.zeros(x.shape, x.dtype)
+    return varying(jnp.zeros(x.shape, x.dtype), varying_axes(x))
 
 
 # ---- keys --------------------------------------------------------------------------------------------------
@@ -284,6 +285,9 @@ def sample(sampler: Any, model: Callable[..., Any], x: Any, noise: Any, rows: ra
         # into x's memory: XLA would copy a result of its own to where the next step looks for it
         return (sampler.step(i, x, output, noise, state, out=x, **guided), state), None
 
+    names = noise if isinstance(noise, list | tuple) else [] if noise is None else [noise]
+    numbers = [n for name in names for n in (name.step, name.sample, *name.window_start) if is_tracer(n)]
+    x = varying(x, frozenset[Any]().union(*map(varying_axes, numbers)))  # as it will be, inside of shard_map
     return jax.lax.scan(row, (x, sampler.state(x)), jnp.arange(rows.start, rows.stop))[0][0]
 
 
@@ -434,7 +438,7 @@ def _signature(key: Any, x: Any, t: Any, noise: Any, arrays: Any) -> Any:
         return None
     of_times = None if type(t) is int else t.shape  # type: ignore[union-attr]
     given = arrays or {}
-    if not all(map(_is_concrete, given.values())):
+    if not all(map(_is_concrete, given.values())) or _is_in_mesh():
         return None
     shapes = tuple([(slot, a.shape, a.dtype) for slot, a in given.items()])
     name, table, *options = key
@@ -539,11 +543,18 @@ def _small(index: Any) -> Any:
 
 def _kept(rows: Rows, wide: bool) -> Any:
     """A table as an array of JAX's, which is kept with it."""
-    key = -1, wide  # devices of CUDA's count from 0
+    numbers, key = rows.table if wide else rows.single, (-1, wide)  # devices of CUDA's count from 0
+    if _is_in_mesh():
+        return jnp.asarray(numbers)
     if key not in rows.on_devices:
         with jax.ensure_compile_time_eval():
-            rows.on_devices[key] = jnp.asarray(rows.table if wide else rows.single)
+            rows.on_devices[key] = jnp.asarray(numbers)
     return rows.on_devices[key]
+
+
+def _is_in_mesh() -> bool:
+    """Whether new arrays lie on the devices of `jax.set_mesh`: those are not kept, for they go with no other mesh."""
+    return not jax.sharding.get_abstract_mesh().empty
 
 
 def _rows_at(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any, Any]:
@@ -557,6 +568,7 @@ def _rows_at(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any, Any]
     shape = jax.ShapeDtypeStruct((t.size, call.rows.table.shape[1]), np.float64 if wide else np.float32)
     flat = jax.lax.stop_gradient(t).reshape(-1)
     made = jax.pure_callback(rows, shape, flat, vmap_method="sequential")
+    made = jax.lax.optimization_barrier(made)  # XLA's partitioner cannot cut what reads a callback's results itself
     return made, np.arange(t.size, dtype=np.int32)
 
 

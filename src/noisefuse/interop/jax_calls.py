@@ -258,7 +258,7 @@ def _in_parts(what: Described, ranks: tuple[int, ...]) -> Any:
         return tuple(call_p.bind(*operands, what=whole))
 
     def part(mesh: Any, _: Any, results: Any) -> Any:
-        axes, n = _axes_of_batch(mesh, results[0].sharding.spec, int(what.record["batch"]))
+        axes, n = _axes_of_batch(mesh, getattr(results[0].sharding, "spec", ()), int(what.record["batch"]))
         cut, same = NamedSharding(mesh, PartitionSpec(axes)), NamedSharding(mesh, PartitionSpec())
         record = np.frombuffer(what.call, CALL).copy()
         record["batch"] //= n
