@@ -682,6 +682,10 @@ def test_what_is_wrong_is_said_where_it_is_traced():
     flow = nf.samplers.flow_sde(nf.Schedule.flow(50), steps=3)
     for error, match, call in (
         (IndexError, "t = 1000 is out of range", lambda: nf.q_sample(x, 1000, LINEAR, N)),
+        *[
+            (TypeError, "scale: expected a number", lambda scale=scale: nf.q_sample(x, 1, LINEAR, N, scale=scale))
+            for scale in (jnp.float32(2), np.array(2.0), [2.0])
+        ],
         (IndexError, "i = 5 is out of range", lambda: nf.update(TABLES["ddim"], 5, x, x)),
         (TypeError, "x0: dtype int32 is not supported", lambda: nf.q_sample(x.astype(int), 1, LINEAR, N)),
         (TypeError, "x0: dtype key<fry> is not supp", lambda: nf.q_sample(jax.random.key(1), 1, LINEAR, N)),

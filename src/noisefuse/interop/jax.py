@@ -442,7 +442,12 @@ def _signature(key: Any, x: Any, t: Any, noise: Any, arrays: Any) -> Any:
         return None
     shapes = tuple([(slot, a.shape, a.dtype) for slot, a in given.items()])
     name, table, *options = key
-    return name, id(table), *options, current(), x.shape, x.dtype, stream, of_times, shapes
+    made = name, id(table), *options, current(), x.shape, x.dtype, stream, of_times, shapes
+    try:
+        hash(made)
+    except TypeError:  # of an option that is an array or a list: the checks say what is wrong with it
+        return None
+    return made
 
 
 def _is_concrete(x: Any) -> bool:
