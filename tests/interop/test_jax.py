@@ -166,6 +166,19 @@ def test_traced_windows():
     assert equal(run(80, -1), whole[:, 12:16, 0:5])  # as lax.dynamic_slice
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_ids_beyond_56_bits(backend):
+    """Seen to fail: ids whose high bits name another stream."""
+    ids = np.array([-1, -(2**31), 0, 7])
+    run = lambda ids: nf.randn(SHAPE, N.at(sample=ids), dtype=jnp.float32)  # noqa: E731
+    with nf.use_backend(backend):
+        assert equal(jax.jit(run)(ids), nf.randn(SHAPE, N.samples(ids % 2**56)))
+        one = jax.jit(lambda k: nf.randn((1, 9), N.at(sample=k), dtype=jnp.float32))
+        assert equal(one(-3), nf.randn((1, 9), N.at(sample=2**56 - 3)))
+        one = jax.jit(lambda k: nf.randn((2, 9), [N.at(sample=k), N], dtype=jnp.float32))
+        assert equal(one(-3), nf.randn((2, 9), [N.at(sample=2**56 - 3), N]))
+
+
 def test_rows_of_a_scan():
     table = TABLES["ddpm"]
 

@@ -26,7 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..backends import current
 from ..backends.call import CALL, DRAWS, DTYPES, FIELD, Loss, Step, Walk, dtype_code, pack, pack_fields
-from ..noise import Noise
+from ..noise import SAMPLES, Noise
 from ..rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, Rows, X, Z
 from .jax_internals import is_for_several, need_devices, result_type, varying, varying_axes
 
@@ -183,11 +183,12 @@ def _names(what: Described, given: dict[int, Any]) -> tuple[Noise, ...]:
         return ()
     fields = given[FIELDS].view(FIELD)
     steps, ids = given.get(STEP, np.zeros((), np.uint32)), _raw(given.get(IDS, np.zeros(0, np.uint64)), np.uint64)
+    ids = ids % SAMPLES
     names = []
     for i, field in enumerate(fields):
         sample: Any = int(field["sample"])
         if IDS in given:
-            sample = ids.astype(np.uint64) if ids.ndim and len(fields) == 1 else int(ids.reshape(-1)[i])
+            sample = ids if ids.ndim and len(fields) == 1 else int(ids.reshape(-1)[i])
         step = int(field["step"]) + int(steps.reshape(-1)[i if steps.size > 1 else 0])
         name = Noise(int(field["seed"]), sample=sample, step=step % (1 << 32), stream=int(field["stream"]))
         if what.window:
