@@ -164,6 +164,37 @@ def test_traced_windows():
     whole = nf.randn((2, 16, 7), N)
     assert equal(run(8, 2), whole[:, 8:12, 2:7])
     assert equal(run(80, -1), whole[:, 12:16, 0:5])  # as lax.dynamic_slice
+    for a, first in ((np.uint32(2**31 + 5), 12), (np.int8(3), 3), (np.uint8(200), 12)):
+        assert equal(run(a, 2), whole[:, first : first + 4, 2:7])
+
+
+def test_traced_numbers_of_64_bits(x64):
+    """Seen to fail: a start that wraps before it is moved inside, and a row that has a sign."""
+    run = jax.jit(lambda a: nf.randn((2, 4, 5), N.window((16, 7), start=(a, 2)), dtype=jnp.float32))
+    assert equal(run(2**32 + 3), nf.randn((2, 4, 5), N.window((16, 7), start=(12, 2))))
+    run = jax.jit(lambda x, t: nf.q_sample(x, t, LINEAR, N))
+    for t in (2**63, 2**64 - 1, 998):
+        assert equal(run(X, np.uint64(t)), nf.q_sample(X, min(t, 999), LINEAR, N))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint32"])
+def test_traced_numbers_of_other_dtypes(dtype):
+    ids = np.array([9, 2, 5, 100], dtype)
+    run = jax.jit(lambda x, ids, k: nf.q_sample(x, k, LINEAR, N.at(sample=ids, step=k)))
+    assert equal(run(X, ids, ids[0]), nf.q_sample(X, 9, LINEAR, N.at(sample=ids, step=9)))
+    assert equal(run(X, ids[0], ids[1]), nf.q_sample(X, 2, LINEAR, N.at(sample=9, step=2)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "bool", "int8", "uint8", "int32", "uint32"])
+def test_traced_weights_of_other_dtypes(dtype):
+    weight = (np.arange(1000) % 3).astype(dtype)
+    loss = lambda m, w, **of: nf.mse_loss(m, X, weight=w, noise=N, target="v", reduction="none", **of)  # noqa: E731
+    for w, of in (
+        (weight, {"t": T, "schedule": LINEAR}),
+        (weight[:24].reshape(4, 6), {"t": np.linspace(0, 1, 24).reshape(4, 6), "schedule": nf.Schedule.flow(50)}),
+    ):
+        expected = loss(M, w.astype(np.float64), **of).astype(np.float32)
+        assert equal(jax.jit(partial(loss, **of))(M, w), expected)
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -177,6 +208,18 @@ def test_ids_beyond_56_bits(backend):
         assert equal(one(-3), nf.randn((1, 9), N.at(sample=2**56 - 3)))
         one = jax.jit(lambda k: nf.randn((2, 9), [N.at(sample=k), N], dtype=jnp.float32))
         assert equal(one(-3), nf.randn((2, 9), [N.at(sample=2**56 - 3), N]))
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_lists_of_traced_and_of_large_numbers(backend):
+    others = [Noise(k, step=2**31 + k, sample=2**40 + k) for k in range(3)]
+    with nf.use_backend(backend):
+        run = jax.jit(lambda k: nf.randn(SHAPE, [Noise(9, step=k), *others], dtype=jnp.float32))
+        assert equal(run(np.int8(4)), nf.randn(SHAPE, [Noise(9, step=4), *others]))
+        run = lambda k: nf.randn(SHAPE, [Noise(9, sample=k), *others], dtype=jnp.float32)  # noqa: E731
+        expected = np.stack([nf.randn(SHAPE, [Noise(9, sample=k), *others]) for k in range(2**31 - 2, 2**31)])
+        assert equal(jax.vmap(run)(np.array([2**31 - 2, 2**31 - 1])), expected)
+        assert equal(jax.jit(run)(np.uint32(2**31 + 4)), nf.randn(SHAPE, [Noise(9, sample=2**31 + 4), *others]))
 
 
 def test_rows_of_a_scan():

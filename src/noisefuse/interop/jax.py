@@ -345,10 +345,10 @@ class _Named:
         known = [_known(name, steps) for name in names]
         self.known = known if names is noise else known[0]
         if steps:
-            self.operands[STEP] = jnp.stack([jnp.asarray(name.step).astype(jnp.uint32) for name in names])
+            self.operands[STEP] = jnp.stack([_words(name.step)[0] for name in names])
         if any(is_tracer(name.sample) for name in names):
             single = names is not noise
-            self.operands[IDS] = noise.sample if single else jnp.stack([jnp.asarray(name.sample) for name in names])
+            self.operands[IDS] = _small(noise.sample) if single else jnp.stack([_words(name.sample) for name in names])
         elif names is not noise and isinstance(noise.sample, np.ndarray):
             self.operands[IDS] = noise.sample.view(np.uint32).reshape(-1, 2)
         if any(is_tracer(start) for name in names for start in name.window_start):
@@ -367,8 +367,22 @@ class _Named:
             full = call.noise[0].window_shape
             assert full is not None
             last = np.subtract(full, call.sample_shape)
-            found[START] = jnp.clip(jnp.stack([jnp.asarray(n, jnp.int32) for n in self.start]), 0, last)
+            found[START] = jnp.stack([_inside(n, int(most)) for n, most in zip(self.start, last, strict=True)])
         return found
+
+
+def _words(number: Any) -> Any:
+    """A step or an id as two words of 32 bits, the low one first: JAX has no others where x64 is not enabled."""
+    if is_tracer(number):
+        number = _small(number)
+        return jnp.stack([number.astype(jnp.uint32), (number >> 31 >> 1).astype(jnp.uint32)])
+    return jnp.asarray(np.array([number & 0xFFFFFFFF, number >> 32], np.uint32))
+
+
+def _inside(start: Any, last: int) -> Any:
+    """A window's start, moved to 0 .. last in its own dtype: in a smaller one it could wrap first."""
+    start = _small(jnp.asarray(start))
+    return jnp.clip(start, 0, min(last, jnp.iinfo(start.dtype).max)).astype(int)
 
 
 def _known(noise: nf.Noise, without_step: bool) -> nf.Noise:
@@ -526,7 +540,7 @@ def _run(
         raise TypeError("dtype float64: JAX has it where jax.config.update('jax_enable_x64', True) was called")
     operands: dict[int, Any] = {ROWS: _kept(call.rows, call.arithmetic == np.float64) if rows is None else rows}
     if kind != WALKS and (index is not None or len(call.rows.table) > 1):
-        operands[INDEX] = call.index.astype(np.int32) if index is None else _small(index).reshape(-1)
+        operands[INDEX] = call.index.astype(np.int32) if index is None else _row(index, call).reshape(-1)
     operands |= named.given(call)
     for slot, stand_in in enumerate(call.inputs):
         if stand_in is not None:
@@ -541,9 +555,14 @@ def _run(
     return bind(what, [*operands.values()])
 
 
-def _small(index: Any) -> Any:
+def _small(number: Any) -> Any:
     """Of at least 32 bits, as the handler takes them."""
-    return index if index.dtype.itemsize >= 4 else index.astype(jnp.int32)
+    return number if number.dtype.itemsize >= 4 else number.astype(jnp.int32)
+
+
+def _row(index: Any, call: Step) -> Any:
+    """Rows as the handler takes them, which reads 64 bits as a number that has a sign."""
+    return jnp.minimum(index, len(call.rows.table) - 1) if index.dtype == np.uint64 else _small(index)
 
 
 def _kept(rows: Rows, wide: bool) -> Any:
@@ -598,8 +617,14 @@ def _loss(make: Callable[..., Loss], pred: Any, x0: Any, t: Any, noise: Any, wei
     more = {}
     if weight is not None:
         words = checked.weights
-        more[WEIGHTS] = weight if is_tracer(weight) else words.view(np.uint32).reshape(-1, 2)  # type: ignore[union-attr]
+        more[WEIGHTS] = _weights(weight) if is_tracer(weight) else words.view(np.uint32).reshape(-1, 2)  # type: ignore[union-attr]
     arrays = {X: x0, M1: pred, Z: named.array}
     packed = pack_loss(checked, lambda _: 0)
     found = _run(call, arrays, named, traced, rows, outputs, more, LOSSES, loss=packed)
     return tuple(found) if want_gradient else found[0]
+
+
+def _weights(weight: Any) -> Any:
+    """Traced ones, of a dtype that the handler takes, along one axis: along two, words of 32 bits are halves."""
+    plain = weight.dtype.itemsize >= 4 and weight.dtype.kind in "iuf"
+    return (weight if plain else weight.astype(jnp.float32)).reshape(-1)
