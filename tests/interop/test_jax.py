@@ -473,6 +473,21 @@ def test_callbacks_get_what_the_rows_estimate(name):
         jax.jit(lambda i, x: sampler.step(i, x, x, N, sampler.state(x), denoised_out=[]))(1, X)
 
 
+@pytest.mark.parametrize("name", ["ddim", "heun"])  # a state that all rows change alike, and one that they do not
+def test_rows_beyond_the_ends_are_the_ends(name):
+    """Seen to fail: the last row's time for row -1."""
+    sampler = getattr(nf.samplers, name)(LINEAR, steps=3)
+
+    @jax.jit
+    def step(i, x, state):
+        return sampler.model_input(i, x)[1], sampler.step(i, x, half(x, 0), N, state), state.past
+
+    for i, end in ((-1, 0), (50, len(sampler) - 1), (np.uint8(200), len(sampler) - 1)):
+        state = sampler.state(jnp.asarray(X))
+        for found, expected in zip(*map(jax.tree.leaves, (step(i, X, state), step(end, X, state))), strict=True):
+            assert equal(found, np.asarray(expected))
+
+
 def test_a_state_goes_through_programs():
     sampler = nf.samplers.unipc(LINEAR, steps=4)
 

@@ -70,7 +70,12 @@ def times(x: Any, t: Any, kind: str) -> Any:
 
 def time(times: Any, i: Any) -> Any:
     """That of a traced row."""
-    return jnp.asarray(times)[i]
+    return _at_row(jnp.asarray(times), i)
+
+
+def _at_row(numbers: Any, i: Any) -> Any:
+    """Of a row beyond the ends that of the first or the last one, as kernels take it: -1 is not the last one."""
+    return numbers.at[i].get(mode="clip", wrap_negative_indices=False)
 
 
 def zeros_like(x: Any) -> Any:
@@ -293,7 +298,7 @@ def sample(sampler: Any, model: Callable[..., Any], x: Any, noise: Any, rows: ra
 
 def chosen(numbers: Sequence[int], i: Any, choices: Sequence[Sequence[Any]]) -> list[Any]:
     """choices[numbers[i]] for a traced i: lists of arrays."""
-    which = jnp.asarray(numbers, jnp.int32)[i]
+    which = _at_row(jnp.asarray(numbers, jnp.int32), i)
     return [jax.lax.select_n(which, *arrays) for arrays in zip(*choices, strict=True)]
 
 
