@@ -163,8 +163,12 @@ class Bound {
             for (size_t i = 0; i < fields_.size(); ++i) fields_[i].step += steps[step.size > 1 ? i : 0];
         }
         if (Operand& ids = of_[kIds]; ids.data) {
-            const uint64_t* samples = ids.as(Type::u64, ids_);
-            if (!samples) return fail();
+            const uint64_t* given = ids.as(Type::u64, ids_);
+            if (!given) return fail();
+            // Ids have 56 bits: others of the same word are the stream's.
+            ids_.resize(static_cast<size_t>(ids.size));
+            std::transform(given, given + ids.size, ids_.begin(), [](uint64_t id) { return id % (uint64_t{1} << 56); });
+            const uint64_t* samples = ids_.data();
             const bool for_each_row = fields_.size() == 1 && ids.rank > 0;
             if (for_each_row) fields_[0].samples = samples;
             for (size_t i = 0; i < fields_.size() && !for_each_row; ++i) fields_[i].sample = samples[i];

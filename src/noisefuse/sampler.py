@@ -248,7 +248,7 @@ class Sampler:
         *,
         guidance_scale: float | npt.ArrayLike | None = None,
         out: Array | None = None,
-        denoised_out: Array | None = None,
+        denoised_out: Array | list[Array] | None = None,
         log_prob: bool = False,
         **law: Unpack[density.Options],
     ) -> Any:
@@ -263,7 +263,8 @@ class Sampler:
                 only if the step succeeds.
             guidance_scale: w, a number or (B,): m = uncond + w (cond - uncond).
             out: where to write the result; it may be x, or bytes: 127.5 x + 127.5, rounded.
-            denoised_out: where to write the row's estimate of the clean sample.
+            denoised_out: where to write the row's estimate of the clean sample; for arrays that are not written to,
+                such as JAX's, a list, to which it is appended.
             log_prob: also give the log-density of the result, float64 (B,), of the same pass: see `density`, which
                 explains reduction=, density= and partial=, too.
 
@@ -315,15 +316,16 @@ class Sampler:
         state: State | None,
         guidance_scale: float | npt.ArrayLike | None,
         out: Array | None,
-        denoised_out: Array | None,
+        denoised_out: Array | list[Array] | None,
         law: density.Options | None = None,
     ) -> Any:
         """``step`` without the fast path: whatever is out of the ordinary, and errors in a user's words."""
         i, table, x = self._row(i), self.tableau, host_view("x", x)
         self._need_state(state)
-        if denoised_out is not None and not is_written(x):
-            kind = type(denoised_out).__name__
-            raise TypeError(f"denoised_out: expected None, as arrays of this kind are not written to, got {kind}")
+        written = is_written(x)
+        if denoised_out is not None and not written and (not isinstance(denoised_out, list) or is_tracer(i)):
+            why = "None, as the row is traced" if is_tracer(i) else "a list, as arrays of this kind are not written to"
+            raise TypeError(f"denoised_out: expected {why}, got {type(denoised_out).__name__}")
         if denoised_out is not None and not self._denoised[i]:
             raise ValueError(f"{table.name} does not say which output estimates the clean sample")
         table, rows, model_output = self._guided(i, x, model_output, guidance_scale)
@@ -334,10 +336,9 @@ class Sampler:
         past, aux, after = ([], [], 0) if state is None else self._move(state, i)
         own: list[Array] = []
         at = 0 if denoised_out is None else self._denoised[i] - 1
-        if denoised_out is not None:  # in place of the state's own, if it has one, which is filled afterwards
+        if denoised_out is not None and written:  # in place of the state's own, if any, which is filled afterwards
             own, aux = aux[at : at + 1], [*aux[:at], denoised_out, *aux[at + 1 :]]
-        written = is_written(x)
-        aux_out: Any = aux if written else len(aux)
+        aux_out: Any = aux if written else len(aux) if denoised_out is None else max(len(aux), at + 1)
         try:
             given: dict[str, Any] = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
             if law is None:
@@ -351,6 +352,9 @@ class Sampler:
             array[...] = denoised_out
         if not written:
             made, *kept = made
+            if denoised_out is not None:  # more outputs than the row keeps, it may be
+                denoised_out.append(kept[at])
+                del kept[len(aux) :]
             if state is not None:
                 state.keep(kept if not is_tracer(i) else self._kept(i, kept, past))
         elif state is not None:
@@ -519,7 +523,7 @@ class Sampler:
         for i in _bar(range(start, len(self)), progress):
             output = model(*self.model_input(i, x, time=time))
             z = noise if drawn is None else drawn[i - start]
-            denoised = None if callback is None else _zeros_like(x)
+            denoised: Any = None if callback is None else _zeros_like(x) if is_written(x) else []
             to = out if i == len(self) - 1 else None
             given: dict[str, Any] = {"guidance_scale": guidance_scale, "out": to, "denoised_out": denoised}
             if log_probs and self._draws[i]:
@@ -529,7 +533,7 @@ class Sampler:
                 x = self.step(i, x, output, z, state, **given)
                 found.append(None)
             if callback is not None:
-                callback(i, x, denoised)
+                callback(i, x, denoised if is_written(x) else denoised[0])
         return (x, found) if log_probs else x
 
     def _arrays_of_rows(self, noise: Any, x: Array, start: int) -> list[Array | None]:

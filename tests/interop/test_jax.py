@@ -164,6 +164,62 @@ def test_traced_windows():
     whole = nf.randn((2, 16, 7), N)
     assert equal(run(8, 2), whole[:, 8:12, 2:7])
     assert equal(run(80, -1), whole[:, 12:16, 0:5])  # as lax.dynamic_slice
+    for a, first in ((np.uint32(2**31 + 5), 12), (np.int8(3), 3), (np.uint8(200), 12)):
+        assert equal(run(a, 2), whole[:, first : first + 4, 2:7])
+
+
+def test_traced_numbers_of_64_bits(x64):
+    """Seen to fail: a start that wraps before it is moved inside, and a row that has a sign."""
+    run = jax.jit(lambda a: nf.randn((2, 4, 5), N.window((16, 7), start=(a, 2)), dtype=jnp.float32))
+    assert equal(run(2**32 + 3), nf.randn((2, 4, 5), N.window((16, 7), start=(12, 2))))
+    run = jax.jit(lambda x, t: nf.q_sample(x, t, LINEAR, N))
+    for t in (2**63, 2**64 - 1, 998):
+        assert equal(run(X, np.uint64(t)), nf.q_sample(X, min(t, 999), LINEAR, N))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint32"])
+def test_traced_numbers_of_other_dtypes(dtype):
+    ids = np.array([9, 2, 5, 100], dtype)
+    run = jax.jit(lambda x, ids, k: nf.q_sample(x, k, LINEAR, N.at(sample=ids, step=k)))
+    assert equal(run(X, ids, ids[0]), nf.q_sample(X, 9, LINEAR, N.at(sample=ids, step=9)))
+    assert equal(run(X, ids[0], ids[1]), nf.q_sample(X, 2, LINEAR, N.at(sample=9, step=2)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "bool", "int8", "uint8", "int32", "uint32"])
+def test_traced_weights_of_other_dtypes(dtype):
+    weight = (np.arange(1000) % 3).astype(dtype)
+    loss = lambda m, w, **of: nf.mse_loss(m, X, weight=w, noise=N, target="v", reduction="none", **of)  # noqa: E731
+    for w, of in (
+        (weight, {"t": T, "schedule": LINEAR}),
+        (weight[:24].reshape(4, 6), {"t": np.linspace(0, 1, 24).reshape(4, 6), "schedule": nf.Schedule.flow(50)}),
+    ):
+        expected = loss(M, w.astype(np.float64), **of).astype(np.float32)
+        assert equal(jax.jit(partial(loss, **of))(M, w), expected)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_ids_beyond_56_bits(backend):
+    """Seen to fail: ids whose high bits name another stream."""
+    ids = np.array([-1, -(2**31), 0, 7])
+    run = lambda ids: nf.randn(SHAPE, N.at(sample=ids), dtype=jnp.float32)  # noqa: E731
+    with nf.use_backend(backend):
+        assert equal(jax.jit(run)(ids), nf.randn(SHAPE, N.samples(ids % 2**56)))
+        one = jax.jit(lambda k: nf.randn((1, 9), N.at(sample=k), dtype=jnp.float32))
+        assert equal(one(-3), nf.randn((1, 9), N.at(sample=2**56 - 3)))
+        one = jax.jit(lambda k: nf.randn((2, 9), [N.at(sample=k), N], dtype=jnp.float32))
+        assert equal(one(-3), nf.randn((2, 9), [N.at(sample=2**56 - 3), N]))
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_lists_of_traced_and_of_large_numbers(backend):
+    others = [Noise(k, step=2**31 + k, sample=2**40 + k) for k in range(3)]
+    with nf.use_backend(backend):
+        run = jax.jit(lambda k: nf.randn(SHAPE, [Noise(9, step=k), *others], dtype=jnp.float32))
+        assert equal(run(np.int8(4)), nf.randn(SHAPE, [Noise(9, step=4), *others]))
+        run = lambda k: nf.randn(SHAPE, [Noise(9, sample=k), *others], dtype=jnp.float32)  # noqa: E731
+        expected = np.stack([nf.randn(SHAPE, [Noise(9, sample=k), *others]) for k in range(2**31 - 2, 2**31)])
+        assert equal(jax.vmap(run)(np.array([2**31 - 2, 2**31 - 1])), expected)
+        assert equal(jax.jit(run)(np.uint32(2**31 + 4)), nf.randn(SHAPE, [Noise(9, sample=2**31 + 4), *others]))
 
 
 def test_rows_of_a_scan():
@@ -215,6 +271,19 @@ def test_vmap_inside_of_vmap():
     found = jax.jit(each)(xs, ts, xs[:, 0])
     expected = [[nf.update(table, i, x[j], x[0], noise=N) for j, i in enumerate(ts)] for x in xs]
     assert equal(found, np.array(expected))
+
+
+def test_vmap_of_no_elements():
+    """Seen to fail: all of them as one call, whose results are as many as there are of one element."""
+    call = lambda x: nf.q_sample(x, 500, LINEAR, N, target="v")  # noqa: E731
+    for lead in ((0,), (3, 0), (0, 3)):
+        each, x = call, jnp.zeros((*lead, *SHAPE))
+        for _ in lead:
+            each = jax.vmap(each)
+        for found in (*each(x), *jax.jit(each)(x), jax.grad(lambda x, each=each: each(x)[0].sum())(x)):
+            assert equal(found, np.zeros((*lead, *SHAPE), np.float32))
+    losses = jax.vmap(jax.value_and_grad(lambda m: nf.mse_loss(m, X, T, LINEAR, N, target="v")))
+    assert [found.shape for found in losses(jnp.zeros((0, *SHAPE)))] == [(0,), (0, *SHAPE)]
 
 
 def test_vmap_of_walks_and_losses():
@@ -384,6 +453,41 @@ def test_callbacks_and_noise_as_arrays():
     assert equal(sampler.sample(half, start, N, start=1), sampler.sample(half, np.asarray(start), N, start=1))
 
 
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmpp_2m", "unipc", "lcm", "heun"])
+def test_callbacks_get_what_the_rows_estimate(name):
+    """Whether a row keeps its estimate or not. Seen to fail: an estimate that the state then keeps, too."""
+    sampler, runs = getattr(nf.samplers, name)(LINEAR, steps=4), []
+    for x in (X, jnp.asarray(X)):
+        seen = []
+        x = sampler.sample(half, x, N, callback=lambda *a, seen=seen: seen.append(a))
+        runs.append([(len(sampler) - 1, x, x), *seen])
+    for (i, x, denoised), (j, *found) in zip(*runs, strict=True):
+        assert i == j
+        assert all(map(equal, found, (x, denoised)))
+    states = [sampler.state(x) for x in (X, jnp.asarray(X))]
+    for i in range(len(sampler)):
+        sampler.step(i, X, M, N, states[0])
+        sampler.step(i, jnp.asarray(X), jnp.asarray(M), N, states[1], denoised_out=[])
+        assert all(map(equal, states[1].past, states[0].past))
+    with pytest.raises(TypeError, match="denoised_out: expected None, as the row is traced"):
+        jax.jit(lambda i, x: sampler.step(i, x, x, N, sampler.state(x), denoised_out=[]))(1, X)
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun"])  # a state that all rows change alike, and one that they do not
+def test_rows_beyond_the_ends_are_the_ends(name):
+    """Seen to fail: the last row's time for row -1."""
+    sampler = getattr(nf.samplers, name)(LINEAR, steps=3)
+
+    @jax.jit
+    def step(i, x, state):
+        return sampler.model_input(i, x)[1], sampler.step(i, x, half(x, 0), N, state), state.past
+
+    for i, end in ((-1, 0), (50, len(sampler) - 1), (np.uint8(200), len(sampler) - 1)):
+        state = sampler.state(jnp.asarray(X))
+        for found, expected in zip(*map(jax.tree.leaves, (step(i, X, state), step(end, X, state))), strict=True):
+            assert equal(found, np.asarray(expected))
+
+
 def test_a_state_goes_through_programs():
     sampler = nf.samplers.unipc(LINEAR, steps=4)
 
@@ -468,10 +572,70 @@ print("equal")
 """
 
 
-def on_devices(code, n=8):
+IN_A_MESH = """
+import sys, jax, jax.numpy as jnp, numpy as np, noisefuse as nf
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+assert jax.device_count() == 8
+schedule, flow, noise = nf.Schedule.linear(1000), nf.Schedule.flow(10), nf.Noise(7, sample=3)
+x = np.random.default_rng(0).standard_normal((8, 5, 3)).astype(np.float32)
+times = np.linspace(0, 1, 8, dtype=np.float32)
+mesh = Mesh(np.array(jax.devices()), ("data",))
+cut = jax.device_put(x, NamedSharding(mesh, P("data")))
+half = lambda x, t: np.float32(0.5) * x
+
+def at_floats():
+    sampled, of_one = lambda x, t: nf.q_sample(x, t, flow, noise), np.stack([nf.q_sample(*each, flow, noise)
+        for each in zip(x, times)])
+    for t in (np.float32(0.5), times):
+        found = jax.jit(sampled)(cut, t)
+        assert np.array_equal(found, sampled(x, t)) and found.sharding.spec[0] == "data"
+        gradient = jax.grad(lambda x: (sampled(x, t) ** 2).sum())
+        assert np.array_equal(jax.jit(gradient)(cut), gradient(jnp.asarray(x)))
+    assert np.array_equal(jax.jit(jax.vmap(sampled))(cut, times), of_one)
+
+def samplers():
+    for name in ("dpmpp_2m", "unipc", "ddpm"):
+        sampler = getattr(nf.samplers, name)(schedule, steps=4)
+        def own(x):
+            return sampler.sample(half, x, noise.at(sample=noise.sample + jax.lax.axis_index("data")))
+        for given, spec in ((x, P("data")), (x[:1], P())):  # which is cut, and the same for all
+            found = jax.jit(jax.shard_map(own, mesh=mesh, in_specs=spec, out_specs=P("data")))(given)
+            assert np.array_equal(found, sampler.sample(half, np.broadcast_to(given, x.shape), noise)), (name, spec)
+
+def gradients():
+    total = lambda x: nf.q_sample(x, 3, schedule, noise).sum()
+    with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))):
+        found = jax.jit(jax.grad(total))(jax.device_put(x, P("data")))
+        assert np.array_equal(found, np.full_like(x, schedule.alpha[3]))
+
+def other_meshes():
+    call = lambda x: nf.q_sample(x, 3, schedule, noise)
+    for shape in ((8,), (4, 2)):
+        with jax.set_mesh(jax.make_mesh(shape, ("a", "b")[:len(shape)], axis_types=(AxisType.Explicit,) * len(shape))):
+            assert np.array_equal(call(jax.device_put(x, P("a"))), call(x))
+        for _ in range(2):
+            assert len(call(jnp.asarray(x)).devices()) == 1
+
+globals()[sys.argv[1]]()
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("what", ["at_floats", "samplers", "gradients", "other_meshes"])
+def test_eight_devices_in_a_mesh(what):
+    """Seen to fail: rows of a callback that XLA cuts; a carry of scans that is the same for all devices; a result whose
+    sharding has no spec; a table that is kept on the devices of an earlier mesh."""
+    on_devices(IN_A_MESH, what)
+
+
+def on_devices(code, *arguments, n=8):
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={n}", "NOISEFUSE_NUM_THREADS": "2"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **flags}, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **flags},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.stdout.strip().endswith("equal"), done.stdout + done.stderr
 
@@ -521,6 +685,19 @@ def test_other_backends_are_called_back(operation):
     expected = OPERATIONS[operation](X)
     with nf.use_backend("reference"):
         assert equal(jax.jit(OPERATIONS[operation])(X), expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_calls_like_earlier_ones_are_called_back(backend):
+    """Seen to fail: a row that is a number, where those backends expect an array of them."""
+    if backend == "numba":
+        pytest.importorskip("numba")
+    x, table = jnp.asarray(X), TABLES["ddpm"]
+    for i in (1, 3):
+        sampled, row = nf.q_sample(X, i, LINEAR, N), nf.update(table, i, X, M, noise=N)
+        with nf.use_backend(backend):
+            assert equal(nf.q_sample(x, i, LINEAR, N), sampled)
+            assert equal(nf.update(table, i, x, jnp.asarray(M), noise=N), row)
 
 
 def test_what_is_traced_and_losses_are_called_back():
@@ -576,6 +753,10 @@ def test_what_is_wrong_is_said_where_it_is_traced():
     flow = nf.samplers.flow_sde(nf.Schedule.flow(50), steps=3)
     for error, match, call in (
         (IndexError, "t = 1000 is out of range", lambda: nf.q_sample(x, 1000, LINEAR, N)),
+        *[
+            (TypeError, "scale: expected a number", lambda scale=scale: nf.q_sample(x, 1, LINEAR, N, scale=scale))
+            for scale in (jnp.float32(2), np.array(2.0), [2.0])
+        ],
         (IndexError, "i = 5 is out of range", lambda: nf.update(TABLES["ddim"], 5, x, x)),
         (TypeError, "x0: dtype int32 is not supported", lambda: nf.q_sample(x.astype(int), 1, LINEAR, N)),
         (TypeError, "x0: dtype key<fry> is not supp", lambda: nf.q_sample(jax.random.key(1), 1, LINEAR, N)),

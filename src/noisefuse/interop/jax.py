@@ -43,6 +43,7 @@ from .jax_calls import (
     described,
     field_bytes,
 )
+from .jax_internals import varying, varying_axes
 
 __all__ = [
     "WRITTEN", "augmented", "chosen", "combined", "from_key", "is_traced", "kl", "kl_grad", "log_prob", "log_prob_grad",
@@ -69,11 +70,16 @@ def times(x: Any, t: Any, kind: str) -> Any:
 
 def time(times: Any, i: Any) -> Any:
     """That of a traced row."""
-    return jnp.asarray(times)[i]
+    return _at_row(jnp.asarray(times), i)
+
+
+def _at_row(numbers: Any, i: Any) -> Any:
+    """Of a row beyond the ends that of the first or the last one, as kernels take it: -1 is not the last one."""
+    return numbers.at[i].get(mode="clip", wrap_negative_indices=False)
 
 
 def zeros_like(x: Any) -> Any:
-    return jnp.zeros(x.shape, x.dtype)
+    return varying(jnp.zeros(x.shape, x.dtype), varying_axes(x))
 
 
 # ---- keys --------------------------------------------------------------------------------------------------
@@ -284,12 +290,15 @@ def sample(sampler: Any, model: Callable[..., Any], x: Any, noise: Any, rows: ra
         # into x's memory: XLA would copy a result of its own to where the next step looks for it
         return (sampler.step(i, x, output, noise, state, out=x, **guided), state), None
 
+    names = noise if isinstance(noise, list | tuple) else [] if noise is None else [noise]
+    numbers = [n for name in names for n in (name.step, name.sample, *name.window_start) if is_tracer(n)]
+    x = varying(x, frozenset[Any]().union(*map(varying_axes, numbers)))  # as it will be, inside of shard_map
     return jax.lax.scan(row, (x, sampler.state(x)), jnp.arange(rows.start, rows.stop))[0][0]
 
 
 def chosen(numbers: Sequence[int], i: Any, choices: Sequence[Sequence[Any]]) -> list[Any]:
     """choices[numbers[i]] for a traced i: lists of arrays."""
-    which = jnp.asarray(numbers, jnp.int32)[i]
+    which = _at_row(jnp.asarray(numbers, jnp.int32), i)
     return [jax.lax.select_n(which, *arrays) for arrays in zip(*choices, strict=True)]
 
 
@@ -341,10 +350,10 @@ class _Named:
         known = [_known(name, steps) for name in names]
         self.known = known if names is noise else known[0]
         if steps:
-            self.operands[STEP] = jnp.stack([jnp.asarray(name.step).astype(jnp.uint32) for name in names])
+            self.operands[STEP] = jnp.stack([_words(name.step)[0] for name in names])
         if any(is_tracer(name.sample) for name in names):
             single = names is not noise
-            self.operands[IDS] = noise.sample if single else jnp.stack([jnp.asarray(name.sample) for name in names])
+            self.operands[IDS] = _small(noise.sample) if single else jnp.stack([_words(name.sample) for name in names])
         elif names is not noise and isinstance(noise.sample, np.ndarray):
             self.operands[IDS] = noise.sample.view(np.uint32).reshape(-1, 2)
         if any(is_tracer(start) for name in names for start in name.window_start):
@@ -363,8 +372,22 @@ class _Named:
             full = call.noise[0].window_shape
             assert full is not None
             last = np.subtract(full, call.sample_shape)
-            found[START] = jnp.clip(jnp.stack([jnp.asarray(n, jnp.int32) for n in self.start]), 0, last)
+            found[START] = jnp.stack([_inside(n, int(most)) for n, most in zip(self.start, last, strict=True)])
         return found
+
+
+def _words(number: Any) -> Any:
+    """A step or an id as two words of 32 bits, the low one first: JAX has no others where x64 is not enabled."""
+    if is_tracer(number):
+        number = _small(number)
+        return jnp.stack([number.astype(jnp.uint32), (number >> 31 >> 1).astype(jnp.uint32)])
+    return jnp.asarray(np.array([number & 0xFFFFFFFF, number >> 32], np.uint32))
+
+
+def _inside(start: Any, last: int) -> Any:
+    """A window's start, moved to 0 .. last in its own dtype: in a smaller one it could wrap first."""
+    start = _small(jnp.asarray(start))
+    return jnp.clip(start, 0, min(last, jnp.iinfo(start.dtype).max)).astype(int)
 
 
 def _known(noise: nf.Noise, without_step: bool) -> nf.Noise:
@@ -434,11 +457,16 @@ def _signature(key: Any, x: Any, t: Any, noise: Any, arrays: Any) -> Any:
         return None
     of_times = None if type(t) is int else t.shape  # type: ignore[union-attr]
     given = arrays or {}
-    if not all(map(_is_concrete, given.values())):
+    if not all(map(_is_concrete, given.values())) or _is_in_mesh():
         return None
     shapes = tuple([(slot, a.shape, a.dtype) for slot, a in given.items()])
     name, table, *options = key
-    return name, id(table), *options, current(), x.shape, x.dtype, stream, of_times, shapes
+    made = name, id(table), *options, current(), x.shape, x.dtype, stream, of_times, shapes
+    try:
+        hash(made)
+    except TypeError:  # of an option that is an array or a list: the checks say what is wrong with it
+        return None
+    return made
 
 
 def _is_concrete(x: Any) -> bool:
@@ -517,7 +545,7 @@ def _run(
         raise TypeError("dtype float64: JAX has it where jax.config.update('jax_enable_x64', True) was called")
     operands: dict[int, Any] = {ROWS: _kept(call.rows, call.arithmetic == np.float64) if rows is None else rows}
     if kind != WALKS and (index is not None or len(call.rows.table) > 1):
-        operands[INDEX] = call.index.astype(np.int32) if index is None else _small(index).reshape(-1)
+        operands[INDEX] = call.index.astype(np.int32) if index is None else _row(index, call).reshape(-1)
     operands |= named.given(call)
     for slot, stand_in in enumerate(call.inputs):
         if stand_in is not None:
@@ -532,18 +560,30 @@ def _run(
     return bind(what, [*operands.values()])
 
 
-def _small(index: Any) -> Any:
+def _small(number: Any) -> Any:
     """Of at least 32 bits, as the handler takes them."""
-    return index if index.dtype.itemsize >= 4 else index.astype(jnp.int32)
+    return number if number.dtype.itemsize >= 4 else number.astype(jnp.int32)
+
+
+def _row(index: Any, call: Step) -> Any:
+    """Rows as the handler takes them, which reads 64 bits as a number that has a sign."""
+    return jnp.minimum(index, len(call.rows.table) - 1) if index.dtype == np.uint64 else _small(index)
 
 
 def _kept(rows: Rows, wide: bool) -> Any:
     """A table as an array of JAX's, which is kept with it."""
-    key = -1, wide  # devices of CUDA's count from 0
+    numbers, key = rows.table if wide else rows.single, (-1, wide)  # devices of CUDA's count from 0
+    if _is_in_mesh():
+        return jnp.asarray(numbers)
     if key not in rows.on_devices:
         with jax.ensure_compile_time_eval():
-            rows.on_devices[key] = jnp.asarray(rows.table if wide else rows.single)
+            rows.on_devices[key] = jnp.asarray(numbers)
     return rows.on_devices[key]
+
+
+def _is_in_mesh() -> bool:
+    """Whether new arrays lie on the devices of `jax.set_mesh`: those are not kept, for they go with no other mesh."""
+    return not jax.sharding.get_abstract_mesh().empty
 
 
 def _rows_at(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any, Any]:
@@ -557,6 +597,7 @@ def _rows_at(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any, Any]
     shape = jax.ShapeDtypeStruct((t.size, call.rows.table.shape[1]), np.float64 if wide else np.float32)
     flat = jax.lax.stop_gradient(t).reshape(-1)
     made = jax.pure_callback(rows, shape, flat, vmap_method="sequential")
+    made = jax.lax.optimization_barrier(made)  # XLA's partitioner cannot cut what reads a callback's results itself
     return made, np.arange(t.size, dtype=np.int32)
 
 
@@ -581,8 +622,14 @@ def _loss(make: Callable[..., Loss], pred: Any, x0: Any, t: Any, noise: Any, wei
     more = {}
     if weight is not None:
         words = checked.weights
-        more[WEIGHTS] = weight if is_tracer(weight) else words.view(np.uint32).reshape(-1, 2)  # type: ignore[union-attr]
+        more[WEIGHTS] = _weights(weight) if is_tracer(weight) else words.view(np.uint32).reshape(-1, 2)  # type: ignore[union-attr]
     arrays = {X: x0, M1: pred, Z: named.array}
     packed = pack_loss(checked, lambda _: 0)
     found = _run(call, arrays, named, traced, rows, outputs, more, LOSSES, loss=packed)
     return tuple(found) if want_gradient else found[0]
+
+
+def _weights(weight: Any) -> Any:
+    """Traced ones, of a dtype that the handler takes, along one axis: along two, words of 32 bits are halves."""
+    plain = weight.dtype.itemsize >= 4 and weight.dtype.kind in "iuf"
+    return (weight if plain else weight.astype(jnp.float32)).reshape(-1)

@@ -26,7 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..backends import current
 from ..backends.call import CALL, DRAWS, DTYPES, FIELD, Loss, Step, Walk, dtype_code, pack, pack_fields
-from ..noise import Noise
+from ..noise import SAMPLES, Noise
 from ..rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, Rows, X, Z
 from .jax_internals import is_for_several, need_devices, result_type, varying, varying_axes
 
@@ -148,7 +148,7 @@ def _run(what: Described, given: dict[int, Any], outs: list[Any]) -> None:
     record, backend = what.record, current()
     losses = outs.pop(0) if what.kind == LOSSES else None
     rows = Rows(given[ROWS].astype(np.float64), int(record["active"]))
-    index = np.clip(given.get(INDEX, np.zeros(1)).astype(np.int64), 0, len(rows.table) - 1)
+    index = np.clip(given.get(INDEX, np.zeros(1)).astype(np.int64), 0, len(rows.table) - 1).reshape(-1)
     batch, size = int(record["batch"]), int(record["size"])
     noise = _names(what, given)
     step = Step(
@@ -183,11 +183,12 @@ def _names(what: Described, given: dict[int, Any]) -> tuple[Noise, ...]:
         return ()
     fields = given[FIELDS].view(FIELD)
     steps, ids = given.get(STEP, np.zeros((), np.uint32)), _raw(given.get(IDS, np.zeros(0, np.uint64)), np.uint64)
+    ids = ids % SAMPLES
     names = []
     for i, field in enumerate(fields):
         sample: Any = int(field["sample"])
         if IDS in given:
-            sample = ids.astype(np.uint64) if ids.ndim and len(fields) == 1 else int(ids.reshape(-1)[i])
+            sample = ids if ids.ndim and len(fields) == 1 else int(ids.reshape(-1)[i])
         step = int(field["step"]) + int(steps.reshape(-1)[i if steps.size > 1 else 0])
         name = Noise(int(field["seed"]), sample=sample, step=step % (1 << 32), stream=int(field["stream"]))
         if what.window:
@@ -258,7 +259,7 @@ def _in_parts(what: Described, ranks: tuple[int, ...]) -> Any:
         return tuple(call_p.bind(*operands, what=whole))
 
     def part(mesh: Any, _: Any, results: Any) -> Any:
-        axes, n = _axes_of_batch(mesh, results[0].sharding.spec, int(what.record["batch"]))
+        axes, n = _axes_of_batch(mesh, getattr(results[0].sharding, "spec", ()), int(what.record["batch"]))
         cut, same = NamedSharding(mesh, PartitionSpec(axes)), NamedSharding(mesh, PartitionSpec())
         record = np.frombuffer(what.call, CALL).copy()
         record["batch"] //= n
@@ -321,6 +322,9 @@ def _batched(operands: Sequence[Any], axes: Sequence[Any], *, what: Described) -
     """The call once for each element, as a loop would make them: one after the other, inside of one operation."""
     size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
     before, n = what.several or (False,) * len(operands), what.repeat
+    if size == 0:  # nothing runs: to the operation a repeat of 0 is none
+        outs = [jnp.zeros((0, *shape), dtype) for shape, dtype in what.output_shapes()]
+        return outs, [0] * len(outs)
     moved, several = [], []
     for x, axis, inner in zip(operands, axes, before, strict=True):
         if axis is not None:
