@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The simulation of docs/scale.md, where its answers are known."""
 
-import sys
+import runpy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from workers import Cluster, run
+# By its path: in the folder there are files of the names of tests', which spawned processes would find there.
+WORKERS = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "workers.py"), run_name="workers")
+Cluster, run = WORKERS["Cluster"], WORKERS["run"]
 
 NEVER = Cluster(workers=50, per_task=1e-9, seconds=10.0, between_failures=1e12)
 
