@@ -14,7 +14,7 @@ import numpy as np
 import noisefuse as nf
 
 from ._bench import Device, machine
-from ._contenders import Array, Call, Case
+from ._contenders import Array, Call, Case, installed
 
 OPERATIONS = ("gaussian", "multiplicative", "poisson")
 STD, PEAK, GAMMA = 0.1, 5.0, 2.2  # of the range; photons of white
@@ -50,15 +50,8 @@ def device() -> Device:
 def contenders(case: Case) -> dict[str, Call]:
     """Those that are installed and have this operation. They make new arrays."""
     assert isinstance(case, Images)
-    x, calls = case.images, {}
-    for name, make in CONTENDERS.items():
-        try:
-            call = make(case, x)
-        except ImportError:
-            continue
-        if call is not None:
-            calls[name] = call
-    return calls
+    x = case.images
+    return installed({name: partial(make, case, x) for name, make in CONTENDERS.items()})
 
 
 def _noisefuse(case: Images, x: Array) -> Call:

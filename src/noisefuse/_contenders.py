@@ -11,7 +11,7 @@ import ctypes
 import ctypes.util
 import math
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from importlib import import_module, metadata
@@ -307,10 +307,15 @@ RIVALS = {
 
 def contenders(case: Case, names: Collection[str] = tuple(CONTENDERS)) -> dict[str, Call]:
     """The named ones that are installed and have this operation."""
+    return installed({name: partial(CONTENDERS[name], case) for name in names})
+
+
+def installed(makers: Mapping[str, Callable[[], Call | None]]) -> dict[str, Call]:
+    """What these make, without those that need what is not installed or have nothing to call."""
     calls = {}
-    for name in names:
+    for name, make in makers.items():
         try:
-            call = CONTENDERS[name](case)
+            call = make()
         except ImportError:
             continue
         if call is not None:

@@ -108,14 +108,16 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 1 << 64:
-        raise argparse.ArgumentTypeError(f"expected an integer in [0, 2^64), got {text!r}")
-    return int(text)
+    return _word(text, 64)
 
 
 def _step(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 1 << 32:
-        raise argparse.ArgumentTypeError(f"expected an integer in [0, 2^32), got {text!r}")
+    return _word(text, 32)
+
+
+def _word(text: str, bits: int) -> int:
+    if not text.isdecimal() or int(text) >= 1 << bits:
+        raise argparse.ArgumentTypeError(f"expected an integer in [0, 2^{bits}), got {text!r}")
     return int(text)
 
 

@@ -437,8 +437,8 @@ def _augment(draw: Draw) -> Call:
     if result != dtype:
         call.options["dtype"] = repr(result)
     _write_to(draw, call, "out", shape, result, "x")
-    if chosen:
-        _may(draw, call, "gamma", "2.2", "0.5") if kind == "poisson" else None
+    if kind == "poisson":
+        _may(draw, call, "gamma", "2.2", "0.5")
     if kind == "by_level" or chosen:
         return call
     _may(draw, call, "clip", "(0, 1)", "(16.5, 235)", "(2, 1)", once_in=5)

@@ -25,7 +25,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..backends import current
-from ..backends.call import CALL, DRAWS, DTYPES, FIELD, Loss, Step, Walk, dtype_code, pack, pack_fields
+from ..backends.call import CALL, DRAWS, DTYPES, FIELD, NO_LOSS, Loss, Step, Walk, dtype_code, pack, pack_fields
 from ..noise import SAMPLES, Noise
 from ..rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, Rows, X, Z
 from .jax_internals import is_for_several, need_devices, result_type, varying, varying_axes
@@ -86,12 +86,9 @@ class Described:
 
 def described(call: Step, kind: int, roles: Sequence[int], outputs: Any, **rest: Any) -> Described:
     """Of a checked call on arrays that stand for JAX's."""
-    numbers = pack(call, lambda _: 0, 0, 0, 0, rest.pop("kept", None), rest.pop("loss", _NO_LOSS))
+    numbers = pack(call, lambda _: 0, 0, 0, 0, rest.pop("kept", None), rest.pop("loss", NO_LOSS))
     native = current().__name__ == "noisefuse.backends.native"
     return Described(numbers, kind, tuple(roles), tuple(outputs), native, **rest)
-
-
-_NO_LOSS = 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0
 
 
 def field_bytes(call: Step) -> Any:
