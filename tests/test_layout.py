@@ -52,6 +52,7 @@ ALLOWED = {
     "density": "rows tableau noise arrays calls loss_parts ops backends backends.call",
     "transitions": "float_mode backends.call",
     "augment": "rows schedule noise arrays calls ops loss transitions backends",
+    "fields": "arrays augment calls float_mode forward loss noise ops rows schedule tableau",
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
     "sampler": "ops density rows backends arrays noise tableau views samplers _drawing",
     "samplers": "sampler tableau samplers.*",

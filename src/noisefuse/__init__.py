@@ -3,7 +3,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from . import augment, density, samplers, weights
+from . import augment, density, fields, samplers, weights
 from .backends import info, set_num_threads, use_backend
 from .density import combine
 from .loss import mse_loss, mse_loss_grad
@@ -29,6 +29,7 @@ __all__ = [
     "augment",
     "combine",
     "density",
+    "fields",
     "info",
     "mse_loss",
     "mse_loss_grad",

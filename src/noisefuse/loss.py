@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -27,7 +28,7 @@ from .backends.call import Loss
 from .calls import Index, make_call, names_or_array
 from .forward import residual
 from .loss_parts import LossPart, Reduction, chunk_sums, place_of
-from .noise import FIELD
+from .noise import FIELD, Noise
 from .ops import Array, ArrayT, NoiseLike, need_schedule, plain_table, rows_at
 from .rows import M1, Rows, X, Z
 from .schedule import Schedule
@@ -310,20 +311,34 @@ def _part(
     return LossPart(sums, weights, start, size, whole, tokens, reduction)
 
 
-_SQUARE = Rows.of({"out.m1": 1.0})
+_SQUARE, _DISTANCE = Rows.of({"out.m1": 1.0}), Rows.of({"out.m1": 1.0, "out.z": -1.0})
 
 
 def mean_squares(x: Array, batched: bool) -> NDArray[np.float64]:
     """(B,): of each sample, in the fixed order of the losses."""
+    return next(_means(_SQUARE, x, batched, [()]))
+
+
+def distances(x: Array, batched: bool, noises: Iterable[Sequence[Noise]]) -> Iterator[NDArray[np.float64]]:
+    """(B,): the mean of (x - z)^2 over each sample, one such array for each of the noises, as they are asked for."""
+    return _means(_DISTANCE, x, batched, noises)
+
+
+def _means(rows: Rows, x: Array, batched: bool, noises: Iterable[Sequence[Noise]]) -> Iterator[NDArray[np.float64]]:
     x = as_array("x", x)
     batch, sample_shape = batch_shape(x.shape, batched)
     size = count(sample_shape)
-    sums = output("", None, (batch,), np.dtype(np.float64), device_of(x))
-    if batch * size == 0:
-        return np.zeros(batch)
-    call = make_call(x.shape, x.dtype, _SQUARE, Index(np.zeros(1, np.int64), x.size), (), {M1: x}, {}, batched)
-    backends.of(x).loss(Loss(call, size, None, np.ones(()), size, sums))
-    return sums.get() if on_device(sums) else sums  # type: ignore[attr-defined]
+    sums: Any = output("", None, (batch,), np.dtype(np.float64), device_of(x))
+    call = None
+    for noise in noises:
+        if batch * size == 0:
+            yield np.zeros(batch)
+            continue
+        if call is None:
+            names = names_or_array(noise, x.shape, x.dtype, batched, FIELD, any_stream=True)[0] if noise else ()
+            call = make_call(x.shape, x.dtype, rows, Index(np.zeros(1, np.int64), x.size), names, {M1: x}, {}, batched)
+        backends.of(x).loss(Loss(replace(call, noise=tuple(noise)), size, None, np.ones(()), size, sums))
+        yield sums.get() if on_device(sums) else sums.copy()
 
 
 def _need_reduction(reduction: Reduction) -> None:

@@ -1,0 +1,468 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other noise than white: fields that are made of named normals, so that they have names themselves.
+
+What these functions return is noise as an array, for `q_sample(.., noise=array)` and whatever else takes one; or, of
+`nearest_of` and `assigned`, names again, so that nothing is stored. Each draws from streams of its own (docs/noise.md):
+the same noise may go through several of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import operator
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import augment
+from .arrays import (
+    FLOATS,
+    as_array,
+    batch_shape,
+    count,
+    device_of,
+    float_dtype,
+    host_view,
+    interop,
+    is_lazy,
+    on_device,
+    output,
+    wanted,
+)
+from .calls import Index, converted, make_call, names_or_array, run
+from .float_mode import float_mode
+from .forward import DEFAULT_BYTES
+from .loss import distances
+from .noise import FIELD, NEAREST, OFFSET, PERTURBATION, PYRAMID, SHARED, STEPS, Noise, got
+from .ops import Array, randn, update
+from .rows import Rows
+from .schedule import Schedule
+from .tableau import Row, Tableau, m1, x
+
+__all__ = [
+    "assigned", "mixed_like", "nearest_of", "offset_like", "perturbed", "progressive_like", "pyramid_like",
+]  # fmt: skip
+
+Names = Noise | Sequence[Noise]
+
+
+# ---- names -------------------------------------------------------------------------------------------------
+
+
+def nearest_of(k: SupportsIndex, x0: Array, noise: Names, *, batched: bool = True) -> list[Noise]:
+    """Of k candidates the noise that is nearest to each sample, by name: what to give to `q_sample` and `mse_loss`.
+
+    Each sample is paired with noise near to it, so that the paths from one to the other cross less (Li et al. 2024,
+    "Immiscible diffusion", with an assignment in the batch; candidates for each sample alone are what trainers do). The
+    candidates are regenerated while they are compared, and never stored.
+
+    Args:
+        k: how many, from 1. Candidate j of a noise is drawn from stream 9 at step ``noise.step * k + j``.
+        x0: what will be noised; floats or, as `q_sample` scales them to -1 .. 1, uint8; of NumPy, CuPy or torch.
+        noise: Noise or a list of one for each sample, of stream 0 and with a step that is an int.
+        batched: False makes the whole array one sample.
+
+    Returns:
+        A Noise for each sample. Which it is does not depend on the batch or on the number of threads.
+
+    Raises:
+        OverflowError: a step beyond 2^32 - 1.
+        TypeError, ValueError: what was given and what was expected.
+
+    >>> x0 = np.ones((2, 3, 8, 8), np.float32)
+    >>> nf.fields.nearest_of(64, x0, nf.Noise(7, sample=40))
+    [Noise(7, sample=40, step=62, stream=9), Noise(7, sample=41, step=61, stream=9)]
+    """
+    k = _count("k", k)
+    batch, _ = batch_shape(_shape("x0", x0), batched)
+    names = _one_each(noise, batch)
+    for name in names:
+        if name.stream or not isinstance(name.step, int):
+            raise ValueError(f"noise: expected stream 0 and a step that is an int, got {name!r}")
+        if (name.step + 1) * k > STEPS:
+            raise OverflowError(f"noise.step = {name.step} with k = {k}: step * k + k - 1 goes beyond 2^32 - 1")
+    chosen = _asked(partial(_nearest, k=k, batched=batched), x0, names)
+    return [name.at(step=name.step * k + j, stream=NEAREST) for name, j in zip(names, chosen.tolist(), strict=True)]
+
+
+def _nearest(x: Array, names: list[Noise], *, k: int, batched: bool) -> NDArray[np.int64]:
+    x = _as_q_sample("x0", x)
+    best, chosen = np.full(len(names), math.inf), np.zeros(len(names), np.int64)
+    candidates = ([name.at(step=name.step * k + j, stream=NEAREST) for name in names] for j in range(k))
+    for j, found in enumerate(distances(x, batched, candidates)):
+        chosen = np.where(found < best, j, chosen)
+        best = np.minimum(found, best)
+    return chosen
+
+
+def assigned(x0: Array, noise: Names) -> list[Noise]:
+    """The noises of a batch, each given to the sample that it is near to: the assignment of least total distance.
+
+    Li et al. 2024, "Immiscible diffusion: accelerating diffusion training with noise assignment", whose distance is the
+    Euclidean one. Needs SciPy.
+
+    Args:
+        x0: a batch; floats or, as `q_sample` scales them to -1 .. 1, uint8; of NumPy, CuPy or torch.
+        noise: Noise, or a list of one for each sample.
+
+    Returns:
+        The same noises in another order, one for each sample. It depends on the whole batch, as it must.
+
+    >>> x0 = np.array([[1.0, 1.0], [-1.0, -1.0]], np.float32)
+    >>> nf.fields.assigned(x0, nf.Noise(7))
+    [Noise(7, sample=1), Noise(7)]
+    """
+    batch, _ = batch_shape(_shape("x0", x0), batched=True)
+    names = _one_each(noise, batch)
+    return [names[j] for j in _asked(_assigned, x0, names).tolist()]
+
+
+def _assigned(x: Array, names: list[Noise]) -> NDArray[np.int64]:
+    try:
+        assignment = importlib.import_module("scipy.optimize").linear_sum_assignment
+    except ImportError as error:
+        raise ImportError("fields.assigned needs SciPy: pip install scipy") from error
+    x = _as_q_sample("x0", x)
+    # |x - z|^2 but for |x|^2, which is the same in each row. In float64, as the order in which a library for linear
+    # algebra adds differs between machines: at its precision no two assignments are equal.
+    z = _randn(x, names, x.dtype).reshape(len(names), -1).astype(np.float64)
+    cost = (z * z).sum(axis=1) - 2 * x.reshape(len(names), -1).astype(np.float64) @ z.T
+    order: NDArray[np.int64] = assignment(cost if isinstance(cost, np.ndarray) else cost.get())[1]
+    return order
+
+
+# ---- arrays ------------------------------------------------------------------------------------------------
+
+
+def offset_like(x: Array, noise: Names, strength: float = 0.1, *, dtype: Any = None) -> Array:
+    """Offset noise: z + strength c, c one normal for each channel of each sample, so that a model learns to change the
+    mean of a whole image (Guttenberg 2023, "Diffusion with offset noise").
+
+    Args:
+        x: (B, C, ..), of floats, whose shape, kind, dtype and device the result has; its values are not read.
+        noise: Noise, or a list of one for each sample. z is its field, c drawn from stream 5.
+        strength: of the offset: trainers use 0.05 to 0.1.
+        dtype: of the result; x's.
+
+    In one pass. The variance is 1 + strength^2, as in all trainers.
+
+    >>> z = nf.fields.offset_like(np.zeros((2, 4, 64, 64), np.float32), nf.Noise(7), 0.1)
+    >>> offsets = nf.randn((2, 4), nf.Noise(7, stream=5))
+    >>> bool(np.allclose(z, nf.randn(z.shape, nf.Noise(7)) + 0.1 * offsets[:, :, None, None], atol=1e-6))
+    True
+    """
+    strength = _number("strength", strength)
+    if len(_shape("x", x)) < 2:
+        raise ValueError(f"x: expected shape (B, C, ..), got {tuple(x.shape)}")
+    return _on_memory(_offset, x, noise, strength=strength, dtype=dtype)
+
+
+def _offset(x: Array, noise: Names, *, strength: float, dtype: Any, out: Array | None = None) -> Array:
+    batch, channels, *place = x.shape
+    kind = _kind(x, dtype)
+    names, _ = names_or_array(noise, x.shape, kind, True, FIELD)
+    c = randn((batch, channels), _of_axes(noise, OFFSET, slice(1)), dtype="float64")
+    columns = {"out.z": np.ones(max(1, c.size)), "out.k": strength * c.ravel() if c.size else np.zeros(1)}
+    index = Index(np.arange(c.size), max(1, count(tuple(place))))
+    return run(make_call(x.shape, kind, Rows.of(columns), index, names, {}, {"out": out}))[0]
+
+
+def pyramid_like(
+    x: Array, noise: Names, *, discount: float = 0.8, levels: SupportsIndex = 6, dtype: Any = None
+) -> Array:
+    """Pyramid noise, also called multi-resolution noise (Whitaker 2023, "Multi-resolution noise for diffusion model
+    training"): white noise, and discount^i times noise of half, a quarter, .. of the lengths, enlarged bilinearly.
+
+    Args:
+        x: (B, C, H, W) or with other last two axes of space, floats: as in `offset_like`.
+        noise: Noise, or a list of one for each sample, without a window. The first level is its field; level i is drawn
+            from stream 10 at step ``noise.step * levels + i``.
+        discount: of one level beside the one before it.
+        levels: how many there are at most; the last is the one where both lengths are 1.
+
+    Every element has variance 1: the weights of each place are divided by the root of the sum of their squares, where
+    trainers divide by the deviation of the array at hand. So a sample does not depend on its batch.
+
+    >>> z = nf.fields.pyramid_like(np.zeros((64, 1, 16, 16), np.float32), nf.Noise(7))
+    >>> round(float(z.var()), 1), bool(z.mean(axis=(1, 2, 3)).var() > 10 / 256)
+    (1.0, True)
+    """
+    discount, levels = _number("discount", discount), _count("levels", levels)
+    if len(_shape("x", x)) < 3:
+        raise ValueError(f"x: expected shape (B, .., H, W), got {tuple(x.shape)}")
+    for name in _names(noise):
+        if name.window_shape is not None:
+            raise ValueError("noise: a pyramid has no windows, as its levels have shapes of their own")
+        if not isinstance(name.step, int) or (name.step + 1) * levels > STEPS:
+            raise OverflowError(f"noise.step = {name.step} with {levels} levels: expected step * levels below 2^32")
+    return _on_memory(_pyramid, x, noise, discount=discount, levels=levels, dtype=dtype)
+
+
+def _pyramid(x: Array, noise: Names, *, discount: float, levels: int, dtype: Any, out: Array | None = None) -> Array:
+    kind = _kind(x, dtype)
+    real = np.dtype(np.float64 if kind == np.float64 else np.float32)
+    total = _randn(x, noise, real, out if out is not None and out.dtype == real else None)
+    height, width = x.shape[-2:]
+    variance = np.ones((height, width))
+    with float_mode():
+        for level in range(1, levels):
+            if not x.size or max(lengths := _halved(height, width, level - 1)) == 1:
+                break
+            lengths = _halved(height, width, level)
+            names = _each(noise, lambda name: name.at(step=name.step * levels + level, stream=PYRAMID))  # noqa: B023
+            coarse = _randn(total[..., : lengths[0], : lengths[1]], names, real)
+            weight = discount**level
+            total += real.type(weight) * _enlarged(coarse, height, width)
+            variance += weight**2 * np.multiply.outer(*map(_squares, lengths, (height, width)))
+        total *= _like(total, (1 / np.sqrt(variance)).astype(real))
+    if out is None or out is total:
+        return converted(total, kind)
+    out[...] = converted(total, kind)
+    return out
+
+
+def _halved(height: int, width: int, times: int) -> tuple[int, int]:
+    return max(1, height >> times), max(1, width >> times)
+
+
+def _between(few: int, many: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Of the centres of `many` cells among those of `few`: the one before, and how far it is on to the next."""
+    place = np.clip((np.arange(many) + 0.5) * few / many - 0.5, 0, few - 1)
+    before = np.minimum(place.astype(np.int64), max(few - 2, 0))
+    return before, place - before
+
+
+def _squares(few: int, many: int) -> NDArray[np.float64]:
+    part = _between(few, many)[1]
+    return part**2 + (1 - part) ** 2
+
+
+def _enlarged(coarse: Array, height: int, width: int) -> Array:
+    """Bilinearly, along one axis after the other."""
+    for axis, many in ((-2, height), (-1, width)):
+        few = coarse.shape[axis]
+        before, part = _between(few, many)
+        weight = _like(coarse, part.astype(coarse.dtype))
+        weight = weight[:, None] if axis == -2 else weight
+        low, high = (coarse.take(_like(coarse, np.minimum(before + k, few - 1)), axis=axis) for k in (0, 1))
+        coarse = low + weight * (high - low)
+    return coarse
+
+
+def mixed_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any = None) -> Array:
+    """Noise of videos, of which all frames share a part: (alpha s + z_f) / sqrt(1 + alpha^2), s the same in each.
+
+    Ge et al. 2023, "Preserve your own correlation", the mixed noise model.
+
+    Args:
+        x: (B, F, ..), axis 1 the frames, floats: as in `offset_like`.
+        noise: Noise, or a list of one for each sample. z is its field; s, of the shape of a frame, is on stream 11.
+        alpha: how much is shared: two frames correlate by alpha^2 / (1 + alpha^2).
+
+    >>> z = nf.fields.mixed_like(np.zeros((1, 2, 3, 64, 64), np.float32), nf.Noise(7), alpha=1.0)
+    >>> round(float(np.corrcoef(z[0, 0].ravel(), z[0, 1].ravel())[0, 1]), 1)
+    0.5
+    """
+    _need_frames(x)
+    return _on_memory(_mixed, x, noise, alpha=_number("alpha", alpha), dtype=dtype)
+
+
+def _mixed(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array | None = None) -> Array:
+    z = _randn(x, noise, _kind(x, dtype), out)
+    if z.size:
+        shared = _randn(z[:, 0], _of_axes(noise, SHARED, slice(1, None)), z.dtype)
+        for b, f in np.ndindex(z.shape[:2]):
+            _blend(alpha, z[b, f], shared[b])
+    return z
+
+
+def progressive_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any = None) -> Array:
+    """Noise of videos, in which each frame keeps a part of the one before: (alpha e_(f-1) + z_f) / sqrt(1 + alpha^2),
+    and e_0 = z_0.
+
+    Ge et al. 2023, "Preserve your own correlation", the progressive noise model: an autoregression.
+
+    Args:
+        x, dtype: as in `mixed_like`.
+        noise: Noise, or a list of one for each sample; a window must begin at frame 0.
+        alpha: how much is kept: frames n apart correlate by (alpha^2 / (1 + alpha^2))^(n / 2).
+
+    >>> z = nf.fields.progressive_like(np.zeros((1, 3, 3, 64, 64), np.float32), nf.Noise(7), alpha=2.0)
+    >>> [round(float(np.corrcoef(z[0, 0].ravel(), z[0, f].ravel())[0, 1]), 1) for f in (1, 2)]
+    [0.9, 0.8]
+    """
+    _need_frames(x)
+    for name in _names(noise):
+        if name.window_start and name.window_start[0]:
+            raise ValueError(f"noise: a window at frame {name.window_start[0]}, which depends on those before it")
+    return _on_memory(_progressive, x, noise, alpha=_number("alpha", alpha), dtype=dtype)
+
+
+def _progressive(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array | None = None) -> Array:
+    z = _randn(x, noise, _kind(x, dtype), out)
+    if z.size:
+        for b, f in np.ndindex(len(z), z.shape[1] - 1):
+            _blend(alpha, z[b, f + 1], z[b, f])
+    return z
+
+
+def _blend(alpha: float, own: Array, other: Array) -> None:
+    update(_blended(alpha), 0, own[None], other[None], out=own[None])
+
+
+@lru_cache(64)
+def _blended(alpha: float) -> Tableau:
+    whole = math.hypot(1, alpha)
+    return Tableau([Row(out=x / whole + alpha / whole * m1)])
+
+
+def perturbed(
+    x_t: Array, t: ArrayLike, schedule: Schedule, noise: Names, gamma: float = 0.1, *, batched: bool = True,
+    out: Array | None = None,
+) -> Array:  # fmt: skip
+    """Input perturbation: x_t + gamma sigma_t z', z' on stream 6, while the target stays what it is, so that a network
+    meets in training the errors that it makes in sampling.
+
+    Ning et al. 2023, "Input perturbation reduces exposure bias in diffusion models", algorithm 3.
+
+    Args:
+        x_t: what `q_sample(x0, t, schedule, noise)` made; floats.
+        t: a number or (B,). schedule, noise: those of `q_sample`; noise of stream 0.
+        gamma: 0.1 in the paper.
+        out: where to write; it may be x_t itself.
+
+    >>> schedule, noise, x0 = nf.Schedule.linear(), nf.Noise(7), np.ones((2, 3), np.float32)
+    >>> x_t, epsilon = nf.q_sample(x0, [10, 500], schedule, noise, target="epsilon")
+    >>> x_t = nf.fields.perturbed(x_t, [10, 500], schedule, noise, out=x_t)
+    """
+    gamma = _number("gamma", gamma)
+    t = np.asarray(t.tolist() if hasattr(t, "tolist") else t)  # of any library's arrays
+    batch, _ = batch_shape(_shape("x_t", x_t), batched)
+    if t.shape not in ((), (batch,)):
+        raise ValueError(f"t: expected a number or shape ({batch},), got shape {t.shape}")
+    for name in _names(noise):
+        if name.stream:
+            raise ValueError(f"noise: this operation has a stream of its own and takes stream 0, got {name.stream}")
+    std = gamma * schedule(t)[1]
+    moved = _each(noise, lambda name: name.at(stream=PERTURBATION))
+    return augment.gaussian(x_t, std if batched or not std.ndim else std[0], moved, batched=batched, out=out)
+
+
+# ---- arguments ---------------------------------------------------------------------------------------------
+
+
+def _names(noise: object) -> Sequence[Noise]:
+    if isinstance(noise, Noise):
+        return (noise,)
+    if not isinstance(noise, list | tuple) or not all(isinstance(name, Noise) for name in noise):
+        raise TypeError(f"noise: expected a Noise or a list of one for each sample, got {got(noise)}")
+    return noise
+
+
+def _each(noise: Names, change: Callable[[Noise], Noise]) -> Names:
+    """The one Noise, or each of a list, changed."""
+    return change(noise) if isinstance(noise, Noise) else [change(name) for name in _names(noise)]
+
+
+def _of_axes(noise: Names, stream: int, axes: slice) -> Names:
+    """On another stream, of arrays that have these axes of a sample alone: so are windows."""
+
+    def change(name: Noise) -> Noise:
+        new = Noise(name.seed, sample=name.sample, step=name.step, stream=stream)
+        return new if name.window_shape is None else new.window(name.window_shape[axes], name.window_start[axes])
+
+    return _each(noise, change)
+
+
+def _one_each(noise: Names, batch: int) -> list[Noise]:
+    names = _names(noise)
+    if not isinstance(noise, Noise):
+        if len(names) != batch:
+            raise ValueError(f"noise: expected one Noise for each of {batch} samples, got {len(names)}")
+        return list(names)
+    if isinstance(noise.sample, int):
+        return [noise.at(sample=noise.sample + b) for b in range(batch)]
+    if len(noise.sample) != batch:
+        raise ValueError(f"noise: has {len(noise.sample)} sample ids, expected one for each of {batch} rows")
+    return [noise.at(sample=int(sample)) for sample in noise.sample]
+
+
+def _on_memory(function: Callable[..., Array], x: Array, noise: Names, **options: Any) -> Array:
+    """The function on NumPy's or CuPy's view of x, its result of x's kind."""
+    _names(noise)
+    if is_lazy(x):
+        raise TypeError("x: a dask array is not taken whole: use its map_blocks")
+    x = host_view("x", x)
+    other = None if type(x) is np.ndarray else interop(x)
+    return function(x, noise, **options) if other is None else other.augmented(function, x, noise, **options)
+
+
+def _asked(function: Callable[[Array, list[Noise]], NDArray[np.int64]], x: Array, names: list[Noise]) -> Any:
+    """What a function finds out about x, in host memory."""
+    answers = []
+
+    def ask(memory: Array, names: list[Noise], **_: Any) -> Array:
+        answers.append(function(memory, names))
+        return memory
+
+    _on_memory(ask, x, names)
+    return answers[0]
+
+
+def _randn(x: Array, noise: Names, kind: np.dtype[Any], out: Array | None = None) -> Array:
+    return randn(x.shape, noise, dtype=kind, out=output("out", out, x.shape, kind, device_of(x)))
+
+
+def _kind(x: Array, dtype: Any) -> np.dtype[Any]:
+    return float_dtype(x.dtype if dtype is None else dtype)
+
+
+def _like(x: Array, values: NDArray[Any]) -> Array:
+    """On x's device."""
+    if not on_device(x):
+        return values
+    copy: Any = output("", None, values.shape, values.dtype, device_of(x))
+    copy.set(values)
+    return copy
+
+
+def _as_q_sample(name: str, given: Array) -> Array:
+    """As floats: bytes as `q_sample` takes them."""
+    array = as_array(name, given, (*FLOATS, "uint8"))
+    if array.dtype != np.uint8:
+        return array
+    scale, offset = DEFAULT_BYTES
+    return array * np.float32(scale) + np.float32(offset)
+
+
+def _shape(name: str, given: Any) -> tuple[int, ...]:
+    shape = getattr(given, "shape", None)
+    if shape is None:
+        raise TypeError(f"{name}: expected {wanted(given)}, got {type(given).__name__}")
+    return tuple(shape)
+
+
+def _need_frames(given: Any) -> None:
+    if len(_shape("x", given)) < 2:
+        raise ValueError(f"x: expected shape (B, F, ..), axis 1 the frames, got {tuple(given.shape)}")
+
+
+def _count(name: str, given: SupportsIndex) -> int:
+    try:
+        number = operator.index(given)
+    except TypeError:
+        raise TypeError(f"{name} = {given!r}: expected an integer, got {type(given).__name__}") from None
+    if number < 1 or isinstance(given, bool):
+        raise ValueError(f"{name} = {given!r}: expected an integer of at least 1")
+    return number
+
+
+def _number(name: str, given: float) -> float:
+    number = float(given)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} = {given!r}: expected a finite number")
+    return number

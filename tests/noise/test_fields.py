@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise that is not white, or chosen for a sample: what it is made of, its moments, its names, its errors."""
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conftest import using
+from noisefuse import fields
+
+N = nf.Noise(7, sample=40, step=3)
+RNG = np.random.default_rng(0)
+X = np.zeros((3, 4, 12, 10), np.float32)
+LIKE = [fields.offset_like, fields.pyramid_like, fields.mixed_like, fields.progressive_like]
+LISTED = [nf.Noise(7, sample=40, step=3), nf.Noise(1, sample=9, step=3), nf.Noise(2, step=8)]
+
+
+@pytest.mark.parametrize("like", LIKE)
+def test_a_sample_does_not_depend_on_its_batch_nor_on_threads_or_backends(like):
+    whole = like(X, N)
+    for b in range(3):
+        assert np.array_equal(like(X[b : b + 1], N.at(sample=40 + b)), whole[b : b + 1])
+    assert np.array_equal(like(X, [N.at(sample=40 + b) for b in range(3)]), whole)
+    assert np.array_equal(like(X, N.samples([42, 41, 40])), whole[::-1])
+    assert np.array_equal(like(X, LISTED)[1:2], like(X[:1], LISTED[1]))
+    for backend in ("reference", "numba"):
+        with using(backend):
+            assert np.array_equal(like(X, N), whole)
+
+
+@pytest.mark.parametrize("like", LIKE)
+@pytest.mark.parametrize("name", ["float32", "float64", "float16"])
+def test_dtypes_see_one_field(like, name):
+    close = {"float32": 0, "float64": 2e-6, "float16": 4e-3}[name]
+    given = like(X.astype(name), N)
+    assert given.dtype == name
+    assert np.allclose(given, like(X, N), rtol=0, atol=close)
+    assert np.array_equal(like(X, N, dtype=name), given)
+
+
+@pytest.mark.parametrize("like", LIKE)
+def test_tensors(like):
+    torch = pytest.importorskip("torch")
+    x = torch.zeros(X.shape)
+    assert np.array_equal(like(x, N).numpy(), like(X, N))
+    last = like(x.to(memory_format=torch.channels_last), N)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(last.numpy(), like(X, N))
+    assert like(x.bfloat16(), N).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("like", LIKE)
+@pytest.mark.parametrize("shape", [(0, 4, 12, 10), (2, 0, 3, 3), (2, 3, 0, 4), (2, 3, 1, 1), (1, 1, 1, 7)])
+def test_empty_and_thin(like, shape):
+    assert like(np.zeros(shape, np.float32), N).shape == shape
+
+
+def test_offset_noise_is_white_noise_and_one_normal_for_each_channel():
+    z = fields.offset_like(X.astype(float), N, 0.25)
+    c = nf.randn((3, 4), N.at(stream=5), dtype="float64")
+    assert np.allclose(z, nf.randn(X.shape, N, dtype="float64") + 0.25 * c[:, :, None, None], rtol=0, atol=1e-15)
+    moment = fields.offset_like(np.zeros((4000, 2, 4, 4), np.float32), N, 0.5)
+    assert abs(moment.var() - 1.25) < 0.02
+    assert np.array_equal(fields.offset_like(X, N, 0.0), nf.randn(X.shape, N))
+
+
+def test_windows_of_offset_and_mixed_noise_are_those_of_the_whole():
+    cut = (slice(None), slice(1, 3), slice(4, 9), slice(2, 10))
+    part = N.window(X.shape[1:], (1, 4, 2))
+    for like in (fields.offset_like, fields.mixed_like):
+        assert np.array_equal(like(X[cut], part), like(X, N)[cut])
+    with pytest.raises(ValueError, match="window"):
+        fields.pyramid_like(X[cut], part)
+    with pytest.raises(ValueError, match="window at frame 1"):
+        fields.progressive_like(X[cut], part)
+    ahead = N.window(X.shape[1:], (0, 4, 2))
+    cut = (slice(None), slice(0, 2), *cut[2:])
+    assert np.array_equal(fields.progressive_like(X[cut], ahead), fields.progressive_like(X, N)[cut])
+
+
+def test_pyramid_noise_is_a_sum_of_enlarged_levels_of_variance_1_everywhere():
+    torch = pytest.importorskip("torch")
+    shape, discount = (2, 3, 16, 8), 0.7
+    total, variance = nf.randn(shape, N, dtype="float64"), np.ones((16, 8))
+    for level in range(1, 4):
+        small = (2, 3, 16 >> level, 8 >> level)
+        coarse = nf.randn(small, N.at(stream=10, step=3 * 4 + level), dtype="float64")
+        large = torch.nn.functional.interpolate(torch.from_numpy(coarse), size=(16, 8), mode="bilinear")
+        total = total + discount**level * large.numpy()
+        ones = torch.eye(small[2] * small[3], dtype=torch.float64).reshape(-1, 1, *small[2:])
+        spread = torch.nn.functional.interpolate(ones, size=(16, 8), mode="bilinear").numpy()
+        variance = variance + discount ** (2 * level) * (spread**2).sum(axis=(0, 1))
+    expected = total / np.sqrt(variance)
+    given = fields.pyramid_like(np.zeros(shape), N, discount=discount, levels=4)
+    assert np.allclose(given, expected, rtol=0, atol=1e-12)
+    many = fields.pyramid_like(np.zeros((20000, 1, 6, 5), np.float32), nf.Noise(1))
+    assert abs(many.var(axis=0) - 1).max() < 6 * np.sqrt(2 / 20000)
+
+
+def test_frames_correlate_as_they_should():
+    x = np.zeros((2, 6, 3, 64, 64), np.float32)
+    for like, expected in (
+        (fields.mixed_like, lambda n: 0.8 if n else 1.0),
+        (fields.progressive_like, lambda n: 0.8 ** (n / 2)),
+    ):
+        z = like(x, N, 2.0).reshape(2, 6, -1)
+        found = np.einsum("bfe,bge->bfg", z, z) / z.shape[-1]
+        wanted = np.array([[expected(abs(f - g)) for g in range(6)] for f in range(6)])
+        assert abs(found - wanted).max() < 0.06
+        assert abs((z[0] * z[1]).mean()) < 0.04
+
+
+def test_nearest_is_the_nearest_of_its_candidates():
+    x0 = RNG.standard_normal((5, 3, 7)).astype(np.float32)
+    names = fields.nearest_of(16, x0, N)
+    for b, name in enumerate(names):
+        candidates = [N.at(sample=40 + b, step=3 * 16 + j, stream=9) for j in range(16)]
+        distances = [((x0[b] - nf.randn((1, 3, 7), c)[0].astype(float)) ** 2).sum() for c in candidates]
+        assert name == candidates[int(np.argmin(distances))]
+        assert fields.nearest_of(16, x0[b : b + 1], N.at(sample=40 + b)) == [name]
+    assert fields.nearest_of(16, x0, N.samples(range(40, 45))) == names
+    assert len({name.step for name in names}) > 1
+    for backend in ("reference", "numba"):
+        with using(backend):
+            assert fields.nearest_of(16, x0, N) == names
+
+
+def test_nearest_of_bytes_halves_tensors_and_one_whole_sample():
+    images = RNG.integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
+    scaled = (images / 127.5 - 1).astype(np.float32)
+    assert fields.nearest_of(32, images, N) == fields.nearest_of(32, scaled, N)
+    torch = pytest.importorskip("torch")
+    assert fields.nearest_of(32, torch.from_numpy(images), N) == fields.nearest_of(32, images, N)
+    half = scaled.astype(np.float16)
+    assert fields.nearest_of(32, torch.from_numpy(half), N) == fields.nearest_of(32, half, N)
+    [one] = fields.nearest_of(32, scaled[0], N, batched=False)
+    assert one == fields.nearest_of(32, scaled, N)[0]
+    assert fields.nearest_of(3, np.zeros((0, 4), np.float32), N) == []
+
+
+def test_the_chosen_noise_goes_through_training():
+    schedule, x0 = nf.Schedule.linear(1000), RNG.standard_normal((4, 3, 8, 8)).astype(np.float32)
+    names = fields.nearest_of(8, x0, N)
+    x_t, z = nf.q_sample(x0, 500, schedule, names, target="epsilon")
+    assert np.array_equal(z, nf.randn(x0.shape, names))
+    loss = nf.mse_loss(z, x0, 500, schedule, names, target="epsilon")
+    assert loss == 0
+    assert x_t.shape == x0.shape
+
+
+def test_assignment_is_the_best_of_all_orders():
+    from itertools import permutations
+
+    x0 = RNG.standard_normal((5, 9)).astype(np.float32)
+    z = nf.randn((5, 9), N).astype(float)
+    best = min(permutations(range(5)), key=lambda order: sum(((x0[b] - z[j]) ** 2).sum() for b, j in enumerate(order)))
+    assert fields.assigned(x0, N) == [N.at(sample=40 + j) for j in best]
+    listed = [nf.Noise(b, sample=9) for b in range(5)]
+    assert sorted(n.seed for n in fields.assigned(x0, listed)) == list(range(5))
+    torch = pytest.importorskip("torch")
+    assert fields.assigned(torch.from_numpy(x0), N) == fields.assigned(x0, N)
+
+
+def test_perturbation_adds_to_the_input_alone():
+    schedule, x0, t = nf.Schedule.linear(1000), RNG.standard_normal((3, 50)), np.array([5, 500, 900])
+    noise = N.at(step=0)
+    x_t = nf.q_sample(x0, t, schedule, noise)
+    z = nf.randn(x0.shape, noise.at(stream=6), dtype="float64")
+    expected = x_t + 0.1 * schedule.sigma[t][:, None] * z
+    assert np.allclose(fields.perturbed(x_t, t, schedule, noise, 0.1), expected, rtol=0, atol=1e-14)
+    torch = pytest.importorskip("torch")
+    tensor = fields.perturbed(torch.from_numpy(x_t), torch.from_numpy(t), schedule, noise, 0.1)
+    assert np.array_equal(tensor.numpy(), fields.perturbed(x_t, t, schedule, noise, 0.1))
+    kept = x_t.copy()
+    assert fields.perturbed(x_t, t, schedule, noise, 0.1, out=x_t) is x_t
+    assert not np.array_equal(x_t, kept)
+
+
+WRONG = [
+    (lambda: fields.offset_like(np.zeros(3, np.float32), N), ValueError, r"expected shape \(B, C, \.\.\), got \(3,\)"),
+    (lambda: fields.offset_like(X, N, np.nan), ValueError, "strength = nan: expected a finite number"),
+    (lambda: fields.offset_like(X, 7), TypeError, "noise: expected a Noise or a list of one for each sample, got int"),
+    (lambda: fields.offset_like(X, X), TypeError, "list of one for each sample, got ndarray"),
+    (lambda: fields.mixed_like(X, [N, 1, N]), TypeError, "list of one for each sample, got list"),
+    (lambda: fields.offset_like(X, [N]), ValueError, "expected one Noise for each of 3 samples, got 1"),
+    (lambda: fields.offset_like(X, N.at(stream=64)), ValueError, "stream of its own"),
+    (lambda: fields.offset_like([[1.0]], N), TypeError, "x: expected .*, got list"),
+    (lambda: fields.offset_like(X.astype(int), N), TypeError, "int64"),
+    (lambda: fields.mixed_like(np.zeros(3, np.float32), N), ValueError, "axis 1 the frames"),
+    (lambda: fields.pyramid_like(X, N, levels=0), ValueError, "levels = 0: expected an integer of at least 1"),
+    (lambda: fields.pyramid_like(X, N.at(step=2**31)), OverflowError, "6 levels"),
+    (lambda: fields.nearest_of(0, X, N), ValueError, "k = 0: expected an integer of at least 1"),
+    (lambda: fields.nearest_of(1.5, X, N), TypeError, "k = 1.5: expected an integer"),
+    (lambda: fields.nearest_of(64, X, N.at(step=2**26)), OverflowError, r"step \* k \+ k - 1 goes beyond"),
+    (lambda: fields.nearest_of(2, X, N.at(stream=64)), ValueError, "expected stream 0"),
+    (lambda: fields.nearest_of(2, X, LISTED[:2]), ValueError, "expected one Noise for each of 3 samples, got 2"),
+    (lambda: fields.perturbed(X, [1, 2], nf.Schedule.linear(), N), ValueError, r"t: expected a number or shape \(3,\)"),
+    (lambda: fields.perturbed(X, 1, nf.Schedule.linear(), N.at(stream=3)), ValueError, "stream of its own"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "words"), WRONG)
+def test_errors_say_what_was_given(call, kind, words):
+    with pytest.raises(kind, match=words):
+        call()
