@@ -20,7 +20,7 @@ import noisefuse as nf
 
 from ._bench import aligned, interleaved
 from ._contenders import Case, contenders
-from ._drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar
+from ._drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,9 +59,16 @@ class Throughput:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    import_module("matplotlib")  # where it is missing, to know before the work
+    if arguments.samplers:
+        import_module("noisefuse._demo_samplers").run(arguments)
+    else:
+        _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    import_module("matplotlib")  # where it is missing, to know before the work
     console = Console(highlight=False)
     images = [_read(path) for path in arguments.images] or [_astronaut()]
     make = {"linear": nf.Schedule.linear, "cosine": nf.Schedule.cosine}[arguments.schedule]
@@ -77,13 +84,11 @@ def run(arguments: argparse.Namespace) -> None:
     info = nf.info()
     where = f"{info['cpu']}, {info['isa']}, {info['threads']} threads"
     figure = _picture(noised, schedule, throughputs, copy, where, runs)
-    try:
-        figure.savefig(arguments.out, dpi=150)
-    except (OSError, ValueError) as error:  # ValueError: a format that matplotlib does not know
-        raise OSError(f"cannot write {arguments.out}: {error}") from error
+    out = arguments.out or Path("demo.png")
+    save(figure, out, dpi=150)
     for rows in (_noise_table(noised, schedule), _throughput_table(throughputs, copy, where)):
         print(*aligned(rows, left=1), "", sep="\n")
-    print(f"wrote {arguments.out}")
+    print(f"wrote {out}")
 
 
 def _read(path: Path) -> Image:

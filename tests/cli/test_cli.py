@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from noisefuse import _bench, _bench_augment, _demo, _info
+from noisefuse import _bench, _bench_augment, _demo, _demo_samplers, _info
 from noisefuse._bench import Timing, interleaved
 from noisefuse._contenders import CONTENDERS, OPERATIONS, Case, processors
 from noisefuse.cli import main
@@ -514,3 +515,26 @@ def test_the_package_ships_the_baseline_of_the_benchmarks() -> None:
     assert naive.__file__ is not None
     original = Path(__file__).parents[2] / "benchmarks" / "naive.py"
     assert Path(naive.__file__).read_text() == original.read_text()
+
+
+def test_demo_of_samplers_draws_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(_demo_samplers, "COUNTS", (4, 7))
+    monkeypatch.setattr(_demo_samplers, "LEVELS", 12)
+    out = tmp_path / "samplers.png"
+    assert main(["demo", "--samplers", "--out", str(out)]) == 0
+    assert out.stat().st_size > 50_000
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:-2]] == _demo_samplers.menu()
+    assert lines[-1] == f"wrote {out}"
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m_sde", "dpmpp_sde", "heun"])
+def test_deviation_is_that_of_many_runs(name: str) -> None:
+    make = _demo_samplers._maker(name, importlib.import_module("noisefuse._ideal").families)
+    sampler, columns = make(6)
+    model = _demo_samplers._model(_demo_samplers._gaussian, sampler, columns)
+    many = sampler.sample(model, (200_000, 1), nf.Noise(7), dtype="float64")
+    assert _demo_samplers.deviation(sampler, model) == pytest.approx(many.std(), rel=5 / np.sqrt(2 * 200_000))

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`noisefuse demo --samplers`: the whole menu in one picture. What each sampler does, and how exact it is.
+
+The model is the ideal denoiser of a finite set, or of Gaussian data: what a network learns to approximate is known
+there. All start from the same noise and visit the same noise levels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+import noisefuse as nf
+
+from ._bench import aligned
+from ._drawing import BLUE, GREY, ORANGE, STYLE, save
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .sampler import Sampler
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Denoiser: TypeAlias = Callable[[Array, Any, Any], Array]  # D of x = alpha x0 + sigma z
+
+COLUMNS = 7  # of the sheet
+LEVELS = 30  # noise levels of a run on the sheet
+COUNTS = (4, 7, 12, 20, 35, 60, 100, 180)  # of a run in the diagrams
+PATHS, DIGITS = 4, 4
+SCALE = 0.5  # the standard deviation of the Gaussian data
+SEED = 142
+
+
+class Shown(NamedTuple):
+    """What one sampler did."""
+
+    name: str
+    paths: Array  # (calls + 1, PATHS, 2): x as the model saw it, and the end
+    digits: Array  # (DIGITS, 64)
+    draws: bool
+    calls: list[int]
+    errors: list[float]  # of the standard deviation at the end, relative, by calls
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import track
+
+    ideal: Any = import_module("noisefuse._ideal")  # needs scikit-learn
+    digits, points = ideal.Digits.load(), spiral()
+    on_points = ideal.Digits(points, np.zeros(len(points)))
+    bar = track(menu(), "sampling", console=Console(stderr=True), transient=True)
+    shown = [_show(name, ideal.families, on_points.denoise, digits.denoise) for name in bar]
+    figure = _picture(shown, points)
+    out = arguments.out or Path("samplers.png")
+    save(figure, out, dpi=110)
+    print(*aligned(_table(shown), left=1), "", f"wrote {out}", sep="\n")
+
+
+def menu() -> list[str]:
+    """All samplers, by name."""
+    return [name for name in nf.samplers.__all__ if name.islower()]
+
+
+def spiral(n: int = 2000) -> Array:
+    """Points (n, 2) of variance 1."""
+    u = nf.uniform((n, 1), nf.Noise(SEED), dtype="float64")
+    points = np.hstack([u * np.cos(12 * u), u * np.sin(12 * u)])
+    return np.asarray((points - points.mean(0)) / points.std())
+
+
+# ---- runs --------------------------------------------------------------------------------------------------
+
+
+def _show(name: str, families: Callable[[int], Any], on_points: Denoiser, on_digits: Denoiser) -> Shown:
+    make = _maker(name, families)
+    sampler, columns = make(LEVELS)
+    noise, seen = nf.Noise(SEED), list[Array]()
+
+    def watched(x: Array, alpha: Any, sigma: Any) -> Array:
+        seen.append(x / np.hypot(alpha, sigma))
+        return on_points(x, alpha, sigma)
+
+    start = sampler.start((PATHS, 2), noise, dtype="float64")
+    end = sampler.sample(_model(watched, sampler, columns), start, noise)
+    digits = sampler.sample(_model(on_digits, sampler, columns), (DIGITS, 64), noise, dtype="float64")
+    made = [make(n) for n in COUNTS]
+    deviations = [deviation(one, _model(_gaussian, one, of)) for one, of in made]
+    errors = [abs(value / SCALE - 1) for value in deviations]
+    return Shown(name, np.stack([*seen, end]), digits, _draws(sampler), [len(one) for one, _ in made], errors)
+
+
+def _maker(name: str, families: Callable[[int], Any]) -> Callable[[int], tuple[Sampler, Any]]:
+    """Makes the sampler of so many noise levels, and what tells alpha and sigma from the time that a model is given."""
+    rule = getattr(nf.samplers, name)
+    flow = name.startswith("flow") or name == "dance_sde"
+    kind = "flow" if flow else "ddpm" if name in ("lcm", "tcd") else "edm"
+
+    def make(n: int) -> tuple[Sampler, Any]:
+        family = families(n)[kind]
+        options = {"S_churn": 40.0} if name == "edm" else {}  # without churn it is heun
+        columns = (lambda sigma: (1.0, sigma)) if kind == "edm" else family.columns  # what a model of x0 is told
+        return rule(family.schedule, family.times, prediction="sample", **options), columns
+
+    return make
+
+
+def _model(denoise: Denoiser, sampler: Sampler, columns: Any) -> Callable[[Array, Any], Any]:
+    guided = bool(np.any(_column(sampler, "m2")))
+
+    def model(x: Array, t: Any) -> Any:
+        clean = denoise(x, *columns(t))
+        return (clean, clean) if guided else clean
+
+    return model
+
+
+def _gaussian(x: Array, alpha: Any, sigma: Any) -> Array:
+    """D for data N(0, SCALE^2)."""
+    return np.asarray(alpha * SCALE**2 / (alpha**2 * SCALE**2 + sigma**2) * x)
+
+
+def _column(sampler: Sampler, symbol: str) -> Array:
+    """Of its outputs, (3, rows)."""
+    rows = sampler.tableau.numbers.view(nf.tableau.ROW)
+    return np.stack([rows[output][symbol] for output in ("out", "aux1", "aux2")])
+
+
+def _draws(sampler: Sampler) -> bool:
+    return bool(np.any(_column(sampler, "z")))
+
+
+def deviation(sampler: Sampler, model: Callable[[Array, Any], Any]) -> float:
+    """The standard deviation of what a run ends on, exactly: with a linear model the end is a linear combination of
+    the start and of the noise of each row, and a run from each of them alone, 1 there, has its coefficient."""
+    rows = len(sampler)
+    noise = np.zeros((rows, 1 + rows, 1))
+    noise[np.arange(rows), 1 + np.arange(rows), 0] = 1.0
+    start = np.zeros((1 + rows, 1))
+    start[0] = sampler.tableau.start
+    return float(np.linalg.norm(sampler.sample(model, start, list(noise) if _draws(sampler) else None)))
+
+
+# ---- the picture -------------------------------------------------------------------------------------------
+
+
+def _picture(shown: list[Shown], points: Array) -> Figure:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    lines = -(-len(shown) // COLUMNS)
+    with matplotlib.rc_context(STYLE):
+        figure: Any = Figure(figsize=(14, 2.6 * lines + 6), layout="constrained")
+        sheet, below = figure.subfigures(2, 1, height_ratios=(2.6 * lines, 6))
+        figure.get_layout_engine().set(h_pad=0.12, wspace=0.06, hspace=0.08)
+        sheet.suptitle(
+            f"From one noise to a spiral, and to digits, in {LEVELS} levels", fontweight="bold", x=0.01, ha="left"
+        )
+        cells = sheet.subplots(lines, COLUMNS).ravel()
+        for ax, one in zip(cells, shown, strict=False):
+            _draw_sampler(ax, one, points)
+        for ax in cells[len(shown) :]:
+            ax.set_axis_off()
+        for ax, draws in zip(below.subplots(1, 2), (False, True), strict=True):
+            _draw_errors(ax, [one for one in shown if one.draws == draws], draws)
+    return figure  # type: ignore[no-any-return]
+
+
+def _draw_sampler(ax: Axes, one: Shown, points: Array) -> None:
+    ax.scatter(points[:, 0], points[:, 1], s=2, linewidths=0, color=GREY)
+    ax.plot(one.paths[:, :, 0], one.paths[:, :, 1], color=BLUE, linewidth=0.7, alpha=0.6)
+    ax.scatter(one.paths[-1, :, 0], one.paths[-1, :, 1], s=12, color=ORANGE, linewidths=0, zorder=3)
+    ax.set(xticks=[], yticks=[], xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), aspect="equal")
+    ax.set_title(one.name, fontsize=10, pad=4)
+    ax.spines[:].set_visible(False)
+    below = ax.inset_axes((0.1, -0.22, 0.8, 0.2))
+    canvas = np.full((8, 10 * DIGITS - 2), np.nan)
+    for k, digit in enumerate(one.digits):
+        canvas[:, 10 * k : 10 * k + 8] = digit.reshape(8, 8)
+    below.imshow(canvas, cmap="Greys", vmin=-1, vmax=1, interpolation="nearest")
+    below.set_axis_off()
+
+
+def _draw_errors(ax: Axes, shown: list[Shown], draws: bool) -> None:
+    from matplotlib import colormaps
+
+    ranked = sorted(shown, key=lambda one: np.interp(math.log(60), np.log(one.calls), np.log(one.errors)))
+    for k, one in enumerate(ranked):
+        style: Any = {"color": colormaps["turbo"](k / max(1, len(ranked) - 1)), "linestyle": ("-", "--", ":")[k % 3]}
+        ax.plot(one.calls, np.maximum(one.errors, 1e-12), linewidth=1.2, label=one.name, **style)
+    ax.set(xscale="log", yscale="log", xlabel="model calls", ylim=(1e-5, 3))
+    ax.set_xticks(COUNTS, [str(n) for n in COUNTS])
+    ax.minorticks_off()
+    kind = "with fresh noise" if draws else "without fresh noise"
+    ax.set_title(f"Error of the standard deviation, {kind}")
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), title="best first, at 60 calls")
+
+
+def _table(shown: list[Shown]) -> list[list[str]]:
+    heads = [["relative error of the standard deviation, data N(0, 1/4)"], ["levels", *map(str, COUNTS)]]
+    return [*heads, *([one.name, *(f"{error:.1e}" for error in one.errors)] for one in shown)]
