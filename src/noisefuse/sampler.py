@@ -16,7 +16,7 @@ import numpy.typing as npt
 from . import backends, density, ops
 from ._drawing import plot_levels
 from .arrays import host_view, interop, is_lazy, is_traced, is_written
-from .noise import SAMPLER, START, Noise, got, is_tracer
+from .noise import SAMPLER, START, Increment, Noise, got, is_tracer
 from .rows import OUTPUTS, Plain
 from .tableau import Row, Tableau, x
 from .views import guidance
@@ -257,8 +257,8 @@ class Sampler:
         Args:
             i: the row, 0 <= i < len(self).
             model_output: one array of x's shape, or (uncond, cond) with ``guidance_scale``.
-            noise: a Noise (row i draws from stream 3 at step noise.step + i), or an array of x's shape; None
-                only where the row draws none.
+            noise: a Noise (row i draws from stream 3 at step noise.step + i), or an array of x's shape, or the
+                increment of a Brownian motion (`path`); None only where the row draws none.
             state: this run's ``state(x)``; may be missing only for samplers that remember nothing. It changes
                 only if the step succeeds.
             guidance_scale: w, a number or (B,): m = uncond + w (cond - uncond).
@@ -331,7 +331,9 @@ class Sampler:
         table, rows, model_output = self._guided(i, x, model_output, guidance_scale)
         if table.threshold is not None:
             table, rows = _thresholded(table, rows, x, model_output)
-        if rows is not i and isinstance(noise, Noise | list | tuple):
+        if ops.are_increments(noise):
+            noise = ops.randn_like(x, noise, dtype="float64" if "float64" in str(x.dtype) else "float32")
+        elif rows is not i and isinstance(noise, Noise | list | tuple):
             noise = _drawn(noise, i, SAMPLER, x)
         past, aux, after = ([], [], 0) if state is None else self._move(state, i)
         own: list[Array] = []
@@ -480,7 +482,8 @@ class Sampler:
             x_or_shape: the shape (B, ..) of a new sample, or x at the level of row ``start``; not changed.
             noise: of the start and of all steps; None for deterministic samplers on a given x. Or, for a given x, noise
                 that was drawn before: an array (len(sampler) - start, *x.shape) or a list with an array of x's shape
-                for each row from ``start`` on. What stands for a row that draws none, such as None, is not read.
+                for each row from ``start`` on. What stands for a row that draws none, such as None, is not read. Or
+                a ``path``, of which the rows from ``start`` on are taken: ``path[start:]``.
             start: the first row. Multistep samplers start at 0: build one of the times that are left instead.
             time: as in ``model_input``; ``time="batch"`` gives the model a (B,) array of x's kind.
             dtype: of a new sample.
@@ -546,11 +549,60 @@ class Sampler:
             raise ValueError(f"noise: expected {n} arrays, one for each row from {start} on, got {len(noise)}")
         arrays: list[Any] = [z if draws else None for z, draws in zip(noise, self._draws[start:], strict=True)]
         for k, z in enumerate(arrays):
-            if self._draws[start + k] and getattr(z, "shape", None) != x.shape:
+            if self._draws[start + k] and getattr(z, "shape", None) != x.shape and not ops.are_increments(z):
                 expected = f"row {start + k} draws; expected an array of shape {tuple(x.shape)}"
                 got = f"shape {tuple(z.shape)}" if hasattr(z, "shape") else type(z).__name__
                 raise ValueError(f"noise[{k}]: {expected}, got {got}")
         return arrays
+
+    def path(
+        self,
+        noise: Noises,
+        *,
+        span: tuple[float, float] | None = None,
+        grid: Sequence[float] | None = None,
+        clock: Callable[[Any, Any], Any] | None = None,
+        end: float = 0.0,
+    ) -> list[Any]:
+        """For each row what one Brownian motion does meanwhile, so that runs of more or fewer steps see the same noise.
+
+        ``sampler.sample(model, sampler.start(shape, noise), sampler.path(noise))``: an entry is drawn when its row is
+        taken. A row that draws has the increment (`Noise.interval`) from where the last one that drew has ended to the
+        level of the row after it: so the two pieces of a step of ``dpmpp_sde`` are two pieces of one motion.
+
+        Args:
+            noise: a Noise, or a list of one for each sample: each of its seeds, samples and steps is a path.
+            span, grid: as in `Noise.interval`. Neither given: the span of this run's own times. Runs share a path
+                where they share span or grid: give the widest one where they do not begin at the same level.
+            clock: (alpha, sigma) -> time, of arrays. Default: sigma of a flow (alpha + sigma = 1), else sigma / alpha,
+                as in k-diffusion's BrownianTreeNoiseSampler.
+            end: the time at which the last row ends: of a run to clean data 0.
+
+        Returns:
+            a list of len(sampler) entries: None of a row that draws none.
+
+        Raises:
+            ValueError: levels that are not known, times that go back and forth, a level without a finite time (alpha =
+                0: give a clock), or two draws within 2^-24 of the span.
+
+        >>> schedule, noise = nf.Schedule.karras(100), nf.Noise(7)
+        >>> few, many = (nf.samplers.euler_ancestral(schedule, steps=n) for n in (10, 40))
+        >>> x = few.start((2, 8), noise)
+        >>> a, b = (s.sample(lambda x, t: 0 * x, x, s.path(noise, span=(0, 80))) for s in (few, many))
+        """
+        times = [*_times_of(self.tableau, self._has_level, clock), float(end)]
+        rows = [i for i, draws in enumerate(self._draws) if draws]
+        ends = [times[0], *(times[i + 1] for i in rows)]
+        moves = np.diff(ends)
+        if not (np.all(moves < 0) or np.all(moves > 0)):
+            raise ValueError(f"path: expected times that fall, or rise, from draw to draw of {self.tableau.name}")
+        whole = (min(times), max(times)) if span is None else span
+        found: list[Any] = [None] * len(self)
+        for i, t0, t1 in zip(rows, ends[:-1], ends[1:], strict=True):
+            names = noise if isinstance(noise, list | tuple) else [noise]
+            each: list[Increment] = [_at(n, 0, 0).interval(t0, t1, span=whole, grid=grid) for n in names]
+            found[i] = each if isinstance(noise, list | tuple) else each[0]
+        return found
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw alpha and sigma, and log-SNR on the right axis, at which the rows begin; returns the left axis.
@@ -690,6 +742,24 @@ _NOTHING: tuple[Sequence[Array], Sequence[Array], int] = (), (), 0  # of a state
 
 def _scaling(factors: Iterable[float]) -> Tableau:
     return Tableau(Row(out=float(factor) * x) for factor in factors)
+
+
+def _times_of(table: Tableau, known: list[bool], clock: Callable[[Any, Any], Any] | None) -> list[float]:
+    """When each row begins, on the clock of ``Sampler.path``."""
+    if not all(known):
+        raise ValueError(f"{table.name} does not say at what level each row begins: see Tableau(alpha, sigma)")
+    alpha, sigma = table.alpha, table.sigma
+    if clock is not None:
+        times = np.asarray(clock(alpha, sigma), np.float64)
+    elif np.allclose(alpha + sigma, 1, rtol=0, atol=1e-12):
+        times = sigma
+    else:
+        with np.errstate(divide="ignore"):
+            times = sigma / alpha
+    if times.shape != sigma.shape or not np.all(np.isfinite(times)):
+        raise ValueError(f"path: expected a finite time for each of {len(sigma)} rows, got {times!r}; give a clock")
+    found: list[float] = times.tolist()
+    return found
 
 
 # ---- noise and arrays --------------------------------------------------------------------------------------
