@@ -19,7 +19,8 @@ CSRC = ROOT / "csrc"
 # Modules by pattern, and the modules of the package that they may import, also inside of functions. The first pattern
 # that fits counts. "" is the package itself, with its public names.
 ALLOWED = {
-    "noise": "",
+    "intervals": "",
+    "noise": "intervals",
     "float_mode": "",
     "rows": "float_mode",
     "views": "",
@@ -46,7 +47,7 @@ ALLOWED = {
     "backends": "noise backends.call backends.selftest backends.threads _native",
     "arrays": "backends backends.call",
     "calls": "float_mode noise rows tableau arrays backends backends.call",
-    "ops": "schedule rows tableau forward noise views arrays calls backends backends.call",
+    "ops": "intervals schedule rows tableau forward noise views arrays calls backends backends.call",
     "loss_parts": "noise rows arrays calls backends backends.call",
     "loss": "schedule rows forward noise views arrays calls ops loss_parts backends backends.call",
     "density": "rows tableau noise arrays calls loss_parts ops backends backends.call",

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from . import __version__
 from ._contenders import DTYPES
@@ -53,13 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"noisefuse {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="noise photographs, and draw and time it")
-    demo.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="default: an astronaut")
-    demo.add_argument("--samplers", action="store_true", help="draw all samplers at work, and how exact they are")
-    demo.add_argument("--out", type=Path, help="the picture (default: demo.png, or samplers.png)")
-    demo.add_argument("--schedule", choices=("linear", "cosine"), default="linear")
-    demo.add_argument("--seed", type=_seed, default=0, help="of the noise (default: %(default)s)")
-
+    _add_demo(commands)
     commands.add_parser("info", help="version, instruction sets, threads and backends")
 
     bench = commands.add_parser("bench", help="time the operations beside NumPy, torch, JAX and MKL")
@@ -100,6 +95,15 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--workers", type=_positive, metavar="N", help="on so many processes of dask.distributed")
     where.add_argument("--scheduler", metavar="ADDRESS", help="or on the workers of this one, tcp://..")
     return parser
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser("demo", help="noise photographs, and draw and time it")
+    demo.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="default: an astronaut")
+    demo.add_argument("--samplers", action="store_true", help="draw all samplers at work, and how exact they are")
+    demo.add_argument("--out", type=Path, help="the picture (default: demo.png, or samplers.png)")
+    demo.add_argument("--schedule", choices=("linear", "cosine"), default="linear")
+    demo.add_argument("--seed", type=_seed, default=0, help="of the noise (default: %(default)s)")
 
 
 def _shape(text: str) -> tuple[int, ...]:

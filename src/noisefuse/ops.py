@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeGuard, TypeVar, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -51,8 +52,9 @@ from .calls import (
     segments,
 )
 from .forward import DEFAULT_BYTES, DEFAULT_TO_BYTES, Make, Range, forward
-from .noise import FIELD, SAMPLER, UNIFORM, WALK, Noise, got
-from .rows import M1, PAST1, Plain, Rows, X, Z
+from .intervals import Terms
+from .noise import FIELD, SAMPLER, UNIFORM, WALK, Increment, Noise, got
+from .rows import M1, PAST1, Z_BITS, Plain, Rows, X, Z
 from .schedule import Schedule
 from .tableau import Tableau
 from .views import Target, need_target
@@ -98,7 +100,7 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
 
 def randn(
     shape: int | Sequence[int],
-    noise: Noise | Sequence[Noise] | int,
+    noise: Noise | Increment | Sequence[Noise] | Sequence[Increment] | int,
     *,
     dtype: DTypeLike = "float32",
     batched: bool = True,
@@ -110,7 +112,8 @@ def randn(
 
     Args:
         shape: of the result; axis 0 is the batch, row b the sample `noise.sample + b`.
-        noise: Noise, a list of one Noise for each row, or an int seed.
+        noise: Noise, a list of one Noise for each row, or an int seed. Or the increment of a Brownian motion,
+            `Noise.interval`, or a list of one for each row.
         dtype: float32, float64 (the same field with more digits), float16, bfloat16 (float32's values, rounded). A
             dtype of torch makes a tensor, one of jax.numpy an array of JAX's.
         batched: False makes the whole array one sample.
@@ -129,6 +132,7 @@ def randn(
     True
     """
     if chunks is not None:
+        _need_memory(noise)
         options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out, "device": device}
         return lazy().randn(_lengths(shape), noise, chunks=chunks, **options)
     if device is not None:
@@ -138,14 +142,26 @@ def randn(
 
 @overload
 def randn_like(
-    x: NDArray[Any], noise: Noise | Sequence[Noise] | int, *, dtype: DType | None = None, batched: bool = True
+    x: NDArray[Any],
+    noise: Noise | Increment | Sequence[Noise] | Sequence[Increment] | int,
+    *,
+    dtype: DType | None = None,
+    batched: bool = True,
 ) -> NDArray[Any]: ...
 @overload
 def randn_like(
-    x: ArrayT, noise: Noise | Sequence[Noise] | int, *, dtype: DType | None = None, batched: bool = True
+    x: ArrayT,
+    noise: Noise | Increment | Sequence[Noise] | Sequence[Increment] | int,
+    *,
+    dtype: DType | None = None,
+    batched: bool = True,
 ) -> ArrayT: ...
 def randn_like(
-    x: Array, noise: Noise | Sequence[Noise] | int, *, dtype: DType | None = None, batched: bool = True
+    x: Array,
+    noise: Noise | Increment | Sequence[Noise] | Sequence[Increment] | int,
+    *,
+    dtype: DType | None = None,
+    batched: bool = True,
 ) -> Array:
     """`randn` of x's shape, kind, dtype, device and, of torch, memory format: ``randn_like(images, Noise(7))``.
 
@@ -162,6 +178,7 @@ def randn_like(
     dtype('float32')
     """
     if not is_written(x):
+        _need_memory(noise)
         return interop(x).randn_like(x, noise, dtype=dtype, batched=batched)
     if (other := interop(x)) is not None:
         out = other.empty_like(x, dtype)
@@ -641,7 +658,7 @@ def need_schedule(schedule: object) -> None:
 def _random(
     name: str,
     shape: int | Sequence[int],
-    noise: Noise | Sequence[Noise] | int,
+    noise: Noise | Increment | Sequence[Noise] | Sequence[Increment] | int,
     dtype: DTypeLike,
     batched: bool,
     out: Array | None,
@@ -651,6 +668,8 @@ def _random(
     allowed = ("float32", "float64") if is_uniform else FLOATS
     if isinstance(noise, int | np.integer):
         noise = Noise(noise)
+    if not is_uniform and are_increments(noise):
+        return _increment(shape, noise, dtype, batched, out)
     if other is None or not other.is_traced():
         kind = fast_dtype(dtype, other, allowed)
         done = backends.fast_random(UNIT.plain, shape, noise, is_uniform, kind, batched, other is not None, out)
@@ -659,6 +678,67 @@ def _random(
     if other is not None:
         return getattr(other, name)(shape, noise, dtype=dtype, batched=batched, out=out)
     return run(random_call(name, shape, noise, dtype, batched, out))[0]
+
+
+# ---- increments of Brownian motions, which are sums of draws
+
+
+Increments: TypeAlias = Increment | Sequence[Increment]
+
+
+def are_increments(noise: object) -> TypeGuard[Increments]:
+    """Whether it is an increment, or a list of one for each row."""
+    if isinstance(noise, list | tuple):
+        return len(noise) > 0 and all(type(n) is Increment for n in noise)
+    return type(noise) is Increment
+
+
+def _need_memory(noise: object) -> None:
+    """NotImplementedError of increments, which are added up in memory."""
+    if are_increments(noise):
+        raise NotImplementedError("noise: an increment is not drawn by JAX, by dask or under torch.compile")
+
+
+def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: Any) -> Array:
+    if (other := interop(dtype if out is None else out)) is not None:
+        if other.is_traced() or not hasattr(other, "empty"):
+            _need_memory(noise)
+        return other.randn(shape, noise, dtype=dtype, batched=batched, out=out)
+    full, kind = _lengths(shape), float_dtype(dtype)
+    result = output("out", out, full, kind, None if out is None else device_of(out))
+    if type(noise) is Increment:
+        _sum_draws(noise, result, batched)
+        return result
+    batch, _ = batch_shape(full, batched)
+    if len(noise) != batch:
+        raise ValueError(f"noise: expected one increment for each of {batch} samples, got {len(noise)}")
+    for b, one in enumerate(noise):
+        _sum_draws(one, result[b : b + 1] if batched and full else result, batched)
+    return result
+
+
+def _sum_draws(increment: Increment, out: Array, batched: bool) -> None:
+    """out = the sum of c z over the increment's draws, in the arithmetic's own type; each sum is fma(1, sum, c z)."""
+    terms = increment.terms()
+    first, sums = _rows_of_sum(terms)
+    wide = out.dtype in (np.float32, np.float64)
+    total = out if wide else output("out", None, out.shape, np.dtype(np.float32), device_of(out))
+    plain, row, last = first.plain, backends.fast_row, len(terms) - 1
+    for n, (word, _) in enumerate(terms):
+        z, to = increment.draw(word), out if n == last else total
+        kind = None if wide or n < last else fast_dtype(out.dtype, None)
+        if row(plain, n, total, None, None, z, -1, to, None, kind, batched) is NotImplemented:
+            names, _ = names_or_array(z, out.shape, to.dtype, batched, FIELD, any_stream=True)
+            index = Index(np.array([n]), max(1, out.size))
+            run(make_call(out.shape, to.dtype, sums if n else first, index, names, {X: total}, {"out": to}, batched))
+        plain = sums.plain
+
+
+@lru_cache(maxsize=64)
+def _rows_of_sum(terms: Terms) -> tuple[Rows, Rows]:
+    """z times a coefficient, for the first of them; and what adds that to x."""
+    rows = Rows.of({"out.x": 1.0, "out.z": [coefficient for _, coefficient in terms]})
+    return Rows(rows.table, rows.active & Z_BITS), rows
 
 
 def random_call(

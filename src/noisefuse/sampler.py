@@ -16,7 +16,7 @@ import numpy.typing as npt
 from . import backends, density, ops
 from ._drawing import plot_levels
 from .arrays import host_view, interop, is_lazy, is_traced, is_written
-from .noise import SAMPLER, START, Noise, got, is_tracer
+from .noise import SAMPLER, START, Increment, Noise, got, is_tracer
 from .rows import OUTPUTS, Plain
 from .tableau import Row, Tableau, x
 from .views import guidance
@@ -257,8 +257,8 @@ class Sampler:
         Args:
             i: the row, 0 <= i < len(self).
             model_output: one array of x's shape, or (uncond, cond) with ``guidance_scale``.
-            noise: a Noise (row i draws from stream 3 at step noise.step + i), or an array of x's shape; None
-                only where the row draws none.
+            noise: a Noise (row i draws from stream 3 at step noise.step + i), or an array of x's shape, or the
+                increment of a Brownian motion (`path`); None only where the row draws none.
             state: this run's ``state(x)``; may be missing only for samplers that remember nothing. It changes
                 only if the step succeeds.
             guidance_scale: w, a number or (B,): m = uncond + w (cond - uncond).
@@ -331,7 +331,9 @@ class Sampler:
         table, rows, model_output = self._guided(i, x, model_output, guidance_scale)
         if table.threshold is not None:
             table, rows = _thresholded(table, rows, x, model_output)
-        if rows is not i and isinstance(noise, Noise | list | tuple):
+        if ops.are_increments(noise):
+            noise = ops.randn_like(x, noise, dtype="float64" if "float64" in str(x.dtype) else "float32")
+        elif rows is not i and isinstance(noise, Noise | list | tuple):
             noise = _drawn(noise, i, SAMPLER, x)
         past, aux, after = ([], [], 0) if state is None else self._move(state, i)
         own: list[Array] = []
@@ -470,6 +472,8 @@ class Sampler:
         callback: Callable[[int, Array, Array], object] | None = None,
         out: Array | None = None,
         log_probs: bool = False,
+        mask: Array | None = None,
+        known: Array | None = None,
         **law: Unpack[density.Options],
     ) -> Any:
         """Run rows ``start`` to the end.
@@ -480,7 +484,8 @@ class Sampler:
             x_or_shape: the shape (B, ..) of a new sample, or x at the level of row ``start``; not changed.
             noise: of the start and of all steps; None for deterministic samplers on a given x. Or, for a given x, noise
                 that was drawn before: an array (len(sampler) - start, *x.shape) or a list with an array of x's shape
-                for each row from ``start`` on. What stands for a row that draws none, such as None, is not read.
+                for each row from ``start`` on. What stands for a row that draws none, such as None, is not read. Or
+                a ``path``, of which the rows from ``start`` on are taken: ``path[start:]``.
             start: the first row. Multistep samplers start at 0: build one of the times that are left instead.
             time: as in ``model_input``; ``time="batch"`` gives the model a (B,) array of x's kind.
             dtype: of a new sample.
@@ -488,6 +493,9 @@ class Sampler:
             callback: callback(i, x, denoised) after each row, with arrays of its own.
             out: where to write the result: of x's dtype, or bytes, to which the last row rounds 127.5 x + 127.5.
             log_probs: also give the log-density of each row's step: see ``step`` and `density`.
+            mask, known: inpainting. Where mask is 1 (or True) x is sampled, where it is 0 it is ``known``, a clean
+                sample of x's shape: before each row at that row's level (``noised``), after the last as it is. A mask
+                may lie between 0 and 1, and have any shape that broadcasts to x's.
 
         Returns:
             x after the last row; with log_probs the pair of that and a list of log-densities (B,), one for each row
@@ -513,14 +521,16 @@ class Sampler:
                 )
             x = self.start(x_or_shape, noise, dtype=dtype)
         drawn = None if noise is None or _are_names(noise) else self._arrays_of_rows(noise, x, start)
+        keep = self._keeper(mask, known, x, noise, log_probs, out)
         scanned = getattr(interop(x), "sample", None)
-        if scanned is not None and drawn is None and callback is None and not log_probs:
+        if scanned is not None and drawn is None and callback is None and keep is None and not log_probs:
             if out is not None:
                 raise TypeError("out: expected None, as arrays of JAX's are not written to")
             rows = range(start, len(self))
             return scanned(self, model, x, noise, rows, time=time, guidance_scale=guidance_scale)
         state, found = self.state(x), []
         for i in _bar(range(start, len(self)), progress):
+            x = x if keep is None else keep(x, i)
             output = model(*self.model_input(i, x, time=time))
             z = noise if drawn is None else drawn[i - start]
             denoised: Any = None if callback is None else _zeros_like(x) if is_written(x) else []
@@ -534,7 +544,34 @@ class Sampler:
                 found.append(None)
             if callback is not None:
                 callback(i, x, denoised if is_written(x) else denoised[0])
+        x = x if keep is None else keep(x, len(self), out)
         return (x, found) if log_probs else x
+
+    def _keeper(
+        self, mask: Any, known: Any, x: Array, noise: Any, log_probs: bool, out: Array | None
+    ) -> Callable[..., Array] | None:
+        """What puts the known part into x at the level of row i, or, after the last, as it is."""
+        if mask is None and known is None:
+            return None
+        if mask is None or known is None or log_probs or not _are_names(noise):
+            raise TypeError("mask, known: expected both of them, with a Noise, and no log_probs")
+        if getattr(known, "shape", None) != x.shape or type(known) is not type(x) or known.dtype != x.dtype:
+            raise ValueError(
+                f"known: expected an array like x, {x.dtype} of shape {tuple(x.shape)}, got {_kind(known)}"
+            )
+        if out is not None and getattr(out, "dtype", None) != x.dtype:
+            raise TypeError(f"out: with a mask expected {_kind(x)}, got {_kind(out)}")
+        free = _as_x("mask", mask, x)
+
+        def keep(x: Array, i: int, out: Array | None = None) -> Array:
+            noised = known if i == len(self) else self.noised(i, known, noise)
+            mixed = free * x + (1 - free) * noised
+            if out is None:
+                return mixed
+            out[...] = mixed
+            return out
+
+        return keep
 
     def _arrays_of_rows(self, noise: Any, x: Array, start: int) -> list[Array | None]:
         """Of noise that was drawn before, what each row from ``start`` on takes: None where it draws none."""
@@ -546,11 +583,60 @@ class Sampler:
             raise ValueError(f"noise: expected {n} arrays, one for each row from {start} on, got {len(noise)}")
         arrays: list[Any] = [z if draws else None for z, draws in zip(noise, self._draws[start:], strict=True)]
         for k, z in enumerate(arrays):
-            if self._draws[start + k] and getattr(z, "shape", None) != x.shape:
+            if self._draws[start + k] and getattr(z, "shape", None) != x.shape and not ops.are_increments(z):
                 expected = f"row {start + k} draws; expected an array of shape {tuple(x.shape)}"
                 got = f"shape {tuple(z.shape)}" if hasattr(z, "shape") else type(z).__name__
                 raise ValueError(f"noise[{k}]: {expected}, got {got}")
         return arrays
+
+    def path(
+        self,
+        noise: Noises,
+        *,
+        span: tuple[float, float] | None = None,
+        grid: Sequence[float] | None = None,
+        clock: Callable[[Any, Any], Any] | None = None,
+        end: float = 0.0,
+    ) -> list[Any]:
+        """For each row what one Brownian motion does meanwhile, so that runs of more or fewer steps see the same noise.
+
+        ``sampler.sample(model, sampler.start(shape, noise), sampler.path(noise))``: an entry is drawn when its row is
+        taken. A row that draws has the increment (`Noise.interval`) from where the last one that drew has ended to the
+        level of the row after it: so the two pieces of a step of ``dpmpp_sde`` are two pieces of one motion.
+
+        Args:
+            noise: a Noise, or a list of one for each sample: each of its seeds, samples and steps is a path.
+            span, grid: as in `Noise.interval`. Neither given: the span of this run's own times. Runs share a path
+                where they share span or grid: give the widest one where they do not begin at the same level.
+            clock: (alpha, sigma) -> time, of arrays. Default: sigma of a flow (alpha + sigma = 1), else sigma / alpha,
+                as in k-diffusion's BrownianTreeNoiseSampler.
+            end: the time at which the last row ends: of a run to clean data 0.
+
+        Returns:
+            a list of len(sampler) entries: None of a row that draws none.
+
+        Raises:
+            ValueError: levels that are not known, times that go back and forth, a level without a finite time (alpha =
+                0: give a clock), or two draws within 2^-24 of the span.
+
+        >>> schedule, noise = nf.Schedule.karras(100), nf.Noise(7)
+        >>> few, many = (nf.samplers.euler_ancestral(schedule, steps=n) for n in (10, 40))
+        >>> x = few.start((2, 8), noise)
+        >>> a, b = (s.sample(lambda x, t: 0 * x, x, s.path(noise, span=(0, 80))) for s in (few, many))
+        """
+        times = [*_times_of(self.tableau, self._has_level, clock), float(end)]
+        rows = [i for i, draws in enumerate(self._draws) if draws]
+        ends = [times[0], *(times[i + 1] for i in rows)]
+        moves = np.diff(ends)
+        if not (np.all(moves < 0) or np.all(moves > 0)):
+            raise ValueError(f"path: expected times that fall, or rise, from draw to draw of {self.tableau.name}")
+        whole = (min(times), max(times)) if span is None else span
+        found: list[Any] = [None] * len(self)
+        for i, t0, t1 in zip(rows, ends[:-1], ends[1:], strict=True):
+            names = noise if isinstance(noise, list | tuple) else [noise]
+            each: list[Increment] = [_at(n, 0, 0).interval(t0, t1, span=whole, grid=grid) for n in names]
+            found[i] = each if isinstance(noise, list | tuple) else each[0]
+        return found
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw alpha and sigma, and log-SNR on the right axis, at which the rows begin; returns the left axis.
@@ -692,6 +778,24 @@ def _scaling(factors: Iterable[float]) -> Tableau:
     return Tableau(Row(out=float(factor) * x) for factor in factors)
 
 
+def _times_of(table: Tableau, known: list[bool], clock: Callable[[Any, Any], Any] | None) -> list[float]:
+    """When each row begins, on the clock of ``Sampler.path``."""
+    if not all(known):
+        raise ValueError(f"{table.name} does not say at what level each row begins: see Tableau(alpha, sigma)")
+    alpha, sigma = table.alpha, table.sigma
+    if clock is not None:
+        times = np.asarray(clock(alpha, sigma), np.float64)
+    elif np.allclose(alpha + sigma, 1, rtol=0, atol=1e-12):
+        times = sigma
+    else:
+        with np.errstate(divide="ignore"):
+            times = sigma / alpha
+    if times.shape != sigma.shape or not np.all(np.isfinite(times)):
+        raise ValueError(f"path: expected a finite time for each of {len(sigma)} rows, got {times!r}; give a clock")
+    found: list[float] = times.tolist()
+    return found
+
+
 # ---- noise and arrays --------------------------------------------------------------------------------------
 
 
@@ -734,6 +838,23 @@ def _zeros_like(x: Array) -> Array:
     if (made := getattr(interop(x), "zeros_like", None)) is not None:  # JAX
         return made(x)
     return x.new_zeros(x.shape) if hasattr(x, "new_zeros") else np.zeros_like(x, order="C")  # torch, CuPy
+
+
+def _kind(given: Any) -> str:
+    return f"{given.dtype} of shape {tuple(given.shape)}" if hasattr(given, "dtype") else type(given).__name__
+
+
+def _as_x(name: str, given: Any, x: Array) -> Array:
+    """In x's shape, kind and dtype."""
+    try:
+        made = _zeros_like(x)
+        if not is_written(x):
+            return (made + given).astype(x.dtype)
+        made[...] = given
+    except (TypeError, ValueError, RuntimeError):
+        expected = f"expected an array like x, whose shape broadcasts to {tuple(x.shape)}"
+        raise ValueError(f"{name}: {expected}, got {_kind(given)}") from None
+    return made
 
 
 def _zeros(shape: tuple[int, ...], x: Array) -> Array:

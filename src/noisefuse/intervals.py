@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brownian motion over a time interval as a sum of named normals: which of them, and their coefficients.
+
+On a span W is the sum of Levy and Ciesielski (Ciesielski 1961; Karatzas & Shreve, section 2.3), a binary tree:
+
+    W(u) = u z_0 + sum over levels l = 1 .. 24 of tent_l(u) z_n,    n = 2^(l-1) + floor(2^(l-1) u),    0 <= u <= 1
+
+Of the tents of a level only one is not 0 at u. On a grid of times it is the sum of independent pieces.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from functools import lru_cache
+from typing import TypeAlias
+
+__all__ = ["CELLS", "RUNS", "Terms", "grid_terms", "tree_terms"]
+
+LEVELS = 24
+CELLS = 1 << LEVELS  # the smallest intervals of a span, and the most of a grid
+RUNS = 128  # steps of a noise that have a path of their own: 7 bits, and one for trees and grids
+_OF_GRIDS = 1 << 31
+
+Terms: TypeAlias = tuple[tuple[int, float], ...]
+"""(word, coefficient): the normal of step `word` times the coefficient; in the order in which they are added. The
+squares of the coefficients add to 1."""
+
+
+@lru_cache(maxsize=1024)
+def tree_terms(run: int, t0: float, t1: float, span: tuple[float, float]) -> Terms:
+    """The increment from t0 to t1, over sqrt(|t1 - t0|), on the tree of the span. The finest level comes first.
+
+    ValueError: a time outside of the span, or times that are less than 2^-24 of it apart.
+    """
+    low, high = span
+    u0, u1 = (_cell(name, t, low, high) for name, t in (("t0", t0), ("t1", t1)))
+    if u0 == u1:
+        raise ValueError(
+            f"interval: t0 = {t0!r} and t1 = {t1!r} lie in one place, where 2^-24 of the span {span} is resolved"
+        )
+    length = abs(u1 - u0)
+    first = run << LEVELS
+    terms = []
+    for level in range(LEVELS, 0, -1):
+        width = CELLS >> (level - 1)  # of this level's tents, in cells: all numbers but the roots are integers
+        (n0, r0), (n1, r1) = divmod(u0, width), divmod(u1, width)
+        h0, h1 = min(r0, width - r0), min(r1, width - r1)
+        heights = ((n0, -h0), (n1, h1)) if n0 != n1 else ((n0, h1 - h0),)
+        if h0 or h1:
+            root = math.sqrt(length * width)  # of an integer below 2^53
+            node = first + (1 << (level - 1))
+            terms += [(node + n, height / root) for n, height in heights if height]
+    return (*terms, (first, (u1 - u0) / math.sqrt(length * CELLS)))
+
+
+@lru_cache(maxsize=1024)
+def grid_terms(run: int, t0: float, t1: float, grid: tuple[float, ...]) -> Terms:
+    """The same on a grid: sqrt(t_(j+1) - t_j) z_j are its pieces, of which those of the interval are added in order.
+
+    ValueError: a time that is not one of the grid's, to 2^-24 of its length, or twice the same.
+    """
+    i0, i1 = (_place(name, t, grid) for name, t in (("t0", t0), ("t1", t1)))
+    if i0 == i1:
+        raise ValueError(f"interval: t0 = {t0!r} and t1 = {t1!r} are one time of the grid")
+    sign = 1 if i1 > i0 else -1
+    i0, i1 = sorted((i0, i1))
+    length = grid[i1] - grid[i0]
+    first = _OF_GRIDS + (run << LEVELS)
+    return tuple((first + j, sign * math.sqrt((grid[j + 1] - grid[j]) / length)) for j in range(i0, i1))
+
+
+def _cell(name: str, t: float, low: float, high: float) -> int:
+    if not low <= t <= high:
+        raise ValueError(f"interval: {name} = {t!r} lies outside of the span from {low!r} to {high!r}")
+    return round((t - low) / (high - low) * CELLS)  # to nearest, ties to even
+
+
+def _place(name: str, t: float, grid: tuple[float, ...]) -> int:
+    after = bisect_left(grid, t)
+    nearest = min(range(max(0, after - 1), min(after + 1, len(grid))), key=lambda i: abs(grid[i] - t))
+    if not abs(grid[nearest] - t) <= (grid[-1] - grid[0]) / CELLS:
+        raise ValueError(f"interval: {name} = {t!r} is not a time of the grid, from {grid[0]!r} to {grid[-1]!r}")
+    return nearest

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampler.sample with a mask: what is known stays, at the level of each row, and the rest is sampled."""
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "heun", "dpmpp_2m", "euler_ancestral", "flow_euler"])
+def test_inpainting_keeps_what_is_known_at_the_level_of_each_row(name):
+    schedule, noise = nf.Schedule.flow() if name.startswith("flow") else nf.Schedule.linear(), nf.Noise(7)
+    sampler = getattr(nf.samplers, name)(schedule, steps=5)
+    known = np.random.default_rng(0).standard_normal((2, 3, 8, 8))
+    mask = np.zeros((8, 8), bool)
+    mask[2:5, 2:5] = True
+    seen = []
+
+    def model(x, t):
+        seen.append(x)
+        return 0.1 * x + 0.2 * x.mean()  # every place depends on all others
+
+    x = sampler.sample(model, known.shape, noise, dtype="float64", mask=mask, known=known)
+    assert np.array_equal(x[..., ~mask], known[..., ~mask])
+    for i, given in enumerate(seen):
+        expected, _ = sampler.model_input(i, sampler.noised(i, known, noise))
+        assert np.array_equal(given[..., ~mask], expected[..., ~mask])
+    free = sampler.sample(model, known.shape, noise, dtype="float64")
+    assert not np.allclose(x[..., mask], free[..., mask])
+    out = np.empty_like(known)
+    whole = sampler.sample(model, known.shape, noise, dtype="float64", mask=np.ones(1), known=known, out=out)
+    assert whole is out
+    assert np.array_equal(whole, free)
+    half = sampler.sample(model, known.shape, noise, dtype="float64", mask=0.5, known=known)
+    assert not np.array_equal(half, free)
+
+
+def test_inpainting_of_tensors_and_what_it_refuses():
+    torch = pytest.importorskip("torch")
+    sampler, noise = nf.samplers.ddpm(nf.Schedule.linear(), steps=4), nf.Noise(7)
+    known, mask = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32), np.array([0, 0, 1, 0.5, 1, 0])
+    x = sampler.sample(lambda x, t: 0.1 * x, known.shape, noise, mask=mask, known=known)
+    start = torch.from_numpy(sampler.start(known.shape, noise))
+    given = {"mask": torch.from_numpy(mask), "known": torch.from_numpy(known)}
+    assert np.array_equal(sampler.sample(lambda x, t: 0.1 * x, start, noise, **given).numpy(), x)
+    for wrong, kind, words in (
+        ({"mask": mask}, TypeError, "expected both of them"),
+        ({"known": known}, TypeError, "expected both of them"),
+        ({"mask": mask, "known": known, "log_probs": True}, TypeError, "no log_probs"),
+        (
+            {"mask": np.ones(5), "known": known},
+            ValueError,
+            r"mask: .*\(2, 6\), got float64 of shape \(5,",
+        ),
+        ({"mask": mask, "known": known, "out": np.empty((2, 6), np.uint8)}, TypeError, "out: .* got uint8"),
+        ({"mask": "all", "known": known}, ValueError, "mask: .* got str"),
+        (
+            {"mask": mask, "known": known[:1]},
+            ValueError,
+            r"known: .*\(2, 6\), got float32 of shape \(1,",
+        ),
+        ({"mask": mask, "known": given["known"]}, ValueError, "known: expected an array like x"),
+    ):
+        with pytest.raises(kind, match=words):
+            sampler.sample(lambda x, t: 0.1 * x, known.shape, noise, **wrong)
+    with pytest.raises(TypeError, match="with a Noise"):
+        sampler.sample(lambda x, t: x, known, [known] * 4, mask=mask, known=known)
