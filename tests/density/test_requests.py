@@ -30,9 +30,7 @@ def requests(rng, n):
     return noises, x, m
 
 
-@pytest.mark.parametrize(
-    "first", [pytest.param(n, marks=[] if n == 0 else pytest.mark.slow) for n in range(0, 1000, 64)]
-)
+@pytest.mark.parametrize("first", range(0, 1000, BATCH))
 def test_a_thousand_requests_alone_in_a_batch_and_in_shards(first):
     """Seen to fail: a batch of which one noise has another sample id."""
     rng = np.random.default_rng(first)
