@@ -908,7 +908,12 @@ def no_folder(path, monkeypatch):
     monkeypatch.setenv("NOISEFUSE_CACHE_DIR", str(path.with_name("file") / "cache"))
 
 
-@pytest.mark.parametrize("why", [no_home, no_folder])
+def no_owners(path, monkeypatch):
+    """As on Windows."""
+    monkeypatch.delattr(os, "geteuid")
+
+
+@pytest.mark.parametrize("why", [no_home, no_folder, no_owners])
 def test_a_cache_that_cannot_be_written_is_done_without(cache, monkeypatch, why):
     why(cache.folder, monkeypatch)
     assert cubin.cache_folder() is None

@@ -85,6 +85,8 @@ def digest(arch: str, compiler: str) -> str:
 
 def cache_folder() -> Path | None:
     """NOISEFUSE_CACHE_DIR, else `noisefuse` in the user's cache; None where there is none that is safe."""
+    if not hasattr(os, "geteuid"):  # on Windows the status of a file does not say whose it is
+        return None
     chosen = os.environ.get("NOISEFUSE_CACHE_DIR")
     try:
         if chosen:
