@@ -34,7 +34,7 @@ NEEDS = {  # what is not installed everywhere that the tests run
     "docs/migrate.md": ("torch",),
     "docs/numba.md": ("numba",),
     "docs/torch.md": ("torch",),
-    "docs/transforms.md": ("albumentations", "audiomentations", "kornia", "monai", "torchvision"),
+    "docs/transforms.md": ("albumentations", "audiomentations", "grain", "kornia", "monai", "torchvision"),
     "docs/tutorials/train-digits.md": ("torch",),
 }
 COMMANDS = ("pip install '.[demo]' && noisefuse demo", "pip install '.[test]' && pytest")

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise for the elements of Grain's pipelines, named by index or by the generator that Grain hands each element.
+
+    source = grain.MapDataset.source(rows).map_with_index(noisy.map_with_index)  # by index: `noisy` has a noise
+    loader = grain.DataLoader(.., operations=[noisy])                            # by Grain's generator: it has none
+
+An element is a dict, of which one entry is an image. What is drawn depends neither on workers, nor on threads that
+read ahead, nor on where a run was resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grain
+import numpy as np
+
+import noisefuse as nf
+
+__all__ = ["Augmented", "Noisy"]
+
+Element = Mapping[str, Any]
+
+
+class _Named(grain.transforms.RandomMap):  # type: ignore[misc]  # of a package without types
+    def __init__(self, noise: nf.Noise | int | None, length: int | None, image: str) -> None:
+        if length is not None and length < 1:
+            raise ValueError(f"length = {length}: expected the number of elements of the source, from 1")
+        self.noise = nf.Noise(noise) if isinstance(noise, int) else noise
+        self.length, self.image = length, image
+
+    def random_map(self, element: Element, rng: np.random.Generator) -> dict[str, Any]:
+        """Noise whose seed is 64 bits of the generator, which Grain seeds by its own seed and the element's place."""
+        if self.noise is not None:
+            raise TypeError("noise: by Grain's generator expected none; by index use map_with_index(.map_with_index)")
+        return self._made(element, nf.Noise.from_rng(rng))
+
+    def map_with_index(self, index: int, element: Element) -> dict[str, Any]:
+        """Noise whose sample is the index, as ``map_with_index`` has it; with a length that of the source, and the
+        epoch, which ``repeat`` counts up, is added to the step."""
+        if self.noise is None:
+            raise TypeError("noise: expected a Noise or an int seed, to name elements by index")
+        epoch, place = divmod(int(index), self.length) if self.length else (0, int(index))
+        return self._made(element, self.noise.at(sample=place, step=self.noise.step + epoch))
+
+    def _read(self, element: Element) -> Any:
+        if self.image not in element:
+            raise KeyError(f"no {self.image!r} in the element, which has {', '.join(map(repr, element))}")
+        return np.asarray(element[self.image])
+
+    def _made(self, element: Element, noise: nf.Noise) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class Noisy(_Named):
+    """Noises the image of an element: x_t, t and target take its place.
+
+    Args:
+        schedule: Schedule; t is uniform over its steps.
+        noise: Noise or int seed, for elements that an index names; None for those that Grain's generator does.
+        length: elements of the source, where ``repeat`` comes after this: an index goes on counting then.
+        image: the name of the image: uint8 (0 .. 255 become -1 .. 1) or float, of any shape.
+        target: as in `q_sample`.
+
+    >>> noisy = nf.interop.grain.Noisy(nf.Schedule.cosine(1000), 7)
+    >>> element = noisy.map_with_index(17, {"image": np.zeros((8, 8, 3), np.uint8), "label": 3})
+    >>> {name: np.shape(value) for name, value in element.items()}
+    {'label': (), 'x_t': (8, 8, 3), 't': (), 'target': (8, 8, 3)}
+    """
+
+    def __init__(
+        self,
+        schedule: nf.Schedule,
+        noise: nf.Noise | int | None = None,
+        *,
+        length: int | None = None,
+        image: str = "image",
+        target: Any = "epsilon",
+    ) -> None:
+        super().__init__(noise, length, image)
+        self.schedule, self.target = schedule, target
+
+    def _made(self, element: Element, noise: nf.Noise) -> dict[str, Any]:
+        image, rest = self._read(element), {name: one for name, one in element.items() if name != self.image}
+        t = int(nf.uniform((1, 1), noise)[0, 0] * len(self.schedule))
+        x_t, target = nf.q_sample(image, t, self.schedule, noise, target=self.target, batched=False)
+        return {**rest, "x_t": x_t, "t": t, "target": target}
+
+
+class Augmented(_Named):
+    """Augments the image of an element, by `noisefuse.augment`, say.
+
+    Args:
+        augment: function(image, noise) -> image, of one image: ``batched=False``.
+        noise, length, image: as in `Noisy`.
+
+    >>> def speckled(image, noise):
+    ...     return nf.augment.multiplicative(image, 0.1, noise, batched=False)
+    >>> augmented = nf.interop.grain.Augmented(speckled)
+    >>> element = augmented.random_map({"image": np.full((8, 8, 3), 90, np.uint8)}, np.random.default_rng(7))
+    """
+
+    def __init__(
+        self,
+        augment: Callable[[Any, nf.Noise], Any],
+        noise: nf.Noise | int | None = None,
+        *,
+        length: int | None = None,
+        image: str = "image",
+    ) -> None:
+        super().__init__(noise, length, image)
+        self.augment = augment
+
+    def _made(self, element: Element, noise: nf.Noise) -> dict[str, Any]:
+        return {**element, self.image: self.augment(self._read(element), noise)}
