@@ -145,6 +145,16 @@ def transition(dtype):
         yield nf.augment.transition(data(shape, dtype), matrix, noise, batched=batched)
 
 
+def interval(dtype):
+    grid = np.cumsum(np.arange(6)) / 16
+    for k, (shape, _, noise, batched) in enumerate(cases(any_stream=False)):
+        t0, t1 = (word([2 * k + 1, 2 * k + 2]) >> 8) / 2.0**24
+        for times in ({"t0": t0, "t1": t1}, {"t0": grid[5], "t1": grid[1], "grid": grid}):
+            many = isinstance(noise, list)
+            each = [n.at(step=n.step % 128).interval(**times) for n in (noise if many else [noise])]
+            yield nf.randn(shape, each if many else each[0], dtype=dtype, batched=batched)
+
+
 def density(dtype):
     table = nf.Tableau([nf.Row(out=0.75 * symbol_x - 0.5 * m1 + 0.25 * z)])
     for shape, _, noise, _ in cases(any_stream=False):
@@ -170,6 +180,7 @@ OPERATIONS = {
     "levels": (levels, DTYPES | {"uint8": np.dtype(np.uint8)}),
     "transition": (transition, {"uint8": np.dtype(np.uint8)}),
     "density": (density, DTYPES),
+    "interval": (interval, DTYPES),
 }
 LINES = [(operation, name) for operation, (_, dtypes) in OPERATIONS.items() for name in dtypes]
 

@@ -39,7 +39,8 @@ def tree_terms(run: int, t0: float, t1: float, span: tuple[float, float]) -> Ter
         raise ValueError(
             f"interval: t0 = {t0!r} and t1 = {t1!r} lie in one place, where 2^-24 of the span {span} is resolved"
         )
-    length = abs(u1 - u0)
+    sign, (u0, u1) = (1, (u0, u1)) if u0 < u1 else (-1, (u1, u0))  # the way back has the same sums, negated
+    length = u1 - u0
     first = run << LEVELS
     terms = []
     for level in range(LEVELS, 0, -1):
@@ -48,10 +49,10 @@ def tree_terms(run: int, t0: float, t1: float, span: tuple[float, float]) -> Ter
         h0, h1 = min(r0, width - r0), min(r1, width - r1)
         heights = ((n0, -h0), (n1, h1)) if n0 != n1 else ((n0, h1 - h0),)
         if h0 or h1:
-            root = math.sqrt(length * width)  # of an integer below 2^53
+            root = sign * math.sqrt(length * width)  # of an integer below 2^53
             node = first + (1 << (level - 1))
             terms += [(node + n, height / root) for n, height in heights if height]
-    return (*terms, (first, (u1 - u0) / math.sqrt(length * CELLS)))
+    return (*terms, (first, length / (sign * math.sqrt(length * CELLS))))
 
 
 @lru_cache(maxsize=1024)

@@ -683,7 +683,7 @@ def _random(
 # ---- increments of Brownian motions, which are sums of draws
 
 
-Increments: TypeAlias = Increment | Sequence[Increment]
+Increments: TypeAlias = Increment | list[Increment] | tuple[Increment, ...]
 
 
 def are_increments(noise: object) -> TypeGuard[Increments]:
@@ -706,7 +706,7 @@ def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: An
         return other.randn(shape, noise, dtype=dtype, batched=batched, out=out)
     full, kind = _lengths(shape), float_dtype(dtype)
     result = output("out", out, full, kind, None if out is None else device_of(out))
-    if type(noise) is Increment:
+    if isinstance(noise, Increment):
         _sum_draws(noise, result, batched)
         return result
     batch, _ = batch_shape(full, batched)

@@ -487,6 +487,63 @@ uint64_t hash_loss(DType type) {
     return hash.value;
 }
 
+// A draw of a Brownian motion's increment: docs/noise.md.
+struct Term {
+    uint32_t word;
+    double coefficient;
+};
+
+std::vector<Term> tree(int64_t u0, int64_t u1) {
+    const int64_t cells = 1 << 24, sign = u0 < u1 ? 1 : -1, low = u0 < u1 ? u0 : u1, high = u0 < u1 ? u1 : u0;
+    std::vector<Term> terms;
+    for (int level = 24; level > 0; --level) {
+        const int64_t width = cells >> (level - 1), first = int64_t{1} << (level - 1);
+        const auto height = [=](int64_t u) { return u % width < width - u % width ? u % width : width - u % width; };
+        const auto add = [&](int64_t u, int64_t h) {
+            const double root = std::sqrt(static_cast<double>((high - low) * width));
+            if (h) terms.push_back({static_cast<uint32_t>(first + u / width), static_cast<double>(sign * h) / root});
+        };
+        if (low / width == high / width) add(low, height(high) - height(low));
+        if (low / width != high / width) add(low, -height(low)), add(high, height(high));
+    }
+    const double root = std::sqrt(static_cast<double>((high - low) * cells));
+    terms.push_back({0, static_cast<double>(sign * (high - low)) / root});
+    return terms;
+}
+
+// From 15/16 back to 1/16 on the grid (0, 1, 3, 6, 10, 15) / 16.
+std::vector<Term> on_a_grid() {
+    std::vector<Term> terms;
+    for (uint32_t j = 1; j < 5; ++j) terms.push_back({uint32_t{1} << 31 | j, -std::sqrt((j + 1) / 14.0)});
+    return terms;
+}
+
+uint64_t hash_interval(DType type) {
+    Hash hash;
+    int64_t k = 0;
+    for (Case& c : located(cases())) {
+        c.t.assign(1, 0);
+        for (const auto& terms : {tree(word(2 * k + 1) >> 8, word(2 * k + 2) >> 8), on_a_grid()}) {
+            const DType wide = type == DType::f64 ? type : DType::f32;
+            Bytes total(static_cast<size_t>(c.elements() * width(wide))), made;
+            for (const Term& term : terms) {
+                Case drawn = c;
+                for (Field& f : drawn.fields) f.stream = 4, f.step = term.word + (f.step % 128 << 24);
+                Rows rows;
+                rows.set(kOutZ, [&](int) { return term.coefficient; });
+                if (&term != terms.data()) rows.set(kOutX, [](int) { return 1; });
+                Filled call(drawn, rows, &term == &terms.back() ? type : wide);
+                call.read(total, wide);
+                NF_KERNELS.step(call, 0, c.elements());
+                (&term == &terms.back() ? made : total) = call.first;
+            }
+            hash.add(made);
+        }
+        ++k;
+    }
+    return hash.value;
+}
+
 }  // namespace
 
 int main() {
@@ -513,4 +570,5 @@ int main() {
     print("levels", hash_levels, all);
     print("transition", hash_transition, {DType::u8});
     print("density", hash_density, floats);
+    print("interval", hash_interval, floats);
 }
