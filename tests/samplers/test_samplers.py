@@ -363,6 +363,43 @@ def test_repaint_walks_as_published():
     assert len(sampler) == n + length * (times - 1) * len(left)
 
 
+RUNS = {  # of so many steps
+    "res_multistep": (60, {}),
+    "res_multistep ": (60, {"eta": 1.0}),
+    "er_sde": (30, {}),
+    "sa_solver": (60, {}),
+    "sa_solver ": (30, {"predictor_order": 3, "corrector_order": 4, "pece": True}),
+    "seeds_2": (60, {}),
+    "seeds_3": (30, {}),
+    "heunpp2": (120, {}),
+    "ipndm_v": (60, {"order": 3}),
+    "euler_cfg_pp": (120, {}),
+    "euler_ancestral_cfg_pp": (120, {}),
+    "dpmpp_2m_cfg_pp": (60, {}),
+    "repaint": (120, {"jump_length": 12, "jump_n_sample": 3}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_result_has_the_mean_and_the_deviation_of_the_data(name):
+    """Of 40000 numbers: sampled with noise, not by an affine map. Seen to fail: 20 % less noise in the last stages of SEEDS."""
+    (steps, options), name = RUNS[name], name.strip()
+    sampler = getattr(samplers, name)(VP, steps, spacing="karras", **options)
+    answers, guided, model = lambda x, t: model(x, t), {}, gaussian_model_between
+    if name in CFG_PP:
+        answers, guided = lambda x, t: 2 * (model(x, t),), {"guidance_scale": 0.7}
+    x = sampler.sample(answers, (400, 100), Noise(11), dtype="float64", **guided)
+    assert x.mean() == pytest.approx(MEAN, abs=0.015)
+    assert x.std() == pytest.approx(STD, abs=0.02)
+
+
+def gaussian_model_between(x, t):
+    """`gaussian_model` of VP at times between two."""
+    level = np.exp(np.interp(t, np.arange(1000), np.log(VP.sigma / VP.alpha)))
+    alpha, sigma = 1 / np.hypot(1, level), level / np.hypot(1, level)
+    return (x - alpha * MEAN) * sigma / (alpha**2 * STD**2 + sigma**2)
+
+
 def test_the_known_part_of_repaint_is_put_in_by_its_users():
     """As its docstring says: the known numbers of the result are those given, and others fit."""
     sampler, noise, known = samplers.repaint(VP, 30, jump_length=5, jump_n_sample=3), Noise(3), np.full((4, 6), 0.8)
