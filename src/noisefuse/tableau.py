@@ -331,17 +331,15 @@ class Tableau:
     def mixed(self, pairs: Sequence[tuple[float, float]]) -> Tableau:
         """Two model outputs in place of one, m1 -> p m1 + q m2: the rows once per pair (p, q).
 
-        Row i of pair j is row j * n + i. This is how guidance becomes coefficients (``views.guidance``).
-        ValueError: the table has an m2 already.
+        Row i of pair j is row j * n + i. This is how guidance becomes coefficients (``views.guidance``). Where the rows
+        read an m2 of their own, it is the first of the two: in CFG++ the unconditional output beside the guided m1.
         """
-        active = self.active
-        if any(active[group]["m2"] for group in ("clean", *OUTPUTS)):
-            raise ValueError(f"{self.name!r} already reads a second model output")
         rows = np.tile(self.rows, len(pairs))
         p, q = (np.repeat(np.reshape(pairs, (-1, 2))[:, part], len(self)) for part in (0, 1))
         for group in ("clean", *OUTPUTS):
+            own = rows[group]["m2"].copy()
             rows[group]["m2"] = q * rows[group]["m1"]
-            rows[group]["m1"] *= p
+            rows[group]["m1"] = p * rows[group]["m1"] + own
         return self._with(rows, copies=len(pairs))
 
     def unfolded(self) -> Tableau:

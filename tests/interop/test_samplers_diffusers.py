@@ -35,6 +35,8 @@ FLOAT32 = {
     "KDPM2AncestralDiscreteScheduler": 1e-5,
     "DEISMultistepScheduler": 1e-4,
     "LMSDiscreteScheduler": 1e-5,
+    "SASolverScheduler": 5e-5,
+    "DPMSolverMultistepInverseScheduler": 1e-5,
     "dpmpp_3m_sde": 2e-5,  # whose phi_3 cancels twice
 }
 VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -57,6 +59,12 @@ MODULES = {
     "DEISMultistepScheduler": "deis_multistep",
     "LMSDiscreteScheduler": "lms_discrete",
     "TCDScheduler": "tcd",
+    "SASolverScheduler": "sasolver",
+    "DDIMInverseScheduler": "ddim_inverse",
+    "DPMSolverMultistepInverseScheduler": "dpmsolver_multistep_inverse",
+    "EDMDPMSolverMultistepScheduler": "edm_dpmsolver_multistep",
+    "UnCLIPScheduler": "unclip",
+    "RePaintScheduler": "repaint",
 }
 PREDICTIONS = {"epsilon": "epsilon", "sample": "sample", "v_prediction": "v", "flow_prediction": "flow"}
 
@@ -133,11 +141,16 @@ class Pair:
 
     def sampler(self, theirs, n):
         """Ours for their n steps; flows are given their sigmas, see test_flow_spacing."""
-        schedule = self.schedule(theirs)
+        schedule, options = self.schedule(theirs), dict(self.options)
         if self.theirs.startswith("Flow") or self.config.get("use_flow_sigmas"):
-            sigmas = theirs.scheduler.sigmas.double().numpy()[:-1]
+            *sigmas, last = theirs.scheduler.sigmas.double().tolist()
             n = np.unique(sigmas)[::-1]
-        return getattr(samplers, self.ours)(schedule, n, **self.options)
+            options |= {"final": last} if last else {}
+        if self.theirs == SA:
+            options["tau"] = [theirs.scheduler.tau_func(t) for t in theirs.scheduler.timesteps.tolist()]
+        if self.theirs == DPM_UP:
+            n, options["final"] = theirs.scheduler.timesteps.numpy(), 999
+        return getattr(samplers, self.ours)(schedule, n, **options)
 
 
 SPACINGS = {name: ({"timestep_spacing": name}, {"spacing": name}) for name in ("leading", "trailing", "linspace")}
@@ -161,13 +174,31 @@ def variant(theirs, ours, config, options, **step_options):
 
 ENDS = {name: SPACINGS[name] for name in ("leading", "trailing")}
 EVN, EV = ("epsilon", "sample", "v_prediction"), ("epsilon", "v_prediction")
+SA, DPM_UP, EDM_DPM = "SASolverScheduler", "DPMSolverMultistepInverseScheduler", "EDMDPMSolverMultistepScheduler"
 SINGLE, DEIS = "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"
 DPM, UNI, HEUN = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler"
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 BH1 = {"solver_type": "bh1", "final_sigmas_type": "sigma_min"}
 FREE = {"clip_sample": False}
+FLOWS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 DYNAMIC = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 2.0}
 THRESHOLD = samplers.Threshold(0.9, 2.0)
+
+
+class Tau:
+    """A rate of noise over the time; printed as it is called."""
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def __call__(self, t):
+        return self.rate
+
+    def __repr__(self):
+        return f"{self.rate}"
+
+
+OWN = {"final": "sigma_min", "simple_order_2": True}  # SA-Solver's
 PAIRS = [
     *family("DDPMScheduler", "ddpm", EVN, SPACINGS, FREE),
     variant("DDPMScheduler", "ddpm", {"clip_sample_range": 0.5}, {"clip": 0.5}),
@@ -271,6 +302,31 @@ PAIRS = [
         {"solver_order": 3, "solver_type": "heun", "lower_order_final": False},
         {"eta": 0.0},
     ),
+    *family(SA, "sa_solver", EVN, SPACINGS | {k: LEVELS[k] for k in ("exponential", "beta")}, options=OWN),
+    *(
+        variant(
+            SA,
+            "sa_solver",
+            {"predictor_order": p, "corrector_order": c, "tau_func": Tau(tau)},
+            {**OWN, "predictor_order": p, "corrector_order": c},
+        )
+        for p, c, tau in ((1, 2, 0.0), (2, 3, 0.0), (3, 1, 0.5), (3, 4, 1.0), (2, 4, 0.4))
+    ),
+    variant(SA, "sa_solver", {"lower_order_final": False}, {**OWN, "lower_order_final": False}),
+    variant(SA, "sa_solver", FLOWS, {**OWN, "prediction": "flow"}),
+    variant(DEIS, "deis", FLOWS, {"prediction": "flow"}),
+    variant(DEIS, "deis", {**FLOWS, "solver_order": 3, "flow_shift": 3.0}, {"prediction": "flow", "order": 3}),
+    variant(SINGLE, "dpmpp_singlestep", FLOWS, {"prediction": "flow"}),
+    variant(
+        DPM, "dpmpp_2m", {**FLOWS, "flow_shift": 3.0, "solver_type": "heun"}, {"prediction": "flow", "solver": "heun"}
+    ),
+    variant(DPM, "dpmpp_2m_sde", {**SDE, **FLOWS}, {"prediction": "flow"}),
+    variant(UNI, "unipc", {**FLOWS, "solver_order": 3, "flow_shift": 3.0}, {"prediction": "flow", "order": 3}),
+    *family("DDIMInverseScheduler", "ddim_inverse", ("epsilon", "v_prediction"), ENDS, FREE),
+    variant("DDIMInverseScheduler", "ddim_inverse", {"steps_offset": 1}, {"clip": 1.0, "steps_offset": 1}),
+    variant("DDIMInverseScheduler", "ddim_inverse", {**FREE, "set_alpha_to_one": False}, {"final": "sigma_min"}),
+    *family(DPM_UP, "dpmpp_2m", EVN, {"": ({}, {})}),
+    variant(DPM_UP, "dpmpp_2m", {"solver_type": "heun"}, {"solver": "heun"}),
     *family("LCMScheduler", "lcm", EVN, {"": ({}, {})}),
     variant("LCMScheduler", "lcm", {"clip_sample": True}, {"clip": 1.0}),
     Pair("FlowMatchEulerDiscreteScheduler", {}, "flow_euler", {}),
@@ -288,6 +344,25 @@ PAIRS = [
         for schedule in ("karras", "exponential")
         for prediction, view in (("epsilon", "edm"), ("v_prediction", "edm_v"))
     ),
+    *(
+        Pair(
+            EDM_DPM,
+            {"sigma_schedule": schedule, "prediction_type": prediction, **theirs},
+            ours,
+            {"spacing": schedule, "prediction": view, **options},
+        )
+        for schedule in ("karras", "exponential")
+        for prediction, view in (("epsilon", "edm"), ("v_prediction", "edm_v"))
+        for ours, theirs, options in (
+            ("dpmpp_2m", {}, {}),
+            (
+                "dpmpp_2m",
+                {"solver_type": "heun", "lower_order_final": False},
+                {"solver": "heun", "lower_order_final": False},
+            ),
+            ("dpmpp_2m_sde", SDE, {}),
+        )
+    ),
 ]
 
 
@@ -298,7 +373,7 @@ def bounded(pair):
 
 def times_agree(pair, theirs, times, timesteps):
     """What the model is told: flows are told sigma, not 1000 sigma; some classes round times in between."""
-    rounds = theirs.scheduler.__class__.__name__ in (DPM, SINGLE, UNI, "KDPM2DiscreteScheduler")
+    rounds = theirs.scheduler.__class__.__name__ in (DPM, SINGLE, UNI, SA, DEIS, "KDPM2DiscreteScheduler")
     scale = 1000 if pair.theirs.startswith("Flow") or pair.config.get("use_flow_sigmas") else 1
     np.testing.assert_allclose(scale * timesteps, times.double().numpy(), rtol=1e-6, atol=1 if rounds else 1e-3)
 
@@ -407,6 +482,72 @@ def test_lcm_steps_that_do_not_divide_those_of_the_distillation():
     for n in (3, 4, 7, 12, 30):
         scheduler.set_timesteps(n)
         assert samplers.lcm(schedule, n).timesteps.tolist() == scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize("n", STEPS)
+def test_unclip_is_ddpm(n, monkeypatch):
+    """Their step wants the next time beside its own; the least noisy one draws nothing."""
+    theirs = Theirs("UnCLIPScheduler", {}, True, monkeypatch)
+    times = theirs.set_timesteps(n).tolist()
+    schedule, rng = Schedule.from_alphas_cumprod(theirs.scheduler.alphas_cumprod.numpy()), np.random.default_rng(0)
+    sampler = samplers.ddpm(schedule, n, spacing="linspace", clip=1.0)
+    assert sampler.timesteps.tolist() == times
+    x = rng.normal(size=SHAPE)
+    for i, (t, there) in enumerate(zip(times, [*times[1:], None], strict=True)):
+        m, z = rng.normal(size=(2, *SHAPE))
+        theirs.step_options = {"prev_timestep": there}
+        _, expected = theirs.step(t, x, m, z)
+        np.testing.assert_allclose(sampler.step(i, x, m, z), expected, rtol=0, atol=EXACT * np.abs(expected).max())
+        x = expected
+
+
+@pytest.mark.parametrize("kind", ["UnCLIPScheduler", "DDPMScheduler"])
+def test_learned_range_by_noise_of_another_scale(kind, monkeypatch):
+    """docs/samplers.md, "Learned variance": DDPM's row on z times (large / small)^((1 + v) / 2).
+
+    Seen to fail: the exponent (1 - v) / 2.
+    """
+    theirs, n = Theirs(kind, {"variance_type": "learned_range", "clip_sample": False}, True, monkeypatch), 10
+    times = theirs.set_timesteps(n).tolist()
+    schedule, rng = Schedule.from_alphas_cumprod(theirs.scheduler.alphas_cumprod.numpy()), np.random.default_rng(0)
+    small, large = (samplers.ddpm(schedule, times, variance=f"fixed_{size}") for size in ("small", "large"))
+    for i, (t, there) in enumerate(itertools.pairwise(times)):
+        x, m, v, z = rng.normal(size=(4, *SHAPE))
+        theirs.step_options = {"prev_timestep": there} if kind == "UnCLIPScheduler" else {}
+        ratio = large.tableau.rows["out"]["z"][i] / small.tableau.rows["out"]["z"][i]
+        _, expected = theirs.step(t, x, np.concatenate([m, v], 1), z)
+        got = small.step(i, x, m, z * ratio ** ((1 + v) / 2))
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-11 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("length", "times"), [(10, 10), (5, 2), (1, 3)])
+def test_repaint_walks_on_their_list(length, times):
+    """Their list is the paper's: levels that x visits. The network is asked where the next one is lower.
+
+    (Their pipeline takes the list for times at which the network is asked, so that it jumps from a level below; and
+    undo_step adds the betas of the step above the one that it undoes: more noise than q's, which our jumps have.)
+    """
+    scheduler = diffusers.RePaintScheduler()
+    scheduler.set_timesteps(50, jump_length=length, jump_n_sample=times)
+    asked = [t for t, there in itertools.pairwise([*scheduler.timesteps.tolist(), -1]) if there < t]
+    schedule = Schedule.from_alphas_cumprod(scheduler.alphas_cumprod.double().numpy())
+    ours = samplers.repaint(schedule, 50, jump_length=length, jump_n_sample=times)
+    assert ours.timesteps.tolist() == asked
+
+
+def test_repaint_steps_are_theirs(monkeypatch):
+    """With nothing known, and no jumps."""
+    for eta in (0.0, 0.5, 1.0):
+        theirs = Theirs("RePaintScheduler", FREE | {"eta": eta}, True, monkeypatch)
+        theirs.scheduler.set_timesteps(10, 1, 1)
+        nothing = torch.zeros(SHAPE, dtype=torch.float64)
+        theirs.step_options = {"original_image": nothing, "mask": nothing}
+        schedule = Schedule.from_alphas_cumprod(theirs.scheduler.alphas_cumprod.numpy())
+        ours, rng = samplers.repaint(schedule, 10, eta=eta, jump_n_sample=1), np.random.default_rng(0)
+        for i, t in enumerate(theirs.scheduler.timesteps):
+            x, m, z = rng.normal(size=(3, *SHAPE))
+            _, expected = theirs.step(t, x, m, z)
+            np.testing.assert_allclose(ours.step(i, x, m, z), expected, rtol=0, atol=EXACT * np.abs(expected).max())
 
 
 def test_flow_spacing():

@@ -118,8 +118,9 @@ def sampler(name: str, clip: float | nf.samplers.Threshold | None = None) -> nf.
 def step(sampler: nf.Sampler, i: int, x: Array, model_output: Any, noise: Any, **options: Any) -> tuple[Any, ...]:
     """Row i of a sampler that has made its first i steps on x: the result, and what it remembers."""
     state = sampler.state(x)
+    pair = sampler.tableau.name.endswith("cfg_pp")
     for before in range(i if state.past else 0):
-        sampler.step(before, x, x, nf.Noise(0), state)
+        sampler.step(before, x, (x, x) if pair else x, nf.Noise(0), state, guidance_scale=1.0 if pair else None)
     made = sampler.step(i, x, model_output, noise, state, **options)
     return *(made if isinstance(made, tuple) else (made,)), *state.past
 
@@ -369,7 +370,7 @@ def _step(draw: Draw) -> Call:
     call = Call("step", {"sampler": f"sampler({name!r}{clip})", "i": str(draw(len(sampler(name))))}, {})
     call.required |= {"x": _array(draw, shape, dtype), "model_output": _array(draw, shape, draw.of(dtype, *KINDS))}
     call.required["noise"] = _noise(draw, shape, True, dtype, stream=draw.once_in(9))
-    if draw.once_in(4):
+    if draw.once_in(4) or name.endswith("cfg_pp"):
         call.argument("model_output", f"({call.required['model_output']}, {_array(draw, shape, dtype)})")
         call.options["guidance_scale"] = draw.of("7.5", "1", f"times({shape[:1]}, 8.0, dtype='float64')")
     _write_to(draw, call, "denoised_out", shape, dtype)

@@ -17,7 +17,7 @@ from typing import ParamSpec
 
 from ..sampler import Sampler
 from ..tableau import Tableau
-from . import adams, consistency, dpmpp, one_step, policies, predictor_corrector, two_stage
+from . import adams, cfg_pp, consistency, dpmpp, exponential, one_step, policies, predictor_corrector, two_stage
 from .plan import Threshold
 from .spacing import SpacingOptions
 
@@ -25,29 +25,41 @@ __all__ = [
     "Threshold",
     "dance_sde",
     "ddim",
+    "ddim_inverse",
     "ddpm",
     "deis",
     "dpm_2",
     "dpm_2_ancestral",
     "dpmpp_2m",
+    "dpmpp_2m_cfg_pp",
     "dpmpp_2m_sde",
     "dpmpp_2s_ancestral",
     "dpmpp_3m_sde",
     "dpmpp_sde",
     "dpmpp_singlestep",
     "edm",
+    "er_sde",
     "euler",
     "euler_ancestral",
+    "euler_ancestral_cfg_pp",
+    "euler_cfg_pp",
     "flow_cps",
     "flow_euler",
     "flow_heun",
     "flow_sde",
     "gradient_estimation",
     "heun",
+    "heunpp2",
     "ipndm",
+    "ipndm_v",
     "lcm",
     "lms",
     "pndm",
+    "repaint",
+    "res_multistep",
+    "sa_solver",
+    "seeds_2",
+    "seeds_3",
     "tcd",
     "unipc",
 ]
@@ -96,3 +108,15 @@ ipndm = _sampler(adams.ipndm)
 deis = _sampler(adams.deis)
 gradient_estimation = _sampler(adams.gradient_estimation)
 tcd = _sampler(consistency.tcd)
+er_sde = _sampler(exponential.er_sde)
+res_multistep = _sampler(exponential.res_multistep)
+sa_solver = _sampler(exponential.sa_solver)
+seeds_2 = _sampler(exponential.seeds_2)
+seeds_3 = _sampler(exponential.seeds_3)
+ipndm_v = _sampler(adams.ipndm_v)
+heunpp2 = _sampler(two_stage.heunpp2)
+ddim_inverse = _sampler(one_step.ddim_inverse)
+repaint = _sampler(one_step.repaint)
+euler_cfg_pp = _sampler(cfg_pp.euler_cfg_pp)
+euler_ancestral_cfg_pp = _sampler(cfg_pp.euler_ancestral_cfg_pp)
+dpmpp_2m_cfg_pp = _sampler(cfg_pp.dpmpp_2m_cfg_pp)

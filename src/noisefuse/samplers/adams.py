@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal, Unpack
 
 import numpy as np
@@ -135,6 +136,53 @@ def ipndm(
         return [(end - levels[0]) * c for c in average]
 
     return _multistep("ipndm", run, order, weights)
+
+
+def ipndm_v(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    order: int = 4,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """Improved PNDM of unequal steps, for x / alpha, as in ComfyUI and diff-sampler's code (Zhou et al. 2023, AMED).
+
+        x' = x + h (d + (h / 2 h_1) (d - d_1) + u (d - (1 + a) d_1 + a d_2)
+                      + v (d - (1 + a + b) d_1 + (a + b (1 + h_2 / h_3)) d_2 - a b d_3)),    d = (x - D) / sigma
+        a = h_1 / h_2,    b = h_1 (h_1 + h_2) / (h_2 (h_2 + h_3)),    u = 1/2 - h^2 / (6 h_1 (h_1 + h_2))
+        v = (1/2 - h / (6 (h + h_1)) + (1 - h / (2 (h + h_1))) h / (6 (h + h_1 + h_2)))
+            h (h + h_1) (h + h_1 + h_2) / (h_1 (h_1 + h_2) (h_1 + h_2 + h_3))
+
+    h_1, h_2, h_3 are the steps before, the newest first. These are not Adams and Bashforth's weights, whose u is
+    (1/2 - h / (6 (h + h_1))) h (h + h_1) / (h_1 (h_1 + h_2)), whose v has a minus for its second plus, and whose last
+    a b is b h_2 / h_3. ``lms`` has those. So it is of second order, of third on equal steps. A step to clean data is
+    x' = D. order: 1 to 4.
+    """
+    need_order(order, 4)
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    return _multistep("ipndm_v", run, order, _weights_of_ipndm_v)
+
+
+def _weights_of_ipndm_v(levels: list[float], end: float) -> list[float]:
+    h, *before = (a - b for a, b in pairwise([end, *levels]))
+    if not end or not before:
+        return [h]
+    terms = [(1.0, [1.0]), (h / (2 * before[0]), [1.0, -1.0])]
+    if len(before) > 1:
+        h_1, h_2 = before[:2]
+        a = h_1 / h_2
+        terms.append((1 / 2 - h**2 / (6 * h_1 * (h_1 + h_2)), [1.0, -1 - a, a]))
+    if len(before) > 2:
+        h_3 = before[2]
+        b = h_1 * (h_1 + h_2) / (h_2 * (h_2 + h_3))
+        v = (1 / 2 - h / (6 * (h + h_1)) + (1 - h / (2 * (h + h_1))) * h / (6 * (h + h_1 + h_2))) * (
+            h * (h + h_1) * (h + h_1 + h_2) / (h_1 * (h_1 + h_2) * (h_1 + h_2 + h_3))
+        )
+        terms.append((v, [1.0, -1 - a - b, a + b * (1 + h_2 / h_3), -a * b]))
+    return [h * sum(factor * own[j] for factor, own in terms if j < len(own)) for j in range(len(levels))]
 
 
 def deis(

@@ -21,17 +21,24 @@ def _gauss_legendre() -> tuple[Array, Array]:
 
 
 def integral_weights(
-    nodes: Sequence[float], end: float, density: Callable[[Array], Array] = np.ones_like
+    nodes: Sequence[float],
+    end: float,
+    density: Callable[[Array], Array] = np.ones_like,
+    *,
+    begin: float | None = None,
 ) -> list[float]:
-    """w_j = integral of density(s) L_j(s) over s from nodes[0] to end, L_j(s) = prod_(k != j) (s - s_k) / (s_j - s_k).
+    """w_j = integral of density(s) L_j(s) over s from begin to end, L_j(s) = prod_(k != j) (s - s_k) / (s_j - s_k).
+
+    begin: default nodes[0].
 
     So sum_j w_j f(s_j) is the integral of density f for every polynomial f of lower degree than there are nodes, which
     have to differ. By the 32 points of Gauss and Legendre: exact, up to rounding, where density is 1; within 1e-13 of
-    the largest value that an e^(c s) has there, times the length, where |c| (end - nodes[0]) <= 60.
+    the largest value that an e^(c s) has there, times the length, where |c| (end - begin) <= 60.
     """
     points, weights = _gauss_legendre()
-    half = (end - nodes[0]) / 2
-    s = nodes[0] + half * (1 + points)
+    begin = nodes[0] if begin is None else begin
+    half = (end - begin) / 2
+    s = begin + half * (1 + points)
     measure = half * weights * density(s)
     found = []
     for j, node in enumerate(nodes):

@@ -7,6 +7,7 @@ x' = alpha' D + keep e + fresh z,    keep^2 + fresh^2 = sigma'^2,    e = (x - al
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal, Unpack
 
 from ..schedule import Schedule
@@ -82,6 +83,79 @@ def ddim(
         e = run.noise(here) if use_clipped_model_output else run.predicted_noise(here)
         rows.append(run.row(here, there.alpha * D + keep * e + fresh * z))
     return run.table("ddim", rows)
+
+
+def ddim_inverse(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "leading",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """DDIM upwards, from clean data to the noise that it would have come from: Song et al. 2021, as diffusers has it.
+
+        x' = alpha' D + sigma' e,    D, e from m(x, t') read as the answer at x's own level
+
+    The times of `ddim` with the same arguments, from its end up. The network is told the time t' of where the step
+    leads, so that x = clean data, where e is m's own, has one. (`ddim` on steps that rise tells it that of x.) ``clip``
+    bounds D, and e stays what the network says. ValueError: a prediction that does not tell e at the run's end, where
+    sigma is 0: only "epsilon", "v" and "flow" do; ``final="sigma_min"`` begins above it.
+    """
+    run = plan(schedule, steps, prediction, clip, spacing, **options)
+    if run.nodes[-1].sigma == 0 and run.view.name not in ("epsilon", "v", "flow"):
+        raise ValueError(
+            f'a network that predicts {run.view.name} says no noise of clean data: begin at final="sigma_min"'
+        )
+    rows = []
+    for here, there in pairwise(run.nodes[::-1]):
+        told = here._replace(t=there.t)
+        rows.append(run.row(told, there.alpha * D + there.sigma * run.predicted_noise(told)))
+    return run.table("ddim_inverse", rows, start=math.hypot(*run.nodes[-1][:2]))
+
+
+def repaint(
+    schedule: Schedule,
+    steps: Steps = 250,
+    *,
+    eta: float = 1.0,
+    jump_length: int = 10,
+    jump_n_sample: int = 10,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "leading",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """RePaint's walk, Lugmayr et al. 2022 (arXiv:2201.09865), algorithm 1: down by `ddim`'s steps, with jumps back up.
+
+        down: x' = alpha' D + keep e + fresh z
+        and where a jump follows: x'' = (alpha'' / alpha') x' + sqrt(sigma''^2 - (alpha'' sigma' / alpha')^2) z_2
+
+    A jump back is q(x'' | x'), jump_length steps at once, and one row with the step before it: their normals are one.
+    Each jump_length-th level is gone down from jump_n_sample times. The known part of x is not the row's: put it in
+    before each row, at the row's level, x = where(mask, sampler.noised(i, known, noise.at(sample=..)), x).
+    """
+    if jump_length < 1 or jump_n_sample < 1:
+        raise ValueError(f"jump_length and jump_n_sample must be at least 1, got {jump_length} and {jump_n_sample}")
+    run = plan(schedule, steps, prediction, clip, spacing, **options)
+    n = len(run.nodes) - 1
+    # counted from the end, as levels are in the paper: a step arrives at so many steps before the last one
+    left = dict.fromkeys(range(1, n - jump_length + 1, jump_length), jump_n_sample - 1)
+    rows, at = [], n
+    while at:
+        here, there = run.nodes[n - at], run.nodes[n - at + 1]
+        keep, fresh = split(here, there, eta)
+        at -= 1
+        out, noise = there.alpha * D + keep * run.noise(here), fresh
+        if left.get(at, 0):
+            left[at] -= 1
+            at += jump_length
+            up = run.nodes[n - at]
+            ratio = up.alpha / there.alpha
+            out, noise = ratio * out, math.sqrt((ratio * fresh) ** 2 + up.sigma**2 - (ratio * there.sigma) ** 2)
+        rows.append(run.row(here, out + noise * z))
+    return run.table("repaint", rows)
 
 
 def euler(

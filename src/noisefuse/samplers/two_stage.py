@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runge-Kutta methods with two model calls per step. The first row remembers what the second needs of x."""
+"""Runge-Kutta methods with two model calls per step, or three. Rows remember what later ones need of x."""
 
 from __future__ import annotations
 
@@ -232,3 +232,38 @@ def dpmpp_sde(
         rest = fresh * math.sqrt(1 - shared) * z
         rows.append(run.row(mid, past[0] + (1 - ratio) / (2 * r) * D + rest))
     return run.table("dpmpp_sde", rows)
+
+
+def heunpp2(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """Heun++ of ComfyUI, for x / alpha: slopes of this level and the next two, weighed by noise. 3 n - 3 model calls.
+
+    x_2 = x + (sigma' - sigma) d,    x_3 = x_2 + (sigma'' - sigma') d_2,    d = (x - D) / sigma
+    x' = x + (sigma' - sigma) ((1 - w_2 - w_3) d + w_2 d_2 + w_3 d_3),    w_2, w_3 = sigma', sigma'' over 3 sigma_0
+
+    sigma_0 is the first level. The last step but one has w_2 = sigma' / 2 sigma_0 and no x_3, the last is Euler's.
+    There is no paper. The weights are those of a mean only at sigma_0, so that it is of first order.
+    """
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    rows, n = [], len(run.nodes) - 1
+    for i in range(n):
+        here, *ahead = run.nodes[i : min(i + 3, n)]
+        h = run.nodes[i + 1].sigma - here.sigma
+        w = [node.sigma / ((len(ahead) + 1) * run.nodes[0].sigma) for node in ahead]
+        known = x + h * (1 - sum(w)) * run.noise(here)
+        if not ahead:
+            rows.append(run.row(here, x + h * run.noise(here) if run.nodes[n].sigma else D))
+            continue
+        rows.append(run.row(here, x + h * run.noise(here), keep=[known]))
+        if len(ahead) == 2:
+            further = x + (ahead[1].sigma - ahead[0].sigma) * run.noise(ahead[0])
+            rows.append(run.row(ahead[0], further, keep=[past[0] + h * w[0] * run.noise(ahead[0])]))
+        rows.append(run.row(ahead[-1], past[0] + h * w[-1] * run.noise(ahead[-1])))
+    return run.table("heunpp2", rows)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CFG++, Chung et al. 2024 (arXiv:2406.08070): guided clean data, and the noise that the unconditional network sees.
+
+The network answers a pair, (uncond, cond), and a run needs a ``guidance_scale``. In these rows m1 is the guided output,
+m2 the unconditional one: D is of m1, D_u and e_u of m2.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Unpack
+
+from ..schedule import Schedule
+from ..tableau import ZERO, Affine, D, Tableau, m2, past, x, z
+from ..views import View
+from .plan import Clip, Plan, plan, split
+from .spacing import SpacingOptions, Steps
+
+
+def _unconditional(affine: Affine) -> Affine:
+    """What stands for the guided output, of the unconditional one."""
+    _, of_x, of_m1, *_ = affine.coefficients
+    return of_x * x + of_m1 * m2
+
+
+def _euler(name: str, run: Plan, eta: float) -> Tableau:
+    rows = []
+    for here, there in run.pairs:
+        keep, fresh = split(here, there, eta)
+        e_u = _unconditional(run.predicted_noise(here)) if keep else ZERO
+        rows.append(run.row(here, there.alpha * D + keep * e_u + fresh * z))
+    return run.table(name, rows)
+
+
+def euler_cfg_pp(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """DDIM with CFG++: Chung et al. 2024, algorithm 2, in the schedule's own frame.
+
+        x' = alpha' D + sigma' e_u
+
+    D is that of the guided output, e_u the noise that the unconditional one predicts. The network answers (uncond,
+    cond); their lambda is ``guidance_scale``, usually 0 to 1, and 1 to 2 in ComfyUI.
+    """
+    return _euler("euler_cfg_pp", plan(schedule, steps, prediction, clip, spacing, whole=False, **options), 0.0)
+
+
+def euler_ancestral_cfg_pp(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    eta: float = 1.0,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """`euler_cfg_pp` with fresh noise, as ComfyUI has it; keep and fresh are those of `ddim` with the same eta.
+
+    x' = alpha' D + keep e_u + fresh z
+    """
+    return _euler(
+        "euler_ancestral_cfg_pp", plan(schedule, steps, prediction, clip, spacing, whole=False, **options), eta
+    )
+
+
+def dpmpp_2m_cfg_pp(
+    schedule: Schedule,
+    steps: Steps = 20,
+    *,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """DPM-Solver++(2M) with CFG++, as ComfyUI has it, for x / alpha.
+
+        x' = D + sigma' e_u + (1 - e^-h) (D - D_u_before) / 2 r,    h = log(sigma / sigma'),    r = h_before / h
+
+    D is guided, D_u unconditional. The first step, one to clean data and one from a level visited twice lack the last
+    term, which is not 0 for equal outputs of unequal guidance: the order is that of `dpmpp_2m` where both agree.
+    """
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    rows, before = [], 0.0
+    for here, there in run.pairs:
+        h = math.inf if there.sigma == 0 else math.log(here.sigma / there.sigma)
+        out = D + there.sigma * _unconditional(run.predicted_noise(here))
+        if before and there.sigma:
+            out += -math.expm1(-h) * h / (2 * before) * (D - past[0])
+        rows.append(run.row(here, out, keep=[_unconditional(run.clean(here))]))
+        before = h
+    return run.table("dpmpp_2m_cfg_pp", rows)

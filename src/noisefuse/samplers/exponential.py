@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exponential integrators of the ODE and of SDEs with its marginals: RES, SEEDS, SA-Solver, ER-SDE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal, TypeAlias, Unpack
+
+import numpy as np
+import numpy.typing as npt
+
+from ..schedule import Schedule
+from ..tableau import ZERO, Affine, D, Tableau, past, x, z
+from ..views import View
+from .dpmpp import _weight
+from .integrals import integral_weights
+from .plan import Clip, Placed, Plan, need_eta, need_fall, need_order, plan, split
+from .spacing import SpacingOptions, Steps
+
+Array: TypeAlias = npt.NDArray[np.float64]
+
+
+def res_multistep(
+    schedule: Schedule,
+    steps: Steps = 20,
+    *,
+    eta: float = 0.0,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """Refined exponential solver, multistep: Zhang et al. 2023 (arXiv:2308.02157), as ComfyUI has it.
+
+        x' = e^-h x + (1 - e^-h) D + (1 - (1 - e^-h) / h) D1 + sigma_up z,    h = log(sigma / sigma_down)
+        D1 = (D - D_before) / r,    r = log(sigma_before / sigma_down_before) / h
+
+    sigma_down, sigma_up as in ``euler_ancestral``; eta = 0: sigma_down = sigma'. It works on x / alpha, but in a flow,
+    as ComfyUI does, on x itself and log sigma, from sigma = 1 on; there x' is brought from sigma_down's alpha to that
+    of sigma'. With eta = 1 and alpha = 1, D1 is that of ``dpmpp_2m_sde`` with solver="heun". Of first order: the first
+    step, one to clean data, one from a level visited twice.
+    """
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
+    flow = run.axis.family == "flow"
+    run = run if flow else run.exploding()
+    rows: list[Placed] = []
+    moved = 0.0  # how far the last step went down, in log sigma
+    for i, (here, there) in enumerate(run.pairs):
+        keep, fresh = split(here, there, eta)
+        if keep == 0:
+            rows.append(run.row(here, there.alpha * D + fresh * z, keep=[D]))
+            continue
+        size = there.alpha + keep if flow else 1.0  # sigma_down is relative to alpha + sigma = 1 in a flow
+        h = math.log(here.sigma / (keep / size))
+        phi = -math.expm1(-h)
+        again = i == 0 or run.nodes[i - 1].sigma == here.sigma
+        D1 = ZERO if again else h / moved * (D - past[0])
+        mean = math.exp(-h) * x + phi * D + _weight("heun", phi, h) * D1
+        rows.append(run.row(here, size * mean + fresh * z, keep=[D]))
+        moved = h
+    return run.table("res_multistep", rows)
+
+
+def seeds_2(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    eta: float = 1.0,
+    r: float = 0.5,
+    solver: Literal["midpoint", "heun"] = "midpoint",
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """SEEDS-2, Gonzalez et al. 2023 (arXiv:2305.14267), as ComfyUI has it, for x / alpha: 2 n - 1 model calls.
+
+        u  = (s / sigma) e^(-eta r h) x + (1 - e^(-r c)) D(x, sigma) + s w(0, r h)
+        x' = (sigma' / sigma) e^(-eta h) x + (1 - e^-c - b) D(x, sigma) + b D(u, s) + sigma' w(0, h)
+        h = log(sigma / sigma'),    s = sigma e^(-r h),    c = (1 + eta) h
+        b = (1 - e^-c) / 2 r  (midpoint, their phi_1),    b = (1 - (1 - e^-c) / c) / r  (heun, their phi_2)
+
+    w is one Ornstein-Uhlenbeck path of variance 1 - e^(-2 eta h), of which each row draws a piece: x' has u's noise by
+    beginning at u. eta = 0: the ODE. r = 1 is ComfyUI's exp_heun_2_x0. ValueError: r is not in 0 < r <= 1.
+    """
+    if not 0 < r <= 1:
+        raise ValueError(f"r must be above 0 and at most 1, got {r}")
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+
+    def weights(c: float) -> list[list[float]]:
+        b = _weight(solver, _phi(c), c) / r
+        return [[_phi(r * c)], [_phi(c) - b, b]]
+
+    return _seeds("seeds_2", run, eta, [r], weights)
+
+
+def seeds_3(
+    schedule: Schedule,
+    steps: Steps = 50,
+    *,
+    eta: float = 1.0,
+    r_1: float = 1 / 3,
+    r_2: float = 2 / 3,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """SEEDS-3, Gonzalez et al. 2023 (arXiv:2305.14267), as ComfyUI has it, for x / alpha: 3 n - 2 model calls.
+
+        u  = (s_1 / sigma) e^(-eta r_1 h) x + (1 - e^(-r_1 c)) D_1 + s_1 w(0, r_1 h)
+        v  = (s_2 / sigma) e^(-eta r_2 h) x + (1 - e^(-r_2 c) - a) D_1 + a D_2 + s_2 w(0, r_2 h)
+        x' = (sigma' / sigma) e^(-eta h) x + (1 - e^-c - b) D_1 + b D_3 + sigma' w(0, h)
+        a = (r_2 / r_1) psi(r_2 c),    b = psi(c) / r_2,    psi(c) = 1 - (1 - e^-c) / c
+
+    D_1, D_2, D_3 are D at x, u, v; h, c and w as in ``seeds_2``. Of third order for eta = 0 and r_2 = 2/3. ValueError:
+    not 0 < r_1 < r_2 <= 1.
+    """
+    if not 0 < r_1 < r_2 <= 1:
+        raise ValueError(f"0 < r_1 < r_2 <= 1 must hold, got {r_1} and {r_2}")
+    run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+
+    def weights(c: float) -> list[list[float]]:
+        psi_2, psi = (_weight("heun", _phi(r * c), r * c) for r in (r_2, 1.0))
+        a, b = r_2 / r_1 * psi_2, psi / r_2
+        return [[_phi(r_1 * c)], [_phi(r_2 * c) - a, a], [_phi(c) - b, 0.0, b]]
+
+    return _seeds("seeds_3", run, eta, [r_1, r_2], weights)
+
+
+def _seeds(
+    name: str, run: Plan, eta: float, inner: Sequence[float], weights: Callable[[float], list[list[float]]]
+) -> Tableau:
+    """Stages of SEEDS, each written from the one before: w is Markov, so that what this one drew is in it.
+
+    weights(c)[k]: of D_1 .. D_(k + 1) in stage k, as it is written from x. From the stage before, whose x is ratio
+    times this one's, those of the stage before are taken off.
+    """
+    need_eta(eta)
+    rows: list[Placed] = []
+    for here, there in run.pairs:
+        if eta:
+            need_fall(here, there)
+        if there.sigma == 0:
+            rows.append(run.row(here, D))
+            continue
+        h, parts = math.log(here.sigma / there.sigma), [0.0, *inner, 1.0]
+        nodes = [here, *(run.node(here.sigma ** (1 - r) * there.sigma**r) for r in inner), there]
+        own, before = weights((1 + eta) * h), list[float]()
+        for k, (part, node) in enumerate(zip(pairwise(parts), nodes[1:], strict=True)):
+            down = (part[1] - part[0]) * h
+            ratio, fresh = math.exp(-(1 + eta) * down), node.sigma * math.sqrt(max(0.0, _phi(2 * eta * down)))
+            fallen = [w - ratio * w_before for w, w_before in zip(own[k], [*before, 0.0], strict=True)]
+            mean = sum((w * D_j for w, D_j in zip(fallen, [*past[:k][::-1], D], strict=True)), ratio * x)
+            rows.append(run.row(nodes[k], mean + fresh * z, keep=[D] if k < len(inner) else []))
+            before = own[k]
+    return run.table(name, rows)
+
+
+def _phi(c: float) -> float:
+    return -math.expm1(-c)
+
+
+def sa_solver(
+    schedule: Schedule,
+    steps: Steps = 20,
+    *,
+    tau: float | Sequence[float] = 1.0,
+    predictor_order: int = 2,
+    corrector_order: int = 2,
+    simple_order_2: bool = False,
+    pece: bool = False,
+    lower_order_final: bool = True,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """SA-Solver, Xue et al. 2023 (arXiv:2309.05019), algorithm 1: stochastic Adams predictor and corrector.
+
+        x' = (sigma' / sigma) e^(-tau^2 h) x + alpha' sum_j w_j D_j + sigma' sqrt(1 - e^(-2 tau^2 h)) z
+        w_j = integral of k e^(k (s - lambda')) L_j(s) over lambda .. lambda',    k = 1 + tau^2,    h = lambda' - lambda
+
+    The predictor takes the newest D_0 .. D_(p-1); the corrector, on the same z, D' that the network says where that led
+    and D_0 .. D_(c-2), L_j on their lambdas.
+
+    tau: a number, or one for each step: 0 is the ODE, 1 the reverse SDE. predictor_order p: 1 to 3; corrector_order c:
+    0 (none) to 4. simple_order_2: k h^2 / 2 in place of the integral of k (s - lambda) e^(k (s - lambda')), where two D
+    are taken: as diffusers does. pece: the network is asked again at what was corrected, 2 n calls (2 n - 1 to clean
+    data). lower_order_final: of m steps that are left, p <= m and c <= m + 1, and where the run ends with a step to
+    clean data, x' = D, which is not counted, c <= m. ValueError: another order; tau below 0, or not one for each step.
+    """
+    run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
+    run.need_signal("sa_solver")
+    need_order(predictor_order, 3)
+    if corrector_order not in range(5):
+        raise ValueError(f"corrector_order must be 0 to 4, got {corrector_order}")
+    n, to_clean = len(run.nodes) - 1, run.nodes[-1].sigma == 0
+    lambdas = [node.log_snr for node in run.nodes]
+    rows: list[Placed] = []
+    older = max(predictor_order, corrector_order - 1) > 1  # whether D is needed beyond its own row
+    begin, Ds = x, [D, *(past[::2] if corrector_order else past)]
+    for i, ((here, there), tau_i) in enumerate(zip(run.pairs, _one_each(tau, n), strict=True)):
+        if there.sigma == 0:
+            rows.append(run.row(here, there.alpha * D))
+            continue
+        if tau_i:
+            need_fall(here, there)
+        left = n - i - to_clean if lower_order_final else n
+        used, c = lambdas[i::-1][: min(predictor_order, left)], min(corrector_order, left + (not to_clean))
+        h, k = lambdas[i + 1] - lambdas[i], 1 + tau_i**2
+        fresh = there.sigma * math.sqrt(max(0.0, _phi(2 * tau_i**2 * h)))
+        base = there.sigma / here.sigma * math.exp(-(tau_i**2) * h) * begin + fresh * z
+        out = base + _sum(_adams(used, h, lambdas[i], k, simple_order_2), Ds, there.alpha)
+        if not c or (i == n - 1 and not pece):  # corrected by nobody
+            rows.append(run.row(here, out, keep=[D] * older))
+            continue
+        used = [lambdas[i + 1], *lambdas[i::-1]][:c]
+        newest, *others = _adams(used, h, lambdas[i], k, simple_order_2)
+        known = base + _sum(others, Ds, there.alpha)
+        rows.append(run.row(here, out, keep=[D] * older + [known]))
+        begin = past[older] + there.alpha * newest * D
+        if pece:
+            rows.append(run.row(there, begin))
+            begin = x
+    return run.table("sa_solver", rows)
+
+
+def _one_each(tau: float | Sequence[float], n: int) -> list[float]:
+    """tau of each step."""
+    try:
+        taus = np.broadcast_to(np.asarray(tau, np.float64), (n,)).tolist()
+    except (TypeError, ValueError):
+        raise ValueError(f"tau must be a number or one for each of {n} steps, got {tau!r}") from None
+    if not all(0 <= each < math.inf for each in taus):
+        raise ValueError(f"tau must be at least 0 and finite, got {tau!r}")
+    return list(taus)
+
+
+def _sum(weights: Sequence[float], terms: Sequence[Affine], factor: float) -> Affine:
+    return sum((factor * w * term for w, term in zip(weights, terms, strict=False)), ZERO)
+
+
+def _adams(levels: list[float], h: float, begin: float, k: float, simple: bool) -> list[float]:
+    """w_j of ``sa_solver`` for D at these lambdas, of a step h from begin on. Of equal levels the first counts."""
+    s = [level - begin for level in levels]
+    used = [j for j in range(len(s)) if s[j] not in s[:j]]
+    if simple and len(used) == 2:
+        at, other = sorted(used, key=lambda j: abs(s[j]))
+        slope = k * h * h / (2 * s[other])
+        found = {at: _phi(k * h) - slope, other: slope}
+    else:
+        nodes = [s[j] for j in used]
+        weights = integral_weights(nodes, h, lambda t: k * np.exp(k * (t - h)), begin=0.0)
+        found = dict(zip(used, weights, strict=True))
+    return [found.get(j, 0.0) for j in range(len(s))]
+
+
+def er_sde(
+    schedule: Schedule,
+    steps: Steps = 20,
+    *,
+    order: int = 3,
+    phi: Callable[[Array], Array] | float | None = None,
+    points: int | None = None,
+    exact: bool = False,
+    prediction: str | View = "epsilon",
+    clip: Clip = None,
+    spacing: str = "linspace",
+    **options: Unpack[SpacingOptions],
+) -> Tableau:
+    """ER-SDE-Solver-1, 2 and 3, Cui et al. 2023 (arXiv:2309.06169), for the SDE whose noise phi scales.
+
+        x' = (alpha' / alpha) r x + alpha' ((1 - r) D + a_1 D1 + a_2 D2 + sqrt(l'^2 - l^2 r^2) z)
+        l = sigma / alpha,    r = phi(l') / phi(l),    D1 = (D - D_1) / (l - l_1),    D2 = 2 (D1 - D1_1) / (l - l_2)
+        a_1 = l' - l + phi(l') I_0,    a_2 = (l' - l)^2 / 2 + phi(l') I_1
+        I_j = integral of (s - l)^j / phi(s) over s from l' to l
+
+    D_1, l_1 are those of the last step, l_2 that before. phi: a function of arrays, or a power p of l: p = 1 is the
+    ODE, p = 2 the reverse SDE; default the authors' choice, l (e^(l^0.3) + 10).
+
+    points: of the sum that stands for the I_j, at l' + i (l - l') / points: 200 in the authors' code and in ComfyUI;
+    None: the integrals. D1 is the slope between two levels, not that at l, so that order 3 as published is of second
+    order; exact=True takes that at l, D1 + (l - l_1) D2 / 2, and is of third for the ODE. A step to clean data is
+    x' = D. ValueError: a phi that asks for more noise than there is, or is not positive.
+    """
+    need_order(order, 3)
+    if points is not None and points < 1:
+        raise ValueError(f"points must be at least 1, got {points}")
+    run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
+    run.need_signal("er_sde")
+    scale = _noise_scale(phi)
+    rows: list[Placed] = []
+    for i, (here, there) in enumerate(run.pairs):
+        if there.sigma == 0:
+            rows.append(run.row(here, there.alpha * D))
+            continue
+        levels, end = [node.sigma / node.alpha for node in run.nodes[i::-1][:order]], there.sigma / there.alpha
+        at_end, at_here = scale(np.array([end, levels[0]])).tolist()
+        if not (0 < at_end < math.inf and 0 < at_here < math.inf):
+            raise ValueError(f"phi must be positive and finite at the levels, got {at_end} and {at_here}")
+        r = at_end / at_here
+        fresh = (end - levels[0] * r) * (end + levels[0] * r)
+        if fresh < -1e-12 * end**2:
+            need_fall(here, there)
+            raise ValueError(f"phi asks for more noise than there is at {end:g}: phi(l) / l must not grow as l falls")
+        fresh = math.sqrt(fresh) if fresh > 1e-12 * end**2 else 0.0  # up to rounding
+        mean = (1 - r) * D + _differences(levels, end, _integrals(scale, levels[0], end, points), exact)
+        rows.append(run.row(here, there.alpha * (r / here.alpha * x + mean + fresh * z), keep=[D] if order > 1 else []))
+    return run.table("er_sde", rows)
+
+
+def _differences(levels: list[float], end: float, integrals: tuple[float, float], exact: bool) -> Affine:
+    """a_1 D1 + a_2 D2 of ``er_sde``; 0 where fewer levels are known, or some coincide."""
+    here, h = levels[0], end - levels[0]
+    if len(levels) == 1 or levels[1] == here:
+        return ZERO
+    D1 = (D - past[0]) / (here - levels[1])
+    if len(levels) == 2 or levels[2] in levels[:2]:
+        return (h + integrals[0]) * D1
+    D2 = 2 / (here - levels[2]) * (D1 - (past[0] - past[1]) / (levels[1] - levels[2]))
+    if exact:
+        D1 += (here - levels[1]) / 2 * D2
+    return (h + integrals[0]) * D1 + (h * h / 2 + integrals[1]) * D2
+
+
+def _noise_scale(phi: Callable[[Array], Array] | float | None) -> Callable[[Array], Array]:
+    if phi is None:
+        return lambda level: level * (np.exp(level**0.3) + 10)
+    if callable(phi):
+        return phi
+    power = float(phi)
+    return lambda level: level**power
+
+
+def _integrals(scale: Callable[[Array], Array], here: float, end: float, points: int | None) -> tuple[float, float]:
+    """phi(l') I_0 and phi(l') I_1 of ``er_sde``: by a sum of so many points, or over log l."""
+    last = scale(np.array([end]))[0]
+    if points is not None:
+        width = (here - end) / points
+        s = end + width * np.arange(points, dtype=np.float64)
+        return float(np.sum(last / scale(s)) * width), float(np.sum((s - here) * (last / scale(s))) * width)
+
+    def integral(power: int) -> float:
+        def density(u: Array) -> Array:
+            s: Array = np.exp(u)
+            return np.asarray(s * (s - here) ** power * (last / scale(s)))
+
+        return integral_weights([math.log(end)], math.log(here), density)[0]
+
+    return integral(0), integral(1)

@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samplers of ComfyUI (comfy/k_diffusion/sampling.py) against plain loops on the same noise.
+
+The loops are written from the papers and from what ComfyUI's functions compute, one call of the network after the
+other, in its variables: a noise level sigma of x, and lambda = log(alpha / sigma) where the schedule matters.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy.integrate import quad
+
+from noisefuse import samplers
+from noisefuse.schedule import Schedule
+
+SIGMAS = [*Schedule.karras(9).sigma[::-1].tolist(), 0.0]
+LISTS = {"whole": SIGMAS, "noisy part": SIGMAS[:6], "repeated": [9.0, 9.0, 4.0, 4.0, 2.0, 0.5, 0.0]}
+FLOWS = {"whole": [1.0, 0.9, 0.75, 0.6, 0.4, 0.25, 0.1, 0.0], "part": [0.95, 0.8, 0.6, 0.5, 0.2]}
+
+
+def answer(x, sigma):
+    """Stands for a denoiser, not linear in x."""
+    return np.cos(x / (1 + sigma)) + 0.1 * sigma
+
+
+def levels(sigmas, flow):
+    """(alpha, lambda) of each."""
+    alpha = 1 - np.array(sigmas) if flow else np.ones(len(sigmas))
+    with np.errstate(divide="ignore"):
+        return alpha, np.log(alpha / np.array(sigmas))
+
+
+def pairs(sigmas):
+    return list(itertools.pairwise(sigmas))
+
+
+def ancestral(here, there, eta):
+    """(down, up) of a step of variance exploding."""
+    up = min(there, eta * math.sqrt(max(0, there**2 * (here**2 - there**2) / here**2)))
+    return math.sqrt(there**2 - up**2), up
+
+
+def res_multistep(x, sigmas, draw, eta=0.0):
+    before = old_down = None
+    for i, (here, there) in enumerate(pairs(sigmas)):
+        denoised = answer(x, here)
+        down, up = ancestral(here, there, eta)
+        if down == 0 or before is None:
+            x = x + (x - denoised) / here * (down - here)
+        else:
+            h = math.log(here / down)
+            c_2 = math.log(old_down / sigmas[i - 1]) / h if h else 0
+            phi_1 = -math.expm1(-h) / h if h else 1.0
+            phi_2 = (phi_1 - 1) / -h if h else 0.5
+            b_2 = phi_2 / c_2 if c_2 else 0.0
+            x = math.exp(-h) * x + h * ((phi_1 - b_2) * denoised + b_2 * before)
+        x = x + up * draw() if up else x
+        before, old_down = denoised, down
+    return x
+
+
+def heunpp2(x, sigmas, draw):
+    for i, (here, there) in enumerate(pairs(sigmas)):
+        d = (x - answer(x, here)) / here
+        if i == len(sigmas) - 2:
+            x = x + d * (there - here)
+            continue
+        x_2 = x + d * (there - here)
+        d_2 = (x_2 - answer(x_2, there)) / there
+        if i == len(sigmas) - 3:
+            w_2 = there / (2 * sigmas[0])
+            x = x + ((1 - w_2) * d + w_2 * d_2) * (there - here)
+            continue
+        further = sigmas[i + 2]
+        x_3 = x_2 + d_2 * (further - there)
+        d_3 = (x_3 - answer(x_3, further)) / further
+        w_2, w_3 = there / (3 * sigmas[0]), further / (3 * sigmas[0])
+        x = x + ((1 - w_2 - w_3) * d + w_2 * d_2 + w_3 * d_3) * (there - here)
+    return x
+
+
+def ipndm_v(x, sigmas, draw, order=4):
+    slopes = []
+    for i, (here, there) in enumerate(pairs(sigmas)):
+        denoised = answer(x, here)
+        slopes = [(x - denoised) / here, *slopes][:order]
+        if there == 0:
+            return denoised
+        h, h_1, h_2, h_3 = ([b - a for a, b in pairs(sigmas[: i + 2])][::-1] + [1.0] * 3)[:4]
+        weights = [0.0] * 4
+        temp_1 = (1 - h / (3 * (h + h_1)) * (h * (h + h_1)) / (h_1 * (h_1 + h_2))) / 2
+        ratio = h_1 * (h_1 + h_2) / (h_2 * (h_2 + h_3))
+        temp_2 = (1 - h / (3 * (h + h_1))) / 2 + (1 - h / (2 * (h + h_1))) * h / (6 * (h + h_1 + h_2))
+        temp_2 *= (h * (h + h_1) * (h + h_1 + h_2)) / (h_1 * (h_1 + h_2) * (h_1 + h_2 + h_3))
+        if len(slopes) == 1:
+            weights[0] = 1.0
+        if len(slopes) > 1:
+            weights[:2] = [1 + h / h_1 / 2, -h / h_1 / 2]
+        if len(slopes) > 2:
+            weights[0] += temp_1
+            weights[1] -= (1 + h_1 / h_2) * temp_1
+            weights[2] += temp_1 * h_1 / h_2
+        if len(slopes) > 3:
+            weights[0] += temp_2
+            weights[1] -= (1 + h_1 / h_2 + ratio) * temp_2
+            weights[2] += (h_1 / h_2 + ratio * (1 + h_2 / h_3)) * temp_2
+            weights[3] -= temp_2 * ratio * h_1 / h_2
+        x = x + h * sum(w * d for w, d in zip(weights, slopes, strict=False))
+    return x
+
+
+def phi_1(h):
+    return math.expm1(h)
+
+
+def phi_2(h):
+    return (math.expm1(h) - h) / h if h else 0.0
+
+
+def seeds(x, sigmas, draw, eta=1.0, inner=(0.5,), flow=False, kind="phi_1"):
+    """Both: each stage from x, with the noise of its own and, decayed, of the stages before."""
+    alphas, lambdas = levels(sigmas, flow)
+    for i, (here, there) in enumerate(pairs(sigmas)):
+        Ds = [answer(x, here)]
+        if there == 0:
+            return Ds[0]
+        h = lambdas[i + 1] - lambdas[i]
+        c, noise, last = h * (1 + eta), np.zeros_like(x), 0.0
+        for k, r in enumerate([*inner, 1.0]):
+            lam = lambdas[i] + r * h
+            sigma = there if r == 1 else 1 / (math.exp(lam) + flow)
+            alpha = alphas[i + 1] if r == 1 else sigma * math.exp(lam)
+            if k == 0:
+                weights = [phi_1(-r * c)]
+            elif len(inner) == 1:
+                b = phi_1(-c) / (2 * inner[0]) if kind == "phi_1" else phi_2(-c) / inner[0]
+                weights = [phi_1(-c) - b, b]
+            elif k == 1:
+                a = r / inner[0] * phi_2(-r * c)
+                weights = [phi_1(-r * c) - a, a]
+            else:
+                b = phi_2(-c) / inner[1]
+                weights = [phi_1(-c) - b, 0.0, b]
+            fresh = math.sqrt(-math.expm1(2 * (last - r) * h * eta))
+            noise = noise * math.exp((last - r) * h * eta) + (fresh * draw() if fresh else 0.0)
+            mean = sigma / here * math.exp(-r * h * eta) * x
+            stage = mean - alpha * sum(w * D for w, D in zip(weights, Ds, strict=True)) + sigma * noise
+            last = r
+            if k < len(inner):
+                Ds.append(answer(stage, sigma))
+        x = stage
+    return x
+
+
+def er_sde(x, sigmas, draw, order=3, flow=False, points=200):
+    alphas, _ = levels(sigmas, flow)
+    ratios = np.array(sigmas) / alphas
+
+    def scale(level):
+        return level * (np.exp(level**0.3) + 10.0)
+
+    Ds, slope_before = [], None
+    for i, (_, there) in enumerate(pairs(sigmas)):
+        Ds = [answer(x, sigmas[i]), *Ds]
+        if there == 0:
+            return Ds[0]
+        here, end = ratios[i], ratios[i + 1]
+        r = scale(end) / scale(here)
+        x = alphas[i + 1] / alphas[i] * r * x + alphas[i + 1] * (1 - r) * Ds[0]
+        if points is None:
+            s = quad(lambda v: 1 / scale(v), end, here, epsabs=1e-15, epsrel=1e-13)[0]
+            s_u = quad(lambda v, here=here: (v - here) / scale(v), end, here, epsabs=1e-15, epsrel=1e-13)[0]
+        else:
+            at = end + np.arange(points) * (here - end) / points
+            s, s_u = (np.sum(f / scale(at)) * (here - end) / points for f in (1.0, at - here))
+        if order > 1 and i > 0:
+            slope = (Ds[0] - Ds[1]) / (here - ratios[i - 1])
+            x = x + alphas[i + 1] * (end - here + s * scale(end)) * slope
+            if order > 2 and i > 1:
+                bend = (slope - slope_before) / ((here - ratios[i - 2]) / 2)
+                x = x + alphas[i + 1] * ((end - here) ** 2 / 2 + s_u * scale(end)) * bend
+            slope_before = slope
+        x = x + alphas[i + 1] * math.sqrt(max(0.0, end**2 - here**2 * r**2)) * draw()
+    return x
+
+
+def sa_solver(x, sigmas, draw, tau=1.0, predictor=3, corrector=4, flow=False, pece=False, simple=False):
+    """Algorithm 1 of Xue et al. 2023: the weights by a linear system for what monomials integrate to."""
+    alphas, lambdas = levels(sigmas, flow)
+    n = len(sigmas) - 1
+
+    def weights(at, i, correct):
+        begin, end, k = lambdas[i], lambdas[i + 1], 1 + tau**2
+        h = end - begin
+        if simple and len(at) == 2:  # at is from the oldest on
+            w = k * h / 2 if correct else k * h**2 / 2 / (at[0] - begin)
+            first = -math.expm1(-k * h) - w
+            return [first, w] if correct else [w, first]
+        whole = [
+            quad(lambda s, p=p: k * math.exp(k * (s - end)) * (s - begin) ** p, begin, end, epsabs=1e-15, epsrel=1e-13)
+            for p in range(len(at))
+        ]
+        return np.linalg.solve(np.vander(np.array(at) - begin, increasing=True).T, [value for value, _ in whole])
+
+    guess, Ds, noise = x, [], None
+    for i in range(n):
+        Ds.append(answer(guess, sigmas[i]))
+        p = min(predictor, len(Ds))
+        c = 0 if i == 0 or (sigmas[i + 1] == 0 and not pece) else min(corrector, len(Ds))
+        if sigmas[-1] == 0:
+            p, c = min(p, n - 1 - i), min(c, n - i)
+        if c:
+            w = weights(lambdas[i - c + 1 : i + 1], i - 1, True)
+            decay = sigmas[i] / sigmas[i - 1] * math.exp(-(tau**2) * (lambdas[i] - lambdas[i - 1]))
+            x = decay * x + alphas[i] * sum(a * D for a, D in zip(w, Ds[-c:], strict=True)) + noise
+            if pece:
+                Ds[-1] = answer(x, sigmas[i])
+        else:
+            x = guess
+        if sigmas[i + 1] == 0:
+            return Ds[-1]
+        w, h = weights(lambdas[i - p + 1 : i + 1], i, False), lambdas[i + 1] - lambdas[i]
+        noise = draw() * sigmas[i + 1] * math.sqrt(-math.expm1(-2 * tau**2 * h))
+        guess = sigmas[i + 1] / sigmas[i] * math.exp(-(tau**2) * h) * x + noise
+        guess = guess + alphas[i + 1] * sum(a * D for a, D in zip(w, Ds[-p:], strict=True))
+    return guess
+
+
+def check(name, loop, sigmas, flow=False, ours=None, theirs=None):
+    """The same draws, as arrays: to 1e-12 in float64 and 1e-5 in float32, of the largest |x| or 1."""
+    schedule = Schedule.flow() if flow else Schedule.karras(9)
+    options = {"prediction": "sample", "final": sigmas[-1], **(ours or {})}
+    sampler = getattr(samplers, name)(schedule, np.array(sigmas[:-1]), **options)
+    rng = np.random.default_rng(0)
+    start = sigmas[0] * np.linspace(-2, 2, 7)
+    draws = rng.normal(size=(len(sampler), 7))
+    # rows that draw nothing take none of the loop's
+    own = iter(z for z, draws_any in zip(draws, sampler.tableau.as_rows.draws, strict=True) if draws_any)
+    left = itertools.chain(own, itertools.repeat(np.zeros(7)))
+    expected = loop(start, list(sigmas), lambda: next(left), **(theirs or {}))
+    scale = sampler.tableau.scale  # x / alpha, in some
+    got = sampler.sample(answer, start / scale[0], list(draws))
+    final = 1 - sigmas[-1] if flow and not np.all(scale == 1) else 1.0
+    np.testing.assert_allclose(final * got, expected, rtol=0, atol=1e-12 * max(1.0, np.abs(expected).max()))
+    single = sampler.sample(answer, (start / scale[0]).astype("f4"), [z.astype("f4") for z in draws])
+    np.testing.assert_allclose(final * single, expected, rtol=0, atol=1e-5 * max(1.0, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("sigmas", LISTS.values(), ids=LISTS)
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_res_multistep(sigmas, eta):
+    check("res_multistep", res_multistep, sigmas, ours={"eta": eta}, theirs={"eta": eta})
+
+
+@pytest.mark.parametrize("sigmas", FLOWS.values(), ids=FLOWS)
+def test_res_multistep_of_a_flow(sigmas):
+    """ComfyUI's, which knows of no alpha: its steps are in log sigma, from sigma = 1 on."""
+    check("res_multistep", res_multistep, sigmas, flow=True)
+
+
+def test_res_multistep_is_dpmpp_2m_with_exact_weights():
+    """Where alpha = 1; with eta = 1 the SDE's. An identity of the formulas."""
+    steps = {"steps": SIGMAS[:-1], "prediction": "sample"}
+    for eta, rule in ((0.0, samplers.dpmpp_2m), (1.0, samplers.dpmpp_2m_sde)):
+        theirs = rule(Schedule.karras(9), solver="heun", lower_order_final=False, **steps).tableau.unfolded().numbers
+        ours = samplers.res_multistep(Schedule.karras(9), eta=eta, **steps).tableau.unfolded().numbers
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("sigmas", [SIGMAS, SIGMAS[:6], SIGMAS[:2], SIGMAS[:3], FLOWS["part"]], ids=str)
+def test_heunpp2(sigmas):
+    check("heunpp2", heunpp2, sigmas)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("sigmas", [SIGMAS, SIGMAS[:6]], ids=str)
+def test_ipndm_v(sigmas, order):
+    check("ipndm_v", ipndm_v, sigmas, ours={"order": order}, theirs={"order": order})
+
+
+def test_ipndm_v_on_equal_steps_is_ipndm_up_to_order_3():
+    levels = np.linspace(3, 1, 9)
+    for order in (1, 2, 3, 4):
+        numbers = [
+            getattr(samplers, name)(Schedule.karras(9), levels[:-1], final=1.0, order=order).tableau.unfolded().numbers
+            for name in ("ipndm_v", "ipndm")
+        ]
+        assert np.allclose(*numbers, rtol=1e-11, atol=1e-11) == (order < 4)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("sigmas", "flow"), [*((s, False) for s in LISTS.values()), (FLOWS["part"], True)], ids=str)
+def test_seeds(sigmas, flow, eta):
+    """Each stage anew from x, with the noise of all the pieces: ours goes on from the stage before."""
+    for r, solver in ((0.5, "midpoint"), (0.3, "heun"), (1.0, "heun")):
+        kind = {"midpoint": "phi_1", "heun": "phi_2"}[solver]
+        theirs = {"eta": eta, "inner": (r,), "flow": flow, "kind": kind}
+        check("seeds_2", seeds, sigmas, flow, {"eta": eta, "r": r, "solver": solver}, theirs)
+    for inner in ((1 / 3, 2 / 3), (0.2, 0.5)):
+        theirs = {"eta": eta, "inner": inner, "flow": flow}
+        check("seeds_3", seeds, sigmas, flow, {"eta": eta, "r_1": inner[0], "r_2": inner[1]}, theirs)
+
+
+@pytest.mark.parametrize("points", [None, 200])
+@pytest.mark.parametrize(("sigmas", "flow"), [(SIGMAS, False), (SIGMAS[:6], False), (FLOWS["part"], True)], ids=str)
+def test_er_sde(sigmas, flow, points):
+    for order in (1, 2, 3):
+        theirs = {"order": order, "flow": flow, "points": points}
+        check("er_sde", er_sde, sigmas, flow, {"order": order, "points": points}, theirs)
+
+
+@pytest.mark.parametrize("pece", [False, True])
+@pytest.mark.parametrize("tau", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize(("sigmas", "flow"), [(SIGMAS, False), (SIGMAS[:6], False), (FLOWS["part"], True)], ids=str)
+def test_sa_solver(sigmas, flow, tau, pece):
+    for p, c in ((1, 0), (1, 2), (2, 2), (3, 1), (3, 4)):
+        for simple in (False, True):
+            ours = {"predictor_order": p, "corrector_order": c, "simple_order_2": simple, "pece": pece and c > 0}
+            if sigmas[-1]:
+                if pece and c:  # which corrects the last step, too: ComfyUI does not
+                    continue
+                ours["lower_order_final"] = False
+            theirs = {"tau": tau, "predictor": p, "corrector": c, "flow": flow, "pece": pece, "simple": simple}
+            check("sa_solver", sa_solver, sigmas, flow, {"tau": tau, **ours}, theirs)
+
+
+# ---- CFG++: Chung et al. 2024, with the unconditional answer in every step ---------------------------------
+
+
+def both(x, sigma):
+    """(unconditional, conditional)"""
+    return answer(x, sigma), np.sin(x / (2 + sigma)) - 0.05 * sigma
+
+
+def euler_cfg_pp(x, sigmas, scale, draw, eta):
+    for here, there in pairs(sigmas):
+        uncond, cond = both(x, here)
+        denoised = uncond + scale * (cond - uncond)
+        down, up = ancestral(here, there, eta)
+        x = denoised + down * (x - uncond) / here + (up * draw() if up else 0.0)
+    return x
+
+
+def dpmpp_2m_cfg_pp(x, sigmas, scale, draw):
+    before = None
+    for i, (here, there) in enumerate(pairs(sigmas)):
+        uncond, cond = both(x, here)
+        denoised = uncond + scale * (cond - uncond)
+        mixed = -there / here * uncond
+        if before is not None and there:
+            h, last = math.log(here / there), math.log(sigmas[i - 1] / here)
+            mixed += (1 - there / here) * h / (2 * last) * (denoised - before)
+        x = denoised + mixed + there / here * x
+        before = uncond
+    return x
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.6, 1.0, 1.7])
+@pytest.mark.parametrize("name", ["euler_cfg_pp", "euler_ancestral_cfg_pp", "dpmpp_2m_cfg_pp"])
+def test_cfg_pp(name, scale):
+    """Seen to fail: the guided output in place of the unconditional one."""
+    for sigmas in (SIGMAS, SIGMAS[:6]):
+        rule = getattr(samplers, name)
+        sampler = rule(Schedule.karras(9), sigmas[:-1], final=sigmas[-1], prediction="sample")
+        x, draws = 80 * np.linspace(-2, 2, 7), np.random.default_rng(0).normal(size=(len(sampler), 7))
+        draw = iter(draws).__next__
+        if name == "dpmpp_2m_cfg_pp":
+            expected = dpmpp_2m_cfg_pp(x, sigmas, scale, draw)
+        else:
+            expected = euler_cfg_pp(x, sigmas, scale, draw, 1.0 if "ancestral" in name else 0.0)
+        largest = max(1.0, np.abs(expected).max())
+        got = sampler.sample(both, x, list(draws), guidance_scale=scale)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12 * largest)
+        got = sampler.sample(both, np.float32(x), list(np.float32(draws)), guidance_scale=scale)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * largest)
+        single = sampler.sample(
+            both, np.tile(x, (2, 1)), [np.tile(z, (2, 1)) for z in draws], guidance_scale=[scale, 9]
+        )
+        np.testing.assert_allclose(single[0], expected, rtol=0, atol=1e-12 * largest)
+
+
+@pytest.mark.parametrize("schedule", [Schedule.linear(), Schedule.flow(), Schedule.karras(1000)], ids=str)
+def test_cfg_pp_of_equal_answers_is_the_sampler_itself(schedule):
+    options = {"prediction": "v", "spacing": "karras", "sigma_max": 0.9 if schedule == Schedule.flow() else 9.0}
+    twins = {"euler_cfg_pp": "ddim", "euler_ancestral_cfg_pp": "ddim", "dpmpp_2m_cfg_pp": "dpmpp_2m"}
+    for name, twin in twins.items():
+        extra = {"eta": 1.0} if "ancestral" in name else {}
+        ours = getattr(samplers, name)(schedule, 8, **options, **extra)
+        extra |= {"lower_order_final": False} if twin == "dpmpp_2m" else {}
+        theirs = getattr(samplers, twin)(schedule, 8, **options, **extra)
+        x, draws = np.linspace(-2, 2, 7), list(np.random.default_rng(0).normal(size=(8, 7)))
+        expected = theirs.sample(lambda x, t: np.cos(x), x * ours.tableau.scale[0], draws)
+        got = ours.sample(lambda x, t: (np.cos(x), np.cos(x)), x, draws, guidance_scale=1.3)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+
+
+def test_cfg_pp_needs_a_pair():
+    sampler, x = samplers.euler_cfg_pp(Schedule.linear(), 4), np.ones((2, 3))
+    with pytest.raises(TypeError, match="guidance needs both"):
+        sampler.step(0, x, (x, x))
+    with pytest.raises((TypeError, ValueError), match=r"model_output \(m2\)"):
+        sampler.step(0, x, x)
