@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""k-diffusion's functions, with the same noise, against loops that say what k_diffusion/sampling.py of
-crowsonkb/k-diffusion says and, for ddpm, lcm, ipndm and gradient_estimation, ComfyUI's comfy/k_diffusion/sampling.py.
+"""k-diffusion's functions: against loops, with the same noise.
+
+The loops say what k_diffusion/sampling.py of crowsonkb/k-diffusion says and, for ddpm, lcm, ipndm and
+gradient_estimation, ComfyUI's comfy/k_diffusion/sampling.py.
 
 Seen to fail: noise that s_noise does not scale; `lower_order_final` as `samplers.dpmpp_2m` has it; churn one step late;
-a Brownian motion's second piece asked for from the step's beginning; a tuple of noises taken for an array.
+a Brownian motion's second piece asked for from the step's beginning.
 """
 
 import inspect

@@ -236,7 +236,7 @@ def _loop(call: _Call, run: _Run, x: torch.Tensor, noise: Noises | None, given: 
     n, batch = len(run.times), x.shape[0]
     times = x.new_tensor(run.times).repeat_interleave(batch).view(n, batch).unbind()
     state = sampler.state(x)
-    source: Any = list(noise) if isinstance(noise, Sequence) else noise
+    source: Any = noise
     for step, rows in enumerate(_bar(run.steps, call.disable)):
         for i in rows:
             denoised = call.model(x, times[i], **extra)
