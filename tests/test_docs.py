@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 DOCUMENTS = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md"))]
-DOCUMENTS += [ROOT / "csrc" / "README.md", ROOT / "tests" / "known" / "README.md"]
+DOCUMENTS += [ROOT / name / "README.md" for name in ("csrc", "integrations/comfyui")]
+DOCUMENTS += [ROOT / "tests" / "known" / "README.md"]
 FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = {  # what is not installed everywhere that the tests run
     "docs/augment.md": ("torch",),
