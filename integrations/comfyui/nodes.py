@@ -106,7 +106,7 @@ def _named(seed):
 
 def _function(name):
     """A function of k-diffusion's, as KSAMPLER calls it, with the noise that the run's seed names."""
-    run = getattr(k_diffusion, f"sample_{name}")
+    run = _lms if name == "lms" else getattr(k_diffusion, f"sample_{name}")
     parameters = inspect.signature(run).parameters
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
@@ -118,6 +118,16 @@ def _function(name):
 
     sample.__name__ = f"sample_{name}"
     return sample
+
+
+def _lms(model, x, sigmas, extra_args, callback, disable):
+    """Where it goes to 0, the last step is x' = D, as the host has it."""
+    last = len(sigmas) - 2
+    if last < 0 or sigmas[-1]:
+        return k_diffusion.sample_lms(model, x, sigmas, extra_args, callback, disable)
+    x = k_diffusion.sample_lms(model, x, sigmas[:-1], extra_args, callback, disable)
+    told = None if callback is None else lambda found: callback(found | {"i": last})
+    return k_diffusion.sample_euler(model, x, sigmas[-2:], extra_args, told, disable)
 
 
 def _need_levels(name, model):

@@ -267,6 +267,18 @@ def test_churn(nodes, name):
     assert torch.equal(found, getattr(kd, f"sample_{name}")(Guider(EPS()), x, SIGMAS, disable=True, **options))
 
 
+def test_lms_ends_as_the_hosts(nodes):
+    """To 0 by x' = D; a part of the levels is k-diffusion's."""
+    noise, guider = node(nodes, "NoisefuseNoise", noise_seed=7), Guider(EPS())
+    sampler = node(nodes, "NoisefuseSampler", sampler_name="lms")
+    found = guider.sample(noise.generate_noise(latent()), latent()["samples"], sampler, SIGMAS)
+    assert torch.allclose(found, guider(guider.seen[-1], SIGMAS[-2:-1]), rtol=1e-6)
+    x = (1 + SIGMAS[0] ** 2).sqrt() * noise.generate_noise(latent())
+    part = run(noise, sampler, SIGMAS[:-1], latent())
+    assert torch.equal(part, kd.sample_lms(Guider(EPS()), x, SIGMAS[:-1], disable=True))
+    assert torch.equal(run(noise, sampler, SIGMAS[:1], latent()), x)
+
+
 def test_other_noise_gives_its_seed(nodes):
     """RandomNoise, and wrappers that make an int of a seed: entries are named by their place."""
     other = SimpleNamespace(seed=7, generate_noise=lambda latent: torch.ones_like(latent["samples"]))

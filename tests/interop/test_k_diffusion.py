@@ -371,6 +371,16 @@ def test_half_precision(name, dtype):
     assert (found - exact).abs().max() < 20 * torch.finfo(dtype).eps * exact.abs().max()
 
 
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("solver", ["midpoint", "heun"])
+def test_2m_sde_of_any_eta_is_the_sampler_at_1(solver, levels):
+    sigmas = LEVELS[levels].tolist()
+    own = {"steps": sigmas[:-1], "final": sigmas[-1] or "zero", "prediction": "sample", "lower_order_final": False}
+    sampler = nf.samplers.dpmpp_2m_sde(nf.Schedule.karras(2), solver=solver, **own)
+    found = kd._dpmpp_2m_sde(tuple(sigmas), 1.0, solver)
+    np.testing.assert_allclose(found.numbers, sampler.tableau.unfolded().numbers, rtol=1e-13, atol=1e-15)
+
+
 def test_nothing_to_do():
     x = start()
     assert function("dpmpp_2m_sde")(model, x, torch.zeros(1)) is x
