@@ -23,13 +23,15 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 DOCUMENTS = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md"))]
-DOCUMENTS += [ROOT / "csrc" / "README.md", ROOT / "tests" / "known" / "README.md"]
+DOCUMENTS += [ROOT / name / "README.md" for name in ("csrc", "integrations/comfyui")]
+DOCUMENTS += [ROOT / "tests" / "known" / "README.md"]
 FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = {  # what is not installed everywhere that the tests run
     "docs/augment.md": ("torch",),
     "docs/dask.md": ("dask",),
     "docs/diffusers.md": ("diffusers",),
     "docs/jax.md": ("jax",),
+    "docs/k_diffusion.md": ("torch",),
     "docs/loss.md": ("torch",),
     "docs/migrate.md": ("torch",),
     "docs/numba.md": ("numba",),
@@ -177,9 +179,12 @@ def documented(module):
 TRANSFORMS = [f".interop.{library}" for library in NEEDS["docs/transforms.md"]]
 
 
-@pytest.mark.parametrize("name", ["", ".samplers", ".weights", ".numba", ".interop.diffusers", *TRANSFORMS])
+@pytest.mark.parametrize(
+    "name", ["", ".samplers", ".weights", ".numba", ".interop.diffusers", ".interop.k_diffusion", *TRANSFORMS]
+)
 def test_every_public_name_has_an_entry_in_the_reference(name):
-    pytest.importorskip(name.rpartition(".")[2] if name[:2] in (".n", ".i") else "numpy")
+    library = name.rpartition(".")[2] if name[:2] in (".n", ".i") else "numpy"
+    pytest.importorskip("torch" if library == "k_diffusion" else library)
     reference = set().union(*(entries(page.read_text()) for page in (DOCS / "reference").glob("*.md")))
     assert documented(importlib.import_module(f"noisefuse{name}")) - reference == set()
 

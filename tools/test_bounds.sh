@@ -22,7 +22,7 @@ tests=(
     tests/forward tests/losses
     tests/backends/test_numba.py tests/backends/test_update.py
     tests/interop/test_torch.py tests/interop/test_torch_data.py tests/interop/test_torch_loss.py
-    tests/interop/test_interop_diffusers.py
+    tests/interop/test_interop_diffusers.py tests/interop/test_k_diffusion.py
 )
 
 rm -rf "$work/wheels" # one build for both ends, as users have it

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-_MODULES = ("columns", "dask", "diffusers", "grain", "torch")
+_MODULES = ("columns", "dask", "diffusers", "grain", "k_diffusion", "torch")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nodes.
+
+The host's interface is that of ComfyUI's comfy/samplers.py, comfy/sample.py, comfy/nested_tensor.py and
+comfy_extras/nodes_custom_sampler.py, as of 2026: a NOISE has .seed and .generate_noise(latent), a SAMPLER is a KSAMPLER
+around a function like k-diffusion's, SIGMAS are a tensor that falls to 0.
+"""
+
+import inspect
+
+import comfy.model_sampling
+import comfy.nested_tensor
+import comfy.samplers
+import torch
+
+import noisefuse as nf
+from noisefuse.interop import k_diffusion
+
+START = 2  # the stream of what runs begin with; their steps draw stream 3
+
+
+# ---- noise -------------------------------------------------------------------------------------------------
+
+
+class Seed(int):
+    """A seed that knows the noise of each entry of the batch.
+
+    The host takes a noise's seed, after it has generated the noise, and hands it to the sampler: so a sampler's steps
+    draw from the names of the entries, too. Where it is taken for an int, entries are named by their place.
+    """
+
+    def __new__(cls, seed, names):
+        made = super().__new__(cls, seed)
+        made.names = names
+        return made
+
+
+class NamedNoise:
+    """A NOISE: entry j of a batch is sample j of one seed, or has a seed of its own.
+
+    An entry is j by its ``batch_index``, if the latent has one, so that one which was taken out of its batch has the
+    noise that it had there, and none is drawn for others.
+    """
+
+    def __init__(self, seed, seeds=()):
+        self.seed, self.seeds = seed, tuple(seeds)
+
+    def generate_noise(self, input_latent):
+        """Noise like the latent, on the CPU; tensor k of a nested latent draws step k."""
+        samples = input_latent["samples"]
+        tensors = samples.unbind() if samples.is_nested else [samples]
+        names = self.names(input_latent.get("batch_index"), len(tensors[0]))
+        self.seed = Seed(self.seed, names)
+        made = [_drawn(tensor, names, k) for k, tensor in enumerate(tensors)]
+        return comfy.nested_tensor.NestedTensor(made) if samples.is_nested else made[0]
+
+    def names(self, entries, batch):
+        """A Noise for all entries, or a list with one for each."""
+        entries = range(batch) if entries is None else [int(j) for j in entries]
+        if len(entries) != batch:
+            raise ValueError(f"batch_index: expected {batch} numbers, one for each entry, got {len(entries)}")
+        if not self.seeds:
+            return nf.Noise(self.seed).samples(list(entries))
+        for j in entries:
+            if not j < len(self.seeds):
+                raise ValueError(f"seeds: entry {j} of the batch has none, there are {len(self.seeds)}")
+        return [nf.Noise(self.seeds[j]) for j in entries]
+
+
+def _drawn(tensor, names, step):
+    place = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    if isinstance(names, nf.Noise):
+        return nf.randn_like(place, names.at(step=step, stream=START))
+    return nf.randn_like(place, [name.at(step=step, stream=START) for name in names])
+
+
+class NoisefuseNoise:
+    """Noise by name: of a seed and the place in the batch, or of a seed for each entry."""
+
+    RETURN_TYPES = ("NOISE",)
+    FUNCTION = "get_noise"
+    CATEGORY = "sampling/noise"
+    DESCRIPTION = "Each entry of the batch has its own noise, whatever else is in the batch."
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        seed = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
+        seeds = {"default": "", "tooltip": "A seed for each entry of the batch, such as 11, 12, 13; empty: noise_seed"}
+        return {"required": {"noise_seed": ("INT", seed)}, "optional": {"seeds": ("STRING", seeds)}}
+
+    def get_noise(self, noise_seed, seeds=""):
+        try:
+            several = [int(seed) for seed in seeds.replace(",", " ").split()]
+        except ValueError:
+            raise ValueError(f"seeds: expected integers, such as 11, 12, 13, got {seeds!r}") from None
+        return (NamedNoise(several[0] if several else noise_seed, several),)
+
+
+# ---- samplers ----------------------------------------------------------------------------------------------
+
+
+def _named(seed):
+    """What a sampler's steps draw: see Seed. No seed: torch's generator."""
+    return seed.names if isinstance(seed, Seed) else None if seed is None else nf.Noise(seed)
+
+
+def _function(name):
+    """A function of k-diffusion's, as KSAMPLER calls it, with the noise that the run's seed names."""
+    run = _lms if name == "lms" else getattr(k_diffusion, f"sample_{name}")
+    parameters = inspect.signature(run).parameters
+
+    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
+        if "noise" in parameters:
+            if options.get("eta", 1) and options.get("s_churn", "s_churn" not in parameters):
+                _need_levels(name, model)
+            options["noise"] = _named((extra_args or {}).get("seed"))
+        return run(model, x, sigmas, extra_args, callback, disable, **options)
+
+    sample.__name__ = f"sample_{name}"
+    return sample
+
+
+def _lms(model, x, sigmas, extra_args, callback, disable):
+    """Where it goes to 0, the last step is x' = D, as the host has it."""
+    last = len(sigmas) - 2
+    if last < 0 or sigmas[-1]:
+        return k_diffusion.sample_lms(model, x, sigmas, extra_args, callback, disable)
+    x = k_diffusion.sample_lms(model, x, sigmas[:-1], extra_args, callback, disable)
+    told = None if callback is None else lambda found: callback(found | {"i": last})
+    return k_diffusion.sample_euler(model, x, sigmas[-2:], extra_args, told, disable)
+
+
+def _need_levels(name, model):
+    """ValueError for a flow model: what these functions draw is for x0 + sigma z."""
+    if isinstance(model.inner_model.inner_model.model_sampling, comfy.model_sampling.CONST):
+        raise ValueError(
+            f"{name} draws noise for x = x0 + sigma z, and this model is a flow, x = (1 - sigma) x0 + sigma z: "
+            f"take one that draws none, such as {', '.join(PLAIN[:3])}"
+        )
+
+
+def _sampler(name, **options):
+    return (comfy.samplers.KSAMPLER(_function(name), options),)
+
+
+PLAIN = ["euler", "heun", "dpmpp_2m", "dpm_2", "lms", "ipndm", "gradient_estimation"]
+CHURNED = ["euler", "heun", "dpm_2"]
+ANCESTRAL = ["euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral"]
+SDE = ["dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "dpmpp_sde"]
+FIXED = ["ddpm", "lcm"]
+
+
+def _number(default, least=0.0, most=100.0, step=0.01):
+    return ("FLOAT", {"default": default, "min": least, "max": most, "step": step, "round": False})
+
+
+class _SamplerNode:
+    RETURN_TYPES = ("SAMPLER",)
+    FUNCTION = "get_sampler"
+    CATEGORY = "sampling/samplers"
+
+
+class NoisefuseSampler(_SamplerNode):
+    """Any of the samplers, with the options that k-diffusion gives it."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"sampler_name": (PLAIN + ANCESTRAL + SDE + FIXED,)}}
+
+    def get_sampler(self, sampler_name):
+        if sampler_name == "dpmpp_2m_sde_heun":
+            return _sampler("dpmpp_2m_sde", solver_type="heun")
+        return _sampler(sampler_name)
+
+
+class NoisefuseSamplerAncestral(_SamplerNode):
+    """Ancestral samplers, and those of the SDE: eta is how much of the noise is drawn anew."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"sampler_name": (ANCESTRAL + SDE,), "eta": _number(1.0), "s_noise": _number(1.0)}}
+
+    def get_sampler(self, sampler_name, eta, s_noise):
+        if sampler_name == "dpmpp_2m_sde_heun":
+            return _sampler("dpmpp_2m_sde", eta=eta, s_noise=s_noise, solver_type="heun")
+        return _sampler(sampler_name, eta=eta, s_noise=s_noise)
+
+
+class NoisefuseSamplerChurn(_SamplerNode):
+    """Samplers with the churn of Karras et al. 2022: noise is added before a step, where s_tmin <= sigma <= s_tmax."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        numbers = {"s_churn": _number(0.0), "s_tmin": _number(0.0, most=5000.0), "s_tmax": _number(5000.0, most=5000.0)}
+        return {"required": {"sampler_name": (CHURNED,), **numbers, "s_noise": _number(1.0)}}
+
+    def get_sampler(self, sampler_name, s_churn, s_tmin, s_tmax, s_noise):
+        return _sampler(sampler_name, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
+
+
+# ---- levels ------------------------------------------------------------------------------------------------
+
+SCHEDULES = ["scaled_linear", "linear", "cosine", "sigmoid", "laplace", "edm", "flow"]
+SPACINGS = ["linspace", "trailing", "leading", "karras", "exponential", "beta"]
+
+
+class NoisefuseSigmas:
+    """The levels that a sampler visits on a schedule: scaled_linear is Stable Diffusion's, flow that of flow models."""
+
+    RETURN_TYPES = ("SIGMAS",)
+    FUNCTION = "get_sigmas"
+    CATEGORY = "sampling/schedulers"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        own = {"tooltip": "0: the schedule's. Of the spacings karras, exponential and beta"}
+        ends = {name: ("FLOAT", _number(0.0, most=5000.0)[1] | own) for name in ("sigma_min", "sigma_max")}
+        required = {
+            "schedule": (SCHEDULES,),
+            "spacing": (SPACINGS,),
+            "steps": ("INT", {"default": 20, "min": 1, "max": 1000}),
+            "denoise": _number(1.0, most=1.0),
+        }
+        return {"required": required, "optional": {**ends, "rho": _number(7.0, 0.01), "shift": _number(1.0, 0.01)}}
+
+    def get_sigmas(self, schedule, spacing, steps, denoise, sigma_min=0.0, sigma_max=0.0, rho=7.0, shift=1.0):
+        if denoise <= 0:
+            return (torch.FloatTensor([]),)
+        flow = schedule == "flow"
+        made = nf.Schedule.flow(1000, shift) if flow else getattr(nf.Schedule, schedule)(1000)
+        ends = {key: value for key, value in (("sigma_min", sigma_min), ("sigma_max", sigma_max)) if value}
+        run = nf.samplers.flow_euler if flow else nf.samplers.euler  # which begins rows at levels of x / alpha
+        sampler = run(made, steps=int(steps / denoise), spacing=spacing, prediction="sample", rho=rho, **ends)
+        sigmas = torch.tensor([*sampler.tableau.sigma, 0.0], dtype=torch.float32)
+        return (sigmas[-(steps + 1) :],)
+
+
+NODE_CLASS_MAPPINGS = {
+    "NoisefuseNoise": NoisefuseNoise,
+    "NoisefuseSampler": NoisefuseSampler,
+    "NoisefuseSamplerAncestral": NoisefuseSamplerAncestral,
+    "NoisefuseSamplerChurn": NoisefuseSamplerChurn,
+    "NoisefuseSigmas": NoisefuseSigmas,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "NoisefuseNoise": "Named Noise (noisefuse)",
+    "NoisefuseSampler": "Sampler (noisefuse)",
+    "NoisefuseSamplerAncestral": "Sampler, ancestral and SDE (noisefuse)",
+    "NoisefuseSamplerChurn": "Sampler with churn (noisefuse)",
+    "NoisefuseSigmas": "Sigmas (noisefuse)",
+}

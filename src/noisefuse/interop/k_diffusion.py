@@ -1,0 +1,582 @@
+# SPDX-License-Identifier: Apache-2.0
+"""k-diffusion's sampling functions, run by rows: the same names, arguments, defaults and callbacks.
+
+    from noisefuse.interop.k_diffusion import sample_dpmpp_2m  # k_diffusion.sampling.sample_dpmpp_2m
+
+Those of k_diffusion/sampling.py (Crowson 2022), and of ComfyUI's comfy/k_diffusion/sampling.py `sample_ddpm`,
+`sample_lcm`, `sample_ipndm` and `sample_gradient_estimation`. Neither is needed. docs/k_diffusion.md: what differs.
+
+The model is theirs, ``model(x, sigma, **extra_args)``, sigma (B,), and returns the clean sample, x = x0 + sigma z. Each
+step is one pass, and x a new tensor after it.
+
+Noise is theirs where nothing is said: ``torch.randn_like``, from torch's generator, so that a seed gives the picture
+that it gave. ``noise=``, a `Noise` or a list of them, one for each sample of the batch, is drawn within the step: by
+row i, the i-th model call, from stream 3 at step ``noise.step + i``, as in `Sampler.step`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+
+import noisefuse as nf
+
+from ..tableau import ZERO, Row, Tableau, m1, past, x, z
+
+__all__ = [
+    "noise_sampler",
+    "sample_ddpm",
+    "sample_dpm_2",
+    "sample_dpm_2_ancestral",
+    "sample_dpmpp_2m",
+    "sample_dpmpp_2m_sde",
+    "sample_dpmpp_2s_ancestral",
+    "sample_dpmpp_3m_sde",
+    "sample_dpmpp_sde",
+    "sample_euler",
+    "sample_euler_ancestral",
+    "sample_gradient_estimation",
+    "sample_heun",
+    "sample_ipndm",
+    "sample_lcm",
+    "sample_lms",
+]
+
+Noises: TypeAlias = "nf.Noise | Sequence[nf.Noise]"
+Model: TypeAlias = Callable[..., torch.Tensor]
+NoiseSampler: TypeAlias = Callable[[Any, Any], torch.Tensor]
+Callback: TypeAlias = "Callable[[dict[str, Any]], object] | None"
+ExtraArgs: TypeAlias = "dict[str, Any] | None"
+
+_STREAM = 3  # of a sampler's rows: docs/noise.md
+_EXPLODING = nf.Schedule.karras(2)  # alpha = 1, which is all that a list of levels needs of it
+
+
+# ---- noise -------------------------------------------------------------------------------------------------
+
+
+def noise_sampler(x: torch.Tensor, noise: Noises) -> NoiseSampler:
+    """A noise sampler for k-diffusion's functions, and others with their interface: f(sigma, sigma_next) -> z like x.
+
+    Call k draws ``randn_like(x, noise.at(step=noise.step + k, stream=3))``: what the functions here draw in row k, so
+    that both ways give one picture where each step is one call of the model. It does not read the levels: for functions
+    that want increments of one Brownian motion (their `sample_dpmpp_sde`) take the one here.
+
+    Args:
+        x: of the shape, dtype and device that z has; axis 0 is the batch.
+        noise: a Noise, or a list with one for each sample.
+
+    >>> from noisefuse.interop import k_diffusion
+    >>> draw = k_diffusion.noise_sampler(torch.zeros(2, 3), [nf.Noise(11), nf.Noise(12)])
+    >>> draw(14.6, 9.7).shape
+    torch.Size([2, 3])
+    """
+    calls = iter(range(1 << 32))
+
+    def draw(sigma: Any, sigma_next: Any) -> torch.Tensor:
+        return nf.randn_like(x, _named(noise, next(calls)))
+
+    return draw
+
+
+def _named(noise: Noises, i: int) -> Any:
+    if isinstance(noise, nf.Noise):
+        return noise.at(step=noise.step + i, stream=_STREAM)
+    return [one.at(step=one.step + i, stream=_STREAM) for one in noise]
+
+
+def _brownian(noise: Noises | None, given: NoiseSampler | None) -> Noises | None:
+    """Of samplers that k-diffusion gives a Brownian tree: noise that a word of torch's generator names, as it does."""
+    if noise is None and given is None:
+        return nf.Noise(int(torch.randint(0, 2**63 - 1, ())))
+    return noise
+
+
+# ---- a list of levels, as rows -----------------------------------------------------------------------------
+
+
+class _Run(NamedTuple):
+    """A sampler and what of it k-diffusion's loop over steps asks."""
+
+    sampler: nf.Sampler
+    steps: tuple[range, ...]  # of each step its rows
+    times: list[float]  # of each row, what the model is told
+    draws: list[bool]
+    levels: tuple[float, ...]
+    kick: float = 0.0  # standard deviation of what comes before the first row
+
+
+@lru_cache(maxsize=64)
+def _run(make: Callable[..., Any], levels: tuple[float, ...], s_noise: float = 1.0, **options: Any) -> _Run:
+    """The rows of a list of levels: of a function of ``nf.samplers``, or of one of those below."""
+    if make is _churned:
+        table, kick = _churned(levels, s_noise, **options)
+    else:
+        made = make(levels, **options) if make is _dpmpp_2m_sde else _of(make, levels, **options).tableau
+        table, kick = _with_noise(made, s_noise), 0.0
+    n = len(levels) - 1
+    ends = range(n) if len(table) == n else np.flatnonzero(table.push == 0).tolist()  # two calls: the first one keeps x
+    steps = tuple(range(first, last + 1) for first, last in zip([0, *(end + 1 for end in ends)], ends, strict=False))
+    draws = np.any([table.rows[name]["z"] != 0 for name in _WITH_NOISE], axis=0)
+    return _Run(nf.Sampler(table), steps, table.timesteps.tolist(), draws.tolist(), levels, kick)
+
+
+_WITH_NOISE = ("out", "aux1", "aux2")
+
+
+def _of(make: Callable[..., nf.Sampler], levels: Sequence[float], **options: Any) -> nf.Sampler:
+    return make(_EXPLODING, steps=levels[:-1], final=levels[-1] or "zero", prediction="sample", **options)
+
+
+def _with_noise(table: Tableau, factor: float) -> Tableau:
+    """The table with fresh noise times a factor."""
+    if factor == 1:
+        return table
+    rows = table.rows.copy()
+    for name in _WITH_NOISE:
+        rows[name]["z"] *= factor
+    return Tableau(rows, table.timesteps, table.name, push=table.push, alpha=table.alpha, sigma=table.sigma)
+
+
+def _churned(
+    levels: tuple[float, ...],
+    s_noise: float,
+    method: Callable[..., nf.Sampler],
+    s_churn: float,
+    s_tmin: float,
+    s_tmax: float,
+) -> tuple[Tableau, float]:
+    """Karras et al. 2022, algorithm 2, of any method that remembers no step; and what the first x is given.
+
+        gamma = min(s_churn / n, sqrt(2) - 1) if s_tmin <= sigma <= s_tmax else 0,    sigma^ = sigma + gamma sigma
+        x^ = x + s_noise sqrt(sigma^^2 - sigma^2) z                    before the model is called
+
+    The noise before a model call is added by the row before it.
+    """
+    n, most = len(levels) - 1, math.sqrt(2) - 1
+    raised = [level * (1 + min(s_churn / n, most) * (s_tmin <= level <= s_tmax)) for level in levels[:-1]]
+    added = [s_noise * math.sqrt(up**2 - level**2) for up, level in zip(raised, levels, strict=False)]
+    tables = [_of(method, pair).tableau for pair in zip(raised, levels[1:], strict=True)]
+    rows = np.concatenate([table.rows for table in tables])
+    last = np.cumsum([len(table) for table in tables]) - 1
+    rows["out"]["z"][last[:-1]] = added[1:]
+    times, push = (np.concatenate([getattr(table, name) for table in tables]) for name in ("timesteps", "push"))
+    return Tableau(rows, times, tables[0].name, push=push), added[0]
+
+
+def _dpmpp_2m_sde(levels: tuple[float, ...], eta: float, solver: str) -> Tableau:
+    """``samplers.dpmpp_2m_sde`` for any eta.
+
+    x' = (sigma' / sigma) e^(-eta h) x + (1 - e^-a) D + w D1 + sigma' sqrt(1 - e^(-2 eta h)) z
+    h = log(sigma / sigma'),    a = (1 + eta) h,    D1 = (D - D_before) h / h_before
+    w = (1 - e^-a) / 2  (midpoint),    w = 1 - (1 - e^-a) / a  (heun)
+    """
+    rows, h_before = [], 0.0
+    for here, there in pairwise(levels):
+        if there == 0:
+            rows.append(Row(out=m1, aux1=m1))
+            continue
+        h = math.log(here / there)
+        if eta and h < 0:
+            raise ValueError(f"a step that draws noise goes to a lower level, not from {here:g} to {there:g}")
+        a, phi = (1 + eta) * h, -math.expm1(-(1 + eta) * h)
+        w = phi / 2 if solver == "midpoint" else 1 - (phi / a if a else 1.0)
+        D1 = h / h_before * (m1 - past[0]) if h_before else ZERO
+        fresh = there * math.sqrt(-math.expm1(-2 * eta * h))
+        rows.append(Row(out=there / here * math.exp(-eta * h) * x + phi * m1 + w * D1 + fresh * z, aux1=m1))
+        h_before = h
+    return Tableau(rows, levels[:-1], "dpmpp_2m_sde", push=[1] * len(rows))
+
+
+# ---- the loop ----------------------------------------------------------------------------------------------
+
+
+class _Call(NamedTuple):
+    """What all functions take."""
+
+    model: Model
+    x: torch.Tensor
+    sigmas: torch.Tensor
+    extra_args: ExtraArgs
+    callback: Callback
+    disable: bool | None
+
+
+def _sample(
+    call: _Call,
+    noise: Noises | None,
+    given: NoiseSampler | None,
+    make: Callable[..., Any],
+    s_noise: float = 1.0,
+    **options: Any,
+) -> torch.Tensor:
+    """k-diffusion's loop. noise: within the rows; else ``given`` draws for each row that needs it, or torch does."""
+    if noise is not None and given is not None:
+        raise TypeError("noise, noise_sampler: give one of them")
+    x, sigmas = call.x, call.sigmas
+    if len(sigmas) < 2:
+        return x
+    run = _run(make, tuple(sigmas.tolist()), float(s_noise), **options)
+    with torch.no_grad():
+        if run.kick:  # named by a row that there is not
+            first = torch.randn_like(x) if noise is None else nf.randn_like(x, _named(noise, len(run.times)))
+            x = x + run.kick * first
+        return _loop(call, run, x, noise, given)
+
+
+def _loop(call: _Call, run: _Run, x: torch.Tensor, noise: Noises | None, given: NoiseSampler | None) -> torch.Tensor:
+    sampler, sigmas, extra = run.sampler, call.sigmas, call.extra_args or {}
+    n, batch = len(run.times), x.shape[0]
+    times = x.new_tensor(run.times).repeat_interleave(batch).view(n, batch).unbind()
+    state = sampler.state(x)
+    source: Any = noise
+    for step, rows in enumerate(_bar(run.steps, call.disable)):
+        for i in rows:
+            denoised = call.model(x, times[i], **extra)
+            if call.callback is not None and i == rows.start:
+                sigma = sigmas[step]
+                raised = sigma if run.times[i] == run.levels[step] else sigmas.new_tensor(run.times[i])
+                call.callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": raised, "denoised": denoised})
+            if noise is None and run.draws[i]:
+                source = torch.randn_like(x) if given is None else given(*_between(run, sigmas, step, i))
+            x = sampler.step(i, x, denoised, source, state)
+    return x
+
+
+def _between(run: _Run, sigmas: torch.Tensor, step: int, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The levels of the noise that row i draws: the step's ends, or of a Brownian motion in two pieces those of one."""
+    rows = run.steps[step]
+    if len(rows) == 1 or not run.draws[rows.start]:
+        return sigmas[step], sigmas[step + 1]
+    middle = sigmas.new_tensor(run.times[rows.start + 1])
+    return (sigmas[step], middle) if i == rows.start else (middle, sigmas[step + 1])
+
+
+def _bar(steps: tuple[range, ...], disable: bool | None) -> Iterable[range]:
+    """With tqdm's bar, where tqdm is installed."""
+    if disable:
+        return steps
+    try:
+        bar: Iterable[range] = importlib.import_module("tqdm.auto").tqdm(steps, disable=disable)
+    except ImportError:
+        return steps
+    return bar
+
+
+def _sample_churned(
+    call: _Call, noise: Noises | None, make: Callable[..., Any], s_noise: float, **churn: float
+) -> torch.Tensor:
+    if churn["s_churn"] > 0:
+        return _sample(call, noise, None, _churned, s_noise, method=make, **churn)
+    return _sample(call, noise, None, make)
+
+
+# ---- the functions -----------------------------------------------------------------------------------------
+
+
+def sample_euler(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: ExtraArgs = None,
+    callback: Callback = None,
+    disable: bool | None = None,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = float("inf"),
+    s_noise: float = 1.0,
+    *,
+    noise: Noises | None = None,
+) -> torch.Tensor:
+    """`samplers.euler`, with the churn of Karras et al. 2022, algorithm 2.
+
+    Args:
+        model: model(x, sigma, **extra_args) -> the clean sample; sigma (B,), of x's dtype.
+        x: at the first level, x0 + sigma z; axis 0 is the batch. Not changed.
+        sigmas: (n + 1,), the levels of the n steps and where the last one goes, usually 0.
+        callback: gets {"x", "i", "sigma", "sigma_hat", "denoised"} once a step, before it is made.
+        disable: no bar; None: a bar on terminals. It needs tqdm, and is left out without.
+        s_churn, s_tmin, s_tmax, s_noise: theirs.
+        noise: a Noise, or a list with one for each sample; default: torch's generator.
+
+    Returns:
+        x at the last level, of x's dtype.
+
+    Raises:
+        ValueError: levels that no step goes to, such as a 0 before the last; a tensor of another shape.
+
+    The other functions take the same, and what theirs take beside it.
+    """
+    call = _Call(model, x, sigmas, extra_args, callback, disable)
+    return _sample_churned(call, noise, nf.samplers.euler, s_noise, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax)
+
+
+def sample_heun(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: ExtraArgs = None,
+    callback: Callback = None,
+    disable: bool | None = None,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = float("inf"),
+    s_noise: float = 1.0,
+    *,
+    noise: Noises | None = None,
+) -> torch.Tensor:
+    """`samplers.heun`, with the churn of Karras et al. 2022, algorithm 2. Arguments: `sample_euler`."""
+    call = _Call(model, x, sigmas, extra_args, callback, disable)
+    return _sample_churned(call, noise, nf.samplers.heun, s_noise, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax)
+
+
+def sample_dpm_2(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: ExtraArgs = None,
+    callback: Callback = None,
+    disable: bool | None = None,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = float("inf"),
+    s_noise: float = 1.0,
+    *,
+    noise: Noises | None = None,
+) -> torch.Tensor:
+    """`samplers.dpm_2`, with the churn of Karras et al. 2022. Arguments: `sample_euler`."""
+    call = _Call(model, x, sigmas, extra_args, callback, disable)
+    return _sample_churned(call, noise, nf.samplers.dpm_2, s_noise, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax)
+
+
+def sample_lms(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: ExtraArgs = None,
+    callback: Callback = None,
+    disable: bool | None = None,
+    order: int = 4,
+) -> torch.Tensor:
+    """`samplers.lms`. order: 1 to 4. Arguments: `sample_euler`."""
+    call = _Call(model, x, sigmas, extra_args, callback, disable)
+    return _sample(call, None, None, nf.samplers.lms, order=order)
+
+
+def sample_dpmpp_2m(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: ExtraArgs = None,
+    callback: Callback = None,
+    disable: bool | None = None,
+) -> torch.Tensor:
+    """`samplers.dpmpp_2m`. Arguments: `sample_euler`."""
+    call = _Call(model, x, sigmas, extra_args, callback, disable)
+    return _sample(call, None, None, nf.samplers.dpmpp_2m, lower_order_final=False)
+
+
+def sample_ipndm(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: ExtraArgs = None,
+    callback: Callback = None,
+    disable: bool | None = None,
+    max_order: int = 4,
+) -> torch.Tensor:
+    """`samplers.ipndm`; ComfyUI. max_order: 1 to 4. Arguments: `sample_euler`."""
+    call = _Call(model, x, sigmas, extra_args, callback, disable)
+    return _sample(call, None, None, nf.samplers.ipndm, order=max_order)
+
+
+def sample_gradient_estimation(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: ExtraArgs = None,
+    callback: Callback = None,
+    disable: bool | None = None,
+    ge_gamma: float = 2.0,
+) -> torch.Tensor:
+    """`samplers.gradient_estimation`; ComfyUI, without its cfg_pp. Arguments: `sample_euler`."""
+    call = _Call(model, x, sigmas, extra_args, callback, disable)
+    return _sample(call, None, None, nf.samplers.gradient_estimation, gamma=ge_gamma)
+
+
+def sample_euler_ancestral(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: ExtraArgs = None,
+    callback: Callback = None,
+    disable: bool | None = None,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
+    *,
+    noise: Noises | None = None,
+) -> torch.Tensor:
+    """`samplers.euler_ancestral`. Other arguments: `sample_euler`.
+
+    Args:
+        eta: of how much of the noise is drawn anew. s_noise: a factor of what is drawn.
+        noise_sampler: f(sigma, sigma_next) -> noise like x, called once for each row that draws.
+        noise: in its place.
+
+    Raises:
+        ValueError: eta < 0, or so large that more noise is asked for than there is; levels that rise, where noise is
+            drawn. TypeError: both noise and noise_sampler.
+
+    >>> from noisefuse.interop.k_diffusion import sample_euler_ancestral
+    >>> sigmas, x = torch.tensor([10.0, 3.0, 1.0, 0.0]), 10 * torch.randn(2, 3)
+    >>> sample_euler_ancestral(lambda x, sigma: 0.1 * x, x, sigmas, noise=[nf.Noise(11), nf.Noise(12)]).shape
+    torch.Size([2, 3])
+    """
+    call = _Call(model, x, sigmas, extra_args, callback, disable)
+    return _sample(call, noise, noise_sampler, nf.samplers.euler_ancestral, s_noise, eta=eta)
+
+
+def sample_dpm_2_ancestral(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: ExtraArgs = None,
+    callback: Callback = None,
+    disable: bool | None = None,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
+    *,
+    noise: Noises | None = None,
+) -> torch.Tensor:
+    """`samplers.dpm_2_ancestral`. Arguments: `sample_euler_ancestral`."""
+    call = _Call(model, x, sigmas, extra_args, callback, disable)
+    return _sample(call, noise, noise_sampler, nf.samplers.dpm_2_ancestral, s_noise, eta=eta)
+
+
+def sample_dpmpp_2s_ancestral(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: ExtraArgs = None,
+    callback: Callback = None,
+    disable: bool | None = None,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
+    *,
+    noise: Noises | None = None,
+) -> torch.Tensor:
+    """`samplers.dpmpp_2s_ancestral`. Arguments: `sample_euler_ancestral`."""
+    call = _Call(model, x, sigmas, extra_args, callback, disable)
+    return _sample(call, noise, noise_sampler, nf.samplers.dpmpp_2s_ancestral, s_noise, eta=eta)
+
+
+def sample_ddpm(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: ExtraArgs = None,
+    callback: Callback = None,
+    disable: bool | None = None,
+    noise_sampler: NoiseSampler | None = None,
+    *,
+    noise: Noises | None = None,
+) -> torch.Tensor:
+    """`samplers.ddpm`; ComfyUI. Arguments: `sample_euler_ancestral`."""
+    call = _Call(model, x, sigmas, extra_args, callback, disable)
+    return _sample(call, noise, noise_sampler, nf.samplers.ddpm)
+
+
+def sample_lcm(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: ExtraArgs = None,
+    callback: Callback = None,
+    disable: bool | None = None,
+    noise_sampler: NoiseSampler | None = None,
+    s_noise: float = 1.0,
+    *,
+    noise: Noises | None = None,
+) -> torch.Tensor:
+    """`samplers.lcm` without its c_skip: x' = D + sigma' z; ComfyUI. Arguments: `sample_euler_ancestral`."""
+    call = _Call(model, x, sigmas, extra_args, callback, disable)
+    return _sample(call, noise, noise_sampler, nf.samplers.lcm, s_noise, sigma_data=0.0)
+
+
+def sample_dpmpp_sde(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: ExtraArgs = None,
+    callback: Callback = None,
+    disable: bool | None = None,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
+    r: float = 0.5,
+    *,
+    noise: Noises | None = None,
+) -> torch.Tensor:
+    """`samplers.dpmpp_sde`, on one Brownian path. Other arguments: `sample_euler_ancestral`.
+
+    noise_sampler: called for (sigma, s) and (s, sigma'), the two pieces of a step, with s where the model is called for
+    the second time. k-diffusion asks for (sigma, s) and (sigma, sigma'), which says the same of one Brownian motion.
+    Default: a noise that a word of torch's generator names. r: in 0 < r < 1.
+    """
+    call = _Call(model, x, sigmas, extra_args, callback, disable)
+    noise = _brownian(noise, noise_sampler)
+    return _sample(call, noise, noise_sampler, nf.samplers.dpmpp_sde, s_noise, eta=eta, r=r)
+
+
+def sample_dpmpp_2m_sde(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: ExtraArgs = None,
+    callback: Callback = None,
+    disable: bool | None = None,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
+    solver_type: Literal["midpoint", "heun"] = "midpoint",
+    *,
+    noise: Noises | None = None,
+) -> torch.Tensor:
+    """`samplers.dpmpp_2m_sde`, for any eta.
+
+    Default noise: as in `sample_dpmpp_sde`. Arguments: `sample_euler_ancestral`.
+    """
+    if solver_type not in ("midpoint", "heun"):
+        raise ValueError(f"solver_type must be midpoint or heun, got {solver_type!r}")
+    call = _Call(model, x, sigmas, extra_args, callback, disable)
+    noise = _brownian(noise, noise_sampler)
+    return _sample(call, noise, noise_sampler, _dpmpp_2m_sde, s_noise, eta=eta, solver=solver_type)
+
+
+def sample_dpmpp_3m_sde(
+    model: Model,
+    x: torch.Tensor,
+    sigmas: torch.Tensor,
+    extra_args: ExtraArgs = None,
+    callback: Callback = None,
+    disable: bool | None = None,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
+    *,
+    noise: Noises | None = None,
+) -> torch.Tensor:
+    """`samplers.dpmpp_3m_sde`. Default noise: as in `sample_dpmpp_sde`. Arguments: `sample_euler_ancestral`."""
+    call = _Call(model, x, sigmas, extra_args, callback, disable)
+    noise = _brownian(noise, noise_sampler)
+    return _sample(call, noise, noise_sampler, nf.samplers.dpmpp_3m_sde, s_noise, eta=eta)

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nodes of integrations/comfyui, in a stand-in for their host.
+
+It has what they and a run need of ComfyUI: of comfy/samplers.py a KSAMPLER, a model with a mask around it and a guider
+that packs nested latents, of comfy_extras/nodes_custom_sampler.py what SamplerCustomAdvanced does with a noise.
+
+Seen to fail: noise by place where there is a batch_index; one name for all tensors of a nested latent; steps that draw
+from the seed alone; a flow model that is not refused.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+import noisefuse as nf
+
+torch = pytest.importorskip("torch")
+kd = pytest.importorskip("noisefuse.interop.k_diffusion")
+
+PACK = Path(__file__).parents[2] / "integrations" / "comfyui"
+
+
+# ---- the host ----------------------------------------------------------------------------------------------
+
+
+class NestedTensor:
+    is_nested = True
+
+    def __init__(self, tensors):
+        self.tensors = list(tensors)
+
+    def unbind(self):
+        return self.tensors
+
+    @property
+    def shape(self):
+        return self.tensors[0].shape
+
+
+class EPS:  # x = x0 + sigma z
+    sigma_max = torch.tensor(14.6146)
+
+    def noise_scaling(self, sigma, noise, latent, max_denoise=False):
+        return latent + noise * ((1 + sigma**2).sqrt() if max_denoise else sigma)
+
+    def inverse_noise_scaling(self, sigma, latent):
+        return latent
+
+
+class CONST:  # a flow
+    sigma_max = torch.tensor(1.0)
+
+    def noise_scaling(self, sigma, noise, latent, max_denoise=False):
+        return sigma * noise + (1 - sigma) * latent
+
+    def inverse_noise_scaling(self, sigma, latent):
+        return latent / (1 - sigma)
+
+
+class Masked:
+    """What KSAMPLER gives a sampler for a model: beyond the mask it says the latent, and is shown it with its noise."""
+
+    def __init__(self, guider):
+        self.inner_model = guider
+
+    def __call__(self, x, sigma, denoise_mask, model_options, seed):
+        if denoise_mask is None:
+            return self.inner_model(x, sigma)
+        known = self.inner_model.inner_model.model_sampling.noise_scaling(
+            sigma.reshape(-1, *[1] * (x.ndim - 1)), self.noise, self.latent_image
+        )
+        out = self.inner_model(x * denoise_mask + known * (1 - denoise_mask), sigma)
+        return out * denoise_mask + self.latent_image * (1 - denoise_mask)
+
+
+class KSAMPLER:
+    def __init__(self, sampler_function, extra_options={}, inpaint_options={}):  # noqa: B006
+        self.sampler_function, self.extra_options = sampler_function, extra_options
+
+    def sample(self, guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar):
+        extra_args["denoise_mask"] = denoise_mask
+        model, scaling = Masked(guider), guider.inner_model.model_sampling
+        model.latent_image, model.noise = latent_image, noise
+        most = float(scaling.sigma_max) <= float(sigmas[0]) * (1 + 1e-5)
+        x = scaling.noise_scaling(sigmas[0], noise, latent_image, most)
+        told = lambda found: callback(found["i"], found["denoised"], found["x"], len(sigmas) - 1)  # noqa: E731
+        x = self.sampler_function(
+            model, x, sigmas, extra_args=extra_args, callback=told, disable=disable_pbar, **self.extra_options
+        )
+        return scaling.inverse_noise_scaling(sigmas[-1], x)
+
+
+class Guider:
+    def __init__(self, scaling):
+        self.inner_model, self.seen = SimpleNamespace(model_sampling=scaling), []
+
+    def __call__(self, x, sigma):
+        self.seen.append(x)
+        return 0.25 / (0.25 + sigma.reshape(-1, *[1] * (x.ndim - 1)) ** 2) * x
+
+    def sample(self, noise, latent, sampler, sigmas, denoise_mask=None, seed=None):
+        shapes = [latent.shape]
+        if latent.is_nested:
+            shapes = [tensor.shape for tensor in latent.unbind()]
+            latent, noise = packed(latent.unbind()), packed(noise.unbind())
+        if denoise_mask is not None:
+            masks = denoise_mask.unbind() if denoise_mask.is_nested else [denoise_mask]
+            masks = [mask.expand(shape) for mask, shape in zip(masks, shapes, strict=True)]
+            denoise_mask = packed(masks) if len(masks) > 1 else masks[0]
+        calls = []
+        extra = {"model_options": {}, "seed": seed}
+        x = sampler.sample(self, sigmas, extra, lambda *call: calls.append(call), noise, latent, denoise_mask, True)
+        assert [call[0] for call in calls] == list(range(len(sigmas) - 1))
+        return x if len(shapes) == 1 else NestedTensor(unpacked(x, shapes))
+
+
+def packed(tensors):
+    return torch.cat([tensor.reshape(len(tensor), 1, -1) for tensor in tensors], dim=-1)
+
+
+def unpacked(x, shapes):
+    parts = x.split([shape[1:].numel() for shape in shapes], dim=-1)
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def run(noise, sampler, sigmas, latent, scaling=None):
+    """SamplerCustomAdvanced: it asks for the noise, and then for its seed."""
+    guider = Guider(scaling or EPS())
+    z = noise.generate_noise(latent)
+    return guider.sample(z, latent["samples"], sampler, sigmas, latent.get("noise_mask"), seed=noise.seed)
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """The folder, loaded as the host loads what lies in custom_nodes."""
+    host = {"comfy": {}, "comfy.model_sampling": {"EPS": EPS, "CONST": CONST}, "comfy.samplers": {"KSAMPLER": KSAMPLER}}
+    host["comfy.nested_tensor"] = {"NestedTensor": NestedTensor}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, content in host.items():
+            patch.setitem(sys.modules, name, ModuleType(name))
+            vars(sys.modules[name]).update(content)
+            if "." in name:
+                setattr(sys.modules["comfy"], name.partition(".")[2], sys.modules[name])
+        name = "custom_nodes_noisefuse"
+        spec = importlib.util.spec_from_file_location(
+            name, PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+        )
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        yield module
+        for loaded in [loaded for loaded in sys.modules if loaded.startswith(f"{name}.")]:
+            del sys.modules[loaded]
+
+
+def node(nodes, name, **inputs):
+    """What a node makes of its inputs, with the defaults of those that are left out."""
+    kind = nodes.NODE_CLASS_MAPPINGS[name]
+    declared = kind.INPUT_TYPES()
+    assert {*inputs} <= {*declared["required"], *declared.get("optional", {})}
+    assert {*inputs} >= {key for key, (_, *rest) in declared["required"].items() if not rest} - {"sampler_name"}
+    given = {key: rest[0]["default"] for key, (_, *rest) in declared["required"].items() if rest}
+    made = getattr(kind(), kind.FUNCTION)(**{**given, **inputs})
+    assert len(made) == len(kind.RETURN_TYPES) == 1
+    return made[0]
+
+
+SIGMAS = torch.tensor([14.6146, 7.0, 3.0, 1.0, 0.3, 0.0])
+
+
+def latent(batch=3, **more):
+    return {"samples": torch.zeros(batch, 4, 6, 5), **more}
+
+
+# ---- noise -------------------------------------------------------------------------------------------------
+
+
+def test_noise_is_named_by_the_place_in_the_batch(nodes):
+    noise = node(nodes, "NoisefuseNoise", noise_seed=7)
+    made = noise.generate_noise(latent())
+    assert noise.seed == 7
+    assert torch.equal(made, nf.randn_like(torch.zeros(3, 4, 6, 5), nf.Noise(7, stream=2)))
+    assert torch.equal(noise.generate_noise(latent(2, batch_index=[2, 0])), made[[2, 0]])
+    assert torch.equal(noise.generate_noise(latent(2, batch_index=[1, 1])), made[[1, 1]])
+    far = noise.generate_noise(latent(1, batch_index=[10**9]))  # none of the others is drawn
+    assert torch.equal(far, nf.randn_like(torch.zeros(1, 4, 6, 5), nf.Noise(7, sample=10**9, stream=2)))
+
+
+def test_noise_with_a_seed_for_each_entry(nodes):
+    noise = node(nodes, "NoisefuseNoise", seeds="11, 12 13")
+    made = noise.generate_noise(latent())
+    alone = node(nodes, "NoisefuseNoise", noise_seed=12).generate_noise(latent(1))
+    assert torch.equal(made[1:2], alone)
+    assert torch.equal(noise.generate_noise(latent(1, batch_index=[1])), alone)
+    with pytest.raises(ValueError, match="entry 3 of the batch has none, there are 3"):
+        noise.generate_noise(latent(4))
+    with pytest.raises(ValueError, match="expected integers"):
+        node(nodes, "NoisefuseNoise", seeds="11; 12")
+    with pytest.raises(ValueError, match="batch_index: expected 2 numbers, one for each entry, got 3"):
+        noise.generate_noise(latent(2, batch_index=[0, 1, 2]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_noise_is_of_the_latents_dtype(nodes, dtype):
+    made = node(nodes, "NoisefuseNoise").generate_noise({"samples": torch.zeros(2, 4, 8, dtype=dtype)})
+    assert made.dtype == dtype
+    assert made.device.type == "cpu"
+
+
+def test_noise_of_a_nested_latent(nodes):
+    video, audio = torch.zeros(2, 4, 3, 6, 5), torch.zeros(2, 8, 30)
+    noise = node(nodes, "NoisefuseNoise", noise_seed=7)
+    made = noise.generate_noise({"samples": NestedTensor([video, audio])})
+    assert made.is_nested
+    assert [part.shape for part in made.unbind()] == [video.shape, audio.shape]
+    assert torch.equal(made.unbind()[0], noise.generate_noise({"samples": video}))
+    assert not torch.equal(made.unbind()[0].flatten()[:240], made.unbind()[1].flatten()[:240])
+    one = noise.generate_noise({"samples": NestedTensor([video[1:], audio[1:]]), "batch_index": [1]})
+    assert torch.equal(one.unbind()[1], made.unbind()[1][1:])
+
+
+# ---- samplers ----------------------------------------------------------------------------------------------
+
+PLAIN = ["euler", "heun", "dpmpp_2m", "dpm_2", "lms", "ipndm", "gradient_estimation"]
+RANDOM = ["euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral"]
+RANDOM += ["dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "dpmpp_sde", "ddpm", "lcm"]
+EVERY = PLAIN + RANDOM
+
+
+def test_all_samplers_are_on_the_menu(nodes):
+    (menu,) = nodes.NODE_CLASS_MAPPINGS["NoisefuseSampler"].INPUT_TYPES()["required"]["sampler_name"]
+    assert menu == EVERY
+    assert {f"sample_{name}" for name in menu} - {"sample_dpmpp_2m_sde_heun"} == {*kd.__all__} - {"noise_sampler"}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_entry_of_a_batch_is_what_it_is_alone(nodes, name):
+    sampler = node(nodes, "NoisefuseSampler", sampler_name=name)
+    noise = node(nodes, "NoisefuseNoise", noise_seed=7)
+    whole = run(noise, sampler, SIGMAS, latent())
+    assert whole.isfinite().all()
+    assert torch.equal(run(noise, sampler, SIGMAS, latent(1, batch_index=[2])), whole[2:])
+    several = node(nodes, "NoisefuseNoise", seeds="3 1 4")
+    whole = run(several, sampler, SIGMAS, latent())
+    assert torch.equal(run(node(nodes, "NoisefuseNoise", noise_seed=1), sampler, SIGMAS, latent(1)), whole[1:2])
+
+
+def test_a_sampler_is_the_function(nodes):
+    noise = node(nodes, "NoisefuseNoise", noise_seed=7)
+    sampler = node(nodes, "NoisefuseSamplerAncestral", sampler_name="dpmpp_2m_sde_heun", eta=0.5, s_noise=0.9)
+    found = run(noise, sampler, SIGMAS, latent())
+    x = (1 + SIGMAS[0] ** 2).sqrt() * noise.generate_noise(latent())
+    options = {"eta": 0.5, "s_noise": 0.9, "solver_type": "heun", "noise": nf.Noise(7)}
+    assert torch.equal(found, kd.sample_dpmpp_2m_sde(Guider(EPS()), x, SIGMAS, disable=True, **options))
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpm_2"])
+def test_churn(nodes, name):
+    noise = node(nodes, "NoisefuseNoise", noise_seed=7)
+    sampler = node(nodes, "NoisefuseSamplerChurn", sampler_name=name, s_churn=3.0)
+    found = run(noise, sampler, SIGMAS, latent())
+    x = (1 + SIGMAS[0] ** 2).sqrt() * noise.generate_noise(latent())
+    options = {"s_churn": 3.0, "noise": nf.Noise(7)}
+    assert torch.equal(found, getattr(kd, f"sample_{name}")(Guider(EPS()), x, SIGMAS, disable=True, **options))
+
+
+def test_lms_ends_as_the_hosts(nodes):
+    """To 0 by x' = D; a part of the levels is k-diffusion's."""
+    noise, guider = node(nodes, "NoisefuseNoise", noise_seed=7), Guider(EPS())
+    sampler = node(nodes, "NoisefuseSampler", sampler_name="lms")
+    found = guider.sample(noise.generate_noise(latent()), latent()["samples"], sampler, SIGMAS)
+    assert torch.allclose(found, guider(guider.seen[-1], SIGMAS[-2:-1]), rtol=1e-6)
+    x = (1 + SIGMAS[0] ** 2).sqrt() * noise.generate_noise(latent())
+    part = run(noise, sampler, SIGMAS[:-1], latent())
+    assert torch.equal(part, kd.sample_lms(Guider(EPS()), x, SIGMAS[:-1], disable=True))
+    assert torch.equal(run(noise, sampler, SIGMAS[:1], latent()), x)
+
+
+def test_other_noise_gives_its_seed(nodes):
+    """RandomNoise, and wrappers that make an int of a seed: entries are named by their place."""
+    other = SimpleNamespace(seed=7, generate_noise=lambda latent: torch.ones_like(latent["samples"]))
+    sampler = node(nodes, "NoisefuseSampler", sampler_name="euler_ancestral")
+    assert torch.equal(run(other, sampler, SIGMAS, latent(2)), run(other, sampler, SIGMAS, latent(3))[:2])
+    other.seed = None
+    torch.manual_seed(7)
+    first = run(other, sampler, SIGMAS, latent(2))
+    torch.manual_seed(7)
+    assert torch.equal(run(other, sampler, SIGMAS, latent(2)), first)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_beyond_a_mask_the_latent_stays(nodes, name):
+    known, mask = torch.randn(2, 4, 6, 5), torch.zeros(2, 1, 6, 5)
+    mask[..., :3] = 1
+    sampler, noise = node(nodes, "NoisefuseSampler", sampler_name=name), node(nodes, "NoisefuseNoise", noise_seed=7)
+    found = run(noise, sampler, SIGMAS, {"samples": known, "noise_mask": mask})
+    assert torch.allclose(found[..., 3:], known[..., 3:], atol=1e-5)
+    assert not torch.allclose(found[..., :3], known[..., :3], atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_sde"])
+def test_nested_latents_and_masks(nodes, name):
+    video, audio = torch.randn(2, 4, 3, 6, 5), torch.randn(2, 8, 30)
+    masks = NestedTensor([torch.ones(2, 1, 1, 1, 1), torch.zeros(2, 1, 1)])
+    sampler, noise = node(nodes, "NoisefuseSampler", sampler_name=name), node(nodes, "NoisefuseNoise", noise_seed=7)
+    found = run(noise, sampler, SIGMAS, {"samples": NestedTensor([video, audio]), "noise_mask": masks})
+    assert [part.shape for part in found.unbind()] == [video.shape, audio.shape]
+    assert torch.allclose(found.unbind()[1], audio, atol=1e-5)
+    only = {"samples": NestedTensor([video[1:], audio[1:]]), "batch_index": [1]}
+    only["noise_mask"] = NestedTensor([mask[1:] for mask in masks.unbind()])
+    assert torch.equal(run(noise, sampler, SIGMAS, only).unbind()[0], found.unbind()[0][1:])
+
+
+def test_flow_models(nodes):
+    noise, flow = (
+        node(nodes, "NoisefuseNoise", noise_seed=7),
+        node(nodes, "NoisefuseSigmas", schedule="flow", spacing="trailing"),
+    )
+    for name in PLAIN:
+        assert run(noise, node(nodes, "NoisefuseSampler", sampler_name=name), flow, latent(), CONST()).isfinite().all()
+    for name in RANDOM:
+        with pytest.raises(ValueError, match="this model is a flow"):
+            run(noise, node(nodes, "NoisefuseSampler", sampler_name=name), flow, latent(), CONST())
+    churn = {"sampler_name": "heun", "s_churn": 3.0}
+    with pytest.raises(ValueError, match="this model is a flow"):
+        run(noise, node(nodes, "NoisefuseSamplerChurn", **churn), flow, latent(), CONST())
+    still = node(nodes, "NoisefuseSamplerAncestral", sampler_name="euler_ancestral", eta=0.0)
+    euler = node(nodes, "NoisefuseSampler", sampler_name="euler")
+    assert torch.equal(run(noise, still, flow, latent(), CONST()), run(noise, euler, flow, latent(), CONST()))
+
+
+# ---- levels ------------------------------------------------------------------------------------------------
+
+
+def test_levels_of_karras(nodes):
+    ends = {"sigma_min": 0.0291675, "sigma_max": 14.614642}  # ComfyUI's KarrasScheduler
+    found = node(nodes, "NoisefuseSigmas", schedule="scaled_linear", spacing="karras", steps=8, **ends)
+    own = node(nodes, "NoisefuseSigmas", schedule="scaled_linear", spacing="karras", steps=8)
+    assert torch.allclose(found, own, rtol=1e-4)
+    roots = torch.linspace(14.614642 ** (1 / 7), 0.0291675 ** (1 / 7), 8, dtype=torch.float64)
+    assert torch.allclose(found.double(), torch.cat([roots**7, torch.zeros(1, dtype=torch.float64)]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["scaled_linear", "linear", "cosine", "sigmoid", "laplace", "edm", "flow"])
+@pytest.mark.parametrize("spacing", ["linspace", "trailing", "leading", "karras", "exponential", "beta"])
+def test_levels_fall_to_0(nodes, schedule, spacing):
+    if spacing == "beta":
+        pytest.importorskip("scipy")
+    found = node(nodes, "NoisefuseSigmas", schedule=schedule, spacing=spacing, steps=10)
+    assert found.dtype == torch.float32
+    assert found.shape == (11,)
+    assert (found.diff() < 0).all()
+    assert found[-1] == 0
+    part = node(nodes, "NoisefuseSigmas", schedule=schedule, spacing=spacing, steps=5, denoise=0.5)
+    assert torch.equal(part, found[-6:])
+
+
+def test_ends_and_shift_of_levels(nodes):
+    ends = {"schedule": "edm", "spacing": "exponential", "sigma_min": 0.01, "sigma_max": 100.0}
+    assert torch.allclose(node(nodes, "NoisefuseSigmas", **ends, steps=3), torch.tensor([100.0, 1.0, 0.01, 0.0]))
+    shifted = node(nodes, "NoisefuseSigmas", schedule="flow", spacing="trailing", steps=2, shift=3.0)
+    assert torch.allclose(shifted, torch.tensor([1.0, 0.75, 0.0]))
+    assert len(node(nodes, "NoisefuseSigmas", schedule="flow", spacing="trailing", denoise=0.0)) == 0
+
+
+def test_nodes_say_what_they_are(nodes):
+    assert {*nodes.NODE_DISPLAY_NAME_MAPPINGS} == {*nodes.NODE_CLASS_MAPPINGS}
+    for kind in nodes.NODE_CLASS_MAPPINGS.values():
+        assert callable(getattr(kind, kind.FUNCTION))
+        assert kind.CATEGORY.startswith("sampling/")
+        for declared in kind.INPUT_TYPES().values():
+            for typed, *options in declared.values():
+                assert isinstance(typed, list) or typed in {"INT", "FLOAT", "STRING"}
+                assert all("default" in option for option in options)
+    assert "noisefuse" in (PACK / "requirements.txt").read_text().split()

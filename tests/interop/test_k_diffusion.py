@@ -1,0 +1,465 @@
+# SPDX-License-Identifier: Apache-2.0
+"""k-diffusion's functions: against loops, with the same noise.
+
+The loops say what k_diffusion/sampling.py of crowsonkb/k-diffusion says and, for ddpm, lcm, ipndm and
+gradient_estimation, ComfyUI's comfy/k_diffusion/sampling.py.
+
+Seen to fail: noise that s_noise does not scale; `lower_order_final` as `samplers.dpmpp_2m` has it; churn one step late;
+a Brownian motion's second piece asked for from the step's beginning.
+"""
+
+import inspect
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+
+torch = pytest.importorskip("torch")
+kd = pytest.importorskip("noisefuse.interop.k_diffusion")
+
+SHAPE = (3, 2, 5)
+inf = math.inf
+
+
+def karras(n, least=0.03, most=14.6):
+    roots = torch.linspace(most ** (1 / 7), least ** (1 / 7), n, dtype=torch.float64)
+    return torch.cat([roots**7, torch.zeros(1, dtype=torch.float64)])
+
+
+LEVELS = {"to clean data": karras(9), "a part": karras(20)[:7], "one step": karras(3)[-2:]}
+
+
+def model(x, sigma, **extra):  # not linear, and another one for each sample's level
+    s = sigma.reshape(-1, *[1] * (x.ndim - 1))
+    return 0.25 / (0.25 + s**2) * x + 0.1 * torch.tanh(x / (1 + s))
+
+
+class Motion:
+    """A Brownian motion on given levels: what a tree of them gives k-diffusion's functions."""
+
+    def __init__(self, like, levels, seed=5):
+        rng, self.levels = np.random.default_rng(seed), np.sort([*levels])
+        pieces = np.sqrt(np.diff(self.levels, prepend=0))[:, None] * rng.standard_normal((len(levels), like.numel()))
+        self.at = torch.tensor(np.cumsum(pieces, axis=0)).reshape(-1, *like.shape).to(like.dtype)
+
+    def find(self, level):
+        k = int(np.argmin(np.abs(self.levels - float(level))))
+        assert abs(self.levels[k] - float(level)) < 1e-5 * (1 + float(level))
+        return k
+
+    def __call__(self, sigma, sigma_next):
+        a, b = self.find(sigma), self.find(sigma_next)
+        return (self.at[b] - self.at[a]) / math.sqrt(abs(self.levels[b] - self.levels[a])) * (1 if b > a else -1)
+
+
+# ---- the loops ---------------------------------------------------------------------------------------------
+
+
+def down_up(sigma, to, eta):
+    up = min(to, eta * math.sqrt(to**2 * (sigma**2 - to**2) / sigma**2)) if eta else 0.0
+    return math.sqrt(to**2 - up**2), up
+
+
+def D(x, sigma):
+    return model(x, torch.full(x.shape[:1], sigma, dtype=x.dtype))
+
+
+def slope(x, sigma):
+    return (x - D(x, sigma)) / sigma
+
+
+def ancestral(step):
+    """A method without noise, to sigma_down, and then up."""
+
+    def loop(x, sigmas, draw, eta=1.0, s_noise=1.0):
+        for sigma, to in itertools.pairwise(sigmas):
+            low, up = down_up(sigma, to, eta)
+            x = x + (low - sigma) * slope(x, sigma) if low == 0 else step(x, sigma, low)
+            x = x + up * s_noise * draw(sigma, to) if to else x
+        return x
+
+    return loop
+
+
+def euler(x, sigma, to):
+    return x + (to - sigma) * slope(x, sigma)
+
+
+def heun(x, sigma, to):
+    if to == 0:
+        return euler(x, sigma, to)
+    d = slope(x, sigma)
+    return x + (to - sigma) * (d + slope(x + (to - sigma) * d, to)) / 2
+
+
+def dpm_2(x, sigma, to):
+    if to == 0:
+        return euler(x, sigma, to)
+    middle = math.sqrt(sigma * to)
+    return x + (to - sigma) * slope(x + (middle - sigma) * slope(x, sigma), middle)
+
+
+def dpmpp_2s(x, sigma, to):
+    middle = math.sqrt(sigma * to)
+    u = middle / sigma * x + (1 - middle / sigma) * D(x, sigma)
+    return to / sigma * x + (1 - to / sigma) * D(u, middle)
+
+
+def churned(step):
+    def loop(x, sigmas, draw, s_churn=0.0, s_tmin=0.0, s_tmax=inf, s_noise=1.0):
+        for sigma, to in itertools.pairwise(sigmas):
+            gamma = min(s_churn / (len(sigmas) - 1), math.sqrt(2) - 1) if s_tmin <= sigma <= s_tmax else 0
+            hat = sigma * (1 + gamma)
+            if gamma:
+                x = x + s_noise * math.sqrt(hat**2 - sigma**2) * draw(sigma, to)
+            x = step(x, hat, to)
+        return x
+
+    return loop
+
+
+def multistep(weights):
+    """x' = x + sum of weights times the slopes, the newest first."""
+
+    def loop(x, sigmas, draw, **options):
+        slopes = []
+        for i, to in enumerate(sigmas[1:]):
+            slopes.insert(0, slope(x, sigmas[i]))
+            found = weights(sigmas[i::-1], to, **options)
+            x = x + sum(w * d for w, d in zip(found, slopes, strict=False))
+        return x
+
+    return loop
+
+
+def lms(levels, to, order=4):
+    levels = levels[:order]
+    found = []
+    for level in levels:
+        others = [other for other in levels if other != level]
+        lagrange = np.poly1d(np.poly(others) if others else [1.0]) / math.prod(level - other for other in others)
+        found.append(lagrange.integ()(to) - lagrange.integ()(levels[0]))
+    return found
+
+
+ADAMS = [[1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
+
+
+def ipndm(levels, to, max_order=4):
+    return [(to - levels[0]) * w for w in ADAMS[min(len(levels), max_order) - 1 if to else 0]]
+
+
+def gradient_estimation(levels, to, ge_gamma=2.0):
+    h = to - levels[0]
+    return [h * ge_gamma, h * (1 - ge_gamma)] if len(levels) > 1 and to else [h]
+
+
+def dpmpp_2m(x, sigmas, draw):
+    old = last = None
+    for sigma, to in itertools.pairwise(sigmas):
+        d = new = D(x, sigma)
+        h = math.log(sigma / to) if to else inf
+        if old is not None and to:
+            d = new + (new - old) * h / (2 * last)
+        x = math.exp(-h) * x - math.expm1(-h) * d
+        old, last = new, h
+    return x
+
+
+def dpmpp_sde(x, sigmas, draw, eta=1.0, s_noise=1.0, r=0.5):
+    for sigma, to in itertools.pairwise(sigmas):
+        d = D(x, sigma)
+        if to == 0:
+            x = d
+            continue
+        middle = sigma ** (1 - r) * to**r
+        low, up = down_up(sigma, middle, eta)
+        u = low / sigma * x + (1 - low / sigma) * d + up * s_noise * draw(sigma, middle)
+        d = (1 - 1 / (2 * r)) * d + 1 / (2 * r) * D(u, middle)
+        low, up = down_up(sigma, to, eta)
+        x = low / sigma * x + (1 - low / sigma) * d + up * s_noise * draw(sigma, to)
+    return x
+
+
+def multistep_sde(third):
+    """dpmpp_2m_sde and, with its third level, dpmpp_3m_sde."""
+
+    def loop(x, sigmas, draw, eta=1.0, s_noise=1.0, solver_type="heun" if third else "midpoint"):
+        known = []  # (D, h), the newest first
+        for sigma, to in itertools.pairwise(sigmas):
+            d = D(x, sigma)
+            if to == 0:
+                x = d
+                continue
+            h = math.log(sigma / to)
+            a = (1 + eta) * h
+            phi = -math.expm1(-a)
+            phi_2 = 1 - phi / a if solver_type == "heun" else phi / 2
+            x = to / sigma * math.exp(-eta * h) * x + phi * d
+            if third and len(known) > 1:
+                (d_1, h_1), (d_2, h_2) = known[:2]
+                first, second = (d - d_1) * h / h_1, (d_1 - d_2) * h / h_2
+                curve = (first - second) * h / (h_1 + h_2)
+                x = x + phi_2 * (first + curve * h_1 / h) - (phi_2 / a - 0.5) * curve
+            elif known:
+                x = x + phi_2 * (d - known[0][0]) * h / known[0][1]
+            if eta:
+                x = x + to * s_noise * math.sqrt(-math.expm1(-2 * eta * h)) * draw(sigma, to)
+            known.insert(0, (d, h))
+        return x
+
+    return loop
+
+
+def ddpm(x, sigmas, draw):
+    for sigma, to in itertools.pairwise(sigmas):
+        abar, before = 1 / (1 + sigma**2), 1 / (1 + to**2)
+        e, alpha = slope(x, sigma), abar / before
+        x = (x * math.sqrt(abar) - (1 - alpha) / math.sqrt(1 - abar) * e) / math.sqrt(alpha)
+        if to:
+            x = (x + math.sqrt((1 - alpha) * (1 - before) / (1 - abar)) * draw(sigma, to)) / math.sqrt(before)
+    return x
+
+
+def lcm(x, sigmas, draw, s_noise=1.0):
+    for sigma, to in itertools.pairwise(sigmas):
+        x = D(x, sigma)
+        x = x + to * s_noise * draw(sigma, to) if to else x
+    return x
+
+
+SOME, CHURN = {"eta": 0.5, "s_noise": 0.9}, {"s_churn": 3.0, "s_noise": 1.003}
+CASES = {
+    "euler": (churned(euler), [{}, CHURN, {"s_churn": 60.0, "s_tmin": 0.1, "s_tmax": 5.0}]),
+    "heun": (churned(heun), [{}, CHURN]),
+    "dpm_2": (churned(dpm_2), [{}, CHURN]),
+    "lms": (multistep(lms), [{}, {"order": 2}]),
+    "ipndm": (multistep(ipndm), [{}, {"max_order": 3}]),
+    "gradient_estimation": (multistep(gradient_estimation), [{}, {"ge_gamma": 1.5}]),
+    "dpmpp_2m": (dpmpp_2m, [{}]),
+    "euler_ancestral": (ancestral(euler), [{}, SOME, {"eta": 0.0}]),
+    "dpm_2_ancestral": (ancestral(dpm_2), [{}, SOME]),
+    "dpmpp_2s_ancestral": (ancestral(dpmpp_2s), [{}, SOME]),
+    "dpmpp_sde": (dpmpp_sde, [{}, SOME, {"r": 0.3}, {"eta": 0.0}]),
+    "dpmpp_2m_sde": (multistep_sde(False), [{}, {"solver_type": "heun"}, SOME, {"eta": 0.0}]),
+    "dpmpp_3m_sde": (multistep_sde(True), [{}, SOME, {"eta": 0.0}]),
+    "ddpm": (ddpm, [{}]),
+    "lcm": (lcm, [{}, {"s_noise": 0.9}]),
+}
+ALL = [(name, options) for name, (_, several) in CASES.items() for options in several]
+SDE = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
+RANDOM = [name for name in CASES if name.endswith(("ancestral", "sde", "ddpm", "lcm"))]
+
+
+def function(name):
+    return getattr(kd, f"sample_{name}")
+
+
+def start(dtype=torch.float64, level=14.6):
+    return level * torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def motion(name, x, sigmas, options):
+    r = options.get("r", 0.5)
+    pairs = [(float(a), float(b)) for a, b in itertools.pairwise(sigmas) if b > 0]
+    middle = {a ** (1 - r) * b**r for a, b in pairs} if name == "dpmpp_sde" else set()
+    return Motion(x, {float(sigma) for sigma in sigmas} | middle)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=str)
+@pytest.mark.parametrize(("name", "options"), ALL, ids=str)
+def test_a_function_is_the_loop(name, options, levels, dtype, close):
+    sigmas, x = LEVELS[levels].to(dtype), start(dtype)
+    before, given, draw = x.clone(), {}, None
+    if name in RANDOM:
+        draw = given["noise_sampler"] = motion(name, x, sigmas, options)
+    elif "s_churn" in options:
+        draw = lambda sigma, to: torch.randn_like(x)  # noqa: E731
+    torch.manual_seed(3)
+    expected = CASES[name][0](x, sigmas.tolist(), draw, **options)
+    torch.manual_seed(3)
+    found = function(name)(model, x, sigmas, disable=True, **given, **options)
+    assert found.dtype == dtype
+    assert torch.equal(x, before)
+    assert (found - expected).abs().max() <= close * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", [name for name in RANDOM if name not in SDE])
+def test_a_seed_of_torchs_gives_the_picture_that_it_gave(name):
+    x, sigmas = start(), LEVELS["to clean data"]
+    torch.manual_seed(7)
+    expected = CASES[name][0](x, sigmas.tolist(), lambda sigma, to: torch.randn_like(x))
+    torch.manual_seed(7)
+    assert torch.allclose(function(name)(model, x, sigmas, disable=True), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SDE)
+def test_the_noise_of_an_sde_is_repeated_by_torchs_seed(name):
+    x, sigmas = start(), LEVELS["to clean data"]
+    torch.manual_seed(7)
+    first, second = (function(name)(model, x, sigmas, disable=True) for _ in range(2))
+    torch.manual_seed(7)
+    assert torch.equal(function(name)(model, x, sigmas, disable=True), first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", [*RANDOM, "euler", "heun", "dpm_2"])
+def test_named_noise_is_a_samples_own(name):
+    """A sample of a batch is what it is alone; its noise is named by the row, stream 3."""
+    x, sigmas = start(), LEVELS["a part"]
+    options = {} if name in RANDOM else CHURN
+    run = lambda x, noise: function(name)(model, x, sigmas, disable=True, noise=noise, **options)  # noqa: E731
+    whole = run(x, [nf.Noise(seed) for seed in (11, 12, 13)])
+    assert torch.equal(run(x[1:2], nf.Noise(12)), whole[1:2])
+    assert torch.equal(run(x, (nf.Noise(11), nf.Noise(12), nf.Noise(13))), whole)
+    assert not torch.equal(run(x, nf.Noise(11))[1:2], whole[1:2])
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in RANDOM if name not in ("dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde")]
+)
+def test_our_noise_sampler_draws_what_rows_draw(name):
+    x, sigmas, noise = start(), LEVELS["to clean data"], [nf.Noise(seed, step=5) for seed in (11, 12, 13)]
+    loop = CASES[name][0](x, sigmas.tolist(), kd.noise_sampler(x, noise))
+    assert torch.allclose(function(name)(model, x, sigmas, disable=True, noise=noise), loop, rtol=1e-12, atol=1e-12)
+    sampler = kd.noise_sampler(x, nf.Noise(11, step=5))
+    sampler(1.0, 0.5)
+    assert torch.equal(sampler(0.5, 0.1), nf.randn_like(x, nf.Noise(11, step=6, stream=3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("heun", {}), ("euler", CHURN), ("dpmpp_2m", {}), ("dpmpp_sde", {})], ids=str
+)
+def test_callbacks_get_their_dictionaries(name, options):
+    x, sigmas, calls, told = start(), LEVELS["to clean data"], [], []
+
+    def watched(x, sigma, scale):
+        told.append((x, sigma))
+        return scale * model(x, sigma)
+
+    function(name)(watched, x, sigmas, {"scale": 0.5}, calls.append, True, **options)
+    assert [list(call) for call in calls] == [["x", "i", "sigma", "sigma_hat", "denoised"]] * (len(sigmas) - 1)
+    assert [call["i"] for call in calls] == list(range(len(sigmas) - 1))
+    for call in calls:
+        shown, level = next((shown, level) for shown, level in told if shown is call["x"])
+        assert level.shape == x.shape[:1]
+        assert level.dtype == x.dtype
+        assert call["sigma_hat"] == level[0]
+        assert call["sigma"] == sigmas[call["i"]]
+        assert torch.equal(call["denoised"], 0.5 * model(shown, level))
+    assert (calls[0]["sigma_hat"] > calls[0]["sigma"]) == ("s_churn" in options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["dpmpp_2m", "euler_ancestral", "dpmpp_sde"])
+def test_half_precision(name, dtype):
+    x, sigmas, told = start(dtype), LEVELS["to clean data"].float(), []
+
+    def watched(x, sigma):
+        told.append(sigma.dtype)
+        return model(x, sigma)
+
+    given = {"noise": nf.Noise(7)} if name in RANDOM else {}
+    found = function(name)(watched, x, sigmas, disable=True, **given)
+    exact = function(name)(model, x.double(), sigmas, disable=True, **given)
+    assert found.dtype == dtype
+    assert {*told} == {dtype}
+    assert (found - exact).abs().max() < 20 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("solver", ["midpoint", "heun"])
+def test_2m_sde_of_any_eta_is_the_sampler_at_1(solver, levels):
+    sigmas = LEVELS[levels].tolist()
+    own = {"steps": sigmas[:-1], "final": sigmas[-1] or "zero", "prediction": "sample", "lower_order_final": False}
+    sampler = nf.samplers.dpmpp_2m_sde(nf.Schedule.karras(2), solver=solver, **own)
+    found = kd._dpmpp_2m_sde(tuple(sigmas), 1.0, solver)
+    np.testing.assert_allclose(found.numbers, sampler.tableau.unfolded().numbers, rtol=1e-13, atol=1e-15)
+
+
+def test_nothing_to_do():
+    x = start()
+    assert function("dpmpp_2m_sde")(model, x, torch.zeros(1)) is x
+    assert function("lms")(model, x, torch.zeros(0)) is x
+
+
+def test_no_graph_is_kept():
+    x = start().requires_grad_()
+    assert not function("heun")(model, x, LEVELS["a part"], disable=True).requires_grad
+
+
+def test_rows_of_a_list_of_levels_are_kept():
+    x, sigmas = start(), LEVELS["a part"]
+    function("lms")(model, x, sigmas, disable=True)
+    before = kd._run.cache_info()
+    function("lms")(model, x, sigmas.clone(), disable=True)
+    assert kd._run.cache_info().hits == before.hits + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("dpmpp_2m_sde", {"solver_type": "rk"}, "solver_type must be midpoint or heun"),
+        ("dpmpp_2m_sde", {"sigmas": torch.tensor([1.0, 2.0])}, "goes to a lower level"),
+        ("euler_ancestral", {"sigmas": torch.tensor([1.0, 2.0])}, "goes to a lower level"),
+        ("euler", {"sigmas": torch.tensor([1.0, 0.0, 0.0])}, "noise levels above 0"),
+        ("euler_ancestral", {"noise_sampler": lambda sigma, to: torch.zeros(2)}, "noise"),
+        ("lms", {"order": 5}, "order must be 1 to 4"),
+    ],
+)
+def test_what_is_wrong_is_said(name, options, message):
+    given = {"sigmas": LEVELS["a part"], "disable": True, **options}
+    with pytest.raises(ValueError, match=message):
+        function(name)(model, start(), **given)
+
+
+def test_two_sources_of_noise_are_refused():
+    with pytest.raises(TypeError, match="noise, noise_sampler: give one of them"):
+        function("lcm")(model, start(), LEVELS["a part"], noise=nf.Noise(1), noise_sampler=lambda sigma, to: None)
+
+
+COMMON = {"model": inspect.Parameter.empty, "x": inspect.Parameter.empty, "sigmas": inspect.Parameter.empty}
+COMMON |= {"extra_args": None, "callback": None, "disable": None}
+CHURNING = {"s_churn": 0.0, "s_tmin": 0.0, "s_tmax": inf, "s_noise": 1.0}
+ANCESTRAL = {"eta": 1.0, "s_noise": 1.0, "noise_sampler": None}
+SIGNATURES = {
+    **dict.fromkeys(("euler", "heun", "dpm_2"), CHURNING),
+    **dict.fromkeys(("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_3m_sde"), ANCESTRAL),
+    "dpmpp_sde": {**ANCESTRAL, "r": 0.5},
+    "dpmpp_2m_sde": {**ANCESTRAL, "solver_type": "midpoint"},
+    "dpmpp_2m": {},
+    "lms": {"order": 4},
+    "ipndm": {"max_order": 4},
+    "gradient_estimation": {"ge_gamma": 2.0},
+    "ddpm": {"noise_sampler": None},
+    "lcm": {"noise_sampler": None, "s_noise": 1.0},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_arguments_and_defaults_are_theirs(name):
+    parameters = inspect.signature(function(name)).parameters.values()
+    theirs = {p.name: p.default for p in parameters if p.kind is not p.KEYWORD_ONLY}
+    assert list(theirs.items()) == list((COMMON | SIGNATURES[name]).items())
+    assert {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} <= {"noise"}
+
+
+def test_all_functions_are_tested():
+    assert {name.removeprefix("sample_") for name in kd.__all__} == {*CASES, "noise_sampler"}
+
+
+def test_one_brownian_path_in_two_pieces_keeps_the_variance():
+    """Data of deviation 0.5 and its ideal denoiser: 0.493 on 20 levels; two independent draws would give 0.436."""
+    sigmas, x = karras(20, 0.02, 10.0), 10 * nf.randn_like(torch.empty(1, 50000), nf.Noise(1))
+    ideal = lambda x, sigma: 0.25 / (0.25 + sigma[0] ** 2) * x  # noqa: E731
+    assert abs(kd.sample_dpmpp_sde(ideal, x, sigmas, disable=True, noise=nf.Noise(2)).std() - 0.493) < 0.006
+
+
+def test_without_tqdm_there_is_no_bar(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tqdm.auto", None)
+    x, sigmas = start(), LEVELS["a part"]
+    assert torch.equal(function("euler")(model, x, sigmas), function("euler")(model, x, sigmas, disable=True))
