@@ -66,8 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def menu() -> list[str]:
-    """All samplers, by name."""
-    return [name for name in nf.samplers.__all__ if name.islower()]
+    """All samplers that lead from noise to data, by name."""
+    return [name for name in nf.samplers.__all__ if name.islower() and name != "ddim_inverse"]
 
 
 def spiral(n: int = 2000) -> Array:
@@ -90,8 +90,10 @@ def _show(name: str, families: Callable[[int], Any], on_points: Denoiser, on_dig
         return on_points(x, alpha, sigma)
 
     start = sampler.start((PATHS, 2), noise, dtype="float64")
-    end = sampler.sample(_model(watched, sampler, columns), start, noise)
-    digits = sampler.sample(_model(on_digits, sampler, columns), (DIGITS, 64), noise, dtype="float64")
+    end = sampler.sample(_model(watched, sampler, columns), start, noise, guidance_scale=_guidance(sampler))
+    digits = sampler.sample(
+        _model(on_digits, sampler, columns), (DIGITS, 64), noise, dtype="float64", guidance_scale=_guidance(sampler)
+    )
     made = [make(n) for n in COUNTS]
     deviations = [deviation(one, _model(_gaussian, one, of)) for one, of in made]
     errors = [abs(value / SCALE - 1) for value in deviations]
@@ -114,7 +116,7 @@ def _maker(name: str, families: Callable[[int], Any]) -> Callable[[int], tuple[S
 
 
 def _model(denoise: Denoiser, sampler: Sampler, columns: Any) -> Callable[[Array, Any], Any]:
-    guided = bool(np.any(_column(sampler, "m2")))
+    guided = _guidance(sampler) is not None
 
     def model(x: Array, t: Any) -> Any:
         clean = denoise(x, *columns(t))
@@ -134,6 +136,11 @@ def _column(sampler: Sampler, symbol: str) -> Array:
     return np.stack([rows[output][symbol] for output in ("out", "aux1", "aux2")])
 
 
+def _guidance(sampler: Sampler) -> float | None:
+    """Of those that ask for two outputs, of which both are the same here."""
+    return 1.0 if np.any(_column(sampler, "m2")) else None
+
+
 def _draws(sampler: Sampler) -> bool:
     return bool(np.any(_column(sampler, "z")))
 
@@ -146,7 +153,8 @@ def deviation(sampler: Sampler, model: Callable[[Array, Any], Any]) -> float:
     noise[np.arange(rows), 1 + np.arange(rows), 0] = 1.0
     start = np.zeros((1 + rows, 1))
     start[0] = sampler.tableau.start
-    return float(np.linalg.norm(sampler.sample(model, start, list(noise) if _draws(sampler) else None)))
+    drawn = list(noise) if _draws(sampler) else None
+    return float(np.linalg.norm(sampler.sample(model, start, drawn, guidance_scale=_guidance(sampler))))
 
 
 # ---- the picture -------------------------------------------------------------------------------------------
