@@ -133,8 +133,9 @@ def repaint(
         and where a jump follows: x'' = (alpha'' / alpha') x' + sqrt(sigma''^2 - (alpha'' sigma' / alpha')^2) z_2
 
     A jump back is q(x'' | x'), jump_length steps at once, and one row with the step before it: their normals are one.
-    Each jump_length-th level is gone down from jump_n_sample times. The known part of x is not the row's: put it in
-    before each row, at the row's level, x = where(mask, sampler.noised(i, known, noise.at(sample=..)), x).
+    Each jump_length-th level is gone down from jump_n_sample times. The known part of x is not the row's:
+    ``sample(.., mask=, known=)`` puts it in before each row, at the row's level, always with one noise; the paper's is
+    new each time.
     """
     if jump_length < 1 or jump_n_sample < 1:
         raise ValueError(f"jump_length and jump_n_sample must be at least 1, got {jump_length} and {jump_n_sample}")
