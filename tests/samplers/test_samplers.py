@@ -382,7 +382,7 @@ RUNS = {  # of so many steps
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_result_has_the_mean_and_the_deviation_of_the_data(name):
-    """Of 40000 numbers: sampled with noise, not by an affine map. Seen to fail: 20 % less noise in the last stages of SEEDS."""
+    """Of 40000 numbers, sampled. Seen to fail: 20 % less noise in the last stages of SEEDS."""
     (steps, options), name = RUNS[name], name.strip()
     sampler = getattr(samplers, name)(VP, steps, spacing="karras", **options)
     answers, guided, model = lambda x, t: model(x, t), {}, gaussian_model_between

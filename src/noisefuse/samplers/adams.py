@@ -160,6 +160,9 @@ def ipndm_v(
     (1/2 - h / (6 (h + h_1))) h (h + h_1) / (h_1 (h_1 + h_2)), whose v has a minus for its second plus, and whose last
     a b is b h_2 / h_3. ``lms`` has those. So it is of second order, of third on equal steps. A step to clean data is
     x' = D. order: 1 to 4.
+
+    >>> len(nf.samplers.ipndm_v(nf.Schedule.karras(100), steps=10))
+    10
     """
     need_order(order, 4)
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()

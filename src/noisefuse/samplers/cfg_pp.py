@@ -47,6 +47,10 @@ def euler_cfg_pp(
 
     D is that of the guided output, e_u the noise that the unconditional one predicts. The network answers (uncond,
     cond); their lambda is ``guidance_scale``, usually 0 to 1, and 1 to 2 in ComfyUI.
+
+    >>> print(nf.samplers.euler_cfg_pp(nf.Schedule.linear(1000), steps=[500], final=200))
+    Sampler(euler_cfg_pp, 1 rows)
+      0: t = 500;  D = 3.57621 x - 3.43355 m1;  x' = 0.586219 m2 + 0.810152 D
     """
     return _euler("euler_cfg_pp", plan(schedule, steps, prediction, clip, spacing, whole=False, **options), 0.0)
 
@@ -64,6 +68,10 @@ def euler_ancestral_cfg_pp(
     """`euler_cfg_pp` with fresh noise, as ComfyUI has it; keep and fresh are those of `ddim` with the same eta.
 
     x' = alpha' D + keep e_u + fresh z
+
+    >>> sampler = nf.samplers.euler_ancestral_cfg_pp(nf.Schedule.linear(1000), steps=5)
+    >>> sampler.sample(lambda x, t: (x, 0.9 * x), (2, 8), nf.Noise(7), guidance_scale=0.6).shape
+    (2, 8)
     """
     return _euler(
         "euler_ancestral_cfg_pp", plan(schedule, steps, prediction, clip, spacing, whole=False, **options), eta
@@ -85,6 +93,10 @@ def dpmpp_2m_cfg_pp(
 
     D is guided, D_u unconditional. The first step, one to clean data and one from a level visited twice lack the last
     term, which is not 0 for equal outputs of unequal guidance: the order is that of `dpmpp_2m` where both agree.
+
+    >>> sampler = nf.samplers.dpmpp_2m_cfg_pp(nf.Schedule.linear(1000), steps=5)
+    >>> sampler.sample(lambda x, t: (x, 0.9 * x), (2, 8), nf.Noise(7), guidance_scale=0.6).shape
+    (2, 8)
     """
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
     rows, before = [], 0.0

@@ -41,6 +41,9 @@ def res_multistep(
     as ComfyUI does, on x itself and log sigma, from sigma = 1 on; there x' is brought from sigma_down's alpha to that
     of sigma'. With eta = 1 and alpha = 1, D1 is that of ``dpmpp_2m_sde`` with solver="heun". Of first order: the first
     step, one to clean data, one from a level visited twice.
+
+    >>> nf.samplers.res_multistep(nf.Schedule.flow(1000), steps=[1.0, 0.6, 0.3], prediction="flow").timesteps.tolist()
+    [1.0, 0.6, 0.3]
     """
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
     flow = run.axis.family == "flow"
@@ -84,6 +87,9 @@ def seeds_2(
 
     w is one Ornstein-Uhlenbeck path of variance 1 - e^(-2 eta h), of which each row draws a piece: x' has u's noise by
     beginning at u. eta = 0: the ODE. r = 1 is ComfyUI's exp_heun_2_x0. ValueError: r is not in 0 < r <= 1.
+
+    >>> len(nf.samplers.seeds_2(nf.Schedule.linear(1000), steps=10))
+    19
     """
     if not 0 < r <= 1:
         raise ValueError(f"r must be above 0 and at most 1, got {r}")
@@ -117,6 +123,9 @@ def seeds_3(
 
     D_1, D_2, D_3 are D at x, u, v; h, c and w as in ``seeds_2``. Of third order for eta = 0 and r_2 = 2/3. ValueError:
     not 0 < r_1 < r_2 <= 1.
+
+    >>> len(nf.samplers.seeds_3(nf.Schedule.linear(1000), steps=10))
+    28
     """
     if not 0 < r_1 < r_2 <= 1:
         raise ValueError(f"0 < r_1 < r_2 <= 1 must hold, got {r_1} and {r_2}")
@@ -191,6 +200,10 @@ def sa_solver(
     are taken: as diffusers does. pece: the network is asked again at what was corrected, 2 n calls (2 n - 1 to clean
     data). lower_order_final: of m steps that are left, p <= m and c <= m + 1, and where the run ends with a step to
     clean data, x' = D, which is not counted, c <= m. ValueError: another order; tau below 0, or not one for each step.
+
+    >>> sampler = nf.samplers.sa_solver(nf.Schedule.linear(1000), steps=4, tau=[0, 1, 1, 0])
+    >>> sampler.tableau.as_rows.draws.tolist()
+    [False, True, True, False]
     """
     run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
     run.need_signal("sa_solver")
@@ -285,6 +298,10 @@ def er_sde(
     None: the integrals. D1 is the slope between two levels, not that at l, so that order 3 as published is of second
     order; exact=True takes that at l, D1 + (l - l_1) D2 / 2, and is of third for the ODE. A step to clean data is
     x' = D. ValueError: a phi that asks for more noise than there is, or is not positive.
+
+    >>> ode = nf.samplers.er_sde(nf.Schedule.linear(1000), steps=10, phi=1.0)
+    >>> bool(ode.tableau.as_rows.draws.any())
+    False
     """
     need_order(order, 3)
     if points is not None and points < 1:

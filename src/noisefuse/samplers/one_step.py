@@ -102,6 +102,9 @@ def ddim_inverse(
     leads, so that x = clean data, where e is m's own, has one. (`ddim` on steps that rise tells it that of x.) ``clip``
     bounds D, and e stays what the network says. ValueError: a prediction that does not tell e at the run's end, where
     sigma is 0: only "epsilon", "v" and "flow" do; ``final="sigma_min"`` begins above it.
+
+    >>> nf.samplers.ddim_inverse(nf.Schedule.linear(1000), steps=5).timesteps.tolist()
+    [0, 200, 400, 600, 800]
     """
     run = plan(schedule, steps, prediction, clip, spacing, **options)
     if run.nodes[-1].sigma == 0 and run.view.name not in ("epsilon", "v", "flow"):
@@ -136,6 +139,9 @@ def repaint(
     Each jump_length-th level is gone down from jump_n_sample times. The known part of x is not the row's:
     ``sample(.., mask=, known=)`` puts it in before each row, at the row's level, always with one noise; the paper's is
     new each time.
+
+    >>> nf.samplers.repaint(nf.Schedule.linear(1000), 5, jump_length=2, jump_n_sample=2).timesteps.tolist()
+    [800, 600, 400, 600, 400, 200, 400, 200, 0]
     """
     if jump_length < 1 or jump_n_sample < 1:
         raise ValueError(f"jump_length and jump_n_sample must be at least 1, got {jump_length} and {jump_n_sample}")

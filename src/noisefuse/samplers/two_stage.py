@@ -250,6 +250,9 @@ def heunpp2(
 
     sigma_0 is the first level. The last step but one has w_2 = sigma' / 2 sigma_0 and no x_3, the last is Euler's.
     There is no paper. The weights are those of a mean only at sigma_0, so that it is of first order.
+
+    >>> len(nf.samplers.heunpp2(nf.Schedule.karras(100), steps=10))
+    27
     """
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
     rows, n = [], len(run.nodes) - 1
