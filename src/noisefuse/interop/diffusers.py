@@ -35,16 +35,32 @@ from .diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput, transitions
 from .torch_internals import is_traced, untraced, version, writes
 
 __all__ = [
+    "CogVideoXDDIMScheduler",
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
     "DDIMScheduler",
+    "DDPMParallelScheduler",
     "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
     "FlowMatchSDEDiscreteScheduler",
     "HeunDiscreteScheduler",
+    "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
     "LCMScheduler",
+    "LMSDiscreteScheduler",
     "PNDMScheduler",
+    "TCDScheduler",
     "UniPCMultistepScheduler",
     "accelerate",
 ]
@@ -133,11 +149,14 @@ class Fused:
         self.__dict__["coefficients"], self._run = coefficients, None
 
     _memory: tuple[str, ...] = ()  # attributes that hold tensors from step to step
+    _gaps = False  # step looks at which of them there are, and counts nothing that would tell
     _options: tuple[str, ...] = ()  # arguments of step that change numbers
     _by_time = False  # step looks at the time that it is given; others count
     _source: str  # the attribute that coefficients are computed from
     _upcasts = False  # step refuses integer times, computes in float32, and returns the dtype of the model's output
-    _draws = "model"  # whose dtype the noise has that diffusers draws: "model", "sample" or "float32"; "": none
+    # Whose dtype the noise has that diffusers draws: "model", "sample", "float32" or "wide", the wider of the model's and
+    # float32; "": it draws none.
+    _draws = "model"
 
     _base: Any = None  # the class of diffusers
     _clock: _Clock | None = None
@@ -146,7 +165,7 @@ class Fused:
 
     # What diffusers' classes have.
     config: Any
-    _begin_index: Any
+    _begin_index: Any = None
     _step_index: Any
     index_for_timestep: Any
     _threshold_sample: Any
@@ -176,7 +195,8 @@ class Fused:
             base.set_timesteps(self, *args, **kwargs)
             self._replay = args, kwargs
 
-        ours._source = "alphas_cumprod" if ours._by_time else "sigmas"
+        if not hasattr(ours, "_source"):
+            ours._source = "alphas_cumprod" if ours._by_time else "sigmas"
         ours._base, ours.set_timesteps, ours.step = base, set_timesteps, rebound(ours.step, globals())
         ours.step.__doc__ = f"{base.step.__doc__}\n{_ALSO}"
 
@@ -217,6 +237,8 @@ class Fused:
     ) -> Any:  # fmt: skip
         """The row, in one pass; then what diffusers' step would have left behind. mixed: x and m differ in dtype."""
         plan, state = run.plan, self.__dict__
+        if run.upcasts and run.memory and x.dtype.itemsize < 4:
+            x, mixed = x.float(), True  # and so it is remembered
         pool = [None, t, x, m, None]  # rows.NOTHING ..
         model, past = m, ()  # type: Any, Any
         if plan.clean is not None:
@@ -253,7 +275,8 @@ class Fused:
         """The noise of a step: the name of a field, or a tensor."""
         if isinstance(draws, Tensor) or _is_noise(draws):
             return draws
-        dtype = m.dtype if self._draws == "model" else x.dtype if self._draws == "sample" else torch.float32
+        kinds = {"model": m.dtype, "sample": x.dtype, "wide": torch.promote_types(m.dtype, torch.float32)}
+        dtype = kinds.get(self._draws, torch.float32)
         if draws is None or (type(draws) is torch.Generator and draws.device == m.device):
             z = torch.empty_like(m, dtype=dtype, memory_format=torch.contiguous_format)
             z.normal_(generator=draws)  # as torch.randn
@@ -532,11 +555,22 @@ class _Draws(_AddsNoise):
         return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
 
-class _DrawsNothing(_AddsNoise):
+class _Steps(Fused):
+    """Without noise."""
+
     _draws = ""
 
     def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
         return Fused._step(self, model_output, timestep, sample, None, return_dict)
+
+
+class _DrawsNothing(_Steps, _AddsNoise):
+    pass
+
+
+def _has(name: str) -> bool:
+    """Whether this diffusers has the class, and what the class needs: some need SciPy."""
+    return getattr(diffusers, name, type).__module__.startswith("diffusers.schedulers.")
 
 
 def _bytes(value: Any) -> Any:
@@ -646,9 +680,13 @@ class DDPMScheduler(_Draws, diffusers.DDPMScheduler):
     _by_time = True
 
 
-class DDIMScheduler(_AddsNoise, diffusers.DDIMScheduler):
+class DDPMParallelScheduler(_Draws, diffusers.DDPMParallelScheduler):
     _by_time = True
-    _options = ("eta", "use_clipped_model_output")
+
+
+class _DDIM(_AddsNoise):
+    _by_time = True
+    _options: tuple[str, ...] = ("eta", "use_clipped_model_output")
 
     def step(
         self, model_output: Any, timestep: Any, sample: Any, eta: float = 0.0, use_clipped_model_output: bool = False,
@@ -658,6 +696,42 @@ class DDIMScheduler(_AddsNoise, diffusers.DDIMScheduler):
             raise ValueError("step: expected a generator or variance_noise, got both")
         draws = generator if variance_noise is None else variance_noise
         return Fused._step(self, model_output, timestep, sample, draws, return_dict, (eta, use_clipped_model_output))
+
+    def _may_draw(self, options: Options) -> bool:
+        return bool(options[0] > 0)
+
+
+class DDIMScheduler(_DDIM, diffusers.DDIMScheduler):
+    pass
+
+
+class DDIMParallelScheduler(_DDIM, diffusers.DDIMParallelScheduler):
+    pass
+
+
+class CogVideoXDDIMScheduler(_DDIM, diffusers.CogVideoXDDIMScheduler):
+    """Like diffusers' it draws nothing, whatever eta is."""
+
+    _draws = ""
+
+    def _may_draw(self, options: Options) -> bool:
+        return False
+
+
+class DDIMInverseScheduler(_Steps, diffusers.DDIMInverseScheduler):
+    _by_time = True
+
+
+class TCDScheduler(_AddsNoise, diffusers.TCDScheduler):
+    _draws = "sample"
+    _by_time = True  # for where it is, and counts for where it goes
+    _options = ("eta",)
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, eta: float = 0.3, generator: Draws = None,
+        return_dict: bool = True,
+    ) -> Any:  # fmt: skip
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict, (eta,))
 
     def _may_draw(self, options: Options) -> bool:
         return bool(options[0] > 0)
@@ -683,6 +757,27 @@ class EulerDiscreteScheduler(_AddsNoise, diffusers.EulerDiscreteScheduler):
         return bool(options[0] > 0)
 
 
+class EDMEulerScheduler(_AddsNoise, diffusers.EDMEulerScheduler):
+    _options = ("s_churn", "s_tmin", "s_tmax", "s_noise")
+    _upcasts = True
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
+        s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Draws = None, return_dict: bool = True,
+        pred_original_sample: Any = None,
+    ) -> Any:  # fmt: skip
+        options = s_churn, s_tmin, s_tmax, s_noise
+        if pred_original_sample is not None:
+            return self._base_step(
+                model_output, timestep, sample, generator, return_dict, options, "for a pred_original_sample",
+                pred_original_sample=pred_original_sample,
+            )  # fmt: skip
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict, options)
+
+    def _may_draw(self, options: Options) -> bool:
+        return bool(options[0] > 0)
+
+
 class EulerAncestralDiscreteScheduler(_Draws, diffusers.EulerAncestralDiscreteScheduler):
     _upcasts = True
 
@@ -691,10 +786,56 @@ class HeunDiscreteScheduler(_DrawsNothing, diffusers.HeunDiscreteScheduler):
     _memory = ("prev_derivative", "sample")
 
 
-class DPMSolverMultistepScheduler(_AddsNoise, diffusers.DPMSolverMultistepScheduler):
-    _memory = ("model_outputs",)
-    _draws = "float32"
+class KDPM2DiscreteScheduler(_DrawsNothing, diffusers.KDPM2DiscreteScheduler):
+    _memory = ("sample",)
+    _gaps = True
 
+
+class KDPM2AncestralDiscreteScheduler(_Draws, diffusers.KDPM2AncestralDiscreteScheduler):
+    _memory = ("sample",)
+    _gaps = True
+
+
+if _has("LMSDiscreteScheduler"):
+
+    class LMSDiscreteScheduler(_AddsNoise, diffusers.LMSDiscreteScheduler):
+        _memory = ("derivatives",)
+        _gaps = True
+        _options = ("order",)
+        _draws = ""
+
+        def step(self, model_output: Any, timestep: Any, sample: Any, order: int = 4, return_dict: bool = True) -> Any:
+            return Fused._step(self, model_output, timestep, sample, None, return_dict, (order,))
+
+
+class IPNDMScheduler(_Steps, diffusers.IPNDMScheduler):
+    _memory = ("ets",)
+    _gaps = True
+    _source = "betas"
+
+
+class DEISMultistepScheduler(_DrawsNothing, diffusers.DEISMultistepScheduler):
+    _memory = ("model_outputs",)
+
+
+class _DPMSolver(_Draws):
+    _memory: tuple[str, ...] = ("model_outputs",)
+    _draws = "sample"
+
+    def _may_draw(self, options: Options) -> bool:
+        return "sde" in str(self.config.get("algorithm_type"))
+
+
+class DPMSolverSinglestepScheduler(_DPMSolver, diffusers.DPMSolverSinglestepScheduler):
+    _memory = ("model_outputs", "sample")
+    _gaps = True
+
+
+class EDMDPMSolverMultistepScheduler(_DPMSolver, diffusers.EDMDPMSolverMultistepScheduler):
+    pass
+
+
+class _DPMSolverMultistep(_DPMSolver):
     def step(
         self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, variance_noise: Any = None,
         return_dict: bool = True,
@@ -702,8 +843,13 @@ class DPMSolverMultistepScheduler(_AddsNoise, diffusers.DPMSolverMultistepSchedu
         draws = generator if variance_noise is None else variance_noise
         return Fused._step(self, model_output, timestep, sample, draws, return_dict)
 
-    def _may_draw(self, options: Options) -> bool:
-        return "sde" in str(self.config.get("algorithm_type"))
+
+class DPMSolverMultistepScheduler(_DPMSolverMultistep, diffusers.DPMSolverMultistepScheduler):
+    _draws = "float32"
+
+
+class DPMSolverMultistepInverseScheduler(_DPMSolverMultistep, diffusers.DPMSolverMultistepInverseScheduler):
+    index_for_timestep = diffusers.DPMSolverMultistepScheduler.index_for_timestep  # written out twice in its methods
 
 
 class UniPCMultistepScheduler(_DrawsNothing, diffusers.UniPCMultistepScheduler):
@@ -715,8 +861,16 @@ class PNDMScheduler(_DrawsNothing, diffusers.PNDMScheduler):
     _by_time = True
 
 
-class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteScheduler):
+class _Flow(Fused):
     _upcasts = True
+
+    def scale_noise(self, sample: Any, timestep: Any, noise: Any = None) -> Any:
+        """diffusers' scale_noise, in one pass; `noise` may be a `nf.Noise`, as in add_noise of the other classes."""
+        fallback = functools.partial(self._base.scale_noise, self, sample, timestep, noise)
+        return fallback() if noise is None else self._noised(sample, noise, timestep, fallback)
+
+
+class FlowMatchEulerDiscreteScheduler(_Flow, diffusers.FlowMatchEulerDiscreteScheduler):
     _draws = "float32"
 
     def step(
@@ -734,10 +888,37 @@ class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteSch
     def _may_draw(self, options: Options) -> bool:
         return bool(self.config.get("stochastic_sampling"))
 
-    def scale_noise(self, sample: Any, timestep: Any, noise: Any = None) -> Any:
-        """diffusers' scale_noise, in one pass; `noise` may be a `nf.Noise`, as in add_noise of the other classes."""
-        fallback = functools.partial(self._base.scale_noise, self, sample, timestep, noise)
-        return fallback() if noise is None else self._noised(sample, noise, timestep, fallback)
+
+class FlowMatchHeunDiscreteScheduler(Fused, diffusers.FlowMatchHeunDiscreteScheduler):
+    _upcasts = True
+    _memory = ("prev_derivative", "sample")
+    _options = ("s_churn", "s_tmin", "s_tmax", "s_noise")
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
+        s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Draws = None, return_dict: bool = True,
+    ) -> Any:  # fmt: skip
+        options = s_churn, s_tmin, s_tmax, s_noise
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict, options)
+
+    def _may_draw(self, options: Options) -> bool:
+        return bool(options[0] > 0)
+
+
+class FlowMatchLCMScheduler(_Flow, diffusers.FlowMatchLCMScheduler):
+    _draws = "wide"
+    _init_size: Any
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True
+    ) -> Any:
+        if self._init_size is None or self._step_index is None:
+            self._init_size = model_output.size()[2:]  # as diffusers' step, which rows are found for on vectors
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict)
+
+    def _cannot(self, m: Any, x: Any) -> str | None:
+        resizes = self.__dict__["_scale_factors"] and self.__dict__["_upscale_mode"]
+        return "where it changes the size" if resizes else super()._cannot(m, x)
 
 
 class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
@@ -822,6 +1003,7 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
 
 
 _OTHERS = {"accelerate", "FlowMatchSDEDiscreteScheduler"}
+__all__ = [name for name in __all__ if name in globals() or name == "accelerate"]  # what this diffusers has
 SCHEDULERS = {globals()[name]._base: globals()[name] for name in __all__ if name not in _OTHERS}
 
 

@@ -27,6 +27,9 @@ from .diffusers_exact import Wide, rebound, shadow_of
 NOTHING, TIME, SAMPLE, MODEL, CLEAN, REMEMBERED = range(6)
 
 
+_GAPS = "which of the remembered there are"
+
+
 class Unsupported(Exception):
     """Why a scheduler, as it is configured, is no table of rows."""
 
@@ -90,14 +93,16 @@ def trace(scheduler: Any, base: type, start: int, options: dict[str, Any]) -> Pl
     names = sorted(counters)
     for i, one in steps.items():  # a table that reads four past arrays is given four in every row
         past = one.past + [SAMPLE] * (table.slots - len(one.past))
-        state = tuple(one.state.get(name) for name in names)
-        steps[i] = replace(one, state=state if len(names) > 1 else state[0] if names else None, past=_pick(past))
+        counted = [one.state.get(name) for name in names]
+        state = counted[0] if len(names) == 1 else tuple(counted) or None
+        steps[i] = replace(one, state=(state, one.state[_GAPS]) if scheduler._gaps else state, past=_pick(past))
+    state = itemgetter(*names) if names else lambda attributes: None
     return Plan(
         table=table,
         clean=clean if probe.thresholds else None,
         steps=steps,
         names=names,
-        state=itemgetter(*names) if names else lambda attributes: None,
+        state=_with_gaps(state, scheduler._memory) if scheduler._gaps else state,
         output=type(probe.result),
         fields=tuple(probe.result),
     )
@@ -110,6 +115,7 @@ def levels(scheduler: Any, base: type, n: int, dtype: torch.dtype, *, exact: boo
     shadow.index_for_timestep = lambda t, times=None: int(t)
     clean, noise = torch.eye(2, dtype=torch.float64 if exact else dtype, device="cpu")
     clean, noise, t = clean.expand(n, 2), noise.expand(n, 2), torch.arange(n, device="cpu")
+    shadow.timesteps = t  # where a class searches them itself
     noisy = shadow.scale_noise(clean, t, noise) if hasattr(shadow, "scale_noise") else shadow.add_noise(clean, noise, t)
     alpha, sigma = noisy.double().numpy().T
     return alpha, sigma
@@ -147,7 +153,7 @@ class _Probe:
     def row(self, step: Any, t: Any, options: dict[str, Any], numbers: Any, clean_numbers: Any) -> Step:
         """One step of the scheduler, which goes on from there. Fills in the row, or two where D is thresholded."""
         held = self._hold()
-        before = self._attributes()
+        before, gaps = self._attributes(), [value is None for value in held]
         self.result = step(self.shadow, self.units["m1"], t, self.units["x"], **options)
         after = {name: v for name, v in self._attributes().items() if before.get(name, self) is not v}
         # what was changed in place is another tensor now
@@ -175,6 +181,7 @@ class _Probe:
             else:
                 after[name] = value
         past = self._fill([sample, *written], numbers, clean_numbers)
+        before[_GAPS] = gaps
         return Step(before, past, len(written), self.drawn, results, remembers, after)
 
     def _hold(self) -> list[Any]:
@@ -260,6 +267,11 @@ def items(attributes: dict[str, Any], memory: tuple[str, ...]) -> list[Any]:
         else:
             found.append(value)
     return found
+
+
+def _with_gaps(state: Pick, memory: tuple[str, ...]) -> Pick:
+    """For classes that look at which of the remembered there are, and count nothing that would tell."""
+    return lambda attributes: (state(attributes), [value is None for value in items(attributes, memory)])
 
 
 def _pick(places: list[int]) -> Pick:
