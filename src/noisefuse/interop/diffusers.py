@@ -36,6 +36,7 @@ from .torch_internals import is_traced, untraced, version, writes
 
 __all__ = [
     "CogVideoXDDIMScheduler",
+    "CosineDPMSolverMultistepScheduler",
     "DDIMInverseScheduler",
     "DDIMParallelScheduler",
     "DDIMScheduler",
@@ -44,6 +45,7 @@ __all__ = [
     "DEISMultistepScheduler",
     "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
     "EDMDPMSolverMultistepScheduler",
     "EDMEulerScheduler",
@@ -116,7 +118,7 @@ class _Run:
 
 
 class Fused:
-    """What the ten classes share.
+    """What the classes share.
 
     Attributes:
         noise: what steps draw from where they are given no generator: a Noise, or one for each sample. The step at
@@ -154,8 +156,8 @@ class Fused:
     _by_time = False  # step looks at the time that it is given; others count
     _source: str  # the attribute that coefficients are computed from
     _upcasts = False  # step refuses integer times, computes in float32, and returns the dtype of the model's output
-    # Whose dtype the noise has that diffusers draws: "model", "sample", "float32" or "wide", the wider of the model's and
-    # float32; "": it draws none.
+    # Whose dtype the noise has that diffusers draws: "model", "sample", "float32" or "wide", the wider of the model's
+    # and float32; "": it draws none.
     _draws = "model"
 
     _base: Any = None  # the class of diffusers
@@ -169,6 +171,8 @@ class Fused:
     _step_index: Any
     index_for_timestep: Any
     _threshold_sample: Any
+    noise_sampler: Any
+    _tree: Any
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         new = super().__new__(cls)
@@ -253,6 +257,8 @@ class Fused:
         if step.draws:
             if draws is None:
                 draws = state.get("noise")  # self.noise, sooner
+            if step.interval is not None:
+                draws = self._increment(draws, step, i, x)
             z = draws if type(draws) is nf.Noise else self._drawn(draws, m, x)
         try:
             made = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
@@ -284,6 +290,22 @@ class Fused:
             _need_generators(draws)
             z = randn_tensor(m.shape, generator=draws, device=m.device, dtype=dtype)
         return z if dtype is x.dtype or dtype is torch.float32 else z.float()
+
+    def _increment(self, draws: Draws, step: Step, i: int, x: Any) -> Any:
+        """Noise of a Brownian path: theirs, by its tree; or a Noise's, whose steps are increments side by side."""
+        if not _is_noise(draws):
+            if draws is not None:
+                _need_generators(draws)
+            if self.noise_sampler is None:
+                self.noise_sampler = self._tree(draws, x)
+            return self.noise_sampler(*step.interval)
+        if step.parts is None:
+            return draws
+        first, second = (
+            nf.randn(tuple(x.shape), _at(draws, i - back, stream=3), out=torch.empty_like(x, dtype=_row_dtype(x)))
+            for back in (1, 0)
+        )
+        return step.parts[0] * first + step.parts[1] * second
 
     # ---- the checked path ----------------------------------------------------------------------------------
 
@@ -442,7 +464,16 @@ class Fused:
 
     def _fingerprint(self) -> Any:
         """All that a plan depends on."""
-        skipped = {"noise", "is_scale_input_called", "_begin_index", "_clock", "_run", "_levels", *self._memory}
+        skipped = {
+            "noise",
+            "noise_sampler",
+            "is_scale_input_called",
+            "_begin_index",
+            "_clock",
+            "_run",
+            "_levels",
+            *self._memory,
+        }
         skipped |= set() if self._memory else {"_step_index"}
         numbers = [_bytes(value) for name, value in vars(self).items() if name not in skipped]
         return *numbers, *(value is None for value in rows.items(vars(self), self._memory))
@@ -535,7 +566,7 @@ class Fused:
         if self.noise is None:
             raise ValueError("start: this scheduler has no noise of its own: set scheduler.noise = nf.Noise(seed)")
         noise = self.noise
-        at: Any = noise.at(stream=2) if isinstance(noise, nf.Noise) else [n.at(stream=2) for n in noise]
+        at: Any = _at(noise, 0, stream=2)
         out = torch.empty(*shape, dtype=dtype, device=device)
         return nf.randn(tuple(shape), at, dtype=dtype, out=out)  # type: ignore[no-any-return, arg-type]
 
@@ -584,6 +615,18 @@ def _is_noise(value: Any) -> bool:
     return isinstance(value, nf.Noise) or (
         isinstance(value, list | tuple) and all(isinstance(entry, nf.Noise) for entry in value)
     )
+
+
+def _at(noise: Noises, steps: int, stream: int) -> Any:
+    """This many steps later, in a stream."""
+    if isinstance(noise, nf.Noise):
+        return noise.at(step=noise.step + steps, stream=stream)
+    return [one.at(step=one.step + steps, stream=stream) for one in noise]
+
+
+def _row_dtype(x: Tensor) -> torch.dtype:
+    """Of the arithmetic of a row on x."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _without_kernel(x: Tensor) -> str | None:
@@ -818,7 +861,7 @@ class DEISMultistepScheduler(_DrawsNothing, diffusers.DEISMultistepScheduler):
     _memory = ("model_outputs",)
 
 
-class _DPMSolver(_Draws):
+class _DPMSolver(_AddsNoise):
     _memory: tuple[str, ...] = ("model_outputs",)
     _draws = "sample"
 
@@ -826,12 +869,12 @@ class _DPMSolver(_Draws):
         return "sde" in str(self.config.get("algorithm_type"))
 
 
-class DPMSolverSinglestepScheduler(_DPMSolver, diffusers.DPMSolverSinglestepScheduler):
+class DPMSolverSinglestepScheduler(_DPMSolver, _Draws, diffusers.DPMSolverSinglestepScheduler):
     _memory = ("model_outputs", "sample")
     _gaps = True
 
 
-class EDMDPMSolverMultistepScheduler(_DPMSolver, diffusers.EDMDPMSolverMultistepScheduler):
+class EDMDPMSolverMultistepScheduler(_DPMSolver, _Draws, diffusers.EDMDPMSolverMultistepScheduler):
     pass
 
 
@@ -850,6 +893,35 @@ class DPMSolverMultistepScheduler(_DPMSolverMultistep, diffusers.DPMSolverMultis
 
 class DPMSolverMultistepInverseScheduler(_DPMSolverMultistep, diffusers.DPMSolverMultistepInverseScheduler):
     index_for_timestep = diffusers.DPMSolverMultistepScheduler.index_for_timestep  # written out twice in its methods
+
+
+if _has("DPMSolverSDEScheduler"):  # torchsde is there
+    from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
+
+    class DPMSolverSDEScheduler(_AddsNoise, diffusers.DPMSolverSDEScheduler):
+        sigmas: Any
+        noise_sampler_seed: Any
+        _memory = ("sample",)
+        _gaps = True
+        _options = ("s_noise",)
+
+        def step(
+            self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True, s_noise: float = 1.0
+        ) -> Any:
+            return Fused._step(self, model_output, timestep, sample, None, return_dict, (s_noise,))
+
+        def _tree(self, draws: None, x: Any) -> Any:
+            levels = self.sigmas[self.sigmas > 0]
+            return BrownianTreeNoiseSampler(x, levels.min().item(), levels.max().item(), self.noise_sampler_seed)
+
+    class CosineDPMSolverMultistepScheduler(_DPMSolver, _Draws, diffusers.CosineDPMSolverMultistepScheduler):
+        def _may_draw(self, options: Options) -> bool:
+            return True
+
+        def _tree(self, draws: Any, x: Any) -> Any:
+            if draws is not None:
+                draws = [one.initial_seed() for one in draws] if isinstance(draws, list) else draws.initial_seed()
+            return BrownianTreeNoiseSampler(x, self.config.sigma_min, self.config.sigma_max, draws)
 
 
 class UniPCMultistepScheduler(_DrawsNothing, diffusers.UniPCMultistepScheduler):
@@ -1021,7 +1093,7 @@ def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str
         the pipeline, or a new scheduler with the state of the old one. A pipeline that is saved names diffusers' class.
 
     Raises:
-        TypeError: a scheduler of another class than the ten, or of a class derived from them; noise that is none.
+        TypeError: a scheduler of another class than ours have, or of a class derived from them; noise that is none.
         ValueError: coefficients of another name; a noise of another stream than 0.
     """
     if isinstance(target, diffusers.DiffusionPipeline):

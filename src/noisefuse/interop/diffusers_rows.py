@@ -45,6 +45,10 @@ class Step:
     past: Any  # a Pick: past1 ..
     written: int  # auxiliary outputs
     draws: bool  # whether diffusers draws noise here
+    interval: Any  # (start, stop), over which, where its noise is a Brownian path's
+    parts: (
+        tuple[float, float] | None
+    )  # weights of the step before's noise and of this one's in that over both intervals
     results: Pick  # what it returns beside the next sample
     remembers: list[tuple[str, Pick, bool]]  # what to keep, by attribute, and whether in a list
     after: dict[str, Any]  # other attributes, after the step
@@ -131,16 +135,23 @@ class _Probe:
         self.shadow, self.memory, self.thresholds = shadow, memory, False
         self.lo, self.hi = -np.inf, np.inf
         self.clean: Tensor | None = None
+        self.interval: tuple[Tensor, Tensor] | None = None
         if "clip_sample_range" in shadow.config:
             limit = shadow.config.clip_sample_range
             shadow._internal_dict = type(shadow.config)({**shadow.config, "clip_sample_range": _Bound(self, limit)})
         shadow._threshold_sample = self.threshold
+        if hasattr(shadow, "noise_sampler"):
+            shadow.noise_sampler = self.increment
 
     # What diffusers finds where it looks for noise, for a clamp and for dynamic thresholding.
 
     def noise(self, *args: Any, **kwargs: Any) -> Tensor:
         self.drawn = True
         return self.units["z"]
+
+    def increment(self, start: Tensor, stop: Tensor) -> Tensor:
+        self.interval = start, stop
+        return self.noise()
 
     def clamp(self, x: Tensor, limit: float) -> Tensor:
         self.clean, self.lo, self.hi = x, -limit, limit
@@ -182,7 +193,16 @@ class _Probe:
                 after[name] = value
         past = self._fill([sample, *written], numbers, clean_numbers)
         before[_GAPS] = gaps
-        return Step(before, past, len(written), self.drawn, results, remembers, after)
+        noise = self.drawn, self.interval, self._parts(before.get("mid_point_sigma"))
+        return Step(before, past, len(written), *noise, results, remembers, after)
+
+    def _parts(self, middle: Tensor | None) -> tuple[float, float] | None:
+        """DPMSolverSDE's second stage draws over an interval whose first part is drawn already: variances add up."""
+        if self.interval is None or middle is None:
+            return None
+        start, stop = map(float, self.interval)
+        share = (start - float(middle)) / (start - stop) if start > stop else -1.0
+        return (share**0.5, (1 - share) ** 0.5) if 0 <= share <= 1 else None  # else it is no second stage of that first
 
     def _hold(self) -> list[Any]:
         """New units, in what the scheduler remembers too."""
@@ -192,7 +212,7 @@ class _Probe:
         self.units = {n: torch.from_numpy(column[None].copy()) for n, column in zip(names, self.columns, strict=True)}
         held = [self.units.get(f"held{k}", value) for k, value in enumerate(held)]
         _remember(self.shadow, self.memory, held)
-        self.clean, self.drawn = None, False
+        self.clean, self.drawn, self.interval = None, False, None
         return held
 
     def _attributes(self) -> dict[str, Any]:
