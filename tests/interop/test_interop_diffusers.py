@@ -32,14 +32,24 @@ diffusers = pytest.importorskip("diffusers")
 from noisefuse.interop import diffusers as ours  # noqa: E402
 from test_torch_cuda import nothing_comes_back, on_the_stand_in  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers', with NumPy 2
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),  # diffusers', with NumPy 2
+    pytest.mark.filterwarnings("ignore:Should have:UserWarning"),  # torchsde's, of the ends of its tree
+]
 
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 SHAPE = (2, 3, 4, 4)
 LOOP = 2e-5  # float32: the largest difference over a loop, of the largest value of the step
 VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 NAMES = [kind.__name__ for kind in ours.SCHEDULERS.values()]
-DRAWING = [name for name in NAMES if "generator" in inspect.signature(getattr(diffusers, name).step).parameters]
+TREES = [name for name in NAMES if name.startswith(("DPMSolverSDE", "Cosine"))]  # of torchsde
+# DPMSolverSDE takes no generator, and the inverse DPM-Solver's noise is the root of a negative number.
+DRAWING = [
+    name
+    for name in NAMES
+    if getattr(ours, name)._draws and not name.startswith(("DPMSolverSDE", "DPMSolverMultistepInv"))
+]
+FORWARD = [name for name in NAMES if issubclass(getattr(ours, name), ours._AddsNoise | ours._Flow)]
 MEMORYLESS = [name for name in NAMES if not getattr(ours, name)._memory]
 
 
@@ -57,7 +67,8 @@ class Case:
 
     def pair(self, n=10, **attributes):
         """Theirs and ours, n steps."""
-        config = self.config if self.name.startswith("Flow") else VP | self.config
+        known = inspect.signature(getattr(diffusers, self.name)).parameters
+        config = {option: value for option, value in VP.items() if option in known} | self.config
         with warnings.catch_warnings(action="ignore"):  # theirs: of NumPy, and that "dpmsolver" is deprecated
             pair = getattr(diffusers, self.name)(**config), getattr(ours, self.name)(**config)
             for name, value in attributes.items():
@@ -125,11 +136,68 @@ MATRIX = {
         either("shift", 1.0, 3.0), SIGMAS, either("stochastic_sampling", False, True),
         either("invert_sigmas", False, True), [{}, {"shift_terminal": 0.1}],
     ),
+    "DDPMParallelScheduler": (
+        PREDICTION, SPACING, BOUND, either("variance_type", "fixed_small", "fixed_small_log", "fixed_large"),
+    ),
+    "DDIMParallelScheduler": (
+        PREDICTION, SPACING, BOUND, either("set_alpha_to_one", True, False), either("steps_offset", 0, 1),
+    ),
+    "CogVideoXDDIMScheduler": (
+        PREDICTION, SPACING, either("rescale_betas_zero_snr", False, True), either("set_alpha_to_one", True, False),
+    ),
+    "DDIMInverseScheduler": (
+        PREDICTION, SPACING[:2], CLIP, either("set_alpha_to_one", True, False), either("steps_offset", 0, 1),
+    ),
+    "TCDScheduler": (
+        PREDICTION, either("set_alpha_to_one", True, False), either("rescale_betas_zero_snr", False, True),
+    ),
+    "EDMEulerScheduler": (
+        PREDICTION[::2], FINAL, either("sigma_schedule", "karras", "exponential"), either("sigma_data", 0.5, 1.0),
+    ),
+    "EDMDPMSolverMultistepScheduler": (
+        PREDICTION[::2], FINAL, either("sigma_schedule", "karras", "exponential"), THRESHOLD,
+        [{}, SDE], either("solver_type", "midpoint", "heun"), either("solver_order", 2, 1, 3),
+        [{}, {"euler_at_final": True}, {"lower_order_final": False, **OLD}],
+    ),
+    "KDPM2DiscreteScheduler": (PREDICTION[::2], SPACING, SIGMAS),
+    "KDPM2AncestralDiscreteScheduler": (PREDICTION[::2], SPACING, SIGMAS),
+    "LMSDiscreteScheduler": (PREDICTION, SPACING, SIGMAS),
+    "IPNDMScheduler": (either("num_train_timesteps", 1000, 500),),
+    "DEISMultistepScheduler": (
+        [*PREDICTION, FLOW], SPACING, SIGMAS, THRESHOLD, either("solver_order", 2, 1, 3),
+        either("lower_order_final", True, False),
+    ),
+    "DPMSolverSinglestepScheduler": (
+        [*PREDICTION, FLOW], SIGMAS, THRESHOLD,
+        [{}, SDE, {"algorithm_type": "dpmsolver", **OLD}], either("solver_type", "midpoint", "heun"),
+        either("solver_order", 2, 1, 3), [{"lower_order_final": True}, {"lower_order_final": False, **OLD}],
+    ),
+    "DPMSolverMultistepInverseScheduler": (
+        [*PREDICTION, FLOW], SPACING, SIGMAS, THRESHOLD,
+        [{}, SDE, {"algorithm_type": "dpmsolver"}, {"algorithm_type": "sde-dpmsolver"}],
+        either("solver_type", "midpoint", "heun"), either("solver_order", 2, 1, 3),
+        [{}, {"euler_at_final": True}, {"lower_order_final": False}],
+    ),
+    "DPMSolverSDEScheduler": ([{**config, "noise_sampler_seed": 7} for config in PREDICTION[::2]], SPACING, SIGMAS),
+    "CosineDPMSolverMultistepScheduler": (
+        either("prediction_type", "v_prediction", "epsilon"), either("solver_order", 2, 1),
+        either("sigma_schedule", "exponential", "karras"), [{}, {"euler_at_final": True}, {"lower_order_final": False}],
+    ),
+    "FlowMatchHeunDiscreteScheduler": (either("shift", 1.0, 3.0),),
+    "FlowMatchLCMScheduler": (either("shift", 1.0, 3.0), SIGMAS, either("invert_sigmas", False, True)),
 }  # fmt: skip
 STEP_OPTIONS = {
     "DDIMScheduler": [{"eta": 0.7}, {"eta": 1.0, "use_clipped_model_output": True}],
+    "DDIMParallelScheduler": [{"eta": 0.7}, {"eta": 1.0, "use_clipped_model_output": True}],
+    "TCDScheduler": [{"eta": 0.0}, {"eta": 1.0}],
     "EulerDiscreteScheduler": [{"s_churn": 3.0, "s_noise": 1.003}, {"s_churn": 40.0, "s_tmin": 1.0, "s_tmax": 9.0}],
-}
+    "EDMEulerScheduler": [{"s_churn": 3.0, "s_noise": 1.003}, {"s_churn": 40.0, "s_tmin": 1.0, "s_tmax": 9.0}],
+    "FlowMatchHeunDiscreteScheduler": [
+        {"s_churn": 3.0, "s_noise": 1.003}, {"s_churn": 40.0, "s_tmin": 0.2, "s_tmax": 0.9},
+    ],
+    "LMSDiscreteScheduler": [{"order": 1}, {"order": 3}],
+    "DPMSolverSDEScheduler": [{"s_noise": 0.9}],
+}  # fmt: skip
 
 
 def possible(case):
@@ -144,7 +212,7 @@ def possible(case):
         return False
     if case.name.startswith("DPM"):
         old = str(c.get("algorithm_type")).endswith("dpmsolver")
-        third = c["solver_order"] == 3 and c.get("algorithm_type") == "sde-dpmsolver"
+        third = c.get("solver_order") == 3 and c.get("algorithm_type") == "sde-dpmsolver"
         if (old and flow) or third:
             return False
     continuous = c.get("timestep_type") == "continuous"
@@ -205,10 +273,15 @@ def alike(theirs, mine, tolerance, least=0.0):
     assert {*vars(mine)} - private == {*vars(theirs)}
     for name, value in vars(theirs).items():
         other = getattr(mine, name)
+        if name == "noise_sampler":  # a tree of each
+            continue
         pairs = zip(value, other, strict=True) if isinstance(value, list) else [(value, other)]
         for a, b in pairs:
             assert (a is None) == (b is None), name
-            if isinstance(a, torch.Tensor) and name != "prev_derivative":  # in which their (x - D) / sigma loses digits
+            # their (x - D) / sigma loses digits
+            if isinstance(a, torch.Tensor) and name not in ("prev_derivative", "derivatives"):
+                if mine._upcasts and b.dtype == torch.float64:
+                    b = b.to(a.dtype)  # which theirs has made float32 of, and ours has not
                 assert difference(b, a, least) <= tolerance, name
             elif not isinstance(a, torch.Tensor | np.ndarray):
                 assert a == b, name
@@ -358,8 +431,11 @@ def one_step_each(case, dtype, n=10):
 
 
 THROUGH_FLOAT32 = [name for name in NAMES if getattr(ours, name)._upcasts or name.startswith("DPM")]
+SOMETIMES = ("DDIM", "DPMSolver", "EDM", "FlowMatchHeun")  # draw where they are told to
 DETERMINISTIC = [
-    DEFAULTS[name] for name in NAMES if name not in DRAWING or name in ("DDIMScheduler", "DPMSolverMultistepScheduler")
+    DEFAULTS[name]
+    for name in NAMES
+    if name not in TREES and (not getattr(ours, name)._draws or name.startswith(SOMETIMES))
 ]
 
 
@@ -377,8 +453,10 @@ def test_half_steps_are_rounded_once(case, dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_loops_in_half_precision_agree(name, dtype):
     """As closely as their rounding of every operation allows, measured: 3.1 eps, and 9 eps where they divide a rounded
-    difference by alpha and clip it. Types, noise and state are theirs."""
-    loop(DEFAULTS[name], dtype=dtype, tolerance=4 * torch.finfo(dtype).eps)
+    difference by alpha and clip it; 8.1 eps in three classes that go on with such differences. Types, noise and state
+    are theirs."""
+    more = ("DEIS", "DPMSolverMultistepInverse", "KDPM2Ancestral")
+    loop(DEFAULTS[name], dtype=dtype, tolerance=(9 if name.startswith(more) else 4) * torch.finfo(dtype).eps)
     for case in STOCHASTIC:
         if case.name == name:
             need_generators(case)
@@ -397,7 +475,9 @@ def test_loops_in_double_precision_agree(name):
 def their_noise(monkeypatch, name, source):
     """diffusers' class draws what `source()` gives."""
     module = inspect.getmodule(getattr(diffusers, name))
-    if hasattr(module, "randn_tensor"):
+    if name in TREES:
+        monkeypatch.setattr(module, "BrownianTreeNoiseSampler", lambda *args, **kwargs: lambda start, stop: source())
+    elif hasattr(module, "randn_tensor"):
         monkeypatch.setattr(module, "randn_tensor", lambda shape, **kwargs: source().to(kwargs["dtype"]))
     else:  # flow matching in older ones
         drawing = {**vars(torch), "randn_like": lambda x: source().to(x.dtype)}
@@ -412,6 +492,16 @@ STOCHASTIC = [
     Case("EulerDiscreteScheduler", {}, {"s_churn": 3.0}),
     Case("DPMSolverMultistepScheduler", SDE),
     Case("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+    DEFAULTS["DDPMParallelScheduler"],
+    Case("DDIMParallelScheduler", {}, {"eta": 1.0}),
+    DEFAULTS["TCDScheduler"],
+    DEFAULTS["KDPM2AncestralDiscreteScheduler"],
+    Case("EDMEulerScheduler", {}, {"s_churn": 3.0}),
+    Case("EDMDPMSolverMultistepScheduler", SDE),
+    Case("DPMSolverSinglestepScheduler", SDE),
+    Case("FlowMatchHeunDiscreteScheduler", {}, {"s_churn": 3.0}),
+    DEFAULTS["FlowMatchLCMScheduler"],
+    *(DEFAULTS[name] for name in TREES if name.startswith("Cosine")),
 ]
 
 
@@ -467,7 +557,7 @@ def test_generators_draw_what_diffusers_draws(case, kind):
 
 
 @pytest.mark.parametrize("kinds", [(torch.float16, torch.float16), (torch.float32, torch.bfloat16)], ids=str)
-@pytest.mark.parametrize("case", STOCHASTIC, ids=str)
+@pytest.mark.parametrize("case", [case for case in STOCHASTIC if case.name not in TREES], ids=str)
 def test_noise_is_drawn_in_the_dtype_of_diffusers(case, kinds, monkeypatch):
     """For a sample and a model output of these dtypes."""
     drawn, pair = {}, case.pair()
@@ -505,6 +595,24 @@ def test_noise_that_is_given(case):
                 scheduler.step(x, t, x, variance_noise=z, generator=torch.Generator(), **case.options)
 
 
+@pytest.mark.skipif("DPMSolverSDEScheduler" not in NAMES, reason="torchsde is not installed")
+@pytest.mark.parametrize("several", [False, True])
+def test_the_second_stage_goes_on_with_the_path_of_the_first(several):
+    """DPMSolverSDE's second stage draws over the whole interval. Seen to fail: a noise of its own. With x = 0 = m the
+    steps are their noise."""
+    shape, noise = (2, 4, 50, 50), [nf.Noise(1), nf.Noise(2)] if several else nf.Noise(1)
+    scheduler = Case("DPMSolverSDEScheduler").pair(noise=noise)[1]
+    x, sigmas = torch.zeros(shape), scheduler.sigmas.double()
+    first, second, third = (scheduler.step(x, t, x)[0].double().flatten() for t in scheduler.timesteps[:3])
+    share = (sigmas[0] - (sigmas[0] * sigmas[1]).sqrt()) / (sigmas[0] - sigmas[1])
+    found = torch.corrcoef(torch.stack([first, second, third]))
+    expected = torch.eye(3, dtype=torch.float64)
+    expected[0, 1] = expected[1, 0] = share.sqrt()
+    assert torch.allclose(found, expected, atol=4 / 20000**0.5)
+    up = sigmas[1] * (1 - (sigmas[1] / sigmas[0]).square()).sqrt()
+    assert second.std().item() == pytest.approx(min(up, sigmas[1]).item(), rel=4 / 40000**0.5)
+
+
 # ---- many times at once ------------------------------------------------------------------------------------
 
 
@@ -516,18 +624,18 @@ def test_every_sample_has_its_time(name):
     places, noise = torch.tensor([3, 0, 9, 3]), nf.Noise(1)
     times, x = scheduler.timesteps[places], torch.randn(4, 6, 5)
     scheduler.is_scale_input_called = True
-    together = scheduler.step(0.1 * x, times, x, generator=noise, **case.options)
+    together = scheduler.step(0.1 * x, times, x, **arguments(scheduler, noise, case.options))
 
     def one(at, x, noise):
         scheduler._step_index = at
-        return scheduler.step(0.1 * x, scheduler.timesteps[at], x, generator=noise, **case.options)
+        return scheduler.step(0.1 * x, scheduler.timesteps[at], x, **arguments(scheduler, noise, case.options))
 
     for b, at in enumerate(places.tolist()):
         alone = one(at, x[b : b + 1], noise.at(sample=b))
         for key in together:
             assert torch.equal(together[key][b : b + 1], alone[key])
     tokens = torch.randint(0, 10, (4, 6), generator=torch.Generator().manual_seed(0))
-    together = scheduler.step(0.1 * x, scheduler.timesteps[tokens], x, generator=noise, **case.options)
+    together = scheduler.step(0.1 * x, scheduler.timesteps[tokens], x, **arguments(scheduler, noise, case.options))
     for b, i in itertools.product(range(4), range(6)):
         window = noise.at(sample=b).window((6, 5), (i, 0))
         alone = one(int(tokens[b, i]), x[b : b + 1, i : i + 1], window)
@@ -583,7 +691,12 @@ def test_times_as_numbers(name):
         if isinstance(answers[0], tuple):
             assert answers[0] == answers[1]
         else:
-            assert difference(answers[1], answers[0]) <= LOOP
+            mine = answers[1]
+            if name.startswith(
+                "CogVideoX"
+            ):  # whose alphas_cumprod are float64: theirs follows where a time has an axis
+                mine = mine.to(answers[0].dtype)
+            assert difference(mine, answers[0]) <= LOOP
 
 
 # ---- runs that begin elsewhere, stop, and go on ------------------------------------------------------------
@@ -645,7 +758,8 @@ def test_a_second_run_and_a_run_that_is_cut_off(name):
                 generator = torch.Generator().manual_seed(0)
                 t = scheduler.timesteps[k]
                 results.append(scheduler.step(0.1 * x, t, x, **arguments(scheduler, generator, {}))[0])
-            assert difference(results[1], results[0]) <= LOOP
+            if results[0].isfinite().all():  # a tree of torchsde has no increment over no time
+                assert difference(results[1], results[0]) <= LOOP
         alike(*pair, LOOP)
 
 
@@ -660,7 +774,7 @@ def test_numbers_that_a_user_puts_in(name, in_place):
         for scheduler in pair:
             scheduler.is_scale_input_called = True
             if k == 3:
-                source = "sigmas" if hasattr(scheduler, "sigmas") else "alphas_cumprod"
+                source = pair[1]._source
                 numbers = getattr(scheduler, source)
                 setattr(scheduler, source, numbers.mul_(0.9) if in_place else numbers * 0.9)
             generator = torch.Generator().manual_seed(0)
@@ -715,7 +829,8 @@ def test_in_inference_mode(name):
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
 @pytest.mark.parametrize("name", NAMES)
 def test_copies_in_the_middle_of_a_run(name, duplicate):
-    scheduler, x = DEFAULTS[name].pair()[1], torch.randn(SHAPE)
+    # a tree of torchsde cannot be copied, in diffusers either
+    scheduler, x = DEFAULTS[name].pair(noise=nf.Noise(1) if name in TREES else None)[1], torch.randn(SHAPE)
     scheduler.is_scale_input_called = True
     for t in scheduler.timesteps[:3]:
         scheduler.step(0.1 * x, t, x)
@@ -749,7 +864,7 @@ def test_no_step_reads_a_value_back(monkeypatch):
     x = torch.randn(SHAPE)
     for scheduler in [*(case.pair()[1] for case in DEFAULTS.values()), DEFAULTS["DDPMScheduler"].pair()[0]]:
         mine = isinstance(scheduler, ours.Fused)
-        for _ in range(2):
+        for _ in range(3):  # flow matching's Heun begins its second with what it kept of the first
             scheduler.set_timesteps(10)
             scheduler.is_scale_input_called = True
             if mine:
@@ -758,7 +873,7 @@ def test_no_step_reads_a_value_back(monkeypatch):
             with Reads():
                 for t in scheduler.timesteps:
                     scheduler.step(x, t, x)
-        assert reads == [] if mine else len(reads) > 10
+        assert reads == [] if mine else len(reads) > 10, type(scheduler)
 
 
 # ---- the forward process -----------------------------------------------------------------------------------
@@ -771,7 +886,7 @@ def forward(scheduler, x, z, t):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORWARD)
 def test_add_noise_agrees(name, dtype):
     """The same coefficients; one rounding where they have three."""
     x, z = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -793,7 +908,7 @@ def test_add_noise_agrees(name, dtype):
         assert difference(mine, theirs) <= 1.5 * torch.finfo(dtype).eps, where
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORWARD)
 def test_add_noise_goes_on_with_diffusers_where_a_row_does_not_do(name):
     pair = DEFAULTS[name].pair()
     x, z = torch.randn(2, 4, 3, 5)
@@ -806,7 +921,7 @@ def test_add_noise_goes_on_with_diffusers_where_a_row_does_not_do(name):
     assert mine.requires_grad
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORWARD)
 def test_add_noise_draws(name):
     """A Noise is the field of q_sample: drawn in the pass, the same bits as given; one for each sample, too."""
     scheduler = DEFAULTS[name].pair(coefficients="exact")[1]
@@ -947,16 +1062,17 @@ def test_exact_needs_to_see_set_timesteps():
     scheduler.step(x, scheduler.timesteps[0], x)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# DPMSolverSDE's float64 levels are other times of the tree, whose path moves by 3e-4 in a float32's last digit of time.
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("DPMSolverSDE")])
 def test_exact_coefficients_are_of_numbers_that_a_user_puts_in(name):
     """Other sigmas or alphas_cumprod are not computed anew, for steps or for the noise of a Noise."""
     pair, x = DEFAULTS[name].pair(coefficients="exact"), torch.linspace(-1, 1, 96).reshape(SHAPE)
     z, results = torch.from_numpy(nf.randn(SHAPE, nf.Noise(3))), []
     for scheduler, noise in zip(pair, (z, nf.Noise(3)), strict=True):
-        source = "sigmas" if hasattr(scheduler, "sigmas") else "alphas_cumprod"
+        source = pair[1]._source
         setattr(scheduler, source, 0.9 * getattr(scheduler, source))
         scheduler.is_scale_input_called = True
-        results.append([forward(scheduler, x, noise, scheduler.timesteps[[3, 7]])])
+        results.append([forward(scheduler, x, noise, scheduler.timesteps[[3, 7]]) if name in FORWARD else x])
         generator = torch.Generator().manual_seed(0)
         for t in scheduler.timesteps[:5]:
             given = arguments(scheduler, generator, {})
@@ -1022,7 +1138,7 @@ def test_what_a_row_cannot_do(reason, caplog):
             pair[1].step(inputs[0], pair[1].timesteps[0] + how.get("later", 0), inputs[1], **given)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in TREES])
 def test_other_devices_are_left_to_diffusers(name):
     """Apple's GPUs, say; "meta" stands for them. Seen to fail: the step raised "expected a tensor on the CPU"."""
     x, kinds = torch.empty(SHAPE, device="meta"), []
@@ -1087,17 +1203,12 @@ def test_a_step_that_is_not_affine_is_seen(monkeypatch):
     assert "not affine" in str(scheduler._run.plan)
 
 
-MUST_DRAW = {
-    "DDIMScheduler": Case("DDIMScheduler", options={"eta": 1.0}),
-    "EulerDiscreteScheduler": Case("EulerDiscreteScheduler", options={"s_churn": 2.0}),
-    "DPMSolverMultistepScheduler": Case("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "FlowMatchEulerDiscreteScheduler": Case("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
-}
+MUST_DRAW = {case.name: case for case in STOCHASTIC}
 
 
 @pytest.mark.parametrize("name", DRAWING)
 def test_noise_is_not_ignored_where_diffusers_does_the_step(name):
-    case = MUST_DRAW.get(name, DEFAULTS[name])
+    case = MUST_DRAW[name]
     scheduler = case.pair(noise=nf.Noise(7))[1]
     scheduler.is_scale_input_called = True
     x = torch.randn(SHAPE)
@@ -1196,11 +1307,11 @@ BAD_DRAWS = {
 def test_generators_that_are_none(name, bad):
     """In the first step of a run, in another, and in one that diffusers does."""
     draws, message = BAD_DRAWS[bad]
-    configs = {"DPMSolverMultistepScheduler": SDE, "FlowMatchEulerDiscreteScheduler": {"stochastic_sampling": True}}
-    options = {"DDIMScheduler": {"eta": 1.0}, "EulerDiscreteScheduler": {"s_churn": 1.0}}
-    scheduler, given = Case(name, configs.get(name, {})).pair()[1], options.get(name, {})
+    scheduler, given = MUST_DRAW[name].pair()[1], MUST_DRAW[name].options
     scheduler.is_scale_input_called, x = True, torch.randn(SHAPE)
-    for t in scheduler.timesteps[:2]:
+    if name.startswith("KDPM2"):  # every other step draws nothing
+        scheduler.step(0.1 * x, scheduler.timesteps[0], x, generator=draws)
+    for t in scheduler.timesteps[: 1 if name.startswith("KDPM2") else 2]:
         with pytest.raises(TypeError, match=message):
             scheduler.step(0.1 * x, t, x, generator=draws, **given)
         scheduler.step(0.1 * x, t, x, **given)
@@ -1351,7 +1462,9 @@ def test_accelerate_a_scheduler_in_the_middle_of_its_run(name):
     x, results = torch.randn(SHAPE), []
     for t in theirs.timesteps[:3]:
         theirs.step(0.1 * x, t, x)
-    mine = ours.accelerate(copy.deepcopy(theirs))
+    copied = copy.copy(theirs)  # no deep copy, of which torchsde's trees have none
+    vars(copied).update({key: [*value] for key, value in vars(theirs).items() if isinstance(value, list)})
+    mine = ours.accelerate(copied)
     assert type(mine) is getattr(ours, name)
     for scheduler in (theirs, mine):
         torch.manual_seed(0)
@@ -1359,7 +1472,7 @@ def test_accelerate_a_scheduler_in_the_middle_of_its_run(name):
     assert difference(*results) <= LOOP
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FORWARD)
 def test_accelerate_a_scheduler_that_was_used_and_add_noise(name):
     """Nothing is known of how its timesteps were made, and nothing need be."""
     theirs, _ = DEFAULTS[name].pair()
@@ -1372,8 +1485,8 @@ def test_accelerate_refuses():
     class Own(diffusers.DDPMScheduler):
         pass
 
-    for other in (Own(), diffusers.DEISMultistepScheduler(), 3):
-        with pytest.raises(TypeError, match=f"one of DDIMScheduler, .* got {type(other).__name__}"):
+    for other in (Own(), diffusers.RePaintScheduler(), 3):
+        with pytest.raises(TypeError, match=f"one of CogVideoXDDIMScheduler, .* got {type(other).__name__}"):
             ours.accelerate(other)
     with pytest.raises(ValueError, match="expected 'compat' or 'exact'"):
         ours.accelerate(diffusers.DDPMScheduler(), coefficients="best")

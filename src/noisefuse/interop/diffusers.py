@@ -35,16 +35,34 @@ from .diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput, transitions
 from .torch_internals import is_traced, untraced, version, writes
 
 __all__ = [
+    "CogVideoXDDIMScheduler",
+    "CosineDPMSolverMultistepScheduler",
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
     "DDIMScheduler",
+    "DDPMParallelScheduler",
     "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
     "FlowMatchSDEDiscreteScheduler",
     "HeunDiscreteScheduler",
+    "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
     "LCMScheduler",
+    "LMSDiscreteScheduler",
     "PNDMScheduler",
+    "TCDScheduler",
     "UniPCMultistepScheduler",
     "accelerate",
 ]
@@ -100,7 +118,7 @@ class _Run:
 
 
 class Fused:
-    """What the ten classes share.
+    """What the classes share.
 
     Attributes:
         noise: what steps draw from where they are given no generator: a Noise, or one for each sample. The step at
@@ -133,11 +151,14 @@ class Fused:
         self.__dict__["coefficients"], self._run = coefficients, None
 
     _memory: tuple[str, ...] = ()  # attributes that hold tensors from step to step
+    _gaps = False  # step looks at which of them there are, and counts nothing that would tell
     _options: tuple[str, ...] = ()  # arguments of step that change numbers
     _by_time = False  # step looks at the time that it is given; others count
     _source: str  # the attribute that coefficients are computed from
     _upcasts = False  # step refuses integer times, computes in float32, and returns the dtype of the model's output
-    _draws = "model"  # whose dtype the noise has that diffusers draws: "model", "sample" or "float32"; "": none
+    # Whose dtype the noise has that diffusers draws: "model", "sample", "float32" or "wide", the wider of the model's
+    # and float32; "": it draws none.
+    _draws = "model"
 
     _base: Any = None  # the class of diffusers
     _clock: _Clock | None = None
@@ -146,10 +167,12 @@ class Fused:
 
     # What diffusers' classes have.
     config: Any
-    _begin_index: Any
+    _begin_index: Any = None
     _step_index: Any
     index_for_timestep: Any
     _threshold_sample: Any
+    noise_sampler: Any
+    _tree: Any
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         new = super().__new__(cls)
@@ -176,7 +199,8 @@ class Fused:
             base.set_timesteps(self, *args, **kwargs)
             self._replay = args, kwargs
 
-        ours._source = "alphas_cumprod" if ours._by_time else "sigmas"
+        if not hasattr(ours, "_source"):
+            ours._source = "alphas_cumprod" if ours._by_time else "sigmas"
         ours._base, ours.set_timesteps, ours.step = base, set_timesteps, rebound(ours.step, globals())
         ours.step.__doc__ = f"{base.step.__doc__}\n{_ALSO}"
 
@@ -217,6 +241,8 @@ class Fused:
     ) -> Any:  # fmt: skip
         """The row, in one pass; then what diffusers' step would have left behind. mixed: x and m differ in dtype."""
         plan, state = run.plan, self.__dict__
+        if run.upcasts and run.memory and x.dtype.itemsize < 4:
+            x, mixed = x.float(), True  # and so it is remembered
         pool = [None, t, x, m, None]  # rows.NOTHING ..
         model, past = m, ()  # type: Any, Any
         if plan.clean is not None:
@@ -231,6 +257,8 @@ class Fused:
         if step.draws:
             if draws is None:
                 draws = state.get("noise")  # self.noise, sooner
+            if step.interval is not None:
+                draws = self._increment(draws, step, i, x)
             z = draws if type(draws) is nf.Noise else self._drawn(draws, m, x)
         try:
             made = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
@@ -253,7 +281,8 @@ class Fused:
         """The noise of a step: the name of a field, or a tensor."""
         if isinstance(draws, Tensor) or _is_noise(draws):
             return draws
-        dtype = m.dtype if self._draws == "model" else x.dtype if self._draws == "sample" else torch.float32
+        kinds = {"model": m.dtype, "sample": x.dtype, "wide": torch.promote_types(m.dtype, torch.float32)}
+        dtype = kinds.get(self._draws, torch.float32)
         if draws is None or (type(draws) is torch.Generator and draws.device == m.device):
             z = torch.empty_like(m, dtype=dtype, memory_format=torch.contiguous_format)
             z.normal_(generator=draws)  # as torch.randn
@@ -261,6 +290,22 @@ class Fused:
             _need_generators(draws)
             z = randn_tensor(m.shape, generator=draws, device=m.device, dtype=dtype)
         return z if dtype is x.dtype or dtype is torch.float32 else z.float()
+
+    def _increment(self, draws: Draws, step: Step, i: int, x: Any) -> Any:
+        """Noise of a Brownian path: theirs, by its tree; or a Noise's, whose steps are increments side by side."""
+        if not _is_noise(draws):
+            if draws is not None:
+                _need_generators(draws)
+            if self.noise_sampler is None:
+                self.noise_sampler = self._tree(draws, x)
+            return self.noise_sampler(*step.interval)
+        if step.parts is None:
+            return draws
+        first, second = (
+            nf.randn(tuple(x.shape), _at(draws, i - back, stream=3), out=torch.empty_like(x, dtype=_row_dtype(x)))
+            for back in (1, 0)
+        )
+        return step.parts[0] * first + step.parts[1] * second
 
     # ---- the checked path ----------------------------------------------------------------------------------
 
@@ -419,7 +464,16 @@ class Fused:
 
     def _fingerprint(self) -> Any:
         """All that a plan depends on."""
-        skipped = {"noise", "is_scale_input_called", "_begin_index", "_clock", "_run", "_levels", *self._memory}
+        skipped = {
+            "noise",
+            "noise_sampler",
+            "is_scale_input_called",
+            "_begin_index",
+            "_clock",
+            "_run",
+            "_levels",
+            *self._memory,
+        }
         skipped |= set() if self._memory else {"_step_index"}
         numbers = [_bytes(value) for name, value in vars(self).items() if name not in skipped]
         return *numbers, *(value is None for value in rows.items(vars(self), self._memory))
@@ -512,7 +566,7 @@ class Fused:
         if self.noise is None:
             raise ValueError("start: this scheduler has no noise of its own: set scheduler.noise = nf.Noise(seed)")
         noise = self.noise
-        at: Any = noise.at(stream=2) if isinstance(noise, nf.Noise) else [n.at(stream=2) for n in noise]
+        at: Any = _at(noise, 0, stream=2)
         out = torch.empty(*shape, dtype=dtype, device=device)
         return nf.randn(tuple(shape), at, dtype=dtype, out=out)  # type: ignore[no-any-return, arg-type]
 
@@ -532,11 +586,22 @@ class _Draws(_AddsNoise):
         return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
 
-class _DrawsNothing(_AddsNoise):
+class _Steps(Fused):
+    """Without noise."""
+
     _draws = ""
 
     def step(self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True) -> Any:
         return Fused._step(self, model_output, timestep, sample, None, return_dict)
+
+
+class _DrawsNothing(_Steps, _AddsNoise):
+    pass
+
+
+def _has(name: str) -> bool:
+    """Whether this diffusers has the class, and what the class needs: some need SciPy."""
+    return getattr(diffusers, name, type).__module__.startswith("diffusers.schedulers.")
 
 
 def _bytes(value: Any) -> Any:
@@ -550,6 +615,18 @@ def _is_noise(value: Any) -> bool:
     return isinstance(value, nf.Noise) or (
         isinstance(value, list | tuple) and all(isinstance(entry, nf.Noise) for entry in value)
     )
+
+
+def _at(noise: Noises, steps: int, stream: int) -> Any:
+    """This many steps later, in a stream."""
+    if isinstance(noise, nf.Noise):
+        return noise.at(step=noise.step + steps, stream=stream)
+    return [one.at(step=one.step + steps, stream=stream) for one in noise]
+
+
+def _row_dtype(x: Tensor) -> torch.dtype:
+    """Of the arithmetic of a row on x."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _without_kernel(x: Tensor) -> str | None:
@@ -646,9 +723,13 @@ class DDPMScheduler(_Draws, diffusers.DDPMScheduler):
     _by_time = True
 
 
-class DDIMScheduler(_AddsNoise, diffusers.DDIMScheduler):
+class DDPMParallelScheduler(_Draws, diffusers.DDPMParallelScheduler):
     _by_time = True
-    _options = ("eta", "use_clipped_model_output")
+
+
+class _DDIM(_AddsNoise):
+    _by_time = True
+    _options: tuple[str, ...] = ("eta", "use_clipped_model_output")
 
     def step(
         self, model_output: Any, timestep: Any, sample: Any, eta: float = 0.0, use_clipped_model_output: bool = False,
@@ -658,6 +739,42 @@ class DDIMScheduler(_AddsNoise, diffusers.DDIMScheduler):
             raise ValueError("step: expected a generator or variance_noise, got both")
         draws = generator if variance_noise is None else variance_noise
         return Fused._step(self, model_output, timestep, sample, draws, return_dict, (eta, use_clipped_model_output))
+
+    def _may_draw(self, options: Options) -> bool:
+        return bool(options[0] > 0)
+
+
+class DDIMScheduler(_DDIM, diffusers.DDIMScheduler):
+    pass
+
+
+class DDIMParallelScheduler(_DDIM, diffusers.DDIMParallelScheduler):
+    pass
+
+
+class CogVideoXDDIMScheduler(_DDIM, diffusers.CogVideoXDDIMScheduler):
+    """Like diffusers' it draws nothing, whatever eta is."""
+
+    _draws = ""
+
+    def _may_draw(self, options: Options) -> bool:
+        return False
+
+
+class DDIMInverseScheduler(_Steps, diffusers.DDIMInverseScheduler):
+    _by_time = True
+
+
+class TCDScheduler(_AddsNoise, diffusers.TCDScheduler):
+    _draws = "sample"
+    _by_time = True  # for where it is, and counts for where it goes
+    _options = ("eta",)
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, eta: float = 0.3, generator: Draws = None,
+        return_dict: bool = True,
+    ) -> Any:  # fmt: skip
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict, (eta,))
 
     def _may_draw(self, options: Options) -> bool:
         return bool(options[0] > 0)
@@ -683,6 +800,27 @@ class EulerDiscreteScheduler(_AddsNoise, diffusers.EulerDiscreteScheduler):
         return bool(options[0] > 0)
 
 
+class EDMEulerScheduler(_AddsNoise, diffusers.EDMEulerScheduler):
+    _options = ("s_churn", "s_tmin", "s_tmax", "s_noise")
+    _upcasts = True
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
+        s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Draws = None, return_dict: bool = True,
+        pred_original_sample: Any = None,
+    ) -> Any:  # fmt: skip
+        options = s_churn, s_tmin, s_tmax, s_noise
+        if pred_original_sample is not None:
+            return self._base_step(
+                model_output, timestep, sample, generator, return_dict, options, "for a pred_original_sample",
+                pred_original_sample=pred_original_sample,
+            )  # fmt: skip
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict, options)
+
+    def _may_draw(self, options: Options) -> bool:
+        return bool(options[0] > 0)
+
+
 class EulerAncestralDiscreteScheduler(_Draws, diffusers.EulerAncestralDiscreteScheduler):
     _upcasts = True
 
@@ -691,10 +829,56 @@ class HeunDiscreteScheduler(_DrawsNothing, diffusers.HeunDiscreteScheduler):
     _memory = ("prev_derivative", "sample")
 
 
-class DPMSolverMultistepScheduler(_AddsNoise, diffusers.DPMSolverMultistepScheduler):
-    _memory = ("model_outputs",)
-    _draws = "float32"
+class KDPM2DiscreteScheduler(_DrawsNothing, diffusers.KDPM2DiscreteScheduler):
+    _memory = ("sample",)
+    _gaps = True
 
+
+class KDPM2AncestralDiscreteScheduler(_Draws, diffusers.KDPM2AncestralDiscreteScheduler):
+    _memory = ("sample",)
+    _gaps = True
+
+
+if _has("LMSDiscreteScheduler"):
+
+    class LMSDiscreteScheduler(_AddsNoise, diffusers.LMSDiscreteScheduler):
+        _memory = ("derivatives",)
+        _gaps = True
+        _options = ("order",)
+        _draws = ""
+
+        def step(self, model_output: Any, timestep: Any, sample: Any, order: int = 4, return_dict: bool = True) -> Any:
+            return Fused._step(self, model_output, timestep, sample, None, return_dict, (order,))
+
+
+class IPNDMScheduler(_Steps, diffusers.IPNDMScheduler):
+    _memory = ("ets",)
+    _gaps = True
+    _source = "betas"
+
+
+class DEISMultistepScheduler(_DrawsNothing, diffusers.DEISMultistepScheduler):
+    _memory = ("model_outputs",)
+
+
+class _DPMSolver(_AddsNoise):
+    _memory: tuple[str, ...] = ("model_outputs",)
+    _draws = "sample"
+
+    def _may_draw(self, options: Options) -> bool:
+        return "sde" in str(self.config.get("algorithm_type"))
+
+
+class DPMSolverSinglestepScheduler(_DPMSolver, _Draws, diffusers.DPMSolverSinglestepScheduler):
+    _memory = ("model_outputs", "sample")
+    _gaps = True
+
+
+class EDMDPMSolverMultistepScheduler(_DPMSolver, _Draws, diffusers.EDMDPMSolverMultistepScheduler):
+    pass
+
+
+class _DPMSolverMultistep(_DPMSolver):
     def step(
         self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, variance_noise: Any = None,
         return_dict: bool = True,
@@ -702,8 +886,42 @@ class DPMSolverMultistepScheduler(_AddsNoise, diffusers.DPMSolverMultistepSchedu
         draws = generator if variance_noise is None else variance_noise
         return Fused._step(self, model_output, timestep, sample, draws, return_dict)
 
-    def _may_draw(self, options: Options) -> bool:
-        return "sde" in str(self.config.get("algorithm_type"))
+
+class DPMSolverMultistepScheduler(_DPMSolverMultistep, diffusers.DPMSolverMultistepScheduler):
+    _draws = "float32"
+
+
+class DPMSolverMultistepInverseScheduler(_DPMSolverMultistep, diffusers.DPMSolverMultistepInverseScheduler):
+    index_for_timestep = diffusers.DPMSolverMultistepScheduler.index_for_timestep  # written out twice in its methods
+
+
+if _has("DPMSolverSDEScheduler"):  # torchsde is there
+    from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
+
+    class DPMSolverSDEScheduler(_AddsNoise, diffusers.DPMSolverSDEScheduler):
+        sigmas: Any
+        noise_sampler_seed: Any
+        _memory = ("sample",)
+        _gaps = True
+        _options = ("s_noise",)
+
+        def step(
+            self, model_output: Any, timestep: Any, sample: Any, return_dict: bool = True, s_noise: float = 1.0
+        ) -> Any:
+            return Fused._step(self, model_output, timestep, sample, None, return_dict, (s_noise,))
+
+        def _tree(self, draws: None, x: Any) -> Any:
+            levels = self.sigmas[self.sigmas > 0]
+            return BrownianTreeNoiseSampler(x, levels.min().item(), levels.max().item(), self.noise_sampler_seed)
+
+    class CosineDPMSolverMultistepScheduler(_DPMSolver, _Draws, diffusers.CosineDPMSolverMultistepScheduler):
+        def _may_draw(self, options: Options) -> bool:
+            return True
+
+        def _tree(self, draws: Any, x: Any) -> Any:
+            if draws is not None:
+                draws = [one.initial_seed() for one in draws] if isinstance(draws, list) else draws.initial_seed()
+            return BrownianTreeNoiseSampler(x, self.config.sigma_min, self.config.sigma_max, draws)
 
 
 class UniPCMultistepScheduler(_DrawsNothing, diffusers.UniPCMultistepScheduler):
@@ -715,8 +933,16 @@ class PNDMScheduler(_DrawsNothing, diffusers.PNDMScheduler):
     _by_time = True
 
 
-class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteScheduler):
+class _Flow(Fused):
     _upcasts = True
+
+    def scale_noise(self, sample: Any, timestep: Any, noise: Any = None) -> Any:
+        """diffusers' scale_noise, in one pass; `noise` may be a `nf.Noise`, as in add_noise of the other classes."""
+        fallback = functools.partial(self._base.scale_noise, self, sample, timestep, noise)
+        return fallback() if noise is None else self._noised(sample, noise, timestep, fallback)
+
+
+class FlowMatchEulerDiscreteScheduler(_Flow, diffusers.FlowMatchEulerDiscreteScheduler):
     _draws = "float32"
 
     def step(
@@ -734,10 +960,37 @@ class FlowMatchEulerDiscreteScheduler(Fused, diffusers.FlowMatchEulerDiscreteSch
     def _may_draw(self, options: Options) -> bool:
         return bool(self.config.get("stochastic_sampling"))
 
-    def scale_noise(self, sample: Any, timestep: Any, noise: Any = None) -> Any:
-        """diffusers' scale_noise, in one pass; `noise` may be a `nf.Noise`, as in add_noise of the other classes."""
-        fallback = functools.partial(self._base.scale_noise, self, sample, timestep, noise)
-        return fallback() if noise is None else self._noised(sample, noise, timestep, fallback)
+
+class FlowMatchHeunDiscreteScheduler(Fused, diffusers.FlowMatchHeunDiscreteScheduler):
+    _upcasts = True
+    _memory = ("prev_derivative", "sample")
+    _options = ("s_churn", "s_tmin", "s_tmax", "s_noise")
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
+        s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Draws = None, return_dict: bool = True,
+    ) -> Any:  # fmt: skip
+        options = s_churn, s_tmin, s_tmax, s_noise
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict, options)
+
+    def _may_draw(self, options: Options) -> bool:
+        return bool(options[0] > 0)
+
+
+class FlowMatchLCMScheduler(_Flow, diffusers.FlowMatchLCMScheduler):
+    _draws = "wide"
+    _init_size: Any
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True
+    ) -> Any:
+        if self._init_size is None or self._step_index is None:
+            self._init_size = model_output.size()[2:]  # as diffusers' step, which rows are found for on vectors
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict)
+
+    def _cannot(self, m: Any, x: Any) -> str | None:
+        resizes = self.__dict__["_scale_factors"] and self.__dict__["_upscale_mode"]
+        return "where it changes the size" if resizes else super()._cannot(m, x)
 
 
 class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
@@ -822,6 +1075,7 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
 
 
 _OTHERS = {"accelerate", "FlowMatchSDEDiscreteScheduler"}
+__all__ = [name for name in __all__ if name in globals() or name == "accelerate"]  # what this diffusers has
 SCHEDULERS = {globals()[name]._base: globals()[name] for name in __all__ if name not in _OTHERS}
 
 
@@ -839,7 +1093,7 @@ def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str
         the pipeline, or a new scheduler with the state of the old one. A pipeline that is saved names diffusers' class.
 
     Raises:
-        TypeError: a scheduler of another class than the ten, or of a class derived from them; noise that is none.
+        TypeError: a scheduler of another class than ours have, or of a class derived from them; noise that is none.
         ValueError: coefficients of another name; a noise of another stream than 0.
     """
     if isinstance(target, diffusers.DiffusionPipeline):

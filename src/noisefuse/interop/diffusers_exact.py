@@ -76,7 +76,7 @@ def _exact(scheduler: Any, base: type, kind: type) -> Any:
     for name, value in vars(scheduler).items():
         if isinstance(value, Tensor | np.ndarray) and getattr(shadow, name, None) is not None:
             value = torch.as_tensor(value).cpu()
-            if torch.equal(value, torch.as_tensor(getattr(usual, name)).cpu()):
+            if np.array_equal(value, torch.as_tensor(getattr(usual, name)).cpu(), equal_nan=True):  # 0 levels have NaN
                 continue
             value = value.double() if value.is_floating_point() else value
         setattr(shadow, name, value)

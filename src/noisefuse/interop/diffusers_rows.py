@@ -27,6 +27,9 @@ from .diffusers_exact import Wide, rebound, shadow_of
 NOTHING, TIME, SAMPLE, MODEL, CLEAN, REMEMBERED = range(6)
 
 
+_GAPS = "which of the remembered there are"
+
+
 class Unsupported(Exception):
     """Why a scheduler, as it is configured, is no table of rows."""
 
@@ -42,6 +45,10 @@ class Step:
     past: Any  # a Pick: past1 ..
     written: int  # auxiliary outputs
     draws: bool  # whether diffusers draws noise here
+    interval: Any  # (start, stop), over which, where its noise is a Brownian path's
+    parts: (
+        tuple[float, float] | None
+    )  # weights of the step before's noise and of this one's in that over both intervals
     results: Pick  # what it returns beside the next sample
     remembers: list[tuple[str, Pick, bool]]  # what to keep, by attribute, and whether in a list
     after: dict[str, Any]  # other attributes, after the step
@@ -90,14 +97,16 @@ def trace(scheduler: Any, base: type, start: int, options: dict[str, Any]) -> Pl
     names = sorted(counters)
     for i, one in steps.items():  # a table that reads four past arrays is given four in every row
         past = one.past + [SAMPLE] * (table.slots - len(one.past))
-        state = tuple(one.state.get(name) for name in names)
-        steps[i] = replace(one, state=state if len(names) > 1 else state[0] if names else None, past=_pick(past))
+        counted = [one.state.get(name) for name in names]
+        state = counted[0] if len(names) == 1 else tuple(counted) or None
+        steps[i] = replace(one, state=(state, one.state[_GAPS]) if scheduler._gaps else state, past=_pick(past))
+    state = itemgetter(*names) if names else lambda attributes: None
     return Plan(
         table=table,
         clean=clean if probe.thresholds else None,
         steps=steps,
         names=names,
-        state=itemgetter(*names) if names else lambda attributes: None,
+        state=_with_gaps(state, scheduler._memory) if scheduler._gaps else state,
         output=type(probe.result),
         fields=tuple(probe.result),
     )
@@ -110,6 +119,7 @@ def levels(scheduler: Any, base: type, n: int, dtype: torch.dtype, *, exact: boo
     shadow.index_for_timestep = lambda t, times=None: int(t)
     clean, noise = torch.eye(2, dtype=torch.float64 if exact else dtype, device="cpu")
     clean, noise, t = clean.expand(n, 2), noise.expand(n, 2), torch.arange(n, device="cpu")
+    shadow.timesteps = t  # where a class searches them itself
     noisy = shadow.scale_noise(clean, t, noise) if hasattr(shadow, "scale_noise") else shadow.add_noise(clean, noise, t)
     alpha, sigma = noisy.double().numpy().T
     return alpha, sigma
@@ -125,16 +135,23 @@ class _Probe:
         self.shadow, self.memory, self.thresholds = shadow, memory, False
         self.lo, self.hi = -np.inf, np.inf
         self.clean: Tensor | None = None
+        self.interval: tuple[Tensor, Tensor] | None = None
         if "clip_sample_range" in shadow.config:
             limit = shadow.config.clip_sample_range
             shadow._internal_dict = type(shadow.config)({**shadow.config, "clip_sample_range": _Bound(self, limit)})
         shadow._threshold_sample = self.threshold
+        if hasattr(shadow, "noise_sampler"):
+            shadow.noise_sampler = self.increment
 
     # What diffusers finds where it looks for noise, for a clamp and for dynamic thresholding.
 
     def noise(self, *args: Any, **kwargs: Any) -> Tensor:
         self.drawn = True
         return self.units["z"]
+
+    def increment(self, start: Tensor, stop: Tensor) -> Tensor:
+        self.interval = start, stop
+        return self.noise()
 
     def clamp(self, x: Tensor, limit: float) -> Tensor:
         self.clean, self.lo, self.hi = x, -limit, limit
@@ -147,7 +164,7 @@ class _Probe:
     def row(self, step: Any, t: Any, options: dict[str, Any], numbers: Any, clean_numbers: Any) -> Step:
         """One step of the scheduler, which goes on from there. Fills in the row, or two where D is thresholded."""
         held = self._hold()
-        before = self._attributes()
+        before, gaps = self._attributes(), [value is None for value in held]
         self.result = step(self.shadow, self.units["m1"], t, self.units["x"], **options)
         after = {name: v for name, v in self._attributes().items() if before.get(name, self) is not v}
         # what was changed in place is another tensor now
@@ -175,7 +192,17 @@ class _Probe:
             else:
                 after[name] = value
         past = self._fill([sample, *written], numbers, clean_numbers)
-        return Step(before, past, len(written), self.drawn, results, remembers, after)
+        before[_GAPS] = gaps
+        noise = self.drawn, self.interval, self._parts(before.get("mid_point_sigma"))
+        return Step(before, past, len(written), *noise, results, remembers, after)
+
+    def _parts(self, middle: Tensor | None) -> tuple[float, float] | None:
+        """DPMSolverSDE's second stage draws over an interval whose first part is drawn already: variances add up."""
+        if self.interval is None or middle is None:
+            return None
+        start, stop = map(float, self.interval)
+        share = (start - float(middle)) / (start - stop) if start > stop else -1.0
+        return (share**0.5, (1 - share) ** 0.5) if 0 <= share <= 1 else None  # else it is no second stage of that first
 
     def _hold(self) -> list[Any]:
         """New units, in what the scheduler remembers too."""
@@ -185,7 +212,7 @@ class _Probe:
         self.units = {n: torch.from_numpy(column[None].copy()) for n, column in zip(names, self.columns, strict=True)}
         held = [self.units.get(f"held{k}", value) for k, value in enumerate(held)]
         _remember(self.shadow, self.memory, held)
-        self.clean, self.drawn = None, False
+        self.clean, self.drawn, self.interval = None, False, None
         return held
 
     def _attributes(self) -> dict[str, Any]:
@@ -260,6 +287,11 @@ def items(attributes: dict[str, Any], memory: tuple[str, ...]) -> list[Any]:
         else:
             found.append(value)
     return found
+
+
+def _with_gaps(state: Pick, memory: tuple[str, ...]) -> Pick:
+    """For classes that look at which of the remembered there are, and count nothing that would tell."""
+    return lambda attributes: (state(attributes), [value is None for value in items(attributes, memory)])
 
 
 def _pick(places: list[int]) -> Pick:
