@@ -8,6 +8,7 @@ Seen to fail: noise that s_noise does not scale; `lower_order_final` as `sampler
 a Brownian motion's second piece asked for from the step's beginning.
 """
 
+import doctest
 import inspect
 import itertools
 import math
@@ -420,6 +421,21 @@ def test_what_is_wrong_is_said(name, options, message):
 def test_two_sources_of_noise_are_refused():
     with pytest.raises(TypeError, match="noise, noise_sampler: give one of them"):
         function("lcm")(model, start(), LEVELS["a part"], noise=nf.Noise(1), noise_sampler=lambda sigma, to: None)
+
+
+def test_noise_that_is_none_is_refused():
+    for options in ({"noise": 3}, {"noise": [3]}):
+        with pytest.raises(TypeError, match="expected a Noise"):
+            function("euler_ancestral")(model, start(), LEVELS["a part"], disable=True, **options)
+        with pytest.raises(TypeError, match="noise: expected a Noise or a list of them, got int"):
+            function("euler")(model, start(), LEVELS["a part"], disable=True, s_churn=3.0, **options)
+
+
+@pytest.mark.parametrize("name", kd.__all__)
+def test_examples_run(name):
+    scope = {"nf": nf, "torch": torch}
+    example = doctest.DocTestParser().get_doctest(inspect.getdoc(getattr(kd, name)), scope, name, None, None)
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 COMMON = {"model": inspect.Parameter.empty, "x": inspect.Parameter.empty, "sigmas": inspect.Parameter.empty}
