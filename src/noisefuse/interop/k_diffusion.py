@@ -184,6 +184,10 @@ def _dpmpp_2m_sde(levels: tuple[float, ...], eta: float, solver: str) -> Tableau
     h = log(sigma / sigma'),    a = (1 + eta) h,    D1 = (D - D_before) h / h_before
     w = (1 - e^-a) / 2  (midpoint),    w = 1 - (1 - e^-a) / a  (heun)
     """
+    if not 0 <= eta < math.inf:
+        raise ValueError(f"eta must be at least 0 and finite, got {eta}")
+    if not (min(levels[:-1]) > 0 and levels[-1] >= 0):
+        raise ValueError(f"sigmas must be noise levels above 0, but for the last one, got {levels}")
     rows, h_before = [], 0.0
     for here, there in pairwise(levels):
         if there == 0:
