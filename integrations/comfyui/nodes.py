@@ -198,6 +198,54 @@ class NoisefuseSamplerChurn(_SamplerNode):
         return _sampler(sampler_name, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
 
 
+def _rows(name, **options):
+    """A function that runs a sampler of noisefuse, one call of the model a step, in the frame of the model."""
+    make = getattr(nf.samplers, name)
+    options = {key: value for key, value in options.items() if key in inspect.signature(make).parameters}
+
+    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        levels, extra = sigmas.tolist(), extra_args or {}
+        if len(levels) < 2:
+            return x
+        flow = isinstance(model.inner_model.inner_model.model_sampling, comfy.model_sampling.CONST)
+        schedule = nf.Schedule.flow() if flow else nf.Schedule.edm()
+        if flow and name in DIVIDES:
+            levels[0] = min(levels[0], 1 - 1e-4)  # where there is a signal, as the host's own do
+        ends = {"steps": levels[:-1], "final": levels[-1] or "zero"}
+        sampler = make(schedule, **ends, prediction="sample", **options)
+        names = _named(extra.get("seed"))
+
+        def told(i, x, denoised):
+            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+
+        return sampler.sample(
+            lambda x, sigma: model(x, sigma.to(x.dtype), **extra),
+            x,
+            nf.Noise() if names is None else names,
+            time="batch",
+            callback=None if callback is None else told,
+            progress=disable is False,
+        )
+
+    sample.__name__ = f"sample_{name}"
+    return sample
+
+
+DIVIDES = ["dpmpp_singlestep", "deis", "unipc"]  # by alpha, which is 0 where a flow begins
+ROWS = ["ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", *DIVIDES, "lcm"]
+
+
+class NoisefuseSamplerRows(_SamplerNode):
+    """noisefuse's own samplers, written for x = alpha x0 + sigma z, and so for flow models too."""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"sampler_name": (ROWS,), "eta": _number(1.0, most=1.0)}}
+
+    def get_sampler(self, sampler_name, eta):
+        return (comfy.samplers.KSAMPLER(_rows(sampler_name, eta=eta, sigma_data=0.0)),)
+
+
 # ---- levels ------------------------------------------------------------------------------------------------
 
 SCHEDULES = ["scaled_linear", "linear", "cosine", "sigmoid", "laplace", "edm", "flow"]
@@ -240,6 +288,7 @@ NODE_CLASS_MAPPINGS = {
     "NoisefuseSampler": NoisefuseSampler,
     "NoisefuseSamplerAncestral": NoisefuseSamplerAncestral,
     "NoisefuseSamplerChurn": NoisefuseSamplerChurn,
+    "NoisefuseSamplerRows": NoisefuseSamplerRows,
     "NoisefuseSigmas": NoisefuseSigmas,
 }
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -247,5 +296,6 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "NoisefuseSampler": "Sampler (noisefuse)",
     "NoisefuseSamplerAncestral": "Sampler, ancestral and SDE (noisefuse)",
     "NoisefuseSamplerChurn": "Sampler with churn (noisefuse)",
+    "NoisefuseSamplerRows": "Sampler for flows and others (noisefuse)",
     "NoisefuseSigmas": "Sigmas (noisefuse)",
 }

@@ -5,7 +5,7 @@ It has what they and a run need of ComfyUI: of comfy/samplers.py a KSAMPLER, a m
 that packs nested latents, of comfy_extras/nodes_custom_sampler.py what SamplerCustomAdvanced does with a noise.
 
 Seen to fail: noise by place where there is a batch_index; one name for all tensors of a nested latent; steps that draw
-from the seed alone; a flow model that is not refused.
+from the seed alone; a flow model that is not refused, or is run as x0 + sigma z; an eta that is not handed on.
 """
 
 import importlib.util
@@ -98,8 +98,11 @@ class Guider:
         self.inner_model, self.seen = SimpleNamespace(model_sampling=scaling), []
 
     def __call__(self, x, sigma):
+        """The ideal denoiser of data N(0, 1/4)."""
         self.seen.append(x)
-        return 0.25 / (0.25 + sigma.reshape(-1, *[1] * (x.ndim - 1)) ** 2) * x
+        s = sigma.reshape(-1, *[1] * (x.ndim - 1))
+        alpha = 1 - s if isinstance(self.inner_model.model_sampling, CONST) else 1
+        return 0.25 * alpha / (0.25 * alpha**2 + s**2) * x
 
     def sample(self, noise, latent, sampler, sigmas, denoise_mask=None, seed=None):
         shapes = [latent.shape]
@@ -129,8 +132,9 @@ def unpacked(x, shapes):
 def run(noise, sampler, sigmas, latent, scaling=None):
     """SamplerCustomAdvanced: it asks for the noise, and then for its seed."""
     guider = Guider(scaling or EPS())
-    z = noise.generate_noise(latent)
-    return guider.sample(z, latent["samples"], sampler, sigmas, latent.get("noise_mask"), seed=noise.seed)
+    with torch.inference_mode():  # as the host runs its nodes
+        z = noise.generate_noise(latent)
+        return guider.sample(z, latent["samples"], sampler, sigmas, latent.get("noise_mask"), seed=noise.seed)
 
 
 @pytest.fixture(scope="module")
@@ -330,6 +334,41 @@ def test_flow_models(nodes):
     still = node(nodes, "NoisefuseSamplerAncestral", sampler_name="euler_ancestral", eta=0.0)
     euler = node(nodes, "NoisefuseSampler", sampler_name="euler")
     assert torch.equal(run(noise, still, flow, latent(), CONST()), run(noise, euler, flow, latent(), CONST()))
+
+
+ROWS = ["ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_singlestep", "deis", "unipc", "lcm"]
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("scaling", [EPS, CONST])
+def test_our_own_samplers_run_in_the_models_frame(nodes, name, scaling):
+    """Of data N(0, 1/4) with its ideal denoiser what comes out has this variance; a mask and a batch change nothing."""
+    flow = {"schedule": "flow", "spacing": "trailing", "steps": 30}
+    steps = flow if scaling is CONST else {"schedule": "scaled_linear", "spacing": "karras", "steps": 30}
+    sigmas = node(nodes, "NoisefuseSigmas", **steps)
+    noise = node(nodes, "NoisefuseNoise", noise_seed=7)
+    sampler = node(nodes, "NoisefuseSamplerRows", sampler_name=name)
+    whole = run(noise, sampler, sigmas, latent(2), scaling())
+    assert torch.equal(run(noise, sampler, sigmas, latent(1, batch_index=[1]), scaling()), whole[1:])
+    known, mask = torch.randn(2, 4, 6, 5), torch.zeros(2, 1, 6, 5)
+    mask[..., :3] = 1
+    masked = run(noise, sampler, sigmas, {"samples": known, "noise_mask": mask}, scaling())
+    assert torch.allclose(masked[..., 3:], known[..., 3:], atol=1e-5)
+    if name not in ("ddim", "lcm"):  # of first order: 30 steps lose a tenth of it
+        many = run(noise, sampler, sigmas, {"samples": torch.zeros(1, 20000)}, scaling())
+        assert abs(many.std() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m_sde", "ddim"])
+def test_our_own_samplers_take_a_step_in_the_flow(nodes, name):
+    """Against the sampler itself; eta goes to those that have it."""
+    sigmas = node(nodes, "NoisefuseSigmas", schedule="flow", spacing="trailing", steps=4)
+    noise, guider = node(nodes, "NoisefuseNoise", noise_seed=7), Guider(CONST())
+    found = run(noise, node(nodes, "NoisefuseSamplerRows", sampler_name=name, eta=0.5), sigmas, latent(2), CONST())
+    eta = {"eta": 0.5} if name == "ddim" else {}
+    sampler = getattr(nf.samplers, name)(nf.Schedule.flow(), steps=sigmas[:-1].tolist(), prediction="sample", **eta)
+    x = noise.generate_noise(latent(2))
+    assert torch.equal(found, sampler.sample(lambda x, t: guider(x, t), x, nf.Noise(7), time="batch"))
 
 
 # ---- levels ------------------------------------------------------------------------------------------------

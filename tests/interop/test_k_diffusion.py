@@ -8,6 +8,7 @@ Seen to fail: noise that s_noise does not scale; `lower_order_final` as `sampler
 a Brownian motion's second piece asked for from the step's beginning.
 """
 
+import doctest
 import inspect
 import itertools
 import math
@@ -404,6 +405,9 @@ def test_rows_of_a_list_of_levels_are_kept():
     ("name", "options", "message"),
     [
         ("dpmpp_2m_sde", {"solver_type": "rk"}, "solver_type must be midpoint or heun"),
+        ("dpmpp_2m_sde", {"eta": -1.0}, "eta must be at least 0"),
+        ("dpmpp_3m_sde", {"eta": -1.0}, "eta must be at least 0"),
+        ("dpmpp_2m_sde", {"sigmas": torch.tensor([1.0, 0.0, 0.0])}, "noise levels above 0"),
         ("dpmpp_2m_sde", {"sigmas": torch.tensor([1.0, 2.0])}, "goes to a lower level"),
         ("euler_ancestral", {"sigmas": torch.tensor([1.0, 2.0])}, "goes to a lower level"),
         ("euler", {"sigmas": torch.tensor([1.0, 0.0, 0.0])}, "noise levels above 0"),
@@ -420,6 +424,21 @@ def test_what_is_wrong_is_said(name, options, message):
 def test_two_sources_of_noise_are_refused():
     with pytest.raises(TypeError, match="noise, noise_sampler: give one of them"):
         function("lcm")(model, start(), LEVELS["a part"], noise=nf.Noise(1), noise_sampler=lambda sigma, to: None)
+
+
+def test_noise_that_is_none_is_refused():
+    for options in ({"noise": 3}, {"noise": [3]}):
+        with pytest.raises(TypeError, match="expected a Noise"):
+            function("euler_ancestral")(model, start(), LEVELS["a part"], disable=True, **options)
+        with pytest.raises(TypeError, match="noise: expected a Noise or a list of them, got int"):
+            function("euler")(model, start(), LEVELS["a part"], disable=True, s_churn=3.0, **options)
+
+
+@pytest.mark.parametrize("name", kd.__all__)
+def test_examples_run(name):
+    scope = {"nf": nf, "torch": torch}
+    example = doctest.DocTestParser().get_doctest(inspect.getdoc(getattr(kd, name)), scope, name, None, None)
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 COMMON = {"model": inspect.Parameter.empty, "x": inspect.Parameter.empty, "sigmas": inspect.Parameter.empty}

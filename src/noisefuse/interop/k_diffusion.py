@@ -73,6 +73,9 @@ def noise_sampler(x: torch.Tensor, noise: Noises) -> NoiseSampler:
         x: of the shape, dtype and device that z has; axis 0 is the batch.
         noise: a Noise, or a list with one for each sample.
 
+    Raises:
+        TypeError: at the first call, a noise that is none.
+
     >>> from noisefuse.interop import k_diffusion
     >>> draw = k_diffusion.noise_sampler(torch.zeros(2, 3), [nf.Noise(11), nf.Noise(12)])
     >>> draw(14.6, 9.7).shape
@@ -87,9 +90,12 @@ def noise_sampler(x: torch.Tensor, noise: Noises) -> NoiseSampler:
 
 
 def _named(noise: Noises, i: int) -> Any:
-    if isinstance(noise, nf.Noise):
-        return noise.at(step=noise.step + i, stream=_STREAM)
-    return [one.at(step=one.step + i, stream=_STREAM) for one in noise]
+    """What row i draws, as `Sampler.step` names it."""
+    if isinstance(noise, list | tuple):
+        return [_named(one, i) for one in noise]
+    if not isinstance(noise, nf.Noise):
+        raise TypeError(f"noise: expected a Noise or a list of them, got {type(noise).__name__}")
+    return noise.at(step=noise.step + i, stream=_STREAM)
 
 
 def _brownian(noise: Noises | None, given: NoiseSampler | None) -> Noises | None:
@@ -178,6 +184,10 @@ def _dpmpp_2m_sde(levels: tuple[float, ...], eta: float, solver: str) -> Tableau
     h = log(sigma / sigma'),    a = (1 + eta) h,    D1 = (D - D_before) h / h_before
     w = (1 - e^-a) / 2  (midpoint),    w = 1 - (1 - e^-a) / a  (heun)
     """
+    if not 0 <= eta < math.inf:
+        raise ValueError(f"eta must be at least 0 and finite, got {eta}")
+    if not (min(levels[:-1]) > 0 and levels[-1] >= 0):
+        raise ValueError(f"sigmas must be noise levels above 0, but for the last one, got {levels}")
     rows, h_before = [], 0.0
     for here, there in pairwise(levels):
         if there == 0:
@@ -311,6 +321,7 @@ def sample_euler(
 
     Raises:
         ValueError: levels that no step goes to, such as a 0 before the last; a tensor of another shape.
+        TypeError: a noise that is none, a tensor of another dtype than x that does not go with it.
 
     The other functions take the same, and what theirs take beside it.
     """
