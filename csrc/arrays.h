@@ -17,6 +17,7 @@ enum class Kind : int32_t {
     f16 = static_cast<int32_t>(DType::f16),
     bf16 = static_cast<int32_t>(DType::bf16),
     u8 = static_cast<int32_t>(DType::u8),
+    u16 = static_cast<int32_t>(DType::u16),
     i64,
     other
 };
@@ -26,6 +27,7 @@ constexpr DType dtype(Kind kind) { return static_cast<DType>(kind); }
 constexpr bool is_float(Kind kind) {
     return kind == Kind::f32 || kind == Kind::f64 || kind == Kind::f16 || kind == Kind::bf16;
 }
+constexpr bool is_level(Kind kind) { return kind == Kind::u8 || kind == Kind::u16; }
 
 // A C-contiguous, aligned array of the CPU in native byte order; borrowed.
 struct View {
@@ -70,6 +72,8 @@ inline Kind kind_of(PyArrayObject* a) {
             return Kind::f16;
         case NPY_UBYTE:
             return Kind::u8;
+        case NPY_USHORT:
+            return Kind::u16;
         case NPY_INT64:
             return Kind::i64;
         default:  // NumPy has no bfloat16: that of ml_dtypes is given a number at run time

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fast path. Calls of a few microseconds are mostly Python, so plain calls, with C-contiguous arrays of one float
-// dtype (x may be bytes), int or int64 rows and a Noise without a window, are checked here, as their arguments came.
+// dtype (x may be levels), int or int64 rows and a Noise without a window, are checked here, as their arguments came.
 // Whatever is not plain, wrong arguments included, is declined (NotImplemented): ops.py then checks it, and says what
 // is wrong.
 #include <cmath>
@@ -234,7 +234,7 @@ bool take_dtype(PyObject* dtype, Made& made) {
 
 // Whether kernels read this kind for results of that one: the checked path converts others first.
 bool is_readable(Kind x, Kind result) {
-    return x == Kind::u8 || (result == Kind::f64 ? x == Kind::f64 || x == Kind::f32 : is_float(x) && x != Kind::f64);
+    return is_level(x) || (result == Kind::f64 ? x == Kind::f64 || x == Kind::f32 : is_float(x) && x != Kind::f64);
 }
 
 // Of a table (float rows, double rows, active coefficients, ..) those of the call's arithmetic.
@@ -280,18 +280,18 @@ class PlainCall {
     View index_{}, inputs_[kSlots] = {};
     PlainNoise noise_;
 
-    // What the outputs are: of x's dtype, or the one that is asked for; where x are bytes, of the model output's or
-    // float32. Of bytes that are asked for only the first.
+    // What the outputs are: of x's dtype, or the one that is asked for; where x are levels, of the model output's or
+    // float32. Of levels that are asked for only the first.
     bool result(const RowArguments& a) {
         Made made{};
         View like = x;
-        if (x.kind == Kind::u8 && a.model_output != Py_None && !view(a.model_output, like)) return false;
+        if (is_level(x.kind) && a.model_output != Py_None && !view(a.model_output, like)) return false;
         made = {like.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
         if (!x.is_tensor) made.descriptor = like.is_tensor ? nullptr : PyArray_DESCR(array(like.object));
         Made asked = made;
         if (a.dtype != Py_None && !take_dtype(a.dtype, asked)) return false;
         if (is_float(asked.kind)) made = asked;
-        if (made.kind == Kind::u8) made.kind = Kind::f32, made.descriptor = float32;
+        if (is_level(made.kind)) made.kind = Kind::f32, made.descriptor = float32;
         outputs.first = a.dtype == Py_None ? made : asked;
         outputs.others = made;
         call.type = dtype(made.kind);
@@ -299,9 +299,9 @@ class PlainCall {
         return is_float(made.kind) && is_readable(x.kind, made.kind);
     }
 
-    // (float rows, double rows, active coefficients, the same for x of bytes or None).
+    // (float rows, double rows, active coefficients, the same for x of uint8, and of uint16, or None).
     bool rows(PyObject* table) {
-        if (x.kind == Kind::u8) table = PyTuple_GET_ITEM(table, 3);
+        if (is_level(x.kind)) table = PyTuple_GET_ITEM(table, x.kind == Kind::u8 ? 3 : 4);
         if (table == Py_None) return false;
         take_rows(table, call);
         return true;

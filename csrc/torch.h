@@ -54,6 +54,7 @@ inline Kind kind_of(const DLTensor& t) {
            : is(kFloat, 16)  ? Kind::f16
            : is(kBfloat, 16) ? Kind::bf16
            : is(kUint, 8)    ? Kind::u8
+           : is(kUint, 16)   ? Kind::u16
            : is(kInt, 64)    ? Kind::i64
                              : Kind::other;
 }
@@ -142,7 +143,7 @@ class Torch {
         int64_t *const shape = reinterpret_cast<int64_t*>(own + 1), *const strides = shape + n;
         std::copy_n(x.shape, n, shape);
         for (int64_t i = x.ndim - 1, stride = 1; i >= 0; stride *= x.shape[i--]) strides[i] = stride;
-        const uint8_t code = x.kind == Kind::bf16 ? kBfloat : x.kind == Kind::u8 ? kUint : kFloat;
+        const uint8_t code = x.kind == Kind::bf16 ? kBfloat : is_level(x.kind) ? kUint : kFloat;
         m.tensor = {data, kCpu, 0, x.ndim, code, static_cast<uint8_t>(8 * bytes), 1, shape, strides, 0};
         void* made;
         return api_->to_object(&m, &made) == 0 ? static_cast<PyObject*>(made) : nullptr;

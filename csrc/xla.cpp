@@ -41,6 +41,7 @@ int64_t size_of(Type type) {
     switch (type) {
         case Type::u8:
             return 1;
+        case Type::u16:
         case Type::f16:
         case Type::bf16:
             return 2;

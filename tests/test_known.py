@@ -27,6 +27,8 @@ def data(shape, dtype, first=0):
     words = word(first + np.arange(np.prod(shape))).reshape(shape)
     if dtype == np.uint8:
         return (words >> 24).astype(np.uint8)
+    if dtype == np.uint16:
+        return (words >> 16).astype(np.uint16)
     return ((words >> 8) / 2.0**23 - 1).astype(np.float32).astype(dtype)
 
 
@@ -71,10 +73,13 @@ def q_sample_target(dtype):
         yield from nf.q_sample(data(shape, dtype), t, SCHEDULE, noise, batched=batched, target=target)
 
 
-def q_sample_bytes(dtype):
-    for target, (shape, t, noise, batched) in zip(TARGETS, cases(any_stream=True), strict=True):
-        x0, options = data(shape, dtype), {"batched": batched, "target": target}
-        yield from nf.q_sample(x0, t, SCHEDULE, noise, dtype="uint8", **options)
+def q_sample_levels(levels):
+    def outputs(dtype):
+        for target, (shape, t, noise, batched) in zip(TARGETS, cases(any_stream=True), strict=True):
+            x0, options = data(shape, dtype), {"batched": batched, "target": target}
+            yield from nf.q_sample(x0, t, SCHEDULE, noise, dtype=levels, **options)
+
+    return outputs
 
 
 def q_step(dtype):
@@ -112,7 +117,7 @@ def update(dtype):
 def mse_loss(dtype):
     row = (1 + np.arange(8)) / 8
     for target, (shape, t, noise, batched) in zip(TARGETS, cases(any_stream=True), strict=True):
-        x0, pred = data(shape, dtype), data(shape, np.float32 if dtype == np.uint8 else dtype, 1000003)
+        x0, pred = data(shape, dtype), data(shape, np.float32 if dtype.kind == "u" else dtype, 1000003)
         call = partial(nf.mse_loss, pred, x0, t, SCHEDULE, noise, target=target, weight=row, batched=batched)
         yield call(reduction="none")
         yield from call(grad_out=pred)
@@ -163,20 +168,22 @@ def density(dtype):
         yield from (x_next, -minus_sums)
 
 
+ALL = DTYPES | {"uint8": np.dtype(np.uint8), "uint16": np.dtype(np.uint16)}
 OPERATIONS = {
     "philox": (philox, {"uint32": np.dtype(np.uint32)}),
     "randn": (random(nf.randn), DTYPES),
     "uniform": (random(nf.uniform), {name: DTYPES[name] for name in ("float32", "float64")}),
-    "q_sample": (q_sample, DTYPES | {"uint8": np.dtype(np.uint8)}),
-    "q_sample_target": (q_sample_target, DTYPES | {"uint8": np.dtype(np.uint8)}),
-    "q_sample_bytes": (q_sample_bytes, DTYPES | {"uint8": np.dtype(np.uint8)}),
+    "q_sample": (q_sample, ALL),
+    "q_sample_target": (q_sample_target, ALL),
+    "q_sample_bytes": (q_sample_levels("uint8"), ALL),
+    "q_sample_uint16": (q_sample_levels("uint16"), ALL),
     "q_step": (q_step, DTYPES),
     "q_walk": (q_walk, DTYPES),
     "window": (window, DTYPES),
     "update": (update, DTYPES),
-    "mse_loss": (mse_loss, DTYPES | {"uint8": np.dtype(np.uint8)}),
+    "mse_loss": (mse_loss, ALL),
     "ends": (ends, DTYPES),
-    "augment": (augment, DTYPES | {"uint8": np.dtype(np.uint8)}),
+    "augment": (augment, ALL),
     "levels": (levels, DTYPES | {"uint8": np.dtype(np.uint8)}),
     "transition": (transition, {"uint8": np.dtype(np.uint8)}),
     "density": (density, DTYPES),

@@ -8,7 +8,7 @@
 namespace nf {
 
 // backends/call.py names them in this order.
-enum class DType : int32_t { f32, f64, f16, bf16, u8 };
+enum class DType : int32_t { f32, f64, f16, bf16, u8, u16 };
 enum class Draw : int32_t { none, normal, uniform, words };
 
 // Of an element.
@@ -20,6 +20,7 @@ constexpr int bytes_of(DType type) {
             return 4;
         case DType::f16:
         case DType::bf16:
+        case DType::u16:
             return 2;
         case DType::u8:
             return 1;
@@ -27,6 +28,7 @@ constexpr int bytes_of(DType type) {
     return 0;
 }
 constexpr bool is_half(DType type) { return type == DType::f16 || type == DType::bf16; }
+constexpr bool is_level(DType type) { return type == DType::u8 || type == DType::u16; }  // a whole number
 
 constexpr int kAxes = 21;  // of a window, after merging those that lie together: see window_runs of backends/call.py
 
@@ -56,7 +58,7 @@ struct Call {
     void* out[3];
     DType in_type[kSlots];
     DType type;      // of the outputs (of a loss: of pred); double arithmetic for f64, float otherwise
-    DType out_type;  // of the first of them: the same, or u8
+    DType out_type;  // of the first of them: the same, or levels
     Draw draw;
     int32_t step_by_index;     // whether the step word is field.step + index
     int32_t masked;            // the one output is out + (aux1 if lo <= D <= hi else 0), D without its clamp

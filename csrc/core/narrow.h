@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The narrow types: the 16-bit floats, IEEE binary16 and bfloat16, to float and back, and floats to bytes, all to
-// nearest even. Lanes with instructions for binary16 use those.
+// The narrow types: the 16-bit floats, IEEE binary16 and bfloat16, to float and back, and floats to levels, all
+// to nearest even. Lanes with instructions for binary16 use those.
 #pragma once
 #include <cstdint>
 
@@ -43,17 +43,22 @@ constexpr uint16_t float_to_half(float x) {
     return static_cast<uint16_t>(sign | ((m + 0xFFFu + ((m >> 13) & 1u)) >> 13));
 }
 
-// A byte: the integer next to x, from 0 to 255; of NaN 0. The last place of numbers from 2^23 on is 1 (of double from
-// 2^52), so that a sum with that is rounded to an integer, which its last bits are.
-template <class Lane>
-constexpr typename Lane::u32 round_to_byte(typename Lane::f32 x) {
-    const auto within = Lane::clamp(x, Lane::splat(0.0f), Lane::splat(255.0f));
+// A level, a byte or a uint16: the integer next to x, from 0 to the greatest; of NaN 0. The last place of numbers from
+// 2^23 on is 1 (of double from 2^52), so that a sum with that is rounded to an integer, which its last bits are.
+template <class Level>
+constexpr uint32_t kTopLevel = static_cast<Level>(~uint32_t{0});
+template <class Level, class Lane>
+constexpr typename Lane::u32 round_to_level(typename Lane::f32 x) {
+    constexpr uint32_t top = kTopLevel<Level>;
+    const auto within = Lane::clamp(x, Lane::splat(0.0f), Lane::splat(static_cast<float>(top)));
     const auto bits = Lane::as_bits(Lane::add(within, Lane::splat(0x1p23f)));
-    return Lane::where_nan(x, 0u, Lane::bit_and(bits, 0xFFu));
+    return Lane::where_nan(x, 0u, Lane::bit_and(bits, top));
 }
-constexpr uint8_t round_to_byte(double x) {
-    const double within = x > 0 ? x < 255 ? x : 255 : 0;
-    return static_cast<uint8_t>(__builtin_bit_cast(uint64_t, within + 0x1p52));
+template <class Level>
+constexpr Level round_to_level(double x) {
+    constexpr double top = kTopLevel<Level>;
+    const double within = x > 0 ? x < top ? x : top : 0;
+    return static_cast<Level>(__builtin_bit_cast(uint64_t, within + 0x1p52));
 }
 
 }  // namespace

@@ -152,16 +152,17 @@ struct Avx2 {
     static void store(uint16_t* p, u16x2 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
     static void store_nontemporal(uint16_t* p, u16x2 x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), x); }
     static void store_nontemporal(uint16_t* p, u16 x) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), x); }
-    static u16x2 upper_halves(u32 a, u32 b) {
-        const u32 quarters = _mm256_packus_epi32(shift_right<16>(a), shift_right<16>(b));  // of a, b, a, b
-        return _mm256_permute4x64_epi64(quarters, 0xD8);
+    static u16x2 low_halves(u32 a, u32 b) {                                // of words below 2^16
+        return _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xD8);  // packed are quarters of a, b, a, b
     }
+    static u16x2 upper_halves(u32 a, u32 b) { return low_halves(shift_right<16>(a), shift_right<16>(b)); }
     static u8x4 low_bytes(u32 a, u32 b, u32 c, u32 d) {  // of words below 2^8
         const u32 quarters = _mm256_packus_epi16(_mm256_packus_epi32(a, b), _mm256_packus_epi32(c, d));
         return _mm256_permutevar8x32_epi32(quarters, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     }
     static void store(uint8_t* p, u8x4 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
     static void store_nontemporal(uint8_t* p, u8x4 x) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), x); }
+    static f32 to_float(u16 a) { return _mm256_cvtepi32_ps(_mm256_cvtepu16_epi32(a)); }
     static u32 as_upper_halves(u16 a) { return _mm256_slli_epi32(_mm256_cvtepu16_epi32(a), 16); }
     static u16 to_half(f32 a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
     static f32 from_half(u16 a) { return _mm256_cvtph_ps(a); }

@@ -184,6 +184,10 @@ struct Avx512 {
                               0x270025, 0x2B0029, 0x2F002D, 0x330031, 0x370035, 0x3B0039, 0x3F003D);
         return _mm512_permutex2var_epi16(a, upper, b);
     }
+    static u16x2 low_halves(u32 a, u32 b) {              // of words below 2^16
+        const u32 quarters = _mm512_packus_epi32(a, b);  // of a, b, a, b, ..
+        return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), quarters);
+    }
     static u8x4 low_bytes(u32 a, u32 b, u32 c, u32 d) {  // of words below 2^8
         const u32 quarters = _mm512_packus_epi16(_mm512_packus_epi32(a, b), _mm512_packus_epi32(c, d));
         return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
@@ -191,6 +195,7 @@ struct Avx512 {
     }
     static void store(uint8_t* p, u8x4 x) { _mm512_storeu_si512(p, x); }
     static void store_nontemporal(uint8_t* p, u8x4 x) { _mm512_stream_si512(reinterpret_cast<__m512i*>(p), x); }
+    static f32 to_float(u16 a) { return _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(a)); }
     static u32 as_upper_halves(u16 a) { return _mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16); }
     static u16 to_half(f32 a) { return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
     static f32 from_half(u16 a) { return _mm512_cvtph_ps(a); }

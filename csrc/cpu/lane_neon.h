@@ -158,12 +158,14 @@ struct Neon {
     static void store_nontemporal(uint16_t* p, u16x2 x) { store(p, x); }
     static void store_nontemporal(uint16_t* p, u16 x) { store(p, x); }
     static u16x2 upper_halves(u32 a, u32 b) { return vuzp2q_u16(vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(b)); }
-    static u8x4 low_bytes(u32 a, u32 b, u32 c, u32 d) {  // of words below 2^8
+    static u16x2 low_halves(u32 a, u32 b) { return vcombine_u16(vmovn_u32(a), vmovn_u32(b)); }  // of words below 2^16
+    static u8x4 low_bytes(u32 a, u32 b, u32 c, u32 d) {                                         // of words below 2^8
         const uint16x8_t ab = vcombine_u16(vmovn_u32(a), vmovn_u32(b)), cd = vcombine_u16(vmovn_u32(c), vmovn_u32(d));
         return vcombine_u8(vmovn_u16(ab), vmovn_u16(cd));
     }
     static void store(uint8_t* p, u8x4 x) { vst1q_u8(p, x); }
     static void store_nontemporal(uint8_t* p, u8x4 x) { store(p, x); }
+    static f32 to_float(u16 a) { return vcvtq_f32_u32(vmovl_u16(a)); }
     static u32 as_upper_halves(u16 a) { return vshll_n_u16(a, 16); }
     static u16 to_half(f32 a) { return vreinterpret_u16_f16(vcvt_f16_f32(a)); }
     static f32 from_half(u16 a) { return vcvt_f32_f16(vreinterpret_f16_u16(a)); }

@@ -125,6 +125,7 @@ struct Scalar {
     static u32 add_bit16(u32 a, u32 b) { return a + (b >> 16 & 1u); }
 
     static f32 load(const uint8_t* p) { return *p; }
+    static f32 to_float(u16 a) { return a; }
     static f32 lookup(const float* table, const uint8_t* p) { return table[*p]; }  // of 256 numbers
     static u16 load(const uint16_t* p) { return *p; }
     static void store(uint16_t* p, u16 x) { *p = x; }
@@ -132,6 +133,9 @@ struct Scalar {
     static void store_nontemporal(uint16_t* p, u16x2 x) { store(p, x); }
     static void store_nontemporal(uint16_t* p, u16 x) { *p = x; }
     static u16x2 upper_halves(u32 a, u32 b) { return {static_cast<uint16_t>(a >> 16), static_cast<uint16_t>(b >> 16)}; }
+    static u16x2 low_halves(u32 a, u32 b) {  // of words below 2^16
+        return {static_cast<uint16_t>(a), static_cast<uint16_t>(b)};
+    }
     static u8x4 low_bytes(u32 a, u32 b, u32 c, u32 d) {  // of words below 2^8
         return {{static_cast<uint8_t>(a), static_cast<uint8_t>(b), static_cast<uint8_t>(c), static_cast<uint8_t>(d)}};
     }

@@ -114,11 +114,11 @@ struct RegisterRow {
 
 // ---- with the noise of whole groups, as it is made ---------------------------------------------------------
 
-// Beside bytes, which only the first output can be, the others are float.
+// Beside levels, which only the first output can be, the others are float.
 template <DType Out>
 inline void store_output(int output, void* to, int64_t at, const Lane::f32 (&x)[4], bool nontemporal) {
     output == 0 ? store_lanes<Out>(to, at, x, nontemporal)
-                : store_lanes<Out == DType::u8 ? DType::f32 : Out>(to, at, x, nontemporal);
+                : store_lanes<is_level(Out) ? DType::f32 : Out>(to, at, x, nontemporal);
 }
 
 template <DType In, DType Out, uint64_t shape, bool Each>
@@ -178,19 +178,25 @@ OnNoise on_noise(uint64_t shape_of_call, bool each) {
     if (each) return for_shape<kEachShapes, OnNoise>(shape_of_call, of_each);
     const auto of = []<uint64_t shape>() -> OnNoise { return tile_on_noise<In, Out, shape, false>; };
     if (const auto found = for_shape<kForwardShapes, OnNoise>(shape_of_call, of)) return found;
-    if constexpr (In == Out && Out != DType::u8) return for_shape<kDrawnShapes, OnNoise>(shape_of_call, of);
+    if constexpr (In == Out && !is_level(Out)) return for_shape<kDrawnShapes, OnNoise>(shape_of_call, of);
     return nullptr;
 }
 
 template <DType Out>
 OnNoise on_noise(DType in, uint64_t shape, bool each) {
-    return in == Out         ? on_noise<Out, Out>(shape, each)
-           : in == DType::u8 ? on_noise<DType::u8, Out>(shape, each)
-                             : nullptr;
+    return in == Out          ? on_noise<Out, Out>(shape, each)
+           : in == DType::u8  ? on_noise<DType::u8, Out>(shape, each)
+           : in == DType::u16 ? on_noise<DType::u16, Out>(shape, each)
+                              : nullptr;
 }
 
-// Which of these does a call, or null: float32 arithmetic, all inputs of the outputs' type or all bytes, or all float
-// for bytes.
+template <DType Out>
+OnNoise to_levels_on_noise(DType in, uint64_t shape, bool each) {
+    return in == DType::f32 ? on_noise<DType::f32, Out>(shape, each) : on_noise<Out>(in, shape, each);
+}
+
+// Which of these does a call, or null: float32 arithmetic, all inputs of the outputs' type or all levels, or all float
+// for levels.
 template <class Real>
 OnNoise on_noise(const Arrays<Real>& arrays, uint64_t shape) {
     const Call& s = arrays.s;
@@ -207,9 +213,9 @@ OnNoise on_noise(const Arrays<Real>& arrays, uint64_t shape) {
         case DType::bf16:
             return on_noise<DType::bf16>(in, shape, each);
         case DType::u8:
-            if (s.type != DType::f32) return nullptr;
-            return in == DType::f32 ? on_noise<DType::f32, DType::u8>(shape, each)
-                                    : on_noise<DType::u8>(in, shape, each);
+            return s.type == DType::f32 ? to_levels_on_noise<DType::u8>(in, shape, each) : nullptr;
+        case DType::u16:
+            return s.type == DType::f32 ? to_levels_on_noise<DType::u16>(in, shape, each) : nullptr;
         case DType::f64:
             return nullptr;
     }

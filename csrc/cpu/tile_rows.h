@@ -21,13 +21,15 @@ using Vector = decltype(Lane::load(static_cast<const Real*>(nullptr)));
 template <DType Type>
 inline auto load_lanes(const void* from, int64_t at) {
     const auto* const halves = static_cast<const uint16_t*>(from) + at;
-    static_assert(Type == DType::f32 || Type == DType::f64 || Type == DType::u8 || is_half(Type));
+    static_assert(Type == DType::f32 || Type == DType::f64 || is_level(Type) || is_half(Type));
     if constexpr (Type == DType::f32)
         return Lane::load(static_cast<const float*>(from) + at);
     else if constexpr (Type == DType::f64)
         return Lane::load(static_cast<const double*>(from) + at);
     else if constexpr (Type == DType::u8)
         return Lane::load(static_cast<const uint8_t*>(from) + at);
+    else if constexpr (Type == DType::u16)
+        return Lane::to_float(Lane::load(halves));
     else if constexpr (Type == DType::f16)
         return Lane::from_half(Lane::load(halves));
     else
@@ -45,18 +47,23 @@ inline void store_one(Element* to, Lanes x, bool nontemporal) {
 template <DType Type>
 inline void store_lanes(void* to, int64_t at, const Lane::f32 (&x)[4], bool nontemporal) {
     constexpr int W = Lane::width;
-    static_assert(Type == DType::f32 || Type == DType::u8 || is_half(Type));
+    static_assert(Type == DType::f32 || is_level(Type) || is_half(Type));
     if constexpr (Type == DType::f32) {
         for (int i = 0; i < 4; ++i) store_one(static_cast<float*>(to) + at + i * W, x[i], nontemporal);
         return;
     }
     if constexpr (Type == DType::u8) {
         Lane::u32 byte[4];
-        for (int i = 0; i < 4; ++i) byte[i] = round_to_byte<Lane>(x[i]);
+        for (int i = 0; i < 4; ++i) byte[i] = round_to_level<uint8_t, Lane>(x[i]);
         return store_one(static_cast<uint8_t*>(to) + at, Lane::low_bytes(byte[0], byte[1], byte[2], byte[3]),
                          nontemporal);
     }
     uint16_t* const halves = static_cast<uint16_t*>(to) + at;
+    if constexpr (Type == DType::u16) {
+        Lane::u32 level[4];
+        for (int i = 0; i < 4; ++i) level[i] = round_to_level<uint16_t, Lane>(x[i]);
+        for (int i = 0; i < 4; i += 2) store_one(halves + i * W, Lane::low_halves(level[i], level[i + 1]), nontemporal);
+    }
     if constexpr (Type == DType::f16)
         for (int i = 0; i < 4; ++i) store_one(halves + i * W, Lane::to_half(x[i]), nontemporal);
     if constexpr (Type == DType::bf16) {
@@ -103,6 +110,14 @@ inline void store_narrow(Narrow* to, const float* from, int n, bool nontemporal)
     std::memcpy(to + i, narrow, sizeof(Narrow) * left);
 }
 
+template <DType Type, class Level, class Real>
+inline void store_levels(Level* to, const Real* from, int n, bool nontemporal) {
+    if constexpr (sizeof(Real) == 4)
+        store_narrow<Type>(to, from, n, nontemporal);
+    else
+        for (int i = 0; i < n; ++i) to[i] = round_to_level<Level>(from[i]);
+}
+
 // The n elements from `at` on in the arithmetic's type. (Half types reach float64 arithmetic as float32, and float64 no
 // other.)
 template <class Real, class Element>
@@ -124,6 +139,8 @@ inline void load_as(Real* to, const void* from, DType type, int64_t at, int n) {
             return convert<Real, double>(to, from, at, n);
         case DType::u8:
             return convert<Real, uint8_t>(to, from, at, n);
+        case DType::u16:
+            return convert<Real, uint16_t>(to, from, at, n);
         case DType::f16:
             if constexpr (sizeof(Real) == 4) load_halves<DType::f16>(to, halves, n);
             return;
@@ -150,11 +167,9 @@ inline void store_as(void* to, DType type, int64_t at, const Real* from, int n, 
             if constexpr (sizeof(Real) == 4) store_narrow<DType::bf16>(halves, from, n, nontemporal);
             return;
         case DType::u8:
-            if constexpr (sizeof(Real) == 4)
-                store_narrow<DType::u8>(bytes, from, n, nontemporal);
-            else
-                for (int i = 0; i < n; ++i) bytes[i] = round_to_byte(from[i]);
-            return;
+            return store_levels<DType::u8>(bytes, from, n, nontemporal);
+        case DType::u16:
+            return store_levels<DType::u16>(halves, from, n, nontemporal);
     }
 }
 

@@ -159,7 +159,7 @@ struct Combinations {
 };
 
 constexpr uint64_t kNoise = column_bit(0, kZ), kForward = kNoise | column_bit(0, kX);
-constexpr uint64_t kForwardBytes = kForward | uint64_t{1} << affine_column(0);
+constexpr uint64_t kForwardLevels = kForward | uint64_t{1} << affine_column(0);
 // x' = b m + d D with D = p x + q m: DDIM, Euler, flow matching.
 constexpr uint64_t kTwoInputs =
     uint64_t{1} << (kClean + 1 + kX) | uint64_t{1} << (kClean + 1 + kM1) | column_bit(0, kM1) | column_bit(0, kD);
@@ -549,10 +549,14 @@ __device__ inline void add_up(const Launch& launch) {
     X(forward_f64, (256), vector_step<F64, F64, 1, 2, Draw::normal, kForward>)             \
     X(forward_f16, (256), vector_step<F16, F16, 1, 4, Draw::normal, kForward>)             \
     X(forward_bf16, (256), vector_step<BF16, BF16, 1, 4, Draw::normal, kForward>)          \
-    X(forward_u8_f32, (256), vector_step<F32, U8, 1, 8, Draw::normal, kForwardBytes>)      \
-    X(forward_u8_f64, (256), vector_step<F64, U8, 1, 2, Draw::normal, kForwardBytes>)      \
-    X(forward_u8_f16, (256), vector_step<F16, U8, 1, 4, Draw::normal, kForwardBytes>)      \
-    X(forward_u8_bf16, (256), vector_step<BF16, U8, 1, 4, Draw::normal, kForwardBytes>)    \
+    X(forward_u8_f32, (256), vector_step<F32, U8, 1, 8, Draw::normal, kForwardLevels>)     \
+    X(forward_u8_f64, (256), vector_step<F64, U8, 1, 2, Draw::normal, kForwardLevels>)     \
+    X(forward_u8_f16, (256), vector_step<F16, U8, 1, 4, Draw::normal, kForwardLevels>)     \
+    X(forward_u8_bf16, (256), vector_step<BF16, U8, 1, 4, Draw::normal, kForwardLevels>)   \
+    X(forward_u16_f32, (256), vector_step<F32, U16, 1, 8, Draw::normal, kForwardLevels>)   \
+    X(forward_u16_f64, (256), vector_step<F64, U16, 1, 2, Draw::normal, kForwardLevels>)   \
+    X(forward_u16_f16, (256), vector_step<F16, U16, 1, 4, Draw::normal, kForwardLevels>)   \
+    X(forward_u16_bf16, (256), vector_step<BF16, U16, 1, 4, Draw::normal, kForwardLevels>) \
     X(normal_f32, (256), vector_step<F32, F32, 1, 8, Draw::normal, kNoise>)                \
     X(normal_f64, (256), vector_step<F64, F64, 1, 2, Draw::normal, kNoise>)                \
     X(normal_f16, (256), vector_step<F16, F16, 1, 4, Draw::normal, kNoise>)                \

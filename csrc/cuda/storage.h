@@ -68,9 +68,17 @@ struct U8 {
     using Raw = uint8_t;
     static constexpr int bytes = 1;
     static __device__ float value(Raw x) { return static_cast<float>(x); }
-    static __device__ Raw raw(float x) { return static_cast<Raw>(round_to_byte<Cuda>(x)); }
-    static __device__ Raw raw(double x) { return round_to_byte(x); }
+    static __device__ Raw raw(float x) { return static_cast<Raw>(round_to_level<Raw, Cuda>(x)); }
+    static __device__ Raw raw(double x) { return round_to_level<Raw>(x); }
     static __device__ float get(const uint32_t* w, int i) { return value(static_cast<Raw>(w[i / 4] >> 8 * (i % 4))); }
+};
+struct U16 {
+    using Raw = uint16_t;
+    static constexpr int bytes = 2;
+    static __device__ float value(Raw x) { return static_cast<float>(x); }
+    static __device__ Raw raw(float x) { return static_cast<Raw>(round_to_level<Raw, Cuda>(x)); }
+    static __device__ Raw raw(double x) { return round_to_level<Raw>(x); }
+    static __device__ float get(const uint32_t* w, int i) { return value(static_cast<Raw>(w[i / 2] >> 16 * (i % 2))); }
 };
 
 // n elements that lie together, aligned to the access.
@@ -122,18 +130,20 @@ __device__ inline void with_storage(DType type, Visit visit) {
             return visit(BF16{});
         case DType::u8:
             return visit(U8{});
+        case DType::u16:
+            return visit(U16{});
     }
     __builtin_unreachable();  // call.dtype_code knows no others
 }
 
-// The same for an output of such arithmetic that is no byte.
+// The same for an output of such arithmetic that is no level.
 template <class Real, class Visit>
 __device__ inline void with_output(DType type, Visit visit) {
     if constexpr (sizeof(Real) == 8)
         visit(F64{});
     else
         with_storage(type, [&](auto stored) {
-            if constexpr (decltype(stored)::bytes == 4 || decltype(stored)::bytes == 2) visit(stored);
+            if constexpr (requires { typename decltype(stored)::Real; } && decltype(stored)::bytes <= 4) visit(stored);
         });
 }
 
@@ -154,6 +164,7 @@ __device__ inline Real load_one(DType type, const void* array, int64_t at) {
 template <class Real>
 __device__ inline void store_one(DType type, void* array, int64_t at, Real x) {
     if (type == DType::u8) return void(static_cast<uint8_t*>(array)[at] = U8::raw(x));
+    if (type == DType::u16) return void(static_cast<uint16_t*>(array)[at] = U16::raw(x));
     with_output<Real>(type, [&](auto stored) {
         using Stored = decltype(stored);
         static_cast<typename Stored::Raw*>(array)[at] = Stored::raw(x);

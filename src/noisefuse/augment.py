@@ -3,9 +3,10 @@
 
     x' = x + mean + std z,    z ~ N(0, 1)
 
-Bytes come in and bytes go out, rounded to nearest even and clipped to 0 .. 255. The noise is named, so an image has
-the same noise in every process and after every restart: ``Noise(seed, sample=index, step=epoch)``. Stages that follow
-one another take a stream each, ``noise.at(stream=64)``, so that they do not draw the same z.
+Bytes come in and bytes go out, rounded to nearest even and clipped to 0 .. 255; uint16 likewise, to 0 .. 65535. The
+noise is named, so an image has the same noise in every process and after every restart:
+``Noise(seed, sample=index, step=epoch)``. Stages that follow one another take a stream each,
+``noise.at(stream=64)``, so that they do not draw the same z.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ from .arrays import (
     is_written,
     output,
 )
+from .backends.call import LEVELS, levels_of
 from .calls import Index, make_call, names_or_array, run
 from .loss import mean_squares
 from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise
-from .ops import BYTES, Array, DType, NoiseLike, is_bytes, randn, uniform
+from .ops import FAST_LEVELS, Array, DType, NoiseLike, randn, uniform
 from .rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 from .schedule import Schedule
 
@@ -78,9 +80,9 @@ def gaussian(
     """Adds Gaussian noise: x + mean + std z.
 
     Args:
-        x: images, volumes or signals, axis 0 the batch; float32, float64, float16, bfloat16 or uint8, of NumPy, CuPy or
-            torch.
-        std: in the units of x's values, grey levels for bytes: a number, (B,) for each sample, or (B, C) for each
+        x: images, volumes or signals, axis 0 the batch; float32, float64, float16, bfloat16, uint8 or uint16, of NumPy,
+            CuPy or torch.
+        std: in the units of x's values, grey levels for integers: a number, (B,) for each sample, or (B, C) for each
             channel of each sample, where `layout` says which axis that is.
         noise: Noise of stream 0 or 64 .. 127, a list of one for each sample, or an array of x's shape.
         mean: as std.
@@ -88,8 +90,9 @@ def gaussian(
         shared: whether all channels of a pixel have the same z (grey noise); its elements count pixels.
         order: the layout in which the noise counts the elements, if it is not x's own: with "CHW" images in HWC get the
             noise that they would have with channels first. Like `shared` it stores the noise, and takes twice as long.
-        clip: (low, high) of the result. None: bytes are clipped to 0 .. 255, floats are not.
-        dtype: of the result; x's. Bytes can become floats, in grey levels.
+        clip: (low, high) of the result. None: bytes are clipped to 0 .. 255, uint16 to 0 .. 65535,
+            floats are not.
+        dtype: of the result; x's. Integers can become floats, in grey levels.
         batched: False makes the whole array one sample: then std and mean are numbers, or (C,).
         out: where to write; C-contiguous, of x's shape; it may be x itself.
 
@@ -164,7 +167,7 @@ def by_level(
     Args:
         x: uint8, of any shape; axis 0 the batch.
         mean_table, std_table: (256,), in units of the result.
-        dtype: of the result: uint8, if nothing is said, or a float. The other arguments are those of `gaussian`.
+        dtype: of the result: uint8, if nothing is said, uint16 or a float. The other arguments are those of `gaussian`.
 
     >>> levels = np.arange(256)
     >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
@@ -307,7 +310,7 @@ def prepare(
     *,
     mean: ArrayLike = 0.0,
     std: ArrayLike = 1.0,
-    scale: float = 1 / 255,
+    scale: float | None = None,
     noise_std: ArrayLike = 0.0,
     t: ArrayLike | None = None,
     schedule: Schedule | None = None,
@@ -323,9 +326,11 @@ def prepare(
     conditioning augmentation of cascades and video models (Ho et al. 2022, "Cascaded diffusion models").
 
     Args:
-        images: (B, H, W, C), or (H, W, C) where not batched: channels last, as decoders give them. uint8 or float.
+        images: (B, H, W, C), or (H, W, C) where not batched: channels last, as decoders give them. uint8, uint16
+            or float.
         noise: as in `gaussian`; its elements are counted in the result.
         mean, std: of the channels, (C,) or a number, after ``scale``.
+        scale: a number. None: 1/255, of uint16 1/65535.
         noise_std: in units of the result: a number, or (B,).
         t, schedule: in place of noise_std; times as ``schedule(t)`` takes them, a number or (B,).
         dtype: of the result: float32, if nothing is said, float64, float16 or bfloat16.
@@ -346,6 +351,8 @@ def prepare(
     shape: tuple[int, ...] = getattr(images, "shape", ())
     if len(shape) < first + 3:
         raise ValueError(f"images: expected shape {'(B, H, W, C)' if batched else '(H, W, C)'}, got {tuple(shape)}")
+    if scale is None:
+        scale = 1 / LEVELS.get(levels_of(getattr(images, "dtype", None)) or "uint8", 255)
     if not is_written(images):
         given: Any = {"noise_std": noise_std, "t": t, "schedule": schedule, "dtype": dtype, "out": out}
         return interop(images).prepare(images, noise, mean=mean, std=std, scale=scale, batched=batched, **given)
@@ -361,8 +368,8 @@ def prepare(
         alpha, strength = schedule(times)
     if dtype is None:
         dtype = "float32" if out is None else out.dtype
-    if is_bytes(dtype):
-        raise TypeError("dtype uint8: expected a float, as what is normalised is")
+    if levels_of(dtype):
+        raise TypeError(f"dtype {levels_of(dtype)}: expected a float, as what is normalised is")
     numbers: dict[str, ArrayLike] = {
         name: np.broadcast_to(alpha[:, None] * values, (batch, channels)).squeeze(() if batched else 0)
         for name, values in (("gain", gain), ("shift", shift))
@@ -464,7 +471,7 @@ def _plain(model: _Model, *numbers: tuple[str, float]) -> Plain | None:
     if not all(math.isfinite(value) and (value >= 0 or name not in _NOT_NEGATIVE) for name, value in numbers):
         return None
     plain = model.row(dict(numbers)).plain
-    return (*plain[:3], plain)
+    return (*plain[:3], plain, plain)
 
 
 def _apply(
@@ -494,19 +501,19 @@ def _apply(
         table = _plain(model, *numbers.items())
         wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
         if table is not None and wanted is not None:
-            asked = BYTES if is_bytes(wanted) else fast_dtype(wanted, other)
+            asked = FAST_LEVELS.get(levels_of(wanted) or "") or fast_dtype(wanted, other)
             done: Array = backends.fast_row(table, 0, x, None, None, noise, -1, out, None, asked, batched)
             if done is not NotImplemented:
                 return done if bounds is None else _clipped(done, bounds)
     if other is not None:
         return _of_tensors(other, _apply, x, noise, **given)
-    x = as_array("x", x, (*FLOATS, "uint8"))
+    x = as_array("x", x, (*FLOATS, *LEVELS))
     columns, index = _by_place(numbers, x.shape, layout, batched)
     bounds = None if clip is None else _bounds(clip)
-    kind, to_bytes = _kinds(x, dtype, out)
+    kind, levels = _kinds(x, dtype, out)
     if shared or order is not None:
         noise = _stored(x, noise, layout, shared, order, kind, batched)
-    result = _run(x, model.rows(columns), index, noise, kind, to_bytes, batched, out)
+    result = _run(x, model.rows(columns), index, noise, kind, levels, batched, out)
     return result if bounds is None else _clipped(result, bounds)
 
 
@@ -542,7 +549,7 @@ def _become(
     index = Index(np.arange(batch), max(1, count(sample))) if given else Index(np.zeros(1, np.int64), max(1, x.size))
     rows = Rows.of({"out.x": np.ones(max(1, len(tables) // 256))})
     call = make_call(
-        x.shape, kind, rows, index, names, {X: x}, {"out": out}, batched, draw="words", to_bytes=True,
+        x.shape, kind, rows, index, names, {X: x}, {"out": out}, batched, draw="words", levels="uint8",
         transitions=tables,
     )  # fmt: skip
     return run(call)[0]
@@ -554,32 +561,36 @@ def _of_tensors(other: Any, function: Any, x: Array, noise: NoiseLike, **options
     return other.untraced(call, x, noise) if other.is_traced() else call(x, noise)
 
 
-def _kinds(x: Array, dtype: DType | None, out: Array | None) -> tuple[np.dtype[Any], bool]:
-    """The dtype of the result, and False; of a result in bytes that of the arithmetic, and True."""
+def _kinds(x: Array, dtype: DType | None, out: Array | None) -> tuple[np.dtype[Any], str | None]:
+    """The dtype of the result, and None; of a result in levels that of the arithmetic, and which they are."""
     wanted = (x if out is None else out).dtype if dtype is None else dtype
-    if not is_bytes(wanted):
-        return float_dtype(wanted), False
-    return x.dtype if x.dtype.name in FLOATS else np.dtype(np.float32), True
+    if (levels := levels_of(wanted)) is None:
+        return float_dtype(wanted), None
+    return x.dtype if x.dtype.name in FLOATS else np.dtype(np.float32), levels
 
 
 def _run(
-    x: Array, rows: Rows, index: Index, noise: NoiseLike, kind: np.dtype[Any], to_bytes: bool, batched: bool,
+    x: Array, rows: Rows, index: Index, noise: NoiseLike, kind: np.dtype[Any], levels: str | None, batched: bool,
     out: Array | None,
 ) -> Array:  # fmt: skip
     names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
     reads = {X, *rows.reads} if index.by_level else rows.reads
     inputs: dict[int, Array | None] = {slot: a for slot, a in ((X, x), (Z, z)) if slot in reads}
-    return run(make_call(x.shape, kind, rows, index, names, inputs, {"out": out}, batched, to_bytes=to_bytes))[0]
+    return run(make_call(x.shape, kind, rows, index, names, inputs, {"out": out}, batched, levels=levels))[0]
 
 
 def _clipped(result: Array, bounds: tuple[float, float]) -> Array:
     """In place. Rounded bounds are those of rounded numbers."""
-    low, high = (min(max(round(bound), 0), 255) for bound in bounds) if is_bytes(result.dtype) else bounds
-    if interop(result) is not None:
+    levels, (low, high) = levels_of(result.dtype), bounds
+    if levels is None and interop(result) is not None:
         return result.clamp_(low, high)
-    kind = result.dtype.type
-    clipped: Array = np.clip(result, kind(low), kind(high), out=result)
-    return clipped
+    if levels is not None:
+        low, high = (min(max(round(bound), 0), LEVELS[levels]) for bound in bounds)
+    # torch clamps no uint16; where a tensor comes here, it lies in host memory
+    memory: Any = result if interop(result) is None else result.numpy()
+    kind = memory.dtype.type
+    np.clip(memory, kind(low), kind(high), out=memory)
+    return result
 
 
 def _stored(

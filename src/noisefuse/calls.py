@@ -28,7 +28,7 @@ from .arrays import (
     wanted,
     where,
 )
-from .backends.call import Draw, Step
+from .backends.call import Draw, Step, levels_of
 from .float_mode import float_mode
 from .noise import ELEMENTS, SAMPLES, STEPS, Noise, got, is_tracer
 from .rows import M1, M2, PAST1, PAST2, PAST3, PAST4, Rows, X, Z
@@ -171,9 +171,9 @@ def like(name: str, a: object, x: Array, allowed: tuple[str, ...]) -> Array:
 
 
 def readable(x: Array, dtype: np.dtype[Any]) -> Array:
-    """x as a kernel reads it for results of `dtype`: float64 arithmetic takes float64, float32 and uint8, float32
+    """x as a kernel reads it for results of `dtype`: float64 arithmetic takes float64, float32 and levels, float32
     arithmetic all but float64; other dtypes go through float32."""
-    if x.dtype != np.uint8 and (x.dtype == np.float64) != (dtype == np.float64):
+    if levels_of(x.dtype) is None and (x.dtype == np.float64) != (dtype == np.float64):
         x = converted(x, np.dtype(np.float32))
     return contiguous(x)
 
@@ -211,16 +211,16 @@ def make_call(
     draw: Draw = "normal",
     step_by_index: bool = False,
     masked: bool = False,
-    to_bytes: bool = False,
+    levels: str | None = None,
     transitions: Array | None = None,
 ) -> Step:
-    """The checked call; what `outs` leaves out is made, the first of them in bytes where that is asked for. Nothing is
-    drawn where there are no names."""
+    """The checked call; what `outs` leaves out is made, the first of them in levels of that dtype where one is said.
+    Nothing is drawn where there are no names."""
     given = {slot: a for slot, a in inputs.items() if a is not None}
     written = [(name, out) for name, out in outs.items() if out is not None and is_array(out)]
     device = one_place([*((SLOTS[slot], a) for slot, a in given.items()), *written])
     check_place(device, index, names)
-    kinds = [np.dtype(np.uint8) if to_bytes else dtype, *(dtype,) * len(outs)]
+    kinds = [np.dtype(levels) if levels else dtype, *(dtype,) * len(outs)]
     results = {
         name: output(name, out, shape, kind, device) for (name, out), kind in zip(outs.items(), kinds, strict=False)
     }

@@ -23,11 +23,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import backends
 from .arrays import as_array, as_numbers, count, device_of, interop, is_written, on_device, output, overlap
-from .backends.call import LOSS_CHUNK, Loss, Step, window_runs
+from .backends.call import LOSS_CHUNK, Loss, Step, levels_of, window_runs
 from .calls import Index, like, make_call, row_index, run
 from .loss_parts import LossPart, combined
 from .noise import SAMPLER
-from .ops import Array, Inputs, NoiseLike, inputs_of, is_bytes, need_tableau, those_read, update_call
+from .ops import Array, Inputs, NoiseLike, inputs_of, need_tableau, those_read, update_call
 from .rows import M1, ROW, SYMBOLS, Rows, X, Z
 from .tableau import Tableau
 
@@ -247,8 +247,8 @@ def update(
             return pair
     if other is not None:
         return other.update_with_log_prob(table, i, x, model_output, noise, out=out, **options)  # type: ignore[no-any-return]
-    if out is not None and is_bytes(out.dtype):
-        raise TypeError("out: expected x's dtype: what is rounded to bytes has no density")
+    if out is not None and levels_of(out.dtype):
+        raise TypeError("out: expected x's dtype: what is rounded to integers has no density")
     step = update_call(table, i, x, model_output, past, noise, out, aux_out)
     index = Index(step.index, step.segment)
     law = _law(table, index, step, reduction, density)

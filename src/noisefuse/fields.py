@@ -35,7 +35,7 @@ from .arrays import (
 )
 from .calls import Index, converted, make_call, names_or_array, run
 from .float_mode import float_mode
-from .forward import DEFAULT_BYTES
+from .forward import DEFAULT_RANGE
 from .loss import distances
 from .noise import FIELD, NEAREST, OFFSET, PERTURBATION, PYRAMID, SHARED, STEPS, Noise, got
 from .ops import Array, randn, update
@@ -62,7 +62,7 @@ def nearest_of(k: SupportsIndex, x0: Array, noise: Names, *, batched: bool = Tru
 
     Args:
         k: how many, from 1. Candidate j of a noise is drawn from stream 9 at step ``noise.step * k + j``.
-        x0: what will be noised; floats or, as `q_sample` scales them to -1 .. 1, uint8; of NumPy, CuPy or torch.
+        x0: what will be noised; floats or, as `q_sample` scales them to -1 .. 1, uint8 and uint16; of NumPy, CuPy or torch.
         noise: Noise or a list of one for each sample, of stream 0 and with a step that is an int.
         batched: False makes the whole array one sample.
 
@@ -106,7 +106,7 @@ def assigned(x0: Array, noise: Names) -> list[Noise]:
     Euclidean one. Needs SciPy.
 
     Args:
-        x0: a batch; floats or, as `q_sample` scales them to -1 .. 1, uint8; of NumPy, CuPy or torch.
+        x0: a batch; floats or, as `q_sample` scales them to -1 .. 1, uint8 and uint16; of NumPy, CuPy or torch.
         noise: Noise, or a list of one for each sample.
 
     Returns:
@@ -431,11 +431,11 @@ def _like(x: Array, values: NDArray[Any]) -> Array:
 
 
 def _as_q_sample(name: str, given: Array) -> Array:
-    """As floats: bytes as `q_sample` takes them."""
-    array = as_array(name, given, (*FLOATS, "uint8"))
-    if array.dtype != np.uint8:
+    """As floats: levels as `q_sample` takes them."""
+    array = as_array(name, given, (*FLOATS, *DEFAULT_RANGE))
+    if array.dtype.name not in DEFAULT_RANGE:
         return array
-    scale, offset = DEFAULT_BYTES
+    scale, offset = DEFAULT_RANGE[array.dtype.name]
     return array * np.float32(scale) + np.float32(offset)
 
 

@@ -12,19 +12,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from .backends.call import LEVELS
 from .rows import Plain, Rows
 from .views import Target, target_factors
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
-DEFAULT_BYTES = 1 / 127.5, -1.0  # scale and offset of uint8: from 0 .. 255 to -1 .. 1
-DEFAULT_TO_BYTES = 127.5, 127.5  # and back
 Range: TypeAlias = tuple[float, float]  # scale and offset
+DEFAULT_RANGE = {name: (2 / top, -1.0) for name, top in LEVELS.items()}  # from 0 .. top to -1 .. 1
+DEFAULT_RESULT = {name: (top / 2, top / 2) for name, top in LEVELS.items()}  # and back
+DEFAULT_BYTES = DEFAULT_RANGE["uint8"]
+
+
+class Levels(NamedTuple):
+    """A result in levels: of this dtype, and of which range."""
+
+    dtype: str
+    range: Range
 
 
 class Columns(Protocol):
@@ -67,8 +76,16 @@ def _target(
 Make: TypeAlias = Callable[[Array, Array, Target | None, float, float], Rows]
 
 
+def plain_rows(rows: Rows, *of_levels: Rows, levels: Levels | None = None) -> Plain:
+    """What the fast path takes, of the rows for x of floats and of each of LEVELS."""
+    if levels is not None:
+        rows, *of_levels = (each.scaled(*levels.range) for each in (rows, *of_levels))  # type: ignore[assignment]
+    of_uint8, of_uint16 = of_levels
+    return (*rows.plain[:3], of_uint8.plain, of_uint16.plain)
+
+
 class _Plain(dict[Any, Plain]):
-    """What the fast path takes, by target (and for the default range), or by (target, range of x0, range of bytes as
+    """What the fast path takes, by target (and for the default range), or by (target, range of x0, levels as
     results), either of them None."""
 
     def __init__(self, kept: KeptRows, make: Make) -> None:
@@ -78,11 +95,9 @@ class _Plain(dict[Any, Plain]):
         if len(self) >= KeptRows.MOST:
             self.clear()
         of = self._kept.of
-        target, given, to_bytes = key if isinstance(key, tuple) else (key, None, None)
-        rows, of_bytes = of(self._make, target, *(given or ())), of(self._make, target, *(given or DEFAULT_BYTES))
-        if to_bytes is not None:
-            rows, of_bytes = rows.to_bytes(*to_bytes), of_bytes.to_bytes(*to_bytes)
-        plain = self[key] = (*rows.plain[:3], of_bytes.plain)
+        target, given, levels = key if isinstance(key, tuple) else (key, None, None)
+        rows = [of(self._make, target, *(given or default)) for default in ((), *DEFAULT_RANGE.values())]
+        plain = self[key] = plain_rows(*rows, levels=levels)
         return plain
 
 
@@ -112,12 +127,14 @@ class KeptRows:
         return forward(*self._steps())
 
     @cached_property
-    def markov_of_bytes(self) -> Rows:
-        return forward(*self._steps(), None, *DEFAULT_BYTES)
+    def markov_of(self) -> dict[str | None, Rows]:
+        """For x of levels, or None."""
+        of_levels = {name: forward(*self._steps(), None, *default) for name, default in DEFAULT_RANGE.items()}
+        return {None: self.markov, **of_levels}
 
     @cached_property
     def plain_markov(self) -> Plain:
-        return (*self.markov.plain[:3], self.markov_of_bytes.plain)
+        return plain_rows(*self.markov_of.values())
 
-    def plain_markov_to_bytes(self, to_bytes: Range) -> Plain:
-        return (*self.markov.to_bytes(*to_bytes).plain[:3], self.markov_of_bytes.to_bytes(*to_bytes).plain)
+    def plain_markov_to(self, levels: Levels) -> Plain:
+        return plain_rows(*self.markov_of.values(), levels=levels)

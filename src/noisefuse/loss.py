@@ -24,7 +24,7 @@ from .arrays import (
     one_place,
     output,
 )
-from .backends.call import Loss
+from .backends.call import LEVELS, Loss
 from .calls import Index, make_call, names_or_array
 from .forward import residual
 from .loss_parts import LossPart, Reduction, chunk_sums, place_of
@@ -258,8 +258,8 @@ def mse_call(
     _need_reduction(reduction)
     m = as_array("pred", pred)
     x = _clean(x0, m, target)
-    is_bytes = x is not None and x.dtype == np.uint8
-    rows, index = rows_at(residual, target, schedule, t, m.shape, is_bytes, scale, offset)
+    dtype = None if x is None else x.dtype
+    rows, index = rows_at(residual, target, schedule, t, m.shape, dtype, scale, offset)
     drawn = Z in rows.reads
     names, z = names_or_array(noise, m.shape, m.dtype, batched, FIELD, any_stream=True, drawn=drawn)
     batch, sample_shape = batch_shape(m.shape, batched)
@@ -296,7 +296,7 @@ def _part(
     _need_reduction(reduction)
     m = as_array("pred", pred)
     x = _clean(x0, m, target)
-    rows, index = rows_at(residual, target, schedule, t, m.shape, x is not None and x.dtype == np.uint8, scale, offset)
+    rows, index = rows_at(residual, target, schedule, t, m.shape, None if x is None else x.dtype, scale, offset)
     names, z = names_or_array(noise, m.shape, m.dtype, batched, FIELD, any_stream=True)
     batch, sample_shape = batch_shape(m.shape, batched)
     size, tokens = count(sample_shape), np.ndim(t) > (1 if batched else 0)
@@ -349,7 +349,7 @@ def _need_reduction(reduction: Reduction) -> None:
 def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:
     if x0 is None and target == "epsilon":
         return None
-    x = as_array("x0", x0, (*FLOATS, "uint8"))
+    x = as_array("x0", x0, (*FLOATS, *LEVELS))
     if x.shape != pred.shape:
         raise ValueError(f"x0: expected pred's shape {pred.shape}, got {x.shape}")
     return x

@@ -36,7 +36,7 @@ from .arrays import (
     overlap,
     wanted,
 )
-from .backends.call import DTYPES, Draw, Step, Walk
+from .backends.call import DTYPES, LEVELS, Draw, Step, Walk, levels_of
 from .calls import (
     SLOTS,
     Index,
@@ -51,7 +51,7 @@ from .calls import (
     run,
     segments,
 )
-from .forward import DEFAULT_BYTES, DEFAULT_TO_BYTES, Make, Range, forward
+from .forward import DEFAULT_RANGE, DEFAULT_RESULT, Levels, Make, forward
 from .intervals import Terms
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Increment, Noise, got
 from .rows import M1, PAST1, Z_BITS, Plain, Rows, X, Z
@@ -219,15 +219,15 @@ def uniform(
     return _random("uniform", shape, noise, dtype, batched, out)
 
 
-class ByteOptions(TypedDict, total=False):
-    """What asks for a result in bytes: dtype="uint8", and its range, as in `q_sample`."""
+class LevelOptions(TypedDict, total=False):
+    """What asks for a result in levels: dtype="uint8" or "uint16", and its range, as in `q_sample`."""
 
     dtype: DType | None
     out_scale: float | None
     out_offset: float | None
 
 
-class SampleOptions(ByteOptions, total=False):
+class SampleOptions(LevelOptions, total=False):
     """The options of `q_sample` that its results' type does not depend on."""
 
     scale: float | None
@@ -276,22 +276,23 @@ def q_sample(
     diffusers calls this add_noise (and scale_noise for flows); there noise is an array, here it is named.
 
     Args:
-        x0: an array or a torch tensor; float32, float64, float16, bfloat16 or uint8, any strides (others than C order
-            are copied first).
+        x0: an array or a torch tensor; float32, float64, float16, bfloat16, uint8 or uint16, any strides (others
+            than C order are copied first).
         t: integers (an index into the schedule, 0 least noisy) or, where the schedule is continuous, floats in its own
             time; a scalar, (B,), or any prefix of x0's shape.
         noise: Noise, a list of one for each row, or an array of x0's shape (float32 or the result's dtype).
         target: also return what a network learns: "epsilon" z, "v" alpha z - sigma x0 (Salimans & Ho 2022), "flow"
             z - x0 (flow matching; "velocity" is the same), "sample" x0; computed in the same pass.
         scale, offset: x0 stands for scale * x0 + offset, folded into the coefficients. Neither given: x0 itself, and
-            of uint8 scale 1/127.5, offset -1. Where one is given, the other is 1 or 0, of uint8 too.
-        dtype: of the result; x0's, or float32 for uint8. "uint8": x_t in bytes, out_scale * x_t + out_offset rounded to
-            nearest even from 0 to 255, NaN to 0; the target stays float.
-        out_scale, out_offset: of a result in bytes, folded into the coefficients. Neither given: 127.5 and 127.5, from
-            [-1, 1]. Where one is given, the other is 1 or 0.
+            of uint8 scale 1/127.5, offset -1, of uint16 1/32767.5, -1. Where one is given, the other is 1 or 0, of
+            integers too.
+        dtype: of the result; x0's, or float32 for integers. "uint8": x_t in bytes, out_scale * x_t + out_offset rounded
+            to nearest even from 0 to 255, NaN to 0; the target stays float. "uint16" is the same from 0 to 65535.
+        out_scale, out_offset: of a result in integers, folded into the coefficients. Neither given: 127.5 and 127.5, or
+            32767.5 and 32767.5, from [-1, 1]. Where one is given, the other is 1 or 0.
         batched: False makes the whole array one sample.
         out, target_out: where to write; C-contiguous, of the result's shape and dtype. `out` may be x0 itself, and
-            bytes where dtype is not given.
+            of uint8 or uint16 where dtype is not given.
 
     Returns:
         x_t, or the pair (x_t, target). Arrays are in C order, whatever x0's is (Fortran's, say); tensors have x0's
@@ -307,22 +308,22 @@ def q_sample(
     True
     """
     other = None if type(x0) is np.ndarray else interop(x0)
-    to_bytes = None
+    levels = None
     if not (dtype is None and out is None and out_scale is None and out_offset is None):
-        to_bytes = range_of_bytes(dtype, out, out_scale, out_offset)
+        levels = levels_asked(dtype, out, out_scale, out_offset)
     named = type(target) is str or (target is None and target_out is None)
     if named and type(schedule) is Schedule and (other is None or not other.is_traced()):
-        table = plain_table(schedule.kept.plain, target, scale, offset, to_bytes)
-        kind = BYTES if to_bytes else None if dtype is None else fast_dtype(dtype, other)
+        table = plain_table(schedule.kept.plain, target, scale, offset, levels)
+        kind = FAST_LEVELS[levels.dtype] if levels else None if dtype is None else fast_dtype(dtype, other)
         aux: Any = None if target is None else 1 if target_out is None else (target_out,)
         done = backends.fast_row(table, t, x0, None, None, noise, -1, out, aux, kind, batched)
         if done is not NotImplemented:
             return done if target_out is None else (done, target_out)
     if other is not None:
         given = {"target": target, "scale": scale, "offset": offset, "target_out": target_out}
-        given |= _named(to_bytes) or {"dtype": dtype}
+        given |= _named(levels) or {"dtype": dtype}
         return other.q_sample(x0, t, schedule, noise, batched=batched, out=out, **given)
-    options = target, scale, offset, dtype, to_bytes, batched
+    options = target, scale, offset, dtype, levels, batched
     results = run(q_sample_call(x0, t, schedule, noise, *options, out, target_out))
     return results[0] if target is None else (results[0], results[1])
 
@@ -330,12 +331,12 @@ def q_sample(
 @overload
 def q_step(
     x: NDArray[Any], t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, batched: bool = True,
-    out: NDArray[Any] | None = None, **options: Unpack[ByteOptions],
+    out: NDArray[Any] | None = None, **options: Unpack[LevelOptions],
 ) -> NDArray[Any]: ...  # fmt: skip
 @overload
 def q_step(
     x: ArrayT, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, batched: bool = True,
-    out: ArrayT | None = None, **options: Unpack[ByteOptions],
+    out: ArrayT | None = None, **options: Unpack[LevelOptions],
 ) -> ArrayT: ...  # fmt: skip
 def q_step(
     x: Array,
@@ -345,7 +346,7 @@ def q_step(
     *,
     batched: bool = True,
     out: Array | None = None,
-    **options: Unpack[ByteOptions],
+    **options: Unpack[LevelOptions],
 ) -> Array:
     """One Markov step of the walk: x_t = a_t x_(t-1) + s_t z_t.
 
@@ -353,8 +354,9 @@ def q_step(
     a_t = alpha_t / alpha_(t-1) and s_t^2 = sigma_t^2 - a_t^2 sigma_(t-1)^2, from alpha = 1, sigma = 0 before t = 0.
     z_t is the field of stream 1 at step `noise.step + t`; with t for each sample or token each takes its own.
 
-    Args and errors: as `q_sample` (of uint8 x stands for x / 127.5 - 1, and the result is float32, or bytes with
-    dtype="uint8", out_scale and out_offset), with integer t; the noise must have stream 0.
+    Args and errors: as `q_sample` (of uint8 x stands for x / 127.5 - 1, of uint16 for x / 32767.5 - 1, and the result
+    is float32, or integers with dtype="uint8" or "uint16", out_scale and out_offset), with integer t; the noise must
+    have stream 0.
 
     >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
     >>> x0 = np.ones((2, 3), np.float32)
@@ -364,17 +366,17 @@ def q_step(
     """
     need_schedule(schedule)
     other = None if type(x) is np.ndarray else interop(x)
-    to_bytes = None if out is None and not options else bytes_alone(out, **options)
+    levels = None if out is None and not options else levels_alone(out, **options)
     if other is None or not other.is_traced():
         kept = schedule.kept
-        plain = kept.plain_markov if to_bytes is None else kept.plain_markov_to_bytes(to_bytes)
-        kind = None if to_bytes is None else BYTES
+        plain = kept.plain_markov if levels is None else kept.plain_markov_to(levels)
+        kind = None if levels is None else FAST_LEVELS[levels.dtype]
         done: Array = backends.fast_row(plain, t, x, None, None, noise, WALK, out, None, kind, batched)
         if done is not NotImplemented:
             return done
     if other is not None:
-        return other.q_step(x, t, schedule, noise, batched=batched, out=out, **_named(to_bytes))
-    return run(q_step_call(x, t, schedule, noise, to_bytes, batched, out))[0]
+        return other.q_step(x, t, schedule, noise, batched=batched, out=out, **_named(levels))
+    return run(q_step_call(x, t, schedule, noise, levels, batched, out))[0]
 
 
 @overload
@@ -414,7 +416,7 @@ def q_walk(
     need_schedule(schedule)
     if (other := interop(x0)) is not None:
         return other.q_walk(x0, schedule, noise, keep=keep, batched=batched, out=out)
-    x0 = as_array("x0", x0, (*FLOATS, "uint8"))
+    x0 = as_array("x0", x0, (*FLOATS, *LEVELS))
     dtype, kept = _result_dtype(x0), kept_times(keep, len(schedule))
     if is_array(noise):
         raise TypeError("noise: q_walk draws at every time and takes a Noise, not an array")
@@ -429,7 +431,7 @@ def q_walk(
         return result
     rows, slots = schedule.kept.markov, np.full(int(kept[-1]) + 1, -1, np.int64)
     slots[kept] = np.arange(len(kept))
-    if x0.dtype == np.uint8:  # a walk has no constant: the step that scales bytes is one of its own
+    if levels_of(x0.dtype):  # a walk has no constant: the step that scales levels is one of its own
         x0 = q_step(x0, 0, schedule, noise, batched=batched)
         if slots[0] == 0:
             result[0] = x0
@@ -461,25 +463,25 @@ def _first_step(x0: Array, rows: Rows, names: tuple[Noise, ...], result: Array, 
 def update(
     table: Tableau, i: ArrayLike, x: NDArray[Any], model_output: Array | tuple[Array, Array] | None = None, *,
     past: Sequence[NDArray[Any]] = (), noise: NoiseLike | None = None, out: NDArray[Any] | None = None,
-    aux_out: Sequence[NDArray[Any]] = (), **options: Unpack[ByteOptions],
+    aux_out: Sequence[NDArray[Any]] = (), **options: Unpack[LevelOptions],
 ) -> NDArray[Any]: ...  # fmt: skip
 @overload
 def update(
     table: Tableau, i: ArrayLike, x: NDArray[Any], model_output: Array | tuple[Array, Array] | None = None, *,
     past: Sequence[NDArray[Any]] = (), noise: NoiseLike | None = None, out: NDArray[Any] | None = None, aux_out: int,
-    **options: Unpack[ByteOptions],
+    **options: Unpack[LevelOptions],
 ) -> tuple[NDArray[Any], ...]: ...  # fmt: skip
 @overload
 def update(
     table: Tableau, i: ArrayLike | ArrayT, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
     past: Sequence[ArrayT] = (), noise: NoiseLike | None = None, out: ArrayT | None = None,
-    aux_out: Sequence[ArrayT] = (), **options: Unpack[ByteOptions],
+    aux_out: Sequence[ArrayT] = (), **options: Unpack[LevelOptions],
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def update(
     table: Tableau, i: ArrayLike | ArrayT, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
     past: Sequence[ArrayT] = (), noise: NoiseLike | None = None, out: ArrayT | None = None, aux_out: int,
-    **options: Unpack[ByteOptions],
+    **options: Unpack[LevelOptions],
 ) -> tuple[ArrayT, ...]: ...  # fmt: skip
 def update(
     table: Tableau,
@@ -491,7 +493,7 @@ def update(
     noise: NoiseLike | None = None,
     out: Array | None = None,
     aux_out: Sequence[Array] | int = (),
-    **options: Unpack[ByteOptions],
+    **options: Unpack[LevelOptions],
 ) -> Array:
     """One row of a tableau in one pass: D = clamp(..), then linear combinations of all, plus noise.
 
@@ -506,8 +508,8 @@ def update(
             stream 3 at step `noise.step + i`. None where the rows taken draw nothing.
         out, aux_out: where to write the result and up to two auxiliary outputs; C-contiguous, of x's shape and dtype;
             each may be exactly one of the inputs. aux_out may also be a number: that many are made. `out` may hold
-            bytes, which `q_sample` explains; so may a new result, with dtype="uint8".
-        dtype, out_scale, out_offset: of a result in bytes.
+            uint8 or uint16, which `q_sample` explains; so may a new result, with dtype="uint8" or "uint16".
+        dtype, out_scale, out_offset: of a result in integers.
 
     Returns:
         out; where aux_out is a number the tuple (out, aux1, ..).
@@ -522,18 +524,18 @@ def update(
     True
     """
     other = None if type(x) is np.ndarray else interop(x)
-    to_bytes = None if (out is None or out is x) and not options else bytes_alone(out, **options)
+    levels = None if (out is None or out is x) and not options else levels_alone(out, **options)
     if type(table) is Tableau and not table.masked and (other is None or not other.is_traced()):
-        rows = table.as_rows if to_bytes is None else table.as_rows.to_bytes(*to_bytes)
-        kind = None if to_bytes is None else BYTES
+        rows = table.as_rows if levels is None else table.as_rows.scaled(*levels.range)
+        kind = None if levels is None else FAST_LEVELS[levels.dtype]
         done: Array = backends.fast_row(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out, kind, True)
         if done is not NotImplemented:
             return done
     _need_several(model_output, past, aux_out)
     if other is not None:
         given = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
-        return other.update(table, i, x, model_output, **given, **_named(to_bytes))
-    results = run(update_call(table, i, x, model_output, past, noise, out, aux_out, to_bytes))
+        return other.update(table, i, x, model_output, **given, **_named(levels))
+    results = run(update_call(table, i, x, model_output, past, noise, out, aux_out, levels))
     return results if isinstance(aux_out, int) else results[0]
 
 
@@ -566,17 +568,18 @@ def rows_at(
     schedule: Schedule,
     t: ArrayLike | Array,
     shape: tuple[int, ...],
-    is_bytes: bool,
+    dtype: np.dtype[Any] | None,
     scale: float | None,
     offset: float | None,
 ) -> tuple[Rows, Index]:
     """The rows of x_t and the target (`forward`), or of the residual; and which of them each segment takes.
 
-    Integer t: a row for each step of the schedule, which it keeps; float t: one for each time.
+    Integer t: a row for each step of the schedule, which it keeps; float t: one for each time. dtype: x0's.
     """
     times, segment = segments("t", t, shape)
-    # a pair: one number alone means another range
-    default = DEFAULT_BYTES if is_bytes and scale is None and offset is None else (1.0, 0.0)
+    default = 1.0, 0.0
+    if scale is None and offset is None:  # a pair: one number alone means another range
+        default = DEFAULT_RANGE.get(levels_of(dtype) or "", default)
     given = _finite("scale", scale, default[0]), _finite("offset", offset, default[1])
     if times.dtype.kind == "f":
         on_host: Any = times.get() if on_device(times) else times  # type: ignore[attr-defined]
@@ -588,8 +591,8 @@ def rows_at(
 
 
 def _result_dtype(x: Array) -> np.dtype[Any]:
-    """x's, but float32 of bytes."""
-    return np.dtype(np.float32) if x.dtype == np.uint8 else x.dtype
+    """x's, but float32 of levels."""
+    return np.dtype(np.float32) if levels_of(x.dtype) else x.dtype
 
 
 def plain_table(
@@ -597,52 +600,52 @@ def plain_table(
     target: Target | None,
     scale: float | None,
     offset: float | None,
-    to_bytes: Range | None = None,
+    levels: Levels | None = None,
 ) -> Plain:
-    """What the fast path takes for x0 in this range, and for bytes in that one."""
+    """What the fast path takes for x0 in this range, and for levels in that one."""
     if scale is None and offset is None:
-        return plain[target if to_bytes is None else (target, None, to_bytes)]
-    return plain[target, (_finite("scale", scale, 1.0), _finite("offset", offset, 0.0)), to_bytes]
+        return plain[target if levels is None else (target, None, levels)]
+    return plain[target, (_finite("scale", scale, 1.0), _finite("offset", offset, 0.0)), levels]
 
 
-BYTES = DTYPES["uint8"], np.dtype(np.uint8)  # what the fast path takes for a dtype of results
+FAST_LEVELS = {name: (DTYPES[name], np.dtype(name)) for name in LEVELS}  # as the fast path takes a dtype of results
 
 
-def is_bytes(dtype: Any) -> bool:
-    """Whether it is uint8, NumPy's or torch's, by whatever name."""
-    if isinstance(dtype, np.dtype):
-        return bool(dtype == BYTES[1])
-    return dtype is np.uint8 or str(dtype) in ("uint8", "torch.uint8")
-
-
-def range_of_bytes(
+def levels_asked(
     dtype: DType | None, out: Array | None, out_scale: float | None, out_offset: float | None
-) -> Range | None:
-    """Of a result in bytes, which `dtype` or, without it, `out` asks for; None for floats."""
-    asked = getattr(out, "dtype", None) if dtype is None else dtype
-    if not is_bytes(asked):
-        for given in ("out_scale", out_scale), ("out_offset", out_offset):
-            if given[1] is not None:
-                raise ValueError(f"{given[0]} = {given[1]!r}: expected a result in bytes with it, dtype='uint8'")
+) -> Levels | None:
+    """Of a result in levels, which `dtype` or, without it, `out` asks for; None for floats."""
+    asked = levels_of(getattr(out, "dtype", None) if dtype is None else dtype)
+    if asked is None:
+        for name, value in ("out_scale", out_scale), ("out_offset", out_offset):
+            if value is not None:
+                raise ValueError(
+                    f"{name} = {value!r}: expected a result in integers with it, dtype='uint8' or dtype='uint16'"
+                )
         return None
     if out_scale is None and out_offset is None:
-        return DEFAULT_TO_BYTES
-    return _finite("out_scale", out_scale, 1.0), _finite("out_offset", out_offset, 0.0)
+        return _DEFAULT_LEVELS[asked]
+    return Levels(asked, (_finite("out_scale", out_scale, 1.0), _finite("out_offset", out_offset, 0.0)))
 
 
-def bytes_alone(
+_DEFAULT_LEVELS = {name: Levels(name, default) for name, default in DEFAULT_RESULT.items()}
+
+
+def levels_alone(
     out: Array | None, dtype: DType | None = None, out_scale: float | None = None, out_offset: float | None = None
-) -> Range | None:
-    """The same where the result has no other dtype than x's, or bytes."""
-    found = range_of_bytes(dtype, out, out_scale, out_offset)
+) -> Levels | None:
+    """The same where the result has no other dtype than x's, or levels."""
+    found = levels_asked(dtype, out, out_scale, out_offset)
     if dtype is not None and found is None:
-        raise TypeError(f"dtype {dtype}: expected 'uint8', or none for x's own")
+        raise TypeError(f"dtype {dtype}: expected 'uint8' or 'uint16', or none for x's own")
     return found
 
 
-def _named(to_bytes: Range | None) -> dict[str, Any]:
+def _named(levels: Levels | None) -> dict[str, Any]:
     """As the modules of `interop` take it: `out` has no say there."""
-    return {} if to_bytes is None else {"dtype": "uint8", "out_scale": to_bytes[0], "out_offset": to_bytes[1]}
+    if levels is None:
+        return {}
+    return {"dtype": levels.dtype, "out_scale": levels.range[0], "out_offset": levels.range[1]}
 
 
 def need_tableau(name: str, table: object) -> None:
@@ -789,29 +792,28 @@ def q_sample_call(
     scale: float | None,
     offset: float | None,
     dtype: DType | None,
-    to_bytes: Range | None,
+    levels: Levels | None,
     batched: bool,
     out: Array | None = None,
     target_out: Array | None = None,
 ) -> Step:
     """`q_sample` as a checked call; nothing is written yet."""
     need_schedule(schedule)
-    x = as_array("x0", x0, (*FLOATS, "uint8"))
-    of_bytes = x.dtype == np.uint8
-    kind = _result_dtype(x) if dtype is None or to_bytes else float_dtype(dtype)
-    if dtype is None and of_bytes and not to_bytes and getattr(out, "dtype", kind) != kind:
+    x = as_array("x0", x0, (*FLOATS, *LEVELS))
+    kind = _result_dtype(x) if dtype is None or levels else float_dtype(dtype)
+    if dtype is None and levels_of(x.dtype) and not levels and getattr(out, "dtype", kind) != kind:
         raise TypeError(f"out: expected float32, got {out.dtype}; say which with dtype=")  # type: ignore[union-attr]
     if target is not None:
         need_target(target)
     if target is None and target_out is not None:
         raise ValueError("target_out: given without target=")
-    rows, index = rows_at(forward, target, schedule, t, x.shape, of_bytes, scale, offset)
-    if to_bytes is not None:
-        rows = rows.to_bytes(*to_bytes)
+    rows, index = rows_at(forward, target, schedule, t, x.shape, x.dtype, scale, offset)
+    if levels is not None:
+        rows = rows.scaled(*levels.range)
     names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
     outs = {"out": out} if target is None else {"out": out, "target_out": target_out}
     inputs = {X: x, Z: z}
-    return make_call(x.shape, kind, rows, index, names, inputs, outs, batched, to_bytes=to_bytes is not None)
+    return make_call(x.shape, kind, rows, index, names, inputs, outs, batched, levels=levels and levels.dtype)
 
 
 def q_step_call(
@@ -819,20 +821,20 @@ def q_step_call(
     t: ArrayLike | Array,
     schedule: Schedule,
     noise: NoiseLike,
-    to_bytes: Range | None,
+    levels: Levels | None,
     batched: bool,
     out: Array | None = None,
 ) -> Step:
     """`q_step` as a checked call; nothing is written yet."""
     need_schedule(schedule)
-    x = as_array("x", x, (*FLOATS, "uint8"))
+    x = as_array("x", x, (*FLOATS, *LEVELS))
     dtype = _result_dtype(x)
     t_index = row_index("t", t, len(schedule), x.shape)
     names, z = names_or_array(noise, x.shape, dtype, batched, WALK, last_step=t_index.last)
-    rows, inputs = schedule.kept.markov_of_bytes if x.dtype == np.uint8 else schedule.kept.markov, {X: x, Z: z}
-    if to_bytes is not None:
-        rows = rows.to_bytes(*to_bytes)
-    flags: dict[str, Any] = {"step_by_index": True, "to_bytes": to_bytes is not None}
+    rows, inputs = schedule.kept.markov_of[levels_of(x.dtype)], {X: x, Z: z}
+    if levels is not None:
+        rows = rows.scaled(*levels.range)
+    flags: dict[str, Any] = {"step_by_index": True, "levels": levels and levels.dtype}
     return make_call(x.shape, dtype, rows, t_index, names, inputs, {"out": out}, batched, **flags)
 
 
@@ -845,13 +847,13 @@ def update_call(
     noise: NoiseLike | None,
     out: Array | None,
     aux_out: Sequence[Array] | int = (),
-    to_bytes: Range | None = None,
+    levels: Levels | None = None,
 ) -> Step:
     """`update` as a checked call; nothing is written yet."""
     need_tableau("table", table)
-    if table.masked and to_bytes is not None:
-        raise ValueError("dtype uint8: gradients are not rounded to bytes")
-    rows = table.as_rows if to_bytes is None else table.as_rows.to_bytes(*to_bytes)
+    if table.masked and levels is not None:
+        raise ValueError(f"dtype {levels.dtype}: gradients are not rounded to integers")
+    rows = table.as_rows if levels is None else table.as_rows.scaled(*levels.range)
     aux: Sequence[Array | None] = (None,) * aux_out if isinstance(aux_out, int) else aux_out
     x = as_array("x", x)
     index = row_index("i", i, len(table), x.shape)
@@ -869,7 +871,7 @@ def update_call(
     outs = {"out": out} | {f"aux_out[{n}]": a for n, a in enumerate(aux)}
     if table.masked and len(outs) > 1:
         raise ValueError("aux_out: backward rows have one output")
-    flags: dict[str, Any] = {"step_by_index": True, "masked": table.masked, "to_bytes": to_bytes is not None}
+    flags: dict[str, Any] = {"step_by_index": True, "masked": table.masked, "levels": levels and levels.dtype}
     return make_call(x.shape, x.dtype, rows, index, names, inputs, outs, **flags)
 
 

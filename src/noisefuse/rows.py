@@ -52,8 +52,9 @@ BOUNDS = 1 << LOW | 1 << HIGH
 # Bits of what is active, beyond the columns: the noise is multiplied by D, or by its root, before a row takes it.
 TIMES_CLEAN, TIMES_ROOT = 1 << 40, 1 << 41
 
-# Rows for float32 and for float64 arithmetic, active coefficients; the same for x of bytes, where that is allowed.
-Plain: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], int, Any]
+# Rows for float32 and for float64 arithmetic, active coefficients; the same for x of uint8 and of uint16, where they
+# are allowed.
+Plain: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.float64], int, Any, Any]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Rows:
     active: int  # bit c: column c is multiplied; TIMES_CLEAN, TIMES_ROOT
     # Copies of the table, by device and whether in float64: the CUDA backend's.
     on_devices: dict[tuple[int, bool], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _in_bytes: dict[tuple[float, float], Rows] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _scaled: dict[tuple[float, float], Rows] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, columns: Mapping[str, npt.ArrayLike], flags: int = 0) -> Rows:
@@ -90,22 +91,22 @@ class Rows:
         """The same rows where nothing is drawn."""
         return Rows(self.table, self.active & ~Z_BITS)
 
-    def to_bytes(self, scale: float, offset: float) -> Rows:
+    def scaled(self, scale: float, offset: float) -> Rows:
         """The same rows with scale * out + offset in place of out; a few of them are kept."""
-        if (found := self._in_bytes.get((scale, offset))) is not None:
+        if (found := self._scaled.get((scale, offset))) is not None:
             return found
         table, first = self.table.copy(), AFFINE[0]
         table[:, first : first + len(SYMBOLS)] *= scale
         table[:, first] += offset
-        if len(self._in_bytes) >= 8:
-            self._in_bytes.clear()
-        made = self._in_bytes[scale, offset] = Rows(table, self.active | 1 << first)
+        if len(self._scaled) >= 8:
+            self._scaled.clear()
+        made = self._scaled[scale, offset] = Rows(table, self.active | 1 << first)
         return made
 
     @cached_property
     def plain(self) -> Plain:
         """What the fast path takes."""
-        return self.single, self.table, self.active, None
+        return self.single, self.table, self.active, None, None
 
     @property
     def mask(self) -> npt.NDArray[np.void]:

@@ -38,7 +38,8 @@ double walk_z(int t) {
 }
 
 int64_t width(DType type) { return type == DType::f64 ? 8 : type == DType::f32 ? 4 : type == DType::u8 ? 1 : 2; }
-DType result_of(DType type) { return type == DType::u8 ? DType::f32 : type; }
+DType result_of(DType type) { return is_level(type) ? DType::f32 : type; }
+double half_of_top(DType level) { return level == DType::u8 ? 127.5 : 32767.5; }
 
 template <class T>
 void put(Bytes& to, int64_t i, T value) {
@@ -54,6 +55,7 @@ Bytes data(DType type, int64_t n, int64_t first = 0) {
         if (type == DType::f16) put(x, i, float_to_half(value));
         if (type == DType::bf16) put(x, i, float_to_bfloat16(value));
         if (type == DType::u8) put(x, i, static_cast<uint8_t>(word(first + i) >> 24));
+        if (type == DType::u16) put(x, i, static_cast<uint16_t>(word(first + i) >> 16));
     }
     return x;
 }
@@ -167,23 +169,23 @@ Rows rows_of_walk() {
 // The target, times `sign`, in the form whose constant is column k: of the scaled x0 and of z. 'e'psilon, 's'ample,
 // 'v', velocity 'x'; none.
 void set_target(Rows& rows, DType type, char target, int k, double sign) {
-    const bool bytes = type == DType::u8;
-    const double scale = bytes ? 1 / 127.5 : 1, offset = bytes ? -1 : 0;
+    const bool levels = is_level(type);
+    const double scale = levels ? 1 / half_of_top(type) : 1, offset = levels ? -1 : 0;
     const auto of_x = [=](int t) { return sign * (target == 's' ? 1 : target == 'v' ? -sigma(t) : -1); };
     const auto of_z = [=](int t) { return sign * (target == 'v' ? alpha(t) : 1); };
     const bool has_x = target && target != 'e', has_z = target && target != 's';
     if (has_x) rows.set(k + 1 + kX, [=](int t) { return of_x(t) * scale; });
-    if (has_x && bytes) rows.set(k, [=](int t) { return of_x(t) * offset; });
+    if (has_x && levels) rows.set(k, [=](int t) { return of_x(t) * offset; });
     if (has_z) rows.set(k + 1 + kZ, of_z);
 }
 
 Rows rows_of_sample(DType type, char target) {
-    const bool bytes = type == DType::u8;
-    const double scale = bytes ? 1 / 127.5 : 1, offset = bytes ? -1 : 0;
+    const bool levels = is_level(type);
+    const double scale = levels ? 1 / half_of_top(type) : 1, offset = levels ? -1 : 0;
     Rows rows;
     rows.set(kOutX, [=](int t) { return alpha(t) * scale; });
     rows.set(kOutZ, sigma);
-    if (bytes) rows.set(kOutK, [=](int t) { return alpha(t) * offset; });
+    if (levels) rows.set(kOutK, [=](int t) { return alpha(t) * offset; });
     set_target(rows, type, target, kAuxK, 1);
     return rows;
 }
@@ -285,17 +287,19 @@ uint64_t hash_window(DType type) { return hash_samples(type, cases_of_window(), 
 uint64_t hash_ends(DType type) { return hash_samples(type, cases_of_ends(), ""); }
 uint64_t hash_step(DType type) { return hash_samples(type, located(cases_of_walk()), "", true); }
 
-// With x_t in bytes.
-uint64_t hash_sample_bytes(DType type) {
+// With x_t in bytes, or uint16.
+template <DType Level>
+uint64_t hash_sample_levels(DType type) {
+    const double half = half_of_top(Level);
     Hash hash;
     const char* target = kTargets;
     for (const Case& c : located(cases())) {
         const Rows floats = rows_of_sample(type, *target++);
         Rows rows = floats;
         for (const int column : {kOutX, kOutZ})
-            rows.set(column, [&](int t) { return floats.doubles[t * kColumns + column] * 127.5; });
-        rows.set(kOutK, [&](int t) { return floats.doubles[t * kColumns + kOutK] * 127.5 + 127.5; });
-        Filled call(c, rows, result_of(type), DType::u8, 1);
+            rows.set(column, [&](int t) { return floats.doubles[t * kColumns + column] * half; });
+        rows.set(kOutK, [&](int t) { return floats.doubles[t * kColumns + kOutK] * half + half; });
+        Filled call(c, rows, result_of(type), Level, 1);
         const Bytes x0 = data(type, c.elements());
         call.read(x0, type);
         NF_KERNELS.step(call, 0, c.elements());
@@ -305,7 +309,7 @@ uint64_t hash_sample_bytes(DType type) {
     return hash.value;
 }
 
-// x (1 + z / 8), and x + sqrt(max(x / 2 + 1/4, 0)) z; of bytes in bytes.
+// x (1 + z / 8), and x + sqrt(max(x / 2 + 1/4, 0)) z; of levels in levels.
 uint64_t hash_augment(DType type) {
     const auto always = [](double value) { return [=](int) { return value; }; };
     Rows multiplicative, sensor;
@@ -548,18 +552,20 @@ uint64_t hash_interval(DType type) {
 
 int main() {
     const auto print = [](const char* operation, uint64_t (*hash)(DType), const std::vector<DType>& types) {
-        const char* const names[] = {"float32", "float64", "float16", "bfloat16", "uint8"};
+        const char* const names[] = {"float32", "float64", "float16", "bfloat16", "uint8", "uint16"};
         for (const DType type : types)
             std::printf("%s %s %016llx\n", operation, names[int(type)], static_cast<unsigned long long>(hash(type)));
     };
     const std::vector<DType> full{DType::f32, DType::f64}, floats{DType::f32, DType::f64, DType::f16, DType::bf16};
-    const std::vector<DType> all{DType::f32, DType::f64, DType::f16, DType::bf16, DType::u8};
+    const std::vector<DType> bytes{DType::f32, DType::f64, DType::f16, DType::bf16, DType::u8};
+    const std::vector<DType> all{DType::f32, DType::f64, DType::f16, DType::bf16, DType::u8, DType::u16};
     std::printf("philox uint32 %016llx\n", static_cast<unsigned long long>(hash_philox({})));
     print("randn", hash_randn, floats);
     print("uniform", hash_uniform, full);
     print("q_sample", hash_sample, all);
     print("q_sample_target", hash_target, all);
-    print("q_sample_bytes", hash_sample_bytes, all);
+    print("q_sample_bytes", hash_sample_levels<DType::u8>, all);
+    print("q_sample_uint16", hash_sample_levels<DType::u16>, all);
     print("q_step", hash_step, floats);
     print("q_walk", hash_walk, floats);
     print("window", hash_window, floats);
@@ -567,7 +573,7 @@ int main() {
     print("mse_loss", hash_loss, all);
     print("ends", hash_ends, floats);
     print("augment", hash_augment, all);
-    print("levels", hash_levels, all);
+    print("levels", hash_levels, bytes);
     print("transition", hash_transition, {DType::u8});
     print("density", hash_density, floats);
     print("interval", hash_interval, floats);

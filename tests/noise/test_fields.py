@@ -129,6 +129,8 @@ def test_nearest_of_bytes_halves_tensors_and_one_whole_sample():
     images = RNG.integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
     scaled = (images / 127.5 - 1).astype(np.float32)
     assert fields.nearest_of(32, images, N) == fields.nearest_of(32, scaled, N)
+    deep = images.astype(np.uint16) * 257
+    assert fields.nearest_of(32, deep, N) == fields.nearest_of(32, images, N)
     torch = pytest.importorskip("torch")
     assert fields.nearest_of(32, torch.from_numpy(images), N) == fields.nearest_of(32, images, N)
     half = scaled.astype(np.float16)

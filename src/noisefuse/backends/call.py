@@ -24,13 +24,22 @@ Array: TypeAlias = NDArray[Any]
 Draw: TypeAlias = Literal["none", "normal", "uniform", "words"]
 
 # The enums of csrc/core/call.h, in its order.
-DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4}
+DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4, "uint16": 5}
+LEVELS = {"uint8": 255, "uint16": 65535}  # whole numbers from 0 to this: x, and first outputs
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 DRAWS: dict[Draw, int] = {"none": 0, "normal": 1, "uniform": 2, "words": 3}
 
 AXES = 21  # of a window, after merging: see window_runs
 TRANSITION = np.dtype([("last", "u4", 256), ("first", "u1", 256)])  # csrc/core/transition.h
 LOSS_CHUNK = 4096  # elements whose squares are added in the arithmetic's own type: docs/loss.md
+
+
+_LEVELS = {key: name for name in LEVELS for key in (name, np.dtype(name), np.dtype(name).type)}
+
+
+def levels_of(dtype: Any) -> str | None:
+    """Which of LEVELS it is, NumPy's or torch's, by whatever name; None where it is none of them."""
+    return _LEVELS.get(dtype if isinstance(dtype, np.dtype | type) else str(dtype).removeprefix("torch."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +56,7 @@ class Step:
     index: NDArray[np.int64]  # row of each segment of `segment` elements, in the flat order over batch and size
     segment: int
     inputs: tuple[Array | None, ...]  # nine, by slot: x, m1, m2, None (D is computed), past1 .. past4, z
-    outputs: tuple[Array | None, ...]  # three, of one dtype; but the first may be bytes
+    outputs: tuple[Array | None, ...]  # three, of one dtype; but the first may be levels
     draw: Draw
     step_by_index: bool  # the step word of a segment is noise.step + index[segment]
     noise: tuple[Noise, ...]  # none, one, or one for each sample
@@ -65,11 +74,11 @@ class Step:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the outputs, of which float64 means float64 arithmetic, and all others float32; of a loss without its
-        gradient that of pred, which that would be like. Where bytes alone are written, that of the arithmetic."""
+        gradient that of pred, which that would be like. Where levels alone are written, that of the arithmetic."""
         first, second, _ = self.outputs
         given = second if second is not None else first if first is not None else self.inputs[M1]
         assert given is not None
-        if given.dtype != np.uint8:
+        if levels_of(given.dtype) is None:
             return given.dtype
         wide = any(a is not None and a.dtype == _FLOAT64 for a in self.inputs)  # float32 arithmetic reads none
         return _FLOAT64 if wide else _FLOAT32

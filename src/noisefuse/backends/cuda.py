@@ -29,6 +29,7 @@ from .call import (
     Loss,
     Step,
     Walk,
+    levels_of,
     pack,
     pack_field,
     pack_fields,
@@ -59,20 +60,22 @@ def _columns(first: int, *slots: int) -> int:
     return sum(1 << (first + 1 + slot) for slot in slots)
 
 
-# Kernels for known columns (csrc/cuda/kernels.cu): by what is drawn, the columns, and whether x is uint8.
+# Kernels for known columns (csrc/cuda/kernels.cu): by what is drawn, the columns, and which levels x is.
 _FORWARD = _columns(AFFINE[0], X, Z)
 KNOWN = {
-    ("normal", _FORWARD, False): "forward_",
-    ("normal", _FORWARD | 1 << AFFINE[0], True): "forward_u8_",
-    ("normal", _columns(AFFINE[0], Z), False): "normal_",
-    ("uniform", _columns(AFFINE[0], Z), False): "uniform_",
-    ("none", _columns(CLEAN, X, M1) | _columns(AFFINE[0], M1, D), False): "two_",
+    ("normal", _FORWARD, None): "forward_",
+    ("normal", _FORWARD | 1 << AFFINE[0], "uint8"): "forward_u8_",
+    ("normal", _FORWARD | 1 << AFFINE[0], "uint16"): "forward_u16_",
+    ("normal", _columns(AFFINE[0], Z), None): "normal_",
+    ("uniform", _columns(AFFINE[0], Z), None): "uniform_",
+    ("none", _columns(CLEAN, X, M1) | _columns(AFFINE[0], M1, D), None): "two_",
 }
 # Elements of a unit, by bytes of an element; units that one thread takes.
 UNIT = {4: 4, 8: 4, 2: 8}
 UNITS = {
     "forward_": {4: 8, 8: 2, 2: 4},
     "forward_u8_": {4: 8, 8: 2, 2: 4},
+    "forward_u16_": {4: 8, 8: 2, 2: 4},
     "normal_": {4: 8, 8: 2, 2: 4},
     "uniform_": {4: 8, 8: 2},
     "two_": {4: 4, 8: 2, 2: 2},
@@ -98,8 +101,8 @@ def state() -> str:
 def step(call: Step) -> None:
     """Computes the outputs of one pass."""
     x, (_, *aux) = call.inputs[X], call.outputs
-    alone, is_bytes = aux == [None, None] and not call.masked, x is not None and x.dtype == np.uint8
-    _run(call, _kind(call.draw, call.rows.active, alone, is_bytes), 1 if call.row_for_each else call.segment)
+    alone, levels = aux == [None, None] and not call.masked, None if x is None else levels_of(x.dtype)
+    _run(call, _kind(call.draw, call.rows.active, alone, levels), 1 if call.row_for_each else call.segment)
 
 
 def walk(call: Walk) -> None:
@@ -183,12 +186,12 @@ def _first_output(call: Step) -> Any:
 
 
 @lru_cache
-def _kind(draw: Draw, active: int, alone: bool, is_bytes: bool) -> str:
+def _kind(draw: Draw, active: int, alone: bool, levels: str | None) -> str:
     """What vector kernels for these columns are called. alone: there is one output."""
     columns = active & ((1 << AFFINE[1]) - (1 << AFFINE[0]))
     if columns & _columns(AFFINE[0], D):
         columns |= active & ((2 << HIGH) - 1)
-    known = KNOWN.get((draw, columns, is_bytes)) if alone else None
+    known = KNOWN.get((draw, columns, levels)) if alone else None
     return known or ("step_" if draw == "none" else "drawing_")
 
 
@@ -244,16 +247,17 @@ def _span(batch: int, size: int, segment: int, windows: tuple[Any, ...]) -> tupl
 
 
 def _aligned(call: Step, kind: str) -> bool:
-    """Whether all arrays have the call's dtype (but for bytes that become floats), and begin at whole accesses of
+    """Whether all arrays have the call's dtype (but for levels that become floats), and begin at whole accesses of
     vector kernels."""
     out = call.outputs[0]
-    if call.rows.active & (TIMES_CLEAN | TIMES_ROOT) or (out is not None and out.dtype == np.uint8):
+    if call.rows.active & (TIMES_CLEAN | TIMES_ROOT) or (out is not None and levels_of(out.dtype)):
         return False  # vector kernels know neither
-    dtype, of_bytes = call.dtype, call.inputs[X] if kind == "forward_u8_" else None
+    dtype, of_levels = call.dtype, call.inputs[X] if kind in ("forward_u8_", "forward_u16_") else None
     for a in (*call.inputs, *call.outputs):
-        if a is not None and (a.data.ptr % (UNIT[dtype.itemsize] if a is of_bytes else 16)):  # type: ignore[attr-defined]
-            return False
-        if a is not None and a is not of_bytes and a.dtype != dtype:
+        if a is None:
+            continue
+        access = a.itemsize * UNIT[dtype.itemsize] if a is of_levels else 16
+        if a.data.ptr % access or (a is not of_levels and a.dtype != dtype):  # type: ignore[attr-defined]
             return False
     return True
 

@@ -62,8 +62,10 @@ FIELD_BYTES, NEXT = FIELD.itemsize, CALL.itemsize // 8
 LEVEL_BYTES, (FIRST_BYTES,) = TRANSITION.itemsize, offsets(TRANSITION, "first")
 NONE, NORMAL, UNIFORM, WORDS_ALONE = DRAWS.values()
 # What is not named here is refused when this is loaded: `load` and `store` would have to know it.
-F32, F64, F16, BF16, U8 = (DTYPES[name] for name in ("float32", "float64", "float16", "bfloat16", "uint8"))
-BYTES = tuple({F32: 4, F64: 8, F16: 2, BF16: 2, U8: 1}[code] for code in DTYPES.values())
+F32, F64, F16, BF16, U8, U16 = (
+    DTYPES[name] for name in ("float32", "float64", "float16", "bfloat16", "uint8", "uint16")
+)
+BYTES = tuple({F32: 4, F64: 8, F16: 2, BF16: 2, U8: 1, U16: 2}[code] for code in DTYPES.values())
 
 # ---- the workspace -----------------------------------------------------------------------------------------
 # Of a thread, for one call: reals, and then words. Reals are rows of this length: the coefficients of each element, by
@@ -104,7 +106,7 @@ uniform32, uniform64, clamp = SPEC.uniform32, SPEC.uniform64, SPEC.clamp
 times, times_root = SPEC.times, SPEC.times_root
 add_square, sum_accumulators, add_piece = SPEC.add_square, SPEC.sum_accumulators, SPEC.add_piece
 half_to_float, float_to_half = SPEC.half_to_float, SPEC.float_to_half
-bfloat16_to_float, float_to_bfloat16, to_byte = SPEC.bfloat16_to_float, SPEC.float_to_bfloat16, SPEC.to_byte
+bfloat16_to_float, float_to_bfloat16, to_level = SPEC.bfloat16_to_float, SPEC.float_to_bfloat16, SPEC.to_level
 transition = SPEC.transition
 
 
@@ -223,7 +225,12 @@ def to_bfloat16(i: int, bits: Any, source: Any) -> None:
 
 @inlined
 def to_uint8(i: int, to: Any, source: Any) -> None:
-    to[i] = to_byte(source[i])
+    to[i] = to_level(source[i], 255.0)
+
+
+@inlined
+def to_uint16(i: int, to: Any, source: Any) -> None:
+    to[i] = to_level(source[i], 65535.0)
 
 
 @inlined
@@ -234,6 +241,8 @@ def load(to: Any, array: Any, at: int, n: int) -> None:
         each(n, copy, (to, pointer(first, float32)))
     elif kind == U8:
         each(n, copy, (to, pointer(first, uint8)))
+    elif kind == U16:
+        each(n, copy, (to, pointer(first, uint16)))
     elif kind == F16:
         each(n, from_half, (to, pointer(first, uint16)))
     elif kind == BF16:
@@ -253,6 +262,8 @@ def store(source: Any, array: Any, others: Any, at: int, n: int) -> None:
             each(n, to_bfloat16, (pointer(first, uint16), source))
         elif kind == U8:
             each(n, to_uint8, (pointer(first, uint8), source))
+        elif kind == U16:
+            each(n, to_uint16, (pointer(first, uint16), source))
 
 
 @inlined

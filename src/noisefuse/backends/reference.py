@@ -14,7 +14,7 @@ from ..float_mode import float_mode
 from ..noise import Noise
 from ..rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
 from . import spec
-from .call import LOSS_CHUNK, Array, Loss, Step, Walk
+from .call import LEVELS, LOSS_CHUNK, Array, Loss, Step, Walk, levels_of
 
 fast_row = fast_random = fast_mse = fast_density = step_and_loss = None
 empty = np.empty
@@ -182,7 +182,8 @@ def step(call: Step) -> None:
             results = step_chunk(call, rows, at, real) if call.draw != "words" else transitions(call, at)
             for output, result in zip(call.outputs, results, strict=True):
                 if output is not None:
-                    stored = SPEC.to_byte(result) if output.dtype == np.uint8 else result
+                    name = levels_of(output.dtype)
+                    stored = result if name is None else SPEC.to_level(result, float(LEVELS[name]))
                     output.reshape(-1)[at[0] : at[-1] + 1] = stored
 
 

@@ -312,17 +312,17 @@ def float_to_bfloat16(x: Reals) -> Words:
     return select(nan, uint32(0x7FC0), uint32(rounded))
 
 
-# ---- bytes -------------------------------------------------------------------------------------------------
+# ---- levels ------------------------------------------------------------------------------------------------
 
 
-def to_byte(x: Reals) -> Words:
-    """The integer next to x, from 0 to 255, ties to even; of NaN 0.
+def to_level(x: Reals, top: float) -> Words:
+    """The integer next to x, from 0 to top, at most 65535, ties to even; of NaN 0.
 
     The last place of numbers from 2^52 on is 1, so a sum with that is rounded to an integer, which its last bits are.
     """
     wide = float64(x)
-    bits = view(clamp(wide, 0.0, 255.0) + 2.0**52, uint64)
-    return select(wide == wide, uint32(bits & uint64(0xFF)), uint32(0))
+    bits = view(clamp(wide, 0.0, top) + 2.0**52, uint64)
+    return select(wide == wide, uint32(bits & uint64(0xFFFF)), uint32(0))
 
 
 def transition(word: Words, byte: Integers, last: Any, level: Integers) -> Integers:
@@ -357,7 +357,7 @@ _FUNCTIONS: tuple[Any, ...] = (
     ),
     *(normal_pair32, normal_pair64, uniform32, uniform64, affine, times, times_root, clamp),
     *(add_square, sum_accumulators, add_piece),
-    *(half_to_float, float_to_half, bfloat16_to_float, float_to_bfloat16, to_byte, transition),
+    *(half_to_float, float_to_half, bfloat16_to_float, float_to_bfloat16, to_level, transition),
 )
 
 

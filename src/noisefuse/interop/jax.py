@@ -23,7 +23,8 @@ import noisefuse as nf
 from .. import calls, loss, ops
 from ..arrays import FLOATS
 from ..backends import current
-from ..backends.call import FIELD, Loss, Step, pack_loss
+from ..backends.call import FIELD, LEVELS, Loss, Step, pack_loss
+from ..forward import Levels
 from ..noise import is_tracer
 from ..rows import M1, Rows, X, Z
 from ..sampler import State
@@ -149,9 +150,9 @@ def q_sample(
     dtype: Any, batched: bool, out_scale: Any = None, out_offset: Any = None,
 ) -> Any:  # fmt: skip
     _need_none(target_out=target_out)
-    to_bytes = (out_scale, out_offset) if dtype == "uint8" else None
-    kind = None if dtype is None or to_bytes else jnp.dtype(dtype)
-    options = target, scale, offset, kind, to_bytes, batched
+    levels = _levels(dtype, out_scale, out_offset) if dtype in LEVELS else None
+    kind = None if dtype is None or levels else jnp.dtype(dtype)
+    options = target, scale, offset, kind, levels, batched
     key = "q_sample", schedule, *options
     found = _at_times(
         lambda x, t, noise: ops.q_sample_call(x, t, schedule, noise, *options), "x0", x0, t, noise, out, key
@@ -163,11 +164,15 @@ def q_step(
     x: Any, t: Any, schedule: Any, noise: Any, *, out: Any, batched: bool, dtype: Any = None, out_scale: Any = None,
     out_offset: Any = None,
 ) -> Any:  # fmt: skip
-    to_bytes = None if dtype is None else (out_scale, out_offset)
+    levels = _levels(dtype, out_scale, out_offset)
     return _at_times(
-        lambda x, t, noise: ops.q_step_call(x, t, schedule, noise, to_bytes, batched),
-        "x", x, t, noise, out, ("q_step", schedule, batched, to_bytes),
+        lambda x, t, noise: ops.q_step_call(x, t, schedule, noise, levels, batched),
+        "x", x, t, noise, out, ("q_step", schedule, batched, levels),
     )[0]  # fmt: skip
+
+
+def _levels(dtype: str | None, out_scale: float, out_offset: float) -> Levels | None:
+    return None if dtype is None else Levels(dtype, (out_scale, out_offset))
 
 
 def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out: Any) -> Any:
@@ -176,7 +181,7 @@ def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out:
         raise TypeError("noise: q_walk draws at every time and takes a Noise, not an array")
     kept, first, rows = calls.kept_times(keep, len(schedule)), 0, schedule.kept.markov
     begun = []
-    if x0.dtype == jnp.uint8 and len(kept):  # a walk has no constant: the step that scales bytes is one of its own
+    if x0.dtype.name in LEVELS and len(kept):  # a walk has no constant: the step that scales levels is one of its own
         x0 = q_step(x0, 0, schedule, noise, batched=batched, out=None)
         begun, kept = [x0[None]] * int(kept[0] == 0), kept[kept > 0] - 1
         first, rows = 1, Rows(rows.table[1:], rows.active)
@@ -212,10 +217,10 @@ def update(
         raise TypeError("noise: rows of the table draw noise, and which one is taken is traced; expected a Noise")
 
     def make(x: Any, i: Any, noise: Any) -> Step:
-        to_bytes = None if dtype is None else (out_scale, out_offset)
+        levels = _levels(dtype, out_scale, out_offset)
         aux = aux_out if isinstance(aux_out, int) else 0
         return ops.update_call(
-            table, i, x, stand_in, [zeros[f"past{n + 1}"] for n in range(len(past))], noise, None, aux, to_bytes
+            table, i, x, stand_in, [zeros[f"past{n + 1}"] for n in range(len(past))], noise, None, aux, levels
         )
 
     slots = {slot: name for slot, name in calls.SLOTS.items() if slot not in (X, Z)}

@@ -25,7 +25,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..backends import current
-from ..backends.call import CALL, DRAWS, DTYPES, FIELD, NO_LOSS, Loss, Step, Walk, dtype_code, pack, pack_fields
+from ..backends.call import CALL, DRAWS, DTYPES, FIELD, LEVELS, NO_LOSS, Loss, Step, Walk, dtype_code, pack, pack_fields
 from ..noise import SAMPLES, Noise
 from ..rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, Rows, X, Z
 from .jax_internals import is_for_several, need_devices, result_type, varying, varying_axes
@@ -358,7 +358,7 @@ def _tangents(primals: Sequence[Any], tangents: Sequence[Any], *, what: Describe
     outs = bind(what, primals)
     found = []
     for k, (out, (_, dtype)) in enumerate(zip(outs, what.outputs, strict=True)):
-        of_floats = {slot: dx for slot, dx in changes.items() if slot <= Z and dtype != "uint8"}
+        of_floats = {slot: dx for slot, dx in changes.items() if slot <= Z and dtype not in LEVELS}
         if what.kind == WALKS and of_floats:
             ahead = (1,) * (out.ndim - 1 - bool(what.repeat))
             alpha = jnp.array(what.alpha, out.dtype).reshape(-1, *ahead)

@@ -24,8 +24,10 @@ from torch import Tensor
 
 import noisefuse as nf
 
+from ..backends.call import LEVELS
 from .torch_arrays import (
     CPU,
+    DTYPES,
     EXPECTED,
     NAMED,
     as_tensor,
@@ -68,7 +70,7 @@ def empty_like(x: Any, dtype: Any) -> Any:
     """For noise, in C order: of x's dtype, but float32 where x holds integers."""
     if dtype is None:
         dtype = x.dtype if x.dtype.is_floating_point or x.dtype.is_complex else torch.float32
-    kind = NAMED.get(name) if (name := dtype_name(dtype)) != "uint8" else None
+    kind = NAMED.get(name) if (name := dtype_name(dtype)) not in LEVELS else None
     if kind is None:
         raise TypeError(f"dtype {dtype!r}: expected one of {EXPECTED}")
     return torch.empty(x.shape, dtype=kind, device=x.device)
@@ -84,8 +86,8 @@ def uniform(shape: Any, noise: Any, **options: Any) -> Any:
 
 
 def q_sample(x0: Any, t: Any, schedule: Any, noise: Any, *, out: Any, target_out: Any, **options: Any) -> Any:
-    options["dtype"] = dtype_name(options["dtype"], or_bytes=True)
-    if options["dtype"] == "uint8":  # rounded
+    options["dtype"] = dtype_name(options["dtype"], or_levels=True)
+    if options["dtype"] in LEVELS:  # rounded
         need_no_gradient(x0=x0)
     if options["target"] is None and target_out is None:
         return _call("q_sample", schedule, options, t, {"x": x0}, noise, (out,))[0]
@@ -93,7 +95,7 @@ def q_sample(x0: Any, t: Any, schedule: Any, noise: Any, *, out: Any, target_out
 
 
 def q_step(x: Any, t: Any, schedule: Any, noise: Any, *, out: Any, **options: Any) -> Any:
-    if "dtype" in options:  # bytes, rounded
+    if "dtype" in options:  # levels, rounded
         need_no_gradient(x=x)
     return _call("q_step", schedule, options, t, {"x": x}, noise, (out,))[0]
 
@@ -109,7 +111,7 @@ def update(
     models = model_output if isinstance(model_output, tuple) else (model_output,)
     tensors = {"x": x} | {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
     tensors |= {f"past{n + 1}": p for n, p in enumerate(past)}
-    if options:  # bytes, rounded
+    if options:  # levels, rounded
         need_no_gradient(**{nf.tableau.ARGUMENTS[slot]: tensor for slot, tensor in tensors.items()})
     made = isinstance(aux_out, int)
     results = _call("update", table, options, i, tensors, noise, (out, *((None,) * aux_out if made else aux_out)))
@@ -119,7 +121,7 @@ def update(
 def augmented(function: Any, x: Any, noise: Any, *, dtype: Any = None, out: Any = None, **options: Any) -> Any:
     """A function of `augment`, on the memory of tensors."""
     need_no_gradient(x=x, noise=noise)
-    place, kind, made = place_of("x", checked("x", x)), dtype_name(dtype, or_bytes=True), out
+    place, kind, made = place_of("x", checked("x", x)), dtype_name(dtype, or_levels=True), out
     if out is None and place.type != "cpu":  # all memory of results on a device is torch's
         made = torch.empty(x.shape, dtype=NAMED.get(kind, x.dtype), device=x.device)
     with on(place):
@@ -146,9 +148,9 @@ class RowCall(Operation):
         if self.name == "q_walk":
             kept = options["keep"]
             return [((len(self.table) if kept is None else np.size(kept), *x.shape), x.dtype)]
-        like_x = torch.float32 if x.dtype == torch.uint8 else x.dtype  # and what is beside bytes
+        like_x = torch.float32 if DTYPES.get(x.dtype) in LEVELS else x.dtype  # and what is beside levels
         first = NAMED.get(options.get("dtype") or "", like_x)
-        others = like_x if first == torch.uint8 else first
+        others = like_x if DTYPES[first] in LEVELS else first
         return [(tuple(x.shape), others if n else first) for n in range(self.outputs)]
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Any, ...]:

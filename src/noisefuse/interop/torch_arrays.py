@@ -21,6 +21,7 @@ DTYPES = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
     torch.uint8: "uint8",
+    torch.uint16: "uint16",
 }
 NAMED = {name: dtype for dtype, name in DTYPES.items()}
 EXPECTED = ", ".join(str(known) for known in DTYPES if known.is_floating_point)
@@ -157,10 +158,10 @@ def in_format(result: Tensor, x: Tensor) -> Tensor:
     return result.contiguous(memory_format=form)
 
 
-def dtype_name(dtype: Any, or_bytes: bool = False) -> Any:
+def dtype_name(dtype: Any, or_levels: bool = False) -> Any:
     if not isinstance(dtype, torch.dtype):
         return np.dtype(dtype).name if isinstance(dtype, type | np.dtype) else dtype
-    if dtype not in DTYPES or not (dtype.is_floating_point or or_bytes):
+    if dtype not in DTYPES or not (dtype.is_floating_point or or_levels):
         raise TypeError(f"dtype {dtype}: expected one of {EXPECTED}")
     return DTYPES[dtype]
 
