@@ -218,7 +218,8 @@ def public(module):
             yield from ((f"{name}.{key}", value) for key, value in vars(found).items() if not key.startswith("_"))
 
 
-EXAMPLES = [(name, value) for name, value in public(nf) if ">>>" in (inspect.getdoc(value) or "")]
+WITH_SAMPLERS = [*public(nf), *((f"samplers.{name}", value) for name, value in public(nf.samplers))]
+EXAMPLES = [(name, value) for name, value in WITH_SAMPLERS if ">>>" in (inspect.getdoc(value) or "")]
 
 
 @pytest.mark.parametrize(("name", "value"), EXAMPLES, ids=[name for name, _ in EXAMPLES])

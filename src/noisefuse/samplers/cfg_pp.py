@@ -50,7 +50,7 @@ def euler_cfg_pp(
 
     >>> print(nf.samplers.euler_cfg_pp(nf.Schedule.linear(1000), steps=[500], final=200))
     Sampler(euler_cfg_pp, 1 rows)
-      0: t = 500;  D = 3.57621 x - 3.43355 m1;  x' = 0.586219 m2 + 0.810152 D
+      0: t = 500;  D = 3.58525 x - 3.44297 m1;  x' = 0.586219 m2 + 0.810152 D
     """
     return _euler("euler_cfg_pp", plan(schedule, steps, prediction, clip, spacing, whole=False, **options), 0.0)
 

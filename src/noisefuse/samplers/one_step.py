@@ -141,7 +141,7 @@ def repaint(
     new each time.
 
     >>> nf.samplers.repaint(nf.Schedule.linear(1000), 5, jump_length=2, jump_n_sample=2).timesteps.tolist()
-    [800, 600, 400, 600, 400, 200, 400, 200, 0]
+    [800, 600, 800, 600, 400, 200, 400, 200, 0]
     """
     if jump_length < 1 or jump_n_sample < 1:
         raise ValueError(f"jump_length and jump_n_sample must be at least 1, got {jump_length} and {jump_n_sample}")
