@@ -215,7 +215,7 @@ WRONG = {
     "stream": (ValueError, r"expected stream 0, got 4", lambda: NOISE.at(stream=4).interval(0, 1)),
     "uniform": (TypeError, r"noise: .*got Increment", lambda: nf.uniform(3, NOISE.interval(0, 1))),
     "list": (
-        ValueError, r"one increment for each of 3 samples, got 2", lambda: nf.randn((3, 2), [NOISE.interval(0, 1)] * 2)
+        ValueError, r"one Noise for each of 3 samples, got 2", lambda: nf.randn((3, 2), [NOISE.interval(0, 1)] * 2)
     ),
     "dask": (NotImplementedError, "increment", lambda: nf.randn((3, 2), NOISE.interval(0, 1), chunks=1)),
 }  # fmt: skip
