@@ -51,6 +51,7 @@ ALLOWED = {
     "loss_parts": "noise rows arrays calls backends backends.call",
     "loss": "schedule rows forward noise views arrays calls ops loss_parts backends backends.call",
     "density": "rows tableau noise arrays calls loss_parts ops backends backends.call",
+    "legacy": "arrays noise ops backends.reference",
     "transitions": "float_mode backends.call",
     "augment": "rows schedule noise arrays calls ops loss transitions backends",
     "fields": "arrays augment calls float_mode forward loss noise ops rows schedule tableau",

@@ -15,6 +15,7 @@ from .tableau import Row, Tableau
 
 if TYPE_CHECKING:
     from . import interop as interop
+    from . import legacy as legacy
     from . import numba as numba
 
 __version__ = "0.1.0.dev0"
@@ -47,7 +48,7 @@ __all__ = [
     "weights",
 ]
 
-_LAZY = ("interop", "numba")  # what stands on other libraries is loaded when it is asked for
+_LAZY = ("interop", "legacy", "numba")  # loaded when it is asked for, as what stands on other libraries has to be
 
 
 def __getattr__(name: str) -> Any:

@@ -712,9 +712,8 @@ def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: An
     if isinstance(noise, Increment):
         _sum_draws(noise, result, batched)
         return result
-    batch, _ = batch_shape(full, batched)
-    if len(noise) != batch:
-        raise ValueError(f"noise: expected one increment for each of {batch} samples, got {len(noise)}")
+    # all of them are checked before anything is written
+    names_or_array([one.draw(0) for one in noise], full, kind, batched, FIELD, any_stream=True)
     for b, one in enumerate(noise):
         _sum_draws(one, result[b : b + 1] if batched and full else result, batched)
     return result

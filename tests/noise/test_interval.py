@@ -13,6 +13,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import DTYPES, bits
+from cuda_kernels import stand_in
 
 NOISE = nf.Noise(7, sample=40, step=3)
 CELLS = 1 << 24
@@ -214,7 +215,7 @@ WRONG = {
     "stream": (ValueError, r"expected stream 0, got 4", lambda: NOISE.at(stream=4).interval(0, 1)),
     "uniform": (TypeError, r"noise: .*got Increment", lambda: nf.uniform(3, NOISE.interval(0, 1))),
     "list": (
-        ValueError, r"one increment for each of 3 samples, got 2", lambda: nf.randn((3, 2), [NOISE.interval(0, 1)] * 2)
+        ValueError, r"one Noise for each of 3 samples, got 2", lambda: nf.randn((3, 2), [NOISE.interval(0, 1)] * 2)
     ),
     "dask": (NotImplementedError, "increment", lambda: nf.randn((3, 2), NOISE.interval(0, 1), chunks=1)),
 }  # fmt: skip
@@ -224,3 +225,15 @@ WRONG = {
 def test_errors(error, message, call):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_arrays_on_a_device(dtype):
+    """The stand-in's, into which an increment is added up where they lie."""
+    expected = nf.randn((3, 70), NOISE.interval(0.2, 0.7), dtype=dtype)
+    with stand_in.installed() as cupy:
+        x = cupy.empty((3, 70), dtype)
+        assert nf.randn(x.shape, NOISE.interval(0.2, 0.7), dtype=dtype, out=x) is x
+        assert bits(cupy.asnumpy(x)) == bits(expected)
+        many = nf.randn_like(x, [NOISE.at(sample=40 + b).interval(0.2, 0.7) for b in range(3)])
+        assert bits(cupy.asnumpy(many)) == bits(expected)

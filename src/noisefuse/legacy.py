@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Old seeds, same pictures: what other libraries' generators draw, as arrays, for who moves over and keeps his seeds.
+
+A source has a state, as the generator that it stands for: each call of `randn` gives what the next one would have given
+there. So noise from here depends on the order of the calls, which a `Noise` never does; MT19937 cannot skip ahead
+cheaply either.
+
+    source = nf.legacy.TorchCPU(7)  # torch.Generator().manual_seed(7)
+    x = sampler.tableau.start * source.randn(shape)
+    x = sampler.sample(model, x, [source.randn(shape) for _ in range(len(sampler))])
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, SupportsIndex, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from .arrays import FLOATS, float_dtype
+from .backends.reference import fma32
+from .noise import SEEDS
+from .ops import philox4x32
+
+__all__ = ["DEVICES", "NumPy", "TorchCPU", "TorchCUDA", "WebUI"]
+
+Array: TypeAlias = NDArray[Any]
+Shape: TypeAlias = int | Sequence[int]
+
+DEVICES = {
+    "P100": (56, 2048), "V100": (80, 2048), "T4": (40, 1024), "RTX 2080 Ti": (68, 1024),
+    "A100": (108, 2048), "A10": (72, 1536), "RTX 3060": (28, 1536), "RTX 3080": (68, 1536), "RTX 3090": (82, 1536),
+    "L4": (58, 1536), "L40S": (142, 1536), "RTX 4080": (76, 1536), "RTX 4090": (128, 1536),
+    "H100": (132, 2048), "H200": (132, 2048),
+}  # fmt: skip
+"""Multiprocessors of a GPU, and the most threads of each, on which the order of `TorchCUDA`'s numbers depends. (H100 is
+the SXM card; of others give the pair.)"""
+
+
+class NumPy:
+    """``numpy.random.RandomState(seed).randn``, as StyleGAN takes a seed for each sample: float64, NumPy's own code.
+
+    >>> bool((nf.legacy.NumPy(7).randn((2, 3)) == np.random.RandomState(7).randn(2, 3)).all())
+    True
+    """
+
+    def __init__(self, seed: SupportsIndex) -> None:
+        self._state = np.random.RandomState(_seed(seed, 1 << 32))
+
+    def randn(self, shape: Shape, *, dtype: DTypeLike = "float64") -> Array:
+        """The next normals, rounded to the dtype (float32: as ``.astype``)."""
+        return self._state.standard_normal(_lengths(shape)).astype(float_dtype(dtype))
+
+
+class TorchCPU:
+    """What ``torch.randn(shape, generator=torch.Generator().manual_seed(seed))`` draws on the CPU: MT19937.
+
+    Of 16 elements or more in float32 it is torch's kernel for AVX2 (which it takes with AVX-512, too), bit for bit: the
+    polynomials of Cephes, as compiled with fused products. In float64, and of fewer elements, it is the C library's
+    functions: bit for bit where Python and torch have the same one. float16 and bfloat16 are float32's numbers,
+    rounded, as torch 2.13 has them (earlier versions drew halves in another way). The numbers depend on the sizes of
+    the draws, so these have to be the same, too. What torch draws on processors without AVX2, or with
+    ATEN_CPU_CAPABILITY=default, differs in last bits of float32 (by up to 2e-6), and is not offered.
+
+    >>> source = nf.legacy.TorchCPU(0)
+    >>> source.randn(3).round(4).tolist() == np.float32([1.541, -0.2934, -2.1788]).tolist()  # as torch prints them
+    True
+    """
+
+    def __init__(self, seed: SupportsIndex) -> None:
+        # both seed the state by the same rule, from the lower 32 bits
+        self._words = np.random.RandomState(_seed(seed, SEEDS) % (1 << 32))._bit_generator
+        self._kept: float | None = None
+
+    def randn(self, shape: Shape, *, dtype: DTypeLike = "float32") -> Array:
+        """The next normals. TypeError: none of float32, float64, float16, bfloat16."""
+        full, kind = _lengths(shape), float_dtype(dtype)
+        n = math.prod(full)
+        wide = np.dtype(np.float64 if kind == np.float64 else np.float32)
+        if n < 16:
+            drawn = np.array([self._one() for _ in range(n)], np.float64).astype(wide)
+        else:
+            whole, drawn = n - n % 16, np.empty(n, wide)
+            u = self._uniforms(n if kind == wide else whole, wide)
+            for begin in range(0, whole, _PART):
+                part = slice(begin, min(begin + _PART, whole))
+                drawn[part] = _sixteens(u[part])
+            if n % 16:  # the last 16 are drawn anew
+                drawn[-16:] = _sixteens(self._uniforms(16, wide))
+        return drawn.astype(kind).reshape(full)
+
+    def _raw(self, n: int) -> NDArray[np.uint64]:
+        return self._words.random_raw(n)
+
+    def _uniforms(self, n: int, kind: np.dtype[Any]) -> Array:
+        """In [0, 1)."""
+        if kind == np.float64:
+            high, low = self._raw(2 * n).reshape(n, 2).T
+            return ((high << np.uint64(32) | low) & np.uint64((1 << 53) - 1)) * 2.0**-53
+        u: Array = ((self._raw(n) & np.uint64((1 << 24) - 1)) * 2.0**-24).astype(np.float32)
+        return u
+
+    def _one(self) -> float:
+        """Of Box and Muller's two the first, and then the second."""
+        if self._kept is not None:
+            found, self._kept = self._kept, None
+            return found
+        u1, u2 = self._uniforms(2, np.dtype(np.float64)).tolist()
+        radius, theta = math.sqrt(-2.0 * math.log1p(-u2)), 2.0 * math.pi * u1
+        self._kept = radius * math.sin(theta)
+        return radius * math.cos(theta)
+
+
+def _sixteens(u: Array) -> Array:
+    """Box and Muller on sixteens: eight radii, and eight angles."""
+    first, second = u.reshape(-1, 2, 8).transpose(1, 0, 2)
+    one, two_pi = u.dtype.type(1), u.dtype.type(2 * math.pi)
+    if u.dtype == np.float32:
+        radius = np.sqrt(np.float32(-2) * _log(one - first))
+        sin, cos = _sincos(two_pi * second)
+    else:
+        radius, theta = np.sqrt(-2.0 * _of_libm(math.log, one - first)), two_pi * second
+        sin, cos = _of_libm(math.sin, theta), _of_libm(math.cos, theta)
+    return np.stack([radius * cos, radius * sin], axis=1).ravel()
+
+
+def _of_libm(function: Any, x: Array) -> Array:
+    """The C library's, number by number: NumPy's own differ in last bits."""
+    return np.array([*map(function, x.ravel().tolist())]).reshape(x.shape)
+
+
+# Cephes' logf and sinf, cosf (Moshier 1992), in the order of operations of avx_mathfun, where products that meet a sum
+# are fused.
+_LOG = (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
+        2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)  # fmt: skip
+_COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
+_SIN = (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
+_QUARTER_PI = (-0.78515625, -2.4187564849853515625e-4, -3.77489497744594108e-8)  # in three parts, negated
+_LN_2 = (-2.12194440e-4, 0.693359375)
+
+
+_PART = 1 << 14  # elements at once: the second-level cache
+
+
+def _fma(a: Array, b: Any, c: Any) -> Array:
+    """`fma32`, at once where float64's own rounding of the sum did not make a tie of what is none."""
+    total: Array = np.multiply(a, b, dtype=np.float64) + c
+    if ((total.view(np.int64) & 0x1FFFFFFF) == 0x10000000).any():
+        total = fma32(a, b, c)
+    return total.astype(np.float32, copy=False)
+
+
+def _horner(x: Array, coefficients: Sequence[float]) -> Array:
+    found = np.full_like(x, coefficients[0])
+    for c in coefficients[1:]:
+        found = _fma(found, x, np.float32(c))
+    return found
+
+
+def _log(u: Array) -> Array:
+    """Of float32 in (0, 1]."""
+    fraction, e = np.frexp(u)
+    small = fraction < np.float32(math.sqrt(0.5))
+    e = (e - small).astype(np.float32)
+    r = np.where(small, fraction - np.float32(1) + fraction, fraction - np.float32(1))
+    z = r * r
+    y = _fma(_horner(r, _LOG) * r, z, e * np.float32(_LN_2[0])) - z * np.float32(0.5)
+    return (r + y) + e * np.float32(_LN_2[1])
+
+
+def _sincos(theta: Array) -> tuple[Array, Array]:
+    """Of float32 in [0, 2 pi)."""
+    octant = (theta * np.float32(4 / math.pi)).astype(np.int32) + 1 & ~1
+    r, j = theta, octant.astype(np.float32)
+    for part in _QUARTER_PI:
+        r = _fma(j, np.float32(part), r)
+    z = r * r
+    cos = _fma(_horner(z, _COS) * z, z, -(z * np.float32(0.5))) + np.float32(1)
+    sin = _fma(_horner(z, _SIN) * z, r, r)
+    swapped, quadrant = (octant & 2) != 0, octant >> 1 & 3
+    s, c = np.where(swapped, cos, sin), np.where(swapped, sin, cos)
+    return np.where(quadrant >= 2, -s, s), np.where((quadrant == 1) | (quadrant == 2), -c, c)
+
+
+class WebUI:
+    """What AUTOMATIC1111's web UI draws for a seed with "Random number generator source: NV": float32.
+
+    Philox4x32-10 with the call's number and the element's as counter; it imitates `TorchCUDA` where a tensor has fewer
+    elements than the GPU has threads.
+
+    >>> np.allclose(nf.legacy.WebUI(0).randn(4), [-0.924662, -0.425344, -2.643846, 0.145184], atol=1e-6)
+    True
+    """
+
+    def __init__(self, seed: SupportsIndex) -> None:
+        self._seed, self._calls = _seed(seed, SEEDS), 0
+
+    def randn(self, shape: Shape) -> Array:
+        """The next normals. OverflowError: more than 2^32."""
+        full = _lengths(shape)
+        counter = np.zeros((math.prod(full), 4), np.uint32)
+        counter[:, 0], counter[:, 2] = self._calls, np.arange(len(counter))
+        self._calls += 1
+        words = philox4x32(counter, [self._seed % (1 << 32), self._seed >> 32]).astype(np.float64)
+        cell, angle = np.float64(np.float32(2.3283064e-10)), np.float64(np.float32(2.3283064e-10 * 6.2831855))
+        u, v = words[:, 0] * cell + cell / 2, words[:, 1] * angle + angle / 2
+        drawn: Array = (np.sqrt(-2.0 * np.log(u)) * np.sin(v)).astype(np.float32).reshape(full)
+        return drawn
+
+
+class TorchCUDA:
+    """What ``torch.randn(shape, device="cuda", generator=..manual_seed(seed))`` draws: Philox4x32-10, in the order of
+    torch's launch, which depends on the GPU for tensors that have more elements than it has threads.
+
+    Its logarithms, sines and cosines are the GPU's own, which no CPU repeats: numbers here are those of float64,
+    rounded, and agree to about 1e-6, not to the last bit.
+
+    Args:
+        device: a name of `DEVICES`, or (multiprocessors, threads of each), torch.cuda.get_device_properties's
+            multi_processor_count and max_threads_per_multi_processor.
+
+    >>> np.allclose(nf.legacy.TorchCUDA(0, "A100").randn(4), [-0.924663, -0.425344, -2.643846, 0.145184], atol=1e-6)
+    True
+    """
+
+    def __init__(self, seed: SupportsIndex, device: str | tuple[int, int]) -> None:
+        if isinstance(device, str):
+            if device not in DEVICES:
+                raise ValueError(f"device = {device!r}: expected (multiprocessors, threads) or {', '.join(DEVICES)}")
+            device = DEVICES[device]
+        processors, threads = map(operator.index, device)
+        self._blocks = processors * (threads // _BLOCK)
+        self._seed, self._offset = _seed(seed, SEEDS), 0
+
+    def randn(self, shape: Shape, *, dtype: DTypeLike = "float32") -> Array:
+        """The next normals. TypeError: float64, which is drawn in another way there."""
+        full, kind = _lengths(shape), float_dtype(dtype, tuple(name for name in FLOATS if name != "float64"))
+        n = math.prod(full)
+        if n == 0:
+            return np.empty(full, kind)
+        threads = min(self._blocks, -(-n // _BLOCK)) * _BLOCK
+        rounds = -(-n // (4 * threads))  # in each of which a thread draws four, which lie `threads` apart
+        counter = np.zeros((rounds, threads, 4), np.uint32)
+        counter[..., 0] = self._offset + np.arange(rounds)[:, None]
+        counter[..., 2] = np.arange(threads)
+        self._offset += rounds
+        words = philox4x32(counter, [self._seed % (1 << 32), self._seed >> 32]).astype(np.float64)
+        radius = np.sqrt(-2.0 * np.log((words[..., 0::2] + 0.5) * 2.0**-32))
+        angle = (words[..., 1::2] + 0.5) * (2.0**-32 * 2 * math.pi)
+        pairs = np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=-1).astype(np.float32)
+        drawn: Array = pairs.reshape(rounds, threads, 4).transpose(0, 2, 1).reshape(-1)[:n].astype(kind).reshape(full)
+        return drawn
+
+
+_BLOCK = 256  # threads of a block of torch's kernel
+
+
+def _seed(seed: SupportsIndex, end: int) -> int:
+    number = operator.index(seed)
+    if not 0 <= number < end:
+        raise OverflowError(f"seed = {number} is out of range: expected 0 <= seed < 2^{end.bit_length() - 1}")
+    return number
+
+
+def _lengths(shape: Shape) -> tuple[int, ...]:
+    lengths = tuple(map(operator.index, shape)) if isinstance(shape, Sequence) else (operator.index(shape),)
+    if any(n < 0 for n in lengths):
+        raise ValueError(f"shape {lengths}: expected lengths of at least 0")
+    return lengths

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What other libraries' generators draw, against those that are installed, and against numbers they have published."""
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conftest import DTYPES
+from noisefuse import legacy
+
+SEEDS = [0, 7, 2**32 + 5, 2**63 - 1]
+# Odd numbers of scalars leave one behind, which the next scalar takes, also after a draw of another kind.
+SIZES = [3, 16, (1,), 17, (4, 4, 3), 2, 0, 15, 31, 1000, (2, 3)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_torch_on_the_cpu(seed, dtype):
+    """Seen to fail: a product of the logarithm, or of cos, that is not fused; no value kept; tails not drawn anew."""
+    torch = pytest.importorskip("torch")
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("not the kernel that it stands for")
+    generator, source = torch.Generator().manual_seed(seed), legacy.TorchCPU(seed)
+    for size in SIZES:
+        theirs, ours = (
+            torch.randn(size, generator=generator, dtype=getattr(torch, dtype)),
+            source.randn(size, dtype=dtype),
+        )
+        assert ours.dtype == DTYPES[dtype]
+        assert theirs.double().numpy().tolist() == ours.astype(np.float64).tolist()
+
+
+def test_all_words_that_torch_makes_floats_of():
+    """2^20 of them: the polynomials have no other ends."""
+    torch = pytest.importorskip("torch")
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("not the kernel that it stands for")
+    theirs = torch.randn(1 << 20, generator=torch.Generator().manual_seed(11)).numpy()
+    assert theirs.tobytes() == legacy.TorchCPU(11).randn(1 << 20).tobytes()
+
+
+def test_ends_of_the_uniforms():
+    """u = 0, the next of it and the last: no infinities, no NaN."""
+    u = np.zeros(32, np.float32)
+    u[:3], u[8:12], u[16:18] = (0, 2**-24, 1 - 2**-24), (0, 0.25, 0.5, 1 - 2**-24), 1 - 2**-24
+    drawn = legacy._sixteens(u)
+    assert np.isfinite(drawn).all()
+    assert abs(drawn).max() < 5.9
+
+
+def test_published_numbers_of_torch_on_the_cpu():
+    """torch.manual_seed(0); torch.randn(3), as many pages print it."""
+    found = legacy.TorchCPU(0).randn(3)
+    assert np.allclose(found, [1.5410, -0.2934, -2.1788], rtol=0, atol=5e-5)
+
+
+# torch.randn((3, 4), device="cuda") of seed 0, as AUTOMATIC1111's rng_philox.py prints it.
+CUDA = [
+    [-0.92466259, -0.42534415, -2.6438457, 0.14518388],
+    [-0.12086647, -0.57972564, -0.62285122, -0.32838709],
+    [-1.07454231, -0.36314407, -1.67105067, 2.26550497],
+]
+
+
+def test_published_numbers_of_cuda_and_of_the_web_ui():
+    """Seen to fail: cos before sin, and the element in the counter's first word."""
+    for device in legacy.DEVICES:
+        assert np.allclose(legacy.TorchCUDA(0, device).randn((3, 4)), CUDA, rtol=0, atol=2e-7)
+    assert np.allclose(legacy.WebUI(0).randn((3, 4)), CUDA, rtol=0, atol=1e-6)
+
+
+def test_the_web_ui_imitates_cuda_in_sequences_of_small_draws():
+    ours, theirs = legacy.WebUI(2**40 + 3), legacy.TorchCUDA(2**40 + 3, "T4")
+    for shape in ((4, 64, 64), 3, (3, 5)):
+        assert np.allclose(ours.randn(shape), theirs.randn(shape), rtol=0, atol=2e-6)
+
+
+def test_the_order_of_large_draws_is_that_of_the_launch():
+    """Of (2, 512): 2 blocks on each of two processors, 1024 threads, of which each makes four numbers a round."""
+    n, threads = 10_000, 1024
+    found = legacy.TorchCUDA(5, (2, 512)).randn(n)
+    for i in (0, 1023, 1024, 4095, 4096, 7777, n - 1):
+        rounds, inside = divmod(i, 4 * threads)
+        which, thread = divmod(inside, threads)
+        w = nf.philox4x32([rounds, 0, thread, 0], [5, 0]).astype(float)[which // 2 * 2 :]
+        radius, angle = np.sqrt(-2 * np.log((w[0] + 0.5) / 2**32)), 2 * np.pi * (w[1] + 0.5) / 2**32
+        assert abs(found[i] - radius * (np.cos(angle) if which % 2 else np.sin(angle))) < 1e-6
+    source = legacy.TorchCUDA(5, (2, 512))
+    source.randn(n)
+    once = nf.philox4x32([3, 0, 0, 0], [5, 0]).astype(float)  # three rounds later
+    assert (
+        abs(source.randn(1)[0] - np.sqrt(-2 * np.log((once[0] + 0.5) / 2**32)) * np.sin(2 * np.pi * once[1] / 2**32))
+        < 1e-6
+    )
+
+
+def test_numpy():
+    ours, theirs = legacy.NumPy(9), np.random.RandomState(9)
+    for shape in ((3, 5), (7,), ()):
+        assert ours.randn(shape).tolist() == theirs.standard_normal(shape).tolist()
+    assert legacy.NumPy(9).randn(4, dtype="float32").tolist() == np.random.RandomState(9).randn(4).astype("f4").tolist()
+
+
+def test_sources_feed_a_sampler():
+    sampler = nf.samplers.euler_ancestral(nf.Schedule.karras(100), 4)
+    source, shape = legacy.TorchCPU(3), (2, 16)
+    x = sampler.tableau.start * source.randn(shape)
+    z = [source.randn(shape) for _ in range(4)]
+    found = sampler.sample(lambda x, t: 0 * x, x, z)
+    again = x
+    for i in range(4):
+        again = sampler.step(i, again, 0 * again, z[i])
+    assert found.tolist() == again.tolist()
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        (OverflowError, r"seed = -1 .*2\^64", lambda: legacy.TorchCPU(-1)),
+        (OverflowError, r"seed = 4294967296 .*2\^32", lambda: legacy.NumPy(2**32)),
+        (TypeError, "float", lambda: legacy.WebUI(1.5)),
+        (ValueError, "device = 'GTX': expected .*A100", lambda: legacy.TorchCUDA(1, "GTX")),
+        (TypeError, "dtype float64: expected one of float32", lambda: legacy.TorchCUDA(1, "T4").randn(3, dtype="f8")),
+        (TypeError, "dtype int64: expected", lambda: legacy.TorchCPU(1).randn(3, dtype=int)),
+        (ValueError, "expected lengths of at least 0", lambda: legacy.TorchCPU(1).randn((3, -1))),
+    ],
+    ids=str,
+)
+def test_errors(error, message, call):
+    with pytest.raises(error, match=message):
+        call()
