@@ -62,7 +62,7 @@ def nearest_of(k: SupportsIndex, x0: Array, noise: Names, *, batched: bool = Tru
 
     Args:
         k: how many, from 1. Candidate j of a noise is drawn from stream 9 at step ``noise.step * k + j``.
-        x0: what will be noised; floats or, as `q_sample` scales them to -1 .. 1, uint8 and uint16; of NumPy, CuPy or torch.
+        x0: what will be noised; floats, or uint8 and uint16, scaled to -1 .. 1 as `q_sample` does; NumPy, CuPy or torch.
         noise: Noise or a list of one for each sample, of stream 0 and with a step that is an int.
         batched: False makes the whole array one sample.
 
@@ -106,7 +106,7 @@ def assigned(x0: Array, noise: Names) -> list[Noise]:
     Euclidean one. Needs SciPy.
 
     Args:
-        x0: a batch; floats or, as `q_sample` scales them to -1 .. 1, uint8 and uint16; of NumPy, CuPy or torch.
+        x0: a batch; floats, or uint8 and uint16, scaled to -1 .. 1 as `q_sample` does; NumPy, CuPy or torch.
         noise: Noise, or a list of one for each sample.
 
     Returns:
