@@ -332,6 +332,23 @@ def test_our_noise_sampler_draws_what_rows_draw(name):
     assert torch.equal(sampler(0.5, 0.1), nf.randn_like(x, nf.Noise(11, step=6, stream=3)))
 
 
+@pytest.mark.parametrize("transform", [float, lambda sigma: -math.log(sigma)], ids=["sigma", "lambda"])
+def test_our_brownian_sampler_draws_increments_of_one_motion(transform):
+    """Seen to fail: the span left out; the noise of the first sample for all."""
+    x, noise = start(), [nf.Noise(seed, step=5) for seed in (11, 12, 13)]
+    draw = kd.brownian_noise_sampler(x, 0.03, 14.6, noise, transform=transform)
+    levels = [14.6, 9.0, 2.5, 0.4, 0.03]
+    times = [transform(level) for level in levels]
+    parts = [draw(torch.tensor(a), torch.tensor(b)) for a, b in itertools.pairwise(levels)]
+    roots = [abs(b - a) ** 0.5 for a, b in itertools.pairwise(times)]
+    whole = draw(14.6, 0.03) * abs(times[0] - times[-1]) ** 0.5
+    assert torch.allclose(sum(root * z for root, z in zip(roots, parts, strict=True)), whole, atol=1e-5)
+    alone = kd.brownian_noise_sampler(x[1:2], 14.6, 0.03, noise[1], transform=transform)
+    assert torch.equal(alone(9.0, 2.5), parts[1][1:2])
+    with pytest.raises(ValueError, match="outside of the span"):
+        draw(20.0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("name", "options"), [("heun", {}), ("euler", CHURN), ("dpmpp_2m", {}), ("dpmpp_sde", {})], ids=str
 )
@@ -468,7 +485,7 @@ def test_arguments_and_defaults_are_theirs(name):
 
 
 def test_all_functions_are_tested():
-    assert {name.removeprefix("sample_") for name in kd.__all__} == {*CASES, "noise_sampler"}
+    assert {name.removeprefix("sample_") for name in kd.__all__} == {*CASES, "brownian_noise_sampler", "noise_sampler"}
 
 
 def test_one_brownian_path_in_two_pieces_keeps_the_variance():

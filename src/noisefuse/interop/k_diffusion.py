@@ -31,6 +31,7 @@ import noisefuse as nf
 from ..tableau import ZERO, Row, Tableau, m1, past, x, z
 
 __all__ = [
+    "brownian_noise_sampler",
     "noise_sampler",
     "sample_ddpm",
     "sample_dpm_2",
@@ -66,8 +67,8 @@ def noise_sampler(x: torch.Tensor, noise: Noises) -> NoiseSampler:
     """A noise sampler for k-diffusion's functions, and others with their interface: f(sigma, sigma_next) -> z like x.
 
     Call k draws ``randn_like(x, noise.at(step=noise.step + k, stream=3))``: what the functions here draw in row k, so
-    that both ways give one picture where each step is one call of the model. It does not read the levels: for functions
-    that want increments of one Brownian motion (their `sample_dpmpp_sde`) take the one here.
+    that both ways give one picture where each step is one call of the model. It does not read the levels: functions
+    that want increments of one Brownian motion (their `sample_dpmpp_sde`) take `brownian_noise_sampler`.
 
     Args:
         x: of the shape, dtype and device that z has; axis 0 is the batch.
@@ -85,6 +86,45 @@ def noise_sampler(x: torch.Tensor, noise: Noises) -> NoiseSampler:
 
     def draw(sigma: Any, sigma_next: Any) -> torch.Tensor:
         return nf.randn_like(x, _named(noise, next(calls)))
+
+    return draw
+
+
+def brownian_noise_sampler(
+    x: torch.Tensor,
+    sigma_min: float,
+    sigma_max: float,
+    noise: Noises,
+    *,
+    transform: Callable[[float], float] = float,
+) -> NoiseSampler:
+    """In place of k-diffusion's BrownianTreeNoiseSampler: f(sigma, sigma_next) -> z like x, of one Brownian motion.
+
+    z is its increment from one level to the other, over the root of the time between them (`Noise.interval`): runs of
+    more or fewer steps see the same path, and nothing is stored. Calls may come in any order.
+
+    Args:
+        x: of the shape, dtype and device that z has; axis 0 is the batch.
+        sigma_min, sigma_max: between which all levels lie.
+        noise: a Noise, or a list with one for each sample, of a step below 128.
+        transform: sigma -> time, monotonic; time is sigma itself where nothing is said, as theirs.
+
+    Raises:
+        ValueError: levels outside of the span, or within 2^-24 of it. Others as `Noise.interval`.
+
+    >>> from noisefuse.interop import k_diffusion
+    >>> draw = k_diffusion.brownian_noise_sampler(torch.zeros(2, 3), 0.03, 14.6, nf.Noise(11))
+    >>> first, second, whole = draw(14.6, 9.0), draw(9.0, 5.0), draw(14.6, 5.0)
+    >>> torch.allclose(5.6**0.5 * first + 4.0**0.5 * second, 9.6**0.5 * whole, atol=1e-4)
+    True
+    """
+    span = tuple(sorted(transform(float(sigma)) for sigma in (sigma_min, sigma_max)))
+
+    def draw(sigma: Any, sigma_next: Any) -> torch.Tensor:
+        times = transform(float(sigma)), transform(float(sigma_next))
+        several = isinstance(noise, list | tuple)
+        increments = [one.interval(*times, span=span) for one in (noise if several else [noise])]
+        return nf.randn_like(x, increments if several else increments[0])
 
     return draw
 
