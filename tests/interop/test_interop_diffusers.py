@@ -523,7 +523,7 @@ def test_a_noise_draws_by_position(case, monkeypatch):
     """Step i has the field of stream 3 at step noise.step + i: as a generator, as scheduler.noise, and in diffusers."""
     noise, x = nf.Noise(7, sample=5, step=100), torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     theirs, mine = case.pair()
-    drawn = iter(range(100, 200))
+    drawn = iter(range(101, 200, 2) if case.name.startswith("KDPM2") else range(100, 200))  # its second stages draw
     their_noise(monkeypatch, case.name, lambda: torch.from_numpy(nf.randn(SHAPE, noise.at(step=next(drawn), stream=3))))
     expected, got = run(theirs, case, x, None), run(mine, case, x, noise)
     assert max(difference(a, b) for a, b in zip(got, expected, strict=True)) <= LOOP
@@ -708,7 +708,8 @@ def test_a_run_may_begin_in_the_middle(name):
     loop(DEFAULTS[name], start=4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# DPMSolverSDE of theirs is NaN there: the second of two like times has an interval of no length.
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("DPMSolverSDE")])
 def test_a_run_may_begin_in_the_middle_by_its_time(name):
     pair, x = DEFAULTS[name].pair(), torch.randn(SHAPE)
     order = pair[0].order
