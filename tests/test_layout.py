@@ -73,7 +73,7 @@ ALLOWED = {
     "interop.torch_loss": "@ interop.torch_graph interop.torch_arrays interop.torch_internals",
     "interop.torch_density": "@ interop.torch_graph interop.torch_arrays interop.torch_internals",
     "interop.columns": "@",
-    "interop.grain": "@",
+    "interop.grain": "@ interop.columns",
     "interop.torch_data": "@ interop.columns",
     "interop.named": "@",
     "interop.torch_named": "@",

@@ -38,7 +38,7 @@ from .float_mode import float_mode
 from .forward import DEFAULT_RANGE
 from .loss import distances
 from .noise import FIELD, NEAREST, OFFSET, PERTURBATION, PYRAMID, SHARED, STEPS, Noise, got
-from .ops import Array, randn, update
+from .ops import Array, need_schedule, randn, update
 from .rows import Rows
 from .schedule import Schedule
 from .tableau import Row, Tableau, m1, x
@@ -62,7 +62,7 @@ def nearest_of(k: SupportsIndex, x0: Array, noise: Names, *, batched: bool = Tru
 
     Args:
         k: how many, from 1. Candidate j of a noise is drawn from stream 9 at step ``noise.step * k + j``.
-        x0: what will be noised; floats, or uint8 and uint16, scaled to -1 .. 1 as `q_sample` does; NumPy, CuPy or torch.
+        x0: what will be noised; floats, or uint8 or uint16, scaled to -1 .. 1 as in `q_sample`; NumPy, CuPy or torch.
         noise: Noise or a list of one for each sample, of stream 0 and with a step that is an int.
         batched: False makes the whole array one sample.
 
@@ -85,17 +85,21 @@ def nearest_of(k: SupportsIndex, x0: Array, noise: Names, *, batched: bool = Tru
             raise ValueError(f"noise: expected stream 0 and a step that is an int, got {name!r}")
         if (name.step + 1) * k > STEPS:
             raise OverflowError(f"noise.step = {name.step} with k = {k}: step * k + k - 1 goes beyond 2^32 - 1")
-    chosen = _asked(partial(_nearest, k=k, batched=batched), x0, names)
+    given = [noise] if isinstance(noise, Noise) else names
+    chosen = _asked(partial(_nearest, k=k, batched=batched), x0, given)
     return [name.at(step=name.step * k + j, stream=NEAREST) for name, j in zip(names, chosen.tolist(), strict=True)]
 
 
 def _nearest(x: Array, names: list[Noise], *, k: int, batched: bool) -> NDArray[np.int64]:
     x = _as_q_sample("x0", x)
-    best, chosen = np.full(len(names), math.inf), np.zeros(len(names), np.int64)
+    batch, _ = batch_shape(x.shape, batched)
+    best, chosen = np.full(batch, math.inf), np.zeros(batch, np.int64)
     candidates = ([name.at(step=name.step * k + j, stream=NEAREST) for name in names] for j in range(k))
     for j, found in enumerate(distances(x, batched, candidates)):
         chosen = np.where(found < best, j, chosen)
         best = np.minimum(found, best)
+    if np.isinf(best).any():
+        raise ValueError(f"x0[{np.flatnonzero(np.isinf(best))[0]}]: no noise is near to what is not finite")
     return chosen
 
 
@@ -106,7 +110,7 @@ def assigned(x0: Array, noise: Names) -> list[Noise]:
     Euclidean one. Needs SciPy.
 
     Args:
-        x0: a batch; floats, or uint8 and uint16, scaled to -1 .. 1 as `q_sample` does; NumPy, CuPy or torch.
+        x0: a batch; floats, or uint8 or uint16, scaled to -1 .. 1 as in `q_sample`; NumPy, CuPy or torch.
         noise: Noise, or a list of one for each sample.
 
     Returns:
@@ -127,10 +131,15 @@ def _assigned(x: Array, names: list[Noise]) -> NDArray[np.int64]:
     except ImportError as error:
         raise ImportError("fields.assigned needs SciPy: pip install scipy") from error
     x = _as_q_sample("x0", x)
-    # |x - z|^2 but for |x|^2, which is the same in each row. In float64, as the order in which a library for linear
-    # algebra adds differs between machines: at its precision no two assignments are equal.
+    if not x.size:
+        return np.arange(len(names))
+    # |x - z|^2 but for |x|^2, which is the same in each row. A library for linear algebra adds in an order of its own:
+    # in float64, and rounded to far more than that order changes, the costs are the same on all machines, and so is the
+    # choice between equal ones.
     z = _randn(x, names, x.dtype).reshape(len(names), -1).astype(np.float64)
-    cost = (z * z).sum(axis=1) - 2 * x.reshape(len(names), -1).astype(np.float64) @ z.T
+    cost = ((z * z).sum(axis=1) - 2 * x.reshape(len(names), -1).astype(np.float64) @ z.T).round(6)
+    if not bool(np.isfinite(cost).all()):
+        raise ValueError("x0: expected finite numbers, as no noise is near to others")
     order: NDArray[np.int64] = assignment(cost if isinstance(cost, np.ndarray) else cost.get())[1]
     return order
 
@@ -192,8 +201,11 @@ def pyramid_like(
     (1.0, True)
     """
     discount, levels = _number("discount", discount), _count("levels", levels)
+    if not 0 <= discount <= 1:
+        raise ValueError(f"discount = {discount}: expected a number from 0 to 1")
     if len(_shape("x", x)) < 3:
         raise ValueError(f"x: expected shape (B, .., H, W), got {tuple(x.shape)}")
+    _need_stream_0(noise)
     for name in _names(noise):
         if name.window_shape is not None:
             raise ValueError("noise: a pyramid has no windows, as its levels have shapes of their own")
@@ -204,7 +216,7 @@ def pyramid_like(
 
 def _pyramid(x: Array, noise: Names, *, discount: float, levels: int, dtype: Any, out: Array | None = None) -> Array:
     kind = _kind(x, dtype)
-    real = np.dtype(np.float64 if kind == np.float64 else np.float32)
+    real = _arithmetic(kind)
     total = _randn(x, noise, real, out if out is not None and out.dtype == real else None)
     height, width = x.shape[-2:]
     variance = np.ones((height, width))
@@ -219,10 +231,7 @@ def _pyramid(x: Array, noise: Names, *, discount: float, levels: int, dtype: Any
             total += real.type(weight) * _enlarged(coarse, height, width)
             variance += weight**2 * np.multiply.outer(*map(_squares, lengths, (height, width)))
         total *= _like(total, (1 / np.sqrt(variance)).astype(real))
-    if out is None or out is total:
-        return converted(total, kind)
-    out[...] = converted(total, kind)
-    return out
+    return _stored(total, kind, out)
 
 
 def _halved(height: int, width: int, times: int) -> tuple[int, int]:
@@ -268,16 +277,20 @@ def mixed_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any = None)
     0.5
     """
     _need_frames(x)
+    _need_stream_0(noise)
     return _on_memory(_mixed, x, noise, alpha=_number("alpha", alpha), dtype=dtype)
 
 
 def _mixed(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array | None = None) -> Array:
-    z = _randn(x, noise, _kind(x, dtype), out)
-    if z.size:
+    def blend(z: Array) -> None:
         shared = _randn(z[:, 0], _of_axes(noise, SHARED, slice(1, None)), z.dtype)
-        for b, f in np.ndindex(z.shape[:2]):
-            _blend(alpha, z[b, f], shared[b])
-    return z
+        if z[0, 0].size < _SMALL:
+            _blend(alpha, z, np.broadcast_to(shared[:, None], z.shape))
+        else:
+            for b, f in np.ndindex(z.shape[:2]):
+                _blend(alpha, z[b : b + 1, f : f + 1], shared[b : b + 1, None])
+
+    return _blended_frames(x, noise, dtype, out, blend)
 
 
 def progressive_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any = None) -> Array:
@@ -296,6 +309,7 @@ def progressive_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any =
     [0.9, 0.8]
     """
     _need_frames(x)
+    _need_stream_0(noise)
     for name in _names(noise):
         if name.window_start and name.window_start[0]:
             raise ValueError(f"noise: a window at frame {name.window_start[0]}, which depends on those before it")
@@ -303,15 +317,35 @@ def progressive_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any =
 
 
 def _progressive(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array | None = None) -> Array:
-    z = _randn(x, noise, _kind(x, dtype), out)
+    def blend(z: Array) -> None:
+        if z[0, 0].size < _SMALL:
+            before = z[:, :1].copy()
+            for f in range(1, z.shape[1]):
+                frame = z[:, f : f + 1].copy()  # together, as they are of all samples
+                _blend(alpha, frame, before)
+                z[:, f : f + 1] = before = frame
+        else:
+            for b, f in np.ndindex(len(z), z.shape[1] - 1):
+                _blend(alpha, z[b : b + 1, f + 1 : f + 2], z[b : b + 1, f : f + 1])
+
+    return _blended_frames(x, noise, dtype, out, blend)
+
+
+_SMALL = 1 << 13  # elements of a frame, below which a call for each of them costs more than a copy
+
+
+def _blended_frames(x: Array, noise: Names, dtype: Any, out: Array | None, blend: Callable[[Array], None]) -> Array:
+    """White noise, blended in float32 or float64, and rounded once."""
+    kind = _kind(x, dtype)
+    real = _arithmetic(kind)
+    z = _randn(x, noise, real, out if out is not None and out.dtype == real else None)
     if z.size:
-        for b, f in np.ndindex(len(z), z.shape[1] - 1):
-            _blend(alpha, z[b, f + 1], z[b, f])
-    return z
+        blend(z)
+    return _stored(z, kind, out)
 
 
 def _blend(alpha: float, own: Array, other: Array) -> None:
-    update(_blended(alpha), 0, own[None], other[None], out=own[None])
+    update(_blended(alpha), 0, own, other, out=own)
 
 
 @lru_cache(64)
@@ -340,13 +374,16 @@ def perturbed(
     >>> x_t = nf.fields.perturbed(x_t, [10, 500], schedule, noise, out=x_t)
     """
     gamma = _number("gamma", gamma)
+    need_schedule(schedule)
+    if gamma < 0:
+        raise ValueError(f"gamma = {gamma}: expected at least 0")
+    if str(getattr(x_t, "dtype", None)).rpartition(".")[2] in DEFAULT_RANGE:
+        raise TypeError(f"x_t: expected floats, as q_sample makes them, got {x_t.dtype}")
     t = np.asarray(t.tolist() if hasattr(t, "tolist") else t)  # of any library's arrays
     batch, _ = batch_shape(_shape("x_t", x_t), batched)
     if t.shape not in ((), (batch,)):
         raise ValueError(f"t: expected a number or shape ({batch},), got shape {t.shape}")
-    for name in _names(noise):
-        if name.stream:
-            raise ValueError(f"noise: this operation has a stream of its own and takes stream 0, got {name.stream}")
+    _need_stream_0(noise)
     std = gamma * schedule(t)[1]
     moved = _each(noise, lambda name: name.at(stream=PERTURBATION))
     return augment.gaussian(x_t, std if batched or not std.ndim else std[0], moved, batched=batched, out=out)
@@ -361,6 +398,12 @@ def _names(noise: object) -> Sequence[Noise]:
     if not isinstance(noise, list | tuple) or not all(isinstance(name, Noise) for name in noise):
         raise TypeError(f"noise: expected a Noise or a list of one for each sample, got {got(noise)}")
     return noise
+
+
+def _need_stream_0(noise: Names) -> None:
+    for name in _names(noise):
+        if name.stream:
+            raise ValueError(f"noise: this operation has streams of its own and takes stream 0, got {name.stream}")
 
 
 def _each(noise: Names, change: Callable[[Noise], Noise]) -> Names:
@@ -395,7 +438,7 @@ def _on_memory(function: Callable[..., Array], x: Array, noise: Names, **options
     """The function on NumPy's or CuPy's view of x, its result of x's kind."""
     _names(noise)
     if is_lazy(x):
-        raise TypeError("x: a dask array is not taken whole: use its map_blocks")
+        raise TypeError("x: expected an array in memory, got dask's")
     x = host_view("x", x)
     other = None if type(x) is np.ndarray else interop(x)
     return function(x, noise, **options) if other is None else other.augmented(function, x, noise, **options)
@@ -415,6 +458,17 @@ def _asked(function: Callable[[Array, list[Noise]], NDArray[np.int64]], x: Array
 
 def _randn(x: Array, noise: Names, kind: np.dtype[Any], out: Array | None = None) -> Array:
     return randn(x.shape, noise, dtype=kind, out=output("out", out, x.shape, kind, device_of(x)))
+
+
+def _arithmetic(kind: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(np.float64 if kind == np.float64 else np.float32)
+
+
+def _stored(values: Array, kind: np.dtype[Any], out: Array | None) -> Array:
+    if out is None or out is values:
+        return converted(values, kind)
+    out[...] = converted(values, kind)
+    return out
 
 
 def _kind(x: Array, dtype: Any) -> np.dtype[Any]:

@@ -335,7 +335,8 @@ def _means(rows: Rows, x: Array, batched: bool, noises: Iterable[Sequence[Noise]
             yield np.zeros(batch)
             continue
         if call is None:
-            names = names_or_array(noise, x.shape, x.dtype, batched, FIELD, any_stream=True)[0] if noise else ()
+            one = noise[0] if len(noise) == 1 else noise  # one for all samples
+            names = names_or_array(one, x.shape, x.dtype, batched, FIELD, any_stream=True)[0] if noise else ()
             call = make_call(x.shape, x.dtype, rows, Index(np.zeros(1, np.int64), x.size), names, {M1: x}, {}, batched)
         backends.of(x).loss(Loss(replace(call, noise=tuple(noise)), size, None, np.ones(()), size, sums))
         yield sums.get() if on_device(sums) else sums.copy()

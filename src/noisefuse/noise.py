@@ -207,12 +207,11 @@ class Noise:
         >>> bool(np.allclose(0.3**0.5 * a + 0.7**0.5 * b, whole, atol=1e-5))
         True
         """
-        if type(self.step) is not int:
-            raise TypeError("interval: expected a noise whose step is an int; paths are told apart by it")
-        if self.step >= RUNS:
-            raise OverflowError(f"interval: step {self.step} has no path of its own, expected a step below {RUNS}")
-        if self.stream:
-            raise ValueError(f"interval: increments have a stream of their own, expected stream 0, got {self.stream}")
+        for name, given in (("span", span), ("grid", grid)):
+            if not isinstance(given, Sequence | np.ndarray) and (given is not None or name == "span"):
+                raise TypeError(f"interval: {name}: expected times, got {given!r}")
+        if grid is not None and span != (0.0, 1.0):
+            raise TypeError("interval: expected a span or a grid, which has a span of its own")
         span = _times("span", *span)
         return Increment(self, float(t0), float(t1), span, None if grid is None else _times("grid", *grid))
 
@@ -327,6 +326,13 @@ class Increment:
     grid: tuple[float, ...] | None
 
     def __post_init__(self) -> None:
+        step, stream = self.noise.step, self.noise.stream
+        if type(step) is not int:
+            raise TypeError("interval: expected a noise whose step is an int; paths are told apart by it")
+        if step >= RUNS:
+            raise OverflowError(f"interval: step {step} has no path of its own, expected a step below {RUNS}")
+        if stream:
+            raise ValueError(f"interval: increments have a stream of their own, expected stream 0, got {stream}")
         self.terms()  # which checks the times
 
     def terms(self) -> Terms:

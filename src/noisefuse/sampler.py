@@ -494,8 +494,9 @@ class Sampler:
             out: where to write the result: of x's dtype, or bytes, to which the last row rounds 127.5 x + 127.5.
             log_probs: also give the log-density of each row's step: see ``step`` and `density`.
             mask, known: inpainting. Where mask is 1 (or True) x is sampled, where it is 0 it is ``known``, a clean
-                sample of x's shape: before each row at that row's level (``noised``), after the last as it is. A mask
-                may lie between 0 and 1, and have any shape that broadcasts to x's.
+                sample of x's shape: before each row at that row's level (``noised``), after the last as it is, so for
+                runs that end on clean data. A mask may lie between 0 and 1, and have any shape that broadcasts to
+                x's. A callback sees x before that.
 
         Returns:
             x after the last row; with log_probs the pair of that and a list of log-densities (B,), one for each row
@@ -534,7 +535,7 @@ class Sampler:
             output = model(*self.model_input(i, x, time=time))
             z = noise if drawn is None else drawn[i - start]
             denoised: Any = None if callback is None else _zeros_like(x) if is_written(x) else []
-            to = out if i == len(self) - 1 else None
+            to = out if i == len(self) - 1 and keep is None else None
             given: dict[str, Any] = {"guidance_scale": guidance_scale, "out": to, "denoised_out": denoised}
             if log_probs and self._draws[i]:
                 x, one = self.step(i, x, output, z, state, **given, log_prob=True, **law)
@@ -553,19 +554,24 @@ class Sampler:
         """What puts the known part into x at the level of row i, or, after the last, as it is."""
         if mask is None and known is None:
             return None
-        if mask is None or known is None or log_probs or not _are_names(noise):
-            raise TypeError("mask, known: expected both of them, with a Noise, and no log_probs")
-        if getattr(known, "shape", None) != x.shape or type(known) is not type(x) or known.dtype != x.dtype:
-            raise ValueError(
-                f"known: expected an array like x, {x.dtype} of shape {tuple(x.shape)}, got {_kind(known)}"
-            )
-        if out is not None and getattr(out, "dtype", None) != x.dtype:
-            raise TypeError(f"out: with a mask expected {_kind(x)}, got {_kind(out)}")
-        free = _as_x("mask", mask, x)
+        if mask is None or known is None:
+            raise TypeError("mask, known: expected both of them, or neither")
+        if log_probs or not _are_names(noise):
+            raise TypeError("mask: expected a Noise, or a list of them, and no log_probs")
+        if getattr(known, "shape", None) != x.shape or interop(known) is not interop(x) or known.dtype != x.dtype:
+            raise ValueError(f"known: expected an array like x, {_kind(x)}, got {_kind(known)}")
+        if out is not None and (getattr(out, "shape", None) != x.shape or out.dtype != x.dtype or not is_written(x)):
+            raise ValueError(f"out: with a mask expected {_kind(x)}, which can be written to, got {_kind(out)}")
+        if not all(self._has_level):
+            raise ValueError(f"mask: {self.tableau.name} does not say at what level each row begins (alpha, sigma)")
+        free = _as_mask(mask, x)
+        soft = is_tracer(free) or is_lazy(free) or not bool(((free == 0) | (free == 1)).all())
+        where = getattr(interop(x), "where", np.where)
+        z = _drawn(noise, 0, START, x)
 
         def keep(x: Array, i: int, out: Array | None = None) -> Array:
-            noised = known if i == len(self) else self.noised(i, known, noise)
-            mixed = free * x + (1 - free) * noised
+            noised = known if i == len(self) else ops.update(self._levels, i, known, noise=z)
+            mixed = where(free == 0, noised, where(free == 1, x, free * x + (1 - free) * noised) if soft else x)
             if out is None:
                 return mixed
             out[...] = mixed
@@ -630,11 +636,13 @@ class Sampler:
         moves = np.diff(ends)
         if not (np.all(moves < 0) or np.all(moves > 0)):
             raise ValueError(f"path: expected times that fall, or rise, from draw to draw of {self.tableau.name}")
-        whole = (min(times), max(times)) if span is None else span
+        whole: dict[str, Any] = {"grid": grid, **({} if span is None else {"span": span})}
+        if grid is None and span is None:
+            whole["span"] = min(times), max(times)
         found: list[Any] = [None] * len(self)
         for i, t0, t1 in zip(rows, ends[:-1], ends[1:], strict=True):
             names = noise if isinstance(noise, list | tuple) else [noise]
-            each: list[Increment] = [_at(n, 0, 0).interval(t0, t1, span=whole, grid=grid) for n in names]
+            each: list[Increment] = [_at(n, 0, 0).interval(t0, t1, **whole) for n in names]
             found[i] = each if isinstance(noise, list | tuple) else each[0]
         return found
 
@@ -844,16 +852,21 @@ def _kind(given: Any) -> str:
     return f"{given.dtype} of shape {tuple(given.shape)}" if hasattr(given, "dtype") else type(given).__name__
 
 
-def _as_x(name: str, given: Any, x: Array) -> Array:
-    """In x's shape, kind and dtype."""
+def _as_mask(given: Any, x: Array) -> Array:
+    """In x's shape, kind and dtype; from 0 to 1 where that can be looked at."""
+    expected = f"expected numbers from 0 to 1, of x's kind, whose shape broadcasts to {tuple(x.shape)}"
     try:
         made = _zeros_like(x)
         if not is_written(x):
-            return (made + given).astype(x.dtype)
-        made[...] = given
+            made = (made + given).astype(x.dtype)
+        else:
+            made[...] = given
     except (TypeError, ValueError, RuntimeError):
-        expected = f"expected an array like x, whose shape broadcasts to {tuple(x.shape)}"
-        raise ValueError(f"{name}: {expected}, got {_kind(given)}") from None
+        made = None
+    if made is None or made.shape != x.shape:
+        raise ValueError(f"mask: {expected}, got {_kind(given)}")
+    if not (is_tracer(made) or is_lazy(made) or bool(((made >= 0) & (made <= 1)).all())):
+        raise ValueError(f"mask: {expected}, got other values")
     return made
 
 

@@ -29,8 +29,8 @@ def of_rows(noise: nf.Noise, ids: Any) -> nf.Noise:
 
 
 def drawn_times(schedule: nf.Schedule, noise: nf.Noise, n: int) -> NDArray[np.int64]:
-    """A uniform time for each of n rows, of a stream of its own, so independent of the noise."""
-    u = nf.uniform((n, 1), noise)[:, 0]
+    """A uniform time for each of n rows, of stream 7 whatever the noise's is, so independent of the noise."""
+    u = nf.uniform((n, 1), noise.at(stream=0))[:, 0]
     times: NDArray[np.int64] = (u * len(schedule)).astype(np.int64)
     return times
 

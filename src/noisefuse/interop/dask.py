@@ -22,11 +22,14 @@ from .dask_blocks import Call, known_chunks, mapped, need_none
 __all__ = [
     "LAZY", "augmented", "check_workers", "is_traced", "kl", "kl_grad", "log_prob", "log_prob_grad", "mse_loss",
     "mse_loss_grad", "prepare", "q_sample", "q_step", "q_walk", "randn", "randn_like", "times", "uniform", "untraced",
-    "update", "update_with_log_prob",
+    "update", "update_with_log_prob", "where",
 ]  # fmt: skip
 
 
 LAZY, WRITTEN = True, False  # what `arrays` asks
+
+
+where = da.where
 
 
 def is_traced() -> bool:

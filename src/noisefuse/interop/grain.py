@@ -10,6 +10,7 @@ read ahead, nor on where a run was resumed.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ import numpy as np
 
 import noisefuse as nf
 
+from .columns import drawn_times
+
 __all__ = ["Augmented", "Noisy"]
 
 Element = Mapping[str, Any]
@@ -25,10 +28,13 @@ Element = Mapping[str, Any]
 
 class _Named(grain.transforms.RandomMap):  # type: ignore[misc]  # of a package without types
     def __init__(self, noise: nf.Noise | int | None, length: int | None, image: str) -> None:
-        if length is not None and length < 1:
+        if length is not None and operator.index(length) < 1:
             raise ValueError(f"length = {length}: expected the number of elements of the source, from 1")
-        self.noise = nf.Noise(noise) if isinstance(noise, int) else noise
-        self.length, self.image = length, image
+        if not isinstance(noise, nf.Noise) and noise is not None:
+            noise = nf.Noise(operator.index(noise))
+        if noise is not None and not (isinstance(noise.sample, int) and isinstance(noise.step, int)):
+            raise TypeError(f"noise: expected one with a sample and a step that are ints, got {noise!r}")
+        self.noise, self.length, self.image = noise, length, image
 
     def random_map(self, element: Element, rng: np.random.Generator) -> dict[str, Any]:
         """Noise whose seed is 64 bits of the generator, which Grain seeds by its own seed and the element's place."""
@@ -37,12 +43,12 @@ class _Named(grain.transforms.RandomMap):  # type: ignore[misc]  # of a package 
         return self._made(element, nf.Noise.from_rng(rng))
 
     def map_with_index(self, index: int, element: Element) -> dict[str, Any]:
-        """Noise whose sample is the index, as ``map_with_index`` has it; with a length that of the source, and the
-        epoch, which ``repeat`` counts up, is added to the step."""
+        """Noise whose sample is the noise's plus the index, as ``map_with_index`` has it. With a length the index is
+        that of the source, and the epoch, which ``repeat`` counts up, is added to the step."""
         if self.noise is None:
             raise TypeError("noise: expected a Noise or an int seed, to name elements by index")
         epoch, place = divmod(int(index), self.length) if self.length else (0, int(index))
-        return self._made(element, self.noise.at(sample=place, step=self.noise.step + epoch))
+        return self._made(element, self.noise.at(sample=self.noise.sample + place, step=self.noise.step + epoch))
 
     def _read(self, element: Element) -> Any:
         if self.image not in element:
@@ -79,11 +85,13 @@ class Noisy(_Named):
         target: Any = "epsilon",
     ) -> None:
         super().__init__(noise, length, image)
+        if not isinstance(schedule, nf.Schedule) or target is None:
+            raise TypeError(f"schedule, target: expected a Schedule and a target, got {schedule!r}, {target!r}")
         self.schedule, self.target = schedule, target
 
     def _made(self, element: Element, noise: nf.Noise) -> dict[str, Any]:
         image, rest = self._read(element), {name: one for name, one in element.items() if name != self.image}
-        t = int(nf.uniform((1, 1), noise)[0, 0] * len(self.schedule))
+        t = int(drawn_times(self.schedule, noise, 1)[0])
         x_t, target = nf.q_sample(image, t, self.schedule, noise, target=self.target, batched=False)
         return {**rest, "x_t": x_t, "t": t, "target": target}
 

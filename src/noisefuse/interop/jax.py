@@ -49,10 +49,13 @@ from .jax_internals import varying, varying_axes
 __all__ = [
     "WRITTEN", "augmented", "chosen", "combined", "from_key", "is_traced", "kl", "kl_grad", "log_prob", "log_prob_grad",
     "mse_loss", "mse_loss_grad", "prepare", "q_sample", "q_step", "q_walk", "randn", "randn_like", "sample", "time",
-    "times", "to_key", "uniform", "untraced", "update", "update_with_log_prob", "zeros_like",
+    "times", "to_key", "uniform", "untraced", "update", "update_with_log_prob", "where", "zeros_like",
 ]  # fmt: skip
 
 WRITTEN = False  # what `arrays` asks
+
+
+where = jnp.where
 
 
 def is_traced() -> bool:

@@ -50,7 +50,7 @@ from .torch_loss import mse_loss, mse_loss_grad
 __all__ = [
     "combined", "empty", "empty_like", "in_format", "is_traced", "kl", "kl_grad", "log_prob", "log_prob_grad",
     "mse_loss", "mse_loss_grad", "q_sample", "q_step", "q_walk", "randn", "times", "uniform", "untraced", "update",
-    "update_with_log_prob",
+    "update_with_log_prob", "where",
 ]  # fmt: skip
 
 
@@ -64,6 +64,9 @@ def randn(shape: Any, noise: Any, **options: Any) -> Any:
 
 def empty(shape: Any, dtype: Any, device: Any) -> Any:
     return torch.empty(shape, dtype=dtype, device=device)
+
+
+where = torch.where
 
 
 def empty_like(x: Any, dtype: Any) -> Any:
