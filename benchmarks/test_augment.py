@@ -181,6 +181,19 @@ def bytes_to_floats() -> Pair:
     return Pair(*into)
 
 
+def uint16_of_bytes(function: str) -> Pair:
+    """Into what they are in, one pass each."""
+    x = images()
+    wide = x.astype(np.uint16) * 257
+
+    def of(x: Any) -> Call:
+        if function == "q_sample":
+            return lambda: nf.q_sample(x, 500, SCHEDULE, NOISE, out=x)
+        return lambda: nf.augment.gaussian(x, STD, NOISE, out=x)
+
+    return Pair(of(wide), of(x))
+
+
 def clips_over_numpy() -> Pair:
     """What audiomentations does (AddGaussianSNR): the root mean square of a clip, and normals of NumPy's."""
     x, rng = np.random.default_rng(0).standard_normal(CLIPS, dtype=np.float32), np.random.default_rng(0)
@@ -217,6 +230,10 @@ FIGURES = [
     Figure("gaussian, over cv2.randn alone", ">=", 4.5, over_opencv),
     Figure("gaussian of bytes, of q_sample of float32", "<=", 1.3, to_q_sample),
     Figure("q_sample into bytes, of that into float32", "<=", 1.3, bytes_to_floats),
+    *(
+        Figure(f"{name} of uint16, of that of bytes", "<=", 1.3, partial(uint16_of_bytes, name))
+        for name in ("q_sample", "gaussian")
+    ),
     Figure("multiplicative, of gaussian", "<=", 1.25, partial(to_gaussian, "multiplicative", 0.1)),
     Figure("sensor, of gaussian", "<=", 1.25, partial(to_gaussian, "sensor", 0.5, 2.0)),
     Figure("by_level, of gaussian", "<=", 1.6, levels),

@@ -41,8 +41,9 @@ def arrays(shape: tuple[int, ...], dtype: Any = np.float32) -> tuple[Any, Any, A
     """x, one t for each sample, out."""
     rng = np.random.default_rng(0)
     t = rng.integers(0, len(SCHEDULE), shape[0])
-    if dtype == np.uint8:
-        return rng.integers(0, 256, shape, dtype=np.uint8), t, np.zeros(shape, np.float32)
+    if np.dtype(dtype).kind == "u":
+        levels = rng.integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+        return levels, t, np.zeros(shape, np.float32)
     return rng.random(shape, dtype=np.float32).astype(dtype, copy=False), t, np.zeros(shape, dtype)
 
 
@@ -189,6 +190,7 @@ FIGURES = [
     Figure("images, float16 of float32", "<=", 1.15, partial(against_float32, "float16")),
     Figure("images, bfloat16 of float32", "<=", 1.15, partial(against_float32, "bfloat16")),
     Figure("images, uint8 of float32", "<=", 1.15, partial(against_float32, "uint8")),
+    Figure("images, uint16 of float32", "<=", 1.15, partial(against_float32, "uint16")),
     Figure("images, float64, over naive float64", ">=", 4, partial(against_naive, IMAGES, np.float64)),
     Figure("2^26, fresh output of out=", "<=", 1.6, fresh_against_out),
     Figure("2^26, fresh output of out=, 2 threads", "<=", 1.6, fresh_against_out, threads=2),

@@ -8,7 +8,18 @@
 
 namespace nf::xla {
 
-enum class Type : int32_t { s32 = 4, s64 = 5, u8 = 6, u16 = 7, u32 = 8, u64 = 9, f16 = 10, f32 = 11, f64 = 12, bf16 = 16 };
+enum class Type : int32_t {
+    s32 = 4,
+    s64 = 5,
+    u8 = 6,
+    u16 = 7,
+    u32 = 8,
+    u64 = 9,
+    f16 = 10,
+    f32 = 11,
+    f64 = 12,
+    bf16 = 16
+};
 
 struct Extension {
     size_t struct_size;

@@ -21,10 +21,11 @@ import numpy.typing as npt
 import noisefuse as nf
 
 from ._noise_journal import clear, read, sync, sync_directory, write, write_whole
+from .backends.call import LEVELS
 
 Array = npt.NDArray[Any]
 
-DTYPES = ("uint8", "float16", "float32", "float64")
+DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
 PIECE = 1 << 18  # elements that are read, noised and written at once: they stay in a core's caches in between
 STEPS = 1000
 SCHEDULES: dict[str, Callable[[int], nf.Schedule]] = {
@@ -47,10 +48,10 @@ class Work:
 
     def result(self, source: np.dtype[Any]) -> np.dtype[Any]:
         """The dtype of what is made of this one; ValueError where nothing is."""
-        if source.newbyteorder("=").name not in DTYPES:
+        if (name := source.newbyteorder("=").name) not in DTYPES:
             raise ValueError(f"the source has dtype {source}: expected one of {', '.join(DTYPES)}")
-        of_bytes = "uint8" if self.schedule is None else "float32"
-        return np.dtype(self.dtype or (of_bytes if source == np.uint8 else source.newbyteorder("=").name))
+        becomes_float = name in LEVELS and self.schedule is not None
+        return np.dtype(self.dtype or ("float32" if becomes_float else name))
 
     @cached_property
     def _table(self) -> nf.Schedule:

@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     noise.add_argument("--std", type=_deviation, help="or this much noise, in units of the values")
     noise.add_argument("--seed", type=_seed, required=True, help="of the noise; samples are numbered from 0")
     noise.add_argument("--step", type=_step, default=0, help="of the noise, such as the epoch (default: %(default)s)")
-    noise.add_argument("--dtype", choices=("uint8", "float16", "float32", "float64"), help="of the target")
+    noise.add_argument("--dtype", choices=("uint8", "uint16", "float16", "float32", "float64"), help="of the target")
     noise.add_argument(
         "--block",
         type=_positive,

@@ -129,9 +129,8 @@ class KeptRows:
     @cached_property
     def markov_of(self) -> dict[str | None, Rows]:
         """For x of levels, or None."""
-        found: dict[str | None, Rows] = {None: self.markov}
-        found.update({name: forward(*self._steps(), None, *default) for name, default in DEFAULT_RANGE.items()})
-        return found
+        made: dict[str | None, Rows] = {None: self.markov}
+        return made | {name: forward(*self._steps(), None, *default) for name, default in DEFAULT_RANGE.items()}
 
     @cached_property
     def plain_markov(self) -> Plain:

@@ -419,3 +419,53 @@ def test_levels_in_tiles_of_all_sizes(backend, dtype, shape):
     with using("reference"):
         expected = by_level(x, means, stds, N, dtype=dtype)
     assert by_level(x, means, stds, N, dtype=dtype).tobytes() == expected.tobytes()
+
+
+WIDE = images("uint16") * 257
+
+
+@pytest.mark.parametrize("std", STDS, ids=["0", "number", "samples", "channels"])
+def test_uint16_is_rounded_and_clipped_to_its_own_range(backend, std):
+    """Seen to fail: the top of bytes."""
+    std = 200 * np.asarray(std)
+    std = float(std) if std.ndim == 0 else std
+    with using(backend):
+        found = gaussian(WIDE, std, N, layout="HWC")
+        floats = gaussian(WIDE, std, N, layout="HWC", dtype="float32")
+        assert found.dtype == np.uint16
+        assert np.array_equal(found, np.clip(np.rint(floats), 0, 65535))
+        for noised, other in ((multiplicative, (0.3,)), (sensor, (40.0, 1e5))):
+            results = [noised(WIDE, *other, N, dtype=dtype) for dtype in ("uint16", "float32")]
+            assert np.array_equal(results[0], np.clip(np.rint(results[1]), 0, 65535))
+
+
+def test_uint16_is_clipped_to_a_range():
+    """torch clamps none, so that is done in their memory."""
+    torch = pytest.importorskip("torch")
+    expected = np.clip(gaussian(WIDE, 9e3, N), 1000, 60001)
+    assert np.array_equal(gaussian(WIDE, 9e3, N, clip=(1000.2, 60000.7)), expected)
+    x = torch.from_numpy(WIDE.copy())
+    for std in (9e3, 4 * [9e3]):
+        assert np.array_equal(gaussian(x, std, N, clip=(1000.2, 60000.7)).numpy(), expected)
+    assert gaussian(x, 9e3, N, clip=(1000.2, 60000.7), out=x) is x
+    assert np.array_equal(x.numpy(), expected)
+
+
+def test_prepared_uint16_is_in_its_own_range():
+    noise_of_nothing = {"noise": N, "noise_std": 0.0}
+    for top, dtype in ((255, "uint8"), (65535, "uint16")):
+        whole = np.full((2, 4, 4, 3), top, dtype)
+        np.testing.assert_allclose(prepare(whole, **noise_of_nothing), 1, rtol=1e-6)
+    assert np.array_equal(prepare(WIDE, N, noise_std=0.1), prepare(WIDE, N, noise_std=0.1, scale=1 / 65535))
+
+
+def test_tables_of_levels_are_of_bytes_alone():
+    level = np.arange(256.0)
+    for call in (
+        lambda: by_level(WIDE, level, level, N),
+        lambda: nf.augment.poisson(WIDE, 5.0, N),
+        lambda: nf.augment.transition(WIDE, np.eye(256), N),
+    ):
+        with pytest.raises(TypeError, match="x: dtype uint16 is not supported, expected one of uint8"):
+            call()
+    assert np.array_equal(by_level(images(), 257 * level, 0 * level, N, dtype="uint16"), WIDE)

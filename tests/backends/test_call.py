@@ -13,7 +13,7 @@ from noisefuse.backends import call, cuda
 from noisefuse.rows import COLUMNS, Z
 
 ROOT = Path(__file__).parents[2]
-SHORT = cuda.SHORT | {"uint8": "u8"}
+SHORT = cuda.SHORT | {"uint8": "u8", "uint16": "u16"}
 RECORDS = {"Field": call.FIELD, "Call": call.CALL, "RoundKeys": cuda.KEYS, "Launch": cuda.LAUNCH}
 ENUMS = {"DType": {SHORT[name]: code for name, code in call.DTYPES.items()}, "Draw": call.DRAWS}
 CONSTANTS = {

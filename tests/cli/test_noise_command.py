@@ -72,8 +72,8 @@ def test_an_array_has_the_bits_of_one_call(
     assert np.array_equal(y, noised(x))
 
 
-@pytest.mark.parametrize("source", ["uint8", "float16", "float32", "float64", ">f4", "<f8"])
-@pytest.mark.parametrize("dtype", [None, "uint8", "float16", "float32", "float64"])
+@pytest.mark.parametrize("source", ["uint8", "uint16", "float16", "float32", "float64", ">u2", ">f4", "<f8"])
+@pytest.mark.parametrize("dtype", [None, "uint8", "uint16", "float16", "float32", "float64"])
 def test_dtypes_are_those_of_the_operations(source: str, dtype: str | None, tmp_path: Path) -> None:
     x = save(tmp_path / "x.npy", 3, 40, dtype=source)
     options = [] if dtype is None else ["--dtype", dtype]
@@ -496,7 +496,7 @@ def test_two_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["cut.npy", "y.npy", *AT_300], "its header speaks of"),
         (["fortran.npy", "y.npy", *AT_300], "Fortran order"),
         (["number.npy", "y.npy", *AT_300], "samples along axis 0"),
-        (["int64.npy", "y.npy", *AT_300], "dtype int64: expected one of uint8, float16"),
+        (["int64.npy", "y.npy", *AT_300], "dtype int64: expected one of uint8, uint16, float16"),
         (["folder", "folder/y", *AT_300], "lie in one another"),
         (["folder", "y", *AT_300], "has neither images"),
         (["twins", "y", *AT_300], "would both become a.png"),

@@ -472,13 +472,14 @@ def test_vector_kernels_begin_in_the_field_where_their_tokens_do_on_the_stand_in
         assert bits(found.get()) == bits(nf.q_step(x, t, LINEAR, noise))
 
 
-def test_bytes_need_less_alignment_on_the_stand_in(cupy):
+@pytest.mark.parametrize(("levels", "short"), [("uint8", "u8"), ("uint16", "u16")])
+def test_levels_need_less_alignment_on_the_stand_in(cupy, levels, short):
     skip_the_self_test(cupy)
-    whole = np.zeros(2080, np.uint8)
-    start = -whole.ctypes.data % 16
+    whole = np.zeros(2080, levels)
+    start = -whole.ctypes.data // whole.itemsize % 16
     for shift in (4, 2):
         nf.q_sample(stand_in.ndarray(whole[start + shift :][:2048].reshape(2, 1024)), 5, LINEAR, nf.Noise(1))
-    assert names(cupy) == ["forward_u8_f32", "any_f32"]
+    assert names(cupy) == [f"forward_{short}_f32", "any_f32"]
 
 
 def test_misaligned_arrays_take_the_kernels_for_anything_on_the_stand_in(cupy):

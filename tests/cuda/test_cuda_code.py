@@ -195,9 +195,10 @@ def test_interpreted_ptx_has_the_bits_of_native_on_the_stand_in(compiler, arch):
                     found, expected = (a if isinstance(a, tuple) else (a,) for a in (found, expected))
                     for a, b in zip(found, expected, strict=True):
                         assert bits(a.get()) == bits(b), (what, dtype, shape)
-                u8 = random.integers(0, 256, shape, np.uint8)
-                found = nf.q_sample(there(u8), there(t), nf.Schedule.linear(), nf.Noise(7), dtype=dtype)
-                assert bits(found.get()) == bits(nf.q_sample(u8, t, nf.Schedule.linear(), nf.Noise(7), dtype=dtype))
+                for top in (255, 65535):
+                    x = random.integers(0, top + 1, shape).astype(np.min_scalar_type(top))
+                    found = nf.q_sample(there(x), there(t), nf.Schedule.linear(), nf.Noise(7), dtype=dtype)
+                    assert bits(found.get()) == bits(nf.q_sample(x, t, nf.Schedule.linear(), nf.Noise(7), dtype=dtype))
                 for draw in (nf.randn, nf.uniform)[: 2 if dtype.itemsize >= 4 else 1]:
                     out = cupy.empty(shape, dtype)
                     draw(shape, nf.Noise(7, sample=5), dtype=dtype, out=out)

@@ -119,7 +119,7 @@ def machine_code(cubin):
 
 
 # Elements that one thread of a kernel without branches takes.
-ELEMENTS = {"forward": 32, "forward_u8": 32, "normal": 32, "two": 16}
+ELEMENTS = {"forward": 32, "forward_u8": 32, "forward_u16": 32, "normal": 32, "two": 16}
 
 
 def budget_table(code, title):

@@ -221,3 +221,12 @@ def test_floats_of_bytes_are_warned_of_once(kind):
     with pytest.warns(UserWarning, match=rf"{kind.__name__}: floats are taken to be in \[0, 1\]"):
         transform(image=IMAGE.astype(np.float32))
     transform(image=IMAGE.astype(np.float32))
+
+
+def test_uint16_is_noised_in_its_own_range():
+    """Their own class takes none. Seen to fail: the strength and the range of floats."""
+    image = np.full((64, 64, 3), 30_000, np.uint16)
+    found = compose(1, std_range=(0.1, 0.1))(image=image)["image"]
+    assert found.dtype == np.uint16
+    assert abs(found.std() - 6553.5) < 100
+    assert abs(found.mean() - 30_000) < 200

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import noisefuse as nf
 
 from ..arrays import FLOATS, float_dtype
+from ..backends.call import LEVELS
 from ..rows import COLUMNS, ROW
 
 T = TypeVar("T")
@@ -302,7 +303,7 @@ def _drawn(draw: Draw) -> Call:
 
 def _drawn_like(draw: Draw) -> Call:
     shape = _shape(draw)
-    call = Call("nf.randn_like", {"x": _array(draw, shape, draw.of(*KINDS, "uint8", "bool"))}, {})
+    call = Call("nf.randn_like", {"x": _array(draw, shape, draw.of(*KINDS, *LEVELS, "bool"))}, {})
     call.required["noise"] = _noise(draw, shape, _batched(draw, call))
     _may(draw, call, "dtype", *map(repr, KINDS))
     return call
@@ -310,19 +311,19 @@ def _drawn_like(draw: Draw) -> Call:
 
 def _forward(draw: Draw) -> Call:
     """q_sample and q_step."""
-    shape, dtype, schedule = _shape(draw), draw.of(*KINDS, "uint8"), draw.of(*SCHEDULES)
-    step, result = draw.once_in(3), "float32" if dtype == "uint8" else dtype
+    shape, dtype, schedule = _shape(draw), draw.of(*KINDS, *LEVELS), draw.of(*SCHEDULES)
+    step, result = draw.once_in(3), "float32" if dtype in LEVELS else dtype
     call = Call("nf.q_step" if step else "nf.q_sample", {"x0": _array(draw, shape, dtype)}, {})
     t, _ = _times(draw, shape, len(SCHEDULES[schedule]), not step and SCHEDULES[schedule].continuous)
     call.required |= {"t": t, "schedule": schedule}
     call.required["noise"] = _noise(draw, shape, _batched(draw, call), result, stream=not step)
     if not step:
         _may(draw, call, "target", *TARGETS)
-        target = result  # beside bytes it is as without them
+        target = result  # beside levels it is as without them
         if draw.once_in(4):
-            result = draw.of(*KINDS, "uint8")
+            result = draw.of(*KINDS, *LEVELS)
             call.options["dtype"] = repr(result)
-            target = result if result != "uint8" else target
+            target = result if result not in LEVELS else target
             _may(draw, call, "out_scale", "255", "-30.5", once_in=3)
             _may(draw, call, "out_offset", "0.5", "-1e3", once_in=3)
         _range(draw, call)
@@ -338,13 +339,13 @@ def _range(draw: Draw, call: Call) -> None:
 
 
 def _walk(draw: Draw) -> Call:
-    shape, dtype = _shape(draw), draw.of(*KINDS, "uint8")
+    shape, dtype = _shape(draw), draw.of(*KINDS, *LEVELS)
     call = Call("nf.q_walk", {"x0": _array(draw, shape, dtype), "schedule": "SHORT"}, {})
     call.required["noise"] = _noise(draw, shape, _batched(draw, call), stream=False)
     kept = [t for t in range(3) if draw.once_in(2)]
     if len(kept) < 3:
         call.options["keep"] = draw.of(str(kept), f"np.array({kept}, 'int64')", str(tuple(kept)))
-    _write_to(draw, call, "out", (len(kept), *shape), "float32" if dtype == "uint8" else dtype, "x0")
+    _write_to(draw, call, "out", (len(kept), *shape), "float32" if dtype in LEVELS else dtype, "x0")
     return call
 
 
@@ -390,7 +391,7 @@ def _loss(draw: Draw) -> Call:
     call.required["x0"] = (
         "None"
         if draw.once_in(12 if target != TARGETS[0] else 2)
-        else _array(draw, shape, draw.of(dtype, *KINDS, "uint8"))
+        else _array(draw, shape, draw.of(dtype, *KINDS, *LEVELS))
     )
     t, floats = _times(draw, shape, steps, SCHEDULES[schedule].continuous)
     call.required |= {"t": t, "schedule": schedule}
@@ -410,7 +411,7 @@ def _loss(draw: Draw) -> Call:
 
 
 def _augment(draw: Draw) -> Call:
-    shape, dtype = _shape(draw), draw.of(*KINDS, "uint8", "uint8")
+    shape, dtype = _shape(draw), draw.of(*KINDS, *LEVELS, *LEVELS)
     names = {"gaussian": ("std", "mean"), "multiplicative": ("std",), "sensor": ("a", "b"), "at_snr": ("snr",)}
     names |= {"by_level": ("mean_table", "std_table"), "poisson": ("peak",), "transition": ("matrix",)}
     kind = draw.of(*names)
@@ -432,9 +433,9 @@ def _augment(draw: Draw) -> Call:
         if name == "matrix":
             number = draw.of("np.eye(256)", "np.full((256, 256), 1 / 256)", "np.tri(256) / np.arange(1, 257)[:, None]")
         (call.options if name == "mean" else call.required)[name] = number
-    call.required["noise"] = _noise(draw, shape, batched, "float32" if dtype == "uint8" else dtype)
+    call.required["noise"] = _noise(draw, shape, batched, "float32" if dtype in LEVELS else dtype)
     chosen = kind in ("poisson", "transition")
-    result = draw.of(*KINDS, "uint8") if draw.once_in(4) and not chosen else dtype
+    result = draw.of(*KINDS, *LEVELS) if draw.once_in(4) and not chosen else dtype
     if result != dtype:
         call.options["dtype"] = repr(result)
     _write_to(draw, call, "out", shape, result, "x")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 import noisefuse as nf
 
+from ..backends.call import LEVELS, levels_of
 from .named import OfUnitRange, noise_by, strength
 
 __all__ = ["GaussNoise", "MultiplicativeNoise", "ShotNoise"]
@@ -63,7 +64,7 @@ def _has_channels(params: dict[str, Any]) -> bool:
 
 
 class GaussNoise(_Keyed, albumentations.GaussNoise):
-    """Gaussian noise of uint8 or float32 images, frames and volumes.
+    """Gaussian noise of uint8, uint16 or float32 images, frames and volumes.
 
     Args:
         std_range, mean_range: fractions of 255, or of 1 for floats; drawn for each call.
@@ -109,9 +110,9 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
 
     def apply(self, img: Array, std: float, mean: float, noise: Name, **params: Any) -> Array:
         """The whole array is one sample: so frames and slices have noise of their own."""
-        if not (is_bytes := img.dtype == np.uint8):
+        if (levels := levels_of(img.dtype)) is None:
             self._warn_of_levels(img)
-        unit = 255.0 if is_bytes else 1.0
+        unit = 1.0 if levels is None else float(LEVELS[levels])
         result: Array = nf.augment.gaussian(
             img,
             std * unit,
@@ -119,7 +120,7 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
             mean=mean * unit,
             layout="HWC",
             shared=not self.per_channel and _has_channels(params),
-            clip=None if is_bytes else (0.0, 1.0),
+            clip=(0.0, 1.0) if levels is None else None,
             batched=False,
         )
         return result
