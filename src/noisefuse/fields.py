@@ -98,8 +98,8 @@ def _nearest(x: Array, names: list[Noise], *, k: int, batched: bool) -> NDArray[
     for j, found in enumerate(distances(x, batched, candidates)):
         chosen = np.where(found < best, j, chosen)
         best = np.minimum(found, best)
-    if np.isinf(best).any():
-        raise ValueError(f"x0[{np.flatnonzero(np.isinf(best))[0]}]: no noise is near to what is not finite")
+    if not np.isfinite(best).all() and x.size:
+        raise ValueError(f"x0[{np.flatnonzero(~np.isfinite(best))[0]}]: no noise is near to what is not finite")
     return chosen
 
 
@@ -133,13 +133,13 @@ def _assigned(x: Array, names: list[Noise]) -> NDArray[np.int64]:
     x = _as_q_sample("x0", x)
     if not x.size:
         return np.arange(len(names))
+    if not bool(np.isfinite(x).all()):
+        raise ValueError("x0: expected finite numbers, as no noise is near to others")
     # |x - z|^2 but for |x|^2, which is the same in each row. A library for linear algebra adds in an order of its own:
     # in float64, and rounded to far more than that order changes, the costs are the same on all machines, and so is the
     # choice between equal ones.
     z = _randn(x, names, x.dtype).reshape(len(names), -1).astype(np.float64)
     cost = ((z * z).sum(axis=1) - 2 * x.reshape(len(names), -1).astype(np.float64) @ z.T).round(6)
-    if not bool(np.isfinite(cost).all()):
-        raise ValueError("x0: expected finite numbers, as no noise is near to others")
     order: NDArray[np.int64] = assignment(cost if isinstance(cost, np.ndarray) else cost.get())[1]
     return order
 

@@ -47,6 +47,16 @@ def test_by_index_it_is_what_the_operation_makes():
     assert len(fields) == 14
 
 
+def test_times_are_independent_of_the_noise_whatever_its_stream():
+    """Seen to fail: the times drawn from the words of the noise."""
+    noisy = own.Noisy(S, nf.Noise(7, stream=64))
+    seen = [noisy.map_with_index(n, {"image": np.zeros((4, 4), np.float32)}) for n in range(500)]
+    first = [(one["target"].ravel()[:2] ** 2).sum() for one in seen]
+    assert abs(np.corrcoef([one["t"] for one in seen], first)[0, 1]) < 0.2
+    again = own.Noisy(S, nf.Noise(7, sample=100)).map_with_index(3, ROWS[0])
+    assert same(again, own.Noisy(S, 7).map_with_index(103, ROWS[0]))
+
+
 def test_workers_and_resuming_change_nothing():
     noisy = own.Augmented(noisy_image, 7)
     data = grain.MapDataset.source(ROWS).map_with_index(noisy.map_with_index).shuffle(seed=3).repeat(2)
@@ -105,6 +115,11 @@ def test_errors_say_what_is_missing():
         own.Noisy(S, 7).random_map(ROWS[0], np.random.default_rng(0))
     with pytest.raises(TypeError, match="to name elements by index"):
         own.Noisy(S).map_with_index(0, ROWS[0])
+    for wrong in ("7", 2.5, nf.Noise(7, sample=[1, 2])):
+        with pytest.raises(TypeError):
+            own.Noisy(S, wrong)
+    with pytest.raises(TypeError, match="expected a Schedule"):
+        own.Noisy(None, 7)
     with pytest.raises(ValueError, match="length = 0"):
         own.Noisy(S, 7, length=0)
 

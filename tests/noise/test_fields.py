@@ -97,6 +97,22 @@ def test_pyramid_noise_is_a_sum_of_enlarged_levels_of_variance_1_everywhere():
     assert abs(many.var(axis=0) - 1).max() < 6 * np.sqrt(2 / 20000)
 
 
+@pytest.mark.parametrize("like", [fields.mixed_like, fields.progressive_like])
+@pytest.mark.parametrize("shape", [(2, 5), (3, 4, 9), (2, 3, 96, 96)])
+def test_frames_of_any_size_are_blended_alike_and_rounded_once(like, shape):
+    """Small ones together, large ones each by a call. Seen to fail: frames that are numbers were not blended."""
+    x = np.zeros(shape, np.float32)
+    z = nf.randn(shape, N, dtype="float64")
+    shared = nf.randn((shape[0], *shape[2:]), N.at(stream=11), dtype="float64")
+    expected = (z + 2 * shared[:, None]) / 5**0.5
+    if like is fields.progressive_like:
+        expected = z.copy()
+        for f in range(1, shape[1]):
+            expected[:, f] = (2 * expected[:, f - 1] + z[:, f]) / 5**0.5
+    assert np.allclose(like(x, N, 2.0), expected, rtol=0, atol=4e-6)
+    assert np.array_equal(like(x.astype(np.float16), N, 2.0), like(x, N, 2.0).astype(np.float16))
+
+
 def test_frames_correlate_as_they_should():
     x = np.zeros((2, 6, 3, 64, 64), np.float32)
     for like, expected in (
@@ -157,6 +173,9 @@ def test_assignment_is_the_best_of_all_orders():
     z = nf.randn((5, 9), N).astype(float)
     best = min(permutations(range(5)), key=lambda order: sum(((x0[b] - z[j]) ** 2).sum() for b, j in enumerate(order)))
     assert fields.assigned(x0, N) == [N.at(sample=40 + j) for j in best]
+    assert fields.assigned(x0[:0], N) == []
+    same = np.repeat(x0[:1], 4, axis=0)  # of equal costs the choice does not hang on how a library adds
+    assert len({repr(fields.assigned(same * (1 + 1e-16), N)), repr(fields.assigned(same, N))}) == 1
     listed = [nf.Noise(b, sample=9) for b in range(5)]
     assert sorted(n.seed for n in fields.assigned(x0, listed)) == list(range(5))
     torch = pytest.importorskip("torch")
@@ -191,13 +210,22 @@ WRONG = [
     (lambda: fields.mixed_like(np.zeros(3, np.float32), N), ValueError, "axis 1 the frames"),
     (lambda: fields.pyramid_like(X, N, levels=0), ValueError, "levels = 0: expected an integer of at least 1"),
     (lambda: fields.pyramid_like(X, N.at(step=2**31)), OverflowError, "6 levels"),
+    (lambda: fields.mixed_like(X, N.at(stream=11)), ValueError, "takes stream 0, got 11"),
+    (lambda: fields.progressive_like(X, N.at(stream=64)), ValueError, "takes stream 0, got 64"),
+    (lambda: fields.pyramid_like(X, N.at(stream=10)), ValueError, "takes stream 0, got 10"),
+    (lambda: fields.pyramid_like(X, N, discount=1e20), ValueError, "discount = 1e.20: expected a number from 0 to 1"),
+    (lambda: fields.nearest_of(2, X + np.nan, N), ValueError, r"x0\[0\]: no noise is near to what is not finite"),
+    (lambda: fields.assigned(X + np.inf, N), ValueError, "x0: expected finite numbers"),
+    (lambda: fields.perturbed(X, 1, None, N), TypeError, "schedule"),
+    (lambda: fields.perturbed(X, 1, nf.Schedule.linear(), N, -0.1), ValueError, "gamma = -0.1: expected at least 0"),
+    (lambda: fields.perturbed(X.astype("u1"), 1, nf.Schedule.linear(), N), TypeError, "expected floats, .* got uint8"),
     (lambda: fields.nearest_of(0, X, N), ValueError, "k = 0: expected an integer of at least 1"),
     (lambda: fields.nearest_of(1.5, X, N), TypeError, "k = 1.5: expected an integer"),
     (lambda: fields.nearest_of(64, X, N.at(step=2**26)), OverflowError, r"step \* k \+ k - 1 goes beyond"),
     (lambda: fields.nearest_of(2, X, N.at(stream=64)), ValueError, "expected stream 0"),
     (lambda: fields.nearest_of(2, X, LISTED[:2]), ValueError, "expected one Noise for each of 3 samples, got 2"),
     (lambda: fields.perturbed(X, [1, 2], nf.Schedule.linear(), N), ValueError, r"t: expected a number or shape \(3,\)"),
-    (lambda: fields.perturbed(X, 1, nf.Schedule.linear(), N.at(stream=3)), ValueError, "stream of its own"),
+    (lambda: fields.perturbed(X, 1, nf.Schedule.linear(), N.at(stream=3)), ValueError, "takes stream 0, got 3"),
 ]
 
 

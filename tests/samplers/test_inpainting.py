@@ -47,12 +47,14 @@ def test_inpainting_of_tensors_and_what_it_refuses():
         ({"mask": mask}, TypeError, "expected both of them"),
         ({"known": known}, TypeError, "expected both of them"),
         ({"mask": mask, "known": known, "log_probs": True}, TypeError, "no log_probs"),
+        ({"mask": mask * 255, "known": known}, ValueError, "mask: expected numbers from 0 to 1"),
+        ({"mask": mask + np.nan, "known": known}, ValueError, "mask: expected numbers from 0 to 1"),
         (
             {"mask": np.ones(5), "known": known},
             ValueError,
             r"mask: .*\(2, 6\), got float64 of shape \(5,",
         ),
-        ({"mask": mask, "known": known, "out": np.empty((2, 6), np.uint8)}, TypeError, "out: .* got uint8"),
+        ({"mask": mask, "known": known, "out": np.empty((2, 6), np.uint8)}, ValueError, "out: .* got uint8"),
         ({"mask": "all", "known": known}, ValueError, "mask: .* got str"),
         (
             {"mask": mask, "known": known[:1]},
@@ -63,5 +65,29 @@ def test_inpainting_of_tensors_and_what_it_refuses():
     ):
         with pytest.raises(kind, match=words):
             sampler.sample(lambda x, t: 0.1 * x, known.shape, noise, **wrong)
-    with pytest.raises(TypeError, match="with a Noise"):
+    with pytest.raises(TypeError, match="mask: expected a Noise"):
         sampler.sample(lambda x, t: x, known, [known] * 4, mask=mask, known=known)
+
+
+def test_what_lies_under_the_other_part_plays_no_part():
+    """Seen to fail: NaN, which stands for what is missing, times 0; a result that is written over what is known."""
+    sampler, noise = nf.samplers.ddim(nf.Schedule.linear(), steps=4), nf.Noise(7)
+    known, mask = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32), np.array([0, 0, 1, 1, 1, 0.0])
+    expected = sampler.sample(lambda x, t: 0.1 * x, known.shape, noise, mask=mask, known=known)
+    missing = np.where(mask == 1, np.nan, known).astype(np.float32)
+    assert np.array_equal(sampler.sample(lambda x, t: 0.1 * x, known.shape, noise, mask=mask, known=missing), expected)
+    explodes = sampler.sample(lambda x, t: np.where(mask == 0, np.inf, x), known.shape, noise, mask=mask, known=known)
+    assert np.array_equal(explodes[:, mask == 0], known[:, mask == 0])
+    out = known.copy()
+    assert sampler.sample(lambda x, t: 0.1 * x, known.shape, noise, mask=mask, known=out, out=out) is out
+    assert np.array_equal(out, expected)
+
+
+def test_a_mask_does_not_enlarge_an_array_of_jax():
+    jnp = pytest.importorskip("jax.numpy")
+    sampler, noise = nf.samplers.ddim(nf.Schedule.linear(), steps=4), nf.Noise(7)
+    x = jnp.zeros((1, 2, 4))
+    with pytest.raises(ValueError, match=r"broadcasts to \(1, 2, 4\)"):
+        sampler.sample(lambda x, t: x, x, noise, mask=jnp.ones((5, 2, 4)), known=x)
+    found = sampler.sample(lambda x, t: 0.1 * x, x, noise, mask=jnp.array([0, 1.0, 0.5, 0]), known=x + 1)
+    assert np.array_equal(np.asarray(found)[..., [0, 3]], np.ones((1, 2, 2)))

@@ -608,7 +608,7 @@ BAD_ARGUMENTS = [
     ("seeds_2", VP, {"eta": -1.0}, ValueError, "eta must be at least 0 and finite, got -1.0"),
     ("seeds_3", VP, {"r_1": 0.7}, ValueError, "0 < r_1 < r_2 <= 1 must hold, got 0.7 and 0.66"),
     ("er_sde", VP, {"order": 4}, ValueError, "order must be 1 to 3, got 4"),
-    ("er_sde", VP, {"points": 0}, ValueError, "points must be at least 1, got 0"),
+    ("er_sde", VP, {"points": 0}, ValueError, "points must be an integer from 1, got 0"),
     (
         "er_sde",
         VP,
@@ -628,7 +628,9 @@ BAD_ARGUMENTS = [
     ),
     ("sa_solver", VP, {"tau": -1.0}, ValueError, "tau must be at least 0 and finite, got -1.0"),
     ("ipndm_v", VP, {"order": 5}, ValueError, "order must be 1 to 4, got 5"),
-    ("repaint", VP, {"jump_length": 0}, ValueError, "jump_length and jump_n_sample must be at least 1, got 0 and 10"),
+    ("repaint", VP, {"jump_length": 0}, ValueError, "jump_length must be an integer from 1, got 0"),
+    ("repaint", VP, {"jump_n_sample": 1.5}, ValueError, "jump_n_sample must be an integer from 1, got 1.5"),
+    ("lms", VP, {"order": 2.0}, ValueError, "order must be 1 to 4, got 2.0"),
     ("ddim_inverse", VP, {"prediction": "sample"}, ValueError, "predicts sample says no noise of clean data: begin at"),
     ("dpmpp_sde", VP, {"r": 1.0}, ValueError, "r must lie between 0 and 1, got 1.0"),
     ("gradient_estimation", VP, {"gamma": math.inf}, ValueError, "gamma must be finite, got inf"),
@@ -1551,3 +1553,11 @@ def test_progress(monkeypatch, capsys):
     monkeypatch.setattr(importlib, "import_module", import_module)
     with pytest.raises(ImportError, match="progress=True needs tqdm"):
         samplers.ddim(VP, 3).sample(gaussian_model(VP), (1, 2), Noise(0), progress=True)
+
+
+@pytest.mark.parametrize("prediction", ["flow", "v", "sample"])
+def test_res_multistep_with_fresh_noise_begins_where_a_flow_has_no_signal(prediction):
+    """Its first row keeps nothing of x, so that the second has no step to take a slope over."""
+    table = samplers.res_multistep(Schedule.flow(1000), 5, eta=1.0, prediction=prediction).tableau
+    assert table.rows["out"]["past1"][1] == 0
+    assert table.rows["out"]["past1"][2] != 0

@@ -16,7 +16,7 @@ from ..tableau import ZERO, Affine, D, Tableau, past, x, z
 from ..views import View
 from .dpmpp import _weight
 from .integrals import integral_weights
-from .plan import Clip, Placed, Plan, need_eta, need_fall, need_order, plan, split
+from .plan import Clip, Placed, Plan, need_eta, need_fall, need_int, need_order, plan, split
 from .spacing import SpacingOptions, Steps
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -39,8 +39,8 @@ def res_multistep(
 
     sigma_down, sigma_up as in ``euler_ancestral``; eta = 0: sigma_down = sigma'. It works on x / alpha, but in a flow,
     as ComfyUI does, on x itself and log sigma, from sigma = 1 on; there x' is brought from sigma_down's alpha to that
-    of sigma'. With eta = 1 and alpha = 1, D1 is that of ``dpmpp_2m_sde`` with solver="heun". Of first order: the first
-    step, one to clean data, one from a level visited twice.
+    of sigma', which ComfyUI's does not do. With eta = 1 and alpha = 1, D1 is that of ``dpmpp_2m_sde`` with
+    solver="heun". Of first order: the first step, one to clean data, one from a level visited twice.
 
     >>> nf.samplers.res_multistep(nf.Schedule.flow(1000), steps=[1.0, 0.6, 0.3], prediction="flow").timesteps.tolist()
     [1.0, 0.6, 0.3]
@@ -58,7 +58,7 @@ def res_multistep(
         size = there.alpha + keep if flow else 1.0  # sigma_down is relative to alpha + sigma = 1 in a flow
         h = math.log(here.sigma / (keep / size))
         phi = -math.expm1(-h)
-        again = i == 0 or run.nodes[i - 1].sigma == here.sigma
+        again = not moved or run.nodes[i - 1].sigma == here.sigma  # moved: not by a step that kept nothing of x
         D1 = ZERO if again else h / moved * (D - past[0])
         mean = math.exp(-h) * x + phi * D + _weight("heun", phi, h) * D1
         rows.append(run.row(here, size * mean + fresh * z, keep=[D]))
@@ -208,8 +208,7 @@ def sa_solver(
     run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
     run.need_signal("sa_solver")
     need_order(predictor_order, 3)
-    if corrector_order not in range(5):
-        raise ValueError(f"corrector_order must be 0 to 4, got {corrector_order}")
+    need_int("corrector_order", corrector_order, 0, 4)
     n, to_clean = len(run.nodes) - 1, run.nodes[-1].sigma == 0
     lambdas = [node.log_snr for node in run.nodes]
     rows: list[Placed] = []
@@ -304,8 +303,8 @@ def er_sde(
     False
     """
     need_order(order, 3)
-    if points is not None and points < 1:
-        raise ValueError(f"points must be at least 1, got {points}")
+    if points is not None:
+        need_int("points", points, 1)
     run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
     run.need_signal("er_sde")
     scale = _noise_scale(phi)
@@ -315,7 +314,7 @@ def er_sde(
             rows.append(run.row(here, there.alpha * D))
             continue
         levels, end = [node.sigma / node.alpha for node in run.nodes[i::-1][:order]], there.sigma / there.alpha
-        at_end, at_here = scale(np.array([end, levels[0]])).tolist()
+        at_end, at_here = np.broadcast_to(scale(np.array([end, levels[0]])), 2).tolist()
         if not (0 < at_end < math.inf and 0 < at_here < math.inf):
             raise ValueError(f"phi must be positive and finite at the levels, got {at_end} and {at_here}")
         r = at_end / at_here
@@ -349,7 +348,14 @@ def _noise_scale(phi: Callable[[Array], Array] | float | None) -> Callable[[Arra
     if callable(phi):
         return phi
     power = float(phi)
-    return lambda level: level**power
+    if not math.isfinite(power):
+        raise ValueError(f"phi must be a function or a finite power, got {phi}")
+
+    def scale(level: Array) -> Array:
+        with np.errstate(over="ignore", under="ignore"):
+            return np.asarray(level**power)
+
+    return scale
 
 
 def _integrals(scale: Callable[[Array], Array], here: float, end: float, points: int | None) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from typing import Literal, Unpack
 from ..schedule import Schedule
 from ..tableau import D, Tableau, z
 from ..views import View
-from .plan import Clip, Plan, plan, split
+from .plan import Clip, Plan, need_int, plan, split
 from .spacing import SpacingOptions, Steps
 
 
@@ -143,8 +143,8 @@ def repaint(
     >>> nf.samplers.repaint(nf.Schedule.linear(1000), 5, jump_length=2, jump_n_sample=2).timesteps.tolist()
     [800, 600, 800, 600, 400, 200, 400, 200, 0]
     """
-    if jump_length < 1 or jump_n_sample < 1:
-        raise ValueError(f"jump_length and jump_n_sample must be at least 1, got {jump_length} and {jump_n_sample}")
+    need_int("jump_length", jump_length, 1)
+    need_int("jump_n_sample", jump_n_sample, 1)
     run = plan(schedule, steps, prediction, clip, spacing, **options)
     n = len(run.nodes) - 1
     # counted from the end, as levels are in the paper: a step arrives at so many steps before the last one

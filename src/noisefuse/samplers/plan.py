@@ -100,8 +100,14 @@ def need_eta(eta: float) -> None:
 
 def need_order(order: int, highest: int) -> None:
     """ValueError: order is none of 1 .. highest."""
-    if order not in range(1, highest + 1):
-        raise ValueError(f"order must be 1 to {highest}, got {order}")
+    need_int("order", order, 1, highest)
+
+
+def need_int(name: str, given: object, least: int, most: int | None = None) -> None:
+    """ValueError: no integer of this range."""
+    if type(given) is not int or given < least or (most is not None and given > most):
+        span = f"an integer from {least}" if most is None else f"{least} to {most}"
+        raise ValueError(f"{name} must be {span}, got {given!r}")
 
 
 @dataclass(frozen=True)
