@@ -714,9 +714,6 @@ def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: An
         return result
     # all of them are checked before anything is written
     names_or_array([one.draw(0) for one in noise], full, kind, batched, FIELD, any_stream=True)
-    rows = [full[1:] if batched and full else full] * batch
-    for one, shape in zip(noise, rows, strict=True):  # all of them, before anything is written
-        names_or_array(one.draw(0), (1, *shape), kind, True, FIELD, any_stream=True)
     for b, one in enumerate(noise):
         _sum_draws(one, result[b : b + 1] if batched and full else result, batched)
     return result
