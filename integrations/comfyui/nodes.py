@@ -34,6 +34,9 @@ class Seed(int):
         made.names = names
         return made
 
+    def __reduce__(self):  # copies and pickles, too
+        return type(self), (int(self), self.names)
+
 
 class NamedNoise:
     """A NOISE: entry j of a batch is sample j of one seed, or has a seed of its own.
@@ -62,7 +65,7 @@ class NamedNoise:
         if not self.seeds:
             return nf.Noise(self.seed).samples(list(entries))
         for j in entries:
-            if not j < len(self.seeds):
+            if not 0 <= j < len(self.seeds):
                 raise ValueError(f"seeds: entry {j} of the batch has none, there are {len(self.seeds)}")
         return [nf.Noise(self.seeds[j]) for j in entries]
 
@@ -111,9 +114,11 @@ def _function(name):
 
     def sample(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
         if "noise" in parameters:
-            if options.get("eta", 1) and options.get("s_churn", "s_churn" not in parameters):
+            drawn = options.get("s_churn", 0) if name in CHURNED else options.get("eta", 1)
+            if drawn or name not in CHURNED + STILL:
                 _need_levels(name, model)
-            options["noise"] = _named((extra_args or {}).get("seed"))
+            if options.get("noise_sampler") is None:
+                options["noise"] = _named((extra_args or {}).get("seed"))
         return run(model, x, sigmas, extra_args, callback, disable, **options)
 
     sample.__name__ = f"sample_{name}"
@@ -131,11 +136,11 @@ def _lms(model, x, sigmas, extra_args, callback, disable):
 
 
 def _need_levels(name, model):
-    """ValueError for a flow model: what these functions draw is for x0 + sigma z."""
+    """ValueError for a flow model: for it the host has other formulas of these names, or other noise."""
     if isinstance(model.inner_model.inner_model.model_sampling, comfy.model_sampling.CONST):
         raise ValueError(
-            f"{name} draws noise for x = x0 + sigma z, and this model is a flow, x = (1 - sigma) x0 + sigma z: "
-            f"take one that draws none, such as {', '.join(PLAIN[:3])}"
+            f"{name} is for x = x0 + sigma z, and this model is a flow, x = (1 - sigma) x0 + sigma z: "
+            f"take one that draws no noise, such as {', '.join(PLAIN[:3])}"
         )
 
 
@@ -145,6 +150,7 @@ def _sampler(name, **options):
 
 PLAIN = ["euler", "heun", "dpmpp_2m", "dpm_2", "lms", "ipndm", "gradient_estimation"]
 CHURNED = ["euler", "heun", "dpm_2"]
+STILL = ["euler_ancestral", "dpm_2_ancestral"]  # which on flows are the host's, too, with eta = 0
 ANCESTRAL = ["euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral"]
 SDE = ["dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "dpmpp_sde"]
 FIXED = ["ddpm", "lcm"]

@@ -8,7 +8,9 @@ Seen to fail: noise by place where there is a batch_index; one name for all tens
 from the seed alone; a flow model that is not refused, or is run as x0 + sigma z; an eta that is not handed on.
 """
 
+import copy
 import importlib.util
+import pickle
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -201,10 +203,21 @@ def test_noise_with_a_seed_for_each_entry(nodes):
     assert torch.equal(noise.generate_noise(latent(1, batch_index=[1])), alone)
     with pytest.raises(ValueError, match="entry 3 of the batch has none, there are 3"):
         noise.generate_noise(latent(4))
+    with pytest.raises(ValueError, match="entry -1 of the batch has none, there are 3"):
+        noise.generate_noise(latent(1, batch_index=[-1]))
     with pytest.raises(ValueError, match="expected integers"):
         node(nodes, "NoisefuseNoise", seeds="11; 12")
     with pytest.raises(ValueError, match="batch_index: expected 2 numbers, one for each entry, got 3"):
         noise.generate_noise(latent(2, batch_index=[0, 1, 2]))
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda seed: pickle.loads(pickle.dumps(seed))])
+def test_a_seed_is_copied_with_its_names(nodes, again):
+    noise = node(nodes, "NoisefuseNoise", seeds="11 12")
+    noise.generate_noise(latent(2))
+    found = again(noise.seed)
+    assert type(found) is type(noise.seed)
+    assert (found, found.names) == (11, [nf.Noise(11), nf.Noise(12)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -237,7 +250,8 @@ EVERY = PLAIN + RANDOM
 def test_all_samplers_are_on_the_menu(nodes):
     (menu,) = nodes.NODE_CLASS_MAPPINGS["NoisefuseSampler"].INPUT_TYPES()["required"]["sampler_name"]
     assert menu == EVERY
-    assert {f"sample_{name}" for name in menu} - {"sample_dpmpp_2m_sde_heun"} == {*kd.__all__} - {"noise_sampler"}
+    own = {"noise_sampler", "brownian_noise_sampler"}
+    assert {f"sample_{name}" for name in menu} - {"sample_dpmpp_2m_sde_heun"} == {*kd.__all__} - own
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -331,9 +345,26 @@ def test_flow_models(nodes):
     churn = {"sampler_name": "heun", "s_churn": 3.0}
     with pytest.raises(ValueError, match="this model is a flow"):
         run(noise, node(nodes, "NoisefuseSamplerChurn", **churn), flow, latent(), CONST())
-    still = node(nodes, "NoisefuseSamplerAncestral", sampler_name="euler_ancestral", eta=0.0)
-    euler = node(nodes, "NoisefuseSampler", sampler_name="euler")
-    assert torch.equal(run(noise, still, flow, latent(), CONST()), run(noise, euler, flow, latent(), CONST()))
+    for name in RANDOM[:-2]:  # without noise, too, the host has other steps for those of log-SNR
+        still = node(nodes, "NoisefuseSamplerAncestral", sampler_name=name, eta=0.0)
+        if name in ("euler_ancestral", "dpm_2_ancestral"):
+            plain = node(nodes, "NoisefuseSampler", sampler_name=name.removesuffix("_ancestral"))
+            assert torch.equal(run(noise, still, flow, latent(), CONST()), run(noise, plain, flow, latent(), CONST()))
+        else:
+            with pytest.raises(ValueError, match="this model is a flow"):
+                run(noise, still, flow, latent(), CONST())
+    assert (
+        run(noise, node(nodes, "NoisefuseSamplerChurn", sampler_name="heun"), flow, latent(), CONST()).isfinite().all()
+    )
+
+
+def test_a_noise_sampler_of_the_users_own_draws(nodes):
+    noise, sampler = node(nodes, "NoisefuseNoise", noise_seed=7), node(nodes, "NoisefuseSampler", sampler_name="lcm")
+    named = run(noise, sampler, SIGMAS, latent())
+    sampler.extra_options["noise_sampler"] = kd.noise_sampler(latent()["samples"], nf.Noise(7))
+    assert torch.allclose(run(noise, sampler, SIGMAS, latent()), named, atol=1e-6)
+    sampler.extra_options["noise_sampler"] = lambda sigma, to: torch.zeros(3, 4, 6, 5)
+    assert not torch.allclose(run(noise, sampler, SIGMAS, latent()), named, atol=0.1)
 
 
 ROWS = ["ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_singlestep", "deis", "unipc", "lcm"]
@@ -361,12 +392,11 @@ def test_our_own_samplers_run_in_the_models_frame(nodes, name, scaling):
 
 @pytest.mark.parametrize("name", ["dpmpp_2m_sde", "ddim"])
 def test_our_own_samplers_take_a_step_in_the_flow(nodes, name):
-    """Against the sampler itself; eta goes to those that have it."""
+    """Against the sampler itself."""
     sigmas = node(nodes, "NoisefuseSigmas", schedule="flow", spacing="trailing", steps=4)
     noise, guider = node(nodes, "NoisefuseNoise", noise_seed=7), Guider(CONST())
     found = run(noise, node(nodes, "NoisefuseSamplerRows", sampler_name=name, eta=0.5), sigmas, latent(2), CONST())
-    eta = {"eta": 0.5} if name == "ddim" else {}
-    sampler = getattr(nf.samplers, name)(nf.Schedule.flow(), steps=sigmas[:-1].tolist(), prediction="sample", **eta)
+    sampler = getattr(nf.samplers, name)(nf.Schedule.flow(), steps=sigmas[:-1].tolist(), prediction="sample", eta=0.5)
     x = noise.generate_noise(latent(2))
     assert torch.equal(found, sampler.sample(lambda x, t: guider(x, t), x, nf.Noise(7), time="batch"))
 

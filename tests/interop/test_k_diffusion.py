@@ -389,16 +389,6 @@ def test_half_precision(name, dtype):
     assert (found - exact).abs().max() < 20 * torch.finfo(dtype).eps * exact.abs().max()
 
 
-@pytest.mark.parametrize("levels", LEVELS)
-@pytest.mark.parametrize("solver", ["midpoint", "heun"])
-def test_2m_sde_of_any_eta_is_the_sampler_at_1(solver, levels):
-    sigmas = LEVELS[levels].tolist()
-    own = {"steps": sigmas[:-1], "final": sigmas[-1] or "zero", "prediction": "sample", "lower_order_final": False}
-    sampler = nf.samplers.dpmpp_2m_sde(nf.Schedule.karras(2), solver=solver, **own)
-    found = kd._dpmpp_2m_sde(tuple(sigmas), 1.0, solver)
-    np.testing.assert_allclose(found.numbers, sampler.tableau.unfolded().numbers, rtol=1e-13, atol=1e-15)
-
-
 def test_nothing_to_do():
     x = start()
     assert function("dpmpp_2m_sde")(model, x, torch.zeros(1)) is x
@@ -423,6 +413,7 @@ def test_rows_of_a_list_of_levels_are_kept():
     [
         ("dpmpp_2m_sde", {"solver_type": "rk"}, "solver_type must be midpoint or heun"),
         ("dpmpp_2m_sde", {"eta": -1.0}, "eta must be at least 0"),
+        ("dpmpp_2m_sde", {"eta": -0.5}, "eta must be at least 0"),
         ("dpmpp_3m_sde", {"eta": -1.0}, "eta must be at least 0"),
         ("dpmpp_2m_sde", {"sigmas": torch.tensor([1.0, 0.0, 0.0])}, "noise levels above 0"),
         ("dpmpp_2m_sde", {"sigmas": torch.tensor([1.0, 2.0])}, "goes to a lower level"),
@@ -449,6 +440,101 @@ def test_noise_that_is_none_is_refused():
             function("euler_ancestral")(model, start(), LEVELS["a part"], disable=True, **options)
         with pytest.raises(TypeError, match="noise: expected a Noise or a list of them, got int"):
             function("euler")(model, start(), LEVELS["a part"], disable=True, s_churn=3.0, **options)
+
+
+@pytest.mark.parametrize("name", [*RANDOM, "euler"])
+@pytest.mark.parametrize("made", [lambda x: x, list, lambda x: nf.Noise(1).interval(0, 1)])
+def test_noise_for_one_row_alone_is_refused(name, made):
+    """A row would take it, and the next one the same."""
+    x = start()
+    with pytest.raises(TypeError, match=r"noise: expected a Noise or a list of them, got (Tensor|Increment)"):
+        function(name)(model, x, LEVELS["a part"], disable=True, noise=made(x))
+    with pytest.raises(TypeError, match=r"noise: expected a Noise or a list of them, got (Tensor|Increment)"):
+        kd.brownian_noise_sampler(x, 0.03, 14.6, made(x))(9.0, 2.5)
+
+
+@pytest.mark.parametrize("name", [name for name in RANDOM if name not in SDE])
+def test_the_seed_that_comfyui_hands_on_draws(name):
+    """A generator of its own, one more than the seed on CPUs; torch's own stays where it is."""
+    x, sigmas, told = start(), LEVELS["to clean data"], []
+    own = torch.Generator().manual_seed(8)
+    draw = lambda sigma, to: torch.randn(x.shape, dtype=x.dtype, generator=own)  # noqa: E731
+    seen = lambda x, sigma, seed: told.append(seed) or model(x, sigma)  # noqa: E731
+    before = torch.get_rng_state()
+    found = function(name)(seen, x, sigmas, {"seed": 7}, disable=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {*told} == {7}
+    assert torch.equal(found, function(name)(model, x, sigmas, disable=True, noise_sampler=draw))
+
+
+@pytest.mark.parametrize("name", SDE)
+def test_the_seed_that_comfyui_hands_on_names_the_noise_of_an_sde(name):
+    x, sigmas, seen = start(), LEVELS["to clean data"], lambda x, sigma, seed: model(x, sigma)
+    before = torch.get_rng_state()
+    found = function(name)(seen, x, sigmas, {"seed": 7}, disable=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(found, function(name)(model, x, sigmas, disable=True, noise=nf.Noise(7)))
+
+
+def test_churn_is_of_torchs_generator_whatever_the_seed():
+    x, sigmas, seen = start(), LEVELS["a part"], lambda x, sigma, seed: model(x, sigma)
+    torch.manual_seed(7)
+    expected = function("euler")(model, x, sigmas, disable=True, **CHURN)
+    torch.manual_seed(7)
+    assert torch.equal(function("euler")(seen, x, sigmas, {"seed": 3}, disable=True, **CHURN), expected)
+
+
+def test_a_seed_is_the_models_where_nothing_is_drawn():
+    x, sigmas, seen = start(), LEVELS["a part"], lambda x, sigma, seed: model(x, sigma)
+    for name, given in (("heun", {}), ("lcm", {"noise": nf.Noise(1)})):
+        found = function(name)(seen, x, sigmas, {"seed": "a"}, disable=True, **given)
+        assert torch.equal(found, function(name)(model, x, sigmas, disable=True, **given))
+
+
+def test_a_level_twice_draws_nothing():
+    """As docs/k_diffusion.md says: the step does nothing, and no noise sampler is called for it."""
+    x, asked = start(), []
+    draw = lambda sigma, to: asked.append((float(sigma), float(to))) or torch.zeros_like(x)  # noqa: E731
+    twice, once = torch.tensor([9.0, 4.0, 4.0, 1.0]), torch.tensor([9.0, 4.0, 1.0])
+    for name in ("euler_ancestral", "dpmpp_2m_sde"):
+        found = function(name)(model, x, twice, disable=True, noise_sampler=draw)
+        assert asked == [(9.0, 4.0), (4.0, 1.0)] * (1 + (name != "euler_ancestral"))
+        assert found.isfinite().all()
+    options = {"disable": True, "noise_sampler": lambda sigma, to: torch.zeros_like(x)}
+    short, long = (function("euler_ancestral")(model, x, levels, **options) for levels in (once, twice))
+    assert torch.allclose(short, long, rtol=1e-14, atol=1e-14)
+    assert function("ipndm")(model, x, twice, disable=True).isfinite().all()
+
+
+def test_arguments_of_another_kind():
+    x, sigmas = start(), LEVELS["a part"]
+    for levels in (sigmas.tolist(), sigmas.numpy()):
+        with pytest.raises(TypeError, match=r"sigmas: expected a tensor, got (list|ndarray)"):
+            function("euler")(model, x, levels)
+    with pytest.raises(TypeError, match="model: expected the clean sample, a tensor, got tuple"):
+        function("euler")(lambda x, sigma: (x, x), x, sigmas, disable=True)
+
+
+def test_a_noise_sampler_of_another_dtype_is_rounded():
+    x, sigmas, z = start(torch.float32), LEVELS["a part"].float(), start(level=1.0)
+    run = lambda z: function("lcm")(model, x, sigmas, disable=True, noise_sampler=lambda sigma, to: z)  # noqa: E731
+    assert torch.equal(run(z), run(z.float()))
+
+
+@pytest.mark.parametrize(("name", "options"), [("dpmpp_sde", SOME), ("euler", CHURN), ("lms", {"order": 2})], ids=str)
+def test_numbers_may_be_tensors(name, options):
+    x, sigmas = start(), LEVELS["a part"]
+    run = lambda **given: function(name)(model, x, sigmas, disable=True, **given)  # noqa: E731
+    torch.manual_seed(7)
+    expected = run(**options)
+    before = kd._run.cache_info()
+    torch.manual_seed(7)
+    tensors = {
+        key: torch.tensor(value, dtype=torch.int64 if key == "order" else torch.float64)
+        for key, value in options.items()
+    }
+    assert torch.equal(run(**tensors), expected)
+    assert kd._run.cache_info().misses == before.misses
 
 
 @pytest.mark.parametrize("name", kd.__all__)

@@ -153,6 +153,7 @@ DETERMINISTIC = [
     Case("deis", 3, "exploding", {"order": 3}),
     Case("gradient_estimation", 1, "preserving"),
     Case("dpmpp_3m_sde", 3, "exploding", {"eta": 0.0, "exact": True}),
+    Case("dpmpp_2m_sde", 2, "flow", {"eta": 0.0}),
     Case("dpmpp_3m_sde", 2, "flow", {"eta": 0.0}),
     Case("dpmpp_singlestep", 2, "exploding"),
     Case("dpmpp_singlestep", 2, "preserving", {"solver": "heun"}),
@@ -206,6 +207,7 @@ STOCHASTIC = [
     Case("edm", 2, "exploding", {"S_churn": 8.0}),
     Case("dpmpp_2m_sde", 2, "preserving"),
     Case("dpmpp_2m_sde", 2, "exploding", {"solver": "heun"}),
+    Case("dpmpp_2m_sde", 2, "preserving", {"eta": 0.5}),
     Case("dpmpp_3m_sde", 2, "exploding"),
     Case("dpm_2_ancestral", 2, "preserving"),
     Case("dpmpp_2s_ancestral", 2, "preserving"),
@@ -602,6 +604,7 @@ BAD_ARGUMENTS = [
         for order in (0, highest + 1)
     ),
     ("dpmpp_singlestep", VP, {"solver": "x"}, ValueError, "midpoint or heun, got 'x'"),
+    ("dpmpp_2m_sde", VP, {"eta": -0.5}, ValueError, "eta must be at least 0 and finite, got -0.5"),
     ("dpmpp_3m_sde", VP, {"eta": -1.0}, ValueError, "eta must be at least 0 and finite, got -1.0"),
     ("seeds_2", VP, {"r": 1.1}, ValueError, "r must be above 0 and at most 1, got 1.1"),
     ("seeds_2", VP, {"solver": "phi_1"}, ValueError, "solver must be midpoint or heun, got 'phi_1'"),
@@ -1024,6 +1027,16 @@ def k_dpmpp_3m_sde(x, sigmas, eta, z):
         Ds.append(D)
         hs.append(h)
     return x
+
+
+@pytest.mark.parametrize("solver", ["midpoint", "heun"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_dpmpp_2m_sde_without_noise_is_dpmpp_2m(solver, zero_snr):
+    """From pure noise and to clean data, both at an infinite log-SNR, and up."""
+    schedule = VP.rescale_zero_terminal_snr() if zero_snr else VP
+    options = {"steps": [999, 700, 700, 300, 400, 20], "final": "zero", "prediction": "v", "solver": solver}
+    found = samplers.dpmpp_2m_sde(schedule, eta=0.0, **options).tableau
+    assert np.array_equal(found.rows, samplers.dpmpp_2m(schedule, **options).tableau.rows)
 
 
 @pytest.mark.parametrize("eta", [1.0, 0.4, 0.0])

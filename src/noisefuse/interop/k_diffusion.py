@@ -10,8 +10,9 @@ The model is theirs, ``model(x, sigma, **extra_args)``, sigma (B,), and returns 
 step is one pass, and x a new tensor after it.
 
 Noise is theirs where nothing is said: ``torch.randn_like``, from torch's generator, so that a seed gives the picture
-that it gave. ``noise=``, a `Noise` or a list of them, one for each sample of the batch, is drawn within the step: by
-row i, the i-th model call, from stream 3 at step ``noise.step + i``, as in `Sampler.step`.
+that it gave; or, as in ComfyUI, from a generator of ``extra_args["seed"]``. ``noise=``, a `Noise` or a list of them,
+one for each sample of the batch, is drawn within the step: by row i, the i-th model call, from stream 3 at step
+``noise.step + i``, as in `Sampler.step`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import importlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -28,7 +28,7 @@ import torch
 
 import noisefuse as nf
 
-from ..tableau import ZERO, Row, Tableau, m1, past, x, z
+from ..tableau import Tableau
 
 __all__ = [
     "brownian_noise_sampler",
@@ -110,7 +110,8 @@ def brownian_noise_sampler(
         transform: sigma -> time, monotonic; time is sigma itself where nothing is said, as theirs.
 
     Raises:
-        ValueError: levels outside of the span, or within 2^-24 of it. Others as `Noise.interval`.
+        ValueError: levels outside of the span (a float32 may be, by its rounding), or within 2^-24 of it.
+        TypeError: a noise that is none. Others as `Noise.interval`.
 
     >>> from noisefuse.interop import k_diffusion
     >>> draw = k_diffusion.brownian_noise_sampler(torch.zeros(2, 3), 0.03, 14.6, nf.Noise(11))
@@ -118,13 +119,23 @@ def brownian_noise_sampler(
     >>> torch.allclose(5.6**0.5 * first + 4.0**0.5 * second, 9.6**0.5 * whole, atol=1e-4)
     True
     """
-    span = tuple(sorted(transform(float(sigma)) for sigma in (sigma_min, sigma_max)))
+    least, most = sorted((float(sigma_min), float(sigma_max)))
+    low, high = sorted((transform(least), transform(most)))
+
+    def time(sigma: Any) -> float:
+        level = float(sigma)
+        within = min(max(level, least), most)
+        # a level of float32 may lie as much beyond an end as it was rounded
+        return transform(within if math.isclose(level, within, rel_tol=2**-23) else level)
 
     def draw(sigma: Any, sigma_next: Any) -> torch.Tensor:
-        times = transform(float(sigma)), transform(float(sigma_next))
-        several = isinstance(noise, list | tuple)
-        increments = [one.interval(*times, span=span) for one in (noise if several else [noise])]
-        return nf.randn_like(x, increments if several else increments[0])
+        t0, t1 = time(sigma), time(sigma_next)
+
+        def increment(one: nf.Noise) -> nf.Increment:
+            return one.interval(t0, t1, span=(low, high))
+
+        _named(noise, 0)  # which says what is no noise
+        return nf.randn_like(x, increment(noise) if isinstance(noise, nf.Noise) else [*map(increment, noise)])
 
     return draw
 
@@ -138,11 +149,27 @@ def _named(noise: Noises, i: int) -> Any:
     return noise.at(step=noise.step + i, stream=_STREAM)
 
 
-def _brownian(noise: Noises | None, given: NoiseSampler | None) -> Noises | None:
-    """Of samplers that k-diffusion gives a Brownian tree: noise that a word of torch's generator names, as it does."""
+def _brownian(call: _Call, noise: Noises | None, given: NoiseSampler | None) -> Noises | None:
+    """Of samplers that get a Brownian tree: noise that extra_args' seed names, else a word of torch's generator."""
     if noise is None and given is None:
-        return nf.Noise(int(torch.randint(0, 2**63 - 1, ())))
+        seed = _seed(call)
+        return nf.Noise(int(torch.randint(0, 2**63 - 1, ())) if seed is None else seed)
     return noise
+
+
+def _seed(call: _Call) -> int | None:
+    """Of extra_args, as ComfyUI hands it on; to k-diffusion's own functions it is an option of the model alone."""
+    seed = (call.extra_args or {}).get("seed")
+    return None if seed is None else int(seed)
+
+
+def _by_torch(x: torch.Tensor, seed: int | None) -> NoiseSampler:
+    """torch's generator; with a seed one of its own, as ComfyUI's default_noise_sampler has it: seed + 1 on CPUs."""
+    if seed is None:
+        return lambda sigma, sigma_next: torch.randn_like(x)
+    generator = torch.Generator(x.device).manual_seed(seed + (x.device.type == "cpu"))
+    like: dict[str, Any] = {"dtype": x.dtype, "device": x.device, "generator": generator}
+    return lambda sigma, sigma_next: torch.randn(x.shape, **like)
 
 
 # ---- a list of levels, as rows -----------------------------------------------------------------------------
@@ -161,12 +188,11 @@ class _Run(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _run(make: Callable[..., Any], levels: tuple[float, ...], s_noise: float = 1.0, **options: Any) -> _Run:
-    """The rows of a list of levels: of a function of ``nf.samplers``, or of one of those below."""
+    """The rows of a list of levels: of a function of ``nf.samplers``, or ``_churned``."""
     if make is _churned:
         table, kick = _churned(levels, s_noise, **options)
     else:
-        made = make(levels, **options) if make is _dpmpp_2m_sde else _of(make, levels, **options).tableau
-        table, kick = _with_noise(made, s_noise), 0.0
+        table, kick = _with_noise(_of(make, levels, **options).tableau, s_noise), 0.0
     n = len(levels) - 1
     ends = range(n) if len(table) == n else np.flatnonzero(table.push == 0).tolist()  # two calls: the first one keeps x
     steps = tuple(range(first, last + 1) for first, last in zip([0, *(end + 1 for end in ends)], ends, strict=False))
@@ -217,34 +243,6 @@ def _churned(
     return Tableau(rows, times, tables[0].name, push=push), added[0]
 
 
-def _dpmpp_2m_sde(levels: tuple[float, ...], eta: float, solver: str) -> Tableau:
-    """``samplers.dpmpp_2m_sde`` for any eta.
-
-    x' = (sigma' / sigma) e^(-eta h) x + (1 - e^-a) D + w D1 + sigma' sqrt(1 - e^(-2 eta h)) z
-    h = log(sigma / sigma'),    a = (1 + eta) h,    D1 = (D - D_before) h / h_before
-    w = (1 - e^-a) / 2  (midpoint),    w = 1 - (1 - e^-a) / a  (heun)
-    """
-    if not 0 <= eta < math.inf:
-        raise ValueError(f"eta must be at least 0 and finite, got {eta}")
-    if not (min(levels[:-1]) > 0 and levels[-1] >= 0):
-        raise ValueError(f"sigmas must be noise levels above 0, but for the last one, got {levels}")
-    rows, h_before = [], 0.0
-    for here, there in pairwise(levels):
-        if there == 0:
-            rows.append(Row(out=m1, aux1=m1))
-            continue
-        h = math.log(here / there)
-        if eta and h < 0:
-            raise ValueError(f"a step that draws noise goes to a lower level, not from {here:g} to {there:g}")
-        a, phi = (1 + eta) * h, -math.expm1(-(1 + eta) * h)
-        w = phi / 2 if solver == "midpoint" else 1 - (phi / a if a else 1.0)
-        D1 = h / h_before * (m1 - past[0]) if h_before else ZERO
-        fresh = there * math.sqrt(-math.expm1(-2 * eta * h))
-        rows.append(Row(out=there / here * math.exp(-eta * h) * x + phi * m1 + w * D1 + fresh * z, aux1=m1))
-        h_before = h
-    return Tableau(rows, levels[:-1], "dpmpp_2m_sde", push=[1] * len(rows))
-
-
 # ---- the loop ----------------------------------------------------------------------------------------------
 
 
@@ -271,9 +269,18 @@ def _sample(
     if noise is not None and given is not None:
         raise TypeError("noise, noise_sampler: give one of them")
     x, sigmas = call.x, call.sigmas
+    if noise is not None:
+        _named(noise, 0)  # which says what is none: a row would take an array, too, and the next one the same
+    if not isinstance(sigmas, torch.Tensor):
+        raise TypeError(f"sigmas: expected a tensor, got {type(sigmas).__name__}")
     if len(sigmas) < 2:
         return x
-    run = _run(make, tuple(sigmas.tolist()), float(s_noise), **options)
+    # a tensor is another key each time
+    numbers = {key: value.item() if isinstance(value, torch.Tensor) else value for key, value in options.items()}
+    run = _run(make, tuple(sigmas.tolist()), float(s_noise), **numbers)
+    if given is None:  # where the functions draw, the seed is theirs; else, as in churn, the model's alone
+        seeded = noise is None and make is not _churned and any(run.draws)
+        given = _by_torch(x, _seed(call) if seeded else None)
     with torch.no_grad():
         if run.kick:  # named by a row that there is not
             first = torch.randn_like(x) if noise is None else nf.randn_like(x, _named(noise, len(run.times)))
@@ -281,7 +288,7 @@ def _sample(
         return _loop(call, run, x, noise, given)
 
 
-def _loop(call: _Call, run: _Run, x: torch.Tensor, noise: Noises | None, given: NoiseSampler | None) -> torch.Tensor:
+def _loop(call: _Call, run: _Run, x: torch.Tensor, noise: Noises | None, given: NoiseSampler) -> torch.Tensor:
     sampler, sigmas, extra = run.sampler, call.sigmas, call.extra_args or {}
     n, batch = len(run.times), x.shape[0]
     times = x.new_tensor(run.times).repeat_interleave(batch).view(n, batch).unbind()
@@ -290,12 +297,15 @@ def _loop(call: _Call, run: _Run, x: torch.Tensor, noise: Noises | None, given: 
     for step, rows in enumerate(_bar(run.steps, call.disable)):
         for i in rows:
             denoised = call.model(x, times[i], **extra)
+            if not isinstance(denoised, torch.Tensor):
+                raise TypeError(f"model: expected the clean sample, a tensor, got {type(denoised).__name__}")
             if call.callback is not None and i == rows.start:
                 sigma = sigmas[step]
                 raised = sigma if run.times[i] == run.levels[step] else sigmas.new_tensor(run.times[i])
                 call.callback({"x": x, "i": step, "sigma": sigma, "sigma_hat": raised, "denoised": denoised})
             if noise is None and run.draws[i]:
-                source = torch.randn_like(x) if given is None else given(*_between(run, sigmas, step, i))
+                source = given(*_between(run, sigmas, step, i))
+                source = source.to(x.dtype) if isinstance(source, torch.Tensor) else source
             x = sampler.step(i, x, denoised, source, state)
     return x
 
@@ -354,14 +364,16 @@ def sample_euler(
         callback: gets {"x", "i", "sigma", "sigma_hat", "denoised"} once a step, before it is made.
         disable: no bar; None: a bar on terminals. It needs tqdm, and is left out without.
         s_churn, s_tmin, s_tmax, s_noise: theirs.
-        noise: a Noise, or a list with one for each sample; default: torch's generator.
+        noise: a Noise, or a list with one for each sample (arrays are what a noise_sampler gives); default: torch's
+            generator, but for churn one of ``extra_args["seed"]``, where there is one.
 
     Returns:
         x at the last level, of x's dtype.
 
     Raises:
         ValueError: levels that no step goes to, such as a 0 before the last; a tensor of another shape.
-        TypeError: a noise that is none, a tensor of another dtype than x that does not go with it.
+        TypeError: a noise that is none, sigmas that are no tensor, a tensor of another dtype than x that does not go
+            with it.
 
     The other functions take the same, and what theirs take beside it.
     """
@@ -582,10 +594,10 @@ def sample_dpmpp_sde(
 
     noise_sampler: called for (sigma, s) and (s, sigma'), the two pieces of a step, with s where the model is called for
     the second time. k-diffusion asks for (sigma, s) and (sigma, sigma'), which says the same of one Brownian motion.
-    Default: a noise that a word of torch's generator names. r: in 0 < r < 1.
+    Default: a noise that ``extra_args["seed"]`` names, or a word of torch's generator. r: in 0 < r < 1.
     """
     call = _Call(model, x, sigmas, extra_args, callback, disable)
-    noise = _brownian(noise, noise_sampler)
+    noise = _brownian(call, noise, noise_sampler)
     return _sample(call, noise, noise_sampler, nf.samplers.dpmpp_sde, s_noise, eta=eta, r=r)
 
 
@@ -603,15 +615,16 @@ def sample_dpmpp_2m_sde(
     *,
     noise: Noises | None = None,
 ) -> torch.Tensor:
-    """`samplers.dpmpp_2m_sde`, for any eta.
+    """`samplers.dpmpp_2m_sde`.
 
     Default noise: as in `sample_dpmpp_sde`. Arguments: `sample_euler_ancestral`.
     """
     if solver_type not in ("midpoint", "heun"):
         raise ValueError(f"solver_type must be midpoint or heun, got {solver_type!r}")
     call = _Call(model, x, sigmas, extra_args, callback, disable)
-    noise = _brownian(noise, noise_sampler)
-    return _sample(call, noise, noise_sampler, _dpmpp_2m_sde, s_noise, eta=eta, solver=solver_type)
+    noise = _brownian(call, noise, noise_sampler)
+    options: dict[str, Any] = {"eta": eta, "solver": solver_type, "lower_order_final": False}
+    return _sample(call, noise, noise_sampler, nf.samplers.dpmpp_2m_sde, s_noise, **options)
 
 
 def sample_dpmpp_3m_sde(
@@ -629,5 +642,5 @@ def sample_dpmpp_3m_sde(
 ) -> torch.Tensor:
     """`samplers.dpmpp_3m_sde`. Default noise: as in `sample_dpmpp_sde`. Arguments: `sample_euler_ancestral`."""
     call = _Call(model, x, sigmas, extra_args, callback, disable)
-    noise = _brownian(noise, noise_sampler)
+    noise = _brownian(call, noise, noise_sampler)
     return _sample(call, noise, noise_sampler, nf.samplers.dpmpp_3m_sde, s_noise, eta=eta)

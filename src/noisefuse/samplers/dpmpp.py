@@ -69,6 +69,7 @@ def dpmpp_2m_sde(
     schedule: Schedule,
     steps: Steps = 20,
     *,
+    eta: float = 1.0,
     solver: Literal["midpoint", "heun"] = "midpoint",
     lower_order_final: bool = True,
     prediction: str | View = "epsilon",
@@ -76,22 +77,24 @@ def dpmpp_2m_sde(
     spacing: str = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
-    """SDE-DPM-Solver++(2M): Lu et al. 2022, section 5.
+    """SDE-DPM-Solver++(2M): Lu et al. 2022, section 5; eta, as k-diffusion has it, is how much of the noise is drawn.
 
-        x' = (sigma' / sigma) e^-h x + alpha' (1 - e^-2h) D + alpha' w D1 + sigma' sqrt(1 - e^-2h) z
-        w = (1 - e^-2h) / 2  (midpoint),    w = 1 - (1 - e^-2h) / 2h  (heun)
+        x' = (sigma' / sigma) e^(-eta h) x + alpha' (1 - e^-a) D + alpha' w D1 + sigma' sqrt(1 - e^(-2 eta h)) z
+        a = (1 + eta) h,    w = (1 - e^-a) / 2  (midpoint),    w = 1 - (1 - e^-a) / a  (heun)
 
-    h, D1 and lower_order_final as in ``dpmpp_2m``.
+    h, D1 and lower_order_final as in ``dpmpp_2m``, which it is with eta = 0.
     """
     run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
+    need_eta(eta)
     rows: list[Placed] = []
     for here, there, h, D1 in _steps(run, lower_order_final):
-        need_fall(here, there)
-        # rounding could make it negative where both levels are the same
-        phi = max(0.0, -math.expm1(-2 * h))
-        w = _weight(solver, phi, 2 * h)
-        out = there.sigma / here.sigma * math.exp(-h) * x + there.alpha * (phi * D + w * D1)
-        rows.append(run.row(here, out + there.sigma * math.sqrt(phi) * z, keep=[D]))
+        if eta:
+            need_fall(here, there)
+        a, phi = (1 + eta) * h, -math.expm1(-(1 + eta) * h)
+        w = _weight(solver, phi, a)
+        decay, fresh = _decay(eta, h)
+        out = there.sigma / here.sigma * decay * x + there.alpha * (phi * D + w * D1) + there.sigma * fresh * z
+        rows.append(run.row(here, out, keep=[D]))
     return run.table("dpmpp_2m_sde", rows)
 
 
@@ -132,7 +135,7 @@ def dpmpp_3m_sde(
         phi_2 = _weight("heun", phi, a)
         phi_3 = 1 / 2 - phi_2 / a if a else 0.0
         mean = phi * D + phi_2 * D1 + (2 * phi_3 if exact else phi_3) * D2
-        decay, fresh = (math.exp(-eta * h), math.sqrt(max(0.0, -math.expm1(-2 * eta * h)))) if eta else (1.0, 0.0)
+        decay, fresh = _decay(eta, h)
         rows.append(
             run.row(here, there.sigma / here.sigma * decay * x + there.alpha * mean + there.sigma * fresh * z, keep=[D])
         )
@@ -221,6 +224,11 @@ def _inner(levels: list[float], end: float, solver: str) -> list[float]:
         return [phi, *[0.0] * (len(inner) - 1)]
     weights = iter(integral_weights([inner[j] for j in used], h, lambda s: np.exp(s - h)))
     return [next(weights) if j in used else 0.0 for j in range(len(inner))]
+
+
+def _decay(eta: float, h: float) -> tuple[float, float]:
+    """e^(-eta h), and sqrt(1 - e^(-2 eta h)), in which rounding could make h negative; h may be infinite."""
+    return (math.exp(-eta * h), math.sqrt(max(0.0, -math.expm1(-2 * eta * h)))) if eta else (1.0, 0.0)
 
 
 def _weight(solver: str, phi: float, h: float) -> float:
