@@ -21,7 +21,7 @@ import numpy.typing as npt
 import noisefuse as nf
 
 from ._noise_journal import clear, read, sync, sync_directory, write, write_whole
-from .backends.call import LEVELS
+from .levels import LEVELS
 
 Array = npt.NDArray[Any]
 

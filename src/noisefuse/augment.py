@@ -34,8 +34,8 @@ from .arrays import (
     is_written,
     output,
 )
-from .backends.call import LEVELS, levels_of
 from .calls import Index, make_call, names_or_array, run
+from .levels import LEVELS, levels_of
 from .loss import mean_squares
 from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise
 from .ops import FAST_LEVELS, Array, DType, NoiseLike, randn, uniform

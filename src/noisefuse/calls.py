@@ -28,8 +28,9 @@ from .arrays import (
     wanted,
     where,
 )
-from .backends.call import Draw, Step, levels_of
+from .backends.call import Draw, Step
 from .float_mode import float_mode
+from .levels import levels_of
 from .noise import ELEMENTS, SAMPLES, STEPS, Noise, got, is_tracer
 from .rows import M1, M2, PAST1, PAST2, PAST3, PAST4, Rows, X, Z
 from .tableau import ARGUMENTS

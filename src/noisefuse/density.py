@@ -23,8 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import backends
 from .arrays import as_array, as_numbers, count, device_of, interop, is_written, on_device, output, overlap
-from .backends.call import LOSS_CHUNK, Loss, Step, levels_of, window_runs
+from .backends.call import LOSS_CHUNK, Loss, Step, window_runs
 from .calls import Index, like, make_call, row_index, run
+from .levels import levels_of
 from .loss_parts import LossPart, combined
 from .noise import SAMPLER
 from .ops import Array, Inputs, NoiseLike, inputs_of, need_tableau, those_read, update_call

@@ -35,7 +35,7 @@ from .arrays import (
 )
 from .calls import Index, converted, make_call, names_or_array, run
 from .float_mode import float_mode
-from .forward import DEFAULT_RANGE
+from .levels import DEFAULT_RANGE
 from .loss import distances
 from .noise import FIELD, NEAREST, OFFSET, PERTURBATION, PYRAMID, SHARED, STEPS, Noise, got
 from .ops import Array, need_schedule, randn, update

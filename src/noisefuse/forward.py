@@ -12,28 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from .backends.call import LEVELS
+from .levels import DEFAULT_RANGE, Levels
 from .rows import Plain, Rows
 from .views import Target, target_factors
 
 Array: TypeAlias = npt.NDArray[np.float64]
-
-Range: TypeAlias = tuple[float, float]  # scale and offset
-DEFAULT_RANGE = {name: (2 / top, -1.0) for name, top in LEVELS.items()}  # from 0 .. top to -1 .. 1
-DEFAULT_RESULT = {name: (top / 2, top / 2) for name, top in LEVELS.items()}  # and back
-DEFAULT_BYTES = DEFAULT_RANGE["uint8"]
-
-
-class Levels(NamedTuple):
-    """A result in levels: of this dtype, and of which range."""
-
-    dtype: str
-    range: Range
 
 
 class Columns(Protocol):

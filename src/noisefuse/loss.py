@@ -24,9 +24,10 @@ from .arrays import (
     one_place,
     output,
 )
-from .backends.call import LEVELS, Loss
+from .backends.call import Loss
 from .calls import Index, make_call, names_or_array
 from .forward import residual
+from .levels import LEVELS
 from .loss_parts import LossPart, Reduction, chunk_sums, place_of
 from .noise import FIELD, Noise
 from .ops import Array, ArrayT, NoiseLike, need_schedule, plain_table, rows_at

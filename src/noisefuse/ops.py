@@ -36,7 +36,7 @@ from .arrays import (
     overlap,
     wanted,
 )
-from .backends.call import DTYPES, LEVELS, Draw, Step, Walk, levels_of
+from .backends.call import DTYPES, Draw, Step, Walk
 from .calls import (
     SLOTS,
     Index,
@@ -51,8 +51,9 @@ from .calls import (
     run,
     segments,
 )
-from .forward import DEFAULT_RANGE, DEFAULT_RESULT, Levels, Make, forward
+from .forward import Make, forward
 from .intervals import Terms
+from .levels import DEFAULT_RANGE, DEFAULT_RESULT, LEVELS, Levels, levels_of
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Increment, Noise, got
 from .rows import M1, PAST1, Z_BITS, Plain, Rows, X, Z
 from .schedule import Schedule

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..levels import levels_of
 from ..noise import Noise
 from ..rows import M1, Rows, Z
 
@@ -25,21 +26,12 @@ Draw: TypeAlias = Literal["none", "normal", "uniform", "words"]
 
 # The enums of csrc/core/call.h, in its order.
 DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4, "uint16": 5}
-LEVELS = {"uint8": 255, "uint16": 65535}  # whole numbers from 0 to this: x, and first outputs
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 DRAWS: dict[Draw, int] = {"none": 0, "normal": 1, "uniform": 2, "words": 3}
 
 AXES = 21  # of a window, after merging: see window_runs
 TRANSITION = np.dtype([("last", "u4", 256), ("first", "u1", 256)])  # csrc/core/transition.h
 LOSS_CHUNK = 4096  # elements whose squares are added in the arithmetic's own type: docs/loss.md
-
-
-_LEVELS = {key: name for name in LEVELS for key in (name, np.dtype(name), np.dtype(name).type)}
-
-
-def levels_of(dtype: Any) -> str | None:
-    """Which of LEVELS it is, NumPy's or torch's, by whatever name; None where it is none of them."""
-    return _LEVELS.get(dtype if isinstance(dtype, np.dtype | type) else str(dtype).removeprefix("torch."))
 
 
 @dataclass(frozen=True, slots=True)

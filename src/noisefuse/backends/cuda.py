@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..levels import levels_of
 from ..rows import AFFINE, CLEAN, HIGH, M1, TIMES_CLEAN, TIMES_ROOT, D, Rows, X, Z
 from . import cubin
 from .call import (
@@ -29,7 +30,6 @@ from .call import (
     Loss,
     Step,
     Walk,
-    levels_of,
     pack,
     pack_field,
     pack_fields,

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..float_mode import float_mode
+from ..levels import LEVELS, levels_of
 from ..noise import Noise
 from ..rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
 from . import spec
-from .call import LEVELS, LOSS_CHUNK, Array, Loss, Step, Walk, levels_of
+from .call import LOSS_CHUNK, Array, Loss, Step, Walk
 
 fast_row = fast_random = fast_mse = fast_density = step_and_loss = None
 empty = np.empty

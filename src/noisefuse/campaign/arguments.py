@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import noisefuse as nf
 
 from ..arrays import FLOATS, float_dtype
-from ..backends.call import LEVELS
+from ..levels import LEVELS
 from ..rows import COLUMNS, ROW
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import noisefuse as nf
 
-from ..backends.call import LEVELS, levels_of
+from ..levels import LEVELS, levels_of
 from .named import OfUnitRange, noise_by, strength
 
 __all__ = ["GaussNoise", "MultiplicativeNoise", "ShotNoise"]

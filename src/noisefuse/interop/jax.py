@@ -23,8 +23,8 @@ import noisefuse as nf
 from .. import calls, loss, ops
 from ..arrays import FLOATS
 from ..backends import current
-from ..backends.call import FIELD, LEVELS, Loss, Step, pack_loss
-from ..forward import Levels
+from ..backends.call import FIELD, Loss, Step, pack_loss
+from ..levels import LEVELS, Levels
 from ..noise import is_tracer
 from ..rows import M1, Rows, X, Z
 from ..sampler import State

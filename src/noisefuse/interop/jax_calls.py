@@ -25,7 +25,8 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..backends import current
-from ..backends.call import CALL, DRAWS, DTYPES, FIELD, LEVELS, NO_LOSS, Loss, Step, Walk, dtype_code, pack, pack_fields
+from ..backends.call import CALL, DRAWS, DTYPES, FIELD, NO_LOSS, Loss, Step, Walk, dtype_code, pack, pack_fields
+from ..levels import LEVELS
 from ..noise import SAMPLES, Noise
 from ..rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, Rows, X, Z
 from .jax_internals import is_for_several, need_devices, result_type, varying, varying_axes

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
-from ..backends.call import LEVELS
+from ..levels import LEVELS
 from .torch_arrays import (
     CPU,
     DTYPES,

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dtypes whose values are levels, whole numbers from 0: what x and first results may be in beside floats."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+LEVELS = {"uint8": 255, "uint16": 65535}
+"""Their largest numbers."""
+
+Range: TypeAlias = tuple[float, float]  # scale and offset
+DEFAULT_RANGE = {name: (2 / top, -1.0) for name, top in LEVELS.items()}  # from 0 .. top to -1 .. 1
+DEFAULT_RESULT = {name: (top / 2, top / 2) for name, top in LEVELS.items()}  # and back
+
+_NAMES = {key: name for name in LEVELS for key in (name, np.dtype(name), np.dtype(name).type)}
+
+
+class Levels(NamedTuple):
+    """A result in levels: of this dtype, and of which range."""
+
+    dtype: str
+    range: Range
+
+
+def levels_of(dtype: Any) -> str | None:
+    """Which of LEVELS it is, NumPy's or torch's, by whatever name; None where it is none of them."""
+    return _NAMES.get(dtype if isinstance(dtype, np.dtype | type) else str(dtype).removeprefix("torch."))
