@@ -454,8 +454,9 @@ class Fused:
         steps: Any = {}
         if isinstance(plan, Plan):
             steps = plan.steps
-            for name in plan.names:  # some are set in the first step
-                state.setdefault(name, None)
+            # Some are set in the first step; the others' values are these, and of tensors the same objects: none is
+            # compared by value.
+            state.update(plan.begins)
         self._run = _Run(
             *made_for, versions, options, clock.host.dtype, clock.places, plan, steps, self._source, self._memory,
             self._by_time, isinstance(plan, Plan) and bool(plan.names), self._upcasts,
