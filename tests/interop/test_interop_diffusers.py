@@ -1038,9 +1038,13 @@ def native_pairs():
     """The pairs of test_samplers_diffusers.py: what diffusers' classes are among nf.samplers."""
     import test_samplers_diffusers as native
 
+    seen = set()
     for pair in native.PAIRS:
         if pair.theirs in NAMES and "thresholding" not in pair.config:
-            yield pytest.param(pair, id=str(pair))
+            # KDPM2's take a second to construct, four times: once in the short run
+            marks = [pytest.mark.slow] if pair.theirs.startswith("KDPM2") and pair.theirs in seen else []
+            yield pytest.param(pair, id=str(pair), marks=marks)
+            seen.add(pair.theirs)
 
 
 @pytest.mark.parametrize("pair", [*native_pairs()])

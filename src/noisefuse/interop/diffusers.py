@@ -298,7 +298,8 @@ class Fused:
                 _need_generators(draws)
             if self.noise_sampler is None:
                 self.noise_sampler = self._tree(draws, x)
-            return self.noise_sampler(*step.interval)
+            z = self.noise_sampler(*step.interval)
+            return z if z.dtype is x.dtype else z.to(_row_dtype(x))  # the tree has the dtype of the first x
         if step.parts is None:
             return draws
         first, second = (
