@@ -226,6 +226,11 @@ def possible(case):
         third = c.get("solver_order") == 3 and c.get("algorithm_type") == "sde-dpmsolver"
         if (old and flow) or third:
             return False
+    if case.name == "DPMSolverSinglestepScheduler" and c.get("algorithm_type") == "dpmsolver" and c.get("thresholding"):
+        return False  # their D is then of all 1000 times
+    noiseless = case.name in ("EDMDPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler")
+    if noiseless and c.get("solver_order") == 3 and "sde" in c.get("algorithm_type", ""):
+        return False  # whose third order takes no noise
     continuous = c.get("timestep_type") == "continuous"
     return not (continuous and c["prediction_type"] != "v_prediction" and c.get("use_beta_sigmas"))
 
@@ -256,7 +261,7 @@ def covering(cases, seed=0):
     seen = set()
     for case in random.Random(seed).sample(cases, len(cases)):
         values = sorted(f"{option}={value}" for option, value in (case.config | case.options).items())
-        if new := {*itertools.combinations(values, 3)} - seen:
+        if new := {*itertools.combinations(values, min(3, len(values)))} - seen:
             seen |= new
             yield case
 
@@ -407,7 +412,7 @@ def test_loops_of_1000_steps_agree(name):
     case = copy.deepcopy(DEFAULTS[name])
     if name == "LCMScheduler":
         case.config["original_inference_steps"] = 1000
-    if "solver_order" in case.config:
+    if {"solver_order", "timestep_spacing"} <= {*case.config}:
         case.config["timestep_spacing"] = "trailing"  # the only one in which all their times are different
     loop(case, 1000)
 
