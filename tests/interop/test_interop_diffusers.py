@@ -70,12 +70,23 @@ class Case:
         known = inspect.signature(getattr(diffusers, self.name)).parameters
         config = {option: value for option, value in VP.items() if option in known} | self.config
         with warnings.catch_warnings(action="ignore"):  # theirs: of NumPy, and that "dpmsolver" is deprecated
-            pair = getattr(diffusers, self.name)(**config), getattr(ours, self.name)(**config)
+            pair = tuple(made(getattr(module, self.name), config) for module in (diffusers, ours))
             for name, value in attributes.items():
                 setattr(pair[1], name, value)
-            for scheduler in pair:
+            for scheduler in pair if n else ():
                 scheduler.set_timesteps(n)
         return pair
+
+
+MADE = {}
+
+
+def made(kind, config):
+    """A new one: a copy, for KDPM2's and DPMSolverSDE's take a second to construct."""
+    key = kind, repr(config)
+    if key not in MADE:
+        MADE[key] = kind(**config)
+    return copy.deepcopy(MADE[key])
 
 
 def either(option, *values):
@@ -215,6 +226,11 @@ def possible(case):
         third = c.get("solver_order") == 3 and c.get("algorithm_type") == "sde-dpmsolver"
         if (old and flow) or third:
             return False
+    if case.name == "DPMSolverSinglestepScheduler" and c.get("algorithm_type") == "dpmsolver" and c.get("thresholding"):
+        return False  # their D is then of all 1000 times
+    noiseless = case.name in ("EDMDPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler")
+    if noiseless and c.get("solver_order") == 3 and "sde" in c.get("algorithm_type", ""):
+        return False  # whose third order takes no noise
     continuous = c.get("timestep_type") == "continuous"
     return not (continuous and c["prediction_type"] != "v_prediction" and c.get("use_beta_sigmas"))
 
@@ -245,7 +261,7 @@ def covering(cases, seed=0):
     seen = set()
     for case in random.Random(seed).sample(cases, len(cases)):
         values = sorted(f"{option}={value}" for option, value in (case.config | case.options).items())
-        if new := {*itertools.combinations(values, 3)} - seen:
+        if new := {*itertools.combinations(values, min(3, len(values)))} - seen:
             seen |= new
             yield case
 
@@ -267,7 +283,16 @@ def difference(a, b, least=0.0):
     return (a - b).abs().max().item() / (max(b.abs().max().item(), least) + 1e-30)
 
 
-def alike(theirs, mine, tolerance, least=0.0):
+def quotients(scheduler, name, value, largest):
+    """For what DEIS remembers, (x - alpha D) / sigma: the largest x, divided so. Differences of x are, too."""
+    if not isinstance(scheduler, diffusers.DEISMultistepScheduler) or name != "model_outputs":
+        return [0.0] * len(value)
+    made_at = range(scheduler.step_index - len(value), scheduler.step_index)
+    sigmas = [scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[max(i, 0)])[1].item() for i in made_at]
+    return [largest / sigma for sigma in sigmas]
+
+
+def alike(theirs, mine, tolerance, least=0.0, largest=0.0):
     """Attributes of two schedulers: the same names, the same values, tensors within the tolerance."""
     private = {"_clock", "_run", "_levels", "_replay", "noise", "coefficients", "__module__"}
     assert {*vars(mine)} - private == {*vars(theirs)}
@@ -275,14 +300,14 @@ def alike(theirs, mine, tolerance, least=0.0):
         other = getattr(mine, name)
         if name == "noise_sampler":  # a tree of each
             continue
-        pairs = zip(value, other, strict=True) if isinstance(value, list) else [(value, other)]
-        for a, b in pairs:
+        listed = ([value], [other]) if not isinstance(value, list) else (value, other)
+        for a, b, quotient in zip(*listed, quotients(theirs, name, listed[0], largest), strict=True):
             assert (a is None) == (b is None), name
             # their (x - D) / sigma loses digits
             if isinstance(a, torch.Tensor) and name not in ("prev_derivative", "derivatives"):
                 if mine._upcasts and b.dtype == torch.float64:
                     b = b.to(a.dtype)  # which theirs has made float32 of, and ours has not
-                assert difference(b, a, least) <= tolerance, name
+                assert difference(b, a, max(least, quotient)) <= tolerance, name
             elif not isinstance(a, torch.Tensor | np.ndarray):
                 assert a == b, name
 
@@ -319,7 +344,7 @@ def loop(case, n=10, dtype=torch.float32, tolerance=LOOP, shape=SHAPE, start=0, 
         least = largest * torch.finfo(torch.float32).eps / tolerance
         worst = max(worst, *(difference(mine[k], theirs[k], least) for k in theirs))
         assert worst <= tolerance
-        alike(*pair, tolerance, least)
+        alike(*pair, tolerance, least, largest)
         xs = [theirs.prev_sample, mine.prev_sample]
     assert torch.equal(generators[0].get_state(), generators[1].get_state())
     # not diffusers' own method, unless it is no number
@@ -387,9 +412,9 @@ def test_loops_of_1000_steps_agree(name):
     case = copy.deepcopy(DEFAULTS[name])
     if name == "LCMScheduler":
         case.config["original_inference_steps"] = 1000
-    if "solver_order" in case.config:
+    if {"solver_order", "timestep_spacing"} <= {*case.config}:
         case.config["timestep_spacing"] = "trailing"  # the only one in which all their times are different
-    loop(case, 1000)
+    loop(case, 100 if name in TREES else 1000)  # torchsde is slow where its trees are deep
 
 
 # ---- dtypes ------------------------------------------------------------------------------------------------
@@ -452,10 +477,10 @@ def test_half_steps_are_rounded_once(case, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_loops_in_half_precision_agree(name, dtype):
-    """As closely as their rounding of every operation allows, measured: 3.1 eps, and 9 eps where they divide a rounded
-    difference by alpha and clip it; 8.1 eps in three classes that go on with such differences. Types, noise and state
-    are theirs."""
-    more = ("DEIS", "DPMSolverMultistepInverse", "KDPM2Ancestral")
+    """As closely as their rounding of every operation allows, measured: 3.8 eps, and 9 eps where they divide a rounded
+    difference by alpha and clip it; 8 eps in two classes that go on with such differences. Types, noise and state are
+    theirs."""
+    more = ("DPMSolverMultistepInverse", "KDPM2Ancestral")
     loop(DEFAULTS[name], dtype=dtype, tolerance=(9 if name.startswith(more) else 4) * torch.finfo(dtype).eps)
     for case in STOCHASTIC:
         if case.name == name:
@@ -863,7 +888,9 @@ def test_no_step_reads_a_value_back(monkeypatch):
         return 0
 
     x = torch.randn(SHAPE)
-    for scheduler in [*(case.pair()[1] for case in DEFAULTS.values()), DEFAULTS["DDPMScheduler"].pair()[0]]:
+    noises = {name: nf.Noise(1) if name in TREES else None for name in NAMES}  # torchsde itself reads values
+    fused = [case.pair(noise=noises[name])[1] for name, case in DEFAULTS.items()]
+    for scheduler in [*fused, DEFAULTS["DDPMScheduler"].pair()[0]]:
         mine = isinstance(scheduler, ours.Fused)
         for _ in range(3):  # flow matching's Heun begins its second with what it kept of the first
             scheduler.set_timesteps(10)
@@ -892,9 +919,7 @@ def test_add_noise_agrees(name, dtype):
     """The same coefficients; one rounding where they have three."""
     x, z = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     for where in ("training", "before the run", "within the run", "without set_timesteps"):
-        pair = DEFAULTS[name].pair()
-        if where == "without set_timesteps":
-            pair = tuple(type(scheduler).from_config(scheduler.config) for scheduler in pair)
+        pair = DEFAULTS[name].pair(None if where == "without set_timesteps" else 10)
         times = torch.arange(1000).flip(0) if pair[0].timesteps is None else pair[0].timesteps
         t = times[[0, 3, 9, 3]]
         for scheduler in pair:
@@ -1018,9 +1043,13 @@ def native_pairs():
     """The pairs of test_samplers_diffusers.py: what diffusers' classes are among nf.samplers."""
     import test_samplers_diffusers as native
 
+    seen = set()
     for pair in native.PAIRS:
         if pair.theirs in NAMES and "thresholding" not in pair.config:
-            yield pytest.param(pair, id=str(pair))
+            # KDPM2's take a second to construct, four times: once in the short run
+            marks = [pytest.mark.slow] if pair.theirs.startswith("KDPM2") and pair.theirs in seen else []
+            yield pytest.param(pair, id=str(pair), marks=marks)
+            seen.add(pair.theirs)
 
 
 @pytest.mark.parametrize("pair", [*native_pairs()])

@@ -298,7 +298,8 @@ class Fused:
                 _need_generators(draws)
             if self.noise_sampler is None:
                 self.noise_sampler = self._tree(draws, x)
-            return self.noise_sampler(*step.interval)
+            z = self.noise_sampler(*step.interval)
+            return z if z.dtype is x.dtype else z.to(_row_dtype(x))  # the tree has the dtype of the first x
         if step.parts is None:
             return draws
         first, second = (
@@ -454,8 +455,9 @@ class Fused:
         steps: Any = {}
         if isinstance(plan, Plan):
             steps = plan.steps
-            for name in plan.names:  # some are set in the first step
-                state.setdefault(name, None)
+            # Some are set in the first step; the others' values are these, and of tensors the same objects: none is
+            # compared by value.
+            state.update(plan.begins)
         self._run = _Run(
             *made_for, versions, options, clock.host.dtype, clock.places, plan, steps, self._source, self._memory,
             self._by_time, isinstance(plan, Plan) and bool(plan.names), self._upcasts,

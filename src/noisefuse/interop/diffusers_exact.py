@@ -88,7 +88,8 @@ def _anew(scheduler: Any, kind: Any) -> Any:
     """A scheduler of this class, made as this one was."""
     new = object.__new__(kind)
     new._internal_dict = scheduler.config
-    names = list(inspect.signature(kind.__init__).parameters)[1:]
+    parameters = [*inspect.signature(kind.__init__).parameters.values()][1:]
+    names = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD]
     inspect.unwrap(kind.__init__)(new, **{name: scheduler.config[name] for name in names})
     args, kwargs = scheduler._replay
     if args or kwargs:

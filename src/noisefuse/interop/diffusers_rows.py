@@ -46,9 +46,7 @@ class Step:
     written: int  # auxiliary outputs
     draws: bool  # whether diffusers draws noise here
     interval: Any  # (start, stop), over which, where its noise is a Brownian path's
-    parts: (
-        tuple[float, float] | None
-    )  # weights of the step before's noise and of this one's in that over both intervals
+    parts: tuple[float, float] | None  # in noise over both intervals, of the noise of the step before and of this one
     results: Pick  # what it returns beside the next sample
     remembers: list[tuple[str, Pick, bool]]  # what to keep, by attribute, and whether in a list
     after: dict[str, Any]  # other attributes, after the step
@@ -62,6 +60,7 @@ class Plan:
     clean: nf.Tableau | None  # with dynamic thresholding: D as it is before; `table` then reads D as m2
     steps: dict[int, Step]
     names: list[str]  # the scheduler's attributes that steps change, but for tensors
+    begins: dict[str, Any]  # their values before the first step, where the scheduler remembers anything
     state: Pick  # and their values, from all of its attributes
     output: type  # diffusers' class of results, and its fields
     fields: tuple[str, ...]
@@ -95,6 +94,7 @@ def trace(scheduler: Any, base: type, start: int, options: dict[str, Any]) -> Pl
     if not scheduler._memory:  # LCM looks at its time and counts
         counters &= {"_step_index"} if scheduler._by_time else set()
     names = sorted(counters)
+    begins = {name: steps[start].state.get(name) for name in names} if scheduler._memory else {}
     for i, one in steps.items():  # a table that reads four past arrays is given four in every row
         past = one.past + [SAMPLE] * (table.slots - len(one.past))
         counted = [one.state.get(name) for name in names]
@@ -106,6 +106,7 @@ def trace(scheduler: Any, base: type, start: int, options: dict[str, Any]) -> Pl
         clean=clean if probe.thresholds else None,
         steps=steps,
         names=names,
+        begins=begins,
         state=_with_gaps(state, scheduler._memory) if scheduler._gaps else state,
         output=type(probe.result),
         fields=tuple(probe.result),
