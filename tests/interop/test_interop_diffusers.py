@@ -410,11 +410,12 @@ def test_loops_agree_in_every_combination_of_three(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_loops_of_1000_steps_agree(name):
     case = copy.deepcopy(DEFAULTS[name])
-    if name == "LCMScheduler":
+    if name in ("LCMScheduler", "TCDScheduler"):
         case.config["original_inference_steps"] = 1000
     if {"solver_order", "timestep_spacing"} <= {*case.config}:
         case.config["timestep_spacing"] = "trailing"  # the only one in which all their times are different
-    loop(case, 100 if name in TREES else 1000)  # torchsde is slow where its trees are deep
+    # torchsde is slow where its trees are deep; diffusers' IPNDM keeps all outputs of a run.
+    loop(case, 100 if name in TREES else 200 if name == "IPNDMScheduler" else 1000)
 
 
 # ---- dtypes ------------------------------------------------------------------------------------------------
