@@ -619,7 +619,7 @@ class Sampler:
             end: the time at which the last row ends: of a run to clean data 0.
 
         Returns:
-            a list of len(sampler) entries: None of a row that draws none.
+            A list with an entry for each row, None for one that draws none.
 
         Raises:
             ValueError: levels that are not known, times that go back and forth, a level without a finite time (alpha =
