@@ -22,6 +22,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 import noisefuse as nf
+from noisefuse._demo_samplers import spiral
 from noisefuse._drawing import BLUE, GREY, INK, ORANGE, STYLE
 from noisefuse._ideal import Digits
 
@@ -29,13 +30,6 @@ Array = npt.NDArray[Any]
 NOISE = nf.Noise(2026)
 LINEAR = nf.Schedule.linear(1000)
 SPOT: Any = {"s": 3, "linewidths": 0, "color": BLUE}
-
-
-def spiral(n: int = 2000) -> Array:
-    """Points (n, 2) of variance 1: a picture of data in two dimensions."""
-    u = nf.uniform((n, 1), NOISE, dtype="float64")
-    points = np.hstack([u * np.cos(12 * u), u * np.sin(12 * u)])
-    return np.asarray((points - points.mean(0)) / points.std())
 
 
 def plain(ax: Any, **options: Any) -> None:
@@ -61,7 +55,7 @@ def path(sampler: Any, model: Callable[[Array, Any], Array], start: Array, noise
 
 def cloud(figure: Figure) -> None:
     """A walk of 1000 steps above, the closed form below: the same distribution at each time."""
-    x0, times = spiral(), (0, 20, 60, 150, 400, 999)
+    x0, times = spiral(NOISE), (0, 20, 60, 150, 400, 999)
     walk = nf.q_walk(x0, LINEAR, NOISE, keep=times)
     closed = [nf.q_sample(x0, t, LINEAR, NOISE) for t in times]
     for line, name, clouds in zip(figure.subplots(2, len(times)), ("q_walk", "q_sample"), (walk, closed), strict=True):
@@ -75,7 +69,7 @@ def cloud(figure: Figure) -> None:
 
 def variance(figure: Figure) -> None:
     """Why sqrt(1 - beta): without it the variance of a walk grows with every step."""
-    x0, t = spiral(), np.arange(1000)
+    x0, t = spiral(NOISE), np.arange(1000)
     walk, betas = nf.q_walk(x0, LINEAR, NOISE), LINEAR.betas
     growing = 1 + np.cumsum(betas)
     ax = figure.subplots()
@@ -101,7 +95,7 @@ def schedules(figure: Figure) -> None:
 
 def paths(figure: Figure) -> None:
     """From the same noise to the data, by samplers that draw noise and samplers that do not."""
-    points, start = spiral(), nf.randn((8, 2), NOISE, dtype="float64")
+    points, start = spiral(NOISE), nf.randn((8, 2), NOISE, dtype="float64")
     names = ("ddim", "dpmpp_2m", "ddpm", "dpmpp_2m_sde")
     for ax, name in zip(figure.subplots(1, len(names)), names, strict=True):
         sampler = getattr(nf.samplers, name)(LINEAR, steps=60, prediction="sample")

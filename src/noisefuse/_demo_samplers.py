@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.progress import track
 
     ideal: Any = import_module("noisefuse._ideal")  # needs scikit-learn
-    digits, points = ideal.Digits.load(), spiral()
+    digits, points = ideal.Digits.load(), spiral(nf.Noise(SEED))
     on_points = ideal.Digits(points, np.zeros(len(points)))
     bar = track(menu(), "sampling", console=Console(stderr=True), transient=True)
     shown = [_show(name, ideal.families, on_points.denoise, digits.denoise) for name in bar]
@@ -70,9 +70,9 @@ def menu() -> list[str]:
     return [name for name in nf.samplers.__all__ if name.islower() and name != "ddim_inverse"]
 
 
-def spiral(n: int = 2000) -> Array:
-    """Points (n, 2) of variance 1."""
-    u = nf.uniform((n, 1), nf.Noise(SEED), dtype="float64")
+def spiral(noise: nf.Noise, n: int = 2000) -> Array:
+    """Points (n, 2) of variance 1: a picture of data in two dimensions."""
+    u = nf.uniform((n, 1), noise, dtype="float64")
     points = np.hstack([u * np.cos(12 * u), u * np.sin(12 * u)])
     return np.asarray((points - points.mean(0)) / points.std())
 
@@ -130,19 +130,14 @@ def _gaussian(x: Array, alpha: Any, sigma: Any) -> Array:
     return np.asarray(alpha * SCALE**2 / (alpha**2 * SCALE**2 + sigma**2) * x)
 
 
-def _column(sampler: Sampler, symbol: str) -> Array:
-    """Of its outputs, (3, rows)."""
-    rows = sampler.tableau.numbers.view(nf.tableau.ROW)
-    return np.stack([rows[output][symbol] for output in ("out", "aux1", "aux2")])
-
-
 def _guidance(sampler: Sampler) -> float | None:
     """Of those that ask for two outputs, of which both are the same here."""
-    return 1.0 if np.any(_column(sampler, "m2")) else None
+    outputs = (sampler.tableau.rows[name] for name in ("out", "aux1", "aux2"))
+    return 1.0 if any(rows["m2"].any() for rows in outputs) else None
 
 
 def _draws(sampler: Sampler) -> bool:
-    return bool(np.any(_column(sampler, "z")))
+    return bool(sampler.tableau.as_rows.draws.any())
 
 
 def deviation(sampler: Sampler, model: Callable[[Array, Any], Any]) -> float:

@@ -35,7 +35,7 @@ from .arrays import (
 )
 from .calls import Index, converted, make_call, names_or_array, run
 from .float_mode import float_mode
-from .levels import DEFAULT_RANGE
+from .levels import DEFAULT_RANGE, levels_of
 from .loss import distances
 from .noise import FIELD, NEAREST, OFFSET, PERTURBATION, PYRAMID, SHARED, STEPS, Noise, got
 from .ops import Array, need_schedule, randn, update
@@ -377,7 +377,7 @@ def perturbed(
     need_schedule(schedule)
     if gamma < 0:
         raise ValueError(f"gamma = {gamma}: expected at least 0")
-    if str(getattr(x_t, "dtype", None)).rpartition(".")[2] in DEFAULT_RANGE:
+    if levels_of(getattr(x_t, "dtype", None)):
         raise TypeError(f"x_t: expected floats, as q_sample makes them, got {x_t.dtype}")
     t = np.asarray(t.tolist() if hasattr(t, "tolist") else t)  # of any library's arrays
     batch, _ = batch_shape(_shape("x_t", x_t), batched)
@@ -487,9 +487,10 @@ def _like(x: Array, values: NDArray[Any]) -> Array:
 def _as_q_sample(name: str, given: Array) -> Array:
     """As floats: levels as `q_sample` takes them."""
     array = as_array(name, given, (*FLOATS, *DEFAULT_RANGE))
-    if array.dtype.name not in DEFAULT_RANGE:
+    name_of_levels = levels_of(array.dtype)
+    if name_of_levels is None:
         return array
-    scale, offset = DEFAULT_RANGE[array.dtype.name]
+    scale, offset = DEFAULT_RANGE[name_of_levels]
     return array * np.float32(scale) + np.float32(offset)
 
 

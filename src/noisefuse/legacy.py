@@ -23,7 +23,7 @@ from numpy.typing import DTypeLike, NDArray
 from .arrays import FLOATS, float_dtype
 from .backends.reference import fma32
 from .noise import SEEDS
-from .ops import philox4x32
+from .ops import lengths, philox4x32
 
 __all__ = ["DEVICES", "NumPy", "TorchCPU", "TorchCUDA", "WebUI"]
 
@@ -52,7 +52,7 @@ class NumPy:
 
     def randn(self, shape: Shape, *, dtype: DTypeLike = "float64") -> Array:
         """The next normals, rounded to the dtype (float32: as ``.astype``)."""
-        return self._state.standard_normal(_lengths(shape)).astype(float_dtype(dtype))
+        return self._state.standard_normal(lengths(shape)).astype(float_dtype(dtype))
 
 
 class TorchCPU:
@@ -77,7 +77,7 @@ class TorchCPU:
 
     def randn(self, shape: Shape, *, dtype: DTypeLike = "float32") -> Array:
         """The next normals. TypeError: none of float32, float64, float16, bfloat16."""
-        full, kind = _lengths(shape), float_dtype(dtype)
+        full, kind = lengths(shape), float_dtype(dtype)
         n = math.prod(full)
         wide = np.dtype(np.float64 if kind == np.float64 else np.float32)
         if n < 16:
@@ -200,7 +200,7 @@ class WebUI:
 
     def randn(self, shape: Shape) -> Array:
         """The next normals. OverflowError: more than 2^32."""
-        full = _lengths(shape)
+        full = lengths(shape)
         counter = np.zeros((math.prod(full), 4), np.uint32)
         counter[:, 0], counter[:, 2] = self._calls, np.arange(len(counter))
         self._calls += 1
@@ -237,7 +237,7 @@ class TorchCUDA:
 
     def randn(self, shape: Shape, *, dtype: DTypeLike = "float32") -> Array:
         """The next normals. TypeError: float64, which is drawn in another way there."""
-        full, kind = _lengths(shape), float_dtype(dtype, tuple(name for name in FLOATS if name != "float64"))
+        full, kind = lengths(shape), float_dtype(dtype, tuple(name for name in FLOATS if name != "float64"))
         n = math.prod(full)
         if n == 0:
             return np.empty(full, kind)
@@ -263,10 +263,3 @@ def _seed(seed: SupportsIndex, end: int) -> int:
     if not 0 <= number < end:
         raise OverflowError(f"seed = {number} is out of range: expected 0 <= seed < 2^{end.bit_length() - 1}")
     return number
-
-
-def _lengths(shape: Shape) -> tuple[int, ...]:
-    lengths = tuple(map(operator.index, shape)) if isinstance(shape, Sequence) else (operator.index(shape),)
-    if any(n < 0 for n in lengths):
-        raise ValueError(f"shape {lengths}: expected lengths of at least 0")
-    return lengths

@@ -135,7 +135,7 @@ def randn(
     if chunks is not None:
         _need_memory(noise)
         options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out, "device": device}
-        return lazy().randn(_lengths(shape), noise, chunks=chunks, **options)
+        return lazy().randn(lengths(shape), noise, chunks=chunks, **options)
     if device is not None:
         out = _made_on(device, shape, dtype, out)
     return _random("randn", shape, noise, dtype, batched, out)
@@ -214,7 +214,7 @@ def uniform(
     """
     if chunks is not None:
         options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out, "device": device}
-        return lazy().uniform(_lengths(shape), noise, chunks=chunks, **options)
+        return lazy().uniform(lengths(shape), noise, chunks=chunks, **options)
     if device is not None:
         out = _made_on(device, shape, dtype, out)
     return _random("uniform", shape, noise, dtype, batched, out)
@@ -708,7 +708,7 @@ def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: An
         if other.is_traced() or not hasattr(other, "empty"):
             _need_memory(noise)
         return other.randn(shape, noise, dtype=dtype, batched=batched, out=out)
-    full, kind = _lengths(shape), float_dtype(dtype)
+    full, kind = lengths(shape), float_dtype(dtype)
     result = output("out", out, full, kind, None if out is None else device_of(out))
     if isinstance(noise, Increment):
         _sum_draws(noise, result, batched)
@@ -754,7 +754,7 @@ def random_call(
 ) -> Step:
     """`randn` or `uniform` as a checked call; nothing is written yet."""
     is_uniform = name == "uniform"
-    full = _lengths(shape)
+    full = lengths(shape)
     dtype = float_dtype(dtype, ("float32", "float64") if is_uniform else FLOATS)
     if not isinstance(noise, Noise | list | tuple):
         raise TypeError(f"noise: expected a Noise, a list of them or an int seed, got {got(noise)}")
@@ -764,7 +764,7 @@ def random_call(
     return make_call(full, dtype, UNIT, one_row, names, {}, outs, batched, draw=draw)
 
 
-def _lengths(shape: int | Sequence[int]) -> tuple[int, ...]:
+def lengths(shape: int | Sequence[int]) -> tuple[int, ...]:
     try:
         full = tuple(map(operator.index, shape)) if np.iterable(shape) else (operator.index(shape),)
     except TypeError:
@@ -780,7 +780,7 @@ def _made_on(device: Any, shape: int | Sequence[int], dtype: Any, out: Array | N
         raise ValueError("device: given with out=, which lies somewhere already")
     if not hasattr(other := interop(dtype), "empty"):
         raise TypeError(f"device: expected a dtype of torch with it, such as dtype=torch.float32, got {dtype!r}")
-    return other.empty(shape if other.is_traced() else _lengths(shape), dtype, device)
+    return other.empty(shape if other.is_traced() else lengths(shape), dtype, device)
 
 
 def q_sample_call(

@@ -562,8 +562,7 @@ class Sampler:
             raise ValueError(f"known: expected an array like x, {_kind(x)}, got {_kind(known)}")
         if out is not None and (getattr(out, "shape", None) != x.shape or out.dtype != x.dtype or not is_written(x)):
             raise ValueError(f"out: with a mask expected {_kind(x)}, which can be written to, got {_kind(out)}")
-        if not all(self._has_level):
-            raise ValueError(f"mask: {self.tableau.name} does not say at what level each row begins (alpha, sigma)")
+        self._need_levels()
         free = _as_mask(mask, x)
         soft = is_tracer(free) or is_lazy(free) or not bool(((free == 0) | (free == 1)).all())
         where = getattr(interop(x), "where", np.where)
@@ -630,7 +629,8 @@ class Sampler:
         >>> x = few.start((2, 8), noise)
         >>> a, b = (s.sample(lambda x, t: 0 * x, x, s.path(noise, span=(0, 80))) for s in (few, many))
         """
-        times = [*_times_of(self.tableau, self._has_level, clock), float(end)]
+        self._need_levels()
+        times = [*_times_of(self.tableau, clock), float(end)]
         rows = [i for i, draws in enumerate(self._draws) if draws]
         ends = [times[0], *(times[i + 1] for i in rows)]
         moves = np.diff(ends)
@@ -640,8 +640,8 @@ class Sampler:
         if grid is None and span is None:
             whole["span"] = min(times), max(times)
         found: list[Any] = [None] * len(self)
+        names = noise if isinstance(noise, list | tuple) else [noise]
         for i, t0, t1 in zip(rows, ends[:-1], ends[1:], strict=True):
-            names = noise if isinstance(noise, list | tuple) else [noise]
             each: list[Increment] = [_at(n, 0, 0).interval(t0, t1, **whole) for n in names]
             found[i] = each if isinstance(noise, list | tuple) else each[0]
         return found
@@ -654,10 +654,14 @@ class Sampler:
         ax: matplotlib Axes to draw on; None: a new figure. ImportError: matplotlib is not installed. ValueError: the
         tableau has no levels.
         """
+        self._need_levels()
         table = self.tableau
-        if not all(self._has_level):
-            raise ValueError(f"{table.name} does not say at what level each row begins: see Tableau(alpha, sigma)")
         return plot_levels(ax, table.alpha, table.sigma, "row", f"{table.name}, {len(self)} rows", marker="o")
+
+    def _need_levels(self) -> None:
+        if not all(self._has_level):
+            name = self.tableau.name
+            raise ValueError(f"{name} does not say at what level each row begins: see Tableau(alpha, sigma)")
 
     def _can_start(self, start: int) -> None:
         """ValueError if a row from ``start`` on reads what only rows before it would have kept."""
@@ -786,10 +790,8 @@ def _scaling(factors: Iterable[float]) -> Tableau:
     return Tableau(Row(out=float(factor) * x) for factor in factors)
 
 
-def _times_of(table: Tableau, known: list[bool], clock: Callable[[Any, Any], Any] | None) -> list[float]:
+def _times_of(table: Tableau, clock: Callable[[Any, Any], Any] | None) -> list[float]:
     """When each row begins, on the clock of ``Sampler.path``."""
-    if not all(known):
-        raise ValueError(f"{table.name} does not say at what level each row begins: see Tableau(alpha, sigma)")
     alpha, sigma = table.alpha, table.sigma
     if clock is not None:
         times = np.asarray(clock(alpha, sigma), np.float64)

@@ -787,7 +787,9 @@ class LCMScheduler(_Draws, diffusers.LCMScheduler):
     _by_time = True  # for where it is, and counts for where it goes
 
 
-class EulerDiscreteScheduler(_AddsNoise, diffusers.EulerDiscreteScheduler):
+class _Churns(Fused):
+    """With the churn of Karras et al. 2022, algorithm 2."""
+
     _options = ("s_churn", "s_tmin", "s_tmax", "s_noise")
     _upcasts = True
 
@@ -802,10 +804,11 @@ class EulerDiscreteScheduler(_AddsNoise, diffusers.EulerDiscreteScheduler):
         return bool(options[0] > 0)
 
 
-class EDMEulerScheduler(_AddsNoise, diffusers.EDMEulerScheduler):
-    _options = ("s_churn", "s_tmin", "s_tmax", "s_noise")
-    _upcasts = True
+class EulerDiscreteScheduler(_Churns, _AddsNoise, diffusers.EulerDiscreteScheduler):
+    pass
 
+
+class EDMEulerScheduler(_Churns, _AddsNoise, diffusers.EDMEulerScheduler):
     def step(
         self, model_output: Any, timestep: Any, sample: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
         s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Draws = None, return_dict: bool = True,
@@ -818,9 +821,6 @@ class EDMEulerScheduler(_AddsNoise, diffusers.EDMEulerScheduler):
                 pred_original_sample=pred_original_sample,
             )  # fmt: skip
         return Fused._step(self, model_output, timestep, sample, generator, return_dict, options)
-
-    def _may_draw(self, options: Options) -> bool:
-        return bool(options[0] > 0)
 
 
 class EulerAncestralDiscreteScheduler(_Draws, diffusers.EulerAncestralDiscreteScheduler):
@@ -963,20 +963,8 @@ class FlowMatchEulerDiscreteScheduler(_Flow, diffusers.FlowMatchEulerDiscreteSch
         return bool(self.config.get("stochastic_sampling"))
 
 
-class FlowMatchHeunDiscreteScheduler(Fused, diffusers.FlowMatchHeunDiscreteScheduler):
-    _upcasts = True
+class FlowMatchHeunDiscreteScheduler(_Churns, diffusers.FlowMatchHeunDiscreteScheduler):
     _memory = ("prev_derivative", "sample")
-    _options = ("s_churn", "s_tmin", "s_tmax", "s_noise")
-
-    def step(
-        self, model_output: Any, timestep: Any, sample: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
-        s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Draws = None, return_dict: bool = True,
-    ) -> Any:  # fmt: skip
-        options = s_churn, s_tmin, s_tmax, s_noise
-        return Fused._step(self, model_output, timestep, sample, generator, return_dict, options)
-
-    def _may_draw(self, options: Options) -> bool:
-        return bool(options[0] > 0)
 
 
 class FlowMatchLCMScheduler(_Flow, diffusers.FlowMatchLCMScheduler):

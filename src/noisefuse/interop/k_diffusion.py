@@ -196,11 +196,7 @@ def _run(make: Callable[..., Any], levels: tuple[float, ...], s_noise: float = 1
     n = len(levels) - 1
     ends = range(n) if len(table) == n else np.flatnonzero(table.push == 0).tolist()  # two calls: the first one keeps x
     steps = tuple(range(first, last + 1) for first, last in zip([0, *(end + 1 for end in ends)], ends, strict=False))
-    draws = np.any([table.rows[name]["z"] != 0 for name in _WITH_NOISE], axis=0)
-    return _Run(nf.Sampler(table), steps, table.timesteps.tolist(), draws.tolist(), levels, kick)
-
-
-_WITH_NOISE = ("out", "aux1", "aux2")
+    return _Run(nf.Sampler(table), steps, table.timesteps.tolist(), table.as_rows.draws.tolist(), levels, kick)
 
 
 def _of(make: Callable[..., nf.Sampler], levels: Sequence[float], **options: Any) -> nf.Sampler:
@@ -212,7 +208,7 @@ def _with_noise(table: Tableau, factor: float) -> Tableau:
     if factor == 1:
         return table
     rows = table.rows.copy()
-    for name in _WITH_NOISE:
+    for name in ("out", "aux1", "aux2"):
         rows[name]["z"] *= factor
     return Tableau(rows, table.timesteps, table.name, push=table.push, alpha=table.alpha, sigma=table.sigma)
 

@@ -57,7 +57,7 @@ def res_multistep(
             continue
         size = there.alpha + keep if flow else 1.0  # sigma_down is relative to alpha + sigma = 1 in a flow
         h = math.log(here.sigma / (keep / size))
-        phi = -math.expm1(-h)
+        phi = _phi(h)
         again = not moved or run.nodes[i - 1].sigma == here.sigma  # moved: not by a step that kept nothing of x
         D1 = ZERO if again else h / moved * (D - past[0])
         mean = math.exp(-h) * x + phi * D + _weight("heun", phi, h) * D1
