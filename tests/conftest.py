@@ -146,6 +146,6 @@ def pytest_report_header(config):
         f"noisefuse {info['version']}: {', '.join(BACKENDS)}; default {info['isa']}; "
         f"{info['threads']} threads; {info['cpu']}; numpy {np.__version__}, {platform.platform()}"
     ]
-    if config.getoption("markexpr") == "not slow and not gpu":
-        lines.append("left out: slow tests (-m slow, some 10 minutes), those of a GPU (-m gpu), docs/quality.md")
+    if config.getoption("markexpr") == "not slow and not release and not gpu":
+        lines.append("left out: slow tests (-m slow, some 10 minutes), more for a release (-m release), of a GPU (-m gpu)")
     return lines

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Measures the noise contract's error bounds over all 2^32 words, through the lane type NF_LANE, against the C library
-// in double (float32) and long double (float64). Prints "name value where" lines, test_exhaustive.py judges them.
+// Measures the noise contract's error bounds over all 2^32 words, or a part of them, through the lane type NF_LANE,
+// against the C library in double (float32) and long double (float64). Prints "name value where" lines, which
+// test_exhaustive.py judges.
 //
 // Radius and angle are seen apart through the public formula alone: word 0 has cos = 1 to the last bit, so
 // normal_pair(w, 0) is the radius of w; and there is a word whose radius is 1 to the last bit, which shows cos and sin.
 // The check `product` says that the pair of any two words is the product of what was measured apart, so the extremes of
 // the factors, whose product is rounded monotonically, bound all 2^64 pairs.
+#include <algorithm>
 #include <cinttypes>
 #include <cmath>
 #include <cstdio>
@@ -57,16 +59,21 @@ void print(const char* name, const Most& m, double factor = 1) {
 
 void print(const char* name, const Count& c) { std::printf("%-26s %" PRIu64 " 0x%08" PRIX64 "\n", name, c.n, c.at); }
 
-// body(result, first, last) over [0, total) on all threads; the results seen together.
+// Of each range one block in `every` is tried, and its last.
+uint64_t every = 1;
+
+// body(result, first, last) over the blocks of [0, total) on all threads; the results seen together.
 template <class Result, class Body>
 Result over(int threads, uint64_t total, Body body) {
+    constexpr uint64_t kBlock = uint64_t{1} << 20;
     std::vector<Result> results(static_cast<size_t>(threads));
-    const uint64_t share = total / threads / W * W;
     std::vector<std::thread> pool;
     for (int i = 0; i < threads; ++i)
         pool.emplace_back([&, i] {
             Result mine;  // neighbours in `results` would share a cache line
-            body(mine, share * i, i + 1 == threads ? total : share * (i + 1));
+            for (uint64_t block = i * every; block * kBlock < total; block += threads * every)
+                body(mine, block * kBlock, std::min(total, (block + 1) * kBlock));
+            if (i == 0 && every > 1 && total > kBlock) body(mine, total - kBlock, total);
             results[i] = mine;
         });
     for (auto& thread : pool) thread.join();
@@ -407,10 +414,12 @@ Halves check_halves(int threads) {
 
 }  // namespace
 
-// exhaustive THREADS LOG2_PAIRS: so many random pairs where all of them cannot be tried.
+// exhaustive THREADS LOG2_PAIRS EVERY: so many random pairs where all of them cannot be tried; all words, or one block
+// in EVERY of them.
 int main(int, char** argv) {
     const int threads = std::atoi(argv[1]);
     const uint64_t pairs = uint64_t{1} << std::atoi(argv[2]);
+    every = std::strtoull(argv[3], nullptr, 10);
 
     const Angles a = measure_angles(threads);
     print("cos_error", a.cos_error);
