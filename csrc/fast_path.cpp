@@ -40,15 +40,15 @@ PyObject* as_tuple(PyObject* arrays) {
 
 // Whether a linear combination of the row reads this value.
 bool reads(uint64_t active, int slot) {
-    bool any = slot < 3 && counts(active, kClean + 1 + slot);
+    bool any = slot < kD && counts(active, kClean + 1 + slot);
     for (int first : kAffine) any |= counts(active, first + 1 + slot);
     return any;
 }
 
 // Whether each array that a row reads is there.
 bool has_inputs(const Call& call) {
-    for (int slot : {kX, kM1, kM2, kPast1, kPast2, kPast3, kPast4})
-        if (reads(call.active, slot) && !call.in[slot]) return false;
+    for (int slot = kX; slot < kZ; ++slot)
+        if (slot != kD && reads(call.active, slot) && !call.in[slot]) return false;
     return true;
 }
 
@@ -354,7 +354,7 @@ class PlainCall {
         if (!(past_ = as_tuple(arrays))) return false;
         const Py_ssize_t n = PyTuple_GET_SIZE(past_);
         for (Py_ssize_t k = 0; k < n; ++k)
-            if (k >= 4 || !input(kPast1 + static_cast<int>(k), PyTuple_GET_ITEM(past_, k))) return false;
+            if (k >= kZ - kPast1 || !input(kPast1 + static_cast<int>(k), PyTuple_GET_ITEM(past_, k))) return false;
         return true;
     }
 

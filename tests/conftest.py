@@ -147,5 +147,5 @@ def pytest_report_header(config):
         f"{info['threads']} threads; {info['cpu']}; numpy {np.__version__}, {platform.platform()}"
     ]
     if config.getoption("markexpr") == "not slow and not release and not gpu":
-        lines.append("left out: slow tests (-m slow, some 10 minutes), more for a release (-m release), of a GPU (-m gpu)")
+        lines.append("left out: slow tests (-m slow, some 10 minutes), of a release (-m release), of a GPU (-m gpu)")
     return lines

@@ -6,11 +6,12 @@
 
 namespace nf {
 
-inline constexpr int kColumns = 36, kClean = 0, kLow = 4, kHigh = 5;
-constexpr int affine_column(int output) { return 6 + 10 * output; }
-inline constexpr int kAffine[3] = {affine_column(0), affine_column(1), affine_column(2)};
 // The values that a linear combination can hold, in the order of its columns after the constant k.
 enum Slot : int { kX, kM1, kM2, kD, kPast1, kPast2, kPast3, kPast4, kZ, kSlots };
+inline constexpr int kClean = 0, kLow = kClean + 1 + kD, kHigh = kLow + 1;
+constexpr int affine_column(int output) { return kHigh + 1 + (1 + kSlots) * output; }
+inline constexpr int kAffine[3] = {affine_column(0), affine_column(1), affine_column(2)};
+inline constexpr int kColumns = affine_column(3);
 
 namespace {  // see philox.h
 

@@ -64,22 +64,19 @@ struct BF16 {
             w[i / 2] = round_to_bfloat16<Cuda>(low) >> 16 | (round_to_bfloat16<Cuda>(high) & 0xFFFF0000u);
     }
 };
-struct U8 {
-    using Raw = uint8_t;
-    static constexpr int bytes = 1;
+template <class Whole>
+struct Level {
+    using Raw = Whole;
+    static constexpr int bytes = sizeof(Raw), in_word = 4 / bytes;
     static __device__ float value(Raw x) { return static_cast<float>(x); }
     static __device__ Raw raw(float x) { return static_cast<Raw>(round_to_level<Raw, Cuda>(x)); }
     static __device__ Raw raw(double x) { return round_to_level<Raw>(x); }
-    static __device__ float get(const uint32_t* w, int i) { return value(static_cast<Raw>(w[i / 4] >> 8 * (i % 4))); }
+    static __device__ float get(const uint32_t* w, int i) {
+        return value(static_cast<Raw>(w[i / in_word] >> 8 * bytes * (i % in_word)));
+    }
 };
-struct U16 {
-    using Raw = uint16_t;
-    static constexpr int bytes = 2;
-    static __device__ float value(Raw x) { return static_cast<float>(x); }
-    static __device__ Raw raw(float x) { return static_cast<Raw>(round_to_level<Raw, Cuda>(x)); }
-    static __device__ Raw raw(double x) { return round_to_level<Raw>(x); }
-    static __device__ float get(const uint32_t* w, int i) { return value(static_cast<Raw>(w[i / 2] >> 16 * (i % 2))); }
-};
+using U8 = Level<uint8_t>;
+using U16 = Level<uint16_t>;
 
 // n elements that lie together, aligned to the access.
 template <class Type, int n, class Real>

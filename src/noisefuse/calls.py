@@ -32,7 +32,7 @@ from .backends.call import Draw, Step
 from .float_mode import float_mode
 from .levels import levels_of
 from .noise import ELEMENTS, SAMPLES, STEPS, Noise, got, is_tracer
-from .rows import M1, M2, PAST1, PAST2, PAST3, PAST4, Rows, X, Z
+from .rows import M1, M2, PASTS, Rows, X, Z
 from .tableau import ARGUMENTS
 
 
@@ -187,7 +187,7 @@ def converted(x: Array, dtype: np.dtype[Any]) -> Array:
         return x.astype(dtype)
 
 
-SLOTS = dict(zip((X, M1, M2, PAST1, PAST2, PAST3, PAST4, Z), ARGUMENTS.values(), strict=True))
+SLOTS = dict(zip((X, M1, M2, *PASTS, Z), ARGUMENTS.values(), strict=True))
 
 
 def check_place(device: int | None, index: Index, names: tuple[Noise, ...]) -> None:

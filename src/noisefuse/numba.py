@@ -30,7 +30,7 @@ if find_spec("numba") is None:
 from .arrays import float_dtype
 from .backends.device import USER, fma, mul, select, user
 from .ops import need_tableau
-from .rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, PAST2, PAST3, PAST4, D, X, Z
+from .rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, D, X, Z
 from .tableau import Tableau
 
 __all__ = [
@@ -159,9 +159,9 @@ def _combination(row: Any, active: Any, first: Any, d: Any, z: Any, values: Any)
     total = select(started, row[first], row[first] - row[first])
     total, started = _term(total, started, row, active, first + 1 + Z, z)
     total, started = _term(total, started, row, active, first + 1 + D, d)
-    total, started = _term(total, started, row, active, first + 1 + PAST4, past4)
-    total, started = _term(total, started, row, active, first + 1 + PAST3, past3)
-    total, started = _term(total, started, row, active, first + 1 + PAST2, past2)
+    total, started = _term(total, started, row, active, first + 4 + PAST1, past4)
+    total, started = _term(total, started, row, active, first + 3 + PAST1, past3)
+    total, started = _term(total, started, row, active, first + 2 + PAST1, past2)
     total, started = _term(total, started, row, active, first + 1 + PAST1, past1)
     total, started = _term(total, started, row, active, first + 1 + M2, m2)
     total, started = _term(total, started, row, active, first + 1 + M1, m1)

@@ -55,7 +55,7 @@ from .forward import Make, forward
 from .intervals import Terms
 from .levels import DEFAULT_RANGE, DEFAULT_RESULT, LEVELS, Levels, levels_of
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Increment, Noise, got
-from .rows import M1, PAST1, Z_BITS, Plain, Rows, X, Z
+from .rows import M1, PAST1, PASTS, Z_BITS, Plain, Rows, X, Z
 from .schedule import Schedule
 from .tableau import Tableau
 from .views import Target, need_target
@@ -880,9 +880,9 @@ def inputs_of(
 ) -> Inputs:
     """By slot, of x's dtype."""
     models = model_output if isinstance(model_output, tuple) else (model_output,)
-    if len(models) > 2 or len(past) > 4 or len(aux) > 2:
+    if len(models) > 2 or len(past) > len(PASTS) or len(aux) > 2:
         raise ValueError(
-            f"expected at most 2 model outputs, 4 past arrays and 2 auxiliary outputs, "
+            f"expected at most 2 model outputs, {len(PASTS)} past arrays and 2 auxiliary outputs, "
             f"got {len(models)}, {len(past)} and {len(aux)}"
         )
     inputs: Inputs = {X: x}

@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from .float_mode import float_mode
 
-SYMBOLS = ("k", "x", "m1", "m2", "d", "past1", "past2", "past3", "past4", "z")
+PAST_SYMBOLS = "past1", "past2", "past3", "past4"  # all else counts them
+SYMBOLS = ("k", "x", "m1", "m2", "d", *PAST_SYMBOLS, "z")
 OUTPUTS = ("out", "aux1", "aux2")
 
 
@@ -40,9 +41,10 @@ CLEAN, LOW, HIGH = (NAMES.index(f"clean.{name}") for name in ("k", "lo", "hi"))
 AFFINE = tuple(NAMES.index(f"{output}.k") for output in OUTPUTS)  # the constant of each output's linear combination
 
 # The values of a linear combination, in the order of its columns after the constant.
-X, M1, M2, D, PAST1, PAST2, PAST3, PAST4, Z = range(len(SYMBOLS) - 1)
+X, M1, M2, D, *PASTS, Z = range(len(SYMBOLS) - 1)
+PAST1 = PASTS[0]
 # The contract's order of terms, which is not that of the columns.
-ORDER = (Z, D, PAST4, PAST3, PAST2, PAST1, M2, M1, X)
+ORDER = (Z, D, *reversed(PASTS), M2, M1, X)
 # Of the noise in each output, as columns and as their bits; and the bits of both bounds of a clamp.
 Z_COLUMNS = [first + 1 + Z for first in AFFINE]
 Z_BITS = sum(1 << column for column in Z_COLUMNS)

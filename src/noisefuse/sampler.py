@@ -17,7 +17,7 @@ from . import backends, density, ops
 from ._drawing import plot_levels
 from .arrays import host_view, interop, is_lazy, is_traced, is_written
 from .noise import SAMPLER, START, Increment, Noise, got, is_tracer
-from .rows import OUTPUTS, Plain
+from .rows import OUTPUTS, PAST_SYMBOLS, Plain
 from .tableau import Row, Tableau, x
 from .views import guidance
 
@@ -709,10 +709,10 @@ def _in_words_of_a_step(error: Exception, denoised: str | None, kept: Sequence[A
 
 
 def _reads(tableau: Tableau) -> list[int]:
-    """Of each row, the oldest past that it reads: 0 none, 1 .. 4."""
+    """Of each row, the oldest past that it reads: 0 none, else 1 .."""
     last = np.zeros(len(tableau), np.int64)
-    for slot in range(1, 5):
-        last[np.any([tableau.rows[output][f"past{slot}"] for output in OUTPUTS], axis=0)] = slot
+    for n, past in enumerate(PAST_SYMBOLS, 1):
+        last[np.any([tableau.rows[output][past] for output in OUTPUTS], axis=0)] = n
     return last.tolist()
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _stored
-from .rows import AFFINE, COLUMNS, NAMES, OUTPUTS, ROW, SYMBOLS, Rows, layout
+from .rows import AFFINE, COLUMNS, NAMES, OUTPUTS, PAST_SYMBOLS, ROW, SYMBOLS, Rows, layout
 
 __all__ = ["ROW", "ZERO", "Affine", "D", "Row", "Tableau", "k", "m1", "m2", "past", "x", "z"]
 
@@ -37,7 +37,7 @@ ARGUMENTS = {
     "x": "x",
     "m1": "model_output (m1)",
     "m2": "model_output (m2)",
-    **{f"past{n + 1}": f"past[{n}]" for n in range(4)},
+    **{symbol: f"past[{n}]" for n, symbol in enumerate(PAST_SYMBOLS)},
     "z": "noise",
 }
 INPUTS = tuple(ARGUMENTS)
@@ -119,7 +119,7 @@ m1: Affine = _symbol("m1")
 m2: Affine = _symbol("m2")
 D: Affine = _symbol("d")
 z: Affine = _symbol("z")
-past: tuple[Affine, ...] = tuple(_symbol(f"past{slot}") for slot in (1, 2, 3, 4))
+past: tuple[Affine, ...] = tuple(map(_symbol, PAST_SYMBOLS))
 """past[0] is the newest remembered array, the row's past1."""
 
 
@@ -324,7 +324,7 @@ class Tableau:
     def slots(self) -> int:
         """How many past arrays the rows read, which is the deepest slot with a nonzero coefficient."""
         active = self.active
-        return max((s for s in (1, 2, 3, 4) for o in OUTPUTS if active[o][f"past{s}"]), default=0)
+        return max((n for n, past in enumerate(PAST_SYMBOLS, 1) for o in OUTPUTS if active[o][past]), default=0)
 
     # ---- new tables from this one --------------------------------------------------------------------------
 

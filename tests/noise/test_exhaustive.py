@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract's bounds over all 2^32 words, as exhaustive.cpp measures them (docs/noise.md states them).
 
-All words are tried under `pytest -m release`, and one block of 2^20 in 16, with the first and the last, under `-m slow`.
+All words are tried under `pytest -m release`; one block of 2^20 in 16, with the first and the last, under `-m slow`.
 
 Seen to fail: a digit of a coefficient of each polynomial changed, U or V without its half or with a bit less, a lost
 carry between the words of float64, the seam of the logarithm moved, cos and sin swapped or not negated, a uniform that

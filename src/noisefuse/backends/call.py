@@ -187,7 +187,8 @@ CALL = np.dtype(
         *(("fields", "u8"), ("transitions", "u8"), ("keep", "u8"), ("times", "i8")),
         *(("piece", "i8"), ("weights", "u8"), ("upstream", "u8"), ("upstream_step", "i8"), ("g", "f8"), ("n", "f8")),
         *(("losses", "u8"), ("n_losses", "i8"), ("chunk_sums", "u8")),
-    ]
+    ],
+    align=True,
 )
 
 
@@ -195,11 +196,11 @@ def packer(dtype: np.dtype[Any]) -> struct.Struct:
     """What packs a record of this dtype from its numbers, one after another (of records in it, from their bytes): ten
     times as fast as NumPy."""
     letters = {"u8": "Q", "i8": "q", "u4": "I", "i4": "i", "f8": "d"}
-    parts = [
-        f"{field.itemsize}s" if field.names else f"{math.prod(field.shape)}{letters[field.base.str[1:]]}"
-        for field, *_ in (dtype.fields or {}).values()
-    ]
-    made = struct.Struct("<" + "".join(parts))
+    parts, end = "<", 0
+    for field, offset, *_ in (dtype.fields or {}).values():
+        kind = f"{field.itemsize}s" if field.names else f"{math.prod(field.shape)}{letters[field.base.str[1:]]}"
+        parts, end = f"{parts}{offset - end}x{kind}", offset + field.itemsize
+    made = struct.Struct(f"{parts}{dtype.itemsize - end}x")
     assert made.size == dtype.itemsize
     return made
 

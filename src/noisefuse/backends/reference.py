@@ -196,19 +196,19 @@ def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> li
         return affine_form(call, rows, row, values, first, slots)
 
     if call.masked:
-        v = form(CLEAN, 3)
+        v = form(CLEAN, D)
         inside = (rows[row, LOW] <= v) & (v <= rows[row, HIGH])
-        return [form(AFFINE[0], 9) + np.where(inside, form(AFFINE[1], 9), real(0)), None, None]
+        return [form(AFFINE[0], Z + 1) + np.where(inside, form(AFFINE[1], Z + 1), real(0)), None, None]
     wanted = [output is not None for output in call.outputs]
     scaled = call.rows.active & (TIMES_CLEAN | TIMES_ROOT)
     read = [want and call.rows.active >> (first + 1 + D) & 1 for want, first in zip(wanted, AFFINE, strict=True)]
     if any(read) or scaled:
-        values[D] = form(CLEAN, 3)
+        values[D] = form(CLEAN, D)
         if call.rows.active & BOUNDS:
             values[D] = SPEC.clamp(values[D], rows[row, LOW], rows[row, HIGH])
     if scaled:
         values[Z] = (SPEC.times if scaled == TIMES_CLEAN else SPEC.times_root)(values[Z], values[D])
-    return [form(first, 9) if want else None for want, first in zip(wanted, AFFINE, strict=True)]
+    return [form(first, Z + 1) if want else None for want, first in zip(wanted, AFFINE, strict=True)]
 
 
 def transitions(call: Step, at: NDArray[np.int64]) -> list[Array | None]:
@@ -293,7 +293,7 @@ def loss(call: Loss) -> None:
             edges = first[c : c + together + 1]
             at = np.arange(edges[0], edges[-1])
             row = residual.index[at // residual.segment]
-            r = affine_form(residual, rows, row, values_of(residual, row, at, real), AFFINE[0], 9)
+            r = affine_form(residual, rows, row, values_of(residual, row, at, real), AFFINE[0], Z + 1)
             if (gradient := residual.outputs[0]) is not None:
                 assert factor is not None
                 gradient.reshape(-1)[at[0] : at[-1] + 1] = factor[at // call.piece].astype(real) * r

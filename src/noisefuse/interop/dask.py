@@ -164,5 +164,5 @@ def _walk(x: Any, noise: Any, *, table: Any, **options: Any) -> Any:
 def _row(
     x: Any, noise: Any, *, table: Any, i: Any, m1: Any = None, m2: Any = None, **options: Any
 ) -> Any:  # fmt: skip
-    past = [options.pop(name) for name in ("past1", "past2", "past3", "past4") if name in options]
+    past = [options.pop(name) for name in sorted(options) if name.startswith("past")]
     return nf.update(table, i, x, m1 if m2 is None else (m1, m2), past=past, noise=noise, **options)

@@ -225,7 +225,7 @@ class _Probe:
             raise Unsupported(f"a step writes {len(outputs)} tensors")
         forms = [self._form(value) for value in outputs]
         past = [name for name in self.units if name.startswith("held") and any(form[name] for form in forms)]
-        if len(past) > 4:
+        if len(past) > len(nf.tableau.past):
             raise Unsupported(f"a step reads {len(past)} remembered tensors")
         columns = {name: f"past{k}" for k, name in enumerate(past, 1)}
         columns |= {"x": "x", "m1": "m1", "z": "z", "d": "m2" if self.thresholds else "d", "k": "k"}

@@ -26,7 +26,7 @@ from ..backends import current
 from ..backends.call import FIELD, Loss, Step, pack_loss
 from ..levels import LEVELS, Levels
 from ..noise import is_tracer
-from ..rows import M1, Rows, X, Z
+from ..rows import M1, SYMBOLS, Rows, X, Z
 from ..sampler import State
 from .jax_calls import (
     FIELDS,
@@ -226,15 +226,11 @@ def update(
             table, i, x, stand_in, [zeros[f"past{n + 1}"] for n in range(len(past))], noise, None, aux, levels
         )
 
-    slots = {slot: name for slot, name in calls.SLOTS.items() if slot not in (X, Z)}
-    arrays = {slot: others[name] for slot, name in zip(slots, ("m1", "m2", *_PASTS), strict=True) if name in others}
+    arrays = {slot: others[symbol] for slot, symbol in enumerate(SYMBOLS[1:]) if symbol in others}
     number = aux_out if isinstance(aux_out, int) else 0
     key = None if noise is None and table.as_rows.draws.any() else ("update", table, len(models), number, dtype)
     found = _at_times(make, "x", x, i, noise, out, key and (*key, out_scale, out_offset), arrays)
     return tuple(found) if isinstance(aux_out, int) else found[0]
-
-
-_PASTS = tuple(f"past{n + 1}" for n in range(4))
 
 
 def mse_loss(

@@ -33,9 +33,8 @@ from .torch_internals import is_compiling
 def log_prob(
     table: Any, i: Any, x: Any, model_output: Any, x_next: Any, *, past: Any, partial: bool = False, **options: Any
 ) -> Any:
-    remembered = {f"past{n + 1}": p for n, p in enumerate(past)}
-    need_no_gradient(x_next=x_next, **remembered)
-    tensors = {"x": x} | _models(model_output) | remembered | {"x_next": x_next}
+    need_no_gradient(x_next=x_next, **_remembered(past))
+    tensors = _inputs(x, model_output, past) | {"x_next": x_next}
     if not partial:
         return _call("log_prob", table, options, i, tensors)
     need_no_gradient(**tensors)
@@ -48,7 +47,7 @@ def log_prob(
 def log_prob_grad(
     table: Any, i: Any, x: Any, model_output: Any, x_next: Any, *, past: Any, upstream: Any, out: Any, **options: Any
 ) -> Any:
-    tensors = {"x": x} | _models(model_output) | {f"past{n + 1}": p for n, p in enumerate(past)} | {"x_next": x_next}
+    tensors = _inputs(x, model_output, past) | {"x_next": x_next}
     need_no_gradient(**tensors, upstream=upstream)
     return _gradient(nf.density.log_prob_grad, table, i, tensors, upstream, out, options)
 
@@ -70,7 +69,7 @@ def update_with_log_prob(
 ) -> Any:  # fmt: skip
     """x' is a sample, which has no gradient; its log-density has."""
     need_no_gradient(noise=noise)
-    tensors = {"x": x} | _models(model_output) | {f"past{n + 1}": p for n, p in enumerate(past)}
+    tensors = _inputs(x, model_output, past)
     watched = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in tensors.values())
     if watched or is_compiling():
         models = {name: a.detach() for name, a in tensors.items()}
@@ -147,9 +146,13 @@ def _gradient(
     return as_tensor(made, into)  # type: ignore[no-any-return]
 
 
-def _models(model_output: Any) -> dict[str, Any]:
+def _inputs(x: Any, model_output: Any, past: Sequence[Any]) -> dict[str, Any]:
     models = model_output if isinstance(model_output, tuple) else (model_output,)
-    return {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
+    return {"x": x} | {f"m{n + 1}": m for n, m in enumerate(models) if m is not None} | _remembered(past)
+
+
+def _remembered(past: Sequence[Any]) -> dict[str, Any]:
+    return {f"past{n + 1}": p for n, p in enumerate(past)}
 
 
 def _arguments(table: Any, i: Any, tensors: dict[str, Any], place: torch.device) -> dict[str, Any]:
