@@ -20,7 +20,7 @@ from noisefuse import backends
 from noisefuse.backends import reference, spec
 from noisefuse.backends.call import Step, Walk
 from noisefuse.noise import Noise
-from noisefuse.rows import AFFINE, COLUMNS, HIGH, LOW, M1, M2, PAST1, PAST4, D, Rows, X, Z
+from noisefuse.rows import AFFINE, COLUMNS, HIGH, LOW, M1, M2, PASTS, D, Rows, X, Z
 
 MATH = reference.SPEC
 TYPES = [np.float32, np.float64]
@@ -355,7 +355,7 @@ def test_a_row_adds_its_terms_in_the_contracts_order():
     inputs[D] = np.clip(clean, np.float32(-0.5), np.float32(0.25))
     for result, first in zip(results, (AFFINE[0], AFFINE[2]), strict=True):
         total = rows[0, first]
-        for slot in (Z, D, *range(PAST4, PAST1 - 1, -1), M2, M1, X):
+        for slot in (Z, D, *PASTS[::-1], M2, M1, X):
             total = reference.fma(rows[0, first + 1 + slot], inputs[slot], total)
         assert_same(result, total)
 
