@@ -4,8 +4,9 @@
 #     tests/sanitize.sh address [pytest arguments]    AddressSanitizer and UndefinedBehaviorSanitizer
 #     tests/sanitize.sh thread [pytest arguments]     ThreadSanitizer: the pool alone (tests/campaign/pool.cpp), then
 #                                                     tests/backends/test_threads.py
-# Arguments take the place of the tests below. GCC takes two minutes to instrument the kernels of one instruction set,
-# and all are one text: so it does for the one that this processor takes by itself and, for addresses, the portable one.
+# Arguments take the place of the tests below. The compiler is c++, or $CXX: clang (with its runtimes: libclang-rt-dev)
+# instruments for addresses in a quarter of GCC's time, which is minutes for the kernels of one instruction set. All are
+# one text: so it is done for the one that this processor takes by itself and, for addresses, the portable one.
 # That no kernel of the others reaches past the ends of an array is what tests/backends/test_bounds.py looks at.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -65,8 +66,11 @@ CXXFLAGS=$flags "$tmp/venv/bin/pip" install --quiet --disable-pip-version-check 
 # away the address space, which the runtime needs as well (tests/campaign and a test); and a test that interrupts threads
 # of Python alone, of which nothing is instrumented (the interpreter was once seen to wait for its own lock for ever,
 # under ThreadSanitizer).
+of_compiler() { "${CXX:-c++}" -print-file-name="$1"; }
+of_clang=libclang_rt.${runtimes[0]:3:4}-$(uname -m).so # one, which GCC does not have
+[ ! -e "$(of_compiler "$of_clang")" ] || runtimes=("$of_clang")
 preload=
-for library in "${runtimes[@]}" libstdc++.so; do preload+=" $("${CXX:-c++}" -print-file-name=$library)"; done
+for library in "${runtimes[@]}" libstdc++.so; do preload+=" $(of_compiler "$library")"; done
 instrumented() { LD_PRELOAD=$preload setarch -R "$tmp/venv/bin/python" "$@"; }
 status=0
 # Random calls, wrong ones among them, are what the fast path's reading of arguments is tried with.

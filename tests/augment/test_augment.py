@@ -386,7 +386,7 @@ def test_what_is_wrong_with_levels_is_said(options, error, said):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 64, 65])
-@pytest.mark.parametrize("pixels", [7, 700])
+@pytest.mark.parametrize("pixels", [7, 300])
 @pytest.mark.parametrize("dtype", ["uint8", "float64"])
 def test_channels_that_lie_last_in_tiles_of_all_sizes(backend, dtype, channels, pixels):
     """Seen to fail: the phase of a tile in the period left out, the next sample's rows at its end, a period kept for

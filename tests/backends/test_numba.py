@@ -424,6 +424,7 @@ def copied(tmp_path_factory):
     return package, run, run(COMPILED).stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_the_backend_vectorises(copied):
     """Also float64, in vectors of the full width; and no loop asks whether arrays overlap, as it would take a slower
     one in place.

@@ -441,7 +441,7 @@ together(lambda: None, lambda: None, 6)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", ["native", *NUMBA])
+@pytest.mark.parametrize("name", ["native", *(pytest.param(name, marks=pytest.mark.slow) for name in NUMBA)])
 def test_a_hundred_threads(name):
     """Seen to end the process: a share of the work for each, past the memory of the 64 that there are."""
     code = """

@@ -223,7 +223,7 @@ def sources(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", [".npy", ".zarr", ""])
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_and_run_again_it_makes_the_same_bits(kills: int, kind: str, tmp_path: Path) -> None:
     """Seen to fail: a block that stands in the journal before it is made, an image written under its own name."""
     source, options = sources(tmp_path, kind), ["--block", "2048"]
@@ -355,7 +355,7 @@ def test_a_journal_that_meets_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "y.npy"), noised(x))
 
 
-@pytest.mark.parametrize("kind", [".zarr", ""])
+@pytest.mark.parametrize("kind", [pytest.param(".zarr", marks=pytest.mark.slow), ""])
 def test_a_disk_that_fills_up_keeps_what_is_whole(kind: str, tmp_path: Path) -> None:
     """Seen to fail: what was being written left behind, or written under its own name."""
     source, target = sources(tmp_path, kind), tmp_path / f"y{kind}"
@@ -425,7 +425,8 @@ def test_workers_make_the_same_bits_though_one_is_killed(cluster: Any, tmp_path:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", [".npy", *(pytest.param(kind, marks=pytest.mark.slow) for kind in (".zarr", ""))])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [".npy", ".zarr", ""])
 def test_processes_make_the_same_bits(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     source = sources(tmp_path, kind)
