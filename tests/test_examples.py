@@ -143,7 +143,7 @@ def test_training_tells_how_far_it_is(digits, monkeypatch, capsys):
     assert lines == [f"step {n} of 8, loss 0.5000, {8 - n} s left" for n in (3, 6, 8)]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_trained_digits_are_recognised(digits):
     """By the nearest of the training images: of the label that was asked for. Seen to fail: labels left out."""
     import torch

@@ -232,7 +232,7 @@ def test_hashes_compiled(compiled, threads):
     assert wrong_hashes() == {}
 
 
-@pytest.mark.slow  # other tests compare the reference with what has these hashes
+@pytest.mark.release  # other tests compare the reference with what has these hashes
 def test_hashes_reference():
     with using("reference"):
         assert wrong_hashes() == {}

@@ -318,9 +318,11 @@ def test_a_gpu_gives_the_same_bits():
 FEATURES = {"generic": "", "haswell": "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt"}
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="processors of x86-64")
-@pytest.mark.parametrize("processor", FEATURES)
+@pytest.mark.parametrize(
+    "processor",
+    [pytest.param("generic", marks=pytest.mark.slow), pytest.param("haswell", marks=pytest.mark.release)],
+)
 def test_other_processors_have_the_same_bits(processor, tmp_path):
     """generic has no fma instruction and calls the C library's; haswell has no AVX-512. The hashes have every operation
     and dtype, tiles their ends, and the others what users compile."""

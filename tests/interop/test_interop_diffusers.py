@@ -406,7 +406,7 @@ def test_loops_agree_in_every_combination_of_three(name):
             loop(case, 5, tolerance=lost)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("name", NAMES)
 def test_loops_of_1000_steps_agree(name):
     case = copy.deepcopy(DEFAULTS[name])
