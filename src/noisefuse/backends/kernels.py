@@ -23,7 +23,7 @@ from ..rows import AFFINE, BOUNDS, CLEAN, COLUMNS, HIGH, LOW, M2, ORDER, TIMES_C
 from . import call as description
 from . import device, numba_internals, pointers, spec
 from .call import CALL, DRAWS, DTYPES, FIELD, LOSS_CHUNK, TRANSITION
-from .device import OPTIONS, SPEC, fma, inlined, mul, select
+from .device import OPTIONS, SPEC, fma, inlined, mul
 from .numba_internals import each, whole_vectors
 from .pointers import NEAREST, address, float_mode, least, part, pointer, prefetch, take
 
@@ -102,7 +102,7 @@ WORKSPACE = REALS + WORDS  # in reals, of which words take one at most
 
 philox4x32, join = SPEC.philox4x32, SPEC.join
 normal_pair32, normal_pair64 = SPEC.normal_pair32, SPEC.normal_pair64
-uniform32, uniform64, clamp = SPEC.uniform32, SPEC.uniform64, SPEC.clamp
+uniform32, uniform64, clamp, within = SPEC.uniform32, SPEC.uniform64, SPEC.clamp, SPEC.within
 times, times_root = SPEC.times, SPEC.times_root
 add_square, sum_accumulators, add_piece = SPEC.add_square, SPEC.sum_accumulators, SPEC.add_piece
 half_to_float, float_to_half = SPEC.half_to_float, SPEC.float_to_half
@@ -575,7 +575,7 @@ def scale_noise(active: int, n: int, places: Any, tile: Any) -> None:
 
 @inlined
 def add_within(i: int, out: Any, aux: Any, inside: Any, low: Any, high: Any, zero: Any) -> None:
-    out[i] += select((low[i] <= inside[i]) & (inside[i] <= high[i]), aux[i], zero[i])  # NaN lies within no bounds
+    out[i] += within(inside[i], low[i], high[i], aux[i], zero[i])
 
 
 @inlined

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -191,23 +194,39 @@ def step(call: Step) -> None:
 def step_chunk(call: Step, rows: Array, at: NDArray[np.int64], real: type) -> list[Array | None]:
     row = row_of(call, at)
     values = values_of(call, row, at, real)
-
-    def form(first: int, slots: int) -> Array:
-        return affine_form(call, rows, row, values, first, slots)
-
-    if call.masked:
-        v = form(CLEAN, D)
-        inside = (rows[row, LOW] <= v) & (v <= rows[row, HIGH])
-        return [form(AFFINE[0], Z + 1) + np.where(inside, form(AFFINE[1], Z + 1), real(0)), None, None]
     wanted = [output is not None for output in call.outputs]
-    scaled = call.rows.active & (TIMES_CLEAN | TIMES_ROOT)
-    read = [want and call.rows.active >> (first + 1 + D) & 1 for want, first in zip(wanted, AFFINE, strict=True)]
+    zeros: Array = np.zeros(len(at), real)
+    return combined(SPEC, call.rows.active, call.masked, wanted, partial(_column, rows, row), values, zeros)
+
+
+def _column(rows: Array, row: NDArray[np.int64], column: int) -> Array:
+    return np.asarray(rows[row, column])
+
+
+def combined(
+    of: SimpleNamespace, active: int, masked: bool, wanted: Sequence[bool], rows: Callable[[int], Any],
+    values: dict[int, Any], zeros: Any,
+) -> list[Any]:  # fmt: skip
+    """The outputs of elements, from what the forms hold at each by slot, and the numbers in a column of its row.
+
+    of: the functions of spec.py, over any arrays that they know.
+    """
+
+    def form(first: int, slots: int) -> Any:
+        return affine_form(of, active, rows, values, zeros, first, slots)
+
+    if masked:
+        v = form(CLEAN, D)
+        return [form(AFFINE[0], Z + 1) + of.within(v, rows(LOW), rows(HIGH), form(AFFINE[1], Z + 1), zeros), None, None]
+    scaled = active & (TIMES_CLEAN | TIMES_ROOT)
+    read = [want and active >> (first + 1 + D) & 1 for want, first in zip(wanted, AFFINE, strict=True)]
+    values = dict(values)
     if any(read) or scaled:
         values[D] = form(CLEAN, D)
-        if call.rows.active & BOUNDS:
-            values[D] = SPEC.clamp(values[D], rows[row, LOW], rows[row, HIGH])
+        if active & BOUNDS:
+            values[D] = of.clamp(values[D], rows(LOW), rows(HIGH))
     if scaled:
-        values[Z] = (SPEC.times if scaled == TIMES_CLEAN else SPEC.times_root)(values[Z], values[D])
+        values[Z] = (of.times if scaled == TIMES_CLEAN else of.times_root)(values[Z], values[D])
     return [form(first, Z + 1) if want else None for want, first in zip(wanted, AFFINE, strict=True)]
 
 
@@ -244,14 +263,14 @@ def values_of(call: Step, row: NDArray[np.int64], at: NDArray[np.int64], real: t
 
 
 def affine_form(
-    call: Step, rows: Array, row: NDArray[np.int64], values: dict[int, Array], first: int, slots: int
-) -> Array:
-    """The form whose constant is column `first`, for each element by its row."""
-    terms = [slot for slot in ORDER if slot < slots and call.rows.active >> (first + 1 + slot) & 1]
-    constant = bool(call.rows.active >> first & 1)
-    k = rows[row, first] if constant else np.zeros(len(row), rows.dtype)
-    c = [rows[row, first + 1 + slot] for slot in terms]
-    return np.asarray(SPEC.affine(constant, k, len(terms), c, [values[slot] for slot in terms]))
+    of: SimpleNamespace, active: int, rows: Callable[[int], Any], values: dict[int, Any], zeros: Any, first: int,
+    slots: int,
+) -> Any:  # fmt: skip
+    """The form whose constant is column `first`."""
+    terms = [slot for slot in ORDER if slot < slots and active >> (first + 1 + slot) & 1]
+    constant = bool(active >> first & 1)
+    c = [rows(first + 1 + slot) for slot in terms]
+    return of.affine(constant, rows(first) if constant else zeros, len(terms), c, [values[slot] for slot in terms])
 
 
 @float_mode()
@@ -293,7 +312,9 @@ def loss(call: Loss) -> None:
             edges = first[c : c + together + 1]
             at = np.arange(edges[0], edges[-1])
             row = residual.index[at // residual.segment]
-            r = affine_form(residual, rows, row, values_of(residual, row, at, real), AFFINE[0], Z + 1)
+            values, zeros = values_of(residual, row, at, real), np.zeros(len(at), real)
+            column = partial(_column, rows, row)
+            r = affine_form(SPEC, residual.rows.active, column, values, zeros, AFFINE[0], Z + 1)
             if (gradient := residual.outputs[0]) is not None:
                 assert factor is not None
                 gradient.reshape(-1)[at[0] : at[-1] + 1] = factor[at // call.piece].astype(real) * r

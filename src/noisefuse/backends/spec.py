@@ -252,6 +252,11 @@ def clamp(v: Reals, low: Reals, high: Reals) -> Reals:
     return select(v < low, low, select(v > high, high, v))
 
 
+def within(v: Reals, low: Reals, high: Reals, a: Reals, zero: Reals) -> Reals:
+    """a where a clamp of v lets it pass, else 0: NaN lies within no bounds."""
+    return select((low <= v) & (v <= high), a, zero)
+
+
 # ---- losses ------------------------------------------------------------------------------------------------
 
 
@@ -355,7 +360,7 @@ _FUNCTIONS: tuple[Any, ...] = (
         circle32,
         circle64,
     ),
-    *(normal_pair32, normal_pair64, uniform32, uniform64, affine, times, times_root, clamp),
+    *(normal_pair32, normal_pair64, uniform32, uniform64, affine, times, times_root, clamp, within),
     *(add_square, sum_accumulators, add_piece),
     *(half_to_float, float_to_half, bfloat16_to_float, float_to_bfloat16, to_level, transition),
 )

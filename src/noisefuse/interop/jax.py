@@ -22,13 +22,13 @@ import noisefuse as nf
 
 from .. import calls, loss, ops
 from ..arrays import FLOATS
-from ..backends import current
 from ..backends.call import FIELD, Loss, Step, pack_loss
 from ..levels import LEVELS, Levels
 from ..noise import is_tracer
 from ..rows import M1, SYMBOLS, Rows, X, Z
 from ..sampler import State
-from .jax_calls import (
+from .jax_calls import bind, compiled
+from .jax_described import (
     FIELDS,
     IDS,
     INDEX,
@@ -39,10 +39,9 @@ from .jax_calls import (
     STEP_CALLS,
     WALKS,
     WEIGHTS,
-    bind,
-    compiled,
     described,
     field_bytes,
+    way,
 )
 from .jax_internals import varying, varying_axes
 
@@ -465,7 +464,7 @@ def _signature(key: Any, x: Any, t: Any, noise: Any, arrays: Any) -> Any:
         return None
     shapes = tuple([(slot, a.shape, a.dtype) for slot, a in given.items()])
     name, table, *options = key
-    made = name, id(table), *options, current(), x.shape, x.dtype, stream, of_times, shapes
+    made = name, id(table), *options, way(), x.shape, x.dtype, stream, of_times, shapes
     try:
         hash(made)
     except TypeError:  # of an option that is an array or a list: the checks say what is wrong with it

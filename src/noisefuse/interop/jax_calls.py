@@ -4,17 +4,17 @@
 The operation gets a `Described`, which holds shapes and dtypes and is a value that JAX can compare, and operands, which
 hold all numbers: rows of coefficients, which of them, the noise's name, and arrays. So a program with other numbers is
 the same program. On CPUs it is a custom call of XLA's typed FFI (csrc/xla.cpp), which runs the native kernels on XLA's
-buffers. Elsewhere, and with another backend, XLA calls Python back (`jax.pure_callback`), and the bits are the same.
+buffers. Elsewhere it is stated in jax.numpy (jax_pure.py), and with another backend XLA calls Python back
+(`jax.pure_callback`); the bits are the same.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
-from zlib import crc32
 
 import jax
 import jax.numpy as jnp
@@ -25,75 +25,30 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..backends import current
-from ..backends.call import CALL, DRAWS, DTYPES, FIELD, NO_LOSS, Loss, Step, Walk, dtype_code, pack, pack_fields
+from ..backends.call import CALL, DRAWS, DTYPES, FIELD, Loss, Step, Walk, dtype_code
 from ..levels import LEVELS
 from ..noise import SAMPLES, Noise
 from ..rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, Rows, X, Z
+from . import jax_pure
+from .jax_described import (
+    FIELDS,
+    IDS,
+    INDEX,
+    LOSSES,
+    ROWS,
+    SHARD,
+    START,
+    STEP,
+    STEP_CALLS,
+    TARGET,
+    WALKS,
+    WEIGHTS,
+    Described,
+    native,
+)
 from .jax_internals import is_for_several, need_devices, result_type, varying, varying_axes
 
-# Roles of operands beyond slots of inputs, and kinds of calls, as csrc/xla.cpp numbers them.
-ROWS, FIELDS, INDEX, STEP, IDS, START, WEIGHTS, SHARD = range(Z + 1, Z + 9)
-STEP_CALLS, WALKS, LOSSES = range(3)
-
-# Handlers of other versions have other names: a program that was stored finds its own or none.
-TARGET = f"noisefuse_{crc32(repr((CALL.descr, FIELD.descr)).encode()):08x}"
-NAMES = {code: name for name, code in DTYPES.items()}
 OUT, AUX1 = AFFINE[:2]
-
-
-@dataclass(frozen=True)
-class Described:
-    """A call without its numbers and its memory."""
-
-    call: bytes  # of a CALL whose addresses are 0
-    kind: int
-    roles: tuple[int, ...]  # of the operands
-    outputs: tuple[tuple[tuple[int, ...], str], ...]  # shapes and dtypes
-    native: bool  # whether the native backend runs it, where there is one
-    sample: tuple[int, ...] = ()  # the shape of one
-    window: tuple[int, ...] = ()  # of a full one, where there is a window
-    keep: tuple[int, ...] = ()  # of a walk: the row of each time in the output, or -1
-    alpha: tuple[float, ...] = ()  # of a walk: what x0 is multiplied with, at each time that is kept
-    repeat: int = 0  # how many elements vmap has: operands that are `several`, and all outputs, have one axis more
-    several: tuple[bool, ...] = ()
-    whole: bool = False  # not to be cut into parts of a batch
-    in_place: bool = False  # whether the first output may take the memory of x
-
-    @property
-    def record(self) -> Any:
-        return np.frombuffer(self.call, CALL)[0]
-
-    @property
-    def floats(self) -> str:
-        """The dtype of the arithmetic."""
-        return "float64" if self.record["type"] == DTYPES["float64"] else "float32"
-
-    def output_shapes(self) -> list[tuple[tuple[int, ...], str]]:
-        lead = (self.repeat,) if self.repeat else ()
-        return [((*lead, *shape), dtype) for shape, dtype in self.outputs]
-
-    def attributes(self) -> dict[str, Any]:
-        """As the handler takes them: arrays of 64-bit integers."""
-        numbers = {
-            "call": np.frombuffer(self.call, np.int64),
-            "roles": self.roles,
-            "several": self.several or (False,) * len(self.roles),
-            "repeat": (self.repeat or 1, self.kind),
-            "window": self.window,
-            "keep": self.keep,
-        }
-        return {name: np.array(values, np.int64) for name, values in numbers.items()}
-
-
-def described(call: Step, kind: int, roles: Sequence[int], outputs: Any, **rest: Any) -> Described:
-    """Of a checked call on arrays that stand for JAX's."""
-    numbers = pack(call, lambda _: 0, 0, 0, 0, rest.pop("kept", None), rest.pop("loss", NO_LOSS))
-    native = current().__name__ == "noisefuse.backends.native"
-    return Described(numbers, kind, tuple(roles), tuple(outputs), native, **rest)
-
-
-def field_bytes(call: Step) -> Any:
-    return pack_fields(call, lambda _: 0)
 
 
 # ---- the operation -----------------------------------------------------------------------------------------
@@ -211,10 +166,18 @@ def _callback(*operands: Any, what: Described) -> Any:
 _call_back = mlir.lower_fun(_callback, multiple_results=True)
 
 
+def _without_handler(context: Any, *operands: Any, what: Described) -> Any:
+    """In jax.numpy, or by way of Python."""
+    if what.way == "callback" or not jax_pure.states(what):
+        return _call_back(context, *operands, what=what)
+    with jax.enable_x64(True):
+        return mlir.lower_fun(partial(jax_pure.outputs, what), multiple_results=True)(context, *operands)
+
+
 def _foreign_call(context: Any, *operands: Any, what: Described) -> Any:
     """XLA's FFI, on CPUs."""
-    if not what.native:
-        return _call_back(context, *operands, what=what)
+    if what.way != "ffi":
+        return _without_handler(context, *operands, what=what)
     if is_for_several(context) and _has_parts(what):
         ranks = tuple([x.ndim for x in context.avals_in])
         return mlir.lower_fun(_in_parts(what, ranks), multiple_results=True)(context, *operands)
@@ -227,13 +190,9 @@ def _foreign_call(context: Any, *operands: Any, what: Described) -> Any:
     return lowering(context, *operands, **what.attributes())
 
 
-mlir.register_lowering(call_p, _call_back)
-try:
-    from .._native import xla_handler
-except ImportError:  # installed without its extension
-    pass
-else:
-    jax.ffi.register_ffi_target(TARGET, xla_handler(), platform="cpu")
+mlir.register_lowering(call_p, _without_handler)
+if native is not None:
+    jax.ffi.register_ffi_target(TARGET, native.xla_handler(), platform="cpu")
     mlir.register_lowering(call_p, _foreign_call, platform="cpu")
     need_devices(call_p)  # or else a batch is brought together before it
 

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A call in `jax.numpy` alone, for platforms that have none of our kernels: spec.py on the integers of jax_floats.py.
+
+It is what the reference backend is to NumPy, on arrays of (batch, elements of a sample). All is traced with 64 bits.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..backends.call import DRAWS, FIELD
+from ..backends.reference import combined
+from ..levels import LEVELS
+from ..noise import SAMPLES
+from ..rows import Z
+from .jax_described import FIELDS, IDS, INDEX, ROWS, START, STEP, STEP_CALLS, Described
+from .jax_floats import FLOAT32, FLOAT64, SPEC, Float, Format, view
+
+Numbers: TypeAlias = dict[int, Any]  # operands by role
+
+
+def states(what: Described) -> bool:
+    """Whether this call can be stated so."""
+    return what.kind == STEP_CALLS
+
+
+def outputs(what: Described, *operands: Any) -> list[Any]:
+    run = partial(_of_one, what)
+    if what.repeat:
+        axes = tuple(0 if each else None for each in what.several)
+        run = jax.vmap(run, in_axes=axes, axis_size=what.repeat)
+    return run(*operands)
+
+
+def _of_one(what: Described, *operands: Any) -> list[Any]:
+    given, record = dict(zip(what.roles, operands, strict=True)), what.record
+    real = FLOAT64 if what.floats == "float64" else FLOAT32
+    row, table = _row(what, given), real(_read(given[ROWS]))
+    values = {slot: real(_read(given[slot].reshape(_shape(what)))) for slot in range(Z + 1) if slot in given}
+    if record["draw"]:
+        values[Z] = _drawn(what, given, real, row if record["step_by_index"] else None)
+    zero = Float(jnp.zeros(_shape(what), real.word), real)
+    wanted = [n < len(what.outputs) for n in range(3)]  # outputs are wanted from the first on
+    active, masked = int(record["active"]), bool(record["masked"])
+    results = combined(SPEC, active, masked, wanted, lambda k: Float(table.bits[row, k], real), values, zero)
+    return [_stored(x, _shape(what), *out) for x, out in zip(results, what.outputs, strict=False)]
+
+
+def _shape(what: Described) -> tuple[int, int]:
+    return int(what.record["batch"]), int(what.record["size"])
+
+
+# ---- arrays ------------------------------------------------------------------------------------------------
+
+
+def _read(x: Any) -> Any:
+    """Of an array, of any dtype that a call takes."""
+    if x.dtype.name in LEVELS:
+        return FLOAT32(x)
+    if x.dtype.itemsize > 2:
+        return view(x, FLOAT32 if x.dtype == jnp.float32 else FLOAT64)
+    widened: Any = SPEC.half_to_float if x.dtype == jnp.float16 else SPEC.bfloat16_to_float
+    return widened(view(x, jnp.uint16))
+
+
+def _stored(x: Float, full: tuple[int, ...], shape: tuple[int, ...], dtype: str) -> Any:
+    if dtype in LEVELS:
+        stored = SPEC.to_level(x, float(LEVELS[dtype])).astype(dtype)
+    elif dtype in ("float32", "float64"):
+        stored = view(x, jnp.dtype(dtype))
+    else:
+        bits = (SPEC.float_to_half if dtype == "float16" else SPEC.float_to_bfloat16)(x)
+        stored = view(bits.astype(jnp.uint16), jnp.dtype(dtype))
+    return jnp.broadcast_to(stored, full).reshape(shape)
+
+
+def _row(what: Described, given: Numbers) -> Any:
+    """Of each element, or one for all, or one for each sample: rows beyond the table are its first and its last."""
+    n = given[ROWS].shape[0]
+    if INDEX not in given:
+        return np.int64(0)
+    index = jnp.clip(given[INDEX].astype(jnp.int64), 0, n - 1).reshape(-1)
+    batch, size = _shape(what)
+    if index.size == 1:
+        return index[0]
+    index = index.reshape(batch, -1)
+    return index if index.shape[1] == 1 else jnp.repeat(index, size // index.shape[1], axis=1)
+
+
+# ---- noise -------------------------------------------------------------------------------------------------
+
+
+def _drawn(what: Described, given: Numbers, real: Format, later: Any) -> Float:
+    """The noise of all elements, where these are `later` steps than their Noise says."""
+    fields = {name: _field(given[FIELDS], name) for name in ("seed", "sample", "step", "stream", "start")}
+    batch, size = _shape(what)
+    step = fields["step"] + given.get(STEP, jnp.zeros(1)).astype(jnp.uint64).reshape(-1, 1)
+    if later is not None:
+        step = step + later.astype(jnp.uint64)
+    element = _elements(what, given, fields["start"])
+    whole = not what.window and step.shape[-1] == 1
+    block = np.arange(-(-size // 4))[None] * 4 if whole else element
+    number, kind = _samples(given, fields["sample"], batch), int(what.record["draw"])
+    values = _blocks(kind, real, fields["seed"], block, step, number, fields["stream"])
+    if whole:
+        values = jnp.broadcast_to(values, (batch, *values.shape[1:])).reshape(batch, -1)[:, :size]
+    else:
+        values = jnp.broadcast_to(values, (batch, size, 4))
+        place = jnp.broadcast_to(element & 3, (batch, size))[..., None]
+        values = jnp.take_along_axis(values, place, axis=-1)[..., 0]
+    return Float(values, real)
+
+
+def _field(fields: Any, name: str) -> Any:
+    """A number of each Noise, (n, 1), from the bytes of their fields."""
+    dtype, offset = FIELD.fields[name][:2]  # type: ignore[index]
+    found = fields.reshape(-1, FIELD.itemsize)[:, offset : offset + dtype.itemsize].astype(jnp.uint64)
+    return (found << np.arange(0, 8 * dtype.itemsize, 8, dtype=np.uint64)).sum(1, keepdims=True, dtype=jnp.uint64)
+
+
+def _samples(given: Numbers, first: Any, batch: int) -> Any:
+    """The id of each sample, (batch, 1)."""
+    ids, each = given.get(IDS), len(first) > 1
+    if ids is None:
+        ids = first
+    elif ids.dtype == jnp.uint32 and ids.ndim == 2:  # in two words
+        ids = (ids[:, 0].astype(jnp.uint64) | ids[:, 1].astype(jnp.uint64) << 32)[:, None]
+        each = True
+    else:
+        each = each or ids.ndim > 0
+        ids = ids.astype(jnp.uint64).reshape(-1, 1)
+    return (ids if each else ids + np.arange(batch, dtype=np.uint64)[:, None]) % SAMPLES
+
+
+def _elements(what: Described, given: Numbers, start: Any) -> Any:
+    """Numbers in the field, (1 or batch, size)."""
+    place = np.arange(int(what.record["size"]))
+    if not what.window:
+        return place[None]
+    strides = [math.prod(what.window[axis + 1 :]) for axis in range(len(what.window))]
+    inside = sum(i * n for i, n in zip(np.unravel_index(place, what.sample), strides, strict=True))
+    if START in given:
+        start = (given[START].astype(jnp.int64) * np.array(strides)).sum()[None, None]
+    return start.astype(jnp.int64) + inside
+
+
+def _blocks(draw: int, real: Format, seed: Any, element: Any, step: Any, sample: Any, stream: Any) -> Any:
+    """The bits of the four values of the blocks that hold these elements, along one axis more."""
+    key = seed & 0xFFFFFFFF, seed >> 32
+
+    def pairs(low: int) -> tuple[Any, Any]:
+        w = SPEC.philox4x32(*SPEC.counter(element, step, sample, stream, low), *key)
+        return jnp.stack(w[::2], -1), jnp.stack(w[1::2], -1)
+
+    wide = real is FLOAT64
+    first, second = zip(pairs(0), pairs(1), strict=True) if wide else zip(pairs(0), strict=True)
+    if draw == DRAWS["uniform"]:
+        uniform = SPEC.uniform64 if wide else SPEC.uniform32
+        values = uniform(*first), uniform(*second)
+    else:
+        values = (SPEC.normal_pair64 if wide else SPEC.normal_pair32)(*first, *second)
+    of_pairs = jnp.stack([x.bits for x in values], -1)
+    return of_pairs.reshape(*of_pairs.shape[:-2], 4)

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract in jax.numpy, where a platform has no kernels of ours: NumPy's bits, whatever XLA fuses or flushes.
+
+Seen to fail: a sum of which lost digits leave no trace, ties that do not go to even, subnormal results that keep all
+digits, a product of 0 that shifts the other term away, exponents of float64 that wrap when rounded to float32.
+"""
+
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conftest import bits
+from generated import LINEAR, normals
+from noisefuse import Noise
+from noisefuse.backends import reference
+
+jax = pytest.importorskip("jax")
+import jax.numpy as jnp  # noqa: E402
+
+from noisefuse.interop import jax_described, jax_floats  # noqa: E402
+from noisefuse.interop.jax_floats import FLOAT32, FLOAT64, Float  # noqa: E402
+
+N = Noise(2026, sample=3, step=5)
+FORMATS = {np.float32: FLOAT32, np.float64: FLOAT64}
+
+
+def same(found, expected):
+    """Bits; but of NaN any."""
+    found, expected = np.asarray(found), np.asarray(expected)
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    return np.array_equal(bits(found), bits(expected)) or (
+        np.array_equal(np.isnan(found), np.isnan(expected))
+        and np.array_equal(bits(found[~np.isnan(found)]), bits(expected[~np.isnan(expected)]))
+    )
+
+
+# ---- arithmetic --------------------------------------------------------------------------------------------
+
+
+def nasty(kind):
+    """Of both signs: zeros, subnormals, next to powers of two, ends, infinities, NaN, and of any bits."""
+    info = np.finfo(kind)
+    word, low = np.dtype(f"u{info.bits // 8}"), 1 << info.nmant
+    one = int(np.ones((), kind).view(word))
+    sizes = [0, 1, 2, 3, low - 1, low, low + 1, *(one + n for n in (-2, -1, 0, 1, 2, low // 2, low // 2 + 1))]
+    sizes += [one + n * low for n in (-info.nmant - 1, -info.nmant - 2, info.nmant, info.nmant + 1, info.nmant + 2)]
+    sizes += [int(info.max.view(word)), int(info.max.view(word)) - 1, int(np.array(np.inf, kind).view(word))]
+    values = np.concatenate([np.array(sizes, word), np.random.default_rng(0).integers(0, one + 4 * low, 9, word)])
+    return np.concatenate([values.view(kind), -values.view(kind), np.array([np.nan], kind)])
+
+
+def triples(kind):
+    """All of nasty values; and of others, of which sums cancel, end half way, or lie just beside."""
+    every = np.array([*product(nasty(kind), repeat=3)], kind).T
+    rng, n = np.random.default_rng(1), 100_000
+    a, b = (rng.standard_normal(n).astype(kind) * np.exp2(rng.integers(-9, 9, n)).astype(kind) for _ in range(2))
+    with np.errstate(all="ignore"):
+        near = -(a * b) + rng.integers(-2, 3, n).astype(kind) * np.spacing(a * b)
+        far = rng.standard_normal(n).astype(kind) * np.exp2(rng.integers(-60, 60, n)).astype(kind)
+    return np.concatenate([every, [a, b, near], [a, b, far]], axis=1)
+
+
+def run(function, kind, *arrays):
+    """Of Floats that have these values."""
+    with jax.enable_x64(True):
+        words = [bits_of(a) for a in arrays]
+        found = jax.jit(
+            lambda *words: [x.bits if isinstance(x, Float) else x for x in function(*map(partly(kind), words))]
+        )
+        return [np.asarray(x) for x in found(*words)]
+
+
+def partly(kind):
+    return lambda words: Float(words, FORMATS[kind])
+
+
+def bits_of(a):
+    return a.view(f"u{a.dtype.itemsize}")
+
+
+def arithmetic_is_exact():
+    for kind in FORMATS:
+        a, b, c = triples(kind)
+        other = np.float64 if kind is np.float32 else np.float32
+
+        def operations(a, b, c, other=other):
+            return (
+                jax_floats.fma(a, b, c), jax_floats.mul(a, b), a + c, a - c, jax_floats.sqrt(a), -a,
+                a.to(FORMATS[other]), a < c, a <= c, a > c, a >= c, a == c, jax_floats.select(a < c, a, c),
+            )  # fmt: skip
+
+        with np.errstate(all="ignore"):
+            expected = (
+                reference.fma(a, b, c), a * b, a + c, a - c, np.sqrt(a), -a, a.astype(other),
+                a < c, a <= c, a > c, a >= c, a == c, np.where(a < c, a, c),
+            )  # fmt: skip
+        for n, (found, wanted) in enumerate(zip(run(operations, kind, a, b, c), expected, strict=True)):
+            assert same(found.view(wanted.dtype), wanted), (kind, n)
+
+
+def integers_become_numbers():
+    for kind, of in product(FORMATS, (np.int32, np.uint32, np.int64, np.uint64)):
+        if kind is np.float32 and of in (np.int64, np.uint64):  # have more bits than it takes
+            continue
+        info = np.iinfo(of)
+        values = [*range(-9 if info.min else 0, 9), *(k + n for k in (1 << 24, 1 << 25, 3 << 24) for n in range(-3, 4))]
+        values = np.array([info.min, info.max, info.max - 1, *values], of)
+        with jax.enable_x64(True):
+            found = jax.jit(lambda v, kind=kind: FORMATS[kind](v).bits)(values)
+        assert same(np.asarray(found).view(kind), values.astype(kind)), (kind, of)
+
+
+# ---- noise -------------------------------------------------------------------------------------------------
+
+
+def words_become_values():
+    """At the ends of each formula: U next to 0, 1 and 2/3, angles next to quarters of a turn."""
+    edges = [(k << 29) + n for k in range(9) for n in range(-3, 3)] + [(2 << 32) // 3 + n for n in range(-300, 300, 7)]
+    edges = np.array([w % (1 << 32) for w in edges] + [1 << n for n in range(32)], np.uint32)
+    w0, w1 = np.meshgrid(edges, edges)
+    with jax.enable_x64(True):
+        spec = jax_floats.SPEC
+        pair = jax.jit(lambda a, b: [x.bits for x in (*spec.normal_pair32(a, b), spec.uniform32(a))])(w0, w1)
+    expected = *reference.SPEC.normal_pair32(w0, w1), reference.SPEC.uniform32(w0)
+    for found, wanted in zip(pair, expected, strict=True):
+        assert same(np.asarray(found).view(np.float32), wanted)
+
+
+def noise_is_numpys():
+    for draw, shape in product((nf.randn, nf.uniform), ((1_000_003,), (3, 5))):
+        assert same(draw(shape, N, dtype=jnp.float32), draw(shape, N)), (draw, shape)
+
+
+# What XLA does by default: it makes one operation of products and sums; and where processors cannot.
+FLAGS = {"fused": "", "not fused": "--xla_cpu_max_isa=AVX"}
+CHECKS = "arithmetic_is_exact", "integers_become_numbers", "words_become_values", "noise_is_numpys"
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+def test_bits(flags):
+    code = "import test_jax_pure as here; " + "; ".join(f"here.{check}()" for check in CHECKS)
+    tests = Path(__file__).parents[1]
+    env = {
+        "XLA_FLAGS": FLAGS[flags],
+        "NOISEFUSE_JAX": "jnp",
+        "PYTHONPATH": os.pathsep.join([str(tests), str(tests / "interop")]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, timeout=600
+    )
+    assert not done.returncode, done.stdout + done.stderr
+
+
+# ---- calls -------------------------------------------------------------------------------------------------
+
+SHAPE, T = (4, 6, 7), np.array([0, 17, 500, 999])
+X, M, GIVEN = (normals(SHAPE, np.float32, n) for n in range(3))
+DDPM = nf.samplers.ddpm(LINEAR, steps=5, clip=1.0).tableau
+UNIPC = nf.samplers.unipc(LINEAR, steps=5).tableau
+
+
+@pytest.fixture
+def stated(monkeypatch):
+    """Calls that a handler would take are stated in jax.numpy."""
+    monkeypatch.setattr(jax_described, "_wanted", "jnp")
+
+
+def past(table, x):
+    return [normals(x.shape, np.float32, 2 + n).astype(x.dtype) for n in range(table.slots)]
+
+
+# Without noise, which takes most of the time that XLA needs to compile; and with it.
+ROWS = {
+    "targets": lambda x: nf.q_sample(x, T, LINEAR, GIVEN, target="v"),
+    "a number": lambda x: nf.q_sample(x, 500, LINEAR, GIVEN),
+    "tokens": lambda x: nf.q_sample(x, np.arange(24).reshape(4, 6), LINEAR, GIVEN),
+    "a row that clamps": lambda x: nf.update(DDPM, [0, 3, 2, 1], 2 * x, x, noise=GIVEN),
+    "rows that remember": lambda x: nf.update(UNIPC, 3, x, 2 * x, past=past(UNIPC, x)),
+}
+DRAWN = {
+    "names": lambda x: nf.q_sample(x, T, LINEAR, [Noise(k, step=k) for k in range(4)]),
+    "ids": lambda x: nf.q_sample(x, T, LINEAR, N.samples([9, 2, 1 << 40, 0])),
+    "window": lambda x: nf.q_step(x, T, LINEAR, N.window((9, 8), start=(2, 1))),
+    "steps of tokens": lambda x: nf.q_step(x, np.arange(24).reshape(4, 6), LINEAR, N),
+}
+
+
+def all_same(found, expected):
+    return all(map(same, *(x if isinstance(x, tuple) else (x,) for x in (found, expected))))
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda kind: np.dtype(kind).name)
+def test_rows(rows, dtype, stated):
+    x = X.astype(dtype)
+    x[0, 0, :4] = [0, -0.0, np.inf, 1e-40]
+    assert all_same(jax.jit(ROWS[rows])(x), ROWS[rows](x))
+
+
+@pytest.mark.parametrize("drawn", DRAWN)
+def test_names(drawn, stated):
+    assert all_same(jax.jit(DRAWN[drawn])(X), DRAWN[drawn](X))
