@@ -66,7 +66,7 @@ ALLOWED = {
     "interop.jax_internals": "@",
     "interop.jax_described": "@ rows backends backends.call _native",
     "interop.jax_floats": "@ backends.spec",
-    "interop.jax_pure": "@ noise levels rows backends.call backends.reference interop.jax_described interop.jax_floats",
+    "interop.jax_pure": "@ noise levels rows backends.call backends.reference interop.jax_*",
     "interop.jax_calls": "@ noise rows backends backends.call interop.jax_* levels",
     "interop.jax": "@ arrays noise rows calls ops loss sampler backends backends.call interop.jax_* levels",
     "interop.dask_augment": "@ interop.dask_blocks",

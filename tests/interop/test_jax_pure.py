@@ -8,6 +8,7 @@ digits, a product of 0 that shifts the other term away, exponents of float64 tha
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -138,23 +139,25 @@ def noise_is_numpys():
         assert same(draw(shape, N, dtype=jnp.float32), draw(shape, N)), (draw, shape)
 
 
+CHECKS = "arithmetic_is_exact", "integers_become_numbers", "words_become_values", "noise_is_numpys"
+
+
 # What XLA does by default: it makes one operation of products and sums; and where processors cannot.
 FLAGS = {"fused": "", "not fused": "--xla_cpu_max_isa=AVX"}
-CHECKS = "arithmetic_is_exact", "integers_become_numbers", "words_become_values", "noise_is_numpys"
 
 
 @pytest.mark.parametrize("flags", FLAGS)
 def test_bits(flags):
-    code = "import test_jax_pure as here; " + "; ".join(f"here.{check}()" for check in CHECKS)
+    in_jax("; ".join(f"here.{check}()" for check in CHECKS), FLAGS[flags])
+
+
+def in_jax(code, flags):
+    """Runs it with these flags of XLA's."""
     tests = Path(__file__).parents[1]
-    env = {
-        "XLA_FLAGS": FLAGS[flags],
-        "NOISEFUSE_JAX": "jnp",
-        "PYTHONPATH": os.pathsep.join([str(tests), str(tests / "interop")]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, timeout=600
-    )
+    path = os.pathsep.join([str(tests), str(tests / "interop")])
+    env = {**os.environ, "XLA_FLAGS": flags, "NOISEFUSE_JAX": "jnp", "PYTHONPATH": path}
+    code = f"import test_jax_pure as here; {code}"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=600)
     assert not done.returncode, done.stdout + done.stderr
 
 
@@ -204,6 +207,78 @@ def test_rows(rows, dtype, stated):
     assert all_same(jax.jit(ROWS[rows])(x), ROWS[rows](x))
 
 
+def test_levels(stated):
+    x = np.arange(4 * 6 * 7, dtype=np.uint8).reshape(SHAPE)
+    call = lambda x: nf.q_sample(x, T, LINEAR, GIVEN, scale=0.5, dtype="uint8", out_scale=2.0)  # noqa: E731
+    assert all_same(jax.jit(call)(x), call(x))
+    assert all_same(jax.jit(call)(x.astype(np.uint16) * 257), call(x.astype(np.uint16) * 257))
+
+
+def test_doubles(stated):
+    rows = lambda x: nf.update(UNIPC, 3, x, 2 * x, past=past(UNIPC, x))  # noqa: E731
+    x = normals(SHAPE, np.float64)
+    with jax.enable_x64(True):
+        assert all_same(jax.jit(rows)(x), rows(x))
+
+
+@pytest.mark.slow  # XLA compiles it for half a minute
+def test_drawn_doubles(stated):
+    with jax.enable_x64(True):
+        for draw in (nf.randn, nf.uniform):
+            assert same(draw((2, 9), N, dtype=jnp.float64), draw((2, 9), N, dtype="float64"))
+
+
+def test_programs(stated):
+    """vmap of x, of steps and of rows; a scan over rows that are traced; a gradient through a clamp."""
+    draw = lambda x, k: nf.q_sample(x, 500, LINEAR, N.at(step=k), batched=False)  # noqa: E731
+    found = jax.jit(jax.vmap(draw))(X, np.arange(4))
+    assert same(found, np.stack([nf.q_sample(x, 500, LINEAR, N.at(step=k), batched=False) for k, x in enumerate(X)]))
+    sampler = nf.samplers.ddpm(LINEAR, steps=3)
+    half = lambda x, t: np.float32(0.5) * x  # noqa: E731
+    assert same(jax.jit(lambda x: sampler.sample(half, x, N))(X), sampler.sample(half, X, N))
+    total = lambda x: (nf.update(DDPM, 2, x, 2 * x, noise=GIVEN) * M).sum()  # noqa: E731
+    found = jax.jit(jax.grad(total))(3 * X)
+    with pytest.MonkeyPatch.context() as native:
+        native.setattr(jax_described, "_wanted", "ffi")
+        assert same(found, jax.jit(jax.grad(lambda x: total(x)))(3 * X))
+
+
+def test_walks(stated):
+    """Seen to fail: a time that is not kept, which overwrites the last one."""
+    walk = lambda x: nf.q_walk(x, LINEAR, N, keep=[0, 3, 5])  # noqa: E731
+    for x in (X, X.astype(np.float16)):
+        assert same(jax.jit(walk)(x), walk(x))
+
+
 @pytest.mark.parametrize("drawn", DRAWN)
 def test_names(drawn, stated):
     assert all_same(jax.jit(DRAWN[drawn])(X), DRAWN[drawn](X))
+
+
+def parts_are_numpys():
+    """Of four devices each draws its own part; and where XLA cuts arrays itself."""
+    axes = ("data", "rows")
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2), axes)
+    cut = jax.sharding.PartitionSpec(*axes)
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=cut, out_specs=cut)
+    def own(x):
+        sample = N.sample + jax.lax.axis_index("data") * x.shape[0]
+        part = N.at(sample=sample).window(SHAPE[1:], start=(jax.lax.axis_index("rows") * x.shape[1], 0))
+        return nf.q_sample(x, 500, LINEAR, part)
+
+    @jax.jit
+    @partial(jax.shard_map, mesh=mesh, in_specs=cut, out_specs=jax.sharding.PartitionSpec(None, *axes))
+    def walked(x):
+        return nf.q_walk(x, LINEAR, N.at(sample=N.sample + jax.lax.axis_index("data")), keep=[2])
+
+    assert same(own(X), nf.q_sample(X, 500, LINEAR, N))
+    assert walked(X).shape == (1, *SHAPE)
+    whole = jax.device_put(X, jax.sharding.NamedSharding(mesh, cut))
+    call = lambda x: nf.q_sample(x, T, LINEAR, GIVEN)  # noqa: E731
+    assert same(jax.jit(call)(whole), call(X))
+
+
+def test_parts():
+    in_jax("here.parts_are_numpys()", "--xla_force_host_platform_device_count=4")

@@ -18,16 +18,17 @@ from ..backends.call import DRAWS, FIELD
 from ..backends.reference import combined
 from ..levels import LEVELS
 from ..noise import SAMPLES
-from ..rows import Z
-from .jax_described import FIELDS, IDS, INDEX, ROWS, START, STEP, STEP_CALLS, Described
+from ..rows import AFFINE, X, Z
+from .jax_described import FIELDS, IDS, INDEX, LOSSES, ROWS, START, STEP, WALKS, Described
 from .jax_floats import FLOAT32, FLOAT64, SPEC, Float, Format, view
+from .jax_internals import varying, varying_axes
 
 Numbers: TypeAlias = dict[int, Any]  # operands by role
 
 
 def states(what: Described) -> bool:
     """Whether this call can be stated so."""
-    return what.kind == STEP_CALLS
+    return what.kind != LOSSES
 
 
 def outputs(what: Described, *operands: Any) -> list[Any]:
@@ -41,8 +42,11 @@ def outputs(what: Described, *operands: Any) -> list[Any]:
 def _of_one(what: Described, *operands: Any) -> list[Any]:
     given, record = dict(zip(what.roles, operands, strict=True)), what.record
     real = FLOAT64 if what.floats == "float64" else FLOAT32
-    row, table = _row(what, given), real(_read(given[ROWS]))
+    table = real(_read(given[ROWS]))
     values = {slot: real(_read(given[slot].reshape(_shape(what)))) for slot in range(Z + 1) if slot in given}
+    if what.kind == WALKS:
+        return [_walked(what, given, table, values[X])]
+    row = _row(what, given)
     if record["draw"]:
         values[Z] = _drawn(what, given, real, row if record["step_by_index"] else None)
     zero = Float(jnp.zeros(_shape(what), real.word), real)
@@ -50,6 +54,23 @@ def _of_one(what: Described, *operands: Any) -> list[Any]:
     active, masked = int(record["active"]), bool(record["masked"])
     results = combined(SPEC, active, masked, wanted, lambda k: Float(table.bits[row, k], real), values, zero)
     return [_stored(x, _shape(what), *out) for x, out in zip(results, what.outputs, strict=False)]
+
+
+def _walked(what: Described, given: Numbers, table: Float, x0: Float) -> Any:
+    """The kept times of a random walk, whose state is not rounded to 16 bits."""
+    real, keep, ((shape, dtype),) = table.format, np.array(what.keep), what.outputs
+    columns = [AFFINE[0] + 1 + slot for slot in (Z, X)]
+    begun = varying(jnp.zeros(shape, dtype), varying_axes(x0.bits))
+
+    def at(carried: Any, time: Any) -> Any:
+        (x, kept), (t, slot, c) = carried, time
+        z = _drawn(what, given, real, t)
+        now = SPEC.affine(False, None, 2, [Float(c[n], real) for n in range(2)], [z, Float(x, real)])
+        return (now.bits, kept.at[slot].set(_stored(now, _shape(what), shape[1:], dtype), mode="drop")), None
+
+    slots = np.where(keep < 0, shape[0], keep)
+    times = np.arange(len(keep)), slots, table.bits[: len(keep), columns]
+    return jax.lax.scan(at, (x0.bits, begun), times)[0][1]
 
 
 def _shape(what: Described) -> tuple[int, int]:
