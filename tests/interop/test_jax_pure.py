@@ -243,6 +243,17 @@ def test_programs(stated):
         assert same(found, jax.jit(jax.grad(lambda x: total(x)))(3 * X))
 
 
+def test_programs_hold_no_elements(stated):
+    """Their text is as long for more of them; XLA would draw from constants while it compiles. Seen to fail: numbers of
+    elements that NumPy makes."""
+    for noise in (N, N.window((1 << 17,), start=(5,))):
+        few, many = (
+            jax.jit(lambda n=n, noise=noise: nf.uniform((2, n), noise, dtype=jnp.float32)).lower().as_text()
+            for n in (1 << 12, 1 << 16)
+        )
+        assert len(many) < 1.1 * len(few)
+
+
 def test_walks(stated):
     """Seen to fail: a time that is not kept, which overwrites the last one."""
     walk = lambda x: nf.q_walk(x, LINEAR, N, keep=[0, 3, 5])  # noqa: E731

@@ -32,6 +32,7 @@ def states(what: Described) -> bool:
 
 
 def outputs(what: Described, *operands: Any) -> list[Any]:
+    """As the handler of a platform would make them."""
     run = partial(_of_one, what)
     if what.repeat:
         axes = tuple(0 if each else None for each in what.several)
@@ -126,7 +127,7 @@ def _drawn(what: Described, given: Numbers, real: Format, later: Any) -> Float:
         step = step + later.astype(jnp.uint64)
     element = _elements(what, given, fields["start"])
     whole = not what.window and step.shape[-1] == 1
-    block = np.arange(-(-size // 4))[None] * 4 if whole else element
+    block = jnp.arange(-(-size // 4))[None] * 4 if whole else element
     number, kind = _samples(given, fields["sample"], batch), int(what.record["draw"])
     values = _blocks(kind, real, fields["seed"], block, step, number, fields["stream"])
     if whole:
@@ -161,11 +162,11 @@ def _samples(given: Numbers, first: Any, batch: int) -> Any:
 
 def _elements(what: Described, given: Numbers, start: Any) -> Any:
     """Numbers in the field, (1 or batch, size)."""
-    place = np.arange(int(what.record["size"]))
+    place = jnp.arange(int(what.record["size"]))  # NumPy's is a constant, from which XLA draws while it compiles
     if not what.window:
         return place[None]
     strides = [math.prod(what.window[axis + 1 :]) for axis in range(len(what.window))]
-    inside = sum(i * n for i, n in zip(np.unravel_index(place, what.sample), strides, strict=True))
+    inside = sum(i * n for i, n in zip(jnp.unravel_index(place, what.sample), strides, strict=True))
     if START in given:
         start = (given[START].astype(jnp.int64) * np.array(strides)).sum()[None, None]
     return start.astype(jnp.int64) + inside
