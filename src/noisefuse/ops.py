@@ -179,7 +179,7 @@ def randn_like(
     dtype('float32')
     """
     if not is_written(x):
-        _need_memory(noise)
+        _need_memory(noise, interop(x))
         return interop(x).randn_like(x, noise, dtype=dtype, batched=batched)
     if (other := interop(x)) is not None:
         out = other.empty_like(x, dtype)
@@ -697,16 +697,16 @@ def are_increments(noise: object) -> TypeGuard[Increments]:
     return type(noise) is Increment
 
 
-def _need_memory(noise: object) -> None:
-    """NotImplementedError of increments, which are added up in memory."""
-    if are_increments(noise):
-        raise NotImplementedError("noise: an increment is not drawn by JAX, by dask or under torch.compile")
+def _need_memory(noise: object, other: Any = None) -> None:
+    """NotImplementedError of increments, which are added up in memory, where `other` does not do that its own way."""
+    if are_increments(noise) and not hasattr(other, "added_draws"):
+        raise NotImplementedError("noise: an increment is not drawn by dask or under torch.compile")
 
 
 def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: Any) -> Array:
     if (other := interop(dtype if out is None else out)) is not None:
         if other.is_traced() or not hasattr(other, "empty"):
-            _need_memory(noise)
+            _need_memory(noise, other)
         return other.randn(shape, noise, dtype=dtype, batched=batched, out=out)
     full, kind = lengths(shape), float_dtype(dtype)
     result = output("out", out, full, kind, None if out is None else device_of(out))
@@ -723,7 +723,7 @@ def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: An
 def _sum_draws(increment: Increment, out: Array, batched: bool) -> None:
     """out = the sum of c z over the increment's draws, in the arithmetic's own type; each sum is fma(1, sum, c z)."""
     terms = increment.terms()
-    first, sums = _rows_of_sum(terms)
+    first, sums = rows_of_sum(terms)
     wide = out.dtype in (np.float32, np.float64)
     total = out if wide else output("out", None, out.shape, np.dtype(np.float32), device_of(out))
     plain, row, last = first.plain, backends.fast_row, len(terms) - 1
@@ -738,7 +738,7 @@ def _sum_draws(increment: Increment, out: Array, batched: bool) -> None:
 
 
 @lru_cache(maxsize=64)
-def _rows_of_sum(terms: Terms) -> tuple[Rows, Rows]:
+def rows_of_sum(terms: Terms) -> tuple[Rows, Rows]:
     """z times a coefficient, for the first of them; and what adds that to x."""
     rows = Rows.of({"out.x": 1.0, "out.z": [coefficient for _, coefficient in terms]})
     return Rows(rows.table, rows.active & Z_BITS), rows

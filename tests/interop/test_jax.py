@@ -129,6 +129,26 @@ def test_empty_arrays_and_numbers(shape):
     assert equal(jax.jit(lambda x: nf.q_sample(x, 3, LINEAR, N))(x), nf.q_sample(x, 3, LINEAR, N))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_increments(dtype):
+    """Seen to fail: the first draw's coefficient for all of them; a sum that is rounded where it goes on."""
+    n = N.at(step=3)
+    for noise in (n.interval(0.1, 0.7), [n.at(sample=b).interval(0, t) for b, t in enumerate((0.25, 0.3, 1, 0.5))]):
+        expected = nf.randn(SHAPE, noise, dtype=dtype)
+        assert equal(nf.randn(SHAPE, noise, dtype=getattr(jnp, dtype)), expected)
+        assert equal(jax.jit(lambda x, noise=noise: nf.randn_like(x, noise))(X.astype(expected.dtype)), expected)
+    with pytest.raises(ValueError, match="has 2 sample ids"):
+        nf.randn(SHAPE, n.samples([1, 2]).interval(0, 1), dtype=jnp.float32)
+
+
+def test_increments_of_traced_samples_and_paths():
+    run = jax.jit(lambda k: nf.randn(SHAPE, N.at(step=3, sample=k).interval(0.1, 0.7), dtype=jnp.float32))
+    assert equal(run(9), nf.randn(SHAPE, N.at(step=3, sample=9).interval(0.1, 0.7)))
+    sampler = nf.samplers.euler_ancestral(nf.Schedule.karras(50), steps=3)
+    path = sampler.path(N.at(step=0))
+    assert equal(sampler.sample(half, jnp.asarray(X), path), sampler.sample(half, X, path))
+
+
 # ---- what is traced ----------------------------------------------------------------------------------------
 
 

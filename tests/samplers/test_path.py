@@ -144,6 +144,3 @@ def test_errors():
         zero.path(NOISE)
     with pytest.raises(ValueError, match=r"noise: expected 5 arrays, one for each row from 0 on, got 4"):
         sampler.sample(denoised, np.zeros((2, 3), np.float32), sampler.path(NOISE)[1:])
-    jnp = pytest.importorskip("jax.numpy")
-    with pytest.raises(NotImplementedError, match="an increment is not drawn by JAX"):
-        sampler.sample(denoised, jnp.zeros((2, 3)), sampler.path(NOISE))

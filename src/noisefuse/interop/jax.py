@@ -127,6 +127,8 @@ def to_key(noise: nf.Noise) -> Any:
 
 
 def randn(shape: Any, noise: Any, **options: Any) -> Any:
+    if ops.are_increments(noise):
+        return added_draws(shape, noise, **options)
     return _random("randn", shape, noise, **options)
 
 
@@ -145,6 +147,44 @@ def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out
     named = _Named(noise)
     call = ops.random_call(name, shape, named.known, jnp.dtype(dtype), batched)
     return _run(call, {}, named)[0]
+
+
+def added_draws(shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) -> Any:
+    """The sum of the draws of an increment of a Brownian motion, or of one for each row."""
+    _need_none(out=out)
+    full, kind = ops.lengths(shape), jnp.dtype(dtype)
+    fields = noise.draw(0) if isinstance(noise, nf.noise.Increment) else [one.draw(0) for one in noise]
+    call = ops.random_call("randn", full, _Named(fields).known, kind, batched)
+    if isinstance(noise, nf.noise.Increment):
+        return _sum_of_draws(noise, full, call, batched)
+    row = (1, *full[1:]) if batched and full else full
+    return jnp.concatenate([_sum_of_draws(one, row, call, batched) for one in noise])
+
+
+def _sum_of_draws(increment: Any, shape: tuple[int, ...], like: Step, batched: bool) -> Any:
+    """As `ops` adds them, where a step is a traced number: one after the other in a `jax.lax.scan`."""
+    terms, real = increment.terms(), like.arithmetic
+    first, sums = ops.rows_of_sum(terms)
+    words = np.array([word for word, _ in terms], np.uint32)
+
+    def call(rows: Rows, named: _Named | None, inputs: dict[int, Any], kind: Any) -> Step:
+        index = calls.Index(np.zeros(1, np.int64), max(1, math.prod(shape)))
+        names = () if named is None else (named.known,)
+        return calls.make_call(shape, kind, rows, index, names, inputs, {"out": None}, batched)
+
+    def add(total: Any, at: Any) -> Any:
+        named = _Named(increment.draw(at[1]))
+        given = call(sums, named, {X: np.zeros(shape, real)}, real)
+        return _run(given, {X: total}, named, index=at[0], in_place=True)[0], None
+
+    named = _Named(increment.draw(int(words[0])))
+    total = _run(call(first, named, {}, real), {}, named)[0]
+    later = jnp.arange(1, len(words), dtype=jnp.int32), jnp.asarray(words[1:])
+    total = jax.lax.scan(add, total, later)[0]
+    if like.dtype == real:
+        return total
+    rounded = call(Rows.of({"out.x": 1.0}), None, {X: np.zeros(shape, real)}, like.dtype)
+    return _run(rounded, {X: total}, _Named(None))[0]
 
 
 def q_sample(
