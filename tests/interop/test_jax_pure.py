@@ -255,7 +255,7 @@ def test_programs_hold_no_elements(stated):
 
 
 def test_walks(stated):
-    """Seen to fail: a time that is not kept, which overwrites the last one."""
+    """Seen to fail: a state that is rounded to 16 bits on its way."""
     walk = lambda x: nf.q_walk(x, LINEAR, N, keep=[0, 3, 5])  # noqa: E731
     for x in (X, X.astype(np.float16)):
         assert same(jax.jit(walk)(x), walk(x))
