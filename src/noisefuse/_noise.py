@@ -8,10 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import noisefuse as nf
 
@@ -37,18 +37,19 @@ def _run(source: Path, target: Path, arguments: argparse.Namespace) -> int:
         if journal.whole:
             print(f"{target} is whole already")
             return 0
-        job.prepare()
-        left = sorted(set(range(job.blocks)) - job.made(journal.blocks))
-        try:
-            with (
-                _Progress(job.blocks, job.blocks - len(left)) as progress,
-                closing(_made(job, left, arguments)) as made,
-            ):
-                for block, size in made:
-                    journal.add(block)
-                    progress.add(size)
-        except OSError as error:
-            raise OSError(f"{error}; what is made is kept, and the same command goes on from there") from error
+        with _client(arguments) as client:
+            job.prepare()
+            left = sorted(set(range(job.blocks)) - job.made(journal.blocks))
+            try:
+                with (
+                    _Progress(job.blocks, job.blocks - len(left)) as progress,
+                    closing(_made(job, left, client)) as made,
+                ):
+                    for block, size in made:
+                        journal.add(block)
+                        progress.add(size)
+            except OSError as error:
+                raise OSError(f"{error}; what is made is kept, and the same command goes on from there") from error
         job.finish()
         journal.end()
     print(f"wrote {target}")
@@ -83,12 +84,21 @@ def _work(arguments: argparse.Namespace) -> Work:
     return Work(arguments.schedule, arguments.t, arguments.std, arguments.seed, arguments.step, arguments.dtype)
 
 
-def _made(job: Job, blocks: list[int], arguments: argparse.Namespace) -> Generator[tuple[int, int]]:
+def _client(arguments: argparse.Namespace) -> AbstractContextManager[Any]:
+    """Of a cluster, or None."""
     if arguments.workers is None and arguments.scheduler is None:
+        return nullcontext()
+    from ._noise_cluster import cluster
+
+    return cluster(arguments.scheduler, arguments.workers)
+
+
+def _made(job: Job, blocks: list[int], client: Any) -> Generator[tuple[int, int]]:
+    if client is None:
         return _on_threads(job, blocks)
     from ._noise_cluster import on_workers
 
-    return on_workers(job, blocks, arguments.scheduler, arguments.workers)
+    return on_workers(client, job, blocks)
 
 
 def _on_threads(job: Job, blocks: list[int]) -> Generator[tuple[int, int]]:

@@ -3,57 +3,121 @@
 
 from __future__ import annotations
 
+import asyncio
+import pickle
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from distributed import Client, KilledWorker, LocalCluster, as_completed
+import dask
+from distributed import Client, KilledWorker, LocalCluster, Security, as_completed
+from distributed.core import rpc
 
 import noisefuse as nf
 
 from ._noise_files import Job
-from .interop.dask import check_workers
-
-
-def on_workers(job: Job, blocks: list[int], scheduler: str | None, workers: int) -> Generator[tuple[int, int]]:
-    """(block, its bytes) as they are finished. Workers see the same files. One that dies costs the blocks it had."""
-    with _client(scheduler, workers) as client:
-        try:
-            check_workers(client)
-        except RuntimeError as error:
-            raise ValueError("; ".join(str(error).splitlines())) from error
-        rest, sent = iter(blocks), client.scatter(job, broadcast=True, hash=False)
-        at_once = max(16, 4 * sum(client.nthreads().values()))  # enough for some that join late
-        asked = {_submit(client, sent, block): block for block in islice(rest, at_once)}
-        finished = as_completed(asked, loop=client.loop)
-        for future in finished:
-            try:
-                yield asked.pop(future), future.result()
-            except KilledWorker as error:
-                raise OSError(f"workers died of a block, one after the other: {error}") from error
-            for block in islice(rest, 1):
-                asked[new := _submit(client, sent, block)] = block
-                finished.add(new)
+from .interop.dask import check_workers, version
 
 
 @contextmanager
-def _client(scheduler: str | None, workers: int) -> Generator[Any]:
+def cluster(scheduler: str | None, workers: int) -> Generator[Any]:
+    """A client whose workers can make the blocks, of this scheduler or else of new processes.
+
+    Raises:
+        ValueError: there is no scheduler, it has no workers, or they have another noisefuse.
+    """
     if scheduler is not None:
+        _check_scheduler(scheduler)
         with Client(scheduler, set_as_default=False) as client:
+            _check_workers(client, scheduler)
             yield client
         return
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster, set_as_default=False) as client,
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as local,
+        Client(local, set_as_default=False) as client,
     ):
         yield client
 
 
-def _submit(client: Any, job: Any, block: int) -> Any:
-    return client.submit(_make, job, block, pure=False)
+def on_workers(client: Any, job: Job, blocks: list[int]) -> Generator[tuple[int, int]]:
+    """(block, its bytes) as they are finished. Workers see the same files. One that dies costs the blocks it had, and
+    one that joins late gets some."""
+    # A task's result, and not scattered, so that it is there again when all workers that had it died.
+    sent = client.submit(pickle.loads, pickle.dumps(job), pure=False)
+    rest, asked, finished = iter(blocks), dict[Any, int](), as_completed(loop=client.loop)
+    at_once = _AtOnce(client)
+    while True:
+        for block in islice(rest, at_once() - len(asked)):
+            asked[future := client.submit(_make, sent, block, version(), pure=False)] = block
+            finished.add(future)
+        if not asked:
+            return
+        future = next(finished)
+        yield asked.pop(future), _result(future)
 
 
-def _make(job: Job, block: int) -> int:
+class _AtOnce:
+    """How many blocks are asked for at a time: some for each thread, which are counted again every second."""
+
+    def __init__(self, client: Any) -> None:
+        self.client, self.blocks, self.counted = client, 0, -1.0
+
+    def __call__(self) -> int:
+        if (now := time.monotonic()) - self.counted > 1:
+            self.blocks, self.counted = max(16, 4 * sum(self.client.nthreads().values())), now
+        return self.blocks
+
+
+def _result(future: Any) -> int:
+    try:
+        return int(future.result())
+    except (OSError, ValueError):  # of the block, with words of their own
+        raise
+    except KilledWorker as error:
+        raise OSError(f"workers died of a block, one after the other: {error}") from error
+    except Exception as error:  # such as of a worker that joined late, and has no noisefuse
+        raise OSError(f"a worker failed: {type(error).__name__}: {error}") from error
+
+
+def _make(job: Job, block: int, expected: str) -> int:
+    if (found := version()) != expected:
+        from distributed import get_worker
+
+        raise OSError(f"the worker {get_worker().address}, which joined late, has {found}; here is {expected}")
     nf.set_num_threads(1)  # a worker makes several blocks at once, if it has several threads
     return job.make(block)
+
+
+# ---- before there is a block ---------------------------------------------------------------------------------
+
+
+def _check_scheduler(address: str) -> None:
+    """By a question of its own: a client that was refused holds up the end of the process."""
+    seconds = dask.utils.parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
+    security = Security().get_connection_args("client")
+
+    async def kind() -> Any:
+        async with rpc(address, connection_args=security) as peer:
+            return (await asyncio.wait_for(peer.identity(), seconds + 1))["type"]
+
+    try:
+        if (found := asyncio.run(kind())) != "Scheduler":
+            raise ValueError(f"a {found} is there")
+    except Exception as error:  # of any kind: what listens there may answer anything
+        said = str(error) or f"no answer in {seconds:g} s"
+        raise ValueError(
+            f"--scheduler {address}: {said}; expected the address of a scheduler of dask's that runs and can be "
+            "reached from here, such as tcp://host:8786"
+        ) from error
+
+
+def _check_workers(client: Any, scheduler: str) -> None:
+    try:
+        client.wait_for_workers(1, timeout=dask.config.get("distributed.comm.timeouts.connect"))
+        check_workers(client)
+    except TimeoutError as error:
+        raise ValueError(f"--scheduler {scheduler} has no workers: start some, such as by `dask worker`") from error
+    except RuntimeError as error:
+        raise ValueError("; ".join(str(error).splitlines())) from error

@@ -8,6 +8,7 @@ and all tasks are of one size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import dask.array as da
@@ -49,6 +50,22 @@ def times(x: Any, t: Any, kind: str) -> Any:
 # ---- clusters ----------------------------------------------------------------------------------------------
 
 
+def _sent() -> Callable[[], str]:
+    """A function of no module, so that it is sent as it is: a worker may have no noisefuse."""
+
+    def version() -> str:
+        try:
+            import noisefuse
+        except Exception as error:
+            return f"cannot import noisefuse: {error}"
+        return f"noisefuse {noisefuse.__version__} with NOISE_VERSION {noisefuse.NOISE_VERSION}"
+
+    return version
+
+
+version = _sent()  # what workers have to have in common
+
+
 def check_workers(client: Any) -> None:
     """Raises where a worker of a cluster would draw other noise than this process, or none.
 
@@ -59,14 +76,7 @@ def check_workers(client: Any) -> None:
         RuntimeError: which workers have no noisefuse, another version of it, or another `NOISE_VERSION`.
     """
 
-    def found() -> str:  # of no module, so that it is sent as it is: a worker may have no noisefuse
-        try:
-            import noisefuse
-        except Exception as error:
-            return f"cannot import noisefuse: {error}"
-        return f"noisefuse {noisefuse.__version__} with NOISE_VERSION {noisefuse.NOISE_VERSION}"
-
-    here, there = found(), client.run(found, on_error="return")
+    here, there = version(), client.run(version, on_error="return")
     wrong = [f"{address}: {what}" for address, what in sorted(there.items()) if what != here]
     if wrong:
         raise RuntimeError("\n".join([f"{len(wrong)} of {len(there)} workers differ; here is {here}", *wrong]))
