@@ -135,7 +135,10 @@ template <DType In, DType Out, uint64_t shape, bool Each>
         Lane::f32 result[4][kOutputs];
         for (int i = 0; i < 4; ++i) {
             const int in_tile = g * kGroup + i * Lane::width;
-            (Each ? Row(rows, arrays.s.in, in_tile) : row).add_up(at + in_tile, z[i], result[i]);
+            if constexpr (Each)
+                Row(rows, arrays.s.in, in_tile).add_up(at + in_tile, z[i], result[i]);
+            else  // by no conditional operator, which would copy the row
+                row.add_up(at + in_tile, z[i], result[i]);
         }
         for (int o = 0; o < kOutputs; ++o)
             store_output<Out>(o, arrays.s.out[o], here, {result[0][o], result[1][o], result[2][o], result[3][o]},
