@@ -167,7 +167,14 @@ constexpr uint64_t kDrawnShapes[] = {
     shape({kM1, kX}, {kZ, kD, kX}, {kD}),  // that return D too
     shape({}, {kZ, kM1, kX}, {kM1, kX}),
     shape({}, {kZ, kM1, kX}),
-    shape({kM1, kX}, {kZ, kD, kPast1, kX}, {kD}),  // dpmpp_2m_sde
+    shape({kM1, kX}, {kZ, kD, kPast1, kX}, {kD}),  // dpmpp_2m_sde, seeds_2, res_multistep
+    shape({kM1, kX}, {kZ, kD, kPast1, kX}),
+    shape({kM1, kX}, {kZ, kD, kPast2, kPast1, kX}, {kD}),  // dpmpp_3m_sde, er_sde, seeds_3
+    shape({kM1, kX}, {kZ, kD, kPast2, kPast1, kX}),
+    shape({kM1, kX}, {kZ, kD, kPast2, kPast1, kX}, {kD}, {kZ, kD, kPast2, kX}),  // sa_solver
+    shape({kM1, kX}, {kZ, kD, kPast1, kM1, kX}),                                 // dpm_2_ancestral, dpmpp_2s_ancestral
+    shape({kM1, kX}, {kZ, kD, kPast1, kM1}, {kZ, kD, kX}),                       // dpmpp_sde
+    shape({kM1, kX}, {kZ, kD, kPast1, kM1}),
 };
 
 // Where each element has a row of its own.
@@ -181,7 +188,9 @@ OnNoise on_noise(uint64_t shape_of_call, bool each) {
     if (each) return for_shape<kEachShapes, OnNoise>(shape_of_call, of_each);
     const auto of = []<uint64_t shape>() -> OnNoise { return tile_on_noise<In, Out, shape, false>; };
     if (const auto found = for_shape<kForwardShapes, OnNoise>(shape_of_call, of)) return found;
-    if constexpr (In == Out && !is_level(Out)) return for_shape<kDrawnShapes, OnNoise>(shape_of_call, of);
+    // Without vectors the noise takes so long that a tile of it in an array costs nothing.
+    if constexpr (In == Out && !is_level(Out) && Lane::width > 1)
+        return for_shape<kDrawnShapes, OnNoise>(shape_of_call, of);
     return nullptr;
 }
 
