@@ -196,6 +196,12 @@ MATRIX = {
     ),
     "FlowMatchHeunDiscreteScheduler": (either("shift", 1.0, 3.0),),
     "FlowMatchLCMScheduler": (either("shift", 1.0, 3.0), SIGMAS, either("invert_sigmas", False, True)),
+    "CMStochasticIterativeScheduler": (
+        either("clip_denoised", True, False), either("s_noise", 1.0, 1.01), either("sigma_data", 0.5, 1.0),
+        either("num_train_timesteps", 1000, 40),
+    ),
+    "LTXEulerAncestralRFScheduler": (either("eta", 1.0, 0.5, 0.0), either("s_noise", 1.0, 0.9)),
+    "FlowMapEulerDiscreteScheduler": (either("shift", 1.0, 5.0),),
 }  # fmt: skip
 STEP_OPTIONS = {
     "DDIMScheduler": [{"eta": 0.7}, {"eta": 1.0, "use_clipped_model_output": True}],
@@ -456,7 +462,7 @@ def one_step_each(case, dtype, n=10):
     return np.array(distances)
 
 
-THROUGH_FLOAT32 = [name for name in NAMES if getattr(ours, name)._upcasts or name.startswith("DPM")]
+THROUGH_FLOAT32 = [name for name in NAMES if getattr(ours, name)._upcasts or name.startswith(("DPM", "LTX"))]
 SOMETIMES = ("DDIM", "DPMSolver", "EDM", "FlowMatchHeun")  # draw where they are told to
 DETERMINISTIC = [
     DEFAULTS[name]
@@ -527,6 +533,8 @@ STOCHASTIC = [
     Case("DPMSolverSinglestepScheduler", SDE),
     Case("FlowMatchHeunDiscreteScheduler", {}, {"s_churn": 3.0}),
     DEFAULTS["FlowMatchLCMScheduler"],
+    DEFAULTS["CMStochasticIterativeScheduler"],
+    *(DEFAULTS[name] for name in NAMES if name.startswith("LTX")),
     *(DEFAULTS[name] for name in TREES if name.startswith("Cosine")),
 ]
 
@@ -713,7 +721,7 @@ def test_times_as_numbers(name):
                     answer.append(scheduler.step(0.1 * x, make(t), x, **arguments(scheduler, generator, {}))[0])
                 answers.append(torch.stack(answer))
             except Exception as error:
-                answers.append((type(error), str(error)))
+                answers.append((type(error), str(error).replace(str(type(scheduler)), "")))
         if isinstance(answers[0], tuple):
             assert answers[0] == answers[1]
         else:
@@ -1169,7 +1177,8 @@ def test_what_a_row_cannot_do(reason, caplog):
             pair[1].step(inputs[0], pair[1].timesteps[0] + how.get("later", 0), inputs[1], **given)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in TREES])
+# LTX' own step, whose levels lie beside its timesteps, cannot have them elsewhere than x.
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in TREES and not name.startswith("LTX")])
 def test_other_devices_are_left_to_diffusers(name):
     """Apple's GPUs, say; "meta" stands for them. Seen to fail: the step raised "expected a tensor on the CPU"."""
     x, kinds = torch.empty(SHAPE, device="meta"), []
@@ -1470,7 +1479,8 @@ def test_a_class_is_diffusers_class(name, tmp_path):
     assert theirs.from_pretrained(tmp_path).config == mine.from_pretrained(tmp_path).config
     assert {*scheduler.compatibles} == {*theirs().compatibles}
     assert mine.from_config(theirs().config).config == theirs().config
-    assert scheduler.config.num_train_timesteps == len(scheduler) == 1000
+    assert scheduler.config.num_train_timesteps == 1000
+    assert not hasattr(theirs, "__len__") or len(scheduler) == 1000
 
 
 def test_from_config_of_another_class():

@@ -35,6 +35,7 @@ from .diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput, transitions
 from .torch_internals import is_traced, untraced, version, writes
 
 __all__ = [
+    "CMStochasticIterativeScheduler",
     "CogVideoXDDIMScheduler",
     "CosineDPMSolverMultistepScheduler",
     "DDIMInverseScheduler",
@@ -51,6 +52,7 @@ __all__ = [
     "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "FlowMapEulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
     "FlowMatchLCMScheduler",
@@ -61,6 +63,7 @@ __all__ = [
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
+    "LTXEulerAncestralRFScheduler",
     "PNDMScheduler",
     "TCDScheduler",
     "UniPCMultistepScheduler",
@@ -155,7 +158,8 @@ class Fused:
     _options: tuple[str, ...] = ()  # arguments of step that change numbers
     _by_time = False  # step looks at the time that it is given; others count
     _source: str  # the attribute that coefficients are computed from
-    _upcasts = False  # step refuses integer times, computes in float32, and returns the dtype of the model's output
+    _upcasts = False  # step computes in float32, and returns the dtype of the model's output
+    _refuses = False  # step refuses integer times
     # Whose dtype the noise has that diffusers draws: "model", "sample", "float32" or "wide", the wider of the model's
     # and float32; "": it draws none.
     _draws = "model"
@@ -319,7 +323,7 @@ class Fused:
             clock is None
             or self.__dict__.get("is_scale_input_called") is False
             or not (isinstance(m, Tensor) and isinstance(x, Tensor))
-            or (self._upcasts and not (t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float)))
+            or (self._refuses and not (t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float)))
         ):
             return fallback(None)  # raises an error, or warns, but for numbers in place of tensors
         if reason := self._cannot(m, x):
@@ -581,11 +585,15 @@ class _AddsNoise(Fused):
         return self._noised(original_samples, noise, timesteps, fallback)
 
 
-class _Draws(_AddsNoise):
+class _Drawn(Fused):
     def step(
         self, model_output: Any, timestep: Any, sample: Any, generator: Draws = None, return_dict: bool = True
     ) -> Any:
         return Fused._step(self, model_output, timestep, sample, generator, return_dict)
+
+
+class _Draws(_Drawn, _AddsNoise):
+    pass
 
 
 class _Steps(Fused):
@@ -791,7 +799,7 @@ class _Churns(Fused):
     """With the churn of Karras et al. 2022, algorithm 2."""
 
     _options = ("s_churn", "s_tmin", "s_tmax", "s_noise")
-    _upcasts = True
+    _upcasts = _refuses = True
 
     def step(
         self, model_output: Any, timestep: Any, sample: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
@@ -824,7 +832,7 @@ class EDMEulerScheduler(_Churns, _AddsNoise, diffusers.EDMEulerScheduler):
 
 
 class EulerAncestralDiscreteScheduler(_Draws, diffusers.EulerAncestralDiscreteScheduler):
-    _upcasts = True
+    _upcasts = _refuses = True
 
 
 class HeunDiscreteScheduler(_DrawsNothing, diffusers.HeunDiscreteScheduler):
@@ -861,6 +869,10 @@ class IPNDMScheduler(_Steps, diffusers.IPNDMScheduler):
 
 class DEISMultistepScheduler(_DrawsNothing, diffusers.DEISMultistepScheduler):
     _memory = ("model_outputs",)
+
+
+class CMStochasticIterativeScheduler(_Draws, diffusers.CMStochasticIterativeScheduler):
+    _refuses = True
 
 
 class _DPMSolver(_AddsNoise):
@@ -936,7 +948,7 @@ class PNDMScheduler(_DrawsNothing, diffusers.PNDMScheduler):
 
 
 class _Flow(Fused):
-    _upcasts = True
+    _upcasts = _refuses = True
 
     def scale_noise(self, sample: Any, timestep: Any, noise: Any = None) -> Any:
         """diffusers' scale_noise, in one pass; `noise` may be a `nf.Noise`, as in add_noise of the other classes."""
@@ -981,6 +993,34 @@ class FlowMatchLCMScheduler(_Flow, diffusers.FlowMatchLCMScheduler):
     def _cannot(self, m: Any, x: Any) -> str | None:
         resizes = self.__dict__["_scale_factors"] and self.__dict__["_upscale_mode"]
         return "where it changes the size" if resizes else super()._cannot(m, x)
+
+
+if _has("LTXEulerAncestralRFScheduler"):
+
+    class LTXEulerAncestralRFScheduler(_Drawn, diffusers.LTXEulerAncestralRFScheduler):
+        _draws = "float32"
+        _refuses = True
+
+
+if _has("FlowMapEulerDiscreteScheduler"):
+
+    class FlowMapEulerDiscreteScheduler(Fused, diffusers.FlowMapEulerDiscreteScheduler):
+        _by_time = True
+        _source = "sigmas"
+        _draws = ""
+        _upcasts = True
+
+        def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> Any:
+            return self._base.index_for_timestep(self, timestep)  # which takes no timesteps to look in
+
+        def step(
+            self, model_output: Any, timestep: Any, sample: Any, r_timestep: Any = None, return_dict: bool = True
+        ) -> Any:
+            if r_timestep is not None:
+                return self._base_step(
+                    model_output, timestep, sample, None, return_dict, (), "for an r_timestep", r_timestep=r_timestep
+                )
+            return Fused._step(self, model_output, timestep, sample, None, return_dict)
 
 
 class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):

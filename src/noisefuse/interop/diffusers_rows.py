@@ -10,6 +10,7 @@ coefficients are compositions in float64 of exactly those float32 numbers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import itemgetter
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import noisefuse as nf
 
@@ -137,9 +139,7 @@ class _Probe:
         self.lo, self.hi = -np.inf, np.inf
         self.clean: Tensor | None = None
         self.interval: tuple[Tensor, Tensor] | None = None
-        if "clip_sample_range" in shadow.config:
-            limit = shadow.config.clip_sample_range
-            shadow._internal_dict = type(shadow.config)({**shadow.config, "clip_sample_range": _Bound(self, limit)})
+        self.clips = any("clip" in option for option in shadow.config)
         shadow._threshold_sample = self.threshold
         if hasattr(shadow, "noise_sampler"):
             shadow.noise_sampler = self.increment
@@ -154,8 +154,8 @@ class _Probe:
         self.interval = start, stop
         return self.noise()
 
-    def clamp(self, x: Tensor, limit: float) -> Tensor:
-        self.clean, self.lo, self.hi = x, -limit, limit
+    def clamp(self, x: Tensor, lo: float, hi: float) -> Tensor:
+        self.clean, self.lo, self.hi = x, lo, hi
         return self.units["d"]
 
     def threshold(self, x: Tensor) -> Tensor:
@@ -166,7 +166,8 @@ class _Probe:
         """One step of the scheduler, which goes on from there. Fills in the row, or two where D is thresholded."""
         held = self._hold()
         before, gaps = self._attributes(), [value is None for value in held]
-        self.result = step(self.shadow, self.units["m1"], t, self.units["x"], **options)
+        with _Clamps(self) if self.clips else nullcontext():
+            self.result = step(self.shadow, self.units["m1"], t, self.units["x"], **options)
         after = {name: v for name, v in self._attributes().items() if before.get(name, self) is not v}
         # what was changed in place is another tensor now
         units = dict(zip(map(id, self.units.values()), self.columns, strict=True))
@@ -262,20 +263,20 @@ def _columns(n: int) -> Any:
     return np.concatenate([np.eye(n, n + 1), np.random.default_rng(0).normal(size=(n, 1))], axis=1)
 
 
-class _Bound:
-    """A bound of `clamp` that hands the clamped tensor over to a probe."""
+class _Clamps(TorchFunctionMode):
+    """Within it a clamp of the probe's vectors hands them over."""
 
-    def __init__(self, probe: _Probe, limit: float) -> None:
-        self.probe, self.limit = probe, limit
+    def __init__(self, probe: _Probe) -> None:
+        super().__init__()
+        self.probe = probe
 
-    def __neg__(self) -> _Bound:
-        return self
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in _CLAMPS and args[0].shape == self.probe.units["x"].shape:
+            return self.probe.clamp(*args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
 
-    @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is not Tensor.clamp:
-            raise Unsupported(f"clip_sample_range is used in {function.__name__}")
-        return args[1].probe.clamp(args[0], args[1].limit)
+
+_CLAMPS = {torch.clamp, Tensor.clamp}
 
 
 def items(attributes: dict[str, Any], memory: tuple[str, ...]) -> list[Any]:
