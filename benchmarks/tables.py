@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's tables of figures, from the files in results/:
+
+    python benchmarks/tables.py    writes them between their markers in README.md
+
+Who measures anew runs it afterwards; tests/test_figures.py fails where the page says anything else than the files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = Path(__file__).parent / "results"
+
+MACHINES = {  # as the page calls them: the file names of their results
+    "Emerald Rapids": "intel-xeon-processor",
+    "Cascade Lake": "intel-xeon-processor-2-50ghz",
+    "Zen 4": "amd-epyc",
+}
+RIVALS_ON = "Cascade Lake"  # the machine that has been timed beside all rivals
+
+
+class Row(NamedTuple):
+    """Its figures stand in the files of one suffix. {name} in `figure` is one of `names`, and so is a number each."""
+
+    label: str
+    suffix: str
+    figure: str
+    names: tuple[str, ...] = ("",)
+
+    def records(self, machine: str) -> list[dict]:
+        found = figures(MACHINES[machine] + self.suffix)
+        return [found[self.figure.format(name=name)] for name in self.names]
+
+
+THREADS = ("", ", 2 threads")
+STEPS = ("ddpm", "ddim", "dpmpp_2m", "unipc")
+
+FIGURES = [
+    Row("`q_sample`, 256 x 3 x 128 x 128, over the NumPy one-liner above", "", "images, over naive{name}", THREADS),
+    Row("the same, of the time of `np.copyto`, two threads", "", "images, of np.copyto, 2 threads"),
+    Row("`q_sample`, 2^26 elements, over the NumPy one-liner", "", "2^26, over naive{name}", THREADS),
+    Row("the same, of the time of `np.copyto`, two threads", "", "2^26, of np.copyto, 2 threads"),
+    Row("`q_walk`, 1000 steps, over the NumPy loop", "", "q_walk of 1000 steps, over naive"),
+    Row("`q_sample`, 1 x 16 x 7", "", "(1, 16, 7), one call"),
+    Row("the same, of the time of `np.add(a, b, out=c)`", "", "(1, 16, 7), of np.add"),
+    Row(
+        "a step of DDPM, DDIM, DPM-Solver++ 2M, UniPC, 1 x 16 x 7, over diffusers in torch",
+        "-samplers",
+        "(1, 16, 7), {name} over diffusers",
+        STEPS,
+    ),
+    Row(
+        "a step of DDIM, 2^26 elements, of the time of a compiled triad over as many bytes",
+        "-samplers",
+        "2^26, ddim of triad{name}",
+        THREADS,
+    ),
+    Row("a step of UniPC", "-samplers", "2^26, unipc of triad{name}", THREADS),
+    Row("a step of UniPC, 4 x 4 x 128 x 128", "-samplers", "(4, 4, 128, 128), unipc of triad{name}", THREADS),
+    Row("`mse_loss`, x_t and gradient, 256 x 3 x 128 x 128, over torch", "-loss", "images, over torch{name}", THREADS),
+]
+
+# Beside each rival what was timed: how many times as long it takes.
+RIVALS = {
+    "diffusers": [
+        Row(
+            "a step of DDPM, DDIM, DPM-Solver++ 2M, UniPC, 1 x 16 x 7",
+            "-samplers",
+            "(1, 16, 7), {name} over diffusers",
+            STEPS,
+        ),
+        Row(
+            "of DDPM and DDIM as drop-in classes",
+            "-diffusers",
+            "(1, 16, 7), {name}",
+            ("DDPMScheduler", "DDIMScheduler"),
+        ),
+    ],
+    "torch": [
+        Row("`q_sample` of tensors", "-torch", "images, out=, over torch"),
+        Row("x_t, loss and gradient", "-loss", "images, over torch"),
+    ],
+    "NumPy": [
+        Row("`q_sample`", "", "images, over naive"),
+        Row("x_t, loss and gradient", "-loss", "images, over NumPy"),
+    ],
+    "MKL": [Row("its normals alone, beside all of `q_sample`", "", "2^20, of MKL's normals alone")],
+    "JAX": [
+        Row(
+            "`q_sample` under `jit`, beside threefry, unsafe_rbg",
+            "-jax",
+            "q_sample, over jnp with {name}",
+            ("threefry", "unsafe_rbg"),
+        ),
+    ],
+    "albumentations": [
+        Row("Gaussian noise on bytes", "-augment", "gaussian, over albumentations"),
+        Row("our transform in their `Compose`", "-augment", "gaussian in albumentations' Compose, over theirs"),
+    ],
+}
+# One pass over memory; what the noise depends on; whether another processor or version is promised the same bits.
+RIVALS_DO = {
+    "noisefuse": ("yes", "its name: seed, sample, step, element", "yes"),
+    "diffusers": ("no", "a generator's state", "no: within a tolerance"),
+    "torch": ("if you compile it", "a generator's state", "no"),
+    "NumPy": ("no", "a generator's state", "no: the same build and machine"),
+    "MKL": ("no: draws only", "a stream's state", "no"),
+    "JAX": ("no: draws first", "a key, and the shape", "no: the generator's bits alone"),
+    "albumentations": ("no", "the pipeline's seed, and its calls so far", "no: the same version"),
+}
+
+
+@cache
+def figures(name: str) -> dict[str, dict]:
+    """{figure: record} of a file of results."""
+    records = json.loads((RESULTS / f"{name}.json").read_text())["figures"]
+    return {record["figure"]: record for record in records if "value" in record}
+
+
+def number(value: float) -> str:
+    """Two digits, or all that stand before the point; near 1, where a few hundredths count, two places."""
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.2f}" if value < 1.995 else f"{value:.1f}"
+
+
+def cell(records: list[dict]) -> str:
+    unit = records[0]["target"].split()[-1]
+    return f"{', '.join(number(record['value']) for record in records)} {unit}"
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- ", "|---").replace("--- |", "---|")
+
+
+def figures_table() -> str:
+    rows = [[row.label, *(cell(row.records(machine)) for machine in MACHINES)] for row in FIGURES]
+    return table(["float32, `out=`", *MACHINES], rows)
+
+
+def beside(row: Row) -> str:
+    """How many times as long the rival takes. Figures whose target is "<=" are ours over theirs (figures.py)."""
+    records = row.records(RIVALS_ON)
+    theirs = [record["value"] if record["target"].startswith(">=") else 1 / record["value"] for record in records]
+    return f"{row.label}: {', '.join(map(number, theirs))} x"
+
+
+def rivals_table() -> str:
+    rows = [[name, *does, "; ".join(map(beside, RIVALS.get(name, [])))] for name, does in RIVALS_DO.items()]
+    heads = ["", "noise and arithmetic in one pass", "noise depends on", "same bits elsewhere", "takes, beside ours"]
+    return table(heads, rows)
+
+
+TABLES = {"figures": figures_table, "rivals": rivals_table}
+
+
+def filled(text: str) -> str:
+    """The page with all tables as the files have them. A marker that is not there is an error."""
+    for name, made in TABLES.items():
+        begin, end = f"<!-- {name}: written by benchmarks/tables.py -->\n", f"<!-- /{name} -->"
+        marked = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", re.DOTALL)
+        if len(marked.findall(text)) != 1:
+            raise ValueError(f"expected {begin.strip()} and {end} once")
+        text = marked.sub(lambda _, made=made: f"\n{made()}\n\n", text)
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text()))

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's tables say what the files of results say, and pages count what there is.
+
+Seen to fail: a number changed in the page, a value changed in a file, a marker taken away, a sampler more.
+"""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+import noisefuse as nf
+
+ROOT = Path(__file__).parents[1]
+TABLES = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_page_has_what_was_measured():
+    assert TABLES["filled"](README) == README, "python benchmarks/tables.py writes the tables anew"
+
+
+def test_another_number_is_seen():
+    planted = README.replace("| 0.84 us |", "| 1.5 us |")
+    assert planted != README
+    assert TABLES["filled"](planted) == README
+
+
+def test_a_marker_that_is_not_there_is_told():
+    with pytest.raises(ValueError, match="/rivals"):
+        TABLES["filled"](README.replace("<!-- /rivals -->", ""))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0948, "0.09"), (1.04, "1.04"), (1.996, "2.0"), (9.94, "9.9"), (9.96, "10"), (17.5192, "18"), (594.65, "595")],
+)
+def test_numbers_are_rounded(value, text):
+    assert TABLES["number"](value) == text
+
+
+def test_a_ratio_of_ours_is_turned_round():
+    """MKL's normals take less time than all of ours: the file has ours over theirs."""
+    (row,) = TABLES["RIVALS"]["MKL"]
+    file = ROOT / "benchmarks" / "results" / f"{TABLES['MACHINES'][TABLES['RIVALS_ON']]}.json"
+    records = json.loads(file.read_text())["figures"]
+    (ours,) = [record["ours_ms"] / record["other_ms"] for record in records if record["figure"] == row.figure]
+    assert TABLES["beside"](row).endswith(f": {TABLES['number'](1 / ours)} x")
+
+
+@pytest.mark.parametrize(
+    ("page", "count"), [("README.md", r"`samplers\.\*`: (\d+) of them"), ("docs/compare.md", r"\| samplers \| (\d+),")]
+)
+def test_pages_count_the_samplers(page, count):
+    (found,) = re.findall(count, (ROOT / page).read_text())
+    assert int(found) == sum(name.islower() for name in nf.samplers.__all__)  # the others are classes
