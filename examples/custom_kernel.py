@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The library's noise inside of kernels of your own, where one pass does all that has to be done.
 
-    python examples/custom_kernel.py
+    python examples/custom_kernel.py                    measures and compares
+    python examples/custom_kernel.py --out box.png      and draws the particles (needs matplotlib)
 
 * A point cloud is noised (the forward process of a diffusion model) and rotated at random, as augmentation does, while
   each point is in registers: one read and one write in place of six passes and four arrays.
@@ -13,7 +14,10 @@ Both need `pip install '.[numba]'`.
 
 from __future__ import annotations
 
+import argparse
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +103,35 @@ def box() -> None:
     assert np.array_equal(halfway, position)
 
 
-if __name__ == "__main__":
+def picture(file: Path) -> None:
+    """Where the particles are after so many steps."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    from noisefuse._drawing import BLUE, STYLE
+
+    position, done = np.zeros((4000, 2), np.float32), 0
+    with rc_context(STYLE | {"axes.titlesize": 10}):
+        figure = Figure(figsize=(10, 3), layout="constrained")
+        for ax, steps in zip(figure.subplots(1, 4), (1, 10, 40, 200), strict=True):
+            walk(position, done, steps - done, np.float32(0.1), 11)
+            done = steps
+            ax.scatter(*position.T, s=2, linewidths=0, color=BLUE)
+            ax.set(xlim=(-1, 1), ylim=(-1, 1), xticks=[], yticks=[], aspect="equal", title=f"step {steps}")
+            ax.spines[:].set_visible(True)
+        figure.savefig(file, dpi=100)
+    print(f"wrote {file}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Noise inside of kernels of your own.")
+    parser.add_argument("--out", type=Path, help="draw the particles, too")
+    arguments = parser.parse_args(argv)
     cloud()
     box()
+    if arguments.out:
+        picture(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -22,9 +22,11 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 import noisefuse as nf
+from noisefuse import tableau as terms
 from noisefuse._demo_samplers import spiral
 from noisefuse._drawing import BLUE, GREY, INK, ORANGE, STYLE
 from noisefuse._ideal import Digits
+from noisefuse.sampler import Sampler
 
 Array = npt.NDArray[Any]
 NOISE = nf.Noise(2026)
@@ -138,6 +140,37 @@ def steps(figure: Figure) -> None:
     ax.legend(frameon=False)
 
 
+def adams_bashforth_2(sigmas: Array) -> Sampler:
+    """x' = x + h ((1 + r / 2) u - r / 2 u_before),  h = sigma' - sigma,  r = h / h_before"""
+    m1, rows, before = terms.m1, [], None
+    for h in np.diff(sigmas):
+        slope = m1 if before is None else (1 + h / before / 2) * m1 - h / before / 2 * terms.past[0]
+        rows.append(terms.Row(out=terms.x + h * slope, aux1=m1))
+        before = h
+    return Sampler(terms.Tableau(rows, sigmas[:-1], "adams_bashforth_2", push=[1] * len(rows)))
+
+
+def own_sampler(figure: Figure) -> None:
+    """Two methods for rectified flow, and the error that is left after so many calls of the network."""
+
+    def velocity(x: Array, s: Any) -> Array:  # of data N(0, 1/4): x ends at half its start
+        return np.asarray(x * (s - (1 - s) / 4) / (s**2 + (1 - s) ** 2 / 4))
+
+    ax, calls = figure.subplots(), np.array([8, 16, 32, 64, 128, 256])
+    flow = nf.Schedule.flow(1000)
+    kinds: dict[str, Callable[[int], Sampler]] = {
+        "flow_euler": lambda n: nf.samplers.flow_euler(flow, steps=np.linspace(1, 0, n + 1)[:-1]),
+        "adams_bashforth_2, your own": lambda n: adams_bashforth_2(np.linspace(1, 0, n + 1)),
+    }
+    for (name, made), color in zip(kinds.items(), (GREY, BLUE), strict=True):
+        ends = [made(int(n)).sample(velocity, np.ones((1, 1))).item() for n in calls]
+        ax.plot(calls, np.abs(np.array(ends) - 0.5), marker="o", markersize=3, label=name, color=color)
+    ax.set(xscale="log", yscale="log", xlabel="calls of the network", title="Error")
+    ax.set_xticks(calls, [str(n) for n in calls])
+    ax.minorticks_off()
+    ax.legend(frameon=False)
+
+
 def window(figure: Figure) -> None:
     """One field, and parts of it that were drawn alone: a crop, a shard and a single row have the same numbers."""
     whole = nf.randn((1, 48, 96), NOISE)[0]
@@ -190,6 +223,7 @@ SIZES: dict[Callable[[Figure], None], tuple[float, float]] = {
     paths: (12, 3.4),
     eta: (10, 3.4),
     steps: (7, 4),
+    own_sampler: (7, 4),
     window: (10, 2.2),
     variations: (6.5, 3.8),
     targets: (10, 2.4),

@@ -37,6 +37,7 @@ NEEDS = {  # what is not installed everywhere that the tests run
     "docs/numba.md": ("numba",),
     "docs/torch.md": ("torch",),
     "docs/transforms.md": ("albumentations", "audiomentations", "grain", "kornia", "monai", "torchvision"),
+    "docs/tutorials/own-kernel.md": ("numba",),
     "docs/tutorials/train-digits.md": ("torch",),
 }
 COMMANDS = ("pip install '.[demo]' && noisefuse demo", "pip install '.[test]' && pytest")

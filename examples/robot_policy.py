@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A diffusion policy that plans anew a thousand times a second, and a picture of how well the loop keeps its time.
+
+    python examples/robot_policy.py           ten seconds; draws robot_policy.png
+
+Seven joints follow a target that moves and jumps. In each tick the policy samples a plan of 16 actions from noise whose
+name is the tick's number, and the first action is taken. There is no network, so that what is measured is the loop
+and the sampler: demonstrations are Gaussian around a straight approach, and of those the denoiser is known exactly.
+What a network of yours takes for each of its calls comes on top.
+
+The picture says what this machine did: how late a tick began, how long its work took, and how many of them ended after
+their millisecond. Once as a process like all others, and once, where the system lets it, with real-time priority
+(SCHED_FIFO, as `chrt -f 50` gives it), for which Linux asks for root or CAP_SYS_NICE.
+
+Needs matplotlib: pip install '.[demo]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+
+import noisefuse as nf
+from noisefuse._drawing import BLUE, GREY, INK, ORANGE, STYLE
+
+Array = npt.NDArray[Any]
+HORIZON, JOINTS = 16, 7
+PERIOD = 1_000_000  # nanoseconds
+AWAKE = 200_000  # the last ones of a period are not slept but waited for: sleep() comes back some 60 us late
+SPREAD = 0.002  # of the demonstrations
+
+SCHEDULE = nf.Schedule.cosine(100)
+SAMPLER = nf.samplers.ddim(SCHEDULE, steps=10, eta=1.0, prediction="sample")
+NOISE = nf.Noise(2026)
+# The mean of the demonstrations N(mean, SPREAD^2) that x may have come from is KEPT[t] x + GIVEN[t] mean.
+_VARIANCE = SCHEDULE.alpha**2 * SPREAD**2 + SCHEDULE.sigma**2
+KEPT = (SCHEDULE.alpha * SPREAD**2 / _VARIANCE).astype(np.float32)
+GIVEN = (SCHEDULE.sigma**2 / _VARIANCE).astype(np.float32)
+APPROACH = np.linspace(0, 1, HORIZON + 1, dtype=np.float32)[1:, None] * 0.3  # of the way, within a plan
+
+
+def target(tick: int) -> Array:
+    """Where the joints are to go: circles of different phase, and a jump each second."""
+    phase = 2 * np.pi * (tick / 2000 + np.arange(JOINTS) / JOINTS)
+    return np.asarray(0.5 * np.sin(phase) + 0.3 * (tick // 1000 % 2), np.float32)
+
+
+class Policy:
+    """Plans (1, HORIZON, JOINTS) of changes of position. Its arrays are made once: a tick allocates nothing large."""
+
+    def __init__(self) -> None:
+        self.mean, self.x, self.said, self.part = np.empty((4, 1, HORIZON, JOINTS), np.float32)
+        self.state = SAMPLER.state(self.x)
+
+    def denoise(self, x: Array, t: Any) -> Array:
+        """Stands for the network, which says what the plan is without its noise."""
+        np.multiply(KEPT[t], x, out=self.said)
+        self.said += np.multiply(GIVEN[t], self.mean, out=self.part)
+        return self.said
+
+    def plan(self, tick: int, position: Array, goal: Array) -> Array:
+        """The same for the same arguments, in a loop or alone, today or from a log."""
+        noise = NOISE.at(sample=tick)
+        np.multiply(APPROACH, goal - position, out=self.mean[0])
+        nf.randn(self.x.shape, noise, out=self.x)
+        for i in range(len(SAMPLER)):
+            x_in, t = SAMPLER.model_input(i, self.x)
+            SAMPLER.step(i, self.x, self.denoise(x_in, t), noise, self.state, out=self.x)
+        return np.asarray(self.x[0])
+
+
+class Log(NamedTuple):
+    """Of each tick. Times in nanoseconds."""
+
+    late: Array  # from when the tick was due to when it began
+    work: Array  # from there to the action
+    position: Array  # (ticks, JOINTS), after the action
+
+    def missed(self) -> Array:
+        return np.asarray(self.late + self.work > PERIOD)
+
+
+def wait(due: int) -> None:
+    """Sleeps while there is time, then asks the clock."""
+    left = due - time.perf_counter_ns()
+    if left > AWAKE:
+        time.sleep((left - AWAKE) * 1e-9)
+    while time.perf_counter_ns() < due:
+        pass
+
+
+def run(ticks: int) -> Log:
+    """A tick that is late does not move the others: what is due stays due."""
+    policy, position = Policy(), np.zeros(JOINTS, np.float32)
+    log = Log(np.zeros(ticks, np.int64), np.zeros(ticks, np.int64), np.zeros((ticks, JOINTS), np.float32))
+    for tick in range(20):
+        policy.plan(tick, position, target(tick))  # the first calls are slower: caches, and the sampler's table
+    gc.collect()
+    gc.disable()  # its pauses are longer than a tick
+    try:
+        first = time.perf_counter_ns() + PERIOD
+        for tick in range(ticks):
+            due = first + tick * PERIOD
+            wait(due)
+            began = time.perf_counter_ns()
+            position += policy.plan(tick, position, target(tick))[0]
+            log.late[tick], log.work[tick] = began - due, time.perf_counter_ns() - began
+            log.position[tick] = position
+    finally:
+        gc.enable()
+    return log
+
+
+@contextmanager
+def realtime() -> Iterator[None]:
+    """Above all ordinary processes. PermissionError where the system does not let this one."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
+def runs(ticks: int) -> dict[str, Log]:
+    logs = {"as a process like all others": run(ticks)}
+    try:
+        with realtime():
+            logs["with real-time priority"] = run(ticks)
+    except (AttributeError, PermissionError) as error:  # not Linux, or not allowed
+        print(f"no run with real-time priority: {error}")
+    return logs
+
+
+# ---- the picture and the program ---------------------------------------------------------------------------
+
+
+def histogram(ax: Any, log: Log, name: str) -> None:
+    bins = np.geomspace(0.1, 1e5, 121)  # microseconds
+    for times, label, color in ((log.late, "late by", GREY), (log.work, "work", BLUE)):
+        ax.hist(np.clip(times / 1e3, bins[0], bins[-1]), bins, label=label, color=color, alpha=0.8)
+    ax.axvline(PERIOD / 1e3, color=ORANGE, label="the next tick")
+    ax.set(xscale="log", yscale="log", xlabel="microseconds", ylabel="ticks")
+    ax.set_title(f"{name}:\n{log.missed().sum()} of {len(log.work)} ticks missed their millisecond")
+    ax.legend(frameon=False)
+
+
+def picture(logs: dict[str, Log]) -> Figure:
+    """A histogram of each run's times, then a joint and its target."""
+    figure = Figure(figsize=(15, 3.8), layout="constrained")
+    *axes, right = figure.subplots(1, len(logs) + 1)
+    for ax, (name, log) in zip(axes, logs.items(), strict=True):
+        histogram(ax, log, name)
+    seconds = np.arange(len(log.work)) / 1000
+    right.plot(seconds, [target(tick)[0] for tick in range(len(log.work))], color=ORANGE, label="target")
+    right.plot(seconds, log.position[:, 0], color=INK, linewidth=0.8, label="joint")
+    right.set(xlabel="seconds", title="One of seven joints")
+    right.legend(frameon=False)
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Sample a plan in every tick of a loop at 1 kHz, and measure it.")
+    parser.add_argument("--out", type=Path, default=Path("robot_policy.png"), help="default: %(default)s")
+    parser.add_argument("--ticks", type=int, default=5000, help="milliseconds of each run (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    with nf.set_num_threads(1):
+        logs = runs(arguments.ticks)
+    for name, log in logs.items():
+        print(f"{name}: missed their millisecond {log.missed().sum()} of {len(log.work)} ticks")
+        for what, times in (("late by", log.late), ("work", log.work)):
+            median, most = np.quantile(times, [0.5, 0.999]) / 1e3
+            worst = times.max() / 1e3
+            print(f"    {what}: median {median:.1f} us, 999 in 1000 within {most:.0f} us, worst {worst:.0f} us")
+    with matplotlib.rc_context(STYLE | {"axes.titlesize": 10}):
+        picture(logs).savefig(arguments.out, dpi=100)
+    print(f"wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
