@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds the source distribution, and the wheel from it, into a folder (dist, if none is named), checks both files, and
-# installs them as users do, each into an environment of its own, where their bits and noise are tested:
+# Builds the source distribution, and the wheel from it, into a folder (dist, if none is named), checks both files, writes
+# what they are made of beside them (noisefuse.cdx.json), and installs them as users do, each into an environment of its
+# own, where their bits and noise are tested:
 #     tools/test_built.sh [FOLDER]
 # PYTHON names the interpreter. It has to be one without noisefuse.
 set -euo pipefail
@@ -15,15 +16,21 @@ rm -f "$dist"/noisefuse-*.tar.gz "$dist"/noisefuse-*.whl
 
 printf '=== built files\n'
 "$python" -m venv "$tmp/tools"
-"$tmp/tools/bin/pip" install -q build check-wheel-contents twine
+"$tmp/tools/bin/pip" install -q build check-wheel-contents cyclonedx-bom pyroma twine
 "$tmp/tools/bin/python" -m build --outdir "$dist" . >"$tmp/build.log" 2>&1 || { cat "$tmp/build.log" && exit 1; }
 source=$(echo "$dist"/noisefuse-*.tar.gz)
 wheel=$(echo "$dist"/noisefuse-*.whl)
 "$tmp/tools/bin/twine" check --strict "$source" "$wheel"
 "$tmp/tools/bin/check-wheel-contents" "$wheel"
+"$tmp/tools/bin/pyroma" --min 10 "$source"
 bytes=$(wc -c <"$wheel")
 echo "$wheel: $bytes bytes"
 [ "$bytes" -le 1048576 ] || { echo "expected a wheel of at most 1 MiB" >&2 && exit 1; }
+
+printf '\n=== a bill of materials\n'
+"$python" -m venv --without-pip "$tmp/alone"
+"$tmp/tools/bin/pip" --python "$tmp/alone/bin/python" install -q "$wheel"
+"$tmp/tools/bin/python" tools/sbom.py "$tmp/alone/bin/python" "$dist/noisefuse.cdx.json"
 
 # installed NAME BACKEND PIP-ARGUMENTS: a clean environment, from which the checkout cannot be seen.
 installed() {
