@@ -15,6 +15,9 @@ constexpr int kBlocks = kTile / 4;       // blocks of philox in a tile
 constexpr int kGroup = 4 * Lane::width;  // elements of one lane vector of blocks
 constexpr int kOverhang = 16;            // what may be written or read past a tile of coefficients
 static_assert(kTile % kGroup == 0);
+// Whether rows of the usual shapes have code of their own, which is two thirds of all. Lanes of one element, whose
+// loops the compiler makes vectors of, gain nothing by it.
+constexpr bool kInRegisters = Lane::width > 1;
 
 template <class Real>
 constexpr int kWidth = Lane::width / (sizeof(Real) / 4 == 2 ? Lane::halves : 1);

@@ -188,9 +188,7 @@ OnNoise on_noise(uint64_t shape_of_call, bool each) {
     if (each) return for_shape<kEachShapes, OnNoise>(shape_of_call, of_each);
     const auto of = []<uint64_t shape>() -> OnNoise { return tile_on_noise<In, Out, shape, false>; };
     if (const auto found = for_shape<kForwardShapes, OnNoise>(shape_of_call, of)) return found;
-    // Without vectors the noise takes so long that a tile of it in an array costs nothing.
-    if constexpr (In == Out && !is_level(Out) && Lane::width > 1)
-        return for_shape<kDrawnShapes, OnNoise>(shape_of_call, of);
+    if constexpr (In == Out && !is_level(Out)) return for_shape<kDrawnShapes, OnNoise>(shape_of_call, of);
     return nullptr;
 }
 
