@@ -146,7 +146,7 @@ CHECKS = "arithmetic_is_exact", "integers_become_numbers", "words_become_values"
 FLAGS = {"fused": "", "not fused": "--xla_cpu_max_isa=AVX"}
 
 
-@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("flags", ["fused", pytest.param("not fused", marks=pytest.mark.slow)])
 def test_bits(flags):
     in_jax("; ".join(f"here.{check}()" for check in CHECKS), FLAGS[flags])
 
