@@ -57,7 +57,7 @@ ALLOWED = {
     "augment": "rows schedule noise arrays calls ops loss transitions backends levels",
     "fields": "arrays augment calls float_mode forward loss noise ops rows schedule tableau levels",
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
-    "sampler": "ops density rows backends arrays noise tableau views samplers _drawing",
+    "sampler": "ops density rows backends arrays noise tableau views samplers _drawing levels",
     "samplers": "sampler tableau samplers.*",
     "": "[!_]*",
     "interop": "",

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from . import backends, density, ops
 from ._drawing import plot_levels
-from .arrays import host_view, interop, is_lazy, is_traced, is_written
+from .arrays import device_of, host_view, interop, is_lazy, is_traced, is_written, output
+from .levels import levels_of
 from .noise import SAMPLER, START, Increment, Noise, got, is_tracer
 from .rows import OUTPUTS, PAST_SYMBOLS, Plain
 from .tableau import Row, Tableau, x
@@ -530,6 +531,7 @@ class Sampler:
             rows = range(start, len(self))
             return scanned(self, model, x, noise, rows, time=time, guidance_scale=guidance_scale)
         state, found = self.state(x), []
+        _need_output(out, x)
         for i in _bar(range(start, len(self)), progress):
             x = x if keep is None else keep(x, i)
             output = model(*self.model_input(i, x, time=time))
@@ -848,6 +850,13 @@ def _zeros_like(x: Array) -> Array:
     if (made := getattr(interop(x), "zeros_like", None)) is not None:  # JAX
         return made(x)
     return x.new_zeros(x.shape) if hasattr(x, "new_zeros") else np.zeros_like(x, order="C")  # torch, CuPy
+
+
+def _need_output(out: Any, x: Array) -> None:
+    """What the last row will say of it, before the run. (Of tensors it is that row that does.)"""
+    if out is not None and interop(x) is None:
+        kind = out.dtype if levels_of(getattr(out, "dtype", None)) else x.dtype.newbyteorder("=")
+        output("out", out, x.shape, kind, device_of(x))
 
 
 def _kind(given: Any) -> str:

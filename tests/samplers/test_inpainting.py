@@ -91,3 +91,24 @@ def test_a_mask_does_not_enlarge_an_array_of_jax():
         sampler.sample(lambda x, t: x, x, noise, mask=jnp.ones((5, 2, 4)), known=x)
     found = sampler.sample(lambda x, t: 0.1 * x, x, noise, mask=jnp.array([0, 1.0, 0.5, 0]), known=x + 1)
     assert np.array_equal(np.asarray(found)[..., [0, 3]], np.ones((1, 2, 2)))
+
+
+@pytest.mark.parametrize("given", [{}, {"mask": 0.5}], ids=["all", "masked"])
+def test_where_the_result_goes_is_looked_at_before_the_run(given):
+    """Seen to fail: with a mask an output that cannot be written to, strided or off its alignment, and without one any
+    that is wrong, was refused after the last call of the model, or taken."""
+    sampler, known, asked = nf.samplers.ddim(nf.Schedule.linear(), steps=4), np.ones((2, 6), np.float32), []
+    given = given and {**given, "known": known}
+    read_only = np.broadcast_to(np.float32(0), (2, 6))
+    for out, words in (
+        (read_only, "expected a writable array"),
+        (np.empty((6, 2), np.float32).T, "expected a C-contiguous, aligned array"),
+        (np.empty(49, np.uint8)[1:].view(np.float32).reshape(2, 6), "expected a C-contiguous, aligned array"),
+        (np.empty((2, 6), np.float64), "expected .*float32.* got float64"),
+        (np.empty((6, 2), np.float32), r"expected .*shape \(2, 6\).* got .*\(6, 2\)"),
+        ([0.0] * 12, "expected .* got list"),
+    ):
+        for x in ((2, 6), known):
+            with pytest.raises((TypeError, ValueError), match="out: (with a mask )?" + words):
+                sampler.sample(lambda x, t: asked.append(t), x, nf.Noise(7), out=out, **given)
+    assert asked == []
