@@ -472,7 +472,7 @@ def _stored(values: Array, kind: np.dtype[Any], out: Array | None) -> Array:
 
 
 def _kind(x: Array, dtype: Any) -> np.dtype[Any]:
-    return float_dtype(x.dtype if dtype is None else dtype)
+    return float_dtype(x.dtype.newbyteorder("=") if dtype is None else dtype)
 
 
 def _like(x: Array, values: NDArray[Any]) -> Array:

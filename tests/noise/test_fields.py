@@ -36,6 +36,7 @@ def test_dtypes_see_one_field(like, name):
     assert given.dtype == name
     assert np.allclose(given, like(X, N), rtol=0, atol=close)
     assert np.array_equal(like(X, N, dtype=name), given)
+    assert np.array_equal(like(X.astype(np.dtype(name).newbyteorder()), N), given)  # the other byte order
 
 
 @pytest.mark.parametrize("like", LIKE)
