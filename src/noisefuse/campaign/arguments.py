@@ -126,6 +126,13 @@ def step(sampler: nf.Sampler, i: int, x: Array, model_output: Any, noise: Any, *
     return *(made if isinstance(made, tuple) else (made,)), *state.past
 
 
+def sampled(sampler: nf.Sampler, x_or_shape: Any, noise: Any, **options: Any) -> Any:
+    """A whole run, of a network that answers at once."""
+    if not sampler.tableau.name.endswith("cfg_pp"):
+        return sampler.sample(lambda x, t: x - x * x, x_or_shape, noise, **options)
+    return sampler.sample(lambda x, t: (x, x - x * x), x_or_shape, noise, guidance_scale=1.5, **options)
+
+
 # --------------------------------------------------------------------------------------------- random numbers
 
 
@@ -295,10 +302,24 @@ def _drawn(draw: Draw) -> Call:
     call = Call(draw.of("nf.randn", "nf.uniform"), {"shape": str(shape)}, {})
     batched = _batched(draw, call)
     call.required["noise"] = str(draw(99)) if draw.once_in(5) else _noise(draw, shape, batched)
+    if call.function == "nf.randn" and draw.once_in(9):
+        call.required["noise"] = _increment(draw, shape, batched)
     if dtype != "float32" or draw.once_in(3):
         call.options["dtype"] = draw.of(repr(dtype), f"np.dtype({dtype!r})")
     _write_to(draw, call, "out", shape, dtype)
     return call
+
+
+def _increment(draw: Draw, shape: Shape, batched: bool) -> str:
+    """Of Brownian motion: for all rows, or for each."""
+    rows, sample = (shape[0], shape[1:]) if batched and shape else (1, shape)
+    grid, span = ", grid=[0.0, 0.25, 0.5, 0.75, 1.0]", f", span=({draw.of(0.0, -1.0, 0.5)}, {draw.of(1.0, 2.5)})"
+
+    def one(rows: int) -> str:
+        times = f"{draw(9) / 8}, {draw(9) / 8}{draw.of('', '', grid, span)}"
+        return f"{_name(draw, rows, sample, False)}.interval({times})"
+
+    return f"[{', '.join(one(1) for _ in range(rows))}]" if rows < 6 and draw.once_in(4) else one(rows)
 
 
 def _drawn_like(draw: Draw) -> Call:
@@ -383,6 +404,51 @@ def _step(draw: Draw) -> Call:
     return call
 
 
+def _run(draw: Draw) -> Call:
+    shape, dtype = _shape(draw), draw.of(*KINDS)
+    name = draw.of(*(name for name in nf.samplers.__all__ if name != "Threshold"))
+    x = _array(draw, shape, dtype) if draw.once_in(2) else str(shape)
+    noise = _noise(draw, shape, True, stream=draw.once_in(9))
+    call = Call("sampled", {"sampler": f"sampler({name!r})", "x": x, "noise": noise}, {})
+    _may(draw, call, "start", "1", "4", once_in=9)
+    if x == str(shape):
+        call.options["dtype"] = repr(dtype)
+    if draw.once_in(3):
+        part, seed = shape[draw(len(shape) + 1) :], draw(9)
+        call.options["mask"] = draw.of("0.5", f"times({part}, 2, {seed}, 'bool')", f"times({part}, 1.0, 3, 'float32')")
+        call.options["known"] = _array(draw, shape, dtype)
+    _write_to(draw, call, "out", shape, draw.of(dtype, *LEVELS), "x" if x != str(shape) else "")
+    return call
+
+
+def _density(draw: Draw) -> Call:
+    """Log-densities, divergences and their gradients, of rows that draw."""
+    shape, dtype = _shape(draw), draw.of(*KINDS)
+    made = draw.of("flow_sde", "flow_cps", "ddpm", "euler_ancestral", "dpmpp_2m_sde", "ddim")
+    kind = draw.of("log_prob", "log_prob_grad", "kl", "kl_grad", "update")
+    i = _times(draw, shape[:1], 5, False)[0] if kind != "update" else str(draw(5))
+    call = Call(f"nf.density.{kind}", {"table": f"sampler({made!r}).tableau", "i": i}, {})
+    if not kind.startswith("kl"):
+        call.required["x"] = _array(draw, shape, dtype)
+    call.required["model_output"] = _array(draw, shape, dtype)
+    if kind == "update":
+        call.required["noise"] = _noise(draw, shape, True, dtype)
+    else:
+        call.required["other"] = _array(draw, shape, dtype)
+    if made == "dpmpp_2m_sde" and not kind.startswith("kl"):
+        call.options["past"] = f"[{_array(draw, shape, dtype)}]"
+    _may(draw, call, "reduction", "'mean'")
+    if not kind.startswith("kl"):
+        _may(draw, call, "density", "'squared'", "'no_constants'", "'half'")
+    if kind.endswith("grad"):
+        _may(draw, call, "upstream", "2.0", f"times({shape[:1]}, 2.0, dtype='float64')")
+    if kind == "log_prob_grad":
+        _may(draw, call, "wrt", "'x'", "'m2'")
+    if kind.endswith("grad") or kind == "update":
+        _write_to(draw, call, "out", shape, dtype, "model_output" if kind != "update" else "x")
+    return call
+
+
 def _loss(draw: Draw) -> Call:
     """mse_loss and mse_loss_grad."""
     shape, dtype, schedule, target = _shape(draw), draw.of(*KINDS), draw.of(*SCHEDULES), draw.of(*TARGETS)
@@ -450,10 +516,74 @@ def _augment(draw: Draw) -> Call:
     return call
 
 
+def _prepared(draw: Draw) -> Call:
+    """prepare, rms and strengths."""
+    shape, dtype, kind = _shape(draw), draw.of(*KINDS, *LEVELS, *LEVELS), draw.of("prepare", "rms", "strengths")
+    shape = tuple([1 + draw(6) for _ in range(draw.of(4, 4, 4, 3, 5))]) if kind == "prepare" else shape
+    if kind == "strengths":
+        n = 1 + draw(9)
+        call = Call("nf.augment.strengths", {"n": str(n), "low": "0.5", "high": draw.of("20", "0.5", "0")}, {})
+        call.required["noise"] = _noise(draw, (n, 4), True)
+        _may(draw, call, "p", "0.5", "0", "1.5")
+        return call
+    call = Call(f"nf.augment.{kind}", {"x": _array(draw, shape, dtype)}, {})
+    batched = _batched(draw, call)
+    if kind == "rms":
+        return call
+    call.required["noise"] = _noise(draw, shape, batched, "float32")
+    for name in ("mean", "std"):
+        _may(draw, call, name, "0.5", f"times(({shape[-1]},), 2.0, {draw(9)}, 'float64')", once_in=2)
+    rows = shape[:1] if batched else ()
+    if draw.once_in(2):
+        call.options |= {"t": draw.of("0.5", f"times({rows}, 1.0, 3, 'float64')"), "schedule": "COSINE"}
+    else:
+        _may(draw, call, "noise_std", "0.5", f"times({rows}, 2.0, 3, 'float64')", once_in=2)
+    _may(draw, call, "dtype", *map(repr, KINDS))
+    return call
+
+
+def _field(draw: Draw) -> Call:
+    shape, dtype = _shape(draw), draw.of(*KINDS)
+    strengths = {"offset_like": "strength", "pyramid_like": "discount"}
+    strengths |= {"mixed_like": "alpha", "progressive_like": "alpha"}
+    kind = draw.of(*strengths, "nearest_of", "assigned", "perturbed")
+    if kind == "pyramid_like" and draw(4):
+        shape = tuple([1 + draw(n) for n in (3, 3, 9, 9)])
+    batched = draw(4) > 0 or kind not in ("nearest_of", "perturbed")
+    noise = _noise(draw, shape, batched, stream=draw.once_in(9))
+    name = "x" if kind in strengths else "x_t" if kind == "perturbed" else "x0"
+    call = Call(f"nf.fields.{kind}", {"k": str(1 + draw(5))} if kind == "nearest_of" else {}, {})
+    call.required[name] = _array(draw, shape, draw.of(dtype, *LEVELS) if kind in ("nearest_of", "assigned") else dtype)
+    if kind == "perturbed":
+        call.required |= {"t": _times(draw, shape[:1], len(SHORT), False)[0], "schedule": "SHORT"}
+    call.required["noise"] = noise
+    if kind in strengths:
+        _may(draw, call, strengths[kind], "0.5", "0", "1", "2.5", once_in=2)
+        _may(draw, call, "dtype", *map(repr, KINDS))
+    if kind == "pyramid_like":
+        _may(draw, call, "levels", "2", "3", "9")
+    if not batched:
+        call.options["batched"] = "False"
+    if kind == "perturbed":
+        _may(draw, call, "gamma", "0.5", "0")
+        _write_to(draw, call, "out", shape, dtype, "x_t")
+    return call
+
+
+def _legacy(draw: Draw) -> Call:
+    """Of the sources those that a backend draws for; others are NumPy's and Python's own arithmetic."""
+    seed, gpu = draw.edge(2**64), draw.of("'A100'", "(1, 256)", "(2, 1024)")
+    source = draw.of(f"WebUI({seed})", f"TorchCUDA({seed}, {gpu})")
+    return Call(f"nf.legacy.{source}.randn", {"shape": str(_shape(draw))}, {})
+
+
 def _philox(draw: Draw) -> Call:
     shape = _shape(draw)[:2]
     words = [f"times({(*shape, n)}, 2**32, {draw(99)}, {draw.of('uint32', 'uint64')!r})" for n in (4, 2)]
     return Call("nf.philox4x32", dict(zip(("counter", "key"), words, strict=True)), {})
 
 
-CALLS = (_drawn, _drawn_like, _forward, _forward, _walk, _update, _update, _step, _loss, _loss, _philox, _augment)
+CALLS = (
+    _drawn, _drawn, _drawn_like, _forward, _forward, _forward, _walk, _update, _update, _step, _loss, _loss, _philox,
+    _augment, _augment, _prepared, _field, _density, _run, _legacy,
+)  # fmt: skip

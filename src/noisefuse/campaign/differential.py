@@ -56,7 +56,9 @@ def using(name: str) -> Iterator[None]:
 
 
 def bits(array: Any) -> bytes:
-    """In C order, every NaN made the same: their sign and payload are not promised."""
+    """In C order, every NaN made the same: their sign and payload are not promised. Of names their text."""
+    if isinstance(array, list):
+        return repr(array).encode()
     copy: Array = np.array(array, order="C")
     if copy.dtype.kind in "fV":
         with np.errstate(invalid="ignore"):  # signalling NaN
