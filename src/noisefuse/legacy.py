@@ -231,7 +231,12 @@ class TorchCUDA:
             if device not in DEVICES:
                 raise ValueError(f"device = {device!r}: expected (multiprocessors, threads) or {', '.join(DEVICES)}")
             device = DEVICES[device]
-        processors, threads = map(operator.index, device)
+        try:
+            processors, threads = map(operator.index, device)
+        except (TypeError, ValueError):
+            raise TypeError(f"device = {device!r}: expected a name, or (multiprocessors, threads)") from None
+        if processors < 1 or threads < _BLOCK:
+            raise ValueError(f"device = {device!r}: expected at least 1 multiprocessor and {_BLOCK} threads")
         self._blocks = processors * (threads // _BLOCK)
         self._seed, self._offset = _seed(seed, SEEDS), 0
 

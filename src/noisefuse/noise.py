@@ -210,7 +210,7 @@ class Noise:
         for name, given in (("span", span), ("grid", grid)):
             if not isinstance(given, Sequence | np.ndarray) and (given is not None or name == "span"):
                 raise TypeError(f"interval: {name}: expected times, got {given!r}")
-        if grid is not None and span != (0.0, 1.0):
+        if grid is not None and tuple(span) != (0.0, 1.0):
             raise TypeError("interval: expected a span or a grid, which has a span of its own")
         span = _times("span", *span)
         return Increment(self, float(t0), float(t1), span, None if grid is None else _times("grid", *grid))

@@ -212,6 +212,9 @@ WRONG = {
     "span infinite": (ValueError, r"span: expected finite", lambda: NOISE.interval(0, 1, span=(0, math.inf))),
     "grid falls": (ValueError, r"grid: expected finite times that", lambda: NOISE.interval(0, 1, grid=[0, 1, 1])),
     "grid of one": (ValueError, r"grid: expected at least 2 times", lambda: NOISE.interval(0, 1, grid=[0])),
+    "span array and grid": (
+        TypeError, "a span or a grid", lambda: NOISE.interval(0, 1, span=np.array([0, 2.0]), grid=GRID)
+    ),
     "stream": (ValueError, r"expected stream 0, got 4", lambda: NOISE.at(stream=4).interval(0, 1)),
     "uniform": (TypeError, r"noise: .*got Increment", lambda: nf.uniform(3, NOISE.interval(0, 1))),
     "list": (
