@@ -155,6 +155,8 @@ def test_nearest_of_bytes_halves_tensors_and_one_whole_sample():
     [one] = fields.nearest_of(32, scaled[0], N, batched=False)
     assert one == fields.nearest_of(32, scaled, N)[0]
     assert fields.nearest_of(3, np.zeros((0, 4), np.float32), N) == []
+    far = np.full((1, 4), 1e15, np.float32)  # as far from all of them
+    assert fields.nearest_of(3, far, N) == [N.at(sample=40, step=3 * 3, stream=9)]
 
 
 def test_the_chosen_noise_goes_through_training():

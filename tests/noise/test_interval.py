@@ -103,6 +103,18 @@ def test_words_are_those_of_the_contract():
         assert np.allclose([c for _, c in terms], [found[n] for n, _ in terms], rtol=1e-15)
 
 
+def test_words_of_a_grid_are_those_of_the_contract():
+    """Seen to fail: another first word; a way back with the way's own sign."""
+    noise, grid = nf.Noise(1, step=5), [-1.0, 0.0, 0.25, 3.0, 3.5]
+    for i, j in itertools.combinations(range(5), 2):
+        pieces = [math.sqrt((grid[k + 1] - grid[k]) / (grid[j] - grid[i])) for k in range(i, j)]
+        words = [2**31 + 5 * 2**24 + k for k in range(i, j)]
+        assert noise.interval(grid[i], grid[j], grid=grid).terms() == (*zip(words, pieces, strict=True),)
+        assert noise.interval(grid[j], grid[i], grid=grid).terms() == (
+            *((n, -c) for n, c in zip(words, pieces, strict=True)),
+        )
+
+
 @pytest.mark.parametrize("options", [{}, {"grid": times(9)}], ids=["span", "grid"])
 def test_parts_add_up_to_the_whole(options):
     """Seen to fail: a tree in which t1 takes its neighbour's node."""
