@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What other libraries' generators draw, against those that are installed, and against numbers they have published."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -73,6 +75,41 @@ def test_the_web_ui_imitates_cuda_in_sequences_of_small_draws():
     ours, theirs = legacy.WebUI(2**40 + 3), legacy.TorchCUDA(2**40 + 3, "T4")
     for shape in ((4, 64, 64), 3, (3, 5)):
         assert np.allclose(ours.randn(shape), theirs.randn(shape), rtol=0, atol=2e-6)
+
+
+def test_the_web_ui_is_its_formula():
+    """To half a unit in the last place of float32. Seen to fail: an angle without half a cell, 2^-33 of a turn."""
+    n = 10_000
+    words = nf.philox4x32([[0, 0, k, 0] for k in range(n)], [9, 0])[:, :2].astype(float)
+    cell = np.float32(2.3283064e-10).astype(float), np.float32(2.3283064e-10 * 6.2831855).astype(float)
+    exact = [math.sqrt(-2 * math.log((u + 0.5) * cell[0])) * math.sin((v + 0.5) * cell[1]) for u, v in words.tolist()]
+    found = legacy.WebUI(9).randn(n)
+    assert (np.abs(found - exact) <= np.spacing(np.abs(found)) * (0.5 + 1e-6)).all()
+
+
+# CUDA cores as NVIDIA's data sheets have them, and cores of a multiprocessor.
+CORES = {
+    "P100": (3584, 64), "V100": (5120, 64), "T4": (2560, 64), "RTX 2080 Ti": (4352, 64),
+    "A100": (6912, 64), "A10": (9216, 128), "RTX 3060": (3584, 128), "RTX 3080": (8704, 128), "RTX 3090": (10496, 128),
+    "L4": (7424, 128), "L40S": (18176, 128), "RTX 4080": (9728, 128), "RTX 4090": (16384, 128),
+    "H100": (16896, 128), "H200": (16896, 128),
+}  # fmt: skip
+
+
+def test_devices_have_as_many_multiprocessors_as_their_cores_ask_for():
+    """And as many threads as their architectures: Turing 1024, consumers' Ampere and Ada 1536, others 2048."""
+    assert {name: cores // each for name, (cores, each) in CORES.items()} == {
+        name: processors for name, (processors, _) in legacy.DEVICES.items()
+    }
+    for name, (_, threads) in legacy.DEVICES.items():
+        turing, whole = name in ("T4", "RTX 2080 Ti"), name in ("P100", "V100", "A100", "H100", "H200")
+        assert threads == (1024 if turing else 2048 if whole else 1536)
+
+
+def test_a_fused_product_is_rounded_once():
+    """1 + 2^-23 + 2^-24 (1 - 2^-36), which float64 rounds to the middle between two of float32's numbers."""
+    a, b, c = np.float32([2**-24 * (1 + 2**-18), 1 - 2**-18, 1 + 2**-23])
+    assert legacy._fma(a.reshape(1), b, c) == [c]
 
 
 def test_the_order_of_large_draws_is_that_of_the_launch():
