@@ -429,6 +429,20 @@ def test_what_is_wrong_is_said(name, options, message):
         function(name)(model, start(), **given)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_shapes_are_looked_at_first(name):
+    """Seen to fail: levels as a column, or one alone, and an x without a batch were found by Python's own errors."""
+    levels = LEVELS["a part"]
+    for x, sigmas, error in (
+        (start(), levels[:, None], ValueError),
+        (start(), levels[0], ValueError),
+        (torch.tensor(1.0), levels, ValueError),
+        (start().numpy(), levels, TypeError),
+    ):
+        with pytest.raises(error, match=r"^(x: expected a tensor, got ndarray|sigmas, x: expected levels along one)"):
+            function(name)(model, x, sigmas, disable=True)
+
+
 def test_two_sources_of_noise_are_refused():
     with pytest.raises(TypeError, match="noise, noise_sampler: give one of them"):
         function("lcm")(model, start(), LEVELS["a part"], noise=nf.Noise(1), noise_sampler=lambda sigma, to: None)

@@ -267,8 +267,12 @@ def _sample(
     x, sigmas = call.x, call.sigmas
     if noise is not None:
         _named(noise, 0)  # which says what is none: a row would take an array, too, and the next one the same
-    if not isinstance(sigmas, torch.Tensor):
-        raise TypeError(f"sigmas: expected a tensor, got {type(sigmas).__name__}")
+    for name, tensor in (("x", x), ("sigmas", sigmas)):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if sigmas.ndim != 1 or not x.ndim:
+        shapes = f"{tuple(sigmas.shape)} and {tuple(x.shape)}"
+        raise ValueError(f"sigmas, x: expected levels along one axis, and a batch, got shapes {shapes}")
     if len(sigmas) < 2:
         return x
     # a tensor is another key each time
