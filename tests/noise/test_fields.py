@@ -58,6 +58,12 @@ def test_dtypes_see_one_field(like, name):
     assert np.array_equal(like(X.astype(np.dtype(name).newbyteorder()), N), given)  # the other byte order
 
 
+def test_the_last_steps_that_there_are():
+    """Seen to fail: a bound that left out the last step."""
+    assert fields.pyramid_like(X, N.at(step=2**30 - 1), levels=4).shape == X.shape
+    assert fields.nearest_of(4, X[:1], N.at(step=2**30 - 1))[0].step >= 2**32 - 4
+
+
 @pytest.mark.parametrize("like", LIKE)
 def test_tensors(like):
     torch = pytest.importorskip("torch")
