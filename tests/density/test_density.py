@@ -241,6 +241,11 @@ def test_windows_that_cut_a_chunk():
             update(table, 4, part, part, cut, partial=True)
 
 
+def test_the_mean_over_one_element_is_the_element():
+    table, (x, m) = TABLES["flow_sde"], arrays((2, 1))
+    assert (log_prob(table, 4, x, m, x, reduction="mean") == log_prob(table, 4, x, m, x)).all()
+
+
 @pytest.mark.parametrize("size", [5000, 4096 + 64])
 def test_parts_that_do_not_fit(size):
     table, (x, m) = TABLES["flow_sde"], arrays((2, size))
