@@ -1527,7 +1527,7 @@ def test_accelerate_refuses():
         pass
 
     for other in (Own(), diffusers.RePaintScheduler(), 3):
-        with pytest.raises(TypeError, match=f"one of CogVideoXDDIMScheduler, .* got {type(other).__name__}"):
+        with pytest.raises(TypeError, match=f"one of CMStochasticIterativeScheduler, .* got {type(other).__name__}"):
             ours.accelerate(other)
     with pytest.raises(ValueError, match="expected 'compat' or 'exact'"):
         ours.accelerate(diffusers.DDPMScheduler(), coefficients="best")
