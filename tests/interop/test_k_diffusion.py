@@ -498,6 +498,27 @@ def test_churn_is_of_torchs_generator_whatever_the_seed():
     assert torch.equal(function("euler")(seen, x, sigmas, {"seed": 3}, disable=True, **CHURN), expected)
 
 
+def test_churn_takes_in_both_ends_of_its_levels():
+    x, levels = start(), torch.tensor([9.0, 4.0, 1.0], dtype=torch.float64)
+
+    def run(**bounds):
+        return function("euler")(model, x, levels, disable=True, noise=nf.Noise(3), s_churn=1.0, **bounds)
+
+    assert torch.equal(run(s_tmin=4.0, s_tmax=9.0), run())
+    assert not torch.equal(run(s_tmin=4.1), run())
+    assert not torch.equal(run(s_tmax=8.9), run())
+
+
+def test_churn_before_the_first_row_has_the_name_of_a_row_that_there_is_not():
+    """Noise before a call is drawn by the row before it; before the first one it is that of the row after the last."""
+    x, levels, noise = start(), [9.0, 4.0, 1.0], nf.Noise(3, step=5)
+    rows = iter([2, 0])
+    draw = lambda sigma, to: nf.randn_like(x, noise.at(step=5 + next(rows), stream=3))  # noqa: E731
+    expected = churned(euler)(x, levels, draw, **CHURN)
+    found = function("euler")(model, x, torch.tensor(levels, dtype=x.dtype), disable=True, noise=noise, **CHURN)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_a_seed_is_the_models_where_nothing_is_drawn():
     x, sigmas, seen = start(), LEVELS["a part"], lambda x, sigma, seed: model(x, sigma)
     for name, given in (("heun", {}), ("lcm", {"noise": nf.Noise(1)})):

@@ -311,6 +311,13 @@ def test_er_sde(sigmas, flow, points):
         check("er_sde", er_sde, sigmas, flow, {"order": order, "points": points}, theirs)
 
 
+@pytest.mark.parametrize("levels", [[9.0, 9.0, 4.0, 2.0], [9.0, 4.0, 4.0, 2.0], [9.0, 4.0, 2.0, 2.0]], ids=str)
+def test_levels_that_repeat_are_no_differences(levels):
+    """Seen to fail: a second difference over two levels that are one."""
+    sampler = samplers.er_sde(Schedule.karras(2), steps=levels)
+    assert not np.isnan(sampler.tableau.rows.view(np.float64)).any()
+
+
 @pytest.mark.parametrize("pece", [False, True])
 @pytest.mark.parametrize("tau", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize(("sigmas", "flow"), [(SIGMAS, False), (SIGMAS[:6], False), (FLOWS["part"], True)], ids=str)
