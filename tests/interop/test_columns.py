@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from noisefuse.interop.columns import AugmentedColumns, NoisyColumns
+from noisefuse.interop.columns import AugmentedColumns, NoisyColumns, drawn_times
 
 S = nf.Schedule.linear(50)
 IMAGES = np.random.default_rng(3).integers(0, 256, (13, 4, 4, 3), np.uint8)
@@ -83,3 +83,8 @@ def test_examples_in_docstrings_run(kind):
     example = doctest.DocTestParser().get_doctest(inspect.getdoc(kind), scope, kind.__name__, None, None)
     assert example.examples
     assert doctest.DocTestRunner().run(example).failed == 0
+
+
+def test_all_times_are_drawn():
+    """Seen to fail: the last one left out."""
+    assert {*drawn_times(nf.Schedule.linear(3), nf.Noise(7).at(sample=np.arange(100)), 100)} == {0, 1, 2}
