@@ -14,23 +14,11 @@
 namespace nf {
 namespace {
 
-// What a call's shape has of its own in registers, or null.
-template <class Real>
-OnNoise own_on_noise(const Arrays<Real>& arrays, uint64_t shape) {
-    if constexpr (kInRegisters) return on_noise(arrays, shape);
-    return nullptr;
-}
-template <class Real>
-OnArrays<Real> own_on_arrays(const Arrays<Real>& arrays, uint64_t shape) {
-    if constexpr (kInRegisters) return on_arrays(arrays, shape);
-    return nullptr;
-}
-
 template <class Real>
 void step_drawing_nothing(const Call& s, int64_t begin, int64_t end) {
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
-    const OnArrays<Real> tile_on_arrays = own_on_arrays(arrays, shape_of(rows));
+    const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape_of(rows));
     const bool far = s.size * s.batch > kFar;
     const bool asks = far || (arrays.n_written > 1 && s.size * s.batch >= kSeveral);
     const int64_t most = tile_on_arrays && arrays.all_own && !asks ? 16 * kTile : kTile;
@@ -56,8 +44,8 @@ void step_drawing(const Call& s, int64_t begin, int64_t end, bool stays, const A
     for (bool& past_caches : arrays.past_caches) past_caches &= !stays;
     Noise<Real> noise;
     const uint64_t shape = shape_of(rows);
-    const OnNoise tile_on_noise = own_on_noise(arrays, shape);
-    const OnArrays<Real> tile_on_arrays = own_on_arrays(arrays, shape);
+    const OnNoise tile_on_noise = on_noise(arrays, shape);
+    const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape);
     for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Counters& counters, const RoundKeys& keys) {
         if constexpr (sizeof(Real) == 4)
             if (tile_on_noise && counters.one_run && counters.skip == 0 && counters.size % kGroup == 0) {

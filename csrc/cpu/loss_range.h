@@ -181,9 +181,8 @@ class RegisterResiduals {
         const DType in = call.in_type[kM1];
         for (int slot = 0; slot < kSlots; ++slot)
             if (call.in[slot] && call.in_type[slot] != in) return nullptr;
-        if constexpr (kInRegisters)
-            if (in == kOwn<Real>) return of_shape<kOwn<Real>>(call);
-        if constexpr (kInRegisters && sizeof(Real) == 4) {
+        if (in == kOwn<Real>) return of_shape<kOwn<Real>>(call);
+        if constexpr (sizeof(Real) == 4) {
             if (in == DType::f16) return of_shape<DType::f16>(call);
             if (in == DType::bf16) return of_shape<DType::bf16>(call);
         }

@@ -47,9 +47,10 @@ uint64_t shape_of(const Rows<Real>& rows) {
 template <const auto& shapes, class Function, class Of>
 Function for_shape(uint64_t shape, Of of) {
     Function found = nullptr;
-    [&]<size_t... I>(std::index_sequence<I...>) {
-        ((shape == shapes[I] ? void(found = of.template operator()<shapes[I]>()) : void()), ...);
-    }(std::make_index_sequence<std::size(shapes)>{});
+    if constexpr (kInRegisters)
+        [&]<size_t... I>(std::index_sequence<I...>) {
+            ((shape == shapes[I] ? void(found = of.template operator()<shapes[I]>()) : void()), ...);
+        }(std::make_index_sequence<std::size(shapes)>{});
     return found;
 }
 
