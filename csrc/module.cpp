@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python boundary: step, walk and loss take the bytes of a Call (core/call.h), which backends/call.py packs once
-// its arguments have been checked; row and mse are the fast path (fast_path.cpp); the rest are settings.
+// The Python boundary: run takes the bytes of a Call (core/call.h), which backends/call.py packs once its arguments
+// have been checked; row, random, mse and density are the fast path (fast_path.cpp); the rest are settings.
 #define NF_MODULE
 #include <cstddef>
 #include <cstring>
@@ -45,32 +45,25 @@ bool unpack(PyObject* bytes, Call& call) {
     return true;
 }
 
-// Runs the call whose bytes these are, without the GIL.
-template <class Run>
-PyObject* run_packed(PyObject* bytes, Run run) {
-    Call call;
-    if (!unpack(bytes, call)) return nullptr;
+// run(operation, call, ..), without the GIL.
+PyObject* py_run(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
+    const char* name = n ? PyUnicode_AsUTF8(arguments[0]) : "";
+    if (!name) return nullptr;
+    const Operation* operation = find_operation(name);
+    if (!operation || operation->calls != n - 1)
+        return PyErr_Format(PyExc_TypeError, "no operation \"%s\" of %zd calls", name, n - 1);
+    Call calls[kMostCalls];
+    for (int i = 0; i < operation->calls; ++i)
+        if (!unpack(arguments[1 + i], calls[i])) return nullptr;
     bool all;
     try {
         Released released;
-        all = run(call, std::ref(released));
+        all = operation->run(calls, std::ref(released));
     } catch (const std::bad_alloc&) {
         return PyErr_NoMemory();
     }
     return all ? Py_NewRef(Py_None) : nullptr;
 }
-
-PyObject* py_step_and_loss(PyObject*, PyObject* args) {
-    PyObject *step, *loss;
-    Call of_step;
-    if (!PyArg_ParseTuple(args, "OO", &step, &loss) || !unpack(step, of_step)) return nullptr;
-    return run_packed(
-        loss, [&](const Call& of_loss, const GoOn& go_on) { return run_step_and_loss(of_step, of_loss, go_on); });
-}
-
-PyObject* py_step(PyObject*, PyObject* call) { return run_packed(call, run_step); }
-PyObject* py_walk(PyObject*, PyObject* call) { return run_packed(call, run_walk); }
-PyObject* py_loss(PyObject*, PyObject* call) { return run_packed(call, run_loss); }
 
 PyObject* py_empty(PyObject*, PyObject* args) {
     PyArray_Dims shape{};
@@ -137,24 +130,24 @@ PyObject* py_set_num_threads(PyObject*, PyObject* n) {
     Py_RETURN_NONE;
 }
 
-PyMethodDef methods[] = {
-    {"step", py_step, METH_O, nullptr},
-    {"walk", py_walk, METH_O, nullptr},
-    {"step_and_loss", py_step_and_loss, METH_VARARGS, nullptr},
-    {"loss", py_loss, METH_O, nullptr},
-    {"empty", py_empty, METH_VARARGS, nullptr},
-    {"philox", py_philox, METH_VARARGS, nullptr},
-    {"row", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_row)), METH_FASTCALL, nullptr},
-    {"random", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_random)), METH_FASTCALL, nullptr},
-    {"mse", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_mse)), METH_FASTCALL, nullptr},
-    {"density", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fast_density)), METH_FASTCALL, nullptr},
-    {"xla_handler", py_xla_handler, METH_NOARGS, nullptr},
-    {"isas", py_isas, METH_NOARGS, nullptr},
-    {"isa", py_isa, METH_NOARGS, nullptr},
-    {"use_isa", py_use_isa, METH_O, nullptr},
-    {"num_threads", py_num_threads, METH_NOARGS, nullptr},
-    {"set_num_threads", py_set_num_threads, METH_O, nullptr},
-    {nullptr, nullptr, 0, nullptr}};
+PyCFunction fast_call(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
+    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+PyMethodDef methods[] = {{"run", fast_call(py_run), METH_FASTCALL, nullptr},
+                         {"empty", py_empty, METH_VARARGS, nullptr},
+                         {"philox", py_philox, METH_VARARGS, nullptr},
+                         {"row", fast_call(fast_row), METH_FASTCALL, nullptr},
+                         {"random", fast_call(fast_random), METH_FASTCALL, nullptr},
+                         {"mse", fast_call(fast_mse), METH_FASTCALL, nullptr},
+                         {"density", fast_call(fast_density), METH_FASTCALL, nullptr},
+                         {"xla_handler", py_xla_handler, METH_NOARGS, nullptr},
+                         {"isas", py_isas, METH_NOARGS, nullptr},
+                         {"isa", py_isa, METH_NOARGS, nullptr},
+                         {"use_isa", py_use_isa, METH_O, nullptr},
+                         {"num_threads", py_num_threads, METH_NOARGS, nullptr},
+                         {"set_num_threads", py_set_num_threads, METH_O, nullptr},
+                         {nullptr, nullptr, 0, nullptr}};
 
 // -1: a Python error is set.
 int execute(PyObject*) {

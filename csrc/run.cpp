@@ -75,4 +75,16 @@ bool run_step_and_loss(const Call& step, const Call& loss, const GoOn& go_on) {
                       [&](const Call& call, int64_t begin, int64_t end) { k.step_and_loss(step, call, begin, end); });
 }
 
+const Operation* find_operation(std::string_view name) {
+    static constexpr Operation kOperations[] = {
+        {"step", 1, [](const Call* c, const GoOn& go_on) { return run_step(c[0], go_on); }},
+        {"walk", 1, [](const Call* c, const GoOn& go_on) { return run_walk(c[0], go_on); }},
+        {"loss", 1, [](const Call* c, const GoOn& go_on) { return run_loss(c[0], go_on); }},
+        {"step_and_loss", 2, [](const Call* c, const GoOn& go_on) { return run_step_and_loss(c[0], c[1], go_on); }},
+    };
+    for (const Operation& operation : kOperations)
+        if (operation.name == name) return &operation;
+    return nullptr;
+}
+
 }  // namespace nf

@@ -37,23 +37,23 @@ tests_itself = False
 
 def step(call: Step) -> None:
     numbers, _memory = pack_on_host(call)
-    _native.step(numbers)
+    _native.run("step", numbers)
 
 
 def walk(call: Walk) -> None:
     numbers, _memory = pack_on_host(call.first, call.keep)
-    _native.walk(numbers)
+    _native.run("walk", numbers)
 
 
 def loss(call: Loss) -> None:
     numbers, _memory = pack_on_host(call.residual, loss=pack_loss(call, address))
-    _native.loss(numbers)
+    _native.run("loss", numbers)
 
 
 def step_and_loss(before: Step, call: Loss) -> None:
     step, _memory = pack_on_host(before)
     loss, _others = pack_on_host(call.residual, loss=pack_loss(call, address))
-    _native.step_and_loss(step, loss)
+    _native.run("step_and_loss", step, loss)
 
 
 def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
