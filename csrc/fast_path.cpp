@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fast path. Calls of a few microseconds are mostly Python, so plain calls, with C-contiguous arrays of one float
-// dtype (x may be levels), int or int64 rows and a Noise without a window, are checked here, as their arguments came.
+// dtype (x may be levels), int or int64 rows and one Noise, are checked here, as their arguments came.
 // Whatever is not plain, wrong arguments included, is declined (NotImplemented): ops.py then checks it, and says what
 // is wrong.
+#include <algorithm>
 #include <cmath>
 #include <new>
 
@@ -16,7 +17,7 @@ namespace nf {
 namespace {
 
 PyArray_Descr *float32, *float64;
-PyObject *noise_type, *name_seed, *name_sample, *name_step, *name_stream, *name_window_shape;
+PyObject *noise_type, *name_seed, *name_sample, *name_step, *name_stream, *name_window_shape, *name_window_start;
 
 PyArrayObject* array(PyObject* o) { return reinterpret_cast<PyArrayObject*>(o); }
 
@@ -57,14 +58,15 @@ bool has_inputs(const Call& call) {
 // Of one derived from it the numbers are not checked.
 bool is_noise(PyObject* o) { return reinterpret_cast<PyObject*>(Py_TYPE(o)) == noise_type; }
 
-// A Noise without a window, for the samples of a call.
+// A Noise, for the samples of a call.
 class PlainNoise {
   public:
-    // Stream -1: the noise's own, at its own step. Otherwise that stream, at the steps noise.step + row. False:
-    // declined; no Python error is set.
-    bool parse(PyObject* noise, int stream, Call& call) {
+    // For samples of this shape. Stream -1: the noise's own, at its own step. Otherwise that stream, at the steps
+    // noise.step + row. False: declined; no Python error is set.
+    bool parse(PyObject* noise, int stream, Call& call, int ndim, const int64_t* shape) {
         uint64_t step = 0, own_stream = 0;
-        if (!named(noise, call.batch, step, own_stream)) {
+        field_.run = call.size;
+        if (!named(noise, call.batch, step, own_stream) || !window(noise, ndim, shape)) {
             PyErr_Clear();
             return false;
         }
@@ -73,7 +75,6 @@ class PlainNoise {
             return false;
         field_.step = static_cast<uint32_t>(step);
         field_.stream = stream >= 0 ? static_cast<uint32_t>(stream) : static_cast<uint32_t>(own_stream);
-        field_.run = call.size;
         call.draw = Draw::normal;
         call.fields = &field_;
         return field_.sample + static_cast<uint64_t>(call.batch) <= uint64_t{1} << 56 && call.size <= int64_t{1} << 34;
@@ -90,10 +91,56 @@ class PlainNoise {
     Field field_{};
 
     bool named(PyObject* noise, int64_t batch, uint64_t& step, uint64_t& stream) {
-        if (!is_noise(noise)) return false;
-        const Reference window(PyObject_GetAttr(noise, name_window_shape));
-        return window.object == Py_None && number(noise, name_seed, field_.seed) && samples(noise, batch) &&
+        return is_noise(noise) && number(noise, name_seed, field_.seed) && samples(noise, batch) &&
                number(noise, name_step, step) && number(noise, name_stream, stream);
+    }
+
+    // Where the sample lies in the window's full one, if there is one: `window_runs` of backends/call.py, which says
+    // more. Noise has checked that 0 <= start <= full, and that the full sample has 2^34 elements at most.
+    bool window(PyObject* noise, int ndim, const int64_t* shape) {
+        const Reference full(PyObject_GetAttr(noise, name_window_shape));
+        if (full.object == Py_None) return true;
+        const Reference start(PyObject_GetAttr(noise, name_window_start));
+        for (PyObject* given : {full.object, start.object})
+            if (!given || !PyTuple_CheckExact(given) || PyTuple_GET_SIZE(given) != ndim) return false;
+        int64_t stride = 1;
+        bool whole = true;  // the axes behind this one
+        field_.run = 1;
+        for (int axis = ndim - 1; axis >= 0; --axis) {
+            int64_t n, first;
+            if (!item(full.object, axis, n) || !item(start.object, axis, first) || first + shape[axis] > n)
+                return false;
+            field_.start += first * stride;
+            if (whole) {
+                field_.run *= shape[axis];
+                whole = shape[axis] == n;
+            } else if (shape[axis] != 1 && !outer(shape[axis], stride)) {
+                return false;
+            }
+            stride *= n;
+        }
+        std::reverse(field_.shape, field_.shape + field_.axes);
+        std::reverse(field_.stride, field_.stride + field_.axes);
+        return true;
+    }
+
+    // One more axis over runs, from the last to the first; those that lie together are one.
+    bool outer(int64_t length, int64_t stride) {
+        const int64_t last = field_.axes - 1;
+        if (last >= 0 && field_.shape[last] * field_.stride[last] == stride) {
+            field_.shape[last] *= length;
+            return true;
+        }
+        if (field_.axes == kAxes) return false;
+        field_.shape[field_.axes] = length, field_.stride[field_.axes++] = stride;
+        return true;
+    }
+
+    static bool item(PyObject* tuple, int axis, int64_t& value) {
+        PyObject* const number = PyTuple_GET_ITEM(tuple, axis);
+        int overflow = 0;
+        value = PyLong_CheckExact(number) ? PyLong_AsLongLongAndOverflow(number, &overflow) : -1;
+        return value >= 0 && !overflow;
     }
 
     // The first id, or an array of ids, one for each sample, which Noise has checked and keeps.
@@ -259,6 +306,7 @@ class PlainCall {
     // False where anything is not plain; no Python error is set then.
     bool parse(const RowArguments& a) {
         if (!view(a.x, x) || x.ndim == 0 || (x.is_tensor && torch.dual()) || !result(a) || !rows(a.table)) return false;
+        batched_ = a.batched;
         call.batch = a.batched ? x.shape[0] : 1;
         call.size = x.count / call.batch;
         input(kX, x);
@@ -275,6 +323,7 @@ class PlainCall {
     }
 
   private:
+    bool batched_ = true;
     int64_t scalar_;
     PyObject* past_ = nullptr;  // a tuple
     View index_{}, inputs_[kSlots] = {};
@@ -363,7 +412,7 @@ class PlainCall {
         if (noise == Py_None) return !drawn || draws_nothing();
         if (!drawn && is_noise(noise)) return true;  // what it names plays no part
         if (View z; view(noise, z)) return input(kZ, noise);
-        return drawn && noise_.parse(noise, stream, call);
+        return drawn && noise_.parse(noise, stream, call, x.ndim - batched_, x.shape + batched_);
     }
 
     // Without noise the rows that are taken must have none.
@@ -456,7 +505,9 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
     call.segment = made.count;
     call.index = &row;
     take_rows(args[0], call);
-    if (!noise.parse(args[2], -1, call) || !outputs.take(0, args[7], call)) Py_RETURN_NOTIMPLEMENTED;
+    const bool batched = args[5] == Py_True;
+    if (!noise.parse(args[2], -1, call, made.ndim - batched, shape + batched) || !outputs.take(0, args[7], call))
+        Py_RETURN_NOTIMPLEMENTED;
     if (args[3] == Py_True) noise.use_uniform(call);
     if (!outputs.make(call)) return nullptr;
     return run_plain(call, run_step) ? outputs.give() : nullptr;
@@ -545,6 +596,7 @@ bool init_fast_path() {
     name_step = PyUnicode_InternFromString("step");
     name_stream = PyUnicode_InternFromString("stream");
     name_window_shape = PyUnicode_InternFromString("window_shape");
+    name_window_start = PyUnicode_InternFromString("window_start");
     return true;
 }
 

@@ -14,6 +14,12 @@ from noisefuse.tableau import past
 
 S, F, N = nf.Schedule.linear(50), nf.Schedule.flow(50), nf.Noise(5, sample=9, step=2)
 SHAPE = (2, 16, 7)
+WINDOWS = {
+    "of rows": ((40, 7), (8, 0)),
+    "of columns": ((16, 9), (0, 2)),
+    "of both": ((17, 8), (1, 1)),
+    "whole": ((16, 7), (0, 0)),
+}
 T = np.array([3, 40])
 
 
@@ -34,6 +40,14 @@ CALLS = {
     "float16 to float32": lambda a: nf.q_sample(a("float16"), T, S, N, dtype=np.dtype("float32")),
     **{f"one sample of {d}": lambda a, d=d: nf.q_sample(a(d), 3, S, N, batched=False) for d in ALL},
     **{f"q_step {d}": lambda a, d=d: nf.q_step(a(d), T, S, N) for d in ALL},
+    **{
+        f"q_sample in a window {name}": lambda a, w=w: nf.q_sample(a("float32"), T, S, N.window(*w))
+        for name, w in WINDOWS.items()
+    },
+    "one sample in a window": lambda a: nf.q_sample(a("uint8"), 3, S, N.window((4, 18, 9), (2, 1, 1)), batched=False),
+    "mse_loss in a window": lambda a: nf.mse_loss(
+        a("float32"), a("float32"), T, S, N.window((17, 8), (1, 1)), target="v"
+    ),
     "q_step, one sample": lambda a: nf.q_step(a("float32"), 3, S, N, batched=False),
     **{f"mse_loss {d}": lambda a, d=d: nf.mse_loss(a("float32"), a(d), T, S, N, target="v") for d in ALL[::3]},
     "mse_loss in a range": lambda a: nf.mse_loss(a("float32"), a("uint8"), T, S, N, target="flow", scale=0.1, offset=2),
@@ -46,6 +60,8 @@ RANDOM = {
     "a list": lambda draw: draw([*SHAPE], N),
     "a number": lambda draw: draw(112, N),
     "one sample": lambda draw: draw(SHAPE, N, batched=False),
+    **{f"a window {name}": lambda draw, w=w: draw(SHAPE, N.window(*w)) for name, w in WINDOWS.items()},
+    "axes that lie together": lambda draw: draw((2, 2, 3, 1, 2, 2), N.window((3, 3, 4, 2, 5), (1, 0, 2, 0, 1))),
     "a seed": lambda draw: draw(SHAPE, 5),
     "NumPy's seed": lambda draw: draw(SHAPE, np.int64(5)),
     "many": lambda draw: draw((3, 50_001), N),
@@ -184,3 +200,10 @@ S, N, x = nf.Schedule.linear(9), nf.Noise(1), np.ones((2, 3))
 {call}
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("window", [((15, 7), (0, 0)), ((16, 7), (0, 1)), ((16, 7, 1), (0, 0, 0)), ((16,), (0,))])
+def test_a_window_that_does_not_hold_the_slice_is_declined(native, window):
+    for call in (lambda w: nf.q_sample(numbers("float32"), T, S, w), lambda w: nf.randn(SHAPE, w)):
+        with pytest.raises(ValueError, match="lies outside of samples of"):
+            call(N.window(*window))
