@@ -134,6 +134,12 @@ def csrc_constants(tmp_path_factory):
     return [line.split() for line in lines]
 
 
+def first_and_slow(values):
+    """Parameters of a test: the first by default, the others where slow tests run."""
+    first, *others = values
+    return [first, *(pytest.param(value, marks=pytest.mark.slow) for value in others)]
+
+
 def read_known(name):
     """[number, ..] for each line of a file in known/, still text."""
     lines = (Path(__file__).parent / "known" / name).read_text().splitlines()
@@ -147,5 +153,5 @@ def pytest_report_header(config):
         f"{info['threads']} threads; {info['cpu']}; numpy {np.__version__}, {platform.platform()}"
     ]
     if config.getoption("markexpr") == "not slow and not release and not gpu":
-        lines.append("left out: slow tests (-m slow, some 10 minutes), of a release (-m release), of a GPU (-m gpu)")
+        lines.append("left out: slow tests (-m slow, some 20 minutes), of a release (-m release), of a GPU (-m gpu)")
     return lines

@@ -40,7 +40,7 @@ NEEDS = {  # what is not installed everywhere that the tests run
     "docs/tutorials/own-kernel.md": ("numba",),
     "docs/tutorials/train-digits.md": ("torch",),
 }
-COMMANDS = ("pip install '.[demo]' && noisefuse demo", "pip install '.[test]' && pytest")
+COMMANDS = ("pip install '.[demo]' && noisefuse demo", "pip install '.[test]' && pytest -n auto")
 
 
 class Block(NamedTuple):

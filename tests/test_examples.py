@@ -101,6 +101,7 @@ def digits():
     return example("train_digits")
 
 
+@pytest.mark.slow
 def test_training_starts_well_and_again(digits, tmp_path, capsys):
     losses = digits.train(60, seed=3).losses
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:5])  # seen to fail: no backward()
@@ -182,6 +183,7 @@ def weights(network):
     return b"".join(p.detach().numpy().tobytes() for p in network.parameters())
 
 
+@pytest.mark.slow
 def test_a_reward_is_learned(rl, begun):
     """More ink in the upper half than in the lower: easier than digits. Seen to fail: advantages of the other sign;
     log-densities under the next row."""
@@ -238,7 +240,7 @@ def test_groups_are_the_same_in_shares(rl, begun, parts):
 
 
 @pytest.mark.slow  # each process imports torch
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.release)])
 def test_groups_are_the_same_on_any_number_of_processes(rl, begun, processes):
     """Seen to fail: no seed in what a process is told."""
     with rl.on_processes(processes) as several:
@@ -406,6 +408,7 @@ def policy():
     return example("jax_policy")
 
 
+@pytest.mark.slow
 def test_a_policy_learns_to_go_around(policy, tmp_path, capsys):
     policy.main(["--steps", "600", "--out", str(tmp_path / "policy.png")])
     found = capsys.readouterr().out

@@ -32,6 +32,7 @@ def tool(name):
     return [sys.executable, "-m", name]
 
 
+@pytest.mark.slow
 def test_mypy_on_a_users_script(tmp_path):
     """assert_type says what is inferred; lines that end with `# error` are wrong, and seen to be."""
     pytest.importorskip("torch")
@@ -62,6 +63,7 @@ def test_every_public_name_has_a_type():
     assert {s["name"] for s in public if not s["isTypeKnown"]} <= inferred
 
 
+@pytest.mark.slow
 def test_what_stands_on_other_libraries_is_loaded_when_it_is_asked_for():
     code = """
 import sys, noisefuse as nf

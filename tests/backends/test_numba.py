@@ -58,6 +58,7 @@ def edges(end):
     return st.one_of(st.integers(0, end - 1), st.integers(0, 3), st.integers(end - 4, end - 1))
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # compiles
 @given(edges(2**64), edges(2**56 - 3), edges(2**32), st.integers(1, 127), edges(2**34 - 41))
 def test_elements_are_those_of_randn_and_uniform(seed, sample, step, stream, start):
@@ -93,6 +94,7 @@ def generalized(x, seed, out):
         out[i] = x[i] * 0 + nfn.normal(seed, 0, 0, i)
 
 
+@pytest.mark.slow
 def test_all_kinds_of_kernels():
     expected = nf.randn((1, 1000), nf.Noise(9))[0]
     for kernel in (by_fours, in_parallel):
@@ -104,6 +106,7 @@ def test_all_kinds_of_kernels():
     assert [nfn.normal(9, 0, 0, i) for i in range(5)] == expected[:5].tolist()  # plain Python
 
 
+@pytest.mark.slow
 def test_words_and_defaults():
     assert nfn.philox4x32(0, 0, 0, 0, 0, 0) == (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
     noise = nf.Noise(3, sample=1, step=2)
@@ -280,6 +283,7 @@ def test_nothing_is_contracted_or_approximate_on_a_gpu(kernel):
     assert "call" not in {name for name, *_ in found}
 
 
+@pytest.mark.slow
 @needs_cuda
 def test_device_functions_compile_by_themselves():
     number = (uint64, int64, int64, int64, int64)
@@ -319,10 +323,8 @@ FEATURES = {"generic": "", "haswell": "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcn
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="processors of x86-64")
-@pytest.mark.parametrize(
-    "processor",
-    [pytest.param("generic", marks=pytest.mark.slow), pytest.param("haswell", marks=pytest.mark.release)],
-)
+@pytest.mark.release
+@pytest.mark.parametrize("processor", FEATURES)
 def test_other_processors_have_the_same_bits(processor, tmp_path):
     """generic has no fma instruction and calls the C library's; haswell has no AVX-512. The hashes have every operation
     and dtype, tiles their ends, and the others what users compile."""
@@ -522,6 +524,7 @@ def changed(path, old, new):
     path.write_text(text)
 
 
+@pytest.mark.slow
 def test_compiled_code_is_kept_on_disk_and_is_that_of_the_text(copied):
     """The second process compiles nothing. A changed coefficient in spec.py is not overlooked: that would compile.
 

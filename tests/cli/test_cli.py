@@ -517,6 +517,7 @@ def test_the_package_ships_the_baseline_of_the_benchmarks() -> None:
     assert Path(naive.__file__).read_text() == original.read_text()
 
 
+@pytest.mark.slow
 def test_demo_of_samplers_draws_all_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import noisefuse as nf
+from conftest import first_and_slow
 from noisefuse import _noise_files
 from noisefuse._noise import _Progress
 from noisefuse._noise_journal import Journal
@@ -225,8 +226,8 @@ def sources(folder: Path, kind: str) -> Path:
     return source
 
 
-@pytest.mark.parametrize("kind", [".npy", ".zarr", ""])
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", first_and_slow([".npy", ".zarr", ""]))
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.release)])
 def test_killed_and_run_again_it_makes_the_same_bits(kills: int, kind: str, tmp_path: Path) -> None:
     """Seen to fail: a block that stands in the journal before it is made, an image written under its own name."""
     source, options = sources(tmp_path, kind), ["--block", "2048"]
@@ -358,7 +359,8 @@ def test_a_journal_that_meets_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "y.npy"), noised(x))
 
 
-@pytest.mark.parametrize("kind", [pytest.param(".zarr", marks=pytest.mark.slow), ""])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [".zarr", ""])
 def test_a_disk_that_fills_up_keeps_what_is_whole(kind: str, tmp_path: Path) -> None:
     """Seen to fail: what was being written left behind, or written under its own name."""
     source, target = sources(tmp_path, kind), tmp_path / f"y{kind}"
@@ -526,6 +528,7 @@ def test_a_scheduler_without_workers_is_named(
     assert f"{address} has no workers" in error
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_workers_die_and_join_and_the_bits_are_the_same(
     one_worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -688,12 +691,14 @@ def test_numbers_out_of_range_are_refused(option: str) -> None:
     assert refused.value.code == 2
 
 
+@pytest.mark.slow
 def test_progress_says_rate_and_time_left() -> None:
     progress = _Progress(200, 100)
     progress.add(30_000_000)
     assert progress.line(0.5) == "[###############               ]  50%  60 MB/s  0:00:50 left"
 
 
+@pytest.mark.slow
 def test_the_journal_says_what_made_the_target(tmp_path: Path) -> None:
     save(tmp_path / "x.npy", 10, 10)
     assert run(tmp_path / "x.npy", tmp_path / "y.npy", *AT_300) == 0

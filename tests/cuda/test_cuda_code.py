@@ -112,7 +112,7 @@ def planted(tmp_path_factory):
     return compilers.nvcc("90", sources=sources)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @needs_nvcc
 def test_a_lost_fma_and_flushing_would_be_seen(planted):
     """The test of the tests above: a product and a sum in place of fma, and -ftz=true."""
@@ -207,7 +207,7 @@ def test_interpreted_ptx_has_the_bits_of_native_on_the_stand_in(compiler, arch):
     assert [name for name, count in counts.items() if not count] == []
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @needs_nvcc
 def test_a_lost_barrier_would_be_seen(planted):
     lost = planted["ptx"].decode()

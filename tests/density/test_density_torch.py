@@ -109,6 +109,7 @@ def test_the_ratio_of_a_first_update_is_one():
     assert torch.exp(new - old).tolist() == [1.0] * 8
 
 
+@pytest.mark.slow
 def test_a_compiled_step():
     x, m = tensors()
     expected, density = SAMPLER.step(4, x, m, N, log_prob=True)

@@ -101,6 +101,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_by_grains_own_generator_in_any_process(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(WORKERS)

@@ -396,7 +396,7 @@ def loss_of_theirs(case, n):
     return max(difference(end, ends[0]) for end in ends[1:])
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("name", NAMES)
 def test_loops_agree_in_every_combination_of_three(name):
     """Any three values of options together, in 500 loops. All 14,734 combinations agree, too, and take minutes: an
@@ -1617,6 +1617,7 @@ load()
 """
 
 
+@pytest.mark.slow
 def test_a_saved_pipeline_is_loaded_in_another_process(tmp_path):
     """Without noisefuse, with it installed, and imported. Seen to fail: a pipeline that names our module."""
     pipeline = diffusers.DDPMPipeline(unet(), diffusers.DDPMScheduler())
@@ -1667,6 +1668,7 @@ def test_a_pipeline_with_noise_of_its_own():
     assert torch.equal(sample(noises[1], start[1:]), sample(noises, start)[1:])
 
 
+@pytest.mark.slow
 def test_the_example(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     path = Path(__file__).parents[2] / "examples" / "diffusers_pipeline.py"

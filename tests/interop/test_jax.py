@@ -641,6 +641,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["at_floats", "samplers", "gradients", "other_meshes"])
 def test_eight_devices_in_a_mesh(what):
     """Seen to fail: rows of a callback that XLA cuts; a carry of scans that is the same for all devices; a result whose

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import bits
+from conftest import bits, first_and_slow
 from generated import LINEAR, normals
 from noisefuse import Noise
 from noisefuse.backends import reference
@@ -146,7 +146,8 @@ CHECKS = "arithmetic_is_exact", "integers_become_numbers", "words_become_values"
 FLAGS = {"fused": "", "not fused": "--xla_cpu_max_isa=AVX"}
 
 
-@pytest.mark.parametrize("flags", ["fused", pytest.param("not fused", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", ["fused", pytest.param("not fused", marks=pytest.mark.release)])
 def test_bits(flags):
     in_jax("; ".join(f"here.{check}()" for check in CHECKS), FLAGS[flags])
 
@@ -228,6 +229,7 @@ def test_drawn_doubles(stated):
             assert same(draw((2, 9), N, dtype=jnp.float64), draw((2, 9), N, dtype="float64"))
 
 
+@pytest.mark.slow
 def test_programs(stated):
     """vmap of x, of steps and of rows; a scan over rows that are traced; a gradient through a clamp."""
     draw = lambda x, k: nf.q_sample(x, 500, LINEAR, N.at(step=k), batched=False)  # noqa: E731
@@ -254,6 +256,7 @@ def test_programs_hold_no_elements(stated):
         assert len(many) < 1.1 * len(few)
 
 
+@pytest.mark.slow
 def test_walks(stated):
     """Seen to fail: a state that is rounded to 16 bits on its way."""
     walk = lambda x: nf.q_walk(x, LINEAR, N, keep=[0, 3, 5])  # noqa: E731
@@ -261,7 +264,7 @@ def test_walks(stated):
         assert same(jax.jit(walk)(x), walk(x))
 
 
-@pytest.mark.parametrize("drawn", DRAWN)
+@pytest.mark.parametrize("drawn", first_and_slow(DRAWN))
 def test_names(drawn, stated):
     assert all_same(jax.jit(DRAWN[drawn])(X), DRAWN[drawn](X))
 
@@ -291,5 +294,6 @@ def parts_are_numpys():
     assert same(jax.jit(call)(whole), call(X))
 
 
+@pytest.mark.slow
 def test_parts():
     in_jax("here.parts_are_numpys()", "--xla_force_host_platform_device_count=4")

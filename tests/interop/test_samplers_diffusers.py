@@ -378,7 +378,7 @@ def times_agree(pair, theirs, times, timesteps):
     np.testing.assert_allclose(scale * timesteps, times.double().numpy(), rtol=1e-6, atol=1 if rounds else 1e-3)
 
 
-@pytest.mark.parametrize("double", [False, True], ids=["as it is", "in float64"])
+@pytest.mark.parametrize("double", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["in float64", "as it is"])
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_steps_agree(pair, double, monkeypatch):
     """Every step with the same random model outputs and noise. In float64 both sides run on their own x; where theirs

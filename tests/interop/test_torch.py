@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import bits
+from conftest import bits, first_and_slow
 from noisefuse import Noise, Schedule
 
 torch = pytest.importorskip("torch")
@@ -402,7 +402,7 @@ def test_gradients_of_the_forward_process(name):
     assert gradgradcheck(DIFFERENTIABLE[name], x)
 
 
-@pytest.mark.parametrize("name", [n for n in SAMPLERS if n != "threshold"])
+@pytest.mark.parametrize("name", first_and_slow(n for n in SAMPLERS if n != "threshold"))
 def test_gradients_through_a_whole_run(name):
     """With a state that is written over, a clamp, and a model that depends on x and on weights."""
     sampler = SAMPLERS[name]
@@ -638,7 +638,7 @@ def equal(results, expected):
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8], ids=str)
+@pytest.mark.parametrize("dtype", first_and_slow([*FLOATS, torch.uint8]), ids=str)
 def test_compiled_forward_process(dtype):
     def function(x, t, z, noise):
         results = [
@@ -662,7 +662,7 @@ def test_compiled_forward_process(dtype):
     assert graphs() <= 2  # the second knows that steps change
 
 
-@pytest.mark.parametrize("name", [n for n in SAMPLERS if n != "threshold"])
+@pytest.mark.parametrize("name", first_and_slow(n for n in SAMPLERS if n != "threshold"))
 def test_compiled_samplers_and_their_gradients(name):
     sampler = SAMPLERS[name]
 
@@ -680,7 +680,7 @@ def test_compiled_samplers_and_their_gradients(name):
         assert equal(torch.autograd.grad(made.sum(), wanted), torch.autograd.grad(expected.sum(), wanted))
 
 
-@pytest.mark.parametrize("name", [n for n in SAMPLERS if n != "threshold"])
+@pytest.mark.parametrize("name", first_and_slow(n for n in SAMPLERS if n != "threshold"))
 def test_compiled_runs(name):
     """Whole ones, and their steps with what the model is given."""
     sampler = SAMPLERS[name]
@@ -698,6 +698,7 @@ def test_compiled_runs(name):
     assert equal(compiled(function)(x, N), function(x, N))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 def test_time_of_a_batch(dtype):
     """Compiled, too. Integers as int64; floats as float32, but float64 where x is."""
@@ -764,6 +765,7 @@ def test_compiled_image_to_image():
     assert equal(compiled(function)(x0), function(x0))
 
 
+@pytest.mark.slow
 def test_guidance_breaks_the_graph():
     """Its tables are made in NumPy, where no compiler follows."""
     sampler, x = nf.samplers.ddim(S, 5), tensor(3, 4)
@@ -799,6 +801,7 @@ def test_compiled_gradients_where_nothing_is_drawn(noise):
     assert torch.equal(made, expected)
 
 
+@pytest.mark.slow
 def test_one_graph_for_all_rows_and_seeds():
     sampler = SAMPLERS["ddpm"]
 
@@ -862,6 +865,7 @@ def test_what_compiled_code_calls_has_one_number_for_each_value():
     assert len({number, *(torch_graph.number_of(interop.RowCall, other, *fields) for other in others)}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("grad", [False, True])
 def test_opcheck(grad):

@@ -447,6 +447,7 @@ def test_tensors_without_memory_on_the_stand_in():
         assert not cupy.launches
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="this torch has no exchange API")
 def test_the_fast_path_takes_no_tensor_of_another_device():
     """The C function that sees tensors first is told by a changed exchange API that some lie on a CUDA device."""

@@ -76,6 +76,7 @@ def check_losses(mesh) -> None:
     assert found == nf.mse_loss(pred, x0, t, schedule, NOISE, target="v", weight=weight), mesh
 
 
+@pytest.mark.slow
 def test_meshes_of_four_ranks(tmp_path):
     """Seen to fail: a coordinate of another axis of the mesh, a placement that is taken for a replica."""
     torch.multiprocessing.spawn(on_rank, (4, str(tmp_path / "meeting")), nprocs=4)
@@ -93,7 +94,11 @@ def ddp_digits(folder: Path, processes: int, steps: int, checkpoint: str) -> lis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runs", [[(2, 3)], [(2, 3), (4, 4), (1, 6)]], ids=["2", "2 then 4 then 1"])
+@pytest.mark.parametrize(
+    "runs",
+    [[(2, 3)], pytest.param([(2, 3), (4, 4), (1, 6)], marks=pytest.mark.release)],
+    ids=["2", "2 then 4 then 1"],
+)
 def test_the_example_makes_the_same_bits_on_any_number_of_processes(runs, tmp_path):
     """Stopped, and gone on with on another number of processes. Seen to fail: gradients that are added in the order of
     the ranks' answers, times of the rank, a validation set with the noise of the epoch."""

@@ -165,7 +165,6 @@ def test_sources_feed_a_sampler():
         (TypeError, "dtype int64: expected", lambda: legacy.TorchCPU(1).randn(3, dtype=int)),
         (ValueError, "expected lengths of at least 0", lambda: legacy.TorchCPU(1).randn((3, -1))),
     ],
-    ids=str,
 )
 def test_errors(error, message, call):
     with pytest.raises(error, match=message):

@@ -254,7 +254,7 @@ def used_columns(table):
                 yield group, column, used
 
 
-@pytest.mark.slow  # the test of the test above
+@pytest.mark.release  # the test of the test above
 @pytest.mark.parametrize("case", DETERMINISTIC + STOCHASTIC, ids=str)
 def test_every_wrong_coefficient_is_seen(case):
     """2 % off in any one column, and the test above fails."""
