@@ -47,14 +47,15 @@ def test_every_extra_begins_where_the_users_do():
 
 
 def test_constraints_are_what_pip_reads():
-    assert f"numpy=={BOUNDS['lower'](DECLARED['numpy'])}" in BOUNDS["constraints"]("lowest")
-    assert f"numba{DECLARED['numba']}" in BOUNDS["constraints"]("highest")
+    assert f"numpy=={BOUNDS['lower'](DECLARED['numpy'])}" in BOUNDS["constraints"]("lowest", "torch")
+    assert f"numba{DECLARED['numba']}" in BOUNDS["constraints"]("highest", "torch")
+    assert f"jax=={BOUNDS['lower'](DECLARED['jax'])}" in BOUNDS["constraints"]("lowest", "jax")
 
 
 def test_an_end_that_is_not_installed_is_told(monkeypatch):
     monkeypatch.setitem(BOUNDS["check"].__globals__, "version", lambda name: "0.61.0")
     with pytest.raises(SystemExit, match=r"expected [\d.]+, got 0\.61\.0"):
-        BOUNDS["check"]("lowest")
+        BOUNDS["check"]("lowest", "torch")
 
 
 def test_python_is_the_declared_one():

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The oldest and newest versions that pyproject.toml declares, as constraints of pip:
 
-python tools/bounds.py lowest|highest            lines for `pip install -c`
-python tools/bounds.py lowest|highest --check    whether that is what is installed here
+python tools/bounds.py lowest|highest torch|jax            lines for `pip install -c`
+python tools/bounds.py lowest|highest torch|jax --check    whether that is what is installed here
+
+torch: it, diffusers, Numba and NumPy. jax: it, dask and zarr, in another environment, as they ask for a newer NumPy.
 
 highest is the newest version that is published below the declared bound, so its lines name a range.
 """
@@ -14,7 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-LIBRARIES = ("numpy", "torch", "numba", "diffusers", "ml_dtypes")
+GROUPS = {
+    "torch": ("numpy", "torch", "numba", "diffusers", "ml_dtypes"),
+    "jax": ("jax", "dask", "distributed", "zarr"),
+}
 
 
 def declared() -> dict[str, str]:
@@ -22,22 +27,26 @@ def declared() -> dict[str, str]:
     may ask for less, as long as they begin where users' do (tests/test_versions.py)."""
     project = tomllib.loads(PYPROJECT.read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *(line for name in ("torch", "numba", "diffusers") for line in extras[name])]
-    found = dict(re.findall(r"^([\w-]+)([<>=].*)$", "\n".join(lines), re.MULTILINE))
-    return {name: found[name] for name in LIBRARIES}
+    names = ("torch", "numba", "diffusers", "jax", "dask", "noise")
+    lines = [*project["dependencies"], *(line for name in names for line in extras[name])]
+    found = dict(re.findall(r"^([\w-]+)(?:\[[\w,]+\])?([<>=].*)$", "\n".join(lines), re.MULTILINE))
+    found["distributed"] = found["dask"]  # released together
+    return {name: found[name] for group in GROUPS.values() for name in group}
 
 
 def lower(bound: str) -> str:
     return re.search(r">=([\d.]+)", bound)[1]
 
 
-def constraints(end: str) -> list[str]:
-    return [f"{name}=={lower(bound)}" if end == "lowest" else name + bound for name, bound in declared().items()]
+def constraints(end: str, group: str) -> list[str]:
+    bounds = declared()
+    return [f"{name}=={lower(bounds[name])}" if end == "lowest" else name + bounds[name] for name in GROUPS[group]]
 
 
-def check(end: str) -> None:
+def check(end: str, group: str) -> None:
     """Raises SystemExit where a library is not of the end that is to be tested."""
-    for name, bound in declared().items():
+    for name in GROUPS[group]:
+        bound = declared()[name]
         found, wanted = version(name), lower(bound)
         print(f"{name} {found} ({bound})")
         if end == "lowest" and not f"{found}.".startswith(f"{wanted}."):
@@ -47,12 +56,13 @@ def check(end: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("end", choices=["lowest", "highest"])
+    parser.add_argument("group", choices=list(GROUPS))
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     if arguments.check:
-        check(arguments.end)
+        check(arguments.end, arguments.group)
     else:
-        print("\n".join(constraints(arguments.end)))
+        print("\n".join(constraints(arguments.end, arguments.group)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Tests the oldest and the newest versions of NumPy, torch, Numba and diffusers that pyproject.toml declares:
+# Tests the oldest and the newest versions that pyproject.toml declares of NumPy, torch, Numba and diffusers; and of JAX,
+# dask and zarr:
 #     tools/test_bounds.sh [lowest|highest]...    both, if none is named
+# SETS names one of the two sets, torch or jax, where not both are wanted.
 # PYTHON names the interpreter. BOUNDS_DIR names a folder in which the environments stay for another time: the oldest
 # torch alone is gigabytes.
 set -euo pipefail
@@ -16,14 +18,17 @@ else
 fi
 [ $# -gt 0 ] || set -- lowest highest
 
-# Where the library meets the four: dtypes and errors of NumPy's, Numba's compiler, torch's operators, all schedulers.
-tests=(
-    tests/test_known.py tests/noise/test_noise.py
-    tests/forward tests/losses
-    tests/backends/test_numba.py tests/backends/test_update.py
-    tests/interop/test_torch.py tests/interop/test_torch_data.py tests/interop/test_torch_loss.py
-    tests/interop/test_interop_diffusers.py tests/interop/test_k_diffusion.py
+# Where the library meets them: dtypes and errors of NumPy's, Numba's compiler, torch's operators, all schedulers; XLA,
+# graphs of dask's, stores.
+declare -A tests=(
+    [torch]="tests/test_known.py tests/noise/test_noise.py tests/forward tests/losses
+        tests/backends/test_numba.py tests/backends/test_update.py
+        tests/interop/test_torch.py tests/interop/test_torch_data.py tests/interop/test_torch_loss.py
+        tests/interop/test_interop_diffusers.py tests/interop/test_k_diffusion.py"
+    [jax]="tests/interop/test_jax.py tests/interop/test_jax_pure.py tests/interop/test_dask.py
+        tests/interop/test_dask_cluster.py tests/cli/test_noise_command.py"
 )
+declare -A extras=([torch]=torch,numba,diffusers [jax]=jax,dask,noise)
 
 rm -rf "$work/wheels" # one build for both ends, as users have it
 "$python" -m pip wheel -q --no-deps -C build-dir="$work/build" -w "$work/wheels" .
@@ -31,13 +36,17 @@ wheel=$(echo "$work"/wheels/noisefuse-*.whl)
 
 status=0
 for end in "$@"; do
-    printf '\n=== %s\n' "$end"
-    "$python" -m venv "$work/$end"
-    "$python" tools/bounds.py "$end" >"$work/$end.txt"
-    "$work/$end/bin/pip" install -q --upgrade -c "$work/$end.txt" "$wheel[torch,numba,diffusers]" hypothesis pytest scipy
-    "$work/$end/bin/pip" install -q --force-reinstall --no-deps "$wheel" # of the same version as the last time
-    "$work/$end/bin/python" tools/bounds.py "$end" --check
-    # Other versions have warnings of their own, which say what is to come, and not that something is wrong.
-    "$work/$end/bin/python" -m pytest -q -p no:cacheprovider -W default "${tests[@]}" || status=$?
+    for group in ${SETS:-torch jax}; do
+        printf '\n=== %s %s\n' "$end" "$group"
+        at=$work/$end-$group
+        "$python" -m venv "$at"
+        "$python" tools/bounds.py "$end" "$group" >"$at.txt"
+        "$at/bin/pip" install -q --upgrade -c "$at.txt" "$wheel[${extras[$group]}]" flatbuffers hypothesis ml_dtypes pytest scipy
+        "$at/bin/pip" install -q --force-reinstall --no-deps "$wheel" # of the same version as the last time
+        "$at/bin/python" tools/bounds.py "$end" "$group" --check
+        # Other versions have warnings of their own, which say what is to come, and not that something is wrong.
+        # shellcheck disable=SC2086
+        "$at/bin/python" -m pytest -q -p no:cacheprovider -W default ${tests[$group]} || status=$?
+    done
 done
 exit $status
