@@ -37,14 +37,15 @@ from .calls import Index, converted, make_call, names_or_array, run
 from .float_mode import float_mode
 from .levels import DEFAULT_RANGE, levels_of
 from .loss import distances
-from .noise import FIELD, NEAREST, OFFSET, PERTURBATION, PYRAMID, SHARED, STEPS, Noise, got
-from .ops import Array, need_schedule, randn, update
+from .noise import FIELD, NEAREST, OFFSET, ORDER, PERTURBATION, PYRAMID, SHARED, STEPS, Noise, got
+from .ops import Array, need_schedule, randn, uniform, update
 from .rows import Rows
 from .schedule import Schedule
 from .tableau import Row, Tableau, m1, x
 
 __all__ = [
-    "assigned", "mixed_like", "nearest_of", "offset_like", "perturbed", "progressive_like", "pyramid_like",
+    "assigned", "freenoise_like", "mixed_like", "nearest_of", "offset_like", "perturbed", "progressive_like",
+    "pyramid_like",
 ]  # fmt: skip
 
 Names = Noise | Sequence[Noise]
@@ -310,9 +311,7 @@ def progressive_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any =
     """
     _need_frames(x)
     _need_stream_0(noise)
-    for name in _names(noise):
-        if name.window_start and name.window_start[0]:
-            raise ValueError(f"noise: a window at frame {name.window_start[0]}, which depends on those before it")
+    _need_first_frame(noise)
     return _on_memory(_progressive, x, noise, alpha=_number("alpha", alpha), dtype=dtype)
 
 
@@ -329,6 +328,65 @@ def _progressive(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array
                 _blend(alpha, z[b : b + 1, f + 1 : f + 2], z[b : b + 1, f : f + 1])
 
     return _blended_frames(x, noise, dtype, out, blend)
+
+
+def freenoise_like(
+    x: Array, noise: Names, context: SupportsIndex = 16, stride: SupportsIndex = 4, *, dtype: Any = None
+) -> Array:
+    """Noise of long videos from models of short ones: white in the first `context` frames, which later ones take again,
+    a stretch of `stride` frames at a time, each in a random order of its own.
+
+    Qiu et al. 2024, "FreeNoise", local noise shuffling; diffusers' "shuffle_context": frames i .. i + stride - 1 are
+    those from i - context on. Here the orders have names, too: a longer video begins with the same frames.
+
+    Args:
+        x: (B, F, ..), axis 1 the frames, floats: as in `offset_like`.
+        noise: Noise, or a list of one for each sample; a window must begin at frame 0. The orders are those of uniforms
+            on stream 12: element f for frame f.
+        context: frames that the model sees at once.
+        stride: frames that are shuffled together, at most `context`; 1 repeats the first frames as they are.
+        dtype: of the result, if it is not x's.
+
+    >>> z = nf.fields.freenoise_like(np.zeros((1, 24, 4, 8, 8), np.float32), nf.Noise(7))
+    >>> [next(f for f in range(16) if np.array_equal(z[0, f], z[0, g])) for g in range(16, 24)]
+    [1, 0, 3, 2, 6, 5, 4, 7]
+    """
+    _need_frames(x)
+    _need_stream_0(noise)
+    _need_first_frame(noise)
+    context, stride = _count("context", context), _count("stride", stride)
+    if stride > context:
+        raise ValueError(f"stride = {stride}: expected at most the {context} frames of context")
+    return _on_memory(_freenoise, x, noise, context=context, stride=stride, dtype=dtype)
+
+
+def _freenoise(x: Array, noise: Names, *, context: int, stride: int, dtype: Any, out: Array | None = None) -> Array:
+    kind, frames = _kind(x, dtype), x.shape[1]
+    if frames <= context:
+        return _randn(x, noise, kind, out)
+    first = _randn(x[:, :context], noise, kind)
+    z = output("out", out, x.shape, kind, device_of(x))
+    if z is None:
+        z = np.empty_like(first, shape=x.shape)
+    for b, keys in enumerate(_order_keys(noise, len(x), frames + stride)):
+        z[b] = first[b][_order(keys, frames, context, stride)]
+    return z
+
+
+def _order_keys(noise: Names, batch: int, count: int) -> NDArray[np.float32]:
+    """One for each frame, of each sample."""
+    names = _each(noise, lambda n: Noise(n.seed, sample=n.sample, step=int(n.step), stream=ORDER))
+    keys: NDArray[np.float32] = uniform((batch, count), names)
+    return keys
+
+
+def _order(keys: NDArray[np.float32], frames: int, context: int, stride: int) -> NDArray[np.intp]:
+    """Which of the first frames each one is."""
+    order = np.arange(frames)
+    for i in range(context, frames, stride):
+        again = order[i - context : i - context + stride][np.argsort(keys[i : i + stride], kind="stable")]
+        order[i : i + stride] = again[: frames - i]
+    return order
 
 
 _SMALL = 1 << 13  # elements of a frame, below which a call for each of them costs more than a copy
@@ -504,6 +562,12 @@ def _shape(name: str, given: Any) -> tuple[int, ...]:
 def _need_frames(given: Any) -> None:
     if len(_shape("x", given)) < 2:
         raise ValueError(f"x: expected shape (B, F, ..), axis 1 the frames, got {tuple(given.shape)}")
+
+
+def _need_first_frame(noise: Names) -> None:
+    for name in _names(noise):
+        if name.window_start and name.window_start[0]:
+            raise ValueError(f"noise: a window at frame {name.window_start[0]}, which depends on those before it")
 
 
 def _count(name: str, given: SupportsIndex) -> int:

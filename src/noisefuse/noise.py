@@ -23,7 +23,7 @@ NOISE_VERSION = 1
 
 # What the streams of one seed are for. Users have 64 to 127 for themselves.
 FIELD, WALK, START, SAMPLER, INTERVAL, UNIFORM, AUGMENT = 0, 1, 2, 3, 4, 7, 8
-OFFSET, PERTURBATION, NEAREST, PYRAMID, SHARED = 5, 6, 9, 10, 11  # what `fields` draws
+OFFSET, PERTURBATION, NEAREST, PYRAMID, SHARED, ORDER = 5, 6, 9, 10, 11, 12  # what `fields` draws
 
 SEEDS, SAMPLES, STEPS, STREAMS = 1 << 64, 1 << 56, 1 << 32, 128
 ELEMENTS = 1 << 34  # of one sample

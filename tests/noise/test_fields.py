@@ -13,7 +13,13 @@ from noisefuse import fields
 N = nf.Noise(7, sample=40, step=3)
 RNG = np.random.default_rng(0)
 X = np.zeros((3, 4, 12, 10), np.float32)
-LIKE = [fields.offset_like, fields.pyramid_like, fields.mixed_like, fields.progressive_like]
+
+
+def freenoise_like(x, noise, **options):
+    return fields.freenoise_like(x, noise, 2, 2, **options)
+
+
+LIKE = [fields.offset_like, fields.pyramid_like, fields.mixed_like, fields.progressive_like, freenoise_like]
 LISTED = [nf.Noise(7, sample=40, step=3), nf.Noise(1, sample=9, step=3), nf.Noise(2, step=8)]
 
 
@@ -35,6 +41,7 @@ KNOWN = {
     "pyramid_like": "3627a0e7f7c7c376",
     "mixed_like": "d4f38666c9544b22",
     "progressive_like": "6cd32feb398e741e",
+    "freenoise_like": "fa18524048840f5c",
 }
 
 
@@ -97,11 +104,12 @@ def test_windows_of_offset_and_mixed_noise_are_those_of_the_whole():
         assert np.array_equal(like(X[cut], part), like(X, N)[cut])
     with pytest.raises(ValueError, match="window"):
         fields.pyramid_like(X[cut], part)
-    with pytest.raises(ValueError, match="window at frame 1"):
-        fields.progressive_like(X[cut], part)
     ahead = N.window(X.shape[1:], (0, 4, 2))
     cut = (slice(None), slice(0, 2), *cut[2:])
-    assert np.array_equal(fields.progressive_like(X[cut], ahead), fields.progressive_like(X, N)[cut])
+    for like in (fields.progressive_like, freenoise_like):
+        assert np.array_equal(like(X[cut], ahead), like(X, N)[cut])
+        with pytest.raises(ValueError, match="window at frame 1"):
+            like(X[cut], N.window(X.shape[1:], (1, 4, 2)))
 
 
 def test_pyramid_noise_is_a_sum_of_enlarged_levels_of_variance_1_everywhere():
@@ -150,6 +158,24 @@ def test_frames_correlate_as_they_should():
         wanted = np.array([[expected(abs(f - g)) for g in range(6)] for f in range(6)])
         assert abs(found - wanted).max() < 0.06
         assert abs((z[0] * z[1]).mean()) < 0.04
+
+
+@pytest.mark.parametrize(("frames", "context", "stride"), [(23, 8, 3), (17, 4, 4), (9, 5, 1), (6, 8, 2)])
+def test_frames_come_again_in_an_order_of_their_own(frames, context, stride):
+    """As diffusers shuffles: each stretch is that from `context` frames before, the last one cut. Seen to fail: orders
+    of another frame's keys, stretches that begin a frame later."""
+    x, noise = np.zeros((2, frames, 3), np.float32), [N, nf.Noise(1)]
+    z, keys = (
+        fields.freenoise_like(x, noise, context, stride),
+        nf.uniform((2, frames + stride), [n.at(stream=12) for n in noise]),
+    )
+    for b in range(2):
+        latents = list(nf.randn((1, context, 3), noise[b])[0])
+        for i in range(context, frames, stride):
+            order = sorted(range(stride), key=lambda j: keys[b, i + j])
+            latents += [latents[i - context + j] for j in order]
+        assert np.array_equal(z[b], latents[:frames])
+    assert np.array_equal(fields.freenoise_like(x[:, :-1], noise, context, stride), z[:, :-1])
 
 
 def test_nearest_is_the_nearest_of_its_candidates():
@@ -240,6 +266,10 @@ WRONG = [
     (lambda: fields.pyramid_like(X, N.at(step=2**31)), OverflowError, "6 levels"),
     (lambda: fields.mixed_like(X, N.at(stream=11)), ValueError, "takes stream 0, got 11"),
     (lambda: fields.progressive_like(X, N.at(stream=64)), ValueError, "takes stream 0, got 64"),
+    (lambda: fields.freenoise_like(X, N.at(stream=12)), ValueError, "takes stream 0, got 12"),
+    (lambda: fields.freenoise_like(X, N, 4, 5), ValueError, "stride = 5: expected at most the 4 frames of context"),
+    (lambda: fields.freenoise_like(X, N, 0), ValueError, "context = 0: expected an integer of at least 1"),
+    (lambda: fields.freenoise_like(X, N, 4, 2.0), TypeError, "stride = 2.0: expected an integer"),
     (lambda: fields.pyramid_like(X, N.at(stream=10)), ValueError, "takes stream 0, got 10"),
     (lambda: fields.pyramid_like(X, N, discount=1e20), ValueError, "discount = 1e.20: expected a number from 0 to 1"),
     (lambda: fields.nearest_of(2, X + np.nan, N), ValueError, r"x0\[0\]: no noise is near to what is not finite"),

@@ -546,12 +546,12 @@ def _field(draw: Draw) -> Call:
     shape, dtype = _shape(draw), draw.of(*KINDS)
     strengths = {"offset_like": "strength", "pyramid_like": "discount"}
     strengths |= {"mixed_like": "alpha", "progressive_like": "alpha"}
-    kind = draw.of(*strengths, "nearest_of", "assigned", "perturbed")
+    kind = draw.of(*strengths, "freenoise_like", "nearest_of", "assigned", "perturbed")
     if kind == "pyramid_like" and draw(4):
         shape = tuple([1 + draw(n) for n in (3, 3, 9, 9)])
     batched = draw(4) > 0 or kind not in ("nearest_of", "perturbed")
     noise = _noise(draw, shape, batched, stream=draw.once_in(9))
-    name = "x" if kind in strengths else "x_t" if kind == "perturbed" else "x0"
+    name = "x" if kind.endswith("_like") else "x_t" if kind == "perturbed" else "x0"
     call = Call(f"nf.fields.{kind}", {"k": str(1 + draw(5))} if kind == "nearest_of" else {}, {})
     call.required[name] = _array(draw, shape, draw.of(dtype, *LEVELS) if kind in ("nearest_of", "assigned") else dtype)
     if kind == "perturbed":
@@ -559,7 +559,10 @@ def _field(draw: Draw) -> Call:
     call.required["noise"] = noise
     if kind in strengths:
         _may(draw, call, strengths[kind], "0.5", "0", "1", "2.5", once_in=2)
+    if kind.endswith("_like"):
         _may(draw, call, "dtype", *map(repr, KINDS))
+    if kind == "freenoise_like":
+        call.options |= {"context": str(1 + draw(3)), "stride": str(1 + draw(2))}
     if kind == "pyramid_like":
         _may(draw, call, "levels", "2", "3", "9")
     if not batched:
