@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fast path. Calls of a few microseconds are mostly Python, so plain calls, with C-contiguous arrays of one float
-// dtype (x may be levels), int or int64 rows and one Noise, are checked here, as their arguments came.
+// dtype (x may be levels), int or int64 rows and Noises, are checked here, as their arguments came.
 // Whatever is not plain, wrong arguments included, is declined (NotImplemented): ops.py then checks it, and says what
 // is wrong.
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <new>
 
 #include "core/loss.h"
@@ -17,7 +18,10 @@ namespace nf {
 namespace {
 
 PyArray_Descr *float32, *float64;
-PyObject *noise_type, *name_seed, *name_sample, *name_step, *name_stream, *name_window_shape, *name_window_start;
+PyObject *noise_type, *name_reduction, *name_sum, *name_mean, *name_density, *name_full, *name_no_constants,
+    *name_squared, *name_partial;
+// Where a Noise has its numbers.
+Py_ssize_t at_seed, at_sample, at_step, at_stream, at_window_shape, at_window_start;
 
 PyArrayObject* array(PyObject* o) { return reinterpret_cast<PyArrayObject*>(o); }
 
@@ -58,81 +62,105 @@ bool has_inputs(const Call& call) {
 // Of one derived from it the numbers are not checked.
 bool is_noise(PyObject* o) { return reinterpret_cast<PyObject*>(Py_TYPE(o)) == noise_type; }
 
-// A Noise, for the samples of a call.
+// A Noise for the samples of a call, or a list or tuple of one for each.
 class PlainNoise {
   public:
+    PlainNoise() = default;
+    PlainNoise(const PlainNoise&) = delete;
+    ~PlainNoise() { Py_XDECREF(names_); }
+
     // For samples of this shape. Stream -1: the noise's own, at its own step. Otherwise that stream, at the steps
     // noise.step + row. False: declined; no Python error is set.
     bool parse(PyObject* noise, int stream, Call& call, int ndim, const int64_t* shape) {
-        uint64_t step = 0, own_stream = 0;
-        field_.run = call.size;
-        if (!named(noise, call.batch, step, own_stream) || !window(noise, ndim, shape)) {
-            PyErr_Clear();
-            return false;
-        }
-        call.step_by_index = stream >= 0;
-        if (stream >= 0 && (own_stream != 0 || step + static_cast<uint64_t>(call.n_rows) > uint64_t{1} << 32))
-            return false;
-        field_.step = static_cast<uint32_t>(step);
-        field_.stream = stream >= 0 ? static_cast<uint32_t>(stream) : static_cast<uint32_t>(own_stream);
         call.draw = Draw::normal;
-        call.fields = &field_;
-        return field_.sample + static_cast<uint64_t>(call.batch) <= uint64_t{1} << 56 && call.size <= int64_t{1} << 34;
+        call.step_by_index = stream >= 0;
+        call.fields = &one_;
+        const auto take = [&](Field& field, PyObject* name, int64_t rows) {
+            field.run = call.size;
+            return named(field, name, rows, stream, call.n_rows) && window(field, name, ndim, shape);
+        };
+        if (call.size > int64_t{1} << 34) return false;
+        if (is_noise(noise)) return plain(take(one_, noise, call.batch));
+        if (!(names_ = as_tuple(noise)) || PyTuple_GET_SIZE(names_) != call.batch) return false;
+        several_.reset(new (std::nothrow) Field[static_cast<size_t>(call.batch)]());
+        if (!several_) return false;
+        for (int64_t b = 0; b < call.batch; ++b)
+            if (!plain(take(several_[b], PyTuple_GET_ITEM(names_, b), 1))) return false;
+        call.fields = several_.get();
+        call.field_per_sample = call.batch > 1;
+        return true;
     }
 
     // As uniforms: of their own stream where the noise names none.
     void use_uniform(Call& call) {
         call.draw = Draw::uniform;
-        if (field_.stream == 0) field_.stream = kUniformStream;
+        for (int64_t b = 0; b < (several_ ? call.batch : 1); ++b)
+            if (Field& field = several_ ? several_[b] : one_; field.stream == 0) field.stream = kUniformStream;
     }
 
   private:
     static constexpr uint32_t kUniformStream = 7;  // as in noise.py
-    Field field_{};
+    Field one_{};
+    std::unique_ptr<Field[]> several_;
+    PyObject* names_ = nullptr;  // a tuple
 
-    bool named(PyObject* noise, int64_t batch, uint64_t& step, uint64_t& stream) {
-        return is_noise(noise) && number(noise, name_seed, field_.seed) && samples(noise, batch) &&
-               number(noise, name_step, step) && number(noise, name_stream, stream);
+    static bool plain(bool found) {
+        if (!found) PyErr_Clear();
+        return found;
+    }
+
+    static PyObject* part(PyObject* noise, Py_ssize_t at) {
+        return *reinterpret_cast<PyObject**>(reinterpret_cast<char*>(noise) + at);
+    }
+
+    static bool named(Field& field, PyObject* noise, int64_t rows, int stream, int64_t n_rows) {
+        uint64_t step, own_stream;
+        if (!is_noise(noise) || !number(part(noise, at_seed), field.seed) ||
+            !samples(field, part(noise, at_sample), rows) || !number(part(noise, at_step), step) ||
+            !number(part(noise, at_stream), own_stream))
+            return false;
+        if (stream >= 0 && (own_stream != 0 || step + static_cast<uint64_t>(n_rows) > uint64_t{1} << 32)) return false;
+        field.step = static_cast<uint32_t>(step);
+        field.stream = stream >= 0 ? static_cast<uint32_t>(stream) : static_cast<uint32_t>(own_stream);
+        return field.sample + static_cast<uint64_t>(rows) <= uint64_t{1} << 56;
     }
 
     // Where the sample lies in the window's full one, if there is one: `window_runs` of backends/call.py, which says
     // more. Noise has checked that 0 <= start <= full, and that the full sample has 2^34 elements at most.
-    bool window(PyObject* noise, int ndim, const int64_t* shape) {
-        const Reference full(PyObject_GetAttr(noise, name_window_shape));
-        if (full.object == Py_None) return true;
-        const Reference start(PyObject_GetAttr(noise, name_window_start));
-        for (PyObject* given : {full.object, start.object})
+    static bool window(Field& field, PyObject* noise, int ndim, const int64_t* shape) {
+        PyObject *const full = part(noise, at_window_shape), *const start = part(noise, at_window_start);
+        if (full == Py_None) return true;
+        for (PyObject* given : {full, start})
             if (!given || !PyTuple_CheckExact(given) || PyTuple_GET_SIZE(given) != ndim) return false;
         int64_t stride = 1;
         bool whole = true;  // the axes behind this one
-        field_.run = 1;
+        field.run = 1;
         for (int axis = ndim - 1; axis >= 0; --axis) {
             int64_t n, first;
-            if (!item(full.object, axis, n) || !item(start.object, axis, first) || first + shape[axis] > n)
-                return false;
-            field_.start += first * stride;
+            if (!item(full, axis, n) || !item(start, axis, first) || first + shape[axis] > n) return false;
+            field.start += first * stride;
             if (whole) {
-                field_.run *= shape[axis];
+                field.run *= shape[axis];
                 whole = shape[axis] == n;
-            } else if (shape[axis] != 1 && !outer(shape[axis], stride)) {
+            } else if (shape[axis] != 1 && !outer(field, shape[axis], stride)) {
                 return false;
             }
             stride *= n;
         }
-        std::reverse(field_.shape, field_.shape + field_.axes);
-        std::reverse(field_.stride, field_.stride + field_.axes);
+        std::reverse(field.shape, field.shape + field.axes);
+        std::reverse(field.stride, field.stride + field.axes);
         return true;
     }
 
     // One more axis over runs, from the last to the first; those that lie together are one.
-    bool outer(int64_t length, int64_t stride) {
-        const int64_t last = field_.axes - 1;
-        if (last >= 0 && field_.shape[last] * field_.stride[last] == stride) {
-            field_.shape[last] *= length;
+    static bool outer(Field& field, int64_t length, int64_t stride) {
+        const int64_t last = field.axes - 1;
+        if (last >= 0 && field.shape[last] * field.stride[last] == stride) {
+            field.shape[last] *= length;
             return true;
         }
-        if (field_.axes == kAxes) return false;
-        field_.shape[field_.axes] = length, field_.stride[field_.axes++] = stride;
+        if (field.axes == kAxes) return false;
+        field.shape[field.axes] = length, field.stride[field.axes++] = stride;
         return true;
     }
 
@@ -144,18 +172,17 @@ class PlainNoise {
     }
 
     // The first id, or an array of ids, one for each sample, which Noise has checked and keeps.
-    bool samples(PyObject* noise, int64_t batch) {
-        const Reference ids(PyObject_GetAttr(noise, name_sample));
-        if (!ids.object || !PyArray_CheckExact(ids.object)) return number(noise, name_sample, field_.sample);
-        if (PyArray_TYPE(array(ids.object)) != NPY_UINT64 || PyArray_SIZE(array(ids.object)) != batch) return false;
-        field_.samples = static_cast<const uint64_t*>(PyArray_DATA(array(ids.object)));
+    static bool samples(Field& field, PyObject* ids, int64_t rows) {
+        if (!ids || !PyArray_CheckExact(ids)) return number(ids, field.sample);
+        if (PyArray_TYPE(array(ids)) != NPY_UINT64 || PyArray_SIZE(array(ids)) != rows) return false;
+        field.samples = static_cast<const uint64_t*>(PyArray_DATA(array(ids)));
         return true;
     }
 
-    static bool number(PyObject* o, PyObject* name, uint64_t& value) {
-        const Reference x(PyObject_GetAttr(o, name));
-        if (!x.object || !PyLong_CheckExact(x.object)) return false;
-        value = PyLong_AsUnsignedLongLong(x.object);
+    // Null: of a Noise that was not made by its constructor.
+    static bool number(PyObject* o, uint64_t& value) {
+        if (!o || !PyLong_CheckExact(o)) return false;
+        value = PyLong_AsUnsignedLongLong(o);
         return !PyErr_Occurred();
     }
 };
@@ -412,7 +439,9 @@ class PlainCall {
         if (noise == Py_None) return !drawn || draws_nothing();
         if (!drawn && is_noise(noise)) return true;  // what it names plays no part
         if (View z; view(noise, z)) return input(kZ, noise);
-        return drawn && noise_.parse(noise, stream, call, x.ndim - batched_, x.shape + batched_);
+        if (!noise_.parse(noise, stream, call, x.ndim - batched_, x.shape + batched_)) return false;
+        if (!drawn) call.draw = Draw::none;
+        return true;
     }
 
     // Without noise the rows that are taken must have none.
@@ -544,23 +573,67 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     return wants_loss && gradient ? Py_BuildValue("(dN)", loss, gradient) : gradient;
 }
 
-// density(table, deviation, i, x, model_output, past, noise, stream, out, aux, factor, constant), or NotImplemented: a
-// step, and of each sample factor S + constant, S the sum of the squares of the deviation's rows, for which the step's
-// result stands in the place of the noise. Returns (out, float64 (B,)); without a table, which is None, that alone, of
-// what is given as the noise.
+// Whether it is this name, a string that is interned.
+bool is_named(PyObject* o, PyObject* name) {
+    return o == name || (PyUnicode_CheckExact(o) && PyUnicode_Compare(o, name) == 0);
+}
+
+// What makes a log-density of a sum of squares: factor S + constant, with what density.Law has for one element.
+struct PlainLaw {
+    double factor, constant;
+
+    // numbers: of each row Law's factor and constant, (n, 2). given: `reduction`, `density` and `partial`, by name.
+    // False: declined.
+    bool parse(PyObject* numbers, int64_t row, PyObject* given, int64_t elements) {
+        factor = static_cast<const double*>(PyArray_DATA(array(numbers)))[2 * row];
+        constant = static_cast<const double*>(PyArray_DATA(array(numbers)))[2 * row + 1];
+        if (factor == 0) return false;  // the row draws nothing
+        bool mean = false;
+        PyObject *name, *value;
+        for (Py_ssize_t at = 0; PyDict_Next(given, &at, &name, &value);) {
+            if (is_named(name, name_reduction)) {
+                mean = is_named(value, name_mean);
+                if (!mean && !is_named(value, name_sum)) return false;
+            } else if (is_named(name, name_density)) {
+                if (is_named(value, name_full)) continue;
+                constant = 0;
+                if (is_named(value, name_squared))
+                    factor = -1;
+                else if (!is_named(value, name_no_constants))
+                    return false;
+            } else if (!is_named(name, name_partial) || value != Py_False) {
+                return false;
+            }
+        }
+        const auto n = static_cast<double>(elements);
+        if (mean)
+            factor /= n;
+        else
+            constant = n * constant;
+        return true;
+    }
+};
+
+// density(table, stored, i, x, model_output, past, noise, stream, out, aux, law), or NotImplemented: a step, and of
+// each sample its log-density, for which the step's result stands in the place of the noise. table: None, or (rows, the
+// deviation's rows, the numbers of PlainLaw); law: a dict, of PlainLaw's names. Returns (out, float64 (B,)); of what is
+// stored, which is given as the noise, that alone.
 PyObject* fast_density(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 12) return PyErr_Format(PyExc_TypeError, "density: expected 12 arguments, got %zd", n);
-    const bool stored = args[0] == Py_None;
+    if (n != 11) return PyErr_Format(PyExc_TypeError, "density: expected 11 arguments, got %zd", n);
+    PyObject* const table = args[0];
+    if (table == Py_None || !PyLong_CheckExact(args[2])) Py_RETURN_NOTIMPLEMENTED;
+    const bool stored = args[1] == Py_True;
     PlainCall plain;
+    PlainLaw law;
     Call& step = plain.call;
     const int stream = static_cast<int>(PyLong_AsLong(args[7]));
-    if (!PyFloat_CheckExact(args[10]) || !PyFloat_CheckExact(args[11]) ||
-        !plain.parse({args[stored], args[2], args[3], args[4], args[5], args[6], stream, args[8], args[9]}) ||
-        plain.indices != 1 || step.out_type != step.type || plain.in_place() ||
-        (stored && (!step.in[kZ] || step.in_type[kZ] != step.type)))
+    if (!plain.parse(
+            {PyTuple_GET_ITEM(table, stored), args[2], args[3], args[4], args[5], args[6], stream, args[8], args[9]}) ||
+        step.out_type != step.type || plain.in_place() || (stored && (!step.in[kZ] || step.in_type[kZ] != step.type)) ||
+        !law.parse(PyTuple_GET_ITEM(table, 2), *step.index, args[10], step.size))
         Py_RETURN_NOTIMPLEMENTED;
     Call loss = step;
-    take_rows(args[1], loss);
+    take_rows(PyTuple_GET_ITEM(table, 1), loss);
     if (!has_inputs(loss)) Py_RETURN_NOTIMPLEMENTED;
     if (stored) plain.outputs.wanted = 0;
     if (!plain.outputs.make(step)) return nullptr;
@@ -580,24 +653,38 @@ PyObject* fast_density(PyObject*, PyObject* const* args, Py_ssize_t n) {
     } catch (const std::bad_alloc&) {
         return PyErr_NoMemory();
     }
-    const double factor = PyFloat_AS_DOUBLE(args[10]), constant = PyFloat_AS_DOUBLE(args[11]);
-    for (int64_t b = 0; b < loss.batch; ++b) loss.losses[b] = loss.losses[b] * factor + constant;
+    for (int64_t b = 0; b < loss.batch; ++b) loss.losses[b] = loss.losses[b] * law.factor + law.constant;
     if (stored) return Py_NewRef(made.object);
-    PyObject* const out = plain.outputs.give();
-    return out ? Py_BuildValue("(NO)", out, made.object) : nullptr;
+    const Reference out(plain.outputs.give());
+    return out.object ? PyTuple_Pack(2, out.object, made.object) : nullptr;
+}
+
+// Where instances of a class keep this slot; -1: a Python error is set.
+Py_ssize_t slot(PyObject* type, const char* name) {
+    const Reference descriptor(PyObject_GetAttrString(type, name));
+    if (!descriptor.object) return -1;
+    if (Py_IS_TYPE(descriptor.object, &PyMemberDescr_Type))
+        return reinterpret_cast<PyMemberDescrObject*>(descriptor.object)->d_member->offset;
+    PyErr_Format(PyExc_TypeError, "Noise.%s: expected a slot", name);
+    return -1;
 }
 
 bool init_fast_path() {
     const Reference noise(PyImport_ImportModule("noisefuse.noise"));
     if (!noise.object || !(noise_type = PyObject_GetAttrString(noise.object, "Noise"))) return false;
     float32 = PyArray_DescrFromType(NPY_FLOAT), float64 = PyArray_DescrFromType(NPY_DOUBLE);
-    name_seed = PyUnicode_InternFromString("seed");
-    name_sample = PyUnicode_InternFromString("sample");
-    name_step = PyUnicode_InternFromString("step");
-    name_stream = PyUnicode_InternFromString("stream");
-    name_window_shape = PyUnicode_InternFromString("window_shape");
-    name_window_start = PyUnicode_InternFromString("window_start");
-    return true;
+    name_reduction = PyUnicode_InternFromString("reduction");
+    name_sum = PyUnicode_InternFromString("sum");
+    name_mean = PyUnicode_InternFromString("mean");
+    name_density = PyUnicode_InternFromString("density");
+    name_full = PyUnicode_InternFromString("full");
+    name_no_constants = PyUnicode_InternFromString("no_constants");
+    name_squared = PyUnicode_InternFromString("squared");
+    name_partial = PyUnicode_InternFromString("partial");
+    return (at_seed = slot(noise_type, "seed")) > 0 && (at_sample = slot(noise_type, "sample")) > 0 &&
+           (at_step = slot(noise_type, "step")) > 0 && (at_stream = slot(noise_type, "stream")) > 0 &&
+           (at_window_shape = slot(noise_type, "window_shape")) > 0 &&
+           (at_window_start = slot(noise_type, "window_start")) > 0;
 }
 
 }  // namespace nf

@@ -3,6 +3,9 @@
 #pragma once
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#if PY_VERSION_HEX < 0x030C0000
+#include <structmember.h>  // members of classes
+#endif
 #define PY_ARRAY_UNIQUE_SYMBOL nf_numpy
 #ifndef NF_MODULE
 #define NO_IMPORT_ARRAY

@@ -87,15 +87,15 @@ def log_prob(
     True
     """
     other = None if type(x) is np.ndarray else interop(x)
-    options: dict[str, Any] = {"past": past, "reduction": reduction, "density": density}
-    if not partial and (other is None or not other.is_traced()):
-        done = fast(table, i, x, model_output, past, x_next, None, (), reduction, density, stored=True)
+    law = {"reduction": reduction, "density": density, "partial": partial}
+    if other is None or not other.is_traced():
+        done = _fast(table, True, i, x, model_output, past, x_next, None, (), law)
         if done is not NotImplemented:
             return done
     if other is not None:
-        return other.log_prob(table, i, x, model_output, x_next, partial=partial, **options)
-    call, law = _of_stored(table, i, x, model_output, x_next, past, reduction, density, {})
-    return Part(_chunk_sums(call), law) if partial else law.of(_sums(call))
+        return other.log_prob(table, i, x, model_output, x_next, past=past, **law)
+    call, found = _of_stored(table, i, x, model_output, x_next, past, reduction, density, {})
+    return Part(_chunk_sums(call), found) if partial else found.of(_sums(call))
 
 
 def log_prob_grad(
@@ -233,21 +233,16 @@ def update(
     ((2, 3, 8), (2,))
     """
     other = None if type(x) is np.ndarray else interop(x)
-    options: dict[str, Any] = {
-        "past": past,
-        "aux_out": aux_out,
-        "reduction": reduction,
-        "density": density,
-        "partial": partial,
-    }
+    options: dict[str, Any] = {"reduction": reduction, "density": density, "partial": partial}
     if isinstance(aux_out, int) and is_written(x):
         raise TypeError(f"aux_out: expected a sequence of arrays, got {type(aux_out).__name__}")
-    if not partial and (other is None or not other.is_traced()):
-        pair: tuple[Array, Any] = fast(table, i, x, model_output, past, noise, out, aux_out, reduction, density)
+    if other is None or not other.is_traced():
+        pair: tuple[Array, Any] = _fast(table, False, i, x, model_output, past, noise, out, aux_out, options)
         if pair is not NotImplemented:
             return pair
     if other is not None:
-        return other.update_with_log_prob(table, i, x, model_output, noise, out=out, **options)  # type: ignore[no-any-return]
+        options |= {"past": past, "out": out, "aux_out": aux_out}
+        return other.update_with_log_prob(table, i, x, model_output, noise, **options)  # type: ignore[no-any-return]
     if out is not None and levels_of(out.dtype):
         raise TypeError("out: expected x's dtype: what is rounded to integers has no density")
     step = update_call(table, i, x, model_output, past, noise, out, aux_out)
@@ -275,35 +270,27 @@ def update(
 # ---- the fast path -----------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1024)
-def _plain(table: Tableau, i: int, shape: tuple[int, ...], reduction: Reduction, density: Density) -> Any:
-    """Both tables, factor and constant, as the fast path takes them; None: the checked path has something to say."""
-    std = abs(float(table.rows["out"]["z"][i])) if 0 <= i < len(table) else 0.0
-    if not std or table.clamps or table.threshold or table.masked or not shape:
+@lru_cache(maxsize=64)
+def plain_table(table: Tableau) -> Any:
+    """What the fast path takes: the table's rows, those of the deviation, and for each row `Law`'s factor and constant
+    of one element, zeros where it draws nothing. None: the checked path has something to say."""
+    if table.clamps or table.threshold or table.masked:
         return None
-    if reduction not in ("sum", "mean") or density not in ("full", "no_constants", "squared"):
-        return None
-    law = Law(np.float64(std), math.prod(shape[1:]), reduction, density)
-    return table.as_rows.plain, _deviation(table).as_rows.plain, float(law.factor), float(law.constant)
+    laws = np.zeros((len(table), 2))
+    for i, std in enumerate(np.abs(table.rows["out"]["z"])):
+        if std:
+            law = Law(std, 1, "sum", "full")
+            laws[i] = law.factor, law.constant
+    return table.as_rows.plain, _deviation(table).as_rows.plain, laws
 
 
-def fast(
-    table: Tableau, i: ArrayLike | Array, x: Array, model_output: Models, past: Sequence[Array], noise: NoiseLike,
-    out: Array | None, aux_out: Sequence[Array], reduction: Reduction = "sum", density: Density = "full",
-    partial: bool = False, *, stored: bool = False,
+def _fast(
+    table: Tableau, stored: bool, i: ArrayLike | Array, x: Array, model_output: Models, past: Sequence[Array],
+    noise: NoiseLike, out: Array | None, aux_out: Sequence[Array], law: dict[str, Any],
 ) -> Any:  # fmt: skip
     """`update` or, of what is `stored`, `log_prob`, with that in the place of the noise; or NotImplemented."""
-    plain_names = type(reduction) is str and type(density) is str
-    if partial or type(i) is not int or type(table) is not Tableau or not hasattr(x, "shape") or not plain_names:
-        return NotImplemented
-    plain = _plain(table, i, x.shape, reduction, density)
-    if plain is None:
-        return NotImplemented
-    rows, deviation, factor, constant = plain
-    rows = None if stored else rows
-    return backends.fast_density(
-        rows, deviation, i, x, model_output, past, noise, SAMPLER, out, aux_out, factor, constant
-    )
+    plain = plain_table(table) if type(table) is Tableau else None
+    return backends.fast_density(plain, stored, i, x, model_output, past, noise, SAMPLER, out, aux_out, law)
 
 
 # ---- the parts of a sample ---------------------------------------------------------------------------------

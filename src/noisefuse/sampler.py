@@ -7,7 +7,7 @@ import importlib
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeGuard, Unpack
 
 import numpy as np
@@ -129,6 +129,10 @@ class Sampler:
             raise ValueError(
                 f"row {i} of {tableau.name} reads {oldest}, which no row before it keeps: see Tableau(push)"
             )
+
+    @cached_property
+    def _plain_density(self) -> Any:
+        return density.plain_table(self.tableau)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Sampler is immutable: cannot set {name!r}")
@@ -284,8 +288,8 @@ class Sampler:
         True
         """
         slots = self._slots
-        if law:
-            _need_log_prob(log_prob, law)
+        if law and not log_prob:
+            _need_log_prob(False, law)
         if (
             type(i) is int
             and 0 <= i < self._fast_rows
@@ -297,7 +301,8 @@ class Sampler:
         ):
             past, kept, after = state.moves[self._push[i]][state.at] if slots else _NOTHING  # type: ignore[union-attr]
             if log_prob:
-                made = density.fast(self.tableau, i, x, model_output, past, noise, out, kept, **law)
+                plain = self._plain_density
+                made = backends.fast_density(plain, False, i, x, model_output, past, noise, SAMPLER, out, kept, law)
             else:
                 made = backends.fast_row(self._plain, i, x, model_output, past, noise, SAMPLER, out, kept, None, True)
             if made is not NotImplemented:
@@ -321,6 +326,8 @@ class Sampler:
         law: density.Options | None = None,
     ) -> Any:
         """``step`` without the fast path: whatever is out of the ordinary, and errors in a user's words."""
+        if law:  # the fast path has not taken it, wrong names included
+            _need_log_prob(True, law)
         i, table, x = self._row(i), self.tableau, host_view("x", x)
         self._need_state(state)
         written = is_written(x)

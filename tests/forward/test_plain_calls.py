@@ -21,6 +21,8 @@ WINDOWS = {
     "whole": ((16, 7), (0, 0)),
 }
 T = np.array([3, 40])
+LISTED = [nf.Noise(5, step=7), nf.Noise(6, sample=2**56 - 1).window((18, 9), (1, 2))]
+DRAWS, DDIM = nf.samplers.ddpm(S, 3).tableau, nf.samplers.ddim(S, 3).tableau
 
 
 def numbers(dtype):
@@ -48,6 +50,12 @@ CALLS = {
     "mse_loss in a window": lambda a: nf.mse_loss(
         a("float32"), a("float32"), T, S, N.window((17, 8), (1, 1)), target="v"
     ),
+    **{f"q_sample of a list, {d}": lambda a, d=d: nf.q_sample(a(d), T, S, LISTED, target="v") for d in ALL},
+    "q_step of a tuple": lambda a: nf.q_step(a("float32"), T, S, tuple(LISTED)),
+    "a list of one": lambda a: nf.q_sample(a("float32")[:1], 3, S, LISTED[:1]),
+    "mse_loss of a list": lambda a: nf.mse_loss(a("float32"), a("float32"), T, S, LISTED, target="v"),
+    "a row of a list": lambda a: nf.update(DRAWS, 1, a("float32"), a("float32"), noise=LISTED),
+    "a row that draws nothing": lambda a: nf.update(DDIM, 1, a("float32"), a("float32"), noise=LISTED),
     "q_step, one sample": lambda a: nf.q_step(a("float32"), 3, S, N, batched=False),
     **{f"mse_loss {d}": lambda a, d=d: nf.mse_loss(a("float32"), a(d), T, S, N, target="v") for d in ALL[::3]},
     "mse_loss in a range": lambda a: nf.mse_loss(a("float32"), a("uint8"), T, S, N, target="flow", scale=0.1, offset=2),
@@ -61,6 +69,8 @@ RANDOM = {
     "a number": lambda draw: draw(112, N),
     "one sample": lambda draw: draw(SHAPE, N, batched=False),
     **{f"a window {name}": lambda draw, w=w: draw(SHAPE, N.window(*w)) for name, w in WINDOWS.items()},
+    "a list of names": lambda draw: draw(SHAPE, LISTED),
+    "a list on streams": lambda draw: draw(SHAPE, [LISTED[0].at(stream=64), LISTED[1]]),
     "axes that lie together": lambda draw: draw((2, 2, 3, 1, 2, 2), N.window((3, 3, 4, 2, 5), (1, 0, 2, 0, 1))),
     "a seed": lambda draw: draw(SHAPE, 5),
     "NumPy's seed": lambda draw: draw(SHAPE, np.int64(5)),
@@ -161,6 +171,12 @@ def test_a_walk_of_bytes_is_its_steps(backend):
         (lambda: nf.q_sample(numbers("float32"), T, S, N, dtype="int8"), TypeError),
         (lambda: nf.q_step(numbers("uint8"), T, S, N, out=np.zeros(SHAPE, np.int8)), TypeError),
         (lambda: nf.q_step(numbers("float32"), T, S, N.at(stream=1)), ValueError),
+        (lambda: nf.q_sample(numbers("float32"), T, S, LISTED[:1]), ValueError),
+        (lambda: nf.q_sample(numbers("float32"), T, S, [N, 5]), TypeError),
+        (lambda: nf.q_step(numbers("float32"), T, S, [N, N.at(stream=1)]), ValueError),
+        (lambda: nf.q_step(numbers("float32"), T, S, [N, N.at(step=2**32 - 1)]), OverflowError),
+        (lambda: nf.q_sample(numbers("float32"), T, S, [N, N.samples([1, 2])]), ValueError),
+        (lambda: nf.randn(SHAPE, [N, N.window((16, 7), (0, 1))]), ValueError),
         (lambda: nf.q_sample(numbers("float32"), np.zeros((2, 15), int), S, N), ValueError),
         (lambda: nf.update(nf.Tableau([nf.Row(out=past[0])]), 0, *X, past=5 * X), ValueError),
         (lambda: nf.update(nf.Tableau([nf.Row(out=past[3])]), 0, *X, past=3 * X), TypeError),
