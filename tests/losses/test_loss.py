@@ -287,6 +287,16 @@ def test_half_predictions_are_summed_in_float32(backend):
         assert found == nf.mse_loss(pred.astype(np.float32), *given, target="epsilon")
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_noise_that_is_stored_in_float32_beside_halves(backend, dtype):
+    """Seen to fail: kernels read it as halves where x0 is of the prediction's type."""
+    types = DTYPES[dtype], DTYPES[dtype], np.float32
+    pred, x0, z = (normals((2, 5000), kind, seed) for seed, kind in enumerate(types))
+    found = nf.mse_loss(pred, x0, 3, LINEAR, z, target="v")
+    with using("reference"):
+        assert bits(found) == bits(nf.mse_loss(pred, x0, 3, LINEAR, z, target="v"))
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_gradient_against_finite_differences(backend, target, reduction):
