@@ -172,14 +172,15 @@ def fast_dtype(dtype: Any, other: Any, allowed: tuple[str, ...] = FLOATS) -> tup
     if not isinstance(dtype, str | type | np.dtype) and other is None:
         return ()
     try:
-        return _fast_dtype(dtype, other, allowed)
+        return _fast_dtype(dtype, allowed)
     except TypeError:  # not hashable, or no dtype
         return ()
 
 
 @lru_cache(64)
-def _fast_dtype(dtype: Any, other: Any, allowed: tuple[str, ...]) -> tuple[Any, ...]:
-    found = np.dtype(dtype if other is None else str(dtype).removeprefix("torch."))
+def _fast_dtype(dtype: Any, allowed: tuple[str, ...]) -> tuple[Any, ...]:
+    name = str(dtype)
+    found = np.dtype(name.removeprefix("torch.") if name.startswith("torch.") else dtype)
     return (dtype_code(found), found) if found.name in allowed and found.isnative else ()
 
 

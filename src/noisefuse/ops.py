@@ -313,11 +313,12 @@ def q_sample(
     if not (dtype is None and out is None and out_scale is None and out_offset is None):
         levels = levels_asked(dtype, out, out_scale, out_offset)
     named = type(target) is str or (target is None and target_out is None)
-    if named and type(schedule) is Schedule and (other is None or not other.is_traced()):
+    row = backends.fast_row if other is None else fast_path(other, "fast_row")
+    if named and type(schedule) is Schedule and row is not None:
         table = plain_table(schedule.kept.plain, target, scale, offset, levels)
         kind = FAST_LEVELS[levels.dtype] if levels else None if dtype is None else fast_dtype(dtype, other)
         aux: Any = None if target is None else 1 if target_out is None else (target_out,)
-        done = backends.fast_row(table, t, x0, None, None, noise, -1, out, aux, kind, batched)
+        done = row(table, t, x0, None, None, noise, -1, out, aux, kind, batched)
         if done is not NotImplemented:
             return done if target_out is None else (done, target_out)
     if other is not None:
@@ -368,11 +369,11 @@ def q_step(
     need_schedule(schedule)
     other = None if type(x) is np.ndarray else interop(x)
     levels = None if out is None and not options else levels_alone(out, **options)
-    if other is None or not other.is_traced():
+    if (row := backends.fast_row if other is None else fast_path(other, "fast_row")) is not None:
         kept = schedule.kept
         plain = kept.plain_markov if levels is None else kept.plain_markov_to(levels)
         kind = None if levels is None else FAST_LEVELS[levels.dtype]
-        done: Array = backends.fast_row(plain, t, x, None, None, noise, WALK, out, None, kind, batched)
+        done: Array = row(plain, t, x, None, None, noise, WALK, out, None, kind, batched)
         if done is not NotImplemented:
             return done
     if other is not None:
@@ -526,10 +527,11 @@ def update(
     """
     other = None if type(x) is np.ndarray else interop(x)
     levels = None if (out is None or out is x) and not options else levels_alone(out, **options)
-    if type(table) is Tableau and not table.masked and (other is None or not other.is_traced()):
+    row = backends.fast_row if other is None else fast_path(other, "fast_row")
+    if type(table) is Tableau and not table.masked and row is not None:
         rows = table.as_rows if levels is None else table.as_rows.scaled(*levels.range)
         kind = None if levels is None else FAST_LEVELS[levels.dtype]
-        done: Array = backends.fast_row(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out, kind, True)
+        done: Array = row(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out, kind, True)
         if done is not NotImplemented:
             return done
     _need_several(model_output, past, aux_out)
@@ -538,6 +540,12 @@ def update(
         return other.update(table, i, x, model_output, **given, **_named(levels))
     results = run(update_call(table, i, x, model_output, past, noise, out, aux_out, levels))
     return results if isinstance(aux_out, int) else results[0]
+
+
+def fast_path(other: Any, name: str) -> Any:
+    """The function of `backends` for plain arguments, or what this module of `interop` has in its place; None where a
+    compiler traces the call, which cannot follow."""
+    return getattr(other if other.is_traced() else backends, name, None)
 
 
 def _need_several(model_output: object, past: object, aux_out: object) -> None:
@@ -674,9 +682,9 @@ def _random(
         noise = Noise(noise)
     if not is_uniform and are_increments(noise):
         return _increment(shape, noise, dtype, batched, out)
-    if other is None or not other.is_traced():
+    if (draw := backends.fast_random if other is None else fast_path(other, "fast_random")) is not None:
         kind = fast_dtype(dtype, other, allowed)
-        done = backends.fast_random(UNIT.plain, shape, noise, is_uniform, kind, batched, other is not None, out)
+        done = draw(UNIT.plain, shape, noise, is_uniform, kind, batched, other is not None, out)
         if done is not NotImplemented:
             return done
     if other is not None:

@@ -297,10 +297,13 @@ class Sampler:
             and denoised_out is None
             and type(model_output) is not tuple
             and (not slots or (type(state) is State and state.size == self._state_size))
-            and (type(x) is np.ndarray or not is_traced(x))
         ):
             past, kept, after = state.moves[self._push[i]][state.at] if slots else _NOTHING  # type: ignore[union-attr]
-            if log_prob:
+            made: Any = NotImplemented
+            if type(x) is not np.ndarray and is_traced(x):
+                if out is None and not log_prob:
+                    made, after = self._again(i, x, model_output, past, noise, len(kept), state)
+            elif log_prob:
                 plain = self._plain_density
                 made = backends.fast_density(plain, False, i, x, model_output, past, noise, SAMPLER, out, kept, law)
             else:
@@ -312,6 +315,18 @@ class Sampler:
         return self._step(
             i, x, model_output, noise, state, guidance_scale, out, denoised_out, law if log_prob else None
         )
+
+    def _again(self, i: int, x: Array, m: Array, past: Any, noise: Any, kept: int, state: Any) -> Any:
+        """A step like an earlier one, of arrays that are not written to, or NotImplemented; and the state's place."""
+        row = ops.fast_path(interop(x), "fast_row")
+        made = (
+            NotImplemented if row is None else row(self._plain, i, x, m, past, noise, SAMPLER, None, kept, None, True)
+        )
+        if made is NotImplemented:
+            return made, None
+        if self._slots:
+            state.keep([*made[1:]])
+        return made[0], state and state.at
 
     def _step(
         self,

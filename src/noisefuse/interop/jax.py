@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from struct import pack_into
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,14 @@ import numpy as np
 import noisefuse as nf
 
 from .. import calls, loss, ops
-from ..arrays import FLOATS
-from ..backends.call import FIELD, Loss, Step, pack_loss
+from ..arrays import FLOATS, fast_dtype
+from ..backends.call import Loss, Step, pack_loss
 from ..levels import LEVELS, Levels
-from ..noise import is_tracer
+from ..noise import SAMPLER, WALK, is_tracer
 from ..rows import M1, SYMBOLS, Rows, X, Z
 from ..sampler import State
-from .jax_calls import bind, compiled
+from . import jax_eager
+from .jax_calls import bind
 from .jax_described import (
     FIELDS,
     IDS,
@@ -41,14 +42,15 @@ from .jax_described import (
     WEIGHTS,
     described,
     field_bytes,
-    way,
 )
+from .jax_eager import fast_random, fast_row
 from .jax_internals import varying, varying_axes
 
 __all__ = [
-    "WRITTEN", "augmented", "chosen", "combined", "from_key", "is_traced", "kl", "kl_grad", "log_prob", "log_prob_grad",
-    "mse_loss", "mse_loss_grad", "prepare", "q_sample", "q_step", "q_walk", "randn", "randn_like", "sample", "time",
-    "times", "to_key", "uniform", "untraced", "update", "update_with_log_prob", "where", "zeros_like",
+    "WRITTEN", "augmented", "chosen", "combined", "fast_random", "fast_row", "from_key", "is_traced", "kl", "kl_grad",
+    "log_prob", "log_prob_grad", "mse_loss", "mse_loss_grad", "prepare", "q_sample", "q_step", "q_walk", "randn",
+    "randn_like", "sample", "time", "times", "to_key", "uniform", "untraced", "update", "update_with_log_prob", "where",
+    "zeros_like",
 ]  # fmt: skip
 
 WRITTEN = False  # what `arrays` asks
@@ -138,15 +140,18 @@ def uniform(shape: Any, noise: Any, **options: Any) -> Any:
 
 def randn_like(x: Any, noise: Any, *, dtype: Any, batched: bool) -> Any:
     kind = dtype or (np.float32 if x.dtype.kind in "biu" else x.dtype)
-    return randn(x.shape, noise, dtype=kind, batched=batched, out=None)
+    if isinstance(noise, int | np.integer):
+        noise = nf.Noise(noise)
+    drawn = fast_random(ops.UNIT.plain, x.shape, noise, False, fast_dtype(kind, jax), batched, True, None)
+    return randn(x.shape, noise, dtype=kind, batched=batched, out=None) if drawn is NotImplemented else drawn
 
 
 def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) -> Any:
     _need_none(out=out)
-    noise = nf.Noise(noise) if isinstance(noise, int | np.integer) else noise
     named = _Named(noise)
     call = ops.random_call(name, shape, named.known, jnp.dtype(dtype), batched)
-    return _run(call, {}, named)[0]
+    like = lambda: (ops.UNIT.plain, name == "uniform", shape, fast_dtype(dtype, jax), batched)  # noqa: E731
+    return _run(call, {}, named, remember=partial(_remember, like, 0, noise, {}))[0]
 
 
 def added_draws(shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) -> Any:
@@ -195,10 +200,13 @@ def q_sample(
     levels = _levels(dtype, out_scale, out_offset) if dtype in LEVELS else None
     kind = None if dtype is None or levels else jnp.dtype(dtype)
     options = target, scale, offset, kind, levels, batched
-    key = "q_sample", schedule, *options
-    found = _at_times(
-        lambda x, t, noise: ops.q_sample_call(x, t, schedule, noise, *options), "x0", x0, t, noise, out, key
-    )
+
+    def like() -> Any:
+        plain = ops.plain_table(schedule.kept.plain, target, scale, offset, levels)
+        return plain, -1, 0, int(target is not None), _kind(dtype, levels), batched
+
+    make = lambda x, t, noise: ops.q_sample_call(x, t, schedule, noise, *options)  # noqa: E731
+    found = _at_times(make, "x0", x0, t, noise, out, like)
     return found[0] if target is None else tuple(found)
 
 
@@ -207,14 +215,18 @@ def q_step(
     out_offset: Any = None,
 ) -> Any:  # fmt: skip
     levels = _levels(dtype, out_scale, out_offset)
-    return _at_times(
-        lambda x, t, noise: ops.q_step_call(x, t, schedule, noise, levels, batched),
-        "x", x, t, noise, out, ("q_step", schedule, batched, levels),
-    )[0]  # fmt: skip
+    make = lambda x, t, noise: ops.q_step_call(x, t, schedule, noise, levels, batched)  # noqa: E731
+    like = lambda: (schedule.kept.plain_markov, WALK, 0, 0, None, batched)  # noqa: E731
+    return _at_times(make, "x", x, t, noise, out, None if levels else like)[0]
 
 
 def _levels(dtype: str | None, out_scale: float, out_offset: float) -> Levels | None:
     return None if dtype is None else Levels(dtype, (out_scale, out_offset))
+
+
+def _kind(dtype: Any, levels: Levels | None) -> Any:
+    """As the fast path takes a dtype of results."""
+    return ops.FAST_LEVELS[levels.dtype] if levels else None if dtype is None else fast_dtype(dtype, jax)
 
 
 def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out: Any) -> Any:
@@ -258,17 +270,21 @@ def update(
     if is_tracer(i) and noise is None and table.as_rows.draws.any():
         raise TypeError("noise: rows of the table draw noise, and which one is taken is traced; expected a Noise")
 
+    levels, number = _levels(dtype, out_scale, out_offset), aux_out if isinstance(aux_out, int) else 0
+
     def make(x: Any, i: Any, noise: Any) -> Step:
-        levels = _levels(dtype, out_scale, out_offset)
-        aux = aux_out if isinstance(aux_out, int) else 0
-        return ops.update_call(
-            table, i, x, stand_in, [zeros[f"past{n + 1}"] for n in range(len(past))], noise, None, aux, levels
-        )
+        remembered = [zeros[f"past{n + 1}"] for n in range(len(past))]
+        return ops.update_call(table, i, x, stand_in, remembered, noise, None, number, levels)
 
     arrays = {slot: others[symbol] for slot, symbol in enumerate(SYMBOLS[1:]) if symbol in others}
-    number = aux_out if isinstance(aux_out, int) else 0
-    key = None if noise is None and table.as_rows.draws.any() else ("update", table, len(models), number, dtype)
-    found = _at_times(make, "x", x, i, noise, out, key and (*key, out_scale, out_offset), arrays)
+    given = 0 if model_output is None else len(models)
+
+    def like() -> Any:
+        rows = table.as_rows if levels is None else table.as_rows.scaled(*levels.range)
+        return rows.plain, SAMPLER, given, number, _kind(None, levels), True
+
+    unsure = noise is None and table.as_rows.draws.any()
+    found = _at_times(make, "x", x, i, noise, out, None if unsure else like, arrays)
     return tuple(found) if isinstance(aux_out, int) else found[0]
 
 
@@ -444,129 +460,32 @@ def _known(noise: nf.Noise, without_step: bool) -> nf.Noise:
 
 
 def _at_times(
-    make: Callable[..., Step], name: str, x: Any, t: Any, noise: Any, out: Any, key: Any, arrays: Any = None
+    make: Callable[..., Step], name: str, x: Any, t: Any, noise: Any, out: Any, like: Any, arrays: Any = None
 ) -> Any:
-    """The outputs of the call that `make` checks: make(x, t, noise). key: what that call depends on beside them."""
-    again, t = None, np.asarray(t) if isinstance(t, list) or _is_concrete(t) else t
-    if out is None and key is not None:
-        again = _signature(key, x, t, noise, arrays)
-        if again is not None and (found := _repeated(again, x, t, noise, arrays)) is not None:
-            return found
+    """The outputs of the call that `make` checks: make(x, t, noise). like: says what `jax_eager.fast_row` gets of such
+    a call beside these."""
+    t, given = jax_eager.number(t), {X: x, **(arrays or {})}
     if out is not None and out is not x:
         what = f"expected None, or {name} itself, whose memory is taken where jit donates it"
         raise TypeError(f"out: {what}; arrays of JAX's are not written to")
     zeros, named = _zeros(name, x), _Named(noise)
     known, traced = _times(t)
     call = make(zeros, known, named.known)
-    arrays = {X: x, **(arrays or {}), Z: named.array}
     rows = None
     if traced is not None and traced.dtype.kind == "f":
         rows, traced = _rows_at(lambda times: make(np.zeros(times.size, zeros.dtype), times, nf.Noise(0)), call, traced)
-    options: dict[str, Any] = {"in_place": True} if out is not None else {}
-    return _run(call, arrays, named, traced, rows, again=again and (key[1], again), **options)
+    options: dict[str, Any] = {"in_place": True}
+    if out is None:
+        options = {} if like is None else {"remember": partial(_remember, like, t, noise, given)}
+    return _run(call, {**given, Z: named.array}, named, traced, rows, **options)
 
 
-# ---- calls in eager code -----------------------------------------------------------------------------------
-# Of a call with other numbers than an earlier one the description is known: then its checks are those of its numbers.
-
-
-class _Again(NamedTuple):
-    table: Any  # or schedule: as long as it is here, its id is its own
-    compiled: Any
-    roles: tuple[int, ...]
-    rows: Any
-    n: int
-    batch: int
-    fields: bytes  # or none, where nothing is drawn
-    of_seeds: dict[int, Any]  # fields as JAX's arrays: NumPy's would take it longer than the rest of a small call
-
-
-_AGAIN: dict[Any, _Again] = {}
-_MOST = 256
-_AT_SEED, _AT_SAMPLE, _AT_STEP = (FIELD.fields[name][1] for name in ("seed", "sample", "step"))  # type: ignore[index]
-
-
-def _signature(key: Any, x: Any, t: Any, noise: Any, arrays: Any) -> Any:
-    """What such calls have in common. None: a call that is not plain."""
-    if type(noise) is nf.Noise:
-        if type(noise.step) is not int or type(noise.sample) is not int or noise.window_shape is not None:
-            return None
-        stream = noise.stream
-    elif noise is None:
-        stream = None
-    else:
-        return None
-    if not _is_concrete(x) or not (type(t) is int or (isinstance(t, np.ndarray) and t.dtype.kind == "i")):
-        return None
-    of_times = None if type(t) is int else t.shape  # type: ignore[union-attr]
-    given = arrays or {}
-    if not all(map(_is_concrete, given.values())) or _is_in_mesh():
-        return None
-    shapes = tuple([(slot, a.shape, a.dtype) for slot, a in given.items()])
-    name, table, *options = key
-    made = name, id(table), *options, way(), x.shape, x.dtype, stream, of_times, shapes
-    try:
-        hash(made)
-    except TypeError:  # of an option that is an array or a list: the checks say what is wrong with it
-        return None
-    return made
-
-
-def _is_concrete(x: Any) -> bool:
-    return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
-
-
-def _repeated(again: Any, x: Any, t: Any, noise: Any, arrays: Any) -> Any:
-    """The outputs of a call like an earlier one. None: there was none, or its numbers have to be looked at."""
-    known = _AGAIN.get(again)
-    if known is None:
-        return None
-    of_role = {ROWS: known.rows, X: x, **(arrays or {})}
-    if type(t) is int:
-        if not 0 <= t < known.n:
-            return None
-        of_role[INDEX] = t
-    else:
-        if t.size == 0 or not 0 <= t.min() <= t.max() < known.n:
-            return None
-        of_role[INDEX] = t.astype(np.int32).reshape(-1)
-    if known.fields:
-        step, sample = noise.step, noise.sample
-        if step + known.n >= _SMALL or sample + known.batch >= _SMALL:
-            return None
-        of_role |= {FIELDS: known.of_seeds.get(noise.seed), STEP: step, IDS: sample}
-        if of_role[FIELDS] is None:
-            of_role[FIELDS] = _of_seed(known, noise.seed)
-    return known.compiled(*[of_role[role] for role in known.roles])
-
-
-_SMALL = 1 << 31  # numbers that JAX has without x64
-
-
-def _of_seed(known: _Again, seed: int) -> Any:
-    fields = bytearray(known.fields)
-    pack_into("<Q", fields, _AT_SEED, seed)
-    if len(known.of_seeds) >= _MOST:
-        known.of_seeds.clear()
-    with jax.ensure_compile_time_eval():
-        made = known.of_seeds[seed] = jnp.asarray(np.frombuffer(fields, np.uint8))
-    return made
-
-
-def _remember(again: Any, what: Any, operands: dict[int, Any], call: Step) -> None:
-    table, signature = again
-    if not {*operands} <= {ROWS, INDEX, FIELDS, *range(Z)}:
-        return
-    if len(_AGAIN) >= _MOST:
-        _AGAIN.clear()
-    roles, fields = what.roles, b""
-    if FIELDS in operands:
-        zeros = bytearray(operands[FIELDS].tobytes())
-        pack_into("<Q", zeros, _AT_SAMPLE, 0)
-        pack_into("<I", zeros, _AT_STEP, 0)
-        roles, fields = (*roles, STEP, IDS), bytes(zeros)
-    run = compiled(replace(what, roles=roles))
-    _AGAIN[signature] = _Again(table, run, roles, operands[ROWS], len(call.rows.table), call.batch, fields, {})
+def _remember(
+    like: Callable[[], Any], t: Any, noise: Any, given: dict[int, Any], what: Any, operands: Any, call: Step
+) -> None:
+    plain, stream, *options = like()
+    signature = jax_eager.signature(plain, stream, t, noise, [*given.values()], *options)
+    jax_eager.remember(plain, signature, what, operands, call, given)
 
 
 def _times(t: Any) -> tuple[Any, Any]:
@@ -578,7 +497,7 @@ def _times(t: Any) -> tuple[Any, Any]:
 
 def _run(
     call: Step, arrays: dict[int, Any], named: _Named, index: Any = None, rows: Any = None, outputs: Any = None,
-    more: Any = None, kind: int = STEP_CALLS, again: Any = None, **rest: Any,
+    more: Any = None, kind: int = STEP_CALLS, remember: Any = None, **rest: Any,
 ) -> list[Any]:  # fmt: skip
     made = [(out.shape, out.dtype.name) for out in call.outputs if out is not None] if outputs is None else outputs
     if any(math.prod(shape) == 0 for shape, _ in made) or call.batch * call.size == 0:
@@ -598,8 +517,8 @@ def _run(
     what = described(
         call, kind, [*operands], made, sample=call.sample_shape, window=windows[0] if windows else (), **rest
     )
-    if again is not None and all(arrays[slot].dtype == operands[slot].dtype for slot in operands if slot <= Z):
-        _remember(again, what, operands, call)
+    if remember is not None:
+        remember(what, operands, call)
     return bind(what, [*operands.values()])
 
 
@@ -616,17 +535,12 @@ def _row(index: Any, call: Step) -> Any:
 def _kept(rows: Rows, wide: bool) -> Any:
     """A table as an array of JAX's, which is kept with it."""
     numbers, key = rows.table if wide else rows.single, (-1, wide)  # devices of CUDA's count from 0
-    if _is_in_mesh():
+    if jax_eager.is_in_mesh():
         return jnp.asarray(numbers)
     if key not in rows.on_devices:
         with jax.ensure_compile_time_eval():
             rows.on_devices[key] = jnp.asarray(numbers)
     return rows.on_devices[key]
-
-
-def _is_in_mesh() -> bool:
-    """Whether new arrays lie on the devices of `jax.set_mesh`: those are not kept, for they go with no other mesh."""
-    return not jax.sharding.get_abstract_mesh().empty
 
 
 def _rows_at(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any, Any]:
