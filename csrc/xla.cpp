@@ -11,13 +11,14 @@
 #include <new>
 #include <vector>
 
+#include "cpu/float_mode.h"
 #include "run.h"
 
 namespace nf::xla {
 namespace {
 
 // Of operands, beyond the slots of a Call's inputs; jax_calls.py names them in this order.
-enum Role : int64_t { kRows = kSlots, kFields, kIndex, kStep, kIds, kStart, kWeights, kShard, kRoles };
+enum Role : int64_t { kRows = kSlots, kFields, kIndex, kStep, kIds, kStart, kWeights, kShard, kLaw, kRoles };
 enum Kind : int64_t { kStepCall, kWalkCall, kLossCall };
 
 struct Numbers {
@@ -206,9 +207,23 @@ class Bound {
         call_.losses = losses_.data();
         if (frame.results.size > 1) call_.out[0] = of_result(*frame.results.buffers[1], call_.type, element);
         run_loss(call_, nullptr);
+        if (of_[kLaw].data && !densities()) return false;
         const size_t first = static_cast<size_t>(element) * losses_.size();
         if (to.type == Type::f32) std::copy(losses_.begin(), losses_.end(), static_cast<float*>(to.data) + first);
         if (to.type == Type::f64) std::copy(losses_.begin(), losses_.end(), static_cast<double*>(to.data) + first);
+        return true;
+    }
+
+    // Of sums of squares: each row has a factor and a constant.
+    bool densities() {
+        std::vector<double> kept;
+        const double* law = of_[kLaw].as(Type::f64, kept);
+        if (!law) return false;
+        const FloatMode mode;
+        for (size_t b = 0; b < losses_.size(); ++b) {
+            const double* row = law + 2 * index_[index_.size() > 1 ? b : 0];
+            losses_[b] = losses_[b] * row[0] + row[1];
+        }
         return true;
     }
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import backends
-from .arrays import as_array, as_numbers, count, device_of, interop, is_written, on_device, output, overlap
+from .arrays import as_array, as_numbers, device_of, interop, is_written, on_device, output, overlap
 from .backends.call import LOSS_CHUNK, Loss, Step, window_runs
 from .calls import Index, like, make_call, row_index, run
 from .levels import levels_of
@@ -94,7 +94,7 @@ def log_prob(
             return done
     if other is not None:
         return other.log_prob(table, i, x, model_output, x_next, past=past, **law)
-    call, found = _of_stored(table, i, x, model_output, x_next, past, reduction, density, {})
+    call, found = stored_call(table, i, x, model_output, x_next, past, reduction, density, {})
     return Part(_chunk_sums(call), found) if partial else found.of(_sums(call))
 
 
@@ -138,7 +138,7 @@ def log_prob_grad(
         return other.log_prob_grad(table, i, x, model_output, x_next, **given, **options)
     if wrt not in ("m1", "m2", "x"):
         raise ValueError(f"wrt = {wrt!r}: expected 'm1', 'm2' or 'x'")
-    call, law = _of_stored(table, i, x, model_output, x_next, past, reduction, density, {"out": out})
+    call, law = stored_call(table, i, x, model_output, x_next, past, reduction, density, {"out": out})
     return _gradient(call, law.factor * _each(_deviation(table).rows["out"][wrt][call.index]), upstream)
 
 
@@ -167,7 +167,7 @@ def kl(
     other = None if type(model_output) is np.ndarray else interop(model_output)
     if other is not None:
         return other.kl(table, i, model_output, reference, reduction=reduction)
-    call, factor = _of_pair(table, i, model_output, reference, reduction, {})
+    call, factor = pair_call(table, i, model_output, reference, reduction, {})
     return _scaled(_sums(call), factor, 0.0)
 
 
@@ -195,7 +195,7 @@ def kl_grad(
     if other is not None:
         given: dict[str, Any] = {"reduction": reduction, "upstream": upstream, "out": out}
         return other.kl_grad(table, i, model_output, reference, **given)
-    call, factor = _of_pair(table, i, model_output, reference, reduction, {"out": out})
+    call, factor = pair_call(table, i, model_output, reference, reduction, {"out": out})
     return _gradient(call, factor, upstream)
 
 
@@ -403,10 +403,11 @@ def _deviation(table: Tableau) -> Tableau:
     return Tableau(rows, name=f"{table.name}: x' - mean")
 
 
-def _of_stored(
+def stored_call(
     table: Tableau, i: ArrayLike | Array, x: Array, model_output: Models, x_next: Array, past: Sequence[Array],
     reduction: str, density: str, outs: Outs,
 ) -> tuple[Step, Law]:  # fmt: skip
+    """The residual of a stored x' as a checked call, and what makes a log-density of the sum of its squares."""
     need_tableau("table", table)
     x = as_array("x", x)
     inputs = inputs_of(x, model_output, past)
@@ -437,6 +438,25 @@ def _law(table: Tableau, index: Index, call: Step, reduction: str, density: str)
         row = index.values[std == 0][0]
         raise ValueError(f"row {row} of {table.name} draws no noise: where its std is 0 there is no density")
     return Law(_each(std), call.size, reduction, density)  # type: ignore[arg-type]
+
+
+def numbers_of_rows(
+    table: Tableau, elements: int, reduction: Reduction, density: Density | Literal["kl"]
+) -> NDArray[np.float64]:
+    """Factor and constant of each row, (n, 2), where it is not known which is taken; NaN of one that draws nothing."""
+    std = np.abs(table.rows["out"]["z"])
+    std = np.where(std == 0, math.nan, std)
+    law, found = Law(std, elements, reduction, "full" if density == "kl" else density), np.empty((len(table), 2))
+    found[:, 0], found[:, 1] = law.factor, law.constant
+    if density == "kl":
+        found[:, 0], found[:, 1] = _of_models(table, law, slice(None)), 0
+    return found
+
+
+def _of_models(table: Tableau, law: Law, rows: Any) -> Any:
+    """Of the squared difference of two model outputs."""
+    slope = _each(_deviation(table).rows["out"]["m1"][rows])
+    return -law.factor * slope * slope
 
 
 def _each(values: NDArray[np.float64]) -> Any:
@@ -473,20 +493,21 @@ def _residual(table: Tableau, x: Array, index: Index, inputs: Inputs, outs: Outs
     return make_call(x.shape, x.dtype, rows, index, (), {M1: x} | those_read(rows, inputs, x), outs)
 
 
-_DIFFERENCE = Rows.of({"out.m1": 1.0, "out.x": -1.0})
+@lru_cache(maxsize=64)
+def _differences(n: int) -> Rows:
+    return Rows.of({"out.m1": np.ones(n), "out.x": -np.ones(n)})
 
 
-def _of_pair(
+def pair_call(
     table: Tableau, i: ArrayLike | Array, model_output: Array, reference: Array, reduction: str, outs: Outs
 ) -> tuple[Step, Any]:
     """The difference of two model outputs, and what its sum of squares is multiplied with."""
     need_tableau("table", table)
     m = as_array("model_output", model_output)
     q = like("reference", reference, m, (m.dtype.name,))
-    index, one_row = _index(table, i, m), Index(np.zeros(1, np.int64), max(1, count(m.shape)))
-    call = make_call(m.shape, m.dtype, _DIFFERENCE, one_row, (), {X: q, M1: m}, outs)
-    slope = _each(_deviation(table).rows["out"]["m1"][index.values])
-    return call, -_law(table, index, call, reduction, "full").factor * slope * slope
+    index = _index(table, i, m)
+    call = make_call(m.shape, m.dtype, _differences(len(table)), index, (), {X: q, M1: m}, outs)
+    return call, _of_models(table, _law(table, index, call, reduction, "full"), index.values)
 
 
 def _sums(call: Step, before: Step | None = None) -> Array:

@@ -367,9 +367,9 @@ class Sampler:
         try:
             given: dict[str, Any] = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
             if law is None:
-                made = x = ops.update(table, rows, x, model_output, **given)
+                made, found = ops.update(table, rows, x, model_output, **given), None
             else:
-                made = x, _ = density.update(table, rows, x, model_output, **given, **law)
+                made, found = density.update(table, rows, x, model_output, **given, **law)
         except (TypeError, ValueError) as error:
             denoised = None if denoised_out is None else f"aux_out[{at}]"
             raise _in_words_of_a_step(error, denoised, [*past, *aux], x) from None
@@ -384,7 +384,7 @@ class Sampler:
                 state.keep(kept if not is_tracer(i) else self._kept(i, kept, past))
         elif state is not None:
             state.at = after
-        return made
+        return made if law is None else (made, found)
 
     # ---- how likely a step was: see `density` --------------------------------------------------------------
 
@@ -773,11 +773,12 @@ def _mixed(table: Tableau, weight: float) -> Tableau:
 def _thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tuple[Tableau, Any]:
     """One row per sample, with 1 / s written into D's coefficients; see ``samplers.Threshold``."""
     assert table.threshold is not None
-    if not is_written(x):
-        kind = "dask" if is_lazy(x) else "JAX"
-        raise NotImplementedError(f"Threshold: dynamic thresholding does not take arrays of {kind}'s")
+    if is_lazy(x):
+        raise NotImplementedError("Threshold: dynamic thresholding does not take arrays of dask's")
     ratio, maximum = table.threshold
     clean = ops.update(_clean(table), rows, x, model_output)
+    if is_tracer(clean):
+        raise NotImplementedError("Threshold: its rows depend on the data, which is not known while JAX traces")
     if getattr(clean, "requires_grad", False):
         raise NotImplementedError(
             "Threshold: dynamic thresholding has no gradient: detach x and model_output, or use torch.no_grad()"
@@ -930,8 +931,7 @@ def _numbers(x: Array) -> npt.NDArray[np.float64]:
     """In host memory."""
     if hasattr(x, "double"):  # torch
         return x.double().cpu().numpy()  # type: ignore[no-any-return]
-    x = x.astype(np.float64)
-    return x.get() if hasattr(x, "get") else x  # type: ignore[no-any-return]  # CuPy, NumPy
+    return (x.get() if hasattr(x, "get") else np.asarray(x)).astype(np.float64)  # type: ignore[no-any-return]  # CuPy's
 
 
 def _bar(rows: range, progress: bool) -> Iterable[int]:

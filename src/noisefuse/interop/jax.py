@@ -20,7 +20,7 @@ import numpy as np
 
 import noisefuse as nf
 
-from .. import calls, loss, ops
+from .. import calls, density, loss, ops
 from ..arrays import FLOATS, fast_dtype
 from ..backends.call import Loss, Step, pack_loss
 from ..levels import LEVELS, Levels
@@ -33,6 +33,7 @@ from .jax_described import (
     FIELDS,
     IDS,
     INDEX,
+    LAW,
     LOSSES,
     ROWS,
     START,
@@ -262,22 +263,16 @@ def update(
 ) -> Any:  # fmt: skip
     if not isinstance(aux_out, int) and len(aux_out):
         raise TypeError("aux_out: arrays of JAX's are not written to; give the number of auxiliary outputs")
-    models = model_output if isinstance(model_output, tuple) else (model_output,)
-    others = {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
-    others |= {f"past{n + 1}": p for n, p in enumerate(past)}
-    zeros = {name: _zeros(nf.tableau.ARGUMENTS[name], a) for name, a in others.items()}
-    stand_in = tuple(zeros.get(f"m{n + 1}") for n in range(len(models))) if len(models) > 1 else zeros.get("m1")
+    arrays, models, remembered = _read(model_output, past)
     if is_tracer(i) and noise is None and table.as_rows.draws.any():
         raise TypeError("noise: rows of the table draw noise, and which one is taken is traced; expected a Noise")
 
     levels, number = _levels(dtype, out_scale, out_offset), aux_out if isinstance(aux_out, int) else 0
 
     def make(x: Any, i: Any, noise: Any) -> Step:
-        remembered = [zeros[f"past{n + 1}"] for n in range(len(past))]
-        return ops.update_call(table, i, x, stand_in, remembered, noise, None, number, levels)
+        return ops.update_call(table, i, x, models, remembered, noise, None, number, levels)
 
-    arrays = {slot: others[symbol] for slot, symbol in enumerate(SYMBOLS[1:]) if symbol in others}
-    given = 0 if model_output is None else len(models)
+    given = 0 if model_output is None else len(model_output) if isinstance(model_output, tuple) else 1
 
     def like() -> Any:
         rows = table.as_rows if levels is None else table.as_rows.scaled(*levels.range)
@@ -286,6 +281,17 @@ def update(
     unsure = noise is None and table.as_rows.draws.any()
     found = _at_times(make, "x", x, i, noise, out, None if unsure else like, arrays)
     return tuple(found) if isinstance(aux_out, int) else found[0]
+
+
+def _read(model_output: Any, past: Any) -> tuple[dict[int, Any], Any, list[Any]]:
+    """Arrays by slot; and what stands for the model output, or the pair, and for what is remembered."""
+    models = model_output if isinstance(model_output, tuple) else (model_output,)
+    given = {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
+    given |= {f"past{n + 1}": p for n, p in enumerate(past)}
+    zeros = {name: _zeros(nf.tableau.ARGUMENTS[name], a) for name, a in given.items()}
+    stand_in = tuple(zeros.get(f"m{n + 1}") for n in range(len(models))) if len(models) > 1 else zeros.get("m1")
+    arrays = {slot: given[symbol] for slot, symbol in enumerate(SYMBOLS[1:]) if symbol in given}
+    return arrays, stand_in, [zeros[f"past{n + 1}"] for n in range(len(past))]
 
 
 def mse_loss(
@@ -312,11 +318,97 @@ def mse_loss_grad(*given: Any, upstream: Any, out: Any, **options: Any) -> Any:
     return gradient * g.reshape(g.shape + (1,) * (gradient.ndim - g.ndim))
 
 
-def log_prob(*_: Any, **__: Any) -> Any:
-    raise NotImplementedError("log-densities do not take arrays of JAX's: pass np.asarray(x), outside of jit")
+# ---- log-densities: see `density` ---------------------------------------------------------------------------
 
 
-combined = log_prob_grad = kl = kl_grad = update_with_log_prob = log_prob
+def log_prob(
+    table: Any, i: Any, x: Any, model_output: Any, x_next: Any, *, past: Any, partial: bool = False, **law: Any
+) -> Any:
+    if partial:
+        raise NotImplementedError("partial: sums of parts do not take arrays of JAX's: pass np.asarray(x)")
+    ops.need_tableau("table", table)
+    arrays, models, remembered = _read(model_output, past)
+    known, traced = _drawing(table, i)
+    zeros = _zeros("x", x), models, _zeros("x_next", x_next), remembered
+    call, _ = density.stored_call(table, known, *zeros, law["reduction"], law["density"], {})
+    return _density(call, {M1: x, **arrays, X: x, Z: x_next}, table, traced, law)
+
+
+def kl(table: Any, i: Any, model_output: Any, reference: Any, *, reduction: Any) -> Any:
+    ops.need_tableau("table", table)
+    known, traced = _drawing(table, i)
+    zeros = _zeros("model_output", model_output), _zeros("reference", reference)
+    call, _ = density.pair_call(table, known, *zeros, reduction, {})
+    return _density(call, {M1: model_output, X: reference}, table, traced, {"reduction": reduction, "density": "kl"})
+
+
+def log_prob_grad(
+    table: Any, i: Any, x: Any, model_output: Any, x_next: Any, *, wrt: Any, upstream: Any, out: Any, past: Any,
+    **law: Any,
+) -> Any:  # fmt: skip
+    _need_none(out=out)
+    models = model_output if isinstance(model_output, tuple) else (model_output,)
+    inputs = {"x": x} | {f"m{n + 1}": m for n, m in enumerate(models)}
+    if wrt not in ("m1", "m2", "x") or inputs.get(wrt) is None:
+        raise ValueError(f"wrt = {wrt!r}: expected 'm1', 'm2' or 'x', and an array there")
+
+    def of(a: Any) -> Any:
+        given = inputs | {wrt: a}
+        pair = (given["m1"], given["m2"]) if len(models) > 1 else given["m1"]
+        return log_prob(table, i, given["x"], pair, x_next, past=past, **law)
+
+    return _pulled_back(of, inputs[wrt], upstream)
+
+
+def kl_grad(table: Any, i: Any, model_output: Any, reference: Any, *, reduction: Any, upstream: Any, out: Any) -> Any:
+    _need_none(out=out)
+    return _pulled_back(lambda m: kl(table, i, m, reference, reduction=reduction), model_output, upstream)
+
+
+def _pulled_back(function: Callable[[Any], Any], x: Any, upstream: Any) -> Any:
+    densities, back = jax.vjp(function, x)
+    g = jnp.asarray(upstream, densities.dtype)
+    if g.shape not in ((), densities.shape):
+        raise ValueError(f"upstream: expected a number or shape {densities.shape}, got shape {g.shape}")
+    return back(jnp.broadcast_to(g, densities.shape))[0]
+
+
+def update_with_log_prob(
+    table: Any, i: Any, x: Any, model_output: Any, noise: Any, *, past: Any, out: Any, aux_out: Any, **law: Any
+) -> Any:
+    """x' is a sample, which has no gradient; its log-density has."""
+    given = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
+    made = jax.tree.map(jax.lax.stop_gradient, nf.update(table, i, x, model_output, **given))
+    return made, log_prob(table, i, x, model_output, made[0] if isinstance(aux_out, int) else made, past=past, **law)
+
+
+def combined(parts: Any) -> Any:
+    raise NotImplementedError("parts: expected sums of NumPy's, which partial=True gives")
+
+
+def _drawing(table: Any, i: Any) -> tuple[Any, Any]:
+    """A row in place of one that is traced: one that has a density, if there is any."""
+    if not is_tracer(i):
+        return np.asarray(i) if isinstance(i, jax.Array) else i, None
+    row = int(np.argmax(table.rows["out"]["z"] != 0))
+    return np.full(i.shape, row), i
+
+
+def _density(call: Step, arrays: dict[int, Any], table: Any, traced: Any, law: dict[str, Any]) -> Any:
+    """(B,), in float64 where JAX has that, or else rounded once."""
+    numbers, kind = (
+        density.numbers_of_rows(table, call.size, law["reduction"], law["density"]),
+        jax.dtypes.canonicalize_dtype(np.float64),
+    )
+    if not call.size and traced is None:
+        return jnp.asarray(np.broadcast_to(numbers[call.index, 1], (call.batch,)), kind)
+    loss = pack_loss(Loss(call, call.size, None, np.ones(()), 1, np.empty(call.batch)), lambda _: 0)
+    more, factors = {LAW: numbers.view(np.uint32).reshape(-1, 2)}, tuple(numbers[:, 0].tolist())
+    outputs = [((call.batch,), kind.name)]
+    return _run(call, arrays, _Named(None), traced, None, outputs, more, LOSSES, loss=loss, factors=factors)[0]
+
+
+# ---- augmentation ------------------------------------------------------------------------------------------
 
 
 def augmented(function: Any, x: Any, noise: Any, *, out: Any = None, **options: Any) -> Any:

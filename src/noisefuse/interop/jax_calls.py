@@ -34,6 +34,7 @@ from .jax_described import (
     FIELDS,
     IDS,
     INDEX,
+    LAW,
     LOSSES,
     ROWS,
     SHARD,
@@ -127,6 +128,9 @@ def _run(what: Described, given: dict[int, Any], outs: list[Any]) -> None:
         weights = _raw(given[WEIGHTS], np.float64) if WEIGHTS in given else None
         sums = np.empty(losses.shape)
         backend.loss(Loss(step, int(record["piece"]), weights, np.ones(()), int(record["n"]), sums))
+        if LAW in given:
+            factor, constant = _raw(given[LAW], np.float64).reshape(-1, 2)[index].T
+            sums = sums * factor + constant
         losses[...] = sums
 
 
@@ -421,8 +425,32 @@ def _transposed(cotangents: Sequence[Any], *operands: Any, what: Described) -> l
 ad.primitive_transposes[call_p] = _transposed
 
 
+def _tangents_of_density(primals: Sequence[Any], changes: dict[int, Any], what: Described) -> tuple[Any, Any]:
+    """f S + c changes by 2 f r dr, and the residual r is a row as all others."""
+    (density,) = bind(what, primals)
+    given = dict(zip(what.roles, primals, strict=True))
+    record = np.frombuffer(what.call, CALL).copy()
+    record["type"] = record["out_type"] = DTYPES[what.floats]
+    shape, roles = (int(record["batch"][0]), *what.sample), [role for role in what.roles if role != LAW]
+    several = tuple([each for role, each in zip(what.roles, what.several, strict=False) if role != LAW])
+    outputs = ((shape, what.floats),)
+    rows = replace(
+        what, call=record.tobytes(), kind=STEP_CALLS, roles=tuple(roles), outputs=outputs, several=several, factors=()
+    )
+    change = _change(rows, given, {slot: dx for slot, dx in changes.items() if slot <= Z}, 0)
+    if change is None:
+        return [density], [ad.Zero(jax.typeof(density).to_tangent_aval())]
+    (r,) = bind(rows, [given[role] for role in roles])
+    factor = 2 * jnp.array(what.factors, r.dtype)
+    if INDEX in given:
+        factor = factor.at[given[INDEX]].get(mode="clip", wrap_negative_indices=False)
+    return [density], [(factor * (r * change).sum(tuple(range(density.ndim, r.ndim)))).astype(density.dtype)]
+
+
 def _tangents_of_loss(primals: Sequence[Any], changes: dict[int, Any], what: Described) -> tuple[Any, Any]:
     """The gradient is made with the loss, in one pass."""
+    if LAW in what.roles:
+        return _tangents_of_density(primals, changes, what)
     for role, name in ((X, "x0"), (Z, "noise"), (WEIGHTS, "weight")):
         if role in changes:
             raise NotImplementedError(f"{name}: mse_loss has no derivative with respect to it: use lax.stop_gradient")

@@ -22,11 +22,11 @@ except ImportError:  # installed without its extension
     native = None
 
 # Roles of operands beyond slots of inputs, and kinds of calls, as csrc/xla.cpp numbers them.
-ROWS, FIELDS, INDEX, STEP, IDS, START, WEIGHTS, SHARD = range(Z + 1, Z + 9)
+ROWS, FIELDS, INDEX, STEP, IDS, START, WEIGHTS, SHARD, LAW = range(Z + 1, Z + 10)
 STEP_CALLS, WALKS, LOSSES = range(3)
 
 # Handlers of other versions have other names: a program that was stored finds its own or none.
-TARGET = f"noisefuse_{crc32(repr((CALL.descr, FIELD.descr)).encode()):08x}"
+TARGET = f"noisefuse_{crc32(repr((CALL.descr, FIELD.descr, LAW)).encode()):08x}"
 NAMES = {code: name for name, code in DTYPES.items()}
 
 
@@ -43,6 +43,7 @@ class Described:
     window: tuple[int, ...] = ()  # of a full one, where there is a window
     keep: tuple[int, ...] = ()  # of a walk: the row of each time in the output, or -1
     alpha: tuple[float, ...] = ()  # of a walk: what x0 is multiplied with, at each time that is kept
+    factors: tuple[float, ...] = ()  # of a density: of each row what the sum of squares is multiplied with
     repeat: int = 0  # how many elements vmap has: operands that are `several`, and all outputs, have one axis more
     several: tuple[bool, ...] = ()
     whole: bool = False  # not to be cut into parts of a batch
