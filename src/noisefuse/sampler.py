@@ -931,7 +931,7 @@ def _numbers(x: Array) -> npt.NDArray[np.float64]:
     """In host memory."""
     if hasattr(x, "double"):  # torch
         return x.double().cpu().numpy()  # type: ignore[no-any-return]
-    return (x.get() if hasattr(x, "get") else np.asarray(x)).astype(np.float64)  # type: ignore[no-any-return]  # CuPy's
+    return (x.get() if hasattr(x, "get") else np.asarray(x)).astype(np.float64)  # CuPy's
 
 
 def _bar(rows: range, progress: bool) -> Iterable[int]:

@@ -772,7 +772,6 @@ def test_keys():
 
 def test_what_is_wrong_is_said_where_it_is_traced():
     x = jnp.asarray(X)
-    flow = nf.samplers.flow_sde(nf.Schedule.flow(50), steps=3)
     for error, match, call in (
         (IndexError, "t = 1000 is out of range", lambda: nf.q_sample(x, 1000, LINEAR, N)),
         *[
@@ -794,11 +793,18 @@ def test_what_is_wrong_is_said_where_it_is_traced():
         (TypeError, "shape: expected integers", lambda: jax.jit(lambda n: nf.randn((n, 2), N, dtype=jnp.float32))(3)),
         (TypeError, "fresh entropy", lambda: jax.jit(lambda x: nf.q_sample(x, 1, LINEAR, Noise()))(x)),
         (NotImplementedError, "lax.stop_gradient", lambda: jax.grad(lambda y: _loss(x, y))(x)),
-        (NotImplementedError, "log-densities", lambda: flow.step(0, x, x, N, log_prob=True)),
+        (NotImplementedError, "while JAX traces", lambda: jax.jit(lambda x: THRESHOLD.step(0, x, x, N))(x)),
         (TypeError, "denoised_out", lambda: nf.samplers.ddim(LINEAR, steps=3).step(0, x, x, N, denoised_out=x)),
     ):
         with pytest.raises(error, match=match):
             call()
+
+
+THRESHOLD = nf.samplers.ddpm(LINEAR, steps=3, clip=nf.samplers.Threshold(0.9, 2.0))
+
+
+def test_dynamic_thresholds_in_eager_code():
+    assert equal(THRESHOLD.step(0, jnp.asarray(X), jnp.asarray(M), N), THRESHOLD.step(0, X, M, N))
 
 
 def _loss(pred, x0):

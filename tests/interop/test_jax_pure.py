@@ -106,6 +106,16 @@ def arithmetic_is_exact():
             assert same(found.view(wanted.dtype), wanted), (kind, n)
 
 
+def quotients_are_rounded_once():
+    numbers = 1.0, 3.0, 64.0, 3145728.0 + 7
+    divided = lambda x: [jax_floats.divide(x, n) for n in numbers]  # noqa: E731
+    for kind in FORMATS:
+        a = np.concatenate([triples(kind)[0], np.array([5e-324, 3e-310, 1 / 3, 1e300]).astype(kind)])
+        for n, found in zip(numbers, run(divided, kind, a), strict=True):
+            with np.errstate(all="ignore"):
+                assert same(found.view(kind), a / kind(n)), (kind, n)
+
+
 def integers_become_numbers():
     for kind, of in product(FORMATS, (np.int32, np.uint32, np.int64, np.uint64)):
         if kind is np.float32 and of in (np.int64, np.uint64):  # have more bits than it takes
@@ -139,7 +149,13 @@ def noise_is_numpys():
         assert same(draw(shape, N, dtype=jnp.float32), draw(shape, N)), (draw, shape)
 
 
-CHECKS = "arithmetic_is_exact", "integers_become_numbers", "words_become_values", "noise_is_numpys"
+CHECKS = (
+    "arithmetic_is_exact",
+    "quotients_are_rounded_once",
+    "integers_become_numbers",
+    "words_become_values",
+    "noise_is_numpys",
+)
 
 
 # What XLA does by default: it makes one operation of products and sums; and where processors cannot.
@@ -262,6 +278,41 @@ def test_walks(stated):
     walk = lambda x: nf.q_walk(x, LINEAR, N, keep=[0, 3, 5])  # noqa: E731
     for x in (X, X.astype(np.float16)):
         assert same(jax.jit(walk)(x), walk(x))
+
+
+SQUARES = {
+    "mean": lambda x, m: nf.mse_loss(m, x, T, LINEAR, GIVEN, target="v"),
+    "weights and gradient": lambda x, m: nf.mse_loss(
+        m, x, T, LINEAR, GIVEN, target="v", weight=nf.weights.min_snr(LINEAR, "v"), reduction="none", grad_out=True
+    ),
+    "tokens": lambda x, m: nf.mse_loss(
+        m, x, np.arange(24).reshape(4, 6), LINEAR, GIVEN, target="velocity", weight=np.linspace(0.1, 3, 1000)
+    ),
+    "density": lambda x, m: SDE.log_prob(np.array([4, 1, 7, 0]), x, m, x + m),
+}
+SDE = nf.samplers.flow_sde(nf.Schedule.flow(1000), 10)
+
+
+@pytest.mark.slow  # XLA compiles each for seconds
+@pytest.mark.parametrize("squares", SQUARES)
+def test_losses(squares, stated):
+    """Seen to fail: accumulators that are added in the order of elements; a mean that is multiplied by 1 / n; weights
+    that are those of the first sample; a constant that is added before the product is rounded."""
+    found, expected = jax.jit(SQUARES[squares])(X, M), SQUARES[squares](X, M)
+    for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (found, expected)), strict=True):
+        assert same(np.asarray(a), np.asarray(b, a.dtype))
+
+
+@pytest.mark.slow
+def test_losses_of_chunks_and_traced_weights(stated):
+    """Chunks of 4,096 and a short one; weights that are not known, of 32 bits; a gradient by JAX's rules."""
+    x, m = (normals((2, 4161), np.float32, n) for n in range(2))
+    call = lambda x, m, w: nf.mse_loss(m, x, [3, 500], LINEAR, x, target="sample", weight=w)  # noqa: E731
+    weight = np.linspace(0.5, 2, 1000).astype(np.float32)
+    found, gradient = jax.jit(jax.value_and_grad(call, 1))(x, m, weight)
+    assert same(np.asarray(found), np.float32(call(x, m, weight)))
+    expected = nf.mse_loss_grad(m, x, [3, 500], LINEAR, x, target="sample", weight=weight)
+    assert same(np.asarray(gradient), expected)
 
 
 @pytest.mark.parametrize("drawn", first_and_slow(DRAWN))

@@ -172,7 +172,7 @@ _call_back = mlir.lower_fun(_callback, multiple_results=True)
 
 def _without_handler(context: Any, *operands: Any, what: Described) -> Any:
     """In jax.numpy, or by way of Python."""
-    if what.way == "callback" or not jax_pure.states(what):
+    if what.way == "callback":
         return _call_back(context, *operands, what=what)
     with jax.enable_x64(True):
         return mlir.lower_fun(partial(jax_pure.outputs, what), multiple_results=True)(context, *operands)

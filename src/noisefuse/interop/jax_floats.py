@@ -354,6 +354,22 @@ def sqrt(x: Float) -> Float:
 _ONE = np.uint64(1)
 
 
+def divide(x: Float, n: float) -> Float:
+    """x / n, of a finite n of at least 1: digit by digit of their m, of one digit more than x has, and what is left."""
+    kind, (negative, e, m), (_, e_n, m_n) = x.format, _parts(x), _parts(x.format(n))
+    digits = kind.fraction + 4
+    rest, by = _low(m), _low(m_n)
+
+    def digit(_: Any, carried: Any) -> Any:
+        found, rest = carried
+        fits = rest >= by
+        return found << _ONE | fits, (rest - jnp.where(fits, by, 0)) << _ONE
+
+    found, rest = jax.lax.fori_loop(0, digits, digit, (rest ^ rest, rest))
+    found = _rounded(kind, negative, kind.wide(found) << _ONE | (rest != 0), e - e_n + (kind.bias - 4))
+    return Float(jnp.where(_size(x) >= kind.infinity, x.bits, found.bits), kind)
+
+
 def select(condition: Bools, a: Any, b: Any) -> Any:
     if isinstance(a, Float):
         return Float(jnp.where(condition, a.bits, a.format(b).bits), a.format)

@@ -14,21 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..backends.call import DRAWS, FIELD
+from ..backends.call import DRAWS, FIELD, LOSS_CHUNK
 from ..backends.reference import combined
 from ..levels import LEVELS
 from ..noise import SAMPLES
 from ..rows import AFFINE, X, Z
-from .jax_described import FIELDS, IDS, INDEX, LOSSES, ROWS, START, STEP, WALKS, Described
-from .jax_floats import FLOAT32, FLOAT64, SPEC, Float, Format, view
+from .jax_described import FIELDS, IDS, INDEX, LAW, LOSSES, ROWS, START, STEP, WALKS, WEIGHTS, Described
+from .jax_floats import FLOAT32, FLOAT64, SPEC, Float, Format, divide, mul, view
 from .jax_internals import varying, varying_axes
 
 Numbers: TypeAlias = dict[int, Any]  # operands by role
 
-
-def states(what: Described) -> bool:
-    """Whether this call can be stated so."""
-    return what.kind != LOSSES
+ACCUMULATORS = 64  # of a chunk: docs/loss.md
 
 
 def outputs(what: Described, *operands: Any) -> list[Any]:
@@ -51,9 +48,12 @@ def _of_one(what: Described, *operands: Any) -> list[Any]:
     if record["draw"]:
         values[Z] = _drawn(what, given, real, row if record["step_by_index"] else None)
     zero = Float(jnp.zeros(_shape(what), real.word), real)
-    wanted = [n < len(what.outputs) for n in range(3)]  # outputs are wanted from the first on
+    loss = what.kind == LOSSES
+    wanted = [n < (1 if loss else len(what.outputs)) for n in range(3)]  # outputs are wanted from the first on
     active, masked = int(record["active"]), bool(record["masked"])
     results = combined(SPEC, active, masked, wanted, lambda k: Float(table.bits[row, k], real), values, zero)
+    if loss:
+        return _losses(what, given, Float(jnp.broadcast_to(results[0].bits, _shape(what)), real), row)
     return [_stored(x, _shape(what), *out) for x, out in zip(results, what.outputs, strict=False)]
 
 
@@ -113,6 +113,66 @@ def _row(what: Described, given: Numbers) -> Any:
         return index[0]
     index = index.reshape(batch, -1)
     return index if index.shape[1] == 1 else jnp.repeat(index, size // index.shape[1], axis=1)
+
+
+# ---- losses: docs/loss.md ----------------------------------------------------------------------------------
+
+
+def _losses(what: Described, given: Numbers, r: Float, row: Any) -> list[Any]:
+    """The losses and, if there is a second output, the gradient, of residuals (batch, size)."""
+    n, piece, (shape, dtype) = float(what.record["n"]), int(what.record["piece"]), what.outputs[0]
+    row = jnp.broadcast_to(row, r.bits.shape)[:, ::piece]
+    weights = _doubles(given[WEIGHTS]).bits[row] if WEIGHTS in given else None
+    sums = _in_order(_in_order(_sums_of_chunks(r, piece)), weights)
+    sums = divide(Float(sums if shape else _in_order(sums), FLOAT64), n)
+    if LAW in given:
+        law = _doubles(given[LAW]).bits.reshape(-1, 2)[row[:, 0]]
+        sums = mul(sums, Float(law[:, 0], FLOAT64)) + Float(law[:, 1], FLOAT64)
+    made = [view(sums.to(FLOAT32) if dtype == "float32" else sums, jnp.dtype(dtype))]
+    for shape, dtype in what.outputs[1:]:
+        factor = divide(mul(Float(weights, FLOAT64), 2.0), n) if weights is not None else FLOAT64(2.0 / n)
+        of_element = Float(jnp.repeat(jnp.broadcast_to(r.format(factor).bits, row.shape), piece, axis=1), r.format)
+        made.append(_stored(mul(of_element, r), r.bits.shape, shape, dtype))
+    return made
+
+
+def _sums_of_chunks(r: Float, piece: int) -> Any:
+    """(batch, pieces, chunks): the bits of float64."""
+    batch, size = r.bits.shape
+    chunk = min(LOSS_CHUNK, -(-piece // ACCUMULATORS) * ACCUMULATORS)
+    bits = jnp.pad(r.bits.reshape(batch, size // piece, piece), ((0, 0), (0, 0), (0, -piece % chunk)))
+    groups = jnp.moveaxis(bits.reshape(batch, size // piece, -1, chunk // ACCUMULATORS, ACCUMULATORS), 3, 0)
+
+    def add(total: Any, group: Any) -> Any:
+        return SPEC.add_square(Float(total, r.format), Float(group, r.format)).bits, None
+
+    sums, half = jax.lax.scan(add, jnp.zeros_like(groups[0]), groups)[0], ACCUMULATORS
+    while half > 1:
+        half //= 2
+        sums = (Float(sums[..., :half], r.format) + Float(sums[..., half:], r.format)).bits
+    return FLOAT64(Float(sums[..., 0], r.format)).bits
+
+
+def _in_order(terms: Any, weights: Any = None) -> Any:
+    """The sums along the last axis, from 0, in float64."""
+    if terms.shape[-1] == 1 and weights is None:
+        return terms[..., 0]
+    of_one = SPEC.add_piece if weights is not None else lambda total, _, term: total + term
+    weights = terms if weights is None else weights
+
+    def add(total: Any, term: Any) -> Any:
+        return of_one(Float(total, FLOAT64), *(Float(x, FLOAT64) for x in term)).bits, None
+
+    given = [jnp.moveaxis(x, -1, 0) for x in (weights, terms)]
+    return jax.lax.scan(add, jnp.zeros_like(given[1][0]), given)[0]
+
+
+def _doubles(numbers: Any) -> Float:
+    """Of any dtype; in two words where JAX has no float64."""
+    if numbers.dtype == jnp.uint32 and numbers.ndim == 2:
+        low, high = numbers.astype(jnp.uint64).T
+        return Float(low | high << 32, FLOAT64)
+    return FLOAT64(numbers if numbers.dtype.kind in "iu" else _read(numbers))
 
 
 # ---- noise -------------------------------------------------------------------------------------------------
