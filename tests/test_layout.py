@@ -69,7 +69,7 @@ ALLOWED = {
     "interop.jax_pure": "@ noise levels rows backends.call backends.reference interop.jax_*",
     "interop.jax_calls": "@ noise rows backends backends.call interop.jax_* levels",
     "interop.jax_eager": "@ noise rows backends backends.call interop.jax_*",
-    "interop.jax": "@ arrays noise rows calls ops loss sampler backends backends.call interop.jax_* levels",
+    "interop.jax": "@ arrays noise rows calls ops loss density sampler backends backends.call interop.jax_* levels",
     "interop.dask_augment": "@ interop.dask_blocks",
     "interop.dask": "@ interop.dask_*",
     "interop.torch_internals": "@",
