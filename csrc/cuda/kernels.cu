@@ -382,8 +382,8 @@ __device__ inline void any(const Launch& launch) {
 // A block of threads takes one chunk: four elements a thread at a time, whose residuals then wait in shared memory for
 // the accumulators that they belong to. What a block does together it does in parts (instructions.h).
 
-constexpr uint64_t kResidual =
-    uint64_t{1} << affine_column(0) | column_bit(0, kZ) | column_bit(0, kM1) | column_bit(0, kX);
+// A residual has no D: of losses it is made of the noise, m1 and x, of log-densities of all that a mean is linear in.
+constexpr uint64_t kResidual = ((uint64_t{2} << kSlots) - 1) << affine_column(0) & ~column_bit(0, kD);
 
 // Of a row that the table does not have, any: its residuals are NaN.
 __device__ inline double weight_of(const Call& call, int64_t index) {
