@@ -7,6 +7,7 @@
 #include <cmath>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "core/loss.h"
 #include "cpu/dispatch.h"
@@ -657,6 +658,55 @@ PyObject* fast_density(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (stored) return Py_NewRef(made.object);
     const Reference out(plain.outputs.give());
     return out.object ? PyTuple_Pack(2, out.object, made.object) : nullptr;
+}
+
+// The gradients with respect to log-densities, a number or one for each sample, times what `law` and the mean's
+// coefficient make of them.
+struct PlainUpstream {
+    std::vector<double> each;
+
+    // False: declined.
+    bool parse(PyObject* given, double factor, Call& call) {
+        call.n = 1;
+        if (PyFloat_CheckExact(given)) {
+            call.g = factor * PyFloat_AS_DOUBLE(given);
+            return true;
+        }
+        View v;
+        if (!view(given, v) || v.kind != Kind::f64 || v.ndim != 1 || v.count != call.batch) return false;
+        const auto* const first = reinterpret_cast<const double*>(v.data);
+        each.assign(first, first + v.count);
+        for (double& g : each) g = factor * g;
+        call.upstream = each.data(), call.upstream_step = 1;
+        return true;
+    }
+};
+
+// density_gradient(table, column, i, x, model_output, past, x_next, upstream, out, law), or NotImplemented: of the
+// log-density of what is stored, with respect to the input whose coefficient in the deviation's rows has this column.
+PyObject* fast_density_gradient(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 10) return PyErr_Format(PyExc_TypeError, "density_gradient: expected 10 arguments, got %zd", n);
+    PyObject* const table = args[0];
+    if (table == Py_None || args[1] == Py_None || !PyLong_CheckExact(args[2])) Py_RETURN_NOTIMPLEMENTED;
+    PyObject* const deviation = PyTuple_GET_ITEM(table, 1);
+    PlainCall plain;
+    PlainLaw law;
+    Call& call = plain.call;
+    if (!plain.parse({deviation, args[2], args[3], args[4], args[5], args[6], 0, args[8], Py_None}) ||
+        call.out_type != call.type || !call.in[kZ] || call.in_type[kZ] != call.type ||
+        !law.parse(PyTuple_GET_ITEM(table, 2), *call.index, args[9], call.size))
+        Py_RETURN_NOTIMPLEMENTED;
+    const auto* const rows = static_cast<const double*>(PyArray_DATA(array(PyTuple_GET_ITEM(deviation, 1))));
+    PlainUpstream upstream;
+    try {
+        const double coefficient = rows[kColumns * *call.index + PyLong_AsLong(args[1])];
+        if (!upstream.parse(args[7], law.factor * coefficient, call)) Py_RETURN_NOTIMPLEMENTED;
+        if (!plain.outputs.make(call)) return nullptr;
+        call.draw = Draw::none, call.piece = call.size;
+        return run_plain(call, run_loss) ? plain.outputs.give() : nullptr;
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
 }
 
 // Where instances of a class keep this slot; -1: a Python error is set.

@@ -92,7 +92,9 @@ def on_device(cupy):
             call.losses[...] = cupy.asnumpy(losses)
 
     functions = {"step": step, "walk": walk, "loss": loss, "philox": reference.philox, "empty": np.empty}
-    no_fast_path = dict.fromkeys(("fast_row", "fast_random", "fast_mse", "fast_density", "step_and_loss"))
+    no_fast_path = dict.fromkeys(
+        ("fast_row", "fast_random", "fast_mse", "fast_density", "fast_density_gradient", "step_and_loss")
+    )
     with nf.use_backend(SimpleNamespace(**functions, **no_fast_path, tests_itself=False)):
         yield
 

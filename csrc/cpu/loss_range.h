@@ -9,6 +9,12 @@
 namespace nf {
 namespace {
 
+// What the residuals of a piece are multiplied with in the gradient.
+double factor_of(const Call& s, int64_t piece) {
+    const double g = s.upstream ? s.upstream[piece * s.piece / s.size * s.upstream_step] : s.g;
+    return gradient_factor(weight_of(s, piece), g, s.n);
+}
+
 // Takes the residuals of one element after another.
 template <class Real>
 class Residuals {
@@ -67,16 +73,11 @@ class Residuals {
         int64_t piece = at / s.piece, left = s.piece - at % s.piece;
         for (int done = 0; done < n; ++piece, left = s.piece) {
             const int size = static_cast<int>(least(n - done, left));
-            multiply(gradient + done, r + done, size, static_cast<Real>(factor_of(piece)),
+            multiply(gradient + done, r + done, size, static_cast<Real>(factor_of(s, piece)),
                      direct && nontemporal && done == 0);
             done += size;
         }
         if (!direct) store_as(s.out[0], s.type, at, gradient, n, nontemporal);
-    }
-
-    double factor_of(int64_t piece) const {
-        const double g = s.upstream ? s.upstream[piece * s.piece / s.size * s.upstream_step] : s.g;
-        return gradient_factor(weight_of(s, piece), g, s.n);
     }
 
     // `nontemporal`: `to` is aligned to a vector and written past the caches.
@@ -111,34 +112,96 @@ struct OneRow {
     const Real* coefficient(int column) const { return row + column; }
 };
 
-// The residuals of a chunk from element `at` on, n of them, in registers: arrays of one type, a row of this shape.
-// Whole groups of 64, or the last ones of the chunk, from a copy that is as long as a group.
+// Residuals in registers: arrays of one type, a row of this shape.
+template <class Real, DType In, uint64_t shape>
+struct ResidualRow : RegisterRow<Real, In, shape> {
+    using RegisterRow<Real, In, shape>::RegisterRow;
+
+    Vector<Real> residual(int64_t at) const {
+        Vector<Real> r[1], z{};
+        if constexpr (ResidualRow::reads(kZ)) z = load_lanes<In>(this->array[kZ], at);
+        this->add_up(at, z, r);
+        return r[0];
+    }
+};
+
+// A copy of the last elements, from `at` on and fewer than 64, of each array that a row reads, as long as those.
+template <class Row, DType In>
+struct Last {
+    alignas(64) char copies[kSlots][kAccumulators * bytes_of(In)] = {};
+    const void* array[kSlots] = {};
+    Last(const Call& s, int64_t at, int n) {
+        constexpr int width = bytes_of(In);
+        for (int slot = 0; slot < kSlots; ++slot)
+            if (Row::reads(slot)) {
+                std::memcpy(copies[slot], static_cast<const char*>(s.in[slot]) + at * width, size_t(n) * width);
+                array[slot] = copies[slot];
+            }
+    }
+};
+
+// The residuals of a chunk from element `at` on, n of them: whole groups of 64, or the last ones.
 template <class Real, DType In, uint64_t shape>
 [[gnu::flatten]] void take_in_registers(Residuals<Real>& residuals, const Call& s, int64_t at, int n) {
-    using Row = RegisterRow<Real, In, shape>;
+    using Row = ResidualRow<Real, In, shape>;
     const OneRow<Real> one(s, at / s.segment);
-    const auto take = [&](const Row& row, int64_t from, int length) {
-        const auto residual = [&](int i) {
-            Vector<Real> r[1], z{};
-            if constexpr (Row::reads(kZ)) z = load_lanes<In>(row.array[kZ], from + i);
-            row.add_up(from + i, z, r);
-            return r[0];
-        };
-        if (length % kAccumulators == 0) return residuals.take_groups(residual, length);
-        alignas(64) Real r[kAccumulators];
-        for (int i = 0; i < length; i += kWidth<Real>) Lane::store(r + i, residual(i));
-        residuals.take(r, at, length);
-    };
-    if (n % kAccumulators == 0) return take(Row(one, s.in), at, n);
-    constexpr int width = bytes_of(In);
-    alignas(64) char last[kSlots][kAccumulators * width] = {};
-    const void* arrays[kSlots] = {};
-    for (int slot = 0; slot < kSlots; ++slot)
-        if (Row::reads(slot)) {
-            std::memcpy(last[slot], static_cast<const char*>(s.in[slot]) + at * width, size_t(n) * width);
-            arrays[slot] = last[slot];
+    if (n % kAccumulators == 0) {
+        const Row row(one, s.in);
+        return residuals.take_groups([&](int i) { return row.residual(at + i); }, n);
+    }
+    const Last<Row, In> last(s, at, n);
+    const Row row(one, last.array);
+    alignas(64) Real r[kAccumulators];
+    for (int i = 0; i < n; i += kWidth<Real>) Lane::store(r + i, row.residual(i));
+    residuals.take(r, at, n);
+}
+
+// The gradient from element `at` on, of n elements of a piece: their residuals times this factor.
+template <class Real, DType In, uint64_t shape>
+[[gnu::flatten]] void gradient_in_registers(const Call& s, int64_t at, int n, Real factor, bool nontemporal) {
+    using Row = ResidualRow<Real, In, shape>;
+    const OneRow<Real> one(s, at / s.segment);
+    const auto write = [&](const Row& row, int64_t from, int length, void* out, int64_t to, bool past_caches) {
+        constexpr int W = kWidth<Real>;
+        for (int i = 0; i < length; i += 4 * W) {
+            Vector<Real> g[4];
+            for (int v = 0; v < 4; ++v) g[v] = Lane::mul(Lane::splat(factor), row.residual(from + i + v * W));
+            if constexpr (sizeof(Real) == 8)
+                for (int v = 0; v < 4; ++v) store_one(static_cast<Real*>(out) + to + i + v * W, g[v], past_caches);
+            else
+                store_lanes<In>(out, to + i, g, past_caches);
         }
-    take(Row(one, arrays), 0, n);
+    };
+    const int whole = n / kAccumulators * kAccumulators, left = n - whole;
+    write(Row(one, s.in), at, whole, s.out[0], at, nontemporal);
+    if (left == 0) return;
+    constexpr int width = bytes_of(In);
+    const Last<Row, In> last(s, at + whole, left);
+    alignas(64) char made[kAccumulators * width];
+    write(Row(one, last.array), 0, kAccumulators, made, 0, false);
+    std::memcpy(static_cast<char*>(s.out[0]) + (at + whole) * width, made, size_t(left) * width);
+}
+
+// What of.operator()<In, shape>() makes of a loss whose arrays are all of one type, or null where its residuals cannot
+// be had in registers.
+template <class Real, class Function, class Of>
+Function for_residuals(const Call& call, Of of) {
+    if (call.draw != Draw::none) return nullptr;
+    const DType in = call.in_type[kM1];
+    for (int slot = 0; slot < kSlots; ++slot)
+        if (call.in[slot] && call.in_type[slot] != in) return nullptr;
+    const uint64_t own = combination_of(call.active, kAffine[0]), constant = uint64_t{1} << kAffine[0];
+    const auto of_shape = [&]<DType In>() {
+        return for_shape<kResidualShapes, Function>(
+            counts(own, affine_column(0) + 1 + kZ) ? own & ~constant : own,
+            [&]<uint64_t shape>() -> Function { return of.template operator()<In, shape>(); });
+    };
+    if (in == kOwn<Real>) return of_shape.template operator()<kOwn<Real>>();
+    if constexpr (sizeof(Real) == 4) {
+        if (in == DType::f16) return of_shape.template operator()<DType::f16>();
+        if (in == DType::bf16) return of_shape.template operator()<DType::bf16>();
+    }
+    return nullptr;
 }
 
 // All residuals from `begin` on, as elements become known: chunk by chunk, some at a time.
@@ -147,7 +210,7 @@ class RegisterResiduals {
   public:
     // Whether it can take these.
     RegisterResiduals(Residuals<Real>& residuals, const Call& call, int64_t begin)
-        : residuals_(residuals), s(call), at_(begin), take_(of_type(call)) {}
+        : residuals_(residuals), s(call), at_(begin), take_(of(call)) {}
     explicit operator bool() const { return take_; }
 
     void take_to(int64_t end) {
@@ -169,33 +232,37 @@ class RegisterResiduals {
     int64_t at_;
     Take take_;
 
-    template <DType In>
-    static Take of_shape(const Call& call) {
-        const uint64_t own = combination_of(call.active, kAffine[0]), constant = uint64_t{1} << kAffine[0];
-        const auto of = []<uint64_t shape>() -> Take { return take_in_registers<Real, In, shape>; };
-        return for_shape<kResidualShapes, Take>(counts(own, affine_column(0) + 1 + kZ) ? own & ~constant : own, of);
-    }
-
-    static Take of_type(const Call& call) {
-        if (call.draw != Draw::none || call.out[0] || !call.chunk_sums) return nullptr;
-        const DType in = call.in_type[kM1];
-        for (int slot = 0; slot < kSlots; ++slot)
-            if (call.in[slot] && call.in_type[slot] != in) return nullptr;
-        if (in == kOwn<Real>) return of_shape<kOwn<Real>>(call);
-        if constexpr (sizeof(Real) == 4) {
-            if (in == DType::f16) return of_shape<DType::f16>(call);
-            if (in == DType::bf16) return of_shape<DType::bf16>(call);
-        }
-        return nullptr;
+    static Take of(const Call& call) {
+        if (call.out[0] || !call.chunk_sums) return nullptr;
+        return for_residuals<Real, Take>(
+            call, []<DType In, uint64_t shape>() -> Take { return take_in_registers<Real, In, shape>; });
     }
 };
+
+// Writes the gradient of the elements begin .. end - 1, where no sum is wanted. False: not in registers.
+template <class Real>
+bool write_gradient(const Call& s, const Arrays<Real>& arrays, int64_t begin, int64_t end) {
+    using Write = decltype(&gradient_in_registers<Real, kOwn<Real>, kResidualShapes[0]>);
+    if (!s.out[0] || s.chunk_sums || s.type != s.in_type[kM1]) return false;
+    const auto write = for_residuals<Real, Write>(
+        s, []<DType In, uint64_t shape>() -> Write { return gradient_in_registers<Real, In, shape>; });
+    for (int64_t at = begin; write && at < end;) {
+        const int64_t left = least(s.piece - at % s.piece, end - at);
+        const int64_t to_line = left > kLossChunk ? arrays.to_line(at) : 0;  // stores across two lines are slow
+        const int64_t n = to_line ? to_line : least(left, kLossChunk);
+        write(s, at, static_cast<int>(n), static_cast<Real>(factor_of(s, at / s.piece)), arrays.nontemporal(0, at));
+        at += n;
+    }
+    return write;
+}
 
 // The chunks begin .. end - 1.
 template <class Real>
 void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
     const int64_t begin = first_of_chunk(s.piece, begin_chunk), end = first_of_chunk(s.piece, end_chunk);
-    Rows<Real> rows(s);
     Arrays<Real> arrays(s);
+    if (write_gradient(s, arrays, begin, end)) return;
+    Rows<Real> rows(s);
     Residuals<Real> residuals(s, begin_chunk, &arrays);
     alignas(64) Real r[kTile];
     const auto tile = [&](int64_t at, int size) {

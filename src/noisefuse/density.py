@@ -29,7 +29,7 @@ from .levels import levels_of
 from .loss_parts import LossPart, combined
 from .noise import SAMPLER
 from .ops import Array, Inputs, NoiseLike, inputs_of, need_tableau, those_read, update_call
-from .rows import M1, ROW, SYMBOLS, Rows, X, Z
+from .rows import M1, NAMES, ROW, SYMBOLS, Rows, X, Z
 from .tableau import Tableau
 
 __all__ = ["Part", "combine", "kl", "kl_grad", "log_prob", "log_prob_grad", "update"]
@@ -89,7 +89,7 @@ def log_prob(
     other = None if type(x) is np.ndarray else interop(x)
     law = {"reduction": reduction, "density": density, "partial": partial}
     if other is None or not other.is_traced():
-        done = _fast(table, True, i, x, model_output, past, x_next, None, (), law)
+        done = fast(table, True, i, x, model_output, past, x_next, None, (), law)
         if done is not NotImplemented:
             return done
     if other is not None:
@@ -132,14 +132,18 @@ def log_prob_grad(
     (2, 3, 8)
     """
     other = None if type(x) is np.ndarray else interop(x)
-    options: dict[str, Any] = {"past": past, "reduction": reduction, "density": density}
+    law: dict[str, Any] = {"reduction": reduction, "density": density}
+    if other is None or not other.is_traced():
+        made: Array = fast_gradient(table, wrt, i, x, model_output, past, x_next, upstream, out, law)
+        if made is not NotImplemented:
+            return made
     if other is not None:
-        given: dict[str, Any] = {"wrt": wrt, "upstream": upstream, "out": out}
-        return other.log_prob_grad(table, i, x, model_output, x_next, **given, **options)
+        given: dict[str, Any] = {"wrt": wrt, "upstream": upstream, "past": past, "out": out}
+        return other.log_prob_grad(table, i, x, model_output, x_next, **given, **law)
     if wrt not in ("m1", "m2", "x"):
         raise ValueError(f"wrt = {wrt!r}: expected 'm1', 'm2' or 'x'")
-    call, law = stored_call(table, i, x, model_output, x_next, past, reduction, density, {"out": out})
-    return _gradient(call, law.factor * _each(_deviation(table).rows["out"][wrt][call.index]), upstream)
+    call, found = stored_call(table, i, x, model_output, x_next, past, reduction, density, {"out": out})
+    return _gradient(call, found.factor * _each(_deviation(table).rows["out"][wrt][call.index]), upstream)
 
 
 def kl(
@@ -237,7 +241,7 @@ def update(
     if isinstance(aux_out, int) and is_written(x):
         raise TypeError(f"aux_out: expected a sequence of arrays, got {type(aux_out).__name__}")
     if other is None or not other.is_traced():
-        pair: tuple[Array, Any] = _fast(table, False, i, x, model_output, past, noise, out, aux_out, options)
+        pair: tuple[Array, Any] = fast(table, False, i, x, model_output, past, noise, out, aux_out, options)
         if pair is not NotImplemented:
             return pair
     if other is not None:
@@ -284,13 +288,26 @@ def plain_table(table: Tableau) -> Any:
     return table.as_rows.plain, _deviation(table).as_rows.plain, laws
 
 
-def _fast(
+def fast(
     table: Tableau, stored: bool, i: ArrayLike | Array, x: Array, model_output: Models, past: Sequence[Array],
     noise: NoiseLike, out: Array | None, aux_out: Sequence[Array], law: dict[str, Any],
 ) -> Any:  # fmt: skip
     """`update` or, of what is `stored`, `log_prob`, with that in the place of the noise; or NotImplemented."""
     plain = plain_table(table) if type(table) is Tableau else None
     return backends.fast_density(plain, stored, i, x, model_output, past, noise, SAMPLER, out, aux_out, law)
+
+
+_COLUMN_OF = {name: NAMES.index(f"out.{name}") for name in ("m1", "m2", "x")}
+
+
+def fast_gradient(
+    table: Tableau, wrt: Any, i: ArrayLike | Array, x: Array, model_output: Models, past: Sequence[Array],
+    x_next: Array, upstream: Any, out: Array | None, law: dict[str, Any],
+) -> Any:  # fmt: skip
+    """`log_prob_grad`, or NotImplemented."""
+    plain = plain_table(table) if type(table) is Tableau else None
+    column = _COLUMN_OF.get(wrt) if type(wrt) is str else None
+    return backends.fast_density_gradient(plain, column, i, x, model_output, past, x_next, upstream, out, law)
 
 
 # ---- the parts of a sample ---------------------------------------------------------------------------------

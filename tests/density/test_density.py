@@ -357,10 +357,13 @@ def test_plain_calls_take_the_fast_path_and_give_the_same(monkeypatch, dtype, sh
         lambda: sampler.step(4, x, m, N, log_prob=True, reduction="mean", density="squared"),
         lambda: sampler.step(4, x, m, nf.randn_like(x, N), log_prob=True),
         lambda: (x, sampler.log_prob(4, x, m, x)),
+        lambda: (x, log_prob_grad(sampler.tableau, 4, x, m, x, upstream=0.1, reduction="mean", density="squared")),
+        lambda: (x, log_prob_grad(sampler.tableau, 4, x, m, x, wrt="x", upstream=np.linspace(-1, 1, len(x)))),
     ]
     fast = [call() for call in calls]
     taken = []
-    monkeypatch.setattr(backends, "fast_density", lambda *a: taken.append(a) or NotImplemented)
+    for name in ("fast_density", "fast_density_gradient"):
+        monkeypatch.setattr(backends, name, lambda *a: taken.append(a) or NotImplemented)
     for (x_next, found), call in zip(fast, calls, strict=True):
         expected, density = call()
         assert (x_next.tobytes(), found.tobytes()) == (expected.tobytes(), density.tobytes())
@@ -373,5 +376,6 @@ def test_the_fast_path_was_taken(monkeypatch):
     sampler, (x, m) = nf.samplers.flow_sde(FLOW, 10), arrays((2, 3, 5))
     x_next, found = sampler.step(4, x, m, N, log_prob=True)
     assert sampler.log_prob(4, x, m, x_next).tolist() == found.tolist()
+    assert log_prob_grad(sampler.tableau, 4, x, m, x_next, upstream=2.0).shape == x.shape
     with pytest.raises(TypeError, match="not callable"):
         sampler.log_prob(4, x, m[..., ::-1], x_next)

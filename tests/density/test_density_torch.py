@@ -40,6 +40,18 @@ def test_tensors_have_the_bits_of_arrays(dtype):
         assert np.array_equal(density, found.numpy())
 
 
+def test_autograd_takes_the_fast_path_both_ways(monkeypatch):
+    """Seen to fail: the checked path in the forward pass; in the backward pass."""
+    for name in ("make_call", "row_index"):
+        monkeypatch.setattr(nf.density, name, None)
+    x, m, x_next = tensors(n=3)
+    found = SAMPLER.log_prob(4, x, m.requires_grad_(), x_next)
+    weights = torch.arange(1.0, len(x) + 1, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), m)
+    expected = nf.density.log_prob_grad(SAMPLER.tableau, 4, x, m.detach(), x_next, upstream=weights)
+    assert torch.equal(gradient, expected)
+
+
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_gradients_are_those_of_the_formula(reduction):
     """Seen to fail: the gradient of the sum handed on for the mean."""

@@ -75,6 +75,7 @@ def on_the_stand_in(*host):
         patch.setattr(backends, "fast_random", backends.declined)
         patch.setattr(backends, "fast_mse", backends.declined)
         patch.setattr(backends, "fast_density", backends.declined)
+        patch.setattr(backends, "fast_density_gradient", backends.declined)
         yield cupy
     assert {device for *_, device in cupy.launches} <= {CUDA.index}
     assert set(cupy.streams) <= {(CUDA.index, STREAM)}

@@ -28,7 +28,7 @@ class Backend(Protocol):
     """What a backend module offers; its arguments were checked in ops.py.
 
     Attributes:
-        fast_row, fast_random, fast_mse, fast_density: its fast path, or None.
+        fast_row, fast_random, fast_mse, fast_density, fast_density_gradient: its fast path, or None.
         step_and_loss: a step and a loss that reads what it writes, faster than one after the other, or None.
         empty: makes new outputs in host memory, as `numpy.empty`.
         tests_itself: whether it is tested when it is first used, and not when it is loaded.
@@ -38,6 +38,7 @@ class Backend(Protocol):
     fast_random: Callable[..., Any] | None
     fast_mse: Callable[..., Any] | None
     fast_density: Callable[..., Any] | None
+    fast_density_gradient: Callable[..., Any] | None
     step_and_loss: Callable[[Step, Loss], None] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
@@ -78,6 +79,7 @@ fast_row: Callable[..., Any] = _at_first("fast_row")
 fast_random: Callable[..., Any] = _at_first("fast_random")
 fast_mse: Callable[..., Any] = _at_first("fast_mse")
 fast_density: Callable[..., Any] = _at_first("fast_density")
+fast_density_gradient: Callable[..., Any] = _at_first("fast_density_gradient")
 empty: Callable[..., Any] = _at_first("empty")
 
 
@@ -147,10 +149,11 @@ def _select(name: str) -> tuple[str, Any]:
 
 
 def _use(name: str, backend: Any) -> tuple[str, Any]:
-    global _current, fast_row, fast_random, fast_mse, fast_density, empty
+    global _current, fast_row, fast_random, fast_mse, fast_density, fast_density_gradient, empty
     _current = name, backend
     fast_row, fast_random = backend.fast_row or declined, backend.fast_random or declined
     fast_mse, fast_density = backend.fast_mse or declined, backend.fast_density or declined
+    fast_density_gradient = backend.fast_density_gradient or declined
     empty = backend.empty
     return _current
 

@@ -30,7 +30,8 @@ _share_threads()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_share_threads)
 
-fast_row, fast_random, fast_mse, fast_density = _native.row, _native.random, _native.mse, _native.density
+fast_row, fast_random, fast_mse = _native.row, _native.random, _native.mse
+fast_density, fast_density_gradient = _native.density, _native.density_gradient
 empty = _native.empty  # large ones in memory that earlier outputs gave back
 tests_itself = False
 

@@ -109,6 +109,12 @@ class Density(Operation):
         return [(tuple(tensors[0].shape[:1]), torch.float64)]
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
+        if self.name == "log_prob":
+            x, models, past, x_next = _as_given(dict(zip(self.slots, tensors, strict=True)))
+            law = dict(self.options)
+            done = nf.density.fast(self.table, True, index, x, models, past, x_next, None, (), law)
+            if done is not NotImplemented:
+                return (done,)
         place = place_of(self.slots[0], checked(self.slots[0], tensors[0]))
         with on(place):
             given = _arguments(self.table, index, dict(zip(self.slots, tensors, strict=True)), place)
@@ -116,6 +122,12 @@ class Density(Operation):
             return (_in_torch(found, tensors[0]),)
 
     def gradient(self, slot: str, index: Any, kept: Sequence[Any], noise: Any, grads: Sequence[Any]) -> Tensor:
+        if self.name == "log_prob":
+            x, models, past, x_next = _as_given(dict(zip(self.slots, kept, strict=True)))
+            g, law = grads[0].contiguous(), dict(self.options)
+            made = nf.density.fast_gradient(self.table, slot, index, x, models, past, x_next, g, None, law)
+            if made is not NotImplemented:
+                return made  # type: ignore[no-any-return]
         options = dict(self.options) | ({"wrt": slot} if self.name == "log_prob" else {})
         function = getattr(nf.density, f"{self.name}_grad")
         made = _gradient(function, self.table, index, dict(zip(self.slots, kept, strict=True)), grads[0], None, options)
@@ -149,6 +161,13 @@ def _gradient(
 def _inputs(x: Any, model_output: Any, past: Sequence[Any]) -> dict[str, Any]:
     models = model_output if isinstance(model_output, tuple) else (model_output,)
     return {"x": x} | {f"m{n + 1}": m for n, m in enumerate(models) if m is not None} | _remembered(past)
+
+
+def _as_given(tensors: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """x, the model output or the pair, past and x_next."""
+    models = (tensors["m1"], tensors["m2"]) if "m2" in tensors else tensors.get("m1")
+    past = [a for name, a in tensors.items() if name.startswith("past")]
+    return tensors["x"], models, past, tensors["x_next"]
 
 
 def _remembered(past: Sequence[Any]) -> dict[str, Any]:
