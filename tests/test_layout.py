@@ -54,7 +54,7 @@ ALLOWED = {
     "density": "rows tableau noise arrays calls loss_parts ops backends backends.call levels",
     "legacy": "arrays noise ops backends.reference",
     "transitions": "float_mode backends.call",
-    "augment": "rows schedule noise arrays calls ops loss transitions backends levels",
+    "augment": "rows schedule noise arrays calls ops loss transitions backends levels backends.call",
     "fields": "arrays augment calls float_mode forward loss noise ops rows schedule tableau levels",
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
     "sampler": "ops density rows backends arrays noise tableau views samplers _drawing levels",

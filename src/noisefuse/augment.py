@@ -31,9 +31,10 @@ from .arrays import (
     float_dtype,
     interop,
     is_array,
-    is_written,
+    is_lazy,
     output,
 )
+from .backends.call import Step
 from .calls import Index, make_call, names_or_array, run
 from .levels import LEVELS, levels_of
 from .loss import mean_squares
@@ -177,13 +178,8 @@ def by_level(
     if (other := None if type(x) is np.ndarray else interop(x)) is not None:
         options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out}
         return _of_tensors(other, _levels, x, noise, mean_table=mean_table, std_table=std_table, **options)
-    x = as_array("x", x, ("uint8",))
-    tables = {"out.k": _numbers("mean_table", mean_table), "out.z": _numbers("std_table", std_table)}
-    for name, table in zip(("mean_table", "std_table"), tables.values(), strict=True):
-        if table.shape != (256,):
-            raise ValueError(f"{name}: expected one number for each of 256 levels, got shape {table.shape}")
-    index = Index(np.zeros(1, np.int64), max(1, x.size), by_level=True)
-    return _run(x, Rows.of(tables), index, noise, *_kinds(x, dtype, out), batched, out)
+    call = _levels_call(x, noise, mean_table=mean_table, std_table=std_table, dtype=dtype, batched=batched, out=out)
+    return run(call)[0]
 
 
 def poisson(
@@ -347,13 +343,13 @@ def prepare(
     >>> x.shape, x[0, :, 0, 0].tolist()
     ((2, 3, 8, 8), [2.0, 1.0, 0.5])
     """
-    other, first = None if type(images) is np.ndarray else interop(images), 1 if batched else 0
+    first = 1 if batched else 0
     shape: tuple[int, ...] = getattr(images, "shape", ())
     if len(shape) < first + 3:
         raise ValueError(f"images: expected shape {'(B, H, W, C)' if batched else '(H, W, C)'}, got {tuple(shape)}")
     if scale is None:
         scale = 1 / LEVELS.get(levels_of(getattr(images, "dtype", None)) or "uint8", 255)
-    if not is_written(images):
+    if is_lazy(images):
         given: Any = {"noise_std": noise_std, "t": t, "schedule": schedule, "dtype": dtype, "out": out}
         return interop(images).prepare(images, noise, mean=mean, std=std, scale=scale, batched=batched, **given)
     batch, channels = shape[0] if batched else 1, shape[-1]
@@ -375,7 +371,8 @@ def prepare(
         for name, values in (("gain", gain), ("shift", shift))
     }
     numbers["noise_std"] = strength if batched or strength.ndim == 0 else strength[0]
-    moved = np.moveaxis(images, -1, first) if other is None else images.movedim(-1, first).contiguous()
+    of_torch = hasattr(images, "movedim")
+    moved = images.movedim(-1, first).contiguous() if of_torch else np.moveaxis(images, -1, first)
     result = _apply(moved, noise, _PREPARED, numbers, layout="CHW", dtype=dtype, batched=batched, out=out)
     return result if times is None else (result, times)
 
@@ -507,14 +504,48 @@ def _apply(
                 return done if bounds is None else _clipped(done, bounds)
     if other is not None:
         return _of_tensors(other, _apply, x, noise, **given)
+    call, bounds = _apply_call(x, noise, **given)
+    result = run(call)[0]
+    return result if bounds is None else _clipped(result, bounds)
+
+
+def _apply_call(
+    x: Array, noise: NoiseLike, *, model: _Model, numbers: dict[str, ArrayLike], layout: Layout | None, shared: bool,
+    order: Layout | None, clip: Clip, dtype: DType | None, batched: bool, out: Array | None = None,
+) -> tuple[Step, Clip]:  # fmt: skip
+    """The pass as a checked call, and the range that its result is clipped to."""
     x = as_array("x", x, (*FLOATS, *LEVELS))
     columns, index = _by_place(numbers, x.shape, layout, batched)
     bounds = None if clip is None else _bounds(clip)
     kind, levels = _kinds(x, dtype, out)
-    if shared or order is not None:
+    if shared or order not in (None, layout):
         noise = _stored(x, noise, layout, shared, order, kind, batched)
-    result = _run(x, model.rows(columns), index, noise, kind, levels, batched, out)
-    return result if bounds is None else _clipped(result, bounds)
+    return _call(x, model.rows(columns), index, noise, kind, levels, batched, out), bounds
+
+
+def _levels_call(
+    x: Array, noise: NoiseLike, *, mean_table: ArrayLike, std_table: ArrayLike, dtype: DType | None, batched: bool,
+    out: Array | None = None,
+) -> Step:  # fmt: skip
+    x = as_array("x", x, ("uint8",))
+    tables = {"out.k": _numbers("mean_table", mean_table), "out.z": _numbers("std_table", std_table)}
+    for name, table in zip(("mean_table", "std_table"), tables.values(), strict=True):
+        if table.shape != (256,):
+            raise ValueError(f"{name}: expected one number for each of 256 levels, got shape {table.shape}")
+    index = Index(np.zeros(1, np.int64), max(1, x.size), by_level=True)
+    return _call(x, Rows.of(tables), index, noise, *_kinds(x, dtype, out), batched, out)
+
+
+def call_inside(function: Any, x: Array, noise: NoiseLike, **options: Any) -> tuple[Step, Clip]:
+    """What `_of_tensors` hands on, as a checked call and the range of its result: of x that stands for another array,
+    whose values are not known yet."""
+    if function is _levels:
+        return _levels_call(x, noise, **options), None
+    if function is not _apply:
+        raise NotImplementedError(f"augment.{function.__name__[1:]} does not run inside of jax.jit: call it before")
+    if options["shared"] or options["order"] not in (None, options["layout"]):
+        raise NotImplementedError("shared, order: noise that is shared or reordered is not drawn inside of jax.jit")
+    return _apply_call(x, noise, **options)
 
 
 def _snr(x: Array, noise: NoiseLike, *, snr: ArrayLike, **options: Any) -> Array:
@@ -569,14 +600,14 @@ def _kinds(x: Array, dtype: DType | None, out: Array | None) -> tuple[np.dtype[A
     return x.dtype if x.dtype.name in FLOATS else np.dtype(np.float32), levels
 
 
-def _run(
+def _call(
     x: Array, rows: Rows, index: Index, noise: NoiseLike, kind: np.dtype[Any], levels: str | None, batched: bool,
     out: Array | None,
-) -> Array:  # fmt: skip
+) -> Step:  # fmt: skip
     names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
     reads = {X, *rows.reads} if index.by_level else rows.reads
     inputs: dict[int, Array | None] = {slot: a for slot, a in ((X, x), (Z, z)) if slot in reads}
-    return run(make_call(x.shape, kind, rows, index, names, inputs, {"out": out}, batched, levels=levels))[0]
+    return make_call(x.shape, kind, rows, index, names, inputs, {"out": out}, batched, levels=levels)
 
 
 def _clipped(result: Array, bounds: tuple[float, float]) -> Array:

@@ -202,6 +202,8 @@ ROWS = {
     "a number": lambda x: nf.q_sample(x, 500, LINEAR, GIVEN),
     "tokens": lambda x: nf.q_sample(x, np.arange(24).reshape(4, 6), LINEAR, GIVEN),
     "a row that clamps": lambda x: nf.update(DDPM, [0, 3, 2, 1], 2 * x, x, noise=GIVEN),
+    "channels": lambda x: nf.augment.gaussian(x, np.arange(28.0).reshape(4, 7), GIVEN, layout="HWC"),
+    "a sensor": lambda x: nf.augment.sensor(x, 0.5, 0.1, GIVEN),
     "rows that remember": lambda x: nf.update(UNIPC, 3, x, 2 * x, past=past(UNIPC, x)),
 }
 DRAWN = {
@@ -229,6 +231,8 @@ def test_levels(stated):
     call = lambda x: nf.q_sample(x, T, LINEAR, GIVEN, scale=0.5, dtype="uint8", out_scale=2.0)  # noqa: E731
     assert all_same(jax.jit(call)(x), call(x))
     assert all_same(jax.jit(call)(x.astype(np.uint16) * 257), call(x.astype(np.uint16) * 257))
+    call = lambda x: nf.augment.by_level(x, np.arange(256)[::-1], np.linspace(0, 9, 256), GIVEN)  # noqa: E731
+    assert all_same(jax.jit(call)(x), call(x))
 
 
 def test_doubles(stated):

@@ -49,7 +49,7 @@ from .jax_internals import varying, varying_axes
 
 __all__ = [
     "WRITTEN", "augmented", "chosen", "combined", "fast_random", "fast_row", "from_key", "is_traced", "kl", "kl_grad",
-    "log_prob", "log_prob_grad", "mse_loss", "mse_loss_grad", "prepare", "q_sample", "q_step", "q_walk", "randn",
+    "log_prob", "log_prob_grad", "mse_loss", "mse_loss_grad", "q_sample", "q_step", "q_walk", "randn",
     "randn_like", "sample", "time", "times", "to_key", "uniform", "untraced", "update", "update_with_log_prob", "where",
     "zeros_like",
 ]  # fmt: skip
@@ -412,20 +412,24 @@ def _density(call: Step, arrays: dict[int, Any], table: Any, traced: Any, law: d
 
 
 def augmented(function: Any, x: Any, noise: Any, *, out: Any = None, **options: Any) -> Any:
-    """A function of `augment`, in host memory."""
+    """A function of `augment`: in host memory, and of what is traced as one operation."""
     _need_none(out=out)
-    return jax.tree.map(jnp.asarray, function(_on_host("x", x), noise, **options))
+    named = _Named(noise)
+    if not is_tracer(x) and not named.operands and named.start is None and not is_tracer(named.array):
+        return jax.tree.map(jnp.asarray, function(np.asarray(x), noise, **options))
+    call, bounds = nf.augment.call_inside(function, _zeros("x", x), named.known, **options)
+    made = _run(call, {X: x, Z: named.array}, named, whole=True)[0]
+    return made if bounds is None else _clipped(made, *bounds)
 
 
-def prepare(images: Any, noise: Any, *, out: Any, **options: Any) -> Any:
-    _need_none(out=out)
-    return jax.tree.map(jnp.asarray, nf.augment.prepare(_on_host("images", images), noise, **options))
-
-
-def _on_host(name: str, x: Any) -> Any:
-    if is_tracer(x):
-        raise NotImplementedError(f"{name}: augmentation does not run inside of jax.jit: augment before it")
-    return np.asarray(x)
+def _clipped(x: Any, low: float, high: float) -> Any:
+    """By the kernel, as XLA's comparisons take subnormal numbers for 0; integers by XLA."""
+    if x.dtype.name in LEVELS:
+        low, high = (min(max(round(bound), 0), int(LEVELS[x.dtype.name])) for bound in (low, high))
+        return jnp.clip(x, x.dtype.type(low), x.dtype.type(high))
+    low, high = (float(x.dtype.type(bound)) for bound in (low, high))
+    row = nf.Row(clean=nf.tableau.x, lo=low, hi=high, out=nf.tableau.D)
+    return nf.update(nf.Tableau([row]), 0, x)
 
 
 # ---- samplers ----------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from ..backends import current
 from ..backends.call import CALL, DRAWS, DTYPES, FIELD, Loss, Step, Walk, dtype_code
 from ..levels import LEVELS
 from ..noise import SAMPLES, Noise
-from ..rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, Rows, X, Z
+from ..rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, TIMES_CLEAN, TIMES_ROOT, Rows, X, Z
 from . import jax_pure
 from .jax_described import (
     FIELDS,
@@ -118,6 +118,8 @@ def _run(what: Described, given: dict[int, Any], outs: list[Any]) -> None:
         step_by_index=bool(record["step_by_index"]),
         noise=noise,
         masked=bool(record["masked"]),
+        period=int(record["period"]),
+        by_level=bool(record["by_level"]),
     )
     if what.kind == STEP_CALLS:
         backend.step(step)
@@ -319,6 +321,8 @@ def _tangents(primals: Sequence[Any], tangents: Sequence[Any], *, what: Describe
     }
     if what.kind == LOSSES:
         return _tangents_of_loss(primals, changes, what)
+    if changes and int(what.record["active"]) & (TIMES_CLEAN | TIMES_ROOT):
+        raise NotImplementedError("x: noise that is multiplied by it has no derivative: use lax.stop_gradient")
     outs = bind(what, primals)
     found = []
     for k, (out, (_, dtype)) in enumerate(zip(outs, what.outputs, strict=True)):

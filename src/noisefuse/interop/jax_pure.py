@@ -104,11 +104,14 @@ def _stored(x: Float, full: tuple[int, ...], shape: tuple[int, ...], dtype: str)
 
 def _row(what: Described, given: Numbers) -> Any:
     """Of each element, or one for all, or one for each sample: rows beyond the table are its first and its last."""
-    n = given[ROWS].shape[0]
+    n, period, (batch, size) = given[ROWS].shape[0], int(what.record["period"]), _shape(what)
+    if what.record["by_level"]:
+        return given[X].reshape(batch, size).astype(jnp.int64)
     if INDEX not in given:
         return np.int64(0)
     index = jnp.clip(given[INDEX].astype(jnp.int64), 0, n - 1).reshape(-1)
-    batch, size = _shape(what)
+    if period:
+        return index.reshape(batch, period)[:, jnp.arange(size) % period]
     if index.size == 1:
         return index[0]
     index = index.reshape(batch, -1)
