@@ -996,8 +996,7 @@ AGAIN = {
 
 @pytest.mark.parametrize("call", AGAIN)
 def test_calls_whose_numbers_come_back(call):
-    """Seen to fail: a seed, sample, step or row of another call, whether or not they were often asked for; a step of
-    a row that is not later; a state that an earlier step left as it was."""
+    """Seen to fail: a seed, sample or row of another call; a step of a row that is not later."""
     x = jnp.asarray(X)
     for n in range(4):
         for noise in (N, N, N.at(step=n), N.at(sample=n), Noise(n)):
@@ -1013,7 +1012,7 @@ def test_draws_whose_numbers_come_back():
 
 
 def test_what_cannot_be_kept_is_not():
-    """Seen to fail: an array that is kept in a mesh, or while JAX traces, as its tracer; more of them than MOST."""
+    """Seen to fail: an array that is kept in a mesh; more of them than MOST."""
     draw, kept = partial(nf.randn, (3, 5), dtype=jnp.float32), jax_eager.Kept(lambda n: np.full(3, n, np.float32))
     for n in range(20):
         assert equal(jax.jit(lambda n=n: draw(N.at(step=77)) + 0)(), draw(N.at(step=77)))

@@ -300,11 +300,19 @@ SDE = nf.samplers.flow_sde(nf.Schedule.flow(1000), 10)
 @pytest.mark.slow  # XLA compiles each for seconds
 @pytest.mark.parametrize("squares", SQUARES)
 def test_losses(squares, stated):
-    """Seen to fail: accumulators that are added in the order of elements; a mean that is multiplied by 1 / n; weights
-    that are those of the first sample; a constant that is added before the product is rounded."""
     found, expected = jax.jit(SQUARES[squares])(X, M), SQUARES[squares](X, M)
     for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (found, expected)), strict=True):
         assert same(np.asarray(a), np.asarray(b, a.dtype))
+
+
+@pytest.mark.slow
+def test_sums_in_all_of_their_bits(stated):
+    """Seen to fail: accumulators that take elements that lie together; a mean that is multiplied by 1 / n."""
+    x, m = (normals((16, 200), np.float64, n) for n in range(2))
+    call = lambda x, m: nf.mse_loss(m, x, np.arange(16), LINEAR, x, target="sample", reduction="none")  # noqa: E731
+    with jax.enable_x64(True):
+        found = jax.jit(call)(x, m)
+        assert same(np.asarray(found), call(x, m))
 
 
 @pytest.mark.slow
