@@ -294,6 +294,7 @@ X = np.zeros((2, 3, 8), np.float32)
         (lambda t: log_prob(t["flow_cps"], 9, X, X, X), ValueError, "row 9 of flow_cps draws no noise"),
         (lambda t: log_prob(t["flow_sde"], 4, X, X, X[:1]), ValueError, r"x_next: expected shape \(2, 3, 8\)"),
         (lambda t: log_prob(t["flow_sde"], 4, X, X, X.astype("f8")), TypeError, "x_next: dtype float64 is not supp"),
+        (lambda t: log_prob(t["flow_sde"], 4, *[X.astype("f2")] * 2, X), TypeError, "x_next: dtype float32"),
         (lambda t: log_prob(t["clipped"], 4, X, X, X), ValueError, "ddim bounds its estimate of the clean sample"),
         (lambda t: update(t["clipped"], 4, X, X, N), ValueError, "ddim bounds its estimate of the clean sample"),
         (lambda t: update(t["flow_sde"], 4, X, X, None), TypeError, "noise: the row draws noise"),
