@@ -125,6 +125,25 @@ struct Combinations {
         });
     }
 
+    // The same without D: after the noise a loop that is not unrolled, so that there is one copy of all conversions. It
+    // goes from the last slot to the first, as for_each_term does but for D.
+    __device__ void sum_in_turn(Real (&to)[n], int first) const {
+        const Real from = row.start(first, kSlots);
+        for (int i = 0; i < n; ++i) to[i] = from;
+        if (counts(row.active, first + 1 + kZ)) {
+            const Real c = row[first + 1 + kZ];
+            for (int i = 0; i < n; ++i) to[i] = Cuda::fma(c, z[i], to[i]);
+        }
+#pragma unroll 1
+        for (int slot = kZ - 1; slot >= 0; --slot) {
+            if (!counts(row.active, first + 1 + slot)) continue;
+            const Real c = row[first + 1 + slot];
+            Real loaded[n];
+            array.load(slot, loaded);
+            for (int i = 0; i < n; ++i) to[i] = Cuda::fma(c, loaded[i], to[i]);
+        }
+    }
+
     __device__ void make_clean() {
         sum(clean, kClean, 3);
         if (!clamps(row.active)) return;
@@ -382,9 +401,6 @@ __device__ inline void any(const Launch& launch) {
 // A block of threads takes one chunk: four elements a thread at a time, whose residuals then wait in shared memory for
 // the accumulators that they belong to. What a block does together it does in parts (instructions.h).
 
-// A residual has no D: of losses it is made of the noise, m1 and x, of log-densities of all that a mean is linear in.
-constexpr uint64_t kResidual = ((uint64_t{2} << kSlots) - 1) << affine_column(0) & ~column_bit(0, kD);
-
 // Of a row that the table does not have, any: its residuals are NaN.
 __device__ inline double weight_of(const Call& call, int64_t index) {
     return call.weights ? call.weights[has_row(call, index) ? index : 0] : 1.0;
@@ -444,9 +460,9 @@ struct Residuals {
         } else if (call.in[kZ]) {
             inputs.load(kZ, z);
         }
-        Row<0, Real> row(call, index);
-        row.active &= kResidual;  // as the compiler now knows
-        Combinations<0, true, Inputs, Real, 4>{row, inputs, z, {}}.sum(r, affine_column(0), kSlots);
+        // It has no D: of losses it is made of the noise, m1 and x, of log-densities of all that a mean is linear in.
+        const Row<0, Real> row(call, index);
+        Combinations<0, true, Inputs, Real, 4>{row, inputs, z, {}}.sum_in_turn(r, affine_column(0));
         for (int i = 0; i < 4; ++i) tile.r[place + i] = r[i];
         if (!call.out[0]) return;
         for (int i = 0; i < 4; ++i) r[i] = Cuda::mul(tile.factor, r[i]);

@@ -66,9 +66,9 @@ def test_budget_on_sm_90(compiler):
         pairs = 16
         assert floating_point(code[f"nf_forward_{dtype}"]) == (FMA * pairs + 64, PRODUCTS * pairs, SUMS * pairs)
     # Of the loss's kernel the two pairs of a thread's four elements, and their products with the gradient's factor.
-    # What else stands there (three terms, the squares, and the halving) stands there more than once.
+    # What else stands there (the noise and another term, the squares, and the halving) may stand there more than once.
     fma, products, sums = floating_point(code["nf_loss_f32"])
-    assert fma >= FMA * 2 + 3 * 4 + 1
+    assert fma >= FMA * 2 + 2 * 4 + 1
     assert products == PRODUCTS * 2 + 4
     assert sums >= SUMS * 2 + 1
     wide = {op.removeprefix("LDG.E.") for op in code["nf_two_f32"].instructions if op.startswith("LDG")}
