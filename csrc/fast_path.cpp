@@ -95,8 +95,9 @@ class PlainNoise {
     // As uniforms: of their own stream where the noise names none.
     void use_uniform(Call& call) {
         call.draw = Draw::uniform;
-        for (int64_t b = 0; b < (several_ ? call.batch : 1); ++b)
-            if (Field& field = several_ ? several_[b] : one_; field.stream == 0) field.stream = kUniformStream;
+        Field* const fields = several_ ? several_.get() : &one_;
+        for (int64_t n = call.field_per_sample ? call.batch : 1, i = 0; i < n; ++i)
+            if (fields[i].stream == 0) fields[i].stream = kUniformStream;
     }
 
   private:
@@ -524,18 +525,18 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
     PlainOutputs outputs;
     int64_t shape[NPY_MAXDIMS];
     const int64_t row = 0;
+    const bool batched = args[5] == Py_True;
     Made& made = outputs.first;
     made.is_tensor = args[6] == Py_True, made.shape = shape;
     if (!PyBool_Check(args[5]) || !take_dtype(args[4], made) || !lengths(args[1], shape, made) ||
         (made.is_tensor && !torch.is_known()))
         Py_RETURN_NOTIMPLEMENTED;
     call.type = call.out_type = dtype(made.kind);
-    call.batch = args[5] == Py_True ? shape[0] : 1;
+    call.batch = batched ? shape[0] : 1;
     call.size = made.count / call.batch;
     call.segment = made.count;
     call.index = &row;
     take_rows(args[0], call);
-    const bool batched = args[5] == Py_True;
     if (!noise.parse(args[2], -1, call, made.ndim - batched, shape + batched) || !outputs.take(0, args[7], call))
         Py_RETURN_NOTIMPLEMENTED;
     if (args[3] == Py_True) noise.use_uniform(call);

@@ -35,9 +35,8 @@ bool add_up(const Call& call, const GoOn& go_on) {
 template <class Body>
 bool run_chunks(Call call, const GoOn& go_on, const Body& body) {
     const int64_t chunks = call.batch * call.size / call.piece * chunks_of(call.piece);
-    double few[64];
-    std::vector<double> many(call.losses && chunks > 64 ? static_cast<size_t>(chunks) : 0);
-    call.chunk_sums = !call.losses ? nullptr : chunks > 64 ? many.data() : few;
+    std::vector<double> chunk_sums(call.losses ? static_cast<size_t>(chunks) : 0);
+    call.chunk_sums = call.losses ? chunk_sums.data() : nullptr;
     const int64_t in_chunk = call.piece < kLossChunk ? call.piece : kLossChunk;
     const auto of_thread = [&](int64_t begin, int64_t end) { body(call, begin, end); };
     return parallel_for(chunks, (kChunk + in_chunk - 1) / in_chunk, of_thread, go_on) &&

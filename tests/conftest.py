@@ -15,7 +15,7 @@ import pytest
 
 import noisefuse as nf
 from cuda_kernels import stand_in
-from noisefuse import _native
+from noisefuse import _native, backends
 from noisefuse.backends import cuda, reference
 from noisefuse.campaign import differential
 from noisefuse.campaign.differential import bits as bits
@@ -92,9 +92,7 @@ def on_device(cupy):
             call.losses[...] = cupy.asnumpy(losses)
 
     functions = {"step": step, "walk": walk, "loss": loss, "philox": reference.philox, "empty": np.empty}
-    no_fast_path = dict.fromkeys(
-        ("fast_row", "fast_random", "fast_mse", "fast_density", "fast_density_gradient", "step_and_loss")
-    )
+    no_fast_path = dict.fromkeys((*backends.FAST_PATH, "step_and_loss"))
     with nf.use_backend(SimpleNamespace(**functions, **no_fast_path, tests_itself=False)):
         yield
 
@@ -155,5 +153,6 @@ def pytest_report_header(config):
         f"{info['threads']} threads; {info['cpu']}; numpy {np.__version__}, {platform.platform()}"
     ]
     if config.getoption("markexpr") == "not slow and not release and not gpu":
-        lines.append("left out: slow tests (-m slow, some 20 minutes), of a release (-m release), of a GPU (-m gpu)")
+        slow = "slow tests (-m 'slow and not release', some 15 minutes)"
+        lines.append(f"left out: {slow}, of a release (-m release), of a GPU (-m gpu)")
     return lines

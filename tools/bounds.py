@@ -45,8 +45,9 @@ def constraints(end: str, group: str) -> list[str]:
 
 def check(end: str, group: str) -> None:
     """Raises SystemExit where a library is not of the end that is to be tested."""
+    bounds = declared()
     for name in GROUPS[group]:
-        bound = declared()[name]
+        bound = bounds[name]
         found, wanted = version(name), lower(bound)
         print(f"{name} {found} ({bound})")
         if end == "lowest" and not f"{found}.".startswith(f"{wanted}."):

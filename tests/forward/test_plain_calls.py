@@ -82,7 +82,7 @@ RANDOM = {
 def checked(monkeypatch, call):
     """What the checked path gives."""
     with monkeypatch.context() as patch:
-        for name in ("fast_row", "fast_random", "fast_mse", "fast_density"):
+        for name in backends.FAST_PATH:
             patch.setattr(backends, name, backends.declined)
         return call()
 

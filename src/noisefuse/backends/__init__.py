@@ -80,6 +80,7 @@ fast_random: Callable[..., Any] = _at_first("fast_random")
 fast_mse: Callable[..., Any] = _at_first("fast_mse")
 fast_density: Callable[..., Any] = _at_first("fast_density")
 fast_density_gradient: Callable[..., Any] = _at_first("fast_density_gradient")
+FAST_PATH = ("fast_row", "fast_random", "fast_mse", "fast_density", "fast_density_gradient")
 empty: Callable[..., Any] = _at_first("empty")
 
 
@@ -149,12 +150,9 @@ def _select(name: str) -> tuple[str, Any]:
 
 
 def _use(name: str, backend: Any) -> tuple[str, Any]:
-    global _current, fast_row, fast_random, fast_mse, fast_density, fast_density_gradient, empty
-    _current = name, backend
-    fast_row, fast_random = backend.fast_row or declined, backend.fast_random or declined
-    fast_mse, fast_density = backend.fast_mse or declined, backend.fast_density or declined
-    fast_density_gradient = backend.fast_density_gradient or declined
-    empty = backend.empty
+    global _current, empty
+    _current, empty = (name, backend), backend.empty
+    globals().update({name: getattr(backend, name) or declined for name in FAST_PATH})
     return _current
 
 

@@ -32,6 +32,7 @@ DRAWS: dict[Draw, int] = {"none": 0, "normal": 1, "uniform": 2, "words": 3}
 AXES = 21  # of a window, after merging: see window_runs
 TRANSITION = np.dtype([("last", "u4", 256), ("first", "u1", 256)])  # csrc/core/transition.h
 LOSS_CHUNK = 4096  # elements whose squares are added in the arithmetic's own type: docs/loss.md
+ACCUMULATORS = 64  # of a chunk: docs/loss.md
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from .. import rows as layout
 from ..rows import AFFINE, BOUNDS, CLEAN, COLUMNS, HIGH, LOW, M2, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
 from . import call as description
 from . import device, numba_internals, pointers, spec
-from .call import CALL, DRAWS, DTYPES, FIELD, LOSS_CHUNK, TRANSITION
+from .call import ACCUMULATORS, CALL, DRAWS, DTYPES, FIELD, LOSS_CHUNK, TRANSITION
 from .device import OPTIONS, SPEC, fma, inlined, mul
 from .numba_internals import each, whole_vectors
 from .pointers import NEAREST, address, float_mode, least, part, pointer, prefetch, take
@@ -33,7 +33,6 @@ if config.DISABLE_JIT:
 TILE = 256  # elements
 BLOCKS = QUARTER = TILE // 4  # of four words
 TOGETHER = BLOCKS // 2  # blocks whose words are made and then made values of: few, so that the two overlap
-ACCUMULATORS = 64  # of a chunk: docs/loss.md
 
 # ---- a call ------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from ..levels import LEVELS, levels_of
 from ..noise import Noise
 from ..rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
 from . import spec
-from .call import LOSS_CHUNK, Array, Loss, Step, Walk
+from .call import ACCUMULATORS, LOSS_CHUNK, Array, Loss, Step, Walk
 
 fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = step_and_loss = None
 empty = np.empty
@@ -328,12 +328,12 @@ def loss(call: Loss) -> None:
 def squares(r: Array, edges: NDArray[np.int64]) -> Array:
     """For each chunk r[edges[i] : edges[i + 1]] the sum of its squares, in r's arithmetic."""
     lengths = np.diff(edges)
-    padded = np.zeros((len(lengths), -(-lengths.max() // 64) * 64), r.dtype)
+    padded = np.zeros((len(lengths), -(-lengths.max() // ACCUMULATORS) * ACCUMULATORS), r.dtype)
     chunk = np.repeat(np.arange(len(lengths)), lengths)
     padded[chunk, np.arange(len(r)) - edges[chunk]] = r
-    accumulators = np.zeros((64, len(lengths)), r.dtype)
-    for begin in range(0, padded.shape[1], 64):
-        accumulators = SPEC.add_square(accumulators, padded[:, begin : begin + 64].T)
+    accumulators = np.zeros((ACCUMULATORS, len(lengths)), r.dtype)
+    for begin in range(0, padded.shape[1], ACCUMULATORS):
+        accumulators = SPEC.add_square(accumulators, padded[:, begin : begin + ACCUMULATORS].T)
     return np.asarray(SPEC.sum_accumulators(accumulators))
 
 

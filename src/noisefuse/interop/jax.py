@@ -396,10 +396,8 @@ def _drawing(table: Any, i: Any) -> tuple[Any, Any]:
 
 def _density(call: Step, arrays: dict[int, Any], table: Any, traced: Any, law: dict[str, Any]) -> Any:
     """(B,), in float64 where JAX has that, or else rounded once."""
-    numbers, kind = (
-        density.numbers_of_rows(table, call.size, law["reduction"], law["density"]),
-        jax.dtypes.canonicalize_dtype(np.float64),
-    )
+    numbers = density.numbers_of_rows(table, call.size, law["reduction"], law["density"])
+    kind = jax.dtypes.canonicalize_dtype(np.float64)
     if not call.size and traced is None:
         return jnp.asarray(np.broadcast_to(numbers[call.index, 1], (call.batch,)), kind)
     loss = pack_loss(Loss(call, call.size, None, np.ones(()), 1, np.empty(call.batch)), lambda _: 0)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..backends.call import DRAWS, FIELD, LOSS_CHUNK
+from ..backends.call import ACCUMULATORS, DRAWS, FIELD, LOSS_CHUNK
 from ..backends.reference import combined
 from ..levels import LEVELS
 from ..noise import SAMPLES
@@ -24,8 +24,6 @@ from .jax_floats import FLOAT32, FLOAT64, SPEC, Float, Format, divide, mul, view
 from .jax_internals import varying, varying_axes
 
 Numbers: TypeAlias = dict[int, Any]  # operands by role
-
-ACCUMULATORS = 64  # of a chunk: docs/loss.md
 
 
 def outputs(what: Described, *operands: Any) -> list[Any]:
@@ -150,7 +148,7 @@ def _sums_of_chunks(r: Float, piece: int) -> Any:
         return SPEC.add_square(Float(total, r.format), Float(group, r.format)).bits, None
 
     sums, half = jax.lax.scan(add, jnp.zeros_like(groups[0]), groups)[0], ACCUMULATORS
-    while half > 1:
+    while half > 1:  # as SPEC.sum_accumulators, but all pairs at once: of one after another XLA compiles each
         half //= 2
         sums = (Float(sums[..., :half], r.format) + Float(sums[..., half:], r.format)).bits
     return FLOAT64(Float(sums[..., 0], r.format)).bits
