@@ -50,9 +50,8 @@ constexpr uint32_t kTopLevel = static_cast<Level>(~uint32_t{0});
 template <class Level, class Lane>
 constexpr typename Lane::u32 round_to_level(typename Lane::f32 x) {
     constexpr uint32_t top = kTopLevel<Level>;
-    const auto within = Lane::clamp(x, Lane::splat(0.0f), Lane::splat(static_cast<float>(top)));
-    const auto bits = Lane::as_bits(Lane::add(within, Lane::splat(0x1p23f)));
-    return Lane::where_nan(x, 0u, Lane::bit_and(bits, top));
+    const auto within = Lane::within(x, Lane::splat(0.0f), Lane::splat(static_cast<float>(top)));
+    return Lane::bit_and(Lane::as_bits(Lane::add(within, Lane::splat(0x1p23f))), top);
 }
 template <class Level>
 constexpr Level round_to_level(double x) {

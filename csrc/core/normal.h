@@ -67,13 +67,19 @@ struct Pair {
     Vector z0, z1;
 };
 
-// The pair from -2 ln U = ln4_e e - 2 ln(1 + r), |r| <= 1/3, and from t in [-1/2, 1/2]: cos and sin of 2 pi V are those
-// of pi t, both negated where the sign bit of `flip` is set.
+// sqrt(-2 ln U) of -2 ln U = ln4_e e - 2 ln(1 + r), |r| <= 1/3; negated where the sign bit of `flip` is set.
 template <class Lane, class Real, class Vector, class Bits>
-constexpr Pair<Vector> box_muller(Vector e, Real ln4_e, Vector r, Vector t, Bits flip) {
+constexpr Vector radius_of(Vector e, Real ln4_e, Vector r, Bits flip) {
     using C = NormalCoefficients<Real>;
     const Vector log_1r = Lane::mul(r, polynomial<Lane, C::log1p>(r));
-    const Vector radius = Lane::flip_sign(Lane::sqrt(Lane::fma(e, Lane::splat(ln4_e), log_1r)), flip);
+    return Lane::flip_sign(Lane::sqrt(Lane::fma(e, Lane::splat(ln4_e), log_1r)), flip);
+}
+
+// The pair from the radius and from t in [-1/2, 1/2]: cos and sin of 2 pi V are those of pi t, but for a sign that both
+// have and the radius too.
+template <class Lane, class Real, class Vector>
+constexpr Pair<Vector> on_circle(Vector radius, Vector t) {
+    using C = NormalCoefficients<Real>;
     const Vector y = Lane::mul(t, t);
     return {Lane::mul(radius, polynomial<Lane, C::cos>(y)),
             Lane::mul(radius, Lane::mul(t, polynomial<Lane, C::sin>(y)))};
@@ -81,18 +87,25 @@ constexpr Pair<Vector> box_muller(Vector e, Real ln4_e, Vector r, Vector t, Bits
 
 // float32. U comes in two exact parts, its upper 24 bits and the rest, so that r is rounded once also near U = 1, where
 // ln U vanishes. The angle pi (2 w1 + 1) / 2^32 is wrapped into (-pi/2, pi/2): an odd number of half turns negates both
-// cos and sin, which is when the two top bits of w1 differ.
+// cos and sin, which is when the two top bits of w1 differ. The radius has that sign.
 template <class Lane>
-constexpr Pair<typename Lane::f32> normal_pair(typename Lane::u32 w0, typename Lane::u32 w1) {
+constexpr typename Lane::f32 normal_radius(typename Lane::u32 w0, typename Lane::u32 w1) {
     const auto high = Lane::to_float(Lane::template shift_right<8>(w0));
     const auto low = Lane::sub(Lane::as_float(Lane::and_or(w0, 0xFFu, 0x47000000u)), Lane::splat(0x1p15f - 0x1p-9f));
     const auto u = Lane::add(high, low);                                                  // 2^24 U
     const auto k = Lane::bit_and(Lane::sub(Lane::as_bits(u), 0x4B2AAAABu), 0xFF800000u);  // 2^23 e; U >= 2/3: e = 0
     const auto scale = Lane::as_float(Lane::sub(0x33800000u, k));                         // 2^-(24 + e)
     const auto r = Lane::fma(low, scale, Lane::fma(high, scale, Lane::splat(-1.0f)));
-    const auto twice = Lane::add(w1, w1);
-    const auto t = Lane::mul(Lane::to_float(Lane::bit_or(twice, 1u)), Lane::splat(0x1p-32f));
-    return box_muller<Lane>(Lane::to_float(k), -0x1.62e430p-23f, r, t, Lane::bit_xor(w1, twice));
+    return radius_of<Lane>(Lane::to_float(k), -0x1.62e430p-23f, r, Lane::bit_xor(w1, Lane::add(w1, w1)));
+}
+template <class Lane>
+constexpr Pair<typename Lane::f32> normals_at(typename Lane::f32 radius, typename Lane::u32 w1) {
+    const auto t = Lane::mul(Lane::to_float(Lane::bit_or(Lane::add(w1, w1), 1u)), Lane::splat(0x1p-32f));
+    return on_circle<Lane, float>(radius, t);
+}
+template <class Lane>
+constexpr Pair<typename Lane::f32> normal_pair(typename Lane::u32 w0, typename Lane::u32 w1) {
+    return normals_at<Lane>(normal_radius<Lane>(w0, w1), w1);
 }
 
 // float64: the same, from 64-bit words (w0, v0) and (w1, v1), w the upper halves; one half of the lanes at a time.
@@ -115,7 +128,8 @@ constexpr Pair<typename Lane::f64> normal_pair(typename Lane::u32 w0, typename L
     const auto t_high = Lane::template signed_to_double<Half>(Lane::bit_or(twice, Lane::template shift_right<31>(v1)));
     const auto t_low = Lane::template unsigned_to_double<Half>(Lane::bit_or(Lane::add(v1, v1), 1u));
     const auto t = Lane::fma(t_high, Lane::splat(0x1p-32), Lane::mul(t_low, Lane::splat(0x1p-64)));
-    return box_muller<Lane>(e, -0x1.62e42fefa39efp+0, r, t, Lane::template sign_bits<Half>(Lane::bit_xor(w1, twice)));
+    const auto flip = Lane::template sign_bits<Half>(Lane::bit_xor(w1, twice));
+    return on_circle<Lane, double>(radius_of<Lane>(e, -0x1.62e42fefa39efp+0, r, flip), t);
 }
 
 // Uniforms in (0, 1), centred in cells of 2^-23 (float32) and 2^-52 (float64): all exact, none is 0 or 1.

@@ -102,6 +102,7 @@ struct Avx2 {
     static f32 flip_sign(f32 a, u32 flip) { return _mm256_xor_ps(a, as_float(bit_and(flip, uint32_t{0x80000000u}))); }
     // Both return the second operand when one is NaN.
     static f32 clamp(f32 v, f32 lo, f32 hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, v)); }
+    static f32 within(f32 v, f32 lo, f32 hi) { return _mm256_min_ps(hi, _mm256_max_ps(v, lo)); }
     static void in_order(f32 (&z)[4]) {
         const f64 a = _mm256_castps_pd(_mm256_unpacklo_ps(z[0], z[1])),
                   b = _mm256_castps_pd(_mm256_unpackhi_ps(z[0], z[1]));

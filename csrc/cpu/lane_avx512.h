@@ -111,6 +111,7 @@ struct Avx512 {
     }
     // Both return the second operand when one is NaN.
     static f32 clamp(f32 v, f32 lo, f32 hi) { return _mm512_min_ps(hi, _mm512_max_ps(lo, v)); }
+    static f32 within(f32 v, f32 lo, f32 hi) { return _mm512_min_ps(hi, _mm512_max_ps(v, lo)); }
     static void in_order(f32 (&z)[4]) {
         const f64 a = _mm512_castps_pd(_mm512_unpacklo_ps(z[0], z[1])),
                   b = _mm512_castps_pd(_mm512_unpackhi_ps(z[0], z[1]));

@@ -107,6 +107,7 @@ struct Neon {
         v = vbslq_f32(vcltq_f32(v, lo), lo, v);
         return vbslq_f32(vcgtq_f32(v, hi), hi, v);
     }
+    static f32 within(f32 v, f32 lo, f32 hi) { return vminq_f32(vmaxnmq_f32(v, lo), hi); }
     static void in_order(f32 (&z)[4]) {
         const f32 a = vzip1q_f32(z[0], z[2]), b = vzip2q_f32(z[0], z[2]);
         const f32 c = vzip1q_f32(z[1], z[3]), d = vzip2q_f32(z[1], z[3]);

@@ -103,6 +103,7 @@ struct Scalar {
     static f32 sqrt(f32 a) { return std::sqrt(a); }
     static f32 flip_sign(f32 a, u32 flip) { return as_float(as_bits(a) ^ (flip & 0x80000000u)); }
     static f32 clamp(f32 v, f32 lo, f32 hi) { return v < lo ? lo : v > hi ? hi : v; }
+    static f32 within(f32 v, f32 lo, f32 hi) { return v > lo ? v < hi ? v : hi : lo; }  // the same, but lo for NaN
     // The four words of as many blocks as there are lanes become four vectors of elements in their natural order.
     static void in_order(f32 (&)[4]) {}
 

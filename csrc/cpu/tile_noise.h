@@ -220,16 +220,31 @@ template <class Real, class Between>
     }
 }
 
+// The radii of the pairs of a tile take the place of their first words. A normal's chain of operations is as long as a
+// processor looks ahead; cut in two, the halves of several groups overlap. (Lanes of one element only lose by it.)
+constexpr bool kCut = Lane::width > 1;
+inline void words_to_radii(int groups, TileWords& words) {
+    for (int g = 0; g < groups; ++g)
+        for (int w = 0; w < 4; w += 2) {
+            const auto radius = normal_radius<Lane>(Lane::load(words[g][w]), Lane::load(words[g][w + 1]));
+            Lane::store(words[g][w], Lane::as_bits(radius));
+        }
+}
+
 // The normals or uniforms of a tile, or its words as they are: take(g, z) gets those of group g, four vectors in the
-// order of the elements.
+// order of the elements. The words are used up.
 template <Draw draw, class Take>
-inline void words_to_floats(int groups, const TileWords& words, Take take) {
+inline void words_to_floats(int groups, TileWords& words, Take take) {
+    if constexpr (draw == Draw::normal && kCut) words_to_radii(groups, words);
+    const auto pair = [](Lane::u32 first, Lane::u32 second) {
+        return kCut ? normals_at<Lane>(Lane::as_float(first), second) : normal_pair<Lane>(first, second);
+    };
     for (int g = 0; g < groups; ++g) {
         const Lane::u32 w[4] = {Lane::load(words[g][0]), Lane::load(words[g][1]), Lane::load(words[g][2]),
                                 Lane::load(words[g][3])};
         Lane::f32 z[4];
         if constexpr (draw == Draw::normal) {
-            const auto p = normal_pair<Lane>(w[0], w[1]), q = normal_pair<Lane>(w[2], w[3]);
+            const auto p = pair(w[0], w[1]), q = pair(w[2], w[3]);
             z[0] = p.z0, z[1] = p.z1, z[2] = q.z0, z[3] = q.z1;
         } else {
             for (int i = 0; i < 4; ++i) z[i] = draw == Draw::uniform ? uniform<Lane>(w[i]) : Lane::as_float(w[i]);
@@ -254,7 +269,7 @@ inline void words_to_doubles(double* to, const Lane::u32 (&w)[4], const Lane::u3
 }
 
 template <Draw draw>
-[[gnu::flatten]] inline void words_to_values(float* to, int groups, const TileWords& words, const TileWords&) {
+[[gnu::flatten]] inline void words_to_values(float* to, int groups, TileWords& words, const TileWords&) {
     words_to_floats<draw>(groups, words, [=](int g, const Lane::f32(&z)[4]) {
         for (int i = 0; i < 4; ++i) Lane::store(to + g * kGroup + i * Lane::width, z[i]);
     });

@@ -89,6 +89,13 @@ struct RegisterRow {
         }
     }
 
+    // What `Arrays::prefetch_read` does, where the number of lines is known.
+    void prefetch(int64_t at) const {
+        for (int slot = 0; slot < kSlots; ++slot)
+            for (int line = 0; slot != kZ && slot != kD && reads(slot) && line < kGroup * bytes_of(In); line += kLine)
+                __builtin_prefetch(static_cast<const char*>(array[slot]) + (at + 2 * kTile) * bytes_of(In) + line);
+    }
+
     // The outputs' vectors of the elements from `at` on. Each array is read once.
     void add_up(int64_t at, Vector<Real> z, Vector<Real> (&result)[kOutputs]) const {
         Vector<Real> v[kSlots];
@@ -123,7 +130,7 @@ inline void store_output(int output, void* to, int64_t at, const Lane::f32 (&x)[
 }
 
 template <DType In, DType Out, uint64_t shape, bool Each>
-[[gnu::flatten]] void tile_on_noise(const TileWords& words, const Counters& counters, const Rows<float>& rows,
+[[gnu::flatten]] void tile_on_noise(TileWords& words, const Counters& counters, const Rows<float>& rows,
                                     const Arrays<float>& arrays, int64_t at) {
     using Row = RegisterRow<float, In, shape, Each>;
     const Row row(rows, arrays.s.in);
@@ -131,8 +138,8 @@ template <DType In, DType Out, uint64_t shape, bool Each>
     bool nontemporal[kOutputs];
     for (int o = 0; o < kOutputs; ++o) nontemporal[o] = arrays.nontemporal(o, at);
     words_to_floats<Draw::normal>(counters.groups, words, [&](int g, const Lane::f32(&z)[4]) {
-        arrays.prefetch_read(at, g);
         const int64_t here = at + g * kGroup;
+        row.prefetch(here);
         Lane::f32 result[4][kOutputs];
         for (int i = 0; i < 4; ++i) {
             const int in_tile = g * kGroup + i * Lane::width;

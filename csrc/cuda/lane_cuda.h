@@ -75,6 +75,7 @@ struct Cuda {
     static __device__ f32 fma(f32 a, f32 b, f32 c) { return __fmaf_rn(a, b, c); }
     static __device__ f32 flip_sign(f32 a, u32 flip) { return as_float(as_bits(a) ^ (flip & 0x80000000u)); }
     static __device__ f32 clamp(f32 v, f32 lo, f32 hi) { return v < lo ? lo : v > hi ? hi : v; }
+    static __device__ f32 within(f32 v, f32 lo, f32 hi) { return v > lo ? v < hi ? v : hi : lo; }
 
     // Correctly rounded, without the branch of __fsqrt_rn, for normal a far from the ends of the range (here 2^-32 to
     // 46): one step of Newton's from a seed within a few units, then a correction whose residue is exact (Markstein,
