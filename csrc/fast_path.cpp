@@ -11,6 +11,7 @@
 
 #include "core/loss.h"
 #include "cpu/dispatch.h"
+#include "cpu/float_mode.h"
 #include "interrupts.h"
 #include "run.h"
 #include "torch.h"
@@ -313,9 +314,9 @@ bool is_readable(Kind x, Kind result) {
     return is_level(x) || (result == Kind::f64 ? x == Kind::f64 || x == Kind::f32 : is_float(x) && x != Kind::f64);
 }
 
-// Of a table (float rows, double rows, active coefficients, ..) those of the call's arithmetic.
-void take_rows(PyObject* table, Call& call) {
-    PyArrayObject* const rows = array(PyTuple_GET_ITEM(table, call.type == DType::f64));
+// Of a table (float rows, double rows, active coefficients, ..) those of this type.
+void take_rows(PyObject* table, DType type, Call& call) {
+    PyArrayObject* const rows = array(PyTuple_GET_ITEM(table, type == DType::f64));
     call.rows = PyArray_DATA(rows);
     call.n_rows = PyArray_DIM(rows, 0);
     call.active = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(table, 2));
@@ -355,6 +356,7 @@ class PlainCall {
     bool batched_ = true;
     int64_t scalar_;
     PyObject* past_ = nullptr;  // a tuple
+    float rounded_[kColumns];
     View index_{}, inputs_[kSlots] = {};
     PlainNoise noise_;
 
@@ -377,11 +379,17 @@ class PlainCall {
         return is_float(made.kind) && is_readable(x.kind, made.kind);
     }
 
-    // (float rows, double rows, active coefficients, the same for x of uint8, and of uint16, or None).
+    // (float rows, double rows, active coefficients, the same for x of uint8, and of uint16, or None). Where there are
+    // no float rows there is one row, which is rounded here.
     bool rows(PyObject* table) {
         if (is_level(x.kind)) table = PyTuple_GET_ITEM(table, x.kind == Kind::u8 ? 3 : 4);
         if (table == Py_None) return false;
-        take_rows(table, call);
+        const bool rounds = call.type != DType::f64 && PyTuple_GET_ITEM(table, 0) == Py_None;
+        take_rows(table, rounds ? DType::f64 : call.type, call);
+        if (!rounds) return true;
+        const FloatMode mode;
+        for (int c = 0; c < kColumns; ++c) rounded_[c] = static_cast<float>(static_cast<const double*>(call.rows)[c]);
+        call.rows = rounded_;
         return true;
     }
 
@@ -536,7 +544,7 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
     call.size = made.count / call.batch;
     call.segment = made.count;
     call.index = &row;
-    take_rows(args[0], call);
+    take_rows(args[0], call.type, call);
     if (!noise.parse(args[2], -1, call, made.ndim - batched, shape + batched) || !outputs.take(0, args[7], call))
         Py_RETURN_NOTIMPLEMENTED;
     if (args[3] == Py_True) noise.use_uniform(call);
@@ -635,7 +643,7 @@ PyObject* fast_density(PyObject*, PyObject* const* args, Py_ssize_t n) {
         !law.parse(PyTuple_GET_ITEM(table, 2), *step.index, args[10], step.size))
         Py_RETURN_NOTIMPLEMENTED;
     Call loss = step;
-    take_rows(PyTuple_GET_ITEM(table, 1), loss);
+    take_rows(PyTuple_GET_ITEM(table, 1), loss.type, loss);
     if (!has_inputs(loss)) Py_RETURN_NOTIMPLEMENTED;
     if (stored) plain.outputs.wanted = 0;
     if (!plain.outputs.make(step)) return nullptr;

@@ -249,6 +249,9 @@ def test_strengths_are_named():
     words = nf.uniform((3, 256), noise.at(stream=8), dtype="float64")
     assert np.array_equal(found, 5 + 15 * words[:, 0])
     assert np.array_equal(strengths(3, 0, 1, noise.at(stream=70)), words[:, 140])
+    for p in (1.0, 0.5):  # what transforms of one sample ask for
+        alone = [nf.augment.strength(noise.at(sample=n, stream=70), 5.0, 20.0, p) for n in (3, 1, 4)]
+        assert alone == strengths(3, 5.0, 20.0, noise.at(stream=70), p=p).tolist()
     many = strengths(1 << 14, 5.0, 20.0, nf.Noise(1), p=0.25)
     assert abs((many > 0).mean() - 0.25) < 0.015
     drawn = many[many > 0]

@@ -427,6 +427,10 @@ def test_statistics_can_fail(check, defect):
 def test_a_noise_of_numpys_generators():
     """The same state gives the same Noise, and a generator a new one each time."""
     rng, again = np.random.default_rng(7), np.random.default_rng(7)
+    for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64, np.random.MT19937):
+        one, same = (np.random.Generator(kind(3)) for _ in range(2))
+        for _ in range(2):  # one of them hands out 32 bits
+            assert nf.Noise.from_rng(one).seed == int(same.integers(1 << 64, dtype=np.uint64))
     first = nf.Noise.from_rng(rng)
     assert first == nf.Noise.from_rng(again) == nf.Noise.from_rng(np.random.PCG64(7))
     assert first != nf.Noise.from_rng(rng)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 import noisefuse as nf
 
 from ..levels import LEVELS, levels_of
+from ..noise import word
 from .named import OfUnitRange, noise_by, strength
 
 __all__ = ["GaussNoise", "MultiplicativeNoise", "ShotNoise"]
@@ -43,7 +44,7 @@ class _Keyed(OfUnitRange):
 
     def _name(self, data: dict[str, Any]) -> Name:
         if self.key is None:
-            return int(self.random_generator.integers(1 << 64, dtype=np.uint64)), 0, 0
+            return word(self.random_generator), 0, 0
         noise = noise_by(self.key, data, self.noise_seed, type(self).__name__)
         return noise.seed, int(noise.sample), noise.step
 

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import noisefuse as nf
 
+from ..augment import strength as strength
+
 Transform = TypeVar("Transform", bound="Named")
 Key = int | str
 
@@ -29,11 +31,7 @@ def noise_by(field: str, data: Mapping[Any, Any], seed: int, transform: str) -> 
 
 def applies(noise: nf.Noise, p: float) -> bool:
     """Whether an item has noise at all: where `strengths` with that p are not 0."""
-    return nf.augment.strengths(1, 1.0, 1.0, noise, p=p).item() == 1.0
-
-
-def strength(noise: nf.Noise, low: float, high: float) -> float:
-    return nf.augment.strengths(1, low, high, noise).item()
+    return strength(noise, 1.0, 1.0, p) == 1.0
 
 
 class Named:
