@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GaussNoise, MultiplicativeNoise and ShotNoise in the place of Albumentations': arguments, seeds, replay, noise."""
+"""GaussNoise, ISONoise, MultiplicativeNoise and ShotNoise in the place of Albumentations': arguments, seeds, replay."""
 
 import os
 import pickle
@@ -12,7 +12,7 @@ import noisefuse as nf
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it would ask the network for a newer version
 A = pytest.importorskip("albumentations")
 from noisefuse.interop import albumentations  # noqa: E402
-from noisefuse.interop.albumentations import GaussNoise, MultiplicativeNoise, ShotNoise  # noqa: E402
+from noisefuse.interop.albumentations import GaussNoise, ISONoise, MultiplicativeNoise, ShotNoise  # noqa: E402
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
 GREY = np.full((256, 256, 3), 128, np.uint8)
@@ -23,7 +23,7 @@ def compose(seed=1, **options):
 
 
 def test_arguments_and_defaults_are_those_of_theirs():
-    for name in ("GaussNoise", "MultiplicativeNoise", "ShotNoise"):
+    for name in ("GaussNoise", "ISONoise", "MultiplicativeNoise", "ShotNoise"):
         pair = getattr(albumentations, name), getattr(A, name)
         ours, theirs = (kind().get_transform_init_args() for kind in pair)
         assert {name: ours[name] for name in theirs} == theirs
@@ -108,6 +108,8 @@ def test_it_is_serialised_pickled_and_replayed():
         (MultiplicativeNoise, keyed | elementwise),
         (ShotNoise, {}),
         (ShotNoise, {"key": "index", "noise_seed": 3}),
+        (ISONoise, {}),
+        (ISONoise, {"key": "index", "noise_seed": 3}),
     ):
         pipeline = A.Compose([kind(p=1.0, **options)], seed=1)
         given = {"image": IMAGE, "index": 4}
@@ -215,7 +217,59 @@ def test_frames_and_floats_of_counted_photons():
         ShotNoise((0.0, 0.1))
 
 
-@pytest.mark.parametrize("kind", [GaussNoise, MultiplicativeNoise, ShotNoise])
+SMOOTH = np.linspace(0, 255, 256)[:, None, None] * np.linspace(0.2, 1, 256)[:, None] * [1, 0.7, 0.4]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("intensity", [0.2, 0.7])
+def test_lightness_and_hue_move_as_in_theirs(dtype, intensity):
+    """Of the same seed by as much, so results differ in the draws alone: distances of lightness after Kolmogorov and
+    Smirnov, and the spread of hue. Seen to fail: saturation in place of lightness; a hue without the intensity; words
+    that are not uniform; a deviation of lightness that is a constant."""
+    cv2 = pytest.importorskip("cv2")
+    image = SMOOTH.astype(np.uint8) if dtype == "uint8" else (SMOOTH / 255).astype(np.float32)
+    unit = 255 if dtype == "uint8" else 1
+    moved = []
+    for kind in (ISONoise, A.ISONoise):
+        found = A.Compose([kind((1, 1), (intensity, intensity), p=1.0)], seed=1)(image=image)["image"]
+        assert found.dtype == image.dtype
+        both = [cv2.cvtColor((x / unit).astype(np.float32), cv2.COLOR_RGB2HLS)[64:] for x in (image, found)]
+        moved.append((both[1] - both[0]).reshape(-1, 3))
+    at = np.linspace(0.004, 1, 200)
+    reached = [np.searchsorted(np.sort(one[:, 1]), at) / len(one) for one in moved]
+    assert abs(reached[0] - reached[1]).max() < 2 * np.sqrt(2 / len(moved[0]))
+    if dtype == "float32":  # a byte is coarser than a degree
+        still = [one[abs(one[:, 1]) < 0.004, 0] for one in moved]
+        assert abs(still[0].std() / intensity - 1) < 0.03
+        assert abs(still[1].std() / intensity - 1) < 0.03
+
+
+def test_poisson_numbers_of_any_mean():
+    """Seen to fail: a distribution that begins at 1."""
+    uniforms = nf.uniform(1 << 18, nf.Noise(3))
+    for mean in (0.0, 0.03, 2.5, 40.0, 3000.0):
+        found = albumentations._poisson(mean, uniforms)
+        error = 4 * np.sqrt(max(mean, 1e-12) / found.size)
+        assert abs(found.mean() - mean) < error
+        assert abs(found.var() - mean) < 3 * error * (1 + np.sqrt(mean))
+    assert albumentations._poisson(0.7, np.float32([np.exp(-0.7) - 1e-4, np.exp(-0.7) + 1e-4])).tolist() == [0, 1]
+
+
+def test_frames_and_wrong_shapes_of_sensors():
+    """Seen to fail: one deviation of lightness for all frames."""
+    frames = np.stack([SMOOTH.astype(np.uint8), np.full((256, 256, 3), 90, np.uint8), SMOOTH.astype(np.uint8)])
+    transform = A.Compose([ISONoise((0.0, 0.0), (0.5, 0.5), p=1.0)], seed=1)
+    for target, given in (("images", frames), ("volumes", frames[None])):
+        found = transform(**{target: given})[target].reshape(frames.shape)
+        assert np.array_equal(found[1], frames[1])  # of one lightness there is no noise
+        assert not np.array_equal(found[0], found[2])
+        assert not np.array_equal(found[0], frames[0])
+    for shape in ((32, 32), (32, 32, 4)):
+        with pytest.raises(ValueError, match="3-channel"):
+            transform(image=np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("kind", [GaussNoise, ISONoise, MultiplicativeNoise, ShotNoise])
 def test_floats_of_bytes_are_warned_of_once(kind):
     transform = kind(p=1.0)
     with pytest.warns(UserWarning, match=rf"{kind.__name__}: floats are taken to be in \[0, 1\]"):

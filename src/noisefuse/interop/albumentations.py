@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Albumentations with named noise: `GaussNoise`, `MultiplicativeNoise` and `ShotNoise` in the place of theirs.
+"""Albumentations with named noise: `GaussNoise`, `ISONoise`, `MultiplicativeNoise` and `ShotNoise` in the place of
+theirs.
 
     from noisefuse.interop.albumentations import GaussNoise
 
@@ -11,11 +12,14 @@ Arguments, defaults, targets, serialisation and replay are those of albumentatio
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import albumentations
 import cv2
 import numpy as np
+from albucore import from_float, to_float
+from albumentations.augmentations.utils import non_rgb_error
 from numpy.typing import NDArray
 
 import noisefuse as nf
@@ -24,7 +28,7 @@ from ..levels import LEVELS, levels_of
 from ..noise import word
 from .named import OfUnitRange, noise_by, strength
 
-__all__ = ["GaussNoise", "MultiplicativeNoise", "ShotNoise"]
+__all__ = ["GaussNoise", "ISONoise", "MultiplicativeNoise", "ShotNoise"]
 
 Array = NDArray[Any]
 Name = tuple[int, int, int]  # seed, sample, step: plain numbers, so that a replay can keep them
@@ -127,6 +131,63 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
         return result
 
 
+class ISONoise(_Keyed, albumentations.ISONoise):
+    """The noise of a sensitive sensor, in hue and lightness of RGB images, frames and volumes; uint8 or float32.
+
+    Args:
+        color_shift: the hue of a pixel moves by a normal number of this range times the intensity, in degrees as
+            OpenCV has them for floats.
+        intensity: the range of the strength; drawn for each call. The lightness l becomes l + N intensity (1 - l), N
+            Poisson with mean intensity times the standard deviation of lightness in the image.
+        p: probability of applying the transform, which Albumentations draws.
+        key, noise_seed: as in `GaussNoise`.
+
+    Raises:
+        ValueError: an image that has not three channels.
+        KeyError: a call without what `key` names.
+    """
+
+    class InitSchema(albumentations.ISONoise.InitSchema):
+        key: str | None
+        noise_seed: int
+
+    def __init__(
+        self,
+        color_shift: tuple[float, float] = (0.01, 0.05),
+        intensity: tuple[float, float] = (0.1, 0.5),
+        p: float = 0.5,
+        key: str | None = None,
+        noise_seed: int = 0,
+    ) -> None:
+        super().__init__(color_shift, intensity, p)
+        self._set_key(key, noise_seed)
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        name = self._name(data)
+        if self.key is None:
+            shift, intensity = self.py_random.uniform(*self.color_shift), self.py_random.uniform(*self.intensity)
+        else:
+            noise = _noise(name)
+            shift, intensity = strength(noise, *self.color_shift), strength(noise.at(stream=64), *self.intensity)
+        return {"color_shift": shift, "intensity": intensity, "noise": name}
+
+    def apply(self, img: Array, color_shift: float, intensity: float, noise: Name, **params: Any) -> Array:
+        """The whole array is one sample; how strong lightness is, is each frame's own."""
+        non_rgb_error(img[(0,) * (img.ndim - 3)])
+        if img.dtype != np.uint8:
+            self._warn_of_levels(img)
+        frames = img.reshape(-1, *img.shape[-3:])
+        hue, lightness = (
+            draw(frames.shape[:-1], _noise(noise), dtype="float32", batched=False) for draw in (nf.randn, nf.uniform)
+        )
+        hue *= color_shift * intensity
+        result = np.empty_like(frames)
+        for frame, shifts, words, to in zip(frames, hue, lightness, result, strict=True):
+            found = _iso(to_float(frame), shifts, words, intensity)
+            to[...] = from_float(found, np.uint8) if img.dtype == np.uint8 else found
+        return result.reshape(img.shape)
+
+
 class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
     """Multiplies uint8 or float32 images, frames and volumes by random numbers, uniform in a range.
 
@@ -227,6 +288,27 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
             return theirs
         result: Array = nf.augment.poisson(img, 1 / scale, _noise(noise), gamma=2.2, batched=False)
         return result
+
+
+def _iso(image: Array, shifts: Array, uniforms: Array, intensity: float) -> Array:
+    hls: Any = cv2.cvtColor(image, cv2.COLOR_RGB2HLS)
+    light = hls[..., 1]
+    counts = _poisson(float(light.std(dtype=np.float64)) * intensity, uniforms)
+    hls[..., 0] += shifts
+    hls[..., 1] = np.clip(light + counts * np.float32(intensity) * (1 - light), 0.0, 1.0)
+    result: Array = np.clip(cv2.cvtColor(hls, cv2.COLOR_HLS2RGB), 0.0, 1.0)
+    return result
+
+
+def _poisson(mean: float, uniforms: Array) -> Array:
+    """Numbers of that mean, one for each uniform, by the inverse of the distribution."""
+    spread = 12 * math.sqrt(mean) + 30  # beyond it less than 2^-60 is left on either side
+    lowest = max(math.floor(mean - spread), 0)
+    ratios = mean / (lowest + np.arange(2 * math.ceil(spread) + 2.0).clip(1))
+    ratios[0] = 1.0
+    sums = np.cumsum(np.cumprod(ratios))
+    counts: Array = np.searchsorted((sums / sums[-1]).astype(np.float32), uniforms) + lowest
+    return counts.astype(np.float32)
 
 
 def _product(img: Array, factors: Array) -> Array:
