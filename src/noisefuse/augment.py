@@ -543,15 +543,13 @@ def _levels_call(
     return _call(x, Rows.of(tables), index, noise, *_kinds(x, dtype, out), batched, out)
 
 
-def call_inside(function: Any, x: Array, noise: NoiseLike, **options: Any) -> tuple[Step, Clip]:
+def call_inside(function: Any, x: Array, noise: NoiseLike, **options: Any) -> tuple[Step, Clip] | None:
     """What `_of_tensors` hands on, as a checked call and the range of its result: of x that stands for another array,
-    whose values are not known yet."""
+    whose values are not known yet. None: it is more than one call of a row."""
     if function is _levels:
         return _levels_call(x, noise, **options), None
-    if function is not _apply:
-        raise NotImplementedError(f"augment.{function.__name__[1:]} does not run inside of jax.jit: call it before")
-    if options["shared"] or options["order"] not in (None, options["layout"]):
-        raise NotImplementedError("shared, order: noise that is shared or reordered is not drawn inside of jax.jit")
+    if function is not _apply or options["shared"] or options["order"] not in (None, options["layout"]):
+        return None
     return _apply_call(x, noise, **options)
 
 

@@ -848,17 +848,44 @@ def test_clipped_augmentation_of_other_dtypes():
         assert equal(jax.jit(call)(x.astype(dtype)), call(x.astype(dtype)))
 
 
-def test_augmentation_that_programs_do_not_have():
-    for name, call in (
-        ("poisson", lambda x: nf.augment.poisson(x, 9.0, N)),
-        ("transition", lambda x: nf.augment.transition(x, np.eye(256), N)),
-        ("snr", lambda x: nf.augment.at_snr(x.astype(np.float32), 9.0, N)),
-        ("shared", lambda x: nf.augment.gaussian(x, 9.0, N, shared=True, layout="HWC")),
-        ("order", lambda x: nf.augment.gaussian(x, 9.0, N, layout="HWC", order="CHW")),
+PEPPER = 0.9 * np.eye(256) + 0.1 * np.eye(1, 256)
+BY_PYTHON = {
+    "poisson": lambda x, n: nf.augment.poisson(x, EACH[1], n),
+    "transition": lambda x, n: nf.augment.transition(x, PEPPER, n),
+    "at_snr": lambda x, n: nf.augment.at_snr(x.astype(np.float32), 9.0, n),
+    "shared": lambda x, n: nf.augment.gaussian(x, 9.0, n, shared=True, layout="HWC"),
+    "order": lambda x, n: nf.augment.gaussian(x, 9.0, n, layout="HWC", order="CHW", dtype="float32"),
+}
+
+
+@pytest.mark.parametrize("name", BY_PYTHON)
+def test_augmentation_by_way_of_python(name):
+    """Of a traced step, of traced samples, one and many, and of a list. Seen to fail: a traced number that plays no
+    part; one that is beyond 56 bits."""
+    call = BY_PYTHON[name]
+    assert equal(call(jnp.asarray(BYTES), N), call(BYTES, N))
+    for make in (
+        lambda k: N.at(step=k),
+        lambda k: N.at(sample=k, step=3),
+        lambda k: N.at(sample=np.arange(4) + k),
+        lambda k: [N.at(step=k + i, sample=9) for i in range(4)],
     ):
-        assert equal(call(jnp.asarray(BYTES)), call(BYTES))
-        with pytest.raises(NotImplementedError, match=rf"{name}.*inside of jax\.jit"):
-            jax.jit(call)(BYTES)
+        found = jax.jit(lambda x, k, make=make: call(x, make(k)))(BYTES, 7)
+        assert equal(found, call(BYTES, make(7)))
+    found = jax.jit(lambda x, k: call(x, N.at(sample=k)))(BYTES, -5)
+    assert equal(found, call(BYTES, N.at(sample=(1 << 56) - 5)))
+    found = jax.jit(jax.vmap(lambda x, k: call(x[None], N.at(step=k))))(BYTES, np.arange(4))
+    assert equal(found, np.stack([call(x[None], N.at(step=k)) for k, x in enumerate(BYTES)]))
+
+
+def test_augmentation_that_programs_do_not_have():
+    snr = lambda x, noise: nf.augment.at_snr(x, 9.0, noise)  # noqa: E731
+    z = normals(IMAGES.shape, np.float32)
+    assert equal(jax.jit(snr)(IMAGES, z), snr(IMAGES, z))
+    with pytest.raises(NotImplementedError, match="noise: expected a window whose start is known"):
+        jax.jit(lambda s: snr(jnp.asarray(IMAGES), N.window((9, 9, 3), (s, 0, 0))))(1)
+    with pytest.raises(ValueError, match="snr: expected a number or shape"):
+        jax.jit(lambda x: nf.augment.at_snr(x, np.ones(3), N))(IMAGES)
     with pytest.raises(TypeError, match="std: expected numbers"):
         jax.jit(lambda s: nf.augment.gaussian(jnp.asarray(BYTES), s, N))(3.0)
     with pytest.raises(NotImplementedError, match="no derivative"):

@@ -24,7 +24,7 @@ from .. import calls, density, loss, ops
 from ..arrays import FLOATS, fast_dtype
 from ..backends.call import Loss, Step, pack_loss
 from ..levels import LEVELS, Levels
-from ..noise import SAMPLER, WALK, is_tracer
+from ..noise import SAMPLER, SAMPLES, STEPS, WALK, is_tracer
 from ..rows import M1, SYMBOLS, Rows, X, Z
 from ..sampler import State
 from . import jax_eager
@@ -415,9 +415,34 @@ def augmented(function: Any, x: Any, noise: Any, *, out: Any = None, **options: 
     named = _Named(noise)
     if not is_tracer(x) and not named.operands and named.start is None and not is_tracer(named.array):
         return jax.tree.map(jnp.asarray, function(np.asarray(x), noise, **options))
-    call, bounds = nf.augment.call_inside(function, _zeros("x", x), named.known, **options)
+    found = nf.augment.call_inside(function, _zeros("x", x), named.known, **options)
+    if found is None:
+        return _called_back(partial(function, **options), x, noise, named)
+    call, bounds = found
     made = _run(call, {X: x, Z: named.array}, named, whole=True)[0]
     return made if bounds is None else _clipped(made, *bounds)
+
+
+def _called_back(function: Any, x: Any, noise: Any, named: _Named) -> Any:
+    """By way of Python, when the program runs: what is no row, or of numbers that depend on x."""
+    if named.start is not None:
+        raise NotImplementedError("noise: expected a window whose start is known, as this is computed in host memory")
+    like = function(_zeros("x", x), named.known)
+    names = [*noise] if isinstance(noise, list | tuple) else [noise]
+    parts = {"step": STEPS, "sample": SAMPLES}
+    traced = [(n, part) for n, name in enumerate(names) for part in parts if is_tracer(getattr(name, part, None))]
+
+    def call(x: Any, array: Any, *numbers: Any) -> Any:
+        found = [*names]
+        for (n, part), number in zip(traced, numbers, strict=True):
+            value = np.asarray(number).astype(np.uint64) % parts[part]
+            found[n] = found[n].at(**{part: value if value.ndim else int(value)})
+        single = found[0] if named.array is None else np.asarray(array)
+        return function(np.asarray(x), found if isinstance(noise, list | tuple) else single)
+
+    numbers = [getattr(names[n], part) for n, part in traced]
+    shape = jax.ShapeDtypeStruct(like.shape, like.dtype)
+    return jax.pure_callback(call, shape, x, named.array, *numbers, vmap_method="sequential")
 
 
 def _clipped(x: Any, low: float, high: float) -> Any:
