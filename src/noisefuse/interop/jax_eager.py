@@ -102,7 +102,7 @@ def fast_row(
     models = model_output if type(model_output) is tuple else () if model_output is None else (model_output,)
     if out is not None or type(past) not in _SEVERAL or not (type(aux) is int or aux is None or aux == ()):
         return NotImplemented
-    t, arrays = number(t), [x, *models, *(past or ())]
+    t, arrays = t if type(t) is int else number(t), (x, *models, *(past or ()))
     found = _again(signature(plain, stream, t, noise, arrays, len(models), aux or 0, kind, batched), t, noise, arrays)
     if found is NotImplemented:
         return found
@@ -136,12 +136,12 @@ def signature(plain: Any, stream: int, t: Any, noise: Any, arrays: Sequence[Any]
         if not isinstance(t, np.ndarray) or t.dtype.kind != "i":
             return None
         times = t.shape
-    made = [id(plain), stream, of_noise, times, backends.current(), *options]
+    made: tuple[Any, ...] = id(plain), stream, of_noise, times, backends.current(), options
     for x in arrays:
-        if not is_concrete(x):
+        if type(x) not in _concrete and not is_concrete(x):
             return None
-        made += x.shape, x.dtype
-    return tuple(made)
+        made = *made, x.shape, x.dtype
+    return made
 
 
 def _again(signature: Any, t: Any, noise: Any, arrays: Sequence[Any]) -> Any:
