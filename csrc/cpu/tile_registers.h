@@ -2,6 +2,7 @@
 // Rows of the usual shapes, added up in registers: noise and D take no way through memory. All other rows go through
 // tile_rows.h, combination by combination.
 #pragma once
+#include <array>
 #include <initializer_list>
 #include <iterator>
 #include <utility>
@@ -54,8 +55,16 @@ Function for_shape(uint64_t shape, Of of) {
     return found;
 }
 
-// A row of this shape in registers, and its arrays, of type In; of the noise it takes one vector. With `Each` it is the
-// rows of a vector's elements.
+// A constant that changes no product, for each element of a tile.
+template <class Real>
+constexpr auto kNothingOf = [] {
+    std::array<Real, kTile + kOverhang> zeros{};
+    zeros.fill(Real{-0.0});
+    return zeros;
+}();
+
+// A row of this shape in registers, and its arrays, of type In; of the noise it takes one vector. With `Each` it is
+// where the rows of a tile's elements are: found once, as what is stored might be anything to the compiler.
 template <class Real, DType In, uint64_t shape, bool Each = false>
 struct RegisterRow {
     static constexpr Affine kCleanCombination{shape, kClean, 3};
@@ -68,23 +77,27 @@ struct RegisterRow {
         return found;
     }
 
-    Vector<Real> clean_c[3], clean_k, c[kOutputs][kSlots], k[kOutputs], low, high;
+    using Coefficient = std::conditional_t<Each, const Real*, Vector<Real>>;
+    Coefficient clean_c[3], clean_k, c[kOutputs][kSlots], k[kOutputs], low, high;
     const void* array[kSlots];
     bool clamps;
 
-    // in_tile: of the vector's elements, whose rows these are.
+    static Coefficient coefficient_at(const Real* of) {
+        if constexpr (Each)
+            return of;
+        else
+            return Lane::splat(*of);
+    }
+
     template <class Source, class Values>
-    RegisterRow(const Source& rows, const Values& value, int in_tile = 0) : clamps(rows.clamps()) {
-        const auto coefficient = [&](int column) {
-            const Real* const of = rows.coefficient(column);
-            return Each ? Lane::load(of + in_tile) : Lane::splat(*of);
-        };
+    RegisterRow(const Source& rows, const Values& value) : clamps(rows.clamps()) {
+        const auto coefficient = [&](int column) { return coefficient_at(rows.coefficient(column)); };
         low = coefficient(kLow), high = coefficient(kHigh), clean_k = coefficient(kClean);
         for (int slot = 0; slot < kSlots; ++slot) array[slot] = value[slot];
         for (int t = 0; t < kCleanCombination.n; ++t) clean_c[t] = coefficient(kCleanCombination.column[t]);
         for (int o = 0; o < kOutputs; ++o) {
             const int constant = rows.constant(o);
-            k[o] = constant < 0 ? Lane::splat(Real{-0.0}) : coefficient(constant);  // -0 changes no product
+            k[o] = constant < 0 ? coefficient_at(kNothingOf<Real>.data()) : coefficient(constant);
             for (int t = 0; t < kCombinations[o].n; ++t) c[o][t] = coefficient(kCombinations[o].column[t]);
         }
     }
@@ -96,26 +109,33 @@ struct RegisterRow {
                 __builtin_prefetch(static_cast<const char*>(array[slot]) + (at + 2 * kTile) * bytes_of(In) + line);
     }
 
-    // The outputs' vectors of the elements from `at` on. Each array is read once.
-    void add_up(int64_t at, Vector<Real> z, Vector<Real> (&result)[kOutputs]) const {
+    // The outputs' vectors of the elements from `at` on, in their tile from `in_tile` on. Each array is read once.
+    void add_up(int64_t at, Vector<Real> z, Vector<Real> (&result)[kOutputs], int in_tile = 0) const {
+        const auto of = [in_tile](Coefficient coefficient) {
+            if constexpr (Each)
+                return Lane::load(coefficient + in_tile);
+            else
+                return coefficient;
+        };
         Vector<Real> v[kSlots];
         v[kZ] = z;
         for (int slot = 0; slot < kSlots; ++slot)
             if (slot != kZ && slot != kD && reads(slot)) v[slot] = load_lanes<In>(array[slot], at);
         if constexpr (kCleanCombination.n) {
             const Vector<Real> first = v[kCleanCombination.slot[0]];
-            v[kD] =
-                kCleanCombination.constant < 0 ? Lane::mul(clean_c[0], first) : Lane::fma(clean_c[0], first, clean_k);
+            v[kD] = kCleanCombination.constant < 0 ? Lane::mul(of(clean_c[0]), first)
+                                                   : Lane::fma(of(clean_c[0]), first, of(clean_k));
             for (int t = 1; t < kCleanCombination.n; ++t)
-                v[kD] = Lane::fma(clean_c[t], v[kCleanCombination.slot[t]], v[kD]);
-            if (clamps) v[kD] = Lane::clamp(v[kD], low, high);
+                v[kD] = Lane::fma(of(clean_c[t]), v[kCleanCombination.slot[t]], v[kD]);
+            if (clamps) v[kD] = Lane::clamp(v[kD], of(low), of(high));
             if constexpr (scales_noise(shape)) v[kZ] = Lane::mul(z, shape & kTimesRoot ? Lane::sqrt(v[kD]) : v[kD]);
         }
         for (int o = 0; o < kOutputs; ++o) {
             const Affine& combination = kCombinations[o];
-            result[o] = combination.slot[0] == kZ ? Lane::fma(c[o][0], v[kZ], k[o])
-                                                  : Lane::mul(c[o][0], v[combination.slot[0]]);
-            for (int t = 1; t < combination.n; ++t) result[o] = Lane::fma(c[o][t], v[combination.slot[t]], result[o]);
+            result[o] = combination.slot[0] == kZ ? Lane::fma(of(c[o][0]), v[kZ], of(k[o]))
+                                                  : Lane::mul(of(c[o][0]), v[combination.slot[0]]);
+            for (int t = 1; t < combination.n; ++t)
+                result[o] = Lane::fma(of(c[o][t]), v[combination.slot[t]], result[o]);
         }
     }
 };
@@ -143,10 +163,7 @@ template <DType In, DType Out, uint64_t shape, bool Each>
         Lane::f32 result[4][kOutputs];
         for (int i = 0; i < 4; ++i) {
             const int in_tile = g * kGroup + i * Lane::width;
-            if constexpr (Each)
-                Row(rows, arrays.s.in, in_tile).add_up(at + in_tile, z[i], result[i]);
-            else  // by no conditional operator, which would copy the row
-                row.add_up(at + in_tile, z[i], result[i]);
+            row.add_up(at + in_tile, z[i], result[i], in_tile);
         }
         for (int o = 0; o < kOutputs; ++o)
             store_output<Out>(o, arrays.s.out[o], here, {result[0][o], result[1][o], result[2][o], result[3][o]},
