@@ -91,10 +91,11 @@ def test_noise_that_depends_on_the_signal(backend, name):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_bytes_are_rounded_to_nearest_even_and_clipped(backend, dtype):
-    """Seen to fail: truncation, ties away from zero, NaN as 255."""
+    """Seen to fail: truncation, ties away from zero, NaN as 255, and as what its last bits say."""
     halves = np.arange(-3, 260, 0.5, dtype)
     special = np.array([np.nan, np.inf, -np.inf, -0.0, 1e30, -1e30, 254.49999, 255.5, 0.49999997], dtype)
-    x = np.concatenate([halves, special])[None]
+    odd = np.full(3, 0x7FC0_00FF, np.uint32).view(np.float32).astype(dtype)  # NaN too
+    x = np.concatenate([halves, special, odd])[None]
     expected = np.clip(np.rint(np.nan_to_num(x, nan=0)), 0, 255).astype(np.uint8)
     with using(backend):
         for size in (x.size, 1, 5, 300):  # whole groups, and what is left of one
