@@ -136,8 +136,23 @@ def csrc_constants(tmp_path_factory):
 
 def first_and_slow(values):
     """Parameters of a test: the first by default, the others where slow tests run."""
-    first, *others = values
-    return [first, *(pytest.param(value, marks=pytest.mark.slow) for value in others)]
+    return one_in(len(values := [*values]), values)
+
+
+def one_in(n, values):
+    """Parameters of a test: the first of every n by default, the others where slow tests run."""
+    return [value if k % n == 0 else pytest.param(value, marks=pytest.mark.slow) for k, value in enumerate(values)]
+
+
+# The reference takes seconds where others take milliseconds; other tests compare it with them.
+reference_is_slow = pytest.mark.parametrize(
+    "backend",
+    [
+        *(pytest.param(name, marks=[pytest.mark.slow] * (name == "reference")) for name in BACKENDS),
+        pytest.param(DEVICE, marks=pytest.mark.gpu),
+    ],
+    indirect=True,
+)
 
 
 def read_known(name):

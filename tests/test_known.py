@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import DTYPES, read_known, using
+from conftest import DTYPES, first_and_slow, read_known, using
 from noisefuse.backends.reference import SPEC
 from noisefuse.tableau import ROW, m1, z
 from noisefuse.tableau import x as symbol_x
@@ -228,6 +228,7 @@ def wrong_hashes():
     return {line: (value, found) for line, value in known.items() if (found := hash_of(*line)) != value}
 
 
+@pytest.mark.parametrize("threads", first_and_slow([5, 1, 2]), indirect=True)
 def test_hashes_compiled(compiled, threads):
     assert wrong_hashes() == {}
 

@@ -317,6 +317,7 @@ def losses(draw):
     return shape, t, noise, options, upstream, dtypes, draw(st.integers(0, 3)), draw(st.integers(0, 7))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)  # a block of threads for each few elements: slow here
 @given(losses())
 def test_generated_losses_have_the_bits_of_native_on_the_stand_in(call):

@@ -52,6 +52,7 @@ def floating_point(c):
     return c.count("FFMA"), c.count("FMUL"), c.count("FADD")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", BOTH)
 def test_budget_on_sm_90(compiler):
     """Instructions for each element, registers, spills; and that nothing was contracted or approximated."""

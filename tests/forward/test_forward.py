@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import noisefuse as nf
-from conftest import BACKENDS, DTYPES, NATIVE, NUMBA, bits, using
+from conftest import BACKENDS, DTYPES, NATIVE, NUMBA, bits, reference_is_slow, using
 from generated import BYTES, CONTINUOUS, LINEAR, SCHEDULES, TARGETS, arrays, indices, noises, normals, real, shapes
 from noisefuse.backends.call import window_runs
 
@@ -421,6 +421,7 @@ def by_turns(choices, operation, dtype):
     return choices[turn % len(choices)]
 
 
+@reference_is_slow
 def test_a_sample_does_not_depend_on_its_batch(backend, dtype, operation):
     """Alone, in a part of the batch, in another order, in a list of Noises: each row keeps its bits."""
     shape = by_turns([(70, 3), (9, 7, 11), (5, 1030)], operation, dtype)
@@ -438,6 +439,7 @@ def test_a_sample_does_not_depend_on_its_batch(backend, dtype, operation):
     assert bits(whole[part]) == bits(operation(x[part], t[part], noise.at(sample=noise.sample + 2)))
 
 
+@reference_is_slow
 def test_a_window_is_that_part_of_the_whole(backend, dtype, operation):
     """Tiles, chunks and sequence shards, of samples large and tiny."""
     rows = by_turns([1, 3, 70], operation, dtype)

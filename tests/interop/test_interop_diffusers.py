@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
+from conftest import one_in
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -366,12 +367,13 @@ def need_generators(case):
         pytest.skip("flow matching of this diffusers draws by torch.randn_like, and takes no generator")
 
 
-@pytest.mark.parametrize("case", SHORT, ids=str)
+@pytest.mark.parametrize("case", one_in(3, SHORT), ids=str)
 def test_loops_agree(case):
     need_generators(case)
     loop(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [5, 50])
 @pytest.mark.parametrize("name", NAMES)
 def test_loops_of_other_lengths_agree(name, n):
@@ -1052,16 +1054,10 @@ def native_pairs():
     """The pairs of test_samplers_diffusers.py: what diffusers' classes are among nf.samplers."""
     import test_samplers_diffusers as native
 
-    seen = set()
-    for pair in native.PAIRS:
-        if pair.theirs in NAMES and "thresholding" not in pair.config:
-            # KDPM2's take a second to construct, four times: once in the short run
-            marks = [pytest.mark.slow] if pair.theirs.startswith("KDPM2") and pair.theirs in seen else []
-            yield pytest.param(pair, id=str(pair), marks=marks)
-            seen.add(pair.theirs)
+    return [pair for pair in native.PAIRS if pair.theirs in NAMES and "thresholding" not in pair.config]
 
 
-@pytest.mark.parametrize("pair", [*native_pairs()])
+@pytest.mark.parametrize("pair", one_in(3, native_pairs()), ids=str)
 def test_exact_coefficients_are_those_of_the_samplers(pair, monkeypatch):
     """In float64 x, over a loop; compat coefficients are farther off, where float32 cancels."""
     import test_samplers_diffusers as native

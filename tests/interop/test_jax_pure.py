@@ -219,7 +219,9 @@ def all_same(found, expected):
 
 
 @pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda kind: np.dtype(kind).name)
+@pytest.mark.parametrize(
+    "dtype", first_and_slow([np.float32, np.float16, ml_dtypes.bfloat16]), ids=lambda kind: np.dtype(kind).name
+)
 def test_rows(rows, dtype, stated):
     x = X.astype(dtype)
     x[0, 0, :4] = [0, -0.0, np.inf, 1e-40]

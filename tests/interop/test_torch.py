@@ -482,7 +482,7 @@ LIKE = {
 FORMATS = [((2, 3, 4, 5), torch.channels_last), ((2, 3, 2, 4, 5), torch.channels_last_3d)]
 
 
-@pytest.mark.parametrize("graph", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("graph", first_and_slow([False, True]), ids=["eager", "compiled"])
 @pytest.mark.parametrize("name", LIKE)
 def test_results_keep_the_memory_format(name, graph):
     """As torch's pointwise operations do; by their indices the values are those of tensors in C order. (Each format is

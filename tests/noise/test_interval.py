@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import DTYPES, bits
+from conftest import DTYPES, bits, reference_is_slow
 from cuda_kernels import stand_in
 
 NOISE = nf.Noise(7, sample=40, step=3)
@@ -73,6 +73,7 @@ def expected(increment, shape, dtype):
     return total.astype(dtype)
 
 
+@reference_is_slow
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize("t", [(0.2, 0.7), (0.7, 0.2), (0, 1), (0.5, 0.5 + 2**-24), (1 / 3, 0.34)], ids=str)
 def test_an_increment_is_a_sum_of_named_draws(backend, t, dtype):
@@ -162,6 +163,7 @@ def test_steps_take_words_of_their_own():
         nf.Noise(1, step=128).interval(0, 1)
 
 
+@reference_is_slow
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_samples_windows_and_lists(backend, dtype):
     """What holds for every noise. Seen to fail: a list whose entries all take the first one's samples."""

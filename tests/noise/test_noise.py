@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import bits
+from conftest import bits, reference_is_slow
 from noisefuse.backends.reference import SPEC
 
 # ---- the name ----------------------------------------------------------------------------------------------
@@ -270,6 +270,7 @@ def noises_of(words):
     return found
 
 
+@reference_is_slow
 def test_normals_of_edge_words(backend):
     """Where the logarithm and the circle change branches, next to 0 and next to 1.
 
