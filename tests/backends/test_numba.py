@@ -571,7 +571,7 @@ print(nf.philox4x32([0, 0, 0, 0], [0, 0]).tolist(), kernels.philox.stats.cache_p
     assert done.stdout == f"{[0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]} None\n"
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_an_installation_without_a_compiler(tmp_path):
     """It fails and says what to do, or is asked for. Seen to fail: a wheel without the extension, which pip kept."""
     run = [sys.executable, "-m", "venv", str(tmp_path / "venv")]

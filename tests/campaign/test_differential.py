@@ -74,7 +74,7 @@ def spoil(monkeypatch, one_in):
     monkeypatch.setattr(native, "fast_random", None)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_flipped_bit_is_found_and_shrunk(monkeypatch):
     """One bit of 2^20 elements, on one instruction set: reports are lines that show it, with few arguments left."""
     spoil(monkeypatch, 1 << 20)

@@ -528,7 +528,7 @@ def test_a_scheduler_without_workers_is_named(
     assert f"{address} has no workers" in error
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.filterwarnings("ignore")
 def test_workers_die_and_join_and_the_bits_are_the_same(
     one_worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -553,8 +553,8 @@ def test_workers_die_and_join_and_the_bits_are_the_same(
     assert np.array_equal(np.load(tmp_path / "y.npy"), noised(x))
 
 
+@pytest.mark.release
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [".npy", ".zarr", ""])
 def test_processes_make_the_same_bits(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("distributed")

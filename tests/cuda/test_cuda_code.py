@@ -15,6 +15,7 @@ import noisefuse as nf
 from conftest import DTYPES, bits
 from cuda_kernels import compilers, ptx, stand_in
 
+pytestmark = pytest.mark.slow
 needs_nvcc = pytest.mark.skipif(not compilers.have_nvcc(), reason="needs noisefuse[cuda-test]: nvcc, cuobjdump")
 needs_nvrtc = pytest.mark.skipif(not compilers.have_nvrtc(), reason="needs noisefuse[cuda-test]: CuPy's NVRTC")
 BOTH = [pytest.param("nvcc", marks=needs_nvcc), pytest.param("nvrtc", marks=[needs_nvcc, needs_nvrtc])]
@@ -52,7 +53,6 @@ def floating_point(c):
     return c.count("FFMA"), c.count("FMUL"), c.count("FADD")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("compiler", BOTH)
 def test_budget_on_sm_90(compiler):
     """Instructions for each element, registers, spills; and that nothing was contracted or approximated."""
@@ -83,12 +83,12 @@ def test_budget_on_sm_90(compiler):
 # compiled by one of them, and 90 by both (above).
 OTHERS = [arch for arch in compilers.ARCHITECTURES if arch != "90"]
 # Those between the oldest and the newest wait for a release.
-WHEN = {arch: pytest.mark.slow if arch in (OTHERS[0], OTHERS[-1]) else pytest.mark.release for arch in OTHERS}
+WHEN = {arch: [] if arch in (OTHERS[0], OTHERS[-1]) else [pytest.mark.release] for arch in OTHERS}
 
 
 @pytest.mark.parametrize(
     ("compiler", "arch"),
-    [pytest.param(*BOTH[k % 2].values, arch, marks=[*BOTH[k % 2].marks, WHEN[arch]]) for k, arch in enumerate(OTHERS)],
+    [pytest.param(*BOTH[k % 2].values, arch, marks=[*BOTH[k % 2].marks, *WHEN[arch]]) for k, arch in enumerate(OTHERS)],
 )
 def test_every_architecture(compiler, arch):
     # Rows of any kind take up to 70 on sm_75 (float64) and 80 on sm_100 and sm_120 (float32): room for three blocks of
@@ -174,7 +174,7 @@ def interpreting(text, counts):
 # what the budget above counts.
 SOURCES = [
     pytest.param("nvrtc", "90", marks=needs_nvrtc),
-    pytest.param("nvcc", "75", marks=[needs_nvcc, pytest.mark.slow]),
+    pytest.param("nvcc", "75", marks=needs_nvcc),
 ]
 
 

@@ -244,7 +244,7 @@ def test_doubles(stated):
         assert all_same(jax.jit(rows)(x), rows(x))
 
 
-@pytest.mark.slow  # XLA compiles it for half a minute
+@pytest.mark.release  # XLA compiles it for half a minute
 def test_drawn_doubles(stated):
     with jax.enable_x64(True):
         for draw in (nf.randn, nf.uniform):

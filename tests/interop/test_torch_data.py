@@ -160,6 +160,7 @@ class Named(Images):
         return f"shard-0/{i:04}", IMAGES[i]
 
 
+@pytest.mark.release
 @pytest.mark.parametrize("start", [None, FORK, SPAWN])
 def test_augmented_batches_are_named_by_keys(start):
     """Seen to fail: keys in place of their hashes, an epoch that is left out."""

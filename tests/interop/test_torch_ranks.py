@@ -76,7 +76,7 @@ def check_losses(mesh) -> None:
     assert found == nf.mse_loss(pred, x0, t, schedule, NOISE, target="v", weight=weight), mesh
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_meshes_of_four_ranks(tmp_path):
     """Seen to fail: a coordinate of another axis of the mesh, a placement that is taken for a replica."""
     torch.multiprocessing.spawn(on_rank, (4, str(tmp_path / "meeting")), nprocs=4)
