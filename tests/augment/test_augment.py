@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import DTYPES, using
+from conftest import DTYPES, reference_is_slow, using
 from noisefuse.augment import at_snr, by_level, gaussian, multiplicative, prepare, sensor, strengths
 
 N = nf.Noise(7, sample=5, step=2)
@@ -389,6 +389,7 @@ def test_what_is_wrong_with_levels_is_said(options, error, said):
         by_level(**{"x": images(), "mean_table": LEVELS, "std_table": LEVELS, "noise": N} | options)
 
 
+@reference_is_slow
 @pytest.mark.parametrize("channels", [1, 3, 64, 65])
 @pytest.mark.parametrize("pixels", [7, 300])
 @pytest.mark.parametrize("dtype", ["uint8", "float64"])

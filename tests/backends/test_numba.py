@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import noisefuse as nf
-from conftest import bits
+from conftest import bits, one_in
 from noisefuse.backends import spec
 from test_threads import python
 from test_update import random_table
@@ -264,7 +264,7 @@ needs_cuda = pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, 
 
 
 @needs_cuda
-@pytest.mark.parametrize("kernel", FUSED)
+@pytest.mark.parametrize("kernel", one_in(3, FUSED))
 def test_nothing_is_contracted_or_approximate_on_a_gpu(kernel):
     """As many fma as the text has, and no product that meets a sum which the assembler could fuse."""
     real = float64 if kernel.__name__.endswith("64") else float32

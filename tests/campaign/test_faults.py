@@ -6,11 +6,12 @@ import sys
 import pytest
 
 import faults
+from conftest import one_in
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork, limits and /proc")
 
 
-@pytest.mark.parametrize("name", faults.QUICK)
+@pytest.mark.parametrize("name", one_in(2, faults.QUICK))
 def test_calls_are_right_after_it(name):
     """No crash and no hang; and the bits of calls in the same process, before and after, are the same."""
     row = faults.run(name, "native", seed=1, seconds=faults.QUICK[name])

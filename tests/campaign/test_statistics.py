@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
+from conftest import first_and_slow
 from noisefuse.campaign import statistics
 from noisefuse.campaign.statistics import Part, Sums, Value, gram, one_bit_apart, parts, results, uniformity
 
@@ -60,7 +61,9 @@ def test_defects_of_normals_are_found(defect, monkeypatch):
     assert failed(numbers, NORMALS)
 
 
-@pytest.mark.parametrize("spoilt", [lambda u: u**1.003, lambda u: np.floor(u * 2**22) / 2**22 + u.dtype.type(2**-24)])
+@pytest.mark.parametrize(
+    "spoilt", first_and_slow([lambda u: u**1.003, lambda u: np.floor(u * 2**22) / 2**22 + u.dtype.type(2**-24)])
+)
 def test_defects_of_uniforms_are_found(spoilt, monkeypatch):
     """A slope; and a last bit that is always 0."""
     spoil(monkeypatch, "uniform", spoilt)

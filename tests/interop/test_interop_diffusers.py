@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import one_in
+from conftest import first_and_slow, one_in
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -484,7 +484,7 @@ def test_half_steps_are_rounded_once(case, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", one_in(2, NAMES))
 def test_loops_in_half_precision_agree(name, dtype):
     """As closely as their rounding of every operation allows, measured: 3.8 eps, and 9 eps where they divide a rounded
     difference by alpha and clip it; 8 eps in two classes that go on with such differences. Types, noise and state are
@@ -958,7 +958,7 @@ def test_add_noise_goes_on_with_diffusers_where_a_row_does_not_do(name):
     assert mine.requires_grad
 
 
-@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("name", one_in(2, FORWARD))
 def test_add_noise_draws(name):
     """A Noise is the field of q_sample: drawn in the pass, the same bits as given; one for each sample, too."""
     scheduler = DEFAULTS[name].pair(coefficients="exact")[1]
@@ -1057,7 +1057,7 @@ def native_pairs():
     return [pair for pair in native.PAIRS if pair.theirs in NAMES and "thresholding" not in pair.config]
 
 
-@pytest.mark.parametrize("pair", one_in(3, native_pairs()), ids=str)
+@pytest.mark.parametrize("pair", one_in(6, native_pairs()), ids=str)
 def test_exact_coefficients_are_those_of_the_samplers(pair, monkeypatch):
     """In float64 x, over a loop; compat coefficients are farther off, where float32 cancels."""
     import test_samplers_diffusers as native
@@ -1098,7 +1098,7 @@ def test_exact_needs_to_see_set_timesteps():
 
 
 # DPMSolverSDE's float64 levels are other times of the tree, whose path moves by 3e-4 in a float32's last digit of time.
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("DPMSolverSDE")])
+@pytest.mark.parametrize("name", one_in(3, [name for name in NAMES if not name.startswith("DPMSolverSDE")]))
 def test_exact_coefficients_are_of_numbers_that_a_user_puts_in(name):
     """Other sigmas or alphas_cumprod are not computed anew, for steps or for the noise of a Noise."""
     pair, x = DEFAULTS[name].pair(coefficients="exact"), torch.linspace(-1, 1, 96).reshape(SHAPE)
@@ -1555,7 +1555,7 @@ def unet():
     ).eval()  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["DDPM", "DDIM"])
+@pytest.mark.parametrize("kind", first_and_slow(["DDPM", "DDIM"]))
 def test_pipelines_give_the_same_pictures(kind, tmp_path):
     pipeline = getattr(diffusers, f"{kind}Pipeline")(unet(), getattr(diffusers, f"{kind}Scheduler")())
     pipeline.set_progress_bar_config(disable=True)
