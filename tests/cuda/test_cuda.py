@@ -317,8 +317,7 @@ def losses(draw):
     return shape, t, noise, options, upstream, dtypes, draw(st.integers(0, 3)), draw(st.integers(0, 7))
 
 
-@pytest.mark.slow
-@settings(deadline=None, max_examples=40)  # a block of threads for each few elements: slow here
+@settings(deadline=None, max_examples=25)  # a block of threads for each few elements: slow here
 @given(losses())
 def test_generated_losses_have_the_bits_of_native_on_the_stand_in(call):
     """Nothing is read back. Seen to fail: the last element of a run taken from the next one; `first` of a list of
