@@ -64,8 +64,11 @@ __all__ = [
     "LCMScheduler",
     "LMSDiscreteScheduler",
     "LTXEulerAncestralRFScheduler",
+    "MiniMaxH3Scheduler",
     "PNDMScheduler",
+    "SASolverScheduler",
     "TCDScheduler",
+    "UnCLIPScheduler",
     "UniPCMultistepScheduler",
     "accelerate",
 ]
@@ -158,6 +161,9 @@ class Fused:
     _options: tuple[str, ...] = ()  # arguments of step that change numbers
     _by_time = False  # step looks at the time that it is given; others count
     _source: str  # the attribute that coefficients are computed from
+    # The same of add_noise, which does as step does unless it is said.
+    _levels_by_time: bool
+    _levels_source: str
     _upcasts = False  # step computes in float32, and returns the dtype of the model's output
     _refuses = False  # step refuses integer times
     # Whose dtype the noise has that diffusers draws: "model", "sample", "float32" or "wide", the wider of the model's
@@ -205,6 +211,8 @@ class Fused:
 
         if not hasattr(ours, "_source"):
             ours._source = "alphas_cumprod" if ours._by_time else "sigmas"
+        if not hasattr(ours, "_levels_source"):
+            ours._levels_by_time, ours._levels_source = ours._by_time, ours._source
         ours._base, ours.set_timesteps, ours.step = base, set_timesteps, rebound(ours.step, globals())
         ours.step.__doc__ = f"{base.step.__doc__}\n{_ALSO}"
 
@@ -247,7 +255,7 @@ class Fused:
         plan, state = run.plan, self.__dict__
         if run.upcasts and run.memory and x.dtype.itemsize < 4:
             x, mixed = x.float(), True  # and so it is remembered
-        pool = [None, t, x, m, None]  # rows.NOTHING ..
+        pool = [None, t, x, m, None, None]  # rows.NOTHING ..
         model, past = m, ()  # type: Any, Any
         if plan.clean is not None:
             pool[rows.CLEAN] = clean = self._threshold_sample(nf.update(plan.clean, i, x, m))
@@ -264,6 +272,8 @@ class Fused:
             if step.interval is not None:
                 draws = self._increment(draws, step, i, x)
             z = draws if type(draws) is nf.Noise else self._drawn(draws, m, x)
+            if step.keeps_noise:
+                pool[rows.NOISE] = z = _field(z, i, x, x.dtype) if _is_noise(z) else z
         try:
             made = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
         except TypeError:
@@ -306,10 +316,7 @@ class Fused:
             return z if z.dtype is x.dtype else z.to(_row_dtype(x))  # the tree has the dtype of the first x
         if step.parts is None:
             return draws
-        first, second = (
-            nf.randn(tuple(x.shape), _at(draws, i - back, stream=3), out=torch.empty_like(x, dtype=_row_dtype(x)))
-            for back in (1, 0)
-        )
+        first, second = (_field(draws, i - back, x, _row_dtype(x)) for back in (1, 0))
         return step.parts[0] * first + step.parts[1] * second
 
     # ---- the checked path ----------------------------------------------------------------------------------
@@ -351,7 +358,7 @@ class Fused:
         noise = self.noise if draws is None else draws
         if _is_noise(noise) and self._may_draw(options):
             raise TypeError(f"{name}: diffusers does this step{f' {reason}' * bool(reason)}, and cannot draw {noise}")
-        given = {**dict(zip(self._options, options, strict=True)), **others}
+        given = {**self._given(options), **others}
         if isinstance(draws, Tensor):
             given["variance_noise"] = draws
         elif draws is not None and not _is_noise(draws):
@@ -362,6 +369,10 @@ class Fused:
             _said.add(line)
             logger.warning(line)
         return result
+
+    def _given(self, options: Options, i: int | None = None) -> dict[str, Any]:
+        """The arguments of diffusers' step, as they were given or at position i of the timesteps."""
+        return dict(zip(self._options, options, strict=True))
 
     def _may_draw(self, options: Options) -> bool:
         return self._draws != ""
@@ -450,7 +461,7 @@ class Fused:
         plan = _plans.pop(key, None)
         if plan is None:
             try:
-                plan = rows.trace(self, self._base, start, dict(zip(self._options, options, strict=True)))
+                plan = rows.trace(self, self._base, start, options)
             except Unsupported as reason:
                 plan = reason
         _plans[key] = plan
@@ -461,7 +472,7 @@ class Fused:
             steps = plan.steps
             # Some are set in the first step; the others' values are these, and of tensors the same objects: none is
             # compared by value.
-            state.update(plan.begins)
+            state.update(rows.unshared(plan.begins))
         self._run = _Run(
             *made_for, versions, options, clock.host.dtype, clock.places, plan, steps, self._source, self._memory,
             self._by_time, isinstance(plan, Plan) and bool(plan.names), self._upcasts,
@@ -512,7 +523,7 @@ class Fused:
     def _level(self, x0: Any, t: Any) -> Any:
         """The level of each sample, or of all: t itself, or where t is among the timesteps, or where the run is."""
         clock = self._time()
-        if self._by_time:
+        if self._levels_by_time:
             t = t.to(x0.device) if isinstance(t, Tensor) and t.is_cuda else t  # those of the host are checked there
             if not isinstance(t, Tensor) or (many := t.numel()) == 1:
                 return t
@@ -536,7 +547,7 @@ class Fused:
     def _kept_levels(self, key: Any, make: Any) -> Any:
         """make(how many levels there are), unless it was made for these levels before."""
         state = self.__dict__
-        levels, kept = state[self._source], state.setdefault("_levels", {})
+        levels, kept = state[self._levels_source], state.setdefault("_levels", {})
         if key not in kept or kept[key][0] is not levels or kept[key][1] != version(levels):
             kept[key] = levels, version(levels), make(len(levels))
         return kept[key][2]
@@ -553,7 +564,7 @@ class Fused:
         """All levels that have noise, the least noisy first, and where each level is among them (None: in its place).
         In float64: there is nothing of diffusers' to reproduce in noise of ours."""
         alpha, sigma = rows.levels(self, self._base, n, torch.float64, exact=True)
-        if self._by_time:
+        if self._levels_by_time:
             return nf.Schedule(alpha, sigma), None
         noisy = sigma > 0
         _, first, place = np.unique(-alpha[noisy] / sigma[noisy], return_index=True, return_inverse=True)
@@ -617,6 +628,8 @@ def _has(name: str) -> bool:
 def _bytes(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.cpu().numpy().tobytes()
+    if callable(value):  # kept, lest another function come to lie where it lay
+        return value
     return value.tobytes() if isinstance(value, np.ndarray) else repr(value)
 
 
@@ -632,6 +645,12 @@ def _at(noise: Noises, steps: int, stream: int) -> Any:
     if isinstance(noise, nf.Noise):
         return noise.at(step=noise.step + steps, stream=stream)
     return [one.at(step=one.step + steps, stream=stream) for one in noise]
+
+
+def _field(noise: Noises, i: int, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What position i of the timesteps draws, stored."""
+    out: Any = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    return nf.randn(tuple(x.shape), _at(noise, i, stream=3), out=out)  # type: ignore[no-any-return]
 
 
 def _row_dtype(x: Tensor) -> torch.dtype:
@@ -775,6 +794,50 @@ class DDIMInverseScheduler(_Steps, diffusers.DDIMInverseScheduler):
     _by_time = True
 
 
+class _Next:
+    """An option: the next of the timesteps. All are equal, for the rows of a run have one each."""
+
+    def __init__(self, t: Any) -> None:
+        self.t = t
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is _Next
+
+    def __hash__(self) -> int:
+        return 0
+
+
+class UnCLIPScheduler(_AddsNoise, diffusers.UnCLIPScheduler):
+    _by_time = True
+    _options = ("prev_timestep",)
+
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, prev_timestep: Any = None, generator: Draws = None,
+        return_dict: bool = True,
+    ) -> Any:  # fmt: skip
+        options = (self._following(timestep, prev_timestep),)
+        return Fused._step(self, model_output, timestep, sample, generator, return_dict, options)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _following(self, t: Any, after: Any) -> Any:
+        """`_Next` where the run goes on to the next of its timesteps, or from the last, as in diffusers' pipeline."""
+        clock = self._time()
+        place = None if clock is None or (isinstance(t, Tensor) and t.numel() > 1) else self._place(t, clock)
+        if clock is None or place is None:
+            return after
+        if after is None:
+            goes_on = place + 1 == len(clock.host) and self._run is not None and self._run.options == (_Next(None),)
+            return _Next(None) if goes_on else None
+        return _Next(after) if self._place(after, clock) == place + 1 else int(after)
+
+    def _given(self, options: Options, i: int | None = None) -> dict[str, Any]:
+        after = options[0]
+        if isinstance(after, _Next):
+            timesteps = self.__dict__["timesteps"]
+            after = after.t if i is None else timesteps[i + 1].cpu() if i + 1 < len(timesteps) else None
+        return {"prev_timestep": after}
+
+
 class TCDScheduler(_AddsNoise, diffusers.TCDScheduler):
     _draws = "sample"
     _by_time = True  # for where it is, and counts for where it goes
@@ -869,6 +932,11 @@ class IPNDMScheduler(_Steps, diffusers.IPNDMScheduler):
 
 class DEISMultistepScheduler(_DrawsNothing, diffusers.DEISMultistepScheduler):
     _memory = ("model_outputs",)
+
+
+class SASolverScheduler(_Draws, diffusers.SASolverScheduler):
+    _memory = ("model_outputs", "last_sample", "last_noise")
+    _levels_by_time, _levels_source = True, "alphas_cumprod"
 
 
 class CMStochasticIterativeScheduler(_Draws, diffusers.CMStochasticIterativeScheduler):
@@ -1002,16 +1070,38 @@ if _has("LTXEulerAncestralRFScheduler"):
         _refuses = True
 
 
+class _Finds(Fused):
+    """Whose diffusers' index_for_timestep takes no timesteps to look in, nor has two that are equal."""
+
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> Any:
+        if schedule_timesteps is None:
+            return self._base.index_for_timestep(self, timestep)
+        return operator.indexOf(schedule_timesteps.tolist(), timestep)
+
+
+if _has("MiniMaxH3Scheduler"):
+
+    class _Begins:
+        """What diffusers' step does in itself."""
+
+        _begin_index: Any
+        index_for_timestep: Any
+
+        def _init_step_index(self, timestep: Any) -> None:
+            begin = self._begin_index
+            self._step_index = self.index_for_timestep(timestep) if begin is None else begin
+
+    class MiniMaxH3Scheduler(_Finds, _Steps, _Begins, diffusers.MiniMaxH3Scheduler):
+        _refuses = True
+
+
 if _has("FlowMapEulerDiscreteScheduler"):
 
-    class FlowMapEulerDiscreteScheduler(Fused, diffusers.FlowMapEulerDiscreteScheduler):
+    class FlowMapEulerDiscreteScheduler(_Finds, diffusers.FlowMapEulerDiscreteScheduler):
         _by_time = True
         _source = "sigmas"
         _draws = ""
         _upcasts = True
-
-        def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> Any:
-            return self._base.index_for_timestep(self, timestep)  # which takes no timesteps to look in
 
         def step(
             self, model_output: Any, timestep: Any, sample: Any, r_timestep: Any = None, return_dict: bool = True

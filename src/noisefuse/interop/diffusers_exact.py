@@ -65,8 +65,8 @@ def shadow_of(scheduler: Any, base: type, exact: bool) -> tuple[Any, dict[str, A
         shadow = copy.copy(scheduler)
         shadow.__class__ = kind
     for name, value in vars(shadow).items():
-        if isinstance(value, Tensor):
-            setattr(shadow, name, value.cpu())
+        if isinstance(value, Tensor | list):
+            setattr(shadow, name, value.cpu() if isinstance(value, Tensor) else [*value])
     return shadow, space
 
 

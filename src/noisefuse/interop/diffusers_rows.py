@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from operator import itemgetter
+from operator import is_, itemgetter
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ import noisefuse as nf
 from .diffusers_exact import Wide, rebound, shadow_of
 
 # Where a step finds what it handles: these, then what the scheduler remembered, then what the kernel wrote: x' first.
-NOTHING, TIME, SAMPLE, MODEL, CLEAN, REMEMBERED = range(6)
+NOTHING, TIME, SAMPLE, MODEL, CLEAN, NOISE, REMEMBERED = range(7)
 
 
 _GAPS = "which of the remembered there are"
@@ -47,6 +47,7 @@ class Step:
     past: Any  # a Pick: past1 ..
     written: int  # auxiliary outputs
     draws: bool  # whether diffusers draws noise here
+    keeps_noise: bool  # and remembers it
     interval: Any  # (start, stop), over which, where its noise is a Brownian path's
     parts: tuple[float, float] | None  # in noise over both intervals, of the noise of the step before and of this one
     results: Pick  # what it returns beside the next sample
@@ -68,7 +69,7 @@ class Plan:
     fields: tuple[str, ...]
 
 
-def trace(scheduler: Any, base: type, start: int, options: dict[str, Any]) -> Plan:
+def trace(scheduler: Any, base: type, start: int, options: tuple[Any, ...]) -> Plan:
     """The plan of a scheduler as it is now. Unsupported: it is not affine, or reads more than a row can."""
     exact = scheduler.coefficients == "exact"
     shadow, space = shadow_of(scheduler, base, exact)
@@ -87,12 +88,13 @@ def trace(scheduler: Any, base: type, start: int, options: dict[str, Any]) -> Pl
         # in exact mode a Python number, with which diffusers computes in float64
         t = shadow.timesteps[i].item() if exact else shadow.timesteps[i]
         try:
-            steps[i] = probe.row(step, t, options, *numbers[:, i : i + 1])
+            steps[i] = probe.row(step, t, scheduler._given(options, i), *numbers[:, i : i + 1])
         except IndexError:  # flow matching, before set_timesteps: no level to step to from the last one
             raise Unsupported("a step has no level to go to") from None
     table, clean = (nf.Tableau(rows, shadow.timesteps.numpy(), base.__name__) for rows in numbers)
     # What tells the steps of a run apart. (Not a 0 that PNDM remembers in a tensor's place: its counter tells.)
-    counters = {name for one in steps.values() for name in one.after} - {*scheduler._memory}
+    changed = (name for one in steps.values() for name in (*one.after, *map(itemgetter(0), one.remembers)))
+    counters = {*changed} - {*scheduler._memory}
     if not scheduler._memory:  # LCM looks at its time and counts
         counters &= {"_step_index"} if scheduler._by_time else set()
     names = sorted(counters)
@@ -168,11 +170,12 @@ class _Probe:
         before, gaps = self._attributes(), [value is None for value in held]
         with _Clamps(self) if self.clips else nullcontext():
             self.result = step(self.shadow, self.units["m1"], t, self.units["x"], **options)
-        after = {name: v for name, v in self._attributes().items() if before.get(name, self) is not v}
+        after = {name: v for name, v in self._attributes().items() if not _same(before.get(name, self), v)}
         # what was changed in place is another tensor now
-        units = dict(zip(map(id, self.units.values()), self.columns, strict=True))
-        held = [v if id(v) not in units or np.array_equal(v[0].numpy(), units[id(v)]) else object() for v in held]
-        given = [None, t, self.units["x"], self.units["m1"], self.units["d"] if self.thresholds else object(), *held]
+        were = dict(zip(map(id, self.units.values()), self.columns, strict=True))
+        held = [v if id(v) not in were or np.array_equal(v[0].numpy(), were[id(v)]) else object() for v in held]
+        units = self.units
+        given = [None, t, units["x"], units["m1"], units["d"] if self.thresholds else object(), units["z"], *held]
         places: dict[int, int] = {id(value): place for place, value in enumerate(given)}
         written: list[Tensor] = []
 
@@ -193,9 +196,11 @@ class _Probe:
                 remembers.append((name, itemgetter(place(value)), False))
             else:
                 after[name] = value
+        remembers += [(name, _constant(after.pop(name)), True) for name in [*after] if isinstance(after[name], list)]
         past = self._fill([sample, *written], numbers, clean_numbers)
         before[_GAPS] = gaps
-        noise = self.drawn, self.interval, self._parts(before.get("mid_point_sigma"))
+        kept = any(value is units["z"] for value in items(vars(self.shadow), self.memory))
+        noise = self.drawn, kept, self.interval, self._parts(before.get("mid_point_sigma"))
         return Step(before, past, len(written), *noise, results, remembers, after)
 
     def _parts(self, middle: Tensor | None) -> tuple[float, float] | None:
@@ -218,7 +223,7 @@ class _Probe:
         return held
 
     def _attributes(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self.shadow).items() if name not in self.memory}
+        return unshared({name: value for name, value in vars(self.shadow).items() if name not in self.memory})
 
     def _fill(self, outputs: list[Tensor], numbers: Any, clean_numbers: Any) -> list[int]:
         """The numbers of a row; returns the places of past1 .."""
@@ -277,6 +282,21 @@ class _Clamps(TorchFunctionMode):
 
 
 _CLAMPS = {torch.clamp, Tensor.clamp}
+
+
+def unshared(attributes: dict[str, Any]) -> dict[str, Any]:
+    """With lists of their own, for diffusers changes some in place."""
+    return {name: [*value] if isinstance(value, list) else value for name, value in attributes.items()}
+
+
+def _same(a: Any, b: Any) -> bool:
+    """The same object, or lists of the same ones."""
+    lists = isinstance(a, list) and isinstance(b, list) and len(a) == len(b)
+    return all(map(is_, a, b)) if lists else a is b
+
+
+def _constant(values: Any) -> Pick:
+    return lambda pool: values
 
 
 def items(attributes: dict[str, Any], memory: tuple[str, ...]) -> list[Any]:
