@@ -67,6 +67,7 @@ __all__ = [
     "MiniMaxH3Scheduler",
     "PNDMScheduler",
     "SASolverScheduler",
+    "SCMScheduler",
     "TCDScheduler",
     "UnCLIPScheduler",
     "UniPCMultistepScheduler",
@@ -344,6 +345,12 @@ class Fused:
         run = self._run_from(0 if many else i, clock, options)
         if isinstance(run.plan, Unsupported):
             return fallback(f"because {run.plan}")
+        last = len(clock.host) - 1
+        if last not in run.steps:
+            if not many and i == last:
+                return fallback(None)  # raises an error
+            if many and bool((i == last).any()):
+                raise ValueError(f"timestep: there is no step from the last of the timesteps, {clock.host[last]}")
         step = _common(run.plan) if many else run.steps[i]
         if run.counts and not many and run.plan.state(self.__dict__) != step.state:
             return fallback("at times that are not the next of its timesteps")
@@ -1068,6 +1075,14 @@ if _has("LTXEulerAncestralRFScheduler"):
     class LTXEulerAncestralRFScheduler(_Drawn, diffusers.LTXEulerAncestralRFScheduler):
         _draws = "float32"
         _refuses = True
+
+
+class SCMScheduler(_Drawn, diffusers.SCMScheduler):
+    _source = "timesteps"
+    _draws = "float32"
+
+    def _cannot(self, m: Any, x: Any) -> str | None:
+        return "for half precision, of which it makes float32" if x.dtype.itemsize < 4 else super()._cannot(m, x)
 
 
 class _Finds(Fused):

@@ -89,8 +89,9 @@ def trace(scheduler: Any, base: type, start: int, options: tuple[Any, ...]) -> P
         t = shadow.timesteps[i].item() if exact else shadow.timesteps[i]
         try:
             steps[i] = probe.row(step, t, scheduler._given(options, i), *numbers[:, i : i + 1])
-        except IndexError:  # flow matching, before set_timesteps: no level to step to from the last one
-            raise Unsupported("a step has no level to go to") from None
+        except IndexError:  # no level to step to from the last one: SCM, and flow matching before set_timesteps
+            if i + 1 < len(shadow.timesteps) or i == start:
+                raise Unsupported("a step has no level to go to") from None
     table, clean = (nf.Tableau(rows, shadow.timesteps.numpy(), base.__name__) for rows in numbers)
     # What tells the steps of a run apart. (Not a 0 that PNDM remembers in a tensor's place: its counter tells.)
     changed = (name for one in steps.values() for name in (*one.after, *map(itemgetter(0), one.remembers)))
