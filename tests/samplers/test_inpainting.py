@@ -38,7 +38,7 @@ def test_inpainting_keeps_what_is_known_at_the_level_of_each_row(name):
 def test_inpainting_of_tensors_and_what_it_refuses():
     torch = pytest.importorskip("torch")
     sampler, noise = nf.samplers.ddpm(nf.Schedule.linear(), steps=4), nf.Noise(7)
-    known, mask = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32), np.array([0, 0, 1, 0.5, 1, 0])
+    known, mask = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32), np.array([0, 0, 1, 0.25, 1, 0])
     x = sampler.sample(lambda x, t: 0.1 * x, known.shape, noise, mask=mask, known=known)
     start = torch.from_numpy(sampler.start(known.shape, noise))
     given = {"mask": torch.from_numpy(mask), "known": torch.from_numpy(known)}
