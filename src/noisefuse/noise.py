@@ -8,7 +8,7 @@ import operator
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NoReturn, SupportsIndex
@@ -208,7 +208,9 @@ class Noise:
         True
         """
         for name, given in (("span", span), ("grid", grid)):
-            if not isinstance(given, Sequence | np.ndarray) and (given is not None or name == "span"):
+            if type(given) is tuple or (given is None and name == "grid"):
+                continue
+            if not isinstance(given, Sequence | np.ndarray):
                 raise TypeError(f"interval: {name}: expected times, got {given!r}")
         if grid is not None and tuple(span) != (0.0, 1.0):
             raise TypeError("interval: expected a span or a grid, which has a span of its own")
@@ -324,6 +326,7 @@ class Increment:
     t1: float
     span: tuple[float, float]
     grid: tuple[float, ...] | None
+    _terms: Terms = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         step, stream = self.noise.step, self.noise.stream
@@ -333,13 +336,16 @@ class Increment:
             raise OverflowError(f"interval: step {step} has no path of its own, expected a step below {RUNS}")
         if stream:
             raise ValueError(f"interval: increments have a stream of their own, expected stream 0, got {stream}")
-        self.terms()  # which checks the times
+        times = (tree_terms, self.span) if self.grid is None else (grid_terms, self.grid)
+        object.__setattr__(self, "_terms", times[0](step, self.t0, self.t1, times[1]))  # which checks the times
 
     def terms(self) -> Terms:
         """The draws that it adds, in order: their step words, and what each is multiplied by."""
-        if self.grid is None:
-            return tree_terms(self.noise.step, self.t0, self.t1, self.span)
-        return grid_terms(self.noise.step, self.t0, self.t1, self.grid)
+        return self._terms
+
+    def only(self) -> Noise | None:
+        """The field that it is, where it is one draw, as from one time of a grid to the next."""
+        return self.draw(self._terms[0][0]) if len(self._terms) == 1 and self._terms[0][1] == 1 else None
 
     def draw(self, word: int) -> Noise:
         """The field of one of them."""

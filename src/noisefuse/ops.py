@@ -712,9 +712,12 @@ def _need_memory(noise: object, other: Any = None) -> None:
 
 
 def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: Any) -> Array:
-    if (other := interop(dtype if out is None else out)) is not None:
-        if other.is_traced() or not hasattr(other, "empty"):
-            _need_memory(noise, other)
+    other = interop(dtype if out is None else out)
+    if other is not None and (other.is_traced() or not hasattr(other, "empty")):
+        _need_memory(noise, other)
+    if type(noise) is Increment and (field := noise.only()) is not None:
+        return _random("randn", shape, field, dtype, batched, out)
+    if other is not None:
         return other.randn(shape, noise, dtype=dtype, batched=batched, out=out)
     full, kind = lengths(shape), float_dtype(dtype)
     result = output("out", out, full, kind, None if out is None else device_of(out))
