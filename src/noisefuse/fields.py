@@ -220,25 +220,39 @@ def _pyramid(x: Array, noise: Names, *, discount: float, levels: int, dtype: Any
     real = _arithmetic(kind)
     total = _randn(x, noise, real, out if out is not None and out.dtype == real else None)
     height, width = x.shape[-2:]
-    variance = np.ones((height, width))
+    variance, coarser = np.ones((height, width)), []
+    for level in range(1, levels):
+        if not x.size or max(lengths := _halved(height, width, level - 1)) == 1:
+            break
+        lengths = _halved(height, width, level)
+        names = _each(noise, lambda name: name.at(step=name.step * levels + level, stream=PYRAMID))  # noqa: B023
+        coarse = _randn(total[..., : lengths[0], : lengths[1]], names, real)
+        weight = discount**level
+        coarser.append((real.type(weight), coarse.reshape(-1, *lengths)))
+        variance += weight**2 * np.multiply.outer(*map(_squares, lengths, (height, width)))
+    scale = _like(total, (1 / np.sqrt(variance)).astype(real))
+    planes, together = total.reshape(count(x.shape[:-2]), height, width), max(1, _PLANES // max(1, height * width))
     with float_mode():
-        for level in range(1, levels):
-            if not x.size or max(lengths := _halved(height, width, level - 1)) == 1:
-                break
-            lengths = _halved(height, width, level)
-            names = _each(noise, lambda name: name.at(step=name.step * levels + level, stream=PYRAMID))  # noqa: B023
-            coarse = _randn(total[..., : lengths[0], : lengths[1]], names, real)
-            weight = discount**level
-            total += real.type(weight) * _enlarged(coarse, height, width)
-            variance += weight**2 * np.multiply.outer(*map(_squares, lengths, (height, width)))
-        total *= _like(total, (1 / np.sqrt(variance)).astype(real))
+        for first in range(0, len(planes), together):
+            some = slice(first, first + together)
+            columns = _across(planes[some])
+            for weight, coarse in coarser:
+                wide = _stretched(_across(_stretched(coarse[some], height)), width)
+                wide *= weight
+                columns += wide
+            columns *= scale.T
+            planes[some] = _across(columns)
     return _stored(total, kind, out)
+
+
+_PLANES = 1 << 15  # elements that are added up together: they stay in the cache
 
 
 def _halved(height: int, width: int, times: int) -> tuple[int, int]:
     return max(1, height >> times), max(1, width >> times)
 
 
+@lru_cache(256)
 def _between(few: int, many: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Of the centres of `many` cells among those of `few`: the one before, and how far it is on to the next."""
     place = np.clip((np.arange(many) + 0.5) * few / many - 0.5, 0, few - 1)
@@ -251,16 +265,19 @@ def _squares(few: int, many: int) -> NDArray[np.float64]:
     return part**2 + (1 - part) ** 2
 
 
-def _enlarged(coarse: Array, height: int, width: int) -> Array:
-    """Bilinearly, along one axis after the other."""
-    for axis, many in ((-2, height), (-1, width)):
-        few = coarse.shape[axis]
-        before, part = _between(few, many)
-        weight = _like(coarse, part.astype(coarse.dtype))
-        weight = weight[:, None] if axis == -2 else weight
-        low, high = (coarse.take(_like(coarse, np.minimum(before + k, few - 1)), axis=axis) for k in (0, 1))
-        coarse = low + weight * (high - low)
-    return coarse
+def _across(planes: Array) -> Array:
+    """(n, h, w) as (n, w, h): whole rows are copied quickly, but not whole columns."""
+    return planes.swapaxes(1, 2).copy()
+
+
+def _stretched(coarse: Array, many: int) -> Array:
+    """Linearly along axis 1: low + part (high - low)."""
+    before, part = _between(coarse.shape[1], many)
+    place = _like(coarse, before)
+    made = (coarse[:, 1:] - coarse[:, :-1] if coarse.shape[1] > 1 else 0 * coarse).take(place, axis=1)
+    made *= _like(coarse, part.astype(coarse.dtype)[:, None])
+    made += coarse.take(place, axis=1)
+    return made
 
 
 def mixed_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any = None) -> Array:

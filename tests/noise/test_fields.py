@@ -129,6 +129,11 @@ def test_pyramid_noise_is_a_sum_of_enlarged_levels_of_variance_1_everywhere():
     assert np.allclose(given, expected, rtol=0, atol=1e-12)
     many = fields.pyramid_like(np.zeros((20000, 1, 6, 5), np.float32), nf.Noise(1))
     assert abs(many.var(axis=0) - 1).max() < 6 * np.sqrt(2 / 20000)
+    # Planes are added up a few at a time. Seen to fail: levels of the first planes for all of them.
+    together = fields.pyramid_like(np.zeros((3, 3, 96, 80), np.float32), N)
+    assert np.array_equal(
+        fields.pyramid_like(np.zeros((1, 3, 96, 80), np.float32), N.at(sample=N.sample + 2)), together[2:]
+    )
 
 
 @pytest.mark.parametrize("like", [fields.mixed_like, fields.progressive_like])
