@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -330,16 +329,17 @@ def _means(rows: Rows, x: Array, batched: bool, noises: Iterable[Sequence[Noise]
     batch, sample_shape = batch_shape(x.shape, batched)
     size = count(sample_shape)
     sums: Any = output("", None, (batch,), np.dtype(np.float64), device_of(x))
-    call = None
+    again: Any = None
     for noise in noises:
         if batch * size == 0:
             yield np.zeros(batch)
             continue
-        if call is None:
+        if again is None:
             one = noise[0] if len(noise) == 1 else noise  # one for all samples
             names = names_or_array(one, x.shape, x.dtype, batched, FIELD, any_stream=True)[0] if noise else ()
             call = make_call(x.shape, x.dtype, rows, Index(np.zeros(1, np.int64), x.size), names, {M1: x}, {}, batched)
-        backends.of(x).loss(Loss(replace(call, noise=tuple(noise)), size, None, np.ones(()), size, sums))
+            again = backends.repeated_loss(x, Loss(call, size, None, np.ones(()), size, sums))
+        again(noise)
         yield sums.get() if on_device(sums) else sums.copy()
 
 

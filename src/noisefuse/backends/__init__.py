@@ -11,7 +11,8 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from types import TracebackType
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..noise import Noise
 from . import threads
 from .call import Loss, Step, Walk
 from .selftest import self_test
@@ -30,6 +32,7 @@ class Backend(Protocol):
     Attributes:
         fast_row, fast_random, fast_mse, fast_density, fast_density_gradient: its fast path, or None.
         step_and_loss: a step and a loss that reads what it writes, faster than one after the other, or None.
+        repeated_loss: what takes a loss again with other noises, as many, faster than one after the other, or None.
         empty: makes new outputs in host memory, as `numpy.empty`.
         tests_itself: whether it is tested when it is first used, and not when it is loaded.
     """
@@ -40,6 +43,7 @@ class Backend(Protocol):
     fast_density: Callable[..., Any] | None
     fast_density_gradient: Callable[..., Any] | None
     step_and_loss: Callable[[Step, Loss], None] | None
+    repeated_loss: Callable[[Loss], Callable[[Sequence[Noise]], None]] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
     tests_itself: bool
 
@@ -102,6 +106,14 @@ class Setting:
 def current() -> Any:
     """The backend module in use: NOISEFUSE_BACKEND, or the first that loads."""
     return (_current or _first())[1]
+
+
+def repeated_loss(array: Any, call: Loss) -> Callable[[Sequence[Noise]], None]:
+    """What takes a loss again with other noises, as many; on this array."""
+    backend: Backend = of(array)
+    if backend.repeated_loss is not None:
+        return backend.repeated_loss(call)
+    return lambda noises: backend.loss(replace(call, residual=replace(call.residual, noise=tuple(noises))))
 
 
 def of(array: Any) -> Any:

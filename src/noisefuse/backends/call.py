@@ -222,8 +222,8 @@ def pack_field(noise: Noise, shape: tuple[int, ...], place: Place) -> bytes:
     return _FIELD.pack(noise.seed, sample, samples, counter, step, noise.stream, start, run, len(lengths)) + axes
 
 
-def pack_fields(call: Step, place: Place) -> NDArray[np.uint8]:
-    fields = [pack_field(noise, call.sample_shape, place) for noise in call.noise]
+def pack_fields(noises: Sequence[Noise], shape: tuple[int, ...], place: Place) -> NDArray[np.uint8]:
+    fields = [pack_field(noise, shape, place) for noise in noises]
     return np.frombuffer(bytearray().join(fields), np.uint8)
 
 
@@ -268,7 +268,7 @@ def pack_on_host(
     call: Step, keep: NDArray[np.int64] | None = None, loss: Sequence[Any] = NO_LOSS
 ) -> tuple[bytes, NDArray[np.uint8]]:
     """The bytes of a CALL on host memory; the fields that it points to must live as long."""
-    fields = pack_fields(call, address)
+    fields = pack_fields(call.noise, call.sample_shape, address)
     rows = call.rows.table if call.arithmetic == _FLOAT64 else call.rows.single
     return pack(call, address, address(rows), address(fields), address(call.index), keep, loss), fields
 

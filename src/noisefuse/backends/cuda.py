@@ -84,6 +84,7 @@ UNITS = {
     "walk_": {4: 1, 8: 1, 2: 1},
 }
 GRID = 65535  # blocks of threads along y and z
+repeated_loss = None
 step_and_loss = None  # two launches: the second finds what the first has written in the second-level cache
 
 
@@ -135,7 +136,7 @@ def loss(call: Loss) -> None:
         one_field = replace(residual, noise=residual.noise[:1])  # keys are parameters of a launch
         launch = _Launch(cupy, one_field, place, of_loss=(pieces, call.chunks), loss=numbers)
         if len(residual.noise) > 1:
-            fields = pack_fields(residual, place).view(FIELD)
+            fields = pack_fields(residual.noise, residual.sample_shape, place).view(FIELD)
             for n, noise in enumerate(residual.noise):
                 launch.numbers["first"], launch.numbers["field"] = n, fields[n]
                 launch.numbers["keys"] = np.frombuffer(_round_keys(noise.seed), KEYS)
@@ -298,7 +299,7 @@ class _Launch:
         if call.noise:
             field, keys = pack_field(call.noise[0], call.sample_shape, place), _round_keys(call.noise[0].seed)
         if len(call.noise) > 1:
-            fields = place(pack_fields(call, place))
+            fields = place(pack_fields(call.noise, call.sample_shape, place))
         rows = _on_device(cupy, call.rows, call.arithmetic == np.float64, self._device).data.ptr
         packed = pack(call, place, rows, fields, index, keep, loss)
         numbers = *spans[:2], row, call.batch * call.size, 0, spans[2], *of_loss

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 import numpy as np
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 if find_spec("noisefuse._native") is None:
     raise ImportError("its C++ extension was not built, as NOISEFUSE_PURE was set when noisefuse was installed")
 from .. import _native
+from ..noise import Noise
 from . import threads
-from .call import Loss, Step, Walk, address, pack_loss, pack_on_host
+from .call import Loss, Step, Walk, address, pack_fields, pack_loss, pack_on_host
 
 if isa := os.environ.get("NOISEFUSE_ISA"):
     usable = [name for name, supported in _native.isas().items() if supported]
@@ -49,6 +51,17 @@ def walk(call: Walk) -> None:
 def loss(call: Loss) -> None:
     numbers, _memory = pack_on_host(call.residual, loss=pack_loss(call, address))
     _native.run("loss", numbers)
+
+
+def repeated_loss(call: Loss) -> Callable[[Sequence[Noise]], None]:
+    """The same with other noises, as many: all else is packed once."""
+    numbers, fields = pack_on_host(call.residual, loss=pack_loss(call, address))
+
+    def once_more(noises: Sequence[Noise]) -> None:
+        fields[:] = pack_fields(noises, call.residual.sample_shape, address)
+        _native.run("loss", numbers)
+
+    return once_more
 
 
 def step_and_loss(before: Step, call: Loss) -> None:

@@ -99,4 +99,4 @@ def described(call: Step, kind: int, roles: Sequence[int], outputs: Any, **rest:
 
 
 def field_bytes(call: Step) -> Any:
-    return pack_fields(call, lambda _: 0)
+    return pack_fields(call.noise, call.sample_shape, lambda _: 0)
