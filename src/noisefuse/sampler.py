@@ -290,12 +290,14 @@ class Sampler:
         slots = self._slots
         if law and not log_prob:
             _need_log_prob(False, law)
+        plain: Any = self._plain
+        if guidance_scale is not None or type(model_output) is tuple:
+            plain = None if log_prob else _plain_guided(self.tableau, x, guidance_scale, model_output)
         if (
-            type(i) is int
+            plain is not None
+            and type(i) is int
             and 0 <= i < self._fast_rows
-            and guidance_scale is None
             and denoised_out is None
-            and type(model_output) is not tuple
             and (not slots or (type(state) is State and state.size == self._state_size))
         ):
             past, kept, after = state.moves[self._push[i]][state.at] if slots else _NOTHING  # type: ignore[union-attr]
@@ -307,7 +309,7 @@ class Sampler:
                 plain = self._plain_density
                 made = backends.fast_density(plain, False, i, x, model_output, past, noise, SAMPLER, out, kept, law)
             else:
-                made = backends.fast_row(self._plain, i, x, model_output, past, noise, SAMPLER, out, kept, None, True)
+                made = backends.fast_row(plain, i, x, model_output, past, noise, SAMPLER, out, kept, None, True)
             if made is not NotImplemented:
                 if slots:
                     state.at = after  # type: ignore[union-attr]
@@ -773,6 +775,15 @@ def _guided(
 @lru_cache(maxsize=64)
 def _mixed(table: Tableau, weight: float) -> Tableau:
     return table.mixed([guidance(weight)])
+
+
+def _plain_guided(table: Tableau, x: Array, scale: Any, model_output: Any) -> Any:
+    """The rows of the fast path, or None where something is not plain."""
+    if type(x) is not np.ndarray and is_traced(x):
+        return None
+    if type(scale) in (float, int) and math.isfinite(scale) and type(model_output) is tuple and len(model_output) == 2:
+        return _mixed(table, float(scale)).as_rows.plain
+    return None
 
 
 def _thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tuple[Tableau, Any]:
