@@ -768,13 +768,20 @@ def _guided(
         raise ValueError(f"guidance_scale must be a number or of shape {tuple(x.shape[:1])}, got {weights.shape}")
     if weights.ndim == 0:
         return _mixed(table, float(weights)), i
-    row = Tableau(table.rows[[i]], name=table.name, threshold=table.threshold)
-    return row.mixed([guidance(w) for w in weights.tolist()]), np.arange(len(weights))
+    mixed = _mixed_for_each if type(i) is int else _mixed_for_each.__wrapped__
+    return mixed(table, i, tuple(weights.tolist())), np.arange(len(weights))
 
 
 @lru_cache(maxsize=64)
 def _mixed(table: Tableau, weight: float) -> Tableau:
     return table.mixed([guidance(weight)])
+
+
+@lru_cache(maxsize=256)
+def _mixed_for_each(table: Tableau, i: int, weights: tuple[float, ...]) -> Tableau:
+    """Row i for a scale of each sample's: it takes half a millisecond to make."""
+    row = Tableau(table.rows[[i]], name=table.name, threshold=table.threshold)
+    return row.mixed([guidance(w) for w in weights])
 
 
 def _plain_guided(table: Tableau, x: Array, scale: Any, model_output: Any) -> Any:
