@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import noisefuse as nf
-from conftest import first_and_slow
+from conftest import first_and_slow, one_in
 from noisefuse import _noise_files
 from noisefuse._noise import _Progress
 from noisefuse._noise_journal import Journal
@@ -325,7 +325,7 @@ def test_stopped_at_the_rename_it_is_whole(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.startswith("wrote ")
 
 
-@pytest.mark.parametrize("limit", [50, 300, 4_000])
+@pytest.mark.parametrize("limit", one_in(2, [300, 50, 4_000]))
 def test_a_full_disk_is_said_and_loses_nothing(limit: int, tmp_path: Path) -> None:
     """A limit of the size of files, as of a disk that is full: at the manifest, in the reserved space."""
     x = save(tmp_path / "x.npy", 10, 100)
@@ -684,7 +684,9 @@ def test_a_group_of_zarr_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "dtype int64" in fails(capsys, tmp_path / "whole", tmp_path / "y", *AT_300)
 
 
-@pytest.mark.parametrize("option", ["--seed -1", "--std nan", "--std -1", "--std x", "--step 4294967296", "--block 0"])
+@pytest.mark.parametrize(
+    "option", one_in(3, ["--seed -1", "--std nan", "--std -1", "--std x", "--step 4294967296", "--block 0"])
+)
 def test_numbers_out_of_range_are_refused(option: str) -> None:
     with pytest.raises(SystemExit) as refused:
         run("x.npy", "y.npy", *AT_300, *option.split())
