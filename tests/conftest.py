@@ -136,12 +136,13 @@ def csrc_constants(tmp_path_factory):
 
 def first_and_slow(values):
     """Parameters of a test: the first by default, the others where slow tests run."""
-    return one_in(len(values := [*values]), values)
+    first, *others = values
+    return [first, *(pytest.param(value, marks=pytest.mark.slow) for value in others)]
 
 
 def one_in(n, values):
-    """Parameters of a test: the first of every n by default, the others where slow tests run."""
-    return [value if k % n == 0 else pytest.param(value, marks=pytest.mark.slow) for k, value in enumerate(values)]
+    """Parameters of a test that repeats itself: the first of every n by default, the others before a release."""
+    return [value if k % n == 0 else pytest.param(value, marks=pytest.mark.release) for k, value in enumerate(values)]
 
 
 # The reference takes seconds where others take milliseconds; other tests compare it with them.

@@ -198,6 +198,7 @@ def test_a_reward_is_learned(rl, begun):
     assert rewards[-1] > rewards[0] + 0.1
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was(rl, begun, tmp_path):
     """The same bits. Seen to fail: an optimizer that begins anew; noise of another iteration."""
     _, middle, whole = begun
@@ -387,6 +388,7 @@ def test_a_tick_that_ends_after_the_next_is_missed(robot):
     assert robot.Log(late, work, np.zeros((4, 7))).missed().tolist() == [False, True, True, True]
 
 
+@pytest.mark.slow
 def test_a_robot_that_may_have_no_priority_says_so(robot, tmp_path, capsys, monkeypatch):
     def refused(*arguments):
         raise PermissionError("not allowed")

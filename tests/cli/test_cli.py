@@ -108,6 +108,7 @@ def test_demo_of_a_bad_file_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert f"noisefuse demo: cannot read {path}" in captured.err
 
 
+@pytest.mark.slow
 def test_demo_that_cannot_write_says_so(
     photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -424,7 +424,7 @@ def by_turns(choices, operation, dtype):
 @reference_is_slow
 def test_a_sample_does_not_depend_on_its_batch(backend, dtype, operation):
     """Alone, in a part of the batch, in another order, in a list of Noises: each row keeps its bits."""
-    shape = by_turns([(70, 3), (9, 7, 11), (5, 1030)], operation, dtype)
+    shape = by_turns([(200, 3), (9, 7, 11), (5, 1030)], operation, dtype)
     x, t, noise = normals(shape, dtype), np.arange(shape[0]), nf.Noise(8, sample=2**32 - 3, step=4)
     ids = noise.sample + t.astype(np.uint64)
     whole = operation(x, t, noise)

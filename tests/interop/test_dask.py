@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import noisefuse as nf
-from conftest import DTYPES, bits
+from conftest import DTYPES, bits, first_and_slow
 from cuda_kernels import stand_in
 from generated import LINEAR, names, normals, real
 from noisefuse import Noise
@@ -388,7 +388,7 @@ def test_a_block_of_another_process_is_a_call_of_its_own():
     assert np.array_equal(found, nf.q_sample(X, np.arange(5), S, Noise(7))[2:, 1:, 6:])
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+@pytest.mark.parametrize("scheduler", first_and_slow(["threads", "processes"]))
 def test_schedulers_of_dask(scheduler):
     x_t, target = nf.q_sample(LAZY, np.arange(5), S, Noise(7, sample=[4, 2, 8, 1, 0]), target="v")
     context = {"multiprocessing.context": "spawn", "num_workers": 2}
