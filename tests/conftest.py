@@ -169,6 +169,6 @@ def pytest_report_header(config):
         f"{info['threads']} threads; {info['cpu']}; numpy {np.__version__}, {platform.platform()}"
     ]
     if config.getoption("markexpr") == "not slow and not release and not gpu":
-        slow = "slow tests (-m 'slow and not release', some 15 minutes)"
+        slow = "slow tests (-m 'slow and not release', some 10 minutes)"
         lines.append(f"left out: {slow}, of a release (-m release), of a GPU (-m gpu)")
     return lines

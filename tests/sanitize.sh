@@ -5,7 +5,7 @@
 #     tests/sanitize.sh thread [pytest arguments]     ThreadSanitizer: the pool alone (tests/campaign/pool.cpp), then
 #                                                     tests/backends/test_threads.py
 # Arguments take the place of the tests below. The compiler is c++, or $CXX: clang (with its runtimes: libclang-rt-dev)
-# instruments for addresses in a quarter of GCC's time, which is minutes for the kernels of one instruction set. All are
+# instruments in a quarter of GCC's time, which is minutes for the kernels of one instruction set. All are
 # one text: so it is done for the one that this processor takes by itself and, for addresses, the portable one.
 # That no kernel of the others reaches past the ends of an array is what tests/backends/test_bounds.py looks at.
 set -euo pipefail
