@@ -9,6 +9,7 @@ import doctest
 import importlib
 import inspect
 import re
+import runpy
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -197,6 +198,13 @@ def test_every_page_stands_in_one_table_of_contents():
             lines = [line for line in tree["entries"].splitlines() if line and not line.startswith(":")]
             found += [(page.parent / f"{line}.md").resolve() for line in lines]
     assert sorted(found) == sorted(page for page in DOCS.rglob("*.md") if page != DOCS / "index.md")
+
+
+def test_drawings_are_those_of_their_script(tmp_path):
+    """Seen to fail: another word in a box."""
+    runpy.run_path(str(DOCS / "drawings.py"))["main"](tmp_path)
+    drawn, kept = ({path.name: path.read_text() for path in at.glob("*.svg")} for at in (tmp_path, DOCS / "pictures"))
+    assert drawn == kept
 
 
 def test_the_readme_begins_with_the_two_commands():
