@@ -233,7 +233,7 @@ OnNoise to_levels_on_noise(DType in, uint64_t shape, bool each) {
 }
 
 // Which of these does a call, or null: float32 arithmetic, all inputs of the outputs' type or all levels, or all float
-// for levels. (Of 8 bits to 16 or back: null, as few ask for it, and each pair of types is a twentieth of the wheel.)
+// for levels. (Of 8 bits to 16 or back: null, as few ask for it, and each pair of types is a hundredth of the wheel.)
 template <class Real>
 OnNoise on_noise(const Arrays<Real>& arrays, uint64_t shape) {
     const Call& s = arrays.s;
