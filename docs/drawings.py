@@ -49,9 +49,9 @@ def counter() -> Drawing:
     """docs/noise.md, "From numbers to words"."""
     d = Drawing(760, 330, "The bits of a counter, and the four elements that it gives")
     d.text(20, 24, "counter: four words of 32 bits", "start")
-    words = [("block", "element >> 2"), ("step", ""), ("sample", "its lower 32 bits")]
+    words = [("block", "element >> 2"), ("step",), ("sample", "its lower 32 bits")]
     for n, lines in enumerate(words):
-        d.box(20 + 180 * n, 34, 180, 46, NAMES, *filter(None, lines))
+        d.box(20 + 180 * n, 34, 180, 46, NAMES, *lines)
         d.text(24 + 180 * n, 96, f"word {n}", "start", 11)
     for x, width, lines in ((560, 34, ("low", "1")), (594, 60, ("stream", "7")), (654, 86, ("sample", "upper 24"))):
         d.box(x, 34, width, 46, NAMES, *lines)

@@ -82,7 +82,7 @@ ALLOWED = {
     "interop.torch_data": "@ interop.columns",
     "interop.named": "@ augment",
     "interop.torch_named": "@",
-    "interop.albumentations": "@ interop.named levels noise",
+    "interop.albumentations": "@ interop.named levels",
     "interop.audiomentations": "@ interop.named",
     "interop.torchvision": "@ interop.named interop.torch_named",
     "interop.monai": "@ interop.named interop.torch_named",

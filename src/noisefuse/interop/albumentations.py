@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 import noisefuse as nf
 
 from ..levels import LEVELS, levels_of
-from ..noise import word
 from .named import OfUnitRange, noise_by, strength
 
 __all__ = ["GaussNoise", "ISONoise", "MultiplicativeNoise", "ShotNoise"]
@@ -48,7 +47,7 @@ class _Keyed(OfUnitRange):
 
     def _name(self, data: dict[str, Any]) -> Name:
         if self.key is None:
-            return word(self.random_generator), 0, 0
+            return nf.Noise.from_rng(self.random_generator).seed, 0, 0
         noise = noise_by(self.key, data, self.noise_seed, type(self).__name__)
         return noise.seed, int(noise.sample), noise.step
 
