@@ -227,13 +227,11 @@ OnNoise on_noise(DType in, uint64_t shape, bool each) {
 
 template <DType Out>
 OnNoise to_levels_on_noise(DType in, uint64_t shape, bool each) {
-    return in == Out          ? on_noise<Out, Out>(shape, each)
-           : in == DType::f32 ? on_noise<DType::f32, Out>(shape, each)
-                              : nullptr;
+    return in == DType::f32 ? on_noise<DType::f32, Out>(shape, each) : on_noise<Out>(in, shape, each);
 }
 
 // Which of these does a call, or null: float32 arithmetic, all inputs of the outputs' type or all levels, or all float
-// for levels. (Of 8 bits to 16 or back: null, as few ask for it, and each pair of types is a hundredth of the wheel.)
+// for levels. (Each pair of types is a hundredth of the wheel.)
 template <class Real>
 OnNoise on_noise(const Arrays<Real>& arrays, uint64_t shape) {
     const Call& s = arrays.s;
