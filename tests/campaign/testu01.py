@@ -28,15 +28,16 @@ import noisefuse as nf
 from noisefuse.campaign.statistics import AXES, COLUMNS, LEVEL, ROWS, drawn
 
 WORDS = ROWS * COLUMNS
-LIBRARIES = "-ltestu01", "-lprobdist", "-lmylib", "-lm"
 REFILL = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_uint))
 
 
 def build(folder: Path, testu01: Path | None) -> ctypes.CDLL:
     library = folder / "testu01.so"
-    where = [f"-I{testu01}/include", f"-L{testu01}/lib", f"-Wl,-rpath,{testu01}/lib"] if testu01 else []
+    where = ["-I/usr/include/testu01"]  # Debian's
+    if testu01:
+        where = [f"-I{testu01}/include", f"-L{testu01}/lib", f"-Wl,-rpath,{testu01}/lib"]
     source = Path(__file__).with_suffix(".cpp")
-    subprocess.run(["c++", "-O2", "-shared", "-fPIC", *where, str(source), "-o", str(library), *LIBRARIES], check=True)
+    subprocess.run(["c++", "-O2", "-shared", "-fPIC", *where, str(source), "-o", str(library), "-ltestu01"], check=True)
     return ctypes.CDLL(str(library))
 
 
