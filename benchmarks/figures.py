@@ -149,13 +149,17 @@ def measure(figure: Figure, record: dict[str, Any], request: pytest.FixtureReque
 # ---- the report --------------------------------------------------------------------------------------------
 
 
+def processor() -> str:
+    """As files name it. Intel(R) Xeon(R) Gold 6230 CPU @ 2.10GHz -> intel-xeon-gold-6230-cpu-2-10ghz"""
+    return "-".join(re.sub(r"\((r|tm)\)|[^a-z0-9]+", " ", nf.info()["cpu"].lower()).split())
+
+
 def write(taken: list[dict[str, Any]], module: Any) -> None:
     """results/<processor><suffix>.json and .md, if all figures of the file were taken."""
     if len(taken) < len(module.FIGURES) or not all("met" in record or "skipped" in record for record in taken):
         return
     where = machine()
-    # Intel(R) Xeon(R) Gold 6230 CPU @ 2.10GHz -> intel-xeon-gold-6230-cpu-2-10ghz
-    name = "-".join(re.sub(r"\((r|tm)\)|[^a-z0-9]+", " ", where["cpu"].lower()).split()) + module.SUFFIX
+    name = processor() + module.SUFFIX
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({"machine": where, "figures": taken}, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(report(module.TITLE, module.ABOUT, where, taken))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's tables of figures, from the files in results/:
+"""The tables of figures in README.md and docs/performance.md, from the files in results/:
 
-    python benchmarks/tables.py    writes them between their markers in README.md
+    python benchmarks/tables.py    writes them between their markers
 
-Who measures anew runs it afterwards; tests/test_figures.py fails where the page says anything else than the files.
+Who measures anew runs it afterwards; tests/test_figures.py fails where a page says anything else than the files.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 RESULTS = Path(__file__).parent / "results"
 
 MACHINES = {  # as the page calls them: the file names of their results
@@ -24,6 +23,7 @@ MACHINES = {  # as the page calls them: the file names of their results
     "Zen 4": "amd-epyc",
 }
 RIVALS_ON = "Cascade Lake"  # the machine that has been timed beside all rivals
+ROOFLINE_OF = "Zen 4"
 
 
 class Row(NamedTuple):
@@ -157,12 +157,36 @@ def rivals_table() -> str:
     return table(heads, rows)
 
 
-TABLES = {"figures": figures_table, "rivals": rivals_table}
+def roofline() -> dict[str, Any]:
+    """What roofline.py measured."""
+    return dict(json.loads((RESULTS / f"{MACHINES[ROOFLINE_OF]}-roofline.json").read_text()))
 
 
-def filled(text: str) -> str:
-    """The page with all tables as the files have them. A marker that is not there is an error."""
-    for name, made in TABLES.items():
+def roofline_table() -> str:
+    """The floor is the longer time of two: of an operation's arithmetic, and of its bytes in a copy."""
+    record = roofline()
+    heads, rows = ["", "instructions", "bytes"], []
+    for place in record["places"]:
+        heads += [f"{place}: floor", "takes", "of the roof"]
+    for operation, instructions in record["operations"].items():
+        row = [operation, f"{64 * instructions:.0f}"]
+        for n, here in enumerate(record["places"].values()):
+            bytes_, ns = (here["points"][operation][key] for key in ("bytes", "ns"))
+            floor = 1e9 * max(instructions / record["instructions a second"], bytes_ / here["bytes a second"])
+            row += [f"{bytes_:.0f}"] * (n == 0) + [f"{floor:.2f} ns", f"{ns:.2f} ns", f"{floor / ns:.0%}"]
+        rows.append(row)
+    return table(heads, rows)
+
+
+TABLES = {
+    "README.md": {"figures": figures_table, "rivals": rivals_table},
+    "docs/performance.md": {"roofline": roofline_table},
+}
+
+
+def filled(page: str, text: str) -> str:
+    """The page's text with all of its tables as the files have them. A marker that is not there is an error."""
+    for name, made in TABLES[page].items():
         begin, end = f"<!-- {name}: written by benchmarks/tables.py -->\n", f"<!-- /{name} -->"
         marked = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", re.DOTALL)
         if len(marked.findall(text)) != 1:
@@ -172,4 +196,6 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text()))
+    for page in TABLES:
+        path = ROOT / page
+        path.write_text(filled(page, path.read_text()))

@@ -207,6 +207,12 @@ def test_drawings_are_those_of_their_script(tmp_path):
     assert drawn == kept
 
 
+def test_the_printed_contract_is_of_todays_text():
+    """Seen to fail: a word more in noise.md."""
+    digest = runpy.run_path(str(DOCS / "print.py"))["digest"]()
+    assert digest.encode() in (DOCS / "noise.pdf").read_bytes(), "python docs/print.py prints it anew"
+
+
 def test_the_readme_begins_with_the_two_commands():
     title, sentence, *rest = re.split(r"\n{2,}", (ROOT / "README.md").read_text())
     assert title == "# noisefuse"

@@ -594,15 +594,15 @@ class Sampler:
         soft = is_tracer(free) or is_lazy(free) or not bool((kept | sampled).all())
         where = getattr(interop(x), "where", np.where)
         z = _drawn(noise, 0, START, x)
-        partly = np.flatnonzero(~(kept | sampled)) if isinstance(free, np.ndarray) else np.zeros(0, np.intp)
-        few = isinstance(free, np.ndarray) and 4 * len(partly) <= free.size
-        share = np.take(free, partly) if few else None
+        partly = np.flatnonzero(~(kept | sampled)) if isinstance(free, np.ndarray) else None
+        if partly is not None and 4 * len(partly) > free.size:
+            partly = None
 
         def keep(x: Array, i: int, out: Array | None = None) -> Array:
             noised = known if i == len(self) else ops.update(self._levels, i, known, noise=z)
-            if share is not None and noised is not known:
-                if soft:
-                    noised.reshape(-1)[partly] = share * np.take(x, partly) + (1 - share) * np.take(noised, partly)
+            if partly is not None and noised is not known:
+                share = np.take(free, partly)
+                noised.reshape(-1)[partly] = share * np.take(x, partly) + (1 - share) * np.take(noised, partly)
                 np.copyto(noised, x, where=sampled)  # half the time of where, which makes an array
                 mixed = noised
             else:

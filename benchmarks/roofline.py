@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far operations are from what the machine allows: a roofline (Williams, Waterman and Patterson 2009) of one core.
+
+    python benchmarks/roofline.py           measures, two minutes: results/<processor>-roofline.json
+    python benchmarks/roofline.py --draw    draws the file of docs/performance.md: docs/pictures/roofline.png
+
+Linux on x86-64, and a C compiler. What is counted are arithmetic instructions of vectors, by single steps (count.c):
+exactly, as the difference between calls of two sizes. The roofs are measured, too: a copy's bytes a second, and the
+rate of roofs.c. A point says how many instructions an operation takes for a byte that it reads or writes, and how many
+of them it does in a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+import noisefuse as nf
+from figures import RESULTS, processor
+from noisefuse._bench import describe, interleaved, machine
+from noisefuse._contenders import Call
+from noisefuse._drawing import BLUE, INK, ORANGE, STYLE
+from tables import roofline
+
+HERE = Path(__file__).parent
+PICTURE = HERE.parent / "docs" / "pictures" / "roofline.png"
+PLACES = {"in cache": 1 << 15, "beyond the caches": 1 << 24}  # elements
+COUNTED = (1 << 12, 1 << 13)
+SAMPLES, TIMES = 16, 5
+
+Record: TypeAlias = dict[str, Any]  # of a file
+
+SCHEDULE, NOISE = nf.Schedule.linear(1000), nf.Noise(0)
+
+
+class Work(NamedTuple):
+    call: Call
+    arrays: list[Any]  # each is read or written once
+
+
+# ---- operations: of how many elements -> Work --------------------------------------------------------------
+
+
+def array(dtype: str, elements: int) -> Any:
+    if dtype == "bfloat16":
+        import ml_dtypes  # noqa: F401  (tells NumPy the name)
+    numbers = np.random.default_rng(0).random((SAMPLES, elements // SAMPLES), np.float32)
+    return (255 * numbers if dtype == "uint8" else numbers).astype(dtype)
+
+
+def drawn(draw: Callable[..., Any], elements: int) -> Work:
+    out = array("float32", elements)
+    return Work(lambda: draw(out.shape, NOISE, out=out), [out])
+
+
+def noised(given: str, made: str, elements: int) -> Work:
+    x, out = array(given, elements), array(made, elements)
+    return Work(lambda: nf.q_sample(x, 500, SCHEDULE, NOISE, out=out), [x, out])
+
+
+def walk(elements: int) -> Work:
+    x, out, schedule = array("float32", elements), array("float32", elements), nf.Schedule.linear(TIMES)
+    return Work(lambda: nf.q_walk(x, schedule, NOISE, keep=[TIMES - 1], out=out[None]), [x, out])
+
+
+def loss(elements: int) -> Work:
+    x, prediction = array("float32", elements), array("float32", elements)
+    return Work(lambda: nf.mse_loss(prediction, x, 500, SCHEDULE, NOISE, target="epsilon"), [x, prediction])
+
+
+def step(name: str, elements: int) -> Work:
+    x, prediction, out = (array("float32", elements) for _ in range(3))
+    sampler = getattr(nf.samplers, name)(SCHEDULE, steps=20)
+    state, i = sampler.state(x), 10
+    others = [x] * (sampler.tableau.slots + int(sampler.tableau.push[i]))
+    return Work(lambda: sampler.step(i, x, prediction, NOISE, state, out=out), [x, prediction, out, *others])
+
+
+OPERATIONS: dict[str, Callable[[int], Work]] = {
+    "randn": partial(drawn, nf.randn),
+    "uniform": partial(drawn, nf.uniform),
+    "q_sample": partial(noised, "float32", "float32"),
+    "q_sample, float64": partial(noised, "float64", "float64"),
+    "q_sample, bfloat16": partial(noised, "bfloat16", "bfloat16"),
+    "q_sample, bytes to float32": partial(noised, "uint8", "float32"),
+    "q_sample, bytes": partial(noised, "uint8", "uint8"),
+    f"q_walk, {TIMES} times": walk,
+    "mse_loss": loss,
+    "step of ddim": partial(step, "ddim"),
+    "step of ddpm": partial(step, "ddpm"),
+    "step of dpmpp_2m": partial(step, "dpmpp_2m"),
+    "step of unipc": partial(step, "unipc"),
+}
+
+
+# ---- what is measured --------------------------------------------------------------------------------------
+
+
+def compiled(folder: Path, source: str, *options: str) -> Path:
+    made = folder / Path(source).stem
+    subprocess.run(["cc", "-O2", *options, str(HERE / source), "-o", str(made)], check=True)
+    return made
+
+
+def count_calls() -> None:
+    """Run by count.c: each operation in two sizes, between signals."""
+    for make in OPERATIONS.values():
+        for elements in COUNTED:
+            call = make(elements).call
+            for _ in range(3):
+                call()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            call()
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def counted(folder: Path) -> Iterator[float]:
+    """Arithmetic instructions of vectors for an element, of each operation."""
+    command = [str(compiled(folder, "count.c")), sys.executable, __file__, "--count"]
+    alone = os.environ | {"NOISEFUSE_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=alone, check=True, stdout=subprocess.PIPE, text=True)
+    lines = [int(line.split()[1]) for line in done.stdout.splitlines()]
+    for few, many in zip(lines[::2], lines[1::2], strict=True):
+        yield (many - few) / (COUNTED[1] - COUNTED[0])
+
+
+def least(call: Call) -> float:
+    """Seconds, of the quickest turn: what else the machine does only adds to it."""
+    return interleaved({"": call}, seconds=2)[""].least
+
+
+def rate(folder: Path) -> float:
+    """Of roofs.c, instructions a second."""
+    library = ctypes.CDLL(str(compiled(folder, "roofs.c", "-march=native", "-shared", "-fPIC")))
+    turns = 10**6
+    return 16 * turns / least(lambda: library.arithmetic(ctypes.c_long(turns)))
+
+
+def bandwidth(elements: int) -> float:
+    """Of NumPy's copy, bytes a second."""
+    x, out = array("float32", elements), array("float32", elements)
+    return 2 * x.nbytes / least(lambda: np.copyto(out, x))
+
+
+def measure() -> None:
+    with tempfile.TemporaryDirectory() as name, nf.set_num_threads(1):
+        folder = Path(name)
+        operations = dict(zip(OPERATIONS, counted(folder), strict=True))
+        record = {"machine": machine(), "instructions a second": rate(folder), "operations": operations, "places": {}}
+        for place, elements in PLACES.items():
+            points = {}
+            for operation, make in OPERATIONS.items():
+                work = make(elements)
+                bytes_ = sum(part.nbytes for part in work.arrays) / elements
+                points[operation] = {"bytes": bytes_, "ns": least(work.call) / elements * 1e9}
+            record["places"][place] = {"bytes a second": bandwidth(elements), "points": points}
+    (RESULTS / f"{processor()}-roofline.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+# ---- what is shown -----------------------------------------------------------------------------------------
+
+
+def draw(record: Record) -> None:
+    names = "\n".join(f"{n}  {operation}" for n, operation in enumerate(record["operations"], 1))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12, 5), layout="constrained")
+        axes = figure.subplots(1, 3, width_ratios=(4, 4, 2))
+        for ax, place in zip(axes, PLACES, strict=False):
+            panel(ax, record, place)
+        axes[2].axis("off")
+        axes[2].text(0, 1, names, va="top", size=9, linespacing=1.7)
+        axes[0].set_ylabel("vector instructions a second, 10^9")
+        figure.supxlabel(f"vector instructions a byte\n{describe(record['machine'])}", size=9)
+        figure.savefig(PICTURE, dpi=110)
+
+
+def panel(ax: Any, record: Record, place: str) -> None:
+    here, peak = record["places"][place], record["instructions a second"] / 1e9
+    slope = here["bytes a second"] / 1e9
+    ends = np.array([0.01, peak / slope, 4])
+    ax.loglog(ends, np.minimum(peak, slope * ends), color=INK, linewidth=1.5)
+    ax.text(0.45 * peak / slope, 0.55 * peak, f"a copy: {slope:.0f} GB/s", size=9, ha="right", va="bottom")
+    ax.text(4, 1.05 * peak, f"arithmetic: {peak:.1f}", size=9, ha="right", va="bottom")
+    for n, (operation, instructions) in enumerate(record["operations"].items(), 1):
+        point = here["points"][operation]
+        x, y = instructions / point["bytes"], instructions / point["ns"]
+        ax.plot(x, y, "o", color=BLUE if x * slope > peak else ORANGE, markersize=13)
+        ax.text(x, y, str(n), color="white", size=8, ha="center", va="center_baseline")
+    ax.set(title=f"{place}, one core", xlim=(0.01, 4), ylim=(0.1, 2 * peak))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--draw", action="store_true", help="what was measured")
+    options = parser.parse_args()
+    if options.count:
+        count_calls()
+    elif options.draw:
+        draw(roofline())
+    else:
+        measure()
