@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import noisefuse as nf
@@ -317,8 +317,12 @@ def losses(draw):
     return shape, t, noise, options, upstream, dtypes, draw(st.integers(0, 3)), draw(st.integers(0, 7))
 
 
+MEAN = {"target": "v", "reduction": "mean", "weight": None}
+
+
 @settings(deadline=None, max_examples=25)  # a block of threads for each few elements: slow here
 @given(losses())
+@example(((3, 5), np.arange(3), nf.Noise(1), MEAN, np.array(0.5), [DTYPES["float32"]] * 2, 0, 4))  # one for 3 samples
 def test_generated_losses_have_the_bits_of_native_on_the_stand_in(call):
     """Nothing is read back. Seen to fail: the last element of a run taken from the next one; `first` of a list of
     Noises left out of the chunk's number; a weight of the piece's number in its sample."""
