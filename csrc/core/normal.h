@@ -110,8 +110,7 @@ constexpr Pair<typename Lane::f32> normal_pair(typename Lane::u32 w0, typename L
 
 // float64: the same, from 64-bit words (w0, v0) and (w1, v1), w the upper halves; one half of the lanes at a time.
 template <class Lane, int Half>
-constexpr Pair<typename Lane::f64> normal_pair(typename Lane::u32 w0, typename Lane::u32 v0, typename Lane::u32 w1,
-                                               typename Lane::u32 v1) {
+constexpr typename Lane::f64 normal_radius(typename Lane::u32 w0, typename Lane::u32 v0, typename Lane::u32 w1) {
     const auto high = Lane::template unsigned_to_double<Half>(w0);
     const auto low = Lane::add(Lane::template unsigned_to_double<Half>(v0), Lane::splat(0.5));
     const auto u = Lane::fma(high, Lane::splat(0x1p32), low);
@@ -124,12 +123,21 @@ constexpr Pair<typename Lane::f64> normal_pair(typename Lane::u32 w0, typename L
     const auto scale = Lane::as_double(Lane::sub(uint64_t{0x4000000000000000}, k));       // 2^-(64 + e)
     const auto scale_high = Lane::as_double(Lane::sub(uint64_t{0x4200000000000000}, k));  // 2^-(32 + e)
     const auto r = Lane::fma(low, scale, Lane::fma(high, scale_high, Lane::splat(-1.0)));
-    const auto twice = Lane::add(w1, w1);
-    const auto t_high = Lane::template signed_to_double<Half>(Lane::bit_or(twice, Lane::template shift_right<31>(v1)));
+    const auto flip = Lane::template sign_bits<Half>(Lane::bit_xor(w1, Lane::add(w1, w1)));
+    return radius_of<Lane>(e, -0x1.62e42fefa39efp+0, r, flip);
+}
+template <class Lane, int Half>
+constexpr Pair<typename Lane::f64> normals_at(typename Lane::f64 radius, typename Lane::u32 w1, typename Lane::u32 v1) {
+    const auto t_high =
+        Lane::template signed_to_double<Half>(Lane::bit_or(Lane::add(w1, w1), Lane::template shift_right<31>(v1)));
     const auto t_low = Lane::template unsigned_to_double<Half>(Lane::bit_or(Lane::add(v1, v1), 1u));
     const auto t = Lane::fma(t_high, Lane::splat(0x1p-32), Lane::mul(t_low, Lane::splat(0x1p-64)));
-    const auto flip = Lane::template sign_bits<Half>(Lane::bit_xor(w1, twice));
-    return on_circle<Lane, double>(radius_of<Lane>(e, -0x1.62e42fefa39efp+0, r, flip), t);
+    return on_circle<Lane, double>(radius, t);
+}
+template <class Lane, int Half>
+constexpr Pair<typename Lane::f64> normal_pair(typename Lane::u32 w0, typename Lane::u32 v0, typename Lane::u32 w1,
+                                               typename Lane::u32 v1) {
+    return normals_at<Lane, Half>(normal_radius<Lane, Half>(w0, v0, w1), w1, v1);
 }
 
 // Uniforms in (0, 1), centred in cells of 2^-23 (float32) and 2^-52 (float64): all exact, none is 0 or 1.

@@ -254,18 +254,27 @@ inline void words_to_floats(int groups, TileWords& words, Take take) {
     }
 }
 
+// Half of a group. The radii of its pairs lie in `to` already, where kCut.
 template <Draw draw, int Half>
 inline void words_to_doubles(double* to, const Lane::u32 (&w)[4], const Lane::u32 (&v)[4]) {
     Lane::f64 z[4];
-    if constexpr (draw == Draw::normal) {
-        const auto p = normal_pair<Lane, Half>(w[0], v[0], w[1], v[1]),
-                   q = normal_pair<Lane, Half>(w[2], v[2], w[3], v[3]);
-        z[0] = p.z0, z[1] = p.z1, z[2] = q.z0, z[3] = q.z1;
-    } else {
-        for (int i = 0; i < 4; ++i) z[i] = uniform<Lane, Half>(w[i], v[i]);
-    }
+    for (int i = 0; i < 4; i += 2)
+        if constexpr (draw == Draw::normal) {
+            const Lane::f64 radius =
+                kCut ? Lane::load(to + i * kWidth<double>) : normal_radius<Lane, Half>(w[i], v[i], w[i + 1]);
+            const auto p = normals_at<Lane, Half>(radius, w[i + 1], v[i + 1]);
+            z[i] = p.z0, z[i + 1] = p.z1;
+        } else {
+            z[i] = uniform<Lane, Half>(w[i], v[i]), z[i + 1] = uniform<Lane, Half>(w[i + 1], v[i + 1]);
+        }
     Lane::in_order(z);
     for (int i = 0; i < 4; ++i) Lane::store(to + i * kWidth<double>, z[i]);
+}
+
+template <int Half>
+inline void words_to_radii(double* to, const Lane::u32 (&w)[4], const Lane::u32 (&v)[4]) {
+    for (int i = 0; i < 4; i += 2)
+        Lane::store(to + i * kWidth<double>, normal_radius<Lane, Half>(w[i], v[i], w[i + 1]));
 }
 
 template <Draw draw>
@@ -278,12 +287,22 @@ template <Draw draw>
 template <Draw draw>
 [[gnu::flatten]] inline void words_to_values(double* z, int groups, const TileWords& words,
                                              const TileWords& low_words) {
-    for (int g = 0; g < groups; ++g, z += kGroup) {
-        Lane::u32 w[4], v[4];
-        for (int i = 0; i < 4; ++i) w[i] = Lane::load(words[g][i]), v[i] = Lane::load(low_words[g][i]);
-        words_to_doubles<draw, 0>(z, w, v);
-        if constexpr (Lane::halves == 2) words_to_doubles<draw, 1>(z + kGroup / 2, w, v);
-    }
+    const auto each = [&](auto make) {
+        for (int g = 0; g < groups; ++g) {
+            Lane::u32 w[4], v[4];
+            for (int i = 0; i < 4; ++i) w[i] = Lane::load(words[g][i]), v[i] = Lane::load(low_words[g][i]);
+            make(z + g * kGroup, w, v);
+        }
+    };
+    if constexpr (draw == Draw::normal && kCut)
+        each([](double* to, const auto& w, const auto& v) {
+            words_to_radii<0>(to, w, v);
+            if constexpr (Lane::halves == 2) words_to_radii<1>(to + kGroup / 2, w, v);
+        });
+    each([](double* to, const auto& w, const auto& v) {
+        words_to_doubles<draw, 0>(to, w, v);
+        if constexpr (Lane::halves == 2) words_to_doubles<draw, 1>(to + kGroup / 2, w, v);
+    });
 }
 
 // The noise of a tile: `values` holds whole blocks, `packed` the elements of short runs one after another.
