@@ -167,13 +167,13 @@ def roofline_table() -> str:
     record = roofline()
     heads, rows = ["", "instructions", "bytes"], []
     for place in record["places"]:
-        heads += [f"{place}: floor", "takes", "of the roof"]
+        heads += [f"{place}: floor, ns", "takes", "of the roof"]
     for operation, instructions in record["operations"].items():
         row = [operation, f"{64 * instructions:.0f}"]
         for n, here in enumerate(record["places"].values()):
             bytes_, ns = (here["points"][operation][key] for key in ("bytes", "ns"))
             floor = 1e9 * max(instructions / record["instructions a second"], bytes_ / here["bytes a second"])
-            row += [f"{bytes_:.0f}"] * (n == 0) + [f"{floor:.2f} ns", f"{ns:.2f} ns", f"{floor / ns:.0%}"]
+            row += [f"{bytes_:.0f}"] * (n == 0) + [f"{floor:.2f}", f"{ns:.2f}", f"{floor / ns:.0%}"]
         rows.append(row)
     return table(heads, rows)
 
