@@ -57,6 +57,12 @@ def test_times_are_independent_of_the_noise_whatever_its_stream():
     assert same(again, own.Noisy(S, 7).map_with_index(103, ROWS[0]))
 
 
+def test_every_epoch_draws_times_of_its_own():
+    noisy, row = own.Noisy(S, 7, length=100), {"image": np.zeros((1, 1), np.float32)}
+    times = np.array([noisy.map_with_index(i, row)["t"] for i in range(200)]).reshape(2, 100)
+    assert np.mean(times[0] == times[1]) < 0.1  # of 50
+
+
 def test_workers_and_resuming_change_nothing():
     noisy = own.Augmented(noisy_image, 7)
     data = grain.MapDataset.source(ROWS).map_with_index(noisy.map_with_index).shuffle(seed=3).repeat(2)
