@@ -10,7 +10,7 @@
 namespace nf {
 namespace {
 
-// A dtype of calls, the one of row numbers, or any other.
+// A dtype of calls, one of row numbers, or any other.
 enum class Kind : int32_t {
     f32 = static_cast<int32_t>(DType::f32),
     f64 = static_cast<int32_t>(DType::f64),
@@ -19,6 +19,7 @@ enum class Kind : int32_t {
     u8 = static_cast<int32_t>(DType::u8),
     u16 = static_cast<int32_t>(DType::u16),
     i64,
+    i32,
     other
 };
 
@@ -76,6 +77,8 @@ inline Kind kind_of(PyArrayObject* a) {
             return Kind::u16;
         case NPY_INT64:
             return Kind::i64;
+        case NPY_INT32:
+            return Kind::i32;
         default:  // NumPy has no bfloat16: that of ml_dtypes is given a number at run time
             return std::strcmp(PyArray_DESCR(a)->typeobj->tp_name, "ml_dtypes.bfloat16") == 0 ? Kind::bf16
                                                                                               : Kind::other;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fast path. Calls of a few microseconds are mostly Python, so plain calls, with C-contiguous arrays of one float
-// dtype (x may be levels), int or int64 rows and Noises, are checked here, as their arguments came.
+// dtype (x may be levels), integer rows and Noises, are checked here, as their arguments came.
 // Whatever is not plain, wrong arguments included, is declined (NotImplemented): ops.py then checks it, and says what
 // is wrong.
 #include <algorithm>
@@ -43,6 +43,21 @@ PyObject* as_tuple(PyObject* arrays) {
     PyObject* const made = PyList_CheckExact(arrays) ? PyList_AsTuple(arrays) : nullptr;
     PyErr_Clear();
     return made;
+}
+
+// Whether it is an int, or an integer of NumPy's, of 64 bits.
+bool take_integer(PyObject* o, int64_t& value) {
+    int overflow = 0;
+    if (PyLong_CheckExact(o)) {
+        value = PyLong_AsLongLongAndOverflow(o, &overflow);
+        return !overflow;
+    }
+    if (!PyArray_IsScalar(o, Integer)) return false;
+    PyObject* const exact = PyNumber_Index(o);
+    if (exact) value = PyLong_AsLongLongAndOverflow(exact, &overflow);
+    Py_XDECREF(exact);
+    PyErr_Clear();  // of a timedelta, which is an integer of NumPy's too
+    return exact && !overflow;
 }
 
 // Whether a linear combination of the row reads this value.
@@ -354,7 +369,8 @@ class PlainCall {
 
   private:
     bool batched_ = true;
-    int64_t scalar_;
+    int64_t scalar_, listed_;
+    std::unique_ptr<int64_t[]> copied_;
     PyObject* past_ = nullptr;  // a tuple
     float rounded_[kColumns];
     View index_{}, inputs_[kSlots] = {};
@@ -407,18 +423,14 @@ class PlainCall {
                (v.kind == outputs.others.kind || (slot == kZ && v.kind == Kind::f32)) && input(slot, v);
     }
 
-    // A row for all elements, or one for each segment: an array whose shape begins that of x.
+    // A row for all elements, or one for each segment: an array, or a list, whose shape begins that of x.
     bool index(PyObject* i) {
         call.segment = x.count;
-        if (PyLong_CheckExact(i)) {
-            int overflow;
-            scalar_ = PyLong_AsLongLongAndOverflow(i, &overflow);
+        if (take_integer(i, scalar_)) {
             call.index = &scalar_;
-            return !overflow && scalar_ >= 0 && scalar_ < call.n_rows;
+            return scalar_ >= 0 && scalar_ < call.n_rows;
         }
-        if (!view(i, index_) || index_.kind != Kind::i64) return false;
-        call.index = reinterpret_cast<const int64_t*>(index_.data);
-        indices = index_.count;
+        if (!(PyList_CheckExact(i) || PyTuple_CheckExact(i) ? listed(i) : indexed(i))) return false;
         if (indices > 1) {
             for (int axis = 0; axis < index_.ndim; ++axis)
                 if (axis >= x.ndim || index_.shape[axis] != x.shape[axis]) return false;
@@ -427,6 +439,35 @@ class PlainCall {
         for (int64_t b = 0; b < indices; ++b)
             if (call.index[b] < 0 || call.index[b] >= call.n_rows) return false;
         return true;
+    }
+
+    bool indexed(PyObject* i) {
+        if (!view(i, index_) || (index_.kind != Kind::i64 && index_.kind != Kind::i32)) return false;
+        indices = index_.count;
+        call.index = reinterpret_cast<const int64_t*>(index_.data);
+        if (index_.kind == Kind::i64) return true;
+        if (indices > x.count || !copy(indices)) return false;
+        std::copy_n(reinterpret_cast<const int32_t*>(index_.data), indices, copied_.get());
+        return true;
+    }
+
+    // One for each sample, or one alone.
+    bool listed(PyObject* i) {
+        PyObject* const rows = as_tuple(i);
+        if (!rows) return false;
+        indices = listed_ = PyTuple_GET_SIZE(rows);
+        index_.ndim = 1, index_.shape = &listed_;
+        bool good = (indices == 1 || indices == x.shape[0]) && copy(indices);
+        for (int64_t b = 0; b < indices && good; ++b)
+            good = take_integer(PyTuple_GET_ITEM(rows, b), copied_[static_cast<size_t>(b)]);
+        Py_DECREF(rows);
+        return good;
+    }
+
+    bool copy(int64_t n) {
+        copied_.reset(new (std::nothrow) int64_t[static_cast<size_t>(n)]);
+        call.index = copied_.get();
+        return copied_ != nullptr;
     }
 
     bool model_output(PyObject* m) {

@@ -56,6 +56,7 @@ inline Kind kind_of(const DLTensor& t) {
            : is(kUint, 8)    ? Kind::u8
            : is(kUint, 16)   ? Kind::u16
            : is(kInt, 64)    ? Kind::i64
+           : is(kInt, 32)    ? Kind::i32
                              : Kind::other;
 }
 

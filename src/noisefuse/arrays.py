@@ -90,6 +90,7 @@ def where(x: Any) -> str:
 
 
 _INTEROP: dict[type, Any] = {np.ndarray: None, type(None): None, str: None, type: None}
+_INTEROP |= dict.fromkeys((type(np.dtype(code)) for code in "efd"), None)
 
 
 def interop(x: object) -> Any:
@@ -171,6 +172,8 @@ def fast_dtype(dtype: Any, other: Any, allowed: tuple[str, ...] = FLOATS) -> tup
     """What the fast path takes for a dtype of results; it declines ()."""
     if not isinstance(dtype, str | type | np.dtype) and other is None:
         return ()
+    if type(dtype) is np.dtype and dtype.kind == "f":
+        dtype = dtype.str  # whose hash costs nothing
     try:
         return _fast_dtype(dtype, allowed)
     except TypeError:  # not hashable, or no dtype

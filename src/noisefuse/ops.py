@@ -178,19 +178,21 @@ def randn_like(
     >>> nf.randn_like(images, nf.Noise(7)).dtype
     dtype('float32')
     """
+    if type(x) is np.ndarray and dtype is None and x.dtype.kind == "f" and x.dtype.isnative:
+        return _random("randn", x.shape, noise, x.dtype, batched, None)
     if not is_written(x):
         _need_memory(noise, interop(x))
         return interop(x).randn_like(x, noise, dtype=dtype, batched=batched)
     if (other := interop(x)) is not None:
         out = other.empty_like(x, dtype)
-    elif not is_array(x):
+        drawn = _random("randn", tuple(x.shape), noise, x.dtype if out is None else out.dtype, batched, out)
+        return other.in_format(drawn, x)
+    if not is_array(x):
         raise TypeError(f"x: expected {wanted(x)}, got {type(x).__name__}")
-    else:
-        x = host_view("x", x)
-        kind = float_dtype(dtype or (np.float32 if x.dtype.kind in "biu" else x.dtype.newbyteorder("=")))
-        out = output("out", None, x.shape, kind, device_of(x))
-    drawn = _random("randn", tuple(x.shape), noise, out.dtype, batched, out)
-    return drawn if other is None else other.in_format(drawn, x)
+    x = host_view("x", x)
+    kind = float_dtype(dtype or (np.float32 if x.dtype.kind in "biu" else x.dtype.newbyteorder("=")))
+    out = output("out", None, x.shape, kind, device_of(x))
+    return _random("randn", tuple(x.shape), noise, kind, batched, out)
 
 
 def uniform(

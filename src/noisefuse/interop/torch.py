@@ -70,7 +70,9 @@ where = torch.where
 
 
 def empty_like(x: Any, dtype: Any) -> Any:
-    """For noise, in C order: of x's dtype, but float32 where x holds integers."""
+    """For noise, in C order: of x's dtype, but float32 where x holds integers. None: what `randn` makes by itself."""
+    if dtype is None and x.is_cpu and x.dtype in DTYPES and x.dtype.is_floating_point and not is_traced():
+        return None
     if dtype is None:
         dtype = x.dtype if x.dtype.is_floating_point or x.dtype.is_complex else torch.float32
     kind = NAMED.get(name) if (name := dtype_name(dtype)) not in LEVELS else None
