@@ -53,7 +53,10 @@ CALLS = {
     **{f"one sample of {d}": lambda a, d=d: nf.q_sample(a(d), 3, S, N, batched=False) for d in ALL},
     **{f"t: {name}": lambda a, t=t: nf.q_sample(a("float32"), t, S, N) for name, t in TIMES.items()},
     **{f"q_step's t: {name}": lambda a, t=t: nf.q_step(a("float32"), t, S, N) for name, t in TIMES.items()},
-    **{f"mse_loss's t: {name}": lambda a, t=t: nf.mse_loss(a("float32"), a("float32"), t, S, N, target="v") for name, t in TIMES.items()},
+    **{
+        f"mse_loss's t: {name}": lambda a, t=t: nf.mse_loss(a("float32"), a("float32"), t, S, N, target="v")
+        for name, t in TIMES.items()
+    },
     **{f"q_step {d}": lambda a, d=d: nf.q_step(a(d), T, S, N) for d in ALL},
     **{
         f"q_sample in a window {name}": lambda a, w=w: nf.q_sample(a("float32"), T, S, N.window(*w))

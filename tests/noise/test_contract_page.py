@@ -5,11 +5,13 @@ Its constants are read from the page. Seen to fail: a digit of any of them chang
 rounded twice, a negation where one top bit is set.
 """
 
+import bisect
 import itertools
 import math
 import random
 import re
 from dataclasses import dataclass
+from decimal import Context, Decimal
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -226,3 +228,50 @@ def test_two_thirds(dtype):
     """To a hundred digits more. Where e is another one, most results are the same."""
     real = REALS[dtype]
     assert real.two_thirds == real.bits(real.near(Fraction(2 ** (real.N + 101) // 3, 2**100)))
+
+
+# ---- bytes that become others ------------------------------------------------------------------------------
+
+
+def light(n, peak, gamma):
+    if gamma == 1:
+        return peak * n / 510
+    context = Context(28)
+    return peak * float(context.power(context.divide(n, 510), Decimal(gamma)))
+
+
+def poisson(a, peak, gamma):
+    """F of byte a."""
+    m, most = (12 * math.sqrt(light(2 * n, peak, gamma)) + 30 for n in (a, 255))
+    mean, counts = light(2 * a, peak, gamma), math.ceil(2 * most) + 1
+    low = max(math.floor(mean - m), 0)
+    weights = itertools.accumulate(range(1, counts + 1), lambda p, k: p * (mean / (low + k)), initial=1.0)
+    sums = [*itertools.accumulate(weights)]
+    for b in range(256):
+        half = light(2 * b + 1, peak, gamma)
+        greatest = math.ceil(half) - 1 if b % 2 else math.floor(half)
+        yield sums[min(greatest - low, counts)] / sums[-1] if greatest >= low else 0.0
+
+
+def becomes(word, reached):
+    return bisect.bisect([round(f * 2**32) for f in reached[:255]], word)  # the product is exact, halves go to even
+
+
+@pytest.mark.parametrize(("peak", "gamma"), [(30.0, 1.0), (255.0, 1.0), (100.0, 2.2), (3.0, 0.45)])
+def test_photons(peak, gamma):
+    """Seen to fail: halves that go to odd bytes."""
+    x = np.arange(256, dtype=np.uint8).repeat(8)[None]
+    reached = [[*poisson(a, peak, gamma)] for a in range(256)]
+    found = nf.augment.poisson(x, peak, nf.Noise(7, sample=3), gamma=gamma)[0].tolist()
+    names = [words(REALS["float32"], 7, 3, 0, 0, i)[i & 3] for i in range(x.size)]
+    assert found == [becomes(w, reached[a]) for w, a in zip(names, x[0].tolist(), strict=True)]
+
+
+def test_transitions():
+    matrix = np.random.default_rng(5).dirichlet(np.full(256, 0.1), 256)
+    x = np.arange(256, dtype=np.uint8).repeat(8)[None]
+    found = nf.augment.transition(x, matrix, nf.Noise(7, sample=3))[0].tolist()
+    sums = [[*itertools.accumulate(row)] for row in matrix.tolist()]
+    for i, a in enumerate(x[0].tolist()):
+        w = words(REALS["float32"], 7, 3, 0, 0, i)[i & 3]
+        assert found[i] == becomes(w, [total / sums[a][-1] for total in sums[a]])
