@@ -10,6 +10,7 @@ import importlib
 import inspect
 import re
 import runpy
+import tomllib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,7 @@ NEEDS = {  # what is not installed everywhere that the tests run
     "docs/loss.md": ("torch",),
     "docs/migrate.md": ("torch",),
     "docs/numba.md": ("numba",),
+    "docs/start.md": ("torch",),
     "docs/torch.md": ("torch",),
     "docs/transforms.md": ("albumentations", "audiomentations", "grain", "kornia", "monai", "torchvision"),
     "docs/tutorials/own-kernel.md": ("numba",),
@@ -211,6 +213,14 @@ def test_the_printed_contract_is_of_todays_text():
     """Seen to fail: a word more in noise.md."""
     digest = runpy.run_path(str(DOCS / "print.py"))["digest"]()
     assert digest.encode() in (DOCS / "noise.pdf").read_bytes(), "python docs/print.py prints it anew"
+
+
+def test_start_has_every_extra():
+    """Seen to fail: an extra left out, and one that does not exist."""
+    table = (DOCS / "start.md").read_text().split("| extra |")[1].split("\n\n")[0]
+    rows = (line.split("|")[1] for line in table.splitlines()[2:])
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert sorted(re.findall(r"`(.+?)`", " ".join(rows))) == sorted(project["optional-dependencies"])
 
 
 def test_the_readme_begins_with_the_two_commands():
