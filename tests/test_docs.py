@@ -230,6 +230,17 @@ def test_the_readme_begins_with_the_two_commands():
     assert tuple(line.removeprefix("    ") for line in rest[0].splitlines()) == COMMANDS
 
 
+def test_bibtex_says_what_citation_cff_does():
+    """Seen to fail: another author."""
+    yaml = pytest.importorskip("yaml")
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    entry = re.search(r"@software\{.*?^\}$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[0]
+    fields = dict(re.findall(r"^  (\w+) = \{(.*)\},$", entry, re.MULTILINE))
+    fields["author"] = [{"name": name.strip("{}")} for name in fields["author"].split(" and ")]
+    named = {"title": "title", "author": "authors", "url": "repository-code", "license": "license"}
+    assert fields == {field: cff[key] for field, key in named.items()}
+
+
 # ---- docstrings --------------------------------------------------------------------------------------------
 
 
