@@ -7,6 +7,7 @@ that stands in no page, a name without its entry in the reference, a page that n
 
 import doctest
 import importlib
+import importlib.metadata
 import inspect
 import re
 import runpy
@@ -245,6 +246,15 @@ def test_bibtex_says_what_citation_cff_does():
     fields["author"] = [{"name": name.strip("{}")} for name in fields["author"].split(" and ")]
     named = {"title": "title", "author": "authors", "url": "repository-code", "license": "license"}
     assert fields == {field: cff[key] for field, key in named.items()}
+
+
+def test_on_pypi_the_readme_has_addresses_for_links():
+    """Seen to fail: without the substitutions of pyproject.toml."""
+    text = importlib.metadata.metadata("noisefuse").get_payload()
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    assert f"[docs/noise.md]({urls['Repository']}/blob/main/docs/noise.md)" in text
+    assert "](https://raw.githubusercontent.com/noisefuse/noisefuse/main/docs/pictures/" in text
+    assert re.findall(r"\]\((?!https://|#)[^)]*\)", text) == []
 
 
 # ---- docstrings --------------------------------------------------------------------------------------------
