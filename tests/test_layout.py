@@ -25,6 +25,7 @@ ALLOWED = {
     "levels": "",
     "rows": "float_mode",
     "views": "",
+    "docstrings": "",
     "tableau": "rows _stored",
     "forward": "rows views levels",
     "_drawing": "",  # as schedule and sampler need it
@@ -58,7 +59,7 @@ ALLOWED = {
     "fields": "arrays augment calls float_mode forward loss noise ops rows schedule tableau levels",
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
     "sampler": "ops density rows backends arrays noise tableau views samplers _drawing levels",
-    "samplers": "sampler tableau samplers.*",
+    "samplers": "sampler tableau docstrings samplers.*",
     "": "[!_]*",
     "interop": "",
     "interop.dask_blocks": "@",

@@ -37,8 +37,12 @@ def pndm(
     e is an Adams-Bashforth average of up to four predicted noises. The first step is done twice: with e_0,
     then with (e_0 + e') / 2, e' predicted where that led; this replaces the paper's Runge-Kutta warm-up.
 
-    average: "epsilon" averages predicted noises. "output" averages what the network says and reads it as its
-    answer at x: the same for epsilon; for v it is diffusers' behaviour, and only of first order.
+    Args:
+        average: "epsilon" averages predicted noises. "output" averages what the network says and reads it as its answer
+            at x: the same for epsilon; for v it is diffusers' behaviour, and only of first order.
+
+    >>> nf.samplers.pndm(nf.Schedule.linear(1000), steps=5).timesteps.tolist()
+    [800, 600, 600, 400, 200, 0]
     """
     run = plan(schedule, steps, prediction, None, spacing, **options)
     run.need_signal("pndm")
@@ -104,7 +108,7 @@ def lms(
 
         x' = x + sum_j w_j d_j,    w_j = integral of L_j over sigma .. sigma',    d = (x - D) / sigma
 
-    d_0 .. d_(order - 1) are the newest slopes, and L_j Lagrange's polynomials on their levels. order: 1 to 4.
+    d_0 .. d_(order - 1) are the newest slopes, and L_j Lagrange's polynomials on their levels.
     """
     need_order(order, 4)
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
@@ -126,7 +130,7 @@ def ipndm(
         x' = (alpha' / alpha) x + (sigma' - sigma alpha' / alpha) e
 
     e is the Adams-Bashforth average of the last ``order`` predicted noises, of fewer at first. A step to clean data is
-    of first order: x' = D. order: 1 to 4.
+    of first order: x' = D.
     """
     need_order(order, 4)
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
@@ -159,7 +163,7 @@ def ipndm_v(
     h_1, h_2, h_3 are the steps before, the newest first. These are not Adams and Bashforth's weights, whose u is
     (1/2 - h / (6 (h + h_1))) h (h + h_1) / (h_1 (h_1 + h_2)), whose v has a minus for its second plus, and whose last
     a b is b h_2 / h_3. ``lms`` has those. So it is of second order, of third on equal steps. A step to clean data is
-    x' = D. order: 1 to 4.
+    x' = D.
 
     >>> len(nf.samplers.ipndm_v(nf.Schedule.karras(100), steps=10))
     10
@@ -204,8 +208,11 @@ def deis(
         x' = (alpha' / alpha) x + alpha' sum_j w_j e_j,    rho = sigma / alpha
         w_j = integral of prod_(k != j) (log t - log rho_k) / (log rho_j - log rho_k) dt over t = rho .. rho'
 
-    order: 1 to 3. lower_order_final: the last step is of first order and the one before of at most second, when n < 15.
     A step to clean data is of first order.
+
+    Args:
+        order: how many predicted noises make a step, 1 to 3.
+        lower_order_final: the last step is of first order and the one before of at most second, when n < 15.
     """
     need_order(order, 3)
     run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
@@ -235,7 +242,10 @@ def gradient_estimation(
 
         x' = x + (sigma' - sigma) (gamma d + (1 - gamma) d_before),    d = (x - D) / sigma
 
-    The first step takes d alone, and so does one to clean data, as in ComfyUI: x' = D. ValueError: gamma is not finite.
+    The first step takes d alone, and so does one to clean data, as in ComfyUI: x' = D.
+
+    Args:
+        gamma: finite; 1 is Euler's method.
     """
     if not math.isfinite(gamma):
         raise ValueError(f"gamma must be finite, got {gamma}")

@@ -67,7 +67,7 @@ def euler_ancestral_cfg_pp(
 ) -> Tableau:
     """`euler_cfg_pp` with fresh noise, as ComfyUI has it; keep and fresh are those of `ddim` with the same eta.
 
-    x' = alpha' D + keep e_u + fresh z
+        x' = alpha' D + keep e_u + fresh z
 
     >>> sampler = nf.samplers.euler_ancestral_cfg_pp(nf.Schedule.linear(1000), steps=5)
     >>> sampler.sample(lambda x, t: (x, 0.9 * x), (2, 8), nf.Noise(7), guidance_scale=0.6).shape

@@ -31,9 +31,18 @@ def lcm(
         f = c_skip x + c_out D,    x' = alpha' f + sigma' z,    the last x' is f
         c_skip = sigma_data^2 / (s^2 + sigma_data^2),    c_out = s / sqrt(s^2 + sigma_data^2)
 
-    s = timestep_scaling t. steps: n of the ``original_steps`` times of the distillation, or the times
-    themselves. f is what the row calls the clean sample. ValueError: a number of steps with a schedule whose
-    model is told noise levels.
+    s = timestep_scaling t. f is what the row calls the clean sample.
+
+    Args:
+        steps: how many of the ``original_steps`` times of the distillation, or the times themselves.
+        timestep_scaling: a factor of the time in c_skip and c_out.
+        sigma_data: the data's standard deviation there.
+
+    Raises:
+        ValueError: a number of steps with a schedule whose model is told noise levels.
+
+    >>> nf.samplers.lcm(nf.Schedule.scaled_linear(1000), steps=4).timesteps.tolist()
+    [999, 759, 499, 259]
     """
     if isinstance(steps, int | np.integer):
         steps = _distilled(Axis(schedule), original_steps, int(steps))
@@ -62,9 +71,17 @@ def tcd(
         s = floor((1 - gamma) t'),    x_s = alpha_s D + sigma_s e
         x' = (alpha' / alpha_s) x_s + sqrt(sigma'^2 - (alpha' sigma_s / alpha_s)^2) z
 
-    gamma: from 0, deterministic, to 1; diffusers calls it eta. steps: n of the ``original_steps`` times of the
-    distillation, or the times themselves. A step to clean data is x' = D. ValueError: gamma is not in 0 <= gamma <= 1;
-    a schedule whose model is told noise levels.
+    A step to clean data is x' = D.
+
+    Args:
+        steps: how many of the ``original_steps`` times of the distillation, or the times themselves.
+        gamma: from 0, deterministic, to 1; diffusers calls it eta.
+
+    Raises:
+        ValueError: a schedule whose model is told noise levels.
+
+    >>> nf.samplers.tcd(nf.Schedule.scaled_linear(1000), steps=4).tableau.as_rows.draws.tolist()
+    [True, True, True, False]
     """
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must be at least 0 and at most 1, got {gamma}")

@@ -53,7 +53,12 @@ def dpmpp_2m(
         h = lambda' - lambda,    D1 = (D - D_before) / r,    r = h_before / h
         w = (1 - e^-h) / 2  (midpoint),    w = 1 - (1 - e^-h) / h  (heun)
 
-    lower_order_final: a first-order last step when n < 15; one to clean data always is.
+    Args:
+        solver: "midpoint" or "heun": w above.
+        lower_order_final: a first-order last step when n < 15; one to clean data always is.
+
+    >>> nf.samplers.dpmpp_2m(nf.Schedule.linear(1000), steps=5).timesteps.tolist()
+    [999, 799, 599, 400, 200]
     """
     run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
     rows: list[Placed] = []
@@ -82,7 +87,13 @@ def dpmpp_2m_sde(
         x' = (sigma' / sigma) e^(-eta h) x + alpha' (1 - e^-a) D + alpha' w D1 + sigma' sqrt(1 - e^(-2 eta h)) z
         a = (1 + eta) h,    w = (1 - e^-a) / 2  (midpoint),    w = 1 - (1 - e^-a) / a  (heun)
 
-    h, D1 and lower_order_final as in ``dpmpp_2m``, which it is with eta = 0.
+    h and D1 as in ``dpmpp_2m``, which it is with eta = 0.
+
+    Args:
+        solver, lower_order_final: as in ``dpmpp_2m``.
+
+    >>> nf.samplers.dpmpp_2m_sde(nf.Schedule.linear(1000), steps=5).tableau.as_rows.draws.tolist()
+    [True, True, True, True, False]
     """
     run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
     need_eta(eta)
@@ -117,9 +128,12 @@ def dpmpp_3m_sde(
         D1_0 = (D - D_1) / r_0,    D1_1 = (D_1 - D_2) / r_1,    r_0 = h_1 / h,    r_1 = h_2 / h
         D2 = (D1_0 - D1_1) / (r_0 + r_1),    D1 = D1_0 + r_0 D2
 
-    D_1, D_2 are the D of the last two steps, h_1, h_2 their lengths. phi_3 as it is published is half the integral that
-    belongs to D2, so that the method is of second order; ``exact=True`` takes all of it, and is of third. The first
-    steps, and those after a level that was visited twice, are of lower order, one to clean data of first.
+    D_1, D_2 are the D of the last two steps, h_1, h_2 their lengths. The first steps, and those after a level that was
+    visited twice, are of lower order, one to clean data of first.
+
+    Args:
+        exact: phi_3 as it is published is half the integral that belongs to D2, so that the method is of second order;
+            True takes all of it, and is of third.
     """
     run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
     run.need_signal("a multistep sampler", nodes=slice(1, None))
@@ -173,11 +187,12 @@ def dpmpp_singlestep(
         x' = (sigma' / sigma) x + alpha' sum_j w_j D_j,    w_j = integral of e^(s - h) L_j(s) over 0 <= s <= h
         h = lambda' - lambda,    L_j: Lagrange's polynomials, 1 at lambda_j - lambda and 0 at the others
 
-    "midpoint" makes w_1 simpler for k = 2, (1 - e^-h) / 2 r with r h = lambda_1 - lambda, and leaves D_1 out for k = 3,
-    which is of third order where lambda_2 - lambda = 2 h / 3.
-
-    lower_order_final: the last groups are shorter, such that the last step is of first order, or of second if order is
-    3 and n = 2, 5, 8, .. One to clean data is of first order anyway.
+    Args:
+        order: how many steps make a group, 1 to 3.
+        solver: "heun" has these weights. "midpoint" makes w_1 simpler for k = 2, (1 - e^-h) / 2 r with r h = lambda_1 -
+            lambda, and leaves D_1 out for k = 3, which is of third order where lambda_2 - lambda = 2 h / 3.
+        lower_order_final: the last groups are shorter, such that the last step is of first order, or of second if order
+            is 3 and n = 2, 5, 8, .. One to clean data is of first order anyway.
     """
     need_order(order, 3)
     _need_solver(solver)

@@ -86,7 +86,11 @@ def seeds_2(
         b = (1 - e^-c) / 2 r  (midpoint, their phi_1),    b = (1 - (1 - e^-c) / c) / r  (heun, their phi_2)
 
     w is one Ornstein-Uhlenbeck path of variance 1 - e^(-2 eta h), of which each row draws a piece: x' has u's noise by
-    beginning at u. eta = 0: the ODE. r = 1 is ComfyUI's exp_heun_2_x0. ValueError: r is not in 0 < r <= 1.
+    beginning at u.
+
+    Args:
+        r: where the second call is, in log sigma: 0 < r <= 1; 1 is ComfyUI's exp_heun_2_x0.
+        solver: "midpoint" or "heun": b above.
 
     >>> len(nf.samplers.seeds_2(nf.Schedule.linear(1000), steps=10))
     19
@@ -121,8 +125,10 @@ def seeds_3(
         x' = (sigma' / sigma) e^(-eta h) x + (1 - e^-c - b) D_1 + b D_3 + sigma' w(0, h)
         a = (r_2 / r_1) psi(r_2 c),    b = psi(c) / r_2,    psi(c) = 1 - (1 - e^-c) / c
 
-    D_1, D_2, D_3 are D at x, u, v; h, c and w as in ``seeds_2``. Of third order for eta = 0 and r_2 = 2/3. ValueError:
-    not 0 < r_1 < r_2 <= 1.
+    D_1, D_2, D_3 are D at x, u, v; h, c and w as in ``seeds_2``. Of third order for eta = 0 and r_2 = 2/3.
+
+    Args:
+        r_1, r_2: where the second and the third call are, in log sigma: 0 < r_1 < r_2 <= 1.
 
     >>> len(nf.samplers.seeds_3(nf.Schedule.linear(1000), steps=10))
     28
@@ -195,11 +201,15 @@ def sa_solver(
     The predictor takes the newest D_0 .. D_(p-1); the corrector, on the same z, D' that the network says where that led
     and D_0 .. D_(c-2), L_j on their lambdas.
 
-    tau: a number, or one for each step: 0 is the ODE, 1 the reverse SDE. predictor_order p: 1 to 3; corrector_order c:
-    0 (none) to 4. simple_order_2: k h^2 / 2 in place of the integral of k (s - lambda) e^(k (s - lambda')), where two D
-    are taken: as diffusers does. pece: the network is asked again at what was corrected, 2 n calls (2 n - 1 to clean
-    data). lower_order_final: of m steps that are left, p <= m and c <= m + 1, and where the run ends with a step to
-    clean data, x' = D, which is not counted, c <= m. ValueError: another order; tau below 0, or not one for each step.
+    Args:
+        tau: a number of at least 0, or one for each step: 0 is the ODE, 1 the reverse SDE.
+        predictor_order: p, 1 to 3.
+        corrector_order: c, 0 (none) to 4.
+        simple_order_2: k h^2 / 2 in place of the integral of k (s - lambda) e^(k (s - lambda')), where two D are taken:
+            as diffusers does.
+        pece: the network is asked again at what was corrected, 2 n calls (2 n - 1 to clean data).
+        lower_order_final: of m steps that are left, p <= m and c <= m + 1, and where the run ends with a step to clean
+            data, x' = D, which is not counted, c <= m.
 
     >>> sampler = nf.samplers.sa_solver(nf.Schedule.linear(1000), steps=4, tau=[0, 1, 1, 0])
     >>> sampler.tableau.as_rows.draws.tolist()
@@ -290,13 +300,19 @@ def er_sde(
         a_1 = l' - l + phi(l') I_0,    a_2 = (l' - l)^2 / 2 + phi(l') I_1
         I_j = integral of (s - l)^j / phi(s) over s from l' to l
 
-    D_1, l_1 are those of the last step, l_2 that before. phi: a function of arrays, or a power p of l: p = 1 is the
-    ODE, p = 2 the reverse SDE; default the authors' choice, l (e^(l^0.3) + 10).
+    D_1, l_1 are those of the last step, l_2 that before. A step to clean data is x' = D.
 
-    points: of the sum that stands for the I_j, at l' + i (l - l') / points: 200 in the authors' code and in ComfyUI;
-    None: the integrals. D1 is the slope between two levels, not that at l, so that order 3 as published is of second
-    order; exact=True takes that at l, D1 + (l - l_1) D2 / 2, and is of third for the ODE. A step to clean data is
-    x' = D. ValueError: a phi that asks for more noise than there is, or is not positive.
+    Args:
+        order: how many D make a step, 1 to 3.
+        phi: a function of arrays, positive, or a power p of l: p = 1 is the ODE, p = 2 the reverse SDE. None: the
+            authors' choice, l (e^(l^0.3) + 10).
+        points: of the sum that stands for the I_j, at l' + i (l - l') / points: 200 in the authors' code and in
+            ComfyUI. None: the integrals.
+        exact: D1 is the slope between two levels, not that at l, so that order 3 as published is of second order; True
+            takes that at l, D1 + (l - l_1) D2 / 2, and is of third for the ODE.
+
+    Raises:
+        ValueError: a phi that asks for more noise than there is, or is not positive.
 
     >>> ode = nf.samplers.er_sde(nf.Schedule.linear(1000), steps=10, phi=1.0)
     >>> bool(ode.tableau.as_rows.draws.any())

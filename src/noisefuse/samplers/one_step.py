@@ -40,8 +40,13 @@ def ddpm(
 
         x' ~ N(mean of q(x' | x, x0 = D), variance)
 
-    variance "fixed_small": that of q(x' | x, x0), beta~; "fixed_large": that of q(x | x'), beta. A step to
-    clean data draws no noise.
+    A step to clean data draws no noise.
+
+    Args:
+        variance: "fixed_small", that of q(x' | x, x0), beta~, or "fixed_large", that of q(x | x'), beta.
+
+    >>> nf.samplers.ddpm(nf.Schedule.linear(1000), steps=5).tableau.as_rows.draws.tolist()
+    [True, True, True, True, False]
     """
     run = plan(schedule, steps, prediction, clip, spacing, **options)
     if variance == "fixed_small":
@@ -71,10 +76,15 @@ def ddim(
 ) -> Tableau:
     """Song et al. 2021 (DDIM), equations 12 and 16; eta = 0: deterministic, eta = 1: DDPM.
 
-        x' = alpha' D + keep e + fresh z,    keep, fresh = split(sigma', eta)
+        x' = alpha' D + keep e + fresh z,    keep, fresh = split(sigma', eta),    e = (x - alpha D) / sigma
 
-    e = (x - alpha D) / sigma for the clamped D, so that x = alpha D + sigma e stays true; with
-    ``use_clipped_model_output=False`` e is what the network predicts (the default in diffusers).
+    Args:
+        use_clipped_model_output: e is of the clamped D, so that x = alpha D + sigma e stays true; False: e is what the
+            network predicts, the default in diffusers.
+
+    >>> print(nf.samplers.ddim(nf.Schedule.linear(1000), steps=[500], final=200))
+    Sampler(ddim, 1 rows)
+      0: t = 500;  D = 3.58525 x - 3.44297 m1;  x' = 0.586219 m1 + 0.810152 D
     """
     run = plan(schedule, steps, prediction, clip, spacing, **options)
     rows = []
@@ -100,8 +110,11 @@ def ddim_inverse(
 
     The times of `ddim` with the same arguments, from its end up. The network is told the time t' of where the step
     leads, so that x = clean data, where e is m's own, has one. (`ddim` on steps that rise tells it that of x.) ``clip``
-    bounds D, and e stays what the network says. ValueError: a prediction that does not tell e at the run's end, where
-    sigma is 0: only "epsilon", "v" and "flow" do; ``final="sigma_min"`` begins above it.
+    bounds D, and e stays what the network says.
+
+    Raises:
+        ValueError: a prediction that does not tell e at the run's end, where sigma is 0: only "epsilon", "v" and "flow"
+            do; ``final="sigma_min"`` begins above it.
 
     >>> nf.samplers.ddim_inverse(nf.Schedule.linear(1000), steps=5).timesteps.tolist()
     [0, 200, 400, 600, 800]
@@ -136,9 +149,12 @@ def repaint(
         and where a jump follows: x'' = (alpha'' / alpha') x' + sqrt(sigma''^2 - (alpha'' sigma' / alpha')^2) z_2
 
     A jump back is q(x'' | x'), jump_length steps at once, and one row with the step before it: their normals are one.
-    Each jump_length-th level is gone down from jump_n_sample times. The known part of x is not the row's:
-    ``sample(.., mask=, known=)`` puts it in before each row, at the row's level, always with one noise; the paper's is
-    new each time.
+    The known part of x is not the row's: ``sample(.., mask=, known=)`` puts it in before each row, at the row's level,
+    always with one noise; the paper's is new each time.
+
+    Args:
+        jump_length: how many steps a jump goes back; each jump_length-th level is one from which a jump begins.
+        jump_n_sample: how many times each of these levels is gone down from.
 
     >>> nf.samplers.repaint(nf.Schedule.linear(1000), 5, jump_length=2, jump_n_sample=2).timesteps.tolist()
     [800, 600, 800, 600, 400, 200, 400, 200, 0]
@@ -217,7 +233,13 @@ def flow_euler(
 
         x' = x + (sigma' - sigma) u,    u = z - x0 = (x - D) / sigma
 
-    The model is told the (shifted) sigma. ValueError: a schedule without alpha + sigma = 1.
+    The model is told the (shifted) sigma.
+
+    Raises:
+        ValueError: a schedule without alpha + sigma = 1.
+
+    >>> nf.samplers.flow_euler(nf.Schedule.flow(1000, shift=3.0), steps=[0.9, 0.5]).timesteps.tolist()
+    [0.9, 0.5]
     """
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
     run.need_flow("flow_euler", "euler")

@@ -39,8 +39,15 @@ def flow_sde(
     noise_level = 0 is flow_euler. The last step draws noise, too, as there; copies differ in which sigma stands in for
     the one below the root at sigma = 1 (Flow-GRPO takes the second of the run, as here).
 
-    window: (begin, end), rows begin .. end - 1 draw, the others follow the ODE (Li et al. 2025, MixGRPO). None: all.
-    ValueError: a schedule without alpha + sigma = 1; a noise level below 0; a window that is none of the rows'.
+    Args:
+        noise_level: at least 0, a factor of the noise.
+
+    Raises:
+        ValueError: a schedule without alpha + sigma = 1.
+
+    >>> sampler = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=4, window=(1, 3))
+    >>> sampler.tableau.as_rows.draws.tolist()
+    [False, True, True, False]
     """
     run = _plan("flow_sde", schedule, steps, prediction, clip, spacing, options)
     top = run.nodes[1].sigma
@@ -66,7 +73,15 @@ def dance_sde(
 
         mean = x + (sigma' - sigma) (u + eta^2 e / (2 sigma)),    std = eta sqrt(sigma - sigma')
 
-    window, ValueError: as flow_sde.
+    Args:
+        eta: at least 0, a factor of the noise; 0 is flow_euler.
+
+    Raises:
+        ValueError: a schedule without alpha + sigma = 1.
+
+    >>> sampler = nf.samplers.dance_sde(nf.Schedule.flow(1000), steps=4, window=(0, 2))
+    >>> sampler.tableau.as_rows.draws.tolist()
+    [True, True, False, False]
     """
     run = _plan("dance_sde", schedule, steps, prediction, clip, spacing, options)
     return _diffused("dance_sde", run, eta, window, lambda here: eta)
@@ -90,7 +105,14 @@ def flow_cps(
     The last step, to sigma' = 0, draws nothing and so has no density. Copies differ in their log-density: some leave
     out its normaliser and 1 / (2 std^2), which is ``density="squared"``.
 
-    noise_level: 0 (the ODE) to 1 (all noise fresh). window, ValueError: as flow_sde.
+    Args:
+        noise_level: from 0, the ODE, to 1, all noise fresh.
+
+    Raises:
+        ValueError: a schedule without alpha + sigma = 1.
+
+    >>> nf.samplers.flow_cps(nf.Schedule.flow(1000), steps=4).tableau.as_rows.draws.tolist()
+    [True, True, True, False]
     """
     run = _plan("flow_cps", schedule, steps, prediction, clip, spacing, options)
     if not 0 <= noise_level <= 1:

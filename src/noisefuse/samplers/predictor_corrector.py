@@ -73,8 +73,12 @@ def unipc(
 ) -> Tableau:
     """UniPC-p: UniC corrects x with the model's answer there, UniP steps on. Zhao et al. 2023.
 
-    order: p of 1, 2 or 3; UniC makes the order of accuracy p + 1. lower_order_final: p falls to 1 at the end.
     A row remembers D and the part of the next UniC that is known already.
+
+    Args:
+        order: p, 1 to 3; UniC makes the order of accuracy p + 1.
+        variant: "bh1" or "bh2": B(h) = -h or e^-h - 1.
+        lower_order_final: p falls to 1 at the end.
     """
     if order not in (1, 2, 3) or variant not in ("bh1", "bh2"):
         raise ValueError(f"order must be 1, 2 or 3 and variant bh1 or bh2, got {order} and {variant!r}")

@@ -39,8 +39,13 @@ def heun(
 ) -> Tableau:
     """Heun's method for the flow of x / alpha, Karras et al. 2022 (algorithm 1): 2 n - 1 model calls.
 
-    x~ = x + h d(x, sigma),    d(x, sigma) = (x - D) / sigma = e,    h = sigma' - sigma
-    x' = x + h (d(x, sigma) + d(x~, sigma')) / 2                 no correction where sigma' = 0
+        x~ = x + h d(x, sigma),    d(x, sigma) = (x - D) / sigma = e,    h = sigma' - sigma
+        x' = x + h (d(x, sigma) + d(x~, sigma')) / 2
+
+    There is no correction where sigma' = 0.
+
+    >>> len(nf.samplers.heun(nf.Schedule.karras(100), steps=10))
+    19
     """
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
     return run.table("heun", [row for here, there in run.pairs for row in _heun_step(run, here, there, 0)])
@@ -57,7 +62,13 @@ def flow_heun(
 ) -> Tableau:
     """Heun's method for rectified flow, dx = u dsigma, u = z - x0 = e - D: 2 n - 1 model calls.
 
-    The model is told the (shifted) sigma. ValueError: a schedule without alpha + sigma = 1.
+    The model is told the (shifted) sigma.
+
+    Raises:
+        ValueError: a schedule without alpha + sigma = 1.
+
+    >>> len(nf.samplers.flow_heun(nf.Schedule.flow(1000), steps=10))
+    19
     """
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
     run.need_flow("flow_heun", "heun")
@@ -84,6 +95,15 @@ def edm(
         x' = Heun's step from x^ at t^ to t'
 
     The noise before a model call is added by the row before it, and for the first one by the start.
+
+    Args:
+        S_churn: how much noise is added in all steps together; 0, none, is Heun's method.
+        S_min, S_max: between which levels it is added.
+        S_noise: a factor of its standard deviation.
+
+    >>> sampler = nf.samplers.edm(nf.Schedule.karras(100), steps=10, S_churn=5.0)
+    >>> len(sampler), int(sampler.tableau.as_rows.draws.sum())
+    (19, 9)
     """
     if not (S_churn >= 0 and S_noise >= 0):
         raise ValueError(f"S_churn and S_noise must be at least 0, got {S_churn} and {S_noise}")
@@ -129,9 +149,14 @@ def dpm_2(
 ) -> Tableau:
     """DPM-Solver-2 (Lu et al. 2022) as k-diffusion writes it, for x / alpha: 2 n - 1 model calls.
 
-    s = sqrt(sigma sigma')                                the midpoint in log sigma
-    u = x + (s - sigma) d(x, sigma),    d(x, sigma) = (x - D) / sigma
-    x' = x + (sigma' - sigma) d(u, s)                     an Euler step where sigma' = 0
+        s = sqrt(sigma sigma')
+        u = x + (s - sigma) d(x, sigma),    d(x, sigma) = (x - D) / sigma
+        x' = x + (sigma' - sigma) d(u, s)
+
+    s is the midpoint in log sigma. Where sigma' = 0 the step is Euler's.
+
+    >>> len(nf.samplers.dpm_2(nf.Schedule.karras(100), steps=10))
+    19
     """
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
     return _dpm_2("dpm_2", run, 0.0)
@@ -149,8 +174,8 @@ def dpm_2_ancestral(
 ) -> Tableau:
     """``dpm_2`` down to sigma_down, then fresh noise up to sigma' (k-diffusion, Crowson 2022): 2 n - 1 model calls.
 
-    s = sqrt(sigma sigma_down),    u = x + (s - sigma) d(x, sigma)
-    x' = x + (sigma_down - sigma) d(u, s) + sigma_up z
+        s = sqrt(sigma sigma_down),    u = x + (s - sigma) d(x, sigma)
+        x' = x + (sigma_down - sigma) d(u, s) + sigma_up z
 
     sigma_down and sigma_up as in ``euler_ancestral``.
     """
@@ -170,8 +195,8 @@ def dpmpp_2s_ancestral(
 ) -> Tableau:
     """DPM-Solver++(2S), Lu et al. 2022 (algorithm 1), down to sigma_down, then fresh noise, for x / alpha.
 
-    s = sqrt(sigma sigma_down),    u = (s / sigma) x + (1 - s / sigma) D(x, sigma)
-    x' = (sigma_down / sigma) x + (1 - sigma_down / sigma) D(u, s) + sigma_up z
+        s = sqrt(sigma sigma_down),    u = (s / sigma) x + (1 - s / sigma) D(x, sigma)
+        x' = (sigma_down / sigma) x + (1 - sigma_down / sigma) D(u, s) + sigma_up z
 
     As in k-diffusion; sigma_down and sigma_up as in ``euler_ancestral``. eta = 0 is DPM-Solver++(2S) itself.
     2 n - 1 model calls.
@@ -212,7 +237,12 @@ def dpmpp_sde(
 
         w(sigma, s) = z1,    w(sigma, sigma') = c z1 + sqrt(1 - c^2) z2,    c^2 = (sigma - s) / (sigma - sigma')
 
-    ValueError: r is not in 0 < r < 1.
+    Args:
+        r: where the second call is, in log sigma: 0 < r < 1.
+
+    >>> sampler = nf.samplers.dpmpp_sde(nf.Schedule.karras(100), steps=10)
+    >>> len(sampler), sampler.tableau.as_rows.draws.tolist()[-3:]
+    (19, [True, True, False])
     """
     if not 0 < r < 1:
         raise ValueError(f"r must lie between 0 and 1, got {r}")
@@ -245,8 +275,8 @@ def heunpp2(
 ) -> Tableau:
     """Heun++ of ComfyUI, for x / alpha: slopes of this level and the next two, weighed by noise. 3 n - 3 model calls.
 
-    x_2 = x + (sigma' - sigma) d,    x_3 = x_2 + (sigma'' - sigma') d_2,    d = (x - D) / sigma
-    x' = x + (sigma' - sigma) ((1 - w_2 - w_3) d + w_2 d_2 + w_3 d_3),    w_2, w_3 = sigma', sigma'' over 3 sigma_0
+        x_2 = x + (sigma' - sigma) d,    x_3 = x_2 + (sigma'' - sigma') d_2,    d = (x - D) / sigma
+        x' = x + (sigma' - sigma) ((1 - w_2 - w_3) d + w_2 d_2 + w_3 d_3),    w_2, w_3 = sigma', sigma'' over 3 sigma_0
 
     sigma_0 is the first level. The last step but one has w_2 = sigma' / 2 sigma_0 and no x_3, the last is Euler's.
     There is no paper. The weights are those of a mean only at sigma_0, so that it is of first order.

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Docstrings of functions that share arguments: each states its own, and what they share is added once, from here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from inspect import cleandoc
+from typing import NamedTuple
+
+__all__ = ["Shared", "completed"]
+
+
+class Shared(NamedTuple):
+    """What functions have in common: entries of sections, as they stand in a docstring."""
+
+    args: Mapping[str, str]
+    returns: str
+    raises: str
+
+
+def completed(doc: str, parameters: Iterable[str], shared: Shared, example: str) -> str:
+    """A docstring with all sections: prose, Args in the order of the parameters, Returns, Raises, an example.
+
+    What the docstring says itself of an argument counts before what all share, and so does its own example; its own
+    errors stand before those that all raise. KeyError: a parameter of which neither says anything.
+    """
+    parts: dict[str, list[str]] = {"": [], "Args:": [], "Raises:": [], ">>>": []}
+    for paragraph in cleandoc(doc).split("\n\n"):
+        first = paragraph.split("\n", 1)[0]
+        parts[first if first in parts else ">>>" if first.startswith(">>>") else ""].append(paragraph)
+    own = {name: entry for entry in _entries(parts["Args:"]) for name in _names(entry)}
+    args = dict.fromkeys(own.get(name) or shared.args[name] for name in parameters)  # an entry may have two names
+    sections = {
+        "Args": args,
+        "Returns": [shared.returns],
+        "Raises": [*_entries(parts["Raises:"]), shared.raises],
+    }
+    made = ["\n".join([f"{name}:", *entries]) for name, entries in sections.items()]
+    return "\n\n".join([*parts[""], *made, *(parts[">>>"] or [example])])
+
+
+def _entries(sections: list[str]) -> list[str]:
+    """Each with the lines that go on with it, which are indented further."""
+    found: list[str] = []
+    for section in sections:
+        for line in section.split("\n")[1:]:
+            if line.startswith("     "):
+                found[-1] += "\n" + line
+            else:
+                found.append(line)
+    return found
+
+
+def _names(entry: str) -> list[str]:
+    return entry.partition(":")[0].strip().split(", ")
