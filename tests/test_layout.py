@@ -32,7 +32,7 @@ ALLOWED = {
     "_stored": "",  # as tableau and schedule do
     "diffusers_config": "",
     "schedule": "rows views tableau forward diffusers_config _drawing _stored",
-    "weights": "schedule views",
+    "weights": "schedule views docstrings",
     "naive": "",
     "numba": "arrays backends.device ops rows tableau",
     "backends.spec": "",

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from inspect import cleandoc
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from inspect import cleandoc, signature
+from typing import Any, NamedTuple, TypeVar
 
-__all__ = ["Shared", "completed"]
+__all__ = ["Shared", "completed", "documented"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Shared(NamedTuple):
@@ -37,6 +39,17 @@ def completed(doc: str, parameters: Iterable[str], shared: Shared, example: str)
     }
     made = ["\n".join([f"{name}:", *entries]) for name, entries in sections.items()]
     return "\n\n".join([*parts[""], *made, *(parts[">>>"] or [example])])
+
+
+def documented(shared: Shared, example: str = "") -> Callable[[F], F]:
+    """A decorator: the function's docstring, `completed`."""
+
+    def complete(function: F) -> F:
+        if function.__doc__ is not None:  # python -OO
+            function.__doc__ = completed(function.__doc__, signature(function).parameters, shared, example)
+        return function
+
+    return complete
 
 
 def _entries(sections: list[str]) -> list[str]:

@@ -23,6 +23,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .docstrings import Shared, documented
 from .schedule import Schedule
 from .views import Target, target_factors
 
@@ -30,11 +31,38 @@ __all__ = ["cosmap", "draw", "edm", "like", "logit_normal", "min_snr", "mode"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
+_SHARED = Shared(
+    args={
+        "schedule": "    schedule: the levels of noise, a `Schedule`.",
+        "target": """\
+    target: what the network learns, whose plain loss the weights multiply: "epsilon", "v", "flow" (also called
+        "velocity") or "sample".""",
+        "t": """\
+    t: times of any shape, as ``schedule(t)`` takes them: integers, or floats of a continuous schedule. None: all steps
+        of the schedule.""",
+    },
+    returns="    Weights in float64, (T,), one for each step of the schedule; for t in t's shape.",
+    raises="""\
+    ValueError: another target, or a float t outside of the schedule's time.
+    IndexError: an integer t outside of the schedule.
+    TypeError: a t that is no number, or a float t with a schedule that is not continuous.""",
+)
 
+
+@documented(_SHARED)
 def min_snr(schedule: Schedule, target: Target, *, gamma: float = 5.0, t: npt.ArrayLike | None = None) -> Array:
     """min(SNR, gamma) on the loss of the clean sample: Hang et al. 2023, SNR = alpha^2 / sigma^2.
 
     For epsilon min(SNR, gamma) / SNR, for v in a variance preserving schedule min(SNR, gamma) / (SNR + 1).
+
+    Args:
+        gamma: the largest SNR that counts.
+
+    Raises:
+        ValueError: gamma is not positive.
+
+    >>> nf.weights.min_snr(nf.Schedule.linear(1000), "epsilon", t=[0, 500, 999]).round(4).tolist()
+    [0.0005, 1.0, 1.0]
     """
     if not gamma > 0:
         raise ValueError(f"gamma must be positive, got {gamma}")
@@ -42,11 +70,21 @@ def min_snr(schedule: Schedule, target: Target, *, gamma: float = 5.0, t: npt.Ar
     return np.minimum(of_z**2, gamma * of_x0**2)  # SNR |d|^2 is the loss of z
 
 
+@documented(_SHARED)
 def edm(schedule: Schedule, target: Target, *, sigma_data: float = 0.5, t: npt.ArrayLike | None = None) -> Array:
     """(s^2 + sigma_data^2) / (s sigma_data)^2 on the loss of the clean sample: Karras et al. 2022 (table 1).
 
     s = sigma / alpha is the noise level of x / alpha. Infinite for "epsilon" where alpha = 0, for "sample"
     where sigma = 0.
+
+    Args:
+        sigma_data: the data's standard deviation.
+
+    Raises:
+        ValueError: sigma_data is not positive.
+
+    >>> nf.weights.edm(nf.Schedule.karras(3), "sample").round(4).tolist()
+    [250004.0, 4.1581, 4.0002]
     """
     if not sigma_data > 0:
         raise ValueError(f"sigma_data must be positive, got {sigma_data}")
@@ -54,12 +92,23 @@ def edm(schedule: Schedule, target: Target, *, sigma_data: float = 0.5, t: npt.A
     return (of_x0 / sigma_data) ** 2 + of_z**2
 
 
+@documented(_SHARED)
 def logit_normal(
     schedule: Schedule, target: Target, *, mean: float = 0.0, std: float = 1.0, t: npt.ArrayLike | None = None
 ) -> Array:
     """The density of logit-normal times on the loss of the flow: Esser et al. 2024 (SD3, section 3.1).
 
     Here, in `mode` and in `cosmap` the time is s = sigma / (alpha + sigma), rectified flow's of the same SNR.
+
+    Args:
+        mean: of the logit, log(s / (1 - s)).
+        std: its standard deviation.
+
+    Raises:
+        ValueError: std is not positive.
+
+    >>> nf.weights.logit_normal(nf.Schedule.flow(1000), "flow", t=[0.1, 0.5, 0.9]).round(4).tolist()
+    [0.3966, 1.5958, 0.3966]
     """
     if not std > 0:
         raise ValueError(f"std must be positive, got {std}")
@@ -73,13 +122,22 @@ def logit_normal(
     return _of_flow(schedule, target, density, t)
 
 
+@documented(_SHARED)
 def mode(schedule: Schedule, target: Target, *, scale: float = 1.29, t: npt.ArrayLike | None = None) -> Array:
     """The density of times f(u), u uniform, on the loss of the flow: Esser et al. 2024.
 
         f(u) = 1 - u - scale (cos^2(pi u / 2) - 1 + u)
 
-    scale: in [-1, 2 / (pi - 2)], where f is monotone; above 0 it favours the middle, below 0 the ends. Infinite for
-    "epsilon" where alpha = 0, for "sample" where sigma = 0.
+    Infinite for "epsilon" where alpha = 0, for "sample" where sigma = 0.
+
+    Args:
+        scale: in [-1, 2 / (pi - 2)], where f is monotone; above 0 it favours the middle, below 0 the ends.
+
+    Raises:
+        ValueError: another scale.
+
+    >>> nf.weights.mode(nf.Schedule.flow(1000), "flow", t=[0.1, 0.5, 0.9]).round(4).tolist()
+    [0.5015, 3.7926, 0.5015]
     """
     if not -1 <= scale <= 2 / (math.pi - 2):
         raise ValueError(f"scale must be in [-1, 2 / (pi - 2)], got {scale}")
@@ -95,19 +153,30 @@ def mode(schedule: Schedule, target: Target, *, scale: float = 1.29, t: npt.Arra
     return _of_flow(schedule, target, density, t)
 
 
+@documented(_SHARED)
 def cosmap(schedule: Schedule, target: Target, *, t: npt.ArrayLike | None = None) -> Array:
     """2 / (pi - 2 pi s + 2 pi s^2) on the loss of the flow, as of cosine schedules: Esser et al. 2024.
 
     Infinite for "epsilon" where alpha = 0, for "sample" where sigma = 0.
+
+    >>> nf.weights.cosmap(nf.Schedule.flow(1000), "flow", t=[0.1, 0.5, 0.9]).round(4).tolist()
+    [0.7764, 1.2732, 0.7764]
     """
     return _of_flow(schedule, target, lambda s: 2 / (math.pi * (1 - 2 * s + 2 * s**2)), t)
 
 
+@documented(_SHARED)
 def like(schedule: Schedule, target: Target, other: Target, *, t: npt.ArrayLike | None = None) -> Array:
     """The weights with which the loss of `target` is the plain one of the target `other`.
 
     like(schedule, "sample", "flow") is 1 / sigma^2 on rectified flow, diffusers' "sigma_sqrt". Infinite for
     "epsilon" where alpha = 0, for "sample" where sigma = 0: the prediction says nothing of the other there.
+
+    Args:
+        other: the target whose plain loss it shall be.
+
+    >>> nf.weights.like(nf.Schedule.flow(1000), "sample", "flow", t=[0.1, 0.5, 1.0]).round(4).tolist()
+    [100.0, 4.0, 1.0]
     """
     (of_x0, of_z), (others_of_x0, others_of_z) = _errors(schedule, target, t), _errors(schedule, other, t)
     if target == other:
@@ -119,9 +188,20 @@ def like(schedule: Schedule, target: Target, other: Target, *, t: npt.ArrayLike 
 
 
 def draw(row: npt.ArrayLike, u: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Times t with probabilities in proportion to the row (T,), from uniforms u in [0, 1): integers of u's shape.
+    """Times t with probabilities in proportion to a row of weights.
 
-    With `nf.uniform(B, noise)` they can be regenerated, like all else. ValueError: a number outside, or NaN.
+    Args:
+        row: (T,), finite, at least 0 and not all 0.
+        u: uniforms in [0, 1), of any shape: of `nf.uniform(B, noise)`, so that the times can be regenerated.
+
+    Returns:
+        Indices 0 .. T - 1 in int64, of u's shape.
+
+    Raises:
+        ValueError: another row, or a u outside, or NaN.
+
+    >>> nf.weights.draw([1, 0, 3], [0.1, 0.3, 0.9]).tolist()
+    [0, 2, 2]
     """
     weights = np.asarray(row, np.float64)
     if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
