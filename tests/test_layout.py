@@ -31,7 +31,7 @@ ALLOWED = {
     "_drawing": "",  # as schedule and sampler need it
     "_stored": "",  # as tableau and schedule do
     "diffusers_config": "",
-    "schedule": "rows views tableau forward diffusers_config _drawing _stored",
+    "schedule": "rows views tableau forward diffusers_config docstrings _drawing _stored",
     "weights": "schedule views docstrings",
     "naive": "",
     "numba": "arrays backends.device ops rows tableau",

@@ -353,11 +353,18 @@ def combine(parts: Sequence[Part]) -> Array: ...
 def combine(parts: Any) -> Any:
     """The log-densities (B,) of samples that lie in parts, in their order: the bits of the whole, wherever it was cut.
 
-    Chunks are counted in the whole sample: all parts but the last have a multiple of 4,096 elements of each sample.
     Of the parts of `mse_loss` it is the loss; these may be of other samples, too, those of the first samples first.
 
+    Args:
+        parts: what calls with ``partial=True`` gave, in order. Chunks are counted in the whole sample, and all parts
+            but the last have a multiple of 4,096 elements of each sample.
+
+    Returns:
+        (B,) in float64, of the kind that the parts are; or the loss, as `mse_loss` of the whole gives it.
+
     Raises:
-        ValueError: a part that cuts a chunk; parts of different batches, rows or conventions. TypeError: no Part.
+        ValueError: a part that cuts a chunk; parts of different batches, rows or conventions.
+        TypeError: what is no part.
 
     >>> table = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10).tableau
     >>> x, m = np.ones((2, 4, 64, 64), np.float32), np.zeros((2, 4, 64, 64), np.float32)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from inspect import cleandoc, signature
+from inspect import cleandoc
 from typing import Any, NamedTuple, TypeVar
 
 __all__ = ["Shared", "completed", "documented"]
@@ -42,11 +42,12 @@ def completed(doc: str, parameters: Iterable[str], shared: Shared, example: str)
 
 
 def documented(shared: Shared, example: str = "") -> Callable[[F], F]:
-    """A decorator: the function's docstring, `completed`."""
+    """A decorator: the function's docstring, `completed`. A classmethod's goes below ``@classmethod``."""
 
     def complete(function: F) -> F:
         if function.__doc__ is not None:  # python -OO
-            function.__doc__ = completed(function.__doc__, signature(function).parameters, shared, example)
+            parameters = [name for name in function.__annotations__ if name != "return"]  # all but a method's first
+            function.__doc__ = completed(function.__doc__, parameters, shared, example)
         return function
 
     return complete

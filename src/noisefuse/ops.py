@@ -76,7 +76,8 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     """Philox4x32-10 (Salmon et al. 2011): the raw words of the generator, in Random123's order.
 
     Args:
-        counter: uint32 (..., 4). key: uint32 (..., 2); their leading shapes broadcast.
+        counter: uint32 (..., 4).
+        key: uint32 (..., 2); their leading shapes broadcast.
 
     Returns:
         uint32 (..., 4).
@@ -121,6 +122,9 @@ def randn(
         out: array of this shape and dtype to write to, C-contiguous.
         device: where a tensor lies, with a dtype of torch: "cuda", torch.device("cuda:1"). None: the CPU.
         chunks: make an array of dask's, in chunks as dask takes them (docs/dask.md).
+
+    Returns:
+        The array of this shape and dtype; it is out, where that is given.
 
     Raises:
         OverflowError: a sample id beyond 2^56 - 1, or a sample of more than 2^34 elements.
@@ -171,6 +175,9 @@ def randn_like(
         noise, batched: as in `randn`.
         dtype: of the result: one that `randn` takes. None: x's, or float32 where x holds integers or bools.
 
+    Returns:
+        A new array of x's shape and kind, on its device.
+
     Raises:
         TypeError: x is no array, or a dtype that is no float of `randn`'s.
 
@@ -208,7 +215,17 @@ def uniform(
     """Uniforms in (0, 1), never 0 or 1: as `randn`, on stream 7 unless the noise names another than 0.
 
     float32: (floor(w / 2^9) + 1/2) / 2^23 of the word w; float64: the same field with 52 bits. Other dtypes could not
-    keep 1 out: TypeError.
+    keep 1 out.
+
+    Args:
+        shape, noise, batched, out, device, chunks: as in `randn`.
+        dtype: float32 or float64, of NumPy, torch or jax.numpy.
+
+    Returns:
+        The array of this shape and dtype; it is out, where that is given.
+
+    Raises:
+        TypeError: another dtype. Others as `randn`.
 
     >>> t = (1000 * nf.uniform(8, nf.Noise(7))).astype(int)  # a time for each sample
     >>> bool(t.min() >= 0 and t.max() < 1000)
@@ -283,6 +300,7 @@ def q_sample(
             than C order are copied first).
         t: integers (an index into the schedule, 0 least noisy) or, where the schedule is continuous, floats in its own
             time; a scalar, (B,), or any prefix of x0's shape.
+        schedule: alpha and sigma of each t.
         noise: Noise, a list of one for each row, or an array of x0's shape (float32 or the result's dtype).
         target: also return what a network learns: "epsilon" z, "v" alpha z - sigma x0 (Salimans & Ho 2022), "flow"
             z - x0 (flow matching; "velocity" is the same), "sample" x0; computed in the same pass.
@@ -358,9 +376,19 @@ def q_step(
     a_t = alpha_t / alpha_(t-1) and s_t^2 = sigma_t^2 - a_t^2 sigma_(t-1)^2, from alpha = 1, sigma = 0 before t = 0.
     z_t is the field of stream 1 at step `noise.step + t`; with t for each sample or token each takes its own.
 
-    Args and errors: as `q_sample` (of uint8 x stands for x / 127.5 - 1, of uint16 for x / 32767.5 - 1, and the result
-    is float32, or integers with dtype="uint8" or "uint16", out_scale and out_offset), with integer t; the noise must
-    have stream 0.
+    Args:
+        x: as x0 of `q_sample`; of uint8 it stands for x / 127.5 - 1, of uint16 for x / 32767.5 - 1.
+        t: integers; a scalar, (B,), or any prefix of x's shape.
+        schedule, batched, out: as in `q_sample`.
+        noise: Noise of stream 0, a list of one for each row, or an array of x's shape.
+        **options: dtype, out_scale, out_offset, as in `q_sample`.
+
+    Returns:
+        x_t, of x's shape and dtype, of integers float32 or, with dtype="uint8" or "uint16", integers.
+
+    Raises:
+        IndexError: t outside of the schedule.
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
 
     >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
     >>> x0 = np.ones((2, 3), np.float32)
@@ -407,11 +435,18 @@ def q_walk(
     Equals q_step at t = 0, 1, ... bit for bit (the half types: as if walked in float32 and rounded where kept).
 
     Args:
+        x0: as x of `q_step`.
+        schedule, batched: as in `q_sample`.
+        noise: Noise of stream 0, or a list of one for each row.
         keep: the times t whose x_t are wanted, strictly increasing; None: all of them.
         out: C-contiguous, (len(keep), *x0.shape), of x0's dtype.
 
     Returns:
-        (len(keep), *x0.shape). Other arguments and errors are those of `q_step`.
+        (len(keep), *x0.shape), of x0's dtype, float32 for integers.
+
+    Raises:
+        IndexError: a time outside of the schedule.
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
 
     >>> walk = nf.q_walk(np.ones((2, 3), np.float32), nf.Schedule.linear(100), nf.Noise(7), keep=[0, 49, 99])
     >>> walk.shape
@@ -513,7 +548,7 @@ def update(
         out, aux_out: where to write the result and up to two auxiliary outputs; C-contiguous, of x's shape and dtype;
             each may be exactly one of the inputs. aux_out may also be a number: that many are made. `out` may hold
             uint8 or uint16, which `q_sample` explains; so may a new result, with dtype="uint8" or "uint16".
-        dtype, out_scale, out_offset: of a result in integers.
+        **options: dtype, out_scale, out_offset, of a result in integers.
 
     Returns:
         out; where aux_out is a number the tuple (out, aux1, ..).

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from . import _stored
 from ._drawing import plot_levels
 from .diffusers_config import family
+from .docstrings import Shared, documented
 from .forward import KeptRows, forward
 from .rows import ROW, Rows
 from .tableau import Tableau
@@ -32,14 +33,30 @@ if TYPE_CHECKING:
 Array: TypeAlias = npt.NDArray[np.float64]
 AlphaSigma: TypeAlias = tuple[Array, Array]
 
+_BETAS = "    beta_start, beta_end: between which beta_t goes, both in (0, 1]."
+_ENDS = "    sigma_min, sigma_max: the least and the most noisy level, 0 < sigma_min < sigma_max < inf."
+_FAMILY = Shared(
+    args={
+        "steps": "    steps: how many levels, T, at least 1.",
+        "beta_start": _BETAS,
+        "beta_end": _BETAS,
+        "max_beta": "    max_beta: no beta_t is larger; positive.",
+        "sigma_min": _ENDS,
+        "sigma_max": _ENDS,
+    },
+    returns="    A `Schedule` of this kind, its columns in float64, (T,).",
+    raises="""\
+    ValueError: an argument outside of what it takes.
+    TypeError: steps is no integer.""",
+)
+
 
 class Schedule:
     """Two read-only columns alpha and sigma, float64 of shape (T,): x_t = alpha_t x_0 + sigma_t z.
 
     ``Schedule(alpha, sigma)`` copies the two columns; the classmethods build the usual families. Checked at
     birth: at least one step, alpha in [0, 1], sigma positive and finite, alpha / sigma strictly decreasing.
-    So sigma is never 0 (clean data are not a noise level), and only the last alpha may be 0. A ValueError
-    names the first value that breaks a rule; TypeError: not real numbers.
+    So sigma is never 0 (clean data are not a noise level), and only the last alpha may be 0.
 
     Immutable, hashable, picklable; two schedules are equal when their kind, parameters and columns are.
 
@@ -48,6 +65,10 @@ class Schedule:
         kind: the family, by the name of its classmethod; "columns" where alpha and sigma were given.
         name: what prints and pictures call it: ``Schedule(alpha, sigma, name="mine")``, ``schedule.named("mine")``;
             its kind, if none was given.
+
+    Raises:
+        ValueError: names the first value that breaks a rule.
+        TypeError: not real numbers, or a name that is no str.
 
     >>> nf.Schedule([0.8, 0.6], [0.6, 0.8])
     Schedule(columns, steps=2)
@@ -100,6 +121,7 @@ class Schedule:
     # ---- variance preserving families ----------------------------------------------------------------------
 
     @classmethod
+    @documented(_FAMILY)
     def linear(cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Self:
         """beta_t = beta_start + t / (T - 1) (beta_end - beta_start): DDPM, Ho et al. 2020 (section 4).
 
@@ -111,6 +133,7 @@ class Schedule:
         return cls._of_betas(betas, "linear", beta_start=beta_start, beta_end=beta_end)
 
     @classmethod
+    @documented(_FAMILY)
     def scaled_linear(cls, steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Self:
         """Rombach et al. 2022 (Stable Diffusion): sqrt(beta_t) linear, from beta_start to beta_end.
 
@@ -123,6 +146,7 @@ class Schedule:
         return cls._of_betas(betas, "scaled_linear", beta_start=beta_start, beta_end=beta_end)
 
     @classmethod
+    @documented(_FAMILY)
     def cosine(cls, steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Self:
         """Nichol & Dhariwal 2021 (equation 17); "squaredcos_cap_v2" in diffusers.
 
@@ -130,6 +154,9 @@ class Schedule:
             beta_t  = min(1 - abar((t + 1) / T) / abar(t / T), max_beta)
 
         Continuous in u in [0, 1]: ``schedule(u)`` is sqrt(abar(u)), sqrt(1 - abar(u)), without the clip.
+
+        Args:
+            s: an offset, so that beta is not too small near t = 0; positive.
 
         >>> alpha, sigma = nf.Schedule.cosine(1000)(0.5)  # half way
         >>> round(float(alpha), 6)
@@ -141,6 +168,7 @@ class Schedule:
         return cls._of_betas(betas, "cosine", s=s, max_beta=max_beta)
 
     @classmethod
+    @documented(_FAMILY)
     def sigmoid(cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Self:
         """GeoDiff, Xu et al. 2022; "sigmoid" in diffusers.
 
@@ -158,6 +186,7 @@ class Schedule:
         return cls._of_betas(betas, "sigmoid", beta_start=beta_start, beta_end=beta_end)
 
     @classmethod
+    @documented(_FAMILY)
     def laplace(cls, steps: int = 1000, mu: float = 0.0, b: float = 0.5, max_beta: float = 0.999) -> Self:
         """log-SNR as the quantiles of Laplace(mu, b): Hang et al. 2024, as "laplace" in diffusers.
 
@@ -167,6 +196,10 @@ class Schedule:
 
         The square root is the paper's alpha; diffusers takes it for abar = alpha^2, and so does this one. For
         the paper's own, give SNR / (1 + SNR) to ``from_alphas_cumprod``.
+
+        Args:
+            mu: of log-SNR the mean, finite.
+            b: its scale, positive.
 
         >>> nf.Schedule.laplace(100)
         Schedule(laplace, steps=100, mu=0.0, b=0.5, max_beta=0.999)
@@ -185,8 +218,17 @@ class Schedule:
     def from_betas(cls, betas: npt.ArrayLike) -> Self:
         """alpha = sqrt(abar), sigma = sqrt(1 - abar), abar_t = prod_{i<=t} (1 - beta_i): Ho et al. 2020 (4).
 
-        betas: (T,), each in (0, 1]; the last may be 1, for zero terminal SNR. ``.betas`` are exactly these.
         For the families above, at 1000 steps, the relative error is below 1e-13 in alpha and 1e-14 in sigma.
+
+        Args:
+            betas: (T,), each in (0, 1]; the last may be 1, for zero terminal SNR.
+
+        Returns:
+            A `Schedule` of T steps. Its ``.betas`` are exactly these.
+
+        Raises:
+            TypeError: not real numbers.
+            ValueError: a beta outside of (0, 1], a 1 before the last, or no axis of at least one step.
 
         >>> nf.Schedule.from_betas([0.36, 0.5]).alpha.round(6).tolist()
         [0.8, 0.565685]
@@ -195,7 +237,17 @@ class Schedule:
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: npt.ArrayLike) -> Self:
-        """alpha = sqrt(abar), sigma = sqrt(1 - abar), for abar (T,) in [0, 1), strictly decreasing.
+        """alpha = sqrt(abar), sigma = sqrt(1 - abar), abar_t = alpha_t^2 as in Ho et al. 2020 (4).
+
+        Args:
+            alphas_cumprod: abar, (T,), in [0, 1) and strictly decreasing; a leading 1, the clean data, is left out.
+
+        Returns:
+            A `Schedule` of T steps.
+
+        Raises:
+            TypeError: not real numbers.
+            ValueError: an abar outside of [0, 1) or not below the one before, or no axis of at least one step.
 
         >>> nf.Schedule.from_alphas_cumprod([0.64, 0.32]).alpha.round(6).tolist()
         [0.8, 0.565685]
@@ -208,8 +260,15 @@ class Schedule:
     def from_logsnr(cls, log_snr: npt.ArrayLike) -> Self:
         """Variance preserving, from l = log(alpha^2 / sigma^2): alpha^2 = 1 / (1 + e^-l), sigma^2 = 1 / (1 + e^l).
 
-        log_snr: (T,), strictly decreasing; the last may be -inf, for zero terminal SNR. TypeError: not real numbers.
-        ValueError: NaN, inf, or not decreasing.
+        Args:
+            log_snr: l, (T,), strictly decreasing; the last may be -inf, for zero terminal SNR.
+
+        Returns:
+            A `Schedule` of T steps.
+
+        Raises:
+            TypeError: not real numbers.
+            ValueError: NaN, inf, not decreasing, or no axis of at least one step.
 
         >>> nf.Schedule.from_logsnr(np.linspace(10, -10, 1000)).alpha[[0, -1]].round(6).tolist()
         [0.999977, 0.006738]
@@ -259,12 +318,16 @@ class Schedule:
     # ---- rectified flow ------------------------------------------------------------------------------------
 
     @classmethod
+    @documented(_FAMILY)
     def flow(cls, steps: int = 1000, shift: float = 1.0) -> Self:
         """Rectified flow, Liu et al. 2022; shift as in Stable Diffusion 3, Esser et al. 2024 (equation 23).
 
             s = (t + 1) / T,   sigma = shift s / (1 + (shift - 1) s),   alpha = 1 - sigma
 
         The last step is pure noise. Continuous in s in [0, 1], the time before the shift.
+
+        Args:
+            shift: positive; above 1 more of the levels are noisy.
 
         >>> nf.Schedule.flow(4, shift=3.0).sigma.round(6).tolist()
         [0.5, 0.75, 0.9, 1.0]
@@ -276,12 +339,16 @@ class Schedule:
     # ---- variance exploding families -----------------------------------------------------------------------
 
     @classmethod
+    @documented(_FAMILY)
     def karras(cls, steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Self:
         """Karras et al. 2022 (equation 5), turned round so that index 0 is sigma_min.
 
             sigma_i = (sigma_max^(1/rho) + i / (T - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
 
         alpha = 1. Continuous: t is sigma, any finite t >= 0. A single step is sigma_max.
+
+        Args:
+            rho: positive; the larger, the more of the levels are small.
 
         >>> nf.Schedule.karras(4).sigma.round(3).tolist()
         [0.002, 0.47, 9.723, 80.0]
@@ -291,6 +358,7 @@ class Schedule:
         return cls._of_levels(roots**rho, "karras", sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
 
     @classmethod
+    @documented(_FAMILY)
     def exponential(cls, steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Self:
         """sigma_i = sigma_min (sigma_max / sigma_min)^(i / (T - 1)): VE SDE, Song et al. 2021 (appendix C).
 
@@ -304,6 +372,7 @@ class Schedule:
         return cls._of_levels(sigma, "exponential", sigma_min=sigma_min, sigma_max=sigma_max)
 
     @classmethod
+    @documented(_FAMILY)
     def edm(
         cls,
         steps: int = 1000,
@@ -320,6 +389,13 @@ class Schedule:
         both ends in the grid, so that the schedule serves samplers too; EDM's sampling grid is ``karras``.
 
         alpha = 1. Continuous: t is sigma, any finite t >= 0. A single step is sigma_max.
+
+        Args:
+            P_mean: of log sigma the mean.
+            P_std: its standard deviation, positive.
+
+        Raises:
+            ValueError: a range so far from P_mean that the distribution has no quantiles there.
 
         >>> nf.Schedule.edm(5).sigma.round(3).tolist()
         [0.002, 0.134, 0.301, 0.677, 80.0]
@@ -417,7 +493,11 @@ class Schedule:
 
             alpha'_t = alpha_0 (alpha_t - alpha_{T-1}) / (alpha_0 - alpha_{T-1}),  sigma' = sqrt(1 - alpha'^2)
 
-        Itself, if the last alpha is 0 already. ValueError: alpha^2 + sigma^2 is not 1, or only one step.
+        Returns:
+            A `Schedule` of as many steps; itself, if the last alpha is 0 already.
+
+        Raises:
+            ValueError: alpha^2 + sigma^2 is not 1, or only one step.
 
         >>> nf.Schedule.linear(1000).rescale_zero_terminal_snr().alpha[-1].item()
         0.0
@@ -447,9 +527,14 @@ class Schedule:
     def __call__(self, t: npt.ArrayLike) -> AlphaSigma:
         """(alpha, sigma) at t: two float64 arrays of t's shape.
 
-        Integer t is an index, 0 <= t < T (IndexError otherwise). Float t is the family's own time: u in
-        [0, 1] for cosine, s in [0, 1] for flow, any finite sigma >= 0 for karras, exponential and edm
-        (ValueError otherwise). TypeError: a float t for another family, or t neither integer nor float.
+        Args:
+            t: integers are indices, 0 <= t < T. Floats are the family's own time: u in [0, 1] for cosine, s in [0, 1]
+                for flow, any finite sigma >= 0 for karras, exponential and edm.
+
+        Raises:
+            IndexError: an integer outside.
+            ValueError: a float outside.
+            TypeError: a float t for another family, or t neither integer nor float.
         """
         t = np.asarray(t)
         if t.dtype.kind in "iu":
@@ -474,7 +559,11 @@ class Schedule:
 
         Where alpha is 1 (variance exploding), sigma alone, on a logarithmic axis.
 
-        ax: matplotlib Axes to draw on; None: a new figure. ImportError: matplotlib is not installed.
+        Args:
+            ax: matplotlib Axes to draw on; None: a new figure.
+
+        Raises:
+            ImportError: matplotlib is not installed.
         """
         return plot_levels(ax, self.alpha, self.sigma, "t", f"{self.name}, {len(self)} steps")
 
@@ -495,9 +584,20 @@ class Schedule:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what ``to_json`` wrote: ``Schedule.from_json(schedule.to_json()) == schedule``.
+        """Read what ``to_json`` wrote.
 
-        ValueError: not a schedule, or one of another version.
+        Args:
+            text: JSON.
+
+        Returns:
+            A `Schedule` equal to the one that was written, and of its name.
+
+        Raises:
+            ValueError: not a schedule, or one of another version.
+
+        >>> schedule = nf.Schedule.karras(10).named("mine")
+        >>> nf.Schedule.from_json(schedule.to_json()).name
+        'mine'
         """
         return _stored.read("schedule", text, cls._of_stored)
 

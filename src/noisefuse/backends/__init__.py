@@ -187,9 +187,14 @@ def _native() -> Any:
 
 
 def use_backend(backend: str | Backend) -> Setting:
-    """Chooses the backend of the whole process: "native", "numba" or "reference". Also a context manager.
+    """Chooses the backend of the whole process. Also a context manager.
 
-    Or one of your own, an object with the attributes of `noisefuse.backends.Backend`.
+    Args:
+        backend: "native", "numba" or "reference", or one of your own, an object with the attributes of
+            `noisefuse.backends.Backend`.
+
+    Returns:
+        A context manager, at whose end the backend before is chosen again; outside of ``with`` it stays.
 
     Raises:
         ValueError: no backend of that name.
@@ -216,7 +221,15 @@ def set_num_threads(n: int) -> Setting:
 
     The default is NOISEFUSE_NUM_THREADS, else the processors this process may run on, or as many as the time that its
     container may use is worth, if that is less; a forked child starts with one.
-    ValueError: no integer from 1 to 1024.
+
+    Args:
+        n: from 1 to 1024.
+
+    Returns:
+        A context manager, at whose end the number before is set again; outside of ``with`` it stays.
+
+    Raises:
+        ValueError: no integer from 1 to 1024.
 
     >>> with nf.set_num_threads(1):
     ...     nf.info()["threads"]
@@ -236,7 +249,11 @@ def _set_threads(n: int) -> None:
 
 
 def info() -> dict[str, Any]:
-    """What runs here: version, processor, instruction sets, threads and backends, each available or why it is not.
+    """What runs here.
+
+    Returns:
+        A dict of the version, the processor, its instruction sets, the threads and the backends, each "available" or
+        why it is not.
 
     >>> nf.info()["noise_version"]
     1
