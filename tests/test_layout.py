@@ -92,7 +92,7 @@ ALLOWED = {
     "interop.diffusers_exact": "@",
     "interop.diffusers_rows": "@ interop.diffusers_exact",
     "interop.diffusers_sde": "@",
-    "interop.k_diffusion": "@ tableau",
+    "interop.k_diffusion": "@ docstrings tableau",
     "interop.diffusers": "@ interop.diffusers_* interop.torch_internals",
     "cli": "@ _*",
     "campaign*": "@ arrays campaign campaign.* rows _native levels",

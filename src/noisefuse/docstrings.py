@@ -16,38 +16,41 @@ class Shared(NamedTuple):
     """What functions have in common: entries of sections, as they stand in a docstring."""
 
     args: Mapping[str, str]
-    returns: str
-    raises: str
+    returns: str = ""
+    raises: str = ""
 
 
 def completed(doc: str, parameters: Iterable[str], shared: Shared, example: str) -> str:
     """A docstring with all sections: prose, Args in the order of the parameters, Returns, Raises, an example.
 
-    What the docstring says itself of an argument counts before what all share, and so does its own example; its own
-    errors stand before those that all raise. KeyError: a parameter of which neither says anything.
+    What the docstring says itself of an argument counts before what all share, and so do its own result and example;
+    its own errors stand before those that all raise. KeyError: a parameter of which neither says anything.
     """
-    parts: dict[str, list[str]] = {"": [], "Args:": [], "Raises:": [], ">>>": []}
+    parts: dict[str, list[str]] = {"": [], "Args:": [], "Returns:": [], "Raises:": [], ">>>": []}
     for paragraph in cleandoc(doc).split("\n\n"):
         first = paragraph.split("\n", 1)[0]
         parts[first if first in parts else ">>>" if first.startswith(">>>") else ""].append(paragraph)
     own = {name: entry for entry in _entries(parts["Args:"]) for name in _names(entry)}
     args = dict.fromkeys(own.get(name) or shared.args[name] for name in parameters)  # an entry may have two names
     sections = {
-        "Args": args,
-        "Returns": [shared.returns],
-        "Raises": [*_entries(parts["Raises:"]), shared.raises],
+        "Args:": [*args],
+        "Returns:": _entries(parts["Returns:"]) or [shared.returns],
+        "Raises:": [*_entries(parts["Raises:"]), shared.raises],
     }
-    made = ["\n".join([f"{name}:", *entries]) for name, entries in sections.items()]
+    made = ["\n".join(filter(None, [name, *entries])) for name, entries in sections.items() if any(entries)]
     return "\n\n".join([*parts[""], *made, *(parts[">>>"] or [example])])
 
 
 def documented(shared: Shared, example: str = "") -> Callable[[F], F]:
-    """A decorator: the function's docstring, `completed`. A classmethod's goes below ``@classmethod``."""
+    """A decorator: the function's docstring, `completed`. Of a classmethod it goes below ``@classmethod``.
+
+    ``{name}`` in the example is the function's.
+    """
 
     def complete(function: F) -> F:
         if function.__doc__ is not None:  # python -OO
             parameters = [name for name in function.__annotations__ if name != "return"]  # all but a method's first
-            function.__doc__ = completed(function.__doc__, parameters, shared, example)
+            function.__doc__ = completed(function.__doc__, parameters, shared, example.format(name=function.__name__))
         return function
 
     return complete

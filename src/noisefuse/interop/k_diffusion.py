@@ -28,6 +28,7 @@ import torch
 
 import noisefuse as nf
 
+from ..docstrings import Shared, documented
 from ..tableau import Tableau
 
 __all__ = [
@@ -74,9 +75,13 @@ def noise_sampler(x: torch.Tensor, noise: Noises) -> NoiseSampler:
         x: of the shape, dtype and device that z has; axis 0 is the batch.
         noise: a Noise, or a list with one for each sample.
 
+    Returns:
+        f(sigma, sigma_next) -> z, a new tensor.
+
     Raises:
         TypeError: at the first call, a noise that is none.
 
+    >>> import torch
     >>> from noisefuse.interop import k_diffusion
     >>> draw = k_diffusion.noise_sampler(torch.zeros(2, 3), [nf.Noise(11), nf.Noise(12)])
     >>> draw(14.6, 9.7).shape
@@ -109,10 +114,14 @@ def brownian_noise_sampler(
         noise: a Noise, or a list with one for each sample, of a step below 128.
         transform: sigma -> time, monotonic; time is sigma itself where nothing is said, as theirs.
 
+    Returns:
+        f(sigma, sigma_next) -> z, a new tensor.
+
     Raises:
         ValueError: levels outside of the span (a float32 may be, by its rounding), or within 2^-24 of it.
         TypeError: a noise that is none. Others as `Noise.interval`.
 
+    >>> import torch
     >>> from noisefuse.interop import k_diffusion
     >>> draw = k_diffusion.brownian_noise_sampler(torch.zeros(2, 3), 0.03, 14.6, nf.Noise(11))
     >>> first, second, whole = draw(14.6, 9.0), draw(9.0, 5.0), draw(14.6, 5.0)
@@ -340,7 +349,53 @@ def _sample_churned(
 
 # ---- the functions -----------------------------------------------------------------------------------------
 
+_CHURN = "    s_churn, s_tmin, s_tmax: how much noise is added in all steps together, and between which levels."
+_SHARED = Shared(
+    args={
+        "model": "    model: model(x, sigma, **extra_args) -> the clean sample; sigma (B,), of x's dtype.",
+        "x": "    x: at the first level, x0 + sigma z; axis 0 is the batch. Not changed.",
+        "sigmas": "    sigmas: (n + 1,), the levels of the n steps and where the last one goes, usually 0.",
+        "extra_args": "    extra_args: what the model gets beside x and sigma, by name.",
+        "callback": """\
+    callback: gets {"x", "i", "sigma", "sigma_hat", "denoised"} once a step, before it is made.""",
+        "disable": "    disable: no bar; None: a bar on terminals. It needs tqdm, and is left out without.",
+        "order": "    order: at most so many slopes make a step, 1 to 4.",
+        "s_churn": _CHURN,
+        "s_tmin": _CHURN,
+        "s_tmax": _CHURN,
+        "eta": "    eta: of how much of the noise is drawn anew, at least 0.",
+        "s_noise": "    s_noise: a factor of what is drawn.",
+        "noise_sampler": """\
+    noise_sampler: f(sigma, sigma_next) -> noise like x, called once for each row that draws. None: torch's generator,
+        or one of ``extra_args["seed"]``, where there is one.""",
+        "noise": """\
+    noise: a Noise, or a list with one for each sample of the batch, drawn within the rows (arrays are what a
+        noise_sampler gives). None: drawn from torch, as theirs.""",
+    },
+    returns="    x at the last level, of x's dtype.",
+    raises="""\
+    ValueError: levels that no step goes to, such as a 0 before the last, or that rise where noise is drawn; more noise
+        than there is; a tensor of another shape; an argument outside of what it takes.
+    TypeError: a noise that is none, or beside a noise_sampler; sigmas that are no tensor; a tensor of another dtype
+        than x that does not go with it.""",
+)
+_BROWNIAN = _SHARED._replace(
+    args={
+        **_SHARED.args,
+        "noise_sampler": """\
+    noise_sampler: f(sigma, sigma_next) -> noise like x, called once for each row that draws. None: a noise that
+        ``extra_args["seed"]`` names, or a word of torch's generator.""",
+    }
+)
+_EXAMPLE = """\
+>>> import torch
+>>> from noisefuse.interop.k_diffusion import {name}
+>>> sigmas, x = torch.tensor([10.0, 3.0, 1.0, 0.0]), 10 * torch.randn(2, 3)
+>>> {name}(lambda x, sigma: x / (1 + sigma[:, None] ** 2), x, sigmas, disable=True).shape
+torch.Size([2, 3])"""
 
+
+@documented(_SHARED, _EXAMPLE)
 def sample_euler(
     model: Model,
     x: torch.Tensor,
@@ -355,32 +410,12 @@ def sample_euler(
     *,
     noise: Noises | None = None,
 ) -> torch.Tensor:
-    """`samplers.euler`, with the churn of Karras et al. 2022, algorithm 2.
-
-    Args:
-        model: model(x, sigma, **extra_args) -> the clean sample; sigma (B,), of x's dtype.
-        x: at the first level, x0 + sigma z; axis 0 is the batch. Not changed.
-        sigmas: (n + 1,), the levels of the n steps and where the last one goes, usually 0.
-        callback: gets {"x", "i", "sigma", "sigma_hat", "denoised"} once a step, before it is made.
-        disable: no bar; None: a bar on terminals. It needs tqdm, and is left out without.
-        s_churn, s_tmin, s_tmax, s_noise: theirs.
-        noise: a Noise, or a list with one for each sample (arrays are what a noise_sampler gives); default: torch's
-            generator, but for churn one of ``extra_args["seed"]``, where there is one.
-
-    Returns:
-        x at the last level, of x's dtype.
-
-    Raises:
-        ValueError: levels that no step goes to, such as a 0 before the last; a tensor of another shape.
-        TypeError: a noise that is none, sigmas that are no tensor, a tensor of another dtype than x that does not go
-            with it.
-
-    The other functions take the same, and what theirs take beside it.
-    """
+    """`samplers.euler`, with the churn of Karras et al. 2022, algorithm 2."""
     call = _Call(model, x, sigmas, extra_args, callback, disable)
     return _sample_churned(call, noise, nf.samplers.euler, s_noise, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax)
 
 
+@documented(_SHARED, _EXAMPLE)
 def sample_heun(
     model: Model,
     x: torch.Tensor,
@@ -395,11 +430,12 @@ def sample_heun(
     *,
     noise: Noises | None = None,
 ) -> torch.Tensor:
-    """`samplers.heun`, with the churn of Karras et al. 2022, algorithm 2. Arguments: `sample_euler`."""
+    """`samplers.heun`, with the churn of Karras et al. 2022, algorithm 2."""
     call = _Call(model, x, sigmas, extra_args, callback, disable)
     return _sample_churned(call, noise, nf.samplers.heun, s_noise, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax)
 
 
+@documented(_SHARED, _EXAMPLE)
 def sample_dpm_2(
     model: Model,
     x: torch.Tensor,
@@ -414,11 +450,12 @@ def sample_dpm_2(
     *,
     noise: Noises | None = None,
 ) -> torch.Tensor:
-    """`samplers.dpm_2`, with the churn of Karras et al. 2022. Arguments: `sample_euler`."""
+    """`samplers.dpm_2`, with the churn of Karras et al. 2022, algorithm 2."""
     call = _Call(model, x, sigmas, extra_args, callback, disable)
     return _sample_churned(call, noise, nf.samplers.dpm_2, s_noise, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax)
 
 
+@documented(_SHARED, _EXAMPLE)
 def sample_lms(
     model: Model,
     x: torch.Tensor,
@@ -428,11 +465,12 @@ def sample_lms(
     disable: bool | None = None,
     order: int = 4,
 ) -> torch.Tensor:
-    """`samplers.lms`. order: 1 to 4. Arguments: `sample_euler`."""
+    """`samplers.lms`, k-diffusion's own method (Crowson 2022)."""
     call = _Call(model, x, sigmas, extra_args, callback, disable)
     return _sample(call, None, None, nf.samplers.lms, order=order)
 
 
+@documented(_SHARED, _EXAMPLE)
 def sample_dpmpp_2m(
     model: Model,
     x: torch.Tensor,
@@ -441,11 +479,12 @@ def sample_dpmpp_2m(
     callback: Callback = None,
     disable: bool | None = None,
 ) -> torch.Tensor:
-    """`samplers.dpmpp_2m`. Arguments: `sample_euler`."""
+    """`samplers.dpmpp_2m`, Lu et al. 2022, with steps of second order to the end."""
     call = _Call(model, x, sigmas, extra_args, callback, disable)
     return _sample(call, None, None, nf.samplers.dpmpp_2m, lower_order_final=False)
 
 
+@documented(_SHARED, _EXAMPLE)
 def sample_ipndm(
     model: Model,
     x: torch.Tensor,
@@ -455,11 +494,16 @@ def sample_ipndm(
     disable: bool | None = None,
     max_order: int = 4,
 ) -> torch.Tensor:
-    """`samplers.ipndm`; ComfyUI. max_order: 1 to 4. Arguments: `sample_euler`."""
+    """`samplers.ipndm`, Zhang & Chen 2022; ComfyUI.
+
+    Args:
+        max_order: at most so many slopes make a step, 1 to 4.
+    """
     call = _Call(model, x, sigmas, extra_args, callback, disable)
     return _sample(call, None, None, nf.samplers.ipndm, order=max_order)
 
 
+@documented(_SHARED, _EXAMPLE)
 def sample_gradient_estimation(
     model: Model,
     x: torch.Tensor,
@@ -469,11 +513,16 @@ def sample_gradient_estimation(
     disable: bool | None = None,
     ge_gamma: float = 2.0,
 ) -> torch.Tensor:
-    """`samplers.gradient_estimation`; ComfyUI, without its cfg_pp. Arguments: `sample_euler`."""
+    """`samplers.gradient_estimation`, Permenter & Yuan 2023; ComfyUI, without its cfg_pp.
+
+    Args:
+        ge_gamma: finite; 1 is Euler's method.
+    """
     call = _Call(model, x, sigmas, extra_args, callback, disable)
     return _sample(call, None, None, nf.samplers.gradient_estimation, gamma=ge_gamma)
 
 
+@documented(_SHARED, _EXAMPLE)
 def sample_euler_ancestral(
     model: Model,
     x: torch.Tensor,
@@ -487,17 +536,9 @@ def sample_euler_ancestral(
     *,
     noise: Noises | None = None,
 ) -> torch.Tensor:
-    """`samplers.euler_ancestral`. Other arguments: `sample_euler`.
+    """`samplers.euler_ancestral`, k-diffusion's own method (Crowson 2022).
 
-    Args:
-        eta: of how much of the noise is drawn anew. s_noise: a factor of what is drawn.
-        noise_sampler: f(sigma, sigma_next) -> noise like x, called once for each row that draws.
-        noise: in its place.
-
-    Raises:
-        ValueError: eta < 0, or so large that more noise is asked for than there is; levels that rise, where noise is
-            drawn. TypeError: both noise and noise_sampler.
-
+    >>> import torch
     >>> from noisefuse.interop.k_diffusion import sample_euler_ancestral
     >>> sigmas, x = torch.tensor([10.0, 3.0, 1.0, 0.0]), 10 * torch.randn(2, 3)
     >>> sample_euler_ancestral(lambda x, sigma: 0.1 * x, x, sigmas, noise=[nf.Noise(11), nf.Noise(12)]).shape
@@ -507,6 +548,7 @@ def sample_euler_ancestral(
     return _sample(call, noise, noise_sampler, nf.samplers.euler_ancestral, s_noise, eta=eta)
 
 
+@documented(_SHARED, _EXAMPLE)
 def sample_dpm_2_ancestral(
     model: Model,
     x: torch.Tensor,
@@ -520,11 +562,12 @@ def sample_dpm_2_ancestral(
     *,
     noise: Noises | None = None,
 ) -> torch.Tensor:
-    """`samplers.dpm_2_ancestral`. Arguments: `sample_euler_ancestral`."""
+    """`samplers.dpm_2_ancestral`, k-diffusion's own method (Crowson 2022)."""
     call = _Call(model, x, sigmas, extra_args, callback, disable)
     return _sample(call, noise, noise_sampler, nf.samplers.dpm_2_ancestral, s_noise, eta=eta)
 
 
+@documented(_SHARED, _EXAMPLE)
 def sample_dpmpp_2s_ancestral(
     model: Model,
     x: torch.Tensor,
@@ -538,11 +581,12 @@ def sample_dpmpp_2s_ancestral(
     *,
     noise: Noises | None = None,
 ) -> torch.Tensor:
-    """`samplers.dpmpp_2s_ancestral`. Arguments: `sample_euler_ancestral`."""
+    """`samplers.dpmpp_2s_ancestral`, Lu et al. 2022, algorithm 1, with fresh noise."""
     call = _Call(model, x, sigmas, extra_args, callback, disable)
     return _sample(call, noise, noise_sampler, nf.samplers.dpmpp_2s_ancestral, s_noise, eta=eta)
 
 
+@documented(_SHARED, _EXAMPLE)
 def sample_ddpm(
     model: Model,
     x: torch.Tensor,
@@ -554,11 +598,12 @@ def sample_ddpm(
     *,
     noise: Noises | None = None,
 ) -> torch.Tensor:
-    """`samplers.ddpm`; ComfyUI. Arguments: `sample_euler_ancestral`."""
+    """`samplers.ddpm`, Ho et al. 2020; ComfyUI."""
     call = _Call(model, x, sigmas, extra_args, callback, disable)
     return _sample(call, noise, noise_sampler, nf.samplers.ddpm)
 
 
+@documented(_SHARED, _EXAMPLE)
 def sample_lcm(
     model: Model,
     x: torch.Tensor,
@@ -571,11 +616,12 @@ def sample_lcm(
     *,
     noise: Noises | None = None,
 ) -> torch.Tensor:
-    """`samplers.lcm` without its c_skip: x' = D + sigma' z; ComfyUI. Arguments: `sample_euler_ancestral`."""
+    """`samplers.lcm`, Luo et al. 2023, without its c_skip: x' = D + sigma' z; ComfyUI."""
     call = _Call(model, x, sigmas, extra_args, callback, disable)
     return _sample(call, noise, noise_sampler, nf.samplers.lcm, s_noise, sigma_data=0.0)
 
 
+@documented(_BROWNIAN, _EXAMPLE)
 def sample_dpmpp_sde(
     model: Model,
     x: torch.Tensor,
@@ -590,17 +636,20 @@ def sample_dpmpp_sde(
     *,
     noise: Noises | None = None,
 ) -> torch.Tensor:
-    """`samplers.dpmpp_sde`, on one Brownian path. Other arguments: `sample_euler_ancestral`.
+    """`samplers.dpmpp_sde`, on one Brownian path.
 
-    noise_sampler: called for (sigma, s) and (s, sigma'), the two pieces of a step, with s where the model is called for
-    the second time. k-diffusion asks for (sigma, s) and (sigma, sigma'), which says the same of one Brownian motion.
-    Default: a noise that ``extra_args["seed"]`` names, or a word of torch's generator. r: in 0 < r < 1.
+    A noise_sampler is called for (sigma, s) and (s, sigma'), the two pieces of a step, with s where the model is called
+    for the second time. k-diffusion asks for (sigma, s) and (sigma, sigma'), the same of one Brownian motion.
+
+    Args:
+        r: where the second call is, in log sigma: 0 < r < 1.
     """
     call = _Call(model, x, sigmas, extra_args, callback, disable)
     noise = _brownian(call, noise, noise_sampler)
     return _sample(call, noise, noise_sampler, nf.samplers.dpmpp_sde, s_noise, eta=eta, r=r)
 
 
+@documented(_BROWNIAN, _EXAMPLE)
 def sample_dpmpp_2m_sde(
     model: Model,
     x: torch.Tensor,
@@ -615,9 +664,10 @@ def sample_dpmpp_2m_sde(
     *,
     noise: Noises | None = None,
 ) -> torch.Tensor:
-    """`samplers.dpmpp_2m_sde`.
+    """`samplers.dpmpp_2m_sde`, Lu et al. 2022, section 5, with steps of second order to the end.
 
-    Default noise: as in `sample_dpmpp_sde`. Arguments: `sample_euler_ancestral`.
+    Args:
+        solver_type: "midpoint" or "heun", as the sampler's solver.
     """
     if solver_type not in ("midpoint", "heun"):
         raise ValueError(f"solver_type must be midpoint or heun, got {solver_type!r}")
@@ -627,6 +677,7 @@ def sample_dpmpp_2m_sde(
     return _sample(call, noise, noise_sampler, nf.samplers.dpmpp_2m_sde, s_noise, **options)
 
 
+@documented(_BROWNIAN, _EXAMPLE)
 def sample_dpmpp_3m_sde(
     model: Model,
     x: torch.Tensor,
@@ -640,7 +691,7 @@ def sample_dpmpp_3m_sde(
     *,
     noise: Noises | None = None,
 ) -> torch.Tensor:
-    """`samplers.dpmpp_3m_sde`. Default noise: as in `sample_dpmpp_sde`. Arguments: `sample_euler_ancestral`."""
+    """`samplers.dpmpp_3m_sde`, k-diffusion's own method (Crowson 2022)."""
     call = _Call(model, x, sigmas, extra_args, callback, disable)
     noise = _brownian(call, noise, noise_sampler)
     return _sample(call, noise, noise_sampler, nf.samplers.dpmpp_3m_sde, s_noise, eta=eta)
