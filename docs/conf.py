@@ -38,6 +38,7 @@ pygments_style, pygments_dark_style = "friendly", "monokai"
 
 myst_heading_anchors = 4  # links to headings as GitHub has them
 nitpicky = True
+nitpick_ignore = [("py:exc", "numba.core.errors.TypingError")]  # not in an inventory: Numba documents none
 default_role = "literal"  # docstrings write `code`, as Markdown does
 autodoc_typehints = "none"  # docstrings say it in a field's words; the types themselves are for checkers
 autodoc_member_order = "bysource"

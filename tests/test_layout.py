@@ -34,7 +34,7 @@ ALLOWED = {
     "schedule": "rows views tableau forward diffusers_config docstrings _drawing _stored",
     "weights": "schedule views docstrings",
     "naive": "",
-    "numba": "arrays backends.device ops rows tableau",
+    "numba": "arrays backends.device docstrings ops rows tableau",
     "backends.spec": "",
     "backends.call": "noise rows levels",
     "backends.reference": "float_mode noise rows backends.call backends.spec levels",

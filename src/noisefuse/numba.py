@@ -29,6 +29,7 @@ if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
 from .arrays import float_dtype
 from .backends.device import USER, fma, mul, select, user
+from .docstrings import Shared, documented
 from .ops import need_tableau
 from .rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, D, X, Z
 from .tableau import Tableau
@@ -49,11 +50,33 @@ __all__ = [
 _philox, _counter, _clamp = USER.philox4x32, USER.counter, USER.clamp
 _normal_pair32, _normal_pair64 = USER.normal_pair32, USER.normal_pair64
 _uniform32, _uniform64 = USER.uniform32, USER.uniform64
+_SHARED = Shared(
+    args={
+        "seed": "    seed: in [0, 2^64).",
+        "sample": "    sample: in [0, 2^56).",
+        "step": "    step: in [0, 2^32).",
+        "element": "    element: in [0, 2^34), counted in the sample.",
+        "stream": "    stream: in [0, 128).",
+    }
+)
 
 
 @user
+@documented(_SHARED)
 def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
-    """Philox4x32-10 (Salmon et al. 2011) of a counter and a key, uint32 each: four uint32, in Random123's order."""
+    """Philox4x32-10 (Salmon et al. 2011): the raw words of the generator.
+
+    Args:
+        c0, c1, c2, c3: the counter, uint32.
+        k0, k1: the key, uint32.
+
+    Returns:
+        Four uint32, in Random123's order.
+
+    >>> import noisefuse.numba as nfn
+    >>> [hex(word) for word in nfn.philox4x32(0, 0, 0, 0, 0, 0)]
+    ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+    """
     return _philox(uint32(c0), uint32(c1), uint32(c2), uint32(c3), uint32(k0), uint32(k1))
 
 
@@ -66,10 +89,21 @@ def _words(seed: Any, sample: Any, step: Any, element: Any, stream: Any, low: An
 
 
 @user
+@documented(_SHARED)
 def normal4(seed: Any, sample: Any, step: Any, block: Any, stream: Any = 0) -> Any:
-    """The standard normals of elements 4 block .. 4 block + 3: four float32 from one call of the generator.
+    """The standard normals of elements 4 block .. 4 block + 3, from one call of the generator.
 
     Box & Muller (1958); radius within 2.5 ulp, cos and sin within 2^-22, never 0, |z| <= 6.77.
+
+    Args:
+        block: element // 4, in [0, 2^32).
+
+    Returns:
+        Four float32.
+
+    >>> import noisefuse.numba as nfn
+    >>> list(nfn.normal4(7, 0, 0, 1)) == nf.randn((1, 8), nf.Noise(7))[0, 4:].tolist()
+    True
     """
     w0, w1, w2, w3 = _words(seed, sample, step, uint64(block) << uint64(2), stream, 0)
     z0, z1 = _normal_pair32(w0, w1)
@@ -78,8 +112,17 @@ def normal4(seed: Any, sample: Any, step: Any, block: Any, stream: Any = 0) -> A
 
 
 @user
+@documented(_SHARED)
 def normal(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 0) -> Any:
-    """The standard normal of one element, float32: `noisefuse.randn`'s. (`normal4` makes four for the same price.)"""
+    """The standard normal of one element. (`normal4` makes four for the same price, and says how exact they are.)
+
+    Returns:
+        A float32, that of `noisefuse.randn`.
+
+    >>> import noisefuse.numba as nfn
+    >>> nfn.normal(7, 0, 0, 5) == nf.randn((1, 8), nf.Noise(7))[0, 5].item()
+    True
+    """
     w0, w1, w2, w3 = _words(seed, sample, step, element, stream, 0)
     upper = uint64(element) & uint64(2) != uint64(0)
     z0, z1 = _normal_pair32(select(upper, w2, w0), select(upper, w3, w1))
@@ -87,8 +130,17 @@ def normal(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 0) -> 
 
 
 @user
+@documented(_SHARED)
 def normal64(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 0) -> Any:
-    """The same field with more digits: the float64 of `noisefuse.randn(dtype="float64")`. |z| <= 9.5."""
+    """The field of `normal` with more digits; |z| <= 9.5.
+
+    Returns:
+        A float64, that of `noisefuse.randn` with dtype="float64".
+
+    >>> import noisefuse.numba as nfn
+    >>> nfn.normal64(7, 0, 0, 5) == nf.randn((1, 8), nf.Noise(7), dtype="float64")[0, 5].item()
+    True
+    """
     w0, w1, w2, w3 = _words(seed, sample, step, element, stream, 0)
     v0, v1, v2, v3 = _words(seed, sample, step, element, stream, 1)
     upper = uint64(element) & uint64(2) != uint64(0)
@@ -105,15 +157,33 @@ def _chosen(element: Any, w0: Any, w1: Any, w2: Any, w3: Any) -> Any:
 
 
 @user
+@documented(_SHARED)
 def uniform(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 7) -> Any:
-    """A float32 in (0, 1), never 0 or 1: `noisefuse.uniform`'s, whose stream is 7."""
+    """A uniform in (0, 1), never 0 or 1.
+
+    Returns:
+        A float32, that of `noisefuse.uniform`, whose stream is 7.
+
+    >>> import noisefuse.numba as nfn
+    >>> nfn.uniform(7, 0, 0, 5) == nf.uniform((1, 8), nf.Noise(7))[0, 5].item()
+    True
+    """
     w0, w1, w2, w3 = _words(seed, sample, step, element, stream, 0)
     return _uniform32(_chosen(element, w0, w1, w2, w3))
 
 
 @user
+@documented(_SHARED)
 def uniform64(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 7) -> Any:
-    """The same field with 52 bits, float64."""
+    """The field of `uniform` with 52 bits.
+
+    Returns:
+        A float64, that of `noisefuse.uniform` with dtype="float64".
+
+    >>> import noisefuse.numba as nfn
+    >>> nfn.uniform64(7, 0, 0, 5) == nf.uniform((1, 8), nf.Noise(7), dtype="float64")[0, 5].item()
+    True
+    """
     w0, w1, w2, w3 = _words(seed, sample, step, element, stream, 0)
     v0, v1, v2, v3 = _words(seed, sample, step, element, stream, 1)
     return _uniform64(_chosen(element, w0, w1, w2, w3), _chosen(element, v0, v1, v2, v3))
@@ -126,6 +196,7 @@ def rows(table: Tableau, dtype: DTypeLike = float32) -> tuple[NDArray[Any], int]
     """What `apply_row` needs of a tableau, for instance a sampler's: its rows, and which of their columns count.
 
     Args:
+        table: the tableau.
         dtype: float32 for all data but float64.
 
     Returns:
@@ -134,6 +205,11 @@ def rows(table: Tableau, dtype: DTypeLike = float32) -> tuple[NDArray[Any], int]
     Raises:
         TypeError: no tableau, or another dtype.
         ValueError: the rows are gradients of a clamp.
+
+    >>> import noisefuse.numba as nfn
+    >>> row, active = nfn.rows(nf.samplers.ddim(nf.Schedule.linear(1000), steps=10).tableau)
+    >>> row.shape, row.dtype
+    ((10, 36), dtype('float32'))
     """
     need_tableau("table", table)
     kind = float_dtype(dtype, ("float32", "float64"))
@@ -191,6 +267,14 @@ def apply_row(row: Any, active: Any, values: Any, z: Any) -> Any:
 
     Returns:
         (out, aux1, aux2); LLVM leaves out what you do not use.
+
+    >>> import noisefuse.numba as nfn
+    >>> table = nf.samplers.ddim(nf.Schedule.linear(1000), steps=10).tableau
+    >>> row, active = nfn.rows(table)
+    >>> x, m, none = np.float32(1), np.float32(0.5), np.float32(0)
+    >>> out, _, _ = nfn.apply_row(row[0], active, (x, m, none, none, none, none, none), none)
+    >>> out == nf.update(table, 0, np.full((1, 1), x), np.full((1, 1), m)).item()
+    True
     """
     d = _clean(row, active, values[0], values[1], values[2])
     return (

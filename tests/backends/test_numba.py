@@ -7,7 +7,9 @@ not look at spec.py, a float mode that is not set.
 """
 
 import collections
+import doctest
 import importlib.util
+import inspect
 import math
 import os
 import platform
@@ -214,6 +216,15 @@ def test_a_loop_vectorises():
 def test_names_are_documented(name):
     assert (getattr(nfn, name).__doc__ or "").strip()
     assert re.search(rf"\b{name}\(", (ROOT / "docs" / "numba.md").read_text())
+
+
+@pytest.mark.parametrize("name", nfn.__all__)
+def test_examples_run(name):
+    """Seen to fail: another element in one of them."""
+    doc = inspect.getdoc(getattr(nfn, name))
+    example = doctest.DocTestParser().get_doctest(doc, {"nf": nf, "np": np}, name, None, None)
+    assert example.examples
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 # ---- numba.cuda --------------------------------------------------------------------------------------------

@@ -35,7 +35,21 @@ def _real(name: str, *arguments: Any) -> Any:
 
 @intrinsic
 def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
-    """a b + c, rounded once, of three float32 or three float64."""
+    """a b + c, rounded once.
+
+    Args:
+        a, b, c: all float32, or all float64.
+
+    Returns:
+        A number of that type.
+
+    Raises:
+        numba.core.errors.TypingError: while a kernel is compiled, other types.
+
+    >>> import numba, noisefuse.numba as nfn
+    >>> numba.njit(lambda a, b, c: nfn.fma(a, b, c))(0.1, 10.0, -1.0)
+    5.551115123125783e-17
+    """
     real = _real("fma", a, b, c)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -48,8 +62,21 @@ def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
 
 @intrinsic
 def mul(_: Any, a: Any, b: Any) -> Any:
-    """a b, rounded, of two float32 or two float64. Compilers for CPUs fuse nothing unless they are told to; those for
-    GPUs do, but for this one."""
+    """a b, rounded. Compilers for CPUs fuse nothing unless they are told to; those for GPUs do, but for this one.
+
+    Args:
+        a, b: both float32, or both float64.
+
+    Returns:
+        A number of that type.
+
+    Raises:
+        numba.core.errors.TypingError: while a kernel is compiled, other types.
+
+    >>> import numba, noisefuse.numba as nfn
+    >>> numba.njit(lambda a, b: nfn.mul(a, b))(0.1, 3.0)
+    0.30000000000000004
+    """
     real = _real("mul", a, b)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
