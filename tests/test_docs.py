@@ -21,6 +21,7 @@ import pytest
 
 import noisefuse as nf
 from cuda_kernels import stand_in
+from noisefuse.docstrings import Shared, completed
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -271,14 +272,13 @@ def public(module):
 
 
 OFFERED = [*public(nf)]
-OFFERED += [(f"{part}.{name}", value) for part in ("samplers", "weights") for name, value in public(getattr(nf, part))]
+PARTS = ("augment", "density", "fields", "samplers", "weights")
+OFFERED += [(f"{part}.{name}", value) for part in PARTS for name, value in public(getattr(nf, part))]
 EXAMPLES = [(name, value) for name, value in OFFERED if ">>>" in (inspect.getdoc(value) or "")]
 CONSTRUCTORS = [(name, value) for name, value in inspect.getmembers(nf.Schedule, inspect.ismethod) if name[0] != "_"]
 FUNCTIONS = [(f"Schedule.{name}", value) for name, value in CONSTRUCTORS]
 FUNCTIONS += [
-    (name, value)
-    for name, value in OFFERED
-    if inspect.isfunction(value) and name.rpartition(".")[0] in ("", "samplers", "weights")
+    (name, value) for name, value in OFFERED if inspect.isfunction(value) and name.rpartition(".")[0] in ("", *PARTS)
 ]
 
 
@@ -312,3 +312,42 @@ def test_functions_say_what_they_take_and_give(name, value):
     doc = inspect.getdoc(value)
     assert described(doc) == sorted(inspect.signature(value).parameters)
     assert "\n\nReturns:\n    " in doc
+
+
+@pytest.mark.parametrize(
+    ("doc", "expected"),
+    [
+        ("One.", "One.\n\nArgs:\n    a: S.\n    b: S.\n\nReturns:\n    S.\n\nRaises:\n    KeyError: S.\n\n>>> 0\n0"),
+        (
+            """One.
+
+            Args:
+                b, c: own,
+                    two lines.
+
+            Returns:
+                Own.
+
+            Raises:
+                TypeError: own.
+
+            Two.
+
+            >>> 1
+            1
+            """,
+            "One.\n\nTwo.\n\nArgs:\n    a: S.\n    b, c: own,\n        two lines.\n\nReturns:\n    Own.\n\n"
+            "Raises:\n    TypeError: own.\n    KeyError: S.\n\n>>> 1\n1",
+        ),
+    ],
+    ids=["shared", "own"],
+)
+def test_a_docstrings_own_words_count_before_those_that_are_shared(doc, expected):
+    """Seen to fail: shared before own, in each section; an entry's second line lost, or its second name."""
+    shared = Shared({"a": "    a: S.", "b": "    b: S."}, "    S.", "    KeyError: S.")
+    assert completed(doc, "abc" if "c:" in doc else "ab", shared, ">>> 0\n0") == expected
+
+
+def test_an_argument_of_which_nothing_is_said_is_seen():
+    with pytest.raises(KeyError, match="'b'"):
+        completed("One.", "ab", Shared({"a": "    a: S."}), "")

@@ -123,8 +123,14 @@ def multiplicative(
     """Multiplies by noise around 1, as speckle does: x (1 + std z).
 
     Args:
-        std: of the factor: a number, (B,), or (B, C), as in `gaussian`, whose the other arguments, the result and the
-            errors are.
+        x, noise, **options: as in `gaussian`.
+        std: of the factor: a number, (B,), or (B, C), as there.
+
+    Returns:
+        An array of x's shape and kind.
+
+    Raises:
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
 
     >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
     >>> round(float(nf.augment.multiplicative(image, 0.05, nf.Noise(7)).std()))
@@ -146,8 +152,14 @@ def sensor(
     noise modeling and fitting for single-image raw-data": a for the photons, b for the electronics.
 
     Args:
-        a, b: in x's units, and their square: a number, (B,), or (B, C), as in `gaussian`, whose the other arguments,
-            the result and the errors are. b may be negative (a pedestal).
+        x, noise, **options: as in `gaussian`.
+        a, b: in x's units, and their square: a number, (B,), or (B, C), as there. b may be negative (a pedestal).
+
+    Returns:
+        An array of x's shape and kind.
+
+    Raises:
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
 
     >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
     >>> round(float(nf.augment.sensor(image, 0.5, 0.0, nf.Noise(7)).std()))
@@ -168,7 +180,14 @@ def by_level(
     Args:
         x: uint8, of any shape; axis 0 the batch.
         mean_table, std_table: (256,), in units of the result.
-        dtype: of the result: uint8, if nothing is said, uint16 or a float. The other arguments are those of `gaussian`.
+        noise, batched, out: as in `gaussian`.
+        dtype: of the result: uint8, if nothing is said, uint16 or a float.
+
+    Returns:
+        An array of x's shape and kind.
+
+    Raises:
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
 
     >>> levels = np.arange(256)
     >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
@@ -200,6 +219,9 @@ def poisson(
     Returns:
         uint8, of x's shape and kind. Of the 2^32 words that noise can be, each result gets its exact share, rounded to
         one word.
+
+    Raises:
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
 
     >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
     >>> noisy = nf.augment.poisson(image, 255.0, nf.Noise(7))
@@ -237,6 +259,12 @@ def transition(
             are divided by their sums, and what is cumulated is rounded to multiples of 2^-32.
         noise, batched, out: as in `poisson`.
 
+    Returns:
+        uint8, of x's shape and kind.
+
+    Raises:
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
+
     >>> pepper = 0.9 * np.eye(256)
     >>> pepper[:, 0] += 0.1
     >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
@@ -263,9 +291,13 @@ def rms(x: Array, *, batched: bool = True) -> NDArray[np.float64]:
 
     Args:
         x: float32, float64, float16 or bfloat16, of NumPy or CuPy; axis 0 the batch, if it is batched.
+        batched: False makes the whole array one sample.
 
     Returns:
         float64 (B,), or (1,) where the whole array is one sample; in host memory.
+
+    Raises:
+        TypeError: no array, or one of another dtype.
 
     >>> nf.augment.rms(np.full((2, 44100), 0.5, np.float32)).tolist()
     [0.5, 0.5]
@@ -281,7 +313,14 @@ def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options
 
     Args:
         x: signals, float32, float64, float16 or bfloat16; axis 0 the batch. A silent one stays silent.
-        snr: in dB, finite: a number, or (B,) for each sample. Other arguments are those of `gaussian`.
+        snr: in dB, finite: a number, or (B,) for each sample.
+        noise, **options: as in `gaussian`.
+
+    Returns:
+        An array of x's shape and kind.
+
+    Raises:
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
 
     >>> clips = np.sin(np.linspace(0, 100, 44100, dtype=np.float32))[None]
     >>> noisy = nf.augment.at_snr(clips, 20.0, nf.Noise(7))
@@ -330,6 +369,7 @@ def prepare(
         noise_std: in units of the result: a number, or (B,).
         t, schedule: in place of noise_std; times as ``schedule(t)`` takes them, a number or (B,).
         dtype: of the result: float32, if nothing is said, float64, float16 or bfloat16.
+        batched: False: a single image.
         out: where to write; C-contiguous, of the result's shape and dtype.
 
     Returns:
@@ -340,7 +380,7 @@ def prepare(
 
     >>> images = np.full((2, 8, 8, 3), 255, np.uint8)
     >>> x = nf.augment.prepare(images, nf.Noise(7), mean=[0.5, 0.5, 0.5], std=[0.25, 0.5, 1], noise_std=0.0)
-    >>> x.shape, x[0, :, 0, 0].tolist()
+    >>> x.shape, x[0, :, 0, 0].round(3).tolist()
     ((2, 3, 8, 8), [2.0, 1.0, 0.5])
     """
     first = 1 if batched else 0
@@ -396,6 +436,18 @@ def strengths(
     They are drawn from stream 8, whose elements 2 s and 2 s + 1 are those of a noise of stream s: so stages on streams
     of their own have strengths of their own.
 
+    Args:
+        n: how many, if noise is a Noise.
+        low, high: between which they lie.
+        noise: Noise, or a list of one for each sample.
+        p: how many of the samples have one that is not 0, from 0 to 1.
+
+    Returns:
+        float64 (n,), for `gaussian` and the others.
+
+    Raises:
+        TypeError, ValueError: what was given and what was expected.
+
     >>> noise = nf.Noise(7, sample=[3, 1, 4])
     >>> nf.augment.strengths(3, 5.0, 20.0, noise).shape
     (3,)
@@ -420,10 +472,17 @@ def strength(noise: Noise, low: float, high: float, p: float = 1.0) -> float:
 
 
 def sample_id(key: int | str) -> int:
-    """The sample id that an item's key stands for: an int is itself, a str the first 56 bits of its BLAKE2b hash.
+    """The sample id that an item's key stands for.
+
+    Args:
+        key: an int in [0, 2^56), or a str.
+
+    Returns:
+        The int itself; of a str the first 56 bits of its BLAKE2b hash.
 
     Raises:
-        OverflowError: an int outside [0, 2^56). TypeError: neither int nor str.
+        OverflowError: an int outside [0, 2^56).
+        TypeError: neither int nor str.
 
     >>> nf.augment.sample_id(17), nf.augment.sample_id("n01440764/n01440764_10026.JPEG")
     (17, 40181326664737271)

@@ -182,7 +182,8 @@ def kl_grad(
     """The gradient of `kl` with respect to model_output, in one pass.
 
     Args:
-        upstream, out: as `log_prob_grad`. The others are those of `kl`.
+        table, i, model_output, reference, reduction: as `kl`.
+        upstream, out: as `log_prob_grad`.
 
     Returns:
         Of model_output's shape and dtype.

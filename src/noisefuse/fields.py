@@ -117,6 +117,10 @@ def assigned(x0: Array, noise: Names) -> list[Noise]:
     Returns:
         The same noises in another order, one for each sample. It depends on the whole batch, as it must.
 
+    Raises:
+        ImportError: SciPy is not installed.
+        TypeError, ValueError: what was given and what was expected, such as finite numbers.
+
     >>> x0 = np.array([[1.0, 1.0], [-1.0, -1.0]], np.float32)
     >>> nf.fields.assigned(x0, nf.Noise(7))
     [Noise(7, sample=1), Noise(7)]
@@ -156,9 +160,15 @@ def offset_like(x: Array, noise: Names, strength: float = 0.1, *, dtype: Any = N
         x: (B, C, ..), of floats, whose shape, kind, dtype and device the result has; its values are not read.
         noise: Noise, or a list of one for each sample. z is its field, c drawn from stream 5.
         strength: of the offset: trainers use 0.05 to 0.1.
-        dtype: of the result; x's.
+        dtype: of the result, if it is not x's.
 
     In one pass. The variance is 1 + strength^2, as in all trainers.
+
+    Returns:
+        An array of x's shape, kind and device.
+
+    Raises:
+        TypeError, ValueError: what was given and what was expected.
 
     >>> z = nf.fields.offset_like(np.zeros((2, 4, 64, 64), np.float32), nf.Noise(7), 0.1)
     >>> offsets = nf.randn((2, 4), nf.Noise(7, stream=5))
@@ -193,9 +203,16 @@ def pyramid_like(
             from stream 10 at step ``noise.step * levels + i``.
         discount: of one level beside the one before it.
         levels: how many there are at most; the last is the one where both lengths are 1.
+        dtype: of the result, if it is not x's.
 
     Every element has variance 1: the weights of each place are divided by the root of the sum of their squares, where
     trainers divide by the deviation of the array at hand. So a sample does not depend on its batch.
+
+    Returns:
+        An array of x's shape, kind and device.
+
+    Raises:
+        TypeError, ValueError: what was given and what was expected.
 
     >>> z = nf.fields.pyramid_like(np.zeros((64, 1, 16, 16), np.float32), nf.Noise(7))
     >>> round(float(z.var()), 1), bool(z.mean(axis=(1, 2, 3)).var() > 10 / 256)
@@ -289,6 +306,13 @@ def mixed_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any = None)
         x: (B, F, ..), axis 1 the frames, floats: as in `offset_like`.
         noise: Noise, or a list of one for each sample. z is its field; s, of the shape of a frame, is on stream 11.
         alpha: how much is shared: two frames correlate by alpha^2 / (1 + alpha^2).
+        dtype: of the result, if it is not x's.
+
+    Returns:
+        An array of x's shape, kind and device.
+
+    Raises:
+        TypeError, ValueError: what was given and what was expected.
 
     >>> z = nf.fields.mixed_like(np.zeros((1, 2, 3, 64, 64), np.float32), nf.Noise(7), alpha=1.0)
     >>> round(float(np.corrcoef(z[0, 0].ravel(), z[0, 1].ravel())[0, 1]), 1)
@@ -321,6 +345,12 @@ def progressive_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any =
         x, dtype: as in `mixed_like`.
         noise: Noise, or a list of one for each sample; a window must begin at frame 0.
         alpha: how much is kept: frames n apart correlate by (alpha^2 / (1 + alpha^2))^(n / 2).
+
+    Returns:
+        An array of x's shape, kind and device.
+
+    Raises:
+        TypeError, ValueError: what was given and what was expected.
 
     >>> z = nf.fields.progressive_like(np.zeros((1, 3, 3, 64, 64), np.float32), nf.Noise(7), alpha=2.0)
     >>> [round(float(np.corrcoef(z[0, 0].ravel(), z[0, f].ravel())[0, 1]), 1) for f in (1, 2)]
@@ -363,6 +393,12 @@ def freenoise_like(
         context: frames that the model sees at once.
         stride: frames that are shuffled together, at most `context`; 1 repeats the first frames as they are.
         dtype: of the result, if it is not x's.
+
+    Returns:
+        An array of x's shape, kind and device.
+
+    Raises:
+        TypeError, ValueError: what was given and what was expected.
 
     >>> z = nf.fields.freenoise_like(np.zeros((1, 24, 4, 8, 8), np.float32), nf.Noise(7))
     >>> [next(f for f in range(16) if np.array_equal(z[0, f], z[0, g])) for g in range(16, 24)]
@@ -440,9 +476,17 @@ def perturbed(
 
     Args:
         x_t: what `q_sample(x0, t, schedule, noise)` made; floats.
-        t: a number or (B,). schedule, noise: those of `q_sample`; noise of stream 0.
-        gamma: 0.1 in the paper.
+        t: a number or (B,).
+        schedule, noise: those of `q_sample`; noise of stream 0.
+        gamma: 0.1 in the paper; at least 0.
+        batched: False makes the whole array one sample.
         out: where to write; it may be x_t itself.
+
+    Returns:
+        An array of x_t's shape, kind and dtype.
+
+    Raises:
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
 
     >>> schedule, noise, x0 = nf.Schedule.linear(), nf.Noise(7), np.ones((2, 3), np.float32)
     >>> x_t, epsilon = nf.q_sample(x0, [10, 500], schedule, noise, target="epsilon")

@@ -76,7 +76,18 @@ class TorchCPU:
         self._kept: float | None = None
 
     def randn(self, shape: Shape, *, dtype: DTypeLike = "float32") -> Array:
-        """The next normals. TypeError: none of float32, float64, float16, bfloat16."""
+        """The next normals.
+
+        Args:
+            shape: an int or a tuple.
+            dtype: float32, float64, float16 or bfloat16.
+
+        Returns:
+            An array of that shape and dtype.
+
+        Raises:
+            TypeError: another dtype.
+        """
         full, kind = lengths(shape), float_dtype(dtype)
         n = math.prod(full)
         wide = np.dtype(np.float64 if kind == np.float64 else np.float32)
@@ -199,7 +210,17 @@ class WebUI:
         self._seed, self._calls = _seed(seed, SEEDS), 0
 
     def randn(self, shape: Shape) -> Array:
-        """The next normals. OverflowError: more than 2^32."""
+        """The next normals.
+
+        Args:
+            shape: an int or a tuple.
+
+        Returns:
+            An array of that shape, in float32.
+
+        Raises:
+            OverflowError: more than 2^32 of them.
+        """
         full = lengths(shape)
         counter = np.zeros((math.prod(full), 4), np.uint32)
         counter[:, 0], counter[:, 2] = self._calls, np.arange(len(counter))
@@ -241,7 +262,18 @@ class TorchCUDA:
         self._seed, self._offset = _seed(seed, SEEDS), 0
 
     def randn(self, shape: Shape, *, dtype: DTypeLike = "float32") -> Array:
-        """The next normals. TypeError: float64, which is drawn in another way there."""
+        """The next normals.
+
+        Args:
+            shape: an int or a tuple.
+            dtype: float32, float16 or bfloat16.
+
+        Returns:
+            An array of that shape and dtype.
+
+        Raises:
+            TypeError: another dtype; float64 is drawn in another way there.
+        """
         full, kind = lengths(shape), float_dtype(dtype, tuple(name for name in FLOATS if name != "float64"))
         n = math.prod(full)
         if n == 0:

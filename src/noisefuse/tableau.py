@@ -343,7 +343,11 @@ class Tableau:
         return self._with(rows, copies=len(pairs))
 
     def unfolded(self) -> Tableau:
-        """The same steps with D written out in x, m1 and m2. ValueError: D is clamped."""
+        """The same steps with D written out in x, m1 and m2.
+
+        Raises:
+            ValueError: D is clamped.
+        """
         if self.clamps or self.threshold:
             raise ValueError(f"{self.name!r} bounds D: it cannot be written out")
         rows = self.rows.copy()
@@ -501,7 +505,17 @@ class Tableau:
 
     @classmethod
     def from_json(cls, text: str) -> Tableau:
-        """Read what ``to_json`` wrote. ValueError: not a tableau, or one of another version."""
+        """Read what ``to_json`` wrote.
+
+        Args:
+            text: JSON.
+
+        Returns:
+            A `Tableau` equal to the one that was written.
+
+        Raises:
+            ValueError: not a tableau, or one of another version.
+        """
         return _stored.read("tableau", text, cls._of_stored)
 
     @classmethod

@@ -72,8 +72,8 @@ class AddGaussianNoise(_Gaussian, audiomentations.AddGaussianNoise):
         p: probability of applying the transform.
 
     Raises:
-        ValueError: a range that is none. TypeError: samples that are not float32 (or float64, which audiomentations
-            converts).
+        ValueError: a range that is none.
+        TypeError: samples that are not float32 (or float64, which audiomentations converts).
     """
 
     def __init__(self, min_amplitude: float = 0.001, max_amplitude: float = 0.015, p: float = 0.5) -> None:
@@ -97,8 +97,8 @@ class AddGaussianSNR(_Gaussian, audiomentations.AddGaussianSNR):
         p: probability of applying the transform.
 
     Raises:
-        ValueError: a range that is none; samples that are not finite. TypeError: samples that are not float32 (or
-            float64, which audiomentations converts).
+        ValueError: a range that is none; samples that are not finite.
+        TypeError: samples that are not float32 (or float64, which audiomentations converts).
     """
 
     def __init__(self, min_snr_db: float = 5.0, max_snr_db: float = 40.0, p: float = 0.5) -> None:

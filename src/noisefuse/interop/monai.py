@@ -39,7 +39,8 @@ class RandGaussianNoise(Named, transforms.RandGaussianNoise):
         sample_std: whether the standard deviation is drawn, between 0 and std.
 
     Raises:
-        ValueError: a std that is negative. TypeError: a dtype that is none of these; with None, such an image.
+        ValueError: a std that is negative.
+        TypeError: a dtype that is none of these; with None, such an image.
     """
 
     _strength: tuple[float, float, nf.Noise] | None = None  # std, mean and noise, as they were drawn
