@@ -3,21 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from inspect import cleandoc
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # all of the package imports this: it has to be quick
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any, TypeVar
+
+    F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = ["Shared", "completed", "documented"]
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-class Shared(NamedTuple):
+class Shared:
     """What functions have in common: entries of sections, as they stand in a docstring."""
 
-    args: Mapping[str, str]
-    returns: str = ""
-    raises: str = ""
+    def __init__(self, args: Mapping[str, str], returns: str = "", raises: str = "") -> None:
+        self.args, self.returns, self.raises = args, returns, raises  # a NamedTuple takes longer to import
 
 
 def completed(doc: str, parameters: Iterable[str], shared: Shared, example: str) -> str:
@@ -27,7 +28,8 @@ def completed(doc: str, parameters: Iterable[str], shared: Shared, example: str)
     its own errors stand before those that all raise. KeyError: a parameter of which neither says anything.
     """
     parts: dict[str, list[str]] = {"": [], "Args:": [], "Returns:": [], "Raises:": [], ">>>": []}
-    for paragraph in cleandoc(doc).split("\n\n"):
+    margin = len(doc) - len(doc.rstrip(" "))  # of the closing quotes; 0 from Python 3.13 on, whose docstrings have none
+    for paragraph in doc.replace("\n" + " " * margin, "\n").strip().split("\n\n"):
         first = paragraph.split("\n", 1)[0]
         parts[first if first in parts else ">>>" if first.startswith(">>>") else ""].append(paragraph)
     own = {name: entry for entry in _entries(parts["Args:"]) for name in _names(entry)}

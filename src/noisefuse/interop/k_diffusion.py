@@ -379,13 +379,15 @@ _SHARED = Shared(
     TypeError: a noise that is none, or beside a noise_sampler; sigmas that are no tensor; a tensor of another dtype
         than x that does not go with it.""",
 )
-_BROWNIAN = _SHARED._replace(
+_BROWNIAN = Shared(
     args={
         **_SHARED.args,
         "noise_sampler": """\
     noise_sampler: f(sigma, sigma_next) -> noise like x, called once for each row that draws. None: a noise that
         ``extra_args["seed"]`` names, or a word of torch's generator.""",
-    }
+    },
+    returns=_SHARED.returns,
+    raises=_SHARED.raises,
 )
 _EXAMPLE = """\
 >>> import torch
