@@ -15,17 +15,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import albumentations
-import cv2
 import numpy as np
-from albucore import from_float, to_float
-from albumentations.augmentations.utils import non_rgb_error
 from numpy.typing import NDArray
 
 import noisefuse as nf
 
 from ..levels import LEVELS, levels_of
+from ._needs import needs
 from .named import OfUnitRange, noise_by, strength
+
+with needs(__name__, "albumentations"):
+    import albumentations
+    import cv2
+    from albucore import from_float, to_float
+    from albumentations.augmentations.utils import non_rgb_error
 
 __all__ = ["GaussNoise", "ISONoise", "MultiplicativeNoise", "ShotNoise"]
 

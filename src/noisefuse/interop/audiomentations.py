@@ -15,13 +15,16 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import audiomentations
 import numpy as np
 from numpy.typing import NDArray
 
 import noisefuse as nf
 
+from ._needs import needs
 from .named import Key, Named, applies, strength
+
+with needs(__name__, "audiomentations"):
+    import audiomentations
 
 __all__ = ["AddGaussianNoise", "AddGaussianSNR"]
 

@@ -11,11 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import dask.array as da
 import numpy as np
-from dask.array.core import normalize_chunks
 
 import noisefuse as nf
+
+from ._needs import needs
+
+with needs(__name__, "dask"):
+    import dask.array as da
+    from dask.array.core import normalize_chunks
 
 from .dask_augment import augmented, prepare
 from .dask_blocks import Call, known_chunks, mapped, need_none

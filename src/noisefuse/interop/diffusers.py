@@ -19,14 +19,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-import diffusers
 import numpy as np
-import torch
-from diffusers import SchedulerMixin  # noqa: F401, looked for beside a class that a pipeline loads
-from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
 
 import noisefuse as nf
+
+from ._needs import needs
+
+with needs(__name__, "diffusers", "torch"):
+    import diffusers
+    import torch
+    from diffusers import SchedulerMixin  # noqa: F401, looked for beside a class that a pipeline loads
+    from diffusers.utils.torch_utils import randn_tensor
+    from torch import Tensor
 
 from . import diffusers_rows as rows
 from .diffusers_exact import rebound

@@ -14,12 +14,15 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import grain
 import numpy as np
 
 import noisefuse as nf
 
+from ._needs import needs
 from .columns import drawn_times
+
+with needs(__name__, "grain"):
+    import grain
 
 __all__ = ["Augmented", "Noisy"]
 

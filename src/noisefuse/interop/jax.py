@@ -14,8 +14,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import noisefuse as nf
@@ -27,6 +25,12 @@ from ..levels import LEVELS, Levels
 from ..noise import SAMPLER, SAMPLES, STEPS, WALK, is_tracer
 from ..rows import M1, SYMBOLS, Rows, X, Z
 from ..sampler import State
+from ._needs import needs
+
+with needs(__name__, "jax"):
+    import jax
+    import jax.numpy as jnp
+
 from . import jax_eager
 from .jax_calls import bind
 from .jax_described import (

@@ -24,12 +24,15 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 
 import noisefuse as nf
 
 from ..docstrings import Shared, documented
 from ..tableau import Tableau
+from ._needs import needs
+
+with needs(__name__, "torch"):
+    import torch
 
 __all__ = [
     "brownian_noise_sampler",

@@ -16,13 +16,16 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from kornia import augmentation
-from torch import Tensor
-
 import noisefuse as nf
 
+from ._needs import needs
 from .named import Key
+
+with needs(__name__, "kornia", "torch"):
+    import torch
+    from kornia import augmentation
+    from torch import Tensor
+
 from .torch_internals import is_traced, untraced
 from .torch_named import add, word
 

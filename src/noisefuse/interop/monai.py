@@ -15,15 +15,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from monai import transforms
-from monai.data.meta_obj import get_track_meta
-from monai.transforms.transform import RandomizableTransform
-from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor, get_equivalent_dtype
 
 import noisefuse as nf
 
+from ._needs import needs
 from .named import Named, applies, noise_by, strength
+
+with needs(__name__, "monai", "torch"):
+    import torch
+    from monai import transforms
+    from monai.data.meta_obj import get_track_meta
+    from monai.transforms.transform import RandomizableTransform
+    from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor, get_equivalent_dtype
+
 from .torch_named import add
 
 __all__ = ["RandGaussianNoise", "RandGaussianNoised"]

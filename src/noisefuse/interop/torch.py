@@ -19,12 +19,16 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 import noisefuse as nf
 
 from ..levels import LEVELS
+from ._needs import needs
+
+with needs(__name__, "torch"):
+    import torch
+    from torch import Tensor
+
 from .torch_arrays import (
     CPU,
     DTYPES,

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils.data import default_collate
-
 import noisefuse as nf
 
+from ._needs import needs
 from .columns import drawn_times, of_rows
+
+with needs(__name__, "torch"):
+    import torch
+    from torch import Tensor
+    from torch.utils.data import default_collate
 
 
 class _NamedBatch:

@@ -13,14 +13,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import PIL.Image
-import torch
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-
 import noisefuse as nf
 
+from ._needs import needs
 from .named import Named, OfUnitRange
+
+with needs(__name__, "torchvision", "torch"):
+    import PIL.Image
+    import torch
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
+
 from .torch_named import word
 
 __all__ = ["GaussianNoise", "Prepare"]
