@@ -46,6 +46,13 @@ def test_every_extra_begins_where_the_users_do():
                 assert BOUNDS["lower"](bound) == BOUNDS["lower"](DECLARED[name]), extra
 
 
+def test_a_failed_compilation_names_the_numba_that_works():
+    """Seen to fail: a plain `pip install numba`."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["scikit-build"]
+    below = DECLARED["numba"].partition(",")[2]
+    assert f"pip install 'numba{below}'" in build["messages"]["after-failure"]
+
+
 def test_constraints_are_what_pip_reads():
     assert f"numpy=={BOUNDS['lower'](DECLARED['numpy'])}" in BOUNDS["constraints"]("lowest", "torch")
     assert f"numba{DECLARED['numba']}" in BOUNDS["constraints"]("highest", "torch")

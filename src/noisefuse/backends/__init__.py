@@ -151,8 +151,8 @@ def _first() -> tuple[str, Any]:
 def _fallen_back(chosen: tuple[str, Any], missing: list[str]) -> tuple[str, Any]:
     """Says once what is missing."""
     if missing:
-        slow = "ten times slower than a line of NumPy" if chosen[0] == "reference" else "more slowly"
-        message = f"noisefuse runs on its backend {chosen[0]!r}: the same results, {slow}. " + "; ".join(missing)
+        slow = "some 10 times slower than NumPy" if chosen[0] == "reference" else "more slowly"
+        message = f"noisefuse runs on its backend {chosen[0]!r}: the same results, {slow}. " + ". ".join(missing)
         warnings.warn(message, RuntimeWarning, stacklevel=2)
     return chosen
 

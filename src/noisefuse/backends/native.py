@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 if find_spec("noisefuse._native") is None:
-    raise ImportError("its C++ extension was not built, as NOISEFUSE_PURE was set when noisefuse was installed")
+    raise ImportError(
+        "its C++ extension was not built, as NOISEFUSE_PURE was set when noisefuse was installed; "
+        "with a C++20 compiler, unset it and install noisefuse again"
+    )
 from .. import _native
 from ..noise import Noise
 from . import threads
