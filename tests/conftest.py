@@ -15,14 +15,15 @@ import pytest
 
 import noisefuse as nf
 from cuda_kernels import stand_in
-from noisefuse import _native, backends
+from noisefuse import backends
 from noisefuse.backends import cuda, reference
 from noisefuse.campaign import differential
 from noisefuse.campaign.differential import bits as bits
 
 # In the extra "test", but not among the few packages of tests/sanitize.sh.
 NUMBA = ["numba"] if importlib.util.find_spec("numba") else []
-NATIVE = [f"native-{isa}" for isa, supported in _native.isas().items() if supported]
+# None where the extension was not built, of which tools/test_built.sh tests the bits.
+NATIVE = [f"native-{isa}" for isa, state in nf.info()["isas"].items() if state == "available"]
 # The kernels of csrc/cuda compiled for this CPU, which is not the device; and the device itself, under `pytest -m gpu`.
 STAND_IN, DEVICE = "cuda-stand_in", "cuda"
 BACKENDS = [*NATIVE, *NUMBA, "reference", STAND_IN]

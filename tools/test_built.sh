@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Builds the source distribution, and the wheel from it, into a folder (dist, if none is named), checks both files, writes
 # what they are made of beside them (noisefuse.cdx.json), and installs them as users do, each into an environment of its
-# own, where their bits and noise are tested:
+# own, where the known bits (tests/known) and the noise are tested:
 #     tools/test_built.sh [FOLDER]
 # PYTHON names the interpreter. It has to be one without noisefuse.
 set -euo pipefail
@@ -31,6 +31,10 @@ printf '\n=== a bill of materials\n'
 "$tmp/tools/bin/pip" --python "$tmp/alone/bin/python" install -q "$wheel"
 "$tmp/tools/bin/python" tools/sbom.py "$tmp/alone/bin/python" "$dist/noisefuse.cdx.json"
 
+# Of the tests a copy beside nothing that could be imported in the place of what is installed.
+mkdir "$tmp/copy"
+cp -r pyproject.toml tests "$tmp/copy"
+
 # installed NAME BACKEND PIP-ARGUMENTS: a clean environment, from which the checkout cannot be seen.
 installed() {
     local name=$1 backend=$2
@@ -43,6 +47,12 @@ installed() {
         "$tmp/$name/bin/noisefuse" info
         "$tmp/$name/bin/python" -c "import noisefuse; got = noisefuse.info()['backend']; assert got == '$backend', got"
         "$tmp/$name/bin/noisefuse" selftest --level quick --seed 1
+    )
+    "$tmp/$name/bin/pip" install -q ml_dtypes pytest
+    (
+        cd "$tmp/copy"
+        "$tmp/$name/bin/python" -c "import noisefuse, sys; file = noisefuse.__file__; assert file.startswith(sys.prefix), file"
+        NOISEFUSE_BACKEND=$backend "$tmp/$name/bin/python" -m pytest -q -p no:cacheprovider tests/test_known.py -k hashes_compiled
     )
 }
 
