@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation site: ``sphinx-build -W -n docs build/site`` (extras ``test``, whose
-libraries the reference imports, and ``docs``). Nothing is fetched to build it.
+"""The documentation site: ``sphinx-build -W -n docs build/site`` (the extra ``test``, whose
+libraries the reference imports, and the group ``docs``). Nothing is fetched to build it.
 
 The pages are written for GitHub, too: plain Markdown, in which links may leave docs/ and code is between backquotes.
 So two things are done here that a page cannot say: a link to a file outside of docs/ leads to the repository, and code

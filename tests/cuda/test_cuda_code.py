@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What nvcc and NVRTC make of the CUDA kernels, without a device: machine code is counted, PTX is interpreted.
 
-Needs the extra `cuda-test`. The interpreter (cuda_kernels/ptx.py) runs what compilers emitted; it is not the device.
+Needs the group `cuda-test`. The interpreter (cuda_kernels/ptx.py) runs what compilers emitted; it is not the device.
 """
 
 import re
@@ -16,8 +16,8 @@ from conftest import DTYPES, bits
 from cuda_kernels import compilers, ptx, stand_in
 
 pytestmark = pytest.mark.slow
-needs_nvcc = pytest.mark.skipif(not compilers.have_nvcc(), reason="needs noisefuse[cuda-test]: nvcc, cuobjdump")
-needs_nvrtc = pytest.mark.skipif(not compilers.have_nvrtc(), reason="needs noisefuse[cuda-test]: CuPy's NVRTC")
+needs_nvcc = pytest.mark.skipif(not compilers.have_nvcc(), reason="needs the group cuda-test: nvcc, cuobjdump")
+needs_nvrtc = pytest.mark.skipif(not compilers.have_nvrtc(), reason="needs the group cuda-test: CuPy's NVRTC")
 BOTH = [pytest.param("nvcc", marks=needs_nvcc), pytest.param("nvrtc", marks=[needs_nvcc, needs_nvrtc])]
 KERNELS = re.findall(r"X\((\w+), \(", (stand_in.CSRC / "cuda" / "kernels.cu").read_text())
 

@@ -22,7 +22,7 @@ FLAGS = ("-std=c++20", "-fmad=false", "--expt-relaxed-constexpr")  # those of CM
 
 
 def tool(name):
-    """From PyPI's packages (the extra `cuda-test`), else from the path; None: not there."""
+    """From PyPI's packages (the group `cuda-test`), else from the path; None: not there."""
     found = importlib.util.find_spec("nvidia")
     for folder in found.submodule_search_locations if found else ():
         for path in sorted(Path(folder).glob(f"*/bin/{name}")):
