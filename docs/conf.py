@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation site: ``sphinx-build -W -n docs build/site`` (the extra ``test``, whose
-libraries the reference imports, and the group ``docs``). Nothing is fetched to build it.
+"""The documentation site: ``sphinx-build -W -n docs build/site`` (the extra ``test``, whose libraries the
+reference imports, and the group ``docs``). Nothing is fetched to build it.
 
 The pages are written for GitHub, too: plain Markdown, in which links may leave docs/ and code is between backquotes.
 So two things are done here that a page cannot say: a link to a file outside of docs/ leads to the repository, and code
@@ -45,11 +45,14 @@ autodoc_typehints = "none"  # docstrings say it in a field's words; the types th
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 
-# Version 1 of the format is plain text: name, kind, page.
+# Version 1 of the format is plain text: name, kind, page. inventories/refresh.py holds them to the sites. (diffusers is
+# not among them, as its site is not made by Sphinx and has no inventory.)
 intersphinx_mapping = {
     "python": ("https://docs.python.org/3/", "inventories/python.inv"),
     "numpy": ("https://numpy.org/doc/stable/", "inventories/numpy.inv"),
     "torch": ("https://docs.pytorch.org/docs/stable/", "inventories/torch.inv"),
+    "numba": ("https://nvidia.github.io/numba-cuda/", "inventories/numba.inv"),  # numba.cuda, all that pages name
+    "cupy": ("https://docs.cupy.dev/en/stable/", "inventories/cupy.inv"),
 }
 MODULES = {"nf": "noisefuse", "np": "numpy", "nfn": "noisefuse.numba"}  # what the pages call them
 

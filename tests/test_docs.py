@@ -12,6 +12,7 @@ import inspect
 import re
 import runpy
 import tomllib
+import zlib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -124,6 +125,27 @@ def dead_links(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
 def test_links_lead_somewhere(path):
     assert dead_links(path) == []
+
+
+def test_names_of_other_libraries_that_moved_or_are_gone():
+    """Seen to fail: an entry of another domain was taken for Python's."""
+    refresh = runpy.run_path(str(DOCS / "inventories" / "refresh.py"))
+    entries = [
+        "torch.rand py:function 1 new.html#$ -",
+        "torch.nn.Module py:class 1 x.html#$ -",
+        "torch.gone c:function 1 c.html#$ -",
+    ]
+    head = b"# Sphinx inventory version 2\n# Project: PyTorch\n# Version: 9\n# compressed\n"
+    theirs = refresh["pages"](head + zlib.compress("\n".join(entries).encode()))
+    ours = "# Version: stable\ntorch.rand function old.html\ntorch.gone function gone.html\n"
+    text, gone = refresh["refreshed"](ours, theirs)
+    assert text == ours.replace("old.html", "new.html")
+    assert gone == ["torch.gone"]
+    with pytest.raises(ValueError, match="expected an inventory of version 2"):
+        refresh["pages"](b"<html>\n\n\n\n\n")
+    files = refresh["projects"]((DOCS / "conf.py").read_text())
+    assert {*files} == {name(path).removeprefix("docs/") for path in (DOCS / "inventories").glob("*.inv")}
+    assert all(site.startswith("https://") and site.endswith("/") for site in files.values())
 
 
 def test_a_dead_link_is_seen(tmp_path):
