@@ -171,5 +171,5 @@ def pytest_report_header(config):
     ]
     if config.getoption("markexpr") == "not slow and not release and not gpu":
         slow = "slow tests (-m 'slow and not release', some 10 minutes)"
-        lines.append(f"left out: {slow}, of a release (-m release), of a GPU (-m gpu)")
+        lines.append(f"left out: {slow}, of a release (-m release, some 20 minutes), of a GPU (-m gpu)")
     return lines
