@@ -273,7 +273,7 @@ def test_bibtex_says_what_citation_cff_does():
 
 def test_on_pypi_the_readme_has_addresses_for_links():
     """Seen to fail: without the substitutions of pyproject.toml."""
-    text = importlib.metadata.metadata("noisefuse").get_payload()
+    text = importlib.metadata.metadata("noisefuse").json["description"]
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
     assert f"[docs/noise.md]({urls['Repository']}/blob/main/docs/noise.md)" in text
     assert "](https://raw.githubusercontent.com/noisefuse/noisefuse/main/docs/pictures/" in text
