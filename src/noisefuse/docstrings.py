@@ -17,6 +17,10 @@ __all__ = ["Shared", "completed", "documented"]
 class Shared:
     """What functions have in common: entries of sections, as they stand in a docstring."""
 
+    args: Mapping[str, str]
+    returns: str
+    raises: str
+
     def __init__(self, args: Mapping[str, str], returns: str = "", raises: str = "") -> None:
         self.args, self.returns, self.raises = args, returns, raises  # a NamedTuple takes longer to import
 
