@@ -30,8 +30,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import noisefuse as nf
-from figures import RESULTS, processor
-from noisefuse._bench import describe, interleaved, machine
+from figures import RESULTS, microseconds, processor
+from noisefuse._bench import describe, machine
 from noisefuse._contenders import Call
 from noisefuse._drawing import BLUE, INK, ORANGE, STYLE
 from tables import roofline
@@ -138,22 +138,17 @@ def counted(folder: Path) -> Iterator[float]:
         yield (many - few) / (COUNTED[1] - COUNTED[0])
 
 
-def least(call: Call) -> float:
-    """Seconds, of the quickest turn: what else the machine does only adds to it."""
-    return interleaved({"": call}, seconds=2)[""].least
-
-
 def rate(folder: Path) -> float:
     """Of roofs.c, instructions a second."""
     library = ctypes.CDLL(str(compiled(folder, "roofs.c", "-march=native", "-shared", "-fPIC")))
     turns = 10**6
-    return 16 * turns / least(lambda: library.arithmetic(ctypes.c_long(turns)))
+    return 16e6 * turns / microseconds(lambda: library.arithmetic(ctypes.c_long(turns)))
 
 
 def bandwidth(elements: int) -> float:
     """Of NumPy's copy, bytes a second."""
     x, out = array("float32", elements), array("float32", elements)
-    return 2 * x.nbytes / least(lambda: np.copyto(out, x))
+    return 2e6 * x.nbytes / microseconds(lambda: np.copyto(out, x))
 
 
 def measure() -> None:
@@ -166,7 +161,7 @@ def measure() -> None:
             for operation, make in OPERATIONS.items():
                 work = make(elements)
                 bytes_ = sum(part.nbytes for part in work.arrays) / elements
-                points[operation] = {"bytes": bytes_, "ns": least(work.call) / elements * 1e9}
+                points[operation] = {"bytes": bytes_, "ns": 1e3 * microseconds(work.call) / elements}
             record["places"][place] = {"bytes a second": bandwidth(elements), "points": points}
     (RESULTS / f"{processor()}-roofline.json").write_text(json.dumps(record, indent=1) + "\n")
 

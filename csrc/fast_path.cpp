@@ -53,11 +53,10 @@ bool take_integer(PyObject* o, int64_t& value) {
         return !overflow;
     }
     if (!PyArray_IsScalar(o, Integer)) return false;
-    PyObject* const exact = PyNumber_Index(o);
-    if (exact) value = PyLong_AsLongLongAndOverflow(exact, &overflow);
-    Py_XDECREF(exact);
+    const Reference exact(PyNumber_Index(o));
+    if (exact.object) value = PyLong_AsLongLongAndOverflow(exact.object, &overflow);
     PyErr_Clear();  // of a timedelta, which is an integer of NumPy's too
-    return exact && !overflow;
+    return exact.object && !overflow;
 }
 
 // Whether a linear combination of the row reads this value.
@@ -183,10 +182,7 @@ class PlainNoise {
     }
 
     static bool item(PyObject* tuple, int axis, int64_t& value) {
-        PyObject* const number = PyTuple_GET_ITEM(tuple, axis);
-        int overflow = 0;
-        value = PyLong_CheckExact(number) ? PyLong_AsLongLongAndOverflow(number, &overflow) : -1;
-        return value >= 0 && !overflow;
+        return take_integer(PyTuple_GET_ITEM(tuple, axis), value) && value >= 0;
     }
 
     // The first id, or an array of ids, one for each sample, which Noise has checked and keeps.
@@ -453,14 +449,13 @@ class PlainCall {
 
     // One for each sample, or one alone.
     bool listed(PyObject* i) {
-        PyObject* const rows = as_tuple(i);
-        if (!rows) return false;
-        indices = listed_ = PyTuple_GET_SIZE(rows);
+        const Reference rows(as_tuple(i));
+        if (!rows.object) return false;
+        indices = listed_ = PyTuple_GET_SIZE(rows.object);
         index_.ndim = 1, index_.shape = &listed_;
         bool good = (indices == 1 || indices == x.shape[0]) && copy(indices);
         for (int64_t b = 0; b < indices && good; ++b)
-            good = take_integer(PyTuple_GET_ITEM(rows, b), copied_[static_cast<size_t>(b)]);
-        Py_DECREF(rows);
+            good = take_integer(PyTuple_GET_ITEM(rows.object, b), copied_[static_cast<size_t>(b)]);
         return good;
     }
 
@@ -543,10 +538,9 @@ bool lengths(PyObject* given, int64_t* shape, Made& made) {
     if (n == 0 || n > NPY_MAXDIMS) return false;
     made.ndim = static_cast<int>(n), made.count = 1;
     for (Py_ssize_t i = 0; i < n; ++i) {
-        PyObject* const length = PyTuple_GET_ITEM(several.object, i);
-        int overflow = 0;
-        shape[i] = PyLong_CheckExact(length) ? PyLong_AsLongLongAndOverflow(length, &overflow) : 0;
-        if (overflow || shape[i] <= 0 || __builtin_mul_overflow(made.count, shape[i], &made.count)) return false;
+        if (!take_integer(PyTuple_GET_ITEM(several.object, i), shape[i]) || shape[i] <= 0 ||
+            __builtin_mul_overflow(made.count, shape[i], &made.count))
+            return false;
     }
     return made.count <= int64_t{1} << 56;  // so that the bytes do not overflow
 }
