@@ -186,7 +186,6 @@ FIGURES = [
     Figure("images, of np.copyto, 2 threads", "<=", 1, partial(against_copy, IMAGES), threads=2),
     Figure("2^26, of np.copyto, 2 threads", "<=", 1.6, partial(against_copy, LARGE), threads=2),
     Figure("images, over naive, AVX2", ">=", 8, partial(against_naive, IMAGES), isa="avx2"),
-    Figure("images, over naive, scalar with FMA", ">=", 1, partial(against_naive, IMAGES), isa="scalar"),
     Figure("images, float16 of float32", "<=", 1.15, partial(against_float32, "float16")),
     Figure("images, bfloat16 of float32", "<=", 1.15, partial(against_float32, "bfloat16")),
     Figure("images, uint8 of float32", "<=", 1.15, partial(against_float32, "uint8")),

@@ -20,13 +20,12 @@ grep -q ' avx512vl ' /proc/cpuinfo || others=avx512
 case $kind in
 address)
     flags=-g
-    others+=';scalar'
     settings=(-C cmake.define.NOISEFUSE_SANITIZE=ON)
     # What hands the extension arrays, names of noise and tables, right and wrong ones. Left out is what is of Python
     # alone (samplers, schedules, the reference, pages, examples), and the tests of threads, which `thread` runs.
     tests=(tests/test_known.py tests/test_errors.py tests/augment tests/density tests/backends tests/forward/test_forward.py
         tests/forward/test_bytes.py tests/forward/test_plain_calls.py tests/losses tests/noise/test_noise.py tests/cuda/test_cuda.py
-        --ignore tests/backends/test_threads.py -k 'not reference and not native-avx2 and not native-scalar')
+        --ignore tests/backends/test_threads.py -k 'not reference and not native-avx2')
     export STAND_IN_FLAGS='-g -fsanitize=address,undefined -fno-sanitize-recover=undefined' # tests/cuda_kernels
     runtimes=(libasan.so libubsan.so)
     # The interpreter does not free all it allocates; and compilers misalign AVX-512 frames that are moved to the heap.
@@ -35,7 +34,7 @@ address)
     ;;
 thread)
     flags='-g -fsanitize=thread'
-    others+=';scalar;portable'
+    others+=';portable'
     settings=()
     tests=(tests/backends/test_threads.py)
     runtimes=(libtsan.so)

@@ -9,7 +9,7 @@
 namespace nf {
 
 #if defined(__x86_64__)
-extern const Kernels kernels_avx512, kernels_avx2, kernels_scalar;
+extern const Kernels kernels_avx512, kernels_avx2;
 #elif defined(__aarch64__)
 extern const Kernels kernels_neon;
 #endif
@@ -18,9 +18,9 @@ extern const Kernels kernels_portable;
 #if defined(__x86_64__)
 namespace {
 
-// Of the processor, and of the system, which has to keep the registers: what "avx2" and "scalar", and "avx512", take.
+// Of the processor, and of the system, which has to keep the registers: what "avx2" and "avx512" take.
 struct Features {
-    bool fma, avx512;
+    bool avx2, avx512;
 };
 
 #if defined(_WIN32)  // clang-cl links no library in which __builtin_cpu_supports would look
@@ -38,10 +38,10 @@ Features features() {
 #else
 Features features() {
     __builtin_cpu_init();
-    const bool fma = __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
-    const bool avx512 = fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-    return {fma, avx512};
+    return {avx2, avx512};
 }
 #endif
 
@@ -52,10 +52,9 @@ const std::vector<Isa>& isas() {
     static const std::vector<Isa> all = [] {
         std::vector<Isa> found;
 #if defined(__x86_64__)
-        const auto [fma, avx512] = features();
+        const auto [avx2, avx512] = features();
         found.push_back({&kernels_avx512, avx512});
-        found.push_back({&kernels_avx2, fma});
-        found.push_back({&kernels_scalar, fma});
+        found.push_back({&kernels_avx2, avx2});
 #elif defined(__aarch64__)
         found.push_back({&kernels_neon, true});
 #endif

@@ -49,14 +49,11 @@ void step_drawing(const Call& s, int64_t begin, int64_t end, bool stays, const A
     for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Counters& counters, const RoundKeys& keys) {
         if constexpr (sizeof(Real) == 4)
             if (tile_on_noise && counters.one_run && counters.skip == 0 && counters.size % kGroup == 0) {
-                fill_words<float>(noise.words, counters, keys, 0, 0, [&](int g) { arrays.prefetch_written(at, g); });
-                tile_on_noise(noise.words, counters, rows, arrays, at);
+                fill_words<float>(noise.words, counters, keys, 0, 0, Prefetch<float, false>{arrays, at});
+                tile_on_noise(noise, counters, rows, arrays, at);
                 return after(at + counters.size);
             }
-        arrays.value[kZ] = noise.fill(counters, keys, s.draw, 0, [&](int group) {
-            arrays.prefetch_read(at, group);
-            arrays.prefetch_written(at, group);
-        });
+        arrays.value[kZ] = noise.fill(counters, keys, s.draw, 0, Prefetch<Real, true>{arrays, at});
         apply(tile_on_arrays, rows, arrays, at, counters.size);
         after(at + counters.size);
     });
@@ -75,7 +72,7 @@ void step_transitions(const Call& s, int64_t begin, int64_t end) {
     const auto* const x = static_cast<const uint8_t*>(s.in[kX]);
     auto* const out = static_cast<uint8_t*>(s.out[0]);
     for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Counters& counters, const RoundKeys& keys) {
-        const float* const words = noise.fill(counters, keys, Draw::words, 0, [](int) {});
+        const float* const words = noise.fill(counters, keys, Draw::words, 0, Nothing{});
         for (int i = 0; i < counters.size;) {
             const int64_t segment = (at + i) / s.segment, left = (segment + 1) * s.segment - at - i;
             const auto n = static_cast<int>(least(left, counters.size - i));
@@ -105,7 +102,7 @@ void walk_range(const Call& s, int64_t begin, int64_t end) {
         }
         load_as(x, s.in[kX], s.in_type[kX], at, counters.size);
         for (int64_t t = 0; t < s.times; ++t) {
-            const Real* z = noise.fill(counters, keys, Draw::normal, static_cast<uint32_t>(t), [](int) {});
+            const Real* z = noise.fill(counters, keys, Draw::normal, static_cast<uint32_t>(t), Nothing{});
             const Real *c[2] = {table + kColumns * t + kZ, table + kColumns * t + kX}, *v[2] = {z, x},
                        *no_constant = nullptr;
             sum_terms<false, 2>(x, counters.size, 2, no_constant, c, v, false);

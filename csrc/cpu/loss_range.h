@@ -25,7 +25,8 @@ class Residuals {
         begin_chunk();
     }
 
-    void take(const Real* r, int64_t at, int n) {
+    // Once for each tile: a function of its own, as is `end_squares`, not a copy in each that has residuals.
+    [[gnu::noinline]] void take(const Real* r, int64_t at, int n) {
         if (s.out[0]) store_gradient(r, at, n);
         for (int done = 0; s.chunk_sums && done < n;) {
             const int size = static_cast<int>(least(n - done, left_));
@@ -40,7 +41,7 @@ class Residuals {
     template <class VectorAt>
     void take_groups(const VectorAt& vector_at, int n) {
         squares_.add_groups(vector_at, n);
-        if (left_ -= n; left_ == 0) end_chunk(squares_.finish());
+        if (left_ -= n; left_ == 0) end_squares();
     }
 
   private:
@@ -57,8 +58,10 @@ class Residuals {
     void add(const Real* r, int n) {
         const bool few = n == length_ && n <= kAccumulators;
         if (!few) squares_.add(r, n);
-        if (left_ -= n; left_ == 0) end_chunk(few ? sum_of_few(r, n) : squares_.finish());
+        if (left_ -= n; left_ == 0) few ? end_chunk(sum_of_few(r, n)) : end_squares();
     }
+
+    [[gnu::noinline]] void end_squares() { end_chunk(squares_.finish()); }
 
     void end_chunk(Real sum) {
         s.chunk_sums[chunk_++] = static_cast<double>(sum);
@@ -282,10 +285,7 @@ void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
     }
     Noise<Real> noise;
     for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Counters& counters, const RoundKeys& keys) {
-        arrays.value[kZ] = noise.fill(counters, keys, s.draw, 0, [&](int group) {
-            arrays.prefetch_read(at, group);
-            arrays.prefetch_written(at, group);
-        });
+        arrays.value[kZ] = noise.fill(counters, keys, s.draw, 0, Prefetch<Real, true>{arrays, at});
         tile(at, counters.size);
     });
 }

@@ -171,6 +171,11 @@ inline void store_words(TileWords& to, int g, const Words<Lanes>& c) {
     for (int w = 0; w < 4; ++w) store_word(to, g, w, c.w[w]);
 }
 
+// What is called between groups where there is nothing to do. (A lambda has a type, and so code, of its own.)
+struct Nothing {
+    void operator()(int) const {}
+};
+
 // The passes over a tile are flattened: all that they call is inlined. GCC stops short of that in a file of this size,
 // and then the constants of a pass are loaded again for each group of lanes, at the cost of a quarter of the time.
 
@@ -278,15 +283,15 @@ inline void words_to_radii(double* to, const Lane::u32 (&w)[4], const Lane::u32 
 }
 
 template <Draw draw>
-[[gnu::flatten]] inline void words_to_values(float* to, int groups, TileWords& words, const TileWords&) {
+[[gnu::noinline, gnu::flatten]] void words_to_values(float* to, int groups, TileWords& words, const TileWords&) {
     words_to_floats<draw>(groups, words, [=](int g, const Lane::f32(&z)[4]) {
         for (int i = 0; i < 4; ++i) Lane::store(to + g * kGroup + i * Lane::width, z[i]);
     });
 }
 
 template <Draw draw>
-[[gnu::flatten]] inline void words_to_values(double* z, int groups, const TileWords& words,
-                                             const TileWords& low_words) {
+[[gnu::noinline, gnu::flatten]] void words_to_values(double* z, int groups, const TileWords& words,
+                                                     const TileWords& low_words) {
     const auto each = [&](auto make) {
         for (int g = 0; g < groups; ++g) {
             Lane::u32 w[4], v[4];
@@ -316,7 +321,7 @@ struct Noise {
     template <class Between>
     const Real* fill(const Counters& counters, const RoundKeys& keys, Draw draw, uint32_t later, Between between) {
         fill_words<Real>(words, counters, keys, later, 0, between);
-        if constexpr (sizeof(Real) == 8) fill_words<Real>(low_words, counters, keys, later, 1, [](int) {});
+        if constexpr (sizeof(Real) == 8) fill_words<Real>(low_words, counters, keys, later, 1, Nothing{});
         if (draw == Draw::normal)
             words_to_values<Draw::normal>(values, counters.groups, words, low_words);
         else if (draw == Draw::uniform)

@@ -111,7 +111,7 @@ struct RegisterRow {
 
     // The outputs' vectors of the elements from `at` on, in their tile from `in_tile` on. Each array is read once.
     void add_up(int64_t at, Vector<Real> z, Vector<Real> (&result)[kOutputs], int in_tile = 0) const {
-        const auto of = [in_tile](Coefficient coefficient) {
+        const auto of = [&](Coefficient coefficient) {
             if constexpr (Each)
                 return Lane::load(coefficient + in_tile);
             else
@@ -149,15 +149,20 @@ inline void store_output(int output, void* to, int64_t at, const Lane::f32 (&x)[
                 : store_lanes<is_level(Out) ? DType::f32 : Out>(to, at, x, nontemporal);
 }
 
+// Whether the row is added up while its normals are in registers. With conversions, or coefficients from memory, that
+// loop is too long for a processor to overlap its groups: then the normals are made first.
+template <DType Out, bool Each>
+constexpr bool kOnePass = Out == DType::f32 && !Each;
+
 template <DType In, DType Out, uint64_t shape, bool Each>
-[[gnu::flatten]] void tile_on_noise(TileWords& words, const Counters& counters, const Rows<float>& rows,
+[[gnu::flatten]] void tile_on_noise(Noise<float>& noise, const Counters& counters, const Rows<float>& rows,
                                     const Arrays<float>& arrays, int64_t at) {
     using Row = RegisterRow<float, In, shape, Each>;
     const Row row(rows, arrays.s.in);
     constexpr int kOutputs = Row::kOutputs;
     bool nontemporal[kOutputs];
     for (int o = 0; o < kOutputs; ++o) nontemporal[o] = arrays.nontemporal(o, at);
-    words_to_floats<Draw::normal>(counters.groups, words, [&](int g, const Lane::f32(&z)[4]) {
+    const auto take = [&](int g, const Lane::f32(&z)[4]) {
         const int64_t here = at + g * kGroup;
         row.prefetch(here);
         Lane::f32 result[4][kOutputs];
@@ -168,7 +173,14 @@ template <DType In, DType Out, uint64_t shape, bool Each>
         for (int o = 0; o < kOutputs; ++o)
             store_output<Out>(o, arrays.s.out[o], here, {result[0][o], result[1][o], result[2][o], result[3][o]},
                               nontemporal[o]);
-    });
+    };
+    if constexpr (kOnePass<Out, Each>) return words_to_floats<Draw::normal>(counters.groups, noise.words, take);
+    words_to_values<Draw::normal>(noise.values, counters.groups, noise.words, noise.low_words);
+    for (int g = 0; g < counters.groups; ++g) {
+        const float* const z = noise.values + g * kGroup;
+        take(g, {Lane::load(z), Lane::load(z + Lane::width), Lane::load(z + 2 * Lane::width),
+                 Lane::load(z + 3 * Lane::width)});
+    }
 }
 
 // Noise that depends on x: multiplied by it, or of a variance that is linear in it.

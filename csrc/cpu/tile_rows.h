@@ -317,8 +317,8 @@ struct Rows {
     int constant(int output) const { return out[output].constant; }  // column of k, or -1
     const Real* coefficient(int column) const { return per_element ? expanded[column] + phase : row + column; }
 
-    void apply(Real* to, int size, const Affine& combination, const Real* const (&value)[kSlots],
-               bool nontemporal) const {
+    [[gnu::flatten]] void apply(Real* to, int size, const Affine& combination, const Real* const (&value)[kSlots],
+                                bool nontemporal) const {
         const Real *c[kSlots], *v[kSlots];
         for (int t = 0; t < combination.n; ++t)
             c[t] = coefficient(combination.column[t]), v[t] = value[combination.slot[t]];
@@ -455,6 +455,17 @@ struct Arrays {
                            nontemporal(o, at));
         for (int o = 0; o < 3; ++o)
             if (s.out[o] && !direct[o]) store_as(s.out[o], s.type_of(o), at, result[o], size, nontemporal(o, at));
+    }
+};
+
+// Between the groups of the tile at `at`: asks for the lines of two tiles on, of inputs too where they are `read`.
+template <class Real, bool read>
+struct Prefetch {
+    const Arrays<Real>& arrays;
+    int64_t at;
+    void operator()(int group) const {
+        if constexpr (read) arrays.prefetch_read(at, group);
+        arrays.prefetch_written(at, group);
     }
 };
 

@@ -80,8 +80,11 @@ def checked_rows(name: str, times: Array, segment: int, n: int) -> Index:
     if on_device(times):
         return Index(times.astype(np.int64, copy=False), segment, n - 1)
     times = times.copy()  # what is checked is what kernels read: another thread may write to the caller's
-    last = int(times.max()) if times.size else 0
-    if times.size and (last >= n or times.min() < 0):
+    if times.size == 1:  # NumPy takes a microsecond for each of the others
+        first = last = int(times[0])
+    else:
+        first, last = (int(times.min()), int(times.max())) if times.size else (0, 0)
+    if times.size and (first < 0 or last >= n):
         bad = times[(times < 0) | (times >= n)][0]
         raise IndexError(f"{name} = {bad} is out of range: there are {n} steps, 0 <= {name} < {n}")
     return Index(times.astype(np.int64, copy=False), segment, last)
@@ -174,7 +177,7 @@ def like(name: str, a: object, x: Array, allowed: tuple[str, ...]) -> Array:
 def readable(x: Array, dtype: np.dtype[Any]) -> Array:
     """x as a kernel reads it for results of `dtype`: float64 arithmetic takes float64, float32 and levels, float32
     arithmetic all but float64; other dtypes go through float32."""
-    if levels_of(x.dtype) is None and (x.dtype == np.float64) != (dtype == np.float64):
+    if x.dtype != dtype and levels_of(x.dtype) is None and np.float64 in (x.dtype, dtype):
         x = converted(x, np.dtype(np.float32))
     return contiguous(x)
 
@@ -229,7 +232,7 @@ def make_call(
     values = index.values
     if written:  # new memory overlaps nothing
         check_overlap(results.items(), given.values())
-        if any(overlap(values, out) for out in results.values()):
+        if device is not None and any(overlap(values, out) for out in results.values()):  # on hosts they are a copy
             values = values.copy()
     batch, sample_shape = batch_shape(shape, batched)
     three: list[Array | None] = [*results.values(), None, None, None]

@@ -16,7 +16,7 @@ from noisefuse import _native
 CPU = Path(__file__).parents[2] / "csrc" / "cpu"
 MAIN = """
 #include <cstdio>
-namespace nf { extern const Kernels kernels_avx512{}, kernels_avx2{}, kernels_scalar{}, kernels_portable{}; }
+namespace nf { extern const Kernels kernels_avx512{}, kernels_avx2{}, kernels_portable{}; }
 int main() { for (const nf::Isa& isa : nf::isas()) std::printf("%d", isa.supported); }
 """
 
