@@ -15,12 +15,14 @@ from ..tableau import D, Tableau, m1, past, x
 from ..views import View
 from .integrals import integral_weights
 from .plan import Clip, Placed, Plan, need_order, plan
+from .shared import sampler
 from .spacing import SpacingOptions, Steps
 
 _ADAMS = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 """Adams-Bashforth weights of orders 1 to 4, the newest value first."""
 
 
+@sampler
 def pndm(
     schedule: Schedule,
     steps: Steps = 50,
@@ -94,6 +96,7 @@ def _multistep(
     return run.table(name, rows)
 
 
+@sampler
 def lms(
     schedule: Schedule,
     steps: Steps = 50,
@@ -115,6 +118,7 @@ def lms(
     return _multistep("lms", run, order, integral_weights)
 
 
+@sampler
 def ipndm(
     schedule: Schedule,
     steps: Steps = 50,
@@ -142,6 +146,7 @@ def ipndm(
     return _multistep("ipndm", run, order, weights)
 
 
+@sampler
 def ipndm_v(
     schedule: Schedule,
     steps: Steps = 50,
@@ -192,6 +197,7 @@ def _weights_of_ipndm_v(levels: list[float], end: float) -> list[float]:
     return [h * sum(factor * own[j] for factor, own in terms if j < len(own)) for j in range(len(levels))]
 
 
+@sampler
 def deis(
     schedule: Schedule,
     steps: Steps = 20,
@@ -228,6 +234,7 @@ def deis(
     return _multistep("deis", run, order, weights, lower_order_final and len(run.nodes) - 1 < 15)
 
 
+@sampler
 def gradient_estimation(
     schedule: Schedule,
     steps: Steps = 50,

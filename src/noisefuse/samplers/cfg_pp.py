@@ -14,6 +14,7 @@ from ..schedule import Schedule
 from ..tableau import ZERO, Affine, D, Tableau, m2, past, x, z
 from ..views import View
 from .plan import Clip, Plan, plan, split
+from .shared import sampler
 from .spacing import SpacingOptions, Steps
 
 
@@ -32,6 +33,7 @@ def _euler(name: str, run: Plan, eta: float) -> Tableau:
     return run.table(name, rows)
 
 
+@sampler
 def euler_cfg_pp(
     schedule: Schedule,
     steps: Steps = 50,
@@ -55,6 +57,7 @@ def euler_cfg_pp(
     return _euler("euler_cfg_pp", plan(schedule, steps, prediction, clip, spacing, whole=False, **options), 0.0)
 
 
+@sampler
 def euler_ancestral_cfg_pp(
     schedule: Schedule,
     steps: Steps = 50,
@@ -78,6 +81,7 @@ def euler_ancestral_cfg_pp(
     )
 
 
+@sampler
 def dpmpp_2m_cfg_pp(
     schedule: Schedule,
     steps: Steps = 20,

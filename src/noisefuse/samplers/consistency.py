@@ -12,9 +12,11 @@ from ..schedule import Schedule
 from ..tableau import D, Tableau, x, z
 from ..views import View
 from .plan import Clip, Node, need_fall, plan
+from .shared import sampler
 from .spacing import Axis, SpacingOptions, Steps
 
 
+@sampler
 def lcm(
     schedule: Schedule,
     steps: Steps = 4,
@@ -56,6 +58,7 @@ def lcm(
     return run.table("lcm", rows)
 
 
+@sampler
 def tcd(
     schedule: Schedule,
     steps: Steps = 4,

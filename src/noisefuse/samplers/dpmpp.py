@@ -15,6 +15,7 @@ from ..tableau import ZERO, Affine, D, Tableau, past, x, z
 from ..views import View
 from .integrals import integral_weights
 from .plan import Clip, Node, Placed, Plan, need_eta, need_fall, need_order, plan
+from .shared import sampler
 from .spacing import SpacingOptions, Steps
 
 
@@ -36,6 +37,7 @@ def _steps(run: Plan, lower_order_final: bool) -> Iterator[tuple[Node, Node, flo
         h_before = h
 
 
+@sampler
 def dpmpp_2m(
     schedule: Schedule,
     steps: Steps = 20,
@@ -70,6 +72,7 @@ def dpmpp_2m(
     return run.table("dpmpp_2m", rows)
 
 
+@sampler
 def dpmpp_2m_sde(
     schedule: Schedule,
     steps: Steps = 20,
@@ -109,6 +112,7 @@ def dpmpp_2m_sde(
     return run.table("dpmpp_2m_sde", rows)
 
 
+@sampler
 def dpmpp_3m_sde(
     schedule: Schedule,
     steps: Steps = 20,
@@ -168,6 +172,7 @@ def _differences(h: float, h_1: float, h_2: float) -> tuple[Affine, Affine]:
     return D1_0 + h_1 / (h_1 + h_2) * (D1_0 - D1_1), h / (h_1 + h_2) * (D1_0 - D1_1)
 
 
+@sampler
 def dpmpp_singlestep(
     schedule: Schedule,
     steps: Steps = 20,

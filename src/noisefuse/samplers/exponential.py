@@ -17,11 +17,13 @@ from ..views import View
 from .dpmpp import _weight
 from .integrals import integral_weights
 from .plan import Clip, Placed, Plan, need_eta, need_fall, need_int, need_order, plan, split
+from .shared import sampler
 from .spacing import SpacingOptions, Steps
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
 
+@sampler
 def res_multistep(
     schedule: Schedule,
     steps: Steps = 20,
@@ -66,6 +68,7 @@ def res_multistep(
     return run.table("res_multistep", rows)
 
 
+@sampler
 def seeds_2(
     schedule: Schedule,
     steps: Steps = 50,
@@ -106,6 +109,7 @@ def seeds_2(
     return _seeds("seeds_2", run, eta, [r], weights)
 
 
+@sampler
 def seeds_3(
     schedule: Schedule,
     steps: Steps = 50,
@@ -178,6 +182,7 @@ def _phi(c: float) -> float:
     return -math.expm1(-c)
 
 
+@sampler
 def sa_solver(
     schedule: Schedule,
     steps: Steps = 20,
@@ -280,6 +285,7 @@ def _adams(levels: list[float], h: float, begin: float, k: float, simple: bool) 
     return [found.get(j, 0.0) for j in range(len(s))]
 
 
+@sampler
 def er_sde(
     schedule: Schedule,
     steps: Steps = 20,

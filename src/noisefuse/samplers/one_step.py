@@ -14,6 +14,7 @@ from ..schedule import Schedule
 from ..tableau import D, Tableau, z
 from ..views import View
 from .plan import Clip, Plan, need_int, plan, split
+from .shared import sampler
 from .spacing import SpacingOptions, Steps
 
 
@@ -26,6 +27,7 @@ def _rows(name: str, run: Plan, eta: float) -> Tableau:
     return run.table(name, rows)
 
 
+@sampler
 def ddpm(
     schedule: Schedule,
     steps: Steps = 1000,
@@ -63,6 +65,7 @@ def ddpm(
     return run.table("ddpm", rows)
 
 
+@sampler
 def ddim(
     schedule: Schedule,
     steps: Steps = 50,
@@ -95,6 +98,7 @@ def ddim(
     return run.table("ddim", rows)
 
 
+@sampler
 def ddim_inverse(
     schedule: Schedule,
     steps: Steps = 50,
@@ -131,6 +135,7 @@ def ddim_inverse(
     return run.table("ddim_inverse", rows, start=math.hypot(*run.nodes[-1][:2]))
 
 
+@sampler
 def repaint(
     schedule: Schedule,
     steps: Steps = 250,
@@ -181,6 +186,7 @@ def repaint(
     return run.table("repaint", rows)
 
 
+@sampler
 def euler(
     schedule: Schedule,
     steps: Steps = 50,
@@ -199,6 +205,7 @@ def euler(
     return _rows("euler", plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding(), 0.0)
 
 
+@sampler
 def euler_ancestral(
     schedule: Schedule,
     steps: Steps = 50,
@@ -220,6 +227,7 @@ def euler_ancestral(
     return _rows("euler_ancestral", run, eta)
 
 
+@sampler
 def flow_euler(
     schedule: Schedule,
     steps: Steps = 50,

@@ -15,11 +15,13 @@ from ..schedule import Schedule
 from ..tableau import D, Tableau, x, z
 from ..views import View
 from .plan import Clip, Node, Placed, Plan, plan
+from .shared import sampler
 from .spacing import SpacingOptions, Steps
 
 Window: TypeAlias = tuple[int, int] | None
 
 
+@sampler
 def flow_sde(
     schedule: Schedule,
     steps: Steps = 50,
@@ -58,6 +60,7 @@ def flow_sde(
     return _diffused("flow_sde", run, noise_level, window, rate)
 
 
+@sampler
 def dance_sde(
     schedule: Schedule,
     steps: Steps = 50,
@@ -87,6 +90,7 @@ def dance_sde(
     return _diffused("dance_sde", run, eta, window, lambda here: eta)
 
 
+@sampler
 def flow_cps(
     schedule: Schedule,
     steps: Steps = 50,

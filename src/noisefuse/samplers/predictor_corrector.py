@@ -13,6 +13,7 @@ from ..schedule import Schedule
 from ..tableau import Affine, D, Tableau, past, x
 from ..views import View
 from .plan import Clip, Node, Placed, plan
+from .shared import sampler
 from .spacing import SpacingOptions, Steps
 
 
@@ -59,6 +60,7 @@ def _step(
     return (first - weights[-1] * Ds[0], weights[-1]) if correct else (first, 0.0)
 
 
+@sampler
 def unipc(
     schedule: Schedule,
     steps: Steps = 20,

@@ -10,6 +10,7 @@ from ..schedule import Schedule
 from ..tableau import D, Tableau, past, x, z
 from ..views import View
 from .plan import Clip, Node, Placed, Plan, plan, split
+from .shared import sampler
 from .spacing import SpacingOptions, Steps
 
 
@@ -28,6 +29,7 @@ def _heun_step(run: Plan, here: Node, there: Node, slope: float, noise: float = 
     return [run.row(here, x + h * d, keep=[x + h / 2 * d]), run.row(there, past[0] + h / 2 * d2 + noise * z)]
 
 
+@sampler
 def heun(
     schedule: Schedule,
     steps: Steps = 50,
@@ -51,6 +53,7 @@ def heun(
     return run.table("heun", [row for here, there in run.pairs for row in _heun_step(run, here, there, 0)])
 
 
+@sampler
 def flow_heun(
     schedule: Schedule,
     steps: Steps = 50,
@@ -75,6 +78,7 @@ def flow_heun(
     return run.table("flow_heun", [row for here, there in run.pairs for row in _heun_step(run, here, there, -1)])
 
 
+@sampler
 def edm(
     schedule: Schedule,
     steps: Steps = 18,
@@ -138,6 +142,7 @@ def _dpm_2(name: str, run: Plan, eta: float) -> Tableau:
     return run.table(name, rows)
 
 
+@sampler
 def dpm_2(
     schedule: Schedule,
     steps: Steps = 50,
@@ -162,6 +167,7 @@ def dpm_2(
     return _dpm_2("dpm_2", run, 0.0)
 
 
+@sampler
 def dpm_2_ancestral(
     schedule: Schedule,
     steps: Steps = 50,
@@ -183,6 +189,7 @@ def dpm_2_ancestral(
     return _dpm_2("dpm_2_ancestral", run, eta)
 
 
+@sampler
 def dpmpp_2s_ancestral(
     schedule: Schedule,
     steps: Steps = 50,
@@ -214,6 +221,7 @@ def dpmpp_2s_ancestral(
     return run.table("dpmpp_2s_ancestral", rows)
 
 
+@sampler
 def dpmpp_sde(
     schedule: Schedule,
     steps: Steps = 50,
@@ -264,6 +272,7 @@ def dpmpp_sde(
     return run.table("dpmpp_sde", rows)
 
 
+@sampler
 def heunpp2(
     schedule: Schedule,
     steps: Steps = 50,

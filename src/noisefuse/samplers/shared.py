@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the samplers share: `sampler` makes one of a rule, and completes its docstring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
+from typing import ParamSpec
+
+from ..docstrings import Shared, completed
+from ..sampler import Sampler
+from ..tableau import Tableau
+from .spacing import SpacingOptions
+
+P = ParamSpec("P")
+
+_SHARED = Shared(
+    args={
+        "schedule": "    schedule: the levels of noise, a `Schedule`.",
+        "steps": """\
+    steps: how many, or the times themselves, such as [900, 500, 100]: indices of the schedule, or levels sigma > 0
+        where alpha = 1 or alpha + sigma = 1.""",
+        "eta": """\
+    eta: how much of the noise is drawn anew: 0, none, follows the ODE; 1: as much as the reverse process draws.""",
+        "order": "    order: at most so many answers of the network make a step, 1 to 4.",
+        "window": """\
+    window: (begin, end): rows begin .. end - 1 draw noise, the others follow the ODE (Li et al. 2025, MixGRPO). None:
+        all draw.""",
+        "original_steps": "    original_steps: how many times the network was distilled for.",
+        "prediction": """\
+    prediction: what the network predicts: "epsilon", "sample" (x0), "v", "flow" (z - x0), "edm", "edm_v", or a
+        `views.View`.""",
+        "clip": "    clip: bounds of D: c for (-c, c), or (lo, hi), or a `Threshold`. None: no bounds.",
+        "spacing": """\
+    spacing: which times so many steps visit: "leading", "trailing" or "linspace", by index; "karras", "exponential" or
+        "beta", by level.""",
+        "options": "    **options: steps_offset, final, sigma_min, sigma_max, rho, see `SpacingOptions`.",
+    },
+    returns="""\
+    A `Sampler`, with a row of float64 coefficients for each call of the network. It runs on arrays of any shape, axis 0
+    is the batch, and of any kind and dtype that `update` takes.""",
+    raises="""\
+    ValueError: an argument outside of what it takes; times or levels that the schedule does not have; a step that
+        rises, or more noise than there is, where noise is drawn; pure noise where the sampler or the prediction
+        divides by alpha.
+    TypeError: no schedule, a clip that is none, or an argument that there is not.
+    ImportError: spacing "beta" without SciPy.""",
+)
+_EXAMPLE = """\
+>>> sampler = nf.samplers.{name}(nf.Schedule.{family}(1000), steps=5)
+>>> sampler.sample(lambda x, t: 0.1 * x, (2, 8), nf.Noise(7)).shape
+(2, 8)"""
+_FAMILIES = {"epsilon": "linear", "flow": "flow", "edm": "karras"}  # a schedule for each prediction that is a default
+
+
+def sampler(rule: Callable[P, Tableau]) -> Callable[P, Sampler]:
+    """A decorator: the function that returns the `Sampler` of the rule's table, and takes what the rule takes."""
+    parameters = signature(rule).parameters
+    accepted = [name for name in parameters if name != "options"] + list(SpacingOptions.__annotations__)
+
+    @wraps(rule)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Sampler:
+        for name in kwargs:
+            if name not in accepted:
+                raise TypeError(f"{rule.__name__} has no argument {name!r}: it takes {', '.join(accepted)}")
+        return Sampler(rule(*args, **kwargs))
+
+    make.__annotations__["return"] = "Sampler"
+    if rule.__doc__ is not None:  # python -OO
+        example = _EXAMPLE.format(name=rule.__name__, family=_FAMILIES[parameters["prediction"].default])
+        make.__doc__ = completed(rule.__doc__, parameters, _SHARED, example)
+    return make
