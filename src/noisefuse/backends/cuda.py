@@ -62,7 +62,7 @@ def _columns(first: int, *slots: int) -> int:
 
 # Kernels for known columns (csrc/cuda/kernels.cu): by what is drawn, the columns, and which levels x is.
 _FORWARD = _columns(AFFINE[0], X, Z)
-KNOWN = {
+KNOWN: dict[tuple[str, int, str | None], str] = {
     ("normal", _FORWARD, None): "forward_",
     ("normal", _FORWARD | 1 << AFFINE[0], "uint8"): "forward_u8_",
     ("normal", _FORWARD | 1 << AFFINE[0], "uint16"): "forward_u16_",

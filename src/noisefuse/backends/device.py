@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
 from numba import njit, types
@@ -12,6 +12,14 @@ from numba.extending import intrinsic
 
 from . import spec
 from .numba_internals import has_fma
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    from numba.core.dispatcher import Dispatcher
+
+    F = TypeVar("F", bound=Callable[..., object])
 
 
 def call_named(builder: Any, name: str, returned: Any, *arguments: Any) -> Any:
@@ -122,13 +130,23 @@ def view(_: Any, x: Any, kind: Any) -> Any:
     return kind.dtype(x, kind), codegen
 
 
-# Of functions for kernels: LLVM inlines them, and nothing is compiled by which Python or C could call them.
-OPTIONS = {"forceinline": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-inlined = njit(**OPTIONS)
+OPTIONS: dict[str, Any] = {
+    "forceinline": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True
+}  # fmt: skip
+
+
+def inlined(function: F) -> Dispatcher[F]:
+    """A function for kernels: LLVM inlines it, and nothing is compiled by which Python or C could call it."""
+    made: Dispatcher[F] = njit(**OPTIONS)(function)
+    return made
+
+
+def user(function: F) -> Dispatcher[F]:
+    """A function for users: Numba itself inlines the IR, for any target, and numba.cuda needs no GPU to compile it.
+    (Of large kernels that takes too long.)"""
+    made: Dispatcher[F] = njit(inline="always", error_model="numpy")(function)
+    return made
+
 
 SPEC = spec.bind(fma, select, inlined, mul=mul, sqrt=sqrt, view=view, some=bool)
-
-# For users: Numba itself inlines the IR, for any target, and numba.cuda needs no GPU to compile it. (Of large kernels
-# that takes too long.)
-user = njit(inline="always", error_model="numpy")
 USER = spec.bind(fma, select, user, mul=mul, sqrt=sqrt, view=view, some=bool)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import config, njit, types
 from numba.extending import overload
 from numpy import float32, int32, int64, uint8, uint16, uint32, uint64
+from numpy.typing import NDArray
 
 from .. import rows as layout
 from ..rows import AFFINE, BOUNDS, CLEAN, COLUMNS, HIGH, LOW, M2, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
@@ -26,6 +27,14 @@ from .call import ACCUMULATORS, CALL, DRAWS, DTYPES, FIELD, LOSS_CHUNK, TRANSITI
 from .device import OPTIONS, SPEC, fma, inlined, mul
 from .numba_internals import each, whole_vectors
 from .pointers import NEAREST, address, float_mode, least, part, pointer, prefetch, take
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    from numba.core.dispatcher import Dispatcher
+
+    F = TypeVar("F", bound=Callable[..., object])
 
 if config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set: Numba compiles nothing")
@@ -99,18 +108,45 @@ FIRSTS = (CLEAN, *AFFINE)
 WORDS = PROGRAM + 2 * (FIRST_COMBINATION + COMBINATION_NUMBERS * len(FIRSTS))
 WORKSPACE = REALS + WORDS  # in reals, of which words take one at most
 
-philox4x32, join = SPEC.philox4x32, SPEC.join
-normal_pair32, normal_pair64 = SPEC.normal_pair32, SPEC.normal_pair64
-uniform32, uniform64, clamp, within = SPEC.uniform32, SPEC.uniform64, SPEC.clamp, SPEC.within
-times, times_root = SPEC.times, SPEC.times_root
-add_square, sum_accumulators, add_piece = SPEC.add_square, SPEC.sum_accumulators, SPEC.add_piece
-half_to_float, float_to_half = SPEC.half_to_float, SPEC.float_to_half
-bfloat16_to_float, float_to_bfloat16, to_level = SPEC.bfloat16_to_float, SPEC.float_to_bfloat16, SPEC.to_level
-transition = SPEC.transition
+if TYPE_CHECKING:
+    from .spec import (
+        Bools,
+        Integers,
+        add_piece,
+        add_square,
+        bfloat16_to_float,
+        clamp,
+        float_to_bfloat16,
+        float_to_half,
+        half_to_float,
+        join,
+        normal_pair32,
+        normal_pair64,
+        philox4x32,
+        sum_accumulators,
+        times,
+        times_root,
+        to_level,
+        transition,
+        uniform32,
+        uniform64,
+        within,
+    )
+else:
+    philox4x32, join = SPEC.philox4x32, SPEC.join
+    normal_pair32, normal_pair64 = SPEC.normal_pair32, SPEC.normal_pair64
+    uniform32, uniform64, clamp, within = SPEC.uniform32, SPEC.uniform64, SPEC.clamp, SPEC.within
+    times, times_root = SPEC.times, SPEC.times_root
+    add_square, sum_accumulators, add_piece = SPEC.add_square, SPEC.sum_accumulators, SPEC.add_piece
+    half_to_float, float_to_half = SPEC.half_to_float, SPEC.float_to_half
+    bfloat16_to_float, float_to_bfloat16, to_level = SPEC.bfloat16_to_float, SPEC.float_to_bfloat16, SPEC.to_level
+    transition = SPEC.transition
 
 
-# Large functions that have one caller: Numba itself inlines their IR, and LLVM compiles them once.
-pasted = njit(inline="always", error_model="numpy")
+def pasted(function: F) -> Dispatcher[F]:
+    """A large function that has one caller: Numba itself inlines its IR, and LLVM compiles it once."""
+    made: Dispatcher[F] = njit(inline="always", error_model="numpy")(function)
+    return made
 
 
 # ---- the program -------------------------------------------------------------------------------------------
@@ -187,7 +223,7 @@ def list_combinations(p: Any, m: Any) -> None:
 
 
 @inlined
-def ask_for(m: Any, at: int, quarters: int) -> None:
+def ask_for(m: Any, at: int, quarters: Integers) -> None:
     """The lines of some quarters of a tile, from `at` on: all at once would block the line-fill buffers."""
     for n in range(m[ARRAYS]):
         array = array_of(m, n)
@@ -309,7 +345,7 @@ def place_counter(j: int, counter: Any, first: int, step: int, number: int, tag:
 
 
 @inlined
-def plan(p: Any, at: int, end: int, alike: int, sample: int, place: int, words: Any) -> tuple[int, int]:
+def plan(p: Any, at: int, end: int, alike: Integers, sample: int, place: int, words: Any) -> tuple[int, int]:
     """Counters, key and runs of elements from `at` on: how many (elements, runs).
 
     Whole tiles, where those of one run are among the next `alike` elements; or as many of one seed as fit into a tile.
@@ -361,7 +397,7 @@ def words_of_runs(j: int, to: Any, c: Any, later: int, tag: int, key0: int, key1
 
 
 @inlined
-def make_words(run: Any, block: Any, later: int, c: Any, where: Any, tag: int, runs: int) -> None:
+def make_words(run: Any, block: Any, later: int, c: Any, where: Any, tag: Integers, runs: int) -> None:
     """Philox of the next counters, `later` steps after theirs.
 
     Of one run they are numbered on from `block`, and the rest of them and the key, `run`, is the same for all.
@@ -427,7 +463,7 @@ def words32(i: int, z: Any, u: Any, v: Any) -> None:
 
 
 @inlined
-def place_of_noise(skip: int, runs: int) -> Any:
+def place_of_noise(skip: Integers, runs: int) -> Any:
     """Where in the tile the noise of the planned elements begins."""
     return BLOCK_VALUES * WIDTH + skip if runs == 1 else (VALUES + Z) * WIDTH
 
@@ -510,7 +546,7 @@ def select_own_rows(p: Any, columns: int, at: int, n: int, tile: Any) -> None:
 
 
 @inlined
-def select_rows(p: Any, columns: int, at: int, n: int, tile: Any, filled: int) -> int:
+def select_rows(p: Any, columns: int, at: int, n: int, tile: Any, filled: Integers) -> Integers:
     """Coefficients for each of n elements from `at` on. `filled` is the row of which the tile is full, or -1."""
     if row_for_each(p):
         select_own_rows(p, columns, at, n, tile)
@@ -641,14 +677,16 @@ def _version() -> str:
 VERSION = _version()
 
 
-def compiled(function: Any) -> Any:
+def compiled(function: F) -> Dispatcher[F]:
     """A kernel, in whose name the version stands: Numba's cache on disk looks at no function that another calls."""
     function.__qualname__ = f"{function.__name__}_{VERSION}"
     options = {"nogil": True, "error_model": "numpy"}
+    made: Dispatcher[F]
     try:
-        return njit(cache=True, **options)(function)
+        made = njit(cache=True, **options)(function)
     except RuntimeError:  # no folder to write to
-        return njit(**options)(function)
+        made = njit(**options)(function)
+    return made
 
 
 @pasted
@@ -664,7 +702,19 @@ def prepare(p: Any, words: Any, tile: Any, own: int) -> None:
 
 
 @pasted
-def compute_tiles(p, w, tile, others, at, end, element, runs, draws, at_once, one_row):  # type: ignore[no-untyped-def]
+def compute_tiles(
+    p: Any,
+    w: Any,
+    tile: Any,
+    others: Any,
+    at: int,
+    end: int,
+    element: Integers,
+    runs: int,
+    draws: bool,
+    at_once: Bools,
+    one_row: Bools,
+) -> None:
     """Elements at .. end - 1: whole tiles of one row and one run, or what one tile can hold."""
     m, places, masked = program_of(w), pointer(part(w, PLACES), int64), pointer(p, int32)[CALL_MASKED] != 0
     run, transitions = (w[STEP], w[SAMPLE], w[TAG], w[KEY0], w[KEY1]), pointer(p, int32)[CALL_DRAW] == WORDS_ALONE
@@ -690,7 +740,7 @@ def compute_tiles(p, w, tile, others, at, end, element, runs, draws, at_once, on
 
 
 @pasted
-def compute_chunk(p, w, tile, others, at, end, at_once):  # type: ignore[no-untyped-def]
+def compute_chunk(p: Any, w: Any, tile: Any, others: Any, at: int, end: int, at_once: bool) -> None:
     """Elements at .. end - 1. `at_once`: whether the row is added up where the normal is made, where that can be."""
     sample_size, segment, columns = p[CALL_SIZE], p[CALL_SEGMENT], program_of(w)[READ_COLUMNS]
     draws, filled, sample, place = pointer(p, int32)[CALL_DRAW] != NONE, int64(-1), at // sample_size, at % sample_size
@@ -710,7 +760,7 @@ def compute_chunk(p, w, tile, others, at, end, at_once):  # type: ignore[no-unty
 
 
 @compiled
-def step(workspace, others, call, end, chunk, turns):  # type: ignore[no-untyped-def]
+def step(workspace: NDArray[Any], others: Any, call: NDArray[np.int64], end: int, chunk: int, turns: int) -> None:
     whole_vectors()
     before, p = float_mode(NEAREST), pointer(call.ctypes.data, int64)
     tile = pointer(workspace.ctypes.data, workspace.dtype)
@@ -729,7 +779,7 @@ def step(workspace, others, call, end, chunk, turns):  # type: ignore[no-untyped
 
 
 @compiled
-def walk(workspace, others, call, end, chunk, turns):  # type: ignore[no-untyped-def]
+def walk(workspace: NDArray[Any], others: Any, call: NDArray[np.int64], end: int, chunk: int, turns: int) -> None:
     whole_vectors()
     before, p = float_mode(NEAREST), pointer(call.ctypes.data, int64)
     tile = pointer(workspace.ctypes.data, workspace.dtype)
@@ -746,7 +796,7 @@ def walk(workspace, others, call, end, chunk, turns):  # type: ignore[no-untyped
 
 
 @pasted
-def walk_tile(p, w, tile, others, at, end, total):  # type: ignore[no-untyped-def]
+def walk_tile(p: Any, w: Any, tile: Any, others: Any, at: int, end: int, total: int) -> int:
     """A tile of x0 goes through all times before the next one is read. Gives its elements."""
     rows, kept, x = pointer(p[CALL_ROWS], tile), pointer(p[CALL_KEEP], int64), part(tile, WIDTH * VALUES)
     source, target = array_of(program_of(w), 0), array_of(program_of(w), 1)
@@ -767,7 +817,7 @@ def walk_tile(p, w, tile, others, at, end, total):  # type: ignore[no-untyped-de
 
 
 @compiled
-def squares(r, sums):  # type: ignore[no-untyped-def]
+def squares(r: NDArray[Any], sums: NDArray[np.float64]) -> None:
     """Of chunks of the rows of r, the sums of their squares: docs/loss.md."""
     before, sum_of, chunks = float_mode(NEAREST), np.empty(ACCUMULATORS, r.dtype), len(sums) // len(r)
     for row in range(len(r)):
@@ -782,7 +832,7 @@ def squares(r, sums):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def add_up(chunk_sums, weights, sums):  # type: ignore[no-untyped-def]
+def add_up(chunk_sums: NDArray[np.float64], weights: NDArray[np.float64], sums: NDArray[np.float64]) -> None:
     """Of samples, which have the same number of pieces each, the weighted sums of their chunks."""
     before, pieces = float_mode(NEAREST), len(weights) // len(sums)
     for sample in range(len(sums)):
@@ -797,7 +847,7 @@ def add_up(chunk_sums, weights, sums):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def philox(n, counter, key, out):  # type: ignore[no-untyped-def]
+def philox(n: int, counter: int, key: int, out: int) -> None:
     for i in range(n):
         c, k = pointer(counter + 16 * i, uint32), pointer(key + 8 * i, uint32)
         to = pointer(out + 16 * i, uint32)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,9 @@ from ..noise import Noise
 from . import threads
 from .call import Loss, Step, Walk, address, pack_fields, pack_loss, pack_on_host
 
-if isa := os.environ.get("NOISEFUSE_ISA"):
-    usable = [name for name, supported in _native.isas().items() if supported]
+isa: str | None = os.environ.get("NOISEFUSE_ISA")
+if isa:
+    usable: list[str] = [name for name, supported in _native.isas().items() if supported]
     if isa not in usable:
         raise ValueError(f"NOISEFUSE_ISA={isa!r}: expected one of {', '.join(usable)}, which this processor has")
     _native.use_isa(isa)
@@ -35,9 +37,14 @@ _share_threads()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_share_threads)
 
-fast_row, fast_random, fast_mse = _native.row, _native.random, _native.mse
-fast_density, fast_density_gradient = _native.density, _native.density_gradient
-empty = _native.empty  # large ones in memory that earlier outputs gave back
+fast_row: Callable[..., Any] = _native.row
+fast_random: Callable[..., Any] = _native.random
+fast_mse: Callable[..., Any] = _native.mse
+fast_density: Callable[..., Any] = _native.density
+fast_density_gradient: Callable[..., Any] = _native.density_gradient
+empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = (
+    _native.empty
+)  # large ones in memory that earlier outputs gave back
 tests_itself = False
 
 

@@ -42,7 +42,7 @@ def whole_vectors(_: Any) -> Any:
     return types.void(), codegen
 
 
-class Distinct(MDValue):  # type: ignore[misc]
+class _Distinct(MDValue):  # type: ignore[misc]
     """A node of metadata that is equal to no other one."""
 
     def __init__(self, module: Any, *operands: Any) -> None:
@@ -53,18 +53,18 @@ class Distinct(MDValue):  # type: ignore[misc]
         super().descr(buf)
 
 
-def _hints(module: Any, group: Distinct) -> Distinct:
+def _hints(module: Any, group: _Distinct) -> _Distinct:
     """What LLVM calls a loop's ID; its first operand is itself."""
 
     def hint(name: str, *values: Any) -> Any:
         return module.add_metadata([ir.MetaDataString(module, f"llvm.loop.{name}"), *values])
 
-    hints = Distinct(module)
+    hints = _Distinct(module)
     hints.operands = (
         hints,
         hint("interleave.count", ir.IntType(32)(INTERLEAVED)),
         hint("unroll.disable"),
-        Distinct(module, ir.MetaDataString(module, "llvm.loop.parallel_accesses"), group),
+        _Distinct(module, ir.MetaDataString(module, "llvm.loop.parallel_accesses"), group),
     )
     return hints
 
@@ -80,7 +80,7 @@ def each(context: Any, n: Any, function: Any, arguments: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         _use_whole_vectors(builder)
-        group = Distinct(builder.module)
+        group = _Distinct(builder.module)
         operands = cgutils.unpack_tuple(builder, values[2])
         with cgutils.for_range(builder, values[0]) as loop:
             block = builder.block

@@ -12,7 +12,8 @@ from numba.extending import intrinsic
 
 from .device import call_named
 
-INT32, INT64 = ir.IntType(32), ir.IntType(64)
+INT32: ir.IntType = ir.IntType(32)
+INT64: ir.IntType = ir.IntType(64)
 
 
 @intrinsic

@@ -21,7 +21,7 @@ from . import spec
 from .call import ACCUMULATORS, LOSS_CHUNK, Array, Loss, Step, Walk
 
 fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = step_and_loss = repeated_loss = None
-empty = np.empty
+empty: Callable[..., NDArray[Any]] = np.empty
 tests_itself = False
 
 CHUNK = 1 << 15  # elements at a time: some forty temporaries of 256 KiB at most

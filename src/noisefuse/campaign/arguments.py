@@ -142,8 +142,12 @@ class Draw:
     `taken` are all that were asked for: given to another Draw they make the same call again.
     """
 
+    given: list[int]
+    random: Random | None
+    taken: list[int]
+
     def __init__(self, given: list[int] | None = None, random: Random | None = None) -> None:
-        self.given, self.random, self.taken = given or [], random, list[int]()
+        self.given, self.random, self.taken = given or [], random, []
 
     def __call__(self, end: int) -> int:
         k = len(self.taken)

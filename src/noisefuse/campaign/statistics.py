@@ -100,6 +100,14 @@ def normal_bins() -> Floats:
 class Sums:
     """What is kept of the numbers drawn from one distribution; sums of several add up."""
 
+    draw: str
+    digits: int
+    n: int
+    moments: Floats
+    bins: NDArray[np.int64]
+    low_bins: NDArray[np.int64]
+    spectra: Floats
+
     def __init__(self, draw: str, dtype: str) -> None:
         self.draw, self.digits, self.n = draw, 23 if dtype == "float32" else 52, 0
         self.moments = np.zeros(4)

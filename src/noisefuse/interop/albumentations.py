@@ -58,7 +58,8 @@ class _Keyed(OfUnitRange):
         result: Array = self.apply(images, *args, **params)
         return result
 
-    apply_to_volume = apply_to_volumes = apply_to_images
+    apply_to_volume = apply_to_images
+    apply_to_volumes = apply_to_images
 
 
 def _noise(name: Name) -> nf.Noise:

@@ -37,8 +37,9 @@ def drawn_times(schedule: nf.Schedule, noise: nf.Noise, n: int) -> NDArray[np.in
 
 class _NamedColumns:
     def __init__(self, noise: nf.Noise | int, id: str, image: str) -> None:
-        self.noise = nf.Noise(noise) if isinstance(noise, int) else noise
-        self.id, self.image = id, image
+        self.noise: nf.Noise = nf.Noise(noise) if isinstance(noise, int) else noise
+        self.id: str = id
+        self.image: str = image
 
     def _read(self, batch: Columns) -> tuple[nf.Noise, Any]:
         for name in (self.id, self.image):
@@ -72,7 +73,8 @@ class NoisyColumns(_NamedColumns):
         target: Any = "epsilon",
     ) -> None:
         super().__init__(noise, id, image)
-        self.schedule, self.target = schedule, target
+        self.schedule: nf.Schedule = schedule
+        self.target: Any = target
 
     def __call__(self, batch: Columns) -> dict[str, Any]:
         """The batch's columns, with x_t, t (int64) and target in place of the images.
@@ -107,7 +109,7 @@ class AugmentedColumns(_NamedColumns):
         self, augment: Callable[[Any, nf.Noise], Any], noise: nf.Noise | int, *, id: str = "id", image: str = "image"
     ) -> None:
         super().__init__(noise, id, image)
-        self.augment = augment
+        self.augment: Callable[[Any, nf.Noise], Any] = augment
 
     def __call__(self, batch: Columns) -> dict[str, Any]:
         """The batch, with other images. KeyError: a column is missing."""

@@ -34,7 +34,7 @@ __all__ = [
 LAZY, WRITTEN = True, False  # what `arrays` asks
 
 
-where = da.where
+where: Callable[..., Any] = da.where
 
 
 def is_traced() -> bool:
@@ -67,7 +67,7 @@ def _sent() -> Callable[[], str]:
     return version
 
 
-version = _sent()  # what workers have to have in common
+version: Callable[[], str] = _sent()  # what workers have to have in common
 
 
 def check_workers(client: Any) -> None:
@@ -157,7 +157,12 @@ def mse_loss(*_: Any, **__: Any) -> Any:
     raise NotImplementedError("losses and densities, which are sums, do not take arrays of dask's")
 
 
-mse_loss_grad = log_prob = log_prob_grad = kl = kl_grad = update_with_log_prob = mse_loss
+mse_loss_grad = mse_loss
+log_prob = mse_loss
+log_prob_grad = mse_loss
+kl = mse_loss
+kl_grad = mse_loss
+update_with_log_prob = mse_loss
 
 
 # ---- what a block calls ------------------------------------------------------------------------------------

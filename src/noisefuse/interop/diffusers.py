@@ -83,7 +83,7 @@ Draws: TypeAlias = Any  # torch.Generator, a list of them, Noises, a Tensor, or 
 Options: TypeAlias = tuple[Any, ...]
 Target = TypeVar("Target")
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 _said: set[str] = set()
 _plans: OrderedDict[Any, Plan | Unsupported] = OrderedDict()  # the latest of all schedulers
 _KEPT_PLANS = 64

@@ -22,6 +22,9 @@ from torch import Tensor
 class Wide:
     """torch or numpy with float64 for float32, by name and where it is the default, and with other functions."""
 
+    module: Any
+    float32: Any
+
     def __init__(self, module: Any, **functions: Any) -> None:
         self.module, self.float32 = module, module.float64
         vars(self).update(functions)

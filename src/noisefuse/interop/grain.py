@@ -37,7 +37,9 @@ class _Named(grain.transforms.RandomMap):  # type: ignore[misc]  # of a package 
             noise = nf.Noise(operator.index(noise))
         if noise is not None and not (isinstance(noise.sample, int) and isinstance(noise.step, int)):
             raise TypeError(f"noise: expected one with a sample and a step that are ints, got {noise!r}")
-        self.noise, self.length, self.image = noise, length, image
+        self.noise: nf.Noise | None = noise
+        self.length: int | None = length
+        self.image: str = image
 
     def random_map(self, element: Element, rng: np.random.Generator) -> dict[str, Any]:
         """Noise whose seed is 64 bits of the generator, which Grain seeds by its own seed and the element's place."""
@@ -90,7 +92,8 @@ class Noisy(_Named):
         super().__init__(noise, length, image)
         if not isinstance(schedule, nf.Schedule) or target is None:
             raise TypeError(f"schedule, target: expected a Schedule and a target, got {schedule!r}, {target!r}")
-        self.schedule, self.target = schedule, target
+        self.schedule: nf.Schedule = schedule
+        self.target: Any = target
 
     def _made(self, element: Element, noise: nf.Noise) -> dict[str, Any]:
         image, rest = self._read(element), {name: one for name, one in element.items() if name != self.image}
@@ -121,7 +124,7 @@ class Augmented(_Named):
         image: str = "image",
     ) -> None:
         super().__init__(noise, length, image)
-        self.augment = augment
+        self.augment: Callable[[Any, nf.Noise], Any] = augment
 
     def _made(self, element: Element, noise: nf.Noise) -> dict[str, Any]:
         return {**element, self.image: self.augment(self._read(element), noise)}

@@ -61,7 +61,7 @@ __all__ = [
 WRITTEN = False  # what `arrays` asks
 
 
-where = jnp.where
+where: Callable[..., jax.Array] = jnp.where
 
 
 def is_traced() -> bool:

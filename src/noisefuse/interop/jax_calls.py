@@ -54,7 +54,7 @@ OUT, AUX1 = AFFINE[:2]
 
 # ---- the operation -----------------------------------------------------------------------------------------
 
-call_p = Primitive("noisefuse")
+call_p: Primitive = Primitive("noisefuse")
 call_p.multiple_results = True
 
 

@@ -32,8 +32,12 @@ _PLACES = [FIELD.fields[name][1] for name in ("seed", "sample", "step")]  # type
 class Kept(dict[Any, Any]):
     """Arrays of JAX's by what they are made of, of that which is asked for often; before that what `else_` says."""
 
+    make: Callable[..., Any]
+    else_: Callable[..., Any]
+    asked: dict[Any, int]
+
     def __init__(self, make: Callable[..., Any], else_: Callable[..., Any] = lambda key: None) -> None:
-        self.make, self.else_, self.asked = make, else_, dict[Any, int]()
+        self.make, self.else_, self.asked = make, else_, {}
 
     def __missing__(self, key: Any) -> Any:
         asked = self.asked

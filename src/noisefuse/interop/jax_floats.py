@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,9 @@ class Wide:
 
     Shifts are by uint64 below 128.
     """
+
+    high: Words
+    low: Words
 
     def __init__(self, high: Words, low: Words) -> None:
         self.high, self.low = high, low
@@ -140,13 +143,17 @@ class Format:
         return s if self.bits == 32 else Wide(jnp.zeros_like(s), s)
 
 
-FLOAT32, FLOAT64 = Format(32, 23), Format(64, 52)
+FLOAT32: Format = Format(32, 23)
+FLOAT64: Format = Format(64, 52)
 
 
 class Float:
     """An array of numbers as their bits. Operators take the numbers of NumPy and Python beside it."""
 
     __array_ufunc__ = None  # so NumPy's scalars leave operators to this class
+
+    bits: Words
+    format: Format
 
     def __init__(self, bits: Words, format: Format) -> None:
         self.bits, self.format = bits, format
@@ -173,7 +180,8 @@ class Float:
     def __mul__(self, other: Any) -> Float:
         return mul(self, self.format(other))
 
-    __radd__, __rmul__ = __add__, __mul__
+    __radd__ = __add__
+    __rmul__ = __mul__
 
     def __lt__(self, other: Any) -> Bools:
         a, b = _place(self), _place(self.format(other))
@@ -191,7 +199,7 @@ class Float:
     def __eq__(self, other: object) -> Bools:
         return self._known(other) & (_place(self) == _place(self.format(other)))
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def _known(self, other: Any) -> Bools:
         return ~(_is_nan(self) | _is_nan(self.format(other)))

@@ -119,8 +119,9 @@ class RandGaussianNoised(transforms.RandGaussianNoised):
         noise_seed: int = 0,
     ) -> None:
         super().__init__(keys, prob, mean, std, dtype, allow_missing_keys, sample_std)
-        self.rand_gaussian_noise = RandGaussianNoise(1.0, mean, std, dtype, sample_std)
-        self.key, self.noise_seed = key, noise_seed
+        self.rand_gaussian_noise: RandGaussianNoise = RandGaussianNoise(1.0, mean, std, dtype, sample_std)
+        self.key: str | None = key
+        self.noise_seed: int = noise_seed
         nf.Noise(noise_seed)  # a wrong one is said here
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:

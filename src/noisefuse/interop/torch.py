@@ -14,7 +14,7 @@ imports those below it alone:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -70,7 +70,7 @@ def empty(shape: Any, dtype: Any, device: Any) -> Any:
     return torch.empty(shape, dtype=dtype, device=device)
 
 
-where = torch.where
+where: Callable[..., Tensor] = torch.where
 
 
 def empty_like(x: Any, dtype: Any) -> Any:

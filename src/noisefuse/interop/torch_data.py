@@ -26,7 +26,7 @@ class _NamedBatch:
     """Called with the ids and the images of a batch."""
 
     def __init__(self, noise: nf.Noise | int) -> None:
-        self.noise = nf.Noise(noise) if isinstance(noise, int) else noise
+        self.noise: nf.Noise = nf.Noise(noise) if isinstance(noise, int) else noise
         # In memory that workers share: those that live longer than an epoch would keep a number as it was.
         self._epoch = torch.tensor(self.noise.step, dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
@@ -61,7 +61,8 @@ class NoisyBatch(_NamedBatch):
 
     def __init__(self, schedule: nf.Schedule, noise: nf.Noise | int, *, target: Any = "epsilon") -> None:
         super().__init__(noise)
-        self.schedule, self.target = schedule, target
+        self.schedule: nf.Schedule = schedule
+        self.target: Any = target
 
     def __call__(self, ids: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """ids: integers (B,), on the CPU, or a list of ints or strs. images: (B, ...) on any device, uint8 (0 .. 255
@@ -88,7 +89,7 @@ class AugmentedBatch(_NamedBatch):
 
     def __init__(self, augment: Callable[[Tensor, nf.Noise], Any], noise: nf.Noise | int) -> None:
         super().__init__(noise)
-        self.augment = augment
+        self.augment: Callable[[Tensor, nf.Noise], Any] = augment
 
     def __call__(self, ids: Any, images: Tensor) -> Any:
         """ids: integers (B,), on the CPU, or a list of ints or strs. images: (B, ...), as `augment` takes them."""

@@ -19,8 +19,8 @@ from torch.autograd.forward_ad import unpack_dual
 
 # Whether a compiler or exporter traces. What fast paths ask is the second: quicker, and enough, as they decline the
 # fake tensors of others than Dynamo.
-is_compiling = torch.compiler.is_compiling
-is_traced = torch.compiler.is_dynamo_compiling
+is_compiling: Callable[[], bool] = torch.compiler.is_compiling
+is_traced: Callable[[], bool] = torch.compiler.is_dynamo_compiling
 
 
 def _generated() -> Iterator[FunctionType]:
@@ -41,8 +41,8 @@ if not FOLLOWED:
     import torch._dynamo.trace_rules
 
     torch._dynamo.trace_rules.add("noisefuse")
-    for function in _generated():  # by dataclass: code of no file
-        torch._dynamo.decorators.skip(function)
+    for _function in _generated():  # by dataclass: code of no file
+        torch._dynamo.decorators.skip(_function)
 
 # A function that Dynamo calls while it traces. The result is a constant of the graph.
 constant_of_graph: Any = torch.compiler.assume_constant_result

@@ -107,7 +107,10 @@ class Prepare(_Noisy, v2.Transform):
         if not dtype.is_floating_point:
             raise TypeError(f"dtype = {dtype}: expected a float, as what is normalised is")
         super().__init__()
-        self.mean, self.std, self.sigma, self.dtype = list(mean), list(std), sigma, dtype
+        self.mean: list[float] = list(mean)
+        self.std: list[float] = list(std)
+        self.sigma: float = sigma
+        self.dtype: torch.dtype = dtype
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if _passes(inpt):
