@@ -14,6 +14,7 @@ import pytest
 import noisefuse as nf
 
 SCRIPT = Path(__file__).with_name("typed_script.py")
+WRONG = {n for n, line in enumerate(SCRIPT.read_text().splitlines(), 1) if line.endswith("# error")}
 # Of torch no more than Tensor and dtype, of what the script does not use nothing: reading them all takes half a minute.
 SETTINGS = """
 [mypy]
@@ -32,6 +33,18 @@ def tool(name):
     return [sys.executable, "-m", name]
 
 
+def pyright(*arguments):
+    """What it reports."""
+    # With --verifytypes it looks for libraries where the first Python of the path has them, whatever --pythonpath is.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    here = os.environ | {"PATH": path, "PYTHONPATH": str(Path(nf.__file__).parents[1])}
+    command = [*tool("pyright"), "--outputjson", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=here)
+    if not done.stdout.startswith("{"):
+        pytest.skip(f"pyright does not run: {done.stderr[-200:]}")
+    return json.loads(done.stdout)
+
+
 @pytest.mark.slow
 def test_mypy_on_a_users_script(tmp_path):
     """assert_type says what is inferred; lines that end with `# error` are wrong, and seen to be."""
@@ -42,27 +55,21 @@ def test_mypy_on_a_users_script(tmp_path):
     command = [*tool("mypy"), *options, str(SCRIPT)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     found = {int(line) for line in re.findall(r"typed_script\.py:(\d+): error", done.stdout)}
-    wrong = {n for n, line in enumerate(SCRIPT.read_text().splitlines(), 1) if line.endswith("# error")}
-    assert found == wrong, done.stdout
-    assert wrong
+    assert found == WRONG, done.stdout
+    assert WRONG
+
+
+@pytest.mark.slow
+def test_pyright_on_a_users_script():
+    pytest.importorskip("torch")
+    found = {mark["range"]["start"]["line"] + 1 for mark in pyright(str(SCRIPT))["generalDiagnostics"]}
+    assert found == WRONG
 
 
 # Libraries with types, without which a name that stands on one has none; and modules that stand on one that ships none:
 # pyright knows none of its classes, and so none that is derived from them.
 TYPED = ("dask", "diffusers", "jax", "kornia", "monai", "numba", "torch")
 UNTYPED = tuple(f"noisefuse.interop.{name}." for name in ("albumentations", "audiomentations", "grain", "torchvision"))
-
-
-def completeness():
-    """What pyright says of the types of all public names."""
-    command = [*tool("pyright"), "--verifytypes", "noisefuse", "--ignoreexternal", "--outputjson"]
-    # It looks for other libraries where the first Python of the path has them, whatever --pythonpath says.
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    here = os.environ | {"PATH": path, "PYTHONPATH": str(Path(nf.__file__).parents[1])}
-    done = subprocess.run(command, capture_output=True, text=True, env=here)
-    if not done.stdout.startswith("{"):
-        pytest.skip(f"pyright does not run: {done.stderr[-200:]}")
-    return json.loads(done.stdout)["typeCompleteness"]
 
 
 def has_unknown_base(symbol):
@@ -78,7 +85,7 @@ def test_every_public_name_has_a_type():
     for library in TYPED:
         if not importlib.util.find_spec(library):
             pytest.skip(f"{library} is not installed")
-    found = completeness()
+    found = pyright("--verifytypes", "noisefuse", "--ignoreexternal")["typeCompleteness"]
     public = [symbol for symbol in found["symbols"] if symbol["isExported"]]
     assert len(public) > 2000
     assert not [each["name"] for each in public if not each["isTypeKnown"] and not has_unknown_base(each)]

@@ -512,13 +512,13 @@ def update(
 ) -> tuple[NDArray[Any], ...]: ...  # fmt: skip
 @overload
 def update(
-    table: Tableau, i: ArrayLike | ArrayT, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
+    table: Tableau, i: ArrayLike | Array, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
     past: Sequence[ArrayT] = (), noise: NoiseLike | None = None, out: ArrayT | None = None,
     aux_out: Sequence[ArrayT] = (), **options: Unpack[LevelOptions],
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def update(
-    table: Tableau, i: ArrayLike | ArrayT, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
+    table: Tableau, i: ArrayLike | Array, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
     past: Sequence[ArrayT] = (), noise: NoiseLike | None = None, out: ArrayT | None = None, aux_out: int,
     **options: Unpack[LevelOptions],
 ) -> tuple[ArrayT, ...]: ...  # fmt: skip

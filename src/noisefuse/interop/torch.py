@@ -200,7 +200,9 @@ class RowCall(Operation):
         if table is None:  # no output depends on it
             return torch.zeros_like(grads[0])
         x, *models = kept or (grads[0],)
-        return nf.update(table, index, x, tuple(models) or None, past=grads)  # type: ignore[no-any-return]
+        outputs: Any = tuple(models) or None  # one, a pair or none
+        moved: Tensor = nf.update(table, index, x, outputs, past=grads)
+        return moved
 
     def transposed(self, times: Any = None) -> dict[str, nf.Tableau]:
         """Backward rows by slot: one for each row of the table, or for each of these times."""
