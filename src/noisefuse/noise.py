@@ -520,5 +520,6 @@ def _ids(sample: int | ArrayLike) -> int | NDArray[np.uint64]:
     if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= SAMPLES):
         bad = next(int(i) for i in ids if not 0 <= int(i) < SAMPLES)
         raise OverflowError(f"sample = {bad} is out of range: expected 0 <= sample < 2^56")
-    # Backed by bytes, so that nobody can make it writable again.
-    return np.frombuffer(ids.astype(np.uint64).tobytes(), np.uint64)
+    ids = ids.astype(np.uint64)
+    ids.flags.writeable = False
+    return ids

@@ -732,8 +732,9 @@ def _betas_of(values: npt.ArrayLike) -> Array:
 
 
 def _frozen(column: Array) -> Array:
-    # backed by bytes, so that not even setflags makes it writable; + 0.0 turns -0.0 into 0.0, for equality
-    return np.frombuffer((column + 0.0).tobytes())
+    column = column + 0.0  # a copy, which turns -0.0 into 0.0, for equality
+    column.flags.writeable = False
+    return column
 
 
 def _positive(**values: float) -> None:

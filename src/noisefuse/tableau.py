@@ -258,8 +258,9 @@ class Tableau:
                 raise ValueError(f"threshold: expected (ratio, maximum), got {threshold!r}")
             threshold = float(threshold[0]), float(threshold[1])
         columns["rows"] = rows
-        # copies of which nobody can make writable arrays again
-        columns = {key: np.frombuffer(values.tobytes(), values.dtype) for key, values in columns.items()}
+        columns = {key: values.copy() for key, values in columns.items()}
+        for values in columns.values():
+            values.flags.writeable = False
         # past __setattr__, which refuses
         self.__dict__.update(columns, name=name, start=float(start), threshold=threshold, masked=bool(masked))
         self._check()

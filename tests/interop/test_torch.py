@@ -638,6 +638,34 @@ def equal(results, expected):
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
+MANY = {"list": [N, N.at(sample=5)], "ids": N.samples([3, 1]), "window": N.window((5,), (2,))}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("noise", MANY.values(), ids=MANY)
+def test_graphs_break_at_noise_that_they_cannot_have(noise):
+    """And the plain call after it compiles whole. Seen to fail: Dynamo ended in an AssertionError of its own, about
+    ids that could not be made writable, and so it did in all later calls."""
+
+    def run(x, noise):
+        drawn = nf.randn((2, 3), noise, dtype=torch.float32) + nf.q_sample(2 * x, 5, S, noise)
+        return drawn, nf.mse_loss(drawn, x, 5, S, noise, target="v"), nf.mse_loss_grad(x, x, 5, S, noise, target="v")
+
+    x = torch.ones(2, 3)
+    whole = compiled(run)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="no graph can have this call of noisefuse"):
+        whole(x, noise)
+    torch._dynamo.reset()
+    assert equal(torch.compile(run, backend="aot_eager")(x, noise), run(x, noise))
+    assert equal(compiled(run)(x, N), run(x, N))
+
+
+def test_compiled_code_reads_the_numbers_of_schedules():
+    """Seen to fail: the same AssertionError."""
+    function = torch.compile(lambda x: x * float(S.alpha[3]), backend="eager")
+    assert torch.equal(function(torch.ones(2)), torch.ones(2) * float(S.alpha[3]))
+
+
 @pytest.mark.parametrize("dtype", first_and_slow([*FLOATS, torch.uint8]), ids=str)
 def test_compiled_forward_process(dtype):
     def function(x, t, z, noise):

@@ -42,9 +42,8 @@ fast_random: Callable[..., Any] = _native.random
 fast_mse: Callable[..., Any] = _native.mse
 fast_density: Callable[..., Any] = _native.density
 fast_density_gradient: Callable[..., Any] = _native.density_gradient
-empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = (
-    _native.empty
-)  # large ones in memory that earlier outputs gave back
+# Large ones in memory that earlier outputs gave back.
+empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = _native.empty
 tests_itself = False
 
 

@@ -47,7 +47,7 @@ from .torch_arrays import (
     write,
 )
 from .torch_density import combined, kl, kl_grad, log_prob, log_prob_grad, update_with_log_prob
-from .torch_graph import Operation, compiled, copied, differentiable, need_no_gradient, words_of
+from .torch_graph import Operation, carries, compiled, copied, differentiable, need_no_gradient, words_of
 from .torch_internals import is_compiling, is_traced, untraced
 from .torch_loss import mse_loss, mse_loss_grad
 
@@ -232,6 +232,8 @@ def _call(
         tensors, noise = {**tensors, "z": noise}, None
     fields, values = (table, name, tuple(options.items()), tuple(tensors), len(outs)), tuple(tensors.values())
     if is_compiling():
+        if not carries(noise):
+            return untraced(_call, name, table, options, index, tensors, noise, outs)  # type: ignore[no-any-return]
         made = compiled(RowCall, fields, index, values, noise)
         return tuple(copied(result, out) for result, out in zip(made, outs, strict=True))
     call = RowCall(*fields)
@@ -267,7 +269,10 @@ def _call(
 def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) -> Any:
     if is_compiling():
         lengths = [shape] if isinstance(shape, int) else list(shape)
-        words = words_of(nf.Noise(noise) if isinstance(noise, int) else noise)
+        noise = nf.Noise(noise) if isinstance(noise, int) else noise
+        if not carries(noise):
+            return untraced(_random, name, lengths, noise, dtype=dtype, batched=batched, out=out)
+        words = words_of(noise)
         device = CPU if out is None else out.device
         return copied(torch.ops.noisefuse.random(name, lengths, dtype_name(dtype), words, batched, device), out)
     place = CPU if out is None else place_of("out", checked("out", out))

@@ -202,11 +202,17 @@ def _(name: str, shape: Any, dtype: str, words: Any, batched: bool, device: torc
     return torch.empty(list(shape), dtype=NAMED[dtype], device=device)
 
 
-def words_of(noise: Any) -> list[int]:
+def carries(noise: Any) -> bool:
+    """Whether a graph can have it: a name with one sample number and no window, a tensor or none. Else it breaks."""
+    if isinstance(noise, nf.Noise):
+        return isinstance(noise.sample, int) and noise.window_shape is None
+    return noise is None or isinstance(noise, Tensor)
+
+
+def words_of(noise: nf.Noise | None) -> list[int]:
     if noise is None:
         return []
-    if not isinstance(noise, nf.Noise) or not isinstance(noise.sample, int) or noise.window_shape is not None:
-        raise TypeError("noise: torch.compile takes a Noise with one sample number and no window, or a tensor")
+    assert isinstance(noise.sample, int)
     return [noise.seed >> 32, noise.seed & 0xFFFFFFFF, noise.sample, noise.step, noise.stream]
 
 

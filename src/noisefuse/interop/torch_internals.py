@@ -48,10 +48,13 @@ if not FOLLOWED:
 constant_of_graph: Any = torch.compiler.assume_constant_result
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def untraced(function: Any, *arguments: Any) -> Any:
+_REASON = {"reason": "no graph can have this call of noisefuse; docs/torch.md, torch.compile, says which"}
+
+
+@torch.compiler.disable(**(_REASON if FOLLOWED else {}))  # type: ignore[untyped-decorator, no-untyped-call]
+def untraced(function: Any, *arguments: Any, **options: Any) -> Any:
     """What torch.compile cannot follow: there the graph breaks, or, with fullgraph=True, is refused."""
-    return function(*arguments)
+    return function(*arguments, **options)
 
 
 def operator(schema: str) -> Any:

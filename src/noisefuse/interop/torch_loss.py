@@ -29,8 +29,8 @@ from .torch_arrays import (
     read_numbers,
     write,
 )
-from .torch_graph import Operation, carried, compiled, copied, differentiable, need_no_gradient, words_of
-from .torch_internals import is_compiling
+from .torch_graph import Operation, carried, carries, compiled, copied, differentiable, need_no_gradient, words_of
+from .torch_internals import is_compiling, untraced
 
 
 def mse_loss(
@@ -49,6 +49,9 @@ def mse_loss(
         weight = torch.from_numpy(np.array(weight))  # the caller may write there before the backward pass
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
     if is_compiling():
+        if not carries(noise):
+            more = {"weight": weight, "grad_out": None, **options}
+            return untraced(mse_loss, pred, x0, t, schedule, noise, **more)
         return compiled(Loss, fields, t, tensors, noise)[0]
     if watched:
         need_memory("pred", pred)
@@ -68,6 +71,9 @@ def mse_loss_grad(
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
     if not is_compiling():
         return Loss(*fields).gradient("pred", t, tensors, noise, (upstream,), out)
+    if not carries(noise):
+        more = {"weight": weight, "upstream": upstream, "out": out, **options}
+        return untraced(mse_loss_grad, pred, x0, t, schedule, noise, **more)
     number, row, times = carried(Loss, fields, t)
     rest = row, times, tensors, words_of(noise), [torch.as_tensor(upstream, dtype=torch.float64)]
     gradient = torch.ops.noisefuse.gradient(number, "pred", pred.shape, pred.dtype, *rest)
