@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import noisefuse as nf
 
-from ._noise_files import STEPS, Images, Job, Npy, Work
+from ._noise_files import STEPS, SUFFIXES, Images, Job, Npy, Work
 from ._noise_journal import Journal, journal_of, partial_of
 
 
@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(source: Path, target: Path, arguments: argparse.Namespace) -> int:
     _check_paths(source, target)
     job = _job(source, partial_of(target), _work(arguments), arguments.block)
+    _check_ending(target, job)
     asked = {f"--{name}": getattr(arguments, name) for name in ("schedule", "t", "std", "seed", "step", "dtype")}
     versions = {"noisefuse": nf.__version__, "NOISE_VERSION": nf.NOISE_VERSION}
     with Journal(target, {**asked, **job.source(), **versions}) as journal:
@@ -74,6 +75,14 @@ def _job(source: Path, partial: Path, work: Work, block: int) -> Job:
 
         return Zarr.of(source, partial, work)
     return Images.of(source, partial, work)
+
+
+def _check_ending(target: Path, job: Job) -> None:
+    """Nobody could read a file by a name that says another format."""
+    formats, ending = {".npy", ".zarr", *SUFFIXES}, target.suffix.lower()
+    if ending not in job.endings and ("" not in job.endings or ending in formats):
+        expected = " or ".join(f"ends in {one}" if one else "has no format's ending" for one in job.endings)
+        raise ValueError(f"{target}: the source is {job.what}, and so is the target: expected a name that {expected}")
 
 
 def _work(arguments: argparse.Namespace) -> Work:

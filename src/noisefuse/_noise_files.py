@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +80,15 @@ def check_shape(path: Path, shape: tuple[int, ...]) -> None:
 
 
 class Job(Protocol):
-    """A source, and how its target is made. Jobs are sent to the processes of a cluster."""
+    """A source, and how its target is made. Jobs are sent to the processes of a cluster.
+
+    Attributes:
+        what: the source is, and so the target.
+        endings: of the target's name; "" for one that is no format's.
+    """
+
+    what: ClassVar[str]
+    endings: ClassVar[tuple[str, ...]]
 
     @property
     def blocks(self) -> int: ...
@@ -107,6 +115,9 @@ class Job(Protocol):
 @dataclass(frozen=True)
 class Npy:
     """An array in a file. Blocks are runs of its elements in C order, whatever the shape."""
+
+    what: ClassVar[str] = "a .npy file"
+    endings: ClassVar[tuple[str, ...]] = (".npy",)
 
     path: Path
     partial: Path
@@ -231,6 +242,9 @@ SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 @dataclass(frozen=True)
 class Images:
     """All images of a folder and of those in it, as .png. A block is one, and its path names its noise."""
+
+    what: ClassVar[str] = "a folder of images"
+    endings: ClassVar[tuple[str, ...]] = ("",)
 
     path: Path
     partial: Path

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import zarr
@@ -33,6 +33,9 @@ class DurableStore(LocalStore):
 @dataclass(frozen=True)
 class Zarr:
     """An array in a store; the target has its chunks, attributes and names of dimensions."""
+
+    what: ClassVar[str] = "a zarr store"
+    endings: ClassVar[tuple[str, ...]] = (".zarr", "")
 
     path: Path
     partial: Path

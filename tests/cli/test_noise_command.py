@@ -659,6 +659,39 @@ def test_bad_input_is_named(
     assert sorted(Path().iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("source", "wrong", "right", "said"),
+    [
+        (
+            "x.npy",
+            ["y.zarr", "y.png", "y"],
+            ["y.NPY"],
+            ".npy file, and so is the target: expected a name that ends in .npy",
+        ),
+        ("x.zarr", ["y.npy", "y.TIF"], ["y", "y.v2"], "expected a name that ends in .zarr or has no format's ending"),
+        (
+            "x",
+            ["y.npy", "y.png", "y.zarr"],
+            ["y.v2"],
+            "a folder of images, .*: expected a name that has no format's ending",
+        ),
+    ],
+)
+def test_a_target_of_another_format_is_refused(
+    source: str, wrong: list[str], right: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is written. Seen to fail: without the check, which left a file or a folder of that name."""
+    made = sources(tmp_path, Path(source).suffix)
+    for name in wrong:
+        before = sorted(tmp_path.iterdir())
+        error = fails(capsys, made, tmp_path / name, *AT_300)
+        assert str(tmp_path / name) in error
+        assert re.search(said, error)
+        assert sorted(tmp_path.iterdir()) == before
+    for name in right:
+        assert run(made, tmp_path / name, *AT_300) == 0
+
+
 def test_images_that_cannot_be_noised_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
