@@ -297,6 +297,11 @@ ROWS = {
     "threads a bool": (ValueError, r"num_threads = True.*integer", lambda o: nf.set_num_threads(True)),
     "threads a float": (ValueError, r"num_threads = 2\.0.*integer", lambda o: nf.set_num_threads(2.0)),
     "threads a truth": (ValueError, r"num_threads = True.*integer", lambda o: nf.set_num_threads(True)),
+    "backend none": (
+        TypeError, r"backend None: expected one of native, numba, reference, or an object with the attributes of",
+        lambda o: nf.use_backend(None),
+    ),
+    "backend a module": (TypeError, r"backend <module 'numpy'.*: expected one of nat", lambda o: nf.use_backend(np)),
     "backend unknown": (ValueError, r"backend 'gpu'.*native.*reference", lambda o: nf.use_backend("gpu")),
     "backend of a device": (
         ValueError, r"backend 'cuda': expected one of native, .*; cuda is chosen by where the arrays lie",

@@ -22,6 +22,7 @@ def _lines() -> list[tuple[str, str]]:
         ("threads", str(info["threads"])),
         *_choices("instruction sets", info["isas"], info["isa"]),
         *_choices("backends", info["backends"], info["backend"]),
+        *([("", "none is in use: NOISEFUSE_BACKEND asks for one that is not available")] * (info["backend"] is None)),
     ]
 
 

@@ -53,6 +53,8 @@ class Backend(Protocol):
     def philox(self, counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]: ...
 
 
+_OFFERED = (*Backend.__annotations__, "step", "walk", "loss", "philox")
+
 # In the order of preference, and the modules of those that are called otherwise.
 NAMES = ("native", "numba", "reference")
 _MODULES = {"numba": "jit"}
@@ -138,7 +140,10 @@ def _first() -> tuple[str, Any]:
     if wanted and wanted not in NAMES:
         raise ValueError(f"NOISEFUSE_BACKEND={wanted!r}: expected one of {', '.join(NAMES)}")
     if wanted:
-        return _select(wanted)
+        try:
+            return _select(wanted)
+        except ImportError as error:
+            raise ImportError(f"NOISEFUSE_BACKEND={wanted!r}: {error}") from error
     missing: list[str] = []
     for name in NAMES[:-1]:
         try:
@@ -198,6 +203,7 @@ def use_backend(backend: str | Backend) -> Setting:
 
     Raises:
         ValueError: no backend of that name.
+        TypeError: neither a name nor such an object.
         ImportError: it is not available here; the message says why.
 
     >>> with nf.use_backend("reference"):
@@ -208,6 +214,9 @@ def use_backend(backend: str | Backend) -> Setting:
     if isinstance(backend, str) and backend not in NAMES:
         hint = "; cuda is chosen by where the arrays lie" if backend == "cuda" else ""
         raise ValueError(f"backend {backend!r}: expected one of {', '.join(NAMES)}{hint}")
+    if not isinstance(backend, str) and not all(hasattr(backend, name) for name in _OFFERED):
+        own = "or an object with the attributes of noisefuse.backends.Backend"
+        raise TypeError(f"backend {backend!r}: expected one of {', '.join(NAMES)}, {own}")
     before = _current or _first()
     if isinstance(backend, str):
         _select(backend)
@@ -253,7 +262,7 @@ def info() -> dict[str, Any]:
 
     Returns:
         A dict of the version, the processor, its instruction sets, the threads and the backends, each "available" or
-        why it is not.
+        why it is not. The backend in use is None where NOISEFUSE_BACKEND asks for one that is not available.
 
     >>> nf.info()["noise_version"]
     1
@@ -280,9 +289,16 @@ def info() -> dict[str, Any]:
         "isa": isa,
         "threads": threads.count(),
         "isas": isas,
-        "backend": (_current or _first())[0],
+        "backend": _in_use(),
         "backends": backends,
     }
+
+
+def _in_use() -> str | None:
+    try:
+        return (_current or _first())[0]
+    except ImportError:  # why stands beside it
+        return None
 
 
 def _cpu_name() -> str:
