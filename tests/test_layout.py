@@ -100,7 +100,7 @@ ALLOWED = {
     "cli": "@ _*",
     "campaign*": "@ arrays campaign campaign.* rows _native levels",
     "_noise_cluster": "@ _noise_files interop.dask",
-    "_*": "@ _* campaign campaign.* naive sampler views levels",
+    "_*": "@ _* arrays campaign campaign.* naive sampler views levels",
 }
 # Imports that point up, and so close a circle: statements inside of functions, which run when all is loaded.
 EXCEPTIONS = {

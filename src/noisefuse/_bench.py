@@ -12,7 +12,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ import numpy as np
 import noisefuse as nf
 
 from ._contenders import ARRAYS, OPERATIONS, RIVALS, Call, Case, contenders, processors
+from .arrays import float_dtype
 
 Old: TypeAlias = dict[tuple[str, int, tuple[int, ...], str], dict[str, float]]
 Result: TypeAlias = tuple[Case, dict[str, "Timing"]]
@@ -130,14 +131,29 @@ def run(arguments: argparse.Namespace) -> None:
     old = arguments.compare and stored(arguments.compare)
     plot = arguments.plot and import_module("._bench_plot", __package__).Plot(arguments.plot)
     device = _device(arguments)
-    results = measure(device, cases(device, arguments), quick=arguments.quick)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    print("\n".join(report(device, results, old, width)))
+    asked = cases(device, arguments)
+    measured = measure(device, asked, quick=arguments.quick)
+    if sys.stdout.isatty():
+        results = [*measured]
+        print("\n".join(report(device, results, old, shutil.get_terminal_size().columns)))
+    else:
+        results = _print_each(Records(device, asked, old), measured)
     if arguments.json:
         written = {"machine": device.where, "results": [_record(*result) for result in results]}
         arguments.json.write_text(json.dumps(written, indent=1) + "\n")
     if plot:
         plot.draw(device.where, results)
+
+
+def _print_each(records: Records, measured: Iterator[Result]) -> list[Result]:
+    """As they are measured."""
+    results: list[Result] = []
+    print("\n".join(records.before()), flush=True)
+    for result in measured:
+        results.append(result)
+        print("\n".join(records.of(*result)), flush=True)
+    print("\n".join(records.after(results)))
+    return results
 
 
 def _device(arguments: argparse.Namespace) -> Device:
@@ -153,19 +169,24 @@ def _device(arguments: argparse.Namespace) -> Device:
 def cases(device: Device, arguments: argparse.Namespace) -> list[Case]:
     sizes = arguments.sizes or (device.sizes[:2] if arguments.quick else device.sizes)
     dtypes = arguments.dtypes or (device.dtypes[:1] if arguments.quick else device.dtypes)
+    if "bfloat16" in dtypes:
+        float_dtype("bfloat16")  # where it is missing, to know before the work
     grid = itertools.product(device.operations, arguments.threads or [device.threads], sizes, dtypes)
-    return [case for case in itertools.starmap(device.case, grid) if case.exists]
+    found = [case for case in itertools.starmap(device.case, grid) if case.exists]
+    if not found:
+        raise ValueError(f"none of {', '.join(device.operations)} is measured in {', '.join(dtypes)}")
+    return found
 
 
-def measure(device: Device, cases: Sequence[Case], *, quick: bool) -> list[Result]:
-    seen, results = sys.stderr.isatty(), []
+def measure(device: Device, cases: Sequence[Case], *, quick: bool) -> Iterator[Result]:
+    seen = sys.stderr.isatty()
     for i, case in enumerate(cases):
         if seen:
             print(f"\r\033[K{i + 1} of {len(cases)}: {case}", end="", file=sys.stderr, flush=True)
-        results.append((case, _measure(device, case, *((0.1, 3) if quick else (1.0, 5)))))
-    if seen:
-        print("\r\033[K", end="", file=sys.stderr)
-    return results
+        timings = _measure(device, case, *((0.1, 3) if quick else (1.0, 5)))
+        if seen:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        yield case, timings
 
 
 def _measure(device: Device, case: Case, seconds: float, rounds: int) -> dict[str, Timing]:
@@ -203,18 +224,24 @@ def describe(where: Mapping[str, Any]) -> str:
 
 
 def report(device: Device, results: Sequence[Result], old: Old | None, width: int) -> list[str]:
-    """A table where that fits into the width, else a record on each line, and comments."""
-    columns = [*device.columns, *(["old"] if old is not None else [])]
-    rivals = [name for name in RIVALS if any(name in timings for _, timings in results)]
-    head, notes = describe(device.where).splitlines(), [_small_calls(results)]
+    """A table where that fits into the width, else records."""
+    columns, rivals = _columns(device, old), _rivals(results)
     table = aligned(_table(results, old, columns, rivals), left=2)
     if max(map(len, table)) <= width:
-        notes += [f"{name}: {COLUMNS[name]}." for name in columns]
+        notes = [_small_calls(results), *(f"{name}: {COLUMNS[name]}." for name in columns)]
         notes += [f"{name}: {COLUMNS['ratio']}; {RIVALS[name]}." for name in rivals]
-        return [*head, "", *table, "", *notes]
-    columns = ["us", *columns, "ratio"]
-    notes += [f"{name}: {(COLUMNS | RIVALS)[name]}." for name in (*columns, *rivals)]
-    return [*(f"# {line}" for line in (*head, *notes)), *aligned(_records(results, old, columns), left=5)]
+        return [*describe(device.where).splitlines(), "", *table, "", *notes]
+    records = Records(device, [case for case, _ in results], old)
+    lines = (line for result in results for line in records.of(*result))
+    return [*records.before(), *lines, *records.after(results)]
+
+
+def _columns(device: Device, old: Old | None) -> list[str]:
+    return [*device.columns, *(["old"] if old is not None else [])]
+
+
+def _rivals(results: Sequence[Result]) -> list[str]:
+    return [name for name in RIVALS if any(name in timings for _, timings in results)]
 
 
 def _table(
@@ -231,14 +258,35 @@ def _table(
     return rows
 
 
-def _records(results: Sequence[Result], old: Old | None, columns: Sequence[str]) -> list[list[str]]:
-    rows = [["operation", "threads", "shape", "dtype", "by", *columns]]
-    for case, timings in results:
+class Records:
+    """A line for each time, which waits for none of the others, and comments before and after them."""
+
+    NAMES = ("operation", "threads", "shape", "dtype", "by")
+
+    def __init__(self, device: Device, cases: Sequence[Case], old: Old | None) -> None:
+        self.device, self.old = device, old
+        self.columns = ["us", *_columns(device, old), "ratio"]
+        named = [self.NAMES, *(self._named(case, name) for case in cases for name in ("noisefuse", *RIVALS))]
+        self.widths = [max(map(len, column)) for column in zip(*named, strict=True)] + [8] * len(self.columns)
+
+    def before(self) -> list[str]:
+        notes = (f"{name}: {COLUMNS[name]}." for name in self.columns)
+        head = aligned([[*self.NAMES, *self.columns]], len(self.NAMES), self.widths)
+        return [*(f"# {line}" for line in (*describe(self.device.where).splitlines(), *notes)), *head]
+
+    def of(self, case: Case, timings: Mapping[str, Timing]) -> list[str]:
+        rows = []
         for name in timings:
-            cells = figures(case, timings, name, old)
-            whose = [case.operation, str(case.threads), case.size, case.dtype, name]
-            rows.append([*whose, *(cells[column] or "-" for column in columns)])
-    return rows
+            cells = figures(case, timings, name, self.old)
+            rows.append([*self._named(case, name), *(cells[column] or "-" for column in self.columns)])
+        return aligned(rows, len(self.NAMES), self.widths)
+
+    def after(self, results: Sequence[Result]) -> list[str]:
+        return [f"# {_small_calls(results)}", *(f"# {name}: {RIVALS[name]}." for name in _rivals(results))]
+
+    @staticmethod
+    def _named(case: Case, name: str) -> tuple[str, ...]:
+        return case.operation, str(case.threads), case.size, case.dtype, name
 
 
 def figures(case: Case, timings: Mapping[str, Timing], name: str, old: Old | None = None) -> dict[str, str]:
@@ -271,9 +319,9 @@ def _digits(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if value < 99.5 else f"{value:.0f}"
 
 
-def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], left: int, widths: Sequence[int] = ()) -> list[str]:
     """Columns, the first ones written from their left edge; a row of one cell is a title."""
-    widths = [max(map(len, column)) for column in zip(*(row for row in rows if len(row) > 1), strict=True)]
+    widths = widths or [max(map(len, column)) for column in zip(*(row for row in rows if len(row) > 1), strict=True)]
     return [
         " ".join(f"{cell:{'<>'[i >= left]}{width}}" for i, (cell, width) in enumerate(zip(row, widths, strict=False)))
         .rstrip()

@@ -23,6 +23,8 @@ import numpy.typing as npt
 import noisefuse as nf
 from noisefuse import naive
 
+from .arrays import float_dtype
+
 Array: TypeAlias = npt.NDArray[Any]
 Call: TypeAlias = Callable[[], object]
 
@@ -97,9 +99,7 @@ class Case:
 
     @property
     def out_dtype(self) -> np.dtype[Any]:
-        if self.dtype == "bfloat16":
-            import_module("ml_dtypes")  # which tells NumPy the name
-        return np.dtype("float32" if self.dtype == "uint8" else self.dtype)
+        return float_dtype("float32" if self.dtype == "uint8" else self.dtype)
 
     @cached_property
     def x(self) -> Array:
@@ -311,12 +311,14 @@ def contenders(case: Case, names: Collection[str] = tuple(CONTENDERS)) -> dict[s
 
 
 def installed(makers: Mapping[str, Callable[[], Call | None]]) -> dict[str, Call]:
-    """What these make, without those that need what is not installed or have nothing to call."""
+    """What these make, without rivals that need what is not installed or have nothing to call."""
     calls = {}
     for name, make in makers.items():
         try:
             call = make()
         except ImportError:
+            if name == "noisefuse":
+                raise
             continue
         if call is not None:
             calls[name] = call

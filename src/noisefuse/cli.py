@@ -6,9 +6,12 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from _thread import interrupt_main
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 from . import __version__
@@ -17,36 +20,60 @@ from ._contenders import DTYPES
 # What a command may miss, as module and as the name to install it by.
 _OPTIONAL = {
     "PIL": "pillow",
+    "dask": "dask",
     "distributed": "distributed",
     "matplotlib": "matplotlib",
-    "ml_dtypes": "ml_dtypes",
     "rich": "rich",
     "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
     "zarr": "zarr",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, 1 (a self-test failed), or 2 after one line on stderr that says what is wrong."""
+    """Run one command. Returns 0, 1 (a self-test failed), or after one line on stderr 2 (it says what is wrong) or 130
+    (Ctrl-C)."""
     arguments = _parser().parse_args(argv)
     if arguments.command is None:
         _parser().print_help(sys.stderr)
         return 2
-    command = import_module(f"._{arguments.command}", __package__)
     try:
-        return command.run(arguments) or 0
+        with _no_interrupt_is_lost():
+            return import_module(f"._{arguments.command}", __package__).run(arguments) or 0
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _OPTIONAL:
             raise
         return _fail(arguments, f"needs {_OPTIONAL[missing]}: pip install 'noisefuse[{arguments.command}]'")
-    except (OSError, ValueError) as error:  # a file that the user named, a NOISEFUSE_* variable
+    except (ImportError, OSError, ValueError) as error:  # a file that the user named, a NOISEFUSE_* variable
         return _fail(arguments, str(error))
+    except KeyboardInterrupt:
+        return _fail(arguments, "stopped", 130)
 
 
-def _fail(arguments: argparse.Namespace, problem: str) -> int:
-    print(f"noisefuse {arguments.command}: {problem}", file=sys.stderr)
-    return 2
+def _fail(arguments: argparse.Namespace, problem: str, status: int = 2) -> int:
+    clear = "\r\033[K" if sys.stderr.isatty() else ""  # a progress that stands there
+    print(f"{clear}noisefuse {arguments.command}: {problem}", file=sys.stderr)
+    return status
+
+
+@contextmanager
+def _no_interrupt_is_lost() -> Iterator[None]:
+    """Python can raise no KeyboardInterrupt in a callback, as LLVM makes some while Numba compiles: it is raised a
+    little later."""
+    before = sys.unraisablehook
+
+    def hook(lost: Any) -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            Timer(0.05, interrupt_main).start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     commands.add_parser("info", help="version, instruction sets, threads and backends")
 
-    bench = commands.add_parser("bench", help="time the operations beside NumPy, torch, JAX and MKL")
+    does = "time the operations beside NumPy, torch, JAX and MKL"
+    takes = "some two minutes, with --quick half a minute"
+    bench = commands.add_parser("bench", help=does, description=f"{does.capitalize()}: {takes}.")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     bench.add_argument("--augment", action="store_true", help="noise added to images, beside NumPy and other libraries")
     bench.add_argument("--quick", action="store_true", help="few and small cases, short")

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +23,7 @@ import pytest
 import noisefuse as nf
 from noisefuse import _bench, _bench_augment, _demo, _demo_samplers, _info
 from noisefuse._bench import Timing, interleaved
-from noisefuse._contenders import CONTENDERS, OPERATIONS, Case, processors
+from noisefuse._contenders import CONTENDERS, OPERATIONS, Case, contenders, processors
 from noisefuse.cli import main
 
 
@@ -124,19 +128,26 @@ def test_demo_that_cannot_write_says_so(
         ("demo", "matplotlib", "matplotlib"),
         ("demo", "rich", "rich"),
         ("demo", "skimage", "scikit-image"),
+        ("demo --samplers", "sklearn", "scikit-learn"),
         ("bench --plot a.png", "matplotlib", "matplotlib"),
+        ("noise x.npy y.npy --seed 1 --std 1 --workers 2", "dask", "dask"),
+        ("noise x.npy y.npy --seed 1 --std 1 --scheduler tcp://host:1", "distributed", "distributed"),
     ],
 )
 def test_what_is_not_installed_is_named(
     command: str,
     module: str,
     distribution: str,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.zeros(4))
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "noisefuse._bench_plot", raising=False)
+    for command_module in ("_bench_plot", "_ideal", "_noise_cluster"):
+        monkeypatch.delitem(sys.modules, f"noisefuse.{command_module}", raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     assert main(command.split()) == 2
     command = command.partition(" ")[0]
@@ -202,7 +213,7 @@ def records(shown: str) -> tuple[list[str], dict[tuple[str, ...], dict[str, str]
     """What was printed into a pipe: the comments, and by operation, threads, shape, dtype and contender the rest."""
     lines = shown.splitlines()
     comments = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
-    header, *rows = (line.split() for line in lines[len(comments) :])
+    header, *rows = (line.split() for line in lines if not line.startswith("# "))
     assert {len(row) for row in rows} == {len(header)}
     return comments, {tuple(row[:5]): dict(zip(header, row, strict=True)) for row in rows}
 
@@ -251,6 +262,45 @@ def test_bench_prints_a_table_where_it_fits(
         assert ("q_walk", "1", "256x3x16x16", "bfloat16", "copyto") in records(shown.out)[1]
     assert "\033[K4 of 4: q_walk 256x3x16x16 bfloat16" in shown.err
     assert shown.err.endswith("\r\033[K")
+
+
+def test_bench_prints_a_record_when_it_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nobody sees a progress. Seen to fail: all of them at the end."""
+    shown = ""
+
+    def measured(calls: Calls, **_: object) -> dict[str, Timing]:
+        nonlocal shown
+        shown += capsys.readouterr().out
+        seen.append(sum(line.startswith(OPERATIONS) for line in shown.splitlines()))
+        return as_measured(calls)
+
+    seen: list[int] = []
+    monkeypatch.setattr(_bench, "interleaved", measured)
+    assert main(["bench", "--sizes", "2x8", "--dtypes", "float32", "--threads", "1"]) == 0
+    shown += capsys.readouterr().out
+    names = Counter(operation for operation, *_ in records(shown)[1])
+    assert seen == [0, *itertools.accumulate(names[operation] for operation in OPERATIONS[:-1])]
+    assert len({line.index(" 16") for line in shown.splitlines() if "noisefuse " in line and line[0] != "#"}) == 1
+
+
+def test_bench_says_what_bfloat16_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before it measures. Seen to fail: noisefuse left out, as a rival is that is not installed."""
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(ImportError, match="bfloat16 needs ml_dtypes"):
+        contenders(Case("randn", 1, (2, 8), "bfloat16"))
+    monkeypatch.setattr(_bench, "measure", None)
+    assert main(["bench", "--dtypes", "float32", "bfloat16"]) == 2
+    expected = "noisefuse bench: dtype bfloat16 needs ml_dtypes: pip install 'noisefuse[bfloat16]'\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_bench_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: "min() arg is an empty sequence"."""
+    assert main(["bench", "--augment", "--dtypes", "float64"]) == 2
+    expected = "noisefuse bench: none of gaussian, multiplicative, poisson is measured in float64\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_bench_compares_with_an_earlier_run(
@@ -471,6 +521,54 @@ def test_a_module_that_no_command_may_miss_is_an_error(monkeypatch: pytest.Monke
     monkeypatch.setattr(_info, "run", run)
     with pytest.raises(ModuleNotFoundError):
         main(["info"])
+
+
+class Interrupted:
+    """Commands that are stopped by Ctrl-C."""
+
+    @staticmethod
+    def plainly(_: object) -> None:
+        raise KeyboardInterrupt
+
+    @staticmethod
+    def in_a_callback(_: object) -> None:
+        """As LLVM's, from which Python cannot raise it."""
+        ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))()
+        for _ in range(1000):  # more work
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("run", [Interrupted.plainly, Interrupted.in_a_callback])
+def test_ctrl_c_ends_in_one_line(
+    run: Callable[[object], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: a traceback, one that is lost in a callback."""
+    monkeypatch.setattr(_info, "run", run)
+    assert main(["info"]) == 130
+    assert capsys.readouterr().err == "noisefuse info: stopped\n"
+
+
+@pytest.mark.parametrize("missing", ["numba", "noisefuse._native"])
+def test_a_backend_that_is_asked_for_and_missing(missing: str) -> None:
+    """`info` says why, the others end in one line. Seen to fail: tracebacks."""
+    code = "import sys, importlib.util as u; find = u.find_spec; sys.modules[sys.argv[1]] = None\n"
+    code += "u.find_spec = lambda name, *rest: None if name == sys.argv[1] else find(name, *rest)\n"
+    code += "from noisefuse.cli import main; sys.exit(main(sys.argv[2:]))"
+    environment = {**os.environ, "NOISEFUSE_BACKEND": (name := missing.removeprefix("noisefuse._"))}
+    reason = {"numba": "Numba is not installed: pip install", "native": "its C++ extension was not built"}[name]
+
+    def ended(*command: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-c", code, missing, *command]
+        return subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+
+    info = ended("info")
+    assert (info.returncode, info.stderr) == (0, "")
+    assert f"{name}: {reason}" in info.stdout
+    assert "none is in use: NOISEFUSE_BACKEND asks for one that is not available" in info.stdout
+    selftest = ended("selftest")
+    assert selftest.returncode == 2
+    assert selftest.stderr.startswith(f"noisefuse selftest: NOISEFUSE_BACKEND={name!r}: {reason}")
+    assert selftest.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
