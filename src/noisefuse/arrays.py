@@ -144,7 +144,7 @@ def lazy() -> Any:
 
 
 def float_dtype(dtype: Any, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:
-    """The dtype, if it is one of the floats that noise comes in ("bfloat16" needs ml_dtypes)."""
+    """The dtype, if it is one of the floats that noise comes in ("bfloat16" needs ml_dtypes). None: float32."""
     if isinstance(dtype, str) and dtype == "bfloat16" and dtype in allowed:
         try:
             import ml_dtypes
@@ -153,7 +153,7 @@ def float_dtype(dtype: Any, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:
         half: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
         return half
     try:
-        found: np.dtype[Any] = np.dtype(dtype)
+        found: np.dtype[Any] = np.dtype("float32" if dtype is None else dtype)
     except TypeError:
         what = f"{dtype!r} is torch's, and the arrays are not" if interop(dtype) is not None else repr(dtype)
         raise TypeError(f"dtype {what}: expected one of {', '.join(allowed)}") from None
@@ -182,6 +182,7 @@ def fast_dtype(dtype: Any, other: Any, allowed: tuple[str, ...] = FLOATS) -> tup
 
 @lru_cache(64)
 def _fast_dtype(dtype: Any, allowed: tuple[str, ...]) -> tuple[Any, ...]:
+    dtype = "float32" if dtype is None else dtype
     name = str(dtype)
     found = np.dtype(name.removeprefix("torch.") if name.startswith("torch.") else dtype)
     return (dtype_code(found), found) if found.name in allowed and found.isnative else ()
@@ -208,7 +209,8 @@ def as_numbers(name: str, x: Any) -> Array:
 
 def wanted(x: object) -> str:
     """What is expected in place of x. (Tensors come here only where the other arguments are none.)"""
-    return "a torch tensor or a NumPy array" if interop(x) is None else "a NumPy array, as the other arguments are"
+    is_anothers = interop(x) is not None and hasattr(x, "shape")  # a generator of torch's is no array
+    return "a NumPy array, as the other arguments are" if is_anothers else "a torch tensor or a NumPy array"
 
 
 def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], device: int | None = None) -> Array:

@@ -50,9 +50,9 @@ class NumPy:
     def __init__(self, seed: SupportsIndex) -> None:
         self._state = np.random.RandomState(_seed(seed, 1 << 32))
 
-    def randn(self, shape: Shape, *, dtype: DTypeLike = "float64") -> Array:
+    def randn(self, shape: Shape, *, dtype: DTypeLike | None = "float64") -> Array:
         """The next normals, rounded to the dtype (float32: as ``.astype``)."""
-        return self._state.standard_normal(lengths(shape)).astype(float_dtype(dtype))
+        return self._state.standard_normal(lengths(shape)).astype(float_dtype("float64" if dtype is None else dtype))
 
 
 class TorchCPU:
@@ -75,7 +75,7 @@ class TorchCPU:
         self._words = np.random.RandomState(_seed(seed, SEEDS) % (1 << 32))._bit_generator
         self._kept: float | None = None
 
-    def randn(self, shape: Shape, *, dtype: DTypeLike = "float32") -> Array:
+    def randn(self, shape: Shape, *, dtype: DTypeLike | None = "float32") -> Array:
         """The next normals.
 
         Args:
@@ -261,7 +261,7 @@ class TorchCUDA:
         self._blocks = processors * (threads // _BLOCK)
         self._seed, self._offset = _seed(seed, SEEDS), 0
 
-    def randn(self, shape: Shape, *, dtype: DTypeLike = "float32") -> Array:
+    def randn(self, shape: Shape, *, dtype: DTypeLike | None = "float32") -> Array:
         """The next normals.
 
         Args:

@@ -192,7 +192,7 @@ def uniform64(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 7) 
 # ---- rows --------------------------------------------------------------------------------------------------
 
 
-def rows(table: Tableau, dtype: DTypeLike = float32) -> tuple[NDArray[Any], int]:
+def rows(table: Tableau, dtype: DTypeLike | None = float32) -> tuple[NDArray[Any], int]:
     """What `apply_row` needs of a tableau, for instance a sampler's: its rows, and which of their columns count.
 
     Args:

@@ -104,7 +104,7 @@ def randn(
     shape: int | Sequence[int],
     noise: Noise | Increment | Sequence[Noise] | Sequence[Increment] | int,
     *,
-    dtype: DTypeLike = "float32",
+    dtype: DTypeLike | None = "float32",
     batched: bool = True,
     out: Array | None = None,
     device: torch.device | str | None = None,
@@ -116,8 +116,8 @@ def randn(
         shape: of the result; axis 0 is the batch, row b the sample `noise.sample + b`.
         noise: Noise, a list of one Noise for each row, or an int seed. Or the increment of a Brownian motion,
             `Noise.interval`, or a list of one for each row.
-        dtype: float32, float64 (the same field with more digits), float16, bfloat16 (float32's values, rounded). A
-            dtype of torch makes a tensor, one of jax.numpy an array of JAX's.
+        dtype: float32 (or None), float64 (the same field with more digits), float16, bfloat16 (float32's values,
+            rounded). A dtype of torch makes a tensor, one of jax.numpy an array of JAX's.
         batched: False makes the whole array one sample.
         out: array of this shape and dtype to write to, C-contiguous.
         device: where a tensor lies, with a dtype of torch: "cuda", torch.device("cuda:1"). None: the CPU.
@@ -206,7 +206,7 @@ def uniform(
     shape: int | Sequence[int],
     noise: Noise | Sequence[Noise] | int,
     *,
-    dtype: DTypeLike = "float32",
+    dtype: DTypeLike | None = "float32",
     batched: bool = True,
     out: Array | None = None,
     device: torch.device | str | None = None,
@@ -219,7 +219,7 @@ def uniform(
 
     Args:
         shape, noise, batched, out, device, chunks: as in `randn`.
-        dtype: float32 or float64, of NumPy, torch or jax.numpy.
+        dtype: float32 (or None) or float64, of NumPy, torch or jax.numpy.
 
     Returns:
         The array of this shape and dtype; it is out, where that is given.
@@ -708,7 +708,7 @@ def _random(
     name: str,
     shape: int | Sequence[int],
     noise: Noise | Increment | Sequence[Noise] | Sequence[Increment] | int,
-    dtype: DTypeLike,
+    dtype: DTypeLike | None,
     batched: bool,
     out: Array | None,
 ) -> Array:
@@ -796,7 +796,7 @@ def random_call(
     name: str,
     shape: int | Sequence[int],
     noise: Noise | Sequence[Noise] | Array,
-    dtype: DTypeLike,
+    dtype: DTypeLike | None,
     batched: bool,
     out: Array | None = None,
 ) -> Step:

@@ -158,7 +158,7 @@ class Sampler:
         shape: Sequence[int],
         noise: Noises,
         *,
-        dtype: npt.DTypeLike = "float32",
+        dtype: npt.DTypeLike | None = "float32",
         out: Array | None = None,
         chunks: Any = None,
     ) -> Array:
@@ -507,7 +507,7 @@ class Sampler:
         start: int = 0,
         time: Literal["scalar", "batch"] = "scalar",
         guidance_scale: float | npt.ArrayLike | None = None,
-        dtype: npt.DTypeLike = "float32",
+        dtype: npt.DTypeLike | None = "float32",
         progress: bool = False,
         callback: Callable[[int, Array, Array], object] | None = None,
         out: Array | None = None,

@@ -320,7 +320,10 @@ def test_other_arguments():
         (TypeError, r"model_output: expected .* a tuple .*, got list", lambda: SAMPLERS["ddim"].step(1, X, [X])),
         (TypeError, r"aux_out: .* or a number of them, got Tensor", lambda: nf.update(TABLE, 1, X, X, aux_out=X)),
         (TypeError, r"noise\[2\]: expected a Noise, got Tensor", lambda: nf.q_sample(X, 3, S, [N, N, X])),
-        (TypeError, r"noise: .*, got Generator: a noise is a name", lambda: nf.q_sample(X, 3, S, torch.Generator())),
+        (
+            TypeError, r"or else a torch tensor or a NumPy array, got Generator: a noise is a name",
+            lambda: nf.q_sample(X, 3, S, torch.Generator()),
+        ),
         (TypeError, r"dtype torch.int64: .*torch.bfloat16$", lambda: nf.randn((3, 4), N, dtype=torch.int64)),
         (TypeError, r"dtype torch.uint8: .*torch.bfloat16$", lambda: nf.randn((3, 4), N, dtype=torch.uint8)),
         (TypeError, r"dtype torch.int64: expected one of torch", lambda: nf.q_sample(X, 3, S, N, dtype=torch.int64)),

@@ -138,6 +138,12 @@ def test_numpy():
     assert legacy.NumPy(9).randn(4, dtype="float32").tolist() == np.random.RandomState(9).randn(4).astype("f4").tolist()
 
 
+def test_no_dtype_is_the_default():
+    """Seen to fail: float64 of them all, and then float32."""
+    for source, expected in ((legacy.NumPy(7), "float64"), (legacy.TorchCPU(7), "float32")):
+        assert source.randn((2, 3), dtype=None).dtype == expected
+
+
 def test_sources_feed_a_sampler():
     sampler = nf.samplers.euler_ancestral(nf.Schedule.karras(100), 4)
     source, shape = legacy.TorchCPU(3), (2, 16)

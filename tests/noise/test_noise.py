@@ -87,6 +87,18 @@ def test_randn_like():
         nf.randn_like((2, 3), 7)
 
 
+@pytest.mark.parametrize(
+    ("draw", "noise"),
+    [(nf.randn, nf.Noise(7)), (nf.uniform, nf.Noise(7)), (nf.randn, nf.Noise(7).interval(0.0, 1.0))],
+)
+def test_no_dtype_is_the_default(draw, noise):
+    """Seen to fail: float64, which NumPy takes None for."""
+    found = draw((3, 4), noise, dtype=None)
+    assert found.dtype == np.float32
+    assert np.array_equal(bits(found), bits(draw((3, 4), noise)))
+    assert draw((3, 4), noise, dtype=None, out=found) is found
+
+
 def test_each_number_matters_to_equality():
     noise = nf.Noise(1)
     others = [noise.at(sample=1), noise.at(step=1), noise.at(stream=1), nf.Noise(2), noise.samples([0])]

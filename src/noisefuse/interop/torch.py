@@ -267,6 +267,7 @@ def _call(
 
 
 def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) -> Any:
+    dtype = "float32" if dtype is None else dtype_name(dtype)
     if is_compiling():
         lengths = [shape] if isinstance(shape, int) else list(shape)
         noise = nf.Noise(noise) if isinstance(noise, int) else noise
@@ -274,9 +275,9 @@ def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out
             return untraced(_random, name, lengths, noise, dtype=dtype, batched=batched, out=out)
         words = words_of(noise)
         device = CPU if out is None else out.device
-        return copied(torch.ops.noisefuse.random(name, lengths, dtype_name(dtype), words, batched, device), out)
+        return copied(torch.ops.noisefuse.random(name, lengths, dtype, words, batched, device), out)
     place = CPU if out is None else place_of("out", checked("out", out))
     with on(place):
         array = write("out", out, place)
-        drawn = getattr(nf, name)(shape, noise, dtype=dtype_name(dtype), batched=batched, out=array)
+        drawn = getattr(nf, name)(shape, noise, dtype=dtype, batched=batched, out=array)
     return as_tensor(drawn, out)
