@@ -26,8 +26,10 @@ NEEDED = {  # the first one's extra installs all of them
     "monai": ["monai", "torch"],
     "torch": ["torch"],
     "torch_data": ["torch"],
-    "torchvision": ["torchvision", "torch"],
+    "torchvision": ["torchvision", "torch", "PIL"],
 }
+
+BROUGHT = {"PIL": "torchvision"}  # by what stands in the extra
 
 
 class Lacking:
@@ -66,7 +68,7 @@ def test_a_missing_library_is_named_with_its_extra(without, module, library):
     assert raised.value.name == library
     assert isinstance(raised.value.__cause__, ModuleNotFoundError)
     installed = [*EXTRAS[extra], *(EXTRAS["torch"] if "noisefuse[torch]" in EXTRAS[extra] else [])]
-    assert any(re.match(rf"{library}\b", line) for line in installed)
+    assert any(re.match(rf"{BROUGHT.get(library, library)}\b", line) for line in installed)
 
 
 def test_every_module_of_the_reference_is_held_to_it():
@@ -75,6 +77,14 @@ def test_every_module_of_the_reference_is_held_to_it():
     by_others = {"columns", "diffusers_sde"}  # the one takes NumPy's arrays, the other is loaded by `diffusers`
     assert described - by_others <= {*NEEDED}
     assert len(described) > len(by_others)
+    assert (described | {"torch"}) - {"diffusers_sde"} == {*nf.interop._MODULES} <= {*dir(nf.interop)}
+
+
+@pytest.mark.parametrize("module", nf.interop._MODULES)
+def test_a_module_loads_when_it_is_asked_for(module, monkeypatch):
+    loaded = pytest.importorskip(f"noisefuse.interop.{module}", exc_type=ImportError)
+    monkeypatch.delitem(vars(nf.interop), module)
+    assert getattr(nf.interop, module) is loaded
 
 
 def test_chunks_without_dask(without):

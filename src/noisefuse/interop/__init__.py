@@ -3,7 +3,21 @@
 
 from typing import Any
 
-_MODULES = ("columns", "dask", "diffusers", "grain", "k_diffusion", "torch")
+_MODULES = (
+    "albumentations",
+    "audiomentations",
+    "columns",
+    "dask",
+    "diffusers",
+    "grain",
+    "jax",
+    "k_diffusion",
+    "kornia",
+    "monai",
+    "torch",
+    "torch_data",
+    "torchvision",
+)
 
 
 def __getattr__(name: str) -> Any:

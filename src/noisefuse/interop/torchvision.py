@@ -18,7 +18,7 @@ import noisefuse as nf
 from ._needs import needs
 from .named import Named, OfUnitRange
 
-with needs(__name__, "torchvision", "torch"):
+with needs(__name__, "torchvision", "torch", "PIL"):
     import PIL.Image
     import torch
     from torchvision import tv_tensors
