@@ -1701,6 +1701,26 @@ def test_pipelines_that_were_given_a_scheduler_of_ours_are_saved_and_loaded(how,
         assert (type(again), again.config.prediction_type) == (ours.DDPMScheduler, "v_prediction")
 
 
+@pytest.mark.parametrize(
+    ("library", "names"),
+    [("scipy", ["LMSDiscreteScheduler"]), ("torchsde", ["DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"])],
+)
+def test_what_a_class_of_diffusers_needs_is_said(library, names):
+    """By diffusers. Seen to fail: "cannot import name"."""
+    here = "noisefuse.interop.diffusers"
+    code = f"import sys; sys.modules[{library!r}] = None\nimport {here} as ours\n"
+    for name in names:
+        code += f"try:\n    from {here} import {name}\nexcept ImportError as error: print(error)\n"
+    code += f"from {here} import *\nprint(hasattr(ours, 'Unknown'), DDIMScheduler is ours.DDIMScheduler)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    for name in names:
+        assert f"{name} requires the {library} library but it was not found" in said
+    assert said.count(f"pip install {library}") == len(names)
+    assert said.endswith("False True")
+
+
 LOADING = """
 import sys
 import diffusers

@@ -17,7 +17,7 @@ import operator
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -1214,8 +1214,16 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
 
 
 _OTHERS = {"accelerate", "FlowMatchSDEDiscreteScheduler"}
+_LACK = {name for name in __all__ if name not in globals() and hasattr(diffusers, name)}  # SciPy, say
 __all__ = [name for name in __all__ if name in globals() or name == "accelerate"]  # what this diffusers has
 SCHEDULERS = {globals()[name]._base: globals()[name] for name in __all__ if name not in _OTHERS}
+
+if not TYPE_CHECKING:  # checkers would take every name for one of this module's
+
+    def __getattr__(name: str) -> Any:
+        if name in _LACK:
+            getattr(diffusers, name).from_config({})  # raises an ImportError that says what the class needs
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str | None = None) -> Target:
