@@ -81,7 +81,7 @@ ALLOWED = {
     "interop.torch_graph": "@ interop.torch_arrays interop.torch_internals",
     "interop.torch_loss": "@ interop.torch_graph interop.torch_arrays interop.torch_internals",
     "interop.torch_density": "@ interop.torch_graph interop.torch_arrays interop.torch_internals",
-    "interop.columns": "@",
+    "interop.columns": "@ noise ops views",
     "interop.grain": "@ interop._needs interop.columns",
     "interop.torch_data": "@ interop._needs interop.columns",
     "interop.named": "@ augment",

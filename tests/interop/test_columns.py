@@ -66,6 +66,32 @@ def test_a_data_loader_of_torch_has_the_same():
     assert all(np.array_equal(found[n], x.numpy()) for n, x in zip(("x_t", "t", "target"), noisy, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("module", "noisy", "augmented"),
+    [
+        ("columns", "NoisyColumns", "AugmentedColumns"),
+        ("grain", "Noisy", "Augmented"),
+        ("torch_data", "NoisyBatch", "AugmentedBatch"),
+    ],
+)
+def test_wrong_arguments_are_refused_when_it_is_made(module, noisy, augmented):
+    """Also those of other libraries. Seen to fail: at the first batch, or with words of Python's own."""
+    library = pytest.importorskip(f"noisefuse.interop.{module}", exc_type=ImportError)
+    noisy, augmented = getattr(library, noisy), getattr(library, augmented)
+    for call, first in ((noisy, S), (augmented, noisy_images)):
+        for wrong in ("x", 2.5, np.random.default_rng(0), *([] if module == "grain" else [None])):
+            with pytest.raises(TypeError, match=r"noise: expected a Noise or an int seed, got \w"):
+                call(first, wrong)
+        assert call(first, np.int64(7)).noise == nf.Noise(7)
+    for wrong in (None, "eps"):
+        with pytest.raises(ValueError, match=rf"target = {wrong!r}: expected 'epsilon', "):
+            noisy(S, 7, target=wrong)
+    with pytest.raises(TypeError, match=r"schedule: expected a noisefuse.Schedule"):
+        noisy(1000, 7)
+    with pytest.raises(TypeError, match="augment: expected a function"):
+        augmented(None, 7)
+
+
 def test_missing_columns_and_ragged_images():
     with pytest.raises(KeyError, match=r"no column 'id' in the batch, which has 'image'"):
         CALLS[0]({"image": IMAGES})

@@ -153,6 +153,17 @@ def test_wrong_ids_and_epochs_are_refused():
         NoisyBatch(S, 7)([0.5], IMAGES[:1])
 
 
+@pytest.mark.parametrize(
+    ("item", "found"),
+    [((IMAGES[0],), "tuple of 1"), (IMAGES[0], "Tensor"), ({"id": 0, "image": IMAGES[0]}, "dict")],
+)
+def test_items_that_have_no_id_are_refused(item, found):
+    """Seen to fail: "not enough values to unpack", rows of an image as ids."""
+    for batch in (NoisyBatch(S, 7), AugmentedBatch(grain, 7)):
+        with pytest.raises(TypeError, match=rf"items \(id, image, ...\), got an item that is a {found}$"):
+            batch.collate([item, item])
+
+
 class Named(Images):
     """Items (key, image), as WebDataset has them."""
 

@@ -16,7 +16,29 @@ from numpy.typing import NDArray
 
 import noisefuse as nf
 
+from ..noise import got
+from ..ops import need_schedule
+from ..views import need_target
+
 Columns: TypeAlias = Mapping[str, Any]
+
+
+def base(noise: object) -> nf.Noise:
+    """What names the noise but for the samples. TypeError: neither a Noise nor a seed."""
+    if not isinstance(noise, nf.Noise | int | np.integer):
+        raise TypeError(f"noise: expected a Noise or an int seed, got {got(noise)}")
+    return noise if isinstance(noise, nf.Noise) else nf.Noise(noise)
+
+
+def need_training(schedule: object, target: object) -> None:
+    """TypeError, ValueError: of these no pair of x_t and a target is made."""
+    need_schedule(schedule)
+    need_target(target)
+
+
+def need_function(augment: object) -> None:
+    if not callable(augment):
+        raise TypeError(f"augment: expected a function(images, noise) -> images, got {type(augment).__name__}")
 
 
 def of_rows(noise: nf.Noise, ids: Any) -> nf.Noise:
@@ -37,7 +59,7 @@ def drawn_times(schedule: nf.Schedule, noise: nf.Noise, n: int) -> NDArray[np.in
 
 class _NamedColumns:
     def __init__(self, noise: nf.Noise | int, id: str, image: str) -> None:
-        self.noise: nf.Noise = nf.Noise(noise) if isinstance(noise, int) else noise
+        self.noise: nf.Noise = base(noise)
         self.id: str = id
         self.image: str = image
 
@@ -73,6 +95,7 @@ class NoisyColumns(_NamedColumns):
         target: Any = "epsilon",
     ) -> None:
         super().__init__(noise, id, image)
+        need_training(schedule, target)
         self.schedule: nf.Schedule = schedule
         self.target: Any = target
 
@@ -109,6 +132,7 @@ class AugmentedColumns(_NamedColumns):
         self, augment: Callable[[Any, nf.Noise], Any], noise: nf.Noise | int, *, id: str = "id", image: str = "image"
     ) -> None:
         super().__init__(noise, id, image)
+        need_function(augment)
         self.augment: Callable[[Any, nf.Noise], Any] = augment
 
     def __call__(self, batch: Columns) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 import noisefuse as nf
 
 from ._needs import needs
-from .columns import drawn_times
+from .columns import base, drawn_times, need_function, need_training
 
 with needs(__name__, "grain"):
     import grain
@@ -33,8 +33,7 @@ class _Named(grain.transforms.RandomMap):  # type: ignore[misc]  # of a package 
     def __init__(self, noise: nf.Noise | int | None, length: int | None, image: str) -> None:
         if length is not None and operator.index(length) < 1:
             raise ValueError(f"length = {length}: expected the number of elements of the source, from 1")
-        if not isinstance(noise, nf.Noise) and noise is not None:
-            noise = nf.Noise(operator.index(noise))
+        noise = None if noise is None else base(noise)
         if noise is not None and not (isinstance(noise.sample, int) and isinstance(noise.step, int)):
             raise TypeError(f"noise: expected one with a sample and a step that are ints, got {noise!r}")
         self.noise: nf.Noise | None = noise
@@ -90,8 +89,7 @@ class Noisy(_Named):
         target: Any = "epsilon",
     ) -> None:
         super().__init__(noise, length, image)
-        if not isinstance(schedule, nf.Schedule) or target is None:
-            raise TypeError(f"schedule, target: expected a Schedule and a target, got {schedule!r}, {target!r}")
+        need_training(schedule, target)
         self.schedule: nf.Schedule = schedule
         self.target: Any = target
 
@@ -124,6 +122,7 @@ class Augmented(_Named):
         image: str = "image",
     ) -> None:
         super().__init__(noise, length, image)
+        need_function(augment)
         self.augment: Callable[[Any, nf.Noise], Any] = augment
 
     def _made(self, element: Element, noise: nf.Noise) -> dict[str, Any]:

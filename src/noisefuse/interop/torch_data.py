@@ -14,7 +14,7 @@ from typing import Any
 import noisefuse as nf
 
 from ._needs import needs
-from .columns import drawn_times, of_rows
+from .columns import base, drawn_times, need_function, need_training, of_rows
 
 with needs(__name__, "torch"):
     import torch
@@ -26,7 +26,7 @@ class _NamedBatch:
     """Called with the ids and the images of a batch."""
 
     def __init__(self, noise: nf.Noise | int) -> None:
-        self.noise: nf.Noise = nf.Noise(noise) if isinstance(noise, int) else noise
+        self.noise: nf.Noise = base(noise)
         # In memory that workers share: those that live longer than an epoch would keep a number as it was.
         self._epoch = torch.tensor(self.noise.step, dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
@@ -44,7 +44,11 @@ class _NamedBatch:
 
     def collate(self, items: list[Any]) -> tuple[Any, ...]:
         """For workers, ``collate_fn=batch.collate``: items (id, image, ...) become what a call makes of them, and the
-        rest as torch stacks it."""
+        rest as torch stacks it. TypeError: other items."""
+        first = items[0]
+        if not isinstance(first, tuple | list) or len(first) < 2:
+            found = f"{type(first).__name__}{f' of {len(first)}' if isinstance(first, tuple | list) else ''}"
+            raise TypeError(f"expected a data set of items (id, image, ...), got an item that is a {found}")
         ids, images, *more = default_collate(items)
         made = self(ids, images)  # type: ignore[operator]
         return *(made if isinstance(made, tuple) else (made,)), *more
@@ -61,6 +65,7 @@ class NoisyBatch(_NamedBatch):
 
     def __init__(self, schedule: nf.Schedule, noise: nf.Noise | int, *, target: Any = "epsilon") -> None:
         super().__init__(noise)
+        need_training(schedule, target)
         self.schedule: nf.Schedule = schedule
         self.target: Any = target
 
@@ -89,6 +94,7 @@ class AugmentedBatch(_NamedBatch):
 
     def __init__(self, augment: Callable[[Tensor, nf.Noise], Any], noise: nf.Noise | int) -> None:
         super().__init__(noise)
+        need_function(augment)
         self.augment: Callable[[Tensor, nf.Noise], Any] = augment
 
     def __call__(self, ids: Any, images: Tensor) -> Any:
