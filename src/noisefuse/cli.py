@@ -85,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("info", help="version, instruction sets, threads and backends")
 
     does = "time the operations beside NumPy, torch, JAX and MKL"
-    takes = "some two minutes, with --quick half a minute"
-    bench = commands.add_parser("bench", help=does, description=f"{does.capitalize()}: {takes}.")
+    takes = "It takes some two minutes, with --quick half a minute."
+    bench = commands.add_parser("bench", help=does, description=f"To {does}. {takes}")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     bench.add_argument("--augment", action="store_true", help="noise added to images, beside NumPy and other libraries")
     bench.add_argument("--quick", action="store_true", help="few and small cases, short")

@@ -594,6 +594,13 @@ def test_a_bare_command_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(text in shown.err for text in ("usage: noisefuse", "demo ", "info ", "bench ", "--version"))
 
 
+def test_bench_says_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "NumPy, torch, JAX and MKL. It takes some two minutes, with --quick half a minute." in shown
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--version"])

@@ -125,7 +125,7 @@ def test_errors_say_what_is_missing():
     for wrong in ("7", 2.5, nf.Noise(7, sample=[1, 2])):
         with pytest.raises(TypeError):
             own.Noisy(S, wrong)
-    with pytest.raises(TypeError, match="expected a noisefuse.Schedule"):
+    with pytest.raises(TypeError, match=r"expected a noisefuse\.Schedule"):
         own.Noisy(None, 7)
     with pytest.raises(ValueError, match="length = 0"):
         own.Noisy(S, 7, length=0)
