@@ -48,7 +48,10 @@ if not FOLLOWED:
 constant_of_graph: Any = torch.compiler.assume_constant_result
 
 
-_REASON = {"reason": "no graph can have this call of noisefuse; docs/torch.md, torch.compile, says which"}
+_REASON = {
+    "reason": "no graph can have this call of noisefuse: one whose noise has several names, ids or a window, or "
+    "another of those that docs/torch.md lists"
+}
 
 
 @torch.compiler.disable(**(_REASON if FOLLOWED else {}))  # type: ignore[untyped-decorator, no-untyped-call]
