@@ -6,12 +6,9 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from _thread import interrupt_main
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 from . import __version__
@@ -38,8 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().print_help(sys.stderr)
         return 2
     try:
-        with _no_interrupt_is_lost():
-            return import_module(f"._{arguments.command}", __package__).run(arguments) or 0
+        return import_module(f"._{arguments.command}", __package__).run(arguments) or 0
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _OPTIONAL:
@@ -55,25 +51,6 @@ def _fail(arguments: argparse.Namespace, problem: str, status: int = 2) -> int:
     clear = "\r\033[K" if sys.stderr.isatty() else ""  # a progress that stands there
     print(f"{clear}noisefuse {arguments.command}: {problem}", file=sys.stderr)
     return status
-
-
-@contextmanager
-def _no_interrupt_is_lost() -> Iterator[None]:
-    """Python can raise no KeyboardInterrupt in a callback, as LLVM makes some while Numba compiles: it is raised a
-    little later."""
-    before = sys.unraisablehook
-
-    def hook(lost: Any) -> None:
-        if issubclass(lost.exc_type, KeyboardInterrupt):
-            Timer(0.05, interrupt_main).start()
-        else:
-            before(lost)
-
-    sys.unraisablehook = hook
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
 
 
 def _parser() -> argparse.ArgumentParser:

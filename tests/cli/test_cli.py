@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -523,26 +520,12 @@ def test_a_module_that_no_command_may_miss_is_an_error(monkeypatch: pytest.Monke
         main(["info"])
 
 
-class Interrupted:
-    """Commands that are stopped by Ctrl-C."""
+def test_ctrl_c_ends_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: a traceback."""
 
-    @staticmethod
-    def plainly(_: object) -> None:
+    def run(_: object) -> None:
         raise KeyboardInterrupt
 
-    @staticmethod
-    def in_a_callback(_: object) -> None:
-        """As LLVM's, from which Python cannot raise it."""
-        ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))()
-        for _ in range(1000):  # more work
-            time.sleep(0.01)
-
-
-@pytest.mark.parametrize("run", [Interrupted.plainly, Interrupted.in_a_callback])
-def test_ctrl_c_ends_in_one_line(
-    run: Callable[[object], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Seen to fail: a traceback, one that is lost in a callback."""
     monkeypatch.setattr(_info, "run", run)
     assert main(["info"]) == 130
     assert capsys.readouterr().err == "noisefuse info: stopped\n"
