@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -29,18 +30,23 @@ _OPTIONAL = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, 1 (a self-test failed), or after one line on stderr 2 (it says what is wrong) or 130
-    (Ctrl-C)."""
+    (Ctrl-C); 141 where nobody reads the output any more."""
     arguments = _parser().parse_args(argv)
     if arguments.command is None:
         _parser().print_help(sys.stderr)
         return 2
     try:
-        return import_module(f"._{arguments.command}", __package__).run(arguments) or 0
+        status: int = import_module(f"._{arguments.command}", __package__).run(arguments) or 0
+        sys.stdout.flush()
+        return status
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _OPTIONAL:
             raise
         return _fail(arguments, f"needs {_OPTIONAL[missing]}: pip install 'noisefuse[{arguments.command}]'")
+    except BrokenPipeError:  # of `| head`, which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        return 141
     except (ImportError, OSError, ValueError) as error:  # a file that the user named, a NOISEFUSE_* variable
         return _fail(arguments, str(error))
     except KeyboardInterrupt:

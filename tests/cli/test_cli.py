@@ -531,6 +531,17 @@ def test_ctrl_c_ends_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr().err == "noisefuse info: stopped\n"
 
 
+def test_a_reader_that_has_seen_enough() -> None:
+    """Seen to fail: a line about a broken pipe, and status 2."""
+    code = "import sys; from noisefuse.cli import main; sys.exit(main(['info']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        assert command.stdout is not None
+        assert command.stderr is not None
+        command.stdout.close()
+        said = command.stderr.read()
+    assert (command.returncode, said) == (141, b"")
+
+
 @pytest.mark.parametrize("missing", ["numba", "noisefuse._native"])
 def test_a_backend_that_is_asked_for_and_missing(missing: str) -> None:
     """`info` says why, the others end in one line. Seen to fail: tracebacks."""
