@@ -254,10 +254,11 @@ def test_one_page_alone_names_the_extras_of_what_is_released():
 
 
 def test_the_readme_begins_with_the_two_commands():
-    title, sentence, *rest = re.split(r"\n{2,}", (ROOT / "README.md").read_text())
+    title, sentence, released, commands, *_ = re.split(r"\n{2,}", (ROOT / "README.md").read_text())
     assert title == "# noisefuse"
     assert sentence.count(". ") == 0
-    assert tuple(line.removeprefix("    ") for line in rest[0].splitlines()) == COMMANDS
+    assert "`pip install noisefuse`" in released
+    assert tuple(line.removeprefix("    ") for line in commands.splitlines()) == COMMANDS
 
 
 def test_bibtex_says_what_citation_cff_does():

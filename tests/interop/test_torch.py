@@ -665,7 +665,7 @@ def test_graphs_break_at_noise_that_they_cannot_have(noise):
 
 def test_compiled_code_reads_the_numbers_of_schedules():
     """Seen to fail: the same AssertionError."""
-    function = torch.compile(lambda x: x * float(S.alpha[3]), backend="eager")
+    function = compiled(lambda x: x * float(S.alpha[3]), "eager")
     assert torch.equal(function(torch.ones(2)), torch.ones(2) * float(S.alpha[3]))
 
 
