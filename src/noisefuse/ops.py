@@ -190,7 +190,7 @@ def randn_like(
     if not is_written(x):
         _need_memory(noise, interop(x))
         return interop(x).randn_like(x, noise, dtype=dtype, batched=batched)
-    if (other := interop(x)) is not None:
+    if (other := interop(x)) is not None and hasattr(x, "shape"):  # a dtype has none
         out = other.empty_like(x, dtype)
         drawn = _random("randn", tuple(x.shape), noise, x.dtype if out is None else out.dtype, batched, out)
         return other.in_format(drawn, x)

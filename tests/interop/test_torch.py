@@ -768,6 +768,8 @@ def test_randn_like():
     for like, dtype in ((x, torch.int32), (x, "int32"), (x, "uint8"), (x, "seven"), (x.to(torch.complex64), None)):
         with pytest.raises(TypeError, match=r"dtype .*: expected one of torch\.float32, "):
             nf.randn_like(like, N, dtype=dtype)
+    with pytest.raises(TypeError, match="x: expected a torch tensor or a NumPy array, got dtype"):
+        nf.randn_like(torch.float32, N)  # seen to fail: an AttributeError
 
 
 @pytest.mark.parametrize("draw", [nf.randn, nf.uniform])
