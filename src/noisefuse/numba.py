@@ -28,7 +28,7 @@ from numpy.typing import DTypeLike, NDArray
 if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
 from .arrays import float_dtype
-from .backends.device import USER, fma, mul, select, user
+from .backends.device import USER, fma, mul, pasted, select
 from .docstrings import Shared, documented
 from .ops import need_tableau
 from .rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, D, X, Z
@@ -61,7 +61,7 @@ _SHARED = Shared(
 )
 
 
-@user
+@pasted
 @documented(_SHARED)
 def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
     """Philox4x32-10 (Salmon et al. 2011): the raw words of the generator.
@@ -80,7 +80,7 @@ def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
     return _philox(uint32(c0), uint32(c1), uint32(c2), uint32(c3), uint32(k0), uint32(k1))
 
 
-@user
+@pasted
 def _words(seed: Any, sample: Any, step: Any, element: Any, stream: Any, low: Any) -> Any:
     """The four words of the block that holds this element."""
     key = uint64(seed)
@@ -88,7 +88,7 @@ def _words(seed: Any, sample: Any, step: Any, element: Any, stream: Any, low: An
     return _philox(c0, c1, c2, c3, uint32(key), uint32(key >> uint64(32)))
 
 
-@user
+@pasted
 @documented(_SHARED)
 def normal4(seed: Any, sample: Any, step: Any, block: Any, stream: Any = 0) -> Any:
     """The standard normals of elements 4 block .. 4 block + 3, from one call of the generator.
@@ -111,7 +111,7 @@ def normal4(seed: Any, sample: Any, step: Any, block: Any, stream: Any = 0) -> A
     return z0, z1, z2, z3
 
 
-@user
+@pasted
 @documented(_SHARED)
 def normal(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 0) -> Any:
     """The standard normal of one element. (`normal4` makes four for the same price, and says how exact they are.)
@@ -129,7 +129,7 @@ def normal(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 0) -> 
     return select(uint64(element) & uint64(1) != uint64(0), z1, z0)
 
 
-@user
+@pasted
 @documented(_SHARED)
 def normal64(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 0) -> Any:
     """The field of `normal` with more digits; |z| <= 9.5.
@@ -149,14 +149,14 @@ def normal64(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 0) -
     return select(uint64(element) & uint64(1) != uint64(0), z1, z0)
 
 
-@user
+@pasted
 def _chosen(element: Any, w0: Any, w1: Any, w2: Any, w3: Any) -> Any:
     """The element's own word of its block."""
     odd, upper = uint64(element) & uint64(1) != uint64(0), uint64(element) & uint64(2) != uint64(0)
     return select(upper, select(odd, w3, w2), select(odd, w1, w0))
 
 
-@user
+@pasted
 @documented(_SHARED)
 def uniform(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 7) -> Any:
     """A uniform in (0, 1), never 0 or 1.
@@ -172,7 +172,7 @@ def uniform(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 7) ->
     return _uniform32(_chosen(element, w0, w1, w2, w3))
 
 
-@user
+@pasted
 @documented(_SHARED)
 def uniform64(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 7) -> Any:
     """The field of `uniform` with 52 bits.
@@ -219,7 +219,7 @@ def rows(table: Tableau, dtype: DTypeLike | None = float32) -> tuple[NDArray[Any
     return found.table.astype(kind), found.active
 
 
-@user
+@pasted
 def _term(total: Any, started: Any, row: Any, active: Any, column: Any, value: Any) -> Any:
     """One more term, if its column counts: the first one is a rounded product, each later one an fma."""
     here = active >> column & 1 != 0
@@ -227,7 +227,7 @@ def _term(total: Any, started: Any, row: Any, active: Any, column: Any, value: A
     return select(here, more, total), started | here
 
 
-@user
+@pasted
 def _combination(row: Any, active: Any, first: Any, d: Any, z: Any, values: Any) -> Any:
     """k + the terms in the contract's order, z first and x last; -0 + 0 would be +0, so no term is added to nothing."""
     x, m1, m2, past1, past2, past3, past4 = values
@@ -245,7 +245,7 @@ def _combination(row: Any, active: Any, first: Any, d: Any, z: Any, values: Any)
     return total
 
 
-@user
+@pasted
 def _clean(row: Any, active: Any, x: Any, m1: Any, m2: Any) -> Any:
     """D: clamp(k + x x + m1 m1 + m2 m2, low, high)."""
     started = active >> CLEAN & 1 != 0
@@ -256,7 +256,7 @@ def _clean(row: Any, active: Any, x: Any, m1: Any, m2: Any) -> Any:
     return select(active & BOUNDS != 0, _clamp(total, row[LOW], row[HIGH]), total)
 
 
-@user
+@pasted
 def apply_row(row: Any, active: Any, values: Any, z: Any) -> Any:
     """One row of a tableau applied to one element: what `noisefuse.update` does to each.
 

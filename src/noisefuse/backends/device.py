@@ -141,12 +141,12 @@ def inlined(function: F) -> Dispatcher[F]:
     return made
 
 
-def user(function: F) -> Dispatcher[F]:
-    """A function for users: Numba itself inlines the IR, for any target, and numba.cuda needs no GPU to compile it.
-    (Of large kernels that takes too long.)"""
+def pasted(function: F) -> Dispatcher[F]:
+    """A function whose IR Numba itself inlines: for users, since it is of any target, and numba.cuda needs no GPU to
+    compile it; in large kernels, where that takes long, one that has a single caller, so that LLVM compiles it once."""
     made: Dispatcher[F] = njit(inline="always", error_model="numpy")(function)
     return made
 
 
 SPEC = spec.bind(fma, select, inlined, mul=mul, sqrt=sqrt, view=view, some=bool)
-USER = spec.bind(fma, select, user, mul=mul, sqrt=sqrt, view=view, some=bool)
+USER = spec.bind(fma, select, pasted, mul=mul, sqrt=sqrt, view=view, some=bool)

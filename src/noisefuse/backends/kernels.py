@@ -24,7 +24,7 @@ from ..rows import AFFINE, BOUNDS, CLEAN, COLUMNS, HIGH, LOW, M2, ORDER, TIMES_C
 from . import call as description
 from . import device, numba_internals, pointers, spec
 from .call import ACCUMULATORS, CALL, DRAWS, DTYPES, FIELD, LOSS_CHUNK, TRANSITION
-from .device import OPTIONS, SPEC, fma, inlined, mul
+from .device import OPTIONS, SPEC, fma, inlined, mul, pasted
 from .numba_internals import each, whole_vectors
 from .pointers import NEAREST, address, float_mode, least, part, pointer, prefetch, take
 
@@ -141,12 +141,6 @@ else:
     half_to_float, float_to_half = SPEC.half_to_float, SPEC.float_to_half
     bfloat16_to_float, float_to_bfloat16, to_level = SPEC.bfloat16_to_float, SPEC.float_to_bfloat16, SPEC.to_level
     transition = SPEC.transition
-
-
-def pasted(function: F) -> Dispatcher[F]:
-    """A large function that has one caller: Numba itself inlines its IR, and LLVM compiles it once."""
-    made: Dispatcher[F] = njit(inline="always", error_model="numpy")(function)
-    return made
 
 
 # ---- the program -------------------------------------------------------------------------------------------
