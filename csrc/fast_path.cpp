@@ -32,9 +32,7 @@ constexpr int64_t kAtOnce = 4096;  // elements that take less time than handing 
 // False: a Python error is set.
 template <class Run>
 bool run_plain(const Call& call, Run run) {
-    if (call.batch * call.size <= kAtOnce) return run(call, nullptr);
-    Released released;
-    return run(call, std::ref(released));
+    return run_call(call.batch * call.size > kAtOnce, [&](const GoOn& go_on) { return run(call, go_on); });
 }
 
 // A new reference, or null for what is neither list nor tuple. (Other threads may change lists while kernels run.)
@@ -608,11 +606,7 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     call.g = PyFloat_AS_DOUBLE(args[6]);
     call.n = static_cast<double>(plain.x.count);
     if (wants_loss) call.losses = &loss, call.n_losses = 1;
-    try {
-        if (!run_plain(call, run_loss)) return nullptr;
-    } catch (const std::bad_alloc&) {
-        return PyErr_NoMemory();
-    }
+    if (!run_plain(call, run_loss)) return nullptr;
     if (!plain.outputs.wanted) return PyFloat_FromDouble(loss);
     PyObject* gradient = plain.outputs.give();
     return wants_loss && gradient ? Py_BuildValue("(dN)", loss, gradient) : gradient;
@@ -690,14 +684,10 @@ PyObject* fast_density(PyObject*, PyObject* const* args, Py_ssize_t n) {
     const Reference made(new_one({Kind::f64, plain.x.is_tensor, 1, &loss.batch, loss.batch, float64}, sums));
     if (!made.object) return nullptr;
     loss.losses = reinterpret_cast<double*>(sums);
-    try {
-        const auto run = [&](const Call& of_loss, const GoOn& go_on) {
-            return stored ? run_loss(of_loss, go_on) : run_step_and_loss(step, of_loss, go_on);
-        };
-        if (!run_plain(loss, run)) return nullptr;
-    } catch (const std::bad_alloc&) {
-        return PyErr_NoMemory();
-    }
+    const auto run = [&](const Call& of_loss, const GoOn& go_on) {
+        return stored ? run_loss(of_loss, go_on) : run_step_and_loss(step, of_loss, go_on);
+    };
+    if (!run_plain(loss, run)) return nullptr;
     for (int64_t b = 0; b < loss.batch; ++b) loss.losses[b] = loss.losses[b] * law.factor + law.constant;
     if (stored) return Py_NewRef(made.object);
     const Reference out(plain.outputs.give());

@@ -1,12 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-// Long calls and Ctrl-C.
+// Long calls: other threads have the interpreter meanwhile, Ctrl-C ends them, and errors of C++ become Python's.
 #pragma once
 #include <chrono>
+#include <functional>
+#include <new>
+#include <thread>
 
+#include "cpu/pool.h"
 #include "python.h"
 
 namespace nf {
 namespace {
+
+// Takes the interpreter back. While it ends, CPython up to 3.13 ends a thread here by unwinding its stack, and no
+// destructor below could run without the interpreter. So the thread waits for the end of the process, as in 3.14.
+inline void take_back(PyThreadState* thread) {
+    try {
+        PyEval_RestoreThread(thread);
+    } catch (...) {
+        for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+}
 
 // While it lives, other threads have the interpreter. Asked between chunks (pool.h), it takes the interpreter back
 // every 50 milliseconds, for as long as handlers of signals take: false where one of them has raised.
@@ -14,11 +28,11 @@ class Released {
   public:
     Released() : thread_(PyEval_SaveThread()) {}
     Released(const Released&) = delete;
-    ~Released() { PyEval_RestoreThread(thread_); }
+    ~Released() { take_back(thread_); }
 
     bool operator()() {
         if (Clock::now() < next_) return true;
-        PyEval_RestoreThread(thread_);
+        take_back(thread_);
         const bool none_raised = PyErr_CheckSignals() == 0;
         thread_ = PyEval_SaveThread();
         next_ = Clock::now() + kPause;
@@ -31,6 +45,24 @@ class Released {
     PyThreadState* thread_;
     Clock::time_point next_ = Clock::now() + kPause;
 };
+
+// run(go_on), which a long one asks between its chunks: a short one is handed none, as giving the interpreter away
+// costs more than its work. False: a Python error is set.
+template <class Run>
+bool run_call(bool is_long, const Run& run) {
+    try {
+        if (!is_long) return run(nullptr);
+        Released released;
+        return run(std::ref(released));
+    } catch (const std::bad_alloc&) {
+        PyErr_NoMemory();
+    } catch (const Forked&) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "a signal handler forked in the middle of this call, whose other threads the child does not "
+                        "have: its outputs are incomplete; make the call again");
+    }
+    return false;
+}
 
 }  // namespace
 }  // namespace nf

@@ -50,6 +50,8 @@ void leave([[maybe_unused]] int number) {
 #endif
 }
 
+int forks = 0;  // that made this process, counted by the one thread that a child has
+
 // One job at a time. Its caller works too, and waits only for helpers that have joined: one that wakes up too late for
 // a job finds it closed.
 class Pool {
@@ -83,10 +85,33 @@ class Pool {
 
   private:
     void start() {
+        while (started_ < wanted_ && start_one()) ++started_;  // where the system gives no more, fewer do the work
+    }
+
+    bool start_one() {
+#if defined(__unix__) || defined(__APPLE__)
+        // Kernels take up to half of 128 KiB, which is all that a thread gets by default where the C library is musl.
+        constexpr size_t kStack = 512 << 10;
+        pthread_attr_t attributes;
+        if (pthread_attr_init(&attributes) != 0) return false;
+        pthread_attr_setstacksize(&attributes, kStack);
+        pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+        pthread_t thread;
+        const auto serve = [](void* pool) -> void* {
+            static_cast<Pool*>(pool)->serve();
+            return nullptr;
+        };
+        const bool made = pthread_create(&thread, &attributes, serve, this) == 0;
+        pthread_attr_destroy(&attributes);
+        return made;
+#else
         try {
-            for (; started_ < wanted_; ++started_) std::thread(&Pool::serve, this, started_ + 1).detach();
-        } catch (const std::exception&) {  // the system gives no more threads or memory: fewer do the work
+            std::thread(&Pool::serve, this).detach();
+        } catch (const std::exception&) {
+            return false;
         }
+        return true;
+#endif
     }
 
     void share_out() {
@@ -100,12 +125,14 @@ class Pool {
 
     // Its own span first, which is in its caches if the last job had the same arrays; then what others have left.
     bool work(int own, const GoOn& go_on) {
+        const int before = forks;
         for (int i = 0; i < n_spans_; ++i) {
             Span& span = spans_[(own + i) % n_spans_];
             for (int64_t chunk; (chunk = span.next++) < span.end;) {
                 const int64_t begin = chunk * chunk_;
                 (*body_)(begin, std::min(begin + chunk_, total_));
                 if (go_on && !go_on()) return leave_the_rest();
+                if (forks != before) throw Forked();
             }
         }
         return true;
@@ -124,7 +151,8 @@ class Pool {
         return false;
     }
 
-    void serve(int number) {
+    void serve() {
+        const int number = ++serving_;
         uint64_t seen = 0;
         for (bool looks_out = false;;) {
             const auto called = [&] { return state_ / kJob != seen; };
@@ -179,12 +207,18 @@ class Pool {
     std::atomic<int> wanted_{0};   // helpers
     std::atomic<int> caller_{-1};  // where it works
     int started_ = 0;
+    std::atomic<int> serving_{0};
 };
 
 // Never destroyed: at exit, as in a forked child, its threads may be gone or asleep and must not be waited for.
 Pool* pool = nullptr;
 
 void reset() { pool = new Pool; }
+
+void reset_after_fork() {
+    ++forks;
+    reset();
+}
 
 constexpr int kTogether = 4;  // chunks between two questions, on one thread
 
@@ -193,7 +227,7 @@ constexpr int kTogether = 4;  // chunks between two questions, on one thread
 void init_pool() {
     reset();
 #if defined(__unix__) || defined(__APPLE__)
-    pthread_atfork(nullptr, nullptr, reset);
+    pthread_atfork(nullptr, nullptr, reset_after_fork);
 #endif
 }
 

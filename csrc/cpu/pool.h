@@ -2,6 +2,7 @@
 // The library's own threads. They share out ranges, never results: no output depends on how many there are.
 #pragma once
 #include <cstdint>
+#include <exception>
 #include <functional>
 
 namespace nf {
@@ -10,6 +11,10 @@ using Body = std::function<void(int64_t begin, int64_t end)>;
 // What a long job asks on its caller's thread, between chunks, or nothing. False ends it: what was begun is finished,
 // and no more.
 using GoOn = std::function<bool()>;
+
+// Thrown in a forked child that comes back into a job, from go_on: its other threads, and what they had in hand, are
+// not there.
+struct Forked : std::exception {};
 
 // Calls body(begin, end) over [0, total) in chunks, on all threads; on the caller's alone when there is one chunk or
 // the pool is busy with another job. Chunks begin at multiples of `chunk`. False: it was ended before its time.

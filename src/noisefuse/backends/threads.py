@@ -76,15 +76,25 @@ class _Share:
 
     def __init__(self, work: Callable[[], object]) -> None:
         self.work = work
+        self.queue = _shares
         self.begun = self.finished = False
         self.error: BaseException | None = None
         self.end = _thread.allocate_lock()
         self.end.acquire()
 
     def wait(self) -> None:
-        """Until it is done. One that nobody has begun need not be done any more, and keeps no array alive."""
+        """Until it is done. One that nobody has begun need not be done any more, and keeps no array alive.
+
+        Raises:
+            RuntimeError: this is a child that a signal's handler forked meanwhile. Who had begun it is not there.
+        """
         while self.begun and not self.finished:
-            self.end.acquire()
+            if self.queue is not _shares:
+                raise RuntimeError(
+                    "a signal handler forked in the middle of this call, whose other threads the child does not have: "
+                    "its outputs are incomplete; make the call again"
+                )
+            self.end.acquire(timeout=1)
         self.work = _nothing
 
 
@@ -118,7 +128,7 @@ def together(work: Callable[[], object], stop: Callable[[], object], threads: in
     late does nothing. An interrupt in the middle calls stop(), after which no more parts are there to be taken, and
     waits for those that have been: they write to the caller's memory.
     """
-    others = [_Share(work) for _ in range(threads - 1)]
+    others, queue = [_Share(work) for _ in range(threads - 1)], _shares
     try:
         with suppress(RuntimeError):  # the system gives no more threads: fewer do it
             missing = len(others) - len(_workers)
@@ -131,7 +141,7 @@ def together(work: Callable[[], object], stop: Callable[[], object], threads: in
             if other.error is not None:
                 raise other.error
     except BaseException:
-        while not _stopped(stop, others):
+        while queue is _shares and not _stopped(stop, others):  # a forked child has nobody to wait for
             pass
         raise
 
