@@ -16,12 +16,13 @@ void for_each_drawn_tile(const Call& s, int64_t begin, int64_t end, Rows<Real>& 
     Counters counters;
     uint64_t seed = cursor.field().seed;
     RoundKeys keys(seed);
+    const int most_of_run = s.row_for_each() ? rows.most : kTile;  // of a span: it has one row, or one for each element
     while (cursor.at < end) {
         if (cursor.field().seed != seed) keys = RoundKeys(seed = cursor.field().seed);
         const int64_t at = cursor.at, segment = cursor.segment, segment_left = cursor.segment_left;
         const int64_t span = least(least(cursor.uniform_left(), segment_left), end - at);
         if (span < kTile / 2) {
-            take_short_runs<Real>(counters, cursor, end);
+            take_short_runs<Real>(counters, cursor, end, rows.most);
             rows.select(at, segment, segment_left, counters.size);
             tile(at, counters, keys);
             continue;
@@ -31,7 +32,7 @@ void for_each_drawn_tile(const Call& s, int64_t begin, int64_t end, Rows<Real>& 
         int64_t head = s.out[0] && span >= 8 * kTile ? arrays.to_line(at) : 0;
         if ((cursor.element + head) & 3) head = 0;
         for (int64_t done = 0; done < span; done += counters.size, head = 0) {
-            counters.take(cursor.element + done, head ? head : span - done);
+            counters.take(cursor.element + done, head ? head : least(span - done, most_of_run));
             rows.select(at + done, segment, segment_left - done, counters.size);
             tile(at + done, counters, keys);
         }

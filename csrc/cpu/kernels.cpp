@@ -21,12 +21,12 @@ void step_drawing_nothing(const Call& s, int64_t begin, int64_t end) {
     const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape_of(rows));
     const bool far = s.size * s.batch > kFar;
     const bool asks = far || (arrays.n_written > 1 && s.size * s.batch >= kSeveral);
-    const int64_t most = tile_on_arrays && arrays.all_own && !asks ? 16 * kTile : kTile;
+    const int64_t most = s.row_for_each() ? rows.most : tile_on_arrays && arrays.all_own && !asks ? 16 * kTile : kTile;
     // The first tile of a long array is short, so that the others begin with a line.
     int64_t size = end - begin >= 64 * kTile ? arrays.to_line(begin) : 0;
     for (int64_t at = begin; at < end; at += size, size = 0) {
         const int64_t left = s.segment - at % s.segment;
-        size = least(size ? size : left < kTile ? kTile : least(left, most), end - at);
+        size = least(size ? size : left < rows.most ? rows.most : least(left, most), end - at);
         for (int g = 0; g < kTile / kGroup && asks; ++g) {
             if (far) arrays.prefetch_read(at, g);
             arrays.prefetch_written(at, g);
@@ -94,7 +94,7 @@ void walk_range(const Call& s, int64_t begin, int64_t end) {
         const int64_t at = cursor.at, left = least(cursor.uniform_left(), end - at);
         const RoundKeys keys(cursor.field().seed);
         if (left < kTile / 2) {
-            take_short_runs<Real>(counters, cursor, end);
+            take_short_runs<Real>(counters, cursor, end, kTile);
         } else {
             take_run(counters, cursor);
             counters.take(cursor.element, left);
@@ -149,7 +149,7 @@ void step_and_loss_range(const Call& s, const Call& of_loss, int64_t begin_chunk
 // What a loop has on its stack, of which threads get 128 KiB where the C library is musl; the rest is for their
 // callers.
 static_assert(sizeof(Rows<double>) + sizeof(Arrays<double>) + sizeof(Noise<double>) + 2 * sizeof(Residuals<double>) <=
-              120 << 10);
+              84 << 10);
 
 void step_and_loss(const Call& s, const Call& of_loss, int64_t begin_chunk, int64_t end_chunk) {
     s.type == DType::f64 ? step_and_loss_range<double>(s, of_loss, begin_chunk, end_chunk)

@@ -276,7 +276,7 @@ void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
     if (s.draw == Draw::none) {
         if (RegisterResiduals<Real> in_registers(residuals, s, begin); in_registers) return in_registers.take_to(end);
         for (int64_t at = begin; at < end;) {
-            const int size = static_cast<int>(least(kTile, end - at));
+            const int size = static_cast<int>(least(rows.most, end - at));
             rows.select(at, at / s.segment, s.segment - at % s.segment, size);
             tile(at, size);
             at += size;

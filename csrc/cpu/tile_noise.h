@@ -73,13 +73,13 @@ struct Counters {
 // As many whole samples as fit, where they are tiny and numbered on: points and actions come by the million. Such tiles
 // differ in their first sample only, so they are made once and then shifted. False: not such a tile.
 template <class Real>
-inline bool take_samples(Counters& counters, Cursor& cursor, int64_t end) {
+inline bool take_samples(Counters& counters, Cursor& cursor, int64_t end, int most) {
     const Call& s = cursor.s;
     const Field& f = cursor.field();
-    if (cursor.in_sample || s.size > kTile / 4 || s.field_per_sample || s.step_by_index || f.start || f.axes ||
+    if (cursor.in_sample || s.size > most / 4 || s.field_per_sample || s.step_by_index || f.start || f.axes ||
         f.samples)
         return false;
-    const int size = static_cast<int>(s.size), blocks = (size + 3) / 4, count = kBlocks / blocks;
+    const int size = static_cast<int>(s.size), blocks = (size + 3) / 4, count = most / 4 / blocks;
     const uint64_t id = f.sample + static_cast<uint64_t>(cursor.sample);
     if (size * count > end - cursor.at || (id + count) >> 32 != id >> 32) return false;
     if (!counters.repeats || counters.tags[0] != tag(id, f.stream)) {
@@ -100,16 +100,18 @@ inline bool take_samples(Counters& counters, Cursor& cursor, int64_t end) {
     return true;
 }
 
-// Fills the counters with the runs at the cursor, which are short, and moves the cursor past them.
+// Fills the counters with the runs at the cursor, which are short, up to `most` elements, and moves the cursor past
+// them.
 template <class Real>
-inline void take_short_runs(Counters& counters, Cursor& cursor, int64_t end) {
-    if (take_samples<Real>(counters, cursor, end)) return;
+inline void take_short_runs(Counters& counters, Cursor& cursor, int64_t end, int most) {
+    if (take_samples<Real>(counters, cursor, end, most)) return;
+    const int blocks = most / 4;
     const uint64_t seed = cursor.field().seed;
     int used = 0;
     counters.size = counters.n_parts = 0;
-    while (used < kBlocks && cursor.at < end && cursor.field().seed == seed) {
+    while (used < blocks && cursor.at < end && cursor.field().seed == seed) {
         const int skip = static_cast<int>(cursor.element & 3);
-        const int64_t room = 4 * (kBlocks - used) - skip;
+        const int64_t room = 4 * (blocks - used) - skip;
         const int size = static_cast<int>(least(least(cursor.uniform_left(), end - cursor.at), room));
         const uint64_t id = cursor.sample_id();
         const uint32_t step = cursor.step(), stream = cursor.field().stream;

@@ -228,7 +228,12 @@ struct Rows {
     bool wants_clean, per_element = false;
     int used_columns[kColumns], n_used = 0;
     const Real* row = nullptr;  // the tile's one row, if it has one
-    alignas(64) Real expanded[kColumns][kTile + kOverhang];
+    // The coefficients of a tile's elements, one used column after another. Threads have small stacks, so there is room
+    // for all columns of half a tile, or for half of the columns, which is more than samplers use, of a whole one.
+    static constexpr int kHalf = kTile / 2 + kOverhang;
+    alignas(64) Real expanded[kColumns * kHalf];
+    int place[kColumns];               // of a column in `expanded`
+    int most;                          // elements of a tile whose rows differ
     int64_t phase = 0, repeated = -1;  // where a tile of a period begins there; the sample whose period it is
     // k and z of `out` by level, where they are looked up in registers.
     static constexpr int kLookedUp = sizeof(Real) == 4 ? kLevels : 1;
@@ -240,7 +245,11 @@ struct Rows {
           out{{call.active, kAffine[0], kSlots}, {call.active, kAffine[1], kSlots}, {call.active, kAffine[2], kSlots}} {
         wants_clean = nf::wants_clean(s.active, s.out);
         for (int c = 0; c < kColumns; ++c)
-            if (s.active >> c & 1 || (clamps() && (c == kLow || c == kHigh))) used_columns[n_used++] = c;
+            if (s.active >> c & 1 || ((clamps() || s.masked) && (c == kLow || c == kHigh)) ||
+                (s.by_level && (c == kByLevel[0] || c == kByLevel[1])))
+                used_columns[n_used++] = c;
+        most = n_used * (kTile + kOverhang) <= kColumns * kHalf ? kTile : kTile / 2;
+        for (int u = 0; u < n_used; ++u) place[used_columns[u]] = u * (most + kOverhang);
         for (int i = 0; i < kLookedUp && s.by_level; ++i)
             for (int c = 0; c < 2; ++c) level[c][i] = static_cast<float>(table()[kColumns * i + kByLevel[c]]);
         per_element = s.row_for_each();
@@ -259,7 +268,7 @@ struct Rows {
         row = table_row(segment);
         per_element = left < n;
         for (int u = 0; u < n_used && per_element; ++u)
-            expand(expanded[used_columns[u]], used_columns[u], segment, left, n);
+            expand(of_column(used_columns[u]), used_columns[u], segment, left, n);
     }
 
     void select_for_each(int64_t at, int n) { s.by_level ? select_levels(at, n) : select_period(at, n); }
@@ -269,9 +278,9 @@ struct Rows {
         int i = 0;
         if constexpr (sizeof(Real) == 4)
             for (; i + Lane::width <= n; i += Lane::width)
-                for (int c = 0; c < 2; ++c) Lane::store(expanded[kByLevel[c]] + i, Lane::lookup(level[c], x + i));
+                for (int c = 0; c < 2; ++c) Lane::store(of_column(kByLevel[c]) + i, Lane::lookup(level[c], x + i));
         for (; i < n; ++i)
-            for (const int column : kByLevel) expanded[column][i] = table()[kColumns * x[i] + column];
+            for (const int column : kByLevel) of_column(column)[i] = table()[kColumns * x[i] + column];
     }
 
     // A short period is written once a sample, and read from wherever a tile begins in it.
@@ -290,10 +299,10 @@ struct Rows {
             if (++in_sample == s.size) ++sample, in_sample = 0;
         }
         for (int u = 0; u < n_used; ++u) {
-            Real* const to = expanded[used_columns[u]];
+            Real* const to = of_column(used_columns[u]);
             const Real* const from = table() + used_columns[u];
             for (int i = 0; i < own; ++i) to[i] = from[rows_of[i]];
-            for (int i = own; i < kTile + own && repeats; ++i) to[i] = to[i - own];
+            for (int i = own; i < most + own && repeats; ++i) to[i] = to[i - own];
         }
     }
 
@@ -315,7 +324,8 @@ struct Rows {
     }
 
     int constant(int output) const { return out[output].constant; }  // column of k, or -1
-    const Real* coefficient(int column) const { return per_element ? expanded[column] + phase : row + column; }
+    Real* of_column(int column) { return expanded + place[column]; }
+    const Real* coefficient(int column) const { return per_element ? expanded + place[column] + phase : row + column; }
 
     [[gnu::flatten]] void apply(Real* to, int size, const Affine& combination, const Real* const (&value)[kSlots],
                                 bool nontemporal) const {

@@ -201,7 +201,8 @@ def list_combinations(p: Any, m: Any) -> None:
     """D where one of the others reads it, the noise or a mask, and that of each output."""
     active, masked = p[CALL_ACTIVE], pointer(p, int32)[CALL_MASKED] != 0
     bounded = active & BOUNDS != 0
-    m[READ_COLUMNS] = active | (BOUNDS if bounded else 0)  # a clamp takes both bounds, also where one alone is active
+    # A clamp takes both bounds, also where one alone is active; a mask where none is.
+    m[READ_COLUMNS] = active | (BOUNDS if bounded | masked else 0)
     m[COMBINATIONS], reads_clean = 0, masked | (active & (TIMES_CLEAN | TIMES_ROOT) != 0)
     for o in range(len(AFFINE)):
         reads_clean |= (p[CALL_OUT + o] != 0) & (active >> (AFFINE[o] + 1 + D) & 1 != 0)
