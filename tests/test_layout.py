@@ -57,7 +57,7 @@ ALLOWED = {
     "transitions": "float_mode backends.call",
     "augment": "rows schedule noise arrays calls ops loss transitions backends levels backends.call",
     "fields": "arrays augment calls float_mode forward loss noise ops rows schedule tableau levels",
-    "sampler": "ops density rows backends arrays noise tableau views _drawing levels",
+    "sampler": "ops density rows backends arrays noise tableau views _drawing _stored levels",
     "samplers.shared": "sampler tableau docstrings samplers.spacing",
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
     "samplers": "samplers.*",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 Made = TypeVar("Made")
 
@@ -22,6 +22,11 @@ def read(kind: str, text: str, make: Callable[[dict[str, Any]], Made]) -> Made:
         raise ValueError(f"this JSON is not a noisefuse {kind} of version 1: it is nested too deeply") from None
     except (KeyError, TypeError, ArithmeticError) as error:
         raise ValueError(f"this JSON is not a whole noisefuse {kind}: {error!r}") from error
+
+
+def refuse_state(self: object, state: object) -> NoReturn:
+    """``__setstate__`` of classes that pickle a call of their constructor: a forged pickle cannot skip its checks."""
+    raise TypeError(f"this pickle sets the attributes of a {type(self).__name__}, which only its constructor may do")
 
 
 def entries(name: str, values: object) -> list[Any]:

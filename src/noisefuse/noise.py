@@ -329,6 +329,8 @@ class Increment:
     _terms: Terms = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.noise, Noise):
+            raise TypeError(f"interval: expected a Noise, got {type(self.noise).__name__}")
         step, stream = self.noise.step, self.noise.stream
         if type(step) is not int:
             raise TypeError("interval: expected a noise whose step is an int; paths are told apart by it")
@@ -338,6 +340,11 @@ class Increment:
             raise ValueError(f"interval: increments have a stream of their own, expected stream 0, got {stream}")
         times = (tree_terms, self.span) if self.grid is None else (grid_terms, self.grid)
         object.__setattr__(self, "_terms", times[0](step, self.t0, self.t1, times[1]))  # which checks the times
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        """From a pickle, which may come from anywhere: the terms are made again."""
+        noise, t0, t1, span, grid, *_ = state
+        Increment.__init__(self, noise, t0, t1, span, grid)
 
     def terms(self) -> Terms:
         """The draws that it adds, in order: their step words, and what each is multiplied by."""

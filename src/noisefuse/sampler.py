@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeGuard, 
 import numpy as np
 import numpy.typing as npt
 
-from . import backends, density, ops
+from . import _stored, backends, density, ops
 from ._drawing import plot_levels
 from .arrays import device_of, host_view, interop, is_lazy, is_traced, is_written, output
 from .levels import levels_of
@@ -139,6 +139,8 @@ class Sampler:
 
     def __reduce__(self) -> tuple[type[Sampler], tuple[Tableau]]:
         return Sampler, (self.tableau,)
+
+    __setstate__ = _stored.refuse_state
 
     def __len__(self) -> int:
         return len(self._push)

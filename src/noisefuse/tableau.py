@@ -186,9 +186,9 @@ class Tableau:
 
     Raises:
         ValueError: a coefficient that is NaN or infinite, or lo > hi (the message names row and column); a column of
-            another length; an auxiliary output that ``push`` or ``denoised`` takes and the row does not compute. (What
-            a row reads but no row before it pushed is for ``Sampler`` to refuse: ``update`` is given its past by the
-            caller.)
+            another length; an auxiliary output that ``push`` or ``denoised`` takes and the row does not compute; a
+            masked row that reads D or has more than one output. (What a row reads but no row before it pushed is for
+            ``Sampler`` to refuse: ``update`` is given its past by the caller.)
         TypeError: a name that is no str, masked that is no bool.
 
     Attributes:
@@ -265,12 +265,16 @@ class Tableau:
         self.__dict__.update(columns, name=name, start=float(start), threshold=threshold, masked=bool(masked))
         self._check()
         self.__dict__["active"] = self._nonzero if active is None else _frozen_mask(active)
+        if self.masked:
+            self._check_masked()
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Tableau is immutable: cannot set {name!r}")
 
     def __reduce__(self) -> tuple[Callable[[str], Tableau], tuple[str]]:
         return Tableau.from_json, (self.to_json(),)  # unpickled arrays would be writable
+
+    __setstate__ = _stored.refuse_state
 
     def _check(self) -> None:
         if not 0 <= self.start < math.inf:
@@ -295,6 +299,18 @@ class Tableau:
             for row in np.flatnonzero((np.maximum(self.push, self.denoised) >= n) & ~computed):
                 given = f"push {self.push[row]} and denoised {self.denoised[row]} take aux{n}"
                 raise ValueError(f"row {row} of {self.name!r}: {given}, which the row does not compute")
+
+    def _check_masked(self) -> None:
+        """A masked row computes out and aux1, of anything but D."""
+        read = [f"{output}.d" for output in OUTPUTS[:2] if self.active[output]["d"]]
+        read += [f"aux2.{symbol}" for symbol in SYMBOLS if self.active["aux2"][symbol]]
+        if read:
+            raise ValueError(f"{self.name!r} is masked: expected rows without D and aux2, got {', '.join(read)}")
+        for row in np.flatnonzero((self.push > 0) | (self.denoised > 0)):
+            given = f"push {self.push[row]} and denoised {self.denoised[row]}"
+            raise ValueError(f"row {row} of {self.name!r}: a masked row has one output, got {given}")
+        if self.threshold is not None:
+            raise ValueError(f"{self.name!r} is masked: expected no threshold, got {self.threshold}")
 
     def __len__(self) -> int:
         return len(self.rows)

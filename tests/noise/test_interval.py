@@ -212,6 +212,20 @@ def test_an_increment_is_a_value():
         increment.t0 = 1.0
 
 
+def test_a_pickle_cannot_bring_terms_of_its_own():
+    """It may have been written by anybody, and kernels trust them: they are made again, and the times are checked."""
+    increment = NOISE.interval(2, 0.3, grid=GRID)
+    forged = copy.copy(increment)
+    object.__setattr__(forged, "_terms", ((1 << 40, 1.0),))
+    assert pickle.loads(pickle.dumps(forged)).terms() == increment.terms()
+    object.__setattr__(forged, "t0", 99.0)
+    with pytest.raises(ValueError, match=r"t0 = 99\.0 is not a time of the grid"):
+        pickle.loads(pickle.dumps(forged))
+    object.__setattr__(forged, "noise", 7)
+    with pytest.raises(TypeError, match="expected a Noise, got int"):
+        pickle.loads(pickle.dumps(forged))
+
+
 WRONG = {
     "before": (ValueError, r"t0 = -0\.1 lies outside of the span from 0\.0 to 1\.0", lambda: NOISE.interval(-0.1, 1)),
     "after": (ValueError, r"t1 = 1\.5 lies outside", lambda: NOISE.interval(0, 1.5)),

@@ -8,8 +8,9 @@ import pickle
 import numpy as np
 import pytest
 
+from conftest import NUMBA, using
 from exact import apply_exact
-from noisefuse import Schedule, update
+from noisefuse import Sampler, Schedule, update
 from noisefuse.tableau import ROW, SYMBOLS, ZERO, Affine, D, Row, Tableau, k, m1, m2, past, x, z
 
 RNG = np.random.default_rng(0)
@@ -245,6 +246,47 @@ def damaged(stored, rng, n=400):
         yield text
         at = rng.integers(len(text))
         yield text[:at] + chr(rng.integers(32, 127)) + text[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "what"),
+    [
+        (Row(out=D, clean=x), {}, "got out.d"),
+        (Row(out=past[0], aux1=2 * D, clean=x), {}, "got aux1.d"),
+        (Row(out=past[0], aux2=x + z), {}, "got aux2.x, aux2.z"),
+        (Row(out=past[0], aux1=x), {"push": [1]}, "one output, got push 1 and denoised 0"),
+        (Row(out=past[0], aux1=x), {"denoised": [1]}, "one output, got push 0 and denoised 1"),
+        (Row(out=past[0], aux1=x), {"threshold": (0.9, 1.0)}, "expected no threshold"),
+        (Row(out=past[0]), {"active": Tableau([Row(out=D, clean=x)]).active}, "got out.d"),
+    ],
+)
+def test_masked_rows_have_one_output_and_no_D(row, options, what):
+    """From JSON, too. Seen to end the process: kernels make no D for them, and followed a pointer to none."""
+    with pytest.raises(ValueError, match=what):
+        Tableau([row], masked=True, **options)
+    stored = json.loads(Tableau([row], **options).to_json()) | {"masked": True}
+    with pytest.raises(ValueError, match=what):
+        Tableau.from_json(json.dumps(stored))
+
+
+@pytest.mark.parametrize("name", ["native", *NUMBA])
+def test_masked_rows_without_bounds_differ_by_sample(name):
+    """Seen to fail: bounds that were looked up where nothing had been written."""
+    rows = [Row(out=past[0], aux1=n * past[1], clean=x) for n in range(300)]
+    table, ones = Tableau(rows, masked=True), np.ones((300, 3), np.float32)
+    with using(name):
+        out = update(table, np.arange(300), ones, past=[ones, ones])
+    assert np.array_equal(out, np.arange(1, 301)[:, None] * ones)
+
+
+@pytest.mark.parametrize("value", [EVERYTHING, Sampler(EVERYTHING), Schedule.cosine(3)], ids=lambda v: type(v).__name__)
+def test_a_pickle_cannot_skip_the_constructor(value):
+    """It may have been written by anybody. Seen to read out of bounds, and to end the process."""
+    kind = type(value)
+    forged = b"\x80\x02c" + f"{kind.__module__}\n{kind.__qualname__}\n".encode() + b")\x81"
+    forged += pickle.dumps(dict(value.__dict__), 2)[2:-1] + b"b."
+    with pytest.raises(TypeError, match=f"attributes of a {kind.__name__}, which only its constructor may do"):
+        pickle.loads(forged)
 
 
 def test_repr_is_equations():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import noisefuse as nf
 
 from ..arrays import FLOATS, float_dtype
 from ..levels import LEVELS
-from ..rows import COLUMNS, ROW
+from ..rows import COLUMNS, NAMES, ROW
 
 T = TypeVar("T")
 Array = NDArray[Any]
@@ -97,6 +98,34 @@ def table(seed: int, density: float) -> nf.Tableau:
     rows["clean"]["lo"] = np.where(rng.random(5) < 0.5, -np.inf, -rng.random(5))
     rows["clean"]["hi"] = np.where(rng.random(5) < 0.5, np.inf, rng.random(5))
     return nf.Tableau(rows)
+
+
+def hostile(seed: int, masked: bool = False, stored: bool = False) -> nf.Tableau:
+    """Five rows with what a forged table may have, made by the constructor or read from JSON: numbers without sense,
+    columns said to be active that are not, outputs that rows push and do not compute. Many are refused."""
+    rng = np.random.default_rng(seed)
+    numbers = rng.normal(size=(5, COLUMNS)) * (rng.random((1, COLUMNS)) < rng.choice([0.1, 0.5, 1.0]))
+    rows = numbers.view(ROW)[:, 0]
+    rows["clean"]["lo"], rows["clean"]["hi"] = rng.choice([-np.inf, -0.5], 5), rng.choice([np.inf, 0.5], 5)
+    if masked and rng.random() < 0.7:  # what `transpose` makes
+        rows["out"]["d"] = rows["aux1"]["d"] = 0
+        rows["aux2"] = np.zeros((), ROW["aux2"])
+    if rng.random() < 0.3:
+        senseless = [np.nan, np.inf, -np.inf, 1e300, -1e300, 5e-324, -0.0]
+        numbers[rng.integers(5), rng.integers(COLUMNS)] = rng.choice(senseless)
+    options: dict[str, Any] = {"masked": masked}
+    for name in ("push", "denoised"):
+        if rng.random() < 0.05:
+            options[name] = rng.integers(4, size=5).tolist()
+    if rng.random() < 0.05:
+        options["threshold"] = (float(rng.choice([0.9, 2.0])), float(rng.choice([1.0, 0.0])))
+    active = (rng.random(COLUMNS) < 0.5).view(nf.Tableau(rows[:0]).active.dtype)[0] if rng.random() < 0.3 else None
+    if not stored:
+        return nf.Tableau(rows, active=active, **options)
+    text = [[number if math.isfinite(number) else str(number) for number in row] for row in numbers.tolist()]
+    options |= {} if active is None else {"active": active.tolist()}
+    fields = {"noisefuse tableau": 1, "columns": NAMES, "rows": text, **options}
+    return nf.Tableau.from_json(json.dumps(fields))
 
 
 LINEAR = nf.Schedule.linear()
@@ -376,7 +405,10 @@ def _walk(draw: Draw) -> Call:
 
 def _update(draw: Draw) -> Call:
     shape, dtype = _shape(draw), draw.of(*KINDS)
-    call = Call("nf.update", {"table": f"table({draw(50)}, {draw.of(0.1, 0.5, 1.0)})"}, {})
+    made = f"table({draw(50)}, {draw.of(0.1, 0.5, 1.0)})"
+    if draw.once_in(3):
+        made = f"hostile({draw(1000)}, {bool(draw(2))}, {bool(draw(2))})"
+    call = Call("nf.update", {"table": made}, {})
     call.required |= {"i": _times(draw, shape, 5, False)[0], "x": _array(draw, shape, dtype)}
     call.required["model_output"] = f"({_array(draw, shape, dtype)}, {_array(draw, shape, draw.of(dtype, *KINDS))})"
     call.options["past"] = f"[{', '.join(_array(draw, shape, dtype) for _ in range(4 - draw.once_in(9)))}]"
