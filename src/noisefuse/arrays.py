@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -195,7 +195,7 @@ def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
     array = as_numbers(name, x)
     if dtype_name(array.dtype) not in allowed:
         raise TypeError(f"{name}: dtype {array.dtype} is not supported, expected one of {', '.join(allowed)}")
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    return array if array.dtype.isnative else copy(array, array.dtype.newbyteorder("="))
 
 
 def as_numbers(name: str, x: Any) -> Array:
@@ -250,7 +250,33 @@ def _address(x: Any) -> int:
 
 def contiguous(x: Array) -> Array:
     """x itself where kernels can read it, else a copy."""
-    return x if _is_plain(x) else x.copy(order="C")
+    return x if _is_plain(x) else copy(x, x.dtype)
+
+
+PIECE = 1 << 20  # elements that NumPy handles in some milliseconds; between two pieces Ctrl-C is heard
+
+
+def pieces(shape: Sequence[int]) -> Iterator[tuple[int | slice, ...]]:
+    """Indices that cut an array of this shape into pieces of at most `PIECE` elements."""
+    size = math.prod(shape)
+    if size <= PIECE:
+        yield ()
+    elif rows := PIECE * shape[0] // size:
+        yield from ((slice(begin, begin + rows),) for begin in range(0, shape[0], rows))
+    else:
+        yield from ((row, *part) for row in range(shape[0]) for part in pieces(shape[1:]))
+
+
+def copy(x: Array, dtype: np.dtype[Any]) -> Array:
+    """A C-contiguous copy in this dtype."""
+    if on_device(x) or x.size <= PIECE:
+        return x.astype(dtype, order="C")
+    made: Array = np.empty(x.shape, dtype)
+    as_it_lies = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
+    source, target = x.transpose(as_it_lies), made.transpose(as_it_lies)
+    for part in pieces(source.shape):
+        target[part] = source[part]
+    return made
 
 
 def overlap(a: Array, b: Array) -> bool:

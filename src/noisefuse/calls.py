@@ -17,6 +17,7 @@ from .arrays import (
     batch_shape,
     check_overlap,
     contiguous,
+    copy,
     count,
     device_of,
     dtype_name,
@@ -187,7 +188,7 @@ def converted(x: Array, dtype: np.dtype[Any]) -> Array:
     if x.dtype == dtype:
         return x
     with float_mode(), np.errstate(over="ignore", under="ignore"):
-        return x.astype(dtype)
+        return copy(x, dtype)
 
 
 SLOTS = dict(zip((X, M1, M2, *PASTS, Z), ARGUMENTS.values(), strict=True))

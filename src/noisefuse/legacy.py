@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .arrays import FLOATS, float_dtype
+from .arrays import FLOATS, copy, float_dtype
 from .backends.reference import fma32
 from .noise import SEEDS
 from .ops import lengths, philox4x32
@@ -52,7 +52,11 @@ class NumPy:
 
     def randn(self, shape: Shape, *, dtype: DTypeLike | None = "float64") -> Array:
         """The next normals, rounded to the dtype (float32: as ``.astype``)."""
-        return self._state.standard_normal(lengths(shape)).astype(float_dtype("float64" if dtype is None else dtype))
+        full, kind = lengths(shape), float_dtype("float64" if dtype is None else dtype)
+        drawn = np.empty(math.prod(full), kind)
+        for part in _parts(len(drawn)):
+            drawn[part] = self._state.standard_normal(len(drawn[part]))
+        return drawn.reshape(full)
 
 
 class TorchCPU:
@@ -95,13 +99,12 @@ class TorchCPU:
             drawn = np.array([self._one() for _ in range(n)], np.float64).astype(wide)
         else:
             whole, drawn = n - n % 16, np.empty(n, wide)
-            u = self._uniforms(n if kind == wide else whole, wide)
-            for begin in range(0, whole, _PART):
-                part = slice(begin, min(begin + _PART, whole))
-                drawn[part] = _sixteens(u[part])
+            for part in _parts(whole):
+                drawn[part] = _sixteens(self._uniforms(len(drawn[:whole][part]), wide))
             if n % 16:  # the last 16 are drawn anew
+                self._uniforms(n - whole if kind == wide else 0, wide)
                 drawn[-16:] = _sixteens(self._uniforms(16, wide))
-        return drawn.astype(kind).reshape(full)
+        return copy(drawn, kind).reshape(full)
 
     def _raw(self, n: int) -> NDArray[np.uint64]:
         return self._words.random_raw(n)
@@ -153,7 +156,11 @@ _QUARTER_PI = (-0.78515625, -2.4187564849853515625e-4, -3.77489497744594108e-8) 
 _LN_2 = (-2.12194440e-4, 0.693359375)
 
 
-_PART = 1 << 14  # elements at once: the second-level cache
+_PART = 1 << 14  # elements at once: the second-level cache, and Ctrl-C need not wait for more
+
+
+def _parts(n: int) -> Iterator[slice]:
+    return (slice(begin, min(begin + _PART, n)) for begin in range(0, n, _PART))
 
 
 def _fma(a: Array, b: Any, c: Any) -> Array:
@@ -222,14 +229,14 @@ class WebUI:
             OverflowError: more than 2^32 of them.
         """
         full = lengths(shape)
-        counter = np.zeros((math.prod(full), 4), np.uint32)
-        counter[:, 0], counter[:, 2] = self._calls, np.arange(len(counter))
-        self._calls += 1
-        words = philox4x32(counter, [self._seed % (1 << 32), self._seed >> 32]).astype(np.float64)
+        drawn = np.empty(math.prod(full), np.float32)
         cell, angle = np.float64(np.float32(2.3283064e-10)), np.float64(np.float32(2.3283064e-10 * 6.2831855))
-        u, v = words[:, 0] * cell + cell / 2, words[:, 1] * angle + angle / 2
-        drawn: Array = (np.sqrt(-2.0 * np.log(u)) * np.sin(v)).astype(np.float32).reshape(full)
-        return drawn
+        for part in _parts(len(drawn)):
+            words = _philox(self._seed, self._calls, part)
+            u, v = words[:, 0] * cell + cell / 2, words[:, 1] * angle + angle / 2
+            drawn[part] = np.sqrt(-2.0 * np.log(u)) * np.sin(v)
+        self._calls += 1
+        return drawn.reshape(full)
 
 
 class TorchCUDA:
@@ -280,19 +287,26 @@ class TorchCUDA:
             return np.empty(full, kind)
         threads = min(self._blocks, -(-n // _BLOCK)) * _BLOCK
         rounds = -(-n // (4 * threads))  # in each of which a thread draws four, which lie `threads` apart
-        counter = np.zeros((rounds, threads, 4), np.uint32)
-        counter[..., 0] = self._offset + np.arange(rounds)[:, None]
-        counter[..., 2] = np.arange(threads)
+        drawn = np.empty((rounds, 4, threads), np.float32)
+        for number in range(rounds):
+            for part in _parts(threads):
+                words = _philox(self._seed, self._offset + number, part)
+                radius = np.sqrt(-2.0 * np.log((words[:, 0::2] + 0.5) * 2.0**-32))
+                angle = (words[:, 1::2] + 0.5) * (2.0**-32 * 2 * math.pi)
+                drawn[number, 0::2, part] = (radius * np.sin(angle)).T
+                drawn[number, 1::2, part] = (radius * np.cos(angle)).T
         self._offset += rounds
-        words = philox4x32(counter, [self._seed % (1 << 32), self._seed >> 32]).astype(np.float64)
-        radius = np.sqrt(-2.0 * np.log((words[..., 0::2] + 0.5) * 2.0**-32))
-        angle = (words[..., 1::2] + 0.5) * (2.0**-32 * 2 * math.pi)
-        pairs = np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=-1).astype(np.float32)
-        drawn: Array = pairs.reshape(rounds, threads, 4).transpose(0, 2, 1).reshape(-1)[:n].astype(kind).reshape(full)
-        return drawn
+        return copy(drawn.reshape(-1)[:n], kind).reshape(full)
 
 
 _BLOCK = 256  # threads of a block of torch's kernel
+
+
+def _philox(seed: int, number: int, part: slice) -> NDArray[np.float64]:
+    """The four words of the elements or threads of a part, in call or round `number`."""
+    counter = np.zeros((part.stop - part.start, 4), np.uint32)
+    counter[:, 0], counter[:, 2] = number, np.arange(part.start, part.stop)
+    return philox4x32(counter, [seed % (1 << 32), seed >> 32]).astype(np.float64)
 
 
 def _seed(seed: SupportsIndex, end: int) -> int:

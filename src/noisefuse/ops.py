@@ -19,8 +19,11 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from . import backends
 from .arrays import (
     FLOATS,
+    PIECE,
     as_array,
     batch_shape,
+    contiguous,
+    copy,
     count,
     device_of,
     fast_dtype,
@@ -34,6 +37,7 @@ from .arrays import (
     one_place,
     output,
     overlap,
+    pieces,
     wanted,
 )
 from .backends.call import DTYPES, Draw, Step, Walk
@@ -91,11 +95,11 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     """
     c, k = _words("counter", counter, 4), _words("key", key, 2)
     shape = np.broadcast_shapes(c.shape[:-1], k.shape[:-1])
-    c = np.ascontiguousarray(np.broadcast_to(c, (*shape, 4))).reshape(-1, 4)
-    k = np.ascontiguousarray(np.broadcast_to(k, (*shape, 2))).reshape(-1, 2)
+    c = contiguous(np.broadcast_to(c, (*shape, 4))).reshape(-1, 4)
+    k = contiguous(np.broadcast_to(k, (*shape, 2))).reshape(-1, 2)
     philox, words = backends.current().philox, np.empty_like(c)
-    for begin in range(0, len(c), 1 << 18):  # a part of some milliseconds: Ctrl-C comes between two
-        part = slice(begin, begin + (1 << 18))
+    for begin in range(0, len(c), PIECE // 4):
+        part = slice(begin, begin + PIECE // 4)
         words[part] = philox(c[part], k[part])
     return words.reshape(*shape, 4)
 
@@ -600,9 +604,11 @@ def _words(name: str, words: ArrayLike, n: int) -> NDArray[np.uint32]:
     values = np.asarray(words)
     if values.dtype.kind not in "iu" or values.ndim == 0 or values.shape[-1] != n:
         raise TypeError(f"{name}: expected uint32 (..., {n}), got {values.dtype} of shape {values.shape}")
-    if values.size and (int(values.min()) < 0 or int(values.max()) >= 1 << 32):
-        raise OverflowError(f"{name}: expected words in [0, 2^32), got {values.min()} to {values.max()}")
-    return values.astype(np.uint32)
+    for part in pieces(values.shape):
+        piece = values[part]
+        if piece.size and (int(piece.min()) < 0 or int(piece.max()) >= 1 << 32):
+            raise OverflowError(f"{name}: expected words in [0, 2^32), got {piece.min()} to {piece.max()}")
+    return copy(values, np.dtype(np.uint32))
 
 
 # ---------------------------------------------------------------------------------------------------------- rows

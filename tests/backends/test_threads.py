@@ -107,7 +107,7 @@ class TestFork:
     @pytest.fixture(autouse=True, params=[NATIVE[0], *NUMBA])
     def backend(self, request):
         with using(request.param):
-            yield
+            yield request.param
 
     def test_a_child_works_after_its_parent_used_the_pool(self, expected):
         with nf.set_num_threads(4):
@@ -152,6 +152,43 @@ os._exit(10 * _native.num_threads() + threads.count() if child else os.waitstatu
             finally:
                 stop.set()
             assert busy.result()
+
+    def test_a_fork_by_a_signals_handler_in_the_middle_of_a_call(self, backend):
+        """The child comes back into the call, whose other threads it does not have. Seen to wait for them for ever."""
+        code = f"""
+import os, signal, time
+import numpy as np, noisefuse as nf
+nf.use_backend({nf.info()["backend"]!r})
+nf.set_num_threads(2)
+walk = lambda n: nf.q_walk(np.zeros((4, n), np.float32), nf.Schedule.linear(1000), nf.Noise(1), keep=[999])
+first = walk(1 << 12)  # compiled, and the other thread started
+child, before = None, os.getpid()
+
+def fork(*_):
+    global child
+    if child is None:
+        child = os.fork()
+
+signal.signal(signal.SIGALRM, fork)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+try:
+    walk(1 << 17)
+except RuntimeError as error:
+    assert "forked in the middle of this call" in str(error)
+if os.getpid() != before:
+    os._exit(7 if np.array_equal(walk(1 << 12), first) else 1)  # it can work on
+assert child is not None  # the call was long enough
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done:
+        raise SystemExit(os.waitstatus_to_exitcode(status))
+    time.sleep(0.01)
+os.kill(child, signal.SIGKILL)
+raise SystemExit("the child hangs")
+"""
+        done = python(code, seconds=120)
+        assert done.returncode == 7, done.stderr
 
     def test_multiprocessing(self, expected):
         with nf.set_num_threads(4), multiprocessing.get_context("fork").Pool(2) as pool:
@@ -303,6 +340,86 @@ other.join()
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "call", ["nf.q_walk(x, S, n, keep=[9])", "nf.randn(x.shape, n)", "nf.augment.gaussian(x, t, n)"]
+)
+def test_the_interpreter_may_end_while_threads_are_in_calls(call, threads):
+    """As of a data loader that fetches ahead. Seen to abort: CPython up to 3.13 unwinds such a thread's stack."""
+    code = f"""
+import threading, time
+import numpy as np, noisefuse as nf
+nf.set_num_threads({threads})
+x, S, n, t = np.zeros((4, 1 << 18), np.float32), nf.Schedule.linear(10), nf.Noise(1), [1.0, 2.0, 3.0, 4.0]
+
+def fetch():
+    while True:
+        {call}
+
+for _ in range(3):
+    threading.Thread(target=fetch, daemon=True).start()
+time.sleep(0.3)
+"""
+    done = python(code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_kernels_fit_a_thread_of_128_kib(name):
+    """musl's default. Seen to end the process: float64's losses took 132 KiB, half of it rows for each element."""
+    code = """
+import threading
+import numpy as np, noisefuse as nf
+from noisefuse import _native
+from noisefuse.tableau import ROW
+
+_native.use_isa(ISA)
+nf.set_num_threads(1)
+random, noise, schedule = np.random.default_rng(0), nf.Noise(1), nf.Schedule.linear(10)
+numbers = random.normal(size=(3, 36))
+numbers[:, 4:6] = -1, 1
+whole = nf.Tableau(numbers.view(ROW)[:, 0])  # every column is read
+policy = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=5).tableau
+levels, wide = np.zeros((3, 5000), np.uint8), np.ones((3, 5000), np.uint16)
+
+def calls(dtype):
+    x, few, t = np.ones((3, 5000), dtype), np.ones((3, 700), dtype), [0, 1, 2]
+    yield lambda: nf.randn(x.shape, noise, dtype=dtype)
+    yield lambda: nf.uniform((900, 5), noise, dtype="float32" if dtype == "float16" else dtype)
+    yield lambda: nf.q_sample(x, t, schedule, noise, target="v")
+    yield lambda: nf.q_sample(levels, t, schedule, noise, dtype=dtype, target="v")
+    yield lambda: nf.q_walk(x, schedule, noise)
+    for each in (x, few, np.ones((3, 7), dtype)):
+        past = [each] * 4
+        yield lambda each=each, past=past: nf.update(whole, t, each, (each, each), past=past, noise=noise, aux_out=2)
+    yield lambda: nf.update(policy.transpose()["m1"], 0, x, x, past=[x])
+    yield lambda: nf.mse_loss(x, x, t, schedule, noise, target="v", grad_out=True)
+    yield lambda: nf.mse_loss(x, x, t, schedule, noise, target="v")
+    yield lambda: nf.density.update(policy, 1, x, x, noise)
+    yield lambda: nf.density.log_prob_grad(policy, 1, x, x, x)
+    yield lambda: nf.augment.gaussian(x, [1.0, 2.0, 3.0], noise)
+
+def all_calls():
+    for dtype in ("float32", "float64", "float16"):
+        for call in calls(dtype):
+            call()
+    nf.augment.poisson(levels, 5.0, noise)
+    nf.augment.sensor(levels, 0.1, 0.1, noise)
+    nf.augment.by_level(levels, np.zeros(256), np.ones(256), noise)
+    nf.q_sample(wide, 1, schedule, noise, dtype="uint16")
+    nf.philox4x32(np.zeros((5000, 4), np.uint32), [1, 2])
+
+all_calls()  # imports, and what is looked up once
+threading.stack_size(128 << 10)
+thread = threading.Thread(target=all_calls)
+thread.start()
+thread.join()
+print("done")
+""".replace("ISA", repr(name.removeprefix("native-")))
+    done = python(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", ""), done.stderr
+
+
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("name", [NATIVE[0], *NUMBA, "reference"])
@@ -333,6 +450,51 @@ def test_an_interrupt_ends_a_long_call(name, threads, expected):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
+@pytest.mark.parametrize(
+    "call",
+    [
+        "nf.legacy.TorchCPU(1).randn(1 << 25)",
+        "nf.legacy.WebUI(1).randn(1 << 24)",
+        "nf.legacy.NumPy(1).randn(1 << 25)",
+        "nf.q_step(strided, 1, nf.Schedule.linear(9), nf.Noise(1))",
+    ],
+)
+def test_an_interrupt_is_heard_between_parts(call):
+    """Processor time from the signal to the error. Seen to take seconds: NumPy was asked for all of it at once."""
+    code = f"""
+import signal, time
+import numpy as np, noisefuse as nf
+nf.set_num_threads(1)
+strided = np.zeros((5, 1 << 25), np.float32).T
+came = []
+
+def interrupt(*_):
+    came.append(time.process_time())
+    raise KeyboardInterrupt
+
+def late():
+    begin = time.process_time()
+    {call}
+    whole = time.process_time() - begin
+    for part in (0.1, 0.3, 0.5, 0.7, 0.9):
+        signal.signal(signal.SIGPROF, interrupt)
+        signal.setitimer(signal.ITIMER_PROF, part * whole)
+        begin = time.process_time()
+        try:
+            {call}
+        except KeyboardInterrupt:
+            yield came[-1] - begin - part * whole
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+print(max(late()))
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.1
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")

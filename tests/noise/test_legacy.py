@@ -12,7 +12,7 @@ from noisefuse import legacy
 
 SEEDS = [0, 7, 2**32 + 5, 2**63 - 1]
 # Odd numbers of scalars leave one behind, which the next scalar takes, also after a draw of another kind.
-SIZES = [3, 16, (1,), 17, (4, 4, 3), 2, 0, 15, 31, 1000, (2, 3)]
+SIZES = [3, 16, (1,), 17, (4, 4, 3), 2, 0, 15, 31, 1000, (2, 3), 40_003]  # the last in parts
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -73,7 +73,7 @@ def test_published_numbers_of_cuda_and_of_the_web_ui():
 
 def test_the_web_ui_imitates_cuda_in_sequences_of_small_draws():
     ours, theirs = legacy.WebUI(2**40 + 3), legacy.TorchCUDA(2**40 + 3, "T4")
-    for shape in ((4, 64, 64), 3, (3, 5)):
+    for shape in ((4, 64, 64), 3, (3, 5), (3, 7001)):  # the last in parts
         assert np.allclose(ours.randn(shape), theirs.randn(shape), rtol=0, atol=2e-6)
 
 
@@ -133,9 +133,18 @@ def test_the_order_of_large_draws_is_that_of_the_launch():
 
 def test_numpy():
     ours, theirs = legacy.NumPy(9), np.random.RandomState(9)
-    for shape in ((3, 5), (7,), ()):
+    for shape in ((3, 5), (7,), (), (3, 7001)):  # the last in parts
         assert ours.randn(shape).tolist() == theirs.standard_normal(shape).tolist()
     assert legacy.NumPy(9).randn(4, dtype="float32").tolist() == np.random.RandomState(9).randn(4).astype("f4").tolist()
+
+
+def test_parts_of_a_round_are_in_its_order():
+    """Of the A100, 221,184 threads, which are more than a part."""
+    whole = legacy.TorchCUDA(5, "A100").randn(4 * 221_184 + 5)
+    of_one = nf.philox4x32([[number, 0, thread, 0] for number, thread in ((0, 221_183), (0, 20_000), (1, 4))], [5, 0])
+    radius = np.sqrt(-2 * np.log((of_one[:, 0].astype(float) + 0.5) / 2**32))
+    expected = radius * np.sin(2 * np.pi * (of_one[:, 1].astype(float) + 0.5) / 2**32)
+    assert np.allclose(whole[[221_183, 20_000, 4 * 221_184 + 4]], expected, rtol=0, atol=1e-6)
 
 
 def test_no_dtype_is_the_default():
