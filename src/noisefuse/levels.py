@@ -14,7 +14,9 @@ Range: TypeAlias = tuple[float, float]  # scale and offset
 DEFAULT_RANGE = {name: (2 / top, -1.0) for name, top in LEVELS.items()}  # from 0 .. top to -1 .. 1
 DEFAULT_RESULT = {name: (top / 2, top / 2) for name, top in LEVELS.items()}  # and back
 
-_NAMES = {key: name for name in LEVELS for key in (name, np.dtype(name), np.dtype(name).type)}
+_NAMES = {
+    key: name for name in LEVELS for key in (name, np.dtype(name), np.dtype(name).newbyteorder(), np.dtype(name).type)
+}
 
 
 class Levels(NamedTuple):
@@ -25,5 +27,5 @@ class Levels(NamedTuple):
 
 
 def levels_of(dtype: Any) -> str | None:
-    """Which of LEVELS it is, NumPy's or torch's, by whatever name; None where it is none of them."""
+    """Which of LEVELS it is, NumPy's (of either byte order) or torch's, by whatever name; None: it is none of them."""
     return _NAMES.get(dtype if isinstance(dtype, np.dtype | type) else str(dtype).removeprefix("torch."))

@@ -927,7 +927,7 @@ def _zeros_like(x: Array) -> Array:
 def _need_output(out: Any, x: Array) -> None:
     """What the last row will say of it, before the run. (Of tensors it is that row that does.)"""
     if out is not None and interop(x) is None:
-        kind = out.dtype if levels_of(getattr(out, "dtype", None)) else x.dtype.newbyteorder("=")
+        kind = np.dtype(levels_of(getattr(out, "dtype", None)) or x.dtype.newbyteorder("="))
         output("out", out, x.shape, kind, device_of(x))
 
 

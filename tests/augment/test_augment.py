@@ -462,6 +462,8 @@ def test_prepared_uint16_is_in_its_own_range():
         whole = np.full((2, 4, 4, 3), top, dtype)
         np.testing.assert_allclose(prepare(whole, **noise_of_nothing), 1, rtol=1e-6)
     assert np.array_equal(prepare(WIDE, N, noise_std=0.1), prepare(WIDE, N, noise_std=0.1, scale=1 / 65535))
+    swapped = WIDE.astype(WIDE.dtype.newbyteorder())  # seen to be taken for bytes
+    assert np.array_equal(prepare(swapped, N, noise_std=0.1), prepare(WIDE, N, noise_std=0.1))
 
 
 def test_tables_of_levels_are_of_bytes_alone():

@@ -243,6 +243,14 @@ def test_lists_of_traced_and_of_large_numbers(backend):
         assert equal(jax.jit(run)(np.uint32(2**31 + 4)), nf.randn(SHAPE, [Noise(9, sample=2**31 + 4), *others]))
 
 
+def test_a_list_of_names_of_which_one_has_a_list_of_one_id():
+    """Seen to fail: its sample was 0."""
+    names = [N.at(sample=[7]), N.at(sample=[2**55]), N.at(sample=5)]
+    assert equal(nf.randn((3, 9), names, dtype=jnp.float32), nf.randn((3, 9), names))
+    with pytest.raises(ValueError, match="sample"):
+        nf.randn((2, 9), [N.at(sample=[1, 2]), N], dtype=jnp.float32)
+
+
 def test_rows_of_a_scan():
     table = TABLES["ddpm"]
 

@@ -29,9 +29,11 @@ Shape = tuple[int, ...]
 
 # All memory that `array` has handed out since somebody emptied the list, and what it held.
 made: list[tuple[Array, Array]] = []
+# What makes another library's array of such an array, in tests/campaign/random_calls.py.
+handed_over: list[Callable[[Array], Any]] = []
 
 
-def array(shape: Shape, dtype: str = "float32", seed: int = 0, layout: str = "plain") -> Array:
+def array(shape: Shape, dtype: str = "float32", seed: int = 0, layout: str = "plain") -> Any:
     """Of an even seed normals, of an odd one any bits at all; in one of LAYOUTS."""
     kind = float_dtype(dtype) if dtype in FLOATS else np.dtype(dtype)
     rng = np.random.default_rng(seed)
@@ -41,7 +43,7 @@ def array(shape: Shape, dtype: str = "float32", seed: int = 0, layout: str = "pl
         values = rng.standard_normal(shape).astype(kind).reshape(shape)
     memory, view = LAYOUTS[layout](values)
     made.append((memory, memory.copy()))
-    return view
+    return handed_over[-1](view) if handed_over else view
 
 
 def _strided(x: Array) -> tuple[Array, Array]:

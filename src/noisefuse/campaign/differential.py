@@ -8,6 +8,7 @@ A case is a line of Python. One that fails is made smaller and shown as a line t
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -105,12 +106,14 @@ def different(expected: Outcome, found: Outcome) -> str:
     return "" if found.memory == expected.memory else "other bits in an array that it was given"
 
 
-def compared(backends: Sequence[str], threads: int, line: str) -> tuple[dict[str, str], Outcome]:
-    """What is wrong, by backend; and the reference's outcome."""
+def compared(
+    backends: Sequence[str], threads: int, line: str, against: str = REFERENCE
+) -> tuple[dict[str, str], Outcome]:
+    """What is wrong, by backend; and the outcome on the one that they are compared with."""
     code = compile(line, "<case>", "eval")
-    with nf.use_backend(REFERENCE):
+    with using(against):
         expected = outcome(code)
-    found = {REFERENCE: different(expected, expected)}
+    found = {against: different(expected, expected)}
     with nf.set_num_threads(threads):
         for backend in backends:
             with using(backend):
@@ -118,9 +121,9 @@ def compared(backends: Sequence[str], threads: int, line: str) -> tuple[dict[str
     return {backend: problem for backend, problem in found.items() if problem}, expected
 
 
-def differ(backend: str, threads: int, line: str) -> str:
+def differ(backend: str, threads: int, line: str, against: str = REFERENCE) -> str:
     """What is wrong with this call, or "": the lines of a report are calls of this function."""
-    return compared([backend], threads, line)[0].get(backend, "")
+    return compared([backend], threads, line, against)[0].get(backend, "")
 
 
 def shrunk(choices: list[int], fails: Callable[[list[int]], list[int] | None]) -> list[int]:
@@ -139,17 +142,18 @@ def shrunk(choices: list[int], fails: Callable[[list[int]], list[int] | None]) -
     return choices
 
 
-def report(backend: str, threads: int, choices: list[int]) -> str:
+def report(backend: str, threads: int, choices: list[int], against: str = REFERENCE) -> str:
     """The smallest such call as a line to paste, and what is wrong with it."""
 
     def fails(given: list[int]) -> list[int] | None:
         draw = Draw(given)
         line = random_call(draw)
-        return draw.taken if differ(backend, threads, line) else None
+        return draw.taken if differ(backend, threads, line, against) else None
 
     line = random_call(Draw(shrunk(choices, fails)))
-    problem = differ(backend, threads, line)
-    return f"from {__name__} import differ; differ({backend!r}, {threads}, {line!r})  # {problem}"
+    problem = differ(backend, threads, line, against)
+    other = "" if against == REFERENCE else f", {against!r}"
+    return f"from {__name__} import differ; differ({backend!r}, {threads}, {line!r}{other})  # {problem}"
 
 
 @dataclass
@@ -170,18 +174,27 @@ class Tally:
 
 
 def run(
-    cases: int, seed: int, *, numba: bool = True, progress: Callable[[str], object] = lambda line: None
+    cases: int,
+    seed: int,
+    *,
+    numba: bool = True,
+    against: str = REFERENCE,
+    minutes: float = math.inf,
+    progress: Callable[[str], object] = lambda line: None,
 ) -> list[Result]:
-    """So many random calls: a Result for each operation."""
-    random, backends, tallies = Random(seed), contenders(numba=numba), dict[str, Tally]()
+    """So many random calls, or as many as there is time for: a Result for each operation."""
+    random, tallies, end = Random(seed), dict[str, Tally](), time.monotonic() + 60 * minutes
+    backends = [backend for backend in contenders(numba=numba) if backend != against]
     for case in range(cases):
+        if time.monotonic() > end:
+            break
         draw, threads, start = Draw(random=random), 1 + random.randrange(7), time.perf_counter()
         line = random_call(draw)
         progress(f"{case + 1} of {cases}: {line[:60]}")
-        problems, expected = compared(backends, threads, line)
+        problems, expected = compared(backends, threads, line, against)
         tally = tallies.setdefault(operation(line), Tally())
         if problems and len(tally.lines) < SHOWN:
-            tally.lines.append(report(next(iter(problems)), threads, draw.taken))
+            tally.lines.append(report(next(iter(problems)), threads, draw.taken, against))
         tally.cases += 1
         tally.raised += not expected.results
         tally.failed += bool(problems)

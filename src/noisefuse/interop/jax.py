@@ -521,8 +521,10 @@ class _Named:
     """
 
     def __init__(self, noise: Any) -> None:
-        self.known, self.array, self.operands = noise, None, dict[int, Any]()
-        names = noise if isinstance(noise, list | tuple) else [noise]
+        self.array, self.operands = None, dict[int, Any]()
+        if isinstance(noise, list | tuple):
+            noise = [_of_one_sample(name) for name in noise]
+        self.known, names = noise, noise if isinstance(noise, list) else [noise]
         if hasattr(noise, "shape"):
             self.array, self.known = noise, _zeros("noise", noise)
             return
@@ -556,6 +558,12 @@ class _Named:
             last = np.subtract(full, call.sample_shape)
             found[START] = jnp.stack([_inside(n, int(most)) for n, most in zip(self.start, last, strict=True)])
         return found
+
+
+def _of_one_sample(name: Any) -> Any:
+    """With its id as a number, where it has a list of one, as each of a list of noises may have."""
+    ids = getattr(name, "sample", None)
+    return name.at(sample=int(ids[0])) if isinstance(ids, np.ndarray) and ids.size == 1 else name
 
 
 def _words(number: Any) -> Any:

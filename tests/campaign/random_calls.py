@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random calls of the differential campaign, as many as there is time for (docs/quality.md).
+
+    python tests/campaign/random_calls.py --cases 1000000 --against numba   instruction sets against Numba
+    python tests/campaign/random_calls.py --minutes 10                      native and Numba against the reference
+    python tests/campaign/random_calls.py --libraries torch jax dask        other libraries' arrays against NumPy's
+
+A call of another library's arrays gives the bits that NumPy's give, or it is refused in an error that says why. Tensors
+lie in memory as NumPy's views do, with whatever strides; dask's arrays are cut into chunks along every axis. Ends with
+status 1 where a call differs, and prints a line for each such call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections import Counter
+from contextlib import nullcontext
+from random import Random
+
+import numpy as np
+
+import noisefuse as nf
+from noisefuse.campaign import arguments, differential
+from noisefuse.campaign.arguments import Draw, operation, random_call
+
+REFUSED = (NotImplementedError, TypeError, ValueError)
+
+
+def torch_array(x):
+    import torch
+
+    if not x.flags.writeable or not x.flags.aligned or min(x.strides, default=0) < 0 or not x.dtype.isnative:
+        x = x.copy() if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+    if x.dtype.name == "bfloat16":
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(x)
+
+
+def jax_array(x):
+    import jax.numpy as jnp
+
+    return jnp.asarray(x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("=")))
+
+
+def dask_array(x):
+    import dask.array
+
+    return dask.array.from_array(x, chunks=tuple(max(1, -(-2 * n // 3)) for n in x.shape))
+
+
+def in_float64(library):
+    if library != "jax":
+        return nullcontext()
+    import jax
+
+    return jax.enable_x64(True)
+
+
+LIBRARIES = {"torch": torch_array, "jax": jax_array, "dask": dask_array}
+
+
+def as_numpy(value):
+    if isinstance(value, list | tuple):
+        return [part for each in value for part in as_numpy(each)]
+    if isinstance(value, nf.Noise):
+        return [np.array(repr(value))]
+    if type(value).__module__.partition(".")[0] == "dask":
+        value = value.compute()
+    if type(value).__module__.partition(".")[0] == "torch":
+        value = value.detach().contiguous()
+        if str(value.dtype) == "torch.bfloat16":
+            import ml_dtypes
+            import torch
+
+            value = value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return [np.asarray(value)]
+
+
+def answer(code, library=None):
+    """Arrays, or the error; and what was seen of the memory that the call was given."""
+    arguments.made.clear()
+    if library:
+        arguments.handed_over.append(LIBRARIES[library])
+    try:
+        with in_float64(library), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return as_numpy(eval(code, dict(vars(arguments))))
+    except Exception as error:
+        return error
+    finally:
+        arguments.handed_over.clear()
+
+
+def problem(library, line):
+    """What is wrong with this call of another library's arrays, or ""; and whether it was refused."""
+    code = compile(line, "<case>", "eval")
+    expected, found = answer(code), answer(code, library)
+    if isinstance(expected, Exception):  # which may be of a layout that only NumPy's array has
+        return "", True
+    if isinstance(found, Exception):
+        wrong = not isinstance(found, REFUSED)
+        return f"raises {type(found).__name__}: {found}" if wrong else "", True
+    if [a.shape for a in found] != [a.shape for a in expected]:
+        return f"gives shapes {[a.shape for a in found]}, expected {[a.shape for a in expected]}", False
+    with np.errstate(all="ignore"):  # losses of tensors have the tensors' dtype
+        same = all(
+            differential.bits(ours) == differential.bits(theirs.astype(ours.dtype))
+            for ours, theirs in zip(found, expected, strict=True)
+        )
+    return "" if same else "other bits", False
+
+
+def compare_libraries(libraries, cases, seed, minutes):
+    """Whether all of them have NumPy's bits."""
+    random, counts, lines = Random(seed), Counter(), []
+    end = time.monotonic() + 60 * minutes
+    for _ in range(cases):
+        if time.monotonic() > end:
+            break
+        line = random_call(Draw(random=random))
+        if "array(" not in line or operation(line).startswith("legacy"):
+            continue
+        for library in libraries:
+            wrong, refused = problem(library, line)
+            counts[library, "refused" if refused else "compared"] += 1
+            if wrong:
+                counts[library, "wrong"] += 1
+                lines.append(f"{library}: {line}  # {wrong}")
+    for library in libraries:
+        compared, refused, wrong = (counts[library, what] for what in ("compared", "refused", "wrong"))
+        print(f"{library}: {compared:,} compared, {refused:,} refused, {wrong:,} wrong")
+    print(*lines[:20], sep="\n")
+    return not lines
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=sys.maxsize)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--against", default="reference", choices=("reference", "numba"))
+    parser.add_argument("--no-numba", action="store_true", help="of the backends, native alone")
+    parser.add_argument("--libraries", nargs="+", choices=LIBRARIES)
+    given = parser.parse_args()
+    if given.cases == sys.maxsize and given.minutes == float("inf"):
+        parser.error("expected --cases or --minutes")
+    print(f"# noisefuse {nf.__version__} on {nf.info()['cpu']}; --seed {given.seed}", flush=True)
+    if given.libraries:
+        return 0 if compare_libraries(given.libraries, given.cases, given.seed, given.minutes) else 1
+    results = differential.run(
+        given.cases, given.seed, numba=not given.no_numba, against=given.against, minutes=given.minutes
+    )
+    for result in results:
+        print(f"{result.name:24} {result.cases:10,} {'ok' if result.passed else 'FAILED':6} {result.worst}")
+        print(*result.lines, sep="\n", end="\n" if result.lines else "")
+    print(f"{sum(result.cases for result in results):,} calls")
+    return 0 if all(result.passed for result in results) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
