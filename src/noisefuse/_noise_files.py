@@ -226,7 +226,7 @@ class Npy:
         first, last = block * self.block, min((block + 1) * self.block, prod(self.shape))
         memory = np.empty(min(PIECE, last - first), self.kind)  # for all pieces, as new memory costs as much as a copy
         made = memory if self.kind == result else np.empty(memory.shape, result)
-        source, target = os.open(self.path, os.O_RDONLY), open_own(self.partial, os.O_WRONLY)
+        source, target = os.open(self.path, os.O_RDONLY), os.open(self.partial, os.O_WRONLY | os.O_NOFOLLOW)
         try:
             for sample, start, rows, n in pieces(first, last, size):
                 x, y = (buffer[: rows * n].reshape(rows, n) for buffer in (memory, made))
@@ -296,6 +296,18 @@ def _reserve(file: int, size: int) -> None:
         raise OSError(errno.EEXIST, "it is longer, and so another's file")
 
 
+def files_in(folder: Path) -> Iterator[Path]:
+    """Files, also of folders in it, and links to folders, which are not followed. OSError: a folder cannot be read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=fail):
+        paths = (Path(place, name) for name in folders)
+        yield from (path for path in paths if path.is_symlink())
+        yield from (Path(place, name) for name in files)
+
+
 def digest(folder: Path, names: Iterable[Path]) -> str:
     """Of their names, sizes and times."""
     states = ((name, (folder / name).stat()) for name in names)
@@ -328,7 +340,7 @@ class Images:
 
         if work.dtype not in (None, "uint8"):
             raise ValueError(f"--dtype {work.dtype}: images are made of uint8")
-        files = sorted(file for file in path.rglob("*") if file.is_symlink() or not file.is_dir())
+        files = sorted(files_in(path))
         images = [file for file in files if file.suffix.lower() in SUFFIXES and file.is_file()]
         names, skipped = (
             tuple(file.relative_to(path).as_posix() for file in some)

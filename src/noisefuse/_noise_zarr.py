@@ -16,7 +16,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 import noisefuse as nf
 
-from ._noise_files import Made, Work, check_shape, digest, samples_to
+from ._noise_files import Made, Work, check_shape, digest, files_in, samples_to
 from ._noise_journal import Journal, make_own_folder, size_of, sync_directory, write_whole
 
 
@@ -74,7 +74,7 @@ class Zarr:
         return prod(self._grid)
 
     def source(self) -> dict[str, Any]:
-        files = sorted(path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
+        files = sorted(path.relative_to(self.path) for path in files_in(self.path) if path.is_file())
         text = (self.path / "zarr.json").read_text(encoding="utf-8")
         return {"zarr.json": text, "the source's files": digest(self.path, files)}
 
