@@ -94,7 +94,7 @@ def _add_noise(commands: Any) -> None:
     noise = commands.add_parser(
         "noise",
         help=does,
-        description=f"To {does}. Noise is added as by `q_sample` (--schedule, --t) or `augment.gaussian` (--std).",
+        description=_ABOUT.format(does=does),
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -128,10 +128,12 @@ def _add_noise(commands: Any) -> None:
     where.add_argument("--scheduler", metavar="ADDRESS", help="or on the workers of this one, tcp://..")
 
 
+_ABOUT = """To {does}.
+Noise is added as by `q_sample` (--schedule, --t) or `augment.gaussian` (--std)."""
 _EXAMPLES = """examples:
   noisefuse noise latents.npy noised.npy --schedule cosine --t 300 --seed 7
   noisefuse noise photographs noisy --std 20 --seed 7
-  noisefuse noise scans.npy scans8.npy --std 0.1 --dtype uint8 --range -1 1 --seed 7"""
+  noisefuse noise x.npy bytes.npy --std 0.1 --dtype uint8 --range -1 1 --seed 7"""
 
 
 def _add_demo(commands: Any) -> None:
