@@ -762,6 +762,7 @@ def test_a_worker_that_differs_and_joins_late_is_named(
     assert np.array_equal(np.load(tmp_path / "y.npy"), noised(x))
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("listens", first_and_slow([None, "silent", "worker"]))
 def test_a_scheduler_that_cannot_be_reached_is_named(
     listens: str | None,
