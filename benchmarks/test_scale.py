@@ -36,7 +36,7 @@ from noisefuse._noise_files import Npy, Work
 from noisefuse._noise_journal import read, write
 
 SCHEDULE = nf.Schedule.cosine(1000)
-WORK = Work("cosine", 300, None, 7, 0, None)
+WORK = Work("cosine", 300, None, 7, 0, None, None)
 COMMAND = ["noise", "x.npy", "y.npy", "--schedule", "cosine", "--t", "300", "--seed", "7"]
 SIZES = [1 << n for n in range(16, 27, 2)]
 TOTAL = 1 << 26  # elements

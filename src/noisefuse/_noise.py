@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable
@@ -15,12 +16,19 @@ from typing import Any, Self
 
 import noisefuse as nf
 
-from ._noise_files import STEPS, SUFFIXES, Images, Job, Npy, Work
+from ._noise_files import STEPS, SUFFIXES, Images, Job, Made, Npy, Work
 from ._noise_journal import Journal, journal_of, partial_of
+
+ROUNDS = 3  # in which images are made again that change while they are read
+KEPT = "what is made is kept, and the same command goes on from there"
+OPTIONS = ("schedule", "t", "std", "range", "seed", "step", "dtype")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    source, target = arguments.source.resolve(), arguments.target.resolve()
+    try:
+        source, target = arguments.source.resolve(), arguments.target.resolve()
+    except RuntimeError as error:  # of links in a circle
+        raise ValueError(str(error)) from error
     try:
         return _run(source, target, arguments)
     except KeyboardInterrupt:
@@ -30,36 +38,66 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run(source: Path, target: Path, arguments: argparse.Namespace) -> int:
     _check_paths(source, target)
-    job = _job(source, partial_of(target), _work(arguments), arguments.block)
+    work = _work(arguments)
+
+    def job_of_source() -> Job:
+        return _job(source, partial_of(target), work, arguments.block)
+
+    def manifest(job: Job) -> dict[str, Any]:
+        asked = {f"--{name}": getattr(arguments, name) for name in OPTIONS}
+        return {**asked, **job.source(), "noisefuse": nf.__version__, "NOISE_VERSION": nf.NOISE_VERSION}
+
+    job = job_of_source()
     _check_ending(target, job)
-    asked = {f"--{name}": getattr(arguments, name) for name in ("schedule", "t", "std", "seed", "step", "dtype")}
-    versions = {"noisefuse": nf.__version__, "NOISE_VERSION": nf.NOISE_VERSION}
-    with Journal(target, {**asked, **job.source(), **versions}) as journal:
+    with Journal(target, manifest(job)) as journal:
         if journal.whole:
-            print(f"{target} is whole already")
-            return 0
-        with _client(arguments) as client:
-            job.prepare()
-            left = sorted(set(range(job.blocks)) - job.made(journal.blocks))
-            try:
-                with (
-                    _Progress(job.blocks, job.blocks - len(left)) as progress,
-                    closing(_made(job, left, client)) as made,
-                ):
-                    for block, size in made:
-                        journal.add(block)
-                        progress.add(size)
-            except OSError as error:
-                raise OSError(f"{error}; what is made is kept, and the same command goes on from there") from error
+            if not job.again(journal, target):
+                print(f"{_printable(str(target))} is whole already")
+                return 0
+            journal.reopen()
+        _make(job, journal, arguments)
+        try:
+            journal.compare(manifest(job_of_source()))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the source was changed while it was noised: {error}") from error
         job.finish()
         journal.end()
-    print(f"wrote {target}")
+    print(_printable(f"wrote {job.summary(target)}"))
     return 0
+
+
+def _make(job: Job, journal: Journal, arguments: argparse.Namespace) -> None:
+    """All blocks that are not there, and then those whose sources have changed meanwhile."""
+    with _client(arguments) as client:
+        marks = journal.made()
+        made = job.made(marks)
+        if marks and not made:
+            journal.forget()  # what is not there now must not count later
+        job.prepare()
+        _add(job, (block for block in range(job.blocks) if block not in made), len(made), journal, client)
+        for _ in range(ROUNDS):
+            if not (again := job.again(journal, journal.partial)):
+                return
+            _add(job, again, job.blocks - len(again), journal, client)
+    if job.again(journal, journal.partial):
+        raise OSError(f"images of {arguments.source} change while they are noised; {KEPT}")
+
+
+def _add(job: Job, blocks: Iterable[int], before: int, journal: Journal, client: Any) -> None:
+    try:
+        with _Progress(job.blocks, before) as progress, closing(_made(job, blocks, client)) as made:
+            for block, (size, mark) in made:
+                journal.add(block, mark)
+                progress.add(size)
+    except (OSError, MemoryError) as error:
+        raise OSError(f"{str(error) or 'there is no memory left'}; {KEPT}") from error
 
 
 def _check_paths(source: Path, target: Path) -> None:
     if not source.exists():
         raise ValueError(f"{source}: no such file or directory")
+    if source == target:
+        raise ValueError(f"{source} is the source and the target, too: expected another target")
     for made in (target, partial_of(target), journal_of(target)):
         if made.is_relative_to(source) or source.is_relative_to(made):
             raise ValueError(f"{made} and {source} lie in one another: expected a target outside of the source")
@@ -69,8 +107,10 @@ def _check_paths(source: Path, target: Path) -> None:
 
 def _job(source: Path, partial: Path, work: Work, block: int) -> Job:
     if source.is_file():
+        if source.suffix.lower() in SUFFIXES:
+            raise ValueError(f"{source} is one image: pass the folder that it is in, {source.parent}")
         return Npy.of(source, partial, work, block)
-    if (source / "zarr.json").exists() or (source / ".zarray").exists():
+    if (source / "zarr.json").is_file() or (source / ".zarray").is_file():
         from ._noise_zarr import Zarr
 
         return Zarr.of(source, partial, work)
@@ -87,10 +127,15 @@ def _check_ending(target: Path, job: Job) -> None:
 
 def _work(arguments: argparse.Namespace) -> Work:
     if (arguments.schedule is None) == (arguments.std is None) or (arguments.schedule is None) != (arguments.t is None):
-        raise ValueError("expected --schedule with --t, or else --std")
+        given = {f"--{name}": getattr(arguments, name) for name in ("schedule", "t", "std")}
+        said = ", ".join(f"{name} {value}" for name, value in given.items() if value is not None) or "none of them"
+        raise ValueError(f"expected --schedule with --t, or else --std; got {said}")
     if arguments.t is not None and arguments.t >= STEPS:
         raise ValueError(f"--t {arguments.t} is out of range: schedules have {STEPS} steps, 0 <= t < {STEPS}")
-    return Work(arguments.schedule, arguments.t, arguments.std, arguments.seed, arguments.step, arguments.dtype)
+    levels = None if arguments.range is None else tuple(arguments.range)
+    if levels is not None and not 1e-300 < levels[1] - levels[0] < math.inf:
+        raise ValueError(f"--range {levels[0]:g} {levels[1]:g}: expected LOW below HIGH")
+    return Work(**{**{name: getattr(arguments, name) for name in OPTIONS}, "range": levels})
 
 
 def _client(arguments: argparse.Namespace) -> AbstractContextManager[Any]:
@@ -102,7 +147,7 @@ def _client(arguments: argparse.Namespace) -> AbstractContextManager[Any]:
     return cluster(arguments.scheduler, arguments.workers)
 
 
-def _made(job: Job, blocks: list[int], client: Any) -> Generator[tuple[int, int]]:
+def _made(job: Job, blocks: Iterable[int], client: Any) -> Generator[tuple[int, Made]]:
     if client is None:
         return _on_threads(job, blocks)
     from ._noise_cluster import on_workers
@@ -110,8 +155,9 @@ def _made(job: Job, blocks: list[int], client: Any) -> Generator[tuple[int, int]
     return on_workers(client, job, blocks)
 
 
-def _on_threads(job: Job, blocks: list[int]) -> Generator[tuple[int, int]]:
-    """(block, its bytes) as they are finished: each thread makes blocks of its own, of which kernels take one."""
+def _on_threads(job: Job, blocks: Iterable[int]) -> Generator[tuple[int, Made]]:
+    """(block, what `make` returned) as they are finished: each thread makes blocks of its own, of which kernels take
+    one."""
     threads = nf.info()["threads"]
     with nf.set_num_threads(1), ThreadPoolExecutor(threads) as pool:
         try:
@@ -120,14 +166,27 @@ def _on_threads(job: Job, blocks: list[int]) -> Generator[tuple[int, int]]:
             pool.shutdown(cancel_futures=True)
 
 
-def _finished(blocks: Iterable[int], submit: Callable[[int], Future[int]], at_once: int) -> Generator[tuple[int, int]]:
-    """Never more than some are asked for, so that memory does not grow with the data set."""
-    rest = iter(blocks)
+def _finished(
+    blocks: Iterable[int], submit: Callable[[int], Future[Made]], at_once: int
+) -> Generator[tuple[int, Made]]:
+    """Never more than some are asked for, so that memory does not grow with the data set. Where one fails, those that
+    were asked for are finished first."""
+    rest, failed = iter(blocks), None
     asked = {submit(block): block for block in islice(rest, at_once)}
     while asked:
         for future in wait(asked, return_when=FIRST_COMPLETED).done:
-            yield asked.pop(future), future.result()
-            asked |= {submit(block): block for block in islice(rest, 1)}
+            block = asked.pop(future)
+            if (error := future.exception()) is None:
+                yield block, future.result()
+            failed = failed or error
+            asked |= {submit(block): block for block in islice(rest, 0 if failed else 1)}
+    if failed:
+        raise failed
+
+
+def _printable(text: str) -> str:
+    """On one line, whatever names are in it."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 class _Progress:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -17,7 +17,7 @@ from distributed.core import rpc
 
 import noisefuse as nf
 
-from ._noise_files import Job
+from ._noise_files import Job, Made
 from .interop.dask import check_workers, version
 
 
@@ -41,9 +41,9 @@ def cluster(scheduler: str | None, workers: int) -> Generator[Any]:
         yield client
 
 
-def on_workers(client: Any, job: Job, blocks: list[int]) -> Generator[tuple[int, int]]:
-    """(block, its bytes) as they are finished. Workers see the same files. One that dies costs the blocks it had, and
-    one that joins late gets some."""
+def on_workers(client: Any, job: Job, blocks: Iterable[int]) -> Generator[tuple[int, Made]]:
+    """(block, what `make` returned) as they are finished. Workers see the same files. One that dies costs the blocks it
+    had, and one that joins late gets some."""
     # A task's result, and not scattered, so that it is there again when all workers that had it died.
     sent = client.submit(pickle.loads, pickle.dumps(job), pure=False)
     rest, asked, finished = iter(blocks), dict[Any, int](), as_completed(loop=client.loop)
@@ -70,9 +70,10 @@ class _AtOnce:
         return self.blocks
 
 
-def _result(future: Any) -> int:
+def _result(future: Any) -> Made:
     try:
-        return int(future.result())
+        size, mark = future.result()
+        return size, mark
     except (OSError, ValueError):  # of the block, with words of their own
         raise
     except KilledWorker as error:
@@ -81,7 +82,7 @@ def _result(future: Any) -> int:
         raise OSError(f"a worker failed: {type(error).__name__}: {error}") from error
 
 
-def _make(job: Job, block: int, expected: str) -> int:
+def _make(job: Job, block: int, expected: str) -> Made:
     if (found := version()) != expected:
         from distributed import get_worker
 

@@ -7,20 +7,19 @@ import errno
 import hashlib
 import io
 import os
-import tokenize
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 import noisefuse as nf
 
-from ._noise_journal import clear, read, sync, sync_directory, write, write_whole
+from ._noise_journal import Journal, make_own_folder, open_own, read, size_of, sync, sync_directory, write, write_whole
 from .levels import LEVELS
 
 Array = npt.NDArray[Any]
@@ -37,7 +36,10 @@ SCHEDULES: dict[str, Callable[[int], nf.Schedule]] = {
 
 @dataclass(frozen=True)
 class Work:
-    """What is done to every sample: `q_sample` at t of a schedule, or `augment.gaussian` with std."""
+    """What is done to every sample: `q_sample` at t of a schedule, or `augment.gaussian` with std.
+
+    Where a range is given, the least level of the result stands for its first value and the greatest one for its
+    second, in the units of x; with a schedule that is -1 to 1, if nothing is said."""
 
     schedule: str | None
     t: int | None
@@ -45,17 +47,30 @@ class Work:
     seed: int
     step: int
     dtype: str | None  # of the result
+    range: tuple[float, float] | None
 
     def result(self, source: np.dtype[Any]) -> np.dtype[Any]:
         """The dtype of what is made of this one; ValueError where nothing is."""
         if (name := source.newbyteorder("=").name) not in DTYPES:
             raise ValueError(f"the source has dtype {source}: expected one of {', '.join(DTYPES)}")
         becomes_float = name in LEVELS and self.schedule is not None
-        return np.dtype(self.dtype or ("float32" if becomes_float else name))
+        result = np.dtype(self.dtype or ("float32" if becomes_float else name))
+        if self.range is None:
+            if self.schedule is None and result.name in LEVELS and not np.can_cast(source, result):
+                raise ValueError(
+                    f"--std with --dtype {result} of {name} data needs --range LOW HIGH, the values that 0 and "
+                    f"{LEVELS[result.name]} stand for: what is beyond them is clipped"
+                )
+        elif result.name not in LEVELS:
+            raise ValueError(f"--range {self.range[0]:g} {self.range[1]:g}: expected --dtype uint8 or uint16 with it")
+        return result
 
     @cached_property
     def _table(self) -> nf.Schedule:
-        return SCHEDULES[self.schedule or "linear"](STEPS)
+        if self.schedule is not None:
+            return SCHEDULES[self.schedule](STEPS)
+        assert self.std is not None
+        return nf.Schedule([1.0], [self.std])  # whose one row is x + std z
 
     def __call__(
         self, x: Array, out: Array, sample: int | str, shape: tuple[int, ...] = (), start: tuple[int, ...] = ()
@@ -66,17 +81,35 @@ class Work:
         noise = nf.Noise(self.seed, sample=nf.augment.sample_id(sample), step=self.step)
         if shape:
             noise = noise.window(shape, start)
-        if self.schedule is None:
+        if self.schedule is None and self.range is None:
             assert self.std is not None
             nf.augment.gaussian(x, self.std, noise, dtype=out.dtype, out=out)
-        else:
-            assert self.t is not None
-            nf.q_sample(x, self.t, self._table, noise, dtype=out.dtype, out=out)
+            return
+        scale, offset = (1.0, 0.0) if self.schedule is None else (None, None)  # 1 and 0: x in its own units
+        out_scale, out_offset = (None, None) if self.range is None else _levels(self.range, out.dtype)
+        nf.q_sample(
+            x, self.t or 0, self._table, noise, scale=scale, offset=offset, out_scale=out_scale,
+            out_offset=out_offset, dtype=out.dtype, out=out,
+        )  # fmt: skip
+
+
+def _levels(values: tuple[float, float], result: np.dtype[Any]) -> tuple[float, float]:
+    """Scale and offset from these values to the least and the greatest level."""
+    low, high = values
+    scale = LEVELS[result.name] / (high - low)
+    return scale, -low * scale
 
 
 def check_shape(path: Path, shape: tuple[int, ...]) -> None:
-    if not shape or prod(shape[1:]) > nf.noise.ELEMENTS:
-        raise ValueError(f"{path} has shape {shape}: expected samples along axis 0, of 2^34 elements at most")
+    if not shape or min(shape) < 0 or shape[0] > nf.noise.SAMPLES or prod(shape[1:]) > nf.noise.ELEMENTS:
+        raise ValueError(
+            f"{path} has shape {shape}: expected samples along axis 0, 2^56 at most, of 2^34 elements at most each, "
+            "and no negative length"
+        )
+
+
+Made: TypeAlias = tuple[int, Any]
+"""Of a block: its bytes, and the mark that the journal keeps of it."""
 
 
 class Job(Protocol):
@@ -96,17 +129,27 @@ class Job(Protocol):
     def source(self) -> dict[str, Any]:
         """What tells this source from another one, for the manifest."""
 
+    def made(self, journal: dict[int, Any]) -> set[int]:
+        """The blocks that are there, and are what the journal's marks say."""
+
     def prepare(self) -> None:
         """The place for the target, in which what was made before is kept."""
 
-    def made(self, journal: set[int]) -> set[int]:
-        """The blocks that are there."""
+    def make(self, block: int) -> Made:
+        """Makes it, and returns when it is on the disk."""
 
-    def make(self, block: int) -> int:
-        """Makes it, and returns how many bytes it has when it is on the disk."""
+    def again(self, journal: Journal, there: Path) -> list[int]:
+        """Of what is there with all blocks, those whose sources have changed.
+
+        Raises:
+            ValueError: another program has changed what is there.
+        """
 
     def finish(self) -> None:
         """What is left when all blocks are made, before the target gets its name."""
+
+    def summary(self, target: Path) -> str:
+        """What was written, and what was not."""
 
 
 # ---- .npy --------------------------------------------------------------------------------------------------
@@ -126,40 +169,31 @@ class Npy:
     shape: tuple[int, ...]
     kind: np.dtype[Any]
     begin: int  # of the elements in the file
+    time: int  # when the file was changed last, in ns
 
     @classmethod
     def of(cls, path: Path, partial: Path, work: Work, block: int) -> Npy:
         with open(path, "rb") as file:
-            try:
-                version = np.lib.format.read_magic(file)
-                read_header = {
-                    (1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0
-                }[version]  # fmt: skip
-                shape, fortran, kind = read_header(file)
-            except KeyError:
-                raise ValueError(f"{path} is a .npy file of version {version}: expected 1.0 or 2.0") from None
-            except (SyntaxError, ValueError, tokenize.TokenError) as error:
-                raise ValueError(f"{path} is no .npy file of numbers: {error}") from error
-            begin, size = file.tell(), os.fstat(file.fileno()).st_size
+            shape, fortran, kind = _header_of(path, file)
+            begin, state = file.tell(), os.fstat(file.fileno())
         if fortran and len(shape) > 1:
             raise ValueError(f"{path} is in Fortran order: expected C order, in which noise counts the elements")
         check_shape(path, shape)
         work.result(kind)
-        if size != (expected := begin + prod(shape) * kind.itemsize):
-            raise ValueError(f"{path} has {size} bytes, and its header speaks of {expected}")
-        return cls(path, partial, work, block, shape, kind, begin)
+        if state.st_size != (expected := begin + prod(shape) * kind.itemsize):
+            raise ValueError(f"{path} has {state.st_size} bytes, and its header speaks of {expected}")
+        return cls(path, partial, work, block, shape, kind, begin, state.st_mtime_ns)
 
     @property
     def blocks(self) -> int:
         return -(-prod(self.shape) // self.block)
 
     def source(self) -> dict[str, Any]:
-        state = self.path.stat()
         return {
             "--block": self.block,
             "the source's shape": self.shape,
             "the source's dtype": self.kind.str,
-            "the source's time": state.st_mtime_ns,
+            "the source's time": self.time,
         }
 
     @cached_property
@@ -168,27 +202,31 @@ class Npy:
         np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": self.shape})
         return header.getvalue()
 
+    @property
+    def _size(self) -> int:
+        return len(self._header) + prod(self.shape) * self.work.result(self.kind).itemsize
+
+    def made(self, journal: dict[int, Any]) -> set[int]:
+        """All, or none where the file was emptied, cut or replaced: it has its whole length from the beginning."""
+        return {*journal} if size_of(self.partial) == self._size else set()
+
     def prepare(self) -> None:
-        file = os.open(self.partial, os.O_WRONLY | os.O_CREAT, 0o666)
-        size = len(self._header) + prod(self.shape) * self.work.result(self.kind).itemsize
+        file = open_own(self.partial, os.O_WRONLY | os.O_CREAT)
         try:
-            _reserve(file, size)
+            _reserve(file, self._size)
             write(file, self._header, 0)
             os.fsync(file)
         except OSError as error:
-            raise OSError(f"cannot reserve the {size} bytes of {self.partial}: {error.strerror}") from error
+            raise OSError(f"cannot reserve the {self._size} bytes of {self.partial}: {error.strerror}") from error
         finally:
             os.close(file)
 
-    def made(self, journal: set[int]) -> set[int]:
-        return journal
-
-    def make(self, block: int) -> int:
+    def make(self, block: int) -> Made:
         size, result = prod(self.shape[1:]), self.work.result(self.kind)
         first, last = block * self.block, min((block + 1) * self.block, prod(self.shape))
         memory = np.empty(min(PIECE, last - first), self.kind)  # for all pieces, as new memory costs as much as a copy
         made = memory if self.kind == result else np.empty(memory.shape, result)
-        source, target = os.open(self.path, os.O_RDONLY), os.open(self.partial, os.O_WRONLY)
+        source, target = os.open(self.path, os.O_RDONLY), os.open(self.partial, os.O_WRONLY | os.O_NOFOLLOW)
         try:
             for sample, start, rows, n in pieces(first, last, size):
                 x, y = (buffer[: rows * n].reshape(rows, n) for buffer in (memory, made))
@@ -196,14 +234,45 @@ class Npy:
                 read(source, x, self.begin + element * x.itemsize)
                 self.work(x, y, sample, *(() if n == size else ((size,), (start,))))
                 write(target, y, len(self._header) + element * y.itemsize)
+            if os.fstat(source).st_mtime_ns != self.time:
+                raise ValueError(
+                    f"{self.path} was changed while it was noised; to start anew, remove {self.partial.name} and the "
+                    "journal beside it"
+                )
             sync(target)
         finally:
             os.close(source)
             os.close(target)
-        return (last - first) * result.itemsize
+        return (last - first) * result.itemsize, None
+
+    def again(self, journal: Journal, there: Path) -> list[int]:
+        if (size := size_of(there)) != self._size:
+            raise ValueError(
+                f"{there} has {size} bytes and not {self._size}, so another program has changed it; to start anew, "
+                f"remove {there.name} and {journal.path.name}"
+            )
+        return []
 
     def finish(self) -> None:
         pass
+
+    def summary(self, target: Path) -> str:
+        return samples_to(target, self.shape)
+
+
+def samples_to(target: Path, shape: tuple[int, ...]) -> str:
+    return f"{_number(shape[0], 'sample')} to {target}"
+
+
+def _header_of(path: Path, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    versions = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        version = np.lib.format.read_magic(file)
+        if version in versions:
+            return versions[version](file)
+    except Exception as error:  # of any kind: a header is a literal of Python's, which may hold anything
+        raise ValueError(f"{path} is no .npy file of numbers: {str(error) or type(error).__name__:.200}") from error
+    raise ValueError(f"{path} is a .npy file of version {version}: expected 1.0 or 2.0")
 
 
 def pieces(first: int, last: int, n: int) -> Iterator[tuple[int, int, int, int]]:
@@ -227,6 +296,18 @@ def _reserve(file: int, size: int) -> None:
         raise OSError(errno.EEXIST, "it is longer, and so another's file")
 
 
+def files_in(folder: Path) -> Iterator[Path]:
+    """Files, also of folders in it, and links to folders, which are not followed. OSError: a folder cannot be read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=fail):
+        paths = (Path(place, name) for name in folders)
+        yield from (path for path in paths if path.is_symlink())
+        yield from (Path(place, name) for name in files)
+
+
 def digest(folder: Path, names: Iterable[Path]) -> str:
     """Of their names, sizes and times."""
     states = ((name, (folder / name).stat()) for name in names)
@@ -236,6 +317,7 @@ def digest(folder: Path, names: Iterable[Path]) -> str:
 
 # ---- folders of images -------------------------------------------------------------------------------------
 
+LISTED = 5  # names that a summary has
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -250,6 +332,7 @@ class Images:
     partial: Path
     work: Work
     names: tuple[str, ...]  # relative, of the source
+    skipped: tuple[str, ...]  # what else lies there: files that are no images, and links to folders
 
     @classmethod
     def of(cls, path: Path, partial: Path, work: Work) -> Images:
@@ -257,16 +340,21 @@ class Images:
 
         if work.dtype not in (None, "uint8"):
             raise ValueError(f"--dtype {work.dtype}: images are made of uint8")
-        images = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        found = (file.relative_to(path) for file in images)
-        names = sorted(name.as_posix() for name in found)
+        files = sorted(files_in(path))
+        images = [file for file in files if file.suffix.lower() in SUFFIXES and file.is_file()]
+        names, skipped = (
+            tuple(file.relative_to(path).as_posix() for file in some)
+            for some in (images, sorted({*files}.difference(images)))
+        )
         if not names:
             raise ValueError(f"{path} has neither images ({', '.join(sorted(SUFFIXES))}) nor a zarr store's zarr.json")
         first: dict[Path, str] = {}
         for name in names:
-            if (other := first.setdefault(Path(name).with_suffix(".png"), name)) != name:
-                raise ValueError(f"{name} and {other} would both become {Path(name).with_suffix('.png')}")
-        return cls(path, partial, work, tuple(names))
+            if not _is_utf8(name):
+                raise ValueError(f"{name!r} in {path}: expected a name in UTF-8, of which its noise is made; rename it")
+            if (other := first.setdefault(_png(name), name)) != name:
+                raise ValueError(f"{name} and {other} would both become {_png(name)}")
+        return cls(path, partial, work, names, skipped)
 
     @property
     def blocks(self) -> int:
@@ -276,19 +364,21 @@ class Images:
         listed = "".join(f"{name!r}\n" for name in self.names)
         return {"images": self.blocks, "the images' names": hashlib.sha256(listed.encode()).hexdigest()}
 
+    def made(self, journal: dict[int, Any]) -> set[int]:
+        """Of images that are as they were: one that was mended, or another in its place, is made again."""
+        marks = ([*state_of(self.path / name), size_of(self._target(name))] for name in self.names)
+        return {block for block, mark in enumerate(marks) if journal.get(block) == mark}
+
     def prepare(self) -> None:
+        make_own_folder(self.partial)
         for name in self.names:
             self._target(name).parent.mkdir(parents=True, exist_ok=True)
-        clear(self.partial)
 
-    def made(self, journal: set[int]) -> set[int]:
-        """Of images that are as they were: one that was mended, or another in its place, is made again."""
-        return {block for block, name in enumerate(self.names) if is_newer(self._target(name), self.path / name)}
-
-    def make(self, block: int) -> int:
+    def make(self, block: int) -> Made:
         from PIL import Image
 
         name, encoded = self.names[block], io.BytesIO()
+        state = state_of(self.path / name)  # before it is read, so that a change meanwhile is seen
         pixels, alpha = _pixels(self.path / name)
         made = np.empty(pixels.shape, np.uint8)
         self.work(pixels[None], made[None], name)
@@ -297,22 +387,54 @@ class Images:
             image.putalpha(alpha)
         image.save(encoded, "PNG", compress_level=1)  # noise does not become smaller by more work
         write_whole(self._target(name), encoded.getbuffer())
-        return len(encoded.getbuffer())
+        size = len(encoded.getbuffer())
+        return size, [*state, size]
+
+    def again(self, journal: Journal, there: Path) -> list[int]:
+        marks = journal.made()
+        return [
+            block
+            for block, name in enumerate(self.names)
+            if not isinstance(mark := marks.get(block), list) or mark[:-1] != state_of(self.path / name)
+        ]
 
     def finish(self) -> None:
         for directory in {parent for name in self.names for parent in self._target(name).parents}:
             if directory.is_relative_to(self.partial):
                 sync_directory(directory)
 
+    def summary(self, target: Path) -> str:
+        renamed = [f"{name} became {_png(name)}" for name in self.names if str(_png(name)) != name]
+        skipped = [f"skipped {_listed(self.skipped)}"] if self.skipped else []
+        listed = [_listed(renamed)] if renamed else []
+        return "; ".join([f"{_number(self.blocks, 'image')} to {target}", *skipped, *listed])
+
     def _target(self, name: str) -> Path:
-        return (self.partial / name).with_suffix(".png")
+        return self.partial / _png(name)
 
 
-def is_newer(path: Path, source: Path) -> bool:
-    if not path.exists():
-        return False
-    state = source.stat()
-    return path.stat().st_mtime_ns > max(state.st_mtime_ns, state.st_ctime_ns)
+def _png(name: str) -> Path:
+    return Path(name).with_suffix(".png")
+
+
+def _is_utf8(name: str) -> bool:
+    """Else Python has written its bytes as surrogates."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _number(n: int, of: str) -> str:
+    return f"{n} {of}{'s' * (n != 1)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = [f"{len(names) - LISTED} more"] if len(names) > LISTED else []
+    return ", ".join([*names[:LISTED], *rest])
+
+
+def state_of(path: Path) -> list[int]:
+    """What tells a file from another one in its place, and from itself before it was changed."""
+    state = path.stat()
+    return [state.st_mtime_ns, state.st_ctime_ns, state.st_size]
 
 
 def _pixels(path: Path) -> tuple[Array, Any]:

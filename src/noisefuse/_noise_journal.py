@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `noisefuse noise` keeps beside its target, so that it can be stopped anywhere and run again (docs/scale.md).
 
-TARGET.noisefuse, the journal, has lines of a checksum and JSON: the manifest (what was asked), a line for each block
-that is on the disk, and "whole" before the target gets its name. A line that was cut off counts as none: its block is
-made again, with the same bits. TARGET.noisefuse-partial is what becomes the target, by a rename, when all is there.
+TARGET.noisefuse, the journal, has lines of a checksum and JSON: the manifest (what was asked), for each block that is
+on the disk its number and a mark (by which the job knows it again), "anew" where no block before it counts any more,
+and "whole" before the target gets its name. A line that was cut off counts as none: its block is made again, with the
+same bits. TARGET.noisefuse-partial is what becomes the target, by a rename, when all is there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import fcntl
 import json
 import os
 import re
+import stat
+import textwrap
 import uuid
 import zlib
 from pathlib import Path
@@ -33,11 +36,13 @@ class Journal:
         self.target, self.manifest = target, manifest
         self.partial = partial_of(target)
         self.path = journal_of(target)
-        self.blocks: set[int] = set()
         self.whole = False
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._file = open_own(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             self._begin()
+        except RecursionError:
+            os.close(self._file)
+            raise self._foreign() from None
         except BaseException:
             os.close(self._file)
             raise
@@ -48,13 +53,35 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
 
-    def add(self, block: int) -> None:
+    def add(self, block: int, mark: Any) -> None:
         """The block is on the disk."""
-        self._append(block)
-        self.blocks.add(block)
+        self._append([block, mark])
+
+    def made(self) -> dict[int, Any]:
+        """The marks of all blocks that were added; of one that was made again, the last."""
+        marks = dict[int, Any]()
+        for line in self._read()[1:]:
+            if line == "anew":
+                marks.clear()
+            elif line != "whole":
+                marks[line[0]] = line[1]
+        return marks
+
+    def forget(self) -> None:
+        """No block that was added counts any more."""
+        self._append("anew")
+
+    def compare(self, manifest: dict[str, Any]) -> None:
+        """ValueError: the target was begun for something else."""
+        self._compare(self.manifest, manifest)
+
+    def reopen(self) -> None:
+        """Takes the name from a whole target, of which some is to be made again."""
+        os.rename(self.target, self.partial)
+        sync_directory(self.target.parent)
 
     def end(self) -> None:
-        """Everything is: the target gets its name."""
+        """Everything is on the disk: the target gets its name."""
         self._append("whole")
         os.rename(self.partial, self.target)
         sync_directory(self.target.parent)
@@ -69,7 +96,7 @@ class Journal:
         begun, *lines = self._read() or [None]
         if begun is None:
             for path in (self.target, self.partial):
-                if path.exists():  # another's, or begun with who knows what
+                if os.path.lexists(path):  # another's, or begun with who knows what
                     os.unlink(self.path)
                     raise ValueError(
                         f"{path} exists already, and {self.path.name}, which would say how it was made, does not or is "
@@ -77,37 +104,50 @@ class Journal:
                     )
             self._restart()
             return
-        self._compare(begun)
-        if self.target.exists():
-            if "whole" not in lines or self.partial.exists():
+        self._compare(begun, self.manifest)
+        if os.path.lexists(self.target):
+            if "whole" not in lines or os.path.lexists(self.partial):
                 raise ValueError(f"{self.target} exists, and is not what {self.path.name} speaks of: move it away")
             self.whole = True
-        elif not self.partial.exists():
+        elif not os.path.lexists(self.partial):
             self._restart()  # somebody took it away
-        else:
-            self.blocks.update(line for line in lines if line != "whole")
 
     def _read(self) -> list[Any]:
         """The contents of the lines that are whole; what follows them is cut off."""
-        with open(self.path, "rb") as file:
+        with open(self._file, "rb", closefd=False) as file:
+            file.seek(0)
             text = file.read()
-        found, end = [], 0
+        found: list[Any] = []
+        end = 0
         for line in text.splitlines(keepends=True):
             checksum, _, content = line.rstrip(b"\n").partition(b" ")
             if not line.endswith(b"\n") or checksum != _checksum(content):
                 break
-            found.append(json.loads(content))
+            found.append(self._parsed(content, first=not found))
             end += len(line)
         if not found and not _BEGINNING.fullmatch(text):
-            raise ValueError(f"{self.path} is no journal of noisefuse's: move it away")
+            raise self._foreign()
         os.ftruncate(self._file, end)
         return found
 
-    def _compare(self, begun: dict[str, Any]) -> None:
-        now = json.loads(json.dumps(self.manifest))
+    def _parsed(self, content: bytes, first: bool) -> Any:
+        try:
+            line = json.loads(content)
+        except ValueError:
+            raise self._foreign() from None
+        if isinstance(line, dict) if first else line in ("anew", "whole") or _is_block(line):
+            return line
+        raise self._foreign()
+
+    def _foreign(self) -> ValueError:
+        return ValueError(f"{self.path} is no journal of noisefuse's: move it away")
+
+    def _compare(self, begun: dict[str, Any], manifest: dict[str, Any]) -> None:
+        begun, now = (json.loads(json.dumps(one)) for one in (begun, manifest))
         differ = [name for name in {**begun, **now} if begun.get(name) != now.get(name)]
         if differ:
-            said = ", ".join(f"{name} {begun.get(name)} and not {now.get(name)}" for name in differ)
+            pairs = ((name, _short(begun.get(name)), _short(now.get(name))) for name in differ)
+            said = ", ".join(f"{_short(name)} {then} and not {value}" for name, then, value in pairs)
             raise ValueError(f"{self.target} was begun with {said}; to start anew, remove {self.path.name}*")
 
     def _restart(self) -> None:
@@ -124,6 +164,15 @@ class Journal:
 _BEGINNING = re.compile(rb"[0-9a-f]{0,8}|[0-9a-f]{8} (\{[^\n]*)?")  # of a manifest that was cut off
 
 
+def _is_block(line: Any) -> bool:
+    return isinstance(line, list) and len(line) == 2 and type(line[0]) is int
+
+
+def _short(value: Any) -> str:
+    """On one line: a journal that was changed, and zarr.json, may say anything."""
+    return textwrap.shorten(str(value), 200)
+
+
 def _checksum(content: bytes) -> bytes:
     return b"%08x" % zlib.crc32(content)
 
@@ -138,6 +187,45 @@ def partial_of(target: Path) -> Path:
 
 
 # ---- files -------------------------------------------------------------------------------------------------
+
+
+def open_own(path: Path, flags: int) -> int:
+    """Opens a file of the command's own, or makes it. ValueError: as `size_of`."""
+    size_of(path)
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
+def size_of(path: Path) -> int | None:
+    """Of a file of the command's own; None where there is none. ValueError: a link, a FIFO or a folder has its name."""
+    try:
+        state = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not stat.S_ISREG(state.st_mode):
+        raise _not_own(path, "file")
+    return state.st_size
+
+
+def make_own_folder(path: Path) -> None:
+    """Makes a folder of the command's own, and takes away what was being written in it when a process was killed.
+
+    Raises:
+        ValueError: it, or one in it, is a link to another folder, in which nothing must be written.
+    """
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
+        raise _not_own(path, "folder")
+    path.mkdir(exist_ok=True)
+    for folder, folders, files in os.walk(path):
+        for name in folders:
+            if os.path.islink(os.path.join(folder, name)):
+                raise _not_own(Path(folder, name), "folder")
+        for name in files:
+            if name.startswith(TEMPORARY):
+                Path(folder, name).unlink(missing_ok=True)
+
+
+def _not_own(path: Path, kind: str) -> ValueError:
+    return ValueError(f"{path} is no plain {kind}: expected one that this command made, and no link; move it away")
 
 
 def write(file: int, data: Any, offset: int | None = None) -> None:
@@ -178,9 +266,3 @@ def sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
-
-
-def clear(directory: Path) -> None:
-    """Takes away what was being written when a process was killed."""
-    for path in directory.rglob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)

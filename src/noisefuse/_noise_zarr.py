@@ -12,10 +12,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import zarr
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, MemoryStore
 
-from ._noise_files import Work, check_shape, digest
-from ._noise_journal import clear, sync_directory, write_whole
+import noisefuse as nf
+
+from ._noise_files import Made, Work, check_shape, digest, files_in, samples_to
+from ._noise_journal import Journal, make_own_folder, size_of, sync_directory, write_whole
 
 
 class DurableStore(LocalStore):
@@ -46,14 +48,22 @@ class Zarr:
     @classmethod
     def of(cls, path: Path, partial: Path, work: Work) -> Zarr:
         try:
-            array: Any = zarr.open_array(path, mode="r", zarr_format=3)
-        except (AttributeError, FileNotFoundError, KeyError, TypeError, ValueError, zarr.errors.BaseZarrError) as error:
+            array = _open(path)
+            shape, unit = array.shape, array.shards or array.chunks
+        except Exception as error:  # of any kind: zarr.json may hold anything
             raise ValueError(
                 f"{path} is no array of zarr v3: name one, not the group that it is in: {error}"
             ) from error
-        check_shape(path, array.shape)
+        check_shape(path, shape)
+        if not 0 < prod(unit) <= nf.noise.ELEMENTS:
+            raise ValueError(f"{path} has chunks of shape {unit}: expected 1 to 2^34 elements")
         work.result(array.dtype)
-        return cls(path, partial, work, array.shape, array.shards or array.chunks)
+        job = cls(path, partial, work, shape, unit)
+        try:
+            assert job._empty
+        except Exception as error:
+            raise ValueError(f"{path}: no store like it can be made: {error}") from error
+        return job
 
     @property
     def _grid(self) -> tuple[int, ...]:
@@ -64,17 +74,16 @@ class Zarr:
         return prod(self._grid)
 
     def source(self) -> dict[str, Any]:
-        files = sorted(path.relative_to(self.path) for path in self.path.rglob("*") if path.is_file())
-        return {"zarr.json": (self.path / "zarr.json").read_text(), "the source's files": digest(self.path, files)}
+        files = sorted(path.relative_to(self.path) for path in files_in(self.path) if path.is_file())
+        text = (self.path / "zarr.json").read_text(encoding="utf-8")
+        return {"zarr.json": text, "the source's files": digest(self.path, files)}
 
-    def prepare(self) -> None:
-        self.partial.mkdir(exist_ok=True)
-        clear(self.partial)
-        if (self.partial / "zarr.json").exists():
-            return
-        source: Any = zarr.open_array(self.path, mode="r")
-        zarr.create_array(
-            DurableStore(self.partial),
+    @cached_property
+    def _empty(self) -> tuple[Any, bytes]:
+        """The target without a chunk, in memory, and its zarr.json."""
+        source, files = self._source, dict[str, Any]()
+        array: Any = zarr.create_array(
+            MemoryStore(files),
             shape=source.shape,
             dtype=self.work.result(source.dtype),
             chunks=source.chunks,
@@ -82,35 +91,65 @@ class Zarr:
             attributes=dict(source.attrs),
             dimension_names=source.metadata.dimension_names,
         )
+        return array, files["zarr.json"].to_bytes()
 
-    def made(self, journal: set[int]) -> set[int]:
-        made: Any = zarr.open_array(self.partial, mode="r")
-        key = made.metadata.encode_chunk_key
-        return {block for block in range(self.blocks) if (self.partial / key(self._index(block))).exists()}
+    def _chunk(self, block: int) -> Path:
+        array, _ = self._empty
+        return Path(self.partial, array.metadata.encode_chunk_key(self._index(block)))
 
-    def make(self, block: int) -> int:
+    def made(self, journal: dict[int, Any]) -> set[int]:
+        """Chunks that are as long as they were made, of a store that is this one."""
+        if not self._is_begun():
+            return set()
+        return {block for block, size in journal.items() if size_of(self._chunk(block)) == size}
+
+    def prepare(self) -> None:
+        make_own_folder(self.partial)
+        if not self._is_begun():
+            write_whole(self.partial / "zarr.json", self._empty[1])
+
+    def _is_begun(self) -> bool:
+        try:
+            return (self.partial / "zarr.json").read_bytes() == self._empty[1]
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def make(self, block: int) -> Made:
         start = tuple(i * unit for i, unit in zip(self._index(block), self.unit, strict=True))
         part = tuple(slice(i, min(i + unit, n)) for i, unit, n in zip(start, self.unit, self.shape, strict=True))
         try:
             x = np.ascontiguousarray(self._source[part])
-        except RuntimeError as error:  # of what decompresses them
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # of any kind, by what decodes it
             raise OSError(f"cannot read chunk {self._index(block)} of {self.path}: {error}") from error
         made = np.empty(x.shape, self.work.result(x.dtype))
         self.work(x, made, start[0], self.shape[1:], start[1:])
         self._target[part] = made
-        return made.nbytes
+        return made.nbytes, self._chunk(block).stat().st_size
+
+    def again(self, journal: Journal, there: Path) -> list[int]:
+        return []
 
     def finish(self) -> None:
         for path in [self.partial, *self.partial.rglob("*/")]:
             if path.is_dir():
                 sync_directory(path)
 
+    def summary(self, target: Path) -> str:
+        return samples_to(target, self.shape)
+
     def _index(self, block: int) -> tuple[int, ...]:
-        return tuple(int(i) for i in np.unravel_index(block, self._grid))
+        """Of its chunk; NumPy's function for it takes 2^63 chunks at most."""
+        index = []
+        for n in reversed(self._grid):
+            block, i = divmod(block, n)
+            index.append(i)
+        return tuple(reversed(index))
 
     @cached_property
     def _source(self) -> Any:
-        return zarr.open_array(self.path, mode="r")
+        return _open(self.path)
 
     @cached_property
     def _target(self) -> Any:  # chunks that are all zeros are chunks that are there
@@ -118,3 +157,7 @@ class Zarr:
 
     def __reduce__(self) -> Any:
         return Zarr, (self.path, self.partial, self.work, self.shape, self.unit)
+
+
+def _open(path: Path) -> Any:
+    return zarr.open_array(path, mode="r", zarr_format=3)

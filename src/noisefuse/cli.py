@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(arguments: argparse.Namespace, problem: str, status: int = 2) -> int:
     clear = "\r\033[K" if sys.stderr.isatty() else ""  # a progress that stands there
-    print(f"{clear}noisefuse {arguments.command}: {problem}", file=sys.stderr)
+    print(f"{clear}noisefuse {arguments.command}: {' '.join(problem.splitlines())}", file=sys.stderr)
     return status
 
 
@@ -85,7 +85,19 @@ def _parser() -> argparse.ArgumentParser:
     selftest.add_argument("--seed", type=_seed, help="of its cases and its noise (default: another each time)")
     selftest.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
 
-    noise = commands.add_parser("noise", help="noise a data set on disk; stopped, it goes on where it was")
+    _add_noise(commands)
+    return parser
+
+
+def _add_noise(commands: Any) -> None:
+    does = "noise a data set on disk; stopped, it goes on where it was"
+    noise = commands.add_parser(
+        "noise",
+        help=does,
+        description=_ABOUT.format(does=does),
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     noise.add_argument(
         "source", type=Path, metavar="SOURCE", help=".npy or zarr (axis 0: samples), or a folder of images"
     )
@@ -97,6 +109,14 @@ def _parser() -> argparse.ArgumentParser:
     noise.add_argument("--step", type=_step, default=0, help="of the noise, such as the epoch (default: %(default)s)")
     noise.add_argument("--dtype", choices=("uint8", "uint16", "float16", "float32", "float64"), help="of the target")
     noise.add_argument(
+        "--range",
+        type=_finite,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="the values that 0 and 255 (uint8) or 65535 (uint16) of the target stand for; with --schedule -1 1, if "
+        "nothing is said",
+    )
+    noise.add_argument(
         "--block",
         type=_positive,
         default=1 << 22,
@@ -104,9 +124,16 @@ def _parser() -> argparse.ArgumentParser:
         help="elements made at once, of .npy (default: %(default)s)",
     )
     where = noise.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=_positive, metavar="N", help="on so many processes of dask.distributed")
+    where.add_argument("--workers", type=_workers, metavar="N", help="on so many processes of dask.distributed")
     where.add_argument("--scheduler", metavar="ADDRESS", help="or on the workers of this one, tcp://..")
-    return parser
+
+
+_ABOUT = """To {does}.
+Noise is added as by `q_sample` (--schedule, --t) or `augment.gaussian` (--std)."""
+_EXAMPLES = """examples:
+  noisefuse noise latents.npy noised.npy --schedule cosine --t 300 --seed 7
+  noisefuse noise photographs noisy --std 20 --seed 7
+  noisefuse noise x.npy bytes.npy --std 0.1 --dtype uint8 --range -1 1 --seed 7"""
 
 
 def _add_demo(commands: Any) -> None:
@@ -145,13 +172,26 @@ def _natural(text: str) -> int:
 
 
 def _deviation(text: str) -> float:
-    try:
-        std = float(text)
-    except ValueError:
-        std = math.nan
-    if not 0 <= std < math.inf:
+    std = _finite(text)
+    if std < 0:
         raise argparse.ArgumentTypeError(f"expected a finite number from 0, got {text!r}")
     return std
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
+    return value
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"expected a number of processes from 1 to 1024, got {text!r}")
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong around a call: interrupts, forks, killed processes, no memory, no threads, models that raise.
+"""What goes wrong around a call: interrupts, forks, killed processes, no memory, no threads, models that raise; and
+around the command `noisefuse noise`: a full disk, denied permission.
 
 python tests/campaign/faults.py [--seed N] [--minutes M] [--json FILE]
 
@@ -10,10 +11,12 @@ give the bits that it gave before.
 import argparse
 import faulthandler
 import gc
+import io
 import json
 import mmap
 import os
 import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -22,6 +25,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from multiprocessing import shared_memory
 from pathlib import Path
@@ -29,6 +33,7 @@ from pathlib import Path
 import numpy as np
 
 import noisefuse as nf
+from noisefuse.cli import main as command
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "backends")]
 from conftest import NUMBA, bits, using  # noqa: E402
@@ -38,6 +43,10 @@ LIMIT = 120  # seconds that a row may take beyond its share
 S = nf.Schedule.linear(20)
 SAMPLER = nf.samplers.dpmpp_2m_sde(S, 4)  # remembers, and draws
 NOISE = nf.Noise(7, sample=2**32 - 1, step=3)
+
+
+class Impossible(Exception):
+    """A fault cannot be brought about here: why."""
 
 
 class Report:
@@ -350,6 +359,186 @@ def windows(report, _kind):
             report.check(bits(part) == bits(alone), f"randn at element {first}: other bits")
 
 
+# ---- of the command `noisefuse noise` ----------------------------------------------------------------------
+
+NOBODY = 65534
+
+
+class DataSets:
+    """Sources for the command of each kind, in a folder, and the files of their targets."""
+
+    def __init__(self, folder):
+        import zarr
+        from PIL import Image
+
+        pixels = np.random.default_rng(0).integers(0, 256, (12, 40, 40), np.uint8)
+        np.save(folder / "x.npy", pixels)
+        zarr.create_array(folder / "x.zarr", shape=pixels.shape, dtype=pixels.dtype, chunks=(1, 40, 40))[...] = pixels
+        for n, image in enumerate(pixels):
+            path = folder / "x" / f"in{n % 2}" / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+        self.folder, self.kinds = folder, [".npy", ".zarr", ""]
+        self.known = {}
+        for kind in self.kinds:
+            status, said = self.noised(kind, folder / f"known{kind}")
+            assert status == 0, said
+            self.known[kind] = files(folder / f"known{kind}")
+
+    def noised(self, kind, target):
+        """The status of the command, and what it says."""
+        options = ["--schedule", "cosine", "--t", "300", "--seed", "7", "--block", "2000"]
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
+            status = command(["noise", str(self.folder / f"x{kind}"), str(target), *options])
+        return status, said.getvalue()
+
+    def fails(self, report, kind, target, expected, what):
+        """In one line that says why, and without a target."""
+        status, said = self.noised(kind, target)
+        good = status == 2 and expected in said and said.count("\n") == 1 and not os.path.lexists(target)
+        report.check(good, f"{kind or 'images'}, {what}: status {status}, {said!r}")
+
+    def goes_on(self, report, kind, target, what):
+        status, said = self.noised(kind, target)
+        good = status == 0 and files(target) == self.known[kind]
+        report.check(good, f"{kind or 'images'}, after {what}: status {status}, or other bits; {said!r}")
+
+
+def files(path):
+    """Of a folder, or one alone: their contents by their names."""
+    return {str(file.relative_to(path)): file.read_bytes() for file in [path, *path.rglob("*")] if file.is_file()}
+
+
+def full_disk(report, kind):
+    """A disk of a few pages, which is full before all is written: at the journal, or anywhere. When it is larger, the
+    same command goes on."""
+    ops = Operations(kind)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as disk:
+        data = DataSets(Path(folder))
+        with mounted(disk) as resize:
+            for _ in report.rounds():
+                for ending in data.kinds:
+                    target = Path(disk, f"y{ending}")
+                    pages = report.rng.randrange(sum(-(-len(file) // 4096) for file in data.known[ending].values()))
+                    resize(max(pages, 1))
+                    if not pages:
+                        Path(disk, "full").write_bytes(bytes(4096))
+                    data.fails(report, ending, target, "No space left on device", f"a disk of {pages} pages")
+                    ops.right(report, report.rng.choice(ops.names), None, " after a full disk")
+                    resize(1000)
+                    data.goes_on(report, ending, target, f"a disk of {pages} pages")
+                    for path in Path(disk).iterdir():
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def mounted(folder):
+    """A disk in memory on the folder, and what changes how many pages it has."""
+
+    def mount(options, *where):
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, *where], capture_output=True, text=True)
+        if done.returncode:
+            raise Impossible(f"no tmpfs can be mounted here: {done.stderr.partition(chr(10))[0]}")
+
+    try:
+        mount("size=4k", "tmpfs", folder)
+    except FileNotFoundError as error:
+        raise Impossible(f"no tmpfs can be mounted here: {error}") from error
+    try:
+        yield lambda pages: mount(f"remount,size={4 * pages}k", folder)
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def denied_permission(report, kind):
+    """As a user who may not read the source, or some of it, nor write the target's folder, the journal, the partial
+    target, or some of it. Where it is allowed again, the same command goes on."""
+    ops = Operations(kind)
+    with tempfile.TemporaryDirectory() as folder:
+        data = DataSets(Path(folder))
+        place = Path(folder, "place")
+        place.mkdir()
+        os.chmod(folder, 0o755)
+        with as_nobody(place):
+            for _ in report.rounds():
+                for ending in data.kinds:
+                    target = place / f"y{ending}"
+                    denied_source(report, data, ending, target)
+                    if target.exists():
+                        denied_target(report, data, ending, target)
+                    ops.right(report, report.rng.choice(ops.names), None, " after no permission")
+                    for path in place.iterdir():
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def denied_source(report, data, ending, target):
+    source = data.folder / f"x{ending}"
+    inside = {".npy": [], ".zarr": ["zarr.json", "c", "c/3"], "": ["in1", "in0/4.png"]}[ending]
+    for path in [source, *(source / name for name in inside)]:
+        with denied(path, report.rng.choice([0o000, 0o100])):
+            data.fails(report, ending, target, "Permission denied", f"no permission for {path}")
+    with denied(target.parent, 0o555):
+        data.fails(report, ending, target, "Permission denied", f"no permission for {target.parent}")
+    data.goes_on(report, ending, target, "no permission for the source")
+
+
+def denied_target(report, data, ending, target):
+    """As if the command had been stopped when all was there but a chunk, or an image."""
+    journal, partial = (target.with_name(f"{target.name}.noisefuse{part}") for part in ("", "-partial"))
+    target.rename(partial)
+    missing = {".npy": "", ".zarr": "c/3/0/0", "": "in0/4.png"}[ending]
+    if missing:
+        (partial / missing).unlink()
+    for path in [journal, (partial / missing).parent if missing else partial]:
+        with denied(path, 0o500):
+            data.fails(report, ending, target, "Permission denied", f"no permission for {path}")
+    data.goes_on(report, ending, target, "no permission for the target")
+
+
+@contextmanager
+def as_nobody(place):
+    """Root, who may do everything, becomes another user, whose folder this is."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.chown(place, NOBODY, NOBODY)
+    try:
+        os.setegid(NOBODY)
+        os.seteuid(NOBODY)
+    except PermissionError as error:
+        raise Impossible(f"root cannot become another user here: {error}") from error
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@contextmanager
+def denied(path, mode):
+    """The owner may do no more than this with it, nor may anyone else."""
+    before = path.stat().st_mode
+    with as_owner():
+        path.chmod(mode)
+    try:
+        yield
+    finally:
+        with as_owner():
+            path.chmod(before)
+
+
+@contextmanager
+def as_owner():
+    """Root again, where that is who it was."""
+    user = os.geteuid()
+    if os.getuid() == 0:
+        os.seteuid(0)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
 ALL = ["native", *NUMBA, "reference"]
 TORCH = ["native torch"]
 # name: the scenario; its share of the time; where it runs
@@ -364,6 +553,8 @@ SCENARIOS = {
     "models that raise": (models_that_raise, 1, [*ALL, *TORCH]),
     "many threads": (many_threads, 2, [*ALL, *TORCH]),
     "windows": (windows, 1, ALL),
+    "full disk": (full_disk, 1, ["native"]),
+    "denied permission": (denied_permission, 1, ["native"]),
 }
 # Seconds of the quick level, natively.
 QUICK = {name: 2 if name == "many threads" else 0.2 for name in SCENARIOS if name != "interrupts, long calls"}
@@ -388,9 +579,14 @@ def child(name, on, seed, seconds):
     faulthandler.dump_traceback_later(seconds + LIMIT, exit=True)
     backend, _, kind = on.partition(" ")
     report = Report(seed, seconds)
-    with using(backend):
-        SCENARIOS[name][0](report, kind)
-    print(json.dumps({"cases": report.cases, "failures": report.failures[:20], "worst": report.worst}), flush=True)
+    row = {}
+    try:
+        with using(backend):
+            SCENARIOS[name][0](report, kind)
+    except Impossible as why:
+        row["skipped"] = str(why)
+    row |= {"cases": report.cases, "failures": report.failures[:20], "worst": report.worst}
+    print(json.dumps(row), flush=True)
 
 
 def main():
@@ -410,7 +606,8 @@ def main():
     for name, on, share in shares:
         row = run(name, on, given.seed, share * unit)
         label, failed = f"{name}, {on}", len(row["failures"])
-        print(f"{label:40}{row['cases']:8} cases{failed:4} failures{row['seconds']:8} s  {row['worst']}")
+        said = f"skipped: {row['skipped']}" if "skipped" in row else row["worst"]
+        print(f"{label:40}{row['cases']:8} cases{failed:4} failures{row['seconds']:8} s  {said}")
         print("".join(f"    {text}\n" for text in row["failures"]), end="", flush=True)
         rows.append(row)
     if given.json:

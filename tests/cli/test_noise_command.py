@@ -15,6 +15,8 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,6 +33,7 @@ from noisefuse import _noise_files
 from noisefuse._noise import _Progress
 from noisefuse._noise_journal import Journal
 from noisefuse.cli import main
+from noisefuse.levels import LEVELS
 
 AT_300 = ["--schedule", "cosine", "--t", "300", "--seed", "7"]
 COMMAND = [sys.executable, "-m", "noisefuse.cli", "noise"]
@@ -52,6 +55,7 @@ def run(*arguments: Any) -> int:
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     """What it says, in one line."""
+    capsys.readouterr()
     assert run(*arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("noisefuse noise: ")
@@ -84,11 +88,45 @@ def test_dtypes_are_those_of_the_operations(source: str, dtype: str | None, tmp_
     assert run(tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, *options) == 0
     native = x.astype(x.dtype.newbyteorder("="))
     assert np.array_equal(np.load(tmp_path / "y.npy"), noised(native, dtype=dtype))
+    if dtype in LEVELS and not np.can_cast(x.dtype, dtype):
+        options += ["--range", 0, LEVELS[dtype]]
     assert run(tmp_path / "x.npy", tmp_path / "z.npy", "--std", 3, "--seed", 7, "--step", 2, *options) == 0
     expected = nf.augment.gaussian(native, 3.0, nf.Noise(7, step=2), dtype=dtype)
     z = np.load(tmp_path / "z.npy")
     assert z.dtype == expected.dtype
     assert np.array_equal(z, expected)
+
+
+@pytest.mark.parametrize("source", ["float32", "float64", "uint16", "uint8"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_range_says_what_levels_stand_for(source: str, dtype: str, tmp_path: Path) -> None:
+    """As a formula of its own has it, but for the rounding of halves. Seen to fail: a range of [-1, 1], whatever is
+    said; x of integers in [-1, 1], which --std takes in its own units."""
+    x = save(tmp_path / "x.npy", 3, 400, dtype=source)
+    ranged = ["--dtype", dtype, "--range", "-20.5", 300]
+    assert run(tmp_path / "x.npy", tmp_path / "y.npy", "--std", 30, "--seed", 7, *ranged) == 0
+    found = np.load(tmp_path / "y.npy")
+    wide = nf.augment.gaussian(x.astype(np.float64), 30.0, nf.Noise(7))
+    top = LEVELS[dtype]
+    expected = np.clip((wide + 20.5) / 320.5 * top, 0, top)
+    assert found.dtype == dtype
+    assert np.abs(found - expected).max() < 0.5 + 2e-6 * top
+    assert (found == 0).any()
+    assert run(tmp_path / "x.npy", tmp_path / "z.npy", *AT_300, "--dtype", dtype, "--range", -1, 1) == 0
+    assert np.array_equal(np.load(tmp_path / "z.npy"), noised(x, dtype=dtype))
+
+
+def test_floats_become_bytes_by_a_range_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is written. Seen to fail: 58 % zeros of N(0, 1)."""
+    for dtype, other in (("float32", "uint8"), ("float16", "uint16"), ("uint16", "uint8")):
+        save(tmp_path / "x.npy", 10, 10, dtype=dtype)
+        error = fails(capsys, tmp_path / "x.npy", tmp_path / "y.npy", "--std", 1, "--seed", 7, "--dtype", other)
+        assert f"--std with --dtype {other} of {dtype} data needs --range LOW HIGH" in error
+    for levels, said in (([1, 1], "LOW below HIGH"), ([0, 1], "expected --dtype uint8 or uint16 with it")):
+        dtype = "uint8" if levels == [1, 1] else "float32"
+        arguments = [tmp_path / "x.npy", tmp_path / "y.npy", "--std", 1, "--seed", 7, "--dtype", dtype]
+        assert said in fails(capsys, *arguments, "--range", *levels)
+    assert [*tmp_path.iterdir()] == [tmp_path / "x.npy"]
 
 
 @given(st.integers(1, 50), st.integers(1, 400), st.integers(1, 100), st.integers(1, 60))
@@ -242,7 +280,7 @@ def test_a_finished_block_is_not_made_again(tmp_path: Path, monkeypatch: pytest.
     made: list[int] = []
     make = _noise_files.Npy.make
 
-    def interrupted(job: Any, block: int) -> int:
+    def interrupted(job: Any, block: int) -> Any:
         if block == 6:
             raise KeyboardInterrupt
         made.append(block)
@@ -255,7 +293,7 @@ def test_a_finished_block_is_not_made_again(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(_noise_files.Npy, "make", lambda job, block: made.append(block) or make(job, block))
     journal = (tmp_path / "y.npy.noisefuse").read_bytes()
     (tmp_path / "y.npy.noisefuse").write_bytes(journal[:-3])  # its last line is half-written
-    before = [int(line.split()[1]) for line in journal.splitlines()[1:-1]]
+    before = [json.loads(line.partition(b" ")[2])[0] for line in journal.splitlines()[1:-1]]
     assert before
     made.clear()
     assert run(*arguments) == 0
@@ -311,6 +349,242 @@ def test_an_image_that_was_mended_is_made_again(tmp_path: Path, capsys: pytest.C
     expected = nf.q_sample(np.full((1, 8, 8), 20, np.uint8), 300, nf.Schedule.cosine(1000), noise, dtype="uint8")
     with Image.open(tmp_path / "y" / "b.png") as image:
         assert np.array_equal(np.asarray(image), expected[0])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_image_that_changed_after_its_target_was_made_is_made_again(
+    whole: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: "is whole already" of a target that is another image's; another file of the same time and size."""
+    from PIL import Image
+
+    (tmp_path / "x").mkdir()
+    for name in ("a", "b", "c"):
+        Image.fromarray(np.full((8, 8), 100, np.uint8)).save(tmp_path / "x" / f"{name}.bmp")
+    arguments = [tmp_path / "x", tmp_path / "y", *AT_300]
+    assert run(*arguments) == 0
+    kept = (tmp_path / "y" / "a.png").stat().st_ino
+    Image.fromarray(np.full((8, 8), 20, np.uint8)).save(tmp_path / "x" / "b.bmp")
+    before = (tmp_path / "x" / "c.bmp").stat()
+    Image.fromarray(np.full((8, 8), 20, np.uint8)).save(tmp_path / "x" / "c.bmp")
+    os.utime(tmp_path / "x" / "c.bmp", ns=(before.st_atime_ns, before.st_mtime_ns))
+    if not whole:
+        (tmp_path / "y").rename(tmp_path / "y.noisefuse-partial")
+    assert run(*arguments) == 0
+    assert (tmp_path / "y" / "a.png").stat().st_ino == kept
+    assert not (tmp_path / "y.noisefuse-partial").exists()
+    assert_images(tmp_path / "y", {"a.bmp": 100, "b.bmp": 20, "c.bmp": 20})
+    capsys.readouterr()
+    assert run(*arguments) == 0
+    assert "is whole already" in capsys.readouterr().out
+
+
+def assert_images(target: Path, levels: dict[str, int]) -> None:
+    """They are those of images of 8 x 8 such levels, by the names of their sources."""
+    from PIL import Image
+
+    for name, level in levels.items():
+        noise = nf.Noise(7, sample=nf.augment.sample_id(name))
+        x = np.full((1, 8, 8), level, np.uint8)
+        expected = nf.q_sample(x, 300, nf.Schedule.cosine(1000), noise, dtype="uint8")
+        with Image.open(target / Path(name).with_suffix(".png")) as image:
+            assert np.array_equal(np.asarray(image), expected[0]), name
+
+
+@pytest.mark.parametrize("moment", ["read", "made"])
+def test_an_image_that_changes_while_targets_are_made_is_made_again(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between its reading and its writing, or when it is written and others are not; one that always changes is named.
+    Seen to fail: targets of the images before."""
+    from PIL import Image
+
+    (tmp_path / "x").mkdir()
+    names = [f"{n}.png" for n in range(8)]
+    for name in names:
+        Image.fromarray(np.full((8, 8), 100, np.uint8)).save(tmp_path / "x" / name)
+    arguments = [tmp_path / "x", tmp_path / "y", *AT_300]
+    noise, made = _noise_files.Work.__call__, []
+
+    def changing(work: Any, x: Any, out: Any, name: Any, *others: Any) -> None:
+        noise(work, x, out, name, *others)
+        made.append(name)
+        if name == "0.png" and moment == "read" and (len(made) <= 3 or always):
+            Image.fromarray(np.full((8, 8), 20 + len(made), np.uint8)).save(tmp_path / "x" / name)
+        elif len(made) == 8 and moment == "made":
+            Image.fromarray(np.full((8, 8), 21, np.uint8)).save(tmp_path / "x" / made[0])
+
+    monkeypatch.setattr(_noise_files.Work, "__call__", changing)
+    always = False
+    with nf.set_num_threads(1):
+        assert run(*arguments) == 0
+    assert sorted(made) == sorted([*names, "0.png"])
+    assert_images(tmp_path / "y", {name: 21 if name == "0.png" else 100 for name in names})
+    always, _ = True, (tmp_path / "x" / "0.png").touch()
+    if moment == "read":
+        error = fails(capsys, *arguments)
+        assert re.search("images of .*x change while they are noised; what is made is kept", error)
+
+
+@pytest.mark.parametrize("kind", [".npy", ".zarr", ""])
+@pytest.mark.parametrize("blocks", [3, 30])
+def test_a_source_that_is_replaced_meanwhile_is_refused(
+    kind: str, blocks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the middle, and when the last block is made. Nothing is removed, and nothing has the target's name. Seen to
+    fail: "wrote" of some of the old one and some of the new one."""
+    source, new = few(tmp_path, kind, "x", 0), few(tmp_path, kind, "new", 1)
+
+    def replace() -> None:
+        if kind:
+            source.rename(tmp_path / "old")
+            new.rename(source)
+        else:
+            (source / "0.png").rename(source / "00.png")
+
+    once_there_are(blocks, replace, monkeypatch)
+    arguments = [source, tmp_path / f"y{kind}", *AT_300, "--block", 100]
+    error = fails(capsys, *arguments)
+    assert re.search(r"changed while it was noised|No such file .*0\.png|cannot read .*0\.png", error)
+    left = [f"y{kind}.noisefuse", f"y{kind}.noisefuse-partial"]
+    assert sorted(path.name for path in tmp_path.glob("y*")) == left
+    monkeypatch.undo()
+    assert "to start anew, remove" in fails(capsys, *arguments)
+
+
+def test_a_source_that_is_replaced_for_a_while_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And has its place again at the end. Seen to fail: "wrote" of blocks of another source."""
+    source, new = few(tmp_path, ".npy", "x", 0), few(tmp_path, ".npy", "new", 1)
+    noise, made = _noise_files.Work.__call__, []
+
+    def changing(*arguments: Any) -> None:
+        noise(*arguments)
+        made.append(arguments)
+        if len(made) in (3, 10):
+            source.rename(tmp_path / "other.npy")
+            new.rename(source)
+            (tmp_path / "other.npy").rename(new)
+
+    monkeypatch.setattr(_noise_files.Work, "__call__", changing)
+    with nf.set_num_threads(1):
+        error = fails(capsys, source, tmp_path / "y.npy", *AT_300, "--block", 100)
+    assert "x.npy was changed while it was noised" in error
+    assert not (tmp_path / "y.npy").exists()
+
+
+def few(folder: Path, kind: str, name: str, seed: int) -> Path:
+    """A source of 30 blocks."""
+    path, x = folder / f"{name}{kind}", np.random.default_rng(seed).integers(0, 256, (30, 10, 10), np.uint8)
+    if kind == ".npy":
+        np.save(path, x)
+    elif kind == ".zarr":
+        zarr = pytest.importorskip("zarr")
+        zarr.create_array(path, shape=x.shape, dtype=x.dtype, chunks=(1, 10, 10))[...] = x
+    else:
+        from PIL import Image
+
+        path.mkdir()
+        for n, pixels in enumerate(x):
+            Image.fromarray(pixels).save(path / f"{n}.png")
+    return path
+
+
+@pytest.mark.parametrize("kind", [".npy", ".zarr", ""])
+@pytest.mark.parametrize("how", ["emptied", "cut", "longer", "of another"])
+def test_what_was_changed_in_the_partial_target_is_made_again(
+    kind: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where it is stopped once more when the file has its length again. Seen to fail: zeros in a whole target;
+    blocks that a journal had when the file was empty."""
+    source = few(tmp_path, kind, "x", 0)
+    target, partial = tmp_path / f"y{kind}", tmp_path / f"y{kind}.noisefuse-partial"
+    arguments = [*AT_300, "--block", 100]
+    assert run(source, tmp_path / f"whole{kind}", *arguments) == 0
+    assert run(source, target, *arguments) == 0
+    target.rename(partial)
+    chunks = (path for path in partial.rglob("*") if path.is_file() and path.name != "zarr.json")
+    file = partial if kind == ".npy" else next(chunks)
+    data = file.read_bytes()
+    changed = {"emptied": b"", "cut": data[: len(data) // 2], "longer": data + b"0", "of another": data[::-1] + b"0"}
+    file.write_bytes(changed[how])
+    if kind == ".npy" and len(changed[how]) > len(data):  # more than what is lost is not written over
+        assert run(source, target, *arguments) == 2
+        partial.unlink()
+    with monkeypatch.context() as patch:
+
+        def stopped(job: Any, block: int) -> Any:
+            raise KeyboardInterrupt
+
+        patch.setattr(_noise_files.Npy, "make", stopped)
+        patch.setattr(_noise_files.Images, "make", stopped)
+        assert run(source, target, *arguments) == (0 if kind == ".zarr" else 130)
+    assert run(source, target, *arguments) == 0
+    assert hash_of(target) == hash_of(tmp_path / f"whole{kind}")
+
+
+def test_a_target_of_another_length_is_not_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: "is whole already" of a file that was emptied."""
+    save(tmp_path / "x.npy", 10, 10)
+    arguments = [tmp_path / "x.npy", tmp_path / "y.npy", *AT_300]
+    assert run(*arguments) == 0
+    (tmp_path / "y.npy").write_bytes(b"")
+    assert re.search("y.npy has 0 bytes and not 528, so another program has changed it", fails(capsys, *arguments))
+
+
+def test_a_store_whose_metadata_was_changed_is_made_again(tmp_path: Path) -> None:
+    """Seen to fail: a store that says another dtype than its chunks have, an emptied zarr.json."""
+    zarr = pytest.importorskip("zarr")
+    source = few(tmp_path, ".zarr", "x", 0)
+    assert run(source, tmp_path / "whole.zarr", *AT_300) == 0
+    assert run(source, tmp_path / "y.zarr", *AT_300) == 0
+    for text in ("", (source / "zarr.json").read_text().replace("uint8", "int8")):
+        (tmp_path / "y.zarr").rename(tmp_path / "y.zarr.noisefuse-partial")
+        (tmp_path / "y.zarr.noisefuse-partial" / "zarr.json").write_text(text)
+        assert run(source, tmp_path / "y.zarr", *AT_300) == 0
+        assert np.array_equal(
+            zarr.open_array(tmp_path / "y.zarr", mode="r")[...], zarr.open_array(tmp_path / "whole.zarr", mode="r")[...]
+        )
+
+
+def test_a_store_of_any_number_of_chunks_takes_no_memory_for_each(tmp_path: Path) -> None:
+    """2^39 chunks, of which none is there, in 3 GiB of addresses. Seen to fail: a MemoryError, before the first one."""
+    zarr = pytest.importorskip("zarr")
+    zarr.create_array(tmp_path / "x.zarr", shape=(1 << 40, 4), chunks=(2, 4), dtype="float32", fill_value=3)
+    command = [*COMMAND, tmp_path / "x.zarr", tmp_path / "y.zarr", "--std", "1", "--seed", "7"]
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+
+    chunk = tmp_path / "y.zarr.noisefuse-partial" / "c" / "40" / "0"
+    for further in (40, 80):  # and when it goes on
+        chunk = chunk.parents[1] / str(further) / "0"
+        process = subprocess.Popen(command, preexec_fn=limited, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        try:
+            until(lambda chunk=chunk, process=process: chunk.exists() or process.poll() is not None)
+            assert process.poll() is None, process.stderr.read()
+        finally:
+            process.kill()
+            process.wait()
+            process.stderr.close()
+    made = zarr.open_array(chunk.parents[2], mode="r")
+    expected = nf.augment.gaussian(np.full((82, 4), 3, np.float32), 1.0, nf.Noise(7))
+    assert np.array_equal(made[:60], expected[:60])
+
+
+def test_a_journal_takes_no_memory_for_each_block(tmp_path: Path) -> None:
+    """Seen to fail: a set of them."""
+    with Journal(tmp_path / "y.npy", {}) as journal:
+        tracemalloc.start()
+        try:
+            for block in range(1000, 1400):
+                journal.add(block, None)
+            assert tracemalloc.get_traced_memory()[0] < 10_000
+        finally:
+            tracemalloc.stop()
+        assert len(journal.made()) == 400
 
 
 def test_stopped_at_the_rename_it_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -416,8 +690,8 @@ def once_there_are(blocks: int, act: Any, monkeypatch: pytest.MonkeyPatch) -> No
     """Acts when so many blocks are made. The command waits for it, and no more than some others are made."""
     add, added = Journal.add, []
 
-    def acting(journal: Journal, block: int) -> None:
-        add(journal, block)
+    def acting(journal: Journal, block: int, mark: Any) -> None:
+        add(journal, block, mark)
         added.append(block)
         if len(added) == blocks:
             act()
@@ -488,6 +762,7 @@ def test_a_worker_that_differs_and_joins_late_is_named(
     assert np.array_equal(np.load(tmp_path / "y.npy"), noised(x))
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("listens", first_and_slow([None, "silent", "worker"]))
 def test_a_scheduler_that_cannot_be_reached_is_named(
     listens: str | None,
@@ -617,7 +892,8 @@ def test_two_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ("arguments", "said"),
     [
         (["absent.npy", "y.npy", *AT_300], "no such file"),
-        (["x.npy", "x.npy", *AT_300], "lie in one another"),
+        (["x.npy", "x.npy", *AT_300], "x.npy is the source and the target, too"),
+        (["twins/a.png", "y", *AT_300], "a.png is one image: pass the folder that it is in, "),
         (["z.npy.noisefuse-partial", "z.npy", *AT_300], "z.npy.noisefuse-partial lie in one another"),
         (["new.npy", "y.npy", *AT_300], "of version (3, 0): expected 1.0 or 2.0"),
         (["header.npy", "y.npy", *AT_300], "no .npy file of numbers"),
@@ -630,9 +906,11 @@ def test_two_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["folder", "folder/y", *AT_300], "lie in one another"),
         (["folder", "y", *AT_300], "has neither images"),
         (["twins", "y", *AT_300], "would both become a.png"),
-        (["x.npy", "y.npy", "--seed", 1], "expected --schedule with --t, or else --std"),
-        (["x.npy", "y.npy", "--seed", 1, "--t", 3, "--std", 1], "expected --schedule with --t"),
-        (["x.npy", "y.npy", *AT_300, "--std", 1], "expected --schedule with --t"),
+        (["x.npy", "y.npy", "--seed", 1], "expected --schedule with --t, or else --std; got none of them"),
+        (["x.npy", "y.npy", "--seed", 1, "--t", 3, "--std", 0], "or else --std; got --t 3, --std 0.0\n"),
+        (["x.npy", "y.npy", *AT_300, "--std", 1], "got --schedule cosine, --t 300, --std 1.0"),
+        (["loop.npy", "y.npy", *AT_300], "loop.npy"),
+        (["x.npy", "loop.npy", *AT_300], "loop.npy"),
         (["x.npy", "y.npy", *AT_300, "--t", 1000], "0 <= t < 1000"),
     ],
 )
@@ -652,11 +930,184 @@ def test_bad_input_is_named(
     np.save("int64.npy", np.arange(3))
     Path("folder").mkdir()
     Path("twins").mkdir()
+    Path("loop.npy").symlink_to("loop.npy")
     for name in ("a.png", "a.jpg"):
         (Path("twins") / name).touch()
     before = sorted(Path().iterdir())
     assert said in fails(capsys, *arguments)
     assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{[]: 1}",
+        "-" * 9000,
+        "a" + ".b" * 4000,
+        "a" + "()" * 4000,
+        "(" * 9000,
+        "{'descr': (), 'fortran_order': False, 'shape': (3,)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-2, -3)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -6)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-6, -1, 1)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2, -3, -1)}",
+        f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({'9' * 5000},)}}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (0, -3)}",
+        "{'descr': '<f4', 'fortran_order': 'x\n\ny', 'shape': (3,)}",
+    ],
+    ids=range(13),
+)
+def test_odd_headers_are_named(header: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line, and nothing is written. Seen to fail: tracebacks, and targets of negative lengths."""
+    text = header.encode()
+    (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(24))
+    error = fails(capsys, tmp_path / "x.npy", tmp_path / "y.npy", *AT_300)
+    assert f"{tmp_path}/x.npy" in error
+    assert len(error) < 600
+    assert [*tmp_path.iterdir()] == [tmp_path / "x.npy"]
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("at", ["manifest", "block"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1]",
+        "3",
+        '"x"',
+        "null",
+        "{}",
+        DEEP,
+        "no JSON",
+        "9" * 5000,
+        "[true, 1]",
+        "[[], 1]",
+        "[1, 2, 3]",
+        "[" * 900 + "]" * 900,
+    ],
+    ids=range(12),
+)
+def test_a_journal_of_something_else_is_named(
+    at: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lines whose checksums are right. The file stays. Seen to fail: tracebacks."""
+    save(tmp_path / "x.npy", 10, 10)
+    arguments = [tmp_path / "x.npy", tmp_path / "y.npy", *AT_300]
+    assert run(*arguments) == 0
+    (tmp_path / "y.npy").rename(tmp_path / "y.npy.noisefuse-partial")
+    journal = tmp_path / "y.npy.noisefuse"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[at == "block"] = b"%08x %s\n" % (zlib.crc32(line.encode()), line.encode())
+    journal.write_bytes(b"".join(lines))
+    error = fails(capsys, *arguments)
+    assert f"{journal}" in error or ("was begun with" in error and (at, line) == ("manifest", "{}"))
+    assert len(error) < 3000
+    assert journal.read_bytes() == b"".join(lines)
+
+
+def test_a_manifest_that_says_anything_is_told_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "x.npy", 10, 10)
+    for value in (json.dumps("line\n" * 9000), "[" * 500 + "]" * 500):
+        line = f'{{"--seed": {value}}}'.encode()
+        (tmp_path / "y.npy.noisefuse").write_bytes(b"%08x %s\n" % (zlib.crc32(line), line))
+        error = fails(capsys, tmp_path / "x.npy", tmp_path / "y.npy", *AT_300)
+        assert "y.npy was begun with --seed" in error
+        assert len(error) < 3000
+
+
+@pytest.mark.parametrize("kind", first_and_slow([".npy", ".zarr", ""]))
+@pytest.mark.parametrize("suffix", [".noisefuse", ".noisefuse-partial"])
+@pytest.mark.parametrize("what", ["dangling", "foreign", "empty", "FIFO"])
+@pytest.mark.parametrize("begun", [True, False])
+def test_links_and_fifos_are_refused(
+    kind: str, suffix: str, what: str, begun: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What they lead to stays as it was. Seen to fail: a dangling one followed, one to an empty file written through, a
+    journal that hung."""
+    source, target = few(tmp_path, kind, "x", 0), tmp_path / f"y{kind}"
+    others, arguments = tmp_path / "others", [source, target, *AT_300]
+    if begun:
+        assert run(*arguments) == 0
+        target.rename(tmp_path / f"y{kind}.noisefuse-partial")
+    path = tmp_path / f"y{kind}{suffix}"
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    if what == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(others)
+    if what == "foreign" and kind != ".npy":
+        others.mkdir()
+    elif what in ("foreign", "empty"):
+        others.write_text("mine" if what == "foreign" else "")
+    before = [others.exists(), others.is_file() and others.read_text(), path.lstat().st_mode]
+    error = fails(capsys, *arguments)
+    assert str(path) in error
+    assert "move it away" in error
+    assert [others.exists(), others.is_file() and others.read_text(), path.lstat().st_mode] == before
+    assert not target.exists()
+
+
+def test_a_link_in_the_folder_that_is_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: an image that was written into another folder."""
+    photographs(tmp_path / "x")
+    arguments = [tmp_path / "x", tmp_path / "y", *AT_300]
+    assert run(*arguments) == 0
+    shutil.rmtree(tmp_path / "y" / "deep")
+    (tmp_path / "others" / "er").mkdir(parents=True)
+    (tmp_path / "y" / "deep").symlink_to(tmp_path / "others")
+    (tmp_path / "y").rename(tmp_path / "y.noisefuse-partial")
+    assert re.search("noisefuse-partial/deep is no plain folder: .* move it away", fails(capsys, *arguments))
+    assert not [*(tmp_path / "others" / "er").iterdir()]
+
+
+def test_names_that_are_no_utf_8_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is written; of what is skipped, and of folders, they are shown. Seen to fail: an error without a
+    name, when journal and target were begun."""
+    photographs(tmp_path / "x")
+    odd = os.fsencode(tmp_path) + b"/odd\xff"
+    try:
+        (tmp_path / "x").rename(os.fsdecode(odd))
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 alone")
+    source = Path(os.fsdecode(odd))
+    (source / "notes.txt").rename(source / os.fsdecode(b"notes\xfe\n.txt"))
+    assert run(source, tmp_path / os.fsdecode(b"y\xfd"), *AT_300) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert r"y\udcfd; skipped notes\udcfe\n.txt" in said
+    (source / "a.png").rename(source / os.fsdecode(b"a\xff.png"))
+    command = [*COMMAND, source, tmp_path / "z", *AT_300]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert re.fullmatch(r"noisefuse noise: 'a\\udcff.png' in .*odd\\udcff: expected a name in UTF-8.*\n", failed.stderr)
+    assert not [*tmp_path.glob("z*")]
+
+
+def test_the_last_line_says_what_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: notes.txt skipped, and b.jpg renamed, without a word."""
+    photographs(tmp_path / "x")
+    (tmp_path / "x" / "linked").symlink_to(tmp_path / "x" / "deep")
+    assert run(tmp_path / "x", tmp_path / "y", *AT_300) == 0
+    renamed = "c.bmp became c.png, deep/er/b.PNG became deep/er/b.png"
+    assert capsys.readouterr().out == f"wrote 4 images to {tmp_path}/y; skipped linked, notes.txt; {renamed}\n"
+    for n in range(9):
+        (tmp_path / "x" / f"{n}.txt").touch()
+    assert run(tmp_path / "x", tmp_path / "z", *AT_300) == 0
+    assert "skipped 0.txt, 1.txt, 2.txt, 3.txt, 4.txt, 6 more; c.bmp" in capsys.readouterr().out
+    save(tmp_path / "x.npy", 1, 10)
+    assert run(tmp_path / "x.npy", tmp_path / "y.npy", *AT_300) == 0
+    assert capsys.readouterr().out == f"wrote 1 sample to {tmp_path}/y.npy\n"
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("--help")
+    assert "noisefuse noise latents.npy noised.npy --schedule cosine --t 300 --seed 7\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -717,13 +1168,63 @@ def test_a_group_of_zarr_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "dtype int64" in fails(capsys, tmp_path / "whole", tmp_path / "y", *AT_300)
 
 
+def nested(levels: int) -> dict[str, Any]:
+    return {} if not levels else {"a": nested(levels - 1)}
+
+
 @pytest.mark.parametrize(
-    "option", one_in(3, ["--seed -1", "--std nan", "--std -1", "--std x", "--step 4294967296", "--block 0"])
+    ("change", "said"),
+    [
+        ({"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [0, 4]}}}, "has chunks of shape (0, 4)"),
+        (
+            {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1 << 40, 1 << 20]}}},
+            "has chunks of shape (1099511627776, 1048576): expected 1 to 2^34 elements",
+        ),
+        ({"shape": [-4, 4]}, "no array of zarr v3"),
+        ({"shape": [1 << 100, 4]}, "expected samples along axis 0, 2^56 at most"),
+        ({"codecs": DEEP}, "no array of zarr v3"),
+        ({"attributes": [[1]]}, "no"),
+        ({"attributes": "x"}, "no"),
+    ],
 )
-def test_numbers_out_of_range_are_refused(option: str) -> None:
+def test_odd_stores_are_named(
+    change: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, and nothing is written. Seen to fail: tracebacks, a command that did not end."""
+    zarr = pytest.importorskip("zarr")
+    zarr.create_array(tmp_path / "x.zarr", shape=(4, 4), chunks=(2, 4), dtype="float32")[...] = 1
+    text = json.dumps({**json.loads((tmp_path / "x.zarr" / "zarr.json").read_text()), **change})
+    (tmp_path / "x.zarr" / "zarr.json").write_text(text.replace(json.dumps(DEEP), DEEP))
+    error = fails(capsys, tmp_path / "x.zarr", tmp_path / "y.zarr", *AT_300)
+    assert f"{tmp_path}/x.zarr" in error
+    assert said in error
+    assert [*tmp_path.iterdir()] == [tmp_path / "x.zarr"]
+
+
+@pytest.mark.parametrize(
+    "case",
+    one_in(
+        3,
+        [
+            ("--workers 0", "argument --workers: expected a number of processes from 1 to 1024, got '0'"),
+            ("--seed -1", "expected an integer in"),
+            ("--std nan", "expected a finite number"),
+            (f"--workers {10**30}", "from 1 to 1024"),
+            ("--std -1", "expected a finite number from 0"),
+            ("--std x", "expected a finite number"),
+            ("--range 0 inf", "argument --range: expected a finite number, got 'inf'"),
+            ("--step 4294967296", "expected an integer in"),
+            ("--block 0", "expected positive numbers"),
+        ],
+    ),
+)
+def test_numbers_out_of_range_are_refused(case: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Seen to fail: 10^30 workers, which dask began to start."""
+    option, said = case
     with pytest.raises(SystemExit) as refused:
         run("x.npy", "y.npy", *AT_300, *option.split())
     assert refused.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.slow
