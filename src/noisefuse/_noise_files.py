@@ -68,10 +68,10 @@ class Work:
             noise = noise.window(shape, start)
         if self.schedule is None:
             assert self.std is not None
-            nf.augment.gaussian(x, self.std, noise, dtype=out.dtype, out=out)
+            nf.augment.gaussian(x, self.std, noise, dtype=out.dtype, out=out, batched=True)
         else:
             assert self.t is not None
-            nf.q_sample(x, self.t, self._table, noise, dtype=out.dtype, out=out)
+            nf.q_sample(x, self.t, self._table, noise, dtype=out.dtype, out=out, batched=True)
 
 
 def check_shape(path: Path, shape: tuple[int, ...]) -> None:

@@ -82,7 +82,7 @@ class NoisyBatch(_NamedBatch):
         """
         noise = self._named(ids)
         t = torch.from_numpy(drawn_times(self.schedule, noise, len(images)))
-        x_t, target = nf.q_sample(images, t, self.schedule, noise, target=self.target)
+        x_t, target = nf.q_sample(images, t, self.schedule, noise, target=self.target, batched=True)
         return x_t, t.to(images.device), target
 
 
