@@ -312,13 +312,13 @@ struct RowArguments {
     PyObject* batched = Py_True;  // or False, or None: nobody said
 };
 
-// Whether these may be one image and no batch, its channels first or last. (`calls.py` says so a second time.)
+// Whether these may be one image and no batch, its channels last or first. (`calls.py` says so a second time.)
 bool may_be_image(const View& x) {
     if (!is_level(x.kind) || x.ndim != 3) return false;
-    const auto are_channels = [](int64_t n) { return n == 1 || n == 3 || n == 4; };
+    const auto are_colours = [](int64_t n) { return n == 3 || n == 4; };
     const auto are_sides = [](int64_t n, int64_t m) { return n >= 16 && m >= 16; };
     const int64_t* n = x.shape;
-    return (are_channels(n[2]) && are_sides(n[0], n[1])) || (are_channels(n[0]) && are_sides(n[1], n[2]));
+    return ((n[2] == 1 || are_colours(n[2])) && are_sides(n[0], n[1])) || (are_colours(n[0]) && are_sides(n[1], n[2]));
 }
 
 // (code, numpy.dtype), the code that of DType; or (), for one that is not plain.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from noisefuse import calls
+from noisefuse import augment, calls, loss, ops
 
 S, N = nf.Schedule.linear(50), nf.Noise(5, sample=9)
 LEVELS = np.arange(256.0)
@@ -117,16 +117,36 @@ def test_a_batch_of_one_is_the_one():
     assert np.array_equal(nf.augment.at_snr(clip, 3.0, N), nf.augment.at_snr(clip, 3.0, N, batched=False))
 
 
+@pytest.mark.parametrize(
+    "shape", [(1, 16, 16), (2, 16, 17), (3, 15, 20), (2, 16, 17, 3), (15, 16, 3), (16, 16, 2)], ids=str
+)
+def test_what_is_no_single_image_takes_the_fast_path(native, monkeypatch, shape):
+    """Seen to fail: images of one channel first, which fast_path.cpp declined."""
+
+    def fail(*arguments):
+        pytest.fail("the checked path")
+
+    for module in (ops, loss, augment):
+        monkeypatch.setattr(module, "is_batch", fail)
+    for name in ("gaussian", "multiplicative", "sensor", "q_sample", "q_step"):
+        CALLS[name](image(*shape))
+    pred = np.zeros(shape, np.float32)
+    nf.mse_loss(pred, image(*shape), 20, S, N, target="v")
+    nf.mse_loss_grad(pred, image(*shape), 20, S, N, target="v")
+
+
+@pytest.mark.parametrize("channels", [3, 4])
 @pytest.mark.parametrize("name", [*AUGMENT, *OF_BYTES])
-def test_an_image_with_channels_first_is_warned_of_once(name):
-    call, x = (AUGMENT | OF_BYTES)[name], image(3, 16, 17)
+def test_an_image_with_channels_first_is_warned_of_once(name, channels):
+    call, x = (AUGMENT | OF_BYTES)[name], image(channels, 16, 17)
     for said in (True, False):
         call(x, batched=said)
-    with pytest.warns(UserWarning, match=r"uint8 of shape \(3, 16, 17\) is taken for a batch of 3; pass") as seen:
+    said = rf"uint8 of shape \({channels}, 16, 17\) is taken for a batch of {channels}; pass"
+    with pytest.warns(UserWarning, match=said) as seen:
         found = call(x)
     assert [each.filename for each in seen] == [__file__]
     assert np.array_equal(found, call(x, batched=True))
-    call(image(4, 20, 20))
+    call(image(3, 20, 20))
     assert OTHERS["q_sample"](x).shape == x.shape
 
 
