@@ -306,9 +306,18 @@ struct RowArguments {
     PyObject *table, *index, *x, *model_output, *past, *noise;
     int stream;
     PyObject *out, *auxiliary;
-    PyObject* dtype = Py_None;  // of the result, if it is not x's: see take_dtype
-    bool batched = true;
+    PyObject* dtype = Py_None;    // of the result, if it is not x's: see take_dtype
+    PyObject* batched = Py_True;  // or False, or None: nobody said
 };
+
+// Whether these may be one image and no batch, its channels last or first. (`calls.py` says so a second time.)
+bool may_be_image(const View& x) {
+    if (!is_level(x.kind) || x.ndim != 3) return false;
+    const auto are_colours = [](int64_t n) { return n == 3 || n == 4; };
+    const auto are_sides = [](int64_t n, int64_t m) { return n >= 16 && m >= 16; };
+    const int64_t* n = x.shape;
+    return ((n[2] == 1 || are_colours(n[2])) && are_sides(n[0], n[1])) || (are_colours(n[0]) && are_sides(n[1], n[2]));
+}
 
 // (code, numpy.dtype), the code that of DType; or (), for one that is not plain.
 bool take_dtype(PyObject* dtype, Made& made) {
@@ -345,8 +354,9 @@ class PlainCall {
     // False where anything is not plain; no Python error is set then.
     bool parse(const RowArguments& a) {
         if (!view(a.x, x) || x.ndim == 0 || (x.is_tensor && torch.dual()) || !result(a) || !rows(a.table)) return false;
-        batched_ = a.batched;
-        call.batch = a.batched ? x.shape[0] : 1;
+        if (a.batched == Py_None ? may_be_image(x) : !PyBool_Check(a.batched)) return false;
+        batched_ = a.batched != Py_False;
+        call.batch = batched_ ? x.shape[0] : 1;
         call.size = x.count / call.batch;
         input(kX, x);
         return index(a.index) && model_output(a.model_output) && past(a.past) && noise(a.noise, a.stream) &&
@@ -551,8 +561,8 @@ PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 11) return PyErr_Format(PyExc_TypeError, "row: expected 11 arguments, got %zd", n);
     PlainCall plain;
     const int stream = static_cast<int>(PyLong_AsLong(args[6]));
-    if (!PyBool_Check(args[10]) || !plain.parse({args[0], args[1], args[2], args[3], args[4], args[5], stream, args[7],
-                                                 args[8], args[9], args[10] == Py_True}))
+    if (!plain.parse(
+            {args[0], args[1], args[2], args[3], args[4], args[5], stream, args[7], args[8], args[9], args[10]}))
         Py_RETURN_NOTIMPLEMENTED;
     if (!plain.outputs.make(plain.call)) return nullptr;
     return run_plain(plain.call, run_step) ? plain.outputs.give() : nullptr;
@@ -593,9 +603,7 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     PyObject *weights = args[5], *out = args[8] == Py_True ? Py_None : args[8];
     PlainCall plain;
     Call& call = plain.call;
-    if (!PyBool_Check(args[9]) ||
-        !plain.parse(
-            {args[0], args[1], args[2], args[3], Py_None, args[4], -1, out, Py_None, Py_None, args[9] == Py_True}) ||
+    if (!plain.parse({args[0], args[1], args[2], args[3], Py_None, args[4], -1, out, Py_None, Py_None, args[9]}) ||
         !PyFloat_CheckExact(args[6]) || !plain_weights(weights, plain))
         Py_RETURN_NOTIMPLEMENTED;
     const bool wants_loss = args[7] == Py_True;

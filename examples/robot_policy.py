@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A diffusion policy that plans anew a thousand times a second, and a picture of how well the loop keeps its time.
 
-    python examples/robot_policy.py           ten seconds; draws robot_policy.png
+    python examples/robot_policy.py               five seconds; draws robot_policy.png
+    python examples/robot_policy.py --realtime    ten: the loop runs once more, with real-time priority
 
 Seven joints follow a target that moves and jumps. In each tick the policy samples a plan of 16 actions from noise whose
 name is the tick's number, and the first action is taken. There is no network, so that what is measured is the loop
@@ -9,8 +10,9 @@ and the sampler: demonstrations are Gaussian around a straight approach, and of 
 What a network of yours takes for each of its calls comes on top.
 
 The picture says what this machine did: how late a tick began, how long its work took, and how many of them ended after
-their millisecond. Once as a process like all others, and once, where the system lets it, with real-time priority
-(SCHED_FIFO, as `chrt -f 50` gives it), for which Linux asks for root or CAP_SYS_NICE.
+their millisecond. The loop runs as a process like all others. With --realtime it runs a second time with real-time
+priority (SCHED_FIFO, as `chrt -f 50` gives it), if the system allows it: Linux asks for root or CAP_SYS_NICE. Nothing
+else gets that processor while a tick is at work, so do not ask for it on a machine that others use.
 
 Needs matplotlib: pip install '.[demo]'.
 """
@@ -133,8 +135,10 @@ def realtime() -> Iterator[None]:
         os.sched_setscheduler(0, *before)
 
 
-def runs(ticks: int) -> dict[str, Log]:
+def runs(ticks: int, with_priority: bool) -> dict[str, Log]:
     logs = {"as a process like all others": run(ticks)}
+    if not with_priority:
+        return logs
     try:
         with realtime():
             logs["with real-time priority"] = run(ticks)
@@ -174,9 +178,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Sample a plan in every tick of a loop at 1 kHz, and measure it.")
     parser.add_argument("--out", type=Path, default=Path("robot_policy.png"), help="default: %(default)s")
     parser.add_argument("--ticks", type=int, default=5000, help="milliseconds of each run (default: %(default)s)")
+    parser.add_argument("--realtime", action="store_true", help="run the loop again with real-time priority")
     arguments = parser.parse_args(argv)
     with nf.set_num_threads(1):
-        logs = runs(arguments.ticks)
+        logs = runs(arguments.ticks, arguments.realtime)
     for name, log in logs.items():
         print(f"{name}: missed their millisecond {log.missed().sum()} of {len(log.work)} ticks")
         for what, times in (("late by", log.late), ("work", log.work)):

@@ -40,6 +40,7 @@ NEEDS = {  # what is not installed everywhere that the tests run
     "docs/loss.md": ("torch",),
     "docs/migrate.md": ("torch",),
     "docs/numba.md": ("numba",),
+    "docs/repeated-noise.md": ("dask", "jax", "torch"),
     "docs/start.md": ("torch",),
     "docs/torch.md": ("torch",),
     "docs/transforms.md": ("albumentations", "audiomentations", "grain", "kornia", "monai", "torchvision"),

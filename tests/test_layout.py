@@ -71,7 +71,7 @@ ALLOWED = {
     "interop.jax_floats": "@ backends.spec",
     "interop.jax_pure": "@ noise levels rows backends.call backends.reference interop.jax_*",
     "interop.jax_calls": "@ noise rows backends backends.call interop.jax_* levels",
-    "interop.jax_eager": "@ noise rows backends backends.call interop.jax_*",
+    "interop.jax_eager": "@ noise rows calls backends backends.call interop.jax_*",
     "interop.jax": "@ interop._needs interop.jax_* arrays noise rows calls ops loss density sampler backends"
     " backends.call levels",
     "interop.dask_augment": "@ interop.dask_blocks",

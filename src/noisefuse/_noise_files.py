@@ -83,13 +83,13 @@ class Work:
             noise = noise.window(shape, start)
         if self.schedule is None and self.range is None:
             assert self.std is not None
-            nf.augment.gaussian(x, self.std, noise, dtype=out.dtype, out=out)
+            nf.augment.gaussian(x, self.std, noise, dtype=out.dtype, out=out, batched=True)
             return
         scale, offset = (1.0, 0.0) if self.schedule is None else (None, None)  # 1 and 0: x in its own units
         out_scale, out_offset = (None, None) if self.range is None else _levels(self.range, out.dtype)
         nf.q_sample(
             x, self.t or 0, self._table, noise, scale=scale, offset=offset, out_scale=out_scale,
-            out_offset=out_offset, dtype=out.dtype, out=out,
+            out_offset=out_offset, dtype=out.dtype, out=out, batched=True,
         )  # fmt: skip
 
 

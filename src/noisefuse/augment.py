@@ -35,11 +35,11 @@ from .arrays import (
     output,
 )
 from .backends.call import Step
-from .calls import Index, make_call, names_or_array, run
+from .calls import Index, image_layout, is_batch, make_call, names_or_array, run, warn_once
 from .levels import LEVELS, levels_of
 from .loss import mean_squares
 from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise
-from .ops import FAST_LEVELS, Array, DType, NoiseLike, randn, uniform
+from .ops import FAST_LEVELS, Array, DType, NoiseLike, at_times, randn, uniform
 from .rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 from .schedule import Schedule
 
@@ -60,7 +60,7 @@ class Options(TypedDict, total=False):
     order: Layout | None
     clip: Clip
     dtype: DType | None
-    batched: bool
+    batched: bool | None
     out: Array | None
 
 
@@ -75,7 +75,7 @@ def gaussian(
     order: Layout | None = None,
     clip: Clip = None,
     dtype: DType | None = None,
-    batched: bool = True,
+    batched: bool | None = None,
     out: Array | None = None,
 ) -> Array:
     """Adds Gaussian noise: x + mean + std z.
@@ -94,7 +94,9 @@ def gaussian(
         clip: (low, high) of the result. None: bytes are clipped to 0 .. 255, uint16 to 0 .. 65535,
             floats are not.
         dtype: of the result; x's. Integers can become floats, in grey levels.
-        batched: False makes the whole array one sample: then std and mean are numbers, or (C,).
+        batched: False makes the whole array one sample: then std and mean are numbers, or (C,). None is True, but for
+            integers that may be one image: of shape (H, W, C), with 1, 3 or 4 channels and sides of 16 or more, it has
+            to be said, and (C, H, W) is warned of, once.
         out: where to write; C-contiguous, of x's shape; it may be x itself.
 
     Returns:
@@ -170,7 +172,7 @@ def sensor(
 
 def by_level(
     x: Array, mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
-    batched: bool = True, out: Array | None = None,
+    batched: bool | None = None, out: Array | None = None,
 ) -> Array:  # fmt: skip
     """Noise that depends on the level in whatever way, of bytes: mean_table[x] + std_table[x] z.
 
@@ -194,6 +196,7 @@ def by_level(
     >>> round(float(nf.augment.by_level(image, levels, 0.05 * levels, nf.Noise(7)).std()))
     10
     """
+    batched = _is_batch(x, batched)
     if (other := None if type(x) is np.ndarray else interop(x)) is not None:
         options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out}
         return _of_tensors(other, _levels, x, noise, mean_table=mean_table, std_table=std_table, **options)
@@ -202,7 +205,7 @@ def by_level(
 
 
 def poisson(
-    x: Array, peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0, batched: bool = True,
+    x: Array, peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0, batched: bool | None = None,
     out: Array | None = None,
 ) -> Array:  # fmt: skip
     """The noise of counted photons, of bytes: 255 (N / peak)^(1 / gamma), rounded and clipped to 0 .. 255, where N is
@@ -228,6 +231,7 @@ def poisson(
     >>> round(float(noisy.mean())), round(float(noisy.var()), -1)
     (200, 200.0)
     """
+    batched = _is_batch(x, batched)
     peaks, gammas = _numbers("peak", peak), _numbers("gamma", gamma)
     for name, values, most in (("peak", peaks, 1), ("gamma", gammas, 0)):
         if values.ndim > most:
@@ -245,7 +249,12 @@ def poisson(
 
 
 def transition(
-    x: Array, matrix: ArrayLike, noise: Noise | Sequence[Noise], *, batched: bool = True, out: Array | None = None
+    x: Array,
+    matrix: ArrayLike,
+    noise: Noise | Sequence[Noise],
+    *,
+    batched: bool | None = None,
+    out: Array | None = None,
 ) -> Array:
     """Each byte becomes another at random: matrix[i, j] is the probability that level i becomes j.
 
@@ -272,6 +281,7 @@ def transition(
     >>> np.unique(noisy).tolist(), round(float((noisy == 0).mean()), 1)
     ([0, 200], 0.1)
     """
+    batched = _is_batch(x, batched)
     if (other := None if type(x) is np.ndarray else interop(x)) is not None:
         return _of_tensors(other, _transition, x, noise, matrix=matrix, batched=batched, out=out)
     probabilities = _numbers("matrix", matrix)
@@ -312,7 +322,8 @@ def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options
     do not depend on the batch or on the number of threads.
 
     Args:
-        x: signals, float32, float64, float16 or bfloat16; axis 0 the batch. A silent one stays silent.
+        x: signals, float32, float64, float16 or bfloat16; axis 0 the batch. A silent one stays silent. A single clip in
+            stereo, (2, n), needs batched=False; without it a warning says so, once.
         snr: in dB, finite: a number, or (B,) for each sample.
         noise, **options: as in `gaussian`.
 
@@ -327,9 +338,12 @@ def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options
     >>> round(float(20 * np.log10(np.std(clips) / np.std(noisy - clips))))
     20
     """
+    if (batched := options.get("batched")) is None:
+        _warn_of_one_clip(x)
+        batched = options["batched"] = True
     if (other := None if type(x) is np.ndarray else interop(x)) is not None:
         return _of_tensors(other, _snr, x, noise, snr=snr, **options)
-    x, decibels, batched = as_array("x", x), _numbers("snr", snr), options.get("batched", True)
+    x, decibels = as_array("x", x), _numbers("snr", snr)
     batch, _ = batch_shape(x.shape, batched)
     if decibels.shape not in ((), (batch,)):
         raise ValueError(f"snr: expected a number or shape ({batch},), got shape {decibels.shape}")
@@ -337,6 +351,14 @@ def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options
     if not np.isfinite(std).all():
         raise ValueError("x: has values that are not finite, so a sample has no signal-to-noise ratio")
     return gaussian(x, std if batched else float(std[0]), noise, **options)
+
+
+def _warn_of_one_clip(x: Any) -> None:
+    """In stereo; a batch of one clip is the clip."""
+    shape: tuple[int, ...] = getattr(x, "shape", ())
+    if len(shape) == 2 and shape[0] == 2 and shape[1] >= 1000:
+        what = f"x: shape {tuple(shape)} is taken for a batch of two clips"
+        warn_once("clip", f"{what}; pass batched=False for one clip in stereo, or batched=True")
 
 
 def prepare(
@@ -386,7 +408,8 @@ def prepare(
     first = 1 if batched else 0
     shape: tuple[int, ...] = getattr(images, "shape", ())
     if len(shape) < first + 3:
-        raise ValueError(f"images: expected shape {'(B, H, W, C)' if batched else '(H, W, C)'}, got {tuple(shape)}")
+        wanted, hint = ("(B, H, W, C)", "; batched=False takes (H, W, C)") if batched else ("(H, W, C)", "")
+        raise ValueError(f"images: expected shape {wanted}, got {tuple(shape)}{hint}")
     if scale is None:
         scale = 1 / LEVELS.get(levels_of(getattr(images, "dtype", None)) or "uint8", 255)
     if is_lazy(images):
@@ -401,7 +424,7 @@ def prepare(
         if np.shape(t) not in ((), (batch,)):
             raise ValueError(f"t: expected a number or shape ({batch},), got shape {np.shape(t)}")
         times = np.broadcast_to(np.asarray(t), (batch,))
-        alpha, strength = schedule(times)
+        alpha, strength = at_times(schedule, times)
     if dtype is None:
         dtype = "float32" if out is None else out.dtype
     if levels_of(dtype):
@@ -549,7 +572,7 @@ def _apply(
     order: Layout | None = None,
     clip: Clip = None,
     dtype: DType | None = None,
-    batched: bool = True,
+    batched: bool | None = None,
     out: Array | None = None,
 ) -> Array:
     """One pass, and another one over the result where it is clipped to a range."""
@@ -566,6 +589,7 @@ def _apply(
             done: Array = backends.fast_row(table, 0, x, None, None, noise, -1, out, None, asked, batched)
             if done is not NotImplemented:
                 return done if bounds is None else _clipped(done, bounds)
+    batched = _is_batch(x, batched)
     given: dict[str, Any] = {"layout": layout, "shared": shared, "order": order, "clip": clip, "batched": batched}
     given |= {"model": model, "numbers": numbers, "dtype": dtype, "out": out}
     if other is not None:
@@ -573,6 +597,14 @@ def _apply(
     call, bounds = _apply_call(x, noise, **given)
     result = run(call)[0]
     return result if bounds is None else _clipped(result, bounds)
+
+
+def _is_batch(x: Array, batched: bool | None) -> bool:
+    """`is_batch`, and a warning where x may be one image with its channels first."""
+    if batched is None and image_layout("x", x) == "CHW":
+        what = f"x: {x.dtype} of shape {tuple(x.shape)} is taken for a batch of {x.shape[0]}"
+        warn_once("image", f"{what}; pass batched=False for one image (C, H, W), or batched=True")
+    return is_batch("x", x, batched)
 
 
 def _apply_call(

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +23,7 @@ from .arrays import (
     count,
     device_of,
     dtype_name,
+    host_view,
     is_array,
     on_device,
     one_place,
@@ -46,6 +49,50 @@ class Index(NamedTuple):
     last: int = 0
     period: int = 0
     by_level: bool = False
+
+
+# ---------------------------------------------------------------------------------------------------------- images
+
+
+def is_batch(name: str, x: Any, batched: bool | None) -> bool:
+    """What `batched` says; where nobody says anything, True: axis 0 is the batch.
+
+    Raises:
+        ValueError: nobody says anything, and x may be one image, whose rows would have the noise of images.
+    """
+    if batched is None and image_layout(name, x) == "HWC":
+        x = host_view(name, x)
+        raise ValueError(
+            f"{name}: {x.dtype} of shape {tuple(x.shape)} may be one image, whose rows are no batch: expected "
+            "batched=False for one image (H, W, C), or batched=True for a batch, of points (B, N, C) say"
+        )
+    return True if batched is None else batched
+
+
+def image_layout(name: str, x: Any) -> Literal["HWC", "CHW"] | None:
+    """Where the channels are, if these may be one image and no batch: integers of three axes. A batch of one image is
+    the image. (fast_path.cpp says so a second time, and declines both.)"""
+    seen = x if hasattr(x, "shape") else host_view(name, x)
+    if levels_of(getattr(seen, "dtype", None)) is None or len(seen.shape) != 3:
+        return None
+    first, middle, last = seen.shape
+    if last in (1, 3, 4) and min(first, middle) >= 16:
+        return "HWC"
+    return "CHW" if first in (3, 4) and min(middle, last) >= 16 else None
+
+
+def warn_once(what: str, message: str) -> None:
+    """Once in a process, at the line of the caller's that led here."""
+    if what in _WARNED:
+        return
+    _WARNED.add(what)
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "noisefuse":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+_WARNED: set[str] = set()
 
 
 # ---------------------------------------------------------------------------------------------------------- times

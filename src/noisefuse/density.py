@@ -275,10 +275,17 @@ def update(
 # ---- the fast path -----------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=64)
 def plain_table(table: Tableau) -> Any:
-    """What the fast path takes: the table's rows, those of the deviation, and for each row `Law`'s factor and constant
-    of one element, zeros where it draws nothing. None: the checked path has something to say."""
+    """What the fast path takes, which the table keeps: to hash a table takes as long as all of this."""
+    try:
+        return table.kept[plain_table]
+    except KeyError:
+        return table.kept.setdefault(plain_table, _plain_table(table))
+
+
+def _plain_table(table: Tableau) -> Any:
+    """The table's rows, those of the deviation, and for each row `Law`'s factor and constant of one element, zeros
+    where it draws nothing. None: the checked path has something to say."""
     if table.clamps or table.threshold or table.masked:
         return None
     laws = numbers_of_rows(table, 1, "sum", "full")

@@ -33,7 +33,7 @@ from .arrays import (
     output,
     wanted,
 )
-from .calls import Index, converted, make_call, names_or_array, run
+from .calls import Index, converted, is_batch, make_call, names_or_array, run
 from .float_mode import float_mode
 from .levels import DEFAULT_RANGE, levels_of
 from .loss import distances
@@ -54,7 +54,7 @@ Names = Noise | Sequence[Noise]
 # ---- names -------------------------------------------------------------------------------------------------
 
 
-def nearest_of(k: SupportsIndex, x0: Array, noise: Names, *, batched: bool = True) -> list[Noise]:
+def nearest_of(k: SupportsIndex, x0: Array, noise: Names, *, batched: bool | None = None) -> list[Noise]:
     """Of k candidates the noise that is nearest to each sample, by name: what to give to `q_sample` and `mse_loss`.
 
     Each sample is paired with noise near to it, so that the paths from one to the other cross less (Li et al. 2024,
@@ -65,7 +65,7 @@ def nearest_of(k: SupportsIndex, x0: Array, noise: Names, *, batched: bool = Tru
         k: how many, from 1. Candidate j of a noise is drawn from stream 9 at step ``noise.step * k + j``.
         x0: what will be noised; floats, or uint8 or uint16, scaled to -1 .. 1 as in `q_sample`; NumPy, CuPy or torch.
         noise: Noise or a list of one for each sample, of stream 0 and with a step that is an int.
-        batched: False makes the whole array one sample.
+        batched: as in `q_sample`.
 
     Returns:
         A Noise for each sample. Which it is does not depend on the batch or on the number of threads.
@@ -78,7 +78,7 @@ def nearest_of(k: SupportsIndex, x0: Array, noise: Names, *, batched: bool = Tru
     >>> nf.fields.nearest_of(64, x0, nf.Noise(7, sample=40))
     [Noise(7, sample=40, step=62, stream=9), Noise(7, sample=41, step=61, stream=9)]
     """
-    k = _count("k", k)
+    k, batched = _count("k", k), is_batch("x0", x0, batched)
     batch, _ = batch_shape(_shape("x0", x0), batched)
     names = _one_each(noise, batch)
     for name in names:

@@ -24,7 +24,7 @@ from .arrays import (
     output,
 )
 from .backends.call import Loss
-from .calls import Index, make_call, names_or_array
+from .calls import Index, is_batch, make_call, names_or_array
 from .forward import residual
 from .levels import LEVELS
 from .loss_parts import LossPart, Reduction, chunk_sums, place_of
@@ -41,7 +41,7 @@ class LossOptions(TypedDict, total=False):
     weight: Any
     scale: float | None
     offset: float | None
-    batched: bool
+    batched: bool | None
 
 
 @overload
@@ -92,7 +92,7 @@ def mse_loss(
     reduction: Reduction = "mean",
     scale: float | None = None,
     offset: float | None = None,
-    batched: bool = True,
+    batched: bool | None = None,
     grad_out: Array | Literal[True] | None = None,
     partial: bool = False,
 ) -> Any:
@@ -129,15 +129,18 @@ def mse_loss(
     if type(pred) is not np.ndarray and (other := interop(pred)) is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
         options |= {"partial": True} if partial else {}
+        batched = is_batch("x0", x0, batched)
         return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, grad_out=grad_out, **options)
     if partial:
         if grad_out is not None:
             raise ValueError("grad_out: a part of a loss has no gradient; mse_loss_grad makes it")
+        batched = is_batch("x0", x0, batched)
         return _part(pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     if reduction == "mean":
         found = _fast_mse(pred, x0, t, schedule, noise, target, weight, 1.0, True, grad_out, scale, offset, batched)
         if found is not NotImplemented:
             return found
+    batched = is_batch("x0", x0, batched)
     given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
     loss, gradient = _run(mse_call(*given, 1.0, outs, want_loss=True))
@@ -168,7 +171,7 @@ def mse_loss_grad(
     reduction: Reduction = "mean",
     scale: float | None = None,
     offset: float | None = None,
-    batched: bool = True,
+    batched: bool | None = None,
     upstream: ArrayLike | Array = 1.0,
     out: Array | None = None,
 ) -> Array:
@@ -203,6 +206,7 @@ def mse_loss_grad(
         )
         if gradient is not NotImplemented:
             return gradient
+    batched = is_batch("x0", x0, batched)
     if other is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
         return other.mse_loss_grad(pred, x0, t, schedule, noise, batched=batched, upstream=upstream, out=out, **options)
@@ -214,7 +218,7 @@ def mse_loss_grad(
 def _fast_mse(
     pred: Array, x0: Array | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, target: Target,
     weight: ArrayLike | None, upstream: ArrayLike, want_loss: bool, out: Array | Literal[True] | None,
-    scale: float | None, offset: float | None, batched: bool,
+    scale: float | None, offset: float | None, batched: bool | None,
 ) -> Any:  # fmt: skip
     """The loss, the gradient or both, as `want_loss` and `out` ask; NotImplemented where something is not plain."""
     if type(schedule) is not Schedule or type(target) is not str:

@@ -46,6 +46,7 @@ from .calls import (
     Index,
     check_place,
     checked_rows,
+    is_batch,
     kept_times,
     like,
     make_call,
@@ -54,13 +55,14 @@ from .calls import (
     row_index,
     run,
     segments,
+    warn_once,
 )
 from .forward import Make, forward
 from .intervals import Terms
 from .levels import DEFAULT_RANGE, DEFAULT_RESULT, LEVELS, Levels, levels_of
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Increment, Noise, got
 from .rows import M1, PAST1, PASTS, Z_BITS, Plain, Rows, X, Z
-from .schedule import Schedule
+from .schedule import UNIT_TIMES, Schedule
 from .tableau import Tableau
 from .views import Target, need_target
 
@@ -155,7 +157,7 @@ def randn_like(
     noise: Noise | Increment | Sequence[Noise] | Sequence[Increment] | int,
     *,
     dtype: DType | None = None,
-    batched: bool = True,
+    batched: bool | None = None,
 ) -> NDArray[Any]: ...
 @overload
 def randn_like(
@@ -163,20 +165,21 @@ def randn_like(
     noise: Noise | Increment | Sequence[Noise] | Sequence[Increment] | int,
     *,
     dtype: DType | None = None,
-    batched: bool = True,
+    batched: bool | None = None,
 ) -> ArrayT: ...
 def randn_like(
     x: Array,
     noise: Noise | Increment | Sequence[Noise] | Sequence[Increment] | int,
     *,
     dtype: DType | None = None,
-    batched: bool = True,
+    batched: bool | None = None,
 ) -> Array:
     """`randn` of x's shape, kind, dtype, device and, of torch, memory format: ``randn_like(images, Noise(7))``.
 
     Args:
         x: NumPy's, CuPy's, torch's or, in host memory, any that speaks DLPack, of any dtype; its values are not read.
-        noise, batched: as in `randn`.
+        noise: as in `randn`.
+        batched: as in `q_sample`.
         dtype: of the result: one that `randn` takes. None: x's, or float32 where x holds integers or bools.
 
     Returns:
@@ -184,13 +187,15 @@ def randn_like(
 
     Raises:
         TypeError: x is no array, or a dtype that is no float of `randn`'s.
+        ValueError: x may be one image, as in `q_sample`.
 
     >>> images = np.zeros((2, 3, 8, 8), np.uint8)
     >>> nf.randn_like(images, nf.Noise(7)).dtype
     dtype('float32')
     """
     if type(x) is np.ndarray and dtype is None and x.dtype.kind == "f" and x.dtype.isnative:
-        return _random("randn", x.shape, noise, x.dtype, batched, None)
+        return _random("randn", x.shape, noise, x.dtype, True if batched is None else batched, None)
+    batched = is_batch("x", x, batched)
     if not is_written(x):
         _need_memory(noise, interop(x))
         return interop(x).randn_like(x, noise, dtype=dtype, batched=batched)
@@ -256,7 +261,7 @@ class SampleOptions(LevelOptions, total=False):
 
     scale: float | None
     offset: float | None
-    batched: bool
+    batched: bool | None
 
 
 @overload
@@ -291,7 +296,7 @@ def q_sample(
     dtype: DType | None = None,
     out_scale: float | None = None,
     out_offset: float | None = None,
-    batched: bool = True,
+    batched: bool | None = None,
     out: Array | None = None,
     target_out: Array | None = None,
 ) -> Array | tuple[Array, Array]:
@@ -302,8 +307,8 @@ def q_sample(
     Args:
         x0: an array or a torch tensor; float32, float64, float16, bfloat16, uint8 or uint16, any strides (others
             than C order are copied first).
-        t: integers (an index into the schedule, 0 least noisy) or, where the schedule is continuous, floats in its own
-            time; a scalar, (B,), or any prefix of x0's shape.
+        t: integers, steps of the schedule, 0 the cleanest; or floats, times with 1.0 the noisiest (cosine and flow),
+            or sigma (karras, exponential, edm). A scalar, (B,), or any prefix of x0's shape.
         schedule: alpha and sigma of each t.
         noise: Noise, a list of one for each row, or an array of x0's shape (float32 or the result's dtype).
         target: also return what a network learns: "epsilon" z, "v" alpha z - sigma x0 (Salimans & Ho 2022), "flow"
@@ -315,7 +320,8 @@ def q_sample(
             to nearest even from 0 to 255, NaN to 0; the target stays float. "uint16" is the same from 0 to 65535.
         out_scale, out_offset: of a result in integers, folded into the coefficients. Neither given: 127.5 and 127.5, or
             32767.5 and 32767.5, from [-1, 1]. Where one is given, the other is 1 or 0.
-        batched: False makes the whole array one sample.
+        batched: False makes the whole array one sample. None is True, but for integers that may be one image, (H, W, C)
+            with 1, 3 or 4 channels and sides of 16 or more: there it has to be said.
         out, target_out: where to write; C-contiguous, of the result's shape and dtype. `out` may be x0 itself, and
             of uint8 or uint16 where dtype is not given.
 
@@ -345,6 +351,7 @@ def q_sample(
         done = row(table, t, x0, None, None, noise, -1, out, aux, kind, batched)
         if done is not NotImplemented:
             return done if target_out is None else (done, target_out)
+    batched = is_batch("x0", x0, batched)
     if other is not None:
         given = {"target": target, "scale": scale, "offset": offset, "target_out": target_out}
         given |= _named(levels) or {"dtype": dtype}
@@ -356,12 +363,12 @@ def q_sample(
 
 @overload
 def q_step(
-    x: NDArray[Any], t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, batched: bool = True,
+    x: NDArray[Any], t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, batched: bool | None = None,
     out: NDArray[Any] | None = None, **options: Unpack[LevelOptions],
 ) -> NDArray[Any]: ...  # fmt: skip
 @overload
 def q_step(
-    x: ArrayT, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, batched: bool = True,
+    x: ArrayT, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, batched: bool | None = None,
     out: ArrayT | None = None, **options: Unpack[LevelOptions],
 ) -> ArrayT: ...  # fmt: skip
 def q_step(
@@ -370,7 +377,7 @@ def q_step(
     schedule: Schedule,
     noise: NoiseLike,
     *,
-    batched: bool = True,
+    batched: bool | None = None,
     out: Array | None = None,
     **options: Unpack[LevelOptions],
 ) -> Array:
@@ -410,6 +417,7 @@ def q_step(
         done: Array = row(plain, t, x, None, None, noise, WALK, out, None, kind, batched)
         if done is not NotImplemented:
             return done
+    batched = is_batch("x", x, batched)
     if other is not None:
         return other.q_step(x, t, schedule, noise, batched=batched, out=out, **_named(levels))
     return run(q_step_call(x, t, schedule, noise, levels, batched, out))[0]
@@ -418,12 +426,12 @@ def q_step(
 @overload
 def q_walk(
     x0: NDArray[Any], schedule: Schedule, noise: Noise | Sequence[Noise], *, keep: Sequence[int] | None = None,
-    batched: bool = True, out: NDArray[Any] | None = None,
+    batched: bool | None = None, out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...  # fmt: skip
 @overload
 def q_walk(
     x0: ArrayT, schedule: Schedule, noise: Noise | Sequence[Noise], *, keep: Sequence[int] | None = None,
-    batched: bool = True, out: ArrayT | None = None,
+    batched: bool | None = None, out: ArrayT | None = None,
 ) -> ArrayT: ...  # fmt: skip
 def q_walk(
     x0: Array,
@@ -431,7 +439,7 @@ def q_walk(
     noise: Noise | Sequence[Noise],
     *,
     keep: Sequence[int] | None = None,
-    batched: bool = True,
+    batched: bool | None = None,
     out: Array | None = None,
 ) -> Array:
     """The random walk from x0 through all of the schedule, in one pass: T steps for one read of x0.
@@ -457,6 +465,7 @@ def q_walk(
     (3, 2, 3)
     """
     need_schedule(schedule)
+    batched = is_batch("x0", x0, batched)
     if (other := interop(x0)) is not None:
         return other.q_walk(x0, schedule, noise, keep=keep, batched=batched, out=out)
     x0 = as_array("x0", x0, (*FLOATS, *LEVELS))
@@ -635,8 +644,18 @@ def rows_at(
     given = _finite("scale", scale, default[0]), _finite("offset", offset, default[1])
     if times.dtype.kind == "f":
         on_host: Any = times.get() if on_device(times) else times  # type: ignore[attr-defined]
-        return make(*schedule(on_host), target, *given), Index(np.arange(times.size), segment)
+        return make(*at_times(schedule, on_host), target, *given), Index(np.arange(times.size), segment)
     return schedule.kept.of(make, target, *given), checked_rows("t", times, segment, len(schedule))
+
+
+def at_times(schedule: Schedule, t: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """schedule(t), of the times of samples. A warning where floats look like the steps 0 and 1."""
+    found = schedule(t)
+    unit = t.size > 1 and t.dtype.kind == "f" and schedule.kind in UNIT_TIMES
+    if unit and t.min() == 0 and t.max() == 1 and np.isin(t, (0, 1)).all():
+        said = f"0.0 and 1.0 are the cleanest and the noisiest time of a {schedule.kind} schedule"
+        warn_once("times", f"t: as floats {said}; for the steps 0 and 1 pass integers")
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- calls

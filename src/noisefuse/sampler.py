@@ -62,6 +62,10 @@ class State:
     def past(self) -> list[Array]:
         return self.moves[0][self.at][0]
 
+    def __repr__(self) -> str:
+        kept = [f"{getattr(a, 'dtype', type(a).__name__)} {tuple(getattr(a, 'shape', ()))}" for a in self.past]
+        return f"State({', '.join(kept) or 'nothing is remembered'})"
+
     def keep(self, made: list[Array]) -> None:
         """New arrays, the newest first, where those that are here cannot be written to."""
         slots, free = self.size
@@ -71,6 +75,8 @@ class State:
 
 class Sampler:
     """Runs a tableau. Immutable and safe to share between threads; every run has its own ``State``.
+
+    Samplers are equal, and have the same hash, where their tableaus are.
 
     Args:
         tableau: the rows; see ``noisefuse.samplers`` for functions that make them.
@@ -102,6 +108,7 @@ class Sampler:
     _has_level: list[bool]
     _start: Tableau | None
     _inputs: Tableau | None
+    _mixed: Callable[[float], Tableau]
 
     def __init__(self, tableau: Tableau) -> None:
         ops.need_tableau("tableau", tableau)
@@ -123,6 +130,7 @@ class Sampler:
             _has_level=((tableau.alpha != 0) | (tableau.sigma != 0)).tolist(),
             _start=None if tableau.start == 1 else _scaling([tableau.start]),
             _inputs=None if np.all(tableau.scale == 1) else _scaling(tableau.scale),
+            _mixed=lru_cache(maxsize=64)(partial(_mixed, tableau)),
         )
         if (i := self._first_without_past(0)) is not None:  # a state would hold zeros there
             oldest = f"past{self._reads[i]}"
@@ -144,6 +152,12 @@ class Sampler:
 
     def __len__(self) -> int:
         return len(self._push)
+
+    def __eq__(self, other: object) -> bool:
+        return self.tableau == other.tableau if isinstance(other, Sampler) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.tableau)
 
     def __repr__(self) -> str:
         return repr(self.tableau).replace("Tableau(", "Sampler(", 1)
@@ -307,7 +321,7 @@ class Sampler:
             _need_log_prob(False, law)
         plain: Any = self._plain
         if guidance_scale is not None or type(model_output) is tuple:
-            plain = None if log_prob else _plain_guided(self.tableau, x, guidance_scale, model_output)
+            plain = None if log_prob else self._plain_guided(x, guidance_scale, model_output)
         if (
             plain is not None
             and type(i) is int
@@ -332,6 +346,15 @@ class Sampler:
         return self._step(
             i, x, model_output, noise, state, guidance_scale, out, denoised_out, law if log_prob else None
         )
+
+    def _plain_guided(self, x: Array, scale: Any, model_output: Any) -> Any:
+        """The rows of the fast path, or None where something is not plain."""
+        if type(x) is not np.ndarray and is_traced(x):
+            return None
+        is_pair = type(model_output) is tuple and len(model_output) == 2
+        if is_pair and type(scale) in (float, int) and math.isfinite(scale):
+            return self._mixed(float(scale)).as_rows.plain
+        return None
 
     def _again(self, i: int, x: Array, m: Array, past: Any, noise: Any, kept: int, state: Any) -> Any:
         """A step like an earlier one, of arrays that are not written to, or NotImplemented; and the state's place."""
@@ -467,7 +490,7 @@ class Sampler:
             return self.tableau, i, model_output
         other = interop(x)
         guided = _guided if other is None else partial(other.untraced, _guided)
-        return *guided(self.tableau, i, x, model_output, scale), model_output
+        return *guided(self, i, x, model_output, scale), model_output
 
     def _move(self, state: State, i: int) -> tuple[list[Array], list[Array], int]:
         """What row i finds in the state: see ``State.moves``. TypeError: the state is not one of this sampler's."""
@@ -777,7 +800,7 @@ def _reads(tableau: Tableau) -> list[int]:
 
 
 def _guided(
-    table: Tableau, i: int, x: Array, model_output: Any, scale: float | npt.ArrayLike | None
+    sampler: Sampler, i: int, x: Array, model_output: Any, scale: float | npt.ArrayLike | None
 ) -> tuple[Tableau, Any]:
     """The table with guidance folded in, and its row or, for a scale per sample, its rows (B,)."""
     if scale is None or not isinstance(model_output, tuple) or len(model_output) != 2:
@@ -788,12 +811,11 @@ def _guided(
     if weights.shape not in ((), x.shape[:1]):
         raise ValueError(f"guidance_scale must be a number or of shape {tuple(x.shape[:1])}, got {weights.shape}")
     if weights.ndim == 0:
-        return _mixed(table, float(weights)), i
+        return sampler._mixed(float(weights)), i
     mixed = _mixed_for_each if type(i) is int else _mixed_for_each.__wrapped__
-    return mixed(table, i, tuple(weights.tolist())), np.arange(len(weights))
+    return mixed(sampler.tableau, i, tuple(weights.tolist())), np.arange(len(weights))
 
 
-@lru_cache(maxsize=64)
 def _mixed(table: Tableau, weight: float) -> Tableau:
     return table.mixed([guidance(weight)])
 
@@ -803,15 +825,6 @@ def _mixed_for_each(table: Tableau, i: int, weights: tuple[float, ...]) -> Table
     """Row i for a scale of each sample's: it takes half a millisecond to make."""
     row = Tableau(table.rows[[i]], name=table.name, threshold=table.threshold)
     return row.mixed([guidance(w) for w in weights])
-
-
-def _plain_guided(table: Tableau, x: Array, scale: Any, model_output: Any) -> Any:
-    """The rows of the fast path, or None where something is not plain."""
-    if type(x) is not np.ndarray and is_traced(x):
-        return None
-    if type(scale) in (float, int) and math.isfinite(scale) and type(model_output) is tuple and len(model_output) == 2:
-        return _mixed(table, float(scale)).as_rows.plain
-    return None
 
 
 def _thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tuple[Tableau, Any]:

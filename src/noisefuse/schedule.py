@@ -529,7 +529,8 @@ class Schedule:
 
         Args:
             t: integers are indices, 0 <= t < T. Floats are the family's own time: u in [0, 1] for cosine, s in [0, 1]
-                for flow, any finite sigma >= 0 for karras, exponential and edm.
+                for flow, any finite sigma >= 0 for karras, exponential and edm. So 1.0 is the noisiest time of cosine
+                and flow, and the index 1 is nearly the cleanest.
 
         Raises:
             IndexError: an integer outside.
@@ -624,9 +625,14 @@ class Schedule:
         parameters = "".join(f", {name}={value}" for name, value in self._parameters.items())
         alpha, sigma = (f"{column[0]:.4g} .. {column[-1]:.4g}" for column in (self.alpha, self.sigma))
         kind = self.kind if self.name == self.kind else f"{self.name}: {self.kind}"
+        times = ""
+        if self.continuous:
+            symbol = _OWN_TIME[self.kind][0]
+            ends = " from 0.0, the cleanest, to 1.0, the noisiest" if self.kind in UNIT_TIMES else ""
+            times = f"\n  a float t is {symbol}{ends}; an integer t is a step from 0 to {len(self) - 1}"
         return (
             f"Schedule({kind}, steps={len(self)}{parameters})\n"
-            f"  alpha {alpha}, sigma {sigma}, terminal SNR {self.snr[-1]:.4g}"
+            f"  alpha {alpha}, sigma {sigma}, terminal SNR {self.snr[-1]:.4g}{times}"
         )
 
     @cached_property
@@ -697,6 +703,9 @@ _OWN_TIME: dict[str, tuple[str, float, Callable[..., AlphaSigma]]] = {
     "exponential": ("sigma", math.inf, _exploding_at),
     "edm": ("sigma", math.inf, _exploding_at),
 }
+
+
+UNIT_TIMES = tuple(kind for kind, (_, last, _) in _OWN_TIME.items() if last == 1)
 
 
 def _tableau(rows: Rows, name: str) -> Tableau:

@@ -63,7 +63,7 @@ def _equation(coefficients: Mapping[str, float]) -> str:
 
 
 class Affine:
-    """A weighted sum of the symbols of a row: write it with +, -, and * or / by numbers. Immutable."""
+    """A weighted sum of the symbols of a row: write it with +, -, and * or / by numbers. Immutable, equal by value."""
 
     __array_ufunc__: None = None  # so that NumPy's scalars leave the arithmetic to this class
     __slots__ = ("coefficients",)
@@ -104,6 +104,12 @@ class Affine:
             raise TypeError(f"rows are affine: {self} is divided by numbers, not by {divisor}")
         return Affine(c / divisor for c in self.coefficients)
 
+    def __eq__(self, other: object) -> bool:
+        return self.coefficients == other.coefficients if isinstance(other, Affine) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.coefficients)
+
     def __repr__(self) -> str:
         return _equation(dict(zip(SYMBOLS, self.coefficients, strict=True)))
 
@@ -126,6 +132,8 @@ past: tuple[Affine, ...] = tuple(map(_symbol, PAST_SYMBOLS))
 @dataclass(frozen=True)
 class Row:
     """One step as expressions; ``clean`` may use k, x, m1, m2 only. lo <= hi bound D; infinite: no clamp.
+
+    Rows are equal where their expressions and bounds are.
 
     >>> from noisefuse.tableau import Row, m1, x
     >>> print(nf.Tableau([Row(out=0.5 * x + 0.5 * m1)]).equations())
@@ -165,6 +173,8 @@ def _stacked(rows: Iterable[Row]) -> npt.NDArray[np.void]:
 
 class Tableau:
     """An immutable table of rows, and what a run needs to know beside them.
+
+    Tables are equal, and have the same hash, where all attributes are, the name included.
 
     Args:
         rows: ``Row`` objects, or (n,) of dtype ``ROW``. A kernel rounds each coefficient once, to the
@@ -211,6 +221,7 @@ class Tableau:
     threshold: tuple[float, float] | None
     masked: bool
     active: npt.NDArray[np.void]
+    kept: dict[Any, Any]  # what other modules make of the table, by the functions that do: it never changes
 
     def __init__(
         self,
@@ -267,6 +278,7 @@ class Tableau:
         self.__dict__["active"] = self._nonzero if active is None else _frozen_mask(active)
         if self.masked:
             self._check_masked()
+        self.__dict__["kept"] = {}
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Tableau is immutable: cannot set {name!r}")
@@ -314,6 +326,25 @@ class Tableau:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Tableau):
+            return NotImplemented
+        return self is other or (self._hash == other._hash and self._key == other._key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        """Timesteps by value: JSON keeps whether they are integers, and not how many bits they have."""
+        columns = tuple(tuple(getattr(self, name).tolist()) for name in _RUN_COLUMNS)
+        run = self.timesteps.dtype.kind == "f", self.name, self.start, self.threshold, self.masked
+        return self.rows.tobytes(), self.active.tobytes(), *columns, *run
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._key)
 
     @property
     def numbers(self) -> Array:

@@ -399,9 +399,9 @@ def test_channels_that_lie_last_in_tiles_of_all_sizes(backend, dtype, channels, 
     shape, size = (3, pixels, channels), pixels * channels
     x = images(DTYPES.get(dtype, dtype), shape)
     std, mean = (np.random.default_rng(n).uniform(1, 9, (3, channels)) for n in range(2))
-    found = gaussian(x, std, N, mean=mean, layout="HWC")
+    found = gaussian(x, std, N, mean=mean, layout="HWC", batched=True)
     z = nf.randn(shape, N, dtype="float64" if dtype == "float64" else "float32")
-    given = gaussian(x, std, z, mean=mean, layout="HWC")
+    given = gaussian(x, std, z, mean=mean, layout="HWC", batched=True)
     assert found.tobytes() == given.tobytes()
     for sample in range(3):  # element by element, each a sample of its own with one row
         alone = gaussian(
@@ -411,8 +411,8 @@ def test_channels_that_lie_last_in_tiles_of_all_sizes(backend, dtype, channels, 
         assert alone.tobytes() == found[sample].tobytes()
     for function, numbers in ((multiplicative, (std,)), (sensor, (std, mean))):
         with using("reference"):
-            expected = function(x, *numbers, N, layout="HWC")
-        assert function(x, *numbers, N, layout="HWC").tobytes() == expected.tobytes()
+            expected = function(x, *numbers, N, layout="HWC", batched=True)
+        assert function(x, *numbers, N, layout="HWC", batched=True).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64", "float16"])

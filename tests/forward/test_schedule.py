@@ -3,6 +3,7 @@
 
 import copy
 import inspect
+import itertools
 import json
 import math
 import pickle
@@ -19,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import noisefuse as nf
+from noisefuse import calls
 
 S = nf.Schedule
 
@@ -676,3 +678,49 @@ def test_plot_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=re.escape("noisefuse[demo]")):
         S.linear().plot()
+
+
+# ---- float times -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "line"),
+    [
+        (S.cosine(1000), "u from 0.0, the cleanest, to 1.0, the noisiest; an integer t is a step from 0 to 999"),
+        (S.flow(50), "s from 0.0, the cleanest, to 1.0, the noisiest; an integer t is a step from 0 to 49"),
+        (S.karras(10), "sigma; an integer t is a step from 0 to 9"),
+    ],
+    ids=lambda value: value.kind if isinstance(value, S) else "",
+)
+def test_repr_says_what_a_float_time_is(schedule, line):
+    """Seen to fail: nothing of it, as it was."""
+    assert repr(schedule).splitlines()[2:] == [f"  a float t is {line}"]
+
+
+TIMES_AS_MEANT = [1, 0.0, 1.0, [0, 1], [1.0], [0.0, 0.0], [1.0, 1.0], [0.0, 0.5], [0.2, 1.0], [[0, 1, 0.5], [0, 1, 1]]]
+TIMES_LIKE_STEPS = [[0.0, 1.0], np.array([1, 0], np.float32), np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])]
+
+
+@pytest.mark.parametrize("schedule", [S.cosine(50), S.flow(50, shift=3.0)], ids=lambda s: s.kind)
+def test_float_times_that_look_like_steps_are_warned_of_once(schedule, monkeypatch):
+    """Seen to fail: nothing was said, as it was; a warning of each array of floats, of 0.0 alone, of integers."""
+    x, noise, said = np.ones((2, 3), np.float32), nf.Noise(7), set()
+    monkeypatch.setattr(calls, "_WARNED", said)
+    users = [
+        lambda t: nf.q_sample(x, t, schedule, noise),
+        lambda t: nf.mse_loss(x, x, t, schedule, noise, target="v"),
+        lambda t: nf.augment.prepare(images, noise, t=np.ravel(t)[:2], schedule=schedule),
+    ]
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schedule(TIMES_LIKE_STEPS[0])  # of no samples
+        nf.q_sample(x, TIMES_LIKE_STEPS[0], S.karras(50), noise)
+        for t in TIMES_AS_MEANT:
+            nf.q_sample(x, t, schedule, noise)
+        for t, user in itertools.product(TIMES_LIKE_STEPS, users):
+            said.clear()
+            with pytest.warns(UserWarning, match=f"a {schedule.kind} schedule; for the steps 0 and 1 pass int") as seen:
+                user(t)
+            assert [each.filename for each in seen] == [__file__]
+            user(t)

@@ -3,6 +3,7 @@
 
 import os
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -96,6 +97,61 @@ def test_a_key_names_the_noise():
         compose(key="index")(image=IMAGE)
     with pytest.raises(TypeError, match=r"key = 1.5: expected an int or a str"):
         compose(key="index")(image=IMAGE, index=1.5)
+
+
+def test_a_key_names_whether_an_image_is_augmented():
+    """Whatever the pipeline's generator drew, as in other workers. Seen to fail: p by that generator, as it was."""
+    for kind in (GaussNoise, ISONoise, partial(MultiplicativeNoise, elementwise=True), ShotNoise):
+        first, other = (A.Compose([kind(p=0.7, key="index")], seed=seed) for seed in (1, 2))
+        there = {i: other(image=IMAGE, index=i)["image"] for i in reversed(range(40))}
+        changed = 0
+        for i in range(40):
+            image = first(image=IMAGE, index=i)["image"]
+            assert np.array_equal(image, there[i])
+            changed += not np.array_equal(image, IMAGE)
+        assert 20 < changed < 36
+        assert changed == sum(nf.augment.strengths(40, 1.0, 1.0, nf.Noise(0), p=0.7))
+        never, always = kind(p=0.0, key="index"), A.OneOf([kind(p=0.01, key="index")], p=1.0)
+        assert np.array_equal(never(image=IMAGE, index=3)["image"], IMAGE)
+        assert not np.array_equal(always(image=IMAGE, index=3)["image"], IMAGE)  # chosen, which is no luck of its own
+        replayed = A.ReplayCompose([kind(p=0.7, key="index")])
+        for i in range(5):
+            found = replayed(image=IMAGE, index=i)
+            assert np.array_equal(A.ReplayCompose.replay(found["replay"], image=IMAGE)["image"], found["image"])
+        for missing in (kind(p=0.01, key="index"), A.OneOf([kind(key="index")], p=1.0)):
+            with pytest.raises(KeyError, match="expected index="):
+                missing(image=IMAGE)
+
+
+def test_a_strict_pipeline_knows_the_key():
+    """Seen to fail: "Key index is not in available keys", as it was."""
+    for options, given in (({}, {}), ({"key": "index"}, {"index": 3})):
+        strict = A.Compose([A.Sequential([GaussNoise(p=1.0, **options)])], strict=True, seed=1)
+        assert not np.array_equal(strict(image=IMAGE, **given)["image"], IMAGE)
+        with pytest.raises(ValueError, match="Key another is not in available keys"):
+            strict(image=IMAGE, another=3, **given)
+
+
+@pytest.mark.filterwarnings("error")
+def test_uint16_has_the_noise_of_floats():
+    """Rounded, without a warning. Seen to fail: zeros of ISONoise, float32 of MultiplicativeNoise, as it was."""
+    floats = np.random.default_rng(0).uniform(0.2, 0.8, (64, 64, 3)).astype(np.float32)
+    levels = np.rint(65535 * floats).astype(np.uint16)
+    each = {"elementwise": True}
+    for kind, options in (
+        (GaussNoise, {}),
+        (ISONoise, {}),
+        (MultiplicativeNoise, {"multiplier": (0.5, 1.5)}),
+        (MultiplicativeNoise, each),
+        (MultiplicativeNoise, each | {"per_channel": True}),
+        (MultiplicativeNoise, {"per_channel": True}),
+        (ShotNoise, {}),
+    ):
+        of_floats, of_levels = (A.Compose([kind(p=1.0, **options)], seed=1)(image=x)["image"] for x in (floats, levels))
+        assert of_levels.dtype == np.uint16
+        assert not np.array_equal(of_levels, levels)
+        if kind is not ShotNoise:  # whose counts are theirs, and jump where a level is rounded
+            np.testing.assert_allclose(of_levels / 65535, of_floats, rtol=0, atol=3 / 65535)
 
 
 def test_it_is_serialised_pickled_and_replayed():

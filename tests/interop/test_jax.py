@@ -674,6 +674,25 @@ def test_eight_devices():
     on_devices(ON_EIGHT)
 
 
+ON_FOUR = """
+import sys
+from pathlib import Path
+root = Path(sys.argv[1])
+sys.path.insert(0, str(root / "tests"))
+import jax, test_docs
+assert jax.device_count() == 4
+test_docs.run(root / "docs" / "repeated-noise.md")
+print("equal")
+"""
+
+
+def test_the_page_of_repeated_noise_holds_on_four_devices():
+    """On one device nothing is repeated. Seen to fail: the place of a device left out."""
+    pytest.importorskip("dask")
+    pytest.importorskip("torch")
+    on_devices(ON_FOUR, str(Path(__file__).parents[2]), n=4)
+
+
 UNDER_LOAD = """
 import threading, jax, numpy as np, noisefuse as nf
 schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)

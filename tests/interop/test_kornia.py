@@ -4,6 +4,7 @@
 import copy
 import inspect
 import io
+import math
 import pickle
 
 import pytest
@@ -139,6 +140,41 @@ def test_gradients_pass():
     images = BATCH.clone().requires_grad_()
     RandomGaussianNoise(p=0.5)(images).sum().backward()
     assert torch.equal(images.grad, torch.ones_like(images))
+
+
+def test_std_and_mean_may_be_learned():
+    """Seen to fail: no gradient of std, as it was; of mean."""
+    std, mean = (torch.nn.Parameter(torch.tensor(value)) for value in (0.1, 0.25))
+    augment = RandomGaussianNoise(mean=mean, std=std, p=0.5)
+    assert {id(p) for p in augment.parameters()} == {id(std), id(mean)}
+    images, weights = BATCH.clone().requires_grad_(), torch.rand_like(BATCH)
+    found = augment(images)
+    (found * weights).sum().backward()
+    applied = augment._params["batch_prob"][:, None, None, None]
+    assert 0 < applied.sum() < 5
+    z = nf.randn_like(BATCH, nf.Noise(augment._params["noise"][0, 0].item() % (1 << 64)))
+    torch.testing.assert_close(found, BATCH + applied * (0.25 + 0.1 * z))
+    torch.testing.assert_close(std.grad, (applied * weights * z).sum())
+    torch.testing.assert_close(mean.grad, (applied * weights).sum())
+    assert torch.equal(images.grad, weights)
+    assert torch.equal(augment(BATCH, params=augment._params), found)
+    torch.testing.assert_close(RandomGaussianNoise(std=0.1, mean=0.25)(BATCH, params=augment._params), found)
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 1, 1), (3, 1, 1), (5, 3, 1, 1), (20, 30), (1,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_std_may_differ_from_image_to_image(shape, dtype):
+    """As theirs, or from channel to channel. Seen to fail: "Boolean value of Tensor", as it was; the first for all."""
+    std = torch.linspace(0.5, 2.0, math.prod(shape)).reshape(shape)
+    augment = RandomGaussianNoise(std=std, mean=-std, p=1.0)
+    found = augment(torch.zeros(5, 3, 20, 30, dtype=dtype))
+    assert found.dtype == dtype
+    noise = nf.Noise(augment._params["noise"][0, 0].item() % (1 << 64))
+    z = nf.randn((5, 3, 20, 30), noise, dtype=torch.float64)
+    rounding = 2**-8 if dtype == torch.bfloat16 else 2**-20  # once, where the result is stored
+    torch.testing.assert_close(found.double(), std * z - std, rtol=rounding, atol=1e-5)
+    with pytest.raises(ValueError, match="expected std of at least 0"):
+        RandomGaussianNoise(std=std - 0.6)
 
 
 def test_a_compiled_one_makes_the_same():

@@ -190,3 +190,15 @@ def test_augmented_batches_are_named_by_keys(start):
 def test_a_key_is_an_int_or_a_str():
     with pytest.raises(TypeError, match=r"key = 1.5: expected an int or a str"):
         AugmentedBatch(grain, 7)(["a", 1.5], IMAGES[:2])
+
+
+def blurred(images, noise):
+    return images
+
+
+def test_reprs_say_what_a_batch_gets():
+    """Seen to fail: an object at some address, as it was; the epoch of the beginning."""
+    noisy, augmented = NoisyBatch(S, 7, target="v"), AugmentedBatch(blurred, Noise(7, step=2))
+    noisy.set_epoch(3)
+    assert repr(noisy) == "NoisyBatch(linear, 50 steps, Noise(7), target='v', epoch=3)"
+    assert repr(augmented) == "AugmentedBatch(blurred, Noise(7, step=2), epoch=2)"

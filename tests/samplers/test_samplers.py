@@ -1575,3 +1575,11 @@ def test_res_multistep_with_fresh_noise_begins_where_a_flow_has_no_signal(predic
     table = samplers.res_multistep(Schedule.flow(1000), 5, eta=1.0, prediction=prediction).tableau
     assert table.rows["out"]["past1"][1] == 0
     assert table.rows["out"]["past1"][2] != 0
+
+
+def test_a_state_is_printed_as_the_arrays_it_remembers():
+    """Seen to fail: an object at some address, as it was."""
+    x = np.zeros((2, 3), np.float32)
+    assert repr(samplers.ddim(VP, 4).state(x)) == "State(nothing is remembered)"
+    assert repr(samplers.dpmpp_2m(VP, 4).state(x)) == "State(float32 (2, 3))"
+    assert repr(samplers.lms(VP, 4).state(x)).count("float32 (2, 3)") == 3

@@ -22,7 +22,7 @@ import noisefuse as nf
 
 from ..levels import LEVELS, levels_of
 from ._needs import needs
-from .named import OfUnitRange, noise_by, strength
+from .named import OfUnitRange, applies, given_by, noise_by, strength
 
 with needs(__name__, "albumentations"):
     import albumentations
@@ -43,6 +43,26 @@ class _Keyed(OfUnitRange):
     noise_seed: int
     random_generator: np.random.Generator
     apply: Any
+    p: float
+    params: dict[str, Any]
+    replay_mode: bool
+
+    def __call__(self, *args: Any, force_apply: bool = False, **data: Any) -> Any:
+        """As theirs. Whether a named image is augmented at all follows from its name, not from a worker's generator."""
+        call: Any = super().__call__  # type: ignore[misc]
+        if self.key is None or self.replay_mode or args:
+            return call(*args, force_apply=force_apply, **data)
+        given_by(self.key, data, type(self).__name__)
+        if force_apply or self.p >= 1 or applies(_noise(self._name(data)), self.p):
+            return call(force_apply=True, **data)
+        self.params = {}
+        return data
+
+    @property
+    def available_keys(self) -> set[str]:
+        """What a strict pipeline takes. (``targets_as_params`` would say it too, and that a replay may go wrong.)"""
+        keys: set[str] = super().available_keys  # type: ignore[misc]
+        return keys if self.key is None else keys | {self.key}
 
     def _set_key(self, key: str | None, noise_seed: int) -> None:
         self.key, self.noise_seed = key, noise_seed
@@ -78,10 +98,11 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
         std_range, mean_range: fractions of 255, or of 1 for floats; drawn for each call.
         per_channel: False gives all channels of a pixel the same noise.
         noise_scale_factor: 1; coarser noise is not made here.
-        p: probability of applying the transform, which Albumentations draws.
-        key: the name of what the caller passes beside the image to name its noise, standard deviation and mean: with
-            ``key="index"``, ``augment(image=image, index=17)``. An int in [0, 2^56), a str (`augment.sample_id`), or a
-            pair of that and the epoch. The same image then has the same noise in every process, order and run.
+        p: probability of applying the transform, which Albumentations draws or, with ``key``, the image's name does.
+        key: the name of what the caller passes beside the image to name its noise, standard deviation and mean, and
+            whether it has noise at all: with ``key="index"``, ``augment(image=image, index=17)``. An int in [0, 2^56),
+            a str (`augment.sample_id`), or a pair of that and the epoch. The same image then has the same noise in
+            every process, order and run.
         noise_seed: the seed of noise that `key` names.
 
     Raises:
@@ -135,15 +156,15 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
 
 
 class ISONoise(_Keyed, albumentations.ISONoise):
-    """The noise of a sensitive sensor, in hue and lightness of RGB images, frames and volumes; uint8 or float32.
+    """The noise of a sensitive sensor, in hue and lightness, of RGB images, frames and volumes in uint8, uint16 or
+    float32.
 
     Args:
         color_shift: the hue of a pixel moves by a normal number of this range times the intensity, in degrees as
             OpenCV has them for floats.
         intensity: the range of the strength; drawn for each call. The lightness l becomes l + N intensity (1 - l), N
             Poisson with mean intensity times the standard deviation of lightness in the image.
-        p: probability of applying the transform, which Albumentations draws.
-        key, noise_seed: as in `GaussNoise`.
+        p, key, noise_seed: as in `GaussNoise`.
 
     Raises:
         ValueError: an image that has not three channels.
@@ -177,7 +198,7 @@ class ISONoise(_Keyed, albumentations.ISONoise):
     def apply(self, img: Array, color_shift: float, intensity: float, noise: Name, **params: Any) -> Array:
         """The whole array is one sample; how strong lightness is, is each frame's own."""
         non_rgb_error(img[(0,) * (img.ndim - 3)])
-        if img.dtype != np.uint8:
+        if not (is_levels := levels_of(img.dtype) is not None):
             self._warn_of_levels(img)
         frames = img.reshape(-1, *img.shape[-3:])
         hue, lightness = (
@@ -187,12 +208,12 @@ class ISONoise(_Keyed, albumentations.ISONoise):
         result = np.empty_like(frames)
         for frame, shifts, words, to in zip(frames, hue, lightness, result, strict=True):
             found = _iso(to_float(frame), shifts, words, intensity)
-            to[...] = from_float(found, np.uint8) if img.dtype == np.uint8 else found
+            to[...] = from_float(found, img.dtype.type) if is_levels else found
         return result.reshape(img.shape)
 
 
 class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
-    """Multiplies uint8 or float32 images, frames and volumes by random numbers, uniform in a range.
+    """Multiplies uint8, uint16 or float32 images, frames and volumes by random numbers, uniform in a range.
 
     (Speckle, whose factors are normal, is `augment.multiplicative`.)
 
@@ -200,8 +221,7 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         multiplier: the range.
         per_channel: False gives all channels the same numbers.
         elementwise: whether each pixel has a number of its own; False: all of the image, its frames and slices.
-        p: probability of applying the transform, which Albumentations draws.
-        key, noise_seed: as in `GaussNoise`.
+        p, key, noise_seed: as in `GaussNoise`.
 
     Raises:
         KeyError: a call without what `key` names.
@@ -227,7 +247,7 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         return {"noise": self._name(data)}
 
     def apply(self, img: Array, noise: Name, **params: Any) -> Array:
-        if img.dtype != np.uint8:
+        if (levels := levels_of(img.dtype)) is None:
             self._warn_of_levels(img)
         channels = img.shape[-1:] if _has_channels(params) else ()
         pixels = img.shape[: img.ndim - len(channels)] if self.elementwise else ()
@@ -241,6 +261,8 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
         if img.dtype == np.uint8:
             return _product(img, factors)
         result: Array = img * factors
+        if levels is not None:
+            return np.rint(result).clip(0, LEVELS[levels]).astype(img.dtype)
         return np.clip(result, 0.0, 1.0, out=result)
 
 
@@ -249,10 +271,9 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
 
     Args:
         scale_range: the inverse of the photons that white stands for; drawn for each call.
-        p: probability of applying the transform, which Albumentations draws.
-        key, noise_seed: as in `GaussNoise`.
+        p, key, noise_seed: as in `GaussNoise`.
 
-    Images of float32 get what Albumentations makes of them, from a generator that the same name seeds.
+    Images of uint16 and float32 get what Albumentations makes of them, from a generator that the same name seeds.
 
     Raises:
         ValueError: a scale below 1e-6.
@@ -286,7 +307,8 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
 
     def apply(self, img: Array, scale: float, noise: Name, **params: Any) -> Array:
         if img.dtype != np.uint8:
-            self._warn_of_levels(img)
+            if levels_of(img.dtype) is None:
+                self._warn_of_levels(img)
             theirs: Array = super().apply(img, scale, list(noise))  # what seeds NumPy's generator there
             return theirs
         result: Array = nf.augment.poisson(img, 1 / scale, _noise(noise), gamma=2.2, batched=False)

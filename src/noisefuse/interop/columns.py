@@ -107,7 +107,7 @@ class NoisyColumns(_NamedColumns):
         """
         noise, images = self._read(batch)
         t = drawn_times(self.schedule, noise, len(images))
-        x_t, target = nf.q_sample(images, t, self.schedule, noise, target=self.target)
+        x_t, target = nf.q_sample(images, t, self.schedule, noise, target=self.target, batched=True)
         rest = {name: column for name, column in batch.items() if name != self.image}
         return {**rest, "x_t": x_t, "t": t, "target": target}
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from .. import backends
 from ..backends.call import CALL, FIELD, Step
+from ..calls import image_layout
 from ..noise import Noise
 from ..rows import Rows, Z
 from .jax_calls import call_p
@@ -100,12 +101,16 @@ def number(t: Any) -> Any:
 
 def fast_row(
     plain: Any, t: Any, x: Any, model_output: Any, past: Any, noise: Any, stream: int, out: Any, aux: Any, kind: Any,
-    batched: bool,
+    batched: bool | None,
 ) -> Any:  # fmt: skip
     """What `backends.fast_row` is to NumPy's arrays: of calls like one that was checked before."""
     models = model_output if type(model_output) is tuple else () if model_output is None else (model_output,)
     if out is not None or type(past) not in _SEVERAL or not (type(aux) is int or aux is None or aux == ()):
         return NotImplemented
+    if batched is None:
+        if image_layout("x", x) is not None:
+            return NotImplemented
+        batched = True
     t, arrays = t if type(t) is int else number(t), (x, *models, *(past or ()))
     found = _again(signature(plain, stream, t, noise, arrays, len(models), aux or 0, kind, batched), t, noise, arrays)
     if found is NotImplemented:

@@ -39,7 +39,9 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
     the same noise again, of other images too, whatever the device.
 
     Args:
-        mean, std: in the units of the images.
+        mean, std: in the units of the images. Or tensors whose shapes broadcast to (B, C, H, W), such as (B, 1, 1, 1)
+            for each image; gradients reach them, so they may be parameters. They take torch's arithmetic, which rounds
+            more often.
         same_on_batch: gives all images the same noise.
         p: probability of applying the transform, for each image.
         keepdim: whether the result has the shape of the input, or is a batch.
@@ -51,9 +53,14 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
     _noise: nf.Noise | None = None
 
     def __init__(
-        self, mean: float = 0.0, std: float = 1.0, same_on_batch: bool = False, p: float = 0.5, keepdim: bool = False
+        self,
+        mean: float | Tensor = 0.0,
+        std: float | Tensor = 1.0,
+        same_on_batch: bool = False,
+        p: float = 0.5,
+        keepdim: bool = False,
     ) -> None:
-        if not (std >= 0 and 0 <= p <= 1):
+        if not (bool(torch.as_tensor(std >= 0).all()) and 0 <= p <= 1):
             raise ValueError(f"std = {std}, p = {p}: expected std of at least 0 and 0 <= p <= 1")
         super().__init__(mean, std, same_on_batch, p, keepdim)
 
@@ -106,8 +113,13 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
 
     def _noisy(self, input: Tensor, params: dict[str, Tensor]) -> Tensor:
         rows = params["noise"].expand(len(input), 3).tolist()
-        generator = self._param_generator
-        return add(input, float(generator.std), _of_rows(rows), mean=float(generator.mean))
+        mean, std, noise = self._param_generator.mean, self._param_generator.std, _of_rows(rows)
+        if not isinstance(mean, Tensor) and not isinstance(std, Tensor):
+            return add(input, float(std), noise, mean=float(mean))
+        z = nf.randn_like(input, noise, dtype=torch.promote_types(input.dtype, torch.float32))
+        mean, std = (torch.as_tensor(number).to(z) for number in (mean, std))
+        noisy: Tensor = input + (mean + std * z)
+        return noisy.to(input.dtype)
 
 
 def _of_rows(rows: list[list[int]]) -> nf.Noise | list[nf.Noise]:

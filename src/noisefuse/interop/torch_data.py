@@ -69,6 +69,10 @@ class NoisyBatch(_NamedBatch):
         self.schedule: nf.Schedule = schedule
         self.target: Any = target
 
+    def __repr__(self) -> str:
+        kind = f"{self.schedule.name}, {len(self.schedule)} steps"
+        return f"NoisyBatch({kind}, {self.noise!r}, target={self.target!r}, epoch={self.epoch})"
+
     def __call__(self, ids: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """ids: integers (B,), on the CPU, or a list of ints or strs. images: (B, ...) on any device, uint8 (0 .. 255
         become -1 .. 1) or float.
@@ -78,7 +82,7 @@ class NoisyBatch(_NamedBatch):
         """
         noise = self._named(ids)
         t = torch.from_numpy(drawn_times(self.schedule, noise, len(images)))
-        x_t, target = nf.q_sample(images, t, self.schedule, noise, target=self.target)
+        x_t, target = nf.q_sample(images, t, self.schedule, noise, target=self.target, batched=True)
         return x_t, t.to(images.device), target
 
 
@@ -96,6 +100,10 @@ class AugmentedBatch(_NamedBatch):
         super().__init__(noise)
         need_function(augment)
         self.augment: Callable[[Tensor, nf.Noise], Any] = augment
+
+    def __repr__(self) -> str:
+        function = getattr(self.augment, "__qualname__", repr(self.augment))
+        return f"AugmentedBatch({function}, {self.noise!r}, epoch={self.epoch})"
 
     def __call__(self, ids: Any, images: Tensor) -> Any:
         """ids: integers (B,), on the CPU, or a list of ints or strs. images: (B, ...), as `augment` takes them."""
