@@ -697,6 +697,11 @@ _OWN_TIME: dict[str, tuple[str, float, Callable[..., AlphaSigma]]] = {
 }
 
 
+def need_schedule(schedule: object) -> None:
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule: expected a noisefuse.Schedule, got {type(schedule).__name__}")
+
+
 def _tableau(rows: Rows, name: str) -> Tableau:
     table = rows.table.view(ROW)[:, 0].copy()
     table["clean"]["lo"], table["clean"]["hi"] = -math.inf, math.inf

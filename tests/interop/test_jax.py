@@ -440,6 +440,23 @@ def test_samplers(name):
     assert equal(x, expected)
 
 
+def test_a_model_that_answers_with_jaxs_arrays():
+    """Seen to fail: an error of the first step's, that NumPy's array was expected."""
+    sampler, seen = nf.samplers.heun(LINEAR, steps=4), []
+
+    def model(x, t):
+        seen.append(type(x))
+        return jnp.float32(0.5) * jnp.asarray(x)
+
+    found = sampler.sample(model, SHAPE, N)
+    assert isinstance(found, jax.Array)
+    assert equal(found, sampler.sample(half, SHAPE, N))
+    assert len(seen) == 2  # asked once, and traced once
+    assert seen[0] is np.ndarray
+    with pytest.raises(TypeError, match=r"model: expected an array like x, float32 of shape .*, got NoneType in row 0"):
+        sampler.sample(lambda x, t: None, jnp.asarray(X), N)
+
+
 def test_what_models_are_told():
     sampler, seen = nf.samplers.ddim(LINEAR, steps=4), []
 
