@@ -33,7 +33,7 @@ from sklearn.datasets import load_digits
 
 import noisefuse as nf
 from noisefuse.sampler import Sampler
-from noisefuse.views import view
+from noisefuse.views import Prediction, view
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -79,7 +79,7 @@ class Family(NamedTuple):
 
     schedule: nf.Schedule
     times: Array
-    prediction: str
+    prediction: Prediction
     columns: Callable[[Any], tuple[float, float]]  # what the model is told -> alpha, sigma
 
 

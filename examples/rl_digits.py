@@ -122,7 +122,7 @@ def rollout(model: Model, digits: Tensor, requests: Sequence[int], iteration: in
         return model(x, t, digits)
 
     shape, kind = (len(digits), SIDE**2), torch.float32
-    last, found = POLICY.sample(answer, shape, noise, time="batch", dtype=kind, log_probs=True)  # type: ignore[arg-type]
+    last, found = POLICY.sample(answer, shape, noise, dtype=kind, log_probs=True)
     return Run(torch.stack([*seen, last], 1), torch.stack(found, 1))
 
 
@@ -250,10 +250,7 @@ def draw(model: Model, columns: int, seed: int, *, steps: int = 40) -> Tensor:
     """Samples of each digit, (10 columns, 64), along the flow: with the same noise for any model."""
     digits = torch.arange(DIGITS).repeat_interleave(columns)
     sampler, noise = nf.samplers.flow_heun(SCHEDULE, steps), nf.Noise(seed, step=2 * BEFORE)
-    kind: Any = torch.float32
-    return sampler.sample(  # type: ignore[no-any-return]
-        lambda x, t: model(x, t, digits), (len(digits), SIDE**2), noise, time="batch", dtype=kind
-    )
+    return sampler.sample(lambda x, t: model(x, t, digits), (len(digits), SIDE**2), noise, dtype=torch.float32)
 
 
 def picture(state: State, reward: Reward, before: Tensor, after: Tensor) -> Figure:

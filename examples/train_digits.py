@@ -152,18 +152,11 @@ def draw(network: Denoiser, labels: Tensor, noise: nf.Noise, *, steps: int = 40,
     sampler = nf.samplers.dpmpp_2m(SCHEDULE, steps, prediction="v")
     nobody = torch.full_like(labels, NOBODY)
 
-    def model(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        times = torch.full((len(x),), float(t))
-        return network(x, times, nobody), network(x, times, labels)
+    def model(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return network(x, t, nobody), network(x, t, labels)
 
-    x: Tensor = sampler.sample(
-        model,
-        (len(labels), SIDE**2),
-        noise,
-        guidance_scale=guidance_scale,
-        dtype=torch.float32,  # type: ignore[arg-type]
-    )
-    return x
+    shape = len(labels), SIDE**2
+    return sampler.sample(model, shape, noise, guidance_scale=guidance_scale, dtype=torch.float32)
 
 
 # ---- the picture and the program ---------------------------------------------------------------------------

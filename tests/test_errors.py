@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad input: every row a clear error, which says what was given and what was expected, and nothing is written."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -43,7 +46,15 @@ class Lookalike:
         return np.arange(4, dtype=np.uint64)
 
 
+class Output:
+    """What networks of diffusers return."""
+
+    sample = None
+
+
 TABLE = nf.samplers.dpmpp_2m(S, 5).tableau
+SAMPLER = nf.samplers.ddim(Schedule.linear(1000), 5)
+POLICY = nf.samplers.flow_sde(Schedule.flow(1000), steps=5).tableau
 masked = np.ma.masked_array(x(), mask=x() == 0)
 few, many = [N] * 3, [N] * 5
 
@@ -133,22 +144,23 @@ ROWS = {
     "x0 objects": (TypeError, r"x0.*object.*float32", lambda o: q_sample(x(dtype=object), 1, S, N, **o)),
     "x0 long double": (TypeError, r"x0.*longdouble|float128", lambda o: q_sample(x(dtype="g"), 1, S, N, **o)),
     "x0 a list": (
-        TypeError, r"x0: expected a torch tensor or a NumPy array, got list", lambda o: q_sample([[0.0]], 1, S, N, **o)
+        TypeError, r"x0: expected an array of NumPy, CuPy, torch, JAX or dask, or one that speaks DLPack, got list",
+        lambda o: q_sample([[0.0]], 1, S, N, **o),
     ),
-    "x0 a float": (TypeError, r"x0.*NumPy array.*float", lambda o: q_sample(0.5, 1, S, N, **o)),
+    "x0 a float": (TypeError, r"x0.*array of NumPy.*float", lambda o: q_sample(0.5, 1, S, N, **o)),
     "x0 masked": (TypeError, r"x0.*masked.*x0\.filled", lambda o: q_sample(masked, 1, S, N, **o)),
-    "x0 strange": (TypeError, r"x0.*NumPy array.*torchlike\.Stranger", lambda o: q_sample(Stranger(), 1, S, N, **o)),
+    "x0 strange": (TypeError, r"x0.*array of NumPy.*torchlike\.Stranger", lambda o: q_sample(Stranger(), 1, S, N, **o)),
     "q_step: x int64": (TypeError, r"x.*int64.*float32", lambda o: q_step(x(dtype=int), 1, S, N, **o)),
-    "q_step: x strange": (TypeError, r"x.*NumPy array.*torchlike", lambda o: q_step(Stranger(), 1, S, N, **o)),
+    "q_step: x strange": (TypeError, r"x.*array of NumPy.*torchlike", lambda o: q_step(Stranger(), 1, S, N, **o)),
     "q_walk: x0 int64": (TypeError, r"x0.*int64.*float32", lambda o: q_walk(x(dtype=int), S, N, **o)),
-    "q_walk: x0 strange": (TypeError, r"x0.*NumPy array.*torchlike", lambda o: q_walk(Stranger(), S, N, **o)),
+    "q_walk: x0 strange": (TypeError, r"x0.*array of NumPy.*torchlike", lambda o: q_walk(Stranger(), S, N, **o)),
     # ---- noise
     "noise a seed": (TypeError, r"noise = 5.*same noise.*Noise\(5", lambda o: q_sample(x(), 1, S, 5, **o)),
     "noise a seed of NumPy": (TypeError, r"noise = .*5.*same noise", lambda o: q_sample(x(), 1, S, np.int64(5), **o)),
     "q_step: noise a seed": (TypeError, r"noise = 5.*same noise", lambda o: q_step(x(), 1, S, 5, **o)),
     "q_walk: noise a seed": (TypeError, r"noise = 5.*same noise", lambda o: q_walk(x(), S, 5, **o)),
     "noise None": (
-        TypeError, r"noise: expected a Noise, a list of them, or else a torch tensor or a NumPy array, got NoneType",
+        TypeError, r"noise: expected a Noise, a list of them, or else an array of NumPy, .* DLPack, got NoneType",
         lambda o: q_sample(x(), 1, S, None, **o),
     ),
     "randn: noise None": (
@@ -288,6 +300,44 @@ ROWS = {
         ValueError, r"expected at most .* 2 auxiliary outputs, got 1, 1 and 3",
         lambda o: nf.update(TABLE, 0, x(), x(), past=[x()], aux_out=[x(), x(), x()], **o),
     ),
+    # ---- runs, tables, weights
+    "sample: a number for a shape": (
+        TypeError, r"x_or_shape = 16: expected a shape, such as \(8, 3, 32, 32\), or an array",
+        lambda o: SAMPLER.sample(lambda x, t: x, 16, N),
+    ),
+    "sample: a seed for a noise": (
+        TypeError, r"a new sample needs a Noise .*got 42, of which nf\.Noise\(42\) makes one",
+        lambda o: SAMPLER.sample(lambda x, t: x, (4, 6), 42),
+    ),
+    "sample: a model that returns nothing": (
+        TypeError, r"model: expected an array like x, float32 of shape \(4, 6\), or a pair .*, got NoneType in row 0$",
+        lambda o: SAMPLER.sample(lambda x, t: None, (4, 6), N, **o),
+    ),
+    "sample: later": (
+        TypeError, "model: expected an array .*, got NoneType in row 3$",
+        lambda o: SAMPLER.sample(lambda x, t: x if t > 300 else None, (4, 6), N, **o),
+    ),
+    "sample: a model that returns half a pair": (
+        TypeError, "model: expected an array .* of them with guidance_scale, got NoneType in row 0$",
+        lambda o: SAMPLER.sample(lambda x, t: (x, None), x(), N, guidance_scale=2.0, **o),
+    ),
+    "sample: a model that returns an object": (
+        TypeError, r"model: expected an array .*, got Output in row 0; return its \.sample",
+        lambda o: SAMPLER.sample(lambda x, t: Output(), x(), N, **o),
+    ),
+    "Tableau of a number": (
+        TypeError, "rows: expected Row objects, or an array of dtype ROW, got int", lambda o: nf.Tableau(3)
+    ),
+    "weights with their arguments the other way round": (
+        TypeError, r"schedule: expected a noisefuse\.Schedule, got str", lambda o: nf.weights.min_snr("v", S)
+    ),
+    "weights of a flow without a schedule": (
+        TypeError, r"schedule: expected a noisefuse\.Schedule, got str", lambda o: nf.weights.cosmap("v", S)
+    ),
+    "strengths of a number": (
+        TypeError, "noise: expected a Noise, or a list of one for each sample, got int",
+        lambda o: nf.augment.strengths(3, 1.0, 2.0, 5),
+    ),
     # ---- words, settings
     "words too few": (TypeError, r"counter.*4.*\(3,\)", lambda o: philox4x32([1, 2, 3], [1, 2])),
     "words too large": (OverflowError, r"key.*2\^32", lambda o: philox4x32([1, 2, 3, 4], [1, 2**32])),
@@ -369,11 +419,46 @@ OUTS = {
     "strided": (ValueError, r"out: expected a C-contiguous", lambda: x((4, 12))[:, ::2]),
     "reversed": (ValueError, r"out: expected a C-contiguous", lambda: x()[::-1]),
     "unaligned": (ValueError, r"out: expected a C-contiguous, aligned", unaligned),
-    "a list": (TypeError, r"out: expected a torch tensor or a NumPy array, got list", lambda: [[0.0] * 6] * 4),
+    "a list": (TypeError, r"out: expected an array of NumPy, CuPy or torch, got list", lambda: [[0.0] * 6] * 4),
     "masked": (TypeError, r"out: expected a plain numpy.ndarray, got MaskedArray", lambda: np.ma.zeros((4, 6), "f4")),
     "a matrix": (TypeError, r"out: expected a plain numpy.ndarray, got matrix", lambda: x().view(np.matrix)),
-    "strange": (TypeError, r"out: expected .* or a NumPy array, got torchlike\.Stranger", Stranger),
+    "strange": (TypeError, r"out: expected an array of NumPy, CuPy or torch, got torchlike\.Stranger", Stranger),
 }  # fmt: skip
+
+
+WRITES = {
+    "gaussian": lambda out: nf.augment.gaussian(x(), 1.0, N, out=out),
+    "gaussian, at once": lambda out: nf.augment.gaussian(x(), 1, N, out=out),
+    "multiplicative": lambda out: nf.augment.multiplicative(x(), 1.0, N, out=out),
+    "sensor": lambda out: nf.augment.sensor(x(), 1.0, 1.0, N, out=out),
+    "by_level": lambda out: nf.augment.by_level(x(dtype="u1"), np.ones(256), np.ones(256), N, out=out),
+    "at_snr": lambda out: nf.augment.at_snr(x(), 1.0, N, out=out),
+    "prepare": lambda out: nf.augment.prepare(x((2, 3, 3, 3), "u1"), N, out=out),
+    "density.update": lambda out: nf.density.update(POLICY, 1, x(), x(), N, out=out),
+    "perturbed": lambda out: nf.fields.perturbed(x(), 5, S, N, out=out),
+}
+
+
+@pytest.mark.parametrize("operation", WRITES)
+@pytest.mark.parametrize("out", [5, [], "x"], ids=repr)
+def test_outputs_that_are_no_arrays(operation, out):
+    """Seen to fail: "AttributeError: 'int' object has no attribute 'dtype'"."""
+    kind = type(out).__name__
+    with pytest.raises(TypeError, match=f"out: expected an array of NumPy, CuPy or torch, got {kind}$"):
+        WRITES[operation](out)
+
+
+def test_a_models_own_error_where_there_is_neither_torch_nor_jax():
+    """Which library a network is of is a question where one of them is loaded."""
+    code = """
+import sys, noisefuse as nf
+try:
+    nf.samplers.ddim(nf.Schedule.linear(10), 3).sample(lambda x, t: t[:, None], (2, 3), nf.Noise(1))
+except IndexError as error:
+    print(not {"torch", "jax"} & {*sys.modules})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")

@@ -81,9 +81,9 @@ ALLOWED = {
     "interop.torch_graph": "@ interop.torch_arrays interop.torch_internals",
     "interop.torch_loss": "@ interop.torch_graph interop.torch_arrays interop.torch_internals",
     "interop.torch_density": "@ interop.torch_graph interop.torch_arrays interop.torch_internals",
-    "interop.columns": "@ noise ops views",
-    "interop.grain": "@ interop._needs interop.columns",
-    "interop.torch_data": "@ interop._needs interop.columns",
+    "interop.columns": "@ noise schedule views",
+    "interop.grain": "@ interop._needs interop.columns views",
+    "interop.torch_data": "@ interop._needs interop.columns views",
     "interop.named": "@ augment",
     "interop.torch_named": "@",
     "interop.albumentations": "@ interop._needs interop.named levels",
@@ -113,7 +113,7 @@ EXCEPTIONS = {
 # What is imported only where it is needed. Commands need what the extras install.
 OPTIONAL = {
     "schedule": {"matplotlib"},
-    "sampler": {"matplotlib"},
+    "sampler": {"matplotlib", "torch"},
     "_drawing": {"matplotlib"},
     "arrays": {"ml_dtypes"},
     "ops": {"torch"},

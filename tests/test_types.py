@@ -15,14 +15,18 @@ import noisefuse as nf
 
 SCRIPT = Path(__file__).with_name("typed_script.py")
 WRONG = {n for n, line in enumerate(SCRIPT.read_text().splitlines(), 1) if line.endswith("# error")}
-# Of torch no more than Tensor and dtype, of what the script does not use nothing: reading them all takes half a minute.
+# Of torch and JAX no more than the script uses: reading them all takes half a minute.
 SETTINGS = """
 [mypy]
-[mypy-torch.*,numba.*,matplotlib.*]
+[mypy-torch.*,numba.*,matplotlib.*,jax.*,jaxlib.*]
 follow_imports = skip
-[mypy-torch]
+[mypy-torch,jax,jax.numpy]
 follow_imports = normal
 [mypy-torch._C.*,torch._tensor.*,torch.types.*]
+follow_imports = normal
+[mypy-torch.nn,torch.nn.modules,torch.nn.modules.linear,torch.nn.modules.module]
+follow_imports = normal
+[mypy-jax._src.basearray,jax._src.typing]
 follow_imports = normal
 """
 
@@ -45,10 +49,16 @@ def pyright(*arguments):
     return json.loads(done.stdout)
 
 
+def need_libraries():
+    for name in ("torch", "jax"):
+        if not importlib.util.find_spec(name):
+            pytest.skip(f"{name} is not installed")
+
+
 @pytest.mark.slow
 def test_mypy_on_a_users_script(tmp_path):
     """assert_type says what is inferred; lines that end with `# error` are wrong, and seen to be."""
-    pytest.importorskip("torch")
+    need_libraries()
     settings = tmp_path / "mypy.ini"
     settings.write_text(SETTINGS)
     options = ["--strict", "--config-file", str(settings), "--cache-dir", str(tmp_path)]
@@ -61,7 +71,7 @@ def test_mypy_on_a_users_script(tmp_path):
 
 @pytest.mark.slow
 def test_pyright_on_a_users_script():
-    pytest.importorskip("torch")
+    need_libraries()
     found = {mark["range"]["start"]["line"] + 1 for mark in pyright(str(SCRIPT))["generalDiagnostics"]}
     assert found == WRONG
 

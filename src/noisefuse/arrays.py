@@ -54,13 +54,20 @@ def host_view(name: str, x: Any) -> Any:
     try:
         kind, number = x.__dlpack_device__()
         if kind == CPU:
-            return np.from_dlpack(x)
-    except (AttributeError, BufferError, RuntimeError) as error:  # of a tracer, or a dtype that NumPy does not know
-        if hasattr(type(x), "__array__") and not isinstance(error, AttributeError):
-            return np.asarray(x)  # as JAX has it for bfloat16
+            return _from_dlpack(x)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:  # of a tracer, or other dtypes
         raise TypeError(f"{name}: NumPy cannot read this {_kind(x)} by DLPack: {error}") from error
     where = f"on device {number} of DLPack's type {int(kind)}"
     raise NotImplementedError(f"{name}: expected {_kind(x)} in host memory, got one {where}; copy it there first")
+
+
+def _from_dlpack(x: Any) -> Any:
+    try:
+        return np.from_dlpack(x)
+    except (BufferError, RuntimeError):  # of a dtype that NumPy does not know
+        if not hasattr(type(x), "__array__"):
+            raise
+        return np.asarray(x)  # as TensorFlow has it for bfloat16
 
 
 CPU = 1  # kDLCPU of DLPack, https://dmlc.github.io/dlpack/latest/c_api.html
@@ -114,9 +121,7 @@ def _module(kind: type) -> Any:
     for base in kind.__mro__:
         root = base.__module__.partition(".")[0]
         if root == "torch":
-            from .interop import torch  # a statement, which torch.compile can follow
-
-            return torch
+            return tensors()
         if root in ("jax", "jaxlib"):
             from .interop import jax
 
@@ -134,6 +139,13 @@ def is_lazy(x: object) -> bool:
 def is_written(x: object) -> bool:
     """Whether results may be written to arrays of its kind."""
     return type(x) is np.ndarray or getattr(interop(x), "WRITTEN", True)
+
+
+def tensors() -> Any:
+    """The module of `interop` for torch's."""
+    from .interop import torch  # a statement, which torch.compile can follow
+
+    return torch
 
 
 def lazy() -> Any:
@@ -207,10 +219,10 @@ def as_numbers(name: str, x: Any) -> Array:
     return array
 
 
-def wanted(x: object) -> str:
+def wanted(x: object, of: str = "NumPy, CuPy, torch, JAX or dask, or one that speaks DLPack") -> str:
     """What is expected in place of x. (Tensors come here only where the other arguments are none.)"""
     is_anothers = interop(x) is not None and hasattr(x, "shape")  # a generator of torch's is no array
-    return "a NumPy array, as the other arguments are" if is_anothers else "a torch tensor or a NumPy array"
+    return "a NumPy array, as the other arguments are" if is_anothers else f"an array of {of}"
 
 
 def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], device: int | None = None) -> Array:
@@ -218,7 +230,7 @@ def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], de
     if out is None:
         return backends.empty(shape, dtype) if device is None else _empty_on(device, shape, dtype)
     if not isinstance(out, np.ndarray) and not on_device(out):
-        raise TypeError(f"{name}: expected {wanted(out)}, got {_kind(out)}")
+        raise TypeError(f"{name}: expected {wanted(out, 'NumPy, CuPy or torch')}, got {_kind(out)}")
     if isinstance(out, np.ndarray) and type(out) not in (np.ndarray, np.memmap):
         raise TypeError(f"{name}: expected a plain numpy.ndarray, got {type(out).__name__}")
     if out.dtype != dtype or not out.dtype.isnative:

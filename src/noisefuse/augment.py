@@ -15,7 +15,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, Literal, TypeAlias, TypedDict, Unpack
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,8 +38,8 @@ from .backends.call import Step
 from .calls import Index, image_layout, is_batch, make_call, names_or_array, run, warn_once
 from .levels import LEVELS, levels_of
 from .loss import mean_squares
-from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise
-from .ops import FAST_LEVELS, Array, DType, NoiseLike, at_times, randn, uniform
+from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, got
+from .ops import FAST_LEVELS, Array, ArrayT, DType, NoiseLike, at_times, randn, uniform
 from .rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 from .schedule import Schedule
 
@@ -50,6 +50,18 @@ __all__ = [
 
 Layout: TypeAlias = Literal["CHW", "HWC"]
 Clip: TypeAlias = tuple[float, float] | None
+
+
+class PrepareOptions(TypedDict, total=False):
+    """The options of `prepare` that its result's type does not depend on."""
+
+    mean: ArrayLike
+    std: ArrayLike
+    scale: float | None
+    noise_std: ArrayLike
+    dtype: DType | None
+    batched: bool
+    out: Array | None
 
 
 class Options(TypedDict, total=False):
@@ -64,6 +76,14 @@ class Options(TypedDict, total=False):
     out: Array | None
 
 
+@overload
+def gaussian(
+    x: NDArray[Any], std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, **options: Unpack[Options]
+) -> NDArray[Any]: ...
+@overload
+def gaussian(
+    x: ArrayT, std: ArrayLike, noise: NoiseLike, *, mean: ArrayLike = 0.0, **options: Unpack[Options]
+) -> ArrayT: ...
 def gaussian(
     x: Array,
     std: ArrayLike,
@@ -116,6 +136,10 @@ def gaussian(
     )  # fmt: skip
 
 
+@overload
+def multiplicative(x: NDArray[Any], std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> NDArray[Any]: ...
+@overload
+def multiplicative(x: ArrayT, std: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT: ...
 def multiplicative(
     x: Array,
     std: ArrayLike,
@@ -141,6 +165,12 @@ def multiplicative(
     return _apply(x, noise, _MULTIPLICATIVE, {"std": std}, **options)
 
 
+@overload
+def sensor(
+    x: NDArray[Any], a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]
+) -> NDArray[Any]: ...
+@overload
+def sensor(x: ArrayT, a: ArrayLike, b: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT: ...
 def sensor(
     x: Array,
     a: ArrayLike,
@@ -170,6 +200,28 @@ def sensor(
     return _apply(x, noise, _SENSOR, {"a": a, "b": b}, **options)
 
 
+@overload
+def by_level(
+    x: NDArray[Any],
+    mean_table: ArrayLike,
+    std_table: ArrayLike,
+    noise: NoiseLike,
+    *,
+    dtype: DType | None = None,
+    batched: bool | None = None,
+    out: Array | None = None,
+) -> NDArray[Any]: ...
+@overload
+def by_level(
+    x: ArrayT,
+    mean_table: ArrayLike,
+    std_table: ArrayLike,
+    noise: NoiseLike,
+    *,
+    dtype: DType | None = None,
+    batched: bool | None = None,
+    out: Array | None = None,
+) -> ArrayT: ...
 def by_level(
     x: Array, mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
     batched: bool | None = None, out: Array | None = None,
@@ -204,6 +256,26 @@ def by_level(
     return run(call)[0]
 
 
+@overload
+def poisson(
+    x: NDArray[Any],
+    peak: ArrayLike,
+    noise: Noise | Sequence[Noise],
+    *,
+    gamma: float = 1.0,
+    batched: bool | None = None,
+    out: Array | None = None,
+) -> NDArray[np.uint8]: ...
+@overload
+def poisson(
+    x: ArrayT,
+    peak: ArrayLike,
+    noise: Noise | Sequence[Noise],
+    *,
+    gamma: float = 1.0,
+    batched: bool | None = None,
+    out: Array | None = None,
+) -> ArrayT: ...
 def poisson(
     x: Array, peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0, batched: bool | None = None,
     out: Array | None = None,
@@ -248,6 +320,24 @@ def poisson(
     return _become(x, one_for_all, "peak", peaks.shape, noise, batched, out)
 
 
+@overload
+def transition(
+    x: NDArray[Any],
+    matrix: ArrayLike,
+    noise: Noise | Sequence[Noise],
+    *,
+    batched: bool | None = None,
+    out: Array | None = None,
+) -> NDArray[np.uint8]: ...
+@overload
+def transition(
+    x: ArrayT,
+    matrix: ArrayLike,
+    noise: Noise | Sequence[Noise],
+    *,
+    batched: bool | None = None,
+    out: Array | None = None,
+) -> ArrayT: ...
 def transition(
     x: Array,
     matrix: ArrayLike,
@@ -315,6 +405,10 @@ def rms(x: Array, *, batched: bool = True) -> NDArray[np.float64]:
     return np.sqrt(mean_squares(x, batched))
 
 
+@overload
+def at_snr(x: NDArray[Any], snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> NDArray[Any]: ...
+@overload
+def at_snr(x: ArrayT, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> ArrayT: ...
 def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> Array:
     """Adds Gaussian noise at a signal-to-noise ratio in decibels: x + rms(x) 10^(-snr / 20) z.
 
@@ -361,6 +455,22 @@ def _warn_of_one_clip(x: Any) -> None:
         warn_once("clip", f"{what}; pass batched=False for one clip in stereo, or batched=True")
 
 
+@overload
+def prepare(
+    images: NDArray[Any], noise: NoiseLike, *, t: None = None, schedule: None = None, **options: Unpack[PrepareOptions]
+) -> NDArray[Any]: ...
+@overload
+def prepare(
+    images: NDArray[Any], noise: NoiseLike, *, t: ArrayLike, schedule: Schedule, **options: Unpack[PrepareOptions]
+) -> tuple[NDArray[Any], NDArray[Any]]: ...
+@overload
+def prepare(
+    images: ArrayT, noise: NoiseLike, *, t: None = None, schedule: None = None, **options: Unpack[PrepareOptions]
+) -> ArrayT: ...
+@overload
+def prepare(
+    images: ArrayT, noise: NoiseLike, *, t: ArrayLike, schedule: Schedule, **options: Unpack[PrepareOptions]
+) -> tuple[ArrayT, NDArray[Any]]: ...
 def prepare(
     images: Array,
     noise: NoiseLike,
@@ -374,7 +484,7 @@ def prepare(
     dtype: DType | None = None,
     batched: bool = True,
     out: Array | None = None,
-) -> Array:
+) -> Any:
     """Decoded images become a network's input: normalised, noised, channels first.
 
         x = (scale * image - mean) / std,    result = x + noise_std z,    or alpha_t x + sigma_t z
@@ -426,7 +536,7 @@ def prepare(
         times = np.broadcast_to(np.asarray(t), (batch,))
         alpha, strength = at_times(schedule, times)
     if dtype is None:
-        dtype = "float32" if out is None else out.dtype
+        dtype = getattr(out, "dtype", "float32")
     if levels_of(dtype):
         raise TypeError(f"dtype {levels_of(dtype)}: expected a float, as what is normalised is")
     numbers: dict[str, ArrayLike] = {
@@ -481,6 +591,8 @@ def strengths(
     if low > high or not 0 <= p <= 1:
         raise ValueError(f"low = {low}, high = {high}, p = {p}: expected low <= high and 0 <= p <= 1")
     names = [noise] if isinstance(noise, Noise) else noise
+    if not isinstance(names, list | tuple) or not all(isinstance(name, Noise) for name in names):
+        raise TypeError(f"noise: expected a Noise, or a list of one for each sample, got {got(noise)}")
     drawn = [uniform((n if isinstance(noise, Noise) else 1, 2), _parameters(name), dtype="float64") for name in names]
     u = np.concatenate(drawn)
     return np.where(u[:, 1] < p, low + (high - low) * u[:, 0], 0.0)
@@ -690,7 +802,7 @@ def _of_tensors(other: Any, function: Any, x: Array, noise: NoiseLike, **options
 
 def _kinds(x: Array, dtype: DType | None, out: Array | None) -> tuple[np.dtype[Any], str | None]:
     """The dtype of the result, and None; of a result in levels that of the arithmetic, and which they are."""
-    wanted = (x if out is None else out).dtype if dtype is None else dtype
+    wanted = getattr(out, "dtype", x.dtype) if dtype is None else dtype
     if (levels := levels_of(wanted)) is None:
         return float_dtype(wanted), None
     return x.dtype if x.dtype.name in FLOATS else np.dtype(np.float32), levels

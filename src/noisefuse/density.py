@@ -38,11 +38,16 @@ Density: TypeAlias = Literal["full", "no_constants", "squared"]
 Reduction: TypeAlias = Literal["sum", "mean"]
 
 
-class Options(TypedDict, total=False):
+class LawOptions(TypedDict, total=False):
     """What all log-densities take, by name (`log_prob` says what it is)."""
 
     reduction: Reduction
     density: Density
+
+
+class Options(LawOptions, total=False):
+    """And whether they are of parts of samples."""
+
     partial: bool
 
 
@@ -248,7 +253,7 @@ def update(
     if other is not None:
         options |= {"past": past, "out": out, "aux_out": aux_out}
         return other.update_with_log_prob(table, i, x, model_output, noise, **options)  # type: ignore[no-any-return]
-    if out is not None and levels_of(out.dtype):
+    if levels_of(getattr(out, "dtype", None)):
         raise TypeError("out: expected x's dtype: what is rounded to integers has no density")
     step = update_call(table, i, x, model_output, past, noise, out, aux_out)
     index = Index(step.index, step.segment)

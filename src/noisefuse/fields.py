@@ -38,9 +38,9 @@ from .float_mode import float_mode
 from .levels import DEFAULT_RANGE, levels_of
 from .loss import distances
 from .noise import FIELD, NEAREST, OFFSET, ORDER, PERTURBATION, PYRAMID, SHARED, STEPS, Noise, got
-from .ops import Array, need_schedule, randn, uniform, update
+from .ops import Array, randn, uniform, update
 from .rows import Rows
-from .schedule import Schedule
+from .schedule import Schedule, need_schedule
 from .tableau import Row, Tableau, m1, x
 
 __all__ = [

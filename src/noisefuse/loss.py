@@ -29,9 +29,9 @@ from .forward import residual
 from .levels import LEVELS
 from .loss_parts import LossPart, Reduction, chunk_sums, place_of
 from .noise import FIELD, Noise
-from .ops import Array, ArrayT, NoiseLike, need_schedule, plain_table, rows_at
+from .ops import Array, ArrayT, NoiseLike, plain_table, rows_at
 from .rows import M1, Rows, X, Z
-from .schedule import Schedule
+from .schedule import Schedule, need_schedule
 from .views import Target, need_target
 
 

@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeGuard, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeGuard, TypeVar, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -38,6 +38,7 @@ from .arrays import (
     output,
     overlap,
     pieces,
+    tensors,
     wanted,
 )
 from .backends.call import DTYPES, Draw, Step, Walk
@@ -62,16 +63,30 @@ from .intervals import Terms
 from .levels import DEFAULT_RANGE, DEFAULT_RESULT, LEVELS, Levels, levels_of
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Increment, Noise, got
 from .rows import M1, PAST1, PASTS, Z_BITS, Plain, Rows, X, Z
-from .schedule import UNIT_TIMES, Schedule
+from .schedule import UNIT_TIMES, Schedule, need_schedule
 from .tableau import Tableau
 from .views import Target, need_target
 
 if TYPE_CHECKING:
     import torch
 
-Array: TypeAlias = Any  # of NumPy, CuPy or torch: results are of the kind that x is
-ArrayT = TypeVar("ArrayT")  # CuPy's or torch's
+
+class HasShape(Protocol):
+    """What type checkers know of arrays of other libraries than NumPy."""
+
+    @property
+    def shape(self) -> Any: ...
+    @property
+    def dtype(self) -> Any: ...
+
+
+Array: TypeAlias = Any  # of NumPy, CuPy, torch, JAX or dask: results are of the kind that x is
+ArrayT = TypeVar("ArrayT", bound=HasShape)  # of another library than NumPy
 DType: TypeAlias = "DTypeLike | torch.dtype"
+NumPyDType: TypeAlias = "str | np.dtype[Any] | type[np.generic] | type[float] | None"
+Device: TypeAlias = "torch.device | str"
+Shape: TypeAlias = int | Sequence[int]
+Drawn: TypeAlias = Noise | Increment | Sequence[Noise] | Sequence[Increment] | int
 NoiseLike: TypeAlias = Noise | Sequence[Noise] | Array
 Inputs: TypeAlias = dict[int, Array | None]  # arrays by slot
 
@@ -106,14 +121,39 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     return words.reshape(*shape, 4)
 
 
+@overload
 def randn(
-    shape: int | Sequence[int],
-    noise: Noise | Increment | Sequence[Noise] | Sequence[Increment] | int,
+    shape: Shape, noise: Drawn, *, dtype: NumPyDType = "float32", batched: bool = True, out: None = None,
+    device: None = None, chunks: None = None,
+) -> NDArray[Any]: ...  # fmt: skip
+@overload
+def randn(
+    shape: Shape, noise: Drawn, *, dtype: torch.dtype, batched: bool = True, out: None = None,
+    device: Device | None = None, chunks: None = None,
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def randn(
+    shape: Shape, noise: Drawn, *, dtype: NumPyDType = "float32", batched: bool = True, out: None = None,
+    device: Device, chunks: None = None,
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def randn(
+    shape: Shape, noise: Drawn, *, dtype: DType | None = "float32", batched: bool = True, out: ArrayT,
+    device: None = None, chunks: None = None,
+) -> ArrayT: ...  # fmt: skip
+@overload
+def randn(
+    shape: Shape, noise: Drawn, *, dtype: DType | None = "float32", batched: bool = True, out: None = None,
+    device: None = None, chunks: Any,
+) -> Any: ...  # fmt: skip
+def randn(
+    shape: Shape,
+    noise: Drawn,
     *,
-    dtype: DTypeLike | None = "float32",
+    dtype: DType | None = "float32",
     batched: bool = True,
     out: Array | None = None,
-    device: torch.device | str | None = None,
+    device: Device | None = None,
     chunks: Any = None,
 ) -> Array:
     """Standard normals: the field that `noise` names (docs/noise.md). torch.randn, with a name in place of a generator.
@@ -126,7 +166,8 @@ def randn(
             rounded). A dtype of torch makes a tensor, one of jax.numpy an array of JAX's.
         batched: False makes the whole array one sample.
         out: array of this shape and dtype to write to, C-contiguous.
-        device: where a tensor lies, with a dtype of torch: "cuda", torch.device("cuda:1"). None: the CPU.
+        device: make a tensor of torch's there: "cuda", torch.device("cuda:1"). None: a tensor, which a dtype of torch
+            asks for, lies on the CPU.
         chunks: make an array of dask's, in chunks as dask takes them (docs/dask.md).
 
     Returns:
@@ -154,7 +195,7 @@ def randn(
 @overload
 def randn_like(
     x: NDArray[Any],
-    noise: Noise | Increment | Sequence[Noise] | Sequence[Increment] | int,
+    noise: Drawn,
     *,
     dtype: DType | None = None,
     batched: bool | None = None,
@@ -162,14 +203,14 @@ def randn_like(
 @overload
 def randn_like(
     x: ArrayT,
-    noise: Noise | Increment | Sequence[Noise] | Sequence[Increment] | int,
+    noise: Drawn,
     *,
     dtype: DType | None = None,
     batched: bool | None = None,
 ) -> ArrayT: ...
 def randn_like(
     x: Array,
-    noise: Noise | Increment | Sequence[Noise] | Sequence[Increment] | int,
+    noise: Drawn,
     *,
     dtype: DType | None = None,
     batched: bool | None = None,
@@ -199,7 +240,7 @@ def randn_like(
     if not is_written(x):
         _need_memory(noise, interop(x))
         return interop(x).randn_like(x, noise, dtype=dtype, batched=batched)
-    if (other := interop(x)) is not None and hasattr(x, "shape"):  # a dtype has none
+    if (other := interop(x)) is not None and hasattr(type(x), "shape"):  # a dtype has none
         out = other.empty_like(x, dtype)
         drawn = _random("randn", tuple(x.shape), noise, x.dtype if out is None else out.dtype, batched, out)
         return other.in_format(drawn, x)
@@ -211,14 +252,39 @@ def randn_like(
     return _random("randn", tuple(x.shape), noise, kind, batched, out)
 
 
+@overload
 def uniform(
-    shape: int | Sequence[int],
+    shape: Shape, noise: Noise | Sequence[Noise] | int, *, dtype: NumPyDType = "float32", batched: bool = True,
+    out: None = None, device: None = None, chunks: None = None,
+) -> NDArray[Any]: ...  # fmt: skip
+@overload
+def uniform(
+    shape: Shape, noise: Noise | Sequence[Noise] | int, *, dtype: torch.dtype, batched: bool = True, out: None = None,
+    device: Device | None = None, chunks: None = None,
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def uniform(
+    shape: Shape, noise: Noise | Sequence[Noise] | int, *, dtype: NumPyDType = "float32", batched: bool = True,
+    out: None = None, device: Device, chunks: None = None,
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def uniform(
+    shape: Shape, noise: Noise | Sequence[Noise] | int, *, dtype: DType | None = "float32", batched: bool = True,
+    out: ArrayT, device: None = None, chunks: None = None,
+) -> ArrayT: ...  # fmt: skip
+@overload
+def uniform(
+    shape: Shape, noise: Noise | Sequence[Noise] | int, *, dtype: DType | None = "float32", batched: bool = True,
+    out: None = None, device: None = None, chunks: Any,
+) -> Any: ...  # fmt: skip
+def uniform(
+    shape: Shape,
     noise: Noise | Sequence[Noise] | int,
     *,
-    dtype: DTypeLike | None = "float32",
+    dtype: DType | None = "float32",
     batched: bool = True,
     out: Array | None = None,
-    device: torch.device | str | None = None,
+    device: Device | None = None,
     chunks: Any = None,
 ) -> Array:
     """Uniforms in (0, 1), never 0 or 1: as `randn`, on stream 7 unless the noise names another than 0.
@@ -724,16 +790,11 @@ def need_tableau(name: str, table: object) -> None:
         raise TypeError(f"{name}: expected a noisefuse.Tableau, such as sampler.tableau, got {type(table).__name__}")
 
 
-def need_schedule(schedule: object) -> None:
-    if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule: expected a noisefuse.Schedule, got {type(schedule).__name__}")
-
-
 def _random(
     name: str,
-    shape: int | Sequence[int],
-    noise: Noise | Increment | Sequence[Noise] | Sequence[Increment] | int,
-    dtype: DTypeLike | None,
+    shape: Shape,
+    noise: Drawn,
+    dtype: Any,
     batched: bool,
     out: Array | None,
 ) -> Array:
@@ -819,7 +880,7 @@ def rows_of_sum(terms: Terms) -> tuple[Rows, Rows]:
 
 def random_call(
     name: str,
-    shape: int | Sequence[int],
+    shape: Shape,
     noise: Noise | Sequence[Noise] | Array,
     dtype: DTypeLike | None,
     batched: bool,
@@ -837,7 +898,7 @@ def random_call(
     return make_call(full, dtype, UNIT, one_row, names, {}, outs, batched, draw=draw)
 
 
-def lengths(shape: int | Sequence[int]) -> tuple[int, ...]:
+def lengths(shape: Shape) -> tuple[int, ...]:
     try:
         full = tuple(map(operator.index, shape)) if np.iterable(shape) else (operator.index(shape),)
     except TypeError:
@@ -847,11 +908,11 @@ def lengths(shape: int | Sequence[int]) -> tuple[int, ...]:
     return full
 
 
-def _made_on(device: Any, shape: int | Sequence[int], dtype: Any, out: Array | None) -> Array:
+def _made_on(device: Any, shape: Shape, dtype: Any, out: Array | None) -> Array:
     """An empty tensor there."""
     if out is not None:
         raise ValueError("device: given with out=, which lies somewhere already")
-    if not hasattr(other := interop(dtype), "empty"):
+    if interop(dtype) not in (None, other := tensors()):
         raise TypeError(f"device: expected a dtype of torch with it, such as dtype=torch.float32, got {dtype!r}")
     return other.empty(shape if other.is_traced() else lengths(shape), dtype, device)
 

@@ -6,16 +6,17 @@ from __future__ import annotations
 import importlib
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeGuard, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypedDict, TypeGuard, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _stored, backends, density, ops
 from ._drawing import plot_levels
-from .arrays import device_of, host_view, interop, is_lazy, is_traced, is_written, output
+from .arrays import device_of, host_view, interop, is_array, is_lazy, is_traced, is_written, output
 from .levels import levels_of
 from .noise import SAMPLER, START, Increment, Noise, got, is_tracer
 from .rows import OUTPUTS, PAST_SYMBOLS, Plain
@@ -23,12 +24,45 @@ from .tableau import Row, Tableau, x
 from .views import guidance
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.axes import Axes
 
 __all__ = ["Sampler", "State"]
 
 Array: TypeAlias = Any  # NumPy, CuPy, torch: what ops.update accepts
 Noises: TypeAlias = Noise | list[Noise] | tuple[Noise, ...]
+Time: TypeAlias = Literal["scalar", "batch"]
+Model: TypeAlias = Callable[[Any, Any], Any]
+Models: TypeAlias = Array | tuple[Array, Array]
+
+
+class StepOptions(TypedDict, total=False):
+    """The options of `Sampler.step` that its results' type does not depend on."""
+
+    guidance_scale: float | npt.ArrayLike | None
+    out: Array | None
+    denoised_out: Array | list[Array] | None
+
+
+class LikelyStepOptions(StepOptions, density.LawOptions, total=False):
+    """And those of log-densities."""
+
+
+class RunOptions(TypedDict, total=False):
+    """The options of `Sampler.sample` that its results' type does not depend on."""
+
+    start: int
+    time: Time | None
+    guidance_scale: float | npt.ArrayLike | None
+    progress: bool
+    callback: Callable[[int, Array, Array], object] | None
+    out: Array | None
+    mask: Array | None
+    known: Array | None
+
+
+class LikelyRunOptions(RunOptions, density.LawOptions, total=False):
+    """And those of log-densities."""
 
 
 class State:
@@ -169,13 +203,39 @@ class Sampler:
 
     # ---- one step ------------------------------------------------------------------------------------------
 
+    @overload
+    def start(
+        self, shape: Sequence[int], noise: Noises, *, dtype: ops.NumPyDType = "float32", out: None = None,
+        device: None = None, chunks: None = None,
+    ) -> npt.NDArray[Any]: ...  # fmt: skip
+    @overload
+    def start(
+        self, shape: Sequence[int], noise: Noises, *, dtype: torch.dtype, out: None = None,
+        device: ops.Device | None = None, chunks: None = None,
+    ) -> torch.Tensor: ...  # fmt: skip
+    @overload
+    def start(
+        self, shape: Sequence[int], noise: Noises, *, dtype: ops.NumPyDType = "float32", out: None = None,
+        device: ops.Device, chunks: None = None,
+    ) -> torch.Tensor: ...  # fmt: skip
+    @overload
+    def start(
+        self, shape: Sequence[int], noise: Noises, *, dtype: ops.DType | None = "float32", out: ops.ArrayT,
+        device: None = None, chunks: None = None,
+    ) -> ops.ArrayT: ...  # fmt: skip
+    @overload
+    def start(
+        self, shape: Sequence[int], noise: Noises, *, dtype: ops.DType | None = "float32", out: None = None,
+        device: None = None, chunks: Any,
+    ) -> Any: ...  # fmt: skip
     def start(
         self,
         shape: Sequence[int],
         noise: Noises,
         *,
-        dtype: npt.DTypeLike | None = "float32",
+        dtype: ops.DType | None = "float32",
         out: Array | None = None,
+        device: ops.Device | None = None,
         chunks: Any = None,
     ) -> Array:
         """The x of row 0: noise of stream 2, times the standard deviation that the first level has.
@@ -189,9 +249,8 @@ class Sampler:
         Args:
             shape: of x; axis 0 is the batch.
             noise: Noise of stream 0, or a list of one for each sample.
-            dtype: of x, as `randn` takes it.
+            dtype, device, chunks: of x, as `randn` takes them.
             out: where to write it, such as a CuPy array.
-            chunks: make an array of dask's, as `randn` does.
 
         Raises:
             ValueError: a noise of another stream than 0.
@@ -201,11 +260,18 @@ class Sampler:
         >>> sampler.start((2, 3, 8, 8), nf.Noise(7)).shape
         (2, 3, 8, 8)
         """
-        drawn = ops.randn(shape, _at(noise, 0, START), dtype=dtype, out=out, chunks=chunks)
+        options: dict[str, Any] = {"dtype": dtype, "out": out, "device": device, "chunks": chunks}
+        drawn = ops.randn(shape, _at(noise, 0, START), **options)
         if self._start is None:
             return drawn
         return ops.update(self._start, 0, drawn, out=drawn if chunks is None else None)
 
+    @overload
+    def noised(
+        self, i: int, x0: npt.NDArray[Any], noise: Noises, *, out: npt.NDArray[Any] | None = None
+    ) -> npt.NDArray[Any]: ...
+    @overload
+    def noised(self, i: int, x0: ops.ArrayT, noise: Noises, *, out: ops.ArrayT | None = None) -> ops.ArrayT: ...
     def noised(self, i: int, x0: Array, noise: Noises, *, out: Array | None = None) -> Array:
         """x0 at the level of row i, in the sampler's own scale: alpha x0 + sigma z, with the z of ``start``.
 
@@ -230,9 +296,23 @@ class Sampler:
         x0 = host_view("x0", x0)
         return ops.update(self._levels, i, x0, noise=_drawn(noise, 0, START, x0), out=out)
 
+    @overload
     def model_input(
-        self, i: int, x: Array, *, time: Literal["scalar", "batch"] = "scalar", out: Array | None = None
-    ) -> tuple[Array, Any]:
+        self, i: int, x: npt.NDArray[Any], *, time: Literal["scalar"] | None = None, out: npt.NDArray[Any] | None = None
+    ) -> tuple[npt.NDArray[Any], Any]: ...
+    @overload
+    def model_input(
+        self, i: int, x: npt.NDArray[Any], *, time: Literal["batch"], out: npt.NDArray[Any] | None = None
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]: ...
+    @overload
+    def model_input(
+        self, i: int, x: ops.ArrayT, *, time: Literal["scalar"] | None = None, out: ops.ArrayT | None = None
+    ) -> tuple[ops.ArrayT, Any]: ...
+    @overload
+    def model_input(
+        self, i: int, x: ops.ArrayT, *, time: Literal["batch"], out: ops.ArrayT | None = None
+    ) -> tuple[ops.ArrayT, ops.ArrayT]: ...
+    def model_input(self, i: int, x: Array, *, time: Time | None = None, out: Array | None = None) -> tuple[Array, Any]:
         """(x_in, t): what row i's model call gets. x_in is x itself where the model needs no scaling.
 
         diffusers calls the first of them scale_model_input(x, t).
@@ -240,6 +320,7 @@ class Sampler:
         Args:
             time: t is a NumPy number ("scalar"), or "batch": an array (B,) of x's kind and on its device, as networks
                 in torch take it: int64 of integer timesteps, else float32 (float64 where x is; half types round t).
+                None: "batch" where x is a tensor of torch's, else "scalar".
             out: where to write x_in, of x's shape and dtype.
 
         Raises:
@@ -253,10 +334,12 @@ class Sampler:
         """
         i = self._row(i)
         t = interop(i).time(self.timesteps, i) if is_tracer(i) else self._times[i]
-        if time == "batch":
-            t = _times_like(host_view("x", x), t, self._integer_times)
-        elif time != "scalar":
-            raise ValueError(f'time: expected "scalar" or "batch", got {time!r}')
+        if time is not None or type(x) is not np.ndarray:
+            time = getattr(interop(x), "TIME", "scalar") if time is None else time
+            if time == "batch":
+                t = _times_like(host_view("x", x), t, self._integer_times)
+            elif time != "scalar":
+                raise ValueError(f'time: expected "scalar" or "batch", got {time!r}')
         if self._inputs is not None:
             return ops.update(self._inputs, i, x, out=out), t
         if out is None:
@@ -272,11 +355,38 @@ class Sampler:
         x = host_view("x", x)
         return State(self._slots, _several_zeros_like(x, sum(self._state_size)))
 
+    @overload
+    def step(
+        self, i: int, x: npt.NDArray[Any], model_output: Models, noise: Noises | Array | None = None,
+        state: State | None = None, *, log_prob: Literal[False] = False, **options: Unpack[StepOptions],
+    ) -> npt.NDArray[Any]: ...  # fmt: skip
+    @overload
+    def step(
+        self, i: int, x: ops.ArrayT, model_output: Models, noise: Noises | Array | None = None,
+        state: State | None = None, *, log_prob: Literal[False] = False, **options: Unpack[StepOptions],
+    ) -> ops.ArrayT: ...  # fmt: skip
+    @overload
+    def step(
+        self, i: int, x: npt.NDArray[Any], model_output: Models, noise: Noises | Array | None = None,
+        state: State | None = None, *, log_prob: Literal[True], partial: Literal[False] = False,
+        **options: Unpack[LikelyStepOptions],
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]: ...  # fmt: skip
+    @overload
+    def step(
+        self, i: int, x: ops.ArrayT, model_output: Models, noise: Noises | Array | None = None,
+        state: State | None = None, *, log_prob: Literal[True], partial: Literal[False] = False,
+        **options: Unpack[LikelyStepOptions],
+    ) -> tuple[ops.ArrayT, ops.ArrayT]: ...  # fmt: skip
+    @overload
+    def step(
+        self, i: int, x: Array, model_output: Models, noise: Noises | Array | None = None, state: State | None = None,
+        *, log_prob: bool, partial: bool = False, **options: Unpack[LikelyStepOptions],
+    ) -> Any: ...  # fmt: skip
     def step(
         self,
         i: int,
         x: Array,
-        model_output: Array | tuple[Array, Array],
+        model_output: Models,
         noise: Noises | Array | None = None,
         state: State | None = None,
         *,
@@ -428,6 +538,23 @@ class Sampler:
 
     # ---- how likely a step was: see `density` --------------------------------------------------------------
 
+    @overload
+    def log_prob(
+        self, i: int | npt.ArrayLike, x: npt.NDArray[Any], model_output: Models, x_next: npt.NDArray[Any],
+        state: State | None = None, *, guidance_scale: float | npt.ArrayLike | None = None,
+        partial: Literal[False] = False, **law: Unpack[density.LawOptions],
+    ) -> npt.NDArray[np.float64]: ...  # fmt: skip
+    @overload
+    def log_prob(
+        self, i: int | npt.ArrayLike, x: ops.ArrayT, model_output: Models, x_next: ops.ArrayT,
+        state: State | None = None, *, guidance_scale: float | npt.ArrayLike | None = None,
+        partial: Literal[False] = False, **law: Unpack[density.LawOptions],
+    ) -> ops.ArrayT: ...  # fmt: skip
+    @overload
+    def log_prob(
+        self, i: int | npt.ArrayLike, x: Array, model_output: Models, x_next: Array, state: State | None = None, *,
+        guidance_scale: float | npt.ArrayLike | None = None, partial: Literal[True], **law: Unpack[density.LawOptions],
+    ) -> density.Part: ...  # fmt: skip
     def log_prob(
         self,
         i: int | npt.ArrayLike,
@@ -466,6 +593,16 @@ class Sampler:
         past = [] if state is None else state.past[: table.slots]
         return density.log_prob(table, rows, x, model_output, x_next, past=past, **law)
 
+    @overload
+    def kl(
+        self, i: int | npt.ArrayLike, model_output: npt.NDArray[Any], reference: npt.NDArray[Any], *,
+        reduction: density.Reduction = "sum",
+    ) -> npt.NDArray[np.float64]: ...  # fmt: skip
+    @overload
+    def kl(
+        self, i: int | npt.ArrayLike, model_output: ops.ArrayT, reference: ops.ArrayT, *,
+        reduction: density.Reduction = "sum",
+    ) -> ops.ArrayT: ...  # fmt: skip
     def kl(
         self, i: int | npt.ArrayLike, model_output: Array, reference: Array, *, reduction: density.Reduction = "sum"
     ) -> Any:
@@ -523,16 +660,67 @@ class Sampler:
 
     # ---- a whole run ---------------------------------------------------------------------------------------
 
+    @overload
+    def sample(
+        self, model: Model, x_or_shape: npt.NDArray[Any], noise: Noises | Array | Sequence[Array | None] | None = None,
+        *, dtype: Any = None, device: None = None, log_probs: Literal[False] = False, **options: Unpack[RunOptions],
+    ) -> npt.NDArray[Any]: ...  # fmt: skip
+    @overload
+    def sample(
+        self, model: Model, x_or_shape: Sequence[int], noise: Noises, *, dtype: torch.dtype,
+        device: ops.Device | None = None, log_probs: Literal[False] = False, **options: Unpack[RunOptions],
+    ) -> torch.Tensor: ...  # fmt: skip
+    @overload
+    def sample(
+        self, model: Model, x_or_shape: Sequence[int], noise: Noises, *, dtype: ops.NumPyDType = None,
+        device: ops.Device, log_probs: Literal[False] = False, **options: Unpack[RunOptions],
+    ) -> torch.Tensor: ...  # fmt: skip
+    @overload
+    def sample(
+        self, model: Callable[[Any, Any], npt.NDArray[Any] | tuple[npt.NDArray[Any], npt.NDArray[Any]]],
+        x_or_shape: Sequence[int], noise: Noises, *, dtype: ops.NumPyDType = None, device: None = None,
+        log_probs: Literal[False] = False, **options: Unpack[RunOptions],
+    ) -> npt.NDArray[Any]: ...  # fmt: skip
+    @overload
+    def sample(
+        self, model: Callable[[Any, Any], ops.ArrayT | tuple[ops.ArrayT, ops.ArrayT]], x_or_shape: Sequence[int],
+        noise: Noises, *, dtype: ops.DType | None = None, device: None = None, log_probs: Literal[False] = False,
+        **options: Unpack[RunOptions],
+    ) -> ops.ArrayT: ...  # fmt: skip
+    @overload
+    def sample(
+        self, model: Model, x_or_shape: ops.ArrayT, noise: Noises | Array | Sequence[Array | None] | None = None, *,
+        dtype: Any = None, device: None = None, log_probs: Literal[False] = False, **options: Unpack[RunOptions],
+    ) -> ops.ArrayT: ...  # fmt: skip
+    @overload
+    def sample(
+        self, model: Model, x_or_shape: npt.NDArray[Any], noise: Noises | Array | Sequence[Array | None] | None = None,
+        *, dtype: Any = None, device: None = None, log_probs: Literal[True], partial: Literal[False] = False,
+        **options: Unpack[LikelyRunOptions],
+    ) -> tuple[npt.NDArray[Any], list[npt.NDArray[np.float64] | None]]: ...  # fmt: skip
+    @overload
+    def sample(
+        self, model: Model, x_or_shape: ops.ArrayT, noise: Noises | Array | Sequence[Array | None] | None = None, *,
+        dtype: Any = None, device: None = None, log_probs: Literal[True], partial: Literal[False] = False,
+        **options: Unpack[LikelyRunOptions],
+    ) -> tuple[ops.ArrayT, list[ops.ArrayT | None]]: ...  # fmt: skip
+    @overload
+    def sample(
+        self, model: Model, x_or_shape: Array | Sequence[int],
+        noise: Noises | Array | Sequence[Array | None] | None = None, *, dtype: ops.DType | None = None,
+        device: ops.Device | None = None, log_probs: bool, partial: bool = False, **options: Unpack[LikelyRunOptions],
+    ) -> Any: ...  # fmt: skip
     def sample(
         self,
-        model: Callable[[Array, Any], Array | tuple[Array, Array]],
+        model: Model,
         x_or_shape: Array | Sequence[int],
         noise: Noises | Array | Sequence[Array | None] | None = None,
         *,
         start: int = 0,
-        time: Literal["scalar", "batch"] = "scalar",
+        time: Time | None = None,
         guidance_scale: float | npt.ArrayLike | None = None,
-        dtype: npt.DTypeLike | None = "float32",
+        dtype: ops.DType | None = None,
+        device: ops.Device | None = None,
         progress: bool = False,
         callback: Callable[[int, Array, Array], object] | None = None,
         out: Array | None = None,
@@ -544,16 +732,19 @@ class Sampler:
         """Run rows ``start`` to the end.
 
         Args:
-            model: model(x_in, t) -> its output, or (uncond, cond). x_in has x's shape; t is a number, or (B,): see
-                ``time``.
+            model: model(x_in, t) -> its output, or (uncond, cond). x_in has x's shape and kind; t is a number, or of
+                tensors (B,): see ``time``.
             x_or_shape: the shape (B, ..) of a new sample, or x at the level of row ``start``; not changed.
             noise: of the start and of all steps; None for deterministic samplers on a given x. Or, for a given x, noise
                 that was drawn before: an array (len(sampler) - start, *x.shape) or a list with an array of x's shape
                 for each row from ``start`` on. What stands for a row that draws none, such as None, is not read. Or
                 a ``path``, of which the rows from ``start`` on are taken: ``path[start:]``.
             start: the first row. Multistep samplers start at 0: build one of the times that are left instead.
-            time: as in ``model_input``; ``time="batch"`` gives the model a (B,) array of x's kind.
-            dtype: of a new sample.
+            time: as in ``model_input``: "scalar" gives the model a number t, "batch" a (B,) array of x's kind. None:
+                "batch" of tensors, else "scalar".
+            dtype, device: of a new sample, as `randn` takes them: a dtype of torch's, or a device, makes a tensor.
+                None: float32. Where neither is given and the model answers NumPy's first x with a tensor, or with an
+                array of JAX's, x goes on as one, there.
             progress: show a bar (needs tqdm).
             callback: callback(i, x, denoised) after each row, with arrays of its own.
             out: where to write the result: of x's dtype, or bytes, to which the last row rounds 127.5 x + 127.5.
@@ -567,7 +758,11 @@ class Sampler:
             x after the last row; with log_probs the pair of that and a list of log-densities (B,), one for each row
             from ``start`` on: None of a row that draws no noise.
 
-        Example: ``sampler.sample(lambda x, t: network(x, t), torch.randn(8, 3, 32, 32), Noise(7), time="batch")``.
+        Raises:
+            TypeError: a model that answers no array, or fails on NumPy's where it may want a tensor; and whatever else
+                ``start`` and ``step`` say.
+
+        Example, of a network in torch: ``sampler.sample(network, (8, 3, 32, 32), Noise(7), device="cuda")``.
 
         >>> sampler = nf.samplers.ddim(nf.Schedule.linear(1000), steps=5)
         >>> x = sampler.sample(lambda x, t: np.zeros_like(x), (2, 3, 8, 8), nf.Noise(7))
@@ -578,16 +773,11 @@ class Sampler:
         _need_log_prob(log_probs, law)
         if callback is not None and is_lazy(x_or_shape):
             raise NotImplementedError("callback: does not take arrays of dask's, which are not computed yet")
-        x = host_view("x", x_or_shape)
-        if isinstance(x_or_shape, list | tuple):
-            if not _are_names(noise) or start:
-                raise TypeError(
-                    "a new sample needs a Noise or a list of them, and start=0; "
-                    "for start > 0, or noise as arrays, give x at the level of that row"
-                )
-            x = self.start(x_or_shape, noise, dtype=dtype)
+        x, is_new = self._begun(x_or_shape, noise, start, dtype, device), isinstance(x_or_shape, list | tuple)
         drawn = None if noise is None or _are_names(noise) else self._arrays_of_rows(noise, x, start)
-        keep = self._keeper(mask, known, x, noise, log_probs, out)
+        keep, answer = self._keeper(mask, known, x, noise, log_probs, out), None
+        if is_new and dtype is None and device is None and out is None and keep is None:
+            answer, x = self._first_answer(model, x, time)
         scanned = getattr(interop(x), "sample", None)
         if scanned is not None and drawn is None and callback is None and keep is None and not log_probs:
             if out is not None:
@@ -595,24 +785,66 @@ class Sampler:
             rows = range(start, len(self))
             return scanned(self, model, x, noise, rows, time=time, guidance_scale=guidance_scale)
         state, found = self.state(x), []
+        likely: dict[str, Any] = {**law, "log_prob": True}
         _need_output(out, x)
         for i in _bar(range(start, len(self)), progress):
             x = x if keep is None else keep(x, i)
-            output = model(*self.model_input(i, x, time=time))
+            if answer is None:
+                answer = model(*self.model_input(i, x, time=time))
+            if type(answer) is not type(x):
+                need_answer(answer, x, i)
             z = noise if drawn is None else drawn[i - start]
             denoised: Any = None if callback is None else _zeros_like(x) if is_written(x) else []
             to = out if i == len(self) - 1 and keep is None else None
             given: dict[str, Any] = {"guidance_scale": guidance_scale, "out": to, "denoised_out": denoised}
             if log_probs and self._draws[i]:
-                x, one = self.step(i, x, output, z, state, **given, log_prob=True, **law)
+                pair: Any = self.step(i, x, answer, z, state, **given, **likely)
+                x, one = pair
                 found.append(one)
             else:
-                x = self.step(i, x, output, z, state, **given)
+                x = self.step(i, x, answer, z, state, **given)
                 found.append(None)
+            answer = None
             if callback is not None:
                 callback(i, x, denoised if is_written(x) else denoised[0])
         x = x if keep is None else keep(x, len(self), out)
         return (x, found) if log_probs else x
+
+    def _begun(self, x_or_shape: Any, noise: Any, start: int, dtype: Any, device: Any) -> Array:
+        """The x of a run's first row."""
+        if isinstance(x_or_shape, list | tuple):
+            if not _are_names(noise) or start:
+                what = f"{noise!r}, of which nf.Noise({noise!r}) makes one" if isinstance(noise, int) else got(noise)
+                raise TypeError(
+                    "a new sample needs a Noise or a list of them, and start=0; for start > 0, or noise as arrays, "
+                    f"give x at the level of that row; got {f'start={start}' if start else what}"
+                )
+            return self.start(x_or_shape, noise, dtype="float32" if dtype is None else dtype, device=device)
+        x = host_view("x", x_or_shape)
+        if need_plain := getattr(interop(x), "need_plain", None):
+            need_plain("x", x)
+        elif not hasattr(x, "shape"):
+            raise TypeError(f"x_or_shape = {x!r}: expected a shape, such as (8, 3, 32, 32), or an array")
+        if device is not None:
+            raise TypeError("device: expected None where x is given, which lies somewhere already")
+        return x
+
+    def _first_answer(self, model: Model, x: Array, time: Time | None) -> tuple[Any, Array]:
+        """What the model says to NumPy's x of a new sample; and x in the library, and on the device, of that answer."""
+        x_in, t = self.model_input(0, x, time=time)
+        try:
+            answer = model(x_in, t)
+        except (AttributeError, IndexError, TypeError) as error:  # what networks say to other arrays than their own
+            if not {"torch", "jax"} & sys.modules.keys():
+                raise
+            raise TypeError(
+                f"model: {type(error).__name__} where x is NumPy's and t = {t!r}, as neither dtype= nor device= was "
+                'given; of a network in torch give dtype=torch.float32 or device="cpu", of one in JAX dtype=jnp.float32'
+            ) from error
+        need_answer(answer, x, 0, any_library=True)
+        first = answer[0] if isinstance(answer, list | tuple) else answer
+        move = getattr(interop(first), "moved", None)
+        return answer, x if move is None else move(x, first)
 
     def _keeper(
         self, mask: Any, known: Any, x: Array, noise: Any, log_probs: bool, out: Array | None
@@ -762,6 +994,21 @@ class Sampler:
                 return i
             kept += self._push[i]
         return None
+
+
+def need_answer(answer: Any, x: Array, i: Any, any_library: bool = False) -> None:
+    """TypeError where a model's answer in row i is no array, nor a pair of them, or NumPy's x cannot go with it."""
+    for m in answer if isinstance(answer, list | tuple) and answer else (answer,):
+        if not hasattr(m, "shape") and not is_array(m):
+            hint = "; return its .sample" if hasattr(m, "sample") else ""
+            expected = f"an array like x, {_kind(x)}, or a pair of them with guidance_scale"
+            raise TypeError(f"model: expected {expected}, got {type(m).__name__} in row {i}{hint}")
+        if type(m) is not type(x) and not any_library and interop(x) is None and hasattr(interop(m), "moved"):
+            kind = f"{type(m).__module__.partition('.')[0]}.{type(m).__name__}"
+            raise TypeError(
+                f"model: expected NumPy's arrays, as x is one, got {kind} in row {i}; give an x of that kind, or for a "
+                'new sample dtype=torch.float32, device="cpu" or, of JAX, dtype=jnp.float32'
+            )
 
 
 def _need_log_prob(asked: bool, law: density.Options) -> None:

@@ -708,6 +708,11 @@ _OWN_TIME: dict[str, tuple[str, float, Callable[..., AlphaSigma]]] = {
 UNIT_TIMES = tuple(kind for kind, (_, last, _) in _OWN_TIME.items() if last == 1)
 
 
+def need_schedule(schedule: object) -> None:
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule: expected a noisefuse.Schedule, got {type(schedule).__name__}")
+
+
 def _tableau(rows: Rows, name: str) -> Tableau:
     table = rows.table.view(ROW)[:, 0].copy()
     table["clean"]["lo"], table["clean"]["hi"] = -math.inf, math.inf

@@ -162,7 +162,7 @@ class Row:
 
 def _stacked(rows: Iterable[Row]) -> npt.NDArray[np.void]:
     """(n,) of dtype ROW. Arrays may have no rows, those of an empty batch; a table that somebody writes has some."""
-    found = [*rows]
+    found = [*rows] if isinstance(rows, Iterable) else [rows]
     for row in found:
         if not isinstance(row, Row):
             raise TypeError(f"rows: expected Row objects, or an array of dtype ROW, got {type(row).__name__}")

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["VIEWS", "Target", "View", "called", "edm", "guidance", "view"]
+__all__ = ["VIEWS", "Prediction", "Target", "View", "called", "edm", "guidance", "view"]
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Target: TypeAlias = Literal["epsilon", "v", "flow", "sample", "velocity"]
@@ -50,6 +50,10 @@ class View:
     noise: Callable[[float, float], tuple[float, float]]
     scale: Callable[[float, float], float] = _unscaled
     time: Callable[[float, float, float], float] = _own_time
+
+
+Prediction: TypeAlias = Literal["epsilon", "sample", "v", "flow", "velocity", "edm", "edm_v"] | View
+"""What a network predicts, by name, or a view of one's own; "velocity" is another name of "flow"."""
 
 
 def _epsilon() -> View:
@@ -133,16 +137,15 @@ def edm(sigma_data: float = 0.5, *, v: bool = False) -> View:
 VIEWS = {view.name: view for view in (_epsilon(), _sample(), _v(), _flow(), edm(), edm(v=True))}
 
 
-def view(prediction: str | View) -> View:
+def view(prediction: Prediction) -> View:
     """A view by name, or itself. ValueError lists the names."""
     if isinstance(prediction, View):
         return prediction
-    if isinstance(prediction, str):
-        prediction = ALIASES.get(prediction, prediction)
-    if not isinstance(prediction, str) or prediction not in VIEWS:
+    name = ALIASES.get(prediction, prediction) if isinstance(prediction, str) else ""
+    if name not in VIEWS:
         hint = called(prediction, VIEWS)
         raise ValueError(f"prediction must be a View or one of {', '.join(VIEWS)}, got {prediction!r}{hint}")
-    return VIEWS[prediction]
+    return VIEWS[name]
 
 
 # Words in use for one thing, here and elsewhere.

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .docstrings import Shared, documented
-from .schedule import Schedule
+from .schedule import Schedule, need_schedule
 from .views import Target, target_factors
 
 __all__ = ["cosmap", "draw", "edm", "like", "logit_normal", "min_snr", "mode"]
@@ -45,7 +45,7 @@ _SHARED = Shared(
     raises="""\
     ValueError: another target, or a float t outside of the schedule's time.
     IndexError: an integer t outside of the schedule.
-    TypeError: a t that is no number, or a float t with a schedule that is not continuous.""",
+    TypeError: no schedule, a t that is no number, or a float t with a schedule that is not continuous.""",
 )
 
 
@@ -215,6 +215,7 @@ def draw(row: npt.ArrayLike, u: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 
 def _of_flow(schedule: Schedule, target: Target, density: Callable[[Array], Array], t: npt.ArrayLike | None) -> Array:
+    need_schedule(schedule)
     alpha, sigma = (schedule.alpha, schedule.sigma) if t is None else schedule(t)
     weights, factor = density(sigma / (alpha + sigma)), like(schedule, target, "flow", t=t)
     with np.errstate(invalid="ignore"):
@@ -226,6 +227,7 @@ def _errors(schedule: Schedule, target: Target, t: npt.ArrayLike | None) -> tupl
 
     With x = alpha x0 + sigma z and m = p x0 + q z that is sigma / |alpha q - sigma p| and alpha / |alpha q - sigma p|.
     """
+    need_schedule(schedule)
     alpha, sigma = (schedule.alpha, schedule.sigma) if t is None else schedule(t)
     p, q = target_factors(target, alpha, sigma)
     determinant = np.abs((0 if q is None else alpha * q) - (0 if p is None else sigma * p))

@@ -126,6 +126,35 @@ def test_what_numpy_cannot_read_says_so():
         nf.q_sample(Tracer(data()), 3, S, N)
 
 
+class Refusing(Bare):
+    """As Arrow's lists, which DLPack has no word for."""
+
+    def __dlpack__(self, **options):
+        raise TypeError("not compatible with DLPack: list<item: float>")
+
+
+class OfNoNumPy(Bare):
+    """As mlx's bfloat16."""
+
+    def __dlpack__(self, **options):
+        raise RuntimeError("Unsupported dtype")
+
+    def __array__(self, *_, **options):
+        raise ValueError("'bfloat16' is not a valid PEP 3118 buffer format string")
+
+
+@pytest.mark.parametrize(("kind", "why"), [(Refusing, "list<item: float>"), (OfNoNumPy, "PEP 3118")])
+def test_what_another_library_says_comes_after_what_we_do(kind, why):
+    """Seen to fail: ArrowTypeError and ValueError of theirs alone, which name no argument."""
+    for name, call in (
+        ("x0", lambda: nf.q_sample(kind(data()), 3, S, N)),
+        ("noise", lambda: nf.q_sample(data(), 3, S, kind(data()))),
+        ("x", lambda: nf.randn_like(kind(data()), N)),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: NumPy cannot read this .*{kind.__name__} by DLPack: .*{why}"):
+            call()
+
+
 def test_a_dtype_that_dlpack_lacks_is_read_as_an_array():
     """As JAX has it for bfloat16."""
 

@@ -448,6 +448,23 @@ def test_samplers(name):
     assert equal(x, expected)
 
 
+def test_a_model_that_answers_with_jaxs_arrays():
+    """Seen to fail: an error of the first step's, that NumPy's array was expected."""
+    sampler, seen = nf.samplers.heun(LINEAR, steps=4), []
+
+    def model(x, t):
+        seen.append(type(x))
+        return jnp.float32(0.5) * jnp.asarray(x)
+
+    found = sampler.sample(model, SHAPE, N)
+    assert isinstance(found, jax.Array)
+    assert equal(found, sampler.sample(half, SHAPE, N))
+    assert len(seen) == 2  # asked once, and traced once
+    assert seen[0] is np.ndarray
+    with pytest.raises(TypeError, match=r"model: expected an array like x, float32 of shape .*, got NoneType in row 0"):
+        sampler.sample(lambda x, t: None, jnp.asarray(X), N)
+
+
 def test_what_models_are_told():
     sampler, seen = nf.samplers.ddim(LINEAR, steps=4), []
 
@@ -760,6 +777,40 @@ def test_what_is_traced_and_losses_are_called_back():
         noise = N.at(step=3 + n).window((9, 8), start=(2, 1))
         assert equal(found[n], nf.q_sample(x, T, LINEAR, noise))
         assert equal(loss[n], nf.mse_loss(x, x + 1, T, LINEAR, N, target="v", reduction="none").astype(np.float32))
+
+
+NEEDS_IMPORT = """
+import sys, jax, numpy as np, noisefuse
+from jax import export
+
+x, kept, expected = (open(name, "rb").read() for name in sys.argv[1:])
+call = lambda: np.asarray(export.deserialize(bytearray(kept)).call(np.frombuffer(x, np.float32).reshape(3, 4, 5), 4))
+try:
+    call()
+except Exception as error:
+    assert "No FFI handler registered for noisefuse_" in str(error)
+    import noisefuse.interop.jax
+    assert call().tobytes() == expected
+    print("done")
+"""
+
+
+@pytest.mark.skipif(os.environ.get("NOISEFUSE_JAX", "ffi") != "ffi", reason="no handler is called")
+def test_what_an_exported_program_needs(tmp_path):
+    """docs/jax.md says so."""
+    pytest.importorskip("flatbuffers")
+    from jax import export
+
+    x = normals((3, 4, 5), np.float32)
+    target = nf.interop.jax_calls.TARGET
+    call = jax.jit(lambda x, k: nf.q_sample(x, 3, LINEAR, N.at(step=k)))
+    kept = export.export(call, disabled_checks=[export.DisabledSafetyCheck.custom_call(target)])(x, 3).serialize()
+    names = []
+    for name, data in (("x", x), ("program", kept), ("expected", nf.q_sample(x, 3, LINEAR, N.at(step=4)))):
+        (tmp_path / name).write_bytes(bytes(data))
+        names.append(str(tmp_path / name))
+    done = subprocess.run([sys.executable, "-c", NEEDS_IMPORT, *names], capture_output=True, text=True)
+    assert done.stdout == "done\n", done.stderr
 
 
 def test_programs_are_exported():

@@ -48,6 +48,9 @@ def check_placements(mesh) -> None:
             with pytest.raises(ValueError, match="not in the mesh"):
                 NOISE.local(x)
             continue
+        for call in (lambda x: nf.q_sample(x, 3, nf.Schedule.linear(9), NOISE), lambda x: nf.randn_like(x, NOISE)):
+            with pytest.raises(TypeError, match=r"got a DTensor: pass .*\.to_local\(\), with noise\.local\("):
+                call(x)  # seen to fail: the first said torch.func, the second drew the whole
         with CommDebugMode() as communication:
             for given in (x, x._spec):
                 drawn = nf.randn(x.to_local().shape, NOISE.local(given), dtype=torch.float32)

@@ -363,9 +363,9 @@ def x(dtype=np.float32, shape=(4, 6)):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"pred": [1.0]}, TypeError, "pred: expected a torch tensor or a NumPy array, got list"),
+        ({"pred": [1.0]}, TypeError, "pred: expected an array of NumPy, .* DLPack, got list"),
         ({"pred": x(np.int64)}, TypeError, "pred: dtype int64 is not supported"),
-        ({"x0": None}, TypeError, "x0: expected a torch tensor or a NumPy array, got NoneType"),
+        ({"x0": None}, TypeError, "x0: expected an array of NumPy, .* DLPack, got NoneType"),
         ({"x0": x(shape=(4, 5))}, ValueError, r"x0: expected pred's shape \(4, 6\), got \(4, 5\)"),
         ({"t": 1000}, IndexError, "t = 1000 is out of range"),
         ({"t": 0.5}, TypeError, "linear schedule has no continuous time"),

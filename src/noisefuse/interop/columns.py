@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 import noisefuse as nf
 
 from ..noise import got
-from ..ops import need_schedule
-from ..views import need_target
+from ..schedule import need_schedule
+from ..views import Target, need_target
 
 Columns: TypeAlias = Mapping[str, Any]
 
@@ -92,12 +92,12 @@ class NoisyColumns(_NamedColumns):
         *,
         id: str = "id",
         image: str = "image",
-        target: Any = "epsilon",
+        target: Target = "epsilon",
     ) -> None:
         super().__init__(noise, id, image)
         need_training(schedule, target)
         self.schedule: nf.Schedule = schedule
-        self.target: Any = target
+        self.target: Target = target
 
     def __call__(self, batch: Columns) -> dict[str, Any]:
         """The batch's columns, with x_t, t (int64) and target in place of the images.

@@ -596,7 +596,7 @@ class Fused:
         noise = self.noise
         at: Any = _at(noise, 0, stream=2)
         out = torch.empty(*shape, dtype=dtype, device=device)
-        return nf.randn(tuple(shape), at, dtype=dtype, out=out)  # type: ignore[no-any-return, arg-type]
+        return nf.randn(tuple(shape), at, dtype=dtype, out=out)
 
 
 class _AddsNoise(Fused):

@@ -18,6 +18,7 @@ import numpy as np
 
 import noisefuse as nf
 
+from ..views import Target
 from ._needs import needs
 from .columns import base, drawn_times, need_function, need_training
 
@@ -86,12 +87,12 @@ class Noisy(_Named):
         *,
         length: int | None = None,
         image: str = "image",
-        target: Any = "epsilon",
+        target: Target = "epsilon",
     ) -> None:
         super().__init__(noise, length, image)
         need_training(schedule, target)
         self.schedule: nf.Schedule = schedule
-        self.target: Any = target
+        self.target: Target = target
 
     def _made(self, element: Element, noise: nf.Noise) -> dict[str, Any]:
         image, rest = self._read(element), {name: one for name, one in element.items() if name != self.image}

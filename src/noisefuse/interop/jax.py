@@ -24,7 +24,7 @@ from ..backends.call import Loss, Step, pack_loss
 from ..levels import LEVELS, Levels
 from ..noise import SAMPLER, SAMPLES, STEPS, WALK, is_tracer
 from ..rows import M1, SYMBOLS, Rows, X, Z
-from ..sampler import State
+from ..sampler import State, need_answer
 from ._needs import needs
 
 with needs(__name__, "jax"):
@@ -53,7 +53,7 @@ from .jax_internals import varying, varying_axes
 
 __all__ = [
     "WRITTEN", "augmented", "chosen", "combined", "fast_random", "fast_row", "from_key", "is_traced", "kl", "kl_grad",
-    "log_prob", "log_prob_grad", "mse_loss", "mse_loss_grad", "q_sample", "q_step", "q_walk", "randn",
+    "log_prob", "log_prob_grad", "moved", "mse_loss", "mse_loss_grad", "q_sample", "q_step", "q_walk", "randn",
     "randn_like", "sample", "time", "times", "to_key", "uniform", "untraced", "update", "update_with_log_prob", "where",
     "zeros_like",
 ]  # fmt: skip
@@ -86,6 +86,11 @@ def time(times: Any, i: Any) -> Any:
 def _at_row(numbers: Any, i: Any) -> Any:
     """Of a row beyond the ends that of the first or the last one, as kernels take it: -1 is not the last one."""
     return numbers.at[i].get(mode="clip", wrap_negative_indices=False)
+
+
+def moved(x: Any, to: Any) -> Any:
+    """NumPy's x as an array of JAX's."""
+    return jnp.asarray(x)
 
 
 def zeros_like(x: Any) -> Any:
@@ -469,6 +474,7 @@ def sample(sampler: Any, model: Callable[..., Any], x: Any, noise: Any, rows: ra
     def row(carried: Any, i: Any) -> Any:
         x, state = carried
         output = model(*sampler.model_input(i, x, **options))
+        need_answer(output, x, rows.start)
         # into x's memory: XLA would copy a result of its own to where the next step looks for it
         return (sampler.step(i, x, output, noise, state, out=x, **guided), state), None
 

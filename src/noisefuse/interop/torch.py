@@ -39,6 +39,7 @@ from .torch_arrays import (
     dtype_name,
     in_format,
     need_memory,
+    need_plain,
     on,
     place_of,
     read,
@@ -52,9 +53,9 @@ from .torch_internals import is_compiling, is_traced, untraced
 from .torch_loss import mse_loss, mse_loss_grad
 
 __all__ = [
-    "combined", "empty", "empty_like", "in_format", "is_traced", "kl", "kl_grad", "log_prob", "log_prob_grad",
-    "mse_loss", "mse_loss_grad", "q_sample", "q_step", "q_walk", "randn", "times", "uniform", "untraced", "update",
-    "update_with_log_prob", "where",
+    "TIME", "combined", "empty", "empty_like", "in_format", "is_traced", "kl", "kl_grad", "log_prob", "log_prob_grad",
+    "moved", "mse_loss", "mse_loss_grad", "need_plain", "q_sample", "q_step", "q_walk", "randn", "times", "uniform",
+    "untraced", "update", "update_with_log_prob", "where",
 ]  # fmt: skip
 
 
@@ -67,22 +68,34 @@ def randn(shape: Any, noise: Any, **options: Any) -> Any:
 
 
 def empty(shape: Any, dtype: Any, device: Any) -> Any:
-    return torch.empty(shape, dtype=dtype, device=device)
+    """Of a dtype of torch's or NumPy's; None: float32."""
+    return torch.empty(shape, dtype=_float("float32" if dtype is None else dtype), device=device)
 
 
+TIME = "batch"  # how `Sampler.model_input` tells the time, if it is not told how
 where: Callable[..., Tensor] = torch.where
 
 
 def empty_like(x: Any, dtype: Any) -> Any:
     """For noise, in C order: of x's dtype, but float32 where x holds integers. None: what `randn` makes by itself."""
+    need_plain("x", x)
     if dtype is None and x.is_cpu and x.dtype in DTYPES and x.dtype.is_floating_point and not is_traced():
         return None
     if dtype is None:
         dtype = x.dtype if x.dtype.is_floating_point or x.dtype.is_complex else torch.float32
+    return torch.empty(x.shape, dtype=_float(dtype), device=x.device)
+
+
+def _float(dtype: Any) -> torch.dtype:
     kind = NAMED.get(name) if (name := dtype_name(dtype)) not in LEVELS else None
     if kind is None:
         raise TypeError(f"dtype {dtype!r}: expected one of {EXPECTED}")
-    return torch.empty(x.shape, dtype=kind, device=x.device)
+    return kind
+
+
+def moved(x: Any, to: Any) -> Any:
+    """NumPy's x as a tensor, on the device of another."""
+    return torch.from_numpy(x).to(to.device)
 
 
 def times(x: Any, t: Any, kind: str) -> Any:

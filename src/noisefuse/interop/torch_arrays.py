@@ -86,11 +86,26 @@ def read_noise(noise: Any, beside: str) -> Any:
 def checked(name: str, x: object) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, as the other arguments are, got {type(x).__name__}")
+    need_plain(name, x)
     if x.layout != torch.strided or x.is_quantized:
         raise TypeError(f"{name}: expected a dense tensor, got {'a quantised' if x.is_quantized else x.layout} one")
     if x.dtype not in DTYPES:
         raise TypeError(f"{name}: dtype {x.dtype} is not supported, expected one of {', '.join(DTYPES.values())}")
     return x
+
+
+def need_plain(name: str, x: Tensor) -> None:
+    """TypeError of tensors that stand for several, or for parts of one, and what to pass in their place."""
+    expected = f"{name}: expected a plain tensor"
+    if x.is_nested:
+        raise TypeError(f"{expected}, got a nested one: pass its parts one by one, {name}.unbind()")
+    if type(x) is Tensor:
+        return
+    if hasattr(x, "placements"):
+        part = f"the part of this rank, {name}.to_local(), with noise.local(dtensor), the noise of that part"
+        raise TypeError(f"{expected}, got a DTensor: pass {part}")
+    if torch.masked.is_masked_tensor(x):
+        raise TypeError(f"{expected}, got a masked one: pass {name}.get_data() or {name}.to_tensor(value)")
 
 
 def place_of(name: str, x: Tensor) -> torch.device:

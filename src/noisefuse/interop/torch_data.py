@@ -13,6 +13,7 @@ from typing import Any
 
 import noisefuse as nf
 
+from ..views import Target
 from ._needs import needs
 from .columns import base, drawn_times, need_function, need_training, of_rows
 
@@ -63,11 +64,11 @@ class NoisyBatch(_NamedBatch):
         target: as in `q_sample`.
     """
 
-    def __init__(self, schedule: nf.Schedule, noise: nf.Noise | int, *, target: Any = "epsilon") -> None:
+    def __init__(self, schedule: nf.Schedule, noise: nf.Noise | int, *, target: Target = "epsilon") -> None:
         super().__init__(noise)
         need_training(schedule, target)
         self.schedule: nf.Schedule = schedule
-        self.target: Any = target
+        self.target: Target = target
 
     def __repr__(self) -> str:
         kind = f"{self.schedule.name}, {len(self.schedule)} steps"

@@ -12,11 +12,11 @@ import numpy as np
 
 from ..schedule import Schedule
 from ..tableau import D, Tableau, m1, past, x
-from ..views import View
+from ..views import Prediction
 from .integrals import integral_weights
 from .plan import Clip, Placed, Plan, need_order, plan
 from .shared import sampler
-from .spacing import SpacingOptions, Steps
+from .spacing import Spacing, SpacingOptions, Steps
 
 _ADAMS = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 """Adams-Bashforth weights of orders 1 to 4, the newest value first."""
@@ -28,8 +28,8 @@ def pndm(
     steps: Steps = 50,
     *,
     average: Literal["epsilon", "output"] = "epsilon",
-    prediction: str | View = "epsilon",
-    spacing: str = "leading",
+    prediction: Prediction = "epsilon",
+    spacing: Spacing = "leading",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Pseudo linear multistep sampling (PLMS), Liu et al. 2022 (PNDM); n + 1 model calls.
@@ -102,9 +102,9 @@ def lms(
     steps: Steps = 50,
     *,
     order: int = 4,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Linear multistep method in sigma, k-diffusion (Crowson 2022): Adams-Bashforth on unequal steps, for x / alpha.
@@ -124,9 +124,9 @@ def ipndm(
     steps: Steps = 50,
     *,
     order: int = 4,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Improved PNDM, Zhang & Chen 2022 (DEIS), appendix H: Adams-Bashforth weights of equal steps, without a warm-up.
@@ -152,9 +152,9 @@ def ipndm_v(
     steps: Steps = 50,
     *,
     order: int = 4,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Improved PNDM of unequal steps, for x / alpha, as in ComfyUI and diff-sampler's code (Zhou et al. 2023, AMED).
@@ -204,9 +204,9 @@ def deis(
     *,
     order: int = 2,
     lower_order_final: bool = True,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """DEIS-tAB in log rho, Zhang & Chen 2022 (arXiv:2204.13902): Adams-Bashforth with exact exponential weights.
@@ -240,9 +240,9 @@ def gradient_estimation(
     steps: Steps = 50,
     *,
     gamma: float = 2.0,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Gradient estimation, Permenter & Yuan 2023 (arXiv:2306.04848), algorithm 2, for x / alpha.

@@ -12,10 +12,10 @@ from typing import Unpack
 
 from ..schedule import Schedule
 from ..tableau import ZERO, Affine, D, Tableau, m2, past, x, z
-from ..views import View
+from ..views import Prediction
 from .plan import Clip, Plan, plan, split
 from .shared import sampler
-from .spacing import SpacingOptions, Steps
+from .spacing import Spacing, SpacingOptions, Steps
 
 
 def _unconditional(affine: Affine) -> Affine:
@@ -38,9 +38,9 @@ def euler_cfg_pp(
     schedule: Schedule,
     steps: Steps = 50,
     *,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """DDIM with CFG++: Chung et al. 2024, algorithm 2, in the schedule's own frame.
@@ -63,9 +63,9 @@ def euler_ancestral_cfg_pp(
     steps: Steps = 50,
     *,
     eta: float = 1.0,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """`euler_cfg_pp` with fresh noise, as ComfyUI has it; keep and fresh are those of `ddim` with the same eta.
@@ -86,9 +86,9 @@ def dpmpp_2m_cfg_pp(
     schedule: Schedule,
     steps: Steps = 20,
     *,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """DPM-Solver++(2M) with CFG++, as ComfyUI has it, for x / alpha.

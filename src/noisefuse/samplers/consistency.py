@@ -10,7 +10,7 @@ import numpy as np
 
 from ..schedule import Schedule
 from ..tableau import D, Tableau, x, z
-from ..views import View
+from ..views import Prediction
 from .plan import Clip, Node, need_fall, plan
 from .shared import sampler
 from .spacing import Axis, SpacingOptions, Steps
@@ -24,7 +24,7 @@ def lcm(
     original_steps: int = 50,
     timestep_scaling: float = 10.0,
     sigma_data: float = 0.5,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
@@ -65,7 +65,7 @@ def tcd(
     *,
     gamma: float = 0.3,
     original_steps: int = 50,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
     **options: Unpack[SpacingOptions],
 ) -> Tableau:

@@ -12,11 +12,11 @@ import numpy as np
 
 from ..schedule import Schedule
 from ..tableau import ZERO, Affine, D, Tableau, past, x, z
-from ..views import View
+from ..views import Prediction
 from .integrals import integral_weights
 from .plan import Clip, Node, Placed, Plan, need_eta, need_fall, need_order, plan
 from .shared import sampler
-from .spacing import SpacingOptions, Steps
+from .spacing import Spacing, SpacingOptions, Steps
 
 
 def _steps(run: Plan, lower_order_final: bool) -> Iterator[tuple[Node, Node, float, Affine]]:
@@ -44,9 +44,9 @@ def dpmpp_2m(
     *,
     solver: Literal["midpoint", "heun"] = "midpoint",
     lower_order_final: bool = True,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """DPM-Solver++(2M): Lu et al. 2022, algorithm 2 (midpoint); "heun" integrates D1 exactly instead.
@@ -80,9 +80,9 @@ def dpmpp_2m_sde(
     eta: float = 1.0,
     solver: Literal["midpoint", "heun"] = "midpoint",
     lower_order_final: bool = True,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """SDE-DPM-Solver++(2M): Lu et al. 2022, section 5; eta, as k-diffusion has it, is how much of the noise is drawn.
@@ -119,9 +119,9 @@ def dpmpp_3m_sde(
     *,
     eta: float = 1.0,
     exact: bool = False,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """SDE-DPM-Solver++(3M) as k-diffusion has it; eta = 0: the multistep DPM-Solver++ of order 3, Lu et al. 2022.
@@ -180,9 +180,9 @@ def dpmpp_singlestep(
     order: int = 2,
     solver: Literal["midpoint", "heun"] = "midpoint",
     lower_order_final: bool = True,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """DPM-Solver++(2S) and (3S), Lu et al. 2022, with levels of the run as inner points: n model calls.

@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from ..schedule import Schedule
 from ..tableau import ZERO, Affine, D, Tableau, past, x, z
-from ..views import View
+from ..views import Prediction
 from .dpmpp import _weight
 from .integrals import integral_weights
 from .plan import Clip, Placed, Plan, need_eta, need_fall, need_int, need_order, plan, split
 from .shared import sampler
-from .spacing import SpacingOptions, Steps
+from .spacing import Spacing, SpacingOptions, Steps
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -29,9 +29,9 @@ def res_multistep(
     steps: Steps = 20,
     *,
     eta: float = 0.0,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Refined exponential solver, multistep: Zhang et al. 2023 (arXiv:2308.02157), as ComfyUI has it.
@@ -76,9 +76,9 @@ def seeds_2(
     eta: float = 1.0,
     r: float = 0.5,
     solver: Literal["midpoint", "heun"] = "midpoint",
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """SEEDS-2, Gonzalez et al. 2023 (arXiv:2305.14267), as ComfyUI has it, for x / alpha: 2 n - 1 model calls.
@@ -117,9 +117,9 @@ def seeds_3(
     eta: float = 1.0,
     r_1: float = 1 / 3,
     r_2: float = 2 / 3,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """SEEDS-3, Gonzalez et al. 2023 (arXiv:2305.14267), as ComfyUI has it, for x / alpha: 3 n - 2 model calls.
@@ -193,9 +193,9 @@ def sa_solver(
     simple_order_2: bool = False,
     pece: bool = False,
     lower_order_final: bool = True,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """SA-Solver, Xue et al. 2023 (arXiv:2309.05019), algorithm 1: stochastic Adams predictor and corrector.
@@ -294,9 +294,9 @@ def er_sde(
     phi: Callable[[Array], Array] | float | None = None,
     points: int | None = None,
     exact: bool = False,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """ER-SDE-Solver-1, 2 and 3, Cui et al. 2023 (arXiv:2309.06169), for the SDE whose noise phi scales.

@@ -12,10 +12,10 @@ from typing import Literal, Unpack
 
 from ..schedule import Schedule
 from ..tableau import D, Tableau, z
-from ..views import View
+from ..views import Prediction
 from .plan import Clip, Plan, need_int, plan, split
 from .shared import sampler
-from .spacing import SpacingOptions, Steps
+from .spacing import Spacing, SpacingOptions, Steps
 
 
 def _rows(name: str, run: Plan, eta: float) -> Tableau:
@@ -33,9 +33,9 @@ def ddpm(
     steps: Steps = 1000,
     *,
     variance: Literal["fixed_small", "fixed_large"] = "fixed_small",
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "leading",
+    spacing: Spacing = "leading",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Ancestral sampling, Ho et al. 2020 (algorithm 2), on any subset of the steps (Nichol & Dhariwal 2021).
@@ -72,9 +72,9 @@ def ddim(
     *,
     eta: float = 0.0,
     use_clipped_model_output: bool = True,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "leading",
+    spacing: Spacing = "leading",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Song et al. 2021 (DDIM), equations 12 and 16; eta = 0: deterministic, eta = 1: DDPM.
@@ -103,9 +103,9 @@ def ddim_inverse(
     schedule: Schedule,
     steps: Steps = 50,
     *,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "leading",
+    spacing: Spacing = "leading",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """DDIM upwards, from clean data to the noise that it would have come from: Song et al. 2021, as diffusers has it.
@@ -143,9 +143,9 @@ def repaint(
     eta: float = 1.0,
     jump_length: int = 10,
     jump_n_sample: int = 10,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "leading",
+    spacing: Spacing = "leading",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """RePaint's walk, Lugmayr et al. 2022 (arXiv:2201.09865), algorithm 1: down by `ddim`'s steps, with jumps back up.
@@ -191,9 +191,9 @@ def euler(
     schedule: Schedule,
     steps: Steps = 50,
     *,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Euler's method for the probability flow of x / alpha (Karras et al. 2022).
@@ -211,9 +211,9 @@ def euler_ancestral(
     steps: Steps = 50,
     *,
     eta: float = 1.0,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Euler's method to sigma_down, then fresh noise up to sigma' (k-diffusion, Crowson 2022), for x / alpha.
@@ -232,9 +232,9 @@ def flow_euler(
     schedule: Schedule,
     steps: Steps = 50,
     *,
-    prediction: str | View = "flow",
+    prediction: Prediction = "flow",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Euler's method for rectified flow, Liu et al. 2022 (algorithm 1); for ``Schedule.flow``.

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..schedule import Schedule
 from ..tableau import ZERO, Affine, D, Row, Tableau, m1, x
-from ..views import View, view
-from .spacing import Axis, SpacingOptions, Steps, grid
+from ..views import Prediction, View, view
+from .spacing import Axis, Spacing, SpacingOptions, Steps, grid
 
 __all__ = ["Clip", "Node", "Placed", "Plan", "Threshold", "plan", "split"]
 
@@ -206,9 +206,9 @@ class Plan:
 def plan(
     schedule: Schedule,
     steps: Steps,
-    prediction: str | View,
+    prediction: Prediction,
     clip: Clip,
-    spacing: str,
+    spacing: Spacing,
     *,
     whole: bool = True,
     drop_last: bool = False,

@@ -13,10 +13,10 @@ from typing import TypeAlias, Unpack
 
 from ..schedule import Schedule
 from ..tableau import D, Tableau, x, z
-from ..views import View
+from ..views import Prediction
 from .plan import Clip, Node, Placed, Plan, plan
 from .shared import sampler
-from .spacing import SpacingOptions, Steps
+from .spacing import Spacing, SpacingOptions, Steps
 
 Window: TypeAlias = tuple[int, int] | None
 
@@ -28,9 +28,9 @@ def flow_sde(
     *,
     noise_level: float = 0.7,
     window: Window = None,
-    prediction: str | View = "flow",
+    prediction: Prediction = "flow",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Flow-GRPO's SDE with the marginals of the flow's ODE: Liu et al. 2025 (Flow-GRPO), equation 9.
@@ -67,9 +67,9 @@ def dance_sde(
     *,
     eta: float = 0.3,
     window: Window = None,
-    prediction: str | View = "flow",
+    prediction: Prediction = "flow",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """DanceGRPO's SDE, whose noise has one rate at all times: Xue et al. 2025 (DanceGRPO).
@@ -97,9 +97,9 @@ def flow_cps(
     *,
     noise_level: float = 0.7,
     window: Window = None,
-    prediction: str | View = "flow",
+    prediction: Prediction = "flow",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Coefficients-preserving sampling: Wang and Yu 2025 (Flow-CPS). All of x' is signal and noise of level sigma'.
@@ -129,7 +129,7 @@ def flow_cps(
 
 
 def _plan(
-    name: str, schedule: Schedule, steps: Steps, prediction: str | View, clip: Clip, spacing: str,
+    name: str, schedule: Schedule, steps: Steps, prediction: Prediction, clip: Clip, spacing: Spacing,
     options: SpacingOptions,
 ) -> Plan:  # fmt: skip
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)

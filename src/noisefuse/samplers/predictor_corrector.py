@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from ..schedule import Schedule
 from ..tableau import Affine, D, Tableau, past, x
-from ..views import View
+from ..views import Prediction
 from .plan import Clip, Node, Placed, plan
 from .shared import sampler
-from .spacing import SpacingOptions, Steps
+from .spacing import Spacing, SpacingOptions, Steps
 
 
 def _weights(ratios: list[float], h: float, B: float) -> npt.NDArray[np.float64]:
@@ -68,9 +68,9 @@ def unipc(
     order: int = 2,
     variant: Literal["bh1", "bh2"] = "bh2",
     lower_order_final: bool = True,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """UniPC-p: UniC corrects x with the model's answer there, UniP steps on. Zhao et al. 2023.

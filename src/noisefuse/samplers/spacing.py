@@ -26,6 +26,7 @@ from ..schedule import Schedule
 Array: TypeAlias = npt.NDArray[np.float64]
 _OF_INDICES = ("leading", "trailing", "linspace")
 _OF_LEVELS = ("karras", "exponential", "beta")
+Spacing: TypeAlias = Literal["leading", "trailing", "linspace", "karras", "exponential", "beta"]
 Steps: TypeAlias = int | Sequence[float] | npt.NDArray[np.floating | np.integer]
 
 
@@ -119,7 +120,7 @@ class Grid(NamedTuple):
 def grid(
     axis: Axis,
     steps: Steps,
-    spacing: str,
+    spacing: Spacing,
     *,
     whole: bool = True,
     drop_last: bool = False,
@@ -208,7 +209,7 @@ def _inside(t: Array, length: int) -> None:
         raise ValueError(f"a schedule of {length} steps has times 0 .. {length - 1}, got {t[0]:g} .. {t[-1]:g}")
 
 
-def _indices(spacing: str, length: int, n: int, offset: int, drop_last: bool) -> Array:
+def _indices(spacing: Spacing, length: int, n: int, offset: int, drop_last: bool) -> Array:
     """n falling indices; floats, of which those of "linspace" may lie between two."""
     laid = n + drop_last
     if n > length:
@@ -226,7 +227,7 @@ def _indices(spacing: str, length: int, n: int, offset: int, drop_last: bool) ->
     return indices
 
 
-def _levels(spacing: str, n: int, least: float, most: float, rho: float) -> Array:
+def _levels(spacing: Spacing, n: int, least: float, most: float, rho: float) -> Array:
     """n falling levels from most to least."""
     if not 0 < least < most < np.inf:
         hint = " (zero terminal SNR: use a spacing of indices)" if most == np.inf else ""

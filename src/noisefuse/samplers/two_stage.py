@@ -8,10 +8,10 @@ from typing import Unpack
 
 from ..schedule import Schedule
 from ..tableau import D, Tableau, past, x, z
-from ..views import View
+from ..views import Prediction
 from .plan import Clip, Node, Placed, Plan, plan, split
 from .shared import sampler
-from .spacing import SpacingOptions, Steps
+from .spacing import Spacing, SpacingOptions, Steps
 
 
 def _heun_step(run: Plan, here: Node, there: Node, slope: float, noise: float = 0.0) -> list[Placed]:
@@ -34,9 +34,9 @@ def heun(
     schedule: Schedule,
     steps: Steps = 50,
     *,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Heun's method for the flow of x / alpha, Karras et al. 2022 (algorithm 1): 2 n - 1 model calls.
@@ -58,9 +58,9 @@ def flow_heun(
     schedule: Schedule,
     steps: Steps = 50,
     *,
-    prediction: str | View = "flow",
+    prediction: Prediction = "flow",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Heun's method for rectified flow, dx = u dsigma, u = z - x0 = e - D: 2 n - 1 model calls.
@@ -87,9 +87,9 @@ def edm(
     S_min: float = 0.0,
     S_max: float = math.inf,
     S_noise: float = 1.0,
-    prediction: str | View = "edm",
+    prediction: Prediction = "edm",
     clip: Clip = None,
-    spacing: str = "karras",
+    spacing: Spacing = "karras",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Karras et al. 2022, algorithm 2: Heun's method with churn, for x / alpha. 2 n - 1 model calls.
@@ -147,9 +147,9 @@ def dpm_2(
     schedule: Schedule,
     steps: Steps = 50,
     *,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """DPM-Solver-2 (Lu et al. 2022) as k-diffusion writes it, for x / alpha: 2 n - 1 model calls.
@@ -173,9 +173,9 @@ def dpm_2_ancestral(
     steps: Steps = 50,
     *,
     eta: float = 1.0,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """``dpm_2`` down to sigma_down, then fresh noise up to sigma' (k-diffusion, Crowson 2022): 2 n - 1 model calls.
@@ -195,9 +195,9 @@ def dpmpp_2s_ancestral(
     steps: Steps = 50,
     *,
     eta: float = 1.0,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """DPM-Solver++(2S), Lu et al. 2022 (algorithm 1), down to sigma_down, then fresh noise, for x / alpha.
@@ -228,9 +228,9 @@ def dpmpp_sde(
     *,
     eta: float = 1.0,
     r: float = 0.5,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """SDE-DPM-Solver++(2S) as k-diffusion has it (Lu et al. 2022, section 5), for x / alpha: 2 n - 1 model calls.
@@ -277,9 +277,9 @@ def heunpp2(
     schedule: Schedule,
     steps: Steps = 50,
     *,
-    prediction: str | View = "epsilon",
+    prediction: Prediction = "epsilon",
     clip: Clip = None,
-    spacing: str = "linspace",
+    spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
     """Heun++ of ComfyUI, for x / alpha: slopes of this level and the next two, weighed by noise. 3 n - 3 model calls.
