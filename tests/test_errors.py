@@ -9,7 +9,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import NUMBA, bits
-from noisefuse import Noise, Schedule, arrays, philox4x32, q_sample, q_step, q_walk, randn, uniform
+from noisefuse import Noise, Schedule, kinds, philox4x32, q_sample, q_step, q_walk, randn, uniform
 
 S = Schedule.linear(10)
 N = Noise(1)
@@ -488,7 +488,7 @@ def test_an_output_is_aligned_for_its_own_dtype(dtype, start, aligned):
 def test_types_of_strangers_are_not_kept():
     with pytest.raises(TypeError):
         q_sample(Stranger(), 1, S, N)
-    assert Stranger not in arrays._INTEROP
+    assert Stranger not in kinds._libraries
 
 
 def test_overlaps():

@@ -19,8 +19,9 @@ CSRC = ROOT / "csrc"
 # Modules by pattern, and the modules of the package that they may import, also inside of functions. The first pattern
 # that fits counts. "" is the package itself, with its public names.
 ALLOWED = {
+    "kinds": "",
     "intervals": "",
-    "noise": "intervals",
+    "noise": "intervals kinds",
     "float_mode": "",
     "levels": "",
     "rows": "float_mode",
@@ -47,7 +48,7 @@ ALLOWED = {
     "backends.threads": "",
     "backends.*": "noise rows backends.call backends.threads _native",
     "backends": "noise backends.call backends.selftest backends.threads _native",
-    "arrays": "backends backends.call",
+    "arrays": "backends backends.call kinds",
     "calls": "float_mode noise rows tableau arrays backends backends.call levels",
     "ops": "intervals schedule rows tableau forward noise views arrays calls backends backends.call levels",
     "loss_parts": "noise rows arrays calls backends backends.call",
@@ -62,7 +63,7 @@ ALLOWED = {
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
     "samplers": "samplers.*",
     "": "[!_]*",
-    "interop": "",
+    "interop": "kinds interop.torch interop.jax interop.dask",
     "interop._needs": "",
     "interop.dask_blocks": "@",
     # What JAX traces is checked as NumPy's calls are, by what makes those calls, and packed as backends pack them.
@@ -105,10 +106,6 @@ ALLOWED = {
 # Imports that point up, and so close a circle: statements inside of functions, which run when all is loaded.
 EXCEPTIONS = {
     ("backends", ""): "the version stands in the package, and info() tells it",
-    ("arrays", "interop.dask"): "dask's arrays do likewise",
-    ("arrays", "interop.jax"): "JAX's likewise",
-    ("noise", "interop.jax"): "so do its keys",
-    ("arrays", "interop.torch"): "tensors bring their module in, which stands on the public names",
 }
 # What is imported only where it is needed. Commands need what the extras install.
 OPTIONAL = {

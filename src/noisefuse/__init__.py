@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fused kernels for diffusion models: noise for free, and the same seed gives the same bits everywhere."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import augment, density, fields, samplers, weights
@@ -48,16 +49,17 @@ __all__ = [
     "weights",
 ]
 
-_LAZY = ("interop", "legacy", "numba")  # loaded when it is asked for, as what stands on other libraries has to be
+_LAZY = ("legacy", "numba")  # loaded when it is asked for, as what stands on other libraries has to be
+
+
+import_module(".interop", __name__)  # stands above, and registers the libraries of arrays that it knows
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        import importlib
-
-        return importlib.import_module(f".{name}", __name__)
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted([*__all__, *_LAZY, "__version__", "interop"])

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from . import backends
 from .backends.call import address, dtype_code
+from .kinds import library, library_of
 
 Array: TypeAlias = NDArray[Any]
+
+interop = library_of
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 
@@ -96,39 +99,10 @@ def where(x: Any) -> str:
     return "in host memory" if (device := device_of(x)) is None else f"on CUDA device {device}"
 
 
-_INTEROP: dict[type, Any] = {np.ndarray: None, type(None): None, str: None, type: None}
-_INTEROP |= dict.fromkeys((type(np.dtype(code)) for code in "efd"), None)
-
-
-def interop(x: object) -> Any:
-    """The module of `interop` that knows arrays (or dtypes) of this type: None for NumPy's, and for strangers."""
-    try:
-        return _INTEROP[type(x)]
-    except KeyError:
-        module = _module(type(x))
-    if module is not None:  # of strangers there may be any number
-        _INTEROP[type(x)] = module
-    return module
-
-
 def is_traced(x: object) -> bool:
     """Whether a compiler traces the call, which cannot follow the fast path."""
     other = interop(x)
     return other is not None and other.is_traced()
-
-
-def _module(kind: type) -> Any:
-    for base in kind.__mro__:
-        root = base.__module__.partition(".")[0]
-        if root == "torch":
-            return tensors()
-        if root in ("jax", "jaxlib"):
-            from .interop import jax
-
-            return jax
-        if root == "dask":
-            return lazy()
-    return None
 
 
 def is_lazy(x: object) -> bool:
@@ -142,17 +116,13 @@ def is_written(x: object) -> bool:
 
 
 def tensors() -> Any:
-    """The module of `interop` for torch's."""
-    from .interop import torch  # a statement, which torch.compile can follow
-
-    return torch
+    """The library of torch's tensors."""
+    return library("torch")
 
 
 def lazy() -> Any:
-    """The module of `interop` for dask's arrays."""
-    from .interop import dask
-
-    return dask
+    """The library of dask's arrays."""
+    return library("dask")
 
 
 def float_dtype(dtype: Any, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:

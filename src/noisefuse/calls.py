@@ -72,7 +72,7 @@ def is_batch(name: str, x: Any, batched: bool | None) -> bool:
 def image_layout(name: str, x: Any) -> Literal["HWC", "CHW"] | None:
     """Where the channels are, if these may be one image and no batch: integers of three axes. A batch of one image is
     the image. (fast_path.cpp says so a second time, and declines both.)"""
-    seen = x if hasattr(x, "shape") else host_view(name, x)
+    seen = x if hasattr(x, "dtype") else host_view(name, x)
     if levels_of(getattr(seen, "dtype", None)) is None or len(seen.shape) != 3:
         return None
     first, middle, last = seen.shape

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .intervals import CELLS, RUNS, Terms, grid_terms, tree_terms
+from .kinds import library
 
 # Version of the contract in docs/noise.md; it changes when any bit of any field does.
 NOISE_VERSION = 1
@@ -126,9 +127,7 @@ class Noise:
         >>> nf.Noise.from_key(jax.random.key(7))
         Noise(7)
         """
-        from .interop import jax
-
-        made: Noise = jax.from_key(key)
+        made: Noise = library("jax").from_key(key)
         return made
 
     def at(self, *, sample: int | ArrayLike | None = None, step: Any = None, stream: int | None = None) -> Noise:

@@ -3,6 +3,8 @@
 
 from typing import Any
 
+from ..kinds import register
+
 _MODULES = (
     "albumentations",
     "audiomentations",
@@ -18,6 +20,30 @@ _MODULES = (
     "torch_data",
     "torchvision",
 )
+
+
+def _torch() -> Any:
+    from . import torch  # a statement, which torch.compile can follow
+
+    return torch
+
+
+def _jax() -> Any:
+    from . import jax
+
+    return jax
+
+
+def _dask() -> Any:
+    from . import dask
+
+    return dask
+
+
+register("torch", _torch)
+register("jax", _jax)
+register("jaxlib", _jax)
+register("dask", _dask)
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@
 Gradients go through an `autograd.Function`; under `torch.compile` a call becomes one operator of the graph. Each module
 imports those below it alone:
 
-    torch           the operations, and this module's name is what `arrays.interop` loads
+    torch           the operations, and this module's name is what `interop` registers
     torch_loss      mse_loss
     torch_density   log-densities of steps
     torch_graph     autograd and torch.compile, of any operation
