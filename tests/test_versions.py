@@ -4,13 +4,17 @@
 Seen to fail: another number in a page, an extra that begins elsewhere, a page that names no version.
 """
 
+import os
 import re
 import runpy
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from cuda_kernels import stand_in
 
 ROOT = Path(__file__).parents[1]
 BOUNDS = runpy.run_path(str(ROOT / "tools" / "bounds.py"))
@@ -70,3 +74,37 @@ def test_python_is_the_declared_one():
     lowest = project["requires-python"].removeprefix(">=")
     assert re.search(rf"Python {re.escape(lowest)} or newer", (ROOT / "README.md").read_text())
     assert sys.version_info >= tuple(map(int, lowest.split(".")))
+
+
+def lowest_compilers():
+    """{compiler: version} as CMakeLists.txt stops what is older."""
+    return dict(re.findall(r"set\(lowest_(\w+) (\d+)\)(?!  # clang-cl)", (ROOT / "CMakeLists.txt").read_text()))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md", "pyproject.toml"])
+def test_pages_name_the_compilers_that_are_not_stopped(page):
+    """Seen to fail: `GCC 12 or newer, or clang`, of which 14 to 17 did not compile."""
+    lowest = lowest_compilers()
+    assert f"(GCC {lowest['GNU']} or clang {lowest['Clang']}, or newer" in (ROOT / page).read_text()
+
+
+@pytest.mark.slow  # pip fetches what a build needs
+@pytest.mark.parametrize(
+    ("name", "macros"),
+    [
+        ("GNU 11.", "-U__GNUC__ -D__GNUC__=11"),
+        ("Clang 13.", "-D__clang__ -D__clang_major__=13 -D__clang_minor__=0 -D__clang_patchlevel__=1"),
+    ],
+    ids=["GNU", "Clang"],
+)
+def test_an_older_compiler_is_stopped_in_one_line(name, macros, tmp_path):
+    """CMake takes a compiler's version from its macros. Seen to fail: it was tried, and errors of C++ came late."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\nexec {stand_in.compiler()} {macros} "$@"\n')
+    compiler.chmod(0o755)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-C", f"build-dir={tmp_path / 'build'}", "-w", tmp_path]
+    done = subprocess.run([*build, ROOT], env=os.environ | {"CXX": str(compiler)}, capture_output=True, text=True)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if "is too old" in line]
+    assert len(said) == 1, done.stderr
+    assert re.search(rf"{name}\S* is too old: expected \d+ or newer", said[0])
