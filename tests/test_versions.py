@@ -63,6 +63,19 @@ def test_constraints_are_what_pip_reads():
     assert f"jax=={BOUNDS['lower'](DECLARED['jax'])}" in BOUNDS["constraints"]("lowest", "jax")
 
 
+def test_both_ends_of_every_extra_are_tried():
+    """Seen to fail: transforms' libraries, which no set had."""
+    text = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = text["project"]["optional-dependencies"]
+    # Not tried: what only draws, GPUs' libraries, which need one, and tools of developers.
+    left_out = {"demo", "cuda12", "cuda13", "bench", "test"}
+    lines = [line for extra, found in extras.items() if extra not in left_out for line in found]
+    named = {re.match(r"[\w-]+", line)[0] for line in [*lines, *text["dependency-groups"]["build"]]}
+    assert named - {"noisefuse"} <= {name for group in BOUNDS["GROUPS"].values() for name in group}
+    script = (ROOT / "tools" / "test_bounds.sh").read_text()
+    assert all(re.search(rf"\b{group}\b", script) for group in BOUNDS["GROUPS"])
+
+
 def test_an_end_that_is_not_installed_is_told(monkeypatch):
     monkeypatch.setitem(BOUNDS["check"].__globals__, "version", lambda name: "0.61.0")
     with pytest.raises(SystemExit, match=r"expected [\d.]+, got 0\.61\.0"):
