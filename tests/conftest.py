@@ -197,7 +197,7 @@ def pytest_sessionfinish(session):
     )
     if file is None or hasattr(session.config, "workerinput"):
         return
-    allowed = tomllib.loads(file.read_text())["skip"]
+    allowed = tomllib.loads(file.read_text()).get("skip", [])
     unexpected = unexpected_skips(skips_of(reporter.stats.get("skipped", [])), allowed)
     for skip in unexpected:
         reporter.write_line(f"skipped, which {file} does not allow: {': '.join(skip)}", red=True)
