@@ -47,7 +47,7 @@ def test_what_it_needs_is_what_pyproject_declares():
 def test_what_it_says_is_what_pyproject_says():
     about, urls = RECIPE["about"], PROJECT["urls"]
     assert (about["summary"], about["license"]) == (PROJECT["description"], PROJECT["license"])
-    assert [about["license_file"]] == PROJECT["license-files"]
+    assert about["license_file"] == PROJECT["license-files"]
     assert (about["repository"], about["documentation"]) == (urls["Repository"], urls["Documentation"])
     scripts = [f"{name} = {value}" for name, value in PROJECT["scripts"].items()]
     assert RECIPE["build"]["python"]["entry_points"] == scripts
