@@ -31,6 +31,9 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 html_theme = "furo"
 html_title = f"{project} {release}"
 html_theme_options = {"source_repository": f"{REPOSITORY}/", "source_branch": BRANCH, "source_directory": "docs/"}
+if ".dev" in release and re.search(r"^## \[\d", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE):
+    last = f'<a href="{PROJECT["urls"]["Documentation"]}/">That of the last release</a>'
+    html_theme_options["announcement"] = f"This is the documentation of {release}, which is in work. {last}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False

@@ -4,9 +4,9 @@
 python tools/bounds.py lowest|highest SET            lines for `pip install -c`
 python tools/bounds.py lowest|highest SET --check    whether that is what is installed here
 
-Each set has an environment of its own. torch: it, diffusers, torchvision, Numba and NumPy. jax: it, dask, zarr and
-Pillow, as they ask for a newer NumPy. transforms: other libraries whose transforms ours derive from, as they ask for a
-newer torch. build: what compiles the wheel.
+Each set has an environment of its own. torch: it, diffusers, Numba and NumPy. jax: it, dask, zarr and Pillow, as they ask
+for a newer NumPy. transforms: the libraries that ours derive from, as they ask for a newer torch. build: what compiles
+the wheel.
 
 highest is the newest version that is published below the declared bound, so its lines name a range.
 """
@@ -19,9 +19,9 @@ from pathlib import Path
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 GROUPS = {
-    "torch": ("numpy", "torch", "numba", "diffusers", "ml_dtypes", "torchvision"),
+    "torch": ("numpy", "torch", "numba", "diffusers", "ml_dtypes"),
     "jax": ("jax", "dask", "distributed", "zarr", "pillow"),
-    "transforms": ("albumentations", "audiomentations", "grain", "kornia", "monai"),
+    "transforms": ("albumentations", "audiomentations", "grain", "kornia", "monai", "torchvision"),
     "build": ("cmake", "hatch-fancy-pypi-readme", "ninja", "scikit-build-core"),
 }
 
@@ -32,7 +32,7 @@ def declared() -> dict[str, str]:
     text = tomllib.loads(PYPROJECT.read_text())
     project, build = text["project"], text["dependency-groups"]["build"]
     extras = project["optional-dependencies"]
-    names = ("torch", "numba", "diffusers", "torchvision", "jax", "dask", "noise", *GROUPS["transforms"])
+    names = ("torch", "numba", "diffusers", "jax", "dask", "noise", *GROUPS["transforms"])
     lines = [*build, *project["dependencies"], *(line for name in names for line in extras[name])]
     found = dict(re.findall(r"^([\w-]+)(?:\[[\w,]+\])?([<>=].*)$", "\n".join(lines), re.MULTILINE))
     found["distributed"] = found["dask"]  # released together

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Tests the oldest and the newest versions that pyproject.toml declares of NumPy, torch, torchvision, Numba and diffusers;
-# of JAX, dask, zarr and Pillow; and of other libraries whose transforms ours derive from. The wheel is built with the oldest or newest
+# Tests the oldest and the newest versions that pyproject.toml declares of NumPy, torch, Numba and diffusers; of JAX, dask,
+# zarr and Pillow; and of the libraries whose transforms ours derive from. The wheel is built with the oldest or newest
 # CMake, Ninja and scikit-build-core:
 #     tools/test_bounds.sh [lowest|highest]...    both, if none is named
 # SETS names some of the sets torch, jax and transforms, where not all are wanted.
@@ -25,16 +25,16 @@ declare -A tests=(
     [torch]="tests/test_known.py tests/noise/test_noise.py tests/forward tests/losses
         tests/backends/test_numba.py tests/backends/test_update.py
         tests/interop/test_torch.py tests/interop/test_torch_data.py tests/interop/test_torch_loss.py
-        tests/interop/test_interop_diffusers.py tests/interop/test_k_diffusion.py tests/interop/test_torchvision.py"
+        tests/interop/test_interop_diffusers.py tests/interop/test_k_diffusion.py"
     [jax]="tests/interop/test_jax.py tests/interop/test_jax_pure.py tests/interop/test_dask.py
         tests/interop/test_dask_cluster.py tests/cli/test_noise_command.py"
     [transforms]="tests/interop/test_albumentations.py tests/interop/test_audiomentations.py tests/interop/test_grain.py
-        tests/interop/test_kornia.py tests/interop/test_monai.py"
+        tests/interop/test_kornia.py tests/interop/test_monai.py tests/interop/test_torchvision.py"
 )
 declare -A extras=(
-    [torch]=torch,numba,diffusers,torchvision
+    [torch]=torch,numba,diffusers
     [jax]=jax,dask,noise
-    [transforms]=albumentations,audiomentations,grain,kornia,monai
+    [transforms]=albumentations,audiomentations,grain,kornia,monai,torchvision
 )
 
 status=0
