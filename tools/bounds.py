@@ -4,9 +4,8 @@
 python tools/bounds.py lowest|highest SET            lines for `pip install -c`
 python tools/bounds.py lowest|highest SET --check    whether that is what is installed here
 
-Each set has an environment of its own. torch: it, diffusers, Numba and NumPy. jax: it, dask, zarr and Pillow, as they ask
-for a newer NumPy. transforms: the libraries that ours derive from, as they ask for a newer torch. build: what compiles
-the wheel.
+Each set has an environment of its own. torch: it, diffusers, Numba and NumPy. jax: it, dask, zarr and Pillow, which ask
+for a newer NumPy. transforms: the libraries that ours derive from, which ask for a newer torch. build: what compiles.
 
 highest is the newest version that is published below the declared bound, so its lines name a range.
 """
