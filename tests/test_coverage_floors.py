@@ -17,7 +17,7 @@ def file(lines, of, branches=0, of_branches=0):
 
 def test_shares_are_those_of_folders():
     report = {
-        "/x/noisefuse/rows.py": file(8, 10, 1, 2),
+        "/noisefuse/noisefuse/src/noisefuse/rows.py": file(8, 10, 1, 2),
         "/x/noisefuse/noise.py": file(3, 8),
         "C:\\x\\noisefuse\\samplers\\adams.py": file(1, 1),
         "src/noisefuse/samplers/__init__.py": file(0, 0),

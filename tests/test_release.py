@@ -94,6 +94,19 @@ def test_citation_has_this_version_and_the_day_of_its_heading():
     assert bool(days) == RELEASED
 
 
+@pytest.mark.parametrize("placeholder", ["The noisefuse developers", "noisefuse@users.noreply.github.com"])
+def test_one_page_lists_where_placeholders_stand(placeholder):
+    """Seen to fail: an author in a file more."""
+    page = (ROOT / "docs" / "releasing.md").read_text()
+    assert f"`{placeholder}`" in page
+    listed = {*re.findall(r"\]\(\.\./([\w.]+)\)", page.split("**Placeholders.**")[1].split("\n* ")[0]), "README.md"}
+    kinds = {".cff", ".md", ".py", ".toml", ".yaml", ".yml", ""}
+    texts = [path for path in ROOT.iterdir() if path.is_file() and path.suffix in kinds]
+    texts += [path for folder in ("src", "docs", "recipe", "examples") for path in (ROOT / folder).rglob("*.*")]
+    found = {path.name for path in texts if path.suffix in kinds and placeholder in path.read_text()}
+    assert found - {"LICENSE", "releasing.md"} <= listed
+
+
 def test_the_workflow_asks_before_it_uploads():
     yaml = pytest.importorskip("yaml")
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "wheels.yml").read_text())["jobs"]

@@ -23,7 +23,7 @@ def by_folder(report: dict[str, Any]) -> dict[str, float]:
     sums: dict[str, Counter[str]] = {}
     for name, file in report["files"].items():
         parts = Path(name.replace("\\", "/")).parts
-        folder = "/".join(parts[parts.index("noisefuse") + 1 : -1])
+        folder = "/".join(parts[-1 - parts[::-1].index("noisefuse") :][1:-1])  # a checkout may lie in another noisefuse
         summary = file["summary"]
         sums.setdefault(folder, Counter()).update({key: summary[key] for key in COUNTED})
     return {
