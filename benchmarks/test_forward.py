@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 import figures
-import naive
 import noisefuse as nf
 from figures import ACTION, IMAGES, LARGE, NOISE, SCHEDULE, Figure, Pair, child, memory, microseconds
+from noisefuse import naive
 from noisefuse._contenders import Call, mkl_normals
 
 POINTS = (1_000_000, 3)

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 import figures
-import naive
 import noisefuse as nf
 from figures import ACTION, LARGE, NOISE, SCHEDULE, Figure, Pair, microseconds
+from noisefuse import naive
 from noisefuse._bench import interleaved
 from noisefuse._contenders import Call
 from noisefuse.sampler import Sampler

@@ -25,11 +25,15 @@ project = PROJECT["name"]
 author = PROJECT["authors"][0]["name"]
 project_copyright = author
 release = version = noisefuse.__version__
+BRANCH = "main" if ".dev" in release else f"v{release}"  # to which links to the repository lead
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx"]
 html_theme = "furo"
 html_title = f"{project} {release}"
-html_theme_options = {"source_repository": f"{REPOSITORY}/", "source_branch": "main", "source_directory": "docs/"}
+html_theme_options = {"source_repository": f"{REPOSITORY}/", "source_branch": BRANCH, "source_directory": "docs/"}
+if ".dev" in release and re.search(r"^## \[\d", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE):
+    last = f'<a href="{PROJECT["urls"]["Documentation"]}/">That of the last release</a>'
+    html_theme_options["announcement"] = f"This is the documentation of {release}, which is in work. {last}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
@@ -115,7 +119,7 @@ def link_repository(app, document, content):
         path, hash_, anchor = match[1].partition("#")
         there = (here / path).resolve()
         outside = path and ":" not in path and there.is_file() and not there.is_relative_to(ROOT / "docs")
-        return f"]({REPOSITORY}/blob/main/{there.relative_to(ROOT)}{hash_}{anchor})" if outside else match[0]
+        return f"]({REPOSITORY}/blob/{BRANCH}/{there.relative_to(ROOT)}{hash_}{anchor})" if outside else match[0]
 
     content[0] = re.sub(r"\]\(([^)\s]+)\)", target, content[0])
 

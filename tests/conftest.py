@@ -5,7 +5,10 @@ import dataclasses
 import importlib.util
 import platform
 import subprocess
+import sys
+import tomllib
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -161,6 +164,45 @@ def read_known(name):
     """[number, ..] for each line of a file in known/, still text."""
     lines = (Path(__file__).parent / "known" / name).read_text().splitlines()
     return [line.split() for line in lines if not line.startswith("#")]
+
+
+# ---- skips -------------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser):
+    help = "fail where a test is skipped that this file does not name (tests/allowed_skips.toml), as CI does"
+    parser.addoption("--allowed-skips", type=Path, metavar="FILE", help=help)
+
+
+def skips_of(reports):
+    """{(file, reason)} of what was skipped: tests, and files of which all tests were."""
+    return {(report.nodeid.partition("::")[0], report.longrepr[2].removeprefix("Skipped: ")) for report in reports}
+
+
+def unexpected_skips(skips, allowed):
+    """Those that no entry names by its file and by how the reason begins, on this system."""
+
+    def names(entry, file, reason):
+        here = sys.platform in entry.get("on", [sys.platform])
+        return here and fnmatch(file, entry["file"]) and reason.startswith(entry["reason"])
+
+    return sorted(skip for skip in skips if not any(names(entry, *skip) for entry in allowed))
+
+
+def pytest_sessionfinish(session):
+    """In the process that prints; workers of xdist send it their reports."""
+    file, reporter = (
+        session.config.getoption("allowed_skips"),
+        session.config.pluginmanager.get_plugin("terminalreporter"),
+    )
+    if file is None or hasattr(session.config, "workerinput"):
+        return
+    allowed = tomllib.loads(file.read_text()).get("skip", [])
+    unexpected = unexpected_skips(skips_of(reporter.stats.get("skipped", [])), allowed)
+    for skip in unexpected:
+        reporter.write_line(f"skipped, which {file} does not allow: {': '.join(skip)}", red=True)
+    if unexpected and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_report_header(config):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipe for conda-forge says what pyproject.toml says; the bill of materials has the parts that are declared.
 
-Seen to fail: another bound in the recipe, a run dependency more, a misspelt key, a package in the environment that
-nothing asks for.
+Seen to fail: another bound in the recipe or in the group of a build, a run dependency more, a misspelt key, a package
+in the environment that nothing asks for.
 """
 
 import copy
@@ -34,8 +34,10 @@ def bounds(lines):
 
 def test_what_it_needs_is_what_pyproject_declares():
     needs = {kind: bounds(lines) for kind, lines in RECIPE["requirements"].items()}
-    build = bounds(TOML["build-system"]["requires"])
-    assert needs["host"] | needs["build"] == build | {"python": "", "pip": "", "ninja": ""}
+    fetched = {name: TOML["tool"]["scikit-build"][name]["version"] for name in ("cmake", "ninja")}
+    build = bounds(TOML["build-system"]["requires"]) | fetched
+    assert needs["host"] | needs["build"] == build | {"python": "", "pip": ""}
+    assert bounds(TOML["dependency-groups"]["build"]) == build
     assert needs["run"] == {"python": ""} | bounds(PROJECT["dependencies"])
     extras = PROJECT["optional-dependencies"]
     declared = bounds(line for name in ("bfloat16", "numba", "torch", "diffusers", "jax") for line in extras[name])
@@ -45,7 +47,7 @@ def test_what_it_needs_is_what_pyproject_declares():
 def test_what_it_says_is_what_pyproject_says():
     about, urls = RECIPE["about"], PROJECT["urls"]
     assert (about["summary"], about["license"]) == (PROJECT["description"], PROJECT["license"])
-    assert [about["license_file"]] == PROJECT["license-files"]
+    assert about["license_file"] == PROJECT["license-files"]
     assert (about["repository"], about["documentation"]) == (urls["Repository"], urls["Documentation"])
     scripts = [f"{name} = {value}" for name, value in PROJECT["scripts"].items()]
     assert RECIPE["build"]["python"]["entry_points"] == scripts

@@ -4,13 +4,17 @@
 Seen to fail: another number in a page, an extra that begins elsewhere, a page that names no version.
 """
 
+import os
 import re
 import runpy
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from cuda_kernels import stand_in
 
 ROOT = Path(__file__).parents[1]
 BOUNDS = runpy.run_path(str(ROOT / "tools" / "bounds.py"))
@@ -59,6 +63,19 @@ def test_constraints_are_what_pip_reads():
     assert f"jax=={BOUNDS['lower'](DECLARED['jax'])}" in BOUNDS["constraints"]("lowest", "jax")
 
 
+def test_both_ends_of_every_extra_are_tried():
+    """Seen to fail: transforms' libraries, which no set had."""
+    text = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = text["project"]["optional-dependencies"]
+    # Not tried: what only draws, GPUs' libraries, which need one, and tools of developers.
+    left_out = {"demo", "cuda12", "cuda13", "bench", "test"}
+    lines = [line for extra, found in extras.items() if extra not in left_out for line in found]
+    named = {re.match(r"[\w-]+", line)[0] for line in [*lines, *text["dependency-groups"]["build"]]}
+    assert named - {"noisefuse"} <= {name for group in BOUNDS["GROUPS"].values() for name in group}
+    script = (ROOT / "tools" / "test_bounds.sh").read_text()
+    assert all(re.search(rf"\b{group}\b", script) for group in BOUNDS["GROUPS"])
+
+
 def test_an_end_that_is_not_installed_is_told(monkeypatch):
     monkeypatch.setitem(BOUNDS["check"].__globals__, "version", lambda name: "0.61.0")
     with pytest.raises(SystemExit, match=r"expected [\d.]+, got 0\.61\.0"):
@@ -70,3 +87,37 @@ def test_python_is_the_declared_one():
     lowest = project["requires-python"].removeprefix(">=")
     assert re.search(rf"Python {re.escape(lowest)} or newer", (ROOT / "README.md").read_text())
     assert sys.version_info >= tuple(map(int, lowest.split(".")))
+
+
+def lowest_compilers():
+    """{compiler: version} as CMakeLists.txt stops what is older."""
+    return dict(re.findall(r"set\(lowest_(\w+) (\d+)\)(?!  # clang-cl)", (ROOT / "CMakeLists.txt").read_text()))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/start.md", "pyproject.toml"])
+def test_pages_name_the_compilers_that_are_not_stopped(page):
+    """Seen to fail: `GCC 12 or newer, or clang`, of which 14 to 17 did not compile."""
+    lowest = lowest_compilers()
+    assert f"(GCC {lowest['GNU']} or clang {lowest['Clang']}, or newer" in (ROOT / page).read_text()
+
+
+@pytest.mark.slow  # pip fetches what a build needs
+@pytest.mark.parametrize(
+    ("name", "macros"),
+    [
+        ("GNU 11.", "-U__GNUC__ -D__GNUC__=11"),
+        ("Clang 13.", "-D__clang__ -D__clang_major__=13 -D__clang_minor__=0 -D__clang_patchlevel__=1"),
+    ],
+    ids=["GNU", "Clang"],
+)
+def test_an_older_compiler_is_stopped_in_one_line(name, macros, tmp_path):
+    """CMake takes a compiler's version from its macros. Seen to fail: it was tried, and errors of C++ came late."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\nexec {stand_in.compiler()} {macros} "$@"\n')
+    compiler.chmod(0o755)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-C", f"build-dir={tmp_path / 'build'}", "-w", tmp_path]
+    done = subprocess.run([*build, ROOT], env=os.environ | {"CXX": str(compiler)}, capture_output=True, text=True)
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if "is too old" in line]
+    assert len(said) == 1, done.stderr
+    assert re.search(rf"{name}\S* is too old: expected \d+ or newer", said[0])

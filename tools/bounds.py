@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The oldest and newest versions that pyproject.toml declares, as constraints of pip:
 
-python tools/bounds.py lowest|highest torch|jax            lines for `pip install -c`
-python tools/bounds.py lowest|highest torch|jax --check    whether that is what is installed here
+python tools/bounds.py lowest|highest SET            lines for `pip install -c`
+python tools/bounds.py lowest|highest SET --check    whether that is what is installed here
 
-torch: it, diffusers, Numba and NumPy. jax: it, dask and zarr, in another environment, as they ask for a newer NumPy.
+Each set has an environment of its own. torch: it, diffusers, Numba and NumPy. jax: it, dask, zarr and Pillow, which ask
+for a newer NumPy. transforms: the libraries that ours derive from, which ask for a newer torch. build: what compiles.
 
 highest is the newest version that is published below the declared bound, so its lines name a range.
 """
@@ -18,17 +19,20 @@ from pathlib import Path
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 GROUPS = {
     "torch": ("numpy", "torch", "numba", "diffusers", "ml_dtypes"),
-    "jax": ("jax", "dask", "distributed", "zarr"),
+    "jax": ("jax", "dask", "distributed", "zarr", "pillow"),
+    "transforms": ("albumentations", "audiomentations", "grain", "kornia", "monai", "torchvision"),
+    "build": ("cmake", "hatch-fancy-pypi-readme", "ninja", "scikit-build-core"),
 }
 
 
 def declared() -> dict[str, str]:
     """What users are told: of each library its range, such as ">=0.62,<0.69". The extras that only developers install
     may ask for less, as long as they begin where users' do (tests/test_versions.py)."""
-    project = tomllib.loads(PYPROJECT.read_text())["project"]
+    text = tomllib.loads(PYPROJECT.read_text())
+    project, build = text["project"], text["dependency-groups"]["build"]
     extras = project["optional-dependencies"]
-    names = ("torch", "numba", "diffusers", "jax", "dask", "noise")
-    lines = [*project["dependencies"], *(line for name in names for line in extras[name])]
+    names = ("torch", "numba", "diffusers", "jax", "dask", "noise", *GROUPS["transforms"])
+    lines = [*build, *project["dependencies"], *(line for name in names for line in extras[name])]
     found = dict(re.findall(r"^([\w-]+)(?:\[[\w,]+\])?([<>=].*)$", "\n".join(lines), re.MULTILINE))
     found["distributed"] = found["dask"]  # released together
     return {name: found[name] for group in GROUPS.values() for name in group}

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Tests the oldest and the newest versions that pyproject.toml declares of NumPy, torch, Numba and diffusers; and of JAX,
-# dask and zarr:
+# Tests the oldest and the newest versions that pyproject.toml declares of NumPy, torch, Numba and diffusers; of JAX, dask,
+# zarr and Pillow; and of the libraries whose transforms ours derive from. The wheel is built with the oldest or newest
+# CMake, Ninja and scikit-build-core:
 #     tools/test_bounds.sh [lowest|highest]...    both, if none is named
-# SETS names one of the two sets, torch or jax, where not both are wanted.
+# SETS names some of the sets torch, jax and transforms, where not all are wanted.
 # PYTHON names the interpreter. BOUNDS_DIR names a folder in which the environments stay for another time: the oldest
 # torch alone is gigabytes.
 set -euo pipefail
@@ -27,16 +28,27 @@ declare -A tests=(
         tests/interop/test_interop_diffusers.py tests/interop/test_k_diffusion.py"
     [jax]="tests/interop/test_jax.py tests/interop/test_jax_pure.py tests/interop/test_dask.py
         tests/interop/test_dask_cluster.py tests/cli/test_noise_command.py"
+    [transforms]="tests/interop/test_albumentations.py tests/interop/test_audiomentations.py tests/interop/test_grain.py
+        tests/interop/test_kornia.py tests/interop/test_monai.py tests/interop/test_torchvision.py"
 )
-declare -A extras=([torch]=torch,numba,diffusers [jax]=jax,dask,noise)
-
-rm -rf "$work/wheels" # one build for both ends, as users have it
-"$python" -m pip wheel -q --no-deps -C build-dir="$work/build" -w "$work/wheels" .
-wheel=$(echo "$work"/wheels/noisefuse-*.whl)
+declare -A extras=(
+    [torch]=torch,numba,diffusers
+    [jax]=jax,dask,noise
+    [transforms]=albumentations,audiomentations,grain,kornia,monai,torchvision
+)
 
 status=0
 for end in "$@"; do
-    for group in ${SETS:-torch jax}; do
+    at=$work/$end-build
+    rm -rf "$at" "$work/wheels"
+    "$python" -m venv "$at"
+    "$python" tools/bounds.py "$end" build >"$at.txt"
+    "$at/bin/pip" install -q -U 'pip>=25.1' # which knows groups
+    "$at/bin/pip" install -q -c "$at.txt" --group build
+    "$at/bin/python" tools/bounds.py "$end" build --check
+    PATH=$at/bin:$PATH "$at/bin/pip" wheel -q --no-deps --no-build-isolation -C build-dir="$work/build-$end" -w "$work/wheels" .
+    wheel=$(echo "$work"/wheels/noisefuse-*.whl)
+    for group in ${SETS:-torch jax transforms}; do
         printf '\n=== %s %s\n' "$end" "$group"
         at=$work/$end-$group
         "$python" -m venv "$at"

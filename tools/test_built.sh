@@ -4,11 +4,13 @@
 # what they are made of beside them (noisefuse.cdx.json), and installs them as users do, each into an environment of its
 # own, where the known bits (tests/known) and the noise are tested:
 #     tools/test_built.sh [FOLDER]
-# PYTHON names the interpreter. It has to be one without noisefuse.
+# PYTHON names the interpreter, which has to be one without noisefuse; CLANG the oldest clang, if it is not clang++-14.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
+clang=${CLANG:-clang++-14}
+command -v "$clang" >/dev/null || { echo "$clang is missing: expected clang 14, the oldest that is tried" >&2 && exit 1; }
 dist=$(mkdir -p "${1:-dist}" && cd "${1:-dist}" && pwd)
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
@@ -24,7 +26,8 @@ wheel=$(echo "$dist"/noisefuse-*.whl)
 "$tmp/tools/bin/check-wheel-contents" "$wheel"
 "$tmp/tools/bin/pyroma" --min 10 "$source"
 bytes=$(wc -c <"$wheel")
-echo "$wheel: $bytes bytes"
+source_bytes=$(wc -c <"$source")
+echo "$wheel: $bytes bytes, $source: $source_bytes bytes"
 
 printf '\n=== a bill of materials\n'
 "$python" -m venv --without-pip "$tmp/alone"
@@ -56,8 +59,19 @@ installed() {
     )
 }
 
+# expected FILE BYTES MOST: a size, at the end, so that a file that is too large is tried all the same.
+expected() { [ "$2" -le "$3" ] || { echo "but $1 has $2 bytes: expected at most $3" >&2 && exit 1; }; }
+
 installed wheel native "$wheel"
 installed source native "$source"
 NOISEFUSE_PURE=1 installed pure numba "$source" numba
+"$tmp/pure/bin/python" -W error -c 'import noisefuse as nf; nf.randn((2, 2), nf.Noise(1))' # it was chosen: no warning
+CXX=$clang "$tmp/tools/bin/pip" wheel -q --no-deps --no-cache-dir -w "$tmp/by_clang" "$source"
+installed clang native "$tmp"/by_clang/*.whl
+
+printf '\n=== what the source has to have for its tests\n'
+tar -xzf "$source" -C "$tmp"
+(cd "$tmp/$(basename "$source" .tar.gz)" && "$tmp/wheel/bin/python" -m pytest -q -p no:cacheprovider tests/test_docs.py -k 'links or drawings or contract')
 echo "both files work"
-[ "$bytes" -le 1048576 ] || { echo "but the wheel has $bytes bytes: expected at most 1 MiB" >&2 && exit 1; }
+expected "the wheel" "$bytes" 1048576
+expected "the source" "$source_bytes" 2097152

@@ -2,7 +2,7 @@
 #include "dispatch.h"
 
 #include <atomic>
-#if defined(_WIN32)
+#if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
@@ -23,27 +23,23 @@ struct Features {
     bool avx2, avx512;
 };
 
-#if defined(_WIN32)  // clang-cl links no library in which __builtin_cpu_supports would look
+// By the processor's own instruction: clang before 18 refuses __builtin_cpu_supports("f16c"), and clang-cl links no
+// library in which that would look.
 Features features() {
     unsigned a, b, c, d, states = 0, unused;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return {};
     if (c >> 27 & 1) asm volatile("xgetbv" : "=a"(states), "=d"(unused) : "c"(0));
     const bool fma = c >> 12 & 1, f16c = c >> 29 & 1;
     if (!fma || !f16c || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return {};
+#if defined(__APPLE__)  // macOS says that it keeps the registers of AVX-512 only once a thread has used them
+    constexpr unsigned kYmm = 0x6, kZmm = kYmm, kAvx2 = 1u << 5;
+#else
     constexpr unsigned kYmm = 0x6, kZmm = 0xE6, kAvx2 = 1u << 5;
+#endif
     constexpr unsigned kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // F, DQ, BW, VL
     const bool avx2 = (states & kYmm) == kYmm && (b & kAvx2) != 0;
     return {avx2, avx2 && (states & kZmm) == kZmm && (b & kAvx512) == kAvx512};
 }
-#else
-Features features() {
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-    return {avx2, avx512};
-}
-#endif
 
 }  // namespace
 #endif

@@ -389,6 +389,22 @@ def test_a_missing_extension_is_said_once_and_done_without(missing, backend):
         )
 
 
+@pytest.mark.parametrize(("pure", "missing", "warnings"), [("true", [], 0), ("false", [], 1), ("true", ["numba"], 1)])
+def test_an_extension_that_was_left_out_on_purpose_is_no_reason_to_warn(pure, missing, warnings, tmp_path):
+    """Seen to fail: a warning in every process, an error under `-W error`. The reference is nobody's choice."""
+    installed = tmp_path / "noisefuse-1.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: noisefuse\nVersion: 1\n")
+    (installed / "WHEEL").write_text(f"Wheel-Version: 1.0\nRoot-Is-Purelib: {pure}\n")
+    missing = ["noisefuse._native", *missing]
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.modules |= dict.fromkeys({missing})\n"
+    code += "import importlib.util as u; find = u.find_spec\n"
+    code += f"u.find_spec = lambda name, *rest: None if name in {missing} else find(name, *rest)\n{DRAW}"
+    done = python(code, NOISEFUSE_BACKEND=None)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("RuntimeWarning") == warnings
+
+
 # In a process of its own: the copy of the package is what counts, and whether it compiles `step` or finds it on disk.
 OF_A_COPY = """
 import re, sys, warnings

@@ -609,14 +609,6 @@ def test_importing_the_package_imports_none_of_this() -> None:
     assert not ({"rich", "matplotlib", "PIL", "skimage", "torch", "argparse"} | commands) & set(loaded)
 
 
-def test_the_package_ships_the_baseline_of_the_benchmarks() -> None:
-    from noisefuse import naive
-
-    assert naive.__file__ is not None
-    original = Path(__file__).parents[2] / "benchmarks" / "naive.py"
-    assert Path(naive.__file__).read_text() == original.read_text()
-
-
 @pytest.mark.slow
 def test_demo_of_samplers_draws_all_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

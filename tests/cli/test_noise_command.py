@@ -1148,7 +1148,7 @@ def test_images_that_cannot_be_noised_are_named(tmp_path: Path, capsys: pytest.C
 
     (tmp_path / "x").mkdir()
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "x" / "deep.png")
-    assert "deep.png has 1 frames of mode I;16" in fails(capsys, tmp_path / "x", tmp_path / "y", *AT_300)
+    assert "deep.png has 1 frames of mode I" in fails(capsys, tmp_path / "x", tmp_path / "y", *AT_300)
     for name, data in (("P6 2 2 65535\n", bytes(24)), ("P6 2 2 300\n", bytes(24))):
         (tmp_path / "x" / "deep.png").write_bytes(name.encode() + data)
         assert "deep.png has 16 bits a channel" in fails(capsys, tmp_path / "x", tmp_path / "y", *AT_300)

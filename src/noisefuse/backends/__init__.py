@@ -144,22 +144,33 @@ def _first() -> tuple[str, Any]:
             return _select(wanted)
         except ImportError as error:
             raise ImportError(f"NOISEFUSE_BACKEND={wanted!r}: {error}") from error
-    missing: list[str] = []
+    missing: dict[str, ImportError] = {}
     for name in NAMES[:-1]:
         try:
             return _fallen_back(_select(name), missing)
         except ImportError as error:
-            missing.append(f"{name}: {error}")
+            missing[name] = error
     return _fallen_back(_select(NAMES[-1]), missing)
 
 
-def _fallen_back(chosen: tuple[str, Any], missing: list[str]) -> tuple[str, Any]:
-    """Says once what is missing."""
-    if missing:
+def _fallen_back(chosen: tuple[str, Any], missing: dict[str, ImportError]) -> tuple[str, Any]:
+    """Says once what is missing, unless it was left out on purpose."""
+    if missing and not (chosen[0] == "numba" and _built_without_native()):
         slow = "some 10 times slower than NumPy" if chosen[0] == "reference" else "more slowly"
-        message = f"noisefuse runs on its backend {chosen[0]!r}: the same results, {slow}. " + ". ".join(missing)
+        causes = ". ".join(f"{name}: {error}" for name, error in missing.items())
+        message = f"noisefuse runs on its backend {chosen[0]!r}: the same results, {slow}. {causes}"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
     return chosen
+
+
+def _built_without_native() -> bool:
+    """Whether noisefuse was installed with NOISEFUSE_PURE: a wheel for every platform has no C++ extension."""
+    from importlib import metadata  # takes milliseconds, which a process with the extension need not spend
+
+    try:
+        return "Root-Is-Purelib: true" in (metadata.distribution("noisefuse").read_text("WHEEL") or "")
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _select(name: str) -> tuple[str, Any]:

@@ -288,7 +288,8 @@ def heunpp2(
         x' = x + (sigma' - sigma) ((1 - w_2 - w_3) d + w_2 d_2 + w_3 d_3),    w_2, w_3 = sigma', sigma'' over 3 sigma_0
 
     sigma_0 is the first level. The last step but one has w_2 = sigma' / 2 sigma_0 and no x_3, the last is Euler's.
-    There is no paper. The weights are those of a mean only at sigma_0, so that it is of first order.
+    There is no paper: it is of Carzit's sd-webui-samplers-scheduler. The weights are those of a mean only at sigma_0,
+    so that it is of first order.
 
     >>> len(nf.samplers.heunpp2(nf.Schedule.karras(100), steps=10))
     27

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A release changes every text that speaks of what is to come, and no tag of another version is uploaded.
+
+Seen to fail: a page that says "once it is released" and that the script does not know, another date in CITATION.cff.
+"""
+
+import re
+import runpy
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import noisefuse as nf
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = runpy.run_path(str(ROOT / "tools" / "release.py"))
+CHANGED = ["CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "README.md", "pyproject.toml", "recipe/recipe.yaml"]
+CHANGED += ["src/noisefuse/__init__.py", "integrations/comfyui/README.md", "tests/known/README.md"]
+RELEASED = ".dev" not in nf.__version__
+FIRST = tomllib.loads(SCRIPT["FIRST"].read_text())["text"] if SCRIPT["FIRST"].exists() else []
+
+
+@pytest.fixture
+def copy(tmp_path):
+    for name in [*CHANGED, *(page.relative_to(ROOT) for page in (ROOT / "docs").rglob("*.md"))]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.skipif(RELEASED, reason="this version is released")
+def test_a_release_changes_every_text(copy):
+    SCRIPT["release"](copy, "99.0.0", "2030-12-31")
+    assert SCRIPT["wrong"](copy, "v99.0.0") == []
+    project = tomllib.loads((copy / "pyproject.toml").read_text())["tool"]["hatch"]["metadata"]["hooks"]
+    links = [each["replacement"] for each in project["fancy-pypi-readme"]["substitutions"]]
+    assert all("/noisefuse/noisefuse/" in link for link in links)
+    assert all(link.endswith("/v99.0.0/") for link in links)
+    assert "\n  version: 99.0.0\n" in (copy / "recipe" / "recipe.yaml").read_text()
+    commands = "    pip install 'noisefuse[demo]' && noisefuse demo\n    pip install '.[test]' && pytest -n auto\n"
+    assert commands in (copy / "README.md").read_text()
+
+
+@pytest.mark.skipif(RELEASED, reason="this version is released")
+def test_the_next_version_is_begun_after_it(copy):
+    before = {name: (copy / name).read_text() for name in ("pyproject.toml", "CITATION.cff")}
+    SCRIPT["release"](copy, "99.0.0", "2030-12-31")
+    SCRIPT["begin_next"](copy, "99.0.1.dev0")
+    assert "## [Unreleased]\n\n## [99.0.0] - 2030-12-31\n" in (copy / "CHANGELOG.md").read_text()
+    assert (copy / "pyproject.toml").read_text() == before["pyproject.toml"]
+    assert (copy / "CITATION.cff").read_text() == before["CITATION.cff"].replace(nf.__version__, "99.0.1.dev0")
+    assert SCRIPT["unreleased"](copy) == []
+
+
+@pytest.mark.parametrize("change", FIRST, ids=lambda change: change["file"])
+def test_what_the_first_release_changes_is_there_once(change):
+    """Or no more at all: then the first release is over."""
+    counts = {(ROOT / each["file"]).read_text().count(each["before"]) for each in FIRST}
+    assert counts == {0} or (ROOT / change["file"]).read_text().count(change["before"]) == 1
+
+
+def test_a_released_version_speaks_of_no_release_to_come():
+    assert not RELEASED or SCRIPT["unreleased"](ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "pattern", "planted", "expected"),
+    [
+        ("src/noisefuse/__init__.py", r"99\.0\.0", "99.0.1", "expected the tag v99.0.1, got v99.0.0"),
+        ("src/noisefuse/__init__.py", r'99\.0\.0"', '99.0.0.dev0"', "expected a version without .dev"),
+        ("CHANGELOG.md", r"\[99\.0\.0\]", "[Unreleased]", "expected a heading ## [99.0.0] - DATE"),
+        ("CITATION.cff", "2030-12-31", "2030-12-30", "CITATION.cff: expected this version, and the changelog's date"),
+        ("docs/loss.md", r"\Z", "Once it is released, look.\n", "docs/loss.md: Once it is released, look."),
+        ("docs/loss.md", r"\Z", "    pip install '.[torch]'\n", "docs/loss.md:     pip install '.[torch]'"),
+    ],
+)
+@pytest.mark.skipif(RELEASED, reason="this version is released")
+def test_a_tag_of_something_else_is_refused(copy, file, pattern, planted, expected):
+    SCRIPT["release"](copy, "99.0.0", "2030-12-31")
+    text = (copy / file).read_text()
+    (copy / file).write_text(re.sub(pattern, planted, text, count=1))
+    assert any(expected in line for line in SCRIPT["wrong"](copy, "v99.0.0"))
+
+
+def test_citation_has_this_version_and_the_day_of_its_heading():
+    text = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (.*)$", text, re.MULTILINE)[1] == nf.__version__
+    days = re.findall(
+        rf"^## \[{re.escape(nf.__version__)}\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert re.findall(r"^date-released: (.*)$", text, re.MULTILINE) == days
+    assert bool(days) == RELEASED
+
+
+@pytest.mark.parametrize("placeholder", ["The noisefuse developers", "noisefuse@users.noreply.github.com"])
+def test_one_page_lists_where_placeholders_stand(placeholder):
+    """Seen to fail: an author in a file more."""
+    page = (ROOT / "docs" / "releasing.md").read_text()
+    assert f"`{placeholder}`" in page
+    listed = {*re.findall(r"\]\(\.\./([\w.]+)\)", page.split("**Placeholders.**")[1].split("\n* ")[0]), "README.md"}
+    kinds = {".cff", ".md", ".py", ".toml", ".yaml", ".yml", ""}
+    texts = [path for path in ROOT.iterdir() if path.is_file() and path.suffix in kinds]
+    texts += [path for folder in ("src", "docs", "recipe", "examples") for path in (ROOT / folder).rglob("*.*")]
+    found = {path.name for path in texts if path.suffix in kinds and placeholder in path.read_text()}
+    assert found - {"LICENSE", "releasing.md"} <= listed
+
+
+def test_the_workflow_asks_before_it_uploads():
+    yaml = pytest.importorskip("yaml")
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "wheels.yml").read_text())["jobs"]
+    assert "tools/release.py --check" in jobs["tag"]["steps"][-1]["run"]
+    assert "tag" in jobs["upload"]["needs"]

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of each folder of the package the tests run, held to a floor:
+
+python tools/coverage_floors.py coverage.json    what `pytest --cov --cov-report json` writes
+
+Lines and branches together, in per cent. Raise a floor where a folder has come to lie well above it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+FLOORS = {"": 90, "backends": 75, "campaign": 80, "interop": 85, "samplers": 95}
+COUNTED = ("covered_lines", "covered_branches", "num_statements", "num_branches")
+
+
+def by_folder(report: dict[str, Any]) -> dict[str, float]:
+    """{folder of the package: per cent}."""
+    sums: dict[str, Counter[str]] = {}
+    for name, file in report["files"].items():
+        parts = Path(name.replace("\\", "/")).parts
+        folder = "/".join(parts[-1 - parts[::-1].index("noisefuse") :][1:-1])  # a checkout may lie in another noisefuse
+        summary = file["summary"]
+        sums.setdefault(folder, Counter()).update({key: summary[key] for key in COUNTED})
+    return {
+        folder: 100 * (n["covered_lines"] + n["covered_branches"]) / max(n["num_statements"] + n["num_branches"], 1)
+        for folder, n in sums.items()
+    }
+
+
+def below(found: dict[str, float]) -> list[str]:
+    """A line for each folder that lies below its floor, has none, or is not there."""
+    wrong = []
+    for folder in sorted({*found, *FLOORS}):
+        name = f"noisefuse/{folder}".rstrip("/")
+        if folder not in FLOORS or folder not in found:
+            wrong.append(f"{name}: expected a folder with a floor, got folders {sorted(found)}, floors {FLOORS}")
+        elif found[folder] < FLOORS[folder]:
+            wrong.append(f"{name}: expected at least {FLOORS[folder]} %, got {found[folder]:.1f}")
+    return wrong
+
+
+def main() -> None:
+    found = by_folder(json.loads(Path(sys.argv[1]).read_text()))
+    for folder, share in sorted(found.items()):
+        print(f"{share:5.1f} %  noisefuse/{folder}")
+    if wrong := below(found):
+        raise SystemExit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()

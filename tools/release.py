@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text that a release changes, all of it at once:
+
+python tools/release.py 0.1.0 2030-12-31    this version is released, on this day
+python tools/release.py 0.2.0.dev0          afterwards: work on the next one
+python tools/release.py --check v0.1.0      fails unless this is the tag of what the files say; runs before an upload
+
+It writes files and commits nothing. docs/releasing.md says when.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tomllib
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+FIRST = ROOT / "tools" / "first_release.toml"
+UNRELEASED = re.compile(
+    r"not released|(once|until) it is( released)?\b|from a checkout|before the first release", re.IGNORECASE
+)
+# An extra of a checkout; not beside a program or a test, which only a checkout has.
+EXTRA = re.compile(r"^(?!.*(?:examples/|pytest)).*'\.\[", re.MULTILINE)
+
+
+def pages(root: Path) -> list[Path]:
+    """What users read. docs/noise.md, which is printed too, says what holds before the first release and after it."""
+    readmes = [root / folder / "README.md" for folder in (".", "integrations/comfyui", "tests/known")]
+    docs = [page for page in sorted((root / "docs").rglob("*.md")) if page.name not in ("noise.md", "releasing.md")]
+    return [*readmes, *docs]
+
+
+def unreleased(root: Path) -> list[str]:
+    """The lines of pages that only a version that is not released may have."""
+    lines = [(page, line) for page in pages(root) for line in page.read_text().splitlines()]
+    found = [(page, line) for page, line in lines if UNRELEASED.search(line)]
+    found += [(page, line) for page, line in lines if page.name != "start.md" and EXTRA.search(line)]
+    return [f"{page.relative_to(root)}: {line}" for page, line in found]
+
+
+def put(root: Path, name: str, pattern: str, text: str) -> None:
+    """Puts text in the place of what pattern finds, which has to be there."""
+    file = root / name
+    changed, count = re.subn(pattern, lambda match: match.expand(text), file.read_text(), flags=re.MULTILINE)
+    if not count:
+        raise SystemExit(f"{name}: expected {pattern!r}")
+    file.write_text(changed)
+
+
+def set_version(root: Path, version: str, day: str | None) -> None:
+    """In the package, in CITATION.cff and in the recipe; and where the README's links lead from the index."""
+    put(root, "src/noisefuse/__init__.py", r'^__version__ = ".*"$', f'__version__ = "{version}"')
+    cited = f"version: {version}\n" + (f"date-released: {day}\n" if day else "")
+    put(root, "CITATION.cff", r"^version: .*\n(?:date-released: .*\n)?", cited)
+    put(root, "recipe/recipe.yaml", r"^  version: [\d.]+$", f"  version: {version.partition('.dev')[0]}")
+    branch = f"v{version}" if day else "main"
+    put(root, "pyproject.toml", r"(/noisefuse/noisefuse/(?:blob/)?)(?:main|v[\d.]+)/(?=')", rf"\g<1>{branch}/")
+
+
+def release(root: Path, version: str, day: str) -> None:
+    set_version(root, version, day)
+    put(root, "CHANGELOG.md", r"^## \[Unreleased\]$", f"## [{version}] - {day}")
+    for change in tomllib.loads(FIRST.read_text())["text"] if FIRST.exists() else []:
+        file = root / change["file"]
+        file.write_text(file.read_text().replace(change["before"], change["after"]))
+    for page in pages(root):
+        if page.name != "start.md":
+            page.write_text(EXTRA.sub(lambda line: line[0].replace("'.[", "'noisefuse["), page.read_text()))
+    if left := unreleased(root):
+        raise SystemExit("expected no word of what is to come, got\n" + "\n".join(left))
+
+
+def begin_next(root: Path, version: str) -> None:
+    set_version(root, version, None)
+    text = (root / "CHANGELOG.md").read_text()
+    (root / "CHANGELOG.md").write_text(text.replace("\n## [", "\n## [Unreleased]\n\n## [", 1))
+
+
+def wrong(root: Path, tag: str) -> list[str]:
+    """What keeps this tag from being uploaded."""
+    version = re.search(r'^__version__ = "(.*)"$', (root / "src/noisefuse/__init__.py").read_text(), re.MULTILINE)[1]
+    heading = re.search(rf"^## \[{re.escape(version)}\] - (\S+)$", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
+    cited = rf"^version: {re.escape(version)}\ndate-released: {heading[1] if heading else '?'}$"
+    found = [] if tag == f"v{version}" else [f"expected the tag v{version}, got {tag}"]
+    found += [f"__version__ = {version!r}: expected a version without .dev"] * (".dev" in version)
+    found += [] if heading else [f"CHANGELOG.md: expected a heading ## [{version}] - DATE"]
+    found += (
+        []
+        if re.search(cited, (root / "CITATION.cff").read_text(), re.MULTILINE)
+        else ["CITATION.cff: expected this version, and the changelog's date"]
+    )
+    return found + unreleased(root)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("version", nargs="?")
+    parser.add_argument("day", nargs="?", type=date.fromisoformat)
+    parser.add_argument("--check", metavar="TAG")
+    arguments = parser.parse_args()
+    if arguments.check:
+        if found := wrong(ROOT, arguments.check):
+            raise SystemExit("\n".join(found))
+        return
+    if not re.fullmatch(r"\d+\.\d+\.\d+(\.dev0)?", arguments.version or ""):
+        parser.error(f"expected a version such as 0.1.0 or 0.2.0.dev0, got {arguments.version}")
+    if arguments.version.endswith(".dev0") == (arguments.day is not None):
+        parser.error("expected a day with a version, and none with a .dev0")
+    if arguments.day:
+        release(ROOT, arguments.version, str(arguments.day))
+    else:
+        begin_next(ROOT, arguments.version)
+
+
+if __name__ == "__main__":
+    main()
