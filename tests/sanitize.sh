@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs tests of the extension with instrumented code, in a virtual environment and a build folder of its own:
 #     tests/sanitize.sh address [pytest arguments]    AddressSanitizer and UndefinedBehaviorSanitizer
+#     tests/sanitize.sh calls --minutes M             the same, of random calls (tests/campaign/random_calls.py)
 #     tests/sanitize.sh thread [pytest arguments]     ThreadSanitizer: the pool alone (tests/campaign/pool.cpp), then
 #                                                     tests/backends/test_threads.py
 # Arguments take the place of the tests below. The compiler is c++, or $CXX: clang (with its runtimes: libclang-rt-dev)
@@ -18,7 +19,7 @@ options=log_path=$tmp/report # pytest keeps what goes to stderr
 others=avx2 # not instrumented
 grep -q ' avx512vl ' /proc/cpuinfo || others=avx512
 case $kind in
-address)
+address | calls)
     flags=-g
     settings=(-C cmake.define.NOISEFUSE_SANITIZE=ON)
     # What hands the extension arrays, names of noise and tables, right and wrong ones. Left out is what is of Python
@@ -45,7 +46,7 @@ thread)
     TSAN_OPTIONS=halt_on_error=1 setarch -R "$tmp/pool"
     ;;
 *)
-    echo "usage: tests/sanitize.sh address|thread [pytest arguments]" >&2
+    echo "usage: tests/sanitize.sh address|calls|thread [arguments]" >&2
     exit 2
     ;;
 esac
@@ -74,10 +75,11 @@ instrumented() { LD_PRELOAD=$preload setarch -R "$tmp/venv/bin/python" "$@"; }
 status=0
 # Random calls, wrong ones among them, are what the fast path's reading of arguments is tried with.
 if [ "$kind" = address ]; then instrumented -m noisefuse.cli selftest --level quick --seed 2 || status=$?; fi
-instrumented -m pytest -p no:cacheprovider -p no:faulthandler \
-    --deselect tests/backends/test_threads.py::test_where_no_thread_can_be_started_the_call_goes_on \
-    --deselect tests/backends/test_threads.py::test_interrupts_at_any_moment_leave_no_lock_taken \
-    "$@" || status=$?
+run=(-m pytest -p no:cacheprovider -p no:faulthandler
+    --deselect tests/backends/test_threads.py::test_where_no_thread_can_be_started_the_call_goes_on
+    --deselect tests/backends/test_threads.py::test_interrupts_at_any_moment_leave_no_lock_taken)
+[ "$kind" != calls ] || run=(tests/campaign/random_calls.py --no-numba)
+instrumented "${run[@]}" "$@" || status=$?
 if compgen -G "$tmp/report*" >/dev/null; then
     cat "$tmp"/report*
     exit 1

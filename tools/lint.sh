@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 ruff check
 ruff format --check
 mypy --strict src
+bandit --quiet --configfile pyproject.toml --recursive src tools integrations
 check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 zizmor --offline --quiet --no-progress .

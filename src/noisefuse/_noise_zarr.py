@@ -60,7 +60,7 @@ class Zarr:
         work.result(array.dtype)
         job = cls(path, partial, work, shape, unit)
         try:
-            assert job._empty
+            _ = job._empty
         except Exception as error:
             raise ValueError(f"{path}: no store like it can be made: {error}") from error
         return job

@@ -82,7 +82,7 @@ def outcome(code: str | CodeType) -> Outcome:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            found = eval(code, dict(vars(arguments)))
+            found = eval(code, dict(vars(arguments)))  # a line that `random_call` wrote  # nosec B307
         except Exception as error:
             answer, failed = f"{type(error).__name__}: {error}", True
         else:

@@ -266,4 +266,4 @@ class _Task:
 
 @lru_cache(maxsize=64)
 def _unpickled(pickled: bytes) -> _Task:
-    return _Task(*pickle.loads(pickled))
+    return _Task(*pickle.loads(pickled))  # which dask's own task came by  # nosec B301
