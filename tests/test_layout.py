@@ -19,6 +19,7 @@ CSRC = ROOT / "csrc"
 # Modules by pattern, and the modules of the package that they may import, also inside of functions. The first pattern
 # that fits counts. "" is the package itself, with its public names.
 ALLOWED = {
+    "_version": "",
     "kinds": "",
     "intervals": "",
     "noise": "intervals kinds",
@@ -47,7 +48,7 @@ ALLOWED = {
     "backends.cuda": "noise rows backends.call backends.cubin levels",
     "backends.threads": "",
     "backends.*": "noise rows backends.call backends.threads _native",
-    "backends": "noise backends.call backends.selftest backends.threads _native",
+    "backends": "noise _version backends.call backends.selftest backends.threads _native",
     "arrays": "backends backends.call kinds",
     "calls": "float_mode noise rows tableau arrays backends backends.call levels",
     "ops": "intervals schedule rows tableau forward noise views arrays calls backends backends.call levels",
@@ -62,7 +63,7 @@ ALLOWED = {
     "samplers.shared": "sampler tableau docstrings samplers.spacing",
     "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
     "samplers": "samplers.*",
-    "": "[!_]*",
+    "": "[!_]* _version",
     "interop": "kinds interop.torch interop.jax interop.dask",
     "interop._needs": "",
     "interop.dask_blocks": "@",
@@ -102,10 +103,6 @@ ALLOWED = {
     "campaign*": "@ arrays campaign campaign.* rows _native levels",
     "_noise_cluster": "@ _noise_files interop.dask",
     "_*": "@ _* arrays campaign campaign.* naive sampler views levels",
-}
-# Imports that point up, and so close a circle: statements inside of functions, which run when all is loaded.
-EXCEPTIONS = {
-    ("backends", ""): "the version stands in the package, and info() tells it",
 }
 # What is imported only where it is needed. Commands need what the extras install.
 OPTIONAL = {
@@ -157,7 +154,7 @@ def wrong_imports(module, text, package=False):
     for name, top in imports(ast.parse(text), module, package):
         root, _, inside = name.partition(".")
         if root == "noisefuse":
-            if not fits(inside, allowed) and (module, inside) not in EXCEPTIONS:
+            if not fits(inside, allowed):
                 yield name
         elif root in {*sys.stdlib_module_names, "numpy", *STANDS_ON.get(module, ())} or command:
             continue
@@ -203,7 +200,7 @@ def test_an_import_that_points_up_is_seen(module, text, package):
 
 def test_what_is_asked_of_torchs_internals_stands_in_one_file():
     """Seen to fail: a private name of torch's elsewhere."""
-    internals = r"\btorch\._\w|\._version\b|forward_ad|is_dynamo_compiling|custom_op\b|assume_constant_result"
+    internals = r"\btorch\._\w|\w\._version\b|forward_ad|is_dynamo_compiling|custom_op\b|assume_constant_result"
     found = {name for name, path in MODULES.items() if re.search(internals, path.read_text())}
     assert found == {"interop.torch_internals"}
 
@@ -234,10 +231,6 @@ def graph_of(sources):
     return graph
 
 
-def without(graph, *pairs):
-    return {module: {other for other in others if (module, other) not in pairs} for module, others in graph.items()}
-
-
 def circle(graph):
     """The modules of one, or none."""
     try:
@@ -251,13 +244,7 @@ GRAPH = graph_of({module: (path.read_text(), path.name == "__init__.py") for mod
 
 
 def test_no_modules_import_each_other():
-    assert circle(without(GRAPH, *EXCEPTIONS)) == []
-
-
-@pytest.mark.parametrize("exception", EXCEPTIONS, ids=" imports ".join)
-def test_an_import_that_points_up_is_there_and_closes_a_circle(exception):
-    """Else it is no exception any more."""
-    assert circle(without(GRAPH, *EXCEPTIONS.keys() - {exception}))
+    assert circle(GRAPH) == []
 
 
 @pytest.mark.parametrize(

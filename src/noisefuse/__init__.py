@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import augment, density, fields, samplers, weights
+from ._version import __version__ as __version__
 from .backends import info, set_num_threads, use_backend
 from .density import combine
 from .loss import mse_loss, mse_loss_grad
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from . import interop as interop
     from . import legacy as legacy
     from . import numba as numba
-
-__version__ = "0.1.0.dev0"
 
 __all__ = [
     "NOISE_VERSION",

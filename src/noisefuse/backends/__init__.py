@@ -20,7 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..noise import Noise
+from .._version import __version__
+from ..noise import NOISE_VERSION, Noise
 from . import threads
 from .call import Loss, Step, Walk
 from .selftest import self_test
@@ -278,8 +279,6 @@ def info() -> dict[str, Any]:
     >>> nf.info()["noise_version"]
     1
     """
-    from .. import NOISE_VERSION, __version__
-
     backends: dict[str, str] = {}
     for name in NAMES:
         try:
