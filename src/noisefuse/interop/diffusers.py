@@ -35,7 +35,7 @@ with needs(__name__, "diffusers", "torch"):
 from . import diffusers_rows as rows
 from .diffusers_exact import rebound
 from .diffusers_rows import Plan, Step, Unsupported
-from .diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput, transitions
+from .diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput, Transitions, transitions
 from .torch_internals import is_traced, untraced, version, writes
 
 __all__ = [
@@ -1134,10 +1134,10 @@ if _has("FlowMapEulerDiscreteScheduler"):
 
 class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
     """Flow matching whose steps draw noise and give their log-densities, for reinforcement learning; its methods take
-    and return what those of the class of this name in vllm-omni and verl-omni do. See docs/rl.md.
+    and return what those of the class of this name in verl-omni do. See docs/rl.md.
 
     sde_type: "sde" is `noisefuse.samplers.flow_sde` (Flow-GRPO), "cps" `flow_cps`, with -(x' - mean)^2 for its
-    log-density, as there, and "dance" `dance_sde`, whose eta is the noise_level.
+    log-density, as there, and "dance_sde" `dance_sde`, whose eta is the noise_level.
 
     What differs: the log-density is that of x' as it is returned, rounded to its dtype, so that it is found again when
     x' is read again; the formulas are computed in float64, of float32 sigmas; a step of standard deviation 0 has none,
@@ -1151,7 +1151,7 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
         self, model_output: Any, timestep: Any, sample: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
         s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Draws = None, per_token_timesteps: Any = None,
         return_dict: bool = True, noise_level: float = 0.7, prev_sample: Any = None, sde_type: str = "sde",
-        return_logprobs: bool = True,
+        return_logprobs: bool = True, include_logprob_normalizer: bool = True,
     ) -> Any:  # fmt: skip
         """The next sample, drawn or given (prev_sample), and its log-density, differentiable through model_output.
 
@@ -1160,6 +1160,8 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
             generator: as for the other classes, a Noise or one for each sample among them.
             noise_level, sde_type: see the class.
             prev_sample: whose log-density is asked for. None: it is drawn.
+            include_logprob_normalizer: False: the log-density without the Gaussian's constants, as some of
+                verl-omni's pipelines take it. That of "cps" never has them.
 
         Returns:
             `FlowMatchSDEDiscreteSchedulerOutput`, or with return_dict=False a tuple.
@@ -1175,8 +1177,9 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
         many = isinstance(timestep, Tensor) and timestep.numel() > 1
         clock: Any = self._time()
         place = self._places(timestep, clock, sample.shape) if many else self._place(timestep, clock)
-        law = generator, per_token_timesteps, noise_level, prev_sample, sde_type, return_logprobs
-        taken = self._transition(place, sample, model_output, model_output.dtype, *law)
+        rule = self._rule(sde_type, noise_level, per_token_timesteps)
+        given = generator, prev_sample, model_output.dtype, return_logprobs, include_logprob_normalizer
+        taken = self._taken(rule, place, sample, model_output, *given)
         if not many:
             self._step_index += 1
         return FlowMatchSDEDiscreteSchedulerOutput(*taken) if return_dict else taken
@@ -1185,32 +1188,40 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
     def sample_previous_step(
         self, sample: Any, model_output: Any, timestep: Any = None, generator: Draws = None,
         per_token_timesteps: Any = None, noise_level: float = 0.7, prev_sample: Any = None, sde_type: str = "sde",
-        return_logprobs: bool = True,
+        return_logprobs: bool = True, return_sqrt_dt: bool = False, include_logprob_normalizer: bool = True,
     ) -> Any:  # fmt: skip
         """As `step`, but the run stays where it is, and what is drawn is not rounded to the model output's dtype.
 
         timestep: of each sample (B,). None: where the run is.
 
         Returns:
-            (prev_sample, log_prob, prev_sample_mean, std_dev_t)
+            (prev_sample, log_prob, prev_sample_mean, std_dev_t), and with return_sqrt_dt sqrt(sigma - sigma') of each
+            sample after them, float32 (B,), by which GRPO-Guard normalises its ratios.
         """
         clock: Any = self._time()
         place = self._step_index if timestep is None else self._places(timestep, clock, sample.shape)
-        law = generator, per_token_timesteps, noise_level, prev_sample, sde_type, return_logprobs
+        rule = self._rule(sde_type, noise_level, per_token_timesteps)
         kind = torch.promote_types(sample.dtype, torch.float32) if prev_sample is None else prev_sample.dtype
-        return self._transition(place, sample, model_output, kind, *law)
+        given = generator, prev_sample, kind, return_logprobs, include_logprob_normalizer
+        taken = self._taken(rule, place, sample, model_output, *given)
+        return (*taken, rule.roots(_on_host(place), sample)) if return_sqrt_dt else taken
 
-    def _transition(
-        self, place: Any, x: Any, m: Any, dtype: torch.dtype, draws: Draws, per_token: Any, level: float, x_next: Any,
-        kind: str, log_prob: bool,
-    ) -> Any:  # fmt: skip
+    def _rule(self, kind: str, level: float, per_token: Any) -> Transitions:
         if per_token is not None:
             raise NotImplementedError(f"{type(self).__name__} takes no per_token_timesteps")
         sigmas = self._kept_levels("sde", lambda n: tuple(self.__dict__["sigmas"].double().tolist()))
-        place = place.cpu().numpy() if isinstance(place, Tensor) else place
+        return transitions(kind, sigmas, float(level))
+
+    def _taken(
+        self, rule: Transitions, place: Any, x: Any, m: Any, draws: Draws, x_next: Any, dtype: torch.dtype,
+        log_prob: bool, constants: bool,
+    ) -> Any:  # fmt: skip
         draws = self.noise if draws is None else draws
-        rule = transitions(kind, sigmas, float(level))
-        return rule.take(place, x, m, lambda: self._drawn(draws, m, x), x_next, dtype, log_prob)
+        return rule.take(_on_host(place), x, m, lambda: self._drawn(draws, m, x), x_next, dtype, log_prob, constants)
+
+
+def _on_host(place: Any) -> Any:
+    return place.cpu().numpy() if isinstance(place, Tensor) else place
 
 
 _OTHERS = {"accelerate", "FlowMatchSDEDiscreteScheduler"}
