@@ -307,6 +307,11 @@ SHORT = distinct(case for name in NAMES for case in one_at_a_time(name))
 DEFAULTS = {name: next(one_at_a_time(name)) for name in NAMES}
 
 
+def said(caplog):
+    """The lines of our log."""
+    return [record.getMessage() for record in caplog.records if record.name == "noisefuse.interop.diffusers"]
+
+
 # ---- loops side by side ------------------------------------------------------------------------------------
 
 
@@ -1049,7 +1054,9 @@ def test_add_noise_agrees(name, dtype):
 
 
 @pytest.mark.parametrize("name", FORWARD)
-def test_add_noise_goes_on_with_diffusers_where_a_row_does_not_do(name):
+def test_add_noise_goes_on_with_diffusers_where_a_row_does_not_do(name, caplog):
+    """And says so once, with the reason. Seen to fail: nothing in the log."""
+    ours._said.clear()
     pair = DEFAULTS[name].pair()
     x, z = torch.randn(2, 4, 3, 5)
     t = pair[0].timesteps[[0, 3, 9, 3]]
@@ -1059,6 +1066,13 @@ def test_add_noise_goes_on_with_diffusers_where_a_row_does_not_do(name):
         theirs, mine = (forward(scheduler, *arguments) for scheduler in pair)
         assert torch.equal(mine, theirs)
     assert mine.requires_grad
+    reasons = [
+        "for one sample at many times", "for torch.bfloat16 samples and torch.float32 noise",
+        "for tensors of torch.complex64 on cpu", "for noise of another shape than the samples'",
+        "for tensors that require grad",
+    ]  # fmt: skip
+    method = "scale_noise" if hasattr(pair[1], "scale_noise") else "add_noise"
+    assert said(caplog) == [f"{name}: diffusers' own {method} is used {reason}" for reason in reasons]
 
 
 @pytest.mark.parametrize("name", some(2, FORWARD))
@@ -1270,10 +1284,10 @@ def test_what_a_row_cannot_do(reason, caplog):
         assert torch.equal(a.isnan(), b.isnan())
         assert torch.equal(a.nan_to_num(), b.nan_to_num())
         assert a.requires_grad == b.requires_grad
-    said = [record.getMessage() for record in caplog.records if record.name == "noisefuse.interop.diffusers"]
-    assert len(said) == 1
-    assert said[0].startswith(f"{name}: diffusers' own step is used")
-    assert reason in said[0]
+    lines = said(caplog)
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{name}: diffusers' own step is used")
+    assert reason in lines[0]
     if "generator" in inspect.signature(pair[0].step).parameters:
         given = {**how.get("options", {}), "generator": nf.Noise(1)}
         with pytest.raises(TypeError, match="diffusers does this step"):
@@ -1679,6 +1693,75 @@ def test_pipelines_give_the_same_pictures(kind, tmp_path):
     pipeline.save_pretrained(tmp_path)
     loaded = type(pipeline).from_pretrained(tmp_path)
     assert type(loaded.scheduler) is getattr(diffusers, f"{kind}Scheduler")
+
+
+class Pipeline(diffusers.DiffusionPipeline):
+    """Schedulers under any names, and pipelines that share them, as diffusers' combined pipelines have them."""
+
+    def __init__(self, **schedulers):
+        super().__init__()
+        self.register_modules(**schedulers)
+
+
+class Combined(Pipeline):
+    def __init__(self, scheduler, prior_scheduler):
+        super().__init__(scheduler=scheduler, prior_scheduler=prior_scheduler)
+        self.prior_pipe, self.decoder_pipe = Pipeline(scheduler=prior_scheduler), Pipeline(scheduler=scheduler)
+
+
+def test_every_scheduler_of_a_pipeline_is_replaced(caplog):
+    """By whatever name, and one line says so. Seen to fail: all but `scheduler` stayed."""
+    kinds = {
+        "scheduler": "DDIM", "prior_scheduler": "UnCLIP", "inverse_scheduler": "DDIMInverse",
+        "audio_scheduler": "FlowMatchEulerDiscrete", "low_res_scheduler": "DDPM", "image_noising_scheduler": "DDPM",
+    }  # fmt: skip
+    names = {name: f"{kind}Scheduler" for name, kind in kinds.items()}
+    pipeline = Pipeline(**{name: getattr(diffusers, kind)() for name, kind in names.items()})
+    with caplog.at_level(logging.INFO):
+        assert ours.accelerate(pipeline, coefficients="exact") is pipeline
+    for name, kind in names.items():
+        scheduler = getattr(pipeline, name)
+        assert (type(scheduler), scheduler.coefficients) == (getattr(ours, kind), "exact")
+        assert pipeline.config[name] == ("diffusers", kind)
+    listed = ", ".join(f"{name} ({kind})" for name, kind in names.items())
+    assert said(caplog) == [f"Pipeline: one-pass steps for {listed}"]
+    assert caplog.records[-1].levelno == logging.INFO
+
+
+def test_the_schedulers_of_a_combined_pipeline_are_replaced_where_they_step(caplog):
+    """Its parts have the same objects. Seen to fail: no step of the parts was a row's."""
+    pipeline = Combined(diffusers.DDIMScheduler(), diffusers.UnCLIPScheduler())
+    noise = nf.Noise(4)
+    with caplog.at_level(logging.INFO):
+        ours.accelerate(pipeline, noise=noise)
+    assert type(pipeline.scheduler) is ours.DDIMScheduler
+    assert type(pipeline.prior_scheduler) is ours.UnCLIPScheduler
+    assert pipeline.decoder_pipe.scheduler is pipeline.scheduler
+    assert pipeline.prior_pipe.scheduler is pipeline.prior_scheduler
+    assert (pipeline.scheduler.noise, pipeline.prior_scheduler.noise) == (noise, None)  # two would draw the same
+    assert len(said(caplog)) == 1
+
+
+def test_pipelines_some_of_whose_schedulers_are_not_covered(caplog):
+    """A warning names those that stay; without any that is covered a pipeline is refused, and nothing is replaced where
+    an argument is wrong. Seen to fail: "object has no attribute 'scheduler'"."""
+    repaint, ddpm = diffusers.RePaintScheduler(), diffusers.DDPMScheduler()
+    pipeline = Pipeline(prior_scheduler=ddpm, inpainting=repaint)
+    for wrong in ({"coefficients": "best"}, {"noise": nf.Noise(1)}, {"noise": 3}):
+        with pytest.raises((TypeError, ValueError), match=r"^(coefficients|noise)"):
+            ours.accelerate(pipeline, **wrong)
+        assert pipeline.prior_scheduler is ddpm
+    ours.accelerate(pipeline)
+    assert type(pipeline.prior_scheduler) is ours.DDPMScheduler
+    assert pipeline.inpainting is repaint
+    line = "Pipeline: one-pass steps for prior_scheduler (DDPMScheduler); not for inpainting (RePaintScheduler)"
+    assert said(caplog) == [f"{line}, whose class is not covered"]
+    for name, scheduler in (("scheduler", repaint), ("other", diffusers.AmusedScheduler(5))):
+        its = rf"got a Pipeline, whose schedulers are {name} \({type(scheduler).__name__}\)$"
+        with pytest.raises(TypeError, match=its):
+            ours.accelerate(Pipeline(**{name: scheduler}))
+    with pytest.raises(TypeError, match=r"one of CMStochasticIterativeScheduler, .* got a Pipeline, which has none$"):
+        ours.accelerate(Pipeline())
 
 
 @pytest.mark.parametrize("how", ["constructor", "attribute", "components"])

@@ -15,7 +15,7 @@ import functools
 import logging
 import operator
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
@@ -28,7 +28,7 @@ from ._needs import needs
 with needs(__name__, "diffusers", "torch"):
     import diffusers
     import torch
-    from diffusers import SchedulerMixin  # noqa: F401, looked for beside a class that a pipeline loads
+    from diffusers import SchedulerMixin  # is looked for beside a class that a pipeline loads, too
     from diffusers.utils.torch_utils import randn_tensor
     from torch import Tensor
 
@@ -93,6 +93,7 @@ _ALSO = """
 """
 _REPLACEABLE = {"step", "add_noise", "scale_noise", "set_timesteps", "scale_model_input"}  # not used by rows
 _FLOATS = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
+_GRAD = "for tensors that require grad"
 _new_output, _set_item = OrderedDict.__new__, OrderedDict.__setitem__
 
 
@@ -364,7 +365,7 @@ class Fused:
         self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options, reason: str | None,
         **others: Any,
     ) -> Any:  # fmt: skip
-        """diffusers' own method, with other arguments of its besides. A reason is logged, once."""
+        """diffusers' own step, with other arguments of its besides."""
         name = type(self).__name__
         noise = self.noise if draws is None else draws
         if _is_noise(noise) and self._may_draw(options):
@@ -376,10 +377,14 @@ class Fused:
             _need_generators(draws)
             given["generator"] = draws
         result = self._base.step(self, m, t, x, return_dict=return_dict, **given)
-        if reason and (line := f"{name}: diffusers' own step is used {reason}") not in _said:
+        self._tell("step", reason)
+        return result
+
+    def _tell(self, method: str, reason: str | None) -> None:
+        """A reason why a method was diffusers' own is logged, once."""
+        if reason and (line := f"{type(self).__name__}: diffusers' own {method} is used {reason}") not in _said:
             _said.add(line)
             logger.warning(line)
-        return result
 
     def _given(self, options: Options, i: int | None = None) -> dict[str, Any]:
         """The arguments of diffusers' step, as they were given or at position i of the timesteps."""
@@ -391,7 +396,7 @@ class Fused:
     def _cannot(self, m: Any, x: Any) -> str | None:
         config = self.config
         if (x.requires_grad or m.requires_grad) and torch.is_grad_enabled():
-            return "for tensors that require grad"
+            return _GRAD
         if str(config.get("variance_type")).startswith("learned"):
             return "where the variance is learned"
         if self.__dict__.get("solver_p"):
@@ -509,27 +514,37 @@ class Fused:
     # ---- the forward process -------------------------------------------------------------------------------
 
     def _noised(self, x0: Any, noise: Any, t: Any, fallback: Any) -> Any:
-        """alpha x0 + sigma noise in one pass; `fallback()` where that is not possible."""
+        """alpha x0 + sigma noise in one pass; `fallback(why)` where that is not possible."""
         given = isinstance(noise, Tensor)
         if is_traced():
-            return fallback() if given else untraced(self._noised, x0, noise, t, fallback)
+            return fallback(None) if given else untraced(self._noised, x0, noise, t, fallback)
         if given and not isinstance(x0, Tensor):
-            return fallback()
-        if given and (_without_kernel(x0) or _one_at_many_times(x0, t)):
-            return fallback()
+            return fallback(None)  # raises an error
+        if given and (reason := _without_kernel(x0) or _one_at_many_times(x0, t)):
+            return fallback(reason)
         level = self._level(x0, t)
         if level is None:
-            return fallback()
+            return fallback("at times that are not among its timesteps")
         if _is_noise(noise):
             schedule, index = self._kept_levels("drawn", self._schedule)
             return nf.q_sample(x0, level if index is None else index[level], schedule, noise)
         if not given:
             raise _no_noise("a Tensor, a Noise or a list of them", noise)
-        grad = (x0.requires_grad or noise.requires_grad) and torch.is_grad_enabled()
-        if noise.dtype is not x0.dtype or noise.shape != x0.shape or grad:
-            return fallback()
+        if (x0.requires_grad or noise.requires_grad) and torch.is_grad_enabled():
+            return fallback(_GRAD)
+        if noise.dtype is not x0.dtype:
+            return fallback(f"for {x0.dtype} samples and {noise.dtype} noise")
+        if noise.shape != x0.shape:
+            return fallback("for noise of another shape than the samples'")
         table = self._kept_levels((x0.dtype, self.coefficients), lambda n: self._table(n, x0.dtype))
         return nf.update(table, level, x0, noise=noise)
+
+    def _base_noised(self, method: str, x0: Any, noise: Any, t: Any, reason: str | None) -> Any:
+        """diffusers' own add_noise or scale_noise, which take their arguments in other orders."""
+        ordered = (x0, noise, t) if method == "add_noise" else (x0, t, noise)
+        result = getattr(self._base, method)(self, *ordered)
+        self._tell(method, reason)
+        return result
 
     def _level(self, x0: Any, t: Any) -> Any:
         """The level of each sample, or of all: t itself, or where t is among the timesteps, or where the run is."""
@@ -603,7 +618,7 @@ class _AddsNoise(Fused):
     def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
         """diffusers' add_noise, in one pass. `noise` may also be a `nf.Noise`, or one for each sample: it is drawn in
         the same pass, the field of `nf.randn(original_samples.shape, noise)`."""
-        fallback = functools.partial(self._base.add_noise, self, original_samples, noise, timesteps)
+        fallback = functools.partial(self._base_noised, "add_noise", original_samples, noise, timesteps)
         return self._noised(original_samples, noise, timesteps, fallback)
 
 
@@ -680,9 +695,10 @@ def _without_kernel(x: Tensor) -> str | None:
     return None
 
 
-def _one_at_many_times(x0: Tensor, t: Any) -> bool:
+def _one_at_many_times(x0: Tensor, t: Any) -> str | None:
     """A batch of one, which diffusers expands."""
-    return isinstance(t, Tensor) and t.dim() == 1 and len(t) > 1 and x0.dim() > 0 and len(x0) == 1
+    expanded = isinstance(t, Tensor) and t.dim() == 1 and len(t) > 1 and x0.dim() > 0 and len(x0) == 1
+    return "for one sample at many times" if expanded else None
 
 
 def _entry(clock: _Clock, t: Tensor) -> int | None:
@@ -1031,8 +1047,8 @@ class _Flow(Fused):
 
     def scale_noise(self, sample: Any, timestep: Any, noise: Any = None) -> Any:
         """diffusers' scale_noise, in one pass; `noise` may be a `nf.Noise`, as in add_noise of the other classes."""
-        fallback = functools.partial(self._base.scale_noise, self, sample, timestep, noise)
-        return fallback() if noise is None else self._noised(sample, noise, timestep, fallback)
+        fallback = functools.partial(self._base_noised, "scale_noise", sample, noise, timestep)
+        return fallback(None) if noise is None else self._noised(sample, noise, timestep, fallback)
 
 
 class FlowMatchEulerDiscreteScheduler(_Flow, diffusers.FlowMatchEulerDiscreteScheduler):
@@ -1238,12 +1254,15 @@ if not TYPE_CHECKING:  # checkers would take every name for one of this module's
 
 
 def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str | None = None) -> Target:
-    """The scheduler of a pipeline, or a scheduler, with one-pass steps.
+    """The schedulers of a pipeline, or a scheduler, with one-pass steps.
 
     Args:
-        target: a pipeline of diffusers, whose scheduler is replaced in place, or a scheduler.
-        noise: what steps draw from where no generator is given: see `Fused`. None: as the scheduler has it, if it is
-            one of these already.
+        target: a pipeline of diffusers, whose schedulers are replaced in place, those of the pipelines that it consists
+            of among them; or a scheduler. Of a pipeline a line in the log says which were replaced: a warning if some
+            stay, since their classes are not covered.
+        noise: what steps draw from where no generator is given: see `Fused`. Of a pipeline with several schedulers that
+            is the one of the name `scheduler`, since two that have the same Noise draw the same numbers. None: as the
+            scheduler has it, if it is one of these already.
         coefficients: "compat", diffusers' own numbers, or "exact", the same formulas in float64. None: as the scheduler
             has it, and "compat" if it is diffusers'.
 
@@ -1251,17 +1270,17 @@ def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str
         the pipeline, or a new scheduler with the state of the old one. A pipeline that is saved names diffusers' class.
 
     Raises:
-        TypeError: a scheduler of another class than ours have, or of a class derived from them; noise that is none.
-        ValueError: coefficients of another name; a noise of another stream than 0.
+        TypeError: a scheduler of another class than ours have, or of a class derived from them; a pipeline without any
+            that is covered; noise that is none.
+        ValueError: coefficients of another name; a noise of another stream than 0, or for a pipeline of which no
+            scheduler is called `scheduler`.
     """
     if isinstance(target, diffusers.DiffusionPipeline):
-        pipeline: Any = target
-        pipeline.scheduler = accelerate(pipeline.scheduler, noise=noise, coefficients=coefficients)
+        _accelerate_all(target, noise, coefficients)
         return target
-    kind = SCHEDULERS.get(type(target), type(target) if isinstance(target, Fused) else None)
+    kind = _covering(target)
     if kind is None:
-        names = ", ".join(sorted(kind.__name__ for kind in SCHEDULERS.values()))
-        raise TypeError(f"accelerate: expected a pipeline or one of {names}, got {type(target).__name__}")
+        raise TypeError(f"accelerate: expected a pipeline or one of {_covered()}, got {type(target).__name__}")
     scheduler: Any = copy.copy(target)
     scheduler.__class__ = kind
     scheduler._name_diffusers()
@@ -1269,3 +1288,50 @@ def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str
         scheduler.noise = noise
     scheduler.coefficients = coefficients or scheduler.coefficients
     return scheduler  # type: ignore[no-any-return]
+
+
+def _covering(scheduler: Any) -> Any:
+    """The class of ours that does what the scheduler's does."""
+    return SCHEDULERS.get(type(scheduler), type(scheduler) if isinstance(scheduler, Fused) else None)
+
+
+def _covered() -> str:
+    return ", ".join(sorted(kind.__name__ for kind in SCHEDULERS.values()))
+
+
+def _accelerate_all(pipeline: Any, noise: Noises | None, coefficients: str | None) -> None:
+    """All or, where an argument is wrong, none."""
+    kind, found = type(pipeline).__name__, [*_schedulers(pipeline)]
+    named: dict[int, str] = {}
+    for _, name, scheduler in found:
+        named.setdefault(id(scheduler), f"{name} ({type(scheduler).__name__})")
+    covered = {id(scheduler): scheduler for _, _, scheduler in found if _covering(scheduler) is not None}
+    left = ", ".join(name for key, name in named.items() if key not in covered)
+    if not covered:
+        its = f"whose schedulers are {left}" if left else "which has none"
+        raise TypeError(f"accelerate: expected a pipeline with one of {_covered()}, got a {kind}, {its}")
+    drawing = next(iter(named)) if len(named) == 1 else id(getattr(pipeline, "scheduler", None))
+    if noise is not None and drawing not in covered:
+        its = ", ".join(named.values())
+        raise ValueError(f"noise: expected a pipeline that has a covered `scheduler`, got a {kind}, which has {its}")
+    new = {
+        key: accelerate(scheduler, noise=noise if key == drawing else None, coefficients=coefficients)
+        for key, scheduler in covered.items()
+    }
+    for owner, name, scheduler in found:
+        if id(scheduler) in new:
+            setattr(owner, name, new[id(scheduler)])
+    line = f"{kind}: one-pass steps for {', '.join(named[key] for key in new)}"
+    if left:
+        logger.warning(f"{line}; not for {left}, whose class is not covered")
+    else:
+        logger.info(line)
+
+
+def _schedulers(pipeline: Any) -> Iterator[tuple[Any, str, Any]]:
+    """Of it and of the pipelines that it consists of: whose it is, by which name, and the scheduler."""
+    for name, part in vars(pipeline).items():
+        if isinstance(part, SchedulerMixin):
+            yield pipeline, name, part
+        elif isinstance(part, diffusers.DiffusionPipeline):
+            yield from _schedulers(part)
