@@ -845,6 +845,40 @@ def test_a_second_run_and_a_run_that_is_cut_off(name):
         alike(*pair, LOOP)
 
 
+@pytest.mark.parametrize("case", [*DEFAULTS.values(), Case("PNDMScheduler", {"skip_prk_steps": False})], ids=str)
+def test_rows_are_found_once(case, monkeypatch):
+    """In the first of three runs. Seen to fail: in the second, too, of seven classes, whose runs leave something."""
+    ours._plans.clear()
+    scheduler, found, trace = case.pair()[1], [], ours.rows.trace
+    monkeypatch.setattr(ours.rows, "trace", lambda *given: found.append(given) or trace(*given))
+    scheduler.is_scale_input_called = True
+    x = torch.linspace(-1, 1, 96).reshape(SHAPE)
+    for _ in range(3):
+        set_timesteps(scheduler, 10)
+        for t in times(scheduler):
+            scheduler.step(0.1 * x, t, x)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if getattr(ours, name)._leftovers])
+def test_what_a_finished_run_leaves_means_nothing(name):
+    """Whatever it is: none of it is read before it is set. Seen to fail: with Heun's dt among them."""
+    x, results = torch.linspace(-1, 1, 96).reshape(SHAPE), []
+    for left in (False, True):
+        _, scheduler = DEFAULTS[name].pair()
+        ours._plans.clear()
+        for attribute in scheduler._leftovers if left else ():
+            value = vars(scheduler).get(attribute)
+            wrong = torch.full(SHAPE, torch.nan)
+            setattr(scheduler, attribute, [wrong] * len(value) if isinstance(value, list) else wrong)
+        scheduler.is_scale_input_called = True
+        generator, y = torch.Generator().manual_seed(0), x
+        for t in times(scheduler):
+            y = scheduler.step(0.1 * y, t, y, **arguments(scheduler, generator, {}))[0]
+        results.append(y)
+    assert torch.equal(*results)
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_numbers_that_a_user_puts_in(name, in_place):

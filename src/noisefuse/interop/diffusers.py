@@ -164,6 +164,9 @@ class Fused:
 
     _memory: tuple[str, ...] = ()  # attributes that hold tensors from step to step
     _gaps = False  # step looks at which of them there are, and counts nothing that would tell
+    _leftovers: tuple[
+        str, ...
+    ] = ()  # attributes that a finished run leaves, and that the next sets before it reads them
     _options: tuple[str, ...] = ()  # arguments of step that change numbers
     _by_time = False  # step looks at the time that it is given; others count
     _source: str  # the attribute that coefficients are computed from
@@ -496,7 +499,8 @@ class Fused:
         return self._run
 
     def _fingerprint(self) -> Any:
-        """All that a plan depends on."""
+        """All that a plan depends on. A run that begins has no last_sample, where there is such a thing."""
+        left = self._leftovers if self.__dict__.get("last_sample") is None else ()
         skipped = {
             "noise",
             "noise_sampler",
@@ -506,10 +510,12 @@ class Fused:
             "_run",
             "_levels",
             *self._memory,
+            *left,
         }
         skipped |= set() if self._memory else {"_step_index"}
         numbers = [_bytes(value) for name, value in vars(self).items() if name not in skipped]
-        return *numbers, *(value is None for value in rows.items(vars(self), self._memory))
+        kept = tuple(name for name in self._memory if name not in left)
+        return *numbers, *(value is None for value in rows.items(vars(self), kept))
 
     # ---- the forward process -------------------------------------------------------------------------------
 
@@ -882,6 +888,7 @@ class TCDScheduler(_AddsNoise, diffusers.TCDScheduler):
 
 class LCMScheduler(_Draws, diffusers.LCMScheduler):
     _draws = "sample"
+    _leftovers = ("sigma_data",)
     _by_time = True  # for where it is, and counts for where it goes
 
 
@@ -927,6 +934,7 @@ class EulerAncestralDiscreteScheduler(_Draws, diffusers.EulerAncestralDiscreteSc
 
 class HeunDiscreteScheduler(_DrawsNothing, diffusers.HeunDiscreteScheduler):
     _memory = ("prev_derivative", "sample")
+    _leftovers = ("sample",)
 
 
 class KDPM2DiscreteScheduler(_DrawsNothing, diffusers.KDPM2DiscreteScheduler):
@@ -937,6 +945,7 @@ class KDPM2DiscreteScheduler(_DrawsNothing, diffusers.KDPM2DiscreteScheduler):
 class KDPM2AncestralDiscreteScheduler(_Draws, diffusers.KDPM2AncestralDiscreteScheduler):
     _memory = ("sample",)
     _gaps = True
+    _leftovers = ("dt",)
 
 
 if _has("LMSDiscreteScheduler"):
@@ -963,6 +972,7 @@ class DEISMultistepScheduler(_DrawsNothing, diffusers.DEISMultistepScheduler):
 
 class SASolverScheduler(_Draws, diffusers.SASolverScheduler):
     _memory = ("model_outputs", "last_sample", "last_noise")
+    _leftovers = ("last_noise", "timestep_list", "this_predictor_order", "this_corrector_order")
     _levels_by_time, _levels_source = True, "alphas_cumprod"
 
 
@@ -1035,10 +1045,12 @@ if _has("DPMSolverSDEScheduler"):  # torchsde is there
 
 class UniPCMultistepScheduler(_DrawsNothing, diffusers.UniPCMultistepScheduler):
     _memory = ("model_outputs", "timestep_list", "last_sample")
+    _leftovers = ("timestep_list", "this_order")
 
 
 class PNDMScheduler(_DrawsNothing, diffusers.PNDMScheduler):
     _memory = ("ets", "cur_model_output", "cur_sample")
+    _leftovers = ("cur_sample",)
     _by_time = True
 
 
@@ -1072,6 +1084,7 @@ class FlowMatchEulerDiscreteScheduler(_Flow, diffusers.FlowMatchEulerDiscreteSch
 
 class FlowMatchHeunDiscreteScheduler(_Churns, diffusers.FlowMatchHeunDiscreteScheduler):
     _memory = ("prev_derivative", "sample")
+    _leftovers = ("sample",)
 
 
 class FlowMatchLCMScheduler(_Flow, diffusers.FlowMatchLCMScheduler):
