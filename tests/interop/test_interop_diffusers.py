@@ -31,6 +31,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from noisefuse.interop import diffusers as ours  # noqa: E402
+from noisefuse.interop import torch_arrays  # noqa: E402
 from test_torch_cuda import nothing_comes_back, on_the_stand_in  # noqa: E402
 
 pytestmark = [
@@ -1611,6 +1612,26 @@ def test_a_half_sample_with_float32_model_outputs(name, dtype):
             x = scheduler.step(m, t, x, **arguments(scheduler, generator, {}))[0]
         ends.append(x)
     assert difference(ends[1], ends[0]) <= 4 * torch.finfo(dtype).eps  # theirs rounds a product of the first sample
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in TREES])
+def test_bfloat16_without_ml_dtypes(name, monkeypatch):
+    """Models in bfloat16, samples in float32 or bfloat16: the same bits. Seen to fail: an ImportError in a run whose
+    dtypes mix."""
+    wide, ends = torch.linspace(-1, 1, 96).reshape(SHAPE), []
+    for half in (torch_arrays.HALF, None):
+        monkeypatch.setattr(torch_arrays, "HALF", half)
+        monkeypatch.setitem(sys.modules, "ml_dtypes", half and sys.modules["ml_dtypes"])
+        for x in (wide, wide.bfloat16()):
+            scheduler = DEFAULTS[name].pair(5)[1]
+            scheduler.is_scale_input_called = True
+            generator = torch.Generator().manual_seed(0)
+            for t in times(scheduler):
+                x = scheduler.step((0.1 * x).bfloat16(), t, x, **arguments(scheduler, generator, {}))[0]
+            ends.append(x)
+    for a, b in zip(ends[:2], ends[2:], strict=True):
+        assert a.dtype is b.dtype
+        assert torch.equal(a, b)
 
 
 # ---- classes, configurations, pipelines --------------------------------------------------------------------
