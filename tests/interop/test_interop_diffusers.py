@@ -861,6 +861,84 @@ def test_rows_are_found_once(case, monkeypatch):
     assert len(found) == 1
 
 
+def plan_of(case):
+    """As the first step of a run finds it."""
+    ours._plans.clear()
+    scheduler = case.pair(20)[1]
+    scheduler.is_scale_input_called = True
+    x = torch.linspace(-1, 1, 96).reshape(SHAPE)
+    scheduler.step(0.1 * x, scheduler.timesteps[0], x, **arguments(scheduler, torch.Generator(), case.options))
+    return scheduler._run.plan, scheduler._memory
+
+
+def dealings(step, memory):
+    """What a step does with what it finds, but for the rows."""
+    pool = [*range(100)]
+    kept = [(name, tuple(pick(pool)) if many else pick(pool)) for name, pick, many in step.remembers if name in memory]
+    picked = tuple(step.past(pool)), tuple(step.results(pool))
+    return picked, kept, step.written, step.draws, step.keeps_noise, step.parts, repr((step.state, step.after))
+
+
+@pytest.mark.parametrize("case", one_in(4, [case for case in SHORT if case.name not in TREES]), ids=str)
+def test_rows_that_are_found_together_are_those_found_alone(case, monkeypatch):
+    """The same bits. Seen to fail: numbers of the first row for all."""
+    plan, memory = plan_of(case)
+
+    def no_lanes(*given):
+        raise ours.rows.Alone
+
+    monkeypatch.setattr(ours.rows._Tracing, "_in_lanes", no_lanes)
+    alone, _ = plan_of(case)
+    assert type(plan) is type(alone)
+    if isinstance(plan, ours.Unsupported):
+        assert str(plan) == str(alone)
+        return
+    assert np.array_equal(plan.table.numbers, alone.table.numbers)
+    assert (plan.clean is None) == (alone.clean is None)
+    assert plan.clean is None or np.array_equal(plan.clean.numbers, alone.clean.numbers)
+    assert (plan.names, plan.begins) == (alone.names, alone.begins)
+    assert [*plan.steps] == [*alone.steps]
+    for i in plan.steps:
+        assert dealings(plan.steps[i], memory) == dealings(alone.steps[i], memory)
+
+
+def test_a_state_that_changes_late_is_seen(monkeypatch):
+    """Rows are found together from a state that comes again; here it changes once more. Seen to fail: later rows as
+    earlier ones."""
+    case, base = DEFAULTS["DEISMultistepScheduler"], diffusers.DEISMultistepScheduler
+    original, found = base.step, []
+
+    def step(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        if self.late:
+            result.prev_sample = 2 * result.prev_sample
+        if self._step_index > 10:
+            self.late = True
+        return result
+
+    for changed in (step, original):
+        monkeypatch.setattr(base, "step", changed)
+        monkeypatch.setattr(base, "late", False, raising=False)
+        found.append(plan_of(case)[0].table.rows["out"]["x"])
+    assert np.array_equal(found[0], found[1] * np.where(np.arange(20) > 10, 2, 1))
+
+
+# Whose state is another one at each step, or which remember an interval.
+CHANGING = ("IPNDM", "PNDM", "SASolver", "Cosine", "DPMSolverSDE", "LMS")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if not (name.startswith(CHANGING) or getattr(ours, name)._one_by_one)]
+)
+def test_few_calls_find_all_rows(name, monkeypatch):
+    """Of 20 steps or more. Seen to fail: a call for each."""
+    calls, rows = [], ours.rows._Probe.rows
+    monkeypatch.setattr(ours.rows._Probe, "rows", lambda *given: calls.append(given) or rows(*given))
+    plan, _ = plan_of(DEFAULTS[name])
+    assert len(plan.steps) >= 20
+    assert len(calls) <= 12
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if getattr(ours, name)._leftovers])
 def test_what_a_finished_run_leaves_means_nothing(name):
     """Whatever it is: none of it is read before it is set. Seen to fail: with Heun's dt among them."""

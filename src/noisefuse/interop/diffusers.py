@@ -173,6 +173,7 @@ class Fused:
     # The same of add_noise, which does as step does unless it is said.
     _levels_by_time: bool
     _levels_source: str
+    _one_by_one = False  # step does what cannot be done for several rows at once, see diffusers_lanes.py
     _upcasts = False  # step computes in float32, and returns the dtype of the model's output
     _refuses = False  # step refuses integer times
     # Whose dtype the noise has that diffusers draws: "model", "sample", "float32" or "wide", the wider of the model's
@@ -1046,6 +1047,7 @@ if _has("DPMSolverSDEScheduler"):  # torchsde is there
 class UniPCMultistepScheduler(_DrawsNothing, diffusers.UniPCMultistepScheduler):
     _memory = ("model_outputs", "timestep_list", "last_sample")
     _leftovers = ("timestep_list", "this_order")
+    _one_by_one = True
 
 
 class PNDMScheduler(_DrawsNothing, diffusers.PNDMScheduler):
@@ -1106,6 +1108,7 @@ class FlowMatchLCMScheduler(_Flow, diffusers.FlowMatchLCMScheduler):
 if _has("LTXEulerAncestralRFScheduler"):
 
     class LTXEulerAncestralRFScheduler(_Drawn, diffusers.LTXEulerAncestralRFScheduler):
+        _one_by_one = True
         _draws = "float32"
         _refuses = True
 
@@ -1140,12 +1143,14 @@ if _has("MiniMaxH3Scheduler"):
             self._step_index = self.index_for_timestep(timestep) if begin is None else begin
 
     class MiniMaxH3Scheduler(_Finds, _Steps, _Begins, diffusers.MiniMaxH3Scheduler):
+        _one_by_one = True
         _refuses = True
 
 
 if _has("FlowMapEulerDiscreteScheduler"):
 
     class FlowMapEulerDiscreteScheduler(_Finds, diffusers.FlowMapEulerDiscreteScheduler):
+        _one_by_one = True
         _by_time = True
         _source = "sigmas"
         _draws = ""
