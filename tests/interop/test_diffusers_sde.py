@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FlowMatchSDEDiscreteScheduler beside the formulas that vllm-omni and verl-omni compute, rewritten in float64."""
+"""FlowMatchSDEDiscreteScheduler beside the formulas that verl-omni computes, rewritten in float64."""
 
 import copy
+import dataclasses
+import inspect
 import json
 import math
 import pickle
@@ -14,9 +16,10 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from noisefuse.interop.diffusers import FlowMatchSDEDiscreteScheduler, accelerate  # noqa: E402
+from noisefuse.interop.diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput  # noqa: E402
 
 SHAPE = (3, 4, 6, 6)
-LEVELS = {"sde": 0.7, "cps": 0.6, "dance": 0.3}
+LEVELS = {"sde": 0.7, "cps": 0.6, "dance_sde": 0.3}
 NOISES = [nf.Noise(7, sample=n) for n in (11, 4, 8)]
 
 
@@ -39,18 +42,47 @@ def naive(kind, sigmas, i, x, m):
         return (1 - there) * (x - here * m) + math.sqrt(there**2 - std**2) * (x + (1 - here) * m), std, std
     below = float(sigmas[1]) if here == 1 else here
     rate = LEVELS[kind] * (math.sqrt(here / (1 - below)) if kind == "sde" else 1)
-    drift = rate**2 / (2 * here)
-    return x * (1 - drift * down) - m * (1 + drift * (1 - here)) * down, rate * math.sqrt(down), rate
+    drift, std = rate**2 / (2 * here), rate * math.sqrt(down)
+    return x * (1 - drift * down) - m * (1 + drift * (1 - here)) * down, std, rate if kind == "sde" else std
 
 
-def naive_log_prob(kind, x_next, mean, std):
+def naive_log_prob(kind, x_next, mean, std, constants=True):
     squares = (x_next - mean) ** 2
-    each = -squares if kind == "cps" else -squares / (2 * std**2) - math.log(std) - math.log(2 * math.pi) / 2
+    each = -squares if kind == "cps" else -squares / (2 * std**2)
+    if constants and kind != "cps":
+        each = each - math.log(std) - math.log(2 * math.pi) / 2
     return each.mean(dim=tuple(range(1, each.dim())))
 
 
 def close(found, expected, tolerance=1e-6):
     torch.testing.assert_close(found.double(), expected.double(), rtol=tolerance, atol=tolerance)
+
+
+# The arguments of verl-omni's methods, and the fields of its output, at its commit a1139bafffb5 of August 2026.
+THEIRS = {
+    "step": {
+        "model_output": ..., "timestep": ..., "sample": ..., "s_churn": 0.0, "s_tmin": 0.0, "s_tmax": math.inf,
+        "s_noise": 1.0, "generator": None, "per_token_timesteps": None, "return_dict": True, "noise_level": 0.7,
+        "prev_sample": None, "sde_type": "sde", "return_logprobs": True, "include_logprob_normalizer": True,
+    },
+    "sample_previous_step": {
+        "sample": ..., "model_output": ..., "timestep": None, "generator": None, "per_token_timesteps": None,
+        "noise_level": 0.7, "prev_sample": None, "sde_type": "sde", "return_logprobs": True, "return_sqrt_dt": False,
+        "include_logprob_normalizer": True,
+    },
+}  # fmt: skip
+FIELDS = ["prev_sample", "log_prob", "prev_sample_mean", "std_dev_t"]
+
+
+@pytest.mark.parametrize("method", THEIRS)
+def test_the_signatures_are_theirs(method):
+    """Their arguments, all by position or by name, in their order and with their defaults. Seen to fail: it had no
+    include_logprob_normalizer and no return_sqrt_dt."""
+    found = [*inspect.signature(getattr(FlowMatchSDEDiscreteScheduler, method)).parameters.values()][1:]
+    assert {each.kind for each in found} == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    mine = [(each.name, ... if each.default is each.empty else each.default) for each in found]
+    assert mine == [*THEIRS[method].items()]
+    assert [each.name for each in dataclasses.fields(FlowMatchSDEDiscreteSchedulerOutput)] == FIELDS
 
 
 @pytest.mark.parametrize("kind", LEVELS)
@@ -128,6 +160,28 @@ def test_gradients_are_those_of_the_formula(kind):
     close(*found, 1e-7)  # log_prob is float32, as theirs
 
 
+# The sigmas of 10 steps with shift=3, by diffusers 0.42.1: Flow-GRPO's.
+GRID = [
+    1.0, 0.960129321, 0.913348973, 0.857692301, 0.790368259, 0.70727849, 0.602150559,
+    0.464876026, 0.278048784, 0.00892857183, 0.0,
+]  # fmt: skip
+
+
+def test_the_grid_of_flow_grpo():
+    """flow_sde along a scheduler's sigmas, as docs/rl.md has it, is Flow-GRPO's step; along 10 levels of the schedule
+    it is not. Seen to fail: with steps=10."""
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    theirs.set_timesteps(10)
+    flow, (x, m, x_next) = nf.Schedule.flow(1000, shift=3.0), tensors(15, torch.float64)
+    sampler = nf.samplers.flow_sde(flow, steps=theirs.sigmas[:-1].numpy(), noise_level=LEVELS["sde"])
+    for i in range(10):
+        mean, std, _ = naive("sde", GRID, i, x, m)
+        expected = naive_log_prob("sde", x_next, mean, std)
+        close(sampler.log_prob(i, x, m, x_next, reduction="mean"), expected, 2e-6)
+    others = nf.samplers.flow_sde(flow, steps=10).tableau.sigma
+    assert 5.8e-3 < max(abs(others - GRID[:-1])) < 6e-3
+
+
 @pytest.mark.parametrize("kind", LEVELS)
 def test_each_sample_has_its_time_and_its_seed(kind):
     """Alone and in the batch: the same bits. Seen to fail: all of them at the first one's time."""
@@ -146,6 +200,37 @@ def test_each_sample_has_its_time_and_its_seed(kind):
         assert torch.equal(alone.std_dev_t, batch.std_dev_t[n].squeeze())
 
 
+@pytest.mark.parametrize("kind", LEVELS)
+def test_the_density_without_constants(kind):
+    """Of both methods. Seen to fail: with the constants."""
+    ours, (x, m, x_next) = scheduler(), tensors(13)
+    law = {"noise_level": LEVELS[kind], "sde_type": kind, "include_logprob_normalizer": False, "prev_sample": x_next}
+    times = ours.timesteps[[3, 0, 2]]
+    each = [ours.step(m, t, x, **law).log_prob for t in ours.timesteps[:4]]
+    found = ours.sample_previous_step(x, m, times, **law)[1]
+    assert torch.equal(found, torch.stack(each)[[3, 0, 2], [0, 1, 2]])
+    mean, std, _ = naive(kind, ours.sigmas, 0, x.double(), m.double())
+    close(each[0], naive_log_prob(kind, x_next.double(), mean, std, constants=False), 3e-6)
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+def test_the_root_of_the_time_of_each_sample(kind):
+    """A fifth result, (B,), where it is asked for: at times of their own, or where the run is. Seen to fail: of one
+    time for all."""
+    ours, (x, m, _) = scheduler(), tensors(14)
+    law = {"noise_level": LEVELS[kind], "sde_type": kind, "return_sqrt_dt": True}
+    down = -ours.sigmas.double().diff()
+    for places in ([4, 0, 2], [1]):
+        times = ours.timesteps[places]
+        *_, found = ours.sample_previous_step(x[: len(places)], m[: len(places)], times, **law)
+        assert found.dtype is torch.float32
+        close(found, down[places].sqrt())
+    ours.step(m, ours.timesteps[0], x, generator=NOISES)
+    made = ours.sample_previous_step(x, m, **law)
+    assert len(made) == 5
+    close(made[4], down[[1, 1, 1]].sqrt())
+
+
 def test_what_it_takes_and_returns():
     ours = scheduler()
     x, m, _ = tensors(6)
@@ -154,7 +239,7 @@ def test_what_it_takes_and_returns():
     ours._step_index = 0
     by_name = ours.step(m, t, x, generator=NOISES, return_logprobs=False)
     assert by_name.log_prob is None
-    assert [*by_name] == ["prev_sample", "prev_sample_mean", "std_dev_t"]
+    assert [*by_name] == [name for name in FIELDS if name != "log_prob"]
     assert all(torch.equal(a, b) for a, b in zip(made[::2], by_name.to_tuple()[:2], strict=True))
     ours.noise = nf.Noise(3)
     ours._step_index = 0
@@ -247,7 +332,7 @@ def test_bad_input():
     ours = scheduler()
     x, m, _ = tensors(10)
     t = ours.timesteps[0]
-    with pytest.raises(ValueError, match=r"sde_type = 'ode': expected one of 'sde', 'cps', 'dance'"):
+    with pytest.raises(ValueError, match=r"sde_type = 'ode': expected one of 'sde', 'cps', 'dance_sde'"):
         ours.step(m, t, x, sde_type="ode")
     with pytest.raises(ValueError, match="got the integer 3"):
         ours.step(m, 3, x)

@@ -230,33 +230,24 @@ def test_large_new_tensors(dtype):
 
 
 @pytest.mark.slow  # torch is imported twice
-def test_without_the_exchange_api_and_without_ml_dtypes():
-    """As with older torch; and bfloat16 needs ml_dtypes only on the checked path."""
+def test_without_the_exchange_api():
+    """As with older torch."""
     code = """
-import sys
 import torch, noisefuse as nf
-sys.modules["ml_dtypes"] = None
 if {old}:
     del torch.Tensor.__dlpack_c_exchange_api__
-for dtype in (torch.float32, torch.bfloat16):
-    x, t = torch.linspace(-1, 1, 12).view(3, 4).to(dtype), torch.tensor([1, 2, 3])
-    try:
-        out = nf.q_sample(x, t, nf.Schedule.linear(20), nf.Noise(5))
-        print(out.tolist(), nf.q_sample(x, t, nf.Schedule.linear(20), nf.Noise(5), out=x) is x, x._version)
-    except ImportError as error:
-        print(error)
+x, t = torch.linspace(-1, 1, 12).view(3, 4), torch.tensor([1, 2, 3])
+out = nf.q_sample(x, t, nf.Schedule.linear(20), nf.Noise(5))
+print(out.tolist(), nf.q_sample(x, t, nf.Schedule.linear(20), nf.Noise(5), out=x) is x, x._version)
 """
 
     def run(old):
         command = [sys.executable, "-W", "error", "-c", code.format(old=old)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         pytest.skip("this torch is an older one")
-    (single, half), (old_single, old_half) = run(False), run(True)
-    assert single == old_single
-    assert half.endswith("True 1")
-    assert "pip install 'noisefuse[torch]'" in old_half
+    assert run(False) == run(True)
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------

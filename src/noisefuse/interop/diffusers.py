@@ -15,7 +15,7 @@ import functools
 import logging
 import operator
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
@@ -28,14 +28,14 @@ from ._needs import needs
 with needs(__name__, "diffusers", "torch"):
     import diffusers
     import torch
-    from diffusers import SchedulerMixin  # noqa: F401, looked for beside a class that a pipeline loads
+    from diffusers import SchedulerMixin  # is looked for beside a class that a pipeline loads, too
     from diffusers.utils.torch_utils import randn_tensor
     from torch import Tensor
 
 from . import diffusers_rows as rows
 from .diffusers_exact import rebound
 from .diffusers_rows import Plan, Step, Unsupported
-from .diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput, transitions
+from .diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput, Transitions, transitions
 from .torch_internals import is_traced, untraced, version, writes
 
 __all__ = [
@@ -93,6 +93,7 @@ _ALSO = """
 """
 _REPLACEABLE = {"step", "add_noise", "scale_noise", "set_timesteps", "scale_model_input"}  # not used by rows
 _FLOATS = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
+_GRAD = "for tensors that require grad"
 _new_output, _set_item = OrderedDict.__new__, OrderedDict.__setitem__
 
 
@@ -163,12 +164,16 @@ class Fused:
 
     _memory: tuple[str, ...] = ()  # attributes that hold tensors from step to step
     _gaps = False  # step looks at which of them there are, and counts nothing that would tell
+    _leftovers: tuple[
+        str, ...
+    ] = ()  # attributes that a finished run leaves, and that the next sets before it reads them
     _options: tuple[str, ...] = ()  # arguments of step that change numbers
     _by_time = False  # step looks at the time that it is given; others count
     _source: str  # the attribute that coefficients are computed from
     # The same of add_noise, which does as step does unless it is said.
     _levels_by_time: bool
     _levels_source: str
+    _one_by_one = False  # step does what cannot be done for several rows at once, see diffusers_lanes.py
     _upcasts = False  # step computes in float32, and returns the dtype of the model's output
     _refuses = False  # step refuses integer times
     # Whose dtype the noise has that diffusers draws: "model", "sample", "float32" or "wide", the wider of the model's
@@ -364,7 +369,7 @@ class Fused:
         self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options, reason: str | None,
         **others: Any,
     ) -> Any:  # fmt: skip
-        """diffusers' own method, with other arguments of its besides. A reason is logged, once."""
+        """diffusers' own step, with other arguments of its besides."""
         name = type(self).__name__
         noise = self.noise if draws is None else draws
         if _is_noise(noise) and self._may_draw(options):
@@ -376,10 +381,14 @@ class Fused:
             _need_generators(draws)
             given["generator"] = draws
         result = self._base.step(self, m, t, x, return_dict=return_dict, **given)
-        if reason and (line := f"{name}: diffusers' own step is used {reason}") not in _said:
+        self._tell("step", reason)
+        return result
+
+    def _tell(self, method: str, reason: str | None) -> None:
+        """A reason why a method was diffusers' own is logged, once."""
+        if reason and (line := f"{type(self).__name__}: diffusers' own {method} is used {reason}") not in _said:
             _said.add(line)
             logger.warning(line)
-        return result
 
     def _given(self, options: Options, i: int | None = None) -> dict[str, Any]:
         """The arguments of diffusers' step, as they were given or at position i of the timesteps."""
@@ -391,7 +400,7 @@ class Fused:
     def _cannot(self, m: Any, x: Any) -> str | None:
         config = self.config
         if (x.requires_grad or m.requires_grad) and torch.is_grad_enabled():
-            return "for tensors that require grad"
+            return _GRAD
         if str(config.get("variance_type")).startswith("learned"):
             return "where the variance is learned"
         if self.__dict__.get("solver_p"):
@@ -491,7 +500,8 @@ class Fused:
         return self._run
 
     def _fingerprint(self) -> Any:
-        """All that a plan depends on."""
+        """All that a plan depends on. A run that begins has no last_sample, where there is such a thing."""
+        left = self._leftovers if self.__dict__.get("last_sample") is None else ()
         skipped = {
             "noise",
             "noise_sampler",
@@ -501,35 +511,47 @@ class Fused:
             "_run",
             "_levels",
             *self._memory,
+            *left,
         }
         skipped |= set() if self._memory else {"_step_index"}
         numbers = [_bytes(value) for name, value in vars(self).items() if name not in skipped]
-        return *numbers, *(value is None for value in rows.items(vars(self), self._memory))
+        kept = tuple(name for name in self._memory if name not in left)
+        return *numbers, *(value is None for value in rows.items(vars(self), kept))
 
     # ---- the forward process -------------------------------------------------------------------------------
 
     def _noised(self, x0: Any, noise: Any, t: Any, fallback: Any) -> Any:
-        """alpha x0 + sigma noise in one pass; `fallback()` where that is not possible."""
+        """alpha x0 + sigma noise in one pass; `fallback(why)` where that is not possible."""
         given = isinstance(noise, Tensor)
         if is_traced():
-            return fallback() if given else untraced(self._noised, x0, noise, t, fallback)
+            return fallback(None) if given else untraced(self._noised, x0, noise, t, fallback)
         if given and not isinstance(x0, Tensor):
-            return fallback()
-        if given and (_without_kernel(x0) or _one_at_many_times(x0, t)):
-            return fallback()
+            return fallback(None)  # raises an error
+        if given and (reason := _without_kernel(x0) or _one_at_many_times(x0, t)):
+            return fallback(reason)
         level = self._level(x0, t)
         if level is None:
-            return fallback()
+            return fallback("at times that are not among its timesteps")
         if _is_noise(noise):
             schedule, index = self._kept_levels("drawn", self._schedule)
             return nf.q_sample(x0, level if index is None else index[level], schedule, noise)
         if not given:
             raise _no_noise("a Tensor, a Noise or a list of them", noise)
-        grad = (x0.requires_grad or noise.requires_grad) and torch.is_grad_enabled()
-        if noise.dtype is not x0.dtype or noise.shape != x0.shape or grad:
-            return fallback()
+        if (x0.requires_grad or noise.requires_grad) and torch.is_grad_enabled():
+            return fallback(_GRAD)
+        if noise.dtype is not x0.dtype:
+            return fallback(f"for {x0.dtype} samples and {noise.dtype} noise")
+        if noise.shape != x0.shape:
+            return fallback("for noise of another shape than the samples'")
         table = self._kept_levels((x0.dtype, self.coefficients), lambda n: self._table(n, x0.dtype))
         return nf.update(table, level, x0, noise=noise)
+
+    def _base_noised(self, method: str, x0: Any, noise: Any, t: Any, reason: str | None) -> Any:
+        """diffusers' own add_noise or scale_noise, which take their arguments in other orders."""
+        ordered = (x0, noise, t) if method == "add_noise" else (x0, t, noise)
+        result = getattr(self._base, method)(self, *ordered)
+        self._tell(method, reason)
+        return result
 
     def _level(self, x0: Any, t: Any) -> Any:
         """The level of each sample, or of all: t itself, or where t is among the timesteps, or where the run is."""
@@ -603,7 +625,7 @@ class _AddsNoise(Fused):
     def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
         """diffusers' add_noise, in one pass. `noise` may also be a `nf.Noise`, or one for each sample: it is drawn in
         the same pass, the field of `nf.randn(original_samples.shape, noise)`."""
-        fallback = functools.partial(self._base.add_noise, self, original_samples, noise, timesteps)
+        fallback = functools.partial(self._base_noised, "add_noise", original_samples, noise, timesteps)
         return self._noised(original_samples, noise, timesteps, fallback)
 
 
@@ -680,9 +702,10 @@ def _without_kernel(x: Tensor) -> str | None:
     return None
 
 
-def _one_at_many_times(x0: Tensor, t: Any) -> bool:
+def _one_at_many_times(x0: Tensor, t: Any) -> str | None:
     """A batch of one, which diffusers expands."""
-    return isinstance(t, Tensor) and t.dim() == 1 and len(t) > 1 and x0.dim() > 0 and len(x0) == 1
+    expanded = isinstance(t, Tensor) and t.dim() == 1 and len(t) > 1 and x0.dim() > 0 and len(x0) == 1
+    return "for one sample at many times" if expanded else None
 
 
 def _entry(clock: _Clock, t: Tensor) -> int | None:
@@ -866,6 +889,7 @@ class TCDScheduler(_AddsNoise, diffusers.TCDScheduler):
 
 class LCMScheduler(_Draws, diffusers.LCMScheduler):
     _draws = "sample"
+    _leftovers = ("sigma_data",)
     _by_time = True  # for where it is, and counts for where it goes
 
 
@@ -911,6 +935,7 @@ class EulerAncestralDiscreteScheduler(_Draws, diffusers.EulerAncestralDiscreteSc
 
 class HeunDiscreteScheduler(_DrawsNothing, diffusers.HeunDiscreteScheduler):
     _memory = ("prev_derivative", "sample")
+    _leftovers = ("sample",)
 
 
 class KDPM2DiscreteScheduler(_DrawsNothing, diffusers.KDPM2DiscreteScheduler):
@@ -921,6 +946,7 @@ class KDPM2DiscreteScheduler(_DrawsNothing, diffusers.KDPM2DiscreteScheduler):
 class KDPM2AncestralDiscreteScheduler(_Draws, diffusers.KDPM2AncestralDiscreteScheduler):
     _memory = ("sample",)
     _gaps = True
+    _leftovers = ("dt",)
 
 
 if _has("LMSDiscreteScheduler"):
@@ -947,6 +973,7 @@ class DEISMultistepScheduler(_DrawsNothing, diffusers.DEISMultistepScheduler):
 
 class SASolverScheduler(_Draws, diffusers.SASolverScheduler):
     _memory = ("model_outputs", "last_sample", "last_noise")
+    _leftovers = ("last_noise", "timestep_list", "this_predictor_order", "this_corrector_order")
     _levels_by_time, _levels_source = True, "alphas_cumprod"
 
 
@@ -1019,10 +1046,13 @@ if _has("DPMSolverSDEScheduler"):  # torchsde is there
 
 class UniPCMultistepScheduler(_DrawsNothing, diffusers.UniPCMultistepScheduler):
     _memory = ("model_outputs", "timestep_list", "last_sample")
+    _leftovers = ("timestep_list", "this_order")
+    _one_by_one = True
 
 
 class PNDMScheduler(_DrawsNothing, diffusers.PNDMScheduler):
     _memory = ("ets", "cur_model_output", "cur_sample")
+    _leftovers = ("cur_sample",)
     _by_time = True
 
 
@@ -1031,8 +1061,8 @@ class _Flow(Fused):
 
     def scale_noise(self, sample: Any, timestep: Any, noise: Any = None) -> Any:
         """diffusers' scale_noise, in one pass; `noise` may be a `nf.Noise`, as in add_noise of the other classes."""
-        fallback = functools.partial(self._base.scale_noise, self, sample, timestep, noise)
-        return fallback() if noise is None else self._noised(sample, noise, timestep, fallback)
+        fallback = functools.partial(self._base_noised, "scale_noise", sample, noise, timestep)
+        return fallback(None) if noise is None else self._noised(sample, noise, timestep, fallback)
 
 
 class FlowMatchEulerDiscreteScheduler(_Flow, diffusers.FlowMatchEulerDiscreteScheduler):
@@ -1056,6 +1086,7 @@ class FlowMatchEulerDiscreteScheduler(_Flow, diffusers.FlowMatchEulerDiscreteSch
 
 class FlowMatchHeunDiscreteScheduler(_Churns, diffusers.FlowMatchHeunDiscreteScheduler):
     _memory = ("prev_derivative", "sample")
+    _leftovers = ("sample",)
 
 
 class FlowMatchLCMScheduler(_Flow, diffusers.FlowMatchLCMScheduler):
@@ -1077,6 +1108,7 @@ class FlowMatchLCMScheduler(_Flow, diffusers.FlowMatchLCMScheduler):
 if _has("LTXEulerAncestralRFScheduler"):
 
     class LTXEulerAncestralRFScheduler(_Drawn, diffusers.LTXEulerAncestralRFScheduler):
+        _one_by_one = True
         _draws = "float32"
         _refuses = True
 
@@ -1111,12 +1143,14 @@ if _has("MiniMaxH3Scheduler"):
             self._step_index = self.index_for_timestep(timestep) if begin is None else begin
 
     class MiniMaxH3Scheduler(_Finds, _Steps, _Begins, diffusers.MiniMaxH3Scheduler):
+        _one_by_one = True
         _refuses = True
 
 
 if _has("FlowMapEulerDiscreteScheduler"):
 
     class FlowMapEulerDiscreteScheduler(_Finds, diffusers.FlowMapEulerDiscreteScheduler):
+        _one_by_one = True
         _by_time = True
         _source = "sigmas"
         _draws = ""
@@ -1134,10 +1168,10 @@ if _has("FlowMapEulerDiscreteScheduler"):
 
 class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
     """Flow matching whose steps draw noise and give their log-densities, for reinforcement learning; its methods take
-    and return what those of the class of this name in vllm-omni and verl-omni do. See docs/rl.md.
+    and return what those of the class of this name in verl-omni do. See docs/rl.md.
 
     sde_type: "sde" is `noisefuse.samplers.flow_sde` (Flow-GRPO), "cps" `flow_cps`, with -(x' - mean)^2 for its
-    log-density, as there, and "dance" `dance_sde`, whose eta is the noise_level.
+    log-density, as there, and "dance_sde" `dance_sde`, whose eta is the noise_level.
 
     What differs: the log-density is that of x' as it is returned, rounded to its dtype, so that it is found again when
     x' is read again; the formulas are computed in float64, of float32 sigmas; a step of standard deviation 0 has none,
@@ -1151,7 +1185,7 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
         self, model_output: Any, timestep: Any, sample: Any, s_churn: float = 0.0, s_tmin: float = 0.0,
         s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Draws = None, per_token_timesteps: Any = None,
         return_dict: bool = True, noise_level: float = 0.7, prev_sample: Any = None, sde_type: str = "sde",
-        return_logprobs: bool = True,
+        return_logprobs: bool = True, include_logprob_normalizer: bool = True,
     ) -> Any:  # fmt: skip
         """The next sample, drawn or given (prev_sample), and its log-density, differentiable through model_output.
 
@@ -1160,6 +1194,8 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
             generator: as for the other classes, a Noise or one for each sample among them.
             noise_level, sde_type: see the class.
             prev_sample: whose log-density is asked for. None: it is drawn.
+            include_logprob_normalizer: False: the log-density without the Gaussian's constants, as some of
+                verl-omni's pipelines take it. That of "cps" never has them.
 
         Returns:
             `FlowMatchSDEDiscreteSchedulerOutput`, or with return_dict=False a tuple.
@@ -1175,8 +1211,9 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
         many = isinstance(timestep, Tensor) and timestep.numel() > 1
         clock: Any = self._time()
         place = self._places(timestep, clock, sample.shape) if many else self._place(timestep, clock)
-        law = generator, per_token_timesteps, noise_level, prev_sample, sde_type, return_logprobs
-        taken = self._transition(place, sample, model_output, model_output.dtype, *law)
+        rule = self._rule(sde_type, noise_level, per_token_timesteps)
+        given = generator, prev_sample, model_output.dtype, return_logprobs, include_logprob_normalizer
+        taken = self._taken(rule, place, sample, model_output, *given)
         if not many:
             self._step_index += 1
         return FlowMatchSDEDiscreteSchedulerOutput(*taken) if return_dict else taken
@@ -1185,32 +1222,40 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
     def sample_previous_step(
         self, sample: Any, model_output: Any, timestep: Any = None, generator: Draws = None,
         per_token_timesteps: Any = None, noise_level: float = 0.7, prev_sample: Any = None, sde_type: str = "sde",
-        return_logprobs: bool = True,
+        return_logprobs: bool = True, return_sqrt_dt: bool = False, include_logprob_normalizer: bool = True,
     ) -> Any:  # fmt: skip
         """As `step`, but the run stays where it is, and what is drawn is not rounded to the model output's dtype.
 
         timestep: of each sample (B,). None: where the run is.
 
         Returns:
-            (prev_sample, log_prob, prev_sample_mean, std_dev_t)
+            (prev_sample, log_prob, prev_sample_mean, std_dev_t), and with return_sqrt_dt sqrt(sigma - sigma') of each
+            sample after them, float32 (B,), by which GRPO-Guard normalises its ratios.
         """
         clock: Any = self._time()
         place = self._step_index if timestep is None else self._places(timestep, clock, sample.shape)
-        law = generator, per_token_timesteps, noise_level, prev_sample, sde_type, return_logprobs
+        rule = self._rule(sde_type, noise_level, per_token_timesteps)
         kind = torch.promote_types(sample.dtype, torch.float32) if prev_sample is None else prev_sample.dtype
-        return self._transition(place, sample, model_output, kind, *law)
+        given = generator, prev_sample, kind, return_logprobs, include_logprob_normalizer
+        taken = self._taken(rule, place, sample, model_output, *given)
+        return (*taken, rule.roots(_on_host(place), sample)) if return_sqrt_dt else taken
 
-    def _transition(
-        self, place: Any, x: Any, m: Any, dtype: torch.dtype, draws: Draws, per_token: Any, level: float, x_next: Any,
-        kind: str, log_prob: bool,
-    ) -> Any:  # fmt: skip
+    def _rule(self, kind: str, level: float, per_token: Any) -> Transitions:
         if per_token is not None:
             raise NotImplementedError(f"{type(self).__name__} takes no per_token_timesteps")
         sigmas = self._kept_levels("sde", lambda n: tuple(self.__dict__["sigmas"].double().tolist()))
-        place = place.cpu().numpy() if isinstance(place, Tensor) else place
+        return transitions(kind, sigmas, float(level))
+
+    def _taken(
+        self, rule: Transitions, place: Any, x: Any, m: Any, draws: Draws, x_next: Any, dtype: torch.dtype,
+        log_prob: bool, constants: bool,
+    ) -> Any:  # fmt: skip
         draws = self.noise if draws is None else draws
-        rule = transitions(kind, sigmas, float(level))
-        return rule.take(place, x, m, lambda: self._drawn(draws, m, x), x_next, dtype, log_prob)
+        return rule.take(_on_host(place), x, m, lambda: self._drawn(draws, m, x), x_next, dtype, log_prob, constants)
+
+
+def _on_host(place: Any) -> Any:
+    return place.cpu().numpy() if isinstance(place, Tensor) else place
 
 
 _OTHERS = {"accelerate", "FlowMatchSDEDiscreteScheduler"}
@@ -1227,12 +1272,15 @@ if not TYPE_CHECKING:  # checkers would take every name for one of this module's
 
 
 def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str | None = None) -> Target:
-    """The scheduler of a pipeline, or a scheduler, with one-pass steps.
+    """The schedulers of a pipeline, or a scheduler, with one-pass steps.
 
     Args:
-        target: a pipeline of diffusers, whose scheduler is replaced in place, or a scheduler.
-        noise: what steps draw from where no generator is given: see `Fused`. None: as the scheduler has it, if it is
-            one of these already.
+        target: a pipeline of diffusers, whose schedulers are replaced in place, those of the pipelines that it consists
+            of among them; or a scheduler. Of a pipeline a line in the log says which were replaced: a warning if some
+            stay, since their classes are not covered.
+        noise: what steps draw from where no generator is given: see `Fused`. Of a pipeline with several schedulers that
+            is the one of the name `scheduler`, since two that have the same Noise draw the same numbers. None: as the
+            scheduler has it, if it is one of these already.
         coefficients: "compat", diffusers' own numbers, or "exact", the same formulas in float64. None: as the scheduler
             has it, and "compat" if it is diffusers'.
 
@@ -1240,17 +1288,17 @@ def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str
         the pipeline, or a new scheduler with the state of the old one. A pipeline that is saved names diffusers' class.
 
     Raises:
-        TypeError: a scheduler of another class than ours have, or of a class derived from them; noise that is none.
-        ValueError: coefficients of another name; a noise of another stream than 0.
+        TypeError: a scheduler of another class than ours have, or of a class derived from them; a pipeline without any
+            that is covered; noise that is none.
+        ValueError: coefficients of another name; a noise of another stream than 0, or for a pipeline of which no
+            scheduler is called `scheduler`.
     """
     if isinstance(target, diffusers.DiffusionPipeline):
-        pipeline: Any = target
-        pipeline.scheduler = accelerate(pipeline.scheduler, noise=noise, coefficients=coefficients)
+        _accelerate_all(target, noise, coefficients)
         return target
-    kind = SCHEDULERS.get(type(target), type(target) if isinstance(target, Fused) else None)
+    kind = _covering(target)
     if kind is None:
-        names = ", ".join(sorted(kind.__name__ for kind in SCHEDULERS.values()))
-        raise TypeError(f"accelerate: expected a pipeline or one of {names}, got {type(target).__name__}")
+        raise TypeError(f"accelerate: expected a pipeline or one of {_covered()}, got {type(target).__name__}")
     scheduler: Any = copy.copy(target)
     scheduler.__class__ = kind
     scheduler._name_diffusers()
@@ -1258,3 +1306,50 @@ def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str
         scheduler.noise = noise
     scheduler.coefficients = coefficients or scheduler.coefficients
     return scheduler  # type: ignore[no-any-return]
+
+
+def _covering(scheduler: Any) -> Any:
+    """The class of ours that does what the scheduler's does."""
+    return SCHEDULERS.get(type(scheduler), type(scheduler) if isinstance(scheduler, Fused) else None)
+
+
+def _covered() -> str:
+    return ", ".join(sorted(kind.__name__ for kind in SCHEDULERS.values()))
+
+
+def _accelerate_all(pipeline: Any, noise: Noises | None, coefficients: str | None) -> None:
+    """All or, where an argument is wrong, none."""
+    kind, found = type(pipeline).__name__, [*_schedulers(pipeline)]
+    named: dict[int, str] = {}
+    for _, name, scheduler in found:
+        named.setdefault(id(scheduler), f"{name} ({type(scheduler).__name__})")
+    covered = {id(scheduler): scheduler for _, _, scheduler in found if _covering(scheduler) is not None}
+    left = ", ".join(name for key, name in named.items() if key not in covered)
+    if not covered:
+        its = f"whose schedulers are {left}" if left else "which has none"
+        raise TypeError(f"accelerate: expected a pipeline with one of {_covered()}, got a {kind}, {its}")
+    drawing = next(iter(named)) if len(named) == 1 else id(getattr(pipeline, "scheduler", None))
+    if noise is not None and drawing not in covered:
+        its = ", ".join(named.values())
+        raise ValueError(f"noise: expected a pipeline that has a covered `scheduler`, got a {kind}, which has {its}")
+    new = {
+        key: accelerate(scheduler, noise=noise if key == drawing else None, coefficients=coefficients)
+        for key, scheduler in covered.items()
+    }
+    for owner, name, scheduler in found:
+        if id(scheduler) in new:
+            setattr(owner, name, new[id(scheduler)])
+    line = f"{kind}: one-pass steps for {', '.join(named[key] for key in new)}"
+    if left:
+        logger.warning(f"{line}; not for {left}, whose class is not covered")
+    else:
+        logger.info(line)
+
+
+def _schedulers(pipeline: Any) -> Iterator[tuple[Any, str, Any]]:
+    """Of it and of the pipelines that it consists of: whose it is, by which name, and the scheduler."""
+    for name, part in vars(pipeline).items():
+        if isinstance(part, SchedulerMixin):
+            yield pipeline, name, part
+        elif isinstance(part, diffusers.DiffusionPipeline):
+            yield from _schedulers(part)

@@ -9,12 +9,13 @@ coefficients are compositions in float64 of exactly those float32 numbers.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from operator import is_, itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,12 +25,10 @@ from torch.overrides import TorchFunctionMode
 import noisefuse as nf
 
 from .diffusers_exact import Wide, rebound, shadow_of
+from .diffusers_lanes import CLAMP, Alone, Choices, Lanes, Parted, counted, each, lanes, row_of
 
 # Where a step finds what it handles: these, then what the scheduler remembered, then what the kernel wrote: x' first.
 NOTHING, TIME, SAMPLE, MODEL, CLEAN, NOISE, REMEMBERED = range(7)
-
-
-_GAPS = "which of the remembered there are"
 
 
 class Unsupported(Exception):
@@ -39,9 +38,9 @@ class Unsupported(Exception):
 Pick = Callable[[Any], Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step:
-    """One row's dealings with a scheduler."""
+    """One row's dealings with a scheduler. (It is not changed; frozen ones take long to make.)"""
 
     state: Any  # of `Plan.state`, before the step
     past: Any  # a Pick: past1 ..
@@ -78,37 +77,31 @@ def trace(scheduler: Any, base: type, start: int, options: tuple[Any, ...]) -> P
     draws = {"torch": Wide(torch, randn_like=probe.noise), "randn_tensor": probe.noise}
     step = rebound(base.step, {**space, **draws})  # type: ignore[attr-defined]
     shadow.is_scale_input_called = True
-    initial, steps = dict(vars(shadow)), {}
-    numbers = np.zeros((2, len(shadow.timesteps)), nf.tableau.ROW)
-    numbers["clean"]["lo"], numbers["clean"]["hi"] = -np.inf, np.inf
-    for i in range(start, len(shadow.timesteps)):
-        if not scheduler._memory:
-            vars(shadow).clear()
-            vars(shadow).update(initial, **({"_step_index": i} if "_step_index" in initial else {}))
-        # in exact mode a Python number, with which diffusers computes in float64
-        t = shadow.timesteps[i].item() if exact else shadow.timesteps[i]
-        try:
-            steps[i] = probe.row(step, t, scheduler._given(options, i), *numbers[:, i : i + 1])
-        except IndexError:  # no level to step to from the last one: SCM, and flow matching before set_timesteps
-            if i + 1 < len(shadow.timesteps) or i == start:
-                raise Unsupported("a step has no level to go to") from None
-    table, clean = (nf.Tableau(rows, shadow.timesteps.numpy(), base.__name__) for rows in numbers)
+    times = shadow.timesteps.numpy()
+    steps = _Tracing(scheduler, probe, step, options, exact).steps(start)
+    numbers = probe.numbers(steps, len(times)).view(nf.tableau.ROW)[..., 0]
+    table = nf.Tableau(numbers[0], times, base.__name__)
+    clean = nf.Tableau(numbers[1], times, base.__name__) if probe.thresholds else None
     # What tells the steps of a run apart. (Not a 0 that PNDM remembers in a tensor's place: its counter tells.)
     changed = (name for one in steps.values() for name in (*one.after, *map(itemgetter(0), one.remembers)))
     counters = {*changed} - {*scheduler._memory}
+    if "last_sample" not in scheduler._memory:
+        counters -= {*scheduler._leftovers}
     if not scheduler._memory:  # LCM looks at its time and counts
         counters &= {"_step_index"} if scheduler._by_time else set()
     names = sorted(counters)
-    begins = {name: steps[start].state.get(name) for name in names} if scheduler._memory else {}
-    for i, one in steps.items():  # a table that reads four past arrays is given four in every row
-        past = one.past + [SAMPLE] * (table.slots - len(one.past))
-        counted = [one.state.get(name) for name in names]
-        state = counted[0] if len(names) == 1 else tuple(counted) or None
-        steps[i] = replace(one, state=(state, one.state[_GAPS]) if scheduler._gaps else state, past=_pick(past))
+    begins = {name: steps[start].state[0].get(name) for name in names} if scheduler._memory else {}
+    slots = table.slots
+    for one in steps.values():  # a table that reads four past arrays is given four in every row
+        past = one.past + [SAMPLE] * (slots - len(one.past))
+        before, n, gaps = one.state
+        values = [row_of(before.get(name), n) for name in names]
+        state = values[0] if len(names) == 1 else tuple(values) or None
+        one.state, one.past = (state, gaps) if scheduler._gaps else state, _pick(past)
     state = itemgetter(*names) if names else lambda attributes: None
     return Plan(
         table=table,
-        clean=clean if probe.thresholds else None,
+        clean=clean,
         steps=steps,
         names=names,
         begins=begins,
@@ -134,6 +127,153 @@ def levels(scheduler: Any, base: type, n: int, dtype: torch.dtype, *, exact: boo
 # ---- probing -----------------------------------------------------------------------------------------------
 
 
+class _Tracing:
+    """Of a class that remembers nothing all rows are found together. Of others those are, from which on a step finds
+    the scheduler as the step before it did, or the one before that; those before them one after the other."""
+
+    def __init__(self, scheduler: Any, probe: _Probe, step: Any, options: tuple[Any, ...], exact: bool) -> None:
+        self.scheduler, self.probe, self.step, self.options, self.exact = scheduler, probe, step, options, exact
+        self.in_lanes = not (exact or scheduler._one_by_one)
+        self.shadow, self.memory, self.timesteps = probe.shadow, scheduler._memory, probe.shadow.timesteps
+        self.plain = copy.copy(self.shadow)
+        self.found: dict[int, Step] = {}
+
+    def steps(self, start: int) -> dict[int, Step]:
+        n, before = len(self.timesteps), []  # type: int, list[dict[str, Any]]
+        counts = "_step_index" in vars(self.shadow)
+        self.offset = vars(self.shadow)["_step_index"] - start if counts and self.memory else 0
+        if not self.memory:
+            self._together(self._state(), [*range(start, n)])
+        i, together = start if self.memory else n, counts and self.in_lanes
+        while i < n:
+            state = self._state()
+            known = min(len(before), 2) if together else 0
+            period = next((k for k in range(1, known + 1) if self._alike(before[-k], state)), n)
+            if i + 2 * period <= n:
+                together, end = False, i + (n - i) // period * period
+                i = end if self._repeats(state, [*range(i, end, period)], period) else i
+                self._set(state, i)
+            else:
+                before.append(state)
+                self._alone(i)
+                i += 1
+        return dict(sorted(self.found.items()))
+
+    def _together(self, state: dict[str, Any], places: list[int]) -> None:
+        """These rows, of a class that remembers nothing."""
+        if len(places) > 1 and self.in_lanes:
+            try:
+                self._in_lanes(state, places, 1)
+                return
+            except Parted as ways:
+                for group in _split(places, ways.flags):
+                    self._together(state, group)
+                return
+            except IndexError:  # no level to go to from the last one, see _alone
+                self._together(state, places[:-1])
+                places = places[-1:]
+            except Exception:  # if it is the step's own, it comes again
+                pass
+        for i in places:
+            self._set(state, i)
+            self._alone(i)
+
+    def _repeats(self, state: dict[str, Any], places: list[int], period: int) -> bool:
+        """Whether rows from each of these places on, a period of them, were found together, and leave the scheduler as
+        they found it."""
+        try:
+            end = self._in_lanes(state, places, period)
+        except Parted as ways:
+            return all(self._repeats(state, group, period) for group in _split(places, ways.flags))
+        except Exception:  # if it is the step's own, it comes again
+            return False
+        return self._alike(state, end) or places == [len(self.timesteps) - period]
+
+    def _in_lanes(self, state: dict[str, Any], places: list[int], period: int) -> dict[str, Any]:
+        """Rows from each of these places on, a period of them; the state after them."""
+        self._set(state, counted(places))
+        attributes = vars(self.shadow)
+        for name, value in attributes.items():
+            if type(value) is Tensor and value.dim() == 1:
+                attributes[name] = lanes(value)
+            elif isinstance(value, list) and name not in self.memory:
+                attributes[name] = Choices(value)
+        for name in _SEARCHES:
+            if method := getattr(self.plain, name, None):
+                attributes[name] = partial(_each, method)
+        found = {}
+        for later in range(period):
+            at = [i + later for i in places]
+            given = _given_together([self.scheduler._given(self.options, i) for i in at])
+            found.update(self.probe.rows(self.step, at, lanes(self.timesteps[at].reshape(-1, 1)), given))
+        self.found.update(found)
+        return self._state()
+
+    def _alone(self, i: int) -> None:
+        # in exact mode a Python number, with which diffusers computes in float64
+        t = self.timesteps[i].item() if self.exact else self.timesteps[i]
+        try:
+            self.found.update(self.probe.rows(self.step, [i], t, self.scheduler._given(self.options, i)))
+        except IndexError:  # no level to step to from the last one: SCM, and flow matching before set_timesteps
+            if i + 1 < len(self.timesteps) or not self.found:
+                raise Unsupported("a step has no level to go to") from None
+
+    def _state(self) -> dict[str, Any]:
+        return unshared(vars(self.shadow))
+
+    def _set(self, state: dict[str, Any], place: Any) -> None:
+        """The scheduler as it was, but at this place, or at several."""
+        vars(self.shadow).clear()
+        vars(self.shadow).update(unshared(state))
+        if "_step_index" in state:
+            self.shadow._step_index = place + self.offset
+
+    def _alike(self, a: dict[str, Any], b: dict[str, Any]) -> bool:
+        """Whether a step finds the scheduler in the same state, but for its count, the tensors that it remembers and
+        what it sets before it reads it."""
+        left = () if "last_sample" in self.memory else self.scheduler._leftovers
+        names = ({*a} | {*b}) - {"_step_index", *_SEARCHES, *left} | {*self.memory}
+        return all(
+            a.get(name) is b.get(name) or _alike(a.get(name), b.get(name), name in self.memory) for name in names
+        )
+
+
+_SEARCHES = ("previous_timestep", "index_for_timestep")  # methods that look a time up among the timesteps
+
+
+def _each(method: Any, *times: Any) -> Lanes:
+    return each(method, times, {})
+
+
+def _split(places: list[int], flags: list[Any]) -> list[list[int]]:
+    return [[i for i, flag in zip(places, flags, strict=True) if flag is way] for way in (True, False)]
+
+
+def _alike(a: Any, b: Any, remembered: bool) -> bool:
+    if a is b:
+        return True
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(_alike(p, q, remembered) for p, q in zip(a, b, strict=True))
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        if remembered:
+            return isinstance(a, Tensor) and isinstance(b, Tensor)
+        return getattr(a, "plain", a) is getattr(b, "plain", b)
+    return bool(np.all(a == b))
+
+
+def _given_together(given: list[dict[str, Any]]) -> dict[str, Any]:
+    """Arguments of several rows in one: tensors in lanes, others, which are the same for all rows, as they are."""
+    together = dict(given[0])
+    for name in given[0]:
+        values = [arguments[name] for arguments in given]
+        flags = [isinstance(value, Tensor) for value in values]
+        if all(flags):
+            together[name] = lanes(torch.stack(values).reshape(-1, 1))
+        elif any(flags):  # UnCLIP's last step has no time to go to
+            raise Parted(flags)
+    return together
+
+
 class _Probe:
     """Unit vectors in place of a scheduler's tensors, and the forms that come back."""
 
@@ -142,7 +282,7 @@ class _Probe:
         self.lo, self.hi = -np.inf, np.inf
         self.clean: Tensor | None = None
         self.interval: tuple[Tensor, Tensor] | None = None
-        self.clips = any("clip" in option for option in shadow.config)
+        self.clips = any(option.startswith("clip") and value for option, value in shadow.config.items())
         shadow._threshold_sample = self.threshold
         if hasattr(shadow, "noise_sampler"):
             shadow.noise_sampler = self.increment
@@ -165,59 +305,73 @@ class _Probe:
         self.clean, self.thresholds = x, True
         return self.units["d"]
 
-    def row(self, step: Any, t: Any, options: dict[str, Any], numbers: Any, clean_numbers: Any) -> Step:
-        """One step of the scheduler, which goes on from there. Fills in the row, or two where D is thresholded."""
-        held = self._hold()
+    def rows(self, step: Any, places: list[int], t: Any, options: dict[str, Any]) -> dict[int, Step]:
+        """One step of the scheduler, which goes on from there, at one of its times or, in lanes, at several. What they
+        compute is in `past`, until `numbers` reads it."""
+        together = isinstance(t, Lanes)
+        held = self._hold(together)
         before, gaps = self._attributes(), [value is None for value in held]
-        with _Clamps(self) if self.clips else nullcontext():
-            self.result = step(self.shadow, self.units["m1"], t, self.units["x"], **options)
+        token = CLAMP.set(self.clamp)
+        try:
+            with _Clamps(self) if self.clips and not together else nullcontext():
+                self.result = step(self.shadow, self.units["m1"], t, self.units["x"], **options)
+        finally:
+            CLAMP.reset(token)
         after = {name: v for name, v in self._attributes().items() if not _same(before.get(name, self), v)}
-        # what was changed in place is another tensor now
-        were = dict(zip(map(id, self.units.values()), self.columns, strict=True))
-        held = [v if id(v) not in were or np.array_equal(v[0].numpy(), were[id(v)]) else object() for v in held]
         units = self.units
+        if not np.array_equal(self.block, self.columns):  # what was changed in place is another tensor now
+            were = dict(zip(map(id, units.values()), self.columns, strict=True))
+            held = [v if id(v) not in were or np.array_equal(_array(v)[0], were[id(v)]) else object() for v in held]
         given = [None, t, units["x"], units["m1"], units["d"] if self.thresholds else object(), units["z"], *held]
-        places: dict[int, int] = {id(value): place for place, value in enumerate(given)}
+        pool: dict[int, int] = {id(value): place for place, value in enumerate(given)}
         written: list[Tensor] = []
 
         def place(value: Any) -> int:
-            if id(value) not in places:
-                places[id(value)] = len(given) + 1 + len(written)
+            if id(value) not in pool:
+                pool[id(value)] = len(given) + 1 + len(written)
                 written.append(value)
-            return places[id(value)]
+            return pool[id(value)]
 
         sample, *others = self.result.values()
         results = _pick([place(value) for value in others])
-        remembers: list[tuple[str, Pick, bool]] = []
+        remembers = self._remembers(place, after)
+        if len(written) > 2:
+            raise Unsupported(f"a step writes {len(written) + 1} tensors")
+        values = [sample, *written, *([] if self.clean is None else [self.clean])]
+        if together and not all(isinstance(value, Lanes) for value in values):
+            raise Alone
+        computed = _Computed(
+            [self._array(value) for value in values], [*units], self.clean is not None, self.lo, self.hi
+        )
+        kept = any(value is units["z"] for value in items(vars(self.shadow), self.memory))
+        found, middle = {}, before.get("mid_point_sigma")
+        for n, (i, then) in enumerate(zip(places, _of_rows(after, places), strict=True)):
+            interval = self.interval and tuple(row_of(value, n) for value in self.interval)
+            drawn = self.drawn, kept, interval, _parts(interval, row_of(middle, n))
+            found[i] = Step((before, n, gaps), (computed, n), len(written), *drawn, results, remembers, then)
+        return found
+
+    def _remembers(self, place: Callable[[Any], int], after: dict[str, Any]) -> list[tuple[str, Pick, bool]]:
+        """Where what a step leaves in the scheduler comes from; of other attributes, after it, lists are taken out."""
+        found: list[tuple[str, Pick, bool]] = []
         for name in self.memory:
             value = getattr(self.shadow, name, None)
             if isinstance(value, list):
-                remembers.append((name, _pick([place(v) for v in value]), True))
+                found.append((name, _pick([place(v) for v in value]), True))
             elif value is None or isinstance(value, Tensor):
-                remembers.append((name, itemgetter(place(value)), False))
+                found.append((name, itemgetter(place(value)), False))
             else:
                 after[name] = value
-        remembers += [(name, _constant(after.pop(name)), True) for name in [*after] if isinstance(after[name], list)]
-        past = self._fill([sample, *written], numbers, clean_numbers)
-        before[_GAPS] = gaps
-        kept = any(value is units["z"] for value in items(vars(self.shadow), self.memory))
-        noise = self.drawn, kept, self.interval, self._parts(before.get("mid_point_sigma"))
-        return Step(before, past, len(written), *noise, results, remembers, after)
+        return found + [(name, _constant(after.pop(name)), True) for name in [*after] if isinstance(after[name], list)]
 
-    def _parts(self, middle: Tensor | None) -> tuple[float, float] | None:
-        """DPMSolverSDE's second stage draws over an interval whose first part is drawn already: variances add up."""
-        if self.interval is None or middle is None:
-            return None
-        start, stop = map(float, self.interval)
-        share = (start - float(middle)) / (start - stop) if start > stop else -1.0
-        return (share**0.5, (1 - share) ** 0.5) if 0 <= share <= 1 else None  # else it is no second stage of that first
-
-    def _hold(self) -> list[Any]:
+    def _hold(self, in_lanes: bool) -> list[Any]:
         """New units, in what the scheduler remembers too."""
         held = items(vars(self.shadow), self.memory)
         names = ["x", "m1", "z", "d", *(f"held{k}" for k, v in enumerate(held) if isinstance(v, Tensor))]
         self.columns = _columns(len(names))
-        self.units = {n: torch.from_numpy(column[None].copy()) for n, column in zip(names, self.columns, strict=True)}
+        self.block = self.columns.copy()
+        made = torch.from_numpy(self.block)[:, None].unbind()
+        self.units = dict(zip(names, map(lanes, made) if in_lanes else made, strict=True))
         held = [self.units.get(f"held{k}", value) for k, value in enumerate(held)]
         _remember(self.shadow, self.memory, held)
         self.clean, self.drawn, self.interval = None, False, None
@@ -226,41 +380,83 @@ class _Probe:
     def _attributes(self) -> dict[str, Any]:
         return unshared({name: value for name, value in vars(self.shadow).items() if name not in self.memory})
 
-    def _fill(self, outputs: list[Tensor], numbers: Any, clean_numbers: Any) -> list[int]:
-        """The numbers of a row; returns the places of past1 .."""
-        if len(outputs) > 3:
-            raise Unsupported(f"a step writes {len(outputs)} tensors")
-        forms = [self._form(value) for value in outputs]
-        past = [name for name in self.units if name.startswith("held") and any(form[name] for form in forms)]
-        if len(past) > len(nf.tableau.past):
-            raise Unsupported(f"a step reads {len(past)} remembered tensors")
-        columns = {name: f"past{k}" for k, name in enumerate(past, 1)}
-        columns |= {"x": "x", "m1": "m1", "z": "z", "d": "m2" if self.thresholds else "d", "k": "k"}
-        for output, form in zip(("out", "aux1", "aux2"), forms, strict=False):
-            for name, weight in form.items():
-                if weight:
-                    numbers[output][columns[name]] = weight
-        if self.clean is not None:
-            form, target = self._form(self.clean), clean_numbers["out"] if self.thresholds else numbers["clean"]
-            for name in ("k", "x", "m1"):
-                target[name] = form[name]
-            numbers["clean"]["lo"], numbers["clean"]["hi"] = self.lo, self.hi
-        return [REMEMBERED + int(name.removeprefix("held")) for name in past]
-
-    def _form(self, value: Any) -> dict[str, float]:
-        """Its coefficients, by name, and the constant k."""
-        if not isinstance(value, Tensor) or value.dtype != torch.float64 or value.shape != self.units["x"].shape:
+    def _array(self, value: Any) -> Any:
+        array: Any = _array(value) if isinstance(value, Tensor) else np.empty(0)
+        if array.dtype != np.float64 or array.ndim != 2 or array.shape[1] != self.columns.shape[1]:
             raise Unsupported(
                 f"a step computes a {type(value).__name__} that is no float64 tensor of the sample's shape"
             )
-        *answers, constant, check = value[0].tolist()
-        weights, drawn = np.array(answers) - constant, self.columns[:, -1]
-        if not np.all(np.isfinite(value[0].tolist())):
-            raise Unsupported("a step is not finite, though the tensors that it reads are")
-        error = abs(constant + weights @ drawn - check)
-        if not error <= 1e-9 * (abs(constant) + np.abs(weights) @ np.abs(drawn)):
-            raise Unsupported("a step is not affine in the tensors that it reads")
-        return {"k": constant, **dict(zip(self.units, weights.tolist(), strict=True))}
+        return array
+
+    def numbers(self, steps: dict[int, Step], n: int) -> Any:
+        """The rows of all steps, and those of D where it is thresholded, (2, n, 36). Gives each its past1 .."""
+        table, clean = numbers = np.zeros((2, n, len(_COLUMN)))
+        numbers[:, :, _BOUNDS] = -np.inf, np.inf
+        groups: dict[Any, list[int]] = {}
+        for i, one in steps.items():
+            computed = one.past[0]
+            groups.setdefault((len(computed.units), len(computed.values), computed.clamps), []).append(i)
+        for (_, _, clamps), rows in groups.items():
+            forms = _forms(np.array([steps[i].past[0].of(steps[i].past[1]) for i in rows]))
+            outputs = forms[:, :-1] if clamps else forms
+            d = "m2" if self.thresholds else "d"
+            for output, form in zip(("out", "aux1", "aux2"), outputs.swapaxes(0, 1), strict=False):
+                for symbol, column in zip(("x", "m1", "z", d), range(4), strict=True):
+                    table[rows, _COLUMN[output, symbol]] = form[:, column]
+                table[rows, _COLUMN[output, "k"]] = form[:, -1]
+            if clamps:
+                group, target = ("out", clean) if self.thresholds else ("clean", table)
+                for symbol, column in (("x", 0), ("m1", 1), ("k", -1)):
+                    target[rows, _COLUMN[group, symbol]] = forms[:, -1, column]
+                computed = [steps[i].past[0] for i in rows]
+                table[rows, _BOUNDS[0]], table[rows, _BOUNDS[1]] = [c.lo for c in computed], [c.hi for c in computed]
+            for i, form in zip(rows, outputs, strict=True):
+                read = 4 + np.flatnonzero(form[:, 4:-1].any(axis=0))
+                if len(read) > len(nf.tableau.past):
+                    raise Unsupported(f"a step reads {len(read)} remembered tensors")
+                units = steps[i].past[0].units
+                for k, column in enumerate(read.tolist(), 1):
+                    for output, weights in zip(("out", "aux1", "aux2"), form, strict=False):
+                        table[i, _COLUMN[output, f"past{k}"]] = weights[column]
+                steps[i].past = [REMEMBERED + int(units[column].removeprefix("held")) for column in read.tolist()]
+        return numbers
+
+
+class _Computed(NamedTuple):
+    """What a step made of the units: of each output, and of D last where it is clamped, (n, units + 2) or (1, ..)."""
+
+    values: list[Any]
+    units: list[str]
+    clamps: bool
+    lo: float
+    hi: float
+
+    def of(self, row: int) -> list[Any]:
+        return [value[row if len(value) > 1 else 0] for value in self.values]
+
+
+def _forms(answers: Any) -> Any:
+    """Coefficients, and the constant k after them, of what came of units, of 0 and of the random check."""
+    if not np.isfinite(answers).all():
+        raise Unsupported("a step is not finite, though the tensors that it reads are")
+    forms, drawn = answers[..., :-1] + 0.0, _columns(answers.shape[-1] - 2)[:, -1]  # + 0.0: no -0
+    forms[..., :-1] -= forms[..., -1:]
+    weights, constant = forms[..., :-1], forms[..., -1]
+    error = np.abs(constant + weights @ drawn - answers[..., -1])
+    if not (error <= 1e-9 * (np.abs(constant) + np.abs(weights) @ np.abs(drawn))).all():
+        raise Unsupported("a step is not affine in the tensors that it reads")
+    return forms
+
+
+# The number of a column of rows, by group and symbol.
+_COLUMN = {
+    (group, symbol): (offset + inside) // 8
+    for group, (kind, offset, *_) in (nf.tableau.ROW.fields or {}).items()
+    for symbol, (_, inside, *_) in (kind.fields or {}).items()
+}
+
+
+_BOUNDS = [_COLUMN["clean", "lo"], _COLUMN["clean", "hi"]]
 
 
 @lru_cache
@@ -294,6 +490,25 @@ def _same(a: Any, b: Any) -> bool:
     """The same object, or lists of the same ones."""
     lists = isinstance(a, list) and isinstance(b, list) and len(a) == len(b)
     return all(map(is_, a, b)) if lists else a is b
+
+
+def _parts(interval: Any, middle: Tensor | None) -> tuple[float, float] | None:
+    """DPMSolverSDE's second stage draws over an interval whose first part is drawn already: variances add up."""
+    if interval is None or middle is None:
+        return None
+    start, stop = map(float, interval)
+    share = (start - float(middle)) / (start - stop) if start > stop else -1.0
+    return (share**0.5, (1 - share) ** 0.5) if 0 <= share <= 1 else None  # else it is no second stage of that first
+
+
+def _array(value: Any) -> Any:
+    return (value.plain if isinstance(value, Lanes) else value).numpy()
+
+
+def _of_rows(attributes: dict[str, Any], places: list[int]) -> list[dict[str, Any]]:
+    """Of each of these rows."""
+    several = [name for name, value in attributes.items() if isinstance(value, Lanes)]
+    return [{**attributes, **{name: row_of(attributes[name], n) for name in several}} for n in range(len(places))]
 
 
 def _constant(values: Any) -> Pick:

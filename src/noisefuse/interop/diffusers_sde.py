@@ -18,10 +18,9 @@ import noisefuse as nf
 SDES: dict[str, Callable[..., Any]] = {
     "sde": nf.samplers.flow_sde,
     "cps": nf.samplers.flow_cps,
-    "dance": nf.samplers.dance_sde,
+    "dance_sde": nf.samplers.dance_sde,
 }
-LEVEL = {"sde": "noise_level", "cps": "noise_level", "dance": "eta"}
-DENSITY = {"sde": "full", "cps": "squared", "dance": "full"}
+LEVEL = {"sde": "noise_level", "cps": "noise_level", "dance_sde": "eta"}
 
 
 @dataclass
@@ -32,8 +31,8 @@ class FlowMatchSDEDiscreteSchedulerOutput(BaseOutput):
         prev_sample: x', of the model output's dtype.
         log_prob: float32 (B,), the mean over a sample's elements; None where it was not asked for.
         prev_sample_mean: the Gaussian's mean, float32 (float64 where the sample is).
-        std_dev_t: of "cps" the Gaussian's standard deviation, of the others that over sqrt(sigma - sigma'): a number,
-            or (B, 1, ..) where each sample has its time.
+        std_dev_t: the Gaussian's standard deviation, but of "sde" that over sqrt(sigma - sigma'): a number, or
+            (B, 1, ..) where each sample has its time.
     """
 
     prev_sample: Tensor
@@ -50,18 +49,21 @@ class Transitions:
     table: nf.Tableau
     mean: nf.Tableau
     std_dev: Any  # of each row, as they call it
+    sqrt_dt: Any  # of each row
 
     def take(
         self, i: Any, x: Tensor, m: Tensor, draw: Callable[[], Any], x_next: Tensor | None, dtype: torch.dtype,
-        log_prob: bool,
+        log_prob: bool, constants: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
         """x' of this dtype, its log-density (it is the stored one's), the mean, and std_dev.
 
-        i: a row, or (B,) of them. draw: the noise of a step whose x' is not given.
+        i: a row, or (B,) of them. draw: the noise of a step whose x' is not given. constants: whether the log-density
+        has those of the Gaussian; that of "cps" never has.
         """
         kind = torch.promote_types(x.dtype, m.dtype)
         x, m, found = x.to(kind), m.to(kind), None
-        law: Any = {"reduction": "mean", "density": DENSITY[self.kind]}
+        density = "squared" if self.kind == "cps" else "full" if constants else "no_constants"
+        law: Any = {"reduction": "mean", "density": density}
         if x_next is None:
             z = draw()
             z = z.to(kind) if isinstance(z, Tensor) and kind is torch.float64 else z
@@ -74,12 +76,20 @@ class Transitions:
             found = nf.density.log_prob(self.table, i, x.to(wide), m.to(wide), x_next.detach().to(wide), **law)
         wide = torch.promote_types(kind, torch.float32)
         mean: Tensor = nf.update(self.mean, i, x.to(wide), m.to(wide))
-        if isinstance(i, int):
-            std = torch.full((), self.std_dev[i], dtype=torch.float32, device=x.device)  # no copy to wait for
-        else:
-            std = torch.as_tensor(self.std_dev[i], dtype=torch.float32, device=x.device)
-            std = std.reshape(-1, *[1] * (x.dim() - 1))
+        std = _of_rows(self.std_dev, i, (), x.device)
+        std = std if isinstance(i, int) else std.reshape(-1, *[1] * (x.dim() - 1))
         return x_next.to(dtype), None if found is None else found.float(), mean, std
+
+    def roots(self, i: Any, x: Tensor) -> Tensor:
+        """sqrt(sigma - sigma') of each sample, (B,)."""
+        return _of_rows(self.sqrt_dt, i, x.shape[:1], x.device)
+
+
+def _of_rows(numbers: Any, i: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Those of rows (B,), or of one row in this shape, for which nobody waits for a copy."""
+    if isinstance(i, int):
+        return torch.full(shape, numbers[i], dtype=torch.float32, device=device)
+    return torch.as_tensor(numbers[i], dtype=torch.float32, device=device)
 
 
 @lru_cache(maxsize=64)
@@ -92,5 +102,7 @@ def transitions(kind: str, sigmas: Sequence[float], level: float) -> Transitions
     table = SDES[kind](nf.Schedule.flow(1000), list(sigmas[:-1]), **{LEVEL[kind]: level}).tableau
     rows = table.rows.copy()
     rows["out"]["z"] = 0
-    std = table.rows["out"]["z"] if kind == "cps" else table.rows["out"]["z"] / np.sqrt(-np.diff(sigmas))
-    return Transitions(kind, table, nf.Tableau(rows, name=f"{table.name}: mean"), std)
+    std, sqrt_dt = table.rows["out"]["z"], np.sqrt(-np.diff(sigmas))
+    return Transitions(
+        kind, table, nf.Tableau(rows, name=f"{table.name}: mean"), std / sqrt_dt if kind == "sde" else std, sqrt_dt
+    )

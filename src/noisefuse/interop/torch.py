@@ -34,10 +34,12 @@ from .torch_arrays import (
     DTYPES,
     EXPECTED,
     NAMED,
+    array_dtype,
     as_tensor,
     checked,
     dtype_name,
     in_format,
+    like_x,
     need_memory,
     need_plain,
     on,
@@ -132,7 +134,7 @@ def update(
 ) -> Any:  # fmt: skip
     models = model_output if isinstance(model_output, tuple) else (model_output,)
     tensors = {"x": x} | {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
-    tensors |= {f"past{n + 1}": p for n, p in enumerate(past)}
+    tensors = like_x(tensors | {f"past{n + 1}": p for n, p in enumerate(past)})
     if options:  # levels, rounded
         need_no_gradient(**{nf.tableau.ARGUMENTS[slot]: tensor for slot, tensor in tensors.items()})
     made = isinstance(aux_out, int)
@@ -143,13 +145,15 @@ def update(
 def augmented(function: Any, x: Any, noise: Any, *, dtype: Any = None, out: Any = None, **options: Any) -> Any:
     """A function of `augment`, on the memory of tensors."""
     need_no_gradient(x=x, noise=noise)
-    place, kind, made = place_of("x", checked("x", x)), dtype_name(dtype, or_levels=True), out
+    place, name, made = place_of("x", checked("x", x)), dtype_name(dtype, or_levels=True), out
+    kind = NAMED.get(name, x.dtype)
     if out is None and place.type != "cpu":  # all memory of results on a device is torch's
-        made = torch.empty(x.shape, dtype=NAMED.get(kind, x.dtype), device=x.device)
+        made = torch.empty(x.shape, dtype=kind, device=x.device)
     with on(place):
         noise = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "x")
-        written = write("out", made, place)
-        result = as_tensor(function(read("x", x, place), noise, dtype=kind, out=written, **options), made)
+        written = write("out", made, place, kind)
+        result = function(read("x", x, place), noise, dtype=array_dtype(name), out=written, **options)
+        result = as_tensor(result, made, kind)
     return in_format(result, x) if out is None else result
 
 
@@ -184,13 +188,18 @@ class RowCall(Operation):
             models = (given.get("m1"), given.get("m2")) if "m2" in given else given.get("m1")
             out, *aux = outs
             aux_out = aux if any(a is not None for a in aux) else len(aux)
-            given = {"past": past, "noise": noise, "out": out, "aux_out": aux_out, **dict(self.options)}
+            given = {"past": past, "noise": noise, "out": out, "aux_out": aux_out, **self._named()}
             found = nf.update(self.table, index, x, models, **given)
             return (found, *aux) if aux_out is aux else found
         times = () if self.name == "q_walk" else (index,)
         named = dict(zip(("out", "target_out"), outs, strict=False))
-        found = getattr(nf, self.name)(x, *times, self.table, noise, **dict(self.options), **named)
+        found = getattr(nf, self.name)(x, *times, self.table, noise, **self._named(), **named)
         return found if isinstance(found, tuple) else (found,)
+
+    def _named(self) -> dict[str, Any]:
+        """The options, with the dtype of arrays."""
+        options = dict(self.options)
+        return options | {"dtype": array_dtype(options["dtype"])} if "dtype" in options else options
 
     def kept(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """x, m1 and m2, where a clamp passes the gradient or does not."""
@@ -263,19 +272,21 @@ def _call(
                 )
         return differentiable(call, index, noise, values, remembered)
     noise, place = read_noise(noise, "x"), place_of(labels[0], checked(labels[0], values[0]))
+    kinds = call.results(values)
     if place.type != "cpu":  # all memory of results on a device is torch's
-        device, kinds = values[0].device, call.results(values)
         memory = [
-            torch.empty(shape, dtype=dtype, device=device) if out is None else out
+            torch.empty(shape, dtype=dtype, device=values[0].device) if out is None else out
             for (shape, dtype), out in zip(kinds, outs, strict=True)
         ]
     else:
         memory = [*outs]
     with on(place):
         arrays = [read(label, x, place) for label, x in zip(labels, values, strict=True)]
-        written = [write(label, out, place) for label, out in zip(out_labels, memory, strict=True)]
+        written = [
+            write(label, out, place, kind) for label, out, (_, kind) in zip(out_labels, memory, kinds, strict=True)
+        ]
         results = call.run(read_index(time, index, place), arrays, noise, written)
-    made = [as_tensor(result, out) for result, out in zip(results, memory, strict=True)]
+    made = [as_tensor(result, out, kind) for result, out, (_, kind) in zip(results, memory, kinds, strict=True)]
     return tuple(in_format(x, values[0]) if out is None else x for x, out in zip(made, outs, strict=True))
 
 
@@ -289,8 +300,8 @@ def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out
         words = words_of(noise)
         device = CPU if out is None else out.device
         return copied(torch.ops.noisefuse.random(name, lengths, dtype, words, batched, device), out)
-    place = CPU if out is None else place_of("out", checked("out", out))
+    place, kind = CPU if out is None else place_of("out", checked("out", out)), NAMED.get(dtype, torch.float32)
     with on(place):
-        array = write("out", out, place)
-        drawn = getattr(nf, name)(shape, noise, dtype=dtype, batched=batched, out=array)
-    return as_tensor(drawn, out)
+        array, given = write("out", out, place, kind), array_dtype(dtype) if name == "randn" else dtype
+        drawn = getattr(nf, name)(shape, noise, dtype=given, batched=batched, out=array)
+    return as_tensor(drawn, out, kind)

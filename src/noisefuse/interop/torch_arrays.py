@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors as arrays, and arrays as tensors, without a copy: NumPy's of CPU tensors, CuPy's of those of a CUDA device,
-whose kernels then run on torch's current stream."""
+whose kernels then run on torch's current stream.
+
+NumPy and CuPy know bfloat16 by ml_dtypes alone. Without it CPU tensors of bfloat16 are read as float32 and results are
+rounded by torch, which gives the same bits: kernels compute in float32 and round once."""
 
 from __future__ import annotations
 
@@ -13,7 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import noisefuse as nf
+
 from .torch_internals import is_dual, written
+
+try:
+    import ml_dtypes
+except ImportError:
+    HALF: np.dtype[Any] | None = None
+else:
+    HALF = np.dtype(ml_dtypes.bfloat16)
 
 DTYPES = {
     torch.float32: "float32",
@@ -41,20 +53,27 @@ def read(name: str, x: object, place: torch.device) -> Any:
     if is_dual(tensor):
         raise NotImplementedError(f"{name}: forward-mode differentiation is not supported")
     tensor = tensor.detach().resolve_neg()
+    if is_copied(tensor):
+        tensor = tensor.float()
     # Where a device has to copy, torch does: in its own memory, and with a kernel that is there already.
     return memory(name, tensor if place.type == "cpu" else tensor.contiguous(), place)
 
 
-def write(name: str, out: object, place: torch.device) -> Any:
-    """The memory of a tensor that is written; None of None."""
+def write(name: str, out: object, place: torch.device, dtype: torch.dtype) -> Any:
+    """The memory of a tensor that is written, or where `as_tensor` finds what it shall hold; None of None."""
     if out is None:
         return None
     tensor = checked(name, out)
+    if tensor.dtype != dtype and HALF is None and torch.bfloat16 in (tensor.dtype, dtype):  # arrays are both float32
+        raise TypeError(f"{name}: expected dtype {DTYPES[dtype]}, got {DTYPES[tensor.dtype]}")
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{name}: requires grad, and autograd would not see what is written: use torch.no_grad()")
     if tensor.is_neg() or is_dual(tensor):
         raise ValueError(f"{name}: expected a plain tensor, got a negated view or a dual one")
-    return memory(name, tensor.detach(), place)
+    tensor = tensor.detach()
+    if is_copied(tensor):
+        tensor = torch.empty_strided(tensor.shape, tensor.stride())
+    return memory(name, tensor, place)
 
 
 def read_index(name: str, t: Any, place: torch.device) -> Any:
@@ -144,25 +163,51 @@ def _no_memory(name: str) -> TypeError:
 def _numpy_dtype(tensor: Tensor) -> np.dtype[Any]:
     if tensor.dtype != torch.bfloat16:
         return np.dtype(str(tensor.dtype).removeprefix("torch."))
-    try:
-        import ml_dtypes
-    except ImportError:
-        raise ImportError("bfloat16 needs ml_dtypes here: pip install 'noisefuse[torch]'") from None
-    half: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return half
+    if HALF is None:
+        raise ImportError(f"bfloat16 on {tensor.device} needs ml_dtypes, as CuPy does: pip install 'noisefuse[torch]'")
+    return HALF
+
+
+def is_copied(x: Any) -> bool:
+    """Whether it is a tensor whose memory no array can have, so that it is read from a copy and written by torch."""
+    return HALF is None and isinstance(x, Tensor) and x.dtype == torch.bfloat16 and x.is_cpu
+
+
+def array_dtype(name: Any) -> Any:
+    """The name of the dtype of a result, as arrays have it."""
+    return "float32" if name == "bfloat16" and HALF is None else name
+
+
+def like_x(tensors: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a step, by slot. Beside an x that is copied they have its dtype, as arrays would: model outputs are
+    rounded to it, and what is remembered has it."""
+    if not is_copied(tensors["x"]):
+        return tensors
+    for slot, tensor in tensors.items():
+        name = nf.tableau.ARGUMENTS[slot]
+        if slot.startswith("past") and checked(name, tensor).dtype != torch.bfloat16:
+            raise TypeError(f"{name}: dtype {DTYPES[tensor.dtype]} is not supported, expected one of bfloat16")
+    models = ("m1", "m2")
+    return {s: x.bfloat16() if s in models and isinstance(x, Tensor) else x for s, x in tensors.items()}
 
 
 # ---- out ---------------------------------------------------------------------------------------------------
 
 
-def as_tensor(result: Any, out: Any) -> Any:
-    """The result as a tensor: the caller's `out`, of which autograd is told, or a new one of the result's memory."""
+def as_tensor(result: Any, out: Any, dtype: torch.dtype) -> Any:
+    """The result, of this dtype, as a tensor: the caller's `out`, of which autograd is told, or a new one of the
+    result's memory."""
     if out is not None:
-        written(out)
+        if is_copied(out):
+            with torch.no_grad():
+                out.copy_(torch.from_numpy(result))
+        else:
+            written(out)
         return out
     if result.dtype.name == "bfloat16":
         return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(result)
+    made = torch.from_numpy(result)
+    return made.bfloat16() if dtype == torch.bfloat16 else made
 
 
 def in_format(result: Tensor, x: Tensor) -> Tensor:

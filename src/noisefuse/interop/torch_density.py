@@ -18,6 +18,9 @@ from .torch_arrays import (
     as_tensor,
     checked,
     in_format,
+    is_copied,
+    like_x,
+    memory,
     need_memory,
     on,
     place_of,
@@ -71,7 +74,7 @@ def update_with_log_prob(
     need_no_gradient(noise=noise)
     tensors = _inputs(x, model_output, past)
     watched = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in tensors.values())
-    if watched or is_compiling():
+    if watched or is_compiling() or is_copied(x):
         models = {name: a.detach() for name, a in tensors.items()}
         pair = (models["m1"], models["m2"]) if "m2" in models else models.get("m1")
         step = functools.partial(nf.update, table, i, models["x"], pair, past=past, noise=noise)
@@ -85,13 +88,13 @@ def update_with_log_prob(
         into = torch.empty_like(x, memory_format=torch.contiguous_format)
     with on(place):
         noise = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "x")
-        aux = [write(f"aux_out[{n}]", a, place) for n, a in enumerate(aux_out)]
-        given = _arguments(table, i, tensors, place) | {"noise": noise, "out": write("out", into, place)}
+        aux = [write(f"aux_out[{n}]", a, place, x.dtype) for n, a in enumerate(aux_out)]
+        given = _arguments(table, i, tensors, place) | {"noise": noise, "out": write("out", into, place, x.dtype)}
         made, found = nf.density.update(**given, aux_out=aux, partial=partial, **options)
         found = replace(found, sums=_in_torch(found.sums, x)) if partial else _in_torch(found, x)
     for tensor in aux_out:
-        as_tensor(None, tensor)
-    made = as_tensor(made, into)
+        as_tensor(None, tensor, x.dtype)
+    made = as_tensor(made, into, x.dtype)
     return in_format(made, x) if out is None else made, found
 
 
@@ -154,13 +157,13 @@ def _gradient(
         into = torch.empty_like(x, memory_format=torch.contiguous_format)
     with on(place):
         given = _arguments(table, i, tensors, place) | {"upstream": read_numbers("upstream", upstream, place)}
-        made = function(**given, out=write("out", into, place), **options)
-    return as_tensor(made, into)  # type: ignore[no-any-return]
+        made = function(**given, out=write("out", into, place, x.dtype), **options)
+    return as_tensor(made, into, x.dtype)  # type: ignore[no-any-return]
 
 
 def _inputs(x: Any, model_output: Any, past: Sequence[Any]) -> dict[str, Any]:
     models = model_output if isinstance(model_output, tuple) else (model_output,)
-    return {"x": x} | {f"m{n + 1}": m for n, m in enumerate(models) if m is not None} | _remembered(past)
+    return like_x({"x": x} | {f"m{n + 1}": m for n, m in enumerate(models) if m is not None} | _remembered(past))
 
 
 def _as_given(tensors: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
@@ -190,5 +193,5 @@ def _in_torch(sums: Any, x: Tensor) -> Tensor:
     if isinstance(sums, np.ndarray):
         return torch.from_numpy(sums)
     made = torch.empty(sums.shape, dtype=torch.float64, device=x.device)
-    write("sums", made, x.device)[...] = sums
+    memory("sums", made, x.device)[...] = sums
     return made

@@ -117,7 +117,7 @@ class Loss(Operation):
         made = grad_out is True
         with on(place):
             given = self._arrays(index, tensors, noise, place)
-            found = nf.mse_loss(**given, grad_out=made or write("grad_out", grad_out, place))
+            found = nf.mse_loss(**given, grad_out=made or write("grad_out", grad_out, place, pred.dtype))
             loss, gradient = (found, None) if grad_out is None else found
             if place.type == "cpu":
                 result = torch.as_tensor(loss, dtype=_dtype(pred))
@@ -125,7 +125,7 @@ class Loss(Operation):
                 double = torch.empty(loss.shape, dtype=torch.float64, device=pred.device)
                 memory("loss", double, place)[...] = loss
                 result = double.to(_dtype(pred))
-        gradient = None if grad_out is None else as_tensor(gradient, None if made else grad_out)
+        gradient = None if grad_out is None else as_tensor(gradient, None if made else grad_out, pred.dtype)
         return result, gradient
 
     def part(self, index: Any, tensors: Sequence[Any], noise: Any, grad_out: Any) -> Any:
@@ -148,8 +148,8 @@ class Loss(Operation):
             out = _like(pred)
         with on(place):
             given, g = self._arrays(index, kept, noise, place), read_numbers("upstream", grads[0], place)
-            found = nf.mse_loss_grad(**given, upstream=g, out=write("out", out, place))
-        result: Tensor = as_tensor(found, out)
+            found = nf.mse_loss_grad(**given, upstream=g, out=write("out", out, place, pred.dtype))
+        result: Tensor = as_tensor(found, out, pred.dtype)
         return in_format(result, pred) if given_out is None else result
 
     def place(self, tensors: Sequence[Any]) -> torch.device:

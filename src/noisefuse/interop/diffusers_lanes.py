@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several rows of a scheduler in one call of diffusers' step: what is a number in it is here a number for each row.
+
+Only what is exactly the same for all rows at once as for one after the other is done so. Where rows part, at an `if`,
+they are told apart and run again (`Parted`), and what cannot be done for several raises `Alone`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# IEEE operations, which have no other bits in vectors than alone, and those that compute nothing. Vectors are only
+# scaled and added.
+_LINEAR = {"add", "sub", "mul", "div", "neg", "__rsub__", "__rdiv__", "to", "float", "double"}
+_COMPARED = {"__eq__", "eq", "ne", "lt", "le", "gt", "ge"}
+_EXACT = _LINEAR | _COMPARED | {"sqrt", "abs", "where", "clamp", "maximum", "minimum", "long"}
+_POWERS = (0.5, 2)  # a root and a product
+_COUNTS = _COMPARED | {"add", "sub", "__rsub__"}  # what whole numbers of Python's do alike
+CLAMP: ContextVar[Callable[..., Any]] = ContextVar("CLAMP")  # what is done with a clamp of vectors
+
+
+class Parted(Exception):
+    """Rows take different ways; `flags` says which."""
+
+    def __init__(self, flags: list[Any]) -> None:
+        super().__init__()
+        self.flags = flags
+
+
+class Alone(Exception):
+    """It takes one row at a time."""
+
+
+class Lanes(Tensor):
+    """A number for each of n rows, (n, 1); a vector for each (n, c), or for all (1, c); or a table in which rows look
+    their numbers up (k,).
+
+    plain: the same memory as a tensor. numbers: whether it is the first. counts: they stand for Python's whole numbers.
+    """
+
+    plain: Tensor
+    numbers: bool
+    counts: bool
+    _entries: list[Any]
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = function.__name__
+        if name in _EXACT or (name == "pow" and type(args[1]) in (int, float) and args[1] in _POWERS):
+            return _at_once(function, name, args, kwargs)
+        if name == "__get__":
+            return _attribute(function, args[0])
+        if name == "__getitem__":
+            return _looked_up(*args)
+        if name == "__len__" and args[0].plain.dim() == 1:
+            return len(args[0].plain)
+        if name == "is_floating_point":
+            return args[0].plain.is_floating_point()
+        if name == "size" and len(args) == 1:
+            return _shape(args[0])
+        if name.startswith("__i") or (name.endswith("_") and not name.endswith("__")):
+            raise Alone  # it is written in place, which others may see
+        return each(function, args, kwargs)
+
+    def __array_ufunc__(self, function: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+        if method != "__call__":
+            raise Alone
+        return each(function, args, kwargs)
+
+    def __iadd__(self, other: Any) -> Any:  # type: ignore[misc]
+        if not self.counts:
+            raise Alone
+        return self + other
+
+    def __bool__(self) -> bool:
+        return bool(self._only())
+
+    def __int__(self) -> int:
+        return int(self._only())
+
+    def __index__(self) -> int:
+        return int(self._only())
+
+    def __float__(self) -> float:
+        return float(self._only())
+
+    def item(self) -> Any:
+        return self._only()
+
+    def _only(self) -> Any:
+        """The number, if all rows have the same."""
+        if not self.numbers:
+            raise Alone
+        values = self.plain.reshape(-1).tolist()
+        if any(value != values[0] for value in values[1:]):
+            if self.plain.dtype is torch.bool:
+                raise Parted(values)
+            raise Alone
+        return values[0]
+
+    @property
+    def entries(self) -> list[Any]:
+        """Of each row its own number; always the same objects."""
+        if "_entries" not in self.__dict__:
+            numbers = self.plain.reshape(-1)
+            self._entries = numbers.tolist() if self.counts else [*numbers.unbind()]
+        return self._entries
+
+
+def lanes(plain: Tensor, counts: bool = False) -> Lanes:
+    made = plain.as_subclass(Lanes)
+    made.plain, made.numbers, made.counts = plain, plain.dim() == 2 and plain.shape[1] == 1, counts
+    return made
+
+
+class Choices(list[Any]):
+    """A list in which rows look up what they do."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if not isinstance(index, Lanes):
+            return super().__getitem__(index)
+        found = [super(Choices, self).__getitem__(i) for i in index.entries]
+        if any(choice != found[0] for choice in found):
+            raise Parted([choice == found[0] for choice in found])
+        return found[0]
+
+
+def counted(numbers: Sequence[int]) -> Lanes:
+    return lanes(torch.tensor(numbers).reshape(-1, 1), counts=True)
+
+
+def each(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Lanes:
+    """Row after row, of numbers alone: what a number is there, a number of the answer is, too."""
+    given = [a for a in args if isinstance(a, Lanes) and a.plain.dim() > 1]
+    if (
+        not given
+        or any(a.counts or not a.numbers for a in given)
+        or any(isinstance(a, Tensor) for a in kwargs.values())
+    ):
+        raise Alone
+    n = max(len(a.plain) for a in given)
+    made = [function(*row, **kwargs) for row in zip(*(_entries(a, n) for a in args), strict=True)]
+    if all(type(answer) is int for answer in made):
+        return counted(made)
+    if not all(isinstance(answer, Tensor) and answer.dim() == 0 and answer.dtype == made[0].dtype for answer in made):
+        raise Alone
+    return lanes(torch.stack(made).reshape(-1, 1))
+
+
+def _at_once(function: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Of all rows. Numbers beside numbers are of one kind to torch's promotion of dtypes."""
+    plain, numbers, counts = [], True, False
+    for a in args:
+        if isinstance(a, Lanes):
+            numbers, counts = numbers and a.numbers, counts or a.counts
+            if a.plain.dim() == 1:
+                raise Alone
+            plain.append(a.plain)
+        elif isinstance(a, Tensor):
+            if a.dim():
+                raise Alone
+            plain.append(a.reshape(1, 1))
+        else:
+            plain.append(a)
+    if any(isinstance(a, Tensor) for a in kwargs.values()):
+        raise Alone
+    if counts:
+        if name not in _COUNTS or not all(isinstance(a, int | np.integer) or getattr(a, "counts", False) for a in args):
+            raise Alone
+        return lanes(function(*plain), counts=name not in _COMPARED)
+    if not numbers and name == "clamp":
+        return CLAMP.get()(*args, **kwargs)
+    if not numbers and name not in _LINEAR:
+        raise Alone
+    made = function(*plain, **kwargs)
+    return args[0] if made is plain[0] else lanes(made)  # .to of the dtype that it has
+
+
+def row_of(value: Any, row: int) -> Any:
+    """What a value of several rows is for one of them."""
+    return _entries(value, row + 1)[row] if isinstance(value, Lanes) else value
+
+
+def _entries(a: Any, n: int) -> list[Any]:
+    """Of each of n rows."""
+    if not isinstance(a, Lanes) or a.plain.dim() == 1:
+        return [getattr(a, "plain", a)] * n
+    if not a.numbers:
+        raise Alone
+    return a.entries if len(a.entries) > 1 else a.entries * n
+
+
+def _shape(a: Lanes) -> torch.Size:
+    """That it has for one row."""
+    if a.plain.dim() == 1:
+        return a.plain.shape
+    return torch.Size([]) if a.numbers else torch.Size([1, a.plain.shape[1]])
+
+
+def _attribute(function: Any, a: Lanes) -> Any:
+    if function == Tensor.shape.__get__:  # type: ignore[attr-defined]
+        return _shape(a)
+    if function in (Tensor.dtype.__get__, Tensor.device.__get__):  # type: ignore[attr-defined]
+        return function(a.plain)
+    raise Alone
+
+
+def _looked_up(table: Any, index: Any) -> Any:
+    if not isinstance(table, Lanes) or table.plain.dim() != 1:
+        raise Alone
+    if isinstance(index, Lanes):
+        if not index.numbers or index.plain.is_floating_point() or index.plain.dtype is torch.bool:
+            raise Alone
+        return lanes(table.plain[index.plain])
+    if isinstance(index, int | np.integer) or (isinstance(index, Tensor) and not index.dim()):
+        return table.plain[index]
+    raise Alone
