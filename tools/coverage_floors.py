@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-FLOORS = {"": 90, "backends": 75, "campaign": 80, "interop": 85, "samplers": 95}
+FLOORS = {"": 93, "backends": 84, "campaign": 97, "interop": 86, "samplers": 98}
 COUNTED = ("covered_lines", "covered_branches", "num_statements", "num_branches")
 
 

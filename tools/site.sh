@@ -14,7 +14,7 @@ git worktree add -q --detach "$tmp/source" "$1"
 . "$tmp/venv/bin/activate"
 cd "$tmp/source"
 pip install -q 'pip>=25.1' # which knows groups
-# The reference imports what it describes.
-pip install -q '.[albumentations,audiomentations,dask,demo,diffusers,grain,jax,kornia,monai,numba,torchvision]' --group docs
+# The reference imports what it describes; two schedulers of diffusers need torchsde.
+pip install -q '.[albumentations,audiomentations,dask,demo,diffusers,grain,jax,kornia,monai,numba,torchvision]' torchsde --group docs
 python examples/gallery.py --folder docs/pictures/gallery # as the library draws them now
 sphinx-build -q -W --keep-going -n docs "$folder"
