@@ -435,6 +435,17 @@ def loss_of_theirs(case, n):
     return max(difference(end, ends[0]) for end in ends[1:])
 
 
+def is_refused_by_diffusers(case):
+    """Whether diffusers' own step raises an error, as SASolver's does where it bounds D by data and predicts noise."""
+    theirs, x = case.pair(5)[0], torch.zeros(SHAPE)
+    try:
+        for t in times(theirs):
+            x = theirs.step(x, t, x, **arguments(theirs, torch.Generator(), case.options)).prev_sample
+    except RuntimeError:
+        return True
+    return False
+
+
 @pytest.mark.release
 @pytest.mark.parametrize("name", NAMES)
 def test_loops_agree_in_every_combination_of_three(name):
@@ -444,6 +455,8 @@ def test_loops_agree_in_every_combination_of_three(name):
         try:
             loop(case, 5, tolerance=LOOP)
         except Exception as error:
+            if is_refused_by_diffusers(case):
+                continue
             # Heun's (x - D) / sigma loses digits where sigma falls from 2.6 to 0.03 in a step: in theirs and in ours.
             lost = 2 * loss_of_theirs(case, 5) if name == "HeunDiscreteScheduler" else 0.0
             if lost <= LOOP:
