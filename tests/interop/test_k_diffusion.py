@@ -12,6 +12,7 @@ import doctest
 import inspect
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -605,6 +606,14 @@ def test_arguments_and_defaults_are_theirs(name):
     theirs = {p.name: p.default for p in parameters if p.kind is not p.KEYWORD_ONLY}
     assert list(theirs.items()) == list((COMMON | SIGNATURES[name]).items())
     assert {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} <= {"noise"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_function_is_pickled_by_its_name_and_errors_say_it(name):
+    """Seen to fail: without a qualified name of its own."""
+    assert pickle.loads(pickle.dumps(function(name))) is function(name)
+    with pytest.raises(TypeError, match=rf"^sample_{name}\(\) .*'sigmas'"):
+        function(name)(model, start())
 
 
 def test_all_functions_are_tested():
