@@ -311,8 +311,9 @@ def _part(
     of_pieces = np.resize(values, batch * pieces)
     weights = None if weight is None else _weights(weight, t, rows, index)[of_pieces].reshape(batch, pieces)
     inputs = {slot: a for slot, a in {X: x, M1: m, Z: z}.items() if slot in rows.reads and a is not None}
-    sums = chunk_sums(rows, of_pieces, inputs, names if Z in rows.reads else (), batch, pieces, piece, start, whole)
-    return LossPart(sums, weights, start, size, whole, tokens, reduction)
+    drawn = names if Z in rows.reads else ()
+    sums: Any = chunk_sums(rows, of_pieces, inputs, drawn, batch, pieces, piece, start, whole)
+    return LossPart(sums.get() if on_device(sums) else sums, weights, start, size, whole, tokens, reduction)
 
 
 _SQUARE, _DISTANCE = Rows.of({"out.m1": 1.0}), Rows.of({"out.m1": 1.0, "out.z": -1.0})
