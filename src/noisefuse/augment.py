@@ -38,7 +38,7 @@ from .backends.call import Step
 from .calls import Index, image_layout, is_batch, make_call, names_or_array, run, warn_once
 from .levels import LEVELS, levels_of
 from .loss import mean_squares
-from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, got
+from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
 from .ops import FAST_LEVELS, Array, ArrayT, DType, NoiseLike, at_times, randn, uniform
 from .rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 from .schedule import Schedule
@@ -590,10 +590,8 @@ def strengths(
     low, high, p = (float(_numbers(name, value)) for name, value in (("low", low), ("high", high), ("p", p)))
     if low > high or not 0 <= p <= 1:
         raise ValueError(f"low = {low}, high = {high}, p = {p}: expected low <= high and 0 <= p <= 1")
-    names = [noise] if isinstance(noise, Noise) else noise
-    if not isinstance(names, list | tuple) or not all(isinstance(name, Noise) for name in names):
-        raise TypeError(f"noise: expected a Noise, or a list of one for each sample, got {got(noise)}")
-    drawn = [uniform((n if isinstance(noise, Noise) else 1, 2), _parameters(name), dtype="float64") for name in names]
+    one = (n if isinstance(noise, Noise) else 1, 2)
+    drawn = [uniform(one, _parameters(name), dtype="float64") for name in names_of(noise)]
     u = np.concatenate(drawn)
     return np.where(u[:, 1] < p, low + (high - low) * u[:, 0], 0.0)
 

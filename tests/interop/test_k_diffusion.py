@@ -453,7 +453,7 @@ def test_noise_that_is_none_is_refused():
     for options in ({"noise": 3}, {"noise": [3]}):
         with pytest.raises(TypeError, match="expected a Noise"):
             function("euler_ancestral")(model, start(), LEVELS["a part"], disable=True, **options)
-        with pytest.raises(TypeError, match="noise: expected a Noise or a list of them, got int"):
+        with pytest.raises(TypeError, match=r"noise(\[0\])?: expected a Noise.*, got int"):
             function("euler")(model, start(), LEVELS["a part"], disable=True, s_churn=3.0, **options)
 
 
@@ -462,9 +462,9 @@ def test_noise_that_is_none_is_refused():
 def test_noise_for_one_row_alone_is_refused(name, made):
     """A row would take it, and the next one the same."""
     x = start()
-    with pytest.raises(TypeError, match=r"noise: expected a Noise or a list of them, got (Tensor|Increment)"):
+    with pytest.raises(TypeError, match=r"noise(\[0\])?: expected a Noise.*, got (Tensor|Increment)"):
         function(name)(model, x, LEVELS["a part"], disable=True, noise=made(x))
-    with pytest.raises(TypeError, match=r"noise: expected a Noise or a list of them, got (Tensor|Increment)"):
+    with pytest.raises(TypeError, match=r"noise(\[0\])?: expected a Noise.*, got (Tensor|Increment)"):
         kd.brownian_noise_sampler(x, 0.03, 14.6, made(x))(9.0, 2.5)
 
 

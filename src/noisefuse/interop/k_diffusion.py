@@ -29,6 +29,7 @@ import numpy as np
 import noisefuse as nf
 
 from ..docstrings import Shared, documented
+from ..noise import SAMPLER, at_row, each, names_of
 from ..tableau import Tableau
 from ._needs import needs
 
@@ -61,7 +62,6 @@ NoiseSampler: TypeAlias = Callable[[Any, Any], torch.Tensor]
 Callback: TypeAlias = "Callable[[dict[str, Any]], object] | None"
 ExtraArgs: TypeAlias = "dict[str, Any] | None"
 
-_STREAM = 3  # of a sampler's rows: docs/noise.md
 _EXPLODING = nf.Schedule.karras(2)  # alpha = 1, which is all that a list of levels needs of it
 
 
@@ -94,7 +94,7 @@ def noise_sampler(x: torch.Tensor, noise: Noises) -> NoiseSampler:
     calls = iter(range(1 << 32))
 
     def draw(sigma: Any, sigma_next: Any) -> torch.Tensor:
-        return nf.randn_like(x, _named(noise, next(calls)))
+        return nf.randn_like(x, at_row(noise, next(calls), SAMPLER))
 
     return draw
 
@@ -143,23 +143,10 @@ def brownian_noise_sampler(
 
     def draw(sigma: Any, sigma_next: Any) -> torch.Tensor:
         t0, t1 = time(sigma), time(sigma_next)
-
-        def increment(one: nf.Noise) -> nf.Increment:
-            return one.interval(t0, t1, span=(low, high))
-
-        _named(noise, 0)  # which says what is no noise
-        return nf.randn_like(x, increment(noise) if isinstance(noise, nf.Noise) else [*map(increment, noise)])
+        names_of(noise)  # which says what is no noise
+        return nf.randn_like(x, each(noise, lambda name: name.interval(t0, t1, span=(low, high))))
 
     return draw
-
-
-def _named(noise: Noises, i: int) -> Any:
-    """What row i draws, as `Sampler.step` names it."""
-    if isinstance(noise, list | tuple):
-        return [_named(one, i) for one in noise]
-    if not isinstance(noise, nf.Noise):
-        raise TypeError(f"noise: expected a Noise or a list of them, got {type(noise).__name__}")
-    return noise.at(step=noise.step + i, stream=_STREAM)
 
 
 def _brownian(call: _Call, noise: Noises | None, given: NoiseSampler | None) -> Noises | None:
@@ -279,7 +266,7 @@ def _sample(
         raise TypeError("noise, noise_sampler: give one of them")
     x, sigmas = call.x, call.sigmas
     if noise is not None:
-        _named(noise, 0)  # which says what is none: a row would take an array, too, and the next one the same
+        names_of(noise)  # which says what is none: a row would take an array, too, and the next one the same
     for name, tensor in (("x", x), ("sigmas", sigmas)):
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
@@ -296,7 +283,7 @@ def _sample(
         given = _by_torch(x, _seed(call) if seeded else None)
     with torch.no_grad():
         if run.kick:  # named by a row that there is not
-            first = torch.randn_like(x) if noise is None else nf.randn_like(x, _named(noise, len(run.times)))
+            first = torch.randn_like(x) if noise is None else nf.randn_like(x, at_row(noise, len(run.times), SAMPLER))
             x = x + run.kick * first
         return _loop(call, run, x, noise, given)
 
