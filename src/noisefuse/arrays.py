@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from . import backends
 from .backends.call import address, dtype_code
+from .levels import FLOATS
 
 Array: TypeAlias = NDArray[Any]
-
-FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 
 def on_device(x: object) -> bool:

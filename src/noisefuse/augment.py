@@ -22,7 +22,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import backends, transitions
 from .arrays import (
-    FLOATS,
     as_array,
     batch_shape,
     count,
@@ -36,7 +35,7 @@ from .arrays import (
 )
 from .backends.call import Step
 from .calls import Index, image_layout, is_batch, make_call, names_or_array, run, warn_once
-from .levels import LEVELS, levels_of
+from .levels import FLOATS, LEVELS, level_bounds, levels_of
 from .loss import mean_squares
 from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
 from .ops import FAST_LEVELS, Array, ArrayT, DType, NoiseLike, at_times, randn, uniform
@@ -817,12 +816,12 @@ def _call(
 
 
 def _clipped(result: Array, bounds: tuple[float, float]) -> Array:
-    """In place. Rounded bounds are those of rounded numbers."""
+    """In place."""
     levels, (low, high) = levels_of(result.dtype), bounds
     if levels is None and interop(result) is not None:
         return result.clamp_(low, high)
     if levels is not None:
-        low, high = (min(max(round(bound), 0), LEVELS[levels]) for bound in bounds)
+        low, high = level_bounds(levels, bounds)
     # torch clamps no uint16; where a tensor comes here, it lies in host memory
     memory: Any = result if interop(result) is None else result.numpy()
     kind = memory.dtype.type

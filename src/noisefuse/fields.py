@@ -20,7 +20,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import augment
 from .arrays import (
-    FLOATS,
     as_array,
     batch_shape,
     count,
@@ -35,7 +34,7 @@ from .arrays import (
 )
 from .calls import Index, converted, is_batch, make_call, names_or_array, run
 from .float_mode import float_mode
-from .levels import DEFAULT_RANGE, levels_of
+from .levels import DEFAULT_RANGE, FLOATS, levels_of
 from .loss import distances
 from .noise import (
     FIELD,

@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import backends
 from .arrays import (
-    FLOATS,
     as_array,
     as_numbers,
     batch_shape,
@@ -26,7 +25,7 @@ from .arrays import (
 from .backends.call import Loss
 from .calls import Index, is_batch, make_call, names_or_array
 from .forward import residual
-from .levels import LEVELS
+from .levels import FLOATS, LEVELS
 from .loss_parts import LossPart, Reduction, chunk_sums, place_of
 from .noise import FIELD, Noise
 from .ops import Array, ArrayT, NoiseLike, plain_table, rows_at

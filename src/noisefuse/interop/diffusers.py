@@ -23,6 +23,7 @@ import numpy as np
 
 import noisefuse as nf
 
+from ..levels import FLOATS
 from ..noise import SAMPLER, START, are_names, at_row, names_of, need_stream_0
 from ._needs import needs
 
@@ -93,7 +94,7 @@ _ALSO = """
         times for each sample or token, where the scheduler remembers nothing. See docs/diffusers.md.
 """
 _REPLACEABLE = {"step", "add_noise", "scale_noise", "set_timesteps", "scale_model_input"}  # not used by rows
-_FLOATS = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
+_FLOATS = {getattr(torch, name) for name in FLOATS}
 _new_output, _set_item = OrderedDict.__new__, OrderedDict.__setitem__
 
 

@@ -19,9 +19,9 @@ import numpy as np
 import noisefuse as nf
 
 from .. import calls, density, loss, ops
-from ..arrays import FLOATS, fast_dtype
+from ..arrays import fast_dtype
 from ..backends.call import Loss, Step, pack_loss
-from ..levels import LEVELS, Levels
+from ..levels import FLOATS, LEVELS, Levels, level_bounds
 from ..noise import SAMPLER, SAMPLES, STEPS, WALK, each, is_tracer, listed
 from ..rows import M1, SYMBOLS, Rows, X, Z
 from ..sampler import State, need_answer
@@ -452,7 +452,7 @@ def _called_back(function: Any, x: Any, noise: Any, named: _Named) -> Any:
 def _clipped(x: Any, low: float, high: float) -> Any:
     """By the kernel, as XLA's comparisons take subnormal numbers for 0; integers by XLA."""
     if x.dtype.name in LEVELS:
-        low, high = (min(max(round(bound), 0), int(LEVELS[x.dtype.name])) for bound in (low, high))
+        low, high = level_bounds(x.dtype.name, (low, high))
         return jnp.clip(x, x.dtype.type(low), x.dtype.type(high))
     low, high = (float(x.dtype.type(bound)) for bound in (low, high))
     row = nf.Row(clean=nf.tableau.x, lo=low, hi=high, out=nf.tableau.D)
