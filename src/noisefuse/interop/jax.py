@@ -23,7 +23,7 @@ from ..arrays import fast_dtype
 from ..backends.call import Loss, Step, pack_loss
 from ..levels import FLOATS, LEVELS, Levels, level_bounds
 from ..noise import SAMPLER, SAMPLES, STEPS, WALK, each, is_tracer, listed
-from ..rows import M1, SYMBOLS, Rows, X, Z
+from ..rows import AFFINE, M1, SYMBOLS, Rows, X, Z
 from ..sampler import State, need_answer
 from ._needs import needs
 
@@ -255,7 +255,10 @@ def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out:
     slots = np.full(int(kept[-1]) + 1 if len(kept) else 0, -1, np.int64)
     slots[kept] = np.arange(len(kept))
     outputs = [((len(kept), *x0.shape), call.dtype.name)]
-    walked = {"keep": tuple(slots.tolist()), "alpha": tuple(np.cumprod(rows.table[:, 7])[kept].tolist())}
+    walked = {
+        "keep": tuple(slots.tolist()),
+        "alpha": tuple(np.cumprod(rows.table[:, AFFINE[0] + 1 + X])[kept].tolist()),
+    }
     call = replace(call, rows=rows, step_by_index=False)
     made = _run(call, {X: x0}, named, kind=WALKS, outputs=outputs, kept=slots, **walked)[0]
     return jnp.concatenate([*begun, made]) if begun else made
