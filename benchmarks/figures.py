@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import noisefuse as nf
-from noisefuse._bench import describe, interleaved, machine
+from noisefuse._bench_results import describe
+from noisefuse._bench_timing import interleaved, machine
 from noisefuse._contenders import Call, processors
 
 RESULTS = Path(__file__).parent / "results"

@@ -31,7 +31,8 @@ from matplotlib.figure import Figure
 
 import noisefuse as nf
 from figures import RESULTS, microseconds, processor
-from noisefuse._bench import describe, machine
+from noisefuse._bench_results import describe
+from noisefuse._bench_timing import machine
 from noisefuse._contenders import Call
 from noisefuse._drawing import BLUE, INK, ORANGE, STYLE
 from tables import roofline

@@ -19,7 +19,7 @@ import numpy as np
 import figures
 import noisefuse as nf
 from figures import ACTION, NOISE, SCHEDULE, Figure, Pair
-from noisefuse._bench import interleaved
+from noisefuse._bench_timing import interleaved
 from noisefuse._contenders import Call
 
 SHAPE = (4, 1 << 20)  # 2^22 elements

@@ -24,7 +24,7 @@ import figures
 import noisefuse as nf
 from figures import ACTION, LARGE, NOISE, SCHEDULE, Figure, Pair, microseconds
 from noisefuse import naive
-from noisefuse._bench import interleaved
+from noisefuse._bench_timing import interleaved
 from noisefuse._contenders import Call
 from noisefuse.sampler import Sampler
 

@@ -63,7 +63,7 @@ def update(name: str) -> Call:
     """A row in the middle of a run, with what it remembers and what it keeps."""
     sampler, i = getattr(nf.samplers, name)(SCHEDULE, 50), 25
     x, m, *others = tensors(ACTION, 8)
-    table, noise = sampler.tableau, NOISE if sampler.tableau.present["out"]["z"] else None
+    table, noise = sampler.tableau, NOISE if sampler.tableau.active["out"]["z"] else None
     past, aux = others[: table.slots], others[4 : 4 + int(table.push[i])]
     return lambda: nf.update(table, i, x, m, past=past, noise=noise, aux_out=aux)
 

@@ -335,7 +335,7 @@ ROWS = {
         TypeError, r"schedule: expected a noisefuse\.Schedule, got str", lambda o: nf.weights.cosmap("v", S)
     ),
     "strengths of a number": (
-        TypeError, "noise: expected a Noise, or a list of one for each sample, got int",
+        TypeError, "noise: expected a Noise or a list of one for each sample, got int",
         lambda o: nf.augment.strengths(3, 1.0, 2.0, 5),
     ),
     # ---- words, settings

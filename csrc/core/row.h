@@ -38,6 +38,7 @@ constexpr bool clamps(uint64_t active) { return counts(active, kLow) || counts(a
 
 // Beyond the columns: that the noise is multiplied by D, or by its square root, before the row takes it.
 constexpr uint64_t kTimesClean = uint64_t{1} << 40, kTimesRoot = uint64_t{1} << 41;
+static_assert(uint64_t{1} << kColumns <= kTimesClean && kTimesClean < kTimesRoot, "columns and flags share a bit");
 constexpr bool scales_noise(uint64_t active) { return active & (kTimesClean | kTimesRoot); }
 
 // D is needed by one of the outputs that are wanted, or for the noise.

@@ -24,7 +24,10 @@ using Slots = std::initializer_list<Slot>;
 constexpr uint64_t shape(Slots clean, Slots out, Slots aux1 = {}, Slots aux2 = {}) {
     return columns(kClean, clean) | columns(kAffine[0], out) | columns(kAffine[1], aux1) | columns(kAffine[2], aux2);
 }
-constexpr uint64_t combination_of(uint64_t active, int first) { return active & uint64_t{0x3FF} << first; }
+// Its constant and a coefficient for each slot.
+constexpr uint64_t combination_of(uint64_t active, int first) {
+    return active & ((uint64_t{1} << (1 + kSlots)) - 1) << first;
+}
 
 // Of a call, or 0: not one of these. Only a combination that begins with the noise may have a constant, which is no
 // part of the shape.

@@ -13,7 +13,7 @@ import numpy as np
 
 import noisefuse as nf
 
-from ._bench import Device, machine
+from ._bench_timing import Device, machine
 from ._contenders import Array, Call, Case, installed
 
 OPERATIONS = ("gaussian", "multiplicative", "poisson")

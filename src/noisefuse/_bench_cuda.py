@@ -11,7 +11,7 @@ import numpy as np
 
 import noisefuse as nf
 
-from ._bench import Device, machine
+from ._bench_timing import Device, machine
 from ._contenders import Call, Case, ours, torch_call
 
 

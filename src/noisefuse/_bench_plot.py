@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from ._bench import Result, describe, figures, of_copy
+from ._bench_results import Result, describe, figures, of_copy
 from ._drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar
 
 COLORS = {

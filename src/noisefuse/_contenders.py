@@ -24,12 +24,13 @@ import noisefuse as nf
 from noisefuse import naive
 
 from .arrays import float_dtype
+from .levels import FLOATS
 
 Array: TypeAlias = npt.NDArray[Any]
 Call: TypeAlias = Callable[[], object]
 
 OPERATIONS = ("randn", "q_sample", "q_step", "q_walk")
-DTYPES = ("float32", "float64", "float16", "bfloat16", "uint8")
+DTYPES = (*FLOATS, "uint8")
 WALK_STEPS = 10  # enough to see that the walk does not go through memory
 # How many arrays an operation has to read or write; a walk as if its steps went through memory, which they do not.
 ARRAYS = {"randn": 1, "q_sample": 2, "q_step": 2, "q_walk": 2, "ddim": 3, "ddpm": 3, "mse_loss": 2}

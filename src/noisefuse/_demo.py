@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 import noisefuse as nf
 
-from ._bench import aligned, interleaved
+from ._bench_results import aligned
+from ._bench_timing import interleaved
 from ._contenders import Case, contenders
 from ._drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar, save
 

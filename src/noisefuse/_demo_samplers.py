@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 import noisefuse as nf
 
-from ._bench import aligned
+from ._bench_results import aligned
 from ._drawing import BLUE, GREY, ORANGE, STYLE, save
 
 if TYPE_CHECKING:

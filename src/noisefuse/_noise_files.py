@@ -20,11 +20,10 @@ import numpy.typing as npt
 import noisefuse as nf
 
 from ._noise_journal import Journal, make_own_folder, open_own, read, size_of, sync, sync_directory, write, write_whole
-from .levels import LEVELS
+from .levels import LEVELS, OF_NUMPY
 
 Array = npt.NDArray[Any]
 
-DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
 PIECE = 1 << 18  # elements that are read, noised and written at once: they stay in a core's caches in between
 STEPS = 1000
 SCHEDULES: dict[str, Callable[[int], nf.Schedule]] = {
@@ -51,8 +50,8 @@ class Work:
 
     def result(self, source: np.dtype[Any]) -> np.dtype[Any]:
         """The dtype of what is made of this one; ValueError where nothing is."""
-        if (name := source.newbyteorder("=").name) not in DTYPES:
-            raise ValueError(f"the source has dtype {source}: expected one of {', '.join(DTYPES)}")
+        if (name := source.newbyteorder("=").name) not in OF_NUMPY:
+            raise ValueError(f"the source has dtype {source}: expected one of {', '.join(OF_NUMPY)}")
         becomes_float = name in LEVELS and self.schedule is not None
         result = np.dtype(self.dtype or ("float32" if becomes_float else name))
         if self.range is None:

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from . import backends
 from .backends.call import address, dtype_code
 from .kinds import library, library_of
+from .levels import FLOATS
 
 Array: TypeAlias = NDArray[Any]
 
 interop = library_of
-
-FLOATS = ("float32", "float64", "float16", "bfloat16")
 
 
 def on_device(x: object) -> bool:

@@ -22,7 +22,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import backends, transitions
 from .arrays import (
-    FLOATS,
     as_array,
     batch_shape,
     count,
@@ -36,9 +35,9 @@ from .arrays import (
 )
 from .backends.call import Step
 from .calls import Index, image_layout, is_batch, make_call, names_or_array, run, warn_once
-from .levels import LEVELS, levels_of
+from .levels import FLOATS, LEVELS, level_bounds, levels_of
 from .loss import mean_squares
-from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, got
+from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
 from .ops import FAST_LEVELS, Array, ArrayT, DType, NoiseLike, at_times, randn, uniform
 from .rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 from .schedule import Schedule
@@ -590,10 +589,8 @@ def strengths(
     low, high, p = (float(_numbers(name, value)) for name, value in (("low", low), ("high", high), ("p", p)))
     if low > high or not 0 <= p <= 1:
         raise ValueError(f"low = {low}, high = {high}, p = {p}: expected low <= high and 0 <= p <= 1")
-    names = [noise] if isinstance(noise, Noise) else noise
-    if not isinstance(names, list | tuple) or not all(isinstance(name, Noise) for name in names):
-        raise TypeError(f"noise: expected a Noise, or a list of one for each sample, got {got(noise)}")
-    drawn = [uniform((n if isinstance(noise, Noise) else 1, 2), _parameters(name), dtype="float64") for name in names]
+    one = (n if isinstance(noise, Noise) else 1, 2)
+    drawn = [uniform(one, _parameters(name), dtype="float64") for name in names_of(noise)]
     u = np.concatenate(drawn)
     return np.where(u[:, 1] < p, low + (high - low) * u[:, 0], 0.0)
 
@@ -819,12 +816,12 @@ def _call(
 
 
 def _clipped(result: Array, bounds: tuple[float, float]) -> Array:
-    """In place. Rounded bounds are those of rounded numbers."""
+    """In place."""
     levels, (low, high) = levels_of(result.dtype), bounds
     if levels is None and interop(result) is not None:
         return result.clamp_(low, high)
     if levels is not None:
-        low, high = (min(max(round(bound), 0), LEVELS[levels]) for bound in bounds)
+        low, high = level_bounds(levels, bounds)
     # torch clamps no uint16; where a tensor comes here, it lies in host memory
     memory: Any = result if interop(result) is None else result.numpy()
     kind = memory.dtype.type

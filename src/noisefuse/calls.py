@@ -35,7 +35,7 @@ from .arrays import (
 from .backends.call import Draw, Step
 from .float_mode import float_mode
 from .levels import levels_of
-from .noise import ELEMENTS, SAMPLES, STEPS, Noise, got, is_tracer
+from .noise import ELEMENTS, SAMPLES, STEPS, Noise, got, is_tracer, names_of, need_stream_0
 from .rows import M1, M2, PASTS, Rows, X, Z
 from .tableau import ARGUMENTS
 
@@ -176,12 +176,9 @@ def names_or_array(
     if isinstance(noise, Noise):
         names: tuple[Noise, ...] = (noise,)
     elif isinstance(noise, list | tuple):
-        for n, entry in enumerate(noise):
-            if not isinstance(entry, Noise):
-                raise TypeError(f"noise[{n}]: expected a Noise, got {got(entry)}")
-        if len(noise) != batch:
-            raise ValueError(f"noise: expected one Noise for each of {batch} samples, got {len(noise)}")
-        names = tuple(noise)
+        names = tuple(names_of(noise))
+        if len(names) != batch:
+            raise ValueError(f"noise: expected one Noise for each of {batch} samples, got {len(names)}")
     elif isinstance(noise, int | np.integer):
         raise TypeError(
             f"noise = {noise!r}: expected a Noise; a bare seed would give the same noise at every call. "
@@ -190,11 +187,13 @@ def names_or_array(
     else:
         raise TypeError(f"noise: expected a Noise, a list of them, or else {wanted(noise)}, got {got(noise)}")
     for name in names if drawn else ():
-        _check_name(name, batch if len(names) == 1 else 1, sample_shape, last_step, any_stream)
+        _check_name(name, batch if len(names) == 1 else 1, sample_shape, last_step)
+    if drawn and not any_stream:
+        need_stream_0(noise)
     return tuple(n if n.stream == stream or (any_stream and n.stream) else n.at(stream=stream) for n in names), None
 
 
-def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_step: int, any_stream: bool) -> None:
+def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_step: int) -> None:
     if any(map(is_tracer, (noise.step, noise.sample, *noise.window_start))):
         raise TypeError("noise: JAX traces a number of it: expected JAX's arrays, jnp.asarray(x), or a dtype of jnp's")
     noise.check_shape(sample_shape)
@@ -207,8 +206,6 @@ def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_ste
         raise OverflowError(f"samples {noise.sample} .. {noise.sample + rows - 1} go beyond 2^56 - 1")
     if isinstance(noise.step, int) and noise.step + last_step >= STEPS:
         raise OverflowError(f"step {noise.step} + t = {last_step} goes beyond 2^32 - 1")
-    if noise.stream and not any_stream:
-        raise ValueError(f"noise: this operation has a stream of its own and takes stream 0, got {noise.stream}")
 
 
 # ---------------------------------------------------------------------------------------------------------- arrays

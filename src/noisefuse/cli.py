@@ -14,6 +14,7 @@ from typing import Any
 
 from . import __version__
 from ._contenders import DTYPES
+from .levels import OF_NUMPY
 
 # What a command may miss, as module and as the name to install it by.
 _OPTIONAL = {
@@ -107,7 +108,7 @@ def _add_noise(commands: Any) -> None:
     noise.add_argument("--std", type=_deviation, help="or this much noise, in units of the values")
     noise.add_argument("--seed", type=_seed, required=True, help="of the noise; samples are numbered from 0")
     noise.add_argument("--step", type=_step, default=0, help="of the noise, such as the epoch (default: %(default)s)")
-    noise.add_argument("--dtype", choices=("uint8", "uint16", "float16", "float32", "float64"), help="of the target")
+    noise.add_argument("--dtype", choices=OF_NUMPY, help="of the target")
     noise.add_argument(
         "--range",
         type=_finite,

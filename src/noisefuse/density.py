@@ -23,10 +23,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import backends
 from .arrays import as_array, as_numbers, device_of, interop, is_written, on_device, output, overlap
-from .backends.call import LOSS_CHUNK, Loss, Step, window_runs
+from .backends.call import LOSS_CHUNK, Loss, Step
 from .calls import Index, like, make_call, row_index, run
 from .levels import levels_of
-from .loss_parts import LossPart, combined
+from .loss_parts import LossPart, chunk_sums, combined, place_of
 from .noise import SAMPLER
 from .ops import Array, Inputs, NoiseLike, inputs_of, need_tableau, those_read, update_call
 from .rows import M1, NAMES, ROW, SYMBOLS, Rows, X, Z
@@ -259,7 +259,8 @@ def update(
     index = Index(step.index, step.segment)
     law = _law(table, index, step, reduction, density)
     if partial:
-        _need_whole_chunks(step)
+        for name in step.noise:
+            place_of((name,), step.sample_shape, None)
     given, step = step.outputs, _apart(step)
     made = step.outputs[0]
     assert made is not None
@@ -509,18 +510,6 @@ def _apart(step: Step) -> Step:
     return replace(step, outputs=tuple(map(own, step.outputs)))
 
 
-def _need_whole_chunks(step: Step) -> None:
-    """ValueError: a window of the noise that cuts a chunk of the whole sample."""
-    for noise in step.noise:
-        start, _, lengths, _ = window_runs(noise, step.sample_shape)
-        ends = noise.window_shape is None or start + step.size == math.prod(noise.window_shape)
-        if lengths or start % LOSS_CHUNK or (step.size % LOSS_CHUNK and not ends):
-            raise ValueError(
-                f"noise: its window of {step.size} elements from element {start} on, expected a run of elements that "
-                f"begins and ends with chunks of {LOSS_CHUNK} of the whole sample of shape {noise.window_shape}"
-            )
-
-
 def _residual(table: Tableau, x: Array, index: Index, inputs: Inputs, outs: Outs) -> Step:
     rows = _deviation(table).as_rows
     # Its dtype is that of m1, which must be there, also where the row does not read it.
@@ -566,25 +555,11 @@ _ONE = np.ones(())
 
 def _chunk_sums(call: Step) -> Array:
     """(batch, chunks): each chunk as if it were a sample."""
-    chunks, whole = max(1, -(-call.size // LOSS_CHUNK)), call.size // LOSS_CHUNK * LOSS_CHUNK
     if call.size <= LOSS_CHUNK:
         return _sums(call).reshape(-1, 1)
-    if call.size == whole:
-        small = replace(call, batch=call.batch * chunks, size=LOSS_CHUNK, sample_shape=(LOSS_CHUNK,))
-        return _sums(small).reshape(-1, chunks)
-    sums = output("", None, (call.batch, chunks), np.dtype(np.float64), device_of(call.inputs[M1]))
-    for b in range(call.batch):  # the last chunk of each is short
-        sums[b, :-1] = _chunk_sums(_piece(call, b, 0, whole))[0]
-        sums[b, -1:] = _sums(_piece(call, b, whole, call.size))
-    return sums
-
-
-def _piece(call: Step, b: int, begin: int, end: int) -> Step:
-    """The elements begin .. end - 1 of sample b, as a sample."""
-    first, size = b * call.size, end - begin
-    inputs = tuple(None if a is None else a.reshape(-1)[first + begin : first + end] for a in call.inputs)
-    row = call.index[first // call.segment :][:1]
-    return replace(call, batch=1, size=size, sample_shape=(size,), inputs=inputs, index=row, segment=size)
+    inputs = {slot: a for slot, a in enumerate(call.inputs) if a is not None}
+    rows = np.resize(call.index, call.batch)
+    return chunk_sums(call.rows, rows, inputs, (), call.batch, 1, call.size, 0, call.size)[:, 0]
 
 
 def _gradient(call: Step, factor: Any, upstream: ArrayLike) -> Array:

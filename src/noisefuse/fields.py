@@ -20,7 +20,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import augment
 from .arrays import (
-    FLOATS,
     as_array,
     batch_shape,
     count,
@@ -35,9 +34,22 @@ from .arrays import (
 )
 from .calls import Index, converted, is_batch, make_call, names_or_array, run
 from .float_mode import float_mode
-from .levels import DEFAULT_RANGE, levels_of
+from .levels import DEFAULT_RANGE, FLOATS, levels_of
 from .loss import distances
-from .noise import FIELD, NEAREST, OFFSET, ORDER, PERTURBATION, PYRAMID, SHARED, STEPS, Noise, got
+from .noise import (
+    FIELD,
+    NEAREST,
+    OFFSET,
+    ORDER,
+    PERTURBATION,
+    PYRAMID,
+    SHARED,
+    STEPS,
+    Noise,
+    each,
+    names_of,
+    need_stream_0,
+)
 from .ops import Array, randn, uniform, update
 from .rows import Rows
 from .schedule import Schedule, need_schedule
@@ -81,9 +93,10 @@ def nearest_of(k: SupportsIndex, x0: Array, noise: Names, *, batched: bool | Non
     k, batched = _count("k", k), is_batch("x0", x0, batched)
     batch, _ = batch_shape(_shape("x0", x0), batched)
     names = _one_each(noise, batch)
+    need_stream_0(noise)
     for name in names:
-        if name.stream or not isinstance(name.step, int):
-            raise ValueError(f"noise: expected stream 0 and a step that is an int, got {name!r}")
+        if not isinstance(name.step, int):
+            raise ValueError(f"noise: expected a step that is an int, got {name!r}")
         if (name.step + 1) * k > STEPS:
             raise OverflowError(f"noise.step = {name.step} with k = {k}: step * k + k - 1 goes beyond 2^32 - 1")
     given = [noise] if isinstance(noise, Noise) else names
@@ -223,8 +236,8 @@ def pyramid_like(
         raise ValueError(f"discount = {discount}: expected a number from 0 to 1")
     if len(_shape("x", x)) < 3:
         raise ValueError(f"x: expected shape (B, .., H, W), got {tuple(x.shape)}")
-    _need_stream_0(noise)
-    for name in _names(noise):
+    need_stream_0(noise)
+    for name in names_of(noise):
         if name.window_shape is not None:
             raise ValueError("noise: a pyramid has no windows, as its levels have shapes of their own")
         if not isinstance(name.step, int) or (name.step + 1) * levels > STEPS:
@@ -242,7 +255,7 @@ def _pyramid(x: Array, noise: Names, *, discount: float, levels: int, dtype: Any
         if not x.size or max(lengths := _halved(height, width, level - 1)) == 1:
             break
         lengths = _halved(height, width, level)
-        names = _each(noise, lambda name: name.at(step=name.step * levels + level, stream=PYRAMID))  # noqa: B023
+        names = each(noise, lambda name: name.at(step=name.step * levels + level, stream=PYRAMID))  # noqa: B023
         coarse = _randn(total[..., : lengths[0], : lengths[1]], names, real)
         weight = discount**level
         coarser.append((real.type(weight), coarse.reshape(-1, *lengths)))
@@ -319,7 +332,7 @@ def mixed_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any = None)
     0.5
     """
     _need_frames(x)
-    _need_stream_0(noise)
+    need_stream_0(noise)
     return _on_memory(_mixed, x, noise, alpha=_number("alpha", alpha), dtype=dtype)
 
 
@@ -357,7 +370,7 @@ def progressive_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any =
     [0.9, 0.8]
     """
     _need_frames(x)
-    _need_stream_0(noise)
+    need_stream_0(noise)
     _need_first_frame(noise)
     return _on_memory(_progressive, x, noise, alpha=_number("alpha", alpha), dtype=dtype)
 
@@ -405,7 +418,7 @@ def freenoise_like(
     [1, 0, 3, 2, 6, 5, 4, 7]
     """
     _need_frames(x)
-    _need_stream_0(noise)
+    need_stream_0(noise)
     _need_first_frame(noise)
     context, stride = _count("context", context), _count("stride", stride)
     if stride > context:
@@ -428,7 +441,7 @@ def _freenoise(x: Array, noise: Names, *, context: int, stride: int, dtype: Any,
 
 def _order_keys(noise: Names, batch: int, count: int) -> NDArray[np.float32]:
     """One for each frame, of each sample."""
-    names = _each(noise, lambda n: Noise(n.seed, sample=n.sample, step=int(n.step), stream=ORDER))
+    names = each(noise, lambda n: Noise(n.seed, sample=n.sample, step=int(n.step), stream=ORDER))
     keys: NDArray[np.float32] = uniform((batch, count), names)
     return keys
 
@@ -502,46 +515,27 @@ def perturbed(
     batch, _ = batch_shape(_shape("x_t", x_t), batched)
     if t.shape not in ((), (batch,)):
         raise ValueError(f"t: expected a number or shape ({batch},), got shape {t.shape}")
-    _need_stream_0(noise)
+    need_stream_0(noise)
     std = gamma * schedule(t)[1]
-    moved = _each(noise, lambda name: name.at(stream=PERTURBATION))
+    moved = each(noise, lambda name: name.at(stream=PERTURBATION))
     return augment.gaussian(x_t, std if batched or not std.ndim else std[0], moved, batched=batched, out=out)
 
 
 # ---- arguments ---------------------------------------------------------------------------------------------
 
 
-def _names(noise: object) -> Sequence[Noise]:
-    if isinstance(noise, Noise):
-        return (noise,)
-    if not isinstance(noise, list | tuple) or not all(isinstance(name, Noise) for name in noise):
-        raise TypeError(f"noise: expected a Noise or a list of one for each sample, got {got(noise)}")
-    return noise
-
-
-def _need_stream_0(noise: Names) -> None:
-    for name in _names(noise):
-        if name.stream:
-            raise ValueError(f"noise: this operation has streams of its own and takes stream 0, got {name.stream}")
-
-
-def _each(noise: Names, change: Callable[[Noise], Noise]) -> Names:
-    """The one Noise, or each of a list, changed."""
-    return change(noise) if isinstance(noise, Noise) else [change(name) for name in _names(noise)]
-
-
-def _of_axes(noise: Names, stream: int, axes: slice) -> Names:
+def _of_axes(noise: Names, stream: int, axes: slice) -> Any:
     """On another stream, of arrays that have these axes of a sample alone: so are windows."""
 
     def change(name: Noise) -> Noise:
         new = Noise(name.seed, sample=name.sample, step=name.step, stream=stream)
         return new if name.window_shape is None else new.window(name.window_shape[axes], name.window_start[axes])
 
-    return _each(noise, change)
+    return each(noise, change)
 
 
 def _one_each(noise: Names, batch: int) -> list[Noise]:
-    names = _names(noise)
+    names = names_of(noise)
     if not isinstance(noise, Noise):
         if len(names) != batch:
             raise ValueError(f"noise: expected one Noise for each of {batch} samples, got {len(names)}")
@@ -555,7 +549,7 @@ def _one_each(noise: Names, batch: int) -> list[Noise]:
 
 def _on_memory(function: Callable[..., Array], x: Array, noise: Names, **options: Any) -> Array:
     """The function on NumPy's or CuPy's view of x, its result of x's kind."""
-    _names(noise)
+    names_of(noise)
     if is_lazy(x):
         raise TypeError("x: expected an array in memory, got dask's")
     x = host_view("x", x)
@@ -626,7 +620,7 @@ def _need_frames(given: Any) -> None:
 
 
 def _need_first_frame(noise: Names) -> None:
-    for name in _names(noise):
+    for name in names_of(noise):
         if name.window_start and name.window_start[0]:
             raise ValueError(f"noise: a window at frame {name.window_start[0]}, which depends on those before it")
 

@@ -20,8 +20,9 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .arrays import FLOATS, copy, float_dtype
+from .arrays import copy, float_dtype
 from .backends.reference import fma32
+from .levels import FLOATS
 from .noise import SEEDS
 from .ops import lengths, philox4x32
 

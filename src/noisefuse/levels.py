@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dtypes whose values are levels, whole numbers from 0: what x and first results may be in beside floats."""
+"""The dtypes that kernels know: floats, and those whose values are levels, whole numbers from 0."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+FLOATS = ("float32", "float64", "float16", "bfloat16")
 LEVELS = {"uint8": 255, "uint16": 65535}
-"""Their largest numbers."""
+"""Their largest numbers. x and first results may be in them."""
+OF_NUMPY = (*LEVELS, *(name for name in FLOATS if name != "bfloat16"))
 
 Range: TypeAlias = tuple[float, float]  # scale and offset
 DEFAULT_RANGE = {name: (2 / top, -1.0) for name, top in LEVELS.items()}  # from 0 .. top to -1 .. 1
@@ -24,6 +26,12 @@ class Levels(NamedTuple):
 
     dtype: str
     range: Range
+
+
+def level_bounds(levels: str, bounds: Range) -> Range:
+    """The bounds of numbers that are rounded to these levels: rounded, and within what the dtype holds."""
+    low, high = (min(max(round(bound), 0), LEVELS[levels]) for bound in bounds)
+    return low, high
 
 
 def levels_of(dtype: Any) -> str | None:

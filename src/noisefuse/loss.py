@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import backends
 from .arrays import (
-    FLOATS,
     as_array,
     as_numbers,
     batch_shape,
@@ -26,7 +25,7 @@ from .arrays import (
 from .backends.call import Loss
 from .calls import Index, is_batch, make_call, names_or_array
 from .forward import residual
-from .levels import LEVELS
+from .levels import FLOATS, LEVELS
 from .loss_parts import LossPart, Reduction, chunk_sums, place_of
 from .noise import FIELD, Noise
 from .ops import Array, ArrayT, NoiseLike, plain_table, rows_at
@@ -311,8 +310,9 @@ def _part(
     of_pieces = np.resize(values, batch * pieces)
     weights = None if weight is None else _weights(weight, t, rows, index)[of_pieces].reshape(batch, pieces)
     inputs = {slot: a for slot, a in {X: x, M1: m, Z: z}.items() if slot in rows.reads and a is not None}
-    sums = chunk_sums(rows, of_pieces, inputs, names if Z in rows.reads else (), batch, pieces, piece, start, whole)
-    return LossPart(sums, weights, start, size, whole, tokens, reduction)
+    drawn = names if Z in rows.reads else ()
+    sums: Any = chunk_sums(rows, of_pieces, inputs, drawn, batch, pieces, piece, start, whole)
+    return LossPart(sums.get() if on_device(sums) else sums, weights, start, size, whole, tokens, reduction)
 
 
 _SQUARE, _DISTANCE = Rows.of({"out.m1": 1.0}), Rows.of({"out.m1": 1.0, "out.z": -1.0})

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backends
-from .arrays import Array, contiguous, count, device_of, on_device, output
+from .arrays import Array, contiguous, count, device_of, output
 from .backends.call import LOSS_CHUNK, Loss, window_runs
 from .calls import Index, make_call
 from .noise import Noise
@@ -111,9 +112,10 @@ def place_of(names: tuple[Noise, ...], shape: tuple[int, ...], tokens: int | Non
     unit = LOSS_CHUNK if tokens is None else count(shape[tokens:])
     cut = unit and (start % unit or (size % unit and start + size != whole))
     if size and (others or lengths or cut or (of_token is not None and of_token != shape[tokens:])):
+        pieces = "" if tokens is None else ", or with pieces of one t,"
         raise ValueError(
             f"noise: its window of {size} elements from element {start} on, expected a run of elements that begins and "
-            f"ends with chunks of {LOSS_CHUNK}, or with pieces of one t, of the whole sample of shape {full}"
+            f"ends with chunks of {LOSS_CHUNK}{pieces} of the whole sample of shape {full}"
         )
     return start, whole
 
@@ -121,24 +123,25 @@ def place_of(names: tuple[Noise, ...], shape: tuple[int, ...], tokens: int | Non
 def chunk_sums(
     rows: Rows, index: Any, inputs: dict[int, Array], names: tuple[Noise, ...], batch: int, pieces: int, piece: int,
     start: int, whole: int,
-) -> NDArray[np.float64]:  # fmt: skip
-    """(batch, pieces, chunks): each chunk as a sample, which a window of the noise is for."""
-    chunks, full = -(-piece // LOSS_CHUNK), piece // LOSS_CHUNK * LOSS_CHUNK
-    sums = np.zeros((batch * pieces, chunks))
+) -> Array:  # fmt: skip
+    """(batch, pieces, chunks), where the inputs lie: each chunk as a sample, which a window of the noise is for."""
+    chunks, full = max(1, -(-piece // LOSS_CHUNK)), piece // LOSS_CHUNK * LOSS_CHUNK
+    sums = output("", None, (batch * pieces, chunks), np.dtype(np.float64), device_of(inputs[M1]))
+    sums[...] = 0
     for begin, length, n in ((0, LOSS_CHUNK, full // LOSS_CHUNK), (full, piece - full, 1)):
         if not n * length * len(sums):
             continue
         cut = {slot: a.reshape(-1, piece)[:, begin : begin + n * length] for slot, a in inputs.items()}
         parts: dict[int, Array | None] = {slot: contiguous(a).reshape(-1, length) for slot, a in cut.items()}
         elements = range(start + begin, start + begin + n * length, length)
-        places = [(b, p * piece + element) for b in range(batch) for p in range(pieces) for element in elements]
-        named = tuple(_of_row(names, b).window((whole,), (element,)) for b, element in places) if names else ()
+        places = itertools.product(range(batch if names else 0), range(pieces), elements)
+        named = tuple(_of_row(names, b).window((whole,), (p * piece + element,)) for b, p, element in places)
         m: Any = parts[M1]
         call = make_call(m.shape, m.dtype, rows, Index(np.repeat(index, n), length), named, parts, {}, True)
         found: Any = output("", None, (len(m),), np.dtype(np.float64), device_of(m))
         backends.of(m).loss(Loss(call, length, None, np.ones(()), 1, found))
         columns = slice(begin // LOSS_CHUNK, begin // LOSS_CHUNK + n)
-        sums[:, columns] = (found.get() if on_device(found) else found).reshape(-1, n)
+        sums[:, columns] = found.reshape(-1, n)
     return sums.reshape(batch, pieces, chunks)
 
 

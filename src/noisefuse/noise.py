@@ -7,11 +7,11 @@ import math
 import operator
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NoReturn, SupportsIndex
+from typing import Any, NoReturn, SupportsIndex, TypeGuard
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -330,13 +330,12 @@ class Increment:
     def __post_init__(self) -> None:
         if not isinstance(self.noise, Noise):
             raise TypeError(f"interval: expected a Noise, got {type(self.noise).__name__}")
-        step, stream = self.noise.step, self.noise.stream
+        step = self.noise.step
         if type(step) is not int:
             raise TypeError("interval: expected a noise whose step is an int; paths are told apart by it")
         if step >= RUNS:
             raise OverflowError(f"interval: step {step} has no path of its own, expected a step below {RUNS}")
-        if stream:
-            raise ValueError(f"interval: increments have a stream of their own, expected stream 0, got {stream}")
+        need_stream_0(self.noise)
         times = (tree_terms, self.span) if self.grid is None else (grid_terms, self.grid)
         object.__setattr__(self, "_terms", times[0](step, self.t0, self.t1, times[1]))  # which checks the times
 
@@ -375,6 +374,46 @@ def got(noise: object) -> str:
     if name not in ("Generator", "RandomState"):
         return name
     return f"{name}: a noise is a name and not a state, such as Noise(seed) or Noise.from_rng(rng)"
+
+
+def listed(noise: Any) -> Sequence[Any]:
+    """A list of noises, one for each sample, as it is; a single noise as the only one of a tuple."""
+    return noise if isinstance(noise, list | tuple) else (noise,)
+
+
+def are_names(noise: object) -> TypeGuard[Noise | list[Noise] | tuple[Noise, ...]]:
+    """Whether it is a Noise, or a list of one for each sample."""
+    return all(isinstance(name, Noise) for name in listed(noise))
+
+
+def names_of(noise: object, expected: str = "a Noise or a list of one for each sample") -> Sequence[Noise]:
+    """`listed`, of nothing but Noises. TypeError: something else."""
+    names = listed(noise)
+    for n, name in enumerate(names):
+        if not isinstance(name, Noise):
+            what, wanted = (f"noise[{n}]", "a Noise") if names is noise else ("noise", expected)
+            raise TypeError(f"{what}: expected {wanted}, got {got(name)}")
+    return names
+
+
+def need_stream_0(noise: object) -> None:
+    """ValueError: a noise of another stream, given to an operation that draws from streams of its own."""
+    names = names_of(noise)
+    for n, name in enumerate(names):
+        if name.stream:
+            what = f"noise[{n}]" if names is noise else "noise"
+            raise ValueError(f"{what}: this operation has a stream of its own and takes stream 0, got {name.stream}")
+
+
+def each(noise: Any, change: Callable[[Any], Any]) -> Any:
+    """The noise changed, or a list of them, each of them changed."""
+    return [change(name) for name in noise] if isinstance(noise, list | tuple) else change(noise)
+
+
+def at_row(noise: object, i: int, stream: int) -> Any:
+    """What row i of a sampler draws from this stream: the noise, or each of a list, i steps later."""
+    names_of(noise)
+    return each(noise, lambda name: name.at(step=name.step + i, stream=stream))
 
 
 def _known(number: Any) -> Any:

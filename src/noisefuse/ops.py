@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
 from .arrays import (
-    FLOATS,
     PIECE,
     as_array,
     batch_shape,
@@ -60,7 +59,7 @@ from .calls import (
 )
 from .forward import Make, forward
 from .intervals import Terms
-from .levels import DEFAULT_RANGE, DEFAULT_RESULT, LEVELS, Levels, levels_of
+from .levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATS, LEVELS, Levels, levels_of
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Increment, Noise, got
 from .rows import M1, PAST1, PASTS, Z_BITS, Plain, Rows, X, Z
 from .schedule import UNIT_TIMES, Schedule, need_schedule

@@ -9,7 +9,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypedDict, TypeGuard, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from . import _stored, backends, density, ops
 from ._drawing import plot_levels
 from .arrays import device_of, host_view, interop, is_array, is_lazy, is_traced, is_written, output
 from .levels import levels_of
-from .noise import SAMPLER, START, Increment, Noise, got, is_tracer
+from .noise import SAMPLER, START, Noise, are_names, at_row, each, got, is_tracer, names_of, need_stream_0
 from .rows import OUTPUTS, PAST_SYMBOLS, Plain
 from .tableau import Row, Tableau, x
 from .views import guidance
@@ -774,7 +774,7 @@ class Sampler:
         if callback is not None and is_lazy(x_or_shape):
             raise NotImplementedError("callback: does not take arrays of dask's, which are not computed yet")
         x, is_new = self._begun(x_or_shape, noise, start, dtype, device), isinstance(x_or_shape, list | tuple)
-        drawn = None if noise is None or _are_names(noise) else self._arrays_of_rows(noise, x, start)
+        drawn = None if noise is None or are_names(noise) else self._arrays_of_rows(noise, x, start)
         keep, answer = self._keeper(mask, known, x, noise, log_probs, out), None
         if is_new and dtype is None and device is None and out is None and keep is None:
             answer, x = self._first_answer(model, x, time)
@@ -813,7 +813,7 @@ class Sampler:
     def _begun(self, x_or_shape: Any, noise: Any, start: int, dtype: Any, device: Any) -> Array:
         """The x of a run's first row."""
         if isinstance(x_or_shape, list | tuple):
-            if not _are_names(noise) or start:
+            if not are_names(noise) or start:
                 what = f"{noise!r}, of which nf.Noise({noise!r}) makes one" if isinstance(noise, int) else got(noise)
                 raise TypeError(
                     "a new sample needs a Noise or a list of them, and start=0; for start > 0, or noise as arrays, "
@@ -854,7 +854,7 @@ class Sampler:
             return None
         if mask is None or known is None:
             raise TypeError("mask, known: expected both of them, or neither")
-        if log_probs or not _are_names(noise):
+        if log_probs or not are_names(noise):
             raise TypeError("mask: expected a Noise, or a list of them, and no log_probs")
         if getattr(known, "shape", None) != x.shape or interop(known) is not interop(x) or known.dtype != x.dtype:
             raise ValueError(f"known: expected an array like x, {_kind(x)}, got {_kind(known)}")
@@ -948,10 +948,9 @@ class Sampler:
         if grid is None and span is None:
             whole["span"] = min(times), max(times)
         found: list[Any] = [None] * len(self)
-        names = noise if isinstance(noise, list | tuple) else [noise]
+        names_of(noise)
         for i, t0, t1 in zip(rows, ends[:-1], ends[1:], strict=True):
-            each: list[Increment] = [_at(n, 0, 0).interval(t0, t1, **whole) for n in names]
-            found[i] = each if isinstance(noise, list | tuple) else each[0]
+            found[i] = each(noise, lambda name: name.interval(t0, t1, **whole))  # noqa: B023, it is called at once
         return found
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -1019,10 +1018,6 @@ def _need_log_prob(asked: bool, law: density.Options) -> None:
             )
     if law and not asked:
         raise TypeError(f"{', '.join(law)}: given without log_prob=True (of a whole run log_probs=True)")
-
-
-def _are_names(noise: object) -> TypeGuard[Noises]:
-    return isinstance(noise, Noise) or (isinstance(noise, list | tuple) and all(isinstance(n, Noise) for n in noise))
 
 
 def _in_words_of_a_step(error: Exception, denoised: str | None, kept: Sequence[Array], x: Array) -> Exception:
@@ -1143,15 +1138,10 @@ def _times_of(table: Tableau, clock: Callable[[Any, Any], Any] | None) -> list[f
 # ---- noise and arrays --------------------------------------------------------------------------------------
 
 
-def _at(noise: Noises, i: int, stream: int, name: str = "noise") -> Any:
+def _at(noise: Noises, i: int, stream: int) -> Any:
     """What row i draws from a stream of the sampler's own. TypeError: no noise; ValueError: it names a stream."""
-    if isinstance(noise, list | tuple):
-        return [_at(n, i, stream, f"noise[{k}]") for k, n in enumerate(noise)]
-    if not isinstance(noise, Noise):
-        raise TypeError(f"{name}: expected a Noise or a list of them, such as Noise(7), got {got(noise)}")
-    if noise.stream:
-        raise ValueError(f"{name}: a sampler has streams of its own and takes stream 0, got {noise.stream}")
-    return noise.at(step=noise.step + i, stream=stream)
+    need_stream_0(noise)
+    return at_row(noise, i, stream)
 
 
 def _drawn(noise: Noises, i: int, stream: int, x: Array) -> Array:

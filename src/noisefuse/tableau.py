@@ -357,11 +357,6 @@ class Tableau:
         numbers = self.numbers
         return _frozen_mask(np.any(np.where(_BOUNDS, np.isfinite(numbers), numbers != 0), axis=0).view(_ACTIVE)[0])
 
-    @property
-    def present(self) -> npt.NDArray[np.void]:
-        """An older name of ``active``."""
-        return self.active
-
     @cached_property
     def as_rows(self) -> Rows:
         """What kernels take."""

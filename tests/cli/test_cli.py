@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from noisefuse import _bench, _bench_augment, _demo, _demo_samplers, _info
-from noisefuse._bench import Timing, interleaved
+from noisefuse import _bench, _bench_augment, _bench_timing, _demo, _demo_samplers, _info
+from noisefuse._bench_timing import Timing, interleaved
 from noisefuse._contenders import CONTENDERS, OPERATIONS, Case, contenders, processors
 from noisefuse.cli import main
 
@@ -440,7 +440,7 @@ def test_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    monkeypatch.setattr(_bench, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(_bench_timing, "time", SimpleNamespace(perf_counter=lambda: now[0], sleep=sleep))
     calls = {"short": take("short", 0.001), "long": take("long", 0.03)}
     found = interleaved(calls, seconds=0.0, rounds=7)
     assert {name: (t.median, t.low, t.high, t.least) for name, t in found.items()} == {
@@ -451,7 +451,7 @@ def test_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert turns == ["short", "long"] * 8  # before the first round, then in turn
     assert made["short"] >= 70  # a turn is ten of them, for the clock
     assert interleaved(calls, seconds=10.0, rounds=1)["short"].rounds > 50
-    assert _bench._timing([4.0, 1.0, 3.0, 2.0, 5.0]) == Timing(3.0, 2.0, 4.0, 1.0, 5)
+    assert _bench_timing._timing([4.0, 1.0, 3.0, 2.0, 5.0]) == Timing(3.0, 2.0, 4.0, 1.0, 5)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

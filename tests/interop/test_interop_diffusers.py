@@ -1794,14 +1794,14 @@ def test_accelerate_refuses():
             ours.accelerate(other)
     with pytest.raises(ValueError, match="expected 'compat' or 'exact'"):
         ours.accelerate(diffusers.DDPMScheduler(), coefficients="best")
-    with pytest.raises(TypeError, match="expected a Noise or a list of them, got int"):
+    with pytest.raises(TypeError, match="expected a Noise or a list of one for each sample, got int"):
         ours.accelerate(diffusers.DDPMScheduler(), noise=3)
     for noise in (nf.Noise(1, stream=5), [nf.Noise(1), nf.Noise(1, stream=5)]):
         with pytest.raises(ValueError, match="takes stream 0, got 5"):
             ours.accelerate(diffusers.DDPMScheduler(), noise=noise)
     for attribute, value, error, message in (
         ("coefficients", "Exact", ValueError, "coefficients = 'Exact': expected 'compat' or 'exact'"),
-        ("noise", 7, TypeError, "noise: expected a Noise or a list of them, got int"),
+        ("noise", 7, TypeError, "noise: expected a Noise or a list of one for each sample, got int"),
         ("noise", [nf.Noise(1), 7], TypeError, r"noise\[1\]: expected a Noise, got int"),
     ):
         scheduler = ours.DDPMScheduler()

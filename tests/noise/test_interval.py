@@ -243,7 +243,7 @@ WRONG = {
     "span array and grid": (
         TypeError, "a span or a grid", lambda: NOISE.interval(0, 1, span=np.array([0, 2.0]), grid=GRID)
     ),
-    "stream": (ValueError, r"expected stream 0, got 4", lambda: NOISE.at(stream=4).interval(0, 1)),
+    "stream": (ValueError, r"takes stream 0, got 4", lambda: NOISE.at(stream=4).interval(0, 1)),
     "uniform": (TypeError, r"noise: .*got Increment", lambda: nf.uniform(3, NOISE.interval(0, 1))),
     "list": (
         ValueError, r"one Noise for each of 3 samples, got 2", lambda: nf.randn((3, 2), [NOISE.interval(0, 1)] * 2)

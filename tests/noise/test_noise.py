@@ -107,6 +107,22 @@ def test_each_number_matters_to_equality():
     assert noise != 1
 
 
+TAKES_STREAM_0 = {
+    "q_step": lambda x, noise: nf.q_step(x, 1, nf.Schedule.linear(), noise),
+    "fields": nf.fields.offset_like,
+    "a sampler": lambda x, noise: nf.samplers.ddpm(nf.Schedule.linear(), 4).noised(0, x, noise),
+    "perturbed": lambda x, noise: nf.fields.perturbed(x, 1, nf.Schedule.linear(), noise),
+}
+
+
+@pytest.mark.parametrize("draw", TAKES_STREAM_0.values(), ids=TAKES_STREAM_0)
+def test_a_stream_that_is_taken_is_refused_in_the_same_words(draw):
+    """Seen to fail: q_step did not say which of a list it is."""
+    x, noise = np.zeros((2, 3), np.float32), [nf.Noise(1), nf.Noise(1, stream=9)]
+    with pytest.raises(ValueError, match=r"^noise\[1\]: this operation has a stream of its own .* stream 0, got 9$"):
+        draw(x, noise)
+
+
 def test_frozen():
     noise = nf.Noise(1, sample=(ids := np.array([1, 2])))
     for name in ("seed", "sample", "step", "stream", "window_shape", "window_start", "new"):

@@ -1184,13 +1184,13 @@ def test_a_stream_of_ones_own_is_refused():
         ):
             with pytest.raises(ValueError, match="takes stream 0, got 64"):
                 call()
-    with pytest.raises(ValueError, match=r"^noise\[1\]: a sampler has streams of its own"):
+    with pytest.raises(ValueError, match=r"^noise\[1\]: this operation has a stream of its own"):
         sampler.start((2, 3), [Noise(1), noise])
 
 
 @pytest.mark.parametrize("given", [5, None, "noise"])
 def test_a_start_needs_a_noise(given):
-    with pytest.raises(TypeError, match=r"noise: expected a Noise or a list of them, .* got"):
+    with pytest.raises(TypeError, match=r"noise: expected a Noise or a list of one for each sample, got"):
         samplers.ddpm(VP, 5).start((2, 3), given)
 
 

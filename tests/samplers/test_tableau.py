@@ -137,13 +137,13 @@ def test_immutable():
         table.name = "other"
 
 
-def test_present_and_slots():
+def test_active_and_slots():
     table = Tableau([Row(out=x, aux1=D), Row(out=0 * x + past[1], clean=m1, hi=3)])
-    present = table.present
-    names = {(g, c) for g in ROW.names for c in ROW[g].names if present[g][c]}
+    active = table.active
+    names = {(g, c) for g in ROW.names for c in ROW[g].names if active[g][c]}
     assert names == {("out", "x"), ("out", "past2"), ("aux1", "d"), ("clean", "m1"), ("clean", "hi")}
     with pytest.raises(ValueError, match="read-only"):
-        present["out"]["x"] = False
+        active["out"]["x"] = False
     assert table.slots == 2
     assert table.clamps
     assert not Tableau([Row(out=x)]).clamps
@@ -440,9 +440,9 @@ def test_transpose_against_torch(clamp, outputs):
     table = random_table(clamp=clamp)
     tables = table.transpose(outputs)
     assert list(tables) == ["x", "m1", "m2", "past1", "past2", "past3", "past4"]
-    assert all(t.masked is clamp and not t.present["out"]["z"] for t in tables.values())
+    assert all(t.masked is clamp and not t.active["out"]["z"] for t in tables.values())
     if not clamp:
-        assert not any(t.present["clean"][c] for t in tables.values() for c in ("k", "x", "m1", "m2"))
+        assert not any(t.active["clean"][c] for t in tables.values() for c in ("k", "x", "m1", "m2"))
     for i, row in enumerate(table.rows):
         inputs = [torch.tensor(a, requires_grad=True) for a in RNG.normal(size=(7, 50))]
         values = dict(zip(("x", "m1", "m2", "past1", "past2", "past3", "past4"), inputs, strict=True))

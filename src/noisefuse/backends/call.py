@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..levels import levels_of
+from ..levels import FLOATS, LEVELS, levels_of
 from ..noise import Noise
 from ..rows import M1, Rows, Z
 
@@ -25,7 +25,7 @@ Array: TypeAlias = NDArray[Any]
 Draw: TypeAlias = Literal["none", "normal", "uniform", "words"]
 
 # The enums of csrc/core/call.h, in its order.
-DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4, "uint16": 5}
+DTYPES = {name: code for code, name in enumerate((*FLOATS, *LEVELS))}
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 DRAWS: dict[Draw, int] = {"none": 0, "normal": 1, "uniform": 2, "words": 3}
 

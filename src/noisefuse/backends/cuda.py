@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..levels import levels_of
+from ..levels import FLOATS, levels_of
 from ..rows import AFFINE, CLEAN, HIGH, M1, TIMES_CLEAN, TIMES_ROOT, D, Rows, X, Z
 from . import cubin
 from .call import (
@@ -53,7 +53,7 @@ _LAUNCH, _KEYS = packer(LAUNCH), packer(KEYS)
 _NO_FIELD, _NO_KEYS = bytes(FIELD.itemsize), bytes(KEYS.itemsize)
 # CuPy passes arrays of one element by value. It asks them for a description, which takes long where fields have names.
 _BY_VALUE = np.dtype(f"V{LAUNCH.itemsize}")
-SHORT = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
+SHORT = {name: name.replace("float", "f") for name in FLOATS}
 
 
 def _columns(first: int, *slots: int) -> int:

@@ -70,9 +70,7 @@ FIELD_BYTES, NEXT = FIELD.itemsize, CALL.itemsize // 8
 LEVEL_BYTES, (FIRST_BYTES,) = TRANSITION.itemsize, offsets(TRANSITION, "first")
 NONE, NORMAL, UNIFORM, WORDS_ALONE = DRAWS.values()
 # What is not named here is refused when this is loaded: `load` and `store` would have to know it.
-F32, F64, F16, BF16, U8, U16 = (
-    DTYPES[name] for name in ("float32", "float64", "float16", "bfloat16", "uint8", "uint16")
-)
+F32, F64, F16, BF16, U8, U16 = DTYPES.values()
 BYTES = tuple({F32: 4, F64: 8, F16: 2, BF16: 2, U8: 1, U16: 2}[code] for code in DTYPES.values())
 
 # ---- the workspace -----------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 import noisefuse as nf
 
-from ..arrays import FLOATS, float_dtype
-from ..levels import LEVELS
+from ..arrays import float_dtype
+from ..levels import FLOATS, LEVELS
 from ..rows import COLUMNS, NAMES, ROW
 
 T = TypeVar("T")
@@ -218,8 +218,7 @@ class Call:
         (self.required if name in self.required else self.options)[name] = text
 
 
-BFLOAT16 = ("bfloat16",) if importlib.util.find_spec("ml_dtypes") else ()
-KINDS = ("float32", "float64", "float16", *BFLOAT16)
+KINDS = FLOATS if importlib.util.find_spec("ml_dtypes") else FLOATS[:-1]
 LENGTHS = (1, 15, 16, 17, 63, 64, 65, 127, 255, 256, 257, 1000, 2049)
 TARGETS = ("'epsilon'", "'v'", "'flow'", "'velocity'", "'sample'")
 WRONG = (

@@ -19,6 +19,8 @@ from dask.layers import ArraySliceDep
 
 import noisefuse as nf
 
+from ..noise import each, listed
+
 Shape: TypeAlias = tuple[int, ...]
 Chunks: TypeAlias = tuple[Shape, ...]  # of each axis
 Axes: TypeAlias = Mapping[str, Shape]
@@ -33,11 +35,12 @@ def longer(shape: Shape) -> Shape:
 
 
 def without_window(noise: Any) -> Any:
-    if isinstance(noise, list | tuple):
-        return [without_window(each) for each in noise]
-    if not isinstance(noise, nf.Noise):
-        return noise
-    return nf.Noise(noise.seed, sample=noise.sample, step=noise.step, stream=noise.stream)
+    def changed(name: Any) -> Any:
+        if not isinstance(name, nf.Noise):
+            return name
+        return nf.Noise(name.seed, sample=name.sample, step=name.step, stream=name.stream)
+
+    return each(noise, changed)
 
 
 @dataclass(frozen=True)
@@ -166,11 +169,11 @@ def _by_blocks(noise: Any, call: Call, chunks: Chunks) -> tuple[Any, bool, dict[
         noise = _windowed(noise, call.sample(tuple(map(sum, chunks))))
     rows = call.batched and bool(chunks)
     if isinstance(noise, list | tuple):
-        each = np.empty(len(noise), object)
-        each[:] = noise
+        names = np.empty(len(noise), object)
+        names[:] = noise
         if not rows:
             return noise[0], cut, {}
-        return None, cut, {"names": da.from_array(each, chunks[:1], name=f"noises-{tokenize(noise, chunks[0])}")}
+        return None, cut, {"names": da.from_array(names, chunks[:1], name=f"noises-{tokenize(noise, chunks[0])}")}
     if rows and isinstance(noise, nf.Noise) and not isinstance(noise.sample, int):
         return noise.at(sample=0), cut, {"ids": _in_chunks("ids", noise.sample, chunks, (0,))}
     return noise, cut, {}
@@ -178,11 +181,13 @@ def _by_blocks(noise: Any, call: Call, chunks: Chunks) -> tuple[Any, bool, dict[
 
 def _windowed(noise: Any, sample: Shape) -> Any:
     """The noise as a window of samples of this shape, unless it is one already."""
-    if isinstance(noise, list | tuple):
-        return [_windowed(each, sample) for each in noise]
-    if not isinstance(noise, nf.Noise) or noise.window_shape is not None:
-        return noise
-    return noise.window(sample, (0,) * len(sample))
+
+    def changed(name: Any) -> Any:
+        if not isinstance(name, nf.Noise) or name.window_shape is not None:
+            return name
+        return name.window(sample, (0,) * len(sample))
+
+    return each(noise, changed)
 
 
 # ---- before anything is computed ---------------------------------------------------------------------------
@@ -203,10 +208,10 @@ def _tried(call: Call, x: Any, chunks: Chunks, arrays: dict[str, Any], noise: An
 
     like_x = empty if isinstance(x, tuple) else np.empty_like(meta_from_array(x), shape=empty)
     given = {name: stub(name, value) for name, value in arrays.items()}
-    for each in noise if isinstance(noise, list | tuple) else [noise]:
-        if isinstance(each, nf.Noise):
-            each.check_shape(sample := call.sample(shape))
-            each.window(sample, (0,) * len(sample))  # not too large
+    for name in listed(noise):
+        if isinstance(name, nf.Noise):
+            name.check_shape(sample := call.sample(shape))
+            name.window(sample, (0,) * len(sample))  # not too large
     results = call.function(like_x, given.pop("noise", without_window(noise)), **given, **call.constants)
     ndim = len(shape) + (call.kept is not None)
     return [np.empty_like(result, shape=(0,) * ndim) for result in ([results] if call.outputs is None else results)]

@@ -23,6 +23,8 @@ import numpy as np
 
 import noisefuse as nf
 
+from ..levels import FLOATS
+from ..noise import SAMPLER, START, are_names, at_row, names_of, need_stream_0
 from ._needs import needs
 
 with needs(__name__, "diffusers", "torch"):
@@ -92,7 +94,7 @@ _ALSO = """
         times for each sample or token, where the scheduler remembers nothing. See docs/diffusers.md.
 """
 _REPLACEABLE = {"step", "add_noise", "scale_noise", "set_timesteps", "scale_model_input"}  # not used by rows
-_FLOATS = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
+_FLOATS = {getattr(torch, name) for name in FLOATS}
 _GRAD = "for tensors that require grad"
 _new_output, _set_item = OrderedDict.__new__, OrderedDict.__setitem__
 
@@ -145,11 +147,8 @@ class Fused:
 
     @noise.setter
     def noise(self, noise: Noises | None) -> None:
-        if noise is not None and not _is_noise(noise):
-            raise _no_noise("a Noise or a list of them", noise)
-        for one in [noise] if isinstance(noise, nf.Noise) else noise or []:
-            if one.stream:
-                raise ValueError(f"noise: a scheduler has streams of its own and takes stream 0, got {one.stream}")
+        if noise is not None:
+            need_stream_0(noise)
         self.__dict__["noise"] = noise
 
     @property
@@ -283,7 +282,7 @@ class Fused:
                 draws = self._increment(draws, step, i, x)
             z = draws if type(draws) is nf.Noise else self._drawn(draws, m, x)
             if step.keeps_noise:
-                pool[rows.NOISE] = z = _field(z, i, x, x.dtype) if _is_noise(z) else z
+                pool[rows.NOISE] = z = _field(z, i, x, x.dtype) if are_names(z) else z
         try:
             made = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
         except TypeError:
@@ -303,7 +302,7 @@ class Fused:
 
     def _drawn(self, draws: Draws, m: Any, x: Any) -> Any:
         """The noise of a step: the name of a field, or a tensor."""
-        if isinstance(draws, Tensor) or _is_noise(draws):
+        if isinstance(draws, Tensor) or are_names(draws):
             return draws
         kinds = {"model": m.dtype, "sample": x.dtype, "wide": torch.promote_types(m.dtype, torch.float32)}
         dtype = kinds.get(self._draws, torch.float32)
@@ -317,7 +316,7 @@ class Fused:
 
     def _increment(self, draws: Draws, step: Step, i: int, x: Any) -> Any:
         """Noise of a Brownian path: theirs, by its tree; or a Noise's, whose steps are increments side by side."""
-        if not _is_noise(draws):
+        if not are_names(draws):
             if draws is not None:
                 _need_generators(draws)
             if self.noise_sampler is None:
@@ -372,12 +371,12 @@ class Fused:
         """diffusers' own step, with other arguments of its besides."""
         name = type(self).__name__
         noise = self.noise if draws is None else draws
-        if _is_noise(noise) and self._may_draw(options):
+        if are_names(noise) and self._may_draw(options):
             raise TypeError(f"{name}: diffusers does this step{f' {reason}' * bool(reason)}, and cannot draw {noise}")
         given = {**self._given(options), **others}
         if isinstance(draws, Tensor):
             given["variance_noise"] = draws
-        elif draws is not None and not _is_noise(draws):
+        elif draws is not None and not are_names(draws):
             _need_generators(draws)
             given["generator"] = draws
         result = self._base.step(self, m, t, x, return_dict=return_dict, **given)
@@ -532,11 +531,11 @@ class Fused:
         level = self._level(x0, t)
         if level is None:
             return fallback("at times that are not among its timesteps")
-        if _is_noise(noise):
+        if are_names(noise):
             schedule, index = self._kept_levels("drawn", self._schedule)
             return nf.q_sample(x0, level if index is None else index[level], schedule, noise)
         if not given:
-            raise _no_noise("a Tensor, a Noise or a list of them", noise)
+            names_of(noise, "a Tensor, a Noise or a list of them")  # which raises
         if (x0.requires_grad or noise.requires_grad) and torch.is_grad_enabled():
             return fallback(_GRAD)
         if noise.dtype is not x0.dtype:
@@ -616,7 +615,7 @@ class Fused:
         if self.noise is None:
             raise ValueError("start: this scheduler has no noise of its own: set scheduler.noise = nf.Noise(seed)")
         noise = self.noise
-        at: Any = _at(noise, 0, stream=2)
+        at: Any = at_row(noise, 0, START)
         out = torch.empty(*shape, dtype=dtype, device=device)
         return nf.randn(tuple(shape), at, dtype=dtype, out=out)
 
@@ -666,24 +665,10 @@ def _bytes(value: Any) -> Any:
     return value.tobytes() if isinstance(value, np.ndarray) else repr(value)
 
 
-def _is_noise(value: Any) -> bool:
-    """A Noise, or one for each sample."""
-    return isinstance(value, nf.Noise) or (
-        isinstance(value, list | tuple) and all(isinstance(entry, nf.Noise) for entry in value)
-    )
-
-
-def _at(noise: Noises, steps: int, stream: int) -> Any:
-    """This many steps later, in a stream."""
-    if isinstance(noise, nf.Noise):
-        return noise.at(step=noise.step + steps, stream=stream)
-    return [one.at(step=one.step + steps, stream=stream) for one in noise]
-
-
 def _field(noise: Noises, i: int, x: Tensor, dtype: torch.dtype) -> Tensor:
     """What position i of the timesteps draws, stored."""
     out: Any = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
-    return nf.randn(tuple(x.shape), _at(noise, i, stream=3), out=out)  # type: ignore[no-any-return]
+    return nf.randn(tuple(x.shape), at_row(noise, i, SAMPLER), out=out)  # type: ignore[no-any-return]
 
 
 def _row_dtype(x: Tensor) -> torch.dtype:
@@ -718,13 +703,6 @@ def _entry(clock: _Clock, t: Tensor) -> int | None:
 
 def _wrong_times(name: str, t: Tensor, whose: str, shape: torch.Size) -> ValueError:
     return ValueError(f"{name}: expected one, or a shape that begins {whose}, {tuple(shape)}, got {tuple(t.shape)}")
-
-
-def _no_noise(expected: str, value: Any) -> TypeError:
-    for n, entry in enumerate(value if isinstance(value, list | tuple) else ()):
-        if not isinstance(entry, nf.Noise):
-            return TypeError(f"noise[{n}]: expected a Noise, got {type(entry).__name__}")
-    return TypeError(f"noise: expected {expected}, got {type(value).__name__}")
 
 
 def _need_generators(value: Any) -> None:

@@ -19,11 +19,11 @@ import numpy as np
 import noisefuse as nf
 
 from .. import calls, density, loss, ops
-from ..arrays import FLOATS, fast_dtype
+from ..arrays import fast_dtype
 from ..backends.call import Loss, Step, pack_loss
-from ..levels import LEVELS, Levels
-from ..noise import SAMPLER, SAMPLES, STEPS, WALK, is_tracer
-from ..rows import M1, SYMBOLS, Rows, X, Z
+from ..levels import FLOATS, LEVELS, Levels, level_bounds
+from ..noise import SAMPLER, SAMPLES, STEPS, WALK, each, is_tracer, listed
+from ..rows import AFFINE, M1, SYMBOLS, Rows, X, Z
 from ..sampler import State, need_answer
 from ._needs import needs
 
@@ -243,27 +243,25 @@ def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out:
     _need_none(out=out)
     if hasattr(noise, "shape"):
         raise TypeError("noise: q_walk draws at every time and takes a Noise, not an array")
-    kept, first, rows = calls.kept_times(keep, len(schedule)), 0, schedule.kept.markov
+    kept, rows = calls.kept_times(keep, len(schedule)), schedule.kept.markov
     begun = []
     if x0.dtype.name in LEVELS and len(kept):  # a walk has no constant: the step that scales levels is one of its own
         x0 = q_step(x0, 0, schedule, noise, batched=batched, out=None)
         begun, kept = [x0[None]] * int(kept[0] == 0), kept[kept > 0] - 1
-        first, rows = 1, Rows(rows.table[1:], rows.active)
-    named = _Named(_later(noise, first))
+        rows = Rows(rows.table[1:], rows.active)
+        noise = each(noise, lambda name: name.at(step=name.step + 1) if isinstance(name, nf.Noise) else name)
+    named = _Named(noise)
     call = ops.q_step_call(_zeros("x0", x0), 0, schedule, named.known, None, batched)
     slots = np.full(int(kept[-1]) + 1 if len(kept) else 0, -1, np.int64)
     slots[kept] = np.arange(len(kept))
     outputs = [((len(kept), *x0.shape), call.dtype.name)]
-    walked = {"keep": tuple(slots.tolist()), "alpha": tuple(np.cumprod(rows.table[:, 7])[kept].tolist())}
+    walked = {
+        "keep": tuple(slots.tolist()),
+        "alpha": tuple(np.cumprod(rows.table[:, AFFINE[0] + 1 + X])[kept].tolist()),
+    }
     call = replace(call, rows=rows, step_by_index=False)
     made = _run(call, {X: x0}, named, kind=WALKS, outputs=outputs, kept=slots, **walked)[0]
     return jnp.concatenate([*begun, made]) if begun else made
-
-
-def _later(noise: Any, steps: int) -> Any:
-    if isinstance(noise, list | tuple):
-        return [_later(each, steps) for each in noise]
-    return noise.at(step=noise.step + steps) if steps and isinstance(noise, nf.Noise) else noise
 
 
 def update(
@@ -437,7 +435,7 @@ def _called_back(function: Any, x: Any, noise: Any, named: _Named) -> Any:
     if named.start is not None:
         raise NotImplementedError("noise: expected a window whose start is known, as this is computed in host memory")
     like = function(_zeros("x", x), named.known)
-    names = [*noise] if isinstance(noise, list | tuple) else [noise]
+    names = listed(noise)
     parts = {"step": STEPS, "sample": SAMPLES}
     traced = [(n, part) for n, name in enumerate(names) for part in parts if is_tracer(getattr(name, part, None))]
 
@@ -457,7 +455,7 @@ def _called_back(function: Any, x: Any, noise: Any, named: _Named) -> Any:
 def _clipped(x: Any, low: float, high: float) -> Any:
     """By the kernel, as XLA's comparisons take subnormal numbers for 0; integers by XLA."""
     if x.dtype.name in LEVELS:
-        low, high = (min(max(round(bound), 0), int(LEVELS[x.dtype.name])) for bound in (low, high))
+        low, high = level_bounds(x.dtype.name, (low, high))
         return jnp.clip(x, x.dtype.type(low), x.dtype.type(high))
     low, high = (float(x.dtype.type(bound)) for bound in (low, high))
     row = nf.Row(clean=nf.tableau.x, lo=low, hi=high, out=nf.tableau.D)
@@ -478,7 +476,7 @@ def sample(sampler: Any, model: Callable[..., Any], x: Any, noise: Any, rows: ra
         # into x's memory: XLA would copy a result of its own to where the next step looks for it
         return (sampler.step(i, x, output, noise, state, out=x, **guided), state), None
 
-    names = noise if isinstance(noise, list | tuple) else [] if noise is None else [noise]
+    names = () if noise is None else listed(noise)
     numbers = [n for name in names for n in (name.step, name.sample, *name.window_start) if is_tracer(n)]
     x = varying(x, frozenset[Any]().union(*map(varying_axes, numbers)))  # as it will be, inside of shard_map
     return jax.lax.scan(row, (x, sampler.state(x)), jnp.arange(rows.start, rows.stop))[0][0]

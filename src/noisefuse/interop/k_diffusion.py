@@ -18,16 +18,18 @@ one for each sample of the batch, is drawn within the step: by row i, the i-th m
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
 import noisefuse as nf
 
 from ..docstrings import Shared, documented
+from ..noise import SAMPLER, at_row, each, names_of
 from ..tableau import Tableau
 from ._needs import needs
 
@@ -60,7 +62,6 @@ NoiseSampler: TypeAlias = Callable[[Any, Any], torch.Tensor]
 Callback: TypeAlias = "Callable[[dict[str, Any]], object] | None"
 ExtraArgs: TypeAlias = "dict[str, Any] | None"
 
-_STREAM = 3  # of a sampler's rows: docs/noise.md
 _EXPLODING = nf.Schedule.karras(2)  # alpha = 1, which is all that a list of levels needs of it
 
 
@@ -93,7 +94,7 @@ def noise_sampler(x: torch.Tensor, noise: Noises) -> NoiseSampler:
     calls = iter(range(1 << 32))
 
     def draw(sigma: Any, sigma_next: Any) -> torch.Tensor:
-        return nf.randn_like(x, _named(noise, next(calls)))
+        return nf.randn_like(x, at_row(noise, next(calls), SAMPLER))
 
     return draw
 
@@ -142,23 +143,10 @@ def brownian_noise_sampler(
 
     def draw(sigma: Any, sigma_next: Any) -> torch.Tensor:
         t0, t1 = time(sigma), time(sigma_next)
-
-        def increment(one: nf.Noise) -> nf.Increment:
-            return one.interval(t0, t1, span=(low, high))
-
-        _named(noise, 0)  # which says what is no noise
-        return nf.randn_like(x, increment(noise) if isinstance(noise, nf.Noise) else [*map(increment, noise)])
+        names_of(noise)  # which says what is no noise
+        return nf.randn_like(x, each(noise, lambda name: name.interval(t0, t1, span=(low, high))))
 
     return draw
-
-
-def _named(noise: Noises, i: int) -> Any:
-    """What row i draws, as `Sampler.step` names it."""
-    if isinstance(noise, list | tuple):
-        return [_named(one, i) for one in noise]
-    if not isinstance(noise, nf.Noise):
-        raise TypeError(f"noise: expected a Noise or a list of them, got {type(noise).__name__}")
-    return noise.at(step=noise.step + i, stream=_STREAM)
 
 
 def _brownian(call: _Call, noise: Noises | None, given: NoiseSampler | None) -> Noises | None:
@@ -278,7 +266,7 @@ def _sample(
         raise TypeError("noise, noise_sampler: give one of them")
     x, sigmas = call.x, call.sigmas
     if noise is not None:
-        _named(noise, 0)  # which says what is none: a row would take an array, too, and the next one the same
+        names_of(noise)  # which says what is none: a row would take an array, too, and the next one the same
     for name, tensor in (("x", x), ("sigmas", sigmas)):
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
@@ -295,7 +283,7 @@ def _sample(
         given = _by_torch(x, _seed(call) if seeded else None)
     with torch.no_grad():
         if run.kick:  # named by a row that there is not
-            first = torch.randn_like(x) if noise is None else nf.randn_like(x, _named(noise, len(run.times)))
+            first = torch.randn_like(x) if noise is None else nf.randn_like(x, at_row(noise, len(run.times), SAMPLER))
             x = x + run.kick * first
         return _loop(call, run, x, noise, given)
 
@@ -342,14 +330,6 @@ def _bar(steps: tuple[range, ...], disable: bool | None) -> Iterable[range]:
     return bar
 
 
-def _sample_churned(
-    call: _Call, noise: Noises | None, make: Callable[..., Any], s_noise: float, **churn: float
-) -> torch.Tensor:
-    if churn["s_churn"] > 0:
-        return _sample(call, noise, None, _churned, s_noise, method=make, **churn)
-    return _sample(call, noise, None, make)
-
-
 # ---- the functions -----------------------------------------------------------------------------------------
 
 _CHURN = "    s_churn, s_tmin, s_tmax: how much noise is added in all steps together, and between which levels."
@@ -366,6 +346,10 @@ _SHARED = Shared(
         "s_churn": _CHURN,
         "s_tmin": _CHURN,
         "s_tmax": _CHURN,
+        "max_order": "    max_order: at most so many slopes make a step, 1 to 4.",
+        "ge_gamma": "    ge_gamma: finite; 1 is Euler's method.",
+        "r": "    r: where the second call is, in log sigma: 0 < r < 1.",
+        "solver_type": '    solver_type: "midpoint" or "heun", as the sampler\'s solver.',
         "eta": "    eta: of how much of the noise is drawn anew, at least 0.",
         "s_noise": "    s_noise: a factor of what is drawn.",
         "noise_sampler": """\
@@ -400,303 +384,126 @@ _EXAMPLE = """\
 torch.Size([2, 3])"""
 
 
-@documented(_SHARED, _EXAMPLE)
-def sample_euler(
-    model: Model,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-    s_churn: float = 0.0,
-    s_tmin: float = 0.0,
-    s_tmax: float = float("inf"),
-    s_noise: float = 1.0,
-    *,
-    noise: Noises | None = None,
-) -> torch.Tensor:
-    """`samplers.euler`, with the churn of Karras et al. 2022, algorithm 2."""
-    call = _Call(model, x, sigmas, extra_args, callback, disable)
-    return _sample_churned(call, noise, nf.samplers.euler, s_noise, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax)
+class _Function(Protocol):
+    """What type checkers see of each function: all parameters that one of them has."""
+
+    def __call__(
+        self,
+        model: Model,
+        x: torch.Tensor,
+        sigmas: torch.Tensor,
+        extra_args: ExtraArgs = None,
+        callback: Callback = None,
+        disable: bool | None = None,
+        *own: Any,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        eta: float = 1.0,
+        s_noise: float = 1.0,
+        noise_sampler: NoiseSampler | None = None,
+        r: float = 0.5,
+        solver_type: Literal["midpoint", "heun"] = "midpoint",
+        order: int = 4,
+        max_order: int = 4,
+        ge_gamma: float = 2.0,
+        noise: Noises | None = None,
+    ) -> torch.Tensor: ...
 
 
-@documented(_SHARED, _EXAMPLE)
-def sample_heun(
-    model: Model,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-    s_churn: float = 0.0,
-    s_tmin: float = 0.0,
-    s_tmax: float = float("inf"),
-    s_noise: float = 1.0,
-    *,
-    noise: Noises | None = None,
-) -> torch.Tensor:
-    """`samplers.heun`, with the churn of Karras et al. 2022, algorithm 2."""
-    call = _Call(model, x, sigmas, extra_args, callback, disable)
-    return _sample_churned(call, noise, nf.samplers.heun, s_noise, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax)
+_PARAMETERS = inspect.signature(_Function.__call__).parameters
+_OPTIONS = {"max_order": "order", "ge_gamma": "gamma", "solver_type": "solver"}  # a rule's names, where they differ
 
 
-@documented(_SHARED, _EXAMPLE)
-def sample_dpm_2(
-    model: Model,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-    s_churn: float = 0.0,
-    s_tmin: float = 0.0,
-    s_tmax: float = float("inf"),
-    s_noise: float = 1.0,
-    *,
-    noise: Noises | None = None,
-) -> torch.Tensor:
-    """`samplers.dpm_2`, with the churn of Karras et al. 2022, algorithm 2."""
-    call = _Call(model, x, sigmas, extra_args, callback, disable)
-    return _sample_churned(call, noise, nf.samplers.dpm_2, s_noise, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax)
+def _signature(own: str) -> inspect.Signature:
+    """The parameters that all functions have, and a function's own, in this order; noise goes by name alone."""
+    named = [_PARAMETERS[name] for name in (*_Call._fields, *own.split())]
+    kinds = [p.KEYWORD_ONLY if p.name == "noise" else p.POSITIONAL_OR_KEYWORD for p in named]
+    return inspect.Signature(
+        [p.replace(kind=kind) for p, kind in zip(named, kinds, strict=True)], return_annotation="torch.Tensor"
+    )
 
 
-@documented(_SHARED, _EXAMPLE)
-def sample_lms(
-    model: Model,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-    order: int = 4,
-) -> torch.Tensor:
-    """`samplers.lms`, k-diffusion's own method (Crowson 2022)."""
-    call = _Call(model, x, sigmas, extra_args, callback, disable)
-    return _sample(call, None, None, nf.samplers.lms, order=order)
+def _function(rule: Callable[..., nf.Sampler], own: str, doc: str, shared: Shared = _SHARED, **fixed: Any) -> _Function:
+    """A rule as a function with these parameters. `fixed`: options of the rule that the function does not offer."""
+    name, signature = f"sample_{rule.__name__}", _signature(own)
+
+    def sample(*args: Any, **kwargs: Any) -> torch.Tensor:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{name}() {error}") from None
+        bound.apply_defaults()
+        given = bound.arguments
+        call = _Call(*(given.pop(key) for key in _Call._fields))
+        noise, drawn, s_noise = given.pop("noise", None), given.pop("noise_sampler", None), given.pop("s_noise", 1.0)
+        if given.get("solver_type", "heun") not in ("midpoint", "heun"):
+            raise ValueError(f"solver_type must be midpoint or heun, got {given['solver_type']!r}")
+        noise = _brownian(call, noise, drawn) if shared is _BROWNIAN else noise
+        churn = {key: given.pop(key) for key in ("s_churn", "s_tmin", "s_tmax") if key in given}
+        if churn.get("s_churn", 0) > 0:
+            return _sample(call, noise, None, _churned, s_noise, method=rule, **churn)
+        options = {_OPTIONS.get(key, key): value for key, value in given.items()}
+        return _sample(call, noise, drawn, rule, 1.0 if churn else s_noise, **options, **fixed)
+
+    sample.__name__ = sample.__qualname__ = name
+    sample.__doc__ = f"`samplers.{rule.__name__}`, {doc}" if __doc__ else None  # python -OO
+    sample.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()} | {"return": "torch.Tensor"}
+    sample.__dict__["__signature__"] = signature
+    return documented(shared, _EXAMPLE)(sample)
 
 
-@documented(_SHARED, _EXAMPLE)
-def sample_dpmpp_2m(
-    model: Model,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-) -> torch.Tensor:
-    """`samplers.dpmpp_2m`, Lu et al. 2022, with steps of second order to the end."""
-    call = _Call(model, x, sigmas, extra_args, callback, disable)
-    return _sample(call, None, None, nf.samplers.dpmpp_2m, lower_order_final=False)
+_CHURNED, _ANCESTRAL = "s_churn s_tmin s_tmax s_noise noise", "eta s_noise noise_sampler noise"
 
+sample_euler = _function(nf.samplers.euler, _CHURNED, "with the churn of Karras et al. 2022, algorithm 2.")
+sample_heun = _function(nf.samplers.heun, _CHURNED, "with the churn of Karras et al. 2022, algorithm 2.")
+sample_dpm_2 = _function(nf.samplers.dpm_2, _CHURNED, "with the churn of Karras et al. 2022, algorithm 2.")
+sample_lms = _function(nf.samplers.lms, "order", "k-diffusion's own method (Crowson 2022).")
+sample_dpmpp_2m = _function(
+    nf.samplers.dpmpp_2m, "", "Lu et al. 2022, with steps of second order to the end.", lower_order_final=False
+)
+sample_ipndm = _function(nf.samplers.ipndm, "max_order", "Zhang & Chen 2022; ComfyUI.")
+sample_gradient_estimation = _function(
+    nf.samplers.gradient_estimation, "ge_gamma", "Permenter & Yuan 2023; ComfyUI, without its cfg_pp."
+)
+sample_euler_ancestral = _function(
+    nf.samplers.euler_ancestral,
+    _ANCESTRAL,
+    """k-diffusion's own method (Crowson 2022).
 
-@documented(_SHARED, _EXAMPLE)
-def sample_ipndm(
-    model: Model,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-    max_order: int = 4,
-) -> torch.Tensor:
-    """`samplers.ipndm`, Zhang & Chen 2022; ComfyUI.
+>>> import torch
+>>> from noisefuse.interop.k_diffusion import sample_euler_ancestral
+>>> sigmas, x = torch.tensor([10.0, 3.0, 1.0, 0.0]), 10 * torch.randn(2, 3)
+>>> sample_euler_ancestral(lambda x, sigma: 0.1 * x, x, sigmas, noise=[nf.Noise(11), nf.Noise(12)]).shape
+torch.Size([2, 3])""",
+)
+sample_dpm_2_ancestral = _function(nf.samplers.dpm_2_ancestral, _ANCESTRAL, "k-diffusion's own method (Crowson 2022).")
+sample_dpmpp_2s_ancestral = _function(
+    nf.samplers.dpmpp_2s_ancestral, _ANCESTRAL, "Lu et al. 2022, algorithm 1, with fresh noise."
+)
+sample_ddpm = _function(nf.samplers.ddpm, "noise_sampler noise", "Ho et al. 2020; ComfyUI.")
+sample_lcm = _function(
+    nf.samplers.lcm,
+    "noise_sampler s_noise noise",
+    "Luo et al. 2023, without its c_skip: x' = D + sigma' z; ComfyUI.",
+    sigma_data=0.0,
+)
+sample_dpmpp_sde = _function(
+    nf.samplers.dpmpp_sde,
+    "eta s_noise noise_sampler r noise",
+    """on one Brownian path.
 
-    Args:
-        max_order: at most so many slopes make a step, 1 to 4.
-    """
-    call = _Call(model, x, sigmas, extra_args, callback, disable)
-    return _sample(call, None, None, nf.samplers.ipndm, order=max_order)
-
-
-@documented(_SHARED, _EXAMPLE)
-def sample_gradient_estimation(
-    model: Model,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-    ge_gamma: float = 2.0,
-) -> torch.Tensor:
-    """`samplers.gradient_estimation`, Permenter & Yuan 2023; ComfyUI, without its cfg_pp.
-
-    Args:
-        ge_gamma: finite; 1 is Euler's method.
-    """
-    call = _Call(model, x, sigmas, extra_args, callback, disable)
-    return _sample(call, None, None, nf.samplers.gradient_estimation, gamma=ge_gamma)
-
-
-@documented(_SHARED, _EXAMPLE)
-def sample_euler_ancestral(
-    model: Model,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    noise_sampler: NoiseSampler | None = None,
-    *,
-    noise: Noises | None = None,
-) -> torch.Tensor:
-    """`samplers.euler_ancestral`, k-diffusion's own method (Crowson 2022).
-
-    >>> import torch
-    >>> from noisefuse.interop.k_diffusion import sample_euler_ancestral
-    >>> sigmas, x = torch.tensor([10.0, 3.0, 1.0, 0.0]), 10 * torch.randn(2, 3)
-    >>> sample_euler_ancestral(lambda x, sigma: 0.1 * x, x, sigmas, noise=[nf.Noise(11), nf.Noise(12)]).shape
-    torch.Size([2, 3])
-    """
-    call = _Call(model, x, sigmas, extra_args, callback, disable)
-    return _sample(call, noise, noise_sampler, nf.samplers.euler_ancestral, s_noise, eta=eta)
-
-
-@documented(_SHARED, _EXAMPLE)
-def sample_dpm_2_ancestral(
-    model: Model,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    noise_sampler: NoiseSampler | None = None,
-    *,
-    noise: Noises | None = None,
-) -> torch.Tensor:
-    """`samplers.dpm_2_ancestral`, k-diffusion's own method (Crowson 2022)."""
-    call = _Call(model, x, sigmas, extra_args, callback, disable)
-    return _sample(call, noise, noise_sampler, nf.samplers.dpm_2_ancestral, s_noise, eta=eta)
-
-
-@documented(_SHARED, _EXAMPLE)
-def sample_dpmpp_2s_ancestral(
-    model: Model,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    noise_sampler: NoiseSampler | None = None,
-    *,
-    noise: Noises | None = None,
-) -> torch.Tensor:
-    """`samplers.dpmpp_2s_ancestral`, Lu et al. 2022, algorithm 1, with fresh noise."""
-    call = _Call(model, x, sigmas, extra_args, callback, disable)
-    return _sample(call, noise, noise_sampler, nf.samplers.dpmpp_2s_ancestral, s_noise, eta=eta)
-
-
-@documented(_SHARED, _EXAMPLE)
-def sample_ddpm(
-    model: Model,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-    noise_sampler: NoiseSampler | None = None,
-    *,
-    noise: Noises | None = None,
-) -> torch.Tensor:
-    """`samplers.ddpm`, Ho et al. 2020; ComfyUI."""
-    call = _Call(model, x, sigmas, extra_args, callback, disable)
-    return _sample(call, noise, noise_sampler, nf.samplers.ddpm)
-
-
-@documented(_SHARED, _EXAMPLE)
-def sample_lcm(
-    model: Model,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-    noise_sampler: NoiseSampler | None = None,
-    s_noise: float = 1.0,
-    *,
-    noise: Noises | None = None,
-) -> torch.Tensor:
-    """`samplers.lcm`, Luo et al. 2023, without its c_skip: x' = D + sigma' z; ComfyUI."""
-    call = _Call(model, x, sigmas, extra_args, callback, disable)
-    return _sample(call, noise, noise_sampler, nf.samplers.lcm, s_noise, sigma_data=0.0)
-
-
-@documented(_BROWNIAN, _EXAMPLE)
-def sample_dpmpp_sde(
-    model: Model,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    noise_sampler: NoiseSampler | None = None,
-    r: float = 0.5,
-    *,
-    noise: Noises | None = None,
-) -> torch.Tensor:
-    """`samplers.dpmpp_sde`, on one Brownian path.
-
-    A noise_sampler is called for (sigma, s) and (s, sigma'), the two pieces of a step, with s where the model is called
-    for the second time. k-diffusion asks for (sigma, s) and (sigma, sigma'), the same of one Brownian motion.
-
-    Args:
-        r: where the second call is, in log sigma: 0 < r < 1.
-    """
-    call = _Call(model, x, sigmas, extra_args, callback, disable)
-    noise = _brownian(call, noise, noise_sampler)
-    return _sample(call, noise, noise_sampler, nf.samplers.dpmpp_sde, s_noise, eta=eta, r=r)
-
-
-@documented(_BROWNIAN, _EXAMPLE)
-def sample_dpmpp_2m_sde(
-    model: Model,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    noise_sampler: NoiseSampler | None = None,
-    solver_type: Literal["midpoint", "heun"] = "midpoint",
-    *,
-    noise: Noises | None = None,
-) -> torch.Tensor:
-    """`samplers.dpmpp_2m_sde`, Lu et al. 2022, section 5, with steps of second order to the end.
-
-    Args:
-        solver_type: "midpoint" or "heun", as the sampler's solver.
-    """
-    if solver_type not in ("midpoint", "heun"):
-        raise ValueError(f"solver_type must be midpoint or heun, got {solver_type!r}")
-    call = _Call(model, x, sigmas, extra_args, callback, disable)
-    noise = _brownian(call, noise, noise_sampler)
-    options: dict[str, Any] = {"eta": eta, "solver": solver_type, "lower_order_final": False}
-    return _sample(call, noise, noise_sampler, nf.samplers.dpmpp_2m_sde, s_noise, **options)
-
-
-@documented(_BROWNIAN, _EXAMPLE)
-def sample_dpmpp_3m_sde(
-    model: Model,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    extra_args: ExtraArgs = None,
-    callback: Callback = None,
-    disable: bool | None = None,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    noise_sampler: NoiseSampler | None = None,
-    *,
-    noise: Noises | None = None,
-) -> torch.Tensor:
-    """`samplers.dpmpp_3m_sde`, k-diffusion's own method (Crowson 2022)."""
-    call = _Call(model, x, sigmas, extra_args, callback, disable)
-    noise = _brownian(call, noise, noise_sampler)
-    return _sample(call, noise, noise_sampler, nf.samplers.dpmpp_3m_sde, s_noise, eta=eta)
+A noise_sampler is called for (sigma, s) and (s, sigma'), the two pieces of a step, with s where the model is called
+for the second time. k-diffusion asks for (sigma, s) and (sigma, sigma'), the same of one Brownian motion.""",
+    _BROWNIAN,
+)
+sample_dpmpp_2m_sde = _function(
+    nf.samplers.dpmpp_2m_sde,
+    "eta s_noise noise_sampler solver_type noise",
+    "Lu et al. 2022, section 5, with steps of second order to the end.",
+    _BROWNIAN,
+    lower_order_final=False,
+)
+sample_dpmpp_3m_sde = _function(
+    nf.samplers.dpmpp_3m_sde, _ANCESTRAL, "k-diffusion's own method (Crowson 2022).", _BROWNIAN
+)

@@ -18,6 +18,7 @@ import numpy as np
 
 import noisefuse as nf
 
+from ..levels import FLOATS
 from ._needs import needs
 from .named import Named, applies, noise_by, strength
 
@@ -89,7 +90,7 @@ class RandGaussianNoise(Named, transforms.RandGaussianNoise):
         return convert_to_dst_type(add(plain, std, noise, mean=mean, dtype=wanted, batched=False), img, dtype=wanted)[0]
 
 
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
+_DTYPES = tuple(getattr(torch, name) for name in (*FLOATS, "uint8"))
 
 
 class RandGaussianNoised(transforms.RandGaussianNoised):

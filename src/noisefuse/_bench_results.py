@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `noisefuse bench` says of timings, and the files that it keeps them in."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ._bench_timing import Device, Timing
+from ._contenders import ARRAYS, RIVALS, Case
+
+Old: TypeAlias = dict[tuple[str, int, tuple[int, ...], str], dict[str, float]]
+Result: TypeAlias = tuple[Case, dict[str, Timing]]
+
+
+COLUMNS = {
+    "img/s": "images a second",
+    "us": "microseconds a call, the median",
+    "ns": "nanoseconds per noised element, the median",
+    "±": "half of what lies between the quartiles",
+    "GB/s": "each input read once, each output written once (at each step of a walk)",
+    "copy": "GB/s as a share of copyto's (NumPy's: on one thread)",
+    "old": "times as fast as in the stored run",
+    "ratio": "time over noisefuse's",
+}
+
+
+def describe(where: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    card = [where["card"]] if "card" in where else []
+    parts = [*card, where["cpu"], f"{where['processors']} processors", where["isa"], where["platform"], where["date"]]
+    return f"{', '.join(map(str, parts))}\n{versions}"
+
+
+def report(device: Device, results: Sequence[Result], old: Old | None, width: int) -> list[str]:
+    """A table where that fits into the width, else records."""
+    columns, rivals = _columns(device, old), _rivals(results)
+    table = aligned(_table(results, old, columns, rivals), left=2)
+    if max(map(len, table)) <= width:
+        notes = [_small_calls(results), *(f"{name}: {COLUMNS[name]}." for name in columns)]
+        notes += [f"{name}: {COLUMNS['ratio']}; {RIVALS[name]}." for name in rivals]
+        return [*describe(device.where).splitlines(), "", *table, "", *notes]
+    records = Records(device, [case for case, _ in results], old)
+    lines = (line for result in results for line in records.of(*result))
+    return [*records.before(), *lines, *records.after(results)]
+
+
+def _columns(device: Device, old: Old | None) -> list[str]:
+    return [*device.columns, *(["old"] if old is not None else [])]
+
+
+def _rivals(results: Sequence[Result]) -> list[str]:
+    return [name for name in RIVALS if any(name in timings for _, timings in results)]
+
+
+def _table(
+    results: Sequence[Result], old: Old | None, columns: Sequence[str], rivals: Sequence[str]
+) -> list[list[str]]:
+    """A line for each case, a column for each contender beside noisefuse and the copy."""
+    rows = [["", "", *columns, *rivals]]
+    for title, group in itertools.groupby(results, lambda result: result[0].group):
+        rows.append([title])
+        for case, timings in group:
+            ratios = [figures(case, timings, name, old)["ratio"] if name in timings else "" for name in rivals]
+            own = figures(case, timings, "noisefuse", old)
+            rows.append([case.size, case.dtype, *(own[column] for column in columns), *ratios])
+    return rows
+
+
+class Records:
+    """A line for each time, which waits for none of the others, and comments before and after them."""
+
+    NAMES = ("operation", "threads", "shape", "dtype", "by")
+
+    def __init__(self, device: Device, cases: Sequence[Case], old: Old | None) -> None:
+        self.device, self.old = device, old
+        self.columns = ["us", *_columns(device, old), "ratio"]
+        named = [self.NAMES, *(self._named(case, name) for case in cases for name in ("noisefuse", *RIVALS))]
+        self.widths = [max(map(len, column)) for column in zip(*named, strict=True)] + [8] * len(self.columns)
+
+    def before(self) -> list[str]:
+        notes = (f"{name}: {COLUMNS[name]}." for name in self.columns)
+        head = aligned([[*self.NAMES, *self.columns]], len(self.NAMES), self.widths)
+        return [*(f"# {line}" for line in (*describe(self.device.where).splitlines(), *notes)), *head]
+
+    def of(self, case: Case, timings: Mapping[str, Timing]) -> list[str]:
+        rows = []
+        for name in timings:
+            cells = figures(case, timings, name, self.old)
+            rows.append([*self._named(case, name), *(cells[column] or "-" for column in self.columns)])
+        return aligned(rows, len(self.NAMES), self.widths)
+
+    def after(self, results: Sequence[Result]) -> list[str]:
+        return [f"# {_small_calls(results)}", *(f"# {name}: {RIVALS[name]}." for name in _rivals(results))]
+
+    @staticmethod
+    def _named(case: Case, name: str) -> tuple[str, ...]:
+        return case.operation, str(case.threads), case.size, case.dtype, name
+
+
+def figures(case: Case, timings: Mapping[str, Timing], name: str, old: Old | None = None) -> dict[str, str]:
+    """What a report says of one contender, under the names of its columns."""
+    timing, own = timings[name], timings["noisefuse"]
+    ns = timing.median / case.elements * 1e9
+    before = (old or {}).get((case.operation, case.threads, case.shape, case.dtype), {}).get(name)
+    return {
+        "us": _digits(timing.median * 1e6),
+        "img/s": _digits(case.shape[0] / timing.median),
+        "ns": _digits(ns),
+        "±": f"{(timing.high - timing.low) / 2 / timing.median:.0%}",
+        "GB/s": _digits(bandwidth(case, timings, name)),
+        "copy": _digits(of_copy(case, timings, name), 2),
+        "old": f"{before / ns:.2f}" if before else "",
+        "ratio": _digits(timing.median / own.median),
+    }
+
+
+def bandwidth(case: Case, timings: Mapping[str, Timing], name: str) -> float:
+    """In GB/s."""
+    return case.bytes(2 if name == "copyto" else ARRAYS[case.operation]) / timings[name].median / 1e9
+
+
+def of_copy(case: Case, timings: Mapping[str, Timing], name: str) -> float:
+    return bandwidth(case, timings, name) / bandwidth(case, timings, "copyto")
+
+
+def _digits(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits}g}" if value < 99.5 else f"{value:.0f}"
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int, widths: Sequence[int] = ()) -> list[str]:
+    """Columns, the first ones written from their left edge; a row of one cell is a title."""
+    widths = widths or [max(map(len, column)) for column in zip(*(row for row in rows if len(row) > 1), strict=True)]
+    return [
+        " ".join(f"{cell:{'<>'[i >= left]}{width}}" for i, (cell, width) in enumerate(zip(row, widths, strict=False)))
+        .rstrip()
+        for row in rows
+    ]  # fmt: skip
+
+
+def _small_calls(results: Sequence[Result]) -> str:
+    """What a call costs at the least, on a device that of a launch."""
+    first = min((case for case, _ in results), key=lambda case: math.prod(case.shape))
+    same = [result for result in results if dataclasses.replace(result[0], operation=first.operation) == first]
+    calls = [f"{case.operation} {_digits(timings['noisefuse'].median * 1e6)} us" for case, timings in same]
+    return f"A call on {first.size} {first.dtype}: {', '.join(calls)}."
+
+
+def record(case: Case, timings: Mapping[str, Timing]) -> dict[str, Any]:
+    """Times in nanoseconds per noised element."""
+    scale = 1e9 / case.elements
+    return {
+        **dataclasses.asdict(case),
+        "steps": case.steps,
+        "ns_per_element": {
+            name: {
+                "median": t.median * scale,
+                "quartiles": [t.low * scale, t.high * scale],
+                "rounds": t.rounds,
+            }
+            for name, t in timings.items()
+        },
+    }
+
+
+def stored(path: Path) -> Old:
+    """Nanoseconds per element, of a file that `--json` wrote."""
+    try:
+        return {
+            (one["operation"], one["threads"], tuple(one["shape"]), one["dtype"]): {
+                name: times["median"] for name, times in one["ns_per_element"].items()
+            }
+            for one in json.loads(path.read_text())["results"]
+        }
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not what `noisefuse bench --json` writes") from error
