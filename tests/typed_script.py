@@ -61,6 +61,9 @@ assert_type(nf.randn_like(y, N, dtype=torch.float16), torch.Tensor)
 assert_type(nf.randn_like(j, N), jax.Array)
 nf.randn((2, 3), N, dtype=3)  # error
 nf.uniform(8, N.interval(0, 1))  # error
+nf.randn((2, 3), 7)  # error
+nf.uniform(8, 7)  # error
+nf.randn_like(x, 7)  # error
 
 # ---- augmentation
 assert_type(nf.augment.gaussian(x, 0.1, N), NDArray[Any])

@@ -373,6 +373,11 @@ def _times(name: str, *given: float) -> Any:
 def got(noise: object) -> str:
     """What errors say was given in place of a Noise."""
     name = type(noise).__name__
+    if isinstance(noise, int | np.integer) and not isinstance(noise, bool):
+        return (
+            f"{noise!r}: a bare seed would give the same noise at every call; "
+            f"pass nf.Noise({noise!r}, step=...) with a step of its own for each"
+        )
     if name not in ("Generator", "RandomState"):
         return name
     return f"{name}: a noise is a name and not a state, such as Noise(seed) or Noise.from_rng(rng)"

@@ -62,7 +62,7 @@ def names(cupy):
 
 
 def skip_the_self_test(cupy):
-    nf.randn(4, 0, out=cupy.empty(4, "float32"))
+    nf.randn(4, nf.Noise(0), out=cupy.empty(4, "float32"))
     cupy.launches.clear()
     cupy.uploads.clear()
 
@@ -773,7 +773,7 @@ def test_a_wrong_kernel_is_refused_on_the_stand_in(cupy, monkeypatch):
     monkeypatch.setattr(stand_in.Kernel, "__call__", lambda *_: None)
     monkeypatch.setattr(nf.backends, "_tested_devices", set())
     with pytest.raises(ImportError, match="the cuda backend is built wrongly"):
-        nf.randn((2, 1024), 0, out=cupy.empty((2, 1024), "float32"))
+        nf.randn((2, 1024), nf.Noise(0), out=cupy.empty((2, 1024), "float32"))
 
 
 # ---- without a stand-in --------------------------------------------------------------------------------------

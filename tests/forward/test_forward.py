@@ -221,7 +221,7 @@ def test_bytes_of_another_range(backend, t, given, scale, offset):
     "shape", [np.array([2, 3]), [np.int32(2), 3], (n for n in (2, 3))], ids=["array", "list", "any"]
 )
 def test_a_shape_is_integers_of_any_kind(shape):
-    np.testing.assert_array_equal(nf.randn(shape, 1), nf.randn((2, 3), 1))
+    np.testing.assert_array_equal(nf.randn(shape, nf.Noise(1)), nf.randn((2, 3), nf.Noise(1)))
 
 
 @pytest.mark.parametrize("kind", DTYPES)

@@ -213,7 +213,7 @@ def test_prepared_images_have_numpys_bits(batched, timed):
 def test_randn_like():
     for x in X, np.zeros(SHAPE, np.uint8), np.zeros(SHAPE):
         assert equal(nf.randn_like(da.from_array(x, CHUNKS), Noise(7)), nf.randn_like(x, Noise(7)))
-    assert equal(nf.randn_like(LAZY, 7, dtype="float64"), nf.randn_like(X, 7, dtype="float64"))
+    assert equal(nf.randn_like(LAZY, Noise(7), dtype="float64"), nf.randn_like(X, Noise(7), dtype="float64"))
 
 
 # ---- samplers ----------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_nothing_is_computed_before_it_is_asked_for():
         nf.augment.prepare(x[..., None], Noise(7), noise_std=t),
         nf.randn_like(x, Noise(7)),
     ]
-    assert equal(made[-1], nf.randn(SHAPE, 7))
+    assert equal(made[-1], nf.randn(SHAPE, Noise(7)))
     for lazy in made[:-1]:
         with pytest.raises(AssertionError, match="computed"):
             lazy.compute(scheduler="sync")
@@ -363,7 +363,7 @@ def test_meta_tells_the_kind_of_the_blocks():
     assert type(x_t._meta) is np.ndarray
     assert x_t._meta.shape == (0, 0, 0)
     assert nf.q_walk(LAZY, S, Noise(7), keep=[0, 3]).chunks == ((2,), *CHUNKS)
-    assert nf.randn(8, 7, chunks="auto", dtype="bfloat16").dtype.name == "bfloat16"
+    assert nf.randn(8, Noise(7), chunks="auto", dtype="bfloat16").dtype.name == "bfloat16"
 
 
 def test_blocks_that_are_cupys_stay_on_their_device():
@@ -443,12 +443,12 @@ UNKNOWN = LAZY[da.from_array(np.ones(5, bool), 5)]
         (lambda: nf.q_step(LAZY, 3, S, Noise(7, step=2**32 - 2)), OverflowError, "step"),
         (lambda: nf.q_walk(LAZY, S, Noise(7), keep=[3, 3]), ValueError, "strictly increasing"),
         (lambda: nf.q_walk(LAZY, S, LAZY), TypeError, "q_walk draws at every time"),
-        (lambda: nf.randn(2**34 + 4, 7, chunks=1 << 30, batched=False), OverflowError, "2.34 elements"),
-        (lambda: nf.randn(SHAPE, 7, chunks=2, out=X), TypeError, "out: expected None"),
-        (lambda: nf.randn(SHAPE, 7, chunks=2, device="cpu"), TypeError, "device: expected None"),
-        (lambda: nf.randn((2, -1), 7, chunks=2), ValueError, "lengths of at least 0"),
-        (lambda: nf.randn(SHAPE, 7, chunks=2, dtype="int8"), TypeError, "dtype int8"),
-        (lambda: nf.uniform(SHAPE, 7, chunks=2, dtype="float16"), TypeError, "dtype float16"),
+        (lambda: nf.randn(2**34 + 4, Noise(7), chunks=1 << 30, batched=False), OverflowError, "2.34 elements"),
+        (lambda: nf.randn(SHAPE, Noise(7), chunks=2, out=X), TypeError, "out: expected None"),
+        (lambda: nf.randn(SHAPE, Noise(7), chunks=2, device="cpu"), TypeError, "device: expected None"),
+        (lambda: nf.randn((2, -1), Noise(7), chunks=2), ValueError, "lengths of at least 0"),
+        (lambda: nf.randn(SHAPE, Noise(7), chunks=2, dtype="int8"), TypeError, "dtype int8"),
+        (lambda: nf.uniform(SHAPE, Noise(7), chunks=2, dtype="float16"), TypeError, "dtype float16"),
         (
             lambda: nf.update(TABLES[0], 0, LAZY, MANY, noise=Noise(7)),
             ValueError,

@@ -841,8 +841,8 @@ def test_randn_like():
         kind = dtype if dtype in FLOATS else torch.float32
         assert torch.equal(nf.randn_like(x, N), nf.randn((2, 3), N, dtype=kind))
     for dtype in (torch.float64, "float64", np.float64):
-        assert torch.equal(nf.randn_like(x.mT, 7, dtype=dtype, batched=False),
-                           nf.randn((3, 2), 7, dtype=torch.float64, batched=False))  # fmt: skip
+        assert torch.equal(nf.randn_like(x.mT, nf.Noise(7), dtype=dtype, batched=False),
+                           nf.randn((3, 2), nf.Noise(7), dtype=torch.float64, batched=False))  # fmt: skip
     assert torch.equal(compiled(lambda x: nf.randn_like(x, N))(x), nf.randn_like(x, N))
     for like, dtype in ((x, torch.int32), (x, "int32"), (x, "uint8"), (x, "seven"), (x.to(torch.complex64), None)):
         with pytest.raises(TypeError, match=r"dtype .*: expected one of torch\.float32, "):

@@ -259,7 +259,7 @@ def test_perturbation_adds_to_the_input_alone():
 WRONG = [
     (lambda: fields.offset_like(np.zeros(3, np.float32), N), ValueError, r"expected shape \(B, C, \.\.\), got \(3,\)"),
     (lambda: fields.offset_like(X, N, np.nan), ValueError, "strength = nan: expected a finite number"),
-    (lambda: fields.offset_like(X, 7), TypeError, "noise: expected a Noise or a list of one for each sample, got int"),
+    (lambda: fields.offset_like(X, 7), TypeError, "a list of one for each sample, got 7: a bare seed"),
     (lambda: fields.offset_like(X, X), TypeError, "list of one for each sample, got ndarray"),
     (lambda: fields.mixed_like(X, [N, 1, N]), TypeError, "list of one for each sample, got list"),
     (lambda: fields.offset_like(X, [N]), ValueError, "expected one Noise for each of 3 samples, got 1"),

@@ -77,14 +77,14 @@ def test_randn_like():
     """Of torch in test_torch.py, of CuPy in test_cuda.py."""
     for dtype, kind in (("float32", "float32"), (">f8", "float64"), ("float16", "float16"), ("uint8", "float32")):
         for x in (np.ones((4, 6), dtype), np.ones((4, 12), dtype)[:, ::2], np.array(1, dtype)):
-            drawn, expected = nf.randn_like(x, 7), nf.randn(x.shape, 7, dtype=kind)
+            drawn, expected = nf.randn_like(x, nf.Noise(7)), nf.randn(x.shape, nf.Noise(7), dtype=kind)
             assert (type(drawn), drawn.dtype, drawn.tobytes()) == (np.ndarray, kind, expected.tobytes())
     expected = nf.randn((4, 6), nf.Noise(7), dtype="float64", batched=False)
     assert nf.randn_like(np.ones((4, 6)), nf.Noise(7), dtype=np.float64, batched=False).tobytes() == expected.tobytes()
     with pytest.raises(TypeError, match="dtype complex128: expected one of float32"):
-        nf.randn_like(np.ones(3, complex), 7)
+        nf.randn_like(np.ones(3, complex), nf.Noise(7))
     with pytest.raises(TypeError, match=r"x: expected an array of NumPy, .* DLPack, got tuple"):
-        nf.randn_like((2, 3), 7)
+        nf.randn_like((2, 3), nf.Noise(7))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ import numpy as np
 
 import noisefuse as nf
 
+from ..noise import got
 from ._needs import needs
 
 with needs(__name__, "diffusers", "torch"):
@@ -700,8 +701,8 @@ def _wrong_times(name: str, t: Tensor, whose: str, shape: torch.Size) -> ValueEr
 def _no_noise(expected: str, value: Any) -> TypeError:
     for n, entry in enumerate(value if isinstance(value, list | tuple) else ()):
         if not isinstance(entry, nf.Noise):
-            return TypeError(f"noise[{n}]: expected a Noise, got {type(entry).__name__}")
-    return TypeError(f"noise: expected {expected}, got {type(value).__name__}")
+            return TypeError(f"noise[{n}]: expected a Noise, got {got(entry)}")
+    return TypeError(f"noise: expected {expected}, got {got(value)}")
 
 
 def _need_generators(value: Any) -> None:

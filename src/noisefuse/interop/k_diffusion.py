@@ -28,6 +28,7 @@ import numpy as np
 import noisefuse as nf
 
 from ..docstrings import Shared, documented
+from ..noise import got
 from ..tableau import Tableau
 from ._needs import needs
 
@@ -157,7 +158,7 @@ def _named(noise: Noises, i: int) -> Any:
     if isinstance(noise, list | tuple):
         return [_named(one, i) for one in noise]
     if not isinstance(noise, nf.Noise):
-        raise TypeError(f"noise: expected a Noise or a list of them, got {type(noise).__name__}")
+        raise TypeError(f"noise: expected a Noise or a list of them, got {got(noise)}")
     return noise.at(step=noise.step + i, stream=_STREAM)
 
 
