@@ -709,7 +709,7 @@ def test_float_times_that_look_like_steps_are_warned_of_once(schedule, monkeypat
     users = [
         lambda t: nf.q_sample(x, t, schedule, noise),
         lambda t: nf.mse_loss(x, x, t, schedule, noise, target="v"),
-        lambda t: nf.augment.prepare(images, noise, t=np.ravel(t)[:2], schedule=schedule),
+        lambda t: nf.augment.prepare(images, noise=noise, t=np.ravel(t)[:2], schedule=schedule),
     ]
     images = np.zeros((2, 8, 8, 3), np.uint8)
     with warnings.catch_warnings():

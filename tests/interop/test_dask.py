@@ -200,14 +200,18 @@ def test_levels_have_numpys_bits():
 def test_prepared_images_have_numpys_bits(batched, timed):
     images = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), np.uint8)[0 if not batched else slice(None)]
     chunks = ((2, 3), (1, 5), (3, 3, 1), 3)[0 if batched else 1 :]
-    options = {"mean": [0.4, 0.5, 0.6], "std": 0.5, "batched": batched}
+    options = {"scale_mean": [0.4, 0.5, 0.6], "scale_std": 0.5, "batched": batched}
     t = np.array([1, 5, 20, 30, 900]) if batched else 5
     for some in [t, da.from_array(t, ((2, 3),))] if batched else [t]:
         numbers = {"t": t, "schedule": LINEAR} if timed else {"noise_std": t}
         lazy = {"t": some, "schedule": LINEAR} if timed else {"noise_std": some}
-        found = nf.augment.prepare(da.from_array(images, chunks), Noise(7), **options, **lazy)
-        expected = nf.augment.prepare(images, Noise(7), **options, **numbers)
+        found = nf.augment.prepare(da.from_array(images, chunks), noise=Noise(7), **options, **lazy)
+        expected = nf.augment.prepare(images, noise=Noise(7), **options, **numbers)
         assert all(map(equal, found, expected)) if timed else equal(found, expected)
+        why = "t is given" if timed else "noise_std is not 0"
+        with pytest.raises(TypeError, match=f"noise: expected a Noise, as {why}"):
+            nf.augment.prepare(da.from_array(images, chunks), **options, **lazy)
+    assert equal(nf.augment.prepare(da.from_array(images, chunks), **options), nf.augment.prepare(images, **options))
 
 
 def test_randn_like():
@@ -277,7 +281,7 @@ def test_nothing_is_computed_before_it_is_asked_for():
         *nf.q_sample(x, t, S, Noise(7), target="v"),
         *nf.update(TABLES[1], t, x, x, past=[x], aux_out=1),
         nf.augment.gaussian(x, t, Noise(7)),
-        nf.augment.prepare(x[..., None], Noise(7), noise_std=t),
+        nf.augment.prepare(x[..., None], noise=Noise(7), noise_std=t),
         nf.randn_like(x, Noise(7)),
     ]
     assert equal(made[-1], nf.randn(SHAPE, Noise(7)))
@@ -318,7 +322,7 @@ made = [
     nf.q_walk(x, schedule, [nf.Noise(n) for n in range(4)]),
     nf.update(nf.samplers.ddim(schedule, 5).tableau, 0, x, x),
     nf.augment.gaussian(x, np.ones((4, 3)), noise, layout="HWC", shared=True),
-    nf.augment.prepare(x.rechunk((2, 2, 2, 3)), noise),
+    nf.augment.prepare(x.rechunk((2, 2, 2, 3)), noise=noise),
     nf.augment.by_level(x.astype("u1"), np.ones(256), np.ones(256), noise),
 ]
 names = " ".join(lazy.name for lazy in made)
@@ -463,7 +467,7 @@ UNKNOWN = LAZY[da.from_array(np.ones(5, bool), 5)]
         (lambda: nf.augment.gaussian(LAZY, np.ones((5, 4)), Noise(7)), ValueError, "expected as many channels"),
         (lambda: nf.augment.gaussian(LAZY, 1.0, Noise(7), shared=True), ValueError, "layout = None"),
         (lambda: nf.augment.gaussian(LAZY, 1.0, LAZY, shared=True, layout="CHW"), TypeError, "an array"),
-        (lambda: nf.augment.prepare(LAZY[None], Noise(7)), ValueError, "prepare: channels: a block has to hold"),
+        (lambda: nf.augment.prepare(LAZY[None], noise=Noise(7)), ValueError, "prepare: channels: a block has to hold"),
     ],
 )
 def test_errors_come_at_once(call, error, words):

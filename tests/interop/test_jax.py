@@ -902,8 +902,8 @@ AUGMENTED = {
     "multiplicative": lambda x, n: nf.augment.multiplicative(x, EACH, n),
     "sensor": lambda x, n: nf.augment.sensor(x, 0.5, 9.0, n),
     "by_level": lambda x, n: nf.augment.by_level(x.astype(np.uint8), *LEVEL, n),
-    "prepare": lambda x, n: nf.augment.prepare(x, n, mean=[0.4, 0.5, 0.6], std=0.2, noise_std=EACH),
-    "prepare at times": lambda x, n: nf.augment.prepare(x, n, mean=0.5, t=[1, 9, 99, 0], schedule=LINEAR)[0],
+    "prepare": lambda x, n: nf.augment.prepare(x, noise=n, scale_mean=[0.4, 0.5, 0.6], scale_std=0.2, noise_std=EACH),
+    "prepare at times": lambda x, n: nf.augment.prepare(x, noise=n, scale_std=0.5, t=[1, 9, 99, 0], schedule=LINEAR)[0],
 }
 
 
@@ -976,7 +976,7 @@ def test_augmentation_under_vmap_grad_and_elsewhere():
     options = {"batched": False, "layout": "HWC"}
     for k, x in enumerate(IMAGES):
         assert equal(found[k], nf.augment.sensor(x, 0.5, CHANNELS[0], N.at(step=k), **options))
-    gradient = jax.jit(jax.grad(lambda x: (nf.augment.prepare(x, N, std=[0.5, 1, 2], scale=1.0) ** 2).sum() / 2))(
+    gradient = jax.jit(jax.grad(lambda x: (nf.augment.prepare(x, scale_std=[0.5, 1, 2], scale=1.0) ** 2).sum() / 2))(
         IMAGES
     )
     np.testing.assert_allclose(gradient, IMAGES / np.array([0.25, 1, 4]), rtol=1e-5)

@@ -568,8 +568,8 @@ def _prepared(draw: Draw) -> Call:
     batched = _batched(draw, call)
     if kind == "rms":
         return call
-    call.required["noise"] = _noise(draw, shape, batched, "float32")
-    for name in ("mean", "std"):
+    call.options["noise"] = _noise(draw, shape, batched, "float32")
+    for name in ("scale_mean", "scale_std"):
         _may(draw, call, name, "0.5", f"times(({shape[-1]},), 2.0, {draw(9)}, 'float64')", once_in=2)
     rows = shape[:1] if batched else ()
     if draw.once_in(2):
