@@ -438,7 +438,7 @@ WRITES = {
     "at_snr": lambda out: nf.augment.at_snr(x(), 1.0, N, out=out),
     "prepare": lambda out: nf.augment.prepare(x((2, 3, 3, 3), "u1"), noise=N, out=out),
     "density.update": lambda out: nf.density.update(POLICY, 1, x(), x(), N, out=out),
-    "perturbed": lambda out: nf.fields.perturbed(x(), 5, S, N, out=out),
+    "perturbed": lambda out: nf.fields.perturbed(x(), 5, S, 0.1, N, out=out),
 }
 
 

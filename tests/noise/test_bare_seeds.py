@@ -51,7 +51,7 @@ CALLS = {
     "sample of an array": lambda n: SAMPLER.sample(lambda x, t: x, X, n),
     "path": lambda n: nf.samplers.euler_ancestral(nf.Schedule.karras(10), 3).path(n),
     "strengths": lambda n: nf.augment.strengths(3, 1.0, 2.0, n),
-    "offset_like": lambda n: nf.fields.offset_like(X, n),
+    "offset_like": lambda n: nf.fields.offset_like(X, 0.1, n),
     "nearest_of": lambda n: nf.fields.nearest_of(2, X, n),
     "NoisyBatch": lambda n: torch_data.NoisyBatch(S, n),
     "AugmentedBatch": lambda n: torch_data.AugmentedBatch(same, n),

@@ -336,7 +336,7 @@ def _drawn(draw: Draw) -> Call:
     shape, dtype = _shape(draw), draw.of(*KINDS)
     call = Call(draw.of("nf.randn", "nf.uniform"), {"shape": str(shape)}, {})
     batched = _batched(draw, call)
-    call.required["noise"] = str(draw(99)) if draw.once_in(5) else _noise(draw, shape, batched)
+    call.required["noise"] = _noise(draw, shape, batched)
     if call.function == "nf.randn" and draw.once_in(9):
         call.required["noise"] = _increment(draw, shape, batched)
     if dtype != "float32" or draw.once_in(3):
@@ -583,8 +583,8 @@ def _prepared(draw: Draw) -> Call:
 def _field(draw: Draw) -> Call:
     shape, dtype = _shape(draw), draw.of(*KINDS)
     strengths = {"offset_like": "strength", "pyramid_like": "discount"}
-    strengths |= {"mixed_like": "alpha", "progressive_like": "alpha"}
-    kind = draw.of(*strengths, "freenoise_like", "nearest_of", "assigned", "perturbed")
+    strengths |= {"mixed_like": "alpha", "progressive_like": "alpha", "perturbed": "gamma"}
+    kind = draw.of(*strengths, "freenoise_like", "nearest_of", "assigned")
     if kind == "pyramid_like" and draw(4):
         shape = tuple([1 + draw(n) for n in (3, 3, 9, 9)])
     batched = draw(4) > 0 or kind not in ("nearest_of", "perturbed")
@@ -594,9 +594,9 @@ def _field(draw: Draw) -> Call:
     call.required[name] = _array(draw, shape, draw.of(dtype, *LEVELS) if kind in ("nearest_of", "assigned") else dtype)
     if kind == "perturbed":
         call.required |= {"t": _times(draw, shape[:1], len(SHORT), False)[0], "schedule": "SHORT"}
-    call.required["noise"] = noise
     if kind in strengths:
-        _may(draw, call, strengths[kind], "0.5", "0", "1", "2.5", once_in=2)
+        call.required[strengths[kind]] = draw.of("0.5", "0", "1", "2.5")
+    call.required["noise"] = noise
     if kind.endswith("_like"):
         _may(draw, call, "dtype", *map(repr, KINDS))
     if kind == "freenoise_like":
@@ -606,7 +606,6 @@ def _field(draw: Draw) -> Call:
     if not batched:
         call.options["batched"] = "False"
     if kind == "perturbed":
-        _may(draw, call, "gamma", "0.5", "0")
         _write_to(draw, call, "out", shape, dtype, "x_t")
     return call
 
