@@ -73,9 +73,8 @@ ROWS = {
     "sample id negative": (OverflowError, r"sample = -2 .*2\^56", lambda o: Noise(1, sample=[1, -2])),
     "sample id too large": (OverflowError, r"sample = \d+ .*2\^56", lambda o: Noise(1, sample=[2**56])),
     "sample ids 2-d": (TypeError, r"sample.*\(B,\).*\(1, 2\)", lambda o: Noise(1, sample=[[1, 2]])),
-    "sample ids a number": (TypeError, r"sample.*\(B,\), got int64 of shape \(\)", lambda o: N.samples(5)),
-    "sample ids floats": (TypeError, r"sample.*float64", lambda o: N.samples([1.0])),
-    "sample ids bools": (TypeError, r"sample.*bool", lambda o: N.samples([True])),
+    "sample ids floats": (TypeError, r"sample.*float64", lambda o: N.at(sample=[1.0])),
+    "sample ids bools": (TypeError, r"sample.*bool", lambda o: N.at(sample=[True])),
     "step negative": (OverflowError, r"step = -1 .*0 <= step < 2\^32", lambda o: Noise(1, step=-1)),
     "step too large": (OverflowError, r"step = 4294967296 .*2\^32", lambda o: N.at(step=2**32)),
     "step a float": (TypeError, r"step = 2\.0.*integer", lambda o: N.at(step=2.0)),
@@ -202,8 +201,8 @@ ROWS = {
     "randn: not only Noises": (
         TypeError, r"noise\[1\]: expected a Noise, got NoneType", lambda o: randn((2, 6), (N, None))
     ),
-    "too few ids": (ValueError, r"noise.*3 sample ids.*4", lambda o: q_sample(x(), 1, S, N.samples([1, 2, 3]), **o)),
-    "too many ids": (ValueError, r"noise.*5 sample ids.*4", lambda o: q_sample(x(), 1, S, N.samples(range(5)), **o)),
+    "too few ids": (ValueError, r"noise.*3 sample ids.*4", lambda o: q_sample(x(), 1, S, N.at(sample=[1, 2, 3]), **o)),
+    "too many ids": (ValueError, r"noise.*5 sample ids.*4", lambda o: q_sample(x(), 1, S, N.at(sample=range(5)), **o)),
     "stream taken": (ValueError, r"noise.*stream 0.*got 2", lambda o: q_step(x(), 1, S, N.at(stream=2), **o)),
     "q_walk: stream taken": (ValueError, r"noise.*stream 0.*got 1", lambda o: q_walk(x(), S, N.at(stream=1), **o)),
     "window too small": (
@@ -437,7 +436,7 @@ WRITES = {
     "by_level": lambda out: nf.augment.by_level(x(dtype="u1"), np.ones(256), np.ones(256), N, out=out),
     "at_snr": lambda out: nf.augment.at_snr(x(), 1.0, N, out=out),
     "prepare": lambda out: nf.augment.prepare(x((2, 3, 3, 3), "u1"), noise=N, out=out),
-    "density.update": lambda out: nf.density.update(POLICY, 1, x(), x(), N, out=out),
+    "density.update_with_log_prob": lambda out: nf.density.update_with_log_prob(POLICY, 1, x(), x(), N, out=out),
     "perturbed": lambda out: nf.fields.perturbed(x(), 5, S, 0.1, N, out=out),
 }
 

@@ -134,8 +134,13 @@ class Noise:
     def at(self, *, sample: int | ArrayLike | None = None, step: Any = None, stream: int | None = None) -> Noise:
         """The field of the same seed (and window) at another sample, step or stream.
 
+        With sample ids (B,), integers, row b of an array takes the field of ``sample[b]``.
+
         >>> nf.Noise(7, sample=40).at(step=3, stream=64)
         Noise(7, sample=40, step=3, stream=64)
+        >>> x = nf.randn((3, 4), nf.Noise(7).at(sample=[17, 4, 99]))
+        >>> np.array_equal(x[1:2], nf.randn((1, 4), nf.Noise(7, sample=4)))
+        True
         """
         return _named(
             self.seed,
@@ -145,15 +150,6 @@ class Noise:
             self.window_shape,
             self.window_start,
         )
-
-    def samples(self, ids: ArrayLike) -> Noise:
-        """The same with these sample ids, integers (B,): row b of an array takes the field of `ids[b]`.
-
-        >>> x = nf.randn((3, 4), nf.Noise(7).samples([17, 4, 99]))
-        >>> np.array_equal(x[1:2], nf.randn((1, 4), nf.Noise(7, sample=4)))
-        True
-        """
-        return self.at(sample=np.asarray(ids))
 
     def window(self, shape: Sequence[int], start: Sequence[int]) -> Noise:
         """The field of a slice: of arrays whose samples are `full[start[0] :, start[1] :, ...]` of full ones.

@@ -519,7 +519,7 @@ class Sampler:
             if law is None:
                 made, found = ops.update(table, rows, x, model_output, **given), None
             else:
-                made, found = density.update(table, rows, x, model_output, **given, **law)
+                made, found = density.update_with_log_prob(table, rows, x, model_output, **given, **law)
         except (TypeError, ValueError) as error:
             denoised = None if denoised_out is None else f"aux_out[{at}]"
             raise _in_words_of_a_step(error, denoised, [*past, *aux], x) from None

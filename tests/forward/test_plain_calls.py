@@ -217,7 +217,7 @@ def test_a_walk_of_bytes_is_its_steps(backend):
         (lambda: nf.q_sample(numbers("float32"), T, S, [N, 5]), TypeError),
         (lambda: nf.q_step(numbers("float32"), T, S, [N, N.at(stream=1)]), ValueError),
         (lambda: nf.q_step(numbers("float32"), T, S, [N, N.at(step=2**32 - 1)]), OverflowError),
-        (lambda: nf.q_sample(numbers("float32"), T, S, [N, N.samples([1, 2])]), ValueError),
+        (lambda: nf.q_sample(numbers("float32"), T, S, [N, N.at(sample=[1, 2])]), ValueError),
         (lambda: nf.randn(SHAPE, [N, N.window((16, 7), (0, 1))]), ValueError),
         (lambda: nf.q_sample(numbers("float32"), np.zeros((2, 15), int), S, N), ValueError),
         (lambda: nf.update(nf.Tableau([nf.Row(out=past[0])]), 0, *X, past=5 * X), ValueError),

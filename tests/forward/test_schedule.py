@@ -521,7 +521,7 @@ def test_foreign_json_is_refused():
 def test_name():
     """For the eye: a schedule by another name is the same one."""
     given, linear = S([0.8, 0], [0.6, 1], name="mine"), S.linear(3)
-    named = linear.named("toy")
+    named = linear.with_name("toy")
     assert (given.name, given.kind, linear.name, named.name, named.kind) == (
         "mine",
         "columns",

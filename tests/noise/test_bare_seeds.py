@@ -42,7 +42,7 @@ CALLS = {
     "q_walk": lambda n: nf.q_walk(X, S, n),
     "mse_loss": lambda n: nf.mse_loss(X, X, 3, S, n, target="v"),
     "update": lambda n: nf.update(SAMPLER.tableau, 0, X, X, noise=n),
-    "density": lambda n: nf.density.update(SDE, 0, X, X, n),
+    "density": lambda n: nf.density.update_with_log_prob(SDE, 0, X, X, n),
     "start": lambda n: SAMPLER.start((2, 3), n),
     "start of torch": lambda n: SAMPLER.start((2, 3), n, dtype=torch.float32),
     "noised": lambda n: SAMPLER.noised(0, X, n),

@@ -46,7 +46,7 @@ def test_a_sample_does_not_depend_on_its_batch_nor_on_threads_or_backends(like):
     for b in range(3):
         assert np.array_equal(like(X[b : b + 1], N.at(sample=40 + b)), whole[b : b + 1])
     assert np.array_equal(like(X, [N.at(sample=40 + b) for b in range(3)]), whole)
-    assert np.array_equal(like(X, N.samples([42, 41, 40])), whole[::-1])
+    assert np.array_equal(like(X, N.at(sample=[42, 41, 40])), whole[::-1])
     assert np.array_equal(like(X, LISTED)[1:2], like(X[:1], LISTED[1]))
     for backend in ("reference", "numba"):
         with using(backend):
@@ -207,7 +207,7 @@ def test_nearest_is_the_nearest_of_its_candidates():
         distances = [((x0[b] - nf.randn((1, 3, 7), c)[0].astype(float)) ** 2).sum() for c in candidates]
         assert name == candidates[int(np.argmin(distances))]
         assert fields.nearest_of(16, x0[b : b + 1], N.at(sample=40 + b)) == [name]
-    assert fields.nearest_of(16, x0, N.samples(range(40, 45))) == names
+    assert fields.nearest_of(16, x0, N.at(sample=range(40, 45))) == names
     assert len({name.step for name in names}) > 1
     for backend in ("reference", "numba"):
         with using(backend):

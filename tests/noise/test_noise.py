@@ -101,8 +101,8 @@ def test_no_dtype_is_the_default(draw, noise):
 
 def test_each_number_matters_to_equality():
     noise = nf.Noise(1)
-    others = [noise.at(sample=1), noise.at(step=1), noise.at(stream=1), nf.Noise(2), noise.samples([0])]
-    others += [noise.samples([0, 1]), noise.window((4,), (0,)), noise.window((4,), (1,)), noise.window((5,), (0,))]
+    others = [noise.at(sample=1), noise.at(step=1), noise.at(stream=1), nf.Noise(2), noise.at(sample=[0])]
+    others += [noise.at(sample=[0, 1]), noise.window((4,), (0,)), noise.window((4,), (1,)), noise.window((5,), (0,))]
     assert len({noise, *others}) == 1 + len(others)
     assert noise != 1
 
@@ -135,10 +135,10 @@ def test_at_changes_what_is_named_and_keeps_the_rest():
         changed = noise.at(**{name: value})
         assert getattr(changed, name) == value
         assert changed.at(**{name: getattr(noise, name)}) == noise
-    assert noise.samples([7]).sample.tolist() == [7]
-    assert noise.samples([7]).window_start == (1,)
+    assert noise.at(sample=[7]).sample.tolist() == [7]
+    assert noise.at(sample=[7]).window_start == (1,)
     assert nf.randn((2, 0), noise.window((9,), (9,))).shape == (2, 0)
-    assert nf.randn((0, 2), nf.Noise(1).samples([])).shape == (0, 2)
+    assert nf.randn((0, 2), nf.Noise(1, sample=[])).shape == (0, 2)
     for seed in (np.int64(5), np.uint64(2**64 - 1)):
         assert nf.Noise(seed) == nf.Noise(int(seed))
 

@@ -463,13 +463,13 @@ def _density(draw: Draw) -> Call:
     """Log-densities, divergences and their gradients, of rows that draw."""
     shape, dtype = _shape(draw), draw.of(*KINDS)
     made = draw.of("flow_sde", "flow_cps", "ddpm", "euler_ancestral", "dpmpp_2m_sde", "ddim")
-    kind = draw.of("log_prob", "log_prob_grad", "kl", "kl_grad", "update")
-    i = _times(draw, shape[:1], 5, False)[0] if kind != "update" else str(draw(5))
+    kind = draw.of("log_prob", "log_prob_grad", "kl", "kl_grad", "update_with_log_prob")
+    i = _times(draw, shape[:1], 5, False)[0] if kind != "update_with_log_prob" else str(draw(5))
     call = Call(f"nf.density.{kind}", {"table": f"sampler({made!r}).tableau", "i": i}, {})
     if not kind.startswith("kl"):
         call.required["x"] = _array(draw, shape, dtype)
     call.required["model_output"] = _array(draw, shape, dtype)
-    if kind == "update":
+    if kind == "update_with_log_prob":
         call.required["noise"] = _noise(draw, shape, True, dtype)
     else:
         call.required["other"] = _array(draw, shape, dtype)
@@ -482,8 +482,8 @@ def _density(draw: Draw) -> Call:
         _may(draw, call, "upstream", "2.0", f"times({shape[:1]}, 2.0, dtype='float64')")
     if kind == "log_prob_grad":
         _may(draw, call, "wrt", "'x'", "'m2'")
-    if kind.endswith("grad") or kind == "update":
-        _write_to(draw, call, "out", shape, dtype, "model_output" if kind != "update" else "x")
+    if kind.endswith("grad") or kind == "update_with_log_prob":
+        _write_to(draw, call, "out", shape, dtype, "model_output" if kind != "update_with_log_prob" else "x")
     return call
 
 
