@@ -799,7 +799,8 @@ def _random(
     out: Array | None,
 ) -> Array:
     is_uniform = name == "uniform"
-    other = interop(dtype if out is None else out)
+    # (Dynamo, where a graph has broken, goes into this frame because it names np: else it would go into fast_dtype's.)
+    other = None if type(out) is np.ndarray else interop(dtype if out is None else out)
     allowed = ("float32", "float64") if is_uniform else FLOATS
     if not is_uniform and are_increments(noise):
         return _increment(shape, noise, dtype, batched, out)

@@ -1112,7 +1112,7 @@ def test_calls_whose_numbers_come_back(call):
 def test_draws_whose_numbers_come_back():
     for draw in (nf.randn, nf.uniform):
         for n in range(40):
-            for noise in (N, N.at(step=n), n, N.at(stream=70)):
+            for noise in (N, N.at(step=n), Noise(n), N.at(stream=70)):
                 assert equal(draw((3, 5), noise, dtype=jnp.float32), draw((3, 5), noise))
 
 

@@ -65,7 +65,6 @@ CALLS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
 @pytest.mark.parametrize("call", CALLS)
 def test_a_bare_seed_is_refused(call):
     """Seen to fail: randn, uniform, randn_like and what names noise by ids took an int for Noise(int)."""
