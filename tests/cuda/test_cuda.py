@@ -781,7 +781,7 @@ def test_a_wrong_kernel_is_refused_on_the_stand_in(cupy, monkeypatch):
 
 def test_importing_loads_neither_cupy_nor_a_driver():
     code = (
-        "import sys, noisefuse as nf; nf.randn((2, 2), 0); import noisefuse.backends.cuda;"
+        "import sys, noisefuse as nf; nf.randn((2, 2), nf.Noise(0)); import noisefuse.backends.cuda;"
         "print([name for name in sys.modules if name.startswith(('cupy', 'cuda'))]);"
         "print('libcuda' in open('/proc/self/maps').read())"
     )
