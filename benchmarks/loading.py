@@ -20,7 +20,7 @@ from noisefuse.interop.torch_data import NoisyBatch
 SCHEDULE, BATCH, ROUNDS = nf.Schedule.linear(1000), 256, 9
 ALPHA, SIGMA = (torch.tensor(column, dtype=torch.float32) for column in (SCHEDULE.alpha, SCHEDULE.sigma))
 IMAGES = torch.randint(0, 256, (20_000, 3, 32, 32), dtype=torch.uint8)
-NOISY = NoisyBatch(SCHEDULE, 7)
+NOISY = NoisyBatch(SCHEDULE, nf.Noise(7))
 
 
 def by_torch(images):

@@ -126,7 +126,7 @@ def over_opencv() -> Pair:
 def preparing(over: str) -> Pair:
     """Over torchvision's ToDtype, Normalize and GaussianNoise, or of q_sample from as many bytes."""
     x, mean, std = images(), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-    ours = partial(nf.augment.prepare, x, NOISE, mean=mean, std=std, noise_std=0.1)
+    ours = partial(nf.augment.prepare, x, noise=NOISE, scale_mean=mean, scale_std=std, noise_std=0.1)
     if over == "q_sample":
         return Pair(ours, partial(nf.q_sample, x, 500, SCHEDULE, NOISE))
     import torch

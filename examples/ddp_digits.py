@@ -97,7 +97,7 @@ class Trainer:
             p.grad = g.view_as(p)
         self.optimizer.step()
         self.step += 1
-        return float(nf.combine([part for theirs, _ in everyones for part in theirs]))
+        return float(nf.density.combine([part for theirs, _ in everyones for part in theirs]))
 
     def validate(self) -> float:
         rank, world = ranks()
@@ -105,7 +105,7 @@ class Trainer:
         mine = [self.part(piece, FIXED, learn=False) for piece in np.split(ids, VALIDATION // PIECE)[rank::world]]
         everyones = gathered(mine)
         pieces = [everyones[piece % world][piece // world] for piece in range(VALIDATION // PIECE)]
-        return float(nf.combine(pieces))
+        return float(nf.density.combine(pieces))
 
     def save(self, path: Path) -> None:
         """Weights and the number of steps: there is no state of a generator to keep."""

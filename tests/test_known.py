@@ -164,7 +164,7 @@ def density(dtype):
     table = nf.Tableau([nf.Row(out=0.75 * symbol_x - 0.5 * m1 + 0.25 * z)])
     for shape, _, noise, _ in cases(any_stream=False):
         x, m = data(shape, dtype), data(shape, dtype, 1000003)
-        x_next, minus_sums = nf.density.update(table, 0, x, m, noise, density="squared")
+        x_next, minus_sums = nf.density.update_with_log_prob(table, 0, x, m, noise, density="squared")
         yield from (x_next, -minus_sums)
 
 

@@ -61,6 +61,9 @@ assert_type(nf.randn_like(y, N, dtype=torch.float16), torch.Tensor)
 assert_type(nf.randn_like(j, N), jax.Array)
 nf.randn((2, 3), N, dtype=3)  # error
 nf.uniform(8, N.interval(0, 1))  # error
+nf.randn((2, 3), 7)  # error
+nf.uniform(8, 7)  # error
+nf.randn_like(x, 7)  # error
 
 # ---- augmentation
 assert_type(nf.augment.gaussian(x, 0.1, N), NDArray[Any])
@@ -75,9 +78,12 @@ assert_type(nf.augment.transition(x, x, N), NDArray[np.uint8])
 assert_type(nf.augment.at_snr(j, 20.0, N), jax.Array)
 assert_type(nf.augment.rms(x), NDArray[np.float64])
 assert_type(nf.augment.strengths(3, 5.0, 20.0, N), NDArray[np.float64])
-assert_type(nf.augment.prepare(x, N, mean=0.5, noise_std=0.1), NDArray[Any])
-assert_type(nf.augment.prepare(y, N, t=3, schedule=S), tuple[torch.Tensor, NDArray[Any]])
-assert_type(nf.augment.prepare(j, N), jax.Array)
+assert_type(nf.augment.prepare(x, noise=N, scale_mean=0.5, noise_std=0.1), NDArray[Any])
+assert_type(nf.augment.prepare(y, noise=N, t=3, schedule=S), tuple[torch.Tensor, NDArray[Any]])
+assert_type(nf.augment.prepare(j), jax.Array)
+nf.augment.prepare(x, N)  # error
+nf.augment.prepare(x, std=0.5)  # error
+nf.augment.prepare(x, t=3, schedule=S)  # error
 nf.augment.gaussian(x, 0.1, N, layout="NCHW")  # error
 nf.augment.gaussian(x, 0.1, N, sharde=True)  # error
 nf.augment.sensor(x, 0.1, N)  # error

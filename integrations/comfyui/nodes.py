@@ -63,7 +63,7 @@ class NamedNoise:
         if len(entries) != batch:
             raise ValueError(f"batch_index: expected {batch} numbers, one for each entry, got {len(entries)}")
         if not self.seeds:
-            return nf.Noise(self.seed).samples(list(entries))
+            return nf.Noise(self.seed, sample=list(entries))
         for j in entries:
             if not 0 <= j < len(self.seeds):
                 raise ValueError(f"seeds: entry {j} of the batch has none, there are {len(self.seeds)}")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from . import augment, density, fields, samplers, weights
 from ._version import __version__ as __version__
 from .backends import info, set_num_threads, use_backend
-from .density import combine
 from .loss import mse_loss, mse_loss_grad
 from .noise import NOISE_VERSION, Noise
 from .ops import philox4x32, q_sample, q_step, q_walk, randn, randn_like, uniform, update
@@ -28,7 +27,6 @@ __all__ = [
     "Schedule",
     "Tableau",
     "augment",
-    "combine",
     "density",
     "fields",
     "info",

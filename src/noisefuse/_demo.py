@@ -118,7 +118,7 @@ def _noise(image: Image, schedule: nf.Schedule, noise: nf.Noise, sample: int) ->
     walk = nf.q_walk(clean[None], schedule, noise.at(sample=sample), keep=SHOWN)[:, 0]
     # all times in one call: a batch of the same image, bytes as they are, with the same noise for each
     batch = np.broadcast_to(image, (len(t), *image.shape))
-    closed = nf.q_sample(batch, t, schedule, noise.samples([sample] * len(t)))
+    closed = nf.q_sample(batch, t, schedule, noise.at(sample=[sample] * len(t)))
     alpha, sigma = (c[t].astype(np.float32)[:, None, None, None] for c in (schedule.alpha, schedule.sigma))
     return Noised(walk, closed, (walk - alpha * clean) / sigma, (closed - alpha * clean) / sigma)
 

@@ -54,8 +54,8 @@ Clip: TypeAlias = tuple[float, float] | None
 class PrepareOptions(TypedDict, total=False):
     """The options of `prepare` that its result's type does not depend on."""
 
-    mean: ArrayLike
-    std: ArrayLike
+    scale_mean: ArrayLike
+    scale_std: ArrayLike
     scale: float | None
     noise_std: ArrayLike
     dtype: DType | None
@@ -456,26 +456,28 @@ def _warn_of_one_clip(x: Any) -> None:
 
 @overload
 def prepare(
-    images: NDArray[Any], noise: NoiseLike, *, t: None = None, schedule: None = None, **options: Unpack[PrepareOptions]
-) -> NDArray[Any]: ...
+    images: NDArray[Any], *, noise: NoiseLike | None = None, t: None = None, schedule: None = None,
+    **options: Unpack[PrepareOptions],
+) -> NDArray[Any]: ...  # fmt: skip
 @overload
 def prepare(
-    images: NDArray[Any], noise: NoiseLike, *, t: ArrayLike, schedule: Schedule, **options: Unpack[PrepareOptions]
+    images: NDArray[Any], *, noise: NoiseLike, t: ArrayLike, schedule: Schedule, **options: Unpack[PrepareOptions]
 ) -> tuple[NDArray[Any], NDArray[Any]]: ...
 @overload
 def prepare(
-    images: ArrayT, noise: NoiseLike, *, t: None = None, schedule: None = None, **options: Unpack[PrepareOptions]
-) -> ArrayT: ...
+    images: ArrayT, *, noise: NoiseLike | None = None, t: None = None, schedule: None = None,
+    **options: Unpack[PrepareOptions],
+) -> ArrayT: ...  # fmt: skip
 @overload
 def prepare(
-    images: ArrayT, noise: NoiseLike, *, t: ArrayLike, schedule: Schedule, **options: Unpack[PrepareOptions]
+    images: ArrayT, *, noise: NoiseLike, t: ArrayLike, schedule: Schedule, **options: Unpack[PrepareOptions]
 ) -> tuple[ArrayT, NDArray[Any]]: ...
 def prepare(
     images: Array,
-    noise: NoiseLike,
     *,
-    mean: ArrayLike = 0.0,
-    std: ArrayLike = 1.0,
+    noise: NoiseLike | None = None,
+    scale_mean: ArrayLike = 0.0,
+    scale_std: ArrayLike = 1.0,
     scale: float | None = None,
     noise_std: ArrayLike = 0.0,
     t: ArrayLike | None = None,
@@ -486,7 +488,7 @@ def prepare(
 ) -> Any:
     """Decoded images become a network's input: normalised, noised, channels first.
 
-        x = (scale * image - mean) / std,    result = x + noise_std z,    or alpha_t x + sigma_t z
+        x = (scale * image - scale_mean) / scale_std,    result = x + noise_std z,    or alpha_t x + sigma_t z
 
     What ToDtype, Normalize and GaussianNoise of torchvision do one after the other. The second form is the noise
     conditioning augmentation of cascades and video models (Ho et al. 2022, "Cascaded diffusion models").
@@ -494,8 +496,8 @@ def prepare(
     Args:
         images: (B, H, W, C), or (H, W, C) where not batched: channels last, as decoders give them. uint8, uint16
             or float.
-        noise: as in `gaussian`; its elements are counted in the result.
-        mean, std: of the channels, (C,) or a number, after ``scale``.
+        noise: as in `gaussian`; its elements are counted in the result. None where noise_std is 0 and there is no t.
+        scale_mean, scale_std: of the channels, (C,) or a number, after ``scale``: Normalize's mean and std.
         scale: a number. None: 1/255, of uint16 1/65535.
         noise_std: in units of the result: a number, or (B,).
         t, schedule: in place of noise_std; times as ``schedule(t)`` takes them, a number or (B,).
@@ -510,7 +512,7 @@ def prepare(
         TypeError, ValueError: what was given and what was expected; nothing is written then.
 
     >>> images = np.full((2, 8, 8, 3), 255, np.uint8)
-    >>> x = nf.augment.prepare(images, nf.Noise(7), mean=[0.5, 0.5, 0.5], std=[0.25, 0.5, 1], noise_std=0.0)
+    >>> x = nf.augment.prepare(images, scale_mean=[0.5, 0.5, 0.5], scale_std=[0.25, 0.5, 1])
     >>> x.shape, x[0, :, 0, 0].round(3).tolist()
     ((2, 3, 8, 8), [2.0, 1.0, 0.5])
     """
@@ -521,11 +523,17 @@ def prepare(
         raise ValueError(f"images: expected shape {wanted}, got {tuple(shape)}{hint}")
     if scale is None:
         scale = 1 / LEVELS.get(levels_of(getattr(images, "dtype", None)) or "uint8", 255)
+    if noise is None:
+        if t is not None or is_lazy(noise_std) or _numbers("noise_std", noise_std).any():
+            why = "noise_std is not 0" if t is None else "t is given"
+            raise TypeError(f"noise: expected a Noise, as {why}, got None")
+        noise = Noise(0)  # which is not drawn from
     if is_lazy(images):
-        given: Any = {"noise_std": noise_std, "t": t, "schedule": schedule, "dtype": dtype, "out": out}
-        return interop(images).prepare(images, noise, mean=mean, std=std, scale=scale, batched=batched, **given)
+        given: Any = {"scale_mean": scale_mean, "scale_std": scale_std, "scale": scale, "batched": batched}
+        given |= {"noise_std": noise_std, "t": t, "schedule": schedule, "dtype": dtype, "out": out}
+        return interop(images).prepare(images, noise, **given)
     batch, channels = shape[0] if batched else 1, shape[-1]
-    gain, shift = _normalisation(scale, mean, std, channels)
+    gain, shift = _normalisation(scale, scale_mean, scale_std, channels)
     strength, alpha, times = _numbers("noise_std", noise_std), np.ones(1), None
     if (t is None) != (schedule is None) or (t is not None and strength.any()):
         raise ValueError("t, schedule: expected both of them, without noise_std, or neither")
@@ -551,13 +559,14 @@ def prepare(
 
 def _normalisation(scale: float, mean: ArrayLike, std: ArrayLike, channels: int) -> tuple[Any, Any]:
     """What an image is multiplied by, and what is added to it, for each channel."""
-    columns = {name: _numbers(name, given) for name, given in (("scale", scale), ("mean", mean), ("std", std))}
+    given = {"scale": scale, "scale_mean": mean, "scale_std": std}
+    columns = {name: _numbers(name, numbers) for name, numbers in given.items()}
     for name, values in columns.items():
         if values.shape not in ((), (channels,)):
             raise ValueError(f"{name}: expected a number or one for each of {channels} channels, got {values.shape}")
-    if not columns["std"].all():
-        raise ValueError(f"std = {std!r}: expected numbers other than 0")
-    return columns["scale"] / columns["std"], -columns["mean"] / columns["std"]
+    if not columns["scale_std"].all():
+        raise ValueError(f"scale_std = {std!r}: expected numbers other than 0")
+    return columns["scale"] / columns["scale_std"], -columns["scale_mean"] / columns["scale_std"]
 
 
 def strengths(
@@ -905,7 +914,7 @@ def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
     return values
 
 
-_NOT_NEGATIVE = ("std", "a", "noise_std", "std_table", "matrix")
+_NOT_NEGATIVE = ("std", "a", "noise_std", "scale_std", "std_table", "matrix")
 
 
 def find_layout(layout: Layout | None, sample: tuple[int, ...], channels: int, names: str) -> Layout:

@@ -179,11 +179,6 @@ def names_or_array(
         names = tuple(names_of(noise))
         if len(names) != batch:
             raise ValueError(f"noise: expected one Noise for each of {batch} samples, got {len(names)}")
-    elif isinstance(noise, int | np.integer):
-        raise TypeError(
-            f"noise = {noise!r}: expected a Noise; a bare seed would give the same noise at every call. "
-            f"Pass nf.Noise({noise!r}, step=...) with a step of its own for each"
-        )
     else:
         raise TypeError(f"noise: expected a Noise, a list of them, or else {wanted(noise)}, got {got(noise)}")
     for name in names if drawn else ():

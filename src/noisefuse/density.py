@@ -32,7 +32,7 @@ from .ops import Array, Inputs, NoiseLike, inputs_of, need_tableau, those_read, 
 from .rows import M1, NAMES, ROW, SYMBOLS, Rows, X, Z
 from .tableau import Tableau
 
-__all__ = ["Part", "combine", "kl", "kl_grad", "log_prob", "log_prob_grad", "update"]
+__all__ = ["Part", "combine", "kl", "kl_grad", "log_prob", "log_prob_grad", "update_with_log_prob"]
 
 Density: TypeAlias = Literal["full", "no_constants", "squared"]
 Reduction: TypeAlias = Literal["sum", "mean"]
@@ -87,7 +87,7 @@ def log_prob(
 
     >>> table = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10).tableau
     >>> x, m, noise = np.ones((2, 3, 8), np.float32), np.zeros((2, 3, 8), np.float32), nf.Noise(7)
-    >>> x_next, made = nf.density.update(table, 4, x, m, noise)
+    >>> x_next, made = nf.density.update_with_log_prob(table, 4, x, m, noise)
     >>> bool((nf.density.log_prob(table, 4, x, m, x_next) == made).all())
     True
     """
@@ -209,7 +209,7 @@ def kl_grad(
     return _gradient(call, factor, upstream)
 
 
-def update(
+def update_with_log_prob(
     table: Tableau,
     i: int,
     x: Array,
@@ -238,7 +238,7 @@ def update(
 
     >>> table = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10).tableau
     >>> x, m = np.ones((2, 3, 8), np.float32), np.zeros((2, 3, 8), np.float32)
-    >>> x_next, log_prob = nf.density.update(table, 4, x, m, nf.Noise(7))
+    >>> x_next, log_prob = nf.density.update_with_log_prob(table, 4, x, m, nf.Noise(7))
     >>> x_next.shape, log_prob.shape
     ((2, 3, 8), (2,))
     """
@@ -303,7 +303,7 @@ def fast(
     table: Tableau, stored: bool, i: ArrayLike | Array, x: Array, model_output: Models, past: Sequence[Array],
     noise: NoiseLike, out: Array | None, aux_out: Sequence[Array], law: dict[str, Any],
 ) -> Any:  # fmt: skip
-    """`update` or, of what is `stored`, `log_prob`, with that in the place of the noise; or NotImplemented."""
+    """`update_with_log_prob` or, of what is `stored`, `log_prob`, with that in the noise's place; or NotImplemented."""
     plain = plain_table(table) if type(table) is Tableau else None
     return backends.fast_density(plain, stored, i, x, model_output, past, noise, SAMPLER, out, aux_out, law)
 
@@ -384,7 +384,7 @@ def combine(parts: Any) -> Any:
     >>> x, m = np.ones((2, 4, 64, 64), np.float32), np.zeros((2, 4, 64, 64), np.float32)
     >>> halves = np.split(x, 2, axis=1)
     >>> parts = [nf.density.log_prob(table, 4, half, 0 * half, half, partial=True) for half in halves]
-    >>> bool((nf.combine(parts) == nf.density.log_prob(table, 4, x, m, x)).all())
+    >>> bool((nf.density.combine(parts) == nf.density.log_prob(table, 4, x, m, x)).all())
     True
     """
     if not parts:

@@ -165,14 +165,14 @@ def _assigned(x: Array, names: list[Noise]) -> NDArray[np.int64]:
 # ---- arrays ------------------------------------------------------------------------------------------------
 
 
-def offset_like(x: Array, noise: Names, strength: float = 0.1, *, dtype: Any = None) -> Array:
+def offset_like(x: Array, strength: float, noise: Names, *, dtype: Any = None) -> Array:
     """Offset noise: z + strength c, c one normal for each channel of each sample, so that a model learns to change the
     mean of a whole image (Guttenberg 2023, "Diffusion with offset noise").
 
     Args:
         x: (B, C, ..), of floats, whose shape, kind, dtype and device the result has; its values are not read.
-        noise: Noise, or a list of one for each sample. z is its field, c drawn from stream 5.
         strength: of the offset: trainers use 0.05 to 0.1.
+        noise: Noise, or a list of one for each sample. z is its field, c drawn from stream 5.
         dtype: of the result, if it is not x's.
 
     In one pass. The variance is 1 + strength^2, as in all trainers.
@@ -183,12 +183,12 @@ def offset_like(x: Array, noise: Names, strength: float = 0.1, *, dtype: Any = N
     Raises:
         TypeError, ValueError: what was given and what was expected.
 
-    >>> z = nf.fields.offset_like(np.zeros((2, 4, 64, 64), np.float32), nf.Noise(7), 0.1)
+    >>> z = nf.fields.offset_like(np.zeros((2, 4, 64, 64), np.float32), 0.1, nf.Noise(7))
     >>> offsets = nf.randn((2, 4), nf.Noise(7, stream=5))
     >>> bool(np.allclose(z, nf.randn(z.shape, nf.Noise(7)) + 0.1 * offsets[:, :, None, None], atol=1e-6))
     True
     """
-    strength = _number("strength", strength)
+    strength = _number("strength", strength, "offset_like(x, strength, noise)")
     if len(_shape("x", x)) < 2:
         raise ValueError(f"x: expected shape (B, C, ..), got {tuple(x.shape)}")
     return _on_memory(_offset, x, noise, strength=strength, dtype=dtype)
@@ -204,17 +204,15 @@ def _offset(x: Array, noise: Names, *, strength: float, dtype: Any, out: Array |
     return run(make_call(x.shape, kind, Rows.of(columns), index, names, {}, {"out": out}))[0]
 
 
-def pyramid_like(
-    x: Array, noise: Names, *, discount: float = 0.8, levels: SupportsIndex = 6, dtype: Any = None
-) -> Array:
+def pyramid_like(x: Array, discount: float, noise: Names, *, levels: SupportsIndex = 6, dtype: Any = None) -> Array:
     """Pyramid noise, also called multi-resolution noise (Whitaker 2023, "Multi-resolution noise for diffusion model
     training"): white noise, and discount^i times noise of half, a quarter, .. of the lengths, enlarged bilinearly.
 
     Args:
         x: (B, C, H, W) or with other last two axes of space, floats: as in `offset_like`.
+        discount: of one level beside the one before it, from 0 to 1: 0.8, say.
         noise: Noise, or a list of one for each sample, without a window. The first level is its field; level i is drawn
             from stream 10 at step ``noise.step * levels + i``.
-        discount: of one level beside the one before it.
         levels: how many there are at most; the last is the one where both lengths are 1.
         dtype: of the result, if it is not x's.
 
@@ -227,11 +225,12 @@ def pyramid_like(
     Raises:
         TypeError, ValueError: what was given and what was expected.
 
-    >>> z = nf.fields.pyramid_like(np.zeros((64, 1, 16, 16), np.float32), nf.Noise(7))
+    >>> z = nf.fields.pyramid_like(np.zeros((64, 1, 16, 16), np.float32), 0.8, nf.Noise(7))
     >>> round(float(z.var()), 1), bool(z.mean(axis=(1, 2, 3)).var() > 10 / 256)
     (1.0, True)
     """
-    discount, levels = _number("discount", discount), _count("levels", levels)
+    discount = _number("discount", discount, "pyramid_like(x, discount, noise)")
+    levels = _count("levels", levels)
     if not 0 <= discount <= 1:
         raise ValueError(f"discount = {discount}: expected a number from 0 to 1")
     if len(_shape("x", x)) < 3:
@@ -310,15 +309,15 @@ def _stretched(coarse: Array, many: int) -> Array:
     return made
 
 
-def mixed_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any = None) -> Array:
+def mixed_like(x: Array, alpha: float, noise: Names, *, dtype: Any = None) -> Array:
     """Noise of videos, of which all frames share a part: (alpha s + z_f) / sqrt(1 + alpha^2), s the same in each.
 
     Ge et al. 2023, "Preserve your own correlation", the mixed noise model.
 
     Args:
         x: (B, F, ..), axis 1 the frames, floats: as in `offset_like`.
-        noise: Noise, or a list of one for each sample. z is its field; s, of the shape of a frame, is on stream 11.
         alpha: how much is shared: two frames correlate by alpha^2 / (1 + alpha^2).
+        noise: Noise, or a list of one for each sample. z is its field; s, of the shape of a frame, is on stream 11.
         dtype: of the result, if it is not x's.
 
     Returns:
@@ -327,13 +326,14 @@ def mixed_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any = None)
     Raises:
         TypeError, ValueError: what was given and what was expected.
 
-    >>> z = nf.fields.mixed_like(np.zeros((1, 2, 3, 64, 64), np.float32), nf.Noise(7), alpha=1.0)
+    >>> z = nf.fields.mixed_like(np.zeros((1, 2, 3, 64, 64), np.float32), 1.0, nf.Noise(7))
     >>> round(float(np.corrcoef(z[0, 0].ravel(), z[0, 1].ravel())[0, 1]), 1)
     0.5
     """
+    alpha = _number("alpha", alpha, "mixed_like(x, alpha, noise)")
     _need_frames(x)
     need_stream_0(noise)
-    return _on_memory(_mixed, x, noise, alpha=_number("alpha", alpha), dtype=dtype)
+    return _on_memory(_mixed, x, noise, alpha=alpha, dtype=dtype)
 
 
 def _mixed(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array | None = None) -> Array:
@@ -348,7 +348,7 @@ def _mixed(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array | Non
     return _blended_frames(x, noise, dtype, out, blend)
 
 
-def progressive_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any = None) -> Array:
+def progressive_like(x: Array, alpha: float, noise: Names, *, dtype: Any = None) -> Array:
     """Noise of videos, in which each frame keeps a part of the one before: (alpha e_(f-1) + z_f) / sqrt(1 + alpha^2),
     and e_0 = z_0.
 
@@ -356,8 +356,8 @@ def progressive_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any =
 
     Args:
         x, dtype: as in `mixed_like`.
-        noise: Noise, or a list of one for each sample; a window must begin at frame 0.
         alpha: how much is kept: frames n apart correlate by (alpha^2 / (1 + alpha^2))^(n / 2).
+        noise: Noise, or a list of one for each sample; a window must begin at frame 0.
 
     Returns:
         An array of x's shape, kind and device.
@@ -365,14 +365,15 @@ def progressive_like(x: Array, noise: Names, alpha: float = 1.0, *, dtype: Any =
     Raises:
         TypeError, ValueError: what was given and what was expected.
 
-    >>> z = nf.fields.progressive_like(np.zeros((1, 3, 3, 64, 64), np.float32), nf.Noise(7), alpha=2.0)
+    >>> z = nf.fields.progressive_like(np.zeros((1, 3, 3, 64, 64), np.float32), 2.0, nf.Noise(7))
     >>> [round(float(np.corrcoef(z[0, 0].ravel(), z[0, f].ravel())[0, 1]), 1) for f in (1, 2)]
     [0.9, 0.8]
     """
+    alpha = _number("alpha", alpha, "progressive_like(x, alpha, noise)")
     _need_frames(x)
     need_stream_0(noise)
     _need_first_frame(noise)
-    return _on_memory(_progressive, x, noise, alpha=_number("alpha", alpha), dtype=dtype)
+    return _on_memory(_progressive, x, noise, alpha=alpha, dtype=dtype)
 
 
 def _progressive(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array | None = None) -> Array:
@@ -391,7 +392,7 @@ def _progressive(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array
 
 
 def freenoise_like(
-    x: Array, noise: Names, context: SupportsIndex = 16, stride: SupportsIndex = 4, *, dtype: Any = None
+    x: Array, noise: Names, *, context: SupportsIndex = 16, stride: SupportsIndex = 4, dtype: Any = None
 ) -> Array:
     """Noise of long videos from models of short ones: white in the first `context` frames, which later ones take again,
     a stretch of `stride` frames at a time, each in a random order of its own.
@@ -479,7 +480,7 @@ def _blended(alpha: float) -> Tableau:
 
 
 def perturbed(
-    x_t: Array, t: ArrayLike, schedule: Schedule, noise: Names, gamma: float = 0.1, *, batched: bool = True,
+    x_t: Array, t: ArrayLike, schedule: Schedule, gamma: float, noise: Names, *, batched: bool = True,
     out: Array | None = None,
 ) -> Array:  # fmt: skip
     """Input perturbation: x_t + gamma sigma_t z', z' on stream 6, while the target stays what it is, so that a network
@@ -490,8 +491,9 @@ def perturbed(
     Args:
         x_t: what `q_sample(x0, t, schedule, noise)` made; floats.
         t: a number or (B,).
-        schedule, noise: those of `q_sample`; noise of stream 0.
+        schedule: that of `q_sample`.
         gamma: 0.1 in the paper; at least 0.
+        noise: that of `q_sample`, of stream 0.
         batched: False makes the whole array one sample.
         out: where to write; it may be x_t itself.
 
@@ -503,9 +505,9 @@ def perturbed(
 
     >>> schedule, noise, x0 = nf.Schedule.linear(), nf.Noise(7), np.ones((2, 3), np.float32)
     >>> x_t, epsilon = nf.q_sample(x0, [10, 500], schedule, noise, target="epsilon")
-    >>> x_t = nf.fields.perturbed(x_t, [10, 500], schedule, noise, out=x_t)
+    >>> x_t = nf.fields.perturbed(x_t, [10, 500], schedule, 0.1, noise, out=x_t)
     """
-    gamma = _number("gamma", gamma)
+    gamma = _number("gamma", gamma, "perturbed(x_t, t, schedule, gamma, noise)")
     need_schedule(schedule)
     if gamma < 0:
         raise ValueError(f"gamma = {gamma}: expected at least 0")
@@ -635,8 +637,12 @@ def _count(name: str, given: SupportsIndex) -> int:
     return number
 
 
-def _number(name: str, given: float) -> float:
-    number = float(given)
+def _number(name: str, given: float, order: str) -> float:
+    """TypeError: no number, such as a noise, which comes after it."""
+    try:
+        number = float(given)
+    except TypeError:
+        raise TypeError(f"{name}: expected a number, got {type(given).__name__}; the order is {order}") from None
     if not math.isfinite(number):
         raise ValueError(f"{name} = {given!r}: expected a finite number")
     return number

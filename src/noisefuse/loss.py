@@ -109,7 +109,7 @@ def mse_loss(
         grad_out: where to write the gradient with respect to pred (of the sum of the losses, if there are several) in
             the same pass; C-contiguous, of pred's shape and dtype. It may be pred itself. True: a new array.
         partial: of a part of the batch, or of a part of each sample that the noise is a window of (`Noise.local`), a
-            `LossPart`, of which `combine` makes the loss of the whole, bit for bit (docs/distributed.md).
+            `LossPart`, of which `density.combine` makes the loss of the whole, bit for bit (docs/distributed.md).
 
     Returns:
         The loss, a float, or float64 (B,); with grad_out (loss, gradient). The same bits on every backend, for any

@@ -26,7 +26,7 @@ Reduction: TypeAlias = Literal["mean", "none"]
 @dataclass(frozen=True)
 class LossPart:
     """What a part of a batch, or of each of its samples, adds to `mse_loss`: the sums of its chunks, (B, pieces,
-    chunks), float64, in host memory. `combine` makes one of all parts; they travel pickled."""
+    chunks), float64, in host memory. `density.combine` makes one of all parts; they travel pickled."""
 
     sums: NDArray[np.float64]
     weights: NDArray[np.float64] | None  # (B, pieces)

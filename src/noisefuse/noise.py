@@ -133,8 +133,13 @@ class Noise:
     def at(self, *, sample: int | ArrayLike | None = None, step: Any = None, stream: int | None = None) -> Noise:
         """The field of the same seed (and window) at another sample, step or stream.
 
+        With sample ids (B,), integers, row b of an array takes the field of ``sample[b]``.
+
         >>> nf.Noise(7, sample=40).at(step=3, stream=64)
         Noise(7, sample=40, step=3, stream=64)
+        >>> x = nf.randn((3, 4), nf.Noise(7).at(sample=[17, 4, 99]))
+        >>> np.array_equal(x[1:2], nf.randn((1, 4), nf.Noise(7, sample=4)))
+        True
         """
         return _named(
             self.seed,
@@ -144,15 +149,6 @@ class Noise:
             self.window_shape,
             self.window_start,
         )
-
-    def samples(self, ids: ArrayLike) -> Noise:
-        """The same with these sample ids, integers (B,): row b of an array takes the field of `ids[b]`.
-
-        >>> x = nf.randn((3, 4), nf.Noise(7).samples([17, 4, 99]))
-        >>> np.array_equal(x[1:2], nf.randn((1, 4), nf.Noise(7, sample=4)))
-        True
-        """
-        return self.at(sample=np.asarray(ids))
 
     def window(self, shape: Sequence[int], start: Sequence[int]) -> Noise:
         """The field of a slice: of arrays whose samples are `full[start[0] :, start[1] :, ...]` of full ones.
@@ -371,6 +367,11 @@ def _times(name: str, *given: float) -> Any:
 def got(noise: object) -> str:
     """What errors say was given in place of a Noise."""
     name = type(noise).__name__
+    if isinstance(noise, int | np.integer) and not isinstance(noise, bool):
+        return (
+            f"{noise!r}: a bare seed would give the same noise at every call; "
+            f"pass nf.Noise({noise!r}, step=...) with a step of its own for each"
+        )
     if name not in ("Generator", "RandomState"):
         return name
     return f"{name}: a noise is a name and not a state, such as Noise(seed) or Noise.from_rng(rng)"

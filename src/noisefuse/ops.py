@@ -85,7 +85,7 @@ DType: TypeAlias = "DTypeLike | torch.dtype"
 NumPyDType: TypeAlias = "str | np.dtype[Any] | type[np.generic] | type[float] | None"
 Device: TypeAlias = "torch.device | str"
 Shape: TypeAlias = int | Sequence[int]
-Drawn: TypeAlias = Noise | Increment | Sequence[Noise] | Sequence[Increment] | int
+Drawn: TypeAlias = Noise | Increment | Sequence[Noise] | Sequence[Increment]
 NoiseLike: TypeAlias = Noise | Sequence[Noise] | Array
 Inputs: TypeAlias = dict[int, Array | None]  # arrays by slot
 
@@ -159,8 +159,8 @@ def randn(
 
     Args:
         shape: of the result; axis 0 is the batch, row b the sample `noise.sample + b`.
-        noise: Noise, a list of one Noise for each row, or an int seed. Or the increment of a Brownian motion,
-            `Noise.interval`, or a list of one for each row.
+        noise: Noise, or a list of one for each row. Or the increment of a Brownian motion, `Noise.interval`, or a list
+            of one for each row.
         dtype: float32 (or None), float64 (the same field with more digits), float16, bfloat16 (float32's values,
             rounded). A dtype of torch makes a tensor, one of jax.numpy an array of JAX's.
         batched: False makes the whole array one sample.
@@ -253,32 +253,32 @@ def randn_like(
 
 @overload
 def uniform(
-    shape: Shape, noise: Noise | Sequence[Noise] | int, *, dtype: NumPyDType = "float32", batched: bool = True,
+    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: NumPyDType = "float32", batched: bool = True,
     out: None = None, device: None = None, chunks: None = None,
 ) -> NDArray[Any]: ...  # fmt: skip
 @overload
 def uniform(
-    shape: Shape, noise: Noise | Sequence[Noise] | int, *, dtype: torch.dtype, batched: bool = True, out: None = None,
+    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: torch.dtype, batched: bool = True, out: None = None,
     device: Device | None = None, chunks: None = None,
 ) -> torch.Tensor: ...  # fmt: skip
 @overload
 def uniform(
-    shape: Shape, noise: Noise | Sequence[Noise] | int, *, dtype: NumPyDType = "float32", batched: bool = True,
+    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: NumPyDType = "float32", batched: bool = True,
     out: None = None, device: Device, chunks: None = None,
 ) -> torch.Tensor: ...  # fmt: skip
 @overload
 def uniform(
-    shape: Shape, noise: Noise | Sequence[Noise] | int, *, dtype: DType | None = "float32", batched: bool = True,
+    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: DType | None = "float32", batched: bool = True,
     out: ArrayT, device: None = None, chunks: None = None,
 ) -> ArrayT: ...  # fmt: skip
 @overload
 def uniform(
-    shape: Shape, noise: Noise | Sequence[Noise] | int, *, dtype: DType | None = "float32", batched: bool = True,
+    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: DType | None = "float32", batched: bool = True,
     out: None = None, device: None = None, chunks: Any,
 ) -> Any: ...  # fmt: skip
 def uniform(
     shape: Shape,
-    noise: Noise | Sequence[Noise] | int,
+    noise: Noise | Sequence[Noise],
     *,
     dtype: DType | None = "float32",
     batched: bool = True,
@@ -798,10 +798,9 @@ def _random(
     out: Array | None,
 ) -> Array:
     is_uniform = name == "uniform"
-    other = interop(dtype if out is None else out)
+    # (Dynamo, where a graph has broken, goes into this frame because it names np: else it would go into fast_dtype's.)
+    other = None if type(out) is np.ndarray else interop(dtype if out is None else out)
     allowed = ("float32", "float64") if is_uniform else FLOATS
-    if isinstance(noise, int | np.integer):
-        noise = Noise(noise)
     if not is_uniform and are_increments(noise):
         return _increment(shape, noise, dtype, batched, out)
     if (draw := backends.fast_random if other is None else fast_path(other, "fast_random")) is not None:
@@ -890,7 +889,7 @@ def random_call(
     full = lengths(shape)
     dtype = float_dtype(dtype, ("float32", "float64") if is_uniform else FLOATS)
     if not isinstance(noise, Noise | list | tuple):
-        raise TypeError(f"noise: expected a Noise, a list of them or an int seed, got {got(noise)}")
+        raise TypeError(f"noise: expected a Noise or a list of them, got {got(noise)}")
     names, _ = names_or_array(noise, full, dtype, batched, UNIFORM if is_uniform else FIELD, any_stream=True)
     one_row, outs = Index(np.zeros(1, np.int64), max(1, count(full))), {"out": out}
     draw: Draw = "uniform" if is_uniform else "normal"

@@ -519,7 +519,7 @@ class Sampler:
             if law is None:
                 made, found = ops.update(table, rows, x, model_output, **given), None
             else:
-                made, found = density.update(table, rows, x, model_output, **given, **law)
+                made, found = density.update_with_log_prob(table, rows, x, model_output, **given, **law)
         except (TypeError, ValueError) as error:
             denoised = None if denoised_out is None else f"aux_out[{at}]"
             raise _in_words_of_a_step(error, denoised, [*past, *aux], x) from None
@@ -814,10 +814,9 @@ class Sampler:
         """The x of a run's first row."""
         if isinstance(x_or_shape, list | tuple):
             if not are_names(noise) or start:
-                what = f"{noise!r}, of which nf.Noise({noise!r}) makes one" if isinstance(noise, int) else got(noise)
                 raise TypeError(
                     "a new sample needs a Noise or a list of them, and start=0; for start > 0, or noise as arrays, "
-                    f"give x at the level of that row; got {f'start={start}' if start else what}"
+                    f"give x at the level of that row; got {f'start={start}' if start else got(noise)}"
                 )
             return self.start(x_or_shape, noise, dtype="float32" if dtype is None else dtype, device=device)
         x = host_view("x", x_or_shape)
@@ -891,15 +890,15 @@ class Sampler:
         n, noise = len(self) - start, host_view("noise", noise)
         if not isinstance(noise, list | tuple) and not getattr(noise, "shape", ()):
             expected = "a Noise, a list of them, or an array for each row"
-            raise TypeError(f"noise: expected {expected}, got {type(noise).__name__}")
+            raise TypeError(f"noise: expected {expected}, got {got(noise)}")
         if len(noise) != n:
             raise ValueError(f"noise: expected {n} arrays, one for each row from {start} on, got {len(noise)}")
         arrays: list[Any] = [z if draws else None for z, draws in zip(noise, self._draws[start:], strict=True)]
         for k, z in enumerate(arrays):
             if self._draws[start + k] and getattr(z, "shape", None) != x.shape and not ops.are_increments(z):
                 expected = f"row {start + k} draws; expected an array of shape {tuple(x.shape)}"
-                got = f"shape {tuple(z.shape)}" if hasattr(z, "shape") else type(z).__name__
-                raise ValueError(f"noise[{k}]: {expected}, got {got}")
+                what = f"shape {tuple(z.shape)}" if hasattr(z, "shape") else type(z).__name__
+                raise ValueError(f"noise[{k}]: {expected}, got {what}")
         return arrays
 
     def path(

@@ -63,7 +63,7 @@ class Schedule:
     Attributes:
         alpha, sigma: the columns, read-only.
         kind: the family, by the name of its classmethod; "columns" where alpha and sigma were given.
-        name: what prints and pictures call it: ``Schedule(alpha, sigma, name="mine")``, ``schedule.named("mine")``;
+        name: what prints and pictures call it: ``Schedule(alpha, sigma, name="mine")``, ``schedule.with_name("mine")``;
             its kind, if none was given.
 
     Raises:
@@ -512,7 +512,7 @@ class Schedule:
         sigma = np.sqrt((1 - alpha) * (1 + alpha))
         return type(self)(alpha, sigma, _kind=f"{self.kind}_zero_terminal_snr", _parameters=self._parameters)
 
-    def named(self, name: str) -> Self:
+    def with_name(self, name: str) -> Self:
         """The same schedule, by this name; equal to the one without it."""
         return self._rebuilt(name)(self.alpha, self.sigma)
 
@@ -596,7 +596,7 @@ class Schedule:
         Raises:
             ValueError: not a schedule, or one of another version.
 
-        >>> schedule = nf.Schedule.karras(10).named("mine")
+        >>> schedule = nf.Schedule.karras(10).with_name("mine")
         >>> nf.Schedule.from_json(schedule.to_json()).name
         'mine'
         """

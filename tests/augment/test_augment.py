@@ -176,7 +176,7 @@ def test_of_tensors():
         ({"mean": np.inf}, ValueError, "mean = inf"),
         ({"clip": (3, 1)}, ValueError, r"clip = \(3, 1\)"),
         ({"clip": 3}, ValueError, "clip = 3"),
-        ({"noise": 7}, TypeError, "noise = 7"),
+        ({"noise": 7}, TypeError, "noise: .* got 7: a bare seed"),
         ({"x": images("int64")}, TypeError, "x: dtype int64"),
         ({"x": [1.0, 2.0]}, TypeError, "x: expected an array of NumPy, .* DLPack"),
         ({"dtype": "int16"}, TypeError, "dtype int16"),
@@ -295,41 +295,63 @@ def prepared(alpha, sigma):
 
 def test_images_are_prepared_for_a_network(backend):
     """Seen to fail: the mean of another channel, noise that is counted in the image's layout."""
-    given = {"mean": MEAN, "std": STD}
+    given = {"scale_mean": MEAN, "scale_std": STD}
     for strength in (0.1, [0.1, 0, 0.3, 2]):
-        found = prepare(images(), N, **given, noise_std=strength)
+        found = prepare(images(), noise=N, **given, noise_std=strength)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, prepared(1, strength), rtol=0, atol=2e-6)
-        wide = prepare(images(), N, **given, noise_std=strength, dtype="float64")
+        wide = prepare(images(), noise=N, **given, noise_std=strength, dtype="float64")
         np.testing.assert_allclose(wide, prepared(1, strength), rtol=0, atol=1e-14)
         with using("reference"):
-            assert prepare(images(), N, **given, noise_std=strength).tobytes() == found.tobytes()
+            assert prepare(images(), noise=N, **given, noise_std=strength).tobytes() == found.tobytes()
     t = np.array([1, 50, 300, 999])
-    found, times = prepare(images(), N, **given, t=t, schedule=SCHEDULE)
+    found, times = prepare(images(), noise=N, **given, t=t, schedule=SCHEDULE)
     np.testing.assert_allclose(found, prepared(SCHEDULE.alpha[t], SCHEDULE.sigma[t]), rtol=0, atol=2e-6)
     assert np.array_equal(times, t)
-    alone, times = prepare(images()[2], N.at(sample=7), **given, t=300, schedule=SCHEDULE, batched=False)
+    alone, times = prepare(images()[2], noise=N.at(sample=7), **given, t=300, schedule=SCHEDULE, batched=False)
     assert np.array_equal(alone, found[2])
     assert times.tolist() == [300]
     out = np.empty((4, 3, 6, 35), np.float16)
-    assert prepare(images(), N, **given, noise_std=0.1, out=out) is out
+    assert prepare(images(), noise=N, **given, noise_std=0.1, out=out) is out
     np.testing.assert_allclose(out, prepared(1, 0.1), rtol=1e-3, atol=1e-3)
 
 
 def test_tensors_are_prepared():
     torch = pytest.importorskip("torch")
-    given = {"mean": MEAN, "std": STD, "noise_std": 0.1}
-    found = prepare(torch.from_numpy(images()), N, **given)
+    given = {"scale_mean": MEAN, "scale_std": STD, "noise_std": 0.1}
+    found = prepare(torch.from_numpy(images()), noise=N, **given)
     assert found.is_contiguous()
-    assert np.array_equal(found.numpy(), prepare(images(), N, **given))
-    assert prepare(torch.from_numpy(images()), N, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert np.array_equal(found.numpy(), prepare(images(), noise=N, **given))
+    assert np.array_equal(prepare(torch.from_numpy(images())).numpy(), prepare(images()))
+    assert prepare(torch.from_numpy(images()), noise=N, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_noise_is_needed_where_there_is_some(backend):
+    """And is given by name: beside numbers that are called mean and std it was taken for others' second argument."""
+    given = {"scale_mean": MEAN, "scale_std": STD}
+    for batched, x in ((True, images()), (False, images()[0])):
+        expected = prepare(x, noise=N, **given, batched=batched)
+        for none in ({}, {"noise_std": 0}, {"noise_std": np.zeros(len(x)) if batched else 0.0}):
+            assert prepare(x, **given, **none, batched=batched).tobytes() == expected.tobytes()
+    with pytest.raises(TypeError, match="takes 1 positional argument but 2 were given"):
+        prepare(images(), N)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"mean": [1, 2]}, ValueError, r"mean: expected a number or one for each of 3 channels, got \(2,\)"),
-        ({"std": [1, 0, 1]}, ValueError, "std = .*: expected numbers other than 0"),
+        (
+            {"scale_mean": [1, 2]},
+            ValueError,
+            r"scale_mean: expected a number or one for each of 3 .*, got \(2,\)",
+        ),
+        ({"scale_std": [1, 0, 1]}, ValueError, "scale_std = .*: expected numbers other than 0"),
+        ({"scale_std": -1}, ValueError, "scale_std = -1.0: expected finite numbers of at least 0"),
+        ({"noise": None, "noise_std": 0.1}, TypeError, "noise: expected a Noise, as noise_std is not 0, got None"),
+        ({"noise": None, "t": 3, "schedule": SCHEDULE}, TypeError, "noise: expected a Noise, as t is given, got None"),
+        ({"noise": 7}, TypeError, "got 7: a bare seed"),
+        ({"mean": 0.5}, TypeError, "unexpected keyword argument 'mean'"),
+        ({"std": 0.5}, TypeError, "unexpected keyword argument 'std'"),
         ({"noise_std": -1}, ValueError, "noise_std = -1.0: expected finite numbers of at least 0"),
         ({"noise_std": [1, 2]}, ValueError, "noise_std: expected a number"),
         ({"t": 3}, ValueError, "t, schedule: expected both of them"),
@@ -461,9 +483,9 @@ def test_prepared_uint16_is_in_its_own_range():
     for top, dtype in ((255, "uint8"), (65535, "uint16")):
         whole = np.full((2, 4, 4, 3), top, dtype)
         np.testing.assert_allclose(prepare(whole, **noise_of_nothing), 1, rtol=1e-6)
-    assert np.array_equal(prepare(WIDE, N, noise_std=0.1), prepare(WIDE, N, noise_std=0.1, scale=1 / 65535))
+    assert np.array_equal(prepare(WIDE, noise=N, noise_std=0.1), prepare(WIDE, noise=N, noise_std=0.1, scale=1 / 65535))
     swapped = WIDE.astype(WIDE.dtype.newbyteorder())  # seen to be taken for bytes
-    assert np.array_equal(prepare(swapped, N, noise_std=0.1), prepare(WIDE, N, noise_std=0.1))
+    assert np.array_equal(prepare(swapped, noise=N, noise_std=0.1), prepare(WIDE, noise=N, noise_std=0.1))
 
 
 def test_tables_of_levels_are_of_bytes_alone():

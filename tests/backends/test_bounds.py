@@ -65,7 +65,7 @@ for name in (*NATIVE, *NUMBA):
         for dtype in DTYPES.values():
             for shape in ((1, 1), (3, 5), (70, 3), (2, 63), (3, 256), (2, 257), (1, 1021), (5, 4100), (1, 66001)):
                 a, b = np.ones(shape).astype(dtype), np.ones(shape).astype(dtype)
-                t, ids = np.arange(shape[0]) % 7, noise.samples(np.arange(shape[0]))
+                t, ids = np.arange(shape[0]) % 7, noise.at(sample=np.arange(shape[0]))
                 part = noise.window((shape[1] + 9,), (5,))
                 for rows, names in ((3, noise), (t, ids), (t, part), (t, b), (3, [noise] * shape[0])):
                     nf.q_sample(a, rows, schedule, names, target="v", out=b.copy())

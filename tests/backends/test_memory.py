@@ -175,7 +175,7 @@ def test_it_can_be_turned_off_and_is_the_native_backends_alone():
 import sys, numpy as np, noisefuse as nf
 from numpy._core.multiarray import get_handler_name
 nf.use_backend(sys.argv[1])
-print(get_handler_name(nf.randn((2, 1 << 20), 3)))
+print(get_handler_name(nf.randn((2, 1 << 20), nf.Noise(3))))
 """
     for backend, on, expected in (
         ("native", "1", "noisefuse"), ("native", "0", "default_allocator"), ("reference", "1", "default_allocator"),

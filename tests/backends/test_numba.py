@@ -501,9 +501,9 @@ def test_a_self_test_that_failed_is_made_again(monkeypatch):
     with nf.use_backend("numba"):
         for _ in range(2):
             with pytest.raises(ImportError, match="wrong bits"):
-                nf.randn((2, 3), 1)
+                nf.randn((2, 3), nf.Noise(1))
         monkeypatch.undo()
-        assert nf.randn((2, 3), 1).all()
+        assert nf.randn((2, 3), nf.Noise(1)).all()
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -395,7 +395,7 @@ def calls(dtype):
     yield lambda: nf.update(policy.transpose()["m1"], 0, x, x, past=[x])
     yield lambda: nf.mse_loss(x, x, t, schedule, noise, target="v", grad_out=True)
     yield lambda: nf.mse_loss(x, x, t, schedule, noise, target="v")
-    yield lambda: nf.density.update(policy, 1, x, x, noise)
+    yield lambda: nf.density.update_with_log_prob(policy, 1, x, x, noise)
     yield lambda: nf.density.log_prob_grad(policy, 1, x, x, x)
     yield lambda: nf.augment.gaussian(x, [1.0, 2.0, 3.0], noise)
 

@@ -87,7 +87,7 @@ def test_plain_calls_have_the_same_bits_everywhere(seed, density, i, drawn, in_p
     for name in BACKENDS:
         with using(name):
             x, m1, m2, *past, z = arrays.copy()
-            nf.randn((1, 1), 0)  # what a backend does at its first call
+            nf.randn((1, 1), nf.Noise(0))  # what a backend does at its first call
             noise = nf.Noise(2**63 + 5, sample=2**40, step=7) if drawn else z
             aux = list(np.empty((2, 3, 40), np.float32))
             out = nf.update(table, i, x, (m1, m2), past=past, noise=noise, aux_out=aux, out=x if in_place else None)

@@ -62,7 +62,7 @@ def names(cupy):
 
 
 def skip_the_self_test(cupy):
-    nf.randn(4, 0, out=cupy.empty(4, "float32"))
+    nf.randn(4, nf.Noise(0), out=cupy.empty(4, "float32"))
     cupy.launches.clear()
     cupy.uploads.clear()
 
@@ -773,7 +773,7 @@ def test_a_wrong_kernel_is_refused_on_the_stand_in(cupy, monkeypatch):
     monkeypatch.setattr(stand_in.Kernel, "__call__", lambda *_: None)
     monkeypatch.setattr(nf.backends, "_tested_devices", set())
     with pytest.raises(ImportError, match="the cuda backend is built wrongly"):
-        nf.randn((2, 1024), 0, out=cupy.empty((2, 1024), "float32"))
+        nf.randn((2, 1024), nf.Noise(0), out=cupy.empty((2, 1024), "float32"))
 
 
 # ---- without a stand-in --------------------------------------------------------------------------------------
@@ -781,7 +781,7 @@ def test_a_wrong_kernel_is_refused_on_the_stand_in(cupy, monkeypatch):
 
 def test_importing_loads_neither_cupy_nor_a_driver():
     code = (
-        "import sys, noisefuse as nf; nf.randn((2, 2), 0); import noisefuse.backends.cuda;"
+        "import sys, noisefuse as nf; nf.randn((2, 2), nf.Noise(0)); import noisefuse.backends.cuda;"
         "print([name for name in sys.modules if name.startswith(('cupy', 'cuda'))]);"
         "print('libcuda' in open('/proc/self/maps').read())"
     )

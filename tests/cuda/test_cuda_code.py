@@ -213,7 +213,7 @@ def test_interpreted_ptx_has_the_bits_of_native_on_the_stand_in(compiler, arch):
 def test_a_lost_barrier_would_be_seen(planted):
     lost = planted["ptx"].decode()
     with stand_in.installed() as cupy:
-        nf.randn(4, 0, out=cupy.empty(4, "float32"))  # the self-test, which needs none
+        nf.randn(4, nf.Noise(0), out=cupy.empty(4, "float32"))  # the self-test, which needs none
         cupy.execute = interpreting(lost, {name: Counter() for name in KERNELS})
         pred = stand_in.ndarray(np.ones((2, 1536), "float32"))
         with pytest.raises(AssertionError, match="a race: no barrier"):

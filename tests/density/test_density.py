@@ -10,7 +10,7 @@ import pytest
 import noisefuse as nf
 from conftest import DTYPES, using
 from noisefuse import backends
-from noisefuse.density import kl, kl_grad, log_prob, log_prob_grad, update
+from noisefuse.density import kl, kl_grad, log_prob, log_prob_grad, update_with_log_prob
 
 FLOW, LINEAR = nf.Schedule.flow(1000), nf.Schedule.linear(1000)
 N = nf.Noise(7, sample=3)
@@ -44,7 +44,7 @@ def test_it_is_the_density_of_the_gaussian(name, i):
     """Seen to fail: the constant halved, std in place of its square, the coefficient of D left out."""
     table = TABLES[name]
     x, m = arrays((2, 4, 64, 64))
-    x_next, found = update(table, i, x, m, N)
+    x_next, found = update_with_log_prob(table, i, x, m, N)
     assert x_next.tobytes() == nf.update(table, i, x, m, noise=N).tobytes()
     np.testing.assert_allclose(found, closed_form(table, i, x, m, x_next), rtol=1e-6)
     mean = log_prob(table, i, x, m, x_next, reduction="mean")
@@ -57,8 +57,8 @@ def test_a_step_and_what_it_stored_have_the_same_bits_on_all_backends(backend, d
     """Seen to fail: the residual of x' before it is rounded to 16 bits."""
     table, (x, m) = TABLES["flow_sde"], arrays(shape, dtype)
     with using("reference"):
-        expected, density = update(table, 4, x, m, N)
-    x_next, found = update(table, 4, x, m, N)
+        expected, density = update_with_log_prob(table, 4, x, m, N)
+    x_next, found = update_with_log_prob(table, 4, x, m, N)
     assert (x_next.tobytes(), found.tobytes()) == (expected.tobytes(), density.tobytes())
     assert log_prob(table, 4, x, m, x_next).tobytes() == found.tobytes()
 
@@ -68,9 +68,9 @@ def test_alone_and_in_a_batch(dtype):
     """Seen to fail: samples of a chunk that begins before them."""
     table, (x, m) = TABLES["flow_cps"], arrays((64, 3, 40, 40), dtype)
     noises = [nf.Noise(n, sample=n * n) for n in range(64)]
-    x_next, found = update(table, 5, x, m, noises)
+    x_next, found = update_with_log_prob(table, 5, x, m, noises)
     for b in range(0, 64, 7):
-        alone, density = update(table, 5, x[b : b + 1], m[b : b + 1], noises[b])
+        alone, density = update_with_log_prob(table, 5, x[b : b + 1], m[b : b + 1], noises[b])
         assert alone.tobytes() == x_next[b].tobytes()
         assert density[0] == found[b]
 
@@ -78,18 +78,18 @@ def test_alone_and_in_a_batch(dtype):
 def test_threads_change_nothing(threads):
     table, (x, m) = TABLES["flow_sde"], arrays((5, 7, 80, 80))
     with nf.set_num_threads(1):
-        expected = update(table, 3, x, m, N)
+        expected = update_with_log_prob(table, 3, x, m, N)
     with nf.set_num_threads(threads):
-        found = update(table, 3, x, m, N)
+        found = update_with_log_prob(table, 3, x, m, N)
     assert [a.tobytes() for a in found] == [a.tobytes() for a in expected]
 
 
 @pytest.mark.parametrize("out", ["x", "m", "new"])
 def test_in_place(out):
     table, (x, m) = TABLES["flow_sde"], arrays((2, 9, 1000))
-    expected, density = update(table, 3, x, m, N)
+    expected, density = update_with_log_prob(table, 3, x, m, N)
     to = {"x": x, "m": m, "new": np.empty_like(x)}[out]
-    found, same = update(table, 3, x, m, N, out=to)
+    found, same = update_with_log_prob(table, 3, x, m, N, out=to)
     assert found is to
     assert (found.tobytes(), same.tobytes()) == (expected.tobytes(), density.tobytes())
 
@@ -101,9 +101,9 @@ def test_an_auxiliary_output_in_place_of_an_input(backend, at, aux):
     table = nf.samplers.dpmpp_2m_sde(LINEAR, 10).tableau
     x, m, past = arrays((2, 9, 500), n=3)
     kept = np.empty_like(x)
-    expected, density = update(table, at, x, m, N, past=[past], aux_out=[kept])
+    expected, density = update_with_log_prob(table, at, x, m, N, past=[past], aux_out=[kept])
     to = {"x": x, "m": m, "past": past, "x[:]": x[:]}[aux]
-    found, same = update(table, at, x, m, N, past=[past], aux_out=[to])
+    found, same = update_with_log_prob(table, at, x, m, N, past=[past], aux_out=[to])
     assert (found.tobytes(), same.tobytes()) == (expected.tobytes(), density.tobytes())
     assert to.tobytes() == kept.tobytes()
 
@@ -192,7 +192,7 @@ def test_divergence_of_two_model_outputs(backend):
 def test_the_mean_of_many_is_minus_the_entropy():
     """Seen to fail: std of the next row."""
     table, x = TABLES["flow_sde"], np.zeros((1000, 1000), np.float32)
-    _, found = update(table, 4, x, x, N)
+    _, found = update_with_log_prob(table, 4, x, x, N)
     entropy = math.log(table.rows["out"]["z"][4]) + 0.5 * math.log(2 * math.pi * math.e)
     assert found.mean() / 1000 == pytest.approx(-entropy, abs=4 * math.sqrt(0.5 / 1e6))
     assert found.std() / math.sqrt(500) == pytest.approx(1, abs=0.1)  # half a chi-square of 1,000 degrees
@@ -230,16 +230,16 @@ def test_a_sampler_that_remembers():
 def test_parts_make_the_whole(backend, parts, dtype):
     """Seen to fail: the parts' sums added before the chunks'."""
     table, (x, m) = TABLES["flow_sde"], arrays((2, 4, 64, 64), dtype)
-    x_next, whole = update(table, 4, x, m, N)
+    x_next, whole = update_with_log_prob(table, 4, x, m, N)
     cut = [np.ascontiguousarray(a) for a in np.split(x_next, parts, axis=1)]
     made = []
     for n, there in enumerate(cut):
         window = N.window((4, 64, 64), (n * 4 // parts, 0, 0))
         inputs = [np.ascontiguousarray(np.split(a, parts, axis=1)[n]) for a in (x, m)]
-        found, part = update(table, 4, *inputs, window, partial=True)
+        found, part = update_with_log_prob(table, 4, *inputs, window, partial=True)
         assert found.tobytes() == there.tobytes()
         made.append(pickle.loads(pickle.dumps(part)))
-    assert nf.combine(made).tobytes() == whole.tobytes()
+    assert nf.density.combine(made).tobytes() == whole.tobytes()
 
 
 def test_a_last_part_of_any_size():
@@ -248,7 +248,7 @@ def test_a_last_part_of_any_size():
     for at in (4096, 8192, 12288):
         parts = [log_prob(table, 4, *(a[:, cut] for a in (x, m, x_next)), partial=True)
                  for cut in (slice(0, at), slice(at, None))]  # fmt: skip
-        assert nf.combine(parts).tobytes() == whole.tobytes()
+        assert nf.density.combine(parts).tobytes() == whole.tobytes()
 
 
 def test_windows_that_cut_a_chunk():
@@ -257,10 +257,10 @@ def test_windows_that_cut_a_chunk():
         part = x.reshape(2, 1, 2, 2048) if len(whole) == 3 else x
         cut = nf.Noise(1).window(whole, start)
         if whole[-1] == 2048 and len(whole) == 3:
-            assert update(table, 4, part, part, cut, partial=True)[1].sums.shape == (2, 1)
+            assert update_with_log_prob(table, 4, part, part, cut, partial=True)[1].sums.shape == (2, 1)
             continue
         with pytest.raises(ValueError, match=r"noise: its window of 4096 elements from element \d+ on, expected a run"):
-            update(table, 4, part, part, cut, partial=True)
+            update_with_log_prob(table, 4, part, part, cut, partial=True)
 
 
 @pytest.mark.parametrize("every", [1, 2])  # views are none of the fast path's
@@ -274,14 +274,14 @@ def test_parts_that_do_not_fit(size):
     table, (x, m) = TABLES["flow_sde"], arrays((2, size))
     part = log_prob(table, 4, x, m, x, partial=True)
     with pytest.raises(ValueError, match=rf"parts\[0\]: has {size} elements of each sample, expected a mult"):
-        nf.combine([part, part])
+        nf.density.combine([part, part])
     other = log_prob(table, 3, x, m, x, partial=True)
     with pytest.raises(ValueError, match=r"parts\[1\]: expected a part of the same samples"):
-        nf.combine([part, other])
+        nf.density.combine([part, other])
     with pytest.raises(ValueError, match="parts: expected at least one"):
-        nf.combine([])
+        nf.density.combine([])
     with pytest.raises(TypeError, match=r"parts\[0\]: expected what partial=True gives, got ndarray"):
-        nf.combine([x])
+        nf.density.combine([x])
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------
@@ -297,9 +297,17 @@ X = np.zeros((2, 3, 8), np.float32)
         (lambda t: log_prob(t["flow_sde"], 4, X, X, X.astype("f8")), TypeError, "x_next: dtype float64 is not supp"),
         (lambda t: log_prob(t["flow_sde"], 4, *[X.astype("f2")] * 2, X), TypeError, "x_next: dtype float32"),
         (lambda t: log_prob(t["clipped"], 4, X, X, X), ValueError, "ddim bounds its estimate of the clean sample"),
-        (lambda t: update(t["clipped"], 4, X, X, N), ValueError, "ddim bounds its estimate of the clean sample"),
-        (lambda t: update(t["flow_sde"], 4, X, X, None), TypeError, "noise: the row draws noise"),
-        (lambda t: update(t["flow_sde"], 4, X, X, N, out=X.astype("u1")), TypeError, "out: expected x's dtype"),
+        (
+            lambda t: update_with_log_prob(t["clipped"], 4, X, X, N),
+            ValueError,
+            "ddim bounds its estimate of the clean sample",
+        ),
+        (lambda t: update_with_log_prob(t["flow_sde"], 4, X, X, None), TypeError, "noise: the row draws noise"),
+        (
+            lambda t: update_with_log_prob(t["flow_sde"], 4, X, X, N, out=X.astype("u1")),
+            TypeError,
+            "out: expected x's dtype",
+        ),
         (lambda t: log_prob(t["flow_sde"], 99, X, X, X), IndexError, "i = 99 is out of range"),
         (lambda t: log_prob(t["flow_sde"], [[1]], X, X, X), ValueError, r"i: expected a row number or \(B,\)"),
         (lambda t: log_prob(t["flow_sde"], 4, X, None, X), TypeError, r"model_output \(m1\): the table reads it"),
@@ -329,7 +337,7 @@ def test_what_cannot_be_done_is_said(call, error, said):
 
 def test_an_empty_batch():
     empty = np.zeros((0, 3, 8), np.float32)
-    x_next, found = update(TABLES["flow_sde"], 4, empty, empty, N)
+    x_next, found = update_with_log_prob(TABLES["flow_sde"], 4, empty, empty, N)
     assert (x_next.shape, found.shape) == (empty.shape, (0,))
 
 
@@ -343,7 +351,7 @@ def test_samples_without_elements(density):
 def test_auxiliary_outputs_are_arrays():
     x, m = arrays((2, 8))
     with pytest.raises(TypeError, match="aux_out: expected a sequence of arrays, got int"):
-        update(TABLES["flow_sde"], 4, x, m, N, aux_out=1)
+        update_with_log_prob(TABLES["flow_sde"], 4, x, m, N, aux_out=1)
 
 
 # ---- the fast path -----------------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ def test_parts_travel_as_tensors():
         for cut in (slice(0, 4), slice(4, 8))
     ]
     assert all(isinstance(part.sums, torch.Tensor) for part in halves)
-    assert torch.equal(nf.combine(halves), whole)
+    assert torch.equal(nf.density.combine(halves), whole)
 
 
 def test_what_has_no_gradient():
@@ -154,7 +154,7 @@ def test_what_has_no_gradient():
     with pytest.raises(NotImplementedError, match="x_next: gradients with respect to it are not computed"):
         SAMPLER.log_prob(4, x, m, x_next.requires_grad_())
     with pytest.raises(NotImplementedError, match="noise: gradients"):
-        nf.density.update(TABLE, 4, x, m, torch.zeros_like(x).requires_grad_())
+        nf.density.update_with_log_prob(TABLE, 4, x, m, torch.zeros_like(x).requires_grad_())
     with pytest.raises(NotImplementedError, match="reference: gradients"):
         SAMPLER.kl(4, x, m.requires_grad_())
     with pytest.raises(TypeError, match=r"model_output \(m1\): expected a torch.Tensor"):

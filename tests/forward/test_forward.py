@@ -221,7 +221,7 @@ def test_bytes_of_another_range(backend, t, given, scale, offset):
     "shape", [np.array([2, 3]), [np.int32(2), 3], (n for n in (2, 3))], ids=["array", "list", "any"]
 )
 def test_a_shape_is_integers_of_any_kind(shape):
-    np.testing.assert_array_equal(nf.randn(shape, 1), nf.randn((2, 3), 1))
+    np.testing.assert_array_equal(nf.randn(shape, nf.Noise(1)), nf.randn((2, 3), nf.Noise(1)))
 
 
 @pytest.mark.parametrize("kind", DTYPES)
@@ -434,8 +434,8 @@ def test_a_sample_does_not_depend_on_its_batch(backend, dtype, operation):
     alone = [operation(x[[b]], t[[b]], noise.at(sample=int(ids[b]))) for b in range(len(x))[few]]
     assert bits(whole[few]) == bits(np.concatenate(alone))
     assert bits(whole[few]) == bits(operation(x[few], t[few], [noise.at(sample=int(i)) for i in ids[few]]))
-    assert bits(whole[few]) == bits(operation(x[few], t[few], [noise.samples([i]) for i in ids[few]]))
-    assert bits(whole[order]) == bits(operation(x[order], t[order], noise.samples(ids[order])))
+    assert bits(whole[few]) == bits(operation(x[few], t[few], [noise.at(sample=[i]) for i in ids[few]]))
+    assert bits(whole[order]) == bits(operation(x[order], t[order], noise.at(sample=ids[order])))
     assert bits(whole[part]) == bits(operation(x[part], t[part], noise.at(sample=noise.sample + 2)))
 
 

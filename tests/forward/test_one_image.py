@@ -233,10 +233,10 @@ def test_any_array_that_speaks_dlpack_follows():
 def test_batches_whose_samples_have_names_are_batches():
     """Of 16 grey images that are 16 x 4."""
     images, ids = image(16, 16, 4), np.arange(16)
-    noisy = nf.interop.columns.NoisyColumns(S, 7)
+    noisy = nf.interop.columns.NoisyColumns(S, nf.Noise(7))
     assert noisy({"id": ids, "image": images})["x_t"].shape == images.shape
     torch = pytest.importorskip("torch")
-    x_t, _, _ = nf.interop.torch_data.NoisyBatch(S, 7)(torch.from_numpy(ids), torch.from_numpy(images))
+    x_t, _, _ = nf.interop.torch_data.NoisyBatch(S, nf.Noise(7))(torch.from_numpy(ids), torch.from_numpy(images))
     assert x_t.shape == images.shape
 
 

@@ -521,7 +521,7 @@ def test_foreign_json_is_refused():
 def test_name():
     """For the eye: a schedule by another name is the same one."""
     given, linear = S([0.8, 0], [0.6, 1], name="mine"), S.linear(3)
-    named = linear.named("toy")
+    named = linear.with_name("toy")
     assert (given.name, given.kind, linear.name, named.name, named.kind) == (
         "mine",
         "columns",
@@ -709,7 +709,7 @@ def test_float_times_that_look_like_steps_are_warned_of_once(schedule, monkeypat
     users = [
         lambda t: nf.q_sample(x, t, schedule, noise),
         lambda t: nf.mse_loss(x, x, t, schedule, noise, target="v"),
-        lambda t: nf.augment.prepare(images, noise, t=np.ravel(t)[:2], schedule=schedule),
+        lambda t: nf.augment.prepare(images, noise=noise, t=np.ravel(t)[:2], schedule=schedule),
     ]
     images = np.zeros((2, 8, 8, 3), np.uint8)
     with warnings.catch_warnings():

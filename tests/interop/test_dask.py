@@ -200,20 +200,24 @@ def test_levels_have_numpys_bits():
 def test_prepared_images_have_numpys_bits(batched, timed):
     images = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), np.uint8)[0 if not batched else slice(None)]
     chunks = ((2, 3), (1, 5), (3, 3, 1), 3)[0 if batched else 1 :]
-    options = {"mean": [0.4, 0.5, 0.6], "std": 0.5, "batched": batched}
+    options = {"scale_mean": [0.4, 0.5, 0.6], "scale_std": 0.5, "batched": batched}
     t = np.array([1, 5, 20, 30, 900]) if batched else 5
     for some in [t, da.from_array(t, ((2, 3),))] if batched else [t]:
         numbers = {"t": t, "schedule": LINEAR} if timed else {"noise_std": t}
         lazy = {"t": some, "schedule": LINEAR} if timed else {"noise_std": some}
-        found = nf.augment.prepare(da.from_array(images, chunks), Noise(7), **options, **lazy)
-        expected = nf.augment.prepare(images, Noise(7), **options, **numbers)
+        found = nf.augment.prepare(da.from_array(images, chunks), noise=Noise(7), **options, **lazy)
+        expected = nf.augment.prepare(images, noise=Noise(7), **options, **numbers)
         assert all(map(equal, found, expected)) if timed else equal(found, expected)
+        why = "t is given" if timed else "noise_std is not 0"
+        with pytest.raises(TypeError, match=f"noise: expected a Noise, as {why}"):
+            nf.augment.prepare(da.from_array(images, chunks), **options, **lazy)
+    assert equal(nf.augment.prepare(da.from_array(images, chunks), **options), nf.augment.prepare(images, **options))
 
 
 def test_randn_like():
     for x in X, np.zeros(SHAPE, np.uint8), np.zeros(SHAPE):
         assert equal(nf.randn_like(da.from_array(x, CHUNKS), Noise(7)), nf.randn_like(x, Noise(7)))
-    assert equal(nf.randn_like(LAZY, 7, dtype="float64"), nf.randn_like(X, 7, dtype="float64"))
+    assert equal(nf.randn_like(LAZY, Noise(7), dtype="float64"), nf.randn_like(X, Noise(7), dtype="float64"))
 
 
 # ---- samplers ----------------------------------------------------------------------------------------------
@@ -277,10 +281,10 @@ def test_nothing_is_computed_before_it_is_asked_for():
         *nf.q_sample(x, t, S, Noise(7), target="v"),
         *nf.update(TABLES[1], t, x, x, past=[x], aux_out=1),
         nf.augment.gaussian(x, t, Noise(7)),
-        nf.augment.prepare(x[..., None], Noise(7), noise_std=t),
+        nf.augment.prepare(x[..., None], noise=Noise(7), noise_std=t),
         nf.randn_like(x, Noise(7)),
     ]
-    assert equal(made[-1], nf.randn(SHAPE, 7))
+    assert equal(made[-1], nf.randn(SHAPE, Noise(7)))
     for lazy in made[:-1]:
         with pytest.raises(AssertionError, match="computed"):
             lazy.compute(scheduler="sync")
@@ -318,7 +322,7 @@ made = [
     nf.q_walk(x, schedule, [nf.Noise(n) for n in range(4)]),
     nf.update(nf.samplers.ddim(schedule, 5).tableau, 0, x, x),
     nf.augment.gaussian(x, np.ones((4, 3)), noise, layout="HWC", shared=True),
-    nf.augment.prepare(x.rechunk((2, 2, 2, 3)), noise),
+    nf.augment.prepare(x.rechunk((2, 2, 2, 3)), noise=noise),
     nf.augment.by_level(x.astype("u1"), np.ones(256), np.ones(256), noise),
 ]
 names = " ".join(lazy.name for lazy in made)
@@ -363,7 +367,7 @@ def test_meta_tells_the_kind_of_the_blocks():
     assert type(x_t._meta) is np.ndarray
     assert x_t._meta.shape == (0, 0, 0)
     assert nf.q_walk(LAZY, S, Noise(7), keep=[0, 3]).chunks == ((2,), *CHUNKS)
-    assert nf.randn(8, 7, chunks="auto", dtype="bfloat16").dtype.name == "bfloat16"
+    assert nf.randn(8, Noise(7), chunks="auto", dtype="bfloat16").dtype.name == "bfloat16"
 
 
 def test_blocks_that_are_cupys_stay_on_their_device():
@@ -443,12 +447,12 @@ UNKNOWN = LAZY[da.from_array(np.ones(5, bool), 5)]
         (lambda: nf.q_step(LAZY, 3, S, Noise(7, step=2**32 - 2)), OverflowError, "step"),
         (lambda: nf.q_walk(LAZY, S, Noise(7), keep=[3, 3]), ValueError, "strictly increasing"),
         (lambda: nf.q_walk(LAZY, S, LAZY), TypeError, "q_walk draws at every time"),
-        (lambda: nf.randn(2**34 + 4, 7, chunks=1 << 30, batched=False), OverflowError, "2.34 elements"),
-        (lambda: nf.randn(SHAPE, 7, chunks=2, out=X), TypeError, "out: expected None"),
-        (lambda: nf.randn(SHAPE, 7, chunks=2, device="cpu"), TypeError, "device: expected None"),
-        (lambda: nf.randn((2, -1), 7, chunks=2), ValueError, "lengths of at least 0"),
-        (lambda: nf.randn(SHAPE, 7, chunks=2, dtype="int8"), TypeError, "dtype int8"),
-        (lambda: nf.uniform(SHAPE, 7, chunks=2, dtype="float16"), TypeError, "dtype float16"),
+        (lambda: nf.randn(2**34 + 4, Noise(7), chunks=1 << 30, batched=False), OverflowError, "2.34 elements"),
+        (lambda: nf.randn(SHAPE, Noise(7), chunks=2, out=X), TypeError, "out: expected None"),
+        (lambda: nf.randn(SHAPE, Noise(7), chunks=2, device="cpu"), TypeError, "device: expected None"),
+        (lambda: nf.randn((2, -1), Noise(7), chunks=2), ValueError, "lengths of at least 0"),
+        (lambda: nf.randn(SHAPE, Noise(7), chunks=2, dtype="int8"), TypeError, "dtype int8"),
+        (lambda: nf.uniform(SHAPE, Noise(7), chunks=2, dtype="float16"), TypeError, "dtype float16"),
         (
             lambda: nf.update(TABLES[0], 0, LAZY, MANY, noise=Noise(7)),
             ValueError,
@@ -463,7 +467,7 @@ UNKNOWN = LAZY[da.from_array(np.ones(5, bool), 5)]
         (lambda: nf.augment.gaussian(LAZY, np.ones((5, 4)), Noise(7)), ValueError, "expected as many channels"),
         (lambda: nf.augment.gaussian(LAZY, 1.0, Noise(7), shared=True), ValueError, "layout = None"),
         (lambda: nf.augment.gaussian(LAZY, 1.0, LAZY, shared=True, layout="CHW"), TypeError, "an array"),
-        (lambda: nf.augment.prepare(LAZY[None], Noise(7)), ValueError, "prepare: channels: a block has to hold"),
+        (lambda: nf.augment.prepare(LAZY[None], noise=Noise(7)), ValueError, "prepare: channels: a block has to hold"),
     ],
 )
 def test_errors_come_at_once(call, error, words):

@@ -54,17 +54,17 @@ def test_times_are_independent_of_the_noise_whatever_its_stream():
     first = [(one["target"].ravel()[:2] ** 2).sum() for one in seen]
     assert abs(np.corrcoef([one["t"] for one in seen], first)[0, 1]) < 0.2
     again = own.Noisy(S, nf.Noise(7, sample=100)).map_with_index(3, ROWS[0])
-    assert same(again, own.Noisy(S, 7).map_with_index(103, ROWS[0]))
+    assert same(again, own.Noisy(S, nf.Noise(7)).map_with_index(103, ROWS[0]))
 
 
 def test_every_epoch_draws_times_of_its_own():
-    noisy, row = own.Noisy(S, 7, length=100), {"image": np.zeros((1, 1), np.float32)}
+    noisy, row = own.Noisy(S, nf.Noise(7), length=100), {"image": np.zeros((1, 1), np.float32)}
     times = np.array([noisy.map_with_index(i, row)["t"] for i in range(200)]).reshape(2, 100)
     assert np.mean(times[0] == times[1]) < 0.1  # of 50
 
 
 def test_workers_and_resuming_change_nothing():
-    noisy = own.Augmented(noisy_image, 7)
+    noisy = own.Augmented(noisy_image, nf.Noise(7))
     data = grain.MapDataset.source(ROWS).map_with_index(noisy.map_with_index).shuffle(seed=3).repeat(2)
     expected = [data[i] for i in range(14)]
     threads = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=3)))
@@ -117,18 +117,18 @@ def test_by_grains_own_generator_in_any_process(tmp_path):
 
 def test_errors_say_what_is_missing():
     with pytest.raises(KeyError, match="no 'picture' in the element, which has 'image', 'n'"):
-        own.Augmented(noisy_image, 7, image="picture").map_with_index(0, ROWS[0])
+        own.Augmented(noisy_image, nf.Noise(7), image="picture").map_with_index(0, ROWS[0])
     with pytest.raises(TypeError, match="by index use"):
-        own.Noisy(S, 7).random_map(ROWS[0], np.random.default_rng(0))
+        own.Noisy(S, nf.Noise(7)).random_map(ROWS[0], np.random.default_rng(0))
     with pytest.raises(TypeError, match="to name elements by index"):
         own.Noisy(S).map_with_index(0, ROWS[0])
     for wrong in ("7", 2.5, nf.Noise(7, sample=[1, 2])):
         with pytest.raises(TypeError):
             own.Noisy(S, wrong)
     with pytest.raises(TypeError, match=r"expected a noisefuse\.Schedule"):
-        own.Noisy(None, 7)
+        own.Noisy(None, nf.Noise(7))
     with pytest.raises(ValueError, match="length = 0"):
-        own.Noisy(S, 7, length=0)
+        own.Noisy(S, nf.Noise(7), length=0)
 
 
 @pytest.mark.parametrize("kind", [own.Noisy, own.Augmented])

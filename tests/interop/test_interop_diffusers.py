@@ -1283,8 +1283,8 @@ def test_add_noise_checks_its_times():
 def test_add_noise_checks_its_noise():
     x, t = torch.randn(2, 3), torch.tensor([1, 2])
     for noise, message in (
-        (7, "noise: expected a Tensor, a Noise or a list of them, got int"),
-        ([nf.Noise(1), 7], r"noise\[1\]: expected a Noise, got int"),
+        (7, "noise: expected a Tensor, a Noise or a list of them, got 7: a bare seed"),
+        ([nf.Noise(1), 7], r"noise\[1\]: expected a Noise, got 7: a bare seed"),
     ):
         with pytest.raises(TypeError, match=message):
             ours.DDPMScheduler().add_noise(x, noise, t)
@@ -1794,15 +1794,15 @@ def test_accelerate_refuses():
             ours.accelerate(other)
     with pytest.raises(ValueError, match="expected 'compat' or 'exact'"):
         ours.accelerate(diffusers.DDPMScheduler(), coefficients="best")
-    with pytest.raises(TypeError, match="expected a Noise or a list of one for each sample, got int"):
+    with pytest.raises(TypeError, match="expected a Noise or a list of one for each sample, got 3: a bare seed"):
         ours.accelerate(diffusers.DDPMScheduler(), noise=3)
     for noise in (nf.Noise(1, stream=5), [nf.Noise(1), nf.Noise(1, stream=5)]):
         with pytest.raises(ValueError, match="takes stream 0, got 5"):
             ours.accelerate(diffusers.DDPMScheduler(), noise=noise)
     for attribute, value, error, message in (
         ("coefficients", "Exact", ValueError, "coefficients = 'Exact': expected 'compat' or 'exact'"),
-        ("noise", 7, TypeError, "noise: expected a Noise or a list of one for each sample, got int"),
-        ("noise", [nf.Noise(1), 7], TypeError, r"noise\[1\]: expected a Noise, got int"),
+        ("noise", 7, TypeError, "noise: expected a Noise or a list of one for each sample, got 7: a bare seed"),
+        ("noise", [nf.Noise(1), 7], TypeError, r"noise\[1\]: expected a Noise, got 7: a bare seed"),
     ):
         scheduler = ours.DDPMScheduler()
         with pytest.raises(error, match=message):

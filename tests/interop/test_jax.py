@@ -55,7 +55,7 @@ OPERATIONS = {
     "a number": lambda x: nf.q_sample(x, 500, LINEAR, N),
     "floats": lambda x: nf.q_sample(x, [0.0, 0.3, 0.5, 1.0], nf.Schedule.cosine(50), N),
     "tokens": lambda x: nf.q_sample(x, np.arange(24).reshape(4, 6), LINEAR, N),
-    "ids": lambda x: nf.q_sample(x, T, LINEAR, N.samples([9, 2, 1 << 40, 0])),
+    "ids": lambda x: nf.q_sample(x, T, LINEAR, N.at(sample=[9, 2, 1 << 40, 0])),
     "names": lambda x: nf.q_sample(x, T, LINEAR, [Noise(k, step=k) for k in range(4)]),
     "window": lambda x: nf.q_sample(x, T, LINEAR, N.window((9, 8), start=(2, 1))),
     "one sample": lambda x: nf.q_sample(x, 9, LINEAR, N, batched=False),
@@ -118,7 +118,7 @@ def test_targets(target):
 @pytest.mark.parametrize("name", ["randn", "uniform"])
 def test_random(name):
     function = getattr(nf, name)
-    for noise in (N, 7, [Noise(k) for k in range(4)], N.samples([3, 1, 2, 9])):
+    for noise in (N, [Noise(k) for k in range(4)], N.at(sample=[3, 1, 2, 9])):
         expected = function(SHAPE, noise)
         assert equal(function(SHAPE, noise, dtype=jnp.float32), expected)
         assert equal(jax.jit(lambda noise=noise: function(SHAPE, noise, dtype=jnp.float32))(), expected)
@@ -140,7 +140,7 @@ def test_increments(dtype):
         assert equal(nf.randn(SHAPE, noise, dtype=getattr(jnp, dtype)), expected)
         assert equal(jax.jit(lambda x, noise=noise: nf.randn_like(x, noise))(X.astype(expected.dtype)), expected)
     with pytest.raises(ValueError, match="has 2 sample ids"):
-        nf.randn(SHAPE, n.samples([1, 2]).interval(0, 1), dtype=jnp.float32)
+        nf.randn(SHAPE, n.at(sample=[1, 2]).interval(0, 1), dtype=jnp.float32)
 
 
 def test_increments_of_traced_samples_and_paths():
@@ -225,7 +225,7 @@ def test_ids_beyond_56_bits(backend):
     ids = np.array([-1, -(2**31), 0, 7])
     run = lambda ids: nf.randn(SHAPE, N.at(sample=ids), dtype=jnp.float32)  # noqa: E731
     with nf.use_backend(backend):
-        assert equal(jax.jit(run)(ids), nf.randn(SHAPE, N.samples(ids % 2**56)))
+        assert equal(jax.jit(run)(ids), nf.randn(SHAPE, N.at(sample=ids % 2**56)))
         one = jax.jit(lambda k: nf.randn((1, 9), N.at(sample=k), dtype=jnp.float32))
         assert equal(one(-3), nf.randn((1, 9), N.at(sample=2**56 - 3)))
         one = jax.jit(lambda k: nf.randn((2, 9), [N.at(sample=k), N], dtype=jnp.float32))
@@ -292,7 +292,7 @@ def test_vmap_is_a_loop():
     found = jax.jit(jax.vmap(lambda x: nf.q_sample(x, 9, LINEAR, N), in_axes=1, out_axes=2))(X)
     assert equal(found, np.stack([nf.q_sample(X[:, k], 9, LINEAR, N) for k in range(6)], 2))
     found = jax.vmap(lambda k: nf.randn((5,), N.at(sample=k), batched=False, dtype=jnp.float32))(ks)
-    assert equal(found, nf.randn((3, 5), N.samples(ks)))
+    assert equal(found, nf.randn((3, 5), N.at(sample=ks)))
 
 
 def test_vmap_inside_of_vmap():
@@ -578,7 +578,7 @@ def still(run, *arrays):
     return not any(word in run.lower(*arrays).compile().as_text() for word in ("all-gather", "collective-permute"))
 
 table = nf.samplers.ddpm(schedule, steps=5, clip=1.0).tableau
-many = noise.samples(np.arange(8) * 2**40)
+many = noise.at(sample=np.arange(8) * 2**40)
 calls = {
     "a number": lambda x: nf.q_sample(x, 3, schedule, noise),
     "target": lambda x: nf.q_sample(x, t, schedule, noise, target="v")[1],
@@ -903,8 +903,8 @@ AUGMENTED = {
     "multiplicative": lambda x, n: nf.augment.multiplicative(x, EACH, n),
     "sensor": lambda x, n: nf.augment.sensor(x, 0.5, 9.0, n),
     "by_level": lambda x, n: nf.augment.by_level(x.astype(np.uint8), *LEVEL, n),
-    "prepare": lambda x, n: nf.augment.prepare(x, n, mean=[0.4, 0.5, 0.6], std=0.2, noise_std=EACH),
-    "prepare at times": lambda x, n: nf.augment.prepare(x, n, mean=0.5, t=[1, 9, 99, 0], schedule=LINEAR)[0],
+    "prepare": lambda x, n: nf.augment.prepare(x, noise=n, scale_mean=[0.4, 0.5, 0.6], scale_std=0.2, noise_std=EACH),
+    "prepare at times": lambda x, n: nf.augment.prepare(x, noise=n, scale_std=0.5, t=[1, 9, 99, 0], schedule=LINEAR)[0],
 }
 
 
@@ -977,7 +977,7 @@ def test_augmentation_under_vmap_grad_and_elsewhere():
     options = {"batched": False, "layout": "HWC"}
     for k, x in enumerate(IMAGES):
         assert equal(found[k], nf.augment.sensor(x, 0.5, CHANNELS[0], N.at(step=k), **options))
-    gradient = jax.jit(jax.grad(lambda x: (nf.augment.prepare(x, N, std=[0.5, 1, 2], scale=1.0) ** 2).sum() / 2))(
+    gradient = jax.jit(jax.grad(lambda x: (nf.augment.prepare(x, scale_std=[0.5, 1, 2], scale=1.0) ** 2).sum() / 2))(
         IMAGES
     )
     np.testing.assert_allclose(gradient, IMAGES / np.array([0.25, 1, 4]), rtol=1e-5)
@@ -1115,7 +1115,7 @@ def test_calls_whose_numbers_come_back(call):
 def test_draws_whose_numbers_come_back():
     for draw in (nf.randn, nf.uniform):
         for n in range(40):
-            for noise in (N, N.at(step=n), n, N.at(stream=70)):
+            for noise in (N, N.at(step=n), Noise(n), N.at(stream=70)):
                 assert equal(draw((3, 5), noise, dtype=jnp.float32), draw((3, 5), noise))
 
 

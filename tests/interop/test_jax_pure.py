@@ -208,7 +208,7 @@ ROWS = {
 }
 DRAWN = {
     "names": lambda x: nf.q_sample(x, T, LINEAR, [Noise(k, step=k) for k in range(4)]),
-    "ids": lambda x: nf.q_sample(x, T, LINEAR, N.samples([9, 2, 1 << 40, 0])),
+    "ids": lambda x: nf.q_sample(x, T, LINEAR, N.at(sample=[9, 2, 1 << 40, 0])),
     "window": lambda x: nf.q_step(x, T, LINEAR, N.window((9, 8), start=(2, 1))),
     "steps of tokens": lambda x: nf.q_step(x, np.arange(24).reshape(4, 6), LINEAR, N),
 }

@@ -453,7 +453,7 @@ def test_noise_that_is_none_is_refused():
     for options in ({"noise": 3}, {"noise": [3]}):
         with pytest.raises(TypeError, match="expected a Noise"):
             function("euler_ancestral")(model, start(), LEVELS["a part"], disable=True, **options)
-        with pytest.raises(TypeError, match=r"noise(\[0\])?: expected a Noise.*, got int"):
+        with pytest.raises(TypeError, match=r"noise(\[0\])?: expected a Noise.*, got 3: a bare seed"):
             function("euler")(model, start(), LEVELS["a part"], disable=True, s_churn=3.0, **options)
 
 

@@ -80,7 +80,7 @@ def short(monkeypatch):
 CALLS = {
     "q_sample": lambda x, t, z, **o: nf.q_sample(x, t, S, N, **o),
     "q_sample 2": lambda x, t, z, **o: nf.q_sample(x, 2, S, N, target="v", scale=1.5, offset=0.5, **o),
-    "q_sample 3": lambda x, t, z, **o: nf.q_sample(x, t, S, N.samples([9, 2, 4]), target="velocity", **o),
+    "q_sample 3": lambda x, t, z, **o: nf.q_sample(x, t, S, N.at(sample=[9, 2, 4]), target="velocity", **o),
     "q_sample 4": lambda x, t, z, **o: nf.q_sample(x, t, S, [N, N, N], dtype="float16", **o),
     "q_sample 5": lambda x, t, z, **o: nf.q_sample(x, t, S, z, **o),
     "q_sample 6": lambda x, t, z, **o: nf.q_sample(x, 0.25, FLOW, N.window((9, 8), (2, 3)), **o),
@@ -660,7 +660,7 @@ def equal(results, expected):
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
-MANY = {"list": [N, N.at(sample=5)], "ids": N.samples([3, 1]), "window": N.window((5,), (2,))}
+MANY = {"list": [N, N.at(sample=5)], "ids": N.at(sample=[3, 1]), "window": N.window((5,), (2,))}
 
 
 @pytest.mark.filterwarnings("error")
@@ -832,8 +832,8 @@ def test_randn_like():
         kind = dtype if dtype in FLOATS else torch.float32
         assert torch.equal(nf.randn_like(x, N), nf.randn((2, 3), N, dtype=kind))
     for dtype in (torch.float64, "float64", np.float64):
-        assert torch.equal(nf.randn_like(x.mT, 7, dtype=dtype, batched=False),
-                           nf.randn((3, 2), 7, dtype=torch.float64, batched=False))  # fmt: skip
+        assert torch.equal(nf.randn_like(x.mT, nf.Noise(7), dtype=dtype, batched=False),
+                           nf.randn((3, 2), nf.Noise(7), dtype=torch.float64, batched=False))  # fmt: skip
     assert torch.equal(compiled(lambda x: nf.randn_like(x, N))(x), nf.randn_like(x, N))
     for like, dtype in ((x, torch.int32), (x, "int32"), (x, "uint8"), (x, "seven"), (x.to(torch.complex64), None)):
         with pytest.raises(TypeError, match=r"dtype .*: expected one of torch\.float32, "):
@@ -1027,7 +1027,7 @@ def test_workers_noise_as_one_process_does(start):
             assert times[b] == alone[i][1]
             assert torch.equal(x_t[b], alone[i][2])
             assert torch.equal(target[b], alone[i][3])
-        batch = nf.q_sample(data.images[ids], times, S, data.noise.samples(ids), target="epsilon")
+        batch = nf.q_sample(data.images[ids], times, S, data.noise.at(sample=ids), target="epsilon")
         assert equal(batch, (x_t, target))
         seen += len(ids)
     assert seen == len(data)

@@ -69,7 +69,7 @@ def equal(batch, expected):
 
 
 def test_a_batch_is_its_items():
-    noisy, ids = NoisyBatch(S, 7, target="v"), torch.tensor([5, 0, 12])
+    noisy, ids = NoisyBatch(S, Noise(7), target="v"), torch.tensor([5, 0, 12])
     assert equal(noisy(ids, IMAGES[ids]), alone(0, ids.tolist()))
     *batch, labels = noisy.collate([Images()[i] for i in (5, 0, 12)])
     assert equal(batch, alone(0, [5, 0, 12]))
@@ -78,7 +78,7 @@ def test_a_batch_is_its_items():
 
 def test_times_are_uniform_and_independent_of_the_noise():
     ids = np.arange(1 << 14)
-    _, t, z = NoisyBatch(S, 7)(ids, torch.zeros(1 << 14, 1))
+    _, t, z = NoisyBatch(S, Noise(7))(ids, torch.zeros(1 << 14, 1))
     assert t.dtype == torch.int64
     counts = torch.bincount(t, minlength=len(S))
     assert len(counts) == len(S)
@@ -125,9 +125,9 @@ def test_an_epoch_of_the_dataset_does_not_reach_persistent_workers(start):
 
 def test_resuming():
     """Epoch 1 from its third batch on, in another order of calls and another batch size."""
-    data, noisy = Images(), NoisyBatch(S, 7, target="v")
+    data, noisy = Images(), NoisyBatch(S, Noise(7), target="v")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1)).tolist()
-    resumed = NoisyBatch(S, 7, target="v")
+    resumed = NoisyBatch(S, Noise(7), target="v")
     resumed.set_epoch(1)
     (ids, images, _), *_ = DataLoader(data, 5, sampler=order[8:])
     assert ids.tolist() == order[8:]
@@ -137,7 +137,7 @@ def test_resuming():
 
 
 def test_a_copy_has_the_epoch():
-    noisy = NoisyBatch(S, 7)
+    noisy = NoisyBatch(S, Noise(7))
     noisy.set_epoch(5)
     copy = pickle.loads(pickle.dumps(noisy))
     assert copy.epoch == 5
@@ -146,11 +146,11 @@ def test_a_copy_has_the_epoch():
 
 def test_wrong_ids_and_epochs_are_refused():
     with pytest.raises(OverflowError, match="step"):
-        NoisyBatch(S, 7).set_epoch(1 << 32)
+        NoisyBatch(S, Noise(7)).set_epoch(1 << 32)
     with pytest.raises(ValueError, match="2"):
-        NoisyBatch(S, 7)([1, 2], IMAGES[:3])
+        NoisyBatch(S, Noise(7))([1, 2], IMAGES[:3])
     with pytest.raises(TypeError, match="sample"):
-        NoisyBatch(S, 7)([0.5], IMAGES[:1])
+        NoisyBatch(S, Noise(7))([0.5], IMAGES[:1])
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_wrong_ids_and_epochs_are_refused():
 )
 def test_items_that_have_no_id_are_refused(item, found):
     """Seen to fail: "not enough values to unpack", rows of an image as ids."""
-    for batch in (NoisyBatch(S, 7), AugmentedBatch(grain, 7)):
+    for batch in (NoisyBatch(S, Noise(7)), AugmentedBatch(grain, Noise(7))):
         with pytest.raises(TypeError, match=rf"items \(id, image, ...\), got an item that is a {found}$"):
             batch.collate([item, item])
 
@@ -189,7 +189,7 @@ def test_augmented_batches_are_named_by_keys(start):
 
 def test_a_key_is_an_int_or_a_str():
     with pytest.raises(TypeError, match=r"key = 1.5: expected an int or a str"):
-        AugmentedBatch(grain, 7)(["a", 1.5], IMAGES[:2])
+        AugmentedBatch(grain, Noise(7))(["a", 1.5], IMAGES[:2])
 
 
 def blurred(images, noise):
@@ -198,7 +198,7 @@ def blurred(images, noise):
 
 def test_reprs_say_what_a_batch_gets():
     """Seen to fail: an object at some address, as it was; the epoch of the beginning."""
-    noisy, augmented = NoisyBatch(S, 7, target="v"), AugmentedBatch(blurred, Noise(7, step=2))
+    noisy, augmented = NoisyBatch(S, Noise(7), target="v"), AugmentedBatch(blurred, Noise(7, step=2))
     noisy.set_epoch(3)
     assert repr(noisy) == "NoisyBatch(linear, 50 steps, Noise(7), target='v', epoch=3)"
     assert repr(augmented) == "AugmentedBatch(blurred, Noise(7, step=2), epoch=2)"

@@ -75,7 +75,7 @@ def check_losses(mesh) -> None:
         part = nf.mse_loss(of_pred, of_x0, times, schedule, noise, target="v", weight=weight, partial=True)
     parts = [None] * dist.get_world_size()
     dist.all_gather_object(parts, part)
-    found = nf.combine([part for part in parts if part is not None])
+    found = nf.density.combine([part for part in parts if part is not None])
     assert found == nf.mse_loss(pred, x0, t, schedule, NOISE, target="v", weight=weight), mesh
 
 

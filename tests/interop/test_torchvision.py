@@ -138,8 +138,8 @@ def test_prepare_adds_noise_by_name(dtype):
     """Bit for bit that of augment. Seen to fail: a sigma in units of the image."""
     transform = Prepare(MEAN, STD, sigma=0.1, dtype=dtype).at("cat.png", epoch=2, seed=5)
     noise = nf.Noise(5, sample=nf.augment.sample_id("cat.png"), step=2)
-    options = {"mean": MEAN, "std": STD, "noise_std": 0.1, "dtype": dtype, "batched": False}
-    expected = nf.augment.prepare(IMAGE.permute(1, 2, 0), noise, **options)
+    options = {"scale_mean": MEAN, "scale_std": STD, "noise_std": 0.1, "dtype": dtype, "batched": False}
+    expected = nf.augment.prepare(IMAGE.permute(1, 2, 0), noise=noise, **options)
     assert expected.dtype == dtype
     assert torch.equal(transform(IMAGE), expected)
     assert torch.equal(pickle.loads(pickle.dumps(transform))(IMAGE), expected)

@@ -21,7 +21,7 @@ def arrays(shape, dtype="float32"):
 
 def losses(parts, whole):
     """The same, also of parts that have travelled."""
-    combined = nf.combine(pickle.loads(pickle.dumps(parts)))
+    combined = nf.density.combine(pickle.loads(pickle.dumps(parts)))
     assert np.array_equal(combined, whole), (combined, whole)
 
 
@@ -59,9 +59,9 @@ def test_parts_of_samples(t, weight, reduction):
         parts.append(nf.mse_loss(*part, t, SCHEDULE, noise, **options, partial=True))
     losses(parts, whole)
     with pytest.raises(ValueError, match=r"parts\[1\]: has 3 samples from element 12288 on"):
-        nf.combine([parts[0], parts[2], parts[1]])
+        nf.density.combine([parts[0], parts[2], parts[1]])
     with pytest.raises(ValueError, match="ends at element 12288"):
-        nf.combine(parts[:2])
+        nf.density.combine(parts[:2])
 
 
 def test_ranks_share_samples_and_their_elements():
@@ -99,7 +99,7 @@ def test_ids_lists_of_noises_and_arrays():
     pred, x0 = arrays((4, 5000))
     ids = [9, 1, 7, 7]
     for noise, cut in [
-        (NOISE.samples(ids), lambda c: NOISE.samples(ids[c])),
+        (NOISE.at(sample=ids), lambda c: NOISE.at(sample=ids[c])),
         ([nf.Noise(seed) for seed in ids], lambda c: [nf.Noise(seed) for seed in ids[c]]),
         (x0[::-1].copy(), lambda c: x0[::-1][c]),
     ]:
@@ -128,10 +128,12 @@ def test_bytes_float_times_and_one_sample():
 def test_nothing_and_what_is_not_a_number():
     empty = np.zeros((0, 5), np.float32)
     part = nf.mse_loss(empty, empty, 5, SCHEDULE, NOISE, target="v", partial=True)
-    assert np.isnan(nf.combine([part]))
+    assert np.isnan(nf.density.combine([part]))
     pred, x0 = arrays((2, 5))
     pred[1, 2] = np.nan
-    assert np.isnan(nf.combine([nf.mse_loss(pred, x0, 5, SCHEDULE, NOISE, target="v", weight=WEIGHT, partial=True)]))
+    assert np.isnan(
+        nf.density.combine([nf.mse_loss(pred, x0, 5, SCHEDULE, NOISE, target="v", weight=WEIGHT, partial=True)])
+    )
 
 
 def test_tensors_make_the_same_parts():
@@ -176,7 +178,7 @@ def test_ranks_that_are_left_with_nothing():
     none = np.zeros((2, 0), np.float32)
     given = none, none, [3, 500], SCHEDULE, NOISE
     part = nf.mse_loss(*given, target="v", reduction="none", partial=True)
-    assert np.array_equal(nf.combine([part]), [np.nan] * 2, equal_nan=True)
+    assert np.array_equal(nf.density.combine([part]), [np.nan] * 2, equal_nan=True)
 
 
 def test_weights_that_differ_between_parts_of_a_sample_are_refused():
@@ -189,17 +191,17 @@ def test_weights_that_differ_between_parts_of_a_sample_are_refused():
         parts.append(nf.mse_loss(pred[half], x0[half], 5, SCHEDULE, noise, **options))
     for other in parts[1:]:
         with pytest.raises(ValueError, match=r"parts\[1\]: expected the weights of the parts of the same samples"):
-            nf.combine([parts[0], other])
+            nf.density.combine([parts[0], other])
 
 
 def test_parts_that_do_not_belong_together_are_refused():
     pred, x0 = arrays((2, 5000))
     part = nf.mse_loss(pred, x0, 5, SCHEDULE, NOISE, target="v", partial=True)
     with pytest.raises(ValueError, match=r"parts\[1\]: expected samples, t and reduction like"):
-        nf.combine([part, replace(part, reduction="none")])
+        nf.density.combine([part, replace(part, reduction="none")])
     with pytest.raises(TypeError, match=r"parts\[1\]: expected what partial=True gives, got float"):
-        nf.combine([part, 1.0])
+        nf.density.combine([part, 1.0])
     with pytest.raises(ValueError, match="at least one"):
-        nf.combine([])
+        nf.density.combine([])
     with pytest.raises(ValueError, match="grad_out"):
         nf.mse_loss(pred, x0, 5, SCHEDULE, NOISE, target="v", partial=True, grad_out=True)

@@ -169,7 +169,7 @@ def test_samples_windows_and_lists(backend, dtype):
     """What holds for every noise. Seen to fail: a list whose entries all take the first one's samples."""
     whole = nf.randn((4, 6, 10), NOISE.interval(0.2, 0.7), dtype=dtype)
     assert bits(nf.randn((2, 6, 10), NOISE.at(sample=42).interval(0.2, 0.7), dtype=dtype)) == bits(whole[2:])
-    assert bits(nf.randn((2, 6, 10), NOISE.samples([43, 41]).interval(0.2, 0.7), dtype=dtype)) == bits(whole[[3, 1]])
+    assert bits(nf.randn((2, 6, 10), NOISE.at(sample=[43, 41]).interval(0.2, 0.7), dtype=dtype)) == bits(whole[[3, 1]])
     tile = nf.randn((4, 3, 7), NOISE.window((6, 10), (2, 1)).interval(0.2, 0.7), dtype=dtype)
     assert bits(tile) == bits(whole[:, 2:5, 1:8])
     many = [NOISE.at(sample=40 + b).interval(0.2, t) for b, t in enumerate((0.7, 0.1, 0.7))]

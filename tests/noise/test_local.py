@@ -35,7 +35,7 @@ def placed(shape, mesh, ranks, *placements):
 def test_parts_are_those_that_torch_chunk_makes(shape, splits, batched, ids):
     """Seen to fail: lengths rounded down, a second split of an axis that counts from the start of the whole."""
     splits = [(world, axis % len(shape)) for world, axis in splits]
-    noise = NOISE.samples(np.arange(shape[0]) * 3) if ids and batched else NOISE
+    noise = NOISE.at(sample=np.arange(shape[0]) * 3) if ids and batched else NOISE
     whole = torch.from_numpy(nf.randn(shape, noise, batched=batched))
     for ranks in np.ndindex(*(world for world, _ in splits)):
         part = whole
@@ -74,7 +74,7 @@ def test_replicas_have_the_same_noise():
         (lambda: NOISE.local((4, 6), (0.0, 2, 0)), "three integers"),
         (lambda: NOISE.local((4, 6), (0, 2)), "three integers"),
         (lambda: NOISE.local((4, 6), (0, 2, 1)).local((4, 6)), "a window already"),
-        (lambda: NOISE.samples([1, 2]).local((4, 6), (0, 2, 0)), "has 2 sample ids"),
+        (lambda: NOISE.at(sample=[1, 2]).local((4, 6), (0, 2, 0)), "has 2 sample ids"),
         (lambda: NOISE.local(placed((4, 6), (2,), None, 0)), "not in the mesh"),
         (lambda: NOISE.local(placed((4, 6), (2,), [0], 0), (0, 2, 0)), "says itself"),
         (

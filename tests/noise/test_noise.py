@@ -77,14 +77,14 @@ def test_randn_like():
     """Of torch in test_torch.py, of CuPy in test_cuda.py."""
     for dtype, kind in (("float32", "float32"), (">f8", "float64"), ("float16", "float16"), ("uint8", "float32")):
         for x in (np.ones((4, 6), dtype), np.ones((4, 12), dtype)[:, ::2], np.array(1, dtype)):
-            drawn, expected = nf.randn_like(x, 7), nf.randn(x.shape, 7, dtype=kind)
+            drawn, expected = nf.randn_like(x, nf.Noise(7)), nf.randn(x.shape, nf.Noise(7), dtype=kind)
             assert (type(drawn), drawn.dtype, drawn.tobytes()) == (np.ndarray, kind, expected.tobytes())
     expected = nf.randn((4, 6), nf.Noise(7), dtype="float64", batched=False)
     assert nf.randn_like(np.ones((4, 6)), nf.Noise(7), dtype=np.float64, batched=False).tobytes() == expected.tobytes()
     with pytest.raises(TypeError, match="dtype complex128: expected one of float32"):
-        nf.randn_like(np.ones(3, complex), 7)
+        nf.randn_like(np.ones(3, complex), nf.Noise(7))
     with pytest.raises(TypeError, match=r"x: expected an array of NumPy, .* DLPack, got tuple"):
-        nf.randn_like((2, 3), 7)
+        nf.randn_like((2, 3), nf.Noise(7))
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_no_dtype_is_the_default(draw, noise):
 
 def test_each_number_matters_to_equality():
     noise = nf.Noise(1)
-    others = [noise.at(sample=1), noise.at(step=1), noise.at(stream=1), nf.Noise(2), noise.samples([0])]
-    others += [noise.samples([0, 1]), noise.window((4,), (0,)), noise.window((4,), (1,)), noise.window((5,), (0,))]
+    others = [noise.at(sample=1), noise.at(step=1), noise.at(stream=1), nf.Noise(2), noise.at(sample=[0])]
+    others += [noise.at(sample=[0, 1]), noise.window((4,), (0,)), noise.window((4,), (1,)), noise.window((5,), (0,))]
     assert len({noise, *others}) == 1 + len(others)
     assert noise != 1
 
@@ -151,10 +151,10 @@ def test_at_changes_what_is_named_and_keeps_the_rest():
         changed = noise.at(**{name: value})
         assert getattr(changed, name) == value
         assert changed.at(**{name: getattr(noise, name)}) == noise
-    assert noise.samples([7]).sample.tolist() == [7]
-    assert noise.samples([7]).window_start == (1,)
+    assert noise.at(sample=[7]).sample.tolist() == [7]
+    assert noise.at(sample=[7]).window_start == (1,)
     assert nf.randn((2, 0), noise.window((9,), (9,))).shape == (2, 0)
-    assert nf.randn((0, 2), nf.Noise(1).samples([])).shape == (0, 2)
+    assert nf.randn((0, 2), nf.Noise(1, sample=[])).shape == (0, 2)
     for seed in (np.int64(5), np.uint64(2**64 - 1)):
         assert nf.Noise(seed) == nf.Noise(int(seed))
 

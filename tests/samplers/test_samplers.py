@@ -1473,7 +1473,7 @@ def test_noise_drawn_before(start):
         result = sampler.sample(lambda x, t: np.cos(x), x, given, start=start)
         np.testing.assert_array_equal(result, expected)
     bad = [
-        (TypeError, "noise: expected a Noise, a list of them, or an array for each row, got int", 5),
+        (TypeError, "noise: expected a Noise, a list of them, or an array for each row, got 5: a bare seed", 5),
         (ValueError, f"noise: expected {6 - start} arrays, one for each row from {start} on, got 3", drawn[-3:]),
         (ValueError, rf"noise\[1\]: row {start + 1} draws; expected an array of shape \(2, 3\), got NoneType",
          [drawn[0], None, *drawn[2:]]),

@@ -217,7 +217,7 @@ def test_foreign_json_is_refused():
 
 def test_json_that_was_damaged_is_read_or_refused():
     """Nothing but a ValueError comes out of it. Seen to fail: types that were not looked at."""
-    for value in (EVERYTHING, random_table().transpose()["m1"], Schedule.cosine(3), Schedule.linear(3).named("a")):
+    for value in (EVERYTHING, random_table().transpose()["m1"], Schedule.cosine(3), Schedule.linear(3).with_name("a")):
         kind = type(value)
         stored = json.loads(value.to_json())
         for text in damaged(stored, np.random.default_rng(0)):

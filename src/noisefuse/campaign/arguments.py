@@ -335,7 +335,7 @@ def _drawn(draw: Draw) -> Call:
     shape, dtype = _shape(draw), draw.of(*KINDS)
     call = Call(draw.of("nf.randn", "nf.uniform"), {"shape": str(shape)}, {})
     batched = _batched(draw, call)
-    call.required["noise"] = str(draw(99)) if draw.once_in(5) else _noise(draw, shape, batched)
+    call.required["noise"] = _noise(draw, shape, batched)
     if call.function == "nf.randn" and draw.once_in(9):
         call.required["noise"] = _increment(draw, shape, batched)
     if dtype != "float32" or draw.once_in(3):
@@ -462,13 +462,13 @@ def _density(draw: Draw) -> Call:
     """Log-densities, divergences and their gradients, of rows that draw."""
     shape, dtype = _shape(draw), draw.of(*KINDS)
     made = draw.of("flow_sde", "flow_cps", "ddpm", "euler_ancestral", "dpmpp_2m_sde", "ddim")
-    kind = draw.of("log_prob", "log_prob_grad", "kl", "kl_grad", "update")
-    i = _times(draw, shape[:1], 5, False)[0] if kind != "update" else str(draw(5))
+    kind = draw.of("log_prob", "log_prob_grad", "kl", "kl_grad", "update_with_log_prob")
+    i = _times(draw, shape[:1], 5, False)[0] if kind != "update_with_log_prob" else str(draw(5))
     call = Call(f"nf.density.{kind}", {"table": f"sampler({made!r}).tableau", "i": i}, {})
     if not kind.startswith("kl"):
         call.required["x"] = _array(draw, shape, dtype)
     call.required["model_output"] = _array(draw, shape, dtype)
-    if kind == "update":
+    if kind == "update_with_log_prob":
         call.required["noise"] = _noise(draw, shape, True, dtype)
     else:
         call.required["other"] = _array(draw, shape, dtype)
@@ -481,8 +481,8 @@ def _density(draw: Draw) -> Call:
         _may(draw, call, "upstream", "2.0", f"times({shape[:1]}, 2.0, dtype='float64')")
     if kind == "log_prob_grad":
         _may(draw, call, "wrt", "'x'", "'m2'")
-    if kind.endswith("grad") or kind == "update":
-        _write_to(draw, call, "out", shape, dtype, "model_output" if kind != "update" else "x")
+    if kind.endswith("grad") or kind == "update_with_log_prob":
+        _write_to(draw, call, "out", shape, dtype, "model_output" if kind != "update_with_log_prob" else "x")
     return call
 
 
@@ -567,8 +567,8 @@ def _prepared(draw: Draw) -> Call:
     batched = _batched(draw, call)
     if kind == "rms":
         return call
-    call.required["noise"] = _noise(draw, shape, batched, "float32")
-    for name in ("mean", "std"):
+    call.options["noise"] = _noise(draw, shape, batched, "float32")
+    for name in ("scale_mean", "scale_std"):
         _may(draw, call, name, "0.5", f"times(({shape[-1]},), 2.0, {draw(9)}, 'float64')", once_in=2)
     rows = shape[:1] if batched else ()
     if draw.once_in(2):
@@ -582,8 +582,8 @@ def _prepared(draw: Draw) -> Call:
 def _field(draw: Draw) -> Call:
     shape, dtype = _shape(draw), draw.of(*KINDS)
     strengths = {"offset_like": "strength", "pyramid_like": "discount"}
-    strengths |= {"mixed_like": "alpha", "progressive_like": "alpha"}
-    kind = draw.of(*strengths, "freenoise_like", "nearest_of", "assigned", "perturbed")
+    strengths |= {"mixed_like": "alpha", "progressive_like": "alpha", "perturbed": "gamma"}
+    kind = draw.of(*strengths, "freenoise_like", "nearest_of", "assigned")
     if kind == "pyramid_like" and draw(4):
         shape = tuple([1 + draw(n) for n in (3, 3, 9, 9)])
     batched = draw(4) > 0 or kind not in ("nearest_of", "perturbed")
@@ -593,9 +593,9 @@ def _field(draw: Draw) -> Call:
     call.required[name] = _array(draw, shape, draw.of(dtype, *LEVELS) if kind in ("nearest_of", "assigned") else dtype)
     if kind == "perturbed":
         call.required |= {"t": _times(draw, shape[:1], len(SHORT), False)[0], "schedule": "SHORT"}
-    call.required["noise"] = noise
     if kind in strengths:
-        _may(draw, call, strengths[kind], "0.5", "0", "1", "2.5", once_in=2)
+        call.required[strengths[kind]] = draw.of("0.5", "0", "1", "2.5")
+    call.required["noise"] = noise
     if kind.endswith("_like"):
         _may(draw, call, "dtype", *map(repr, KINDS))
     if kind == "freenoise_like":
@@ -605,7 +605,6 @@ def _field(draw: Draw) -> Call:
     if not batched:
         call.options["batched"] = "False"
     if kind == "perturbed":
-        _may(draw, call, "gamma", "0.5", "0")
         _write_to(draw, call, "out", shape, dtype, "x_t")
     return call
 

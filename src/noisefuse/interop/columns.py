@@ -23,11 +23,10 @@ from ..views import Target, need_target
 Columns: TypeAlias = Mapping[str, Any]
 
 
-def base(noise: object) -> nf.Noise:
-    """What names the noise but for the samples. TypeError: neither a Noise nor a seed."""
-    if not isinstance(noise, nf.Noise | int | np.integer):
-        raise TypeError(f"noise: expected a Noise or an int seed, got {got(noise)}")
-    return noise if isinstance(noise, nf.Noise) else nf.Noise(noise)
+def need_noise(noise: object) -> None:
+    """TypeError: no Noise, which names all but the samples."""
+    if not isinstance(noise, nf.Noise):
+        raise TypeError(f"noise: expected a Noise, got {got(noise)}")
 
 
 def need_training(schedule: object, target: object) -> None:
@@ -58,8 +57,9 @@ def drawn_times(schedule: nf.Schedule, noise: nf.Noise, n: int) -> NDArray[np.in
 
 
 class _NamedColumns:
-    def __init__(self, noise: nf.Noise | int, id: str, image: str) -> None:
-        self.noise: nf.Noise = base(noise)
+    def __init__(self, noise: nf.Noise, id: str, image: str) -> None:
+        need_noise(noise)
+        self.noise: nf.Noise = noise
         self.id: str = id
         self.image: str = image
 
@@ -75,7 +75,7 @@ class NoisyColumns(_NamedColumns):
 
     Args:
         schedule: Schedule; t is uniform over its steps.
-        noise: Noise or int seed; its step is the epoch, and the ids take the place of its samples.
+        noise: Noise; its step is the epoch, and the ids take the place of its samples.
         id, image: the columns of the ids, and of the images: uint8 (0 .. 255 become -1 .. 1) or float, (B, ...).
         target: as in `q_sample`.
 
@@ -88,7 +88,7 @@ class NoisyColumns(_NamedColumns):
     def __init__(
         self,
         schedule: nf.Schedule,
-        noise: nf.Noise | int,
+        noise: nf.Noise,
         *,
         id: str = "id",
         image: str = "image",
@@ -122,14 +122,14 @@ class AugmentedColumns(_NamedColumns):
 
     >>> def speckled(images, noise):
     ...     return nf.augment.multiplicative(images, 0.1, noise)
-    >>> augmented = nf.interop.columns.AugmentedColumns(speckled, 7, id="key")
+    >>> augmented = nf.interop.columns.AugmentedColumns(speckled, nf.Noise(7), id="key")
     >>> batch = augmented({"key": ["a/1.png", "a/2.png"], "image": np.full((2, 8, 8, 3), 90, np.uint8)})
     >>> batch["image"].shape, batch["key"]
     ((2, 8, 8, 3), ['a/1.png', 'a/2.png'])
     """
 
     def __init__(
-        self, augment: Callable[[Any, nf.Noise], Any], noise: nf.Noise | int, *, id: str = "id", image: str = "image"
+        self, augment: Callable[[Any, nf.Noise], Any], noise: nf.Noise, *, id: str = "id", image: str = "image"
     ) -> None:
         super().__init__(noise, id, image)
         need_function(augment)

@@ -145,7 +145,6 @@ def update(
 
 def _random(name: str, shape: Any, noise: Any, *, chunks: Any, dtype: Any, out: Any, device: Any, batched: bool) -> Any:
     need_none(out=out, device=device)
-    noise = nf.Noise(noise) if isinstance(noise, int | np.integer) else noise
     kind = getattr(nf, name)(0, nf.Noise(0), dtype=dtype).dtype
     if not isinstance(kind, np.dtype):
         raise TypeError(f"dtype {dtype}: chunks are dask's, and the dtype is not NumPy's")

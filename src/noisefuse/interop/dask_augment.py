@@ -120,5 +120,5 @@ def _without_lines(first: int, shape: Shape) -> Shape:
 
 
 def _prepared(images: Any, noise: Any, **options: Any) -> Any:
-    result = nf.augment.prepare(images, noise, **options)
+    result = nf.augment.prepare(images, noise=noise, **options)
     return result[0] if "t" in options else result

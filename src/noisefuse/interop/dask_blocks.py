@@ -89,7 +89,7 @@ def mapped(call: Call, x: Any, arrays: dict[str, Any], noise: Any, axes: Axes) -
         ValueError: another shape or other chunks than x's; chunks of unknown size. And what `function` raises.
     """
     chunks = x if isinstance(x, tuple) else known_chunks("x", x)
-    if hasattr(noise, "shape"):
+    if hasattr(noise, "shape") and not isinstance(noise, np.integer):
         arrays, axes, noise = {**arrays, "noise": noise}, {**axes, "noise": tuple(range(len(chunks)))}, None
     placed = {name: _in_chunks(name, array, chunks, axes.get(name)) for name, array in arrays.items()}
     metas = _tried(call, x, chunks, arrays, noise, axes)

@@ -68,7 +68,7 @@ class Transitions:
             z = draw()
             z = z.to(kind) if isinstance(z, Tensor) and kind is torch.float64 else z
             if log_prob and dtype is kind and isinstance(i, int):
-                x_next, found = nf.density.update(self.table, i, x, m, z, **law)
+                x_next, found = nf.density.update_with_log_prob(self.table, i, x, m, z, **law)
             else:
                 x_next = nf.update(self.table, i, x.detach(), m.detach(), noise=z).to(dtype)
         if log_prob and found is None:

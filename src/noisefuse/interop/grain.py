@@ -20,7 +20,7 @@ import noisefuse as nf
 
 from ..views import Target
 from ._needs import needs
-from .columns import base, drawn_times, need_function, need_training
+from .columns import drawn_times, need_function, need_noise, need_training
 
 with needs(__name__, "grain"):
     import grain
@@ -31,12 +31,13 @@ Element = Mapping[str, Any]
 
 
 class _Named(grain.transforms.RandomMap):  # type: ignore[misc]  # of a package without types
-    def __init__(self, noise: nf.Noise | int | None, length: int | None, image: str) -> None:
+    def __init__(self, noise: nf.Noise | None, length: int | None, image: str) -> None:
         if length is not None and operator.index(length) < 1:
             raise ValueError(f"length = {length}: expected the number of elements of the source, from 1")
-        noise = None if noise is None else base(noise)
-        if noise is not None and not (isinstance(noise.sample, int) and isinstance(noise.step, int)):
-            raise TypeError(f"noise: expected one with a sample and a step that are ints, got {noise!r}")
+        if noise is not None:
+            need_noise(noise)
+            if not (isinstance(noise.sample, int) and isinstance(noise.step, int)):
+                raise TypeError(f"noise: expected one with a sample and a step that are ints, got {noise!r}")
         self.noise: nf.Noise | None = noise
         self.length: int | None = length
         self.image: str = image
@@ -51,7 +52,7 @@ class _Named(grain.transforms.RandomMap):  # type: ignore[misc]  # of a package 
         """Noise whose sample is the noise's plus the index, as ``map_with_index`` has it. With a length the index is
         that of the source, and the epoch, which ``repeat`` counts up, is added to the step."""
         if self.noise is None:
-            raise TypeError("noise: expected a Noise or an int seed, to name elements by index")
+            raise TypeError("noise: expected a Noise, to name elements by index")
         epoch, place = divmod(int(index), self.length) if self.length else (0, int(index))
         return self._made(element, self.noise.at(sample=self.noise.sample + place, step=self.noise.step + epoch))
 
@@ -69,12 +70,12 @@ class Noisy(_Named):
 
     Args:
         schedule: Schedule; t is uniform over its steps.
-        noise: Noise or int seed, for elements that an index names; None for those that Grain's generator does.
+        noise: Noise, for elements that an index names; None for those that Grain's generator does.
         length: elements of the source, where ``repeat`` comes after this: an index goes on counting then.
         image: the name of the image: uint8 (0 .. 255 become -1 .. 1) or float, of any shape.
         target: as in `q_sample`.
 
-    >>> noisy = nf.interop.grain.Noisy(nf.Schedule.cosine(1000), 7)
+    >>> noisy = nf.interop.grain.Noisy(nf.Schedule.cosine(1000), nf.Noise(7))
     >>> element = noisy.map_with_index(17, {"image": np.zeros((8, 8, 3), np.uint8), "label": 3})
     >>> {name: np.shape(value) for name, value in element.items()}
     {'label': (), 'x_t': (8, 8, 3), 't': (), 'target': (8, 8, 3)}
@@ -83,7 +84,7 @@ class Noisy(_Named):
     def __init__(
         self,
         schedule: nf.Schedule,
-        noise: nf.Noise | int | None = None,
+        noise: nf.Noise | None = None,
         *,
         length: int | None = None,
         image: str = "image",
@@ -117,7 +118,7 @@ class Augmented(_Named):
     def __init__(
         self,
         augment: Callable[[Any, nf.Noise], Any],
-        noise: nf.Noise | int | None = None,
+        noise: nf.Noise | None = None,
         *,
         length: int | None = None,
         image: str = "image",

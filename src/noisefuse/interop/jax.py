@@ -150,8 +150,6 @@ def uniform(shape: Any, noise: Any, **options: Any) -> Any:
 
 def randn_like(x: Any, noise: Any, *, dtype: Any, batched: bool) -> Any:
     kind = dtype or (np.float32 if x.dtype.kind in "biu" else x.dtype)
-    if isinstance(noise, int | np.integer):
-        noise = nf.Noise(noise)
     drawn = fast_random(ops.UNIT.plain, x.shape, noise, False, fast_dtype(kind, jax), batched, True, None)
     return randn(x.shape, noise, dtype=kind, batched=batched, out=None) if drawn is NotImplemented else drawn
 
@@ -529,7 +527,7 @@ class _Named:
         if isinstance(noise, list | tuple):
             noise = [_of_one_sample(name) for name in noise]
         self.known, names = noise, noise if isinstance(noise, list) else [noise]
-        if hasattr(noise, "shape"):
+        if hasattr(noise, "shape") and not isinstance(noise, np.integer):
             self.array, self.known = noise, _zeros("noise", noise)
             return
         if not all(isinstance(name, nf.Noise) for name in names):

@@ -294,7 +294,6 @@ def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out
     dtype = "float32" if dtype is None else dtype_name(dtype)
     if is_compiling():
         lengths = [shape] if isinstance(shape, int) else list(shape)
-        noise = nf.Noise(noise) if isinstance(noise, int) else noise
         if not carries(noise):
             return untraced(_random, name, lengths, noise, dtype=dtype, batched=batched, out=out)
         words = words_of(noise)

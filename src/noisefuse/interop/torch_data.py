@@ -15,7 +15,7 @@ import noisefuse as nf
 
 from ..views import Target
 from ._needs import needs
-from .columns import base, drawn_times, need_function, need_training, of_rows
+from .columns import drawn_times, need_function, need_noise, need_training, of_rows
 
 with needs(__name__, "torch"):
     import torch
@@ -26,8 +26,9 @@ with needs(__name__, "torch"):
 class _NamedBatch:
     """Called with the ids and the images of a batch."""
 
-    def __init__(self, noise: nf.Noise | int) -> None:
-        self.noise: nf.Noise = base(noise)
+    def __init__(self, noise: nf.Noise) -> None:
+        need_noise(noise)
+        self.noise: nf.Noise = noise
         # In memory that workers share: those that live longer than an epoch would keep a number as it was.
         self._epoch = torch.tensor(self.noise.step, dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
@@ -60,11 +61,11 @@ class NoisyBatch(_NamedBatch):
 
     Args:
         schedule: Schedule; t is uniform over its steps.
-        noise: Noise or int seed; its step is the first epoch, and the ids take the place of its samples.
+        noise: Noise; its step is the first epoch, and the ids take the place of its samples.
         target: as in `q_sample`.
     """
 
-    def __init__(self, schedule: nf.Schedule, noise: nf.Noise | int, *, target: Target = "epsilon") -> None:
+    def __init__(self, schedule: nf.Schedule, noise: nf.Noise, *, target: Target = "epsilon") -> None:
         super().__init__(noise)
         need_training(schedule, target)
         self.schedule: nf.Schedule = schedule
@@ -94,10 +95,10 @@ class AugmentedBatch(_NamedBatch):
         augment: function(images, noise) -> images, of `noisefuse.augment`, say; a stage takes a stream of the noise:
             ``lambda x, noise: nf.augment.sensor(x, 0.5, 2.0, noise.at(stream=64))``. Workers that are spawned need one
             that can be pickled.
-        noise: Noise or int seed; its step is the first epoch, and the ids take the place of its samples.
+        noise: Noise; its step is the first epoch, and the ids take the place of its samples.
     """
 
-    def __init__(self, augment: Callable[[Tensor, nf.Noise], Any], noise: nf.Noise | int) -> None:
+    def __init__(self, augment: Callable[[Tensor, nf.Noise], Any], noise: nf.Noise) -> None:
         super().__init__(noise)
         need_function(augment)
         self.augment: Callable[[Tensor, nf.Noise], Any] = augment

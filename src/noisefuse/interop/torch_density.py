@@ -90,7 +90,7 @@ def update_with_log_prob(
         noise = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "x")
         aux = [write(f"aux_out[{n}]", a, place, x.dtype) for n, a in enumerate(aux_out)]
         given = _arguments(table, i, tensors, place) | {"noise": noise, "out": write("out", into, place, x.dtype)}
-        made, found = nf.density.update(**given, aux_out=aux, partial=partial, **options)
+        made, found = nf.density.update_with_log_prob(**given, aux_out=aux, partial=partial, **options)
         found = replace(found, sums=_in_torch(found.sums, x)) if partial else _in_torch(found, x)
     for tensor in aux_out:
         as_tensor(None, tensor, x.dtype)
@@ -101,7 +101,7 @@ def update_with_log_prob(
 def combined(parts: Any) -> Any:
     """`combine` of sums that are tensors, wherever they lie: they are few."""
     first = parts[0].sums
-    found = nf.combine([replace(part, sums=part.sums.cpu().numpy()) for part in parts])
+    found = nf.density.combine([replace(part, sums=part.sums.cpu().numpy()) for part in parts])
     return torch.from_numpy(found).to(first.device)
 
 

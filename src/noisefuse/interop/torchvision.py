@@ -87,7 +87,7 @@ class Prepare(_Noisy, v2.Transform):
     Images of PIL, or tensors (.., C, H, W): uint8, or floats in [0, 1]. Boxes, masks and labels pass through.
 
     Args:
-        mean, std: of the channels, as in `torchvision.transforms.v2.Normalize`.
+        scale_mean, scale_std: of the channels, mean and std of `torchvision.transforms.v2.Normalize`.
         sigma: standard deviation of the noise, in units of the result.
         dtype: of the result: torch.float32, float64, float16 or bfloat16.
 
@@ -100,15 +100,19 @@ class Prepare(_Noisy, v2.Transform):
     """
 
     def __init__(
-        self, mean: Sequence[float], std: Sequence[float], sigma: float = 0.0, dtype: torch.dtype = torch.float32
+        self,
+        scale_mean: Sequence[float],
+        scale_std: Sequence[float],
+        sigma: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         if not sigma >= 0:
             raise ValueError(f"sigma = {sigma}: expected a number of at least 0")
         if not dtype.is_floating_point:
             raise TypeError(f"dtype = {dtype}: expected a float, as what is normalised is")
         super().__init__()
-        self.mean: list[float] = list(mean)
-        self.std: list[float] = list(std)
+        self.scale_mean: list[float] = list(scale_mean)
+        self.scale_std: list[float] = list(scale_std)
         self.sigma: float = sigma
         self.dtype: torch.dtype = dtype
 
@@ -127,9 +131,9 @@ class Prepare(_Noisy, v2.Transform):
             noise = z.reshape(-1, *image.shape[-3:])
         result = nf.augment.prepare(
             image.reshape(-1, *image.shape[-3:]).movedim(1, -1) if image.ndim > 3 else image.movedim(0, -1),
-            noise,
-            mean=self.mean,
-            std=self.std,
+            noise=noise,
+            scale_mean=self.scale_mean,
+            scale_std=self.scale_std,
             scale=1 / 255 if image.dtype == torch.uint8 else 1.0,
             noise_std=float(self.sigma),
             dtype=self.dtype,

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names that were something else before the first release, and have no second spelling."""
+
+import pytest
+
+import noisefuse as nf
+
+GONE = [
+    (nf, "combine", nf.density, "combine"),
+    (nf.Schedule, "named", nf.Schedule, "with_name"),
+    (nf.density, "update", nf.density, "update_with_log_prob"),
+    (nf.Noise, "samples", nf.Noise, "at"),
+]
+
+
+@pytest.mark.parametrize(("place", "name", "other", "now"), GONE, ids=lambda value: getattr(value, "__name__", value))
+def test_each_has_one_name(place, name, other, now):
+    assert not hasattr(place, name)
+    assert callable(getattr(other, now))
