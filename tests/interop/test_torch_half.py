@@ -83,7 +83,7 @@ CALLS = {
     "log_prob, gradients": lambda: gradients(lambda x, m: SDE.log_prob(1, x.mT, m.mT, PT), X, M),
     "log_prob_grad": lambda: nf.density.log_prob_grad(SDE.tableau, 1, XT, MT, PT),
     "log_prob_grad, out": lambda: into(lambda out: nf.density.log_prob_grad(SDE.tableau, 1, X, F, P, out=out)),
-    "density.update, out": lambda: into(lambda out: nf.density.update(SDE.tableau, 1, X, F, N, out=out)),
+    "density.update_with_log_prob, out": lambda: into(lambda out: nf.density.update_with_log_prob(SDE.tableau, 1, X, F, N, out=out)),
     "kl": lambda: SDE.kl(1, XT, MT),
     "kl, gradient": lambda: gradients(lambda m: SDE.kl(1, m, P), M),
     "mse_loss": lambda: nf.mse_loss(XT, MT, T, S, N, target="epsilon"),

@@ -172,7 +172,7 @@ class _Tracing:
             except IndexError:  # no level to go to from the last one, see _alone
                 self._together(state, places[:-1])
                 places = places[-1:]
-            except Exception:  # if it is the step's own, it comes again
+            except Exception:  # if it is the step's own, it comes again  # nosec B110
                 pass
         for i in places:
             self._set(state, i)
