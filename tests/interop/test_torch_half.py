@@ -83,7 +83,9 @@ CALLS = {
     "log_prob, gradients": lambda: gradients(lambda x, m: SDE.log_prob(1, x.mT, m.mT, PT), X, M),
     "log_prob_grad": lambda: nf.density.log_prob_grad(SDE.tableau, 1, XT, MT, PT),
     "log_prob_grad, out": lambda: into(lambda out: nf.density.log_prob_grad(SDE.tableau, 1, X, F, P, out=out)),
-    "density.update_with_log_prob, out": lambda: into(lambda out: nf.density.update_with_log_prob(SDE.tableau, 1, X, F, N, out=out)),
+    "density.update_with_log_prob, out": lambda: into(
+        lambda out: nf.density.update_with_log_prob(SDE.tableau, 1, X, F, N, out=out)
+    ),
     "kl": lambda: SDE.kl(1, XT, MT),
     "kl, gradient": lambda: gradients(lambda m: SDE.kl(1, m, P), M),
     "mse_loss": lambda: nf.mse_loss(XT, MT, T, S, N, target="epsilon"),
@@ -98,8 +100,8 @@ CALLS = {
     "gaussian, out": lambda: into(lambda out: nf.augment.gaussian(X, 0.1, N, out=out)),
     "sensor": lambda: nf.augment.sensor(XT, 0.1, 0.2, N),
     "at_snr": lambda: nf.augment.at_snr(XT, 10.0, N),
-    "pyramid_like": lambda: nf.fields.pyramid_like(X, N),
-    "mixed_like to bfloat16": lambda: nf.fields.mixed_like(F, N, dtype=HALF),
+    "pyramid_like": lambda: nf.fields.pyramid_like(X, 0.8, N),
+    "mixed_like to bfloat16": lambda: nf.fields.mixed_like(F, 1.0, N, dtype=HALF),
     # errors
     "out, float32": lambda: nf.q_sample(XT, T, S, N, out=torch.empty(3, 6, 4)),
     "out, bfloat16": lambda: nf.q_sample(FT, T, S, N, out=torch.empty(3, 6, 4, dtype=HALF)),
