@@ -139,7 +139,7 @@ class Job(Protocol):
         """Makes it, and returns when it is on the disk."""
 
     def again(self, journal: Journal, there: Path) -> list[int]:
-        """Of what is there with all blocks, those whose sources have changed.
+        """Of what is there with all blocks, those that have changed, or whose sources have.
 
         Raises:
             ValueError: another program has changed what is there.
@@ -392,10 +392,13 @@ class Images:
 
     def again(self, journal: Journal, there: Path) -> list[int]:
         marks = journal.made()
+        finished = there != self.partial  # else workers have just written there, which a network's disk may show late
         return [
             block
             for block, name in enumerate(self.names)
-            if not isinstance(mark := marks.get(block), list) or mark[:-1] != state_of(self.path / name)
+            if not isinstance(mark := marks.get(block), list)
+            or mark[:-1] != state_of(self.path / name)
+            or (finished and mark[-1] != size_of(there / _png(name)))
         ]
 
     def finish(self) -> None:
