@@ -49,10 +49,10 @@ class Work:
     dtype: str | None  # of the result
     range: tuple[float, float] | None
 
-    def result(self, source: np.dtype[Any]) -> np.dtype[Any]:
-        """The dtype of what is made of this one; ValueError where nothing is."""
+    def result(self, source: np.dtype[Any], path: Path | None = None) -> np.dtype[Any]:
+        """The dtype of what is made of this one; ValueError, which names the path, where nothing is."""
         if (name := source.newbyteorder("=").name) not in DTYPES:
-            raise ValueError(f"the source has dtype {source}: expected one of {', '.join(DTYPES)}")
+            raise ValueError(f"{path} has dtype {source}: expected one of {', '.join(DTYPES)}")
         becomes_float = name in LEVELS and self.schedule is not None
         result = np.dtype(self.dtype or ("float32" if becomes_float else name))
         if self.range is None:
@@ -179,7 +179,7 @@ class Npy:
         if fortran and len(shape) > 1:
             raise ValueError(f"{path} is in Fortran order: expected C order, in which noise counts the elements")
         check_shape(path, shape)
-        work.result(kind)
+        work.result(kind, path)
         if state.st_size != (expected := begin + prod(shape) * kind.itemsize):
             raise ValueError(f"{path} has {state.st_size} bytes, and its header speaks of {expected}")
         return cls(path, partial, work, block, shape, kind, begin, state.st_mtime_ns)

@@ -922,7 +922,8 @@ def test_two_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["cut.npy", "y.npy", *AT_300], "its header speaks of"),
         (["fortran.npy", "y.npy", *AT_300], "Fortran order"),
         (["number.npy", "y.npy", *AT_300], "samples along axis 0"),
-        (["int64.npy", "y.npy", *AT_300], "dtype int64: expected one of uint8, uint16, float16"),
+        (["int64.npy", "y.npy", *AT_300], "int64.npy has dtype int64: expected one of uint8, uint16, float16"),
+        (["fifo.npy", "y.npy", *AT_300], "fifo.npy is no plain file: expected a .npy file, a zarr store or a folder"),
         (["folder", "folder/y", *AT_300], "lie in one another"),
         (["folder", "y", *AT_300], "has neither images"),
         (["twins", "y", *AT_300], "would both become a.png"),
@@ -951,6 +952,7 @@ def test_bad_input_is_named(
     Path("folder").mkdir()
     Path("twins").mkdir()
     Path("loop.npy").symlink_to("loop.npy")
+    os.mkfifo("fifo.npy")
     for name in ("a.png", "a.jpg"):
         (Path("twins") / name).touch()
     before = sorted(Path().iterdir())
