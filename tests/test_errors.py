@@ -311,6 +311,10 @@ ROWS = {
         TypeError, r"a new sample needs a Noise .*got 42: a bare seed .*nf\.Noise\(42",
         lambda o: SAMPLER.sample(lambda x, t: x, (4, 6), 42),
     ),
+    "sample: a model that is none": (
+        TypeError, r"model: expected a function, or a network, of \(x, t\), got int$",
+        lambda o: SAMPLER.sample(5, (4, 6), N, **o),
+    ),
     "sample: a model that returns nothing": (
         TypeError, r"model: expected an array like x, float32 of shape \(4, 6\), or a pair .*, got NoneType in row 0$",
         lambda o: SAMPLER.sample(lambda x, t: None, (4, 6), N, **o),

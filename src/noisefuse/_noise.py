@@ -96,6 +96,8 @@ def _add(job: Job, blocks: Iterable[int], before: int, journal: Journal, client:
 def _check_paths(source: Path, target: Path) -> None:
     if not source.exists():
         raise ValueError(f"{source}: no such file or directory")
+    if not (source.is_file() or source.is_dir()):
+        raise ValueError(f"{source} is no plain file: expected a .npy file, a zarr store or a folder of images")
     if source == target:
         raise ValueError(f"{source} is the source and the target, too: expected another target")
     for made in (target, partial_of(target), journal_of(target)):

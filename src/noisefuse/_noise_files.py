@@ -48,10 +48,10 @@ class Work:
     dtype: str | None  # of the result
     range: tuple[float, float] | None
 
-    def result(self, source: np.dtype[Any]) -> np.dtype[Any]:
-        """The dtype of what is made of this one; ValueError where nothing is."""
+    def result(self, source: np.dtype[Any], path: Path | None = None) -> np.dtype[Any]:
+        """The dtype of what is made of this one; ValueError, which names the path, where nothing is."""
         if (name := source.newbyteorder("=").name) not in OF_NUMPY:
-            raise ValueError(f"the source has dtype {source}: expected one of {', '.join(OF_NUMPY)}")
+            raise ValueError(f"{path} has dtype {source}: expected one of {', '.join(OF_NUMPY)}")
         becomes_float = name in LEVELS and self.schedule is not None
         result = np.dtype(self.dtype or ("float32" if becomes_float else name))
         if self.range is None:
@@ -138,7 +138,7 @@ class Job(Protocol):
         """Makes it, and returns when it is on the disk."""
 
     def again(self, journal: Journal, there: Path) -> list[int]:
-        """Of what is there with all blocks, those whose sources have changed.
+        """Of what is there with all blocks, those that have changed, or whose sources have.
 
         Raises:
             ValueError: another program has changed what is there.
@@ -178,7 +178,7 @@ class Npy:
         if fortran and len(shape) > 1:
             raise ValueError(f"{path} is in Fortran order: expected C order, in which noise counts the elements")
         check_shape(path, shape)
-        work.result(kind)
+        work.result(kind, path)
         if state.st_size != (expected := begin + prod(shape) * kind.itemsize):
             raise ValueError(f"{path} has {state.st_size} bytes, and its header speaks of {expected}")
         return cls(path, partial, work, block, shape, kind, begin, state.st_mtime_ns)
@@ -391,10 +391,13 @@ class Images:
 
     def again(self, journal: Journal, there: Path) -> list[int]:
         marks = journal.made()
+        finished = there != self.partial  # else workers have just written there, which a network's disk may show late
         return [
             block
             for block, name in enumerate(self.names)
-            if not isinstance(mark := marks.get(block), list) or mark[:-1] != state_of(self.path / name)
+            if not isinstance(mark := marks.get(block), list)
+            or mark[:-1] != state_of(self.path / name)
+            or (finished and mark[-1] != size_of(there / _png(name)))
         ]
 
     def finish(self) -> None:

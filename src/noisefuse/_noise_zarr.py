@@ -57,7 +57,7 @@ class Zarr:
         check_shape(path, shape)
         if not 0 < prod(unit) <= nf.noise.ELEMENTS:
             raise ValueError(f"{path} has chunks of shape {unit}: expected 1 to 2^34 elements")
-        work.result(array.dtype)
+        work.result(array.dtype, path)
         job = cls(path, partial, work, shape, unit)
         try:
             _ = job._empty

@@ -771,6 +771,8 @@ class Sampler:
         """
         self._can_start(start)
         _need_log_prob(log_probs, law)
+        if not callable(model):
+            raise TypeError(f"model: expected a function, or a network, of (x, t), got {type(model).__name__}")
         if callback is not None and is_lazy(x_or_shape):
             raise NotImplementedError("callback: does not take arrays of dask's, which are not computed yet")
         x, is_new = self._begun(x_or_shape, noise, start, dtype, device), isinstance(x_or_shape, list | tuple)

@@ -379,6 +379,26 @@ def test_an_image_that_changed_after_its_target_was_made_is_made_again(
     assert "is whole already" in capsys.readouterr().out
 
 
+def test_an_image_that_is_lost_from_a_whole_target_is_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Seen to fail: "is whole already" of a target without its images."""
+    from PIL import Image
+
+    (tmp_path / "x").mkdir()
+    for name in ("a", "b", "c"):
+        Image.fromarray(np.full((8, 8), 100, np.uint8)).save(tmp_path / "x" / f"{name}.bmp")
+    arguments = [tmp_path / "x", tmp_path / "y", *AT_300]
+    assert run(*arguments) == 0
+    (tmp_path / "y" / "b.png").unlink()
+    (tmp_path / "y" / "c.png").write_bytes(b"cut")
+    assert run(*arguments) == 0
+    assert_images(tmp_path / "y", {"a.bmp": 100, "b.bmp": 100, "c.bmp": 100})
+    capsys.readouterr()
+    assert run(*arguments) == 0
+    assert "is whole already" in capsys.readouterr().out
+
+
 def assert_images(target: Path, levels: dict[str, int]) -> None:
     """They are those of images of 8 x 8 such levels, by the names of their sources."""
     from PIL import Image
@@ -902,7 +922,8 @@ def test_two_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["cut.npy", "y.npy", *AT_300], "its header speaks of"),
         (["fortran.npy", "y.npy", *AT_300], "Fortran order"),
         (["number.npy", "y.npy", *AT_300], "samples along axis 0"),
-        (["int64.npy", "y.npy", *AT_300], "dtype int64: expected one of uint8, uint16, float16"),
+        (["int64.npy", "y.npy", *AT_300], "int64.npy has dtype int64: expected one of uint8, uint16, float16"),
+        (["fifo.npy", "y.npy", *AT_300], "fifo.npy is no plain file: expected a .npy file, a zarr store or a folder"),
         (["folder", "folder/y", *AT_300], "lie in one another"),
         (["folder", "y", *AT_300], "has neither images"),
         (["twins", "y", *AT_300], "would both become a.png"),
@@ -931,6 +952,7 @@ def test_bad_input_is_named(
     Path("folder").mkdir()
     Path("twins").mkdir()
     Path("loop.npy").symlink_to("loop.npy")
+    os.mkfifo("fifo.npy")
     for name in ("a.png", "a.jpg"):
         (Path("twins") / name).touch()
     before = sorted(Path().iterdir())

@@ -359,6 +359,8 @@ def test_tensors_that_stand_for_others_are_refused_by_name(kind):
         "out": lambda: nf.q_sample(X, 3, S, N, out=x),
         "pred": lambda: nf.mse_loss(x, x, 3, S, N, target="v"),
         "x": lambda: nf.augment.gaussian(x, 1.0, N),
+        "t": lambda: nf.q_sample(X, x, S, N),
+        "weight": lambda: nf.mse_loss(X, X, 3, S, N, target="v", weight=x),
     }.items():
         with pytest.raises(TypeError, match=f"^{name}: expected a plain tensor, got {message.format(name)}"):
             call()

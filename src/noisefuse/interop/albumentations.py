@@ -103,7 +103,8 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
             whether it has noise at all: with ``key="index"``, ``augment(image=image, index=17)``. An int in [0, 2^56),
             a str (`augment.sample_id`), or a pair of that and the epoch. The same image then has the same noise in
             every process, order and run.
-        noise_seed: the seed of noise that `key` names.
+        noise_seed: the seed of what `key` names. Transforms that follow one another take a seed each: with the same one
+            they draw the same noise, and act on the same images.
 
     Raises:
         ValueError: noise_scale_factor is not 1.

@@ -80,6 +80,7 @@ def read_index(name: str, t: Any, place: torch.device) -> Any:
     """Row numbers or times; those in host memory do for tensors of a device, too."""
     if not isinstance(t, Tensor):
         return t
+    need_plain(name, t)
     own = place_of(name, t)
     return memory(name, (t.float() if t.dtype == torch.bfloat16 else t).detach(), own if own.type == "cpu" else place)
 
@@ -88,6 +89,7 @@ def read_numbers(name: str, x: Any, place: torch.device) -> Any:
     """Weights and upstream gradients, a float or float64. Those of a device stay there: nobody waits for them."""
     if not isinstance(x, Tensor):
         return x
+    need_plain(name, x)
     if place_of(name, x).type == "cuda":
         return memory(name, x.detach().double(), place)
     return x.item() if x.ndim == 0 else x.detach().double().numpy()
