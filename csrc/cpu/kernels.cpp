@@ -19,7 +19,7 @@ void step_drawing_nothing(const Call& s, int64_t begin, int64_t end) {
     Rows<Real> rows(s);
     Arrays<Real> arrays(s);
     const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape_of(rows));
-    const bool far = s.size * s.batch > kFar;
+    const bool far = s.size * s.batch > kFar && asks_early();
     const bool asks = far || (arrays.n_written > 1 && s.size * s.batch >= kSeveral);
     const int64_t most = s.row_for_each() ? rows.most : tile_on_arrays && arrays.all_own && !asks ? 16 * kTile : kTile;
     // The first tile of a long array is short, so that the others begin with a line.
@@ -119,7 +119,7 @@ void step_range(const Call& s, int64_t begin, int64_t end) {
         step_drawing_nothing<Real>(s, begin, end);
     else
         step_drawing<Real>(s, begin, end, false, [](int64_t) {});
-    if (s.size * s.batch >= kFarther) Lane::fence_nontemporal();
+    if (s.size * s.batch * int64_t{sizeof(Real)} >= kPastCaches) Lane::fence_nontemporal();
 }
 
 void step(const Call& s, int64_t begin, int64_t end) {

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No size at which a call's time per element jumps.
+
+    pytest benchmarks/test_sizes.py      every figure; writes results/<processor>-sizes.json and .md
+
+Each call is timed at sizes on both sides of where the kernels begin to store past the caches, in turn with np.copyto
+of as many bytes. Needs 1.5 GiB of memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+import figures
+import noisefuse as nf
+from figures import NOISE, SCHEDULE, Figure
+from noisefuse._bench import interleaved
+from noisefuse._contenders import Call
+
+SIZES = [1 << 22, (1 << 23) - 4096, 1 << 23, 1 << 24, 1 << 25]  # elements
+FLOATS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64}
+LEVELS = {"uint8": np.uint8, "uint16": np.uint16}
+SAMPLERS = {name: getattr(nf.samplers, name)(SCHEDULE, 20) for name in ("ddim", "ddpm", "dpmpp_2m")}
+ROW = 7
+
+
+def step(name: str, x: Any, m: Any, out: Any) -> Call:
+    sampler = SAMPLERS[name]
+    state = sampler.state(x)
+    return lambda: sampler.step(ROW, x, m, NOISE, state, out=out)
+
+
+def log_prob(x: Any, m: Any, out: Any) -> Call:
+    return lambda: SAMPLERS["ddpm"].log_prob(ROW, x, m, out)
+
+
+def loss(x: Any, m: Any, out: Any, **options: Any) -> Call:
+    return partial(nf.mse_loss, m, x, 300, SCHEDULE, NOISE, target="epsilon", **options)
+
+
+def random(function: Any, out: Any) -> Call:
+    return partial(function, out.shape, NOISE, dtype=out.dtype, out=out)
+
+
+# Of x, the model's output m and out: a call, and how many arrays of their size it reads and writes, in these dtypes.
+Make = Callable[[Any, Any, Any], Call]
+OF_FLOATS: dict[str, tuple[int, Make]] = {
+    "randn": (1, lambda x, m, out: random(nf.randn, out)),
+    "q_sample": (2, lambda x, m, out: partial(nf.q_sample, x, 300, SCHEDULE, NOISE, out=out)),
+    "q_sample, in place": (2, lambda x, m, out: partial(nf.q_sample, x, 300, SCHEDULE, NOISE, out=x)),
+    "q_sample and target": (
+        3,
+        lambda x, m, out: partial(nf.q_sample, x, 300, SCHEDULE, NOISE, target="velocity", out=out, target_out=m),
+    ),
+    "q_step": (2, lambda x, m, out: partial(nf.q_step, x, 300, SCHEDULE, NOISE, out=out)),
+    "gaussian": (2, lambda x, m, out: partial(nf.augment.gaussian, x, 0.1, NOISE, out=out)),
+    "multiplicative": (2, lambda x, m, out: partial(nf.augment.multiplicative, x, 0.1, NOISE, out=out)),
+    "mse_loss": (2, loss),
+    "mse_loss and gradient": (3, lambda x, m, out: loss(x, m, out, grad_out=out)),
+    "log_prob": (3, log_prob),
+    "ddim": (3, partial(step, "ddim")),
+    "ddim, in place": (3, lambda x, m, out: step("ddim", x, m, x)),
+    "ddpm": (3, partial(step, "ddpm")),
+    "dpmpp_2m": (5, partial(step, "dpmpp_2m")),
+}
+OF_LEVELS: dict[str, Make] = {
+    "gaussian": lambda x, m, out: partial(nf.augment.gaussian, x, 10.0, NOISE, out=out),
+    "multiplicative": lambda x, m, out: partial(nf.augment.multiplicative, x, 0.1, NOISE, out=out),
+}
+TO_LEVELS: dict[str, tuple[int, Make]] = {
+    "q_sample": OF_FLOATS["q_sample"],
+    "ddim": OF_FLOATS["ddim"],
+}
+
+
+def thread_seconds(call: Call, n: int) -> float:
+    """Of this thread alone, so that other processes count less."""
+    begin = time.thread_time()
+    for _ in range(n):
+        call()
+    return (time.thread_time() - begin) / n
+
+
+def jump(n_inputs: int, n_arrays: int, make: Make, dtype: Any, out_dtype: Any) -> float:
+    """The largest change between two neighbouring sizes of the time per element, or of what it is of np.copyto's if
+    that changes less: a copy has jumps of its own, where an array leaves the caches."""
+    x, m = (np.full(SIZES[-1], 3, dtype) for _ in range(2))
+    out = np.full(SIZES[-1], 3, out_dtype)
+    width = n_inputs * x.itemsize + (n_arrays - n_inputs) * out.itemsize  # bytes of an element, read and written
+    source, copy = (np.ones(SIZES[-1] * width // 2, np.uint8) for _ in range(2))
+    calls: dict[str, Call] = {}
+    for n in SIZES:
+        calls[f"ours {n}"] = make(*(array[:n].reshape(4, -1) for array in (x, m, out)))
+        calls[f"copy {n}"] = partial(np.copyto, copy[: n * width // 2], source[: n * width // 2])
+    least = {name: timing.least for name, timing in interleaved(calls, seconds=4, clock=thread_seconds).items()}
+    worst = 1.0
+    for a, b in itertools.pairwise(SIZES):
+        changed = least[f"ours {b}"] / least[f"ours {a}"] * a / b
+        of_copy = changed / (least[f"copy {b}"] / least[f"copy {a}"] * a / b)
+        worst = max(worst, min(changed, of_copy), 1 / max(changed, of_copy))
+    return worst
+
+
+def figure(name: str, n_arrays: int, make: Make, dtype: Any, out_dtype: Any) -> Figure:
+    reads = n_arrays - (n_arrays > 1)
+    return Figure(name, "<=", 1.25, partial(jump, reads, n_arrays, make, dtype, out_dtype))
+
+
+TITLE, SUFFIX = "Sizes", "-sizes"
+ABOUT = """\
+Written by `pytest benchmarks/test_sizes.py`, in one run, on one thread. A figure is the largest change of a call's time
+per element between neighbouring sizes of 2^22, 2^23 - 4096, 2^23, 2^24 and 2^25 elements, or of its ratio to np.copyto
+of as many bytes, where that changes less."""
+FIGURES = [
+    *(
+        figure(f"{call} of {dtype}", n, make, kind, kind)
+        for call, (n, make) in OF_FLOATS.items()
+        for dtype, kind in FLOATS.items()
+    ),
+    *(figure(f"uniform of {kind}", 1, lambda x, m, out: random(nf.uniform, out), FLOATS[kind], FLOATS[kind])
+      for kind in ("float32", "float64")),
+    *(
+        figure(f"{call} of {dtype}", 2, make, kind, kind)
+        for call, make in OF_LEVELS.items()
+        for dtype, kind in LEVELS.items()
+    ),
+    *(
+        figure(f"{call} of {dtype} to {levels}", n, make, FLOATS[dtype], kind)
+        for call, (n, make) in TO_LEVELS.items()
+        for dtype in ("float32", "float16")
+        for levels, kind in LEVELS.items()
+    ),
+]  # fmt: skip
+test_figure = figures.test_figure
