@@ -148,7 +148,8 @@ class Journal:
         if differ:
             pairs = ((name, _short(begun.get(name)), _short(now.get(name))) for name in differ)
             said = ", ".join(f"{_short(name)} {then} and not {value}" for name, then, value in pairs)
-            raise ValueError(f"{self.target} was begun with {said}; to start anew, remove {self.path.name}*")
+            made = f"{self.target.name} and " if os.path.lexists(self.target) else ""
+            raise ValueError(f"{self.target} was begun with {said}; to start anew, remove {made}{self.path.name}*")
 
     def _restart(self) -> None:
         os.ftruncate(self._file, 0)

@@ -839,8 +839,9 @@ class Sampler:
             if not {"torch", "jax"} & sys.modules.keys():
                 raise
             raise TypeError(
-                f"model: {type(error).__name__} where x is NumPy's and t = {t!r}, as neither dtype= nor device= was "
-                'given; of a network in torch give dtype=torch.float32 or device="cpu", of one in JAX dtype=jnp.float32'
+                f"model: {type(error).__name__} ({str(error)[:80]}) where x is NumPy's and t = {t!r}, as neither "
+                "dtype= nor device= was given; for a network in torch give dtype=torch.float32 or "
+                'device="cpu", for one in JAX dtype=jnp.float32'
             ) from error
         need_answer(answer, x, 0, any_library=True)
         first = answer[0] if isinstance(answer, list | tuple) else answer

@@ -922,7 +922,7 @@ def test_two_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["cut.npy", "y.npy", *AT_300], "its header speaks of"),
         (["fortran.npy", "y.npy", *AT_300], "Fortran order"),
         (["number.npy", "y.npy", *AT_300], "samples along axis 0"),
-        (["int64.npy", "y.npy", *AT_300], "int64.npy has dtype int64: expected one of uint8, uint16, float16"),
+        (["int64.npy", "y.npy", *AT_300], "int64.npy has dtype int64: expected one of uint8, uint16, float32"),
         (["fifo.npy", "y.npy", *AT_300], "fifo.npy is no plain file: expected a .npy file, a zarr store or a folder"),
         (["folder", "folder/y", *AT_300], "lie in one another"),
         (["folder", "y", *AT_300], "has neither images"),
