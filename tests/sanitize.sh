@@ -78,7 +78,7 @@ if [ "$kind" = address ]; then instrumented -m noisefuse.cli selftest --level qu
 run=(-m pytest -p no:cacheprovider -p no:faulthandler
     --deselect tests/backends/test_threads.py::test_where_no_thread_can_be_started_the_call_goes_on
     --deselect tests/backends/test_threads.py::test_interrupts_at_any_moment_leave_no_lock_taken)
-[ "$kind" != calls ] || run=(tests/campaign/random_calls.py --no-numba)
+[ "$kind" != calls ] || run=(tests/campaign/random_calls.py --no-numba --against native-portable) # the reference is slow
 instrumented "${run[@]}" "$@" || status=$?
 if compgen -G "$tmp/report*" >/dev/null; then
     cat "$tmp"/report*

@@ -141,7 +141,7 @@ def main():
     parser.add_argument("--cases", type=int, default=sys.maxsize)
     parser.add_argument("--minutes", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--against", default="reference", choices=("reference", "numba"))
+    parser.add_argument("--against", default="reference", choices=("reference", "numba", "native-portable"))
     parser.add_argument("--no-numba", action="store_true", help="of the backends, native alone")
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES)
     given = parser.parse_args()

@@ -109,9 +109,9 @@ def test_each_number_matters_to_equality():
 
 TAKES_STREAM_0 = {
     "q_step": lambda x, noise: nf.q_step(x, 1, nf.Schedule.linear(), noise),
-    "fields": nf.fields.offset_like,
+    "fields": lambda x, noise: nf.fields.offset_like(x, 0.1, noise),
     "a sampler": lambda x, noise: nf.samplers.ddpm(nf.Schedule.linear(), 4).noised(0, x, noise),
-    "perturbed": lambda x, noise: nf.fields.perturbed(x, 1, nf.Schedule.linear(), noise),
+    "perturbed": lambda x, noise: nf.fields.perturbed(x, 1, nf.Schedule.linear(), 0.1, noise),
 }
 
 
