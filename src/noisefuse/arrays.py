@@ -149,12 +149,13 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     return dtype.name
 
 
+_DTYPES = str, type, np.dtype  # a union would be made anew at each call
+
+
 def fast_dtype(dtype: Any, other: Any, allowed: tuple[str, ...] = FLOATS) -> tuple[Any, ...]:
     """What the fast path takes for a dtype of results; it declines ()."""
-    if not isinstance(dtype, str | type | np.dtype) and other is None:
+    if other is None and not isinstance(dtype, _DTYPES):
         return ()
-    if type(dtype) is np.dtype and dtype.kind == "f":
-        dtype = dtype.str  # whose hash costs nothing
     try:
         return _fast_dtype(dtype, allowed)
     except TypeError:  # not hashable, or no dtype

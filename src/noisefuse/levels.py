@@ -20,6 +20,10 @@ _NAMES = {
     key: name for name in LEVELS for key in (name, np.dtype(name), np.dtype(name).newbyteorder(), np.dtype(name).type)
 }
 
+FLOATING: set[Any] = {np.dtype(code) for code in "efd"}
+"""Dtypes that are none of them, found sooner than by `levels_of`. Torch's join them when its module is loaded."""
+_NUMPYS = np.dtype, type  # a union would be made anew at each call
+
 
 class Levels(NamedTuple):
     """A result in levels: of this dtype, and of which range."""
@@ -36,4 +40,4 @@ def level_bounds(levels: str, bounds: Range) -> Range:
 
 def levels_of(dtype: Any) -> str | None:
     """Which of LEVELS it is, NumPy's (of either byte order) or torch's, by whatever name; None: it is none of them."""
-    return _NAMES.get(dtype if isinstance(dtype, np.dtype | type) else str(dtype).removeprefix("torch."))
+    return _NAMES.get(dtype if isinstance(dtype, _NUMPYS) else str(dtype).removeprefix("torch."))

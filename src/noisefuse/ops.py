@@ -59,7 +59,7 @@ from .calls import (
 )
 from .forward import Make, forward
 from .intervals import Terms
-from .levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATS, LEVELS, Levels, levels_of
+from .levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATING, FLOATS, LEVELS, Levels, levels_of
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Increment, Noise, got
 from .rows import M1, PAST1, PASTS, Z_BITS, Plain, Rows, X, Z
 from .schedule import UNIT_TIMES, Schedule, need_schedule
@@ -405,7 +405,8 @@ def q_sample(
     """
     other = None if type(x0) is np.ndarray else interop(x0)
     levels = None
-    if not (dtype is None and out is None and out_scale is None and out_offset is None):
+    floating = out is None or getattr(out, "dtype", None) in FLOATING
+    if not (floating and dtype is None and out_scale is None and out_offset is None):
         levels = levels_asked(dtype, out, out_scale, out_offset)
     named = type(target) is str or (target is None and target_out is None)
     row = backends.fast_row if other is None else fast_path(other, "fast_row")
@@ -474,7 +475,8 @@ def q_step(
     """
     need_schedule(schedule)
     other = None if type(x) is np.ndarray else interop(x)
-    levels = None if out is None and not options else levels_alone(out, **options)
+    floating = out is None or getattr(out, "dtype", None) in FLOATING
+    levels = None if floating and not options else levels_alone(out, **options)
     if (row := backends.fast_row if other is None else fast_path(other, "fast_row")) is not None:
         kept = schedule.kept
         plain = kept.plain_markov if levels is None else kept.plain_markov_to(levels)
@@ -641,7 +643,8 @@ def update(
     True
     """
     other = None if type(x) is np.ndarray else interop(x)
-    levels = None if (out is None or out is x) and not options else levels_alone(out, **options)
+    floating = out is None or out is x or getattr(out, "dtype", None) in FLOATING
+    levels = None if floating and not options else levels_alone(out, **options)
     row = backends.fast_row if other is None else fast_path(other, "fast_row")
     if type(table) is Tableau and not table.masked and row is not None:
         rows = table.as_rows if levels is None else table.as_rows.scaled(*levels.range)
@@ -752,6 +755,8 @@ def levels_asked(
 ) -> Levels | None:
     """Of a result in levels, which `dtype` or, without it, `out` asks for; None for floats."""
     asked = levels_of(getattr(out, "dtype", None) if dtype is None else dtype)
+    if out_scale is None and out_offset is None:
+        return None if asked is None else _DEFAULT_LEVELS[asked]
     if asked is None:
         for name, value in ("out_scale", out_scale), ("out_offset", out_offset):
             if value is not None:
@@ -759,8 +764,6 @@ def levels_asked(
                     f"{name} = {value!r}: expected a result in integers with it, dtype='uint8' or dtype='uint16'"
                 )
         return None
-    if out_scale is None and out_offset is None:
-        return _DEFAULT_LEVELS[asked]
     return Levels(asked, (_finite("out_scale", out_scale, 1.0), _finite("out_offset", out_offset, 0.0)))
 
 
@@ -789,6 +792,9 @@ def need_tableau(name: str, table: object) -> None:
         raise TypeError(f"{name}: expected a noisefuse.Tableau, such as sampler.tableau, got {type(table).__name__}")
 
 
+_SEVERAL = list, tuple  # a union would be made anew at each call
+
+
 def _random(
     name: str,
     shape: Shape,
@@ -801,7 +807,7 @@ def _random(
     # (Dynamo, where a graph has broken, goes into this frame because it names np: else it would go into fast_dtype's.)
     other = None if type(out) is np.ndarray else interop(dtype if out is None else out)
     allowed = ("float32", "float64") if is_uniform else FLOATS
-    if not is_uniform and are_increments(noise):
+    if type(noise) is not Noise and not is_uniform and are_increments(noise):
         return _increment(shape, noise, dtype, batched, out)
     if (draw := backends.fast_random if other is None else fast_path(other, "fast_random")) is not None:
         kind = fast_dtype(dtype, other, allowed)
@@ -821,7 +827,7 @@ Increments: TypeAlias = Increment | list[Increment] | tuple[Increment, ...]
 
 def are_increments(noise: object) -> TypeGuard[Increments]:
     """Whether it is an increment, or a list of one for each row."""
-    if isinstance(noise, list | tuple):
+    if isinstance(noise, _SEVERAL):
         return len(noise) > 0 and all(type(n) is Increment for n in noise)
     return type(noise) is Increment
 
@@ -1030,10 +1036,13 @@ def those_read(rows: Rows, inputs: Inputs, x: Array) -> Inputs:
     return {slot: a for slot, a in inputs.items() if slot in rows.reads}
 
 
+_NUMBERS = int, float, np.integer, np.floating
+
+
 def _finite(name: str, value: float | None, default: float) -> float:
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     number = float(value) + 0.0  # -0 is 0: ranges are keys
     if not math.isfinite(number):

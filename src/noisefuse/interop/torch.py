@@ -22,7 +22,7 @@ import numpy as np
 
 import noisefuse as nf
 
-from ..levels import LEVELS
+from ..levels import FLOATING, LEVELS
 from ._needs import needs
 
 with needs(__name__, "torch"):
@@ -59,6 +59,8 @@ __all__ = [
     "moved", "mse_loss", "mse_loss_grad", "need_plain", "q_sample", "q_step", "q_walk", "randn", "times", "uniform",
     "untraced", "update", "update_with_log_prob", "where",
 ]  # fmt: skip
+
+FLOATING.update(dtype for dtype in DTYPES if dtype.is_floating_point)
 
 
 # ---- operations --------------------------------------------------------------------------------------------
