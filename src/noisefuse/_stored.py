@@ -24,9 +24,9 @@ def read(kind: str, text: str, make: Callable[[dict[str, Any]], Made]) -> Made:
         raise ValueError(f"this JSON is not a whole noisefuse {kind}: {error!r}") from error
 
 
-def refuse_state(self: object, state: object) -> NoReturn:
-    """``__setstate__`` of classes that pickle a call of their constructor: a forged pickle cannot skip its checks."""
-    raise TypeError(f"this pickle sets the attributes of a {type(self).__name__}, which only its constructor may do")
+def refuse_state(value: object) -> NoReturn:
+    """For ``__setstate__`` of classes that pickle a call of their constructor, whose checks nobody can skip so."""
+    raise TypeError(f"this pickle sets the attributes of a {type(value).__name__}, which only its constructor may do")
 
 
 def entries(name: str, values: object) -> list[Any]:

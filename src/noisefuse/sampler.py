@@ -182,7 +182,8 @@ class Sampler:
     def __reduce__(self) -> tuple[type[Sampler], tuple[Tableau]]:
         return Sampler, (self.tableau,)
 
-    __setstate__ = _stored.refuse_state
+    def __setstate__(self, state: object) -> NoReturn:
+        _stored.refuse_state(self)
 
     def __len__(self) -> int:
         return len(self._push)

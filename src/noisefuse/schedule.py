@@ -653,7 +653,8 @@ class Schedule:
     def __reduce__(self) -> tuple[Callable[..., Self], tuple[Array, Array]]:
         return self._rebuilt(self.name), (self.alpha, self.sigma)  # unpickled arrays would be writable
 
-    __setstate__ = _stored.refuse_state
+    def __setstate__(self, state: object) -> NoReturn:
+        _stored.refuse_state(self)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Schedule is immutable: cannot set {name!r}")

@@ -286,7 +286,8 @@ class Tableau:
     def __reduce__(self) -> tuple[Callable[[str], Tableau], tuple[str]]:
         return Tableau.from_json, (self.to_json(),)  # unpickled arrays would be writable
 
-    __setstate__ = _stored.refuse_state
+    def __setstate__(self, state: object) -> NoReturn:
+        _stored.refuse_state(self)
 
     def _check(self) -> None:
         if not 0 <= self.start < math.inf:

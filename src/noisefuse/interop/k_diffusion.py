@@ -455,18 +455,18 @@ def _function(rule: Callable[..., nf.Sampler], own: str, doc: str, shared: Share
 
 _CHURNED, _ANCESTRAL = "s_churn s_tmin s_tmax s_noise noise", "eta s_noise noise_sampler noise"
 
-sample_euler = _function(nf.samplers.euler, _CHURNED, "with the churn of Karras et al. 2022, algorithm 2.")
-sample_heun = _function(nf.samplers.heun, _CHURNED, "with the churn of Karras et al. 2022, algorithm 2.")
-sample_dpm_2 = _function(nf.samplers.dpm_2, _CHURNED, "with the churn of Karras et al. 2022, algorithm 2.")
-sample_lms = _function(nf.samplers.lms, "order", "k-diffusion's own method (Crowson 2022).")
-sample_dpmpp_2m = _function(
+sample_euler: _Function = _function(nf.samplers.euler, _CHURNED, "with the churn of Karras et al. 2022, algorithm 2.")
+sample_heun: _Function = _function(nf.samplers.heun, _CHURNED, "with the churn of Karras et al. 2022, algorithm 2.")
+sample_dpm_2: _Function = _function(nf.samplers.dpm_2, _CHURNED, "with the churn of Karras et al. 2022, algorithm 2.")
+sample_lms: _Function = _function(nf.samplers.lms, "order", "k-diffusion's own method (Crowson 2022).")
+sample_dpmpp_2m: _Function = _function(
     nf.samplers.dpmpp_2m, "", "Lu et al. 2022, with steps of second order to the end.", lower_order_final=False
 )
-sample_ipndm = _function(nf.samplers.ipndm, "max_order", "Zhang & Chen 2022; ComfyUI.")
-sample_gradient_estimation = _function(
+sample_ipndm: _Function = _function(nf.samplers.ipndm, "max_order", "Zhang & Chen 2022; ComfyUI.")
+sample_gradient_estimation: _Function = _function(
     nf.samplers.gradient_estimation, "ge_gamma", "Permenter & Yuan 2023; ComfyUI, without its cfg_pp."
 )
-sample_euler_ancestral = _function(
+sample_euler_ancestral: _Function = _function(
     nf.samplers.euler_ancestral,
     _ANCESTRAL,
     """k-diffusion's own method (Crowson 2022).
@@ -477,18 +477,20 @@ sample_euler_ancestral = _function(
 >>> sample_euler_ancestral(lambda x, sigma: 0.1 * x, x, sigmas, noise=[nf.Noise(11), nf.Noise(12)]).shape
 torch.Size([2, 3])""",
 )
-sample_dpm_2_ancestral = _function(nf.samplers.dpm_2_ancestral, _ANCESTRAL, "k-diffusion's own method (Crowson 2022).")
-sample_dpmpp_2s_ancestral = _function(
+sample_dpm_2_ancestral: _Function = _function(
+    nf.samplers.dpm_2_ancestral, _ANCESTRAL, "k-diffusion's own method (Crowson 2022)."
+)
+sample_dpmpp_2s_ancestral: _Function = _function(
     nf.samplers.dpmpp_2s_ancestral, _ANCESTRAL, "Lu et al. 2022, algorithm 1, with fresh noise."
 )
-sample_ddpm = _function(nf.samplers.ddpm, "noise_sampler noise", "Ho et al. 2020; ComfyUI.")
-sample_lcm = _function(
+sample_ddpm: _Function = _function(nf.samplers.ddpm, "noise_sampler noise", "Ho et al. 2020; ComfyUI.")
+sample_lcm: _Function = _function(
     nf.samplers.lcm,
     "noise_sampler s_noise noise",
     "Luo et al. 2023, without its c_skip: x' = D + sigma' z; ComfyUI.",
     sigma_data=0.0,
 )
-sample_dpmpp_sde = _function(
+sample_dpmpp_sde: _Function = _function(
     nf.samplers.dpmpp_sde,
     "eta s_noise noise_sampler r noise",
     """on one Brownian path.
@@ -497,13 +499,13 @@ A noise_sampler is called for (sigma, s) and (s, sigma'), the two pieces of a st
 for the second time. k-diffusion asks for (sigma, s) and (sigma, sigma'), the same of one Brownian motion.""",
     _BROWNIAN,
 )
-sample_dpmpp_2m_sde = _function(
+sample_dpmpp_2m_sde: _Function = _function(
     nf.samplers.dpmpp_2m_sde,
     "eta s_noise noise_sampler solver_type noise",
     "Lu et al. 2022, section 5, with steps of second order to the end.",
     _BROWNIAN,
     lower_order_final=False,
 )
-sample_dpmpp_3m_sde = _function(
+sample_dpmpp_3m_sde: _Function = _function(
     nf.samplers.dpmpp_3m_sde, _ANCESTRAL, "k-diffusion's own method (Crowson 2022).", _BROWNIAN
 )
