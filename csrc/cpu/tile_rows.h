@@ -236,7 +236,7 @@ struct Rows {
     // for all columns of half a tile, or for half of the columns, which is more than samplers use, of a whole one.
     static constexpr int kHalf = kTile / 2 + kOverhang;
     alignas(64) Real expanded[kColumns * kHalf];
-    int place[kColumns];               // of a column in `expanded`
+    int place[kColumns] = {};          // of a column in `expanded`; of one that is not used the first
     int most;                          // elements of a tile whose rows differ
     int64_t phase = 0, repeated = -1;  // where a tile of a period begins there; the sample whose period it is
     // k and z of `out` by level, where they are looked up in registers.
