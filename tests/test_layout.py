@@ -101,7 +101,7 @@ ALLOWED = {
     "interop.k_diffusion": "@ docstrings noise interop._needs tableau",
     "interop.diffusers": "@ levels noise interop._needs interop.diffusers_* interop.torch_internals",
     "cli": "@ levels _*",
-    "campaign*": "@ arrays campaign campaign.* rows _native levels",
+    "campaign*": "@ arrays calls campaign campaign.* rows _native levels",
     "_noise_cluster": "@ _noise_files interop.dask",
     "_*": "@ _* arrays campaign campaign.* naive sampler views levels",
 }

@@ -83,16 +83,16 @@ def image_layout(name: str, x: Any) -> Literal["HWC", "CHW"] | None:
 
 def warn_once(what: str, message: str) -> None:
     """Once in a process, at the line of the caller's that led here."""
-    if what in _WARNED:
+    if what in WARNED:
         return
-    _WARNED.add(what)
+    WARNED.add(what)
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "noisefuse":
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)
 
 
-_WARNED: set[str] = set()
+WARNED: set[str] = set()
 
 
 # ---------------------------------------------------------------------------------------------------------- times

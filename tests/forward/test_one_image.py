@@ -58,7 +58,7 @@ def image(*shape, dtype=np.uint8):
 
 @pytest.fixture(autouse=True)
 def _nothing_was_warned_of(monkeypatch):
-    monkeypatch.setattr(calls, "_WARNED", set())
+    monkeypatch.setattr(calls, "WARNED", set())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield

@@ -705,7 +705,7 @@ TIMES_LIKE_STEPS = [[0.0, 1.0], np.array([1, 0], np.float32), np.array([[0.0, 1.
 def test_float_times_that_look_like_steps_are_warned_of_once(schedule, monkeypatch):
     """Seen to fail: nothing was said, as it was; a warning of each array of floats, of 0.0 alone, of integers."""
     x, noise, said = np.ones((2, 3), np.float32), nf.Noise(7), set()
-    monkeypatch.setattr(calls, "_WARNED", said)
+    monkeypatch.setattr(calls, "WARNED", said)
     users = [
         lambda t: nf.q_sample(x, t, schedule, noise),
         lambda t: nf.mse_loss(x, x, t, schedule, noise, target="v"),

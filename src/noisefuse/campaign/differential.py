@@ -22,6 +22,7 @@ import numpy as np
 
 import noisefuse as nf
 
+from ..calls import WARNED
 from . import Result, arguments
 from .arguments import Array, Draw, operation, random_call
 
@@ -78,6 +79,7 @@ class Outcome(NamedTuple):
 
 def outcome(code: str | CodeType) -> Outcome:
     arguments.made.clear()
+    WARNED.clear()  # what is said once is said to each backend
     failed, results = False, tuple[bytes, ...]()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
