@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 
 from . import backends
 from .backends.call import address, dtype_code
-from .kinds import library, library_of
+from .kinds import library_of
 from .levels import FLOATS
 
 Array: TypeAlias = NDArray[Any]
-
-interop = library_of
 
 
 def on_device(x: object) -> bool:
@@ -46,7 +44,7 @@ def is_foreign(x: object) -> bool:
     kind = type(x)
     if kind is np.ndarray or not (hasattr(kind, "__dlpack__") and hasattr(kind, "__dlpack_device__")):
         return False
-    return not isinstance(x, np.ndarray) and not on_device(x) and interop(x) is None
+    return not isinstance(x, np.ndarray) and not on_device(x) and library_of(x) is None
 
 
 def host_view(name: str, x: Any) -> Any:
@@ -100,28 +98,18 @@ def where(x: Any) -> str:
 
 def is_traced(x: object) -> bool:
     """Whether a compiler traces the call, which cannot follow the fast path."""
-    other = interop(x)
+    other = library_of(x)
     return other is not None and other.is_traced()
 
 
 def is_lazy(x: object) -> bool:
     """Whether it is dask's: computed later, and never written to."""
-    return type(x) is not np.ndarray and getattr(interop(x), "LAZY", False)
+    return type(x) is not np.ndarray and getattr(library_of(x), "LAZY", False)
 
 
 def is_written(x: object) -> bool:
     """Whether results may be written to arrays of its kind."""
-    return type(x) is np.ndarray or getattr(interop(x), "WRITTEN", True)
-
-
-def tensors() -> Any:
-    """The library of torch's tensors."""
-    return library("torch")
-
-
-def lazy() -> Any:
-    """The library of dask's arrays."""
-    return library("dask")
+    return type(x) is np.ndarray or getattr(library_of(x), "WRITTEN", True)
 
 
 def float_dtype(dtype: Any, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:
@@ -136,7 +124,7 @@ def float_dtype(dtype: Any, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:
     try:
         found: np.dtype[Any] = np.dtype("float32" if dtype is None else dtype)
     except TypeError:
-        what = f"{dtype!r} is torch's, and the arrays are not" if interop(dtype) is not None else repr(dtype)
+        what = f"{dtype!r} is torch's, and the arrays are not" if library_of(dtype) is not None else repr(dtype)
         raise TypeError(f"dtype {what}: expected one of {', '.join(allowed)}") from None
     if dtype_name(found) not in allowed or not found.isnative:
         raise TypeError(f"dtype {found}: expected one of {', '.join(allowed)}")
@@ -191,7 +179,7 @@ def as_numbers(name: str, x: Any) -> Array:
 
 def wanted(x: object, of: str = "NumPy, CuPy, torch, JAX or dask, or one that speaks DLPack") -> str:
     """What is expected in place of x. (Tensors come here only where the other arguments are none.)"""
-    is_anothers = interop(x) is not None and hasattr(x, "shape")  # a generator of torch's is no array
+    is_anothers = library_of(x) is not None and hasattr(x, "shape")  # a generator of torch's is no array
     return "a NumPy array, as the other arguments are" if is_anothers else f"an array of {of}"
 
 

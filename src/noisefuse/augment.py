@@ -28,13 +28,13 @@ from .arrays import (
     device_of,
     fast_dtype,
     float_dtype,
-    interop,
     is_array,
     is_lazy,
     output,
 )
 from .backends.call import Step
 from .calls import Index, image_layout, is_batch, make_call, names_or_array, run, warn_once
+from .kinds import library_of
 from .levels import FLOATS, LEVELS, level_bounds, levels_of
 from .loss import mean_squares
 from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
@@ -248,7 +248,7 @@ def by_level(
     10
     """
     batched = _is_batch(x, batched)
-    if (other := None if type(x) is np.ndarray else interop(x)) is not None:
+    if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
         options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out}
         return _of_tensors(other, _levels, x, noise, mean_table=mean_table, std_table=std_table, **options)
     call = _levels_call(x, noise, mean_table=mean_table, std_table=std_table, dtype=dtype, batched=batched, out=out)
@@ -312,7 +312,7 @@ def poisson(
         raise ValueError(f"peak = {peak!r}: expected photons, more than 0 and at most 1e6")
     if not 0.1 <= gammas <= 10:
         raise ValueError(f"gamma = {gamma!r}: expected a number from 0.1 to 10")
-    if (other := None if type(x) is np.ndarray else interop(x)) is not None:
+    if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
         return _of_tensors(other, _poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
     tables = [transitions.of_poisson(float(one), float(gammas)) for one in peaks.reshape(-1)]
     one_for_all = tables[0] if peaks.ndim == 0 else np.concatenate(tables or [transitions.of_poisson(1.0, 1.0)])
@@ -371,7 +371,7 @@ def transition(
     ([0, 200], 0.1)
     """
     batched = _is_batch(x, batched)
-    if (other := None if type(x) is np.ndarray else interop(x)) is not None:
+    if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
         return _of_tensors(other, _transition, x, noise, matrix=matrix, batched=batched, out=out)
     probabilities = _numbers("matrix", matrix)
     shape = probabilities.shape
@@ -434,7 +434,7 @@ def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options
     if (batched := options.get("batched")) is None:
         _warn_of_one_clip(x)
         batched = options["batched"] = True
-    if (other := None if type(x) is np.ndarray else interop(x)) is not None:
+    if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
         return _of_tensors(other, _snr, x, noise, snr=snr, **options)
     x, decibels = as_array("x", x), _numbers("snr", snr)
     batch, _ = batch_shape(x.shape, batched)
@@ -531,7 +531,7 @@ def prepare(
     if is_lazy(images):
         given: Any = {"scale_mean": scale_mean, "scale_std": scale_std, "scale": scale, "batched": batched}
         given |= {"noise_std": noise_std, "t": t, "schedule": schedule, "dtype": dtype, "out": out}
-        return interop(images).prepare(images, noise, **given)
+        return library_of(images).prepare(images, noise, **given)
     batch, channels = shape[0] if batched else 1, shape[-1]
     gain, shift = _normalisation(scale, scale_mean, scale_std, channels)
     strength, alpha, times = _numbers("noise_std", noise_std), np.ones(1), None
@@ -694,7 +694,7 @@ def _apply(
     out: Array | None = None,
 ) -> Array:
     """One pass, and another one over the result where it is clipped to a range."""
-    other = None if type(x) is np.ndarray else interop(x)
+    other = None if type(x) is np.ndarray else library_of(x)
     if order == layout:
         order = None
     plain = order is None and not shared and {*map(type, numbers.values())} == {float}
@@ -827,12 +827,12 @@ def _call(
 def _clipped(result: Array, bounds: tuple[float, float]) -> Array:
     """In place."""
     levels, (low, high) = levels_of(result.dtype), bounds
-    if levels is None and interop(result) is not None:
+    if levels is None and library_of(result) is not None:
         return result.clamp_(low, high)
     if levels is not None:
         low, high = level_bounds(levels, bounds)
     # torch clamps no uint16; where a tensor comes here, it lies in host memory
-    memory: Any = result if interop(result) is None else result.numpy()
+    memory: Any = result if library_of(result) is None else result.numpy()
     kind = memory.dtype.type
     np.clip(memory, kind(low), kind(high), out=memory)
     return result

@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import backends
-from .arrays import as_array, as_numbers, device_of, interop, is_written, on_device, output, overlap
+from .arrays import as_array, as_numbers, device_of, is_written, on_device, output, overlap
 from .backends.call import LOSS_CHUNK, Loss, Step
 from .calls import Index, like, make_call, row_index, run
+from .kinds import library_of
 from .levels import levels_of
 from .loss_parts import LossPart, chunk_sums, combined, place_of
 from .noise import SAMPLER
@@ -91,7 +92,7 @@ def log_prob(
     >>> bool((nf.density.log_prob(table, 4, x, m, x_next) == made).all())
     True
     """
-    other = None if type(x) is np.ndarray else interop(x)
+    other = None if type(x) is np.ndarray else library_of(x)
     law = {"reduction": reduction, "density": density, "partial": partial}
     if other is None or not other.is_traced():
         done = fast(table, True, i, x, model_output, past, x_next, None, (), law)
@@ -136,7 +137,7 @@ def log_prob_grad(
     >>> nf.density.log_prob_grad(table, 4, x, m, x).shape
     (2, 3, 8)
     """
-    other = None if type(x) is np.ndarray else interop(x)
+    other = None if type(x) is np.ndarray else library_of(x)
     law: dict[str, Any] = {"reduction": reduction, "density": density}
     if other is None or not other.is_traced():
         made: Array = fast_gradient(table, wrt, i, x, model_output, past, x_next, upstream, out, law)
@@ -173,7 +174,7 @@ def kl(
     >>> nf.density.kl(table, 4, m, m).tolist()
     [0.0, 0.0]
     """
-    other = None if type(model_output) is np.ndarray else interop(model_output)
+    other = None if type(model_output) is np.ndarray else library_of(model_output)
     if other is not None:
         return other.kl(table, i, model_output, reference, reduction=reduction)
     call, factor = pair_call(table, i, model_output, reference, reduction, {})
@@ -201,7 +202,7 @@ def kl_grad(
     >>> float(nf.density.kl_grad(table, 4, m, m).max())
     0.0
     """
-    other = None if type(model_output) is np.ndarray else interop(model_output)
+    other = None if type(model_output) is np.ndarray else library_of(model_output)
     if other is not None:
         given: dict[str, Any] = {"reduction": reduction, "upstream": upstream, "out": out}
         return other.kl_grad(table, i, model_output, reference, **given)
@@ -242,7 +243,7 @@ def update_with_log_prob(
     >>> x_next.shape, log_prob.shape
     ((2, 3, 8), (2,))
     """
-    other = None if type(x) is np.ndarray else interop(x)
+    other = None if type(x) is np.ndarray else library_of(x)
     options: dict[str, Any] = {"reduction": reduction, "density": density, "partial": partial}
     if isinstance(aux_out, int) and is_written(x):
         raise TypeError(f"aux_out: expected a sequence of arrays, got {type(aux_out).__name__}")
@@ -395,7 +396,7 @@ def combine(parts: Any) -> Any:
             raise TypeError(f"parts[{n}]: expected what partial=True gives, got {type(part).__name__}")
     if kind is LossPart:
         return combined(parts)
-    if (other := interop(parts[0].sums)) is not None:
+    if (other := library_of(parts[0].sums)) is not None:
         return other.combined(parts)
     first = parts[0].law
     for n, part in enumerate(parts):

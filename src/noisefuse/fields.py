@@ -26,7 +26,6 @@ from .arrays import (
     device_of,
     float_dtype,
     host_view,
-    interop,
     is_lazy,
     on_device,
     output,
@@ -34,6 +33,7 @@ from .arrays import (
 )
 from .calls import Index, converted, is_batch, make_call, names_or_array, run
 from .float_mode import float_mode
+from .kinds import library_of
 from .levels import DEFAULT_RANGE, FLOATS, levels_of
 from .loss import distances
 from .noise import (
@@ -555,7 +555,7 @@ def _on_memory(function: Callable[..., Array], x: Array, noise: Names, **options
     if is_lazy(x):
         raise TypeError("x: expected an array in memory, got dask's")
     x = host_view("x", x)
-    other = None if type(x) is np.ndarray else interop(x)
+    other = None if type(x) is np.ndarray else library_of(x)
     return function(x, noise, **options) if other is None else other.augmented(function, x, noise, **options)
 
 

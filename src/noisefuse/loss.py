@@ -17,7 +17,6 @@ from .arrays import (
     contiguous,
     count,
     device_of,
-    interop,
     on_device,
     one_place,
     output,
@@ -25,6 +24,7 @@ from .arrays import (
 from .backends.call import Loss
 from .calls import Index, is_batch, make_call, names_or_array
 from .forward import residual
+from .kinds import library_of
 from .levels import FLOATS, LEVELS
 from .loss_parts import LossPart, Reduction, chunk_sums, place_of
 from .noise import FIELD, Noise
@@ -125,7 +125,7 @@ def mse_loss(
     >>> bool(np.isclose(loss, np.mean(nf.randn((2, 3), noise) ** 2)))
     True
     """
-    if type(pred) is not np.ndarray and (other := interop(pred)) is not None:
+    if type(pred) is not np.ndarray and (other := library_of(pred)) is not None:
         options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
         options |= {"partial": True} if partial else {}
         batched = is_batch("x0", x0, batched)
@@ -197,7 +197,7 @@ def mse_loss_grad(
     True
     """
     gradient: Array
-    other = None if type(pred) is np.ndarray else interop(pred)
+    other = None if type(pred) is np.ndarray else library_of(pred)
     if reduction == "mean" and (other is None or not other.is_traced()):
         wanted = True if out is None else out
         gradient = _fast_mse(

@@ -28,16 +28,13 @@ from .arrays import (
     fast_dtype,
     float_dtype,
     host_view,
-    interop,
     is_array,
     is_written,
-    lazy,
     on_device,
     one_place,
     output,
     overlap,
     pieces,
-    tensors,
     wanted,
 )
 from .backends.call import DTYPES, Draw, Step, Walk
@@ -59,6 +56,7 @@ from .calls import (
 )
 from .forward import Make, forward
 from .intervals import Terms
+from .kinds import library, library_of
 from .levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATING, FLOATS, LEVELS, Levels, levels_of
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Increment, Noise, got
 from .rows import M1, PAST1, PASTS, Z_BITS, Plain, Rows, X, Z
@@ -185,7 +183,7 @@ def randn(
     if chunks is not None:
         _need_memory(noise)
         options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out, "device": device}
-        return lazy().randn(lengths(shape), noise, chunks=chunks, **options)
+        return library("dask").randn(lengths(shape), noise, chunks=chunks, **options)
     if device is not None:
         out = _made_on(device, shape, dtype, out)
     return _random("randn", shape, noise, dtype, batched, out)
@@ -237,9 +235,9 @@ def randn_like(
         return _random("randn", x.shape, noise, x.dtype, True if batched is None else batched, None)
     batched = is_batch("x", x, batched)
     if not is_written(x):
-        _need_memory(noise, interop(x))
-        return interop(x).randn_like(x, noise, dtype=dtype, batched=batched)
-    if (other := interop(x)) is not None and hasattr(type(x), "shape"):  # a dtype has none
+        _need_memory(noise, library_of(x))
+        return library_of(x).randn_like(x, noise, dtype=dtype, batched=batched)
+    if (other := library_of(x)) is not None and hasattr(type(x), "shape"):  # a dtype has none
         out = other.empty_like(x, dtype)
         drawn = _random("randn", tuple(x.shape), noise, x.dtype if out is None else out.dtype, batched, out)
         return other.in_format(drawn, x)
@@ -307,7 +305,7 @@ def uniform(
     """
     if chunks is not None:
         options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out, "device": device}
-        return lazy().uniform(lengths(shape), noise, chunks=chunks, **options)
+        return library("dask").uniform(lengths(shape), noise, chunks=chunks, **options)
     if device is not None:
         out = _made_on(device, shape, dtype, out)
     return _random("uniform", shape, noise, dtype, batched, out)
@@ -403,7 +401,7 @@ def q_sample(
     >>> np.array_equal(z, nf.randn((2, 3), noise))
     True
     """
-    other = None if type(x0) is np.ndarray else interop(x0)
+    other = None if type(x0) is np.ndarray else library_of(x0)
     levels = None
     floating = out is None or getattr(out, "dtype", None) in FLOATING
     if not (floating and dtype is None and out_scale is None and out_offset is None):
@@ -474,7 +472,7 @@ def q_step(
     True
     """
     need_schedule(schedule)
-    other = None if type(x) is np.ndarray else interop(x)
+    other = None if type(x) is np.ndarray else library_of(x)
     floating = out is None or getattr(out, "dtype", None) in FLOATING
     levels = None if floating and not options else levels_alone(out, **options)
     if (row := backends.fast_row if other is None else fast_path(other, "fast_row")) is not None:
@@ -533,7 +531,7 @@ def q_walk(
     """
     need_schedule(schedule)
     batched = is_batch("x0", x0, batched)
-    if (other := interop(x0)) is not None:
+    if (other := library_of(x0)) is not None:
         return other.q_walk(x0, schedule, noise, keep=keep, batched=batched, out=out)
     x0 = as_array("x0", x0, (*FLOATS, *LEVELS))
     dtype, kept = _result_dtype(x0), kept_times(keep, len(schedule))
@@ -642,7 +640,7 @@ def update(
     >>> nf.update(table, 0, x, m, out=x) is x  # in place
     True
     """
-    other = None if type(x) is np.ndarray else interop(x)
+    other = None if type(x) is np.ndarray else library_of(x)
     floating = out is None or out is x or getattr(out, "dtype", None) in FLOATING
     levels = None if floating and not options else levels_alone(out, **options)
     row = backends.fast_row if other is None else fast_path(other, "fast_row")
@@ -805,7 +803,7 @@ def _random(
 ) -> Array:
     is_uniform = name == "uniform"
     # (Dynamo, where a graph has broken, goes into this frame because it names np: else it would go into fast_dtype's.)
-    other = None if type(out) is np.ndarray else interop(dtype if out is None else out)
+    other = None if type(out) is np.ndarray else library_of(dtype if out is None else out)
     allowed = ("float32", "float64") if is_uniform else FLOATS
     if type(noise) is not Noise and not is_uniform and are_increments(noise):
         return _increment(shape, noise, dtype, batched, out)
@@ -839,7 +837,7 @@ def _need_memory(noise: object, other: Any = None) -> None:
 
 
 def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: Any) -> Array:
-    other = interop(dtype if out is None else out)
+    other = library_of(dtype if out is None else out)
     if other is not None and (other.is_traced() or not hasattr(other, "empty")):
         _need_memory(noise, other)
     if type(noise) is Increment and (field := noise.only()) is not None:
@@ -916,7 +914,7 @@ def _made_on(device: Any, shape: Shape, dtype: Any, out: Array | None) -> Array:
     """An empty tensor there."""
     if out is not None:
         raise ValueError("device: given with out=, which lies somewhere already")
-    if interop(dtype) not in (None, other := tensors()):
+    if library_of(dtype) not in (None, other := library("torch")):
         raise TypeError(f"device: expected a dtype of torch with it, such as dtype=torch.float32, got {dtype!r}")
     return other.empty(shape if other.is_traced() else lengths(shape), dtype, device)
 

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from . import _stored, backends, density, ops
 from ._drawing import plot_levels
-from .arrays import device_of, host_view, interop, is_array, is_lazy, is_traced, is_written, output
+from .arrays import device_of, host_view, is_array, is_lazy, is_traced, is_written, output
+from .kinds import library_of
 from .levels import levels_of
 from .noise import SAMPLER, START, Noise, are_names, at_row, each, got, is_tracer, names_of, need_stream_0
 from .rows import OUTPUTS, PAST_SYMBOLS, Plain
@@ -334,9 +335,9 @@ class Sampler:
         800
         """
         i = self._row(i)
-        t = interop(i).time(self.timesteps, i) if is_tracer(i) else self._times[i]
+        t = library_of(i).time(self.timesteps, i) if is_tracer(i) else self._times[i]
         if time is not None or type(x) is not np.ndarray:
-            time = getattr(interop(x), "TIME", "scalar") if time is None else time
+            time = getattr(library_of(x), "TIME", "scalar") if time is None else time
             if time == "batch":
                 t = _times_like(host_view("x", x), t, self._integer_times)
             elif time != "scalar":
@@ -469,7 +470,7 @@ class Sampler:
 
     def _again(self, i: int, x: Array, m: Array, past: Any, noise: Any, kept: int, state: Any) -> Any:
         """A step like an earlier one, of arrays that are not written to, or NotImplemented; and the state's place."""
-        row = ops.fast_path(interop(x), "fast_row")
+        row = ops.fast_path(library_of(x), "fast_row")
         made = (
             NotImplemented if row is None else row(self._plain, i, x, m, past, noise, SAMPLER, None, kept, None, True)
         )
@@ -626,7 +627,7 @@ class Sampler:
             model_output = tuple(model_output)
         if scale is None and not isinstance(model_output, tuple):
             return self.tableau, i, model_output
-        other = interop(x)
+        other = library_of(x)
         guided = _guided if other is None else partial(other.untraced, _guided)
         return *guided(self, i, x, model_output, scale), model_output
 
@@ -644,7 +645,7 @@ class Sampler:
             return made
         slots = self._slots
         choices = [[*made[:n], *past][:slots] for n in range(len(made) + 1)]
-        return interop(made[0]).chosen(self._push, i, choices)  # type: ignore[no-any-return]
+        return library_of(made[0]).chosen(self._push, i, choices)  # type: ignore[no-any-return]
 
     def _row(self, i: Any) -> Any:
         if is_tracer(i):
@@ -781,7 +782,7 @@ class Sampler:
         keep, answer = self._keeper(mask, known, x, noise, log_probs, out), None
         if is_new and dtype is None and device is None and out is None and keep is None:
             answer, x = self._first_answer(model, x, time)
-        scanned = getattr(interop(x), "sample", None)
+        scanned = getattr(library_of(x), "sample", None)
         if scanned is not None and drawn is None and callback is None and keep is None and not log_probs:
             if out is not None:
                 raise TypeError("out: expected None, as arrays of JAX's are not written to")
@@ -823,7 +824,7 @@ class Sampler:
                 )
             return self.start(x_or_shape, noise, dtype="float32" if dtype is None else dtype, device=device)
         x = host_view("x", x_or_shape)
-        if need_plain := getattr(interop(x), "need_plain", None):
+        if need_plain := getattr(library_of(x), "need_plain", None):
             need_plain("x", x)
         elif not hasattr(x, "shape"):
             raise TypeError(f"x_or_shape = {x!r}: expected a shape, such as (8, 3, 32, 32), or an array")
@@ -846,7 +847,7 @@ class Sampler:
             ) from error
         need_answer(answer, x, 0, any_library=True)
         first = answer[0] if isinstance(answer, list | tuple) else answer
-        move = getattr(interop(first), "moved", None)
+        move = getattr(library_of(first), "moved", None)
         return answer, x if move is None else move(x, first)
 
     def _keeper(
@@ -859,7 +860,7 @@ class Sampler:
             raise TypeError("mask, known: expected both of them, or neither")
         if log_probs or not are_names(noise):
             raise TypeError("mask: expected a Noise, or a list of them, and no log_probs")
-        if getattr(known, "shape", None) != x.shape or interop(known) is not interop(x) or known.dtype != x.dtype:
+        if getattr(known, "shape", None) != x.shape or library_of(known) is not library_of(x) or known.dtype != x.dtype:
             raise ValueError(f"known: expected an array like x, {_kind(x)}, got {_kind(known)}")
         if out is not None and (getattr(out, "shape", None) != x.shape or out.dtype != x.dtype or not is_written(x)):
             raise ValueError(f"out: with a mask expected {_kind(x)}, which can be written to, got {_kind(out)}")
@@ -867,7 +868,7 @@ class Sampler:
         free = _as_mask(mask, x)
         kept, sampled = free == 0, free == 1
         soft = is_tracer(free) or is_lazy(free) or not bool((kept | sampled).all())
-        where = getattr(interop(x), "where", np.where)
+        where = getattr(library_of(x), "where", np.where)
         z = _drawn(noise, 0, START, x)
         partly = np.flatnonzero(~(kept | sampled)) if isinstance(free, np.ndarray) else None
         if partly is not None and 4 * len(partly) > free.size:
@@ -1005,7 +1006,7 @@ def need_answer(answer: Any, x: Array, i: Any, any_library: bool = False) -> Non
             hint = "; return its .sample" if hasattr(m, "sample") else ""
             expected = f"an array like x, {_kind(x)}, or a pair of them with guidance_scale"
             raise TypeError(f"model: expected {expected}, got {type(m).__name__} in row {i}{hint}")
-        if type(m) is not type(x) and not any_library and interop(x) is None and hasattr(interop(m), "moved"):
+        if type(m) is not type(x) and not any_library and library_of(x) is None and hasattr(library_of(m), "moved"):
             kind = f"{type(m).__module__.partition('.')[0]}.{type(m).__name__}"
             raise TypeError(
                 f"model: expected NumPy's arrays, as x is one, got {kind} in row {i}; give an x of that kind, or for a "
@@ -1160,7 +1161,7 @@ def _drawn(noise: Noises, i: int, stream: int, x: Array) -> Array:
 def _times_like(x: Array, t: Any, integers: bool) -> Array:
     """t for each sample of x: see ``Sampler.model_input``."""
     kind = "int64" if integers else "float64" if "float64" in str(x.dtype) else "float32"
-    if (other := interop(x)) is not None:
+    if (other := library_of(x)) is not None:
         return other.times(x, t, kind)
     if isinstance(x, np.ndarray):
         return np.full(x.shape[:1], t, kind)
@@ -1172,14 +1173,14 @@ def _zeros_like(x: Array) -> Array:
         raise TypeError(f"expected an array, got {type(x).__name__}")
     if isinstance(x, np.ndarray):
         return _zeros(x.shape, x)
-    if (made := getattr(interop(x), "zeros_like", None)) is not None:  # JAX
+    if (made := getattr(library_of(x), "zeros_like", None)) is not None:  # JAX
         return made(x)
     return x.new_zeros(x.shape) if hasattr(x, "new_zeros") else np.zeros_like(x, order="C")  # torch, CuPy
 
 
 def _need_output(out: Any, x: Array) -> None:
     """What the last row will say of it, before the run. (Of tensors it is that row that does.)"""
-    if out is not None and interop(x) is None:
+    if out is not None and library_of(x) is None:
         kind = np.dtype(levels_of(getattr(out, "dtype", None)) or x.dtype.newbyteorder("="))
         output("out", out, x.shape, kind, device_of(x))
 
