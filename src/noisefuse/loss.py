@@ -125,21 +125,20 @@ def mse_loss(
     >>> bool(np.isclose(loss, np.mean(nf.randn((2, 3), noise) ** 2)))
     True
     """
-    if type(pred) is not np.ndarray and (other := library_of(pred)) is not None:
-        options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
-        options |= {"partial": True} if partial else {}
-        batched = is_batch("x0", x0, batched)
-        return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, grad_out=grad_out, **options)
-    if partial:
-        if grad_out is not None:
-            raise ValueError("grad_out: a part of a loss has no gradient; mse_loss_grad makes it")
-        batched = is_batch("x0", x0, batched)
-        return _part(pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
-    if reduction == "mean":
+    other = None if type(pred) is np.ndarray else library_of(pred)
+    if other is None and reduction == "mean" and not partial:
         found = _fast_mse(pred, x0, t, schedule, noise, target, weight, 1.0, True, grad_out, scale, offset, batched)
         if found is not NotImplemented:
             return found
     batched = is_batch("x0", x0, batched)
+    if other is not None:
+        options = {"target": target, "weight": weight, "reduction": reduction, "scale": scale, "offset": offset}
+        options |= {"partial": True} if partial else {}
+        return other.mse_loss(pred, x0, t, schedule, noise, batched=batched, grad_out=grad_out, **options)
+    if partial:
+        if grad_out is not None:
+            raise ValueError("grad_out: a part of a loss has no gradient; mse_loss_grad makes it")
+        return _part(pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     given = (pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched)
     outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
     loss, gradient = _run(mse_call(*given, 1.0, outs, want_loss=True))

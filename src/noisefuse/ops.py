@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
 from .arrays import (
-    PIECE,
     as_array,
     batch_shape,
     contiguous,
@@ -112,8 +111,7 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     c = contiguous(np.broadcast_to(c, (*shape, 4))).reshape(-1, 4)
     k = contiguous(np.broadcast_to(k, (*shape, 2))).reshape(-1, 2)
     philox, words = backends.current().philox, np.empty_like(c)
-    for begin in range(0, len(c), PIECE // 4):
-        part = slice(begin, begin + PIECE // 4)
+    for part in pieces(c.shape):
         words[part] = philox(c[part], k[part])
     return words.reshape(*shape, 4)
 

@@ -197,7 +197,7 @@ def _load(name: str) -> Any:
 def _native() -> Any:
     """The C++ extension, or None where it was not built."""
     try:
-        from .. import _native
+        import noisefuse._native as _native
     except ImportError:
         return None
     return _native

@@ -16,7 +16,8 @@ if find_spec("noisefuse._native") is None:
         "its C++ extension was not built, as NOISEFUSE_PURE was set when noisefuse was installed; "
         "with a C++20 compiler, unset it and install noisefuse again"
     )
-from .. import _native
+import noisefuse._native as _native
+
 from ..noise import Noise
 from . import threads
 from .call import Loss, Step, Walk, address, pack_fields, pack_loss, pack_on_host
