@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import pytest
 
 import noisefuse as nf
 from noisefuse._bench_results import describe
-from noisefuse._bench_timing import interleaved, machine
+from noisefuse._bench_timing import interleaved, machine, timed
 from noisefuse._contenders import Call, processors
 
 RESULTS = Path(__file__).parent / "results"
@@ -45,8 +46,13 @@ class Pair(NamedTuple):
 
 
 def microseconds(call: Call) -> float:
-    """Of one call, in the quickest of many turns: what else the machine does only adds to a time."""
+    """The time of one call, in the quickest of many turns: what else the machine does only adds to it."""
     return interleaved({"ours": call}, seconds=4)["ours"].least * 1e6
+
+
+def thread_seconds(call: Call, repeats: int) -> float:
+    """A clock for `interleaved` that counts this thread alone, so that other processes disturb less."""
+    return timed(call, repeats, time.thread_time)
 
 
 def child(code: str, **environment: str) -> float:

@@ -10,7 +10,6 @@ of as many bytes. Needs 1.5 GiB of memory.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,8 +19,8 @@ import numpy as np
 
 import figures
 import noisefuse as nf
-from figures import NOISE, SCHEDULE, Figure
-from noisefuse._bench import interleaved
+from figures import NOISE, SCHEDULE, Figure, thread_seconds
+from noisefuse._bench_timing import interleaved
 from noisefuse._contenders import Call
 
 SIZES = [1 << 22, (1 << 23) - 4096, 1 << 23, 1 << 24, 1 << 25]  # elements
@@ -78,14 +77,6 @@ TO_LEVELS: dict[str, tuple[int, Make]] = {
     "q_sample": OF_FLOATS["q_sample"],
     "ddim": OF_FLOATS["ddim"],
 }
-
-
-def thread_seconds(call: Call, n: int) -> float:
-    """Of this thread alone, so that other processes count less."""
-    begin = time.thread_time()
-    for _ in range(n):
-        call()
-    return (time.thread_time() - begin) / n
 
 
 def jump(n_inputs: int, n_arrays: int, make: Make, dtype: Any, out_dtype: Any) -> float:

@@ -9,7 +9,6 @@ a fifth longer is seen. Where Python or NumPy are others, compare the reports of
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -17,8 +16,8 @@ import numpy as np
 
 import figures
 import noisefuse as nf
-from figures import ACTION, NOISE, SCHEDULE, Figure
-from noisefuse._bench import interleaved
+from figures import ACTION, NOISE, SCHEDULE, Figure, thread_seconds
+from noisefuse._bench_timing import interleaved
 from noisefuse._contenders import Call
 
 DDIM, DDPM = (getattr(nf.samplers, name)(SCHEDULE, 50) for name in ("ddim", "ddpm"))
@@ -66,14 +65,6 @@ def of_tensors() -> dict[str, Call]:
 
 
 OF_TENSORS = {"q_sample": 5.1, "q_sample, out=": 5.9, "update, out=": 4.9, "randn": 4.2, "randn, out=": 4.6}
-
-
-def thread_seconds(call: Call, n: int) -> float:
-    """Of this thread alone, so that other processes count less."""
-    begin = time.thread_time()
-    for _ in range(n):
-        call()
-    return (time.thread_time() - begin) / n
 
 
 def in_sums(make: Callable[[], Call]) -> float:

@@ -33,6 +33,19 @@ BACKENDS = [*NATIVE, *NUMBA, "reference", STAND_IN]
 DTYPES = {dtype.name: dtype for dtype in map(np.dtype, ("f4", "f8", "f2", ml_dtypes.bfloat16))}
 
 
+class Bare:
+    """An array of no library, with the least that DLPack asks for."""
+
+    def __init__(self, a):
+        self.a = a
+
+    def __dlpack__(self, **options):
+        return self.a.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.a.__dlpack_device__()
+
+
 @contextmanager
 def using(name):
     """The backend "numba" or "reference", or "native-" and an instruction set, "cuda-stand_in" or "cuda"."""

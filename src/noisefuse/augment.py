@@ -63,16 +63,21 @@ class PrepareOptions(TypedDict, total=False):
     out: Array | None
 
 
-class Options(TypedDict, total=False):
-    """What all functions take, by name (`gaussian` says what it is)."""
+class OutOptions(TypedDict, total=False):
+    """Every function that adds noise has these options. `gaussian` says what they are."""
+
+    batched: bool | None
+    out: Array | None
+
+
+class Options(OutOptions, total=False):
+    """The options of the functions that take every dtype. `gaussian` says what they are."""
 
     layout: Layout | None
     shared: bool
     order: Layout | None
     clip: Clip
     dtype: DType | None
-    batched: bool | None
-    out: Array | None
 
 
 @overload
@@ -207,8 +212,7 @@ def by_level(
     noise: NoiseLike,
     *,
     dtype: DType | None = None,
-    batched: bool | None = None,
-    out: Array | None = None,
+    **options: Unpack[OutOptions],
 ) -> NDArray[Any]: ...
 @overload
 def by_level(
@@ -218,8 +222,7 @@ def by_level(
     noise: NoiseLike,
     *,
     dtype: DType | None = None,
-    batched: bool | None = None,
-    out: Array | None = None,
+    **options: Unpack[OutOptions],
 ) -> ArrayT: ...
 def by_level(
     x: Array, mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
@@ -262,18 +265,11 @@ def poisson(
     noise: Noise | Sequence[Noise],
     *,
     gamma: float = 1.0,
-    batched: bool | None = None,
-    out: Array | None = None,
+    **options: Unpack[OutOptions],
 ) -> NDArray[np.uint8]: ...
 @overload
 def poisson(
-    x: ArrayT,
-    peak: ArrayLike,
-    noise: Noise | Sequence[Noise],
-    *,
-    gamma: float = 1.0,
-    batched: bool | None = None,
-    out: Array | None = None,
+    x: ArrayT, peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0, **options: Unpack[OutOptions]
 ) -> ArrayT: ...
 def poisson(
     x: Array, peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0, batched: bool | None = None,
@@ -321,21 +317,11 @@ def poisson(
 
 @overload
 def transition(
-    x: NDArray[Any],
-    matrix: ArrayLike,
-    noise: Noise | Sequence[Noise],
-    *,
-    batched: bool | None = None,
-    out: Array | None = None,
+    x: NDArray[Any], matrix: ArrayLike, noise: Noise | Sequence[Noise], **options: Unpack[OutOptions]
 ) -> NDArray[np.uint8]: ...
 @overload
 def transition(
-    x: ArrayT,
-    matrix: ArrayLike,
-    noise: Noise | Sequence[Noise],
-    *,
-    batched: bool | None = None,
-    out: Array | None = None,
+    x: ArrayT, matrix: ArrayLike, noise: Noise | Sequence[Noise], **options: Unpack[OutOptions]
 ) -> ArrayT: ...
 def transition(
     x: Array,

@@ -334,14 +334,14 @@ def test_an_image_that_was_mended_is_made_again(tmp_path: Path, capsys: pytest.C
 
     for name in ("a", "b"):
         (tmp_path / "x").mkdir(exist_ok=True)
-        Image.fromarray(np.full((8, 8), 100, np.uint8)).save(tmp_path / "x" / f"{name}.png")
+        save_grey(tmp_path / "x" / f"{name}.png", 100)
     arguments = [tmp_path / "x", tmp_path / "y", *AT_300]
     assert run(*arguments) == 0
     (tmp_path / "y").rename(tmp_path / "y.noisefuse-partial")  # as if it had been stopped before the rename
     kept, changed = ((tmp_path / "y.noisefuse-partial" / f"{name}.png").stat().st_ino for name in ("a", "b"))
     (tmp_path / "x" / "b.png").write_text("no image")
     assert "b.png: cannot identify" in fails(capsys, *arguments)
-    Image.fromarray(np.full((8, 8), 20, np.uint8)).save(tmp_path / "x" / "b.png")
+    save_grey(tmp_path / "x" / "b.png", 20)
     assert run(*arguments) == 0
     assert (tmp_path / "y" / "a.png").stat().st_ino == kept
     assert (tmp_path / "y" / "b.png").stat().st_ino != changed
@@ -356,17 +356,11 @@ def test_an_image_that_changed_after_its_target_was_made_is_made_again(
     whole: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Seen to fail: "is whole already" of a target that is another image's; another file of the same time and size."""
-    from PIL import Image
-
-    (tmp_path / "x").mkdir()
-    for name in ("a", "b", "c"):
-        Image.fromarray(np.full((8, 8), 100, np.uint8)).save(tmp_path / "x" / f"{name}.bmp")
-    arguments = [tmp_path / "x", tmp_path / "y", *AT_300]
-    assert run(*arguments) == 0
+    arguments = three_made(tmp_path)
     kept = (tmp_path / "y" / "a.png").stat().st_ino
-    Image.fromarray(np.full((8, 8), 20, np.uint8)).save(tmp_path / "x" / "b.bmp")
+    save_grey(tmp_path / "x" / "b.bmp", 20)
     before = (tmp_path / "x" / "c.bmp").stat()
-    Image.fromarray(np.full((8, 8), 20, np.uint8)).save(tmp_path / "x" / "c.bmp")
+    save_grey(tmp_path / "x" / "c.bmp", 20)
     os.utime(tmp_path / "x" / "c.bmp", ns=(before.st_atime_ns, before.st_mtime_ns))
     if not whole:
         (tmp_path / "y").rename(tmp_path / "y.noisefuse-partial")
@@ -383,13 +377,7 @@ def test_an_image_that_is_lost_from_a_whole_target_is_made_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Seen to fail: "is whole already" of a target without its images."""
-    from PIL import Image
-
-    (tmp_path / "x").mkdir()
-    for name in ("a", "b", "c"):
-        Image.fromarray(np.full((8, 8), 100, np.uint8)).save(tmp_path / "x" / f"{name}.bmp")
-    arguments = [tmp_path / "x", tmp_path / "y", *AT_300]
-    assert run(*arguments) == 0
+    arguments = three_made(tmp_path)
     (tmp_path / "y" / "b.png").unlink()
     (tmp_path / "y" / "c.png").write_bytes(b"cut")
     assert run(*arguments) == 0
@@ -397,6 +385,23 @@ def test_an_image_that_is_lost_from_a_whole_target_is_made_again(
     capsys.readouterr()
     assert run(*arguments) == 0
     assert "is whole already" in capsys.readouterr().out
+
+
+def three_made(folder: Path) -> list[object]:
+    """The arguments of a command that made y from x, a folder of three images."""
+    (folder / "x").mkdir()
+    for name in ("a", "b", "c"):
+        save_grey(folder / "x" / f"{name}.bmp", 100)
+    arguments = [folder / "x", folder / "y", *AT_300]
+    assert run(*arguments) == 0
+    return arguments
+
+
+def save_grey(path: Path, level: int) -> None:
+    """Writes an image of 8 x 8 such levels."""
+    from PIL import Image
+
+    Image.fromarray(np.full((8, 8), level, np.uint8)).save(path)
 
 
 def assert_images(target: Path, levels: dict[str, int]) -> None:
@@ -417,12 +422,10 @@ def test_an_image_that_changes_while_targets_are_made_is_made_again(
 ) -> None:
     """Between its reading and its writing, or when it is written and others are not; one that always changes is named.
     Seen to fail: targets of the images before."""
-    from PIL import Image
-
     (tmp_path / "x").mkdir()
     names = [f"{n}.png" for n in range(8)]
     for name in names:
-        Image.fromarray(np.full((8, 8), 100, np.uint8)).save(tmp_path / "x" / name)
+        save_grey(tmp_path / "x" / name, 100)
     arguments = [tmp_path / "x", tmp_path / "y", *AT_300]
     noise, made = _noise_files.Work.__call__, []
 
@@ -430,9 +433,9 @@ def test_an_image_that_changes_while_targets_are_made_is_made_again(
         noise(work, x, out, name, *others)
         made.append(name)
         if name == "0.png" and moment == "read" and (len(made) <= 3 or always):
-            Image.fromarray(np.full((8, 8), 20 + len(made), np.uint8)).save(tmp_path / "x" / name)
+            save_grey(tmp_path / "x" / name, 20 + len(made))
         elif len(made) == 8 and moment == "made":
-            Image.fromarray(np.full((8, 8), 21, np.uint8)).save(tmp_path / "x" / made[0])
+            save_grey(tmp_path / "x" / made[0], 21)
 
     monkeypatch.setattr(_noise_files.Work, "__call__", changing)
     always = False

@@ -9,24 +9,11 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from conftest import bits
+from conftest import Bare, bits
 
 S, N = nf.Schedule.cosine(1000), nf.Noise(7)
 T = np.array([1, 5, 500, 999])
 WEIGHTS = np.linspace(0.5, 2, 1000)
-
-
-class Bare:
-    """The least that the protocol asks for."""
-
-    def __init__(self, a):
-        self.a = a
-
-    def __dlpack__(self, **options):
-        return self.a.__dlpack__(**options)
-
-    def __dlpack_device__(self):
-        return self.a.__dlpack_device__()
 
 
 def strict(a):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
+from conftest import Bare
 from noisefuse import augment, calls, loss, ops
 
 S, N = nf.Schedule.linear(50), nf.Noise(5, sample=9)
@@ -216,18 +217,8 @@ def test_dask_follows():
 
 
 def test_any_array_that_speaks_dlpack_follows():
-    class Strange:
-        def __init__(self, memory):
-            self.memory = memory
-
-        def __dlpack__(self, **options):
-            return self.memory.__dlpack__(**options)
-
-        def __dlpack_device__(self):
-            return self.memory.__dlpack_device__()
-
     with pytest.raises(ValueError, match=REFUSED):
-        OTHERS["q_sample"](Strange(image(16, 17, 3)))
+        OTHERS["q_sample"](Bare(image(16, 17, 3)))
 
 
 def test_batches_whose_samples_have_names_are_batches():
