@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No size at which a call's time per element jumps.
+"""This checks that the time per element jumps at no size of an array.
 
     pytest benchmarks/test_sizes.py      every figure; writes results/<processor>-sizes.json and .md
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a small call costs, in calls of np.add(a, b, out=c) on arrays of the same shape.
+"""This measures what a small call costs. The unit is a call of np.add(a, b, out=c) on arrays of the same shape.
 
     pytest benchmarks/test_small_calls.py      every figure; writes results/<processor>-small-calls.json and .md
 
@@ -68,7 +68,7 @@ OF_TENSORS = {"q_sample": 5.1, "q_sample, out=": 5.9, "update, out=": 4.9, "rand
 
 
 def in_sums(make: Callable[[], Call]) -> float:
-    """The quickest of many turns over np.add's: what else the machine does only adds to a time."""
+    """The time of the quickest of many turns, over that of np.add's. What else the machine does only adds to a time."""
     calls = {"ours": make(), "add": partial(np.add, X, M, out=SUM)}
     timings = interleaved(calls, seconds=3, clock=thread_seconds)
     return timings["ours"].least / timings["add"].least

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of each folder of the package the tests run, held to a floor:
+"""This holds to a floor how much of each folder of the package the tests run:
 
 python tools/coverage_floors.py coverage.json    what `pytest --cov --cov-report json` writes
 
@@ -19,7 +19,7 @@ COUNTED = ("covered_lines", "covered_branches", "num_statements", "num_branches"
 
 
 def by_folder(report: dict[str, Any]) -> dict[str, float]:
-    """{folder of the package: per cent}."""
+    """Returns the coverage of each folder of the package, in per cent."""
     sums: dict[str, Counter[str]] = {}
     for name, file in report["files"].items():
         parts = Path(name.replace("\\", "/")).parts
@@ -33,7 +33,7 @@ def by_folder(report: dict[str, Any]) -> dict[str, float]:
 
 
 def below(found: dict[str, float]) -> list[str]:
-    """A line for each folder that lies below its floor, has none, or is not there."""
+    """Returns a line for each folder that lies below its floor, has none, or does not exist."""
     wrong = []
     for folder in sorted({*found, *FLOORS}):
         name = f"noisefuse/{folder}".rstrip("/")

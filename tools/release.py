@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text that a release changes, all of it at once:
+"""This changes all the text that a release changes:
 
 python tools/release.py 0.1.0 2030-12-31    this version is released, on this day
 python tools/release.py 0.2.0.dev0          afterwards: work on the next one
@@ -27,14 +27,15 @@ EXTRA = re.compile(r"^(?!.*(?:examples/|pytest)).*'\.\[", re.MULTILINE)
 
 
 def pages(root: Path) -> list[Path]:
-    """What users read. docs/noise.md, which is printed too, says what holds before the first release and after it."""
+    """Returns the pages that users read. docs/noise.md is not among them: it says what holds before the first release
+    and after it."""
     readmes = [root / folder / "README.md" for folder in (".", "integrations/comfyui", "tests/known")]
     docs = [page for page in sorted((root / "docs").rglob("*.md")) if page.name not in ("noise.md", "releasing.md")]
     return [*readmes, *docs]
 
 
 def unreleased(root: Path) -> list[str]:
-    """The lines of pages that only a version that is not released may have."""
+    """Returns the lines of pages that only an unreleased version may have."""
     lines = [(page, line) for page in pages(root) for line in page.read_text().splitlines()]
     found = [(page, line) for page, line in lines if UNRELEASED.search(line)]
     found += [(page, line) for page, line in lines if page.name != "start.md" and EXTRA.search(line)]
@@ -42,7 +43,7 @@ def unreleased(root: Path) -> list[str]:
 
 
 def put(root: Path, name: str, pattern: str, text: str) -> None:
-    """Puts text in the place of what pattern finds, which has to be there."""
+    """Puts text in the place of what pattern finds, and stops if it finds nothing."""
     file = root / name
     changed, count = re.subn(pattern, lambda match: match.expand(text), file.read_text(), flags=re.MULTILINE)
     if not count:
@@ -51,7 +52,8 @@ def put(root: Path, name: str, pattern: str, text: str) -> None:
 
 
 def set_version(root: Path, version: str, day: str | None) -> None:
-    """In the package, in CITATION.cff and in the recipe; and where the README's links lead from the index."""
+    """Sets the version in the package, in CITATION.cff and in the recipe, and where the README's links lead from the
+    index."""
     put(root, "src/noisefuse/_version.py", r'^__version__ = ".*"$', f'__version__ = "{version}"')
     cited = f"version: {version}\n" + (f"date-released: {day}\n" if day else "")
     put(root, "CITATION.cff", r"^version: .*\n(?:date-released: .*\n)?", cited)
@@ -80,7 +82,7 @@ def begin_next(root: Path, version: str) -> None:
 
 
 def wrong(root: Path, tag: str) -> list[str]:
-    """What keeps this tag from being uploaded."""
+    """Returns what keeps this tag from being uploaded."""
     version = re.search(r'^__version__ = "(.*)"$', (root / "src/noisefuse/_version.py").read_text(), re.MULTILINE)[1]
     heading = re.search(rf"^## \[{re.escape(version)}\] - (\S+)$", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
     cited = rf"^version: {re.escape(version)}\ndate-released: {heading[1] if heading else '?'}$"

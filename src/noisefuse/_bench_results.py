@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `noisefuse bench` says of timings, and the files that it keeps them in."""
+"""`noisefuse bench` prints its timings with this, and keeps them in files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def describe(where: Mapping[str, Any]) -> str:
 
 
 def report(device: Device, results: Sequence[Result], old: Old | None, width: int) -> list[str]:
-    """A table where that fits into the width, else records."""
+    """The report is a table if that fits into the width. Else it is a list of records."""
     columns, rivals = _columns(device, old), _rivals(results)
     table = aligned(_table(results, old, columns, rivals), left=2)
     if max(map(len, table)) <= width:
@@ -61,7 +61,7 @@ def _rivals(results: Sequence[Result]) -> list[str]:
 def _table(
     results: Sequence[Result], old: Old | None, columns: Sequence[str], rivals: Sequence[str]
 ) -> list[list[str]]:
-    """A line for each case, a column for each contender beside noisefuse and the copy."""
+    """Each case has a line. Each contender but noisefuse and the copy has a column."""
     rows = [["", "", *columns, *rivals]]
     for title, group in itertools.groupby(results, lambda result: result[0].group):
         rows.append([title])
@@ -73,7 +73,7 @@ def _table(
 
 
 class Records:
-    """A line for each time, which waits for none of the others, and comments before and after them."""
+    """Each time has a line, which is written at once. Comments come before and after them."""
 
     NAMES = ("operation", "threads", "shape", "dtype", "by")
 
@@ -104,7 +104,7 @@ class Records:
 
 
 def figures(case: Case, timings: Mapping[str, Timing], name: str, old: Old | None = None) -> dict[str, str]:
-    """What a report says of one contender, under the names of its columns."""
+    """Returns the numbers of one contender as a report shows them, by the names of its columns."""
     timing, own = timings[name], timings["noisefuse"]
     ns = timing.median / case.elements * 1e9
     before = (old or {}).get((case.operation, case.threads, case.shape, case.dtype), {}).get(name)
@@ -121,7 +121,7 @@ def figures(case: Case, timings: Mapping[str, Timing], name: str, old: Old | Non
 
 
 def bandwidth(case: Case, timings: Mapping[str, Timing], name: str) -> float:
-    """In GB/s."""
+    """Returns the bytes that a call reads and writes in a second, in GB/s."""
     return case.bytes(2 if name == "copyto" else ARRAYS[case.operation]) / timings[name].median / 1e9
 
 
@@ -134,7 +134,8 @@ def _digits(value: float, digits: int = 3) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int, widths: Sequence[int] = ()) -> list[str]:
-    """Columns, the first ones written from their left edge; a row of one cell is a title."""
+    """Aligns the cells of columns: those of the first `left` to the left, others to the right. A row of one cell is a
+    title."""
     widths = widths or [max(map(len, column)) for column in zip(*(row for row in rows if len(row) > 1), strict=True)]
     return [
         " ".join(f"{cell:{'<>'[i >= left]}{width}}" for i, (cell, width) in enumerate(zip(row, widths, strict=False)))
@@ -144,7 +145,7 @@ def aligned(rows: Sequence[Sequence[str]], left: int, widths: Sequence[int] = ()
 
 
 def _small_calls(results: Sequence[Result]) -> str:
-    """What a call costs at the least, on a device that of a launch."""
+    """Says how long each operation takes on the smallest size. There a device mostly launches kernels."""
     first = min((case for case, _ in results), key=lambda case: math.prod(case.shape))
     same = [result for result in results if dataclasses.replace(result[0], operation=first.operation) == first]
     calls = [f"{case.operation} {_digits(timings['noisefuse'].median * 1e6)} us" for case, timings in same]
@@ -152,7 +153,7 @@ def _small_calls(results: Sequence[Result]) -> str:
 
 
 def record(case: Case, timings: Mapping[str, Timing]) -> dict[str, Any]:
-    """Times in nanoseconds per noised element."""
+    """Returns what `--json` writes of a case. Its times are nanoseconds per noised element."""
     scale = 1e9 / case.elements
     return {
         **dataclasses.asdict(case),
@@ -169,7 +170,7 @@ def record(case: Case, timings: Mapping[str, Timing]) -> dict[str, Any]:
 
 
 def stored(path: Path) -> Old:
-    """Nanoseconds per element, of a file that `--json` wrote."""
+    """Reads a file that `--json` wrote. Its times are nanoseconds per element."""
     try:
         return {
             (one["operation"], one["threads"], tuple(one["shape"]), one["dtype"]): {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long calls take, and the devices that they run on."""
+"""This times calls, and describes the devices that they run on."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Timing:
 
 
 def timed(call: Call, repeats: int, now: Callable[[], float]) -> float:
-    """The mean of so many calls, by the clock `now`."""
+    """Returns the mean time of a call over so many repeats. The clock is `now`."""
     start = now()
     for _ in range(repeats):
         call()
@@ -84,7 +84,8 @@ def _timing(values: Sequence[float]) -> Timing:
 
 @dataclass(frozen=True)
 class Device:
-    """Where it is, what is measured there unless the user says, and how. `--quick` takes the first two sizes."""
+    """This says where a benchmark runs, what it measures unless the user says otherwise, and how. `--quick` takes the
+    first two sizes."""
 
     where: Mapping[str, Any]
     operations: Sequence[str]
@@ -98,7 +99,7 @@ class Device:
 
 
 def machine() -> dict[str, Any]:
-    """Where, when and with what the figures were measured."""
+    """Returns where and when the figures were measured, and with which versions."""
     info = nf.info()
     versions = {"noisefuse": info["version"], "python": platform.python_version()}
     for name in ("numpy", "numba", "torch", "jax", "mkl", "cupy-cuda12x", "cupy-cuda13x"):

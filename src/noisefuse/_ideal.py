@@ -84,7 +84,7 @@ def families(steps: int) -> dict[str, Family]:
 
 
 class Run(NamedTuple):
-    """What one sampler made of the noise."""
+    """This is what one sampler made of the noise."""
 
     name: str
     calls: int  # of the model
@@ -100,7 +100,7 @@ def run(name: str, digits: Digits, noise: nf.Noise, *, steps: int = 50, batch: i
     form, seen = view(family.prediction), {}
 
     def model(x: Array, t: Any) -> Array:
-        """What a perfect network of this family would say."""
+        """Returns what a perfect network of this family would predict."""
         alpha, sigma = family.columns(t)
         x = x / form.scale(alpha, sigma)
         # scaled so that noise has the same contrast in every family
@@ -124,7 +124,7 @@ GROUPS = {
 
 
 def height(runs: Sequence[Run]) -> float:
-    """Inches that ``panel`` needs at a width of 13."""
+    """Returns how many inches ``panel`` needs at a width of 13."""
     return 0.57 * len(runs) + 1.2
 
 
@@ -162,6 +162,6 @@ def panel(figure: Any, runs: Sequence[Run]) -> None:
 
 
 def _write(ax: Any, text: str, pixel: tuple[float, float], points: tuple[float, float], **style: Any) -> None:
-    """At the upper left corner of a pixel, moved by points."""
+    """Writes text at the upper left corner of a pixel, moved by so many points."""
     corner = (pixel[0] - 0.5, pixel[1] - 0.5)
     ax.annotate(text, corner, points, textcoords="offset points", **{"color": INK, "size": 10.5, **style})

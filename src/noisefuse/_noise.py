@@ -67,7 +67,7 @@ def _run(source: Path, target: Path, arguments: argparse.Namespace) -> int:
 
 
 def _make(job: Job, journal: Journal, arguments: argparse.Namespace) -> None:
-    """All blocks that are not there, and then those whose sources have changed meanwhile."""
+    """Makes all blocks that are missing, and then those whose sources have changed meanwhile."""
     with _client(arguments) as client:
         marks = journal.made()
         made = job.made(marks)
@@ -158,8 +158,8 @@ def _made(job: Job, blocks: Iterable[int], client: Any) -> Generator[tuple[int, 
 
 
 def _on_threads(job: Job, blocks: Iterable[int]) -> Generator[tuple[int, Made]]:
-    """(block, what `make` returned) as they are finished: each thread makes blocks of its own, of which kernels take
-    one."""
+    """Yields (block, what `make` returned) as blocks are finished. Each thread makes blocks of its own, and a kernel
+    uses one thread."""
     threads = nf.info()["threads"]
     with nf.set_num_threads(1), ThreadPoolExecutor(threads) as pool:
         try:
@@ -171,8 +171,8 @@ def _on_threads(job: Job, blocks: Iterable[int]) -> Generator[tuple[int, Made]]:
 def _finished(
     blocks: Iterable[int], submit: Callable[[int], Future[Made]], at_once: int
 ) -> Generator[tuple[int, Made]]:
-    """Never more than some are asked for, so that memory does not grow with the data set. Where one fails, those that
-    were asked for are finished first."""
+    """Yields blocks as they are finished. At most `at_once` are asked for, so that memory does not grow with the data
+    set. If one fails, the others that were asked for are finished first."""
     rest, failed = iter(blocks), None
     asked = {submit(block): block for block in islice(rest, at_once)}
     while asked:
@@ -187,7 +187,7 @@ def _finished(
 
 
 def _printable(text: str) -> str:
-    """On one line, whatever names are in it."""
+    """Returns text that prints on one line, whatever names are in it."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 

@@ -42,8 +42,8 @@ def cluster(scheduler: str | None, workers: int) -> Generator[Any]:
 
 
 def on_workers(client: Any, job: Job, blocks: Iterable[int]) -> Generator[tuple[int, Made]]:
-    """(block, what `make` returned) as they are finished. Workers see the same files. One that dies costs the blocks it
-    had, and one that joins late gets some."""
+    """Yields (block, what `make` returned) as blocks are finished. All workers see the same files. If a worker dies,
+    its blocks are made again. One that joins late gets some."""
     # A task's result, and not scattered, so that it is there again when all workers that had it died.
     sent = client.submit(pickle.loads, pickle.dumps(job), pure=False)
     rest, asked, finished = iter(blocks), dict[Any, int](), as_completed(loop=client.loop)

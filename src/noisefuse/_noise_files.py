@@ -93,7 +93,7 @@ class Work:
 
 
 def _levels(values: tuple[float, float], result: np.dtype[Any]) -> tuple[float, float]:
-    """Scale and offset from these values to the least and the greatest level."""
+    """Returns the scale and the offset from these values to the least and the greatest level."""
     low, high = values
     scale = LEVELS[result.name] / (high - low)
     return scale, -low * scale
@@ -129,16 +129,16 @@ class Job(Protocol):
         """What tells this source from another one, for the manifest."""
 
     def made(self, journal: dict[int, Any]) -> set[int]:
-        """The blocks that are there, and are what the journal's marks say."""
+        """Returns the blocks that are there and have the marks that the journal says."""
 
     def prepare(self) -> None:
         """The place for the target, in which what was made before is kept."""
 
     def make(self, block: int) -> Made:
-        """Makes it, and returns when it is on the disk."""
+        """Makes a block, and returns when it is on the disk."""
 
     def again(self, journal: Journal, there: Path) -> list[int]:
-        """Of what is there with all blocks, those that have changed, or whose sources have.
+        """Returns the blocks that have changed, or whose sources have, of a target with all blocks.
 
         Raises:
             ValueError: another program has changed what is there.
@@ -148,7 +148,7 @@ class Job(Protocol):
         """What is left when all blocks are made, before the target gets its name."""
 
     def summary(self, target: Path) -> str:
-        """What was written, and what was not."""
+        """Says what was written, and what was not."""
 
 
 # ---- .npy --------------------------------------------------------------------------------------------------
@@ -206,7 +206,8 @@ class Npy:
         return len(self._header) + prod(self.shape) * self.work.result(self.kind).itemsize
 
     def made(self, journal: dict[int, Any]) -> set[int]:
-        """All, or none where the file was emptied, cut or replaced: it has its whole length from the beginning."""
+        """Returns all blocks or none. A file has its whole length from the beginning, so one of another length was
+        emptied, cut or replaced."""
         return {*journal} if size_of(self.partial) == self._size else set()
 
     def prepare(self) -> None:
@@ -364,7 +365,7 @@ class Images:
         return {"images": self.blocks, "the images' names": hashlib.sha256(listed.encode()).hexdigest()}
 
     def made(self, journal: dict[int, Any]) -> set[int]:
-        """Of images that are as they were: one that was mended, or another in its place, is made again."""
+        """Returns the blocks of images that did not change. One that was mended or replaced is made again."""
         marks = ([*state_of(self.path / name), size_of(self._target(name))] for name in self.names)
         return {block for block, mark in enumerate(marks) if journal.get(block) == mark}
 
@@ -420,7 +421,7 @@ def _png(name: str) -> Path:
 
 
 def _is_utf8(name: str) -> bool:
-    """Else Python has written its bytes as surrogates."""
+    """Tells whether a name's bytes are UTF-8. If they are not, Python has written them as surrogates."""
     return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
@@ -434,7 +435,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def state_of(path: Path) -> list[int]:
-    """What tells a file from another one in its place, and from itself before it was changed."""
+    """Returns what changes when a file is changed, or when another one takes its place."""
     state = path.stat()
     return [state.st_mtime_ns, state.st_ctime_ns, state.st_size]
 

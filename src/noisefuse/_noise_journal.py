@@ -58,7 +58,7 @@ class Journal:
         self._append([block, mark])
 
     def made(self) -> dict[int, Any]:
-        """The marks of all blocks that were added; of one that was made again, the last."""
+        """Returns the marks of all blocks that were added. A block that was made again has its last mark."""
         marks = dict[int, Any]()
         for line in self._read()[1:]:
             if line == "anew":
@@ -68,20 +68,20 @@ class Journal:
         return marks
 
     def forget(self) -> None:
-        """No block that was added counts any more."""
+        """Says that no block counts that was added so far."""
         self._append("anew")
 
     def compare(self, manifest: dict[str, Any]) -> None:
-        """ValueError: the target was begun for something else."""
+        """Raises ValueError if the target was begun for something else."""
         self._compare(self.manifest, manifest)
 
     def reopen(self) -> None:
-        """Takes the name from a whole target, of which some is to be made again."""
+        """Takes the name away from a whole target, because some of it is to be made again."""
         os.rename(self.target, self.partial)
         sync_directory(self.target.parent)
 
     def end(self) -> None:
-        """Everything is on the disk: the target gets its name."""
+        """Gives the target its name, as everything is on the disk."""
         self._append("whole")
         os.rename(self.partial, self.target)
         sync_directory(self.target.parent)
@@ -170,7 +170,7 @@ def _is_block(line: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    """On one line: a journal that was changed, and zarr.json, may say anything."""
+    """Shortens a value to one line. A journal that was changed, or a zarr.json, may say anything."""
     return textwrap.shorten(str(value), 200)
 
 
@@ -191,13 +191,14 @@ def partial_of(target: Path) -> Path:
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Opens a file of the command's own, or makes it. ValueError: as `size_of`."""
+    """Opens a file of the command's own, or makes it. It raises the ValueError of `size_of`."""
     size_of(path)
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def size_of(path: Path) -> int | None:
-    """Of a file of the command's own; None where there is none. ValueError: a link, a FIFO or a folder has its name."""
+    """Returns the size of a file of the command's own, or None if there is none. It raises ValueError if a link, a FIFO
+    or a folder has that name."""
     try:
         state = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -208,7 +209,7 @@ def size_of(path: Path) -> int | None:
 
 
 def make_own_folder(path: Path) -> None:
-    """Makes a folder of the command's own, and takes away what was being written in it when a process was killed.
+    """Makes a folder of the command's own, and removes what a killed process left half written in it.
 
     Raises:
         ValueError: it, or one in it, is a link to another folder, in which nothing must be written.

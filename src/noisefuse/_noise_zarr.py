@@ -80,7 +80,7 @@ class Zarr:
 
     @cached_property
     def _empty(self) -> tuple[Any, bytes]:
-        """The target without a chunk, in memory, and its zarr.json."""
+        """Returns the target without any chunk, in memory, and its zarr.json."""
         source, files = self._source, dict[str, Any]()
         array: Any = zarr.create_array(
             MemoryStore(files),
@@ -98,7 +98,7 @@ class Zarr:
         return Path(self.partial, array.metadata.encode_chunk_key(self._index(block)))
 
     def made(self, journal: dict[int, Any]) -> set[int]:
-        """Chunks that are as long as they were made, of a store that is this one."""
+        """Returns the chunks that are as long as they were made, if this is the store that was begun."""
         if not self._is_begun():
             return set()
         return {block for block, size in journal.items() if size_of(self._chunk(block)) == size}
@@ -140,7 +140,7 @@ class Zarr:
         return samples_to(target, self.shape)
 
     def _index(self, block: int) -> tuple[int, ...]:
-        """Of its chunk; NumPy's function for it takes 2^63 chunks at most."""
+        """Returns the index of the block's chunk. NumPy has a function for it, which takes 2^63 chunks at most."""
         index = []
         for n in reversed(self._grid):
             block, i = divmod(block, n)

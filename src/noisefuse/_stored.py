@@ -25,7 +25,8 @@ def read(kind: str, text: str, make: Callable[[dict[str, Any]], Made]) -> Made:
 
 
 def refuse_state(value: object) -> NoReturn:
-    """For ``__setstate__`` of classes that pickle a call of their constructor, whose checks nobody can skip so."""
+    """Raises TypeError. Classes whose pickles call their constructor have it as ``__setstate__``, so that no pickle
+    skips the checks."""
     raise TypeError(f"this pickle sets the attributes of a {type(value).__name__}, which only its constructor may do")
 
 

@@ -433,7 +433,7 @@ def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options
 
 
 def _warn_of_one_clip(x: Any) -> None:
-    """In stereo; a batch of one clip is the clip."""
+    """Warns if x may be one clip in stereo. (One in mono, (1, n), is the same as a batch of one.)"""
     shape: tuple[int, ...] = getattr(x, "shape", ())
     if len(shape) == 2 and shape[0] == 2 and shape[1] >= 1000:
         what = f"x: shape {tuple(shape)} is taken for a batch of two clips"
@@ -704,7 +704,7 @@ def _apply(
 
 
 def _is_batch(x: Array, batched: bool | None) -> bool:
-    """`is_batch`, and a warning where x may be one image with its channels first."""
+    """Returns `is_batch`, and warns if x may be one image with its channels first."""
     if batched is None and image_layout("x", x) == "CHW":
         what = f"x: {x.dtype} of shape {tuple(x.shape)} is taken for a batch of {x.shape[0]}"
         warn_once("image", f"{what}; pass batched=False for one image (C, H, W), or batched=True")
@@ -811,7 +811,7 @@ def _call(
 
 
 def _clipped(result: Array, bounds: tuple[float, float]) -> Array:
-    """In place."""
+    """Clips the result in place, and returns it."""
     levels, (low, high) = levels_of(result.dtype), bounds
     if levels is None and library_of(result) is not None:
         return result.clamp_(low, high)

@@ -55,7 +55,7 @@ class Index(NamedTuple):
 
 
 def is_batch(name: str, x: Any, batched: bool | None) -> bool:
-    """What `batched` says; where nobody says anything, True: axis 0 is the batch.
+    """Returns `batched` if the caller says it. Else it is True: axis 0 is the batch.
 
     Raises:
         ValueError: nobody says anything, and x may be one image, whose rows would have the noise of images.
@@ -70,8 +70,8 @@ def is_batch(name: str, x: Any, batched: bool | None) -> bool:
 
 
 def image_layout(name: str, x: Any) -> Literal["HWC", "CHW"] | None:
-    """Where the channels are, if these may be one image and no batch: integers of three axes. A batch of one image is
-    the image. (fast_path.cpp says so a second time, and declines both.)"""
+    """Returns where the channels are if x may be one image: three axes of integers. It does not mind (1, H, W), as a
+    batch of one image has the noise of that image. (fast_path.cpp has this rule too, and declines both layouts.)"""
     seen = x if hasattr(x, "dtype") else host_view(name, x)
     if levels_of(getattr(seen, "dtype", None)) is None or len(seen.shape) != 3:
         return None
@@ -82,7 +82,7 @@ def image_layout(name: str, x: Any) -> Literal["HWC", "CHW"] | None:
 
 
 def warn_once(what: str, message: str) -> None:
-    """Once in a process, at the line of the caller's that led here."""
+    """Warns once in a process, at the caller's line that led here."""
     if what in WARNED:
         return
     WARNED.add(what)

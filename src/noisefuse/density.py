@@ -47,7 +47,7 @@ class LawOptions(TypedDict, total=False):
 
 
 class Options(LawOptions, total=False):
-    """And whether they are of parts of samples."""
+    """The options of a log-density, and whether the samples are parts."""
 
     partial: bool
 
@@ -283,7 +283,8 @@ def update_with_log_prob(
 
 
 def plain_table(table: Tableau) -> Any:
-    """What the fast path takes, which the table keeps: to hash a table takes as long as all of this."""
+    """Returns what the fast path takes. The table keeps it, because even a hash of the table would take as long as the
+    call."""
     try:
         return table.kept[plain_table]
     except KeyError:
@@ -291,8 +292,8 @@ def plain_table(table: Tableau) -> Any:
 
 
 def _plain_table(table: Tableau) -> Any:
-    """The table's rows, those of the deviation, and for each row `Law`'s factor and constant of one element, zeros
-    where it draws nothing. None: the checked path has something to say."""
+    """Returns the table's rows, the deviation's rows, and `Law`'s factor and constant of one element for each row
+    (zeros where it draws nothing). None sends the call to the checked path, which has something to say."""
     if table.clamps or table.threshold or table.masked:
         return None
     laws = numbers_of_rows(table, 1, "sum", "full")
@@ -304,7 +305,8 @@ def fast(
     table: Tableau, stored: bool, i: ArrayLike | Array, x: Array, model_output: Models, past: Sequence[Array],
     noise: NoiseLike, out: Array | None, aux_out: Sequence[Array], law: dict[str, Any],
 ) -> Any:  # fmt: skip
-    """`update_with_log_prob` or, of what is `stored`, `log_prob`, with that in the noise's place; or NotImplemented."""
+    """Computes `update_with_log_prob`, or `log_prob` if `stored`: `noise` is the stored array then. It may return
+    NotImplemented."""
     plain = plain_table(table) if type(table) is Tableau else None
     return backends.fast_density(plain, stored, i, x, model_output, past, noise, SAMPLER, out, aux_out, law)
 

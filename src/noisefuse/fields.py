@@ -638,7 +638,8 @@ def _count(name: str, given: SupportsIndex) -> int:
 
 
 def _number(name: str, given: float, order: str) -> float:
-    """TypeError: no number, such as a noise, which comes after it."""
+    """Returns a finite float. It raises TypeError for what is no number, such as the noise, which comes later in the
+    order."""
     try:
         number = float(given)
     except TypeError:

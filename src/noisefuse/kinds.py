@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose array is it: a registry of the libraries of arrays beside NumPy, which `interop` fills."""
+"""This tells whose array it is. `interop` registers the libraries of arrays beside NumPy here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def library(root: str) -> Any:
 
 
 def library_of(x: object) -> Any:
-    """The library of an array, or of a dtype: None for NumPy's, and for types that nobody registered."""
+    """Returns the library of an array, or of a dtype. It is None for NumPy's, and for types that nobody registered."""
     try:
         return _libraries[type(x)]
     except KeyError:

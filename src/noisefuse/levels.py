@@ -39,5 +39,6 @@ def level_bounds(levels: str, bounds: Range) -> Range:
 
 
 def levels_of(dtype: Any) -> str | None:
-    """Which of LEVELS it is, NumPy's (of either byte order) or torch's, by whatever name; None: it is none of them."""
+    """Returns which of LEVELS a dtype is: NumPy's (of either byte order) or torch's, by whatever name. It is None if it
+    is none of them."""
     return _NAMES.get(dtype if isinstance(dtype, _NUMPYS) else str(dtype).removeprefix("torch."))

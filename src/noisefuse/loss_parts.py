@@ -124,7 +124,8 @@ def chunk_sums(
     rows: Rows, index: Any, inputs: dict[int, Array], names: tuple[Noise, ...], batch: int, pieces: int, piece: int,
     start: int, whole: int,
 ) -> Array:  # fmt: skip
-    """(batch, pieces, chunks), where the inputs lie: each chunk as a sample, which a window of the noise is for."""
+    """Returns the sums of chunks, (batch, pieces, chunks), on the device of the inputs. Each chunk is a sample, whose
+    noise is a window."""
     chunks, full = max(1, -(-piece // LOSS_CHUNK)), piece // LOSS_CHUNK * LOSS_CHUNK
     sums = output("", None, (batch * pieces, chunks), np.dtype(np.float64), device_of(inputs[M1]))
     sums[...] = 0

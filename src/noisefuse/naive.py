@@ -70,7 +70,8 @@ def tuned_randn(rng: Rng, out: Array) -> Array:
 
 
 def tuned_q_sample(x: Array, t: Times, alpha: Array, sigma: Array, rng: Rng, out: Array, z: Array) -> Array:
-    """z is a buffer of x's shape; out may be x. A step of the walk, too, with the columns of one."""
+    """Computes `naive_q_sample` in buffers: z has x's shape, and out may be x. With the columns of a step of the walk
+    it computes that."""
     tuned_randn(rng, z)
     np.multiply(z, _against(x, sigma[t]), out=z)
     np.multiply(x, _against(x, alpha[t]), out=out)
@@ -82,6 +83,6 @@ def _arithmetic(dtype: npt.DTypeLike) -> type[np.float32] | type[np.float64]:
 
 
 def _against(x: Array, values: Array) -> Array:
-    """values, in x's dtype, with axes of length 1 behind, so that they broadcast against x."""
+    """Returns values in x's dtype, with axes of length 1 appended, so that they broadcast against x."""
     values = np.asarray(values, dtype=x.dtype)
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))

@@ -336,7 +336,7 @@ class Increment:
         object.__setattr__(self, "_terms", times[0](step, self.t0, self.t1, times[1]))  # which checks the times
 
     def __setstate__(self, state: Sequence[Any]) -> None:
-        """From a pickle, which may come from anywhere: the terms are made again."""
+        """Makes the terms again, because a pickle may come from anywhere."""
         noise, t0, t1, span, grid, *_ = state
         Increment.__init__(self, noise, t0, t1, span, grid)
 
@@ -378,17 +378,17 @@ def got(noise: object) -> str:
 
 
 def listed(noise: Any) -> Sequence[Any]:
-    """A list of noises, one for each sample, as it is; a single noise as the only one of a tuple."""
+    """Returns a list of noises, one for each sample, as it is. A single noise becomes a tuple of one."""
     return noise if isinstance(noise, list | tuple) else (noise,)
 
 
 def are_names(noise: object) -> TypeGuard[Noise | list[Noise] | tuple[Noise, ...]]:
-    """Whether it is a Noise, or a list of one for each sample."""
+    """Tells whether this is a Noise, or a list of one for each sample."""
     return all(isinstance(name, Noise) for name in listed(noise))
 
 
 def names_of(noise: object, expected: str = "a Noise or a list of one for each sample") -> Sequence[Noise]:
-    """`listed`, of nothing but Noises. TypeError: something else."""
+    """Returns `listed`. It raises TypeError if anything in it is no Noise."""
     names = listed(noise)
     for n, name in enumerate(names):
         if not isinstance(name, Noise):
@@ -398,7 +398,7 @@ def names_of(noise: object, expected: str = "a Noise or a list of one for each s
 
 
 def need_stream_0(noise: object) -> None:
-    """ValueError: a noise of another stream, given to an operation that draws from streams of its own."""
+    """Raises ValueError for a noise of another stream, as the operation draws from streams of its own."""
     names = names_of(noise)
     for n, name in enumerate(names):
         if name.stream:
@@ -407,12 +407,13 @@ def need_stream_0(noise: object) -> None:
 
 
 def each(noise: Any, change: Callable[[Any], Any]) -> Any:
-    """The noise changed, or a list of them, each of them changed."""
+    """Returns the noise changed, or the list with each of its noises changed."""
     return [change(name) for name in noise] if isinstance(noise, list | tuple) else change(noise)
 
 
 def at_row(noise: object, i: int, stream: int) -> Any:
-    """What row i of a sampler draws from this stream: the noise, or each of a list, i steps later."""
+    """Returns what row i of a sampler draws from this stream: the noise i steps later, or each of a list i steps
+    later."""
     names_of(noise)
     return each(noise, lambda name: name.at(step=name.step + i, stream=stream))
 

@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 
 
 class HasShape(Protocol):
-    """What type checkers know of arrays of other libraries than NumPy."""
+    """Type checkers know this much of arrays of other libraries than NumPy."""
 
     @property
     def shape(self) -> Any: ...
@@ -713,7 +713,7 @@ def rows_at(
 
 
 def at_times(schedule: Schedule, t: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """schedule(t), of the times of samples. A warning where floats look like the steps 0 and 1."""
+    """Returns schedule(t) at the times of samples. It warns if floats look like the steps 0 and 1."""
     found = schedule(t)
     unit = t.size > 1 and t.dtype.kind == "f" and schedule.kind in UNIT_TIMES
     if unit and t.min() == 0 and t.max() == 1 and np.isin(t, (0, 1)).all():

@@ -46,7 +46,7 @@ class StepOptions(TypedDict, total=False):
 
 
 class LikelyStepOptions(StepOptions, density.LawOptions, total=False):
-    """And those of log-densities."""
+    """The options of `Sampler.step`, and those of log-densities."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -63,7 +63,7 @@ class RunOptions(TypedDict, total=False):
 
 
 class LikelyRunOptions(RunOptions, density.LawOptions, total=False):
-    """And those of log-densities."""
+    """The options of `Sampler.sample`, and those of log-densities."""
 
 
 class State:
@@ -460,7 +460,7 @@ class Sampler:
         )
 
     def _plain_guided(self, x: Array, scale: Any, model_output: Any) -> Any:
-        """The rows of the fast path, or None where something is not plain."""
+        """Returns the rows of the fast path, or None if something is not plain."""
         if type(x) is not np.ndarray and is_traced(x):
             return None
         is_pair = type(model_output) is tuple and len(model_output) == 2
@@ -815,7 +815,7 @@ class Sampler:
         return (x, found) if log_probs else x
 
     def _begun(self, x_or_shape: Any, noise: Any, start: int, dtype: Any, device: Any) -> Array:
-        """The x of a run's first row."""
+        """Returns the x of a run's first row."""
         if isinstance(x_or_shape, list | tuple):
             if not are_names(noise) or start:
                 raise TypeError(
@@ -833,7 +833,8 @@ class Sampler:
         return x
 
     def _first_answer(self, model: Model, x: Array, time: Time | None) -> tuple[Any, Array]:
-        """What the model says to NumPy's x of a new sample; and x in the library, and on the device, of that answer."""
+        """Asks the model about NumPy's x of a new sample. It returns the answer, and x in the library and on the device
+        of the answer."""
         x_in, t = self.model_input(0, x, time=time)
         try:
             answer = model(x_in, t)
@@ -1000,7 +1001,7 @@ class Sampler:
 
 
 def need_answer(answer: Any, x: Array, i: Any, any_library: bool = False) -> None:
-    """TypeError where a model's answer in row i is no array, nor a pair of them, or NumPy's x cannot go with it."""
+    """Raises TypeError if a model's answer in row i is no array and no pair of them, or NumPy's x cannot go with it."""
     for m in answer if isinstance(answer, list | tuple) and answer else (answer,):
         if not hasattr(m, "shape") and not is_array(m):
             hint = "; return its .sample" if hasattr(m, "sample") else ""

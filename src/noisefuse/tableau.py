@@ -314,7 +314,7 @@ class Tableau:
                 raise ValueError(f"row {row} of {self.name!r}: {given}, which the row does not compute")
 
     def _check_masked(self) -> None:
-        """A masked row computes out and aux1, of anything but D."""
+        """Checks that a masked row computes nothing but out and aux1, and none of them from D."""
         read = [f"{output}.d" for output in OUTPUTS[:2] if self.active[output]["d"]]
         read += [f"aux2.{symbol}" for symbol in SYMBOLS if self.active["aux2"][symbol]]
         if read:
@@ -338,7 +338,8 @@ class Tableau:
 
     @property
     def _key(self) -> tuple[object, ...]:
-        """Timesteps by value: JSON keeps whether they are integers, and not how many bits they have."""
+        """What tables are compared by. Timesteps count by value: JSON keeps whether they are integers, but not how many
+        bits they have."""
         columns = tuple(tuple(getattr(self, name).tolist()) for name in _RUN_COLUMNS)
         run = self.timesteps.dtype.kind == "f", self.name, self.start, self.threshold, self.masked
         return self.rows.tobytes(), self.active.tobytes(), *columns, *run

@@ -165,7 +165,7 @@ def _fallen_back(chosen: tuple[str, Any], missing: dict[str, ImportError]) -> tu
 
 
 def _built_without_native() -> bool:
-    """Whether noisefuse was installed with NOISEFUSE_PURE: a wheel for every platform has no C++ extension."""
+    """Tells whether noisefuse was installed with NOISEFUSE_PURE. A wheel for every platform has no C++ extension."""
     from importlib import metadata  # takes milliseconds, which a process with the extension need not spend
 
     try:

@@ -83,7 +83,7 @@ class _Share:
         self.end.acquire()
 
     def wait(self) -> None:
-        """Until it is done. One that nobody has begun need not be done any more, and keeps no array alive.
+        """Waits until the share is done. One that nobody has begun is given up, and keeps no array alive.
 
         Raises:
             RuntimeError: this is a child that a signal's handler forked meanwhile. Who had begun it is not there.

@@ -111,7 +111,7 @@ def different(expected: Outcome, found: Outcome) -> str:
 def compared(
     backends: Sequence[str], threads: int, line: str, against: str = REFERENCE
 ) -> tuple[dict[str, str], Outcome]:
-    """What is wrong, by backend; and the outcome on the one that they are compared with."""
+    """Returns what is wrong, by backend, and the outcome on the backend that they are compared with."""
     code = compile(line, "<case>", "eval")
     with using(against):
         expected = outcome(code)
@@ -184,7 +184,7 @@ def run(
     minutes: float = math.inf,
     progress: Callable[[str], object] = lambda line: None,
 ) -> list[Result]:
-    """So many random calls, or as many as there is time for: a Result for each operation."""
+    """Makes so many random calls, or as many as there is time for, and returns a Result for each operation."""
     random, tallies, end = Random(seed), dict[str, Tally](), time.monotonic() + 60 * minutes
     backends = [backend for backend in contenders(numba=numba) if backend != against]
     for case in range(cases):

@@ -48,7 +48,8 @@ class _Keyed(OfUnitRange):
     replay_mode: bool
 
     def __call__(self, *args: Any, force_apply: bool = False, **data: Any) -> Any:
-        """As theirs. Whether a named image is augmented at all follows from its name, not from a worker's generator."""
+        """Calls the transform as Albumentations does. Whether a named image is augmented follows from its name, not
+        from a worker's generator."""
         call: Any = super().__call__  # type: ignore[misc]
         if self.key is None or self.replay_mode or args:
             return call(*args, force_apply=force_apply, **data)
@@ -60,7 +61,8 @@ class _Keyed(OfUnitRange):
 
     @property
     def available_keys(self) -> set[str]:
-        """What a strict pipeline takes. (``targets_as_params`` would say it too, and that a replay may go wrong.)"""
+        """The keys that a strict pipeline takes. (``targets_as_params`` would add ours too, but it would warn of
+        replays.)"""
         keys: set[str] = super().available_keys  # type: ignore[misc]
         return keys if self.key is None else keys | {self.key}
 

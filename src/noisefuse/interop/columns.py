@@ -24,7 +24,7 @@ Columns: TypeAlias = Mapping[str, Any]
 
 
 def need_noise(noise: object) -> None:
-    """TypeError: no Noise, which names all but the samples."""
+    """Raises TypeError unless this is a Noise, which names everything but the samples."""
     if not isinstance(noise, nf.Noise):
         raise TypeError(f"noise: expected a Noise, got {got(noise)}")
 

@@ -368,7 +368,7 @@ class Fused:
         self, m: Any, t: Any, x: Any, draws: Draws, return_dict: bool, options: Options, reason: str | None,
         **others: Any,
     ) -> Any:  # fmt: skip
-        """diffusers' own step, with other arguments of its besides."""
+        """Calls diffusers' own step, with these further arguments."""
         name = type(self).__name__
         noise = self.noise if draws is None else draws
         if are_names(noise) and self._may_draw(options):
@@ -384,7 +384,7 @@ class Fused:
         return result
 
     def _tell(self, method: str, reason: str | None) -> None:
-        """A reason why a method was diffusers' own is logged, once."""
+        """Logs once why diffusers' own method is used."""
         if reason and (line := f"{type(self).__name__}: diffusers' own {method} is used {reason}") not in _said:
             _said.add(line)
             logger.warning(line)
@@ -499,7 +499,7 @@ class Fused:
         return self._run
 
     def _fingerprint(self) -> Any:
-        """All that a plan depends on. A run that begins has no last_sample, where there is such a thing."""
+        """Returns all that a plan depends on. At the beginning of a run there is no last_sample."""
         left = self._leftovers if self.__dict__.get("last_sample") is None else ()
         skipped = {
             "noise",
@@ -1296,7 +1296,7 @@ def _covered() -> str:
 
 
 def _accelerate_all(pipeline: Any, noise: Noises | None, coefficients: str | None) -> None:
-    """All or, where an argument is wrong, none."""
+    """Accelerates all of them, or none if an argument is wrong."""
     kind, found = type(pipeline).__name__, [*_schedulers(pipeline)]
     named: dict[int, str] = {}
     for _, name, scheduler in found:
@@ -1325,7 +1325,7 @@ def _accelerate_all(pipeline: Any, noise: Noises | None, coefficients: str | Non
 
 
 def _schedulers(pipeline: Any) -> Iterator[tuple[Any, str, Any]]:
-    """Of it and of the pipelines that it consists of: whose it is, by which name, and the scheduler."""
+    """Yields each scheduler of a pipeline and of the pipelines in it: the owner, the name, the scheduler."""
     for name, part in vars(pipeline).items():
         if isinstance(part, SchedulerMixin):
             yield pipeline, name, part

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several rows of a scheduler in one call of diffusers' step: what is a number in it is here a number for each row.
+"""This runs several rows of a scheduler in one call of diffusers' step. Each number in the step stands for one number
+per row.
 
 Only what is exactly the same for all rows at once as for one after the other is done so. Where rows part, at an `if`,
 they are told apart and run again (`Parted`), and what cannot be done for several raises `Alone`.
@@ -26,7 +27,7 @@ CLAMP: ContextVar[Callable[..., Any]] = ContextVar("CLAMP")  # what is done with
 
 
 class Parted(Exception):
-    """Rows take different ways; `flags` says which."""
+    """This is raised where rows take different ways. `flags` says which way each takes."""
 
     def __init__(self, flags: list[Any]) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class Parted(Exception):
 
 
 class Alone(Exception):
-    """It takes one row at a time."""
+    """This is raised by what can be done for one row at a time only."""
 
 
 class Lanes(Tensor):
@@ -95,7 +96,7 @@ class Lanes(Tensor):
         return self._only()
 
     def _only(self) -> Any:
-        """The number, if all rows have the same."""
+        """Returns the number, if all rows have the same one."""
         if not self.numbers:
             raise Alone
         values = self.plain.reshape(-1).tolist()
@@ -107,7 +108,7 @@ class Lanes(Tensor):
 
     @property
     def entries(self) -> list[Any]:
-        """Of each row its own number; always the same objects."""
+        """Each row's own number. These are the same objects whenever they are asked for."""
         if "_entries" not in self.__dict__:
             numbers = self.plain.reshape(-1)
             self._entries = numbers.tolist() if self.counts else [*numbers.unbind()]
@@ -137,7 +138,7 @@ def counted(numbers: Sequence[int]) -> Lanes:
 
 
 def each(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Lanes:
-    """Row after row, of numbers alone: what a number is there, a number of the answer is, too."""
+    """Calls the function row after row, on numbers alone. The answers are joined to numbers per row."""
     given = [a for a in args if isinstance(a, Lanes) and a.plain.dim() > 1]
     if (
         not given
@@ -155,7 +156,7 @@ def each(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, An
 
 
 def _at_once(function: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Of all rows. Numbers beside numbers are of one kind to torch's promotion of dtypes."""
+    """Computes all rows at once. Numbers beside numbers are of one kind to torch's promotion of dtypes."""
     plain, numbers, counts = [], True, False
     for a in args:
         if isinstance(a, Lanes):
@@ -184,12 +185,12 @@ def _at_once(function: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any
 
 
 def row_of(value: Any, row: int) -> Any:
-    """What a value of several rows is for one of them."""
+    """Returns what a value of several rows is for one of them."""
     return _entries(value, row + 1)[row] if isinstance(value, Lanes) else value
 
 
 def _entries(a: Any, n: int) -> list[Any]:
-    """Of each of n rows."""
+    """Returns the argument of each of n rows."""
     if not isinstance(a, Lanes) or a.plain.dim() == 1:
         return [getattr(a, "plain", a)] * n
     if not a.numbers:
@@ -198,7 +199,7 @@ def _entries(a: Any, n: int) -> list[Any]:
 
 
 def _shape(a: Lanes) -> torch.Size:
-    """That it has for one row."""
+    """Returns the shape that the value has for one row."""
     if a.plain.dim() == 1:
         return a.plain.shape
     return torch.Size([]) if a.numbers else torch.Size([1, a.plain.shape[1]])

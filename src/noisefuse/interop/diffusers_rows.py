@@ -40,7 +40,8 @@ Pick = Callable[[Any], Any]
 
 @dataclass(slots=True)
 class Step:
-    """One row's dealings with a scheduler. (It is not changed; frozen ones take long to make.)"""
+    """This is what one row does with a scheduler. (It is never changed. It is not frozen, because frozen ones take long
+    to make.)"""
 
     state: Any  # of `Plan.state`, before the step
     past: Any  # a Pick: past1 ..
@@ -128,8 +129,9 @@ def levels(scheduler: Any, base: type, n: int, dtype: torch.dtype, *, exact: boo
 
 
 class _Tracing:
-    """Of a class that remembers nothing all rows are found together. Of others those are, from which on a step finds
-    the scheduler as the step before it did, or the one before that; those before them one after the other."""
+    """This finds the rows of a run. If the class remembers nothing, it finds all of them together. Else it finds the
+    first ones one after the other, until a step finds the scheduler as one of the two steps before it did. From there
+    on it finds the rest together."""
 
     def __init__(self, scheduler: Any, probe: _Probe, step: Any, options: tuple[Any, ...], exact: bool) -> None:
         self.scheduler, self.probe, self.step, self.options, self.exact = scheduler, probe, step, options, exact
@@ -160,7 +162,7 @@ class _Tracing:
         return dict(sorted(self.found.items()))
 
     def _together(self, state: dict[str, Any], places: list[int]) -> None:
-        """These rows, of a class that remembers nothing."""
+        """Finds these rows of a class that remembers nothing."""
         if len(places) > 1 and self.in_lanes:
             try:
                 self._in_lanes(state, places, 1)
@@ -179,8 +181,8 @@ class _Tracing:
             self._alone(i)
 
     def _repeats(self, state: dict[str, Any], places: list[int], period: int) -> bool:
-        """Whether rows from each of these places on, a period of them, were found together, and leave the scheduler as
-        they found it."""
+        """Finds a period of rows from each of these places on. It tells whether that worked, and left the scheduler as
+        it was."""
         try:
             end = self._in_lanes(state, places, period)
         except Parted as ways:
@@ -190,7 +192,7 @@ class _Tracing:
         return self._alike(state, end) or places == [len(self.timesteps) - period]
 
     def _in_lanes(self, state: dict[str, Any], places: list[int], period: int) -> dict[str, Any]:
-        """Rows from each of these places on, a period of them; the state after them."""
+        """Finds a period of rows from each of these places on, and returns the state after them."""
         self._set(state, counted(places))
         attributes = vars(self.shadow)
         for name, value in attributes.items():
@@ -222,15 +224,15 @@ class _Tracing:
         return unshared(vars(self.shadow))
 
     def _set(self, state: dict[str, Any], place: Any) -> None:
-        """The scheduler as it was, but at this place, or at several."""
+        """Sets the scheduler to this state, at another place or at several."""
         vars(self.shadow).clear()
         vars(self.shadow).update(unshared(state))
         if "_step_index" in state:
             self.shadow._step_index = place + self.offset
 
     def _alike(self, a: dict[str, Any], b: dict[str, Any]) -> bool:
-        """Whether a step finds the scheduler in the same state, but for its count, the tensors that it remembers and
-        what it sets before it reads it."""
+        """Tells whether a step finds the scheduler in the same state. Its count may differ, as may the tensors that it
+        remembers and what it sets before it reads it."""
         left = () if "last_sample" in self.memory else self.scheduler._leftovers
         names = ({*a} | {*b}) - {"_step_index", *_SEARCHES, *left} | {*self.memory}
         return all(
@@ -262,7 +264,8 @@ def _alike(a: Any, b: Any, remembered: bool) -> bool:
 
 
 def _given_together(given: list[dict[str, Any]]) -> dict[str, Any]:
-    """Arguments of several rows in one: tensors in lanes, others, which are the same for all rows, as they are."""
+    """Joins the arguments of several rows. Tensors become lanes. Others are the same for all rows and stay as they
+    are."""
     together = dict(given[0])
     for name in given[0]:
         values = [arguments[name] for arguments in given]
@@ -306,8 +309,8 @@ class _Probe:
         return self.units["d"]
 
     def rows(self, step: Any, places: list[int], t: Any, options: dict[str, Any]) -> dict[int, Step]:
-        """One step of the scheduler, which goes on from there, at one of its times or, in lanes, at several. What they
-        compute is in `past`, until `numbers` reads it."""
+        """Makes one step of the scheduler at one of its times or, in lanes, at several. The scheduler goes on from
+        there. `past` holds what the step computes, until `numbers` reads it."""
         together = isinstance(t, Lanes)
         held = self._hold(together)
         before, gaps = self._attributes(), [value is None for value in held]
@@ -352,7 +355,8 @@ class _Probe:
         return found
 
     def _remembers(self, place: Callable[[Any], int], after: dict[str, Any]) -> list[tuple[str, Pick, bool]]:
-        """Where what a step leaves in the scheduler comes from; of other attributes, after it, lists are taken out."""
+        """Returns where each thing comes from that a step leaves in the scheduler. Lists are taken out of the other
+        attributes, after the step."""
         found: list[tuple[str, Pick, bool]] = []
         for name in self.memory:
             value = getattr(self.shadow, name, None)
@@ -389,7 +393,8 @@ class _Probe:
         return array
 
     def numbers(self, steps: dict[int, Step], n: int) -> Any:
-        """The rows of all steps, and those of D where it is thresholded, (2, n, 36). Gives each its past1 .."""
+        """Returns the rows of all steps, and those of D where it is thresholded, (2, n, 36). It gives each step its
+        past1 .."""
         table, clean = numbers = np.zeros((2, n, len(_COLUMN)))
         numbers[:, :, _BOUNDS] = -np.inf, np.inf
         groups: dict[Any, list[int]] = {}
@@ -423,7 +428,8 @@ class _Probe:
 
 
 class _Computed(NamedTuple):
-    """What a step made of the units: of each output, and of D last where it is clamped, (n, units + 2) or (1, ..)."""
+    """This is what a step made of the units: a value for each output and, last, for D where it is clamped. Each value
+    is (n, units + 2) or (1, units + 2)."""
 
     values: list[Any]
     units: list[str]
@@ -436,7 +442,8 @@ class _Computed(NamedTuple):
 
 
 def _forms(answers: Any) -> Any:
-    """Coefficients, and the constant k after them, of what came of units, of 0 and of the random check."""
+    """Returns the coefficients, and after them the constant k. They are found from what came of the units, of 0 and of
+    the random check."""
     if not np.isfinite(answers).all():
         raise Unsupported("a step is not finite, though the tensors that it reads are")
     forms, drawn = answers[..., :-1] + 0.0, _columns(answers.shape[-1] - 2)[:, -1]  # + 0.0: no -0
@@ -506,7 +513,7 @@ def _array(value: Any) -> Any:
 
 
 def _of_rows(attributes: dict[str, Any], places: list[int]) -> list[dict[str, Any]]:
-    """Of each of these rows."""
+    """Returns the attributes of each of these rows."""
     several = [name for name, value in attributes.items() if isinstance(value, Lanes)]
     return [{**attributes, **{name: row_of(attributes[name], n) for name in several}} for n in range(len(places))]
 

@@ -86,7 +86,7 @@ class Transitions:
 
 
 def _of_rows(numbers: Any, i: Any, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Those of rows (B,), or of one row in this shape, for which nobody waits for a copy."""
+    """Returns the numbers of rows (B,), or one row's number in this shape. The latter needs no copy to the device."""
     if isinstance(i, int):
         return torch.full(shape, numbers[i], dtype=torch.float32, device=device)
     return torch.as_tensor(numbers[i], dtype=torch.float32, device=device)

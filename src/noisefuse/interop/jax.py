@@ -89,7 +89,7 @@ def _at_row(numbers: Any, i: Any) -> Any:
 
 
 def moved(x: Any, to: Any) -> Any:
-    """NumPy's x as an array of JAX's."""
+    """Returns NumPy's x as an array of JAX's."""
     return jnp.asarray(x)
 
 
@@ -563,7 +563,8 @@ class _Named:
 
 
 def _of_one_sample(name: Any) -> Any:
-    """With its id as a number, where it has a list of one, as each of a list of noises may have."""
+    """Returns a noise whose id is a number, if it has a list of one id. Each of a list of noises may have such a
+    list."""
     ids = getattr(name, "sample", None)
     return name.at(sample=int(ids[0])) if isinstance(ids, np.ndarray) and ids.size == 1 else name
 

@@ -385,7 +385,7 @@ torch.Size([2, 3])"""
 
 
 class _Function(Protocol):
-    """What type checkers see of each function: all parameters that one of them has."""
+    """Type checkers see each function as this: it has all parameters that one of them has."""
 
     def __call__(
         self,
@@ -416,7 +416,7 @@ _OPTIONS = {"max_order": "order", "ge_gamma": "gamma", "solver_type": "solver"} 
 
 
 def _signature(own: str) -> inspect.Signature:
-    """The parameters that all functions have, and a function's own, in this order; noise goes by name alone."""
+    """Returns the parameters that all functions have, followed by a function's own. The noise goes by name alone."""
     named = [_PARAMETERS[name] for name in (*_Call._fields, *own.split())]
     kinds = [p.KEYWORD_ONLY if p.name == "noise" else p.POSITIONAL_OR_KEYWORD for p in named]
     return inspect.Signature(
@@ -425,7 +425,8 @@ def _signature(own: str) -> inspect.Signature:
 
 
 def _function(rule: Callable[..., nf.Sampler], own: str, doc: str, shared: Shared = _SHARED, **fixed: Any) -> _Function:
-    """A rule as a function with these parameters. `fixed`: options of the rule that the function does not offer."""
+    """Returns a rule as a function with these parameters. `fixed` holds options of the rule that the function does not
+    offer."""
     name, signature = f"sample_{rule.__name__}", _signature(own)
 
     def sample(*args: Any, **kwargs: Any) -> torch.Tensor:

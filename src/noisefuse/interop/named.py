@@ -21,14 +21,14 @@ def noise_of(key: Key, epoch: int = 0, seed: int = 0) -> nf.Noise:
 
 
 def given_by(field: str, data: Mapping[Any, Any], transform: str) -> Any:
-    """What stands beside an item to name it. KeyError: nothing does."""
+    """Returns what stands beside an item to name it. It raises KeyError if nothing does."""
     if field not in data:
         raise KeyError(f"{transform}(key={field!r}): expected {field}=.. beside the image")
     return data[field]
 
 
 def noise_by(field: str, data: Mapping[Any, Any], seed: int, transform: str) -> nf.Noise:
-    """Of a key, or of a pair of key and epoch, that stands beside the item."""
+    """Returns the noise of a key, or of a pair of key and epoch, that stands beside the item."""
     given = given_by(field, data, transform)
     key, epoch = given if isinstance(given, tuple) else (given, 0)
     return noise_of(key, epoch, seed)

@@ -72,7 +72,7 @@ def randn(shape: Any, noise: Any, **options: Any) -> Any:
 
 
 def empty(shape: Any, dtype: Any, device: Any) -> Any:
-    """Of a dtype of torch's or NumPy's; None: float32."""
+    """Returns an empty tensor of torch's or NumPy's dtype. None is float32."""
     return torch.empty(shape, dtype=_float("float32" if dtype is None else dtype), device=device)
 
 
@@ -98,7 +98,7 @@ def _float(dtype: Any) -> torch.dtype:
 
 
 def moved(x: Any, to: Any) -> Any:
-    """NumPy's x as a tensor, on the device of another."""
+    """Returns NumPy's x as a tensor, on the device of another one."""
     return torch.from_numpy(x).to(to.device)
 
 
@@ -199,7 +199,7 @@ class RowCall(Operation):
         return found if isinstance(found, tuple) else (found,)
 
     def _named(self) -> dict[str, Any]:
-        """The options, with the dtype of arrays."""
+        """Returns the options. A dtype in them is that of arrays."""
         options = dict(self.options)
         return options | {"dtype": array_dtype(options["dtype"])} if "dtype" in options else options
 

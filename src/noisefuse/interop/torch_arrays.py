@@ -60,7 +60,8 @@ def read(name: str, x: object, place: torch.device) -> Any:
 
 
 def write(name: str, out: object, place: torch.device, dtype: torch.dtype) -> Any:
-    """The memory of a tensor that is written, or where `as_tensor` finds what it shall hold; None of None."""
+    """Returns the memory of a tensor that is written, or a place from which `as_tensor` fills it. It returns None if
+    out is None."""
     if out is None:
         return None
     tensor = checked(name, out)
@@ -116,7 +117,8 @@ def checked(name: str, x: object) -> Tensor:
 
 
 def need_plain(name: str, x: Tensor) -> None:
-    """TypeError of tensors that stand for several, or for parts of one, and what to pass in their place."""
+    """Raises TypeError for tensors that stand for several, or for parts of one. The message says what to pass in their
+    place."""
     expected = f"{name}: expected a plain tensor"
     if x.is_nested:
         raise TypeError(f"{expected}, got a nested one: pass its parts one by one, {name}.unbind()")
@@ -171,7 +173,7 @@ def _numpy_dtype(tensor: Tensor) -> np.dtype[Any]:
 
 
 def is_copied(x: Any) -> bool:
-    """Whether it is a tensor whose memory no array can have, so that it is read from a copy and written by torch."""
+    """Tells whether no array can have this tensor's memory. Then it is read from a copy, and torch writes it."""
     return HALF is None and isinstance(x, Tensor) and x.dtype == torch.bfloat16 and x.is_cpu
 
 
@@ -181,8 +183,8 @@ def array_dtype(name: Any) -> Any:
 
 
 def like_x(tensors: dict[str, Any]) -> dict[str, Any]:
-    """The inputs of a step, by slot. Beside an x that is copied they have its dtype, as arrays would: model outputs are
-    rounded to it, and what is remembered has it."""
+    """Returns the inputs of a step, by slot. Beside an x that is copied they have its dtype, as arrays would: model
+    outputs are rounded to it, and what is remembered has it."""
     if not is_copied(tensors["x"]):
         return tensors
     for slot, tensor in tensors.items():
@@ -197,8 +199,8 @@ def like_x(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_tensor(result: Any, out: Any, dtype: torch.dtype) -> Any:
-    """The result, of this dtype, as a tensor: the caller's `out`, of which autograd is told, or a new one of the
-    result's memory."""
+    """Returns the result as a tensor of this dtype. It is the caller's `out`, of which autograd is told, or a new one
+    of the result's memory."""
     if out is not None:
         if is_copied(out):
             with torch.no_grad():
