@@ -18,7 +18,7 @@ import matplotlib
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 
-from noisefuse._drawing import BLUE, INK, ORANGE, STYLE
+from noisefuse.ground.drawing import BLUE, INK, ORANGE, STYLE
 from tables import FIGURES, MACHINES, RESULTS, ROOT, Row, number
 
 PICTURE = ROOT / "docs" / "pictures" / "history.png"

@@ -34,7 +34,7 @@ from figures import RESULTS, microseconds, processor
 from noisefuse._bench_results import describe
 from noisefuse._bench_timing import machine
 from noisefuse._contenders import Call
-from noisefuse._drawing import BLUE, INK, ORANGE, STYLE
+from noisefuse.ground.drawing import BLUE, INK, ORANGE, STYLE
 from tables import roofline
 
 HERE = Path(__file__).parent

@@ -109,7 +109,7 @@ def picture(out: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from noisefuse._drawing import BLUE, GREY, ORANGE, STYLE
+    from noisefuse.ground.drawing import BLUE, GREY, ORANGE, STYLE
 
     with rc_context(STYLE):
         figure = Figure(figsize=(10, 3.6), layout="constrained")

@@ -108,7 +108,7 @@ def picture(file: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from noisefuse._drawing import BLUE, STYLE
+    from noisefuse.ground.drawing import BLUE, STYLE
 
     position, done = np.zeros((4000, 2), np.float32), 0
     with rc_context(STYLE | {"axes.titlesize": 10}):

@@ -34,7 +34,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 
 import noisefuse as nf
-from noisefuse._drawing import BLUE, GREY, INK, ORANGE, STYLE
+from noisefuse.ground.drawing import BLUE, GREY, INK, ORANGE, STYLE
 
 Array = npt.NDArray[Any]
 HORIZON, JOINTS = 16, 7

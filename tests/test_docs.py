@@ -22,7 +22,7 @@ import pytest
 
 import noisefuse as nf
 from cuda_kernels import stand_in
-from noisefuse.docstrings import Shared, completed
+from noisefuse.ground.docstrings import Shared, completed
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

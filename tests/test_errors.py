@@ -9,7 +9,8 @@ import pytest
 
 import noisefuse as nf
 from conftest import NUMBA, bits
-from noisefuse import Noise, Schedule, kinds, philox4x32, q_sample, q_step, q_walk, randn, uniform
+from noisefuse import Noise, Schedule, philox4x32, q_sample, q_step, q_walk, randn, uniform
+from noisefuse.ground import kinds
 
 S = Schedule.linear(10)
 N = Noise(1)

@@ -17,7 +17,7 @@ import noisefuse as nf
 ROOT = Path(__file__).parents[1]
 SCRIPT = runpy.run_path(str(ROOT / "tools" / "release.py"))
 CHANGED = ["CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "README.md", "pyproject.toml", "recipe/recipe.yaml"]
-CHANGED += ["src/noisefuse/_version.py", "integrations/comfyui/README.md", "tests/known/README.md"]
+CHANGED += ["src/noisefuse/ground/version.py", "integrations/comfyui/README.md", "tests/known/README.md"]
 RELEASED = ".dev" not in nf.__version__
 FIRST = tomllib.loads(SCRIPT["FIRST"].read_text())["text"] if SCRIPT["FIRST"].exists() else []
 
@@ -68,8 +68,8 @@ def test_a_released_version_speaks_of_no_release_to_come():
 @pytest.mark.parametrize(
     ("file", "pattern", "planted", "expected"),
     [
-        ("src/noisefuse/_version.py", r"99\.0\.0", "99.0.1", "expected the tag v99.0.1, got v99.0.0"),
-        ("src/noisefuse/_version.py", r'99\.0\.0"', '99.0.0.dev0"', "expected a version without .dev"),
+        ("src/noisefuse/ground/version.py", r"99\.0\.0", "99.0.1", "expected the tag v99.0.1, got v99.0.0"),
+        ("src/noisefuse/ground/version.py", r'99\.0\.0"', '99.0.0.dev0"', "expected a version without .dev"),
         ("CHANGELOG.md", r"\[99\.0\.0\]", "[Unreleased]", "expected a heading ## [99.0.0] - DATE"),
         ("CITATION.cff", "2030-12-31", "2030-12-30", "CITATION.cff: expected this version, and the changelog's date"),
         ("docs/loss.md", r"\Z", "Once it is released, look.\n", "docs/loss.md: Once it is released, look."),

@@ -54,7 +54,7 @@ def put(root: Path, name: str, pattern: str, text: str) -> None:
 def set_version(root: Path, version: str, day: str | None) -> None:
     """Sets the version in the package, in CITATION.cff and in the recipe, and where the README's links lead from the
     index."""
-    put(root, "src/noisefuse/_version.py", r'^__version__ = ".*"$', f'__version__ = "{version}"')
+    put(root, "src/noisefuse/ground/version.py", r'^__version__ = ".*"$', f'__version__ = "{version}"')
     cited = f"version: {version}\n" + (f"date-released: {day}\n" if day else "")
     put(root, "CITATION.cff", r"^version: .*\n(?:date-released: .*\n)?", cited)
     put(root, "recipe/recipe.yaml", r"^  version: [\d.]+$", f"  version: {version.partition('.dev')[0]}")
@@ -83,7 +83,9 @@ def begin_next(root: Path, version: str) -> None:
 
 def wrong(root: Path, tag: str) -> list[str]:
     """Returns what keeps this tag from being uploaded."""
-    version = re.search(r'^__version__ = "(.*)"$', (root / "src/noisefuse/_version.py").read_text(), re.MULTILINE)[1]
+    version = re.search(
+        r'^__version__ = "(.*)"$', (root / "src/noisefuse/ground/version.py").read_text(), re.MULTILINE
+    )[1]
     heading = re.search(rf"^## \[{re.escape(version)}\] - (\S+)$", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
     cited = rf"^version: {re.escape(version)}\ndate-released: {heading[1] if heading else '?'}$"
     found = [] if tag == f"v{version}" else [f"expected the tag v{version}, got {tag}"]

@@ -5,8 +5,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import augment, density, fields, samplers, weights
-from ._version import __version__ as __version__
 from .backends import info, set_num_threads, use_backend
+from .ground.version import __version__ as __version__
 from .loss import mse_loss, mse_loss_grad
 from .noise import NOISE_VERSION, Noise
 from .ops import philox4x32, q_sample, q_step, q_walk, randn, randn_like, uniform, update

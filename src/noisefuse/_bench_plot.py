@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from ._bench_results import Result, describe, figures, of_copy
-from ._drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar
+from .ground.drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar
 
 COLORS = {
     "noisefuse": BLUE,

@@ -21,7 +21,7 @@ import noisefuse as nf
 from ._bench_results import aligned
 from ._bench_timing import interleaved
 from ._contenders import Case, contenders
-from ._drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar, save
+from .ground.drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

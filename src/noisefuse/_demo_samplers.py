@@ -20,7 +20,7 @@ import numpy.typing as npt
 import noisefuse as nf
 
 from ._bench_results import aligned
-from ._drawing import BLUE, GREY, ORANGE, STYLE, save
+from .ground.drawing import BLUE, GREY, ORANGE, STYLE, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

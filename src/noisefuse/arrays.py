@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from . import backends
 from .backends.call import address, dtype_code
-from .kinds import library_of
+from .ground.kinds import library_of
 from .levels import FLOATS
 
 Array: TypeAlias = NDArray[Any]

@@ -34,7 +34,7 @@ from .arrays import (
 )
 from .backends.call import Step
 from .calls import Index, image_layout, is_batch, make_call, names_or_array, run, warn_once
-from .kinds import library_of
+from .ground.kinds import library_of
 from .levels import FLOATS, LEVELS, level_bounds, levels_of
 from .loss import mean_squares
 from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of

@@ -33,7 +33,7 @@ from .arrays import (
     where,
 )
 from .backends.call import Draw, Step
-from .float_mode import float_mode
+from .ground.float_mode import float_mode
 from .levels import levels_of
 from .noise import ELEMENTS, SAMPLES, STEPS, Noise, got, is_tracer, names_of, need_stream_0
 from .rows import M1, M2, PASTS, Rows, X, Z

@@ -25,7 +25,7 @@ from . import backends
 from .arrays import as_array, as_numbers, device_of, is_written, on_device, output, overlap
 from .backends.call import LOSS_CHUNK, Loss, Step
 from .calls import Index, like, make_call, row_index, run
-from .kinds import library_of
+from .ground.kinds import library_of
 from .levels import levels_of
 from .loss_parts import LossPart, chunk_sums, combined, place_of
 from .noise import SAMPLER

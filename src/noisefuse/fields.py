@@ -32,8 +32,8 @@ from .arrays import (
     wanted,
 )
 from .calls import Index, converted, is_batch, make_call, names_or_array, run
-from .float_mode import float_mode
-from .kinds import library_of
+from .ground.float_mode import float_mode
+from .ground.kinds import library_of
 from .levels import DEFAULT_RANGE, FLOATS, levels_of
 from .loss import distances
 from .noise import (

@@ -24,7 +24,7 @@ from .arrays import (
 from .backends.call import Loss
 from .calls import Index, is_batch, make_call, names_or_array
 from .forward import residual
-from .kinds import library_of
+from .ground.kinds import library_of
 from .levels import FLOATS, LEVELS
 from .loss_parts import LossPart, Reduction, chunk_sums, place_of
 from .noise import FIELD, Noise

@@ -29,7 +29,7 @@ if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
 from .arrays import float_dtype
 from .backends.device import USER, fma, mul, pasted, select
-from .docstrings import Shared, documented
+from .ground.docstrings import Shared, documented
 from .ops import need_tableau
 from .rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, D, X, Z
 from .tableau import Tableau

@@ -54,8 +54,8 @@ from .calls import (
     warn_once,
 )
 from .forward import Make, forward
+from .ground.kinds import library, library_of
 from .intervals import Terms
-from .kinds import library, library_of
 from .levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATING, FLOATS, LEVELS, Levels, levels_of
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Increment, Noise, got
 from .rows import M1, PAST1, PASTS, Z_BITS, Plain, Rows, X, Z

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypedDict, 
 import numpy as np
 import numpy.typing as npt
 
-from . import _stored, backends, density, ops
-from ._drawing import plot_levels
+from . import backends, density, ops
 from .arrays import device_of, host_view, is_array, is_lazy, is_traced, is_written, output
-from .kinds import library_of
+from .ground import stored
+from .ground.drawing import plot_levels
+from .ground.kinds import library_of
 from .levels import levels_of
 from .noise import SAMPLER, START, Noise, are_names, at_row, each, got, is_tracer, names_of, need_stream_0
 from .rows import OUTPUTS, PAST_SYMBOLS, Plain
@@ -184,7 +185,7 @@ class Sampler:
         return Sampler, (self.tableau,)
 
     def __setstate__(self, state: object) -> NoReturn:
-        _stored.refuse_state(self)
+        stored.refuse_state(self)
 
     def __len__(self) -> int:
         return len(self._push)

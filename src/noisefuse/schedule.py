@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from . import _stored
-from ._drawing import plot_levels
 from .diffusers_config import family
-from .docstrings import Shared, documented
 from .forward import KeptRows, forward
+from .ground import stored
+from .ground.docstrings import Shared, documented
+from .ground.drawing import plot_levels
 from .rows import ROW, Rows
 from .tableau import Tableau
 from .views import Target
@@ -600,17 +600,17 @@ class Schedule:
         >>> nf.Schedule.from_json(schedule.to_json()).name
         'mine'
         """
-        return _stored.read("schedule", text, cls._of_stored)
+        return stored.read("schedule", text, cls._of_stored)
 
     @classmethod
     def _of_stored(cls, fields: dict[str, Any]) -> Self:
         kind, parameters, betas = (fields.pop(key) for key in ("kind", "parameters", "betas"))
         if not isinstance(kind, str) or not isinstance(parameters, dict):
             raise TypeError(f"kind and parameters: expected a str and a dict, got {kind!r:.60} and {parameters!r:.60}")
-        parameters = {name: _stored.number(name, value) for name, value in parameters.items()}
+        parameters = {name: stored.number(name, value) for name, value in parameters.items()}
         for name in {"alpha", "sigma"} & {*fields}:
-            fields[name] = _stored.numbers(name, fields[name])
-        given = None if betas is None else _frozen(_betas_of(_stored.numbers("betas", betas)))
+            fields[name] = stored.numbers(name, fields[name])
+        given = None if betas is None else _frozen(_betas_of(stored.numbers("betas", betas)))
         made = cls(**fields, _kind=kind, _parameters=parameters, _betas=given)
         if made.continuous:
             with np.errstate(all="ignore"):
@@ -654,7 +654,7 @@ class Schedule:
         return self._rebuilt(self.name), (self.alpha, self.sigma)  # unpickled arrays would be writable
 
     def __setstate__(self, state: object) -> NoReturn:
-        _stored.refuse_state(self)
+        stored.refuse_state(self)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a Schedule is immutable: cannot set {name!r}")

@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from . import _stored
+from .ground import stored
 from .rows import AFFINE, COLUMNS, NAMES, OUTPUTS, PAST_SYMBOLS, ROW, SYMBOLS, Rows, layout
 
 __all__ = ["ROW", "ZERO", "Affine", "D", "Row", "Tableau", "k", "m1", "m2", "past", "x", "z"]
@@ -287,7 +287,7 @@ class Tableau:
         return Tableau.from_json, (self.to_json(),)  # unpickled arrays would be writable
 
     def __setstate__(self, state: object) -> NoReturn:
-        _stored.refuse_state(self)
+        stored.refuse_state(self)
 
     def _check(self) -> None:
         if not 0 <= self.start < math.inf:
@@ -561,24 +561,24 @@ class Tableau:
         Raises:
             ValueError: not a tableau, or one of another version.
         """
-        return _stored.read("tableau", text, cls._of_stored)
+        return stored.read("tableau", text, cls._of_stored)
 
     @classmethod
     def _of_stored(cls, fields: dict[str, Any]) -> Tableau:
         if fields.pop("columns", None) != list(NAMES):
             raise ValueError("the columns of this tableau are not those of ROW")
-        rows = [_stored.numbers("rows", row) for row in _stored.entries("rows", fields.pop("rows"))]
+        rows = [stored.numbers("rows", row) for row in stored.entries("rows", fields.pop("rows"))]
         for row in rows:
             if len(row) != COLUMNS:
                 raise ValueError(f"rows: expected {COLUMNS} numbers in each, got {len(row)}")
         for name in {*_RUN_COLUMNS} & {*fields}:
-            fields[name] = _stored.numbers(name, fields[name])
+            fields[name] = stored.numbers(name, fields[name])
         if "start" in fields:
-            fields["start"] = _stored.number("start", fields["start"])
+            fields["start"] = stored.number("start", fields["start"])
         if fields.get("threshold") is not None:
-            fields["threshold"] = _stored.numbers("threshold", fields["threshold"])
+            fields["threshold"] = stored.numbers("threshold", fields["threshold"])
         if "active" in fields:
-            flags = [tuple(_stored.entries("active", group)) for group in _stored.entries("active", fields["active"])]
+            flags = [tuple(stored.entries("active", group)) for group in stored.entries("active", fields["active"])]
             if any(type(flag) is not bool for group in flags for flag in group):
                 raise TypeError(f"active: expected true or false, got {flags!r:.60}")
             fields["active"] = np.array(tuple(flags), _ACTIVE)

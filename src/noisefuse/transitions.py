@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends.call import TRANSITION
-from .float_mode import float_mode
+from .ground.float_mode import float_mode
 
 LEVELS = 256
 

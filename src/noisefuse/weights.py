@@ -23,7 +23,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .docstrings import Shared, documented
+from .ground.docstrings import Shared, documented
 from .schedule import Schedule, need_schedule
 from .views import Target, target_factors
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import noisefuse as nf
-from noisefuse.interop._needs import needs
+from noisefuse.ground.needs import needs
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

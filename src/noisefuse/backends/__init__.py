@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .._version import __version__
+from ..ground.version import __version__
 from ..noise import NOISE_VERSION, Noise
 from . import threads
 from .call import Loss, Step, Walk

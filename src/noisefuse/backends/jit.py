@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
-from ..float_mode import float_mode
+from ..ground.float_mode import float_mode
 from . import kernels, threads
 from .call import LOSS_CHUNK, Loss, Step, Walk, address, pack_on_host
 from .selftest import self_test

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..float_mode import float_mode
+from ..ground.float_mode import float_mode
 from ..levels import LEVELS, levels_of
 from ..noise import Noise
 from ..rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from ..kinds import register
+from ..ground.kinds import register
 
 _MODULES = (
     "albumentations",

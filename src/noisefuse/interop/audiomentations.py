@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import noisefuse as nf
 
-from ._needs import needs
+from ..ground.needs import needs
 from .named import Key, Named, applies, strength
 
 with needs(__name__, "audiomentations"):

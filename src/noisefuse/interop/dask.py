@@ -15,7 +15,7 @@ import numpy as np
 
 import noisefuse as nf
 
-from ._needs import needs
+from ..ground.needs import needs
 
 with needs(__name__, "dask"):
     import dask.array as da

@@ -18,8 +18,8 @@ import numpy as np
 
 import noisefuse as nf
 
+from ..ground.needs import needs
 from ..views import Target
-from ._needs import needs
 from .columns import drawn_times, need_function, need_noise, need_training
 
 with needs(__name__, "grain"):

@@ -21,11 +21,11 @@ import noisefuse as nf
 from .. import calls, density, loss, ops
 from ..arrays import fast_dtype
 from ..backends.call import Loss, Step, pack_loss
+from ..ground.needs import needs
 from ..levels import FLOATS, LEVELS, Levels, level_bounds
 from ..noise import SAMPLER, SAMPLES, STEPS, WALK, each, is_tracer, listed
 from ..rows import AFFINE, M1, SYMBOLS, Rows, X, Z
 from ..sampler import State, need_answer
-from ._needs import needs
 
 with needs(__name__, "jax"):
     import jax

@@ -28,10 +28,10 @@ import numpy as np
 
 import noisefuse as nf
 
-from ..docstrings import Shared, documented
+from ..ground.docstrings import Shared, documented
+from ..ground.needs import needs
 from ..noise import SAMPLER, at_row, each, names_of
 from ..tableau import Tableau
-from ._needs import needs
 
 with needs(__name__, "torch"):
     import torch

@@ -18,7 +18,7 @@ from typing import Any
 
 import noisefuse as nf
 
-from ._needs import needs
+from ..ground.needs import needs
 from .named import Key
 
 with needs(__name__, "kornia", "torch"):

@@ -18,8 +18,8 @@ import numpy as np
 
 import noisefuse as nf
 
+from ..ground.needs import needs
 from ..levels import FLOATS
-from ._needs import needs
 from .named import Named, applies, noise_by, strength
 
 with needs(__name__, "monai", "torch"):

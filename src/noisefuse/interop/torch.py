@@ -22,8 +22,8 @@ import numpy as np
 
 import noisefuse as nf
 
+from ..ground.needs import needs
 from ..levels import FLOATING, LEVELS
-from ._needs import needs
 
 with needs(__name__, "torch"):
     import torch

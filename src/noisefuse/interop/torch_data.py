@@ -13,8 +13,8 @@ from typing import Any
 
 import noisefuse as nf
 
+from ..ground.needs import needs
 from ..views import Target
-from ._needs import needs
 from .columns import drawn_times, need_function, need_noise, need_training, of_rows
 
 with needs(__name__, "torch"):

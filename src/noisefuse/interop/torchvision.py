@@ -15,7 +15,7 @@ from typing import Any
 
 import noisefuse as nf
 
-from ._needs import needs
+from ..ground.needs import needs
 from .named import Named, OfUnitRange
 
 with needs(__name__, "torchvision", "torch", "PIL"):

@@ -8,7 +8,7 @@ from functools import wraps
 from inspect import signature
 from typing import ParamSpec
 
-from ..docstrings import Shared, completed
+from ..ground.docstrings import Shared, completed
 from ..sampler import Sampler
 from ..tableau import Tableau
 from .spacing import SpacingOptions
