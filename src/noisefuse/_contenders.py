@@ -24,7 +24,7 @@ import noisefuse as nf
 from noisefuse import naive
 
 from .arrays import float_dtype
-from .levels import FLOATS
+from .language.levels import FLOATS
 
 Array: TypeAlias = npt.NDArray[Any]
 Call: TypeAlias = Callable[[], object]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from . import backends
 from .backends.call import address, dtype_code
 from .ground.kinds import library_of
-from .levels import FLOATS
+from .language.levels import FLOATS
 
 Array: TypeAlias = NDArray[Any]
 

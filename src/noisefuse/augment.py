@@ -35,11 +35,11 @@ from .arrays import (
 from .backends.call import Step
 from .calls import Index, image_layout, is_batch, make_call, names_or_array, run, warn_once
 from .ground.kinds import library_of
-from .levels import FLOATS, LEVELS, level_bounds, levels_of
+from .language.levels import FLOATS, LEVELS, level_bounds, levels_of
+from .language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 from .loss import mean_squares
 from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
 from .ops import FAST_LEVELS, Array, ArrayT, DType, NoiseLike, at_times, randn, uniform
-from .rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 from .schedule import Schedule
 
 __all__ = [

@@ -34,9 +34,9 @@ from .arrays import (
 )
 from .backends.call import Draw, Step
 from .ground.float_mode import float_mode
-from .levels import levels_of
+from .language.levels import levels_of
+from .language.rows import M1, M2, PASTS, Rows, X, Z
 from .noise import ELEMENTS, SAMPLES, STEPS, Noise, got, is_tracer, names_of, need_stream_0
-from .rows import M1, M2, PASTS, Rows, X, Z
 from .tableau import ARGUMENTS
 
 

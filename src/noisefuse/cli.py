@@ -14,7 +14,7 @@ from typing import Any
 
 from . import __version__
 from ._contenders import DTYPES
-from .levels import OF_NUMPY
+from .language.levels import OF_NUMPY
 
 # What a command may miss, as module and as the name to install it by.
 _OPTIONAL = {

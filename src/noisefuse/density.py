@@ -26,11 +26,11 @@ from .arrays import as_array, as_numbers, device_of, is_written, on_device, outp
 from .backends.call import LOSS_CHUNK, Loss, Step
 from .calls import Index, like, make_call, row_index, run
 from .ground.kinds import library_of
-from .levels import levels_of
+from .language.levels import levels_of
+from .language.rows import M1, NAMES, ROW, SYMBOLS, Rows, X, Z
 from .loss_parts import LossPart, chunk_sums, combined, place_of
 from .noise import SAMPLER
 from .ops import Array, Inputs, NoiseLike, inputs_of, need_tableau, those_read, update_call
-from .rows import M1, NAMES, ROW, SYMBOLS, Rows, X, Z
 from .tableau import Tableau
 
 __all__ = ["Part", "combine", "kl", "kl_grad", "log_prob", "log_prob_grad", "update_with_log_prob"]

@@ -34,7 +34,8 @@ from .arrays import (
 from .calls import Index, converted, is_batch, make_call, names_or_array, run
 from .ground.float_mode import float_mode
 from .ground.kinds import library_of
-from .levels import DEFAULT_RANGE, FLOATS, levels_of
+from .language.levels import DEFAULT_RANGE, FLOATS, levels_of
+from .language.rows import Rows
 from .loss import distances
 from .noise import (
     FIELD,
@@ -51,7 +52,6 @@ from .noise import (
     need_stream_0,
 )
 from .ops import Array, randn, uniform, update
-from .rows import Rows
 from .schedule import Schedule, need_schedule
 from .tableau import Row, Tableau, m1, x
 

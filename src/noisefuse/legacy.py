@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from .arrays import copy, float_dtype
 from .backends.reference import fma32
-from .levels import FLOATS
+from .language.levels import FLOATS
 from .noise import SEEDS
 from .ops import lengths, philox4x32
 

@@ -23,13 +23,13 @@ from .arrays import (
 )
 from .backends.call import Loss
 from .calls import Index, is_batch, make_call, names_or_array
-from .forward import residual
 from .ground.kinds import library_of
-from .levels import FLOATS, LEVELS
+from .language.forward import residual
+from .language.levels import FLOATS, LEVELS
+from .language.rows import M1, Rows, X, Z
 from .loss_parts import LossPart, Reduction, chunk_sums, place_of
 from .noise import FIELD, Noise
 from .ops import Array, ArrayT, NoiseLike, plain_table, rows_at
-from .rows import M1, Rows, X, Z
 from .schedule import Schedule, need_schedule
 from .views import Target, need_target
 

@@ -17,8 +17,8 @@ from . import backends
 from .arrays import Array, contiguous, count, device_of, output
 from .backends.call import LOSS_CHUNK, Loss, window_runs
 from .calls import Index, make_call
+from .language.rows import M1, Rows
 from .noise import Noise
-from .rows import M1, Rows
 
 Reduction: TypeAlias = Literal["mean", "none"]
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .ground.kinds import library
-from .intervals import CELLS, RUNS, Terms, grid_terms, tree_terms
+from .language.increments import CELLS, RUNS, Terms, grid_terms, tree_terms
 
 # Version of the contract in docs/noise.md; it changes when any bit of any field does.
 NOISE_VERSION = 1

@@ -30,8 +30,8 @@ if find_spec("numba") is None:
 from .arrays import float_dtype
 from .backends.device import USER, fma, mul, pasted, select
 from .ground.docstrings import Shared, documented
+from .language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, D, X, Z
 from .ops import need_tableau
-from .rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, D, X, Z
 from .tableau import Tableau
 
 __all__ = [

@@ -53,12 +53,12 @@ from .calls import (
     segments,
     warn_once,
 )
-from .forward import Make, forward
 from .ground.kinds import library, library_of
-from .intervals import Terms
-from .levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATING, FLOATS, LEVELS, Levels, levels_of
+from .language.forward import Make, forward
+from .language.increments import Terms
+from .language.levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATING, FLOATS, LEVELS, Levels, levels_of
+from .language.rows import M1, PAST1, PASTS, Z_BITS, Plain, Rows, X, Z
 from .noise import FIELD, SAMPLER, UNIFORM, WALK, Increment, Noise, got
-from .rows import M1, PAST1, PASTS, Z_BITS, Plain, Rows, X, Z
 from .schedule import UNIT_TIMES, Schedule, need_schedule
 from .tableau import Tableau
 from .views import Target, need_target

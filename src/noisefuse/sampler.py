@@ -19,9 +19,9 @@ from .arrays import device_of, host_view, is_array, is_lazy, is_traced, is_writt
 from .ground import stored
 from .ground.drawing import plot_levels
 from .ground.kinds import library_of
-from .levels import levels_of
+from .language.levels import levels_of
+from .language.rows import OUTPUTS, PAST_SYMBOLS, Plain
 from .noise import SAMPLER, START, Noise, are_names, at_row, each, got, is_tracer, names_of, need_stream_0
-from .rows import OUTPUTS, PAST_SYMBOLS, Plain
 from .tableau import Row, Tableau, x
 from .views import guidance
 

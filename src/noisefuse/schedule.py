@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .diffusers_config import family
-from .forward import KeptRows, forward
 from .ground import stored
 from .ground.docstrings import Shared, documented
 from .ground.drawing import plot_levels
-from .rows import ROW, Rows
+from .language.diffusers_config import family
+from .language.forward import KeptRows, forward
+from .language.rows import ROW, Rows
 from .tableau import Tableau
 from .views import Target
 

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .ground import stored
-from .rows import AFFINE, COLUMNS, NAMES, OUTPUTS, PAST_SYMBOLS, ROW, SYMBOLS, Rows, layout
+from .language.rows import AFFINE, COLUMNS, NAMES, OUTPUTS, PAST_SYMBOLS, ROW, SYMBOLS, Rows, layout
 
 __all__ = ["ROW", "ZERO", "Affine", "D", "Row", "Tableau", "k", "m1", "m2", "past", "x", "z"]
 

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 from noisefuse.backends import call, cuda
-from noisefuse.rows import COLUMNS, Z
+from noisefuse.language.rows import COLUMNS, Z
 
 ROOT = Path(__file__).parents[2]
 SHORT = cuda.SHORT | {"uint8": "u8", "uint16": "u16"}

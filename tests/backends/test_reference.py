@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from noisefuse import backends
 from noisefuse.backends import reference, spec
 from noisefuse.backends.call import Step, Walk
+from noisefuse.language.rows import AFFINE, COLUMNS, HIGH, LOW, M1, M2, PASTS, D, Rows, X, Z
 from noisefuse.noise import Noise
-from noisefuse.rows import AFFINE, COLUMNS, HIGH, LOW, M1, M2, PASTS, D, Rows, X, Z
 
 MATH = reference.SPEC
 TYPES = [np.float32, np.float64]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import noisefuse as nf
 from conftest import BACKENDS, DTYPES, bits, one_in, using
 from exact import apply_exact
-from noisefuse.rows import NAMES, ROW
+from noisefuse.language.rows import NAMES, ROW
 
 
 def random_table(rng, rows, density):

@@ -33,7 +33,7 @@ from noisefuse import _noise_files
 from noisefuse._noise import _Progress
 from noisefuse._noise_journal import Journal
 from noisefuse.cli import main
-from noisefuse.levels import LEVELS
+from noisefuse.language.levels import LEVELS
 
 AT_300 = ["--schedule", "cosine", "--t", "300", "--seed", "7"]
 COMMAND = [sys.executable, "-m", "noisefuse.cli", "noise"]

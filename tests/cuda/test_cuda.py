@@ -27,7 +27,7 @@ from cuda_kernels import compilers, stand_in
 from noisefuse import _bench_cuda, cli
 from noisefuse._contenders import ARRAYS, Case
 from noisefuse.backends import cubin, cuda
-from noisefuse.rows import Rows
+from noisefuse.language.rows import Rows
 
 ROOT = Path(__file__).parents[2]
 LINEAR = nf.Schedule.linear(1000)

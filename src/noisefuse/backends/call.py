@@ -17,9 +17,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..levels import FLOATS, LEVELS, levels_of
+from ..language.levels import FLOATS, LEVELS, levels_of
+from ..language.rows import M1, Rows, Z
 from ..noise import Noise
-from ..rows import M1, Rows, Z
 
 Array: TypeAlias = NDArray[Any]
 Draw: TypeAlias = Literal["none", "normal", "uniform", "words"]

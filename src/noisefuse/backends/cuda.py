@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..levels import FLOATS, levels_of
-from ..rows import AFFINE, CLEAN, HIGH, M1, TIMES_CLEAN, TIMES_ROOT, D, Rows, X, Z
+from ..language.levels import FLOATS, levels_of
+from ..language.rows import AFFINE, CLEAN, HIGH, M1, TIMES_CLEAN, TIMES_ROOT, D, Rows, X, Z
 from . import cubin
 from .call import (
     CALL,

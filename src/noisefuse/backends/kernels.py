@@ -19,8 +19,8 @@ from numba.extending import overload
 from numpy import float32, int32, int64, uint8, uint16, uint32, uint64
 from numpy.typing import NDArray
 
-from .. import rows as layout
-from ..rows import AFFINE, BOUNDS, CLEAN, COLUMNS, HIGH, LOW, M2, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
+from ..language import rows as layout
+from ..language.rows import AFFINE, BOUNDS, CLEAN, COLUMNS, HIGH, LOW, M2, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
 from . import call as description
 from . import device, numba_internals, pointers, spec
 from .call import ACCUMULATORS, CALL, DRAWS, DTYPES, FIELD, LOSS_CHUNK, TRANSITION

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ground.float_mode import float_mode
-from ..levels import LEVELS, levels_of
+from ..language.levels import LEVELS, levels_of
+from ..language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
 from ..noise import Noise
-from ..rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
 from . import spec
 from .call import ACCUMULATORS, LOSS_CHUNK, Array, Loss, Step, Walk
 

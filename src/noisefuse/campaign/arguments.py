@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 import noisefuse as nf
 
 from ..arrays import float_dtype
-from ..levels import FLOATS, LEVELS
-from ..rows import COLUMNS, NAMES, ROW
+from ..language.levels import FLOATS, LEVELS
+from ..language.rows import COLUMNS, NAMES, ROW
 
 T = TypeVar("T")
 Array = NDArray[Any]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import noisefuse as nf
 
 from ..ground.needs import needs
-from ..levels import LEVELS, levels_of
+from ..language.levels import LEVELS, levels_of
 from .named import OfUnitRange, applies, given_by, noise_by, strength
 
 with needs(__name__, "albumentations"):

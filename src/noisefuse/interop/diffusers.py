@@ -24,7 +24,7 @@ import numpy as np
 import noisefuse as nf
 
 from ..ground.needs import needs
-from ..levels import FLOATS
+from ..language.levels import FLOATS
 from ..noise import SAMPLER, START, are_names, at_row, names_of, need_stream_0
 
 with needs(__name__, "diffusers", "torch"):

@@ -22,9 +22,9 @@ from .. import calls, density, loss, ops
 from ..arrays import fast_dtype
 from ..backends.call import Loss, Step, pack_loss
 from ..ground.needs import needs
-from ..levels import FLOATS, LEVELS, Levels, level_bounds
+from ..language.levels import FLOATS, LEVELS, Levels, level_bounds
+from ..language.rows import AFFINE, M1, SYMBOLS, Rows, X, Z
 from ..noise import SAMPLER, SAMPLES, STEPS, WALK, each, is_tracer, listed
-from ..rows import AFFINE, M1, SYMBOLS, Rows, X, Z
 from ..sampler import State, need_answer
 
 with needs(__name__, "jax"):

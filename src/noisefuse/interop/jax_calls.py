@@ -26,9 +26,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ..backends import current
 from ..backends.call import CALL, DRAWS, DTYPES, FIELD, Loss, Step, Walk, dtype_code
-from ..levels import LEVELS
+from ..language.levels import LEVELS
+from ..language.rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, TIMES_CLEAN, TIMES_ROOT, Rows, X, Z
 from ..noise import SAMPLES, Noise
-from ..rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, TIMES_CLEAN, TIMES_ROOT, Rows, X, Z
 from . import jax_pure
 from .jax_described import (
     FIELDS,

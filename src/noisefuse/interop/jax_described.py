@@ -13,7 +13,7 @@ import numpy as np
 
 from ..backends import current
 from ..backends.call import CALL, DTYPES, FIELD, NO_LOSS, Step, pack, pack_fields
-from ..rows import Z
+from ..language.rows import Z
 
 native: Any
 try:

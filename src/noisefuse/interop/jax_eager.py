@@ -21,8 +21,8 @@ import numpy as np
 from .. import backends
 from ..backends.call import CALL, FIELD, Step
 from ..calls import image_layout
+from ..language.rows import Rows, Z
 from ..noise import Noise
-from ..rows import Rows, Z
 from .jax_calls import call_p
 from .jax_described import FIELDS, IDS, INDEX, ROWS, STEP, Described
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from ..backends.call import ACCUMULATORS, DRAWS, FIELD, LOSS_CHUNK
 from ..backends.reference import combined
-from ..levels import LEVELS
+from ..language.levels import LEVELS
+from ..language.rows import AFFINE, X, Z
 from ..noise import SAMPLES
-from ..rows import AFFINE, X, Z
 from .jax_described import FIELDS, IDS, INDEX, LAW, LOSSES, ROWS, START, STEP, WALKS, WEIGHTS, Described
 from .jax_floats import FLOAT32, FLOAT64, SPEC, Float, Format, divide, mul, view
 from .jax_internals import varying, varying_axes

@@ -19,7 +19,7 @@ import numpy as np
 import noisefuse as nf
 
 from ..ground.needs import needs
-from ..levels import FLOATS
+from ..language.levels import FLOATS
 from .named import Named, applies, noise_by, strength
 
 with needs(__name__, "monai", "torch"):

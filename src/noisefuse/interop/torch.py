@@ -23,7 +23,7 @@ import numpy as np
 import noisefuse as nf
 
 from ..ground.needs import needs
-from ..levels import FLOATING, LEVELS
+from ..language.levels import FLOATING, LEVELS
 
 with needs(__name__, "torch"):
     import torch

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .ground.float_mode import float_mode
+from ..ground.float_mode import float_mode
 
 PAST_SYMBOLS = "past1", "past2", "past3", "past4"  # all else counts them
 SYMBOLS = ("k", "x", "m1", "m2", "d", *PAST_SYMBOLS, "z")

@@ -17,9 +17,9 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ..views import Target, target_factors
 from .levels import DEFAULT_RANGE, Levels
 from .rows import Plain, Rows
-from .views import Target, target_factors
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
