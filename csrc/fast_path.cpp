@@ -140,7 +140,7 @@ class PlainNoise {
         return field.sample + static_cast<uint64_t>(rows) <= uint64_t{1} << 56;
     }
 
-    // Where the sample lies in the window's full one, if there is one: `window_runs` of backends/call.py, which says
+    // Where the sample lies in the window's full one, if there is one: `window_runs` of call/description.py, which says
     // more. Noise has checked that 0 <= start <= full, and that the full sample has 2^34 elements at most.
     static bool window(Field& field, PyObject* noise, int ndim, const int64_t* shape) {
         PyObject *const full = part(noise, at_window_shape), *const start = part(noise, at_window_start);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python boundary: run takes the bytes of a Call (core/call.h), which backends/call.py packs once its arguments
+// The Python boundary: run takes the bytes of a Call (core/call.h), which call/packed.py packs once its arguments
 // have been checked; row, random, mse, density and its gradient are the fast path (fast_path.cpp); the rest are
 // settings.
 #define NF_MODULE

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A call: what every kernel is handed, on CPUs and devices alike, already checked. backends/call.py packs the same
+// A call: what every kernel is handed, on CPUs and devices alike, already checked. call/packed.py packs the same
 // bytes (CALL and FIELD there), and a test compares the two field by field.
 #pragma once
 #include "row.h"
@@ -7,7 +7,7 @@
 
 namespace nf {
 
-// backends/call.py names them in this order.
+// call/packed.py names them in this order.
 enum class DType : int32_t { f32, f64, f16, bf16, u8, u16 };
 enum class Draw : int32_t { none, normal, uniform, words };
 
@@ -30,7 +30,7 @@ constexpr int bytes_of(DType type) {
 constexpr bool is_half(DType type) { return type == DType::f16 || type == DType::bf16; }
 constexpr bool is_level(DType type) { return type == DType::u8 || type == DType::u16; }  // a whole number
 
-constexpr int kAxes = 21;  // of a window, after merging those that lie together: see window_runs of backends/call.py
+constexpr int kAxes = 21;  // of a window, after merging those that lie together: see window_runs of call/description.py
 
 // The Gaussian field that one Noise names, and the window of it that the arrays show.
 struct Field {

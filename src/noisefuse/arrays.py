@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backends
-from .backends.call import address, dtype_code
+from .call.packed import address, dtype_code
 from .ground.kinds import library_of
 from .language.levels import FLOATS
 

@@ -32,7 +32,7 @@ from .arrays import (
     is_lazy,
     output,
 )
-from .backends.call import Step
+from .call.description import Step
 from .calls import Index, image_layout, is_batch, make_call, names_or_array, run, warn_once
 from .ground.kinds import library_of
 from .language.levels import FLOATS, LEVELS, level_bounds, levels_of

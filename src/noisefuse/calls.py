@@ -32,7 +32,7 @@ from .arrays import (
     wanted,
     where,
 )
-from .backends.call import Draw, Step
+from .call.description import Draw, Step
 from .ground.float_mode import float_mode
 from .language.levels import levels_of
 from .language.rows import M1, M2, PASTS, Rows, X, Z

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import backends
 from .arrays import as_array, as_numbers, device_of, is_written, on_device, output, overlap
-from .backends.call import LOSS_CHUNK, Loss, Step
+from .call.description import LOSS_CHUNK, Loss, Step
 from .calls import Index, like, make_call, row_index, run
 from .ground.kinds import library_of
 from .language.levels import levels_of

@@ -21,7 +21,7 @@ from .arrays import (
     one_place,
     output,
 )
-from .backends.call import Loss
+from .call.description import Loss
 from .calls import Index, is_batch, make_call, names_or_array
 from .ground.kinds import library_of
 from .language.forward import residual

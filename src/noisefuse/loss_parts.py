@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from . import backends
 from .arrays import Array, contiguous, count, device_of, output
-from .backends.call import LOSS_CHUNK, Loss, window_runs
+from .call.description import LOSS_CHUNK, Loss, window_runs
 from .calls import Index, make_call
 from .language.rows import M1, Rows
 from .noise import Noise

@@ -36,7 +36,8 @@ from .arrays import (
     pieces,
     wanted,
 )
-from .backends.call import DTYPES, Draw, Step, Walk
+from .call.description import Draw, Step, Walk
+from .call.packed import DTYPES
 from .calls import (
     SLOTS,
     Index,

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends.call import TRANSITION
+from .call.description import TRANSITION
 from .ground.float_mode import float_mode
 
 LEVELS = 256

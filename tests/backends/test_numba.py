@@ -565,12 +565,15 @@ def changed(path, old, new):
 def test_compiled_code_is_kept_on_disk_and_is_that_of_the_text(copied):
     """The second process compiles nothing. A changed coefficient in spec.py is not overlooked: that would compile.
 
-    Nor is a change of call.py, whose offsets are compiled in. Seen to fail: where its text was no part of the key.
+    Nor is a change of call/description.py, whose offsets are compiled in. Seen to fail: its text was no part of the key.
     """
     package, run, _ = copied
     assert run(FOUND).stdout == "finds 2\n"
-    for file, old, new in (("call.py", "AXES = 21", "AXES = 22"), ("spec.py", "-0x1.555394p-1", "-0x1.555594p-1")):
-        with changed(package / "backends" / file, old, new):
+    for file, old, new in (
+        ("call/description.py", "AXES = 21", "AXES = 22"),
+        ("backends/spec.py", "-0x1.555394p-1", "-0x1.555594p-1"),
+    ):
+        with changed(package / file, old, new):
             assert run(FOUND).stdout == "compiles step\n"
     assert run(FOUND).stdout == "finds 2\n"
 
@@ -584,7 +587,7 @@ def test_a_changed_coefficient_is_compiled_in_and_refused(copied):
 
 def test_a_dtype_that_kernels_do_not_know_is_refused():
     """Seen to fail: one that was read as bfloat16, as any that was not listed."""
-    code = "from noisefuse.backends import call; call.DTYPES['float8'] = 6; import noisefuse.backends.kernels"
+    code = "from noisefuse.call import packed; packed.DTYPES['float8'] = 6; import noisefuse.backends.kernels"
     assert "too many values to unpack" in python(code).stderr
 
 

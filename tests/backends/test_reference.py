@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from noisefuse import backends
 from noisefuse.backends import reference, spec
-from noisefuse.backends.call import Step, Walk
+from noisefuse.call.description import Step, Walk
 from noisefuse.language.rows import AFFINE, COLUMNS, HIGH, LOW, M1, M2, PASTS, D, Rows, X, Z
 from noisefuse.noise import Noise
 

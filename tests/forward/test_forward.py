@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import noisefuse as nf
 from conftest import BACKENDS, DTYPES, NATIVE, NUMBA, bits, reference_is_slow, using
 from generated import BYTES, CONTINUOUS, LINEAR, SCHEDULES, TARGETS, arrays, indices, noises, normals, real, shapes
-from noisefuse.backends.call import window_runs
+from noisefuse.call.description import window_runs
 
 WALKS = [nf.Schedule.linear(6, 0.01, 0.5), nf.Schedule.flow(5), SCHEDULES[-1]]
 

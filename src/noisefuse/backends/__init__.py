@@ -20,10 +20,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..call.description import Loss, Step, Walk
 from ..ground.version import __version__
 from ..noise import NOISE_VERSION, Noise
 from . import threads
-from .call import Loss, Step, Walk
 from .selftest import self_test
 
 

@@ -18,25 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..call.description import LOSS_CHUNK, Draw, Loss, Step, Walk, window_runs
+from ..call.packed import CALL, FIELD, NO_LOSS, pack, pack_field, pack_fields, pack_loss, packer
 from ..language.levels import FLOATS, levels_of
 from ..language.rows import AFFINE, CLEAN, HIGH, M1, TIMES_CLEAN, TIMES_ROOT, D, Rows, X, Z
 from . import cubin
-from .call import (
-    CALL,
-    FIELD,
-    LOSS_CHUNK,
-    NO_LOSS,
-    Draw,
-    Loss,
-    Step,
-    Walk,
-    pack,
-    pack_field,
-    pack_fields,
-    pack_loss,
-    packer,
-    window_runs,
-)
 
 THREADS = 256  # of a block
 # As in csrc/cuda/launch.h, where the comments are; a test compares the two.

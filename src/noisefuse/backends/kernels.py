@@ -2,7 +2,7 @@
 """The loops of the Numba backend (jit.py): spec.py over tiles that stay in the first cache.
 
 A tile goes through passes that LLVM vectorises one by one: words, normals, and one for two terms of a row.
-Kernels get the bytes of a CALL (call.py), so that each is compiled once for float32 and once for float64 arithmetic,
+Kernels get the bytes of a CALL, so that each is compiled once for float32 and once for float64 arithmetic,
 when it is first needed; Numba keeps the compiled code on disk.
 """
 
@@ -19,11 +19,13 @@ from numba.extending import overload
 from numpy import float32, int32, int64, uint8, uint16, uint32, uint64
 from numpy.typing import NDArray
 
+from ..call import description
+from ..call import packed as calls
+from ..call.description import ACCUMULATORS, LOSS_CHUNK, TRANSITION
+from ..call.packed import CALL, DRAWS, DTYPES, FIELD
 from ..language import rows as layout
 from ..language.rows import AFFINE, BOUNDS, CLEAN, COLUMNS, HIGH, LOW, M2, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
-from . import call as description
 from . import device, numba_internals, pointers, spec
-from .call import ACCUMULATORS, CALL, DRAWS, DTYPES, FIELD, LOSS_CHUNK, TRANSITION
 from .device import OPTIONS, SPEC, fma, inlined, mul, pasted
 from .numba_internals import each, whole_vectors
 from .pointers import NEAREST, address, float_mode, least, part, pointer, prefetch, take
@@ -663,7 +665,7 @@ def noised(i: int, x: Any, a: float, s: float, z: Any) -> None:
 
 def _version() -> str:
     """Of all that is compiled here."""
-    modules = sys.modules[__name__], layout, description, device, numba_internals, pointers, spec
+    modules = sys.modules[__name__], layout, description, calls, device, numba_internals, pointers, spec
     return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()[:16]
 
 

@@ -18,9 +18,10 @@ if find_spec("noisefuse._native") is None:
     )
 import noisefuse._native as _native
 
+from ..call.description import Loss, Step, Walk
+from ..call.packed import address, pack_fields, pack_loss, pack_on_host
 from ..noise import Noise
 from . import threads
-from .call import Loss, Step, Walk, address, pack_fields, pack_loss, pack_on_host
 
 isa: str | None = os.environ.get("NOISEFUSE_ISA")
 if isa:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..call.description import ACCUMULATORS, LOSS_CHUNK, Array, Loss, Step, Walk
 from ..ground.float_mode import float_mode
 from ..language.levels import LEVELS, levels_of
 from ..language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
 from ..noise import Noise
 from . import spec
-from .call import ACCUMULATORS, LOSS_CHUNK, Array, Loss, Step, Walk
 
 fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = step_and_loss = repeated_loss = None
 empty: Callable[..., NDArray[Any]] = np.empty

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..call.description import Step
 from ..language.rows import Rows, Z
 from ..noise import Noise
-from .call import Step
 
 # The first block of Noise(0), of float32 and float64: from Random123's answer 6627e8d5 e169c58d bc57ac4c 9b00dbd8.
 _FIRST_BLOCK = {

@@ -20,7 +20,8 @@ import noisefuse as nf
 
 from .. import calls, density, loss, ops
 from ..arrays import fast_dtype
-from ..backends.call import Loss, Step, pack_loss
+from ..call.description import Loss, Step
+from ..call.packed import pack_loss
 from ..ground.needs import needs
 from ..language.levels import FLOATS, LEVELS, Levels, level_bounds
 from ..language.rows import AFFINE, M1, SYMBOLS, Rows, X, Z

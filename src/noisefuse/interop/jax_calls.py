@@ -25,7 +25,8 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..backends import current
-from ..backends.call import CALL, DRAWS, DTYPES, FIELD, Loss, Step, Walk, dtype_code
+from ..call.description import Loss, Step, Walk
+from ..call.packed import CALL, DRAWS, DTYPES, FIELD, dtype_code
 from ..language.levels import LEVELS
 from ..language.rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, TIMES_CLEAN, TIMES_ROOT, Rows, X, Z
 from ..noise import SAMPLES, Noise

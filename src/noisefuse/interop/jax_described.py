@@ -12,7 +12,8 @@ from zlib import crc32
 import numpy as np
 
 from ..backends import current
-from ..backends.call import CALL, DTYPES, FIELD, NO_LOSS, Step, pack, pack_fields
+from ..call.description import Step
+from ..call.packed import CALL, DTYPES, FIELD, NO_LOSS, pack, pack_fields
 from ..language.rows import Z
 
 native: Any

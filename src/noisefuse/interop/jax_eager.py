@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import backends
-from ..backends.call import CALL, FIELD, Step
+from ..call.description import Step
+from ..call.packed import CALL, FIELD
 from ..calls import image_layout
 from ..language.rows import Rows, Z
 from ..noise import Noise

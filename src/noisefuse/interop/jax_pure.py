@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..backends.call import ACCUMULATORS, DRAWS, FIELD, LOSS_CHUNK
 from ..backends.reference import combined
+from ..call.description import ACCUMULATORS, LOSS_CHUNK
+from ..call.packed import DRAWS, FIELD
 from ..language.levels import LEVELS
 from ..language.rows import AFFINE, X, Z
 from ..noise import SAMPLES

@@ -1,33 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the array API hands to a backend, the same for all of them: plain, frozen values, already checked.
-
-Compiled kernels get them as the bytes of a `Call` (csrc/core/call.h), which this file describes and packs.
-"""
+"""What the array API hands to every backend: plain, frozen values, already checked."""
 
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Callable, Sequence
-from ctypes import addressof, c_char
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..language.levels import FLOATS, LEVELS, levels_of
-from ..language.rows import M1, Rows, Z
+from ..language.levels import levels_of
+from ..language.rows import M1, Rows
 from ..noise import Noise
 
 Array: TypeAlias = NDArray[Any]
 Draw: TypeAlias = Literal["none", "normal", "uniform", "words"]
 
-# The enums of csrc/core/call.h, in its order.
-DTYPES = {name: code for code, name in enumerate((*FLOATS, *LEVELS))}
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-DRAWS: dict[Draw, int] = {"none": 0, "normal": 1, "uniform": 2, "words": 3}
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 AXES = 21  # of a window, after merging: see window_runs
 TRANSITION = np.dtype([("last", "u4", 256), ("first", "u1", 256)])  # csrc/core/transition.h
@@ -73,8 +63,8 @@ class Step:
         assert given is not None
         if levels_of(given.dtype) is None:
             return given.dtype
-        wide = any(a is not None and a.dtype == _FLOAT64 for a in self.inputs)  # float32 arithmetic reads none
-        return _FLOAT64 if wide else _FLOAT32
+        wide = any(a is not None and a.dtype == FLOAT64 for a in self.inputs)  # float32 arithmetic reads none
+        return FLOAT64 if wide else FLOAT32
 
     @property
     def row_for_each(self) -> bool:
@@ -84,7 +74,7 @@ class Step:
     @property
     def arithmetic(self) -> np.dtype[Any]:
         """float64 where that is the dtype, else float32."""
-        return _FLOAT64 if self.dtype == _FLOAT64 else _FLOAT32
+        return FLOAT64 if self.dtype == FLOAT64 else FLOAT32
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,120 +155,3 @@ class Loss:
         of_pieces = np.repeat(of_samples, self.residual.size // self.piece)
         factor: NDArray[np.float64] = (2.0 if weight is None else 2.0 * weight) * of_pieces / self.n
         return factor
-
-
-# ---- calls as bytes ------------------------------------------------------------------------------------------
-
-# As in csrc/core/call.h, where the comments are; a test compares the two.
-FIELD = np.dtype(
-    [
-        *((name, "u8") for name in ("seed", "sample", "samples", "counter")),
-        *((name, "u4") for name in ("step", "stream")),
-        *((name, "i8") for name in ("start", "run", "axes")),
-        *((name, "i8", AXES) for name in ("shape", "stride")),
-    ]
-)
-CALL = np.dtype(
-    [
-        *((name, "i8") for name in ("batch", "size")),
-        *(("rows", "u8"), ("n_rows", "i8"), ("active", "u8"), ("index", "u8"), ("segment", "i8"), ("period", "i8")),
-        *(("in", "u8", Z + 1), ("out", "u8", 3), ("in_type", "i4", Z + 1)),
-        *((name, "i4") for name in ("type", "out_type", "draw", "step_by_index")),
-        *((name, "i4") for name in ("masked", "field_per_sample", "by_level")),
-        *(("fields", "u8"), ("transitions", "u8"), ("keep", "u8"), ("times", "i8")),
-        *(("piece", "i8"), ("weights", "u8"), ("upstream", "u8"), ("upstream_step", "i8"), ("g", "f8"), ("n", "f8")),
-        *(("losses", "u8"), ("n_losses", "i8"), ("chunk_sums", "u8")),
-    ],
-    align=True,
-)
-
-
-def packer(dtype: np.dtype[Any]) -> struct.Struct:
-    """What packs a record of this dtype from its numbers, one after another (of records in it, from their bytes): ten
-    times as fast as NumPy."""
-    letters = {"u8": "Q", "i8": "q", "u4": "I", "i4": "i", "f8": "d"}
-    parts, end = "<", 0
-    for field, offset, *_ in (dtype.fields or {}).values():
-        kind = f"{field.itemsize}s" if field.names else f"{math.prod(field.shape)}{letters[field.base.str[1:]]}"
-        parts, end = f"{parts}{offset - end}x{kind}", offset + field.itemsize
-    made = struct.Struct(f"{parts}{dtype.itemsize - end}x")
-    assert made.size == dtype.itemsize
-    return made
-
-
-_CALL, _FIELD, _AXES = packer(CALL), packer(np.dtype(FIELD.descr[:-2])), packer(np.dtype(FIELD.descr[-2:]))
-_NO_AXES = bytes(_AXES.size)
-Place: TypeAlias = Callable[[Any], int]  # where kernels find an array; if it has to be copied there, who keeps it
-
-
-def pack_field(noise: Noise, shape: tuple[int, ...], place: Place) -> bytes:
-    """The field of a Noise for samples of this shape."""
-    ids, step = noise.sample, noise.step
-    sample, samples = (ids, 0) if isinstance(ids, int) else (0, place(ids))
-    step, counter = (step, 0) if isinstance(step, int) else (0, place(step))
-    start, run, lengths, strides = window_runs(noise, shape)
-    rest = (0,) * (AXES - len(lengths))
-    axes = _AXES.pack(*lengths, *rest, *strides, *rest) if lengths else _NO_AXES
-    return _FIELD.pack(noise.seed, sample, samples, counter, step, noise.stream, start, run, len(lengths)) + axes
-
-
-def pack_fields(noises: Sequence[Noise], shape: tuple[int, ...], place: Place) -> NDArray[np.uint8]:
-    fields = [pack_field(noise, shape, place) for noise in noises]
-    return np.frombuffer(bytearray().join(fields), np.uint8)
-
-
-@cache
-def dtype_code(dtype: np.dtype[Any]) -> int:
-    """KeyError: kernels do not know it."""
-    return DTYPES[dtype.name]
-
-
-def address(a: NDArray[Any]) -> int:
-    """The place of an array in host memory."""
-    try:
-        return addressof(c_char.from_buffer(a))  # type: ignore[arg-type]  # a quarter of the time of the other
-    except (TypeError, ValueError):  # it cannot be written to, is of a dtype that buffers do not know, or is empty
-        place: int = a.ctypes.data
-        return place
-
-
-NO_LOSS = 0, 0, 0, 0, 0.0, 0.0, 0, 0, 0
-
-
-def pack(
-    call: Step, place: Place, rows: int, fields: int, index: int,
-    keep: NDArray[np.int64] | None = None, loss: Sequence[Any] = NO_LOSS,
-) -> bytes:  # fmt: skip
-    """The bytes of a CALL. rows, fields, index: addresses."""
-    codes = [0 if a is None else dtype_code(a.dtype) for a in call.inputs]
-    dtype, out = call.dtype, call.outputs[0]
-    return _CALL.pack(
-        *(call.batch, call.size, rows, len(call.rows.table), call.rows.active, index, call.segment, call.period),
-        *[0 if a is None else place(a) for a in (*call.inputs, *call.outputs)],
-        *codes,
-        *(dtype_code(dtype), dtype_code(dtype if out is None else out.dtype), DRAWS[call.draw]),
-        *(call.step_by_index, call.masked, len(call.noise) > 1, call.by_level),
-        *(fields, 0 if call.transitions is None else place(call.transitions)),
-        *(0 if keep is None else place(keep), 0 if keep is None else len(keep)),
-        *loss,
-    )
-
-
-def pack_on_host(
-    call: Step, keep: NDArray[np.int64] | None = None, loss: Sequence[Any] = NO_LOSS
-) -> tuple[bytes, NDArray[np.uint8]]:
-    """The bytes of a CALL on host memory; the fields that it points to must live as long."""
-    fields = pack_fields(call.noise, call.sample_shape, address)
-    rows = call.rows.table if call.arithmetic == _FLOAT64 else call.rows.single
-    return pack(call, address, address(rows), address(fields), address(call.index), keep, loss), fields
-
-
-def pack_loss(call: Loss, place: Place, chunk_sums: int = 0) -> tuple[Any, ...]:
-    """What a loss adds to the numbers of its residual."""
-    g, losses = call.upstream, call.losses
-    by_value = isinstance(g, np.ndarray) and g.ndim == 0
-    return (
-        *(call.piece, 0 if call.weights is None else place(call.weights)),
-        *((0, 0, float(g)) if by_value else (place(g), g.ndim, 0.0)),
-        *(float(call.n), *((0, 0) if losses is None else (place(losses), losses.size)), chunk_sums),
-    )
