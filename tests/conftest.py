@@ -19,7 +19,8 @@ import pytest
 import noisefuse as nf
 from cuda_kernels import stand_in
 from noisefuse import backends
-from noisefuse.backends import cuda, reference
+from noisefuse.backends import reference
+from noisefuse.backends.cuda import launches
 from noisefuse.campaign import differential
 from noisefuse.campaign.differential import bits as bits
 
@@ -64,7 +65,7 @@ def using(name):
 def real_cupy():
     """CuPy with a device; else the test is skipped."""
     cupy = pytest.importorskip("cupy")
-    if (state := cuda.state()) != "available":
+    if (state := launches.state()) != "available":
         pytest.skip(state)
     return cupy
 
@@ -92,18 +93,18 @@ def on_device(cupy):
 
     def step(call):
         there = moved(call)
-        cuda.step(there)
+        launches.step(there)
         back(call, there)
 
     def walk(call):
         first = moved(call.first)
-        cuda.walk(dataclasses.replace(call, first=first))
+        launches.walk(dataclasses.replace(call, first=first))
         back(call.first, first)
 
     def loss(call):
         losses = None if call.losses is None else cupy.asarray(call.losses)
         there = dataclasses.replace(call, residual=moved(call.residual), losses=losses)
-        cuda.loss(there)
+        launches.loss(there)
         back(call.residual, there.residual)
         if losses is not None:
             call.losses[...] = cupy.asnumpy(losses)

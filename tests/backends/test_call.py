@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A call as bytes: what Python packs (call/packed.py, backends/cuda.py) is what C++ declares (core/call.h, launch.h).
+"""A call as bytes: what Python packs (call/packed.py, cuda/launches.py) is what C++ declares (core/call.h, launch.h).
 
 Seen to fail: `row` and `total` of a Launch swapped in Python, `seed` and `sample` of a Field in C++, a double in place
 of `n_losses`, an enumerator or a field more in C++ or in Python, half types in another order, one axis more.
@@ -9,20 +9,20 @@ import os
 import subprocess
 from pathlib import Path
 
-from noisefuse.backends import cuda
+from noisefuse.backends.cuda import launches
 from noisefuse.call import description, packed
 from noisefuse.language.rows import COLUMNS, Z
 
 ROOT = Path(__file__).parents[2]
-SHORT = cuda.SHORT | {"uint8": "u8", "uint16": "u16"}
-RECORDS = {"Field": packed.FIELD, "Call": packed.CALL, "RoundKeys": cuda.KEYS, "Launch": cuda.LAUNCH}
+SHORT = launches.SHORT | {"uint8": "u8", "uint16": "u16"}
+RECORDS = {"Field": packed.FIELD, "Call": packed.CALL, "RoundKeys": launches.KEYS, "Launch": launches.LAUNCH}
 ENUMS = {"DType": {SHORT[name]: code for name, code in packed.DTYPES.items()}, "Draw": packed.DRAWS}
 CONSTANTS = {
     "kAxes": description.AXES,
     "kSlots": Z + 1,
     "kColumns": COLUMNS,
     "kLossChunk": description.LOSS_CHUNK,
-    "kThreads": cuda.THREADS,
+    "kThreads": launches.THREADS,
 }
 
 PROGRAM = """

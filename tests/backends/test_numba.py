@@ -491,7 +491,7 @@ def test_tiles_of_one_run_and_of_many(size, dtype):
 
 
 def test_a_self_test_that_failed_is_made_again(monkeypatch):
-    jit = pytest.importorskip("noisefuse.backends.jit")
+    jit = pytest.importorskip("noisefuse.backends.numba.jit")
 
     def fails(*_):
         raise ImportError("wrong bits")
@@ -565,7 +565,7 @@ def changed(path, old, new):
 def test_compiled_code_is_kept_on_disk_and_is_that_of_the_text(copied):
     """The second process compiles nothing. A changed coefficient in spec.py is not overlooked: that would compile.
 
-    Nor is a change of call/description.py, whose offsets are compiled in. Seen to fail: its text was no part of the key.
+    Nor is a change of call/description.py, whose offsets are compiled in. Seen to fail: the key left its text out.
     """
     package, run, _ = copied
     assert run(FOUND).stdout == "finds 2\n"
@@ -587,7 +587,7 @@ def test_a_changed_coefficient_is_compiled_in_and_refused(copied):
 
 def test_a_dtype_that_kernels_do_not_know_is_refused():
     """Seen to fail: one that was read as bfloat16, as any that was not listed."""
-    code = "from noisefuse.call import packed; packed.DTYPES['float8'] = 6; import noisefuse.backends.kernels"
+    code = "from noisefuse.call import packed; packed.DTYPES['float8'] = 6; import noisefuse.backends.numba.kernels"
     assert "too many values to unpack" in python(code).stderr
 
 

@@ -26,7 +26,7 @@ from conftest import DTYPES, bits, one_in
 from cuda_kernels import compilers, stand_in
 from noisefuse import _bench_cuda, cli
 from noisefuse._contenders import ARRAYS, Case
-from noisefuse.backends import cubin, cuda
+from noisefuse.backends.cuda import cubin, launches
 from noisefuse.language.rows import Rows
 
 ROOT = Path(__file__).parents[2]
@@ -48,10 +48,10 @@ def normals(shape, dtype="float32", seed=0):
 @pytest.fixture
 def small_grid(monkeypatch):
     """Of three blocks along y and z."""
-    monkeypatch.setattr(cuda, "GRID", 3)
-    cuda._cut.cache_clear()
+    monkeypatch.setattr(launches, "GRID", 3)
+    launches._cut.cache_clear()
     yield
-    cuda._cut.cache_clear()
+    launches._cut.cache_clear()
 
 
 def names(cupy):
@@ -413,13 +413,13 @@ def test_a_loss_reads_a_counter_on_the_device_on_the_stand_in(cupy):
 
 
 def test_a_graph_keeps_the_memory_that_its_losses_write_to_on_the_stand_in(cupy, monkeypatch):
-    monkeypatch.setattr(cuda, "_captured", [])
+    monkeypatch.setattr(launches, "_captured", [])
     pred, noise = stand_in.ndarray(normals((4, 5000))), nf.Noise(1)
     nf.mse_loss(pred, None, 3, LINEAR, noise, target="epsilon")
-    assert cuda._captured == []
+    assert launches._captured == []
     cupy.capturing = True
     nf.mse_loss(pred, None, 3, LINEAR, noise, target="epsilon")
-    assert [a.shape for a in cuda._captured] == [(8,), (4,)]
+    assert [a.shape for a in launches._captured] == [(8,), (4,)]
 
 
 # ---- what is launched and uploaded ---------------------------------------------------------------------------
@@ -511,22 +511,22 @@ def test_every_kernel_is_reached_on_the_stand_in(cupy):
     """Each name in the list of kernels.cu is one that the backend asks for, and the other way round."""
     text = (ROOT / "csrc" / "cuda" / "kernels.cu").read_text()
     listed = re.findall(r"X\((\w+), \((\d+).*?\), (.*)\)", text)
-    wanted = {f"{kind}{cuda.SHORT[dtype]}" for kind in cuda.UNITS for dtype in DTYPES
-              if DTYPES[dtype].itemsize in cuda.UNITS[kind]}  # fmt: skip
+    wanted = {f"{kind}{launches.SHORT[dtype]}" for kind in launches.UNITS for dtype in DTYPES
+              if DTYPES[dtype].itemsize in launches.UNITS[kind]}  # fmt: skip
     others = {"any_f32", "any_f64", "any_walk_f32", "any_walk_f64", "loss_f32", "loss_f64", "losses_f64"}
     wanted |= others
     wanted -= {"uniform_f16", "uniform_bf16"}
     assert {name for name, *_ in listed} == wanted
     for name, threads, body in listed:
         if name.startswith("any"):
-            assert int(threads) == (cuda.THREADS // 2 if name.endswith("64") else cuda.THREADS)
+            assert int(threads) == (launches.THREADS // 2 if name.endswith("64") else launches.THREADS)
             continue
-        assert int(threads) == cuda.THREADS
+        assert int(threads) == launches.THREADS
         if name in others:
             continue
         kind, size = name.rpartition("_")[0] + "_", {"f32": 4, "f64": 8}.get(name.rpartition("_")[2], 2)
         units = re.search(r"(\d), (\d), Draw", body)
-        assert cuda.UNITS[kind][size] == (int(units[1]) * int(units[2]) if units else 1)
+        assert launches.UNITS[kind][size] == (int(units[1]) * int(units[2]) if units else 1)
 
 
 def test_a_table_that_other_threads_find_is_there_on_the_stand_in(cupy):
@@ -534,7 +534,7 @@ def test_a_table_that_other_threads_find_is_there_on_the_stand_in(cupy):
     rows, found = Rows(np.zeros((1, 36)), 0), []
     stream = cupy.cuda.get_current_stream()
     stream.synchronize = lambda: found.append([*rows.on_devices])
-    cuda._on_device(cupy, rows, False, 0)
+    launches._on_device(cupy, rows, False, 0)
     assert found == [[]]
     assert rows.on_devices
 
@@ -655,7 +655,7 @@ def test_more_elements_than_vector_kernels_count():
     """32 bits within a span, and of spans: samples become spans of their own, or the kernels for anything do it."""
 
     def cut(batch, size, segment=None):
-        found = cuda._cut("step_", np.dtype("f4"), batch, size, segment or batch * size, (), True)
+        found = launches._cut("step_", np.dtype("f4"), batch, size, segment or batch * size, (), True)
         return found.spans[1], found.kernel
 
     assert cut(2, 2**30 - 512) == (2**31 - 1024, "nf_step_f32")
@@ -781,7 +781,7 @@ def test_a_wrong_kernel_is_refused_on_the_stand_in(cupy, monkeypatch):
 
 def test_importing_loads_neither_cupy_nor_a_driver():
     code = (
-        "import sys, noisefuse as nf; nf.randn((2, 2), nf.Noise(0)); import noisefuse.backends.cuda;"
+        "import sys, noisefuse as nf; nf.randn((2, 2), nf.Noise(0)); import noisefuse.backends.cuda.launches;"
         "print([name for name in sys.modules if name.startswith(('cupy', 'cuda'))]);"
         "print('libcuda' in open('/proc/self/maps').read())"
     )

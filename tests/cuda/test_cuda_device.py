@@ -11,7 +11,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import DTYPES, bits, real_cupy
-from noisefuse.backends import cubin
+from noisefuse.backends.cuda import cubin
 
 pytestmark = pytest.mark.gpu
 

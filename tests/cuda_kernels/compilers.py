@@ -59,7 +59,7 @@ def nvrtc(arch):
     import cupy
     from cupy.cuda import compiler
 
-    from noisefuse.backends import cubin
+    from noisefuse.backends.cuda import cubin
 
     choose, get = compiler._get_arch_for_options_for_nvrtc, compiler.nvrtc.getCUBIN
     found = {}

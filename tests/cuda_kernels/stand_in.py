@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from noisefuse.backends.cuda import LAUNCH
+from noisefuse.backends.cuda.launches import LAUNCH
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
@@ -221,7 +221,7 @@ class Cupy(ModuleType):
 def installed():
     """With this as the module `cupy`, and no binary that a device would need."""
     from noisefuse import backends
-    from noisefuse.backends import cubin
+    from noisefuse.backends.cuda import cubin
 
     cupy, before = Cupy(), sys.modules.get("cupy")
     binary, tested = cubin.binary, backends._tested_devices

@@ -97,7 +97,7 @@ def test_some_elements_at_a_time(elements, monkeypatch):
     """As many pieces as have so few, or one in parts. Seen to fail: noise, rows or factors of the first for later ones,
     sums of a piece's last part in place of its first."""
     pytest.importorskip("numba")
-    from noisefuse.backends import jit
+    from noisefuse.backends.numba import jit
 
     monkeypatch.setattr(jit, "SLAB", elements)
     pred, x0, z = (normals((5, 3, 1500), np.float32, seed) for seed in range(3))

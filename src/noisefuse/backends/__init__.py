@@ -58,7 +58,7 @@ _OFFERED = (*Backend.__annotations__, "step", "walk", "loss", "philox")
 
 # In the order of preference, and the modules of those that are called otherwise.
 NAMES = ("native", "numba", "reference")
-_MODULES = {"numba": "jit"}
+_MODULES = {"numba": "numba.jit"}
 
 _current: tuple[str, Any] | None = None
 _cuda: Any = None
@@ -125,7 +125,7 @@ def of(array: Any) -> Any:
         return current()
     global _cuda
     if _cuda is None:
-        _cuda = importlib.import_module(".cuda", __name__)
+        _cuda = importlib.import_module(".cuda.launches", __name__)
     device = int(array.data.device_id)
     if device not in _tested_devices:
         cupy: Any = sys.modules["cupy"]
@@ -286,7 +286,7 @@ def info() -> dict[str, Any]:
             backends[name] = "available"
         except ImportError as error:
             backends[name] = str(error)
-    backends["cuda"] = importlib.import_module(".cuda", __name__).state()
+    backends["cuda"] = importlib.import_module(".cuda.launches", __name__).state()
     isas: dict[str, str] = {}
     isa = None
     if backends["native"] == "available" and (native := _native()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many threads kernels use, and the pool of those that Python drives (backends/jit.py)."""
+"""How many threads kernels use, and the pool of those that Python drives (backends/numba/jit.py)."""
 
 from __future__ import annotations
 

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..call.description import LOSS_CHUNK, Draw, Loss, Step, Walk, window_runs
-from ..call.packed import CALL, FIELD, NO_LOSS, pack, pack_field, pack_fields, pack_loss, packer
-from ..language.levels import FLOATS, levels_of
-from ..language.rows import AFFINE, CLEAN, HIGH, M1, TIMES_CLEAN, TIMES_ROOT, D, Rows, X, Z
+from ...call.description import LOSS_CHUNK, Draw, Loss, Step, Walk, window_runs
+from ...call.packed import CALL, FIELD, NO_LOSS, pack, pack_field, pack_fields, pack_loss, packer
+from ...language.levels import FLOATS, levels_of
+from ...language.rows import AFFINE, CLEAN, HIGH, M1, TIMES_CLEAN, TIMES_ROOT, D, Rows, X, Z
 from . import cubin
 
 THREADS = 256  # of a block

@@ -10,8 +10,8 @@ from numba import njit, types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from . import spec
-from .numba_internals import has_fma
+from .. import spec
+from .internals import has_fma
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
-from ..call.description import LOSS_CHUNK, Loss, Step, Walk
-from ..call.packed import address, pack_on_host
-from ..ground.float_mode import float_mode
-from . import kernels, threads
-from .selftest import self_test
+from ...call.description import LOSS_CHUNK, Loss, Step, Walk
+from ...call.packed import address, pack_on_host
+from ...ground.float_mode import float_mode
+from .. import threads
+from ..selftest import self_test
+from . import kernels
 
 CHUNK = 1 << 15  # elements that a thread takes at a time, and least for which another is asked
 SLAB = 1 << 20  # elements whose residuals are held at a time: whole chunks

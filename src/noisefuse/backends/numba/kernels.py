@@ -19,15 +19,16 @@ from numba.extending import overload
 from numpy import float32, int32, int64, uint8, uint16, uint32, uint64
 from numpy.typing import NDArray
 
-from ..call import description
-from ..call import packed as calls
-from ..call.description import ACCUMULATORS, LOSS_CHUNK, TRANSITION
-from ..call.packed import CALL, DRAWS, DTYPES, FIELD
-from ..language import rows as layout
-from ..language.rows import AFFINE, BOUNDS, CLEAN, COLUMNS, HIGH, LOW, M2, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
-from . import device, numba_internals, pointers, spec
+from ...call import description
+from ...call import packed as calls
+from ...call.description import ACCUMULATORS, LOSS_CHUNK, TRANSITION
+from ...call.packed import CALL, DRAWS, DTYPES, FIELD
+from ...language import rows as layout
+from ...language.rows import AFFINE, BOUNDS, CLEAN, COLUMNS, HIGH, LOW, M2, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
+from .. import spec
+from . import device, internals, pointers
 from .device import OPTIONS, SPEC, fma, inlined, mul, pasted
-from .numba_internals import each, whole_vectors
+from .internals import each, whole_vectors
 from .pointers import NEAREST, address, float_mode, least, part, pointer, prefetch, take
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ WORDS = PROGRAM + 2 * (FIRST_COMBINATION + COMBINATION_NUMBERS * len(FIRSTS))
 WORKSPACE = REALS + WORDS  # in reals, of which words take one at most
 
 if TYPE_CHECKING:
-    from .spec import (
+    from ..spec import (
         Bools,
         Integers,
         add_piece,
@@ -665,7 +666,7 @@ def noised(i: int, x: Any, a: float, s: float, z: Any) -> None:
 
 def _version() -> str:
     """Of all that is compiled here."""
-    modules = sys.modules[__name__], layout, description, calls, device, numba_internals, pointers, spec
+    modules = sys.modules[__name__], layout, description, calls, device, internals, pointers, spec
     return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()[:16]
 
 
