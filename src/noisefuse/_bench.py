@@ -17,7 +17,7 @@ import noisefuse as nf
 from ._bench_results import Records, Result, record, report, stored
 from ._bench_timing import Device, Timing, interleaved, machine
 from ._contenders import OPERATIONS, Case, contenders
-from .arrays import float_dtype
+from .arguments.arrays import float_dtype
 
 
 def cpu() -> Device:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import noisefuse as nf
 from noisefuse import naive
 
-from .arrays import float_dtype
+from .arguments.arrays import float_dtype
 from .language.levels import FLOATS
 
 Array: TypeAlias = npt.NDArray[Any]

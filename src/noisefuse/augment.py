@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import backends, transitions
-from .arrays import (
+from .arguments.arrays import (
     as_array,
     batch_shape,
     count,
@@ -32,8 +32,8 @@ from .arrays import (
     is_lazy,
     output,
 )
+from .arguments.calls import Index, image_layout, is_batch, make_call, names_or_array, run, warn_once
 from .call.description import Step
-from .calls import Index, image_layout, is_batch, make_call, names_or_array, run, warn_once
 from .ground.kinds import library_of
 from .language.levels import FLOATS, LEVELS, level_bounds, levels_of
 from .language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import backends
-from .arrays import as_array, as_numbers, device_of, is_written, on_device, output, overlap
+from .arguments.arrays import as_array, as_numbers, device_of, is_written, on_device, output, overlap
+from .arguments.calls import Index, like, make_call, row_index, run
 from .call.description import LOSS_CHUNK, Loss, Step
-from .calls import Index, like, make_call, row_index, run
 from .ground.kinds import library_of
 from .language.levels import levels_of
 from .language.rows import M1, NAMES, ROW, SYMBOLS, Rows, X, Z

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import augment
-from .arrays import (
+from .arguments.arrays import (
     as_array,
     batch_shape,
     count,
@@ -31,7 +31,7 @@ from .arrays import (
     output,
     wanted,
 )
-from .calls import Index, converted, is_batch, make_call, names_or_array, run
+from .arguments.calls import Index, converted, is_batch, make_call, names_or_array, run
 from .ground.float_mode import float_mode
 from .ground.kinds import library_of
 from .language.levels import DEFAULT_RANGE, FLOATS, levels_of

@@ -20,7 +20,7 @@ from typing import Any, SupportsIndex, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from .arrays import copy, float_dtype
+from .arguments.arrays import copy, float_dtype
 from .backends.reference import fma32
 from .language.levels import FLOATS
 from .noise import SEEDS

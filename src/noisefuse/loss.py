@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import backends
-from .arrays import (
+from .arguments.arrays import (
     as_array,
     as_numbers,
     batch_shape,
@@ -21,8 +21,8 @@ from .arrays import (
     one_place,
     output,
 )
+from .arguments.calls import Index, is_batch, make_call, names_or_array
 from .call.description import Loss
-from .calls import Index, is_batch, make_call, names_or_array
 from .ground.kinds import library_of
 from .language.forward import residual
 from .language.levels import FLOATS, LEVELS

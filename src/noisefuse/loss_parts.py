@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backends
-from .arrays import Array, contiguous, count, device_of, output
+from .arguments.arrays import Array, contiguous, count, device_of, output
+from .arguments.calls import Index, make_call
 from .call.description import LOSS_CHUNK, Loss, window_runs
-from .calls import Index, make_call
 from .language.rows import M1, Rows
 from .noise import Noise
 

@@ -27,7 +27,7 @@ from numpy.typing import DTypeLike, NDArray
 
 if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
-from .arrays import float_dtype
+from .arguments.arrays import float_dtype
 from .backends.numba.device import USER, fma, mul, pasted, select
 from .ground.docstrings import Shared, documented
 from .language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, D, X, Z

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import backends
-from .arrays import (
+from .arguments.arrays import (
     as_array,
     batch_shape,
     contiguous,
@@ -36,9 +36,7 @@ from .arrays import (
     pieces,
     wanted,
 )
-from .call.description import Draw, Step, Walk
-from .call.packed import DTYPES
-from .calls import (
+from .arguments.calls import (
     SLOTS,
     Index,
     check_place,
@@ -54,6 +52,8 @@ from .calls import (
     segments,
     warn_once,
 )
+from .call.description import Draw, Step, Walk
+from .call.packed import DTYPES
 from .ground.kinds import library, library_of
 from .language.forward import Make, forward
 from .language.increments import Terms

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import backends, density, ops
-from .arrays import device_of, host_view, is_array, is_lazy, is_traced, is_written, output
+from .arguments.arrays import device_of, host_view, is_array, is_lazy, is_traced, is_written, output
 from .ground import stored
 from .ground.drawing import plot_levels
 from .ground.kinds import library_of

@@ -939,7 +939,7 @@ def real_cupy_arrays():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_checks_know_the_real_arrays_of_cupy(dtype):
-    from noisefuse import arrays
+    from noisefuse.arguments import arrays
 
     with real_cupy_arrays() as make:
         host = np.zeros((4, 6), DTYPES[dtype])

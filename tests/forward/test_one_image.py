@@ -15,7 +15,8 @@ import pytest
 
 import noisefuse as nf
 from conftest import Bare
-from noisefuse import augment, calls, loss, ops
+from noisefuse import augment, loss, ops
+from noisefuse.arguments import calls
 
 S, N = nf.Schedule.linear(50), nf.Noise(5, sample=9)
 LEVELS = np.arange(256.0)

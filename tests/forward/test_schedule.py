@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import noisefuse as nf
-from noisefuse import calls
+from noisefuse.arguments import calls
 
 S = nf.Schedule
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import noisefuse as nf
 
-from ..arrays import float_dtype
+from ..arguments.arrays import float_dtype
 from ..language.levels import FLOATS, LEVELS
 from ..language.rows import COLUMNS, NAMES, ROW
 

@@ -22,7 +22,7 @@ import numpy as np
 
 import noisefuse as nf
 
-from ..calls import WARNED
+from ..arguments.calls import WARNED
 from . import Result, arguments
 from .arguments import Array, Draw, operation, random_call
 

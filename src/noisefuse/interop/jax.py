@@ -18,8 +18,9 @@ import numpy as np
 
 import noisefuse as nf
 
-from .. import calls, density, loss, ops
-from ..arrays import fast_dtype
+from .. import density, loss, ops
+from ..arguments import calls
+from ..arguments.arrays import fast_dtype
 from ..call.description import Loss, Step
 from ..call.packed import pack_loss
 from ..ground.needs import needs

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import backends
+from ..arguments.calls import image_layout
 from ..call.description import Step
 from ..call.packed import CALL, FIELD
-from ..calls import image_layout
 from ..language.rows import Rows, Z
 from ..noise import Noise
 from .jax_calls import call_p

@@ -11,7 +11,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import backends
+from .. import backends
+from ..call.description import Draw, Step
+from ..ground.float_mode import float_mode
+from ..language.levels import levels_of
+from ..language.rows import M1, M2, PASTS, Rows, X, Z
+from ..noise import ELEMENTS, SAMPLES, STEPS, Noise, got, is_tracer, names_of, need_stream_0
+from ..tableau import ARGUMENTS
 from .arrays import (
     Array,
     as_array,
@@ -32,12 +38,6 @@ from .arrays import (
     wanted,
     where,
 )
-from .call.description import Draw, Step
-from .ground.float_mode import float_mode
-from .language.levels import levels_of
-from .language.rows import M1, M2, PASTS, Rows, X, Z
-from .noise import ELEMENTS, SAMPLES, STEPS, Noise, got, is_tracer, names_of, need_stream_0
-from .tableau import ARGUMENTS
 
 
 class Index(NamedTuple):

@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from . import backends
-from .call.packed import address, dtype_code
-from .ground.kinds import library_of
-from .language.levels import FLOATS
+from .. import backends
+from ..call.packed import address, dtype_code
+from ..ground.kinds import library_of
+from ..language.levels import FLOATS
 
 Array: TypeAlias = NDArray[Any]
 
