@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 from . import augment, density, fields, samplers, weights
 from .backends import info, set_num_threads, use_backend
 from .ground.version import __version__ as __version__
-from .loss import mse_loss, mse_loss_grad
 from .noise import NOISE_VERSION, Noise
-from .ops import philox4x32, q_sample, q_step, q_walk, randn, randn_like, uniform, update
+from .operations.draw import philox4x32, randn, randn_like, uniform
+from .operations.loss import mse_loss, mse_loss_grad
+from .operations.process import q_sample, q_step, q_walk
+from .operations.update import update
 from .sampler import Sampler
 from .schedule import Schedule
 from .tableau import Row, Tableau

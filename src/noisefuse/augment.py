@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import backends, transitions
+from . import backends
 from .arguments.arrays import (
     as_array,
     batch_shape,
@@ -33,13 +33,16 @@ from .arguments.arrays import (
     output,
 )
 from .arguments.calls import Index, image_layout, is_batch, make_call, names_or_array, run, warn_once
+from .arguments.options import FAST_LEVELS, at_times
+from .arguments.types import Array, ArrayT, DType, NoiseLike
 from .call.description import Step
 from .ground.kinds import library_of
 from .language.levels import FLOATS, LEVELS, level_bounds, levels_of
 from .language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
-from .loss import mean_squares
 from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
-from .ops import FAST_LEVELS, Array, ArrayT, DType, NoiseLike, at_times, randn, uniform
+from .operations import transitions
+from .operations.draw import randn, uniform
+from .operations.loss import mean_squares
 from .schedule import Schedule
 
 __all__ = [

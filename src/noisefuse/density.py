@@ -24,13 +24,15 @@ from numpy.typing import ArrayLike, NDArray
 from . import backends
 from .arguments.arrays import as_array, as_numbers, device_of, is_written, on_device, output, overlap
 from .arguments.calls import Index, like, make_call, row_index, run
+from .arguments.options import inputs_of, need_tableau, those_read
+from .arguments.types import Array, Inputs, NoiseLike
 from .call.description import LOSS_CHUNK, Loss, Step
 from .ground.kinds import library_of
 from .language.levels import levels_of
 from .language.rows import M1, NAMES, ROW, SYMBOLS, Rows, X, Z
 from .loss_parts import LossPart, chunk_sums, combined, place_of
 from .noise import SAMPLER
-from .ops import Array, Inputs, NoiseLike, inputs_of, need_tableau, those_read, update_call
+from .operations.update import update_call
 from .tableau import Tableau
 
 __all__ = ["Part", "combine", "kl", "kl_grad", "log_prob", "log_prob_grad", "update_with_log_prob"]

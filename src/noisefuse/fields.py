@@ -32,11 +32,11 @@ from .arguments.arrays import (
     wanted,
 )
 from .arguments.calls import Index, converted, is_batch, make_call, names_or_array, run
+from .arguments.types import Array
 from .ground.float_mode import float_mode
 from .ground.kinds import library_of
 from .language.levels import DEFAULT_RANGE, FLOATS, levels_of
 from .language.rows import Rows
-from .loss import distances
 from .noise import (
     FIELD,
     NEAREST,
@@ -51,7 +51,9 @@ from .noise import (
     names_of,
     need_stream_0,
 )
-from .ops import Array, randn, uniform, update
+from .operations.draw import randn, uniform
+from .operations.loss import distances
+from .operations.update import update
 from .schedule import Schedule, need_schedule
 from .tableau import Row, Tableau, m1, x
 

@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .arguments.arrays import copy, float_dtype
+from .arguments.options import lengths
 from .backends.reference import fma32
 from .language.levels import FLOATS
 from .noise import SEEDS
-from .ops import lengths, philox4x32
+from .operations.draw import philox4x32
 
 __all__ = ["DEVICES", "NumPy", "TorchCPU", "TorchCUDA", "WebUI"]
 

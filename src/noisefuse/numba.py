@@ -28,10 +28,10 @@ from numpy.typing import DTypeLike, NDArray
 if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
 from .arguments.arrays import float_dtype
+from .arguments.options import need_tableau
 from .backends.numba.device import USER, fma, mul, pasted, select
 from .ground.docstrings import Shared, documented
 from .language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, M1, M2, PAST1, D, X, Z
-from .ops import need_tableau
 from .tableau import Tableau
 
 __all__ = [

@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypedDict, 
 import numpy as np
 import numpy.typing as npt
 
-from . import backends, density, ops
+from . import backends, density
 from .arguments.arrays import device_of, host_view, is_array, is_lazy, is_traced, is_written, output
+from .arguments.options import fast_path, need_tableau
+from .arguments.types import ArrayT, Device, DType, NumPyDType
 from .ground import stored
 from .ground.drawing import plot_levels
 from .ground.kinds import library_of
 from .language.levels import levels_of
 from .language.rows import OUTPUTS, PAST_SYMBOLS, Plain
 from .noise import SAMPLER, START, Noise, are_names, at_row, each, got, is_tracer, names_of, need_stream_0
+from .operations.draw import are_increments, randn, randn_like
+from .operations.update import update
 from .tableau import Row, Tableau, x
 from .views import guidance
 
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sampler", "State"]
 
-Array: TypeAlias = Any  # NumPy, CuPy, torch: what ops.update accepts
+Array: TypeAlias = Any  # NumPy, CuPy, torch: what `update` accepts
 Noises: TypeAlias = Noise | list[Noise] | tuple[Noise, ...]
 Time: TypeAlias = Literal["scalar", "batch"]
 Model: TypeAlias = Callable[[Any, Any], Any]
@@ -147,7 +151,7 @@ class Sampler:
     _mixed: Callable[[float], Tableau]
 
     def __init__(self, tableau: Tableau) -> None:
-        ops.need_tableau("tableau", tableau)
+        need_tableau("tableau", tableau)
         # past __setattr__, which refuses; lists, because indexing them is fast
         self.__dict__.update(
             tableau=tableau,
@@ -208,27 +212,27 @@ class Sampler:
 
     @overload
     def start(
-        self, shape: Sequence[int], noise: Noises, *, dtype: ops.NumPyDType = "float32", out: None = None,
+        self, shape: Sequence[int], noise: Noises, *, dtype: NumPyDType = "float32", out: None = None,
         device: None = None, chunks: None = None,
     ) -> npt.NDArray[Any]: ...  # fmt: skip
     @overload
     def start(
         self, shape: Sequence[int], noise: Noises, *, dtype: torch.dtype, out: None = None,
-        device: ops.Device | None = None, chunks: None = None,
+        device: Device | None = None, chunks: None = None,
     ) -> torch.Tensor: ...  # fmt: skip
     @overload
     def start(
-        self, shape: Sequence[int], noise: Noises, *, dtype: ops.NumPyDType = "float32", out: None = None,
-        device: ops.Device, chunks: None = None,
+        self, shape: Sequence[int], noise: Noises, *, dtype: NumPyDType = "float32", out: None = None,
+        device: Device, chunks: None = None,
     ) -> torch.Tensor: ...  # fmt: skip
     @overload
     def start(
-        self, shape: Sequence[int], noise: Noises, *, dtype: ops.DType | None = "float32", out: ops.ArrayT,
+        self, shape: Sequence[int], noise: Noises, *, dtype: DType | None = "float32", out: ArrayT,
         device: None = None, chunks: None = None,
-    ) -> ops.ArrayT: ...  # fmt: skip
+    ) -> ArrayT: ...  # fmt: skip
     @overload
     def start(
-        self, shape: Sequence[int], noise: Noises, *, dtype: ops.DType | None = "float32", out: None = None,
+        self, shape: Sequence[int], noise: Noises, *, dtype: DType | None = "float32", out: None = None,
         device: None = None, chunks: Any,
     ) -> Any: ...  # fmt: skip
     def start(
@@ -236,9 +240,9 @@ class Sampler:
         shape: Sequence[int],
         noise: Noises,
         *,
-        dtype: ops.DType | None = "float32",
+        dtype: DType | None = "float32",
         out: Array | None = None,
-        device: ops.Device | None = None,
+        device: Device | None = None,
         chunks: Any = None,
     ) -> Array:
         """The x of row 0: noise of stream 2, times the standard deviation that the first level has.
@@ -264,17 +268,17 @@ class Sampler:
         (2, 3, 8, 8)
         """
         options: dict[str, Any] = {"dtype": dtype, "out": out, "device": device, "chunks": chunks}
-        drawn = ops.randn(shape, _at(noise, 0, START), **options)
+        drawn = randn(shape, _at(noise, 0, START), **options)
         if self._start is None:
             return drawn
-        return ops.update(self._start, 0, drawn, out=drawn if chunks is None else None)
+        return update(self._start, 0, drawn, out=drawn if chunks is None else None)
 
     @overload
     def noised(
         self, i: int, x0: npt.NDArray[Any], noise: Noises, *, out: npt.NDArray[Any] | None = None
     ) -> npt.NDArray[Any]: ...
     @overload
-    def noised(self, i: int, x0: ops.ArrayT, noise: Noises, *, out: ops.ArrayT | None = None) -> ops.ArrayT: ...
+    def noised(self, i: int, x0: ArrayT, noise: Noises, *, out: ArrayT | None = None) -> ArrayT: ...
     def noised(self, i: int, x0: Array, noise: Noises, *, out: Array | None = None) -> Array:
         """x0 at the level of row i, in the sampler's own scale: alpha x0 + sigma z, with the z of ``start``.
 
@@ -297,7 +301,7 @@ class Sampler:
                 f"{self.tableau.name} does not say at what level row {i} begins: see Tableau(alpha, sigma)"
             )
         x0 = host_view("x0", x0)
-        return ops.update(self._levels, i, x0, noise=_drawn(noise, 0, START, x0), out=out)
+        return update(self._levels, i, x0, noise=_drawn(noise, 0, START, x0), out=out)
 
     @overload
     def model_input(
@@ -309,12 +313,12 @@ class Sampler:
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]: ...
     @overload
     def model_input(
-        self, i: int, x: ops.ArrayT, *, time: Literal["scalar"] | None = None, out: ops.ArrayT | None = None
-    ) -> tuple[ops.ArrayT, Any]: ...
+        self, i: int, x: ArrayT, *, time: Literal["scalar"] | None = None, out: ArrayT | None = None
+    ) -> tuple[ArrayT, Any]: ...
     @overload
     def model_input(
-        self, i: int, x: ops.ArrayT, *, time: Literal["batch"], out: ops.ArrayT | None = None
-    ) -> tuple[ops.ArrayT, ops.ArrayT]: ...
+        self, i: int, x: ArrayT, *, time: Literal["batch"], out: ArrayT | None = None
+    ) -> tuple[ArrayT, ArrayT]: ...
     def model_input(self, i: int, x: Array, *, time: Time | None = None, out: Array | None = None) -> tuple[Array, Any]:
         """(x_in, t): what row i's model call gets. x_in is x itself where the model needs no scaling.
 
@@ -344,10 +348,10 @@ class Sampler:
             elif time != "scalar":
                 raise ValueError(f'time: expected "scalar" or "batch", got {time!r}')
         if self._inputs is not None:
-            return ops.update(self._inputs, i, x, out=out), t
+            return update(self._inputs, i, x, out=out), t
         if out is None:
             return x, t
-        return ops.update(_SAME, 0, x, out=out), t
+        return update(_SAME, 0, x, out=out), t
 
     def state(self, x: Array) -> State:
         """The history of a new run on arrays like x; what is not remembered yet is 0.
@@ -365,9 +369,9 @@ class Sampler:
     ) -> npt.NDArray[Any]: ...  # fmt: skip
     @overload
     def step(
-        self, i: int, x: ops.ArrayT, model_output: Models, noise: Noises | Array | None = None,
+        self, i: int, x: ArrayT, model_output: Models, noise: Noises | Array | None = None,
         state: State | None = None, *, log_prob: Literal[False] = False, **options: Unpack[StepOptions],
-    ) -> ops.ArrayT: ...  # fmt: skip
+    ) -> ArrayT: ...  # fmt: skip
     @overload
     def step(
         self, i: int, x: npt.NDArray[Any], model_output: Models, noise: Noises | Array | None = None,
@@ -376,10 +380,10 @@ class Sampler:
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]: ...  # fmt: skip
     @overload
     def step(
-        self, i: int, x: ops.ArrayT, model_output: Models, noise: Noises | Array | None = None,
+        self, i: int, x: ArrayT, model_output: Models, noise: Noises | Array | None = None,
         state: State | None = None, *, log_prob: Literal[True], partial: Literal[False] = False,
         **options: Unpack[LikelyStepOptions],
-    ) -> tuple[ops.ArrayT, ops.ArrayT]: ...  # fmt: skip
+    ) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
     @overload
     def step(
         self, i: int, x: Array, model_output: Models, noise: Noises | Array | None = None, state: State | None = None,
@@ -471,7 +475,7 @@ class Sampler:
 
     def _again(self, i: int, x: Array, m: Array, past: Any, noise: Any, kept: int, state: Any) -> Any:
         """A step like an earlier one, of arrays that are not written to, or NotImplemented; and the state's place."""
-        row = ops.fast_path(library_of(x), "fast_row")
+        row = fast_path(library_of(x), "fast_row")
         made = (
             NotImplemented if row is None else row(self._plain, i, x, m, past, noise, SAMPLER, None, kept, None, True)
         )
@@ -507,8 +511,8 @@ class Sampler:
         table, rows, model_output = self._guided(i, x, model_output, guidance_scale)
         if table.threshold is not None:
             table, rows = _thresholded(table, rows, x, model_output)
-        if ops.are_increments(noise):
-            noise = ops.randn_like(x, noise, dtype="float64" if "float64" in str(x.dtype) else "float32")
+        if are_increments(noise):
+            noise = randn_like(x, noise, dtype="float64" if "float64" in str(x.dtype) else "float32")
         elif rows is not i and isinstance(noise, Noise | list | tuple):
             noise = _drawn(noise, i, SAMPLER, x)
         past, aux, after = ([], [], 0) if state is None else self._move(state, i)
@@ -520,7 +524,7 @@ class Sampler:
         try:
             given: dict[str, Any] = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
             if law is None:
-                made, found = ops.update(table, rows, x, model_output, **given), None
+                made, found = update(table, rows, x, model_output, **given), None
             else:
                 made, found = density.update_with_log_prob(table, rows, x, model_output, **given, **law)
         except (TypeError, ValueError) as error:
@@ -549,10 +553,10 @@ class Sampler:
     ) -> npt.NDArray[np.float64]: ...  # fmt: skip
     @overload
     def log_prob(
-        self, i: int | npt.ArrayLike, x: ops.ArrayT, model_output: Models, x_next: ops.ArrayT,
+        self, i: int | npt.ArrayLike, x: ArrayT, model_output: Models, x_next: ArrayT,
         state: State | None = None, *, guidance_scale: float | npt.ArrayLike | None = None,
         partial: Literal[False] = False, **law: Unpack[density.LawOptions],
-    ) -> ops.ArrayT: ...  # fmt: skip
+    ) -> ArrayT: ...  # fmt: skip
     @overload
     def log_prob(
         self, i: int | npt.ArrayLike, x: Array, model_output: Models, x_next: Array, state: State | None = None, *,
@@ -603,9 +607,9 @@ class Sampler:
     ) -> npt.NDArray[np.float64]: ...  # fmt: skip
     @overload
     def kl(
-        self, i: int | npt.ArrayLike, model_output: ops.ArrayT, reference: ops.ArrayT, *,
+        self, i: int | npt.ArrayLike, model_output: ArrayT, reference: ArrayT, *,
         reduction: density.Reduction = "sum",
-    ) -> ops.ArrayT: ...  # fmt: skip
+    ) -> ArrayT: ...  # fmt: skip
     def kl(
         self, i: int | npt.ArrayLike, model_output: Array, reference: Array, *, reduction: density.Reduction = "sum"
     ) -> Any:
@@ -671,30 +675,30 @@ class Sampler:
     @overload
     def sample(
         self, model: Model, x_or_shape: Sequence[int], noise: Noises, *, dtype: torch.dtype,
-        device: ops.Device | None = None, log_probs: Literal[False] = False, **options: Unpack[RunOptions],
+        device: Device | None = None, log_probs: Literal[False] = False, **options: Unpack[RunOptions],
     ) -> torch.Tensor: ...  # fmt: skip
     @overload
     def sample(
-        self, model: Model, x_or_shape: Sequence[int], noise: Noises, *, dtype: ops.NumPyDType = None,
-        device: ops.Device, log_probs: Literal[False] = False, **options: Unpack[RunOptions],
+        self, model: Model, x_or_shape: Sequence[int], noise: Noises, *, dtype: NumPyDType = None,
+        device: Device, log_probs: Literal[False] = False, **options: Unpack[RunOptions],
     ) -> torch.Tensor: ...  # fmt: skip
     @overload
     def sample(
         self, model: Callable[[Any, Any], npt.NDArray[Any] | tuple[npt.NDArray[Any], npt.NDArray[Any]]],
-        x_or_shape: Sequence[int], noise: Noises, *, dtype: ops.NumPyDType = None, device: None = None,
+        x_or_shape: Sequence[int], noise: Noises, *, dtype: NumPyDType = None, device: None = None,
         log_probs: Literal[False] = False, **options: Unpack[RunOptions],
     ) -> npt.NDArray[Any]: ...  # fmt: skip
     @overload
     def sample(
-        self, model: Callable[[Any, Any], ops.ArrayT | tuple[ops.ArrayT, ops.ArrayT]], x_or_shape: Sequence[int],
-        noise: Noises, *, dtype: ops.DType | None = None, device: None = None, log_probs: Literal[False] = False,
+        self, model: Callable[[Any, Any], ArrayT | tuple[ArrayT, ArrayT]], x_or_shape: Sequence[int],
+        noise: Noises, *, dtype: DType | None = None, device: None = None, log_probs: Literal[False] = False,
         **options: Unpack[RunOptions],
-    ) -> ops.ArrayT: ...  # fmt: skip
+    ) -> ArrayT: ...  # fmt: skip
     @overload
     def sample(
-        self, model: Model, x_or_shape: ops.ArrayT, noise: Noises | Array | Sequence[Array | None] | None = None, *,
+        self, model: Model, x_or_shape: ArrayT, noise: Noises | Array | Sequence[Array | None] | None = None, *,
         dtype: Any = None, device: None = None, log_probs: Literal[False] = False, **options: Unpack[RunOptions],
-    ) -> ops.ArrayT: ...  # fmt: skip
+    ) -> ArrayT: ...  # fmt: skip
     @overload
     def sample(
         self, model: Model, x_or_shape: npt.NDArray[Any], noise: Noises | Array | Sequence[Array | None] | None = None,
@@ -703,15 +707,15 @@ class Sampler:
     ) -> tuple[npt.NDArray[Any], list[npt.NDArray[np.float64] | None]]: ...  # fmt: skip
     @overload
     def sample(
-        self, model: Model, x_or_shape: ops.ArrayT, noise: Noises | Array | Sequence[Array | None] | None = None, *,
+        self, model: Model, x_or_shape: ArrayT, noise: Noises | Array | Sequence[Array | None] | None = None, *,
         dtype: Any = None, device: None = None, log_probs: Literal[True], partial: Literal[False] = False,
         **options: Unpack[LikelyRunOptions],
-    ) -> tuple[ops.ArrayT, list[ops.ArrayT | None]]: ...  # fmt: skip
+    ) -> tuple[ArrayT, list[ArrayT | None]]: ...  # fmt: skip
     @overload
     def sample(
         self, model: Model, x_or_shape: Array | Sequence[int],
-        noise: Noises | Array | Sequence[Array | None] | None = None, *, dtype: ops.DType | None = None,
-        device: ops.Device | None = None, log_probs: bool, partial: bool = False, **options: Unpack[LikelyRunOptions],
+        noise: Noises | Array | Sequence[Array | None] | None = None, *, dtype: DType | None = None,
+        device: Device | None = None, log_probs: bool, partial: bool = False, **options: Unpack[LikelyRunOptions],
     ) -> Any: ...  # fmt: skip
     def sample(
         self,
@@ -722,8 +726,8 @@ class Sampler:
         start: int = 0,
         time: Time | None = None,
         guidance_scale: float | npt.ArrayLike | None = None,
-        dtype: ops.DType | None = None,
-        device: ops.Device | None = None,
+        dtype: DType | None = None,
+        device: Device | None = None,
         progress: bool = False,
         callback: Callable[[int, Array, Array], object] | None = None,
         out: Array | None = None,
@@ -877,7 +881,7 @@ class Sampler:
             partly = None
 
         def keep(x: Array, i: int, out: Array | None = None) -> Array:
-            noised = known if i == len(self) else ops.update(self._levels, i, known, noise=z)
+            noised = known if i == len(self) else update(self._levels, i, known, noise=z)
             if partly is not None and noised is not known:
                 share = np.take(free, partly)
                 noised.reshape(-1)[partly] = share * np.take(x, partly) + (1 - share) * np.take(noised, partly)
@@ -902,7 +906,7 @@ class Sampler:
             raise ValueError(f"noise: expected {n} arrays, one for each row from {start} on, got {len(noise)}")
         arrays: list[Any] = [z if draws else None for z, draws in zip(noise, self._draws[start:], strict=True)]
         for k, z in enumerate(arrays):
-            if self._draws[start + k] and getattr(z, "shape", None) != x.shape and not ops.are_increments(z):
+            if self._draws[start + k] and getattr(z, "shape", None) != x.shape and not are_increments(z):
                 expected = f"row {start + k} draws; expected an array of shape {tuple(x.shape)}"
                 what = f"shape {tuple(z.shape)}" if hasattr(z, "shape") else type(z).__name__
                 raise ValueError(f"noise[{k}]: {expected}, got {what}")
@@ -1081,7 +1085,7 @@ def _thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tupl
     if is_lazy(x):
         raise NotImplementedError("Threshold: dynamic thresholding does not take arrays of dask's")
     ratio, maximum = table.threshold
-    clean = ops.update(_clean(table), rows, x, model_output)
+    clean = update(_clean(table), rows, x, model_output)
     if is_tracer(clean):
         raise NotImplementedError("Threshold: its rows depend on the data, which is not known while JAX traces")
     if getattr(clean, "requires_grad", False):
@@ -1153,11 +1157,11 @@ def _at(noise: Noises, i: int, stream: int) -> Any:
 def _drawn(noise: Noises, i: int, stream: int, x: Array) -> Array:
     """What row i draws for x, as an array: where the table's rows are samples, their numbers are not steps."""
     if not is_written(x):
-        return ops.randn_like(x, _at(noise, i, stream), dtype="float64" if x.dtype == np.float64 else "float32")
+        return randn_like(x, _at(noise, i, stream), dtype="float64" if x.dtype == np.float64 else "float32")
     z = _zeros_like(x)
     if "float64" not in str(x.dtype):
         z = z.float() if hasattr(z, "float") else z.astype(np.float32)
-    return ops.randn(tuple(x.shape), _at(noise, i, stream), dtype=z.dtype, out=z)
+    return randn(tuple(x.shape), _at(noise, i, stream), dtype=z.dtype, out=z)
 
 
 def _times_like(x: Array, t: Any, integers: bool) -> Array:

@@ -8,8 +8,8 @@ import pytest
 
 import noisefuse as nf
 from conftest import using
-from noisefuse import transitions
 from noisefuse.augment import poisson, transition
+from noisefuse.operations import transitions
 
 N = nf.Noise(7, sample=5)
 LEVELS = np.arange(256)

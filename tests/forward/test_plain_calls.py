@@ -9,7 +9,8 @@ import pytest
 
 import noisefuse as nf
 from conftest import bits
-from noisefuse import backends, loss, ops
+from noisefuse import backends
+from noisefuse.operations import draw, loss, process, update
 from noisefuse.tableau import past
 
 S, F, N = nf.Schedule.linear(50), nf.Schedule.flow(50), nf.Noise(5, sample=9, step=2)
@@ -105,7 +106,7 @@ def refuse_the_checked_path(monkeypatch):
     def fail(*arguments, **options):
         pytest.fail("the checked path")
 
-    for module, name in ((ops, "as_array"), (ops, "names_or_array"), (loss, "as_array")):
+    for module, name in ((process, "as_array"), (update, "as_array"), (draw, "names_or_array"), (loss, "as_array")):
         monkeypatch.setattr(module, name, fail)
 
 
@@ -250,8 +251,9 @@ def test_the_first_call_of_a_process_takes_it_too(call):
     """Seen to fail for randn and mse_loss where only rows chose the backend."""
     code = f"""
 import numpy as np, noisefuse as nf
-from noisefuse import loss, ops
-ops.names_or_array = loss.names_or_array = None
+from noisefuse.operations import draw, loss, process, update
+for module in draw, loss, process, update:
+    module.names_or_array = None
 S, N, x = nf.Schedule.linear(9), nf.Noise(1), np.ones((2, 3))
 {call}
 """

@@ -18,9 +18,10 @@ from functools import partial
 import numpy as np
 import pytest
 
+import noisefuse as nf
 from conftest import one_in
 from exact import apply_exact, run_exact
-from noisefuse import ops, samplers, views
+from noisefuse import samplers, views
 from noisefuse.noise import Noise
 from noisefuse.sampler import Sampler
 from noisefuse.samplers.integrals import integral_weights
@@ -1129,7 +1130,7 @@ def test_a_run_is_its_rows(name):
     x = sampler.start(shape, noise, dtype="float64")
     expected = run_exact(
         table, model, x,
-        lambda: ops.randn(shape, noise.at(step=100 + next(draws), stream=3), dtype="float64"),
+        lambda: nf.randn(shape, noise.at(step=100 + next(draws), stream=3), dtype="float64"),
     )  # fmt: skip
     result = sampler.sample(answers, shape, noise, dtype="float64", **guided)
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
@@ -1154,7 +1155,7 @@ def test_threads_share_a_sampler():
 def test_start_is_stream_2():
     noise = Noise(5, step=9)
     for sampler in (samplers.euler(VP, 5), samplers.ddim(VP, 5)):
-        drawn = ops.randn((2, 8), noise.at(stream=2), dtype="float64")
+        drawn = nf.randn((2, 8), noise.at(stream=2), dtype="float64")
         start = sampler.start((2, 8), noise, dtype="float64")
         np.testing.assert_allclose(start, sampler.tableau.start * drawn, rtol=1e-15)
         out = np.empty_like(start)
@@ -1466,7 +1467,7 @@ def test_time_of_a_batch(dtype, level):
 @pytest.mark.parametrize("start", [0, 2])
 def test_noise_drawn_before(start):
     sampler, x, noise = samplers.ddpm(VP, 6), np.ones((2, 3), np.float32), Noise(4)
-    drawn = [ops.randn(x.shape, noise.at(step=i, stream=3)) for i in range(start, 6)]
+    drawn = [nf.randn(x.shape, noise.at(step=i, stream=3)) for i in range(start, 6)]
     expected = sampler.sample(lambda x, t: np.cos(x), x, noise, start=start)
     unread = np.full(x.shape, np.nan, np.float32)  # the last row draws none
     for given in (drawn, tuple(drawn), np.array(drawn), [*drawn[:-1], None], np.array([*drawn[:-1], unread])):
@@ -1511,7 +1512,7 @@ def test_plot():
 def test_noised_is_the_level_of_a_row(case):
     """Where the model answers x0, every deterministic sampler keeps x0 and z, and only their weights change."""
     sampler, x0, noise = Sampler(case.tableau(8)), np.random.default_rng(0).normal(size=(2, 5)), Noise(4, step=6)
-    z = ops.randn(x0.shape, noise.at(stream=2), dtype="float64")
+    z = nf.randn(x0.shape, noise.at(stream=2), dtype="float64")
     x, state = sampler.noised(0, x0, noise), sampler.state(x0)
     for i in range(len(sampler)):
         np.testing.assert_allclose(x, sampler.noised(i, x0, noise), rtol=1e-9, atol=1e-9)
@@ -1524,10 +1525,10 @@ def test_noised_is_the_level_of_a_row(case):
 def test_image_to_image():
     sampler, x0, noise = samplers.ddim(VP, 10), np.random.default_rng(0).normal(size=(2, 3)).astype("f4"), Noise(2)
     x, out = sampler.noised(4, x0, noise), np.empty_like(x0)
-    np.testing.assert_allclose(x, ops.q_sample(x0, int(sampler.timesteps[4]), VP, noise.at(stream=2)), rtol=1e-6)
+    np.testing.assert_allclose(x, nf.q_sample(x0, int(sampler.timesteps[4]), VP, noise.at(stream=2)), rtol=1e-6)
     assert sampler.noised(4, x0, noise, out=out) is out
     np.testing.assert_array_equal(out, x)
-    e = ops.randn(x0.shape, noise.at(stream=2))
+    e = nf.randn(x0.shape, noise.at(stream=2))
     np.testing.assert_allclose(sampler.sample(lambda x, t: e, x, start=4), x0, atol=1e-5)
     both = sampler.noised(4, x0, [noise, noise.at(sample=1)])
     np.testing.assert_array_equal(both, x)

@@ -28,7 +28,7 @@ from .selftest import self_test
 
 
 class Backend(Protocol):
-    """What a backend module offers; its arguments were checked in ops.py.
+    """What a backend module offers; its arguments were checked in `arguments`.
 
     Attributes:
         fast_row, fast_random, fast_mse, fast_density, fast_density_gradient: its fast path, or None.

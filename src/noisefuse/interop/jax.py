@@ -18,15 +18,20 @@ import numpy as np
 
 import noisefuse as nf
 
-from .. import density, loss, ops
+from .. import density
 from ..arguments import calls
 from ..arguments.arrays import fast_dtype
+from ..arguments.options import FAST_LEVELS, lengths, need_tableau, plain_table
 from ..call.description import Loss, Step
 from ..call.packed import pack_loss
 from ..ground.needs import needs
 from ..language.levels import FLOATS, LEVELS, Levels, level_bounds
 from ..language.rows import AFFINE, M1, SYMBOLS, Rows, X, Z
 from ..noise import SAMPLER, SAMPLES, STEPS, WALK, each, is_tracer, listed
+from ..operations import loss
+from ..operations.draw import UNIT, are_increments, random_call, rows_of_sum
+from ..operations.process import q_sample_call, q_step_call
+from ..operations.update import update_call
 from ..sampler import State, need_answer
 
 with needs(__name__, "jax"):
@@ -141,7 +146,7 @@ def to_key(noise: nf.Noise) -> Any:
 
 
 def randn(shape: Any, noise: Any, **options: Any) -> Any:
-    if ops.are_increments(noise):
+    if are_increments(noise):
         return added_draws(shape, noise, **options)
     return _random("randn", shape, noise, **options)
 
@@ -152,24 +157,24 @@ def uniform(shape: Any, noise: Any, **options: Any) -> Any:
 
 def randn_like(x: Any, noise: Any, *, dtype: Any, batched: bool) -> Any:
     kind = dtype or (np.float32 if x.dtype.kind in "biu" else x.dtype)
-    drawn = fast_random(ops.UNIT.plain, x.shape, noise, False, fast_dtype(kind, jax), batched, True, None)
+    drawn = fast_random(UNIT.plain, x.shape, noise, False, fast_dtype(kind, jax), batched, True, None)
     return randn(x.shape, noise, dtype=kind, batched=batched, out=None) if drawn is NotImplemented else drawn
 
 
 def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) -> Any:
     _need_none(out=out)
     named = _Named(noise)
-    call = ops.random_call(name, shape, named.known, jnp.dtype(dtype), batched)
-    like = lambda: (ops.UNIT.plain, name == "uniform", shape, fast_dtype(dtype, jax), batched)  # noqa: E731
+    call = random_call(name, shape, named.known, jnp.dtype(dtype), batched)
+    like = lambda: (UNIT.plain, name == "uniform", shape, fast_dtype(dtype, jax), batched)  # noqa: E731
     return _run(call, {}, named, remember=partial(_remember, like, 0, noise, {}))[0]
 
 
 def added_draws(shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) -> Any:
     """The sum of the draws of an increment of a Brownian motion, or of one for each row."""
     _need_none(out=out)
-    full, kind = ops.lengths(shape), jnp.dtype(dtype)
+    full, kind = lengths(shape), jnp.dtype(dtype)
     fields = noise.draw(0) if isinstance(noise, nf.noise.Increment) else [one.draw(0) for one in noise]
-    call = ops.random_call("randn", full, _Named(fields).known, kind, batched)
+    call = random_call("randn", full, _Named(fields).known, kind, batched)
     if isinstance(noise, nf.noise.Increment):
         return _sum_of_draws(noise, full, call, batched)
     row = (1, *full[1:]) if batched and full else full
@@ -179,7 +184,7 @@ def added_draws(shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) 
 def _sum_of_draws(increment: Any, shape: tuple[int, ...], like: Step, batched: bool) -> Any:
     """As `ops` adds them, where a step is a traced number: one after the other in a `jax.lax.scan`."""
     terms, real = increment.terms(), like.arithmetic
-    first, sums = ops.rows_of_sum(terms)
+    first, sums = rows_of_sum(terms)
     words = np.array([word for word, _ in terms], np.uint32)
 
     def call(rows: Rows, named: _Named | None, inputs: dict[int, Any], kind: Any) -> Step:
@@ -212,10 +217,10 @@ def q_sample(
     options = target, scale, offset, kind, levels, batched
 
     def like() -> Any:
-        plain = ops.plain_table(schedule.kept.plain, target, scale, offset, levels)
+        plain = plain_table(schedule.kept.plain, target, scale, offset, levels)
         return plain, -1, 0, int(target is not None), _kind(dtype, levels), batched
 
-    make = lambda x, t, noise: ops.q_sample_call(x, t, schedule, noise, *options)  # noqa: E731
+    make = lambda x, t, noise: q_sample_call(x, t, schedule, noise, *options)  # noqa: E731
     found = _at_times(make, "x0", x0, t, noise, out, like)
     return found[0] if target is None else tuple(found)
 
@@ -225,7 +230,7 @@ def q_step(
     out_offset: Any = None,
 ) -> Any:  # fmt: skip
     levels = _levels(dtype, out_scale, out_offset)
-    make = lambda x, t, noise: ops.q_step_call(x, t, schedule, noise, levels, batched)  # noqa: E731
+    make = lambda x, t, noise: q_step_call(x, t, schedule, noise, levels, batched)  # noqa: E731
     like = lambda: (schedule.kept.plain_markov, WALK, 0, 0, None, batched)  # noqa: E731
     return _at_times(make, "x", x, t, noise, out, None if levels else like)[0]
 
@@ -236,7 +241,7 @@ def _levels(dtype: str | None, out_scale: float, out_offset: float) -> Levels | 
 
 def _kind(dtype: Any, levels: Levels | None) -> Any:
     """As the fast path takes a dtype of results."""
-    return ops.FAST_LEVELS[levels.dtype] if levels else None if dtype is None else fast_dtype(dtype, jax)
+    return FAST_LEVELS[levels.dtype] if levels else None if dtype is None else fast_dtype(dtype, jax)
 
 
 def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out: Any) -> Any:
@@ -251,7 +256,7 @@ def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out:
         rows = Rows(rows.table[1:], rows.active)
         noise = each(noise, lambda name: name.at(step=name.step + 1) if isinstance(name, nf.Noise) else name)
     named = _Named(noise)
-    call = ops.q_step_call(_zeros("x0", x0), 0, schedule, named.known, None, batched)
+    call = q_step_call(_zeros("x0", x0), 0, schedule, named.known, None, batched)
     slots = np.full(int(kept[-1]) + 1 if len(kept) else 0, -1, np.int64)
     slots[kept] = np.arange(len(kept))
     outputs = [((len(kept), *x0.shape), call.dtype.name)]
@@ -277,7 +282,7 @@ def update(
     levels, number = _levels(dtype, out_scale, out_offset), aux_out if isinstance(aux_out, int) else 0
 
     def make(x: Any, i: Any, noise: Any) -> Step:
-        return ops.update_call(table, i, x, models, remembered, noise, None, number, levels)
+        return update_call(table, i, x, models, remembered, noise, None, number, levels)
 
     given = 0 if model_output is None else len(model_output) if isinstance(model_output, tuple) else 1
 
@@ -333,7 +338,7 @@ def log_prob(
 ) -> Any:
     if partial:
         raise NotImplementedError("partial: sums of parts do not take arrays of JAX's: pass np.asarray(x)")
-    ops.need_tableau("table", table)
+    need_tableau("table", table)
     arrays, models, remembered = _read(model_output, past)
     known, traced = _drawing(table, i)
     zeros = _zeros("x", x), models, _zeros("x_next", x_next), remembered
@@ -342,7 +347,7 @@ def log_prob(
 
 
 def kl(table: Any, i: Any, model_output: Any, reference: Any, *, reduction: Any) -> Any:
-    ops.need_tableau("table", table)
+    need_tableau("table", table)
     known, traced = _drawing(table, i)
     zeros = _zeros("model_output", model_output), _zeros("reference", reference)
     call, _ = density.pair_call(table, known, *zeros, reduction, {})

@@ -9,8 +9,8 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import backends
-from .arguments.arrays import (
+from .. import backends
+from ..arguments.arrays import (
     as_array,
     as_numbers,
     batch_shape,
@@ -21,17 +21,18 @@ from .arguments.arrays import (
     one_place,
     output,
 )
-from .arguments.calls import Index, is_batch, make_call, names_or_array
-from .call.description import Loss
-from .ground.kinds import library_of
-from .language.forward import residual
-from .language.levels import FLOATS, LEVELS
-from .language.rows import M1, Rows, X, Z
-from .loss_parts import LossPart, Reduction, chunk_sums, place_of
-from .noise import FIELD, Noise
-from .ops import Array, ArrayT, NoiseLike, plain_table, rows_at
-from .schedule import Schedule, need_schedule
-from .views import Target, need_target
+from ..arguments.calls import Index, is_batch, make_call, names_or_array
+from ..arguments.options import plain_table, rows_at
+from ..arguments.types import Array, ArrayT, NoiseLike
+from ..call.description import Loss
+from ..ground.kinds import library_of
+from ..language.forward import residual
+from ..language.levels import FLOATS, LEVELS
+from ..language.rows import M1, Rows, X, Z
+from ..loss_parts import LossPart, Reduction, chunk_sums, place_of
+from ..noise import FIELD, Noise
+from ..schedule import Schedule, need_schedule
+from ..views import Target, need_target
 
 
 class LossOptions(TypedDict, total=False):

@@ -14,8 +14,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from .call.description import TRANSITION
-from .ground.float_mode import float_mode
+from ..call.description import TRANSITION
+from ..ground.float_mode import float_mode
 
 LEVELS = 256
 

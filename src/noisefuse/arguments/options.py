@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options and gates that operations share: times, tables, levels, names of arguments."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import backends
+from ..call.packed import DTYPES
+from ..language.forward import Make
+from ..language.levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATS, LEVELS, Levels, levels_of
+from ..language.rows import M1, PAST1, PASTS, Plain, Rows, X
+from ..schedule import UNIT_TIMES, Schedule
+from ..tableau import Tableau
+from ..views import Target
+from .arrays import (
+    on_device,
+)
+from .calls import (
+    SLOTS,
+    Index,
+    checked_rows,
+    like,
+    segments,
+    warn_once,
+)
+from .types import (
+    Array,
+    DType,
+    Inputs,
+    Shape,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def fast_path(other: Any, name: str) -> Any:
+    """The function of `backends` for plain arguments, or what this module of `interop` has in its place; None where a
+    compiler traces the call, which cannot follow."""
+    return getattr(other if other.is_traced() else backends, name, None)
+
+
+def rows_at(
+    make: Make,
+    target: Target | None,
+    schedule: Schedule,
+    t: ArrayLike | Array,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any] | None,
+    scale: float | None,
+    offset: float | None,
+) -> tuple[Rows, Index]:
+    """The rows of x_t and the target (`forward`), or of the residual; and which of them each segment takes.
+
+    Integer t: a row for each step of the schedule, which it keeps; float t: one for each time. dtype: x0's.
+    """
+    times, segment = segments("t", t, shape)
+    default = 1.0, 0.0
+    if scale is None and offset is None:  # a pair: one number alone means another range
+        default = DEFAULT_RANGE.get(levels_of(dtype) or "", default)
+    given = _finite("scale", scale, default[0]), _finite("offset", offset, default[1])
+    if times.dtype.kind == "f":
+        on_host: Any = times.get() if on_device(times) else times  # type: ignore[attr-defined]
+        return make(*at_times(schedule, on_host), target, *given), Index(np.arange(times.size), segment)
+    return schedule.kept.of(make, target, *given), checked_rows("t", times, segment, len(schedule))
+
+
+def at_times(schedule: Schedule, t: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns schedule(t) at the times of samples. It warns if floats look like the steps 0 and 1."""
+    found = schedule(t)
+    unit = t.size > 1 and t.dtype.kind == "f" and schedule.kind in UNIT_TIMES
+    if unit and t.min() == 0 and t.max() == 1 and np.isin(t, (0, 1)).all():
+        said = f"0.0 and 1.0 are the cleanest and the noisiest time of a {schedule.kind} schedule"
+        warn_once("times", f"t: as floats {said}; for the steps 0 and 1 pass integers")
+    return found
+
+
+def result_dtype(x: Array) -> np.dtype[Any]:
+    """x's, but float32 of levels."""
+    return np.dtype(np.float32) if levels_of(x.dtype) else x.dtype
+
+
+def plain_table(
+    plain: dict[Any, Plain],
+    target: Target | None,
+    scale: float | None,
+    offset: float | None,
+    levels: Levels | None = None,
+) -> Plain:
+    """What the fast path takes for x0 in this range, and for levels in that one."""
+    if scale is None and offset is None:
+        return plain[target if levels is None else (target, None, levels)]
+    return plain[target, (_finite("scale", scale, 1.0), _finite("offset", offset, 0.0)), levels]
+
+
+FAST_LEVELS = {name: (DTYPES[name], np.dtype(name)) for name in LEVELS}  # as the fast path takes a dtype of results
+
+
+def levels_asked(
+    dtype: DType | None, out: Array | None, out_scale: float | None, out_offset: float | None
+) -> Levels | None:
+    """Of a result in levels, which `dtype` or, without it, `out` asks for; None for floats."""
+    asked = levels_of(getattr(out, "dtype", None) if dtype is None else dtype)
+    if out_scale is None and out_offset is None:
+        return None if asked is None else _DEFAULT_LEVELS[asked]
+    if asked is None:
+        for name, value in ("out_scale", out_scale), ("out_offset", out_offset):
+            if value is not None:
+                raise ValueError(
+                    f"{name} = {value!r}: expected a result in integers with it, dtype='uint8' or dtype='uint16'"
+                )
+        return None
+    return Levels(asked, (_finite("out_scale", out_scale, 1.0), _finite("out_offset", out_offset, 0.0)))
+
+
+_DEFAULT_LEVELS = {name: Levels(name, default) for name, default in DEFAULT_RESULT.items()}
+
+
+def levels_alone(
+    out: Array | None, dtype: DType | None = None, out_scale: float | None = None, out_offset: float | None = None
+) -> Levels | None:
+    """The same where the result has no other dtype than x's, or levels."""
+    found = levels_asked(dtype, out, out_scale, out_offset)
+    if dtype is not None and found is None:
+        raise TypeError(f"dtype {dtype}: expected 'uint8' or 'uint16', or none for x's own")
+    return found
+
+
+def level_options(levels: Levels | None) -> dict[str, Any]:
+    """As the modules of `interop` take it: `out` has no say there."""
+    if levels is None:
+        return {}
+    return {"dtype": levels.dtype, "out_scale": levels.range[0], "out_offset": levels.range[1]}
+
+
+def need_tableau(name: str, table: object) -> None:
+    if not isinstance(table, Tableau):
+        raise TypeError(f"{name}: expected a noisefuse.Tableau, such as sampler.tableau, got {type(table).__name__}")
+
+
+def lengths(shape: Shape) -> tuple[int, ...]:
+    try:
+        full = tuple(map(operator.index, shape)) if np.iterable(shape) else (operator.index(shape),)
+    except TypeError:
+        raise TypeError(f"shape: expected integers, got {shape!r}") from None
+    if any(n < 0 for n in full):
+        raise ValueError(f"shape {full}: expected lengths of at least 0")
+    return full
+
+
+def inputs_of(
+    x: Array, model_output: Array | tuple[Array, Array] | None, past: Sequence[Array], aux: Sequence[Any] = ()
+) -> Inputs:
+    """By slot, of x's dtype."""
+    models = model_output if isinstance(model_output, tuple) else (model_output,)
+    if len(models) > 2 or len(past) > len(PASTS) or len(aux) > 2:
+        raise ValueError(
+            f"expected at most 2 model outputs, {len(PASTS)} past arrays and 2 auxiliary outputs, "
+            f"got {len(models)}, {len(past)} and {len(aux)}"
+        )
+    inputs: Inputs = {X: x}
+    inputs |= {M1 + n: like(SLOTS[M1 + n], m, x, FLOATS) for n, m in enumerate(models) if m is not None}
+    inputs |= {PAST1 + n: like(SLOTS[PAST1 + n], p, x, (x.dtype.name,)) for n, p in enumerate(past)}
+    return inputs
+
+
+def those_read(rows: Rows, inputs: Inputs, x: Array) -> Inputs:
+    for slot, name in SLOTS.items():
+        if slot in rows.reads and slot not in inputs:
+            raise TypeError(f"{name}: the table reads it; expected an array of shape {x.shape}, got none")
+    return {slot: a for slot, a in inputs.items() if slot in rows.reads}
+
+
+_NUMBERS = int, float, np.integer, np.floating
+
+
+def _finite(name: str, value: float | None, default: float) -> float:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    number = float(value) + 0.0  # -0 is 0: ranges are keys
+    if not math.isfinite(number):
+        raise ValueError(f"{name} = {value!r}: expected a finite number")
+    return number

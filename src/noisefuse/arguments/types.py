@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an argument may be, for type checkers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from ..noise import Increment, Noise
+
+if TYPE_CHECKING:
+    import torch
+
+
+class HasShape(Protocol):
+    """Type checkers know this much of arrays of other libraries than NumPy."""
+
+    @property
+    def shape(self) -> Any: ...
+    @property
+    def dtype(self) -> Any: ...
+
+
+Array: TypeAlias = Any  # of NumPy, CuPy, torch, JAX or dask: results are of the kind that x is
+
+
+ArrayT = TypeVar("ArrayT", bound=HasShape)  # of another library than NumPy
+
+
+DType: TypeAlias = "DTypeLike | torch.dtype"
+
+
+NumPyDType: TypeAlias = "str | np.dtype[Any] | type[np.generic] | type[float] | None"
+
+
+Device: TypeAlias = "torch.device | str"
+
+
+Shape: TypeAlias = int | Sequence[int]
+
+
+Drawn: TypeAlias = Noise | Increment | Sequence[Noise] | Sequence[Increment]
+
+
+NoiseLike: TypeAlias = Noise | Sequence[Noise] | Array
+
+
+Inputs: TypeAlias = dict[int, Array | None]  # arrays by slot
+
+
+class LevelOptions(TypedDict, total=False):
+    """What asks for a result in levels: dtype="uint8" or "uint16", and its range, as in `q_sample`."""
+
+    dtype: DType | None
+    out_scale: float | None
+    out_offset: float | None
+
+
+class SampleOptions(LevelOptions, total=False):
+    """The options of `q_sample` that its results' type does not depend on."""
+
+    scale: float | None
+    offset: float | None
+    batched: bool | None

@@ -1,0 +1,430 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws: words, uniform numbers, standard normals and increments of Brownian motion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from .. import backends
+from ..arguments.arrays import (
+    contiguous,
+    copy,
+    count,
+    device_of,
+    fast_dtype,
+    float_dtype,
+    host_view,
+    is_array,
+    is_written,
+    output,
+    pieces,
+    wanted,
+)
+from ..arguments.calls import (
+    Index,
+    is_batch,
+    make_call,
+    names_or_array,
+    run,
+)
+from ..arguments.options import (
+    fast_path,
+    lengths,
+)
+from ..arguments.types import (
+    Array,
+    ArrayT,
+    Device,
+    Drawn,
+    DType,
+    NumPyDType,
+    Shape,
+)
+from ..call.description import Draw, Step
+from ..ground.kinds import library, library_of
+from ..language.increments import Terms
+from ..language.levels import FLOATS
+from ..language.rows import Z_BITS, Rows, X
+from ..noise import FIELD, UNIFORM, Increment, Noise, got
+
+if TYPE_CHECKING:
+    import torch
+
+
+UNIT = Rows.of({"out.z": 1.0})
+
+
+def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
+    """Philox4x32-10 (Salmon et al. 2011): the raw words of the generator, in Random123's order.
+
+    Args:
+        counter: uint32 (..., 4).
+        key: uint32 (..., 2); their leading shapes broadcast.
+
+    Returns:
+        uint32 (..., 4).
+
+    Raises:
+        TypeError: not integers, or another last axis.
+        OverflowError: a word outside [0, 2^32).
+
+    >>> [hex(word) for word in nf.philox4x32([0, 0, 0, 0], [0, 0]).tolist()]
+    ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
+    """
+    c, k = _words("counter", counter, 4), _words("key", key, 2)
+    shape = np.broadcast_shapes(c.shape[:-1], k.shape[:-1])
+    c = contiguous(np.broadcast_to(c, (*shape, 4))).reshape(-1, 4)
+    k = contiguous(np.broadcast_to(k, (*shape, 2))).reshape(-1, 2)
+    philox, words = backends.current().philox, np.empty_like(c)
+    for part in pieces(c.shape):
+        words[part] = philox(c[part], k[part])
+    return words.reshape(*shape, 4)
+
+
+@overload
+def randn(
+    shape: Shape, noise: Drawn, *, dtype: NumPyDType = "float32", batched: bool = True, out: None = None,
+    device: None = None, chunks: None = None,
+) -> NDArray[Any]: ...  # fmt: skip
+
+
+@overload
+def randn(
+    shape: Shape, noise: Drawn, *, dtype: torch.dtype, batched: bool = True, out: None = None,
+    device: Device | None = None, chunks: None = None,
+) -> torch.Tensor: ...  # fmt: skip
+
+
+@overload
+def randn(
+    shape: Shape, noise: Drawn, *, dtype: NumPyDType = "float32", batched: bool = True, out: None = None,
+    device: Device, chunks: None = None,
+) -> torch.Tensor: ...  # fmt: skip
+
+
+@overload
+def randn(
+    shape: Shape, noise: Drawn, *, dtype: DType | None = "float32", batched: bool = True, out: ArrayT,
+    device: None = None, chunks: None = None,
+) -> ArrayT: ...  # fmt: skip
+
+
+@overload
+def randn(
+    shape: Shape, noise: Drawn, *, dtype: DType | None = "float32", batched: bool = True, out: None = None,
+    device: None = None, chunks: Any,
+) -> Any: ...  # fmt: skip
+
+
+def randn(
+    shape: Shape,
+    noise: Drawn,
+    *,
+    dtype: DType | None = "float32",
+    batched: bool = True,
+    out: Array | None = None,
+    device: Device | None = None,
+    chunks: Any = None,
+) -> Array:
+    """Standard normals: the field that `noise` names (docs/noise.md). torch.randn, with a name in place of a generator.
+
+    Args:
+        shape: of the result; axis 0 is the batch, row b the sample `noise.sample + b`.
+        noise: Noise, or a list of one for each row. Or the increment of a Brownian motion, `Noise.interval`, or a list
+            of one for each row.
+        dtype: float32 (or None), float64 (the same field with more digits), float16, bfloat16 (float32's values,
+            rounded). A dtype of torch makes a tensor, one of jax.numpy an array of JAX's.
+        batched: False makes the whole array one sample.
+        out: array of this shape and dtype to write to, C-contiguous.
+        device: make a tensor of torch's there: "cuda", torch.device("cuda:1"). None: a tensor, which a dtype of torch
+            asks for, lies on the CPU.
+        chunks: make an array of dask's, in chunks as dask takes them (docs/dask.md).
+
+    Returns:
+        The array of this shape and dtype; it is out, where that is given.
+
+    Raises:
+        OverflowError: a sample id beyond 2^56 - 1, or a sample of more than 2^34 elements.
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
+
+    Source: Box & Muller (1958) on Philox4x32-10; radius within 2.5 ulp, cos and sin within 2^-22 (float32).
+
+    >>> z = nf.randn((4, 3), nf.Noise(7))
+    >>> np.array_equal(z[2:], nf.randn((2, 3), nf.Noise(7, sample=2)))
+    True
+    """
+    if chunks is not None:
+        _need_memory(noise)
+        options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out, "device": device}
+        return library("dask").randn(lengths(shape), noise, chunks=chunks, **options)
+    if device is not None:
+        out = _made_on(device, shape, dtype, out)
+    return _random("randn", shape, noise, dtype, batched, out)
+
+
+@overload
+def randn_like(
+    x: NDArray[Any],
+    noise: Drawn,
+    *,
+    dtype: DType | None = None,
+    batched: bool | None = None,
+) -> NDArray[Any]: ...
+
+
+@overload
+def randn_like(
+    x: ArrayT,
+    noise: Drawn,
+    *,
+    dtype: DType | None = None,
+    batched: bool | None = None,
+) -> ArrayT: ...
+
+
+def randn_like(
+    x: Array,
+    noise: Drawn,
+    *,
+    dtype: DType | None = None,
+    batched: bool | None = None,
+) -> Array:
+    """`randn` of x's shape, kind, dtype, device and, of torch, memory format: ``randn_like(images, Noise(7))``.
+
+    Args:
+        x: NumPy's, CuPy's, torch's or, in host memory, any that speaks DLPack, of any dtype; its values are not read.
+        noise: as in `randn`.
+        batched: as in `q_sample`.
+        dtype: of the result: one that `randn` takes. None: x's, or float32 where x holds integers or bools.
+
+    Returns:
+        A new array of x's shape and kind, on its device.
+
+    Raises:
+        TypeError: x is no array, or a dtype that is no float of `randn`'s.
+        ValueError: x may be one image, as in `q_sample`.
+
+    >>> images = np.zeros((2, 3, 8, 8), np.uint8)
+    >>> nf.randn_like(images, nf.Noise(7)).dtype
+    dtype('float32')
+    """
+    if type(x) is np.ndarray and dtype is None and x.dtype.kind == "f" and x.dtype.isnative:
+        return _random("randn", x.shape, noise, x.dtype, True if batched is None else batched, None)
+    batched = is_batch("x", x, batched)
+    if not is_written(x):
+        _need_memory(noise, library_of(x))
+        return library_of(x).randn_like(x, noise, dtype=dtype, batched=batched)
+    if (other := library_of(x)) is not None and hasattr(type(x), "shape"):  # a dtype has none
+        out = other.empty_like(x, dtype)
+        drawn = _random("randn", tuple(x.shape), noise, x.dtype if out is None else out.dtype, batched, out)
+        return other.in_format(drawn, x)
+    if not is_array(x):
+        raise TypeError(f"x: expected {wanted(x)}, got {type(x).__name__}")
+    x = host_view("x", x)
+    kind = float_dtype(dtype or (np.float32 if x.dtype.kind in "biu" else x.dtype.newbyteorder("=")))
+    out = output("out", None, x.shape, kind, device_of(x))
+    return _random("randn", tuple(x.shape), noise, kind, batched, out)
+
+
+@overload
+def uniform(
+    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: NumPyDType = "float32", batched: bool = True,
+    out: None = None, device: None = None, chunks: None = None,
+) -> NDArray[Any]: ...  # fmt: skip
+
+
+@overload
+def uniform(
+    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: torch.dtype, batched: bool = True, out: None = None,
+    device: Device | None = None, chunks: None = None,
+) -> torch.Tensor: ...  # fmt: skip
+
+
+@overload
+def uniform(
+    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: NumPyDType = "float32", batched: bool = True,
+    out: None = None, device: Device, chunks: None = None,
+) -> torch.Tensor: ...  # fmt: skip
+
+
+@overload
+def uniform(
+    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: DType | None = "float32", batched: bool = True,
+    out: ArrayT, device: None = None, chunks: None = None,
+) -> ArrayT: ...  # fmt: skip
+
+
+@overload
+def uniform(
+    shape: Shape, noise: Noise | Sequence[Noise], *, dtype: DType | None = "float32", batched: bool = True,
+    out: None = None, device: None = None, chunks: Any,
+) -> Any: ...  # fmt: skip
+
+
+def uniform(
+    shape: Shape,
+    noise: Noise | Sequence[Noise],
+    *,
+    dtype: DType | None = "float32",
+    batched: bool = True,
+    out: Array | None = None,
+    device: Device | None = None,
+    chunks: Any = None,
+) -> Array:
+    """Uniforms in (0, 1), never 0 or 1: as `randn`, on stream 7 unless the noise names another than 0.
+
+    float32: (floor(w / 2^9) + 1/2) / 2^23 of the word w; float64: the same field with 52 bits. Other dtypes could not
+    keep 1 out.
+
+    Args:
+        shape, noise, batched, out, device, chunks: as in `randn`.
+        dtype: float32 (or None) or float64, of NumPy, torch or jax.numpy.
+
+    Returns:
+        The array of this shape and dtype; it is out, where that is given.
+
+    Raises:
+        TypeError: another dtype. Others as `randn`.
+
+    >>> t = (1000 * nf.uniform(8, nf.Noise(7))).astype(int)  # a time for each sample
+    >>> bool(t.min() >= 0 and t.max() < 1000)
+    True
+    """
+    if chunks is not None:
+        options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out, "device": device}
+        return library("dask").uniform(lengths(shape), noise, chunks=chunks, **options)
+    if device is not None:
+        out = _made_on(device, shape, dtype, out)
+    return _random("uniform", shape, noise, dtype, batched, out)
+
+
+def _words(name: str, words: ArrayLike, n: int) -> NDArray[np.uint32]:
+    values = np.asarray(words)
+    if values.dtype.kind not in "iu" or values.ndim == 0 or values.shape[-1] != n:
+        raise TypeError(f"{name}: expected uint32 (..., {n}), got {values.dtype} of shape {values.shape}")
+    for part in pieces(values.shape):
+        piece = values[part]
+        if piece.size and (int(piece.min()) < 0 or int(piece.max()) >= 1 << 32):
+            raise OverflowError(f"{name}: expected words in [0, 2^32), got {piece.min()} to {piece.max()}")
+    return copy(values, np.dtype(np.uint32))
+
+
+_SEVERAL = list, tuple  # a union would be made anew at each call
+
+
+def _random(
+    name: str,
+    shape: Shape,
+    noise: Drawn,
+    dtype: Any,
+    batched: bool,
+    out: Array | None,
+) -> Array:
+    is_uniform = name == "uniform"
+    # (Dynamo, where a graph has broken, goes into this frame because it names np: else it would go into fast_dtype's.)
+    other = None if type(out) is np.ndarray else library_of(dtype if out is None else out)
+    allowed = ("float32", "float64") if is_uniform else FLOATS
+    if type(noise) is not Noise and not is_uniform and are_increments(noise):
+        return _increment(shape, noise, dtype, batched, out)
+    if (draw := backends.fast_random if other is None else fast_path(other, "fast_random")) is not None:
+        kind = fast_dtype(dtype, other, allowed)
+        done = draw(UNIT.plain, shape, noise, is_uniform, kind, batched, other is not None, out)
+        if done is not NotImplemented:
+            return done
+    if other is not None:
+        return getattr(other, name)(shape, noise, dtype=dtype, batched=batched, out=out)
+    return run(random_call(name, shape, noise, dtype, batched, out))[0]
+
+
+Increments: TypeAlias = Increment | list[Increment] | tuple[Increment, ...]
+
+
+def are_increments(noise: object) -> TypeGuard[Increments]:
+    """Whether it is an increment, or a list of one for each row."""
+    if isinstance(noise, _SEVERAL):
+        return len(noise) > 0 and all(type(n) is Increment for n in noise)
+    return type(noise) is Increment
+
+
+def _need_memory(noise: object, other: Any = None) -> None:
+    """NotImplementedError of increments, which are added up in memory, where `other` does not do that its own way."""
+    if are_increments(noise) and not hasattr(other, "added_draws"):
+        raise NotImplementedError("noise: an increment is not drawn by dask or under torch.compile")
+
+
+def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: Any) -> Array:
+    other = library_of(dtype if out is None else out)
+    if other is not None and (other.is_traced() or not hasattr(other, "empty")):
+        _need_memory(noise, other)
+    if type(noise) is Increment and (field := noise.only()) is not None:
+        return _random("randn", shape, field, dtype, batched, out)
+    if other is not None:
+        return other.randn(shape, noise, dtype=dtype, batched=batched, out=out)
+    full, kind = lengths(shape), float_dtype(dtype)
+    result = output("out", out, full, kind, None if out is None else device_of(out))
+    if isinstance(noise, Increment):
+        _sum_draws(noise, result, batched)
+        return result
+    # all of them are checked before anything is written
+    names_or_array([one.draw(0) for one in noise], full, kind, batched, FIELD, any_stream=True)
+    for b, one in enumerate(noise):
+        _sum_draws(one, result[b : b + 1] if batched and full else result, batched)
+    return result
+
+
+def _sum_draws(increment: Increment, out: Array, batched: bool) -> None:
+    """out = the sum of c z over the increment's draws, in the arithmetic's own type; each sum is fma(1, sum, c z)."""
+    terms = increment.terms()
+    first, sums = rows_of_sum(terms)
+    wide = out.dtype in (np.float32, np.float64)
+    total = out if wide else output("out", None, out.shape, np.dtype(np.float32), device_of(out))
+    plain, row, last = first.plain, backends.fast_row, len(terms) - 1
+    for n, (word, _) in enumerate(terms):
+        z, to = increment.draw(word), out if n == last else total
+        kind = None if wide or n < last else fast_dtype(out.dtype, None)
+        if row(plain, n, total, None, None, z, -1, to, None, kind, batched) is NotImplemented:
+            names, _ = names_or_array(z, out.shape, to.dtype, batched, FIELD, any_stream=True)
+            index = Index(np.array([n]), max(1, out.size))
+            run(make_call(out.shape, to.dtype, sums if n else first, index, names, {X: total}, {"out": to}, batched))
+        plain = sums.plain
+
+
+@lru_cache(maxsize=64)
+def rows_of_sum(terms: Terms) -> tuple[Rows, Rows]:
+    """z times a coefficient, for the first of them; and what adds that to x."""
+    rows = Rows.of({"out.x": 1.0, "out.z": [coefficient for _, coefficient in terms]})
+    return Rows(rows.table, rows.active & Z_BITS), rows
+
+
+def random_call(
+    name: str,
+    shape: Shape,
+    noise: Noise | Sequence[Noise] | Array,
+    dtype: DTypeLike | None,
+    batched: bool,
+    out: Array | None = None,
+) -> Step:
+    """`randn` or `uniform` as a checked call; nothing is written yet."""
+    is_uniform = name == "uniform"
+    full = lengths(shape)
+    dtype = float_dtype(dtype, ("float32", "float64") if is_uniform else FLOATS)
+    if not isinstance(noise, Noise | list | tuple):
+        raise TypeError(f"noise: expected a Noise or a list of them, got {got(noise)}")
+    names, _ = names_or_array(noise, full, dtype, batched, UNIFORM if is_uniform else FIELD, any_stream=True)
+    one_row, outs = Index(np.zeros(1, np.int64), max(1, count(full))), {"out": out}
+    draw: Draw = "uniform" if is_uniform else "normal"
+    return make_call(full, dtype, UNIT, one_row, names, {}, outs, batched, draw=draw)
+
+
+def _made_on(device: Any, shape: Shape, dtype: Any, out: Array | None) -> Array:
+    """An empty tensor there."""
+    if out is not None:
+        raise ValueError("device: given with out=, which lies somewhere already")
+    if library_of(dtype) not in (None, other := library("torch")):
+        raise TypeError(f"device: expected a dtype of torch with it, such as dtype=torch.float32, got {dtype!r}")
+    return other.empty(shape if other.is_traced() else lengths(shape), dtype, device)

@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The array API: every operation is one row of numbers, applied to every element by one kernel.
+
+Arguments are checked here, once; backends trust their callers. Arrays are NumPy's, CuPy's, torch's or JAX's: results
+are of x's kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Unpack, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import backends
+from ..arguments.arrays import (
+    as_array,
+    batch_shape,
+    count,
+    fast_dtype,
+    float_dtype,
+    is_array,
+    one_place,
+    output,
+    overlap,
+)
+from ..arguments.calls import (
+    Index,
+    check_place,
+    is_batch,
+    kept_times,
+    make_call,
+    names_or_array,
+    readable,
+    row_index,
+    run,
+)
+from ..arguments.options import (
+    FAST_LEVELS,
+    fast_path,
+    level_options,
+    levels_alone,
+    levels_asked,
+    plain_table,
+    result_dtype,
+    rows_at,
+)
+from ..arguments.types import (
+    Array,
+    ArrayT,
+    DType,
+    LevelOptions,
+    NoiseLike,
+    SampleOptions,
+)
+from ..call.description import Step, Walk
+from ..ground.kinds import library_of
+from ..language.forward import forward
+from ..language.levels import FLOATING, FLOATS, LEVELS, Levels, levels_of
+from ..language.rows import Rows, X, Z
+from ..noise import FIELD, WALK, Noise
+from ..schedule import Schedule, need_schedule
+from ..views import Target, need_target
+
+if TYPE_CHECKING:
+    pass
+
+
+@overload
+def q_sample(
+    x0: NDArray[Any], t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, target: None = None,
+    out: NDArray[Any] | None = None, target_out: None = None, **options: Unpack[SampleOptions],
+) -> NDArray[Any]: ...  # fmt: skip
+@overload
+def q_sample(
+    x0: NDArray[Any], t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    out: NDArray[Any] | None = None, target_out: NDArray[Any] | None = None, **options: Unpack[SampleOptions],
+) -> tuple[NDArray[Any], NDArray[Any]]: ...  # fmt: skip
+@overload
+def q_sample(
+    x0: ArrayT, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: None = None,
+    out: ArrayT | None = None, target_out: None = None, **options: Unpack[SampleOptions],
+) -> ArrayT: ...  # fmt: skip
+@overload
+def q_sample(
+    x0: ArrayT, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, target: Target,
+    out: ArrayT | None = None, target_out: ArrayT | None = None, **options: Unpack[SampleOptions],
+) -> tuple[ArrayT, ArrayT]: ...  # fmt: skip
+def q_sample(
+    x0: Array,
+    t: ArrayLike | Array,
+    schedule: Schedule,
+    noise: NoiseLike,
+    *,
+    target: Target | None = None,
+    scale: float | None = None,
+    offset: float | None = None,
+    dtype: DType | None = None,
+    out_scale: float | None = None,
+    out_offset: float | None = None,
+    batched: bool | None = None,
+    out: Array | None = None,
+    target_out: Array | None = None,
+) -> Array | tuple[Array, Array]:
+    """The forward process in one pass: x_t = alpha_t x0 + sigma_t z, z ~ N(0, 1) (Ho et al. 2020, eq. 4).
+
+    diffusers calls this add_noise (and scale_noise for flows); there noise is an array, here it is named.
+
+    Args:
+        x0: an array or a torch tensor; float32, float64, float16, bfloat16, uint8 or uint16, any strides (others
+            than C order are copied first).
+        t: integers, steps of the schedule, 0 the cleanest; or floats, times with 1.0 the noisiest (cosine and flow),
+            or sigma (karras, exponential, edm). A scalar, (B,), or any prefix of x0's shape.
+        schedule: alpha and sigma of each t.
+        noise: Noise, a list of one for each row, or an array of x0's shape (float32 or the result's dtype).
+        target: also return what a network learns: "epsilon" z, "v" alpha z - sigma x0 (Salimans & Ho 2022), "flow"
+            z - x0 (flow matching; "velocity" is the same), "sample" x0; computed in the same pass.
+        scale, offset: x0 stands for scale * x0 + offset, folded into the coefficients. Neither given: x0 itself, and
+            of uint8 scale 1/127.5, offset -1, of uint16 1/32767.5, -1. Where one is given, the other is 1 or 0, of
+            integers too.
+        dtype: of the result; x0's, or float32 for integers. "uint8": x_t in bytes, out_scale * x_t + out_offset rounded
+            to nearest even from 0 to 255, NaN to 0; the target stays float. "uint16" is the same from 0 to 65535.
+        out_scale, out_offset: of a result in integers, folded into the coefficients. Neither given: 127.5 and 127.5, or
+            32767.5 and 32767.5, from [-1, 1]. Where one is given, the other is 1 or 0.
+        batched: False makes the whole array one sample. None is True, but for integers that may be one image, (H, W, C)
+            with 1, 3 or 4 channels and sides of 16 or more: there it has to be said.
+        out, target_out: where to write; C-contiguous, of the result's shape and dtype. `out` may be x0 itself, and
+            of uint8 or uint16 where dtype is not given.
+
+    Returns:
+        x_t, or the pair (x_t, target). Arrays are in C order, whatever x0's is (Fortran's, say); tensors have x0's
+        memory format, as channels_last.
+
+    Raises:
+        IndexError: t outside of the schedule.
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
+
+    >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
+    >>> x_t, z = nf.q_sample(np.ones((2, 3), np.float32), [10, 500], schedule, noise, target="epsilon")
+    >>> np.array_equal(z, nf.randn((2, 3), noise))
+    True
+    """
+    other = None if type(x0) is np.ndarray else library_of(x0)
+    levels = None
+    floating = out is None or getattr(out, "dtype", None) in FLOATING
+    if not (floating and dtype is None and out_scale is None and out_offset is None):
+        levels = levels_asked(dtype, out, out_scale, out_offset)
+    named = type(target) is str or (target is None and target_out is None)
+    row = backends.fast_row if other is None else fast_path(other, "fast_row")
+    if named and type(schedule) is Schedule and row is not None:
+        table = plain_table(schedule.kept.plain, target, scale, offset, levels)
+        kind = FAST_LEVELS[levels.dtype] if levels else None if dtype is None else fast_dtype(dtype, other)
+        aux: Any = None if target is None else 1 if target_out is None else (target_out,)
+        done = row(table, t, x0, None, None, noise, -1, out, aux, kind, batched)
+        if done is not NotImplemented:
+            return done if target_out is None else (done, target_out)
+    batched = is_batch("x0", x0, batched)
+    if other is not None:
+        given = {"target": target, "scale": scale, "offset": offset, "target_out": target_out}
+        given |= level_options(levels) or {"dtype": dtype}
+        return other.q_sample(x0, t, schedule, noise, batched=batched, out=out, **given)
+    options = target, scale, offset, dtype, levels, batched
+    results = run(q_sample_call(x0, t, schedule, noise, *options, out, target_out))
+    return results[0] if target is None else (results[0], results[1])
+
+
+@overload
+def q_step(
+    x: NDArray[Any], t: ArrayLike, schedule: Schedule, noise: NoiseLike, *, batched: bool | None = None,
+    out: NDArray[Any] | None = None, **options: Unpack[LevelOptions],
+) -> NDArray[Any]: ...  # fmt: skip
+@overload
+def q_step(
+    x: ArrayT, t: ArrayLike | ArrayT, schedule: Schedule, noise: NoiseLike, *, batched: bool | None = None,
+    out: ArrayT | None = None, **options: Unpack[LevelOptions],
+) -> ArrayT: ...  # fmt: skip
+def q_step(
+    x: Array,
+    t: ArrayLike | Array,
+    schedule: Schedule,
+    noise: NoiseLike,
+    *,
+    batched: bool | None = None,
+    out: Array | None = None,
+    **options: Unpack[LevelOptions],
+) -> Array:
+    """One Markov step of the walk: x_t = a_t x_(t-1) + s_t z_t.
+
+    a = sqrt(1 - beta), s = sqrt(beta) where there are betas (Ho et al. 2020, eq. 2). In general
+    a_t = alpha_t / alpha_(t-1) and s_t^2 = sigma_t^2 - a_t^2 sigma_(t-1)^2, from alpha = 1, sigma = 0 before t = 0.
+    z_t is the field of stream 1 at step `noise.step + t`; with t for each sample or token each takes its own.
+
+    Args:
+        x: as x0 of `q_sample`; of uint8 it stands for x / 127.5 - 1, of uint16 for x / 32767.5 - 1.
+        t: integers; a scalar, (B,), or any prefix of x's shape.
+        schedule, batched, out: as in `q_sample`.
+        noise: Noise of stream 0, a list of one for each row, or an array of x's shape.
+        **options: dtype, out_scale, out_offset, as in `q_sample`.
+
+    Returns:
+        x_t, of x's shape and dtype, of integers float32 or, with dtype="uint8" or "uint16", integers.
+
+    Raises:
+        IndexError: t outside of the schedule.
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
+
+    >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
+    >>> x0 = np.ones((2, 3), np.float32)
+    >>> x = nf.q_step(nf.q_step(x0, 0, schedule, noise), 1, schedule, noise)
+    >>> np.array_equal(x, nf.q_walk(x0, schedule, noise, keep=[1])[0])
+    True
+    """
+    need_schedule(schedule)
+    other = None if type(x) is np.ndarray else library_of(x)
+    floating = out is None or getattr(out, "dtype", None) in FLOATING
+    levels = None if floating and not options else levels_alone(out, **options)
+    if (row := backends.fast_row if other is None else fast_path(other, "fast_row")) is not None:
+        kept = schedule.kept
+        plain = kept.plain_markov if levels is None else kept.plain_markov_to(levels)
+        kind = None if levels is None else FAST_LEVELS[levels.dtype]
+        done: Array = row(plain, t, x, None, None, noise, WALK, out, None, kind, batched)
+        if done is not NotImplemented:
+            return done
+    batched = is_batch("x", x, batched)
+    if other is not None:
+        return other.q_step(x, t, schedule, noise, batched=batched, out=out, **level_options(levels))
+    return run(q_step_call(x, t, schedule, noise, levels, batched, out))[0]
+
+
+@overload
+def q_walk(
+    x0: NDArray[Any], schedule: Schedule, noise: Noise | Sequence[Noise], *, keep: Sequence[int] | None = None,
+    batched: bool | None = None, out: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...  # fmt: skip
+@overload
+def q_walk(
+    x0: ArrayT, schedule: Schedule, noise: Noise | Sequence[Noise], *, keep: Sequence[int] | None = None,
+    batched: bool | None = None, out: ArrayT | None = None,
+) -> ArrayT: ...  # fmt: skip
+def q_walk(
+    x0: Array,
+    schedule: Schedule,
+    noise: Noise | Sequence[Noise],
+    *,
+    keep: Sequence[int] | None = None,
+    batched: bool | None = None,
+    out: Array | None = None,
+) -> Array:
+    """The random walk from x0 through all of the schedule, in one pass: T steps for one read of x0.
+
+    Equals q_step at t = 0, 1, ... bit for bit (the half types: as if walked in float32 and rounded where kept).
+
+    Args:
+        x0: as x of `q_step`.
+        schedule, batched: as in `q_sample`.
+        noise: Noise of stream 0, or a list of one for each row.
+        keep: the times t whose x_t are wanted, strictly increasing; None: all of them.
+        out: C-contiguous, (len(keep), *x0.shape), of x0's dtype.
+
+    Returns:
+        (len(keep), *x0.shape), of x0's dtype, float32 for integers.
+
+    Raises:
+        IndexError: a time outside of the schedule.
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
+
+    >>> walk = nf.q_walk(np.ones((2, 3), np.float32), nf.Schedule.linear(100), nf.Noise(7), keep=[0, 49, 99])
+    >>> walk.shape
+    (3, 2, 3)
+    """
+    need_schedule(schedule)
+    batched = is_batch("x0", x0, batched)
+    if (other := library_of(x0)) is not None:
+        return other.q_walk(x0, schedule, noise, keep=keep, batched=batched, out=out)
+    x0 = as_array("x0", x0, (*FLOATS, *LEVELS))
+    dtype, kept = result_dtype(x0), kept_times(keep, len(schedule))
+    if is_array(noise):
+        raise TypeError("noise: q_walk draws at every time and takes a Noise, not an array")
+    names, _ = names_or_array(noise, x0.shape, dtype, batched, WALK, last_step=int(kept[-1]) if len(kept) else 0)
+    device = one_place([("x0", x0), *([("out", out)] if out is not None and is_array(out) else [])])
+    check_place(device, Index(np.zeros(1, np.int64), x0.size), names)
+    result = output("out", out, (len(kept), *x0.shape), dtype, device)
+    x0 = readable(x0, dtype)
+    if overlap(result, x0):
+        raise ValueError("out overlaps x0: the walk reads x0 and writes every kept time")
+    if result.size == 0:
+        return result
+    rows, slots = schedule.kept.markov, np.full(int(kept[-1]) + 1, -1, np.int64)
+    slots[kept] = np.arange(len(kept))
+    if levels_of(x0.dtype):  # a walk has no constant: the step that scales levels is one of its own
+        x0 = q_step(x0, 0, schedule, noise, batched=batched)
+        if slots[0] == 0:
+            result[0] = x0
+        if len(slots) == 1:
+            return result
+        rows, slots, names = Rows(rows.table[1:], rows.active), slots[1:], tuple(n.at(step=n.step + 1) for n in names)
+    backends.of(result).walk(Walk(_first_step(x0, rows, names, result, batched), slots))
+    return result
+
+
+def _first_step(x0: Array, rows: Rows, names: tuple[Noise, ...], result: Array, batched: bool) -> Step:
+    batch, sample_shape = batch_shape(x0.shape, batched)
+    return Step(
+        batch=batch,
+        size=count(sample_shape),
+        sample_shape=sample_shape,
+        rows=rows,
+        index=np.zeros(1, np.int64),
+        segment=x0.size,
+        inputs=(x0, *(None,) * Z),
+        outputs=(result, None, None),
+        draw="normal",
+        step_by_index=False,
+        noise=names,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- rows
+
+
+# ---------------------------------------------------------------------------------------------------------- calls
+
+
+# ---- increments of Brownian motions, which are sums of draws
+
+
+def q_sample_call(
+    x0: Array,
+    t: ArrayLike | Array,
+    schedule: Schedule,
+    noise: NoiseLike,
+    target: Target | None,
+    scale: float | None,
+    offset: float | None,
+    dtype: DType | None,
+    levels: Levels | None,
+    batched: bool,
+    out: Array | None = None,
+    target_out: Array | None = None,
+) -> Step:
+    """`q_sample` as a checked call; nothing is written yet."""
+    need_schedule(schedule)
+    x = as_array("x0", x0, (*FLOATS, *LEVELS))
+    kind = result_dtype(x) if dtype is None or levels else float_dtype(dtype)
+    if dtype is None and levels_of(x.dtype) and not levels and getattr(out, "dtype", kind) != kind:
+        raise TypeError(f"out: expected float32, got {out.dtype}; say which with dtype=")  # type: ignore[union-attr]
+    if target is not None:
+        need_target(target)
+    if target is None and target_out is not None:
+        raise ValueError("target_out: given without target=")
+    rows, index = rows_at(forward, target, schedule, t, x.shape, x.dtype, scale, offset)
+    if levels is not None:
+        rows = rows.scaled(*levels.range)
+    names, z = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
+    outs = {"out": out} if target is None else {"out": out, "target_out": target_out}
+    inputs = {X: x, Z: z}
+    return make_call(x.shape, kind, rows, index, names, inputs, outs, batched, levels=levels and levels.dtype)
+
+
+def q_step_call(
+    x: Array,
+    t: ArrayLike | Array,
+    schedule: Schedule,
+    noise: NoiseLike,
+    levels: Levels | None,
+    batched: bool,
+    out: Array | None = None,
+) -> Step:
+    """`q_step` as a checked call; nothing is written yet."""
+    need_schedule(schedule)
+    x = as_array("x", x, (*FLOATS, *LEVELS))
+    dtype = result_dtype(x)
+    t_index = row_index("t", t, len(schedule), x.shape)
+    names, z = names_or_array(noise, x.shape, dtype, batched, WALK, last_step=t_index.last)
+    rows, inputs = schedule.kept.markov_of[levels_of(x.dtype)], {X: x, Z: z}
+    if levels is not None:
+        rows = rows.scaled(*levels.range)
+    flags: dict[str, Any] = {"step_by_index": True, "levels": levels and levels.dtype}
+    return make_call(x.shape, dtype, rows, t_index, names, inputs, {"out": out}, batched, **flags)

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a Tableau, applied: a step of a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Unpack, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import backends
+from ..arguments.arrays import (
+    as_array,
+    on_device,
+)
+from ..arguments.calls import (
+    make_call,
+    names_or_array,
+    row_index,
+    run,
+)
+from ..arguments.options import (
+    FAST_LEVELS,
+    fast_path,
+    inputs_of,
+    level_options,
+    levels_alone,
+    need_tableau,
+    those_read,
+)
+from ..arguments.types import (
+    Array,
+    ArrayT,
+    LevelOptions,
+    NoiseLike,
+)
+from ..call.description import Step
+from ..ground.kinds import library_of
+from ..language.levels import FLOATING, Levels
+from ..language.rows import Z
+from ..noise import SAMPLER, Noise
+from ..tableau import Tableau
+
+if TYPE_CHECKING:
+    pass
+
+
+@overload
+def update(
+    table: Tableau, i: ArrayLike, x: NDArray[Any], model_output: Array | tuple[Array, Array] | None = None, *,
+    past: Sequence[NDArray[Any]] = (), noise: NoiseLike | None = None, out: NDArray[Any] | None = None,
+    aux_out: Sequence[NDArray[Any]] = (), **options: Unpack[LevelOptions],
+) -> NDArray[Any]: ...  # fmt: skip
+
+
+@overload
+def update(
+    table: Tableau, i: ArrayLike, x: NDArray[Any], model_output: Array | tuple[Array, Array] | None = None, *,
+    past: Sequence[NDArray[Any]] = (), noise: NoiseLike | None = None, out: NDArray[Any] | None = None, aux_out: int,
+    **options: Unpack[LevelOptions],
+) -> tuple[NDArray[Any], ...]: ...  # fmt: skip
+
+
+@overload
+def update(
+    table: Tableau, i: ArrayLike | Array, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
+    past: Sequence[ArrayT] = (), noise: NoiseLike | None = None, out: ArrayT | None = None,
+    aux_out: Sequence[ArrayT] = (), **options: Unpack[LevelOptions],
+) -> ArrayT: ...  # fmt: skip
+
+
+@overload
+def update(
+    table: Tableau, i: ArrayLike | Array, x: ArrayT, model_output: ArrayT | tuple[ArrayT, ArrayT] | None = None, *,
+    past: Sequence[ArrayT] = (), noise: NoiseLike | None = None, out: ArrayT | None = None, aux_out: int,
+    **options: Unpack[LevelOptions],
+) -> tuple[ArrayT, ...]: ...  # fmt: skip
+
+
+def update(
+    table: Tableau,
+    i: ArrayLike | Array,
+    x: Array,
+    model_output: Array | tuple[Array, Array] | None = None,
+    *,
+    past: Sequence[Array] = (),
+    noise: NoiseLike | None = None,
+    out: Array | None = None,
+    aux_out: Sequence[Array] | int = (),
+    **options: Unpack[LevelOptions],
+) -> Array:
+    """One row of a tableau in one pass: D = clamp(..), then linear combinations of all, plus noise.
+
+    Args:
+        table: the rows; `print(table)` shows them as equations.
+        i: integers, the row: a scalar, (B,) or any prefix of x's shape.
+        x: an array or a torch tensor; float32, float64, float16 or bfloat16, any strides (others than C order are
+            copied first).
+        model_output: m1, or (m1, m2), of x's shape; another float dtype than x's is converted first.
+        past: past1 .. past4, the newest first, of x's shape and dtype.
+        noise: Noise, a list of one for each row of x, or an array of x's shape. A Noise of stream 0: z is the field of
+            stream 3 at step `noise.step + i`. None where the rows taken draw nothing.
+        out, aux_out: where to write the result and up to two auxiliary outputs; C-contiguous, of x's shape and dtype;
+            each may be exactly one of the inputs. aux_out may also be a number: that many are made. `out` may hold
+            uint8 or uint16, which `q_sample` explains; so may a new result, with dtype="uint8" or "uint16".
+        **options: dtype, out_scale, out_offset, of a result in integers.
+
+    Returns:
+        out; where aux_out is a number the tuple (out, aux1, ..).
+
+    Raises:
+        IndexError: a row that the table does not have.
+        TypeError, ValueError: what was given and what was expected; nothing is written then.
+
+    >>> table = nf.samplers.ddim(nf.Schedule.linear(1000), steps=10).tableau
+    >>> x, m = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
+    >>> nf.update(table, 0, x, m, out=x) is x  # in place
+    True
+    """
+    other = None if type(x) is np.ndarray else library_of(x)
+    floating = out is None or out is x or getattr(out, "dtype", None) in FLOATING
+    levels = None if floating and not options else levels_alone(out, **options)
+    row = backends.fast_row if other is None else fast_path(other, "fast_row")
+    if type(table) is Tableau and not table.masked and row is not None:
+        rows = table.as_rows if levels is None else table.as_rows.scaled(*levels.range)
+        kind = None if levels is None else FAST_LEVELS[levels.dtype]
+        done: Array = row(rows.plain, i, x, model_output, past, noise, SAMPLER, out, aux_out, kind, True)
+        if done is not NotImplemented:
+            return done
+    _need_several(model_output, past, aux_out)
+    if other is not None:
+        given = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
+        return other.update(table, i, x, model_output, **given, **level_options(levels))
+    results = run(update_call(table, i, x, model_output, past, noise, out, aux_out, levels))
+    return results if isinstance(aux_out, int) else results[0]
+
+
+def _need_several(model_output: object, past: object, aux_out: object) -> None:
+    """Raises where one is given for several, or several in what cannot hold them."""
+    if isinstance(model_output, list):
+        raise TypeError("model_output: expected an array or a tuple (m1, m2), got list")
+    for name, given, number in (("past", past, ""), ("aux_out", aux_out, ", or a number of them")):
+        if hasattr(given, "shape"):
+            raise TypeError(f"{name}: expected a list or tuple of arrays{number}, got {type(given).__name__}")
+    if isinstance(aux_out, int) and not 0 <= aux_out <= 2:
+        raise ValueError(f"aux_out = {aux_out}: expected at most 2 auxiliary outputs")
+
+
+def update_call(
+    table: Tableau,
+    i: ArrayLike | Array,
+    x: Array,
+    model_output: Array | tuple[Array, Array] | None,
+    past: Sequence[Array],
+    noise: NoiseLike | None,
+    out: Array | None,
+    aux_out: Sequence[Array] | int = (),
+    levels: Levels | None = None,
+) -> Step:
+    """`update` as a checked call; nothing is written yet."""
+    need_tableau("table", table)
+    if table.masked and levels is not None:
+        raise ValueError(f"dtype {levels.dtype}: gradients are not rounded to integers")
+    rows = table.as_rows if levels is None else table.as_rows.scaled(*levels.range)
+    aux: Sequence[Array | None] = (None,) * aux_out if isinstance(aux_out, int) else aux_out
+    x = as_array("x", x)
+    index = row_index("i", i, len(table), x.shape)
+    inputs = inputs_of(x, model_output, past, aux)
+    names: tuple[Noise, ...] = ()
+    drawn = Z in rows.reads
+    if noise is not None:
+        names, inputs[Z] = names_or_array(noise, x.shape, x.dtype, True, SAMPLER, last_step=index.last, drawn=drawn)
+    elif rows.draws[slice(None) if on_device(index.values) else index.values].any():
+        raise TypeError("noise: the row draws noise; expected a Noise or an array, got None")
+    else:
+        rows = rows.without_noise
+    inputs = those_read(rows, inputs, x)
+    names = names if drawn else ()
+    outs = {"out": out} | {f"aux_out[{n}]": a for n, a in enumerate(aux)}
+    if table.masked and len(outs) > 1:
+        raise ValueError("aux_out: backward rows have one output")
+    flags: dict[str, Any] = {"step_by_index": True, "masked": table.masked, "levels": levels and levels.dtype}
+    return make_call(x.shape, x.dtype, rows, index, names, inputs, outs, **flags)
