@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fast path. Calls of a few microseconds are mostly Python, so plain calls, with C-contiguous arrays of one float
 // dtype (x may be levels), integer rows and Noises, are checked here, as their arguments came.
-// Whatever is not plain, wrong arguments included, is declined (NotImplemented): operations then check it, and says what
+// Whatever is not plain, wrong arguments included, is declined (NotImplemented): operations then check it, and say what
 // is wrong.
 #include <algorithm>
 #include <cmath>

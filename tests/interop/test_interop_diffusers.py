@@ -31,7 +31,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from noisefuse.interop import diffusers as ours  # noqa: E402
-from noisefuse.interop import torch_arrays  # noqa: E402
+from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
 from test_torch_cuda import nothing_comes_back, on_the_stand_in  # noqa: E402
 
 pytestmark = [

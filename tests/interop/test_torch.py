@@ -23,7 +23,9 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck  # noqa: E402
 from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 from noisefuse.interop import torch as interop  # noqa: E402
-from noisefuse.interop import torch_arrays, torch_graph, torch_internals  # noqa: E402
+from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
+from noisefuse.interop.torch import graph as torch_graph
+from noisefuse.interop.torch import internals as torch_internals
 
 # torch's own, where it loads its decompositions
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")

@@ -29,7 +29,9 @@ torch = pytest.importorskip("torch")
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from noisefuse.interop import torch as interop  # noqa: E402
-from noisefuse.interop import torch_arrays, torch_graph, torch_loss  # noqa: E402
+from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
+from noisefuse.interop.torch import graph as torch_graph
+from noisefuse.interop.torch import loss as torch_loss
 from test_torch import (  # noqa: E402
     CALLS,
     DIFFERENTIABLE,

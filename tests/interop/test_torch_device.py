@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from torch.autograd import gradcheck, gradgradcheck  # noqa: E402
 
-from noisefuse.interop import torch_arrays  # noqa: E402
+from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
 from test_torch import (  # noqa: E402
     CALLS,
     DIFFERENTIABLE,

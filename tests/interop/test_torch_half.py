@@ -10,7 +10,7 @@ import noisefuse as nf
 
 torch = pytest.importorskip("torch")
 
-from noisefuse.interop import torch_arrays  # noqa: E402
+from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
 
 HALF = torch.bfloat16
 S, N, FLOW = nf.Schedule.linear(20), nf.Noise(5), nf.Schedule.flow()

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from torch.autograd import gradcheck  # noqa: E402
 
-from noisefuse.interop import torch_internals  # noqa: E402
+from noisefuse.interop.torch import internals as torch_internals  # noqa: E402
 from test_torch import FLOATS, FLOW, N, S, numpy, tensor  # noqa: E402
 
 followed = pytest.mark.skipif(not torch_internals.FOLLOWED, reason="from torch 2.12 on")
@@ -284,7 +284,8 @@ def test_another_schedule_is_seen():
 @pytest.mark.parametrize("name", ["plain", "epsilon", "noise", "weights"])
 def test_opcheck(name):
     (pred, x0, t, schedule, noise), options = arguments(name, grad=True)
-    from noisefuse.interop import torch_graph, torch_loss
+    from noisefuse.interop.torch import graph as torch_graph
+    from noisefuse.interop.torch import loss as torch_loss
 
     weight = torch.from_numpy(ROW) if options.pop("weight", None) is not None else None
     options = {"reduction": "mean", "scale": None, "offset": None, "batched": True} | options

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import noisefuse as nf
 
 from ..ground.needs import needs
-from .named import Key, Named, applies, strength
+from .transforms.named import Key, Named, applies, strength
 
 with needs(__name__, "audiomentations"):
     import audiomentations

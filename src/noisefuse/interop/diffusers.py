@@ -38,7 +38,7 @@ from . import diffusers_rows as rows
 from .diffusers_exact import rebound
 from .diffusers_rows import Plan, Step, Unsupported
 from .diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput, Transitions, transitions
-from .torch_internals import is_traced, untraced, version, writes
+from .torch.internals import is_traced, untraced, version, writes
 
 __all__ = [
     "CMStochasticIterativeScheduler",

@@ -19,15 +19,15 @@ from typing import Any
 import noisefuse as nf
 
 from ..ground.needs import needs
-from .named import Key
+from .transforms.named import Key
 
 with needs(__name__, "kornia", "torch"):
     import torch
     from kornia import augmentation
     from torch import Tensor
 
-from .torch_internals import is_traced, untraced
-from .torch_named import add, word
+from .torch.internals import is_traced, untraced
+from .transforms.torch_named import add, word
 
 __all__ = ["RandomGaussianNoise"]
 

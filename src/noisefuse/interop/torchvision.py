@@ -16,7 +16,7 @@ from typing import Any
 import noisefuse as nf
 
 from ..ground.needs import needs
-from .named import Named, OfUnitRange
+from .transforms.named import Named, OfUnitRange
 
 with needs(__name__, "torchvision", "torch", "PIL"):
     import PIL.Image
@@ -24,7 +24,7 @@ with needs(__name__, "torchvision", "torch", "PIL"):
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 
-from .torch_named import word
+from .transforms.torch_named import word
 
 __all__ = ["GaussianNoise", "Prepare"]
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 import noisefuse as nf
 
-from . import torch_internals
-from .torch_arrays import NAMED, in_format
-from .torch_internals import constant_of_graph, operator
+from . import internals
+from .arrays import NAMED, in_format
+from .internals import constant_of_graph, operator
 
 
 class Operation(NamedTuple):
@@ -73,7 +73,7 @@ class _Differentiable(torch.autograd.Function):
     """`run`, with `gradient` as its backward pass, which may be differentiable itself."""
 
     @staticmethod
-    @torch_internals.forward
+    @internals.forward
     def forward(operation: Operation, index: Any, noise: Any, *tensors: Any) -> tuple[Tensor, ...]:
         n = len(operation.slots)
         made = (None,) * (operation.outputs - len(tensors) + n)

@@ -19,7 +19,7 @@ from dask.layers import ArraySliceDep
 
 import noisefuse as nf
 
-from ..noise import each, listed
+from ...noise import each, listed
 
 Shape: TypeAlias = tuple[int, ...]
 Chunks: TypeAlias = tuple[Shape, ...]  # of each axis

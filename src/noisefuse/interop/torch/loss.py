@@ -15,7 +15,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
-from .torch_arrays import (
+from .arrays import (
     as_tensor,
     checked,
     in_format,
@@ -29,8 +29,8 @@ from .torch_arrays import (
     read_numbers,
     write,
 )
-from .torch_graph import Operation, carried, carries, compiled, copied, differentiable, need_no_gradient, words_of
-from .torch_internals import is_compiling, untraced
+from .graph import Operation, carried, carries, compiled, copied, differentiable, need_no_gradient, words_of
+from .internals import is_compiling, untraced
 
 
 def mse_loss(

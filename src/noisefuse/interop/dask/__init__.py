@@ -15,14 +15,14 @@ import numpy as np
 
 import noisefuse as nf
 
-from ..ground.needs import needs
+from ...ground.needs import needs
 
 with needs(__name__, "dask"):
     import dask.array as da
     from dask.array.core import normalize_chunks
 
-from .dask_augment import augmented, prepare
-from .dask_blocks import Call, known_chunks, mapped, need_none
+from .augment import augmented, prepare
+from .blocks import Call, known_chunks, mapped, need_none
 
 __all__ = [
     "LAZY", "augmented", "check_workers", "is_traced", "kl", "kl_grad", "log_prob", "log_prob_grad", "mse_loss",

@@ -12,7 +12,7 @@ import numpy as np
 
 import noisefuse as nf
 
-from .dask_blocks import Axes, Call, Shape, known_chunks, mapped, need_none, need_whole, same, without_window
+from .blocks import Axes, Call, Shape, known_chunks, mapped, need_none, need_whole, same, without_window
 
 
 def augmented(function: Callable[..., Any], x: Any, noise: Any, *, out: Any = None, **options: Any) -> Any:

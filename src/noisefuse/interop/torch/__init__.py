@@ -22,14 +22,14 @@ import numpy as np
 
 import noisefuse as nf
 
-from ..ground.needs import needs
-from ..language.levels import FLOATING, LEVELS
+from ...ground.needs import needs
+from ...language.levels import FLOATING, LEVELS
 
 with needs(__name__, "torch"):
     import torch
     from torch import Tensor
 
-from .torch_arrays import (
+from .arrays import (
     CPU,
     DTYPES,
     EXPECTED,
@@ -49,10 +49,10 @@ from .torch_arrays import (
     read_noise,
     write,
 )
-from .torch_density import combined, kl, kl_grad, log_prob, log_prob_grad, update_with_log_prob
-from .torch_graph import Operation, carries, compiled, copied, differentiable, need_no_gradient, words_of
-from .torch_internals import is_compiling, is_traced, untraced
-from .torch_loss import mse_loss, mse_loss_grad
+from .density import combined, kl, kl_grad, log_prob, log_prob_grad, update_with_log_prob
+from .graph import Operation, carries, compiled, copied, differentiable, need_no_gradient, words_of
+from .internals import is_compiling, is_traced, untraced
+from .loss import mse_loss, mse_loss_grad
 
 __all__ = [
     "TIME", "combined", "empty", "empty_like", "in_format", "is_traced", "kl", "kl_grad", "log_prob", "log_prob_grad",

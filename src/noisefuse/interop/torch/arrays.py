@@ -18,7 +18,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
-from .torch_internals import is_dual, written
+from .internals import is_dual, written
 
 try:
     import ml_dtypes

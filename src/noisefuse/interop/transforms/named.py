@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import noisefuse as nf
 
-from ..augment import strength as strength
+from ...augment import strength as strength
 
 Transform = TypeVar("Transform", bound="Named")
 Key = int | str

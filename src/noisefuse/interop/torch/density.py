@@ -14,7 +14,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
-from .torch_arrays import (
+from .arrays import (
     as_tensor,
     checked,
     in_format,
@@ -29,8 +29,8 @@ from .torch_arrays import (
     read_numbers,
     write,
 )
-from .torch_graph import Operation, compiled, differentiable, need_no_gradient
-from .torch_internals import is_compiling
+from .graph import Operation, compiled, differentiable, need_no_gradient
+from .internals import is_compiling
 
 
 def log_prob(
