@@ -9,17 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from noisefuse.interop.diffusers_lanes import (  # noqa: E402
-    CLAMP,
-    Alone,
-    Choices,
-    Lanes,
-    Parted,
-    counted,
-    each,
-    lanes,
-    row_of,
-)
+from noisefuse.interop.diffusers.lanes import CLAMP, Alone, Choices, Lanes, Parted, counted, each, lanes, row_of  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # torch's, with NumPy 2
 

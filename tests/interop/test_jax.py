@@ -27,7 +27,7 @@ from noisefuse import Noise
 jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
 
-from noisefuse.interop import jax_eager  # noqa: E402
+from noisefuse.interop.jax import eager as jax_eager  # noqa: E402
 from noisefuse.interop.jax import to_key  # noqa: E402
 
 SHAPE, T = (4, 6, 7), np.array([0, 17, 500, 999])

@@ -25,8 +25,9 @@ from noisefuse.backends import reference
 jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
 
-from noisefuse.interop import jax_described, jax_floats  # noqa: E402
-from noisefuse.interop.jax_floats import FLOAT32, FLOAT64, Float  # noqa: E402
+from noisefuse.interop.jax import described as jax_described  # noqa: E402
+from noisefuse.interop.jax import floats as jax_floats  # noqa: E402
+from noisefuse.interop.jax.floats import FLOAT32, FLOAT64, Float  # noqa: E402
 
 N = Noise(2026, sample=3, step=5)
 FORMATS = {np.float32: FLOAT32, np.float64: FLOAT64}

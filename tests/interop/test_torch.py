@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset  # noqa: E402
 
 from noisefuse.interop import torch as interop  # noqa: E402
 from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
-from noisefuse.interop.torch import graph as torch_graph
-from noisefuse.interop.torch import internals as torch_internals
+from noisefuse.interop.torch import graph as torch_graph  # noqa: E402
+from noisefuse.interop.torch import internals as torch_internals  # noqa: E402
 
 # torch's own, where it loads its decompositions
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")

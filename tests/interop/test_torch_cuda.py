@@ -30,8 +30,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from noisefuse.interop import torch as interop  # noqa: E402
 from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
-from noisefuse.interop.torch import graph as torch_graph
-from noisefuse.interop.torch import loss as torch_loss
+from noisefuse.interop.torch import graph as torch_graph  # noqa: E402
+from noisefuse.interop.torch import loss as torch_loss  # noqa: E402
 from test_torch import (  # noqa: E402
     CALLS,
     DIFFERENTIABLE,

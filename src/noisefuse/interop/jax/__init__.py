@@ -18,29 +18,29 @@ import numpy as np
 
 import noisefuse as nf
 
-from .. import density
-from ..arguments import calls
-from ..arguments.arrays import fast_dtype
-from ..arguments.options import FAST_LEVELS, lengths, need_tableau, plain_table
-from ..call.description import Loss, Step
-from ..call.packed import pack_loss
-from ..ground.needs import needs
-from ..language.levels import FLOATS, LEVELS, Levels, level_bounds
-from ..language.rows import AFFINE, M1, SYMBOLS, Rows, X, Z
-from ..noise import SAMPLER, SAMPLES, STEPS, WALK, each, is_tracer, listed
-from ..operations import loss
-from ..operations.draw import UNIT, are_increments, random_call, rows_of_sum
-from ..operations.process import q_sample_call, q_step_call
-from ..operations.update import update_call
-from ..sampler import State, need_answer
+from ... import density
+from ...arguments import calls
+from ...arguments.arrays import fast_dtype
+from ...arguments.options import FAST_LEVELS, lengths, need_tableau, plain_table
+from ...call.description import Loss, Step
+from ...call.packed import pack_loss
+from ...ground.needs import needs
+from ...language.levels import FLOATS, LEVELS, Levels, level_bounds
+from ...language.rows import AFFINE, M1, SYMBOLS, Rows, X, Z
+from ...noise import SAMPLER, SAMPLES, STEPS, WALK, each, is_tracer, listed
+from ...operations import loss
+from ...operations.draw import UNIT, are_increments, random_call, rows_of_sum
+from ...operations.process import q_sample_call, q_step_call
+from ...operations.update import update_call
+from ...sampler import State, need_answer
 
 with needs(__name__, "jax"):
     import jax
     import jax.numpy as jnp
 
-from . import jax_eager
-from .jax_calls import bind
-from .jax_described import (
+from . import eager as jax_eager
+from .calls import bind
+from .described import (
     FIELDS,
     IDS,
     INDEX,
@@ -55,8 +55,8 @@ from .jax_described import (
     described,
     field_bytes,
 )
-from .jax_eager import fast_random, fast_row
-from .jax_internals import varying, varying_axes
+from .eager import fast_random, fast_row
+from .internals import varying, varying_axes
 
 __all__ = [
     "WRITTEN", "augmented", "chosen", "combined", "fast_random", "fast_row", "from_key", "is_traced", "kl", "kl_grad",

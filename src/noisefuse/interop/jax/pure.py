@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..backends.reference import combined
-from ..call.description import ACCUMULATORS, LOSS_CHUNK
-from ..call.packed import DRAWS, FIELD
-from ..language.levels import LEVELS
-from ..language.rows import AFFINE, X, Z
-from ..noise import SAMPLES
-from .jax_described import FIELDS, IDS, INDEX, LAW, LOSSES, ROWS, START, STEP, WALKS, WEIGHTS, Described
-from .jax_floats import FLOAT32, FLOAT64, SPEC, Float, Format, divide, mul, view
-from .jax_internals import varying, varying_axes
+from ...backends.reference import combined
+from ...call.description import ACCUMULATORS, LOSS_CHUNK
+from ...call.packed import DRAWS, FIELD
+from ...language.levels import LEVELS
+from ...language.rows import AFFINE, X, Z
+from ...noise import SAMPLES
+from .described import FIELDS, IDS, INDEX, LAW, LOSSES, ROWS, START, STEP, WALKS, WEIGHTS, Described
+from .floats import FLOAT32, FLOAT64, SPEC, Float, Format, divide, mul, view
+from .internals import varying, varying_axes
 
 Numbers: TypeAlias = dict[int, Any]  # operands by role
 

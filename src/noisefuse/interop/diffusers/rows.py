@@ -24,8 +24,8 @@ from torch.overrides import TorchFunctionMode
 
 import noisefuse as nf
 
-from .diffusers_exact import Wide, rebound, shadow_of
-from .diffusers_lanes import CLAMP, Alone, Choices, Lanes, Parted, counted, each, lanes, row_of
+from .exact import Wide, rebound, shadow_of
+from .lanes import CLAMP, Alone, Choices, Lanes, Parted, counted, each, lanes, row_of
 
 # Where a step finds what it handles: these, then what the scheduler remembered, then what the kernel wrote: x' first.
 NOTHING, TIME, SAMPLE, MODEL, CLEAN, NOISE, REMEMBERED = range(7)

@@ -18,14 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import backends
-from ..arguments.calls import image_layout
-from ..call.description import Step
-from ..call.packed import CALL, FIELD
-from ..language.rows import Rows, Z
-from ..noise import Noise
-from .jax_calls import call_p
-from .jax_described import FIELDS, IDS, INDEX, ROWS, STEP, Described
+from ... import backends
+from ...arguments.calls import image_layout
+from ...call.description import Step
+from ...call.packed import CALL, FIELD
+from ...language.rows import Rows, Z
+from ...noise import Noise
+from .calls import call_p
+from .described import FIELDS, IDS, INDEX, ROWS, STEP, Described
 
 MOST, OFTEN = 256, 8
 _PLACES = [FIELD.fields[name][1] for name in ("seed", "sample", "step")]  # type: ignore[index]

@@ -23,9 +23,9 @@ import numpy as np
 
 import noisefuse as nf
 
-from ..ground.needs import needs
-from ..language.levels import FLOATS
-from ..noise import SAMPLER, START, are_names, at_row, names_of, need_stream_0
+from ...ground.needs import needs
+from ...language.levels import FLOATS
+from ...noise import SAMPLER, START, are_names, at_row, names_of, need_stream_0
 
 with needs(__name__, "diffusers", "torch"):
     import diffusers
@@ -34,11 +34,11 @@ with needs(__name__, "diffusers", "torch"):
     from diffusers.utils.torch_utils import randn_tensor
     from torch import Tensor
 
-from . import diffusers_rows as rows
-from .diffusers_exact import rebound
-from .diffusers_rows import Plan, Step, Unsupported
-from .diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput, Transitions, transitions
-from .torch.internals import is_traced, untraced, version, writes
+from ..diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput, Transitions, transitions
+from ..torch.internals import is_traced, untraced, version, writes
+from . import rows
+from .exact import rebound
+from .rows import Plan, Step, Unsupported
 
 __all__ = [
     "CMStochasticIterativeScheduler",

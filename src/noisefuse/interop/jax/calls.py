@@ -24,14 +24,14 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ..backends import current
-from ..call.description import Loss, Step, Walk
-from ..call.packed import CALL, DRAWS, DTYPES, FIELD, dtype_code
-from ..language.levels import LEVELS
-from ..language.rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, TIMES_CLEAN, TIMES_ROOT, Rows, X, Z
-from ..noise import SAMPLES, Noise
-from . import jax_pure
-from .jax_described import (
+from ...backends import current
+from ...call.description import Loss, Step, Walk
+from ...call.packed import CALL, DRAWS, DTYPES, FIELD, dtype_code
+from ...language.levels import LEVELS
+from ...language.rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, TIMES_CLEAN, TIMES_ROOT, Rows, X, Z
+from ...noise import SAMPLES, Noise
+from . import pure
+from .described import (
     FIELDS,
     IDS,
     INDEX,
@@ -48,7 +48,7 @@ from .jax_described import (
     Described,
     native,
 )
-from .jax_internals import is_for_several, need_devices, result_type, varying, varying_axes
+from .internals import is_for_several, need_devices, result_type, varying, varying_axes
 
 OUT, AUX1 = AFFINE[:2]
 
@@ -178,7 +178,7 @@ def _without_handler(context: Any, *operands: Any, what: Described) -> Any:
     if what.way == "callback":
         return _call_back(context, *operands, what=what)
     with jax.enable_x64(True):
-        return mlir.lower_fun(partial(jax_pure.outputs, what), multiple_results=True)(context, *operands)
+        return mlir.lower_fun(partial(pure.outputs, what), multiple_results=True)(context, *operands)
 
 
 def _foreign_call(context: Any, *operands: Any, what: Described) -> Any:

@@ -11,14 +11,14 @@ from zlib import crc32
 
 import numpy as np
 
-from ..backends import current
-from ..call.description import Step
-from ..call.packed import CALL, DTYPES, FIELD, NO_LOSS, pack, pack_fields
-from ..language.rows import Z
+from ...backends import current
+from ...call.description import Step
+from ...call.packed import CALL, DTYPES, FIELD, NO_LOSS, pack, pack_fields
+from ...language.rows import Z
 
 native: Any
 try:
-    from .. import _native as native
+    from ... import _native as native
 except ImportError:  # installed without its extension
     native = None
 

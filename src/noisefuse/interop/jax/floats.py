@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..backends import spec
+from ...backends import spec
 
 Words: TypeAlias = Any  # arrays of integers
 Bools: TypeAlias = Any
