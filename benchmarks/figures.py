@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import pytest
 
 import noisefuse as nf
-from noisefuse._bench_results import describe
-from noisefuse._bench_timing import interleaved, machine, timed
-from noisefuse._contenders import Call, processors
+from noisefuse.commands.bench.contenders import Call, processors
+from noisefuse.commands.bench.results import describe
+from noisefuse.commands.bench.timing import interleaved, machine, timed
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -31,9 +31,9 @@ from matplotlib.figure import Figure
 
 import noisefuse as nf
 from figures import RESULTS, microseconds, processor
-from noisefuse._bench_results import describe
-from noisefuse._bench_timing import machine
-from noisefuse._contenders import Call
+from noisefuse.commands.bench.contenders import Call
+from noisefuse.commands.bench.results import describe
+from noisefuse.commands.bench.timing import machine
 from noisefuse.ground.drawing import BLUE, INK, ORANGE, STYLE
 from tables import roofline
 

@@ -18,7 +18,7 @@ import numpy as np
 import figures
 import noisefuse as nf
 from figures import NOISE, SCHEDULE, Figure, Pair
-from noisefuse._contenders import Call
+from noisefuse.commands.bench.contenders import Call
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 BATCH, CLIPS = (16, 512, 512, 3), (16, 441_000)

@@ -19,7 +19,7 @@ import pytest
 import figures
 import noisefuse as nf
 from figures import ACTION, IMAGES, NOISE, Figure, Pair, microseconds
-from noisefuse._contenders import Call
+from noisefuse.commands.bench.contenders import Call
 from test_samplers import LATENTS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array")  # diffusers', with NumPy 2

@@ -22,8 +22,8 @@ import numpy as np
 import figures
 import noisefuse as nf
 from figures import ACTION, IMAGES, LARGE, NOISE, SCHEDULE, Figure, Pair, child, memory, microseconds
-from noisefuse import naive
-from noisefuse._contenders import Call, mkl_normals
+from noisefuse.commands.bench import naive
+from noisefuse.commands.bench.contenders import Call, mkl_normals
 
 POINTS = (1_000_000, 3)
 WARM = (16, 65536)  # 2^20

@@ -19,8 +19,8 @@ import numpy as np
 import figures
 import noisefuse as nf
 from figures import ACTION, NOISE, SCHEDULE, Figure, Pair
-from noisefuse._bench_timing import interleaved
-from noisefuse._contenders import Call
+from noisefuse.commands.bench.contenders import Call
+from noisefuse.commands.bench.timing import interleaved
 
 SHAPE = (4, 1 << 20)  # 2^22 elements
 LATENTS = (4, 4, 128, 128)

@@ -17,7 +17,7 @@ import numpy as np
 import figures
 import noisefuse as nf
 from figures import ACTION, IMAGES, NOISE, SCHEDULE, Figure, Pair, memory, microseconds
-from noisefuse._contenders import Call
+from noisefuse.commands.bench.contenders import Call
 
 LATENTS = (64, 4, 64, 64)
 

@@ -17,7 +17,7 @@ import torch
 import figures
 import noisefuse as nf
 from figures import ACTION, NOISE, Figure, Pair, microseconds
-from noisefuse._contenders import Call
+from noisefuse.commands.bench.contenders import Call
 
 LATENTS, LEVEL, ROW = (16, 4, 64, 64), 0.7, 4
 SAMPLER = nf.samplers.flow_sde(nf.Schedule.flow(1000), 10, noise_level=LEVEL)

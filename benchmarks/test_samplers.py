@@ -23,9 +23,9 @@ import numpy as np
 import figures
 import noisefuse as nf
 from figures import ACTION, LARGE, NOISE, SCHEDULE, Figure, Pair, microseconds
-from noisefuse import naive
-from noisefuse._bench_timing import interleaved
-from noisefuse._contenders import Call
+from noisefuse.commands.bench import naive
+from noisefuse.commands.bench.contenders import Call
+from noisefuse.commands.bench.timing import interleaved
 from noisefuse.sampler import Sampler
 
 CHUNK = (1, 50, 32)  # of actions

@@ -31,9 +31,9 @@ import numpy as np
 import figures
 import noisefuse as nf
 from figures import NOISE, Figure, Pair, memory, microseconds
-from noisefuse._contenders import Call, processors
-from noisefuse._noise_files import Npy, Work
-from noisefuse._noise_journal import read, write
+from noisefuse.commands.bench.contenders import Call, processors
+from noisefuse.commands.noise.files import Npy, Work
+from noisefuse.commands.noise.journal import read, write
 
 SCHEDULE = nf.Schedule.cosine(1000)
 WORK = Work("cosine", 300, None, 7, 0, None, None)
@@ -171,7 +171,10 @@ def _command_against_copy(folder: Path, rows: int) -> float:
             for row in range(0, rows, len(x)):
                 nf.q_sample(x, 300, SCHEDULE, NOISE.at(sample=row), out=x)
 
-    calls = partial(again, sys.executable, "-m", "noisefuse.cli", *COMMAND), partial(again, "cp", "x.npy", "y.npy")
+    calls = (
+        partial(again, sys.executable, "-m", "noisefuse.commands.cli", *COMMAND),
+        partial(again, "cp", "x.npy", "y.npy"),
+    )
     found = turns(*calls, kernel, rounds=5)
     return statistics.median(max(copy, alone) / ours for ours, copy, alone in found)
 
@@ -180,7 +183,9 @@ def command_memory() -> float:
     """MiB at most, of a file of 1 GiB: blocks do not grow with it."""
     with disk(3) as folder:
         np.save(f"{folder}/x.npy", np.ones((1024, 1 << 18), np.float32))
-        code = f"import os; from noisefuse.cli import main; os.chdir({folder!r}); os.dup2(2, 1); main({COMMAND})"
+        code = (
+            f"import os; from noisefuse.commands.cli import main; os.chdir({folder!r}); os.dup2(2, 1); main({COMMAND})"
+        )
         return memory(f"out = __import__('os').dup(1)\n{code}\nos.dup2(out, 1); print(peak() / 2**20)")
 
 

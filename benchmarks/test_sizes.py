@@ -20,8 +20,8 @@ import numpy as np
 import figures
 import noisefuse as nf
 from figures import NOISE, SCHEDULE, Figure, thread_seconds
-from noisefuse._bench_timing import interleaved
-from noisefuse._contenders import Call
+from noisefuse.commands.bench.contenders import Call
+from noisefuse.commands.bench.timing import interleaved
 
 SIZES = [1 << 22, (1 << 23) - 4096, 1 << 23, 1 << 24, 1 << 25]  # elements
 FLOATS = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float64": np.float64}

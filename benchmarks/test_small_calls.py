@@ -17,8 +17,8 @@ import numpy as np
 import figures
 import noisefuse as nf
 from figures import ACTION, NOISE, SCHEDULE, Figure, thread_seconds
-from noisefuse._bench_timing import interleaved
-from noisefuse._contenders import Call
+from noisefuse.commands.bench.contenders import Call
+from noisefuse.commands.bench.timing import interleaved
 
 DDIM, DDPM = (getattr(nf.samplers, name)(SCHEDULE, 50) for name in ("ddim", "ddpm"))
 X, M, OUT, SUM = (np.ones(ACTION, np.float32) for _ in range(4))

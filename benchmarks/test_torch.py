@@ -17,7 +17,7 @@ from typing import Any
 import figures
 import noisefuse as nf
 from figures import ACTION, IMAGES, NOISE, SCHEDULE, Figure, Pair, microseconds
-from noisefuse._contenders import Call
+from noisefuse.commands.bench.contenders import Call
 
 CROPS = (64, 3, 64, 64)
 HALF = "bfloat16"

@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 
 import noisefuse as nf
 from noisefuse import tableau as terms
-from noisefuse._demo_samplers import spiral
-from noisefuse._ideal import Digits
+from noisefuse.commands.demo.ideal import Digits
+from noisefuse.commands.demo.samplers import spiral
 from noisefuse.ground.drawing import BLUE, GREY, INK, ORANGE, STYLE
 from noisefuse.sampler import Sampler
 

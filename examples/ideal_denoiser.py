@@ -3,9 +3,9 @@
 
     python examples/ideal_denoiser.py         draws ideal_denoiser.png, in a few seconds
 
-The denoiser, the loop and the picture are in src/noisefuse/_ideal.py, which `noisefuse demo` draws with, too. With
-this denoiser every sampler has to end on images of the set. All start from the same noise and visit the same noise
-levels. The deterministic ones solve the same equation: each noise becomes the same digit, whoever solves it.
+The denoiser, the loop and the picture are in src/noisefuse/commands/demo/ideal.py, which `noisefuse demo` draws with,
+too. With this denoiser every sampler has to end on images of the set. All start from the same noise and visit the same
+noise levels. The deterministic ones solve the same equation: each noise becomes the same digit, whoever solves it.
 
 Needs matplotlib, rich and scikit-learn: pip install '.[demo]'.
 """
@@ -23,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 import noisefuse as nf
-from noisefuse._ideal import NAMES, Digits, Run, height, panel, run
+from noisefuse.commands.demo.ideal import NAMES, Digits, Run, height, panel, run
 
 
 def table(digits: Digits, runs: Sequence[Run]) -> Table:

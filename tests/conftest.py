@@ -21,8 +21,8 @@ from cuda_kernels import stand_in
 from noisefuse import backends
 from noisefuse.backends import reference
 from noisefuse.backends.cuda import launches
-from noisefuse.campaign import differential
-from noisefuse.campaign.differential import bits as bits
+from noisefuse.commands.campaign import differential
+from noisefuse.commands.campaign.differential import bits as bits
 
 # In the extra "test", but not among the few packages of tests/sanitize.sh.
 NUMBA = ["numba"] if importlib.util.find_spec("numba") else []

@@ -13,7 +13,7 @@ import pytest
 
 import noisefuse as nf
 
-ideal = pytest.importorskip("noisefuse._ideal", reason="the examples need scikit-learn")
+ideal = pytest.importorskip("noisefuse.commands.demo.ideal", reason="the examples need scikit-learn")
 
 
 def example(name):

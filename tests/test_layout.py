@@ -16,108 +16,57 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "noisefuse"
 CSRC = ROOT / "csrc"
 
-# Modules by pattern, and the modules of the package that they may import, also inside of functions. The first pattern
-# that fits counts. "" is the package itself, with its public names.
-ALLOWED = {
-    "_version": "",
-    "kinds": "",
-    "intervals": "",
-    "noise": "intervals kinds",
-    "float_mode": "",
-    "levels": "",
-    "rows": "float_mode",
-    "views": "",
-    "docstrings": "",
-    "tableau": "rows _stored",
-    "forward": "rows views levels",
-    "_drawing": "",  # as schedule and sampler need it
-    "_stored": "",  # as tableau and schedule do
-    "diffusers_config": "",
-    "schedule": "rows views tableau forward diffusers_config docstrings _drawing _stored",
-    "weights": "schedule views docstrings",
-    "naive": "",
-    "numba": "arrays backends.device docstrings ops rows tableau",
-    "backends.spec": "",
-    "backends.call": "noise rows levels",
-    "backends.reference": "float_mode noise rows backends.call backends.spec levels",
-    "backends.numba_internals": "",
-    "backends.device": "backends.numba_internals backends.spec",
-    "backends.pointers": "backends.device",
-    "backends.kernels": "rows backends.call backends.device backends.numba_internals backends.pointers backends.spec",
-    "backends.jit": "float_mode backends.call backends.kernels backends.selftest backends.threads",
-    "backends.cuda": "noise rows backends.call backends.cubin levels",
-    "backends.threads": "",
-    "backends.*": "noise rows backends.call backends.threads _native",
-    "backends": "noise _version backends.call backends.selftest backends.threads _native",
-    "arrays": "backends backends.call kinds levels",
-    "calls": "float_mode noise rows tableau arrays backends backends.call levels",
-    "ops": "intervals schedule rows tableau forward noise views arrays calls backends backends.call levels kinds",
-    "loss_parts": "noise rows arrays calls backends backends.call",
-    "loss": "schedule rows forward noise views arrays calls ops loss_parts backends backends.call levels kinds",
-    "density": "rows tableau noise arrays calls loss_parts ops backends backends.call levels kinds",
-    "legacy": "arrays levels noise ops backends.reference",
-    "transitions": "float_mode backends.call",
-    "augment": "rows schedule noise arrays calls ops loss transitions backends levels backends.call kinds",
-    "fields": "arrays augment calls float_mode forward loss noise ops rows schedule tableau levels kinds",
-    "sampler": "ops density rows backends arrays noise tableau views _drawing _stored levels kinds",
-    "samplers.shared": "sampler tableau docstrings samplers.spacing",
-    "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
-    "samplers": "samplers.*",
-    "": "[!_]* _version",
-    "interop": "kinds interop.torch interop.jax interop.dask",
-    "interop._needs": "",
-    "interop.dask_blocks": "@ noise",
-    # What JAX traces is checked as NumPy's calls are, by what makes those calls, and packed as backends pack them.
-    "interop.jax_internals": "@",
-    "interop.jax_described": "@ rows backends backends.call _native",
-    "interop.jax_floats": "@ backends.spec",
-    "interop.jax_pure": "@ noise levels rows backends.call backends.reference interop.jax_*",
-    "interop.jax_calls": "@ noise rows backends backends.call interop.jax_* levels",
-    "interop.jax_eager": "@ noise rows calls backends backends.call interop.jax_*",
-    "interop.jax": "@ interop._needs interop.jax_* arrays noise rows calls ops loss density sampler backends"
-    " backends.call levels",
-    "interop.dask_augment": "@ interop.dask_blocks",
-    "interop.dask": "@ interop._needs interop.dask_*",
-    "interop.torch_internals": "@",
-    "interop.torch_arrays": "@ interop.torch_internals",
-    "interop.torch_graph": "@ interop.torch_arrays interop.torch_internals",
-    "interop.torch_loss": "@ interop.torch_graph interop.torch_arrays interop.torch_internals",
-    "interop.torch_density": "@ interop.torch_graph interop.torch_arrays interop.torch_internals",
-    "interop.columns": "@ noise schedule views",
-    "interop.grain": "@ interop._needs interop.columns views",
-    "interop.torch_data": "@ interop._needs interop.columns views",
-    "interop.named": "@ augment",
-    "interop.torch_named": "@",
-    "interop.albumentations": "@ interop._needs interop.named levels",
-    "interop.audiomentations": "@ interop._needs interop.named",
-    "interop.torchvision": "@ interop._needs interop.named interop.torch_named",
-    "interop.monai": "@ levels interop._needs interop.named interop.torch_named",
-    "interop.kornia": "@ interop._needs interop.named interop.torch_named interop.torch_internals",
-    "interop.torch": "@ interop._needs interop.torch_* levels",
-    "interop.diffusers_exact": "@",
-    "interop.diffusers_lanes": "@",
-    "interop.diffusers_rows": "@ interop.diffusers_exact interop.diffusers_lanes",
-    "interop.diffusers_sde": "@",
-    "interop.k_diffusion": "@ docstrings noise interop._needs tableau",
-    "interop.diffusers": "@ levels noise interop._needs interop.diffusers_* interop.torch_internals",
-    "cli": "@ levels _*",
-    "campaign*": "@ arrays calls campaign campaign.* rows _native levels",
-    "_noise_cluster": "@ _noise_files interop.dask",
-    "_*": "@ _* arrays campaign campaign.* naive sampler views levels",
+# The floors of the package, from the ground up: a module imports from its own floor and from those below, inside of
+# functions too. "" is the package itself, with its public names.
+FLOORS = (
+    "ground*",  # nothing of noisefuse
+    "views",
+    "language*",
+    "noise schedule tableau weights",
+    "call*",
+    "backends* _native",
+    "arguments*",
+    "loss_parts",
+    "operations*",
+    "augment density fields legacy numba",
+    "sampler",
+    "samplers*",
+    "",
+    "interop*",
+    "commands*",
+)
+# What type checkers alone read may point up here.
+TYPES_ALONE = {"": {"interop"}}
+# These take less than what lies below them.
+LESS = {
+    "samplers.shared": "ground* sampler samplers.spacing tableau",
+    "samplers*": "samplers* schedule tableau views",  # rules
+    "interop.jax*": "*",  # while JAX traces, the code for NumPy builds and checks the call
+    "interop*": "@ ground* language.levels interop* augment noise schedule tableau views",
+    "commands*": "@ ground* language.levels language.rows commands* interop.dask arguments* sampler views _native",
 }
-# What is imported only where it is needed. Commands need what the extras install.
+# These are imported by those alone: two statements of one thing stay two.
+BY_THOSE_ALONE = {
+    "_native": "backends* interop.jax* commands.campaign*",
+    "backends.spec": "backends.reference backends.numba.* interop.jax*",
+    "backends.reference": "legacy interop.jax*",
+    "backends.numba.*": "backends.numba.* numba",
+}
+# What is imported only where it is needed. Modules of `interop` and `commands` need what the extras install.
 OPTIONAL = {
     "schedule": {"matplotlib"},
     "sampler": {"matplotlib", "torch"},
-    "_drawing": {"matplotlib"},
-    "arrays": {"ml_dtypes"},
-    "ops": {"torch"},
+    "ground.drawing": {"matplotlib"},
+    "arguments.arrays": {"ml_dtypes"},
+    "arguments.types": {"torch"},
+    "operations.draw": {"torch"},
 }
-# Modules that are loaded by those alone who have what they stand on.
-NUMBA = {"numba", "llvmlite"}
-STANDS_ON = dict.fromkeys(
-    ("numba", *(f"backends.{name}" for name in ["device", "kernels", "numba_internals", "pointers"])), NUMBA
-)
+STANDS_ON = {
+    "numba": {"numba", "llvmlite"},
+    "backends.numba.*": {"numba", "llvmlite"},
+    "interop*": {"*"},
+    "commands*": {"*"},
+}
 
 
 def module_name(path):
@@ -146,18 +95,34 @@ def imports(tree, module, package):
 
 
 def fits(name, patterns):
-    return any(fnmatch(name, "" if pattern == "@" else pattern) for pattern in patterns.split())
+    return any(fnmatch(name, "" if pattern == "@" else pattern) for pattern in patterns.split() or [""])
+
+
+def of(module, table, default):
+    """The entry of the first pattern that fits the module."""
+    return next((entry for patterns, entry in table.items() if fits(module, patterns)), default)
+
+
+def floor(module):
+    return next(k for k, patterns in enumerate(FLOORS) if fits(module, patterns))
+
+
+def may_import(module, name):
+    return (
+        floor(name) <= floor(module)
+        and fits(name, of(module, LESS, "* @"))
+        and fits(module, of(name, BY_THOSE_ALONE, "* @"))
+    )
 
 
 def wrong_imports(module, text, package=False):
-    allowed = next(allowed for pattern, allowed in ALLOWED.items() if fnmatch(module, pattern))
-    command, optional = "@" in allowed, OPTIONAL.get(module, ())
+    optional, stands_on = OPTIONAL.get(module, set()), of(module, STANDS_ON, set())
     for name, top in imports(ast.parse(text), module, package):
         root, _, inside = name.partition(".")
         if root == "noisefuse":
-            if not fits(inside, allowed):
+            if not may_import(module, inside) and inside not in TYPES_ALONE.get(module, ()):
                 yield name
-        elif root in {*sys.stdlib_module_names, "numpy", *STANDS_ON.get(module, ())} or command:
+        elif root in {*sys.stdlib_module_names, "numpy", *stands_on} or "*" in stands_on:
             continue
         elif top or root not in optional:
             yield name
@@ -172,27 +137,32 @@ def test_imports_point_down(module):
 @pytest.mark.parametrize(
     ("module", "text", "package"),
     [
-        ("schedule", "from .noise import Noise", False),
-        ("noise", "def f():\n    from . import ops", False),
-        ("tableau", "import noisefuse", False),
+        ("ground.kinds", "from .. import noise", False),
         ("views", "import noisefuse.schedule", False),
         ("views", "import scipy", False),
+        ("language.rows", "from ..noise import Noise", False),
+        ("noise", "def f():\n    from .operations import draw", False),
+        ("noise", "def f():\n    from .interop import jax", False),
+        ("tableau", "import noisefuse", False),
         ("schedule", "import matplotlib", False),
+        ("call.description", "from ..backends import current", False),
         ("backends.native", "from .spec import fma", False),
         ("backends.native", "from . import reference", False),
-        ("backends.native", "from ..ops import randn", False),
+        ("backends.native", "from ..operations.draw import randn", False),
         ("backends.native", "import numba", False),
-        ("backends.device", "from . import jit", False),
-        ("samplers.one_step", "from ..ops import update", False),
+        ("backends.threads", "from .numba import jit", False),
+        ("arguments.calls", "def f():\n    from ..operations import update", False),
+        ("operations.draw", "from ..sampler import Sampler", False),
+        ("operations.draw", "from ..commands import cli", False),
+        ("operations.draw", "from ..backends import spec", False),
+        ("samplers.one_step", "from ..operations.update import update", False),
         ("samplers.one_step", "from ..noise import Noise", False),
-        ("samplers", "from ..ops import update", True),
-        ("ops", "from .sampler import Sampler", False),
-        ("ops", "from . import cli", False),
-        ("ops", "from .backends import spec", False),
-        ("cli", "from .ops import randn", False),
-        ("interop.torch", "from ..arrays import Array", False),
-        ("interop.torch_loss", "from .torch import RowCall", False),
-        ("interop.torch", "from ..backends import native", False),
+        ("samplers", "from ..operations.update import update", True),
+        ("commands.cli", "from ..operations.draw import randn", False),
+        ("interop.torch", "from ...arguments.arrays import Array", True),
+        ("interop.torch.loss", "from ...backends import native", False),
+        ("interop.k_diffusion", "from ..sampler import Sampler", False),
+        ("", "from .interop import torch", True),
     ],
 )
 def test_an_import_that_points_up_is_seen(module, text, package):
@@ -203,7 +173,7 @@ def test_what_is_asked_of_torchs_internals_stands_in_one_file():
     """Seen to fail: a private name of torch's elsewhere."""
     internals = r"\btorch\._\w|\w\._version\b|forward_ad|is_dynamo_compiling|custom_op\b|assume_constant_result"
     found = {name for name, path in MODULES.items() if re.search(internals, path.read_text())}
-    assert found == {"interop.torch_internals"}
+    assert found == {"interop.torch.internals"}
 
 
 # ---- circles -----------------------------------------------------------------------------------------------
@@ -252,7 +222,11 @@ def test_no_modules_import_each_other():
     "texts",
     [
         {"noise": "from .views import View", "views": "def f():\n    from . import noise"},
-        {"noise": "import noisefuse.rows", "rows": "if f():\n    from . import views", "views": "from . import noise"},
+        {
+            "noise": "import noisefuse.weights",
+            "weights": "if f():\n    from . import views",
+            "views": "from . import noise",
+        },
         {"sampler": "from .samplers.plan import plan", "samplers": "from ..sampler import Sampler"},
         {"": "from .noise import Noise", "noise": "from . import __version__"},
     ],
@@ -263,9 +237,9 @@ def test_a_circle_is_seen(texts):
 
 
 def test_what_type_checkers_alone_read_closes_no_circle():
-    types = "if TYPE_CHECKING:\n    from .noise import Noise\nelse:\n    from .rows import Rows"
-    graph = graph_of({"noise": ("from .views import View", False), "views": (types, False), "rows": ("", False)})
-    assert graph == {"noise": {"views"}, "views": {"rows"}, "rows": set()}
+    types = "if TYPE_CHECKING:\n    from .noise import Noise\nelse:\n    from .weights import mode"
+    graph = graph_of({"noise": ("from .views import View", False), "views": (types, False), "weights": ("", False)})
+    assert graph == {"noise": {"views"}, "views": {"weights"}, "weights": set()}
 
 
 # ---- functions ---------------------------------------------------------------------------------------------

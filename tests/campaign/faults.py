@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 
 import noisefuse as nf
-from noisefuse.cli import main as command
+from noisefuse.commands.cli import main as command
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "backends")]
 from conftest import NUMBA, bits, using  # noqa: E402

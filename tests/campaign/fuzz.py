@@ -16,8 +16,8 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["noisefuse"]):
-    from noisefuse.campaign import differential
-    from noisefuse.campaign.arguments import Draw, random_call
+    from noisefuse.commands.campaign import differential
+    from noisefuse.commands.campaign.arguments import Draw, random_call
 
 BACKENDS = differential.contenders(numba=False)
 

@@ -23,8 +23,8 @@ from random import Random
 import numpy as np
 
 import noisefuse as nf
-from noisefuse.campaign import arguments, differential
-from noisefuse.campaign.arguments import Draw, operation, random_call
+from noisefuse.commands.campaign import arguments, differential
+from noisefuse.commands.campaign.arguments import Draw, operation, random_call
 
 REFUSED = (NotImplementedError, TypeError, ValueError)
 

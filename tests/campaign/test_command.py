@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from noisefuse import _selftest
-from noisefuse.campaign import Result, statistics
-from noisefuse.cli import main
+from noisefuse.commands import selftest as _selftest
+from noisefuse.commands.campaign import Result, statistics
+from noisefuse.commands.cli import main
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ import pytest
 import noisefuse as nf
 from conftest import NATIVE
 from noisefuse.backends import native, reference
-from noisefuse.campaign import differential
-from noisefuse.campaign.arguments import CALLS, Draw, operation, random_call
-from noisefuse.campaign.differential import compared, contenders, differ, outcome
+from noisefuse.commands.campaign import differential
+from noisefuse.commands.campaign.arguments import CALLS, Draw, operation, random_call
+from noisefuse.commands.campaign.differential import compared, contenders, differ, outcome
 
 SPOILT = NATIVE[0]
 
@@ -97,7 +97,7 @@ def test_a_frequent_defect_shrinks_to_a_small_call(monkeypatch):
     assert np.prod([int(n) for n in re.findall(r"\d+", shape[1])]) <= 32
     scope = {}
     code, _, problem = line.partition("  # ")
-    assert code.startswith("from noisefuse.campaign.differential import differ; differ(")
+    assert code.startswith("from noisefuse.commands.campaign.differential import differ; differ(")
     exec(code.replace("; differ(", "; found = differ("), scope)
     assert scope["found"] == problem == "other bits"
 

@@ -4,7 +4,7 @@
 import pytest
 
 import random_calls
-from noisefuse.campaign import differential
+from noisefuse.commands.campaign import differential
 
 
 @pytest.mark.parametrize(("library", "cases"), [("torch", 300), ("jax", 40), ("dask", 100)])

@@ -9,8 +9,8 @@ import pytest
 
 import noisefuse as nf
 from conftest import first_and_slow
-from noisefuse.campaign import statistics
-from noisefuse.campaign.statistics import Part, Sums, Value, gram, one_bit_apart, parts, results, uniformity
+from noisefuse.commands.campaign import statistics
+from noisefuse.commands.campaign.statistics import Part, Sums, Value, gram, one_bit_apart, parts, results, uniformity
 
 NORMALS, UNIFORMS = (("randn", "float32"),), (("uniform", "float32"),)
 RANDN, UNIFORM = nf.randn, nf.uniform

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 import noisefuse as nf
-from noisefuse.campaign.statistics import AXES, COLUMNS, LEVEL, ROWS, drawn
+from noisefuse.commands.campaign.statistics import AXES, COLUMNS, LEVEL, ROWS, drawn
 
 WORDS = ROWS * COLUMNS
 REFILL = ctypes.CFUNCTYPE(None, ctypes.POINTER(ctypes.c_uint))

@@ -18,10 +18,15 @@ import numpy as np
 import pytest
 
 import noisefuse as nf
-from noisefuse import _bench, _bench_augment, _bench_timing, _demo, _demo_samplers, _info
-from noisefuse._bench_timing import Timing, interleaved
-from noisefuse._contenders import CONTENDERS, OPERATIONS, Case, contenders, processors
-from noisefuse.cli import main
+from noisefuse.commands import bench as _bench
+from noisefuse.commands import demo as _demo
+from noisefuse.commands import info as _info
+from noisefuse.commands.bench import augment as _bench_augment
+from noisefuse.commands.bench import timing as _bench_timing
+from noisefuse.commands.bench.contenders import CONTENDERS, OPERATIONS, Case, contenders, processors
+from noisefuse.commands.bench.timing import Timing, interleaved
+from noisefuse.commands.cli import main
+from noisefuse.commands.demo import samplers as _demo_samplers
 
 
 @pytest.fixture
@@ -89,7 +94,7 @@ def test_demo_does_as_its_options_say(
 
 
 def test_demo_noise_is_standard_whichever_way_it_came() -> None:
-    from noisefuse._demo import SHOWN, _noise
+    from noisefuse.commands.demo import SHOWN, _noise
 
     image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     noised = _noise(image, nf.Schedule.linear(1000), nf.Noise(0), 3)
@@ -340,7 +345,7 @@ def test_bench_draws_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Seen to fail: a share of the copy's time, bars without their number."""
     from PIL import Image
 
-    from noisefuse import _bench_plot
+    from noisefuse.commands.bench import plot as _bench_plot
 
     monkeypatch.setattr(_bench, "interleaved", as_measured)
     drawn = []
@@ -533,7 +538,7 @@ def test_ctrl_c_ends_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 def test_a_reader_that_has_seen_enough() -> None:
     """Seen to fail: a line about a broken pipe, and status 2."""
-    code = "import sys; from noisefuse.cli import main; sys.exit(main(['info']))"
+    code = "import sys; from noisefuse.commands.cli import main; sys.exit(main(['info']))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
         assert command.stdout is not None
         assert command.stderr is not None
@@ -547,7 +552,7 @@ def test_a_backend_that_is_asked_for_and_missing(missing: str) -> None:
     """`info` says why, the others end in one line. Seen to fail: tracebacks."""
     code = "import sys, importlib.util as u; find = u.find_spec; sys.modules[sys.argv[1]] = None\n"
     code += "u.find_spec = lambda name, *rest: None if name == sys.argv[1] else find(name, *rest)\n"
-    code += "from noisefuse.cli import main; sys.exit(main(sys.argv[2:]))"
+    code += "from noisefuse.commands.cli import main; sys.exit(main(sys.argv[2:]))"
     environment = {**os.environ, "NOISEFUSE_BACKEND": (name := missing.removeprefix("noisefuse._"))}
     reason = {"numba": "Numba is not installed: pip install", "native": "its C++ extension was not built"}[name]
 
@@ -626,7 +631,7 @@ def test_demo_of_samplers_draws_all_of_them(
 
 @pytest.mark.parametrize("name", ["dpmpp_2m_sde", "dpmpp_sde", "heun"])
 def test_deviation_is_that_of_many_runs(name: str) -> None:
-    make = _demo_samplers._maker(name, importlib.import_module("noisefuse._ideal").families)
+    make = _demo_samplers._maker(name, importlib.import_module("noisefuse.commands.demo.ideal").families)
     sampler, columns = make(6)
     model = _demo_samplers._model(_demo_samplers._gaussian, sampler, columns)
     many = sampler.sample(model, (200_000, 1), nf.Noise(7), dtype="float64")

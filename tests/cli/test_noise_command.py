@@ -29,14 +29,14 @@ from hypothesis import strategies as st
 
 import noisefuse as nf
 from conftest import first_and_slow, one_in
-from noisefuse import _noise_files
-from noisefuse._noise import _Progress
-from noisefuse._noise_journal import Journal
-from noisefuse.cli import main
+from noisefuse.commands.cli import main
+from noisefuse.commands.noise import _Progress
+from noisefuse.commands.noise import files as _noise_files
+from noisefuse.commands.noise.journal import Journal
 from noisefuse.language.levels import LEVELS
 
 AT_300 = ["--schedule", "cosine", "--t", "300", "--seed", "7"]
-COMMAND = [sys.executable, "-m", "noisefuse.cli", "noise"]
+COMMAND = [sys.executable, "-m", "noisefuse.commands.cli", "noise"]
 
 
 def save(path: Path, *shape: int, dtype: str = "float32") -> np.ndarray[Any, Any]:

@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 import noisefuse as nf
 from conftest import DTYPES, bits, one_in
 from cuda_kernels import compilers, stand_in
-from noisefuse import _bench_cuda, cli
-from noisefuse._contenders import ARRAYS, Case
 from noisefuse.backends.cuda import cubin, launches
+from noisefuse.commands import cli
+from noisefuse.commands.bench import cuda as _bench_cuda
+from noisefuse.commands.bench.contenders import ARRAYS, Case
 from noisefuse.language.rows import Rows
 
 ROOT = Path(__file__).parents[2]

@@ -14,10 +14,10 @@ from importlib import import_module
 
 import noisefuse as nf
 
-from ._bench_results import Records, Result, record, report, stored
-from ._bench_timing import Device, Timing, interleaved, machine
-from ._contenders import OPERATIONS, Case, contenders
-from .arguments.arrays import float_dtype
+from ...arguments.arrays import float_dtype
+from .contenders import OPERATIONS, Case, contenders
+from .results import Records, Result, record, report, stored
+from .timing import Device, Timing, interleaved, machine
 
 
 def cpu() -> Device:
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         if not path.parent.is_dir():
             raise OSError(f"cannot write {path}: no such directory")
     old = arguments.compare and stored(arguments.compare)
-    plot = arguments.plot and import_module("._bench_plot", __package__).Plot(arguments.plot)
+    plot = arguments.plot and import_module(".plot", __package__).Plot(arguments.plot)
     device = _device(arguments)
     asked = cases(device, arguments)
     measured = measure(device, asked, quick=arguments.quick)
@@ -63,7 +63,7 @@ def _device(arguments: argparse.Namespace) -> Device:
         raise OSError("bench --augment runs on the CPU alone")
     if not arguments.augment and arguments.device == "cpu":
         return cpu()
-    module = import_module("._bench_augment" if arguments.augment else "._bench_cuda", __package__)
+    module = import_module(".augment" if arguments.augment else ".cuda", __package__)
     device: Device = module.device()
     return device
 

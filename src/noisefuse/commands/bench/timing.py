@@ -18,7 +18,7 @@ import numpy as np
 
 import noisefuse as nf
 
-from ._contenders import Call, Case, processors
+from .contenders import Call, Case, processors
 
 Clock: TypeAlias = Callable[[Call, int], float]  # a call, and how often it is made -> seconds of one
 

@@ -17,8 +17,8 @@ from distributed.core import rpc
 
 import noisefuse as nf
 
-from ._noise_files import Job, Made
-from .interop.dask import check_workers, version
+from ...interop.dask import check_workers, version
+from .files import Job, Made
 
 
 @contextmanager

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 import noisefuse as nf
 
-from ._noise_journal import Journal, make_own_folder, open_own, read, size_of, sync, sync_directory, write, write_whole
-from .language.levels import LEVELS, OF_NUMPY
+from ...language.levels import LEVELS, OF_NUMPY
+from .journal import Journal, make_own_folder, open_own, read, size_of, sync, sync_directory, write, write_whole
 
 Array = npt.NDArray[Any]
 

@@ -12,9 +12,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from ._contenders import DTYPES
-from .language.levels import OF_NUMPY
+from .. import __version__
+from ..language.levels import OF_NUMPY
+from .bench.contenders import DTYPES
 
 # What a command may miss, as module and as the name to install it by.
 _OPTIONAL = {
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().print_help(sys.stderr)
         return 2
     try:
-        status: int = import_module(f"._{arguments.command}", __package__).run(arguments) or 0
+        status: int = import_module(f".{arguments.command}", __package__).run(arguments) or 0
         sys.stdout.flush()
         return status
     except ModuleNotFoundError as error:

@@ -13,8 +13,8 @@ import numpy as np
 
 import noisefuse as nf
 
-from ._bench_timing import Device, machine
-from ._contenders import Array, Call, Case, installed
+from .contenders import Array, Call, Case, installed
+from .timing import Device, machine
 
 OPERATIONS = ("gaussian", "multiplicative", "poisson")
 STD, PEAK, GAMMA = 0.1, 5.0, 2.2  # of the range; photons of white

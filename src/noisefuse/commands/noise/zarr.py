@@ -16,8 +16,8 @@ from zarr.storage import LocalStore, MemoryStore
 
 import noisefuse as nf
 
-from ._noise_files import Made, Work, check_shape, digest, files_in, samples_to
-from ._noise_journal import Journal, make_own_folder, size_of, sync_directory, write_whole
+from .files import Made, Work, check_shape, digest, files_in, samples_to
+from .journal import Journal, make_own_folder, size_of, sync_directory, write_whole
 
 
 class DurableStore(LocalStore):

@@ -18,16 +18,16 @@ import numpy.typing as npt
 
 import noisefuse as nf
 
-from ._bench_results import aligned
-from ._bench_timing import interleaved
-from ._contenders import Case, contenders
-from .ground.drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar, save
+from ...ground.drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar, save
+from ..bench.contenders import Case, contenders
+from ..bench.results import aligned
+from ..bench.timing import interleaved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ._ideal import Run
+    from .ideal import Run
 
 Image: TypeAlias = npt.NDArray[np.uint8]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -62,7 +62,7 @@ class Throughput:
 def run(arguments: argparse.Namespace) -> None:
     import_module("matplotlib")  # where it is missing, to know before the work
     if arguments.samplers:
-        import_module("noisefuse._demo_samplers").run(arguments)
+        import_module("noisefuse.commands.demo.samplers").run(arguments)
     else:
         _run(arguments)
 
@@ -148,10 +148,10 @@ def _sample_digits(noise: nf.Noise) -> list[Run]:
     if find_spec("sklearn") is None:
         print("without scikit-learn no digits are sampled: pip install 'noisefuse[demo]'", file=sys.stderr)
         return []
-    from . import _ideal
+    from . import ideal
 
-    digits = _ideal.Digits.load()
-    return [_ideal.run(name, digits, noise) for name in SAMPLERS]
+    digits = ideal.Digits.load()
+    return [ideal.run(name, digits, noise) for name in SAMPLERS]
 
 
 # ---- the picture -------------------------------------------------------------------------------------------
@@ -172,9 +172,9 @@ def _picture(
     aspects = [one.walk.shape[1] / one.walk.shape[2] for one in noised for _ in range(2)]
     inches = [2.07 * sum(aspects) + 0.62, 3.9]
     if runs:
-        from . import _ideal
+        from . import ideal
 
-        inches.append(_ideal.height(runs))
+        inches.append(ideal.height(runs))
     with matplotlib.rc_context(STYLE):
         # not pyplot's: no display is needed and no window opens
         figure: Any = Figure(figsize=(13, sum(inches)), layout="constrained")
@@ -185,7 +185,7 @@ def _picture(
         _draw_histogram(histogram, noised)
         _draw_bars(bars, throughputs, copy, where)
         if runs:
-            _ideal.panel(parts[2], runs)
+            ideal.panel(parts[2], runs)
     return figure  # type: ignore[no-any-return]
 
 

@@ -19,14 +19,14 @@ import numpy.typing as npt
 
 import noisefuse as nf
 
-from ._bench_results import aligned
-from .ground.drawing import BLUE, GREY, ORANGE, STYLE, save
+from ...ground.drawing import BLUE, GREY, ORANGE, STYLE, save
+from ..bench.results import aligned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .sampler import Sampler
+    from ...sampler import Sampler
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Denoiser: TypeAlias = Callable[[Array, Any, Any], Array]  # D of x = alpha x0 + sigma z
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    ideal: Any = import_module("noisefuse._ideal")  # needs scikit-learn
+    ideal: Any = import_module("noisefuse.commands.demo.ideal")  # needs scikit-learn
     digits, points = ideal.Digits.load(), spiral(nf.Noise(SEED))
     on_points = ideal.Digits(points, np.zeros(len(points)))
     bar = track(menu(), "sampling", console=Console(stderr=True), transient=True)

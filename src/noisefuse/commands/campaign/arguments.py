@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 import noisefuse as nf
 
-from ..arguments.arrays import float_dtype
-from ..language.levels import FLOATS, LEVELS
-from ..language.rows import COLUMNS, NAMES, ROW
+from ...arguments.arrays import float_dtype
+from ...language.levels import FLOATS, LEVELS
+from ...language.rows import COLUMNS, NAMES, ROW
 
 T = TypeVar("T")
 Array = NDArray[Any]

@@ -11,8 +11,8 @@ import numpy as np
 
 import noisefuse as nf
 
-from ._bench_timing import Device, machine
-from ._contenders import Call, Case, ours, torch_call
+from .contenders import Call, Case, ours, torch_call
+from .timing import Device, machine
 
 
 def device() -> Device:

@@ -16,8 +16,8 @@ from typing import Any, Self
 
 import noisefuse as nf
 
-from ._noise_files import STEPS, SUFFIXES, Images, Job, Made, Npy, Work
-from ._noise_journal import Journal, journal_of, partial_of
+from .files import STEPS, SUFFIXES, Images, Job, Made, Npy, Work
+from .journal import Journal, journal_of, partial_of
 
 ROUNDS = 3  # in which images are made again that change while they are read
 KEPT = "what is made is kept, and the same command goes on from there"
@@ -113,7 +113,7 @@ def _job(source: Path, partial: Path, work: Work, block: int) -> Job:
             raise ValueError(f"{source} is one image: pass the folder that it is in, {source.parent}")
         return Npy.of(source, partial, work, block)
     if (source / "zarr.json").is_file() or (source / ".zarray").is_file():
-        from ._noise_zarr import Zarr
+        from .zarr import Zarr
 
         return Zarr.of(source, partial, work)
     return Images.of(source, partial, work)
@@ -144,7 +144,7 @@ def _client(arguments: argparse.Namespace) -> AbstractContextManager[Any]:
     """Of a cluster, or None."""
     if arguments.workers is None and arguments.scheduler is None:
         return nullcontext()
-    from ._noise_cluster import cluster
+    from .cluster import cluster
 
     return cluster(arguments.scheduler, arguments.workers)
 
@@ -152,7 +152,7 @@ def _client(arguments: argparse.Namespace) -> AbstractContextManager[Any]:
 def _made(job: Job, blocks: Iterable[int], client: Any) -> Generator[tuple[int, Made]]:
     if client is None:
         return _on_threads(job, blocks)
-    from ._noise_cluster import on_workers
+    from .cluster import on_workers
 
     return on_workers(client, job, blocks)
 

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 import noisefuse as nf
-from noisefuse import naive
+from noisefuse.commands.bench import naive
 
-from .arguments.arrays import float_dtype
-from .language.levels import FLOATS
+from ...arguments.arrays import float_dtype
+from ...language.levels import FLOATS
 
 Array: TypeAlias = npt.NDArray[Any]
 Call: TypeAlias = Callable[[], object]

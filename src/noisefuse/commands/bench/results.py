@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ._bench_timing import Device, Timing
-from ._contenders import ARRAYS, RIVALS, Case
+from .contenders import ARRAYS, RIVALS, Case
+from .timing import Device, Timing
 
 Old: TypeAlias = dict[tuple[str, int, tuple[int, ...], str], dict[str, float]]
 Result: TypeAlias = tuple[Case, dict[str, Timing]]

@@ -22,7 +22,7 @@ import numpy as np
 
 import noisefuse as nf
 
-from ..arguments.calls import WARNED
+from ...arguments.calls import WARNED
 from . import Result, arguments
 from .arguments import Array, Draw, operation, random_call
 
@@ -47,7 +47,7 @@ def using(name: str) -> Iterator[None]:
         if not isa:
             yield
             return
-        from .. import _native
+        from ... import _native
 
         before = _native.isa()
         _native.use_isa(isa)

@@ -11,8 +11,8 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from ._bench_results import Result, describe, figures, of_copy
-from .ground.drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar
+from ...ground.drawing import BLUE, GREY, INK, ORANGE, STYLE, label_bar
+from .results import Result, describe, figures, of_copy
 
 COLORS = {
     "noisefuse": BLUE,
