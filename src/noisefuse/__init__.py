@@ -2,10 +2,11 @@
 """Fused kernels for diffusion models: noise for free, and the same seed gives the same bits everywhere."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import augment, density, fields, samplers, weights
 from .backends import info, set_num_threads, use_backend
+from .ground.lazy import lazy
 from .ground.version import __version__ as __version__
 from .noise import NOISE_VERSION, Noise
 from .operations.draw import philox4x32, randn, randn_like, uniform
@@ -22,43 +23,10 @@ if TYPE_CHECKING:
     from . import numba as numba
 
 __all__ = [
-    "NOISE_VERSION",
-    "Noise",
-    "Row",
-    "Sampler",
-    "Schedule",
-    "Tableau",
-    "augment",
-    "density",
-    "fields",
-    "info",
-    "mse_loss",
-    "mse_loss_grad",
-    "philox4x32",
-    "q_sample",
-    "q_step",
-    "q_walk",
-    "randn",
-    "randn_like",
-    "samplers",
-    "set_num_threads",
-    "uniform",
-    "update",
-    "use_backend",
-    "weights",
-]
+    "NOISE_VERSION", "Noise", "Row", "Sampler", "Schedule", "Tableau", "augment", "density", "fields", "info",
+    "mse_loss", "mse_loss_grad", "philox4x32", "q_sample", "q_step", "q_walk", "randn", "randn_like", "samplers",
+    "set_num_threads", "uniform", "update", "use_backend", "weights",
+]  # fmt: skip
 
-_LAZY = ("legacy", "numba")  # loaded when it is asked for, as what stands on other libraries has to be
-
-
+__getattr__, __dir__ = lazy(__name__, ("legacy", "numba"), [*__all__, "__version__", "interop"])
 import_module(".interop", __name__)  # stands above, and registers the libraries of arrays that it knows
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, *_LAZY, "__version__", "interop"])

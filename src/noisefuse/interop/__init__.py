@@ -4,6 +4,7 @@
 from typing import Any
 
 from ..ground.kinds import register
+from ..ground.lazy import lazy
 
 _MODULES = (
     "albumentations",
@@ -46,13 +47,4 @@ register("jaxlib", _jax)
 register("dask", _dask)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        import importlib
-
-        return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULES])
+__getattr__, __dir__ = lazy(__name__, _MODULES, ())

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules of a package that are loaded when they are asked for, as they stand on other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import Any
+
+
+def lazy(package: str, modules: Iterable[str], names: Iterable[str]) -> tuple[Callable[[str], Any], Callable[[], Any]]:
+    """Returns the `__getattr__` of a package that loads these modules, and a `__dir__` with them and these names."""
+    loaded = frozenset(modules)
+    shown = sorted({*loaded, *names})
+
+    def load(name: str) -> Any:
+        if name in loaded:
+            return import_module(f".{name}", package)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return load, lambda: shown
