@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Calls from programs that XLA has compiled. A Call comes as its bytes, without memory; where its memory is, the
-// operands of the program say, of which each has a role. interop/jax_calls.py is the other side.
+// operands of the program say, of which each has a role. interop/jax/calls.py is the other side.
 //
 // XLA's threads come here several at a time and without Python. The pool (cpu/pool.h) takes one of them and lets the
 // others work alone, so that none waits for another.
@@ -17,7 +17,7 @@
 namespace nf::xla {
 namespace {
 
-// Of operands, beyond the slots of a Call's inputs; jax_calls.py names them in this order.
+// Of operands, beyond the slots of a Call's inputs; interop/jax/calls.py names them in this order.
 enum Role : int64_t { kRows = kSlots, kFields, kIndex, kStep, kIds, kStart, kWeights, kShard, kLaw, kRoles };
 enum Kind : int64_t { kStepCall, kWalkCall, kLossCall };
 

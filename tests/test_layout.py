@@ -202,6 +202,37 @@ def graph_of(sources):
     return graph
 
 
+def hidden(package, text):
+    """The modules of a package whose names its `__init__` gives to something else."""
+    own = {module.rpartition(".")[2] for module in MODULES if module.rpartition(".")[0] == package} - {""}
+    bound = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            inside = isinstance(node, ast.ImportFrom) and node.level == 1 and node.module is None
+            bound |= {alias.asname or alias.name: inside for alias in node.names}
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            bound[node.name] = False
+    return {name for name in own if bound.get(name) is False}
+
+
+PACKAGES = [module for module, path in MODULES.items() if path.name == "__init__.py"]
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda module: module or "noisefuse")
+def test_a_package_hides_none_of_its_modules(package):
+    """Python binds a module to its name in the package, over or under what the package has of that name. Seen to fail:
+    arguments' `calls` in a package with a `calls` of its own, where the one became the other."""
+    assert hidden(package, MODULES[package].read_text()) == set()
+
+
+@pytest.mark.parametrize(
+    "text", ["from ...arguments import calls", "from ..call.packed import pure", "def floats():\n    pass"]
+)
+def test_a_hidden_module_is_seen(text):
+    assert hidden("interop.jax", text)
+    assert not hidden("interop.jax", "from . import calls\nfrom .pure import outputs")
+
+
 def circle(graph):
     """The modules of one, or none."""
     try:

@@ -36,7 +36,7 @@ from .arguments.calls import Index, image_layout, is_batch, make_call, names_or_
 from .arguments.options import FAST_LEVELS, at_times
 from .arguments.types import Array, ArrayT, DType, NoiseLike
 from .call.description import Step
-from .ground.kinds import library_of
+from .ground.kinds import library_for, library_of
 from .language.levels import FLOATS, LEVELS, level_bounds, levels_of
 from .language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
@@ -517,10 +517,10 @@ def prepare(
             why = "noise_std is not 0" if t is None else "t is given"
             raise TypeError(f"noise: expected a Noise, as {why}, got None")
         noise = Noise(0)  # which is not drawn from
-    if is_lazy(images):
+    if (prepare := library_for(images).prepare) is not None:
         given: Any = {"scale_mean": scale_mean, "scale_std": scale_std, "scale": scale, "batched": batched}
         given |= {"noise_std": noise_std, "t": t, "schedule": schedule, "dtype": dtype, "out": out}
-        return library_of(images).prepare(images, noise, **given)
+        return prepare(images, noise=noise, **given)
     batch, channels = shape[0] if batched else 1, shape[-1]
     gain, shift = _normalisation(scale, scale_mean, scale_std, channels)
     strength, alpha, times = _numbers("noise_std", noise_std), np.ones(1), None

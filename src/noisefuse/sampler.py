@@ -20,7 +20,7 @@ from .arguments.options import fast_path, need_tableau
 from .arguments.types import ArrayT, Device, DType, NumPyDType
 from .ground import stored
 from .ground.drawing import plot_levels
-from .ground.kinds import library_of
+from .ground.kinds import library_for, library_of
 from .language.levels import levels_of
 from .language.rows import OUTPUTS, PAST_SYMBOLS, Plain
 from .noise import SAMPLER, START, Noise, are_names, at_row, each, got, is_tracer, names_of, need_stream_0
@@ -340,9 +340,9 @@ class Sampler:
         800
         """
         i = self._row(i)
-        t = library_of(i).time(self.timesteps, i) if is_tracer(i) else self._times[i]
+        t = library_of(i).time_of(self.timesteps, i) if is_tracer(i) else self._times[i]
         if time is not None or type(x) is not np.ndarray:
-            time = getattr(library_of(x), "TIME", "scalar") if time is None else time
+            time = library_for(x).time if time is None else time
             if time == "batch":
                 t = _times_like(host_view("x", x), t, self._integer_times)
             elif time != "scalar":
@@ -632,9 +632,7 @@ class Sampler:
             model_output = tuple(model_output)
         if scale is None and not isinstance(model_output, tuple):
             return self.tableau, i, model_output
-        other = library_of(x)
-        guided = _guided if other is None else partial(other.untraced, _guided)
-        return *guided(self, i, x, model_output, scale), model_output
+        return *library_for(x).untraced(_guided, self, i, x, model_output, scale), model_output
 
     def _move(self, state: State, i: int) -> tuple[list[Array], list[Array], int]:
         """What row i finds in the state: see ``State.moves``. TypeError: the state is not one of this sampler's."""
@@ -787,7 +785,7 @@ class Sampler:
         keep, answer = self._keeper(mask, known, x, noise, log_probs, out), None
         if is_new and dtype is None and device is None and out is None and keep is None:
             answer, x = self._first_answer(model, x, time)
-        scanned = getattr(library_of(x), "sample", None)
+        scanned = library_for(x).sample
         if scanned is not None and drawn is None and callback is None and keep is None and not log_probs:
             if out is not None:
                 raise TypeError("out: expected None, as arrays of JAX's are not written to")
@@ -829,8 +827,8 @@ class Sampler:
                 )
             return self.start(x_or_shape, noise, dtype="float32" if dtype is None else dtype, device=device)
         x = host_view("x", x_or_shape)
-        if need_plain := getattr(library_of(x), "need_plain", None):
-            need_plain("x", x)
+        if (other := library_of(x)) is not None:
+            other.need_plain("x", x)
         elif not hasattr(x, "shape"):
             raise TypeError(f"x_or_shape = {x!r}: expected a shape, such as (8, 3, 32, 32), or an array")
         if device is not None:
@@ -853,8 +851,7 @@ class Sampler:
             ) from error
         need_answer(answer, x, 0, any_library=True)
         first = answer[0] if isinstance(answer, list | tuple) else answer
-        move = getattr(library_of(first), "moved", None)
-        return answer, x if move is None else move(x, first)
+        return answer, library_for(first).moved(x, first)
 
     def _keeper(
         self, mask: Any, known: Any, x: Array, noise: Any, log_probs: bool, out: Array | None
@@ -874,7 +871,7 @@ class Sampler:
         free = _as_mask(mask, x)
         kept, sampled = free == 0, free == 1
         soft = is_tracer(free) or is_lazy(free) or not bool((kept | sampled).all())
-        where = getattr(library_of(x), "where", np.where)
+        where = library_for(x).where
         z = _drawn(noise, 0, START, x)
         partly = np.flatnonzero(~(kept | sampled)) if isinstance(free, np.ndarray) else None
         if partly is not None and 4 * len(partly) > free.size:
@@ -1012,7 +1009,7 @@ def need_answer(answer: Any, x: Array, i: Any, any_library: bool = False) -> Non
             hint = "; return its .sample" if hasattr(m, "sample") else ""
             expected = f"an array like x, {_kind(x)}, or a pair of them with guidance_scale"
             raise TypeError(f"model: expected {expected}, got {type(m).__name__} in row {i}{hint}")
-        if type(m) is not type(x) and not any_library and library_of(x) is None and hasattr(library_of(m), "moved"):
+        if type(m) is not type(x) and not any_library and library_of(x) is None and library_of(m) is not None:
             kind = f"{type(m).__module__.partition('.')[0]}.{type(m).__name__}"
             raise TypeError(
                 f"model: expected NumPy's arrays, as x is one, got {kind} in row {i}; give an x of that kind, or for a "
@@ -1167,11 +1164,7 @@ def _drawn(noise: Noises, i: int, stream: int, x: Array) -> Array:
 def _times_like(x: Array, t: Any, integers: bool) -> Array:
     """t for each sample of x: see ``Sampler.model_input``."""
     kind = "int64" if integers else "float64" if "float64" in str(x.dtype) else "float32"
-    if (other := library_of(x)) is not None:
-        return other.times(x, t, kind)
-    if isinstance(x, np.ndarray):
-        return np.full(x.shape[:1], t, kind)
-    return np.full_like(x, t, kind, shape=x.shape[:1])  # CuPy's
+    return np.full(x.shape[:1], t, kind) if type(x) is np.ndarray else library_for(x).times(x, t, kind)
 
 
 def _zeros_like(x: Array) -> Array:
@@ -1179,9 +1172,7 @@ def _zeros_like(x: Array) -> Array:
         raise TypeError(f"expected an array, got {type(x).__name__}")
     if isinstance(x, np.ndarray):
         return _zeros(x.shape, x)
-    if (made := getattr(library_of(x), "zeros_like", None)) is not None:  # JAX
-        return made(x)
-    return x.new_zeros(x.shape) if hasattr(x, "new_zeros") else np.zeros_like(x, order="C")  # torch, CuPy
+    return library_for(x).zeros_like(x)
 
 
 def _need_output(out: Any, x: Array) -> None:

@@ -25,7 +25,7 @@ from noisefuse.backends import reference
 jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
 
-from noisefuse.interop.jax import described as jax_described  # noqa: E402
+from noisefuse.interop.jax import description as jax_described  # noqa: E402
 from noisefuse.interop.jax import floats as jax_floats  # noqa: E402
 from noisefuse.interop.jax.floats import FLOAT32, FLOAT64, Float  # noqa: E402
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .. import backends
 from ..call.packed import address, dtype_code
-from ..ground.kinds import library_of
+from ..ground.kinds import library_for, library_of
 from ..language.levels import FLOATS
 
 Array: TypeAlias = NDArray[Any]
@@ -98,18 +98,17 @@ def where(x: Any) -> str:
 
 def is_traced(x: object) -> bool:
     """Whether a compiler traces the call, which cannot follow the fast path."""
-    other = library_of(x)
-    return other is not None and other.is_traced()
+    return type(x) is not np.ndarray and library_for(x).is_traced()
 
 
 def is_lazy(x: object) -> bool:
     """Whether it is dask's: computed later, and never written to."""
-    return type(x) is not np.ndarray and getattr(library_of(x), "LAZY", False)
+    return type(x) is not np.ndarray and library_for(x).is_lazy
 
 
 def is_written(x: object) -> bool:
     """Whether results may be written to arrays of its kind."""
-    return type(x) is np.ndarray or getattr(library_of(x), "WRITTEN", True)
+    return type(x) is np.ndarray or library_for(x).is_written
 
 
 def float_dtype(dtype: Any, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,14 +37,11 @@ from .types import (
     Shape,
 )
 
-if TYPE_CHECKING:
-    pass
-
 
 def fast_path(other: Any, name: str) -> Any:
-    """The function of `backends` for plain arguments, or what this module of `interop` has in its place; None where a
+    """Returns the function of `backends` for plain arguments, or what this library has in its place. It is None where a
     compiler traces the call, which cannot follow."""
-    return getattr(other if other.is_traced() else backends, name, None)
+    return getattr(other if other.is_traced() else backends, name)
 
 
 def rows_at(

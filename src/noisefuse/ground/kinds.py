@@ -4,18 +4,137 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-_loaders: dict[str, Callable[[], Any]] = {}  # by the root module of a library's types
+
+def _refused(name: str) -> Callable[..., Any]:
+    def refuse(self: Library, *arguments: Any, **options: Any) -> Any:
+        raise self._refusal(name)
+
+    return refuse
+
+
+class Library:
+    """What a library of arrays offers to noisefuse. Each default is NumPy's answer, or a refusal in plain words.
+
+    Attributes:
+        name: The library's, for messages.
+        is_written: Whether results may be written to its arrays.
+        is_lazy: Whether its arrays are computed later.
+        time: How `Sampler.model_input` tells the time to a model in this library, unless it is told how.
+        fast_row, fast_random: What takes the place of the fast path where `is_traced()` is true, or None.
+        sample: What runs `Sampler.sample` in one compiled loop, or None.
+        prepare: `augment.prepare`, or None where `augmented` is enough for it.
+    """
+
+    is_written = True
+    is_lazy = False
+    time: Literal["scalar", "batch"] = "scalar"
+    fast_row: Callable[..., Any] | None = None
+    fast_random: Callable[..., Any] | None = None
+    sample: Callable[..., Any] | None = None
+    prepare: Callable[..., Any] | None = None
+
+    def __init__(self, name: str, **offered: Any) -> None:
+        """Takes what the library offers, by the names of this class. TypeError: another name."""
+        self.name = name
+        for key, value in offered.items():
+            if not hasattr(Library, key):
+                raise TypeError(f"{key}: a library of arrays is not asked for that")
+            setattr(self, key, value)
+
+    def adds_draws(self) -> bool:
+        """Tells whether it takes increments, which are sums of draws."""
+        return not self.is_traced()
+
+    # ---- arrays --------------------------------------------------------------------------------------------
+
+    def is_traced(self) -> bool:
+        """Tells whether a compiler traces the call, which cannot follow the fast path."""
+        return False
+
+    def untraced(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls what a compiler cannot follow."""
+        return function(*arguments)
+
+    def need_plain(self, name: str, x: Any) -> None:
+        """Raises TypeError if x is of this library, and no array that operations take."""
+        if not hasattr(x, "shape"):
+            raise TypeError(f"{name}: expected an array, got {type(x).__name__}")
+
+    def moved(self, x: Any, to: Any) -> Any:
+        """Returns NumPy's x as an array of the library, where the array `to` lies."""
+        return x
+
+    def zeros_like(self, x: Any) -> Any:
+        """Returns zeros of x's shape and dtype, in C order."""
+        return np.zeros_like(x, order="C")
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        """Returns a where the condition holds, else b."""
+        return np.where(condition, a, b)
+
+    def times(self, x: Any, t: Any, kind: str) -> Any:
+        """Returns t for each sample of x, in this dtype."""
+        return np.full_like(x, t, kind, shape=x.shape[:1])
+
+    def time_of(self, times: Any, i: Any) -> Any:
+        """Returns the time of a row whose number is traced."""
+        raise self._refusal("a row number that is traced")
+
+    def chosen(self, numbers: Any, i: Any, choices: Any) -> Any:
+        """Returns the choice of a row whose number is traced."""
+        raise self._refusal("a row number that is traced")
+
+    def empty(self, shape: Any, dtype: Any, device: Any) -> Any:
+        """Returns an array on a device, for `randn(.., device=..)`."""
+        raise self._refusal("device=")
+
+    def from_key(self, key: Any) -> Any:
+        """Returns `Noise.from_key` of a key of the library."""
+        raise self._refusal("Noise.from_key")
+
+    def _refusal(self, what: str) -> NotImplementedError:
+        return NotImplementedError(f"{what}: noisefuse does not offer that for arrays of {self.name}")
+
+    # ---- operations ----------------------------------------------------------------------------------------
+    # Their arguments are those of the functions of the same names; `augmented` calls a function of `augment`.
+
+    randn: Callable[..., Any] = _refused("randn")
+    randn_like: Callable[..., Any] = _refused("randn_like")
+    uniform: Callable[..., Any] = _refused("uniform")
+    q_sample: Callable[..., Any] = _refused("q_sample")
+    q_step: Callable[..., Any] = _refused("q_step")
+    q_walk: Callable[..., Any] = _refused("q_walk")
+    update: Callable[..., Any] = _refused("update")
+    mse_loss: Callable[..., Any] = _refused("mse_loss")
+    mse_loss_grad: Callable[..., Any] = _refused("mse_loss_grad")
+    log_prob: Callable[..., Any] = _refused("log_prob")
+    log_prob_grad: Callable[..., Any] = _refused("log_prob_grad")
+    kl: Callable[..., Any] = _refused("kl")
+    kl_grad: Callable[..., Any] = _refused("kl_grad")
+    update_with_log_prob: Callable[..., Any] = _refused("update_with_log_prob")
+    combined: Callable[..., Any] = _refused("combine")
+    augmented: Callable[..., Any] = _refused("augment")
+
+
+NUMPY = Library("NumPy")  # and CuPy, which answers like NumPy
+
+_loaders: dict[Any, Callable[[], Library]] = {}  # by type, or by the root module of a library's types
 _libraries: dict[type, Any] = {np.ndarray: None, type(None): None, str: None, type: None}
 _libraries |= dict.fromkeys((type(np.dtype(code)) for code in "efd"), None)
 
 
-def register(root: str, load: Callable[[], Any]) -> None:
-    """Types of the module `root` belong to the library that load() returns. It is called when one is first seen."""
-    _loaders[root] = load
+def register(of: type | str, library: Library | Callable[[], Library]) -> None:
+    """Arrays of a type, or of all types of a root module, belong to a library from now on.
+
+    Args:
+        of: The type, with those that derive from it, or the name of a root module.
+        library: The library, or what loads it. It is called when the first such array is seen.
+    """
+    _loaders[of] = (lambda: library) if isinstance(library, Library) else library
 
 
 def library(root: str) -> Any:
@@ -34,8 +153,14 @@ def library_of(x: object) -> Any:
     return found
 
 
+def library_for(x: object) -> Any:
+    """Returns the library of an array. It is `NUMPY` where `library_of` returns None."""
+    return library_of(x) or NUMPY
+
+
 def _library_of(kind: type) -> Any:
     for base in kind.__mro__:
-        if (load := _loaders.get(base.__module__.partition(".")[0])) is not None:
-            return load()
+        for of in (base, base.__module__.partition(".")[0]):
+            if (load := _loaders.get(of)) is not None:
+                return load()
     return None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Other libraries: each module is loaded when its library's arrays are first seen, or when it is asked for."""
 
-from typing import Any
-
-from ..ground.kinds import register
+from ..ground.kinds import Library as Library
+from ..ground.kinds import register as register
 from ..ground.lazy import lazy
+from .adapter import ThroughNumPy as ThroughNumPy
 
 _MODULES = (
     "albumentations",
@@ -23,22 +23,22 @@ _MODULES = (
 )
 
 
-def _torch() -> Any:
+def _torch() -> Library:
     from . import torch  # a statement, which torch.compile can follow
 
-    return torch
+    return torch.library
 
 
-def _jax() -> Any:
+def _jax() -> Library:
     from . import jax
 
-    return jax
+    return jax.library
 
 
-def _dask() -> Any:
+def _dask() -> Library:
     from . import dask
 
-    return dask
+    return dask.library
 
 
 register("torch", _torch)
@@ -47,4 +47,4 @@ register("jaxlib", _jax)
 register("dask", _dask)
 
 
-__getattr__, __dir__ = lazy(__name__, _MODULES, ())
+__getattr__, __dir__ = lazy(__name__, _MODULES, ("Library", "ThroughNumPy", "register"))

@@ -20,7 +20,6 @@ from ..arguments.arrays import (
     float_dtype,
     host_view,
     is_array,
-    is_written,
     output,
     pieces,
     wanted,
@@ -159,9 +158,9 @@ def randn(
     True
     """
     if chunks is not None:
-        _need_memory(noise)
+        _need_adding(noise, dask := library("dask"))
         options: dict[str, Any] = {"dtype": dtype, "batched": batched, "out": out, "device": device}
-        return library("dask").randn(lengths(shape), noise, chunks=chunks, **options)
+        return dask.randn(lengths(shape), noise, chunks=chunks, **options)
     if device is not None:
         out = _made_on(device, shape, dtype, out)
     return _random("randn", shape, noise, dtype, batched, out)
@@ -216,13 +215,9 @@ def randn_like(
     if type(x) is np.ndarray and dtype is None and x.dtype.kind == "f" and x.dtype.isnative:
         return _random("randn", x.shape, noise, x.dtype, True if batched is None else batched, None)
     batched = is_batch("x", x, batched)
-    if not is_written(x):
-        _need_memory(noise, library_of(x))
-        return library_of(x).randn_like(x, noise, dtype=dtype, batched=batched)
-    if (other := library_of(x)) is not None and hasattr(type(x), "shape"):  # a dtype has none
-        out = other.empty_like(x, dtype)
-        drawn = _random("randn", tuple(x.shape), noise, x.dtype if out is None else out.dtype, batched, out)
-        return other.in_format(drawn, x)
+    if (other := library_of(x)) is not None and hasattr(x, "shape"):  # a dtype has none
+        _need_adding(noise, other)
+        return other.randn_like(x, noise, dtype=dtype, batched=batched)
     if not is_array(x):
         raise TypeError(f"x: expected {wanted(x)}, got {type(x).__name__}")
     x = host_view("x", x)
@@ -351,16 +346,16 @@ def are_increments(noise: object) -> TypeGuard[Increments]:
     return type(noise) is Increment
 
 
-def _need_memory(noise: object, other: Any = None) -> None:
-    """NotImplementedError of increments, which are added up in memory, where `other` does not do that its own way."""
-    if are_increments(noise) and not hasattr(other, "added_draws"):
+def _need_adding(noise: object, other: Any) -> None:
+    """Raises NotImplementedError for increments if the library does not add draws, or not while it is traced."""
+    if are_increments(noise) and not other.adds_draws():
         raise NotImplementedError("noise: an increment is not drawn by dask or under torch.compile")
 
 
 def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: Any) -> Array:
     other = library_of(dtype if out is None else out)
-    if other is not None and (other.is_traced() or not hasattr(other, "empty")):
-        _need_memory(noise, other)
+    if other is not None:
+        _need_adding(noise, other)
     if type(noise) is Increment and (field := noise.only()) is not None:
         return _random("randn", shape, field, dtype, batched, out)
     if other is not None:

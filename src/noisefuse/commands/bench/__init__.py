@@ -15,7 +15,8 @@ from importlib import import_module
 import noisefuse as nf
 
 from ...arguments.arrays import float_dtype
-from .contenders import OPERATIONS, Case, contenders
+from .contenders import OPERATIONS, Case
+from .contenders import contenders as libraries
 from .results import Records, Result, record, report, stored
 from .timing import Device, Timing, interleaved, machine
 
@@ -23,7 +24,7 @@ from .timing import Device, Timing, interleaved, machine
 def cpu() -> Device:
     sizes = ((1, 16, 7), (64, 3, 32, 32), (256, 3, 128, 128))
     dtypes = ("float32", "float64", "float16", "uint8")
-    return Device(machine(), OPERATIONS, sizes, dtypes, contenders, threads=nf.info()["threads"])
+    return Device(machine(), OPERATIONS, sizes, dtypes, libraries, threads=nf.info()["threads"])
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 import noisefuse as nf
 
+from ...ground.kinds import Library
 from ...ground.needs import needs
 
 with needs(__name__, "dask"):
@@ -24,26 +25,7 @@ with needs(__name__, "dask"):
 from .augment import augmented, prepare
 from .blocks import Call, known_chunks, mapped, need_none
 
-__all__ = [
-    "LAZY", "augmented", "check_workers", "is_traced", "kl", "kl_grad", "log_prob", "log_prob_grad", "mse_loss",
-    "mse_loss_grad", "prepare", "q_sample", "q_step", "q_walk", "randn", "randn_like", "times", "uniform", "untraced",
-    "update", "update_with_log_prob", "where",
-]  # fmt: skip
-
-
-LAZY, WRITTEN = True, False  # what `arrays` asks
-
-
-where: Callable[..., Any] = da.where
-
-
-def is_traced() -> bool:
-    """No compiler follows these calls."""
-    return False
-
-
-def untraced(function: Any, *arguments: Any) -> Any:
-    return function(*arguments)
+__all__ = ["check_workers", "library"]
 
 
 def times(x: Any, t: Any, kind: str) -> Any:
@@ -152,18 +134,6 @@ def _random(name: str, shape: Any, noise: Any, *, chunks: Any, dtype: Any, out: 
     return mapped(Call(name, _drawn, {"name": name, "dtype": dtype, "batched": batched}), sizes, {}, noise, {})
 
 
-def mse_loss(*_: Any, **__: Any) -> Any:
-    raise NotImplementedError("losses and densities, which are sums, do not take arrays of dask's")
-
-
-mse_loss_grad = mse_loss
-log_prob = mse_loss
-log_prob_grad = mse_loss
-kl = mse_loss
-kl_grad = mse_loss
-update_with_log_prob = mse_loss
-
-
 # ---- what a block calls ------------------------------------------------------------------------------------
 
 
@@ -184,3 +154,10 @@ def _row(
 ) -> Any:  # fmt: skip
     past = [options.pop(name) for name in sorted(options) if name.startswith("past")]
     return nf.update(table, i, x, m1 if m2 is None else (m1, m2), past=past, noise=noise, **options)
+
+
+library = Library(
+    "dask", is_written=False, is_lazy=True, adds_draws=lambda: False, where=da.where, times=times, randn=randn,
+    randn_like=randn_like, uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update,
+    augmented=augmented, prepare=prepare,
+)  # fmt: skip

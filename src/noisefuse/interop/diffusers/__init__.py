@@ -4,7 +4,7 @@
     from noisefuse.interop.diffusers import DDPMScheduler      # a subclass of diffusers' class of that name
     accelerate(pipeline)                                       # or so, in place
 
-Their numbers come from diffusers' own code (diffusers_rows.py). What a row cannot do diffusers does, and a line in the
+Their numbers come from diffusers' own code (rows.py). What a row cannot do diffusers does, and a line in the
 log says so.
 """
 
@@ -103,7 +103,7 @@ class _Clock(NamedTuple):
     """The timesteps of a scheduler, to be found without asking a device for their values."""
 
     timesteps: Tensor
-    version: int | None  # of their values: torch_internals.version
+    version: int | None  # of their values: torch/internals.py
     host: Tensor
     places: dict[int, int]  # by the address of an entry: loops run over views of `timesteps`
     values: dict[float, int]  # by its value: the first place that has it
@@ -172,7 +172,7 @@ class Fused:
     # The same of add_noise, which does as step does unless it is said.
     _levels_by_time: bool
     _levels_source: str
-    _one_by_one = False  # step does what cannot be done for several rows at once, see diffusers_lanes.py
+    _one_by_one = False  # step does what cannot be done for several rows at once, see lanes.py
     _upcasts = False  # step computes in float32, and returns the dtype of the model's output
     _refuses = False  # step refuses integer times
     # Whose dtype the noise has that diffusers draws: "model", "sample", "float32" or "wide", the wider of the model's

@@ -3,7 +3,7 @@
 
 An operation is checked once, when it is traced, by the functions that check it for NumPy, with arrays of zeros that
 stand for JAX's. What depends on the data, the row, the step, the ids of samples, may be traced too; then it is not
-checked, and rows beyond a table are its first or its last (docs/jax.md). `jax_calls` runs the call.
+checked, and rows beyond a table are its first or its last (docs/jax.md). `calls` runs the call.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import numpy as np
 import noisefuse as nf
 
 from ... import density
-from ...arguments import calls
 from ...arguments.arrays import fast_dtype
+from ...arguments.calls import Index, kept_times, make_call
 from ...arguments.options import FAST_LEVELS, lengths, need_tableau, plain_table
 from ...call.description import Loss, Step
 from ...call.packed import pack_loss
+from ...ground.kinds import Library
 from ...ground.needs import needs
 from ...language.levels import FLOATS, LEVELS, Levels, level_bounds
 from ...language.rows import AFFINE, M1, SYMBOLS, Rows, X, Z
@@ -38,9 +39,9 @@ with needs(__name__, "jax"):
     import jax
     import jax.numpy as jnp
 
-from . import eager as jax_eager
+from . import eager
 from .calls import bind
-from .described import (
+from .description import (
     FIELDS,
     IDS,
     INDEX,
@@ -58,35 +59,14 @@ from .described import (
 from .eager import fast_random, fast_row
 from .internals import varying, varying_axes
 
-__all__ = [
-    "WRITTEN", "augmented", "chosen", "combined", "fast_random", "fast_row", "from_key", "is_traced", "kl", "kl_grad",
-    "log_prob", "log_prob_grad", "moved", "mse_loss", "mse_loss_grad", "q_sample", "q_step", "q_walk", "randn",
-    "randn_like", "sample", "time", "times", "to_key", "uniform", "untraced", "update", "update_with_log_prob", "where",
-    "zeros_like",
-]  # fmt: skip
-
-WRITTEN = False  # what `arrays` asks
-
-
-where: Callable[..., jax.Array] = jnp.where
-
-
-def is_traced() -> bool:
-    """Nothing here takes the fast path."""
-    return True
-
-
-def untraced(function: Any, *arguments: Any) -> Any:
-    return function(*arguments)
-
 
 def times(x: Any, t: Any, kind: str) -> Any:
     """t for each sample of x."""
     return jnp.full(x.shape[:1], t, jax.dtypes.canonicalize_dtype(kind))
 
 
-def time(times: Any, i: Any) -> Any:
-    """That of a traced row."""
+def time_of(times: Any, i: Any) -> Any:
+    """Returns the time of a traced row."""
     return _at_row(jnp.asarray(times), i)
 
 
@@ -188,9 +168,9 @@ def _sum_of_draws(increment: Any, shape: tuple[int, ...], like: Step, batched: b
     words = np.array([word for word, _ in terms], np.uint32)
 
     def call(rows: Rows, named: _Named | None, inputs: dict[int, Any], kind: Any) -> Step:
-        index = calls.Index(np.zeros(1, np.int64), max(1, math.prod(shape)))
+        index = Index(np.zeros(1, np.int64), max(1, math.prod(shape)))
         names = () if named is None else (named.known,)
-        return calls.make_call(shape, kind, rows, index, names, inputs, {"out": None}, batched)
+        return make_call(shape, kind, rows, index, names, inputs, {"out": None}, batched)
 
     def add(total: Any, at: Any) -> Any:
         named = _Named(increment.draw(at[1]))
@@ -248,7 +228,7 @@ def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out:
     _need_none(out=out)
     if hasattr(noise, "shape"):
         raise TypeError("noise: q_walk draws at every time and takes a Noise, not an array")
-    kept, rows = calls.kept_times(keep, len(schedule)), schedule.kept.markov
+    kept, rows = kept_times(keep, len(schedule)), schedule.kept.markov
     begun = []
     if x0.dtype.name in LEVELS and len(kept):  # a walk has no constant: the step that scales levels is one of its own
         x0 = q_step(x0, 0, schedule, noise, batched=batched, out=None)
@@ -603,9 +583,9 @@ def _known(noise: nf.Noise, without_step: bool) -> nf.Noise:
 def _at_times(
     make: Callable[..., Step], name: str, x: Any, t: Any, noise: Any, out: Any, like: Any, arrays: Any = None
 ) -> Any:
-    """The outputs of the call that `make` checks: make(x, t, noise). like: says what `jax_eager.fast_row` gets of such
+    """The outputs of the call that `make` checks: make(x, t, noise). like: says what `eager.fast_row` gets of such
     a call beside these."""
-    t, given = jax_eager.number(t), {X: x, **(arrays or {})}
+    t, given = eager.number(t), {X: x, **(arrays or {})}
     if out is not None and out is not x:
         what = f"expected None, or {name} itself, whose memory is taken where jit donates it"
         raise TypeError(f"out: {what}; arrays of JAX's are not written to")
@@ -625,8 +605,8 @@ def _remember(
     like: Callable[[], Any], t: Any, noise: Any, given: dict[int, Any], what: Any, operands: Any, call: Step
 ) -> None:
     plain, stream, *options = like()
-    signature = jax_eager.signature(plain, stream, t, noise, [*given.values()], *options)
-    jax_eager.remember(plain, signature, what, operands, call, given)
+    signature = eager.signature(plain, stream, t, noise, [*given.values()], *options)
+    eager.remember(plain, signature, what, operands, call, given)
 
 
 def _times(t: Any) -> tuple[Any, Any]:
@@ -676,7 +656,7 @@ def _row(index: Any, call: Step) -> Any:
 def _kept(rows: Rows, wide: bool) -> Any:
     """A table as an array of JAX's, which is kept with it."""
     numbers, key = rows.table if wide else rows.single, (-1, wide)  # devices of CUDA's count from 0
-    if jax_eager.is_in_mesh():
+    if eager.is_in_mesh():
         return jnp.asarray(numbers)
     if key not in rows.on_devices:
         with jax.ensure_compile_time_eval():
@@ -731,3 +711,13 @@ def _weights(weight: Any) -> Any:
     """Traced ones, of a dtype that the handler takes, along one axis: along two, words of 32 bits are halves."""
     plain = weight.dtype.itemsize >= 4 and weight.dtype.kind in "iuf"
     return (weight if plain else weight.astype(jnp.float32)).reshape(-1)
+
+
+library = Library(
+    "JAX", is_written=False, is_traced=lambda: True, adds_draws=lambda: True, fast_row=fast_row,
+    fast_random=fast_random, moved=moved, zeros_like=zeros_like, where=jnp.where, times=times, time_of=time_of,
+    chosen=chosen, from_key=from_key, sample=sample, randn=randn, randn_like=randn_like, uniform=uniform,
+    q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update, mse_loss=mse_loss, mse_loss_grad=mse_loss_grad,
+    log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad, combined=combined, augmented=augmented,
+    update_with_log_prob=update_with_log_prob,
+)  # fmt: skip

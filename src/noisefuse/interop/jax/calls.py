@@ -4,7 +4,7 @@
 The operation gets a `Described`, which holds shapes and dtypes and is a value that JAX can compare, and operands, which
 hold all numbers: rows of coefficients, which of them, the noise's name, and arrays. So a program with other numbers is
 the same program. On CPUs it is a custom call of XLA's typed FFI (csrc/xla.cpp), which runs the native kernels on XLA's
-buffers. Elsewhere it is stated in jax.numpy (jax_pure.py), and with another backend XLA calls Python back
+buffers. Elsewhere it is stated in jax.numpy (pure.py), and with another backend XLA calls Python back
 (`jax.pure_callback`); the bits are the same.
 """
 
@@ -31,7 +31,7 @@ from ...language.levels import LEVELS
 from ...language.rows import AFFINE, BOUNDS, CLEAN, M1, M2, PAST1, TIMES_CLEAN, TIMES_ROOT, Rows, X, Z
 from ...noise import SAMPLES, Noise
 from . import pure
-from .described import (
+from .description import (
     FIELDS,
     IDS,
     INDEX,

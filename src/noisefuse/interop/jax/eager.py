@@ -25,7 +25,7 @@ from ...call.packed import CALL, FIELD
 from ...language.rows import Rows, Z
 from ...noise import Noise
 from .calls import call_p
-from .described import FIELDS, IDS, INDEX, ROWS, STEP, Described
+from .description import FIELDS, IDS, INDEX, ROWS, STEP, Described
 
 MOST, OFTEN = 256, 8
 _PLACES = [FIELD.fields[name][1] for name in ("seed", "sample", "step")]  # type: ignore[index]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A call in `jax.numpy` alone, for platforms that have none of our kernels: spec.py on the integers of jax_floats.py.
+"""A call in `jax.numpy` alone, for platforms that have none of our kernels: spec.py on the integers of floats.py.
 
 It is what the reference backend is to NumPy, on arrays of (batch, elements of a sample). All is traced with 64 bits.
 """
@@ -20,7 +20,7 @@ from ...call.packed import DRAWS, FIELD
 from ...language.levels import LEVELS
 from ...language.rows import AFFINE, X, Z
 from ...noise import SAMPLES
-from .described import FIELDS, IDS, INDEX, LAW, LOSSES, ROWS, START, STEP, WALKS, WEIGHTS, Described
+from .description import FIELDS, IDS, INDEX, LAW, LOSSES, ROWS, START, STEP, WALKS, WEIGHTS, Described
 from .floats import FLOAT32, FLOAT64, SPEC, Float, Format, divide, mul, view
 from .internals import varying, varying_axes
 

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch tensors in, torch tensors out, without a copy: what `ops` does not do at once with tensors comes here.
+"""torch tensors in, torch tensors out, without a copy: what `operations` do not do at once with tensors comes here.
 
 Gradients go through an `autograd.Function`; under `torch.compile` a call becomes one operator of the graph. Each module
 imports those below it alone:
 
-    torch           the operations, and this module's name is what `interop` registers
-    torch_loss      mse_loss
-    torch_density   log-densities of steps
-    torch_graph     autograd and torch.compile, of any operation
-    torch_arrays    tensors as arrays, devices and streams
-    torch_internals what is asked of torch's internals
+    torch       the operations, and the library that `interop` registers
+    loss        mse_loss
+    density     log-densities of steps
+    graph       autograd and torch.compile, of any operation
+    arrays      tensors as arrays, devices and streams
+    internals   what is asked of torch's internals
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 
 import noisefuse as nf
 
+from ...ground.kinds import Library
 from ...ground.needs import needs
 from ...language.levels import FLOATING, LEVELS
 
@@ -54,12 +55,6 @@ from .graph import Operation, carries, compiled, copied, differentiable, need_no
 from .internals import is_compiling, is_traced, untraced
 from .loss import mse_loss, mse_loss_grad
 
-__all__ = [
-    "TIME", "combined", "empty", "empty_like", "in_format", "is_traced", "kl", "kl_grad", "log_prob", "log_prob_grad",
-    "moved", "mse_loss", "mse_loss_grad", "need_plain", "q_sample", "q_step", "q_walk", "randn", "times", "uniform",
-    "untraced", "update", "update_with_log_prob", "where",
-]  # fmt: skip
-
 FLOATING.update(dtype for dtype in DTYPES if dtype.is_floating_point)
 
 
@@ -76,11 +71,13 @@ def empty(shape: Any, dtype: Any, device: Any) -> Any:
     return torch.empty(shape, dtype=_float("float32" if dtype is None else dtype), device=device)
 
 
-TIME = "batch"  # how `Sampler.model_input` tells the time, if it is not told how
-where: Callable[..., Tensor] = torch.where
+def randn_like(x: Any, noise: Any, *, dtype: Any, batched: bool) -> Any:
+    out = _empty_like(x, dtype)
+    kind = x.dtype if out is None else out.dtype
+    return in_format(nf.randn(tuple(x.shape), noise, dtype=kind, batched=batched, out=out), x)
 
 
-def empty_like(x: Any, dtype: Any) -> Any:
+def _empty_like(x: Any, dtype: Any) -> Any:
     """For noise, in C order: of x's dtype, but float32 where x holds integers. None: what `randn` makes by itself."""
     need_plain("x", x)
     if dtype is None and x.is_cpu and x.dtype in DTYPES and x.dtype.is_floating_point and not is_traced():
@@ -100,6 +97,10 @@ def _float(dtype: Any) -> torch.dtype:
 def moved(x: Any, to: Any) -> Any:
     """Returns NumPy's x as a tensor, on the device of another one."""
     return torch.from_numpy(x).to(to.device)
+
+
+def zeros_like(x: Any) -> Any:
+    return x.new_zeros(x.shape)
 
 
 def times(x: Any, t: Any, kind: str) -> Any:
@@ -306,3 +307,12 @@ def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out
         array, given = write("out", out, place, kind), array_dtype(dtype) if name == "randn" else dtype
         drawn = getattr(nf, name)(shape, noise, dtype=given, batched=batched, out=array)
     return as_tensor(drawn, out, kind)
+
+
+library = Library(
+    "torch", time="batch", is_traced=is_traced, untraced=untraced, need_plain=need_plain, moved=moved,
+    zeros_like=zeros_like, where=torch.where, times=times, empty=empty, randn=randn, randn_like=randn_like,
+    uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update, mse_loss=mse_loss,
+    mse_loss_grad=mse_loss_grad, log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad,
+    update_with_log_prob=update_with_log_prob, combined=combined, augmented=augmented,
+)  # fmt: skip

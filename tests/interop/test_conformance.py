@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every library of arrays gives NumPy's bits in its own arrays, and somebody's own array type by its adapter does."""
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conformance import AUGMENTED, CALLS, SUMS, N, S, T, arrays, data, images
+from conftest import bits
+
+
+class Boxed:
+    """An array type that noisefuse has never heard of: no arithmetic, no DLPack, no NumPy."""
+
+    def __init__(self, values):
+        self.inside, self.shape, self.dtype = values, values.shape, values.dtype
+
+    __array_ufunc__ = __array__ = None
+
+
+class Boxes(nf.interop.ThroughNumPy):
+    def to_numpy(self, x):
+        return x.inside
+
+    def from_numpy(self, array, like):
+        return Boxed(array)
+
+
+nf.interop.register(Boxed, Boxes("Boxed"))
+
+
+class Memory(Boxed):
+    """A type whose arrays are written to."""
+
+
+class Memories(Boxes):
+    is_written = True
+
+    def from_numpy(self, array, like):
+        return Memory(array)
+
+
+nf.interop.register(Memory, Memories("Memory"))
+
+
+def boxed(make):
+    return make, make, lambda x: x.inside
+
+
+def torch():
+    library = pytest.importorskip("torch")
+    return library.from_numpy, library.Tensor, lambda x: x.numpy()
+
+
+def jax():
+    library = pytest.importorskip("jax")
+    return library.numpy.asarray, library.Array, np.asarray
+
+
+def dask():
+    library = pytest.importorskip("dask.array")
+    return library.from_array, library.Array, lambda x: x.compute()
+
+
+LIBRARIES = {"torch": torch, "JAX": jax, "dask": dask, "Boxed": lambda: boxed(Boxed), "Memory": lambda: boxed(Memory)}
+
+
+def narrow(a):
+    """As JAX has it where 64 bits are off."""
+    return a.astype({"float64": np.float32, "int64": np.int32}.get(a.dtype.name, a.dtype))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("call", CALLS)
+def test_numpys_bits(call, library):
+    """Seen to fail: an adapter without `times`, and one that returned NumPy's arrays."""
+    make, kind, back = LIBRARIES[library]()
+    if library == "dask" and call in SUMS:
+        with pytest.raises(NotImplementedError, match="does not offer that for arrays of dask"):
+            CALLS[call](make)
+        return
+    expected = arrays(CALLS[call](narrow_first if library == "JAX" else np.asarray))
+    found = arrays(CALLS[call](make))
+    assert len(found) == len(expected)
+    for a, b in zip(expected, found, strict=True):
+        if not isinstance(a, np.ndarray):
+            assert float(b) == pytest.approx(float(a), rel=1e-6 if library == "JAX" else 0)
+            continue
+        assert isinstance(b, kind)
+        assert a.shape == b.shape
+        assert bits(narrow(a) if library == "JAX" else a) == bits(np.asarray(back(b)))
+
+
+def narrow_first(a):
+    return narrow(np.asarray(a))
+
+
+def test_what_an_adapter_gives_is_written_to():
+    out, x = Memory(np.zeros((4, 3, 5), np.float32)), Memory(data())
+    assert nf.q_sample(x, 3, S, N, out=out) is out
+    assert nf.q_sample(x, 3, S, N, out=x) is x
+    assert bits(x.inside) == bits(out.inside) == bits(nf.q_sample(data(), 3, S, N))
+
+
+def test_an_adapter_without_memory_refuses_outputs():
+    with pytest.raises(TypeError, match="out: expected None, as arrays of Boxed are not written to"):
+        nf.q_sample(Boxed(data()), 3, S, N, out=Boxed(data()))
+
+
+def test_what_is_wrong_is_said_as_of_numpys():
+    with pytest.raises(IndexError, match="t = 1000 is out of range"):
+        nf.q_sample(Boxed(data()), Boxed(T + 1), S, N)
+    with pytest.raises(ValueError, match="batched="):
+        nf.q_sample(Boxed(images()[0]), 3, S, N)
+
+
+def test_a_library_offers_what_it_is_asked_for():
+    with pytest.raises(TypeError, match="q_smaple: a library of arrays is not asked for that"):
+        nf.interop.Library("mine", q_smaple=None)
+    with pytest.raises(NotImplementedError, match="q_sample: noisefuse does not offer that for arrays of mine"):
+        nf.interop.Library("mine").q_sample(None)
+
+
+def test_augmentation_is_in_the_table():
+    assert {name.partition(" ")[0].rstrip(",") for name in AUGMENTED} <= {*nf.augment.__all__}
