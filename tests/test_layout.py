@@ -33,8 +33,8 @@ ALLOWED = {
     "_drawing": "",  # as schedule and sampler need it
     "_stored": "",  # as tableau and schedule do
     "diffusers_config": "",
-    "schedule": "rows views tableau forward diffusers_config docstrings _drawing _stored",
-    "weights": "schedule views docstrings",
+    "schedule": "rows views tableau forward diffusers_config docstrings _drawing _stored kinds",
+    "weights": "schedule views docstrings kinds",
     "naive": "",
     "numba": "arrays backends.device docstrings ops rows tableau",
     "backends.spec": "",
@@ -50,7 +50,7 @@ ALLOWED = {
     "backends.*": "noise rows backends.call backends.threads _native",
     "backends": "noise _version backends.call backends.selftest backends.threads _native",
     "arrays": "backends backends.call kinds levels",
-    "calls": "float_mode noise rows tableau arrays backends backends.call levels",
+    "calls": "float_mode noise rows tableau arrays backends backends.call levels kinds",
     "ops": "intervals schedule rows tableau forward noise views arrays calls backends backends.call levels kinds",
     "loss_parts": "noise rows arrays calls backends backends.call",
     "loss": "schedule rows forward noise views arrays calls ops loss_parts backends backends.call levels kinds",
@@ -61,7 +61,7 @@ ALLOWED = {
     "fields": "arrays augment calls float_mode forward loss noise ops rows schedule tableau levels kinds",
     "sampler": "ops density rows backends arrays noise tableau views _drawing _stored levels kinds",
     "samplers.shared": "sampler tableau docstrings samplers.spacing",
-    "samplers.*": "schedule tableau views samplers.*",  # rules, and what they share
+    "samplers.*": "schedule tableau views samplers.* kinds",  # rules, and what they share
     "samplers": "samplers.*",
     "": "[!_]* _version",
     "interop": "kinds interop.torch interop.jax interop.dask",

@@ -34,7 +34,7 @@ from .arrays import (
 )
 from .backends.call import Step
 from .calls import Index, image_layout, is_batch, make_call, names_or_array, run, warn_once
-from .kinds import library_of
+from .kinds import library_of, need_plain
 from .levels import FLOATS, LEVELS, level_bounds, levels_of
 from .loss import mean_squares
 from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
@@ -524,6 +524,7 @@ def prepare(
     if (t is None) != (schedule is None) or (t is not None and strength.any()):
         raise ValueError("t, schedule: expected both of them, without noise_std, or neither")
     if t is not None and schedule is not None:
+        need_plain("t", t)
         if np.shape(t) not in ((), (batch,)):
             raise ValueError(f"t: expected a number or shape ({batch},), got shape {np.shape(t)}")
         times = np.broadcast_to(np.asarray(t), (batch,))
@@ -887,6 +888,7 @@ def _by_place(
 
 
 def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
+    need_plain(name, given)
     try:
         values = np.array(given, np.float64)
     except (TypeError, ValueError):

@@ -34,6 +34,7 @@ from .arrays import (
 )
 from .backends.call import Draw, Step
 from .float_mode import float_mode
+from .kinds import need_plain
 from .levels import levels_of
 from .noise import ELEMENTS, SAMPLES, STEPS, Noise, got, is_tracer, names_of, need_stream_0
 from .rows import M1, M2, PASTS, Rows, X, Z
@@ -139,6 +140,7 @@ def checked_rows(name: str, times: Array, segment: int, n: int) -> Index:
 
 
 def kept_times(keep: Sequence[int] | None, n: int) -> NDArray[np.int64]:
+    need_plain("keep", keep)
     kept = np.arange(n) if keep is None else np.array(keep)
     if kept.ndim != 1 or (kept.dtype.kind not in "iu" and kept.size):
         raise TypeError(f"keep: expected a sequence of integers, got {keep!r}")

@@ -33,7 +33,7 @@ from .arrays import (
 )
 from .calls import Index, converted, is_batch, make_call, names_or_array, run
 from .float_mode import float_mode
-from .kinds import library_of
+from .kinds import library_of, need_plain
 from .levels import DEFAULT_RANGE, FLOATS, levels_of
 from .loss import distances
 from .noise import (
@@ -513,6 +513,7 @@ def perturbed(
         raise ValueError(f"gamma = {gamma}: expected at least 0")
     if levels_of(getattr(x_t, "dtype", None)):
         raise TypeError(f"x_t: expected floats, as q_sample makes them, got {x_t.dtype}")
+    need_plain("t", t)
     t = np.asarray(t.tolist() if hasattr(t, "tolist") else t)  # of any library's arrays
     batch, _ = batch_shape(_shape("x_t", x_t), batched)
     if t.shape not in ((), (batch,)):

@@ -34,6 +34,14 @@ def library_of(x: object) -> Any:
     return found
 
 
+def need_plain(name: str, x: object) -> None:
+    """TypeError: x is masked, or a tensor that stands for several, or for parts of one. Numbers and lists pass."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name}: masked arrays are not supported; pass {name}.data or {name}.filled(...)")
+    if (need := getattr(library_of(x), "need_plain", None)) is not None:
+        need(name, x)
+
+
 def _library_of(kind: type) -> Any:
     for base in kind.__mro__:
         if (load := _loaders.get(base.__module__.partition(".")[0])) is not None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from . import _stored, backends, density, ops
 from ._drawing import plot_levels
 from .arrays import device_of, host_view, is_array, is_lazy, is_traced, is_written, output
-from .kinds import library_of
+from .kinds import library_of, need_plain
 from .levels import levels_of
 from .noise import SAMPLER, START, Noise, are_names, at_row, each, got, is_tracer, names_of, need_stream_0
 from .rows import OUTPUTS, PAST_SYMBOLS, Plain
@@ -824,9 +824,8 @@ class Sampler:
                 )
             return self.start(x_or_shape, noise, dtype="float32" if dtype is None else dtype, device=device)
         x = host_view("x", x_or_shape)
-        if need_plain := getattr(library_of(x), "need_plain", None):
-            need_plain("x", x)
-        elif not hasattr(x, "shape"):
+        need_plain("x", x)
+        if not hasattr(x, "shape"):
             raise TypeError(f"x_or_shape = {x!r}: expected a shape, such as (8, 3, 32, 32), or an array")
         if device is not None:
             raise TypeError("device: expected None where x is given, which lies somewhere already")
@@ -861,6 +860,8 @@ class Sampler:
             raise TypeError("mask, known: expected both of them, or neither")
         if log_probs or not are_names(noise):
             raise TypeError("mask: expected a Noise, or a list of them, and no log_probs")
+        for name, given in (("mask", mask), ("known", known)):
+            need_plain(name, given)
         if getattr(known, "shape", None) != x.shape or library_of(known) is not library_of(x) or known.dtype != x.dtype:
             raise ValueError(f"known: expected an array like x, {_kind(x)}, got {_kind(known)}")
         if out is not None and (getattr(out, "shape", None) != x.shape or out.dtype != x.dtype or not is_written(x)):
@@ -1052,6 +1053,7 @@ def _guided(
     """The table with guidance folded in, and its row or, for a scale per sample, its rows (B,)."""
     if scale is None or not isinstance(model_output, tuple) or len(model_output) != 2:
         raise TypeError("guidance needs both: model_output=(uncond, cond) and guidance_scale")
+    need_plain("guidance_scale", scale)
     weights = np.asarray(scale, np.float64)
     if not np.all(np.isfinite(weights)):
         raise ValueError(f"guidance_scale must be finite, got {scale!r}")

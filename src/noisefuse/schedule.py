@@ -23,6 +23,7 @@ from ._drawing import plot_levels
 from .diffusers_config import family
 from .docstrings import Shared, documented
 from .forward import KeptRows, forward
+from .kinds import need_plain
 from .rows import ROW, Rows
 from .tableau import Tableau
 from .views import Target
@@ -537,6 +538,7 @@ class Schedule:
             ValueError: a float outside.
             TypeError: a float t for another family, or t neither integer nor float.
         """
+        need_plain("t", t)
         t = np.asarray(t)
         if t.dtype.kind in "iu":
             _require((t >= 0) & (t < len(self)), "t", t, f"an index, 0 <= t < {len(self)}", IndexError)
@@ -734,6 +736,7 @@ def _require(
 
 
 def _column(name: str, values: npt.ArrayLike, valid: Callable[[Array], Any], expected: str) -> Array:
+    need_plain(name, values)
     column = np.asarray(values)
     if column.dtype.kind not in "fiu":
         raise TypeError(f"{name} must be real numbers, got dtype {column.dtype}")

@@ -369,6 +369,36 @@ def test_tensors_that_stand_for_others_are_refused_by_name(kind):
             call()
 
 
+BESIDE = {  # arguments that are numbers, or one for each sample, beside torch's x and NumPy's
+    "std": lambda x, odd: nf.augment.gaussian(x, odd, N),
+    "snr": lambda x, odd: nf.augment.at_snr(x, odd, N),
+    "guidance_scale": lambda x, odd: SAMPLERS["ddim"].step(1, x, (x, x), N, guidance_scale=odd),
+    "sample": lambda x, odd: nf.q_sample(x, 3, S, N.at(sample=odd)),
+    "t": lambda x, odd: nf.q_sample(x, odd, S, N),
+    "i": lambda x, odd: nf.update(TABLE, odd, x, x),
+    "keep": lambda x, odd: nf.q_walk(x, S, N, keep=odd),
+    "mask": lambda x, odd: SAMPLERS["ddim"].sample(lambda x, t: x, x, N, mask=odd, known=x),
+    "known": lambda x, odd: SAMPLERS["ddim"].sample(lambda x, t: x, x, N, mask=1.0, known=odd),
+    "betas": lambda x, odd: Schedule.from_betas(odd),
+    "alphas_cumprod": lambda x, odd: Schedule.from_alphas_cumprod(odd),
+    "sigma": lambda x, odd: Schedule([0.9, 0.8, 0.7], odd),
+    "steps": lambda x, odd: nf.samplers.ddim(S, steps=odd),
+    "row": lambda x, odd: nf.weights.draw(odd, 0.5),
+    "u": lambda x, odd: nf.weights.draw([1, 2], odd),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of (nested|Masked)")
+@pytest.mark.parametrize("name", BESIDE)
+def test_such_tensors_are_refused_as_numbers_too(name):
+    """Seen to fail: ".numpy() is not supported for tensor subclasses" and "Internal error: NestedTensorImpl doesn't
+    support sizes", and a masked mask was taken without its mask. A DTensor in test_torch_ranks.py."""
+    for make, message in ODD.values():
+        for x in (X, numpy(X)):
+            with pytest.raises(TypeError, match=f"^{name}: expected a plain tensor, got {message.format(name)}"):
+                BESIDE[name](x, make())
+
+
 def test_torch_func_is_refused_by_name():
     for label, call in (
         ("x0", lambda x: nf.q_sample(x, 3, S, N)),
