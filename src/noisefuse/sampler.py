@@ -746,7 +746,8 @@ class Sampler:
                 "batch" of tensors, else "scalar".
             dtype, device: of a new sample, as `randn` takes them: a dtype of torch's, or a device, makes a tensor.
                 None: float32. Where neither is given and the model answers NumPy's first x with a tensor, or with an
-                array of JAX's, x goes on as one, there.
+                array of JAX's, x goes on as one, there. A model that answers with tensors is given NumPy's arrays in
+                every row, and the time as in the first; no gradient goes through arrays, so x has none.
             progress: show a bar (needs tqdm).
             callback: callback(i, x, denoised) after each row, with arrays of its own.
             out: where to write the result: of x's dtype, or bytes, to which the last row rounds 127.5 x + 127.5.
@@ -782,6 +783,8 @@ class Sampler:
         keep, answer = self._keeper(mask, known, x, noise, log_probs, out), None
         if is_new and dtype is None and device is None and out is None and keep is None:
             answer, x = self._first_answer(model, x, time)
+            if (of_arrays := getattr(library_of(x), "of_arrays", None)) is not None:
+                (model, answer), time = of_arrays(model, answer), "scalar" if time is None else time
         scanned = getattr(library_of(x), "sample", None)
         if scanned is not None and drawn is None and callback is None and keep is None and not log_probs:
             if out is not None:

@@ -56,8 +56,8 @@ from .torch_loss import mse_loss, mse_loss_grad
 
 __all__ = [
     "TIME", "combined", "empty", "empty_like", "in_format", "is_traced", "kl", "kl_grad", "log_prob", "log_prob_grad",
-    "moved", "mse_loss", "mse_loss_grad", "need_plain", "q_sample", "q_step", "q_walk", "randn", "times", "uniform",
-    "untraced", "update", "update_with_log_prob", "where",
+    "moved", "mse_loss", "mse_loss_grad", "need_plain", "of_arrays", "q_sample", "q_step", "q_walk", "randn", "times",
+    "uniform", "untraced", "update", "update_with_log_prob", "where",
 ]  # fmt: skip
 
 FLOATING.update(dtype for dtype in DTYPES if dtype.is_floating_point)
@@ -100,6 +100,21 @@ def _float(dtype: Any) -> torch.dtype:
 def moved(x: Any, to: Any) -> Any:
     """Returns NumPy's x as a tensor, on the device of another one."""
     return torch.from_numpy(x).to(to.device)
+
+
+def of_arrays(model: Any, answer: Any) -> tuple[Any, Any]:
+    """Of a model that answered NumPy's arrays with this: one that is asked with tensors, and the answer. The model goes
+    on being given NumPy's arrays, through which no gradient goes: so answers have none."""
+
+    def detached(answer: Any) -> Any:
+        if isinstance(answer, list | tuple):
+            return (*map(detached, answer),)
+        return answer.detach() if isinstance(answer, Tensor) else answer
+
+    def asked(*given: Any) -> Any:
+        return detached(model(*(one.cpu().numpy() if isinstance(one, Tensor) else one for one in given)))
+
+    return asked, detached(answer)
 
 
 def times(x: Any, t: Any, kind: str) -> Any:
