@@ -404,7 +404,7 @@ class _Probe:
             computed = one.past[0]
             alike = groups.setdefault((len(computed.units), len(computed.values), computed.clamps), {})
             alike.setdefault(id(computed), []).append(i)
-        for (n_units, _, clamps), together in groups.items():
+        for (_, _, clamps), together in groups.items():
             rows = [i for places in together.values() for i in places]
             parts = [_answers([steps[i].past for i in places]) for places in together.values()]
             forms = _forms(np.concatenate(parts) if len(parts) > 1 else parts[0])
@@ -418,20 +418,19 @@ class _Probe:
                 group, target = ("out", clean) if self.thresholds else ("clean", table)
                 target[at, [_COLUMN[group, symbol] for symbol in ("x", "m1", "k")]] = forms[:, -1, (0, 1, -1)]
                 table[at, _BOUNDS] = [(steps[i].past[0].lo, steps[i].past[0].hi) for i in rows]
-            if n_units == 4:  # nothing is remembered
-                for i in rows:
-                    steps[i].past = []
-                continue
-            reads = outputs[:, :, 4:-1].any(axis=1).tolist()
-            for n, (i, flags) in enumerate(zip(rows, reads, strict=True)):
+            readers: dict[Any, list[int]] = {}
+            for n, flags in enumerate(outputs[:, :, 4:-1].any(axis=1).tolist()):
+                readers.setdefault(tuple(flags), []).append(n)
+            for flags, those in readers.items():
                 read = [column for column, flag in enumerate(flags, 4) if flag]
                 if len(read) > len(nf.tableau.past):
                     raise Unsupported(f"a step reads {len(read)} remembered tensors")
-                units = steps[i].past[0].units
-                for output, form in written:
-                    for k, column in enumerate(read, 1):
-                        table[i, _COLUMN[output, f"past{k}"]] = form[n, column]
-                steps[i].past = [REMEMBERED + int(units[column].removeprefix("held")) for column in read]
+                for output, form in written if read else ():
+                    columns = [_COLUMN[output, f"past{k}"] for k in range(1, len(read) + 1)]
+                    table[at[those], columns] = form[those][:, read]
+                for i in (rows[n] for n in those):
+                    units = steps[i].past[0].units
+                    steps[i].past = [REMEMBERED + int(units[column].removeprefix("held")) for column in read]
         return numbers
 
 
