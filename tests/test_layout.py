@@ -40,7 +40,7 @@ TYPES_ALONE = {"": {"interop"}}
 # These take less than what lies below them.
 LESS = {
     "samplers.shared": "ground* sampler samplers.spacing tableau",
-    "samplers*": "samplers* schedule tableau views",  # rules
+    "samplers*": "ground.kinds samplers* schedule tableau views",  # rules
     "interop.jax*": "*",  # while JAX traces, the code for NumPy builds and checks the call
     "interop*": "@ ground* language.levels interop* augment noise schedule tableau views",
     "commands*": "@ ground* language.levels language.rows commands* interop.dask arguments* sampler views _native",

@@ -28,6 +28,7 @@ from .arguments.arrays import (
     device_of,
     fast_dtype,
     float_dtype,
+    host_view,
     is_array,
     is_lazy,
     output,
@@ -36,7 +37,7 @@ from .arguments.calls import Index, image_layout, is_batch, make_call, names_or_
 from .arguments.options import FAST_LEVELS, at_times
 from .arguments.types import Array, ArrayT, DType, NoiseLike
 from .call.description import Step
-from .ground.kinds import library_for, library_of
+from .ground.kinds import library_for, library_of, need_plain
 from .language.levels import FLOATS, LEVELS, level_bounds, levels_of
 from .language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
@@ -505,7 +506,7 @@ def prepare(
     >>> x.shape, x[0, :, 0, 0].round(3).tolist()
     ((2, 3, 8, 8), [2.0, 1.0, 0.5])
     """
-    first = 1 if batched else 0
+    first, images = 1 if batched else 0, host_view("images", images)
     shape: tuple[int, ...] = getattr(images, "shape", ())
     if len(shape) < first + 3:
         wanted, hint = ("(B, H, W, C)", "; batched=False takes (H, W, C)") if batched else ("(H, W, C)", "")
@@ -527,6 +528,7 @@ def prepare(
     if (t is None) != (schedule is None) or (t is not None and strength.any()):
         raise ValueError("t, schedule: expected both of them, without noise_std, or neither")
     if t is not None and schedule is not None:
+        need_plain("t", t)
         if np.shape(t) not in ((), (batch,)):
             raise ValueError(f"t: expected a number or shape ({batch},), got shape {np.shape(t)}")
         times = np.broadcast_to(np.asarray(t), (batch,))
@@ -890,8 +892,10 @@ def _by_place(
 
 
 def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
+    need_plain(name, given)
+    given = host_view(name, given)
     try:
-        values = np.array(given, np.float64)
+        values = np.array(library_for(given).to_numpy(given), np.float64)
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected numbers, got {type(given).__name__}") from None
     negative = name in _NOT_NEGATIVE

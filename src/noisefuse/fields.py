@@ -34,7 +34,7 @@ from .arguments.arrays import (
 from .arguments.calls import Index, converted, is_batch, make_call, names_or_array, run
 from .arguments.types import Array
 from .ground.float_mode import float_mode
-from .ground.kinds import library_of
+from .ground.kinds import library_of, need_plain
 from .language.levels import DEFAULT_RANGE, FLOATS, levels_of
 from .language.rows import Rows
 from .noise import (
@@ -515,6 +515,7 @@ def perturbed(
         raise ValueError(f"gamma = {gamma}: expected at least 0")
     if levels_of(getattr(x_t, "dtype", None)):
         raise TypeError(f"x_t: expected floats, as q_sample makes them, got {x_t.dtype}")
+    need_plain("t", t)
     t = np.asarray(t.tolist() if hasattr(t, "tolist") else t)  # of any library's arrays
     batch, _ = batch_shape(_shape("x_t", x_t), batched)
     if t.shape not in ((), (batch,)):

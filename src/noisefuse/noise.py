@@ -16,7 +16,7 @@ from typing import Any, NoReturn, SupportsIndex, TypeGuard
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .ground.kinds import library
+from .ground.kinds import library, need_plain
 from .language.increments import CELLS, RUNS, Terms, grid_terms, tree_terms
 
 # Version of the contract in docs/noise.md; it changes when any bit of any field does.
@@ -559,6 +559,7 @@ def _ids(sample: int | ArrayLike) -> int | NDArray[np.uint64]:
         return _traced("sample", sample, 1)  # type: ignore[no-any-return]
     if isinstance(sample, SupportsIndex) and not isinstance(sample, np.ndarray) and not getattr(sample, "ndim", 0):
         return _checked("sample", sample, SAMPLES)
+    need_plain("sample", sample)
     ids = np.asarray(sample)
     if ids.size == 0:
         ids = ids.astype(np.uint64)  # an empty list is one of floats to NumPy

@@ -20,7 +20,7 @@ from .arguments.options import fast_path, need_tableau
 from .arguments.types import ArrayT, Device, DType, NumPyDType
 from .ground import stored
 from .ground.drawing import plot_levels
-from .ground.kinds import library_for, library_of
+from .ground.kinds import library_for, library_of, need_plain
 from .language.levels import levels_of
 from .language.rows import OUTPUTS, PAST_SYMBOLS, Plain
 from .noise import SAMPLER, START, Noise, are_names, at_row, each, got, is_tracer, names_of, need_stream_0
@@ -749,7 +749,8 @@ class Sampler:
                 "batch" of tensors, else "scalar".
             dtype, device: of a new sample, as `randn` takes them: a dtype of torch's, or a device, makes a tensor.
                 None: float32. Where neither is given and the model answers NumPy's first x with a tensor, or with an
-                array of JAX's, x goes on as one, there.
+                array of JAX's, x goes on as one, there. A model that answers with tensors is given NumPy's arrays in
+                every row, and the time as in the first; no gradient goes through arrays, so x has none.
             progress: show a bar (needs tqdm).
             callback: callback(i, x, denoised) after each row, with arrays of its own.
             out: where to write the result: of x's dtype, or bytes, to which the last row rounds 127.5 x + 127.5.
@@ -785,6 +786,8 @@ class Sampler:
         keep, answer = self._keeper(mask, known, x, noise, log_probs, out), None
         if is_new and dtype is None and device is None and out is None and keep is None:
             answer, x = self._first_answer(model, x, time)
+            if (of_arrays := library_for(x).of_arrays) is not None:
+                (model, answer), time = of_arrays(model, answer), "scalar" if time is None else time
         scanned = library_for(x).sample
         if scanned is not None and drawn is None and callback is None and keep is None and not log_probs:
             if out is not None:
@@ -827,9 +830,8 @@ class Sampler:
                 )
             return self.start(x_or_shape, noise, dtype="float32" if dtype is None else dtype, device=device)
         x = host_view("x", x_or_shape)
-        if (other := library_of(x)) is not None:
-            other.need_plain("x", x)
-        elif not hasattr(x, "shape"):
+        need_plain("x", x)
+        if not hasattr(x, "shape"):
             raise TypeError(f"x_or_shape = {x!r}: expected a shape, such as (8, 3, 32, 32), or an array")
         if device is not None:
             raise TypeError("device: expected None where x is given, which lies somewhere already")
@@ -863,6 +865,8 @@ class Sampler:
             raise TypeError("mask, known: expected both of them, or neither")
         if log_probs or not are_names(noise):
             raise TypeError("mask: expected a Noise, or a list of them, and no log_probs")
+        for name, given in (("mask", mask), ("known", known)):
+            need_plain(name, given)
         if getattr(known, "shape", None) != x.shape or library_of(known) is not library_of(x) or known.dtype != x.dtype:
             raise ValueError(f"known: expected an array like x, {_kind(x)}, got {_kind(known)}")
         if out is not None and (getattr(out, "shape", None) != x.shape or out.dtype != x.dtype or not is_written(x)):
@@ -1054,6 +1058,7 @@ def _guided(
     """The table with guidance folded in, and its row or, for a scale per sample, its rows (B,)."""
     if scale is None or not isinstance(model_output, tuple) or len(model_output) != 2:
         raise TypeError("guidance needs both: model_output=(uncond, cond) and guidance_scale")
+    need_plain("guidance_scale", scale)
     weights = np.asarray(scale, np.float64)
     if not np.all(np.isfinite(weights)):
         raise ValueError(f"guidance_scale must be finite, got {scale!r}")
@@ -1153,18 +1158,13 @@ def _at(noise: Noises, i: int, stream: int) -> Any:
 
 def _drawn(noise: Noises, i: int, stream: int, x: Array) -> Array:
     """What row i draws for x, as an array: where the table's rows are samples, their numbers are not steps."""
-    if not is_written(x):
-        return randn_like(x, _at(noise, i, stream), dtype="float64" if x.dtype == np.float64 else "float32")
-    z = _zeros_like(x)
-    if "float64" not in str(x.dtype):
-        z = z.float() if hasattr(z, "float") else z.astype(np.float32)
-    return randn(tuple(x.shape), _at(noise, i, stream), dtype=z.dtype, out=z)
+    return randn_like(x, _at(noise, i, stream), dtype="float64" if "float64" in str(x.dtype) else "float32")
 
 
 def _times_like(x: Array, t: Any, integers: bool) -> Array:
     """t for each sample of x: see ``Sampler.model_input``."""
     kind = "int64" if integers else "float64" if "float64" in str(x.dtype) else "float32"
-    return np.full(x.shape[:1], t, kind) if type(x) is np.ndarray else library_for(x).times(x, t, kind)
+    return library_for(x).times(x, t, kind)
 
 
 def _zeros_like(x: Array) -> Array:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from .ground import stored
 from .ground.docstrings import Shared, documented
 from .ground.drawing import plot_levels
+from .ground.kinds import need_plain
 from .language.diffusers_config import family
 from .language.forward import KeptRows, forward
 from .language.rows import ROW, Rows
@@ -537,6 +538,7 @@ class Schedule:
             ValueError: a float outside.
             TypeError: a float t for another family, or t neither integer nor float.
         """
+        need_plain("t", t)
         t = np.asarray(t)
         if t.dtype.kind in "iu":
             _require((t >= 0) & (t < len(self)), "t", t, f"an index, 0 <= t < {len(self)}", IndexError)
@@ -734,6 +736,7 @@ def _require(
 
 
 def _column(name: str, values: npt.ArrayLike, valid: Callable[[Array], Any], expected: str) -> Array:
+    need_plain(name, values)
     column = np.asarray(values)
     if column.dtype.kind not in "fiu":
         raise TypeError(f"{name} must be real numbers, got dtype {column.dtype}")

@@ -256,6 +256,8 @@ class Tableau:
             if values.shape != (n,) or values.dtype.kind not in "iuf" or not np.all(np.isfinite(values)):
                 raise ValueError(f"{column} must be {n} finite numbers, got {values!r}")
         for column in ("push", "denoised"):
+            if columns[column].dtype == np.int64:
+                continue
             if np.any(columns[column] % 1):
                 raise ValueError(f"{column} must be {n} integers, got {columns[column]!r}")
             with np.errstate(invalid="ignore"):  # numbers beyond int64 are refused below, whatever they become
@@ -302,14 +304,17 @@ class Tableau:
         lo, hi = self.rows["clean"]["lo"], self.rows["clean"]["hi"]
         for row in np.flatnonzero(lo > hi):
             raise ValueError(f"row {row} of {self.name!r}: lo <= hi must hold, got {lo[row]} > {hi[row]}")
-        allowed = np.isin(self.push, (0, 1, 2)) & (self.denoised >= 0)
+        allowed = (self.push >= 0) & (self.push <= 2) & (self.denoised >= 0)
         allowed &= self.denoised <= np.minimum(self.push + 1, 2)
         for row in np.flatnonzero(~allowed):
             given = f"push {self.push[row]} and denoised {self.denoised[row]}"
             raise ValueError(f"row {row} of {self.name!r}: there are two auxiliary outputs, got {given}")
+        most = np.maximum(self.push, self.denoised)
         for n, first in enumerate(AFFINE[1:], 1):
+            if most.max(initial=0) < n:
+                break
             computed = np.any(numbers[:, first : first + len(SYMBOLS)], axis=1)
-            for row in np.flatnonzero((np.maximum(self.push, self.denoised) >= n) & ~computed):
+            for row in np.flatnonzero((most >= n) & ~computed):
                 given = f"push {self.push[row]} and denoised {self.denoised[row]} take aux{n}"
                 raise ValueError(f"row {row} of {self.name!r}: {given}, which the row does not compute")
 

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .ground.docstrings import Shared, documented
+from .ground.kinds import need_plain
 from .schedule import Schedule, need_schedule
 from .views import Target, target_factors
 
@@ -203,6 +204,8 @@ def draw(row: npt.ArrayLike, u: npt.ArrayLike) -> npt.NDArray[np.int64]:
     >>> nf.weights.draw([1, 0, 3], [0.1, 0.3, 0.9]).tolist()
     [0, 2, 2]
     """
+    for name, given in (("row", row), ("u", u)):
+        need_plain(name, given)
     weights = np.asarray(row, np.float64)
     if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
         raise ValueError(f"row: expected (T,) finite numbers >= 0, not all 0, got shape {weights.shape}")

@@ -113,3 +113,10 @@ def test_examples_in_docstrings_run(kind):
 def test_all_times_are_drawn():
     """Seen to fail: the last one left out."""
     assert {*drawn_times(nf.Schedule.linear(3), nf.Noise(7).at(sample=np.arange(100)), 100)} == {0, 1, 2}
+
+
+def test_reprs_say_what_a_batch_gets():
+    """Seen to fail: an object at some address, as it was."""
+    noisy, augmented = CALLS
+    assert repr(noisy) == "NoisyColumns(linear, 50 steps, Noise(7, step=2), id='id', image='image', target='v')"
+    assert repr(augmented) == "AugmentedColumns(noisy_images, Noise(7), id='id', image='image')"

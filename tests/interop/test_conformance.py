@@ -83,12 +83,13 @@ def test_numpys_bits(call, library):
     found = arrays(CALLS[call](make))
     assert len(found) == len(expected)
     for a, b in zip(expected, found, strict=True):
-        if not isinstance(a, np.ndarray):
-            assert float(b) == pytest.approx(float(a), rel=1e-6 if library == "JAX" else 0)
-            continue
-        assert isinstance(b, kind)
-        assert a.shape == b.shape
-        assert bits(narrow(a) if library == "JAX" else a) == bits(np.asarray(back(b)))
+        b = np.asarray(back(b) if isinstance(b, kind) else b)
+        assert isinstance(a, float) or isinstance(found[0], kind)
+        assert np.shape(a) == b.shape
+        if call in SUMS and library in ("torch", "JAX"):  # which have sums in x's dtype, and JAX its own gradients
+            np.testing.assert_array_max_ulp(np.asarray(a, b.dtype), b, 2 if library == "JAX" else 0)
+        else:
+            assert bits(narrow(a) if library == "JAX" else np.asarray(a)) == bits(b)
 
 
 def narrow_first(a):

@@ -137,3 +137,10 @@ def test_examples_of_docstrings_run(kind):
     [test] = doctest.DocTestFinder(recurse=False).find(kind, kind.__name__, globs=names)
     assert doctest.DocTestRunner().run(test).failed == 0
     assert inspect.getdoc(kind)
+
+
+def test_reprs_say_what_an_element_gets():
+    """Seen to fail: an object at some address, as it was."""
+    noisy, augmented = own.Noisy(S, nf.Noise(7, step=2), length=7, target="v"), own.Augmented(noisy_image)
+    assert repr(noisy) == "Noisy(linear, 50 steps, Noise(7, step=2), length=7, image='image', target='v')"
+    assert repr(augmented) == "Augmented(noisy_image, None, length=None, image='image')"

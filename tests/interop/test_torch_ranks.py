@@ -51,6 +51,14 @@ def check_placements(mesh) -> None:
         for call in (lambda x: nf.q_sample(x, 3, nf.Schedule.linear(9), NOISE), lambda x: nf.randn_like(x, NOISE)):
             with pytest.raises(TypeError, match=r"got a DTensor: pass .*\.to_local\(\), with noise\.local\("):
                 call(x)  # seen to fail: the first said torch.func, the second drew the whole
+        for name, call in {
+            "std": lambda x: nf.augment.gaussian(whole, x, NOISE),
+            "t": lambda x: nf.q_sample(whole.numpy(), x, nf.Schedule.linear(9), NOISE),
+            "sample": lambda x: NOISE.at(sample=x),
+            "betas": nf.Schedule.from_betas,
+        }.items():
+            with pytest.raises(TypeError, match=rf"^{name}: .* got a DTensor: pass .* {name}\.to_local\(\)"):
+                call(x)  # seen to fail: torch's words, of subclasses
         with CommDebugMode() as communication:
             for given in (x, x._spec):
                 drawn = nf.randn(x.to_local().shape, NOISE.local(given), dtype=torch.float32)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .. import backends
 from ..call.packed import address, dtype_code
-from ..ground.kinds import library_for, library_of
+from ..ground.kinds import library_for, library_of, need_plain
 from ..language.levels import FLOATS
 
 Array: TypeAlias = NDArray[Any]
@@ -170,8 +170,7 @@ def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
 def as_numbers(name: str, x: Any) -> Array:
     """x as an array of whatever numbers, plain unless it lies on a device; lists and scalars too. A subclass of NumPy's
     loses its class. TypeError: it is masked, and what a mask says would be lost."""
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name}: masked arrays are not supported; pass {name}.data or {name}.filled(...)")
+    need_plain(name, x)
     array: Array = x if on_device(x) else np.asarray(host_view(name, x))
     return array
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import backends
 from ..call.description import Draw, Step
 from ..ground.float_mode import float_mode
+from ..ground.kinds import need_plain
 from ..language.levels import levels_of
 from ..language.rows import M1, M2, PASTS, Rows, X, Z
 from ..noise import ELEMENTS, SAMPLES, STEPS, Noise, got, is_tracer, names_of, need_stream_0
@@ -139,6 +140,7 @@ def checked_rows(name: str, times: Array, segment: int, n: int) -> Index:
 
 
 def kept_times(keep: Sequence[int] | None, n: int) -> NDArray[np.int64]:
+    need_plain("keep", keep)
     kept = np.arange(n) if keep is None else np.array(keep)
     if kept.ndim != 1 or (kept.dtype.kind not in "iu" and kept.size):
         raise TypeError(f"keep: expected a sequence of integers, got {keep!r}")

@@ -27,6 +27,7 @@ class Library:
         fast_row, fast_random: What takes the place of the fast path where `is_traced()` is true, or None.
         sample: What runs `Sampler.sample` in one compiled loop, or None.
         prepare: `augment.prepare`, or None where `augmented` is enough for it.
+        of_arrays: What makes a model that answers NumPy's arrays one that is asked with arrays of the library, or None.
     """
 
     is_written = True
@@ -36,6 +37,7 @@ class Library:
     fast_random: Callable[..., Any] | None = None
     sample: Callable[..., Any] | None = None
     prepare: Callable[..., Any] | None = None
+    of_arrays: Callable[..., Any] | None = None
 
     def __init__(self, name: str, **offered: Any) -> None:
         """Takes what the library offers, by the names of this class. TypeError: another name."""
@@ -60,9 +62,11 @@ class Library:
         return function(*arguments)
 
     def need_plain(self, name: str, x: Any) -> None:
-        """Raises TypeError if x is of this library, and no array that operations take."""
-        if not hasattr(x, "shape"):
-            raise TypeError(f"{name}: expected an array, got {type(x).__name__}")
+        """Raises TypeError if x is an array of the library that stands for several, or for a part of one."""
+
+    def to_numpy(self, x: Any) -> Any:
+        """Returns x as a NumPy array in host memory."""
+        return np.asarray(x)
 
     def moved(self, x: Any, to: Any) -> Any:
         """Returns NumPy's x as an array of the library, where the array `to` lies."""
@@ -78,7 +82,9 @@ class Library:
 
     def times(self, x: Any, t: Any, kind: str) -> Any:
         """Returns t for each sample of x, in this dtype."""
-        return np.full_like(x, t, kind, shape=x.shape[:1])
+        return (
+            np.full(x.shape[:1], t, kind) if isinstance(x, np.ndarray) else np.full_like(x, t, kind, shape=x.shape[:1])
+        )
 
     def time_of(self, times: Any, i: Any) -> Any:
         """Returns the time of a row whose number is traced."""
@@ -151,6 +157,14 @@ def library_of(x: object) -> Any:
     if found is not None:  # of other types there may be any number
         _libraries[type(x)] = found
     return found
+
+
+def need_plain(name: str, x: object) -> None:
+    """Raises TypeError if x is masked, or a tensor that stands for several or for a part of one. Lists pass."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name}: masked arrays are not supported; pass {name}.data or {name}.filled(...)")
+    if (other := library_of(x)) is not None:
+        other.need_plain(name, x)
 
 
 def library_for(x: object) -> Any:

@@ -100,6 +100,14 @@ class ThroughNumPy(Library):
     def augmented(self, function: Callable[..., Any], x: Any, noise: Any, **options: Any) -> Any:
         return self.through(function, x, noise, **options)
 
+    def update_with_log_prob(
+        self, table: Any, i: Any, x: Any, model_output: Any, noise: Any, *, past: Any, out: Any, aux_out: Any,
+        **law: Any,
+    ) -> Any:  # fmt: skip
+        made = self.update(table, i, x, model_output, past=past, noise=noise, out=out, aux_out=aux_out)
+        first = made[0] if isinstance(aux_out, int) else made
+        return made, self.log_prob(table, i, x, model_output, first, past=past, **law)
+
     randn = _through(nf.randn)
     randn_like = _through(nf.randn_like)
     uniform = _through(nf.uniform)
@@ -113,5 +121,4 @@ class ThroughNumPy(Library):
     log_prob_grad = _through(nf.density.log_prob_grad)
     kl = _through(nf.density.kl)
     kl_grad = _through(nf.density.kl_grad)
-    update_with_log_prob = _through(nf.density.update_with_log_prob)
     prepare = _through(nf.augment.prepare)

@@ -40,6 +40,13 @@ def need_function(augment: object) -> None:
         raise TypeError(f"augment: expected a function(images, noise) -> images, got {type(augment).__name__}")
 
 
+def told(made_of: Any) -> str:
+    """What a repr says of a schedule, or of a function."""
+    if isinstance(made_of, nf.Schedule):
+        return f"{made_of.name}, {len(made_of)} steps"
+    return getattr(made_of, "__qualname__", repr(made_of))
+
+
 def of_rows(noise: nf.Noise, ids: Any) -> nf.Noise:
     """The noise of rows with these ids: integers (B,), or ints and strs."""
     if isinstance(ids, np.ndarray) and ids.dtype.kind in "OUT":
@@ -62,6 +69,9 @@ class _NamedColumns:
         self.noise: nf.Noise = noise
         self.id: str = id
         self.image: str = image
+
+    def _told(self) -> str:
+        return f"{self.noise!r}, id={self.id!r}, image={self.image!r}"
 
     def _read(self, batch: Columns) -> tuple[nf.Noise, Any]:
         for name in (self.id, self.image):
@@ -99,6 +109,9 @@ class NoisyColumns(_NamedColumns):
         self.schedule: nf.Schedule = schedule
         self.target: Target = target
 
+    def __repr__(self) -> str:
+        return f"NoisyColumns({told(self.schedule)}, {self._told()}, target={self.target!r})"
+
     def __call__(self, batch: Columns) -> dict[str, Any]:
         """The batch's columns, with x_t, t (int64) and target in place of the images.
 
@@ -134,6 +147,9 @@ class AugmentedColumns(_NamedColumns):
         super().__init__(noise, id, image)
         need_function(augment)
         self.augment: Callable[[Any, nf.Noise], Any] = augment
+
+    def __repr__(self) -> str:
+        return f"AugmentedColumns({told(self.augment)}, {self._told()})"
 
     def __call__(self, batch: Columns) -> dict[str, Any]:
         """The batch, with other images. KeyError: a column is missing."""

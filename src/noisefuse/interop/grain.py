@@ -20,7 +20,7 @@ import noisefuse as nf
 
 from ..ground.needs import needs
 from ..views import Target
-from .columns import drawn_times, need_function, need_noise, need_training
+from .columns import drawn_times, need_function, need_noise, need_training, told
 
 with needs(__name__, "grain"):
     import grain
@@ -55,6 +55,9 @@ class _Named(grain.transforms.RandomMap):  # type: ignore[misc]  # of a package 
             raise TypeError("noise: expected a Noise, to name elements by index")
         epoch, place = divmod(int(index), self.length) if self.length else (0, int(index))
         return self._made(element, self.noise.at(sample=self.noise.sample + place, step=self.noise.step + epoch))
+
+    def _told(self) -> str:
+        return f"{self.noise!r}, length={self.length}, image={self.image!r}"
 
     def _read(self, element: Element) -> Any:
         if self.image not in element:
@@ -95,6 +98,9 @@ class Noisy(_Named):
         self.schedule: nf.Schedule = schedule
         self.target: Target = target
 
+    def __repr__(self) -> str:
+        return f"Noisy({told(self.schedule)}, {self._told()}, target={self.target!r})"
+
     def _made(self, element: Element, noise: nf.Noise) -> dict[str, Any]:
         image, rest = self._read(element), {name: one for name, one in element.items() if name != self.image}
         t = int(drawn_times(self.schedule, noise, 1)[0])
@@ -126,6 +132,9 @@ class Augmented(_Named):
         super().__init__(noise, length, image)
         need_function(augment)
         self.augment: Callable[[Any, nf.Noise], Any] = augment
+
+    def __repr__(self) -> str:
+        return f"Augmented({told(self.augment)}, {self._told()})"
 
     def _made(self, element: Element, noise: nf.Noise) -> dict[str, Any]:
         return {**element, self.image: self.augment(self._read(element), noise)}

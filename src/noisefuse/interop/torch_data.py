@@ -15,7 +15,7 @@ import noisefuse as nf
 
 from ..ground.needs import needs
 from ..views import Target
-from .columns import drawn_times, need_function, need_noise, need_training, of_rows
+from .columns import drawn_times, need_function, need_noise, need_training, of_rows, told
 
 with needs(__name__, "torch"):
     import torch
@@ -72,8 +72,7 @@ class NoisyBatch(_NamedBatch):
         self.target: Target = target
 
     def __repr__(self) -> str:
-        kind = f"{self.schedule.name}, {len(self.schedule)} steps"
-        return f"NoisyBatch({kind}, {self.noise!r}, target={self.target!r}, epoch={self.epoch})"
+        return f"NoisyBatch({told(self.schedule)}, {self.noise!r}, target={self.target!r}, epoch={self.epoch})"
 
     def __call__(self, ids: Any, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """ids: integers (B,), on the CPU, or a list of ints or strs. images: (B, ...) on any device, uint8 (0 .. 255
@@ -104,8 +103,7 @@ class AugmentedBatch(_NamedBatch):
         self.augment: Callable[[Tensor, nf.Noise], Any] = augment
 
     def __repr__(self) -> str:
-        function = getattr(self.augment, "__qualname__", repr(self.augment))
-        return f"AugmentedBatch({function}, {self.noise!r}, epoch={self.epoch})"
+        return f"AugmentedBatch({told(self.augment)}, {self.noise!r}, epoch={self.epoch})"
 
     def __call__(self, ids: Any, images: Tensor) -> Any:
         """ids: integers (B,), on the CPU, or a list of ints or strs. images: (B, ...), as `augment` takes them."""

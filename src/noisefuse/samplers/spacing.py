@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from ..ground.kinds import need_plain
 from ..schedule import Schedule
 
 Array: TypeAlias = npt.NDArray[np.float64]
@@ -168,6 +169,7 @@ def grid(
 
 
 def _explicit(axis: Axis, steps: Steps) -> tuple[Array, Array, Array]:
+    need_plain("steps", steps)
     try:
         times = np.zeros(0) if isinstance(steps, str) else np.asarray(steps, np.float64)
     except (TypeError, ValueError):

@@ -134,7 +134,7 @@ class Choices(list[Any]):
 
 
 def counted(numbers: Sequence[int]) -> Lanes:
-    return lanes(torch.tensor(numbers).reshape(-1, 1), counts=True)
+    return lanes(torch.from_numpy(np.array(numbers, np.int64)).reshape(-1, 1), counts=True)
 
 
 def each(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> Lanes:

@@ -84,8 +84,10 @@ def trace(scheduler: Any, base: type, start: int, options: tuple[Any, ...]) -> P
     table = nf.Tableau(numbers[0], times, base.__name__)
     clean = nf.Tableau(numbers[1], times, base.__name__) if probe.thresholds else None
     # What tells the steps of a run apart. (Not a 0 that PNDM remembers in a tensor's place: its counter tells.)
-    changed = (name for one in steps.values() for name in (*one.after, *map(itemgetter(0), one.remembers)))
-    counters = {*changed} - {*scheduler._memory}
+    counters: set[str] = set()
+    for one in steps.values():
+        counters.update(one.after, map(itemgetter(0), one.remembers))
+    counters -= {*scheduler._memory}
     if "last_sample" not in scheduler._memory:
         counters -= {*scheduler._leftovers}
     if not scheduler._memory:  # LCM looks at its time and counts
@@ -397,33 +399,38 @@ class _Probe:
         past1 .."""
         table, clean = numbers = np.zeros((2, n, len(_COLUMN)))
         numbers[:, :, _BOUNDS] = -np.inf, np.inf
-        groups: dict[Any, list[int]] = {}
+        groups: dict[Any, dict[int, list[int]]] = {}
         for i, one in steps.items():
             computed = one.past[0]
-            groups.setdefault((len(computed.units), len(computed.values), computed.clamps), []).append(i)
-        for (_, _, clamps), rows in groups.items():
-            forms = _forms(np.array([steps[i].past[0].of(steps[i].past[1]) for i in rows]))
+            alike = groups.setdefault((len(computed.units), len(computed.values), computed.clamps), {})
+            alike.setdefault(id(computed), []).append(i)
+        for (_, _, clamps), together in groups.items():
+            rows = [i for places in together.values() for i in places]
+            parts = [_answers([steps[i].past for i in places]) for places in together.values()]
+            forms = _forms(np.concatenate(parts) if len(parts) > 1 else parts[0])
             outputs = forms[:, :-1] if clamps else forms
-            d = "m2" if self.thresholds else "d"
-            for output, form in zip(("out", "aux1", "aux2"), outputs.swapaxes(0, 1), strict=False):
-                for symbol, column in zip(("x", "m1", "z", d), range(4), strict=True):
-                    table[rows, _COLUMN[output, symbol]] = form[:, column]
-                table[rows, _COLUMN[output, "k"]] = form[:, -1]
+            written = [*zip(("out", "aux1", "aux2"), outputs.swapaxes(0, 1), strict=False)]
+            symbols = ("x", "m1", "z", "m2" if self.thresholds else "d", "k")
+            at = np.array(rows)[:, None]
+            for output, form in written:
+                table[at, [_COLUMN[output, symbol] for symbol in symbols]] = form[:, (0, 1, 2, 3, -1)]
             if clamps:
                 group, target = ("out", clean) if self.thresholds else ("clean", table)
-                for symbol, column in (("x", 0), ("m1", 1), ("k", -1)):
-                    target[rows, _COLUMN[group, symbol]] = forms[:, -1, column]
-                computed = [steps[i].past[0] for i in rows]
-                table[rows, _BOUNDS[0]], table[rows, _BOUNDS[1]] = [c.lo for c in computed], [c.hi for c in computed]
-            for i, form in zip(rows, outputs, strict=True):
-                read = 4 + np.flatnonzero(form[:, 4:-1].any(axis=0))
+                target[at, [_COLUMN[group, symbol] for symbol in ("x", "m1", "k")]] = forms[:, -1, (0, 1, -1)]
+                table[at, _BOUNDS] = [(steps[i].past[0].lo, steps[i].past[0].hi) for i in rows]
+            readers: dict[Any, list[int]] = {}
+            for n, flags in enumerate(outputs[:, :, 4:-1].any(axis=1).tolist()):
+                readers.setdefault(tuple(flags), []).append(n)
+            for flags, those in readers.items():
+                read = [column for column, flag in enumerate(flags, 4) if flag]
                 if len(read) > len(nf.tableau.past):
                     raise Unsupported(f"a step reads {len(read)} remembered tensors")
-                units = steps[i].past[0].units
-                for k, column in enumerate(read.tolist(), 1):
-                    for output, weights in zip(("out", "aux1", "aux2"), form, strict=False):
-                        table[i, _COLUMN[output, f"past{k}"]] = weights[column]
-                steps[i].past = [REMEMBERED + int(units[column].removeprefix("held")) for column in read.tolist()]
+                for output, form in written if read else ():
+                    columns = [_COLUMN[output, f"past{k}"] for k in range(1, len(read) + 1)]
+                    table[at[those], columns] = form[those][:, read]
+                for i in (rows[n] for n in those):
+                    units = steps[i].past[0].units
+                    steps[i].past = [REMEMBERED + int(units[column].removeprefix("held")) for column in read]
         return numbers
 
 
@@ -437,8 +444,11 @@ class _Computed(NamedTuple):
     lo: float
     hi: float
 
-    def of(self, row: int) -> list[Any]:
-        return [value[row if len(value) > 1 else 0] for value in self.values]
+
+def _answers(computed: list[tuple[_Computed, int]]) -> Any:
+    """Returns what one call made of the units in these of its rows, (rows, values, units + 2)."""
+    rows, values = [row for _, row in computed], computed[0][0].values
+    return np.stack([value[rows] if len(value) > 1 else value.repeat(len(rows), 0) for value in values], axis=1)
 
 
 def _forms(answers: Any) -> Any:

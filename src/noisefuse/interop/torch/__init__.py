@@ -99,8 +99,27 @@ def moved(x: Any, to: Any) -> Any:
     return torch.from_numpy(x).to(to.device)
 
 
+def to_numpy(x: Any) -> Any:
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+
+
 def zeros_like(x: Any) -> Any:
     return x.new_zeros(x.shape)
+
+
+def of_arrays(model: Any, answer: Any) -> tuple[Any, Any]:
+    """Of a model that answered NumPy's arrays with this: one that is asked with tensors, and the answer. The model goes
+    on being given NumPy's arrays, through which no gradient goes: so answers have none."""
+
+    def detached(answer: Any) -> Any:
+        if isinstance(answer, list | tuple):
+            return (*map(detached, answer),)
+        return answer.detach() if isinstance(answer, Tensor) else answer
+
+    def asked(*given: Any) -> Any:
+        return detached(model(*(one.cpu().numpy() if isinstance(one, Tensor) else one for one in given)))
+
+    return asked, detached(answer)
 
 
 def times(x: Any, t: Any, kind: str) -> Any:
@@ -310,9 +329,9 @@ def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out
 
 
 library = Library(
-    "torch", time="batch", is_traced=is_traced, untraced=untraced, need_plain=need_plain, moved=moved,
-    zeros_like=zeros_like, where=torch.where, times=times, empty=empty, randn=randn, randn_like=randn_like,
-    uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update, mse_loss=mse_loss,
-    mse_loss_grad=mse_loss_grad, log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad,
-    update_with_log_prob=update_with_log_prob, combined=combined, augmented=augmented,
+    "torch", time="batch", is_traced=is_traced, untraced=untraced, need_plain=need_plain, to_numpy=to_numpy,
+    moved=moved, of_arrays=of_arrays, zeros_like=zeros_like, where=torch.where, times=times, empty=empty, randn=randn,
+    randn_like=randn_like, uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update,
+    mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl,
+    kl_grad=kl_grad, combined=combined, augmented=augmented, update_with_log_prob=update_with_log_prob,
 )  # fmt: skip
