@@ -118,7 +118,36 @@ def row() -> Drawing:
     return d
 
 
-DRAWINGS = {"counter": counter, "tile": tile, "row": row}
+def floors() -> Drawing:
+    """docs/design.md, "Layout"."""
+    rows = [
+        (PALE, [("commands", "the command noisefuse")]),
+        (PALE, [("interop", "torch, JAX, dask, diffusers, transforms, your own arrays")]),
+        (DATA, [("samplers", "the rules, a file for each family")]),
+        (DATA, [("sampler", "the loop"), ("fields", "")]),
+        (DATA, [("augment", ""), ("density", ""), ("legacy", ""), ("numba", "")]),
+        (DATA, [("operations", "draw, process, update, loss"), ("loss_parts", "")]),
+        (NAMES, [("arguments", "from a caller's arguments to a checked call")]),
+        (NOISE, [("backends", "native (csrc), reference, numba, cuda")]),
+        (NOISE, [("call", "what a kernel is asked, also as bytes")]),
+        (NAMES, [("noise", ""), ("schedule", ""), ("tableau", ""), ("weights", "")]),
+        (NAMES, [("language", "rows, levels, the forward process, increments"), ("views", "")]),
+        (PALE, [("ground", "whose array it is; JSON; pictures; docstrings")]),
+    ]
+    d = Drawing(
+        760, 44 * len(rows) + 50, "The floors of the package: each file imports from its own floor and from below"
+    )
+    d.text(20, 24, "Each file imports from its own floor and from those below.", "start")
+    for n, (colour, rooms) in enumerate(rows):
+        widths = [3 if says else 1 for _, says in rooms]
+        x, unit = 20.0, (720 - 8 * (len(rooms) - 1)) / sum(widths)
+        for width, (name, says) in zip(widths, rooms, strict=True):
+            d.box(x, 40 + 44 * n, unit * width, 36, colour, f"{name}: {says}" if says else name)
+            x += unit * width + 8
+    return d
+
+
+DRAWINGS = {"counter": counter, "tile": tile, "row": row, "floors": floors}
 
 
 def main(folder: Path = PICTURES) -> None:

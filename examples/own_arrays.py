@@ -6,8 +6,6 @@
 The type here is a field on a grid with a unit. Nothing in noisefuse knows it, and it does not know NumPy's protocols.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -91,6 +91,17 @@ def test_the_custom_kernels(tmp_path, capsys):
     assert (tmp_path / "box.png").stat().st_size > 10_000
 
 
+# ---- own_arrays --------------------------------------------------------------------------------------------
+
+
+def test_own_arrays_go_in_and_out(capsys):
+    """Seen to fail: an adapter that returned NumPy's arrays."""
+    example("own_arrays").main()
+    told = capsys.readouterr().out
+    assert told.count(": Field (2, 64, 64) in K") == 4
+    assert told.endswith("the bits of NumPy's arrays: True\n")
+
+
 # ---- train_digits ------------------------------------------------------------------------------------------
 
 
