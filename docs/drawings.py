@@ -124,7 +124,7 @@ def floors() -> Drawing:
         (PALE, [("commands", "the command noisefuse")]),
         (PALE, [("interop", "torch, JAX, dask, diffusers, transforms, your own arrays")]),
         (DATA, [("samplers", "the rules, a file for each family")]),
-        (DATA, [("sampler", "the loop"), ("fields", "")]),
+        (DATA, [("sampler", "the loop"), ("sampling", "the parts of a run"), ("fields", "")]),
         (DATA, [("augment", ""), ("density", ""), ("legacy", ""), ("numba", "")]),
         (DATA, [("operations", "draw, process, update, loss"), ("loss_parts", "")]),
         (NAMES, [("arguments", "from a caller's arguments to a checked call")]),

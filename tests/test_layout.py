@@ -29,6 +29,7 @@ FLOORS = (
     "loss_parts",
     "operations*",
     "augment density fields legacy numba",
+    "sampling*",
     "sampler",
     "samplers*",
     "",

@@ -36,6 +36,7 @@ FLOORS = {
     "language": 96,
     "operations": 96,
     "samplers": 98,
+    "sampling": 95,
 }
 COUNTED = ("covered_lines", "covered_branches", "num_statements", "num_branches")
 

@@ -3,114 +3,60 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import operator
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from . import backends, density
-from .arguments.arrays import device_of, host_view, is_array, is_lazy, is_traced, is_written, output
+from .arguments.arrays import host_view, is_lazy, is_traced, is_written
 from .arguments.options import fast_path, need_tableau
 from .arguments.types import ArrayT, Device, DType, NumPyDType
 from .ground import stored
 from .ground.drawing import plot_levels
 from .ground.kinds import library_for, library_of, need_plain
-from .language.levels import levels_of
-from .language.rows import OUTPUTS, PAST_SYMBOLS, Plain
-from .noise import SAMPLER, START, Noise, are_names, at_row, each, got, is_tracer, names_of, need_stream_0
+from .language.rows import Plain
+from .noise import SAMPLER, START, Noise, are_names, each, got, is_tracer, names_of
 from .operations.draw import are_increments, randn, randn_like
 from .operations.update import update
-from .tableau import Row, Tableau, x
-from .views import guidance
+from .sampling.arrays import (
+    arrays_of_rows,
+    at,
+    bar,
+    drawn_for,
+    first_answer,
+    in_words_of_a_step,
+    need_answer,
+    need_output,
+    several_zeros_like,
+    times_like,
+    zeros_like,
+)
+from .sampling.inpainting import keeper
+from .sampling.rows import SAME, guided, level_rows, mixed, oldest_past, scaling, thresholded, times_of
+from .sampling.state import State
+from .sampling.types import (
+    Array,
+    LikelyRunOptions,
+    LikelyStepOptions,
+    Model,
+    Models,
+    Noises,
+    RunOptions,
+    StepOptions,
+    Time,
+)
+from .tableau import Tableau
 
 if TYPE_CHECKING:
     import torch
     from matplotlib.axes import Axes
 
 __all__ = ["Sampler", "State"]
-
-Array: TypeAlias = Any  # NumPy, CuPy, torch: what `update` accepts
-Noises: TypeAlias = Noise | list[Noise] | tuple[Noise, ...]
-Time: TypeAlias = Literal["scalar", "batch"]
-Model: TypeAlias = Callable[[Any, Any], Any]
-Models: TypeAlias = Array | tuple[Array, Array]
-
-
-class StepOptions(TypedDict, total=False):
-    """The options of `Sampler.step` that its results' type does not depend on."""
-
-    guidance_scale: float | npt.ArrayLike | None
-    out: Array | None
-    denoised_out: Array | list[Array] | None
-
-
-class LikelyStepOptions(StepOptions, density.LawOptions, total=False):
-    """The options of `Sampler.step`, and those of log-densities."""
-
-
-class RunOptions(TypedDict, total=False):
-    """The options of `Sampler.sample` that its results' type does not depend on."""
-
-    start: int
-    time: Time | None
-    guidance_scale: float | npt.ArrayLike | None
-    progress: bool
-    callback: Callable[[int, Array, Array], object] | None
-    out: Array | None
-    mask: Array | None
-    known: Array | None
-
-
-class LikelyRunOptions(RunOptions, density.LawOptions, total=False):
-    """The options of `Sampler.sample`, and those of log-densities."""
-
-
-class State:
-    """The history of one run: arrays that earlier rows kept. Made by ``Sampler.state``.
-
-    A ring: of ``slots`` arrays in a row, the newest first, and before them those that are free to be written.
-    """
-
-    __slots__ = ("at", "moves", "size")
-
-    at: int
-    moves: list[dict[int, tuple[list[Array], list[Array], int]]]
-    size: tuple[int, int]
-
-    def __init__(self, slots: int, arrays: list[Array]) -> None:
-        n, free = len(arrays), len(arrays) - slots
-        self.size = slots, free
-        ring = 2 * arrays  # so that no slice wraps around
-        self.at = free
-        # moves[count][at]: what was kept, where a row writes the `count` arrays that it keeps, and the place after it.
-        # All are made here: a step of a small array has no time for slices.
-        self.moves = [
-            {
-                at: (ring[at : at + slots], ring[at - count : at], at - count + n * (at - count < free))
-                for at in range(free, free + max(1, n))  # one place where nothing is kept
-            }
-            for count in range(free + 1)
-        ]
-
-    @property
-    def past(self) -> list[Array]:
-        return self.moves[0][self.at][0]
-
-    def __repr__(self) -> str:
-        kept = [f"{getattr(a, 'dtype', type(a).__name__)} {tuple(getattr(a, 'shape', ()))}" for a in self.past]
-        return f"State({', '.join(kept) or 'nothing is remembered'})"
-
-    def keep(self, made: list[Array]) -> None:
-        """New arrays, the newest first, where those that are here cannot be written to."""
-        slots, free = self.size
-        past = [*made, *self.past][:slots]
-        self.__init__(slots, past[:1] * free + past)  # type: ignore[misc]
 
 
 class Sampler:
@@ -164,13 +110,13 @@ class Sampler:
             # NumPy's numbers: torch.compile cannot follow into the array
             _times=[*tableau.timesteps],
             _integer_times=tableau.timesteps.dtype.kind in "iu",
-            _reads=_reads(tableau),
+            _reads=oldest_past(tableau),
             _draws=tableau.as_rows.draws.tolist(),
-            _levels=_levels(tableau),
+            _levels=level_rows(tableau),
             _has_level=((tableau.alpha != 0) | (tableau.sigma != 0)).tolist(),
-            _start=None if tableau.start == 1 else _scaling([tableau.start]),
-            _inputs=None if np.all(tableau.scale == 1) else _scaling(tableau.scale),
-            _mixed=lru_cache(maxsize=64)(partial(_mixed, tableau)),
+            _start=None if tableau.start == 1 else scaling([tableau.start]),
+            _inputs=None if np.all(tableau.scale == 1) else scaling(tableau.scale),
+            _mixed=lru_cache(maxsize=64)(partial(mixed, tableau)),
         )
         if (i := self._first_without_past(0)) is not None:  # a state would hold zeros there
             oldest = f"past{self._reads[i]}"
@@ -268,7 +214,7 @@ class Sampler:
         (2, 3, 8, 8)
         """
         options: dict[str, Any] = {"dtype": dtype, "out": out, "device": device, "chunks": chunks}
-        drawn = randn(shape, _at(noise, 0, START), **options)
+        drawn = randn(shape, at(noise, 0, START), **options)
         if self._start is None:
             return drawn
         return update(self._start, 0, drawn, out=drawn if chunks is None else None)
@@ -301,7 +247,7 @@ class Sampler:
                 f"{self.tableau.name} does not say at what level row {i} begins: see Tableau(alpha, sigma)"
             )
         x0 = host_view("x0", x0)
-        return update(self._levels, i, x0, noise=_drawn(noise, 0, START, x0), out=out)
+        return update(self._levels, i, x0, noise=drawn_for(noise, 0, START, x0), out=out)
 
     @overload
     def model_input(
@@ -344,14 +290,14 @@ class Sampler:
         if time is not None or type(x) is not np.ndarray:
             time = library_for(x).time if time is None else time
             if time == "batch":
-                t = _times_like(host_view("x", x), t, self._integer_times)
+                t = times_like(host_view("x", x), t, self._integer_times)
             elif time != "scalar":
                 raise ValueError(f'time: expected "scalar" or "batch", got {time!r}')
         if self._inputs is not None:
             return update(self._inputs, i, x, out=out), t
         if out is None:
             return x, t
-        return update(_SAME, 0, x, out=out), t
+        return update(SAME, 0, x, out=out), t
 
     def state(self, x: Array) -> State:
         """The history of a new run on arrays like x; what is not remembered yet is 0.
@@ -360,7 +306,7 @@ class Sampler:
             TypeError: x is no array.
         """
         x = host_view("x", x)
-        return State(self._slots, _several_zeros_like(x, sum(self._state_size)))
+        return State(self._slots, several_zeros_like(x, sum(self._state_size)))
 
     @overload
     def step(
@@ -510,11 +456,11 @@ class Sampler:
             raise ValueError(f"{table.name} does not say which output estimates the clean sample")
         table, rows, model_output = self._guided(i, x, model_output, guidance_scale)
         if table.threshold is not None:
-            table, rows = _thresholded(table, rows, x, model_output)
+            table, rows = thresholded(table, rows, x, model_output)
         if are_increments(noise):
             noise = randn_like(x, noise, dtype="float64" if "float64" in str(x.dtype) else "float32")
         elif rows is not i and isinstance(noise, Noise | list | tuple):
-            noise = _drawn(noise, i, SAMPLER, x)
+            noise = drawn_for(noise, i, SAMPLER, x)
         past, aux, after = ([], [], 0) if state is None else self._move(state, i)
         own: list[Array] = []
         at = 0 if denoised_out is None else self._denoised[i] - 1
@@ -529,7 +475,7 @@ class Sampler:
                 made, found = density.update_with_log_prob(table, rows, x, model_output, **given, **law)
         except (TypeError, ValueError) as error:
             denoised = None if denoised_out is None else f"aux_out[{at}]"
-            raise _in_words_of_a_step(error, denoised, [*past, *aux], x) from None
+            raise in_words_of_a_step(error, denoised, [*past, *aux], x) from None
         for array in own:
             array[...] = denoised_out
         if not written:
@@ -632,7 +578,7 @@ class Sampler:
             model_output = tuple(model_output)
         if scale is None and not isinstance(model_output, tuple):
             return self.tableau, i, model_output
-        return *library_for(x).untraced(_guided, self, i, x, model_output, scale), model_output
+        return *library_for(x).untraced(guided, self.tableau, self._mixed, i, x, model_output, scale), model_output
 
     def _move(self, state: State, i: int) -> tuple[list[Array], list[Array], int]:
         """What row i finds in the state: see ``State.moves``. TypeError: the state is not one of this sampler's."""
@@ -782,10 +728,10 @@ class Sampler:
         if callback is not None and is_lazy(x_or_shape):
             raise NotImplementedError("callback: does not take arrays of dask's, which are not computed yet")
         x, is_new = self._begun(x_or_shape, noise, start, dtype, device), isinstance(x_or_shape, list | tuple)
-        drawn = None if noise is None or are_names(noise) else self._arrays_of_rows(noise, x, start)
-        keep, answer = self._keeper(mask, known, x, noise, log_probs, out), None
+        drawn = None if noise is None or are_names(noise) else arrays_of_rows(noise, x, self._draws, start)
+        keep, answer = keeper(self._known_levels, mask, known, x, noise, log_probs, out), None
         if is_new and dtype is None and device is None and out is None and keep is None:
-            answer, x = self._first_answer(model, x, time)
+            answer, x = first_answer(model, x, *self.model_input(0, x, time=time))
             if (of_arrays := library_for(x).of_arrays) is not None:
                 (model, answer), time = of_arrays(model, answer), "scalar" if time is None else time
         scanned = library_for(x).sample
@@ -796,15 +742,15 @@ class Sampler:
             return scanned(self, model, x, noise, rows, time=time, guidance_scale=guidance_scale)
         state, found = self.state(x), []
         likely: dict[str, Any] = {**law, "log_prob": True}
-        _need_output(out, x)
-        for i in _bar(range(start, len(self)), progress):
+        need_output(out, x)
+        for i in bar(range(start, len(self)), progress):
             x = x if keep is None else keep(x, i)
             if answer is None:
                 answer = model(*self.model_input(i, x, time=time))
             if type(answer) is not type(x):
                 need_answer(answer, x, i)
             z = noise if drawn is None else drawn[i - start]
-            denoised: Any = None if callback is None else _zeros_like(x) if is_written(x) else []
+            denoised: Any = None if callback is None else zeros_like(x) if is_written(x) else []
             to = out if i == len(self) - 1 and keep is None else None
             given: dict[str, Any] = {"guidance_scale": guidance_scale, "out": to, "denoised_out": denoised}
             if log_probs and self._draws[i]:
@@ -836,82 +782,6 @@ class Sampler:
         if device is not None:
             raise TypeError("device: expected None where x is given, which lies somewhere already")
         return x
-
-    def _first_answer(self, model: Model, x: Array, time: Time | None) -> tuple[Any, Array]:
-        """Asks the model about NumPy's x of a new sample. It returns the answer, and x in the library and on the device
-        of the answer."""
-        x_in, t = self.model_input(0, x, time=time)
-        try:
-            answer = model(x_in, t)
-        except (AttributeError, IndexError, TypeError) as error:  # what networks say to other arrays than their own
-            if not {"torch", "jax"} & sys.modules.keys():
-                raise
-            raise TypeError(
-                f"model: {type(error).__name__} ({str(error)[:80]}) where x is NumPy's and t = {t!r}, as neither "
-                "dtype= nor device= was given; for a network in torch give dtype=torch.float32 or "
-                'device="cpu", for one in JAX dtype=jnp.float32'
-            ) from error
-        need_answer(answer, x, 0, any_library=True)
-        first = answer[0] if isinstance(answer, list | tuple) else answer
-        return answer, library_for(first).moved(x, first)
-
-    def _keeper(
-        self, mask: Any, known: Any, x: Array, noise: Any, log_probs: bool, out: Array | None
-    ) -> Callable[..., Array] | None:
-        """What puts the known part into x at the level of row i, or, after the last, as it is."""
-        if mask is None and known is None:
-            return None
-        if mask is None or known is None:
-            raise TypeError("mask, known: expected both of them, or neither")
-        if log_probs or not are_names(noise):
-            raise TypeError("mask: expected a Noise, or a list of them, and no log_probs")
-        for name, given in (("mask", mask), ("known", known)):
-            need_plain(name, given)
-        if getattr(known, "shape", None) != x.shape or library_of(known) is not library_of(x) or known.dtype != x.dtype:
-            raise ValueError(f"known: expected an array like x, {_kind(x)}, got {_kind(known)}")
-        if out is not None and (getattr(out, "shape", None) != x.shape or out.dtype != x.dtype or not is_written(x)):
-            raise ValueError(f"out: with a mask expected {_kind(x)}, which can be written to, got {_kind(out)}")
-        self._need_levels()
-        free = _as_mask(mask, x)
-        kept, sampled = free == 0, free == 1
-        soft = is_tracer(free) or is_lazy(free) or not bool((kept | sampled).all())
-        where = library_for(x).where
-        z = _drawn(noise, 0, START, x)
-        partly = np.flatnonzero(~(kept | sampled)) if isinstance(free, np.ndarray) else None
-        if partly is not None and 4 * len(partly) > free.size:
-            partly = None
-
-        def keep(x: Array, i: int, out: Array | None = None) -> Array:
-            noised = known if i == len(self) else update(self._levels, i, known, noise=z)
-            if partly is not None and noised is not known:
-                share = np.take(free, partly)
-                noised.reshape(-1)[partly] = share * np.take(x, partly) + (1 - share) * np.take(noised, partly)
-                np.copyto(noised, x, where=sampled)  # half the time of where, which makes an array
-                mixed = noised
-            else:
-                mixed = where(kept, noised, where(sampled, x, free * x + (1 - free) * noised) if soft else x)
-            if out is None:
-                return mixed
-            out[...] = mixed
-            return out
-
-        return keep
-
-    def _arrays_of_rows(self, noise: Any, x: Array, start: int) -> list[Array | None]:
-        """Of noise that was drawn before, what each row from ``start`` on takes: None where it draws none."""
-        n, noise = len(self) - start, host_view("noise", noise)
-        if not isinstance(noise, list | tuple) and not getattr(noise, "shape", ()):
-            expected = "a Noise, a list of them, or an array for each row"
-            raise TypeError(f"noise: expected {expected}, got {got(noise)}")
-        if len(noise) != n:
-            raise ValueError(f"noise: expected {n} arrays, one for each row from {start} on, got {len(noise)}")
-        arrays: list[Any] = [z if draws else None for z, draws in zip(noise, self._draws[start:], strict=True)]
-        for k, z in enumerate(arrays):
-            if self._draws[start + k] and getattr(z, "shape", None) != x.shape and not are_increments(z):
-                expected = f"row {start + k} draws; expected an array of shape {tuple(x.shape)}"
-                what = f"shape {tuple(z.shape)}" if hasattr(z, "shape") else type(z).__name__
-                raise ValueError(f"noise[{k}]: {expected}, got {what}")
-        return arrays
 
     def path(
         self,
@@ -949,7 +819,7 @@ class Sampler:
         >>> a, b = (s.sample(lambda x, t: 0 * x, x, s.path(noise, span=(0, 80))) for s in (few, many))
         """
         self._need_levels()
-        times = [*_times_of(self.tableau, clock), float(end)]
+        times = [*times_of(self.tableau, clock), float(end)]
         rows = [i for i, draws in enumerate(self._draws) if draws]
         ends = [times[0], *(times[i + 1] for i in rows)]
         moves = np.diff(ends)
@@ -980,6 +850,11 @@ class Sampler:
         table = self.tableau
         return plot_levels(ax, table.alpha, table.sigma, "row", f"{table.name}, {len(self)} rows", marker="o")
 
+    def _known_levels(self) -> Tableau:
+        """Returns the rows that noise x0 to the level of each row. ValueError: the tableau has no levels."""
+        self._need_levels()
+        return self._levels
+
     def _need_levels(self) -> None:
         if not all(self._has_level):
             name = self.tableau.name
@@ -1006,21 +881,6 @@ class Sampler:
         return None
 
 
-def need_answer(answer: Any, x: Array, i: Any, any_library: bool = False) -> None:
-    """Raises TypeError if a model's answer in row i is no array and no pair of them, or NumPy's x cannot go with it."""
-    for m in answer if isinstance(answer, list | tuple) and answer else (answer,):
-        if not hasattr(m, "shape") and not is_array(m):
-            hint = "; return its .sample" if hasattr(m, "sample") else ""
-            expected = f"an array like x, {_kind(x)}, or a pair of them with guidance_scale"
-            raise TypeError(f"model: expected {expected}, got {type(m).__name__} in row {i}{hint}")
-        if type(m) is not type(x) and not any_library and library_of(x) is None and library_of(m) is not None:
-            kind = f"{type(m).__module__.partition('.')[0]}.{type(m).__name__}"
-            raise TypeError(
-                f"model: expected NumPy's arrays, as x is one, got {kind} in row {i}; give an x of that kind, or for a "
-                'new sample dtype=torch.float32, device="cpu" or, of JAX, dtype=jnp.float32'
-            )
-
-
 def _need_log_prob(asked: bool, law: density.Options) -> None:
     for name in law:
         if name not in density.Options.__annotations__:
@@ -1031,209 +891,10 @@ def _need_log_prob(asked: bool, law: density.Options) -> None:
         raise TypeError(f"{', '.join(law)}: given without log_prob=True (of a whole run log_probs=True)")
 
 
-def _in_words_of_a_step(error: Exception, denoised: str | None, kept: Sequence[Array], x: Array) -> Exception:
-    """An error of ``update``, whose names for denoised_out and for the arrays of a state say nothing to a user."""
-    if denoised is not None and denoised in str(error):
-        return type(error)(str(error).replace(denoised, "denoised_out"))
-    if not str(error).startswith(("past", "aux_out")):
-        return error
-    own, given = (f"of shape {tuple(a.shape)} and dtype {a.dtype}" for a in (kept[0], x))
-    return error if own == given else type(error)(f"state: made for an x {own}, got an x {given}")
-
-
-def _reads(tableau: Tableau) -> list[int]:
-    """Of each row, the oldest past that it reads: 0 none, else 1 .."""
-    last = np.zeros(len(tableau), np.int64)
-    for n, past in enumerate(PAST_SYMBOLS, 1):
-        last[np.any([tableau.rows[output][past] for output in OUTPUTS], axis=0)] = n
-    return last.tolist()
-
-
 # ---- coefficients that depend on the call ------------------------------------------------------------------
 
 
-def _guided(
-    sampler: Sampler, i: int, x: Array, model_output: Any, scale: float | npt.ArrayLike | None
-) -> tuple[Tableau, Any]:
-    """The table with guidance folded in, and its row or, for a scale per sample, its rows (B,)."""
-    if scale is None or not isinstance(model_output, tuple) or len(model_output) != 2:
-        raise TypeError("guidance needs both: model_output=(uncond, cond) and guidance_scale")
-    need_plain("guidance_scale", scale)
-    weights = np.asarray(scale, np.float64)
-    if not np.all(np.isfinite(weights)):
-        raise ValueError(f"guidance_scale must be finite, got {scale!r}")
-    if weights.shape not in ((), x.shape[:1]):
-        raise ValueError(f"guidance_scale must be a number or of shape {tuple(x.shape[:1])}, got {weights.shape}")
-    if weights.ndim == 0:
-        return sampler._mixed(float(weights)), i
-    mixed = _mixed_for_each if type(i) is int else _mixed_for_each.__wrapped__
-    return mixed(sampler.tableau, i, tuple(weights.tolist())), np.arange(len(weights))
-
-
-def _mixed(table: Tableau, weight: float) -> Tableau:
-    return table.mixed([guidance(weight)])
-
-
-@lru_cache(maxsize=256)
-def _mixed_for_each(table: Tableau, i: int, weights: tuple[float, ...]) -> Tableau:
-    """Row i for a scale of each sample's: it takes half a millisecond to make."""
-    row = Tableau(table.rows[[i]], name=table.name, threshold=table.threshold)
-    return row.mixed([guidance(w) for w in weights])
-
-
-def _thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tuple[Tableau, Any]:
-    """One row per sample, with 1 / s written into D's coefficients; see ``samplers.Threshold``."""
-    assert table.threshold is not None
-    if is_lazy(x):
-        raise NotImplementedError("Threshold: dynamic thresholding does not take arrays of dask's")
-    ratio, maximum = table.threshold
-    clean = update(_clean(table), rows, x, model_output)
-    if is_tracer(clean):
-        raise NotImplementedError("Threshold: its rows depend on the data, which is not known while JAX traces")
-    if getattr(clean, "requires_grad", False):
-        raise NotImplementedError(
-            "Threshold: dynamic thresholding has no gradient: detach x and model_output, or use torch.no_grad()"
-        )
-    clean = np.atleast_1d(_numbers(clean))
-    if clean.size == 0:
-        return table, rows
-    q = np.quantile(np.abs(clean.reshape(len(clean), -1)), ratio, axis=1)
-    s = np.clip(np.nan_to_num(q, nan=1.0), 1, maximum)  # NaN in data must not become a coefficient
-    picked = table.rows[np.broadcast_to(rows, s.shape)]
-    for symbol in ("k", "x", "m1", "m2"):
-        picked["clean"][symbol] /= s
-    picked["clean"]["lo"], picked["clean"]["hi"] = -1, 1
-    return Tableau(picked, name=table.name), np.arange(len(s))
-
-
-@lru_cache(maxsize=64)
-def _clean(table: Tableau) -> Tableau:
-    """The table whose output is D."""
-    rows = np.zeros(len(table), table.rows.dtype)
-    rows["clean"] = table.rows["clean"]
-    rows["out"]["d"] = 1
-    return Tableau(rows, name=f"{table.name}: D")
-
-
-def _levels(tableau: Tableau) -> Tableau:
-    """Of each row, x0 at its level."""
-    rows = np.zeros(len(tableau), tableau.rows.dtype)
-    rows["clean"]["lo"], rows["clean"]["hi"] = -math.inf, math.inf
-    rows["out"]["x"], rows["out"]["z"] = tableau.alpha, tableau.sigma
-    return Tableau(rows)
-
-
-_SAME = Tableau([Row(out=x)])
 _NOTHING: tuple[Sequence[Array], Sequence[Array], int] = (), (), 0  # of a state, where none is needed
 
 
-def _scaling(factors: Iterable[float]) -> Tableau:
-    return Tableau(Row(out=float(factor) * x) for factor in factors)
-
-
-def _times_of(table: Tableau, clock: Callable[[Any, Any], Any] | None) -> list[float]:
-    """When each row begins, on the clock of ``Sampler.path``."""
-    alpha, sigma = table.alpha, table.sigma
-    if clock is not None:
-        times = np.asarray(clock(alpha, sigma), np.float64)
-    elif np.allclose(alpha + sigma, 1, rtol=0, atol=1e-12):
-        times = sigma
-    else:
-        with np.errstate(divide="ignore"):
-            times = sigma / alpha
-    if times.shape != sigma.shape or not np.all(np.isfinite(times)):
-        raise ValueError(f"path: expected a finite time for each of {len(sigma)} rows, got {times!r}; give a clock")
-    found: list[float] = times.tolist()
-    return found
-
-
 # ---- noise and arrays --------------------------------------------------------------------------------------
-
-
-def _at(noise: Noises, i: int, stream: int) -> Any:
-    """What row i draws from a stream of the sampler's own. TypeError: no noise; ValueError: it names a stream."""
-    need_stream_0(noise)
-    return at_row(noise, i, stream)
-
-
-def _drawn(noise: Noises, i: int, stream: int, x: Array) -> Array:
-    """What row i draws for x, as an array: where the table's rows are samples, their numbers are not steps."""
-    return randn_like(x, _at(noise, i, stream), dtype="float64" if "float64" in str(x.dtype) else "float32")
-
-
-def _times_like(x: Array, t: Any, integers: bool) -> Array:
-    """t for each sample of x: see ``Sampler.model_input``."""
-    kind = "int64" if integers else "float64" if "float64" in str(x.dtype) else "float32"
-    return library_for(x).times(x, t, kind)
-
-
-def _zeros_like(x: Array) -> Array:
-    if not hasattr(x, "dtype"):
-        raise TypeError(f"expected an array, got {type(x).__name__}")
-    if isinstance(x, np.ndarray):
-        return _zeros(x.shape, x)
-    return library_for(x).zeros_like(x)
-
-
-def _need_output(out: Any, x: Array) -> None:
-    """What the last row will say of it, before the run. (Of tensors it is that row that does.)"""
-    if out is not None and library_of(x) is None:
-        kind = np.dtype(levels_of(getattr(out, "dtype", None)) or x.dtype.newbyteorder("="))
-        output("out", out, x.shape, kind, device_of(x))
-
-
-def _kind(given: Any) -> str:
-    return f"{given.dtype} of shape {tuple(given.shape)}" if hasattr(given, "dtype") else type(given).__name__
-
-
-def _as_mask(given: Any, x: Array) -> Array:
-    """In x's shape, kind and dtype; from 0 to 1 where that can be looked at."""
-    expected = f"expected numbers from 0 to 1, of x's kind, whose shape broadcasts to {tuple(x.shape)}"
-    try:
-        made = _zeros_like(x)
-        if not is_written(x):
-            made = (made + given).astype(x.dtype)
-        else:
-            made[...] = given
-    except (TypeError, ValueError, RuntimeError):
-        made = None
-    if made is None or made.shape != x.shape:
-        raise ValueError(f"mask: {expected}, got {_kind(given)}")
-    if not (is_tracer(made) or is_lazy(made) or bool(((made >= 0) & (made <= 1)).all())):
-        raise ValueError(f"mask: {expected}, got other values")
-    return made
-
-
-def _zeros(shape: tuple[int, ...], x: Array) -> Array:
-    """Of x's dtype, but a plain array in native byte order also where x is none."""
-    return np.zeros(shape, x.dtype.newbyteorder("="))
-
-
-def _several_zeros_like(x: Array, n: int) -> list[Array]:
-    """n arrays; NumPy's in one block, where each begins with a line of the caches, three lines on from the last one's
-    end: stored vectors then lie in one line each, worth a tenth of a step, and the arrays differ in their place in
-    a page."""
-    if not isinstance(x, np.ndarray):
-        return [_zeros_like(x) for _ in range(n)]
-    line = max(1, 64 // x.itemsize)
-    apart = (-(-x.size // line) + 3) * line
-    block = _zeros((n * apart + line,), x)
-    first = -block.ctypes.data % 64 // x.itemsize
-    return [block[at : at + x.size].reshape(x.shape) for at in range(first, first + n * apart, apart)]
-
-
-def _numbers(x: Array) -> npt.NDArray[np.float64]:
-    """In host memory."""
-    if hasattr(x, "double"):  # torch
-        return x.double().cpu().numpy()  # type: ignore[no-any-return]
-    return (x.get() if hasattr(x, "get") else np.asarray(x)).astype(np.float64)  # CuPy's
-
-
-def _bar(rows: range, progress: bool) -> Iterable[int]:
-    if not progress:
-        return rows
-    try:
-        bar: Iterable[int] = importlib.import_module("tqdm.auto").tqdm(rows)
-    except ImportError as error:
-        raise ImportError("progress=True needs tqdm: pip install tqdm") from error
-    return bar

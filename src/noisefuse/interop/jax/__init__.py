@@ -33,7 +33,8 @@ from ...operations import loss
 from ...operations.draw import UNIT, are_increments, random_call, rows_of_sum
 from ...operations.process import q_sample_call, q_step_call
 from ...operations.update import update_call
-from ...sampler import State, need_answer
+from ...sampling.arrays import need_answer
+from ...sampling.state import State
 
 with needs(__name__, "jax"):
     import jax

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays of a run: what rows draw, times for each sample, zeros, masks, and what is wrong with an answer."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..arguments.arrays import device_of, host_view, is_array, is_lazy, is_written, output
+from ..ground.kinds import library_for, library_of
+from ..language.levels import levels_of
+from ..noise import at_row, got, is_tracer, need_stream_0
+from ..operations.draw import are_increments, randn_like
+from .types import Array, Model, Noises
+
+
+def need_answer(answer: Any, x: Array, i: Any, any_library: bool = False) -> None:
+    """Raises TypeError if a model's answer in row i is no array and no pair of them, or NumPy's x cannot go with it."""
+    for m in answer if isinstance(answer, list | tuple) and answer else (answer,):
+        if not hasattr(m, "shape") and not is_array(m):
+            hint = "; return its .sample" if hasattr(m, "sample") else ""
+            expected = f"an array like x, {told(x)}, or a pair of them with guidance_scale"
+            raise TypeError(f"model: expected {expected}, got {type(m).__name__} in row {i}{hint}")
+        if type(m) is not type(x) and not any_library and library_of(x) is None and library_of(m) is not None:
+            kind = f"{type(m).__module__.partition('.')[0]}.{type(m).__name__}"
+            raise TypeError(
+                f"model: expected NumPy's arrays, as x is one, got {kind} in row {i}; give an x of that kind, or for a "
+                'new sample dtype=torch.float32, device="cpu" or, of JAX, dtype=jnp.float32'
+            )
+
+
+def in_words_of_a_step(error: Exception, denoised: str | None, kept: Sequence[Array], x: Array) -> Exception:
+    """An error of ``update``, whose names for denoised_out and for the arrays of a state say nothing to a user."""
+    if denoised is not None and denoised in str(error):
+        return type(error)(str(error).replace(denoised, "denoised_out"))
+    if not str(error).startswith(("past", "aux_out")):
+        return error
+    own, given = (f"of shape {tuple(a.shape)} and dtype {a.dtype}" for a in (kept[0], x))
+    return error if own == given else type(error)(f"state: made for an x {own}, got an x {given}")
+
+
+def at(noise: Noises, i: int, stream: int) -> Any:
+    """What row i draws from a stream of the sampler's own. TypeError: no noise; ValueError: it names a stream."""
+    need_stream_0(noise)
+    return at_row(noise, i, stream)
+
+
+def drawn_for(noise: Noises, i: int, stream: int, x: Array) -> Array:
+    """What row i draws for x, as an array: where the table's rows are samples, their numbers are not steps."""
+    return randn_like(x, at(noise, i, stream), dtype=_arithmetic(x))
+
+
+def _arithmetic(x: Array) -> str:
+    if not hasattr(x, "dtype"):
+        raise TypeError(f"expected an array, got {type(x).__name__}")
+    return "float64" if "float64" in str(x.dtype) else "float32"
+
+
+def times_like(x: Array, t: Any, integers: bool) -> Array:
+    """t for each sample of x: see ``Sampler.model_input``."""
+    return library_for(x).times(x, t, "int64" if integers else _arithmetic(x))
+
+
+def zeros_like(x: Array) -> Array:
+    if not hasattr(x, "dtype"):
+        raise TypeError(f"expected an array, got {type(x).__name__}")
+    if isinstance(x, np.ndarray):
+        return _zeros(x.shape, x)
+    return library_for(x).zeros_like(x)
+
+
+def need_output(out: Any, x: Array) -> None:
+    """What the last row will say of it, before the run. (Of tensors it is that row that does.)"""
+    if out is not None and library_of(x) is None:
+        kind = np.dtype(levels_of(getattr(out, "dtype", None)) or x.dtype.newbyteorder("="))
+        output("out", out, x.shape, kind, device_of(x))
+
+
+def told(given: Any) -> str:
+    return f"{given.dtype} of shape {tuple(given.shape)}" if hasattr(given, "dtype") else type(given).__name__
+
+
+def as_mask(given: Any, x: Array) -> Array:
+    """In x's shape, kind and dtype; from 0 to 1 where that can be looked at."""
+    expected = f"expected numbers from 0 to 1, of x's kind, whose shape broadcasts to {tuple(x.shape)}"
+    try:
+        made = zeros_like(x)
+        if not is_written(x):
+            made = (made + given).astype(x.dtype)
+        else:
+            made[...] = given
+    except (TypeError, ValueError, RuntimeError):
+        made = None
+    if made is None or made.shape != x.shape:
+        raise ValueError(f"mask: {expected}, got {told(given)}")
+    if not (is_tracer(made) or is_lazy(made) or bool(((made >= 0) & (made <= 1)).all())):
+        raise ValueError(f"mask: {expected}, got other values")
+    return made
+
+
+def _zeros(shape: tuple[int, ...], x: Array) -> Array:
+    """Of x's dtype, but a plain array in native byte order also where x is none."""
+    return np.zeros(shape, x.dtype.newbyteorder("="))
+
+
+def several_zeros_like(x: Array, n: int) -> list[Array]:
+    """n arrays; NumPy's in one block, where each begins with a line of the caches, three lines on from the last one's
+    end: stored vectors then lie in one line each, worth a tenth of a step, and the arrays differ in their place in
+    a page."""
+    if not isinstance(x, np.ndarray):
+        return [zeros_like(x) for _ in range(n)]
+    line = max(1, 64 // x.itemsize)
+    apart = (-(-x.size // line) + 3) * line
+    block = _zeros((n * apart + line,), x)
+    first = -block.ctypes.data % 64 // x.itemsize
+    return [block[at : at + x.size].reshape(x.shape) for at in range(first, first + n * apart, apart)]
+
+
+def in_float64(x: Array) -> npt.NDArray[np.float64]:
+    """In host memory."""
+    if hasattr(x, "double"):  # torch
+        return x.double().cpu().numpy()  # type: ignore[no-any-return]
+    return (x.get() if hasattr(x, "get") else np.asarray(x)).astype(np.float64)  # CuPy's
+
+
+def bar(rows: range, progress: bool) -> Iterable[int]:
+    if not progress:
+        return rows
+    try:
+        bar: Iterable[int] = importlib.import_module("tqdm.auto").tqdm(rows)
+    except ImportError as error:
+        raise ImportError("progress=True needs tqdm: pip install tqdm") from error
+    return bar
+
+
+def first_answer(model: Model, x: Array, x_in: Array, t: Any) -> tuple[Any, Array]:
+    """Asks the model about the input of NumPy's x, a new sample. It returns the answer, and x in the answer's library
+    and on its device."""
+    try:
+        answer = model(x_in, t)
+    except (AttributeError, IndexError, TypeError) as error:  # what networks say to other arrays than their own
+        if not {"torch", "jax"} & sys.modules.keys():
+            raise
+        raise TypeError(
+            f"model: {type(error).__name__} ({str(error)[:80]}) where x is NumPy's and t = {t!r}, as neither "
+            "dtype= nor device= was given; for a network in torch give dtype=torch.float32 or "
+            'device="cpu", for one in JAX dtype=jnp.float32'
+        ) from error
+    need_answer(answer, x, 0, any_library=True)
+    first = answer[0] if isinstance(answer, list | tuple) else answer
+    return answer, library_for(first).moved(x, first)
+
+
+def arrays_of_rows(noise: Any, x: Array, draws: Sequence[bool], start: int) -> list[Array | None]:
+    """Returns what each row from ``start`` on takes of noise that was drawn before: None where it draws none."""
+    n, noise = len(draws) - start, host_view("noise", noise)
+    if not isinstance(noise, list | tuple) and not getattr(noise, "shape", ()):
+        expected = "a Noise, a list of them, or an array for each row"
+        raise TypeError(f"noise: expected {expected}, got {got(noise)}")
+    if len(noise) != n:
+        raise ValueError(f"noise: expected {n} arrays, one for each row from {start} on, got {len(noise)}")
+    arrays: list[Any] = [z if drawn else None for z, drawn in zip(noise, draws[start:], strict=True)]
+    for k, z in enumerate(arrays):
+        if draws[start + k] and getattr(z, "shape", None) != x.shape and not are_increments(z):
+            expected = f"row {start + k} draws; expected an array of shape {tuple(x.shape)}"
+            what = f"shape {tuple(z.shape)}" if hasattr(z, "shape") else type(z).__name__
+            raise ValueError(f"noise[{k}]: {expected}, got {what}")
+    return arrays

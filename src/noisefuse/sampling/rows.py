@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows that depend on the call: guidance, thresholds, levels, and what rows remember."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..arguments.arrays import is_lazy
+from ..ground.kinds import need_plain
+from ..language.rows import OUTPUTS, PAST_SYMBOLS
+from ..noise import is_tracer
+from ..operations.update import update
+from ..tableau import Row, Tableau, x
+from ..views import guidance
+from .arrays import in_float64
+from .types import Array
+
+
+def oldest_past(tableau: Tableau) -> list[int]:
+    """Of each row, the oldest past that it reads: 0 none, else 1 .."""
+    last = np.zeros(len(tableau), np.int64)
+    for n, past in enumerate(PAST_SYMBOLS, 1):
+        last[np.any([tableau.rows[output][past] for output in OUTPUTS], axis=0)] = n
+    return last.tolist()
+
+
+def guided(
+    table: Tableau,
+    mixed: Callable[[float], Tableau],
+    i: int,
+    x: Array,
+    model_output: Any,
+    scale: float | npt.ArrayLike | None,
+) -> tuple[Tableau, Any]:
+    """The table with guidance folded in, and its row or, for a scale of each sample, its rows (B,)."""
+    if scale is None or not isinstance(model_output, tuple) or len(model_output) != 2:
+        raise TypeError("guidance needs both: model_output=(uncond, cond) and guidance_scale")
+    need_plain("guidance_scale", scale)
+    weights = np.asarray(scale, np.float64)
+    if not np.all(np.isfinite(weights)):
+        raise ValueError(f"guidance_scale must be finite, got {scale!r}")
+    if weights.shape not in ((), x.shape[:1]):
+        raise ValueError(f"guidance_scale must be a number or of shape {tuple(x.shape[:1])}, got {weights.shape}")
+    if weights.ndim == 0:
+        return mixed(float(weights)), i
+    for_each = _mixed_for_each if type(i) is int else _mixed_for_each.__wrapped__
+    return for_each(table, i, tuple(weights.tolist())), np.arange(len(weights))
+
+
+def mixed(table: Tableau, weight: float) -> Tableau:
+    return table.mixed([guidance(weight)])
+
+
+@lru_cache(maxsize=256)
+def _mixed_for_each(table: Tableau, i: int, weights: tuple[float, ...]) -> Tableau:
+    """Row i for a scale of each sample's: it takes half a millisecond to make."""
+    row = Tableau(table.rows[[i]], name=table.name, threshold=table.threshold)
+    return row.mixed([guidance(w) for w in weights])
+
+
+def thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tuple[Tableau, Any]:
+    """One row per sample, with 1 / s written into D's coefficients; see ``samplers.Threshold``."""
+    assert table.threshold is not None
+    if is_lazy(x):
+        raise NotImplementedError("Threshold: dynamic thresholding does not take arrays of dask's")
+    ratio, maximum = table.threshold
+    clean = update(_clean(table), rows, x, model_output)
+    if is_tracer(clean):
+        raise NotImplementedError("Threshold: its rows depend on the data, which is not known while JAX traces")
+    if getattr(clean, "requires_grad", False):
+        raise NotImplementedError(
+            "Threshold: dynamic thresholding has no gradient: detach x and model_output, or use torch.no_grad()"
+        )
+    clean = np.atleast_1d(in_float64(clean))
+    if clean.size == 0:
+        return table, rows
+    q = np.quantile(np.abs(clean.reshape(len(clean), -1)), ratio, axis=1)
+    s = np.clip(np.nan_to_num(q, nan=1.0), 1, maximum)  # NaN in data must not become a coefficient
+    picked = table.rows[np.broadcast_to(rows, s.shape)]
+    for symbol in ("k", "x", "m1", "m2"):
+        picked["clean"][symbol] /= s
+    picked["clean"]["lo"], picked["clean"]["hi"] = -1, 1
+    return Tableau(picked, name=table.name), np.arange(len(s))
+
+
+@lru_cache(maxsize=64)
+def _clean(table: Tableau) -> Tableau:
+    """The table whose output is D."""
+    rows = np.zeros(len(table), table.rows.dtype)
+    rows["clean"] = table.rows["clean"]
+    rows["out"]["d"] = 1
+    return Tableau(rows, name=f"{table.name}: D")
+
+
+def level_rows(tableau: Tableau) -> Tableau:
+    """Of each row, x0 at its level."""
+    rows = np.zeros(len(tableau), tableau.rows.dtype)
+    rows["clean"]["lo"], rows["clean"]["hi"] = -math.inf, math.inf
+    rows["out"]["x"], rows["out"]["z"] = tableau.alpha, tableau.sigma
+    return Tableau(rows)
+
+
+SAME = Tableau([Row(out=x)])
+
+
+def scaling(factors: Iterable[float]) -> Tableau:
+    return Tableau(Row(out=float(factor) * x) for factor in factors)
+
+
+def times_of(table: Tableau, clock: Callable[[Any, Any], Any] | None) -> list[float]:
+    """When each row begins, on the clock of ``Sampler.path``."""
+    alpha, sigma = table.alpha, table.sigma
+    if clock is not None:
+        times = np.asarray(clock(alpha, sigma), np.float64)
+    elif np.allclose(alpha + sigma, 1, rtol=0, atol=1e-12):
+        times = sigma
+    else:
+        with np.errstate(divide="ignore"):
+            times = sigma / alpha
+    if times.shape != sigma.shape or not np.all(np.isfinite(times)):
+        raise ValueError(f"path: expected a finite time for each of {len(sigma)} rows, got {times!r}; give a clock")
+    found: list[float] = times.tolist()
+    return found

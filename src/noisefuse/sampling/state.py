@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The history of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .types import Array
+
+if TYPE_CHECKING:
+    pass
+
+
+class State:
+    """The history of one run: arrays that earlier rows kept. Made by ``Sampler.state``.
+
+    A ring: of ``slots`` arrays in a row, the newest first, and before them those that are free to be written.
+    """
+
+    __slots__ = ("at", "moves", "size")
+    __module__ = "noisefuse.sampler"  # the page that users import
+
+    at: int
+    moves: list[dict[int, tuple[list[Array], list[Array], int]]]
+    size: tuple[int, int]
+
+    def __init__(self, slots: int, arrays: list[Array]) -> None:
+        n, free = len(arrays), len(arrays) - slots
+        self.size = slots, free
+        ring = 2 * arrays  # so that no slice wraps around
+        self.at = free
+        # moves[count][at]: what was kept, where a row writes the `count` arrays that it keeps, and the place after it.
+        # All are made here: a step of a small array has no time for slices.
+        self.moves = [
+            {
+                at: (ring[at : at + slots], ring[at - count : at], at - count + n * (at - count < free))
+                for at in range(free, free + max(1, n))  # one place where nothing is kept
+            }
+            for count in range(free + 1)
+        ]
+
+    @property
+    def past(self) -> list[Array]:
+        return self.moves[0][self.at][0]
+
+    def __repr__(self) -> str:
+        kept = [f"{getattr(a, 'dtype', type(a).__name__)} {tuple(getattr(a, 'shape', ()))}" for a in self.past]
+        return f"State({', '.join(kept) or 'nothing is remembered'})"
+
+    def keep(self, made: list[Array]) -> None:
+        """New arrays, the newest first, where those that are here cannot be written to."""
+        slots, free = self.size
+        past = [*made, *self.past][:slots]
+        self.__init__(slots, past[:1] * free + past)  # type: ignore[misc]
