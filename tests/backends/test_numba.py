@@ -412,7 +412,7 @@ sys.path.insert(0, COPY)
 sys.meta_path = [finder for finder in sys.meta_path if "Redirecting" not in type(finder).__name__]
 warnings.simplefilter("ignore")
 import noisefuse as nf
-from noisefuse.backends import kernels
+from noisefuse.backends.numba import kernels
 """
 COMPILED = """
 for dtype in ("float32", "float64"):
@@ -603,7 +603,7 @@ def test_without_a_folder_to_keep_it_in_code_is_compiled_each_time():
 import numba.core.caching as c
 c.CacheImpl._locator_classes = []
 import noisefuse as nf
-from noisefuse.backends import kernels
+from noisefuse.backends.numba import kernels
 print(nf.philox4x32([0, 0, 0, 0], [0, 0]).tolist(), kernels.philox.stats.cache_path)
 """
     done = python(code, NOISEFUSE_BACKEND="numba")

@@ -803,7 +803,7 @@ def test_what_an_exported_program_needs(tmp_path):
     from jax import export
 
     x = normals((3, 4, 5), np.float32)
-    target = nf.interop.jax_calls.TARGET
+    target = nf.interop.jax.calls.TARGET
     call = jax.jit(lambda x, k: nf.q_sample(x, 3, LINEAR, N.at(step=k)))
     kept = export.export(call, disabled_checks=[export.DisabledSafetyCheck.custom_call(target)])(x, 3).serialize()
     names = []
@@ -819,7 +819,7 @@ def test_programs_are_exported():
     from jax import export
 
     call = jax.jit(lambda x, k: nf.q_sample(x, T, LINEAR, N.at(step=k)))
-    target = nf.interop.jax_calls.TARGET
+    target = nf.interop.jax.calls.TARGET
     kept = export.export(call, disabled_checks=[export.DisabledSafetyCheck.custom_call(target)])(X, 3).serialize()
     assert equal(export.deserialize(kept).call(X, 4), nf.q_sample(X, T, LINEAR, N.at(step=4)))
 
@@ -1048,7 +1048,7 @@ def test_structures_are_those_of_jaxlibs_header(tmp_path):
 
 
 def test_a_call_of_another_version_is_refused():
-    what = jax.ffi.ffi_call(nf.interop.jax_calls.TARGET, jax.ShapeDtypeStruct((3,), jnp.float32))
+    what = jax.ffi.ffi_call(nf.interop.jax.calls.TARGET, jax.ShapeDtypeStruct((3,), jnp.float32))
     with pytest.raises(Exception, match="not a call of this version"):
         jax.block_until_ready(what(X, call=np.zeros(3, np.int64), roles=np.zeros(1, np.int64)))
 

@@ -215,9 +215,11 @@ def randn_like(
     if type(x) is np.ndarray and dtype is None and x.dtype.kind == "f" and x.dtype.isnative:
         return _random("randn", x.shape, noise, x.dtype, True if batched is None else batched, None)
     batched = is_batch("x", x, batched)
-    if (other := library_of(x)) is not None and hasattr(x, "shape"):  # a dtype has none
-        _need_adding(noise, other)
-        return other.randn_like(x, noise, dtype=dtype, batched=batched)
+    if (other := library_of(x)) is not None:
+        other.need_plain("x", x)
+        if hasattr(x, "shape"):  # a dtype has none
+            _need_adding(noise, other)
+            return other.randn_like(x, noise, dtype=dtype, batched=batched)
     if not is_array(x):
         raise TypeError(f"x: expected {wanted(x)}, got {type(x).__name__}")
     x = host_view("x", x)
