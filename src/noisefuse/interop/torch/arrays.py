@@ -116,9 +116,11 @@ def checked(name: str, x: object) -> Tensor:
     return x
 
 
-def need_plain(name: str, x: Tensor) -> None:
+def need_plain(name: str, x: Any) -> None:
     """Raises TypeError for tensors that stand for several, or for parts of one. The message says what to pass in their
-    place."""
+    place. Whatever else torch has, a dtype or a generator, passes."""
+    if not isinstance(x, Tensor):
+        return
     expected = f"{name}: expected a plain tensor"
     if x.is_nested:
         raise TypeError(f"{expected}, got a nested one: pass its parts one by one, {name}.unbind()")
