@@ -31,6 +31,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from noisefuse.interop import diffusers as ours  # noqa: E402
+from noisefuse.interop.diffusers import engine  # noqa: E402
 from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
 from test_torch_cuda import nothing_comes_back, on_the_stand_in  # noqa: E402
 
@@ -52,7 +53,7 @@ DRAWING = [
     for name in NAMES
     if getattr(ours, name)._draws and not name.startswith(("DPMSolverSDE", "DPMSolverMultistepInv"))
 ]
-FORWARD = [name for name in NAMES if issubclass(getattr(ours, name), ours._AddsNoise | ours._Flow)]
+FORWARD = [name for name in NAMES if issubclass(getattr(ours, name), engine.AddsNoise | ours._Flow)]
 MEMORYLESS = [name for name in NAMES if not getattr(ours, name)._memory]
 
 
@@ -361,7 +362,7 @@ def arguments(scheduler, generator, options):
 
 def loop(case, n=10, dtype=torch.float32, tolerance=LOOP, shape=SHAPE, start=0, **attributes):
     """Both schedulers, step by step; returns the largest difference."""
-    ours._said.clear()
+    engine._said.clear()
     pair = case.pair(n, **attributes)
     rng = torch.Generator().manual_seed(0)
     generators = [torch.Generator().manual_seed(1) for _ in pair]
@@ -391,7 +392,7 @@ def loop(case, n=10, dtype=torch.float32, tolerance=LOOP, shape=SHAPE, start=0, 
         xs = [theirs.prev_sample, mine.prev_sample]
     assert torch.equal(generators[0].get_state(), generators[1].get_state())
     # not diffusers' own method, unless it is no number
-    by_rows = isinstance(pair[1]._run.plan, ours.Plan) and not ours._said
+    by_rows = isinstance(pair[1]._run.plan, engine.Plan) and not engine._said
     widened = case.name == "SCMScheduler" and dtype.itemsize < 4
     assert by_rows or widened or not xs[0].isfinite().all()
     return worst
@@ -653,7 +654,7 @@ def test_noise_is_drawn_in_the_dtype_of_diffusers(case, kinds, monkeypatch):
     need_generators(case)
     if case.name == "SCMScheduler" and kinds[0].itemsize < 4:
         pytest.skip("diffusers' own step")
-    for key, scheduler, module in zip("ab", pair, (inspect.getmodule(type(pair[0])), ours), strict=True):
+    for key, scheduler, module in zip("ab", pair, (inspect.getmodule(type(pair[0])), engine), strict=True):
         draw = module.randn_tensor
         drawn[key] = []
 
@@ -862,9 +863,9 @@ def test_a_second_run_and_a_run_that_is_cut_off(name):
 @pytest.mark.parametrize("case", [*DEFAULTS.values(), Case("PNDMScheduler", {"skip_prk_steps": False})], ids=str)
 def test_rows_are_found_once(case, monkeypatch):
     """In the first of three runs. Seen to fail: in the second, too, of seven classes, whose runs leave something."""
-    ours._plans.clear()
-    scheduler, found, trace = case.pair()[1], [], ours.rows.trace
-    monkeypatch.setattr(ours.rows, "trace", lambda *given: found.append(given) or trace(*given))
+    engine._plans.clear()
+    scheduler, found, trace = case.pair()[1], [], engine.rows.trace
+    monkeypatch.setattr(engine.rows, "trace", lambda *given: found.append(given) or trace(*given))
     scheduler.is_scale_input_called = True
     x = torch.linspace(-1, 1, 96).reshape(SHAPE)
     for _ in range(3):
@@ -876,7 +877,7 @@ def test_rows_are_found_once(case, monkeypatch):
 
 def plan_of(case):
     """As the first step of a run finds it."""
-    ours._plans.clear()
+    engine._plans.clear()
     scheduler = case.pair(20)[1]
     scheduler.is_scale_input_called = True
     x = torch.linspace(-1, 1, 96).reshape(SHAPE)
@@ -898,12 +899,12 @@ def test_rows_that_are_found_together_are_those_found_alone(case, monkeypatch):
     plan, memory = plan_of(case)
 
     def no_lanes(*given):
-        raise ours.rows.Alone
+        raise engine.rows.Alone
 
-    monkeypatch.setattr(ours.rows._Tracing, "_in_lanes", no_lanes)
+    monkeypatch.setattr(engine.rows._Tracing, "_in_lanes", no_lanes)
     alone, _ = plan_of(case)
     assert type(plan) is type(alone)
-    if isinstance(plan, ours.Unsupported):
+    if isinstance(plan, engine.Unsupported):
         assert str(plan) == str(alone)
         return
     assert np.array_equal(plan.table.numbers, alone.table.numbers)
@@ -945,8 +946,8 @@ CHANGING = ("IPNDM", "PNDM", "SASolver", "Cosine", "DPMSolverSDE", "LMS")
 )
 def test_few_calls_find_all_rows(name, monkeypatch):
     """Of 20 steps or more. Seen to fail: a call for each."""
-    calls, rows = [], ours.rows._Probe.rows
-    monkeypatch.setattr(ours.rows._Probe, "rows", lambda *given: calls.append(given) or rows(*given))
+    calls, rows = [], engine.rows._Probe.rows
+    monkeypatch.setattr(engine.rows._Probe, "rows", lambda *given: calls.append(given) or rows(*given))
     plan, _ = plan_of(DEFAULTS[name])
     assert len(plan.steps) >= 20
     assert len(calls) <= 12
@@ -958,7 +959,7 @@ def test_what_a_finished_run_leaves_means_nothing(name):
     x, results = torch.linspace(-1, 1, 96).reshape(SHAPE), []
     for left in (False, True):
         _, scheduler = DEFAULTS[name].pair()
-        ours._plans.clear()
+        engine._plans.clear()
         for attribute in scheduler._leftovers if left else ():
             value = vars(scheduler).get(attribute)
             wrong = torch.full(SHAPE, torch.nan)
@@ -1012,7 +1013,7 @@ def test_a_configuration_that_changes_within_a_run(name):
 
 def test_unclip_goes_on_to_the_next_of_its_timesteps():
     """As diffusers' pipelines say it; other times are rows of their own."""
-    ours._said.clear()
+    engine._said.clear()
     pair, generators = DEFAULTS["UnCLIPScheduler"].pair(5), [torch.Generator().manual_seed(1) for _ in range(2)]
     x, m = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
     for after in (1, 2):  # of them
@@ -1025,7 +1026,7 @@ def test_unclip_goes_on_to_the_next_of_its_timesteps():
             assert difference(steps[1], steps[0]) <= LOOP
             if after == 1:
                 assert pair[1]._run.options == (ours._Next(None),)  # one run for all of them
-    assert not ours._said
+    assert not engine._said
 
 
 class Tau:
@@ -1055,7 +1056,7 @@ def test_sa_solver_of_another_tau():
 
 def test_a_corrector_that_reads_more_than_a_row_does(caplog):
     """Three outputs before, x and noise."""
-    ours._said.clear()
+    engine._said.clear()
     pair = Case("SASolverScheduler", {"predictor_order": 3, "corrector_order": 4}).pair()
     x, ends = torch.randn(SHAPE), []
     for scheduler in pair:
@@ -1182,7 +1183,7 @@ def test_add_noise_agrees(name, dtype):
 @pytest.mark.parametrize("name", FORWARD)
 def test_add_noise_goes_on_with_diffusers_where_a_row_does_not_do(name, caplog):
     """And says so once, with the reason. Seen to fail: nothing in the log."""
-    ours._said.clear()
+    engine._said.clear()
     pair = DEFAULTS[name].pair()
     x, z = torch.randn(2, 4, 3, 5)
     t = pair[0].timesteps[[0, 3, 9, 3]]
@@ -1391,7 +1392,7 @@ FALLBACKS = {
 def test_what_a_row_cannot_do(reason, caplog):
     """diffusers' own method does it, in full, and a warning in the log says so once."""
     name, config, shape, how = FALLBACKS[reason]
-    ours._said.clear()
+    engine._said.clear()
     pair, results = Case(name, config).pair(), []
     dtype = torch.complex64 if "complex" in how else torch.float32
     m, x = torch.randn(shape, dtype=dtype), torch.randn(SHAPE, dtype=dtype)
@@ -1463,7 +1464,7 @@ def test_flow_matching_before_set_timesteps():
 
 def test_gradients_that_begin_in_the_middle_of_a_run(caplog):
     """Seen to fail: a step that looks at nothing but dtypes once its row is known."""
-    ours._said.clear()
+    engine._said.clear()
     _, scheduler = Case("DDPMScheduler", {}).pair()
     x, m = torch.randn(2, *SHAPE)
     for t in scheduler.timesteps[:2]:
@@ -1628,7 +1629,7 @@ def test_per_token_timesteps_of_flow_matching(caplog):
     """diffusers' own step, which says so, and cannot draw a Noise."""
     pair = Case("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}).pair()
     x, tokens, results = torch.randn(2, 6, 5), torch.rand(2, 6) * 1000, []
-    ours._said.clear()
+    engine._said.clear()
     for scheduler in pair:
         torch.manual_seed(0)
         results.append(scheduler.step(x, scheduler.timesteps[0], x, per_token_timesteps=tokens)[0])
@@ -1643,7 +1644,7 @@ def test_per_token_timesteps_of_flow_matching(caplog):
 
 def test_methods_that_a_derived_class_replaces(caplog):
     """Rows are made of diffusers' methods. With one of their own derived classes do as diffusers'."""
-    ours._said.clear()
+    engine._said.clear()
     results = []
     for kind in (diffusers.DDPMScheduler, ours.DDPMScheduler):
 
@@ -1671,7 +1672,7 @@ def test_a_float32_sample_with_half_model_outputs(name):
     """As video pipelines do: the sample stays float32, or becomes what diffusers makes of it."""
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     pair = DEFAULTS[name].pair()
-    ours._said.clear()
+    engine._said.clear()
     for t in times(pair[0]):
         m, results = torch.tanh(x).bfloat16(), []
         for scheduler in pair:
@@ -1686,7 +1687,7 @@ def test_a_float32_sample_with_half_model_outputs(name):
                 x.abs().max(), sigma, results[0][key].abs().max()
             )
         x = results[0].prev_sample.float()
-    assert not ours._said
+    assert not engine._said
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
