@@ -23,6 +23,8 @@ from noisefuse.commands.bench.timing import interleaved
 DDIM, DDPM = (getattr(nf.samplers, name)(SCHEDULE, 50) for name in ("ddim", "ddpm"))
 X, M, OUT, SUM = (np.ones(ACTION, np.float32) for _ in range(4))
 BYTES = np.zeros(ACTION, np.uint8)
+FOUR, PEAKS, PEPPER = np.zeros((4, 4, 7), np.uint8), np.full(4, 255.0), 0.9 * np.eye(256) + 0.1 / 256
+FLOW, IDS = nf.Schedule.flow(1000), np.arange(8)
 
 # The name of a call, the call, and its time in calls of np.add.
 CALLS: list[tuple[str, Call, float]] = [
@@ -47,7 +49,18 @@ CALLS: list[tuple[str, Call, float]] = [
     ("mse_loss", lambda: nf.mse_loss(M, X, 300, SCHEDULE, NOISE, target="epsilon"), 3.0),
     ("augment.gaussian", lambda: nf.augment.gaussian(X, 0.1, NOISE), 6.2),
     ("augment.gaussian, out=", lambda: nf.augment.gaussian(X, 0.1, NOISE, out=OUT), 5.9),
+    ("augment.transition", lambda: nf.augment.transition(BYTES, PEPPER, NOISE), 170),
+    ("augment.poisson, peaks (B,)", lambda: nf.augment.poisson(FOUR, PEAKS, NOISE), 112),
     ("Noise.at", lambda: NOISE.at(sample=3), 2.1),
+    ("Noise.at, ids", lambda: NOISE.at(sample=IDS), 5.7),
+    ("a schedule at an int", lambda: SCHEDULE(300), 4.3),
+    ("a schedule at a float", lambda: FLOW(0.3), 5.9),
+    ("a schedule at ints (B,)", lambda: SCHEDULE(IDS), 3.3),
+    ("alphas_cumprod", lambda: SCHEDULE.alphas_cumprod, 0.12),
+    ("weights.min_snr", lambda: nf.weights.min_snr(SCHEDULE, "epsilon"), 3.7),
+    ("weights.mode", lambda: nf.weights.mode(FLOW, "flow"), 3.9),
+    ("weights.mode, ints (B,)", lambda: nf.weights.mode(FLOW, "flow", t=IDS), 7.1),
+    ("model_input, a batch", lambda: DDIM.model_input(20, X, time="batch"), 4.8),
 ]
 
 

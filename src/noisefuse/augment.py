@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack, overload
@@ -44,7 +45,7 @@ from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
 from .operations import transitions
 from .operations.draw import randn, uniform
 from .operations.loss import mean_squares
-from .schedule import Schedule
+from .schedule import Schedule, lie_within
 
 __all__ = [
     "at_snr", "by_level", "gaussian", "multiplicative", "poisson", "prepare", "rms", "sample_id", "sensor", "strengths",
@@ -308,15 +309,14 @@ def poisson(
         if values.ndim > most:
             one = "a number or one for each sample" if most else "a number"
             raise ValueError(f"{name}: expected {one}, got shape {values.shape}")
-    if not ((peaks > 0) & (peaks <= 1e6)).all():
+    if not lie_within(peaks, math.nextafter(0, 1), 1e6):
         raise ValueError(f"peak = {peak!r}: expected photons, more than 0 and at most 1e6")
     if not 0.1 <= gammas <= 10:
         raise ValueError(f"gamma = {gamma!r}: expected a number from 0.1 to 10")
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
         return _of_tensors(other, _poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
-    tables = [transitions.of_poisson(float(one), float(gammas)) for one in peaks.reshape(-1)]
-    one_for_all = tables[0] if peaks.ndim == 0 else np.concatenate(tables or [transitions.of_poisson(1.0, 1.0)])
-    return _become(x, one_for_all, "peak", peaks.shape, noise, batched, out)
+    tables, each = transitions.of_poissons(peaks.reshape(-1), float(gammas))
+    return _become(x, tables, "peak", peaks.shape, each, noise, batched, out)
 
 
 @overload
@@ -344,7 +344,8 @@ def transition(
     Args:
         x: uint8, of any shape; axis 0 the batch.
         matrix: (256, 256), or (B, 256, 256) for each sample its own; at least 0, the rows with sums of 1 to 1e-6. They
-            are divided by their sums, and what is cumulated is rounded to multiples of 2^-32.
+            are divided by their sums, and what is cumulated is rounded to multiples of 2^-32. A new matrix takes a
+            millisecond, one equal to one of the last 8 a fiftieth of it; batches of more than 8 are made each time.
         noise, batched, out: as in `poisson`.
 
     Returns:
@@ -363,16 +364,38 @@ def transition(
     batched = _is_batch(x, batched)
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
         return _of_tensors(other, _transition, x, noise, matrix=matrix, batched=batched, out=out)
-    probabilities = _numbers("matrix", matrix)
-    shape = probabilities.shape
+    given = _Matrix(matrix if type(matrix) is np.ndarray else _numbers("matrix", matrix))
+    shape = given.numbers.shape
     if shape[-2:] != (256, 256) or len(shape) > 3:
         raise ValueError(f"matrix: expected shape (256, 256), or (B, 256, 256) for each sample, got {shape}")
+    n = math.prod(shape[:-2])
+    tables = (_tables_of if n <= transitions.MOST else _tables_of.__wrapped__)(given)
+    return _become(x, tables, "matrix", shape[:-2], np.arange(n), noise, batched, out)
+
+
+class _Matrix:
+    """Probabilities by which tables are kept. An array can be written to, so two of them are told apart by all of their
+    numbers, which takes 20 us where the tables take 1,000."""
+
+    def __init__(self, numbers: NDArray[Any]) -> None:
+        self.numbers = numbers
+
+    def __hash__(self) -> int:
+        return hash((self.numbers.shape, self.numbers[..., ::17, ::19].tobytes()))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Matrix) and np.array_equal(self.numbers, other.numbers)
+
+
+@lru_cache(8)
+def _tables_of(matrix: _Matrix) -> NDArray[np.void]:
+    """The tables of all samples, one after another."""
+    matrix.numbers = probabilities = _numbers("matrix", matrix.numbers)  # a copy, which the caller cannot write to
     far = abs(probabilities.sum(axis=-1) - 1) > 1e-6
     if far.any():
         row = tuple(np.argwhere(far)[0].tolist())
         raise ValueError(f"matrix[{', '.join(map(str, row))}]: expected a sum of 1, got {probabilities[row].sum():.9g}")
-    tables = transitions.of_probabilities(probabilities)
-    return _become(x, tables.reshape(-1), "matrix", shape[:-2], noise, batched, out)
+    return transitions.of_probabilities(probabilities).reshape(-1)
 
 
 def rms(x: Array, *, batched: bool = True) -> NDArray[np.float64]:
@@ -770,10 +793,11 @@ def _transition(x: Array, noise: Any, *, dtype: DType | None = None, matrix: Arr
 
 
 def _become(
-    x: Array, tables: NDArray[np.void], name: str, given: tuple[int, ...], noise: object, batched: bool,
-    out: Array | None,
+    x: Array, tables: NDArray[np.void], name: str, given: tuple[int, ...], each: NDArray[np.int64], noise: object,
+    batched: bool, out: Array | None,
 ) -> Array:  # fmt: skip
-    """By tables of 256 levels each: one for all samples, or one for each where `given` is a shape of that length."""
+    """By tables of 256 levels each: the first for all samples, or that of `each` where `given` is a shape of that
+    length."""
     x = as_array("x", x, ("uint8",))
     if is_array(noise):
         raise TypeError("noise: expected a Noise or a list of them, which bytes are chosen by, got an array")
@@ -782,7 +806,7 @@ def _become(
         raise ValueError(f"{name}: expected one for all{f', or for each of {batch} samples' if batched else ''}")
     kind = np.dtype(np.float32)
     names, _ = names_or_array(noise, x.shape, kind, batched, FIELD, any_stream=True)
-    index = Index(np.arange(batch), max(1, count(sample))) if given else Index(np.zeros(1, np.int64), max(1, x.size))
+    index = Index(each, max(1, count(sample))) if given else Index(np.zeros(1, np.int64), max(1, x.size))
     rows = Rows.of({"out.x": np.ones(max(1, len(tables) // 256))})
     call = make_call(
         x.shape, kind, rows, index, names, {X: x}, {"out": out}, batched, draw="words", levels="uint8",
@@ -899,8 +923,8 @@ def _numbers(name: str, given: ArrayLike) -> NDArray[np.float64]:
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected numbers, got {type(given).__name__}") from None
     negative = name in _NOT_NEGATIVE
-    wrong = ~np.isfinite(values) | (negative & (values < 0))
-    if wrong.any():
+    if not lie_within(values, 0 if negative else -sys.float_info.max, sys.float_info.max):
+        wrong = ~np.isfinite(values) | (negative & (values < 0))
         at = tuple(np.argwhere(wrong)[0].tolist())
         place = f"{name}[{', '.join(map(str, at))}]" if at else name
         raise ValueError(f"{place} = {values[at]}: expected finite numbers{' of at least 0' if negative else ''}")

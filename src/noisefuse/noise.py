@@ -557,17 +557,18 @@ def _ids(sample: int | ArrayLike) -> int | NDArray[np.uint64]:
         return _checked("sample", sample, SAMPLES)
     if is_tracer(sample):
         return _traced("sample", sample, 1)  # type: ignore[no-any-return]
-    if isinstance(sample, SupportsIndex) and not isinstance(sample, np.ndarray) and not getattr(sample, "ndim", 0):
-        return _checked("sample", sample, SAMPLES)
+    # The attribute is what SupportsIndex asks for, in a fifth of its time.
+    if not isinstance(sample, list | np.ndarray) and hasattr(sample, "__index__") and not getattr(sample, "ndim", 0):
+        return _checked("sample", sample, SAMPLES)  # type: ignore[arg-type]
     need_plain("sample", sample)
     ids = np.asarray(sample)
     if ids.size == 0:
         ids = ids.astype(np.uint64)  # an empty list is one of floats to NumPy
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise TypeError(f"sample: expected an int or integer ids (B,), got {ids.dtype} of shape {ids.shape}")
-    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= SAMPLES):
+    copied = ids.astype(np.uint64)  # where a number below 0 is one above 2^63
+    if ids.size and copied.item(copied.argmax()) >= SAMPLES:  # max takes four times as long, of few ids
         bad = next(int(i) for i in ids if not 0 <= int(i) < SAMPLES)
         raise OverflowError(f"sample = {bad} is out of range: expected 0 <= sample < 2^56")
-    ids = ids.astype(np.uint64)
-    ids.flags.writeable = False
-    return ids
+    copied.flags.writeable = False
+    return copied

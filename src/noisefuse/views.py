@@ -159,8 +159,8 @@ _WORDS = {
 
 def need_target(target: object) -> None:
     """ValueError: no target of this name."""
-    names = [name for name in get_args(Target) if name not in ALIASES]
     if target not in get_args(Target):
+        names = [name for name in get_args(Target) if name not in ALIASES]
         expected = f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"
         raise ValueError(f"target = {target!r}: expected {expected}{called(target, names)}")
 

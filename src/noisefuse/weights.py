@@ -17,16 +17,18 @@ uniform times, and less variance where weights differ much.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
-from typing import TypeAlias
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .ground.docstrings import Shared, documented
 from .ground.kinds import need_plain
-from .schedule import Schedule, need_schedule
-from .views import Target, target_factors
+from .schedule import Schedule, lie_within, need_schedule
+from .views import Target, need_target, target_factors
 
 __all__ = ["cosmap", "draw", "edm", "like", "logit_normal", "min_snr", "mode"]
 
@@ -67,8 +69,7 @@ def min_snr(schedule: Schedule, target: Target, *, gamma: float = 5.0, t: npt.Ar
     """
     if not gamma > 0:
         raise ValueError(f"gamma must be positive, got {gamma}")
-    of_x0, of_z = _errors(schedule, target, t)
-    return np.minimum(of_z**2, gamma * of_x0**2)  # SNR |d|^2 is the loss of z
+    return _weights(_min_snr, schedule, target, t, float(gamma))
 
 
 @documented(_SHARED)
@@ -89,8 +90,7 @@ def edm(schedule: Schedule, target: Target, *, sigma_data: float = 0.5, t: npt.A
     """
     if not sigma_data > 0:
         raise ValueError(f"sigma_data must be positive, got {sigma_data}")
-    of_x0, of_z = _errors(schedule, target, t)
-    return (of_x0 / sigma_data) ** 2 + of_z**2
+    return _weights(_edm, schedule, target, t, float(sigma_data))
 
 
 @documented(_SHARED)
@@ -113,14 +113,7 @@ def logit_normal(
     """
     if not std > 0:
         raise ValueError(f"std must be positive, got {std}")
-
-    def density(s: Array) -> Array:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            logit = np.log(s) - np.log1p(-s)
-            bell = np.exp(-0.5 * ((logit - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
-            return np.where((s > 0) & (s < 1), bell / (s * (1 - s)), 0.0)
-
-    return _of_flow(schedule, target, density, t)
+    return _weights(_of_flow, schedule, target, t, _logit_normal, float(mean), float(std))
 
 
 @documented(_SHARED)
@@ -142,16 +135,7 @@ def mode(schedule: Schedule, target: Target, *, scale: float = 1.29, t: npt.Arra
     """
     if not -1 <= scale <= 2 / (math.pi - 2):
         raise ValueError(f"scale must be in [-1, 2 / (pi - 2)], got {scale}")
-
-    def density(s: Array) -> Array:
-        low, high = np.zeros(s.shape), np.ones(s.shape)
-        for _ in range(60):  # f falls from 1 to 0: halve the interval around f(u) = s
-            u = (low + high) / 2
-            above = 1 - u - scale * (np.cos(math.pi * u / 2) ** 2 - 1 + u) > s
-            low, high = np.where(above, u, low), np.where(above, high, u)
-        return 1 / (1 + scale - scale * math.pi / 2 * np.sin(math.pi * u))
-
-    return _of_flow(schedule, target, density, t)
+    return _weights(_of_flow, schedule, target, t, _mode, float(scale))
 
 
 @documented(_SHARED)
@@ -163,7 +147,7 @@ def cosmap(schedule: Schedule, target: Target, *, t: npt.ArrayLike | None = None
     >>> nf.weights.cosmap(nf.Schedule.flow(1000), "flow", t=[0.1, 0.5, 0.9]).round(4).tolist()
     [0.7764, 1.2732, 0.7764]
     """
-    return _of_flow(schedule, target, lambda s: 2 / (math.pi * (1 - 2 * s + 2 * s**2)), t)
+    return _weights(_of_flow, schedule, target, t, _cosmap)
 
 
 @documented(_SHARED)
@@ -179,13 +163,8 @@ def like(schedule: Schedule, target: Target, other: Target, *, t: npt.ArrayLike 
     >>> nf.weights.like(nf.Schedule.flow(1000), "sample", "flow", t=[0.1, 0.5, 1.0]).round(4).tolist()
     [100.0, 4.0, 1.0]
     """
-    (of_x0, of_z), (others_of_x0, others_of_z) = _errors(schedule, target, t), _errors(schedule, other, t)
-    if target == other:
-        return np.ones_like(of_x0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = of_x0 / others_of_x0
-        ratio = np.where(np.isnan(ratio), of_z / others_of_z, ratio)  # 0 / 0 where sigma is 0, and z tells
-    return np.asarray(ratio**2)
+    need_target(other)
+    return _weights(_like, schedule, target, t, other)
 
 
 def draw(row: npt.ArrayLike, u: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -207,31 +186,87 @@ def draw(row: npt.ArrayLike, u: npt.ArrayLike) -> npt.NDArray[np.int64]:
     for name, given in (("row", row), ("u", u)):
         need_plain(name, given)
     weights = np.asarray(row, np.float64)
-    if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+    if weights.ndim != 1 or not lie_within(weights, 0, sys.float_info.max) or not weights.any():
         raise ValueError(f"row: expected (T,) finite numbers >= 0, not all 0, got shape {weights.shape}")
     total = np.cumsum(weights)
     uniforms = np.asarray(u, np.float64)
-    inside = (uniforms >= 0) & (uniforms < 1)  # not where NaN
-    if not inside.all():
+    if not lie_within(uniforms, 0, math.nextafter(1, 0)):
+        inside = (uniforms >= 0) & (uniforms < 1)  # not where NaN
         raise ValueError(f"u = {uniforms[~inside][0]}: expected numbers in [0, 1)")
     return np.searchsorted(total / total[-1], uniforms, side="right")
 
 
-def _of_flow(schedule: Schedule, target: Target, density: Callable[[Array], Array], t: npt.ArrayLike | None) -> Array:
+def _weights(make: Callable[..., Array], schedule: Schedule, target: Target, t: Any, *options: Any) -> Array:
+    """make(alpha, sigma, target, *options) of each step, or at the times t."""
     need_schedule(schedule)
-    alpha, sigma = (schedule.alpha, schedule.sigma) if t is None else schedule(t)
-    weights, factor = density(sigma / (alpha + sigma)), like(schedule, target, "flow", t=t)
+    need_target(target)
+    if t is None:
+        return _row(make, schedule, target, *options).copy()
+    t = np.asarray(t)
+    levels = schedule(t)
+    if t.dtype.kind == "f":
+        return np.asarray(make(*levels, target, *options))
+    return np.asarray(_row(make, schedule, target, *options)[t])
+
+
+# A training loop asks for the same row at each step, and a row takes 10 to 1300 us.
+@lru_cache(maxsize=16)
+def _row(make: Callable[..., Array], schedule: Schedule, target: Target, *options: Any) -> Array:
+    return make(schedule.alpha, schedule.sigma, target, *options)
+
+
+def _min_snr(alpha: Array, sigma: Array, target: Target, gamma: float) -> Array:
+    of_x0, of_z = _errors(alpha, sigma, target)
+    return np.minimum(of_z**2, gamma * of_x0**2)  # SNR |d|^2 is the loss of z
+
+
+def _edm(alpha: Array, sigma: Array, target: Target, sigma_data: float) -> Array:
+    of_x0, of_z = _errors(alpha, sigma, target)
+    return (of_x0 / sigma_data) ** 2 + of_z**2
+
+
+def _like(alpha: Array, sigma: Array, target: Target, other: Target) -> Array:
+    of_x0, of_z = _errors(alpha, sigma, target)
+    if target == other:
+        return np.ones_like(of_x0)
+    others_of_x0, others_of_z = _errors(alpha, sigma, other)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = of_x0 / others_of_x0
+        ratio = np.where(np.isnan(ratio), of_z / others_of_z, ratio)  # 0 / 0 where sigma is 0, and z tells
+    return ratio**2
+
+
+def _of_flow(alpha: Array, sigma: Array, target: Target, density: Callable[..., Array], *options: float) -> Array:
+    weights, factor = density(sigma / (alpha + sigma), *options), _like(alpha, sigma, target, "flow")
     with np.errstate(invalid="ignore"):
         return np.where(weights == 0, 0.0, weights * factor)  # a density falls faster than the factor rises
 
 
-def _errors(schedule: Schedule, target: Target, t: npt.ArrayLike | None) -> tuple[Array, Array]:
+def _logit_normal(s: Array, mean: float, std: float) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logit = np.log(s) - np.log1p(-s)
+        bell = np.exp(-0.5 * ((logit - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
+        return np.where((s > 0) & (s < 1), bell / (s * (1 - s)), 0.0)
+
+
+def _mode(s: Array, scale: float) -> Array:
+    low, high = np.zeros(s.shape), np.ones(s.shape)
+    for _ in range(60):  # f falls from 1 to 0: halve the interval around f(u) = s
+        u = (low + high) / 2
+        above = 1 - u - scale * (np.cos(math.pi * u / 2) ** 2 - 1 + u) > s
+        low, high = np.where(above, u, low), np.where(above, high, u)
+    return 1 / (1 + scale - scale * math.pi / 2 * np.sin(math.pi * u))
+
+
+def _cosmap(s: Array) -> Array:
+    return 2 / (math.pi * (1 - 2 * s + 2 * s**2))
+
+
+def _errors(alpha: Array, sigma: Array, target: Target) -> tuple[Array, Array]:
     """What an error of the prediction is multiplied by to be the one of x0 that it implies, |p_m|, and the one of z.
 
     With x = alpha x0 + sigma z and m = p x0 + q z that is sigma / |alpha q - sigma p| and alpha / |alpha q - sigma p|.
     """
-    need_schedule(schedule)
-    alpha, sigma = (schedule.alpha, schedule.sigma) if t is None else schedule(t)
     p, q = target_factors(target, alpha, sigma)
     determinant = np.abs((0 if q is None else alpha * q) - (0 if p is None else sigma * p))
     with np.errstate(divide="ignore", invalid="ignore"):

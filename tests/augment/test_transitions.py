@@ -147,6 +147,64 @@ def test_mean_and_variance_of_photons():
     assert abs(y.var() - 100) < 5 * 100 * np.sqrt(2) / 2**10
 
 
+def test_what_a_matrix_holds_decides(backend):
+    """An array that was written to since is another matrix. Seen to fail: tables kept by the
+    numbers that are hashed alone, and the caller's own array kept."""
+    x, matrix = levels(2, 90), random_matrix(3)
+    x[:, :20] = 1
+    for byte in (None, None, 9, 200):
+        if byte is not None:
+            matrix[1] = np.eye(256)[byte]  # a row of which nothing is hashed
+        assert transition(x, matrix, N).tobytes() == by_definition(x, matrix, N).tobytes()
+    both = np.stack([matrix, random_matrix(4)])
+    for _ in range(2):
+        assert transition(x[:1], both[:1], N).tobytes() == by_definition(x[:1], matrix, N).tobytes()
+        assert transition(x, both, N)[1:].tobytes() == by_definition(x[1:], both[1], N.at(sample=6)).tobytes()
+    half = both[1].astype(np.float32)
+    for _ in range(2):
+        assert transition(x, half, N).tobytes() == by_definition(x, half.astype(np.float64), N).tobytes()
+
+
+def test_tables_are_made_once_and_kept_for_few(monkeypatch):
+    """Seen to fail: tables made at each call, or by an array's id, all of them kept, and those of
+    large batches."""
+    made, of_probabilities = [], transitions.of_probabilities
+    monkeypatch.setattr(transitions, "of_probabilities", lambda m: made.append(m.shape) or of_probabilities(m))
+    nf.augment._tables_of.cache_clear()
+    x, matrix = levels(1, 5), random_matrix(5)
+    for given in (matrix, matrix.copy(), matrix.tolist()):
+        transition(x, given, N)
+    assert made == [(256, 256)]
+    for n in range(20):
+        transition(x, random_matrix(n), N)
+    assert nf.augment._tables_of.cache_info().currsize == 8
+    many, several = np.stack([matrix] * 9), levels(9, 5)
+    del made[:]
+    for _ in range(2):
+        transition(several, many, N)
+    assert made == [many.shape] * 2
+    assert not nf.augment._tables_of(nf.augment._Matrix(matrix)).flags.writeable
+
+
+def test_one_table_for_each_different_peak(backend):
+    """Seen to fail: a table for each sample, the tables in another order than their numbers, and all of them kept."""
+    x = levels(6, 40)
+    peaks = np.array([30.0, 5.0, 30.0, 200.0, 5.0, 30.0])
+    tables, each = transitions.of_poissons(peaks, 1.0)
+    assert (len(tables) // 256, each.tolist()) == (3, [0, 1, 0, 2, 1, 0])
+    assert transitions.of_poissons(peaks[::-1], 1.0)[1].tolist() == [0, 1, 2, 0, 1, 0]
+    assert transitions.of_poissons(peaks, 1.0)[0] is tables
+    assert not tables.flags.writeable
+    expected = [poisson(x[b : b + 1], peak, N.at(sample=5 + b)) for b, peak in enumerate(peaks)]
+    for _ in range(2):
+        assert poisson(x, peaks, N).tobytes() == np.concatenate(expected).tobytes()
+    many = np.arange(1.0, 20.0)
+    assert transitions.of_poissons(many, 1.0)[0] is not transitions.of_poissons(many, 1.0)[0]
+    for n in range(1, 40):
+        transitions.of_poissons(np.array([n, 1.0]), 1.0)
+    assert transitions._together.cache_info().currsize == 8
+
+
 def test_decimal_contexts_of_the_caller_play_no_part():
     expected = transitions.of_poisson.__wrapped__(10.0, 2.2)
     with decimal.localcontext(decimal.Context(prec=3)):

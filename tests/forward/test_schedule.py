@@ -285,6 +285,15 @@ def test_step_coefficients_are_computed_once():
     assert schedule.step_coefficients() is schedule.step_coefficients()
 
 
+@pytest.mark.parametrize("name", ["alphas_cumprod", "betas", "snr"])
+@pytest.mark.parametrize("schedule", [S.linear(5), S.from_alphas_cumprod([0.9, 0.5, 0.1])], ids=lambda s: s.kind)
+def test_columns_that_follow_are_computed_once(schedule, name):
+    """That nobody can write to them is tested below. Seen to fail: properties."""
+    before = pickle.dumps(schedule)
+    assert getattr(schedule, name) is getattr(schedule, name)
+    assert pickle.dumps(schedule) == before
+
+
 @pytest.mark.parametrize("schedule", [S.linear(), S.cosine(50), S.from_alphas_cumprod([0.9, 0.5, 0.1])])
 def test_rescale_zero_terminal_snr(schedule):
     new = schedule.rescale_zero_terminal_snr()
@@ -359,6 +368,28 @@ def test_continuous_says_whether_float_t_works(schedule):
             schedule(0.5)
 
 
+@pytest.mark.parametrize("schedule", [S.flow(shift=3.0), S.cosine(), S.karras(5)], ids=lambda s: s.kind)
+def test_one_float_has_the_bits_that_it_has_among_others(schedule):
+    """Seen to fail: shift (s / scale) for one float."""
+    t = np.random.default_rng(1).random(2000)
+    for column, several in enumerate(schedule(t)):
+        assert [float(schedule(float(one))[column]) for one in t] == several.tolist()
+
+
+def test_no_times_have_no_levels():
+    for t in (np.zeros((2, 0), int), np.zeros((2, 0))):
+        assert [level.shape for level in S.flow(10)(t)] == [(2, 0), (2, 0)]
+
+
+def test_what_it_returns_is_the_callers():
+    """Seen to fail: a view of the column at an int."""
+    schedule = S.flow(10)
+    for t in (3, [3], 0.5, [0.5]):
+        for level in schedule(t):
+            level[...] = 7
+    assert schedule == S.flow(10)
+
+
 def test_which_families_are_continuous():
     names = {name for name, schedule in FAMILIES.items() if schedule.continuous}
     assert names == {"cosine", "flow", "shifted_flow", "karras", "exponential", "edm"}
@@ -370,6 +401,8 @@ def test_which_families_are_continuous():
         (S.linear(10), 10, IndexError, "t must be an index, 0 <= t < 10; got t = 10"),
         (S.linear(10), [[0, 3], [-1, 99]], IndexError, "t must be an index, 0 <= t < 10; got t[1, 0] = -1"),
         (S.karras(10), 80, IndexError, "t must be an index, 0 <= t < 10; got t = 80"),
+        (S.linear(10), np.array([3, -128], np.int8), IndexError, "got t[1] = -128"),
+        (S.linear(10), np.array([3, 2**64 - 1], np.uint64), IndexError, "got t[1] = 18446744073709551615"),
         (S.linear(10), True, TypeError, "integers (an index) or floats (a time), got dtype bool"),
         (S.flow(10), 1j, TypeError, "got dtype complex128"),
         (S.flow(10), "1", TypeError, "got dtype <U1"),
@@ -378,6 +411,8 @@ def test_which_families_are_continuous():
         (S.cosine(10), [0.5, math.nan], ValueError, "got t[1] = nan"),
         (S.edm(10), -1.0, ValueError, "in [0, inf), the time sigma of the edm schedule; got t = -1.0"),
         (S.edm(10), math.inf, ValueError, "got t = inf"),
+        (S.edm(10), [0.0, math.nan, math.inf], ValueError, "got t[1] = nan"),
+        (S.edm(10), [0.0, math.inf, -1.0], ValueError, "got t[1] = inf"),
         (S.karras(10), math.nan, ValueError, "got t = nan"),
     ],
 )

@@ -534,6 +534,24 @@ def test_weights_at_times():
         assert make(FLOW, "velocity", t=[3, 999]).tolist() == row[[3, 999]].tolist()
 
 
+def test_rows_of_weights_are_made_once_and_kept_for_few(monkeypatch):
+    """Equal schedules share a row; what a caller does to a result changes no other. Seen to fail: the kept row handed
+    out as it is, and a row made at each call."""
+    weights, made = nf.weights, []
+    monkeypatch.setattr(weights, "_mode", lambda s, scale, mode=weights._mode: made.append(scale) or mode(s, scale))
+    first, again = (weights.mode(nf.Schedule.flow(77), "flow", scale=0.3) for _ in range(2))
+    assert made == [0.3]
+    expected = first.tolist()
+    first[:] = 7
+    at = weights.mode(nf.Schedule.flow(77), "flow", scale=0.3, t=[3, 5])
+    at[:] = 7
+    assert again.tolist() == weights.mode(nf.Schedule.flow(77), "velocity", scale=0.3).tolist() == expected
+    assert weights.mode(nf.Schedule.flow(77), "flow", scale=0.3, t=5).tolist() == expected[5]
+    for n in range(40):
+        weights.mode(nf.Schedule.flow(77), "flow", scale=n / 100)
+    assert weights._row.cache_info().currsize <= 16
+
+
 def test_times_are_drawn_in_proportion():
     row = np.array([0.0, 1.0, 3.0, 0.0, 4.0, 0.0])
     u = nf.uniform((1000, 100), nf.Noise(1))
@@ -545,6 +563,9 @@ def test_times_are_drawn_in_proportion():
     assert nf.weights.draw(row, [0.0, 0.125, np.nextafter(1, 0)]).tolist() == [1, 2, 4]
     with pytest.raises(ValueError, match="row: expected"):
         nf.weights.draw(-row, u)
+    for row_of_nothing in ([], [0.0, 0.0], [1.0, math.nan], [1.0, math.inf], [[1.0]]):
+        with pytest.raises(ValueError, match="row: expected"):
+            nf.weights.draw(row_of_nothing, u)
     for bad in (1.0, -0.25, math.nan):
         with pytest.raises(ValueError, match=rf"u = {bad}: expected numbers in \[0, 1\)"):
             nf.weights.draw(row, [0.5, bad])

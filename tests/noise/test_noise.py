@@ -8,6 +8,7 @@ import copy
 import itertools
 import math
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -135,6 +136,17 @@ def test_frozen():
     for each in (noise, pickle.loads(pickle.dumps(noise))):
         with pytest.raises(ValueError, match="read-only"):
             each.sample[0] = 3
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint64, list, tuple])
+def test_ids_in_every_spelling(kind):
+    """Seen to fail: ids below 0 that are not looked for."""
+    make = kind if isinstance(kind(), list | tuple) else partial(np.array, dtype=kind)
+    noise = nf.Noise(1, sample=make([3, 5]))
+    assert (noise.sample.tolist(), noise.sample.dtype) == ([3, 5], np.uint64)
+    bad = 2**56 if kind is np.uint64 else -2
+    with pytest.raises(OverflowError, match=f"sample = {bad} is out of range"):
+        nf.Noise(1, sample=make([3, bad]))
 
 
 def test_fresh_entropy_differs_and_is_shown():

@@ -18,25 +18,33 @@ from ..call.description import TRANSITION
 from ..ground.float_mode import float_mode
 
 LEVELS = 256
+MOST = 8  # tables of 256 levels that are kept together: each takes 320 KiB
 
 
 def of_probabilities(matrix: NDArray[np.float64]) -> NDArray[np.void]:
     """(.., 256) tables of (.., 256, 256) probabilities, of which each row has a sum other than 0."""
-    sums = np.cumsum(matrix, axis=-1)
-    return of_cumulative(sums / sums[..., -1:])
+    reached = np.cumsum(matrix, axis=-1)
+    reached /= reached[..., -1:].copy()
+    return of_cumulative(reached)
 
 
 def of_cumulative(reached: NDArray[np.float64]) -> NDArray[np.void]:
-    """Of the probabilities of each byte or one before it, (.., 256, 256), each rounded to a multiple of 2^-32."""
-    words = np.rint(reached * 2.0**32).astype(np.int64)  # how many of the 2^32 words give that
+    """Of the probabilities of each byte or one before it, (.., 256, 256), each rounded to a multiple of 2^-32. They are
+    written over: most of the time would go to new memory."""
+    reached *= 2.0**32
+    words = np.rint(reached, out=reached).astype(np.int64)  # how many of the 2^32 words give that
     words[..., -1] = 1 << 32
+    words -= 1
     tables = np.zeros(words.shape[:-1], TRANSITION)
-    tables["last"] = np.maximum(words - 1, 0)
+    tables["last"] = np.maximum(words, 0)
     # The search begins after the bytes of which no word is left. Their numbers are counted by the words' upper bits.
-    cells = (words + (1 << 24) - 1 >> 24).reshape(-1, LEVELS)
-    place = np.arange(len(cells))[:, None] * (LEVELS + 1) + cells
-    counted = np.bincount(place.ravel(), minlength=len(cells) * (LEVELS + 1)).reshape(-1, LEVELS + 1)
+    words += 1 << 24
+    words >>= 24
+    places = words.reshape(-1, LEVELS)
+    places += np.arange(len(places))[:, None] * (LEVELS + 1)
+    counted = np.bincount(places.ravel(), minlength=len(places) * (LEVELS + 1)).reshape(-1, LEVELS + 1)
     tables["first"] = np.cumsum(counted, axis=1)[:, :-1].reshape(tables["first"].shape)
+    tables.flags.writeable = False
     return tables
 
 
@@ -56,6 +64,25 @@ def of_poisson(peak: float, gamma: float) -> NDArray[np.void]:
         at = np.minimum(greatest - lowest[:, None].astype(np.int64), ratios.shape[1] - 1)
         reached = np.take_along_axis(sums, np.maximum(at, 0), axis=1) / sums[:, -1:]
         return of_cumulative(np.where(at < 0, 0.0, reached))
+
+
+def of_poissons(peaks: NDArray[np.float64], gamma: float) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+    """Tables of the different peaks, one after another, and which of them each peak has."""
+    given = peaks.tolist()
+    places = {peak: n for n, peak in enumerate(dict.fromkeys(given))}
+    together = _together if len(places) <= MOST else _together.__wrapped__
+    return together(gamma, *places), np.array([places[peak] for peak in given], np.int64)
+
+
+# To lay the tables of 8 peaks together takes 100 us, and the next batch often has the same peaks.
+@lru_cache(8)
+def _together(gamma: float, *peaks: float) -> NDArray[np.void]:
+    tables = [of_poisson(peak, gamma) for peak in peaks or (1.0,)]
+    if len(tables) == 1:
+        return tables[0]
+    together = np.concatenate(tables)
+    together.flags.writeable = False
+    return together
 
 
 @lru_cache(8)
