@@ -21,7 +21,9 @@ from noisefuse._bench_timing import interleaved
 from noisefuse._contenders import Call
 
 DDIM, DDPM = (getattr(nf.samplers, name)(SCHEDULE, 50) for name in ("ddim", "ddpm"))
+FLOW, COSINE, KARRAS = nf.Schedule.flow(), nf.Schedule.cosine(), nf.Schedule.karras(50)
 X, M, OUT, SUM = (np.ones(ACTION, np.float32) for _ in range(4))
+U = np.array([0.3], np.float32)
 BYTES = np.zeros(ACTION, np.uint8)
 
 # The name of a call, the call, and its time in calls of np.add.
@@ -30,6 +32,9 @@ CALLS: list[tuple[str, Call, float]] = [
     ("q_sample, out=", lambda: nf.q_sample(X, 300, SCHEDULE, NOISE, out=OUT), 2.9),
     ("q_sample, target=", lambda: nf.q_sample(X, 300, SCHEDULE, NOISE, target="epsilon"), 3.4),
     ("q_sample, out= of bytes", lambda: nf.q_sample(X, 300, SCHEDULE, NOISE, out=BYTES), 3.8),
+    ("q_sample, float t of a flow", lambda: nf.q_sample(X, 0.3, FLOW, NOISE), 5.0),
+    ("q_sample, float t of cosine", lambda: nf.q_sample(X, U, COSINE, NOISE), 7.8),
+    ("q_sample, sigma of karras", lambda: nf.q_sample(X, 3.5, KARRAS, NOISE), 9.0),
     ("q_step", lambda: nf.q_step(X, 300, SCHEDULE, NOISE), 2.6),
     ("q_step, out=", lambda: nf.q_step(X, 300, SCHEDULE, NOISE, out=OUT), 2.5),
     ("update", lambda: nf.update(DDIM.tableau, 20, X, M), 2.1),
@@ -45,6 +50,7 @@ CALLS: list[tuple[str, Call, float]] = [
     ("randn_like", lambda: nf.randn_like(X, NOISE), 3.8),
     ("uniform", lambda: nf.uniform(8, NOISE), 2.8),
     ("mse_loss", lambda: nf.mse_loss(M, X, 300, SCHEDULE, NOISE, target="epsilon"), 3.0),
+    ("mse_loss, float t", lambda: nf.mse_loss(M, X, U, FLOW, NOISE, target="flow"), 5.0),
     ("augment.gaussian", lambda: nf.augment.gaussian(X, 0.1, NOISE), 6.2),
     ("augment.gaussian, out=", lambda: nf.augment.gaussian(X, 0.1, NOISE, out=OUT), 5.9),
     ("Noise.at", lambda: NOISE.at(sample=3), 2.1),
@@ -55,16 +61,29 @@ def of_tensors() -> dict[str, Call]:
     import torch
 
     x, m, out = (torch.ones(ACTION) for _ in range(3))
+    u = torch.tensor([0.3])
     return {
         "q_sample": lambda: nf.q_sample(x, 300, SCHEDULE, NOISE),
         "q_sample, out=": lambda: nf.q_sample(x, 300, SCHEDULE, NOISE, out=out),
+        "q_sample, float t": lambda: nf.q_sample(x, u, FLOW, NOISE),
+        "mse_loss": lambda: nf.mse_loss(m, x, 300, SCHEDULE, NOISE, target="epsilon"),
+        "mse_loss, float t": lambda: nf.mse_loss(m, x, u, FLOW, NOISE, target="flow"),
         "update, out=": lambda: nf.update(DDIM.tableau, 20, x, m, out=out),
         "randn": lambda: nf.randn(ACTION, NOISE, dtype=torch.float32),
         "randn, out=": lambda: nf.randn(ACTION, NOISE, dtype=torch.float32, out=out),
     }
 
 
-OF_TENSORS = {"q_sample": 5.1, "q_sample, out=": 5.9, "update, out=": 4.9, "randn": 4.2, "randn, out=": 4.6}
+OF_TENSORS = {
+    "q_sample": 5.1,
+    "q_sample, out=": 5.9,
+    "q_sample, float t": 7.5,
+    "mse_loss": 5.9,
+    "mse_loss, float t": 7.9,
+    "update, out=": 4.9,
+    "randn": 4.2,
+    "randn, out=": 4.6,
+}
 
 
 def in_sums(make: Callable[[], Call]) -> float:

@@ -647,7 +647,8 @@ class _Model:
         for column, name in self.places:
             table[0, column] = numbers[name]
         plain = None, table, self.template.active
-        return (*plain, (*plain, None, None), (*plain, None, None))
+        of_levels = *plain, None, None, None
+        return (*plain, of_levels, of_levels, None)
 
 
 _PREPARED = _Model((("out.x", "gain"), ("out.z", "noise_std"), ("out.k", "shift")))
