@@ -24,12 +24,15 @@ DDIM, DDPM = (getattr(nf.samplers, name)(SCHEDULE, 50) for name in ("ddim", "ddp
 FLOW, COSINE, KARRAS = nf.Schedule.flow(), nf.Schedule.cosine(), nf.Schedule.karras(50)
 X, M, OUT, SUM = (np.ones(ACTION, np.float32) for _ in range(4))
 U = np.array([0.3], np.float32)
+EVERY_OTHER, SWAPPED = np.ones((1, 16, 14), np.float32)[..., ::2], X.astype(X.dtype.newbyteorder())
 BYTES = np.zeros(ACTION, np.uint8)
 
 # The name of a call, the call, and its time in calls of np.add.
 CALLS: list[tuple[str, Call, float]] = [
     ("q_sample", lambda: nf.q_sample(X, 300, SCHEDULE, NOISE), 3.1),
     ("q_sample, out=", lambda: nf.q_sample(X, 300, SCHEDULE, NOISE, out=OUT), 2.9),
+    ("q_sample, every other element", lambda: nf.q_sample(EVERY_OTHER, 300, SCHEDULE, NOISE), 4.5),
+    ("q_sample, swapped bytes", lambda: nf.q_sample(SWAPPED, 300, SCHEDULE, NOISE), 4.5),
     ("q_sample, target=", lambda: nf.q_sample(X, 300, SCHEDULE, NOISE, target="epsilon"), 3.4),
     ("q_sample, out= of bytes", lambda: nf.q_sample(X, 300, SCHEDULE, NOISE, out=BYTES), 3.8),
     ("q_sample, float t of a flow", lambda: nf.q_sample(X, 0.3, FLOW, NOISE), 5.0),
@@ -62,9 +65,12 @@ def of_tensors() -> dict[str, Call]:
 
     x, m, out = (torch.ones(ACTION) for _ in range(3))
     u = torch.tensor([0.3])
+    parameter, watched = torch.nn.Parameter(x, requires_grad=False), torch.ones(ACTION, requires_grad=True)
     return {
         "q_sample": lambda: nf.q_sample(x, 300, SCHEDULE, NOISE),
         "q_sample, out=": lambda: nf.q_sample(x, 300, SCHEDULE, NOISE, out=out),
+        "q_sample, a parameter": lambda: nf.q_sample(parameter, 300, SCHEDULE, NOISE),
+        "q_sample, requires grad": lambda: nf.q_sample(watched, 300, SCHEDULE, NOISE),
         "q_sample, float t": lambda: nf.q_sample(x, u, FLOW, NOISE),
         "mse_loss": lambda: nf.mse_loss(m, x, 300, SCHEDULE, NOISE, target="epsilon"),
         "mse_loss, float t": lambda: nf.mse_loss(m, x, u, FLOW, NOISE, target="flow"),
@@ -77,6 +83,8 @@ def of_tensors() -> dict[str, Call]:
 OF_TENSORS = {
     "q_sample": 5.1,
     "q_sample, out=": 5.9,
+    "q_sample, a parameter": 5.1,
+    "q_sample, requires grad": 58.0,
     "q_sample, float t": 7.5,
     "mse_loss": 5.9,
     "mse_loss, float t": 7.9,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fast path. Calls of a few microseconds are mostly Python, so plain calls, with C-contiguous arrays of one float
-// dtype (x may be levels), row numbers or times and Noises, are checked here, as their arguments came.
+// The fast path. Calls of a few microseconds are mostly Python, so plain calls, with arrays of one float dtype (x may
+// be levels), row numbers or times and Noises, are checked here, as their arguments came. Small arrays that are not
+// C-contiguous, aligned and in native byte order are copied first; tensors have to be.
 // Whatever is not plain, wrong arguments included, is declined (NotImplemented): ops.py then checks it, and says what
 // is wrong.
 #include <algorithm>
@@ -352,11 +353,15 @@ class PlainCall {
 
     PlainCall() = default;
     PlainCall(const PlainCall&) = delete;
-    ~PlainCall() { Py_XDECREF(past_); }
+    ~PlainCall() {
+        Py_XDECREF(past_);
+        for (PyObject* o : copies_) Py_XDECREF(o);
+    }
 
     // False where anything is not plain; no Python error is set then.
     bool parse(const RowArguments& a) {
-        if (!view(a.x, x) || x.ndim == 0 || (x.is_tensor && torch.dual()) || !result(a) || !rows(a.table)) return false;
+        if (!read(a.x, x, kX) || x.ndim == 0 || (x.is_tensor && torch.dual()) || !result(a) || !rows(a.table))
+            return false;
         if (a.batched == Py_None ? may_be_image(x) : !PyBool_Check(a.batched)) return false;
         batched_ = a.batched != Py_False;
         call.batch = batched_ ? x.shape[0] : 1;
@@ -385,7 +390,8 @@ class PlainCall {
     PyObject* own_time_;                            // see `timed`; borrowed
     std::unique_ptr<double[]> times_, timed_rows_;  // null: row numbers
     std::unique_ptr<float[]> timed_floats_;
-    PyObject* past_ = nullptr;  // a tuple
+    PyObject* past_ = nullptr;       // a tuple
+    PyObject* copies_[kSlots] = {};  // of arrays that kernels cannot read; that of row numbers in the place of D
     float rounded_[kColumns];
     View index_{}, inputs_[kSlots] = {};
     PlainNoise noise_;
@@ -395,7 +401,7 @@ class PlainCall {
     bool result(const RowArguments& a) {
         Made made{};
         View like = x;
-        if (is_level(x.kind) && a.model_output != Py_None && !view(a.model_output, like)) return false;
+        if (is_level(x.kind) && a.model_output != Py_None && !read(a.model_output, like, kM1)) return false;
         made = {like.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
         if (!x.is_tensor) made.descriptor = like.is_tensor ? nullptr : PyArray_DESCR(array(like.object));
         Made asked = made;
@@ -424,6 +430,14 @@ class PlainCall {
         return true;
     }
 
+    // A view of the array, or of a copy that is kept for this slot.
+    bool read(PyObject* o, View& v, int slot) {
+        if (view(o, v)) return true;
+        if (!PyArray_CheckExact(o) || PyArray_ISCARRAY_RO(array(o))) return false;
+        if (!copies_[slot]) copies_[slot] = plain_copy(array(o));
+        return copies_[slot] && view(copies_[slot], v);
+    }
+
     bool input(int slot, const View& v) {
         inputs_[slot] = v;
         call.in_type[slot] = dtype(v.kind);
@@ -434,7 +448,7 @@ class PlainCall {
     // Of x's shape and the result's dtype; an array of noise may also be float32.
     bool input(int slot, PyObject* a) {
         View v;
-        return view(a, v) && v.same_shape(x) && v.is_tensor == x.is_tensor &&
+        return read(a, v, slot) && v.same_shape(x) && v.is_tensor == x.is_tensor &&
                (v.kind == outputs.others.kind || (slot == kZ && v.kind == Kind::f32)) && input(slot, v);
     }
 
@@ -459,7 +473,7 @@ class PlainCall {
     }
 
     bool indexed(PyObject* i) {
-        if (!view(i, index_)) return false;
+        if (!read(i, index_, kD)) return false;
         indices = index_.count;
         if (is_float(index_.kind)) {
             if (indices > x.count || !hold_times(indices)) return false;
@@ -607,7 +621,7 @@ class PlainCall {
         const bool drawn = reads(call.active, kZ);
         if (noise == Py_None) return !drawn || draws_nothing();
         if (!drawn && is_noise(noise)) return true;  // what it names plays no part
-        if (View z; view(noise, z)) return input(kZ, noise);
+        if (View z; PyArray_CheckExact(noise) || view(noise, z)) return input(kZ, noise);
         if (!noise_.parse(noise, stream, call, x.ndim - batched_, x.shape + batched_)) return false;
         if (!drawn) call.draw = Draw::none;
         return true;

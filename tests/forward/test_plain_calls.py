@@ -9,7 +9,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import bits
-from noisefuse import backends, calls, loss, ops
+from noisefuse import augment, backends, calls, loss, ops
 from noisefuse.tableau import past
 
 S, F, N = nf.Schedule.linear(50), nf.Schedule.flow(50), nf.Noise(5, sample=9, step=2)
@@ -60,7 +60,7 @@ DRAWS, DDIM = nf.samplers.ddpm(S, 3).tableau, nf.samplers.ddim(S, 3).tableau
 
 def numbers(dtype):
     values = np.random.default_rng(0).standard_normal(SHAPE)
-    return (40 * values + 128).clip(0, 255).astype(np.uint8) if dtype == "uint8" else values.astype(dtype)
+    return (40 * values + 128).clip(0, 255).astype(dtype) if dtype[:4] == "uint" else values.astype(dtype)
 
 
 X = [numbers("float32")]
@@ -158,8 +158,11 @@ def refuse_the_checked_path(monkeypatch):
     def fail(*arguments, **options):
         pytest.fail("the checked path")
 
-    for module, name in ((ops, "as_array"), (ops, "names_or_array"), (loss, "as_array")):
+    for module, name in ((ops, "as_array"), (ops, "names_or_array"), (loss, "as_array"), (augment, "as_array")):
         monkeypatch.setattr(module, name, fail)
+    if of_torch := sys.modules.get("noisefuse.interop.torch"):  # it would hand NumPy's views to the fast path
+        monkeypatch.setattr(of_torch, "_call", fail)
+        monkeypatch.setattr(sys.modules["noisefuse.interop.torch_loss"], "_parts", fail)
 
 
 def same(a, b):
@@ -190,6 +193,50 @@ def test_wrong_times_are_what_they_are_to_the_checked_path(native, monkeypatch, 
             return type(raised), str(raised)
 
     assert error() == checked(monkeypatch, error)
+
+
+LAYOUTS = {
+    "every other": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "Fortran's order": np.asfortranarray,
+    "backwards": lambda a: a[..., ::-1],
+    "unaligned": lambda a: np.ndarray(a.shape, a.dtype, bytearray(b"1" + a.tobytes()), 1),
+    "swapped bytes": lambda a: a.astype(a.dtype.newbyteorder()),
+    "of one number": lambda a: np.broadcast_to(a.flat[0], a.shape),
+}
+OF_ARRAYS = {
+    **{f"q_sample {d}": lambda a, d=d: nf.q_sample(a(d), T, S, a("float32"), target="v") for d in ALL},
+    "q_step": lambda a: nf.q_step(a("float32"), a(T), S, N),
+    "update": lambda a: nf.update(DRAWS, 1, a("float64"), a("float64"), noise=a("float32"), aux_out=0),
+    "past": lambda a: nf.update(nf.Tableau([nf.Row(out=past[0])]), 0, a("float32"), past=[a("float32")]),
+    "mse_loss": lambda a: nf.mse_loss(a("float32"), a("uint8"), a(U), F, N, target="flow", grad_out=True),
+    "gaussian": lambda a: nf.augment.gaussian(a("uint16"), 3.0, N),
+    "a step": lambda a: nf.samplers.ddpm(S, 3).step(1, a("float32"), a("float32"), N),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", OF_ARRAYS)
+def test_small_arrays_of_any_layout(native, monkeypatch, name, layout):
+    """Seen to fail: results in swapped bytes, and every other element taken for the next one."""
+
+    def given(a):
+        return LAYOUTS[layout](numbers(a) if isinstance(a, str) else a)
+
+    expected = checked(monkeypatch, lambda: OF_ARRAYS[name](given))
+    refuse_the_checked_path(monkeypatch)
+    found = OF_ARRAYS[name](given)
+    assert same(found, expected)
+    assert all(not isinstance(f, np.ndarray) or f.dtype.isnative for f in found)
+
+
+def test_a_copy_may_lie_where_the_result_does(native, monkeypatch):
+    """What is copied is read first: an output may overlap it in part."""
+    memory = np.arange(2 * 224, dtype=np.float32)
+    x, out = memory.reshape(2, 16, 14)[..., ::2], memory[:224].reshape(2, 16, 7)
+    expected = nf.q_sample(x.copy(), T, S, N)
+    refuse_the_checked_path(monkeypatch)
+    assert nf.q_sample(x, T, S, N, out=out) is out
+    assert bits(out) == bits(expected)
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -262,6 +309,20 @@ def test_bfloat16_tensors_of_times(monkeypatch):
     if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         refuse_the_checked_path(monkeypatch)
     assert bits(nf.q_sample(x, t, F, N).numpy()) == bits(nf.q_sample(X[0], t.double().numpy(), F, N))
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_parameters(monkeypatch, requires_grad):
+    """Seen to fail: a Parameter was taken for a tensor of another class, which may be anything."""
+    torch = pytest.importorskip("torch")
+    x = torch.nn.Parameter(torch.from_numpy(X[0]), requires_grad)
+    assert nf.q_sample(x, T, S, N).requires_grad is requires_grad
+    if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        refuse_the_checked_path(monkeypatch)
+    with torch.no_grad():
+        found = nf.q_sample(x, T, S, N), nf.update(DDIM, 1, x, x)
+    assert {type(f) for f in found} == {torch.Tensor}
+    assert same(tuple(f.numpy() for f in found), (nf.q_sample(X[0], T, S, N), nf.update(DDIM, 1, *X, *X)))
 
 
 def test_int32_tensors_of_times(monkeypatch):
