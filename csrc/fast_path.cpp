@@ -389,10 +389,10 @@ class PlainCall {
     std::unique_ptr<int64_t[]> copied_;
     PyObject* own_time_;                            // see `timed`; borrowed
     std::unique_ptr<double[]> times_, timed_rows_;  // null: row numbers
-    std::unique_ptr<float[]> timed_floats_;
-    PyObject* past_ = nullptr;       // a tuple
+    std::unique_ptr<float[]> rounded_;              // rows; null: those of the table
+    bool own_rows_ = false;                         // whether the table is of this call alone
+    PyObject* past_ = nullptr;                      // a tuple
     PyObject* copies_[kSlots] = {};  // of arrays that kernels cannot read; that of row numbers in the place of D
-    float rounded_[kColumns];
     View index_{}, inputs_[kSlots] = {};
     PlainNoise noise_;
 
@@ -416,17 +416,26 @@ class PlainCall {
     }
 
     // (float rows, double rows, active coefficients, the same for x of uint8, and of uint16, or None, what `timed`
-    // takes, or None). Where there are no float rows there is one row, which is rounded here.
+    // takes, or None). Where there are no float rows, those of the call alone are rounded here.
     bool rows(PyObject* table) {
         if (is_level(x.kind)) table = PyTuple_GET_ITEM(table, x.kind == Kind::u8 ? 3 : 4);
         if (table == Py_None) return false;
         own_time_ = PyTuple_GET_ITEM(table, 5);
-        const bool rounds = call.type != DType::f64 && PyTuple_GET_ITEM(table, 0) == Py_None;
+        own_rows_ = PyTuple_GET_ITEM(table, 0) == Py_None;
+        const bool rounds = own_rows_ && call.type != DType::f64;
         take_rows(table, rounds ? DType::f64 : call.type, call);
-        if (!rounds) return true;
+        return !rounds || round_rows();
+    }
+
+    // Float rows in place of double ones.
+    bool round_rows() {
+        const int64_t n = kColumns * call.n_rows;
+        rounded_.reset(new (std::nothrow) float[static_cast<size_t>(n)]);
+        if (!rounded_) return false;
+        const auto* const rows = static_cast<const double*>(call.rows);
         const FloatMode mode;
-        for (int c = 0; c < kColumns; ++c) rounded_[c] = static_cast<float>(static_cast<const double*>(call.rows)[c]);
-        call.rows = rounded_;
+        std::transform(rows, rows + n, rounded_.get(), [](double number) { return static_cast<float>(number); });
+        call.rows = rounded_.get();
         return true;
     }
 
@@ -462,13 +471,28 @@ class PlainCall {
             return scalar_ >= 0 && scalar_ < call.n_rows;
         }
         if (!(PyList_CheckExact(i) || PyTuple_CheckExact(i) ? listed(i) : indexed(i))) return false;
+        if (own_rows_ && by_channel()) return in_table();
         if (indices > 1) {
             for (int axis = 0; axis < index_.ndim; ++axis)
                 if (axis >= x.ndim || index_.shape[axis] != x.shape[axis]) return false;
             call.segment = x.count / indices;
         }
+        return in_table();
+    }
+
+    bool in_table() const {
         for (int64_t b = 0; b < indices && !times_; ++b)
             if (call.index[b] < 0 || call.index[b] >= call.n_rows) return false;
+        return true;
+    }
+
+    // Whether there is a row for each channel, in the last axis, of each sample: (B, 1, .., C). Rows that are kept have
+    // no such index.
+    bool by_channel() {
+        if (index_.ndim < 3 || index_.ndim != x.ndim || index_.shape[0] != call.batch) return false;
+        const int64_t channels = x.shape[x.ndim - 1];
+        if (index_.shape[x.ndim - 1] != channels || indices != call.batch * channels) return false;
+        call.period = channels;
         return true;
     }
 
@@ -552,18 +576,12 @@ class PlainCall {
                      *sigmas = numbers(PyTuple_GET_ITEM(levels.object, 1), sigma);
         const auto n = static_cast<size_t>(kColumns * indices);
         timed_rows_.reset(new (std::nothrow) double[n]);
-        if (call.type != DType::f64) timed_floats_.reset(new (std::nothrow) float[n]);
-        if (!timed_rows_ || (call.type != DType::f64 && !timed_floats_) || !copy(indices)) return false;
+        if (!timed_rows_ || !copy(indices)) return false;
         for (int64_t b = 0; b < indices; ++b) timed_row(alphas[b], sigmas[b], &timed_rows_[kColumns * b]);
         std::iota(copied_.get(), copied_.get() + indices, 0);
         call.n_rows = indices;
         call.rows = timed_rows_.get();
-        if (!timed_floats_) return true;
-        const FloatMode mode;
-        std::transform(timed_rows_.get(), timed_rows_.get() + n, timed_floats_.get(),
-                       [](double number) { return static_cast<float>(number); });
-        call.rows = timed_floats_.get();
-        return true;
+        return call.type == DType::f64 || round_rows();
     }
 
     // One of them as a number: Python takes a tenth of the time of NumPy for it.
@@ -691,17 +709,23 @@ PyObject* declined() {
     Py_RETURN_NOTIMPLEMENTED;
 }
 
-// row(table, i, x, model_output, past, noise, stream, out, aux, dtype, batched), or NotImplemented. Returns out; or,
-// where aux is not arrays but how many of them are to be made, the tuple (out, aux1, ..).
+// row(table, i, x, model_output, past, noise, stream, out, aux, dtype, batched, clip), or NotImplemented. Returns out;
+// or, where aux is not arrays but how many of them are to be made, the tuple (out, aux1, ..). clip may be left out: a
+// table of one row, of whatever dtype x is, which then takes the result to what it is clipped to.
 PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 11) return PyErr_Format(PyExc_TypeError, "row: expected 11 arguments, got %zd", n);
+    if (n != 11 && n != 12) return PyErr_Format(PyExc_TypeError, "row: expected 11 or 12 arguments, got %zd", n);
     PlainCall plain;
+    const Call& call = plain.call;
     const int stream = static_cast<int>(PyLong_AsLong(args[6]));
     if (!plain.parse(
             {args[0], args[1], args[2], args[3], args[4], args[5], stream, args[7], args[8], args[9], args[10]}))
         return declined();
     if (!plain.outputs.make(plain.call)) return nullptr;
-    return run_plain(plain.call, run_step) ? plain.outputs.give() : nullptr;
+    if (n == 11 || args[11] == Py_None) return run_plain(call, run_step) ? plain.outputs.give() : nullptr;
+    const double low = PyFloat_AsDouble(PyTuple_GET_ITEM(args[11], 0)),
+                 high = PyFloat_AsDouble(PyTuple_GET_ITEM(args[11], 1));
+    const auto run = [&](const Call& step, const GoOn& go_on) { return run_clipped_step(step, low, high, go_on); };
+    return run_plain(call, run) ? plain.outputs.give() : nullptr;
 }
 
 // random(table, shape, noise, uniform, dtype, batched, tensor, out), or NotImplemented: noise of this shape.

@@ -131,6 +131,46 @@ CALLS = {
     "mse_loss, one sample": lambda a: nf.mse_loss(a("float32"), a("float32"), 3, S, N, target="v", batched=False),
     "mse_loss_grad in a range": lambda a: nf.mse_loss_grad(a("float32"), a("float32"), 3, S, N, target="v", scale=2.0),
 }  # fmt: skip
+STRENGTHS = {
+    "an integer": 3,
+    "a small float of NumPy's": np.float32(0.3),
+    "an integer of NumPy's": np.int8(2),
+    "an array of none": np.array(0.3),
+    "for each sample": np.array([0.3, 2.0]),
+    "listed": [1, 0.3],
+    "small, for each sample": np.array([0.3, 2.0], np.float16),
+    "for each channel, first": np.linspace(0, 3, 32).reshape(2, 16),
+    "for each channel, last": np.linspace(0, 3, 14).reshape(2, 7),
+}
+CLIPS = [(0, 1), (-0.1, 0.3), (50, 120.4), (-np.pi, 3e4)]
+GAUSSIAN, PLACES = nf.augment.gaussian, ("CHW", "HWC")
+CALLS |= {
+    **{f"strength: {name}": lambda a, s=s: GAUSSIAN(a("float32"), s, N) for name, s in STRENGTHS.items()},
+    **{f"mean: {name}": lambda a, s=s: GAUSSIAN(a("uint8"), 0.3, N, mean=s) for name, s in STRENGTHS.items()},
+    **{f"a and b: {name}": lambda a, s=s: nf.augment.sensor(a("float64"), s, s, N) for name, s in STRENGTHS.items()},
+    **{
+        f"one sample: {layout}": lambda a, n=n, layout=layout: nf.augment.multiplicative(
+            a("float32"), np.linspace(0, 1, n), N, layout=layout, batched=False
+        )
+        for layout, n in zip(PLACES, (2, 7), strict=True)
+    },
+    **{
+        f"clip of {d} to {clip}": lambda a, d=d, clip=clip: GAUSSIAN(a(d), 0.3, N, clip=clip)
+        for d in (*ALL, "uint16")
+        for clip in CLIPS
+    },
+    "clip of an output": lambda a: GAUSSIAN(a("float32"), [0.3, 40], N, clip=(0.5, 99.5), dtype="uint8"),
+    **{
+        f"shared, {layout}": lambda a, layout=layout: GAUSSIAN(a("float32"), 0.3, N, layout=layout, shared=True)
+        for layout in PLACES
+    },
+    **{
+        f"order of {layout}": lambda a, layout=layout, order=order: GAUSSIAN(
+            a("float64"), 0.3, N, layout=layout, order=order, clip=(0, 1)
+        )
+        for layout, order in (PLACES, PLACES[::-1])
+    },
+}
 RANDOM = {
     "dtype's class": lambda draw: draw(SHAPE, N, dtype=np.float32),
     "a dtype": lambda draw: draw(SHAPE, N, dtype=np.dtype("float64")),
@@ -158,7 +198,7 @@ def refuse_the_checked_path(monkeypatch):
     def fail(*arguments, **options):
         pytest.fail("the checked path")
 
-    for module, name in ((ops, "as_array"), (ops, "names_or_array"), (loss, "as_array"), (augment, "as_array")):
+    for module, name in ((ops, "as_array"), (ops, "names_or_array"), (loss, "as_array"), (augment, "_apply_call")):
         monkeypatch.setattr(module, name, fail)
     if of_torch := sys.modules.get("noisefuse.interop.torch"):  # it would hand NumPy's views to the fast path
         monkeypatch.setattr(of_torch, "_call", fail)
@@ -347,6 +387,28 @@ def test_torch(monkeypatch, name):
     elif isinstance(expected[0], float):
         expected = found[0].dtype.type(expected[0]), expected[1]
     assert same(found, expected)
+
+
+@pytest.mark.parametrize("bounds", [*CLIPS, (0, 0), (-1, 0), (-1e-7, 6e-8), (-65504, 2)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_all_halves_are_clipped(native, monkeypatch, dtype, bounds):
+    """Seen to fail: NaN taken for a large number."""
+    x = np.arange(1 << 16, dtype=np.uint16).view(
+        pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
+    )
+    expected = checked(monkeypatch, lambda: GAUSSIAN(x, 0.0, N, clip=bounds))
+    refuse_the_checked_path(monkeypatch)
+    found = GAUSSIAN(x, 0.0, N, clip=bounds)
+    assert np.array_equal(found.view(np.uint16), expected.view(np.uint16))
+
+
+@pytest.mark.parametrize("dtype", [*ALL, "uint16"])
+def test_large_results_are_clipped(native, monkeypatch, dtype):
+    """Seen to fail: each piece was clipped from where the first one begins."""
+    x = np.resize(numbers(dtype), (3, 5, 7001))
+    expected = checked(monkeypatch, lambda: GAUSSIAN(x, 3.0, N, clip=(1, 2)))
+    refuse_the_checked_path(monkeypatch)
+    assert same(GAUSSIAN(x, 3.0, N, clip=(1, 2)), expected)
 
 
 @pytest.mark.parametrize("draw", [nf.randn, nf.uniform])
