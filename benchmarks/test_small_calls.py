@@ -21,17 +21,26 @@ from noisefuse.commands.bench.contenders import Call
 from noisefuse.commands.bench.timing import interleaved
 
 DDIM, DDPM = (getattr(nf.samplers, name)(SCHEDULE, 50) for name in ("ddim", "ddpm"))
+FLOW, COSINE, KARRAS = nf.Schedule.flow(1000), nf.Schedule.cosine(), nf.Schedule.karras(50)
 X, M, OUT, SUM = (np.ones(ACTION, np.float32) for _ in range(4))
+STD, STD_OF_CHANNELS = np.array([0.1]), np.full((1, 16), 0.1)
+U = np.array([0.3], np.float32)
+EVERY_OTHER, SWAPPED = np.ones((1, 16, 14), np.float32)[..., ::2], X.astype(X.dtype.newbyteorder())
 BYTES = np.zeros(ACTION, np.uint8)
 FOUR, PEAKS, PEPPER = np.zeros((4, 4, 7), np.uint8), np.full(4, 255.0), 0.9 * np.eye(256) + 0.1 / 256
-FLOW, IDS = nf.Schedule.flow(1000), np.arange(8)
+IDS = np.arange(8)
 
 # The name of a call, the call, and its time in calls of np.add.
 CALLS: list[tuple[str, Call, float]] = [
     ("q_sample", lambda: nf.q_sample(X, 300, SCHEDULE, NOISE), 3.1),
     ("q_sample, out=", lambda: nf.q_sample(X, 300, SCHEDULE, NOISE, out=OUT), 2.9),
+    ("q_sample, every other element", lambda: nf.q_sample(EVERY_OTHER, 300, SCHEDULE, NOISE), 3.4),
+    ("q_sample, swapped bytes", lambda: nf.q_sample(SWAPPED, 300, SCHEDULE, NOISE), 3.5),
     ("q_sample, target=", lambda: nf.q_sample(X, 300, SCHEDULE, NOISE, target="epsilon"), 3.4),
     ("q_sample, out= of bytes", lambda: nf.q_sample(X, 300, SCHEDULE, NOISE, out=BYTES), 3.8),
+    ("q_sample, float t of a flow", lambda: nf.q_sample(X, 0.3, FLOW, NOISE), 3.8),
+    ("q_sample, float t of cosine", lambda: nf.q_sample(X, U, COSINE, NOISE), 5.8),
+    ("q_sample, sigma of karras", lambda: nf.q_sample(X, 3.5, KARRAS, NOISE), 6.8),
     ("q_step", lambda: nf.q_step(X, 300, SCHEDULE, NOISE), 2.6),
     ("q_step, out=", lambda: nf.q_step(X, 300, SCHEDULE, NOISE, out=OUT), 2.5),
     ("update", lambda: nf.update(DDIM.tableau, 20, X, M), 2.1),
@@ -47,10 +56,16 @@ CALLS: list[tuple[str, Call, float]] = [
     ("randn_like", lambda: nf.randn_like(X, NOISE), 3.8),
     ("uniform", lambda: nf.uniform(8, NOISE), 2.8),
     ("mse_loss", lambda: nf.mse_loss(M, X, 300, SCHEDULE, NOISE, target="epsilon"), 3.0),
+    ("mse_loss, float t", lambda: nf.mse_loss(M, X, U, FLOW, NOISE, target="flow"), 3.7),
     ("augment.gaussian", lambda: nf.augment.gaussian(X, 0.1, NOISE), 6.2),
     ("augment.gaussian, out=", lambda: nf.augment.gaussian(X, 0.1, NOISE, out=OUT), 5.9),
     ("augment.transition", lambda: nf.augment.transition(BYTES, PEPPER, NOISE), 170),
     ("augment.poisson, peaks (B,)", lambda: nf.augment.poisson(FOUR, PEAKS, NOISE), 112),
+    ("augment.gaussian, an integer", lambda: nf.augment.gaussian(X, 10, NOISE), 6.4),
+    ("augment.gaussian, for each sample", lambda: nf.augment.gaussian(X, STD, NOISE), 17.2),
+    ("augment.gaussian, for each channel", lambda: nf.augment.gaussian(X, STD_OF_CHANNELS, NOISE), 23.0),
+    ("augment.gaussian, shared", lambda: nf.augment.gaussian(X, 0.1, NOISE, layout="CHW", shared=True), 23.0),
+    ("augment.gaussian, clip=", lambda: nf.augment.gaussian(X, 0.1, NOISE, clip=(0, 1)), 10.5),
     ("Noise.at", lambda: NOISE.at(sample=3), 2.1),
     ("Noise.at, ids", lambda: NOISE.at(sample=IDS), 5.7),
     ("a schedule at an int", lambda: SCHEDULE(300), 4.3),
@@ -68,16 +83,34 @@ def of_tensors() -> dict[str, Call]:
     import torch
 
     x, m, out = (torch.ones(ACTION) for _ in range(3))
+    u = torch.tensor([0.3])
+    parameter, watched = torch.nn.Parameter(x, requires_grad=False), torch.ones(ACTION, requires_grad=True)
     return {
         "q_sample": lambda: nf.q_sample(x, 300, SCHEDULE, NOISE),
         "q_sample, out=": lambda: nf.q_sample(x, 300, SCHEDULE, NOISE, out=out),
+        "q_sample, a parameter": lambda: nf.q_sample(parameter, 300, SCHEDULE, NOISE),
+        "q_sample, requires grad": lambda: nf.q_sample(watched, 300, SCHEDULE, NOISE),
+        "q_sample, float t": lambda: nf.q_sample(x, u, FLOW, NOISE),
+        "mse_loss": lambda: nf.mse_loss(m, x, 300, SCHEDULE, NOISE, target="epsilon"),
+        "mse_loss, float t": lambda: nf.mse_loss(m, x, u, FLOW, NOISE, target="flow"),
         "update, out=": lambda: nf.update(DDIM.tableau, 20, x, m, out=out),
         "randn": lambda: nf.randn(ACTION, NOISE, dtype=torch.float32),
         "randn, out=": lambda: nf.randn(ACTION, NOISE, dtype=torch.float32, out=out),
     }
 
 
-OF_TENSORS = {"q_sample": 5.1, "q_sample, out=": 5.9, "update, out=": 4.9, "randn": 4.2, "randn, out=": 4.6}
+OF_TENSORS = {
+    "q_sample": 5.1,
+    "q_sample, out=": 5.9,
+    "q_sample, a parameter": 4.8,
+    "q_sample, requires grad": 44.0,
+    "q_sample, float t": 6.2,
+    "mse_loss": 4.6,
+    "mse_loss, float t": 6.1,
+    "update, out=": 4.9,
+    "randn": 4.2,
+    "randn, out=": 4.6,
+}
 
 
 def in_sums(make: Callable[[], Call]) -> float:

@@ -99,5 +99,17 @@ inline bool view_array(PyObject* o, View& v) {
     return PyArray_ISCARRAY_RO(a);
 }
 
+constexpr int64_t kCopied = 1 << 16;  // elements of which a copy is made here, without asking for Ctrl-C
+
+// A new reference to a copy that is C-contiguous, aligned and in native byte order; null, and no Python error, where
+// the array is not of a dtype of calls, or is large.
+inline PyObject* plain_copy(PyArrayObject* a) {
+    if (kind_of(a) == Kind::other || PyArray_SIZE(a) > kCopied) return nullptr;
+    PyArray_Descr* const native = PyArray_DescrFromType(PyArray_TYPE(a));
+    PyObject* const made = native ? PyArray_FromArray(a, native, NPY_ARRAY_CARRAY_RO) : nullptr;
+    if (!made) PyErr_Clear();
+    return made;
+}
+
 }  // namespace
 }  // namespace nf

@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fast path. Calls of a few microseconds are mostly Python, so plain calls, with C-contiguous arrays of one float
-// dtype (x may be levels), integer rows and Noises, are checked here, as their arguments came.
+// The fast path. Calls of a few microseconds are mostly Python, so plain calls, with arrays of one float dtype (x may
+// be levels), row numbers or times and Noises, are checked here, as their arguments came. Small arrays that are not
+// C-contiguous, aligned and in native byte order are copied first; tensors have to be.
 // Whatever is not plain, wrong arguments included, is declined (NotImplemented): operations then check it, and say what
 // is wrong.
 #include <algorithm>
 #include <cmath>
 #include <memory>
 #include <new>
+#include <numeric>
+#include <span>
 #include <vector>
 
 #include "core/loss.h"
+#include "core/narrow.h"
 #include "cpu/dispatch.h"
 #include "cpu/float_mode.h"
 #include "interrupts.h"
@@ -349,19 +353,27 @@ class PlainCall {
 
     PlainCall() = default;
     PlainCall(const PlainCall&) = delete;
-    ~PlainCall() { Py_XDECREF(past_); }
+    ~PlainCall() {
+        Py_XDECREF(past_);
+        for (PyObject* o : copies_) Py_XDECREF(o);
+    }
 
     // False where anything is not plain; no Python error is set then.
     bool parse(const RowArguments& a) {
-        if (!view(a.x, x) || x.ndim == 0 || (x.is_tensor && torch.dual()) || !result(a) || !rows(a.table)) return false;
+        if (!read(a.x, x, kX) || x.ndim == 0 || (x.is_tensor && torch.dual()) || !result(a) || !rows(a.table))
+            return false;
         if (a.batched == Py_None ? may_be_image(x) : !PyBool_Check(a.batched)) return false;
         batched_ = a.batched != Py_False;
         call.batch = batched_ ? x.shape[0] : 1;
         call.size = x.count / call.batch;
         input(kX, x);
-        return index(a.index) && model_output(a.model_output) && past(a.past) && noise(a.noise, a.stream) &&
-               outputs.take(0, a.out, call) && outputs.take_auxiliary(a.auxiliary, call) && apart() && complete();
+        return index(a.index) && (!times_ || timed()) && model_output(a.model_output) && past(a.past) &&
+               noise(a.noise, a.stream) && outputs.take(0, a.out, call) && outputs.take_auxiliary(a.auxiliary, call) &&
+               apart() && complete();
     }
+
+    // Whether numbers (n_rows,) are one for each row: those of float times have the shape of the times.
+    bool takes_weights() const { return !times_ || index_.ndim == 1; }
 
     // Whether something that is computed lies where an input does.
     bool in_place() const {
@@ -375,8 +387,12 @@ class PlainCall {
     bool batched_ = true;
     int64_t scalar_, listed_;
     std::unique_ptr<int64_t[]> copied_;
-    PyObject* past_ = nullptr;  // a tuple
-    float rounded_[kColumns];
+    PyObject* own_time_;                            // see `timed`; borrowed
+    std::unique_ptr<double[]> times_, timed_rows_;  // null: row numbers
+    std::unique_ptr<float[]> rounded_;              // rows; null: those of the table
+    bool own_rows_ = false;                         // whether the table is of this call alone
+    PyObject* past_ = nullptr;                      // a tuple
+    PyObject* copies_[kSlots] = {};  // of arrays that kernels cannot read; that of row numbers in the place of D
     View index_{}, inputs_[kSlots] = {};
     PlainNoise noise_;
 
@@ -385,7 +401,7 @@ class PlainCall {
     bool result(const RowArguments& a) {
         Made made{};
         View like = x;
-        if (is_level(x.kind) && a.model_output != Py_None && !view(a.model_output, like)) return false;
+        if (is_level(x.kind) && a.model_output != Py_None && !read(a.model_output, like, kM1)) return false;
         made = {like.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
         if (!x.is_tensor) made.descriptor = like.is_tensor ? nullptr : PyArray_DESCR(array(like.object));
         Made asked = made;
@@ -399,18 +415,36 @@ class PlainCall {
         return is_float(made.kind) && is_readable(x.kind, made.kind);
     }
 
-    // (float rows, double rows, active coefficients, the same for x of uint8, and of uint16, or None). Where there are
-    // no float rows there is one row, which is rounded here.
+    // (float rows, double rows, active coefficients, the same for x of uint8, and of uint16, or None, what `timed`
+    // takes, or None). Where there are no float rows, those of the call alone are rounded here.
     bool rows(PyObject* table) {
         if (is_level(x.kind)) table = PyTuple_GET_ITEM(table, x.kind == Kind::u8 ? 3 : 4);
         if (table == Py_None) return false;
-        const bool rounds = call.type != DType::f64 && PyTuple_GET_ITEM(table, 0) == Py_None;
+        own_time_ = PyTuple_GET_ITEM(table, 5);
+        own_rows_ = PyTuple_GET_ITEM(table, 0) == Py_None;
+        const bool rounds = own_rows_ && call.type != DType::f64;
         take_rows(table, rounds ? DType::f64 : call.type, call);
-        if (!rounds) return true;
+        return !rounds || round_rows();
+    }
+
+    // Float rows in place of double ones.
+    bool round_rows() {
+        const int64_t n = kColumns * call.n_rows;
+        rounded_.reset(new (std::nothrow) float[static_cast<size_t>(n)]);
+        if (!rounded_) return false;
+        const auto* const rows = static_cast<const double*>(call.rows);
         const FloatMode mode;
-        for (int c = 0; c < kColumns; ++c) rounded_[c] = static_cast<float>(static_cast<const double*>(call.rows)[c]);
-        call.rows = rounded_;
+        std::transform(rows, rows + n, rounded_.get(), [](double number) { return static_cast<float>(number); });
+        call.rows = rounded_.get();
         return true;
+    }
+
+    // A view of the array, or of a copy that is kept for this slot.
+    bool read(PyObject* o, View& v, int slot) {
+        if (view(o, v)) return true;
+        if (!PyArray_CheckExact(o) || PyArray_ISCARRAY_RO(array(o))) return false;
+        if (!copies_[slot]) copies_[slot] = plain_copy(array(o));
+        return copies_[slot] && view(copies_[slot], v);
     }
 
     bool input(int slot, const View& v) {
@@ -423,31 +457,54 @@ class PlainCall {
     // Of x's shape and the result's dtype; an array of noise may also be float32.
     bool input(int slot, PyObject* a) {
         View v;
-        return view(a, v) && v.same_shape(x) && v.is_tensor == x.is_tensor &&
+        return read(a, v, slot) && v.same_shape(x) && v.is_tensor == x.is_tensor &&
                (v.kind == outputs.others.kind || (slot == kZ && v.kind == Kind::f32)) && input(slot, v);
     }
 
-    // A row for all elements, or one for each segment: an array, or a list, whose shape begins that of x.
+    // A row for all elements, or one for each segment: an array, or a list, whose shape begins that of x. Where there
+    // is a time of the schedule's own, they may be floats.
     bool index(PyObject* i) {
         call.segment = x.count;
+        if (PyFloat_Check(i) || PyArray_IsScalar(i, Floating)) return hold_times(1) && take_time(i, times_[0]);
         if (take_integer(i, scalar_)) {
             call.index = &scalar_;
             return scalar_ >= 0 && scalar_ < call.n_rows;
         }
         if (!(PyList_CheckExact(i) || PyTuple_CheckExact(i) ? listed(i) : indexed(i))) return false;
+        if (own_rows_ && by_channel()) return in_table();
         if (indices > 1) {
             for (int axis = 0; axis < index_.ndim; ++axis)
                 if (axis >= x.ndim || index_.shape[axis] != x.shape[axis]) return false;
             call.segment = x.count / indices;
         }
-        for (int64_t b = 0; b < indices; ++b)
+        return in_table();
+    }
+
+    bool in_table() const {
+        for (int64_t b = 0; b < indices && !times_; ++b)
             if (call.index[b] < 0 || call.index[b] >= call.n_rows) return false;
         return true;
     }
 
+    // Whether there is a row for each channel, in the last axis, of each sample: (B, 1, .., C). Rows that are kept have
+    // no such index.
+    bool by_channel() {
+        if (index_.ndim < 3 || index_.ndim != x.ndim || index_.shape[0] != call.batch) return false;
+        const int64_t channels = x.shape[x.ndim - 1];
+        if (index_.shape[x.ndim - 1] != channels || indices != call.batch * channels) return false;
+        call.period = channels;
+        return true;
+    }
+
     bool indexed(PyObject* i) {
-        if (!view(i, index_) || (index_.kind != Kind::i64 && index_.kind != Kind::i32)) return false;
+        if (!read(i, index_, kD)) return false;
         indices = index_.count;
+        if (is_float(index_.kind)) {
+            if (indices > x.count || !hold_times(indices)) return false;
+            for (int64_t b = 0; b < indices; ++b) times_[static_cast<size_t>(b)] = time_at(index_, b);
+            return true;
+        }
+        if (index_.kind != Kind::i64 && index_.kind != Kind::i32) return false;
         call.index = reinterpret_cast<const int64_t*>(index_.data);
         if (index_.kind == Kind::i64) return true;
         if (indices > x.count || !copy(indices)) return false;
@@ -461,10 +518,100 @@ class PlainCall {
         if (!rows.object) return false;
         indices = listed_ = PyTuple_GET_SIZE(rows.object);
         index_.ndim = 1, index_.shape = &listed_;
-        bool good = (indices == 1 || indices == x.shape[0]) && copy(indices);
-        for (int64_t b = 0; b < indices && good; ++b)
-            good = take_integer(PyTuple_GET_ITEM(rows.object, b), copied_[static_cast<size_t>(b)]);
+        if (indices != 1 && indices != x.shape[0]) return false;
+        const bool floats = PyFloat_Check(PyTuple_GET_ITEM(rows.object, 0));
+        bool good = floats ? hold_times(indices) : copy(indices);
+        for (int64_t b = 0; b < indices && good; ++b) {
+            PyObject* const one = PyTuple_GET_ITEM(rows.object, b);
+            const auto at = static_cast<size_t>(b);
+            good = floats ? PyFloat_Check(one) && take_time(one, times_[at]) : take_integer(one, copied_[at]);
+        }
         return good;
+    }
+
+    bool hold_times(int64_t n) {
+        if (own_time_ != Py_None) times_.reset(new (std::nothrow) double[static_cast<size_t>(n)]);
+        return times_ != nullptr;
+    }
+
+    static bool take_time(PyObject* o, double& time) {
+        time = PyFloat_AsDouble(o);
+        const bool failed = PyErr_Occurred();
+        PyErr_Clear();
+        return !failed;
+    }
+
+    static double time_at(const View& times, int64_t at) {
+        const auto is = [&](auto zero) { return reinterpret_cast<const decltype(zero)*>(times.data)[at]; };
+        switch (times.kind) {
+            case Kind::f64:
+                return is(0.0);
+            case Kind::f32:
+                return static_cast<double>(is(0.0f));
+            case Kind::f16:
+                return static_cast<double>(half_to_float(is(uint16_t{0})));
+            default:
+                return static_cast<double>(bfloat16_to_float(is(uint16_t{0})));
+        }
+    }
+
+    // The rows of float times, where the table says how they are made: (a function of a float, or of float64 (n,), that
+    // returns alpha and sigma of these times, the last time, the rows where (alpha, sigma) is (0, 0), (1, 0) and (0,
+    // 1), the scale and the offset of levels as results, or None). A number of such a row is a constant, or a multiple
+    // of alpha or of sigma. False: declined, or the function raised, whose Python error is set.
+    bool timed() {
+        const double last = PyFloat_AsDouble(PyTuple_GET_ITEM(own_time_, 1));
+        int64_t zeros = 0, ones = 0;
+        for (const double t : std::span(times_.get(), static_cast<size_t>(indices))) {
+            if (!(t >= 0 && t <= last) || std::isinf(t)) return false;
+            zeros += t == 0, ones += t == 1;
+        }
+        if (zeros && ones && zeros + ones == indices) return false;  // they look like steps, which is warned of
+        const Reference times(given_times());
+        PyObject* const at = PyTuple_GET_ITEM(own_time_, 0);
+        const Reference levels(times.object ? PyObject_CallOneArg(at, times.object) : nullptr);
+        if (!levels.object) return false;
+        double alpha[1], sigma[1];
+        const double *alphas = numbers(PyTuple_GET_ITEM(levels.object, 0), alpha),
+                     *sigmas = numbers(PyTuple_GET_ITEM(levels.object, 1), sigma);
+        const auto n = static_cast<size_t>(kColumns * indices);
+        timed_rows_.reset(new (std::nothrow) double[n]);
+        if (!timed_rows_ || !copy(indices)) return false;
+        for (int64_t b = 0; b < indices; ++b) timed_row(alphas[b], sigmas[b], &timed_rows_[kColumns * b]);
+        std::iota(copied_.get(), copied_.get() + indices, 0);
+        call.n_rows = indices;
+        call.rows = timed_rows_.get();
+        return call.type == DType::f64 || round_rows();
+    }
+
+    // One of them as a number: Python takes a tenth of the time of NumPy for it.
+    PyObject* given_times() const {
+        if (indices == 1) return PyFloat_FromDouble(times_[0]);
+        Py_INCREF(float64);
+        const npy_intp n = indices;
+        PyObject* const made = new_array(1, &n, float64);
+        if (made) std::copy_n(times_.get(), indices, static_cast<double*>(PyArray_DATA(array(made))));
+        return made;
+    }
+
+    // One number, or the elements of float64 (n,).
+    const double* numbers(PyObject* o, double* one) const {
+        if (indices > 1) return static_cast<const double*>(PyArray_DATA(array(o)));
+        *one = PyFloat_AsDouble(o);
+        return one;
+    }
+
+    void timed_row(double alpha, double sigma, double* row) const {
+        const auto* const ends = static_cast<const double*>(PyArray_DATA(array(PyTuple_GET_ITEM(own_time_, 2))));
+        for (int c = 0; c < kColumns; ++c) {
+            const double of_alpha = ends[kColumns + c], of_sigma = ends[2 * kColumns + c];
+            row[c] = ends[c] != 0 ? ends[c] : of_alpha != 0 ? alpha * of_alpha : sigma * of_sigma;
+        }
+        PyObject* const range = PyTuple_GET_ITEM(own_time_, 3);
+        if (range == Py_None) return;
+        double* const out = row + kAffine[0];
+        for (int c = 0; c <= kZ + 1; ++c) out[c] *= PyFloat_AsDouble(PyTuple_GET_ITEM(range, 0));
+        out[0] += PyFloat_AsDouble(PyTuple_GET_ITEM(range, 1));
     }
 
     bool copy(int64_t n) {
@@ -492,7 +639,7 @@ class PlainCall {
         const bool drawn = reads(call.active, kZ);
         if (noise == Py_None) return !drawn || draws_nothing();
         if (!drawn && is_noise(noise)) return true;  // what it names plays no part
-        if (View z; view(noise, z)) return input(kZ, noise);
+        if (View z; PyArray_CheckExact(noise) || view(noise, z)) return input(kZ, noise);
         if (!noise_.parse(noise, stream, call, x.ndim - batched_, x.shape + batched_)) return false;
         if (!drawn) call.draw = Draw::none;
         return true;
@@ -530,7 +677,8 @@ class PlainCall {
 bool plain_weights(PyObject* weights, PlainCall& plain) {
     if (weights == Py_None) return true;
     View w;
-    if (!view(weights, w) || w.is_tensor || w.kind != Kind::f64 || w.ndim != 1 || w.count != plain.call.n_rows)
+    if (!view(weights, w) || w.is_tensor || w.kind != Kind::f64 || w.ndim != 1 || w.count != plain.call.n_rows ||
+        !plain.takes_weights())
         return false;
     plain.call.weights = reinterpret_cast<const double*>(w.data);
     for (int64_t i = 0; i < plain.indices; ++i)
@@ -555,17 +703,29 @@ bool lengths(PyObject* given, int64_t* shape, Made& made) {
 
 }  // namespace
 
-// row(table, i, x, model_output, past, noise, stream, out, aux, dtype, batched), or NotImplemented. Returns out; or,
-// where aux is not arrays but how many of them are to be made, the tuple (out, aux1, ..).
+// A call that is not plain: NotImplemented; or null, where what `timed` called set a Python error.
+PyObject* declined() {
+    if (PyErr_Occurred()) return nullptr;
+    Py_RETURN_NOTIMPLEMENTED;
+}
+
+// row(table, i, x, model_output, past, noise, stream, out, aux, dtype, batched, clip), or NotImplemented. Returns out;
+// or, where aux is not arrays but how many of them are to be made, the tuple (out, aux1, ..). clip may be left out: a
+// table of one row, of whatever dtype x is, which then takes the result to what it is clipped to.
 PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 11) return PyErr_Format(PyExc_TypeError, "row: expected 11 arguments, got %zd", n);
+    if (n != 11 && n != 12) return PyErr_Format(PyExc_TypeError, "row: expected 11 or 12 arguments, got %zd", n);
     PlainCall plain;
+    const Call& call = plain.call;
     const int stream = static_cast<int>(PyLong_AsLong(args[6]));
     if (!plain.parse(
             {args[0], args[1], args[2], args[3], args[4], args[5], stream, args[7], args[8], args[9], args[10]}))
-        Py_RETURN_NOTIMPLEMENTED;
+        return declined();
     if (!plain.outputs.make(plain.call)) return nullptr;
-    return run_plain(plain.call, run_step) ? plain.outputs.give() : nullptr;
+    if (n == 11 || args[11] == Py_None) return run_plain(call, run_step) ? plain.outputs.give() : nullptr;
+    const double low = PyFloat_AsDouble(PyTuple_GET_ITEM(args[11], 0)),
+                 high = PyFloat_AsDouble(PyTuple_GET_ITEM(args[11], 1));
+    const auto run = [&](const Call& step, const GoOn& go_on) { return run_clipped_step(step, low, high, go_on); };
+    return run_plain(call, run) ? plain.outputs.give() : nullptr;
 }
 
 // random(table, shape, noise, uniform, dtype, batched, tensor, out), or NotImplemented: noise of this shape.
@@ -595,9 +755,20 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
     return run_plain(call, run_step) ? outputs.give() : nullptr;
 }
 
+// A float; of tensors a tensor, of float32 unless pred is of float64.
+PyObject* loss_like(double loss, const PlainCall& plain) {
+    if (!plain.x.is_tensor) return PyFloat_FromDouble(loss);
+    const bool wide = plain.call.type == DType::f64;
+    char* data;
+    PyObject* const made = new_one({wide ? Kind::f64 : Kind::f32, true, 0, nullptr, 1, nullptr}, data);
+    if (made && wide) *reinterpret_cast<double*>(data) = loss;
+    if (made && !wide) *reinterpret_cast<float*>(data) = static_cast<float>(loss);
+    return made;
+}
+
 // mse(table, t, x0, pred, noise, weights or None, upstream, wants loss, out, batched), or NotImplemented; of the mean
 // over all elements. weights: one for each row. out: None, where the gradient is to be written, or True: make it.
-// Returns the loss, the gradient, or (loss, gradient).
+// Returns the loss (see `loss_like`), the gradient, or (loss, gradient).
 PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 10) return PyErr_Format(PyExc_TypeError, "mse: expected 10 arguments, got %zd", n);
     PyObject *weights = args[5], *out = args[8] == Py_True ? Py_None : args[8];
@@ -605,7 +776,7 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     Call& call = plain.call;
     if (!plain.parse({args[0], args[1], args[2], args[3], Py_None, args[4], -1, out, Py_None, Py_None, args[9]}) ||
         !PyFloat_CheckExact(args[6]) || !plain_weights(weights, plain))
-        Py_RETURN_NOTIMPLEMENTED;
+        return declined();
     const bool wants_loss = args[7] == Py_True;
     if (args[8] == Py_None) plain.outputs.wanted = 0;
     if (!plain.outputs.make(call)) return nullptr;
@@ -615,9 +786,11 @@ PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
     call.n = static_cast<double>(plain.x.count);
     if (wants_loss) call.losses = &loss, call.n_losses = 1;
     if (!run_plain(call, run_loss)) return nullptr;
-    if (!plain.outputs.wanted) return PyFloat_FromDouble(loss);
-    PyObject* gradient = plain.outputs.give();
-    return wants_loss && gradient ? Py_BuildValue("(dN)", loss, gradient) : gradient;
+    if (!wants_loss) return plain.outputs.give();
+    const Reference mean(loss_like(loss, plain));
+    if (!mean.object || !plain.outputs.wanted) return Py_XNewRef(mean.object);
+    const Reference gradient(plain.outputs.give());
+    return gradient.object ? PyTuple_Pack(2, mean.object, gradient.object) : nullptr;
 }
 
 // Whether it is this name, a string that is interned.

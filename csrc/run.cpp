@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "run.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "core/loss.h"
@@ -54,6 +55,19 @@ bool run_step(const Call& call, const GoOn& go_on) {
         return true;
     }
     return parallel_for(total, chunk, [&](int64_t begin, int64_t end) { k.step(call, begin, end); }, go_on);
+}
+
+bool run_clipped_step(const Call& call, double low, double high, const GoOn& go_on) {
+    const Kernels& k = kernels();
+    const auto range = [&](int64_t begin, int64_t end) {
+        constexpr int64_t kNear = 16384;  // elements that lie in the nearest cache
+        for (int64_t at = begin; at < end; at += kNear) {
+            const int64_t stop = std::min(at + kNear, end);
+            k.step(call, at, stop);
+            k.clip(call, at, stop, low, high);
+        }
+    };
+    return parallel_for(call.batch * call.size, kChunk, range, go_on);
 }
 
 bool run_walk(const Call& call, const GoOn& go_on) {

@@ -10,6 +10,8 @@ namespace nf {
 
 // False: go_on has ended it, and what it wrote is unspecified.
 bool run_step(const Call& call, const GoOn& go_on);
+// The same, and its first result is clipped to [low, high], numbers of the result's dtype, while it lies in the caches.
+bool run_clipped_step(const Call& call, double low, double high, const GoOn& go_on);
 bool run_walk(const Call& call, const GoOn& go_on);
 
 // The chunks on all threads; then, in the order of the elements, the sums of samples, and the losses. std::bad_alloc:

@@ -85,7 +85,8 @@ class Torch {
     bool is_tensor(PyObject* o) {
         PyTypeObject* type = Py_TYPE(o);
         if (!sought_ && std::strcmp(type->tp_name, "Tensor") == 0) seek(reinterpret_cast<PyObject*>(type));
-        return type == tensor_;
+        if (!sought_ && std::strcmp(type->tp_name, "Parameter") == 0) seek(nullptr);
+        return type == tensor_ || type == parameter_;
     }
 
     // Whether tensors can be made.
@@ -153,6 +154,7 @@ class Torch {
   private:
     std::atomic<bool> sought_{false};
     std::atomic<PyTypeObject*> tensor_{nullptr};  // set last: who sees it sees all others
+    PyTypeObject* parameter_ = nullptr;           // the class of a module's parameters, which differ in nothing here
     const ExchangeApi* api_;
     PyObject *is_grad_enabled_, *increment_version_;
     const PyGetSetDef* requires_grad_;  // looking up a name costs as much as calling what it names, and so does
@@ -177,6 +179,7 @@ class Torch {
         api_ = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.object, "dlpack_exchange_api"));
         return api_ && api_->major == 1 && api_->borrow && (is_grad_enabled_ = get("torch", "is_grad_enabled")) &&
                (increment_version_ = get("torch.autograd.graph", "increment_version")) &&
+               (parameter_ = reinterpret_cast<PyTypeObject*>(get("torch.nn", "Parameter"))) &&
                (forward_ad_ = get("torch.autograd.forward_ad", "__dict__")) &&
                find(PyObject_GetAttrString(type, "requires_grad"), PyObject_GetAttrString(type, "is_neg")) &&
                (current_level_ = PyUnicode_InternFromString("_current_level"));

@@ -162,9 +162,60 @@ void loss(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
     Lane::fence_nontemporal();
 }
 
+// NaN stays NaN, and a zero has its sign.
+template <class T>
+void clip(T* x, T* end, T low, T high) {
+    for (; x < end; ++x) {
+        const T above = low > *x ? low : *x;
+        *x = high < above ? high : above;
+    }
+}
+
+// Halves: their bits, as integers with a sign, rise with the numbers, once those of negative ones are turned round.
+void clip_halves(uint16_t* x, uint16_t* end, uint16_t low, uint16_t high, int16_t infinity) {
+    const auto place = [](uint16_t bits) {
+        const auto number = static_cast<int16_t>(bits);
+        return static_cast<int16_t>(number ^ ((number >> 15) & 0x7FFF));
+    };
+    const auto is_zero = [](uint16_t bits) { return (bits & 0x7FFF) == 0; };
+    const int16_t from = is_zero(low) ? int16_t{-1} : place(low), to = is_zero(high) ? int16_t{0} : place(high);
+    const auto least = static_cast<int16_t>(~infinity);
+    for (; x < end; ++x) {
+        const int16_t at = place(*x);
+        const bool below = (at < from) & (at >= least), above = (at > to) & (at <= infinity);
+        *x = below ? low : above ? high : *x;
+    }
+}
+
+void clip(const Call& call, int64_t begin, int64_t end, double low, double high) {
+    const FloatMode mode;
+    const auto all = [&](auto zero) {
+        using T = decltype(zero);
+        T* const x = static_cast<T*>(call.out[0]);
+        clip(x + begin, x + end, static_cast<T>(low), static_cast<T>(high));
+    };
+    auto* const halves = static_cast<uint16_t*>(call.out[0]);
+    const auto lowest = static_cast<float>(low), highest = static_cast<float>(high);
+    switch (call.out_type) {
+        case DType::f32:
+            return all(0.0f);
+        case DType::f64:
+            return all(0.0);
+        case DType::u8:
+            return all(uint8_t{0});
+        case DType::u16:
+            return all(uint16_t{0});
+        case DType::f16:
+            return clip_halves(halves + begin, halves + end, float_to_half(lowest), float_to_half(highest), 0x7C00);
+        case DType::bf16:
+            return clip_halves(halves + begin, halves + end, static_cast<uint16_t>(float_to_bits(lowest) >> 16),
+                               static_cast<uint16_t>(float_to_bits(highest) >> 16), 0x7F80);
+    }
+}
+
 }  // namespace
 
 extern const Kernels NF_KERNELS;
-const Kernels NF_KERNELS{NF_NAME, step, walk, loss, step_and_loss};
+const Kernels NF_KERNELS{NF_NAME, step, walk, loss, step_and_loss, clip};
 
 }  // namespace nf

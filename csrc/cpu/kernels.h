@@ -28,6 +28,8 @@ struct Kernels {
     void (*loss)(const Call&, int64_t begin_chunk, int64_t end_chunk);  // the sums of chunks, and the gradient
     // The same of what the step writes, which is done first.
     void (*step_and_loss)(const Call& step, const Call& loss, int64_t begin_chunk, int64_t end_chunk);
+    // The first result, in place: to [low, high], which its dtype holds.
+    void (*clip)(const Call&, int64_t begin, int64_t end, double low, double high);
 };
 
 }  // namespace nf

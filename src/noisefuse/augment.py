@@ -658,6 +658,9 @@ def _parameters(noise: Noise) -> Noise:
 # ---- rows --------------------------------------------------------------------------------------------------
 
 
+_NUMBERS = int, float, np.integer, np.floating
+
+
 class _Model:
     """A kind of noise as a row: its active columns, each a number or the name of an argument; what else is active."""
 
@@ -669,13 +672,14 @@ class _Model:
     def rows(self, numbers: Mapping[str, ArrayLike]) -> Rows:
         return Rows.of({name: numbers[c] if isinstance(c, str) else c for name, c in self.columns}, self.flags)
 
-    def plain(self, numbers: Mapping[str, float]) -> Plain:
-        """What the fast path takes of the rows of numbers alone, at once: a transform has others for each image."""
-        table = self.template.table.copy()
+    def plain(self, numbers: Mapping[str, ArrayLike], n: int = 1) -> Plain:
+        """What the fast path takes of n rows, at once: a transform has others for each image."""
+        table = self.template.table.repeat(n, 0)
         for column, name in self.places:
-            table[0, column] = numbers[name]
+            table[:, column] = numbers[name]
         plain = None, table, self.template.active
-        return (*plain, (*plain, None, None), (*plain, None, None))
+        of_levels = *plain, None, None, None
+        return (*plain, of_levels, of_levels, None)
 
 
 _PREPARED = _Model((("out.x", "gain"), ("out.z", "noise_std"), ("out.k", "shift")))
@@ -693,6 +697,23 @@ def _plain(model: _Model, *numbers: tuple[str, float]) -> Plain | None:
     return model.plain(dict(numbers))
 
 
+def _plain_rows(
+    model: _Model, numbers: dict[str, ArrayLike], shape: tuple[int, ...], layout: Layout | None, batched: bool
+) -> tuple[Plain | None, Any]:
+    """What the fast path takes, if the numbers are right, and the rows of x, whose shape begins with theirs; or, where
+    channels lie last, (B, 1, .., C)."""
+    try:
+        columns, index = _by_place(numbers, shape, layout, batched)
+    except (TypeError, ValueError):
+        return None, 0
+    rows, n = index.values, len(index.values)
+    if index.period:
+        rows = rows.reshape(-1, *(1,) * (len(shape) - 2), index.period)
+    elif shape and 0 < shape[0] < n:
+        rows = rows.reshape(shape[0], -1)
+    return model.plain(columns, n), rows
+
+
 def _apply(
     x: Array,
     noise: NoiseLike,
@@ -707,25 +728,38 @@ def _apply(
     batched: bool | None = None,
     out: Array | None = None,
 ) -> Array:
-    """One pass, and another one over the result where it is clipped to a range."""
+    """One pass. A result is clipped piece by piece as it is written; where the fast path does not take the call, in
+    another pass."""
     other = None if type(x) is np.ndarray else library_of(x)
     if order == layout:
         order = None
-    plain = order is None and not shared and {*map(type, numbers.values())} == {float}
-    if plain and not (other is not None and other.is_traced()):
+    if (shared or order is not None) and other is None:
+        batched, x = _is_batch(x, batched), as_array("x", x, (*FLOATS, *LEVELS))
+        noise = _stored(x, noise, layout, shared, order, _kinds(x, dtype, out)[0], batched)
+        shared, order = False, None
+    wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
+    if order is None and not shared and wanted is not None and not (other is not None and other.is_traced()):
         bounds = None if clip is None else _bounds(clip)
-        table = _plain(model, *numbers.items())
-        wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
-        if table is not None and wanted is not None:
+        rows: Any = 0
+        if {*map(type, numbers.values())} != {float}:
+            numbers = {name: float(n) if isinstance(n, _NUMBERS) else n for name, n in numbers.items()}
+        if {*map(type, numbers.values())} == {float}:
+            table = _plain(model, *numbers.items())
+        elif is_lazy(x):
+            table = None
+        else:
+            table, rows = _plain_rows(model, numbers, tuple(x.shape), layout, batched is not False)
+        if table is not None:
             asked = FAST_LEVELS.get(levels_of(wanted) or "") or fast_dtype(wanted, other)
-            done: Array = backends.fast_row(table, 0, x, None, None, noise, -1, out, None, asked, batched)
+            within = None if bounds is None or not asked else _bounds_in(asked[1], bounds)
+            done: Array = backends.fast_row(table, rows, x, None, None, noise, -1, out, None, asked, batched, within)
             if done is not NotImplemented:
-                return done if bounds is None else _clipped(done, bounds)
+                return done
     batched = _is_batch(x, batched)
-    given: dict[str, Any] = {"layout": layout, "shared": shared, "order": order, "clip": clip, "batched": batched}
+    given: dict[str, Any] = {"layout": layout, "clip": clip, "batched": batched}
     given |= {"model": model, "numbers": numbers, "dtype": dtype, "out": out}
     if other is not None:
-        return _of_tensors(other, _apply, x, noise, **given)
+        return _of_tensors(other, _apply, x, noise, shared=shared, order=order, **given)
     call, bounds = _apply_call(x, noise, **given)
     result = run(call)[0]
     return result if bounds is None else _clipped(result, bounds)
@@ -740,16 +774,14 @@ def _is_batch(x: Array, batched: bool | None) -> bool:
 
 
 def _apply_call(
-    x: Array, noise: NoiseLike, *, model: _Model, numbers: dict[str, ArrayLike], layout: Layout | None, shared: bool,
-    order: Layout | None, clip: Clip, dtype: DType | None, batched: bool, out: Array | None = None,
+    x: Array, noise: NoiseLike, *, model: _Model, numbers: dict[str, ArrayLike], layout: Layout | None, clip: Clip,
+    dtype: DType | None, batched: bool, out: Array | None = None,
 ) -> tuple[Step, Clip]:  # fmt: skip
     """The pass as a checked call, and the range that its result is clipped to."""
     x = as_array("x", x, (*FLOATS, *LEVELS))
     columns, index = _by_place(numbers, x.shape, layout, batched)
     bounds = None if clip is None else _bounds(clip)
     kind, levels = _kinds(x, dtype, out)
-    if shared or order not in (None, layout):
-        noise = _stored(x, noise, layout, shared, order, kind, batched)
     return _call(x, model.rows(columns), index, noise, kind, levels, batched, out), bounds
 
 
@@ -771,7 +803,7 @@ def call_inside(function: Any, x: Array, noise: NoiseLike, **options: Any) -> tu
     whose values are not known yet. None: it is more than one call of a row."""
     if function is _levels:
         return _levels_call(x, noise, **options), None
-    if function is not _apply or options["shared"] or options["order"] not in (None, options["layout"]):
+    if function is not _apply or options.pop("shared") or options.pop("order") not in (None, options["layout"]):
         return None
     return _apply_call(x, noise, **options)
 
@@ -841,16 +873,19 @@ def _call(
 
 def _clipped(result: Array, bounds: tuple[float, float]) -> Array:
     """Clips the result in place, and returns it."""
-    levels, (low, high) = levels_of(result.dtype), bounds
-    if levels is None and library_of(result) is not None:
-        return result.clamp_(low, high)
-    if levels is not None:
-        low, high = level_bounds(levels, bounds)
     # torch clamps no uint16; where a tensor comes here, it lies in host memory
+    if levels_of(result.dtype) is None and library_of(result) is not None:
+        return result.clamp_(*bounds)
     memory: Any = result if library_of(result) is None else result.numpy()
-    kind = memory.dtype.type
-    np.clip(memory, kind(low), kind(high), out=memory)
+    low, high = map(memory.dtype.type, _bounds_in(memory.dtype, bounds))
+    np.clip(memory, low, high, out=memory)
     return result
+
+
+def _bounds_in(dtype: np.dtype[Any], bounds: tuple[float, float]) -> tuple[float, float]:
+    """As the dtype holds them."""
+    levels, (low, high) = levels_of(dtype), bounds
+    return level_bounds(levels, bounds) if levels else (float(dtype.type(low)), float(dtype.type(high)))
 
 
 def _stored(
@@ -874,9 +909,11 @@ def _stored(
     real = np.dtype(np.float64 if kind == np.float64 else np.float32)
     empty = None if device_of(x) is None else output("out", None, tuple(lengths), real, device_of(x))
     z = randn(lengths, noise, dtype=real, batched=batched, out=empty)
-    if not shared:
-        return np.moveaxis(z, place, channel)
-    return np.broadcast_to(np.expand_dims(z, channel), x.shape)
+    if shared:
+        return np.broadcast_to(z.reshape(*x.shape[:channel], 1, *x.shape[channel + 1 :]), x.shape)
+    axes = [axis for axis in range(x.ndim) if axis != place]
+    axes.insert(channel, place)
+    return z.transpose(axes)
 
 
 # ---- arguments -----------------------------------------------------------------------------------------------------
@@ -890,9 +927,10 @@ def _by_place(
     found = {name: _numbers(name, given) for name, given in numbers.items()}
     if not batched:  # of the one sample
         found = {name: values[None] if values.ndim else values for name, values in found.items()}
-    most = max(values.ndim for values in found.values())
+    most = 0
     for name, values in found.items():
-        if values.ndim > 2 or (values.ndim and values.shape[0] != batch):
+        most = max(most, ndim := values.ndim)
+        if ndim and (ndim > 2 or values.shape[0] != batch):
             one = "(C,)" if not batched else f"({batch},) for the samples or ({batch}, C) for their channels"
             raise ValueError(f"{name}: expected a number, {one}, got shape {np.shape(numbers[name])}")
     if not count(shape):
@@ -900,15 +938,11 @@ def _by_place(
     if most == 0:
         return found, Index(np.zeros(1, np.int64), max(1, count(shape)))
     if most == 1:
-        columns = {name: np.broadcast_to(values, (batch,)) for name, values in found.items()}
-        return columns, Index(np.arange(batch), max(1, count(sample)))
+        return found, Index(np.arange(batch), max(1, count(sample)))
     widths = {values.shape[1] for values in found.values() if values.ndim == 2}
     channels = next(iter(widths)) if len(widths) == 1 else 0
     place = find_layout(layout, sample, channels, " and ".join(numbers))
-    columns = {
-        name: np.broadcast_to(values if values.ndim == 2 else np.reshape(values, (-1, 1)), (batch, channels)).ravel()
-        for name, values in found.items()
-    }
+    columns = {name: values.repeat(channels) if values.ndim == 1 else values.ravel() for name, values in found.items()}
     each = np.arange(batch * channels)
     if place == "CHW":
         return columns, Index(each, max(1, count(sample) // channels))

@@ -24,7 +24,7 @@ from .ground.docstrings import Shared, documented
 from .ground.drawing import plot_levels
 from .ground.kinds import need_plain
 from .language.diffusers_config import family
-from .language.forward import KeptRows, forward
+from .language.forward import KeptRows, OwnTime, forward
 from .language.rows import ROW, Rows
 from .tableau import Tableau
 from .views import Target
@@ -118,7 +118,7 @@ class Schedule:
             _parameters=_parameters or {},
             _betas=_betas,
         )
-        self.__dict__["kept"] = KeptRows(self)
+        self.__dict__["kept"] = KeptRows(self, _own_time(_kind, _parameters or {}))
 
     # ---- variance preserving families ----------------------------------------------------------------------
 
@@ -711,6 +711,13 @@ _OWN_TIME: dict[str, tuple[str, float, Callable[..., AlphaSigma]]] = {
     "exponential": ("sigma", math.inf, _exploding_at),
     "edm": ("sigma", math.inf, _exploding_at),
 }
+
+
+def _own_time(kind: str, parameters: Mapping[str, float]) -> OwnTime | None:
+    if kind not in _OWN_TIME:
+        return None
+    _, last, at = _OWN_TIME[kind]
+    return partial(at, **parameters), last
 
 
 UNIT_TIMES = tuple(kind for kind, (_, last, _) in _OWN_TIME.items() if last == 1)

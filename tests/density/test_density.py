@@ -388,4 +388,4 @@ def test_the_fast_path_was_taken(monkeypatch):
     assert sampler.log_prob(4, x, m, x_next).tolist() == found.tolist()
     assert log_prob_grad(sampler.tableau, 4, x, m, x_next, upstream=2.0).shape == x.shape
     with pytest.raises(TypeError, match="not callable"):
-        sampler.log_prob(4, x, m[..., ::-1], x_next)
+        sampler.log_prob(4, x, m.astype(np.float64), x_next)

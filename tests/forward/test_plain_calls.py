@@ -9,7 +9,8 @@ import pytest
 
 import noisefuse as nf
 from conftest import bits
-from noisefuse import backends
+from noisefuse import augment, backends
+from noisefuse.arguments import calls
 from noisefuse.operations import draw, loss, process, update
 from noisefuse.tableau import past
 
@@ -32,13 +33,36 @@ TIMES = {
     "int32": T.astype(np.int32),
     "int32 for each row": np.arange(32, dtype=np.int32).reshape(2, 16),
 }
+OWN = {  # schedules with a time of their own
+    "flow": nf.Schedule.flow(50),
+    "shifted": nf.Schedule.flow(50, shift=3.0),
+    "cosine": nf.Schedule.cosine(50),
+    "karras": nf.Schedule.karras(50),
+    "exponential": nf.Schedule.exponential(50),
+    "edm": nf.Schedule.edm(50),
+}
+U = np.array([0.3, 0.9])
+FLOAT_TIMES = {
+    "a float": 0.3,
+    "a float of NumPy's": np.float64(0.7),
+    "a small float of NumPy's": np.float16(0.7),
+    "an array of none": np.array(0.3, np.float32),
+    "one in an array": np.array([0.3]),
+    "one in a list": [0.3],
+    "a list": [0.3, 0.9],
+    "a tuple of NumPy's floats": (np.float64(0.1), 0.9),
+    **{f"{dtype} for each sample": U.astype(dtype) for dtype in ("float64", "float32", "float16")},
+    "for each row": np.linspace(0, 1, 32, dtype=np.float32).reshape(2, 16),
+    "the cleanest, the noisiest and others": np.linspace(0, 1, 32).reshape(2, 16),
+    "the noisiest": [1.0, 1.0],
+}
 LISTED = [nf.Noise(5, step=7), nf.Noise(6, sample=2**56 - 1).window((18, 9), (1, 2))]
 DRAWS, DDIM = nf.samplers.ddpm(S, 3).tableau, nf.samplers.ddim(S, 3).tableau
 
 
 def numbers(dtype):
     values = np.random.default_rng(0).standard_normal(SHAPE)
-    return (40 * values + 128).clip(0, 255).astype(np.uint8) if dtype == "uint8" else values.astype(dtype)
+    return (40 * values + 128).clip(0, 255).astype(dtype) if dtype[:4] == "uint" else values.astype(dtype)
 
 
 X = [numbers("float32")]
@@ -75,10 +99,80 @@ CALLS = {
     "a row that draws nothing": lambda a: nf.update(DDIM, 1, a("float32"), a("float32"), noise=LISTED),
     "q_step, one sample": lambda a: nf.q_step(a("float32"), 3, S, N, batched=False),
     **{f"mse_loss {d}": lambda a, d=d: nf.mse_loss(a("float32"), a(d), T, S, N, target="v") for d in ALL[::3]},
+    **{
+        f"{name} at {u}": lambda a, s=s, u=u: nf.q_sample(a("float32"), u, s, N, target="v")
+        for name, s in OWN.items()
+        for u in (0.3, U)
+    },
+    **{f"float t: {name}": lambda a, t=t: nf.q_sample(a("float32"), t, F, N) for name, t in FLOAT_TIMES.items()},
+    **{f"float t of {d}": lambda a, d=d: nf.q_sample(a(d), U, F, N, target="flow") for d in ALL},
+    **{
+        f"float t, {target} in a range": lambda a, target=target: nf.q_sample(
+            a("float64"), U, F, N, target=target, scale=-0.3, offset=0.7
+        )
+        for target in ("epsilon", "v", "flow", "sample")
+    },
+    **{
+        f"float t, {target} of a loss": lambda a, target=target: nf.mse_loss(
+            a("float64"), a("float64"), U, F, N, target=target, scale=-0.3, offset=0.7, grad_out=True
+        )
+        for target in ("epsilon", "v", "flow", "sample")
+    },
+    **{f"float t, {d} to bytes": lambda a, d=d: nf.q_sample(a(d), U, F, N, dtype="uint8") for d in ALL},
+    "float t to bytes in a range": lambda a: nf.q_sample(
+        a("float32"), U, F, N, dtype="uint8", offset=0.1, out_scale=-40.3, out_offset=99
+    ),
+    "float t of noise that is given": lambda a: nf.q_sample(a("float32"), U, F, a("float32")),
+    "mse_loss's float t": lambda a: nf.mse_loss(
+        a("float32"), a("uint8"), U, F, N, target="flow", weight=np.array([2.0, 0.3])
+    ),
+    "mse_loss's float t, one": lambda a: nf.mse_loss(a("float64"), a("float64"), 0.3, F, N, target="flow"),
+    "mse_loss and its gradient": lambda a: nf.mse_loss(a("float32"), a("float32"), T, S, N, target="v", grad_out=True),
+    "mse_loss_grad's float t": lambda a: nf.mse_loss_grad(a("float32"), a("float32"), U, F, N, target="flow"),
     "mse_loss in a range": lambda a: nf.mse_loss(a("float32"), a("uint8"), T, S, N, target="flow", scale=0.1, offset=2),
     "mse_loss, one sample": lambda a: nf.mse_loss(a("float32"), a("float32"), 3, S, N, target="v", batched=False),
     "mse_loss_grad in a range": lambda a: nf.mse_loss_grad(a("float32"), a("float32"), 3, S, N, target="v", scale=2.0),
 }  # fmt: skip
+STRENGTHS = {
+    "an integer": 3,
+    "a small float of NumPy's": np.float32(0.3),
+    "an integer of NumPy's": np.int8(2),
+    "an array of none": np.array(0.3),
+    "for each sample": np.array([0.3, 2.0]),
+    "listed": [1, 0.3],
+    "small, for each sample": np.array([0.3, 2.0], np.float16),
+    "for each channel, first": np.linspace(0, 3, 32).reshape(2, 16),
+    "for each channel, last": np.linspace(0, 3, 14).reshape(2, 7),
+}
+CLIPS = [(0, 1), (-0.1, 0.3), (50, 120.4), (-np.pi, 3e4)]
+GAUSSIAN, PLACES = nf.augment.gaussian, ("CHW", "HWC")
+CALLS |= {
+    **{f"strength: {name}": lambda a, s=s: GAUSSIAN(a("float32"), s, N) for name, s in STRENGTHS.items()},
+    **{f"mean: {name}": lambda a, s=s: GAUSSIAN(a("uint8"), 0.3, N, mean=s) for name, s in STRENGTHS.items()},
+    **{f"a and b: {name}": lambda a, s=s: nf.augment.sensor(a("float64"), s, s, N) for name, s in STRENGTHS.items()},
+    **{
+        f"one sample: {layout}": lambda a, n=n, layout=layout: nf.augment.multiplicative(
+            a("float32"), np.linspace(0, 1, n), N, layout=layout, batched=False
+        )
+        for layout, n in zip(PLACES, (2, 7), strict=True)
+    },
+    **{
+        f"clip of {d} to {clip}": lambda a, d=d, clip=clip: GAUSSIAN(a(d), 0.3, N, clip=clip)
+        for d in (*ALL, "uint16")
+        for clip in CLIPS
+    },
+    "clip of an output": lambda a: GAUSSIAN(a("float32"), [0.3, 40], N, clip=(0.5, 99.5), dtype="uint8"),
+    **{
+        f"shared, {layout}": lambda a, layout=layout: GAUSSIAN(a("float32"), 0.3, N, layout=layout, shared=True)
+        for layout in PLACES
+    },
+    **{
+        f"order of {layout}": lambda a, layout=layout, order=order: GAUSSIAN(
+            a("float64"), 0.3, N, layout=layout, order=order, clip=(0, 1)
+        )
+        for layout, order in (PLACES, PLACES[::-1])
+    },
+}
 RANDOM = {
     "dtype's class": lambda draw: draw(SHAPE, N, dtype=np.float32),
     "a dtype": lambda draw: draw(SHAPE, N, dtype=np.dtype("float64")),
@@ -106,8 +200,12 @@ def refuse_the_checked_path(monkeypatch):
     def fail(*arguments, **options):
         pytest.fail("the checked path")
 
-    for module, name in ((process, "as_array"), (update, "as_array"), (draw, "names_or_array"), (loss, "as_array")):
+    checked = (process, "as_array"), (update, "as_array"), (draw, "names_or_array"), (loss, "as_array")
+    for module, name in (*checked, (augment, "_apply_call")):
         monkeypatch.setattr(module, name, fail)
+    if of_torch := sys.modules.get("noisefuse.interop.torch"):  # it would hand NumPy's views to the fast path
+        monkeypatch.setattr(of_torch, "_call", fail)
+        monkeypatch.setattr(sys.modules["noisefuse.interop.torch.loss"], "_parts", fail)
 
 
 def same(a, b):
@@ -140,6 +238,136 @@ def test_wrong_times_are_what_they_are_to_the_checked_path(native, monkeypatch, 
     assert error() == checked(monkeypatch, error)
 
 
+LAYOUTS = {
+    "every other": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "Fortran's order": np.asfortranarray,
+    "backwards": lambda a: a[..., ::-1],
+    "unaligned": lambda a: np.ndarray(a.shape, a.dtype, bytearray(b"1" + a.tobytes()), 1),
+    "swapped bytes": lambda a: a.astype(a.dtype.newbyteorder()),
+    "of one number": lambda a: np.broadcast_to(a.flat[0], a.shape),
+}
+OF_ARRAYS = {
+    **{f"q_sample {d}": lambda a, d=d: nf.q_sample(a(d), T, S, a("float32"), target="v") for d in ALL},
+    "q_step": lambda a: nf.q_step(a("float32"), a(T), S, N),
+    "update": lambda a: nf.update(DRAWS, 1, a("float64"), a("float64"), noise=a("float32"), aux_out=0),
+    "past": lambda a: nf.update(nf.Tableau([nf.Row(out=past[0])]), 0, a("float32"), past=[a("float32")]),
+    "mse_loss": lambda a: nf.mse_loss(a("float32"), a("uint8"), a(U), F, N, target="flow", grad_out=True),
+    "gaussian": lambda a: nf.augment.gaussian(a("uint16"), 3.0, N),
+    "a step": lambda a: nf.samplers.ddpm(S, 3).step(1, a("float32"), a("float32"), N),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", OF_ARRAYS)
+def test_small_arrays_of_any_layout(native, monkeypatch, name, layout):
+    """Seen to fail: results in swapped bytes, and every other element taken for the next one."""
+
+    def given(a):
+        return LAYOUTS[layout](numbers(a) if isinstance(a, str) else a)
+
+    expected = checked(monkeypatch, lambda: OF_ARRAYS[name](given))
+    refuse_the_checked_path(monkeypatch)
+    found = OF_ARRAYS[name](given)
+    assert same(found, expected)
+    assert all(not isinstance(f, np.ndarray) or f.dtype.isnative for f in found)
+
+
+def test_a_copy_may_lie_where_the_result_does(native, monkeypatch):
+    """What is copied is read first: an output may overlap it in part."""
+    memory = np.arange(2 * 224, dtype=np.float32)
+    x, out = memory.reshape(2, 16, 14)[..., ::2], memory[:224].reshape(2, 16, 7)
+    expected = nf.q_sample(x.copy(), T, S, N)
+    refuse_the_checked_path(monkeypatch)
+    assert nf.q_sample(x, T, S, N, out=out) is out
+    assert bits(out) == bits(expected)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_float_times_have_the_bits_of_the_checked_path(native, monkeypatch, name):
+    """Of many times at once, and of each alone. Seen to fail: a flow's sigma by one rounding less."""
+    t = np.random.default_rng(1).random((64, 8)) ** 3
+    x = np.linspace(-1, 1, t.size).reshape(t.shape)
+
+    def results():
+        return nf.q_sample(x, t, OWN[name], N), *(nf.q_sample(x, one, OWN[name], N) for one in t[0].tolist())
+
+    expected = checked(monkeypatch, results)
+    refuse_the_checked_path(monkeypatch)
+    assert same(results(), expected)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "t"),
+    [
+        ("flow", -0.1), ("flow", 1.5), ("flow", float("nan")), ("flow", [0.5, 1.5]), ("flow", [0.5, None]),
+        ("flow", np.array([0.5, -1])), ("flow", [0.5, 0.6, 0.7]), ("flow", np.full((2, 15), 0.5)), ("flow", [0.5, 1]),
+        ("karras", float("inf")), ("karras", [-1.0, 2.0]), ("linear", 0.5), ("flow", np.longdouble(0.5)),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_wrong_float_times_are_what_they_are_to_the_checked_path(native, monkeypatch, schedule, t):
+    """Seen to fail: the last time not looked at, a list's length not compared with the batch."""
+
+    def error():
+        try:
+            return nf.q_sample(X[0], t, OWN.get(schedule, S), N).tobytes()
+        except Exception as raised:
+            return type(raised), str(raised)
+
+    assert error() == checked(monkeypatch, error)
+
+
+@pytest.mark.parametrize(("t", "weight"), [(0.5, [2.0]), (np.full((2, 16), 0.5), np.ones(32)), ([0.5, 0.5], [1.0])])
+def test_weights_have_the_shape_of_float_times(native, t, weight):
+    """Seen to fail where a weight for one row was taken for that of a number."""
+    with pytest.raises(ValueError, match="weight: expected t's shape"):
+        nf.mse_loss(X[0], X[0], t, F, N, target="flow", weight=np.array(weight))
+
+
+def test_float_times_that_look_like_steps_are_warned_of(native, monkeypatch):
+    monkeypatch.setattr(calls, "WARNED", set())
+    with pytest.warns(UserWarning, match="0.0 and 1.0 are the cleanest and the noisiest time"):
+        nf.q_sample(X[0], [0.0, 1.0], F, N)
+
+
+def test_an_interrupt_while_rows_are_made_goes_on(native, monkeypatch):
+    """Seen to fail where the fast path took every error for an argument that is not plain."""
+
+    def interrupted(t):
+        raise KeyboardInterrupt
+
+    schedule = nf.Schedule.flow(50)
+    monkeypatch.setattr(schedule.kept, "_own_time", (interrupted, 1.0))
+    for call in (
+        lambda: nf.q_sample(X[0], 0.5, schedule, N),
+        lambda: nf.mse_loss(X[0], X[0], 0.5, schedule, N, target="flow"),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            call()
+
+
+def test_bfloat16_tensors_of_times(monkeypatch):
+    torch = pytest.importorskip("torch")
+    x, t = torch.from_numpy(X[0]), torch.tensor(U, dtype=torch.bfloat16)
+    if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        refuse_the_checked_path(monkeypatch)
+    assert bits(nf.q_sample(x, t, F, N).numpy()) == bits(nf.q_sample(X[0], t.double().numpy(), F, N))
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_parameters(monkeypatch, requires_grad):
+    """Seen to fail: a Parameter was taken for a tensor of another class, which may be anything."""
+    torch = pytest.importorskip("torch")
+    x = torch.nn.Parameter(torch.from_numpy(X[0]), requires_grad)
+    assert nf.q_sample(x, T, S, N).requires_grad is requires_grad
+    if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        refuse_the_checked_path(monkeypatch)
+    with torch.no_grad():
+        found = nf.q_sample(x, T, S, N), nf.update(DDIM, 1, x, x)
+    assert {type(f) for f in found} == {torch.Tensor}
+    assert same(tuple(f.numpy() for f in found), (nf.q_sample(X[0], T, S, N), nf.update(DDIM, 1, *X, *X)))
+
+
 def test_int32_tensors_of_times(monkeypatch):
     torch = pytest.importorskip("torch")
     x, t = torch.from_numpy(X[0]), torch.from_numpy(T.astype(np.int32))
@@ -157,7 +385,33 @@ def test_torch(monkeypatch, name):
     refuse_the_checked_path(monkeypatch)
     found = CALLS[name](lambda dtype: torch.from_numpy(numbers(dtype)))
     found = tuple(f.numpy() for f in found) if isinstance(found, tuple) else found.numpy()
-    assert same(found, np.float32(expected) if name.startswith("mse") else expected)
+    if not isinstance(expected, np.ndarray | tuple):  # a loss
+        expected = found.dtype.type(expected)
+    elif isinstance(expected[0], float):
+        expected = found[0].dtype.type(expected[0]), expected[1]
+    assert same(found, expected)
+
+
+@pytest.mark.parametrize("bounds", [*CLIPS, (0, 0), (-1, 0), (-1e-7, 6e-8), (-65504, 2)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_all_halves_are_clipped(native, monkeypatch, dtype, bounds):
+    """Seen to fail: NaN taken for a large number."""
+    x = np.arange(1 << 16, dtype=np.uint16).view(
+        pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
+    )
+    expected = checked(monkeypatch, lambda: GAUSSIAN(x, 0.0, N, clip=bounds))
+    refuse_the_checked_path(monkeypatch)
+    found = GAUSSIAN(x, 0.0, N, clip=bounds)
+    assert np.array_equal(found.view(np.uint16), expected.view(np.uint16))
+
+
+@pytest.mark.parametrize("dtype", [*ALL, "uint16"])
+def test_large_results_are_clipped(native, monkeypatch, dtype):
+    """Seen to fail: each piece was clipped from where the first one begins."""
+    x = np.resize(numbers(dtype), (3, 5, 7001))
+    expected = checked(monkeypatch, lambda: GAUSSIAN(x, 3.0, N, clip=(1, 2)))
+    refuse_the_checked_path(monkeypatch)
+    assert same(GAUSSIAN(x, 3.0, N, clip=(1, 2)), expected)
 
 
 @pytest.mark.parametrize("draw", [nf.randn, nf.uniform])

@@ -10,7 +10,7 @@ x0 and z are always active in x_t, whatever their numbers: 0 * inf is NaN there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
@@ -22,6 +22,8 @@ from .levels import DEFAULT_RANGE, Levels
 from .rows import Plain, Rows
 
 Array: TypeAlias = npt.NDArray[np.float64]
+OwnTime: TypeAlias = tuple[Callable[[Any], tuple[Any, Any]], float]
+"""What makes alpha and sigma of a float t, or of float64 (n,), which are not checked there; and the last such t."""
 
 
 class Columns(Protocol):
@@ -64,12 +66,12 @@ def _target(
 Make: TypeAlias = Callable[[Array, Array, Target | None, float, float], Rows]
 
 
-def plain_rows(rows: Rows, *of_levels: Rows, levels: Levels | None = None) -> Plain:
-    """What the fast path takes, of the rows for x of floats and of each of LEVELS."""
+def plain_rows(rows: Sequence[Rows], times: Sequence[Any] = (None,) * 3, levels: Levels | None = None) -> Plain:
+    """What the fast path takes, of the rows for x of floats and of each of LEVELS; and of what makes those of times."""
     if levels is not None:
-        rows, *of_levels = (each.scaled(*levels.range) for each in (rows, *of_levels))  # type: ignore[assignment]
-    of_uint8, of_uint16 = of_levels
-    return (*rows.plain[:3], of_uint8.plain, of_uint16.plain)
+        rows = [each.scaled(*levels.range) for each in rows]
+    plain, *of_levels = ((*each.plain[:5], own) for each, own in zip(rows, times, strict=True))
+    return (*plain[:3], *of_levels, plain[5])
 
 
 class _Plain(dict[Any, Plain]):
@@ -84,8 +86,9 @@ class _Plain(dict[Any, Plain]):
             self.clear()
         of = self._kept.of
         target, given, levels = key if isinstance(key, tuple) else (key, None, None)
-        rows = [of(self._make, target, *(given or default)) for default in ((), *DEFAULT_RANGE.values())]
-        plain = self[key] = plain_rows(*rows, levels=levels)
+        ranges = [given or default for default in ((), *DEFAULT_RANGE.values())]
+        times = [self._kept.times(self._make, target, levels, *each) for each in ranges]
+        plain = self[key] = plain_rows([of(self._make, target, *each) for each in ranges], times, levels)
         return plain
 
 
@@ -94,8 +97,9 @@ class KeptRows:
 
     MOST: int = 64  # different targets and ranges (scale, offset); beyond that all are forgotten
 
-    def __init__(self, schedule: Columns) -> None:
+    def __init__(self, schedule: Columns, own_time: OwnTime | None) -> None:
         self._alpha, self._sigma, self._steps = schedule.alpha, schedule.sigma, schedule.step_coefficients
+        self._own_time = own_time
         self._rows: dict[Any, Rows] = {}
         self.plain: dict[Any, Plain] = _Plain(self, forward)
         self.plain_residual: dict[Any, Plain] = _Plain(self, residual)
@@ -110,6 +114,16 @@ class KeptRows:
             self._rows[key] = made
         return self._rows[key]
 
+    def times(
+        self, make: Make, target: Target | None, levels: Levels | None, scale: float = 1.0, offset: float = 0.0
+    ) -> tuple[Any, ...] | None:
+        """What the fast path makes rows of float times of: how alpha and sigma come from a time, the last time, the
+        rows where they are (0, 0), (1, 0) and (0, 1), the range of levels as results. None: no float times."""
+        if self._own_time is None:
+            return None
+        ends = make(np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0]), target, scale, offset)
+        return (*self._own_time, ends.table, levels and levels.range)
+
     @cached_property
     def markov(self) -> Rows:
         return forward(*self._steps())
@@ -122,7 +136,7 @@ class KeptRows:
 
     @cached_property
     def plain_markov(self) -> Plain:
-        return plain_rows(*self.markov_of.values())
+        return plain_rows([*self.markov_of.values()])
 
     def plain_markov_to(self, levels: Levels) -> Plain:
-        return plain_rows(*self.markov_of.values(), levels=levels)
+        return plain_rows([*self.markov_of.values()], levels=levels)

@@ -55,8 +55,9 @@ BOUNDS = 1 << LOW | 1 << HIGH
 TIMES_CLEAN, TIMES_ROOT = 1 << 40, 1 << 41
 
 # Rows for float32 and for float64 arithmetic, active coefficients; the same for x of uint8 and of uint16, where they
-# are allowed. Of one row that is not kept there are no float32: the fast path rounds it.
-Plain: TypeAlias = tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.float64], int, Any, Any]
+# are allowed; what makes rows of float times, where there are such times. Of rows of one call there are no
+# float32: the fast path rounds them.
+Plain: TypeAlias = tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.float64], int, Any, Any, Any]
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Rows:
     @cached_property
     def plain(self) -> Plain:
         """What the fast path takes."""
-        return self.single, self.table, self.active, None, None
+        return self.single, self.table, self.active, None, None, None
 
     @property
     def mask(self) -> npt.NDArray[np.void]:

@@ -28,7 +28,7 @@ from ..call.description import Loss
 from ..ground.kinds import library_of
 from ..language.forward import residual
 from ..language.levels import FLOATS, LEVELS
-from ..language.rows import M1, Rows, X, Z
+from ..language.rows import M1, Plain, Rows, X, Z
 from ..loss_parts import LossPart, Reduction, chunk_sums, place_of
 from ..noise import FIELD, Noise
 from ..schedule import Schedule, need_schedule
@@ -127,8 +127,10 @@ def mse_loss(
     True
     """
     other = None if type(pred) is np.ndarray else library_of(pred)
-    if other is None and reduction == "mean" and not partial:
-        found = _fast_mse(pred, x0, t, schedule, noise, target, weight, 1.0, True, grad_out, scale, offset, batched)
+    plain = reduction == "mean" and not partial and (other is None or not other.is_traced())
+    if plain and (table := _plain_table(schedule, target, scale, offset)) is not None:
+        x = pred if x0 is None and target == "epsilon" else x0
+        found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, grad_out, batched)
         if found is not NotImplemented:
             return found
     batched = is_batch("x0", x0, batched)
@@ -198,11 +200,10 @@ def mse_loss_grad(
     """
     gradient: Array
     other = None if type(pred) is np.ndarray else library_of(pred)
-    if reduction == "mean" and (other is None or not other.is_traced()):
-        wanted = True if out is None else out
-        gradient = _fast_mse(
-            pred, x0, t, schedule, noise, target, weight, upstream, False, wanted, scale, offset, batched
-        )
+    plain = reduction == "mean" and (other is None or not other.is_traced())
+    if plain and (table := _plain_table(schedule, target, scale, offset)) is not None:
+        x, wanted = pred if x0 is None and target == "epsilon" else x0, True if out is None else out
+        gradient = backends.fast_mse(table, t, x, pred, noise, weight, upstream, False, wanted, batched)
         if gradient is not NotImplemented:
             return gradient
     batched = is_batch("x0", x0, batched)
@@ -214,17 +215,12 @@ def mse_loss_grad(
     return gradient
 
 
-def _fast_mse(
-    pred: Array, x0: Array | None, t: ArrayLike, schedule: Schedule, noise: NoiseLike, target: Target,
-    weight: ArrayLike | None, upstream: ArrayLike, want_loss: bool, out: Array | Literal[True] | None,
-    scale: float | None, offset: float | None, batched: bool | None,
-) -> Any:  # fmt: skip
-    """The loss, the gradient or both, as `want_loss` and `out` ask; NotImplemented where something is not plain."""
+def _plain_table(schedule: Schedule, target: Target, scale: float | None, offset: float | None) -> Plain | None:
+    """What the fast path takes of the residual; None where a name or a schedule is not plain. (The fast path is called
+    where this is, and not here: Dynamo would go into a function that is given tensors.)"""
     if type(schedule) is not Schedule or type(target) is not str:
-        return NotImplemented
-    x = pred if x0 is None and target == "epsilon" else x0
-    table = plain_table(schedule.kept.plain_residual, target, scale, offset)
-    return backends.fast_mse(table, t, x, pred, noise, weight, upstream, want_loss, out, batched)
+        return None
+    return plain_table(schedule.kept.plain_residual, target, scale, offset)
 
 
 def _run(call: Loss) -> tuple[Any, Any]:

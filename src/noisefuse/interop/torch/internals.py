@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from types import FunctionType
 from typing import Any
@@ -67,9 +67,27 @@ def operator(schema: str) -> Any:
     return torch.library.custom_op(f"noisefuse::{name}", mutates_args=(), schema=f"({arguments}")
 
 
+class _AsGiven(inspect.Signature):
+    """A signature that binds all arguments by their places, without a look at its parameters."""
+
+    def bind(self, *args: Any, **kwargs: Any) -> Any:
+        return _Bound(args)
+
+
+class _Bound:
+    kwargs: Mapping[str, Any] = {}
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        self.args = args
+
+    def apply_defaults(self) -> None:
+        """There are none."""
+
+
 def forward(function: Any) -> Any:
-    """Of an autograd.Function. torch looks for its signature at every call, which takes 10 us where it is not kept."""
-    function.__signature__ = inspect.signature(function)
+    """Of an autograd.Function, which is called without names. torch looks for its signature and binds the arguments at
+    every call, which takes 10 us where it is not kept, and a third of the time of a small call where it looks."""
+    function.__signature__ = _AsGiven([*inspect.signature(function).parameters.values()])
     return function
 
 
