@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A call enters few files, and runs to and fro between them little. Counted by tracing real calls."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from noisefuse import backends
+
+S, FLOW, N = nf.Schedule.linear(), nf.Schedule.flow(), nf.Noise(1)
+DDPM = nf.samplers.ddpm(S, 5)
+X = np.ones((2, 3, 8, 8), np.float32)
+
+
+def walk(call):
+    """(Python calls, files that they enter, changes of file from one call to the next) within the library."""
+    root, files = os.path.dirname(nf.__file__), []
+
+    def note(frame, event, _):
+        if event == "call" and (name := frame.f_code.co_filename).startswith(root):
+            files.append(name)
+
+    call()  # what is made once
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return len(files), len({*files}), sum(a != b for a, b in zip(files, files[1:], strict=False))
+
+
+def of_tensor(call, **options):
+    torch = pytest.importorskip("torch")
+    x = torch.ones(X.shape, **options)
+    return lambda: call(x.to(memory_format=torch.channels_last) if not options else x)
+
+
+# Each with the most that it may take.
+WALKS = {
+    "plain": (lambda: lambda: nf.q_sample(X, 5, S, N), (3, 2, 1)),
+    "step": (lambda: lambda: DDPM.step(2, X, X, N), (3, 1, 0)),
+    "strided": (lambda: lambda: nf.q_sample(X[..., ::2], 5, S, N), (3, 2, 1)),
+    "float times": (lambda: lambda: nf.q_sample(X, [0.2, 0.4], FLOW, N), (4, 4, 3)),
+    "std (B,)": (lambda: lambda: nf.augment.gaussian(X, np.array([0.1, 0.2]), N), (40, 8, 25)),
+    "channels_last": (lambda: of_tensor(lambda x: nf.q_sample(x, 5, S, N)), (50, 10, 35)),
+    "with a gradient": (lambda: of_tensor(lambda x: nf.q_sample(x, 5, S, N), requires_grad=True), (40, 10, 25)),
+}
+
+
+@pytest.mark.skipif(nf.info()["backend"] != "native", reason="the other backends have no fast path")
+@pytest.mark.parametrize("name", WALKS)
+def test_calls_walk_little(name):
+    """Seen to fail: without the fast path each takes three times as many."""
+    make, most = WALKS[name]
+    found = walk(make())
+    assert all(a <= b for a, b in zip(found, most, strict=True)), f"{found}, at most {most}"
+
+
+def test_a_long_way_is_seen(monkeypatch):
+    for name in backends.FAST_PATH:
+        monkeypatch.setattr(backends, name, backends.declined)
+    assert walk(lambda: nf.q_sample(X, 5, S, N)) > (50, 10, 30)
