@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A call enters few files, and runs to and fro between them little. Counted by tracing real calls."""
 
+import itertools
 import os
 import sys
 
@@ -29,7 +30,7 @@ def walk(call):
         call()
     finally:
         sys.setprofile(None)
-    return len(files), len({*files}), sum(a != b for a, b in zip(files, files[1:], strict=False))
+    return len(files), len({*files}), sum(a != b for a, b in itertools.pairwise(files))
 
 
 def of_tensor(call, **options):
