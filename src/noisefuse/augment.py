@@ -39,13 +39,14 @@ from .arguments.options import FAST_LEVELS, at_times
 from .arguments.types import Array, ArrayT, DType, NoiseLike
 from .call.description import Step
 from .ground.kinds import library_for, library_of, need_plain
+from .language.families import lie_within
 from .language.levels import FLOATS, LEVELS, level_bounds, levels_of
 from .language.rows import NAMES, TIMES_CLEAN, TIMES_ROOT, Plain, Rows, X, Z
 from .noise import AUGMENT, FIELD, SAMPLES, STREAMS, Noise, names_of
 from .operations import transitions
 from .operations.draw import randn, uniform
 from .operations.loss import mean_squares
-from .schedule import Schedule, lie_within
+from .schedule import Schedule
 
 __all__ = [
     "at_snr", "by_level", "gaussian", "multiplicative", "poisson", "prepare", "rms", "sample_id", "sensor", "strengths",

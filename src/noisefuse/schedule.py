@@ -13,8 +13,8 @@ import math
 import operator
 import sys
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeAlias
+from functools import cached_property, lru_cache, partial, wraps
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,9 @@ from .ground import stored
 from .ground.docstrings import Shared, documented
 from .ground.drawing import plot_levels
 from .ground.kinds import need_plain
+from .language import families
 from .language.diffusers_config import family
+from .language.families import FAMILIES, AlphaSigma, Array, Family, Functions, lie_within
 from .language.forward import KeptRows, OwnTime, forward
 from .language.rows import ROW, Rows
 from .tableau import Tableau
@@ -32,8 +34,7 @@ from .views import Target
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Array: TypeAlias = npt.NDArray[np.float64]
-AlphaSigma: TypeAlias = tuple[Array, Array]
+F = TypeVar("F", bound=Callable[..., Any])
 
 _BETAS = "    beta_start, beta_end: between which beta_t goes, both in (0, 1]."
 _ENDS = "    sigma_min, sigma_max: the least and the most noisy level, 0 < sigma_min < sigma_max < inf."
@@ -51,6 +52,20 @@ _FAMILY = Shared(
     ValueError: an argument outside of what it takes.
     TypeError: steps is no integer.""",
 )
+
+
+def _remembered(make: F) -> F:
+    """A decorator: a family's schedules of the same arguments are one. A schedule never changes, and 64 are kept."""
+    kept = lru_cache(64, typed=True)(make)
+
+    @wraps(make)
+    def family(*arguments: Any, **options: Any) -> Any:
+        try:
+            return kept(*arguments, **options)
+        except TypeError:  # not hashable; or what is wrong is said again
+            return make(*arguments, **options)
+
+    return family  # type: ignore[return-value]
 
 
 class Schedule:
@@ -83,6 +98,7 @@ class Schedule:
     name: str
     _parameters: dict[str, float]
     _betas: Array | None
+    _family: Family | None
     kept: KeptRows
 
     def __init__(
@@ -94,6 +110,7 @@ class Schedule:
         _kind: str = "columns",
         _parameters: Mapping[str, float] | None = None,
         _betas: Array | None = None,
+        _family: Family | None = None,
     ) -> None:
         alpha = _column("alpha", alpha, lambda v: (v >= 0) & (v <= 1), "in [0, 1]")
         sigma = _column("sigma", sigma, lambda v: (v > 0) & (v < math.inf), "positive and finite")
@@ -117,13 +134,21 @@ class Schedule:
             name=_kind if name is None else name,
             _parameters=_parameters or {},
             _betas=_betas,
+            _family=_family or FAMILIES.get(_kind),
         )
-        self.__dict__["kept"] = KeptRows(self, _own_time(_kind, _parameters or {}))
+        self.__dict__["kept"] = KeptRows(self, self._own_time())
+
+    def _own_time(self) -> OwnTime | None:
+        """Returns what the fast path makes rows of float times of. It takes times from 0 on."""
+        if self._family is None or self._family.first != 0:
+            return None
+        return partial(self._family.at, **self._parameters), self._family.last
 
     # ---- variance preserving families ----------------------------------------------------------------------
 
     @classmethod
     @documented(_FAMILY)
+    @_remembered
     def linear(cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Self:
         """beta_t = beta_start + t / (T - 1) (beta_end - beta_start): DDPM, Ho et al. 2020 (section 4).
 
@@ -136,6 +161,7 @@ class Schedule:
 
     @classmethod
     @documented(_FAMILY)
+    @_remembered
     def scaled_linear(cls, steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> Self:
         """Rombach et al. 2022 (Stable Diffusion): sqrt(beta_t) linear, from beta_start to beta_end.
 
@@ -149,6 +175,7 @@ class Schedule:
 
     @classmethod
     @documented(_FAMILY)
+    @_remembered
     def cosine(cls, steps: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Self:
         """Nichol & Dhariwal 2021 (equation 17); "squaredcos_cap_v2" in diffusers.
 
@@ -165,12 +192,13 @@ class Schedule:
         0.70274
         """
         _positive(s=s, max_beta=max_beta)
-        alpha, _ = _cosine_at(_grid(steps), s=s)
+        alpha, _ = families.cosine(_grid(steps), s=s)
         betas = np.minimum(1 - (alpha[1:] / alpha[:-1]) ** 2, max_beta)
         return cls._of_betas(betas, "cosine", s=s, max_beta=max_beta)
 
     @classmethod
     @documented(_FAMILY)
+    @_remembered
     def sigmoid(cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Self:
         """GeoDiff, Xu et al. 2022; "sigmoid" in diffusers.
 
@@ -189,6 +217,7 @@ class Schedule:
 
     @classmethod
     @documented(_FAMILY)
+    @_remembered
     def laplace(cls, steps: int = 1000, mu: float = 0.0, b: float = 0.5, max_beta: float = 0.999) -> Self:
         """log-SNR as the quantiles of Laplace(mu, b): Hang et al. 2024, as "laplace" in diffusers.
 
@@ -321,6 +350,7 @@ class Schedule:
 
     @classmethod
     @documented(_FAMILY)
+    @_remembered
     def flow(cls, steps: int = 1000, shift: float = 1.0) -> Self:
         """Rectified flow, Liu et al. 2022; shift as in Stable Diffusion 3, Esser et al. 2024 (equation 23).
 
@@ -335,13 +365,176 @@ class Schedule:
         [0.5, 0.75, 0.9, 1.0]
         """
         _positive(shift=shift)
-        alpha, sigma = _flow_at(_grid(steps)[1:], shift=shift)
+        alpha, sigma = families.flow(_grid(steps)[1:], shift=shift)
         return cls(alpha, sigma, _kind="flow", _parameters={"shift": shift})
+
+    # ---- functions of time ---------------------------------------------------------------------------------
+
+    @classmethod
+    @documented(_FAMILY)
+    @_remembered
+    def trig(cls, steps: int = 1000) -> Self:
+        """alpha = cos(t pi / 2), sigma = sin(t pi / 2): GVP of SiT, Ma et al. 2024; "VP" in torchcfm; TrigFlow.
+
+        Columns are those at t = (i + 1) / T. Continuous in t in [0, 1]; TrigFlow's own time is t pi / 2.
+
+        >>> alpha, sigma = nf.Schedule.trig()(0.5)
+        >>> round(float(alpha), 6), round(float(sigma), 6)
+        (0.707107, 0.707107)
+        """
+        return cls._of_family("trig", steps)
+
+    @classmethod
+    @documented(_FAMILY)
+    @_remembered
+    def vp_linear(cls, steps: int = 1000, beta_min: float = 0.1, beta_max: float = 20.0) -> Self:
+        """The VP SDE in continuous time: Song et al. 2021 (equation 33), VPSDE in score_sde.
+
+            log alpha(t) = -t^2 (beta_max - beta_min) / 4 - t beta_min / 2,   sigma^2 = 1 - alpha^2
+
+        Columns are those at t = (i + 1) / T. Continuous in t in [0, 1]. (DDPM's discrete steps are ``linear``.)
+
+        Args:
+            beta_min, beta_max: beta(0) and beta(1), positive.
+
+        >>> round(float(nf.Schedule.vp_linear()(1.0)[0]), 6)
+        0.006572
+        """
+        _positive(beta_min=beta_min, beta_max=beta_max)
+        return cls._of_family("vp_linear", steps, beta_min=beta_min, beta_max=beta_max)
+
+    @classmethod
+    @documented(_FAMILY)
+    @_remembered
+    def imagen_linear(cls, steps: int = 1000) -> Self:
+        """log SNR(t) = -log(exp(1e-4 + 10 t^2) - 1): "linear" of imagen-pytorch, after Ho et al. 2020.
+
+        Columns are those at t = (i + 1) / T. Continuous in t in [0, 1]. Variance preserving.
+
+        >>> round(float(nf.Schedule.imagen_linear()(1.0)[0]), 6)
+        0.006738
+        """
+        return cls._of_family("imagen_linear", steps)
+
+    @classmethod
+    @documented(_FAMILY)
+    @_remembered
+    def imagen_cosine(cls, steps: int = 1000, s: float = 0.008) -> Self:
+        """alpha = cos((t + s) / (1 + s) pi / 2): "cosine" of imagen-pytorch, which does not divide by f(0) as `cosine`.
+
+        Columns are those at t = (i + 1) / T. Continuous in t in [0, 1]. Variance preserving.
+
+        Args:
+            s: an offset, so that sigma is not too small near t = 0; positive.
+
+        >>> round(float(nf.Schedule.imagen_cosine()(0.0)[0]), 6)
+        0.999922
+        """
+        _positive(s=s)
+        return cls._of_family("imagen_cosine", steps, s=s)
+
+    @classmethod
+    def from_functions(
+        cls,
+        alpha: Callable[..., npt.ArrayLike],
+        sigma: Callable[..., npt.ArrayLike],
+        *,
+        name: str,
+        steps: int = 1000,
+        times: tuple[float, float] = (0.0, 1.0),
+        **parameters: float,
+    ) -> Self:
+        """A schedule of your own in continuous time: alpha and sigma as functions of t.
+
+        Columns, for integer t and samplers, are those at t = times[0] + (i + 1) / T (times[1] - times[0]).
+
+        Args:
+            alpha, sigma: alpha(t, **parameters), of a float64 array, returns one of its shape. alpha lies in [0, 1] and
+                sigma is at least 0. alpha / sigma falls strictly from times[0] to times[1]; it may be infinite or 0 at
+                these ends alone.
+            name: What prints and files call it; no name of a family of noisefuse's.
+            steps: How many columns, T, at least 1.
+            times: The cleanest and the noisiest time, finite. A float t lies between them.
+            parameters: Numbers, which the functions get by name.
+
+        Returns:
+            A `Schedule`. It can be pickled, and written as JSON, if `register` knows its functions by this name.
+
+        Raises:
+            ValueError: A function breaks a rule. The message says at which t.
+            TypeError: An argument of another type.
+
+        >>> mine = nf.Schedule.from_functions(lambda t: 1 - t**2, lambda t: t, name="mine")
+        >>> x_t = nf.q_sample(np.ones((2, 3), np.float32), [0.25, 0.75], mine, nf.Noise(7))
+        >>> [float(column) for column in mine(0.5)]
+        [0.75, 0.5]
+        """
+        known = _family_of(name, alpha, sigma, times)
+        numbers = {key: stored.number(key, value) for key, value in parameters.items()}
+        families.checked(known, numbers)
+        return cls._of_family(name, steps, known, **numbers)
+
+    @staticmethod
+    def register(
+        name: str,
+        alpha: Callable[..., npt.ArrayLike],
+        sigma: Callable[..., npt.ArrayLike],
+        *,
+        times: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        """Makes functions known by a name, under which pickles and JSON of `from_functions` name them.
+
+        A process that reads such a schedule registers the same functions first: call this in a module that it imports.
+
+        Args:
+            name, alpha, sigma, times: As in `from_functions`. A later call with the same name replaces the functions.
+
+        Raises:
+            TypeError, ValueError: As in `from_functions`, of the name and the times.
+
+        >>> def alpha(t, power): return 1 - t**power
+        >>> def sigma(t, power): return t
+        >>> nf.Schedule.register("power", alpha, sigma)
+        >>> schedule = nf.Schedule.from_functions(alpha, sigma, name="power", power=3.0)
+        >>> nf.Schedule.from_json(schedule.to_json()) == schedule
+        True
+        """
+        FAMILIES[name] = _family_of(name, alpha, sigma, times)
+
+    @classmethod
+    def _of_family(cls, kind: str, steps: int, given: Family | None = None, **parameters: float) -> Self:
+        known = given or FAMILIES[kind]
+        t = known.first + _grid(steps)[1:] * (known.last - known.first)
+        alpha, sigma = known.at(t, **parameters)
+        return cls(alpha, sigma, _kind=kind, _parameters=parameters, _family=given)
+
+    def time_at(self, log_snr: npt.ArrayLike) -> Array:
+        """The time at which log(alpha^2 / sigma^2) has this value, by bisection.
+
+        Args:
+            log_snr: Numbers of any shape. Values beyond the ends give the ends.
+
+        Returns:
+            float64, of log_snr's shape: float times of this schedule.
+
+        Raises:
+            TypeError: The schedule has no continuous time.
+
+        >>> round(float(nf.Schedule.flow().time_at(0.0)), 6)
+        0.5
+        """
+        if self._family is None:
+            raise TypeError(f"a {self.kind} schedule has no continuous time")
+        values = np.asarray(log_snr, np.float64)
+        if self._family.last == math.inf:  # alpha = 1 and the time is sigma
+            return np.exp(-0.5 * values)
+        return families.time_at(self._family, self._parameters, values)
 
     # ---- variance exploding families -----------------------------------------------------------------------
 
     @classmethod
     @documented(_FAMILY)
+    @_remembered
     def karras(cls, steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Self:
         """Karras et al. 2022 (equation 5), turned round so that index 0 is sigma_min.
 
@@ -361,6 +554,7 @@ class Schedule:
 
     @classmethod
     @documented(_FAMILY)
+    @_remembered
     def exponential(cls, steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0) -> Self:
         """sigma_i = sigma_min (sigma_max / sigma_min)^(i / (T - 1)): VE SDE, Song et al. 2021 (appendix C).
 
@@ -375,6 +569,7 @@ class Schedule:
 
     @classmethod
     @documented(_FAMILY)
+    @_remembered
     def edm(
         cls,
         steps: int = 1000,
@@ -519,12 +714,30 @@ class Schedule:
         return self._rebuilt(name)(self.alpha, self.sigma)
 
     def _rebuilt(self, name: str) -> Callable[..., Self]:
-        return partial(type(self), name=name, _kind=self.kind, _parameters=self._parameters, _betas=self._betas)
+        made = partial(type(self), name=name, _kind=self.kind, _parameters=self._parameters, _betas=self._betas)
+        return partial(made, _family=self._family) if self._has_functions else made
+
+    @property
+    def _has_functions(self) -> bool:
+        """Tells whether alpha and sigma are functions of a user's."""
+        return self._family is not None and isinstance(self._family.at, Functions)
+
+    def _need_registered(self) -> None:
+        if self._has_functions and FAMILIES.get(self.kind) != self._family:
+            raise TypeError(
+                f"a schedule of functions is stored by its name, and {self.kind!r} does not name these: call "
+                f"nf.Schedule.register({self.kind!r}, alpha, sigma) first"
+            )
+
+    @property
+    def has_unit_times(self) -> bool:
+        """Whether float times go from 0.0, the cleanest, to 1.0, the noisiest."""
+        return self._family is not None and (self._family.first, self._family.last) == (0, 1)
 
     @property
     def continuous(self) -> bool:
         """Whether ``schedule(t)`` takes a float t, the family's own time."""
-        return self.kind in _OWN_TIME
+        return self._family is not None
 
     def __call__(self, t: npt.ArrayLike) -> AlphaSigma:
         """(alpha, sigma) at t: two float64 arrays of t's shape.
@@ -547,16 +760,18 @@ class Schedule:
             return np.asarray(self.alpha[t]), np.asarray(self.sigma[t])
         if t.dtype.kind != "f":
             raise TypeError(f"t must be integers (an index) or floats (a time), got dtype {t.dtype}")
-        if not self.continuous:
+        if self._family is None:
             raise TypeError(
                 f"a {self.kind} schedule has no continuous time: t must be integers (an index), got {t.dtype}"
             )
-        symbol, stop, at = _OWN_TIME[self.kind]
+        symbol, first, last, at = self._family
         t = t.astype(np.float64)
-        if not lie_within(t, 0, min(stop, sys.float_info.max)):
-            upper = f"{stop:g}]" if stop < math.inf else "inf)"
-            valid = (t >= 0) & (t <= stop) & np.isfinite(t)
-            _require(valid, "t", t, f"in [0, {upper}, the time {symbol} of the {self.kind} schedule", ValueError)
+        if not lie_within(t, first, min(last, sys.float_info.max)):
+            upper = f"{last:g}]" if last < math.inf else "inf)"
+            valid = (t >= first) & (t <= last) & np.isfinite(t)
+            _require(
+                valid, "t", t, f"in [{first:g}, {upper}, the time {symbol} of the {self.kind} schedule", ValueError
+            )
         # Python's arithmetic gives one float the same bits, sooner.
         alpha, sigma = at(t if t.ndim else t.item(), **self._parameters)
         return np.asarray(alpha), np.asarray(sigma)
@@ -585,9 +800,17 @@ class Schedule:
         """
         import json
 
+        self._need_registered()
         columns = {"alpha": self.alpha, "sigma": self.sigma, "betas": self._betas}
-        stored = {"noisefuse schedule": 1, "name": self.name, "kind": self.kind, "parameters": {**self._parameters}}
-        return json.dumps(stored | {key: None if c is None else c.tolist() for key, c in columns.items()})
+        fields: dict[str, Any] = {
+            "noisefuse schedule": 1,
+            "name": self.name,
+            "kind": self.kind,
+            "parameters": {**self._parameters},
+        }
+        if self._has_functions:
+            fields["functions"] = True
+        return json.dumps(fields | {key: None if c is None else c.tolist() for key, c in columns.items()})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -613,6 +836,8 @@ class Schedule:
         kind, parameters, betas = (fields.pop(key) for key in ("kind", "parameters", "betas"))
         if not isinstance(kind, str) or not isinstance(parameters, dict):
             raise TypeError(f"kind and parameters: expected a str and a dict, got {kind!r:.60} and {parameters!r:.60}")
+        if fields.pop("functions", False):
+            _need_family(kind)
         parameters = {name: stored.number(name, value) for name, value in parameters.items()}
         for name in {"alpha", "sigma"} & {*fields}:
             fields[name] = stored.numbers(name, fields[name])
@@ -632,9 +857,9 @@ class Schedule:
         alpha, sigma = (f"{column[0]:.4g} .. {column[-1]:.4g}" for column in (self.alpha, self.sigma))
         kind = self.kind if self.name == self.kind else f"{self.name}: {self.kind}"
         times = ""
-        if self.continuous:
-            symbol = _OWN_TIME[self.kind][0]
-            ends = " from 0.0, the cleanest, to 1.0, the noisiest" if self.kind in UNIT_TIMES else ""
+        if self._family is not None:
+            symbol, first, last, _ = self._family
+            ends = f" from {first}, the cleanest, to {last}, the noisiest" if last < math.inf else ""
             times = f"\n  a float t is {symbol}{ends}; an integer t is a step from 0 to {len(self) - 1}"
         return (
             f"Schedule({kind}, steps={len(self)}{parameters})\n"
@@ -644,7 +869,8 @@ class Schedule:
     @cached_property
     def _key(self) -> tuple[object, ...]:
         betas = b"" if self._betas is None else self._betas.tobytes()
-        return self.kind, *self._parameters.items(), self.alpha.tobytes(), self.sigma.tobytes(), betas
+        functions = (self._family,) if self._has_functions else ()
+        return self.kind, *self._parameters.items(), self.alpha.tobytes(), self.sigma.tobytes(), betas, *functions
 
     def __eq__(self, other: object) -> bool:
         return self._key == other._key if isinstance(other, Schedule) else NotImplemented
@@ -656,8 +882,17 @@ class Schedule:
         """Equal schedules give layers of dask's graphs equal names."""
         return "noisefuse.Schedule", *self._key
 
-    def __reduce__(self) -> tuple[Callable[..., Self], tuple[Array, Array]]:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        if self._has_functions:
+            self._need_registered()
+            return _of_registered, (type(self), self.name, self.kind, self._parameters, self.alpha, self.sigma)
         return self._rebuilt(self.name), (self.alpha, self.sigma)  # unpickled arrays would be writable
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
     def __setstate__(self, state: object) -> NoReturn:
         stored.refuse_state(self)
@@ -679,48 +914,35 @@ class Schedule:
             )
 
 
-# ---- the families with a continuous time: t -> (alpha, sigma) ----------------------------------------------
+# ---- helpers -----------------------------------------------------------------------------------------------
 
 
-def _cosine_at(u: Array, *, s: float, **_: float) -> AlphaSigma:
-    """alpha = cos((u + s) k) / cos(s k), k = pi / 2 / (1 + s); as sines nothing cancels, and alpha(1) = 0.
-
-    cos((u + s) k) = sin((1 - u) k),  cos(s k) = sin(k),  cos^2 x - cos^2 y = sin(y - x) sin(y + x)
-    """
-    k = math.pi / 2 / (1 + s)
-    alpha = np.sin((1 - u) * k) / math.sin(k)
-    sigma = np.sqrt(np.sin(u * k) * np.sin((u + 2 * s) * k)) / math.sin(k)
-    return alpha, sigma
-
-
-def _flow_at(s: Array, *, shift: float) -> AlphaSigma:
-    of_data, of_noise = 1 - s, shift * s
-    scale = of_data + of_noise
-    return of_data / scale, of_noise / scale
+def _family_of(name: str, alpha: Any, sigma: Any, times: Any) -> Family:
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"name: expected a str, got {name!r:.60}")
+    if name in families.OURS or hasattr(Schedule, name):
+        raise ValueError(f"name = {name!r}: expected one that noisefuse does not have itself")
+    for what, function in (("alpha", alpha), ("sigma", sigma)):
+        if not callable(function):
+            raise TypeError(f"{what}: expected a function of t, got {type(function).__name__}")
+    ends = np.asarray(times, np.float64)
+    if ends.shape != (2,) or not np.isfinite(ends).all() or not ends[0] < ends[1]:
+        raise ValueError(f"times = {times!r}: expected (first, last), finite and rising")
+    return Family("t", float(ends[0]), float(ends[1]), Functions(alpha, sigma))
 
 
-def _exploding_at(sigma: Array, **_: float) -> AlphaSigma:
-    return np.ones_like(sigma), sigma
+def _need_family(kind: str) -> None:
+    if kind not in FAMILIES:
+        raise ValueError(
+            f"{kind!r} names functions that are not known here: call nf.Schedule.register({kind!r}, alpha, sigma) first"
+        )
 
 
-# family: (symbol of its time, last time, function)
-_OWN_TIME: dict[str, tuple[str, float, Callable[..., AlphaSigma]]] = {
-    "cosine": ("u", 1.0, _cosine_at),
-    "flow": ("s", 1.0, _flow_at),
-    "karras": ("sigma", math.inf, _exploding_at),
-    "exponential": ("sigma", math.inf, _exploding_at),
-    "edm": ("sigma", math.inf, _exploding_at),
-}
-
-
-def _own_time(kind: str, parameters: Mapping[str, float]) -> OwnTime | None:
-    if kind not in _OWN_TIME:
-        return None
-    _, last, at = _OWN_TIME[kind]
-    return partial(at, **parameters), last
-
-
-UNIT_TIMES = tuple(kind for kind, (_, last, _) in _OWN_TIME.items() if last == 1)
+def _of_registered(
+    cls: type[Schedule], name: str, kind: str, parameters: dict[str, float], alpha: Array, sigma: Array
+) -> Schedule:
+    _need_family(kind)
+    return cls(alpha, sigma, name=name, _kind=kind, _parameters=parameters)
 
 
 def need_schedule(schedule: object) -> None:
@@ -735,11 +957,6 @@ def _tableau(rows: Rows, name: str) -> Tableau:
 
 
 # ---- checks ------------------------------------------------------------------------------------------------
-
-
-def lie_within(values: npt.NDArray[Any], low: float, high: float) -> bool:
-    """Whether no value is below low, above high or NaN. (Of few values argmin takes a quarter of the time of min.)"""
-    return not values.size or bool(low <= values.item(values.argmin()) and values.item(values.argmax()) <= high)
 
 
 def _require(

@@ -336,7 +336,7 @@ def test_an_interrupt_while_rows_are_made_goes_on(native, monkeypatch):
     def interrupted(t):
         raise KeyboardInterrupt
 
-    schedule = nf.Schedule.flow(50)
+    schedule = nf.Schedule.flow(50).with_name("its own")
     monkeypatch.setattr(schedule.kept, "_own_time", (interrupted, 1.0))
     for call in (
         lambda: nf.q_sample(X[0], 0.5, schedule, N),

@@ -35,6 +35,10 @@ PRESERVING = {
     "from_alphas_cumprod": S.from_alphas_cumprod(S.linear().alphas_cumprod),
     "rescaled": S.scaled_linear().rescale_zero_terminal_snr(),
     "columns": S([0.8, 0.6, 0.0], [0.6, 0.8, 1.0]),
+    "trig": S.trig(),
+    "vp_linear": S.vp_linear(),
+    "imagen_linear": S.imagen_linear(50),
+    "imagen_cosine": S.imagen_cosine(),
 }
 OTHERS = {
     "flow": S.flow(),

@@ -16,7 +16,7 @@ from ..call.packed import DTYPES
 from ..language.forward import Make
 from ..language.levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATS, LEVELS, Levels, levels_of
 from ..language.rows import M1, PAST1, PASTS, Plain, Rows, X
-from ..schedule import UNIT_TIMES, Schedule
+from ..schedule import Schedule
 from ..tableau import Tableau
 from ..views import Target
 from .arrays import (
@@ -72,7 +72,7 @@ def rows_at(
 def at_times(schedule: Schedule, t: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns schedule(t) at the times of samples. It warns if floats look like the steps 0 and 1."""
     found = schedule(t)
-    unit = t.size > 1 and t.dtype.kind == "f" and schedule.kind in UNIT_TIMES
+    unit = t.size > 1 and t.dtype.kind == "f" and schedule.has_unit_times
     if unit and t.min() == 0 and t.max() == 1 and np.isin(t, (0, 1)).all():
         said = f"0.0 and 1.0 are the cleanest and the noisiest time of a {schedule.kind} schedule"
         warn_once("times", f"t: as floats {said}; for the steps 0 and 1 pass integers")

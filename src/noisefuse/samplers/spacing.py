@@ -86,7 +86,8 @@ class Axis:
         if self.family == "flow":
             return 1 - level, level
         if self.family == "preserving":
-            return 1 / np.hypot(1, level), level / np.hypot(1, level)
+            with np.errstate(invalid="ignore"):  # pure noise, whose level is infinite, is a column of its own
+                return 1 / np.hypot(1, level), level / np.hypot(1, level)
         raise ValueError("between its columns this schedule is unknown: use whole indices (a spacing of indices)")
 
     def times(self, level: Array) -> Array:

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Families of schedules with a continuous time: alpha and sigma as functions of t, ours and those of users."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[np.float64]
+AlphaSigma: TypeAlias = tuple[Array, Array]
+
+
+class Family(NamedTuple):
+    """A family's own time, and its levels.
+
+    Attributes:
+        symbol: of the time.
+        first, last: the cleanest and the noisiest time.
+        at: at(t, **parameters) gives alpha and sigma of a float, or of float64 (n,). Its results are not checked.
+    """
+
+    symbol: str
+    first: float
+    last: float
+    at: Callable[..., Any]
+
+
+# ---- ours --------------------------------------------------------------------------------------------------
+
+
+def cosine(u: Array, *, s: float, **_: float) -> AlphaSigma:
+    """alpha = cos((u + s) k) / cos(s k), k = pi / 2 / (1 + s); as sines nothing cancels, and alpha(1) = 0.
+
+    cos((u + s) k) = sin((1 - u) k),  cos(s k) = sin(k),  cos^2 x - cos^2 y = sin(y - x) sin(y + x)
+    """
+    k = math.pi / 2 / (1 + s)
+    alpha = np.sin((1 - u) * k) / math.sin(k)
+    sigma = np.sqrt(np.sin(u * k) * np.sin((u + 2 * s) * k)) / math.sin(k)
+    return alpha, sigma
+
+
+def flow(s: Array, *, shift: float) -> AlphaSigma:
+    of_data, of_noise = 1 - s, shift * s
+    scale = of_data + of_noise
+    return of_data / scale, of_noise / scale
+
+
+def exploding(sigma: Array, **_: float) -> AlphaSigma:
+    return np.ones_like(sigma), sigma
+
+
+def trig(t: Array) -> AlphaSigma:
+    """alpha = cos(t pi / 2), as a sine, which is 0 at t = 1."""
+    return np.sin((1 - t) * (math.pi / 2)), np.sin(t * (math.pi / 2))
+
+
+def vp_linear(t: Array, *, beta_min: float, beta_max: float) -> AlphaSigma:
+    return _of_integral(t * (beta_min + 0.5 * t * (beta_max - beta_min)))
+
+
+def imagen_linear(t: Array) -> AlphaSigma:
+    return _of_integral(1e-4 + 10 * t * t)
+
+
+def imagen_cosine(t: Array, *, s: float) -> AlphaSigma:
+    """cos and sin of (t + s) k, k = pi / 2 / (1 + s), the first as a sine, which is 0 at t = 1."""
+    k = math.pi / 2 / (1 + s)
+    return np.sin((1 - t) * k), np.sin((t + s) * k)
+
+
+def _of_integral(b: Array) -> AlphaSigma:
+    """alpha^2 = e^-b and sigma^2 = 1 - e^-b, b the integral of beta."""
+    return np.exp(-0.5 * b), np.sqrt(-np.expm1(-b))
+
+
+FAMILIES: dict[str, Family] = {
+    "cosine": Family("u", 0.0, 1.0, cosine),
+    "flow": Family("s", 0.0, 1.0, flow),
+    "karras": Family("sigma", 0.0, math.inf, exploding),
+    "exponential": Family("sigma", 0.0, math.inf, exploding),
+    "edm": Family("sigma", 0.0, math.inf, exploding),
+    "trig": Family("t", 0.0, 1.0, trig),
+    "vp_linear": Family("t", 0.0, 1.0, vp_linear),
+    "imagen_linear": Family("t", 0.0, 1.0, imagen_linear),
+    "imagen_cosine": Family("t", 0.0, 1.0, imagen_cosine),
+}
+OURS = frozenset(FAMILIES)
+
+
+# ---- users' ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Functions:
+    """alpha and sigma as functions of users', whose results are checked at each call: (t, **parameters) -> both."""
+
+    alpha: Callable[..., Any]
+    sigma: Callable[..., Any]
+
+    def __call__(self, t: Any, **parameters: float) -> tuple[Any, Any]:
+        if type(t) is float:
+            return self._at_one(t, parameters)
+        alpha = self.alpha(t.copy(), **parameters)  # a copy, which a function may write to
+        sigma = self.sigma(t.copy(), **parameters)
+        if _good(alpha, t, 1.0) and _good(sigma, t, _MAX):
+            return alpha, sigma
+        return _mended("alpha", alpha, t, 1.0), _mended("sigma", sigma, t, _MAX)
+
+    def _at_one(self, t: float, parameters: dict[str, float]) -> tuple[float, float]:
+        """Returns alpha and sigma at a number, in half of the time."""
+        alpha, sigma = self.alpha(np.array([t]), **parameters), self.sigma(np.array([t]), **parameters)
+        plain = type(alpha) is type(sigma) is np.ndarray and alpha.dtype is sigma.dtype is _FLOAT64
+        if plain and alpha.shape == sigma.shape == (1,):
+            a, s = alpha.item(), sigma.item()
+            if 0 <= a <= 1 and 0 <= s <= _MAX:
+                return a, s
+        one = np.array([t])
+        return _mended("alpha", alpha, one, 1.0).item(), _mended("sigma", sigma, one, _MAX).item()
+
+
+_MAX = sys.float_info.max
+_FLOAT64 = np.dtype(np.float64)
+
+
+def _good(values: Any, t: Array, most: float) -> bool:
+    """Tells in a microsecond whether a function's result can be taken as it is."""
+    if type(values) is not np.ndarray or values.dtype is not _FLOAT64 or values.shape != t.shape:
+        return False
+    return values.flags.c_contiguous and lie_within(values, 0, most)
+
+
+def _mended(name: str, values: Any, t: Array, most: float) -> Array:
+    """Returns a function's result as float64 of t's shape, or raises what is wrong with it."""
+    found = np.asarray(values)
+    if found.shape != t.shape or found.dtype.kind != "f":
+        expected = f"float64 of shape {t.shape}, as t has"
+        raise ValueError(f"{name}: expected a function that returns {expected}, got {found.dtype} {found.shape}")
+    found = np.ascontiguousarray(found, np.float64)
+    if not lie_within(found, 0, most):
+        k = np.flatnonzero(~((found >= 0) & (found <= most)))[0]
+        expected = "in [0, 1]" if most == 1 else "of at least 0, and finite"
+        raise ValueError(f"{name}: expected values {expected}, got {found.item(k)} at t = {t.item(k)}")
+    return found
+
+
+def lie_within(values: npt.NDArray[Any], low: float, high: float) -> bool:
+    """Whether no value is below low, above high or NaN. (Of few values argmin takes a quarter of the time of min.)"""
+    return not values.size or bool(low <= values.item(values.argmin()) and values.item(values.argmax()) <= high)
+
+
+POINTS = 4097  # at which the functions of a family are looked at
+
+
+def checked(family: Family, parameters: dict[str, float]) -> None:
+    """Raises ValueError if alpha leaves [0, 1], sigma is negative, or alpha / sigma does not fall all the way."""
+    t = np.linspace(family.first, family.last, POINTS)
+    alpha, sigma = family.at(t, **parameters)
+    log_snr = _log_snr(alpha, sigma)
+    falling = log_snr[1:] < log_snr[:-1]
+    inside = np.isfinite(log_snr[1:-1])
+    if not falling.all() or not inside.all():
+        k = np.flatnonzero(~falling)[0] if not falling.all() else np.flatnonzero(~inside)[0] + 1
+        raise ValueError(
+            "alpha / sigma: expected a ratio that falls strictly, and is 0 or infinite at the ends alone; it goes from "
+            f"{_ratio(alpha[k], sigma[k])} at t = {t[k]} to {_ratio(alpha[k + 1], sigma[k + 1])} at t = {t[k + 1]}"
+        )
+
+
+def time_at(family: Family, parameters: dict[str, float], log_snr: Array) -> Array:
+    """The times at which log(alpha^2 / sigma^2) has these values, by bisection: to the last bit but two of t."""
+    low, high = np.full(log_snr.shape, family.first), np.full(log_snr.shape, family.last)
+    for _ in range(60):
+        t = 0.5 * (low + high)
+        cleaner = _log_snr(*family.at(t, **parameters)) > log_snr
+        low, high = np.where(cleaner, t, low), np.where(cleaner, high, t)
+    middle: Array = 0.5 * (low + high)
+    return middle
+
+
+def _log_snr(alpha: Array, sigma: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        difference: Array = 2 * (np.log(alpha) - np.log(sigma))
+    return difference
+
+
+def _ratio(alpha: float, sigma: float) -> float:
+    return math.inf if sigma == 0 else float(alpha / sigma)
