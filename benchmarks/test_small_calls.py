@@ -24,6 +24,7 @@ DDIM, DDPM = (getattr(nf.samplers, name)(SCHEDULE, 50) for name in ("ddim", "ddp
 FLOW, COSINE, KARRAS = nf.Schedule.flow(), nf.Schedule.cosine(), nf.Schedule.karras(50)
 X, M, OUT, SUM = (np.ones(ACTION, np.float32) for _ in range(4))
 STD, STD_OF_CHANNELS = np.array([0.1]), np.full((1, 16), 0.1)
+ROWS = np.array([20])
 U = np.array([0.3], np.float32)
 EVERY_OTHER, SWAPPED = np.ones((1, 16, 14), np.float32)[..., ::2], X.astype(X.dtype.newbyteorder())
 BYTES = np.zeros(ACTION, np.uint8)
@@ -32,13 +33,13 @@ BYTES = np.zeros(ACTION, np.uint8)
 CALLS: list[tuple[str, Call, float]] = [
     ("q_sample", lambda: nf.q_sample(X, 300, SCHEDULE, NOISE), 3.1),
     ("q_sample, out=", lambda: nf.q_sample(X, 300, SCHEDULE, NOISE, out=OUT), 2.9),
-    ("q_sample, every other element", lambda: nf.q_sample(EVERY_OTHER, 300, SCHEDULE, NOISE), 3.4),
-    ("q_sample, swapped bytes", lambda: nf.q_sample(SWAPPED, 300, SCHEDULE, NOISE), 3.5),
+    ("q_sample, every other element", lambda: nf.q_sample(EVERY_OTHER, 300, SCHEDULE, NOISE), 4.1),
+    ("q_sample, swapped bytes", lambda: nf.q_sample(SWAPPED, 300, SCHEDULE, NOISE), 4.2),
     ("q_sample, target=", lambda: nf.q_sample(X, 300, SCHEDULE, NOISE, target="epsilon"), 3.4),
     ("q_sample, out= of bytes", lambda: nf.q_sample(X, 300, SCHEDULE, NOISE, out=BYTES), 3.8),
-    ("q_sample, float t of a flow", lambda: nf.q_sample(X, 0.3, FLOW, NOISE), 3.8),
-    ("q_sample, float t of cosine", lambda: nf.q_sample(X, U, COSINE, NOISE), 5.8),
-    ("q_sample, sigma of karras", lambda: nf.q_sample(X, 3.5, KARRAS, NOISE), 6.8),
+    ("q_sample, float t of a flow", lambda: nf.q_sample(X, 0.3, FLOW, NOISE), 4.5),
+    ("q_sample, float t of cosine", lambda: nf.q_sample(X, U, COSINE, NOISE), 6.9),
+    ("q_sample, sigma of karras", lambda: nf.q_sample(X, 3.5, KARRAS, NOISE), 8.1),
     ("q_step", lambda: nf.q_step(X, 300, SCHEDULE, NOISE), 2.6),
     ("q_step, out=", lambda: nf.q_step(X, 300, SCHEDULE, NOISE, out=OUT), 2.5),
     ("update", lambda: nf.update(DDIM.tableau, 20, X, M), 2.1),
@@ -54,14 +55,20 @@ CALLS: list[tuple[str, Call, float]] = [
     ("randn_like", lambda: nf.randn_like(X, NOISE), 3.8),
     ("uniform", lambda: nf.uniform(8, NOISE), 2.8),
     ("mse_loss", lambda: nf.mse_loss(M, X, 300, SCHEDULE, NOISE, target="epsilon"), 3.0),
-    ("mse_loss, float t", lambda: nf.mse_loss(M, X, U, FLOW, NOISE, target="flow"), 3.7),
+    ("mse_loss, float t", lambda: nf.mse_loss(M, X, U, FLOW, NOISE, target="flow"), 4.5),
+    ("mse_loss, for each sample", lambda: nf.mse_loss(M, X, 300, SCHEDULE, NOISE, target="v", reduction="none"), 3.4),
+    ("mse_loss, grad_out=True", lambda: nf.mse_loss(M, X, 300, SCHEDULE, NOISE, target="v", grad_out=True), 3.7),
+    ("log_prob, a row for each sample", lambda: DDPM.log_prob(ROWS, X, M, OUT), 4.4),
+    ("kl", lambda: DDPM.kl(20, X, M), 3.2),
+    ("kl_grad", lambda: nf.density.kl_grad(DDPM.tableau, 20, X, M), 2.6),
+    ("augment.at_snr", lambda: nf.augment.at_snr(X, 20.0, NOISE), 37.0),
     ("augment.gaussian", lambda: nf.augment.gaussian(X, 0.1, NOISE), 6.2),
     ("augment.gaussian, out=", lambda: nf.augment.gaussian(X, 0.1, NOISE, out=OUT), 5.9),
-    ("augment.gaussian, an integer", lambda: nf.augment.gaussian(X, 10, NOISE), 6.4),
-    ("augment.gaussian, for each sample", lambda: nf.augment.gaussian(X, STD, NOISE), 17.2),
-    ("augment.gaussian, for each channel", lambda: nf.augment.gaussian(X, STD_OF_CHANNELS, NOISE), 23.0),
-    ("augment.gaussian, shared", lambda: nf.augment.gaussian(X, 0.1, NOISE, layout="CHW", shared=True), 23.0),
-    ("augment.gaussian, clip=", lambda: nf.augment.gaussian(X, 0.1, NOISE, clip=(0, 1)), 10.5),
+    ("augment.gaussian, an integer", lambda: nf.augment.gaussian(X, 10, NOISE), 7.6),
+    ("augment.gaussian, for each sample", lambda: nf.augment.gaussian(X, STD, NOISE), 20.5),
+    ("augment.gaussian, for each channel", lambda: nf.augment.gaussian(X, STD_OF_CHANNELS, NOISE), 27.5),
+    ("augment.gaussian, shared", lambda: nf.augment.gaussian(X, 0.1, NOISE, layout="CHW", shared=True), 27.5),
+    ("augment.gaussian, clip=", lambda: nf.augment.gaussian(X, 0.1, NOISE, clip=(0, 1)), 12.6),
     ("Noise.at", lambda: NOISE.at(sample=3), 2.1),
 ]
 
@@ -79,6 +86,10 @@ def of_tensors() -> dict[str, Call]:
         "q_sample, requires grad": lambda: nf.q_sample(watched, 300, SCHEDULE, NOISE),
         "q_sample, float t": lambda: nf.q_sample(x, u, FLOW, NOISE),
         "mse_loss": lambda: nf.mse_loss(m, x, 300, SCHEDULE, NOISE, target="epsilon"),
+        "mse_loss, for each sample": lambda: nf.mse_loss(
+            m, x, 300, SCHEDULE, NOISE, target="epsilon", reduction="none"
+        ),
+        "mse_loss, grad_out=True": lambda: nf.mse_loss(m, x, 300, SCHEDULE, NOISE, target="epsilon", grad_out=True),
         "mse_loss, float t": lambda: nf.mse_loss(m, x, u, FLOW, NOISE, target="flow"),
         "update, out=": lambda: nf.update(DDIM.tableau, 20, x, m, out=out),
         "randn": lambda: nf.randn(ACTION, NOISE, dtype=torch.float32),
@@ -89,11 +100,13 @@ def of_tensors() -> dict[str, Call]:
 OF_TENSORS = {
     "q_sample": 5.1,
     "q_sample, out=": 5.9,
-    "q_sample, a parameter": 4.8,
-    "q_sample, requires grad": 44.0,
-    "q_sample, float t": 6.2,
-    "mse_loss": 4.6,
-    "mse_loss, float t": 6.1,
+    "q_sample, a parameter": 5.1,
+    "q_sample, requires grad": 50.0,
+    "q_sample, float t": 7.2,
+    "mse_loss": 5.5,
+    "mse_loss, for each sample": 5.5,
+    "mse_loss, grad_out=True": 6.5,
+    "mse_loss, float t": 7.2,
     "update, out=": 4.9,
     "randn": 4.2,
     "randn, out=": 4.6,

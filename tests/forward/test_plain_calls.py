@@ -126,6 +126,24 @@ CALLS = {
     ),
     "mse_loss's float t, one": lambda a: nf.mse_loss(a("float64"), a("float64"), 0.3, F, N, target="flow"),
     "mse_loss and its gradient": lambda a: nf.mse_loss(a("float32"), a("float32"), T, S, N, target="v", grad_out=True),
+    **{
+        f"mse_loss for each sample, {d}": lambda a, d=d: nf.mse_loss(
+            a("float64" if d == "float64" else "float32"), a(d), T, S, N, target="v", reduction="none"
+        )
+        for d in ("float32", "float64", "uint8")
+    },
+    "mse_loss for each sample and its gradient": lambda a: nf.mse_loss(
+        a("float64"), a("float64"), U, F, N, target="flow", reduction="none", grad_out=True, weight=np.array([2.0, 0.3])
+    ),
+    "mse_loss of one sample": lambda a: nf.mse_loss(
+        a("float64"), a("float64"), 3, S, N, target="v", reduction="none", batched=False
+    ),
+    "mse_loss for each sample, at each row": lambda a: nf.mse_loss(
+        a("float64"), a("float64"), np.arange(32).reshape(2, 16), S, N, target="v", reduction="none"
+    ),
+    "mse_loss_grad for each sample": lambda a: nf.mse_loss_grad(
+        a("float32"), None, T, S, N, target="epsilon", reduction="none", upstream=0.3
+    ),
     "mse_loss_grad's float t": lambda a: nf.mse_loss_grad(a("float32"), a("float32"), U, F, N, target="flow"),
     "mse_loss in a range": lambda a: nf.mse_loss(a("float32"), a("uint8"), T, S, N, target="flow", scale=0.1, offset=2),
     "mse_loss, one sample": lambda a: nf.mse_loss(a("float32"), a("float32"), 3, S, N, target="v", batched=False),
@@ -382,9 +400,9 @@ def test_torch(monkeypatch, name):
     refuse_the_checked_path(monkeypatch)
     found = CALLS[name](lambda dtype: torch.from_numpy(numbers(dtype)))
     found = tuple(f.numpy() for f in found) if isinstance(found, tuple) else found.numpy()
-    if not isinstance(expected, np.ndarray | tuple):  # a loss
-        expected = found.dtype.type(expected)
-    elif isinstance(expected[0], float):
+    if name.startswith("mse_loss for each sample, ") or not isinstance(expected, np.ndarray | tuple):  # a loss
+        expected = np.asarray(expected, found.dtype)
+    elif isinstance(expected, tuple) and isinstance(expected[0], float):
         expected = found[0].dtype.type(expected[0]), expected[1]
     assert same(found, expected)
 

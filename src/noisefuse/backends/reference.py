@@ -20,7 +20,8 @@ from ..rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, TIMES_CLEAN, TIMES_R
 from . import spec
 from .call import ACCUMULATORS, LOSS_CHUNK, Array, Loss, Step, Walk
 
-fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = step_and_loss = repeated_loss = None
+fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = fast_divergence = None
+step_and_loss = repeated_loss = None
 empty: Callable[..., NDArray[Any]] = np.empty
 tests_itself = False
 
