@@ -64,6 +64,7 @@ CALLS: list[tuple[str, Call, float]] = [
     ("augment.at_snr", lambda: nf.augment.at_snr(X, 20.0, NOISE), 37.0),
     ("augment.gaussian", lambda: nf.augment.gaussian(X, 0.1, NOISE), 6.2),
     ("augment.gaussian, out=", lambda: nf.augment.gaussian(X, 0.1, NOISE, out=OUT), 5.9),
+    ("augment.poisson", lambda: nf.augment.poisson(BYTES, 30.0, NOISE), 18.0),
     ("augment.gaussian, an integer", lambda: nf.augment.gaussian(X, 10, NOISE), 7.6),
     ("augment.gaussian, for each sample", lambda: nf.augment.gaussian(X, STD, NOISE), 20.5),
     ("augment.gaussian, for each channel", lambda: nf.augment.gaussian(X, STD_OF_CHANNELS, NOISE), 27.5),

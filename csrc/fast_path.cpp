@@ -419,11 +419,17 @@ class PlainCall {
     }
 
     // (float rows, double rows, active coefficients, the same for x of uint8, and of uint16, or None, what `timed`
-    // takes, or None). Where there are no float rows, those of the call alone are rounded here.
+    // takes, or an array of transitions, or None). Where there are no float rows, those of the call alone are rounded
+    // here.
     bool rows(PyObject* table) {
         if (is_level(x.kind)) table = PyTuple_GET_ITEM(table, x.kind == Kind::u8 ? 3 : 4);
         if (table == Py_None) return false;
         own_time_ = PyTuple_GET_ITEM(table, 5);
+        if (PyArray_Check(own_time_)) {  // bytes become others, by a table of 256 for each row
+            if (x.kind != Kind::u8) return false;
+            call.transitions = static_cast<const Transition*>(PyArray_DATA(array(own_time_)));
+            own_time_ = Py_None;
+        }
         own_rows_ = PyTuple_GET_ITEM(table, 0) == Py_None;
         const bool rounds = own_rows_ && call.type != DType::f64;
         take_rows(table, rounds ? DType::f64 : call.type, call);
@@ -639,6 +645,11 @@ class PlainCall {
     }
 
     bool noise(PyObject* noise, int stream) {
+        if (call.transitions) {
+            if (!noise_.parse(noise, stream, call, x.ndim - batched_, x.shape + batched_)) return false;
+            call.draw = Draw::words;
+            return true;
+        }
         const bool drawn = reads(call.active, kZ);
         if (noise == Py_None) return !drawn || draws_nothing();
         if (!drawn && is_noise(noise)) return true;  // what it names plays no part

@@ -160,6 +160,7 @@ STRENGTHS = {
     "for each channel, first": np.linspace(0, 3, 32).reshape(2, 16),
     "for each channel, last": np.linspace(0, 3, 14).reshape(2, 7),
 }
+CHANNEL = np.random.default_rng(3).dirichlet(np.ones(256), 256)
 CLIPS = [(0, 1), (-0.1, 0.3), (50, 120.4), (-np.pi, 3e4)]
 GAUSSIAN, PLACES = nf.augment.gaussian, ("CHW", "HWC")
 CALLS |= {
@@ -177,6 +178,14 @@ CALLS |= {
         for d in (*ALL, "uint16")
         for clip in CLIPS
     },
+    **{
+        f"photons{', one sample' if peak == 20 else ''}, {peak}": lambda a, peak=peak: nf.augment.poisson(
+            a("uint8"), peak, N.window((16, 8), (0, 1)) if peak == 30 else N, batched=peak != 20
+        )
+        for peak in (30, 20, [30.0, 400.0])
+    },
+    "a channel of bytes": lambda a: nf.augment.transition(a("uint8"), CHANNEL, N),
+    "a channel of bytes for each sample": lambda a: nf.augment.transition(a("uint8"), [CHANNEL, CHANNEL[::-1]], LISTED),
     "clip of an output": lambda a: GAUSSIAN(a("float32"), [0.3, 40], N, clip=(0.5, 99.5), dtype="uint8"),
     **{
         f"shared, {layout}": lambda a, layout=layout: GAUSSIAN(a("float32"), 0.3, N, layout=layout, shared=True)
@@ -216,7 +225,13 @@ def refuse_the_checked_path(monkeypatch):
     def fail(*arguments, **options):
         pytest.fail("the checked path")
 
-    for module, name in ((ops, "as_array"), (ops, "names_or_array"), (loss, "as_array"), (augment, "_apply_call")):
+    for module, name in (
+        (ops, "as_array"),
+        (ops, "names_or_array"),
+        (loss, "as_array"),
+        (augment, "_apply_call"),
+        (augment, "names_or_array"),
+    ):
         monkeypatch.setattr(module, name, fail)
     if of_torch := sys.modules.get("noisefuse.interop.torch"):  # it would hand NumPy's views to the fast path
         monkeypatch.setattr(of_torch, "_call", fail)
