@@ -713,9 +713,10 @@ def _apply(
     if order is None and not shared and wanted is not None and not (other is not None and other.is_traced()):
         bounds = None if clip is None else _bounds(clip)
         rows: Any = 0
-        if {*map(type, numbers.values())} != {float}:
+        if not (alone := {*map(type, numbers.values())} == {float}):
             numbers = {name: float(n) if isinstance(n, _NUMBERS) else n for name, n in numbers.items()}
-        if {*map(type, numbers.values())} == {float}:
+            alone = {*map(type, numbers.values())} == {float}
+        if alone:
             table = _plain(model, *numbers.items())
         elif is_lazy(x):
             table = None
