@@ -427,7 +427,7 @@ def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options
     if decibels.shape not in ((), (batch,)):
         raise ValueError(f"snr: expected a number or shape ({batch},), got shape {decibels.shape}")
     std = rms(x, batched=batched) * 10 ** (-decibels / 20)
-    if not np.isfinite(std).all():
+    if not all(map(math.isfinite, std.tolist())):
         raise ValueError("x: has values that are not finite, so a sample has no signal-to-noise ratio")
     return gaussian(x, std if batched else float(std[0]), noise, **options)
 
