@@ -375,6 +375,9 @@ class PlainCall {
     // Whether numbers (n_rows,) are one for each row: those of float times have the shape of the times.
     bool takes_weights() const { return !times_ || index_.ndim == 1; }
 
+    // Of the row numbers, or the times.
+    int index_axes() const { return index_.ndim; }
+
     // Whether something that is computed lies where an input does.
     bool in_place() const {
         bool any = false;
@@ -416,11 +419,17 @@ class PlainCall {
     }
 
     // (float rows, double rows, active coefficients, the same for x of uint8, and of uint16, or None, what `timed`
-    // takes, or None). Where there are no float rows, those of the call alone are rounded here.
+    // takes, or an array of transitions, or None). Where there are no float rows, those of the call alone are rounded
+    // here.
     bool rows(PyObject* table) {
         if (is_level(x.kind)) table = PyTuple_GET_ITEM(table, x.kind == Kind::u8 ? 3 : 4);
         if (table == Py_None) return false;
         own_time_ = PyTuple_GET_ITEM(table, 5);
+        if (PyArray_Check(own_time_)) {  // bytes become others, by a table of 256 for each row
+            if (x.kind != Kind::u8) return false;
+            call.transitions = static_cast<const Transition*>(PyArray_DATA(array(own_time_)));
+            own_time_ = Py_None;
+        }
         own_rows_ = PyTuple_GET_ITEM(table, 0) == Py_None;
         const bool rounds = own_rows_ && call.type != DType::f64;
         take_rows(table, rounds ? DType::f64 : call.type, call);
@@ -636,6 +645,11 @@ class PlainCall {
     }
 
     bool noise(PyObject* noise, int stream) {
+        if (call.transitions) {
+            if (!noise_.parse(noise, stream, call, x.ndim - batched_, x.shape + batched_)) return false;
+            call.draw = Draw::words;
+            return true;
+        }
         const bool drawn = reads(call.active, kZ);
         if (noise == Py_None) return !drawn || draws_nothing();
         if (!drawn && is_noise(noise)) return true;  // what it names plays no part
@@ -755,42 +769,62 @@ PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n) {
     return run_plain(call, run_step) ? outputs.give() : nullptr;
 }
 
-// A float; of tensors a tensor, of float32 unless pred is of float64.
-PyObject* loss_like(double loss, const PlainCall& plain) {
-    if (!plain.x.is_tensor) return PyFloat_FromDouble(loss);
-    const bool wide = plain.call.type == DType::f64;
-    char* data;
-    PyObject* const made = new_one({wide ? Kind::f64 : Kind::f32, true, 0, nullptr, 1, nullptr}, data);
-    if (made && wide) *reinterpret_cast<double*>(data) = loss;
-    if (made && !wide) *reinterpret_cast<float*>(data) = static_cast<float>(loss);
-    return made;
-}
+// Numbers that are returned, float64 (n,); of tensors a tensor, which may be of float32. Or one of them, a float, or a
+// tensor without axes.
+class PlainNumbers {
+  public:
+    std::vector<double> values;
 
-// mse(table, t, x0, pred, noise, weights or None, upstream, wants loss, out, batched), or NotImplemented; of the mean
-// over all elements. weights: one for each row. out: None, where the gradient is to be written, or True: make it.
-// Returns the loss (see `loss_like`), the gradient, or (loss, gradient).
+    PlainNumbers(int64_t n, bool one) : values(static_cast<size_t>(n)), n_(n), one_(one) {}
+
+    // A new reference; null: a Python error is set.
+    PyObject* give(bool is_tensor, bool wide) const {
+        if (one_ && !is_tensor) return PyFloat_FromDouble(values[0]);
+        char* data;
+        PyObject* const made = new_one({wide ? Kind::f64 : Kind::f32, is_tensor, one_ ? 0 : 1, &n_, n_, float64}, data);
+        if (made && wide) std::copy(values.begin(), values.end(), reinterpret_cast<double*>(data));
+        if (made && !wide)
+            std::transform(values.begin(), values.end(), reinterpret_cast<float*>(data),
+                           [](double value) { return static_cast<float>(value); });
+        return made;
+    }
+
+  private:
+    int64_t n_;
+    bool one_;
+};
+
+// mse(table, t, x0, pred, noise, weights or None, upstream, wants loss, out, batched, each), or NotImplemented; of the
+// mean over all elements, or over those of each sample. weights: one for each row. out: None, where the gradient is to
+// be written, or True: make it. Returns the loss, float64 (B,) or a float (of tensors a tensor, of float32 unless pred
+// is of float64), the gradient, or (loss, gradient).
 PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n) {
-    if (n != 10) return PyErr_Format(PyExc_TypeError, "mse: expected 10 arguments, got %zd", n);
+    if (n != 11) return PyErr_Format(PyExc_TypeError, "mse: expected 11 arguments, got %zd", n);
     PyObject *weights = args[5], *out = args[8] == Py_True ? Py_None : args[8];
     PlainCall plain;
     Call& call = plain.call;
     if (!plain.parse({args[0], args[1], args[2], args[3], Py_None, args[4], -1, out, Py_None, Py_None, args[9]}) ||
         !PyFloat_CheckExact(args[6]) || !plain_weights(weights, plain))
         return declined();
-    const bool wants_loss = args[7] == Py_True;
+    const bool wants_loss = args[7] == Py_True, each = args[10] == Py_True;
     if (args[8] == Py_None) plain.outputs.wanted = 0;
     if (!plain.outputs.make(call)) return nullptr;
-    double loss;
     call.piece = call.segment < call.size ? call.segment : call.size;
     call.g = PyFloat_AS_DOUBLE(args[6]);
-    call.n = static_cast<double>(plain.x.count);
-    if (wants_loss) call.losses = &loss, call.n_losses = 1;
-    if (!run_plain(call, run_loss)) return nullptr;
-    if (!wants_loss) return plain.outputs.give();
-    const Reference mean(loss_like(loss, plain));
-    if (!mean.object || !plain.outputs.wanted) return Py_XNewRef(mean.object);
-    const Reference gradient(plain.outputs.give());
-    return gradient.object ? PyTuple_Pack(2, mean.object, gradient.object) : nullptr;
+    call.n = static_cast<double>(each ? call.size : plain.x.count);
+    try {
+        PlainNumbers losses(each ? call.batch : 1, !each);
+        if (wants_loss) call.losses = losses.values.data(), call.n_losses = each ? call.batch : 1;
+        if (!run_plain(call, run_loss)) return nullptr;
+        if (!wants_loss) return plain.outputs.give();
+        const bool is_tensor = plain.x.is_tensor;
+        const Reference loss(losses.give(is_tensor, !is_tensor || call.type == DType::f64));
+        if (!loss.object || !plain.outputs.wanted) return Py_XNewRef(loss.object);
+        const Reference gradient(plain.outputs.give());
+        return gradient.object ? PyTuple_Pack(2, loss.object, gradient.object) : nullptr;
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
 }
 
 // Whether it is this name, a string that is interned.
@@ -798,40 +832,47 @@ bool is_named(PyObject* o, PyObject* name) {
     return o == name || (PyUnicode_CheckExact(o) && PyUnicode_Compare(o, name) == 0);
 }
 
-// What makes a log-density of a sum of squares: factor S + constant, with what density.Law has for one element.
-struct PlainLaw {
-    double factor, constant;
+// What makes log-densities of sums of squares, factor S + constant: density.Law.
+class PlainLaw {
+  public:
+    struct Numbers {
+        double factor, constant;
+    };
 
-    // numbers: of each row Law's factor and constant, (n, 2). given: `reduction`, `density` and `partial`, by name.
-    // False: declined.
-    bool parse(PyObject* numbers, int64_t row, PyObject* given, int64_t elements) {
-        factor = static_cast<const double*>(PyArray_DATA(array(numbers)))[2 * row];
-        constant = static_cast<const double*>(PyArray_DATA(array(numbers)))[2 * row + 1];
-        if (factor == 0) return false;  // the row draws nothing
-        bool mean = false;
+    // numbers: of each row the factor and the constant of one element, (n, 2). given: `reduction`, `density` and
+    // `partial`, by name. False: declined, as where a row of the call draws nothing.
+    bool parse(PyObject* numbers, PyObject* given, const PlainCall& plain) {
+        of_rows_ = static_cast<const double*>(PyArray_DATA(array(numbers)));
+        elements_ = static_cast<double>(plain.call.size);
         PyObject *name, *value;
         for (Py_ssize_t at = 0; PyDict_Next(given, &at, &name, &value);) {
             if (is_named(name, name_reduction)) {
-                mean = is_named(value, name_mean);
-                if (!mean && !is_named(value, name_sum)) return false;
+                mean_ = is_named(value, name_mean);
+                if (!mean_ && !is_named(value, name_sum)) return false;
             } else if (is_named(name, name_density)) {
-                if (is_named(value, name_full)) continue;
-                constant = 0;
-                if (is_named(value, name_squared))
-                    factor = -1;
-                else if (!is_named(value, name_no_constants))
-                    return false;
+                full_ = is_named(value, name_full), squared_ = is_named(value, name_squared);
+                if (!full_ && !squared_ && !is_named(value, name_no_constants)) return false;
             } else if (!is_named(name, name_partial) || value != Py_False) {
                 return false;
             }
         }
-        const auto n = static_cast<double>(elements);
-        if (mean)
-            factor /= n;
-        else
-            constant = n * constant;
+        if (plain.index_axes() > 1) return false;
+        several_ = plain.indices > 1;
+        for (int64_t b = 0; b < plain.indices; ++b)
+            if (of_rows_[2 * row_of(plain.call, b)] == 0) return false;
         return true;
     }
+
+    Numbers of_sample(const Call& call, int64_t b) const {
+        const double* const row = of_rows_ + 2 * row_of(call, several_ ? b : 0);
+        const double factor = squared_ ? -1 : row[0], constant = full_ ? row[1] : 0;
+        return mean_ ? Numbers{factor / elements_, constant} : Numbers{factor, elements_ * constant};
+    }
+
+  private:
+    const double* of_rows_;
+    double elements_;
+    bool mean_ = false, full_ = true, squared_ = false, several_ = false;
 };
 
 // density(table, stored, i, x, model_output, past, noise, stream, out, aux, law), or NotImplemented: a step, and of
@@ -841,7 +882,7 @@ struct PlainLaw {
 PyObject* fast_density(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 11) return PyErr_Format(PyExc_TypeError, "density: expected 11 arguments, got %zd", n);
     PyObject* const table = args[0];
-    if (table == Py_None || !PyLong_CheckExact(args[2])) Py_RETURN_NOTIMPLEMENTED;
+    if (table == Py_None) Py_RETURN_NOTIMPLEMENTED;
     const bool stored = args[1] == Py_True;
     PlainCall plain;
     PlainLaw law;
@@ -850,7 +891,7 @@ PyObject* fast_density(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (!plain.parse(
             {PyTuple_GET_ITEM(table, stored), args[2], args[3], args[4], args[5], args[6], stream, args[8], args[9]}) ||
         step.out_type != step.type || plain.in_place() || (stored && (!step.in[kZ] || step.in_type[kZ] != step.type)) ||
-        !law.parse(PyTuple_GET_ITEM(table, 2), *step.index, args[10], step.size))
+        !law.parse(PyTuple_GET_ITEM(table, 2), args[10], plain))
         Py_RETURN_NOTIMPLEMENTED;
     Call loss = step;
     take_rows(PyTuple_GET_ITEM(table, 1), loss.type, loss);
@@ -869,56 +910,107 @@ PyObject* fast_density(PyObject*, PyObject* const* args, Py_ssize_t n) {
         return stored ? run_loss(of_loss, go_on) : run_step_and_loss(step, of_loss, go_on);
     };
     if (!run_plain(loss, run)) return nullptr;
-    for (int64_t b = 0; b < loss.batch; ++b) loss.losses[b] = loss.losses[b] * law.factor + law.constant;
+    for (int64_t b = 0; b < loss.batch; ++b) {
+        const PlainLaw::Numbers numbers = law.of_sample(loss, b);
+        loss.losses[b] = loss.losses[b] * numbers.factor + numbers.constant;
+    }
     if (stored) return Py_NewRef(made.object);
     const Reference out(plain.outputs.give());
     return out.object ? PyTuple_Pack(2, out.object, made.object) : nullptr;
 }
 
-// The gradients with respect to log-densities, a number or one for each sample, times what `law` and the mean's
-// coefficient make of them.
+// The gradients with respect to sums of samples: those with respect to what is returned, times factor(b).
 struct PlainUpstream {
     std::vector<double> each;
 
-    // False: declined.
-    bool parse(PyObject* given, double factor, Call& call) {
+    // given: a number, or one for each sample. False: declined.
+    template <class Factor>
+    bool parse(PyObject* given, bool several, const Factor& factor, Call& call) {
         call.n = 1;
-        if (PyFloat_CheckExact(given)) {
-            call.g = factor * PyFloat_AS_DOUBLE(given);
+        const double number = PyFloat_CheckExact(given) ? PyFloat_AS_DOUBLE(given) : 0;
+        if (PyFloat_CheckExact(given) && !several) {
+            call.g = factor(0) * number;
             return true;
         }
         View v;
-        if (!view(given, v) || v.kind != Kind::f64 || v.ndim != 1 || v.count != call.batch) return false;
-        const auto* const first = reinterpret_cast<const double*>(v.data);
-        each.assign(first, first + v.count);
-        for (double& g : each) g = factor * g;
+        const bool one = PyFloat_CheckExact(given);
+        if (!one && (!view(given, v) || v.kind != Kind::f64 || v.ndim != 1 || v.count != call.batch)) return false;
+        each.resize(static_cast<size_t>(call.batch));
+        for (int64_t b = 0; b < call.batch; ++b)
+            each[static_cast<size_t>(b)] = factor(b) * (one ? number : reinterpret_cast<const double*>(v.data)[b]);
         call.upstream = each.data(), call.upstream_step = 1;
         return true;
     }
 };
+
+// A coefficient in the row of each sample.
+double coefficient(PyObject* table, PyObject* column, const PlainCall& plain, int64_t b) {
+    const auto* const rows = static_cast<const double*>(PyArray_DATA(array(PyTuple_GET_ITEM(table, 1))));
+    return rows[kColumns * row_of(plain.call, plain.indices > 1 ? b : 0) + PyLong_AsLong(column)];
+}
 
 // density_gradient(table, column, i, x, model_output, past, x_next, upstream, out, law), or NotImplemented: of the
 // log-density of what is stored, with respect to the input whose coefficient in the deviation's rows has this column.
 PyObject* fast_density_gradient(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 10) return PyErr_Format(PyExc_TypeError, "density_gradient: expected 10 arguments, got %zd", n);
     PyObject* const table = args[0];
-    if (table == Py_None || args[1] == Py_None || !PyLong_CheckExact(args[2])) Py_RETURN_NOTIMPLEMENTED;
+    if (table == Py_None || args[1] == Py_None) Py_RETURN_NOTIMPLEMENTED;
     PyObject* const deviation = PyTuple_GET_ITEM(table, 1);
     PlainCall plain;
     PlainLaw law;
     Call& call = plain.call;
     if (!plain.parse({deviation, args[2], args[3], args[4], args[5], args[6], 0, args[8], Py_None}) ||
         call.out_type != call.type || !call.in[kZ] || call.in_type[kZ] != call.type ||
-        !law.parse(PyTuple_GET_ITEM(table, 2), *call.index, args[9], call.size))
+        !law.parse(PyTuple_GET_ITEM(table, 2), args[9], plain))
         Py_RETURN_NOTIMPLEMENTED;
-    const auto* const rows = static_cast<const double*>(PyArray_DATA(array(PyTuple_GET_ITEM(deviation, 1))));
+    const auto factor = [&](int64_t b) {
+        return law.of_sample(call, b).factor * coefficient(deviation, args[1], plain, b);
+    };
     PlainUpstream upstream;
     try {
-        const double coefficient = rows[kColumns * *call.index + PyLong_AsLong(args[1])];
-        if (!upstream.parse(args[7], law.factor * coefficient, call)) Py_RETURN_NOTIMPLEMENTED;
+        if (!upstream.parse(args[7], plain.indices > 1, factor, call)) Py_RETURN_NOTIMPLEMENTED;
         if (!plain.outputs.make(call)) return nullptr;
         call.draw = Draw::none, call.piece = call.size;
         return run_plain(call, run_loss) ? plain.outputs.give() : nullptr;
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+}
+
+// divergence(table, differences, column, i, model_output, reference, upstream, out, law), or NotImplemented: float64
+// (B,), of two model outputs, whose coefficient in the deviation's rows has this column; or, where `upstream` is not
+// None, its gradient. differences: the rows of the first less the second.
+PyObject* fast_divergence(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 9) return PyErr_Format(PyExc_TypeError, "divergence: expected 9 arguments, got %zd", n);
+    PyObject* const table = args[0];
+    if (table == Py_None) Py_RETURN_NOTIMPLEMENTED;
+    const bool is_gradient = args[6] != Py_None;
+    PlainCall plain;
+    PlainLaw law;
+    Call& call = plain.call;
+    if (!plain.parse({args[1], args[3], args[5], args[4], Py_None, Py_None, 0, args[7], Py_None}) ||
+        call.out_type != call.type || call.in_type[kX] != call.type ||
+        !law.parse(PyTuple_GET_ITEM(table, 2), args[8], plain))
+        Py_RETURN_NOTIMPLEMENTED;
+    const auto factor = [&](int64_t b) {
+        const double slope = coefficient(PyTuple_GET_ITEM(table, 1), args[2], plain, b);
+        return -law.of_sample(call, b).factor * slope * slope;
+    };
+    PlainUpstream upstream;
+    try {
+        if (is_gradient && !upstream.parse(args[6], plain.indices > 1, factor, call)) Py_RETURN_NOTIMPLEMENTED;
+        plain.outputs.wanted = is_gradient;
+        if (!plain.outputs.make(call)) return nullptr;
+        call.draw = Draw::none, call.piece = call.size, call.n = 1;
+        PlainNumbers sums(is_gradient ? 0 : call.batch, false);
+        if (!is_gradient) call.losses = sums.values.data(), call.n_losses = call.batch;
+        if (!run_plain(call, run_loss)) return nullptr;
+        if (is_gradient) return plain.outputs.give();
+        for (int64_t b = 0; b < call.batch; ++b) {
+            double& sum = sums.values[static_cast<size_t>(b)];
+            sum = sum * factor(b) + 0.0;
+        }
+        return sums.give(plain.x.is_tensor, true);
     } catch (const std::bad_alloc&) {
         return PyErr_NoMemory();
     }

@@ -177,6 +177,10 @@ def kl(
     [0.0, 0.0]
     """
     other = None if type(model_output) is np.ndarray else library_of(model_output)
+    if other is None or not other.is_traced():
+        done = fast_kl(table, i, model_output, reference, None, None, {"reduction": reduction})
+        if done is not NotImplemented:
+            return done
     if other is not None:
         return other.kl(table, i, model_output, reference, reduction=reduction)
     call, factor = pair_call(table, i, model_output, reference, reduction, {})
@@ -205,6 +209,10 @@ def kl_grad(
     0.0
     """
     other = None if type(model_output) is np.ndarray else library_of(model_output)
+    if (other is None or not other.is_traced()) and upstream is not None:
+        made: Array = fast_kl(table, i, model_output, reference, upstream, out, {"reduction": reduction})
+        if made is not NotImplemented:
+            return made
     if other is not None:
         given: dict[str, Any] = {"reduction": reduction, "upstream": upstream, "out": out}
         return other.kl_grad(table, i, model_output, reference, **given)
@@ -324,6 +332,16 @@ def fast_gradient(
     plain = plain_table(table) if type(table) is Tableau else None
     column = _COLUMN_OF.get(wrt) if type(wrt) is str else None
     return backends.fast_density_gradient(plain, column, i, x, model_output, past, x_next, upstream, out, law)
+
+
+def fast_kl(
+    table: Tableau, i: ArrayLike | Array, model_output: Array, reference: Array, upstream: Any, out: Array | None,
+    law: dict[str, Any],
+) -> Any:  # fmt: skip
+    """`kl`, or `kl_grad` if there is an upstream gradient; or NotImplemented."""
+    plain = plain_table(table) if type(table) is Tableau else None
+    rows = None if plain is None else _differences(len(table)).plain
+    return backends.fast_divergence(plain, rows, _COLUMN_OF["m1"], i, model_output, reference, upstream, out, law)
 
 
 # ---- the parts of a sample ---------------------------------------------------------------------------------

@@ -360,8 +360,10 @@ def test_auxiliary_outputs_are_arrays():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 16, 7), (3, 4, 40, 40), (70, 5)], ids=str)
 def test_plain_calls_take_the_fast_path_and_give_the_same(monkeypatch, dtype, shape):
-    """Seen to fail: the sums of the mean over all samples, the residual of the step's own noise."""
+    """Seen to fail: the sums of the mean over all samples, the residual of the step's own noise, the first sample's row
+    for all of them."""
     sampler, (x, m) = nf.samplers.flow_sde(FLOW, 10), arrays(shape, dtype)
+    table, rows, each = sampler.tableau, np.arange(len(x)) % 7, np.linspace(-1, 1, len(x))
     calls = [
         lambda: sampler.step(4, x, m, N, log_prob=True),
         lambda: sampler.step(4, x, m, N, log_prob=True, reduction="mean", density="squared"),
@@ -369,10 +371,25 @@ def test_plain_calls_take_the_fast_path_and_give_the_same(monkeypatch, dtype, sh
         lambda: (x, sampler.log_prob(4, x, m, x)),
         lambda: (x, log_prob_grad(sampler.tableau, 4, x, m, x, upstream=0.1, reduction="mean", density="squared")),
         lambda: (x, log_prob_grad(sampler.tableau, 4, x, m, x, wrt="x", upstream=np.linspace(-1, 1, len(x)))),
+        *(
+            call
+            for i in (4, rows, rows.tolist())
+            for call in (
+                lambda i=i: update_with_log_prob(table, i, x, m, N, reduction="mean"),
+                lambda i=i: (x, log_prob(table, i, x, m, x)),
+                lambda i=i: (x, log_prob(table, i, x, m, x, reduction="mean", density="no_constants")),
+                lambda i=i: (x, log_prob_grad(table, i, x, m, x, wrt="x")),
+                lambda i=i: (x, log_prob_grad(table, i, x, m, x, upstream=each, reduction="mean")),
+                lambda i=i: (x, kl(table, i, m, x)),
+                lambda i=i: (x, kl(table, i, m, x, reduction="mean")),
+                lambda i=i: (x, kl_grad(table, i, m, x, upstream=0.3, reduction="mean")),
+                lambda i=i: (kl_grad(table, i, m, x, upstream=each), kl_grad(table, i, m, x, out=x.copy())),
+            )
+        ),
     ]
     fast = [call() for call in calls]
     taken = []
-    for name in ("fast_density", "fast_density_gradient"):
+    for name in ("fast_density", "fast_density_gradient", "fast_divergence"):
         monkeypatch.setattr(backends, name, lambda *a: taken.append(a) or NotImplemented)
     for (x_next, found), call in zip(fast, calls, strict=True):
         expected, density = call()
@@ -384,8 +401,45 @@ def test_the_fast_path_was_taken(monkeypatch):
     monkeypatch.setattr(nf.density, "update_call", None)
     monkeypatch.setattr(nf.density, "make_call", None)
     sampler, (x, m) = nf.samplers.flow_sde(FLOW, 10), arrays((2, 3, 5))
+    for i in (4, [4, 2], np.array([4, 2])):
+        x_next, found = update_with_log_prob(sampler.tableau, i, x, m, N)
+        assert sampler.log_prob(i, x, m, x_next).tolist() == found.tolist()
+        assert log_prob_grad(sampler.tableau, i, x, m, x_next, upstream=found).shape == x.shape
+        assert sampler.kl(i, m, x).shape == (2,)
+        assert kl_grad(sampler.tableau, i, m, x, upstream=found).shape == x.shape
     x_next, found = sampler.step(4, x, m, N, log_prob=True)
     assert sampler.log_prob(4, x, m, x_next).tolist() == found.tolist()
     assert log_prob_grad(sampler.tableau, 4, x, m, x_next, upstream=2.0).shape == x.shape
     with pytest.raises(TypeError, match="not callable"):
         sampler.log_prob(4, x, m.astype(np.float64), x_next)
+
+
+@pytest.mark.parametrize(
+    "i", [10, -1, [4, 10], [[4, 2]], 4.0, [4, 5, 6], [], True, None, np.array([[4], [2]])], ids=repr
+)
+@pytest.mark.parametrize("name", ["kl", "kl_grad", "log_prob", "log_prob_grad"])
+def test_wrong_rows_are_what_they_are_to_the_checked_path(monkeypatch, name, i):
+    """Seen to fail: a row for each token taken, of which the first one's numbers were those of the sample."""
+    table, (x, m) = nf.samplers.flow_sde(FLOW, 10).tableau, arrays((2, 1, 5))
+
+    def error():
+        try:
+            return getattr(nf.density, name)(table, i, x, *([m, x] if "log" in name else [m])).tobytes()
+        except Exception as raised:
+            return type(raised), str(raised)
+
+    found = error()
+    for fast in backends.FAST_PATH:
+        monkeypatch.setattr(backends, fast, backends.declined)
+    assert found == error()
+
+
+def test_rows_that_draw_nothing_have_no_density(monkeypatch):
+    """Seen to fail where the fast path looked at the first sample's row alone."""
+    table, (x, m) = (
+        nf.Tableau([nf.Row(out=nf.tableau.x + nf.tableau.z), nf.Row(out=1.0 * nf.tableau.x)]),
+        arrays((2, 5)),
+    )
+    for call in (log_prob, lambda table, i, x, m, y: kl(table, i, x, m)):
+        with pytest.raises(ValueError, match=r"row 1 of .* draws no noise"):
+            call(table, [0, 1], x, m, x)

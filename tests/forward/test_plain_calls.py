@@ -128,6 +128,24 @@ CALLS = {
     ),
     "mse_loss's float t, one": lambda a: nf.mse_loss(a("float64"), a("float64"), 0.3, F, N, target="flow"),
     "mse_loss and its gradient": lambda a: nf.mse_loss(a("float32"), a("float32"), T, S, N, target="v", grad_out=True),
+    **{
+        f"mse_loss for each sample, {d}": lambda a, d=d: nf.mse_loss(
+            a("float64" if d == "float64" else "float32"), a(d), T, S, N, target="v", reduction="none"
+        )
+        for d in ("float32", "float64", "uint8")
+    },
+    "mse_loss for each sample and its gradient": lambda a: nf.mse_loss(
+        a("float64"), a("float64"), U, F, N, target="flow", reduction="none", grad_out=True, weight=np.array([2.0, 0.3])
+    ),
+    "mse_loss of one sample": lambda a: nf.mse_loss(
+        a("float64"), a("float64"), 3, S, N, target="v", reduction="none", batched=False
+    ),
+    "mse_loss for each sample, at each row": lambda a: nf.mse_loss(
+        a("float64"), a("float64"), np.arange(32).reshape(2, 16), S, N, target="v", reduction="none"
+    ),
+    "mse_loss_grad for each sample": lambda a: nf.mse_loss_grad(
+        a("float32"), None, T, S, N, target="epsilon", reduction="none", upstream=0.3
+    ),
     "mse_loss_grad's float t": lambda a: nf.mse_loss_grad(a("float32"), a("float32"), U, F, N, target="flow"),
     "mse_loss in a range": lambda a: nf.mse_loss(a("float32"), a("uint8"), T, S, N, target="flow", scale=0.1, offset=2),
     "mse_loss, one sample": lambda a: nf.mse_loss(a("float32"), a("float32"), 3, S, N, target="v", batched=False),
@@ -144,6 +162,7 @@ STRENGTHS = {
     "for each channel, first": np.linspace(0, 3, 32).reshape(2, 16),
     "for each channel, last": np.linspace(0, 3, 14).reshape(2, 7),
 }
+CHANNEL = np.random.default_rng(3).dirichlet(np.ones(256), 256)
 CLIPS = [(0, 1), (-0.1, 0.3), (50, 120.4), (-np.pi, 3e4)]
 GAUSSIAN, PLACES = nf.augment.gaussian, ("CHW", "HWC")
 CALLS |= {
@@ -161,6 +180,14 @@ CALLS |= {
         for d in (*ALL, "uint16")
         for clip in CLIPS
     },
+    **{
+        f"photons{', one sample' if peak == 20 else ''}, {peak}": lambda a, peak=peak: nf.augment.poisson(
+            a("uint8"), peak, N.window((16, 8), (0, 1)) if peak == 30 else N, batched=peak != 20
+        )
+        for peak in (30, 20, [30.0, 400.0])
+    },
+    "a channel of bytes": lambda a: nf.augment.transition(a("uint8"), CHANNEL, N),
+    "a channel of bytes for each sample": lambda a: nf.augment.transition(a("uint8"), [CHANNEL, CHANNEL[::-1]], LISTED),
     "clip of an output": lambda a: GAUSSIAN(a("float32"), [0.3, 40], N, clip=(0.5, 99.5), dtype="uint8"),
     **{
         f"shared, {layout}": lambda a, layout=layout: GAUSSIAN(a("float32"), 0.3, N, layout=layout, shared=True)
@@ -201,7 +228,7 @@ def refuse_the_checked_path(monkeypatch):
         pytest.fail("the checked path")
 
     checked = (process, "as_array"), (update, "as_array"), (draw, "names_or_array"), (loss, "as_array")
-    for module, name in (*checked, (augment, "_apply_call")):
+    for module, name in (*checked, (augment, "_apply_call"), (augment, "names_or_array")):
         monkeypatch.setattr(module, name, fail)
     if of_torch := sys.modules.get("noisefuse.interop.torch"):  # it would hand NumPy's views to the fast path
         monkeypatch.setattr(of_torch, "_call", fail)
@@ -385,9 +412,9 @@ def test_torch(monkeypatch, name):
     refuse_the_checked_path(monkeypatch)
     found = CALLS[name](lambda dtype: torch.from_numpy(numbers(dtype)))
     found = tuple(f.numpy() for f in found) if isinstance(found, tuple) else found.numpy()
-    if not isinstance(expected, np.ndarray | tuple):  # a loss
-        expected = found.dtype.type(expected)
-    elif isinstance(expected[0], float):
+    if name.startswith("mse_loss for each sample, ") or not isinstance(expected, np.ndarray | tuple):  # a loss
+        expected = np.asarray(expected, found.dtype)
+    elif isinstance(expected, tuple) and isinstance(expected[0], float):
         expected = found[0].dtype.type(expected[0]), expected[1]
     assert same(found, expected)
 

@@ -31,7 +31,7 @@ class Backend(Protocol):
     """What a backend module offers; its arguments were checked in `arguments`.
 
     Attributes:
-        fast_row, fast_random, fast_mse, fast_density, fast_density_gradient: its fast path, or None.
+        fast_row, fast_random, fast_mse, fast_density, fast_density_gradient, fast_divergence: its fast path, or None.
         step_and_loss: a step and a loss that reads what it writes, faster than one after the other, or None.
         repeated_loss: what takes a loss again with other noises, as many, faster than one after the other, or None.
         empty: makes new outputs in host memory, as `numpy.empty`.
@@ -43,6 +43,7 @@ class Backend(Protocol):
     fast_mse: Callable[..., Any] | None
     fast_density: Callable[..., Any] | None
     fast_density_gradient: Callable[..., Any] | None
+    fast_divergence: Callable[..., Any] | None
     step_and_loss: Callable[[Step, Loss], None] | None
     repeated_loss: Callable[[Loss], Callable[[Sequence[Noise]], None]] | None
     empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
@@ -87,7 +88,8 @@ fast_random: Callable[..., Any] = _at_first("fast_random")
 fast_mse: Callable[..., Any] = _at_first("fast_mse")
 fast_density: Callable[..., Any] = _at_first("fast_density")
 fast_density_gradient: Callable[..., Any] = _at_first("fast_density_gradient")
-FAST_PATH = ("fast_row", "fast_random", "fast_mse", "fast_density", "fast_density_gradient")
+fast_divergence: Callable[..., Any] = _at_first("fast_divergence")
+FAST_PATH = ("fast_row", "fast_random", "fast_mse", "fast_density", "fast_density_gradient", "fast_divergence")
 empty: Callable[..., Any] = _at_first("empty")
 
 

@@ -20,7 +20,8 @@ from ..language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, TIMES_CLEAN
 from ..noise import Noise
 from . import spec
 
-fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = step_and_loss = repeated_loss = None
+fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = fast_divergence = None
+step_and_loss = repeated_loss = None
 empty: Callable[..., NDArray[Any]] = np.empty
 tests_itself = False
 

@@ -127,10 +127,11 @@ def mse_loss(
     True
     """
     other = None if type(pred) is np.ndarray else library_of(pred)
-    plain = reduction == "mean" and not partial and (other is None or not other.is_traced())
+    plain = reduction in ("mean", "none") and not partial and (other is None or not other.is_traced())
     if plain and (table := _plain_table(schedule, target, scale, offset)) is not None:
         x = pred if x0 is None and target == "epsilon" else x0
-        found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, grad_out, batched)
+        each = reduction == "none"
+        found = backends.fast_mse(table, t, x, pred, noise, weight, 1.0, True, grad_out, batched, each)
         if found is not NotImplemented:
             return found
     batched = is_batch("x0", x0, batched)
@@ -200,10 +201,11 @@ def mse_loss_grad(
     """
     gradient: Array
     other = None if type(pred) is np.ndarray else library_of(pred)
-    plain = reduction == "mean" and (other is None or not other.is_traced())
+    plain = reduction in ("mean", "none") and (other is None or not other.is_traced())
     if plain and (table := _plain_table(schedule, target, scale, offset)) is not None:
         x, wanted = pred if x0 is None and target == "epsilon" else x0, True if out is None else out
-        gradient = backends.fast_mse(table, t, x, pred, noise, weight, upstream, False, wanted, batched)
+        each = reduction == "none"
+        gradient = backends.fast_mse(table, t, x, pred, noise, weight, upstream, False, wanted, batched, each)
         if gradient is not NotImplemented:
             return gradient
     batched = is_batch("x0", x0, batched)
@@ -316,6 +318,10 @@ _SQUARE, _DISTANCE = Rows.of({"out.m1": 1.0}), Rows.of({"out.m1": 1.0, "out.z": 
 
 def mean_squares(x: Array, batched: bool) -> NDArray[np.float64]:
     """(B,): of each sample, in the fixed order of the losses."""
+    if type(x) is np.ndarray:
+        found: Any = backends.fast_mse(_SQUARE.plain, 0, x, x, None, None, 1.0, True, None, batched, True)
+        if found is not NotImplemented:
+            return found  # type: ignore[no-any-return]
     return next(_means(_SQUARE, x, batched, [()]))
 
 

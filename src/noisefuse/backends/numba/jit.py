@@ -26,7 +26,8 @@ AT_ONCE = 1 << 21  # elements, counted once for each time, that a thread compute
 
 # Compiling takes seconds, the first time: no more than is needed, and each kind of arithmetic when it is.
 tests_itself = True
-fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = step_and_loss = repeated_loss = None
+fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = fast_divergence = None
+step_and_loss = repeated_loss = None
 empty: Callable[..., NDArray[Any]] = np.empty
 _tested: set[np.dtype[Any]] = set()
 
