@@ -774,6 +774,21 @@ def call_inside(function: Any, x: Array, noise: NoiseLike, **options: Any) -> tu
     return _apply_call(x, noise, **options)
 
 
+def row_inside(function: Any, options: Mapping[str, Any]) -> Rows | None:
+    """The row of what `_of_tensors` hands on, where one row of plain numbers is all of it."""
+    if function is not _apply or options["shared"] or options["order"] not in (None, options["layout"]):
+        return None
+    if options["clip"] is not None or {*map(type, options["numbers"].values())} != {float}:
+        return None
+    return _row(options["model"], *options["numbers"].items())
+
+
+@lru_cache(256)  # with what it rounds to in float32, a third of a call of JAX's
+def _row(model: _Model, *numbers: tuple[str, float]) -> Rows | None:
+    plain = _plain(model, *numbers)
+    return None if plain is None else Rows(plain[1], plain[2])
+
+
 def _snr(x: Array, noise: NoiseLike, *, snr: ArrayLike, **options: Any) -> Array:
     return at_snr(x, snr, noise, **options)
 
