@@ -310,7 +310,7 @@ def poisson(
             raise ValueError(f"{name}: expected {one}, got shape {values.shape}")
     if not lie_within(peaks, math.nextafter(0, 1), 1e6):
         raise ValueError(f"peak = {peak!r}: expected photons, more than 0 and at most 1e6")
-    if not 0.1 <= gammas <= 10:
+    if not 0.1 <= float(gammas) <= 10:
         raise ValueError(f"gamma = {gamma!r}: expected a number from 0.1 to 10")
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
         return _of_tensors(other, _poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
