@@ -698,7 +698,7 @@ def _flow_at(s: Array, *, shift: float) -> AlphaSigma:
 
 
 def _exploding_at(sigma: Array, **_: float) -> AlphaSigma:
-    return np.ones_like(sigma), sigma
+    return sigma**0, sigma  # ones, also of one float
 
 
 # family: (symbol of its time, last time, function)
