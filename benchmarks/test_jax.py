@@ -10,8 +10,10 @@ people write today is the formula in `jax.numpy` under `jit`, with `jax.random.n
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ SHAPE = (4, 1 << 20)  # 2^22 elements
 LATENTS = (4, 4, 128, 128)
 SAME = nf.Tableau([nf.Row(out=nf.tableau.x)])
 STEPS = 1000
+FLOW, IDS = nf.Schedule.flow(1000), NOISE.at(sample=[5])
 
 
 @cache
@@ -127,11 +130,22 @@ def ddpm_step() -> Pair:
 # ---- small ones --------------------------------------------------------------------------------------------
 
 
-def eager() -> float:
+STEP = count()
+EAGER: dict[str, tuple[float, Callable[[Any], Any]]] = {
+    "q_sample": (10, lambda x: nf.q_sample(x, 500, SCHEDULE, NOISE)),
+    "q_sample, another step each time": (12, lambda x: nf.q_sample(x, 500, SCHEDULE, NOISE.at(step=next(STEP)))),
+    "q_sample, ids": (12, lambda x: nf.q_sample(x, 500, SCHEDULE, IDS)),
+    "q_sample, a float": (60, lambda x: nf.q_sample(x, 0.5, FLOW, NOISE)),
+    "mse_loss": (12, lambda x: nf.mse_loss(x, x, 500, SCHEDULE, NOISE, target="epsilon")),
+    "augment.gaussian": (25, lambda x: nf.augment.gaussian(x, 0.1, NOISE)),
+}
+
+
+def eager(call: Callable[[Any], Any]) -> float:
     """Microseconds more than a compiled call that copies."""
     x = ones(ACTION)
     same = jax().jit(lambda x: nf.update(SAME, 0, x))
-    calls = {"ours": ready(lambda: nf.q_sample(x, 500, SCHEDULE, NOISE)), "same": ready(lambda: same(x))}
+    calls = {"ours": ready(lambda: call(x)), "same": ready(lambda: same(x))}
     for _ in range(12):  # the first call of a kind checks it; its numbers, asked for so often, become JAX's arrays
         calls["ours"]()
     found = interleaved(calls, seconds=4)
@@ -172,7 +186,10 @@ FIGURES = [
     Figure("a DDPM step, over jnp with threefry", ">=", 10, ddpm_step),
     Figure("q_sample of a donated x, over NumPy with out=", "<=", 1.15, donated),
     Figure("q_sample, over NumPy with out= and new memory", "<=", 1.1, fresh),
-    Figure(f"{ACTION}, q_sample in eager code, over a call that copies", "<=", 10, eager, unit="us"),
+    *(
+        Figure(f"{ACTION}, {name} in eager code, over a call that copies", "<=", most, partial(eager, call), unit="us")
+        for name, (most, call) in EAGER.items()
+    ),
     Figure(f"{ACTION}, q_sample in a scan, a step over an empty one", "<=", 2, scanned, unit="us"),
     Figure(f"{LATENTS}, 50 steps of DDIM as a scan, over NumPy's loop", "<=", 1.3, sampled),
 ]

@@ -312,7 +312,7 @@ def poisson(
             raise ValueError(f"{name}: expected {one}, got shape {values.shape}")
     if not lie_within(peaks, math.nextafter(0, 1), 1e6):
         raise ValueError(f"peak = {peak!r}: expected photons, more than 0 and at most 1e6")
-    if not 0.1 <= gammas <= 10:
+    if not 0.1 <= float(gammas) <= 10:
         raise ValueError(f"gamma = {gamma!r}: expected a number from 0.1 to 10")
     if (other := None if type(x) is np.ndarray else library_of(x)) is not None:
         return _of_tensors(other, _poisson, x, noise, peak=peak, gamma=gamma, batched=batched, out=out)
@@ -808,6 +808,21 @@ def call_inside(function: Any, x: Array, noise: NoiseLike, **options: Any) -> tu
     if function is not _apply or options.pop("shared") or options.pop("order") not in (None, options["layout"]):
         return None
     return _apply_call(x, noise, **options)
+
+
+def row_inside(function: Any, options: Mapping[str, Any]) -> Rows | None:
+    """The row of what `_of_tensors` hands on, where one row of plain numbers is all of it."""
+    if function is not _apply or options["shared"] or options["order"] not in (None, options["layout"]):
+        return None
+    if options["clip"] is not None or {*map(type, options["numbers"].values())} != {float}:
+        return None
+    return _row(options["model"], *options["numbers"].items())
+
+
+@lru_cache(256)  # with what it rounds to in float32, a third of a call of JAX's
+def _row(model: _Model, *numbers: tuple[str, float]) -> Rows | None:
+    plain = _plain(model, *numbers)
+    return None if plain is None else Rows(plain[1], plain[2])
 
 
 def _snr(x: Array, noise: NoiseLike, *, snr: ArrayLike, **options: Any) -> Array:

@@ -168,14 +168,11 @@ def need_target(target: object) -> None:
 def target_factors(target: Target, alpha: Array, sigma: Array) -> tuple[Array | None, Array | None]:
     """What x0 and z are multiplied by in the target; None: no such term. ValueError: no target of this name."""
     need_target(target)
+    if target == "v":
+        return -sigma, alpha
     one = np.ones_like(alpha)
-    factors: dict[str, tuple[Array | None, Array | None]] = {
-        "epsilon": (None, one),
-        "v": (-sigma, alpha),
-        "flow": (-one, one),
-        "sample": (one, None),
-    }
-    return factors[ALIASES.get(target, target)]
+    factors: dict[str, tuple[Array | None, Array | None]] = {"epsilon": (None, one), "sample": (one, None)}
+    return factors.get(target) or (-one, one)
 
 
 def called(word: object, names: Collection[str]) -> str:

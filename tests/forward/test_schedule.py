@@ -396,7 +396,18 @@ def test_what_it_returns_is_the_callers():
 
 def test_which_families_are_continuous():
     names = {name for name, schedule in FAMILIES.items() if schedule.continuous}
-    assert names == {"cosine", "flow", "shifted_flow", "karras", "exponential", "edm"}
+    assert names == {
+        "cosine",
+        "flow",
+        "shifted_flow",
+        "trig",
+        "vp_linear",
+        "imagen_linear",
+        "imagen_cosine",
+        "karras",
+        "exponential",
+        "edm",
+    }
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ transposed rows that leave out what goes through D; a half type's gradient that 
 a scan that all keep one array.
 """
 
+import math
 import os
 import re
 import subprocess
@@ -1084,6 +1085,7 @@ def test_calls_like_earlier_ones_check_their_numbers():
     assert equal(nf.q_sample(x, 3, other, N), nf.q_sample(X, 3, other, N))
 
 
+IDS, FLOW, COSINE = np.array([3, 2**40, 0, 9]), nf.Schedule.flow(1000), nf.Schedule.cosine(1000)
 STEP, SOLVER = nf.samplers.ddim(LINEAR, 5, eta=1.0), nf.samplers.dpmpp_2m(LINEAR, 5)
 AGAIN = {
     "q_sample": lambda x, i, noise: nf.q_sample(x, i, LINEAR, noise),
@@ -1093,6 +1095,16 @@ AGAIN = {
     "half": lambda x, i, noise: nf.q_sample(x, i, LINEAR, noise, dtype=np.float16),
     "one sample": lambda x, i, noise: nf.q_sample(x, i, LINEAR, noise, batched=False),
     "q_step": lambda x, i, noise: nf.q_step(x, i, LINEAR, noise),
+    "ids": lambda x, i, noise: nf.q_sample(x, i, LINEAR, noise.at(sample=IDS + i)),
+    "ids and times": lambda x, i, noise: nf.q_step(x, T[::-1] // (i + 1), LINEAR, noise.at(sample=IDS * (i + 1))),
+    "a float": lambda x, i, noise: nf.q_sample(x, i / 9, FLOW, noise),
+    "floats": lambda x, i, noise: nf.q_sample(x, T / 999 / (i + 1), COSINE, noise, target="v")[1],
+    "tokens": lambda x, i, noise: nf.q_sample(x, X[..., 0] ** 2 % 1 / (i + 1), FLOW, noise, scale=2.0),
+    "bytes of floats": lambda x, i, noise: nf.q_sample(x, T / 999 / (i + 1), FLOW, noise, dtype="uint8"),
+    "gaussian": lambda x, i, noise: nf.augment.gaussian(x, i / 9, noise, mean=0.5),
+    "ids of images": lambda x, i, noise: nf.augment.gaussian(x, 0.5, noise.at(sample=IDS + i), dtype="float16"),
+    "sensor": lambda x, i, noise: nf.augment.sensor(x, 0.5, float(i), noise),
+    "multiplicative": lambda x, i, noise: nf.augment.multiplicative(x, i / 9, noise, batched=False),
     "randn_like": lambda x, i, noise: nf.randn_like(x, noise),
     "pair": lambda x, i, noise: nf.update(SOLVER.tableau, i, x, x, past=(2 * x,), aux_out=1)[1],
     "step": lambda x, i, noise: STEP.step(i, x, 2 * x, noise),
@@ -1104,12 +1116,63 @@ AGAIN = {
 
 @pytest.mark.parametrize("call", AGAIN)
 def test_calls_whose_numbers_come_back(call):
-    """Seen to fail: a seed, sample or row of another call; a step of a row that is not later."""
+    """Seen to fail: a seed, sample, row or list of ids of another call; a step of a row that is not later."""
     x = jnp.asarray(X)
     for n in range(4):
         for noise in (N, N, N.at(step=n), N.at(sample=n), Noise(n)):
             for i in (1, 1, n):
                 assert equal(AGAIN[call](x, i, noise), AGAIN[call](X, i, noise))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("gradient", [None, True], ids=["loss", "gradient"])
+def test_losses_whose_numbers_come_back(reduction, gradient):
+    """Seen to fail: weights, or times, of another call; the weight of row 0."""
+    row, pred = nf.weights.min_snr(LINEAR, "v"), np.float32(1.5) * X
+    for n in range(3):
+        for t, schedule in ((n, LINEAR), (T[::-1] // (n + 1), LINEAR), (n / 9, FLOW), (T / 999 / (n + 1), FLOW)):
+            floats = schedule is FLOW
+            for weight in (None, nf.weights.min_snr(FLOW, "v", t=t) + n if floats else row + n):
+                for noise in (N, N.at(step=n), N.at(sample=IDS + n)):
+                    options = {"target": "v", "weight": weight, "reduction": reduction, "grad_out": gradient}
+                    found = nf.mse_loss(jnp.asarray(pred), jnp.asarray(X), t, schedule, noise, **options)
+                    expected = nf.mse_loss(pred, X, t, schedule, noise, **options)
+                    if gradient:
+                        assert equal(found[1], expected[1])
+                        found, expected = found[0], expected[0]
+                    assert equal(found, np.asarray(expected, np.float32))
+
+
+def test_losses_like_earlier_ones_check_their_numbers():
+    """Seen to fail: a weight that is not looked at."""
+    x, options = jnp.asarray(X), {"target": "v"}
+    row, bad = np.ones(1000), np.where(np.arange(1000) == 17, np.inf, 1.0)
+    for t in (17, T):
+        for _ in range(2):
+            nf.mse_loss(x, x, t, LINEAR, N, weight=row, **options)
+        for weight, said in ((bad, r"weight\[17\] = inf"), (row[1:], "one for each step"), (row + 0j, "numbers")):
+            with pytest.raises((TypeError, ValueError), match=said):
+                nf.mse_loss(x, x, t, LINEAR, N, weight=weight, **options)
+    for t, error in ((1000, IndexError), (-1, IndexError), (np.array([0, 1, 2, 1000]), IndexError)):
+        with pytest.raises(error):
+            nf.mse_loss(x, x, t, LINEAR, N, **options)
+    for t in (1.5, np.array([0.5, 0.5, math.nan, 0.5])):
+        nf.q_sample(x, np.zeros(np.shape(t)) + 0.5, FLOW, N)
+        with pytest.raises(ValueError, match="t must be in"):
+            nf.q_sample(x, t, FLOW, N)
+    with pytest.raises(ValueError, match="std"):
+        nf.augment.gaussian(x, -1.0, N)
+
+
+def test_an_augmentation_is_compiled_where_it_comes_often():
+    """Images of many sizes go by host memory. Seen to fail: a program for each size."""
+    jax_eager._known.clear()
+    for n in range(1, 30):
+        nf.augment.gaussian(jnp.ones((n, 3)), 0.5, N)
+    assert not jax_eager._known
+    for _ in range(30):
+        assert equal(nf.augment.gaussian(jnp.ones((9, 4)), 0.5, N), nf.augment.gaussian(np.ones((9, 4), "f4"), 0.5, N))
+    assert len(jax_eager._known) == 1
 
 
 def test_draws_whose_numbers_come_back():

@@ -52,7 +52,7 @@ def flow(s: Array, *, shift: float) -> AlphaSigma:
 
 
 def exploding(sigma: Array, **_: float) -> AlphaSigma:
-    return np.ones_like(sigma), sigma
+    return sigma**0, sigma  # ones, also of one float
 
 
 def trig(t: Array) -> AlphaSigma:

@@ -21,11 +21,12 @@ import noisefuse as nf
 from ... import density
 from ...arguments.arrays import fast_dtype
 from ...arguments.calls import Index, kept_times, make_call
-from ...arguments.options import FAST_LEVELS, lengths, need_tableau, plain_table
+from ...arguments.options import FAST_LEVELS, lengths, need_tableau, plain_table, rows_at
 from ...call.description import Loss, Step
 from ...call.packed import pack_loss
 from ...ground.kinds import Library
 from ...ground.needs import needs
+from ...language.forward import forward, residual
 from ...language.levels import FLOATS, LEVELS, Levels, level_bounds
 from ...language.rows import AFFINE, M1, SYMBOLS, Rows, X, Z
 from ...noise import SAMPLER, SAMPLES, STEPS, WALK, each, is_tracer, listed
@@ -196,14 +197,35 @@ def q_sample(
     levels = _levels(dtype, out_scale, out_offset) if dtype in LEVELS else None
     kind = None if dtype is None or levels else jnp.dtype(dtype)
     options = target, scale, offset, kind, levels, batched
+    t, aux = eager.number(t), int(target is not None)
+    common, rows = _rows_of_floats(forward, target, schedule, t, x0, scale, offset)
+    if rows is not None and levels is not None:
+        rows = rows.scaled(*levels.range)
+        common = common._replace(active=rows.active)
 
     def like() -> Any:
-        plain = plain_table(schedule.kept.plain, target, scale, offset, levels)
-        return plain, -1, 0, int(target is not None), _kind(dtype, levels), batched
+        plain = plain_table(schedule.kept.plain, target, scale, offset, levels) if common is None else common
+        return plain, -1, 0, aux, _kind(dtype, levels), batched
 
-    make = lambda x, t, noise: q_sample_call(x, t, schedule, noise, *options)  # noqa: E731
-    found = _at_times(make, "x0", x0, t, noise, out, like)
+    found = NotImplemented
+    if common is not None and out is None:
+        table, stream, *more = like()
+        found = eager.again(eager.signature(table, stream, 0, noise, (x0,), *more), 0, noise, (x0,), rows)
+    if found is NotImplemented:
+        make = lambda x, t, noise: q_sample_call(x, t, schedule, noise, *options)  # noqa: E731
+        found = _at_times(make, "x0", x0, t, noise, out, like)
     return found[0] if target is None else tuple(found)
+
+
+def _rows_of_floats(
+    make: Any, target: Any, schedule: Any, t: Any, x: Any, scale: Any, offset: Any
+) -> tuple[Any, Rows | None]:
+    """Of times that are known floats: what calls of as many have in common, and the rows. None, None: of others."""
+    known = type(schedule) is nf.Schedule and isinstance(t, float | np.floating | np.ndarray) and hasattr(x, "dtype")
+    if not known or np.asarray(t).dtype.kind != "f":
+        return None, None
+    rows, index = rows_at(make, target, schedule, t, x.shape, x.dtype, scale, offset)
+    return eager.Given(rows.active, index.segment, len(rows.table)), rows
 
 
 def q_step(
@@ -297,16 +319,45 @@ def mse_loss(
     if weight is not None and not isinstance(weight, np.ndarray) and hasattr(weight, "dtype"):
         known_weight = np.ones(weight.shape) if is_tracer(weight) else np.asarray(weight, np.float64)
 
+    t, of_x0 = eager.number(t), pred if x0 is None and target == "epsilon" else x0
+    common, rows = _rows_of_floats(residual, target, schedule, t, of_x0, scale, offset)
+    arrays = (pred,) if x0 is None else (pred, x0)
+
+    def like() -> Any:
+        plain = plain_table(schedule.kept.plain_residual, target, scale, offset) if common is None else common
+        return plain, -1, reduction, grad_out is True, batched, weight is not None, x0 is not None
+
+    if type(schedule) is nf.Schedule and type(target) is str and not is_tracer(weight):
+        (table, stream, *more), at = like(), t if rows is None else 0
+        signature = eager.signature(table, stream, at, noise, arrays, *more)
+        of_rows = None if weight is None else _of_rows(known_weight, (len(schedule),) if rows is None else np.shape(t))
+        if weight is None or of_rows is not None:
+            found = eager.again(signature, at, noise, arrays, rows, of_rows)
+            if found is not NotImplemented:
+                return tuple(found) if grad_out else found[0]
+
     def make(pred: Any, t: Any, noise: Any, x0: Any, row: Any = known_weight) -> Loss:
         options = target, row, reduction, scale, offset, batched, 1.0
         return loss.mse_call(pred, x0, t, schedule, noise, *options, {"out": None}, want_loss=True)
 
-    return _loss(make, pred, x0, t, noise, weight, grad_out is True)
+    given = {M1: pred} if x0 is None else {M1: pred, X: x0}
+    again = partial(_remember, like, t, noise, given)
+    return _loss(make, pred, x0, t, noise, weight, grad_out is True, again)
+
+
+def _of_rows(weight: Any, expected: tuple[int, ...]) -> Any:
+    """Weights in float64, one for each row. None: what they are has to be said."""
+    weight = np.asarray(weight)
+    if weight.dtype.kind not in "iuf" or weight.shape != expected:
+        return None
+    return np.ascontiguousarray(weight.reshape(-1), np.float64)
 
 
 def mse_loss_grad(*given: Any, upstream: Any, out: Any, **options: Any) -> Any:
     _need_none(out=out)
     gradient = mse_loss(*given, grad_out=True, **options)[1]
+    if type(upstream) is float and upstream == 1:
+        return gradient
     g = jnp.asarray(upstream, gradient.dtype)
     return gradient * g.reshape(g.shape + (1,) * (gradient.ndim - g.ndim))
 
@@ -405,6 +456,10 @@ def _density(call: Step, arrays: dict[int, Any], table: Any, traced: Any, law: d
 def augmented(function: Any, x: Any, noise: Any, *, out: Any = None, **options: Any) -> Any:
     """A function of `augment`: in host memory, and of what is traced as one operation."""
     _need_none(out=out)
+    if eager.is_concrete(x) and (row := nf.augment.row_inside(function, options)) is not None:
+        made = _by_row(function, row, x, noise, options)
+        if made is not NotImplemented:
+            return made
     named = _Named(noise)
     if not is_tracer(x) and not named.operands and named.start is None and not is_tracer(named.array):
         return jax.tree.map(jnp.asarray, function(np.asarray(x), noise, **options))
@@ -414,6 +469,24 @@ def augmented(function: Any, x: Any, noise: Any, *, out: Any = None, **options: 
     call, bounds = found
     made = _run(call, {X: x, Z: named.array}, named, whole=True)[0]
     return made if bounds is None else _clipped(made, *bounds)
+
+
+def _by_row(function: Any, row: Rows, x: Any, noise: Any, options: dict[str, Any]) -> Any:
+    """Without leaving JAX, where calls like this one are often made: to compile takes as long as a thousand of them."""
+    common = eager.Given(row.active, 0, 1)
+    like = lambda: (common, -1, options["dtype"], options["layout"], options["batched"])  # noqa: E731
+    table, stream, *more = like()
+    signature = eager.signature(table, stream, 0, noise, (x,), *more)
+    found = eager.again(signature, 0, noise, (x,), row)
+    if found is not NotImplemented or not eager.is_often(signature):
+        return found if found is NotImplemented else found[0]
+    named = _Named(noise)
+    inside = nf.augment.call_inside(function, _zeros("x", x), named.known, **options)
+    assert inside is not None
+    call, _ = inside
+    if call.arithmetic == np.float64 and not jax.config.jax_enable_x64:
+        return NotImplemented
+    return _run(call, {X: x}, named, whole=True, remember=partial(_remember, like, 0, noise, {X: x}))[0]
 
 
 def _called_back(function: Any, x: Any, noise: Any, named: _Named) -> Any:
@@ -605,9 +678,10 @@ def _at_times(
 def _remember(
     like: Callable[[], Any], t: Any, noise: Any, given: dict[int, Any], what: Any, operands: Any, call: Step
 ) -> None:
-    plain, stream, *options = like()
-    signature = eager.signature(plain, stream, t, noise, [*given.values()], *options)
-    eager.remember(plain, signature, what, operands, call, given)
+    table, stream, *options = like()
+    t = 0 if isinstance(table, eager.Given) else t
+    signature = eager.signature(table, stream, t, noise, [*given.values()], *options)
+    eager.remember(table, signature, what, operands, call, given)
 
 
 def _times(t: Any) -> tuple[Any, Any]:
@@ -680,7 +754,9 @@ def _rows_at(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any, Any]
     return made, np.arange(t.size, dtype=np.int32)
 
 
-def _loss(make: Callable[..., Loss], pred: Any, x0: Any, t: Any, noise: Any, weight: Any, want_gradient: bool) -> Any:
+def _loss(
+    make: Callable[..., Loss], pred: Any, x0: Any, t: Any, noise: Any, weight: Any, want_gradient: bool, remember: Any
+) -> Any:
     zeros, named, (known, traced) = _zeros("pred", pred), _Named(noise), _times(t)
     clean = None if x0 is None else _zeros("x0", x0)
     checked = make(zeros, known, named.known, clean)
@@ -704,7 +780,7 @@ def _loss(make: Callable[..., Loss], pred: Any, x0: Any, t: Any, noise: Any, wei
         more[WEIGHTS] = _weights(weight) if is_tracer(weight) else words.view(np.uint32).reshape(-1, 2)  # type: ignore[union-attr]
     arrays = {X: x0, M1: pred, Z: named.array}
     packed = pack_loss(checked, lambda _: 0)
-    found = _run(call, arrays, named, traced, rows, outputs, more, LOSSES, loss=packed)
+    found = _run(call, arrays, named, traced, rows, outputs, more, LOSSES, remember, loss=packed)
     return tuple(found) if want_gradient else found[0]
 
 

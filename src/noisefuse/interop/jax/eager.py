@@ -2,16 +2,16 @@
 """Calls in eager code. Of a call like an earlier one, with other numbers, the description is known and its program is
 compiled: then its checks are those of its numbers, and JAX's own dispatch is most of it.
 
-Each operand costs, and most of all one that is not JAX's yet. So numbers that are asked for again and again are kept as
-JAX's arrays, and where that goes for all of a call it takes a program of few operands: the row itself, and all of the
-noise's name.
+Each operand costs, and most of all one that is not JAX's yet. So a program takes few: the row itself, and all of the
+noise's name as one. Those that are asked for again and again are kept as JAX's arrays.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from struct import pack_into
+from struct import Struct
 from typing import Any, NamedTuple
 
 import jax
@@ -21,14 +21,15 @@ import numpy as np
 from ... import backends
 from ...arguments.calls import image_layout
 from ...call.description import Step
-from ...call.packed import CALL, FIELD
+from ...call.packed import CALL
+from ...language.families import lie_within
 from ...language.rows import Rows, Z
-from ...noise import Noise
+from ...noise import SAMPLES, STEPS, Noise
 from .calls import call_p
-from .description import FIELDS, IDS, INDEX, ROWS, STEP, Described
+from .description import FIELDS, IDS, INDEX, ROWS, WEIGHTS, Described
 
 MOST, OFTEN = 256, 8
-_PLACES = [FIELD.fields[name][1] for name in ("seed", "sample", "step")]  # type: ignore[index]
+_NAME = Struct("<4QI")  # seed, sample, none and none, step: with these a field begins
 
 
 class Kept(dict[Any, Any]):
@@ -44,26 +45,32 @@ class Kept(dict[Any, Any]):
     def __missing__(self, key: Any) -> Any:
         asked = self.asked
         asked[key] = times = asked.get(key, 0) + 1
-        for numbers in self, asked:
-            if len(numbers) > 4 * MOST:
-                numbers.clear()
+        if len(asked) > 4 * MOST:
+            asked.clear()
         if times < OFTEN or is_in_mesh():
             return self.else_(key)
+        if len(self) >= 4 * MOST:
+            self.clear()
         with jax.ensure_compile_time_eval():
             made = self[key] = jnp.asarray(self.make(key))
         return made
 
 
-_numbers = Kept(int, int)
+class Given(NamedTuple):
+    """What calls have in common whose rows are given with them."""
+
+    active: int
+    segment: int
+    n: int
 
 
 class Known(NamedTuple):
-    few: Any  # the program of a row, arrays, and the field if there is one; None where t is an array
-    all: Any  # that of the table, numbers of rows, arrays, and if there is a field that of a seed, a step and a sample
+    program: (
+        Any  # of a row, or the table and the numbers of rows; arrays; and if they are taken a field, ids and weights
+    )
     rows: Kept  # by their numbers
-    table: Any
+    table: Any  # JAX's, where t is an array; else None
     fields: Kept | None  # by seed, sample and step
-    seeds: Kept | None  # by the seed alone
     n: int  # rows
     batch: int
     by_index: bool  # whether the step of row t is t later
@@ -72,6 +79,7 @@ class Known(NamedTuple):
 
 
 _known: dict[Any, Known] = {}
+_asked: dict[Any, int] = {}
 _concrete: set[type] = set()
 
 
@@ -87,6 +95,19 @@ def is_concrete(x: Any) -> bool:
 def is_in_mesh() -> bool:
     """Whether new arrays lie on the devices of `jax.set_mesh`: those are not kept, for they go with no other mesh."""
     return not jax.sharding.get_abstract_mesh().empty
+
+
+def is_often(signature: Any) -> bool:
+    """Whether calls with this signature, counted here, are made so often that a program is worth its compilation."""
+    if signature is None or is_in_mesh():
+        return False
+    try:
+        _asked[signature] = times = _asked.get(signature, 0) + 1
+    except TypeError:  # of an option that is an array or a list
+        return False
+    if len(_asked) > 4 * MOST:
+        _asked.clear()
+    return times >= OFTEN
 
 
 def number(t: Any) -> Any:
@@ -113,7 +134,7 @@ def fast_row(
             return NotImplemented
         batched = True
     t, arrays = t if type(t) is int else number(t), (x, *models, *(past or ()))
-    found = _again(signature(plain, stream, t, noise, arrays, len(models), aux or 0, kind, batched), t, noise, arrays)
+    found = again(signature(plain, stream, t, noise, arrays, len(models), aux or 0, kind, batched), t, noise, arrays)
     if found is NotImplemented:
         return found
     return tuple(found) if type(aux) is int else found[0]
@@ -128,17 +149,22 @@ def fast_random(
     """The same for `backends.fast_random`."""
     if out is not None:
         return NotImplemented
-    found = _again(signature(plain, is_uniform, 0, noise, (), shape, kind, batched), 0, noise, ())
+    found = again(signature(plain, is_uniform, 0, noise, (), shape, kind, batched), 0, noise, ())
     return found if found is NotImplemented else found[0]
 
 
-def signature(plain: Any, stream: int, t: Any, noise: Any, arrays: Sequence[Any], *options: Any) -> Any:
-    """What calls have in common that are like one another. None: a call that is not plain."""
-    of_noise = None
+def signature(table: Any, stream: int, t: Any, noise: Any, arrays: Sequence[Any], *options: Any) -> Any:
+    """What calls have in common that are like one another, of a table that the fast path takes, or `Given`. None: a
+    call that is not plain."""
+    of_noise: Any = None
     if type(noise) is Noise:
-        if type(noise.step) is not int or type(noise.sample) is not int or noise.window_shape is not None:
+        if type(noise.step) is not int or noise.window_shape is not None:
             return None
         of_noise = noise.stream
+        if type(noise.sample) is not int:
+            if type(noise.sample) is not np.ndarray:
+                return None
+            of_noise = of_noise, len(noise.sample)
     elif noise is not None:
         return None
     times = None
@@ -146,7 +172,8 @@ def signature(plain: Any, stream: int, t: Any, noise: Any, arrays: Sequence[Any]
         if not isinstance(t, np.ndarray) or t.dtype.kind != "i":
             return None
         times = t.shape
-    made: tuple[Any, ...] = id(plain), stream, of_noise, times, backends.current(), options
+    place = table if type(table) is Given else id(table)
+    made: tuple[Any, ...] = place, stream, of_noise, times, backends.current(), options
     for x in arrays:
         if type(x) not in _concrete and not is_concrete(x):
             return None
@@ -154,8 +181,11 @@ def signature(plain: Any, stream: int, t: Any, noise: Any, arrays: Sequence[Any]
     return made
 
 
-def _again(signature: Any, t: Any, noise: Any, arrays: Sequence[Any]) -> Any:
-    """The outputs of a call like an earlier one. NotImplemented: of none, or its numbers have to be looked at."""
+def again(
+    signature: Any, t: Any, noise: Any, arrays: Sequence[Any], rows: Rows | None = None, weight: Any = None
+) -> Any:
+    """The outputs of a call like an earlier one. NotImplemented: of none, or its numbers have to be looked at. weight:
+    float64, one for each row."""
     try:
         known = _known.get(signature)
     except TypeError:  # of an option that is an array or a list: the checks say what is wrong with it
@@ -164,62 +194,70 @@ def _again(signature: Any, t: Any, noise: Any, arrays: Sequence[Any]) -> Any:
         return NotImplemented
     if known.wide and not jax.config.jax_enable_x64:
         return NotImplemented
-    few, row, field = known.few, None, None
-    if few is None:
-        if t.size == 0 or not 0 <= t.min() <= t.max() < known.n:
+    operands: list[Any]
+    if known.table is not None:
+        if t.size == 0 or not lie_within(t, 0, known.n - 1):
             return NotImplemented
-        index = t.astype(np.int32).reshape(-1)
+        operands = [known.table, t.astype(np.int32).reshape(-1), *arrays]
     elif not 0 <= t < known.n:
         return NotImplemented
-    elif (row := known.rows[t]) is None:
-        index = _numbers[t]
-    if known.seeds is None or known.fields is None:
-        return few(row, *arrays) if row is not None else known.all(known.table, index, *arrays)
-    seed, sample, step = noise.seed, noise.sample, noise.step
-    if step + known.n >= _LARGE or sample + known.batch >= _LARGE:
-        return NotImplemented
-    if few is not None:
-        field = known.fields[seed, sample, step + t if known.by_index else step]
-        if row is not None and field is not None:
-            return few(row, *arrays, field)
-        index = _numbers[t]
-    return known.all(known.table, index, *arrays, known.seeds[seed], _numbers[step], _numbers[sample])
-
-
-_LARGE = 1 << 31  # JAX has no larger numbers without x64
+    elif rows is None:
+        operands = [known.rows[t], *arrays]
+    else:
+        operands = [rows.table if known.wide else rows.single, *arrays]
+    if known.fields is not None:
+        sample, step = noise.sample, noise.step
+        if type(sample) is not int:
+            sample = 0
+        if step + known.n > STEPS or sample + known.batch > SAMPLES:
+            return NotImplemented
+        if known.by_index and known.table is None:
+            step += t
+        operands.append(known.fields[noise.seed, sample, step])
+        if sample is not noise.sample:
+            operands.append(noise.sample.view(np.uint32).reshape(-1, 2))
+    if weight is not None:
+        taken = weight if rows is not None else weight[t] if known.table is not None else weight[t : t + 1]
+        if not lie_within(taken, -sys.float_info.max, sys.float_info.max):
+            return NotImplemented
+        operands.append((taken if known.table is None else weight).view(np.uint32).reshape(-1, 2))
+    return known.program(*operands)
 
 
 def remember(
-    plain: Any, like: Any, what: Described, operands: dict[int, Any], call: Step, given: dict[int, Any]
+    table: Any, like: Any, what: Described, operands: dict[int, Any], call: Step, given: dict[int, Any]
 ) -> None:
     """A call that was described, with this signature and these arrays by slot."""
-    if like is None or is_in_mesh() or not {*operands} <= {ROWS, INDEX, FIELDS, *range(Z)}:
+    if like is None or is_in_mesh() or not {*operands} <= {ROWS, INDEX, FIELDS, IDS, WEIGHTS, *range(Z)}:
         return
     if any(x.dtype != operands[slot].dtype for slot, x in given.items() if slot in operands):
         return
-    wide, few, fields, seeds = call.arithmetic == np.float64, None, None, None
-    taken = {*operands}
-    if FIELDS in operands:
-        taken |= {STEP, IDS}
-        of_name, of_seed = _fields_like(operands[FIELDS].tobytes())
-        fields, seeds = Kept(of_name), Kept(of_seed, of_seed)
-    if call.index.size == 1:
-        record = np.frombuffer(what.call, CALL).copy()
+    several = type(table) is not Given and call.index.size > 1
+    order, constant = [ROWS, *([INDEX] if several else []), *given, FIELDS, IDS, WEIGHTS], dict[int, Any]()
+    record = np.frombuffer(what.call, CALL).copy()
+    if type(table) is not Given and not several:
         record["n_rows"] = 1
-        few = _program(replace(what, call=record.tobytes()), [ROWS, *given, FIELDS], taken)
-    every = _program(what, [ROWS, INDEX, *given, FIELDS, STEP, IDS], taken)
+    elif not several and INDEX in operands:
+        constant[INDEX] = operands[INDEX]
+    last = {*order[-3:]} - {*operands}  # which are not given
+    program = _program(
+        replace(what, call=record.tobytes()), [role for role in order if role not in last], {*operands}, constant
+    )
     if len(_known) >= MOST:
         _known.clear()
-    table, n = operands[ROWS], len(call.rows.table)
-    rows = _rows_of(call.rows, wide)
-    _known[like] = Known(few, every, rows, table, fields, seeds, n, call.batch, call.step_by_index, wide, plain)
+    wide, n = call.arithmetic == np.float64, len(call.rows.table)
+    fields = Kept(*[_fields_like(operands[FIELDS].tobytes())] * 2) if FIELDS in operands else None
+    of_all = operands[ROWS] if several else None
+    _known[like] = Known(
+        program, _rows_of(call.rows, wide), of_all, fields, n, call.batch, call.step_by_index, wide, table
+    )
 
 
-def _program(what: Described, order: Sequence[int], taken: set[int]) -> Any:
-    """Of operands in this order, of which these are taken."""
-    roles = tuple([role for role in order if role in taken])
-    places, what = [order.index(role) for role in roles], replace(what, roles=roles)
-    return jax.jit(lambda *operands: call_p.bind(*[operands[n] for n in places], what=what))
+def _program(what: Described, order: Sequence[int], taken: set[int], constant: dict[int, Any]) -> Any:
+    """Of operands in this order, of which these are taken, and of what is always the same."""
+    places = [n for n, role in enumerate(order) if role in taken]
+    what = replace(what, roles=(*[order[n] for n in places], *constant))
+    return jax.jit(lambda *operands: call_p.bind(*[operands[n] for n in places], *constant.values(), what=what))
 
 
 def _rows_of(rows: Rows, wide: bool) -> Any:
@@ -227,17 +265,12 @@ def _rows_of(rows: Rows, wide: bool) -> Any:
     key = (-2, wide)
     if key not in rows.on_devices:
         table = rows.table if wide else rows.single
-        rows.on_devices[key] = Kept(lambda t: table[t : t + 1])
+        row = lambda t: table[t : t + 1]  # noqa: E731
+        rows.on_devices[key] = Kept(row, row)
     return rows.on_devices[key]
 
 
-def _fields_like(like: bytes) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """What makes the bytes of fields of this shape and stream: of a seed, a sample and a step, or of the seed alone."""
-
-    def of_name(name: tuple[int, int, int]) -> Any:
-        made = bytearray(like)
-        for place, letter, value in zip(_PLACES, "QQI", name, strict=True):
-            pack_into(f"<{letter}", made, place, value)
-        return np.frombuffer(made, np.uint8)
-
-    return of_name, lambda seed: of_name((seed, 0, 0))
+def _fields_like(like: bytes) -> Callable[[tuple[int, int, int]], Any]:
+    """What makes the bytes of a field of this shape and stream, of a seed, a sample and a step."""
+    rest = like[_NAME.size :]
+    return lambda name: np.frombuffer(_NAME.pack(name[0], name[1], 0, 0, name[2]) + rest, np.uint8)
