@@ -20,7 +20,7 @@ CSRC = ROOT / "csrc"
 # functions too. "" is the package itself, with its public names.
 FLOORS = (
     "ground*",  # nothing of noisefuse
-    "views",
+    "views paths",
     "language*",
     "noise schedule tableau weights",
     "call*",

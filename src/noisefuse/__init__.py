@@ -4,12 +4,13 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from . import augment, density, fields, samplers, weights
+from . import augment, density, fields, paths, samplers, weights
 from .backends import info, set_num_threads, use_backend
 from .ground.lazy import lazy
 from .ground.version import __version__ as __version__
 from .noise import NOISE_VERSION, Noise
 from .operations.draw import philox4x32, randn, randn_like, uniform
+from .operations.interpolate import interpolate
 from .operations.loss import mse_loss, mse_loss_grad
 from .operations.process import q_sample, q_step, q_walk
 from .operations.update import update
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOISE_VERSION", "Noise", "Row", "Sampler", "Schedule", "Tableau", "augment", "density", "fields", "info",
-    "mse_loss", "mse_loss_grad", "philox4x32", "q_sample", "q_step", "q_walk", "randn", "randn_like", "samplers",
-    "set_num_threads", "uniform", "update", "use_backend", "weights",
+    "interpolate", "mse_loss", "mse_loss_grad", "paths", "philox4x32", "q_sample", "q_step", "q_walk", "randn",
+    "randn_like", "samplers", "set_num_threads", "uniform", "update", "use_backend", "weights",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy(__name__, ("legacy", "numba"), [*__all__, "__version__", "interop"])

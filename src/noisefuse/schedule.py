@@ -27,8 +27,7 @@ from .language import families
 from .language.diffusers_config import family
 from .language.families import FAMILIES, AlphaSigma, Array, Family, Functions, lie_within
 from .language.forward import KeptRows, OwnTime, forward
-from .language.rows import ROW, Rows
-from .tableau import Tableau
+from .tableau import Tableau, of_rows
 from .views import Target
 
 if TYPE_CHECKING:
@@ -678,12 +677,12 @@ class Schedule:
                 each step.
         """
         if t is None:
-            return _tableau(self.kept.of(forward, target, scale, offset), f"q_sample, {self.name}")
-        return _tableau(forward(*self(np.ravel(t)), target, scale, offset), f"q_sample, {self.name}")
+            return of_rows(self.kept.of(forward, target, scale, offset), f"q_sample, {self.name}")
+        return of_rows(forward(*self(np.ravel(t)), target, scale, offset), f"q_sample, {self.name}")
 
     def markov(self) -> Tableau:
         """The Markov steps as a table: row t is x_t = a_t x_(t-1) + s_t z, with a and s of ``step_coefficients``."""
-        return _tableau(self.kept.markov, f"q_step, {self.name}")
+        return of_rows(self.kept.markov, f"q_step, {self.name}")
 
     def rescale_zero_terminal_snr(self) -> Self:
         """A new schedule whose last step is pure noise: Lin et al. 2023 (algorithm 1).
@@ -948,12 +947,6 @@ def _of_registered(
 def need_schedule(schedule: object) -> None:
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule: expected a noisefuse.Schedule, got {type(schedule).__name__}")
-
-
-def _tableau(rows: Rows, name: str) -> Tableau:
-    table = rows.table.view(ROW)[:, 0].copy()
-    table["clean"]["lo"], table["clean"]["hi"] = -math.inf, math.inf
-    return Tableau(table, name=name, active=rows.mask)
 
 
 # ---- checks ------------------------------------------------------------------------------------------------

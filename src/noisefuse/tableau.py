@@ -640,3 +640,10 @@ def _outputs(answer: Any) -> list[Array]:
 
 def _coefficients(record: np.void) -> dict[str, float]:
     return {name: float(record[name]) for name in record.dtype.names or () if name in SYMBOLS}
+
+
+def of_rows(rows: Rows, name: str) -> Tableau:
+    """A table of rows without a clamp."""
+    table = rows.table.view(ROW)[:, 0].copy()
+    table["clean"]["lo"], table["clean"]["hi"] = -math.inf, math.inf
+    return Tableau(table, name=name, active=rows.mask)

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interpolants of two arrays: a path's point and its target, in one pass."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..arguments.arrays import as_array
+from ..arguments.calls import Index, is_batch, like, make_call, names_or_array, run, segments
+from ..arguments.options import result_dtype
+from ..arguments.types import Array, NoiseLike
+from ..call.description import Step
+from ..ground.kinds import library_for, library_of
+from ..language.levels import FLOATS
+from ..language.rows import M1, Rows, X, Z
+from ..noise import FIELD, got, is_tracer
+from ..paths import Path, PathTarget
+from ..tableau import of_rows
+from .draw import randn_like
+from .update import update
+
+
+def interpolate(
+    x0: Array,
+    x1: Array,
+    t: ArrayLike | Array,
+    path: Path,
+    noise: NoiseLike | None = None,
+    *,
+    target: PathTarget | None = None,
+    batched: bool | None = None,
+    out: Array | None = None,
+    target_out: Array | None = None,
+) -> Any:
+    """A point on a path between two arrays, in one pass: x_t = a(t) x0 + b(t) x1 + g(t) z, z ~ N(0, 1).
+
+    Args:
+        x0, x1: Arrays or tensors of one shape; float32, float64, float16 or bfloat16. x1's dtype may be another float.
+        t: Times in [0, 1] as floats: a number, (B,), or any prefix of x0's shape (a time for each token).
+        path: The functions a, b and g: `noisefuse.paths` has the usual ones.
+        noise: As in `q_sample`, whose draws these are: a Noise, a list of one for each row, or an array of x0's shape.
+            None is enough for a path without noise.
+        target: Also return what a network learns: "velocity" a' x0 + b' x1 + g' z, "score" -z / g, or "denoiser" z
+            (Albergo et al. 2023); computed in the same pass.
+        batched: As in `q_sample`.
+        out, target_out: Where to write; C-contiguous, of x0's shape and dtype. `out` may be x0 or x1 itself.
+
+    Returns:
+        x_t of x0's shape, dtype and kind, or (x_t, target).
+
+    Raises:
+        ValueError: Another shape, a time outside of [0, 1], or one at which a function of the path is not finite.
+        TypeError: No floats, no Path, or a path with noise without `noise`. Nothing is written then.
+
+    Tensors and arrays of other libraries go in two passes, through `randn_like` and `update`, with their gradients.
+
+    Source: Albergo, Boffi & Vanden-Eijnden 2023 (stochastic interpolants); Tong et al. 2024 (torchcfm).
+
+    >>> x0, x1 = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
+    >>> x_t, velocity = nf.interpolate(x0, x1, [0.25, 0.5], nf.paths.linear(), target="velocity")
+    >>> x_t[:, 0].tolist(), velocity[:, 0].tolist()
+    ([0.25, 0.5], [1.0, 1.0])
+    >>> x_t = nf.interpolate(x0, x1, 0.5, nf.paths.brownian_bridge(0.1), nf.Noise(7))
+    """
+    if not isinstance(path, Path):
+        raise TypeError(f"path: expected one of noisefuse.paths, got {type(path).__name__}")
+    if target not in (None, *get_args(PathTarget)):
+        raise ValueError(f"target = {target!r}: expected one of {', '.join(get_args(PathTarget))}")
+    if target in ("score", "denoiser") and not path.draws:
+        raise ValueError(f"target = {target!r}: the path {path.name} has no noise")
+    if target is None and target_out is not None:
+        raise ValueError("target_out: given without target=")
+    if path.draws and noise is None:
+        raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
+    batched = is_batch("x0", x0, batched)
+    if library_of(x0) is not None:
+        return _of_library(x0, x1, t, path, noise, target, batched, out, target_out)
+    call = interpolate_call(x0, x1, t, path, noise, target, batched, out, target_out)
+    results = run(call)
+    return results[0] if target is None else (results[0], results[1])
+
+
+def path_rows(path: Path, t: Any, shape: tuple[int, ...], target: PathTarget | None) -> tuple[Rows, Index]:
+    """Returns the rows of x_t and of the target at each time, and which elements each covers."""
+    times, segment = segments("t", t, shape)
+    if times.dtype.kind != "f":
+        raise TypeError(f"t: expected floats from 0 to 1, got {times.dtype}")
+    times = times.astype(np.float64)
+    if not ((times >= 0) & (times <= 1)).all():
+        wrong = times[~((times >= 0) & (times <= 1))][0]
+        raise ValueError(f"t: expected times from 0 to 1, got {wrong}")
+    return Rows.of(path.columns(times, target)), Index(np.arange(len(times)), segment)
+
+
+def interpolate_call(
+    x0: Array,
+    x1: Array,
+    t: ArrayLike | Array,
+    path: Path,
+    noise: NoiseLike | None,
+    target: PathTarget | None,
+    batched: bool,
+    out: Array | None,
+    target_out: Array | None,
+) -> Step:
+    """Returns `interpolate` as a checked call; nothing is written yet."""
+    x = as_array("x0", x0)
+    y = like("x1", x1, x, FLOATS)
+    dtype = result_dtype(x)
+    rows, index = path_rows(path, t, x.shape, target)
+    inputs: dict[int, Array | None] = {X: x, M1: y}
+    names: tuple[Any, ...] = ()
+    if path.draws:
+        names, inputs[Z] = names_or_array(noise, x.shape, dtype, batched, FIELD, any_stream=True)
+    outs = {"out": out} if target is None else {"out": out, "target_out": target_out}
+    return make_call(x.shape, dtype, rows, index, names, inputs, outs, batched)
+
+
+def _of_library(
+    x0: Any, x1: Any, t: Any, path: Path, noise: Any, target: PathTarget | None, batched: bool, out: Any,
+    target_out: Any,
+) -> Any:  # fmt: skip
+    """Interpolates arrays of other libraries: noise is drawn, and rows read it."""
+    if is_tracer(t):
+        raise NotImplementedError("t: a path's functions are NumPy's, and while JAX traces a time is not known")
+    rows, index = path_rows(path, library_for(t).to_numpy(t), tuple(x0.shape), target)
+    table = of_rows(rows, path.name)
+    z = None
+    if path.draws:
+        z = noise if hasattr(noise, "shape") else randn_like(x0, noise, batched=batched)
+    numbers: Any = 0 if len(index.values) == 1 else index.values.reshape(np.shape(t))
+    outputs: Any = () if target is None else 1 if target_out is None else (target_out,)
+    made = update(table, numbers, x0, x1, noise=z, out=out, aux_out=outputs)
+    if target is None:
+        return made
+    return (made[0], made[1]) if target_out is None else (made, target_out)

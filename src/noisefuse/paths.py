@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paths between two arrays, for `noisefuse.interpolate`: x_t = a(t) x0 + b(t) x1 + g(t) z, t from 0 to 1.
+
+A path is three functions of time and their derivatives. Where g is not 0 the path is stochastic, and z is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Path", "brownian_bridge", "conditional_flow", "encoder_decoder", "i2sb", "linear", "stochastic",
+    "variance_preserving",
+]  # fmt: skip
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Function: TypeAlias = Callable[[Array], Any]
+PathTarget: TypeAlias = Literal["velocity", "score", "denoiser"]
+
+
+@dataclass(frozen=True)
+class Path:
+    """x_t = a(t) x0 + b(t) x1 + g(t) z, and its velocity a'(t) x0 + b'(t) x1 + g'(t) z.
+
+    Args:
+        name: What prints and errors call it.
+        a, b, da, db: Functions of float64 arrays of times in [0, 1], which return arrays of the same shape.
+        g, dg: Likewise. None: no noise.
+
+    >>> path = nf.paths.Path("mine", lambda t: 1 - t, lambda t: t, lambda t: 0 * t - 1, lambda t: 0 * t + 1)
+    >>> x0, x1 = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
+    >>> nf.interpolate(x0, x1, [0.25, 0.5], path)[:, 0].tolist()
+    [0.25, 0.5]
+    """
+
+    name: str
+    a: Function
+    b: Function
+    da: Function
+    db: Function
+    g: Function | None = None
+    dg: Function | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("a", "b", "da", "db"):
+            if not callable(getattr(self, name)):
+                raise TypeError(f"{name}: expected a function of t, got {type(getattr(self, name)).__name__}")
+        if (self.g is None) != (self.dg is None):
+            raise TypeError("g, dg: expected both of them, or neither")
+
+    def __repr__(self) -> str:
+        return f"Path({self.name}{'' if self.g is None else ', with noise'})"
+
+    @property
+    def draws(self) -> bool:
+        """Whether noise is drawn."""
+        return self.g is not None
+
+    def columns(self, t: Array, target: PathTarget | None) -> dict[str, Array]:
+        """The coefficients of x_t and of the target at these times, by the names of a row's columns.
+
+        Raises:
+            ValueError: A function returns another shape or no finite number. The message says at which t.
+        """
+        found = {"out.x": self._at("a", t), "out.m1": self._at("b", t)}
+        if self.draws:
+            found["out.z"] = self._at("g", t)
+        if target == "velocity":
+            found |= {"aux1.x": self._at("da", t), "aux1.m1": self._at("db", t)}
+            if self.draws:
+                found["aux1.z"] = self._at("dg", t)
+        elif target == "score":
+            with np.errstate(divide="ignore"):
+                found["aux1.z"] = self._finite("the score, -z / g,", -1 / found["out.z"], t)
+        elif target == "denoiser":
+            found["aux1.z"] = np.ones_like(t)
+        return found
+
+    def _at(self, name: str, t: Array) -> Array:
+        with np.errstate(all="ignore"):
+            values = np.asarray(getattr(self, name)(t.copy()))
+        if values.shape != t.shape or values.dtype.kind != "f":
+            expected = f"{name}: expected a function that returns float64 of shape {t.shape}, as t has"
+            raise ValueError(f"{expected}, got {values.dtype} {values.shape}")
+        return self._finite(f"{name} of {self.name}", values.astype(np.float64), t)
+
+    @staticmethod
+    def _finite(what: str, values: Array, t: Array) -> Array:
+        if not np.isfinite(values).all():
+            k = np.flatnonzero(~np.isfinite(values))[0]
+            raise ValueError(f"{what} is {values[k]} at t = {t[k]}: expected a finite number; leave that time out")
+        return values
+
+
+def _one(t: Array) -> Array:
+    return np.ones_like(t)
+
+
+def _falling(t: Array) -> Array:
+    return 1 - t
+
+
+def _minus_one(t: Array) -> Array:
+    return -np.ones_like(t)
+
+
+def _same(t: Array) -> Array:
+    return t
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return value
+
+
+def linear() -> Path:
+    """x_t = (1 - t) x0 + t x1: rectified flow, Liu et al. 2022; "ConditionalFlowMatcher" of torchcfm with sigma = 0.
+
+    Returns:
+        A `Path` without noise. Its velocity is x1 - x0.
+
+    >>> nf.paths.linear()
+    Path(linear)
+    """
+    return Path("linear", _falling, _same, _minus_one, _one)
+
+
+def variance_preserving() -> Path:
+    """x_t = cos(t pi / 2) x0 + sin(t pi / 2) x1: Albergo & Vanden-Eijnden 2023 (trigonometric); VP in torchcfm.
+
+    Returns:
+        A `Path` without noise.
+
+    >>> nf.interpolate(np.ones((1, 2)), np.ones((1, 2)), 0.5, nf.paths.variance_preserving()).round(6).tolist()
+    [[1.414214, 1.414214]]
+    """
+    k = math.pi / 2
+    return Path(
+        "variance_preserving",
+        lambda t: np.sin((1 - t) * k),
+        lambda t: np.sin(t * k),
+        lambda t: -k * np.sin(t * k),
+        lambda t: k * np.sin((1 - t) * k),
+    )
+
+
+def conditional_flow(sigma: float) -> Path:
+    """x_t = (1 - t) x0 + t x1 + sigma z: conditional flow matching, Tong et al. 2024 (I-CFM and OT-CFM of torchcfm).
+
+    Args:
+        sigma: Positive. It does not depend on t, so the velocity is x1 - x0.
+
+    Returns:
+        A `Path` with noise.
+
+    Raises:
+        ValueError: sigma is not positive.
+
+    >>> nf.paths.conditional_flow(0.1)
+    Path(conditional_flow, with noise)
+    """
+    _positive("sigma", sigma)
+    return Path("conditional_flow", _falling, _same, _minus_one, _one, lambda t: np.full_like(t, sigma), np.zeros_like)
+
+
+def stochastic(scale: float = 1.0) -> Path:
+    """x_t = (1 - t) x0 + t x1 + sqrt(2 scale t (1 - t)) z: stochastic interpolants, Albergo et al. 2023 (section 4).
+
+    Args:
+        scale: Positive.
+
+    Returns:
+        A `Path` with noise. Its velocity is infinite at t = 0 and 1, its score at both, too.
+
+    Raises:
+        ValueError: scale is not positive.
+
+    >>> nf.paths.stochastic()
+    Path(stochastic, with noise)
+    """
+    return _bridge("stochastic", 2 * _positive("scale", scale))
+
+
+def brownian_bridge(sigma: float = 1.0) -> Path:
+    """x_t = (1 - t) x0 + t x1 + sigma sqrt(t (1 - t)) z: a Brownian bridge; Schroedinger bridges of Tong et al. 2024.
+
+    Args:
+        sigma: Of the Brownian motion, positive.
+
+    Returns:
+        A `Path` with noise. Its velocity is infinite at t = 0 and 1, its score at both, too.
+
+    Raises:
+        ValueError: sigma is not positive.
+
+    >>> nf.paths.brownian_bridge(0.5)
+    Path(brownian_bridge, with noise)
+    """
+    return _bridge("brownian_bridge", _positive("sigma", sigma) ** 2)
+
+
+def _bridge(name: str, variance: float) -> Path:
+    """g = sqrt(variance t (1 - t))."""
+    return Path(
+        name, _falling, _same, _minus_one, _one,
+        lambda t: np.sqrt(variance * (t * (1 - t))),
+        lambda t: 0.5 * variance * (1 - 2 * t) / np.sqrt(variance * (t * (1 - t))),
+    )  # fmt: skip
+
+
+def encoder_decoder() -> Path:
+    """x0 becomes noise until t = 1/2, and noise becomes x1 from then on: Albergo et al. 2023 (encoding-decoding).
+
+        a = cos^2(pi t) for t < 1/2, else 0;   b = cos^2(pi t) for t > 1/2, else 0;   g = sin^2(pi t)
+
+    Returns:
+        A `Path` with noise, which is all of x_t at t = 1/2.
+
+    >>> nf.paths.encoder_decoder()
+    Path(encoder_decoder, with noise)
+    """
+    k = math.pi
+
+    def square(t: Array) -> Array:
+        return np.cos(k * t) ** 2
+
+    def slope(t: Array) -> Array:
+        return -k * np.sin(2 * k * t)
+
+    return Path(
+        "encoder_decoder",
+        lambda t: np.where(t < 0.5, square(t), 0.0),
+        lambda t: np.where(t > 0.5, square(t), 0.0),
+        lambda t: np.where(t < 0.5, slope(t), 0.0),
+        lambda t: np.where(t > 0.5, slope(t), 0.0),
+        lambda t: np.sin(k * t) ** 2,
+        lambda t: -slope(t),
+    )
+
+
+def i2sb(beta_max: float = 1.0, *, symmetric: bool = True) -> Path:
+    """The bridge of I2SB, Liu et al. 2023 (equation 11), in continuous time; x0 is clean and x1 degraded.
+
+        s = int_0^t beta,  r = int_t^1 beta:   a = r / (s + r),  b = s / (s + r),  g = sqrt(s r / (s + r))
+
+    Args:
+        beta_max: The largest beta, positive.
+        symmetric: beta = beta_max (1 - |2 t - 1|)^2, the paper's symmetric schedule; False: beta = beta_max.
+
+    Returns:
+        A `Path` with noise. With ``symmetric=False`` it is `brownian_bridge` of sqrt(beta_max).
+
+    Raises:
+        ValueError: beta_max is not positive.
+
+    >>> nf.paths.i2sb(0.3)
+    Path(i2sb, with noise)
+    """
+    _positive("beta_max", beta_max)
+    if not symmetric:
+        return _bridge("i2sb", beta_max)
+
+    def before(t: Array) -> Array:
+        """The share of the integral of beta up to t: 4 t^3 until 1/2, and its mirror image."""
+        return np.where(t < 0.5, 4 * t**3, 1 - 4 * (1 - t) ** 3)
+
+    def after(t: Array) -> Array:
+        return before(1 - t)
+
+    def rate(t: Array) -> Array:
+        return 3 * (1 - np.abs(2 * t - 1)) ** 2
+
+    whole = beta_max / 3
+    return Path(
+        "i2sb",
+        after,
+        before,
+        lambda t: -rate(t),
+        rate,
+        lambda t: np.sqrt(whole * (before(t) * after(t))),
+        lambda t: 0.5 * whole * rate(t) * (after(t) - before(t)) / np.sqrt(whole * (before(t) * after(t))),
+    )
