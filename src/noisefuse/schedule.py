@@ -514,7 +514,7 @@ class Schedule:
             log_snr: Numbers of any shape. Values beyond the ends give the ends.
 
         Returns:
-            float64, of log_snr's shape: float times of this schedule.
+            Float times of this schedule in float64, of the shape of log_snr.
 
         Raises:
             TypeError: The schedule has no continuous time.
