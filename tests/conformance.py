@@ -24,6 +24,10 @@ OPERATIONS = {
     "q_sample": lambda f: nf.q_sample(f(data()), f(T), S, f(data())),
     "q_sample of bytes": lambda f: nf.q_sample(f(data(np.uint8)), f(T), S, N),
     "q_sample, targets": lambda f: nf.q_sample(f(data()), f(T / 1000), FLOW, N, target="v"),
+    "interpolate": lambda f: nf.interpolate(
+        f(data()), f(data()), f(T / 1000), nf.paths.stochastic(), N, target="score"
+    ),
+    "noised": lambda f: nf.noised(f(data()), f(T / 1000), f(1 - T / 1000), N, target="v"),
     "q_step": lambda f: nf.q_step(f(data()), f(T), S, N),
     "q_walk": lambda f: nf.q_walk(f(data()), S, N, keep=[3, 7]),
     "randn_like": lambda f: nf.randn_like(f(data(np.float64)), N),
@@ -31,7 +35,7 @@ OPERATIONS = {
     "update": lambda f: nf.update(nf.samplers.ddim(S, steps=5).tableau, f(T % 5), f(data()), f(data()), noise=N),
     "two outputs": lambda f: nf.update(TABLE, 3, f(data()), f(data()), noise=N, aux_out=1),
     "step": lambda f: nf.samplers.ddpm(S, steps=5).step(2, f(data()), f(data()), N),
-    "noised": lambda f: nf.samplers.ddpm(S, 2).noised(1, f(data()), N),
+    "noised by a sampler": lambda f: nf.samplers.ddpm(S, 2).noised(1, f(data()), N),
     "model_input": lambda f: nf.samplers.ddpm(S, 2).model_input(1, f(data()), time="batch")[1],
     "a multistep sampler": lambda f: nf.samplers.unipc(S, steps=5).sample(lambda x, t: x, f(data()), N),
     "a sampler that draws": lambda f: nf.samplers.ddpm(S, steps=5).sample(lambda x, t: x, f(data()), N, time="batch"),

@@ -398,6 +398,18 @@ def rows_of_sum(terms: Terms) -> tuple[Rows, Rows]:
     return Rows(rows.table, rows.active & Z_BITS), rows
 
 
+def drawn_like(x: Array, noise: Any, batched: bool = True) -> Array:
+    """The noise of a pass over x, as an array: in the pass's arithmetic, before it is rounded to x's dtype."""
+    return randn_like(x, noise, dtype=arithmetic(x), batched=batched)
+
+
+def arithmetic(x: Array) -> str:
+    """Returns "float64" for x of that dtype, else "float32"."""
+    if not hasattr(x, "dtype"):
+        raise TypeError(f"expected an array, got {type(x).__name__}")
+    return "float64" if "float64" in str(x.dtype) else "float32"
+
+
 def random_call(
     name: str,
     shape: Shape,

@@ -19,7 +19,7 @@ from ..language.rows import M1, Rows, X, Z
 from ..noise import FIELD, got, is_tracer
 from ..paths import Path, PathTarget
 from ..tableau import of_rows
-from .draw import randn_like
+from .draw import drawn_like
 from .update import update
 
 
@@ -130,7 +130,7 @@ def _of_library(
     table = of_rows(rows, path.name)
     z = None
     if path.draws:
-        z = noise if hasattr(noise, "shape") else randn_like(x0, noise, batched=batched)
+        z = noise if hasattr(noise, "shape") else drawn_like(x0, noise, batched)
     numbers: Any = 0 if len(index.values) == 1 else index.values.reshape(np.shape(t))
     outputs: Any = () if target is None else 1 if target_out is None else (target_out,)
     made = update(table, numbers, x0, x1, noise=z, out=out, aux_out=outputs)

@@ -15,7 +15,7 @@ from ..arguments.arrays import device_of, host_view, is_array, is_lazy, is_writt
 from ..ground.kinds import library_for, library_of
 from ..language.levels import levels_of
 from ..noise import at_row, got, is_tracer, need_stream_0
-from ..operations.draw import are_increments, randn_like
+from ..operations.draw import are_increments, arithmetic, drawn_like
 from .types import Array, Model, Noises
 
 
@@ -52,18 +52,12 @@ def at(noise: Noises, i: int, stream: int) -> Any:
 
 def drawn_for(noise: Noises, i: int, stream: int, x: Array) -> Array:
     """What row i draws for x, as an array: where the table's rows are samples, their numbers are not steps."""
-    return randn_like(x, at(noise, i, stream), dtype=_arithmetic(x))
-
-
-def _arithmetic(x: Array) -> str:
-    if not hasattr(x, "dtype"):
-        raise TypeError(f"expected an array, got {type(x).__name__}")
-    return "float64" if "float64" in str(x.dtype) else "float32"
+    return drawn_like(x, at(noise, i, stream))
 
 
 def times_like(x: Array, t: Any, integers: bool) -> Array:
     """t for each sample of x: see ``Sampler.model_input``."""
-    return library_for(x).times(x, t, "int64" if integers else _arithmetic(x))
+    return library_for(x).times(x, t, "int64" if integers else arithmetic(x))
 
 
 def zeros_like(x: Array) -> Array:

@@ -102,6 +102,15 @@ def to_numpy(x: Any) -> Any:
     return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
 
 
+def following(result: Any, *products: tuple[Any, Any, int]) -> Any:
+    """Adds products of 0, whose gradients are those of the numbers: result itself where none requires grad."""
+    for number, derivative, sign in products:
+        if isinstance(number, Tensor) and number.requires_grad and torch.is_grad_enabled():
+            zero = (number - number.detach()).reshape(number.shape + (1,) * (derivative.ndim - number.ndim))
+            result = result + (sign * zero.to(derivative.dtype) * derivative).to(result.dtype)
+    return result
+
+
 def zeros_like(x: Any) -> Any:
     return x.new_zeros(x.shape)
 
@@ -329,8 +338,8 @@ def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out
 
 library = Library(
     "torch", time="batch", is_traced=is_traced, untraced=untraced, need_plain=need_plain, to_numpy=to_numpy,
-    moved=moved, of_arrays=of_arrays, zeros_like=zeros_like, where=torch.where, times=times, empty=empty, randn=randn,
-    randn_like=randn_like, uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update,
-    mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl,
-    kl_grad=kl_grad, combined=combined, augmented=augmented, update_with_log_prob=update_with_log_prob,
+    moved=moved, following=following, of_arrays=of_arrays, zeros_like=zeros_like, where=torch.where, times=times,
+    empty=empty, randn=randn, randn_like=randn_like, uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk,
+    update=update, mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, log_prob=log_prob, log_prob_grad=log_prob_grad,
+    kl=kl, kl_grad=kl_grad, combined=combined, augmented=augmented, update_with_log_prob=update_with_log_prob,
 )  # fmt: skip

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forward process at levels that the caller has as numbers, learned ones among them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..arguments.arrays import as_array, host_view
+from ..arguments.calls import Index, is_batch, make_call, names_or_array, run, segments
+from ..arguments.options import result_dtype
+from ..arguments.types import Array, NoiseLike
+from ..call.description import Step
+from ..ground.kinds import library_for, library_of, need_plain
+from ..language.forward import forward
+from ..language.levels import FLOATS, LEVELS, levels_of
+from ..language.rows import Rows, X, Z
+from ..noise import FIELD, is_tracer
+from ..tableau import of_rows
+from ..views import Target, need_target
+from .draw import drawn_like
+from .update import update
+
+
+def noised(
+    x0: Array,
+    alpha: ArrayLike | Array,
+    sigma: ArrayLike | Array,
+    noise: NoiseLike,
+    *,
+    target: Target | None = None,
+    batched: bool | None = None,
+    out: Array | None = None,
+    target_out: Array | None = None,
+) -> Any:
+    """The forward process at given levels, in one pass: x_t = alpha x0 + sigma z, z ~ N(0, 1).
+
+    `q_sample` looks alpha and sigma up in a schedule; here they are numbers, such as those of a learned schedule.
+
+    Args:
+        x0: An array or a tensor; float32, float64, float16 or bfloat16.
+        alpha, sigma: Finite numbers: one, (B,), or any prefix of x0's shape. Both have one shape, or one is a number.
+        noise: As in `q_sample`, whose draws these are.
+        target: As in `q_sample`: "epsilon", "v", "flow" or "sample", computed in the same pass.
+        batched: As in `q_sample`.
+        out, target_out: Where to write; C-contiguous, of x0's shape and dtype. `out` may be x0 itself.
+
+    Returns:
+        x_t of x0's shape, dtype and kind, or (x_t, target).
+
+    Raises:
+        ValueError: Another shape, or a number that is not finite.
+        TypeError: No floats, or an argument of another type. Nothing is written then.
+
+    Tensors go in two passes. Their gradients reach x0, alpha and sigma: see Kingma et al. 2021 (VDM, a learned gamma).
+
+    >>> x0 = np.ones((2, 3), np.float32)
+    >>> schedule = nf.Schedule.flow()
+    >>> x_t = nf.noised(x0, *schedule([0.25, 0.5]), nf.Noise(7))
+    >>> np.array_equal(x_t, nf.q_sample(x0, [0.25, 0.5], schedule, nf.Noise(7)))
+    True
+    """
+    if target is not None:
+        need_target(target)
+    elif target_out is not None:
+        raise ValueError("target_out: given without target=")
+    batched = is_batch("x0", x0, batched)
+    for name, numbers in (("alpha", alpha), ("sigma", sigma)):
+        if is_tracer(numbers):
+            raise NotImplementedError(
+                f"{name}: while JAX traces, a level is not known; use q_sample, whose t may be traced"
+            )
+    if library_of(x0) is not None:
+        return _of_library(x0, alpha, sigma, noise, target, batched, out, target_out)
+    results = run(noised_call(x0, alpha, sigma, noise, target, batched, out, target_out))
+    return results[0] if target is None else (results[0], results[1])
+
+
+def level_rows(alpha: Any, sigma: Any, shape: tuple[int, ...], target: Target | None) -> tuple[Rows, Index]:
+    """Returns the rows of x_t and of the target, and which elements each covers."""
+    columns, most = [], 1
+    for name, numbers in (("alpha", alpha), ("sigma", sigma)):
+        need_plain(name, numbers)
+        values = np.asarray(library_for(numbers).to_numpy(host_view(name, numbers)))
+        if values.dtype.kind not in "fiu" and values.dtype.name not in FLOATS:
+            raise TypeError(f"{name}: expected numbers, got {values.dtype}")
+        flat, segment = segments(name, values.astype(np.float64), shape)
+        if not np.isfinite(flat).all():
+            raise ValueError(f"{name}: expected finite numbers, got {flat[~np.isfinite(flat)][0]}")
+        columns.append((flat, segment))
+        most = max(most, len(flat))
+    if {len(flat) for flat, _ in columns} - {1, most}:
+        raise ValueError(f"alpha, sigma: expected one shape, got {np.shape(alpha)} and {np.shape(sigma)}")
+    full = [np.broadcast_to(flat, most) for flat, _ in columns]
+    return forward(full[0], full[1], target), Index(np.arange(most), min(segment for _, segment in columns))
+
+
+def noised_call(
+    x0: Array,
+    alpha: ArrayLike | Array,
+    sigma: ArrayLike | Array,
+    noise: NoiseLike,
+    target: Target | None,
+    batched: bool,
+    out: Array | None,
+    target_out: Array | None,
+) -> Step:
+    """Returns `noised` as a checked call; nothing is written yet."""
+    x = as_array("x0", x0, (*FLOATS, *LEVELS))
+    if levels_of(x.dtype):
+        raise TypeError(f"x0: dtype {x.dtype} is not supported, expected one of {', '.join(FLOATS)}")
+    dtype = result_dtype(x)
+    rows, index = level_rows(alpha, sigma, x.shape, target)
+    names, z = names_or_array(noise, x.shape, dtype, batched, FIELD, any_stream=True)
+    outs = {"out": out} if target is None else {"out": out, "target_out": target_out}
+    return make_call(x.shape, dtype, rows, index, names, {X: x, Z: z}, outs, batched)
+
+
+def _of_library(
+    x0: Any, alpha: Any, sigma: Any, noise: Any, target: Target | None, batched: bool, out: Any, target_out: Any
+) -> Any:
+    rows, index = level_rows(alpha, sigma, tuple(x0.shape), target)
+    shape = max((np.shape(alpha), np.shape(sigma)), key=len)
+    numbers: Any = 0 if len(index.values) == 1 else index.values.reshape(shape)
+    z = noise if hasattr(noise, "shape") else drawn_like(x0, noise, batched)
+    outputs: Any = () if target is None else 1 if target_out is None else (target_out,)
+    made = update(of_rows(rows, "noised"), numbers, x0, None, noise=z, out=out, aux_out=outputs)
+    x_t, found = (made, target_out) if target is None or target_out is not None else made
+    following = library_for(x0).following
+    x_t = following(x_t, (alpha, x0, 1), (sigma, z, 1))
+    if target is None:
+        return x_t
+    return x_t, following(found, (alpha, z, 1), (sigma, x0, -1)) if target == "v" else found
