@@ -26,6 +26,7 @@ from noisefuse.noise import Noise
 from noisefuse.sampler import Sampler
 from noisefuse.samplers.integrals import integral_weights
 from noisefuse.samplers.plan import Node, split
+from noisefuse.sampling.rows import _quantiles
 from noisefuse.schedule import Schedule
 from noisefuse.tableau import D, Row, Tableau, m1, past, x
 
@@ -1256,6 +1257,19 @@ def test_denoised_out_is_checked_before_anything_is_written(name):
         with pytest.raises((ValueError, TypeError), match="denoised_out"):
             sampler.step(0, x, np.cos(x), state=sampler.state(x), out=x, denoised_out=wrong)
         np.testing.assert_array_equal(x, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_quantiles_are_numpys(dtype):
+    """To the bit, with NaN and infinities. Seen to fail: the formula below a share of one half for all shares."""
+    random = np.random.default_rng(0)
+    for n in (1, 2, 3, 7, 100, 1001):
+        for ratio in (0.0, 0.1, 0.5, 0.9, 0.995, 1.0, random.random()):
+            values = np.abs(random.normal(size=(4, n))).astype(dtype)
+            values[1, random.integers(n)], values[2, random.integers(n)] = np.nan, np.inf
+            with np.errstate(invalid="ignore"):
+                expected, found = np.quantile(values.astype(float), ratio, axis=1), _quantiles(values, ratio)
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_lists_are_no_arrays():

@@ -66,7 +66,7 @@ class Library:
 
     def to_numpy(self, x: Any) -> Any:
         """Returns x as a NumPy array in host memory."""
-        return np.asarray(x)
+        return x.get() if hasattr(x, "get") else np.asarray(x)  # CuPy's arrays are copied when they are asked to
 
     def moved(self, x: Any, to: Any) -> Any:
         """Returns NumPy's x as an array of the library, where the array `to` lies."""

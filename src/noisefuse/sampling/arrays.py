@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..arguments.arrays import device_of, host_view, is_array, is_lazy, is_written, output
 from ..ground.kinds import library_for, library_of
@@ -113,13 +112,6 @@ def several_zeros_like(x: Array, n: int) -> list[Array]:
     block = _zeros((n * apart + line,), x)
     first = -block.ctypes.data % 64 // x.itemsize
     return [block[at : at + x.size].reshape(x.shape) for at in range(first, first + n * apart, apart)]
-
-
-def in_float64(x: Array) -> npt.NDArray[np.float64]:
-    """In host memory."""
-    if hasattr(x, "double"):  # torch
-        return x.double().cpu().numpy()  # type: ignore[no-any-return]
-    return (x.get() if hasattr(x, "get") else np.asarray(x)).astype(np.float64)  # CuPy's
 
 
 def bar(rows: range, progress: bool) -> Iterable[int]:

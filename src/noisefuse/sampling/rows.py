@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments.arrays import is_lazy
-from ..ground.kinds import need_plain
+from ..ground.kinds import library_for, need_plain
 from ..language.rows import OUTPUTS, PAST_SYMBOLS
 from ..noise import is_tracer
 from ..operations.update import update
 from ..tableau import Row, Tableau, x
 from ..views import guidance
-from .arrays import in_float64
 from .types import Array
 
 
@@ -77,16 +76,34 @@ def thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tuple
         raise NotImplementedError(
             "Threshold: dynamic thresholding has no gradient: detach x and model_output, or use torch.no_grad()"
         )
-    clean = np.atleast_1d(in_float64(clean))
+    clean = np.atleast_1d(library_for(clean).to_numpy(clean))
     if clean.size == 0:
         return table, rows
-    q = np.quantile(np.abs(clean.reshape(len(clean), -1)), ratio, axis=1)
+    q = _quantiles(np.abs(clean.reshape(len(clean), -1)), ratio)
     s = np.clip(np.nan_to_num(q, nan=1.0), 1, maximum)  # NaN in data must not become a coefficient
     picked = table.rows[np.broadcast_to(rows, s.shape)]
     for symbol in ("k", "x", "m1", "m2"):
         picked["clean"][symbol] /= s
     picked["clean"]["lo"], picked["clean"]["hi"] = -1, 1
     return Tableau(picked, name=table.name), np.arange(len(s))
+
+
+def _quantiles(values: npt.NDArray[Any], ratio: float) -> npt.NDArray[np.float64]:
+    """np.quantile of each row, to the bit, in less than half of its time: one element is put in its place, not two.
+
+    The quantile of a row with NaN is NaN, because the least of what follows is.
+    """
+    if values.dtype.itemsize < 4:
+        values = values.astype(np.float32)
+    place = (values.shape[1] - 1) * ratio
+    k = int(place)
+    parted = np.partition(values, k, axis=1)
+    low = high = parted[:, k].astype(np.float64)
+    if k + 1 < values.shape[1]:
+        high = parted[:, k + 1 :].min(axis=1).astype(np.float64)
+    share, between = place - k, high - low
+    found: npt.NDArray[np.float64] = high - between * (1 - share) if share >= 0.5 else low + between * share
+    return found
 
 
 @lru_cache(maxsize=64)

@@ -99,7 +99,10 @@ def moved(x: Any, to: Any) -> Any:
 
 
 def to_numpy(x: Any) -> Any:
-    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    if not isinstance(x, Tensor):
+        return np.asarray(x)
+    x = x.detach().cpu()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def following(result: Any, *products: tuple[Any, Any, int]) -> Any:
