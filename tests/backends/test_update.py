@@ -272,6 +272,21 @@ def test_a_models_output_is_converted_and_nothing_else(backend):
         nf.update(table, 2, x, m, past=[past])
 
 
+@pytest.mark.parametrize("of_model", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("of_x", DTYPES.values(), ids=DTYPES)
+def test_a_models_output_of_another_dtype_counts_as_converted(backend, of_x, of_model):
+    """Whoever widens it. Seen to fail: a half read as the other half, and float64 that was not rounded."""
+    rng = np.random.default_rng(0)
+    table = random_table(rng, 5, 0.7)
+    for shape in ((3, 7), (2, 700)):
+        x, m = rng.normal(size=shape).astype(of_x), (100 * rng.normal(size=shape)).astype(of_model)
+        past = [x + x] * 4
+        given = {"past": past, "noise": nf.Noise(1), "aux_out": 2}
+        with using(backend):
+            found, expected = (nf.update(table, 3, x, (a, a), **given) for a in (m, m.astype(of_x)))
+        assert [*map(bits, found)] == [*map(bits, expected)]
+
+
 def test_noise_of_an_auxiliary_output_is_not_wanted_in_rows_without_it(backend):
     symbols = nf.tableau
     table = nf.Tableau([nf.Row(out=symbols.x, aux1=symbols.x + symbols.z), nf.Row(out=symbols.x, aux1=2 * symbols.x)])

@@ -209,10 +209,13 @@ def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_ste
 
 
 def like(name: str, a: object, x: Array, allowed: tuple[str, ...]) -> Array:
-    """a as an array of x's shape and dtype, converted if its own is allowed."""
+    """a as an array of x's shape whose numbers are those of x's dtype. Kernels on hosts widen narrower floats as they
+    read them; others are converted."""
     array = as_array(name, a, allowed)
     if array.shape != x.shape:
         raise ValueError(f"{name}: expected shape {x.shape}, got {array.shape}")
+    if array.dtype.itemsize < x.dtype.itemsize and not on_device(array):
+        return array
     return converted(array, x.dtype)
 
 
