@@ -247,6 +247,12 @@ class Sampler:
                 f"{self.tableau.name} does not say at what level row {i} begins: see Tableau(alpha, sigma)"
             )
         x0 = host_view("x0", x0)
+        row = fast_path(library_for(x0), "fast_row")
+        if row is not None:  # in one pass, where x0 and the noise are plain
+            table, z = self._levels.as_rows.plain, at(noise, 0, START)
+            done: Array = row(table, i, x0, None, None, z, -1, out, None, None, True)
+            if done is not NotImplemented:
+                return done
         return update(self._levels, i, x0, noise=drawn_for(noise, 0, START, x0), out=out)
 
     @overload
