@@ -739,6 +739,8 @@ def _apply(
         noise = _stored(x, noise, layout, shared, order, _kinds(x, dtype, out)[0], batched)
         shared, order = False, None
     wanted = getattr(x if out is None else out, "dtype", None) if dtype is None else dtype
+    if dtype is None and out is None and type(x) is np.ndarray and not x.dtype.isnative:
+        wanted = x.dtype.newbyteorder("=")
     if order is None and not shared and wanted is not None and not (other is not None and other.is_traced()):
         bounds = None if clip is None else _bounds(clip)
         rows: Any = 0

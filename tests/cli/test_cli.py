@@ -636,3 +636,17 @@ def test_deviation_is_that_of_many_runs(name: str) -> None:
     model = _demo_samplers._model(_demo_samplers._gaussian, sampler, columns)
     many = sampler.sample(model, (200_000, 1), nf.Noise(7), dtype="float64")
     assert _demo_samplers.deviation(sampler, model) == pytest.approx(many.std(), rel=5 / np.sqrt(2 * 200_000))
+
+
+def test_cliffs_are_looked_for_in_every_public_function(capsys):
+    """A parameter without a default needs an argument there. Seen to fail: a name that `ARGUMENTS` does not have."""
+    from noisefuse.commands.bench import cliffs
+
+    names = cliffs.functions()
+    assert {"q_sample", "interpolate", "augment.gaussian", "density.kl", "fields.mixed_like"} <= {*names}
+    for name, function in names.items():
+        plain = cliffs.arguments(name, function, cliffs.SMALL)
+        function(**plain)
+        assert [*cliffs.spellings(function, plain, cliffs.SMALL)]
+    assert main(["bench", "--cliffs", "--quick"]) == 0
+    assert "q_sample, x0: strided" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import backends
 from ..call.packed import DTYPES
+from ..ground.kinds import library_for
 from ..language.forward import Make
 from ..language.levels import DEFAULT_RANGE, DEFAULT_RESULT, FLOATS, LEVELS, Levels, levels_of
 from ..language.rows import M1, PAST1, PASTS, Plain, Rows, X
@@ -42,6 +43,22 @@ def fast_path(other: Any, name: str) -> Any:
     """Returns the function of `backends` for plain arguments, or what this library has in its place. It is None where a
     compiler traces the call, which cannot follow."""
     return getattr(other if other.is_traced() else backends, name)
+
+
+def in_one_pass(
+    rows: Rows, index: Index, shape: tuple[int, ...], x: Any, m: Any, noise: Any, out: Any, aux: Any, batched: bool
+) -> Any:
+    """The fast path with rows that a call has made: (out, an auxiliary output, if one is asked for), or NotImplemented.
+
+    shape: of the times, one row for each. aux: None, 1 for a new output, or the array to write.
+    """
+    library = library_for(x)
+    if library.is_traced():
+        return NotImplemented
+    numbers = 0 if len(index.values) == 1 else index.values.reshape(shape)
+    auxiliary = aux if aux is None or isinstance(aux, int) else (aux,)
+    done = backends.fast_row(rows.plain, numbers, x, m, None, noise, -1, out, auxiliary, None, batched)
+    return (done, aux) if done is not NotImplemented and type(auxiliary) is tuple else done
 
 
 def rows_at(

@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help=does, description=f"To {does}. {takes}")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     bench.add_argument("--augment", action="store_true", help="noise added to images, beside NumPy and other libraries")
+    bench.add_argument("--cliffs", action="store_true", help="every function in every spelling, over its plain call")
     bench.add_argument("--quick", action="store_true", help="few and small cases, short")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     bench.add_argument("--compare", type=Path, metavar="OLD.json", help="with the results of an earlier run")

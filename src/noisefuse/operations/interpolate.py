@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..arguments.arrays import as_array
 from ..arguments.calls import Index, is_batch, like, make_call, names_or_array, run, segments
-from ..arguments.options import result_dtype
+from ..arguments.options import in_one_pass, result_dtype
 from ..arguments.types import Array, NoiseLike
 from ..call.description import Step
 from ..ground.kinds import library_for, library_of
@@ -55,7 +55,7 @@ def interpolate(
         ValueError: Another shape, a time outside of [0, 1], or one at which a function of the path is not finite.
         TypeError: No floats, no Path, or a path with noise without `noise`. Nothing is written then.
 
-    Tensors and arrays of other libraries go in two passes, through `randn_like` and `update`, with their gradients.
+    Tensors that require grad, and arrays of JAX and dask, go in two passes, through `randn_like` and `update`.
 
     Source: Albergo, Boffi & Vanden-Eijnden 2023 (stochastic interpolants); Tong et al. 2024 (torchcfm).
 
@@ -76,6 +76,13 @@ def interpolate(
     if path.draws and noise is None:
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
     batched = is_batch("x0", x0, batched)
+    if hasattr(x0, "shape") and not is_tracer(t):
+        rows, index = path_rows(path, library_for(t).to_numpy(t), tuple(x0.shape), target)
+        aux: Any = None if target is None else 1 if target_out is None else target_out
+        drawn = noise if path.draws else None
+        done = in_one_pass(rows, index, np.shape(t), x0, x1, drawn, out, aux, batched)
+        if done is not NotImplemented:
+            return done
     if library_of(x0) is not None:
         return _of_library(x0, x1, t, path, noise, target, batched, out, target_out)
     call = interpolate_call(x0, x1, t, path, noise, target, batched, out, target_out)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..arguments.arrays import as_array, host_view
 from ..arguments.calls import Index, is_batch, make_call, names_or_array, run, segments
-from ..arguments.options import result_dtype
+from ..arguments.options import in_one_pass, result_dtype
 from ..arguments.types import Array, NoiseLike
 from ..call.description import Step
 from ..ground.kinds import library_for, library_of, need_plain
@@ -54,7 +54,7 @@ def noised(
         ValueError: Another shape, or a number that is not finite.
         TypeError: No floats, or an argument of another type. Nothing is written then.
 
-    Tensors go in two passes. Their gradients reach x0, alpha and sigma: see Kingma et al. 2021 (VDM, a learned gamma).
+    Gradients of tensors reach x0, alpha and sigma, in two passes: see Kingma et al. 2021 (VDM, a learned gamma).
 
     >>> x0 = np.ones((2, 3), np.float32)
     >>> schedule = nf.Schedule.flow()
@@ -72,6 +72,13 @@ def noised(
             raise NotImplementedError(
                 f"{name}: while JAX traces, a level is not known; use q_sample, whose t may be traced"
             )
+    if not any(getattr(numbers, "requires_grad", False) for numbers in (alpha, sigma)) and hasattr(x0, "shape"):
+        rows, index = level_rows(alpha, sigma, tuple(x0.shape), target)
+        shape = max((np.shape(alpha), np.shape(sigma)), key=len)
+        aux: Any = None if target is None else 1 if target_out is None else target_out
+        done = in_one_pass(rows, index, shape, x0, None, noise, out, aux, batched)
+        if done is not NotImplemented:
+            return done
     if library_of(x0) is not None:
         return _of_library(x0, alpha, sigma, noise, target, batched, out, target_out)
     results = run(noised_call(x0, alpha, sigma, noise, target, batched, out, target_out))

@@ -28,6 +28,9 @@ def cpu() -> Device:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.cliffs:
+        import_module(".cliffs", __package__).run(0.01 if arguments.quick else 0.1)
+        return
     for path in filter(None, (arguments.json, arguments.plot)):
         if not path.parent.is_dir():
             raise OSError(f"cannot write {path}: no such directory")
