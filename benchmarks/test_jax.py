@@ -128,11 +128,11 @@ def ddpm_step() -> Pair:
 
 
 def eager() -> float:
-    """Returns the microseconds beyond a compiled call that copies."""
+    """Microseconds more than a compiled call that copies."""
     x = ones(ACTION)
     same = jax().jit(lambda x: nf.update(SAME, 0, x))
     calls = {"ours": ready(lambda: nf.q_sample(x, 500, SCHEDULE, NOISE)), "same": ready(lambda: same(x))}
-    for _ in range(12):  # the first call of a kind checks it; after some calls its numbers become JAX's arrays
+    for _ in range(12):  # the first call of a kind checks it; its numbers, asked for so often, become JAX's arrays
         calls["ours"]()
     found = interleaved(calls, seconds=4)
     return (found["ours"].least - found["same"].least) * 1e6

@@ -19,7 +19,7 @@ CSRC = ROOT / "csrc"
 # The floors of the package, from the ground up: a module imports from its own floor and from those below, inside of
 # functions too. "" is the package itself, with its public names.
 FLOORS = (
-    "ground*",  # no modules of noisefuse
+    "ground*",  # nothing of noisefuse
     "views",
     "language*",
     "noise schedule tableau weights",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A kernel's argument, by value: a call, and the numbers of the launch. backends/cuda/launches.py packs the same bytes
-// (LAUNCH there), and a test compares the two field by field.
+// What a kernel is handed, by value: a call, and what the launch of a kernel adds to it. backends/cuda/launches.py
+// packs the same bytes (LAUNCH there), and a test compares the two field by field.
 #pragma once
 #include "../core/call.h"
 #include "../core/philox.h"

@@ -894,10 +894,4 @@ def _need_log_prob(asked: bool, law: density.Options) -> None:
         raise TypeError(f"{', '.join(law)}: given without log_prob=True (of a whole run log_probs=True)")
 
 
-# ---- coefficients that depend on the call ------------------------------------------------------------------
-
-
-_NOTHING: tuple[Sequence[Array], Sequence[Array], int] = (), (), 0  # a state's arrays if no state is needed
-
-
-# ---- noise and arrays --------------------------------------------------------------------------------------
+_NOTHING: tuple[Sequence[Array], Sequence[Array], int] = (), (), 0  # of a state, where none is needed

@@ -32,7 +32,7 @@ class Backend(Protocol):
 
     Attributes:
         fast_row, fast_random, fast_mse, fast_density, fast_density_gradient: its fast path, or None.
-        step_and_loss: computes a step and a loss that reads its result, faster than one after the other, or None.
+        step_and_loss: a step and a loss that reads what it writes, faster than one after the other, or None.
         repeated_loss: returns a function that repeats a loss with other noises, equally many, faster than anew, or
             None.
         empty: allocates outputs in host memory, like `numpy.empty`.

@@ -44,7 +44,7 @@ fast_random: Callable[..., Any] = _native.random
 fast_mse: Callable[..., Any] = _native.mse
 fast_density: Callable[..., Any] = _native.density
 fast_density_gradient: Callable[..., Any] = _native.density_gradient
-# Large outputs reuse the memory of earlier ones.
+# Large ones in memory that earlier outputs gave back.
 empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = _native.empty
 tests_itself = False
 
