@@ -61,7 +61,7 @@ def class_over_albumentations() -> Pair:
 
 
 def over_torchvision(ours: bool) -> Pair:
-    """Compares a whole batch in theirs and in ours."""
+    """A batch at once, in theirs and in ours."""
     import torch
     from torchvision.transforms import v2
 
@@ -157,7 +157,7 @@ def levels() -> Pair:
 
 
 def shot_noise() -> Pair:
-    """Counts photons for a whole batch; albumentations' ShotNoise counts them image by image."""
+    """A batch at once, of the photons that albumentations' ShotNoise counts, image by image."""
     import albumentations as A
     import cv2
 

@@ -38,7 +38,7 @@ is said; `images` is 256x3x128x128, `points` 1,000,000x3. The naive walk is extr
 
 
 def arrays(shape: tuple[int, ...], dtype: Any = np.float32) -> tuple[Any, Any, Any]:
-    """Returns x, one t for each sample, and out."""
+    """x, one t for each sample, out."""
     rng = np.random.default_rng(0)
     t = rng.integers(0, len(SCHEDULE), shape[0])
     if np.dtype(dtype).kind == "u":

@@ -567,8 +567,7 @@ def changed(path, old, new):
 def test_compiled_code_is_kept_on_disk_and_is_that_of_the_text(copied):
     """The second process compiles nothing. A changed coefficient in spec.py is not overlooked: that would compile.
 
-    A change of call/description.py, whose offsets are compiled in, is not overlooked either. Seen to fail: the key left
-    its text out.
+    Nor is a change of call/description.py, whose offsets are compiled in. Seen to fail: the key left its text out.
     """
     package, run, _ = copied
     assert run(FOUND).stdout == "finds 2\n"

@@ -52,7 +52,7 @@ def at(noise: Noises, i: int, stream: int) -> Any:
 
 
 def drawn_for(noise: Noises, i: int, stream: int, x: Array) -> Array:
-    """Returns row i's draw for x as an array. If the table's rows are samples, their numbers are not steps."""
+    """What row i draws for x, as an array: where the table's rows are samples, their numbers are not steps."""
     return randn_like(x, at(noise, i, stream), dtype=_arithmetic(x))
 
 
@@ -63,7 +63,7 @@ def _arithmetic(x: Array) -> str:
 
 
 def times_like(x: Array, t: Any, integers: bool) -> Array:
-    """Returns t for each sample of x: see ``Sampler.model_input``."""
+    """t for each sample of x: see ``Sampler.model_input``."""
     return library_for(x).times(x, t, "int64" if integers else _arithmetic(x))
 
 

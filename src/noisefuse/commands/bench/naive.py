@@ -31,13 +31,13 @@ def naive_q_sample(x0: Array, t: Times, alpha: Array, sigma: Array, rng: Rng) ->
 
 
 def naive_q_step(x: Array, t: Times, betas: Array, rng: Rng) -> Array:
-    """Returns x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z: one step of the random walk."""
+    """x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z: one step of the random walk."""
     beta = betas[t]
     return _blend(x, np.sqrt(1 - beta), np.sqrt(beta), rng)
 
 
 def naive_q_walk(x0: Array, betas: Array, rng: Rng, keep: Collection[int]) -> Array:
-    """Returns x_t of one random walk from x_0, for each t in keep, rising: (len(keep), *x0.shape)."""
+    """x_t of one random walk from x_0, for each t in keep, rising: (len(keep), *x0.shape)."""
     kept, x = [], x0
     for t in range(max(keep) + 1):
         x = naive_q_step(x, t, betas, rng)
