@@ -2,7 +2,8 @@
 """The documentation runs, its links lead somewhere, and it knows every public name.
 
 Seen to fail: a changed number in a block, a link to a file or heading that does not exist, a public name or a command
-that no page has, a name without its entry in the reference, a page that no table of contents has."""
+that no page has, a name without its entry in the reference, a page that no table of contents has.
+"""
 
 import doctest
 import importlib

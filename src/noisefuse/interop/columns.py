@@ -86,8 +86,7 @@ class NoisyColumns(_NamedColumns):
     Args:
         schedule: a Schedule; t is uniform over its steps.
         noise: a Noise; its step is the epoch, and the ids replace its samples.
-        id, image: the names of two columns: the ids, and the images, uint8 (0 .. 255 become -1 .. 1) or float, (B,
-            ...).
+        id, image: the names of two columns: the ids, and the images (B, ...), uint8 (0 .. 255 become -1 .. 1) or float.
         target: as in `q_sample`.
 
     >>> noisy = nf.interop.columns.NoisyColumns(nf.Schedule.cosine(1000), nf.Noise(7, step=3))

@@ -122,7 +122,7 @@ def several_zeros_like(x: Array, n: int) -> list[Array]:
 
 
 def in_float64(x: Array) -> npt.NDArray[np.float64]:
-    """Returns x as float64 in host memory."""
+    """In host memory."""
     if hasattr(x, "double"):  # torch
         return x.double().cpu().numpy()  # type: ignore[no-any-return]
     return (x.get() if hasattr(x, "get") else np.asarray(x)).astype(np.float64)  # CuPy's

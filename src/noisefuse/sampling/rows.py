@@ -81,7 +81,7 @@ def thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tuple
     if clean.size == 0:
         return table, rows
     q = np.quantile(np.abs(clean.reshape(len(clean), -1)), ratio, axis=1)
-    s = np.clip(np.nan_to_num(q, nan=1.0), 1, maximum)  # a NaN in data must not become a coefficient
+    s = np.clip(np.nan_to_num(q, nan=1.0), 1, maximum)  # NaN in data must not become a coefficient
     picked = table.rows[np.broadcast_to(rows, s.shape)]
     for symbol in ("k", "x", "m1", "m2"):
         picked["clean"][symbol] /= s

@@ -141,7 +141,7 @@ class Fused:
     _gaps = False  # step looks at which of them exist, and no counter would tell
     _leftovers: tuple[
         str, ...
-    ] = ()  # ] = ()  # attributes that a finished run leaves, and that the next one sets before it reads them
+    ] = ()  # attributes that a finished run leaves, and that the next one sets before it reads them
     _options: tuple[str, ...] = ()  # arguments of step that change numbers
     _by_time = False  # step looks at the time that it is given; others count
     _source: str  # the attribute that coefficients are computed from
