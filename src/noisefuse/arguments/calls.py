@@ -210,7 +210,7 @@ def _check_name(noise: Noise, rows: int, sample_shape: tuple[int, ...], last_ste
 
 
 def like(name: str, a: object, x: Array, allowed: tuple[str, ...]) -> Array:
-    """Returns a as an array of x's shape and dtype, converted if its own dtype is allowed."""
+    """a as an array of x's shape and dtype, converted if its own is allowed."""
     array = as_array(name, a, allowed)
     if array.shape != x.shape:
         raise ValueError(f"{name}: expected shape {x.shape}, got {array.shape}")
