@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that the time per element jumps at no size of an array.
+"""This checks that the time per element jumps at no size of an array.
 
     pytest benchmarks/test_sizes.py      every figure; writes results/<processor>-sizes.json and .md
 

@@ -96,7 +96,7 @@ def schedules(figure: Figure) -> None:
 
 
 def paths(figure: Figure) -> None:
-    """From the same noise to the data, by samplers that draw noise and samplers that do not."""
+    """The ways from the same noise to the data, by samplers that draw noise and samplers that do not."""
     points, start = spiral(NOISE), nf.randn((8, 2), NOISE, dtype="float64")
     names = ("ddim", "dpmpp_2m", "ddpm", "dpmpp_2m_sde")
     for ax, name in zip(figure.subplots(1, len(names)), names, strict=True):

@@ -30,7 +30,7 @@ struct Words {
     Word w[4];
 };
 
-// Rounds first..9 on lane words. Lane::product multiplies. Lane::high and Lane::low take the halves of a product as
+// Rounds first..9 on lane words. Lane::product multiplies; Lane::high and Lane::low take the halves of a product as
 // words for the next one, Lane::high_lanes and Lane::word_lanes as plain lanes for the output.
 template <class Lane>
 constexpr Words<typename Lane::u32> philox_rounds(Words<typename Lane::word> c, const RoundKeys& keys, int first) {

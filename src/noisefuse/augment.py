@@ -693,7 +693,7 @@ _SENSOR = _Model((*_VARIANCE, ("out.x", 1.0), ("out.z", 1.0)), TIMES_ROOT)
 
 @lru_cache(256)
 def _plain(model: _Model, *numbers: tuple[str, float]) -> Plain | None:
-    """What the fast path takes, if the numbers are right."""
+    """Returns a row for the fast path, or None if the numbers are wrong."""
     if not all(math.isfinite(value) and (value >= 0 or name not in _NOT_NEGATIVE) for name, value in numbers):
         return None
     return model.plain(dict(numbers))
@@ -702,8 +702,8 @@ def _plain(model: _Model, *numbers: tuple[str, float]) -> Plain | None:
 def _plain_rows(
     model: _Model, numbers: dict[str, ArrayLike], shape: tuple[int, ...], layout: Layout | None, batched: bool
 ) -> tuple[Plain | None, Any]:
-    """What the fast path takes, if the numbers are right, and the rows of x, whose shape begins with theirs; or, where
-    channels lie last, (B, 1, .., C)."""
+    """Returns rows for the fast path, or None if the numbers are wrong, and x's row numbers, whose shape begins x's
+    shape or, with channels last, is (B, 1, .., C)."""
     try:
         columns, index = _by_place(numbers, shape, layout, batched)
     except (TypeError, ValueError):
@@ -801,8 +801,8 @@ def _levels_call(
 
 
 def call_inside(function: Any, x: Array, noise: NoiseLike, **options: Any) -> tuple[Step, Clip] | None:
-    """What `_of_tensors` hands on, as a checked call and the range of its result: of x that stands for another array,
-    whose values are not known yet. None: it is more than one call of a row."""
+    """Returns the work of `_of_tensors` as a checked call and the bounds of its result, for an x that stands for an
+    array whose values are not known yet. None: it is more than one call of a row."""
     if function is _levels:
         return _levels_call(x, noise, **options), None
     if function is not _apply or options.pop("shared") or options.pop("order") not in (None, options["layout"]):

@@ -286,7 +286,7 @@ def _halved(height: int, width: int, times: int) -> tuple[int, int]:
 
 @lru_cache(256)
 def _between(few: int, many: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For centres of `many` cells among those of `few`: returns the one before, and the fraction of the way to the
+    """Returns, for centres of `many` cells among those of `few`, the one before, and the fraction of the way to the
     next."""
     place = np.clip((np.arange(many) + 0.5) * few / many - 0.5, 0, few - 1)
     before = np.minimum(place.astype(np.int64), max(few - 2, 0))

@@ -450,8 +450,8 @@ def test_a_window_is_that_part_of_the_whole(backend, dtype, operation):
         ((6, 11), (2, 3), (5, 9)),
         ((6, 11), (2, 0), (4, 11)),
         ((4, 3, 5), (1, 1, 0), (3, 2, 5)),
-        ((4, 3, 5), (1, 0, 1), (3, 3, 4)),  # two contiguous axes
-        ((*(2,) * 9, 3), (0,) * 9 + (1,), (*(2,) * 9, 3)),  # more axes than CUDA kernels take, all but one contiguous
+        ((4, 3, 5), (1, 0, 1), (3, 3, 4)),  # two axes that lie together
+        ((*(2,) * 9, 3), (0,) * 9 + (1,), (*(2,) * 9, 3)),  # more than CUDA kernels take, and all but one together
         ((4, 300), (1, 17), (4, 290)),
         ((400,), (2,), (194,)),  # whole groups of lanes, which begin inside a block
         ((400,), (2,), (129,)),  # half a tile of Numba's, and the end of a block

@@ -154,7 +154,7 @@ def library_of(x: object) -> Any:
         return _libraries[type(x)]
     except KeyError:
         found = _library_of(type(x))
-    if found is not None:  # of other types there may be any number
+    if found is not None:  # the number of other types is not bounded
         _libraries[type(x)] = found
     return found
 

@@ -49,7 +49,7 @@ class Transitions:
     table: nf.Tableau
     mean: nf.Tableau
     std_dev: Any  # each row's, by verl-omni's definition
-    sqrt_dt: Any  # of each row
+    sqrt_dt: Any  # each row's
 
     def take(
         self, i: Any, x: Tensor, m: Tensor, draw: Callable[[], Any], x_next: Tensor | None, dtype: torch.dtype,

@@ -218,8 +218,8 @@ def mse_loss_grad(
 
 
 def _plain_table(schedule: Schedule, target: Target, scale: float | None, offset: float | None) -> Plain | None:
-    """What the fast path takes of the residual; None where a name or a schedule is not plain. (The fast path is called
-    where this is, and not here: Dynamo would go into a function that is given tensors.)"""
+    """Returns the residual's rows for the fast path, or None if a name or a schedule is not plain. (Callers call the
+    fast path themselves: Dynamo would enter a function that is given tensors.)"""
     if type(schedule) is not Schedule or type(target) is not str:
         return None
     return plain_table(schedule.kept.plain_residual, target, scale, offset)

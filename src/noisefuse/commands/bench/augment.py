@@ -64,7 +64,7 @@ def _noisefuse(case: Images, x: Array) -> Call:
 
 
 def _naive(case: Images, x: Array) -> Call:
-    """Returns the operation in NumPy, as its users write it."""
+    """NumPy, as its users write it."""
     rng, white = np.random.default_rng(0), case.white
 
     def stored(y: Array) -> Array:
@@ -83,7 +83,7 @@ def _naive(case: Images, x: Array) -> Call:
 
 
 def _albumentations(case: Images, x: Array) -> Call | None:
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it asks the network for its newest version
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks the network for its newest version
     library, cv2 = import_module("albumentations"), import_module("cv2")
     cv2.setNumThreads(case.threads)
     kinds: dict[str, Callable[[], Any]] = {

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = npt.NDArray[np.float64]
 Denoiser: TypeAlias = Callable[[Array, Any, Any], Array]  # D of x = alpha x0 + sigma z
 
-COLUMNS = 7  # of samplers on the sheet
+COLUMNS = 7  # samplers in a row of the sheet
 LEVELS = 30  # noise levels of a run on the sheet
 COUNTS = (4, 7, 12, 20, 35, 60, 100, 180)  # noise levels of a run in the diagrams
 PATHS, DIGITS = 4, 4

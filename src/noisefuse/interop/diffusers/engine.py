@@ -285,7 +285,7 @@ class Fused:
         dtype = kinds.get(self._draws, torch.float32)
         if draws is None or (type(draws) is torch.Generator and draws.device == m.device):
             z = torch.empty_like(m, dtype=dtype, memory_format=torch.contiguous_format)
-            z.normal_(generator=draws)  # as torch.randn
+            z.normal_(generator=draws)  # like torch.randn
         else:
             _need_generators(draws)
             z = randn_tensor(m.shape, generator=draws, device=m.device, dtype=dtype)

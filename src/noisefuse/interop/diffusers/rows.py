@@ -43,7 +43,7 @@ class Step:
     """One row's effect on a scheduler. (It is never changed. It is not frozen, because frozen objects take long to
     make.)"""
 
-    state: Any  # of `Plan.state`, before the step
+    state: Any  # the values of `Plan.state`, before the step
     past: Any  # a Pick: past1 ..
     written: int  # auxiliary outputs
     draws: bool  # whether diffusers draws noise here

@@ -213,7 +213,7 @@ def _samples(given: Numbers, first: Any, batch: int) -> Any:
     ids, each = given.get(IDS), len(first) > 1
     if ids is None:
         ids = first
-    elif ids.dtype == jnp.uint32 and ids.ndim == 2:  # in two words
+    elif ids.dtype == jnp.uint32 and ids.ndim == 2:  # ids in two words
         ids = (ids[:, 0].astype(jnp.uint64) | ids[:, 1].astype(jnp.uint64) << 32)[:, None]
         each = True
     else:

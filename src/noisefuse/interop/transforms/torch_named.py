@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What transforms of torch's tensors share: seeds from torch's generator, and noise that lets gradients pass."""
+"""The parts that transforms of torch's tensors share: seeds from torch's generator, and noise that passes gradients
+on."""
 
 from __future__ import annotations
 
