@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A test of each figure of a file."""
+"""Makes a test of each figure in a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module")
 def records(request: pytest.FixtureRequest) -> Iterator[list[dict[str, Any]]]:
-    """One for each figure; written down where all of them ran."""
+    """Yields one record for all figures of a file, and writes it if all of them ran."""
     taken: list[dict[str, Any]] = []
     yield taken
     write(taken, request.module)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the files of figures share: what a figure is, how it is measured, and the report of all.
+"""The shared part of the files of figures: the figures, their measurement, and the report.
 
-A file has FIGURES, and TITLE, ABOUT and SUFFIX for its report; conftest.py makes a test of each figure. One that
-misses its target fails. It and what it is compared with run in turn. pytest-benchmark's own times are of ours alone,
-for `--benchmark-compare` between commits.
+A file has FIGURES, and TITLE, ABOUT and SUFFIX for its report. conftest.py makes a test of each figure, which fails if
+the figure misses its target. A figure's calls and those of its rival run in turn. pytest-benchmark's own times are
+those of our calls alone, for `--benchmark-compare` between commits.
 """
 
 from __future__ import annotations
@@ -36,22 +36,23 @@ SCHEDULE = nf.Schedule.linear(1000)
 NOISE = nf.Noise(0)
 
 
-# ---- what is measured --------------------------------------------------------------------------------------
+# ---- figures -----------------------------------------------------------------------------------------------
 
 
 class Pair(NamedTuple):
     ours: Call
     other: Call
-    scale: float = 1.0  # how many times the other's time counts
+    scale: float = 1.0  # the factor of the rival's time
 
 
 def microseconds(call: Call) -> float:
-    """The time of one call, in the quickest of many turns: what else the machine does only adds to it."""
+    """Returns the time of one call, in the quickest of many turns, because other work on the machine only adds to
+    it."""
     return interleaved({"ours": call}, seconds=4)["ours"].least * 1e6
 
 
 def thread_seconds(call: Call, repeats: int) -> float:
-    """A clock for `interleaved` that counts this thread alone, so that other processes disturb less."""
+    """Returns a clock for `interleaved` that counts this thread alone, so that other processes disturb less."""
     return timed(call, repeats, time.thread_time)
 
 
@@ -72,8 +73,8 @@ def peak():
 
 
 def memory(code: str) -> float:
-    """What a new process prints, whose code has nf, np and `peak()`: VmHWM, which begins anew with a process.
-    (getrusage's ru_maxrss begins with the parent's.)"""
+    """Runs code with nf, np and `peak()` in a new process, and returns its output. peak() is VmHWM, which starts anew
+    in a process. (getrusage's ru_maxrss starts with the parent's.)"""
     if not Path("/proc/self/status").exists():
         raise NotImplementedError("needs /proc/self/status")
     return child(PEAK + code)
@@ -81,19 +82,20 @@ def memory(code: str) -> float:
 
 @dataclass(frozen=True)
 class Figure:
-    """With a Pair: ">=" bounds the other's time over ours, "<=" ours over the other's. Else a number of `unit`."""
+    """A figure. With a Pair, ">=" bounds the rival's time over ours, "<=" ours over the rival's. Else it is a number of
+    `unit`."""
 
     name: str
     sense: str
     target: float
     measure: Callable[[], Pair | float]
     threads: int = 1
-    isa: str | None = None  # forced, in a process of its own
-    needs: str | None = None  # the target is one for this instruction set
+    isa: str | None = None  # forced, in a new process
+    needs: str | None = None  # the instruction set for which the target holds
     unit: str = "x"
 
     def missing(self) -> str | None:
-        """Why it cannot be measured here."""
+        """Returns why it cannot be measured here."""
         info = nf.info()
         if self.isa is not None and info["isas"].get(self.isa) != "available":
             return f"{self.isa} is not available"
@@ -118,7 +120,7 @@ class Figure:
         }
 
     def in_child(self) -> dict[str, Any]:
-        """The same with the instruction set forced, which is chosen once in a process."""
+        """Does the same with the instruction set forced, which a process chooses once."""
         environment = os.environ | {"NOISEFUSE_ISA": str(self.isa)}
         command = [sys.executable, str(Path(__file__).with_name("test_forward.py")), self.name]
         done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
@@ -134,7 +136,7 @@ def test_figure(figure: Figure, request: pytest.FixtureRequest, records: list[di
 
 
 def measure(figure: Figure, record: dict[str, Any], request: pytest.FixtureRequest) -> None:
-    """Not within the test: its frame lives on where it fails, with all arrays."""
+    """Measures outside the test: after a failure, a test's frame stays alive with all arrays."""
     reason = figure.missing()
     with nf.set_num_threads(figure.threads):
         try:
@@ -157,12 +159,12 @@ def measure(figure: Figure, record: dict[str, Any], request: pytest.FixtureReque
 
 
 def processor() -> str:
-    """As files name it. Intel(R) Xeon(R) Gold 6230 CPU @ 2.10GHz -> intel-xeon-gold-6230-cpu-2-10ghz"""
+    """Returns the name in file names: Intel(R) Xeon(R) Gold 6230 CPU @ 2.10GHz -> intel-xeon-gold-6230-cpu-2-10ghz"""
     return "-".join(re.sub(r"\((r|tm)\)|[^a-z0-9]+", " ", nf.info()["cpu"].lower()).split())
 
 
 def write(taken: list[dict[str, Any]], module: Any) -> None:
-    """results/<processor><suffix>.json and .md, if all figures of the file were taken."""
+    """Writes results/<processor>-<suffix>.json and .md, if all figures of the file were measured."""
     if len(taken) < len(module.FIGURES) or not all("met" in record or "skipped" in record for record in taken):
         return
     where = machine()

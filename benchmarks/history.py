@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's figures over time, of every run whose results were committed: docs/pictures/history.png.
+"""Draws the README's figures over time, for every run with committed results: docs/pictures/history.png.
 
     python benchmarks/history.py
 
-results/ keeps the last run of each machine; those before it are in the history of git, which a shallow clone lacks.
+results/ keeps the last run of each machine. Earlier runs are in git's history, which a shallow clone lacks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def first_figure(row: Row) -> str:
 
 
 def runs(machine: str, row: Row) -> Iterator[tuple[datetime, float]]:
-    """When each run was committed, and its figure."""
+    """Returns the date of each run's commit, and its figure."""
     path = (RESULTS / f"{MACHINES[machine]}{row.suffix}.json").relative_to(ROOT)
     for line in git("log", "--format=%H %cI", "--", str(path)).splitlines():
         commit, when = line.split()
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def panel(ax: Any, row: Row) -> None:
-    """A point for each run."""
+    """Draws a point for each run."""
     for machine, color in COLORS.items():
         when, values = zip(*sorted(runs(machine, row)), strict=True)
         ax.plot(when, values, "o-", color=color, label=machine, markersize=4, linewidth=1.2)

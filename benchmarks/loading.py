@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images a second that a training loop gets from memory, noised in several ways: ``python benchmarks/loading.py``.
+"""Measures the images per second of noised data from memory, in several ways: ``python benchmarks/loading.py``.
 
-One thread in each process. All ways take turns; the figure is the median of the rounds. docs/torch.md cites the ratios.
+Each process has one thread. All ways take turns; the figure is the median of the rounds. docs/torch.md cites the
+ratios.
 """
 
 import os
@@ -9,7 +10,7 @@ import statistics
 import sys
 import time
 
-os.environ["NOISEFUSE_NUM_THREADS"] = "1"  # of workers too
+os.environ["NOISEFUSE_NUM_THREADS"] = "1"  # workers inherit it
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -24,7 +25,7 @@ NOISY = NoisyBatch(SCHEDULE, nf.Noise(7))
 
 
 def by_torch(images):
-    """(x_t, t, noise) of images (B, ...) as most people write it."""
+    """Returns (x_t, t, noise) of images (B, ...), as most people write it."""
     x0 = images / 127.5 - 1
     t = torch.randint(0, len(SCHEDULE), (len(x0),))
     noise = torch.randn_like(x0)

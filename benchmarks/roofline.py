@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far operations are from what the machine allows: a roofline (Williams, Waterman and Patterson 2009) of one core.
+"""Compares operations with the machine's limits: a roofline (Williams, Waterman and Patterson 2009) of one core.
 
     python benchmarks/roofline.py           measures, four minutes: results/<processor>-roofline.json
     python benchmarks/roofline.py --draw    draws the file of docs/performance.md: docs/pictures/roofline.png
 
-Linux on x86-64, and a C compiler. What is counted are arithmetic instructions of vectors, by single steps (count.c):
-exactly, as the difference between calls of two sizes. The roofs are measured, too: a copy's bytes a second, and the
-rate of roofs.c. A point says how many instructions an operation takes for a byte that it reads or writes, and how many
-of them it does in a second.
+It needs Linux on x86-64, and a C compiler. It counts arithmetic instructions of vectors by single steps (count.c):
+exactly, as the difference between calls of two sizes. It also measures the roofs: a copy's bytes per second, and the
+rate of roofs.c. A point shows an operation's instructions for a byte that it reads or writes, and its instructions per
+second.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Work(NamedTuple):
     arrays: list[Any]  # each is read or written once
 
 
-# ---- operations: of how many elements -> Work --------------------------------------------------------------
+# ---- operations: from a number of elements to Work ----------------------------------------------------------
 
 
 def array(dtype: str, elements: int) -> Any:
@@ -108,7 +108,7 @@ OPERATIONS: dict[str, Callable[[int], Work]] = {
 }
 
 
-# ---- what is measured --------------------------------------------------------------------------------------
+# ---- measurements ------------------------------------------------------------------------------------------
 
 
 def compiled(folder: Path, source: str, *options: str) -> Path:
@@ -118,7 +118,7 @@ def compiled(folder: Path, source: str, *options: str) -> Path:
 
 
 def count_calls() -> None:
-    """Run by count.c: each operation in two sizes, between signals."""
+    """Runs each operation in two sizes, between signals; count.c runs this."""
     for make in OPERATIONS.values():
         for elements in COUNTED:
             call = make(elements).call
@@ -130,7 +130,7 @@ def count_calls() -> None:
 
 
 def counted(folder: Path) -> Iterator[float]:
-    """Arithmetic instructions of vectors for an element, of each operation."""
+    """Returns the arithmetic instructions of vectors for an element, by operation."""
     command = [str(compiled(folder, "count.c")), sys.executable, __file__, "--count"]
     alone = os.environ | {"NOISEFUSE_NUM_THREADS": "1"}
     done = subprocess.run(command, env=alone, check=True, stdout=subprocess.PIPE, text=True)
@@ -140,14 +140,14 @@ def counted(folder: Path) -> Iterator[float]:
 
 
 def rate(folder: Path) -> float:
-    """Of roofs.c, instructions a second."""
+    """Returns the instructions per second of roofs.c."""
     library = ctypes.CDLL(str(compiled(folder, "roofs.c", "-march=native", "-shared", "-fPIC")))
     turns = 10**6
     return 16e6 * turns / microseconds(lambda: library.arithmetic(ctypes.c_long(turns)))
 
 
 def bandwidth(elements: int) -> float:
-    """Of NumPy's copy, bytes a second."""
+    """Returns the bytes per second of NumPy's copy."""
     x, out = array("float32", elements), array("float32", elements)
     return 2e6 * x.nbytes / microseconds(lambda: np.copyto(out, x))
 
@@ -167,7 +167,7 @@ def measure() -> None:
     (RESULTS / f"{processor()}-roofline.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-# ---- what is shown -----------------------------------------------------------------------------------------
+# ---- the picture -------------------------------------------------------------------------------------------
 
 
 def draw(record: Record) -> None:

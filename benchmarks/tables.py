@@ -3,7 +3,7 @@
 
     python benchmarks/tables.py    writes them between their markers
 
-Who measures anew runs it afterwards; tests/test_figures.py fails where a page says anything else than the files.
+Run it after new measurements; tests/test_figures.py fails if a page differs from the files.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 
-MACHINES = {  # as the page calls them: the file names of their results
+MACHINES = {  # the pages' names of machines, and the file names of their results
     "Emerald Rapids": "intel-xeon-processor",
     "Cascade Lake": "intel-xeon-processor-2-50ghz",
     "Zen 4": "amd-epyc",
 }
-RIVALS_ON = "Cascade Lake"  # the machine that has been timed beside all rivals
+RIVALS_ON = "Cascade Lake"  # the machine that has run all rivals
 ROOFLINE_OF = "Zen 4"
 
 
 class Row(NamedTuple):
-    """Its figures stand in the files of one suffix. {name} in `figure` is one of `names`, and so is a number each."""
+    """A table row. Its figures are in the files of one suffix. {name} in `figure` is one of `names`, and has a number
+    each."""
 
     label: str
     suffix: str
@@ -67,7 +68,7 @@ FIGURES = [
     Row("`mse_loss`, x_t and gradient, 256 x 3 x 128 x 128, over torch", "-loss", "images, over torch{name}", THREADS),
 ]
 
-# Beside each rival what was timed: how many times as long it takes.
+# The measurement beside each rival, as the ratio of the rival's time to ours.
 RIVALS = {
     "diffusers": [
         Row(
@@ -105,9 +106,9 @@ RIVALS = {
         Row("our transform in their `Compose`", "-augment", "gaussian in albumentations' Compose, over theirs"),
     ],
 }
-# One pass over memory; what the noise depends on; whether another processor or version is promised the same bits.
+# Whether it takes one pass over memory, the noise's dependencies, and whether bits are promised between machines.
 RIVALS_DO = {
-    "noisefuse": ("yes", "its name: seed, sample, step, element", "yes"),
+    "noisefuse": ("yes", "its key: seed, sample, step, element", "yes"),
     "diffusers": ("no", "a generator's state", "no: within a tolerance"),
     "torch": ("if you compile it", "a generator's state", "no"),
     "NumPy": ("no", "a generator's state", "no: the same build and machine"),
@@ -119,13 +120,13 @@ RIVALS_DO = {
 
 @cache
 def figures(name: str) -> dict[str, dict]:
-    """{figure: record} of a file of results."""
+    """Returns {figure: record} from a file of results."""
     records = json.loads((RESULTS / f"{name}.json").read_text())["figures"]
     return {record["figure"]: record for record in records if "value" in record}
 
 
 def number(value: float) -> str:
-    """Two digits, or all that stand before the point; near 1, where a few hundredths count, two places."""
+    """Writes two digits, or all before the point; near 1, where a few hundredths count, two decimal places."""
     return f"{value:.0f}" if value >= 9.95 else f"{value:.2f}" if value < 1.995 else f"{value:.1f}"
 
 
@@ -145,7 +146,7 @@ def figures_table() -> str:
 
 
 def beside(row: Row) -> str:
-    """How many times as long the rival takes. Figures whose target is "<=" are ours over theirs (figures.py)."""
+    """Returns the rival's time over ours. Figures whose target is "<=" are ours over theirs (figures.py)."""
     records = row.records(RIVALS_ON)
     theirs = [record["value"] if record["target"].startswith(">=") else 1 / record["value"] for record in records]
     return f"{row.label}: {', '.join(map(number, theirs))} x"
@@ -158,12 +159,13 @@ def rivals_table() -> str:
 
 
 def roofline() -> dict[str, Any]:
-    """What roofline.py measured."""
+    """Returns the measurements of roofline.py."""
     return dict(json.loads((RESULTS / f"{MACHINES[ROOFLINE_OF]}-roofline.json").read_text()))
 
 
 def roofline_table() -> str:
-    """The floor is the longer time of two: of an operation's arithmetic, and of its bytes in a copy."""
+    """Returns the floor: the longer of two times, that of an operation's arithmetic, and that of its bytes in a
+    copy."""
     record = roofline()
     heads, rows = ["", "instructions", "bytes"], []
     for place in record["places"]:
@@ -185,7 +187,7 @@ TABLES = {
 
 
 def filled(page: str, text: str) -> str:
-    """The page's text with all of its tables as the files have them. A marker that is not there is an error."""
+    """Returns the page's text with all its tables from the files. A missing marker is an error."""
     for name, made in TABLES[page].items():
         begin, end = f"<!-- {name}: written by benchmarks/tables.py -->\n", f"<!-- /{name} -->"
         marked = re.compile(f"(?<={re.escape(begin)}).*?(?={re.escape(end)})", re.DOTALL)

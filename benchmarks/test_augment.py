@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that augmentation has to reach, each a ratio within one run.
+"""The targets of augmentation, each a ratio within one run.
 
     pytest benchmarks/test_augment.py      every figure; writes results/<processor>-augment.json and .md
 
-Rivals are called through their public classes, with a probability of 1, each on images of its own layout, one at a time
-where its class takes one. They make new arrays, and so do ours.
+Rivals are called through their public classes, with probability 1, each on images in its own layout, one at a time if
+its class takes one. They make new arrays, and so do ours.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def over_albumentations() -> Pair:
 
 
 def class_over_albumentations() -> Pair:
-    """Theirs and ours in the same Compose, image by image."""
+    """Compares theirs and ours in the same Compose, image by image."""
     import albumentations as A
     import cv2
 
@@ -74,7 +74,7 @@ def over_torchvision(ours: bool) -> Pair:
 
 
 def class_over_audiomentations() -> Pair:
-    """Theirs and ours in the same Compose, clip by clip, each let go before the next one."""
+    """Compares theirs and ours in the same Compose, clip by clip. Each clip is freed before the next one."""
     import audiomentations
 
     from noisefuse.interop import audiomentations as named
@@ -91,7 +91,7 @@ def class_over_audiomentations() -> Pair:
 
 
 def class_over_kornia() -> Pair:
-    """A batch of float images at once."""
+    """Compares a whole batch of float images."""
     import torch
     from kornia.augmentation import RandomGaussianNoise as Theirs
 
@@ -103,7 +103,7 @@ def class_over_kornia() -> Pair:
 
 
 def class_over_monai() -> Pair:
-    """A volume of floats."""
+    """Compares a volume of floats."""
     import torch
     from monai.transforms import RandGaussianNoise as Theirs
 
@@ -115,7 +115,7 @@ def class_over_monai() -> Pair:
 
 
 def over_opencv() -> Pair:
-    """Normals of int16 alone, which are yet to be added to the image."""
+    """Draws normals of int16 alone, without adding them to the image."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -124,7 +124,7 @@ def over_opencv() -> Pair:
 
 
 def preparing(over: str) -> Pair:
-    """Over torchvision's ToDtype, Normalize and GaussianNoise, or of q_sample from as many bytes."""
+    """Compares with torchvision's ToDtype, Normalize and GaussianNoise, or with q_sample from as many bytes."""
     x, mean, std = images(), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     ours = partial(nf.augment.prepare, x, noise=NOISE, scale_mean=mean, scale_std=std, noise_std=0.1)
     if over == "q_sample":
@@ -167,7 +167,7 @@ def shot_noise() -> Pair:
 
 
 def channels_last(function: str) -> Pair:
-    """Numbers for each channel of each sample, and one for all."""
+    """Compares numbers for each channel of each sample with one number for all."""
     x, numbers = images(), np.full((BATCH[0], BATCH[-1]), 2.0)
     noise = getattr(nf.augment, function)
     many, one = ((given,) * (2 if function == "sensor" else 1) for given in (numbers, 2.0))
@@ -175,14 +175,14 @@ def channels_last(function: str) -> Pair:
 
 
 def bytes_to_floats() -> Pair:
-    """q_sample from bytes into bytes and into floats."""
+    """Compares q_sample from bytes into bytes and into floats."""
     x = images()
     into = [partial(nf.q_sample, x, 500, SCHEDULE, NOISE, dtype=dtype) for dtype in ("uint8", "float32")]
     return Pair(*into)
 
 
 def uint16_of_bytes(function: str) -> Pair:
-    """Into what they are in, one pass each."""
+    """Keeps the dtype, with one pass each."""
     x = images()
     wide = x.astype(np.uint16) * 257
 
@@ -195,7 +195,7 @@ def uint16_of_bytes(function: str) -> Pair:
 
 
 def clips_over_numpy() -> Pair:
-    """What audiomentations does (AddGaussianSNR): the root mean square of a clip, and normals of NumPy's."""
+    """Does the work of audiomentations (AddGaussianSNR): the root mean square of a clip, and NumPy's normals."""
     x, rng = np.random.default_rng(0).standard_normal(CLIPS, dtype=np.float32), np.random.default_rng(0)
 
     def usual() -> Any:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that the drop-in schedulers have to reach, each a ratio within one run.
+"""The targets of the drop-in schedulers, each a ratio within one run.
 
     pytest benchmarks/test_diffusers.py      every figure; writes results/<processor>-diffusers.json and .md
 
-Both sides run the same loop over torch tensors on the same number of threads: all steps of a run with a model output
-that is there already, or add_noise to a batch. Noise is drawn: by diffusers from torch's generator, here in the pass.
-Of a first run all steps are timed, and the rows are found in it.
+Both sides run the same loop over torch tensors on the same number of threads: all steps of a run with a ready model
+output, or add_noise to a batch. diffusers draws noise from torch's generator; ours draws it in the pass. A first run
+counts all steps, and includes the search for rows.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def torch(threads: int = 1) -> Any:
 
 
 def run(name: str, library: Any, config: dict[str, Any], options: dict[str, Any], shape: tuple[int, ...]) -> Call:
-    """The steps of a run but the first, from the state that the first one leaves, on the same x."""
+    """Returns the steps of a run except the first, from the state after the first, on the same x."""
     scheduler = getattr(library, name)(**config)
     x, m = torch().randn(2, *shape)
     scheduler.set_timesteps(STEPS)
@@ -60,7 +60,7 @@ def run(name: str, library: Any, config: dict[str, Any], options: dict[str, Any]
 
 
 def draws(name: str) -> dict[str, Any]:
-    """What our steps of this class draw from."""
+    """Returns the noise for our steps of this class."""
     taken = inspect.signature(getattr(import_module("diffusers"), name).step).parameters
     return {"generator": NOISE} if "generator" in taken else {}
 
@@ -71,14 +71,14 @@ def pair(name: str, config: dict[str, Any], options: dict[str, Any], shape: tupl
 
 
 def first_run(name: str) -> float:
-    """Our time over theirs, medians of turns, of a run of 20 steps whose configuration was not seen before."""
+    """Returns our time over theirs, medians of turns, for a run of 20 steps with a new configuration."""
     x, m = torch().randn(2, *ONE_LATENT)
     sides = [(getattr(module(), name)(), draws(name)), (getattr(import_module("diffusers"), name)(), {})]
     seconds: tuple[list[float], list[float]] = [], []
     for turn in range(60):
         for (scheduler, options), found in zip(sides, seconds, strict=True):
             scheduler.set_timesteps(20)
-            scheduler.register_to_config(turn=turn)  # a configuration is another one by any of its words
+            scheduler.register_to_config(turn=turn)  # any word makes a configuration a new one
             scheduler.is_scale_input_called = True
             sample = x
             start = time.perf_counter()
@@ -90,12 +90,12 @@ def first_run(name: str) -> float:
 
 
 def step_microseconds(name: str, config: dict[str, Any], options: dict[str, Any]) -> float:
-    """Of a step, within a run."""
+    """Compares a step within a run."""
     return microseconds(pair(name, config, options, ACTION).ours) / (STEPS - 1)
 
 
 def add_noise(shape: tuple[int, ...], threads: int, *, method: bool) -> Pair:
-    """`method`: the drop-in method, which returns a new tensor; else q_sample, with `out=`."""
+    """Compares `method`, the drop-in method, which returns a new tensor, or else q_sample with `out=`."""
     library, scheduler = torch(threads), module().DDPMScheduler()
     x, t = library.randn(shape), library.randint(0, 1000, shape[:1])
     out, schedule, theirs = library.empty_like(x), nf.Schedule.linear(), import_module("diffusers").DDPMScheduler()

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that the forward process has to reach, each a ratio within one run.
+"""The targets of the forward process, each a ratio within one run.
 
     pytest benchmarks               every figure; writes results/<processor>.json and .md
     pytest benchmarks -k walk       some; writes nothing, so that a results file is always one run
 
-What a figure is, and how it is measured, is in figures.py.
+figures.py explains figures and their measurement.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Written by `pytest benchmarks`, in one run. float32, one thread, per-sample t an
 is said; `images` is 256x3x128x128, `points` 1,000,000x3. The naive walk is extrapolated from 20 steps."""
 
 
-# ---- what is compared --------------------------------------------------------------------------------------
+# ---- the calls ---------------------------------------------------------------------------------------------
 
 
 def arrays(shape: tuple[int, ...], dtype: Any = np.float32) -> tuple[Any, Any, Any]:
@@ -116,11 +116,12 @@ def numba_against_native(shape: tuple[int, ...]) -> Pair:
     return Pair(partial(on, "numba"), partial(on, "native"))
 
 
-# ---- figures without a partner, measured in new processes ----------------------------------------------------
+# ---- figures without a rival, measured in new processes ------------------------------------------------------
 
 
 def import_milliseconds() -> float:
-    """Beyond `import numpy`: the median of 9 processes, after one that writes the bytecode, as an installer does."""
+    """Returns the time beyond `import numpy`: the median of 9 processes, after one that writes the bytecode, as
+    installers do."""
     code = "import numpy, time; t = time.perf_counter(); import noisefuse; print(1e3 * (time.perf_counter() - t))"
     with tempfile.TemporaryDirectory() as folder:
         bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": folder}
@@ -128,7 +129,7 @@ def import_milliseconds() -> float:
 
 
 def memory_growth() -> float:
-    """What the peak grows by in a call with two outputs of 256 MiB, as a share of them."""
+    """Returns the peak's growth in a call with two outputs of 256 MiB, as a share of them."""
     return memory("""
 def q_sample(x):
     return nf.q_sample(x, np.zeros(len(x), int), schedule, nf.Noise(0), target="v")
@@ -157,7 +158,7 @@ first = seconds(1)
 
 
 def numba_first_call(cached: bool) -> float:
-    """Seconds after `import numba`: the best of 3, as other work on the machine only ever adds to them."""
+    """Returns the seconds after `import numba`: the best of 3, because other work on the machine only adds to them."""
     import_module("numba")
     with tempfile.TemporaryDirectory() as folder:
         environment = {"NOISEFUSE_BACKEND": "numba", "NUMBA_CACHE_DIR": folder}

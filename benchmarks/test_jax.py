@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that JAX's arrays have to reach, each within one run.
+"""The targets of JAX's arrays, each within one run.
 
     pytest benchmarks/test_jax.py      every figure; writes results/<processor>-jax.json and .md
 
-XLA is held to one thread, as the library is: it makes as many as there are processors for it when it begins. What
-people write today is the formula in `jax.numpy` under `jit`, with `jax.random.normal`.
+XLA is held to one thread, like the library: it starts as many threads as there are processors for it at its start.
+People today write the formula in `jax.numpy` under `jit`, with `jax.random.normal`.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def ones(shape: tuple[int, ...]) -> Any:
 
 
 def naive(implementation: str, shape: tuple[int, ...], t: Any) -> Call:
-    """The forward process as people write it."""
+    """Computes the forward process as people write it."""
     alpha, sigma = (jnp().asarray(column, "float32") for column in (SCHEDULE.alpha, SCHEDULE.sigma))
     key, x = jax().random.key(0, impl=implementation), ones(shape)
     wide = (-1, *[1] * (len(shape) - 1))
@@ -101,7 +101,7 @@ def donated() -> Pair:
 
 
 def fresh() -> float:
-    """Of a new result: over our call of NumPy's, and what XLA's new memory costs, by a call that copies."""
+    """Compares a new result with our call of NumPy's, plus the cost of XLA's new memory, from a call that copies."""
     x, t, out = ones(SHAPE), jnp().arange(4) * 100, np.empty(SHAPE, np.float32)
     run = jax().jit(lambda x, t: nf.q_sample(x, t, SCHEDULE, NOISE))
     same = jax().jit(lambda x: nf.update(SAME, 0, x))
@@ -127,7 +127,7 @@ def ddpm_step() -> Pair:
     return Pair(ready(lambda: run(x, m, 25)), ready(lambda: theirs(key, x, m)))
 
 
-# ---- small ones --------------------------------------------------------------------------------------------
+# ---- small arrays ------------------------------------------------------------------------------------------
 
 
 STEP = count()
@@ -153,7 +153,7 @@ def eager(call: Callable[[Any], Any]) -> float:
 
 
 def scanned() -> float:
-    """Microseconds a step of a scan, more than of an empty one."""
+    """Returns the microseconds of a scan's step beyond those of an empty one."""
     x, lax = ones(ACTION), jax().lax
     steps = jnp().arange(STEPS)
     run = jax().jit(
@@ -166,7 +166,7 @@ def scanned() -> float:
 
 def sampled() -> Pair:
     sampler, x = nf.samplers.ddim(SCHEDULE, 50), ones(LATENTS)
-    half = np.float32(0.5)  # a model has an output of its own
+    half = np.float32(0.5)  # a model makes a new output
     run = jax().jit(lambda x: sampler.sample(lambda x, t: half * x, x, NOISE))
     on_host = np.asarray(x)
     return Pair(ready(lambda: run(x)), lambda: sampler.sample(lambda x, t: half * x, on_host, NOISE))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that a training step has to reach, each a ratio within one run.
+"""The targets of a training step, each a ratio within one run.
 
     pytest benchmarks/test_loss.py      every figure; writes results/<processor>-loss.json and .md
 
@@ -48,12 +48,12 @@ def against_numpy(shape: tuple[int, ...], target: Any = "epsilon") -> Pair:
 
 
 def against_torch(shape: tuple[int, ...], target: Any = "epsilon") -> Pair:
-    """torch takes as many threads as ours."""
+    """Gives torch as many threads as ours."""
     import torch
 
     torch.set_num_threads(nf.info()["threads"])
     x0, theirs = torch.rand(shape), torch.rand(shape, requires_grad=True)
-    pred = theirs.detach().clone().requires_grad_()  # so that each frees the gradients that it made
+    pred = theirs.detach().clone().requires_grad_()  # a new leaf, so that each step frees its gradients
     t = torch.randint(len(SCHEDULE), shape[:1])
     columns = [torch.tensor(c.copy(), dtype=torch.float32) for c in (SCHEDULE.alpha, SCHEDULE.sigma)]
 
@@ -126,8 +126,8 @@ OURS_TORCH = """
     pred = (x_t * 0.5).requires_grad_()
     nf.mse_loss(pred, x0, t, schedule, noise, target="epsilon").backward()
 """
-# The batch was made for this step, so that x_t takes its memory, which epsilon's loss needs no more; and the gradient
-# takes that of the prediction. Autograd notices if the network's last operation still wanted either.
+# The batch was made for this step, so x_t takes its memory, which epsilon's loss no longer needs; and the gradient
+# takes the prediction's. Autograd notices if the network's last operation still needs either.
 IN_PLACE_TORCH = """
     x_t = nf.q_sample(x0, t, schedule, noise, out=x0)
     pred = x_t * 0.5
@@ -136,7 +136,7 @@ IN_PLACE_TORCH = """
 
 
 def growth(imports: str, data: str, step: str) -> float:
-    """What the peak grows by in one step beyond its data x0, in arrays of x0's size."""
+    """Returns the peak's growth in one step beyond its data x0, in arrays of x0's size."""
     return memory(STEP.format(imports=imports, data=data, step=step.strip()))
 
 

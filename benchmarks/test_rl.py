@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that steps of reinforcement learning have to reach, each a ratio within one run.
+"""The targets of steps of reinforcement learning, each a ratio within one run.
 
     pytest benchmarks/test_rl.py      every figure; writes results/<processor>-rl.json and .md
 
-The naive step is that of Flow-GRPO, line by line, as the frameworks have it.
+The naive step is that of Flow-GRPO, line by line, as in the frameworks.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ SIGMAS = torch.tensor([*SAMPLER.tableau.sigma, 0.0], dtype=torch.float32)
 
 
 def tensors(shape: tuple[int, ...], dtype: torch.dtype) -> list[Any]:
-    """x, the model's output, and another x."""
+    """Returns x, the model's output, and another x."""
     return [nf.randn(shape, nf.Noise(k), dtype=torch.float64).to(dtype) for k in range(3)]
 
 
 def naive(x: Any, m: Any, x_next: Any = None) -> Any:
-    """(x', log-density), the mean over elements."""
+    """Returns (x', log-density); the log-density is the mean over elements."""
     torch.set_num_threads(1)
     dtype, x, m = x.dtype, x.float(), m.float()
     sigma, dt = SIGMAS[ROW], SIGMAS[ROW + 1] - SIGMAS[ROW]
@@ -55,7 +55,8 @@ def over_naive(dtype: torch.dtype) -> Pair:
 
 
 def with_gradient(other: str) -> Pair:
-    """The log-density and its gradient: from arrays, of a step; through autograd, over the naive formula's."""
+    """Compares the log-density and its gradient: from arrays, of a step; and through autograd, over the naive
+    formula's."""
     x, m, x_next = tensors(LATENTS, torch.float32)
     if other == "step":
         arrays = [a.numpy() for a in (x, m, x_next)]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that the samplers have to reach, each a ratio within one run.
+"""The targets of the samplers, each a ratio within one run.
 
     pytest benchmarks/test_samplers.py      every figure; writes results/<processor>-samplers.json and .md
 
-Small steps are compared with diffusers' schedulers and with NumPy written by hand, over all rows of one run; large
-ones with a compiled triad, out = a x + b m (triad.c), on the same threads and over as many bytes.
+Small steps are compared with diffusers' schedulers and with careful NumPy, over all rows of one run. Large steps are
+compared with a compiled triad, out = a x + b m (triad.c), on the same threads and over as many bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from noisefuse.commands.bench.contenders import Call
 from noisefuse.commands.bench.timing import interleaved
 from noisefuse.sampler import Sampler
 
-CHUNK = (1, 50, 32)  # of actions
+CHUNK = (1, 50, 32)  # a chunk of actions
 LATENTS = (4, 4, 128, 128)
 STEPS = 50
 
@@ -39,8 +39,8 @@ def arrays(shape: tuple[int, ...], n: int) -> list[Any]:
 
 
 def on_pages(shape: tuple[int, ...], n: int) -> list[Any]:
-    """The same, each from the start of a page: how two arrays lie within their lines is a third of a time, by chance,
-    and here that of a step is compared with that of a triad, whose arrays are others."""
+    """Returns copies that each begin on a page. The place of two arrays within their lines changes a time by a third,
+    by chance, and here a step is compared with a triad on other arrays."""
     placed = []
     for array in arrays(shape, n):
         memory = np.empty(array.nbytes + 4096, np.uint8)
@@ -56,7 +56,7 @@ def make(name: str, **options: Any) -> Sampler:
 
 
 def run(name: str, shape: tuple[int, ...], **options: Any) -> Call:
-    """All rows of one run, on the same x."""
+    """Runs all rows of one run, on the same x."""
     sampler, (x, m, out) = make(name, **options), arrays(shape, 3)
     state, step, rows = sampler.state(x), sampler.step, range(len(sampler))
 
@@ -68,12 +68,12 @@ def run(name: str, shape: tuple[int, ...], **options: Any) -> Call:
 
 
 def step_microseconds(name: str, shape: tuple[int, ...]) -> float:
-    """Of one step, within a run."""
+    """Returns the time of one step within a run."""
     return microseconds(run(name, shape)) / STEPS
 
 
 def loop_milliseconds() -> float:
-    """What `sample` takes for 1000 steps of DDPM, with a model that takes no time."""
+    """Returns the time of `sample` for 1000 steps of DDPM, with a model that takes no time."""
     sampler, (x, m) = nf.samplers.ddpm(SCHEDULE), arrays((16, 7), 2)
     return microseconds(lambda: sampler.sample(lambda x, t: m, x, NOISE)) / 1e3
 
@@ -82,7 +82,7 @@ def loop_milliseconds() -> float:
 
 
 def against_diffusers(name: str, scheduler: str, **options: Any) -> Pair:
-    """As their schedulers come, so with D clipped in DDPM and DDIM."""
+    """Returns their schedulers with their defaults, so with D clipped in DDPM and DDIM."""
     diffusers, torch = import_module("diffusers"), import_module("torch")
     torch.set_num_threads(1)
     theirs = getattr(diffusers, scheduler)(1000)
@@ -91,18 +91,18 @@ def against_diffusers(name: str, scheduler: str, **options: Any) -> Pair:
     x, m = (torch.from_numpy(a) for a in arrays(ACTION, 2))
 
     def other() -> None:
-        theirs._step_index = None  # back to the first step
+        theirs._step_index = None  # resets it to the first step
         for t in theirs.timesteps:
             theirs.step(m, t, x)
 
     return Pair(run(name, ACTION, **options), other)
 
 
-# ---- NumPy, with care: coefficients computed before, no temporaries ----------------------------------------
+# ---- careful NumPy: coefficients computed in advance, no temporaries ----------------------------------------
 
 
 def against_numpy(name: str, shape: tuple[int, ...]) -> Pair:
-    """The rows with D clipped to [-1, 1], as they are used for actions and pixels."""
+    """Computes the rows with D clipped to [-1, 1], as for actions and pixels."""
     table, (x, m, out, clean, before, term) = make(name, clip=1.0).tableau, arrays(shape, 6)
     columns = [table.rows["clean"][symbol] for symbol in ("x", "m1")]
     columns += [table.rows["out"][symbol] for symbol in ("x", "d", "past1", "z")]
@@ -138,7 +138,7 @@ def against_numpy(name: str, shape: tuple[int, ...]) -> Pair:
 
 @cache
 def library() -> ctypes.CDLL:
-    """triad.c. ImportError: no C compiler with OpenMP."""
+    """Compiles triad.c. ImportError: no C compiler with OpenMP."""
     target = Path(tempfile.mkdtemp()) / "triad.so"
     options = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
     try:
@@ -152,11 +152,12 @@ def triad(out: Any, x: Any, m: Any, threads: int) -> Call:
     function = library().triad
     function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_float] * 2 + [ctypes.c_ssize_t, ctypes.c_int]
     arguments = (out.ctypes.data, x.ctypes.data, m.ctypes.data, 0.9, 0.1, out.size, threads)
-    return lambda: (out, x, m, function(*arguments))  # keeps the arrays
+    return lambda: (out, x, m, function(*arguments))  # the tuple keeps the arrays alive
 
 
 def need_idle(threads: int) -> None:
-    """NotImplementedError where others use the processors: OpenMP then waits for them, and any figure is met."""
+    """Raises NotImplementedError if other processes use the processors: OpenMP then waits for them, and any target is
+    met."""
     calls = {str(n): triad(*on_pages((1 << 18,), 3), n) for n in (1, threads)}
     timings = interleaved(calls, seconds=0.5)
     if timings[str(threads)].median > timings["1"].median:
@@ -164,7 +165,7 @@ def need_idle(threads: int) -> None:
 
 
 def middle_step(name: str, shape: tuple[int, ...]) -> tuple[Call, list[Any], int]:
-    """One step, its (out, x, m), and how many arrays it reads or writes."""
+    """Returns one step, its (out, x, m), and the number of arrays that it reads or writes."""
     sampler, (out, x, m) = make(name), on_pages(shape, 3)
     state, i = sampler.state(x), STEPS // 2
     streams = 3 + sampler.tableau.slots + int(sampler.tableau.push[i])
@@ -172,7 +173,7 @@ def middle_step(name: str, shape: tuple[int, ...]) -> tuple[Call, list[Any], int
 
 
 def against_triad(name: str, shape: tuple[int, ...], threads: int) -> Pair:
-    """A triad of the step's own arrays, where it has no more than three."""
+    """Returns a triad of the step's own arrays, if there are at most three."""
     need_idle(threads)
     ours, own, streams = middle_step(name, shape)
     arrays = own if streams == 3 else on_pages((own[0].size * streams // 3,), 3)
@@ -180,7 +181,7 @@ def against_triad(name: str, shape: tuple[int, ...], threads: int) -> Pair:
 
 
 def against_q_sample(name: str, shape: tuple[int, ...], threads: int) -> Pair:
-    """q_sample, and a triad over as many bytes as the step's arrays have more than x and out."""
+    """Returns q_sample, and a triad over as many bytes as the step's arrays beyond x and out."""
     need_idle(threads)
     ours, (_, x, _), streams = middle_step(name, shape)
     (out,), others = on_pages(shape, 1), triad(*on_pages((x.size * (streams - 2) // 3,), 3), threads)

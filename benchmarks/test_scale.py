@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of blocks, processes, dask and the command, each within one run.
+"""The targets of blocks, processes, dask and the command, each within one run.
 
     pytest benchmarks/test_scale.py      every figure; writes results/<processor>-scale.json and .md
 
-Needs 13 GiB of a disk in memory, or 7, beside as much memory. What has no rival outside has one of its own: blocks of
-another size, one process, what a block needs without the rest of the command.
+It needs 13 GiB of a disk in memory, or 7, beside as much memory. Figures without an outside rival are compared with
+ours: blocks of another size, one process, or a block's work without the rest of the command.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LOCAL = {"scheduler": "threads", "num_workers": 1}
 
 
 def turns(*calls: Call, rounds: int = 9) -> list[list[float]]:
-    """Seconds of each call, round by round."""
+    """Returns the seconds of each call, round by round."""
 
     def seconds(call: Call) -> float:
         begin = time.perf_counter()
@@ -61,7 +61,7 @@ def turns(*calls: Call, rounds: int = 9) -> list[list[float]]:
 
 
 def in_memory(size: int) -> None:
-    """TOTAL elements in blocks of a size, on one thread."""
+    """Runs TOTAL elements in blocks of a size, on one thread."""
     x = np.zeros((1, size), np.float32)
     with nf.set_num_threads(1):
         for block in range(TOTAL // size):
@@ -91,7 +91,7 @@ def two_against_one(size: int) -> Pair:
 
 
 def disk(gib: int) -> TemporaryDirectory[str]:
-    """A folder with room for so much, beside what else needs memory."""
+    """Returns a folder with room for so much, beside other needs of memory."""
     if not os.path.isdir(DISK) or shutil.disk_usage(DISK).free < gib * GIB:
         raise NotImplementedError(f"needs {gib} GiB of {DISK}")
     found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
@@ -109,7 +109,7 @@ def job(folder: Path, size: int, elements: int = TOTAL) -> Npy:
 
 
 def by_parts(folder: Path, size: int) -> None:
-    """What a block needs: it is read, noised and written, by pieces that stay in the caches."""
+    """Does a block's work: it is read, noised and written, by pieces that stay in the caches."""
     x = np.empty((1, min(size, 1 << 18)), np.float32)
     source, target = os.open(folder / "x.npy", os.O_RDONLY), os.open(folder / "y.npy", os.O_WRONLY)
     for piece in range(TOTAL // x.size):
@@ -132,7 +132,7 @@ def on_disk_against_parts(size: int) -> Pair:
 
 
 def block_on_disk() -> float:
-    """Microseconds of one of a single element."""
+    """Returns the microseconds of a block with a single element."""
     with disk(1) as folder:
         blocks = job(Path(folder), 1, 4096)
         return 1e6 / 4096 * min(min(row) for row in turns(lambda: all(map(blocks.make, range(4096)))))
@@ -142,7 +142,7 @@ def block_on_disk() -> float:
 
 
 def command_against_copy() -> float:
-    """Of what is slower, cp or the kernel on all processors, over the command: of large files, as a rate."""
+    """Compares the command's rate on large files with the slower of cp and the kernel on all processors."""
     for gib in (6, 3):
         try:
             with disk(2 * gib + 1) as folder:
@@ -153,7 +153,7 @@ def command_against_copy() -> float:
 
 
 def _command_against_copy(folder: Path, rows: int) -> float:
-    """Of so many MiB, in turns: the copy of one is deleted before the next begins."""
+    """Compares files of so many MiB, in turns: a copy is deleted before the next begins."""
     with open(folder / "x.npy", "wb") as file:
         shape = (rows, 1 << 18)
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -180,7 +180,7 @@ def _command_against_copy(folder: Path, rows: int) -> float:
 
 
 def command_memory() -> float:
-    """MiB at most, of a file of 1 GiB: blocks do not grow with it."""
+    """Returns the peak MiB for a file of 1 GiB: blocks do not grow with it."""
     with disk(3) as folder:
         np.save(f"{folder}/x.npy", np.ones((1024, 1 << 18), np.float32))
         code = (
@@ -197,7 +197,8 @@ def dask_array() -> Any:
 
 
 def overhead(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[float, float]:
-    """Of 500 blocks of one element, in microseconds of one: what is spent beside the calls, and by map_blocks."""
+    """Returns the microseconds of one of 500 blocks of one element: the time beside the calls, and that of
+    map_blocks."""
     x = dask_array().zeros(shape, chunks=chunks, dtype="float32").persist(**LOCAL)
     block, n = np.zeros(chunks, np.float32), max(shape)
     places = [NOISE.at(sample=i) if len(shape) == 1 else NOISE.window(shape[1:], (i,)) for i in range(n)]
@@ -243,7 +244,7 @@ def cluster(workers: int) -> Iterator[Any]:
 
 
 def two_workers_against_one(blocks: int = 6, size: int = 1 << 26) -> float:
-    """Each round has noise of its own, since a cluster knows what it has."""
+    """Runs rounds, each with other noise, because a cluster knows the results that it has."""
     if processors() < 2:
         raise NotImplementedError("needs two processors")
     with cluster(2) as client:
@@ -258,7 +259,7 @@ def two_workers_against_one(blocks: int = 6, size: int = 1 << 26) -> float:
 
 
 def task_of_a_cluster() -> float:
-    """Microseconds of a block of one element, of 500."""
+    """Returns the microseconds of a block of one element, among 500."""
     with cluster(1) as client:
         noises = map(nf.Noise, range(1000))
 

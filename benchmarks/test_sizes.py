@@ -3,8 +3,8 @@
 
     pytest benchmarks/test_sizes.py      every figure; writes results/<processor>-sizes.json and .md
 
-Each call is timed at sizes on both sides of where the kernels begin to store past the caches, in turn with np.copyto
-of as many bytes. Needs 1.5 GiB of memory.
+Each call is timed at sizes on both sides of the size from which kernels store past the caches, in turn with np.copyto
+of as many bytes. It needs 1.5 GiB of memory.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def random(function: Any, out: Any) -> Call:
     return partial(function, out.shape, NOISE, dtype=out.dtype, out=out)
 
 
-# Of x, the model's output m and out: a call, and how many arrays of their size it reads and writes, in these dtypes.
+# From x, the model's output m and out: a call, and the number of arrays of their size that it reads and writes.
 Make = Callable[[Any, Any, Any], Call]
 OF_FLOATS: dict[str, tuple[int, Make]] = {
     "randn": (1, lambda x, m, out: random(nf.randn, out)),
@@ -80,11 +80,11 @@ TO_LEVELS: dict[str, tuple[int, Make]] = {
 
 
 def jump(n_inputs: int, n_arrays: int, make: Make, dtype: Any, out_dtype: Any) -> float:
-    """The largest change between two neighbouring sizes of the time per element, or of what it is of np.copyto's if
-    that changes less: a copy has jumps of its own, where an array leaves the caches."""
+    """Returns the largest change between two neighbouring sizes of the time per element, or of its ratio to np.copyto's
+    if that changes less: a copy has its own jumps when an array leaves the caches."""
     x, m = (np.full(SIZES[-1], 3, dtype) for _ in range(2))
     out = np.full(SIZES[-1], 3, out_dtype)
-    width = n_inputs * x.itemsize + (n_arrays - n_inputs) * out.itemsize  # bytes of an element, read and written
+    width = n_inputs * x.itemsize + (n_arrays - n_inputs) * out.itemsize  # bytes read and written for an element
     source, copy = (np.ones(SIZES[-1] * width // 2, np.uint8) for _ in range(2))
     calls: dict[str, Call] = {}
     for n in SIZES:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This measures what a small call costs. The unit is a call of np.add(a, b, out=c) on arrays of the same shape.
+"""Measures the cost of small calls. The unit is a call of np.add(a, b, out=c) on arrays of the same shape.
 
     pytest benchmarks/test_small_calls.py      every figure; writes results/<processor>-small-calls.json and .md
 
-A target is 1.2 times what was measured when it was set, on Zen 4 with Python 3.11 and NumPy 2.4: so a call that takes
-a fifth longer is seen. Where Python or NumPy are others, compare the reports of two commits.
+A target is 1.2 times the measurement on Zen 4 with Python 3.11 and NumPy 2.4, so a call that takes a fifth longer is
+noticed. With another Python or NumPy, compare the reports of two commits.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ OF_TENSORS = {
 
 
 def in_sums(make: Callable[[], Call]) -> float:
-    """The time of the quickest of many turns, over that of np.add's. What else the machine does only adds to a time."""
+    """Returns the time of the quickest of many turns, over that of np.add. Other work on the machine only adds to a
+    time."""
     calls = {"ours": make(), "add": partial(np.add, X, M, out=SUM)}
     timings = interleaved(calls, seconds=3, clock=thread_seconds)
     return timings["ours"].least / timings["add"].least

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures that torch tensors have to reach, each within one run.
+"""The targets of torch tensors, each within one run.
 
     pytest benchmarks/test_torch.py      every figure; writes results/<processor>-torch.json and .md
 
-Small calls are microseconds of one call. Noising is compared with what people do today, torch.randn_like and
-diffusers' add_noise, both on the same threads and the noise drawn by both.
+Small calls are microseconds of one call. Adding noise is compared with today's practice, torch.randn_like and
+diffusers' add_noise, both on the same threads and with the noise drawn by both.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def q_step() -> Call:
 
 
 def update(name: str) -> Call:
-    """A row in the middle of a run, with what it remembers and what it keeps."""
+    """Runs a row in the middle of a run, with remembered and kept arrays."""
     sampler, i = getattr(nf.samplers, name)(SCHEDULE, 50), 25
     x, m, *others = tensors(ACTION, 8)
     table, noise = sampler.tableau, NOISE if sampler.tableau.active["out"]["z"] else None

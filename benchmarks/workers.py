@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A thousand workers that fail, simulated: ``python benchmarks/workers.py``, some seconds; docs/scale.md shows it.
+"""Simulates a thousand workers that fail: ``python benchmarks/workers.py``, some seconds; docs/scale.md shows it.
 
-Discrete events, seeded. One scheduler hands out blocks, one at a time, each of which costs it `per_task` seconds. A
-worker computes a block in `seconds` on average (from 0.8 to 1.6 of that, as neighbours disturb it), fails after an
-exponential time, which the scheduler notices `unnoticed` seconds later, and comes back after `away`. What a failed
-worker had is given to another; with `on_disk` only that, else also the blocks that it had made and kept in memory.
+It runs discrete events, seeded. One scheduler hands out blocks, one at a time, each of which costs it `per_task`
+seconds. A worker computes a block in `seconds` on average (from 0.8 to 1.6 of that, as neighbours disturb it), fails
+after an exponential time, which the scheduler notices `unnoticed` seconds later, and comes back after `away`. A failed
+worker's block is given to another. Without `on_disk`, so are the blocks that it had finished and kept in memory.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import NamedTuple
 @dataclass(frozen=True)
 class Cluster:
     workers: int = 1000
-    per_task: float = 1e-3  # seconds of the scheduler
-    seconds: float = 1.0  # of a block
-    between_failures: float = 24 * 3600.0  # of one worker, mean
+    per_task: float = 1e-3  # the scheduler's seconds for a block
+    seconds: float = 1.0  # a worker's seconds for a block
+    between_failures: float = 24 * 3600.0  # the mean time between one worker's failures
     unnoticed: float = 30.0
     away: float = 300.0
     on_disk: bool = True
@@ -30,18 +30,18 @@ class Cluster:
 
 class Run(NamedTuple):
     seconds: float
-    computed: int  # blocks that were finished, of which some twice
+    computed: int  # finished blocks, some of them twice
     lost: float  # seconds of work on blocks that were not finished
-    efficiency: float  # of what the workers could have done in this time
+    efficiency: float  # the share of the workers' possible work in this time
 
 
 def run(cluster: Cluster, blocks: int, seed: int) -> Run:
-    """Until all blocks are there."""
+    """Runs until all blocks are done."""
     chance = random.Random(seed)
     left, idle = list(range(blocks)), list(range(cluster.workers))
-    working: dict[int, tuple[int, float]] = {}  # worker: its block, and since when
+    working: dict[int, tuple[int, float]] = {}  # each worker's block, and its start
     made: dict[int, set[int]] = {worker: set() for worker in idle}
-    turn = dict.fromkeys(idle, 0)  # what was to happen to a worker before it failed does not
+    turn = dict.fromkeys(idle, 0)  # it makes void the events that were due to a worker before it failed
     there, computed, lost, now, free = set[int](), 0, 0.0, 0.0, 0.0
     events = [(chance.expovariate(1 / cluster.between_failures), worker, "fails", 0) for worker in idle]
     heapq.heapify(events)
@@ -89,19 +89,19 @@ HOURS = (24, 48, 100, 300, 1000)
 
 @cache
 def throughput(per_task: float, seconds: float) -> Run:
-    """An hour of work, or 40,000 blocks of it where there are more; failures once a day."""
+    """Simulates an hour of work, or 40,000 blocks if that is more; failures once a day."""
     blocks = min(40_000, round(1000 * 3600 / seconds))
     return run(Cluster(per_task=per_task, seconds=seconds), blocks, seed=1)
 
 
 @cache
 def duplicated(hours: float, on_disk: bool) -> Run:
-    """An hour of work in blocks of 300 s. (In memory, with failures every few hours, it would never end.)"""
+    """Simulates an hour of work in blocks of 300 s. (In memory, with failures every few hours, it would never end.)"""
     return run(Cluster(seconds=300.0, between_failures=3600 * hours, on_disk=on_disk), 12_000, seed=1)
 
 
 def wasted(found: Run, blocks: int = 12_000, seconds: float = 300.0) -> float:
-    """Of the work that was needed."""
+    """Returns the wasted work as a share of the needed work."""
     return ((found.computed - blocks) * seconds + found.lost) / (blocks * seconds)
 
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the fast path sees of an array, without a copy; here NumPy's, through its C API.
+// The fast path's view of an array, without a copy. This file reads NumPy's arrays through NumPy's C API.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -10,7 +10,7 @@
 namespace nf {
 namespace {
 
-// A dtype of calls, one of row numbers, or any other.
+// A dtype of calls, one of row numbers, or another one.
 enum class Kind : int32_t {
     f32 = static_cast<int32_t>(DType::f32),
     f64 = static_cast<int32_t>(DType::f64),
@@ -23,7 +23,7 @@ enum class Kind : int32_t {
     other
 };
 
-// Of a kind that is no row number, nor other.
+// The dtype of a kind, which is neither kind of row numbers nor other.
 constexpr DType dtype(Kind kind) { return static_cast<DType>(kind); }
 constexpr bool is_float(Kind kind) {
     return kind == Kind::f32 || kind == Kind::f64 || kind == Kind::f16 || kind == Kind::bf16;
@@ -46,14 +46,14 @@ struct View {
     bool overlaps(const View& other) const { return data < other.data + other.bytes && other.data < data + bytes; }
 };
 
-// What a new array or tensor shall be.
+// The properties of a new array or tensor.
 struct Made {
     Kind kind;
     bool is_tensor;
     int ndim;
     const int64_t* shape;
     int64_t count;
-    PyArray_Descr* descriptor;  // of an array; borrowed
+    PyArray_Descr* descriptor;  // the array's; borrowed
 
     bool fits(const View& v) const {
         return v.kind == kind && v.is_tensor == is_tensor && v.writable && v.ndim == ndim &&
@@ -79,7 +79,7 @@ inline Kind kind_of(PyArrayObject* a) {
             return Kind::i64;
         case NPY_INT32:
             return Kind::i32;
-        default:  // NumPy has no bfloat16: that of ml_dtypes is given a number at run time
+        default:  // NumPy has no bfloat16: ml_dtypes gets a number for it at run time
             return std::strcmp(PyArray_DESCR(a)->typeobj->tp_name, "ml_dtypes.bfloat16") == 0 ? Kind::bf16
                                                                                               : Kind::other;
     }
@@ -99,10 +99,10 @@ inline bool view_array(PyObject* o, View& v) {
     return PyArray_ISCARRAY_RO(a);
 }
 
-constexpr int64_t kCopied = 1 << 16;  // elements of which a copy is made here, without asking for Ctrl-C
+constexpr int64_t kCopied = 1 << 16;  // the most elements to copy here, without checking for Ctrl-C
 
-// A new reference to a copy that is C-contiguous, aligned and in native byte order; null, and no Python error, where
-// the array is not of a dtype of calls, or is large.
+// A new reference to a copy that is C-contiguous, aligned and in native byte order. It is null, without a Python error,
+// if the array's dtype is none of calls, or the array is large.
 inline PyObject* plain_copy(PyArrayObject* a) {
     if (kind_of(a) == Kind::other || PyArray_SIZE(a) > kCopied) return nullptr;
     PyArray_Descr* const native = PyArray_DescrFromType(PyArray_TYPE(a));

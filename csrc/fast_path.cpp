@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fast path. Calls of a few microseconds are mostly Python, so plain calls, with arrays of one float dtype (x may
-// be levels), row numbers or times and Noises, are checked here, as their arguments came. Small arrays that are not
-// C-contiguous, aligned and in native byte order are copied first; tensors have to be.
-// Whatever is not plain, wrong arguments included, is declined (NotImplemented): operations then check it, and say what
-// is wrong.
+// The fast path. Calls of a few microseconds are mostly Python. So plain calls, with arrays of one float dtype (x may
+// be integer levels), row numbers or times and Noises, are checked here, from the original arguments. Small arrays that
+// are not C-contiguous, aligned and in native byte order are copied first; tensors have to be plain. All other calls,
+// those with wrong arguments included, are declined (NotImplemented): operations then check them, and raise the errors.
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -26,12 +25,12 @@ namespace {
 PyArray_Descr *float32, *float64;
 PyObject *noise_type, *name_reduction, *name_sum, *name_mean, *name_density, *name_full, *name_no_constants,
     *name_squared, *name_partial;
-// Where a Noise has its numbers.
+// The offsets of a Noise's numbers.
 Py_ssize_t at_seed, at_sample, at_step, at_stream, at_window_shape, at_window_start;
 
 PyArrayObject* array(PyObject* o) { return reinterpret_cast<PyArrayObject*>(o); }
 
-constexpr int64_t kAtOnce = 4096;  // elements that take less time than handing over the interpreter
+constexpr int64_t kAtOnce = 4096;  // elements that take less time than giving the interpreter away
 
 // False: a Python error is set.
 template <class Run>
@@ -39,7 +38,7 @@ bool run_plain(const Call& call, Run run) {
     return run_call(call.batch * call.size > kAtOnce, [&](const GoOn& go_on) { return run(call, go_on); });
 }
 
-// A new reference, or null for what is neither list nor tuple. (Other threads may change lists while kernels run.)
+// A new reference, or null for all but lists and tuples. (Other threads may change lists while kernels run.)
 PyObject* as_tuple(PyObject* arrays) {
     if (PyTuple_CheckExact(arrays)) return Py_NewRef(arrays);
     PyObject* const made = PyList_CheckExact(arrays) ? PyList_AsTuple(arrays) : nullptr;
@@ -47,7 +46,7 @@ PyObject* as_tuple(PyObject* arrays) {
     return made;
 }
 
-// Whether it is an int, or an integer of NumPy's, of 64 bits.
+// Whether it is an int, or a NumPy integer, of 64 bits.
 bool take_integer(PyObject* o, int64_t& value) {
     int overflow = 0;
     if (PyLong_CheckExact(o)) {
@@ -57,7 +56,7 @@ bool take_integer(PyObject* o, int64_t& value) {
     if (!PyArray_IsScalar(o, Integer)) return false;
     const Reference exact(PyNumber_Index(o));
     if (exact.object) value = PyLong_AsLongLongAndOverflow(exact.object, &overflow);
-    PyErr_Clear();  // of a timedelta, which is an integer of NumPy's too
+    PyErr_Clear();  // a timedelta, which is a NumPy integer too, raises
     return exact.object && !overflow;
 }
 
@@ -77,18 +76,18 @@ bool has_inputs(const Call& call) {
 
 // ------------------------------------------------------------------------------------------------ noise
 
-// Of one derived from it the numbers are not checked.
+// Exact type only: a subclass may hold unchecked numbers.
 bool is_noise(PyObject* o) { return reinterpret_cast<PyObject*>(Py_TYPE(o)) == noise_type; }
 
-// A Noise for the samples of a call, or a list or tuple of one for each.
+// A Noise for the samples of a call, or a list or tuple with one for each.
 class PlainNoise {
   public:
     PlainNoise() = default;
     PlainNoise(const PlainNoise&) = delete;
     ~PlainNoise() { Py_XDECREF(names_); }
 
-    // For samples of this shape. Stream -1: the noise's own, at its own step. Otherwise that stream, at the steps
-    // noise.step + row. False: declined; no Python error is set.
+    // Parses it for samples of this shape. Stream -1: the noise's own, at its own step. Otherwise that stream, at the
+    // steps noise.step + row. False: declined; no Python error is set.
     bool parse(PyObject* noise, int stream, Call& call, int ndim, const int64_t* shape) {
         call.draw = Draw::normal;
         call.step_by_index = stream >= 0;
@@ -109,7 +108,7 @@ class PlainNoise {
         return true;
     }
 
-    // As uniforms: of their own stream where the noise names none.
+    // Draws uniform numbers: from their own stream if the noise has stream 0.
     void use_uniform(Call& call) {
         call.draw = Draw::uniform;
         Field* const fields = several_ ? several_.get() : &one_;
@@ -144,15 +143,16 @@ class PlainNoise {
         return field.sample + static_cast<uint64_t>(rows) <= uint64_t{1} << 56;
     }
 
-    // Where the sample lies in the window's full one, if there is one: `window_runs` of call/description.py, which says
-    // more. Noise has checked that 0 <= start <= full, and that the full sample has 2^34 elements at most.
+    // Finds the sample's place in the window's full one, if there is a window: see `window_runs` of
+    // call/description.py. Noise has checked that 0 <= start <= full, and that the full sample has at most 2^34
+    // elements.
     static bool window(Field& field, PyObject* noise, int ndim, const int64_t* shape) {
         PyObject *const full = part(noise, at_window_shape), *const start = part(noise, at_window_start);
         if (full == Py_None) return true;
         for (PyObject* given : {full, start})
             if (!given || !PyTuple_CheckExact(given) || PyTuple_GET_SIZE(given) != ndim) return false;
         int64_t stride = 1;
-        bool whole = true;  // the axes behind this one
+        bool whole = true;  // the axes after this one
         field.run = 1;
         for (int axis = ndim - 1; axis >= 0; --axis) {
             int64_t n, first;
@@ -171,7 +171,7 @@ class PlainNoise {
         return true;
     }
 
-    // One more axis over runs, from the last to the first; those that lie together are one.
+    // Adds an axis over runs, from the last to the first; contiguous axes are merged.
     static bool outer(Field& field, int64_t length, int64_t stride) {
         const int64_t last = field.axes - 1;
         if (last >= 0 && field.shape[last] * field.stride[last] == stride) {
@@ -187,7 +187,7 @@ class PlainNoise {
         return take_integer(PyTuple_GET_ITEM(tuple, axis), value) && value >= 0;
     }
 
-    // The first id, or an array of ids, one for each sample, which Noise has checked and keeps.
+    // Takes the first id, or an array of ids, one for each sample, which Noise has checked and keeps.
     static bool samples(Field& field, PyObject* ids, int64_t rows) {
         if (!ids || !PyArray_CheckExact(ids)) return number(ids, field.sample);
         if (PyArray_TYPE(array(ids)) != NPY_UINT64 || PyArray_SIZE(array(ids)) != rows) return false;
@@ -195,7 +195,7 @@ class PlainNoise {
         return true;
     }
 
-    // Null: of a Noise that was not made by its constructor.
+    // False: the Noise was not made by its constructor.
     static bool number(PyObject* o, uint64_t& value) {
         if (!o || !PyLong_CheckExact(o)) return false;
         value = PyLong_AsUnsignedLongLong(o);
@@ -205,7 +205,7 @@ class PlainNoise {
 
 // ------------------------------------------------------------------------------------------------ outputs
 
-// `data` is where its elements begin. Null: a Python error is set.
+// Makes one output; `data` is its first element. Null: a Python error is set.
 PyObject* new_one(const Made& made, char*& data) {
     if (made.is_tensor) return torch.make(made, data);
     Py_INCREF(made.descriptor);
@@ -217,7 +217,7 @@ PyObject* new_one(const Made& made, char*& data) {
 // The caller's outputs, and new ones.
 class PlainOutputs {
   public:
-    int wanted = 1;    // how many
+    int wanted = 1;    // their number
     bool all = false;  // whether all of them are returned
 
     Made first{}, others{};  // out, and auxiliary outputs
@@ -229,7 +229,7 @@ class PlainOutputs {
         for (PyObject* o : owned_) Py_XDECREF(o);
     }
 
-    // None: to be made when all else is well.
+    // None: it is made when everything else is checked.
     bool take(int o, PyObject* out, Call& call) {
         if (out == Py_None) return o == 0;
         View& v = views_[o];
@@ -241,7 +241,7 @@ class PlainOutputs {
         return true;
     }
 
-    // None, a list or tuple of arrays, or how many are to be made.
+    // Takes None, a list or tuple of arrays, or the number of new ones.
     bool take_auxiliary(PyObject* arrays, Call& call) {
         if (arrays == Py_None) return true;
         if (PyLong_CheckExact(arrays)) {
@@ -261,7 +261,7 @@ class PlainOutputs {
     // Whether the caller gave any.
     bool given() const { return given_[0] || tuple_; }
 
-    // Whether one overlaps this array in part; or, unless that is an input, at all.
+    // Whether an output overlaps this array in part or, unless the array is an input, at all.
     bool spoil(const View& v, bool input) const {
         for (const View& out : views_)
             if (out.data && v.data && out.overlaps(v) && !(input && out.data == v.data && out.bytes == v.bytes))
@@ -269,7 +269,7 @@ class PlainOutputs {
         return false;
     }
 
-    // Makes those that are missing. False: a Python error is set.
+    // Makes the missing ones. False: a Python error is set.
     bool make(Call& call) {
         for (int o = 0; o < wanted; ++o) {
             if (given_[o]) continue;
@@ -280,7 +280,7 @@ class PlainOutputs {
         return true;
     }
 
-    // The first of them, or all. Autograd learns of what was written to the caller's tensors.
+    // Returns the first of them, or all. Autograd is told of writes to the caller's tensors.
     PyObject* give() {
         PyObject* written[3];
         Py_ssize_t n = 0;
@@ -305,16 +305,16 @@ class PlainOutputs {
 
 // ------------------------------------------------------------------------------------------------ a row
 
-// What `row` is given.
+// The arguments of `row`.
 struct RowArguments {
     PyObject *table, *index, *x, *model_output, *past, *noise;
     int stream;
     PyObject *out, *auxiliary;
-    PyObject* dtype = Py_None;    // of the result, if it is not x's: see take_dtype
-    PyObject* batched = Py_True;  // or False, or None: nobody said
+    PyObject* dtype = Py_None;    // the result's, if it is not x's: see take_dtype
+    PyObject* batched = Py_True;  // or False; None if it was not given
 };
 
-// Whether these may be one image and no batch, its channels last or first. (`calls.py` says so a second time.)
+// Whether this may be one image and no batch, its channels last or first. (`calls.py` repeats the rule.)
 bool may_be_image(const View& x) {
     if (!is_level(x.kind) || x.ndim != 3) return false;
     const auto are_colours = [](int64_t n) { return n == 3 || n == 4; };
@@ -323,7 +323,7 @@ bool may_be_image(const View& x) {
     return ((n[2] == 1 || are_colours(n[2])) && are_sides(n[0], n[1])) || (are_colours(n[0]) && are_sides(n[1], n[2]));
 }
 
-// (code, numpy.dtype), the code that of DType; or (), for one that is not plain.
+// Takes (code, numpy.dtype) with a DType's code; or (), for one that is not plain.
 bool take_dtype(PyObject* dtype, Made& made) {
     if (PyTuple_GET_SIZE(dtype) != 2) return false;
     made.kind = static_cast<Kind>(PyLong_AsLong(PyTuple_GET_ITEM(dtype, 0)));
@@ -331,12 +331,12 @@ bool take_dtype(PyObject* dtype, Made& made) {
     return true;
 }
 
-// Whether kernels read this kind for results of that one: the checked path converts others first.
+// Whether kernels read this kind for such results: the checked path converts other kinds first.
 bool is_readable(Kind x, Kind result) {
     return is_level(x) || (result == Kind::f64 ? x == Kind::f64 || x == Kind::f32 : is_float(x) && x != Kind::f64);
 }
 
-// Of a table (float rows, double rows, active coefficients, ..) those of this type.
+// Takes the rows of this type from a table (float rows, double rows, active coefficients, ..).
 void take_rows(PyObject* table, DType type, Call& call) {
     PyArrayObject* const rows = array(PyTuple_GET_ITEM(table, type == DType::f64));
     call.rows = PyArray_DATA(rows);
@@ -349,7 +349,7 @@ class PlainCall {
     Call call{};
     View x;
     PlainOutputs outputs;
-    int64_t indices = 1;  // how many row numbers the call takes
+    int64_t indices = 1;  // the number of row numbers
 
     PlainCall() = default;
     PlainCall(const PlainCall&) = delete;
@@ -358,7 +358,7 @@ class PlainCall {
         for (PyObject* o : copies_) Py_XDECREF(o);
     }
 
-    // False where anything is not plain; no Python error is set then.
+    // False: something is not plain; no Python error is set then.
     bool parse(const RowArguments& a) {
         if (!read(a.x, x, kX) || x.ndim == 0 || (x.is_tensor && torch.dual()) || !result(a) || !rows(a.table))
             return false;
@@ -395,12 +395,12 @@ class PlainCall {
     std::unique_ptr<float[]> rounded_;              // rows; null: those of the table
     bool own_rows_ = false;                         // whether the table is of this call alone
     PyObject* past_ = nullptr;                      // a tuple
-    PyObject* copies_[kSlots] = {};  // of arrays that kernels cannot read; that of row numbers in the place of D
+    PyObject* copies_[kSlots] = {};  // of arrays that kernels cannot read; the copy of row numbers is in D's place
     View index_{}, inputs_[kSlots] = {};
     PlainNoise noise_;
 
-    // What the outputs are: of x's dtype, or the one that is asked for; where x are levels, of the model output's or
-    // float32. Of levels that are asked for only the first.
+    // Finds the outputs' dtype: x's, or the given one; for integer levels x, the model output's or float32. A given
+    // integer dtype is only the first output's.
     bool result(const RowArguments& a) {
         Made made{};
         View like = x;
@@ -436,7 +436,7 @@ class PlainCall {
         return !rounds || round_rows();
     }
 
-    // Float rows in place of double ones.
+    // Rounds double rows to float rows.
     bool round_rows() {
         const int64_t n = kColumns * call.n_rows;
         rounded_.reset(new (std::nothrow) float[static_cast<size_t>(n)]);
@@ -448,7 +448,7 @@ class PlainCall {
         return true;
     }
 
-    // A view of the array, or of a copy that is kept for this slot.
+    // Views the array, or a copy that is kept for this slot.
     bool read(PyObject* o, View& v, int slot) {
         if (view(o, v)) return true;
         if (!PyArray_CheckExact(o) || PyArray_ISCARRAY_RO(array(o))) return false;
@@ -463,15 +463,15 @@ class PlainCall {
         return true;
     }
 
-    // Of x's shape and the result's dtype; an array of noise may also be float32.
+    // Takes an input of x's shape and the result's dtype; an array of noise may also be float32.
     bool input(int slot, PyObject* a) {
         View v;
         return read(a, v, slot) && v.same_shape(x) && v.is_tensor == x.is_tensor &&
                (v.kind == outputs.others.kind || (slot == kZ && v.kind == Kind::f32)) && input(slot, v);
     }
 
-    // A row for all elements, or one for each segment: an array, or a list, whose shape begins that of x. Where there
-    // is a time of the schedule's own, they may be floats.
+    // Takes a row for all elements, or one for each segment: an array, or a list, whose shape begins x's shape. If the
+    // schedule has its own time, they may be floats.
     bool index(PyObject* i) {
         call.segment = x.count;
         if (PyFloat_Check(i) || PyArray_IsScalar(i, Floating)) return hold_times(1) && take_time(i, times_[0]);
@@ -495,8 +495,7 @@ class PlainCall {
         return true;
     }
 
-    // Whether there is a row for each channel, in the last axis, of each sample: (B, 1, .., C). Rows that are kept have
-    // no such index.
+    // Whether each channel, in the last axis, of each sample has a row: (B, 1, .., C). Kept rows have no such index.
     bool by_channel() {
         if (index_.ndim < 3 || index_.ndim != x.ndim || index_.shape[0] != call.batch) return false;
         const int64_t channels = x.shape[x.ndim - 1];
@@ -521,7 +520,7 @@ class PlainCall {
         return true;
     }
 
-    // One for each sample, or one alone.
+    // Takes one number for each sample, or a single one.
     bool listed(PyObject* i) {
         const Reference rows(as_tuple(i));
         if (!rows.object) return false;
@@ -564,10 +563,10 @@ class PlainCall {
         }
     }
 
-    // The rows of float times, where the table says how they are made: (a function of a float, or of float64 (n,), that
-    // returns alpha and sigma of these times, the last time, the rows where (alpha, sigma) is (0, 0), (1, 0) and (0,
-    // 1), the scale and the offset of levels as results, or None). A number of such a row is a constant, or a multiple
-    // of alpha or of sigma. False: declined, or the function raised, whose Python error is set.
+    // Makes the rows of float times, if the table has (a function from a float, or from float64 (n,), to alpha and
+    // sigma at these times; the last time; the rows at (alpha, sigma) = (0, 0), (1, 0) and (0, 1); the scale and the
+    // offset of integer results, or None). A number of such a row is a constant, or a multiple of alpha or of sigma.
+    // False: declined, or the function raised, and its Python error is set.
     bool timed() {
         const double last = PyFloat_AsDouble(PyTuple_GET_ITEM(own_time_, 1));
         int64_t zeros = 0, ones = 0;
@@ -575,7 +574,7 @@ class PlainCall {
             if (!(t >= 0 && t <= last) || std::isinf(t)) return false;
             zeros += t == 0, ones += t == 1;
         }
-        if (zeros && ones && zeros + ones == indices) return false;  // they look like steps, which is warned of
+        if (zeros && ones && zeros + ones == indices) return false;  // they look like steps, which gives a warning
         const Reference times(given_times());
         PyObject* const at = PyTuple_GET_ITEM(own_time_, 0);
         const Reference levels(times.object ? PyObject_CallOneArg(at, times.object) : nullptr);
@@ -593,7 +592,7 @@ class PlainCall {
         return call.type == DType::f64 || round_rows();
     }
 
-    // One of them as a number: Python takes a tenth of the time of NumPy for it.
+    // Returns a single time as a number: Python takes a tenth of NumPy's time for it.
     PyObject* given_times() const {
         if (indices == 1) return PyFloat_FromDouble(times_[0]);
         Py_INCREF(float64);
@@ -603,7 +602,7 @@ class PlainCall {
         return made;
     }
 
-    // One number, or the elements of float64 (n,).
+    // Returns one number, or the elements of float64 (n,).
     const double* numbers(PyObject* o, double* one) const {
         if (indices > 1) return static_cast<const double*>(PyArray_DATA(array(o)));
         *one = PyFloat_AsDouble(o);
@@ -659,7 +658,7 @@ class PlainCall {
         return true;
     }
 
-    // Without noise the rows that are taken must have none.
+    // Without noise, the chosen rows must have none.
     bool draws_nothing() {
         for (int first : kAffine) {
             const int column = first + 1 + kZ;
@@ -687,7 +686,7 @@ class PlainCall {
 
 // ------------------------------------------------------------------------------------------------ a loss
 
-// None, or float64, one for each row, finite where the call takes them.
+// Takes None, or float64, one for each row, finite at the call's rows.
 bool plain_weights(PyObject* weights, PlainCall& plain) {
     if (weights == Py_None) return true;
     View w;
@@ -700,7 +699,7 @@ bool plain_weights(PyObject* weights, PlainCall& plain) {
     return true;
 }
 
-// An integer, or a list or tuple of them: lengths of at least 1.
+// Takes an integer, or a list or tuple of integers: lengths of at least 1.
 bool lengths(PyObject* given, int64_t* shape, Made& made) {
     const bool one = PyLong_CheckExact(given);
     const Reference several(one ? PyTuple_Pack(1, given) : as_tuple(given));
@@ -717,15 +716,15 @@ bool lengths(PyObject* given, int64_t* shape, Made& made) {
 
 }  // namespace
 
-// A call that is not plain: NotImplemented; or null, where what `timed` called set a Python error.
+// Declines a call that is not plain: NotImplemented; or null, if the function that `timed` called set a Python error.
 PyObject* declined() {
     if (PyErr_Occurred()) return nullptr;
     Py_RETURN_NOTIMPLEMENTED;
 }
 
-// row(table, i, x, model_output, past, noise, stream, out, aux, dtype, batched, clip), or NotImplemented. Returns out;
-// or, where aux is not arrays but how many of them are to be made, the tuple (out, aux1, ..). clip may be left out: a
-// table of one row, of whatever dtype x is, which then takes the result to what it is clipped to.
+// row(table, i, x, model_output, past, noise, stream, out, aux, dtype, batched, clip), or NotImplemented. Returns out,
+// or the tuple (out, aux1, ..) if aux is a number of new arrays. clip may be left out. It is a table of one row, for
+// any dtype of x, which clips the result.
 PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (n != 11 && n != 12) return PyErr_Format(PyExc_TypeError, "row: expected 11 or 12 arguments, got %zd", n);
     PlainCall plain;

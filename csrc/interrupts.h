@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Long calls: other threads have the interpreter meanwhile, Ctrl-C ends them, and errors of C++ become Python's.
+// Long calls: other threads hold the interpreter meanwhile, Ctrl-C ends them, and C++ errors become Python's.
 #pragma once
 #include <chrono>
 #include <functional>
@@ -12,8 +12,9 @@
 namespace nf {
 namespace {
 
-// Takes the interpreter back. While it ends, CPython up to 3.13 ends a thread here by unwinding its stack, and no
-// destructor below could run without the interpreter. So the thread waits for the end of the process, as in 3.14.
+// Takes the interpreter back. While the interpreter ends, CPython up to 3.13 ends a thread here by unwinding its stack,
+// and no destructor below could run without the interpreter. So the thread waits for the end of the process, as in
+// 3.14.
 inline void take_back(PyThreadState* thread) {
     try {
         PyEval_RestoreThread(thread);
@@ -22,8 +23,8 @@ inline void take_back(PyThreadState* thread) {
     }
 }
 
-// While it lives, other threads have the interpreter. Asked between chunks (pool.h), it takes the interpreter back
-// every 50 milliseconds, for as long as handlers of signals take: false where one of them has raised.
+// While this object lives, other threads have the interpreter. A call of it between chunks (pool.h) takes the
+// interpreter back every 50 milliseconds, while signal handlers run. It returns false if a handler has raised an error.
 class Released {
   public:
     Released() : thread_(PyEval_SaveThread()) {}
@@ -46,8 +47,8 @@ class Released {
     Clock::time_point next_ = Clock::now() + kPause;
 };
 
-// run(go_on), which a long one asks between its chunks: a short one is handed none, as giving the interpreter away
-// costs more than its work. False: a Python error is set.
+// Calls run(go_on), which a long run asks between its chunks. A short run gets no go_on, because giving the interpreter
+// away costs more than its work. False: a Python error is set.
 template <class Run>
 bool run_call(bool is_long, const Run& run) {
     try {

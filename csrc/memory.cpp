@@ -29,7 +29,7 @@ constexpr size_t kLine = 64;
 #if NF_BLOCKS
 
 constexpr size_t kPage = size_t{2} << 20, kHeader = kLine;
-constexpr size_t kMostBlocks = 4, kMostBytes = size_t{1} << 30;  // that wait
+constexpr size_t kMostBlocks = 4, kMostBytes = size_t{1} << 30;  // the most that wait
 
 // A mapping, with its length in its first bytes: data begins kHeader bytes on.
 struct Block {
@@ -52,7 +52,7 @@ Block map(size_t length) {
 
 void unmap(Block block) { munmap(block.begin, block.length); }
 
-// The blocks that wait, the latest last.
+// The waiting blocks, the latest last.
 class Waiting {
   public:
     Block take(size_t length) {
@@ -93,7 +93,7 @@ void* allocate(void*, size_t size) {
     const size_t length = length_for(size);
     Block block = waiting.take(length);
     if (!block.begin) block = map(length);
-    if (!block.begin) {  // what waits may be what is missing
+    if (!block.begin) {  // the waiting blocks may be the missing memory
         waiting.unmap_all();
         block = map(length);
     }
@@ -126,7 +126,7 @@ void* resize(void*, void* data, size_t size) {
 
 PyDataMem_Handler handler{"noisefuse", 1, {nullptr, allocate, allocate_zeros, resize, release}};
 
-// The documented off switch; what has been taken is given back where it came from, so it cannot change later.
+// Reads the documented off switch. Memory goes back where it came from, so the switch cannot change later.
 bool is_large(size_t size) {
     static const bool on = [] {
         const char* const wanted = std::getenv("NOISEFUSE_HUGE_PAGES");
@@ -160,7 +160,7 @@ void* take_memory(size_t size) {
 #endif
     const size_t lines = (size + kLine - 1) / kLine * kLine;
 #if defined(_WIN32)
-    return _aligned_malloc(lines, kLine);  // there is no aligned_alloc, since its free could not tell
+    return _aligned_malloc(lines, kLine);  // aligned_alloc does not exist here, because its free could not tell
 #else
     return std::aligned_alloc(kLine, lines);
 #endif

@@ -7,20 +7,20 @@
 
 namespace nf {
 
-// What new arrays of so many bytes shall use (NumPy's PyDataMem_SetHandler), or null: NumPy's own does. That is so for
-// small ones, where the system has no such memory, and where NOISEFUSE_HUGE_PAGES=0 is in the environment.
+// Returns the handler for new arrays of so many bytes (NumPy's PyDataMem_SetHandler), or null for NumPy's own. It is
+// null for small arrays, if the system has no such memory, and with NOISEFUSE_HUGE_PAGES=0 in the environment.
 //
-// The first touch of a page costs about as much as the noise that is written there. So the memory that an array gives
-// back waits for the next one, as MADV_FREE: the system may take it at any time, and until then it needs no first
-// touch. Its pages are large ones (2 MiB), and arrays begin with a line of the caches.
+// The first touch of a page costs about as much as the noise that is written there. So the memory of a freed array
+// waits for the next one, as MADV_FREE: the system may take it at any time, and until then it needs no first touch. Its
+// pages are large (2 MiB), and arrays begin on a cache line.
 PyObject* memory_handler(size_t size);
 
-// Once, before the first use.
+// Called once, before the first use.
 void init_memory();
 
-inline constexpr size_t kLargeArray = size_t{1} << 22;  // bytes, from which on it pays
+inline constexpr size_t kLargeArray = size_t{1} << 22;  // bytes; smaller arrays do not gain
 
-// The same for what is no NumPy array, and memory of the usual kind below that size. Null where there is none.
+// The same for memory outside NumPy's arrays, and ordinary memory below that size. Null if there is none.
 void* take_memory(size_t size);
 void give_memory_back(void* memory, size_t size);
 

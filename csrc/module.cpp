@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python boundary: run takes the bytes of a Call (core/call.h), which call/packed.py packs once its arguments
-// have been checked; row, random, mse, density and its gradient are the fast path (fast_path.cpp); the rest are
-// settings.
+// The Python boundary. run takes the bytes of a Call (core/call.h), which call/packed.py packs after the checks. row,
+// random, mse, density and its gradient are the fast path (fast_path.cpp). The rest are settings.
 #define NF_MODULE
 #include <cstddef>
 #include <cstring>
@@ -156,7 +155,7 @@ PyMethodDef methods[] = {{"run", fast_call(py_run), METH_FASTCALL, nullptr},
 // -1: a Python error is set.
 int execute(PyObject*) {
     import_array1(-1);
-    static std::once_flag once;  // the module may be loaded anew
+    static std::once_flag once;  // the module may be loaded again
     std::call_once(once, [] {
         init_pool();
         init_memory();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// CPython's and NumPy's C API, and what the boundary's files share. module.cpp, which imports NumPy, defines NF_MODULE.
+// CPython's and NumPy's C API, and the boundary's shared declarations. module.cpp imports NumPy and defines NF_MODULE.
 #pragma once
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #if PY_VERSION_HEX < 0x030C0000
-#include <structmember.h>  // members of classes
+#include <structmember.h>  // class members
 #endif
 #define PY_ARRAY_UNIQUE_SYMBOL nf_numpy
 #ifndef NF_MODULE
@@ -25,7 +25,7 @@ struct Reference {
 // A new C-contiguous array; steals dtype. Null: a Python error is set.
 PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype);
 
-// fast_path.cpp: functions of the module, and what they look up once. False: a Python error is set.
+// fast_path.cpp: the module's functions, and their one-time look-ups. False: a Python error is set.
 PyObject* fast_row(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_random(PyObject*, PyObject* const* args, Py_ssize_t n);
 PyObject* fast_mse(PyObject*, PyObject* const* args, Py_ssize_t n);

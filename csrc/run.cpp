@@ -12,8 +12,8 @@
 namespace nf {
 namespace {
 
-// Elements for one thread: about 20 microseconds of noise, as long as two of these where none is drawn. Walks multiply
-// them by their times.
+// Elements for one thread: about 20 microseconds of noise; without noise two chunks take as long. Walks multiply them
+// by their times.
 constexpr int64_t kChunk = 1 << 15;
 
 bool add_up(const Call& call, const GoOn& go_on) {
@@ -32,7 +32,7 @@ bool add_up(const Call& call, const GoOn& go_on) {
     return true;
 }
 
-// The chunks of a loss on all threads, by body(call, begin, end); then what they add up to.
+// Runs the chunks of a loss on all threads, by body(call, begin, end); then adds their sums.
 template <class Body>
 bool run_chunks(Call call, const GoOn& go_on, const Body& body) {
     const int64_t chunks = call.batch * call.size / call.piece * chunks_of(call.piece);
@@ -48,7 +48,7 @@ bool run_chunks(Call call, const GoOn& go_on, const Body& body) {
 
 bool run_step(const Call& call, const GoOn& go_on) {
     const Kernels& k = kernels();
-    // Without noise there is less to do for an element, and waking a thread costs the same.
+    // Without noise an element is less work, but waking a thread costs the same.
     const int64_t total = call.batch * call.size, chunk = call.draw == Draw::none ? 2 * kChunk : kChunk;
     if (total <= chunk) {
         k.step(call, 0, total);

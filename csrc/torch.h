@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the fast path sees of torch's tensors, through the C exchange API of DLPack 1.3 (dmlc.github.io/dlpack), whose
-// few structs stand here, and what that does not tell, through descriptors of torch's class. All that touches torch's
-// and DLPack's internals is in this file, tested with torch 2.13 and DLPack 1.3. A torch that lacks any of it, as older
-// ones do, takes the checked path.
+// The fast path's view of torch's tensors, through the C exchange API of DLPack 1.3 (dmlc.github.io/dlpack), whose few
+// structs are declared here. Descriptors of torch's class give the rest. All uses of torch's and DLPack's internals are
+// in this file, tested with torch 2.13 and DLPack 1.3. If a torch lacks any of them, as older ones do, it takes the
+// checked path.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -79,7 +79,7 @@ inline bool view_tensor(PyObject* o, const DLTensor& t, View& v) {
 
 // ------------------------------------------------------------------------------------------------ torch
 
-// Looked up when the first tensor comes; `tensor` stays null where this torch lacks the exchange API.
+// It is looked up at the first tensor; `tensor` stays null if this torch lacks the exchange API.
 class Torch {
   public:
     bool is_tensor(PyObject* o) {
@@ -95,13 +95,13 @@ class Torch {
         return tensor_;
     }
 
-    // False, perhaps with a Python error, for what has no memory of its own, or none of the CPU.
+    // False, perhaps with a Python error, for tensors without memory of their own, or not on the CPU.
     bool view(PyObject* o, View& v) const {
         DLTensor t;
         return api_->borrow(o, &t) == 0 && view_tensor(o, t, v);
     }
 
-    // Whether it is the memory that the exchange API shows, and no autograd watches; the API does not tell.
+    // Whether this is the memory that the exchange API shows, and autograd does not watch; the API does not tell.
     bool is_plain(PyObject* o) const {
         const Reference grad(requires_grad_->get(o, requires_grad_->closure));
         const Reference negated(grad.object ? is_neg_->ml_meth(o, nullptr) : nullptr);
@@ -111,7 +111,7 @@ class Torch {
         return enabled.object == Py_False;
     }
 
-    // Whether there are tangents about, of forward-mode differentiation.
+    // Whether tangents of forward-mode differentiation exist.
     bool dual() const {
         PyObject* level = PyDict_GetItemWithError(forward_ad_, current_level_);
         const long depth = level ? PyLong_AsLong(level) : 0;
@@ -119,7 +119,7 @@ class Torch {
         return depth >= 0;
     }
 
-    // Autograd learns that they were written. False: a Python error is set.
+    // Tells autograd that these were written to. False: a Python error is set.
     bool written(PyObject* const* tensors, Py_ssize_t n) const {
         const Reference all(PyTuple_New(n));
         if (!all.object) return false;
@@ -128,8 +128,8 @@ class Torch {
         return none.object;
     }
 
-    // A new tensor, of memory that it gives back to us (torch.empty_like takes twice as long). `data` is where that
-    // begins. Null: a Python error is set.
+    // A new tensor, with memory that it gives back to us (torch.empty_like takes twice as long). `data` is the memory's
+    // beginning. Null: a Python error is set.
     PyObject* make(const Made& x, char*& data) const {
         const int bytes = bytes_of(dtype(x.kind));
         const size_t n = static_cast<size_t>(x.ndim), head = (sizeof(OwnTensor) + 16 * n + 63) / 64 * 64;
@@ -153,16 +153,16 @@ class Torch {
 
   private:
     std::atomic<bool> sought_{false};
-    std::atomic<PyTypeObject*> tensor_{nullptr};  // set last: who sees it sees all others
-    PyTypeObject* parameter_ = nullptr;           // the class of a module's parameters, which differ in nothing here
+    std::atomic<PyTypeObject*> tensor_{nullptr};  // set last: a thread that sees it sees all others
+    PyTypeObject* parameter_ = nullptr;           // the class of a module's parameters, treated as tensors
     const ExchangeApi* api_;
     PyObject *is_grad_enabled_, *increment_version_;
-    const PyGetSetDef* requires_grad_;  // looking up a name costs as much as calling what it names, and so does
+    const PyGetSetDef* requires_grad_;  // looking up a name costs as much as calling it, and so does
     const PyMethodDef* is_neg_;         // calling it through the interpreter
     PyObject* forward_ad_;              // a module's dictionary
     PyObject* current_level_;           // a name
 
-    // What stands before the elements of a tensor that `make` made; its lengths and strides follow.
+    // The header before the elements of a tensor from `make`; its lengths and strides follow.
     struct OwnTensor {
         ManagedTensor managed;
         size_t size;
@@ -185,7 +185,7 @@ class Torch {
                (current_level_ = PyUnicode_InternFromString("_current_level"));
     }
 
-    // Keeps both descriptors alive, as `find` above keeps what it finds.
+    // Keeps both descriptors alive, as `find` above keeps its result.
     bool find(PyObject* property, PyObject* method) {
         if (!property || !method || !Py_IS_TYPE(property, &PyGetSetDescr_Type) ||
             !Py_IS_TYPE(method, &PyMethodDescr_Type))
@@ -207,8 +207,8 @@ class Torch {
 
 inline Torch torch;
 
-// False, and no Python error, for whatever is not plain, and for nothing. Its shape is looked at last: what is asked of
-// a tensor before may run a mode of torch's, which is the user's.
+// False, without a Python error, for null and everything that is not plain. The shape is read last: earlier queries of
+// a tensor may run a torch mode of the user's.
 inline bool view(PyObject* o, View& v) {
     const bool seen = PyArray_CheckExact(o) ? view_array(o, v)
                       : torch.is_tensor(o)  ? torch.is_plain(o) && torch.view(o, v)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Calls from programs that XLA has compiled. A Call comes as its bytes, without memory; where its memory is, the
-// operands of the program say, of which each has a role. interop/jax/calls.py is the other side.
+// Calls from programs that XLA has compiled. A Call comes as its bytes, without addresses. The program's operands, each
+// with a role, give the addresses. interop/jax/calls.py is the other side.
 //
-// XLA's threads come here several at a time and without Python. The pool (cpu/pool.h) takes one of them and lets the
+// XLA's threads come here several at a time and without Python. The pool (cpu/pool.h) serves one of them and lets the
 // others work alone, so that none waits for another.
 #include "xla.h"
 
@@ -17,7 +17,7 @@
 namespace nf::xla {
 namespace {
 
-// Of operands, beyond the slots of a Call's inputs; interop/jax/calls.py names them in this order.
+// The roles of operands, beyond the slots of a Call's inputs; interop/jax/calls.py names them in this order.
 enum Role : int64_t { kRows = kSlots, kFields, kIndex, kStep, kIds, kStart, kWeights, kShard, kLaw, kRoles };
 enum Kind : int64_t { kStepCall, kWalkCall, kLossCall };
 
@@ -58,7 +58,7 @@ int64_t size_of(Type type) {
     return 0;
 }
 
-// A buffer, or of one that vmap has given an axis 0 what one of its elements finds there.
+// A buffer, or one element's part of a buffer to which vmap has added an axis 0.
 struct Operand {
     const char* data = nullptr;
     Type type{};
@@ -77,8 +77,8 @@ struct Operand {
         std::transform(from, from + size, to.begin(), [](From value) { return static_cast<To>(value); });
     }
 
-    // As numbers of this type: where they are, or copied to `kept`. Two words of 32 bits stand for eight bytes, as JAX
-    // has no others by default.
+    // Returns numbers of this type: in place, or copied to `kept`. A pair of 32-bit words is eight bytes, because JAX
+    // has no longer types by default.
     template <class To>
     const To* as(Type own, std::vector<To>& kept) {
         if (type == own) return reinterpret_cast<const To*>(data);
@@ -110,7 +110,7 @@ struct Operand {
     }
 };
 
-// One call, of one element of vmap, and what it keeps in memory of its own.
+// One call, for one element of vmap, and its own memory.
 class Bound {
   public:
     Bound(const Frame& frame, const Call& call, const Numbers& roles, Numbers several, int64_t element) : call_(call) {
@@ -123,7 +123,7 @@ class Bound {
         fields(attribute(frame, "window"));
     }
 
-    // False: an operand is of a type that nobody gives it.
+    // False: an operand has an impossible type.
     bool run(const Frame& frame, int64_t kind, int64_t element) {
         if (!good_) return false;
         if (kind == kLossCall) return loss(frame, element);
@@ -138,8 +138,7 @@ class Bound {
     }
 
   private:
-    // Rows beyond the table are its first and its last, as for JAX's own indices. Where nothing says which, there is
-    // one.
+    // Rows beyond the table are its first and its last, as for JAX's own indices. Without an index there is one row.
     void index() {
         index_.assign(1, 0);
         call_.index = index_.data();
@@ -148,7 +147,7 @@ class Bound {
         const int64_t* given = of_[kIndex].as(Type::s64, index_);
         if (!given) return fail();
         if (index_.empty()) index_.assign(given, given + of_[kIndex].size);
-        // Of a device's part of the batch: its own.
+        // A device with a part of the batch takes that part's rows.
         if (index_.size() > 1) index_.erase(index_.begin(), index_.begin() + first_ * (call_.size / call_.segment));
         for (int64_t& row : index_) row = std::clamp<int64_t>(row, 0, call_.n_rows - 1);
         call_.index = index_.data();
@@ -167,7 +166,7 @@ class Bound {
         if (Operand& ids = of_[kIds]; ids.data) {
             const uint64_t* given = ids.as(Type::u64, ids_);
             if (!given) return fail();
-            // Ids have 56 bits: others of the same word are the stream's.
+            // Ids have 56 bits: the other bits of the word are the stream's.
             ids_.resize(static_cast<size_t>(ids.size));
             std::transform(given, given + ids.size, ids_.begin(), [](uint64_t id) { return id % (uint64_t{1} << 56); });
             const uint64_t* samples = ids_.data();
@@ -214,7 +213,7 @@ class Bound {
         return true;
     }
 
-    // Of sums of squares: each row has a factor and a constant.
+    // Densities from sums of squares: each row has a factor and a constant.
     bool densities() {
         std::vector<double> kept;
         const double* law = of_[kLaw].as(Type::f64, kept);
@@ -236,7 +235,7 @@ class Bound {
     std::vector<uint32_t> steps_;
     std::vector<uint64_t> ids_;
     std::vector<double> weights_, losses_;
-    int32_t first_ = 0;  // sample of the batch, where a device has a part of it
+    int32_t first_ = 0;  // the first sample, if a device has a part of the batch
     bool good_ = true;
 };
 
@@ -245,7 +244,7 @@ Error* error(const Frame& frame, Code code, const char* message) {
     return frame.api->create_error(&args);
 }
 
-// What the handler was built for is what asks: nothing here has changed from version 0.0 on.
+// Returns the version of the XLA that asks: nothing here has changed from version 0.0 on.
 Error* tell_version(const Frame& frame) {
     auto& metadata = *reinterpret_cast<MetadataExtension*>(frame.extensions)->metadata;
     const int minor = frame.api ? frame.api->version.minor : 0;

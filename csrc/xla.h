@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What XLA's runtime hands to a custom call: the part of its stable C ABI (XLA_FFI_*, version 0) that a handler needs.
-// Declared here, so that wheels are built without jaxlib and one runs with all of its releases; a test compares
-// sizes, offsets and numbers with the header that jaxlib brings. Structures grow at their ends alone.
+// The arguments of a custom call from XLA's runtime: the part of its stable C ABI (XLA_FFI_*, version 0) that a handler
+// needs. It is declared here so that wheels are built without jaxlib and one wheel runs with all its releases. A test
+// compares sizes, offsets and numbers with jaxlib's header. Structures grow only at their ends.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -26,7 +26,7 @@ struct Extension {
     int32_t type;
     Extension* next;
 };
-constexpr int32_t kMetadata = 1;  // of an extension: XLA asks which version a handler was built for
+constexpr int32_t kMetadata = 1;  // an extension: XLA asks for the handler's version
 
 struct Version {
     size_t struct_size;

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A photograph under each kind of noise, and how many images a second: two pictures.
+"""Draws two pictures: a photograph under each kind of noise, and the images per second.
 
     python examples/augment.py --sheet augment.jpg --speed augment_speed.png
 
-The sheet has a kind of noise a row and three strengths a column, with the standard deviation that was measured over the
-whole picture. The bars are images of 512 x 512 x 3 bytes a second on one thread, beside the transforms of other
-libraries, where these are installed.
+The sheet has a row for each kind of noise and three strengths as columns, with the measured standard deviation over the
+whole picture. The bars are images of 512 x 512 x 3 bytes per second on one thread, beside the transforms of other
+libraries if they are installed.
 
-Needs `pip install '.[demo]'`, and for the other bars albumentations and torchvision.
+It needs `pip install '.[demo]'`, and for the other bars albumentations and torchvision.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def photograph() -> Image:
 
 
 def sheet(image: Image, out: Path) -> dict[str, list[float]]:
-    """Draws the sheet; gives the standard deviations that it shows."""
+    """Draws the sheet, and returns its standard deviations."""
     from matplotlib.figure import Figure
 
     figure = Figure((9, 3 * len(KINDS)), layout="constrained")
@@ -71,7 +71,7 @@ def sheet(image: Image, out: Path) -> dict[str, list[float]]:
 
 
 def contenders(image: Image) -> dict[str, Callable[[], Any]]:
-    """By name: what noises the image with a standard deviation of a tenth."""
+    """Returns functions, by name, that add noise with a standard deviation of a tenth to the image."""
     found: dict[str, Callable[[], Any]] = {"noisefuse": lambda: nf.augment.gaussian(image, 25.5, NOISE, batched=False)}
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     try:
@@ -106,7 +106,7 @@ def contenders(image: Image) -> dict[str, Callable[[], Any]]:
 
 
 def images_a_second(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """The best of many turns, in which all take part."""
+    """Returns the best of many turns, in which all take part."""
     best, until = dict.fromkeys(calls, float("inf")), time.perf_counter() + seconds
     while time.perf_counter() < until or float("inf") in best.values():
         for name, call in calls.items():

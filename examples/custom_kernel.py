@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The library's noise inside of kernels of your own, where one pass does all that has to be done.
+"""The library's noise inside your own kernels, which do everything in one pass.
 
     python examples/custom_kernel.py                    measures and compares
     python examples/custom_kernel.py --out box.png      and draws the particles (needs matplotlib)
 
 * A point cloud is noised (the forward process of a diffusion model) and rotated at random, as augmentation does, while
-  each point is in registers: one read and one write in place of six passes and four arrays.
-* Particles walk at random between two walls that reflect them. There is no state but their positions: step t of
-  particle p is drawn from (seed, p, t) alone, so any of them can be walked again by itself.
+  each point is in registers: one read and one write instead of six passes and four arrays.
+* Particles walk at random between two walls that reflect them. Their only state is their positions: step t of particle
+  p is drawn from (seed, p, t) alone, so each of them can repeat its walk alone.
 
 Both need `pip install '.[numba]'`.
 """
@@ -26,12 +26,12 @@ from numba import njit, prange
 import noisefuse as nf
 import noisefuse.numba as nfn
 
-ROTATION = 64  # a stream of our own for what is not the noise of the points
+ROTATION = 64  # our own stream, for draws other than the points' noise
 
 
 @njit
 def rotation(seed: Any, sample: Any, step: Any) -> Any:
-    """A uniformly random rotation: the quaternion of four normals (Muller 1959), as the rows of its matrix."""
+    """Returns a uniformly random rotation: the quaternion of four normals (Muller 1959), as the rows of its matrix."""
     w, x, y, z = nfn.normal4(seed, sample, step, 0, ROTATION)
     s = np.float32(2) / (w * w + x * x + y * y + z * z)
     one = np.float32(1)
@@ -44,11 +44,12 @@ def rotation(seed: Any, sample: Any, step: Any) -> Any:
 
 @njit(parallel=True)
 def noise_and_rotate(out: Any, points: Any, alpha: Any, sigma: Any, seed: Any, step: Any) -> None:
-    """out[b, i] = R_b (alpha_b points[b, i] + sigma_b z), z the field of (seed, sample b, step). Shapes (B, N, 3)."""
+    """Computes out[b, i] = R_b (alpha_b points[b, i] + sigma_b z), z the field of (seed, sample b, step). Shapes (B, N,
+    3)."""
     for b in prange(points.shape[0]):
         r = rotation(seed, b, step)
         for i in range(points.shape[1]):
-            # fma and the order of its arguments are nf.q_sample's: so are the bits, before the rotation.
+            # fma and the order of its arguments are nf.q_sample's, so the bits before the rotation are, too.
             x = nfn.fma(alpha[b], points[b, i, 0], nfn.mul(sigma[b], nfn.normal(seed, b, step, 3 * i)))
             y = nfn.fma(alpha[b], points[b, i, 1], nfn.mul(sigma[b], nfn.normal(seed, b, step, 3 * i + 1)))
             z = nfn.fma(alpha[b], points[b, i, 2], nfn.mul(sigma[b], nfn.normal(seed, b, step, 3 * i + 2)))
@@ -75,7 +76,7 @@ def cloud() -> None:
     alpha, sigma = schedule.alpha[t].astype(np.float32), schedule.sigma[t].astype(np.float32)
 
     out = np.empty_like(points)
-    noise_and_rotate(out, points, alpha, sigma, noise.seed, noise.step)  # compiles
+    noise_and_rotate(out, points, alpha, sigma, noise.seed, noise.step)  # the first call compiles
     begin = time.perf_counter()
     noise_and_rotate(out, points, alpha, sigma, noise.seed, noise.step)
     taken = time.perf_counter() - begin
@@ -92,7 +93,7 @@ def box() -> None:
     particles, steps, sigma = 10_000, 200, np.float32(0.1)
     position = np.zeros((particles, 2), np.float32)
     walk(position, 0, steps, sigma, 11)
-    uniform = position.std()  # of a uniform distribution on [-1, 1]: 1 / sqrt(3)
+    uniform = position.std()  # the value of a uniform distribution on [-1, 1]: 1 / sqrt(3)
     print(f"{particles} particles after {steps} steps between walls: spread {uniform:.3f}, 0.577 where they mix")
     assert abs(position).max() <= 1
     assert abs(uniform - 3**-0.5) < 0.01
@@ -104,7 +105,7 @@ def box() -> None:
 
 
 def picture(file: Path) -> None:
-    """Where the particles are after so many steps."""
+    """Returns the particles' positions after so many steps."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -4,14 +4,14 @@
     python examples/ddp_digits.py
     torchrun --nproc-per-node 4 examples/ddp_digits.py --checkpoint run.pt
 
-Noise and time of an image are functions of its index and the epoch, and the order of an epoch of the epoch: nobody
-broadcasts noise, draws for others, or keeps the state of a generator. A run that was stopped goes on from its
-checkpoint, also with another number of processes. The loss of a step, and of the validation set (the same images,
-times and noise each time), is that of one process: the parts of it are added in the order of the contract.
+An image's noise and time are functions of its index and the epoch, and the order of an epoch is a function of the
+epoch. So no process broadcasts noise, draws for others, or keeps the state of a generator. A stopped run goes on from
+its checkpoint, even with another number of processes. The loss of a step, and of the validation set (the same images,
+times and noise each time), is that of one process: its parts are added in the order of the contract.
 
 So that the weights are the same, too, a batch is learned in pieces of 16 images, whose gradients are gathered and added
-in their order. DistributedDataParallel in their place sends less, and adds in an order of its own: then the noise is
-the same, and the last bits of the weights are not.
+in order. DistributedDataParallel would send less, but adds in an order of its own: then the noise is the same, but the
+last bits of the weights are not.
 
 Needs matplotlib, scikit-learn and torch: pip install '.[demo,torch]'.
 """
@@ -34,9 +34,9 @@ from noisefuse.interop.columns import drawn_times
 from train_digits import SCHEDULE, Denoiser, load
 
 BATCH, PIECE = 64, 16  # images
-VALIDATION = 320  # images at the end of the set, which nobody learns from
-ORDER = 64  # the stream of what is not noise: the order of an epoch
-FIXED = 2**32 - 1  # the epoch of the validation set's noise, which training does not get to
+VALIDATION = 320  # images at the end of the set, which are not trained on
+ORDER = 64  # the stream for the order of an epoch
+FIXED = 2**32 - 1  # the epoch of the validation set's noise, which training does not reach
 
 
 def ranks() -> tuple[int, int]:
@@ -44,7 +44,7 @@ def ranks() -> tuple[int, int]:
 
 
 def gathered(mine: Any) -> list[Any]:
-    """What all processes have, in their order."""
+    """Returns the values of all processes, in their order."""
     everyone = [mine] * ranks()[1]
     if dist.is_initialized():
         dist.all_gather_object(everyone, mine)
@@ -52,7 +52,7 @@ def gathered(mine: Any) -> list[Any]:
 
 
 class Trainer:
-    """Everything but the weights is a function of the number of the step."""
+    """Everything but the weights is a function of the step number."""
 
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -62,14 +62,14 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=2e-3)
 
     def batch(self, step: int) -> tuple[int, Any]:
-        """The epoch, and the indices of the images."""
+        """Returns the epoch, and the indices of the images."""
         n = len(self.images) - VALIDATION
         epoch, place = divmod(step, n // BATCH)
         order = np.argsort(nf.uniform(n, self.noise.at(step=epoch, stream=ORDER), batched=False), kind="stable")
         return epoch, order[place * BATCH : (place + 1) * BATCH]
 
     def part(self, ids: Any, epoch: int, *, learn: bool) -> nf.loss.LossPart:
-        """Of these images; `learn` adds the gradient of their mean loss to the weights'."""
+        """Returns the losses of these images; `learn` adds the gradient of their mean loss to the weights'."""
         noise = self.noise.at(sample=ids, step=epoch)
         t = torch.from_numpy(drawn_times(SCHEDULE, noise, len(ids)))
         x0, labels = self.images[ids], self.labels[ids]
@@ -80,7 +80,7 @@ class Trainer:
         return nf.mse_loss(pred.detach(), x0, t, SCHEDULE, noise, target="v", partial=True)
 
     def learn(self) -> float:
-        """A step; the loss of the whole batch."""
+        """Takes a step, and returns the loss of the whole batch."""
         rank, world = ranks()
         epoch, ids = self.batch(self.step)
         parts, gradients = [], []
@@ -108,7 +108,7 @@ class Trainer:
         return float(nf.density.combine(pieces))
 
     def save(self, path: Path) -> None:
-        """Weights and the number of steps: there is no state of a generator to keep."""
+        """Saves the weights and the number of steps: a generator's state is not needed."""
         if ranks()[0] == 0:
             kept = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
             torch.save(kept, path.with_suffix(".new"))
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="from which it goes on, and where it is kept")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the same number in all processes: a sum on two threads may have another last bit
-    if "RANK" in os.environ:  # of torchrun
+    if "RANK" in os.environ:  # torchrun sets it
         dist.init_process_group("gloo")
     if BATCH // PIECE % ranks()[1]:
         parser.error(f"{BATCH // PIECE} pieces of a batch cannot be shared by {ranks()[1]} processes")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pipelines of diffusers before and after `accelerate`: the same pictures, and what a step costs.
+"""Compares pipelines of diffusers before and after `accelerate`: the same pictures, and the cost of a step.
 
     python examples/diffusers_pipeline.py         writes diffusers_pipeline.png, in under a minute
 
 The network is a small UNet2DModel with random weights, so that nothing is downloaded: its pictures mean nothing, but
-they are the same. Then the schedulers alone, on the sizes of a robot's actions and of latents.
+they are the same. Then the schedulers are timed alone, on the sizes of a robot's actions and of latents.
 
 Needs matplotlib and rich: pip install '.[demo,diffusers]'.
 """
@@ -55,7 +55,7 @@ def pipeline(kind: str) -> Any:
 
 
 def pictures(pipe: Any, **options: Any) -> np.ndarray:
-    """(n, height, width, 3), from the same seed."""
+    """Returns (n, height, width, 3), from the same seed."""
     generator = torch.Generator().manual_seed(SEED)
     answer = pipe(batch_size=PICTURES, generator=generator, num_inference_steps=STEPS, output_type="np", **options)
     return np.asarray(answer.images)
@@ -76,10 +76,10 @@ def draw(rows: dict[str, np.ndarray], out: Path) -> None:
 
 
 def microseconds(scheduler: Any, shape: tuple[int, ...], noise: nf.Noise | None = None) -> float:
-    """A step, within a run: the fastest of several runs."""
+    """Returns the time of a step within a run: the fastest of several runs."""
     x = torch.randn(shape)
     draws = {"generator": noise} if noise and "generator" in inspect.signature(scheduler.step).parameters else {}
-    ends = isinstance(scheduler, diffusers.SCMScheduler)  # its last time is where the run ends
+    ends = isinstance(scheduler, diffusers.SCMScheduler)  # its last time is the end of the run
     runs = []
     for _ in range(8):
         with warnings.catch_warnings(action="ignore"):  # diffusers', of NumPy

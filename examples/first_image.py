@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise a first image: what q_sample does to a photograph, what the network is asked for, and noise that comes back.
+"""Noises a first image: shows q_sample's effect on a photograph, the network's targets, and how the noise is drawn
+again.
 
     python examples/first_image.py            draws first_image.jpg
 
@@ -25,18 +26,18 @@ SCHEDULE = nf.Schedule.cosine(1000)
 
 
 def photograph(side: int = 160) -> npt.NDArray[np.uint8]:
-    """(3, side, side), channels first, as networks want them."""
+    """Returns (3, side, side), channels first, as networks take it."""
     image: npt.NDArray[np.uint8] = import_module("skimage.data").astronaut()[:480, :480]
     step = 480 // side
-    pixels = image.reshape(side, step, side, step, 3).mean((1, 3))  # each the mean of a square
+    pixels = image.reshape(side, step, side, step, 3).mean((1, 3))  # each pixel is the mean of a square
     return pixels.round().astype(np.uint8).transpose(2, 0, 1).copy()
 
 
 def rows(image: npt.NDArray[np.uint8], noise: nf.Noise) -> dict[str, npt.NDArray[Any]]:
-    """Of each row of the picture its images (len(SHOWN), 3, side, side)."""
+    """Returns the images of each row of the picture, (len(SHOWN), 3, side, side)."""
     batch, t = np.repeat(image[None], len(SHOWN), 0), np.array(SHOWN)
     x_t, v = nf.q_sample(batch, t, SCHEDULE, noise.at(sample=0), target="v")
-    # The noise has not been stored. Its name is all that it takes to take it out again.
+    # The noise was not stored. Its key is enough to subtract it again.
     z = nf.randn(x_t.shape, noise.at(sample=0))
     alpha, sigma = (column[t, None, None, None] for column in (SCHEDULE.alpha, SCHEDULE.sigma))
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -4,8 +4,8 @@
     python examples/gallery.py                draws all of them into a folder, gallery/
     python examples/gallery.py cloud paths    draws two
 
-Where a picture needs a network it has the ideal denoiser of a finite set (examples/ideal_denoiser.py). Needs
-matplotlib, rich, scikit-image and scikit-learn: pip install '.[demo]'.
+Pictures that need a network use the ideal denoiser of a finite set (examples/ideal_denoiser.py). Needs matplotlib,
+rich, scikit-image and scikit-learn: pip install '.[demo]'.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def plain(ax: Any, **options: Any) -> None:
 
 
 def denoiser(points: Array, schedule: nf.Schedule) -> Callable[[Array, Any], Array]:
-    """The model that knows what a network would learn: the mean of the points that x may have come from."""
+    """Returns the model that a network would learn: the mean of the points that x may come from."""
     of = Digits(points, np.zeros(len(points)))
     return lambda x, t: of.denoise(x, schedule.alpha[t], schedule.sigma[t])
 
 
 def path(sampler: Any, model: Callable[[Array, Any], Array], start: Array, noise: nf.Noise) -> Array:
-    """(rows + 1, B, 2): x before each row, and after the last."""
+    """Returns (rows + 1, B, 2): x before each row, and after the last."""
     seen = [start]
     sampler.sample(model, start, noise, callback=lambda i, x, denoised: seen.append(x))
     return np.stack(seen)
@@ -83,7 +83,7 @@ def variance(figure: Figure) -> None:
 
 
 def schedules(figure: Figure) -> None:
-    """How noise grows in each schedule: log-SNR over time."""
+    """The growth of noise in each schedule: log-SNR over time."""
     ax = figure.subplots()
     for name in ("linear", "scaled_linear", "cosine", "sigmoid", "laplace"):
         schedule = getattr(nf.Schedule, name)(1000)
@@ -96,7 +96,7 @@ def schedules(figure: Figure) -> None:
 
 
 def paths(figure: Figure) -> None:
-    """From the same noise to the data, by samplers that draw noise and samplers that do not."""
+    """The ways from the same noise to the data, by samplers that draw noise and samplers that do not."""
     points, start = spiral(NOISE), nf.randn((8, 2), NOISE, dtype="float64")
     names = ("ddim", "dpmpp_2m", "ddpm", "dpmpp_2m_sde")
     for ax, name in zip(figure.subplots(1, len(names)), names, strict=True):
@@ -119,7 +119,8 @@ def eta(figure: Figure) -> None:
 
 
 def steps(figure: Figure) -> None:
-    """How far from the exact solution a sampler ends, by its number of steps. Data is Gaussian here: all is known."""
+    """The distance of a sampler's end from the exact solution, by its number of steps. Data is Gaussian, so all is
+    known."""
     scale, counts = 0.5, np.array([5, 8, 12, 20, 35, 60, 100])
 
     def model(x: Array, t: Any) -> Array:
@@ -128,7 +129,7 @@ def steps(figure: Figure) -> None:
 
     start, ax = nf.randn((64, 1), NOISE, dtype="float64"), figure.subplots()
     a, s = LINEAR.alpha[-1], LINEAR.sigma[-1]
-    exact = start * scale / np.hypot(a * scale, s)  # quantiles go to quantiles
+    exact = start * scale / np.hypot(a * scale, s)  # the solution maps quantiles to quantiles
     options: Any = {"prediction": "sample", "spacing": "trailing"}
     for name in ("ddim", "deis", "dpmpp_2m", "unipc"):
         rule = getattr(nf.samplers, name)
@@ -151,9 +152,9 @@ def adams_bashforth_2(sigmas: Array) -> Sampler:
 
 
 def own_sampler(figure: Figure) -> None:
-    """Two methods for rectified flow, and the error that is left after so many calls of the network."""
+    """Two methods for rectified flow, and the remaining error after so many calls of the network."""
 
-    def velocity(x: Array, s: Any) -> Array:  # of data N(0, 1/4): x ends at half its start
+    def velocity(x: Array, s: Any) -> Array:  # for data N(0, 1/4): x ends at half its start
         return np.asarray(x * (s - (1 - s) / 4) / (s**2 + (1 - s) ** 2 / 4))
 
     ax, calls = figure.subplots(), np.array([8, 16, 32, 64, 128, 256])
@@ -186,7 +187,8 @@ def window(figure: Figure) -> None:
 
 
 def variations(figure: Figure) -> None:
-    """Image to image: a digit noised to the level of a row, and sampled from there. Later rows keep more of it."""
+    """Image to image: a digit is noised to the noise level of a row, and sampled from there. Later rows keep more of
+    it."""
     digits, shown = Digits.load(), 8
     sampler = nf.samplers.ddim(LINEAR, steps=50, eta=1.0, prediction="sample")
     starts, x0 = (45, 38, 30, 20, 10), np.repeat(digits.images[7:8], shown, 0)
@@ -202,7 +204,7 @@ def variations(figure: Figure) -> None:
 
 
 def targets(figure: Figure) -> None:
-    """The same x_t, and what each kind of network is asked for."""
+    """The same x_t, and the target of each kind of network."""
     image = import_module("skimage.data").astronaut()[:400:4, 80:480:4].transpose(2, 0, 1)[None].copy()
     names, t = ("epsilon", "sample", "v", "flow"), 350
     x_t, pictures = None, []

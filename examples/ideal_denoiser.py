@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every sampler at work, without a network: the ideal denoiser of scikit-learn's handwritten digits.
+"""Runs every sampler without a network: the ideal denoiser of scikit-learn's handwritten digits.
 
     python examples/ideal_denoiser.py         draws ideal_denoiser.png, in a few seconds
 
-The denoiser, the loop and the picture are in src/noisefuse/commands/demo/ideal.py, which `noisefuse demo` draws with,
-too. With this denoiser every sampler has to end on images of the set. All start from the same noise and visit the same
-noise levels. The deterministic ones solve the same equation: each noise becomes the same digit, whoever solves it.
+The denoiser, the loop and the picture are in src/noisefuse/commands/demo/ideal.py, which `noisefuse demo` uses, too.
+With this denoiser every sampler has to end on images of the set. All start from the same noise and visit the same noise
+levels. The deterministic ones solve the same equation, so each noise becomes the same digit with all of them.
 
 Needs matplotlib, rich and scikit-learn: pip install '.[demo]'.
 """
@@ -27,7 +27,7 @@ from noisefuse.commands.demo.ideal import NAMES, Digits, Run, height, panel, run
 
 
 def table(digits: Digits, runs: Sequence[Run]) -> Table:
-    """How many model calls each run took, what it drew, and how far that is from images of the set."""
+    """Prints each run's model calls, its digits, and their distance from images of the set."""
     grid = Table("sampler", "calls", "digits", "distances", box=SIMPLE_HEAD, pad_edge=False, caption_justify="left")
     for one in runs:
         distances, labels = digits.nearest(one.samples)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a small flow policy with JAX, whole inside of jit, and let it act.
+"""Trains a small flow policy with JAX, whole inside jit, and lets it act.
 
     python examples/jax_policy.py           half a minute on a core; draws jax_policy.png
 
-A robot's hand goes around an obstacle to a goal, on the left or on the right: an action is a chunk of 16 points, and
-what is seen is where the goal lies. The policy learns the velocity of a flow from noise to actions. Training is one
-`lax.scan` over steps, and acting one over rows of a sampler; the noise of a step is named by its traced number, so that
-nothing is stored and any step can be made again, in NumPy too.
+A robot's hand goes around an obstacle to a goal, on the left or on the right. An action is a chunk of 16 points, and
+the observation is the goal's place. The policy learns the velocity of a flow from noise to actions. Training is one
+`lax.scan` over steps, and acting is one over rows of a sampler. The key of a step's noise has the traced step number,
+so nothing is stored and any step can be repeated, in NumPy too.
 
 Needs jax and matplotlib: pip install '.[demo,jax]'.
 """
@@ -29,13 +29,13 @@ import noisefuse as nf
 
 POINTS, WIDTH, BATCH = 16, 128, 256
 SCHEDULE = nf.Schedule.flow(100)
-SAMPLER = nf.samplers.ddim(SCHEDULE, steps=20, prediction="flow", spacing="trailing")  # of a flow, Euler's method
+SAMPLER = nf.samplers.ddim(SCHEDULE, steps=20, prediction="flow", spacing="trailing")  # Euler's method for a flow
 NOISE = nf.Noise(2026)
 Parameters = dict[str, Any]
 
 
 def demonstrations(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """What is seen (n, 1), the goal's height in [-1, 1], and actions (n, POINTS, 2)."""
+    """Returns observations (n, 1), the goal's height in [-1, 1], and actions (n, POINTS, 2)."""
     rng = np.random.default_rng(seed)
     goal, side = rng.uniform(-1, 1, (n, 1)), rng.choice([-1.0, 1.0], (n, 1))
     s = np.linspace(0, 1, POINTS)
@@ -55,7 +55,7 @@ def first_parameters(seed: int = 0) -> Parameters:
 
 
 def velocity(parameters: Parameters, goal: Any, x: Any, t: Any) -> Any:
-    """Of actions x (B, POINTS, 2) at times t from 0 to 1, () or (B,)."""
+    """Returns the velocity for actions x (B, POINTS, 2) at times t from 0 to 1, () or (B,)."""
     phase = jnp.broadcast_to(t, x.shape[:1])[:, None] * jnp.pi * 2.0 ** jnp.arange(8)
     h = jnp.concatenate([x.reshape(len(x), -1), goal, jnp.sin(phase), jnp.cos(phase)], 1)
     for w, b in zip(parameters["w"][:-1], parameters["b"][:-1], strict=True):
@@ -67,7 +67,7 @@ def velocity(parameters: Parameters, goal: Any, x: Any, t: Any) -> Any:
 
 
 def batch_of(step: Any) -> tuple[Any, Any]:
-    """Which demonstrations a step takes, as parts of all, and their t: uniforms of the noise's stream 7."""
+    """Returns a step's demonstrations, as fractions of all, and their t: uniform numbers of the noise's stream 7."""
     drawn = nf.uniform((BATCH, 2), NOISE.at(step=step), dtype=jnp.float32)
     return drawn[:, 0], (drawn[:, 1] * len(SCHEDULE)).astype(jnp.int32)
 
@@ -83,7 +83,7 @@ def loss(parameters: Parameters, goal: Any, actions: Any, step: Any) -> Any:
 
 @partial(jax.jit, static_argnames="steps")
 def train(parameters: Parameters, goal: Any, actions: Any, steps: int) -> tuple[Parameters, Any]:
-    """Adam; parameters and the losses of all steps."""
+    """Runs Adam; returns parameters and the losses of all steps."""
 
     def one(carried: Any, step: Any) -> Any:
         parameters, first, second = carried
@@ -107,7 +107,7 @@ def train(parameters: Parameters, goal: Any, actions: Any, steps: int) -> tuple[
 
 @jax.jit
 def act(parameters: Parameters, goal: Any, step: Any) -> Any:
-    """Action chunks for what is seen (B, 1); `step` counts the robot's decisions."""
+    """Returns action chunks for observations (B, 1); `step` counts the robot's decisions."""
     noise = nf.Noise(7, step=step)
     return SAMPLER.sample(partial(velocity, parameters, goal), (len(goal), POINTS, 2), noise, dtype=jnp.float32)
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the normals are normal, as far out as they go: a picture.
+"""Draws a picture that shows how normal the normals are, out to the far tails.
 
     python examples/noise_quality.py --numbers 2^30 --out noise_quality.png
 
-Left, quantiles of the numbers drawn against those of the normal distribution (Q-Q): a straight line, as far as there
-are numbers. Right, how many lie beyond 3, 3.5 .. 6 standard deviations, over how many there should be; the band is two
-standard errors wide on either side. 2^30 numbers take half a minute and little memory: they are drawn in parts, and
-counted.
+The left side shows quantiles of the drawn numbers against those of the normal distribution (Q-Q): a straight line, as
+far as there are numbers. The right side shows how many lie beyond 3, 3.5 .. 6 standard deviations, over the expected
+count; the band is two standard errors wide on either side. 2^30 numbers take half a minute and little memory: they are
+drawn in parts, and counted.
 
 Needs `pip install '.[demo]'`.
 """
@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 
 import noisefuse as nf
 
-WIDTH, END = 1 / 64, 8  # of a bin, and where the last one ends
+WIDTH, END = 1 / 64, 8  # a bin's width, and the end of the last one
 EDGES = np.arange(-END, END + WIDTH / 2, WIDTH)
 BEYOND = np.arange(3, 6.25, 0.5)
 PART = 1 << 22
 
 
 def counted(numbers: int, seed: int) -> NDArray[np.int64]:
-    """How many of so many normals are in each bin."""
+    """Returns how many of so many normals are in each bin."""
     counts, out = np.zeros(len(EDGES) - 1, np.int64), np.empty((1, PART), np.float32)
     for sample in range(max(1, numbers // PART)):
         z = nf.randn(out.shape, nf.Noise(seed, sample=sample), out=out)
@@ -40,17 +40,17 @@ def counted(numbers: int, seed: int) -> NDArray[np.int64]:
 
 
 def quantiles(counts: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Edges of bins, and what the normal distribution has where as large a part of it lies below."""
+    """Returns the edges of bins, and the normal distribution's quantiles with the same share below."""
     total, below = counts.sum(), np.cumsum(counts)[:-1]
     inside = (below > 0) & (below < total) & (np.diff(below, prepend=0) > 0)
     normal = NormalDist().inv_cdf
-    # the smaller tail, of which more digits are kept
+    # the smaller tail keeps more digits
     theory = [normal(b / total) if 2 * b < total else -normal((total - b) / total) for b in below[inside].tolist()]
     return EDGES[1:-1][inside], np.array(theory)
 
 
 def tails(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """How many lie beyond each of BEYOND, on either side, and how many should."""
+    """Returns how many lie beyond each of BEYOND, on either side, and the expected count."""
     found = np.array([counts[(EDGES[1:] <= -b) | (EDGES[:-1] >= b)].sum() for b in BEYOND])
     return found, counts.sum() * np.array([math.erfc(b / math.sqrt(2)) for b in BEYOND])
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An array type of your own takes part in every operation, in and out, by an adapter of two methods.
+"""Uses an array type of your own in every operation, in and out, by an adapter of two methods.
 
     python examples/own_arrays.py
 
-The type here is a field on a grid with a unit. Nothing in noisefuse knows it, and it does not know NumPy's protocols.
+The type here is a field on a grid with a unit. noisefuse does not know it, and it does not know NumPy's protocols.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Field:
 
 
 class Fields(nf.interop.ThroughNumPy):
-    is_written = True  # to_numpy gives a view, so `out=` may be a Field
+    is_written = True  # to_numpy returns a view, so `out=` may be a Field
 
     def to_numpy(self, x: Field) -> np.ndarray:
         return x.values

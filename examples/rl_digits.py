@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Teach a flow model of handwritten digits by a reward, with GRPO: to draw the digit that it is asked for.
+"""Teaches a flow model of handwritten digits by a reward, with GRPO, to draw the requested digit.
 
     python examples/rl_digits.py              two minutes; draws rl_digits.png
     python examples/rl_digits.py --state run.pt         stop it whenever you like, and it goes on where it was
 
-A network learns the velocity of scikit-learn's digits (`train_digits.py` is that example) from labels of which half are
-drawn by lot, and so it often draws another digit. Then its sampler is a policy, `flow_sde`: a step is an action, and
-`sampler.sample(.., log_probs=True)` gives with each step its log-density. Samples that were asked for one digit are a
-group; a classifier's probability of that digit is the reward, what it is beside the group's is the advantage, and the
-clipped ratio of log-densities is what the network learns by (Flow-GRPO, Liu et al. 2025), not too far from what it was:
-`sampler.kl`.
+A network learns the velocity of scikit-learn's digits (as in `train_digits.py`) from labels of which half are random,
+so it often draws another digit. Then its sampler is a policy, `flow_sde`: a step is an action, and `sampler.sample(..,
+log_probs=True)` gives the log-density of each step. The samples for one digit are a group. A classifier's probability
+of that digit is the reward, and its deviation from the group's rewards is the advantage. The network learns from the
+clipped ratio of log-densities (Flow-GRPO, Liu et al. 2025), while `sampler.kl` keeps it close to its start.
 
-All noise has a name, (seed, request, iteration). So a run that was stopped goes on with the same bits, and samples are
-the same bits on one process or four, which share the groups.
+All noise has a key, (seed, request, iteration). So a stopped run goes on with the same bits, and samples have the same
+bits on one process or on four, which share the groups.
 
 Needs matplotlib, scikit-learn and torch: pip install '.[demo,torch]'.
 """
@@ -40,17 +39,17 @@ import noisefuse as nf
 from train_digits import DIGITS, SIDE, Denoiser, batches, load
 
 SCHEDULE = nf.Schedule.flow(1000)
-ROWS, GROUP = 10, 16  # steps of a run; samples of one digit whose rewards are compared
+ROWS, GROUP = 10, 16  # steps of a run; samples of one digit, whose rewards are compared
 POLICY = nf.samplers.flow_sde(SCHEDULE, ROWS, noise_level=0.7)
-BEFORE = 1 << 20  # the first step of the noise that comes before the iterations
+BEFORE = 1 << 20  # the first step of the noise before the iterations
 
 Model: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Reward:
-    """The probability of a digit, of images (B, 64), where what is known of digits is the training set, blurred.
+    """Returns the probability of a digit for images (B, 64), from the training set, blurred.
 
-    Near an image of another digit, or of none, it is low; noise that fools networks does not fool distances.
+    It is low near an image of another digit, or of none. Noise that fools networks does not fool distances.
     """
 
     def __init__(self, blur: float = 1.0) -> None:
@@ -66,7 +65,7 @@ class Reward:
 
 
 class Flow(Denoiser):
-    """The velocity z - x0 from x_t (B, 64), the time t (B,), 0 to 1, and the digits (B,)."""
+    """Returns the velocity z - x0 from x_t (B, 64), the time t (B,), 0 to 1, and the digits (B,)."""
 
     def __init__(self) -> None:
         super().__init__(width=128)
@@ -76,7 +75,7 @@ class Flow(Denoiser):
 
 
 def pretrain(steps: int, *, seed: int, batch: int = 128) -> Flow:
-    """A network that draws digits, of labels that are drawn by lot half of the time; its weights averaged over the
+    """Trains a network that draws digits, on labels that are random half of the time. Its weights are averaged over the
     steps."""
     torch.manual_seed(seed)
     images, labels = load()
@@ -105,7 +104,7 @@ def pretrain(steps: int, *, seed: int, batch: int = 128) -> Flow:
 
 
 class Run(NamedTuple):
-    """What one request went through: of each row x, the next x and its log-density."""
+    """One request's path: x, the next x and the log-density of each row."""
 
     x: Tensor  # (B, ROWS + 1, 64)
     log_prob: Tensor  # (B, ROWS), float64
@@ -113,7 +112,8 @@ class Run(NamedTuple):
 
 @torch.no_grad()
 def rollout(model: Model, digits: Tensor, requests: Sequence[int], iteration: int, seed: int) -> Run:
-    """Of one batch, in one call of the model for each row. A request's noise depends on nothing else of the batch."""
+    """Makes the runs of one batch, with one model call for each row. A request's noise does not depend on the rest of
+    the batch."""
     noise = nf.Noise(seed, sample=np.asarray(requests), step=iteration * ROWS)
     seen: list[Tensor] = []
 
@@ -127,14 +127,15 @@ def rollout(model: Model, digits: Tensor, requests: Sequence[int], iteration: in
 
 
 def share(model: Model, groups: Iterable[int], iteration: int, seed: int) -> list[Run]:
-    """The groups of one process, one after the other: what a group comes to depends on no other, in torch either."""
+    """Runs the groups of one process, one after the other. A group's result depends on no other group, in torch
+    either."""
     torch.set_num_threads(1)  # the same number in all processes: a sum on two threads may have another last bit
     with nf.set_num_threads(1):
         return [rollout(model, asked(g + 1)[g], range(g * GROUP, (g + 1) * GROUP), iteration, seed) for g in groups]
 
 
 def asked(groups: int) -> Tensor:
-    """The digit of each request, (groups, GROUP)."""
+    """Returns the digit of each request, (groups, GROUP)."""
     return (torch.arange(groups) % DIGITS)[:, None].expand(groups, GROUP)
 
 
@@ -143,7 +144,7 @@ Share: TypeAlias = Callable[[Model, int, int, int], list[Run]]
 
 @contextmanager
 def on_processes(n: int) -> Iterator[Share]:
-    """A function (model, groups, iteration, seed) that makes the runs of all groups, on n processes."""
+    """Yields a function (model, groups, iteration, seed) that makes the runs of all groups, on n processes."""
     if n == 1:
         yield lambda model, groups, iteration, seed: share(model, range(groups), iteration, seed)
         return
@@ -162,12 +163,12 @@ def on_processes(n: int) -> Iterator[Share]:
 
 @dataclass
 class State:
-    """All that the next iteration depends on, but the seed."""
+    """Everything that the next iteration depends on, except the seed."""
 
     network: nn.Module
     reference: nn.Module
     optimizer: torch.optim.Optimizer
-    rewards: list[list[float]] = field(default_factory=list)  # of each iteration, by group
+    rewards: list[list[float]] = field(default_factory=list)  # for each iteration, by group
     kl: list[float] = field(default_factory=list)
 
     @classmethod
@@ -179,7 +180,7 @@ class State:
         parts = {name: getattr(self, name).state_dict() for name in ("network", "reference", "optimizer")}
         new = path.with_suffix(".new")
         torch.save(parts | {"rewards": self.rewards, "kl": self.kl}, new)
-        new.replace(path)  # one or the other, whenever it is stopped
+        new.replace(path)  # the file is the old one or the new one, at any stop
 
     def load(self, path: Path) -> None:
         for name, value in torch.load(path).items():
@@ -190,7 +191,7 @@ class State:
 
 
 def advantages(rewards: Tensor) -> Tensor:
-    """(groups, GROUP): how far each reward is from those of its group, in standard deviations."""
+    """Returns (groups, GROUP): the deviation of each reward from its group's mean, in standard deviations."""
     return (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-4)
 
 
@@ -198,7 +199,7 @@ def learn(
     state: State, runs: Sequence[Run], gain: Tensor, order: Tensor, *, parts: int = 4, clip: float = 0.2,
     beta: float = 0.01,
 ) -> float:  # fmt: skip
-    """One pass over all rows of all runs, in a few optimiser's steps; returns the divergence from the reference."""
+    """Makes one pass over all rows of all runs, in a few optimiser steps; returns the divergence from the reference."""
     x, old = (torch.cat(field) for field in zip(*runs, strict=True))
     digits = asked(len(runs)).reshape(-1)
     times, kls = torch.from_numpy(POLICY.timesteps.astype(np.float32)), []
@@ -232,7 +233,7 @@ def finetune(
     tell: Callable[[State], None] = lambda state: None,
     **options: Any,
 ) -> None:
-    """Go on until `iterations` are done. The state is whole whenever `tell` is called, after each."""
+    """Continues until `iterations` are done. The state is complete whenever `tell` is called, after each."""
     for iteration in range(len(state.rewards), iterations):
         runs = runs_of(state.network, groups, iteration, seed)
         rewards = torch.stack([reward(run.x[:, -1], digits) for run, digits in zip(runs, asked(groups), strict=True)])
@@ -247,14 +248,14 @@ def finetune(
 
 @torch.no_grad()
 def draw(model: Model, columns: int, seed: int, *, steps: int = 40) -> Tensor:
-    """Samples of each digit, (10 columns, 64), along the flow: with the same noise for any model."""
+    """Samples each digit, (10 columns, 64), along the flow, with the same noise for any model."""
     digits = torch.arange(DIGITS).repeat_interleave(columns)
     sampler, noise = nf.samplers.flow_heun(SCHEDULE, steps), nf.Noise(seed, step=2 * BEFORE)
     return sampler.sample(lambda x, t: model(x, t, digits), (len(digits), SIDE**2), noise, dtype=torch.float32)
 
 
 def picture(state: State, reward: Reward, before: Tensor, after: Tensor) -> Figure:
-    """The rewards over the iterations; and of the same noise what the model drew before, and draws now."""
+    """Draws the rewards over the iterations; and, for the same noise, the model's digits before and now."""
     figure = Figure(figsize=(12, 4.9), layout="constrained")
     left, *right = figure.subplots(1, 3, width_ratios=[1, 1, 1])
     rewards = np.array(state.rewards)
@@ -289,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     began, reward = time.perf_counter(), Reward()
     with nf.set_num_threads(1):
-        torch.set_num_threads(1)  # of a network this small; and its sums are the same anywhere
+        torch.set_num_threads(1)  # the network is small; and its sums are the same anywhere
         if arguments.state and arguments.state.exists():
             state = State.of(Flow())
             state.load(arguments.state)

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A diffusion policy that plans anew a thousand times a second, and a picture of how well the loop keeps its time.
+"""Runs a diffusion policy that plans anew a thousand times per second, and draws how well the loop keeps its time.
 
     python examples/robot_policy.py               five seconds; draws robot_policy.png
     python examples/robot_policy.py --realtime    ten: the loop runs once more, with real-time priority
 
 Seven joints follow a target that moves and jumps. In each tick the policy samples a plan of 16 actions from noise whose
-name is the tick's number, and the first action is taken. There is no network, so that what is measured is the loop
-and the sampler: demonstrations are Gaussian around a straight approach, and of those the denoiser is known exactly.
-What a network of yours takes for each of its calls comes on top.
+key has the tick's number, and takes the first action. There is no network, so only the loop and the sampler are
+measured: demonstrations are Gaussian around a straight approach, whose denoiser is known exactly. Your network's time
+for its calls comes on top.
 
-The picture says what this machine did: how late a tick began, how long its work took, and how many of them ended after
-their millisecond. The loop runs as a process like all others. With --realtime it runs a second time with real-time
-priority (SCHED_FIFO, as `chrt -f 50` gives it), if the system allows it: Linux asks for root or CAP_SYS_NICE. Nothing
-else gets that processor while a tick is at work, so do not ask for it on a machine that others use.
+The picture shows what this machine did: how late each tick began, how long its work took, and how many ended after
+their millisecond. The loop runs as an ordinary process. With --realtime it runs a second time with real-time priority
+(SCHED_FIFO, like `chrt -f 50`), if the system allows it: Linux requires root or CAP_SYS_NICE. Nothing else gets that
+processor while a tick works, so do not use it on a shared machine.
 
 Needs matplotlib: pip install '.[demo]'.
 """
@@ -39,40 +39,41 @@ from noisefuse.ground.drawing import BLUE, GREY, INK, ORANGE, STYLE
 Array = npt.NDArray[Any]
 HORIZON, JOINTS = 16, 7
 PERIOD = 1_000_000  # nanoseconds
-AWAKE = 200_000  # the last ones of a period are not slept but waited for: sleep() comes back some 60 us late
-SPREAD = 0.002  # of the demonstrations
+AWAKE = 200_000  # the end of a period is spent waiting, because sleep() comes back some 60 us late
+SPREAD = 0.002  # the demonstrations' standard deviation
 
 SCHEDULE = nf.Schedule.cosine(100)
 SAMPLER = nf.samplers.ddim(SCHEDULE, steps=10, eta=1.0, prediction="sample")
 NOISE = nf.Noise(2026)
-# The mean of the demonstrations N(mean, SPREAD^2) that x may have come from is KEPT[t] x + GIVEN[t] mean.
+# KEPT[t] x + GIVEN[t] mean is the mean of the demonstrations N(mean, SPREAD^2) that x may come from.
 _VARIANCE = SCHEDULE.alpha**2 * SPREAD**2 + SCHEDULE.sigma**2
 KEPT = (SCHEDULE.alpha * SPREAD**2 / _VARIANCE).astype(np.float32)
 GIVEN = (SCHEDULE.sigma**2 / _VARIANCE).astype(np.float32)
-APPROACH = np.linspace(0, 1, HORIZON + 1, dtype=np.float32)[1:, None] * 0.3  # of the way, within a plan
+APPROACH = np.linspace(0, 1, HORIZON + 1, dtype=np.float32)[1:, None] * 0.3  # fractions of the way, within a plan
 
 
 def target(tick: int) -> Array:
-    """Where the joints are to go: circles of different phase, and a jump each second."""
+    """Returns the joints' target: circles of different phase, and a jump each second."""
     phase = 2 * np.pi * (tick / 2000 + np.arange(JOINTS) / JOINTS)
     return np.asarray(0.5 * np.sin(phase) + 0.3 * (tick // 1000 % 2), np.float32)
 
 
 class Policy:
-    """Plans (1, HORIZON, JOINTS) of changes of position. Its arrays are made once: a tick allocates nothing large."""
+    """Makes plans (1, HORIZON, JOINTS) of changes of position. Its arrays are made once: a tick allocates nothing
+    large."""
 
     def __init__(self) -> None:
         self.mean, self.x, self.said, self.part = np.empty((4, 1, HORIZON, JOINTS), np.float32)
         self.state = SAMPLER.state(self.x)
 
     def denoise(self, x: Array, t: Any) -> Array:
-        """Stands for the network, which says what the plan is without its noise."""
+        """Stands for the network. It returns the plan without its noise."""
         np.multiply(KEPT[t], x, out=self.said)
         self.said += np.multiply(GIVEN[t], self.mean, out=self.part)
         return self.said
 
     def plan(self, tick: int, position: Array, goal: Array) -> Array:
-        """The same for the same arguments, in a loop or alone, today or from a log."""
+        """Returns the same for the same arguments, in a loop or alone, today or from a log."""
         noise = NOISE.at(sample=tick)
         np.multiply(APPROACH, goal - position, out=self.mean[0])
         nf.randn(self.x.shape, noise, out=self.x)
@@ -83,10 +84,10 @@ class Policy:
 
 
 class Log(NamedTuple):
-    """Of each tick. Times in nanoseconds."""
+    """Records of each tick. Times are in nanoseconds."""
 
-    late: Array  # from when the tick was due to when it began
-    work: Array  # from there to the action
+    late: Array  # from the due time to the start
+    work: Array  # from the start to the action
     position: Array  # (ticks, JOINTS), after the action
 
     def missed(self) -> Array:
@@ -94,7 +95,7 @@ class Log(NamedTuple):
 
 
 def wait(due: int) -> None:
-    """Sleeps while there is time, then asks the clock."""
+    """Sleeps while there is time, then polls the clock."""
     left = due - time.perf_counter_ns()
     if left > AWAKE:
         time.sleep((left - AWAKE) * 1e-9)
@@ -103,7 +104,7 @@ def wait(due: int) -> None:
 
 
 def run(ticks: int) -> Log:
-    """A tick that is late does not move the others: what is due stays due."""
+    """Runs ticks. A late tick does not move the due times of the others."""
     policy, position = Policy(), np.zeros(JOINTS, np.float32)
     log = Log(np.zeros(ticks, np.int64), np.zeros(ticks, np.int64), np.zeros((ticks, JOINTS), np.float32))
     for tick in range(20):
@@ -126,7 +127,7 @@ def run(ticks: int) -> Log:
 
 @contextmanager
 def realtime() -> Iterator[None]:
-    """Above all ordinary processes. PermissionError where the system does not let this one."""
+    """Runs this process above all ordinary ones. PermissionError: the system does not allow it."""
     before = os.sched_getscheduler(0), os.sched_getparam(0)
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))
     try:
@@ -161,7 +162,7 @@ def histogram(ax: Any, log: Log, name: str) -> None:
 
 
 def picture(logs: dict[str, Log]) -> Figure:
-    """A histogram of each run's times, then a joint and its target."""
+    """Draws a histogram of each run's times, then a joint and its target."""
     figure = Figure(figsize=(15, 3.8), layout="constrained")
     *axes, right = figure.subplots(1, len(logs) + 1)
     for ax, (name, log) in zip(axes, logs.items(), strict=True):

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a small diffusion model on scikit-learn's handwritten digits, and draw digits with it.
+"""Trains a small diffusion model on scikit-learn's handwritten digits, and draws digits with it.
 
     python examples/train_digits.py           about a minute on two idle cores; draws train_digits.png
 
-torch takes as many threads as there are cores for this process. Beside other work they wait for each other, and
-`--threads 1` is faster.
+torch uses as many threads as this process has cores. Beside other work they wait for each other, and `--threads 1` is
+faster.
 
-The network learns v from x_t, t and the digit's label. No step stores its noise: `nf.q_sample` draws it on the way to
-x_t, and `nf.mse_loss` draws it again, forward and backward. The noise of an image depends on the image and the epoch
-alone, whatever batch it falls into; so do the times.
+The network learns v from x_t, t and the digit's label. No step stores its noise: `nf.q_sample` draws it for x_t, and
+`nf.mse_loss` draws it again, forward and backward. An image's noise and times depend only on the image and the epoch,
+not on the batch.
 
 Needs matplotlib, scikit-learn and torch: pip install '.[demo,torch]'.
 """
@@ -36,7 +36,7 @@ SCHEDULE = nf.Schedule.cosine(1000)
 
 
 def load() -> tuple[Tensor, Tensor]:
-    """1797 images (N, 64), background -1 and ink 1, and their labels."""
+    """Returns 1797 images (N, 64), background -1 and ink 1, and their labels."""
     data = load_digits()
     return torch.tensor(data.data / 8 - 1, dtype=torch.float32), torch.tensor(data.target)
 
@@ -45,7 +45,7 @@ def load() -> tuple[Tensor, Tensor]:
 
 
 class Block(nn.Module):
-    """A residual block whose hidden layer hears of time and label."""
+    """A residual block whose hidden layer gets time and label."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Block(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """v from x_t (B, 64), t (B,) and labels (B,)."""
+    """Returns v from x_t (B, 64), t (B,) and labels (B,)."""
 
     def __init__(self, width: int = 192, blocks: int = 3) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Trained(NamedTuple):
 
 
 def batches(n: int, size: int, seed: int) -> Iterator[tuple[int, Tensor]]:
-    """(epoch, indices of images), for ever; every epoch has another order."""
+    """Yields (epoch, indices of images) for ever. Every epoch has another order."""
     epoch = 0
     while True:
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed + epoch))
@@ -96,7 +96,7 @@ def batches(n: int, size: int, seed: int) -> Iterator[tuple[int, Tensor]]:
 
 
 def progress(steps: int, every: float = 3.0) -> Callable[[Sequence[float]], None]:
-    """Prints a line every few seconds, also where the output goes to a file, and at the last step."""
+    """Prints a line every few seconds, even if the output goes to a file, and at the last step."""
     began = shown = time.perf_counter()
 
     def tell(losses: Sequence[float]) -> None:
@@ -148,7 +148,7 @@ def train(
 
 @torch.no_grad()
 def draw(network: Denoiser, labels: Tensor, noise: nf.Noise, *, steps: int = 40, guidance_scale: float = 2.0) -> Tensor:
-    """Digits with these labels, (B, 64): DPM-Solver++ 2M with classifier-free guidance."""
+    """Draws digits with these labels, (B, 64): DPM-Solver++ 2M with classifier-free guidance."""
     sampler = nf.samplers.dpmpp_2m(SCHEDULE, steps, prediction="v")
     nobody = torch.full_like(labels, NOBODY)
 
@@ -163,7 +163,7 @@ def draw(network: Denoiser, labels: Tensor, noise: nf.Noise, *, steps: int = 40,
 
 
 def picture(losses: Sequence[float], samples: Tensor, columns: int) -> Figure:
-    """The loss over the steps, and a row of samples for each digit."""
+    """Draws the loss over the steps, and a row of samples for each digit."""
     figure = Figure(figsize=(12, 5.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.25])
     width = max(1, len(losses) // 100)

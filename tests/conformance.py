@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The questions that are asked of every library of arrays: each call takes f, which makes an array of NumPy's one."""
+"""The calls that every library of arrays has to answer. Each takes f, which makes the library's array of NumPy's."""
 
 import numpy as np
 
@@ -62,5 +62,5 @@ CALLS = OPERATIONS | SUMS | AUGMENTED
 
 
 def arrays(result):
-    """The results of a call, as a list."""
+    """Returns the results of a call, as a list."""
     return [*result] if isinstance(result, (tuple, list)) else [result]

@@ -26,9 +26,10 @@ from noisefuse.commands.campaign.differential import bits as bits
 
 # In the extra "test", but not among the few packages of tests/sanitize.sh.
 NUMBA = ["numba"] if importlib.util.find_spec("numba") else []
-# None where the extension was not built, of which tools/test_built.sh tests the bits.
+# It is None if the extension was not built; then tools/test_built.sh tests its bits.
 NATIVE = [f"native-{isa}" for isa, state in nf.info()["isas"].items() if state == "available"]
-# The kernels of csrc/cuda compiled for this CPU, which is not the device; and the device itself, under `pytest -m gpu`.
+# These are the kernels of csrc/cuda compiled for this CPU, which is not the device; and the device itself, under
+# `pytest -m gpu`.
 STAND_IN, DEVICE = "cuda-stand_in", "cuda"
 BACKENDS = [*NATIVE, *NUMBA, "reference", STAND_IN]
 DTYPES = {dtype.name: dtype for dtype in map(np.dtype, ("f4", "f8", "f2", ml_dtypes.bfloat16))}
@@ -49,7 +50,7 @@ class Bare:
 
 @contextmanager
 def using(name):
-    """The backend "numba" or "reference", or "native-" and an instruction set, "cuda-stand_in" or "cuda"."""
+    """Returns the backend "numba" or "reference", or "native-" and an instruction set, "cuda-stand_in" or "cuda"."""
     if name == STAND_IN:
         with stand_in.installed() as cupy, on_device(cupy):
             yield
@@ -63,7 +64,7 @@ def using(name):
 
 
 def real_cupy():
-    """CuPy with a device; else the test is skipped."""
+    """Returns CuPy with a device; else the test is skipped."""
     cupy = pytest.importorskip("cupy")
     if (state := launches.state()) != "available":
         pytest.skip(state)
@@ -72,7 +73,7 @@ def real_cupy():
 
 @contextmanager
 def on_device(cupy):
-    """Calls with NumPy arrays, once they are checked, go through copies on the device."""
+    """Makes calls with NumPy arrays go through copies on the device, after their checks."""
 
     def moved(call):
         copies = {}
@@ -129,7 +130,7 @@ def native(request):
 
 @pytest.fixture(params=[*NATIVE, *NUMBA])
 def compiled(request):
-    """Backends with threads, and a floating-point mode of their own."""
+    """Yields backends with threads, and a floating-point mode of their own."""
     with using(request.param):
         yield request.param
 
@@ -142,7 +143,8 @@ def threads(request):
 
 @pytest.fixture(scope="session")
 def csrc_constants(tmp_path_factory):
-    """[name, number, ..] for each line that csrc_constants.cpp prints of known/normal64.txt; numbers are still text."""
+    """Returns [name, number, ..] for each line that csrc_constants.cpp prints of known/normal64.txt; numbers are still
+    text."""
     program = tmp_path_factory.mktemp("csrc") / "constants"
     source = Path(__file__).with_name("csrc_constants.cpp")
     options = ["-std=c++20", "-O0", "-ffp-contract=off", f"-I{stand_in.CSRC}"]
@@ -153,13 +155,14 @@ def csrc_constants(tmp_path_factory):
 
 
 def first_and_slow(values):
-    """Parameters of a test: the first by default, the others where slow tests run."""
+    """Marks parameters of a test: the first runs by default, the others with slow tests."""
     first, *others = values
     return [first, *(pytest.param(value, marks=pytest.mark.slow) for value in others)]
 
 
 def one_in(n, values):
-    """Parameters of a test that repeats itself: the first of every n by default, the others before a release."""
+    """Marks parameters of a test that repeats itself: the first of every n runs by default, the others before a
+    release."""
     return [value if k % n == 0 else pytest.param(value, marks=pytest.mark.release) for k, value in enumerate(values)]
 
 
@@ -175,7 +178,7 @@ reference_is_slow = pytest.mark.parametrize(
 
 
 def read_known(name):
-    """[number, ..] for each line of a file in known/, still text."""
+    """Returns [number, ..] for each line of a file in known/, still text."""
     lines = (Path(__file__).parent / "known" / name).read_text().splitlines()
     return [line.split() for line in lines if not line.startswith("#")]
 
@@ -189,12 +192,12 @@ def pytest_addoption(parser):
 
 
 def skips_of(reports):
-    """{(file, reason)} of what was skipped: tests, and files of which all tests were."""
+    """{(file, reason)} of skips: tests, and files with all their tests."""
     return {(report.nodeid.partition("::")[0], report.longrepr[2].removeprefix("Skipped: ")) for report in reports}
 
 
 def unexpected_skips(skips, allowed):
-    """Those that no entry names by its file and by how the reason begins, on this system."""
+    """Returns the skips that no entry allows, by file and beginning of the reason, on this system."""
 
     def names(entry, file, reason):
         here = sys.platform in entry.get("on", [sys.platform])
@@ -204,7 +207,7 @@ def unexpected_skips(skips, allowed):
 
 
 def pytest_sessionfinish(session):
-    """In the process that prints; workers of xdist send it their reports."""
+    """Compares in the process that prints; workers of xdist send it their reports."""
     file, reporter = (
         session.config.getoption("allowed_skips"),
         session.config.pluginmanager.get_plugin("terminalreporter"),

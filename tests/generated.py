@@ -16,7 +16,7 @@ BYTES = np.dtype(np.uint8)
 
 
 def real(dtype):
-    """Of the arithmetic, and of the noise."""
+    """The bits of the arithmetic, and of the noise."""
     return np.float64 if dtype == np.float64 else np.float32
 
 
@@ -76,13 +76,13 @@ seeds = st.integers(0, 2**64 - 1)
 
 
 def edges(end):
-    """Integers in [0, end), its ends above all."""
+    """Draws integers in [0, end), most often the ends."""
     return st.one_of(st.integers(0, 9), st.integers(max(0, end - 9), end - 1), st.integers(0, end - 1))
 
 
 @st.composite
 def arrays(draw, shape, dtype):
-    """A function that makes an array: normals, or any bits at all; in one of many layouts."""
+    """Draws a function that makes an array: normals, or any bits at all; in one of many layouts."""
     layout, seed = draw(st.sampled_from(LAYOUTS)), draw(seeds)
     if draw(st.booleans()) and dtype != np.uint8:
         return lambda: layout(normals(shape, dtype, seed))
@@ -92,7 +92,7 @@ def arrays(draw, shape, dtype):
 
 @st.composite
 def names(draw, rows, sample_shape, *, streams=True, last=0):
-    """A Noise for this many rows, with or without ids and a window; last: steps that the call adds."""
+    """Draws a Noise for this many rows, with or without ids and a window; last: the most steps that the call adds."""
     ids = st.lists(edges(2**56), min_size=rows, max_size=rows).map(lambda ids: np.array(ids, np.uint64))
     sample = draw(edges(2**56 - rows) | ids)
     step, stream = draw(edges(2**32 - last)), draw(edges(128)) if streams else 0
@@ -107,7 +107,7 @@ def names(draw, rows, sample_shape, *, streams=True, last=0):
 
 @st.composite
 def noises(draw, shape, batched, **options):
-    """A Noise, or a list of them."""
+    """Draws a Noise, or a list of them."""
     rows, sample_shape = (shape[0], shape[1:]) if batched and shape else (1, shape)
     if rows > 40 or draw(st.integers(0, 3)):
         return draw(names(rows, sample_shape, **options))
@@ -116,7 +116,7 @@ def noises(draw, shape, batched, **options):
 
 @st.composite
 def indices(draw, shape, n):
-    """t: a scalar, or any beginning of the shape, in any integer dtype and layout."""
+    """Draws t: a scalar, or any beginning of the shape, in any integer dtype and layout."""
     dtype = draw(st.sampled_from([np.int64, np.int64, np.int32, np.uint8, np.uint64, np.int16]))
     n = min(n, np.iinfo(dtype).max)
     rng = np.random.default_rng(draw(seeds))

@@ -2,7 +2,7 @@
 """The documentation runs, its links lead somewhere, and it knows every public name.
 
 Seen to fail: a changed number in a block, a link to a file or heading that does not exist, a public name or a command
-that stands in no page, a name without its entry in the reference, a page that no table of contents has.
+that no page has, a name without its entry in the reference, a page that no table of contents has.
 """
 
 import doctest
@@ -31,7 +31,7 @@ DOCUMENTS = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md
 DOCUMENTS += [ROOT / name / "README.md" for name in ("csrc", "integrations/comfyui")]
 DOCUMENTS += [ROOT / "tests" / "known" / "README.md"]
 FENCE = re.compile(r"^```(?P<language>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-NEEDS = {  # what is not installed everywhere that the tests run
+NEEDS = {  # packages that are not installed everywhere
     "docs/augment.md": ("torch",),
     "docs/dask.md": ("dask",),
     "docs/diffusers.md": ("diffusers",),
@@ -48,13 +48,13 @@ NEEDS = {  # what is not installed everywhere that the tests run
     "docs/tutorials/train-digits.md": ("torch",),
 }
 RELEASED = re.search(r"^## \[\d", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE) is not None  # some version
-HERE = "noisefuse" if RELEASED else "."  # what pip is told to install, but for tests, which only a checkout has
+HERE = "noisefuse" if RELEASED else "."  # pip's argument, except for tests, which only a checkout has
 COMMANDS = (f"pip install '{HERE}[demo]' && noisefuse demo", "pip install '.[test]' && pytest -n auto")
 
 
 class Block(NamedTuple):
     code: str
-    line: int  # of the page, where the code begins
+    line: int  # the page's line at the beginning of the code
 
 
 def name(path):
@@ -62,13 +62,13 @@ def name(path):
 
 
 def python_blocks(text):
-    """The blocks that run: "```python no-run" does not."""
+    """Yields the blocks that run: "```python no-run" does not."""
     found = (match for match in FENCE.finditer(text) if match["language"] == "python")
     return [Block(match["code"], text.count("\n", 0, match.start("code"))) for match in found]
 
 
 def run(path):
-    """All blocks of a page, one after the other in one namespace; lines of a traceback are those of the page."""
+    """Runs all blocks of a page, one after the other in one namespace; lines of a traceback are those of the page."""
     scope = {"__name__": "__main__"}
     for block in python_blocks(path.read_text()):
         exec(compile("\n" * block.line + block.code, path, "exec"), scope)
@@ -76,7 +76,7 @@ def run(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_blocks_run(path, tmp_path, monkeypatch):
-    """docs/cuda.md on a stand-in for CuPy, which is not the device, unless there is one."""
+    """docs/cuda.md runs on a stand-in for CuPy, which is not the device, unless there is one."""
     for library in NEEDS.get(name(path), ()):
         pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
@@ -92,7 +92,7 @@ def test_pages_have_blocks():
     assert counts["docs/samplers.md"] >= 8
     assert counts["docs/torch.md"] >= 5
     not_run = sum(path.read_text().count("```python no-run") for path in PAGES)
-    assert not_run == 0  # raise it only for what no test can run
+    assert not_run == 0  # raise it only for blocks that no test can run
 
 
 @pytest.mark.parametrize("code", ["1 / 0", "assert False", "undefined"])
@@ -108,7 +108,7 @@ def test_a_wrong_block_is_seen(code, tmp_path):
 
 
 def anchors(path):
-    """What GitHub makes of the headings."""
+    """Returns GitHub's anchors for the headings."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", path.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -181,7 +181,7 @@ def test_public_names_are_documented(public):
 
 
 def code_of(text):
-    """What stands in blocks and between backquotes."""
+    """Returns the text in blocks and between backquotes."""
     return [match["code"] for match in FENCE.finditer(text)] + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
 
 
@@ -192,7 +192,7 @@ TOCTREE = re.compile(r"^```\{toctree\}\n(?P<entries>.*?)^```$", re.MULTILINE | r
 
 
 def entries(text):
-    """The full names that the directives of a page document."""
+    """Returns the full names that the directives of a page document."""
     found = {"noisefuse"}
     for match in DIRECTIVE.finditer(text):
         name = match["name"]
@@ -237,7 +237,7 @@ def test_drawings_are_those_of_their_script(tmp_path):
 
 
 def test_the_printed_contract_is_of_todays_text():
-    """Seen to fail: a word more in noise.md."""
+    """Seen to fail: one more word in noise.md."""
     digest = runpy.run_path(str(DOCS / "print.py"))["digest"]()
     assert digest.encode() in (DOCS / "noise.pdf").read_bytes(), "python docs/print.py prints it anew"
 
@@ -251,7 +251,7 @@ def test_start_has_every_extra():
 
 
 def test_one_page_alone_names_the_extras_of_what_is_released():
-    """docs/start.md says when `noisefuse[x]` is right; before the first release all others install from a checkout, and
+    """docs/start.md says when `noisefuse[x]` is right. Before the first release all others install from a checkout, and
     after it no page does (tests/test_release.py). Seen to fail: in another."""
     if RELEASED:
         return
@@ -292,7 +292,7 @@ def test_on_pypi_the_readme_has_addresses_for_links():
 
 
 def public(module):
-    """(name, object) of what a module offers, and of the public methods of its classes."""
+    """Yields (name, object) for the public names of a module, and the public methods of its classes."""
     for name in module.__all__:
         found = getattr(module, name)
         if inspect.isroutine(found) or inspect.isclass(found):
@@ -324,13 +324,13 @@ def test_examples_in_docstrings_run(name, value):
 
 
 def test_what_is_called_has_an_example():
-    """Seen to fail: without that of a constructor, without the one that samplers share."""
+    """Seen to fail: without a constructor's example, without the one that samplers share."""
     called = {name for name, _ in public(nf) if "." not in name} | {name for name, _ in FUNCTIONS}
     assert called - {name for name, _ in EXAMPLES} == set()
 
 
 def described(doc):
-    """The arguments that have an entry; one entry may name several."""
+    """Returns the arguments that have an entry; one entry may have several names."""
     section = re.search(r"^Args:\n((?: .*\n)+)", doc, re.MULTILINE)
     entries = re.findall(r"^ {4}(\S.*?):", section[1], re.MULTILINE) if section else []
     return sorted(name.lstrip("*") for entry in entries for name in entry.split(", "))

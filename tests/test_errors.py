@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad input: every row a clear error, which says what was given and what was expected, and nothing is written."""
+"""Wrong arguments: every row gives a clear error with given and expected values, and nothing is written."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def x(shape=(4, 6), dtype=np.float32):
 
 
 class Stranger:
-    """An array of a library that is not supported: it has all the protocols, and is of no known type."""
+    """An array of a library that is not supported: it has all protocols, and no known type."""
 
     __module__ = "torchlike.core"
     shape, dtype, ndim = (4, 6), np.dtype(np.float32), 2
@@ -38,7 +38,7 @@ class Stranger:
 
 
 class Lookalike:
-    """Has all that a Noise has, unchecked. Seen to fail: ids that nobody held were read after they were freed."""
+    """It has all attributes of a Noise, unchecked. Seen to fail: freed ids were read."""
 
     seed, step, stream, window_shape, window_start = 1, 0, 0, None, ()
 
@@ -48,7 +48,7 @@ class Lookalike:
 
 
 class Output:
-    """What networks of diffusers return."""
+    """The output class of diffusers' networks."""
 
     sample = None
 
@@ -59,7 +59,7 @@ POLICY = nf.samplers.flow_sde(Schedule.flow(1000), steps=5).tableau
 masked = np.ma.masked_array(x(), mask=x() == 0)
 few, many = [N] * 3, [N] * 5
 
-# What is wrong: (error, what its message says, call). The call is given an `out`, which must stay as it is.
+# Each row is (error, its message, call). The call is given an `out`, which must stay unchanged.
 ROWS = {
     # ---- Noise
     "seed negative": (OverflowError, r"seed = -1 .*0 <= seed < 2\^64", lambda o: Noise(-1)),
@@ -370,7 +370,7 @@ ROWS = {
 @pytest.fixture(params=["native", *NUMBA, "reference"], autouse=True)
 def backend(request):
     with nf.use_backend(request.param):
-        randn((2, 6), N)  # a first call by the checked path: Numba's fast path, which checks by itself, waits for one
+        randn((2, 6), N)  # a first call by the checked path: Numba's fast path, which checks by itself, starts after it
         yield
 
 
@@ -456,7 +456,7 @@ def test_outputs_that_are_no_arrays(operation, out):
 
 
 def test_a_models_own_error_where_there_is_neither_torch_nor_jax():
-    """Which library a network is of is a question where one of them is loaded."""
+    """The network's library is named only if one is loaded."""
     code = """
 import sys, noisefuse as nf
 try:
@@ -499,7 +499,7 @@ def test_types_of_strangers_are_not_kept():
 
 
 def test_overlaps():
-    """An output that shares memory with an input, unless it is that input, or with another output."""
+    """An output may not share memory with an input, unless it is that input, or with another output."""
     memory = np.arange(200, dtype=np.float32)
     before = memory.copy()
 

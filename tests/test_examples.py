@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples run, and what they show is true."""
+"""The examples run, and their claims are true."""
 
 import copy
 import importlib.util
@@ -24,11 +24,11 @@ def example(name):
 
 
 DIGITS = ideal.Digits.load()
-NEAR = 0.02  # root mean square; pixels go from -1 to 1. lcm leaves the noise of the last level, 0.01
+NEAR = 0.02  # root mean square; pixels go from -1 to 1. lcm leaves the noise of the last noise level, 0.01
 
 
 def farthest(name):
-    """How far the farthest sample is from its nearest image."""
+    """Returns the farthest sample's distance from its nearest image."""
     return DIGITS.nearest(ideal.run(name, DIGITS, nf.Noise(142), batch=4).samples)[0].max()
 
 
@@ -81,7 +81,7 @@ def test_the_program_draws_and_prints(tmp_path, capsys):
     assert "wrote" in printed
 
 
-@pytest.mark.slow  # compiles; what the kernels call test_numba.py compiles, too
+@pytest.mark.slow  # it compiles; test_numba.py compiles the kernels' functions, too
 def test_the_custom_kernels(tmp_path, capsys):
     """It asserts that points are q_sample's, rotated, and that a walk in two parts is the walk."""
     pytest.importorskip("numba")
@@ -125,7 +125,7 @@ def test_training_starts_well_and_again(digits, tmp_path, capsys):
 
 
 def test_training_holds_torch_to_its_threads_and_says_so(digits, tmp_path, monkeypatch, capsys):
-    """Seen to fail: torch as it was."""
+    """Seen to fail: torch's settings left unchanged."""
     import torch
 
     before = torch.get_num_threads()
@@ -143,7 +143,7 @@ def test_training_holds_torch_to_its_threads_and_says_so(digits, tmp_path, monke
 
 
 def test_training_tells_how_far_it_is(digits, monkeypatch, capsys):
-    """A line every three seconds. Seen to fail: a line at each step, none, seconds that are not those left."""
+    """It prints a line every three seconds. Seen to fail: a line at each step, none, wrong remaining seconds."""
     now = [100.0]
     monkeypatch.setattr(digits.time, "perf_counter", lambda: now[0])
     tell = digits.progress(8)
@@ -156,7 +156,7 @@ def test_training_tells_how_far_it_is(digits, monkeypatch, capsys):
 
 @pytest.mark.release
 def test_trained_digits_are_recognised(digits):
-    """By the nearest of the training images: of the label that was asked for. Seen to fail: labels left out."""
+    """The nearest training image has the requested label. Seen to fail: labels left out."""
     import torch
 
     labels = torch.arange(10).repeat_interleave(16)
@@ -182,7 +182,7 @@ def rl():
 
 @pytest.fixture(scope="module")
 def begun(rl):
-    """A state after two iterations, and what it was before and between."""
+    """Returns a state after two iterations, and its earlier ones."""
     state, kept = rl.State.of(rl.pretrain(120, seed=3)), []
     snapshot = copy.deepcopy(state)
     rl.finetune(state, rl.Reward(), 2, groups=10, seed=3, tell=lambda state: kept.append(copy.deepcopy(state)))
@@ -195,8 +195,8 @@ def weights(network):
 
 @pytest.mark.slow
 def test_a_reward_is_learned(rl, begun):
-    """More ink in the upper half than in the lower: easier than digits. Seen to fail: advantages of the other sign;
-    log-densities under the next row."""
+    """The reward is more ink in the upper half than in the lower, which is easier than digits. Seen to fail: advantages
+    of the other sign; log-densities under the next row."""
 
     def ink(images, digits):
         upper, lower = images.reshape(-1, 2, 32).mean(2).T
@@ -210,7 +210,7 @@ def test_a_reward_is_learned(rl, begun):
 
 @pytest.mark.slow
 def test_a_run_goes_on_where_it_was(rl, begun, tmp_path):
-    """The same bits. Seen to fail: an optimizer that begins anew; noise of another iteration."""
+    """The bits are the same. Seen to fail: an optimizer that begins anew; noise of another iteration."""
     _, middle, whole = begun
     middle.save(tmp_path / "run.pt")
     resumed = rl.State.of(rl.Flow())
@@ -221,13 +221,13 @@ def test_a_run_goes_on_where_it_was(rl, begun, tmp_path):
 
 
 def answers(x, t, digits):
-    """A model whose answers depend on nothing else in the batch, in their last bits, too: torch's products of matrices
-    may."""
+    """A model whose answers do not depend on the rest of the batch, in their last bits, too. torch's matrix products
+    may depend on it."""
     return x * (0.5 + t[:, None]) - digits[:, None] / 10
 
 
 def test_requests_are_the_same_alone_and_in_batches(rl):
-    """Seen to fail: noise named by the place in the batch."""
+    """Seen to fail: noise with the place in the batch as key."""
     import torch
 
     digits, requests = torch.arange(64) % 10, np.random.default_rng(1).permutation(1000)[:64]
@@ -244,7 +244,7 @@ def same(runs, others):
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_groups_are_the_same_in_shares(rl, begun, parts):
-    """Of the network itself. Seen to fail: groups that are counted anew in each share."""
+    """The divergence is that of the network itself. Seen to fail: groups that are counted anew in each share."""
     network, cuts = begun[1].network, [rank * 5 // parts for rank in range(parts + 1)]
     shares = [rl.share(network, range(*pair), 7, 3) for pair in itertools.pairwise(cuts)]
     assert same(rl.share(network, range(5), 7, 3), [run for runs in shares for run in runs])
@@ -253,13 +253,13 @@ def test_groups_are_the_same_in_shares(rl, begun, parts):
 @pytest.mark.slow  # each process imports torch
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.release)])
 def test_groups_are_the_same_on_any_number_of_processes(rl, begun, processes):
-    """Seen to fail: no seed in what a process is told."""
+    """Seen to fail: processes that are not given the seed."""
     with rl.on_processes(processes) as several:
         assert same(rl.share(begun[1].network, range(5), 7, 3), several(begun[1].network, 5, 7, 3))
 
 
 def test_a_ratio_is_one_before_the_first_update(rl):
-    """Where the model answers the same again. Seen to fail: a mean over the elements on one side."""
+    """If the model answers the same again. Seen to fail: a mean over the elements on one side."""
     import torch
 
     digits = rl.asked(2).reshape(-1)
@@ -281,7 +281,7 @@ def test_the_program_learns_and_goes_on(rl, tmp_path, capsys):
 
 
 def test_the_picture_of_the_noise(tmp_path, monkeypatch, capsys):
-    """Counts that add up, quantiles near a straight line. Seen to fail: numbers of one bin put into the next."""
+    """Counts add up, and quantiles lie near a straight line. Seen to fail: numbers of one bin put into the next."""
     quality = example("noise_quality")
     counts = quality.counted(1 << 22, seed=1)
     assert counts.sum() == 1 << 22
@@ -307,14 +307,14 @@ def test_the_sheet_of_noises(tmp_path, capsys, monkeypatch):
     assert sheet.stat().st_size > 10_000
     assert speed.stat().st_size > 1_000
     gaussian = capsys.readouterr().out.splitlines()[0].split()
-    assert [round(float(std)) for std in gaussian[1:3]] == [10, 25]  # where hardly anything is clipped
+    assert [round(float(std)) for std in gaussian[1:3]] == [10, 25]  # almost nothing is clipped there
 
 
 # ---- pictures of the documentation -------------------------------------------------------------------------
 
 
 def test_a_first_image_comes_back(tmp_path, capsys):
-    """Seen to fail: another step of the noise where it is taken out."""
+    """Seen to fail: another step of the noise when it is subtracted."""
     first = example("first_image")
     image = first.photograph(32)
     rows = first.rows(image, nf.Noise(1))
@@ -328,7 +328,7 @@ def test_a_first_image_comes_back(tmp_path, capsys):
 
 
 def test_the_gallery_has_what_its_page_shows(tmp_path, capsys):
-    """Seen to fail: a picture that the program does not draw. Their size says that something is drawn."""
+    """Seen to fail: a picture that the program does not draw. The files' sizes show that something is drawn."""
     gallery = example("gallery")
     page = (Path(__file__).parents[1] / "docs" / "gallery.md").read_text()
     shown = set(re.findall(r"pictures/gallery/(\w+)\.", page))
@@ -356,7 +356,7 @@ def test_the_own_sampler_of_the_gallery_is_of_second_order():
 
 @pytest.mark.parametrize("name", ["ddim", "deis", "dpmpp_2m", "unipc"])
 def test_the_gallery_measures_errors_from_the_exact_solution(name):
-    """Of Gaussian data: twice the steps, at least nearly half the error. Seen to fail: another scale of the data."""
+    """Data is Gaussian: twice the steps give nearly half the error or less. Seen to fail: another scale of the data."""
     scale, schedule = 0.5, nf.Schedule.linear(1000)
     alpha, sigma = schedule.alpha, schedule.sigma
     start = nf.randn((8, 1), nf.Noise(2026), dtype="float64")
@@ -381,7 +381,7 @@ def robot():
 
 
 def test_a_robot_follows_its_target_and_its_plans_can_be_told_again(robot, tmp_path):
-    """Nothing is asked of the times, which are the machine's. Seen to fail: the noise of the tick before."""
+    """The times are the machine's and are not tested. Seen to fail: the noise of the tick before."""
     log = robot.run(300)
     assert (log.work > 0).all()
     assert (log.late >= 0).all()
@@ -392,13 +392,13 @@ def test_a_robot_follows_its_target_and_its_plans_can_be_told_again(robot, tmp_p
 
 
 def test_a_tick_that_ends_after_the_next_is_missed(robot):
-    """Seen to fail: lateness that does not count."""
+    """Seen to fail: lateness that is not counted."""
     late, work = (1000 * np.array(times) for times in ([0, 900, 0, 2000], [500, 200, 1001, 10]))
     assert robot.Log(late, work, np.zeros((4, 7))).missed().tolist() == [False, True, True, True]
 
 
 def test_a_robot_takes_a_priority_where_it_is_asked_to(robot, tmp_path, capsys, monkeypatch):
-    """And says so where it gets none. Seen to fail: a priority that nobody asked for, as it was."""
+    """It says so if it gets no priority. Seen to fail: a priority that nobody requested, as before."""
     asked = []
 
     def refused(*arguments):

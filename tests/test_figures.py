@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of figures say what the files of results say, and pages count what there is.
+"""Tables of figures agree with the files of results, and pages have the right counts.
 
-Seen to fail: a number changed in the page, a value changed in a file, a marker taken away, a sampler more.
+Seen to fail: a number changed in the page, a value changed in a file, a marker taken away, one sampler more.
 """
 
 import json

@@ -37,7 +37,7 @@ def times(*shape):
 
 
 def cases(any_stream):
-    """(shape, t, noise, batched)"""
+    """Yields (shape, t, noise, batched)."""
     stream = (lambda n: n) if any_stream else (lambda n: 0)
     yield (5, 1003), times(5), nf.Noise(0), True
     yield (37, 3), times(37), nf.Noise(0x0123456789ABCDEF, sample=2**32 - 3, step=7, stream=stream(64)), True
@@ -222,7 +222,7 @@ def test_normals_of_known_words(csrc_constants):
 
 
 def wrong_hashes():
-    """Line: (expected, found) for each that differs."""
+    """Returns a line (expected, found) for each difference."""
     known = {(operation, name): value for operation, name, value in read_known("hashes.txt")}
     assert list(known) == LINES
     return {line: (value, found) for line, value in known.items() if (found := hash_of(*line)) != value}
@@ -233,7 +233,7 @@ def test_hashes_compiled(compiled, threads):
     assert wrong_hashes() == {}
 
 
-@pytest.mark.release  # other tests compare the reference with what has these hashes
+@pytest.mark.release  # other tests compare the reference with backends that have these hashes
 def test_hashes_reference():
     with using("reference"):
         assert wrong_hashes() == {}

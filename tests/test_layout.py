@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrows point down only (docs/design.md), in Python and in C++; functions fit a screen; files say what they hold."""
+"""Arrows point down only (docs/design.md), in Python and in C++; functions fit a screen; files state their contents."""
 
 import ast
 import json
@@ -36,9 +36,9 @@ FLOORS = (
     "interop*",
     "commands*",
 )
-# What type checkers alone read may point up here.
+# Imports for type checkers alone may point up here.
 TYPES_ALONE = {"": {"interop"}}
-# These take less than what lies below them.
+# These may import less than the floors below them.
 LESS = {
     "samplers.shared": "ground* sampler samplers.spacing tableau",
     "samplers*": "ground.kinds samplers* schedule tableau views",  # rules
@@ -46,14 +46,14 @@ LESS = {
     "interop*": "@ ground* language.levels interop* augment noise schedule tableau views",
     "commands*": "@ ground* language.levels language.rows commands* interop.dask arguments* sampler views _native",
 }
-# These are imported by those alone: two statements of one thing stay two.
+# Only these may import them: two independent statements of one thing stay two.
 BY_THOSE_ALONE = {
     "_native": "backends* interop.jax* commands.campaign*",
     "backends.spec": "backends.reference backends.numba.* interop.jax*",
     "backends.reference": "legacy interop.jax*",
     "backends.numba.*": "backends.numba.* numba",
 }
-# What is imported only where it is needed. Modules of `interop` and `commands` need what the extras install.
+# Libraries that are imported only on use. Modules of `interop` and `commands` need the extras' libraries.
 OPTIONAL = {
     "schedule": {"matplotlib"},
     "sampler": {"matplotlib", "torch"},
@@ -79,7 +79,7 @@ MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
 
 
 def imports(tree, module, package):
-    """(module, whether the statement is at the top) for all that the text imports."""
+    """Returns (module, whether the statement is at the top) for all imports in the text."""
     here = f"noisefuse.{module}".rstrip(".").split(".")
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -100,7 +100,7 @@ def fits(name, patterns):
 
 
 def of(module, table, default):
-    """The entry of the first pattern that fits the module."""
+    """Returns the entry of the first pattern that fits the module."""
     return next((entry for patterns, entry in table.items() if fits(module, patterns)), default)
 
 
@@ -171,7 +171,7 @@ def test_an_import_that_points_up_is_seen(module, text, package):
 
 
 def test_what_is_asked_of_torchs_internals_stands_in_one_file():
-    """Seen to fail: a private name of torch's elsewhere."""
+    """Seen to fail: a private name of torch in another file."""
     internals = r"\btorch\._\w|\w\._version\b|forward_ad|is_dynamo_compiling|custom_op\b|assume_constant_result"
     found = {name for name, path in MODULES.items() if re.search(internals, path.read_text())}
     assert found == {"interop.torch.internals"}
@@ -181,7 +181,7 @@ def test_what_is_asked_of_torchs_internals_stands_in_one_file():
 
 
 class WithoutTypes(ast.NodeTransformer):
-    """A text without what type checkers alone read."""
+    """Returns a text without the parts for type checkers alone."""
 
     def visit_If(self, node):
         self.generic_visit(node)
@@ -189,7 +189,7 @@ class WithoutTypes(ast.NodeTransformer):
 
 
 def graph_of(sources):
-    """{module: the modules that it imports, wherever the statement stands} of {module: (text, whether a package)}."""
+    """Returns {module: the modules that it imports, at any place} for {module: (text, whether a package)}."""
     graph = {module: set() for module in sources}
     for module, (text, package) in sources.items():
         for name, _ in imports(WithoutTypes().visit(ast.parse(text)), module, package):
@@ -197,14 +197,14 @@ def graph_of(sources):
             if root != "noisefuse":
                 continue
             graph[module].add(inside)
-            # The packages around a module are run before it, and are loaded already where they are the importer's too.
+            # The packages around a module run before it, and are loaded already if they are the importer's too.
             while (inside := inside.rpartition(".")[0]) and not f"{module}.".startswith(f"{inside}."):
                 graph[module].add(inside)
     return graph
 
 
 def hidden(package, text):
-    """The modules of a package whose names its `__init__` gives to something else."""
+    """Returns the modules of a package whose names its `__init__` gives to something else."""
     own = {module.rpartition(".")[2] for module in MODULES if module.rpartition(".")[0] == package} - {""}
     bound = {}
     for node in ast.parse(text).body:
@@ -221,8 +221,8 @@ PACKAGES = [module for module, path in MODULES.items() if path.name == "__init__
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda module: module or "noisefuse")
 def test_a_package_hides_none_of_its_modules(package):
-    """Python binds a module to its name in the package, over or under what the package has of that name. Seen to fail:
-    arguments' `calls` in a package with a `calls` of its own, where the one became the other."""
+    """Python binds a module to its name in the package, over or under the package's own name. Seen to fail: arguments'
+    `calls` in a package with a `calls` of its own, where one became the other."""
     assert hidden(package, MODULES[package].read_text()) == set()
 
 
@@ -235,7 +235,7 @@ def test_a_hidden_module_is_seen(text):
 
 
 def circle(graph):
-    """The modules of one, or none."""
+    """Returns the modules of one circle, or none."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -280,7 +280,7 @@ LONGEST = 50  # lines of a body
 
 
 def lengths(tree, name):
-    """(name, lines of the body without its docstring) of all functions, those inside of others too."""
+    """Yields (name, lines of the body without its docstring) for all functions, nested ones too."""
     for node in ast.iter_child_nodes(tree):
         inner = name
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -322,7 +322,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - b
 
 
 def test_the_package_works_without_its_docstrings():
-    """Seen to fail: of a dataclass that has none Python makes one, which shows the values of its defaults."""
+    """Seen to fail: Python makes a docstring for a dataclass without one, and shows the values of its defaults."""
     code = "import noisefuse; print(noisefuse.samplers.ddim(noisefuse.Schedule.linear(), 2))"
     done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
     assert done.stdout.startswith("Sampler(ddim, 2 rows)"), done.stderr
@@ -330,8 +330,8 @@ def test_the_package_works_without_its_docstrings():
 
 # ---- C++ ---------------------------------------------------------------------------------------------------
 
-# CMakeLists.txt, #include lines and std:: names are read as text here: what is asked is what stands there, and a
-# compiler that has taken it in no longer says.
+# CMakeLists.txt, #include lines and std:: names are read as text here, because a compiler no longer shows the text that
+# it has taken in.
 SOURCES = [path for path in CSRC.rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh"}]
 
 
@@ -384,7 +384,7 @@ def test_an_include_that_points_up_is_seen(folder, name):
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path.parent.name == "core"], ids=lambda path: path.name)
 def test_the_mathematics_is_plain(path):
-    """No library function, and the same text for every compiler and processor."""
+    """There is no library function, and every compiler and processor gets the same text."""
     text = re.sub(r"//.*", "", path.read_text())
     assert "std::" not in text
     assert not re.findall(r"^\s*#\s*if", text, re.MULTILINE)
@@ -397,7 +397,7 @@ def test_no_compiler_may_fuse_or_reorder():
         assert flag not in text
 
 
-# REUSE-IgnoreStart: what is looked for is not said of this file
+# REUSE-IgnoreStart: the searched text is not a statement about this file
 def test_every_file_names_its_licence():
     files = [path for where in ("src", "csrc", "tests", "benchmarks") for path in (ROOT / where).rglob("*")]
     first_lines = {
@@ -421,7 +421,7 @@ TESTS = [path for path in (ROOT / "tests").rglob("*.py") if path.name.startswith
 
 
 def test_files_of_tests_have_names_of_their_own():
-    """pytest imports them by name. Seen to fail: two test_torch.py, of which the first was taken for both."""
+    """pytest imports them by name. Seen to fail: two test_torch.py, the first of which was taken for both."""
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that were something else before the first release, and have no second spelling."""
+"""Names that changed before the first release, and have no second spelling."""
 
 import pytest
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe for conda-forge says what pyproject.toml says; the bill of materials has the parts that are declared.
+"""The recipe for conda-forge agrees with pyproject.toml; the bill of materials has the declared parts.
 
-Seen to fail: another bound in the recipe or in the group of a build, a run dependency more, a misspelt key, a package
-in the environment that nothing asks for.
+Seen to fail: another bound in the recipe or in the group of a build, one run dependency more, a misspelt key, a package
+in the environment that nothing needs.
 """
 
 import copy
@@ -22,11 +22,11 @@ FILE = ROOT / "recipe" / "recipe.yaml"
 RECIPE = yaml.safe_load(FILE.read_text())
 TOML = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = TOML["project"]
-OURS = {"pytorch": "torch"}  # what conda-forge calls by another name
+OURS = {"pytorch": "torch"}  # packages with another name at conda-forge
 
 
 def bounds(lines):
-    """{name: bound} of lines as pip or conda has them."""
+    """Returns {name: bound} from lines in pip's or conda's form."""
     plain = (line.replace(" ", "") for line in lines if isinstance(line, str))
     found = (re.match(r"([\w-]+)(?:\[[\w,]+\])?([^;]*)", line).groups() for line in plain if "${{" not in line)
     return {OURS.get(name, name): bound for name, bound in found}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A release changes every text that speaks of what is to come, and no tag of another version is uploaded.
+"""A release changes every text about the future, and no tag of another version is uploaded.
 
 Seen to fail: a page that says "once it is released" and that the script does not know, another date in CITATION.cff.
 """
@@ -56,7 +56,7 @@ def test_the_next_version_is_begun_after_it(copy):
 
 @pytest.mark.parametrize("change", FIRST, ids=lambda change: change["file"])
 def test_what_the_first_release_changes_is_there_once(change):
-    """Or no more at all: then the first release is over."""
+    """The pages may be gone, too: then the first release is over."""
     counts = {(ROOT / each["file"]).read_text().count(each["before"]) for each in FIRST}
     assert counts == {0} or (ROOT / change["file"]).read_text().count(change["before"]) == 1
 
@@ -96,7 +96,7 @@ def test_citation_has_this_version_and_the_day_of_its_heading():
 
 @pytest.mark.parametrize("placeholder", ["The noisefuse developers", "noisefuse@users.noreply.github.com"])
 def test_one_page_lists_where_placeholders_stand(placeholder):
-    """Seen to fail: an author in a file more."""
+    """Seen to fail: one more author in a file."""
     page = (ROOT / "docs" / "releasing.md").read_text()
     assert f"`{placeholder}`" in page
     listed = {*re.findall(r"\]\(\.\./([\w.]+)\)", page.split("**Placeholders.**")[1].split("\n* ")[0]), "README.md"}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tools say of the repository as a whole: licences, metadata, and what packages of Python are expected to have.
+"""Tools' reports on the whole repository: licences, metadata, and the usual parts of Python packages.
 
-Seen to fail: a file without a licence, an unknown key of pyproject.toml, a check that is declined no more.
+Seen to fail: a file without a licence, an unknown key of pyproject.toml, a declined check that passes.
 """
 
 import importlib.util

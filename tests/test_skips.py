@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of CI does not pass by skipping: what may be skipped is listed, and `--allowed-skips` compares.
+"""A run of CI does not pass by skipping: allowed skips are listed, and `--allowed-skips` compares.
 
 Seen to fail: a file that was skipped as a whole, on one process and on two; an entry of another system.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What earlier versions stored is read, wherever the code has moved since."""
+"""Files and pickles of earlier versions are read, wherever the code has moved since."""
 
 import base64
 import json
@@ -46,7 +46,7 @@ def test_a_call_of_a_task_of_dasks():
 
 def test_a_pipeline_of_albumentations():
     albumentations = pytest.importorskip("albumentations")
-    assert nf.interop.albumentations.GaussNoise  # which are known once the module is loaded
+    assert nf.interop.albumentations.GaussNoise  # it is known once the module is loaded
     pipeline = albumentations.from_dict(STORED["albumentations"])
     names = [type(transform).__name__ for transform in pipeline.transforms]
     assert names == ["GaussNoise", "ShotNoise", "ISONoise", "MultiplicativeNoise"]

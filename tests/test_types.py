@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types: what a user's checker says of a user's script, and that every public name has a type."""
+"""Types: a user's type checker accepts a user's script, and every public name has a type."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ import noisefuse as nf
 
 SCRIPT = Path(__file__).with_name("typed_script.py")
 WRONG = {n for n, line in enumerate(SCRIPT.read_text().splitlines(), 1) if line.endswith("# error")}
-# Of torch and JAX no more than the script uses: reading them all takes half a minute.
+# It has only the script's part of torch and JAX: reading them all takes half a minute.
 SETTINGS = """
 [mypy]
 [mypy-torch.*,numba.*,matplotlib.*,jax.*,jaxlib.*]
@@ -38,8 +38,8 @@ def tool(name):
 
 
 def pyright(*arguments):
-    """What it reports."""
-    # With --verifytypes it looks for libraries where the first Python of the path has them, whatever --pythonpath is.
+    """Returns the checker's report."""
+    # With --verifytypes it looks for libraries in the first Python of the path, whatever --pythonpath is.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     here = os.environ | {"PATH": path, "PYTHONPATH": str(Path(nf.__file__).parents[1])}
     command = [*tool("pyright"), "--outputjson", *arguments]
@@ -57,7 +57,7 @@ def need_libraries():
 
 @pytest.mark.slow
 def test_mypy_on_a_users_script(tmp_path):
-    """assert_type says what is inferred; lines that end with `# error` are wrong, and seen to be."""
+    """assert_type states the inferred types; lines that end with `# error` are wrong, and must be reported."""
     need_libraries()
     settings = tmp_path / "mypy.ini"
     settings.write_text(SETTINGS)
@@ -76,14 +76,14 @@ def test_pyright_on_a_users_script():
     assert found == WRONG
 
 
-# Libraries with types, without which a name that stands on one has none; and modules that stand on one that ships none:
+# Libraries with types, without which names that need them have none; and modules that need a library without types:
 # pyright knows none of its classes, and so none that is derived from them.
 TYPED = ("dask", "diffusers", "jax", "kornia", "monai", "numba", "torch")
 UNTYPED = tuple(f"noisefuse.interop.{name}." for name in ("albumentations", "audiomentations", "grain", "torchvision"))
 
 
 def has_unknown_base(symbol):
-    """Whether that is all that is wrong with it."""
+    """Whether the missing types are all that is wrong with it."""
     errors = [found["message"] for found in symbol["diagnostics"] if found["severity"] == "error"]
     of_base = ("Type of base class", "Type of metaclass unknown")
     return symbol["name"].startswith(UNTYPED) and all(message.startswith(of_base) for message in errors)
@@ -91,7 +91,8 @@ def has_unknown_base(symbol):
 
 @pytest.mark.slow
 def test_every_public_name_has_a_type():
-    """Of the whole package: none is left to be inferred, none unknown but classes whose base has no types."""
+    """The whole package is typed: no type is left to be inferred, and none is unknown except classes whose base has no
+    types."""
     for library in TYPED:
         if not importlib.util.find_spec(library):
             pytest.skip(f"{library} is not installed")

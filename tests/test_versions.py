@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The versions that README and guides name are those of pyproject.toml, and tools/test_bounds.sh gets them from there.
+"""The versions in README and guides are those of pyproject.toml, and tools/test_bounds.sh gets them from there.
 
 Seen to fail: another number in a page, an extra that begins elsewhere, a page that names no version.
 """
@@ -28,7 +28,7 @@ PAGES = {
 
 
 def named(text, library):
-    """What "torch from 2.5" or "Numba from 0.62 and below 0.69" in a page says, as pyproject.toml would."""
+    """Returns the bound of "torch from 2.5" or "Numba from 0.62 and below 0.69" in a page, in pyproject.toml's form."""
     number = r"\d+(?:\.\d+)*"
     found = re.findall(rf"\b{library}\s+from\s+({number})(?:\s+and\s+below\s+({number}))?", text, re.IGNORECASE)
     return {f">={low}" + (f",<{high}" if high else "") for low, high in found}
@@ -37,7 +37,7 @@ def named(text, library):
 @pytest.mark.parametrize(("page", "library"), [(page, library) for page in PAGES for library in PAGES[page]])
 def test_pages_name_the_declared_versions(page, library):
     text = (ROOT / page).read_text()
-    # "From torch 2.12 on" is about one feature; "torch from 2.5" is the bound, each time that it is said.
+    # "From torch 2.12 on" is about one feature; "torch from 2.5" is the bound, each time.
     assert named(text, library) == {DECLARED[library]}
 
 
@@ -64,10 +64,10 @@ def test_constraints_are_what_pip_reads():
 
 
 def test_both_ends_of_every_extra_are_tried():
-    """Seen to fail: transforms' libraries, which no set had."""
+    """Seen to fail: the libraries of transforms, which no set had."""
     text = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = text["project"]["optional-dependencies"]
-    # Not tried: what only draws, GPUs' libraries, which need one, and tools of developers.
+    # Not tried: libraries that only draw, GPUs' libraries, which need one, and developers' tools.
     left_out = {"demo", "cuda12", "cuda13", "bench", "test"}
     lines = [line for extra, found in extras.items() if extra not in left_out for line in found]
     named = {re.match(r"[\w-]+", line)[0] for line in [*lines, *text["dependency-groups"]["build"]]}
@@ -90,7 +90,7 @@ def test_python_is_the_declared_one():
 
 
 def lowest_compilers():
-    """{compiler: version} as CMakeLists.txt stops what is older."""
+    """Returns {compiler: version}, below which CMakeLists.txt stops."""
     return dict(re.findall(r"set\(lowest_(\w+) (\d+)\)(?!  # clang-cl)", (ROOT / "CMakeLists.txt").read_text()))
 
 
@@ -101,7 +101,7 @@ def test_pages_name_the_compilers_that_are_not_stopped(page):
     assert f"(GCC {lowest['GNU']} or clang {lowest['Clang']}, or newer" in (ROOT / page).read_text()
 
 
-@pytest.mark.slow  # pip fetches what a build needs
+@pytest.mark.slow  # pip fetches the requirements of a build
 @pytest.mark.parametrize(
     ("name", "macros"),
     [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A call enters few files, and runs to and fro between them little. Counted by tracing real calls."""
+"""A call enters few files, and rarely changes between them. The counts come from traced real calls."""
 
 import itertools
 import os
@@ -17,14 +17,14 @@ X = np.ones((2, 3, 8, 8), np.float32)
 
 
 def walk(call):
-    """(Python calls, files that they enter, changes of file from one call to the next) within the library."""
+    """Returns (Python calls, files that they enter, changes of file from one call to the next) within the library."""
     root, files = os.path.dirname(nf.__file__), []
 
     def note(frame, event, _):
         if event == "call" and (name := frame.f_code.co_filename).startswith(root):
             files.append(name)
 
-    call()  # what is made once
+    call()  # one-time work
     sys.setprofile(note)
     try:
         call()
@@ -39,7 +39,7 @@ def of_tensor(call, **options):
     return lambda: call(x.to(memory_format=torch.channels_last) if not options else x)
 
 
-# Each with the most that it may take.
+# Each call with its highest counts.
 WALKS = {
     "plain": (lambda: lambda: nf.q_sample(X, 5, S, N), (3, 2, 1)),
     "step": (lambda: lambda: DDPM.step(2, X, X, N), (3, 1, 0)),
@@ -54,7 +54,7 @@ WALKS = {
 @pytest.mark.skipif(nf.info()["backend"] != "native", reason="the other backends have no fast path")
 @pytest.mark.parametrize("name", WALKS)
 def test_calls_walk_little(name):
-    """Seen to fail: without the fast path each takes three times as many."""
+    """Seen to fail: without the fast path each call takes three times as many."""
     make, most = WALKS[name]
     found = walk(make())
     assert all(a <= b for a, b in zip(found, most, strict=True)), f"{found}, at most {most}"

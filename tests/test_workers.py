@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The simulation of docs/scale.md, where its answers are known."""
+"""The simulation of docs/scale.md, in cases with known answers."""
 
 import runpy
 from dataclasses import replace
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# By its path: in the folder there are files of the names of tests', which spawned processes would find there.
+# It is loaded by path: its folder has files with the tests' names, which spawned processes would import.
 WORKERS = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "workers.py"), run_name="workers")
 Cluster, run = WORKERS["Cluster"], WORKERS["run"]
 
@@ -32,7 +32,7 @@ def test_it_is_seeded():
 
 
 def test_failures_cost_half_a_block_each_on_disk_and_more_in_memory():
-    """Seen to fail: a block that a failed worker goes on with."""
+    """Seen to fail: a block that a failed worker continues."""
     failing = replace(NEVER, between_failures=2000.0, unnoticed=5.0, away=50.0)
     disk = run(failing, 5000, seed=1)
     failures = 50 * disk.seconds / 2000

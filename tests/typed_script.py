@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What test_types.py has checked: a user's script, with the types that a user expects.
+"""The script that test_types.py checks: a user's script, with the types that a user expects.
 
-Lines that end with `# error` are wrong, and have to be seen to be.
+Lines that end with `# error` are wrong, and the checker must report them.
 """
 
 from typing import Any, assert_type

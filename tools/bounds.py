@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The oldest and newest versions that pyproject.toml declares, as constraints of pip:
+"""Prints the oldest and newest versions that pyproject.toml declares, as constraints for pip:
 
 python tools/bounds.py lowest|highest SET            lines for `pip install -c`
 python tools/bounds.py lowest|highest SET --check    whether that is what is installed here
 
-Each set has an environment of its own. torch: it, diffusers, Numba and NumPy. jax: it, dask, zarr and Pillow, which ask
-for a newer NumPy. transforms: the libraries that ours derive from, which ask for a newer torch. build: what compiles.
+Each set has its own environment. torch: torch, diffusers, Numba and NumPy. jax: JAX, dask, zarr and Pillow, which need
+a newer NumPy. transforms: the libraries whose classes ours derive from, which need a newer torch. build: the build
+tools.
 
-highest is the newest version that is published below the declared bound, so its lines name a range.
+highest is the newest version published below the declared bound, so its lines give a range.
 """
 
 import argparse
@@ -26,8 +27,8 @@ GROUPS = {
 
 
 def declared() -> dict[str, str]:
-    """What users are told: of each library its range, such as ">=0.62,<0.69". The extras that only developers install
-    may ask for less, as long as they begin where users' do (tests/test_versions.py)."""
+    """Returns the range of each library for users, such as ">=0.62,<0.69". The developers' extras may allow more, as
+    long as they begin at the users' lower bounds (tests/test_versions.py)."""
     text = tomllib.loads(PYPROJECT.read_text())
     project, build = text["project"], text["dependency-groups"]["build"]
     extras = project["optional-dependencies"]
@@ -48,7 +49,7 @@ def constraints(end: str, group: str) -> list[str]:
 
 
 def check(end: str, group: str) -> None:
-    """Raises SystemExit where a library is not of the end that is to be tested."""
+    """Raises SystemExit if a library's version is not at the end that is to be tested."""
     bounds = declared()
     for name in GROUPS[group]:
         bound = bounds[name]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This holds to a floor how much of each folder of the package the tests run:
+"""Checks a floor of the tests' coverage for each folder of the package:
 
-python tools/coverage_floors.py coverage.json    what `pytest --cov --cov-report json` writes
+python tools/coverage_floors.py coverage.json    the file of `pytest --cov --cov-report json`
 
-Lines and branches together, in per cent. Raise a floor where a folder has come to lie well above it.
+It counts lines and branches together, in per cent. Raise a floor if a folder lies well above it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This changes all the text that a release changes:
+"""Changes all the text that a release changes:
 
 python tools/release.py 0.1.0 2030-12-31    this version is released, on this day
 python tools/release.py 0.2.0.dev0          afterwards: work on the next one
@@ -22,12 +22,12 @@ FIRST = ROOT / "tools" / "first_release.toml"
 UNRELEASED = re.compile(
     r"not released|(once|until) it is( released)?\b|from a checkout|before the first release", re.IGNORECASE
 )
-# An extra of a checkout; not beside a program or a test, which only a checkout has.
+# An extra of a checkout. It is not beside a program or a test, which only a checkout has.
 EXTRA = re.compile(r"^(?!.*(?:examples/|pytest)).*'\.\[", re.MULTILINE)
 
 
 def pages(root: Path) -> list[Path]:
-    """Returns the pages that users read. docs/noise.md is not among them: it says what holds before the first release
+    """Returns the pages that users read. docs/noise.md is not among them: its promises hold before the first release
     and after it."""
     readmes = [root / folder / "README.md" for folder in (".", "integrations/comfyui", "tests/known")]
     docs = [page for page in sorted((root / "docs").rglob("*.md")) if page.name not in ("noise.md", "releasing.md")]
@@ -43,7 +43,7 @@ def unreleased(root: Path) -> list[str]:
 
 
 def put(root: Path, name: str, pattern: str, text: str) -> None:
-    """Puts text in the place of what pattern finds, and stops if it finds nothing."""
+    """Replaces the pattern's match by text, and stops if there is none."""
     file = root / name
     changed, count = re.subn(pattern, lambda match: match.expand(text), file.read_text(), flags=re.MULTILINE)
     if not count:
@@ -52,8 +52,8 @@ def put(root: Path, name: str, pattern: str, text: str) -> None:
 
 
 def set_version(root: Path, version: str, day: str | None) -> None:
-    """Sets the version in the package, in CITATION.cff and in the recipe, and where the README's links lead from the
-    index."""
+    """Sets the version in the package, in CITATION.cff and in the recipe, and the targets of the README's links on the
+    package index."""
     put(root, "src/noisefuse/ground/version.py", r'^__version__ = ".*"$', f'__version__ = "{version}"')
     cited = f"version: {version}\n" + (f"date-released: {day}\n" if day else "")
     put(root, "CITATION.cff", r"^version: .*\n(?:date-released: .*\n)?", cited)
@@ -82,7 +82,7 @@ def begin_next(root: Path, version: str) -> None:
 
 
 def wrong(root: Path, tag: str) -> list[str]:
-    """Returns what keeps this tag from being uploaded."""
+    """Returns the reasons against uploading this tag."""
     version = re.search(
         r'^__version__ = "(.*)"$', (root / "src/noisefuse/ground/version.py").read_text(), re.MULTILINE
     )[1]

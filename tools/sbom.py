@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A software bill of materials of the wheel as it is installed (CycloneDX, JSON):
+"""Writes a software bill of materials of the installed wheel (CycloneDX, JSON):
 
 python tools/sbom.py PYTHON FILE.json    PYTHON: the interpreter of an environment with noisefuse and nothing else
 
-Needs cyclonedx-bom. The extension module contains no code of others, so the parts are what pip installed: NumPy. What
-else is found there, or is missing, is an error.
+It needs cyclonedx-bom. The extension module contains no third-party code, so the only part is the package that pip
+installed: NumPy. Any other package, or a missing one, is an error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def of_environment(python: str) -> dict[str, Any]:
 
 
 def with_version(bill: dict[str, Any], version: str) -> dict[str, Any]:
-    """pyproject.toml has none, as the version stands in the package."""
+    """Returns the bill with a version. pyproject.toml has none, because the package states it."""
     root = bill["metadata"]["component"] | {"version": version, "purl": f"pkg:pypi/{NAME}@{version}"}
     bill["metadata"]["component"] = root
     found = {part["name"] for part in bill["components"]}

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sums of squares in one fixed order, so that a loss has the same bits for every number of threads and width of vectors
-// (docs/loss.md). Element i of a chunk goes to accumulator i mod 64; the 64 are then halved: 32 sums j, j + 32; 16 sums
-// j, j + 16; and so on. What is missing from the last 64 counts as zeros: squares are never -0, so that none is
-// changed.
+// (docs/loss.md). Element i of a chunk goes to accumulator i mod 64. The 64 are then halved: 32 sums j, j + 32; 16 sums
+// j, j + 16; and so on. Missing elements of the last 64 count as zeros: squares are never -0, so zeros change no sum.
 #pragma once
 #include <cstdint>
 
@@ -11,9 +10,9 @@ namespace {  // see philox.h
 
 constexpr int kAccumulators = 64;
 constexpr int64_t kLossChunk = 4096;  // elements
-// Of a piece; the last one may be short.
+// The chunks of a piece; the last one may be short.
 constexpr int64_t chunks_of(int64_t piece) { return (piece + kLossChunk - 1) / kLossChunk; }
-// Element of the batch.
+// The chunk's first element in the batch.
 constexpr int64_t first_of_chunk(int64_t piece, int64_t chunk) {
     return chunk / chunks_of(piece) * piece + chunk % chunks_of(piece) * kLossChunk;
 }
@@ -24,14 +23,14 @@ constexpr void add_half(Real* sum, int half, int first = 0, int step = 1) {
     for (int j = first; j < half; j += step) sum[j] = sum[j] + sum[j + half];
 }
 
-// Until one is left; n is a power of two.
+// Halves until one is left; n is a power of two.
 template <class Real>
 constexpr Real halve(Real* sum, int n) {
     for (int half = n / 2; half > 0; half /= 2) add_half(sum, half);
     return sum[0];
 }
 
-// The sum of a chunk of n <= 64 elements: as below, without the zeros.
+// The sum of a chunk of n <= 64 elements: like SquareSum below, without the zeros.
 template <class Real>
 inline Real sum_of_few(const Real* r, int n) {
     Real square[kAccumulators];
@@ -46,7 +45,7 @@ inline Real sum_of_few(const Real* r, int n) {
 template <class Lane, int W, class Real>
 class SquareSum {
   public:
-    // The squares of the next n elements of the chunk.
+    // Adds the squares of the next n elements of the chunk.
     void add(const Real* r, int n) {
         while (n > 0) {
             int taken = n / kAccumulators * kAccumulators;
@@ -63,10 +62,10 @@ class SquareSum {
         }
     }
 
-    // The same where they are whole groups of 64 after whole groups, and vector_at(i) has those from element i on.
+    // The same for whole groups of 64 after whole groups. vector_at(i) has the elements from i on.
     template <class VectorAt>
     void add_groups(const VectorAt& vector_at, int n) {
-        // Eight vectors of accumulators at a time: no instruction set has fewer registers.
+        // Uses eight vectors of accumulators at a time: no instruction set has fewer registers.
         constexpr int vectors = kAccumulators / W < 8 ? kAccumulators / W : 8;
         for (int first = 0; first < kAccumulators; first += vectors * W) {
             decltype(Lane::load(sum_)) sum[vectors];
@@ -80,7 +79,7 @@ class SquareSum {
         }
     }
 
-    // The sum of the chunk, and back to 0 for the next one.
+    // Returns the sum of the chunk, and resets it to 0 for the next one.
     Real finish() {
         if (n_held_ > 0) {
             for (int i = n_held_; i < kAccumulators; ++i) held_[i] = 0;
@@ -101,14 +100,15 @@ class SquareSum {
     }
 };
 
-// The sum of one sample: of its pieces (the elements that share one t) in order, each the sum of its chunks in order
-// and multiplied by its weight. It begins as zeros, and takes the chunks in as many parts as one likes.
+// The sum of one sample: the sum of its pieces (the elements that share one t) in order. A piece is the sum of its
+// chunks in order, times its weight. It begins as zeros, and takes the chunks in any number of parts.
 template <class Lane>
 struct SampleSum {
-    double total, piece;     // of the whole pieces, and of the chunks of the one that is not yet whole
-    int64_t pieces, chunks;  // how many those are
+    double total, piece;     // of the whole pieces, and of the chunks of the unfinished one
+    int64_t pieces, chunks;  // their numbers
 
-    // The next n chunks; `of_piece`: how many a piece has; weight(p): of the sample's piece p.
+    // Adds the next n chunks; `of_piece`: the number of chunks in a piece; weight(p): the weight of the sample's piece
+    // p.
     template <class Weight>
     constexpr void add(const double* chunk_sums, int64_t n, int64_t of_piece, Weight weight) {
         while (n > 0) {
@@ -124,8 +124,8 @@ struct SampleSum {
     }
 };
 
-// What a residual is multiplied with in the gradient, but for its rounding to the arithmetic: g the gradient with
-// respect to the loss, n the elements that it is the mean over.
+// The factor of a residual in the gradient, before it is rounded to the arithmetic. g is the gradient with respect to
+// the loss, n the number of elements in its mean.
 constexpr double gradient_factor(double weight, double g, double n) { return 2.0 * weight * g / n; }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The narrow types: the 16-bit floats, IEEE binary16 and bfloat16, to float and back, and floats to levels, all
+// The narrow types: the 16-bit floats, IEEE binary16 and bfloat16, to float and back, and floats to integer levels, all
 // to nearest even. Lanes with instructions for binary16 use those.
 #pragma once
 #include <cstdint>
@@ -12,7 +12,7 @@ constexpr uint32_t float_to_bits(float x) { return __builtin_bit_cast(uint32_t, 
 
 constexpr float bfloat16_to_float(uint16_t h) { return bits_to_float(uint32_t{h} << 16); }
 
-// The bfloat16 stands in the upper half of each lane; what is below it does not count. Wrong for NaN.
+// The bfloat16 is the upper half of each lane; the lower half does not count. Wrong for NaN.
 template <class Lane>
 constexpr typename Lane::u32 round_number_to_bfloat16(typename Lane::f32 x) {
     const auto bits = Lane::as_bits(x);
@@ -43,8 +43,8 @@ constexpr uint16_t float_to_half(float x) {
     return static_cast<uint16_t>(sign | ((m + 0xFFFu + ((m >> 13) & 1u)) >> 13));
 }
 
-// A level, a byte or a uint16: the integer next to x, from 0 to the greatest; of NaN 0. The last place of numbers from
-// 2^23 on is 1 (of double from 2^52), so that a sum with that is rounded to an integer, which its last bits are.
+// An integer level, a byte or a uint16: the integer next to x, from 0 to the greatest; NaN gives 0. From 2^23 on
+// (double: 2^52), numbers have a last place of 1. So adding that power rounds to an integer, which the last bits hold.
 template <class Level>
 constexpr uint32_t kTopLevel = static_cast<Level>(~uint32_t{0});
 template <class Level, class Lane>

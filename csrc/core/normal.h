@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Words to normals: the transform of Box & Muller (Ann. Math. Stat. 29, 1958),
 //     z0 = sqrt(-2 ln U) cos(2 pi V),  z1 = sqrt(-2 ln U) sin(2 pi V),  U = (w0 + 1/2) / 2^32,  V = (w1 + 1/2) / 2^32,
-// in + - * fma sqrt, integer -> float conversion and bit operations only, so that every machine gets the same bits.
-// Over all 2^32 words (tests/noise/exhaustive.cpp): radius within 2.5 ulp, cos and sin within 2^-22, never 0,
-// |z| <= 6.77.
+// with only + - * fma sqrt, integer -> float conversions and bit operations, so every machine gets the same bits. Over
+// all 2^32 words (tests/noise/exhaustive.cpp): radius within 2.5 ulp, cos and sin within 2^-22, never 0, |z| <= 6.77.
 #pragma once
 #include "philox.h"
 
 namespace nf {
 namespace {  // see philox.h
 
-// Minimax polynomials (Remez): log1p relative to the whole of -2 ln U, sin and cos in absolute error.
+// Minimax polynomials (Remez): log1p relative to the whole -2 ln U, sin and cos in absolute error.
 template <class Real>
 struct NormalCoefficients;
 
@@ -51,8 +50,8 @@ struct NormalCoefficients<double> {
                                      0x1.168d57ef8540ap-18};
 };
 
-// c[0] + x (c[1] + x (c[2] + ...)), one fma a term (Horner). c is a parameter of the template because a device has no
-// such array: there each coefficient is a constant of an instruction.
+// c[0] + x (c[1] + x (c[2] + ...)), with one fma for each term (Horner). c is a template parameter because a device has
+// no such array: there each coefficient is an instruction's constant.
 template <class Lane, const auto& c, int i = 0, class Vector>
 constexpr Vector polynomial(Vector x) {
     constexpr auto coefficient = c[i];
@@ -67,7 +66,7 @@ struct Pair {
     Vector z0, z1;
 };
 
-// sqrt(-2 ln U) of -2 ln U = ln4_e e - 2 ln(1 + r), |r| <= 1/3; negated where the sign bit of `flip` is set.
+// sqrt(-2 ln U) from -2 ln U = ln4_e e - 2 ln(1 + r), |r| <= 1/3; negated if the sign bit of `flip` is set.
 template <class Lane, class Real, class Vector, class Bits>
 constexpr Vector radius_of(Vector e, Real ln4_e, Vector r, Bits flip) {
     using C = NormalCoefficients<Real>;
@@ -75,8 +74,8 @@ constexpr Vector radius_of(Vector e, Real ln4_e, Vector r, Bits flip) {
     return Lane::flip_sign(Lane::sqrt(Lane::fma(e, Lane::splat(ln4_e), log_1r)), flip);
 }
 
-// The pair from the radius and from t in [-1/2, 1/2]: cos and sin of 2 pi V are those of pi t, but for a sign that both
-// have and the radius too.
+// The pair from the radius and from t in [-1/2, 1/2]: cos and sin of 2 pi V are those of pi t, up to a sign that both
+// share. The radius carries that sign.
 template <class Lane, class Real, class Vector>
 constexpr Pair<Vector> on_circle(Vector radius, Vector t) {
     using C = NormalCoefficients<Real>;
@@ -87,7 +86,7 @@ constexpr Pair<Vector> on_circle(Vector radius, Vector t) {
 
 // float32. U comes in two exact parts, its upper 24 bits and the rest, so that r is rounded once also near U = 1, where
 // ln U vanishes. The angle pi (2 w1 + 1) / 2^32 is wrapped into (-pi/2, pi/2): an odd number of half turns negates both
-// cos and sin, which is when the two top bits of w1 differ. The radius has that sign.
+// cos and sin. The number is odd if the two top bits of w1 differ. The radius carries that sign.
 template <class Lane>
 constexpr typename Lane::f32 normal_radius(typename Lane::u32 w0, typename Lane::u32 w1) {
     const auto high = Lane::to_float(Lane::template shift_right<8>(w0));
@@ -140,7 +139,7 @@ constexpr Pair<typename Lane::f64> normal_pair(typename Lane::u32 w0, typename L
     return normals_at<Lane, Half>(normal_radius<Lane, Half>(w0, v0, w1), w1, v1);
 }
 
-// Uniforms in (0, 1), centred in cells of 2^-23 (float32) and 2^-52 (float64): all exact, none is 0 or 1.
+// Uniform numbers in (0, 1), centred in cells of 2^-23 (float32) and 2^-52 (float64): all exact, none is 0 or 1.
 template <class Lane>
 constexpr typename Lane::f32 uniform(typename Lane::u32 w) {
     return Lane::fma(Lane::to_float(Lane::template shift_right<9>(w)), Lane::splat(0x1p-23f), Lane::splat(0x1p-24f));

@@ -24,7 +24,7 @@ struct RoundKeys {
 
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 
-// A counter or an output: four words, each one lane vector.
+// A counter or an output: four words, each a lane vector.
 template <class Word>
 struct Words {
     Word w[4];
@@ -52,8 +52,8 @@ constexpr Words<typename Lane::u32> philox_rounds(Words<typename Lane::word> c, 
     }};
 }
 
-// What the counters (block, step, sample, tag) with one step, sample and tag have in common after two rounds: only
-// word 0 differs between the lanes, so half of round one and a quarter of round two are the same for all of them.
+// The part that counters (block, step, sample, tag) with one step, sample and tag share after two rounds. Only word 0
+// differs between the lanes, so half of round one and a quarter of round two are the same for all of them.
 struct Common {
     uint32_t a, b, c, d;
 
@@ -67,8 +67,8 @@ struct Common {
     }
 };
 
-// Philox of the counters (block, step, sample, tag) for a lane vector of blocks, given as their products with M0: those
-// of the next vector are a sum away.
+// Philox of the counters (block, step, sample, tag) for a lane vector of blocks, given as their products with M0. A sum
+// gives the next vector's products.
 template <class Lane, class Product>
 constexpr Words<typename Lane::u32> philox_blocks(Product p0, const Common& common, const RoundKeys& keys) {
     const auto p1 = Lane::product(Lane::word_xor(Lane::high(p0), Lane::word_splat(common.a)), kPhiloxM1);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A row of numbers, and what it says: D = clamp(k + x x + m1 m1 + m2 m2, lo, hi), then out, aux1 and aux2, each
-// k + x x + m1 m1 + m2 m2 + d D + past1 past1 + ... + past4 past4 + z z. (tableau.py names the columns.)
+// A row of numbers, and its meaning: D = clamp(k + x x + m1 m1 + m2 m2, lo, hi), then out, aux1 and aux2, each k + x x
+// + m1 m1 + m2 m2 + d D + past1 past1 + ... + past4 past4 + z z. (tableau.py names the columns.)
 #pragma once
 #include <cstdint>
 
@@ -17,9 +17,9 @@ namespace {  // see philox.h
 
 constexpr bool counts(uint64_t active, int column) { return active >> column & 1; }
 
-// The terms that are active in the linear combination whose constant is in column `first`, in the contract's order:
-// visit(column, slot). The first of them is a rounded product (or, where there is a constant, fma(c, v, k)), each later
-// one fma(c, v, sum).
+// Visits the active terms of the linear combination whose constant is in column `first`, in the contract's order:
+// visit(column, slot). The first term is a rounded product (or, with a constant, fma(c, v, k)), each later one fma(c,
+// v, sum).
 template <class Visit>
 constexpr void for_each_term(uint64_t active, int first, int slots, Visit visit) {
     if (slots > kZ && counts(active, first + 1 + kZ)) visit(first + 1 + kZ, kZ);
@@ -33,15 +33,15 @@ constexpr void for_each_term(uint64_t active, int first, int slots, Visit visit)
     if (slots > kX && counts(active, first + 1 + kX)) visit(first + 1 + kX, kX);
 }
 
-// A clamp is active where one of its bounds does.
+// A clamp is active if one of its bounds is.
 constexpr bool clamps(uint64_t active) { return counts(active, kLow) || counts(active, kHigh); }
 
-// Beyond the columns: that the noise is multiplied by D, or by its square root, before the row takes it.
+// Flags beyond the columns: the noise is multiplied by D, or by its square root, before the row takes it.
 constexpr uint64_t kTimesClean = uint64_t{1} << 40, kTimesRoot = uint64_t{1} << 41;
 static_assert(uint64_t{1} << kColumns <= kTimesClean && kTimesClean < kTimesRoot, "columns and flags share a bit");
 constexpr bool scales_noise(uint64_t active) { return active & (kTimesClean | kTimesRoot); }
 
-// D is needed by one of the outputs that are wanted, or for the noise.
+// Whether one of the wanted outputs, or the noise, needs D.
 constexpr bool wants_clean(uint64_t active, void* const (&out)[3]) {
     if (scales_noise(active)) return true;
     for (int o = 0; o < 3; ++o)

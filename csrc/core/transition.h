@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bytes that become others at random: a word picks the result from the distribution of the level, by inversion.
+// Bytes that change to others at random: a word picks the result from the level's distribution, by inversion.
 #pragma once
 #include <cstdint>
 
@@ -7,8 +7,8 @@ namespace nf {
 
 inline constexpr int kLevels = 256;
 
-// Of one level: the last word that gives each byte or one before it, and where the search begins, by a word's top byte.
-// The last word of all gives the last byte at the latest.
+// For one level: the last word for each byte or a smaller one, and the start of the search, by a word's top byte. The
+// very last word gives the last byte at the latest.
 struct Transition {
     uint32_t last[kLevels];
     uint8_t first[kLevels];
@@ -16,7 +16,7 @@ struct Transition {
 
 namespace {  // see philox.h
 
-// Most words are found after one comparison, which costs no branch.
+// Most words need one comparison, which costs no branch.
 constexpr uint8_t transition(const Transition& level, uint32_t word) {
     uint32_t byte = level.first[word >> 24];
     byte += word > level.last[byte];

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Instructions of the device that C++ has no name for. The tests replace this file when they build the kernels for a
-// CPU.
+// Device instructions that C++ has no name for. The tests replace this file when they build the kernels for a CPU.
 #pragma once
 #include <cstdint>
 
 namespace nf {
 namespace {
 
-// 1 / sqrt(a), about: the one approximate instruction, and its error does not reach any result (lane_cuda.h).
+// About 1 / sqrt(a): the one approximate instruction. Its error does not reach any result (lane_cuda.h).
 __device__ inline float rsqrt_seed(float a) {
     float y;
     asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(a));
@@ -28,7 +27,7 @@ __device__ inline uint32_t to_float16_pair(float low, float high) {
     return a | uint32_t{b} << 16;
 }
 
-// A part of what a block of threads does: all of them have done it before any of them goes on.
+// Runs a part of a block's work: all threads finish it before any goes on.
 template <class Part>
 __device__ inline void together(Part part) {
     part();

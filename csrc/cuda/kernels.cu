@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA kernels: shells around core/. "Vector" kernels take spans (launch.h) in aligned accesses of up to 16 bytes;
-// where the arrays do not allow that, "any" kernels take them block by block of the generator.
+// The CUDA kernels: shells around core/. "Vector" kernels take spans (launch.h) in aligned accesses of up to 16 bytes.
+// If the arrays do not allow that, "any" kernels take them block by block of the generator.
 #include "../core/loss.h"
 #include "../core/normal.h"
 #include "storage.h"
@@ -57,13 +57,13 @@ struct Source {
 
 // ---- rows ----------------------------------------------------------------------------------------------------
 
-// Of a span, or of a loss's piece, by its number and length: each has one row, or all have the same.
+// The row of a span, or of a loss's piece, by number and length: each has one row, or all have the same.
 __device__ inline int64_t row_of(const Launch& launch, uint32_t number, int64_t length) {
     const Call& call = launch.call;
     return call.index ? call.index[call.segment == length ? number : 0] : launch.row;
 }
 
-// Of an element, where each has a row of its own.
+// The row of an element, if each has its own.
 __device__ inline int64_t row_of_element(const Call& call, int64_t at) {
     if (call.by_level) return static_cast<const uint8_t*>(call.in[kX])[at];
     return call.index[at / call.size * call.period + at % call.size % call.period];
@@ -74,7 +74,7 @@ __device__ inline bool has_row(const Call& call, int64_t index) {
     return static_cast<uint64_t>(index) < static_cast<uint64_t>(call.n_rows);
 }
 
-// One row. `Known` is the set of active columns where that is known beforehand, else 0.
+// One row. `Known` is the set of active columns if it is known in advance, else 0.
 template <uint64_t Known, class Real>
 struct Row {
     static constexpr int kept = Known ? kColumns : 1;
@@ -96,7 +96,8 @@ struct Row {
         return table[column];
     }
 
-    // Of a linear combination: k or, without a constant, -0, to which adding c v changes nothing; no term at all: 0.
+    // The start of a linear combination: k or, without a constant, -0, to which adding c v changes nothing; 0 without
+    // terms.
     __device__ Real start(int first, int slots) const {
         if (!exists) return static_cast<Real>(bits_to_float(0x7FFFFFFFu));  // NaN
         if (counts(active, first)) return (*this)[first];
@@ -104,13 +105,13 @@ struct Row {
     }
 };
 
-// A row over the elements of a thread. Array has load(slot, values) and store(output, values); a term's values are
-// loaded when it is their turn.
+// Applies a row to the elements of a thread. Array has load(slot, values) and store(output, values); a term's values
+// are loaded when it is their turn.
 template <uint64_t Known, bool Drawn, class Array, class Real, int n>
 struct Combinations {
     const Row<Known, Real>& row;
     const Array& array;
-    const Real (&z)[n];  // if Drawn; else it is an array like the others
+    const Real (&z)[n];  // if Drawn; else z is an array like the others
     Real clean[n];
 
     __device__ void sum(Real (&to)[n], int first, int slots) const {
@@ -125,8 +126,8 @@ struct Combinations {
         });
     }
 
-    // The same without D: after the noise a loop that is not unrolled, so that there is one copy of all conversions. It
-    // goes from the last slot to the first, as for_each_term does but for D.
+    // The same without D: after the noise, a loop that is not unrolled, so that there is one copy of all conversions.
+    // It goes from the last slot to the first, in the order of for_each_term without D.
     __device__ void sum_in_turn(Real (&to)[n], int first) const {
         const Real from = row.start(first, kSlots);
         for (int i = 0; i < n; ++i) to[i] = from;
@@ -151,7 +152,7 @@ struct Combinations {
         for (int i = 0; i < n; ++i) clean[i] = Cuda::clamp(clean[i], low, high);
     }
 
-    // All outputs before the first store: an output may be an input. Rows that are known have one.
+    // Computes all outputs before the first store: an output may be an input. Known rows have one output.
     __device__ void outputs(void* const (&wanted)[3]) {
         constexpr int most = Known ? 1 : 3;
         Real out[most][n];
@@ -164,7 +165,7 @@ struct Combinations {
             if (o == 0 || wanted[o]) array.store(o, out[o]);
     }
 
-    // The gradient of a clamp: it passes where D lay within the bounds; NaN lies nowhere.
+    // The gradient of a clamp: it passes if D lay within the bounds. NaN lies within none.
     __device__ void masked_output() {
         Real out[n], inner[n];
         sum(clean, kClean, 3);
@@ -207,7 +208,7 @@ __device__ inline void walk(const Launch& launch, const Array& array, Fill draw)
 
 // ---- vector --------------------------------------------------------------------------------------------------
 
-// Units of a span, one block of threads apart, so that neighbours access neighbours.
+// Units of a span. They lie one block of threads apart, so that neighbours access neighbours.
 template <class Type, class Input, int units>
 struct Vectors {
     using Real = typename Type::Real;
@@ -233,9 +234,9 @@ struct Vectors {
     }
 };
 
-// Where a block of threads works: x counts stretches of a span, y samples, z the spans of a sample.
+// The place of a block of threads: x counts stretches of a span, y samples, z the spans of a sample.
 struct Place {
-    int offset, left;  // of the thread's first element in its span, and the elements from there on
+    int offset, left;  // the thread's first element in its span, and the elements from there on
     uint32_t sample, span, block;
     int64_t at;
 
@@ -249,7 +250,7 @@ struct Place {
     }
 };
 
-// `rounds` times `units` units a thread.
+// Each thread takes `rounds` times `units` units.
 template <class Type, class Input, int units, int rounds, Draw draw, uint64_t Known>
 __device__ inline void vector_step(const Launch& launch) {
     using Real = typename Type::Real;
@@ -296,12 +297,12 @@ __device__ inline int64_t quotient(int64_t a, int64_t b) {
     return (a | b) >> 32 ? a / b : static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b));
 }
 
-// An element of the field, and how many of a sample's elements lie together there from it on.
+// An element of the field, and how many of the sample's elements are contiguous from it on.
 struct Spot {
     int64_t element, left;
 };
 
-// At place `in_sample` of a sample.
+// The spot at place `in_sample` of a sample.
 __device__ inline Spot spot_of(const Field& field, int64_t in_sample) {
     if (field.axes == 0) return {field.start + in_sample, field.run - in_sample};
     int64_t rest = quotient(in_sample, field.run);
@@ -315,14 +316,14 @@ __device__ inline Spot spot_of(const Field& field, int64_t in_sample) {
     return spot;
 }
 
-// The elements of a span that one block of the generator gives, of whatever types. The loop over inputs is not
-// unrolled, so that there is one copy of all conversions; what it loads waits in shared memory, which can be indexed.
+// The elements of a span from one block of the generator, of any types. The loop over inputs is not unrolled, so that
+// there is one copy of all conversions. Loaded values wait in shared memory, which can be indexed.
 template <class Real>
 struct Elements {
     static constexpr int threads = 1024 / sizeof(Real);
     const Call& call;
-    int64_t at;       // of the block's first element, which may lie before the span
-    int first, last;  // those that are ours
+    int64_t at;       // the block's first element, which may lie before the span
+    int first, last;  // the block's elements in the span
     Real (*staged)[4][threads];
 
     __device__ bool ours(int i) const { return first <= i && i < last; }
@@ -339,7 +340,7 @@ struct Elements {
         for (int i = 0; i < 4; ++i)
             if (ours(i)) store_one(call.type_of(output), call.out[output], at + further + i, values[i]);
     }
-    // The words as they are.
+    // Uses the words unchanged.
     __device__ void become(const Real (&words)[4], int64_t row) const {
         for (int i = 0; i < 4; ++i)
             if (ours(i)) {
@@ -398,18 +399,18 @@ __device__ inline void any(const Launch& launch) {
 }
 
 // ---- the loss ------------------------------------------------------------------------------------------------
-// A block of threads takes one chunk: four elements a thread at a time, whose residuals then wait in shared memory for
-// the accumulators that they belong to. What a block does together it does in parts (instructions.h).
+// A block of threads takes one chunk: four elements per thread at a time. Their residuals then wait in shared memory
+// for their accumulators. The block's joint work is done in parts (instructions.h).
 
-// Of a row that the table does not have, any: its residuals are NaN.
+// The weight of a row. A row beyond the table gets any weight: its residuals are NaN.
 __device__ inline double weight_of(const Call& call, int64_t index) {
     return call.weights ? call.weights[has_row(call, index) ? index : 0] : 1.0;
 }
 
-// A chunk, by its number.
+// A chunk, by number.
 struct Chunk {
     uint32_t piece, sample;
-    int64_t at, in_sample;  // its first element, and that in its sample
+    int64_t at, in_sample;  // its first element in the batch, and in its sample
     int length;
 
     __device__ Chunk(const Launch& launch, uint32_t number)
@@ -445,7 +446,7 @@ struct Residuals {
         }
     };
 
-    // This thread's four elements of the tile that begins at `begin`.
+    // Takes this thread's four elements of the tile that begins at `begin`.
     __device__ void take(int begin) const {
         const int place = 4 * static_cast<int>(threadIdx.x), left = chunk.length - begin - place;
         if (left <= 0) return;
@@ -460,7 +461,7 @@ struct Residuals {
         } else if (call.in[kZ]) {
             inputs.load(kZ, z);
         }
-        // It has no D: of losses it is made of the noise, m1 and x, of log-densities of all that a mean is linear in.
+        // There is no D: a loss's residual combines noise, m1 and x; a log-density's every input of the mean.
         const Row<0, Real> row(call, index);
         Combinations<0, true, Inputs, Real, 4>{row, inputs, z, {}}.sum_in_turn(r, affine_column(0));
         for (int i = 0; i < 4; ++i) tile.r[place + i] = r[i];
@@ -469,7 +470,7 @@ struct Residuals {
         store_four(call.type, call.out[0], at, r, n);
     }
 
-    // Noise of n elements from this place of the sample on, which may lie in several blocks of the generator.
+    // Draws noise for n elements from this place of the sample on, which may lie in several blocks of the generator.
     __device__ void draw(Real* z, int64_t in_sample, int n) const {
         const Source<Real> source(launch.keys, launch.field, sample_id(launch.field, chunk.sample - launch.first), 0);
 #pragma unroll 1
@@ -527,7 +528,7 @@ __device__ inline void loss(const Launch& launch) {
     });
 }
 
-// The loss of one sample for each block of threads: the first one adds what all of them bring.
+// Adds the loss of one sample in a block of threads: the first thread adds the others' sums.
 __device__ inline void add_up(const Launch& launch) {
     constexpr int most = 1024;
     __shared__ double sums[most];
@@ -556,8 +557,8 @@ __device__ inline void add_up(const Launch& launch) {
 }  // namespace nf
 
 // ---- the kernels ---------------------------------------------------------------------------------------------
-// Named after what they do, the type of x where it is another, and the type of the outputs; then the threads of a
-// block (and how many blocks have to fit, where the compiler spills to fit more).
+// The name gives the operation, x's type if it differs, and the outputs' type. The number of threads in a block follows
+// (and the number of blocks that must fit, if the compiler spills to fit more).
 
 // clang-format off
 #define NF_KERNELS(X) \

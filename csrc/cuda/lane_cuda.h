@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One CUDA thread as a lane: the operations of cpu/lane_scalar.h that core/ asks for. Every rounding is named (_rn), so
-// that no compiler flag can fuse or flush; the instructions that C++ has no name for stand in instructions.h.
+// One CUDA thread as a lane, with the operations of cpu/lane_scalar.h that core/ needs. Every rounding is named (_rn),
+// so no compiler flag can fuse or flush. Instructions that C++ has no name for are in instructions.h.
 #pragma once
 #include "../core/narrow.h"
 #include "instructions.h"
@@ -30,7 +30,7 @@ struct Cuda {
     static __device__ u32 bit_or(u32 a, u32 b) { return a | b; }
     static __device__ u32 bit_xor(u32 a, u32 b) { return a ^ b; }
     static __device__ u32 bit_xor(u32 a, u32 b, uint32_t c) { return a ^ b ^ c; }
-    // For the one use it has: the lowest byte of a, the other three of `bits`. (LOP3 takes one immediate only.)
+    // For its one use: the lowest byte of a, the other three of `bits`. (LOP3 takes only one immediate.)
     static __device__ u32 and_or(u32 a, uint32_t mask, uint32_t bits) {
         return mask == 0xFFu ? __byte_perm(a, bits, 0x7650) : (a & mask) | bits;
     }
@@ -78,8 +78,8 @@ struct Cuda {
     static __device__ f32 within(f32 v, f32 lo, f32 hi) { return v > lo ? v < hi ? v : hi : lo; }
 
     // Correctly rounded, without the branch of __fsqrt_rn, for normal a far from the ends of the range (here 2^-32 to
-    // 46): one step of Newton's from a seed within a few units, then a correction whose residue is exact (Markstein,
-    // IBM J. Res. Dev. 34, 1990). tests/cuda/test_cuda.py runs all mantissas, with seeds up to 8 units off.
+    // 46): one step of Newton's method from a seed within a few units, then a correction with an exact residue
+    // (Markstein, IBM J. Res. Dev. 34, 1990). tests/cuda/test_cuda.py runs all mantissas, with seeds up to 8 units off.
     static __device__ f32 sqrt(f32 a) {
         const f32 y = rsqrt_seed(a), s = mul(a, y), h = mul(y, 0.5f), e = fma(-s, h, 0.5f);
         const f32 root = fma(s, e, s), half_reciprocal = fma(h, e, h);

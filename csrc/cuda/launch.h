@@ -8,19 +8,19 @@
 namespace nf {
 namespace {  // see philox.h
 
-constexpr int kThreads = 256;  // of a block
+constexpr int kThreads = 256;  // in a block
 
-// Arrays are taken in spans: stretches that have one row, one sample and one step, and lie together in the field.
+// Arrays are taken in spans: stretches with one row, one sample and one step that are contiguous in the field.
 struct Launch {
-    Call call;                // without an index all have the same `row`
-    int64_t spans, span;      // how many, and elements of each
+    Call call;                // without an index all elements have the same `row`
+    int64_t spans, span;      // their number, and the elements of each
     int64_t row;              // see call.index
     int64_t total;            // elements of all samples
-    uint32_t first;           // sample where this launch begins
-    uint32_t blocks;          // of the generator, that one span takes at most
-    uint32_t pieces, chunks;  // of a loss: pieces of a sample, and chunks of a piece (core/loss.h)
-    Field field;              // of all samples; where each has its own, a loss is launched for one sample at a time
-    RoundKeys keys;           // of its seed
+    uint32_t first;           // the first sample of this launch
+    uint32_t blocks;          // the most blocks of the generator in one span
+    uint32_t pieces, chunks;  // for a loss: pieces in a sample, and chunks in a piece (core/loss.h)
+    Field field;              // for all samples; if each has its own, a loss is launched for one sample at a time
+    RoundKeys keys;           // the round keys of the field's seed
 };
 static_assert(sizeof(Launch) <= 4096, "more than devices take as parameters");
 

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation with noise: of images, volumes, audio, in the units of their own values, in one pass.
+"""Augmentation with noise, for images, volumes and audio, in the units of their own values, in one pass.
 
     x' = x + mean + std z,    z ~ N(0, 1)
 
-Bytes come in and bytes go out, rounded to nearest even and clipped to 0 .. 255; uint16 likewise, to 0 .. 65535. The
-noise is named, so an image has the same noise in every process and after every restart:
-``Noise(seed, sample=index, step=epoch)``. Stages that follow one another take a stream each,
-``noise.at(stream=64)``, so that they do not draw the same z.
+Bytes give bytes, rounded to nearest even and clipped to 0 .. 255; uint16 likewise, to 0 .. 65535. The noise has a key,
+so an image has the same noise in every process and after every restart: ``Noise(seed, sample=index, step=epoch)``.
+Stages that follow one another each need a stream, ``noise.at(stream=64)``, so that they draw different z.
 """
 
 from __future__ import annotations
@@ -70,14 +69,14 @@ class PrepareOptions(TypedDict, total=False):
 
 
 class OutOptions(TypedDict, total=False):
-    """Every function that adds noise has these options. `gaussian` says what they are."""
+    """The options of every function that adds noise. `gaussian` explains them."""
 
     batched: bool | None
     out: Array | None
 
 
 class Options(OutOptions, total=False):
-    """The options of the functions that take every dtype. `gaussian` says what they are."""
+    """The options of the functions that take every dtype. `gaussian` explains them."""
 
     layout: Layout | None
     shared: bool
@@ -113,27 +112,27 @@ def gaussian(
     Args:
         x: images, volumes or signals, axis 0 the batch; float32, float64, float16, bfloat16, uint8 or uint16, of NumPy,
             CuPy or torch.
-        std: in the units of x's values, grey levels for integers: a number, (B,) for each sample, or (B, C) for each
-            channel of each sample, where `layout` says which axis that is.
-        noise: Noise of stream 0 or 64 .. 127, a list of one for each sample, or an array of x's shape.
-        mean: as std.
-        layout: of a sample: "CHW", channels first, or "HWC", channels last, whatever the number of axes.
+        std: the standard deviation in the units of x's values, grey levels for integers: a number, (B,) for each
+            sample, or (B, C) for each channel of each sample, with `layout` for the channels' axis.
+        noise: a Noise of stream 0 or 64 .. 127, a list of one for each sample, or an array of x's shape.
+        mean: the mean, in the form of std.
+        layout: a sample's layout: "CHW", channels first, or "HWC", channels last, whatever the number of axes.
         shared: whether all channels of a pixel have the same z (grey noise); its elements count pixels.
         order: the layout in which the noise counts the elements, if it is not x's own: with "CHW" images in HWC get the
             noise that they would have with channels first. Like `shared` it stores the noise, and takes twice as long.
-        clip: (low, high) of the result. None: bytes are clipped to 0 .. 255, uint16 to 0 .. 65535,
-            floats are not.
-        dtype: of the result; x's. Integers can become floats, in grey levels.
-        batched: False makes the whole array one sample: then std and mean are numbers, or (C,). None is True, but for
-            integers that may be one image: of shape (H, W, C), with 1, 3 or 4 channels and sides of 16 or more, it has
-            to be said, and (C, H, W) is warned of, once.
-        out: where to write; C-contiguous, of x's shape; it may be x itself.
+        clip: the result's bounds (low, high). None: bytes are clipped to 0 .. 255, uint16 to 0 .. 65535, floats are
+            not.
+        dtype: the result's dtype. None: x's. Integers can become floats, in grey levels.
+        batched: False makes the whole array one sample: then std and mean are numbers, or (C,). None is True. Integers
+            of shape (H, W, C), with 1, 3 or 4 channels and sides of 16 or more, may be one image and need True or
+            False; (C, H, W) gives a warning, once.
+        out: an array to write to; C-contiguous, of x's shape; it may be x itself.
 
     Returns:
         An array of x's shape and kind.
 
     Raises:
-        TypeError, ValueError: what was given and what was expected; nothing is written then.
+        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     >>> image = np.full((1, 64, 64, 3), 128, np.uint8)
     >>> noisy = nf.augment.gaussian(image, 10.0, nf.Noise(7))
@@ -160,13 +159,13 @@ def multiplicative(
 
     Args:
         x, noise, **options: as in `gaussian`.
-        std: of the factor: a number, (B,), or (B, C), as there.
+        std: the standard deviation of the factor: a number, (B,), or (B, C), as in `gaussian`.
 
     Returns:
         An array of x's shape and kind.
 
     Raises:
-        TypeError, ValueError: what was given and what was expected; nothing is written then.
+        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
     >>> round(float(nf.augment.multiplicative(image, 0.05, nf.Noise(7)).std()))
@@ -190,18 +189,19 @@ def sensor(
 ) -> Array:
     """The noise of a camera, whose variance is linear in the signal: x + sqrt(max(a x + b, 0)) z.
 
-    The Poissonian-Gaussian model of Foi, Trimeche, Katkovnik and Egiazarian (2008), "Practical Poissonian-Gaussian
-    noise modeling and fitting for single-image raw-data": a for the photons, b for the electronics.
+    This is the Poissonian-Gaussian model of Foi, Trimeche, Katkovnik and Egiazarian (2008), "Practical
+    Poissonian-Gaussian noise modeling and fitting for single-image raw-data": a for the photons, b for the electronics.
 
     Args:
         x, noise, **options: as in `gaussian`.
-        a, b: in x's units, and their square: a number, (B,), or (B, C), as there. b may be negative (a pedestal).
+        a, b: in x's units, and their square: a number, (B,), or (B, C), as in `gaussian`. b may be negative (a
+            pedestal).
 
     Returns:
         An array of x's shape and kind.
 
     Raises:
-        TypeError, ValueError: what was given and what was expected; nothing is written then.
+        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
     >>> round(float(nf.augment.sensor(image, 0.5, 0.0, nf.Noise(7)).std()))
@@ -234,22 +234,22 @@ def by_level(
     x: Array, mean_table: ArrayLike, std_table: ArrayLike, noise: NoiseLike, *, dtype: DType | None = None,
     batched: bool | None = None, out: Array | None = None,
 ) -> Array:  # fmt: skip
-    """Noise that depends on the level in whatever way, of bytes: mean_table[x] + std_table[x] z.
+    """Adds noise that depends on the grey level in any way, for bytes: mean_table[x] + std_table[x] z.
 
-    What a camera's calibration measures, say: the mean and the standard deviation at each level. (`multiplicative` and
-    `sensor`, which compute them, are a third faster than the two lookups.)
+    A camera's calibration measures such tables: the mean and the standard deviation at each grey level.
+    (`multiplicative` and `sensor`, which compute them, are a third faster than the two lookups.)
 
     Args:
         x: uint8, of any shape; axis 0 the batch.
-        mean_table, std_table: (256,), in units of the result.
+        mean_table, std_table: the values at each grey level, (256,), in units of the result.
         noise, batched, out: as in `gaussian`.
-        dtype: of the result: uint8, if nothing is said, uint16 or a float.
+        dtype: the result's dtype: uint8 by default, uint16 or a float.
 
     Returns:
         An array of x's shape and kind.
 
     Raises:
-        TypeError, ValueError: what was given and what was expected; nothing is written then.
+        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     >>> levels = np.arange(256)
     >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
@@ -281,23 +281,24 @@ def poisson(
     x: Array, peak: ArrayLike, noise: Noise | Sequence[Noise], *, gamma: float = 1.0, batched: bool | None = None,
     out: Array | None = None,
 ) -> Array:  # fmt: skip
-    """The noise of counted photons, of bytes: 255 (N / peak)^(1 / gamma), rounded and clipped to 0 .. 255, where N is
+    """The noise of counted photons, for bytes: 255 (N / peak)^(1 / gamma), rounded and clipped to 0 .. 255, where N is
     Poisson with mean peak (x / 255)^gamma.
 
     Args:
         x: uint8, of any shape; axis 0 the batch.
-        peak: photons that a level of 255 stands for: a number, or (B,) for each sample; at most 1e6. (For more `sensor`
-            with a = 255 / peak is as good.) A table of a new peak takes some milliseconds; 64 of them are kept.
-        noise: as in `gaussian`, but no array.
-        gamma: of the display, where levels are not linear in light: 2.2, say. 1 is linear light.
+        peak: the number of photons for a grey level of 255: a number, or (B,) for each sample; at most 1e6. (For more,
+            `sensor` with a = 255 / peak is as good.) A table of a new peak takes some milliseconds; 64 of them are
+            kept.
+        noise: as in `gaussian`, but not an array.
+        gamma: the display's gamma, if grey levels are not linear in light, such as 2.2. 1 is linear light.
         batched, out: as in `gaussian`.
 
     Returns:
-        uint8, of x's shape and kind. Of the 2^32 words that noise can be, each result gets its exact share, rounded to
-        one word.
+        uint8, of x's shape and kind. Each result gets its exact share of the 2^32 words of the noise, rounded to one
+        word.
 
     Raises:
-        TypeError, ValueError: what was given and what was expected; nothing is written then.
+        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     >>> image = np.full((1, 64, 64, 3), 200, np.uint8)
     >>> noisy = nf.augment.poisson(image, 255.0, nf.Noise(7))
@@ -336,24 +337,25 @@ def transition(
     batched: bool | None = None,
     out: Array | None = None,
 ) -> Array:
-    """Each byte becomes another at random: matrix[i, j] is the probability that level i becomes j.
+    """Changes each byte at random: matrix[i, j] is the probability that grey level i becomes j.
 
-    A discrete memoryless channel: whatever noise depends on the level alone, with its rounding and clipping; salt and
-    pepper; the forward process of discrete diffusion, q(x_t | x_0) = Cat(x_0 Q_1 .. Q_t) (Austin et al. 2021,
+    It is a discrete memoryless channel: any noise that depends on the grey level alone, with its rounding and clipping;
+    salt and pepper; the forward process of discrete diffusion, q(x_t | x_0) = Cat(x_0 Q_1 .. Q_t) (Austin et al. 2021,
     "Structured denoising diffusion models in discrete state-spaces", equation 3).
 
     Args:
         x: uint8, of any shape; axis 0 the batch.
-        matrix: (256, 256), or (B, 256, 256) for each sample its own; at least 0, the rows with sums of 1 to 1e-6. They
-            are divided by their sums, and what is cumulated is rounded to multiples of 2^-32. A new matrix takes a
-            millisecond, one equal to one of the last 8 a fiftieth of it; batches of more than 8 are made each time.
+        matrix: the probabilities, (256, 256), or (B, 256, 256) with one for each sample; at least 0, the rows with sums
+            of 1 to 1e-6. They are divided by their sums, and the cumulated probabilities are rounded to multiples of
+            2^-32. A new matrix takes a millisecond, one equal to one of the last 8 a fiftieth of that; tables of
+            batches of more than 8 are not kept.
         noise, batched, out: as in `poisson`.
 
     Returns:
         uint8, of x's shape and kind.
 
     Raises:
-        TypeError, ValueError: what was given and what was expected; nothing is written then.
+        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     >>> pepper = 0.9 * np.eye(256)
     >>> pepper[:, 0] += 0.1
@@ -375,8 +377,8 @@ def transition(
 
 
 class _Matrix:
-    """Probabilities by which tables are kept. An array can be written to, so two of them are told apart by all of their
-    numbers, which takes 20 us where the tables take 1,000."""
+    """Probabilities as the key of kept tables. An array can be written to, so two of them are compared by all their
+    numbers. This takes 20 us, and the tables take 1,000."""
 
     def __init__(self, numbers: NDArray[Any]) -> None:
         self.numbers = numbers
@@ -390,7 +392,7 @@ class _Matrix:
 
 @lru_cache(8)
 def _tables_of(matrix: _Matrix) -> NDArray[np.void]:
-    """The tables of all samples, one after another."""
+    """Returns the tables of all samples, one after another."""
     matrix.numbers = probabilities = _numbers("matrix", matrix.numbers)  # a copy, which the caller cannot write to
     far = abs(probabilities.sum(axis=-1) - 1) > 1e-6
     if far.any():
@@ -400,17 +402,17 @@ def _tables_of(matrix: _Matrix) -> NDArray[np.void]:
 
 
 def rms(x: Array, *, batched: bool = True) -> NDArray[np.float64]:
-    """The root of the mean square of each sample, summed in the fixed order of the losses: the same bits everywhere.
+    """Returns the root mean square of each sample, summed in the fixed order of the losses: the same bits everywhere.
 
     Args:
         x: float32, float64, float16 or bfloat16, of NumPy or CuPy; axis 0 the batch, if it is batched.
         batched: False makes the whole array one sample.
 
     Returns:
-        float64 (B,), or (1,) where the whole array is one sample; in host memory.
+        float64 (B,), or (1,) if the whole array is one sample; in host memory.
 
     Raises:
-        TypeError: no array, or one of another dtype.
+        TypeError: x is no array, or has another dtype.
 
     >>> nf.augment.rms(np.full((2, 44100), 0.5, np.float32)).tolist()
     [0.5, 0.5]
@@ -425,20 +427,20 @@ def at_snr(x: ArrayT, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Option
 def at_snr(x: Array, snr: ArrayLike, noise: NoiseLike, **options: Unpack[Options]) -> Array:
     """Adds Gaussian noise at a signal-to-noise ratio in decibels: x + rms(x) 10^(-snr / 20) z.
 
-    rms is the root of the mean square of a sample, summed in the fixed order of the losses (docs/loss.md), so the bits
-    do not depend on the batch or on the number of threads.
+    rms is the root mean square of a sample, summed in the fixed order of the losses (docs/loss.md), so the bits do not
+    depend on the batch or on the number of threads.
 
     Args:
         x: signals, float32, float64, float16 or bfloat16; axis 0 the batch. A silent one stays silent. A single clip in
-            stereo, (2, n), needs batched=False; without it a warning says so, once.
-        snr: in dB, finite: a number, or (B,) for each sample.
+            stereo, (2, n), needs batched=False; without it there is a warning, once.
+        snr: the ratio in dB, finite: a number, or (B,) for each sample.
         noise, **options: as in `gaussian`.
 
     Returns:
         An array of x's shape and kind.
 
     Raises:
-        TypeError, ValueError: what was given and what was expected; nothing is written then.
+        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     >>> clips = np.sin(np.linspace(0, 100, 44100, dtype=np.float32))[None]
     >>> noisy = nf.augment.at_snr(clips, 20.0, nf.Noise(7))
@@ -500,30 +502,30 @@ def prepare(
     batched: bool = True,
     out: Array | None = None,
 ) -> Any:
-    """Decoded images become a network's input: normalised, noised, channels first.
+    """Turns decoded images into a network's input: normalised, noised, channels first.
 
         x = (scale * image - scale_mean) / scale_std,    result = x + noise_std z,    or alpha_t x + sigma_t z
 
-    What ToDtype, Normalize and GaussianNoise of torchvision do one after the other. The second form is the noise
-    conditioning augmentation of cascades and video models (Ho et al. 2022, "Cascaded diffusion models").
+    torchvision's ToDtype, Normalize and GaussianNoise do the first form one after the other. The second form is the
+    noise conditioning augmentation of cascades and video models (Ho et al. 2022, "Cascaded diffusion models").
 
     Args:
-        images: (B, H, W, C), or (H, W, C) where not batched: channels last, as decoders give them. uint8, uint16
-            or float.
-        noise: as in `gaussian`; its elements are counted in the result. None where noise_std is 0 and there is no t.
-        scale_mean, scale_std: of the channels, (C,) or a number, after ``scale``: Normalize's mean and std.
-        scale: a number. None: 1/255, of uint16 1/65535.
-        noise_std: in units of the result: a number, or (B,).
-        t, schedule: in place of noise_std; times as ``schedule(t)`` takes them, a number or (B,).
-        dtype: of the result: float32, if nothing is said, float64, float16 or bfloat16.
-        batched: False: a single image.
-        out: where to write; C-contiguous, of the result's shape and dtype.
+        images: (B, H, W, C), or (H, W, C) if not batched: channels last, as decoders give them. uint8, uint16 or float.
+        noise: as in `gaussian`; its elements are counted in the result. None is enough if noise_std is 0 and there is
+            no t.
+        scale_mean, scale_std: one for each channel, (C,), or a number, after ``scale``: Normalize's mean and std.
+        scale: a number. None: 1/255, for uint16 1/65535.
+        noise_std: the noise's standard deviation in units of the result: a number, or (B,).
+        t, schedule: given in place of noise_std; times for ``schedule(t)``, a number or (B,).
+        dtype: the result's dtype: float32 by default, float64, float16 or bfloat16.
+        batched: False for a single image.
+        out: an array to write to; C-contiguous, of the result's shape and dtype.
 
     Returns:
-        (B, C, H, W), of the images' kind; with t, the pair of that and the times (B,).
+        (B, C, H, W), of the images' kind; with t, the pair of the result and the times (B,).
 
     Raises:
-        TypeError, ValueError: what was given and what was expected; nothing is written then.
+        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     >>> images = np.full((2, 8, 8, 3), 255, np.uint8)
     >>> x = nf.augment.prepare(images, scale_mean=[0.5, 0.5, 0.5], scale_std=[0.25, 0.5, 1])
@@ -541,7 +543,7 @@ def prepare(
         if t is not None or is_lazy(noise_std) or _numbers("noise_std", noise_std).any():
             why = "noise_std is not 0" if t is None else "t is given"
             raise TypeError(f"noise: expected a Noise, as {why}, got None")
-        noise = Noise(0)  # which is not drawn from
+        noise = Noise(0)  # nothing is drawn from it
     if (prepare := library_for(images).prepare) is not None:
         given: Any = {"scale_mean": scale_mean, "scale_std": scale_std, "scale": scale, "batched": batched}
         given |= {"noise_std": noise_std, "t": t, "schedule": schedule, "dtype": dtype, "out": out}
@@ -573,7 +575,7 @@ def prepare(
 
 
 def _normalisation(scale: float, mean: ArrayLike, std: ArrayLike, channels: int) -> tuple[Any, Any]:
-    """What an image is multiplied by, and what is added to it, for each channel."""
+    """Returns the factor of an image, and the term that is added to it, for each channel."""
     given = {"scale": scale, "scale_mean": mean, "scale_std": std}
     columns = {name: _numbers(name, numbers) for name, numbers in given.items()}
     for name, values in columns.items():
@@ -587,22 +589,22 @@ def _normalisation(scale: float, mean: ArrayLike, std: ArrayLike, channels: int)
 def strengths(
     n: int, low: float, high: float, noise: Noise | Sequence[Noise], *, p: float = 1.0
 ) -> NDArray[np.float64]:
-    """Random strengths for n samples, by name too: uniform in [low, high), or 0 with probability 1 - p.
+    """Draws random strengths for n samples, from their keys too: uniform in [low, high), or 0 with probability 1 - p.
 
-    They are drawn from stream 8, whose elements 2 s and 2 s + 1 are those of a noise of stream s: so stages on streams
-    of their own have strengths of their own.
+    They are drawn from stream 8. Its elements 2 s and 2 s + 1 belong to a noise of stream s, so stages on different
+    streams have different strengths.
 
     Args:
-        n: how many, if noise is a Noise.
-        low, high: between which they lie.
-        noise: Noise, or a list of one for each sample.
-        p: how many of the samples have one that is not 0, from 0 to 1.
+        n: the number of strengths, if noise is a Noise.
+        low, high: the range of the strengths.
+        noise: a Noise, or a list of one for each sample.
+        p: the probability of a strength other than 0, from 0 to 1.
 
     Returns:
-        float64 (n,), for `gaussian` and the others.
+        float64 (n,), for `gaussian` and the other functions.
 
     Raises:
-        TypeError, ValueError: what was given and what was expected.
+        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> noise = nf.Noise(7, sample=[3, 1, 4])
     >>> nf.augment.strengths(3, 5.0, 20.0, noise).shape
@@ -620,7 +622,7 @@ def strengths(
 
 
 def strength(noise: Noise, low: float, high: float, p: float = 1.0) -> float:
-    """That of one sample, of arguments that were checked: `strengths` in a tenth of its time."""
+    """Returns one sample's strength from checked arguments: `strengths` in a tenth of its time."""
     if low == high and p == 1:
         return low
     drawn = uniform((1, 2), _parameters(noise), dtype="float64").tolist()[0]
@@ -628,17 +630,17 @@ def strength(noise: Noise, low: float, high: float, p: float = 1.0) -> float:
 
 
 def sample_id(key: int | str) -> int:
-    """The sample id that an item's key stands for.
+    """Returns the sample id of an item's key.
 
     Args:
         key: an int in [0, 2^56), or a str.
 
     Returns:
-        The int itself; of a str the first 56 bits of its BLAKE2b hash.
+        The int itself, or the first 56 bits of a str's BLAKE2b hash.
 
     Raises:
-        OverflowError: an int outside [0, 2^56).
-        TypeError: neither int nor str.
+        OverflowError: an int lies outside [0, 2^56).
+        TypeError: key is neither int nor str.
 
     >>> nf.augment.sample_id(17), nf.augment.sample_id("n01440764/n01440764_10026.JPEG")
     (17, 40181326664737271)
@@ -663,7 +665,7 @@ _NUMBERS = int, float, np.integer, np.floating
 
 
 class _Model:
-    """A kind of noise as a row: its active columns, each a number or the name of an argument; what else is active."""
+    """A kind of noise as a row: its active columns, each a number or an argument's name; and further activity bits."""
 
     def __init__(self, columns: tuple[tuple[str, float | str], ...], flags: int = 0) -> None:
         self.columns, self.flags = columns, flags
@@ -674,7 +676,7 @@ class _Model:
         return Rows.of({name: numbers[c] if isinstance(c, str) else c for name, c in self.columns}, self.flags)
 
     def plain(self, numbers: Mapping[str, ArrayLike], n: int = 1) -> Plain:
-        """What the fast path takes of n rows, at once: a transform has others for each image."""
+        """Returns n rows for the fast path, quickly: a transform has other rows for each image."""
         table = self.template.table.repeat(n, 0)
         for column, name in self.places:
             table[:, column] = numbers[name]
@@ -692,7 +694,7 @@ _SENSOR = _Model((*_VARIANCE, ("out.x", 1.0), ("out.z", 1.0)), TIMES_ROOT)
 
 @lru_cache(256)
 def _plain(model: _Model, *numbers: tuple[str, float]) -> Plain | None:
-    """What the fast path takes, if the numbers are right."""
+    """Returns a row for the fast path, or None if the numbers are wrong."""
     if not all(math.isfinite(value) and (value >= 0 or name not in _NOT_NEGATIVE) for name, value in numbers):
         return None
     return model.plain(dict(numbers))
@@ -701,8 +703,8 @@ def _plain(model: _Model, *numbers: tuple[str, float]) -> Plain | None:
 def _plain_rows(
     model: _Model, numbers: dict[str, ArrayLike], shape: tuple[int, ...], layout: Layout | None, batched: bool
 ) -> tuple[Plain | None, Any]:
-    """What the fast path takes, if the numbers are right, and the rows of x, whose shape begins with theirs; or, where
-    channels lie last, (B, 1, .., C)."""
+    """Returns rows for the fast path, or None if the numbers are wrong, and x's row numbers, whose shape begins x's
+    shape or, with channels last, is (B, 1, .., C)."""
     try:
         columns, index = _by_place(numbers, shape, layout, batched)
     except (TypeError, ValueError):
@@ -781,7 +783,7 @@ def _apply_call(
     x: Array, noise: NoiseLike, *, model: _Model, numbers: dict[str, ArrayLike], layout: Layout | None, clip: Clip,
     dtype: DType | None, batched: bool, out: Array | None = None,
 ) -> tuple[Step, Clip]:  # fmt: skip
-    """The pass as a checked call, and the range that its result is clipped to."""
+    """Returns the pass as a checked call, and the bounds of its result."""
     x = as_array("x", x, (*FLOATS, *LEVELS))
     columns, index = _by_place(numbers, x.shape, layout, batched)
     bounds = None if clip is None else _bounds(clip)
@@ -803,8 +805,8 @@ def _levels_call(
 
 
 def call_inside(function: Any, x: Array, noise: NoiseLike, **options: Any) -> tuple[Step, Clip] | None:
-    """What `_of_tensors` hands on, as a checked call and the range of its result: of x that stands for another array,
-    whose values are not known yet. None: it is more than one call of a row."""
+    """Returns the work of `_of_tensors` as a checked call and the bounds of its result, for an x that stands for an
+    array whose values are not known yet. None: it is more than one call of a row."""
     if function is _levels:
         return _levels_call(x, noise, **options), None
     if function is not _apply or options.pop("shared") or options.pop("order") not in (None, options["layout"]):
@@ -878,13 +880,13 @@ def _copies(n: int) -> Rows:
 
 
 def _of_tensors(other: Any, function: Any, x: Array, noise: NoiseLike, **options: Any) -> Array:
-    """The function on the memory of tensors. A compiler's graph breaks there, and goes on after it."""
+    """Runs the function on the memory of tensors. A compiler's graph breaks there, and continues after it."""
     call = partial(other.augmented, function, **options)
     return other.untraced(call, x, noise) if other.is_traced() else call(x, noise)
 
 
 def _kinds(x: Array, dtype: DType | None, out: Array | None) -> tuple[np.dtype[Any], str | None]:
-    """The dtype of the result, and None; of a result in levels that of the arithmetic, and which they are."""
+    """Returns the result's dtype, and None; for integer levels the arithmetic's dtype, and which levels they are."""
     wanted = getattr(out, "dtype", x.dtype) if dtype is None else dtype
     if (levels := levels_of(wanted)) is None:
         return float_dtype(wanted), None
@@ -913,7 +915,7 @@ def _clipped(result: Array, bounds: tuple[float, float]) -> Array:
 
 
 def _bounds_in(dtype: np.dtype[Any], bounds: tuple[float, float]) -> tuple[float, float]:
-    """As the dtype holds them."""
+    """Returns the bounds as the dtype holds them."""
     levels, (low, high) = levels_of(dtype), bounds
     return level_bounds(levels, bounds) if levels else (float(dtype.type(low)), float(dtype.type(high)))
 
@@ -922,7 +924,7 @@ def _stored(
     x: Array, noise: NoiseLike, layout: Layout | None, shared: bool, order: Layout | None, kind: np.dtype[Any],
     batched: bool,
 ) -> Array:  # fmt: skip
-    """The noise as an array: of pixels, for all their channels, or counted in another layout."""
+    """Returns the noise as an array: of pixels, for all their channels, or counted in another layout."""
     for name, given in (("layout", layout), ("order", order or "CHW")):
         if given not in ("CHW", "HWC"):
             raise ValueError(f"{name} = {given!r}: expected 'CHW' or 'HWC' where noise is shared or has an order")
@@ -933,7 +935,7 @@ def _stored(
         raise ValueError(f"x: expected samples with a channel axis and others, got shape {x.shape}")
     channel = first if layout == "CHW" else x.ndim - 1
     lengths = [n for axis, n in enumerate(x.shape) if axis != channel]
-    place = first if order == "CHW" else x.ndim - 1  # of the channels, where the elements are counted
+    place = first if order == "CHW" else x.ndim - 1  # the channels' axis, in the layout in which elements are counted
     if not shared:
         lengths.insert(place, x.shape[channel])
     real = np.dtype(np.float64 if kind == np.float64 else np.float32)
@@ -952,10 +954,10 @@ def _stored(
 def _by_place(
     numbers: dict[str, ArrayLike], shape: tuple[int, ...], layout: Layout | None, batched: bool
 ) -> tuple[dict[str, NDArray[np.float64]], Index]:
-    """A row for all, one for each sample, or one for each of its channels: columns, and the rows that elements take."""
+    """Returns a row for all, one for each sample, or one for each of its channels: columns, and the elements' rows."""
     batch, sample = batch_shape(shape, batched)
     found = {name: _numbers(name, given) for name, given in numbers.items()}
-    if not batched:  # of the one sample
+    if not batched:  # for the one sample
         found = {name: values[None] if values.ndim else values for name, values in found.items()}
     most = 0
     for name, values in found.items():
@@ -999,7 +1001,7 @@ _NOT_NEGATIVE = ("std", "a", "noise_std", "scale_std", "std_table", "matrix")
 
 
 def find_layout(layout: Layout | None, sample: tuple[int, ...], channels: int, names: str) -> Layout:
-    """Where the channels of a sample are: the layout that is given, or the only one that fits."""
+    """Returns where the channels of a sample are: the given layout, or the only one that fits."""
     if layout not in (None, "CHW", "HWC"):
         raise ValueError(f"layout = {layout!r}: expected 'CHW' or 'HWC'")
     axes: tuple[tuple[Layout, int], ...] = (("CHW", 0), ("HWC", -1))

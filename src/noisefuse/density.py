@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How likely a step was: the log-density of x' under the Gaussian that a row draws it from, and its gradient.
+"""The likelihood of a step: the log-density of x' under the Gaussian that a row draws it from, and its gradient.
 
     x' = mean(x, m) + std z,    log p(x' | x, m) = -S / (2 std^2) - n (log std + log(2 pi) / 2),
     S = sum of (x' - mean)^2
 
-What reinforcement learning asks of a sampler at every step (DDPO, Black et al. 2023; Flow-GRPO, Liu et al. 2025). x' is
-the stored one, rounded to its dtype, and S has the fixed order of the losses (docs/loss.md): so the same step has the
-same log-density alone and in any batch, while it is made and when it is read again, bit for bit.
+Reinforcement learning needs it for every step of a sampler (DDPO, Black et al. 2023; Flow-GRPO, Liu et al. 2025). x' is
+the stored one, rounded to its dtype, and S has the fixed order of the losses (docs/loss.md). So the same step has the
+same log-density alone and in any batch, during the step and when it is read again, bit for bit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Reduction: TypeAlias = Literal["sum", "mean"]
 
 
 class LawOptions(TypedDict, total=False):
-    """What all log-densities take, by name (`log_prob` says what it is)."""
+    """The arguments of all log-densities (`log_prob` explains them)."""
 
     reduction: Reduction
     density: Density
@@ -70,23 +70,23 @@ def log_prob(
     density: Density = "full",
     partial: bool = False,
 ) -> Any:
-    """The log-density of x_next after row i, log p(x_next | x, model_output), in one pass.
+    """Returns the log-density of x_next after row i, log p(x_next | x, model_output), in one pass.
 
     Args:
-        table, x, model_output, past: as `noisefuse.update` takes them; the first axis of x is the batch.
+        table, x, model_output, past: as in `noisefuse.update`; the first axis of x is the batch.
         i: the row, a number or (B,), in host memory.
-        x_next: what the row made, of x's shape and dtype.
+        x_next: the row's result, of x's shape and dtype.
         reduction: "sum" over a sample's elements, or "mean".
-        density: "full"; "no_constants", -S / (2 std^2); or "squared", -S, as some copies of flow_cps have it.
-        partial: of a part of each sample, a `Part` for `combine`.
+        density: "full"; "no_constants", -S / (2 std^2); or "squared", -S, as in some implementations of flow_cps.
+        partial: return a `Part` for `combine`, for a part of each sample.
 
     Returns:
-        float64 (B,), the same bits on every backend. Of tensors a float64 tensor, differentiable through model_output
+        float64 (B,), the same bits on every backend. Tensors give a float64 tensor, differentiable through model_output
         and x.
 
     Raises:
-        ValueError: a row that draws no noise, or whose D is clamped: neither has such a density.
-        IndexError, TypeError, ValueError: what was given and what was expected.
+        ValueError: the row draws no noise, or its D is clamped: neither has such a density.
+        IndexError, TypeError, ValueError: the message says what was given and what was expected.
 
     >>> table = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10).tableau
     >>> x, m, noise = np.ones((2, 3, 8), np.float32), np.zeros((2, 3, 8), np.float32), nf.Noise(7)
@@ -120,19 +120,20 @@ def log_prob_grad(
     density: Density = "full",
     out: Array | None = None,
 ) -> Array:
-    """The gradient of `log_prob`, in one pass: (x_next - mean) / std^2 times the input's coefficient in the mean.
+    """Returns the gradient of `log_prob`, in one pass: (x_next - mean) / std^2 times the input's coefficient in the
+    mean.
 
     Args:
-        wrt: the input: "m1" the model output or the first of a pair, "m2" the second, "x".
+        wrt: the input: "m1" is the model output or the first of a pair, "m2" the second, "x" is x.
         upstream: the gradient with respect to the log-densities, a number or (B,).
-        out: where to write; C-contiguous, of x's shape and dtype. It may be one of the inputs.
-        table, i, x, model_output, x_next, past, reduction, density: as `log_prob`.
+        out: an array to write to; C-contiguous, of x's shape and dtype. It may be one of the inputs.
+        table, i, x, model_output, x_next, past, reduction, density: as in `log_prob`.
 
     Returns:
-        Of x's shape and dtype.
+        An array of x's shape and dtype.
 
     Raises:
-        IndexError, TypeError, ValueError: as `log_prob`; nothing is written then.
+        IndexError, TypeError, ValueError: as in `log_prob`; nothing is written then.
 
     >>> table = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10).tableau
     >>> x, m = np.ones((2, 3, 8), np.float32), np.zeros((2, 3, 8), np.float32)
@@ -157,19 +158,19 @@ def log_prob_grad(
 def kl(
     table: Tableau, i: ArrayLike | Array, model_output: Array, reference: Array, *, reduction: Reduction = "sum"
 ) -> Any:
-    """The divergence KL(p || q) of row i's Gaussians with two model outputs, |mean_p - mean_q|^2 / (2 std^2).
+    """Returns the divergence KL(p || q) of row i's Gaussians with two model outputs, |mean_p - mean_q|^2 / (2 std^2).
 
-    Closed form: the Gaussians share their standard deviation, and x has the same part in both means.
+    This is the closed form: the Gaussians share their standard deviation, and x has the same part in both means.
 
     Args:
-        table, i, reduction: as `log_prob`.
-        model_output, reference: of p and of q, of one shape and dtype.
+        table, i, reduction: as in `log_prob`.
+        model_output, reference: the outputs for p and for q, of one shape and dtype.
 
     Returns:
-        float64 (B,). Of tensors a tensor, differentiable through model_output.
+        float64 (B,). Tensors give a tensor, differentiable through model_output.
 
     Raises:
-        IndexError, TypeError, ValueError: as `log_prob`.
+        IndexError, TypeError, ValueError: as in `log_prob`.
 
     >>> table = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10).tableau
     >>> m = np.ones((2, 3, 8), np.float32)
@@ -191,17 +192,17 @@ def kl_grad(
     table: Tableau, i: ArrayLike | Array, model_output: Array, reference: Array, *, reduction: Reduction = "sum",
     upstream: ArrayLike = 1.0, out: Array | None = None,
 ) -> Array:  # fmt: skip
-    """The gradient of `kl` with respect to model_output, in one pass.
+    """Returns the gradient of `kl` with respect to model_output, in one pass.
 
     Args:
-        table, i, model_output, reference, reduction: as `kl`.
-        upstream, out: as `log_prob_grad`.
+        table, i, model_output, reference, reduction: as in `kl`.
+        upstream, out: as in `log_prob_grad`.
 
     Returns:
-        Of model_output's shape and dtype.
+        An array of model_output's shape and dtype.
 
     Raises:
-        IndexError, TypeError, ValueError: as `log_prob`; nothing is written then.
+        IndexError, TypeError, ValueError: as in `log_prob`; nothing is written then.
 
     >>> table = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10).tableau
     >>> m = np.ones((2, 3, 8), np.float32)
@@ -234,18 +235,18 @@ def update_with_log_prob(
     density: Density = "full",
     partial: bool = False,
 ) -> tuple[Array, Any]:
-    """`noisefuse.update`, and the log-density of what it stores, while that lies in the caches.
+    """Does `noisefuse.update`, and computes the log-density of its result while that lies in the caches.
 
     Args:
-        table, i, x, model_output, noise, past, out, aux_out: as `noisefuse.update`. With ``partial`` a window of the
+        table, i, x, model_output, noise, past, out, aux_out: as in `noisefuse.update`. With ``partial`` a window of the
             noise is a run of elements that begins and ends with chunks of 4,096 of the whole sample.
-        reduction, density, partial: as `log_prob`.
+        reduction, density, partial: as in `log_prob`.
 
     Returns:
-        (x_next, log_prob), the latter equal to that of `log_prob`, bit for bit.
+        (x_next, log_prob). The latter equals that of `log_prob`, bit for bit.
 
     Raises:
-        IndexError, TypeError, ValueError: as `noisefuse.update` and `log_prob`; nothing is written then.
+        IndexError, TypeError, ValueError: as in `noisefuse.update` and `log_prob`; nothing is written then.
 
     >>> table = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10).tableau
     >>> x, m = np.ones((2, 3, 8), np.float32), np.zeros((2, 3, 8), np.float32)
@@ -303,7 +304,7 @@ def plain_table(table: Tableau) -> Any:
 
 def _plain_table(table: Tableau) -> Any:
     """Returns the table's rows, the deviation's rows, and `Law`'s factor and constant of one element for each row
-    (zeros where it draws nothing). None sends the call to the checked path, which has something to say."""
+    (zeros if it draws nothing). None sends the call to the checked path, which raises the error."""
     if table.clamps or table.threshold or table.masked:
         return None
     laws = numbers_of_rows(table, 1, "sum", "full")
@@ -328,7 +329,7 @@ def fast_gradient(
     table: Tableau, wrt: Any, i: ArrayLike | Array, x: Array, model_output: Models, past: Sequence[Array],
     x_next: Array, upstream: Any, out: Array | None, law: dict[str, Any],
 ) -> Any:  # fmt: skip
-    """`log_prob_grad`, or NotImplemented."""
+    """Computes `log_prob_grad`, or returns NotImplemented."""
     plain = plain_table(table) if type(table) is Tableau else None
     column = _COLUMN_OF.get(wrt) if type(wrt) is str else None
     return backends.fast_density_gradient(plain, column, i, x, model_output, past, x_next, upstream, out, law)
@@ -349,10 +350,10 @@ def fast_kl(
 
 @dataclass(frozen=True)
 class Law:
-    """What turns the sum of squares of a sample into its log-density: factor S + constant, for each sample or all."""
+    """The map from a sample's sum of squares to its log-density: factor S + constant, for each sample or all."""
 
     std: Any  # float64, () or (B,)
-    elements: int  # of a sample
+    elements: int  # a sample's elements
     reduction: Reduction
     density: Density
 
@@ -365,7 +366,7 @@ class Law:
     def constant(self) -> Any:
         if self.density != "full":
             return 0.0
-        # Python's own: NumPy has other logarithms for arrays, whose last bits depend on the processor.
+        # Python's own: NumPy's logarithms of arrays differ in the last bits between processors.
         logs = np.reshape([math.log(std) for std in np.ravel(self.std)], np.shape(self.std))
         each = -(logs + 0.5 * math.log(2 * math.pi))
         return each if self.reduction == "mean" else self.elements * each
@@ -376,8 +377,8 @@ class Law:
 
 @dataclass(frozen=True)
 class Part:
-    """What a part of each sample adds to its log-density: the sums of its chunks, (B, chunks), float64. `combine` makes
-    one of all parts; they travel as they are (pickled), or as the array, in ``replace(part, sums=array)``."""
+    """A part's contribution to each sample's log-density: the sums of its chunks, (B, chunks), float64. `combine` makes
+    log-densities of all parts. Parts can be pickled, or sent as the array, in ``replace(part, sums=array)``."""
 
     sums: Array
     law: Law
@@ -388,20 +389,21 @@ def combine(parts: Sequence[LossPart]) -> Any: ...
 @overload
 def combine(parts: Sequence[Part]) -> Array: ...
 def combine(parts: Any) -> Any:
-    """The log-densities (B,) of samples that lie in parts, in their order: the bits of the whole, wherever it was cut.
+    """Returns the log-densities (B,) of samples in parts, in order: the bits of the whole, wherever it was cut.
 
-    Of the parts of `mse_loss` it is the loss; these may be of other samples, too, those of the first samples first.
+    For the parts of `mse_loss` it returns the loss. These may be of different samples, too, the first samples' parts
+    first.
 
     Args:
-        parts: what calls with ``partial=True`` gave, in order. Chunks are counted in the whole sample, and all parts
-            but the last have a multiple of 4,096 elements of each sample.
+        parts: the results of calls with ``partial=True``, in order. Chunks are counted in the whole sample, and all
+            parts but the last have a multiple of 4,096 elements of each sample.
 
     Returns:
-        (B,) in float64, of the kind that the parts are; or the loss, as `mse_loss` of the whole gives it.
+        (B,) in float64, of the parts' kind; or the loss, as `mse_loss` of the whole returns it.
 
     Raises:
-        ValueError: a part that cuts a chunk; parts of different batches, rows or conventions.
-        TypeError: what is no part.
+        ValueError: a part cuts a chunk, or parts have different batches, rows or conventions.
+        TypeError: an entry is no part.
 
     >>> table = nf.samplers.flow_sde(nf.Schedule.flow(1000), steps=10).tableau
     >>> x, m = np.ones((2, 4, 64, 64), np.float32), np.zeros((2, 4, 64, 64), np.float32)
@@ -440,12 +442,12 @@ def combine(parts: Any) -> Any:
     return replace(first, elements=sum(part.law.elements for part in parts)).of(sums)
 
 
-# ---- what all of them do -----------------------------------------------------------------------------------
+# ---- the common part ---------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=64)
 def _deviation(table: Tableau) -> Tableau:
-    """x' - mean, with x' in the place of the noise."""
+    """Returns the rows of x' - mean, with x' in place of the noise."""
     try:
         forward = table.unfolded().rows["out"]
     except ValueError:
@@ -465,7 +467,7 @@ def stored_call(
     table: Tableau, i: ArrayLike | Array, x: Array, model_output: Models, x_next: Array, past: Sequence[Array],
     reduction: str, density: str, outs: Outs,
 ) -> tuple[Step, Law]:  # fmt: skip
-    """The residual of a stored x' as a checked call, and what makes a log-density of the sum of its squares."""
+    """Returns the residual of a stored x' as a checked call, and the map from its sum of squares to a log-density."""
     need_tableau("table", table)
     x = as_array("x", x)
     inputs = inputs_of(x, model_output, past)
@@ -476,7 +478,7 @@ def stored_call(
 
 
 def _index(table: Tableau, i: ArrayLike | Array, x: Array) -> Index:
-    """The row of each sample."""
+    """Returns the row of each sample."""
     if on_device(i):
         raise TypeError("i: expected row numbers in host memory")
     if np.ndim(i) > 1:
@@ -501,7 +503,7 @@ def _law(table: Tableau, index: Index, call: Step, reduction: str, density: str)
 def numbers_of_rows(
     table: Tableau, elements: int, reduction: Reduction, density: Density | Literal["kl"]
 ) -> NDArray[np.float64]:
-    """Factor and constant of each row, (n, 2), where it is not known which is taken; NaN of one that draws nothing."""
+    """Returns factor and constant of each row, (n, 2), for a traced row number; NaN for a row that draws nothing."""
     std = np.abs(table.rows["out"]["z"])
     std = np.where(std == 0, math.nan, std)
     law, found = Law(std, elements, reduction, "full" if density == "kl" else density), np.empty((len(table), 2))
@@ -512,18 +514,18 @@ def numbers_of_rows(
 
 
 def _of_models(table: Tableau, law: Law, rows: Any) -> Any:
-    """Of the squared difference of two model outputs."""
+    """Returns the factor for the squared difference of two model outputs."""
     slope = _each(_deviation(table).rows["out"]["m1"][rows])
     return -law.factor * slope * slope
 
 
 def _each(values: NDArray[np.float64]) -> Any:
-    """One number, or one for each sample."""
+    """Returns one number, or one for each sample."""
     return values[0] if values.size == 1 else values
 
 
 def _apart(step: Step) -> Step:
-    """The step with outputs of its own in place of those that overlap an input: the density reads the inputs later."""
+    """Replaces outputs that overlap an input by new ones, because the density reads the inputs later."""
 
     def own(out: Array | None) -> Array | None:
         if out is None or not any(a is not None and overlap(out, a) for a in step.inputs):
@@ -535,7 +537,7 @@ def _apart(step: Step) -> Step:
 
 def _residual(table: Tableau, x: Array, index: Index, inputs: Inputs, outs: Outs) -> Step:
     rows = _deviation(table).as_rows
-    # Its dtype is that of m1, which must be there, also where the row does not read it.
+    # The dtype is that of m1, which must be given even if the row does not read it.
     return make_call(x.shape, x.dtype, rows, index, (), {M1: x} | those_read(rows, inputs, x), outs)
 
 
@@ -547,7 +549,7 @@ def _differences(n: int) -> Rows:
 def pair_call(
     table: Tableau, i: ArrayLike | Array, model_output: Array, reference: Array, reduction: str, outs: Outs
 ) -> tuple[Step, Any]:
-    """The difference of two model outputs, and what its sum of squares is multiplied with."""
+    """Returns the difference of two model outputs, and the factor of its sum of squares."""
     need_tableau("table", table)
     m = as_array("model_output", model_output)
     q = like("reference", reference, m, (m.dtype.name,))
@@ -557,7 +559,7 @@ def pair_call(
 
 
 def _sums(call: Step, before: Step | None = None) -> Array:
-    """(batch,): of the squares of a residual, once the step before it is done."""
+    """Returns (batch,): sums of the squares of a residual, once the step before it is done."""
     pred = call.inputs[M1]
     sums = output("", None, (call.batch,), np.dtype(np.float64), device_of(pred))
     if not call.batch * call.size:
@@ -577,7 +579,7 @@ _ONE = np.ones(())
 
 
 def _chunk_sums(call: Step) -> Array:
-    """(batch, chunks): each chunk as if it were a sample."""
+    """Returns (batch, chunks): each chunk is treated as a sample."""
     if call.size <= LOSS_CHUNK:
         return _sums(call).reshape(-1, 1)
     inputs = {slot: a for slot, a in enumerate(call.inputs) if a is not None}
@@ -586,7 +588,7 @@ def _chunk_sums(call: Step) -> Array:
 
 
 def _gradient(call: Step, factor: Any, upstream: ArrayLike) -> Array:
-    """2 factor upstream times the residual, which the output of the call is for."""
+    """Returns 2 factor upstream times the residual, which the call's output holds."""
     g: Any = as_numbers("upstream", upstream).astype(np.float64, copy=False)
     if g.shape not in ((), (call.batch,)):
         raise ValueError(f"upstream: expected a number or shape ({call.batch},), got shape {g.shape}")
@@ -599,7 +601,7 @@ def _gradient(call: Step, factor: Any, upstream: ArrayLike) -> Array:
 
 
 def _like(a: Array, number: Any) -> Any:
-    """The number or numbers where a lies."""
+    """Returns the number or numbers on a's device."""
     return np.asarray(number) if device_of(a) is None else sys.modules["cupy"].asarray(number)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other noise than white: fields that are made of named normals, so that they have names themselves.
+"""Non-white noise: fields that are computed from keyed normals, so that they have keys themselves.
 
-What these functions return is noise as an array, for `q_sample(.., noise=array)` and whatever else takes one; or, of
-`nearest_of` and `assigned`, names again, so that nothing is stored. Each draws from streams of its own (docs/noise.md):
-the same noise may go through several of them.
+These functions return noise as an array, for `q_sample(.., noise=array)` and every other function that takes one.
+`nearest_of` and `assigned` return keys, so nothing is stored. Each function draws from its own streams (docs/noise.md),
+so the same key may go through several of them.
 """
 
 from __future__ import annotations
@@ -65,28 +65,29 @@ __all__ = [
 Names = Noise | Sequence[Noise]
 
 
-# ---- names -------------------------------------------------------------------------------------------------
+# ---- keys --------------------------------------------------------------------------------------------------
 
 
 def nearest_of(k: SupportsIndex, x0: Array, noise: Names, *, batched: bool | None = None) -> list[Noise]:
-    """Of k candidates the noise that is nearest to each sample, by name: what to give to `q_sample` and `mse_loss`.
+    """The nearest of k candidate noises to each sample, as keys for `q_sample` and `mse_loss`.
 
-    Each sample is paired with noise near to it, so that the paths from one to the other cross less (Li et al. 2024,
-    "Immiscible diffusion", with an assignment in the batch; candidates for each sample alone are what trainers do). The
-    candidates are regenerated while they are compared, and never stored.
+    Each sample is paired with noise near it, so that the paths between them cross less (Li et al. 2024, "Immiscible
+    diffusion", which assigns within the batch; trainers take candidates for each sample alone). The candidates are
+    generated while they are compared, and never stored.
 
     Args:
-        k: how many, from 1. Candidate j of a noise is drawn from stream 9 at step ``noise.step * k + j``.
-        x0: what will be noised; floats, or uint8 or uint16, scaled to -1 .. 1 as in `q_sample`; NumPy, CuPy or torch.
-        noise: Noise or a list of one for each sample, of stream 0 and with a step that is an int.
+        k: the number of candidates, from 1. Candidate j of a noise is drawn from stream 9 at step ``noise.step * k +
+            j``.
+        x0: clean samples; floats, or uint8 or uint16, scaled to -1 .. 1 as in `q_sample`; NumPy, CuPy or torch.
+        noise: a Noise or a list of one for each sample, of stream 0 and with an int as step.
         batched: as in `q_sample`.
 
     Returns:
-        A Noise for each sample. Which it is does not depend on the batch or on the number of threads.
+        A Noise for each sample. It does not depend on the batch or on the number of threads.
 
     Raises:
-        OverflowError: a step beyond 2^32 - 1.
-        TypeError, ValueError: what was given and what was expected.
+        OverflowError: a step lies beyond 2^32 - 1.
+        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> x0 = np.ones((2, 3, 8, 8), np.float32)
     >>> nf.fields.nearest_of(64, x0, nf.Noise(7, sample=40))
@@ -120,21 +121,21 @@ def _nearest(x: Array, names: list[Noise], *, k: int, batched: bool) -> NDArray[
 
 
 def assigned(x0: Array, noise: Names) -> list[Noise]:
-    """The noises of a batch, each given to the sample that it is near to: the assignment of least total distance.
+    """The noises of a batch in the order of least total distance to the samples.
 
-    Li et al. 2024, "Immiscible diffusion: accelerating diffusion training with noise assignment", whose distance is the
-    Euclidean one. Needs SciPy.
+    Li et al. 2024, "Immiscible diffusion: accelerating diffusion training with noise assignment", with the Euclidean
+    distance. It needs SciPy.
 
     Args:
         x0: a batch; floats, or uint8 or uint16, scaled to -1 .. 1 as in `q_sample`; NumPy, CuPy or torch.
-        noise: Noise, or a list of one for each sample.
+        noise: a Noise, or a list of one for each sample.
 
     Returns:
-        The same noises in another order, one for each sample. It depends on the whole batch, as it must.
+        The same noises in another order, one for each sample. The order necessarily depends on the whole batch.
 
     Raises:
         ImportError: SciPy is not installed.
-        TypeError, ValueError: what was given and what was expected, such as finite numbers.
+        TypeError, ValueError: the message says what was given and what was expected, such as finite numbers.
 
     >>> x0 = np.array([[1.0, 1.0], [-1.0, -1.0]], np.float32)
     >>> nf.fields.assigned(x0, nf.Noise(7))
@@ -155,9 +156,9 @@ def _assigned(x: Array, names: list[Noise]) -> NDArray[np.int64]:
         return np.arange(len(names))
     if not bool(np.isfinite(x).all()):
         raise ValueError("x0: expected finite numbers, as no noise is near to others")
-    # |x - z|^2 but for |x|^2, which is the same in each row. A library for linear algebra adds in an order of its own:
-    # in float64, and rounded to far more than that order changes, the costs are the same on all machines, and so is the
-    # choice between equal ones.
+    # |x - z|^2 without |x|^2, which is the same in each row. Libraries for linear algebra add in an order of their own.
+    # In float64, and rounded far more coarsely than that order matters, the costs are the same on all machines, and so
+    # is the choice between equal ones.
     z = _randn(x, names, x.dtype).reshape(len(names), -1).astype(np.float64)
     cost = ((z * z).sum(axis=1) - 2 * x.reshape(len(names), -1).astype(np.float64) @ z.T).round(6)
     order: NDArray[np.int64] = assignment(cost if isinstance(cost, np.ndarray) else cost.get())[1]
@@ -168,22 +169,22 @@ def _assigned(x: Array, names: list[Noise]) -> NDArray[np.int64]:
 
 
 def offset_like(x: Array, strength: float, noise: Names, *, dtype: Any = None) -> Array:
-    """Offset noise: z + strength c, c one normal for each channel of each sample, so that a model learns to change the
-    mean of a whole image (Guttenberg 2023, "Diffusion with offset noise").
+    """Offset noise: z + strength c, with one normal c for each channel of each sample. A model then learns to change
+    the mean of a whole image (Guttenberg 2023, "Diffusion with offset noise").
 
     Args:
-        x: (B, C, ..), of floats, whose shape, kind, dtype and device the result has; its values are not read.
-        strength: of the offset: trainers use 0.05 to 0.1.
-        noise: Noise, or a list of one for each sample. z is its field, c drawn from stream 5.
-        dtype: of the result, if it is not x's.
+        x: (B, C, ..), floats. The result has its shape, kind, dtype and device; its values are not read.
+        strength: the strength of the offset: trainers use 0.05 to 0.1.
+        noise: a Noise, or a list of one for each sample. z is its field; c is drawn from stream 5.
+        dtype: the result's dtype, if it is not x's.
 
-    In one pass. The variance is 1 + strength^2, as in all trainers.
+    It takes one pass. The variance is 1 + strength^2, as in all trainers.
 
     Returns:
         An array of x's shape, kind and device.
 
     Raises:
-        TypeError, ValueError: what was given and what was expected.
+        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> z = nf.fields.offset_like(np.zeros((2, 4, 64, 64), np.float32), 0.1, nf.Noise(7))
     >>> offsets = nf.randn((2, 4), nf.Noise(7, stream=5))
@@ -208,24 +209,24 @@ def _offset(x: Array, noise: Names, *, strength: float, dtype: Any, out: Array |
 
 def pyramid_like(x: Array, discount: float, noise: Names, *, levels: SupportsIndex = 6, dtype: Any = None) -> Array:
     """Pyramid noise, also called multi-resolution noise (Whitaker 2023, "Multi-resolution noise for diffusion model
-    training"): white noise, and discount^i times noise of half, a quarter, .. of the lengths, enlarged bilinearly.
+    training"): white noise plus discount^i times noise at half, a quarter, .. of the lengths, enlarged bilinearly.
 
     Args:
-        x: (B, C, H, W) or with other last two axes of space, floats: as in `offset_like`.
-        discount: of one level beside the one before it, from 0 to 1: 0.8, say.
-        noise: Noise, or a list of one for each sample, without a window. The first level is its field; level i is drawn
-            from stream 10 at step ``noise.step * levels + i``.
-        levels: how many there are at most; the last is the one where both lengths are 1.
-        dtype: of the result, if it is not x's.
+        x: (B, C, H, W) or with other two last spatial axes, floats: as in `offset_like`.
+        discount: the factor from one pyramid level to the next, from 0 to 1, such as 0.8.
+        noise: a Noise, or a list of one for each sample, without a window. The first pyramid level is its field; level
+            i is drawn from stream 10 at step ``noise.step * levels + i``.
+        levels: the most pyramid levels; the last one is that with both lengths 1.
+        dtype: the result's dtype, if it is not x's.
 
-    Every element has variance 1: the weights of each place are divided by the root of the sum of their squares, where
-    trainers divide by the deviation of the array at hand. So a sample does not depend on its batch.
+    Every element has variance 1: the weights at each place are divided by the root of the sum of their squares, while
+    trainers divide by the deviation of the whole array. So a sample does not depend on its batch.
 
     Returns:
         An array of x's shape, kind and device.
 
     Raises:
-        TypeError, ValueError: what was given and what was expected.
+        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> z = nf.fields.pyramid_like(np.zeros((64, 1, 16, 16), np.float32), 0.8, nf.Noise(7))
     >>> round(float(z.var()), 1), bool(z.mean(axis=(1, 2, 3)).var() > 10 / 256)
@@ -276,7 +277,7 @@ def _pyramid(x: Array, noise: Names, *, discount: float, levels: int, dtype: Any
     return _stored(total, kind, out)
 
 
-_PLANES = 1 << 15  # elements that are added up together: they stay in the cache
+_PLANES = 1 << 15  # elements that are added together: they stay in the cache
 
 
 def _halved(height: int, width: int, times: int) -> tuple[int, int]:
@@ -285,7 +286,8 @@ def _halved(height: int, width: int, times: int) -> tuple[int, int]:
 
 @lru_cache(256)
 def _between(few: int, many: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Of the centres of `many` cells among those of `few`: the one before, and how far it is on to the next."""
+    """Returns, for centres of `many` cells among those of `few`, the one before, and the fraction of the way to the
+    next."""
     place = np.clip((np.arange(many) + 0.5) * few / many - 0.5, 0, few - 1)
     before = np.minimum(place.astype(np.int64), max(few - 2, 0))
     return before, place - before
@@ -297,12 +299,12 @@ def _squares(few: int, many: int) -> NDArray[np.float64]:
 
 
 def _across(planes: Array) -> Array:
-    """(n, h, w) as (n, w, h): whole rows are copied quickly, but not whole columns."""
+    """Returns (n, h, w) as (n, w, h): whole rows are copied quickly, but not whole columns."""
     return planes.swapaxes(1, 2).copy()
 
 
 def _stretched(coarse: Array, many: int) -> Array:
-    """Linearly along axis 1: low + part (high - low)."""
+    """Stretches linearly along axis 1: low + part (high - low)."""
     before, part = _between(coarse.shape[1], many)
     place = _like(coarse, before)
     made = (coarse[:, 1:] - coarse[:, :-1] if coarse.shape[1] > 1 else 0 * coarse).take(place, axis=1)
@@ -312,21 +314,21 @@ def _stretched(coarse: Array, many: int) -> Array:
 
 
 def mixed_like(x: Array, alpha: float, noise: Names, *, dtype: Any = None) -> Array:
-    """Noise of videos, of which all frames share a part: (alpha s + z_f) / sqrt(1 + alpha^2), s the same in each.
+    """Video noise whose frames share a part: (alpha s + z_f) / sqrt(1 + alpha^2), with the same s in each frame.
 
     Ge et al. 2023, "Preserve your own correlation", the mixed noise model.
 
     Args:
         x: (B, F, ..), axis 1 the frames, floats: as in `offset_like`.
-        alpha: how much is shared: two frames correlate by alpha^2 / (1 + alpha^2).
-        noise: Noise, or a list of one for each sample. z is its field; s, of the shape of a frame, is on stream 11.
-        dtype: of the result, if it is not x's.
+        alpha: the strength of the shared part: two frames correlate by alpha^2 / (1 + alpha^2).
+        noise: a Noise, or a list of one for each sample. z is its field; s, of a frame's shape, is on stream 11.
+        dtype: the result's dtype, if it is not x's.
 
     Returns:
         An array of x's shape, kind and device.
 
     Raises:
-        TypeError, ValueError: what was given and what was expected.
+        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> z = nf.fields.mixed_like(np.zeros((1, 2, 3, 64, 64), np.float32), 1.0, nf.Noise(7))
     >>> round(float(np.corrcoef(z[0, 0].ravel(), z[0, 1].ravel())[0, 1]), 1)
@@ -351,21 +353,21 @@ def _mixed(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array | Non
 
 
 def progressive_like(x: Array, alpha: float, noise: Names, *, dtype: Any = None) -> Array:
-    """Noise of videos, in which each frame keeps a part of the one before: (alpha e_(f-1) + z_f) / sqrt(1 + alpha^2),
-    and e_0 = z_0.
+    """Video noise in which each frame keeps a part of the one before: (alpha e_(f-1) + z_f) / sqrt(1 + alpha^2), and
+    e_0 = z_0.
 
     Ge et al. 2023, "Preserve your own correlation", the progressive noise model: an autoregression.
 
     Args:
         x, dtype: as in `mixed_like`.
-        alpha: how much is kept: frames n apart correlate by (alpha^2 / (1 + alpha^2))^(n / 2).
-        noise: Noise, or a list of one for each sample; a window must begin at frame 0.
+        alpha: the strength of the kept part: frames n apart correlate by (alpha^2 / (1 + alpha^2))^(n / 2).
+        noise: a Noise, or a list of one for each sample; a window must begin at frame 0.
 
     Returns:
         An array of x's shape, kind and device.
 
     Raises:
-        TypeError, ValueError: what was given and what was expected.
+        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> z = nf.fields.progressive_like(np.zeros((1, 3, 3, 64, 64), np.float32), 2.0, nf.Noise(7))
     >>> [round(float(np.corrcoef(z[0, 0].ravel(), z[0, f].ravel())[0, 1]), 1) for f in (1, 2)]
@@ -383,7 +385,7 @@ def _progressive(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array
         if z[0, 0].size < _SMALL:
             before = z[:, :1].copy()
             for f in range(1, z.shape[1]):
-                frame = z[:, f : f + 1].copy()  # together, as they are of all samples
+                frame = z[:, f : f + 1].copy()  # the frames of all samples together
                 _blend(alpha, frame, before)
                 z[:, f : f + 1] = before = frame
         else:
@@ -396,25 +398,25 @@ def _progressive(x: Array, noise: Names, *, alpha: float, dtype: Any, out: Array
 def freenoise_like(
     x: Array, noise: Names, *, context: SupportsIndex = 16, stride: SupportsIndex = 4, dtype: Any = None
 ) -> Array:
-    """Noise of long videos from models of short ones: white in the first `context` frames, which later ones take again,
-    a stretch of `stride` frames at a time, each in a random order of its own.
+    """Noise for long videos from models of short ones: white in the first `context` frames, which later frames repeat,
+    `stride` frames at a time, each time in a random order.
 
     Qiu et al. 2024, "FreeNoise", local noise shuffling; diffusers' "shuffle_context": frames i .. i + stride - 1 are
-    those from i - context on. Here the orders have names, too: a longer video begins with the same frames.
+    those from i - context on. Here the orders have keys, too: a longer video begins with the same frames.
 
     Args:
         x: (B, F, ..), axis 1 the frames, floats: as in `offset_like`.
-        noise: Noise, or a list of one for each sample; a window must begin at frame 0. The orders are those of uniforms
-            on stream 12: element f for frame f.
+        noise: a Noise, or a list of one for each sample; a window must begin at frame 0. The orders are those of
+            uniform numbers on stream 12: element f for frame f.
         context: frames that the model sees at once.
         stride: frames that are shuffled together, at most `context`; 1 repeats the first frames as they are.
-        dtype: of the result, if it is not x's.
+        dtype: the result's dtype, if it is not x's.
 
     Returns:
         An array of x's shape, kind and device.
 
     Raises:
-        TypeError, ValueError: what was given and what was expected.
+        TypeError, ValueError: the message says what was given and what was expected.
 
     >>> z = nf.fields.freenoise_like(np.zeros((1, 24, 4, 8, 8), np.float32), nf.Noise(7))
     >>> [next(f for f in range(16) if np.array_equal(z[0, f], z[0, g])) for g in range(16, 24)]
@@ -443,14 +445,14 @@ def _freenoise(x: Array, noise: Names, *, context: int, stride: int, dtype: Any,
 
 
 def _order_keys(noise: Names, batch: int, count: int) -> NDArray[np.float32]:
-    """One for each frame, of each sample."""
+    """Returns a number for each frame of each sample."""
     names = each(noise, lambda n: Noise(n.seed, sample=n.sample, step=int(n.step), stream=ORDER))
     keys: NDArray[np.float32] = uniform((batch, count), names)
     return keys
 
 
 def _order(keys: NDArray[np.float32], frames: int, context: int, stride: int) -> NDArray[np.intp]:
-    """Which of the first frames each one is."""
+    """Returns which of the first frames each frame repeats."""
     order = np.arange(frames)
     for i in range(context, frames, stride):
         again = order[i - context : i - context + stride][np.argsort(keys[i : i + stride], kind="stable")]
@@ -458,11 +460,11 @@ def _order(keys: NDArray[np.float32], frames: int, context: int, stride: int) ->
     return order
 
 
-_SMALL = 1 << 13  # elements of a frame, below which a call for each of them costs more than a copy
+_SMALL = 1 << 13  # elements of a frame; below this, a call for each frame costs more than a copy
 
 
 def _blended_frames(x: Array, noise: Names, dtype: Any, out: Array | None, blend: Callable[[Array], None]) -> Array:
-    """White noise, blended in float32 or float64, and rounded once."""
+    """Returns white noise, blended in float32 or float64, and rounded once."""
     kind = _kind(x, dtype)
     real = _arithmetic(kind)
     z = _randn(x, noise, real, out if out is not None and out.dtype == real else None)
@@ -485,25 +487,25 @@ def perturbed(
     x_t: Array, t: ArrayLike, schedule: Schedule, gamma: float, noise: Names, *, batched: bool = True,
     out: Array | None = None,
 ) -> Array:  # fmt: skip
-    """Input perturbation: x_t + gamma sigma_t z', z' on stream 6, while the target stays what it is, so that a network
-    meets in training the errors that it makes in sampling.
+    """Input perturbation: x_t + gamma sigma_t z', with z' on stream 6 and an unchanged target. So a network meets in
+    training the errors that it makes in sampling.
 
     Ning et al. 2023, "Input perturbation reduces exposure bias in diffusion models", algorithm 3.
 
     Args:
-        x_t: what `q_sample(x0, t, schedule, noise)` made; floats.
+        x_t: the result of `q_sample(x0, t, schedule, noise)`; floats.
         t: a number or (B,).
-        schedule: that of `q_sample`.
+        schedule: the schedule given to `q_sample`.
         gamma: 0.1 in the paper; at least 0.
-        noise: that of `q_sample`, of stream 0.
+        noise: the noise given to `q_sample`, of stream 0.
         batched: False makes the whole array one sample.
-        out: where to write; it may be x_t itself.
+        out: an array to write to; it may be x_t itself.
 
     Returns:
         An array of x_t's shape, kind and dtype.
 
     Raises:
-        TypeError, ValueError: what was given and what was expected; nothing is written then.
+        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     >>> schedule, noise, x0 = nf.Schedule.linear(), nf.Noise(7), np.ones((2, 3), np.float32)
     >>> x_t, epsilon = nf.q_sample(x0, [10, 500], schedule, noise, target="epsilon")
@@ -516,7 +518,7 @@ def perturbed(
     if levels_of(getattr(x_t, "dtype", None)):
         raise TypeError(f"x_t: expected floats, as q_sample makes them, got {x_t.dtype}")
     need_plain("t", t)
-    t = np.asarray(t.tolist() if hasattr(t, "tolist") else t)  # of any library's arrays
+    t = np.asarray(t.tolist() if hasattr(t, "tolist") else t)  # from any library's arrays
     batch, _ = batch_shape(_shape("x_t", x_t), batched)
     if t.shape not in ((), (batch,)):
         raise ValueError(f"t: expected a number or shape ({batch},), got shape {t.shape}")
@@ -530,7 +532,8 @@ def perturbed(
 
 
 def _of_axes(noise: Names, stream: int, axes: slice) -> Any:
-    """On another stream, of arrays that have these axes of a sample alone: so are windows."""
+    """Moves noises to another stream, for arrays that have only these axes of a sample; windows lose the other axes,
+    too."""
 
     def change(name: Noise) -> Noise:
         new = Noise(name.seed, sample=name.sample, step=name.step, stream=stream)
@@ -553,7 +556,7 @@ def _one_each(noise: Names, batch: int) -> list[Noise]:
 
 
 def _on_memory(function: Callable[..., Array], x: Array, noise: Names, **options: Any) -> Array:
-    """The function on NumPy's or CuPy's view of x, its result of x's kind."""
+    """Calls the function on NumPy's or CuPy's view of x. Its result has x's kind."""
     names_of(noise)
     if is_lazy(x):
         raise TypeError("x: expected an array in memory, got dask's")
@@ -563,7 +566,7 @@ def _on_memory(function: Callable[..., Array], x: Array, noise: Names, **options
 
 
 def _asked(function: Callable[[Array, list[Noise]], NDArray[np.int64]], x: Array, names: list[Noise]) -> Any:
-    """What a function finds out about x, in host memory."""
+    """Calls a function of x that returns its result in host memory."""
     answers = []
 
     def ask(memory: Array, names: list[Noise], **_: Any) -> Array:
@@ -594,7 +597,7 @@ def _kind(x: Array, dtype: Any) -> np.dtype[Any]:
 
 
 def _like(x: Array, values: NDArray[Any]) -> Array:
-    """On x's device."""
+    """Returns the values on x's device."""
     if not on_device(x):
         return values
     copy: Any = output("", None, values.shape, values.dtype, device_of(x))
@@ -603,7 +606,7 @@ def _like(x: Array, values: NDArray[Any]) -> Array:
 
 
 def _as_q_sample(name: str, given: Array) -> Array:
-    """As floats: levels as `q_sample` takes them."""
+    """Returns floats: integer levels are scaled as in `q_sample`."""
     array = as_array(name, given, (*FLOATS, *DEFAULT_RANGE))
     name_of_levels = levels_of(array.dtype)
     if name_of_levels is None:
@@ -641,7 +644,7 @@ def _count(name: str, given: SupportsIndex) -> int:
 
 
 def _number(name: str, given: float, order: str) -> float:
-    """Returns a finite float. It raises TypeError for what is no number, such as the noise, which comes later in the
+    """Returns a finite float. It raises TypeError for anything but a number, such as a noise, which comes later in the
     order."""
     try:
         number = float(given)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Old seeds, same pictures: what other libraries' generators draw, as arrays, for who moves over and keeps his seeds.
+"""Old seeds, same pictures: arrays from other libraries' generators, for users who migrate and keep their seeds.
 
-A source has a state, as the generator that it stands for: each call of `randn` gives what the next one would have given
-there. So noise from here depends on the order of the calls, which a `Noise` never does; MT19937 cannot skip ahead
-cheaply either.
+A source has a state, like the generator that it replaces: each call of `randn` gives the numbers of that generator's
+next call. So noise from here depends on the order of the calls, unlike a `Noise`, and MT19937 cannot skip ahead
+cheaply.
 
     source = nf.legacy.TorchCPU(7)  # torch.Generator().manual_seed(7)
     x = sampler.tableau.start * source.randn(shape)
@@ -38,12 +38,12 @@ DEVICES = {
     "L4": (58, 1536), "L40S": (142, 1536), "RTX 4080": (76, 1536), "RTX 4090": (128, 1536),
     "H100": (132, 2048), "H200": (132, 2048),
 }  # fmt: skip
-"""Multiprocessors of a GPU, and the most threads of each, on which the order of `TorchCUDA`'s numbers depends. (H100 is
-the SXM card; of others give the pair.)"""
+"""A GPU's multiprocessors, and the most threads of each. The order of `TorchCUDA`'s numbers depends on them. (H100 is
+the SXM card; for other cards give the pair.)"""
 
 
 class NumPy:
-    """``numpy.random.RandomState(seed).randn``, as StyleGAN takes a seed for each sample: float64, NumPy's own code.
+    """``numpy.random.RandomState(seed).randn``, as in StyleGAN, with a seed for each sample: float64, NumPy's own code.
 
     >>> bool((nf.legacy.NumPy(7).randn((2, 3)) == np.random.RandomState(7).randn(2, 3)).all())
     True
@@ -53,7 +53,7 @@ class NumPy:
         self._state = np.random.RandomState(_seed(seed, 1 << 32))
 
     def randn(self, shape: Shape, *, dtype: DTypeLike | None = "float64") -> Array:
-        """The next normals, rounded to the dtype (float32: as ``.astype``)."""
+        """Returns the next normals, rounded to the dtype (float32: as ``.astype``)."""
         full, kind = lengths(shape), float_dtype("float64" if dtype is None else dtype)
         drawn = np.empty(math.prod(full), kind)
         for part in _parts(len(drawn)):
@@ -62,14 +62,14 @@ class NumPy:
 
 
 class TorchCPU:
-    """What ``torch.randn(shape, generator=torch.Generator().manual_seed(seed))`` draws on the CPU: MT19937.
+    """``torch.randn(shape, generator=torch.Generator().manual_seed(seed))`` on the CPU: MT19937.
 
-    Of 16 elements or more in float32 it is torch's kernel for AVX2 (which it takes with AVX-512, too), bit for bit: the
-    polynomials of Cephes, as compiled with fused products. In float64, and of fewer elements, it is the C library's
-    functions: bit for bit where Python and torch have the same one. float16 and bfloat16 are float32's numbers,
-    rounded, as torch 2.13 has them (earlier versions drew halves in another way). The numbers depend on the sizes of
-    the draws, so these have to be the same, too. What torch draws on processors without AVX2, or with
-    ATEN_CPU_CAPABILITY=default, differs in last bits of float32 (by up to 2e-6), and is not offered.
+    For 16 elements or more in float32 it is torch's kernel for AVX2 (which torch also takes with AVX-512), bit for bit:
+    the polynomials of Cephes, compiled with fused products. In float64, and for fewer elements, it uses the C library's
+    functions: bit for bit if Python and torch have the same C library. float16 and bfloat16 are float32's numbers,
+    rounded, as in torch 2.13 (earlier versions drew halves in another way). The numbers depend on the sizes of the
+    draws, so these have to be the same, too. On processors without AVX2, or with ATEN_CPU_CAPABILITY=default, torch's
+    float32 differs in the last bits (by up to 2e-6); those numbers are not offered.
 
     >>> source = nf.legacy.TorchCPU(0)
     >>> source.randn(3).round(4).tolist() == np.float32([1.541, -0.2934, -2.1788]).tolist()  # as torch prints them
@@ -82,7 +82,7 @@ class TorchCPU:
         self._kept: float | None = None
 
     def randn(self, shape: Shape, *, dtype: DTypeLike | None = "float32") -> Array:
-        """The next normals.
+        """Returns the next normals.
 
         Args:
             shape: an int or a tuple.
@@ -92,7 +92,7 @@ class TorchCPU:
             An array of that shape and dtype.
 
         Raises:
-            TypeError: another dtype.
+            TypeError: the dtype is another one.
         """
         full, kind = lengths(shape), float_dtype(dtype)
         n = math.prod(full)
@@ -103,7 +103,7 @@ class TorchCPU:
             whole, drawn = n - n % 16, np.empty(n, wide)
             for part in _parts(whole):
                 drawn[part] = _sixteens(self._uniforms(len(drawn[:whole][part]), wide))
-            if n % 16:  # the last 16 are drawn anew
+            if n % 16:  # the last 16 are drawn again
                 self._uniforms(n - whole if kind == wide else 0, wide)
                 drawn[-16:] = _sixteens(self._uniforms(16, wide))
         return copy(drawn, kind).reshape(full)
@@ -112,7 +112,7 @@ class TorchCPU:
         return self._words.random_raw(n)
 
     def _uniforms(self, n: int, kind: np.dtype[Any]) -> Array:
-        """In [0, 1)."""
+        """Returns uniform numbers in [0, 1)."""
         if kind == np.float64:
             high, low = self._raw(2 * n).reshape(n, 2).T
             return ((high << np.uint64(32) | low) & np.uint64((1 << 53) - 1)) * 2.0**-53
@@ -120,7 +120,7 @@ class TorchCPU:
         return u
 
     def _one(self) -> float:
-        """Of Box and Muller's two the first, and then the second."""
+        """Returns Box and Muller's first normal of a pair, and the second in the next call."""
         if self._kept is not None:
             found, self._kept = self._kept, None
             return found
@@ -131,7 +131,7 @@ class TorchCPU:
 
 
 def _sixteens(u: Array) -> Array:
-    """Box and Muller on sixteens: eight radii, and eight angles."""
+    """Computes Box and Muller's normals on sixteens: eight radii, and eight angles."""
     first, second = u.reshape(-1, 2, 8).transpose(1, 0, 2)
     one, two_pi = u.dtype.type(1), u.dtype.type(2 * math.pi)
     if u.dtype == np.float32:
@@ -144,12 +144,12 @@ def _sixteens(u: Array) -> Array:
 
 
 def _of_libm(function: Any, x: Array) -> Array:
-    """The C library's, number by number: NumPy's own differ in last bits."""
+    """Calls the C library's function, number by number: NumPy's own functions differ in the last bits."""
     return np.array([*map(function, x.ravel().tolist())]).reshape(x.shape)
 
 
-# Cephes' logf and sinf, cosf (Moshier 1992), in the order of operations of avx_mathfun, where products that meet a sum
-# are fused.
+# These are Cephes' logf, sinf and cosf (Moshier 1992), in the order of operations of avx_mathfun. Products that meet a
+# sum are fused.
 _LOG = (7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
         2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1)  # fmt: skip
 _COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
@@ -158,7 +158,7 @@ _QUARTER_PI = (-0.78515625, -2.4187564849853515625e-4, -3.77489497744594108e-8) 
 _LN_2 = (-2.12194440e-4, 0.693359375)
 
 
-_PART = 1 << 14  # elements at once: the second-level cache, and Ctrl-C need not wait for more
+_PART = 1 << 14  # elements at once: they fit the second-level cache, and Ctrl-C waits for no more
 
 
 def _parts(n: int) -> Iterator[slice]:
@@ -166,7 +166,7 @@ def _parts(n: int) -> Iterator[slice]:
 
 
 def _fma(a: Array, b: Any, c: Any) -> Array:
-    """`fma32`, at once where float64's own rounding of the sum did not make a tie of what is none."""
+    """Is `fma32`, computed at once unless float64's own rounding of the sum made a tie."""
     total: Array = np.multiply(a, b, dtype=np.float64) + c
     if ((total.view(np.int64) & 0x1FFFFFFF) == 0x10000000).any():
         total = fma32(a, b, c)
@@ -181,7 +181,7 @@ def _horner(x: Array, coefficients: Sequence[float]) -> Array:
 
 
 def _log(u: Array) -> Array:
-    """Of float32 in (0, 1]."""
+    """Returns the logarithm of float32 in (0, 1]."""
     fraction, e = np.frexp(u)
     small = fraction < np.float32(math.sqrt(0.5))
     e = (e - small).astype(np.float32)
@@ -192,7 +192,7 @@ def _log(u: Array) -> Array:
 
 
 def _sincos(theta: Array) -> tuple[Array, Array]:
-    """Of float32 in [0, 2 pi)."""
+    """Returns the sine and cosine of float32 in [0, 2 pi)."""
     octant = (theta * np.float32(4 / math.pi)).astype(np.int32) + 1 & ~1
     r, j = theta, octant.astype(np.float32)
     for part in _QUARTER_PI:
@@ -206,10 +206,10 @@ def _sincos(theta: Array) -> tuple[Array, Array]:
 
 
 class WebUI:
-    """What AUTOMATIC1111's web UI draws for a seed with "Random number generator source: NV": float32.
+    """The numbers of AUTOMATIC1111's web UI with "Random number generator source: NV": float32.
 
-    Philox4x32-10 with the call's number and the element's as counter; it imitates `TorchCUDA` where a tensor has fewer
-    elements than the GPU has threads.
+    It is Philox4x32-10 with the call's number and the element's as counter. The web UI imitates `TorchCUDA` for tensors
+    with fewer elements than the GPU has threads.
 
     >>> np.allclose(nf.legacy.WebUI(0).randn(4), [-0.924662, -0.425344, -2.643846, 0.145184], atol=1e-6)
     True
@@ -219,7 +219,7 @@ class WebUI:
         self._seed, self._calls = _seed(seed, SEEDS), 0
 
     def randn(self, shape: Shape) -> Array:
-        """The next normals.
+        """Returns the next normals.
 
         Args:
             shape: an int or a tuple.
@@ -228,7 +228,7 @@ class WebUI:
             An array of that shape, in float32.
 
         Raises:
-            OverflowError: more than 2^32 of them.
+            OverflowError: there are more than 2^32 of them.
         """
         full = lengths(shape)
         drawn = np.empty(math.prod(full), np.float32)
@@ -242,11 +242,11 @@ class WebUI:
 
 
 class TorchCUDA:
-    """What ``torch.randn(shape, device="cuda", generator=..manual_seed(seed))`` draws: Philox4x32-10, in the order of
-    torch's launch, which depends on the GPU for tensors that have more elements than it has threads.
+    """``torch.randn(shape, device="cuda", generator=..manual_seed(seed))``: Philox4x32-10, in the order of torch's
+    launch, which depends on the GPU for tensors with more elements than it has threads.
 
-    Its logarithms, sines and cosines are the GPU's own, which no CPU repeats: numbers here are those of float64,
-    rounded, and agree to about 1e-6, not to the last bit.
+    No CPU repeats the GPU's own logarithms, sines and cosines: the numbers here are float64's, rounded, and agree to
+    about 1e-6, not to the last bit.
 
     Args:
         device: a name of `DEVICES`, or (multiprocessors, threads of each), torch.cuda.get_device_properties's
@@ -271,7 +271,7 @@ class TorchCUDA:
         self._seed, self._offset = _seed(seed, SEEDS), 0
 
     def randn(self, shape: Shape, *, dtype: DTypeLike | None = "float32") -> Array:
-        """The next normals.
+        """Returns the next normals.
 
         Args:
             shape: an int or a tuple.
@@ -281,14 +281,14 @@ class TorchCUDA:
             An array of that shape and dtype.
 
         Raises:
-            TypeError: another dtype; float64 is drawn in another way there.
+            TypeError: the dtype is another one; torch draws float64 in another way.
         """
         full, kind = lengths(shape), float_dtype(dtype, tuple(name for name in FLOATS if name != "float64"))
         n = math.prod(full)
         if n == 0:
             return np.empty(full, kind)
         threads = min(self._blocks, -(-n // _BLOCK)) * _BLOCK
-        rounds = -(-n // (4 * threads))  # in each of which a thread draws four, which lie `threads` apart
+        rounds = -(-n // (4 * threads))  # in each round, a thread draws four numbers, which lie `threads` apart
         drawn = np.empty((rounds, 4, threads), np.float32)
         for number in range(rounds):
             for part in _parts(threads):
@@ -301,11 +301,11 @@ class TorchCUDA:
         return copy(drawn.reshape(-1)[:n], kind).reshape(full)
 
 
-_BLOCK = 256  # threads of a block of torch's kernel
+_BLOCK = 256  # threads in a block of torch's kernel
 
 
 def _philox(seed: int, number: int, part: slice) -> NDArray[np.float64]:
-    """The four words of the elements or threads of a part, in call or round `number`."""
+    """Returns the four words of a part's elements or threads, in call or round `number`."""
     counter = np.zeros((part.stop - part.start, 4), np.uint32)
     counter[:, 0], counter[:, 2] = number, np.arange(part.start, part.stop)
     return philox4x32(counter, [seed % (1 << 32), seed >> 32]).astype(np.float64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`mse_loss` of what lies in parts: the sums of chunks, which are added elsewhere in the order of docs/loss.md."""
+"""`mse_loss` of batches in parts: sums of chunks, which are added elsewhere in the order of docs/loss.md."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ Reduction: TypeAlias = Literal["mean", "none"]
 
 @dataclass(frozen=True)
 class LossPart:
-    """What a part of a batch, or of each of its samples, adds to `mse_loss`: the sums of its chunks, (B, pieces,
-    chunks), float64, in host memory. `density.combine` makes one of all parts; they travel pickled."""
+    """The contribution of a part of a batch, or of each of its samples, to `mse_loss`: the sums of its chunks, (B,
+    pieces, chunks), float64, in host memory. `density.combine` makes one loss of all parts, which may be pickled."""
 
     sums: NDArray[np.float64]
     weights: NDArray[np.float64] | None  # (B, pieces)
-    start: int  # the first element of a sample
-    elements: int  # how many of it
-    whole: int  # of all parts
-    tokens: bool  # t has an entry for each piece; else a sample is one
+    start: int  # a sample's first element in this part
+    elements: int  # the number of a sample's elements in this part
+    whole: int  # the number of a sample's elements in all parts
+    tokens: bool  # t has an entry for each piece; else a sample is one piece
     reduction: Reduction
 
 
 def combined(parts: Sequence[LossPart]) -> float | NDArray[np.float64]:
-    """The loss of parts in C order: those of the first samples, from their first elements on, then of the next ones."""
+    """Returns the loss of parts in C order: the first samples' parts, from their first elements on, then the next
+    samples'."""
     losses: list[float] = []
     at, first = 0, parts[0]
     group: list[LossPart] = []
@@ -46,7 +47,7 @@ def combined(parts: Sequence[LossPart]) -> float | NDArray[np.float64]:
         if (part.whole, part.tokens, part.reduction) != (first.whole, first.tokens, first.reduction):
             raise ValueError(f"parts[{n}]: expected samples, t and reduction like those of parts[0]")
         if not part.elements and part.whole:
-            continue  # of a rank that is left with nothing
+            continue  # a rank may have no elements
         if part.start != at or (group and len(part.sums) != len(group[0].sums)):
             raise ValueError(
                 f"parts[{n}]: has {len(part.sums)} samples from element {part.start} on, expected "
@@ -76,14 +77,14 @@ def _weighted_alike(part: LossPart, first: LossPart) -> bool:
 
 
 def _samples(group: list[LossPart]) -> list[float]:
-    """The sums of samples, in the order of the contract (docs/loss.md)."""
+    """Returns the sums of samples, in the order of the contract (docs/loss.md)."""
     sums = np.concatenate([part.sums for part in group], axis=1 if group[0].tokens else 2)
     pieces = np.zeros(sums.shape[:2])
     for chunk in range(sums.shape[2]):
         pieces += sums[:, :, chunk]
     if group[0].weights is None:
         weights = np.ones_like(pieces)
-    else:  # of one piece all parts have the same
+    else:  # the parts of one piece have the same weights
         given = [part.weights for part in group if part.weights is not None]
         weights = np.concatenate(given, axis=1) if group[0].tokens else given[0]
     found = []
@@ -96,15 +97,15 @@ def _samples(group: list[LossPart]) -> list[float]:
 
 
 def _fma(a: float, b: float, c: float) -> float:
-    """a b + c, rounded once (Python has its own from 3.13 on)."""
+    """Returns a b + c, rounded once (Python has its own from 3.13 on)."""
     if a == 1 or not math.isfinite(a * b + c):
         return a * b + c
     return float(Fraction(a) * Fraction(b) + Fraction(c))
 
 
 def place_of(names: tuple[Noise, ...], shape: tuple[int, ...], tokens: int | None) -> tuple[int, int]:
-    """Where a part of a sample begins, and how many elements the whole has; ValueError where it cuts a chunk or, where
-    t has entries for `tokens` axes of a sample, a piece."""
+    """Returns where a part of a sample begins, and how many elements the whole sample has. ValueError: the part cuts a
+    chunk or, if t has entries for `tokens` axes of a sample, a piece."""
     places = {(*window_runs(noise, shape)[::2], noise.window_shape) for noise in names} or {(0, (), None)}
     size, ((start, lengths, full), *others) = count(shape), places
     whole = size if full is None else count(full)
@@ -124,8 +125,8 @@ def chunk_sums(
     rows: Rows, index: Any, inputs: dict[int, Array], names: tuple[Noise, ...], batch: int, pieces: int, piece: int,
     start: int, whole: int,
 ) -> Array:  # fmt: skip
-    """Returns the sums of chunks, (batch, pieces, chunks), on the device of the inputs. Each chunk is a sample, whose
-    noise is a window."""
+    """Returns the sums of chunks, (batch, pieces, chunks), on the device of the inputs. Each chunk is treated as a
+    sample whose noise is a window."""
     chunks, full = max(1, -(-piece // LOSS_CHUNK)), piece // LOSS_CHUNK * LOSS_CHUNK
     sums = output("", None, (batch * pieces, chunks), np.dtype(np.float64), device_of(inputs[M1]))
     sums[...] = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise: the name of a Gaussian field. It stores four numbers, never the field."""
+"""Noise: the key of a Gaussian field. It stores four numbers, never the field."""
 
 from __future__ import annotations
 
@@ -19,39 +19,40 @@ from numpy.typing import ArrayLike, NDArray
 from .ground.kinds import library, need_plain
 from .language.increments import CELLS, RUNS, Terms, grid_terms, tree_terms
 
-# Version of the contract in docs/noise.md; it changes when any bit of any field does.
+# The version of the contract in docs/noise.md. It changes when any bit of any field does.
 NOISE_VERSION = 1
 
-# What the streams of one seed are for. Users have 64 to 127 for themselves.
+# The uses of the streams of one seed. Users have 64 to 127 for themselves.
 FIELD, WALK, START, SAMPLER, INTERVAL, UNIFORM, AUGMENT = 0, 1, 2, 3, 4, 7, 8
-OFFSET, PERTURBATION, NEAREST, PYRAMID, SHARED, ORDER = 5, 6, 9, 10, 11, 12  # what `fields` draws
+OFFSET, PERTURBATION, NEAREST, PYRAMID, SHARED, ORDER = 5, 6, 9, 10, 11, 12  # the streams of `fields`
 
 SEEDS, SAMPLES, STEPS, STREAMS = 1 << 64, 1 << 56, 1 << 32, 128
-ELEMENTS = 1 << 34  # of one sample
+ELEMENTS = 1 << 34  # in one sample
 
 
 class Noise:
     """A Gaussian field: a pure function of (seed, sample, step, stream) and the number of the element.
 
     The same four numbers give the same values on every backend and processor, whatever the batch, the chunking and the
-    number of threads; so noise need never be stored. Row b of an array takes the sample `sample + b`.
+    number of threads, so noise need never be stored. Row b of an array takes the sample `sample + b`.
 
     Args:
-        seed: int in [0, 2^64). None takes fresh entropy from the system; `repr` shows it, so every run can be repeated:
-            `eval(repr(noise)) == noise`, with up to 32 sample ids and a step that is an int. Seeds below 2^32 are shown
+        seed: an int in [0, 2^64). None takes fresh entropy from the system; `repr` shows it, so every run can be
+            repeated: `eval(repr(noise)) == noise`, with up to 32 sample ids and an int step. Seeds below 2^32 are shown
             in decimal.
-        sample: id of the first sample, in [0, 2^56), or an array of ids, one for each row (copied, read-only).
-        step: int in [0, 2^32): the training step, the epoch. q_step and q_walk at time t use `step + t`. Or a 0-d CuPy
-            array of integers, for operations on its device: kernels read it when they run, modulo 2^32, so that a CUDA
+        sample: the id of the first sample, in [0, 2^56), or an array of ids, one for each row (copied, read-only).
+        step: an int in [0, 2^32): the training step, the epoch. q_step and q_walk at time t use `step + t`. Or a 0-d
+            CuPy array of integers, for operations on its device: kernels read it when they run, modulo 2^32, so a CUDA
             graph draws fresh noise at every replay. Under `jax.jit` step, sample and a window's start may be traced
             numbers, for operations on JAX's arrays.
-        stream: int in [0, 128): keeps different uses of one seed apart (docs/noise.md); 64 to 127 are the user's.
+        stream: an int in [0, 128), which keeps different uses of one seed apart (docs/noise.md); 64 to 127 are the
+            user's.
 
     Raises:
-        OverflowError: a number out of its range.
-        TypeError: not an integer.
+        OverflowError: a number is out of its range.
+        TypeError: a number is no integer.
 
-    Not for cryptography or differential privacy.
+    It is not for cryptography or differential privacy.
 
     >>> noise = nf.Noise(2026, sample=40, step=3)
     >>> noise
@@ -87,15 +88,15 @@ class Noise:
     def from_rng(
         cls, rng: SupportsIndex | np.random.SeedSequence | np.random.BitGenerator | np.random.Generator
     ) -> Noise:
-        """A Noise from what NumPy's users have at hand (SPEC 7).
+        """Makes a Noise from NumPy's sources of seeds (SPEC 7).
 
         Args:
-            rng: an int is the seed itself. Of a SeedSequence the seed is its first 64-bit word; from a Generator or
-                BitGenerator one 64-bit word is drawn, so that each call gives another Noise.
+            rng: an int is the seed itself. The seed of a SeedSequence is its first 64-bit word. A Generator or
+                BitGenerator draws one 64-bit word, so each call gives another Noise.
 
         Raises:
-            TypeError: none of these.
-            OverflowError: an int outside of [0, 2^64).
+            TypeError: rng is none of these.
+            OverflowError: an int lies outside [0, 2^64).
 
         >>> nf.Noise.from_rng(np.random.default_rng(7)) == nf.Noise.from_rng(np.random.PCG64(7))
         True
@@ -114,13 +115,13 @@ class Noise:
 
     @classmethod
     def from_key(cls, key: Any) -> Noise:
-        """A Noise from a typed key of JAX's, ``jax.random.key(7)``.
+        """Makes a Noise from a typed JAX key, ``jax.random.key(7)``.
 
-        Of threefry the seed is the key's 64 bits, the first word above: `interop.jax.to_key` is the way back. Of rbg's
-        four words it is the first two words of `philox4x32(words, [0, 0])`, the second of them above.
+        A threefry key's 64 bits are the seed, its first word above: `interop.jax.to_key` is the inverse. For rbg's four
+        words, the seed is the first two words of `philox4x32(words, [0, 0])`, the second of them above.
 
         Raises:
-            TypeError: no key, or one whose value is not known while `jax.jit` traces. Make the Noise outside, and fold
+            TypeError: key is no key, or its value is not known while `jax.jit` traces. Make the Noise outside, and fold
                 numbers in with `at`, whose step and sample may be traced.
 
         >>> import jax
@@ -131,7 +132,7 @@ class Noise:
         return made
 
     def at(self, *, sample: int | ArrayLike | None = None, step: Any = None, stream: int | None = None) -> Noise:
-        """The field of the same seed (and window) at another sample, step or stream.
+        """Returns the field of the same seed (and window) at another sample, step or stream.
 
         With sample ids (B,), integers, row b of an array takes the field of ``sample[b]``.
 
@@ -151,13 +152,13 @@ class Noise:
         )
 
     def window(self, shape: Sequence[int], start: Sequence[int]) -> Noise:
-        """The field of a slice: of arrays whose samples are `full[start[0] :, start[1] :, ...]` of full ones.
+        """Returns the field of a slice, for arrays whose samples are `full[start[0] :, start[1] :, ...]` of full ones.
 
         Args:
-            shape: of one full sample, without the batch axis.
-            start: first index of the slice along each of those axes.
+            shape: the shape of one full sample, without the batch axis.
+            start: the first index of the slice along each of those axes.
 
-        A tile, chunk or shard so drawn equals that part of the whole, bit for bit.
+        A tile, chunk or shard drawn so equals that part of the whole, bit for bit.
 
         >>> whole = nf.randn((2, 16, 7), nf.Noise(7))
         >>> tile = nf.randn((2, 4, 5), nf.Noise(7).window((16, 7), start=(8, 2)))
@@ -176,23 +177,23 @@ class Noise:
     def interval(
         self, t0: float, t1: float, *, span: tuple[float, float] = (0.0, 1.0), grid: Sequence[float] | None = None
     ) -> Increment:
-        """What a Brownian motion W does from t0 to t1, as standard normals: (W(t1) - W(t0)) / sqrt(|t1 - t0|).
+        """Returns the increment of a Brownian motion W as standard normals: (W(t1) - W(t0)) / sqrt(|t1 - t0|).
 
-        W is one path on the whole span, whatever its parts: a sampler of stochastic equations with another number of
-        steps sees the same path. `randn` and `randn_like` draw it, from stream 4; a list of increments gives each row
-        its own times.
+        W is one path on the whole span, however it is divided: a stochastic sampler with another number of steps sees
+        the same path. `randn` and `randn_like` draw it, from stream 4; a list of increments gives each row its own
+        times.
 
         Args:
-            t0, t1: times of the span; with t1 < t0 it is the way back, the negative (as in k-diffusion).
+            t0, t1: times in the span. With t1 < t0 the increment is the negative (as in k-diffusion).
             span: (low, high). Times are rounded to 2^-24 of it. An increment is the sum of up to 49 draws.
-            grid: in place of a span all times that there will be, increasing: increments add one draw for each of the
-                grid's intervals between t0 and t1. That is another path than the span's, and another for each grid.
+            grid: all times that there will be, increasing, in place of a span: an increment adds one draw for each of
+                the grid's intervals between t0 and t1. This path differs from the span's, and between grids.
 
         Raises:
-            ValueError: times outside of the span, or in one place; a time that is not one of the grid's; a noise that
-                names a stream.
-            OverflowError: a noise of a step beyond 127: a path takes 2^24 steps of stream 4.
-            TypeError: a step on a device, or that JAX traces.
+            ValueError: the times lie outside the span, or in one place; a time is not on the grid; the noise has a
+                stream.
+            OverflowError: the noise's step is beyond 127: a path takes 2^24 steps of stream 4.
+            TypeError: the step lies on a device, or JAX traces it.
 
         Source: the construction of Levy and Ciesielski, Ciesielski (1961); for subdivided intervals k-diffusion's
         BrownianTreeNoiseSampler. docs/noise.md has its bits.
@@ -213,19 +214,21 @@ class Noise:
         return Increment(self, float(t0), float(t1), span, None if grid is None else _times("grid", *grid))
 
     def local(self, whole: Any, *splits: tuple[int, int, int], batched: bool = True) -> Noise:
-        """The field of one rank's part of an array that ranks share: what it draws is that part of the whole.
+        """Returns the field of one rank's part of an array that ranks share: its draws are that part of the whole.
 
         Args:
-            whole: a DTensor of torch's, or its spec: the part is that of ``to_local()``. Or the shape of the whole.
-            splits: of a shape: (rank, world, axis), where the axis is split as torch.chunk does, into parts of equal
-                length of which the last may be shorter, or empty. Of several, each splits what those before it left.
-            batched: as in `randn`: whether axis 0 is the batch.
+            whole: a torch DTensor, or its spec: the part is that of ``to_local()``. Or the shape of the whole.
+            splits: with a shape, (rank, world, axis): the axis is split as by torch.chunk, into parts of equal length
+                of which the last may be shorter, or empty. Each further split divides the part that the earlier ones
+                left.
+            batched: as in `randn`, whether axis 0 is the batch.
 
         Nothing is communicated. Replicated arrays have the same noise on all ranks.
 
         Raises:
-            ValueError: a placement that is neither Shard nor Replicate, a rank outside of the mesh, a window already.
-            IndexError: an axis or a rank out of range.
+            ValueError: a placement is neither Shard nor Replicate, a rank lies outside the mesh, or the noise has a
+                window.
+            IndexError: an axis or a rank is out of range.
 
         >>> part = nf.randn((2, 8), nf.Noise(7).local((6, 8), (2, 3, 0)))  # rank 2 of 3
         >>> np.array_equal(part, nf.randn((6, 8), nf.Noise(7))[4:])
@@ -261,7 +264,7 @@ class Noise:
         return _named(self.seed, sample, self.step, self.stream, *window)
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Raises ValueError where a slice of this shape does not lie in the window's full sample."""
+        """Raises ValueError if a slice of this shape does not lie in the window's full sample."""
         full, start = self.window_shape, self.window_start
         if full is None:
             return
@@ -314,7 +317,7 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Increment:
-    """What a Brownian motion does between two times: see `Noise.interval`, which makes it."""
+    """The increment of a Brownian motion between two times. `Noise.interval` makes it."""
 
     noise: Noise
     t0: float
@@ -333,7 +336,7 @@ class Increment:
             raise OverflowError(f"interval: step {step} has no path of its own, expected a step below {RUNS}")
         need_stream_0(self.noise)
         times = (tree_terms, self.span) if self.grid is None else (grid_terms, self.grid)
-        object.__setattr__(self, "_terms", times[0](step, self.t0, self.t1, times[1]))  # which checks the times
+        object.__setattr__(self, "_terms", times[0](step, self.t0, self.t1, times[1]))  # this checks the times
 
     def __setstate__(self, state: Sequence[Any]) -> None:
         """Makes the terms again, because a pickle may come from anywhere."""
@@ -341,15 +344,15 @@ class Increment:
         Increment.__init__(self, noise, t0, t1, span, grid)
 
     def terms(self) -> Terms:
-        """The draws that it adds, in order: their step words, and what each is multiplied by."""
+        """Returns the draws that it adds, in order: their step words, and their factors."""
         return self._terms
 
     def only(self) -> Noise | None:
-        """The field that it is, where it is one draw, as from one time of a grid to the next."""
+        """Returns its field if it is one draw, as from one time of a grid to the next."""
         return self.draw(self._terms[0][0]) if len(self._terms) == 1 and self._terms[0][1] == 1 else None
 
     def draw(self, word: int) -> Noise:
-        """The field of one of them."""
+        """Returns the field of one draw."""
         n = self.noise
         return _named(n.seed, n.sample, word, INTERVAL, n.window_shape, n.window_start)
 
@@ -365,7 +368,7 @@ def _times(name: str, *given: float) -> Any:
 
 
 def got(noise: object) -> str:
-    """What errors say was given in place of a Noise."""
+    """Describes, for errors, the argument given in place of a Noise."""
     name = type(noise).__name__
     if isinstance(noise, int | np.integer) and not isinstance(noise, bool):
         return (
@@ -398,7 +401,7 @@ def names_of(noise: object, expected: str = "a Noise or a list of one for each s
 
 
 def need_stream_0(noise: object) -> None:
-    """Raises ValueError for a noise of another stream, as the operation draws from streams of its own."""
+    """Raises ValueError for a noise of another stream, because the operation draws from its own streams."""
     names = names_of(noise)
     for n, name in enumerate(names):
         if name.stream:
@@ -412,14 +415,13 @@ def each(noise: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def at_row(noise: object, i: int, stream: int) -> Any:
-    """Returns what row i of a sampler draws from this stream: the noise i steps later, or each of a list i steps
-    later."""
+    """Returns row i's draw from this stream: the noise i steps later, or each of a list i steps later."""
     names_of(noise)
     return each(noise, lambda name: name.at(step=name.step + i, stream=stream))
 
 
 def _known(number: Any) -> Any:
-    """What a number that is an array is compared by."""
+    """Returns the values by which a number that is an array is compared."""
     return number if isinstance(number, int) else ("the array", id(number))
 
 
@@ -435,7 +437,7 @@ def _named(
     window_shape: tuple[int, ...] | None,
     window_start: tuple[int, ...],
 ) -> Noise:
-    """A Noise of numbers that were checked before. (In words that torch.compile can follow.)"""
+    """Makes a Noise of checked numbers. (torch.compile can trace it.)"""
     new = Noise.__new__(Noise)
     object.__setattr__(new, "seed", seed)
     object.__setattr__(new, "sample", sample)
@@ -447,7 +449,7 @@ def _named(
 
 
 def _splits_of(tensor: Any) -> tuple[tuple[int, int, int], ...]:
-    """Of a DTensor, or of its spec: (rank, world, axis) of each axis of the mesh that splits it."""
+    """Returns (rank, world, axis) for each mesh axis that splits this DTensor, or this spec."""
     mesh = tensor.device_mesh if hasattr(tensor, "device_mesh") else tensor.mesh
     ranks = mesh.get_coordinate()
     if ranks is None:
@@ -472,7 +474,7 @@ def _split(given: Sequence[SupportsIndex]) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=256)
 def _part(shape: tuple[int, ...], splits: tuple[tuple[int, int, int], ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Where the part begins along each axis, and its lengths."""
+    """Returns where the part begins along each axis, and its lengths."""
     start, lengths = [0] * len(shape), list(shape)
     for rank, world, axis in splits:
         if not 0 <= rank < world:
@@ -487,7 +489,7 @@ def _part(shape: tuple[int, ...], splits: tuple[tuple[int, int, int], ...]) -> t
 
 
 def _unpickled(seed: int, sample: Any, step: int, stream: int, window_shape: Any, window_start: Any) -> Noise:
-    """Checked, as a pickle may come from anywhere: kernels trust these numbers."""
+    """Makes a Noise with checks, because a pickle may come from anywhere, and kernels trust these numbers."""
     noise = Noise(_checked("seed", seed, SEEDS), sample=sample, step=step, stream=stream)  # ids are read-only again
     return noise if window_shape is None else noise.window(window_shape, window_start)
 
@@ -502,7 +504,7 @@ def _need_no_trace() -> None:
 
 
 def is_tracer(value: object) -> bool:
-    """Whether it is a number or array of a program that JAX is tracing, known when that runs."""
+    """Whether it is a traced number or array of a JAX program, known only when the program runs."""
     core = sys.modules.get("jax.core")
     return core is not None and not isinstance(value, int) and isinstance(value, core.Tracer)
 
@@ -514,9 +516,9 @@ def _traced(name: str, value: Any, most: int = 0) -> Any:
 
 
 def word(rng: np.random.Generator) -> int:
-    """64 bits of a generator: `rng.integers(1 << 64, dtype=np.uint64)`, in a fifth of its time."""
+    """Draws 64 bits from a generator: `rng.integers(1 << 64, dtype=np.uint64)`, in a fifth of its time."""
     bits: Any = rng.bit_generator
-    if type(bits) is np.random.PCG64:  # that of `default_rng`; there are others that hand out 32 bits at a time
+    if type(bits) is np.random.PCG64:  # as in `default_rng`; others draw 32 bits at a time
         return int(bits.random_raw())
     return int(rng.integers(1 << 64, dtype=np.uint64))
 
@@ -524,7 +526,7 @@ def word(rng: np.random.Generator) -> int:
 def _checked(name: str, value: SupportsIndex, end: int) -> int:
     if type(value) is int and 0 <= value < end:
         return value
-    if isinstance(value, bool):  # of NumPy's, operator.index says so
+    if isinstance(value, bool):  # operator.index refuses NumPy's
         raise TypeError(f"{name} = {value!r}: expected an integer")
     try:
         number = operator.index(value)
@@ -557,17 +559,17 @@ def _ids(sample: int | ArrayLike) -> int | NDArray[np.uint64]:
         return _checked("sample", sample, SAMPLES)
     if is_tracer(sample):
         return _traced("sample", sample, 1)  # type: ignore[no-any-return]
-    # The attribute is what SupportsIndex asks for, in a fifth of its time.
+    # This tests for SupportsIndex in a fifth of isinstance's time.
     if not isinstance(sample, list | np.ndarray) and hasattr(sample, "__index__") and not getattr(sample, "ndim", 0):
         return _checked("sample", sample, SAMPLES)  # type: ignore[arg-type]
     need_plain("sample", sample)
     ids = np.asarray(sample)
     if ids.size == 0:
-        ids = ids.astype(np.uint64)  # an empty list is one of floats to NumPy
+        ids = ids.astype(np.uint64)  # NumPy makes an empty list float
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise TypeError(f"sample: expected an int or integer ids (B,), got {ids.dtype} of shape {ids.shape}")
-    copied = ids.astype(np.uint64)  # where a number below 0 is one above 2^63
-    if ids.size and copied.item(copied.argmax()) >= SAMPLES:  # max takes four times as long, of few ids
+    copied = ids.astype(np.uint64)  # numbers below 0 become those above 2^63
+    if ids.size and copied.item(copied.argmax()) >= SAMPLES:  # for few ids, max takes four times as long
         bad = next(int(i) for i in ids if not 0 <= int(i) < SAMPLES)
         raise OverflowError(f"sample = {bad} is out of range: expected 0 <= sample < 2^56")
     copied.flags.writeable = False

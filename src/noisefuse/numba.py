@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The library's noise inside of your own Numba kernels: functions of numbers, to be called element by element.
+"""The library's noise inside your own Numba kernels: functions of numbers, to be called element by element.
 
     import noisefuse.numba as nfn
 
@@ -8,12 +8,12 @@
         for i in range(out.size):
             out[i] = nfn.normal(seed, 0, 0, i)
 
-They work in `@njit` (with `parallel=True` too), `@vectorize` and `@guvectorize`, and in `numba.cuda.jit`; loops over
-them vectorise. The bits are those of `noisefuse.randn`, everywhere, as long as your own kernel asks for no `fastmath`.
+They work in `@njit` (with `parallel=True` too), `@vectorize`, `@guvectorize` and `numba.cuda.jit`; loops over them
+vectorise. The bits are those of `noisefuse.randn`, everywhere, as long as your own kernel asks for no `fastmath`.
 
-Arguments, all of them integers: seed in [0, 2^64), sample in [0, 2^56), step in [0, 2^32), element in [0, 2^34), block
-= element // 4 in [0, 2^32), stream in [0, 128), as docs/noise.md has them; pass `numpy.uint64(noise.seed)` where the
-seed may be 2^63 or more. Nothing is checked here: what is out of range is the noise of another element, sample, step or
+All arguments are integers: seed in [0, 2^64), sample in [0, 2^56), step in [0, 2^32), element in [0, 2^34), block =
+element // 4 in [0, 2^32), stream in [0, 128), as in docs/noise.md. Pass `numpy.uint64(noise.seed)` if the seed may be
+2^63 or more. Nothing is checked here: an argument out of range gives the noise of another element, sample, step or
 stream.
 """
 
@@ -82,7 +82,7 @@ def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
 
 @pasted
 def _words(seed: Any, sample: Any, step: Any, element: Any, stream: Any, low: Any) -> Any:
-    """The four words of the block that holds this element."""
+    """Returns the four words of the block that holds this element."""
     key = uint64(seed)
     c0, c1, c2, c3 = _counter(element, step, sample, stream, low)
     return _philox(c0, c1, c2, c3, uint32(key), uint32(key >> uint64(32)))
@@ -114,7 +114,7 @@ def normal4(seed: Any, sample: Any, step: Any, block: Any, stream: Any = 0) -> A
 @pasted
 @documented(_SHARED)
 def normal(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 0) -> Any:
-    """The standard normal of one element. (`normal4` makes four for the same price, and says how exact they are.)
+    """The standard normal of one element. (`normal4` computes four at the same cost, and says how exact they are.)
 
     Returns:
         A float32, that of `noisefuse.randn`.
@@ -151,7 +151,7 @@ def normal64(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 0) -
 
 @pasted
 def _chosen(element: Any, w0: Any, w1: Any, w2: Any, w3: Any) -> Any:
-    """The element's own word of its block."""
+    """Returns the element's own word of its block."""
     odd, upper = uint64(element) & uint64(1) != uint64(0), uint64(element) & uint64(2) != uint64(0)
     return select(upper, select(odd, w3, w2), select(odd, w1, w0))
 
@@ -159,7 +159,7 @@ def _chosen(element: Any, w0: Any, w1: Any, w2: Any, w3: Any) -> Any:
 @pasted
 @documented(_SHARED)
 def uniform(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 7) -> Any:
-    """A uniform in (0, 1), never 0 or 1.
+    """A uniform number in (0, 1), never 0 or 1.
 
     Returns:
         A float32, that of `noisefuse.uniform`, whose stream is 7.
@@ -193,7 +193,7 @@ def uniform64(seed: Any, sample: Any, step: Any, element: Any, stream: Any = 7) 
 
 
 def rows(table: Tableau, dtype: DTypeLike | None = float32) -> tuple[NDArray[Any], int]:
-    """What `apply_row` needs of a tableau, for instance a sampler's: its rows, and which of their columns count.
+    """The rows of a tableau for `apply_row`, for instance a sampler's, and the columns that count.
 
     Args:
         table: the tableau.
@@ -203,7 +203,7 @@ def rows(table: Tableau, dtype: DTypeLike | None = float32) -> tuple[NDArray[Any
         (n, 36) coefficients, each rounded once, and an int whose bit c is set where column c counts.
 
     Raises:
-        TypeError: no tableau, or another dtype.
+        TypeError: table is no tableau, or the dtype is another one.
         ValueError: the rows are gradients of a clamp.
 
     >>> import noisefuse.numba as nfn
@@ -221,7 +221,7 @@ def rows(table: Tableau, dtype: DTypeLike | None = float32) -> tuple[NDArray[Any
 
 @pasted
 def _term(total: Any, started: Any, row: Any, active: Any, column: Any, value: Any) -> Any:
-    """One more term, if its column counts: the first one is a rounded product, each later one an fma."""
+    """Adds one term if its column counts. The first term is a rounded product, each later one an fma."""
     here = active >> column & 1 != 0
     more = select(started, fma(row[column], value, total), mul(row[column], value))
     return select(here, more, total), started | here
@@ -229,7 +229,8 @@ def _term(total: Any, started: Any, row: Any, active: Any, column: Any, value: A
 
 @pasted
 def _combination(row: Any, active: Any, first: Any, d: Any, z: Any, values: Any) -> Any:
-    """k + the terms in the contract's order, z first and x last; -0 + 0 would be +0, so no term is added to nothing."""
+    """Returns k + the terms in the contract's order, z first and x last. No term is added to nothing, as -0 + 0 would
+    be +0."""
     x, m1, m2, past1, past2, past3, past4 = values
     started = active >> first & 1 != 0
     total = select(started, row[first], row[first] - row[first])
@@ -247,7 +248,7 @@ def _combination(row: Any, active: Any, first: Any, d: Any, z: Any, values: Any)
 
 @pasted
 def _clean(row: Any, active: Any, x: Any, m1: Any, m2: Any) -> Any:
-    """D: clamp(k + x x + m1 m1 + m2 m2, low, high)."""
+    """Returns D: clamp(k + x x + m1 m1 + m2 m2, low, high)."""
     started = active >> CLEAN & 1 != 0
     total = select(started, row[CLEAN], row[CLEAN] - row[CLEAN])
     total, started = _term(total, started, row, active, CLEAN + 1 + M2, m2)
@@ -258,15 +259,16 @@ def _clean(row: Any, active: Any, x: Any, m1: Any, m2: Any) -> Any:
 
 @pasted
 def apply_row(row: Any, active: Any, values: Any, z: Any) -> Any:
-    """One row of a tableau applied to one element: what `noisefuse.update` does to each.
+    """Applies one row of a tableau to one element, as `noisefuse.update` does for each element.
 
     Args:
-        row, active: of `rows`; row has 36 numbers.
-        values: (x, m1, m2, past1, past2, past3, past4) of the element, all of the row's type; 0 where there is none.
-        z: its noise, `normal(seed, sample, step + i, element, 3)` for row i, of that type; 0 where there is none.
+        row, active: from `rows`; row has 36 numbers.
+        values: (x, m1, m2, past1, past2, past3, past4) of the element, all of the row's type; 0 for those that are
+            missing.
+        z: its noise, `normal(seed, sample, step + i, element, 3)` for row i, of that type; 0 for no noise.
 
     Returns:
-        (out, aux1, aux2); LLVM leaves out what you do not use.
+        (out, aux1, aux2). LLVM leaves out those that you do not use.
 
     >>> import noisefuse.numba as nfn
     >>> table = nf.samplers.ddim(nf.Schedule.linear(1000), steps=10).tableau

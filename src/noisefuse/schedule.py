@@ -70,21 +70,21 @@ def _remembered(make: F) -> F:
 class Schedule:
     """Two read-only columns alpha and sigma, float64 of shape (T,): x_t = alpha_t x_0 + sigma_t z.
 
-    ``Schedule(alpha, sigma)`` copies the two columns; the classmethods build the usual families. Checked at
-    birth: at least one step, alpha in [0, 1], sigma positive and finite, alpha / sigma strictly decreasing.
-    So sigma is never 0 (clean data are not a noise level), and only the last alpha may be 0.
+    ``Schedule(alpha, sigma)`` copies the two columns; the classmethods build the usual families. The constructor
+    checks: at least one step, alpha in [0, 1], sigma positive and finite, alpha / sigma strictly decreasing. So sigma
+    is never 0 (clean data are not a noise level), and only the last alpha may be 0.
 
-    Immutable, hashable, picklable; two schedules are equal when their kind, parameters and columns are.
+    It is immutable, hashable and picklable; schedules are equal if their kind, parameters and columns are.
 
     Attributes:
         alpha, sigma: the columns, read-only.
-        kind: the family, by the name of its classmethod; "columns" where alpha and sigma were given.
+        kind: the family, by its classmethod; "columns" if alpha and sigma were given.
         name: what prints and pictures call it: ``Schedule(alpha, sigma, name="mine")``, ``schedule.with_name("mine")``;
             its kind, if none was given.
 
     Raises:
-        ValueError: names the first value that breaks a rule.
-        TypeError: not real numbers, or a name that is no str.
+        ValueError: the message names the first value that breaks a rule.
+        TypeError: the columns are not real numbers, or name is no str.
 
     >>> nf.Schedule([0.8, 0.6], [0.6, 0.8])
     Schedule(columns, steps=2)
@@ -126,7 +126,7 @@ class Schedule:
                 "the signal-to-noise ratio alpha / sigma must strictly decrease, but (alpha, sigma) is "
                 f"({alpha[t]}, {sigma[t]}) at {t} and ({alpha[t + 1]}, {sigma[t + 1]}) at {t + 1}"
             )
-        self.__dict__.update(  # past __setattr__, which refuses
+        self.__dict__.update(  # this bypasses __setattr__, which refuses
             alpha=_frozen(alpha),
             sigma=_frozen(sigma),
             kind=_kind,
@@ -203,7 +203,7 @@ class Schedule:
 
             beta_t = beta_start + logistic(l_t) (beta_end - beta_start),  l_t from -6 to 6, linearly
 
-        Not the schedule of the same name that bends abar (Jabri et al. 2022; Chen 2023).
+        It is not the schedule of the same name that bends abar (Jabri et al. 2022; Chen 2023).
 
         >>> nf.Schedule.sigmoid(100)
         Schedule(sigmoid, steps=100, beta_start=0.0001, beta_end=0.02)
@@ -218,7 +218,7 @@ class Schedule:
     @documented(_FAMILY)
     @_remembered
     def laplace(cls, steps: int = 1000, mu: float = 0.0, b: float = 0.5, max_beta: float = 0.999) -> Self:
-        """log-SNR as the quantiles of Laplace(mu, b): Hang et al. 2024, as "laplace" in diffusers.
+        """The quantiles of Laplace(mu, b) as log-SNR: Hang et al. 2024, as "laplace" in diffusers.
 
             log SNR(u) = mu - b sgn(1/2 - u) log(1 - 2 |1/2 - u| + 1e-6)
             abar(u)    = sqrt(SNR(u) / (1 + SNR(u)))
@@ -228,7 +228,7 @@ class Schedule:
         the paper's own, give SNR / (1 + SNR) to ``from_alphas_cumprod``.
 
         Args:
-            mu: of log-SNR the mean, finite.
+            mu: the mean of log-SNR, finite.
             b: its scale, positive.
 
         >>> nf.Schedule.laplace(100)
@@ -254,11 +254,11 @@ class Schedule:
             betas: (T,), each in (0, 1]; the last may be 1, for zero terminal SNR.
 
         Returns:
-            A `Schedule` of T steps. Its ``.betas`` are exactly these.
+            A `Schedule` of T steps. Its ``.betas`` are exactly the given ones.
 
         Raises:
-            TypeError: not real numbers.
-            ValueError: a beta outside of (0, 1], a 1 before the last, or no axis of at least one step.
+            TypeError: betas are not real numbers.
+            ValueError: a beta lies outside (0, 1], a 1 is not the last, or there is no axis of at least one step.
 
         >>> nf.Schedule.from_betas([0.36, 0.5]).alpha.round(6).tolist()
         [0.8, 0.565685]
@@ -276,8 +276,9 @@ class Schedule:
             A `Schedule` of T steps.
 
         Raises:
-            TypeError: not real numbers.
-            ValueError: an abar outside of [0, 1) or not below the one before, or no axis of at least one step.
+            TypeError: alphas_cumprod are not real numbers.
+            ValueError: an abar lies outside [0, 1) or not below the one before, or there is no axis of at least one
+                step.
 
         >>> nf.Schedule.from_alphas_cumprod([0.64, 0.32]).alpha.round(6).tolist()
         [0.8, 0.565685]
@@ -297,8 +298,8 @@ class Schedule:
             A `Schedule` of T steps.
 
         Raises:
-            TypeError: not real numbers.
-            ValueError: NaN, inf, not decreasing, or no axis of at least one step.
+            TypeError: log_snr are not real numbers.
+            ValueError: a number is NaN or inf, they do not decrease, or there is no axis of at least one step.
 
         >>> nf.Schedule.from_logsnr(np.linspace(10, -10, 1000)).alpha[[0, -1]].round(6).tolist()
         [0.999977, 0.006738]
@@ -313,20 +314,20 @@ class Schedule:
         """The schedule of a scheduler of diffusers, or of its configuration, computed again in float64.
 
         Args:
-            scheduler: with a mapping as ``.config``, or such a mapping (``json.load`` of scheduler_config.json).
-                diffusers need not be installed. Read are num_train_timesteps and: trained_betas; beta_schedule linear,
-                scaled_linear, squaredcos_cap_v2, sigmoid or laplace, with beta_start, beta_end and
-                rescale_betas_zero_snr; shift or flow_shift of flow matching; sigma_min and sigma_max with
-                sigma_schedule (EDM), use_karras_sigmas or use_exponential_sigmas.
+            scheduler: an object with a mapping as ``.config``, or such a mapping (``json.load`` of
+                scheduler_config.json). diffusers need not be installed. It reads num_train_timesteps and:
+                trained_betas; beta_schedule linear, scaled_linear, squaredcos_cap_v2, sigmoid or laplace, with
+                beta_start, beta_end and rescale_betas_zero_snr; shift or flow_shift of flow matching; sigma_min and
+                sigma_max with sigma_schedule (EDM), use_karras_sigmas or use_exponential_sigmas.
 
         Returns:
-            The levels of training, num_train_timesteps of them; how inference picks some of them (timestep_spacing,
-            use_karras_sigmas) is told to the sampler. With zero terminal SNR the last alpha is 0, where some of
-            diffusers' schedulers have 2^-12.
+            The num_train_timesteps noise levels of training. A sampler takes the choice for inference
+            (timestep_spacing, use_karras_sigmas). With zero terminal SNR the last alpha is 0, while some of diffusers'
+            schedulers have 2^-12.
 
         Raises:
-            TypeError: no scheduler and no mapping.
-            ValueError: what of the configuration is not supported.
+            TypeError: scheduler is no scheduler and no mapping.
+            ValueError: a part of the configuration is not supported.
 
         >>> config = {"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
         >>> nf.Schedule.from_diffusers(config) == nf.Schedule.linear(1000)
@@ -341,7 +342,7 @@ class Schedule:
         betas = _betas_of(betas)
         with np.errstate(divide="ignore"):  # beta = 1: log abar = -inf, and exp and expm1 are right there
             log_abar = np.cumsum(np.log1p(-betas))
-        # 1 - abar would cancel where abar is near 1
+        # 1 - abar would cancel for abar near 1
         alpha, sigma = np.exp(0.5 * log_abar), np.sqrt(-np.expm1(log_abar))
         return cls(alpha, sigma, _kind=kind, _parameters=parameters, _betas=_frozen(betas))
 
@@ -358,7 +359,7 @@ class Schedule:
         The last step is pure noise. Continuous in s in [0, 1], the time before the shift.
 
         Args:
-            shift: positive; above 1 more of the levels are noisy.
+            shift: positive; above 1 more of the noise levels are high.
 
         >>> nf.Schedule.flow(4, shift=3.0).sigma.round(6).tolist()
         [0.5, 0.75, 0.9, 1.0]
@@ -542,7 +543,7 @@ class Schedule:
         alpha = 1. Continuous: t is sigma, any finite t >= 0. A single step is sigma_max.
 
         Args:
-            rho: positive; the larger, the more of the levels are small.
+            rho: positive; the larger, the more of the noise levels are low.
 
         >>> nf.Schedule.karras(4).sigma.round(3).tolist()
         [0.002, 0.47, 9.723, 80.0]
@@ -581,23 +582,23 @@ class Schedule:
 
             log sigma ~ N(P_mean, P_std^2),  sigma_min <= sigma <= sigma_max
 
-        To draw an index uniformly is to draw from this distribution. It is cut to EDM's sampling range, with
-        both ends in the grid, so that the schedule serves samplers too; EDM's sampling grid is ``karras``.
+        Drawing an index uniformly draws from this distribution. It is cut to EDM's sampling range, with both ends in
+        the grid, so that the schedule serves samplers too; EDM's sampling grid is ``karras``.
 
         alpha = 1. Continuous: t is sigma, any finite t >= 0. A single step is sigma_max.
 
         Args:
-            P_mean: of log sigma the mean.
+            P_mean: the mean of log sigma.
             P_std: its standard deviation, positive.
 
         Raises:
-            ValueError: a range so far from P_mean that the distribution has no quantiles there.
+            ValueError: the range is so far from P_mean that the distribution has no quantiles there.
 
         >>> nf.Schedule.edm(5).sigma.round(3).tolist()
         [0.002, 0.134, 0.301, 0.677, 80.0]
         """
         _positive(sigma_min=sigma_min, sigma_max=sigma_max, P_std=P_std)
-        from statistics import NormalDist  # here: it takes a tenth of the package's import time
+        from statistics import NormalDist  # imported here, because it takes a tenth of the package's import time
 
         log_sigma = NormalDist(P_mean, P_std)
         first, last = log_sigma.cdf(math.log(sigma_max)), log_sigma.cdf(math.log(sigma_min))
@@ -614,7 +615,7 @@ class Schedule:
         if sigma_min >= sigma_max:
             raise ValueError(f"sigma_min must be below sigma_max, got {sigma_min} and {sigma_max}")
         sigma = falling[::-1].copy()
-        sigma[0], sigma[-1] = sigma_min, sigma_max  # exactly, where powers and logarithms round
+        sigma[0], sigma[-1] = sigma_min, sigma_max  # exactly, although powers and logarithms round
         return cls(np.ones_like(sigma), sigma, _kind=kind, _parameters=parameters)
 
     # ---- what a schedule knows -----------------------------------------------------------------------------
@@ -624,14 +625,14 @@ class Schedule:
 
     @cached_property
     def snr(self) -> Array:
-        """SNR_t = alpha_t^2 / sigma_t^2, (T,); 0 at the end where the last alpha is 0."""
+        """SNR_t = alpha_t^2 / sigma_t^2, (T,); 0 at the end if the last alpha is 0."""
         return _frozen((self.alpha / self.sigma) ** 2)
 
     @cached_property
     def betas(self) -> Array:
         """beta_t = 1 - alpha_t^2 / alpha_{t-1}^2, (T,); exactly the given ones, if betas were given.
 
-        AttributeError where alpha^2 + sigma^2 is not 1 (to 1e-12): ``hasattr(schedule, "betas")`` tells.
+        AttributeError: alpha^2 + sigma^2 is not 1 (to 1e-12). ``hasattr(schedule, "betas")`` tells.
         """
         if self._betas is not None:
             return self._betas
@@ -640,17 +641,17 @@ class Schedule:
 
     @cached_property
     def alphas_cumprod(self) -> Array:
-        """abar_t = alpha_t^2, (T,); AttributeError where alpha^2 + sigma^2 is not 1 (to 1e-12)."""
+        """abar_t = alpha_t^2, (T,). AttributeError: alpha^2 + sigma^2 is not 1 (to 1e-12)."""
         self._need_variance_preserving("alphas_cumprod", AttributeError)
         return _frozen(self.alpha**2)
 
     def step_coefficients(self) -> AlphaSigma:
-        """(a, s), each (T,) and read-only, of one Markov step x_t = a_t x_{t-1} + s_t z.
+        """Returns (a, s), each (T,) and read-only, of one Markov step x_t = a_t x_{t-1} + s_t z.
 
             a_t = alpha_t / alpha_{t-1},   s_t^2 = sigma_t^2 - a_t^2 sigma_{t-1}^2
 
-        with alpha_{-1} = 1, sigma_{-1} = 0; exactly sqrt(1 - beta), sqrt(beta) where betas were given.
-        Composed, the steps of every family give alpha and sigma again, to 1e-12 (relative).
+        with alpha_{-1} = 1, sigma_{-1} = 0; exactly sqrt(1 - beta), sqrt(beta) if betas were given. The composed steps
+        of every family give alpha and sigma again, to 1e-12 (relative).
         """
         return self._step_coefficients
 
@@ -667,14 +668,14 @@ class Schedule:
     def forward(
         self, target: Target | None = None, *, scale: float = 1.0, offset: float = 0.0, t: npt.ArrayLike | None = None
     ) -> Tableau:
-        """The forward process as a table: row t is x_t = alpha_t x0' + sigma_t z with x0' = scale x0 + offset.
+        """Returns the forward process as a table: row t is x_t = alpha_t x0' + sigma_t z with x0' = scale x0 + offset.
 
-        diffusers calls this add_noise; `q_sample` is ``update`` with this table, but for the noise's stream.
+        diffusers calls this add_noise; `q_sample` is ``update`` with this table, except for the noise's stream.
 
         Args:
-            target: what networks learn, as `q_sample` has it: the table's aux1.
-            t: times (B,), integers or floats as ``schedule(t)`` takes them: a row for each of them, in place of one for
-                each step.
+            target: the networks' target, as in `q_sample`: the table's aux1.
+            t: times (B,), integers or floats for ``schedule(t)``: the table then has a row for each time, not for each
+                step.
         """
         if t is None:
             return of_rows(self.kept.of(forward, target, scale, offset), f"q_sample, {self.name}")
@@ -685,15 +686,15 @@ class Schedule:
         return of_rows(self.kept.markov, f"q_step, {self.name}")
 
     def rescale_zero_terminal_snr(self) -> Self:
-        """A new schedule whose last step is pure noise: Lin et al. 2023 (algorithm 1).
+        """Returns a schedule whose last step is pure noise: Lin et al. 2023 (algorithm 1).
 
             alpha'_t = alpha_0 (alpha_t - alpha_{T-1}) / (alpha_0 - alpha_{T-1}),  sigma' = sqrt(1 - alpha'^2)
 
         Returns:
-            A `Schedule` of as many steps; itself, if the last alpha is 0 already.
+            A `Schedule` of as many steps, or itself if the last alpha is 0 already.
 
         Raises:
-            ValueError: alpha^2 + sigma^2 is not 1, or only one step.
+            ValueError: alpha^2 + sigma^2 is not 1, or there is only one step.
 
         >>> nf.Schedule.linear(1000).rescale_zero_terminal_snr().alpha[-1].item()
         0.0
@@ -709,7 +710,7 @@ class Schedule:
         return type(self)(alpha, sigma, _kind=f"{self.kind}_zero_terminal_snr", _parameters=self._parameters)
 
     def with_name(self, name: str) -> Self:
-        """The same schedule, by this name; equal to the one without it."""
+        """Returns the same schedule with this name; it equals the one without."""
         return self._rebuilt(name)(self.alpha, self.sigma)
 
     def _rebuilt(self, name: str) -> Callable[..., Self]:
@@ -747,8 +748,8 @@ class Schedule:
                 and flow, and the index 1 is nearly the cleanest.
 
         Raises:
-            IndexError: an integer outside.
-            ValueError: a float outside.
+            IndexError: an integer lies outside.
+            ValueError: a float lies outside.
             TypeError: a float t for another family, or t neither integer nor float.
         """
         need_plain("t", t)
@@ -776,9 +777,9 @@ class Schedule:
         return np.asarray(alpha), np.asarray(sigma)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Draw alpha, sigma (left axis) and log-SNR (right axis) against the index t; returns the left axis.
+        """Plots alpha, sigma (left axis) and log-SNR (right axis) against the index t; returns the left axis.
 
-        Where alpha is 1 (variance exploding), sigma alone, on a logarithmic axis.
+        If alpha is 1 (variance exploding), it plots sigma alone, on a logarithmic axis.
 
         Args:
             ax: matplotlib Axes to draw on; None: a new figure.
@@ -791,7 +792,7 @@ class Schedule:
     # ---- text ----------------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
-        """Plain JSON. ``from_json`` restores every bit of alpha, sigma and betas.
+        """Returns plain JSON. ``from_json`` restores every bit of alpha, sigma and betas.
 
         >>> schedule = nf.Schedule.cosine(1000)
         >>> nf.Schedule.from_json(schedule.to_json()) == schedule
@@ -813,16 +814,16 @@ class Schedule:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what ``to_json`` wrote.
+        """Reads the JSON of ``to_json``.
 
         Args:
             text: JSON.
 
         Returns:
-            A `Schedule` equal to the one that was written, and of its name.
+            A `Schedule` equal to the original, with its name.
 
         Raises:
-            ValueError: not a schedule, or one of another version.
+            ValueError: the text is not a schedule, or one of another version.
 
         >>> schedule = nf.Schedule.karras(10).with_name("mine")
         >>> nf.Schedule.from_json(schedule.to_json()).name
@@ -955,7 +956,7 @@ def need_schedule(schedule: object) -> None:
 def _require(
     valid: Any, name: str, values: npt.NDArray[Any], expected: str, error: type[Exception] = ValueError
 ) -> None:
-    """Raise an error that names the first of values that is not valid."""
+    """Raises an error that names the first of values that is not valid."""
     if not np.all(valid):
         at = tuple(np.argwhere(~np.asarray(valid))[0].tolist())
         place = f"{name}[{', '.join(map(str, at))}]" if at else name
@@ -1001,5 +1002,5 @@ def _count(steps: int) -> int:
 
 
 def _grid(steps: int) -> Array:
-    """0, 1/T, .., 1."""
+    """Returns 0, 1/T, .., 1."""
     return np.arange(_count(steps) + 1) / steps

@@ -5,7 +5,7 @@ A row is a sandwich, affine -> clamp -> affine + noise:
 
     D    = clamp(k + p_x x + p_1 m1 + p_2 m2, lo, hi)                  the predicted clean sample
     out  = k + a x + b_1 m1 + b_2 m2 + c D + h_1 past1 + .. + h_4 past4 + s z
-    aux1 = another linear combination, aux2 = and another              what later steps want to remember
+    aux1 = another linear combination, aux2 = and another              kept for later steps
 
 x is the current sample, m1 and m2 are model outputs, past1 .. past4 remembered arrays (past1 the newest) and
 z is standard normal noise. Rules write rows in these symbols::
@@ -32,7 +32,7 @@ __all__ = ["ROW", "ZERO", "Affine", "D", "Row", "Tableau", "k", "m1", "m2", "pas
 
 Array: TypeAlias = npt.NDArray[np.float64]
 
-# The inputs, and what errors call them: whoever calls `update` or `Sampler.step` knows its arguments, not the symbols.
+# The inputs' names in error messages: users of `update` or `Sampler.step` know its arguments, not the symbols.
 ARGUMENTS = {
     "x": "x",
     "m1": "model_output (m1)",
@@ -50,7 +50,7 @@ _PRINTED = {"k": "", "d": "D"}
 
 
 def _equation(coefficients: Mapping[str, float]) -> str:
-    """{"x": 1.0, "m1": -0.5} -> "x - 0.5 m1"."""
+    """Writes an equation: {"x": 1.0, "m1": -0.5} -> "x - 0.5 m1"."""
     text = ""
     for name, c in coefficients.items():
         if c == 0:
@@ -63,9 +63,10 @@ def _equation(coefficients: Mapping[str, float]) -> str:
 
 
 class Affine:
-    """A weighted sum of the symbols of a row: write it with +, -, and * or / by numbers. Immutable, equal by value."""
+    """A weighted sum of a row's symbols, written with +, -, and * or / by numbers. It is immutable and equal by
+    value."""
 
-    __array_ufunc__: None = None  # so that NumPy's scalars leave the arithmetic to this class
+    __array_ufunc__: None = None  # NumPy's scalars then leave the arithmetic to this class
     __slots__ = ("coefficients",)
 
     coefficients: tuple[float, ...]
@@ -81,7 +82,7 @@ class Affine:
         return Affine(a + b for a, b in zip(self.coefficients, other.coefficients, strict=True))
 
     def __radd__(self, other: Affine | int) -> Affine:
-        return self if isinstance(other, int) and other == 0 else self + other  # type: ignore[operator]  # sum() has 0
+        return self if isinstance(other, int) and other == 0 else self + other  # type: ignore[operator]  # sum() starts at 0
 
     def __sub__(self, other: Affine) -> Affine:
         return self + -1 * other
@@ -131,9 +132,9 @@ past: tuple[Affine, ...] = tuple(map(_symbol, PAST_SYMBOLS))
 
 @dataclass(frozen=True)
 class Row:
-    """One step as expressions; ``clean`` may use k, x, m1, m2 only. lo <= hi bound D; infinite: no clamp.
+    """One step as expressions; ``clean`` may use k, x, m1, m2 only. lo <= hi bound D; infinite bounds mean no clamp.
 
-    Rows are equal where their expressions and bounds are.
+    Rows with equal expressions and bounds are equal.
 
     >>> from noisefuse.tableau import Row, m1, x
     >>> print(nf.Tableau([Row(out=0.5 * x + 0.5 * m1)]).equations())
@@ -155,13 +156,13 @@ class Row:
             raise ValueError(f"clean may only use k, x, m1 and m2, got {self.clean}")
 
     def numbers(self) -> tuple[tuple[float, ...], ...]:
-        """The row in the layout of ``ROW``."""
+        """Returns the row in the layout of ``ROW``."""
         clean = (*self.clean.coefficients[:4], self.lo, self.hi)
         return clean, self.out.coefficients, self.aux1.coefficients, self.aux2.coefficients
 
 
 def _stacked(rows: Iterable[Row]) -> npt.NDArray[np.void]:
-    """(n,) of dtype ROW. Arrays may have no rows, those of an empty batch; a table that somebody writes has some."""
+    """Returns rows as (n,) of dtype ROW. An array may have no rows, for an empty batch; a table in code needs some."""
     found = [*rows] if isinstance(rows, Iterable) else [rows]
     for row in found:
         if not isinstance(row, Row):
@@ -172,37 +173,37 @@ def _stacked(rows: Iterable[Row]) -> npt.NDArray[np.void]:
 
 
 class Tableau:
-    """An immutable table of rows, and what a run needs to know beside them.
+    """An immutable table of rows, and the numbers that a run needs beside them.
 
-    Tables are equal, and have the same hash, where all attributes are, the name included.
+    Tables with equal attributes, the name included, are equal and have the same hash.
 
     Args:
         rows: ``Row`` objects, or (n,) of dtype ``ROW``. A kernel rounds each coefficient once, to the
             arithmetic of the data.
-        timesteps: (n,) integers or floats, what the model is told with row i. Default: 0 .. n - 1.
-        name: shown by ``print``.
+        timesteps: (n,) integers or floats, the model's t in row i. Default: 0 .. n - 1.
+        name: a name, which ``print`` shows.
         push: (n,) how many auxiliary outputs (0: none, 1: aux1, 2: both) become the newest past arrays after
             the row, aux1 first; older ones move back by as many slots. Default: zeros.
         denoised: (n,) which auxiliary output, 1 or 2, estimates the clean sample; 0: none does. It is one of
             the pushed ones or the next. Default: zeros.
-        scale: (n,) factors; the model is shown scale[i] * x. Default: ones.
-        alpha, sigma: (n,) the level at which a row begins, x = alpha x0 + sigma z. Default: zeros, unknown.
-        start: standard deviation of the noise that row 0 expects as x.
+        scale: (n,) factors; the model is given scale[i] * x. Default: ones.
+        alpha, sigma: (n,) the noise level at which a row begins, x = alpha x0 + sigma z. Default: zeros, unknown.
+        start: the standard deviation of the noise that row 0 expects as x.
         threshold: (ratio, maximum) of dynamic thresholding (``samplers.Threshold``), or None.
         masked: the rows are gradients of a clamp, made by ``transpose``.
-        active: 0-d, the layout of ``ROW`` in bools: which coefficients are multiplied. A kernel does not read an input
-            whose coefficients are all inactive, so that 0 * inf never makes a NaN. Default: those that are nonzero (of
-            bounds: finite) in any row.
+        active: 0-d, the layout of ``ROW`` in bools: the coefficients that are multiplied. A kernel does not read an
+            input whose coefficients are all inactive, so 0 * inf never makes a NaN. Default: those that are nonzero
+            (for bounds: finite) in any row.
 
     Raises:
-        ValueError: a coefficient that is NaN or infinite, or lo > hi (the message names row and column); a column of
-            another length; an auxiliary output that ``push`` or ``denoised`` takes and the row does not compute; a
-            masked row that reads D or has more than one output. (What a row reads but no row before it pushed is for
-            ``Sampler`` to refuse: ``update`` is given its past by the caller.)
-        TypeError: a name that is no str, masked that is no bool.
+        ValueError: a coefficient is NaN or infinite, or lo > hi (the message names row and column); a column has
+            another length; ``push`` or ``denoised`` takes an auxiliary output that the row does not compute; a masked
+            row reads D or has more than one output. (``Sampler`` refuses rows that read arrays which no row before them
+            pushed: callers of ``update`` give the past themselves.)
+        TypeError: name is no str, or masked is no bool.
 
     Attributes:
-        the arguments; arrays are copies, read-only.
+        The arguments. Arrays are read-only copies.
 
     >>> table = nf.samplers.euler(nf.Schedule.karras(4), steps=4).tableau
     >>> len(table), table.name
@@ -221,7 +222,7 @@ class Tableau:
     threshold: tuple[float, float] | None
     masked: bool
     active: npt.NDArray[np.void]
-    kept: dict[Any, Any]  # what other modules make of the table, by the functions that do: it never changes
+    kept: dict[Any, Any]  # values that other modules compute from the table, by function: a table never changes
 
     def __init__(
         self,
@@ -274,7 +275,7 @@ class Tableau:
         columns = {key: values.copy() for key, values in columns.items()}
         for values in columns.values():
             values.flags.writeable = False
-        # past __setattr__, which refuses
+        # this bypasses __setattr__, which refuses
         self.__dict__.update(columns, name=name, start=float(start), threshold=threshold, masked=bool(masked))
         self._check()
         self.__dict__["active"] = self._nonzero if active is None else _frozen_mask(active)
@@ -319,7 +320,7 @@ class Tableau:
                 raise ValueError(f"row {row} of {self.name!r}: {given}, which the row does not compute")
 
     def _check_masked(self) -> None:
-        """Checks that a masked row computes nothing but out and aux1, and none of them from D."""
+        """Checks that a masked row computes nothing but out and aux1, and neither of them from D."""
         read = [f"{output}.d" for output in OUTPUTS[:2] if self.active[output]["d"]]
         read += [f"aux2.{symbol}" for symbol in SYMBOLS if self.active["aux2"][symbol]]
         if read:
@@ -343,8 +344,8 @@ class Tableau:
 
     @property
     def _key(self) -> tuple[object, ...]:
-        """What tables are compared by. Timesteps count by value: JSON keeps whether they are integers, but not how many
-        bits they have."""
+        """The values by which tables are compared. Timesteps count by value: JSON keeps whether they are integers, but
+        not their number of bits."""
         columns = tuple(tuple(getattr(self, name).tolist()) for name in _RUN_COLUMNS)
         run = self.timesteps.dtype.kind == "f", self.name, self.start, self.threshold, self.masked
         return self.rows.tobytes(), self.active.tobytes(), *columns, *run
@@ -360,29 +361,29 @@ class Tableau:
 
     @property
     def _nonzero(self) -> npt.NDArray[np.void]:
-        """`active` by default."""
+        """The default of `active`."""
         numbers = self.numbers
         return _frozen_mask(np.any(np.where(_BOUNDS, np.isfinite(numbers), numbers != 0), axis=0).view(_ACTIVE)[0])
 
     @cached_property
     def as_rows(self) -> Rows:
-        """What kernels take."""
+        """The table as kernels take it."""
         flags = np.frombuffer(self.active.tobytes(), np.bool_)
         return Rows(self.numbers, sum(1 << column for column in np.flatnonzero(flags).tolist()))
 
     @property
     def slots(self) -> int:
-        """How many past arrays the rows read, which is the deepest slot with a nonzero coefficient."""
+        """The number of past arrays that the rows read, which is the deepest slot with a nonzero coefficient."""
         active = self.active
         return max((n for n, past in enumerate(PAST_SYMBOLS, 1) for o in OUTPUTS if active[o][past]), default=0)
 
     # ---- new tables from this one --------------------------------------------------------------------------
 
     def mixed(self, pairs: Sequence[tuple[float, float]]) -> Tableau:
-        """Two model outputs in place of one, m1 -> p m1 + q m2: the rows once per pair (p, q).
+        """Puts two model outputs in place of one, m1 -> p m1 + q m2: the rows once per pair (p, q).
 
-        Row i of pair j is row j * n + i. This is how guidance becomes coefficients (``views.guidance``). Where the rows
-        read an m2 of their own, it is the first of the two: in CFG++ the unconditional output beside the guided m1.
+        Row i of pair j is row j * n + i. This turns guidance into coefficients (``views.guidance``). If the rows read
+        an m2 of their own, it is the first of the two: in CFG++ the unconditional output beside the guided m1.
         """
         rows = np.tile(self.rows, len(pairs))
         p, q = (np.repeat(np.reshape(pairs, (-1, 2))[:, part], len(self)) for part in (0, 1))
@@ -393,7 +394,7 @@ class Tableau:
         return self._with(rows, copies=len(pairs))
 
     def unfolded(self) -> Tableau:
-        """The same steps with D written out in x, m1 and m2.
+        """Returns the same steps with D written out in x, m1 and m2.
 
         Raises:
             ValueError: D is clamped.
@@ -411,7 +412,7 @@ class Tableau:
         return self._with(rows)
 
     def _with(self, rows: npt.NDArray[np.void], copies: int = 1) -> Tableau:
-        """This table with other rows, its columns repeated."""
+        """Returns this table with other rows, its columns repeated."""
         columns: dict[str, Any] = {name: np.tile(getattr(self, name), copies) for name in _RUN_COLUMNS}
         return Tableau(rows, name=self.name, start=self.start, threshold=self.threshold, **columns)
 
@@ -422,27 +423,27 @@ class Tableau:
         return bool(active["lo"] or active["hi"])
 
     def transpose(self, outputs: int = 1) -> dict[str, Tableau]:
-        """Backward rows: for each input that is read, the table that makes its gradient.
+        """Returns backward rows: for each input that is read, the table that computes its gradient.
 
         With g_o the gradient of output o (the first ``outputs`` of out, aux1, aux2), a_o and c_o the
         coefficients of q and D in it, p that of q in D, and v the value of D before its clamp:
 
             grad_q = sum_o a_o g_o + [lo <= v <= hi] p sum_o c_o g_o
 
-        The gradients are the past arrays of the backward call: g_out is past1, g_aux1 past2, g_aux2 past3. A
-        table that does not clamp is folded, a_o + p c_o, and reads nothing but gradients. One that does is
-        ``masked``: "clean" is the forward row's and reads the forward x, m1, m2, and a kernel writes
+        The gradients are the past arrays of the backward call: g_out is past1, g_aux1 past2, g_aux2 past3. A table that
+        does not clamp is folded, a_o + p c_o, and reads nothing but gradients. One that clamps is ``masked``: its
+        "clean" is the forward row's and reads the forward x, m1, m2, and a kernel writes
 
             grad_q = out + (aux1 if lo <= v <= hi else 0)
 
-        with both bounds inside, and 0 where v is NaN (the convention of torch.clamp). A masked table is linear in
-        its gradients and constant in x, m1, m2, almost everywhere: its transposes are masked tables again.
+        with both bounds inside, and 0 if v is NaN (the convention of torch.clamp). A masked table is linear in its
+        gradients and, almost everywhere, constant in x, m1, m2, so its transposes are masked tables again.
 
         Returns:
-            A dict of tables by the names of the inputs, x, m1, past1, .., without those that no output depends on.
+            A dict of tables by input, x, m1, past1, .., without inputs that no output depends on.
 
         Raises:
-            ValueError: dynamic thresholding, whose rows depend on the data.
+            ValueError: dynamic thresholding makes the rows depend on the data.
         """
         if self.threshold:
             raise ValueError(f"the rows of {self.name!r} depend on the data (dynamic thresholding)")
@@ -486,21 +487,22 @@ class Tableau:
         tolerance: float = 1e-5,
         name: str = "trace",
     ) -> Tableau:
-        """The table of somebody else's step, found by probing it.
+        """Returns the table of another implementation's step, found by probing it.
 
-        Every input is set to 1 alone, and all to 0: the answers are the coefficients. A second call with
-        random numbers, from small to large ones, must then agree, so that a step that is not affine is refused.
+        Every input is set to 1 alone, and all to 0: the answers are the coefficients. A second call with random
+        numbers, from small to large ones, must then agree, so a step that is not affine is refused.
 
         Args:
-            step: step(i, x=.., m1=.., ..) -> out, or a tuple of out, aux1, aux2, for the named ``inputs``:
-                float64 arrays of one shape (number of probes,). It must act element by element and must not
-                remember anything: what it would remember comes in as past1 .. past4.
+            step: step(i, x=.., m1=.., ..) -> out, or a tuple of out, aux1, aux2. The ``inputs`` are float64 arrays of
+                one shape (number of probes,). It must act element by element and remember nothing: remembered arrays
+                come in as past1 .. past4.
             timesteps: (n,); row i is step(i, ..).
-            inputs: out of x, m1, m2, past1 .. past4, z.
-            tolerance: largest error of the random check, relative to the sum of |coefficient * input|.
+            inputs: some of x, m1, m2, past1 .. past4, z.
+            tolerance: the largest error in the random check, relative to the sum of |coefficient * input|.
 
         Raises:
-            ValueError: the step is not affine, not finite, or not the same for every element; names the row.
+            ValueError: the step is not affine, not finite, or not the same for every element; the message names the
+                row.
         """
         unknown = set(inputs) - set(INPUTS)
         if unknown:
@@ -508,7 +510,7 @@ class Tableau:
         rows = np.zeros(len(np.asarray(timesteps)), ROW)
         rows["clean"]["lo"], rows["clean"]["hi"] = -np.inf, np.inf
         n = len(inputs)
-        probes = np.eye(n, 16)  # the last ones are 0
+        probes = np.eye(n, 16)  # the last probes are 0
         drawn = np.random.default_rng(0).normal(scale=np.geomspace(0.1, 100, 16), size=probes.shape)
 
         def answers(i: int, values: Array) -> list[Array]:
@@ -535,7 +537,7 @@ class Tableau:
     # ---- text ----------------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
-        """Plain JSON, infinite numbers as the strings inf and -inf. ``from_json`` restores every bit."""
+        """Returns plain JSON, with infinite numbers as the strings inf and -inf. ``from_json`` restores every bit."""
         import json
 
         numbers = [[c if math.isfinite(c) else str(c) for c in row] for row in self.numbers.tolist()]
@@ -555,7 +557,7 @@ class Tableau:
 
     @classmethod
     def from_json(cls, text: str) -> Tableau:
-        """Read what ``to_json`` wrote.
+        """Reads the JSON of ``to_json``.
 
         Args:
             text: JSON.
@@ -564,7 +566,7 @@ class Tableau:
             A `Tableau` equal to the one that was written.
 
         Raises:
-            ValueError: not a tableau, or one of another version.
+            ValueError: the text is not a tableau, or one of another version.
         """
         return stored.read("tableau", text, cls._of_stored)
 
@@ -597,16 +599,16 @@ class Tableau:
         return "\n".join([f"Tableau({self.name}, {n} rows)", *steps])
 
     def equations(self, rows: Iterable[int] | None = None) -> str:
-        """The rows as equations, a line for each; ``repr`` shows the first and last three of them.
+        """Returns the rows as equations, a line for each; ``repr`` shows the first and last three of them.
 
-        x is the sample, m1 and m2 model outputs, D the clean sample (left out where nothing reads it), past1 .. past4
-        what earlier rows kept, z noise, and x' the next sample. Coefficients have six digits.
+        x is the sample, m1 and m2 are model outputs, D is the clean sample (left out if nothing reads it), past1 ..
+        past4 are arrays that earlier rows kept, z is noise, and x' is the next sample. Coefficients have six digits.
 
         Args:
-            rows: which of them; None: all.
+            rows: the rows to write. None: all.
 
         Raises:
-            IndexError: no such row.
+            IndexError: there is no such row.
 
         Example: ``print(sampler.tableau.equations(range(10, 20)))``.
         """

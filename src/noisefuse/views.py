@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a network's output m tells the clean sample x0 and the noise z: two coefficients each, on x and m.
+"""How a network's output m gives the clean sample x0 and the noise z: two coefficients each, on x and m.
 
     D = p_x x + p_m m,    e = e_x x + e_m m,    alpha D + sigma e = x
 
-and, for networks with preconditioning, how x and the time are shown to them.
+and, for networks with preconditioning, how x and the time are given to them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["VIEWS", "Prediction", "Target", "View", "called", "edm", "guidance",
 
 Array: TypeAlias = npt.NDArray[np.float64]
 Target: TypeAlias = Literal["epsilon", "v", "flow", "sample", "velocity"]
-"""What a network is trained on: z, alpha z - sigma x0, z - x0, x0; "velocity" is another name of "flow"."""
+"""The target that a network is trained on: z, alpha z - sigma x0, z - x0, x0; "velocity" is another name of "flow"."""
 
 ALIASES = {"velocity": "flow"}
 
@@ -35,14 +35,14 @@ def _own_time(alpha: float, sigma: float, t: float) -> float:
 
 @dataclass(frozen=True)
 class View:
-    """What a network predicts.
+    """A prediction: the quantity that a network predicts.
 
     Attributes:
-        name: for messages.
+        name: a name for messages.
         clean: (alpha, sigma) -> (p_x, p_m).
         noise: (alpha, sigma) -> (e_x, e_m).
-        scale: (alpha, sigma) -> c_in; the network is shown c_in x.
-        time: (alpha, sigma, t) -> what the network is told in place of the sampler's t.
+        scale: (alpha, sigma) -> c_in; the network is given c_in x.
+        time: (alpha, sigma, t) -> the network's time in place of the sampler's t.
     """
 
     name: str
@@ -53,7 +53,7 @@ class View:
 
 
 Prediction: TypeAlias = Literal["epsilon", "sample", "v", "flow", "velocity", "edm", "edm_v"] | View
-"""What a network predicts, by name, or a view of one's own; "velocity" is another name of "flow"."""
+"""A network's prediction by name, or a `View` of one's own; "velocity" is another name of "flow"."""
 
 
 def _epsilon() -> View:
@@ -108,8 +108,8 @@ def edm(sigma_data: float = 0.5, *, v: bool = False) -> View:
         c_out = s sigma_data / sqrt(s^2 + sigma_data^2)
         c_in = 1 / sqrt(s^2 + sigma_data^2),    c_noise = log(s) / 4
 
-    Written so that nothing divides by alpha. sigma_data: standard deviation of the data. v: c_out negative,
-    for networks that predict v in this frame.
+    No formula divides by alpha. sigma_data is the standard deviation of the data. v makes c_out negative, for networks
+    that predict v in this frame.
     """
     if not 0 < sigma_data < math.inf:
         raise ValueError(f"sigma_data must be positive and finite, got {sigma_data}")
@@ -138,7 +138,7 @@ VIEWS = {view.name: view for view in (_epsilon(), _sample(), _v(), _flow(), edm(
 
 
 def view(prediction: Prediction) -> View:
-    """A view by name, or itself. ValueError lists the names."""
+    """Returns a `View` by name, or itself. ValueError lists the names."""
     if isinstance(prediction, View):
         return prediction
     name = ALIASES.get(prediction, prediction) if isinstance(prediction, str) else ""
@@ -148,7 +148,7 @@ def view(prediction: Prediction) -> View:
     return VIEWS[name]
 
 
-# Words in use for one thing, here and elsewhere.
+# Other words for the same things, here and elsewhere.
 _WORDS = {
     "z": ("epsilon", "eps", "noise"),
     "x0": ("sample", "x0"),
@@ -158,7 +158,7 @@ _WORDS = {
 
 
 def need_target(target: object) -> None:
-    """ValueError: no target of this name."""
+    """Raises ValueError if no target has this name."""
     if target not in get_args(Target):
         names = [name for name in get_args(Target) if name not in ALIASES]
         expected = f"{', '.join(map(repr, names[:-1]))} or {names[-1]!r}"
@@ -166,7 +166,7 @@ def need_target(target: object) -> None:
 
 
 def target_factors(target: Target, alpha: Array, sigma: Array) -> tuple[Array | None, Array | None]:
-    """What x0 and z are multiplied by in the target; None: no such term. ValueError: no target of this name."""
+    """Returns the factors of x0 and z in the target; None: no such term. ValueError: no target has this name."""
     need_target(target)
     if target == "v":
         return -sigma, alpha
@@ -176,7 +176,7 @@ def target_factors(target: Target, alpha: Array, sigma: Array) -> tuple[Array | 
 
 
 def called(word: object, names: Collection[str]) -> str:
-    """The end of an error: which of the names means what this word means elsewhere, if one does."""
+    """Returns the end of an error: the name that this word stands for elsewhere, if there is one."""
     for meaning, words in _WORDS.items():
         if word in words:
             return f"; {meaning} is called {next(name for name in words if name in names)!r} here"

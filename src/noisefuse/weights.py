@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of training losses as rows: one number for each step of a schedule, for `mse_loss(weight=...)`.
 
-The literature states weights for the loss of one target and networks learn another. With the error d of the clean
-sample D that a prediction m implies, D = p_x x + p_m m, the losses of all targets are one another's multiples:
+The literature states weights for the loss of one target, and networks learn another. Let d be the error of the clean
+sample D that a prediction m implies, D = p_x x + p_m m. Then the losses of all targets are multiples of each other:
 
     |m - target|^2 = |d|^2 / p_m^2
     epsilon p_m = -sigma / alpha,  v -sigma / (alpha^2 + sigma^2),  flow -sigma / (alpha + sigma),  sample 1
 
-So each function takes the target that the network learns, and gives the weights for its loss. With `t` it gives them
-for these times, integers or the floats of a continuous schedule, in t's shape.
+So each function takes the target that the network learns, and returns the weights for its loss. With `t` it returns
+them for these times, integers or the floats of a continuous schedule, in t's shape.
 
-A row is also a density: `draw` takes times from it, which has the same expected gradient as the weights have with
-uniform times, and less variance where weights differ much.
+A row is also a density: `draw` takes times from it. That has the same expected gradient as uniform times with the
+weights, and less variance if weights differ much.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _SHARED = Shared(
 def min_snr(schedule: Schedule, target: Target, *, gamma: float = 5.0, t: npt.ArrayLike | None = None) -> Array:
     """min(SNR, gamma) on the loss of the clean sample: Hang et al. 2023, SNR = alpha^2 / sigma^2.
 
-    For epsilon min(SNR, gamma) / SNR, for v in a variance preserving schedule min(SNR, gamma) / (SNR + 1).
+    For epsilon it is min(SNR, gamma) / SNR, for v in a variance preserving schedule min(SNR, gamma) / (SNR + 1).
 
     Args:
         gamma: the largest SNR that counts.
@@ -77,8 +77,8 @@ def min_snr(schedule: Schedule, target: Target, *, gamma: float = 5.0, t: npt.Ar
 def edm(schedule: Schedule, target: Target, *, sigma_data: float = 0.5, t: npt.ArrayLike | None = None) -> Array:
     """(s^2 + sigma_data^2) / (s sigma_data)^2 on the loss of the clean sample: Karras et al. 2022 (table 1).
 
-    s = sigma / alpha is the noise level of x / alpha. Infinite for "epsilon" where alpha = 0, for "sample"
-    where sigma = 0.
+    s = sigma / alpha is the noise level of x / alpha. The weight is infinite for "epsilon" if alpha = 0, for "sample"
+    if sigma = 0.
 
     Args:
         sigma_data: the data's standard deviation.
@@ -100,10 +100,10 @@ def logit_normal(
 ) -> Array:
     """The density of logit-normal times on the loss of the flow: Esser et al. 2024 (SD3, section 3.1).
 
-    Here, in `mode` and in `cosmap` the time is s = sigma / (alpha + sigma), rectified flow's of the same SNR.
+    Here, in `mode` and in `cosmap`, the time is s = sigma / (alpha + sigma), that of rectified flow at the same SNR.
 
     Args:
-        mean: of the logit, log(s / (1 - s)).
+        mean: the mean of the logit, log(s / (1 - s)).
         std: its standard deviation.
 
     Raises:
@@ -123,13 +123,13 @@ def mode(schedule: Schedule, target: Target, *, scale: float = 1.29, t: npt.Arra
 
         f(u) = 1 - u - scale (cos^2(pi u / 2) - 1 + u)
 
-    Infinite for "epsilon" where alpha = 0, for "sample" where sigma = 0.
+    The weight is infinite for "epsilon" if alpha = 0, for "sample" if sigma = 0.
 
     Args:
         scale: in [-1, 2 / (pi - 2)], where f is monotone; above 0 it favours the middle, below 0 the ends.
 
     Raises:
-        ValueError: another scale.
+        ValueError: scale lies outside this range.
 
     >>> nf.weights.mode(nf.Schedule.flow(1000), "flow", t=[0.1, 0.5, 0.9]).round(4).tolist()
     [0.5015, 3.7926, 0.5015]
@@ -141,9 +141,9 @@ def mode(schedule: Schedule, target: Target, *, scale: float = 1.29, t: npt.Arra
 
 @documented(_SHARED)
 def cosmap(schedule: Schedule, target: Target, *, t: npt.ArrayLike | None = None) -> Array:
-    """2 / (pi - 2 pi s + 2 pi s^2) on the loss of the flow, as of cosine schedules: Esser et al. 2024.
+    """2 / (pi - 2 pi s + 2 pi s^2) on the loss of the flow, as for cosine schedules: Esser et al. 2024.
 
-    Infinite for "epsilon" where alpha = 0, for "sample" where sigma = 0.
+    The weight is infinite for "epsilon" if alpha = 0, for "sample" if sigma = 0.
 
     >>> nf.weights.cosmap(nf.Schedule.flow(1000), "flow", t=[0.1, 0.5, 0.9]).round(4).tolist()
     [0.7764, 1.2732, 0.7764]
@@ -153,13 +153,13 @@ def cosmap(schedule: Schedule, target: Target, *, t: npt.ArrayLike | None = None
 
 @documented(_SHARED)
 def like(schedule: Schedule, target: Target, other: Target, *, t: npt.ArrayLike | None = None) -> Array:
-    """The weights with which the loss of `target` is the plain one of the target `other`.
+    """Returns the weights that turn the loss of `target` into the plain loss of the target `other`.
 
-    like(schedule, "sample", "flow") is 1 / sigma^2 on rectified flow, diffusers' "sigma_sqrt". Infinite for
-    "epsilon" where alpha = 0, for "sample" where sigma = 0: the prediction says nothing of the other there.
+    like(schedule, "sample", "flow") is 1 / sigma^2 on rectified flow, diffusers' "sigma_sqrt". The weight is infinite
+    for "epsilon" if alpha = 0, for "sample" if sigma = 0: the prediction does not determine the other target there.
 
     Args:
-        other: the target whose plain loss it shall be.
+        other: the target with the plain loss.
 
     >>> nf.weights.like(nf.Schedule.flow(1000), "sample", "flow", t=[0.1, 0.5, 1.0]).round(4).tolist()
     [100.0, 4.0, 1.0]
@@ -169,17 +169,17 @@ def like(schedule: Schedule, target: Target, other: Target, *, t: npt.ArrayLike 
 
 
 def draw(row: npt.ArrayLike, u: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Times t with probabilities in proportion to a row of weights.
+    """Draws times t with probabilities in proportion to a row of weights.
 
     Args:
-        row: (T,), finite, at least 0 and not all 0.
-        u: uniforms in [0, 1), of any shape: of `nf.uniform(B, noise)`, so that the times can be regenerated.
+        row: the weights, (T,), finite, at least 0 and not all 0.
+        u: uniform numbers in [0, 1), of any shape, such as `nf.uniform(B, noise)`, which can be drawn again.
 
     Returns:
         Indices 0 .. T - 1 in int64, of u's shape.
 
     Raises:
-        ValueError: another row, or a u outside, or NaN.
+        ValueError: row is wrong, or a u lies outside [0, 1), or is NaN.
 
     >>> nf.weights.draw([1, 0, 3], [0.1, 0.3, 0.9]).tolist()
     [0, 2, 2]
@@ -192,13 +192,13 @@ def draw(row: npt.ArrayLike, u: npt.ArrayLike) -> npt.NDArray[np.int64]:
     total = np.cumsum(weights)
     uniforms = np.asarray(u, np.float64)
     if not lie_within(uniforms, 0, math.nextafter(1, 0)):
-        inside = (uniforms >= 0) & (uniforms < 1)  # not where NaN
+        inside = (uniforms >= 0) & (uniforms < 1)  # false for NaN
         raise ValueError(f"u = {uniforms[~inside][0]}: expected numbers in [0, 1)")
     return np.searchsorted(total / total[-1], uniforms, side="right")
 
 
 def _weights(make: Callable[..., Array], schedule: Schedule, target: Target, t: Any, *options: Any) -> Array:
-    """make(alpha, sigma, target, *options) of each step, or at the times t."""
+    """Returns make(alpha, sigma, target, *options) for each step, or at the times t."""
     need_schedule(schedule)
     need_target(target)
     if t is None:
@@ -210,7 +210,7 @@ def _weights(make: Callable[..., Array], schedule: Schedule, target: Target, t: 
     return np.asarray(_row(make, schedule, target, *options)[t])
 
 
-# A training loop asks for the same row at each step, and a row takes 10 to 1300 us.
+# A training loop needs the same row at each step, and a row takes 10 to 1300 us.
 @lru_cache(maxsize=16)
 def _row(make: Callable[..., Array], schedule: Schedule, target: Target, *options: Any) -> Array:
     return make(schedule.alpha, schedule.sigma, target, *options)
@@ -264,9 +264,10 @@ def _cosmap(s: Array) -> Array:
 
 
 def _errors(alpha: Array, sigma: Array, target: Target) -> tuple[Array, Array]:
-    """What an error of the prediction is multiplied by to be the one of x0 that it implies, |p_m|, and the one of z.
+    """Returns the factors from an error of the prediction to the implied error of x0, |p_m|, and to that of z.
 
-    With x = alpha x0 + sigma z and m = p x0 + q z that is sigma / |alpha q - sigma p| and alpha / |alpha q - sigma p|.
+    With x = alpha x0 + sigma z and m = p x0 + q z these are sigma / |alpha q - sigma p| and alpha / |alpha q - sigma
+    p|.
     """
     p, q = target_factors(target, alpha, sigma)
     determinant = np.abs((0 if q is None else alpha * q) - (0 if p is None else sigma * p))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""augment: what the noise is, in which units, by sample and channel; bytes in and out; errors."""
+"""augment: its noise, its units, numbers per sample and channel; bytes in and out; errors."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def images(dtype="uint8", shape=SHAPE):
 
 
 def axes(numbers, ndim, layout="HWC"):
-    """Numbers for all, samples or channels, as they broadcast."""
+    """Returns numbers for all, samples or channels, as they broadcast."""
     numbers = np.asarray(numbers, np.float64)
     if numbers.ndim < 2:
         return numbers.reshape(-1, *(ndim - 1) * [1])
@@ -91,14 +91,14 @@ def test_noise_that_depends_on_the_signal(backend, name):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_bytes_are_rounded_to_nearest_even_and_clipped(backend, dtype):
-    """Seen to fail: truncation, ties away from zero, NaN as 255, and as what its last bits say."""
+    """Seen to fail: truncation, ties away from zero, NaN as 255, and NaN as its last bits."""
     halves = np.arange(-3, 260, 0.5, dtype)
     special = np.array([np.nan, np.inf, -np.inf, -0.0, 1e30, -1e30, 254.49999, 255.5, 0.49999997], dtype)
     odd = np.full(3, 0x7FC0_00FF, np.uint32).view(np.float32).astype(dtype)  # NaN too
     x = np.concatenate([halves, special, odd])[None]
     expected = np.clip(np.rint(np.nan_to_num(x, nan=0)), 0, 255).astype(np.uint8)
     with using(backend):
-        for size in (x.size, 1, 5, 300):  # whole groups, and what is left of one
+        for size in (x.size, 1, 5, 300):  # whole groups, and the remainder of one
             assert np.array_equal(gaussian(x[:, :size], 0.0, N, dtype="uint8"), expected[:, :size])
 
 
@@ -250,7 +250,7 @@ def test_strengths_are_named():
     words = nf.uniform((3, 256), noise.at(stream=8), dtype="float64")
     assert np.array_equal(found, 5 + 15 * words[:, 0])
     assert np.array_equal(strengths(3, 0, 1, noise.at(stream=70)), words[:, 140])
-    for p in (1.0, 0.5):  # what transforms of one sample ask for
+    for p in (1.0, 0.5):  # transforms of one sample use these
         alone = [nf.augment.strength(noise.at(sample=n, stream=70), 5.0, 20.0, p) for n in (3, 1, 4)]
         assert alone == strengths(3, 5.0, 20.0, noise.at(stream=70), p=p).tolist()
     many = strengths(1 << 14, 5.0, 20.0, nf.Noise(1), p=0.25)
@@ -288,7 +288,7 @@ SCHEDULE = nf.Schedule.linear(1000)
 
 
 def prepared(alpha, sigma):
-    """In float64."""
+    """Computes it in float64."""
     clean = ((images() / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
     return axes(alpha, 4) * clean + axes(sigma, 4) * nf.randn((4, 3, 6, 35), N, dtype="float64")
 
@@ -327,7 +327,8 @@ def test_tensors_are_prepared():
 
 
 def test_noise_is_needed_where_there_is_some(backend):
-    """And is given by name: beside numbers that are called mean and std it was taken for others' second argument."""
+    """The number is also given by name. Seen to fail: beside numbers called mean and std, it was taken for others'
+    second argument."""
     given = {"scale_mean": MEAN, "scale_std": STD}
     for batched, x in ((True, images()), (False, images()[0])):
         expected = prepare(x, noise=N, **given, batched=batched)
@@ -440,7 +441,7 @@ def test_channels_that_lie_last_in_tiles_of_all_sizes(backend, dtype, channels, 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64", "float16"])
 @pytest.mark.parametrize("shape", [(1, 1), (9, 5), (2, 255), (2, 3001)], ids=str)
 def test_levels_in_tiles_of_all_sizes(backend, dtype, shape):
-    """Seen to fail: the low four bits of a level alone looked up."""
+    """Seen to fail: only the low four bits of a level looked up."""
     x = images(shape=shape)
     means, stds = np.random.default_rng(1).uniform(0, 200, (2, 256))
     with using("reference"):
@@ -453,7 +454,7 @@ WIDE = images("uint16") * 257
 
 @pytest.mark.parametrize("std", STDS, ids=["0", "number", "samples", "channels"])
 def test_uint16_is_rounded_and_clipped_to_its_own_range(backend, std):
-    """Seen to fail: the top of bytes."""
+    """Seen to fail: the top level of bytes."""
     std = 200 * np.asarray(std)
     std = float(std) if std.ndim == 0 else std
     with using(backend):
@@ -467,7 +468,7 @@ def test_uint16_is_rounded_and_clipped_to_its_own_range(backend, std):
 
 
 def test_uint16_is_clipped_to_a_range():
-    """torch clamps none, so that is done in their memory."""
+    """torch clamps none of them, so their memory is clamped."""
     torch = pytest.importorskip("torch")
     expected = np.clip(gaussian(WIDE, 9e3, N), 1000, 60001)
     assert np.array_equal(gaussian(WIDE, 9e3, N, clip=(1000.2, 60000.7)), expected)

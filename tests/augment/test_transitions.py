@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes that become others at random: augment.poisson and augment.transition."""
+"""Bytes that change to others at random: augment.poisson and augment.transition."""
 
 import decimal
 
@@ -28,7 +28,7 @@ def random_matrix(seed=0, zeros=0.5):
 
 
 def words(shape, noise):
-    """The words of a field, from philox itself."""
+    """Returns the words of a field, from philox itself."""
     place = np.arange(np.prod(shape[1:]))
     out = np.empty(shape, np.uint32)
     for b, row in enumerate(out.reshape(shape[0], -1)):
@@ -41,7 +41,7 @@ def words(shape, noise):
 
 
 def by_definition(x, matrix, noise):
-    """The first byte whose cumulated probability, in units of 2^-32, is more than the word."""
+    """Returns the first byte whose cumulated probability, in units of 2^-32, exceeds the word."""
     reached = np.cumsum(matrix, axis=1)
     reached = np.rint(reached / reached[:, -1:] * 2.0**32).astype(np.int64)
     return (reached[x] <= words(x.shape, noise)[..., None]).sum(axis=-1).astype(np.uint8)
@@ -56,7 +56,7 @@ def test_a_word_picks_the_result_by_inversion(backend, matrix):
 
 
 def test_the_first_and_the_last_word():
-    """No byte of probability 0 comes of word 0, and none of the greatest word. Seen to fail: `last` of such bytes
+    """Word 0 gives no byte of probability 0, and neither does the greatest word. Seen to fail: `last` of such bytes
     looked at, and a cumulated 1 kept as 2^32 - 1 words."""
     pair = np.zeros((256, 256))
     pair[:, 100] = pair[:, 200] = 0.5
@@ -103,8 +103,8 @@ def test_of_threads_batches_places_and_windows(compiled, threads):
     ("peak", "gamma"), [(255.0, 1), (1.0, 1), (1530, 1), (3e4, 1), (1e6, 1), (10, 2.2), (0.3, 2.2), (40, 0.5)]
 )
 def test_probabilities_of_counts_are_poissons(peak, gamma):
-    """To half a word, of the exact distribution. Seen to fail: 6 standard deviations instead of 12, one count more,
-    halves as a division rounds them."""
+    """The table differs by at most half a word from the exact distribution. Seen to fail: 6 standard deviations instead
+    of 12, one count more, halves as a division rounds them."""
     table = transitions.of_poisson(float(peak), float(gamma))
     with EXACT.workdps(40):
         mp = EXACT.mp
@@ -125,8 +125,8 @@ def test_probabilities_of_counts_are_poissons(peak, gamma):
 
 
 def test_counts_of_every_level(backend):
-    """Chi-square of what 2^18 pixels of a level become, over bytes of which some are expected. (The expected numbers
-    are those of words, which the test above holds to be Poisson's.)"""
+    """Chi-square of the bytes of 2^18 pixels of a level, over bytes of which some are expected. (The expected numbers
+    are those of words, which the test above compares with Poisson's.)"""
     n, peak = 1 << 16, 60.0
     table = transitions.of_poisson(peak, 1.0)
     for level in (0, 3, 128, 255):
@@ -140,7 +140,7 @@ def test_counts_of_every_level(backend):
 
 
 def test_mean_and_variance_of_photons():
-    """One photon a level: mean and variance are the level, where nothing is clipped."""
+    """With one photon per level, mean and variance are the level if nothing is clipped."""
     x = np.full((1, 1 << 20), 100, np.uint8)
     y = poisson(x, 255.0, N).astype(float)
     assert abs(y.mean() - 100) < 5 * 10 / 2**10
@@ -148,8 +148,8 @@ def test_mean_and_variance_of_photons():
 
 
 def test_what_a_matrix_holds_decides(backend):
-    """An array that was written to since is another matrix. Seen to fail: tables kept by the
-    numbers that are hashed alone, and the caller's own array kept."""
+    """An array that was written to is another matrix. Seen to fail: tables kept by the hashed numbers alone, and the
+    caller's own array kept."""
     x, matrix = levels(2, 90), random_matrix(3)
     x[:, :20] = 1
     for byte in (None, None, 9, 200):

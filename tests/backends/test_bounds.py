@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """No kernel reaches past the ends of an array.
 
-(tests/sanitize.sh sees only what C++ does, and not within NumPy's memory.)
+(tests/sanitize.sh sees only C++ accesses, and none within NumPy's memory.)
 """
 
 import subprocess

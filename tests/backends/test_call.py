@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A call as bytes: what Python packs (call/packed.py, cuda/launches.py) is what C++ declares (core/call.h, launch.h).
+"""A call as bytes: Python packs (call/packed.py, cuda/launches.py) what C++ declares (core/call.h, launch.h).
 
 Seen to fail: `row` and `total` of a Launch swapped in Python, `seed` and `sample` of a Field in C++, a double in place
-of `n_losses`, an enumerator or a field more in C++ or in Python, half types in another order, one axis more.
+of `n_losses`, one more enumerator or field in C++ or in Python, half types in another order, one more axis.
 """
 
 import os
@@ -54,7 +54,7 @@ constexpr char kind() {
 
 
 def program():
-    """What prints a line for each record, field, enumerator and constant that Python knows."""
+    """Returns a program that prints a line for each record, field, enumerator and constant that Python knows."""
     lines = [PROGRAM]
     for name, values in ENUMS.items():
         lines.append(f"void print(nf::{name} value) {{ switch (value) {{")
@@ -80,7 +80,7 @@ def expected():
 
 
 def test_python_packs_what_cpp_declares(tmp_path):
-    """Sizes, offsets and kinds of all fields; as those of Python leave no gaps, C++ has no others."""
+    """Compares sizes, offsets and kinds of all fields. Python's fields leave no gaps, so C++ has no others."""
     (tmp_path / "layout.cpp").write_text(program())
     command = [os.environ.get("CXX", "c++"), "-std=c++20", "-Wall", "-Wextra", "-Werror"]
     command += [f"-I{ROOT / 'csrc'}", str(tmp_path / "layout.cpp"), "-o", str(tmp_path / "layout")]

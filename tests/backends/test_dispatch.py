@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The instruction sets that the extension finds are those that the system lists for this processor.
+"""The extension finds the instruction sets that the system lists for this processor.
 
 Seen to fail: a wrong bit for AVX-512, and a wrong mask for the registers that the system keeps.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays beyond the caches: outputs then go past them, in whole lines. The bits are those of the array's parts."""
+"""Arrays beyond the caches: outputs are stored past them, in whole lines. The bits are those of the array's parts."""
 
 import numpy as np
 import pytest
@@ -53,15 +53,15 @@ OPERATIONS = {
 }
 
 
-PLACES = [(0, 0), (0, 4), (1, 5)]  # elements more than a quarter of FAR in a sample, and where the first one lies
+PLACES = [(0, 0), (0, 4), (1, 5)]  # elements beyond a quarter of FAR in a sample, and the first one's place
 
 
 @pytest.mark.parametrize("name", VECTORS)
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("dtype", one_in(2, ["float32", "float64", "bfloat16"]))
 def test_the_bits_are_those_of_the_parts(name, operation, dtype):
-    """Each operation and each dtype in every place, but not all three together: where a store goes past the caches is
-    one piece of code for all operations.
+    """Each operation and each dtype in every place, but not all combinations: the stores past the caches are one piece
+    of code for all operations.
 
     Seen to fail: stores past the caches that are not aligned to a line (a fault).
     """

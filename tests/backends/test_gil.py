@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A free-threaded Python stays without its GIL: one extension that does not declare so turns it on for all threads."""
+"""A free-threaded Python stays without its GIL: an extension that does not declare support turns it on."""
 
 import subprocess
 import sys
@@ -19,8 +19,9 @@ print(sys._is_gil_enabled())
 
 @pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="needs a free-threaded Python")
 def test_the_extension_leaves_the_gil_off():
-    """In a process of its own, as what tests import may turn it on. Seen to fail: a Python whose GIL is on."""
-    # Python warns where an import turns the GIL on: an error, which tells which one did.
+    """It runs in a new process, because the tests' imports may turn the GIL on. Seen to fail: a Python whose GIL is
+    on."""
+    # Python warns if an import turns the GIL on. The warning is an error here, which names the import.
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", CODE]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout == "False\n", done.stderr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Large outputs come in memory that earlier ones gave back, and are arrays like any other."""
+"""Large outputs reuse the memory of earlier ones, and are arrays like any other."""
 
 import mmap
 import os
@@ -56,7 +56,7 @@ def test_new_tensors_have_it_and_own_it(shape, dtype):
 
 
 def test_tensors_of_about_the_size_from_which_they_have_it():
-    """A crash is what this catches. Seen to end the process: given back to where it is not from."""
+    """This catches a crash. Seen to end the process: memory given back to the wrong allocator."""
     torch = pytest.importorskip("torch")
     schedule = nf.Schedule.linear()
     for n in range((1 << 20) - 160, 1 << 20, 16):  # some lines of 64 bytes come before the numbers
@@ -86,14 +86,14 @@ def test_what_was_given_back_long_ago_takes_no_room():
     arrays = [_native.empty((1 << 22,), np.float32) for _ in range(3)]
     places = {array.ctypes.data for array in arrays}
     arrays.clear()
-    holes = [mmap.mmap(-1, 1 << 24) for _ in range(6)]  # which may lie where something was unmapped
+    holes = [mmap.mmap(-1, 1 << 24) for _ in range(6)]  # they may lie where something was unmapped
     arrays += [_native.empty((1 << 22,), np.float32) for _ in range(3)]
     assert {array.ctypes.data for array in arrays} == places
     assert len(holes) == 6
 
 
 def test_an_array_may_be_resized():
-    """Seen to fail: memory that is left and not given back."""
+    """Seen to fail: memory that is dropped and not given back."""
     array = _native.empty((1 << 20,), np.float32)
     array[:] = np.arange(1 << 20)
     place = array.ctypes.data
@@ -106,7 +106,7 @@ def test_an_array_may_be_resized():
 
 
 def test_threads_get_memory_of_their_own():
-    """Seen to fail: a block that is handed out and stays in the list."""
+    """Seen to fail: a block that is handed out but stays in the list."""
     wrong = []
 
     def work(me):
@@ -125,9 +125,9 @@ def test_threads_get_memory_of_their_own():
 
 
 def test_little_is_kept():
-    """At most four blocks and 1 GiB: the rest goes back to the system.
+    """At most four blocks and 1 GiB wait; the rest goes back to the system.
 
-    Seen to fail: without the limits; what lies beside a block stays.
+    Seen to fail: without the limits; memory beside a block stays.
     """
     code = """
 import numpy as np
@@ -170,7 +170,7 @@ except MemoryError:
 
 
 def test_it_can_be_turned_off_and_is_the_native_backends_alone():
-    """Seen to fail without each of the two."""
+    """Seen to fail: without each of the two."""
     code = """
 import sys, numpy as np, noisefuse as nf
 from numpy._core.multiarray import get_handler_name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Numba backend's own matters, and noisefuse.numba inside of kernels as users write them.
+"""The Numba backend's own behaviour, and noisefuse.numba inside kernels as users write them.
 
 Seen to fail: normals of a neighbouring element (element + 1), float32 words in normal64, a row's terms in another
 order, the last product of a normal left to the compiler (`mul` as a * b: one more fma in the PTX), a cache that does
@@ -200,7 +200,7 @@ def test_a_call_of_a_library_is_seen():
 
 
 def test_a_loop_vectorises():
-    """Packed instructions, for the square root too, and no call of a mathematical library."""
+    """The code has packed instructions, for the square root too, and no call of a mathematical library."""
     noised(*np.zeros((2, 8), np.float32), np.float32(1), np.float32(1), 1)
     by_fours(np.zeros(8, np.float32), 1)
     for kernel in (noised, by_fours):
@@ -220,7 +220,7 @@ def test_names_are_documented(name):
 
 @pytest.mark.parametrize("name", nfn.__all__)
 def test_examples_run(name):
-    """Seen to fail: another element in one of them."""
+    """Seen to fail: another element in one of the functions."""
     doc = inspect.getdoc(getattr(nfn, name))
     example = doctest.DocTestParser().get_doctest(doc, {"nf": nf, "np": np}, name, None, None)
     assert example.examples
@@ -277,7 +277,7 @@ needs_cuda = pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, 
 @needs_cuda
 @pytest.mark.parametrize("kernel", one_in(3, FUSED))
 def test_nothing_is_contracted_or_approximate_on_a_gpu(kernel):
-    """As many fma as the text has, and no product that meets a sum which the assembler could fuse."""
+    """There are as many fma as in the text, and no product that the assembler could fuse with a sum."""
     real = float64 if kernel.__name__.endswith("64") else float32
     text, _ = cuda.compile_ptx(kernel, void(real[:], uint64), cc=(9, 0))
     found = re.findall(r"^\s*(?:@%p\d+ )?([a-z]\w*)\.([\w.]*f(?:32|64))\s+(%\w+), ([^;]*);", text, re.MULTILINE)
@@ -329,7 +329,7 @@ def test_a_gpu_gives_the_same_bits():
 # ---- other processors --------------------------------------------------------------------------------------
 
 
-# Without features of its own a name takes those of this machine: haswell would have AVX-512.
+# A name without features gets this machine's: haswell would have AVX-512.
 FEATURES = {"generic": "", "haswell": "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcnt"}
 
 
@@ -337,8 +337,8 @@ FEATURES = {"generic": "", "haswell": "+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+popcn
 @pytest.mark.release
 @pytest.mark.parametrize("processor", FEATURES)
 def test_other_processors_have_the_same_bits(processor, tmp_path):
-    """generic has no fma instruction and calls the C library's; haswell has no AVX-512. The hashes have every operation
-    and dtype, tiles their ends, and the others what users compile."""
+    """generic has no fma instruction and calls the C library's; haswell has no AVX-512. The hashes cover every
+    operation and dtype, tiles cover their ends, and the others cover users' code."""
     names = "hashes_compiled and numba and 5 or elements_are or kinds_of_kernels or words_and or rows_are or tiles_of"
     files = ["test_known.py", "backends/test_numba.py"]
     environment = {
@@ -391,7 +391,8 @@ def test_a_missing_extension_is_said_once_and_done_without(missing, backend):
 
 @pytest.mark.parametrize(("pure", "missing", "warnings"), [("true", [], 0), ("false", [], 1), ("true", ["numba"], 1)])
 def test_an_extension_that_was_left_out_on_purpose_is_no_reason_to_warn(pure, missing, warnings, tmp_path):
-    """Seen to fail: a warning in every process, an error under `-W error`. The reference is nobody's choice."""
+    """Seen to fail: a warning in every process, an error under `-W error`. The reference is never a deliberate
+    choice."""
     installed = tmp_path / "noisefuse-1.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: noisefuse\nVersion: 1\n")
@@ -405,7 +406,7 @@ def test_an_extension_that_was_left_out_on_purpose_is_no_reason_to_warn(pure, mi
     assert done.stderr.count("RuntimeWarning") == warnings
 
 
-# In a process of its own: the copy of the package is what counts, and whether it compiles `step` or finds it on disk.
+# It runs in a new process: the copy of the package counts, and whether it compiles `step` or finds it on disk.
 OF_A_COPY = """
 import re, sys, warnings
 sys.path.insert(0, COPY)
@@ -446,7 +447,8 @@ print("finds", sum(kernels.step.stats.cache_hits.values()))
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
-    """(the copy of the package, a function that runs code on it, what COMPILED printed): compiled once, a minute."""
+    """Returns (the copy of the package, a function that runs code on it, the output of COMPILED): compiled once, a
+    minute."""
     folder = tmp_path_factory.mktemp("copied")
     package = folder / "site" / "noisefuse"
     shutil.copytree(ROOT / "src" / "noisefuse", package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
@@ -460,14 +462,14 @@ def copied(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_backend_vectorises(copied):
-    """Also float64, in vectors of the full width; and no loop asks whether arrays overlap, as it would take a slower
-    one in place.
+    """float64 is vectorised, too, with the full width; and no loop checks whether arrays overlap, because it would run
+    a slower one in place.
 
     Seen to fail: float64's logarithm in one polynomial, a loop whose accesses are not said to be independent, an Intel
     Cascade Lake without whole_vectors().
     """
     *packed, overlaps, widest = copied[2]
-    assert packed in ([], ["True True True"])  # the names are those of x86-64 with fma
+    assert packed in ([], ["True True True"])  # the register names are those of x86-64 with fma
     assert overlaps == "0"
     assert widest in ("True True", "False False")
 
@@ -475,7 +477,7 @@ def test_the_backend_vectorises(copied):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("size", [3, 16, 112, 256, 259, 1000, 4096])
 def test_tiles_of_one_run_and_of_many(size, dtype):
-    """Whole tiles of one run and one row have a way of their own, in place too; windows begin within a block.
+    """Whole tiles of one run and one row take a separate path, in place too; windows begin within a block.
 
     Seen to fail: a tile of many samples taken for one of one run, elements skipped in each tile of a run.
     """
@@ -517,7 +519,7 @@ def test_calls_of_many_elements_are_shared_out(threads):
 
 
 def test_a_thread_that_comes_late_leaves_later_calls_alone(monkeypatch):
-    """Seen to crash: memory that served small calls while a thread had yet to look whether its own call was done."""
+    """Seen to crash: memory reused for small calls while a thread still had to check whether its own call was done."""
     threads = pytest.importorskip("noisefuse.backends.threads")
 
     def give_all(work):
@@ -533,9 +535,9 @@ def test_a_thread_that_comes_late_leaves_later_calls_alone(monkeypatch):
         held = give_all(go.wait)
         while not all(share.begun for share in held):
             time.sleep(1e-3)
-        # As for a thread that begins in the moment after it was looked whether it has: it is not called off.
+        # A thread that begins just after the check is not cancelled.
         monkeypatch.setattr(threads._Share, "wait", lambda share: None)
-        nf.q_sample(room, 500, schedule, nf.Noise(1))  # is done here alone
+        nf.q_sample(room, 500, schedule, nf.Noise(1))  # done here alone
         nf.q_sample(room[:1, :132], 500, schedule, nf.Noise(1), out=room[:1, :132])
         go.set()
         everyone = threading.Barrier(len(threads._workers) + 1)
@@ -546,7 +548,7 @@ def test_a_thread_that_comes_late_leaves_later_calls_alone(monkeypatch):
 
 
 def rewritten(path, text):
-    """Two seconds later than before: Python takes bytecode for that of a text of the same second and length."""
+    """The time is two seconds later: Python takes bytecode as valid for a text of the same second and length."""
     later = path.stat().st_mtime + 2
     path.write_text(text)
     os.utime(path, (later, later))
@@ -586,7 +588,7 @@ def test_a_changed_coefficient_is_compiled_in_and_refused(copied):
 
 
 def test_a_dtype_that_kernels_do_not_know_is_refused():
-    """Seen to fail: one that was read as bfloat16, as any that was not listed."""
+    """Seen to fail: a dtype that was read as bfloat16, like any that was not listed."""
     code = "from noisefuse.call import packed; packed.DTYPES['float8'] = 6; import noisefuse.backends.numba.kernels"
     assert "too many values to unpack" in python(code).stderr
 
@@ -597,8 +599,8 @@ def test_without_compiled_code_there_is_another_backend():
 
 
 def test_without_a_folder_to_keep_it_in_code_is_compiled_each_time():
-    """Of all kernels, which are made by one function, the one that compiles in a second. Seen to fail: without the
-    second njit of `compiled`."""
+    """This uses the kernel that compiles in a second; one function makes all kernels. Seen to fail: without the second
+    njit of `compiled`."""
     code = """
 import numba.core.caching as c
 c.CacheImpl._locator_classes = []
@@ -613,7 +615,8 @@ print(nf.philox4x32([0, 0, 0, 0], [0, 0]).tolist(), kernels.philox.stats.cache_p
 
 @pytest.mark.release
 def test_an_installation_without_a_compiler(tmp_path):
-    """It fails and says what to do, or is asked for. Seen to fail: a wheel without the extension, which pip kept."""
+    """The build fails and says what to do, or pure Python is requested. Seen to fail: a wheel without the extension,
+    which pip kept."""
     run = [sys.executable, "-m", "venv", str(tmp_path / "venv")]
     subprocess.run(run, check=True)
     interpreter = tmp_path / "venv" / "bin" / "python"

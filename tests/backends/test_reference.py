@@ -46,7 +46,7 @@ EDGES += [math.floor(2**32 * 2 / 3 / 2**k) + d for k in (0, 1, 7, 31) for d in (
 
 
 def rounded(exact, kind):
-    """The value of `kind` nearest to a Fraction, ties to even, in integers; exact zeros are +0."""
+    """Returns the value of `kind` nearest to a Fraction, ties to even, in integers; exact zeros are +0."""
     if exact == 0:
         return kind(0.0)
     info = np.finfo(kind)
@@ -76,7 +76,7 @@ def expected_fma(a, b, c, kind):
 
 
 def assert_same(actual, expected):
-    """The same bits; any NaN is a NaN."""
+    """Asserts the same bits; any NaN equals a NaN."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.dtype == expected.dtype
     np.testing.assert_array_equal(actual, expected)
@@ -172,7 +172,7 @@ def test_coefficients_are_those_of_the_kernels(csrc_constants, name, kind):
 
 
 def many_words(n=1 << 16):
-    """Edges, random words, and words of all sizes from both ends."""
+    """Returns edges, random words, and words of all sizes from both ends."""
     rng = np.random.default_rng(1958)
     words = rng.integers(0, 2**32, n, np.uint32)
     sizes = rng.integers(0, 2**32, n, np.uint32) >> rng.integers(0, 32, n, np.uint32)
@@ -197,7 +197,7 @@ def test_circle32_is_within_its_bound():
 
 
 def cos_sin(x):
-    """Taylor's series of both in Decimal, 0 <= x < 7."""
+    """Computes Taylor's series of both in Decimal, 0 <= x < 7."""
     term, sums = Decimal(1), [Decimal(0), Decimal(0)]
     for n in range(80):
         sums[n % 2] += term * (1 if n % 4 < 2 else -1)
@@ -235,7 +235,7 @@ def test_float64_sees_the_same_field():
     difference = abs(np.array(MATH.normal_pair32(w, v)) - np.array(MATH.normal_pair64(w, x, v, y))).max(axis=0)
     common = (MATH.radius32(w) < 5) & (w < 2**32 - 1)
     assert np.max(difference[common]) <= 1e-5
-    # The one word whose cell reaches U = 1, where the radius is as small as its error.
+    # This is the one word whose cell reaches U = 1, where the radius is as small as its error.
     assert np.max(difference[w == 2**32 - 1]) <= 1.6e-5
 
 
@@ -252,7 +252,7 @@ def test_uniforms_are_the_middles_of_cells():
 
 
 def bit(group, slot=None):
-    """The bit of a form's constant, or of one of its terms."""
+    """Returns the bit of a linear combination's constant, or of one of its terms."""
     return 1 << (group if slot is None else group + 1 + slot)
 
 
@@ -261,7 +261,7 @@ NOISE_ONLY = bit(OUT, Z)
 
 
 def make_step(x, noise=(), *, rows=None, present=NOISE_ONLY, draw="normal", out=None, **changes):
-    """A step over x (batch, ...) with one row: by default out = z."""
+    """Makes a step over x (batch, ...) with one row: by default out = z."""
     if rows is None:
         rows = np.ones((1, COLUMNS))
     call = Step(
@@ -456,7 +456,7 @@ def test_a_walk_is_its_steps(kind, monkeypatch):
     ],
 )
 def test_conversions_of_16_bits(kind, to_float, from_float):
-    """All 16-bit numbers one way. The other way: all of them, what lies half way between two, and its neighbours.
+    """All 16-bit numbers are converted one way. The other way takes all of them, the midpoints, and their neighbours.
 
     Seen to fail: ties to the upper one, subnormal halves rounded at the unit of the normal ones, NaN to infinity.
     """

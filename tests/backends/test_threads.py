@@ -40,7 +40,7 @@ def expected():
 
 
 def python(code, seconds=60, **environment):
-    """A new interpreter; variables set to None are taken away."""
+    """Runs code in a new interpreter; variables set to None are removed."""
     variables = {k: v for k, v in {**os.environ, **environment}.items() if v is not None}
     return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=seconds)
 
@@ -68,7 +68,7 @@ def python(code, seconds=60, **environment):
     ],
 )
 def test_a_containers_quota(files, expected, tmp_path):
-    """Of version 2 of control groups, and of version 1; of a group or one that it is in."""
+    """The limits are those of control groups, version 2 and version 1; of a group or of its parent."""
     folders = {"cgroup": "proc/self/cgroup", "unified": "sys/fs/cgroup", "cpu": "sys/fs/cgroup/cpu"}
     for name, text in files.items():
         kind, _, rest = name.partition(" ")
@@ -82,7 +82,7 @@ def test_a_containers_quota(files, expected, tmp_path):
 
 
 def child_says_yes(function, seconds=30):
-    """Whether function() is true in a forked child. A child that hangs is killed: False."""
+    """Returns whether function() is true in a forked child. A child that hangs is killed: False."""
     pid = os.fork()
     if pid == 0:
         code = 2
@@ -143,7 +143,7 @@ os._exit(10 * _native.num_threads() + threads.count() if child else os.waitstatu
         assert python(code, NOISEFUSE_NUM_THREADS="3").returncode == 33
 
     def test_a_fork_in_the_middle_of_a_call(self, expected):
-        """The pool is busy, with its locks taken, when the child is born."""
+        """The pool is busy, with its locks held, when the child is born."""
         stop = threading.Event()
         with nf.set_num_threads(4), ThreadPoolExecutor(1) as other:
             busy = other.submit(lambda: [draw() for _ in iter(stop.is_set, True)])
@@ -154,7 +154,7 @@ os._exit(10 * _native.num_threads() + threads.count() if child else os.waitstatu
             assert busy.result()
 
     def test_a_fork_by_a_signals_handler_in_the_middle_of_a_call(self, backend):
-        """The child comes back into the call, whose other threads it does not have. Seen to wait for them for ever."""
+        """The child returns into the call, without the call's other threads. Seen to wait for them for ever."""
         code = f"""
 import os, signal, time
 import numpy as np, noisefuse as nf
@@ -250,8 +250,8 @@ def test_many_threads_at_once(compiled):
 def test_the_interpreter_runs_on_during_a_call(name):
     """Large calls let go of the lock: another thread ticks in the middle of them, not only at their ends.
 
-    The interpreter takes the lock from nobody meanwhile. On a busy machine the other thread ticks rarely, so its ticks
-    are counted over several calls.
+    The interpreter takes the lock from no thread meanwhile. On a busy machine the other thread ticks rarely, so its
+    ticks are counted over several calls.
     """
     ticks, stop, middle = [], threading.Event(), 0
     out = np.empty((1, 1 << 24), np.float32)
@@ -282,7 +282,7 @@ def test_the_interpreter_runs_on_during_a_call(name):
 
 @pytest.mark.parametrize("change", ["t[:] = 1 << 40", "past.clear()", "aux.clear()"])
 def test_what_a_call_was_given_may_change_meanwhile(change):
-    """Seen to end the process: the row numbers, or the arrays of a list, were those that another thread left there."""
+    """Seen to end the process: the row numbers, or the arrays of a list, were another thread's."""
     code = f"""
 import threading, time
 import numpy as np, noisefuse as nf
@@ -312,7 +312,7 @@ for _ in range(20):
 
 @pytest.mark.parametrize("name", ["native", *NUMBA, "reference"])
 def test_row_numbers_and_weights_may_change_meanwhile(name):
-    """Another thread writes to them all the time, right numbers and wrong ones: a call takes them or refuses them, and
+    """Another thread writes to them all the time, right numbers and wrong ones. A call takes them or refuses them, and
     reads within its tables. Seen to end the process: draws_nothing, weights, and Numba's copy of t after its check."""
     code = """
 import sys, threading, time
@@ -358,7 +358,8 @@ other.join()
     "call", ["nf.q_walk(x, S, n, keep=[9])", "nf.randn(x.shape, n)", "nf.augment.gaussian(x, t, n)"]
 )
 def test_the_interpreter_may_end_while_threads_are_in_calls(call, threads):
-    """As of a data loader that fetches ahead. Seen to abort: CPython up to 3.13 unwinds such a thread's stack."""
+    """The threads are like those of a data loader that fetches ahead. Seen to abort: CPython up to 3.13 unwinds such a
+    thread's stack."""
     code = f"""
 import threading, time
 import numpy as np, noisefuse as nf
@@ -379,7 +380,8 @@ time.sleep(0.3)
 
 @pytest.mark.parametrize("name", NATIVE)
 def test_kernels_fit_a_thread_of_128_kib(name):
-    """musl's default. Seen to end the process: float64's losses took 132 KiB, half of it rows for each element."""
+    """The stack has musl's default size. Seen to end the process: float64's losses took 132 KiB, half of it rows for
+    each element."""
     code = """
 import threading
 import numpy as np, noisefuse as nf
@@ -434,7 +436,7 @@ print("done")
 
 
 def with_alarm(seconds, call):
-    """The alarm is set here, where it is expected: on a busy machine it may come before the call."""
+    """Sets the alarm inside the block that expects it: on a busy machine it may come before the call."""
     signal.setitimer(signal.ITIMER_REAL, seconds)
     call()
 
@@ -443,7 +445,7 @@ def with_alarm(seconds, call):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("name", [NATIVE[0], *NUMBA, "reference"])
 def test_an_interrupt_ends_a_long_call(name, threads, expected):
-    """Which would take ten seconds. Seen to fail: handlers ran when it had ended, helpers went on to the end."""
+    """The call would take ten seconds. Seen to fail: handlers ran after its end, helpers went on to the end."""
     ended = []
 
     def interrupt(*_):
@@ -482,7 +484,7 @@ def test_an_interrupt_ends_a_long_call(name, threads, expected):
     ],
 )
 def test_an_interrupt_is_heard_between_parts(call):
-    """Processor time from the signal to the error. Seen to take seconds: NumPy was asked for all of it at once."""
+    """Measures processor time from the signal to the error. Seen to take seconds: NumPy computed everything at once."""
     code = f"""
 import signal, time
 import numpy as np, noisefuse as nf
@@ -518,7 +520,7 @@ print(max(late()))
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
 @pytest.mark.parametrize("name", [NATIVE[0], *NUMBA])
 def test_a_signals_handler_may_make_calls_itself(name, expected):
-    """In the middle of another one, which goes on. Seen to fail: a pool that its own caller found locked."""
+    """A call runs inside another one, which goes on. Seen to fail: a pool that its own caller found locked."""
     drawn = []
     before = signal.signal(signal.SIGALRM, lambda *_: drawn.append(bits(draw())))
     try:
@@ -553,7 +555,7 @@ def test_an_interrupted_call_leaves_all_in_order(name, expected):
 
 
 def test_an_interrupt_waits_for_the_threads_that_have_begun():
-    """They write to the caller's memory. Seen to fail: raised at once."""
+    """The threads write to the caller's memory, so an interrupt waits for them. Seen to fail: raised at once."""
     begun, done = threading.Event(), []
 
     def work():
@@ -570,7 +572,7 @@ def test_an_interrupt_waits_for_the_threads_that_have_begun():
 
 
 def test_what_no_thread_has_begun_keeps_nothing_alive():
-    """Seen to fail: outputs of one thread's calls lived on until those who work on another's had time to look."""
+    """Seen to fail: outputs of one thread's calls lived on until busy threads of another call had time to look."""
 
     class Memory:
         def work(self):
@@ -596,7 +598,7 @@ def test_what_no_thread_has_begun_keeps_nothing_alive():
 
 
 def test_interrupts_at_any_moment_leave_no_lock_taken():
-    """A deadlock is what this catches. Seen to fail: a pool of concurrent.futures, which hung after some hundreds."""
+    """This catches a deadlock. Seen to fail: a pool of concurrent.futures, which hung after some hundreds."""
     code = """
 import faulthandler, random, signal, time
 from noisefuse.backends.threads import together
@@ -622,7 +624,7 @@ together(lambda: None, lambda: None, 6)
 
 @pytest.mark.parametrize("name", ["native", *(pytest.param(name, marks=pytest.mark.slow) for name in NUMBA)])
 def test_a_hundred_threads(name):
-    """Seen to end the process: a share of the work for each, past the memory of the 64 that there are."""
+    """Seen to end the process: a share of the work for each, past the memory for 64 shares."""
     code = """
 import noisefuse as nf
 found = []
@@ -638,7 +640,8 @@ print((found[0] == found[1]).all())
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs /proc")
 @pytest.mark.parametrize("name", ["native", *NUMBA])
 def test_large_calls_have_as_many_threads_as_they_may(name):
-    """Which stay free to run everywhere. Seen to fail: all on the caller's; helpers kept off its processor for good."""
+    """The helpers stay free to run everywhere. Seen to fail: all on the caller's processor; helpers kept off its
+    processor for good."""
     code = """
 import os, time, numpy as np, noisefuse as nf
 def tasks():
@@ -669,7 +672,7 @@ print(places())
 
 @pytest.mark.parametrize("name", ["native", *NUMBA])
 def test_where_no_thread_can_be_started_the_call_goes_on(name):
-    """No address space for another stack: the threads that there are do the work."""
+    """There is no address space for another stack, so the existing threads do the work."""
     code = """
 import resource, numpy as np, noisefuse as nf
 out = np.empty((8, 50_000), np.float32)

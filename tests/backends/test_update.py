@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nf.update on random tables: the same bits from every backend, and the linear combinations that the row says."""
+"""nf.update on random tables: the same bits from every backend, and the linear combinations of the row."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from noisefuse.language.rows import NAMES, ROW
 
 
 def random_table(rng, rows, density):
-    """Every column present with this probability; clamps in some rows, on either side."""
+    """Makes a row with each column present with this probability, and clamps in some rows, on either side."""
     numbers = rng.normal(size=(rows, 36)) * (rng.random((1, 36)) < density)
     table = numbers.view(ROW)[:, 0].copy()
     table["clean"]["lo"] = np.where(rng.random(rows) < 0.5, -np.inf, -rng.random(rows))
@@ -36,7 +36,7 @@ def updates(draw):
 
 @st.composite
 def unusual(draw):
-    """What is rare in arrays and noise: numbers that are none, tiny or infinite, strides, ids, windows, lists."""
+    """Yields rare arrays and noise: numbers that are NaN, tiny or infinite, strides, ids, windows, lists."""
     table, index, x, models, past, noise, aux = draw(updates())
     rng, (batch, *sample) = np.random.default_rng(draw(st.integers(0, 2**32))), x.shape
 
@@ -55,7 +55,7 @@ def unusual(draw):
 
 
 def run(table, index, x, models, past, noise, aux):
-    """All outputs. Those that are made are those that are given."""
+    """Returns all outputs. New outputs equal the given ones."""
     outs = [np.empty_like(x, order="C") for _ in range(aux)]
     out = nf.update(table, index, x, models, past=past, noise=noise, aux_out=outs)
     made = nf.update(table, index, x, models, past=past, noise=noise, aux_out=aux)
@@ -76,7 +76,7 @@ def test_every_backend_gives_the_same_bits(call, threads):
 @settings(deadline=None, max_examples=100)
 @given(st.integers(0, 2**32), st.sampled_from([0.2, 1.0]), st.integers(0, 4), st.booleans(), st.booleans())
 def test_plain_calls_have_the_same_bits_everywhere(seed, density, i, drawn, in_place):
-    """Those that backends check by themselves (`row`): float32, one row for all, small.
+    """These are calls that backends check by themselves (`row`): float32, one row for all, small.
 
     Seen to fail: a stream's entry beyond the memory of a small call, the clamp's columns left out, step without i.
     """
@@ -87,7 +87,7 @@ def test_plain_calls_have_the_same_bits_everywhere(seed, density, i, drawn, in_p
     for name in BACKENDS:
         with using(name):
             x, m1, m2, *past, z = arrays.copy()
-            nf.randn((1, 1), nf.Noise(0))  # what a backend does at its first call
+            nf.randn((1, 1), nf.Noise(0))  # the backend's first call
             noise = nf.Noise(2**63 + 5, sample=2**40, step=7) if drawn else z
             aux = list(np.empty((2, 3, 40), np.float32))
             out = nf.update(table, i, x, (m1, m2), past=past, noise=noise, aux_out=aux, out=x if in_place else None)
@@ -96,7 +96,7 @@ def test_plain_calls_have_the_same_bits_everywhere(seed, density, i, drawn, in_p
     assert all(result == found["reference"] for result in found.values()), list(found)
 
 
-# The active columns of D and of each output, as the samplers have them.
+# The active columns of D and of each output in the samplers.
 SHAPES = {
     "ddim": ("x m1", "m1 d"),
     "guided": ("x m1 m2", "m1 d"),
@@ -116,7 +116,7 @@ SHAPES = {
 
 @pytest.fixture(scope="session")
 def shapes(csrc_constants):
-    """Those, and all that tile_registers.h lists."""
+    """Returns these shapes, and all that tile_registers.h lists."""
     found = dict(SHAPES)
     for name, *numbers in csrc_constants:
         if name == "shape":
@@ -129,8 +129,8 @@ def shapes(csrc_constants):
 @pytest.mark.parametrize("dtype", one_in(2, DTYPES.values()), ids=DTYPES)
 @pytest.mark.parametrize("clamped", [False, True])
 def test_rows_of_samplers_have_the_same_bits_at_every_length(shapes, clamped, dtype):
-    """Rows of these shapes are added up in registers, the last vector before the others; a clamp meets NaN there. In
-    place or not by turns: each shape, clamped or not, and each dtype are both.
+    """Rows of these shapes are added in registers, the last vector before the others; a clamp meets NaN there. Calls
+    are in place or not by turns, so that each shape, clamped or not, and each dtype are both.
 
     Seen to fail: the last vector computed after the others (in place), a factor taken from another output.
     """
@@ -178,9 +178,9 @@ def test_a_row_per_sample_is_the_loop_over_samples(call):
 @settings(deadline=None, max_examples=50)
 @given(updates())
 def test_a_row_per_token_is_the_one_row_for_all(call):
-    """An index of any shape: each element has what it has where all elements take its row.
+    """An index may have any shape: each element has the same value as if all elements took its row.
 
-    Seen to fail: the row numbers in another order (of calls that native does not take itself).
+    Seen to fail: the row numbers in another order (for calls that native does not take itself).
     """
     table, index, *rest = call
     whole = run(table, index, *rest)
@@ -227,7 +227,7 @@ def test_backward_rows_pass_gradients_within_the_bounds_only(dtype):
 
 @pytest.mark.parametrize("shape", [(1, 3), (2, 300)])
 def test_a_form_of_a_constant_alone_keeps_its_sign(backend, shape):
-    """Of zero too. Seen to fail: +0 added to it."""
+    """The sign of zero is kept, too. Seen to fail: +0 added to it."""
     numbers = np.zeros((2, 36))
     numbers[:, 6] = 1, -0.0
     table = nf.Tableau(numbers.view(ROW)[:, 0].copy())
@@ -236,7 +236,7 @@ def test_a_form_of_a_constant_alone_keeps_its_sign(backend, shape):
 
 
 def test_bounds_let_gradients_pass_themselves(backend):
-    """As torch's clamp does. Seen to fail: values on a bound that count as beyond it."""
+    """It clamps as torch does. Seen to fail: values on a bound that count as beyond it."""
     form = nf.tableau
     backward = nf.Tableau([nf.Row(out=form.D, clean=form.x, lo=-1, hi=2)]).transpose()["x"]
     x = np.array([[-3, -1, 0, 2, 3, np.nan, -0.5, 2.5]], np.float32)
@@ -254,7 +254,7 @@ def test_a_number_of_auxiliary_outputs_that_rows_do_not_have(name, aux):
 
 
 def test_every_row_that_is_taken_is_asked_whether_it_draws(backend):
-    """Seen to fail: a fast path that looks at the first one."""
+    """Seen to fail: a fast path that looks only at the first one."""
     table, x = nf.samplers.ddpm(nf.Schedule.linear(10), 5).tableau, np.ones((2, 3), np.float32)
     assert (table.rows["out"]["z"] != 0).tolist() == [True] * 4 + [False]
     with pytest.raises(TypeError, match="noise: the row draws noise"):
@@ -262,7 +262,7 @@ def test_every_row_that_is_taken_is_asked_whether_it_draws(backend):
 
 
 def test_a_models_output_is_converted_and_nothing_else(backend):
-    """Seen to fail: a fast path that reads float32 as it is, and past arrays that are converted too."""
+    """Seen to fail: a fast path that reads float32 unconverted, and past arrays that are converted too."""
     table = nf.samplers.dpmpp_2m(nf.Schedule.linear(10), 5).tableau
     x, m, past = np.random.default_rng(0).standard_normal((3, 4, 50)).astype(np.float32)
     x, half = x.astype(np.float16), m.astype(np.float16)

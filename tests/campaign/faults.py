@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong around a call: interrupts, forks, killed processes, no memory, no threads, models that raise; and
-around the command `noisefuse noise`: a full disk, denied permission.
+"""Faults around a call: interrupts, forks, killed processes, no memory, no threads, models that raise; and around the
+command `noisefuse noise`: a full disk, denied permission.
 
 python tests/campaign/faults.py [--seed N] [--minutes M] [--json FILE]
 
-Each row of the table runs in a process of its own, with a time limit. After each fault the same process still has to
-give the bits that it gave before.
+Each row of the table runs in a new process, with a time limit. After each fault, the same process still has to give the
+same bits as before.
 """
 
 import argparse
@@ -46,11 +46,11 @@ NOISE = nf.Noise(7, sample=2**32 - 1, step=3)
 
 
 class Impossible(Exception):
-    """A fault cannot be brought about here: why."""
+    """The reason why a fault cannot be caused here."""
 
 
 class Report:
-    """What one row found."""
+    """The findings of one row."""
 
     def __init__(self, seed, seconds):
         self.rng, self.seconds, self.lock = random.Random(seed), seconds, threading.Lock()
@@ -63,7 +63,7 @@ class Report:
             self.failures.append(what)
 
     def rounds(self):
-        """As many as there is time for from now on, but one at least."""
+        """Yields as often as there is time for from now on, but at least once."""
         end = time.monotonic() + self.seconds
         yield 0
         while time.monotonic() < end:
@@ -90,7 +90,7 @@ class Operations:
             self.known[name] = self.bits(name)
 
     def call(self, name, out=None):
-        """A tuple, the array that was written the last of it."""
+        """Returns a tuple whose last item is the written array."""
         x, y, t = self.x, self.y, self.t
         match name:
             case "randn":
@@ -122,14 +122,15 @@ class Operations:
 
 
 def model(x, _t):
-    return x  # at once: what an interrupt waits for is the library's
+    return x  # it returns at once, so that an interrupt waits for the library's code
 
 
 # ---- scenarios ---------------------------------------------------------------------------------------------
 
 
 def interrupt(call, delay):
-    """Repeats call() until a KeyboardInterrupt, `delay` seconds from now: how late it came; None: never."""
+    """Repeats call() until a KeyboardInterrupt, `delay` seconds from now. Returns how late it came, or None for
+    never."""
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     due = time.perf_counter() + delay
     try:
@@ -142,7 +143,7 @@ def interrupt(call, delay):
 
 
 def interrupts(report, kind, shape=(4, 20_000), longest=0.02, at_once=1):
-    """At any moment of every operation, with outputs given and new. Arguments are let go of, too."""
+    """Interrupts every operation at any moment, with given and new outputs. Arguments are freed, too."""
     nf.set_num_threads(3)
     ops, late = Operations(kind, shape), []
     arguments = (ops.x, ops.y, ops.t, S, NOISE, SAMPLER, SAMPLER.tableau, *ops.outs.values())
@@ -189,7 +190,7 @@ def forks(report, kind):
 
 
 def kills(report, kind):
-    """Workers that write to shared memory are killed; what their parent does beside them and afterwards is right."""
+    """Workers that write to shared memory are killed. Their parent's results meanwhile and afterwards are right."""
     nf.set_num_threads(3)
     ops = Operations(kind)
     for _ in report.rounds():
@@ -217,7 +218,8 @@ def kills(report, kind):
 
 
 def memory_limits(report, kind):
-    """No memory for an output, or for some of them: MemoryError. Small calls then work, and large ones with memory."""
+    """There is no memory for an output, or for some of them: MemoryError. Small calls then work, and large ones once
+    there is memory."""
     import resource
 
     nf.set_num_threads(3)
@@ -225,7 +227,7 @@ def memory_limits(report, kind):
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     for _ in report.rounds():
         for name in large.names:
-            taken = [large.call("randn") for _ in range(report.rng.randrange(8))]  # of what the library keeps
+            taken = [large.call("randn") for _ in range(report.rng.randrange(8))]  # memory that the library keeps
             mapped = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
             limit, error = mapped + report.rng.randrange(1 << 16, 3 * large.x.nbytes), None
             resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
@@ -248,7 +250,7 @@ def memory_limits(report, kind):
 
 
 def thread_limits(report, kind):
-    """The system starts no more threads: those that there are do it."""
+    """The system starts no more threads, so the existing ones do the work."""
     import resource
 
     nf.set_num_threads(1)
@@ -266,7 +268,7 @@ def thread_limits(report, kind):
 
 
 def outputs(report, kind):
-    """Read-only ones are refused, unchanged; views outlive their arrays, and mappings the name of their file."""
+    """Read-only arrays are refused, unchanged; views outlive their arrays, and mappings the name of their file."""
     ops = Operations(kind)
     for _ in report.rounds():
         for name, known in ops.outs.items():
@@ -288,7 +290,7 @@ def outputs(report, kind):
 
 
 def models_that_raise(report, kind):
-    """In the middle of a run, or of its callback, or with an answer of the wrong kind: a new run is right."""
+    """A model raises in the middle of a run, or in its callback, or answers with the wrong kind. A new run is right."""
     ops = Operations(kind)
     answers = [None, "x", lambda x: x[:, :-1], lambda x: (x, x), lambda x: x.shape]
 
@@ -324,7 +326,7 @@ def models_that_raise(report, kind):
 
 
 def many_threads(report, kind):
-    """Sixteen make mixed calls, small and large, on changing numbers of threads, and the interpreter switches often."""
+    """Sixteen threads make mixed calls, small and large, on changing numbers of threads, with frequent switches."""
     several = [Operations(kind, shape) for shape in ((4, 20_000), (3, 7), (1, 1), (2, 200_000))]
     sys.setswitchinterval(1e-5)
 
@@ -340,8 +342,8 @@ def many_threads(report, kind):
 
 
 def windows(report, _kind):
-    """Several axes of samples of 2^34 elements, about element 2^32: uniforms of the words that docs/noise.md says, and
-    the normals of windows of one axis (which tests/noise compares with their words).
+    """Several axes of samples of 2^34 elements, about element 2^32: uniform numbers from the words of docs/noise.md,
+    and the normals of windows of one axis (which tests/noise compares with their words).
     """
     full, high = (1 << 9, 1 << 16, 1 << 9), 1 << 7  # [high, 0, 0] is element 2^32
     for _ in report.rounds():
@@ -365,7 +367,7 @@ NOBODY = 65534
 
 
 class DataSets:
-    """Sources for the command of each kind, in a folder, and the files of their targets."""
+    """Makes sources of each kind for the command, in a folder, and the paths of their targets."""
 
     def __init__(self, folder):
         import zarr
@@ -386,14 +388,14 @@ class DataSets:
             self.known[kind] = files(folder / f"known{kind}")
 
     def noised(self, kind, target):
-        """The status of the command, and what it says."""
+        """Returns the command's status, and its output."""
         options = ["--schedule", "cosine", "--t", "300", "--seed", "7", "--block", "2000"]
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
             status = command(["noise", str(self.folder / f"x{kind}"), str(target), *options])
         return status, said.getvalue()
 
     def fails(self, report, kind, target, expected, what):
-        """In one line that says why, and without a target."""
+        """Asserts that it failed in one line with the reason, and without a target."""
         status, said = self.noised(kind, target)
         good = status == 2 and expected in said and said.count("\n") == 1 and not os.path.lexists(target)
         report.check(good, f"{kind or 'images'}, {what}: status {status}, {said!r}")
@@ -405,13 +407,13 @@ class DataSets:
 
 
 def files(path):
-    """Of a folder, or one alone: their contents by their names."""
+    """Returns the contents of the files of a folder, or of one file, by name."""
     return {str(file.relative_to(path)): file.read_bytes() for file in [path, *path.rglob("*")] if file.is_file()}
 
 
 def full_disk(report, kind):
-    """A disk of a few pages, which is full before all is written: at the journal, or anywhere. When it is larger, the
-    same command goes on."""
+    """The disk has a few pages, and is full before everything is written: at the journal, or anywhere. Once it is
+    larger, the same command goes on."""
     ops = Operations(kind)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as disk:
         data = DataSets(Path(folder))
@@ -433,7 +435,7 @@ def full_disk(report, kind):
 
 @contextmanager
 def mounted(folder):
-    """A disk in memory on the folder, and what changes how many pages it has."""
+    """Mounts a disk in memory on the folder, and yields a function that changes its number of pages."""
 
     def mount(options, *where):
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, *where], capture_output=True, text=True)
@@ -451,8 +453,8 @@ def mounted(folder):
 
 
 def denied_permission(report, kind):
-    """As a user who may not read the source, or some of it, nor write the target's folder, the journal, the partial
-    target, or some of it. Where it is allowed again, the same command goes on."""
+    """A user may not read the source, or some of it, or may not write the target's folder, the journal, the partial
+    target, or some of it. Once it is allowed again, the same command goes on."""
     ops = Operations(kind)
     with tempfile.TemporaryDirectory() as folder:
         data = DataSets(Path(folder))
@@ -483,7 +485,7 @@ def denied_source(report, data, ending, target):
 
 
 def denied_target(report, data, ending, target):
-    """As if the command had been stopped when all was there but a chunk, or an image."""
+    """Makes the state of a command that was stopped when only one chunk, or one image, was missing."""
     journal, partial = (target.with_name(f"{target.name}.noisefuse{part}") for part in ("", "-partial"))
     target.rename(partial)
     missing = {".npy": "", ".zarr": "c/3/0/0", "": "in0/4.png"}[ending]
@@ -497,7 +499,7 @@ def denied_target(report, data, ending, target):
 
 @contextmanager
 def as_nobody(place):
-    """Root, who may do everything, becomes another user, whose folder this is."""
+    """Root, who may do everything, becomes another user, who owns this folder."""
     if os.geteuid() != 0:
         yield
         return
@@ -516,7 +518,7 @@ def as_nobody(place):
 
 @contextmanager
 def denied(path, mode):
-    """The owner may do no more than this with it, nor may anyone else."""
+    """Restricts the permissions of everybody to this."""
     before = path.stat().st_mode
     with as_owner():
         path.chmod(mode)
@@ -529,7 +531,7 @@ def denied(path, mode):
 
 @contextmanager
 def as_owner():
-    """Root again, where that is who it was."""
+    """Becomes root again, if it was root."""
     user = os.geteuid()
     if os.getuid() == 0:
         os.seteuid(0)
@@ -541,7 +543,7 @@ def as_owner():
 
 ALL = ["native", *NUMBA, "reference"]
 TORCH = ["native torch"]
-# name: the scenario; its share of the time; where it runs
+# name: the scenario; its share of the time; its platforms
 SCENARIOS = {
     "interrupts": (interrupts, 10, [*ALL, *TORCH, *(f"{name} torch" for name in NUMBA)]),
     "interrupts, long calls": (partial(interrupts, shape=(8, 1 << 22), longest=0.5, at_once=10), 6, ["native"]),
@@ -564,7 +566,7 @@ QUICK = {name: 2 if name == "many threads" else 0.2 for name in SCENARIOS if nam
 
 
 def run(name, on, seed, seconds):
-    """A row of the table, from a process of its own. What ends that process is a failure, with all that it said."""
+    """Runs a row of the table in a new process. If that process dies, this is a failure, with all its output."""
     child = [sys.executable, __file__, "--child", name, on, "--seed", str(seed), "--minutes", str(seconds / 60)]
     begin = time.monotonic()
     done = subprocess.run(child, capture_output=True, text=True)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that a fuzzer makes up, guided by the code that they reach: the bits, or the error, of the reference.
+"""Fuzzes calls, guided by the code that they reach: bits or errors must be the reference's.
 
     pip install atheris
     python tests/campaign/fuzz.py -max_total_time=3600
 
-libFuzzer's bytes are the choices of the differential campaign's random calls, so whatever it tries is a line of Python:
-a call that is right or wrong in some way. Its coverage is that of noisefuse's Python; the extension is compared. A line
-that differs ends the run, made smaller and ready to be pasted. Options are libFuzzer's.
+libFuzzer's bytes are the choices of the differential campaign's random calls, so everything it tries is a line of
+Python: a call that is right or wrong in some way. Its coverage is that of noisefuse's Python; the extension is
+compared. A line that differs ends the run, made smaller and ready to be pasted. Options are libFuzzer's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BACKENDS = differential.contenders(numba=False)
 
 
 def one_call(data: bytes) -> None:
-    """Two bytes are a choice, after one for the number of threads."""
+    """Reads two bytes as a choice, after one for the number of threads."""
     threads = 1 + (data[0] % 7 if data else 0)
     draw = Draw([int.from_bytes(data[k : k + 2], "little") for k in range(1, len(data), 2)])
     line = random_call(draw)

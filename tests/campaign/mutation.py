@@ -3,13 +3,13 @@
 
     python tests/campaign/mutation.py [--only PATTERN] [--json FILE]
 
-Works in a copy of the checkout; the installed noisefuse lends its extension, and cmake and ninja have to be there. Each
-error runs the smallest tests that should see it. "hashes" are no tests of Python but tests/known/hashes.cpp, compiled
+It works in a copy of the checkout. The extension comes from the installed noisefuse, and cmake and ninja are needed.
+Each error runs the smallest tests that should see it. "hashes" is no Python test but tests/known/hashes.cpp, compiled
 with the kernels of one instruction set ("hashes avx2") and compared with tests/known/hashes.txt: a few seconds. For
-tests of Python an error in csrc/ needs the extension: of its parts those are compiled again that include the file, and
-of the instruction sets one. First of all, the same tests have to pass without any error.
+Python tests an error in csrc/ needs the extension: the objects that include the file are compiled again, and one of the
+instruction sets. First of all, the same tests have to pass without any error.
 
-Exits with 1 where fewer than 95 % are caught.
+It exits with 1 if fewer than 95 % are caught.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 ENOUGH = 0.95
-LIMIT = 180  # seconds for the tests of one error: some only hang
-HASH_LANE = "portable"  # of "hashes"; in the extension it is the one that the installed noisefuse takes by itself
+LIMIT = 180  # seconds for the tests of one error: some errors only hang
+HASH_LANE = "portable"  # for "hashes"; in the extension it is the installed noisefuse's choice
 WITHOUT_CHECKOUT = """\
 import sys
 
@@ -45,7 +45,7 @@ LEFT_OUT = ".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build"
 
 @dataclass(frozen=True)
 class Mutation:
-    """`old` stands exactly once in the file; with `new` in its place the tests should fail."""
+    """`old` occurs exactly once in the file; with `new` in its place the tests should fail."""
 
     path: str
     old: str
@@ -71,7 +71,7 @@ class DoesNotCompileError(Exception):
 
 
 def run(command: list[str] | str, folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """In a group of processes of its own, which ends with it. TimeoutExpired: it has hung."""
+    """Runs a command in its own group of processes, which ends with it. TimeoutExpired: it hung."""
     options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     with subprocess.Popen(command, cwd=folder, shell=isinstance(command, str), **options) as process:
         try:
@@ -90,7 +90,7 @@ def need(command: list[str] | str, folder: Path) -> str:
 
 
 class Build:
-    """The extension of a copy. What CMake says of each object is taken from it; pristine objects are kept."""
+    """The extension of a copy. CMake gives the command of each object; pristine objects are kept."""
 
     def __init__(self, copy: Path, lane: str) -> None:
         self.copy, self.folder, self.lane = copy, copy / "build", lane
@@ -102,12 +102,12 @@ class Build:
 
     @cached_property
     def includes(self) -> dict[str, str]:
-        """Of each object the files that it is made of. The pristine extension is built for that."""
+        """Returns the files that each object depends on. The pristine extension is built for that."""
         subprocess.run(["ninja"], cwd=self.folder, check=True, stdout=subprocess.DEVNULL)
         return {name: need(["ninja", "-t", "deps", name], self.folder) for name in self.commands}
 
     def extension(self, path: str) -> Path:
-        """With the file as it now is; instruction sets but one stay as they were."""
+        """Builds with the file's present text; all instruction sets but one stay as they were."""
         link, commands = self.link, []
         for name, command in self.commands.items():
             if path in self.includes[name] and ("kernels_" not in name or f"kernels_{self.lane}." in name):
@@ -119,7 +119,7 @@ class Build:
         return next(self.folder.glob("_native*.so"))
 
     def same_hashes(self, lane: str) -> bool:
-        """Whether the program of the hashes prints the known ones. It ends at the first that it does not."""
+        """Returns whether the program of the hashes prints the known ones. It stops at the first difference."""
         name = next(name for name in self.commands if f"kernels_{lane}." in name)
         command = self.commands[name].replace("-O1", f"-O0 -I{self.copy}/csrc -I{self.copy}/csrc/cpu")
         commands = [
@@ -135,7 +135,7 @@ class Build:
         return same
 
     def compile(self, commands: list[str]) -> None:
-        """All at once."""
+        """Runs all tests at once."""
         started = [subprocess.Popen(c, cwd=self.folder, shell=True, stderr=subprocess.DEVNULL) for c in commands]
         codes = [process.wait() for process in started]
         if any(codes):
@@ -143,7 +143,7 @@ class Build:
 
 
 class Campaign:
-    """A copy of the checkout, and what of it was seen to pass."""
+    """A copy of the checkout, and the tests that passed in it."""
 
     def __init__(self, copy: Path) -> None:
         from noisefuse import _native
@@ -165,7 +165,7 @@ class Campaign:
         return Build(self.copy, self.lane)
 
     def passes(self, tests: str, changed: str | None) -> bool:
-        """With this file of the copy changed."""
+        """Runs with this file of the copy changed."""
         kind, _, lane = tests.partition(" ")
         if kind == "hashes":
             return self.build.same_hashes(lane or HASH_LANE)
@@ -176,12 +176,12 @@ class Campaign:
             done = run([sys.executable, "-m", "pytest", *options, *shlex.split(tests)], self.copy, env=self.environment)
         finally:
             shutil.copy(self.native, self.place)
-        if done.returncode > 2 or (changed is None and done.returncode):  # it says nothing of the error
+        if done.returncode > 2 or (changed is None and done.returncode):  # the status tells nothing about the error
             raise SystemExit(f"pytest {tests}: ended with {done.returncode}\n{done.stdout[-3000:]}")
         return done.returncode == 0
 
     def verdict(self, mutation: Mutation) -> str:
-        """What begins with "caught" was."""
+        """Returns whether the error was caught: the text begins with "caught"."""
         if mutation.tests not in self.passed:
             if not self.passes(mutation.tests, None):
                 raise SystemExit(f"{mutation.tests}: fails without any error")

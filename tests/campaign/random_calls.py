@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random calls of the differential campaign, as many as there is time for (docs/quality.md).
+"""Runs random calls of the differential campaign, as many as there is time for (docs/quality.md).
 
     python tests/campaign/random_calls.py --cases 1000000 --against numba   instruction sets against Numba
     python tests/campaign/random_calls.py --minutes 10                      native and Numba against the reference
     python tests/campaign/random_calls.py --libraries torch jax dask        other libraries' arrays against NumPy's
 
-A call of another library's arrays gives the bits that NumPy's give, or it is refused in an error that says why. Tensors
-lie in memory as NumPy's views do, with whatever strides; dask's arrays are cut into chunks along every axis. Ends with
-status 1 where a call differs, and prints a line for each such call.
+A call with another library's arrays gives the bits of NumPy's, or is refused with a reason. Tensors lie in memory as
+NumPy's views do, with any strides; dask's arrays are cut into chunks along every axis. It ends with status 1 if a call
+differs, and prints a line for each such call.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def as_numpy(value):
 
 
 def answer(code, library=None):
-    """Arrays, or the error; and what was seen of the memory that the call was given."""
+    """Returns arrays, or the error; and the contents of the memory that the call was given."""
     arguments.made.clear()
     if library:
         arguments.handed_over.append(LIBRARIES[library])
@@ -95,10 +95,10 @@ def answer(code, library=None):
 
 
 def problem(library, line):
-    """What is wrong with this call of another library's arrays, or ""; and whether it was refused."""
+    """Returns what is wrong with this call of another library's arrays, or ""; and whether it was refused."""
     code = compile(line, "<case>", "eval")
     expected, found = answer(code), answer(code, library)
-    if isinstance(expected, Exception):  # which may be of a layout that only NumPy's array has
+    if isinstance(expected, Exception):  # it may be for a layout that only NumPy's array has
         return "", True
     if isinstance(found, Exception):
         wrong = not isinstance(found, REFUSED)
@@ -114,7 +114,7 @@ def problem(library, line):
 
 
 def compare_libraries(libraries, cases, seed, minutes):
-    """Whether all of them have NumPy's bits."""
+    """Returns whether all of them have NumPy's bits."""
     random, counts, lines = Random(seed), Counter(), []
     end = time.monotonic() + 60 * minutes
     for _ in range(cases):

@@ -12,12 +12,12 @@ from noisefuse.commands.cli import main
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """A level of a few calls and numbers."""
+    """Makes a level of a few calls and numbers."""
     monkeypatch.setitem(_selftest.LEVELS, "quick", (20, 1 << 16))
 
 
 def test_it_passes_and_writes_what_it_prints(tmp_path, capsys):
-    """The seed that was given, a line for each result; and the same in JSON."""
+    """It prints the given seed, a line for each result; and the same in JSON."""
     path = tmp_path / "results.json"
     assert main(["selftest", "--seed", "11", "--json", str(path)]) == 0
     shown, written = capsys.readouterr().out, json.loads(path.read_text())
@@ -33,7 +33,7 @@ def test_it_passes_and_writes_what_it_prints(tmp_path, capsys):
 
 
 def test_a_failure_is_the_exit_status(monkeypatch, capsys):
-    """1, and the lines that say more stand below the table."""
+    """The status is 1, and the lines with details stand below the table."""
     bad = Result("noise: planted", 5, False, "p = 0", 0.0, ("suspicious, with seed 1",))
     monkeypatch.setattr(statistics, "run", lambda numbers, seed, progress: [bad])
     assert main(["selftest", "--seed", "11"]) == 1
@@ -43,7 +43,7 @@ def test_a_failure_is_the_exit_status(monkeypatch, capsys):
 
 
 def test_a_seed_is_drawn_and_shown(capsys):
-    """Another each time, so that no night tests what the last one did."""
+    """The default seed differs each time, so that no night repeats the last one's tests."""
     shown = []
     for _ in range(2):
         main(["selftest"])

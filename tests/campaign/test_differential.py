@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The differential part of `noisefuse selftest`: it finds nothing here, and what is planted it finds and shrinks."""
+"""The differential part of `noisefuse selftest` finds nothing here, and finds and shrinks planted errors."""
 
 import re
 from random import Random
@@ -26,13 +26,13 @@ def test_backends_give_the_same_bits():
 
 
 def test_every_operation_is_called():
-    """And of each, calls that raise as well as calls that do not."""
+    """For each operation, some calls raise and some do not."""
     found = {operation(str(call(Draw(random=Random(seed))))) for call in CALLS for seed in range(40)}
     public = {"randn", "randn_like", "uniform", "q_sample", "q_step", "q_walk", "update", "mse_loss", "mse_loss_grad"}
     public |= {
         f"augment.{name}"
         for name in nf.augment.__all__
-        if name != "sample_id"  # which is Python's alone
+        if name != "sample_id"  # it is Python's alone
     }
     public |= {f"fields.{name}" for name in nf.fields.__all__}
     public |= {f"density.{name}" for name in nf.density.__all__ if name not in ("Part", "combine")}
@@ -43,7 +43,7 @@ def test_every_operation_is_called():
 
 
 def test_the_choices_of_a_call_make_it_again():
-    """What a report starts from when it makes a call smaller."""
+    """Returns the start of a report that makes a call smaller."""
     for seed in range(50):
         draw = Draw(random=Random(seed))
         line, again = random_call(draw), Draw(draw.taken)
@@ -52,7 +52,7 @@ def test_the_choices_of_a_call_make_it_again():
 
 
 def flipped(array, one_in):
-    """The last bit of about one element in so many, chosen by its own bits, is another."""
+    """Flips the last bit of about one element in so many, chosen by its own bits."""
     if isinstance(array, np.ndarray) and array.dtype == np.float32 and array.flags.c_contiguous:
         words = array.reshape(-1).view(np.uint32)
         words ^= ((words * np.uint32(0x9E3779B1)) >> np.uint32(12)) % np.uint32(one_in) == 0
@@ -76,7 +76,8 @@ def spoil(monkeypatch, one_in):
 
 @pytest.mark.release
 def test_a_flipped_bit_is_found_and_shrunk(monkeypatch):
-    """One bit of 2^20 elements, on one instruction set: reports are lines that show it, with few arguments left."""
+    """One bit of 2^20 elements is wrong, on one instruction set: reports are lines that show it, with few arguments
+    left."""
     spoil(monkeypatch, 1 << 20)
     results = differential.run(2000, 3, numba=False)
     lines = [line for result in results for line in result.lines]
@@ -89,7 +90,7 @@ def test_a_flipped_bit_is_found_and_shrunk(monkeypatch):
 
 
 def test_a_frequent_defect_shrinks_to_a_small_call(monkeypatch):
-    """One element in 16: what is left is a call with few elements and options, and the line says so when pasted."""
+    """One element in 16 is wrong: the call left has few elements and options, and the line reports it when pasted."""
     spoil(monkeypatch, 16)
     monkeypatch.setattr(differential, "SHOWN", 1)
     line = next(line for result in differential.run(30, 4, numba=False) for line in result.lines)
@@ -103,7 +104,7 @@ def test_a_frequent_defect_shrinks_to_a_small_call(monkeypatch):
 
 
 def test_another_error_is_found(monkeypatch):
-    """A type, or a text, that one backend has for itself."""
+    """One backend has a type, or a text, of its own."""
     line = "nf.randn((2, 3), nf.Noise(1), out=array((2, 3)))"
     assert differ(SPOILT, 1, line) == ""
 
@@ -115,7 +116,7 @@ def test_another_error_is_found(monkeypatch):
 
 
 def test_what_is_written_before_an_error_is_found(monkeypatch):
-    """In the reference, too."""
+    """The reference warns, too."""
 
     def step(call):
         call.outputs[0][...] = 0
@@ -127,14 +128,14 @@ def test_what_is_written_before_an_error_is_found(monkeypatch):
 
 
 def test_memory_around_an_array_is_compared():
-    """The bits between the elements of a strided input, and all inputs, belong to what a call leaves."""
+    """The bits between the elements of a strided input, and all inputs, belong to the contents after a call."""
     found = outcome("nf.update(table(0, 1.0), 0, (x := array((4,), layout='strided')), noise=nf.Noise(1))")
     assert [len(memory) for memory in found.memory] == [3 * 4 * 4]
 
 
 @pytest.mark.parametrize(("name", "numba", "expected"), [("native", False, False), ("native", True, True)])
 def test_numba_takes_part_where_it_is_wanted(name, numba, expected):
-    """Its first calls take a minute: at the level quick it is left out, unless it is in use."""
+    """Numba's first calls take a minute: the level quick leaves it out, unless it is in use."""
     pytest.importorskip("numba")
     with nf.use_backend(name):
         assert ("numba" in contenders(numba=numba)) == expected
@@ -151,5 +152,5 @@ def test_numba_takes_part_where_it_is_wanted(name, numba, expected):
     ],
 )
 def test_what_differed_does_not_any_more(line):
-    """Cases that campaigns found, one for each defect."""
+    """These cases were found by campaigns, one for each defect."""
     assert differ(SPOILT, 1, line) == ""

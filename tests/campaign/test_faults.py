@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quick level of faults.py: each scenario once, natively. The whole is `python tests/campaign/faults.py`."""
+"""The quick level of faults.py: each scenario once, natively. `python tests/campaign/faults.py` runs everything."""
 
 import sys
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ne
 
 @pytest.mark.parametrize("name", one_in(2, faults.QUICK))
 def test_calls_are_right_after_it(name):
-    """No crash and no hang; and the bits of calls in the same process, before and after, are the same."""
+    """There is no crash and no hang; and calls in the same process, before and after, have the same bits."""
     row = faults.run(name, "native", seed=1, seconds=faults.QUICK[name])
     if "skipped" in row:
         pytest.skip(row["skipped"])

@@ -9,7 +9,7 @@ from noisefuse.commands.campaign import differential
 
 @pytest.mark.parametrize(("library", "cases"), [("torch", 300), ("jax", 40), ("dask", 100)])
 def test_other_libraries_give_numpys_bits(library, cases, capsys):
-    """Seen to fail: JAX took sample 0 where one of a list of noises had a list of one id; `prepare` took uint16 of the
+    """Seen to fail: JAX took sample 0 if one of a list of noises had a list of one id; `prepare` took uint16 of the
     other byte order for bytes."""
     pytest.importorskip(library)
     assert random_calls.compare_libraries([library], cases, 5, 10), capsys.readouterr().out

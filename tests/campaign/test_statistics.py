@@ -17,12 +17,12 @@ RANDN, UNIFORM = nf.randn, nf.uniform
 
 
 def failed(numbers, kinds):
-    """The names of what fails, of a run of a fixed seed and its repetition."""
+    """Returns the names of failures, for a run of a fixed seed and its repetition."""
     return [result.name for result in statistics.run(numbers, 5, kinds=kinds) if not result.passed]
 
 
 def test_the_noise_passes():
-    """All distributions and axes, 2^22 numbers of a fixed seed; the names of the lines are those of the axes."""
+    """All distributions and axes pass, 2^22 numbers of a fixed seed; the names of the lines are those of the axes."""
     results = statistics.run(1 << 22, 1)
     assert [result.name for result in results if not result.passed] == []
     assert len(results) == len(statistics.KINDS) * (len(statistics.AXES) + 1) + 2
@@ -30,13 +30,13 @@ def test_the_noise_passes():
 
 
 def spoil(monkeypatch, name, spoilt):
-    """`nf.<name>`, with this done to its results."""
+    """Replaces `nf.<name>` by a function that changes its results."""
     right = getattr(nf, name)
     monkeypatch.setattr(nf, name, lambda shape, noise, **options: spoilt(right(shape, noise, **options)))
 
 
 def lagged(z):
-    """One element in 50 is the one seventeen rows before."""
+    """Copies one element in 50 from the one seventeen rows before."""
     rows = z.reshape(-1, 1) if len(z) == 1 else z
     rows[50::50] = rows[33:-17:50]
     return z
@@ -55,7 +55,7 @@ DEFECTS = {
     "defect", [pytest.param(name, marks=pytest.mark.slow if n > 1 << 23 else ()) for name, (_, n) in DEFECTS.items()]
 )
 def test_defects_of_normals_are_found(defect, monkeypatch):
-    """Each is seen, in a run and in its repetition."""
+    """Each defect is seen, in a run and in its repetition."""
     spoilt, numbers = DEFECTS[defect]
     spoil(monkeypatch, "randn", spoilt)
     assert failed(numbers, NORMALS)
@@ -65,13 +65,13 @@ def test_defects_of_normals_are_found(defect, monkeypatch):
     "spoilt", first_and_slow([lambda u: u**1.003, lambda u: np.floor(u * 2**22) / 2**22 + u.dtype.type(2**-24)])
 )
 def test_defects_of_uniforms_are_found(spoilt, monkeypatch):
-    """A slope; and a last bit that is always 0."""
+    """The defects are a slope, and a last bit that is always 0."""
     spoil(monkeypatch, "uniform", spoilt)
     assert failed(1 << 23, UNIFORMS)
 
 
 def test_names_that_share_their_noise_are_found(monkeypatch):
-    """Bit 40 of the sample plays no part."""
+    """Bit 40 of the sample is ignored."""
     right = nf.randn
     alike = lambda n: n.at(sample=int(n.sample) & ~(1 << 40))  # noqa: E731
     monkeypatch.setattr(nf, "randn", lambda shape, names, **options: right(shape, [*map(alike, names)], **options))
@@ -80,13 +80,13 @@ def test_names_that_share_their_noise_are_found(monkeypatch):
 
 
 def test_names_one_bit_apart_are_all_of_them():
-    """64 bits of the seed, 56 of the sample, 32 of the step, 7 of the stream, and no name twice."""
+    """There are 64 bits of the seed, 56 of the sample, 32 of the step, 7 of the stream, and no key twice."""
     names = one_bit_apart(nf.Noise(2**63 + 5, sample=77, step=2**31))
     assert len(set(names)) == len(names) == 1 + 64 + 56 + 32 + 7
 
 
 def test_a_suspicion_is_repeated_with_another_seed(monkeypatch):
-    """And said, whether the second run passes or not."""
+    """The repetition is reported, whether the second run passes or not."""
     real, seeds = statistics.parts, []
 
     def first_is_bad(numbers, seed, kinds):
@@ -103,7 +103,7 @@ def test_a_suspicion_is_repeated_with_another_seed(monkeypatch):
 
 
 def test_all_values_together():
-    """Uniform ones pass; a slope, or one too rare, fails: as a whole, and the part that it is in."""
+    """Uniform ones pass. A slope, or one too rare, fails: as a whole, and its part."""
 
     def passed(*parts):
         return [result.passed for result in results([Part("", 1, [Value("", x) for x in u], 0.0) for u in parts])]
@@ -116,7 +116,7 @@ def test_all_values_together():
 
 
 def test_values_of_perfect_numbers_are_uniform():
-    """Of NumPy's own normals, each statistic's u in many small runs: Kolmogorov and Smirnov."""
+    """For NumPy's own normals, each statistic's u is uniform in many small runs: Kolmogorov and Smirnov."""
     rng, found = np.random.default_rng(2), {}
     for _ in range(100):
         sums = Sums("randn", "float64")
@@ -129,7 +129,7 @@ def test_values_of_perfect_numbers_are_uniform():
 
 
 def test_probabilities_are_those_of_scipy():
-    """Where it is installed: each distribution, in its middle and in its tails."""
+    """If SciPy is installed, each distribution is compared, in its middle and in its tails."""
     stats = pytest.importorskip("scipy.stats")
     for z in (-7, -1, 0, 0.5, 6):
         assert math.isclose(statistics.normal_cdf(z), stats.norm.cdf(z), rel_tol=1e-9)
@@ -148,13 +148,13 @@ def test_probabilities_are_those_of_scipy():
 
 
 def test_memory_is_that_of_a_chunk():
-    """A part draws no more than a chunk at a time, whatever its numbers."""
+    """A part draws at most a chunk at a time, whatever its numbers."""
     assert next(parts(1 << 22, 1, NORMALS)).n == (1 << 22) // 6 // (1 << 18) * (1 << 18)
     assert statistics.drawn("randn", "float64", "seed", 2**64 - 3, 7, 256).nbytes == 2 << 20
 
 
 def test_lines_count_up_along_their_axis():
-    """Each entry of a line is the draw of a name, or an element, one further than the entry before it."""
+    """Each entry of a line is the draw of a key, or an element, one further than the entry before it."""
     row, column, k = 300, 2, 1
     at = k * statistics.ROWS + row
     names = {
@@ -172,7 +172,7 @@ def test_lines_count_up_along_their_axis():
 
 
 def test_lags_are_those_of_a_loop():
-    """What comes of the spectra is the sum over neighbours in a line, whose end is followed by its beginning."""
+    """The spectra give the sum over neighbours in a line, whose end wraps around to its beginning."""
     x, sums = np.random.default_rng(3).standard_normal((5, 1024)), Sums("randn", "float64")
     sums.add(x[:3])
     sums.add(x[3:])

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TestU01's batteries on the words of `uniform`, along an axis of what names noise.
+"""Runs TestU01's batteries on the words of `uniform`, along an axis of the key.
 
     python tests/campaign/testu01.py [--crush] [--axis sample ...] [--seed N] [--testu01 FOLDER]
 
-TestU01 (L'Ecuyer and Simard 2007) has to be there, with its headers: Debian's libtestu01-0-dev, or what its sources
-install under FOLDER. SmallCrush takes half a minute an axis, Crush an hour. A word is the first 32 bits of a uniform
+It needs TestU01 (L'Ecuyer and Simard 2007), with its headers: Debian's libtestu01-0-dev, or an installation of its
+sources under FOLDER. SmallCrush takes half a minute per axis, Crush an hour. A word is the first 32 bits of a uniform
 number of float64; 1024 neighbours along the axis follow each other, as in the statistics of `noisefuse selftest`.
 
-Exits with 1 where a p-value is rarer than one in a thousand runs would have it.
+It exits with 1 if a p-value is rarer than one in a thousand runs would have it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def build(folder: Path, testu01: Path | None) -> ctypes.CDLL:
 
 
 def p_values(library: ctypes.CDLL, crush: bool, axis: str, seed: int) -> dict[str, float]:
-    """By the names of the tests. Those of one name are numbered."""
+    """Returns p-values by the tests' names. Tests of one name are numbered."""
     chunks = itertools.count()
 
     def refill(to: ctypes._Pointer[ctypes.c_uint]) -> None:

@@ -73,8 +73,8 @@ def test_demo_draws_a_picture_and_prints_a_table(
 def test_demo_does_as_its_options_say(
     photograph: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Seen to fail: another seed or schedule, one noise for all photographs, other noise at each time, a ratio upside
-    down."""
+    """Seen to fail: another seed or schedule, one noise for all photographs, different noise at each time, an inverted
+    ratio."""
     drawn, written = [], []
     figure = SimpleNamespace(savefig=lambda out, dpi: written.append(out))
     monkeypatch.setattr(_demo, "_time", lambda shape: ([_demo.Throughput("q_sample", 30.0, 2.0)], 50.0))
@@ -176,7 +176,7 @@ Calls = Mapping[str, Callable[[], object]]
 
 
 def as_measured(calls: Calls, **_: object) -> dict[str, Timing]:
-    """16 microseconds for each, and 48 for the naive one."""
+    """A call takes 16 microseconds, and the naive one 48."""
     one = Timing(16e-6, 12e-6, 20e-6, 11e-6, 3)
     return dict.fromkeys(calls, one) | {"naive": Timing(48e-6, 36e-6, 60e-6, 30e-6, 3)}
 
@@ -184,7 +184,7 @@ def as_measured(calls: Calls, **_: object) -> dict[str, Timing]:
 def test_bench_does_as_its_options_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Seen to fail: sizes, dtypes or threads of its own, a ratio upside down, times of all elements together."""
+    """Seen to fail: sizes, dtypes or threads of its own, an inverted ratio, times of all elements together."""
     threads = []
 
     def measured(calls: Calls, **options: object) -> dict[str, Timing]:
@@ -212,7 +212,8 @@ def test_bench_does_as_its_options_say(
 
 
 def records(shown: str) -> tuple[list[str], dict[tuple[str, ...], dict[str, str]]]:
-    """What was printed into a pipe: the comments, and by operation, threads, shape, dtype and contender the rest."""
+    """Splits the output into a pipe: the comments, and the records by operation, threads, shape, dtype and
+    contender."""
     lines = shown.splitlines()
     comments = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
     header, *rows = (line.split() for line in lines if not line.startswith("# "))
@@ -221,7 +222,7 @@ def records(shown: str) -> tuple[list[str], dict[tuple[str, ...], dict[str, str]
 
 
 def test_bench_of_augmentation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Images a second, of each operation that a dtype has. Seen to fail: elements a second."""
+    """It shows images per second, for each operation that a dtype has. Seen to fail: elements per second."""
     path = tmp_path / "times.json"
     arguments = ["--augment", "--quick", "--sizes", "2x16x16x3", "--dtypes", "float32", "uint8", "--threads", "1"]
     assert main(["bench", *arguments, "--json", str(path)]) == 0
@@ -238,7 +239,7 @@ def test_bench_of_augmentation(tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("operation", _bench_augment.OPERATIONS)
 def test_contenders_augment_alike(operation: str, dtype: str) -> None:
-    """The mean and the spread of what each makes of a grey image."""
+    """Compares the mean and the spread of each one's result on a grey image."""
     case = _bench_augment.Images(operation, 1, (1, 128, 128, 3), dtype)
     x = np.full(case.shape, case.white / 2, dtype)
     made = {name: make(case, x) for name, make in _bench_augment.CONTENDERS.items() if name != "copyto" and case.exists}
@@ -252,7 +253,7 @@ def test_contenders_augment_alike(operation: str, dtype: str) -> None:
 def test_bench_prints_a_table_where_it_fits(
     columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Seen to fail: a table in a narrow terminal, one without a terminal, a progress that is left there."""
+    """Seen to fail: a table in a narrow terminal, one without a terminal, a progress line that stays."""
     monkeypatch.setattr(_bench, "interleaved", as_measured)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -269,7 +270,7 @@ def test_bench_prints_a_table_where_it_fits(
 def test_bench_prints_a_record_when_it_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where nobody sees a progress. Seen to fail: all of them at the end."""
+    """The lines come one by one if nothing shows progress. Seen to fail: all of them at the end."""
     shown = ""
 
     def measured(calls: Calls, **_: object) -> dict[str, Timing]:
@@ -288,7 +289,7 @@ def test_bench_prints_a_record_when_it_is_measured(
 
 
 def test_bench_says_what_bfloat16_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Before it measures. Seen to fail: noisefuse left out, as a rival is that is not installed."""
+    """The error comes before the measurements. Seen to fail: noisefuse left out like a rival that is not installed."""
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     with pytest.raises(ImportError, match="bfloat16 needs ml_dtypes"):
         contenders(Case("randn", 1, (2, 8), "bfloat16"))
@@ -308,7 +309,7 @@ def test_bench_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 def test_bench_compares_with_an_earlier_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Seen to fail: the ratio upside down, that of another contender, a case that was not there."""
+    """Seen to fail: an inverted ratio, that of another contender, a case that did not exist."""
     monkeypatch.setattr(_bench, "interleaved", as_measured)
     path = tmp_path / "old.json"
     arguments = ["bench", "--dtypes", "float32", "--threads", "1", "--sizes"]
@@ -390,8 +391,8 @@ def test_no_line_runs_through_the_numbers_of_the_demo() -> None:
 
 
 def test_the_report_of_the_benchmark() -> None:
-    """Seen to fail: a ratio upside down, of all steps of a walk together, a copy of as many bytes for whatever
-    operation, a column or a note for what did not run."""
+    """Seen to fail: an inverted ratio, one of all steps of a walk together, a copy of as many bytes for any operation,
+    a column or a note for a contender that did not run."""
 
     def timings(**us: float) -> dict[str, Timing]:
         return {name: Timing(t * 1e-6, 0.75 * t * 1e-6, 1.25 * t * 1e-6, 0.0, 3) for name, t in us.items()}
@@ -430,7 +431,7 @@ def test_demo_shows_elements_in_a_second(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen to fail: a time of all repeats together, the first call among them, less time than is asked for."""
+    """Seen to fail: a time of all repeats together, the first call included, less time than requested."""
     now, turns, made = [0.0], [], Counter[str]()
 
     def sleep(seconds: float) -> None:
@@ -462,7 +463,7 @@ def test_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("name", ["noisefuse", "numba", "naive", "tuned", "torch", "JAX"])
 def test_contenders_do_the_same(name: str, operation: str) -> None:
-    """What is left of x and how much noise there is, by their moments. Seen to fail: a step less, one t for all."""
+    """Compares x's remainder and the amount of noise, by their moments. Seen to fail: a step less, one t for all."""
     if name in ("numba", "torch", "JAX"):
         pytest.importorskip(name.lower())
     case = Case(operation, processors(), (50, 4000), "float32")
@@ -549,7 +550,7 @@ def test_a_reader_that_has_seen_enough() -> None:
 
 @pytest.mark.parametrize("missing", ["numba", "noisefuse._native"])
 def test_a_backend_that_is_asked_for_and_missing(missing: str) -> None:
-    """`info` says why, the others end in one line. Seen to fail: tracebacks."""
+    """`info` gives the reason, the others end in one line. Seen to fail: tracebacks."""
     code = "import sys, importlib.util as u; find = u.find_spec; sys.modules[sys.argv[1]] = None\n"
     code += "u.find_spec = lambda name, *rest: None if name == sys.argv[1] else find(name, *rest)\n"
     code += "from noisefuse.commands.cli import main; sys.exit(main(sys.argv[2:]))"

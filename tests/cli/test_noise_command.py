@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse noise`: the bits of the call on the whole, whatever stops it."""
+"""`noisefuse noise` gives the bits of the call on the whole array, whatever stops it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run(*arguments: Any) -> int:
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    """What it says, in one line."""
+    """Returns the command's output, in one line."""
     capsys.readouterr()
     assert run(*arguments) == 2
     error = capsys.readouterr().err
@@ -71,7 +71,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
 def test_an_array_has_the_bits_of_one_call(
     shape: tuple[int, ...], block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen to fail: a window that begins elsewhere, rows that are numbered from the block's first."""
+    """Seen to fail: a window that begins elsewhere, rows that are numbered from the block's first row."""
     monkeypatch.setattr(_noise_files, "PIECE", 16)
     x = save(tmp_path / "x.npy", *shape)
     assert run(tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, "--block", block) == 0
@@ -100,8 +100,8 @@ def test_dtypes_are_those_of_the_operations(source: str, dtype: str | None, tmp_
 @pytest.mark.parametrize("source", ["float32", "float64", "uint16", "uint8"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_a_range_says_what_levels_stand_for(source: str, dtype: str, tmp_path: Path) -> None:
-    """As a formula of its own has it, but for the rounding of halves. Seen to fail: a range of [-1, 1], whatever is
-    said; x of integers in [-1, 1], which --std takes in its own units."""
+    """The result equals an independent formula, up to the rounding of halves. Seen to fail: a range of [-1, 1] for any
+    arguments; integer x in [-1, 1], which --std takes in its own units."""
     x = save(tmp_path / "x.npy", 3, 400, dtype=source)
     ranged = ["--dtype", dtype, "--range", "-20.5", 300]
     assert run(tmp_path / "x.npy", tmp_path / "y.npy", "--std", 30, "--seed", 7, *ranged) == 0
@@ -117,7 +117,7 @@ def test_a_range_says_what_levels_stand_for(source: str, dtype: str, tmp_path: P
 
 
 def test_floats_become_bytes_by_a_range_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is written. Seen to fail: 58 % zeros of N(0, 1)."""
+    """It is refused, and nothing is written. Seen to fail: 58 % zeros of N(0, 1)."""
     for dtype, other in (("float32", "uint8"), ("float16", "uint16"), ("uint16", "uint8")):
         save(tmp_path / "x.npy", 10, 10, dtype=dtype)
         error = fails(capsys, tmp_path / "x.npy", tmp_path / "y.npy", "--std", 1, "--seed", 7, "--dtype", other)
@@ -144,7 +144,7 @@ def test_pieces_are_all_elements_once(n: int, elements: int, block: int, piece: 
 
 
 def photographs(folder: Path) -> dict[str, Any]:
-    """Of every kind, by the name of the target; with what becomes of it."""
+    """Makes sources of every kind, by the name of the target, with the expected target."""
     from PIL import Image
 
     random, made = np.random.default_rng(0), {}
@@ -163,7 +163,7 @@ def photographs(folder: Path) -> dict[str, Any]:
 
 
 def test_images_are_named_by_their_paths(tmp_path: Path) -> None:
-    """Seen to fail: a sample id of the whole path, noise on what is transparent."""
+    """Seen to fail: a sample id of the whole path, noise on transparency."""
     from PIL import Image
 
     expected = photographs(tmp_path / "x")
@@ -213,7 +213,7 @@ def test_a_zarr_store_has_the_bits_of_one_call(
 
 
 def hash_of(path: Path) -> str:
-    """Of a file, or of all files in a folder and their names."""
+    """Returns the bytes of a file, or of all files in a folder by name."""
     digest, files = hashlib.sha256(), [path] if path.is_file() else sorted(path.rglob("*"))
     for file in files:
         digest.update(str(file.relative_to(path)).encode())
@@ -223,7 +223,7 @@ def hash_of(path: Path) -> str:
 
 
 def kill_and_run_again(source: Path, target: Path, kills: int, *options: str) -> None:
-    """Killed at random moments, until it was killed this often before it ended; then left alone."""
+    """Kills the command at random moments, this often before it ends; then leaves it alone."""
     moments, slowest, killed = random.Random(16), 1.0, 0
     while True:
         began = time.monotonic()
@@ -248,7 +248,7 @@ def kill_and_run_again(source: Path, target: Path, kills: int, *options: str) ->
 
 
 def sources(folder: Path, kind: str) -> Path:
-    """Of some hundred blocks."""
+    """Makes a source of some hundred blocks."""
     source, x = folder / f"x{kind}", np.random.default_rng(0).integers(0, 256, (60, 64, 64, 3), np.uint8)
     if kind == ".npy":
         np.save(source, x)
@@ -267,7 +267,7 @@ def sources(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", first_and_slow([".npy", ".zarr", ""]))
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.release)])
 def test_killed_and_run_again_it_makes_the_same_bits(kills: int, kind: str, tmp_path: Path) -> None:
-    """Seen to fail: a block that stands in the journal before it is made, an image written under its own name."""
+    """Seen to fail: a block that is in the journal before it is made, an image written under its own name."""
     source, options = sources(tmp_path, kind), ["--block", "2048"]
     subprocess.run([*COMMAND, source, tmp_path / f"whole{kind}", *AT_300, *options], check=True, capture_output=True)
     kill_and_run_again(source, tmp_path / f"y{kind}", kills, *options)
@@ -318,7 +318,7 @@ def test_what_somebody_took_away_is_made_again(cut: str, tmp_path: Path) -> None
 def test_what_nobody_knows_the_origin_of_is_no_part_of_a_target(
     kind: str, left: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A journal that is gone or cut, and what was made by it. Seen to fail: other bits among those of this command."""
+    """The journal is gone or cut, and so is its use. Seen to fail: other bits among those of this command."""
     source, target = sources(tmp_path, kind), tmp_path / f"y{kind}"
     assert run(source, target, *AT_300) == 0
     target.rename(tmp_path / f"y{kind}.noisefuse-partial")
@@ -329,7 +329,8 @@ def test_what_nobody_knows_the_origin_of_is_no_part_of_a_target(
 
 
 def test_an_image_that_was_mended_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One that cannot be read costs nothing of the others. Seen to fail: a mended one refused, one kept as it was."""
+    """An image that cannot be read costs the others nothing. Seen to fail: a repaired one refused, one kept
+    unchanged."""
     from PIL import Image
 
     for name in ("a", "b"):
@@ -355,7 +356,7 @@ def test_an_image_that_was_mended_is_made_again(tmp_path: Path, capsys: pytest.C
 def test_an_image_that_changed_after_its_target_was_made_is_made_again(
     whole: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Seen to fail: "is whole already" of a target that is another image's; another file of the same time and size."""
+    """Seen to fail: "is whole already" for a target that is another image's; another file of the same time and size."""
     arguments = three_made(tmp_path)
     kept = (tmp_path / "y" / "a.png").stat().st_ino
     save_grey(tmp_path / "x" / "b.bmp", 20)
@@ -376,7 +377,7 @@ def test_an_image_that_changed_after_its_target_was_made_is_made_again(
 def test_an_image_that_is_lost_from_a_whole_target_is_made_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Seen to fail: "is whole already" of a target without its images."""
+    """Seen to fail: "is whole already" for a target without its images."""
     arguments = three_made(tmp_path)
     (tmp_path / "y" / "b.png").unlink()
     (tmp_path / "y" / "c.png").write_bytes(b"cut")
@@ -388,7 +389,7 @@ def test_an_image_that_is_lost_from_a_whole_target_is_made_again(
 
 
 def three_made(folder: Path) -> list[object]:
-    """The arguments of a command that made y from x, a folder of three images."""
+    """Returns the arguments of a command that made y from x, a folder of three images."""
     (folder / "x").mkdir()
     for name in ("a", "b", "c"):
         save_grey(folder / "x" / f"{name}.bmp", 100)
@@ -398,14 +399,14 @@ def three_made(folder: Path) -> list[object]:
 
 
 def save_grey(path: Path, level: int) -> None:
-    """Writes an image of 8 x 8 such levels."""
+    """Writes an image of 8 x 8 grey levels of this value."""
     from PIL import Image
 
     Image.fromarray(np.full((8, 8), level, np.uint8)).save(path)
 
 
 def assert_images(target: Path, levels: dict[str, int]) -> None:
-    """They are those of images of 8 x 8 such levels, by the names of their sources."""
+    """Asserts images of 8 x 8 such grey levels, by the names of their sources."""
     from PIL import Image
 
     for name, level in levels.items():
@@ -420,8 +421,8 @@ def assert_images(target: Path, levels: dict[str, int]) -> None:
 def test_an_image_that_changes_while_targets_are_made_is_made_again(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Between its reading and its writing, or when it is written and others are not; one that always changes is named.
-    Seen to fail: targets of the images before."""
+    """An image changes between its reading and its writing, or after it is written and before others are. One that
+    always changes is named. Seen to fail: targets of the images before."""
     (tmp_path / "x").mkdir()
     names = [f"{n}.png" for n in range(8)]
     for name in names:
@@ -454,8 +455,8 @@ def test_an_image_that_changes_while_targets_are_made_is_made_again(
 def test_a_source_that_is_replaced_meanwhile_is_refused(
     kind: str, blocks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the middle, and when the last block is made. Nothing is removed, and nothing has the target's name. Seen to
-    fail: "wrote" of some of the old one and some of the new one."""
+    """The source changes in the middle, and when the last block is made. Nothing is removed, and nothing has the
+    target's name. Seen to fail: "wrote" for some of the old one and some of the new one."""
     source, new = few(tmp_path, kind, "x", 0), few(tmp_path, kind, "new", 1)
 
     def replace() -> None:
@@ -478,7 +479,7 @@ def test_a_source_that_is_replaced_meanwhile_is_refused(
 def test_a_source_that_is_replaced_for_a_while_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And has its place again at the end. Seen to fail: "wrote" of blocks of another source."""
+    """The target has its name again at the end. Seen to fail: "wrote" for blocks of another source."""
     source, new = few(tmp_path, ".npy", "x", 0), few(tmp_path, ".npy", "new", 1)
     noise, made = _noise_files.Work.__call__, []
 
@@ -498,7 +499,7 @@ def test_a_source_that_is_replaced_for_a_while_is_refused(
 
 
 def few(folder: Path, kind: str, name: str, seed: int) -> Path:
-    """A source of 30 blocks."""
+    """Makes a source of 30 blocks."""
     path, x = folder / f"{name}{kind}", np.random.default_rng(seed).integers(0, 256, (30, 10, 10), np.uint8)
     if kind == ".npy":
         np.save(path, x)
@@ -519,8 +520,8 @@ def few(folder: Path, kind: str, name: str, seed: int) -> Path:
 def test_what_was_changed_in_the_partial_target_is_made_again(
     kind: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even where it is stopped once more when the file has its length again. Seen to fail: zeros in a whole target;
-    blocks that a journal had when the file was empty."""
+    """It recovers even if it is stopped once more when the file has its length again. Seen to fail: zeros in a whole
+    target; blocks that a journal had when the file was empty."""
     source = few(tmp_path, kind, "x", 0)
     target, partial = tmp_path / f"y{kind}", tmp_path / f"y{kind}.noisefuse-partial"
     arguments = [*AT_300, "--block", 100]
@@ -532,7 +533,7 @@ def test_what_was_changed_in_the_partial_target_is_made_again(
     data = file.read_bytes()
     changed = {"emptied": b"", "cut": data[: len(data) // 2], "longer": data + b"0", "of another": data[::-1] + b"0"}
     file.write_bytes(changed[how])
-    if kind == ".npy" and len(changed[how]) > len(data):  # more than what is lost is not written over
+    if kind == ".npy" and len(changed[how]) > len(data):  # data beyond the lost part is not overwritten
         assert run(source, target, *arguments) == 2
         partial.unlink()
     with monkeypatch.context() as patch:
@@ -548,7 +549,7 @@ def test_what_was_changed_in_the_partial_target_is_made_again(
 
 
 def test_a_target_of_another_length_is_not_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Seen to fail: "is whole already" of a file that was emptied."""
+    """Seen to fail: "is whole already" for a file that was emptied."""
     save(tmp_path / "x.npy", 10, 10)
     arguments = [tmp_path / "x.npy", tmp_path / "y.npy", *AT_300]
     assert run(*arguments) == 0
@@ -557,7 +558,7 @@ def test_a_target_of_another_length_is_not_whole(tmp_path: Path, capsys: pytest.
 
 
 def test_a_store_whose_metadata_was_changed_is_made_again(tmp_path: Path) -> None:
-    """Seen to fail: a store that says another dtype than its chunks have, an emptied zarr.json."""
+    """Seen to fail: a store whose dtype differs from its chunks', an emptied zarr.json."""
     zarr = pytest.importorskip("zarr")
     source = few(tmp_path, ".zarr", "x", 0)
     assert run(source, tmp_path / "whole.zarr", *AT_300) == 0
@@ -572,7 +573,8 @@ def test_a_store_whose_metadata_was_changed_is_made_again(tmp_path: Path) -> Non
 
 
 def test_a_store_of_any_number_of_chunks_takes_no_memory_for_each(tmp_path: Path) -> None:
-    """2^39 chunks, of which none is there, in 3 GiB of addresses. Seen to fail: a MemoryError, before the first one."""
+    """The store has 2^39 chunks, none of them written, with 3 GiB of addresses. Seen to fail: a MemoryError, before the
+    first one."""
     zarr = pytest.importorskip("zarr")
     zarr.create_array(tmp_path / "x.zarr", shape=(1 << 40, 4), chunks=(2, 4), dtype="float32", fill_value=3)
     command = [*COMMAND, tmp_path / "x.zarr", tmp_path / "y.zarr", "--std", "1", "--seed", "7"]
@@ -598,7 +600,7 @@ def test_a_store_of_any_number_of_chunks_takes_no_memory_for_each(tmp_path: Path
 
 
 def test_a_journal_takes_no_memory_for_each_block(tmp_path: Path) -> None:
-    """Seen to fail: a set of them."""
+    """Seen to fail: a set of all blocks."""
     with Journal(tmp_path / "y.npy", {}) as journal:
         tracemalloc.start()
         try:
@@ -624,7 +626,7 @@ def test_stopped_at_the_rename_it_is_whole(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("limit", one_in(2, [300, 50, 4_000]))
 def test_a_full_disk_is_said_and_loses_nothing(limit: int, tmp_path: Path) -> None:
-    """A limit of the size of files, as of a disk that is full: at the manifest, in the reserved space."""
+    """The size of files is limited, as on a full disk: at the manifest, in the reserved space."""
     x = save(tmp_path / "x.npy", 10, 100)
     command = [*COMMAND, tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, "--block", "10"]
 
@@ -641,8 +643,8 @@ def test_a_full_disk_is_said_and_loses_nothing(limit: int, tmp_path: Path) -> No
 
 
 def test_a_journal_that_meets_a_full_disk_loses_nothing(tmp_path: Path) -> None:
-    """The reserved space is there, and the lines of the journal are not. Seen to fail: an error that does not say that
-    what is made is kept."""
+    """The reserved space exists, but the journal's lines do not fit. Seen to fail: an error that does not say that
+    results are kept."""
     x = save(tmp_path / "x.npy", 10, 10)
     command = [*COMMAND, tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, "--block", "1"]
 
@@ -659,7 +661,7 @@ def test_a_journal_that_meets_a_full_disk_loses_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [".zarr", ""])
 def test_a_disk_that_fills_up_keeps_what_is_whole(kind: str, tmp_path: Path) -> None:
-    """Seen to fail: what was being written left behind, or written under its own name."""
+    """Seen to fail: an unfinished file left behind, or written under its own name."""
     source, target = sources(tmp_path, kind), tmp_path / f"y{kind}"
     if not kind:
         from PIL import Image
@@ -710,7 +712,7 @@ def until(true: Any, seconds: float = 60) -> None:
 
 
 def once_there_are(blocks: int, act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Acts when so many blocks are made. The command waits for it, and no more than some others are made."""
+    """Acts when so many blocks are made. The command waits for it, and makes only some others meanwhile."""
     add, added = Journal.add, []
 
     def acting(journal: Journal, block: int, mark: Any) -> None:
@@ -724,7 +726,7 @@ def once_there_are(blocks: int, act: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 @contextmanager
 def another(cluster: Any, client: Any, preload: str = "import noisefuse") -> Iterator[None]:
-    """A worker that joins as users start them, by the name "late", and runs `preload` first."""
+    """Starts a worker that joins as users start them, by the name "late", and runs `preload` first."""
     command = [sys.executable, "-m", "dask", "worker", cluster.scheduler_address, "--name", "late"]
     options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--preload", preload]
     process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
@@ -738,7 +740,7 @@ def another(cluster: Any, client: Any, preload: str = "import noisefuse") -> Ite
 
 
 def addresses(client: Any) -> dict[Any, str]:
-    """Of the workers, by their names."""
+    """Returns the blocks of the workers, by name."""
     return dict(client.run_on_scheduler(lambda dask_scheduler: dict(dask_scheduler.aliases)))
 
 
@@ -758,7 +760,8 @@ def test_workers_that_differ_are_named(
 def test_a_worker_that_differs_and_joins_late_is_named(
     one_worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And what else fails in a worker. Seen to fail: a worker that joined late and was asked nothing, a traceback."""
+    """Other errors in a worker end the command, too. Seen to fail: a worker that joined late and was not checked, a
+    traceback."""
     distributed = pytest.importorskip("distributed")
     x = save(tmp_path / "x.npy", 200, 3, 32, 32)
     local = [tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, "--block", 1024]
@@ -794,7 +797,7 @@ def test_a_scheduler_that_cannot_be_reached_is_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """And the command ends, and has reserved nothing. Seen to fail: a Client that was refused, which never ended."""
+    """The command ends, and has reserved nothing. Seen to fail: a Client that was refused, which never ended."""
     save(tmp_path / "x.npy", 10, 10)
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -831,8 +834,8 @@ def test_a_scheduler_without_workers_is_named(
 def test_workers_die_and_join_and_the_bits_are_the_same(
     one_worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one that knows what is done is killed when some blocks are made and not all, and another joins. Seen to fail:
-    a job that is scattered, and dies with its worker; blocks that begin at the first sample."""
+    """The worker that knows the finished blocks is killed when some are made, and another joins. Seen to fail: a job
+    that is scattered, and dies with its worker; blocks that begin at the first sample."""
     distributed = pytest.importorskip("distributed")
     x = save(tmp_path / "x.npy", 200, 3, 32, 32)
     arguments = [tmp_path / "x.npy", tmp_path / "y.npy", *AT_300, "--block", 1024, "--scheduler"]
@@ -983,7 +986,7 @@ def test_bad_input_is_named(
     ids=range(13),
 )
 def test_odd_headers_are_named(header: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In one line, and nothing is written. Seen to fail: tracebacks, and targets of negative lengths."""
+    """The error is one line, and nothing is written. Seen to fail: tracebacks, and targets of negative lengths."""
     text = header.encode()
     (tmp_path / "x.npy").write_bytes(b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + bytes(24))
     error = fails(capsys, tmp_path / "x.npy", tmp_path / "y.npy", *AT_300)
@@ -1017,7 +1020,7 @@ DEEP = "[" * 100_000
 def test_a_journal_of_something_else_is_named(
     at: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Lines whose checksums are right. The file stays. Seen to fail: tracebacks."""
+    """The lines' checksums are right. The file stays. Seen to fail: tracebacks."""
     save(tmp_path / "x.npy", 10, 10)
     arguments = [tmp_path / "x.npy", tmp_path / "y.npy", *AT_300]
     assert run(*arguments) == 0
@@ -1049,7 +1052,7 @@ def test_a_manifest_that_says_anything_is_told_in_a_line(tmp_path: Path, capsys:
 def test_links_and_fifos_are_refused(
     kind: str, suffix: str, what: str, begun: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What they lead to stays as it was. Seen to fail: a dangling one followed, one to an empty file written through, a
+    """The links' targets stay unchanged. Seen to fail: a dangling one followed, one to an empty file written through, a
     journal that hung."""
     source, target = few(tmp_path, kind, "x", 0), tmp_path / f"y{kind}"
     others, arguments = tmp_path / "others", [source, target, *AT_300]
@@ -1091,8 +1094,8 @@ def test_a_link_in_the_folder_that_is_made_is_refused(tmp_path: Path, capsys: py
 
 
 def test_names_that_are_no_utf_8_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Before anything is written; of what is skipped, and of folders, they are shown. Seen to fail: an error without a
-    name, when journal and target were begun."""
+    """The errors come before anything is written; skipped files, and folders, are listed. Seen to fail: an error
+    without a name, when journal and target were begun."""
     photographs(tmp_path / "x")
     odd = os.fsencode(tmp_path) + b"/odd\xff"
     try:
@@ -1177,7 +1180,7 @@ def test_images_that_cannot_be_noised_are_named(tmp_path: Path, capsys: pytest.C
     for name, data in (("P6 2 2 65535\n", bytes(24)), ("P6 2 2 300\n", bytes(24))):
         (tmp_path / "x" / "deep.png").write_bytes(name.encode() + data)
         assert "deep.png has 16 bits a channel" in fails(capsys, tmp_path / "x", tmp_path / "y", *AT_300)
-    (tmp_path / "x" / "folder.png").mkdir()  # is no image
+    (tmp_path / "x" / "folder.png").mkdir()  # it is no image
     (tmp_path / "x" / "deep.png").write_text("no image")
     assert "deep.png: cannot identify" in fails(capsys, tmp_path / "x", tmp_path / "z", *AT_300)
     assert "images are made of uint8" in fails(capsys, tmp_path / "x", tmp_path / "z", *AT_300, "--dtype", "float32")
@@ -1215,7 +1218,7 @@ def nested(levels: int) -> dict[str, Any]:
 def test_odd_stores_are_named(
     change: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In one line, and nothing is written. Seen to fail: tracebacks, a command that did not end."""
+    """The error is one line, and nothing is written. Seen to fail: tracebacks, a command that did not end."""
     zarr = pytest.importorskip("zarr")
     zarr.create_array(tmp_path / "x.zarr", shape=(4, 4), chunks=(2, 4), dtype="float32")[...] = 1
     text = json.dumps({**json.loads((tmp_path / "x.zarr" / "zarr.json").read_text()), **change})

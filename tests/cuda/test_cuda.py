@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA backend without a device: its kernels compiled for this CPU, under a stand-in for CuPy.
 
-Every test here runs on the stand-in (cuda_kernels/stand_in.py) and shows nothing of a real device. What the compilers
-made of the kernels is tested in test_cuda_code.py, a device in test_cuda_device.py.
+Every test here runs on the stand-in (cuda_kernels/stand_in.py) and shows nothing about a real device. test_cuda_code.py
+tests the compilers' output, test_cuda_device.py a device.
 """
 
 import os
@@ -48,7 +48,7 @@ def normals(shape, dtype="float32", seed=0):
 
 @pytest.fixture
 def small_grid(monkeypatch):
-    """Of three blocks along y and z."""
+    """A grid of three blocks along y and z."""
     monkeypatch.setattr(launches, "GRID", 3)
     launches._cut.cache_clear()
     yield
@@ -56,7 +56,7 @@ def small_grid(monkeypatch):
 
 
 def names(cupy):
-    """The kernels launched, without their prefix; and forgets them."""
+    """Returns the launched kernels, without their prefix; and forgets them."""
     found = [name.removeprefix("nf_") for name, *_ in cupy.launches]
     cupy.launches.clear()
     return found
@@ -76,7 +76,7 @@ dimension = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 12, 31, 32, 64])
 
 @st.composite
 def calls(draw):
-    """A q_sample, q_step or q_walk on a view that may begin anywhere, of a field that may be a window."""
+    """Makes a q_sample, q_step or q_walk on a view that may begin anywhere, of a field that may be a window."""
     shape = tuple(draw(st.lists(dimension, min_size=1, max_size=4)))
     if draw(st.booleans()):
         shape = (*shape[:2], 512)  # long enough for the vector kernels
@@ -126,7 +126,7 @@ def test_tokens_of_any_length_on_the_stand_in(cupy, size):
 
 
 def test_windows_of_a_list_of_noises_on_the_stand_in(cupy):
-    """Seen to fail: runs as long as the first one's, and beginning where blocks do, as it does."""
+    """Seen to fail: runs as long as the first one's, and beginning where blocks do, like it."""
     x, whole = normals((2, 5, 4)), nf.Noise(1).window((5, 4), (0, 0))
     for noise in ([whole, nf.Noise(2).window((9, 8), (2, 1))], [whole, nf.Noise(2).window((9, 7), (2, 0))]):
         assert bits(nf.q_step(stand_in.ndarray(x), 3, LINEAR, noise).get()) == bits(nf.q_step(x, 3, LINEAR, noise))
@@ -134,7 +134,7 @@ def test_windows_of_a_list_of_noises_on_the_stand_in(cupy):
 
 @pytest.mark.parametrize("axes", [10, 13])
 def test_windows_that_are_cut_along_many_axes_on_the_stand_in(cupy, axes):
-    """So that none of them can be merged. Seen to fail: the lengths of axes beyond the eighth lost."""
+    """The axes cannot be merged. Seen to fail: the lengths of axes beyond the eighth lost."""
     noise = nf.Noise(1).window([3] * axes, [axis % 2 for axis in range(axes)])
     x = normals((2, *(2,) * axes))
     found = nf.q_step(stand_in.ndarray(x), 5, LINEAR, noise)
@@ -179,7 +179,7 @@ def test_bytes_become_floats_on_the_stand_in(cupy, dtype):
 
 @pytest.mark.parametrize("shape", [(2, 40, 3), (1, 7, 1), (3, 5, 70)], ids=str)
 def test_rows_of_each_element_on_the_stand_in(cupy, shape):
-    """Seen to fail: the row of the first element of a thread's four, whatever came before it."""
+    """Seen to fail: the row of the first element of a thread's four, whatever preceded it."""
     x = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     std, levels = np.arange(1.0, 1 + shape[0] * shape[-1]).reshape(shape[0], -1) / 10, np.arange(256.0)
     for case in (
@@ -199,7 +199,7 @@ def test_subnormal_numbers_are_kept_on_the_stand_in(cupy):
 
 
 def test_nan_of_a_row_beyond_the_table_on_the_stand_in(cupy):
-    """Nothing is read back from a device, so nobody can say that t is too large: the row says it."""
+    """Nothing is read back from a device, so the host cannot refuse a t that is too large: the row gives NaN."""
     t = np.array([0, 1000, -1, 999])
     for shape in ((4, 1024), (4, 5)):
         x = normals(shape)
@@ -218,7 +218,7 @@ def test_square_roots_whatever_the_seed_on_the_stand_in(error):
 
 
 def test_shards_over_devices_equal_the_whole_on_the_stand_in(cupy):
-    """By sample ids and by windows."""
+    """Shards are given by sample ids and by windows."""
     whole = nf.randn((8, 6, 64), nf.Noise(5, sample=100))
     by_samples = [stand_in.ndarray(np.empty((4, 6, 64), "f4"), device) for device in (0, 1)]
     by_windows = [stand_in.ndarray(np.empty((8, 3, 64), "f4"), device) for device in (0, 1)]
@@ -233,7 +233,7 @@ def test_shards_over_devices_equal_the_whole_on_the_stand_in(cupy):
 
 
 def test_a_counter_on_the_device_is_read_by_the_kernel_on_the_stand_in(cupy):
-    """What a CUDA graph does at each replay: the same bytes handed over, another number in the counter."""
+    """Does what a CUDA graph does at each replay: the same bytes, another number in the counter."""
     counter = stand_in.ndarray(np.array(41, np.int64))
     noise, out = nf.Noise(5, sample=9).at(step=counter), cupy.empty((2, 1024), "float32")
     nf.randn((2, 1024), noise, out=out)
@@ -290,12 +290,12 @@ def test_a_counter_is_part_of_the_name():
 
 
 # ---- losses --------------------------------------------------------------------------------------------------
-# (Of NumPy arrays that are copied there and back: test_loss.py.)
+# (test_loss.py has losses of NumPy arrays that are copied there and back.)
 
 
 @st.composite
 def losses(draw):
-    """A call on views that may begin anywhere; and what of t, weights and upstream lies on the device."""
+    """Makes a call on views that may begin anywhere; and the parts of t, weights and upstream on the device."""
     shape = tuple(draw(st.lists(dimension, min_size=1, max_size=4)))
     if draw(st.booleans()):
         shape = (*shape[:2], draw(st.sampled_from([127, 512, 4095, 4100])))
@@ -376,7 +376,7 @@ def test_what_a_loss_launches_and_uploads_on_the_stand_in(cupy):
 
 
 def test_losses_of_more_sums_than_wait_in_shared_memory_on_the_stand_in(cupy):
-    """1,100 pieces of a sample, 1,100 samples, and 1,100 chunks of one piece."""
+    """There are 1,100 pieces of a sample, 1,100 samples, and 1,100 chunks of one piece."""
     for shape, t in (((2, 1100, 3), np.arange(2200).reshape(2, 1100) % 1000), ((1100, 3), 5), ((1, 1100 * 4096), 5)):
         pred, weight = normals(shape), np.linspace(1, 2, 1000)
         given, options = (None, t, LINEAR, nf.Noise(1)), {"target": "epsilon", "weight": weight}
@@ -385,7 +385,7 @@ def test_losses_of_more_sums_than_wait_in_shared_memory_on_the_stand_in(cupy):
 
 
 def test_losses_of_rows_beyond_the_table_on_the_stand_in(cupy):
-    """Nobody can say that t is too large: the loss says it, and no weight is looked up outside of them."""
+    """The host cannot refuse a t that is too large: the loss gives NaN, and no weight is read outside the table."""
     x, weight, t = normals((4, 70)), np.linspace(1, 2, 1000), np.array([0, 1000, -1, 999])
     options = {"target": "v", "weight": weight, "reduction": "none"}
     there = stand_in.ndarray(x), stand_in.ndarray(x), stand_in.ndarray(t), LINEAR, nf.Noise(1)
@@ -423,7 +423,7 @@ def test_a_graph_keeps_the_memory_that_its_losses_write_to_on_the_stand_in(cupy,
     assert [a.shape for a in launches._captured] == [(8,), (4,)]
 
 
-# ---- what is launched and uploaded ---------------------------------------------------------------------------
+# ---- launches and uploads --------------------------------------------------------------------------------------
 
 
 def test_kernels_by_what_they_do_on_the_stand_in(cupy):
@@ -497,7 +497,7 @@ def test_misaligned_arrays_take_the_kernels_for_anything_on_the_stand_in(cupy):
 
 
 def test_a_launch_of_aligned_arrays_is_not_repeated_for_others_on_the_stand_in(cupy):
-    """Calls alike but for where their arrays begin: a device stops at vector accesses that are not aligned."""
+    """The calls differ only in the places of their arrays: a device faults at vector accesses that are not aligned."""
     skip_the_self_test(cupy)
     whole, out = np.zeros(2049, "float32"), cupy.empty((2, 1020), "float32")
     start = -whole.ctypes.data // 4 % 4
@@ -509,7 +509,7 @@ def test_a_launch_of_aligned_arrays_is_not_repeated_for_others_on_the_stand_in(c
 
 
 def test_every_kernel_is_reached_on_the_stand_in(cupy):
-    """Each name in the list of kernels.cu is one that the backend asks for, and the other way round."""
+    """The backend asks for each name in the list of kernels.cu, and for no other."""
     text = (ROOT / "csrc" / "cuda" / "kernels.cu").read_text()
     listed = re.findall(r"X\((\w+), \((\d+).*?\), (.*)\)", text)
     wanted = {f"{kind}{launches.SHORT[dtype]}" for kind in launches.UNITS for dtype in DTYPES
@@ -531,7 +531,7 @@ def test_every_kernel_is_reached_on_the_stand_in(cupy):
 
 
 def test_a_table_that_other_threads_find_is_there_on_the_stand_in(cupy):
-    """Seen to fail: found while it was on its way, by a thread with another stream; and waited for by nobody."""
+    """Seen to fail: found during its upload by a thread with another stream, which did not wait for it."""
     rows, found = Rows(np.zeros((1, 36)), 0), []
     stream = cupy.cuda.get_current_stream()
     stream.synchronize = lambda: found.append([*rows.on_devices])
@@ -541,7 +541,7 @@ def test_a_table_that_other_threads_find_is_there_on_the_stand_in(cupy):
 
 
 def test_a_launch_of_one_device_is_not_repeated_on_another_on_the_stand_in(cupy):
-    """Its table lies there."""
+    """The device has its table."""
     schedule = nf.Schedule.linear(20)
     for device in (0, 1, 0, 1):
         with cupy.cuda.Device(device):
@@ -550,7 +550,7 @@ def test_a_launch_of_one_device_is_not_repeated_on_another_on_the_stand_in(cupy)
 
 
 def test_tables_are_uploaded_once_on_the_stand_in(cupy):
-    """And rows that are one number are handed over by value: nothing else is uploaded."""
+    """Rows that are one number are passed by value: nothing else is uploaded."""
     skip_the_self_test(cupy)
     schedule, x = nf.Schedule.cosine(50), stand_in.ndarray(normals((4, 1024)))
     for t in (3, 4, np.int64(5), [6]):
@@ -564,8 +564,8 @@ def test_tables_are_uploaded_once_on_the_stand_in(cupy):
 
 @pytest.mark.parametrize("shape", [(4, 3, 5, 7), (4, 3, 16, 32)], ids=["any", "vectors"])
 def test_later_calls_of_the_same_shape_on_the_stand_in(cupy, shape):
-    """With other addresses, rows, seeds, samples, steps and streams, and in place. Seen to fail: the round keys of the
-    first seed."""
+    """The addresses, rows, seeds, samples, steps and streams differ, and some calls are in place. Seen to fail: the
+    round keys of the first seed."""
     x, m = normals(shape), normals(shape, seed=1)
     ddpm, solver = nf.samplers.ddpm(LINEAR, 6), nf.samplers.dpmpp_2m(LINEAR, 6)
 
@@ -609,7 +609,7 @@ def test_later_calls_of_other_kinds_on_the_stand_in(cupy):
 
 
 def test_errors_after_good_calls_of_the_same_shape_on_the_stand_in(cupy):
-    """Overlaps, rows beyond the table, counters beyond 2^32."""
+    """The errors are overlaps, rows beyond the table, counters beyond 2^32."""
     x = stand_in.ndarray(normals((2, 3, 8)))
     ddpm = nf.samplers.ddpm(LINEAR, 6)
     wide = stand_in.ndarray(normals(96))
@@ -635,7 +635,7 @@ def test_errors_after_good_calls_of_the_same_shape_on_the_stand_in(cupy):
     for step in (2**32 - 3, 2**32 - 5):
         with pytest.raises(OverflowError, match=r"goes beyond 2\^32 - 1"):
             nf.q_step(x, 5, LINEAR, nf.Noise(1, step=step))
-    with pytest.raises(OverflowError, match=r"goes beyond 2\^32 - 1"):  # what t is nobody reads
+    with pytest.raises(OverflowError, match=r"goes beyond 2\^32 - 1"):  # the values of t are not read
         nf.q_step(x, stand_in.ndarray(np.array([0, 0])), LINEAR, nf.Noise(1, step=2**32 - 3))
     with pytest.raises(OverflowError, match=r"go beyond 2\^56 - 1"):
         nf.q_step(x, 5, LINEAR, nf.Noise(1, sample=2**56 - 1))
@@ -653,7 +653,8 @@ def test_more_samples_than_a_grid_has_rows_on_the_stand_in(cupy, small_grid):
 
 
 def test_more_elements_than_vector_kernels_count():
-    """32 bits within a span, and of spans: samples become spans of their own, or the kernels for anything do it."""
+    """There are 32 bits within a span, and for the number of spans: samples become spans of their own, or the general
+    kernels take them."""
 
     def cut(batch, size, segment=None):
         found = launches._cut("step_", np.dtype("f4"), batch, size, segment or batch * size, (), True)
@@ -732,7 +733,7 @@ ERRORS = {
 
 @pytest.mark.parametrize("case", ERRORS)
 def test_errors_on_the_stand_in(cupy, case):
-    """They say what was given and what was expected, and nothing is launched."""
+    """The errors say what was given and what was expected, and nothing is launched."""
     message, call = ERRORS[case]
     skip_the_self_test(cupy)
     before = len(cupy.launches)
@@ -828,7 +829,7 @@ def test_the_cache_lies_where_the_user_has_caches(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Of a CuPy with a device of its own: the folder, what `binary` gives, and what was compiled so far."""
+    """A CuPy with its own device: the folder, the result of `binary`, and the compiled sources so far."""
     compiled = []
     monkeypatch.setattr(cubin, "compiled", lambda cupy, arch: compiled.append(arch) or b"machine code")
     monkeypatch.setattr(cubin, "installed", lambda: tmp_path / "nowhere")
@@ -849,7 +850,7 @@ def test_compiled_once_and_then_read_from_the_cache(cache, tmp_path, monkeypatch
 
 
 def given_away(path, monkeypatch):
-    """Another user's, for this test."""
+    """The file is another user's, for this test."""
     if os.geteuid() == 0:
         os.chown(path, 12345, -1)
     else:
@@ -889,7 +890,7 @@ def test_what_others_may_have_written_is_compiled_anew(cache, monkeypatch, defec
 
 
 def test_who_may_read_and_write_the_cache(cache, tmp_path, monkeypatch):
-    """A folder that was named may be for several users, who read it; the user's own is nobody else's business."""
+    """A folder that was named may be for several users, who read it; the user's own cache is private."""
     before = os.umask(0)
     try:
         cache.binary()
@@ -903,7 +904,7 @@ def test_who_may_read_and_write_the_cache(cache, tmp_path, monkeypatch):
 
 
 def no_home(path, monkeypatch):
-    """As in a container that runs under a number that has no name."""
+    """The user has a number without a name, as in some containers."""
     for name in ("NOISEFUSE_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
@@ -915,7 +916,7 @@ def no_folder(path, monkeypatch):
 
 
 def no_owners(path, monkeypatch):
-    """As on Windows."""
+    """The system is like Windows."""
     monkeypatch.delattr(os, "geteuid")
 
 
@@ -928,7 +929,8 @@ def test_a_cache_that_cannot_be_written_is_done_without(cache, monkeypatch, why)
 
 @contextmanager
 def real_cupy_arrays():
-    """Arrays of the real CuPy, over host memory: nothing can be computed with them, but checks can look at them."""
+    """The arrays are those of the real CuPy, over host memory: they allow no computation, but checks can look at
+    them."""
     cp = pytest.importorskip("cupy")
 
     def make(host):
@@ -962,7 +964,7 @@ def test_the_checks_know_the_real_arrays_of_cupy(dtype):
 
 @pytest.mark.parametrize("operation", ["randn", "q_sample", "q_step", "ddim", "ddpm", "mse_loss"])
 def test_what_the_benchmark_runs_on_the_stand_in(cupy, operation):
-    """The calls themselves; rivals need a device. Seen to fail: arrays that are counted once too often."""
+    """The calls themselves run; rivals need a device. Seen to fail: arrays that are counted once too often."""
     cupy.copyto = lambda to, a: to.__setitem__(..., a)
     for dtype in ("bfloat16", "float64"):
         case = Case(operation, 0, (2, 3, 16, 16), dtype)
@@ -997,7 +999,7 @@ def test_the_benchmark_says_what_it_misses(capsys):
 
 
 def test_the_fatbin_is_built_as_the_tests_build_it():
-    """The same flags and architectures; and NVRTC has no other flags that matter to bits."""
+    """The flags and architectures are the same; and NVRTC has no other flags that matter to bits."""
     text = (ROOT / "CMakeLists.txt").read_text()
     assert " ".join(compilers.FLAGS) in text
     assert re.search(r"set\(architectures ([\d ]+)\)", text)[1].split() == [*compilers.ARCHITECTURES]

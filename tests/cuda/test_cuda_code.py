@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What nvcc and NVRTC make of the CUDA kernels, without a device: machine code is counted, PTX is interpreted.
+"""The output of nvcc and NVRTC for the CUDA kernels, without a device: machine code is counted, PTX is interpreted.
 
-Needs the group `cuda-test`. The interpreter (cuda_kernels/ptx.py) runs what compilers emitted; it is not the device.
+It needs the group `cuda-test`. The interpreter (cuda_kernels/ptx.py) runs the compilers' output; it is not the device.
 """
 
 import re
@@ -27,14 +27,14 @@ def machine_code(compiler, arch):
 
 
 def check(code, registers=64):
-    """What holds for each kernel on each architecture."""
+    """Asserts the properties of each kernel on each architecture."""
     assert {*code} == {f"nf_{name}" for name in KERNELS}
     for name, c in code.items():
         assert (c.stack, c.local, c.count("LDL", "STL")) == (0, 0, 0), name  # no spills, no local memory
         assert c.registers <= registers, name
         # Subnormal numbers are kept. (F2I is of integer divisions.)
         assert not [op for op in c.instructions if ".FTZ" in op and not op.startswith("F2I")], name
-        # Approximate instructions: the seed of the square root, and those inside of exact divisions and of the exact
+        # The approximate instructions are the seed of the square root, and those inside exact divisions and the exact
         # square root of float64.
         approximate = {op for op in c.instructions if op.startswith("MUFU")}
         double, loss = name.endswith("f64"), "_loss" in name
@@ -43,9 +43,9 @@ def check(code, registers=64):
         assert approximate <= allowed | ({"MUFU.RCP64H"} if loss else set()), name
 
 
-# Per pair of normals, as core/normal.h has it: 2 of r, 8 + 1 of the logarithm, 5 of the square root, 4 + 4 of sine and
-# cosine; products with r, of the square root (2), t, y, and with t, and both with the radius; sums for low and u. And
-# for each element fma(sigma, z, -0), which is a product, and fma(alpha, x, ..).
+# A pair of normals takes, as in core/normal.h: 2 for r, 8 + 1 for the logarithm, 5 for the square root, 4 + 4 for sine
+# and cosine; products with r, in the square root (2), with t, y, and with the radius; sums for low and u. Each element
+# takes fma(sigma, z, -0), which is a product, and fma(alpha, x, ..).
 FMA, PRODUCTS, SUMS = 2 + 9 + 5 + 8, 1 + 2 + 1 + 1 + 1 + 2, 2
 
 
@@ -55,19 +55,20 @@ def floating_point(c):
 
 @pytest.mark.parametrize("compiler", BOTH)
 def test_budget_on_sm_90(compiler):
-    """Instructions for each element, registers, spills; and that nothing was contracted or approximated."""
+    """Counts instructions for each element, registers, spills; and asserts that nothing was contracted or
+    approximated."""
     code = machine_code(compiler, "90")
     print(compilers.budget_table(code, f"sm_90, {compiler}"))
     check(code)
     for name, most in (("forward_f32", 42), ("forward_bf16", 42), ("two_f32", 14), ("two_bf16", 14)):
         c, n = code[f"nf_{name}"], compilers.ELEMENTS[name.rpartition("_")[0]]
         assert c.total <= most * n, name
-        assert c.count("BRA") == 0, name  # so that what stands there once is done once
+        assert c.count("BRA") == 0, name  # so instructions that occur once are executed once
     for dtype in ("f32", "bf16", "f16"):
         pairs = 16
         assert floating_point(code[f"nf_forward_{dtype}"]) == (FMA * pairs + 64, PRODUCTS * pairs, SUMS * pairs)
-    # Of the loss's kernel the two pairs of a thread's four elements, and their products with the gradient's factor.
-    # What else stands there (the noise and another term, the squares, and the halving) may stand there more than once.
+    # The loss's kernel has the two pairs of a thread's four elements, and their products with the gradient's factor.
+    # Its other parts (the noise and another term, the squares, and the halving) may occur more than once.
     fma, products, sums = floating_point(code["nf_loss_f32"])
     assert fma >= FMA * 2 + 2 * 4 + 1
     assert products == PRODUCTS * 2 + 4
@@ -79,7 +80,7 @@ def test_budget_on_sm_90(compiler):
     assert code["nf_forward_bf16"].instructions["STG.E.128"] == 4
 
 
-# The two share what is behind their front ends, which know an architecture only as a number: so each architecture is
+# The two share everything behind their front ends, which know an architecture only as a number. So each architecture is
 # compiled by one of them, and 90 by both (above).
 OTHERS = [arch for arch in compilers.ARCHITECTURES if arch != "90"]
 # Those between the oldest and the newest wait for a release.
@@ -91,8 +92,8 @@ WHEN = {arch: [] if arch in (OTHERS[0], OTHERS[-1]) else [pytest.mark.release] f
     [pytest.param(*BOTH[k % 2].values, arch, marks=[*BOTH[k % 2].marks, *WHEN[arch]]) for k, arch in enumerate(OTHERS)],
 )
 def test_every_architecture(compiler, arch):
-    # Rows of any kind take up to 70 on sm_75 (float64) and 80 on sm_100 and sm_120 (float32): room for three blocks of
-    # 256 threads. Held to 64 there, they spill.
+    # General rows take up to 70 registers on sm_75 (float64) and 80 on sm_100 and sm_120 (float32): room for three
+    # blocks of 256 threads. Held to 64 there, they spill.
     check(machine_code(compiler, arch), registers=80 if arch in ("75", "100", "120") else 64)
 
 
@@ -104,7 +105,7 @@ ERRORS = {  # in kernels apart, so that one compile has both
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory):
-    """What nvcc makes of a copy of the sources with errors in it."""
+    """Compiles a copy of the sources with errors in it by nvcc."""
     sources = shutil.copytree(stand_in.CSRC, tmp_path_factory.mktemp("planted") / "csrc")
     for file, (old, new) in ERRORS.items():
         text = (sources / file).read_text()
@@ -116,7 +117,7 @@ def planted(tmp_path_factory):
 @pytest.mark.release
 @needs_nvcc
 def test_a_lost_fma_and_flushing_would_be_seen(planted):
-    """The test of the tests above: a product and a sum in place of fma, and -ftz=true."""
+    """Tests the tests above: a product and a sum in place of fma, and -ftz=true."""
     lost = compilers.machine_code(planted["cubin"])["nf_forward_f32"]
     assert floating_point(lost) != (FMA * 16 + 64, PRODUCTS * 16, SUMS * 16)
     flushed = compilers.machine_code(compilers.nvcc("90", [*compilers.FLAGS, "-ftz=true"])["cubin"])
@@ -128,7 +129,8 @@ def test_a_lost_fma_and_flushing_would_be_seen(planted):
 
 
 def calls():
-    """(what, function of arrays) that together launch every kernel; x holds samples of 1536 or of 105 elements."""
+    """Yields (name, function of arrays) that together launch every kernel; x holds samples of 1536 or of 105
+    elements."""
     linear, noise = nf.Schedule.linear(20), nf.Noise(2**63 + 5, sample=2**32 - 1, step=3)
     weight = np.linspace(0.5, 2, 20)
     yield "q_sample", lambda x, t, m: nf.q_sample(x, t, linear, noise)
@@ -158,7 +160,7 @@ def calls():
 
 
 def interpreting(text, counts):
-    """An `execute` for the stand-in."""
+    """Returns an `execute` for the stand-in."""
     kernels = {}
 
     def execute(name, grid, threads, call):
@@ -170,8 +172,8 @@ def interpreting(text, counts):
     return execute
 
 
-# Each compiler, and each of two architectures far apart: that the compilers make of one text the same instructions is
-# what the budget above counts.
+# Each compiler is run, and each of two architectures far apart. The budget above shows that the compilers make the same
+# instructions of one text.
 SOURCES = [
     pytest.param("nvrtc", "90", marks=needs_nvrtc),
     pytest.param("nvcc", "75", marks=needs_nvcc),
@@ -180,7 +182,7 @@ SOURCES = [
 
 @pytest.mark.parametrize(("compiler", "arch"), SOURCES)
 def test_interpreted_ptx_has_the_bits_of_native_on_the_stand_in(compiler, arch):
-    """Every kernel, every dtype, with each access checked for bounds and alignment."""
+    """Every kernel runs with every dtype, and each access is checked for bounds and alignment."""
     text = compilers.compiled(compiler, arch)["ptx"].decode()
     assert not re.search(r"(?<!rsqrt\.approx)\.ftz", text)
     counts = {name: Counter() for name in KERNELS}

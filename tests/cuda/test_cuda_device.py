@@ -27,7 +27,7 @@ def cupy():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_all_bits_of_two_to_the_28_elements(cupy, dtype):
-    """q_sample and a DDPM step, sample by sample against the CPU."""
+    """q_sample and a DDPM step give, sample by sample, the CPU's bits."""
     samples, size, noise = 64, 1 << 22, nf.Noise(2026, sample=2**32 - 5)
     x = cupy.empty((samples, size), DTYPES[dtype])
     nf.randn(x.shape, nf.Noise(7), dtype=DTYPES[dtype], out=x)
@@ -47,7 +47,8 @@ def test_all_bits_of_two_to_the_28_elements(cupy, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_all_bits_of_a_loss_of_two_to_the_28_elements(cupy, dtype):
-    """With its gradient over the prediction; sample by sample against the CPU, and the mean of their sums in order."""
+    """The loss with its gradient over the prediction gives the CPU's bits sample by sample, and the mean of their sums
+    in order."""
     samples, size, noise = 64, 1 << 22, nf.Noise(2026, sample=2**32 - 5)
     pred, x0 = (cupy.empty((samples, size), DTYPES[dtype]) for _ in range(2))
     for a, seed in ((pred, 7), (x0, 8)):
@@ -68,7 +69,7 @@ def test_all_bits_of_a_loss_of_two_to_the_28_elements(cupy, dtype):
 
 
 def test_the_square_root_is_rounded_correctly(cupy):
-    """All floats from 2^-33 to 64, which holds all that the kernels take it of."""
+    """All floats from 2^-33 to 64 are tried, which include all that the kernels use."""
     source = """
     #include "cuda/lane_cuda.h"
     extern "C" __global__ void root(unsigned first, float* out) {
@@ -135,7 +136,7 @@ extern "C" __global__ void wait(long long cycles) {
 
 
 def test_the_current_stream_is_used(cupy):
-    """It waits, then changes x: a kernel on any other stream would take x as it was."""
+    """It waits, then changes x: a kernel on any other stream would read x too early."""
     x, out = cupy.ones((64, 1 << 16), cupy.float32), cupy.empty((64, 1 << 16), cupy.float32)
     nf.q_sample(x, 6, LINEAR, nf.Noise(1), out=out)  # compiled, and its table there
     wait, stream = cupy.RawKernel(WAIT, "wait"), cupy.cuda.Stream(non_blocking=True)

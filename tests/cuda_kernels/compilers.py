@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What nvcc and NVRTC make of csrc/cuda, without a device: PTX, machine code, and what can be read from it.
+"""The output of nvcc and NVRTC for csrc/cuda, without a device: PTX, machine code, and what can be read from it.
 
 python tests/cuda_kernels/compilers.py    prints the table of benchmarks/results/cuda-sm_90.md
 """
@@ -22,7 +22,7 @@ FLAGS = ("-std=c++20", "-fmad=false", "--expt-relaxed-constexpr")  # those of CM
 
 
 def tool(name):
-    """From PyPI's packages (the group `cuda-test`), else from the path; None: not there."""
+    """Returns nvcc from PyPI's packages (the group `cuda-test`), else from the path. None: there is none."""
     found = importlib.util.find_spec("nvidia")
     for folder in found.submodule_search_locations if found else ():
         for path in sorted(Path(folder).glob(f"*/bin/{name}")):
@@ -47,7 +47,7 @@ def run(*command):
 
 
 def nvcc(arch, flags=FLAGS, sources=CSRC):
-    """{"ptx": its bytes, "cubin": those of the machine code that was made of it}: one run, of 15 seconds."""
+    """Returns {"ptx": its bytes, "cubin": those of its machine code}: one run, of 15 seconds."""
     with tempfile.TemporaryDirectory() as folder:
         keep = ["-cubin", f"-arch=sm_{arch}", "--keep", "--keep-dir", folder]
         run(tool("nvcc"), *flags, *keep, sources / "cuda" / "kernels.cu", "-o", Path(folder) / "kernels.cubin")
@@ -55,7 +55,8 @@ def nvcc(arch, flags=FLAGS, sources=CSRC):
 
 
 def nvrtc(arch):
-    """The same through the library's own function, but for the choice of the architecture, which asks the device."""
+    """Does the same through the library's own function, except for the choice of the architecture, which asks the
+    device."""
     import cupy
     from cupy.cuda import compiler
 
@@ -83,7 +84,7 @@ def compiled(compiler, arch):
 
 @dataclass
 class Code:
-    """Machine code of one kernel: how often each instruction stands there, and what it takes."""
+    """Machine code of one kernel: the count of each instruction, and the resources."""
 
     instructions: Counter
     registers: int
@@ -91,7 +92,7 @@ class Code:
     local: int
 
     def count(self, *names):
-        """Instructions of these names, whatever their modifiers."""
+        """Counts instructions of these names, with any modifiers."""
         return sum(n for name, n in self.instructions.items() if name.split(".")[0] in names)
 
     @property
@@ -100,7 +101,7 @@ class Code:
 
 
 def machine_code(cubin):
-    """By kernel, without padding and the last branch, to itself, which is never reached."""
+    """Returns machine code by kernel, without padding and the last branch, to itself, which is never reached."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.cubin"
         path.write_bytes(cubin)
@@ -123,7 +124,7 @@ ELEMENTS = {"forward": 32, "forward_u8": 32, "forward_u16": 32, "normal": 32, "t
 
 
 def budget_table(code, title):
-    """Markdown: instructions and registers."""
+    """Returns Markdown: instructions and registers."""
     lines = [
         f"# {title}",
         "",

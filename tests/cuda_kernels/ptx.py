@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An interpreter for the PTX that nvcc and NVRTC make of csrc/cuda: what the compilers did, run on NumPy.
+"""An interpreter for the PTX of csrc/cuda from nvcc and NVRTC: it runs the compilers' output on NumPy.
 
-All threads of a launch step together; where they diverge, those that are furthest behind go first. Every access is
-checked: it has to lie within one allocation and to be aligned to its size, and where threads share memory there has to
-be a barrier between one's store and another's access. Registers are 64 bits wide and hold raw
-bits; arithmetic is that of NumPy, and of the reference backend for fma. An opcode that is not known here is an error.
-Nothing is said about ptxas, which makes machine code of PTX (test_cuda_code.py looks at that), nor about timing.
+All threads of a launch step together; if they diverge, those furthest behind go first. Every access is checked: it has
+to lie within one allocation and to be aligned to its size, and for shared memory a barrier has to separate one thread's
+store from another's access. Registers are 64 bits wide and hold raw bits; arithmetic is that of NumPy, and of the
+reference backend for fma. An unknown opcode is an error. This tells nothing about ptxas, which makes machine code of
+PTX (test_cuda_code.py looks at that), nor about timing.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ RAW = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 class Memory:
-    """The host memory of some arrays, where they are. Nothing else may be touched."""
+    """The host memory of some arrays, in place. No other memory may be touched."""
 
     def __init__(self, arrays=()):
         self.regions = []  # (first byte, beyond the last, its bytes), in order
@@ -42,7 +42,8 @@ class Memory:
             self.place(array)
 
     def place(self, array):
-        """The address of a contiguous array, from now on allowed. (Views of one array become one region.)"""
+        """Returns the address of a contiguous array, which may be accessed from now on. (Views of one array become one
+        region.)"""
         start, end = array.ctypes.data, array.ctypes.data + array.nbytes
         for other in [r for r in self.regions if r[0] < end and start < r[1]]:
             self.regions.remove(other)
@@ -52,7 +53,7 @@ class Memory:
         return array.ctypes.data
 
     def _parts(self, address, size):
-        """For each region touched: which threads, and its bytes as they index them."""
+        """Yields for each touched region: the threads, and its bytes as they index them."""
         starts = np.array([start for start, *_ in self.regions], np.uint64)
         which = np.searchsorted(starts, address, "right") - 1
         for region in np.unique(which):
@@ -166,7 +167,7 @@ class _Run:
     # ---- operands
 
     def get(self, operand, kind):
-        """Of the threads at hand, as values of this type."""
+        """Returns an operand for the present threads, as values of this type."""
         if operand in self.registers:
             raw = self.registers[operand][self.at]
         elif operand in self.special:
@@ -277,7 +278,7 @@ class _Run:
 
     @staticmethod
     def _exact(parts):
-        """Floats have their rounding named, and subnormal numbers are kept."""
+        """Floats name their rounding, and subnormal numbers are kept."""
         assert parts[-1][0] != "f" or parts[:-1] == ["rn"], parts
 
     def op_sqrt(self, parts, to, a):
@@ -285,7 +286,8 @@ class _Run:
         self.set(to, np.sqrt(self.get(a, parts[-1])))
 
     def op_rsqrt(self, parts, to, a):
-        """Approximate on a device; here 4 units off, this way and that, which must not matter."""
+        """The instruction is approximate on a device. Here it is 4 units off, this way and that, which must not
+        matter."""
         assert parts == ["approx", "ftz", "f32"]
         root = (1 / np.sqrt(self.get(a, "f32"))).astype(np.float32)
         self.set(to, (root.view(np.int32) + np.arange(len(root), dtype=np.int32) % 9 - 4).view(np.float32))
@@ -400,11 +402,11 @@ class _Run:
 
 
 class _Sharing:
-    """Who has accessed each byte of shared memory since when: threads, and the barriers that they had passed."""
+    """The accesses to each byte of shared memory: threads, and the barriers that they had passed."""
 
     def __init__(self, size):
         self.writer, self.written = np.full(size, -1), np.full(size, -1)
-        self.reader, self.read = np.full(size, -1), np.full(size, -1)  # the last one, or of several in one go, any
+        self.reader, self.read = np.full(size, -1), np.full(size, -1)  # the last reader, or any of several at once
 
     def load(self, index, threads, barriers):
         self._check(self.writer[index], self.written[index], threads, barriers)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stand-in for CuPy and for the device below it. It is not CuPy, and nothing here runs on a GPU.
 
-Arrays lie in host memory; kernels are csrc/cuda/kernels.cu compiled by the C++ compiler (on_cpu.cpp). What the backend
-does with CuPy can be followed: which kernels it launches, on which device, what it uploads. Like CuPy's, these arrays
-refuse to become NumPy arrays by themselves.
+Arrays lie in host memory; kernels are csrc/cuda/kernels.cu compiled by the C++ compiler (on_cpu.cpp). The tests can
+follow the backend's use of CuPy: which kernels it launches, on which device, and what it uploads. Like CuPy's, these
+arrays refuse to become NumPy arrays by themselves.
 """
 
 import ctypes
@@ -56,7 +56,7 @@ def library():
 
 
 class Kernel:
-    """Function of the stand-in: runs the CPU's build, and writes down what was launched."""
+    """Runs the CPU's build in place of a kernel, and records the launch."""
 
     def __init__(self, name, cupy):
         self.name, self.cupy = name, cupy
@@ -74,16 +74,16 @@ class Kernel:
 
 
 def run_on_cpu(name, grid, threads, launch):
-    """One kernel, all its threads one after another."""
+    """One kernel. All its threads run one after another."""
     done = library().run(name.encode(), (ctypes.c_uint * 3)(*grid), threads, ctypes.c_void_p(launch.ctypes.data))
     assert done == 0, f"no kernel {name}"
 
 
-alive = weakref.WeakSet()  # all arrays of the stand-in that there are
+alive = weakref.WeakSet()  # all living arrays of the stand-in
 
 
 class ndarray:
-    """What the library uses of cupy.ndarray, over a NumPy array that stands for device memory."""
+    """The part of cupy.ndarray that the library uses, over a NumPy array that stands for device memory."""
 
     def __init__(self, host, device=0):
         self.host, self.device = host, SimpleNamespace(id=device)
@@ -130,7 +130,7 @@ class ndarray:
         raise TypeError("implicit conversion to a NumPy array is not allowed, as in CuPy")
 
     def __array_function__(self, function, types, args, kwargs):
-        """NumPy's functions reach CuPy's of the same name; here, NumPy's on the host arrays."""
+        """NumPy's functions call CuPy's of the same name; here, NumPy's on the host arrays."""
         bare = [a.host if isinstance(a, ndarray) else a for a in args]
         return self._same(np.asarray(function(*bare, **kwargs)))
 
@@ -139,7 +139,7 @@ ndarray.__module__ = "cupy.stand_in"  # the library knows CuPy's arrays by the n
 
 
 class UnownedMemory(NamedTuple):
-    """Memory of somebody else's, whom it keeps alive."""
+    """Memory of another owner, which this object keeps alive."""
 
     start: int
     size: int
@@ -153,8 +153,8 @@ class MemoryPointer(NamedTuple):
 
 
 class Cupy(ModuleType):
-    """What the library uses of the module `cupy`. `launches`, with their `streams`, and `uploads` keep a record.
-    A stream is its handle, with the device that was current when it was entered."""
+    """The part of the module `cupy` that the library uses. `launches`, with their `streams`, and `uploads` keep a
+    record. A stream is its handle, with the device that was current when it was entered."""
 
     def __init__(self, devices=2):
         super().__init__("cupy")
@@ -190,7 +190,7 @@ class Cupy(ModuleType):
             self.stream = before
 
     def ndarray(self, shape, dtype, memptr, strides):
-        """An array of memory that is somebody else's; it may not reach beyond that."""
+        """An array over another owner's memory; it may not reach beyond that."""
         memory, offset = memptr
         buffer = (ctypes.c_char * memory.size).from_address(memory.start)
         buffer.owner = memory.owner
@@ -198,7 +198,7 @@ class Cupy(ModuleType):
 
     def empty(self, shape, dtype="float64"):
         host = np.empty(shape, dtype)
-        host.reshape(-1).view(np.uint8)[:] = 0xA5  # whatever was there before
+        host.reshape(-1).view(np.uint8)[:] = 0xA5  # arbitrary earlier contents
         return ndarray(host, self.current)
 
     def zeros(self, shape, dtype="float64"):
@@ -219,7 +219,7 @@ class Cupy(ModuleType):
 
 @contextmanager
 def installed():
-    """With this as the module `cupy`, and no binary that a device would need."""
+    """Runs with this as the module `cupy`, and without a binary for a device."""
     from noisefuse import backends
     from noisefuse.backends.cuda import cubin
 

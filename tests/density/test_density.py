@@ -30,7 +30,7 @@ def arrays(shape, dtype="float32", n=2):
 
 
 def closed_form(table, i, x, m, x_next):
-    """In float64, of the row as it stands."""
+    """Computes the density in float64, from the row."""
     row = table.unfolded().rows["out"][i]
     mean = row["k"] + row["x"] * x.astype(np.float64) + row["m1"] * m.astype(np.float64)
     std = row["z"]
@@ -97,7 +97,7 @@ def test_in_place(out):
 @pytest.mark.parametrize("at", [4, np.array([4, 4])], ids=["fast", "checked"])
 @pytest.mark.parametrize("aux", ["x", "m", "past", "x[:]"])
 def test_an_auxiliary_output_in_place_of_an_input(backend, at, aux):
-    """Seen to fail: the residual read what the auxiliary output, or a view of an input, had taken the place of."""
+    """Seen to fail: the residual read memory that the auxiliary output, or a view of an input, had replaced."""
     table = nf.samplers.dpmpp_2m_sde(LINEAR, 10).tableau
     x, m, past = arrays((2, 9, 500), n=3)
     kept = np.empty_like(x)
@@ -263,7 +263,7 @@ def test_windows_that_cut_a_chunk():
             update_with_log_prob(table, 4, part, part, cut, partial=True)
 
 
-@pytest.mark.parametrize("every", [1, 2])  # views are none of the fast path's
+@pytest.mark.parametrize("every", [1, 2])  # the fast path takes no views
 def test_the_mean_over_one_element_is_the_element(every):
     table, (x, m) = TABLES["flow_sde"], (a[:, ::every] for a in arrays((2, every)))
     assert (log_prob(table, 4, x, m, x, reduction="mean") == log_prob(table, 4, x, m, x)).all()

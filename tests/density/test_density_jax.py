@@ -2,7 +2,7 @@
 """Log-densities of JAX's arrays: NumPy's bits in eager code and in programs, gradients of the formula.
 
 Seen to fail: a traced row's constant that is the first row's; a factor that is left out of the mean; the derivative
-without what x adds to the mean; float64 that is rounded before the factor.
+without x's part of the mean; float64 that is rounded before the factor.
 """
 
 from functools import partial
@@ -65,7 +65,7 @@ def test_the_bits_of_doubles(x64):
 
 
 def test_rows():
-    """Traced ones, one for each sample, and in a scan."""
+    """The rows are traced, one for each sample, and in a scan."""
     run = jax.jit(lambda i: FLOW.log_prob(i, *ARRAYS))
     for i in (0, 7, np.array([4, 0, 8])):
         expected = FLOW.log_prob(i, X, M, NEXT)
@@ -97,7 +97,7 @@ def test_runs_guidance_vmap_and_divergences():
 
 
 def naive(i, x, m, x_next, reduction="sum"):
-    """As training frameworks write it."""
+    """Computes it as training frameworks do."""
     row = FLOW.tableau.unfolded().rows["out"][np.asarray(i)]
     columns = {name: jnp.reshape(row[name], (-1, 1, 1, 1)) for name in ("x", "m1", "z")}
     mean = columns["x"] * x + columns["m1"] * m

@@ -17,7 +17,7 @@ def tensors(shape=(2, 4, 9), dtype=torch.float32, n=2):
 
 
 def naive(i, x, m, x_next, reduction="sum"):
-    """As training frameworks write it, in float64."""
+    """Computes it in float64, as training frameworks do."""
     row = TABLE.unfolded().rows["out"][i]
     x, m, x_next = (a.double() for a in (x, m, x_next))
     std = torch.tensor(row["z"])
@@ -54,7 +54,7 @@ def test_autograd_takes_the_fast_path_both_ways(monkeypatch):
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_gradients_are_those_of_the_formula(reduction):
-    """Seen to fail: the gradient of the sum handed on for the mean."""
+    """Seen to fail: the sum's gradient used for the mean."""
     x, m, x_next, cond = tensors(dtype=torch.float64, n=4)
     weights = torch.tensor([2.0, -3.0], dtype=torch.float64)
     for at in (4, torch.tensor([4, 1])):
@@ -85,7 +85,7 @@ def test_a_step_that_autograd_watches_gives_a_sample_and_its_density():
 
 
 def test_a_watched_step_in_place_gives_the_density_of_what_was_there():
-    """Seen to fail: the density read x after the step had taken its place, and so did its gradient, unsaid."""
+    """Seen to fail: the density read x after the step had replaced it, and so did its gradient, without an error."""
     x, m = tensors()
     expected, density = SAMPLER.step(4, x, m, N, log_prob=True)
     x_next, found = SAMPLER.step(4, x, m.requires_grad_(), N, log_prob=True, out=x)
@@ -100,7 +100,7 @@ def test_a_watched_step_in_place_gives_the_density_of_what_was_there():
     "wrong", [{"reduction": "max"}, {"density": "half"}, {"partial": True}], ids=lambda wrong: next(iter(wrong))
 )
 def test_a_watched_step_that_fails_leaves_all_as_it_was(wrong):
-    """Seen to fail: the step was written before its density was asked for."""
+    """Seen to fail: the step was written before its density was computed."""
     sampler = nf.samplers.dpmpp_2m_sde(nf.Schedule.linear(1000), 10)
     x, m, out = tensors(n=3)
     state = sampler.state(x)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps and log-densities beside the formulas of the frameworks that train with them, in float64.
+"""Steps and log-densities, compared in float64 with the formulas of the frameworks that train with them.
 
 sd3_sde_with_logprob of Flow-GRPO (sde, and cps without its constants), as verl-omni, NeMo-RL and sglang have it;
 flux_step of DanceGRPO; ddim_step_with_logprob of DDPO."""
@@ -21,7 +21,7 @@ def gaussian(x_next, mean, std):
 
 
 def flow_grpo(x, u, z, i, level):
-    """(x', log-density)"""
+    """Returns (x', log-density)."""
     here, there = SIGMAS[i], SIGMAS[i + 1]
     dt, below = there - here, SIGMAS[1] if here == 1 else here
     rate = math.sqrt(here / (1 - below)) * level
@@ -48,7 +48,7 @@ def dance(x, u, z, i, eta):
 
 
 def ddpo(x, e, z, i, eta):
-    """Of the row at which sampler.tableau begins."""
+    """Returns the frameworks' numbers for the first row of sampler.tableau."""
     times = [*LADDER.timesteps, -1]
     here, there = (LINEAR.alpha[t] ** 2 if t >= 0 else LINEAR.alpha[0] ** 2 for t in times[i : i + 2])
     variance = (1 - there) / (1 - here) * (1 - here / there)

@@ -19,7 +19,7 @@ SHAPE, BATCH = (4, 64, 64), 64  # each channel is a chunk of 4,096 elements
 
 
 def requests(rng, n):
-    """Names, samples and model outputs of n requests, as a server gets them."""
+    """Returns keys, samples and model outputs of n requests, as a server gets them."""
     noises = [
         nf.Noise(
             int(rng.integers(2**64, dtype=np.uint64)), sample=int(rng.integers(2**56)), step=int(rng.integers(2**31))
@@ -67,7 +67,7 @@ def test_other_backends_give_the_same_requests(name):
 
 
 def flow_sde(sigma, after, before, level):
-    """Mean coefficients and std of Flow-GRPO's step (Liu et al. 2025, equation 9), in mpmath's digits."""
+    """Returns mean coefficients and std of Flow-GRPO's step (Liu et al. 2025, equation 9), in mpmath's digits."""
     s, n = mp.mpf(sigma), mp.mpf(after)
     std_t = mp.mpf(level) * mp.sqrt(s / (1 - (s if s != 1 else mp.mpf(before))))
     dt = n - s
@@ -99,8 +99,8 @@ ENDS = [
 @pytest.mark.parametrize("ends", ENDS, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_densities_at_hard_ends(rule, ends, dtype):
-    """Of the step from sigma to sigma'. Seen to fail: a noise level off by 1e-4 of it, at every end in float64; in
-    float32 where the rounding of x' is not larger than that."""
+    """Compares the step from sigma to sigma'. Seen to fail: a noise level off by 1e-4 of it, at every end in float64;
+    in float32 if the rounding of x' is not larger than that."""
     level, (sigma, after) = 0.7, ends
     sampler = getattr(nf.samplers, rule)(FLOW, [sigma, after], noise_level=level)
     rng = np.random.default_rng(3)
@@ -113,7 +113,7 @@ def test_densities_at_hard_ends(rule, ends, dtype):
             rows = list(zip(x_next[b].tolist(), x[b].tolist(), m[b].tolist(), strict=True))
             z = [(mp.mpf(n) - of_x * a - of_m * v) / std for n, a, v in rows]
             expected.append(float(-sum(one**2 for one in z) / 2 - 300 * (mp.log(std) + mp.log(2 * mp.pi) / 2)))
-            # what rounding x' and its mean may move the residuals by, in units of std, times each of them
+            # the rounding of x' and its mean may move the residuals by this, in units of std, times each of them
             unit = float(np.finfo(dtype).eps) * 4 / float(std)
             moved = (abs(float(one)) * unit * (1 + abs(a) + abs(v)) for one, (_, a, v) in zip(z, rows, strict=True))
             least.append(sum(moved) + 300 * unit**2)
@@ -123,7 +123,7 @@ def test_densities_at_hard_ends(rule, ends, dtype):
 
 
 def test_a_step_without_noise_has_no_density():
-    """The last step of Flow-GRPO's draws, that of CPS to clean data does not."""
+    """The last step of Flow-GRPO draws, that of CPS to clean data does not."""
     x = np.ones((2, 3))
     for rule, draws in (("flow_sde", True), ("flow_cps", False)):
         sampler = getattr(nf.samplers, rule)(FLOW, 4)

@@ -35,7 +35,8 @@ def rounded(x, levels, scale=None, offset=None):
 
 
 def close(found, expected):
-    """But where two roundings of what is nearly half differ; of uint16 float32's own are up to 2^-8 levels."""
+    """Asserts equality, unless two roundings of a value near a half differ; for uint16 float32's own are up to 2^-8
+    levels."""
     assert found.dtype == expected.dtype
     difference = np.abs(found.astype(int) - expected)
     assert difference.max() <= 1
@@ -55,11 +56,11 @@ def calls(dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_result_in_levels_is_the_float_rounded(backend, kind, levels):
-    """And has the reference's bits. Seen to fail: an offset that is left out, a scale that misses the noise."""
+    """The result has the reference's bits. Seen to fail: an offset that is left out, a scale that misses the noise."""
     dtype = KINDS[kind]
     for name, call in calls(dtype):
         if dtype.itemsize == 2 and dtype.kind != "u":
-            continue  # what is rounded is not rounded to 16 bits before, so there are no floats to compare with
+            continue  # an unrounded value is not rounded to 16 bits first, so there are no floats to compare with
         found = call(dtype=levels)
         close(found, rounded(call(), levels))
         close(call(dtype=levels, out_scale=-40, out_offset=100.25), rounded(call(), levels, -40, 100.25))
@@ -81,7 +82,7 @@ def test_half_floats_too(backend, kind, levels):
 
 @pytest.mark.parametrize("kind", DTYPES)
 def test_rounding_is_exact_to_the_top(backend, kind, levels):
-    """v = x where the noise is multiplied by 0. Seen to fail: a top of 65536, halves rounded away from zero."""
+    """v = x if the noise is multiplied by 0. Seen to fail: a top of 65536, halves rounded away from zero."""
     top, dtype = TOPS[levels], KINDS[kind]
     with np.errstate(over="ignore"):  # of float16
         near = np.add.outer([0, top // 4, top // 2, top], np.arange(-3, 4) / 2).reshape(-1).astype(dtype)
@@ -101,7 +102,7 @@ def test_rounding_is_exact_to_the_top(backend, kind, levels):
 
 @pytest.mark.parametrize("size", [1, 15, 63, 64, 65, 4096 + 7, 1 << 23])
 def test_of_all_lengths(native, size, levels):
-    """Past the caches, too; and what lies behind the result stays."""
+    """It holds past the caches, too; and memory behind the result stays."""
     x = np.resize(data(KINDS[levels]), (1, size))
     out = np.full(size + 1, 77, levels)
     nf.q_sample(x, 300, SCHEDULE, N, out=out[None, :-1])
@@ -112,7 +113,7 @@ def test_of_all_lengths(native, size, levels):
 
 
 def test_the_other_byte_order(native):
-    """As TIFF files have it."""
+    """The bytes are swapped, as in TIFF files."""
     x = data(KINDS["uint16"])
     assert np.array_equal(nf.q_sample(x.astype(">u2"), T, SCHEDULE, N), nf.q_sample(x, T, SCHEDULE, N))
 
@@ -130,7 +131,7 @@ def test_a_target_beside_levels_stays_float(backend, kind, target, levels):
 
 @pytest.mark.parametrize("shape", [SHAPE, (3, 4096)])
 def test_in_place_of_levels(backend, shape, levels):
-    """Seen to fail: on a device, where x is what tells which kernel can take it."""
+    """Seen to fail: on a device, where x decides which kernel can take it."""
     x = np.random.default_rng(0).integers(0, TOPS[levels] + 1, shape).astype(levels)
     with using("reference"):
         expected = nf.q_sample(x, T, SCHEDULE, N, dtype=levels)

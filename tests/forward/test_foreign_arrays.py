@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays of libraries that noisefuse does not know, by DLPack, and subclasses of those that it does.
+"""Arrays of libraries that noisefuse does not know, by DLPack, and subclasses of those that it knows.
 
 Seen to fail: a foreign noise that `q_walk` passes over, a device's array that is read, a mask that is lost.
 """
@@ -70,7 +70,7 @@ def test_they_are_checked_as_numpys():
 
 
 class Far(Bare):
-    """On a CUDA device. Nothing may ask for its memory."""
+    """An array on a CUDA device. Nothing may ask for its memory."""
 
     def __dlpack__(self, **options):
         raise AssertionError("read")
@@ -98,14 +98,14 @@ def test_what_numpy_cannot_read_says_so():
 
 
 class Refusing(Bare):
-    """As Arrow's lists, which DLPack has no word for."""
+    """It is like Arrow's lists, for which DLPack has no type."""
 
     def __dlpack__(self, **options):
         raise TypeError("not compatible with DLPack: list<item: float>")
 
 
 class OfNoNumPy(Bare):
-    """As mlx's bfloat16."""
+    """It is like mlx's bfloat16."""
 
     def __dlpack__(self, **options):
         raise RuntimeError("Unsupported dtype")
@@ -116,7 +116,7 @@ class OfNoNumPy(Bare):
 
 @pytest.mark.parametrize(("kind", "why"), [(Refusing, "list<item: float>"), (OfNoNumPy, "PEP 3118")])
 def test_what_another_library_says_comes_after_what_we_do(kind, why):
-    """Seen to fail: ArrowTypeError and ValueError of theirs alone, which name no argument."""
+    """Seen to fail: only their ArrowTypeError and ValueError, which name no argument."""
     for name, call in (
         ("x0", lambda: nf.q_sample(kind(data()), 3, S, N)),
         ("noise", lambda: nf.q_sample(data(), 3, S, kind(data()))),
@@ -127,7 +127,7 @@ def test_what_another_library_says_comes_after_what_we_do(kind, why):
 
 
 def test_a_dtype_that_dlpack_lacks_is_read_as_an_array():
-    """As JAX has it for bfloat16."""
+    """It is like JAX's bfloat16."""
 
     class Half(Bare):
         def __dlpack__(self, **options):

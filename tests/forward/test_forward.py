@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forward process: the same bits from every backend, what the formulas say, and the noise that was promised."""
+"""The forward process: the same bits from every backend, the values of the formulas, and the promised noise."""
 
 import ctypes
 import ctypes.util
@@ -25,7 +25,7 @@ WALKS = [nf.Schedule.linear(6, 0.01, 0.5), nf.Schedule.flow(5), SCHEDULES[-1]]
 
 @dataclass
 class Call:
-    """A call that can be made again: its arrays are made anew each time, as one of them may be written to."""
+    """A call that can be repeated: its arrays are made anew each time, because one of them may be written to."""
 
     operation: Any
     arguments: tuple[Any, ...]  # arrays, made by functions; other arguments as they are
@@ -135,7 +135,7 @@ def test_q_walk_has_the_same_bits_everywhere(call, threads):
     check_equal_everywhere(call, threads)
 
 
-# ---- what the formulas say ---------------------------------------------------------------------------------
+# ---- the formulas ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=list(DTYPES))
@@ -149,7 +149,7 @@ def column(values, t, x):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_q_sample_is_its_formula(backend, dtype, target):
-    """Within the roundings of the arithmetic (u each: coefficients, products, sums) and the one of the store."""
+    """Bounds the roundings of the arithmetic (u each: coefficients, products, sums) and the one of the store."""
     x0, t, noise = normals((7, 333), dtype), np.array([0, 1, 10, 100, 500, 998, 999]), nf.Noise(1)
     z = nf.randn(x0.shape, noise, dtype=real(dtype)).astype(np.longdouble)
     alpha, sigma = column(LINEAR.alpha, t, x0), column(LINEAR.sigma, t, x0)
@@ -172,7 +172,7 @@ def eps(dtype):
 @pytest.mark.parametrize("result", DTYPES)
 @pytest.mark.parametrize("target", [None, *TARGETS])
 def test_long_runs_have_the_same_bits(target, result, kind):
-    """Whole groups of lanes in one run take a way of their own, with the noise in registers.
+    """Whole groups of lanes in one run take a separate path, with the noise in registers.
 
     Seen to fail: the target without the offset of bytes, the second output stored in place of the first.
     """
@@ -203,7 +203,7 @@ def test_bytes_are_images_in_minus_one_to_one(backend):
 )
 @pytest.mark.parametrize("t", [300, 0.25])
 def test_bytes_of_another_range(backend, t, given, scale, offset):
-    """The defaults of bytes are a pair: where one of them is given, the other is the identity."""
+    """The defaults of bytes are a pair: if one of them is given, the other is the identity."""
     x0, noise = np.arange(256, dtype=np.uint8).reshape(4, 64), nf.Noise(2)
     schedule = nf.Schedule.flow(1000)
     found = nf.q_sample(x0, t, schedule, noise, target="sample", **given)
@@ -236,7 +236,7 @@ def test_the_dtype_may_be_asked_for(backend, kind):
 
 @pytest.mark.parametrize("target", [None, *TARGETS])
 def test_a_schedule_gives_each_call_its_own_coefficients(backend, target):
-    """It keeps those that it was asked for before: they are for the same target, scale and kind of data."""
+    """It keeps earlier ones: they are for the same target, scale and kind of data."""
     kept, noise, x = nf.Schedule.linear(10), nf.Noise(2), normals((4, 50), np.float32)
     for x0 in (x, x.astype(np.float64), (100 * abs(x)).astype(np.uint8), x):
         for keywords in ({}, {"scale": 0.5}, {"offset": 0.25}, {}):
@@ -272,7 +272,7 @@ def test_q_step_is_its_formula(backend, dtype):
 
 
 def test_the_walk_has_the_moments_of_the_closed_form():
-    """Mean alpha x0, variance sigma^2, and Cov(x_s, x_t) = alpha_t / alpha_s sigma_s^2; all to 5 deviations."""
+    """Tests mean alpha x0, variance sigma^2, and Cov(x_s, x_t) = alpha_t / alpha_s sigma_s^2; all to 5 deviations."""
     schedule, kept, n = nf.Schedule.linear(60, 1e-3, 0.2), [0, 7, 30, 59], 1 << 18
     x = nf.q_walk(np.full((4, n // 4), 0.7), schedule, nf.Noise(4), keep=kept).reshape(4, n)
     alpha, sigma = schedule.alpha[kept], schedule.sigma[kept]
@@ -288,7 +288,7 @@ def test_the_walk_has_the_moments_of_the_closed_form():
 
 @pytest.mark.parametrize("kept", [None, [0], [3, 4, 11], [11], []], ids=str)
 def test_the_walk_is_its_steps(backend, dtype, kept):
-    """Bit for bit; the half types are walked in float32, and rounded where kept."""
+    """Equal bit for bit; the half types are walked in float32, and rounded when kept."""
     schedule, noise = nf.Schedule.linear(12, 0.01, 0.5), nf.Noise(5, sample=2**32 - 2, step=7)
     x0, times = normals((3, 5, 60), dtype), range(12) if kept is None else kept
     x, steps = x0.astype(real(dtype)), []
@@ -352,7 +352,7 @@ def test_an_output_may_be_an_input(backend, dtype):
 def test_out_may_lie_over_t(backend):
     """t is read to its end before anything is written.
 
-    Seen to fail: a fast path that does not look where t lies.
+    Seen to fail: a fast path that ignores t's memory.
     """
     for batched, place in ((True, slice(-70, None)), (True, slice(70)), (False, None)):
         memory = np.zeros((70, 700), np.float32)
@@ -416,7 +416,7 @@ def operation(request):
 
 
 def by_turns(choices, operation, dtype):
-    """One of them for each operation and dtype: every operation and every dtype meets them all."""
+    """Yields one of them for each operation and dtype, so that every operation and every dtype meets them all."""
     turn = [*OPERATIONS.values()].index(operation) + [*DTYPES.values()].index(dtype)
     return choices[turn % len(choices)]
 
@@ -441,7 +441,7 @@ def test_a_sample_does_not_depend_on_its_batch(backend, dtype, operation):
 
 @reference_is_slow
 def test_a_window_is_that_part_of_the_whole(backend, dtype, operation):
-    """Tiles, chunks and sequence shards, of samples large and tiny."""
+    """Windows are tiles, chunks and sequence shards, of samples large and tiny."""
     rows = by_turns([1, 3, 70], operation, dtype)
     t, noise = np.arange(rows), nf.Noise(9, step=4)
     for shape, start, stop in (
@@ -482,7 +482,7 @@ def test_a_window_is_taken_in_few_long_runs(full, start, shape, runs):
 
 @pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="NumPy's arrays have at most 32 axes")
 def test_a_window_of_many_axes(backend):
-    """Seen to fail: the native backend has room for 32, and wrote the others past it."""
+    """Seen to fail: the native backend has room for 32, and wrote the others beyond it."""
     shape, start, slice_ = (2, *(1,) * 40, 3, 5), (0,) * 42 + (1,), (2, *(1,) * 40, 2, 4)
     whole = nf.randn((3, *shape), nf.Noise(9))
     assert bits(nf.randn((3, *slice_), nf.Noise(9).window(shape, start))) == bits(whole[..., :2, 1:])
@@ -499,7 +499,7 @@ def test_threads_do_not_matter(compiled, operation, shape):
 
 
 def test_threads_begin_within_runs_and_segments(compiled):
-    """Seen to fail: a range's place in its run counted backwards, or what is left of its segment as of its sample."""
+    """Seen to fail: a range's place in its run counted backwards, or its segment's remainder taken from its sample."""
     x, t = normals((2, 5, 14000), np.float32), np.arange(10).reshape(2, 5)
     noise = nf.Noise(10).window((5, 14010), (0, 3))
     with nf.set_num_threads(1):
@@ -547,7 +547,7 @@ def test_a_t_of_one_element_is_for_all(backend):
 
 
 def test_a_t_for_each_token_of_a_long_sample(backend):
-    """Whole tiles of one run, in which rows differ."""
+    """Rows differ in whole tiles of one run."""
     x, noise = normals((2, 100, 7), np.float32), nf.Noise(12)
     t = np.random.default_rng(0).integers(1000, size=(2, 100))
     z = nf.randn(x.shape, noise)
@@ -575,8 +575,8 @@ def test_nan_and_infinity_pass_through(backend, dtype):
 
 
 def test_nan_in_long_arrays_stays_where_it_is(backend, dtype):
-    """Long runs take another way than short ones: it looks for NaN in a few vectors at once. All bits of the payload
-    are set: rounding as of a number would carry them into the sign."""
+    """Long runs take a different path from short ones, which looks for NaN in a few vectors at once. All bits of the
+    payload are set: rounding it like a number would carry them into the sign."""
     x, nan = np.zeros((1, 4096), "f4"), np.array([3, 16, 700, 1023, 4095])
     x.view("u4")[0, nan] = 0x7FFFFFFF
     found = nf.q_sample(x, 5, LINEAR, nf.Noise(13), dtype=dtype)
@@ -587,7 +587,7 @@ def test_nan_in_long_arrays_stays_where_it_is(backend, dtype):
 
 
 def test_overflow_is_infinite_without_a_warning(backend):
-    """As in the kernels, also where an input is converted first."""
+    """It holds as in the kernels, also if an input is converted first."""
     noise = nf.Noise(13)
     with np.errstate(all="raise"):
         assert np.isposinf(nf.q_sample(np.full((1, 4), 1e300), 0, LINEAR, noise, dtype="float32")).all()
@@ -602,9 +602,9 @@ def test_subnormal_numbers_are_kept(backend, dtype):
     assert bits(nf.q_sample(x, 0, nf.Schedule([1.0], [1.0]), z)) == bits(x)
 
 
-# A device has a mode of its own, and what stands in for one computes in that of its caller.
+# A device has a mode of its own, and the stand-in computes in its caller's mode.
 on_processors = pytest.mark.parametrize("name", [*NATIVE, *NUMBA, "reference"])
-# Where fenv_t holds the control bits, and the bits of each mode.
+# The places of the control bits in fenv_t, and the bits of each mode.
 WORD, MODES = {
     "x86_64": (7, {"flush": 0x8000, "read as zero": 0x40, "upwards": 0x4000, "downwards": 0x2000, "towards 0": 0x6000}),
     "aarch64": (0, {"flush": 0x1000000, "upwards": 0x400000, "downwards": 0x800000, "towards 0": 0xC00000}),
@@ -613,7 +613,7 @@ LIBM = ctypes.CDLL(ctypes.util.find_library("m"))
 
 
 def float_mode():
-    """This thread's floating-point environment, as C's fenv_t (and room to spare)."""
+    """Returns this thread's floating-point environment, as C's fenv_t (and room to spare)."""
     environment = np.zeros(16, np.uint32)
     LIBM.fegetenv(environment.ctypes)
     return environment
@@ -665,7 +665,7 @@ def test_the_callers_float_mode_does_not_matter_to_losses_and_is_kept(name, mode
     """Seen to fail, on Numba: sums of squares, of samples or the gradient's factor in the caller's mode, or in another
     one afterwards."""
     pred = normals((4, 3000), np.float32)
-    pred[:2] *= np.float32(1e-20)  # whose squares are subnormal
+    pred[:2] *= np.float32(1e-20)  # its squares are subnormal
     x0, weight = np.zeros_like(pred), 0.1 + 0.3 * np.arange(1000)
 
     def losses():
@@ -684,7 +684,7 @@ def test_the_callers_float_mode_does_not_matter_to_losses_and_is_kept(name, mode
 @pytest.mark.skipif(not MODES, reason="knows the control words of x86-64 and AArch64 only")
 @pytest.mark.parametrize("mode", MODES)
 def test_the_callers_float_mode_does_not_matter_to_rows_that_are_not_kept(compiled, mode):
-    """Numbers of `augment`, which the fast path rounds. Seen to fail: in the caller's mode."""
+    """These are numbers of `augment`, which the fast path rounds. Seen to fail: in the caller's mode."""
     x, noise, stds = normals((2, 50), np.float32), nf.Noise(15), (1 / 3, 2 / 3, 0.1, 1e-39)
     expected = [nf.augment.gaussian(x, np.full(2, std), noise, mean=np.zeros(2)) for std in stds]
     with float_mode_with(MODES[mode]):
@@ -695,7 +695,8 @@ def test_the_callers_float_mode_does_not_matter_to_rows_that_are_not_kept(compil
 @pytest.mark.skipif(not MODES, reason="knows the control words of x86-64 and AArch64 only")
 @pytest.mark.parametrize("mode", MODES)
 def test_the_callers_float_mode_does_not_matter_to_what_is_converted_or_kept(mode):
-    """Float64 inputs of a float32 step, and the rounded rows of a table. Seen to fail: in the caller's mode."""
+    """These are float64 inputs of a float32 step, and the rounded rows of a table. Seen to fail: in the caller's
+    mode."""
     x, model = normals((2, 50), np.float32), normals((2, 50), np.float64) * 1e-38
 
     table, again = (nf.samplers.ddim(LINEAR, steps=10).tableau for _ in range(2))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image without `batched=False` would be a batch of rows: refused or warned of, in each kind of array.
+"""One image without `batched=False` would be a batch of rows: each kind of array refuses it or warns.
 
-Seen to fail: as it was, the rows of image 15 having the noise of image 16's; each part of the rule left out, in Python
-and in C++.
+Seen to fail: before the rule, the rows of image 15 had the noise of image 16's; each part of the rule left out, in
+Python and in C++.
 """
 
 import itertools
@@ -112,7 +112,7 @@ def test_all_else_is_a_batch(name, x):
 
 
 def test_a_batch_of_one_is_the_one():
-    """So nothing is said of integers (1, H, W), nor of a clip (1, n)."""
+    """So integers (1, H, W) and a clip (1, n) pass without a warning."""
     for name, call in AUGMENT.items():
         if name != "gaussian of each":
             assert np.array_equal(call(image(1, 16, 16)), call(image(1, 16, 16), batched=False))
@@ -224,7 +224,7 @@ def test_any_array_that_speaks_dlpack_follows():
 
 
 def test_batches_whose_samples_have_names_are_batches():
-    """Of 16 grey images that are 16 x 4."""
+    """The batch has 16 grey images of 16 x 4."""
     images, ids = image(16, 16, 4), np.arange(16)
     noisy = nf.interop.columns.NoisyColumns(S, nf.Noise(7))
     assert noisy({"id": ids, "image": images})["x_t"].shape == images.shape
@@ -242,7 +242,7 @@ def test_the_reference_follows():
 
 
 def test_a_warning_comes_once_in_a_process():
-    """Whatever the filters are."""
+    """It warns whatever the warnings filters are."""
     program = (
         "import warnings, numpy as np, noisefuse as nf\n"
         "warnings.simplefilter('always')\n"

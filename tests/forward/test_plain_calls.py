@@ -216,7 +216,7 @@ RANDOM = {
 
 
 def checked(monkeypatch, call):
-    """What the checked path gives."""
+    """Returns the result of the checked path."""
     with monkeypatch.context() as patch:
         for name in backends.FAST_PATH:
             patch.setattr(backends, name, backends.declined)
@@ -300,7 +300,7 @@ def test_small_arrays_of_any_layout(native, monkeypatch, name, layout):
 
 
 def test_a_copy_may_lie_where_the_result_does(native, monkeypatch):
-    """What is copied is read first: an output may overlap it in part."""
+    """A copied argument is read first: an output may overlap it in part."""
     memory = np.arange(2 * 224, dtype=np.float32)
     x, out = memory.reshape(2, 16, 14)[..., ::2], memory[:224].reshape(2, 16, 7)
     expected = nf.q_sample(x.copy(), T, S, N)
@@ -311,7 +311,7 @@ def test_a_copy_may_lie_where_the_result_does(native, monkeypatch):
 
 @pytest.mark.parametrize("name", OWN)
 def test_float_times_have_the_bits_of_the_checked_path(native, monkeypatch, name):
-    """Of many times at once, and of each alone. Seen to fail: a flow's sigma by one rounding less."""
+    """Compares many times at once with each alone. Seen to fail: a flow's sigma with one rounding less."""
     t = np.random.default_rng(1).random((64, 8)) ** 3
     x = np.linspace(-1, 1, t.size).reshape(t.shape)
 
@@ -333,7 +333,7 @@ def test_float_times_have_the_bits_of_the_checked_path(native, monkeypatch, name
     ids=repr,
 )  # fmt: skip
 def test_wrong_float_times_are_what_they_are_to_the_checked_path(native, monkeypatch, schedule, t):
-    """Seen to fail: the last time not looked at, a list's length not compared with the batch."""
+    """Seen to fail: the last time ignored, a list's length not compared with the batch."""
 
     def error():
         try:
@@ -346,7 +346,7 @@ def test_wrong_float_times_are_what_they_are_to_the_checked_path(native, monkeyp
 
 @pytest.mark.parametrize(("t", "weight"), [(0.5, [2.0]), (np.full((2, 16), 0.5), np.ones(32)), ([0.5, 0.5], [1.0])])
 def test_weights_have_the_shape_of_float_times(native, t, weight):
-    """Seen to fail where a weight for one row was taken for that of a number."""
+    """Seen to fail: a weight for one row was taken for that of a number."""
     with pytest.raises(ValueError, match="weight: expected t's shape"):
         nf.mse_loss(X[0], X[0], t, F, N, target="flow", weight=np.array(weight))
 
@@ -358,7 +358,7 @@ def test_float_times_that_look_like_steps_are_warned_of(native, monkeypatch):
 
 
 def test_an_interrupt_while_rows_are_made_goes_on(native, monkeypatch):
-    """Seen to fail where the fast path took every error for an argument that is not plain."""
+    """Seen to fail: the fast path took every error for an argument that is not plain."""
 
     def interrupted(t):
         raise KeyboardInterrupt
@@ -434,7 +434,7 @@ def test_all_halves_are_clipped(native, monkeypatch, dtype, bounds):
 
 @pytest.mark.parametrize("dtype", [*ALL, "uint16"])
 def test_large_results_are_clipped(native, monkeypatch, dtype):
-    """Seen to fail: each piece was clipped from where the first one begins."""
+    """Seen to fail: each piece was clipped from the beginning of the first one."""
     x = np.resize(numbers(dtype), (3, 5, 7001))
     expected = checked(monkeypatch, lambda: GAUSSIAN(x, 3.0, N, clip=(1, 2)))
     refuse_the_checked_path(monkeypatch)
@@ -505,7 +505,7 @@ def test_a_walk_of_bytes_is_its_steps(backend):
     ],
 )
 def test_what_is_wrong_is_said(native, call, error):
-    """Seen to fail: a stream of one's own, a t of another shape, one past array too many or one that is missing."""
+    """Seen to fail: a user's stream, a t of another shape, one past array too many or too few."""
     with pytest.raises(error):
         call()
 
@@ -519,7 +519,7 @@ def test_many_ranges_are_forgotten():
 
 
 def test_noise_that_a_loss_does_not_read_is_checked_too(native):
-    """Seen to fail where the fast path took any object."""
+    """Seen to fail: the fast path took any object."""
     x = numbers("float32")
     with pytest.raises(TypeError, match="a bare seed"):
         nf.mse_loss(x, x, T, S, 5, target="sample")
@@ -529,7 +529,7 @@ def test_noise_that_a_loss_does_not_read_is_checked_too(native):
     "call", ["nf.randn((2, 3), N)", "nf.q_sample(x, 3, S, N)", "nf.mse_loss(x, x, 3, S, N, target='v')"]
 )
 def test_the_first_call_of_a_process_takes_it_too(call):
-    """Seen to fail for randn and mse_loss where only rows chose the backend."""
+    """Seen to fail for randn and mse_loss: only rows chose the backend."""
     code = f"""
 import numpy as np, noisefuse as nf
 from noisefuse.operations import draw, loss, process, update

@@ -108,7 +108,7 @@ def test_sigmoid():
 
 
 def capped_betas(abar, steps, max_beta):
-    """The rule of Nichol & Dhariwal 2021 for any abar(u)."""
+    """Computes the rule of Nichol & Dhariwal 2021 for any abar(u)."""
     return [min(1 - abar((t + 1) / steps) / abar(t / steps), max_beta) for t in range(steps)]
 
 
@@ -256,7 +256,7 @@ def test_variance_is_preserved_to_1e_12(error, preserved):
 
 
 def composed(steps):
-    """(alpha, sigma) of the whole walk, one step after the other."""
+    """Returns (alpha, sigma) of the whole walk, one step after the other."""
     alpha, variance = 1.0, 0.0
     for a, s in zip(*steps, strict=True):
         alpha, variance = a * alpha, a * a * variance + s * s
@@ -292,7 +292,7 @@ def test_step_coefficients_are_computed_once():
 @pytest.mark.parametrize("name", ["alphas_cumprod", "betas", "snr"])
 @pytest.mark.parametrize("schedule", [S.linear(5), S.from_alphas_cumprod([0.9, 0.5, 0.1])], ids=lambda s: s.kind)
 def test_columns_that_follow_are_computed_once(schedule, name):
-    """That nobody can write to them is tested below. Seen to fail: properties."""
+    """That they cannot be written to is tested below. Seen to fail: properties."""
     before = pickle.dumps(schedule)
     assert getattr(schedule, name) is getattr(schedule, name)
     assert pickle.dumps(schedule) == before
@@ -569,7 +569,7 @@ def test_foreign_json_is_refused():
 
 
 def test_name():
-    """For the eye: a schedule by another name is the same one."""
+    """A schedule under another name is the same one; the name is for readers."""
     given, linear = S([0.8, 0], [0.6, 1], name="mine"), S.linear(3)
     named = linear.with_name("toy")
     assert (given.name, given.kind, linear.name, named.name, named.kind) == (
@@ -590,8 +590,8 @@ def test_name():
 
 
 def test_from_logsnr():
-    """To the rounding of the exponent, one unit of the last place of up to 60, halved: 3.6e-15. Where alpha or sigma is
-    near 1, the other is not lost in 1 - it."""
+    """They agree to the rounding of the exponent, one unit of the last place of up to 60, halved: 3.6e-15. If alpha or
+    sigma is near 1, the other is not lost in 1 - it."""
     log_snr = np.linspace(60, -60, 241)
     schedule = S.from_logsnr(log_snr)
     with localcontext(prec=60):
@@ -632,7 +632,7 @@ EDM = {"num_train_timesteps": 50, "sigma_min": 0.01, "sigma_max": 50.0}
     ],
 )
 def test_from_diffusers_configuration(config, expected):
-    """Against diffusers itself: test_samplers_diffusers.py."""
+    """test_samplers_diffusers.py compares with diffusers itself."""
     for scheduler in (config, SimpleNamespace(config=config)):
         assert S.from_diffusers(scheduler) == expected
 
@@ -701,7 +701,7 @@ def test_repr():
 
 @pytest.mark.parametrize("schedule", [S.flow(20), S.linear(20), S.karras(20)])
 def test_plot(schedule):
-    """Where alpha is 1, sigma alone, on a logarithmic axis: from 0.002 to 80 a linear one shows nothing."""
+    """If alpha is 1, it plots sigma alone, on a logarithmic axis: from 0.002 to 80 a linear one shows nothing."""
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     plt = pytest.importorskip("matplotlib.pyplot")
@@ -743,7 +743,7 @@ def test_plot_without_matplotlib(monkeypatch):
     ids=lambda value: value.kind if isinstance(value, S) else "",
 )
 def test_repr_says_what_a_float_time_is(schedule, line):
-    """Seen to fail: nothing of it, as it was."""
+    """Seen to fail: ignored, before this rule."""
     assert repr(schedule).splitlines()[2:] == [f"  a float t is {line}"]
 
 
@@ -753,7 +753,7 @@ TIMES_LIKE_STEPS = [[0.0, 1.0], np.array([1, 0], np.float32), np.array([[0.0, 1.
 
 @pytest.mark.parametrize("schedule", [S.cosine(50), S.flow(50, shift=3.0)], ids=lambda s: s.kind)
 def test_float_times_that_look_like_steps_are_warned_of_once(schedule, monkeypatch):
-    """Seen to fail: nothing was said, as it was; a warning of each array of floats, of 0.0 alone, of integers."""
+    """Seen to fail: no warning, before this rule; a warning for each array of floats, for 0.0 alone, for integers."""
     x, noise, said = np.ones((2, 3), np.float32), nf.Noise(7), set()
     monkeypatch.setattr(calls, "WARNED", said)
     users = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GaussNoise, ISONoise, MultiplicativeNoise and ShotNoise in the place of Albumentations': arguments, seeds, replay."""
+"""GaussNoise, ISONoise, MultiplicativeNoise, ShotNoise in place of Albumentations': arguments, seeds, replay."""
 
 import os
 import pickle
@@ -41,7 +41,7 @@ def test_arguments_and_defaults_are_those_of_theirs():
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_the_moments_are_those_of_theirs(dtype, per_channel):
-    """Where nothing is clipped. Seen to fail: floats with the std of bytes."""
+    """This holds if nothing is clipped. Seen to fail: floats with the std of bytes."""
     unit = 255 if dtype == "uint8" else 1
     grey = GREY if dtype == "uint8" else np.full(GREY.shape, 0.5, np.float32)
     options = {"std_range": (0.1, 0.1), "mean_range": (0.05, 0.05), "per_channel": per_channel, "p": 1.0}
@@ -64,7 +64,7 @@ def test_every_shape_is_taken(shape, per_channel):
 
 
 def test_frames_and_slices_have_noise_of_their_own():
-    """Seen to fail: as theirs, one field for all."""
+    """Like theirs. Seen to fail: one field for all."""
     frames = np.stack(3 * [GREY[:32, :32]])
     found = compose()(images=frames)["images"]
     assert found.shape == frames.shape
@@ -85,7 +85,7 @@ def test_the_seed_of_a_pipeline_names_the_noise():
 
 
 def test_a_key_names_the_noise():
-    """Seen to fail: a key that plays no part."""
+    """Seen to fail: a key that is ignored."""
     for key, sample in ((17, 17), ("cat.png", nf.augment.sample_id("cat.png"))):
         found = compose(key="index", std_range=(0.1, 0.1), noise_seed=5)(image=IMAGE, index=key)["image"]
         expected = nf.augment.gaussian(IMAGE, 25.5, nf.Noise(5, sample=sample), batched=False)
@@ -100,7 +100,8 @@ def test_a_key_names_the_noise():
 
 
 def test_a_key_names_whether_an_image_is_augmented():
-    """Whatever the pipeline's generator drew, as in other workers. Seen to fail: p by that generator, as it was."""
+    """The pipeline's generator, which differs between workers, has no influence. Seen to fail: p by that generator, as
+    before."""
     for kind in (GaussNoise, ISONoise, partial(MultiplicativeNoise, elementwise=True), ShotNoise):
         first, other = (A.Compose([kind(p=0.7, key="index")], seed=seed) for seed in (1, 2))
         there = {i: other(image=IMAGE, index=i)["image"] for i in reversed(range(40))}
@@ -113,7 +114,7 @@ def test_a_key_names_whether_an_image_is_augmented():
         assert changed == sum(nf.augment.strengths(40, 1.0, 1.0, nf.Noise(0), p=0.7))
         never, always = kind(p=0.0, key="index"), A.OneOf([kind(p=0.01, key="index")], p=1.0)
         assert np.array_equal(never(image=IMAGE, index=3)["image"], IMAGE)
-        assert not np.array_equal(always(image=IMAGE, index=3)["image"], IMAGE)  # chosen, which is no luck of its own
+        assert not np.array_equal(always(image=IMAGE, index=3)["image"], IMAGE)  # chosen by the key, not by luck
         replayed = A.ReplayCompose([kind(p=0.7, key="index")])
         for i in range(5):
             found = replayed(image=IMAGE, index=i)
@@ -124,7 +125,7 @@ def test_a_key_names_whether_an_image_is_augmented():
 
 
 def test_a_strict_pipeline_knows_the_key():
-    """Seen to fail: "Key index is not in available keys", as it was."""
+    """Seen to fail: "Key index is not in available keys", as before."""
     for options, given in (({}, {}), ({"key": "index"}, {"index": 3})):
         strict = A.Compose([A.Sequential([GaussNoise(p=1.0, **options)])], strict=True, seed=1)
         assert not np.array_equal(strict(image=IMAGE, **given)["image"], IMAGE)
@@ -134,7 +135,8 @@ def test_a_strict_pipeline_knows_the_key():
 
 @pytest.mark.filterwarnings("error")
 def test_uint16_has_the_noise_of_floats():
-    """Rounded, without a warning. Seen to fail: zeros of ISONoise, float32 of MultiplicativeNoise, as it was."""
+    """They are rounded, without a warning. Seen to fail: zeros of ISONoise, float32 of MultiplicativeNoise, as
+    before."""
     floats = np.random.default_rng(0).uniform(0.2, 0.8, (64, 64, 3)).astype(np.float32)
     levels = np.rint(65535 * floats).astype(np.uint16)
     each = {"elementwise": True}
@@ -150,7 +152,7 @@ def test_uint16_has_the_noise_of_floats():
         of_floats, of_levels = (A.Compose([kind(p=1.0, **options)], seed=1)(image=x)["image"] for x in (floats, levels))
         assert of_levels.dtype == np.uint16
         assert not np.array_equal(of_levels, levels)
-        if kind is not ShotNoise:  # whose counts are theirs, and jump where a level is rounded
+        if kind is not ShotNoise:  # its counts are theirs, and jump if a level is rounded
             np.testing.assert_allclose(of_levels / 65535, of_floats, rtol=0, atol=3 / 65535)
 
 
@@ -190,7 +192,7 @@ def multiplied(image, **options):
 
 
 def test_multipliers_are_uniform_in_the_range():
-    """As theirs. Seen to fail: a range that begins at 0."""
+    """The range is like theirs. Seen to fail: a range that begins at 0."""
     half = np.full((256, 256, 3), 0.5, np.float32)
     for kind in (MultiplicativeNoise, A.MultiplicativeNoise):
         transform = kind((0.8, 1.4), per_channel=True, elementwise=True, p=1.0)
@@ -218,7 +220,7 @@ def test_pixels_and_channels_have_multipliers_of_their_own_or_not(shape, per_cha
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("elementwise", [True, False])
 def test_bytes_are_rounded_to_nearest_even(channels, per_channel, elementwise):
-    """Where theirs are truncated. Seen to fail: products that are floats, tables of another channel."""
+    """Theirs truncates. Seen to fail: products that are floats, tables of another channel."""
     options = {"multiplier": (0.5, 1.5), "elementwise": elementwise, "per_channel": per_channel}
     factors = multiplied(np.ones((256, 16, channels), np.float32) / 2, **options) * 2
     levels = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], factors.shape)
@@ -247,7 +249,7 @@ def test_a_key_names_the_multipliers():
 
 @pytest.mark.parametrize("scale", [0.01, 0.2, 3.0])
 def test_counted_photons_are_those_of_theirs(scale):
-    """The distribution of what each of a few levels becomes: the greatest distance of the two, after Kolmogorov and
+    """Compares the distributions of the results on a few grey levels: their greatest distance, after Kolmogorov and
     Smirnov. Seen to fail: gamma 2, and the scale for its inverse."""
     for level in (0, 60, 128, 255):
         image = np.full((128, 128, 3), level, np.uint8)
@@ -256,7 +258,7 @@ def test_counted_photons_are_those_of_theirs(scale):
             for kind in (ShotNoise, A.ShotNoise)
         )
         reached = [np.cumsum(np.bincount(found, minlength=256)) / found.size for found in (ours, theirs)]
-        # Theirs add a millionth of a photon and compute in float32: so a byte may be the one beside it.
+        # Theirs adds a millionth of a photon and computes in float32, so a byte may differ by one.
         above = np.maximum(reached[0] - np.append(reached[1][1:], 1), np.append(0, reached[0][:-1]) - reached[1])
         assert above.max() < 2 * np.sqrt(2 / image.size)
 
@@ -279,9 +281,9 @@ SMOOTH = np.linspace(0, 255, 256)[:, None, None] * np.linspace(0.2, 1, 256)[:, N
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 @pytest.mark.parametrize("intensity", [0.2, 0.7])
 def test_lightness_and_hue_move_as_in_theirs(dtype, intensity):
-    """Of the same seed by as much, so results differ in the draws alone: distances of lightness after Kolmogorov and
-    Smirnov, and the spread of hue. Seen to fail: saturation in place of lightness; a hue without the intensity; words
-    that are not uniform; a deviation of lightness that is a constant."""
+    """The same seed gives the same strengths, so results differ in the draws alone: distances of lightness after
+    Kolmogorov and Smirnov, and the spread of hue. Seen to fail: saturation in place of lightness; a hue without the
+    intensity; words that are not uniform; a deviation of lightness that is a constant."""
     cv2 = pytest.importorskip("cv2")
     image = SMOOTH.astype(np.uint8) if dtype == "uint8" else (SMOOTH / 255).astype(np.float32)
     unit = 255 if dtype == "uint8" else 1
@@ -317,7 +319,7 @@ def test_frames_and_wrong_shapes_of_sensors():
     transform = A.Compose([ISONoise((0.0, 0.0), (0.5, 0.5), p=1.0)], seed=1)
     for target, given in (("images", frames), ("volumes", frames[None])):
         found = transform(**{target: given})[target].reshape(frames.shape)
-        assert np.array_equal(found[1], frames[1])  # of one lightness there is no noise
+        assert np.array_equal(found[1], frames[1])  # a frame of one lightness gets no noise
         assert not np.array_equal(found[0], found[2])
         assert not np.array_equal(found[0], frames[0])
     for shape in ((32, 32), (32, 32, 4)):
@@ -334,7 +336,7 @@ def test_floats_of_bytes_are_warned_of_once(kind):
 
 
 def test_uint16_is_noised_in_its_own_range():
-    """Their own class takes none. Seen to fail: the strength and the range of floats."""
+    """Their own class takes no key. Seen to fail: the strength and the range of floats."""
     image = np.full((64, 64, 3), 30_000, np.uint16)
     found = compose(1, std_range=(0.1, 0.1))(image=image)["image"]
     assert found.dtype == np.uint16

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AddGaussianNoise and AddGaussianSNR in the place of audiomentations': arguments, seeds, parameters, and the noise."""
+"""AddGaussianNoise and AddGaussianSNR in place of audiomentations': arguments, seeds, parameters, noise."""
 
 import json
 import pickle
@@ -44,7 +44,7 @@ def test_the_noise_is_as_strong_as_theirs(name, clip):
 
 
 def test_it_is_augment_gaussian_and_at_snr():
-    """Bit for bit. Seen to fail: another seed."""
+    """Equal bit for bit. Seen to fail: another seed."""
     for name, function, strength in (
         ("AddGaussianNoise", nf.augment.gaussian, 0.02), ("AddGaussianSNR", nf.augment.at_snr, 20.0)
     ):  # fmt: skip
@@ -68,7 +68,7 @@ def test_the_generator_of_python_names_the_noise(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_other_parameters_are_those_of_theirs(name):
-    """From the same state of Python's generator. Seen to fail: noise that is drawn first."""
+    """Both start from the same state of Python's generator. Seen to fail: noise that is drawn first."""
     found = []
     for module in (ours, theirs):
         transform = getattr(module, name)(p=0.5)
@@ -101,7 +101,7 @@ def test_parameters_are_frozen_and_serialised(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_key_names_strength_noise_and_whether_there_is_any(name):
-    """Seen to fail: an epoch that plays no part, and p from Python's generator."""
+    """Seen to fail: an epoch that is ignored, and p from Python's generator."""
     transform = getattr(ours, name)(p=0.5)
     before, changed = dict(transform.parameters), []
     for i in range(20):
@@ -141,7 +141,7 @@ def test_wrong_numbers_and_samples_are_named():
             getattr(ours, name)(p=1.0)(CLIP.astype(np.int16), RATE)
     with pytest.raises(ValueError, match="samples: has values that are not finite"):
         ours.AddGaussianSNR(p=1.0)(np.full(10, np.inf, np.float32), RATE)
-    with pytest.warns(UserWarning, match="float64"):  # theirs, of what it converts
+    with pytest.warns(UserWarning, match="float64"):  # theirs warns of its conversion
         assert ours.AddGaussianNoise(p=1.0)(CLIP.astype(float), RATE).dtype == np.float32
     with warnings.catch_warnings():
         warnings.simplefilter("error")

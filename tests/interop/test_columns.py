@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise for batches of columns: the same in any batch, by ids or keys, and as data loaders of torch have it.
+"""Noise for batches of columns: the same in any batch, by ids or keys, and equal to that for torch's data loaders.
 
 Seen to fail: ids that are not used; t from the noise's own stream.
 """
@@ -75,7 +75,8 @@ def test_a_data_loader_of_torch_has_the_same():
     ],
 )
 def test_wrong_arguments_are_refused_when_it_is_made(module, noisy, augmented):
-    """Also those of other libraries. Seen to fail: at the first batch, or with words of Python's own."""
+    """The errors of other libraries' arrays come early, too. Seen to fail: at the first batch, or with Python's own
+    words."""
     library = pytest.importorskip(f"noisefuse.interop.{module}", exc_type=ImportError)
     noisy, augmented = getattr(library, noisy), getattr(library, augmented)
     for call, first in ((noisy, S), (augmented, noisy_images)):
@@ -116,7 +117,7 @@ def test_all_times_are_drawn():
 
 
 def test_reprs_say_what_a_batch_gets():
-    """Seen to fail: an object at some address, as it was."""
+    """Seen to fail: an object at some address, as before."""
     noisy, augmented = CALLS
     assert repr(noisy) == "NoisyColumns(linear, 50 steps, Noise(7, step=2), id='id', image='image', target='v')"
     assert repr(augmented) == "AugmentedColumns(noisy_images, Noise(7), id='id', image='image')"

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The nodes of integrations/comfyui, in a stand-in for their host.
 
-It has what they and a run need of ComfyUI: of comfy/samplers.py a KSAMPLER, a model with a mask around it and a guider
-that packs nested latents, of comfy_extras/nodes_custom_sampler.py what SamplerCustomAdvanced does with a noise.
+The stand-in has what they and a run need of ComfyUI: from comfy/samplers.py a KSAMPLER, a model with a mask around it
+and a guider that packs nested latents, and from comfy_extras/nodes_custom_sampler.py SamplerCustomAdvanced's use of a
+noise.
 
-Seen to fail: noise by place where there is a batch_index; one name for all tensors of a nested latent; steps that draw
-from the seed alone; a flow model that is not refused, or is run as x0 + sigma z; an eta that is not handed on.
+Seen to fail: noise by place if there is a batch_index; one key for all tensors of a nested latent; steps that draw from
+the seed alone; a flow model that is not refused, or is run as x0 + sigma z; an eta that is not passed on.
 """
 
 import copy
@@ -63,7 +64,7 @@ class CONST:  # a flow
 
 
 class Masked:
-    """What KSAMPLER gives a sampler for a model: beyond the mask it says the latent, and is shown it with its noise."""
+    """KSAMPLER's model for a sampler: outside the mask it answers the latent, and is given it with its noise."""
 
     def __init__(self, guider):
         self.inner_model = guider
@@ -132,7 +133,7 @@ def unpacked(x, shapes):
 
 
 def run(noise, sampler, sigmas, latent, scaling=None):
-    """SamplerCustomAdvanced: it asks for the noise, and then for its seed."""
+    """SamplerCustomAdvanced: it requests the noise, and then the noise's seed."""
     guider = Guider(scaling or EPS())
     with torch.inference_mode():  # as the host runs its nodes
         z = noise.generate_noise(latent)
@@ -141,7 +142,7 @@ def run(noise, sampler, sigmas, latent, scaling=None):
 
 @pytest.fixture(scope="module")
 def nodes():
-    """The folder, loaded as the host loads what lies in custom_nodes."""
+    """Loads the folder as the host loads folders in custom_nodes."""
     host = {"comfy": {}, "comfy.model_sampling": {"EPS": EPS, "CONST": CONST}, "comfy.samplers": {"KSAMPLER": KSAMPLER}}
     host["comfy.nested_tensor"] = {"NestedTensor": NestedTensor}
     with pytest.MonkeyPatch.context() as patch:
@@ -163,7 +164,7 @@ def nodes():
 
 
 def node(nodes, name, **inputs):
-    """What a node makes of its inputs, with the defaults of those that are left out."""
+    """Returns a node's result for its inputs, with the defaults of those that are left out."""
     kind = nodes.NODE_CLASS_MAPPINGS[name]
     declared = kind.INPUT_TYPES()
     assert {*inputs} <= {*declared["required"], *declared.get("optional", {})}
@@ -286,7 +287,7 @@ def test_churn(nodes, name):
 
 
 def test_lms_ends_as_the_hosts(nodes):
-    """To 0 by x' = D; a part of the levels is k-diffusion's."""
+    """The end at 0 is x' = D; a part of the noise levels is k-diffusion's."""
     noise, guider = node(nodes, "NoisefuseNoise", noise_seed=7), Guider(EPS())
     sampler = node(nodes, "NoisefuseSampler", sampler_name="lms")
     found = guider.sample(noise.generate_noise(latent()), latent()["samples"], sampler, SIGMAS)
@@ -298,7 +299,7 @@ def test_lms_ends_as_the_hosts(nodes):
 
 
 def test_other_noise_gives_its_seed(nodes):
-    """RandomNoise, and wrappers that make an int of a seed: entries are named by their place."""
+    """RandomNoise and wrappers make an int of a seed: entries then have their places as keys."""
     other = SimpleNamespace(seed=7, generate_noise=lambda latent: torch.ones_like(latent["samples"]))
     sampler = node(nodes, "NoisefuseSampler", sampler_name="euler_ancestral")
     assert torch.equal(run(other, sampler, SIGMAS, latent(2)), run(other, sampler, SIGMAS, latent(3))[:2])
@@ -373,7 +374,7 @@ ROWS = ["ddim", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_singlestep", 
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("scaling", [EPS, CONST])
 def test_our_own_samplers_run_in_the_models_frame(nodes, name, scaling):
-    """Of data N(0, 1/4) with its ideal denoiser what comes out has this variance; a mask and a batch change nothing."""
+    """For data N(0, 1/4) with its ideal denoiser, the result has this variance; a mask and a batch change nothing."""
     flow = {"schedule": "flow", "spacing": "trailing", "steps": 30}
     steps = flow if scaling is CONST else {"schedule": "scaled_linear", "spacing": "karras", "steps": 30}
     sigmas = node(nodes, "NoisefuseSigmas", **steps)
@@ -385,14 +386,14 @@ def test_our_own_samplers_run_in_the_models_frame(nodes, name, scaling):
     mask[..., :3] = 1
     masked = run(noise, sampler, sigmas, {"samples": known, "noise_mask": mask}, scaling())
     assert torch.allclose(masked[..., 3:], known[..., 3:], atol=1e-5)
-    if name not in ("ddim", "lcm"):  # of first order: 30 steps lose a tenth of it
+    if name not in ("ddim", "lcm"):  # these are of first order: 30 steps lose a tenth of it
         many = run(noise, sampler, sigmas, {"samples": torch.zeros(1, 20000)}, scaling())
         assert abs(many.std() - 0.5) < 0.03
 
 
 @pytest.mark.parametrize("name", ["dpmpp_2m_sde", "ddim"])
 def test_our_own_samplers_take_a_step_in_the_flow(nodes, name):
-    """Against the sampler itself."""
+    """Compares with the sampler itself."""
     sigmas = node(nodes, "NoisefuseSigmas", schedule="flow", spacing="trailing", steps=4)
     noise, guider = node(nodes, "NoisefuseNoise", noise_seed=7), Guider(CONST())
     found = run(noise, node(nodes, "NoisefuseSamplerRows", sampler_name=name, eta=0.5), sigmas, latent(2), CONST())
@@ -401,7 +402,7 @@ def test_our_own_samplers_take_a_step_in_the_flow(nodes, name):
     assert torch.equal(found, sampler.sample(lambda x, t: guider(x, t), x, nf.Noise(7), time="batch"))
 
 
-# ---- levels ------------------------------------------------------------------------------------------------
+# ---- noise levels ------------------------------------------------------------------------------------------
 
 
 def test_levels_of_karras(nodes):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every library of arrays gives NumPy's bits in its own arrays, and somebody's own array type by its adapter does."""
+"""Every library of arrays gives NumPy's bits in its own arrays, and so does a user's array type with an adapter."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from conftest import bits
 
 
 class Boxed:
-    """An array type that noisefuse has never heard of: no arithmetic, no DLPack, no NumPy."""
+    """An array type unknown to noisefuse: no arithmetic, no DLPack, no NumPy."""
 
     def __init__(self, values):
         self.inside, self.shape, self.dtype = values, values.shape, values.dtype
@@ -66,7 +66,7 @@ LIBRARIES = {"torch": torch, "JAX": jax, "dask": dask, "Boxed": lambda: boxed(Bo
 
 
 def narrow(a):
-    """As JAX has it where 64 bits are off."""
+    """JAX has float32 if 64 bits are off."""
     return a.astype({"float64": np.float32, "int64": np.int32}.get(a.dtype.name, a.dtype))
 
 
@@ -86,7 +86,7 @@ def test_numpys_bits(call, library):
         b = np.asarray(back(b) if isinstance(b, kind) else b)
         assert isinstance(a, float) or isinstance(found[0], kind)
         assert np.shape(a) == b.shape
-        if call in SUMS and library in ("torch", "JAX"):  # which have sums in x's dtype, and JAX its own gradients
+        if call in SUMS and library in ("torch", "JAX"):  # torch has sums in x's dtype, and JAX its own gradients
             np.testing.assert_array_max_ulp(np.asarray(a, b.dtype), b, 2 if library == "JAX" else 0)
         else:
             assert bits(narrow(a) if library == "JAX" else np.asarray(a)) == bits(b)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dask arrays: at any chunks the result is NumPy's, bit for bit; names are those of the values.
+"""dask arrays: with any chunks the result is NumPy's, bit for bit; dask names follow from the values.
 
 Seen to fail: blocks that all begin at the first sample; windows that leave out the last axis, or the start of a window
 that the noise has already; ids and lists of noises that are not cut; a token without the noise.
@@ -38,7 +38,7 @@ TABLES = [
 
 
 def equal(lazy, expected):
-    """Bits, dtype, shape: as dask says them, too."""
+    """Compares bits, dtype and shape with dask's, too."""
     found = lazy.compute(scheduler="sync")
     assert (lazy.dtype, lazy.shape) == (expected.dtype, expected.shape)
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
@@ -50,21 +50,21 @@ def equal(lazy, expected):
 
 @st.composite
 def parts(draw, n):
-    """Sizes of chunks that add up to n; some are 1, some 0."""
+    """Draws sizes of chunks that add up to n; some are 1, some 0."""
     cuts = sorted(draw(st.lists(st.integers(0, n), max_size=2)))
     return tuple(b - a for a, b in itertools.pairwise([0, *cuts, n]))
 
 
 @st.composite
 def chunked(draw, most=4):
-    """(a shape, chunks of it)"""
+    """Draws (a shape, chunks of it)."""
     shape = tuple(draw(st.lists(st.integers(0, 6), max_size=most)))
     return shape, tuple(draw(parts(n)) for n in shape)
 
 
 @st.composite
 def named(draw, shape, batched, chunks, *, streams=False, last=0):
-    """A Noise, with ids or a window or without, or a list of them."""
+    """Draws a Noise, with or without ids or a window, or a list of them."""
     rows, sample = (shape[0], shape[1:]) if batched and shape else (1, shape)
     if rows and draw(st.integers(0, 3)) == 0:
         return [draw(names(1, sample, streams=streams, last=last)) for _ in range(rows)]
@@ -72,7 +72,7 @@ def named(draw, shape, batched, chunks, *, streams=False, last=0):
 
 
 def lazily(draw, array, chunks):
-    """dask's, or NumPy's, which takes x's chunks."""
+    """Returns dask's array, or NumPy's, which takes x's chunks."""
     return da.from_array(array, chunks) if draw(st.booleans()) else array
 
 
@@ -134,7 +134,7 @@ def test_rows_of_tableaus_are_numpys_at_any_chunks(data):
 
 
 def numbers(draw, shape, chunks, batched, layout):
-    """A number, or one for each sample, or for each of its channels: (NumPy's, dask's or the same)."""
+    """Draws a number, or one for each sample, or for each of its channels: (NumPy's, dask's or the same)."""
     first = 1 if batched else 0
     channel = first if layout == "CHW" else len(shape) - 1
     axes = draw(st.sampled_from([(), *([(0,)] * first), (*range(first), channel)]))
@@ -224,7 +224,7 @@ def test_randn_like():
 
 
 def network(x, t):
-    """Of each element, so that blocks are enough; what a network does with a time is in the bits."""
+    """It depends on each element, so that blocks are enough; the network's use of a time is in the bits."""
     return np.tanh(x) * np.reshape(t, (-1, *[1] * (x.ndim - 1)) if np.ndim(t) else ()).astype(x.dtype) / 1000
 
 
@@ -291,7 +291,7 @@ def test_nothing_is_computed_before_it_is_asked_for():
 
 
 def test_names_are_those_of_the_values():
-    """Equal calls have equal names, so that a cluster knows what it has; others have others."""
+    """Equal calls have equal names, so that a cluster recognises its results; other calls have other names."""
 
     def names_of(x=LAZY, t=3, steps=50, noise=7, **options):
         noise = Noise(noise) if isinstance(noise, int) else noise
@@ -330,14 +330,14 @@ names = " ".join(lazy.name for lazy in made)
 
 
 def test_numbers_of_channels_that_are_as_many_as_elements():
-    """Seen to fail: numbers along all axes of x taken for elements of it."""
+    """Seen to fail: numbers along all axes of x taken for its elements."""
     x, std = np.zeros((2, 3), np.float32), np.arange(6.0).reshape(2, 3)
     lazy = nf.augment.gaussian(da.from_array(x, (1, 3)), std, Noise(1), layout="HWC")
     assert np.array_equal(lazy.compute(), nf.augment.gaussian(x, std, Noise(1), layout="HWC"))
 
 
 def test_names_are_those_of_other_processes():
-    """Seen to fail: a token of a function's address."""
+    """Seen to fail: a token from a function's address."""
     scope = {}
     exec(NAMES, scope)
     done = subprocess.run([sys.executable, "-c", f"{NAMES}\nprint(names)"], capture_output=True, text=True, check=True)
@@ -346,7 +346,7 @@ def test_names_are_those_of_other_processes():
 
 @pytest.mark.parametrize("times", ["one", "NumPy's", "dask's"])
 def test_graphs_are_linear_and_tasks_of_one_size(times):
-    """Seen to fail: ids that every task is given whole."""
+    """Seen to fail: ids that every task gets whole."""
     sizes = {}
     for blocks in 64, 256:
         n = 16 * blocks
@@ -371,7 +371,7 @@ def test_meta_tells_the_kind_of_the_blocks():
 
 
 def test_blocks_that_are_cupys_stay_on_their_device():
-    """On a stand-in for CuPy, which cannot concatenate: a block is asked for."""
+    """It runs on a stand-in for CuPy, which cannot concatenate: one block is computed."""
     with stand_in.installed() as cupy:
         x = da.from_array(cupy.asarray(X), CHUNKS, asarray=False)
         for lazy, expected in (

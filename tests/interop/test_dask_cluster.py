@@ -38,7 +38,7 @@ def slowly(block):
 
 
 def finished(client, lazy):
-    """How many of its blocks are in some worker's memory."""
+    """Returns how many of its blocks are in some worker's memory."""
     held = {key for keys in client.has_what().values() for key in keys}
     return sum(1 for key in held if isinstance(key, tuple) and key[0] == lazy.name)
 
@@ -60,7 +60,7 @@ def test_a_worker_is_killed_and_another_joins(cluster):
         until(lambda: finished(client, x_t) >= 4)
         before = finished(client, x_t)
         victim = max(client.has_what(), key=lambda address: len(client.has_what()[address]))
-        assert client.has_what()[victim]  # so that blocks are lost
+        assert client.has_what()[victim]  # so blocks are lost
         os.kill(client.run(os.getpid, workers=[victim])[victim], signal.SIGKILL)
         assert 4 <= before < blocks
         cluster.scale(5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers for several rows in place of one: what is done for all at once, row after row, or not at all."""
+"""Numbers for several rows in place of one: operations for all at once, row after row, or refused."""
 
 import math
 
@@ -55,7 +55,7 @@ def test_vectors_are_scaled_and_added():
         a = torch.tensor(value)
         assert torch.equal(made.plain[row : row + 1], (a * UNITS + UNITS / a - UNITS) * torch.tensor(2.0))
     assert (x.shape, v.shape, x.dtype) == ((1, 3), (), torch.float64)
-    assert x.to(torch.float64) is x  # as tensors have it
+    assert x.to(torch.float64) is x  # like tensors
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_vectors_are_scaled_and_added():
     ],
 )  # fmt: skip
 def test_what_several_rows_cannot_do_together(function):
-    """Seen to fail: whole numbers of Python's that are divided as tensors."""
+    """Seen to fail: Python's whole numbers that are divided as tensors."""
     with pytest.raises(Alone):
         function(numbers(), lanes(UNITS))
 

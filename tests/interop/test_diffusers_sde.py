@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FlowMatchSDEDiscreteScheduler beside the formulas that verl-omni computes, rewritten in float64."""
+"""FlowMatchSDEDiscreteScheduler, compared with verl-omni's formulas, rewritten in float64."""
 
 import copy
 import dataclasses
@@ -34,7 +34,7 @@ def tensors(k, dtype=torch.float32):
 
 
 def naive(kind, sigmas, i, x, m):
-    """(mean, standard deviation, what they call std_dev_t) of row i."""
+    """Returns (mean, standard deviation, their std_dev_t) of row i."""
     here, there = float(sigmas[i]), float(sigmas[i + 1])
     down = here - there
     if kind == "cps":
@@ -76,8 +76,8 @@ FIELDS = ["prev_sample", "log_prob", "prev_sample_mean", "std_dev_t"]
 
 @pytest.mark.parametrize("method", THEIRS)
 def test_the_signatures_are_theirs(method):
-    """Their arguments, all by position or by name, in their order and with their defaults. Seen to fail: it had no
-    include_logprob_normalizer and no return_sqrt_dt."""
+    """The arguments are theirs, all by position or by name, in their order and with their defaults. Seen to fail: there
+    was no include_logprob_normalizer and no return_sqrt_dt."""
     found = [*inspect.signature(getattr(FlowMatchSDEDiscreteScheduler, method)).parameters.values()][1:]
     assert {each.kind for each in found} == {inspect.Parameter.POSITIONAL_OR_KEYWORD}
     mine = [(each.name, ... if each.default is each.empty else each.default) for each in found]
@@ -88,7 +88,8 @@ def test_the_signatures_are_theirs(method):
 @pytest.mark.parametrize("kind", LEVELS)
 @pytest.mark.parametrize("by", ["generator", "noise"])
 def test_a_run_is_theirs(kind, by):
-    """Step for step, of generators the same draws. Seen to fail: std_dev_t with sqrt(sigma - sigma') in it."""
+    """Steps agree one by one, with the same draws from generators. Seen to fail: std_dev_t with sqrt(sigma - sigma') in
+    it."""
     ours = scheduler()
     x = nf.randn(SHAPE, nf.Noise(1))
     x = torch.from_numpy(x)
@@ -113,7 +114,7 @@ def test_a_run_is_theirs(kind, by):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("kind", LEVELS)
 def test_a_stored_sample_has_the_density_that_it_was_made_with(kind, dtype):
-    """In every dtype: the ratio is 1. Seen to fail: the density of x' before it was rounded."""
+    """In every dtype the ratio is 1. Seen to fail: the density of x' before it was rounded."""
     ours = scheduler()
     x, m, _ = tensors(2, dtype)
     given = {"noise_level": LEVELS[kind], "sde_type": kind}
@@ -127,7 +128,7 @@ def test_a_stored_sample_has_the_density_that_it_was_made_with(kind, dtype):
 
 
 def test_a_wide_sample_and_a_narrow_model():
-    """As pipelines have them: the sample in float32, the model in bfloat16, which is what is stored."""
+    """As in pipelines, the sample is float32 and the model bfloat16, which is stored."""
     ours = scheduler()
     (x, _, _), (_, m, _) = tensors(3), tensors(3, torch.bfloat16)
     made = ours.step(m, ours.timesteps[0], x, generator=NOISES)
@@ -139,7 +140,7 @@ def test_a_wide_sample_and_a_narrow_model():
 
 @pytest.mark.parametrize("kind", LEVELS)
 def test_gradients_are_those_of_the_formula(kind):
-    """Of the log-density and of the mean. Seen to fail: a mean that is detached."""
+    """Both the log-density and the mean have gradients. Seen to fail: a mean that is detached."""
     ours = scheduler()
     x, m, x_next = tensors(4, torch.float64)
     weights = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
@@ -168,7 +169,7 @@ GRID = [
 
 
 def test_the_grid_of_flow_grpo():
-    """flow_sde along a scheduler's sigmas, as docs/rl.md has it, is Flow-GRPO's step; along 10 levels of the schedule
+    """flow_sde along a scheduler's sigmas, as in docs/rl.md, is Flow-GRPO's step; along 10 noise levels of the schedule
     it is not. Seen to fail: with steps=10."""
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     theirs.set_timesteps(10)
@@ -184,7 +185,7 @@ def test_the_grid_of_flow_grpo():
 
 @pytest.mark.parametrize("kind", LEVELS)
 def test_each_sample_has_its_time_and_its_seed(kind):
-    """Alone and in the batch: the same bits. Seen to fail: all of them at the first one's time."""
+    """Samples have the same bits alone and in the batch. Seen to fail: all of them at the first one's time."""
     ours = scheduler()
     x, m, _ = tensors(5)
     times = ours.timesteps[[4, 0, 2]]
@@ -202,7 +203,7 @@ def test_each_sample_has_its_time_and_its_seed(kind):
 
 @pytest.mark.parametrize("kind", LEVELS)
 def test_the_density_without_constants(kind):
-    """Of both methods. Seen to fail: with the constants."""
+    """It holds for both methods. Seen to fail: with the constants."""
     ours, (x, m, x_next) = scheduler(), tensors(13)
     law = {"noise_level": LEVELS[kind], "sde_type": kind, "include_logprob_normalizer": False, "prev_sample": x_next}
     times = ours.timesteps[[3, 0, 2]]
@@ -215,8 +216,8 @@ def test_the_density_without_constants(kind):
 
 @pytest.mark.parametrize("kind", LEVELS)
 def test_the_root_of_the_time_of_each_sample(kind):
-    """A fifth result, (B,), where it is asked for: at times of their own, or where the run is. Seen to fail: of one
-    time for all."""
+    """A fifth result, (B,), is returned on request: at the samples' own times, or at the run's position. Seen to fail:
+    one time for all."""
     ours, (x, m, _) = scheduler(), tensors(14)
     law = {"noise_level": LEVELS[kind], "sde_type": kind, "return_sqrt_dt": True}
     down = -ours.sigmas.double().diff()
@@ -248,7 +249,7 @@ def test_what_it_takes_and_returns():
 
 
 def test_a_last_step_that_draws_nothing():
-    """Of cps what they call its log-density is there: -(x' - mean)^2."""
+    """For cps, their log-density is -(x' - mean)^2."""
     ours = scheduler()
     x, m, x_next = tensors(7)
     times = ours.timesteps[[-1, -1, -1]]
@@ -280,7 +281,8 @@ def test_configurations_and_copies():
 
 
 def test_a_pipeline_is_saved_with_it(tmp_path):
-    """It names our class, which diffusers has not. Seen to fail: it named diffusers; no SchedulerMixin beside it."""
+    """A saved pipeline names our class, which diffusers does not have. Seen to fail: it named diffusers; no
+    SchedulerMixin beside it."""
 
     class Pipeline(diffusers.DiffusionPipeline):
         def __init__(self, scheduler):

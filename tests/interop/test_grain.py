@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grain's pipelines: the same noise whatever the workers, by index and by the generator that Grain has.
+"""Grain's pipelines: the same noise with any workers, by index and by Grain's generator.
 
 Seen to fail: the epoch left out of the step; an index that is that of the shuffled element.
 """
@@ -140,7 +140,7 @@ def test_examples_of_docstrings_run(kind):
 
 
 def test_reprs_say_what_an_element_gets():
-    """Seen to fail: an object at some address, as it was."""
+    """Seen to fail: an object at some address, as before."""
     noisy, augmented = own.Noisy(S, nf.Noise(7, step=2), length=7, target="v"), own.Augmented(noisy_image)
     assert repr(noisy) == "Noisy(linear, 50 steps, Noise(7, step=2), length=7, image='image', target='v')"
     assert repr(augmented) == "Augmented(noisy_image, None, length=None, image='image')"

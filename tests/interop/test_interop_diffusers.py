@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drop-in schedulers against those of pip's diffusers: what they return and remember after every step.
+"""Drop-in schedulers against those of pip's diffusers: their results and state after every step.
 
 Both sides run on their own x, with the same model and the same generators.
 """
@@ -36,17 +36,17 @@ from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
 from test_torch_cuda import nothing_comes_back, on_the_stand_in  # noqa: E402
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),  # diffusers', with NumPy 2
-    pytest.mark.filterwarnings("ignore:Should have:UserWarning"),  # torchsde's, of the ends of its tree
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),  # diffusers' warnings with NumPy 2
+    pytest.mark.filterwarnings("ignore:Should have:UserWarning"),  # torchsde's warnings of the ends of its tree
 ]
 
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 SHAPE = (2, 3, 4, 4)
-LOOP = 2e-5  # float32: the largest difference over a loop, of the largest value of the step
+LOOP = 2e-5  # float32: the largest difference over a loop, relative to the largest value of the step
 VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 MINIMAX = getattr(diffusers, "MiniMaxH3Scheduler", ())
 NAMES = [kind.__name__ for kind in ours.SCHEDULERS.values()]
-TREES = [name for name in NAMES if name.startswith(("DPMSolverSDE", "Cosine"))]  # of torchsde
+TREES = [name for name in NAMES if name.startswith(("DPMSolverSDE", "Cosine"))]  # those that use torchsde
 # DPMSolverSDE takes no generator, and the inverse DPM-Solver's noise is the root of a negative number.
 DRAWING = [
     name
@@ -58,7 +58,7 @@ MEMORYLESS = [name for name in NAMES if not getattr(ours, name)._memory]
 
 
 def some(n, names):
-    """One in n, but of KDPM2's, which take a second to construct, none by default."""
+    """Returns one in n, except KDPM2's, which take a second to construct, none by default."""
     long = [name for name in names if name.startswith("KDPM2")]
     others = one_in(n, [name for name in names if name not in long])
     return [*others, *(pytest.param(name, marks=pytest.mark.release) for name in long)]
@@ -77,11 +77,11 @@ class Case:
         return "-".join([self.name.removesuffix("Scheduler"), *words])
 
     def pair(self, n=10, **attributes):
-        """Theirs and ours, n steps."""
+        """Returns their scheduler and ours, with n steps."""
         known = inspect.signature(getattr(diffusers, self.name)).parameters
-        given = {} if self.name == "UnCLIPScheduler" else VP  # which has one schedule alone
+        given = {} if self.name == "UnCLIPScheduler" else VP  # it has only one schedule
         config = {option: value for option, value in given.items() if option in known} | self.config
-        with warnings.catch_warnings(action="ignore"):  # theirs: of NumPy, and that "dpmsolver" is deprecated
+        with warnings.catch_warnings(action="ignore"):  # theirs: from NumPy, and that "dpmsolver" is deprecated
             pair = tuple(made(getattr(module, self.name), config) for module in (diffusers, ours))
             for name, value in attributes.items():
                 setattr(pair[1], name, value)
@@ -91,13 +91,14 @@ class Case:
 
 
 def set_timesteps(scheduler, n):
-    """For n steps: MiniMaxH3 counts the end of the last one, too; SCM has other times for 2 of them."""
+    """Returns the number for n steps: MiniMaxH3 counts the end of the last one, too; SCM has other times for 2 of
+    them."""
     of_two = {"intermediate_timesteps": None} if isinstance(scheduler, diffusers.SCMScheduler) else {}
     scheduler.set_timesteps(n + isinstance(scheduler, MINIMAX), **of_two)
 
 
 def times(scheduler):
-    """At which there is a step: SCM's last time is the end of one."""
+    """Returns the positions with a step: SCM's last time is the end of one."""
     return scheduler.timesteps[:-1] if isinstance(scheduler, diffusers.SCMScheduler) else scheduler.timesteps
 
 
@@ -105,7 +106,7 @@ MADE = {}
 
 
 def made(kind, config):
-    """A new one: a copy, for KDPM2's and DPMSolverSDE's take a second to construct."""
+    """Makes a new scheduler: a copy, because KDPM2's and DPMSolverSDE's take a second to construct."""
     key = kind, repr(config)
     if key not in MADE:
         MADE[key] = kind(**config)
@@ -251,7 +252,7 @@ STEP_OPTIONS = {
 
 
 def possible(case):
-    """What diffusers itself can do, and does in finite numbers."""
+    """Whether diffusers itself can do this, and in finite numbers."""
     c = case.config
     if c.get("predict_x0") is False and (c.get("thresholding") or c["prediction_type"] == "flow_prediction"):
         return False  # they do not threshold then
@@ -269,7 +270,7 @@ def possible(case):
         return False  # their D is then of all 1000 times
     noiseless = case.name in ("EDMDPMSolverMultistepScheduler", "DPMSolverMultistepInverseScheduler")
     if noiseless and c.get("solver_order") == 3 and "sde" in c.get("algorithm_type", ""):
-        return False  # whose third order takes no noise
+        return False  # its third order takes no noise
     continuous = c.get("timestep_type") == "continuous"
     return not (continuous and c["prediction_type"] != "v_prediction" and c.get("use_beta_sigmas"))
 
@@ -296,7 +297,7 @@ def distinct(cases):
 
 
 def covering(cases, seed=0):
-    """Of cases, in a random order, those that have three values which none before had together."""
+    """Yields cases, in a random order, that have three values which none before had together."""
     seen = set()
     for case in random.Random(seed).sample(cases, len(cases)):
         values = sorted(f"{option}={value}" for option, value in (case.config | case.options).items())
@@ -310,7 +311,7 @@ DEFAULTS = {name: next(one_at_a_time(name)) for name in NAMES}
 
 
 def said(caplog):
-    """The lines of our log."""
+    """Returns the lines of our log."""
     return [record.getMessage() for record in caplog.records if record.name == "noisefuse.interop.diffusers"]
 
 
@@ -318,7 +319,7 @@ def said(caplog):
 
 
 def difference(a, b, least=0.0):
-    """The largest, of the largest finite value of b, or of `least`, if that is more."""
+    """Returns the largest difference, relative to the largest finite value of b, or to `least`, if that is more."""
     assert a.dtype == b.dtype
     assert a.shape == b.shape
     a, b = a.double(), b.double()
@@ -328,7 +329,8 @@ def difference(a, b, least=0.0):
 
 
 def quotients(scheduler, name, value, largest):
-    """For what DEIS remembers, (x - alpha D) / sigma: the largest x, divided so. Differences of x are, too."""
+    """Returns the scale for DEIS's remembered (x - alpha D) / sigma: the largest x, divided so. Differences of x are,
+    too."""
     if not isinstance(scheduler, diffusers.DEISMultistepScheduler) or name != "model_outputs":
         return [0.0] * len(value)
     made_at = range(scheduler.step_index - len(value), scheduler.step_index)
@@ -337,7 +339,7 @@ def quotients(scheduler, name, value, largest):
 
 
 def alike(theirs, mine, tolerance, least=0.0, largest=0.0):
-    """Attributes of two schedulers: the same names, the same values, tensors within the tolerance."""
+    """Compares attributes of two schedulers: the same names, the same values, tensors within the tolerance."""
     private = {"_clock", "_run", "_levels", "_replay", "noise", "coefficients", "__module__"}
     assert {*vars(mine)} - private == {*vars(theirs)}
     for name, value in vars(theirs).items():
@@ -350,7 +352,7 @@ def alike(theirs, mine, tolerance, least=0.0, largest=0.0):
             # their (x - D) / sigma loses digits
             if isinstance(a, torch.Tensor) and name not in ("prev_derivative", "derivatives"):
                 if mine._upcasts and b.dtype == torch.float64:
-                    b = b.to(a.dtype)  # which theirs has made float32 of, and ours has not
+                    b = b.to(a.dtype)  # theirs has converted it to float32, and ours has not
                 assert difference(b, a, max(least, quotient)) <= tolerance, name
             elif not isinstance(a, torch.Tensor | np.ndarray):
                 assert a == b, name
@@ -361,7 +363,7 @@ def arguments(scheduler, generator, options):
 
 
 def loop(case, n=10, dtype=torch.float32, tolerance=LOOP, shape=SHAPE, start=0, **attributes):
-    """Both schedulers, step by step; returns the largest difference."""
+    """Runs both schedulers, step by step; returns the largest difference."""
     engine._said.clear()
     pair = case.pair(n, **attributes)
     rng = torch.Generator().manual_seed(0)
@@ -383,7 +385,7 @@ def loop(case, n=10, dtype=torch.float32, tolerance=LOOP, shape=SHAPE, start=0, 
         assert type(theirs) is type(mine)
         assert [*theirs] == [*mine]
         assert [*vars(theirs)] == [*vars(mine)]
-        # The largest x counts, too: a last digit lost there stays lost (theirs are, where x falls from 4096 to 1).
+        # The largest x counts, too: a digit lost there stays lost (theirs are, as x falls from 4096 to 1).
         largest = max(largest, xs[0].abs().nan_to_num().max().item())
         least = largest * torch.finfo(torch.float32).eps / tolerance
         worst = max(worst, *(difference(mine[k], theirs[k], least) for k in theirs))
@@ -391,7 +393,7 @@ def loop(case, n=10, dtype=torch.float32, tolerance=LOOP, shape=SHAPE, start=0, 
         alike(*pair, tolerance, least, largest)
         xs = [theirs.prev_sample, mine.prev_sample]
     assert torch.equal(generators[0].get_state(), generators[1].get_state())
-    # not diffusers' own method, unless it is no number
+    # not diffusers' own method, unless the value is no number
     by_rows = isinstance(pair[1]._run.plan, engine.Plan) and not engine._said
     widened = case.name == "SCMScheduler" and dtype.itemsize < 4
     assert by_rows or widened or not xs[0].isfinite().all()
@@ -399,7 +401,7 @@ def loop(case, n=10, dtype=torch.float32, tolerance=LOOP, shape=SHAPE, start=0, 
 
 
 def need_generators(case):
-    """Skips where diffusers' class takes no generator, and ours does."""
+    """Skips if diffusers' class takes no generator, and ours does."""
     module = inspect.getmodule(getattr(diffusers, case.name))
     if case.config.get("stochastic_sampling") and not hasattr(module, "randn_tensor"):
         pytest.skip("flow matching of this diffusers draws by torch.randn_like, and takes no generator")
@@ -419,8 +421,8 @@ def test_loops_of_other_lengths_agree(name, n):
 
 
 def loss_of_theirs(case, n):
-    """How far from the same in float64 diffusers' own loop, which draws nothing, ends where the last digit of each step
-    is another one."""
+    """Returns the distance from float64 of diffusers' own loop, which draws nothing, if the last digit of each step is
+    changed."""
     ends = []
     for dtype, seed in ((torch.float64, 0), *((torch.float32, seed) for seed in range(4))):
         theirs, rng = case.pair(n)[0], torch.Generator().manual_seed(0)
@@ -437,7 +439,7 @@ def loss_of_theirs(case, n):
 
 
 def is_refused_by_diffusers(case):
-    """Whether diffusers' own step raises an error, as SASolver's does where it bounds D by data and predicts noise."""
+    """Whether diffusers' own step raises an error, as SASolver's does if it bounds D by data and predicts noise."""
     theirs, x = case.pair(5)[0], torch.zeros(SHAPE)
     try:
         for t in times(theirs):
@@ -450,15 +452,15 @@ def is_refused_by_diffusers(case):
 @pytest.mark.release
 @pytest.mark.parametrize("name", NAMES)
 def test_loops_agree_in_every_combination_of_three(name):
-    """Any three values of options together, in 500 loops. All 14,734 combinations agree, too, and take minutes: an
-    option meets another one or two where code asks for them, hardly ever three."""
+    """Any three values of options together are tried, in 500 loops. All 14,734 combinations agree, too, and take
+    minutes. Code rarely lets an option depend on more than one or two others."""
     for case in covering(distinct(all_of_them(name))):
         try:
             loop(case, 5, tolerance=LOOP)
         except Exception as error:
             if is_refused_by_diffusers(case):
                 continue
-            # Heun's (x - D) / sigma loses digits where sigma falls from 2.6 to 0.03 in a step: in theirs and in ours.
+            # Heun's (x - D) / sigma loses digits if sigma falls from 2.6 to 0.03 in a step: in theirs and in ours.
             lost = 2 * loss_of_theirs(case, 5) if name == "HeunDiscreteScheduler" else 0.0
             if lost <= LOOP:
                 raise AssertionError(str(case)) from error
@@ -481,7 +483,8 @@ def test_loops_of_1000_steps_agree(name):
 
 
 def one_step_each(case, dtype, n=10):
-    """Differences of single steps, our scheduler put into their state before each; and theirs from float64."""
+    """Returns differences of single steps, with our scheduler put into their state before each; and theirs from
+    float64."""
     pair, wide = case.pair(n), case.pair(n)[0]
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(SHAPE, generator=rng).to(dtype)
@@ -516,7 +519,7 @@ def one_step_each(case, dtype, n=10):
 
 
 THROUGH_FLOAT32 = [name for name in NAMES if getattr(ours, name)._upcasts or name.startswith(("DPM", "LTX"))]
-SOMETIMES = ("DDIM", "DPMSolver", "EDM", "FlowMatchHeun")  # draw where they are told to
+SOMETIMES = ("DDIM", "DPMSolver", "EDM", "FlowMatchHeun")  # they draw on request
 DETERMINISTIC = [
     DEFAULTS[name]
     for name in NAMES
@@ -527,8 +530,8 @@ DETERMINISTIC = [
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", [*DETERMINISTIC, DEFAULTS["EulerDiscreteScheduler"]], ids=str)
 def test_half_steps_are_rounded_once(case, dtype):
-    """From the same inputs, of the largest value: ours is within one rounding of their step in float64; theirs is up
-    to 1.6 eps away."""
+    """From the same inputs, relative to the largest value: ours is within one rounding of their step in float64; theirs
+    is up to 1.6 eps away."""
     theirs, mine = one_step_each(case, dtype).T
     assert np.nanmax(mine) <= torch.finfo(dtype).eps / 2 * 1.01
     assert np.nanmax(mine) <= np.nanmax(theirs) * 1.01
@@ -537,9 +540,9 @@ def test_half_steps_are_rounded_once(case, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", some(2, NAMES))
 def test_loops_in_half_precision_agree(name, dtype):
-    """As closely as their rounding of every operation allows, measured: 3.8 eps, and 9 eps where they divide a rounded
-    difference by alpha and clip it; 8 eps in two classes that go on with such differences. Types, noise and state are
-    theirs."""
+    """They agree as closely as their rounding of every operation allows, measured: 3.8 eps, and 9 eps if they divide a
+    rounded difference by alpha and clip it; 8 eps in two classes that continue with such differences. Types, noise and
+    state are theirs."""
     more = ("DPMSolverMultistepInverse", "KDPM2Ancestral")
     loop(DEFAULTS[name], dtype=dtype, tolerance=(9 if name.startswith(more) else 4) * torch.finfo(dtype).eps)
     for case in STOCHASTIC:
@@ -550,7 +553,7 @@ def test_loops_in_half_precision_agree(name, dtype):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_loops_in_double_precision_agree(name):
-    """The coefficients are theirs to the last digits; where they go through float32, ours does not."""
+    """The coefficients are theirs to the last digits; if theirs go through float32, ours does not."""
     loop(DEFAULTS[name], dtype=torch.float64, tolerance=1e-14 if name not in THROUGH_FLOAT32 else 1e-6)
 
 
@@ -558,13 +561,13 @@ def test_loops_in_double_precision_agree(name):
 
 
 def their_noise(monkeypatch, name, source):
-    """diffusers' class draws what `source()` gives."""
+    """Makes diffusers' class draw from `source()`."""
     module = inspect.getmodule(getattr(diffusers, name))
     if name in TREES:
         monkeypatch.setattr(module, "BrownianTreeNoiseSampler", lambda *args, **kwargs: lambda start, stop: source())
     elif hasattr(module, "randn_tensor"):
         monkeypatch.setattr(module, "randn_tensor", lambda shape, **kwargs: source().to(kwargs.get("dtype")))
-    else:  # flow matching in older ones
+    else:  # flow matching in older versions
         drawing = {**vars(torch), "randn_like": lambda x: source().to(x.dtype)}
         monkeypatch.setattr(module, "torch", SimpleNamespace(**drawing))
 
@@ -596,7 +599,7 @@ STOCHASTIC = [
 
 
 def run(scheduler, case, x, noise, places=None):
-    """All steps with a model that is a formula, or those at the given places."""
+    """Runs all steps with a model that is a formula, or those at the given places."""
     xs = []
     for k, t in enumerate(times(scheduler)):
         if places is not None and k not in places:
@@ -610,7 +613,8 @@ def run(scheduler, case, x, noise, places=None):
 
 @pytest.mark.parametrize("case", STOCHASTIC, ids=str)
 def test_a_noise_draws_by_position(case, monkeypatch):
-    """Step i has the field of stream 3 at step noise.step + i: as a generator, as scheduler.noise, and in diffusers."""
+    """Step i has the field of stream 3 at step noise.step + i: given as a generator, as scheduler.noise, and in
+    diffusers."""
     noise, x = nf.Noise(7, sample=5, step=100), torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     theirs, mine = case.pair()
     drawn = iter(range(101, 200, 2) if case.name.startswith("KDPM2") else range(100, 200))  # its second stages draw
@@ -625,7 +629,7 @@ def test_a_noise_draws_by_position(case, monkeypatch):
 
 @pytest.mark.parametrize("case", STOCHASTIC, ids=str)
 def test_every_sample_has_its_seed(case):
-    """A batch with a list of Noises is what its samples are alone."""
+    """A batch with a list of Noises equals its samples alone."""
     noises, x = [nf.Noise(seed) for seed in (3, 1, 4)], torch.randn(3, 2, 4, 4)
     together = run(case.pair()[1], case, x, noises)[-1]
     alone = [run(case.pair()[1], case, x[b : b + 1], noises[b])[-1] for b in range(3)]
@@ -649,7 +653,7 @@ def test_generators_draw_what_diffusers_draws(case, kind):
 @pytest.mark.parametrize("kinds", [(torch.float16, torch.float16), (torch.float32, torch.bfloat16)], ids=str)
 @pytest.mark.parametrize("case", [case for case in STOCHASTIC if case.name not in TREES], ids=str)
 def test_noise_is_drawn_in_the_dtype_of_diffusers(case, kinds, monkeypatch):
-    """For a sample and a model output of these dtypes."""
+    """The sample and the model output have these dtypes."""
     drawn, pair = {}, case.pair()
     need_generators(case)
     if case.name == "SCMScheduler" and kinds[0].itemsize < 4:
@@ -710,7 +714,8 @@ def test_the_second_stage_goes_on_with_the_path_of_the_first(several):
 
 @pytest.mark.parametrize("name", MEMORYLESS)
 def test_every_sample_has_its_time(name):
-    """A step with a time for each sample, or each token, is each one's step at its time: bit for bit, with noise."""
+    """A step with a time for each sample, or each token, equals each one's step at its time: bit for bit, with
+    noise."""
     case = next((c for c in STOCHASTIC if c.name == name), DEFAULTS[name])
     scheduler = case.pair()[1]
     places, noise = torch.tensor([3, 0, 9, 3]), nf.Noise(1)
@@ -736,7 +741,7 @@ def test_every_sample_has_its_time(name):
 
 
 def test_a_step_at_many_times_belongs_to_no_run():
-    """Seen to fail: a scheduler that counts on from it; and noise where the first row of all draws none."""
+    """Seen to fail: a scheduler that counts on from it; and noise if the first row of all draws none."""
     _, mine = DEFAULTS["EulerDiscreteScheduler"].pair()
     x, noise, options = torch.randn(2, 3), nf.Noise(1), {"s_churn": 5.0, "s_tmax": float(mine.sigmas[1]) * 0.99}
     mine.is_scale_input_called = True
@@ -769,7 +774,7 @@ def test_times_that_cannot_be():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_times_as_numbers(name):
-    """Plain numbers, copies, 1-element tensors: as in diffusers, errors too."""
+    """Times may be plain numbers, copies, 1-element tensors: as in diffusers, errors too."""
     made = (lambda t: t.item(), lambda t: t.clone(), lambda t: t.clone().reshape(1), lambda t: int(t))
     for make in (*made, lambda t: t.numpy(), lambda t: t.numpy()[()]):
         pair, answers = DEFAULTS[name].pair(), []
@@ -788,9 +793,7 @@ def test_times_as_numbers(name):
             assert answers[0] == answers[1]
         else:
             mine = answers[1]
-            if name.startswith(
-                "CogVideoX"
-            ):  # whose alphas_cumprod are float64: theirs follows where a time has an axis
+            if name.startswith("CogVideoX"):  # their alphas_cumprod are float64: theirs follows if a time has an axis
                 mine = mine.to(answers[0].dtype)
             assert difference(mine, answers[0]) <= LOOP
 
@@ -800,11 +803,11 @@ def test_times_as_numbers(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_may_begin_in_the_middle(name):
-    """As image-to-image does, with set_begin_index where there is one."""
+    """Runs begin as in image-to-image, with set_begin_index if the class has it."""
     loop(DEFAULTS[name], start=4)
 
 
-# DPMSolverSDE of theirs is NaN there: the second of two like times has an interval of no length.
+# Their DPMSolverSDE is NaN there: the second of two equal times has an interval of no length.
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("DPMSolverSDE")])
 def test_a_run_may_begin_in_the_middle_by_its_time(name):
     pair, x = DEFAULTS[name].pair(), torch.randn(SHAPE)
@@ -822,9 +825,9 @@ def test_a_run_may_begin_in_the_middle_by_its_time(name):
     alike(*pair, LOOP)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "PNDMScheduler"])  # which goes on for ever
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "PNDMScheduler"])  # PNDM goes on for ever
 def test_a_run_ends_as_in_diffusers(name):
-    """One step more than there are: the same error, or the same numbers."""
+    """One step beyond the last gives the same error, or the same numbers."""
     ends, x = [], torch.randn(SHAPE)
     for scheduler in DEFAULTS[name].pair():
         scheduler.is_scale_input_called = True
@@ -840,7 +843,7 @@ def test_a_run_ends_as_in_diffusers(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_run_and_a_run_that_is_cut_off(name):
-    """set_timesteps again, with another number; and steps that go back, as restarts do."""
+    """set_timesteps is called again, with another number; and steps go back, as in restarts."""
     pair = DEFAULTS[name].pair()
     x = torch.linspace(-1, 1, 96).reshape(SHAPE)
     for n, steps in ((10, range(4)), (6, range(6)), (10, (0, 1, 2, 1, 2, 3, 4, 2, 3))):
@@ -862,7 +865,8 @@ def test_a_second_run_and_a_run_that_is_cut_off(name):
 
 @pytest.mark.parametrize("case", [*DEFAULTS.values(), Case("PNDMScheduler", {"skip_prk_steps": False})], ids=str)
 def test_rows_are_found_once(case, monkeypatch):
-    """In the first of three runs. Seen to fail: in the second, too, of seven classes, whose runs leave something."""
+    """A user changes something in the first of three runs. Seen to fail: in the second, too, for seven classes, whose
+    runs leave something."""
     engine._plans.clear()
     scheduler, found, trace = case.pair()[1], [], engine.rows.trace
     monkeypatch.setattr(engine.rows, "trace", lambda *given: found.append(given) or trace(*given))
@@ -876,7 +880,7 @@ def test_rows_are_found_once(case, monkeypatch):
 
 
 def plan_of(case):
-    """As the first step of a run finds it."""
+    """Returns the state that a run's first step meets."""
     engine._plans.clear()
     scheduler = case.pair(20)[1]
     scheduler.is_scale_input_called = True
@@ -886,7 +890,7 @@ def plan_of(case):
 
 
 def dealings(step, memory):
-    """What a step does with what it finds, but for the rows."""
+    """Returns a step's results, except its rows."""
     pool = [*range(100)]
     kept = [(name, tuple(pick(pool)) if many else pick(pool)) for name, pick, many in step.remembers if name in memory]
     picked = tuple(step.past(pool)), tuple(step.results(pool))
@@ -895,7 +899,7 @@ def dealings(step, memory):
 
 @pytest.mark.parametrize("case", one_in(4, [case for case in SHORT if case.name not in TREES]), ids=str)
 def test_rows_that_are_found_together_are_those_found_alone(case, monkeypatch):
-    """The same bits. Seen to fail: numbers of the first row for all."""
+    """Rows have the same bits. Seen to fail: numbers of the first row for all."""
     plan, memory = plan_of(case)
 
     def no_lanes(*given):
@@ -917,8 +921,8 @@ def test_rows_that_are_found_together_are_those_found_alone(case, monkeypatch):
 
 
 def test_a_state_that_changes_late_is_seen(monkeypatch):
-    """Rows are found together from a state that comes again; here it changes once more. Seen to fail: later rows as
-    earlier ones."""
+    """Rows are found together from a state that comes again; here it changes once more. Seen to fail: later rows equal
+    to earlier ones."""
     case, base = DEFAULTS["DEISMultistepScheduler"], diffusers.DEISMultistepScheduler
     original, found = base.step, []
 
@@ -937,7 +941,7 @@ def test_a_state_that_changes_late_is_seen(monkeypatch):
     assert np.array_equal(found[0], found[1] * np.where(np.arange(20) > 10, 2, 1))
 
 
-# Whose state is another one at each step, or which remember an interval.
+# Their state differs at each step, or they remember an interval.
 CHANGING = ("IPNDM", "PNDM", "SASolver", "Cosine", "DPMSolverSDE", "LMS")
 
 
@@ -945,7 +949,7 @@ CHANGING = ("IPNDM", "PNDM", "SASolver", "Cosine", "DPMSolverSDE", "LMS")
     "name", [name for name in NAMES if not (name.startswith(CHANGING) or getattr(ours, name)._one_by_one)]
 )
 def test_few_calls_find_all_rows(name, monkeypatch):
-    """Of 20 steps or more. Seen to fail: a call for each."""
+    """The run has 20 steps or more. Seen to fail: a call for each."""
     calls, rows = [], engine.rows._Probe.rows
     monkeypatch.setattr(engine.rows._Probe, "rows", lambda *given: calls.append(given) or rows(*given))
     plan, _ = plan_of(DEFAULTS[name])
@@ -955,7 +959,7 @@ def test_few_calls_find_all_rows(name, monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if getattr(ours, name)._leftovers])
 def test_what_a_finished_run_leaves_means_nothing(name):
-    """Whatever it is: none of it is read before it is set. Seen to fail: with Heun's dt among them."""
+    """Leftover attributes do not matter: none is read before it is set. Seen to fail: with Heun's dt among them."""
     x, results = torch.linspace(-1, 1, 96).reshape(SHAPE), []
     for left in (False, True):
         _, scheduler = DEFAULTS[name].pair()
@@ -995,7 +999,7 @@ def test_numbers_that_a_user_puts_in(name, in_place):
             assert difference(found, expected) <= LOOP
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("Flow", "SCM"))])  # have none
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("Flow", "SCM"))])  # these have none
 def test_a_configuration_that_changes_within_a_run(name):
     pair, x = DEFAULTS[name].pair(), torch.linspace(-1, 1, 96).reshape(SHAPE)
     other = "sample" if name == "UnCLIPScheduler" else "v_prediction"
@@ -1012,7 +1016,7 @@ def test_a_configuration_that_changes_within_a_run(name):
 
 
 def test_unclip_goes_on_to_the_next_of_its_timesteps():
-    """As diffusers' pipelines say it; other times are rows of their own."""
+    """diffusers' pipelines give it so; other times are rows of their own."""
     engine._said.clear()
     pair, generators = DEFAULTS["UnCLIPScheduler"].pair(5), [torch.Generator().manual_seed(1) for _ in range(2)]
     x, m = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0))
@@ -1030,7 +1034,7 @@ def test_unclip_goes_on_to_the_next_of_its_timesteps():
 
 
 class Tau:
-    """Printed as all others are, as are two functions that lay at one address."""
+    """Functions are printed like all other options, and so are two functions that lay at one address."""
 
     def __init__(self, tau):
         self.tau = tau
@@ -1055,7 +1059,7 @@ def test_sa_solver_of_another_tau():
 
 
 def test_a_corrector_that_reads_more_than_a_row_does(caplog):
-    """Three outputs before, x and noise."""
+    """They need three earlier outputs, x and noise."""
     engine._said.clear()
     pair = Case("SASolverScheduler", {"predictor_order": 3, "corrector_order": 4}).pair()
     x, ends = torch.randn(SHAPE), []
@@ -1079,7 +1083,7 @@ def test_options_that_change_within_a_run():
 
 
 def test_timesteps_with_strides():
-    """Seen to fail: the place of an entry as if they lay side by side."""
+    """Seen to fail: the place of an entry as if they were contiguous."""
     (theirs, mine), x = DEFAULTS["DDIMScheduler"].pair(), torch.linspace(-1, 1, 96).reshape(SHAPE)
     mine.timesteps = mine.timesteps.repeat_interleave(2)[::2]
     for ours_t, t in zip(mine.timesteps, theirs.timesteps, strict=True):
@@ -1090,7 +1094,7 @@ def test_timesteps_with_strides():
 def test_in_inference_mode(name):
     case = copy.deepcopy(DEFAULTS[name])
     if name == "PNDMScheduler":
-        case.config["skip_prk_steps"] = False  # in which diffusers adds up in place
+        case.config["skip_prk_steps"] = False  # diffusers then adds in place
     with torch.inference_mode():
         loop(case)
 
@@ -1116,8 +1120,8 @@ def test_copies_in_the_middle_of_a_run(name, duplicate):
 
 
 def test_no_step_reads_a_value_back(monkeypatch):
-    """After the first run of a configuration no tensor's value comes to Python: on a GPU nothing would wait. Only a
-    first step without begin_index looks for its time, in a copy on the CPU. The control is diffusers' DDPM."""
+    """After the first run of a configuration no tensor's value comes to Python, so on a GPU nothing would wait. Only a
+    first step without begin_index looks up its time, in a copy on the CPU. The control is diffusers' DDPM."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Reads(TorchDispatchMode):
@@ -1161,13 +1165,13 @@ def forward(scheduler, x, z, t):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", FORWARD)
 def test_add_noise_agrees(name, dtype):
-    """The same coefficients; one rounding where they have three."""
+    """The coefficients are the same; ours has one rounding, theirs three."""
     x, z = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     for where in ("training", "before the run", "within the run", "without set_timesteps"):
         pair = DEFAULTS[name].pair(None if where == "without set_timesteps" else 10)
         times = torch.arange(1000).flip(0) if pair[0].timesteps is None else pair[0].timesteps
         t = times[[0, 3, 9, 3]]
-        t = t.long() if name == "SASolverScheduler" else t  # whose own are indices, but begin as floats
+        t = t.long() if name == "SASolverScheduler" else t  # its own are indices, but begin as floats
         for scheduler in pair:
             if where == "before the run" and hasattr(scheduler, "set_begin_index"):
                 scheduler.set_begin_index(2)
@@ -1182,7 +1186,7 @@ def test_add_noise_agrees(name, dtype):
 
 @pytest.mark.parametrize("name", FORWARD)
 def test_add_noise_goes_on_with_diffusers_where_a_row_does_not_do(name, caplog):
-    """And says so once, with the reason. Seen to fail: nothing in the log."""
+    """diffusers does it, and the log says so once, with the reason. Seen to fail: nothing in the log."""
     engine._said.clear()
     pair = DEFAULTS[name].pair()
     x, z = torch.randn(2, 4, 3, 5)
@@ -1204,7 +1208,8 @@ def test_add_noise_goes_on_with_diffusers_where_a_row_does_not_do(name, caplog):
 
 @pytest.mark.parametrize("name", some(2, FORWARD))
 def test_add_noise_draws(name):
-    """A Noise is the field of q_sample: drawn in the pass, the same bits as given; one for each sample, too."""
+    """A Noise is the field of q_sample: drawn in the pass, with the bits of the given array; one for each sample,
+    too."""
     scheduler = DEFAULTS[name].pair(coefficients="exact")[1]
     x, noise = torch.randn(3, 2, 5), nf.Noise(3, sample=9, step=2)
     t = scheduler.timesteps[[0, 7, 9]]
@@ -1230,14 +1235,14 @@ SCHEDULES = {
 
 VP_CLASSES = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "LCMScheduler")
 TRAINED = [(name, schedule) for name in VP_CLASSES for schedule in SCHEDULES]
-TRAINED = [pair for pair in TRAINED if pair[1] != "sigmoid" or pair[0] == "DDPMScheduler"]  # which alone has it
+TRAINED = [pair for pair in TRAINED if pair[1] != "sigmoid" or pair[0] == "DDPMScheduler"]  # only DDPM has it
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("name", "schedule"), TRAINED)
 def test_exact_add_noise_at_every_time(name, schedule, dtype):
-    """Every coefficient is the float64 value rounded once to float32, the result that row rounded once. diffusers in
-    half precision: sigma = 0 at the first times."""
+    """Every coefficient is the float64 value rounded once to float32, and the result is that row rounded once.
+    diffusers in half precision has sigma = 0 at the first times."""
     theirs, mine = (getattr(m, name)(1000, 1e-4, 0.02, beta_schedule=schedule) for m in (diffusers, ours))
     mine.coefficients = "exact"
     exact, t = SCHEDULES[schedule], torch.arange(1000)
@@ -1257,7 +1262,7 @@ def test_exact_add_noise_at_every_time(name, schedule, dtype):
 
 @pytest.mark.parametrize("noise", [nf.Noise(3), torch.ones(5, 8)], ids=["drawn", "given"])
 def test_levels_of_other_coefficients_and_dtypes(noise):
-    """Seen to fail: the levels of the first call for all later ones."""
+    """Seen to fail: the noise levels of the first call for all later ones."""
     scheduler, t = ours.DDPMScheduler(), torch.arange(5)
     for coefficients, dtype in itertools.product(("compat", "exact"), (torch.float64, torch.float32, torch.float16)):
         scheduler.coefficients, fresh = coefficients, ours.DDPMScheduler()
@@ -1295,7 +1300,7 @@ def test_add_noise_checks_its_noise():
 
 
 def native_pairs():
-    """The pairs of test_samplers_diffusers.py: what diffusers' classes are among nf.samplers."""
+    """Pairs diffusers' classes with nf.samplers, as in test_samplers_diffusers.py."""
     import test_samplers_diffusers as native
 
     def is_covered(pair):
@@ -1307,7 +1312,7 @@ def native_pairs():
 
 @pytest.mark.parametrize("pair", one_in(6, native_pairs()), ids=str)
 def test_exact_coefficients_are_those_of_the_samplers(pair, monkeypatch):
-    """In float64 x, over a loop; compat coefficients are farther off, where float32 cancels."""
+    """With x in float64, over a loop; compat coefficients are farther off if float32 cancels."""
     import test_samplers_diffusers as native
 
     n, rng = 8, np.random.default_rng(0)
@@ -1348,7 +1353,7 @@ def test_exact_needs_to_see_set_timesteps():
 # DPMSolverSDE's float64 levels are other times of the tree, whose path moves by 3e-4 in a float32's last digit of time.
 @pytest.mark.parametrize("name", some(3, [name for name in NAMES if not name.startswith("DPMSolverSDE")]))
 def test_exact_coefficients_are_of_numbers_that_a_user_puts_in(name):
-    """Other sigmas or alphas_cumprod are not computed anew, for steps or for the noise of a Noise."""
+    """Other sigmas or alphas_cumprod are not computed anew, neither for steps nor for a Noise."""
     pair, x = DEFAULTS[name].pair(coefficients="exact"), torch.linspace(-1, 1, 96).reshape(SHAPE)
     z, results = torch.from_numpy(nf.randn(SHAPE, nf.Noise(3))), []
     for scheduler, noise in zip(pair, (z, nf.Noise(3)), strict=True):
@@ -1421,10 +1426,11 @@ def test_what_a_row_cannot_do(reason, caplog):
             pair[1].step(inputs[0], pair[1].timesteps[0] + how.get("later", 0), inputs[1], **given)
 
 
-# LTX' own step, whose levels lie beside its timesteps, cannot have them elsewhere than x.
+# LTX' own step has levels beside its timesteps, and cannot have them elsewhere than x.
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in TREES and not name.startswith("LTX")])
 def test_other_devices_are_left_to_diffusers(name):
-    """Apple's GPUs, say; "meta" stands for them. Seen to fail: the step raised "expected a tensor on the CPU"."""
+    """Such devices are Apple's GPUs; "meta" stands for them. Seen to fail: the step raised "expected a tensor on the
+    CPU"."""
     x, kinds = torch.empty(SHAPE, device="meta"), []
     for scheduler in DEFAULTS[name].pair():
         scheduler.is_scale_input_called, results = True, []
@@ -1436,7 +1442,7 @@ def test_other_devices_are_left_to_diffusers(name):
 
 
 def test_lcm_at_a_time_that_is_not_the_next():
-    """LCM takes its level from the time, and where it goes from a count. Seen to fail: the time was not looked at."""
+    """LCM takes its noise level from the time, and the next one from a count. Seen to fail: the time was ignored."""
     for places in ((0, 0, 1, 1), (1, 3, 0)):
         pair, results = DEFAULTS["LCMScheduler"].pair(4), []
         x = torch.linspace(-1, 1, 96).reshape(SHAPE)
@@ -1452,7 +1458,7 @@ def test_lcm_at_a_time_that_is_not_the_next():
 
 
 def test_flow_matching_before_set_timesteps():
-    """It then has as many levels as times. Seen to fail: an IndexError, in the first step."""
+    """It then has as many noise levels as times. Seen to fail: an IndexError, in the first step."""
     x, results = torch.randn(SHAPE), []
     for scheduler in (diffusers.FlowMatchEulerDiscreteScheduler(), ours.FlowMatchEulerDiscreteScheduler()):
         results.append(torch.stack([scheduler.step(0.1 * x, t, x)[0] for t in scheduler.timesteps[:3]]))
@@ -1463,7 +1469,7 @@ def test_flow_matching_before_set_timesteps():
 
 
 def test_gradients_that_begin_in_the_middle_of_a_run(caplog):
-    """Seen to fail: a step that looks at nothing but dtypes once its row is known."""
+    """Seen to fail: a step that checks only dtypes once its row is known."""
     engine._said.clear()
     _, scheduler = Case("DDPMScheduler", {}).pair()
     x, m = torch.randn(2, *SHAPE)
@@ -1475,7 +1481,7 @@ def test_gradients_that_begin_in_the_middle_of_a_run(caplog):
 
 
 def test_a_step_that_is_not_affine_is_seen(monkeypatch):
-    """Were diffusers to change: a product of two tensors has no row, though each unit vector has an answer."""
+    """This covers a change of diffusers: a product of two tensors has no row, though each unit vector has an answer."""
     kind = inspect.getmodule(diffusers.DDPMScheduler).DDPMSchedulerOutput
 
     def step(self, model_output, timestep, sample, generator=None, return_dict=True):
@@ -1534,14 +1540,14 @@ def test_gradients_of_torch_func(name):
 
 @pytest.mark.parametrize(
     "name",
-    [  # the one that remembers most is never left out
+    [  # the one that remembers most is always kept
         "UniPCMultistepScheduler",
         pytest.param("DDIMScheduler", marks=pytest.mark.slow),
         pytest.param("EulerDiscreteScheduler", marks=pytest.mark.slow),
     ],
 )
 def test_steps_in_compiled_code(name):
-    """The graph breaks there. Seen to fail: torch.compile followed the search for rows, and stumbled."""
+    """The graph breaks there. Seen to fail: torch.compile traced the search for rows, and failed."""
     torch._dynamo.reset()
     answers = []
     for scheduler in DEFAULTS[name].pair(5):
@@ -1589,7 +1595,7 @@ BAD_DRAWS = {
 @pytest.mark.parametrize("bad", BAD_DRAWS)
 @pytest.mark.parametrize("name", DRAWING)
 def test_generators_that_are_none(name, bad):
-    """In the first step of a run, in another, and in one that diffusers does."""
+    """It happens in the first step of a run, in a later one, and in one that diffusers does."""
     draws, message = BAD_DRAWS[bad]
     scheduler, given = MUST_DRAW[name].pair()[1], MUST_DRAW[name].options
     scheduler.is_scale_input_called, x = True, torch.randn(SHAPE)
@@ -1626,7 +1632,7 @@ def test_layouts(name, layout):
 
 
 def test_per_token_timesteps_of_flow_matching(caplog):
-    """diffusers' own step, which says so, and cannot draw a Noise."""
+    """diffusers' own step is used, and the log says so; it cannot draw a Noise."""
     pair = Case("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}).pair()
     x, tokens, results = torch.randn(2, 6, 5), torch.rand(2, 6) * 1000, []
     engine._said.clear()
@@ -1643,7 +1649,7 @@ def test_per_token_timesteps_of_flow_matching(caplog):
 
 
 def test_methods_that_a_derived_class_replaces(caplog):
-    """Rows are made of diffusers' methods. With one of their own derived classes do as diffusers'."""
+    """Rows are made from diffusers' methods. Derived classes with methods of their own do as in diffusers."""
     engine._said.clear()
     results = []
     for kind in (diffusers.DDPMScheduler, ours.DDPMScheduler):
@@ -1669,7 +1675,7 @@ def test_methods_that_a_derived_class_replaces(caplog):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_float32_sample_with_half_model_outputs(name):
-    """As video pipelines do: the sample stays float32, or becomes what diffusers makes of it."""
+    """As in video pipelines, the sample stays float32, or gets diffusers' dtype."""
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     pair = DEFAULTS[name].pair()
     engine._said.clear()
@@ -1693,7 +1699,7 @@ def test_a_float32_sample_with_half_model_outputs(name):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_half_sample_with_float32_model_outputs(name, dtype):
-    """diffusers does such steps, and makes float32 of most samples. Seen to fail: Heun's and PNDM's next step met a
+    """diffusers does such steps, and converts most samples to float32. Seen to fail: Heun's and PNDM's next step met a
     sample that they remembered in half precision."""
     pair, ends = DEFAULTS[name].pair(), []
     for scheduler in pair:
@@ -1779,7 +1785,7 @@ def test_accelerate_a_scheduler_in_the_middle_of_its_run(name):
 
 @pytest.mark.parametrize("name", FORWARD)
 def test_accelerate_a_scheduler_that_was_used_and_add_noise(name):
-    """Nothing is known of how its timesteps were made, and nothing need be."""
+    """The origin of its timesteps is unknown, and is not needed."""
     theirs, _ = DEFAULTS[name].pair()
     mine, x, noise = ours.accelerate(theirs), torch.randn(2, 3, 4), nf.Noise(1)
     z, t = torch.from_numpy(nf.randn((2, 3, 4), noise)), theirs.timesteps[[1, 4]]
@@ -1843,7 +1849,7 @@ def test_pipelines_give_the_same_pictures(kind, tmp_path):
 
 
 class Pipeline(diffusers.DiffusionPipeline):
-    """Schedulers under any names, and pipelines that share them, as diffusers' combined pipelines have them."""
+    """Schedulers have any names, and pipelines share them, as in diffusers' combined pipelines."""
 
     def __init__(self, **schedulers):
         super().__init__()
@@ -1857,7 +1863,7 @@ class Combined(Pipeline):
 
 
 def test_every_scheduler_of_a_pipeline_is_replaced(caplog):
-    """By whatever name, and one line says so. Seen to fail: all but `scheduler` stayed."""
+    """Schedulers of any name are replaced, and one line says so. Seen to fail: all but `scheduler` stayed."""
     kinds = {
         "scheduler": "DDIM", "prior_scheduler": "UnCLIP", "inverse_scheduler": "DDIMInverse",
         "audio_scheduler": "FlowMatchEulerDiscrete", "low_res_scheduler": "DDPM", "image_noising_scheduler": "DDPM",
@@ -1890,7 +1896,7 @@ def test_the_schedulers_of_a_combined_pipeline_are_replaced_where_they_step(capl
 
 
 def test_pipelines_some_of_whose_schedulers_are_not_covered(caplog):
-    """A warning names those that stay; without any that is covered a pipeline is refused, and nothing is replaced where
+    """A warning names those that stay. A pipeline without any covered scheduler is refused, and nothing is replaced if
     an argument is wrong. Seen to fail: "object has no attribute 'scheduler'"."""
     repaint, ddpm = diffusers.RePaintScheduler(), diffusers.DDPMScheduler()
     pipeline = Pipeline(prior_scheduler=ddpm, inpainting=repaint)
@@ -1936,7 +1942,7 @@ def test_pipelines_that_were_given_a_scheduler_of_ours_are_saved_and_loaded(how,
     [("scipy", ["LMSDiscreteScheduler"]), ("torchsde", ["DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler"])],
 )
 def test_what_a_class_of_diffusers_needs_is_said(library, names):
-    """By diffusers. Seen to fail: "cannot import name"."""
+    """diffusers loads it. Seen to fail: "cannot import name"."""
     here = "noisefuse.interop.diffusers"
     code = f"import sys; sys.modules[{library!r}] = None\nimport {here} as ours\n"
     for name in names:
@@ -1972,7 +1978,8 @@ load()
 
 @pytest.mark.slow
 def test_a_saved_pipeline_is_loaded_in_another_process(tmp_path):
-    """Without noisefuse, with it installed, and imported. Seen to fail: a pipeline that names our module."""
+    """It loads without noisefuse, with it installed, and with it imported. Seen to fail: a pipeline that names our
+    module."""
     pipeline = diffusers.DDPMPipeline(unet(), diffusers.DDPMScheduler())
     pipeline.scheduler = ours.DDPMScheduler()
     pipeline.save_pretrained(tmp_path)
@@ -1999,7 +2006,7 @@ def test_what_accelerate_is_not_told_stays():
 
 
 def test_a_pipeline_with_noise_of_its_own():
-    """No generator: the scheduler's noise, which depends on no batch; its start is stream 2."""
+    """No generator is needed: the scheduler's noise does not depend on the batch; its start is stream 2."""
     noises = [nf.Noise(5), nf.Noise(6)]
     scheduler = diffusers.DDPMScheduler()
     pipeline = ours.accelerate(diffusers.DDPMPipeline(unet(), scheduler), noise=noises)
@@ -2014,7 +2021,7 @@ def test_a_pipeline_with_noise_of_its_own():
         scheduler.set_timesteps(5)
         with torch.no_grad():
             for t in times(scheduler):
-                predicted = [pipeline.unet(one[None], t).sample for one in x]  # whose sums do depend on the batch
+                predicted = [pipeline.unet(one[None], t).sample for one in x]  # these sums depend on the batch
                 x = scheduler.step(torch.cat(predicted), t, x).prev_sample
         return x
 
@@ -2044,7 +2051,8 @@ def test_the_example(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_on_the_stand_in(name):
-    """Of a GPU (test_torch_cuda.py): the CPU's bits, and after the first step of a run nothing is read back."""
+    """Tensors count as a GPU's (test_torch_cuda.py): the CPU's bits, and after the first step of a run nothing is read
+    back."""
 
     def run(guard):
         scheduler = DEFAULTS[name].pair(5, noise=nf.Noise(7))[1]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JAX's arrays: in eager code and in programs results have NumPy's bits, and vmap's are those of a loop.
+"""JAX's arrays: in eager code and in programs results have NumPy's bits, and vmap's equal a loop's.
 
 Seen to fail: a traced step that is left out; elements of vmap that all begin at the first one's memory, or that an
 inner vmap repeats along the wrong axis; rows beyond a table, and a window's start, that are not moved inside;
-transposed rows that leave out what goes through D; a half type's gradient that is rounded before it is scaled; rows of
-a scan that all keep one array.
+transposed rows that leave out the part through D; a half type's gradient that is rounded before it is scaled; rows of a
+scan that all keep one array.
 """
 
 import math
@@ -41,7 +41,7 @@ TABLES = {
 
 
 def equal(found, expected):
-    """Bits, dtype, shape. (JAX has no 64 bits by default.)"""
+    """Compares bits, dtype, shape. (JAX has no 64 bits by default.)"""
     assert isinstance(found, jax.Array)
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     return np.array_equal(bits(np.asarray(found)), bits(expected))
@@ -152,7 +152,7 @@ def test_increments_of_traced_samples_and_paths():
     assert equal(sampler.sample(half, jnp.asarray(X), path), sampler.sample(half, X, path))
 
 
-# ---- what is traced ----------------------------------------------------------------------------------------
+# ---- traced arguments --------------------------------------------------------------------------------------
 
 
 def test_traced_times():
@@ -222,7 +222,7 @@ def test_traced_weights_of_other_dtypes(dtype):
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_ids_beyond_56_bits(backend):
-    """Seen to fail: ids whose high bits name another stream."""
+    """Seen to fail: ids whose high bits select another stream."""
     ids = np.array([-1, -(2**31), 0, 7])
     run = lambda ids: nf.randn(SHAPE, N.at(sample=ids), dtype=jnp.float32)  # noqa: E731
     with nf.use_backend(backend):
@@ -305,7 +305,7 @@ def test_vmap_inside_of_vmap():
 
 
 def test_vmap_of_no_elements():
-    """Seen to fail: all of them as one call, whose results are as many as there are of one element."""
+    """Seen to fail: all elements as one call, whose results are as many as one element's."""
     call = lambda x: nf.q_sample(x, 500, LINEAR, N, target="v")  # noqa: E731
     for lead in ((0,), (3, 0), (0, 3)):
         each, x = call, jnp.zeros((*lead, *SHAPE))
@@ -424,7 +424,7 @@ def test_checkpoint_and_donation():
     assert equal(found, call(X))
     assert x.is_deleted()
     assert found.unsafe_buffer_pointer() == place
-    kept = jnp.array(X)  # and where it is not given away, it stays
+    kept = jnp.array(X)  # if it is not donated, it stays
     assert equal(jax.jit(lambda x: nf.q_sample(x, T, LINEAR, N, out=x))(kept), call(X))
     assert equal(kept, X)
 
@@ -451,7 +451,7 @@ def test_samplers(name):
 
 
 def test_a_model_that_answers_with_jaxs_arrays():
-    """Seen to fail: an error of the first step's, that NumPy's array was expected."""
+    """Seen to fail: an error from the first step, that NumPy's array was expected."""
     sampler, seen = nf.samplers.heun(LINEAR, steps=4), []
 
     def model(x, t):
@@ -461,7 +461,7 @@ def test_a_model_that_answers_with_jaxs_arrays():
     found = sampler.sample(model, SHAPE, N)
     assert isinstance(found, jax.Array)
     assert equal(found, sampler.sample(half, SHAPE, N))
-    assert len(seen) == 2  # asked once, and traced once
+    assert len(seen) == 2  # called once, and traced once
     assert seen[0] is np.ndarray
     with pytest.raises(TypeError, match=r"model: expected an array like x, float32 of shape .*, got NoneType in row 0"):
         sampler.sample(lambda x, t: None, jnp.asarray(X), N)
@@ -503,7 +503,7 @@ def test_callbacks_and_noise_as_arrays():
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmpp_2m", "unipc", "lcm", "heun"])
 def test_callbacks_get_what_the_rows_estimate(name):
-    """Whether a row keeps its estimate or not. Seen to fail: an estimate that the state then keeps, too."""
+    """A row may keep its estimate or not. Seen to fail: an estimate that the state then keeps, too."""
     sampler, runs = getattr(nf.samplers, name)(LINEAR, steps=4), []
     for x in (X, jnp.asarray(X)):
         seen = []
@@ -521,7 +521,7 @@ def test_callbacks_get_what_the_rows_estimate(name):
         jax.jit(lambda i, x: sampler.step(i, x, x, N, sampler.state(x), denoised_out=[]))(1, X)
 
 
-@pytest.mark.parametrize("name", ["ddim", "heun"])  # a state that all rows change alike, and one that they do not
+@pytest.mark.parametrize("name", ["ddim", "heun"])  # one state that all rows change alike, and one that they do not
 def test_rows_beyond_the_ends_are_the_ends(name):
     """Seen to fail: the last row's time for row -1."""
     sampler = getattr(nf.samplers, name)(LINEAR, steps=3)
@@ -672,8 +672,8 @@ print("equal")
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["at_floats", "samplers", "gradients", "other_meshes"])
 def test_eight_devices_in_a_mesh(what):
-    """Seen to fail: rows of a callback that XLA cuts; a carry of scans that is the same for all devices; a result whose
-    sharding has no spec; a table that is kept on the devices of an earlier mesh."""
+    """Seen to fail: rows from a callback that XLA cuts; a carry of scans that is the same for all devices; a result
+    whose sharding has no spec; a table that is kept on the devices of an earlier mesh."""
     on_devices(IN_A_MESH, what)
 
 
@@ -911,8 +911,8 @@ AUGMENTED = {
 
 @pytest.mark.parametrize("name", AUGMENTED)
 def test_augmentation(name):
-    """Seen to fail: rows that are taken in turn as if elements lay together; levels that are not read as rows; results
-    that are not clipped."""
+    """Seen to fail: rows that are taken in turn as if elements were contiguous; integer levels that are not read as
+    rows; results that are not clipped."""
     call = AUGMENTED[name]
     for x in (IMAGES, BYTES):
         if name == "by_level" and x is IMAGES:
@@ -940,8 +940,8 @@ BY_PYTHON = {
 
 @pytest.mark.parametrize("name", BY_PYTHON)
 def test_augmentation_by_way_of_python(name):
-    """Of a traced step, of traced samples, one and many, and of a list. Seen to fail: a traced number that plays no
-    part; one that is beyond 56 bits."""
+    """The step is traced, or the samples, one and many, or those of a list. Seen to fail: a traced number that is
+    ignored; one that is beyond 56 bits."""
     call = BY_PYTHON[name]
     assert equal(call(jnp.asarray(BYTES), N), call(BYTES, N))
     for make in (
@@ -1055,7 +1055,7 @@ def test_a_call_of_another_version_is_refused():
 
 
 def test_threads_of_python():
-    """The GIL is not held while XLA runs: two threads go on."""
+    """XLA runs without the GIL: two threads go on."""
     run, found = jax.jit(lambda x, k: nf.q_sample(x, 9, LINEAR, N.at(step=k))), {}
     work = lambda k: found.update({k: run(X, k)})  # noqa: E731
     threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
@@ -1067,7 +1067,7 @@ def test_threads_of_python():
 
 
 def test_calls_like_earlier_ones_check_their_numbers():
-    """Seen to fail: the first call's seed in all of them; a row beyond the table that was not looked at."""
+    """Seen to fail: the first call's seed in all of them; a row beyond the table that was not checked."""
     x, table = jnp.asarray(X), TABLES["ddpm"]
     for noise in (N, Noise(9, sample=2**40, step=2**31), Noise(2**64 - 1, step=8), N.at(stream=64), Noise(3, sample=1)):
         for t in (3, 999, np.array([1, 2, 3, 4]), [9, 9, 9, 9], jnp.arange(4), np.int64(7), [2]):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract in jax.numpy, where a platform has no kernels of ours: NumPy's bits, whatever XLA fuses or flushes.
+"""The contract in jax.numpy, for platforms without our kernels: NumPy's bits, whatever XLA fuses or flushes.
 
-Seen to fail: a sum of which lost digits leave no trace, ties that do not go to even, subnormal results that keep all
+Seen to fail: a sum whose lost digits leave no trace, ties that do not go to even, subnormal results that keep all
 digits, a product of 0 that shifts the other term away, exponents of float64 that wrap when rounded to float32.
 """
 
@@ -34,7 +34,7 @@ FORMATS = {np.float32: FLOAT32, np.float64: FLOAT64}
 
 
 def same(found, expected):
-    """Bits; but of NaN any."""
+    """Compares bits; any NaN equals any NaN."""
     found, expected = np.asarray(found), np.asarray(expected)
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     return np.array_equal(bits(found), bits(expected)) or (
@@ -47,7 +47,7 @@ def same(found, expected):
 
 
 def nasty(kind):
-    """Of both signs: zeros, subnormals, next to powers of two, ends, infinities, NaN, and of any bits."""
+    """Returns numbers of both signs: zeros, subnormals, next to powers of two, ends, infinities, NaN, and any bits."""
     info = np.finfo(kind)
     word, low = np.dtype(f"u{info.bits // 8}"), 1 << info.nmant
     one = int(np.ones((), kind).view(word))
@@ -59,7 +59,7 @@ def nasty(kind):
 
 
 def triples(kind):
-    """All of nasty values; and of others, of which sums cancel, end half way, or lie just beside."""
+    """Returns all triples of nasty values; and others whose sums cancel, end half way, or lie just beside."""
     every = np.array([*product(nasty(kind), repeat=3)], kind).T
     rng, n = np.random.default_rng(1), 100_000
     a, b = (rng.standard_normal(n).astype(kind) * np.exp2(rng.integers(-9, 9, n)).astype(kind) for _ in range(2))
@@ -70,7 +70,7 @@ def triples(kind):
 
 
 def run(function, kind, *arrays):
-    """Of Floats that have these values."""
+    """Computes with Floats that have these values."""
     with jax.enable_x64(True):
         words = [bits_of(a) for a in arrays]
         found = jax.jit(
@@ -119,7 +119,7 @@ def quotients_are_rounded_once():
 
 def integers_become_numbers():
     for kind, of in product(FORMATS, (np.int32, np.uint32, np.int64, np.uint64)):
-        if kind is np.float32 and of in (np.int64, np.uint64):  # have more bits than it takes
+        if kind is np.float32 and of in (np.int64, np.uint64):  # they have more bits than it takes
             continue
         info = np.iinfo(of)
         values = [*range(-9 if info.min else 0, 9), *(k + n for k in (1 << 24, 1 << 25, 3 << 24) for n in range(-3, 4))]
@@ -133,7 +133,7 @@ def integers_become_numbers():
 
 
 def words_become_values():
-    """At the ends of each formula: U next to 0, 1 and 2/3, angles next to quarters of a turn."""
+    """Returns words at the ends of each formula: U next to 0, 1 and 2/3, angles next to quarters of a turn."""
     edges = [(k << 29) + n for k in range(9) for n in range(-3, 3)] + [(2 << 32) // 3 + n for n in range(-300, 300, 7)]
     edges = np.array([w % (1 << 32) for w in edges] + [1 << n for n in range(32)], np.uint32)
     w0, w1 = np.meshgrid(edges, edges)
@@ -159,7 +159,7 @@ CHECKS = (
 )
 
 
-# What XLA does by default: it makes one operation of products and sums; and where processors cannot.
+# XLA fuses products and sums by default; and one that processors cannot.
 FLAGS = {"fused": "", "not fused": "--xla_cpu_max_isa=AVX"}
 
 
@@ -170,7 +170,7 @@ def test_bits(flags):
 
 
 def in_jax(code, flags):
-    """Runs it with these flags of XLA's."""
+    """Runs it with these flags for XLA."""
     tests = Path(__file__).parents[1]
     path = os.pathsep.join([str(tests), str(tests / "interop")])
     env = {**os.environ, "XLA_FLAGS": flags, "NOISEFUSE_JAX": "jnp", "PYTHONPATH": path}
@@ -189,7 +189,7 @@ UNIPC = nf.samplers.unipc(LINEAR, steps=5).tableau
 
 @pytest.fixture
 def stated(monkeypatch):
-    """Calls that a handler would take are stated in jax.numpy."""
+    """Calls that a handler would take are run in jax.numpy."""
     monkeypatch.setattr(jax_described, "_wanted", "jnp")
 
 
@@ -254,7 +254,7 @@ def test_drawn_doubles(stated):
 
 @pytest.mark.slow
 def test_programs(stated):
-    """vmap of x, of steps and of rows; a scan over rows that are traced; a gradient through a clamp."""
+    """This has vmap of x, of steps and of rows; a scan over traced rows; a gradient through a clamp."""
     draw = lambda x, k: nf.q_sample(x, 500, LINEAR, N.at(step=k), batched=False)  # noqa: E731
     found = jax.jit(jax.vmap(draw))(X, np.arange(4))
     assert same(found, np.stack([nf.q_sample(x, 500, LINEAR, N.at(step=k), batched=False) for k, x in enumerate(X)]))
@@ -269,8 +269,8 @@ def test_programs(stated):
 
 
 def test_programs_hold_no_elements(stated):
-    """Their text is as long for more of them; XLA would draw from constants while it compiles. Seen to fail: numbers of
-    elements that NumPy makes."""
+    """The text does not grow with the number of elements; XLA would draw from constants while it compiles. Seen to
+    fail: numbers of elements that NumPy makes."""
     for noise in (N, N.window((1 << 17,), start=(5,))):
         few, many = (
             jax.jit(lambda n=n, noise=noise: nf.uniform((2, n), noise, dtype=jnp.float32)).lower().as_text()
@@ -281,7 +281,7 @@ def test_programs_hold_no_elements(stated):
 
 @pytest.mark.slow
 def test_walks(stated):
-    """Seen to fail: a state that is rounded to 16 bits on its way."""
+    """Seen to fail: a state that is rounded to 16 bits in between."""
     walk = lambda x: nf.q_walk(x, LINEAR, N, keep=[0, 3, 5])  # noqa: E731
     for x in (X, X.astype(np.float16)):
         assert same(jax.jit(walk)(x), walk(x))
@@ -310,7 +310,7 @@ def test_losses(squares, stated):
 
 @pytest.mark.slow
 def test_sums_in_all_of_their_bits(stated):
-    """Seen to fail: accumulators that take elements that lie together; a mean that is multiplied by 1 / n."""
+    """Seen to fail: accumulators that take contiguous elements; a mean that is multiplied by 1 / n."""
     x, m = (normals((16, 200), np.float64, n) for n in range(2))
     call = lambda x, m: nf.mse_loss(m, x, np.arange(16), LINEAR, x, target="sample", reduction="none")  # noqa: E731
     with jax.enable_x64(True):
@@ -320,7 +320,7 @@ def test_sums_in_all_of_their_bits(stated):
 
 @pytest.mark.slow
 def test_losses_of_chunks_and_traced_weights(stated):
-    """Chunks of 4,096 and a short one; weights that are not known, of 32 bits; a gradient by JAX's rules."""
+    """It has chunks of 4,096 and a short one; traced weights, of 32 bits; a gradient by JAX's rules."""
     x, m = (normals((2, 4161), np.float32, n) for n in range(2))
     call = lambda x, m, w: nf.mse_loss(m, x, [3, 500], LINEAR, x, target="sample", weight=w)  # noqa: E731
     weight = np.linspace(0.5, 2, 1000).astype(np.float32)
@@ -336,7 +336,7 @@ def test_names(drawn, stated):
 
 
 def parts_are_numpys():
-    """Of four devices each draws its own part; and where XLA cuts arrays itself."""
+    """Each of four devices draws its own part; and XLA cuts arrays itself."""
     axes = ("data", "rows")
     mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2), axes)
     cut = jax.sharding.PartitionSpec(*axes)

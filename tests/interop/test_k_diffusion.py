@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """k-diffusion's functions: against loops, with the same noise.
 
-The loops say what k_diffusion/sampling.py of crowsonkb/k-diffusion says and, for ddpm, lcm, ipndm and
-gradient_estimation, ComfyUI's comfy/k_diffusion/sampling.py.
+The loops repeat k_diffusion/sampling.py of crowsonkb/k-diffusion and, for ddpm, lcm, ipndm and gradient_estimation,
+ComfyUI's comfy/k_diffusion/sampling.py.
 
-Seen to fail: noise that s_noise does not scale; `lower_order_final` as `samplers.dpmpp_2m` has it; churn one step late;
-a Brownian motion's second piece asked for from the step's beginning.
+Seen to fail: noise that s_noise does not scale; `lower_order_final` as in `samplers.dpmpp_2m`; churn one step late; a
+Brownian motion's second piece taken from the step's beginning.
 """
 
 import doctest
@@ -40,7 +40,7 @@ def model(x, sigma, **extra):  # not linear, and another one for each sample's l
 
 
 class Motion:
-    """A Brownian motion on given levels: what a tree of them gives k-diffusion's functions."""
+    """A Brownian motion on given noise levels: k-diffusion's functions get it from a tree."""
 
     def __init__(self, like, levels, seed=5):
         rng, self.levels = np.random.default_rng(seed), np.sort([*levels])
@@ -74,7 +74,7 @@ def slope(x, sigma):
 
 
 def ancestral(step):
-    """A method without noise, to sigma_down, and then up."""
+    """Makes a method without noise step to sigma_down, and then adds noise."""
 
     def loop(x, sigmas, draw, eta=1.0, s_noise=1.0):
         for sigma, to in itertools.pairwise(sigmas):
@@ -124,7 +124,7 @@ def churned(step):
 
 
 def multistep(weights):
-    """x' = x + sum of weights times the slopes, the newest first."""
+    """Returns x' = x + sum of weights times the slopes, the newest first."""
 
     def loop(x, sigmas, draw, **options):
         slopes = []
@@ -187,7 +187,7 @@ def dpmpp_sde(x, sigmas, draw, eta=1.0, s_noise=1.0, r=0.5):
 
 
 def multistep_sde(third):
-    """dpmpp_2m_sde and, with its third level, dpmpp_3m_sde."""
+    """Computes dpmpp_2m_sde and, with its third level, dpmpp_3m_sde."""
 
     def loop(x, sigmas, draw, eta=1.0, s_noise=1.0, solver_type="heun" if third else "midpoint"):
         known = []  # (D, h), the newest first
@@ -311,7 +311,7 @@ def test_the_noise_of_an_sde_is_repeated_by_torchs_seed(name):
 
 @pytest.mark.parametrize("name", [*RANDOM, "euler", "heun", "dpm_2"])
 def test_named_noise_is_a_samples_own(name):
-    """A sample of a batch is what it is alone; its noise is named by the row, stream 3."""
+    """A sample of a batch equals it alone; its noise has the row as step, on stream 3."""
     x, sigmas = start(), LEVELS["a part"]
     options = {} if name in RANDOM else CHURN
     run = lambda x, noise: function(name)(model, x, sigmas, disable=True, noise=noise, **options)  # noqa: E731
@@ -432,7 +432,7 @@ def test_what_is_wrong_is_said(name, options, message):
 
 @pytest.mark.parametrize("name", CASES)
 def test_shapes_are_looked_at_first(name):
-    """Seen to fail: levels as a column, or one alone, and an x without a batch were found by Python's own errors."""
+    """Seen to fail: noise levels as a column, or one alone, and an x without a batch gave Python's own errors."""
     levels = LEVELS["a part"]
     for x, sigmas, error in (
         (start(), levels[:, None], ValueError),
@@ -460,7 +460,7 @@ def test_noise_that_is_none_is_refused():
 @pytest.mark.parametrize("name", [*RANDOM, "euler"])
 @pytest.mark.parametrize("made", [lambda x: x, list, lambda x: nf.Noise(1).interval(0, 1)])
 def test_noise_for_one_row_alone_is_refused(name, made):
-    """A row would take it, and the next one the same."""
+    """A row would take it, and the next row the same one."""
     x = start()
     with pytest.raises(TypeError, match=r"noise(\[0\])?: expected a Noise.*, got (Tensor|Increment)"):
         function(name)(model, x, LEVELS["a part"], disable=True, noise=made(x))
@@ -470,7 +470,7 @@ def test_noise_for_one_row_alone_is_refused(name, made):
 
 @pytest.mark.parametrize("name", [name for name in RANDOM if name not in SDE])
 def test_the_seed_that_comfyui_hands_on_draws(name):
-    """A generator of its own, one more than the seed on CPUs; torch's own stays where it is."""
+    """It is a new generator, with seed + 1 on CPUs; torch's own stays unchanged."""
     x, sigmas, told = start(), LEVELS["to clean data"], []
     own = torch.Generator().manual_seed(8)
     draw = lambda sigma, to: torch.randn(x.shape, dtype=x.dtype, generator=own)  # noqa: E731
@@ -511,7 +511,7 @@ def test_churn_takes_in_both_ends_of_its_levels():
 
 
 def test_churn_before_the_first_row_has_the_name_of_a_row_that_there_is_not():
-    """Noise before a call is drawn by the row before it; before the first one it is that of the row after the last."""
+    """The row before a call draws the call's noise; the first call's has the key of the row after the last."""
     x, levels, noise = start(), [9.0, 4.0, 1.0], nf.Noise(3, step=5)
     rows = iter([2, 0])
     draw = lambda sigma, to: nf.randn_like(x, noise.at(step=5 + next(rows), stream=3))  # noqa: E731
@@ -528,7 +528,7 @@ def test_a_seed_is_the_models_where_nothing_is_drawn():
 
 
 def test_a_level_twice_draws_nothing():
-    """As docs/k_diffusion.md says: the step does nothing, and no noise sampler is called for it."""
+    """As in docs/k_diffusion.md, the step does nothing, and no noise sampler is called for it."""
     x, asked = start(), []
     draw = lambda sigma, to: asked.append((float(sigma), float(to))) or torch.zeros_like(x)  # noqa: E731
     twice, once = torch.tensor([9.0, 4.0, 4.0, 1.0]), torch.tensor([9.0, 4.0, 1.0])
@@ -621,7 +621,8 @@ def test_all_functions_are_tested():
 
 
 def test_one_brownian_path_in_two_pieces_keeps_the_variance():
-    """Data of deviation 0.5 and its ideal denoiser: 0.493 on 20 levels; two independent draws would give 0.436."""
+    """Data has deviation 0.5, with its ideal denoiser: 0.493 on 20 noise levels; two independent draws would give
+    0.436."""
     sigmas, x = karras(20, 0.02, 10.0), 10 * nf.randn_like(torch.empty(1, 50000), nf.Noise(1))
     ideal = lambda x, sigma: 0.25 / (0.25 + sigma[0] ** 2) * x  # noqa: E731
     assert abs(kd.sample_dpmpp_sde(ideal, x, sigmas, disable=True, noise=nf.Noise(2)).std() - 0.493) < 0.006

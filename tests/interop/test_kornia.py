@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RandomGaussianNoise in the place of kornia's: its arguments, shapes, containers, replay and seeds, and its noise."""
+"""RandomGaussianNoise in place of kornia's: its arguments, shapes, containers, replay, seeds and noise."""
 
 import copy
 import inspect
@@ -46,7 +46,7 @@ def test_every_shape_is_taken(shape, keepdim):
 
 
 def test_params_replay_the_noise():
-    """Seen to fail: names that are drawn in apply_transform, a seed of 32 bits."""
+    """Seen to fail: keys that are drawn in apply_transform, a seed of 32 bits."""
     augment = RandomGaussianNoise(std=0.1)
     found = augment(BATCH)
     params = copy.deepcopy(augment._params)
@@ -71,7 +71,7 @@ def test_params_replay_the_noise():
 
 
 def test_it_is_augment_gaussian():
-    """Bit for bit. Seen to fail: another std."""
+    """Equal bit for bit. Seen to fail: another std."""
     augment = RandomGaussianNoise(mean=0.25, std=0.1, p=1.0)
     found = augment(BATCH)
     noise = nf.Noise(augment._params["noise"][0, 0].item() % (1 << 64))
@@ -89,7 +89,7 @@ def test_the_generator_of_torch_names_the_noise():
 
 
 def test_keys_name_the_noise():
-    """Whatever the batch. Seen to fail: an epoch that plays no part, and p from torch's generator."""
+    """The batch has no influence. Seen to fail: an epoch that is ignored, and p from torch's generator."""
     augment = RandomGaussianNoise(std=0.1)
     keys = ["a.png", 7, "c.png", 9, (1 << 56) - 1]
     found = augment.at(keys, epoch=2, seed=(1 << 64) - 5)(BATCH)
@@ -143,7 +143,7 @@ def test_gradients_pass():
 
 
 def test_std_and_mean_may_be_learned():
-    """Seen to fail: no gradient of std, as it was; of mean."""
+    """Seen to fail: no gradient of std, as before; none of mean."""
     std, mean = (torch.nn.Parameter(torch.tensor(value)) for value in (0.1, 0.25))
     augment = RandomGaussianNoise(mean=mean, std=std, p=0.5)
     assert {id(p) for p in augment.parameters()} == {id(std), id(mean)}
@@ -164,7 +164,8 @@ def test_std_and_mean_may_be_learned():
 @pytest.mark.parametrize("shape", [(5, 1, 1, 1), (3, 1, 1), (5, 3, 1, 1), (20, 30), (1,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_std_may_differ_from_image_to_image(shape, dtype):
-    """As theirs, or from channel to channel. Seen to fail: "Boolean value of Tensor", as it was; the first for all."""
+    """Tensors are per image, as theirs, or per channel. Seen to fail: "Boolean value of Tensor", as before; the first
+    for all."""
     std = torch.linspace(0.5, 2.0, math.prod(shape)).reshape(shape)
     augment = RandomGaussianNoise(std=std, mean=-std, p=1.0)
     found = augment(torch.zeros(5, 3, 20, 30, dtype=dtype))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RandGaussianNoise and RandGaussianNoised in the place of MONAI's: arguments, types, random state, and the noise."""
+"""RandGaussianNoise and RandGaussianNoised in place of MONAI's: arguments, types, random state, noise."""
 
 import inspect
 import pickle
@@ -35,7 +35,7 @@ def test_arguments_and_defaults_are_those_of_theirs(name):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, None], ids=str)
 @pytest.mark.parametrize("image", [LARGE, LARGE.to(torch.uint8), LARGE.to(torch.int16).numpy()], ids=["f4", "u1", "i2"])
 def test_the_moments_and_types_are_those_of_theirs(image, dtype):
-    """But that theirs truncate the noise of integers."""
+    """Compares with theirs, which truncates the noise of integers."""
     if dtype is None and image.dtype == np.int16:
         with pytest.raises(TypeError, match=r"dtype = None: expected .*, got an image of torch.int16"):
             ours.RandGaussianNoise(prob=1.0, dtype=None)(image)
@@ -50,7 +50,7 @@ def test_the_moments_and_types_are_those_of_theirs(image, dtype):
 
 
 def test_the_random_state_names_the_noise():
-    """What else is drawn is as theirs. Seen to fail: a seed that is drawn first."""
+    """All other draws are as theirs. Seen to fail: a seed that is drawn first."""
     found = []
     for seed in (1, 1, 2):
         transform = ours.RandGaussianNoise(prob=0.7).set_random_state(seed)
@@ -66,7 +66,7 @@ def test_the_random_state_names_the_noise():
 
 
 def test_it_is_augment_gaussian_and_can_be_repeated():
-    """Bit for bit. Seen to fail: another mean, noise that is drawn again."""
+    """Equal bit for bit. Seen to fail: another mean, noise that is drawn again."""
     transform = ours.RandGaussianNoise(prob=1.0, mean=0.5)
     found = plain(transform(VOLUME, mean=2.0))
     std, _, noise = transform._strength
@@ -79,7 +79,7 @@ def test_it_is_augment_gaussian_and_can_be_repeated():
 
 
 def test_a_key_names_strength_noise_and_whether_there_is_any():
-    """Seen to fail: an epoch that plays no part, prob from the random state."""
+    """Seen to fail: an epoch that is ignored, prob from the random state."""
     transform, changed = ours.RandGaussianNoise(prob=0.5, std=0.3), []
     for i in range(20):
         found = plain(transform.at(f"{i}.nii", epoch=2, seed=5)(VOLUME)).numpy()
@@ -104,7 +104,7 @@ def test_metadata_and_gradients_are_kept():
 
 
 def test_dictionaries():
-    """Seen to fail: a key that plays no part, another noise for the second image."""
+    """Seen to fail: a key that is ignored, another noise for the second image."""
     item = {"image": VOLUME, "label": 3, "other": VOLUME, "index": (17, 2)}
     pipeline = theirs.Compose([ours.RandGaussianNoised(["image", "other"], prob=1.0)])
     found, again = (pipeline.set_random_state(4)(item) for _ in range(2))

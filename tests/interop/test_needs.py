@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A library that is missing: what the modules that stand on it say. Seen to fail: bare imports, without `needs`."""
+"""The errors of modules whose library is missing. Seen to fail: bare imports, without `needs`."""
 
 import re
 import sys
@@ -29,11 +29,11 @@ NEEDED = {  # the first one's extra installs all of them
     "torchvision": ["torchvision", "torch", "PIL"],
 }
 
-BROUGHT = {"PIL": "torchvision"}  # by what stands in the extra
+BROUGHT = {"PIL": "torchvision"}  # a part of the extra installs it
 
 
 class Lacking:
-    """A finder of modules, the first that is asked."""
+    """A finder of modules, the first one in turn."""
 
     def __init__(self, library):
         self.library = library
@@ -74,7 +74,7 @@ def test_a_missing_library_is_named_with_its_extra(without, module, library):
 def test_every_module_of_the_reference_is_held_to_it():
     page = (ROOT / "docs" / "reference" / "interop.md").read_text()
     described = {*re.findall(r"noisefuse\.interop\.([a-z]\w+)\.", page)}
-    by_others = {"columns", "diffusers_sde"}  # the one takes NumPy's arrays, the other is loaded by `diffusers`
+    by_others = {"columns", "diffusers_sde"}  # one takes NumPy's arrays, `diffusers` loads the other
     assert described - by_others <= {*NEEDED}
     assert len(described) > len(by_others)
     assert (described | {"torch"}) - {"diffusers_sde"} == {*nf.interop._MODULES} <= {*dir(nf.interop)}

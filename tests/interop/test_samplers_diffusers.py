@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samplers against the schedulers of pip's diffusers, both sides fed with the same random numbers.
 
-Twice: "as it is", where much of its arithmetic is float32; and "in float64", with every float32 of its
-modules read as float64, where both sides must agree to rounding and no difference of formulas can hide.
+There are two modes: "as it is", with much of its arithmetic in float32; and "in float64", with every float32 of its
+modules read as float64. There both sides must agree to rounding and no difference of formulas can hide.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ diffusers = pytest.importorskip("diffusers")
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # torch's, with NumPy 2
 
-STEPS = (5, 20)  # below and beyond the 15 at which solvers lower their order
+STEPS = (5, 20)  # below and beyond 15, below which solvers lower their order
 SHAPE = (2, 3, 4, 4)
-EXACT = 1e-12  # of the largest |x|; measured: 5e-14
-# "as it is", measured: below 1e-6 of the largest |x|, except where float32 cancels in their coefficients, in
-# 1 - a_t / a_(t-1), exp(-h) - 1 and the differences of lambda
+EXACT = 1e-12  # relative to the largest |x|; measured: 5e-14
+# For "as it is", measured: below 1e-6 of the largest |x|, except if float32 cancels in their coefficients, in 1 - a_t /
+# a_(t-1), exp(-h) - 1 and the differences of lambda
 FLOAT32 = {
     "DDPMScheduler": 1e-5,
     "DPMSolverMultistepScheduler": 1e-5,
@@ -38,7 +38,7 @@ FLOAT32 = {
     "LMSDiscreteScheduler": 1e-5,
     "SASolverScheduler": 5e-5,
     "DPMSolverMultistepInverseScheduler": 1e-5,
-    "dpmpp_3m_sde": 2e-5,  # whose phi_3 cancels twice
+    "dpmpp_3m_sde": 2e-5,  # its phi_3 cancels twice
 }
 VP = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 MODULES = {
@@ -81,7 +81,7 @@ class Doubled:
 
 
 class Theirs:
-    """A scheduler of diffusers that draws the noise it is given."""
+    """A scheduler of diffusers that takes its noise from outside."""
 
     def __init__(self, name, config, double, monkeypatch, **step_options):
         self.double, self.step_options = double, step_options
@@ -108,7 +108,7 @@ class Theirs:
         return self.scheduler.timesteps
 
     def step(self, t, x, m, z):
-        """(what the model is shown, the next x)."""
+        """Returns (the model's input, the next x)."""
         self.noise, x, m = (torch.from_numpy(array) for array in (z, x, m))
         with self.precision():
             scale = getattr(self.scheduler, "scale_model_input", lambda x, t: x)
@@ -118,7 +118,7 @@ class Theirs:
 
 @dataclass
 class Pair:
-    """One of their classes and configurations, and what it is here."""
+    """One of their classes and configurations, and its counterpart here."""
 
     theirs: str
     config: dict
@@ -141,7 +141,7 @@ class Pair:
         return Schedule.from_alphas_cumprod(theirs.scheduler.alphas_cumprod.double().numpy())
 
     def sampler(self, theirs, n):
-        """Ours for their n steps; flows are given their sigmas, see test_flow_spacing."""
+        """Returns our sampler for their n steps; flows take their sigmas, see test_flow_spacing."""
         schedule, options = self.schedule(theirs), dict(self.options)
         if self.theirs.startswith("Flow") or self.config.get("use_flow_sigmas"):
             *sigmas, last = theirs.scheduler.sigmas.double().tolist()
@@ -159,7 +159,7 @@ LEVELS = {name: ({f"use_{name}_sigmas": True}, {"spacing": name}) for name in ("
 
 
 def family(theirs, ours, predictions, spacings, config=None, options=None):
-    """All combinations of prediction and spacing."""
+    """Yields all combinations of prediction and spacing."""
     for prediction, (spaced, spacing) in itertools.product(predictions, spacings.values()):
         yield Pair(
             theirs,
@@ -187,7 +187,7 @@ THRESHOLD = samplers.Threshold(0.9, 2.0)
 
 
 class Tau:
-    """A rate of noise over the time; printed as it is called."""
+    """A rate of noise over the time; it prints like its call."""
 
     def __init__(self, rate):
         self.rate = rate
@@ -199,7 +199,7 @@ class Tau:
         return f"{self.rate}"
 
 
-OWN = {"final": "sigma_min", "simple_order_2": True}  # SA-Solver's
+OWN = {"final": "sigma_min", "simple_order_2": True}  # SA-Solver's options
 PAIRS = [
     *family("DDPMScheduler", "ddpm", EVN, SPACINGS, FREE),
     variant("DDPMScheduler", "ddpm", {"clip_sample_range": 0.5}, {"clip": 0.5}),
@@ -244,7 +244,7 @@ PAIRS = [
     *family(DPM, "dpmpp_2m_sde", EVN, SPACINGS | LEVELS, SDE),
     variant(DPM, "dpmpp_2m_sde", {**SDE, "solver_type": "heun"}, {"solver": "heun"}),
     *family(UNI, "unipc", EVN, SPACINGS | LEVELS),
-    # not to clean data, where their bh1 is NaN (B(h) = h = inf, times 0)
+    # not to clean data: their bh1 is NaN there (B(h) = h = inf, times 0)
     variant(UNI, "unipc", BH1, {"variant": "bh1", "final": "sigma_min"}),
     variant(UNI, "unipc", {"solver_order": 1}, {"order": 1}),
     variant(UNI, "unipc", {"solver_order": 3}, {"order": 3}),
@@ -373,7 +373,7 @@ def bounded(pair):
 
 
 def times_agree(pair, theirs, times, timesteps):
-    """What the model is told: flows are told sigma, not 1000 sigma; some classes round times in between."""
+    """Compares the model's times: flows use sigma, not 1000 sigma; some classes round times in between."""
     rounds = theirs.scheduler.__class__.__name__ in (DPM, SINGLE, UNI, SA, DEIS, "KDPM2DiscreteScheduler")
     scale = 1000 if pair.theirs.startswith("Flow") or pair.config.get("use_flow_sigmas") else 1
     np.testing.assert_allclose(scale * timesteps, times.double().numpy(), rtol=1e-6, atol=1 if rounds else 1e-3)
@@ -382,11 +382,11 @@ def times_agree(pair, theirs, times, timesteps):
 @pytest.mark.parametrize("double", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["in float64", "as it is"])
 @pytest.mark.parametrize("pair", one_in(2, PAIRS), ids=str)
 def test_steps_agree(pair, double, monkeypatch):
-    """Every step with the same random model outputs and noise. In float64 both sides run on their own x; where theirs
-    computes in float32, ours goes on with their x: its rows are compared, not how their rounding adds up in a run."""
+    """Every step has the same random model outputs and noise. In float64 both sides run on their own x. If theirs
+    computes in float32, ours continues with their x: the rows are compared, not the sum of their rounding in a run."""
     theirs, rng = pair.open(double, monkeypatch), np.random.default_rng(0)
     tolerance = EXACT if double else FLOAT32.get(pair.ours, FLOAT32.get(pair.theirs, 1e-6))
-    for n in STEPS if double else (10,):  # in float64 nothing hides what depends on their number
+    for n in STEPS if double else (10,):  # in float64 nothing hides effects of their number
         times = theirs.set_timesteps(n)
         sampler = pair.sampler(theirs, n)
         times_agree(pair, theirs, times, sampler.timesteps)
@@ -420,7 +420,8 @@ TRACED = {
     "pair", [p for p in PAIRS if p.theirs in TRACED and p.ours != "dpmpp_3m_sde" and not bounded(p)], ids=str
 )
 def test_trace_of_theirs_is_our_table(pair, monkeypatch):
-    """Found by probing, in float64; what a multistep class remembers is put into it before every step."""
+    """Their rows are found by probing, in float64; the remembered values of a multistep class are set before every
+    step."""
     theirs = pair.open(True, monkeypatch)
     for n in STEPS:
         times = theirs.set_timesteps(n)
@@ -459,7 +460,7 @@ def test_posterior_variance_in_float32_and_exactly(monkeypatch):
 
 @pytest.mark.parametrize(("spacing", "n"), [*(("linspace", n) for n in STEPS), ("trailing", 3), ("trailing", 33)])
 def test_ddim_steps_elsewhere(spacing, n, monkeypatch):
-    """Their DDIM steps by T // n, not to the next time on "linspace", nor on "trailing" where n does not divide T. Its
+    """Their DDIM steps by T // n, not to the next time on "linspace", nor on "trailing" if n does not divide T. Its
     rows are ours to that time."""
     theirs = Theirs("DDIMScheduler", VP | FREE | {"timestep_spacing": spacing}, True, monkeypatch)
     times = theirs.set_timesteps(n)
@@ -487,7 +488,7 @@ def test_lcm_steps_that_do_not_divide_those_of_the_distillation():
 
 @pytest.mark.parametrize("n", STEPS)
 def test_unclip_is_ddpm(n, monkeypatch):
-    """Their step wants the next time beside its own; the least noisy one draws nothing."""
+    """Their step needs the next time beside its own; the least noisy one draws nothing."""
     theirs = Theirs("UnCLIPScheduler", {}, True, monkeypatch)
     times = theirs.set_timesteps(n).tolist()
     schedule, rng = Schedule.from_alphas_cumprod(theirs.scheduler.alphas_cumprod.numpy()), np.random.default_rng(0)
@@ -523,10 +524,10 @@ def test_learned_range_by_noise_of_another_scale(kind, monkeypatch):
 
 @pytest.mark.parametrize(("length", "times"), [(10, 10), (5, 2), (1, 3)])
 def test_repaint_walks_on_their_list(length, times):
-    """Their list is the paper's: levels that x visits. The network is asked where the next one is lower.
+    """Their list is the paper's: the noise levels of x. The network is called where the next one is lower.
 
-    (Their pipeline takes the list for times at which the network is asked, so that it jumps from a level below; and
-    undo_step adds the betas of the step above the one that it undoes: more noise than q's, which our jumps have.)
+    (Their pipeline takes the list for times of calls, so it jumps from a level below; and undo_step adds the betas of
+    the step above the one that it undoes: more noise than q's, which our jumps have.)
     """
     scheduler = diffusers.RePaintScheduler()
     scheduler.set_timesteps(50, jump_length=length, jump_n_sample=times)
@@ -537,7 +538,7 @@ def test_repaint_walks_on_their_list(length, times):
 
 
 def test_repaint_steps_are_theirs(monkeypatch):
-    """With nothing known, and no jumps."""
+    """Nothing is known, and there are no jumps."""
     for eta in (0.0, 0.5, 1.0):
         theirs = Theirs("RePaintScheduler", FREE | {"eta": eta}, True, monkeypatch)
         theirs.scheduler.set_timesteps(10, 1, 1)
@@ -560,20 +561,20 @@ def test_flow_spacing():
 
 
 def pndm_error(n, average):
-    """Distance from the exact flow of N(0, 1 / 4), for the exact v network, over fixed ends."""
+    """Returns the distance from the exact flow of N(0, 1 / 4), for the exact v network, over fixed ends."""
     levels = np.linspace(5 ** (1 / 3), 0.05 ** (1 / 3), n + 1)[::-1] ** 3
     schedule = Schedule(1 / np.hypot(1, levels), levels / np.hypot(1, levels))
     sampler = samplers.pndm(schedule, np.arange(n, 0, -1), prediction="v", final="sigma_min", average=average)
     deviation = np.hypot(schedule.alpha / 2, schedule.sigma)
 
-    def v(x, t):  # z = sigma x / deviation^2 and x0 = alpha x / 4 deviation^2 are expected, given x
+    def v(x, t):  # the expected values, given x, are z = sigma x / deviation^2 and x0 = alpha x / 4 deviation^2
         return 0.75 * schedule.alpha[t] * schedule.sigma[t] / deviation[t] ** 2 * x
 
     return abs(sampler.sample(v, np.full((1, 1), deviation[-1]))[0, 0] - deviation[0])
 
 
 def test_pndm_averages_of_v():
-    """Theirs averages v of different times as if it were v here, average="output": an order is lost."""
+    """Theirs averages v of different times as if it were v here, average="output", which loses an order."""
     errors = {average: [pndm_error(n, average) for n in (32, 64, 128)] for average in ("output", "epsilon")}
     orders = {average: -np.polyfit(np.log([32, 64, 128]), np.log(e), 1)[0] for average, e in errors.items()}
     assert orders["output"] == pytest.approx(1, abs=0.2)
@@ -594,8 +595,9 @@ TRAINED += [(diffusers.EulerDiscreteScheduler, {"rescale_betas_zero_snr": True, 
 
 @pytest.mark.parametrize(("kind", "config"), TRAINED)
 def test_schedule_of_betas(kind, config):
-    """To the rounding of theirs: float32 betas, four times half a unit, and a product whose every factor and step is
-    rounded. Rescaled, they subtract the last root: absolute errors of that size, and Euler's last one is 2^-24."""
+    """They agree to the rounding of theirs: float32 betas, four times half a unit, and a product whose every factor and
+    step is rounded. Rescaled ones subtract the last root: absolute errors of that size, and Euler's last one is
+    2^-24."""
     scheduler = kind(**config)
     schedule = Schedule.from_diffusers(scheduler)
     theirs = scheduler.alphas_cumprod.double().numpy()
@@ -620,14 +622,14 @@ def test_schedule_of_flow(kind, shift):
 def test_schedule_of_edm(kind, config):
     scheduler = kind(num_train_timesteps=100, **config)
     schedule = Schedule.from_diffusers(scheduler)
-    if kind is diffusers.EDMEulerScheduler:  # whose first grid has a level more; that of a run does not
+    if kind is diffusers.EDMEulerScheduler:  # its first grid has one level more than that of a run
         scheduler.set_timesteps(100)
     np.testing.assert_allclose(schedule.sigma[::-1], scheduler.sigmas[:100].double().numpy(), rtol=1e-5)
     assert (schedule.alpha == 1).all()
 
 
 def test_schedule_of_euler_with_its_own_levels():
-    """Stable Video Diffusion's: trained on levels from 0.002 to 700."""
+    """The schedule is Stable Video Diffusion's, trained on noise levels from 0.002 to 700."""
     own = {"sigma_min": 0.002, "sigma_max": 700.0, "beta_schedule": "scaled_linear", "timestep_type": "continuous"}
     for ramp in ("use_karras_sigmas", "use_exponential_sigmas"):
         scheduler = diffusers.EulerDiscreteScheduler(**own, num_train_timesteps=50, **{ramp: True})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch tensors: NumPy's bits, gradients, torch.compile, data loaders, and what is refused.
+"""torch tensors: NumPy's bits, gradients, torch.compile, data loaders, and errors.
 
 Seen to fail: bfloat16 taken for float16; `out` whose version stays; the fast path that takes a tensor which requires
 grad, a negated view, or a dual one; a backward row with the wrong sign; a clamp's mask left out; the times of a
@@ -27,7 +27,7 @@ from noisefuse.interop.torch import arrays as torch_arrays  # noqa: E402
 from noisefuse.interop.torch import graph as torch_graph  # noqa: E402
 from noisefuse.interop.torch import internals as torch_internals  # noqa: E402
 
-# torch's own, where it loads its decompositions
+# torch's own warning, when it loads its decompositions
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 
 S, FLOW, N = Schedule.linear(20), Schedule.flow(20), Noise(2**63 + 5, sample=3, step=7)
@@ -44,7 +44,7 @@ TABLE = SAMPLERS["ddim"].tableau
 
 
 def numpy(x):
-    """The memory of a tensor; dtypes by name, for bfloat16 too."""
+    """Returns the memory of a tensor; dtypes by name, for bfloat16 too."""
     x = x.detach()
     return x.view(torch.int16).numpy().view("bfloat16") if x.dtype == torch.bfloat16 else x.numpy()
 
@@ -68,7 +68,7 @@ def same(result, expected):
 
 @pytest.fixture
 def short(monkeypatch):
-    """The checked path is closed."""
+    """Closes the checked path."""
 
     def closed(*_):
         raise AssertionError("the checked path was taken")
@@ -146,7 +146,7 @@ def test_randn_and_uniform(dtype):
 
 
 def test_a_mode_may_change_the_tensor_that_it_is_asked_about():
-    """Seen to fail: the shape from before, in memory that was given back, and a division by zero."""
+    """Seen to fail: an earlier call's shape, in memory that was given back, and a division by zero."""
 
     class Grows(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -220,7 +220,7 @@ def test_plain_calls_take_it(short, dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_large_new_tensors(dtype):
-    """Their memory is NumPy's, and outlives the array that it was made as."""
+    """Their memory is NumPy's, and outlives the array that allocated it."""
     x = tensor(2, 1 << 20, dtype=dtype)
     made = [nf.q_sample(x, 3, S, N.at(step=k)) for k in range(3)]
     del made[1]
@@ -232,7 +232,7 @@ def test_large_new_tensors(dtype):
 
 @pytest.mark.slow  # torch is imported twice
 def test_without_the_exchange_api():
-    """As with older torch."""
+    """It works as with older torch."""
     code = """
 import torch, noisefuse as nf
 if {old}:
@@ -350,8 +350,8 @@ ODD = {
 @pytest.mark.filterwarnings("ignore:The PyTorch API of (nested|Masked)")
 @pytest.mark.parametrize("kind", ODD)
 def test_tensors_that_stand_for_others_are_refused_by_name(kind):
-    """Seen to fail: all three were "not one of torch.func or a fake one", and where x is read by its shape alone the
-    first two were torch's internal errors. A DTensor in test_torch_ranks.py."""
+    """Seen to fail: all three were "not one of torch.func or a fake one", and if only x's shape is read, the first two
+    were torch's internal errors. A DTensor is in test_torch_ranks.py."""
     make, message = ODD[kind]
     x = make()
     for name, call in {
@@ -393,7 +393,7 @@ BESIDE = {  # arguments that are numbers, or one for each sample, beside torch's
 @pytest.mark.parametrize("name", BESIDE)
 def test_such_tensors_are_refused_as_numbers_too(name):
     """Seen to fail: ".numpy() is not supported for tensor subclasses" and "Internal error: NestedTensorImpl doesn't
-    support sizes", and a masked mask was taken without its mask. A DTensor in test_torch_ranks.py."""
+    support sizes", and a masked mask was taken without its mask. A DTensor is in test_torch_ranks.py."""
     for make, message in ODD.values():
         for x in (X, numpy(X)):
             with pytest.raises(TypeError, match=f"^{name}: expected a plain tensor, got {message.format(name)}"):
@@ -459,7 +459,7 @@ def test_gradients_of_the_forward_process(name):
 
 @pytest.mark.parametrize("name", first_and_slow(n for n in SAMPLERS if n != "threshold"))
 def test_gradients_through_a_whole_run(name):
-    """With a state that is written over, a clamp, and a model that depends on x and on weights."""
+    """The run has a state that is overwritten, a clamp, and a model that depends on x and on weights."""
     sampler = SAMPLERS[name]
     x, *weights = (tensor(3, 2, dtype=torch.float64, seed=s, grad=True) for s in range(len(sampler) + 1))
 
@@ -500,7 +500,8 @@ def test_gradients_of_update(clamps, made):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_auxiliary_outputs_that_are_made(dtype):
-    """Eager, from tensors that are not contiguous, and compiled: those of NumPy's arrays, with memory of their own."""
+    """Eager, from tensors that are not contiguous, and compiled: the bits of NumPy's arrays, with memory of their
+    own."""
     table = random_table(clamps=True)
     x, *past = (tensor(3, 4, dtype=dtype, seed=s) for s in range(5))
     expected = nf.update(table, 2, numpy(x), (numpy(x),) * 2, past=[numpy(p) for p in past], noise=N, aux_out=2)
@@ -519,7 +520,7 @@ def test_auxiliary_outputs_that_are_made(dtype):
 
 
 ANY, EULER = random_table(clamps=True), nf.samplers.euler(S, steps=3)
-# Of images x, what keeps their memory format.
+# Operations on images x that keep their memory format.
 LIKE = {
     "q_sample": lambda x: nf.q_sample(x, 3, S, N, target="v"),
     "bytes": lambda x: (nf.q_sample((40 * x.abs()).to(torch.uint8), 3, S, N),),
@@ -540,8 +541,8 @@ FORMATS = [((2, 3, 4, 5), torch.channels_last), ((2, 3, 2, 4, 5), torch.channels
 @pytest.mark.parametrize("graph", first_and_slow([False, True]), ids=["eager", "compiled"])
 @pytest.mark.parametrize("name", LIKE)
 def test_results_keep_the_memory_format(name, graph):
-    """As torch's pointwise operations do; by their indices the values are those of tensors in C order. (Each format is
-    compiled for itself: by turns, as what is compiled knows both as strides.)"""
+    """The format is that of torch's pointwise operations; by their indices the values are those of tensors in C order.
+    (Each format is compiled separately, because compiled code knows both as strides.)"""
     call = compiled(LIKE[name]) if graph else LIKE[name]
     for shape, form in FORMATS[[*LIKE].index(name) % 2 :][:1] if graph else FORMATS:
         plain = tensor(*shape)
@@ -556,7 +557,7 @@ def test_results_keep_the_memory_format(name, graph):
 
 
 def test_a_loss_keeps_the_memory_format():
-    """Of its gradient, whether backward() makes it, hands it on, or scales it."""
+    """The gradient keeps the format, whether backward() computes it, returns it, or scales it."""
     plain, g = tensor(2, 3, 4, 5), tensor(2, 3, 4, 5, seed=1)
     x = plain.to(memory_format=torch.channels_last)
     for factor in (1, 3):
@@ -572,7 +573,7 @@ def test_a_loss_keeps_the_memory_format():
 
 
 def test_what_has_no_format_is_in_c_order():
-    """Walks, which have an axis more; and transposed tensors, of which kernels then make plain ones."""
+    """Walks have one more axis; kernels make plain tensors of transposed ones."""
     x = tensor(2, 3, 4, 5).to(memory_format=torch.channels_last)
     for made in (nf.q_walk(x, S, N, keep=[1, 2]), nf.q_sample(x.mT, 3, S, N), nf.q_sample(tensor(6, 4).t(), 3, S, N)):
         assert made.is_contiguous()
@@ -599,7 +600,7 @@ def test_slopes_are_not_rounded_to_the_results_dtype():
 
 
 def test_a_graph_keeps_no_more_than_a_clamp_needs():
-    """Seen to fail: inputs kept for rows without one, which may be written over."""
+    """Seen to fail: inputs kept for rows without a gradient, which may be overwritten."""
     for clip in (None, 1.0):
         x, m = tensor(3, 4), tensor(3, 4, grad=True)
         y = nf.update(nf.samplers.ddim(S, steps=4, clip=clip).tableau, 1, x, m).sum()
@@ -636,7 +637,7 @@ def test_what_autograd_has_to_know():
         nf.q_sample(X, 3, S, x)
     with pytest.raises(NotImplementedError, match="t: gradients with respect to it"):
         nf.q_sample(X, torch.tensor(0.5, requires_grad=True), FLOW, N)
-    sampler = SAMPLERS["dpmpp_2m_sde"]  # what is free in the state may have been of another graph
+    sampler = SAMPLERS["dpmpp_2m_sde"]  # free arrays of the state may have been in another graph
     state = sampler.state(X)
     for i, y in enumerate((x, X, X, X)):
         sampler.step(i, y, X, N, state)
@@ -662,7 +663,7 @@ def compiled(function, backend="aot_eager"):
 
 @pytest.mark.skipif(torch_internals.FOLLOWED, reason="this torch follows the library")
 def test_graphs_break_in_older_versions():
-    """In a process where nothing was called before. Seen to fail without the rule for Dynamo: it raised."""
+    """It runs in a new process, without earlier calls. Seen to fail: without the rule for Dynamo, which raised."""
     code = """
 import torch, noisefuse as nf
 schedule, x = nf.Schedule.linear(20), torch.ones(2, 3)
@@ -699,8 +700,8 @@ MANY = {"list": [N, N.at(sample=5)], "ids": N.at(sample=[3, 1]), "window": N.win
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("noise", MANY.values(), ids=MANY)
 def test_graphs_break_at_noise_that_they_cannot_have(noise):
-    """And the plain call after it compiles whole. Seen to fail: Dynamo ended in an AssertionError of its own, about
-    ids that could not be made writable, and so it did in all later calls."""
+    """The plain call after it compiles whole, too. Seen to fail: Dynamo raised an AssertionError about ids that could
+    not be made writable, and did so in all later calls."""
 
     def run(x, noise):
         drawn = nf.randn((2, 3), noise, dtype=torch.float32) + nf.q_sample(2 * x, 5, S, noise)
@@ -765,7 +766,7 @@ def test_compiled_samplers_and_their_gradients(name):
 
 @pytest.mark.parametrize("name", first_and_slow(n for n in SAMPLERS if n != "threshold"))
 def test_compiled_runs(name):
-    """Whole ones, and their steps with what the model is given."""
+    """Compares whole runs, and their steps with the model's inputs."""
     sampler = SAMPLERS[name]
 
     def model(x, t):
@@ -784,7 +785,7 @@ def test_compiled_runs(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 def test_time_of_a_batch(dtype):
-    """Compiled, too. Integers as int64; floats as float32, but float64 where x is."""
+    """It holds in compiled code, too. Integers give int64; floats give float32, or float64 if x is."""
     levels = torch.float64 if dtype == torch.float64 else torch.float32
     exploding = nf.samplers.euler(nf.Schedule.karras(9), 3)
     for sampler, kind in ((nf.samplers.ddpm(S, 3), torch.int64), (exploding, levels)):
@@ -802,7 +803,7 @@ def test_time_of_a_batch(dtype):
 
 @pytest.mark.parametrize("name", ["ddim", "heun"])
 def test_what_makes_a_run_one_of_tensors(name):
-    """A device or a dtype, and then the network is told the time as a tensor; or what the model answers first. Seen to
+    """With a device or a dtype, the network gets the time as a tensor; or the model's first answer decides. Seen to
     fail: device= was no argument, and the time a number of NumPy's."""
     sampler, asked = SAMPLERS[name], []
     expected = sampler.sample(lambda x, t: 0.5 * x, (3, 4), N)
@@ -833,7 +834,7 @@ def test_what_makes_a_run_one_of_tensors(name):
 
 
 def test_a_model_that_converts_arrays_gives_no_gradient():
-    """A part of one would come back, past the arrays. Seen to fail: x of the first row with a gradient."""
+    """A part of a gradient would come back, bypassing the arrays. Seen to fail: x of the first row with a gradient."""
     weight = torch.full((1,), 0.5, requires_grad=True)
     seen = []
     given = {"callback": lambda i, x, denoised: seen.append(x)}
@@ -844,7 +845,7 @@ def test_a_model_that_converts_arrays_gives_no_gradient():
 
 
 def test_runs_in_which_arrays_and_tensors_meet():
-    """Seen to fail: "IndexError: invalid index to scalar variable", and an error of a later step's."""
+    """Seen to fail: "IndexError: invalid index to scalar variable", and an error of a later step."""
     sampler = SAMPLERS["ddim"]
     network = lambda x, t: x * t[:, None]  # noqa: E731
     options = r"give dtype=torch\.float32 or device=\"cpu\", .* dtype=jnp\.float32"
@@ -856,7 +857,7 @@ def test_runs_in_which_arrays_and_tensors_meet():
     for given, words in (((np.zeros((3, 4), "f4"),), {}), (((3, 4),), {"dtype": "float32"})):
         with pytest.raises(TypeError, match=r"model: expected NumPy's arrays, as x is one, got torch\.Tensor in row 0"):
             sampler.sample(lambda x, t: torch.as_tensor(x), *given, N, **words)
-        with pytest.raises(IndexError, match="invalid index"):  # it was said that x is NumPy's
+        with pytest.raises(IndexError, match="invalid index"):  # the message said that x is NumPy's
             sampler.sample(network, *given, N, **words)
     with pytest.raises(TypeError, match=r"device: expected None where x is given"):
         sampler.sample(network, torch.zeros(3, 4), N, device="cpu")
@@ -892,7 +893,7 @@ def test_randn_like():
 
 @pytest.mark.parametrize("draw", [nf.randn, nf.uniform])
 def test_device(draw):
-    """On a CUDA device: test_torch_device.py."""
+    """For a CUDA device, see test_torch_device.py."""
     expected = draw((2, 3), N, dtype=torch.float64)
     for device in ("cpu", torch.device("cpu")):
         for dtype in (torch.float64, np.float64, "float64"):  # the device asks for a tensor
@@ -920,7 +921,7 @@ def test_compiled_image_to_image():
 
 @pytest.mark.slow
 def test_guidance_breaks_the_graph():
-    """Its tables are made in NumPy, where no compiler follows."""
+    """Its tables are made in NumPy, which no compiler traces."""
     sampler, x = nf.samplers.ddim(S, 5), tensor(3, 4)
 
     def function(x, w):
@@ -997,7 +998,7 @@ def test_inductor():
 
 @pytest.mark.parametrize("t", [0.3, [0.3, 0.7, 0.1]])
 def test_float_times_of_python_in_compiled_code(t):
-    """Seen to fail: rounded to float32 on their way into the graph."""
+    """Seen to fail: rounded to float32 before the graph."""
 
     def function(x):
         return nf.q_sample(x, t, FLOW, N, target="v")
@@ -1007,7 +1008,7 @@ def test_float_times_of_python_in_compiled_code(t):
 
 
 def test_what_compiled_code_calls_has_one_number_for_each_value():
-    """Seen to fail: a number for each schedule that is made."""
+    """Seen to fail: a number for each new schedule."""
     fields = "q_sample", (("target", None),), ("x",), 1
     number = torch_graph.number_of(interop.RowCall, S, *fields)
     assert torch_graph.number_of(interop.RowCall, Schedule.linear(20), *fields) == number
@@ -1045,7 +1046,7 @@ def test_opcheck(grad):
 
 
 class Noised(Dataset):
-    """Noised where it is loaded: item i is sample i of the seed, at an epoch's step."""
+    """Images are noised in the loader: item i is sample i of the seed, at an epoch's step."""
 
     def __init__(self, epoch):
         self.images = tensor(20, 3, 40, 50, dtype=torch.uint8)

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch tensors of a CUDA device, without a device.
 
-On the stand-in for CuPy (cuda_kernels/stand_in.py) tensors of the CPU count as tensors of cuda:1: one function, which
-says where a tensor lies, is replaced, and torch's stream has a made-up handle. All else is what a real tensor meets:
-who is asked for memory, which device and stream kernels run on, what is read back. A device is tested in
-test_torch_device.py.
+On the stand-in for CuPy (cuda_kernels/stand_in.py) CPU tensors count as tensors of cuda:1: one function, which gives a
+tensor's device, is replaced, and torch's stream has a made-up handle. Everything else is as for a real tensor: who
+allocates memory, which device and stream kernels run on, what is read back. test_torch_device.py tests a device.
 
-Seen to fail: the stream or the device not entered; results of CuPy's own memory; the offset of a view left out; times
-read back; a compiled draw on the CPU; a fast path that does not look at the device of a tensor.
+Seen to fail: the stream or the device not entered; results in CuPy's own memory; the offset of a view left out; times
+read back; a compiled draw on the CPU; a fast path that ignores the device of a tensor.
 """
 
 import re
@@ -59,7 +58,7 @@ CUDA, STREAM = torch.device("cuda", 1), 0x57EA
 
 @contextmanager
 def on_the_stand_in(*host):
-    """CuPy's stand-in. All tensors count as those of cuda:1, but those of `host`."""
+    """Yields CuPy's stand-in. All tensors count as those of cuda:1, except those of `host`."""
     there, addresses = torch_arrays.place_of, {x.data_ptr() for x in host}
 
     def place(name, x):
@@ -86,7 +85,7 @@ def on_the_stand_in(*host):
 
 @contextmanager
 def nothing_comes_back():
-    """Neither torch nor CuPy hands a value to the host, and CuPy makes no array of its own."""
+    """Neither torch nor CuPy returns a value to the host, and CuPy allocates no array of its own."""
 
     def refused(*args, **kwargs):
         raise AssertionError("a device was asked for a value, or CuPy for memory")
@@ -188,7 +187,7 @@ def test_nothing_is_read_back_and_memory_is_torchs_on_the_stand_in(dtype):
             yield sampler.step(i, x, m, N, state)
         y = x.clone().requires_grad_()
         noised = nf.q_sample(y, TIMES, S, N) + nf.q_step(y, TIMES, S, N)
-        yield from torch.autograd.grad(noised.sum(), y)  # from a gradient that is one number, expanded
+        yield from torch.autograd.grad(noised.sum(), y)  # the gradient is one number, expanded
 
     with on_the_stand_in() as cupy:
         first = [*calls()]
@@ -250,7 +249,7 @@ VIEWS = {
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.uint8, torch.int64, torch.int32, torch.bool], ids=str)
 @pytest.mark.parametrize("name", VIEWS)
 def test_the_view_that_cupy_gets(name, dtype):
-    """Of CuPy itself, which needs no device for that, and of the stand-in."""
+    """The views are those of CuPy itself, which needs no device for that, and of the stand-in."""
     view = VIEWS[name](tensor(4, 6, dtype=dtype))
     with stand_in.installed():
         array = torch_arrays._cupy_array(view, 1)
@@ -304,7 +303,7 @@ def test_gradients_through_a_sampler_on_the_stand_in(name):
 
 
 def test_compiled_on_the_stand_in():
-    """The draw is made where `out` lies, and times in host memory are carried over."""
+    """The draw is made on `out`'s device, and times in host memory are copied there."""
 
     def function(x, t, out, noise):
         x_t, target = nf.q_sample(x, t, S, noise, target="v")
@@ -318,7 +317,7 @@ def test_compiled_on_the_stand_in():
 
 
 def test_fake_tensors_of_cuda_need_no_device():
-    """What the compiler asks of an operator: shapes, dtypes and devices of results."""
+    """The compiler asks an operator for shapes, dtypes and devices of results."""
     ops, words = torch.ops.noisefuse, torch_graph.words_of(N)
     number = torch_graph.number_of(interop.RowCall, S, "q_walk", (("keep", (1, 2)),), ("x",), 1)
     options = ("target", "v"), ("reduction", "none"), ("batched", True)
@@ -343,7 +342,7 @@ def test_fake_tensors_of_cuda_need_no_device():
 
 
 def test_a_compiled_draw_is_made_where_out_lies(monkeypatch):
-    """In a graph for fake tensors of a device. (A torch without CUDA cannot copy those: the copy into `out` is left
+    """The graph has fake tensors of a device. (A torch without CUDA cannot copy those, so the copy into `out` is left
     out.)"""
     graphs = []
 
@@ -453,7 +452,7 @@ def test_tensors_without_memory_on_the_stand_in():
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="this torch has no exchange API")
 def test_the_fast_path_takes_no_tensor_of_another_device():
-    """The C function that sees tensors first is told by a changed exchange API that some lie on a CUDA device."""
+    """A changed exchange API tells the C function, which sees tensors first, that some lie on a CUDA device."""
     code = """
 import ctypes, torch, noisefuse as nf
 from noisefuse import backends

@@ -29,7 +29,7 @@ ignored = [
 
 
 class Images(Dataset):
-    """Items (id, image, label)."""
+    """A data set of items (id, image, label)."""
 
     def __len__(self):
         return len(IMAGES)
@@ -54,7 +54,7 @@ def loader(start, data, batch_size=4, **options):
 
 
 def alone(epoch, ids):
-    """Item after item, from its definition."""
+    """Computes the batch item after item, from the definition."""
     found = []
     for i in ids:
         noise = Noise(7, sample=i, step=epoch)
@@ -97,7 +97,7 @@ SPAWN = pytest.param("spawn", marks=[*ignored, pytest.mark.slow])  # imports tor
 
 @pytest.mark.parametrize("start", [None, FORK, SPAWN])
 def test_epochs_reach_workers(start):
-    """Also those that outlive an epoch; and in any order."""
+    """The workers include those that outlive an epoch; and any order."""
     nf.q_sample(torch.zeros(64, 3, 64, 64), 3, S, Noise(1))  # threads exist before the fork
     noisy = NoisyBatch(S, Noise(7, step=2), target="v")
     batches = loader(start, Images(), collate_fn=noisy.collate, shuffle=True)
@@ -114,7 +114,7 @@ def test_epochs_reach_workers(start):
 
 @pytest.mark.parametrize("start", [FORK, SPAWN])
 def test_an_epoch_of_the_dataset_does_not_reach_persistent_workers(start):
-    """The trap that docs/torch.md names. Should torch ever close it, the page is to say so."""
+    """This is the trap that docs/torch.md names. If torch closes it, the page has to say so."""
     data = Noised()
     batches = loader(start, data)
     first = list(batches)
@@ -124,7 +124,7 @@ def test_an_epoch_of_the_dataset_does_not_reach_persistent_workers(start):
 
 
 def test_resuming():
-    """Epoch 1 from its third batch on, in another order of calls and another batch size."""
+    """It resumes epoch 1 from its third batch on, in another order of calls and another batch size."""
     data, noisy = Images(), NoisyBatch(S, Noise(7), target="v")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1)).tolist()
     resumed = NoisyBatch(S, Noise(7), target="v")
@@ -165,7 +165,7 @@ def test_items_that_have_no_id_are_refused(item, found):
 
 
 class Named(Images):
-    """Items (key, image), as WebDataset has them."""
+    """Returns items (key, image), like WebDataset."""
 
     def __getitem__(self, i):
         return f"shard-0/{i:04}", IMAGES[i]
@@ -197,7 +197,7 @@ def blurred(images, noise):
 
 
 def test_reprs_say_what_a_batch_gets():
-    """Seen to fail: an object at some address, as it was; the epoch of the beginning."""
+    """Seen to fail: an object at some address, as before; the first epoch."""
     noisy, augmented = NoisyBatch(S, Noise(7), target="v"), AugmentedBatch(blurred, Noise(7, step=2))
     noisy.set_epoch(3)
     assert repr(noisy) == "NoisyBatch(linear, 50 steps, Noise(7), target='v', epoch=3)"

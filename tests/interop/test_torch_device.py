@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch tensors on a real CUDA device: `pytest -m gpu`. What can be tested without one is in test_torch_cuda.py."""
+"""torch tensors on a real CUDA device: `pytest -m gpu`. test_torch_cuda.py has the tests that need none."""
 
 import contextlib
 import re
@@ -48,7 +48,7 @@ def to_cuda(value):
 
 
 def alike(results, expected):
-    """Tensors of a device, and the bits of others of the CPU."""
+    """Returns tensors of a device, and the CPU's bits."""
     results, expected = (r if isinstance(r, tuple | list) else (r,) for r in (results, expected))
     return len(results) == len(expected) and all(
         a.is_cuda and (a.dtype, a.shape) == (b.dtype, b.shape) and bits(numpy(a.cpu())) == bits(numpy(b))
@@ -58,7 +58,7 @@ def alike(results, expected):
 
 @contextlib.contextmanager
 def nobody_waits():
-    """The stream is busy at the start, and still is at the end; and torch itself raises where it would wait."""
+    """The stream is busy at the start, and still is at the end; and torch itself raises if it would wait."""
     torch.cuda.synchronize()
     torch.cuda._sleep(SLEEP)
     torch.cuda.set_sync_debug_mode("error")
@@ -149,7 +149,7 @@ def test_losses(cupy, dtype, reduction):
 
 
 def test_in_the_order_of_torchs_stream(cupy):
-    """Torch's streams do not wait for the default one: what ran elsewhere would read and write too early."""
+    """Torch's streams do not wait for the default one: work elsewhere would read and write too early."""
     expected = nf.q_sample(tensor(3, 1024), TIMES, S, N) + 1
     x, t, values = torch.zeros(3, 1024, device="cuda"), torch.zeros_like(TIMES, device="cuda"), tensor(3, 1024).cuda()
     times = TIMES.cuda()
@@ -246,7 +246,7 @@ def test_gradients(cupy, name):
     there = x.cuda().requires_grad_()
     assert gradcheck(DIFFERENTIABLE[name], there)
     assert gradgradcheck(DIFFERENTIABLE[name], there)
-    if name.startswith("q_walk"):  # whose gradient is a sum over times, by torch
+    if name.startswith("q_walk"):  # its gradient is a sum over times, by torch
         return
 
     def first(result):
@@ -307,7 +307,7 @@ def test_compiled(cupy, dtype, backend):
 
 @pytest.mark.parametrize("noise", ["Noise", "generator"])
 def test_schedulers_of_diffusers(cupy, noise):
-    """On the device with a Noise: the CPU's bits. After the first step of a run nobody waits."""
+    """On the device with a Noise it gives the CPU's bits. After the first step of a run nothing waits."""
     pytest.importorskip("diffusers")
     from noisefuse.interop import diffusers as ours
 

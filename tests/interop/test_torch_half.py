@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bfloat16 tensors where ml_dtypes is not installed: the same bits, and the same errors, as with it."""
+"""bfloat16 tensors without ml_dtypes have the same bits, and the same errors, as with it."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def tensor(seed, dtype=HALF):
 
 
 X, M, P, F = tensor(0), tensor(1), tensor(2), tensor(3, torch.float32)
-XT, MT, PT, FT = (a.transpose(1, 2) for a in (X, M, P, F))  # which the fast path declines, and so do mixed dtypes
+XT, MT, PT, FT = (a.transpose(1, 2) for a in (X, M, P, F))  # the fast path declines these, and mixed dtypes
 T, TIMES = torch.tensor([3, 9, 19]), torch.tensor([0.25, 0.5, 0.75], dtype=HALF)
 BYTES = torch.arange(72).to(torch.uint8).reshape(SHAPE)
 
@@ -36,7 +36,7 @@ def gradients(function, *inputs):
 
 
 def into(function, *shape, dtype=HALF):
-    """What is returned, and written; and whether autograd is told."""
+    """Returns the results, the written memory, and whether autograd was told."""
     out = torch.full(shape or SHAPE, 7.0, dtype=dtype)
     before = out._version
     made = function(out)
@@ -121,7 +121,7 @@ def outcome(call):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_without_ml_dtypes(name, monkeypatch):
-    """Bit for bit. Seen to fail: ImportError for all calls; densities of x' before it was rounded."""
+    """Equal bit for bit. Seen to fail: ImportError for all calls; densities of x' before it was rounded."""
     expected = outcome(CALLS[name])
     assert isinstance(expected[0], torch.Tensor) == (not name.startswith(("out, ", "past, ", "randn, out alone")))
     monkeypatch.setattr(torch_arrays, "HALF", None)
@@ -138,7 +138,7 @@ def test_without_ml_dtypes(name, monkeypatch):
 
 
 def test_uniform_and_strides_without_ml_dtypes(monkeypatch):
-    """What is refused with it stays refused."""
+    """Errors are the same as with it."""
     monkeypatch.setattr(torch_arrays, "HALF", None)
     with pytest.raises(TypeError, match="expected one of float32, float64"):
         nf.uniform((3, 5), N, dtype=HALF)
@@ -163,7 +163,7 @@ print(nf.update(nf.samplers.ddim(schedule, 5).tableau, 1, torch.ones(3, 4), x).d
 
 @pytest.mark.slow  # torch is imported twice
 def test_in_a_process_without_ml_dtypes():
-    """And without the exchange API, as with older torch. Seen to fail: "bfloat16 needs ml_dtypes"."""
+    """It also works without the exchange API, as with older torch. Seen to fail: "bfloat16 needs ml_dtypes"."""
 
     def run(old):
         command = [sys.executable, "-W", "error", "-c", PROCESS.format(old=old)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mse_loss of tensors: NumPy's bits, autograd, torch.compile, and what is refused.
+"""mse_loss of tensors: NumPy's bits, autograd, torch.compile, and errors.
 
 Seen to fail: the upstream gradient left out; times that are not saved with the graph; the loss of a bfloat16
 prediction returned as bfloat16; a compiled graph without its guard on the schedule.
@@ -97,10 +97,10 @@ def test_the_gradient_made_with_the_loss_is_that_of_a_second_pass(dtype):
         (loss * upstream).backward(retain_graph=True)
         return bits(numpy(pred.grad))
 
-    for upstream in (1, 1, 4, 4, 1, 1):  # made with the loss, or over what was, or by a second pass alone
+    for upstream in (1, 1, 4, 4, 1, 1):  # computed with the loss, overwritten, or by a second pass alone
         loss = nf.mse_loss(*given, **options)
         assert backward(loss, upstream) == gradients[upstream]
-        assert backward(loss, 1) == gradients[1]  # once more, since the graph was kept
+        assert backward(loss, 1) == gradients[1]  # once more, because the graph was kept
         assert backward(loss, upstream) == gradients[upstream]
 
 
@@ -116,7 +116,7 @@ def test_the_backward_pass_takes_what_the_loss_was_given():
 
 
 def test_autograd_takes_the_gradient_without_a_copy():
-    """A hook sees the tensor that backward returns; the leaf must then have that very one."""
+    """A hook sees the tensor that backward returns; the leaf must then have the same tensor."""
     given, options = arguments("plain", grad=True)
     seen = []
     given[0].register_hook(lambda g: seen.append(g.data_ptr()))
@@ -174,7 +174,7 @@ def test_the_gradient_may_take_the_place_of_the_prediction():
 
 
 def test_a_network_learns_from_a_gradient_in_place_of_its_prediction():
-    """With no array beside x_t and pred; autograd notices where a network still needs what was overwritten."""
+    """There is no array beside x_t and pred; autograd notices if a network still needs overwritten values."""
     x0, network = tensor(64, 50), torch.nn.Linear(50, 50)
     given, kept = (3, S, N), []
     for in_place in (False, True):
@@ -189,7 +189,7 @@ def test_a_network_learns_from_a_gradient_in_place_of_its_prediction():
             loss.backward()
         kept.append((loss.item(), bits(network.weight.grad.numpy())))
     assert kept[0] == kept[1]
-    pred = torch.tanh(network(x0))  # its backward pass reads what it gave
+    pred = torch.tanh(network(x0))  # its backward pass reads its output
     plain = pred.detach()
     _, gradient = nf.mse_loss(plain, x0, *given, target="v", grad_out=plain)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

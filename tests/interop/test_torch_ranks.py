@@ -40,7 +40,7 @@ def check_placements(mesh) -> None:
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
     from torch.distributed.tensor.debug import CommDebugMode
 
-    shape = (5, 6, 7)  # uneven, and with four ranks one that is left with nothing
+    shape = (5, 6, 7)  # uneven, and one of four ranks has no elements
     whole = torch.from_numpy(nf.randn(shape, NOISE))
     for placements in itertools.product([Replicate(), Shard(0), Shard(1), Shard(2)], repeat=mesh.ndim):
         x = distribute_tensor(whole, mesh, placements)
@@ -58,7 +58,7 @@ def check_placements(mesh) -> None:
             "betas": nf.Schedule.from_betas,
         }.items():
             with pytest.raises(TypeError, match=rf"^{name}: .* got a DTensor: pass .* {name}\.to_local\(\)"):
-                call(x)  # seen to fail: torch's words, of subclasses
+                call(x)  # seen to fail: torch's own error about subclasses
         with CommDebugMode() as communication:
             for given in (x, x._spec):
                 drawn = nf.randn(x.to_local().shape, NOISE.local(given), dtype=torch.float32)
@@ -67,7 +67,7 @@ def check_placements(mesh) -> None:
 
 
 def check_losses(mesh) -> None:
-    """Of rows, and where the mesh has two axes of planes, too."""
+    """The shards are rows, and planes if the mesh has two axes."""
     import torch.distributed as dist
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -111,8 +111,8 @@ def ddp_digits(folder: Path, processes: int, steps: int, checkpoint: str) -> lis
     ids=["2", "2 then 4 then 1"],
 )
 def test_the_example_makes_the_same_bits_on_any_number_of_processes(runs, tmp_path):
-    """Stopped, and gone on with on another number of processes. Seen to fail: gradients that are added in the order of
-    the ranks' answers, times of the rank, a validation set with the noise of the epoch."""
+    """The run is stopped, and resumed on another number of processes. Seen to fail: gradients that are added in the
+    order of the ranks' answers, times of the rank, a validation set with the noise of the epoch."""
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
     for processes, steps in runs:

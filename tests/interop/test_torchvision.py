@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GaussianNoise in the place of torchvision's: its arguments, types and seeds, and its noise. And Prepare."""
+"""GaussianNoise in place of torchvision's class: its arguments, types and seeds, and its noise. And Prepare."""
 
 import os
 import pickle
@@ -21,10 +21,10 @@ IMAGE = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8, generator=torch.Ge
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_the_moments_are_those_of_theirs(dtype):
-    """But that theirs truncate bytes. Seen to fail: floats with the std of bytes."""
+    """Compares with theirs, which truncates bytes. Seen to fail: floats with the std of bytes."""
     unit = 255 if dtype == torch.uint8 else 1
     grey = torch.full((3, 256, 256), 128 if dtype == torch.uint8 else 0.5).to(dtype)
-    floats_alone = torchvision.__version__.startswith("0.21.") and dtype == torch.uint8  # theirs, there
+    floats_alone = torchvision.__version__.startswith("0.21.") and dtype == torch.uint8  # a limit of that version
     for kind in (GaussianNoise,) if floats_alone else (GaussianNoise, v2.GaussianNoise):
         found = kind(mean=0.05, sigma=0.1)(grey)
         assert found.dtype == dtype
@@ -44,7 +44,7 @@ def test_the_generator_of_torch_names_the_noise():
 
 
 def test_a_key_names_the_noise():
-    """Seen to fail: an epoch that plays no part."""
+    """Seen to fail: an epoch that is ignored."""
     transform = v2.Compose([v2.Identity(), GaussianNoise(sigma=0.1).at("cat.png", epoch=2, seed=5)])
     noise = nf.Noise(5, sample=nf.augment.sample_id("cat.png"), step=2)
     expected = nf.augment.gaussian(IMAGE, 25.5, noise, batched=False)
@@ -66,7 +66,7 @@ class Items(torch.utils.data.Dataset):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_workers_make_the_same():
-    """Without a key each worker has a seed of its own, as torch gives them."""
+    """Without a key each worker has its own seed, from torch."""
     alone, workers = (
         torch.cat([*torch.utils.data.DataLoader(Items(), 4, num_workers=n, multiprocessing_context=start)])
         for n, start in ((0, None), (2, "fork"))
@@ -135,7 +135,7 @@ def test_prepare_is_what_three_transforms_are(kind):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_prepare_adds_noise_by_name(dtype):
-    """Bit for bit that of augment. Seen to fail: a sigma in units of the image."""
+    """Equal bit for bit to augment's. Seen to fail: a sigma in units of the image."""
     transform = Prepare(MEAN, STD, sigma=0.1, dtype=dtype).at("cat.png", epoch=2, seed=5)
     noise = nf.Noise(5, sample=nf.augment.sample_id("cat.png"), step=2)
     options = {"scale_mean": MEAN, "scale_std": STD, "noise_std": 0.1, "dtype": dtype, "batched": False}

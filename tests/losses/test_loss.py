@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mse_loss: the same bits from every backend, the loss of stored noise, the formula, its gradient; weights."""
+"""mse_loss: the same bits from every backend, the loss with stored noise, the formula, its gradient; weights."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from generated import BYTES, CONTINUOUS, LINEAR, SCHEDULES, TARGETS, arrays, ind
 
 
 def column(values, x):
-    """values, of t's shape, against x."""
+    """Returns values, of t's shape, as they broadcast against x."""
     values = np.asarray(values)
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim)) if values.size > 1 else values.reshape(-1)[:1]
 
@@ -26,12 +26,12 @@ def column(values, x):
 
 @st.composite
 def losses(draw):
-    """(arguments, keywords, dtype, upstream), and functions for the arrays that are made anew each time."""
+    """Draws (arguments, keywords, dtype, upstream), with functions for the arrays that are made anew each time."""
     shape = draw(shapes | st.tuples(st.integers(1, 3), st.sampled_from([4095, 4096, 4097, 8200])))
     dtype, x0_type = draw(st.sampled_from(list(DTYPES.values()))), draw(st.sampled_from([*DTYPES.values(), BYTES]))
     schedule = draw(st.sampled_from(SCHEDULES))
     t, batched = draw(indices(shape, len(schedule))), draw(st.booleans())
-    if np.size(t) > 3000:  # the reference takes a step for each
+    if np.size(t) > 3000:  # the reference has a step for each
         t = t[..., 0]
     rows = len(schedule)
     if schedule in CONTINUOUS and draw(st.booleans()):
@@ -59,7 +59,7 @@ def made(arguments):
 
 
 def results(arguments, keywords, upstream):
-    """The loss alone; with its gradient, in an array that is given or made; the gradient alone; over pred."""
+    """Computes the loss alone; with its gradient, in a given or a new array; the gradient alone; over pred."""
     pred, *others = made(arguments)
     before = bits(pred)
     with np.errstate(all="ignore"):
@@ -94,8 +94,8 @@ def test_the_same_bits_everywhere(call, threads):
 
 @pytest.mark.parametrize("elements", [4096, 8192])
 def test_some_elements_at_a_time(elements, monkeypatch):
-    """As many pieces as have so few, or one in parts. Seen to fail: noise, rows or factors of the first for later ones,
-    sums of a piece's last part in place of its first."""
+    """It has many pieces of few elements, or one in parts. Seen to fail: noise, rows or factors of the first for later
+    ones, sums of a piece's last part in place of its first."""
     pytest.importorskip("numba")
     from noisefuse.backends.numba import jit
 
@@ -128,7 +128,7 @@ def test_drawn_noise_gives_the_loss_of_stored_noise(call, data):
 
 @pytest.mark.parametrize("shape", [(5, 1003), (3, 5000), (300, 3), (2, 64, 16)])
 def test_a_fast_path_gives_the_bits_of_the_checked_path(native, threads, shape):
-    """What is plain goes another way through the native backend: scale=1 is not plain."""
+    """Plain calls take another path through the native backend: scale=1 is not plain."""
     rng = np.random.default_rng(0)
     pred, x0 = normals(shape, np.float32, 1), normals(shape, np.float32, 2)
     for target in TARGETS:
@@ -143,12 +143,12 @@ def test_a_fast_path_gives_the_bits_of_the_checked_path(native, threads, shape):
                     assert bits(gradients[0]) == bits(gradients[1])
 
 
-# ---- what the contract says --------------------------------------------------------------------------------
+# ---- the contract ------------------------------------------------------------------------------------------
 
 
 def rounded(x, kind):
-    """A fraction rounded once to float32 or float64: Python's division of integers rounds once to float64; what
-    float32 then rounds a second time is decided by the fraction itself."""
+    """Returns a fraction rounded once to float32 or float64. Python's division of integers rounds once to float64; if
+    float32 would round a second time, the fraction itself decides."""
     near = x.numerator / x.denominator
     if kind is np.float64:
         return near
@@ -162,9 +162,10 @@ def rounded(x, kind):
 @pytest.mark.parametrize("n", [1, 63, 64, 65, 257, 4096, 4097, 4200])
 @pytest.mark.parametrize("one", [False, True])
 def test_the_order_of_the_sum_in_exact_arithmetic(backend, kind, n, one):
-    """docs/loss.md word for word, on fractions. one: all but one accumulator is 0, so that none of its bits is lost.
+    """Computes docs/loss.md literally, on fractions. one: all but one accumulator is 0, so that none of its bits is
+    lost.
 
-    Seen to fail: a product and a sum in place of the fma, and what the test above names.
+    Seen to fail: a product and a sum in place of the fma, and the errors of the test above.
     """
     for seed in range(5 if one else 1):
         r = normals((1, n), kind, seed) * (np.arange(n) % 64 == 5 if one else kind(1))
@@ -187,15 +188,15 @@ def sum_in_order(r, kind):
 
 
 def test_two_samples_have_two_losses(backend):
-    """Seen to fail: only three and more had."""
+    """Seen to fail: only three or more pieces had it."""
     r, zeros = normals((2, 7), np.float32), np.zeros((2, 7), np.float32)
     alone = [nf.mse_loss(r[[b]], None, 0, LINEAR, zeros[[b]], target="epsilon") for b in range(2)]
     assert nf.mse_loss(r, None, 0, LINEAR, zeros, target="epsilon", reduction="none").tolist() == alone
 
 
 def test_pieces_samples_and_their_mean_in_exact_arithmetic(backend):
-    """Counts are powers of two, so that sums can be had back from means. Seen to fail: weight times sum, then added;
-    pieces or samples added in another order."""
+    """Counts are powers of two, so sums can be recovered from means. Seen to fail: weight times sum, then added; pieces
+    or samples added in another order."""
     pred, t = normals((8, 4, 64), np.float32), np.arange(32).reshape(8, 4)
     weight = 1 + normals(1000, np.float64, 1) ** 2
     noise, total = 0 * pred, Fraction(0)
@@ -235,7 +236,7 @@ def test_a_gradient_is_its_factor_times_the_residual(backend, dtype):
     assert bits(found) == bits((pred.astype(real(dtype)) - z).astype(dtype))
 
 
-# ---- what the formula says ---------------------------------------------------------------------------------
+# ---- the formula -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=list(DTYPES))
@@ -246,7 +247,7 @@ def dtype(request):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("shape", [(4, 9000), (4, 6, 50)])
 def test_the_formula_within_a_bound(backend, dtype, target, shape):
-    """Each residual has at most 5 roundings of numbers that its terms bound, and a sum of 4,096 squares 72 more.
+    """Each residual has at most 5 roundings of numbers that its terms bound, and a sum of 4,096 squares has 72 more.
 
     Seen to fail: scale left out of the offset's column; the weight of t + 1.
     """
@@ -289,7 +290,7 @@ def test_half_predictions_are_summed_in_float32(backend):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_noise_that_is_stored_in_float32_beside_halves(backend, dtype):
-    """Seen to fail: kernels read it as halves where x0 is of the prediction's type."""
+    """Seen to fail: kernels read it as halves if x0 has the prediction's type."""
     types = DTYPES[dtype], DTYPES[dtype], np.float32
     pred, x0, z = (normals((2, 5000), kind, seed) for seed, kind in enumerate(types))
     found = nf.mse_loss(pred, x0, 3, LINEAR, z, target="v")
@@ -300,7 +301,7 @@ def test_noise_that_is_stored_in_float32_beside_halves(backend, dtype):
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_the_gradient_against_finite_differences(backend, target, reduction):
-    """Central differences of a quadratic are exact but for rounding. Seen to fail: without the 2; n of one sample."""
+    """Central differences of a quadratic are exact up to rounding. Seen to fail: without the 2; n of one sample."""
     pred, x0, t = normals((3, 4, 2), np.float64, 1), normals((3, 4, 2), np.float64, 2), np.arange(12).reshape(3, 4) * 60
     weight = np.linspace(0.5, 2, 1000)
     given, options = (x0, t, LINEAR, nf.Noise(1)), {"target": target, "weight": weight, "reduction": reduction}
@@ -417,7 +418,7 @@ def x(dtype=np.float32, shape=(4, 6)):
 )
 def test_errors(change, error, message):
     given = {"pred": x(), "x0": x(), "t": 3, "schedule": LINEAR, "noise": nf.Noise(1), "target": "v"} | change
-    for target in TARGETS:  # a first call each: the fast path, which checks by itself, waits for one
+    for target in TARGETS:  # a first call each: the fast path, which checks by itself, starts after it
         nf.mse_loss(x(), x(), 3, LINEAR, nf.Noise(1), target=target)
     out = given.setdefault("out", np.zeros((4, 6), np.float32))
     before = out.copy()
@@ -448,7 +449,7 @@ VP = [nf.Schedule.linear(), nf.Schedule.cosine(500), nf.Schedule.scaled_linear()
 @pytest.mark.parametrize("schedule", VP, ids=lambda s: s.kind)
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
 def test_min_snr_is_that_of_the_paper(schedule, gamma):
-    """Hang et al.: min(SNR, gamma) for x0; over SNR for epsilon (1 where it is 0); over SNR + 1 for v."""
+    """Compares with Hang et al.: min(SNR, gamma) for x0; over SNR for epsilon (1 if it is 0); over SNR + 1 for v."""
     snr = schedule.snr
     clipped = np.minimum(snr, gamma)
     with np.errstate(invalid="ignore"):
@@ -469,7 +470,7 @@ def test_edm_is_that_of_the_paper():
 
 
 def test_stable_diffusions_weights_are_those_of_the_paper():
-    """Their formulas, and the densities of the times that they stand for."""
+    """Compares their formulas, and the densities of the times that they stand for."""
     s, weights = FLOW.sigma[:-1], nf.weights
     logit = np.log(s / (1 - s))
     for mean, std in ((0, 1), (0.5, 0.6)):
@@ -535,8 +536,8 @@ def test_weights_at_times():
 
 
 def test_rows_of_weights_are_made_once_and_kept_for_few(monkeypatch):
-    """Equal schedules share a row; what a caller does to a result changes no other. Seen to fail: the kept row handed
-    out as it is, and a row made at each call."""
+    """Equal schedules share a row; a caller's change of a result changes no other. Seen to fail: the kept row returned
+    without a copy, and a row made at each call."""
     weights, made = nf.weights, []
     monkeypatch.setattr(weights, "_mode", lambda s, scale, mode=weights._mode: made.append(scale) or mode(s, scale))
     first, again = (weights.mode(nf.Schedule.flow(77), "flow", scale=0.3) for _ in range(2))
@@ -578,7 +579,7 @@ def test_weights_at_the_ends_are_as_near_to_them():
 
 
 def test_weights_that_are_infinite_by_nature():
-    """Those of epsilon where alpha = 0; a density that is 0 there is no loss, and min(SNR, gamma) caps the others."""
+    """Epsilon's weights at alpha = 0: a density that is 0 there is no loss, and min(SNR, gamma) caps the others."""
     schedule, found = nf.Schedule.linear().rescale_zero_terminal_snr(), nf.weights
     for row in (found.edm(schedule, "epsilon"), found.mode(schedule, "epsilon"), found.cosmap(schedule, "epsilon")):
         assert np.flatnonzero(np.isinf(row)).tolist() == [999]

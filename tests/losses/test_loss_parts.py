@@ -20,7 +20,7 @@ def arrays(shape, dtype="float32"):
 
 
 def losses(parts, whole):
-    """The same, also of parts that have travelled."""
+    """Asserts equality, also for pickled parts."""
     combined = nf.density.combine(pickle.loads(pickle.dumps(parts)))
     assert np.array_equal(combined, whole), (combined, whole)
 
@@ -65,7 +65,7 @@ def test_parts_of_samples(t, weight, reduction):
 
 
 def test_ranks_share_samples_and_their_elements():
-    """A mesh of two axes, by Noise.local."""
+    """The mesh has two axes, by Noise.local."""
     shape = (6, 4, 64, 64)
     pred, x0 = arrays(shape)
     t = RNG.integers(0, 1000, 6)
@@ -81,7 +81,7 @@ def test_ranks_share_samples_and_their_elements():
 @pytest.mark.parametrize("weight", [None, WEIGHT])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_tokens_that_have_times_of_their_own(weight, reduction):
-    """A sequence in parts of whole tokens, whose weights are multiplied and added with one rounding. Seen to fail: a
+    """A sequence has parts of whole tokens, whose weights are multiplied and added with one rounding. Seen to fail: a
     product and a sum."""
     pred, x0 = arrays((3, 9, 700))
     t = RNG.integers(0, 1000, (3, 9))
@@ -159,7 +159,7 @@ def test_windows_that_cut_chunks_are_refused(shape, start, part):
 
 
 def test_tokens_that_are_cut_are_refused():
-    """Also by a rank that has no whole one. Seen to fail: pieces counted in the part."""
+    """It works on a rank that has no whole piece, too. Seen to fail: pieces counted in the part."""
     pred, x0 = arrays((2, 1, 10))
     t = np.full((2, 1), 7)
     for rank in range(2):

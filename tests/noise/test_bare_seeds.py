@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An int is no noise, anywhere: written once as a seed, it would give the same noise at every call."""
+"""An int is no noise, anywhere: used as a seed, it would give the same noise at every call."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,7 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_bare_seed_is_refused(call):
-    """Seen to fail: randn, uniform, randn_like and what names noise by ids took an int for Noise(int)."""
+    """Seen to fail: randn, uniform, randn_like and functions that take keys by ids took an int for Noise(int)."""
     for seed in 7, np.int64(7):
         with pytest.raises(TypeError, match=r"^(noise|a new sample).* got .*7.*: a bare seed .* noise at every call"):
             CALLS[call](seed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/noise.md alone gives all bits: an implementation of that page, in exact rational arithmetic.
+"""docs/noise.md alone defines all bits: this implements that page, in exact rational arithmetic.
 
 Its constants are read from the page. Seen to fail: a digit of any of them changed in the page, >> made logical, r
 rounded twice, a negation where one top bit is set.
@@ -28,11 +28,11 @@ PAGE = (Path(__file__).parents[2] / "docs" / "noise.md").read_text()
 
 
 def constants_of(page):
-    """{type: {name: numbers, as text}}: the page's block."""
+    """Returns {type: {name: numbers, as text}} from the page's block."""
     (block,) = re.findall(r"^```text\n(float32\n.*?)^```$", page, re.MULTILINE | re.DOTALL)
     found = {}
     for part in block.split("\n\n"):
-        title, *lines = re.sub(r"\n +", " ", part).splitlines()  # a line that begins with blanks goes on
+        title, *lines = re.sub(r"\n +", " ", part).splitlines()  # a line that begins with blanks is a continuation
         found[title] = {name: rest.split() for name, _, rest in (line.partition("  ") for line in lines)}
     return found
 
@@ -65,7 +65,7 @@ def block_of(seed, sample, step, stream, block, low):
 
 
 def exponent(x):
-    """The largest k with 2^k <= |x|, of a fraction of a power of two."""
+    """Returns the largest k with 2^k <= |x|, for a fraction of a power of two."""
     return abs(x.numerator).bit_length() - x.denominator.bit_length()
 
 
@@ -75,7 +75,7 @@ def two_to(k):
 
 @dataclass
 class Real:
-    """Numbers of N bits, M of them a fraction. What is rounded here is never subnormal, nor too large."""
+    """Numbers of N bits, M of them a fraction. Rounded numbers are never subnormal, nor too large here."""
 
     N: int
     M: int
@@ -87,10 +87,10 @@ class Real:
         self.two_thirds = int(*self.numbers["bits(real(2/3 * 2^N))"], 16)
 
     def near(self, x):
-        """x rounded to nearest even."""
+        """Returns x rounded to nearest even."""
         if x == 0:
             return x
-        place = exponent(x) - self.M  # of the last digit
+        place = exponent(x) - self.M  # the place of the last digit
         up, down = max(place, 0), max(-place, 0)
         unit = x.denominator << up
         whole, rest = divmod(x.numerator << down, unit)
@@ -98,13 +98,13 @@ class Real:
         return Fraction(whole << up, 1 << down)
 
     def root(self, x):
-        """sqrt(x), rounded once: 128 digits behind the point and one more, which says that others follow."""
+        """Returns sqrt(x), rounded once: 128 digits behind the point and one more, which says that others follow."""
         square = x * two_to(256)
         whole = math.isqrt(math.floor(square))
         return self.near(Fraction(2 * whole + (whole * whole != square), 1 << 129))
 
     def bits(self, x):
-        """Of a positive number of this type."""
+        """Returns the logarithm of a positive number of this type."""
         k = exponent(x)
         return (k + 2 ** (self.N - self.M - 2) - 1 << self.M) + int((x * two_to(-k) - 1) * 2**self.M)
 
@@ -115,7 +115,7 @@ class Real:
         return total
 
     def normal(self, u, v, second):
-        """z0 of a pair; z1 where `second`."""
+        """Returns z0 of a pair; z1 if `second`."""
         e = (self.bits(self.near(Fraction(2 * u + 1, 2))) - self.two_thirds) >> self.M
         r = self.near((2 * u + 1) * two_to(-e - self.N - 1) - 1)
         radius = self.root(self.near(e * -self.ln4 + self.near(r * self.horner(self.P, r))))
@@ -131,7 +131,7 @@ REALS = {name: Real(*size, CONSTANTS[name]) for name, size in {"float32": (32, 2
 
 
 def words(real, seed, sample, step, stream, element):
-    """The four of an element's block, with the digits that float64 takes."""
+    """Returns the four values of an element's block, with float64's further digits."""
     found = block_of(seed, sample, step, stream, element >> 2, 0)
     if real.N == 32:
         return found
@@ -140,7 +140,7 @@ def words(real, seed, sample, step, stream, element):
 
 
 def normal(real, *name):
-    """Of (seed, sample, step, stream, element)."""
+    """Returns the number of (seed, sample, step, stream, element)."""
     w, i = words(real, *name), name[-1] & 3
     return real.normal(w[i & 2], w[i | 1], i & 1)
 
@@ -154,7 +154,7 @@ def uniform(real, seed, sample, step, stream, element):
 
 
 def edges(size):
-    """Numbers next to where e changes, to U = 0 and 1 and what rounds to it; and next to the quarters of the circle."""
+    """Words next to changes of e, to U = 0 and 1 and those that round to it; and next to the quarters of the circle."""
     u = [*range(4), *(2**size - d for d in (1, 2, 2**7, 2**8, 2**9, 2**10, 2**11 + 1)), 2**24 - 1, 2**31]
     u += [2 ** (size + 1) // 3 // 2**k + d for k in (0, 1, 2, 9, size // 2, size - 2) for d in (-1, 0, 1)]
     v = [(quarter * 2 ** (size - 2) + d) % 2**size for quarter in range(4) for d in (-1, 0, 2 ** (size - 3))]
@@ -162,7 +162,7 @@ def edges(size):
 
 
 def edge_names():
-    """Elements whose words are edges."""
+    """Returns elements whose words are edges."""
     pairs = np.array(edges(32), np.uint32)
     for noise in noises_of(np.concatenate([pairs, pairs], 1)):
         for i in range(2):
@@ -170,7 +170,7 @@ def edge_names():
 
 
 def random_names(n):
-    """(seed, sample, step, stream, element), of all sizes."""
+    """Draws (seed, sample, step, stream, element), of all sizes."""
     rng = random.Random(754)
     for _ in range(n):
         yield tuple(rng.getrandbits(rng.randint(1, bits)) for bits in (64, 56, 32, 7, 34))
@@ -198,7 +198,7 @@ def test_uniforms(names, dtype):
 
 @pytest.mark.parametrize("dtype", REALS)
 def test_normals_of_edges(dtype):
-    """Both words of float64, too, which no name can be found for."""
+    """It covers both words of float64, too, for which no key can be found."""
     real = REALS[dtype]
     found = [[float(real.normal(u, v, second)) for u, v in edges(real.N)] for second in (0, 1)]
     w = np.array(edges(real.N), np.uint64).T
@@ -225,12 +225,12 @@ def test_coefficients_are_those_of_the_kernels(csrc_constants, dtype, name, lett
 
 @pytest.mark.parametrize("dtype", REALS)
 def test_two_thirds(dtype):
-    """To a hundred digits more. Where e is another one, most results are the same."""
+    """Computes a hundred digits more. If e is another one, most results are the same."""
     real = REALS[dtype]
     assert real.two_thirds == real.bits(real.near(Fraction(2 ** (real.N + 101) // 3, 2**100)))
 
 
-# ---- bytes that become others ------------------------------------------------------------------------------
+# ---- bytes that change -------------------------------------------------------------------------------------
 
 
 def light(n, peak, gamma):
@@ -241,7 +241,7 @@ def light(n, peak, gamma):
 
 
 def poisson(a, peak, gamma):
-    """F of byte a."""
+    """Returns F of byte a."""
     m, most = (12 * math.sqrt(light(2 * n, peak, gamma)) + 30 for n in (a, 255))
     mean, counts = light(2 * a, peak, gamma), math.ceil(2 * most) + 1
     low = max(math.floor(mean - m), 0)

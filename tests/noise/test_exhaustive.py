@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract's bounds over all 2^32 words, as exhaustive.cpp measures them (docs/noise.md states them).
+"""The contract's bounds over all 2^32 words, measured by exhaustive.cpp (docs/noise.md states them).
 
 All words are tried under `pytest -m release`; one block of 2^20 in 16, with the first and the last, under `-m slow`.
 
@@ -19,13 +19,13 @@ from noisefuse import _native
 
 ROOT = Path(__file__).parents[2]
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-# One block of words in so many is tried, and 2^k random pairs where no computer can try all.
+# One block of words in so many is tried, and 2^k random pairs if no computer can try all.
 PARTS = [
     pytest.param((16, 26), marks=pytest.mark.slow, id="part"),
     pytest.param((1, 30), marks=pytest.mark.release, id="all"),
 ]
 
-# As in CMakeLists.txt.
+# The flags are those of CMakeLists.txt.
 FLAGS = "-std=c++20 -O3 -ffp-contract=off -fno-fast-math -fno-math-errno -Wall -Wextra -pthread"
 HASWELL = "-mavx2 -mfma -mf16c"
 LANES = {
@@ -35,18 +35,18 @@ LANES = {
     "portable": ("Scalar", ""),
 }
 
-# What is measured, and the interval that it must be in.
+# Each measurement, and its interval.
 BOUNDS = {
     "cos_error": (0, 2**-22),
     "sin_error": (0, 2**-22),
     "cos_most": (1, 1),
-    "cos_least": (2**-25, 1),  # no zero; times the least radius it is still a normal number
+    "cos_least": (2**-25, 1),  # it is not zero; times the least radius it is still a normal number
     "sin_most": (1, 1),
     "sin_least": (2**-31, 1),
     "radius_ulps": (0, 2.5),
     "radius_most": (6.76, 6.77),  # sqrt(66 ln 2) = 6.7637: the tail
     "radius_least": (2**-17, 2**-16),
-    "radius_rises": (0, 2**12),  # a larger word should give a smaller radius: not quite so, one ulp a few times
+    "radius_rises": (0, 2**12),  # a larger word should give a smaller radius, except for one ulp a few times
     "radius_rise_ulps": (-inf, 1),
     "product_wrong": (0, 0),
     "uniform_wrong": (0, 0),
@@ -69,7 +69,7 @@ BOUNDS = {
 
 @pytest.fixture(scope="module", params=PARTS)
 def measured(request, tmp_path_factory):
-    """{name: (value, words)}"""
+    """Returns {name: (value, words)}."""
     every, log2_pairs = request.param
     lane, options = LANES[next(isa for isa, supported in _native.isas().items() if supported and isa in LANES)]
     program = tmp_path_factory.mktemp("exhaustive") / "exhaustive"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise that is not white, or chosen for a sample: what it is made of, its moments, its names, its errors."""
+"""Noise that is not white, or chosen for a sample: its parts, its moments, its keys, its errors."""
 
 import hashlib
 import re
@@ -155,7 +155,8 @@ def test_pyramid_noise_is_a_sum_of_enlarged_levels_of_variance_1_everywhere():
 @pytest.mark.parametrize("like", [mixed_like, progressive_like])
 @pytest.mark.parametrize("shape", [(2, 5), (3, 4, 9), (2, 3, 96, 96)])
 def test_frames_of_any_size_are_blended_alike_and_rounded_once(like, shape):
-    """Small ones together, large ones each by a call. Seen to fail: frames that are numbers were not blended."""
+    """Small frames are blended together, large ones with a call each. Seen to fail: frames that are numbers were not
+    blended."""
     x = np.zeros(shape, np.float32)
     z = nf.randn(shape, N, dtype="float64")
     shared = nf.randn((shape[0], *shape[2:]), N.at(stream=11), dtype="float64")
@@ -183,8 +184,8 @@ def test_frames_correlate_as_they_should():
 
 @pytest.mark.parametrize(("frames", "context", "stride"), [(23, 8, 3), (17, 4, 4), (9, 5, 1), (6, 8, 2)])
 def test_frames_come_again_in_an_order_of_their_own(frames, context, stride):
-    """As diffusers shuffles: each stretch is that from `context` frames before, the last one cut. Seen to fail: orders
-    of another frame's keys, stretches that begin a frame later."""
+    """The order is diffusers': each stretch is that from `context` frames before, the last one cut. Seen to fail:
+    orders of another frame's keys, stretches that begin a frame later."""
     x, noise = np.zeros((2, frames, 3), np.float32), [N, nf.Noise(1)]
     z, keys = (
         fields.freenoise_like(x, noise, context=context, stride=stride),
@@ -249,7 +250,7 @@ def test_assignment_is_the_best_of_all_orders():
     best = min(permutations(range(5)), key=lambda order: sum(((x0[b] - z[j]) ** 2).sum() for b, j in enumerate(order)))
     assert fields.assigned(x0, N) == [N.at(sample=40 + j) for j in best]
     assert fields.assigned(x0[:0], N) == []
-    same = np.repeat(x0[:1], 4, axis=0)  # of equal costs the choice does not hang on how a library adds
+    same = np.repeat(x0[:1], 4, axis=0)  # equal costs: a library's order of addition does not matter
     assert len({repr(fields.assigned(same * (1 + 1e-16), N)), repr(fields.assigned(same, N))}) == 1
     listed = [nf.Noise(b, sample=9) for b in range(5)]
     assert sorted(n.seed for n in fields.assigned(x0, listed)) == list(range(5))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Increments of a Brownian motion: their law, from the coefficients; their bits, from the named draws they are."""
+"""Increments of a Brownian motion: their law, from the coefficients; their bits, from their keyed draws."""
 
 import copy
 import itertools
@@ -21,7 +21,7 @@ GRID = (-1.0, -0.25, 0.0, 0.3, 2.0, 2.5)
 
 
 def times(n, seed=0):
-    """Sorted, on the cells of [0, 1]: far apart, close together, and the ends."""
+    """Draws sorted times, on the cells of [0, 1]: far apart, close together, and the ends."""
     rng = random.Random(seed)
     at = {0, CELLS, 1, CELLS // 2, CELLS // 2 + 1}
     at |= {rng.randrange(CELLS) for _ in range(n)}
@@ -30,13 +30,13 @@ def times(n, seed=0):
 
 
 def covariance(a, b):
-    """Of two increments, from what they draw: draws of other names are independent."""
+    """Returns the covariance of two increments, from their draws: draws of other keys are independent."""
     other = dict(b.terms())
     return math.fsum(c * other[word] for word, c in a.terms() if word in other)
 
 
 def check_law(interval):
-    """Brownian motion has the covariance of what two intervals have in common, and so independent increments."""
+    """The covariance of Brownian motion is the overlap of two intervals, so disjoint increments are independent."""
     at = times(6)
     pairs = random.Random(1).sample([*itertools.permutations(at, 2)], 150)
     for (a0, a1), (b0, b1) in itertools.product(pairs, pairs):
@@ -51,7 +51,7 @@ def test_the_law_is_that_of_brownian_motion():
 
 
 def test_another_law_is_seen():
-    """Of a tree whose tents of one level are a little higher than they should be."""
+    """Returns the terms of a tree whose tents of one level are a little too high."""
 
     class Wrong:
         def __init__(self, increment):
@@ -65,7 +65,7 @@ def test_another_law_is_seen():
 
 
 def expected(increment, shape, dtype):
-    """As docs/noise.md has it, in NumPy's arithmetic: a rounded product, and a rounded sum."""
+    """Computes the sum of docs/noise.md in NumPy's arithmetic: a rounded product, and a rounded sum."""
     real, total = np.float64 if dtype == np.float64 else np.float32, None
     for word, c in increment.terms():
         z = nf.randn(shape, increment.noise.at(step=word, stream=4), dtype=real)
@@ -84,7 +84,7 @@ def test_an_increment_is_a_sum_of_named_draws(backend, t, dtype):
 
 
 def test_words_are_those_of_the_contract():
-    """The tree of docs/noise.md, in exact arithmetic."""
+    """Computes the tree of docs/noise.md in exact arithmetic."""
     noise = nf.Noise(1, step=5)
     for t0, t1 in [(0.2, 0.7), (0.9, 0.125), (0.0, 1.0)]:
         u0, u1 = (Fraction(round(t * CELLS), CELLS) for t in (t0, t1))
@@ -105,7 +105,7 @@ def test_words_are_those_of_the_contract():
 
 
 def test_words_of_a_grid_are_those_of_the_contract():
-    """Seen to fail: another first word; a way back with the way's own sign."""
+    """Seen to fail: another first word; a way back with the forward sign."""
     noise, grid = nf.Noise(1, step=5), [-1.0, 0.0, 0.25, 3.0, 3.5]
     for i, j in itertools.combinations(range(5), 2):
         pieces = [math.sqrt((grid[k + 1] - grid[k]) / (grid[j] - grid[i])) for k in range(i, j)]
@@ -166,7 +166,7 @@ def test_steps_take_words_of_their_own():
 @reference_is_slow
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_samples_windows_and_lists(backend, dtype):
-    """What holds for every noise. Seen to fail: a list whose entries all take the first one's samples."""
+    """It holds for every noise. Seen to fail: a list whose entries all take the first one's samples."""
     whole = nf.randn((4, 6, 10), NOISE.interval(0.2, 0.7), dtype=dtype)
     assert bits(nf.randn((2, 6, 10), NOISE.at(sample=42).interval(0.2, 0.7), dtype=dtype)) == bits(whole[2:])
     assert bits(nf.randn((2, 6, 10), NOISE.at(sample=[43, 41]).interval(0.2, 0.7), dtype=dtype)) == bits(whole[[3, 1]])
@@ -213,7 +213,7 @@ def test_an_increment_is_a_value():
 
 
 def test_a_pickle_cannot_bring_terms_of_its_own():
-    """It may have been written by anybody, and kernels trust them: they are made again, and the times are checked."""
+    """A pickle may come from anybody, and kernels trust the terms: they are made again, and the times are checked."""
     increment = NOISE.interval(2, 0.3, grid=GRID)
     forged = copy.copy(increment)
     object.__setattr__(forged, "_terms", ((1 << 40, 1.0),))
@@ -260,7 +260,7 @@ def test_errors(error, message, call):
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_arrays_on_a_device(dtype):
-    """The stand-in's, into which an increment is added up where they lie."""
+    """The tensors are the stand-in's, and the increment is added in their memory."""
     expected = nf.randn((3, 70), NOISE.interval(0.2, 0.7), dtype=dtype)
     with stand_in.installed() as cupy:
         x = cupy.empty((3, 70), dtype)

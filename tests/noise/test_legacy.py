@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What other libraries' generators draw, against those that are installed, and against numbers they have published."""
+"""Other libraries' generators, compared with installed ones and with numbers that they have published."""
 
 import math
 
@@ -11,7 +11,7 @@ from conftest import DTYPES
 from noisefuse import legacy
 
 SEEDS = [0, 7, 2**32 + 5, 2**63 - 1]
-# Odd numbers of scalars leave one behind, which the next scalar takes, also after a draw of another kind.
+# An odd number of scalars leaves one behind, which the next scalar takes, even after a draw of another kind.
 SIZES = [3, 16, (1,), 17, (4, 4, 3), 2, 0, 15, 31, 1000, (2, 3), 40_003]  # the last in parts
 
 
@@ -33,7 +33,7 @@ def test_torch_on_the_cpu(seed, dtype):
 
 
 def test_all_words_that_torch_makes_floats_of():
-    """2^20 of them: the polynomials have no other ends."""
+    """2^20 numbers: the polynomials have no other ends."""
     torch = pytest.importorskip("torch")
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("not the kernel that it stands for")
@@ -42,7 +42,7 @@ def test_all_words_that_torch_makes_floats_of():
 
 
 def test_ends_of_the_uniforms():
-    """u = 0, the next of it and the last: no infinities, no NaN."""
+    """The words are u = 0, the next one and the last: no infinities, no NaN."""
     u = np.zeros(32, np.float32)
     u[:3], u[8:12], u[16:18] = (0, 2**-24, 1 - 2**-24), (0, 0.25, 0.5, 1 - 2**-24), 1 - 2**-24
     drawn = legacy._sixteens(u)
@@ -51,12 +51,12 @@ def test_ends_of_the_uniforms():
 
 
 def test_published_numbers_of_torch_on_the_cpu():
-    """torch.manual_seed(0); torch.randn(3), as many pages print it."""
+    """torch.manual_seed(0); torch.randn(3), as printed on many pages."""
     found = legacy.TorchCPU(0).randn(3)
     assert np.allclose(found, [1.5410, -0.2934, -2.1788], rtol=0, atol=5e-5)
 
 
-# torch.randn((3, 4), device="cuda") of seed 0, as AUTOMATIC1111's rng_philox.py prints it.
+# torch.randn((3, 4), device="cuda") with seed 0, as printed by AUTOMATIC1111's rng_philox.py.
 CUDA = [
     [-0.92466259, -0.42534415, -2.6438457, 0.14518388],
     [-0.12086647, -0.57972564, -0.62285122, -0.32838709],
@@ -78,7 +78,8 @@ def test_the_web_ui_imitates_cuda_in_sequences_of_small_draws():
 
 
 def test_the_web_ui_is_its_formula():
-    """To half a unit in the last place of float32. Seen to fail: an angle without half a cell, 2^-33 of a turn."""
+    """They agree to half a unit in the last place of float32. Seen to fail: an angle without half a cell, 2^-33 of a
+    turn."""
     n = 10_000
     words = nf.philox4x32([[0, 0, k, 0] for k in range(n)], [9, 0])[:, :2].astype(float)
     cell = np.float32(2.3283064e-10).astype(float), np.float32(2.3283064e-10 * 6.2831855).astype(float)
@@ -87,7 +88,7 @@ def test_the_web_ui_is_its_formula():
     assert (np.abs(found - exact) <= np.spacing(np.abs(found)) * (0.5 + 1e-6)).all()
 
 
-# CUDA cores as NVIDIA's data sheets have them, and cores of a multiprocessor.
+# CUDA cores from NVIDIA's data sheets, and cores of a multiprocessor.
 CORES = {
     "P100": (3584, 64), "V100": (5120, 64), "T4": (2560, 64), "RTX 2080 Ti": (4352, 64),
     "A100": (6912, 64), "A10": (9216, 128), "RTX 3060": (3584, 128), "RTX 3080": (8704, 128), "RTX 3090": (10496, 128),
@@ -97,7 +98,7 @@ CORES = {
 
 
 def test_devices_have_as_many_multiprocessors_as_their_cores_ask_for():
-    """And as many threads as their architectures: Turing 1024, consumers' Ampere and Ada 1536, others 2048."""
+    """The threads are those of the architectures: Turing 1024, consumers' Ampere and Ada 1536, others 2048."""
     assert {name: cores // each for name, (cores, each) in CORES.items()} == {
         name: processors for name, (processors, _) in legacy.DEVICES.items()
     }
@@ -107,13 +108,13 @@ def test_devices_have_as_many_multiprocessors_as_their_cores_ask_for():
 
 
 def test_a_fused_product_is_rounded_once():
-    """1 + 2^-23 + 2^-24 (1 - 2^-36), which float64 rounds to the middle between two of float32's numbers."""
+    """The value is 1 + 2^-23 + 2^-24 (1 - 2^-36), which float64 rounds to the middle between two float32 numbers."""
     a, b, c = np.float32([2**-24 * (1 + 2**-18), 1 - 2**-18, 1 + 2**-23])
     assert legacy._fma(a.reshape(1), b, c) == [c]
 
 
 def test_the_order_of_large_draws_is_that_of_the_launch():
-    """Of (2, 512): 2 blocks on each of two processors, 1024 threads, of which each makes four numbers a round."""
+    """With (2, 512): 2 blocks on each of two processors, 1024 threads, each of which makes four numbers per round."""
     n, threads = 10_000, 1024
     found = legacy.TorchCUDA(5, (2, 512)).randn(n)
     for i in (0, 1023, 1024, 4095, 4096, 7777, n - 1):
@@ -139,7 +140,7 @@ def test_numpy():
 
 
 def test_parts_of_a_round_are_in_its_order():
-    """Of the A100, 221,184 threads, which are more than a part."""
+    """With the A100: 221,184 threads, which are more than a part."""
     whole = legacy.TorchCUDA(5, "A100").randn(4 * 221_184 + 5)
     of_one = nf.philox4x32([[number, 0, thread, 0] for number, thread in ((0, 221_183), (0, 20_000), (1, 4))], [5, 0])
     radius = np.sqrt(-2 * np.log((of_one[:, 0].astype(float) + 0.5) / 2**32))
@@ -148,7 +149,7 @@ def test_parts_of_a_round_are_in_its_order():
 
 
 def test_no_dtype_is_the_default():
-    """Seen to fail: float64 of them all, and then float32."""
+    """Seen to fail: float64 for all of them, and then float32."""
     for source, expected in ((legacy.NumPy(7), "float64"), (legacy.TorchCPU(7), "float32")):
         assert source.randn((2, 3), dtype=None).dtype == expected
 

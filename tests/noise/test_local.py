@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise.local: what ranks draw are parts of the whole."""
+"""Noise.local: the ranks' draws are parts of the whole."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ NOISE = nf.Noise(7, sample=40, step=3)
 
 
 def placed(shape, mesh, ranks, *placements):
-    """What is read of a DTensor."""
+    """The part of a DTensor that is read."""
     kinds = [
         SimpleNamespace(dim=p, is_shard=lambda p=p: p is not None, is_replicate=lambda p=p: p is None)
         for p in placements
@@ -50,14 +50,14 @@ def test_parts_are_those_that_torch_chunk_makes(shape, splits, batched, ids):
 
 
 def test_integers_of_whatever_kind_name_the_same_part():
-    """Seen to fail: a NumPy integer kept as it is, and then given to whoever says 1."""
+    """Seen to fail: a NumPy integer that is not converted, and then returned for 1."""
     for one in (np.int64(1), np.uint8(1), torch.tensor(1), 1):
         local = NOISE.local((8, 4), (one, 4, np.int8(0)))
         assert local == NOISE.at(sample=42)
         assert hash(local) == hash(NOISE.at(sample=42))
         assert type(local.sample) is int
     last = nf.Noise(7, sample=2**56 - 1)
-    assert last.local((1, 4), (1, 2, 0)) == last  # has no rows
+    assert last.local((1, 4), (1, 2, 0)) == last  # it has no rows
 
 
 def test_replicas_have_the_same_noise():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise: a frozen name; and the field it names, against the contract's text and against statistics.
+"""Noise: a frozen key; and its field, against the contract's text and against statistics.
 
 Every check of a field takes the function that draws it, and is called on defective ones too, which it must refuse.
 """
@@ -17,7 +17,7 @@ import noisefuse as nf
 from conftest import bits, reference_is_slow
 from noisefuse.backends.reference import SPEC
 
-# ---- the name ----------------------------------------------------------------------------------------------
+# ---- the key -----------------------------------------------------------------------------------------------
 
 SOME = [
     nf.Noise(0),
@@ -55,7 +55,7 @@ def test_copies_are_equal(noise):
     ids=str,
 )
 def test_a_pickle_is_checked_like_any_argument(changed, error):
-    """Kernels trust the numbers of a Noise, and a pickle may have been written by anybody."""
+    """Kernels trust the numbers of a Noise, and a pickle may come from anybody."""
     names = ("seed", "sample", "step", "stream", "window_shape", "window_start")
     make, numbers = nf.Noise(1, sample=2, step=3).window((4,), (1,)).__reduce__()
     with pytest.raises(error):
@@ -75,7 +75,7 @@ def test_repr_is_as_it_was_made():
 
 
 def test_randn_like():
-    """Of torch in test_torch.py, of CuPy in test_cuda.py."""
+    """test_torch.py tests torch's, test_cuda.py CuPy's."""
     for dtype, kind in (("float32", "float32"), (">f8", "float64"), ("float16", "float16"), ("uint8", "float32")):
         for x in (np.ones((4, 6), dtype), np.ones((4, 12), dtype)[:, ::2], np.array(1, dtype)):
             drawn, expected = nf.randn_like(x, nf.Noise(7)), nf.randn(x.shape, nf.Noise(7), dtype=kind)
@@ -93,7 +93,7 @@ def test_randn_like():
     [(nf.randn, nf.Noise(7)), (nf.uniform, nf.Noise(7)), (nf.randn, nf.Noise(7).interval(0.0, 1.0))],
 )
 def test_no_dtype_is_the_default(draw, noise):
-    """Seen to fail: float64, which NumPy takes None for."""
+    """Seen to fail: float64, NumPy's meaning of None."""
     found = draw((3, 4), noise, dtype=None)
     assert found.dtype == np.float32
     assert np.array_equal(bits(found), bits(draw((3, 4), noise)))
@@ -118,7 +118,7 @@ TAKES_STREAM_0 = {
 
 @pytest.mark.parametrize("draw", TAKES_STREAM_0.values(), ids=TAKES_STREAM_0)
 def test_a_stream_that_is_taken_is_refused_in_the_same_words(draw):
-    """Seen to fail: q_step did not say which of a list it is."""
+    """Seen to fail: q_step did not say which one in a list it is."""
     x, noise = np.zeros((2, 3), np.float32), [nf.Noise(1), nf.Noise(1, stream=9)]
     with pytest.raises(ValueError, match=r"^noise\[1\]: this operation has a stream of its own .* stream 0, got 9$"):
         draw(x, noise)
@@ -140,7 +140,7 @@ def test_frozen():
 
 @pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint64, list, tuple])
 def test_ids_in_every_spelling(kind):
-    """Seen to fail: ids below 0 that are not looked for."""
+    """Seen to fail: ids below 0 that are not checked."""
     make = kind if isinstance(kind(), list | tuple) else partial(np.array, dtype=kind)
     noise = nf.Noise(1, sample=make([3, 5]))
     assert (noise.sample.tolist(), noise.sample.dtype) == ([3, 5], np.uint64)
@@ -171,13 +171,13 @@ def test_at_changes_what_is_named_and_keeps_the_rest():
         assert nf.Noise(seed) == nf.Noise(int(seed))
 
 
-# ---- the field, as the contract has it ---------------------------------------------------------------------
+# ---- the field, by the contract ----------------------------------------------------------------------------
 
 M0, M1, W0, W1 = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85
 
 
 def undo(words, key, rounds):
-    """The words before the last rounds of the ten of philox4x32: each round is a bijection."""
+    """Returns the words before the last rounds of the ten of philox4x32: each round is a bijection."""
     c = [words[..., i].astype(np.uint64) for i in range(4)]
     for r in reversed(range(10 - rounds, 10)):
         # NumPy 1.26 makes a float of one uint64 and an int.
@@ -189,7 +189,7 @@ def undo(words, key, rounds):
 
 
 def normals(high, low):
-    """sqrt(-2 ln U) (cos 2 pi V, sin 2 pi V), (radius); U, V = (2^32 high + low) / 2^64."""
+    """Returns sqrt(-2 ln U) (cos 2 pi V, sin 2 pi V), (radius); U, V = (2^32 high + low) / 2^64."""
     unit, rest = ((a * 2.0**32 + b) * 2.0**-64 for a, b in ((high, low), (2**32 - 1.0 - high, 2**32 - low)))
     u, v = unit[..., ::2], unit[..., 1::2]
     radius = np.sqrt(-2 * np.where(u < 0.5, np.log(u), np.log1p(-rest[..., ::2])))
@@ -203,7 +203,7 @@ def same(value, *_):
 
 
 def exact(shape, noise, dtype=np.float64, *, counters=same, words=same, values=same):
-    """(rows, n) values of the field and their radii, by the contract's text, in float64: a page of NumPy.
+    """Returns (rows, n) values of the field and their radii, by the contract's text, in float64: a page of NumPy.
 
     counters, words and values are places to plant a defect.
     """
@@ -226,7 +226,8 @@ def exact(shape, noise, dtype=np.float64, *, counters=same, words=same, values=s
 
 
 def check_values(found, z, radius):
-    """The bounds of the contract: radius 2.5 ulp, cos and sin 2^-22 (float64: a looser one for the oracle's sake)."""
+    """Asserts the contract's bounds: radius 2.5 ulp, cos and sin 2^-22 (float64: a looser one because of the
+    oracle)."""
     assert np.isfinite(found).all()
     assert (found != 0).all()
     double = found.dtype == np.float64
@@ -295,7 +296,7 @@ def test_the_check_of_the_field_can_fail(defect):
 
 
 def noises_of(words):
-    """For each four words a Noise whose first four elements have them: philox run backwards."""
+    """Returns for each four words a Noise whose first four elements have them: philox run backwards."""
     found = [None] * len(words)
     seeds = itertools.count()
     while todo := [i for i, noise in enumerate(found) if noise is None]:
@@ -312,9 +313,9 @@ def noises_of(words):
 
 @reference_is_slow
 def test_normals_of_edge_words(backend):
-    """Where the logarithm and the circle change branches, next to 0 and next to 1.
+    """The words are at changes of branches in the logarithm and the circle, next to 0 and next to 1.
 
-    Seen to fail: the seam of the logarithm moved by one, which 32 words tell, and only their last bits.
+    Seen to fail: the seam of the logarithm moved by one, which only the last bits of 32 words show.
     """
     third = [int(2**32 * 2 / 3 / 2**k) + d for k in (0, 1, 2, 15, 31) for d in (-1, 0, 1)]
     u = [0, 1, 2, 3, 255, 511, 512, 16010, 2**31 - 1, 2**31, 2**32 - 257, 2**32 - 2, 2**32 - 1, 0xAAAAAAC0, *third]
@@ -349,11 +350,11 @@ def test_uniforms_are_the_contracts(backend):
         assert nf.uniform((1, 11), noise, dtype="float64").tolist() == [u64[place].tolist()]
 
 
-# ---- the field, as statistics have it: all bounds are 5 deviations, of fixed seeds -------------------------
+# ---- the field, by statistics: all bounds are 5 deviations, of fixed seeds ---------------------------------
 
 
 def check_moments(draw, n=1 << 25):
-    """To order 6; and that nothing is 0."""
+    """Checks moments to order 6; and that nothing is 0."""
     chunk, sums, zeros = 1 << 18, np.zeros(6), 0
     for k in range(n // chunk):
         z = draw((1, chunk), nf.Noise(20, sample=k))[0].astype(np.float64)
@@ -370,7 +371,7 @@ def check_moments(draw, n=1 << 25):
 
 
 def check_tails(draw, n=1 << 26):
-    """How many lie beyond 4 and 5: of 2^26, 4250 and 38."""
+    """Counts the numbers beyond 4 and 5: of 2^26, 4250 and 38."""
     chunk, beyond = 1 << 18, np.zeros(2)
     for k in range(n // chunk):
         size = abs(draw((1, chunk), nf.Noise(21, sample=k))[0])
@@ -381,7 +382,7 @@ def check_tails(draw, n=1 << 26):
 
 
 def correlations(a, b, lags):
-    """Of values and of their squares (which see sizes that go together), for each lag."""
+    """Correlates values and their squares (which show related sizes), for each lag."""
     for x, y in ((a, b), ((a * a - 1) / math.sqrt(2), (b * b - 1) / math.sqrt(2))):
         for lag in lags:
             yield x[max(0, -lag) : len(x) - max(0, lag)] @ y[max(0, lag) : len(y) + min(0, lag)] / len(x)
@@ -394,7 +395,7 @@ def check_serial(draw, n=1 << 20):
 
 
 def check_apart(draw, n=1 << 16):
-    """Neighbouring samples, steps, streams and seeds, aligned and a few elements against each other."""
+    """Correlates neighbouring samples, steps, streams and seeds, aligned and shifted by a few elements."""
     first = nf.Noise(2**32 - 2, sample=2**32 - 2, step=2**31)
     others = [first.at(sample=first.sample + d) for d in (1, 2, 4, 2**32, 2**55)]
     others += [first.at(step=first.step + d) for d in (1, 2, 4, 2**16, 2**31 - 1)]
@@ -408,7 +409,7 @@ def check_apart(draw, n=1 << 16):
 
 
 def check_uniform(draw, n=1 << 22):
-    """Bins of the leading bits and of the trailing ones: chi-squared within 5 of its deviations."""
+    """Counts bins of the leading bits and of the trailing ones: chi-squared within 5 of its deviations."""
     u = draw((4, n // 4), nf.Noise(23)).ravel()
     assert u.dtype == np.float32
     assert u.min() > 0
@@ -470,7 +471,7 @@ def test_a_noise_of_numpys_generators():
     rng, again = np.random.default_rng(7), np.random.default_rng(7)
     for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64, np.random.MT19937):
         one, same = (np.random.Generator(kind(3)) for _ in range(2))
-        for _ in range(2):  # one of them hands out 32 bits
+        for _ in range(2):  # one of them returns 32 bits
             assert nf.Noise.from_rng(one).seed == int(same.integers(1 << 64, dtype=np.uint64))
     first = nf.Noise.from_rng(rng)
     assert first == nf.Noise.from_rng(again) == nf.Noise.from_rng(np.random.PCG64(7))

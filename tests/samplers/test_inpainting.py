@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampler.sample with a mask: what is known stays, at the level of each row, and the rest is sampled."""
+"""Sampler.sample with a mask: the known part stays, at the noise level of each row, and the rest is sampled."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_inpainting_of_tensors_and_what_it_refuses():
 
 
 def test_what_lies_under_the_other_part_plays_no_part():
-    """Seen to fail: NaN, which stands for what is missing, times 0; a result that is written over what is known."""
+    """Seen to fail: NaN, for missing values, times 0; a result that overwrites the known array."""
     sampler, noise = nf.samplers.ddim(nf.Schedule.linear(), steps=4), nf.Noise(7)
     known, mask = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32), np.array([0, 0, 1, 1, 1, 0.0])
     expected = sampler.sample(lambda x, t: 0.1 * x, known.shape, noise, mask=mask, known=known)
@@ -95,8 +95,8 @@ def test_a_mask_does_not_enlarge_an_array_of_jax():
 
 @pytest.mark.parametrize("given", [{}, {"mask": 0.5}], ids=["all", "masked"])
 def test_where_the_result_goes_is_looked_at_before_the_run(given):
-    """Seen to fail: with a mask an output that cannot be written to, strided or off its alignment, and without one any
-    that is wrong, was refused after the last call of the model, or taken."""
+    """Seen to fail: an output that cannot be written to, strided or misaligned with a mask, and any wrong one without,
+    was refused after the last call of the model, or taken."""
     sampler, known, asked = nf.samplers.ddim(nf.Schedule.linear(), steps=4), np.ones((2, 6), np.float32), []
     given = given and {**given, "known": known}
     read_only = np.broadcast_to(np.float32(0), (2, 6))

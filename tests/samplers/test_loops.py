@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samplers of ComfyUI (comfy/k_diffusion/sampling.py) against plain loops on the same noise.
 
-The loops are written from the papers and from what ComfyUI's functions compute, one call of the network after the
-other, in its variables: a noise level sigma of x, and lambda = log(alpha / sigma) where the schedule matters.
+The loops follow the papers and the computations of ComfyUI's functions, one call of the network after the other, in its
+variables: a noise level sigma of x, and lambda = log(alpha / sigma) where the schedule matters.
 """
 
 import itertools
@@ -26,7 +26,7 @@ def answer(x, sigma):
 
 
 def levels(sigmas, flow):
-    """(alpha, lambda) of each."""
+    """Returns (alpha, lambda) of each."""
     alpha = 1 - np.array(sigmas) if flow else np.ones(len(sigmas))
     with np.errstate(divide="ignore"):
         return alpha, np.log(alpha / np.array(sigmas))
@@ -37,7 +37,7 @@ def pairs(sigmas):
 
 
 def ancestral(here, there, eta):
-    """(down, up) of a step of variance exploding."""
+    """Returns (down, up) of a step of variance exploding."""
     up = min(there, eta * math.sqrt(max(0, there**2 * (here**2 - there**2) / here**2)))
     return math.sqrt(there**2 - up**2), up
 
@@ -120,7 +120,7 @@ def phi_2(h):
 
 
 def seeds(x, sigmas, draw, eta=1.0, inner=(0.5,), flow=False, kind="phi_1"):
-    """Both: each stage from x, with the noise of its own and, decayed, of the stages before."""
+    """Computes both: each stage from x, with its own noise and the decayed noise of the stages before."""
     alphas, lambdas = levels(sigmas, flow)
     for i, (here, there) in enumerate(pairs(sigmas)):
         Ds = [answer(x, here)]
@@ -187,14 +187,14 @@ def er_sde(x, sigmas, draw, order=3, flow=False, points=200):
 
 
 def sa_solver(x, sigmas, draw, tau=1.0, predictor=3, corrector=4, flow=False, pece=False, simple=False):
-    """Algorithm 1 of Xue et al. 2023: the weights by a linear system for what monomials integrate to."""
+    """Computes algorithm 1 of Xue et al. 2023: the weights solve a linear system for integrals of monomials."""
     alphas, lambdas = levels(sigmas, flow)
     n = len(sigmas) - 1
 
     def weights(at, i, correct):
         begin, end, k = lambdas[i], lambdas[i + 1], 1 + tau**2
         h = end - begin
-        if simple and len(at) == 2:  # at is from the oldest on
+        if simple and len(at) == 2:  # at begins with the oldest
             w = k * h / 2 if correct else k * h**2 / 2 / (at[0] - begin)
             first = -math.expm1(-k * h) - w
             return [first, w] if correct else [w, first]
@@ -229,7 +229,7 @@ def sa_solver(x, sigmas, draw, tau=1.0, predictor=3, corrector=4, flow=False, pe
 
 
 def check(name, loop, sigmas, flow=False, ours=None, theirs=None):
-    """The same draws, as arrays: to 1e-12 in float64 and 1e-5 in float32, of the largest |x| or 1."""
+    """The draws are the same, as arrays: to 1e-12 in float64 and 1e-5 in float32, of the largest |x| or 1."""
     schedule = Schedule.flow() if flow else Schedule.karras(9)
     options = {"prediction": "sample", "final": sigmas[-1], **(ours or {})}
     sampler = getattr(samplers, name)(schedule, np.array(sigmas[:-1]), **options)
@@ -256,12 +256,12 @@ def test_res_multistep(sigmas, eta):
 
 @pytest.mark.parametrize("sigmas", FLOWS.values(), ids=FLOWS)
 def test_res_multistep_of_a_flow(sigmas):
-    """ComfyUI's, which knows of no alpha: its steps are in log sigma, from sigma = 1 on."""
+    """Computes ComfyUI's, which ignores alpha: its steps are in log sigma, from sigma = 1 on."""
     check("res_multistep", res_multistep, sigmas, flow=True)
 
 
 def test_res_multistep_is_dpmpp_2m_with_exact_weights():
-    """Where alpha = 1; with eta = 1 the SDE's. An identity of the formulas."""
+    """If alpha = 1, and with eta = 1 the SDE's. It is an identity of the formulas."""
     steps = {"steps": SIGMAS[:-1], "prediction": "sample"}
     for eta, rule in ((0.0, samplers.dpmpp_2m), (1.0, samplers.dpmpp_2m_sde)):
         theirs = rule(Schedule.karras(9), solver="heun", lower_order_final=False, **steps).tableau.unfolded().numbers
@@ -293,7 +293,7 @@ def test_ipndm_v_on_equal_steps_is_ipndm_up_to_order_3():
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(("sigmas", "flow"), [*((s, False) for s in LISTS.values()), (FLOWS["part"], True)], ids=str)
 def test_seeds(sigmas, flow, eta):
-    """Each stage anew from x, with the noise of all the pieces: ours goes on from the stage before."""
+    """The loop takes each stage anew from x, with the noise of all the pieces: ours continues from the stage before."""
     for r, solver in ((0.5, "midpoint"), (0.3, "heun"), (1.0, "heun")):
         kind = {"midpoint": "phi_1", "heun": "phi_2"}[solver]
         theirs = {"eta": eta, "inner": (r,), "flow": flow, "kind": kind}
@@ -313,7 +313,7 @@ def test_er_sde(sigmas, flow, points):
 
 @pytest.mark.parametrize("levels", [[9.0, 9.0, 4.0, 2.0], [9.0, 4.0, 4.0, 2.0], [9.0, 4.0, 2.0, 2.0]], ids=str)
 def test_levels_that_repeat_are_no_differences(levels):
-    """Seen to fail: a second difference over two levels that are one."""
+    """Seen to fail: a second difference over two levels that coincide."""
     sampler = samplers.er_sde(Schedule.karras(2), steps=levels)
     assert not np.isnan(sampler.tableau.rows.view(np.float64)).any()
 
@@ -326,7 +326,7 @@ def test_sa_solver(sigmas, flow, tau, pece):
         for simple in (False, True):
             ours = {"predictor_order": p, "corrector_order": c, "simple_order_2": simple, "pece": pece and c > 0}
             if sigmas[-1]:
-                if pece and c:  # which corrects the last step, too: ComfyUI does not
+                if pece and c:  # it corrects the last step, too, unlike ComfyUI
                     continue
                 ours["lower_order_final"] = False
             theirs = {"tau": tau, "predictor": p, "corrector": c, "flow": flow, "pece": pece, "simple": simple}
@@ -337,7 +337,7 @@ def test_sa_solver(sigmas, flow, tau, pece):
 
 
 def both(x, sigma):
-    """(unconditional, conditional)"""
+    """Returns (unconditional, conditional)."""
     return answer(x, sigma), np.sin(x / (2 + sigma)) - 0.05 * sigma
 
 

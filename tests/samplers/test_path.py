@@ -15,7 +15,7 @@ SDES = ["euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde",
 
 
 def denoised(x, sigma):
-    """Of data N(0, 1/4)."""
+    """The ideal denoiser of data N(0, 1/4)."""
     return 0.25 / (0.25 + sigma**2) * x
 
 
@@ -30,7 +30,7 @@ def rms(a):
 @pytest.mark.parametrize("options", ["span", "grid"])
 @pytest.mark.parametrize("name", SDES)
 def test_runs_of_20_and_40_steps_come_together(name, options):
-    """Seen to fail: increments that all begin at the first level."""
+    """Seen to fail: increments that all begin at the first noise level."""
     few, many = made(name, 20), made(name, 40)
     start = few.start((1, 20000), NOISE)
     times = sorted({0.0, *few.tableau.sigma.tolist(), *many.tableau.sigma.tolist()})
@@ -38,12 +38,12 @@ def test_runs_of_20_and_40_steps_come_together(name, options):
     a, b = (s.sample(denoised, start, s.path(NOISE, **shared)) for s in (few, many))
     other = many.sample(denoised, start, many.path(NOISE.at(step=3), **shared))
     assert rms(a - b) < 0.25 * rms(a - other)
-    for x0, s in ((a, few), (b, many)):  # and they are samples as good as those of other noise
+    for x0, s in ((a, few), (b, many)):  # they are samples as good as those of other noise
         assert abs(x0.std() - s.sample(denoised, start, NOISE).std()) < 0.02
 
 
 def test_rows_take_their_levels():
-    """The two rows of a step of dpmpp_sde are pieces of it; of other methods the second row alone draws."""
+    """The two rows of a step of dpmpp_sde are pieces of it; with other methods only the second row draws."""
     for name, apart in (("dpmpp_sde", True), ("dpmpp_2s_ancestral", False)):
         sampler = made(name, 4)
         sigma = [*sampler.tableau.sigma.tolist(), 0.0]
@@ -59,7 +59,7 @@ def test_rows_take_their_levels():
 
 
 def test_pieces_of_dpmpp_sde_are_those_of_its_step():
-    """What it adds in all is k-diffusion's sigma_up w(sigma, sigma'), where D is 0."""
+    """The total noise is k-diffusion's sigma_up w(sigma, sigma'), if D is 0."""
     sampler = made("dpmpp_sde", 5)
     table, path, shape = sampler.tableau, sampler.path(NOISE), (2, 50)
     sigma, sigma_next = table.sigma[[0, 2]].tolist()

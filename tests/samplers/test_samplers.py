@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samplers against what can be known exactly: the flow and the marginals of a Gaussian.
+"""Samplers against exact solutions: the flow and the marginals of a Gaussian.
 
 For data N(MEAN, STD^2) the score, the flow and every marginal are known and all maps are affine. A table of
 rows then carries (1, x, z_0, z_1, ..) as an affine map: no sampling error, so that an order of convergence is
@@ -47,17 +47,17 @@ EXPLODING_FRAME = (  # these work on x / alpha
 
 @dataclass
 class Case:
-    """One sampler on one family of schedules; ``order`` is what its error must show."""
+    """One sampler on one family of schedules; its error must show ``order``."""
 
     name: str
     order: float
     family: str
     options: dict = field(default_factory=dict)
     grade: float = 3.0  # levels are uniform in level^(1 / grade)
-    until: float = 0.05  # the last level
+    until: float = 0.05  # the last noise level
     consistency: bool = False  # the model is the consistency function, not the posterior mean
     rising: bool = False  # from the least noisy level to the noisiest
-    counts: tuple = (32, 64, 128)  # of steps, between which the order is measured
+    counts: tuple = (32, 64, 128)  # numbers of steps, between which the order is measured
 
     def __str__(self):
         return "-".join([self.name, self.family, *(f"{k}={v}" for k, v in self.options.items()), *["up"] * self.rising])
@@ -67,7 +67,7 @@ class Case:
         return (np.linspace(*roots, n + 1) ** self.grade)[:: -1 if self.rising else 1]
 
     def tableau(self, n):
-        """The table over a schedule that has exactly the wanted levels; the last of them ends the run."""
+        """Returns the table over a schedule with exactly the wanted noise levels; the last of them ends the run."""
         levels = self.levels(n)
         schedule = Schedule(*FAMILIES[self.family](np.sort(levels)))
         times = np.argsort(np.argsort(levels)) if self.family == "preserving" else levels
@@ -76,9 +76,9 @@ class Case:
         return rule(schedule, times[:-1], prediction="sample", final=final, **self.options)
 
     def model(self, tableau, n):
-        """(constant, slope): the model's answer to x_in at every row, for the Gaussian."""
+        """Returns (constant, slope): the model's answer to x_in at every row, for the Gaussian."""
         level = tableau.timesteps.astype(float)
-        if self.family == "preserving":  # a time is an index, or between two
+        if self.family == "preserving":  # a time is an index, or lies between two
             level = np.exp(np.interp(level, np.arange(n + 1), np.log(np.sort(self.levels(n)))))
         alpha, sigma = FAMILIES[self.family](level)
         deviation = np.hypot(alpha * STD, sigma)
@@ -86,7 +86,7 @@ class Case:
         return MEAN * (1 - slope * alpha), slope
 
     def run(self, n, tableau=None):
-        """Coefficients of the last x on (1, x, z_0, z_1, ..)."""
+        """Returns the coefficients of the last x on (1, x, z_0, z_1, ..)."""
         tableau = tableau or self.tableau(n)
         one, x, *z = np.eye(2 + len(tableau))
         past = []
@@ -97,13 +97,13 @@ class Case:
         return x
 
     def ends(self, n):
-        """alpha and sigma at both ends, in the frame of the sampler's x."""
+        """Returns alpha and sigma at both ends, in the frame of the sampler's x."""
         alpha, sigma = FAMILIES[self.family](self.levels(n)[[0, -1]])
         own = self.name not in EXPLODING_FRAME or (self.name == "res_multistep" and self.family == "flow")
         return (alpha, sigma) if own else (alpha / alpha, sigma / alpha)
 
     def flow_error(self, n, tableau=None):
-        """Distance of the last x from the exact flow's, for an x 1.3 standard deviations above the mean."""
+        """Returns the distance of the last x from the exact flow's, for an x 1.3 standard deviations above the mean."""
         constant, slope, *noise = self.run(n, tableau)
         assert not any(noise), "a deterministic sampler drew noise"
         alpha, sigma = self.ends(n)
@@ -111,7 +111,7 @@ class Case:
         return abs(constant + slope * start - end)
 
     def marginal_error(self, n, tableau=None):
-        """The larger error of mean and variance at the end, from the exact marginal at the start."""
+        """Returns the larger error of mean and variance at the end, from the exact marginal at the start."""
         constant, slope, *noise = self.run(n, tableau)
         assert any(noise), "a stochastic sampler drew no noise"
         alpha, sigma = self.ends(n)
@@ -193,7 +193,7 @@ UP = [
     for case in DETERMINISTIC
     if not {3, True} & {case.options.get(name) for name in ("order", "exact", "predictor_order")}
     and case.grade == 3.0
-    and case.name != "heunpp2"  # whose weights are for levels below the first
+    and case.name != "heunpp2"  # its weights are for noise levels below the first
 ]
 UP += [  # the others begin where D changes most, so that their first steps, of lower order, are visible: 3 in the limit
     Case("unipc", 3.4, "preserving", {"order": 3, "lower_order_final": False}, rising=True),
@@ -227,7 +227,7 @@ STOCHASTIC = [
     Case("sa_solver", 2, "flow", {"corrector_order": 0}),
     Case("repaint", 1, "preserving", {"jump_length": 5, "jump_n_sample": 3}),
     Case("repaint", 1, "exploding", {"eta": 0.0, "jump_length": 10, "jump_n_sample": 2}),
-    Case("flow_sde", 1, "flow", counts=(128, 256, 512)),  # in which its noise is small beside the drift
+    Case("flow_sde", 1, "flow", counts=(128, 256, 512)),  # here its noise is small beside the drift
     Case("dance_sde", 1, "flow", {"eta": 0.5}, counts=(128, 256, 512)),
 ]
 
@@ -236,7 +236,7 @@ TOLERANCE = 0.2
 
 
 def order(case, tables):
-    """The fitted order: minus the slope of log error against log n."""
+    """Returns the fitted order: minus the slope of log error against log n."""
     error = case.flow_error if case in DETERMINISTIC else case.marginal_error
     return -np.polyfit(np.log(case.counts), np.log([error(n, tables[n]) for n in case.counts]), 1)[0]
 
@@ -247,7 +247,7 @@ def test_order_of_convergence(case):
 
 
 def used_columns(table):
-    """(group, column, rows): coefficients that matter in half of the steps or more, and their rows."""
+    """Yields (group, column, rows): coefficients that matter in half of the steps or more, and their rows."""
     kept = {"out": table.push >= 0, "aux1": table.push >= 1, "aux2": table.push >= 2}
     reads_clean = np.any([table.rows[group]["d"] * kept[group] for group in kept], axis=0)
     for group, rows in {**kept, "clean": reads_clean}.items():
@@ -276,13 +276,13 @@ def test_every_wrong_coefficient_is_seen(case):
 
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_lcm_is_exact_for_the_exact_consistency_function(n):
-    """Every jump lands on the exact marginal; c_skip is below 1e-3 there, so that f is D."""
+    """Every jump lands on the exact marginal; c_skip is below 1e-3 there, so f is D."""
     case = Case("lcm", math.inf, "preserving", {"timestep_scaling": 1e9}, consistency=True)
     assert case.marginal_error(n) < 1e-13
 
 
 def test_lcm_weighs_x_and_d_as_consistency_models_do():
-    """Seen to fail: a c_out that does not know of sigma_data."""
+    """Seen to fail: a c_out that ignores sigma_data."""
     table = samplers.lcm(VP, [900, 0], timestep_scaling=0.01, sigma_data=2.0).tableau
     for t, row in zip(table.timesteps, table.rows, strict=True):
         s = 0.01 * t
@@ -291,7 +291,7 @@ def test_lcm_weighs_x_and_d_as_consistency_models_do():
 
 
 def test_edm_is_algorithm_2():
-    """Karras et al. 2022, algorithm 2, as printed, on the same noise; S_min and S_max are levels within.
+    """Computes Karras et al. 2022, algorithm 2, as printed, on the same noise; S_min and S_max are levels within.
 
     Seen to fail: an S_max that leaves out its own level.
     """
@@ -323,14 +323,14 @@ def test_edm_is_algorithm_2():
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
     churned = samplers.edm(Schedule.karras(9), 9, S_churn=4.0, final="sigma_min").tableau
     assert churned.start == pytest.approx(80 * math.sqrt(2))  # gamma is at its bound
-    assert churned.rows[-1]["out"]["z"] == 0  # nobody is called after the last step
+    assert churned.rows[-1]["out"]["z"] == 0  # no model is called after the last step
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 def test_ddim_inverse_is_of_first_order(prediction):
-    """From clean data at x0 up to what the flow says, and `ddim` on the same times leads nearly back.
+    """It goes from clean data at x0 up to the flow's value, and `ddim` on the same times leads nearly back.
 
-    Seen to fail: the network told the time of x, from the second step on, and read at the level where x is going.
+    Seen to fail: the network given the time of x, from the second step on, and read at the next noise level of x.
     """
     x0, errors, back = 1.1, [], []
     deviation = np.hypot(VP.alpha * STD, VP.sigma)
@@ -368,7 +368,7 @@ def test_repaint_walks_as_published():
     assert len(sampler) == n + length * (times - 1) * len(left)
 
 
-RUNS = {  # of so many steps
+RUNS = {  # numbers of steps
     "res_multistep": (60, {}),
     "res_multistep ": (60, {"eta": 1.0}),
     "er_sde": (30, {}),
@@ -387,7 +387,7 @@ RUNS = {  # of so many steps
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_result_has_the_mean_and_the_deviation_of_the_data(name):
-    """Of 40000 numbers, sampled. Seen to fail: 20 % less noise in the last stages of SEEDS."""
+    """40000 numbers are sampled. Seen to fail: 20 % less noise in the last stages of SEEDS."""
     (steps, options), name = RUNS[name], name.strip()
     sampler = getattr(samplers, name)(VP, steps, spacing="karras", **options)
     answers, guided, model = lambda x, t: model(x, t), {}, gaussian_model_between
@@ -399,14 +399,14 @@ def test_the_result_has_the_mean_and_the_deviation_of_the_data(name):
 
 
 def gaussian_model_between(x, t):
-    """`gaussian_model` of VP at times between two."""
+    """Returns `gaussian_model` of VP at times between two."""
     level = np.exp(np.interp(t, np.arange(1000), np.log(VP.sigma / VP.alpha)))
     alpha, sigma = 1 / np.hypot(1, level), level / np.hypot(1, level)
     return (x - alpha * MEAN) * sigma / (alpha**2 * STD**2 + sigma**2)
 
 
 def test_the_known_part_of_repaint_is_put_in_by_its_users():
-    """As its docstring says: the known numbers of the result are those given, and others fit."""
+    """As in its docstring, the known numbers of the result are the given ones, and the others fit."""
     sampler, noise, known = samplers.repaint(VP, 30, jump_length=5, jump_n_sample=3), Noise(3), np.full((4, 6), 0.8)
     mask = np.arange(6) < 3
     model, x = gaussian_model(VP), sampler.start((4, 6), noise, dtype="float64")
@@ -431,7 +431,7 @@ OF_FLOWS = {"flow_euler", "flow_heun", "flow_sde", "flow_cps", "dance_sde"}
 
 
 def test_views_tell_x0_and_noise():
-    """D and e from what each kind of network would say about x = alpha x0 + sigma z, in any frame."""
+    """Tests D and e for each kind of network's answer about x = alpha x0 + sigma z, in any frame."""
     x0, z = 0.7, -1.1
     for alpha, sigma in [(0.8, 0.6), (1.0, 14.0), (0.3, 0.7), (0.0, 1.0)]:
         x, r = alpha * x0 + sigma * z, math.hypot(alpha, sigma)
@@ -462,9 +462,9 @@ def test_edm_preconditioning():
 
 @pytest.mark.parametrize("name", ["ddim", "euler"])
 def test_a_step_beside_a_clamped_d(name):
-    """x = alpha D + sigma e, in the schedule's own frame and in that of x / alpha, which networks do not see.
+    """x = alpha D + sigma e, in the schedule's own frame and in that of x / alpha, which networks never get.
 
-    Seen to fail: e with D added, and a network that is shown x / alpha.
+    Seen to fail: e with D added, and a network that is given x / alpha.
     """
     schedule = Schedule.linear()
     table = getattr(samplers, name)(schedule, [700, 300], clip=0.1).tableau
@@ -499,7 +499,7 @@ def test_spacings():
     assert samplers.dpmpp_2m(VP, 4).timesteps.tolist() == [999, 749, 500, 250]
     assert samplers.euler(VP, 4).timesteps.tolist() == [999, 666, 333, 0]
     assert samplers.euler(VP, 3).timesteps.tolist() == [999, 499.5, 0]
-    assert samplers.ddim(VP, 4).timesteps.dtype == np.int64  # an index; levels and what lies between are floats
+    assert samplers.ddim(VP, 4).timesteps.dtype == np.int64  # an index; levels and values between are floats
     single = samplers.flow_euler(Schedule.flow(), 1).timesteps
     assert single.tolist() == [1]
     assert single.dtype == np.float64
@@ -531,7 +531,7 @@ BAD_ARGUMENTS = [
             ([math.inf, 1.0], "steps must be noise levels of the schedule, got"),
         )
     ),
-    # up: steps that draw noise cannot, and nobody can to where nothing but noise is, but those that do not divide by it
+    # up: steps that draw noise cannot rise, and only those that do not divide by alpha can end on pure noise
     *(
         (
             name,
@@ -569,7 +569,7 @@ BAD_ARGUMENTS = [
     ("ddim", ZERO_SNR, {"steps": [500, 999]}, ValueError, 'prediction "epsilon" divides by alpha'),
     *(
         (name, VP, {"steps": 1000, "spacing": spacing}, ValueError, f"do not fit .* by '{spacing}': .*\"trailing\" has")
-        for name in ("dpmpp_2m", "dpmpp_2m_sde", "unipc")  # whose indices would coincide
+        for name in ("dpmpp_2m", "dpmpp_2m_sde", "unipc")  # their indices would coincide
         for spacing in ("leading", "linspace")
     ),
     ("ddim", VP, {"steps": 1000, "steps_offset": 1}, ValueError, r"has times 0 \.\. 999"),
@@ -646,18 +646,18 @@ BAD_ARGUMENTS = [
     ("lcm", VP, {"original_steps": 1001}, ValueError, "1 <= steps <= original_steps <= 1000"),
     ("flow_euler", FLOW, {"steps": [1.5, 0.5]}, ValueError, "noise levels of the schedule"),
     ("euler", Schedule([0.9, 0.5], [0.1, 1.0]), {"steps": [0.5]}, ValueError, "use whole indices"),
-    # a name that the sampler does not know, whoever would have taken it
+    # a name that the sampler does not know, even if another would take it
     ("ddim", VP, {"step": 5}, TypeError, "^ddim has no argument 'step': it takes schedule, steps, eta, .*, rho$"),
     ("lcm", VP, {"spacing": "leading"}, TypeError, "^lcm has no argument 'spacing': it takes schedule, steps, orig"),
     ("pndm", VP, {"clip": 1.0}, TypeError, "^pndm has no argument 'clip': it takes schedule, steps, average, "),
     ("euler", VP, {"whole": True}, TypeError, "^euler has no argument 'whole': it takes "),
-    # a schedule that is none, or of the wrong kind
+    # no schedule, or one of the wrong kind
     ("ddim", "linear", {}, TypeError, "schedule must be a Schedule, such as Schedule.linear.., got 'linear'"),
     ("lcm", "linear", {"steps": 4}, TypeError, "schedule must be a Schedule"),
     ("flow_euler", VP, {}, ValueError, r"^flow_euler needs a schedule with alpha \+ sigma = 1 .*; euler takes others"),
     ("flow_heun", VP, {}, ValueError, r"^flow_heun needs a schedule with alpha \+ sigma = 1 .*; heun takes others"),
     ("lcm", FLOW, {"steps": 3}, ValueError, r"told noise levels.*: give the levels themselves, steps=\[\.\.\]"),
-    # alpha = 0: a network that predicts something else, or a start where there is some signal
+    # alpha = 0: another prediction, or a start with some signal
     ("ddim", ZERO_SNR, {"spacing": "trailing"}, ValueError, 'prediction "epsilon" divides by alpha.*zero terminal SNR'),
     ("ddim", FLOW, {"spacing": "trailing"}, ValueError, 'say what the network predicts, prediction="flow"'),
     ("unipc", FLOW, {"prediction": "flow"}, ValueError, '^unipc divides by alpha.*spacing="leading", or a list'),
@@ -737,7 +737,7 @@ def test_zero_terminal_snr():
 
 @pytest.mark.parametrize(("steps", "spacing"), [(5, "linspace"), (5, "karras"), ([900, 500, 0], "")])
 def test_a_last_step_of_length_zero(steps, spacing):
-    """final="sigma_min" may be where x is already: the step does nothing, nobody divides by its length."""
+    """final="sigma_min" may be x's present level: the step does nothing, and nothing divides by its length."""
     samplers.unipc(VP, steps, spacing=spacing, final="sigma_min", order=3, lower_order_final=False)
     options = {"spacing": spacing, "final": "sigma_min"}
     for rule in (samplers.dpmpp_2m, samplers.dpmpp_2m_sde):
@@ -795,7 +795,8 @@ def k_dpm_2(x, here, there):
 
 
 def k_dpmpp_2m(x, sigmas):
-    """Lu et al. 2022, algorithm 2, with t = -log sigma; a first-order step where there is nothing to divide by."""
+    """Computes Lu et al. 2022, algorithm 2, with t = -log sigma; a first-order step if there is nothing to divide
+    by."""
     before = None
     for i, (here, there) in enumerate(itertools.pairwise(sigmas)):
         D = guess = answer(x, here)
@@ -832,7 +833,7 @@ GRIDS = {
 @pytest.mark.parametrize("name", ["euler", "heun", "dpm_2", "dpmpp_2m"])
 @pytest.mark.parametrize("sigmas", GRIDS.values(), ids=GRIDS)
 def test_any_list_of_sigmas_is_k_diffusions_loop(sigmas, name):
-    """Its formulas, written down from the papers, on the same levels. Seen to fail: a refusal of what does not fall."""
+    """The formulas are those of the papers, on the same levels. Seen to fail: a refusal of levels that do not fall."""
     options = {"lower_order_final": False} if name == "dpmpp_2m" else {}
     steps, final = np.array(sigmas[:-1]), np.array(sigmas)[-1]
     table = getattr(samplers, name)(Schedule.karras(9), steps, final=final, prediction="sample", **options).tableau
@@ -842,7 +843,7 @@ def test_any_list_of_sigmas_is_k_diffusions_loop(sigmas, name):
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "euler_ancestral", "heun", "flow_euler", "lcm"])
 def test_a_run_may_be_cut(name):
-    """Rows of the parts are those of the whole, noise included."""
+    """The parts have the rows of the whole, noise included."""
     rule, schedule = getattr(samplers, name), FLOW if name == "flow_euler" else VP
     times = [0.9, 0.6, 0.3, 0.1] if name == "flow_euler" else [900, 600, 300, 100]
     whole, parts = rule(schedule, times), [rule(schedule, times[:2], final=times[2]), rule(schedule, times[2:])]
@@ -853,7 +854,7 @@ def test_a_run_may_be_cut(name):
 
 @pytest.mark.parametrize("name", sorted({*ALL} - {"lcm", "tcd", "edm", "ddim_inverse"} - OF_FLOWS - CFG_PP))
 def test_a_step_to_where_x_is_does_nothing(name):
-    """At the first level, where nothing is remembered yet, in samplers that draw noise, too."""
+    """The step is at the first level, before anything is remembered, in samplers that draw noise, too."""
     table = getattr(samplers, name)(VP, [500, 500, 400]).tableau
     x, calls = np.linspace(-1, 1, 5), 2 if name in ("heun", "pndm", *TWO_CALLS) else 1
     first = Tableau(table.rows[:calls], table.timesteps[:calls], push=table.push[:calls])
@@ -877,7 +878,7 @@ MULTISTEP = {
 @pytest.mark.parametrize("steps", [[500, 500, 400, 300], [500, 400, 400, 300, 300], [500, 300, 500, 300, 500, 400]])
 @pytest.mark.parametrize("name", MULTISTEP)
 def test_levels_visited_twice(name, steps):
-    """A network that says the same there as before: the run is that of a network that says so everywhere.
+    """A network answers there as before: the run is that of a network that always answers so.
 
     Seen to fail: a difference over two nodes that coincide.
     """
@@ -891,7 +892,7 @@ def test_levels_visited_twice(name, steps):
 
 
 def test_a_rise_to_pure_noise():
-    """Where alpha = 0 at the end nothing divides by it: x' = sigma' e."""
+    """If alpha = 0 at the end, nothing divides by it: x' = sigma' e."""
     for rule, prediction in ((samplers.ddim, "epsilon"), (samplers.ddim, "v")):
         last = rule(ZERO_SNR, [500], final=999, prediction=prediction).tableau.rows[-1]
         assert last["out"]["d"] == 0
@@ -901,7 +902,7 @@ def test_a_rise_to_pure_noise():
 
 
 def test_final_sigma_min_stays_noisy():
-    """The last D is mixed with what the least noisy level keeps; "zero" ends on D."""
+    """The last D is mixed with the rest at the least noisy level; "zero" ends on D."""
     rules = [samplers.ddim, samplers.euler, partial(samplers.dpmpp_2m, lower_order_final=False)]
     rules += [partial(samplers.unipc, order=3, lower_order_final=False), partial(samplers.unipc, variant="bh1")]
     for rule in rules:
@@ -918,12 +919,12 @@ def test_a_step_to_clean_data_draws_nothing():
 
 
 def test_a_single_step_of_pndm_to_clean_data_is_one_call():
-    """Seen to fail: the first step done again, at a level without noise."""
+    """Seen to fail: the first step done again, at a noise level of 0."""
     assert [len(samplers.pndm(VP, 1, final=final)) for final in ("zero", "sigma_min")] == [1, 2]
 
 
 def ancestral(here, there, eta):
-    """k-diffusion's sigma_down and sigma_up."""
+    """Returns k-diffusion's sigma_down and sigma_up."""
     up = min(there, eta * math.sqrt(there**2 * (here**2 - there**2) / here**2))
     return math.sqrt(there**2 - up**2), up
 
@@ -934,7 +935,7 @@ def k_dpm_2_ancestral(x, here, there, eta, w):
 
 
 def k_dpmpp_2s_ancestral(x, here, there, eta, w):
-    """Lu et al. 2022, algorithm 1, with t = -log sigma, r = 1 / 2."""
+    """Computes Lu et al. 2022, algorithm 1, with t = -log sigma, r = 1 / 2."""
     down, up = ancestral(here, there, eta)
     if down == 0:
         return k_euler(x, here, 0.0)
@@ -945,7 +946,7 @@ def k_dpmpp_2s_ancestral(x, here, there, eta, w):
 
 
 def k_dpmpp_sde(x, here, there, eta, w, r=0.5):
-    """Lu et al. 2022, section 5, of second order, as k-diffusion steps it."""
+    """Computes Lu et al. 2022, section 5, of second order, with k-diffusion's steps."""
     if there == 0:
         return k_euler(x, here, 0.0)
     D, middle = answer(x, here), math.exp(math.log(here) + r * math.log(there / here))
@@ -966,14 +967,14 @@ TWO_STAGE_REFERENCES = {
 @pytest.mark.parametrize("eta", [1.0, 0.4])
 @pytest.mark.parametrize("name", TWO_STAGE_REFERENCES)
 def test_two_stages_with_noise_are_k_diffusions_loop(name, eta):
-    """On one Brownian path, of which a row of dpmpp_sde draws a piece, and the others the way of a step."""
+    """All are on one Brownian path. A row of dpmpp_sde draws a piece of it, the others draw a step's increment."""
     table = getattr(samplers, name)(Schedule.karras(9), np.array(SIGMAS[:-1]), prediction="sample", eta=eta).tableau
     rng, x = np.random.default_rng(0), 80 * np.linspace(-2, 2, 7)
     pieces = rng.normal(size=(len(table), 7))
     at = dict(zip(table.sigma, range(len(table)), strict=True))
 
     def w(here, there):
-        """The path from here to there over the root of its length; the levels between are those of the rows."""
+        """Returns the path from here to there over the root of its length; the levels between are those of the rows."""
         if name != "dpmpp_sde":
             return pieces[at[here] + 1]
         levels = [level for level in table.sigma if there - 1e-9 <= level <= here]
@@ -989,7 +990,7 @@ def test_two_stages_with_noise_are_k_diffusions_loop(name, eta):
 
 
 def test_dpmpp_sde_has_the_variance_of_data():
-    """Data N(0, 1/4), 20 steps: the deviation is 0.49 where the two draws share a piece, 0.44 where they do not."""
+    """Data is N(0, 1/4), with 20 steps: the deviation is 0.49 if the two draws share a piece, and 0.44 if not."""
     schedule = Schedule.karras(20, 0.02, 10.0)
 
     def deviation(table):
@@ -1010,7 +1011,7 @@ def test_dpmpp_sde_has_the_variance_of_data():
 
 
 def k_dpmpp_3m_sde(x, sigmas, eta, z):
-    """As k-diffusion steps it, with t = -log sigma."""
+    """Computes k-diffusion's steps, with t = -log sigma."""
     Ds, hs = [], []
     for here, there, noise in zip(sigmas[:-1], sigmas[1:], z, strict=True):
         D = answer(x, here)
@@ -1035,7 +1036,7 @@ def k_dpmpp_3m_sde(x, sigmas, eta, z):
 @pytest.mark.parametrize("solver", ["midpoint", "heun"])
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_dpmpp_2m_sde_without_noise_is_dpmpp_2m(solver, zero_snr):
-    """From pure noise and to clean data, both at an infinite log-SNR, and up."""
+    """It goes from pure noise and to clean data, both at an infinite log-SNR, and up."""
     schedule = VP.rescale_zero_terminal_snr() if zero_snr else VP
     options = {"steps": [999, 700, 700, 300, 400, 20], "final": "zero", "prediction": "v", "solver": solver}
     found = samplers.dpmpp_2m_sde(schedule, eta=0.0, **options).tableau
@@ -1052,7 +1053,7 @@ def test_dpmpp_3m_sde_is_k_diffusions_loop(eta):
 
 
 def k_gradient_estimation(x, sigmas, gamma=2.0):
-    """Permenter & Yuan 2023, algorithm 2."""
+    """Computes Permenter & Yuan 2023, algorithm 2."""
     before = None
     for here, there in itertools.pairwise(sigmas):
         d = (x - answer(x, here)) / here
@@ -1064,7 +1065,7 @@ def k_gradient_estimation(x, sigmas, gamma=2.0):
 @pytest.mark.parametrize("sigmas", GRIDS.values(), ids=GRIDS)
 def test_gradient_estimation_is_its_algorithm(sigmas):
     if sigmas == GRIDS["repeated"] or sigmas == GRIDS["up and down"]:
-        sigmas = sorted(set(sigmas), reverse=True)  # where a level is met twice the newest slope counts here
+        sigmas = sorted(set(sigmas), reverse=True)  # if a level is met twice, the newest slope counts here
     steps = np.array(sigmas[:-1])
     table = samplers.gradient_estimation(Schedule.karras(9), steps, final=sigmas[-1], prediction="sample").tableau
     x = sigmas[0] * np.linspace(-2, 2, 7)
@@ -1072,7 +1073,7 @@ def test_gradient_estimation_is_its_algorithm(sigmas):
 
 
 def test_weights_of_equal_steps_are_adams_and_bashforths():
-    """In lms, and with gamma = 3/2 in gradient_estimation. Seen to fail: nodes in another order."""
+    """It holds in lms, and with gamma = 3/2 in gradient_estimation. Seen to fail: nodes in another order."""
     schedule, steps = Schedule.karras(9), np.linspace(9, 2, 8)
     options = {"final": 1.0, "prediction": "sample"}
     for order in (1, 2, 3, 4):
@@ -1084,7 +1085,7 @@ def test_weights_of_equal_steps_are_adams_and_bashforths():
 
 
 def test_integral_weights():
-    """Of polynomials against their integrals, and of e^s against a closed form where it is steep."""
+    """The weights are compared with integrals of polynomials, and for a steep e^s with a closed form."""
     nodes = [1.0, 1.3, 0.2, -0.5]
     for degree in range(4):
         got = np.dot(integral_weights(nodes, 2.0), np.array(nodes) ** degree)
@@ -1099,7 +1100,7 @@ def test_integral_weights():
 
 
 def gaussian_model(schedule):
-    """What an epsilon network would say for the Gaussian."""
+    """Returns an epsilon network's answer for the Gaussian."""
 
     def model(x, t):
         alpha, sigma = schedule.alpha[int(t)], schedule.sigma[int(t)]
@@ -1112,7 +1113,7 @@ def gaussian_model(schedule):
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_run_is_its_rows(name):
-    """Sampler.sample, with its state and its scaled inputs, does what the rows say; twice the same."""
+    """Sampler.sample, with its state and its scaled inputs, does the rows' work; twice the same."""
     schedule = Schedule.karras(20) if name == "edm" else Schedule.flow() if name in OF_FLOWS else VP
     sampler = getattr(samplers, name)(schedule, 6, clip=2.0) if name != "pndm" else samplers.pndm(VP, 6)
     noise, shape = Noise(7, sample=3, step=100), (3, 5)
@@ -1122,7 +1123,7 @@ def test_a_run_is_its_rows(name):
 
     guided = {"guidance_scale": 1.5} if name in CFG_PP else {}
     table, answers = sampler.tableau, (lambda x, t: 2 * (model(x, t),)) if guided else model
-    if guided:  # of equal answers m2 is m1
+    if guided:  # for equal answers m2 is m1
         rows = table.rows.copy()
         for group in ("out", "aux1", "aux2"):
             rows[group]["m1"], rows[group]["m2"] = rows[group]["m1"] + rows[group]["m2"], 0
@@ -1141,7 +1142,7 @@ def test_a_run_is_its_rows(name):
 
 
 def test_threads_share_a_sampler():
-    """Every run has its own state: eight threads at once do what one does."""
+    """Every run has its own state: eight threads at once give one thread's results."""
     sampler, noise = samplers.dpmpp_2m_sde(VP, 12), Noise(4)
 
     def run(n):
@@ -1167,7 +1168,7 @@ def test_start_is_stream_2():
 
 @pytest.mark.parametrize("name", sorted({*ALL} - {"tcd", "ddim_inverse"} - OF_FLOWS))
 def test_the_start_is_that_of_the_schedule(name):
-    """Not of the sampler. Seen to fail: edm alone left the data's variance out."""
+    """The deviation depends on the data, not on the sampler. Seen to fail: only edm left the data's variance out."""
     rule, over = getattr(samplers, name), VP.alpha[900] if name in EXPLODING_FRAME else 1
     assert rule(VP, [900, 500]).tableau.start == pytest.approx(1 / over, rel=1e-14)
     assert rule(Schedule.karras(9), [80.0, 3.0]).tableau.start == 80
@@ -1176,7 +1177,7 @@ def test_the_start_is_that_of_the_schedule(name):
 
 
 def test_a_stream_of_ones_own_is_refused():
-    """The streams are the sampler's: nothing ignores that the noise names another."""
+    """The streams are the sampler's own: a noise with another stream is never silently accepted."""
     sampler, x, noise = samplers.ddpm(VP, 5), np.ones((2, 3)), Noise(5, stream=64)
     for given in (noise, [noise, Noise(1)]):
         for call in (
@@ -1251,7 +1252,7 @@ def test_state_is_needed_and_changes_only_on_success():
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
 def test_denoised_out_is_checked_before_anything_is_written(name):
-    """Also where the state keeps what is written there."""
+    """It also holds if the state keeps the written array."""
     sampler, x = getattr(samplers, name)(VP, 5), np.ones((2, 3))
     for wrong in (np.empty(7), np.empty((4, 2, 3)), np.empty((2, 3), int), x):
         with pytest.raises((ValueError, TypeError), match="denoised_out"):
@@ -1293,7 +1294,7 @@ def test_a_state_serves_whatever_array_update_takes(kind):
 
 
 def test_a_new_state_is_zero():
-    """A kernel may multiply by a coefficient that is 0 in this row only: all that is read must be finite."""
+    """A kernel may multiply by a coefficient that is 0 in this row only, so all its inputs must be finite."""
     x = np.full((2, 3), np.nan, np.float32)
     state = samplers.unipc(VP, 5, order=3).state(x)
     assert [(array.dtype, array.shape, array.any()) for array in state.past] == [(x.dtype, x.shape, False)] * 3
@@ -1327,7 +1328,7 @@ def test_the_state_of_another_sampler_is_refused():
 
 
 def test_a_state_of_another_shape_is_refused():
-    """By its name: seen to speak of "past1"."""
+    """The message has the user's name: seen to speak of "past1"."""
     sampler, x = samplers.dpmpp_2m(VP, 5), np.ones((2, 3))
     for state in (sampler.state(x[:1]), sampler.state(x.astype(np.float32))):
         for options in ({}, {"denoised_out": np.empty_like(x)}):
@@ -1355,7 +1356,7 @@ def test_guidance_is_the_mixture():
         row = slice(b, b + 1)
         alone = sampler.step(1, x[row], (uncond[row], cond[row]), one, guidance_scale=weights[b])
         np.testing.assert_array_equal(together[row], alone)
-    x_half, *outputs = (a.astype(np.float16) for a in (x, uncond, cond))  # whose noise is float32 either way
+    x_half, *outputs = (a.astype(np.float16) for a in (x, uncond, cond))  # their noise is float32 either way
     for scale in (7.5, np.full(4, 7.5)):
         got = sampler.step(1, x_half, tuple(outputs), noise, guidance_scale=scale)
         expected = sampler.step(1, x_half, tuple(outputs), noise, guidance_scale=7.5)
@@ -1430,7 +1431,7 @@ def test_denoised_is_d(name):
         "flow_sde",
         "dance_sde",
         "ddim_inverse",
-    ):  # whose last step averages, draws, or rises
+    ):  # their last step averages, draws, or rises
         np.testing.assert_array_equal(x, denoised)
     row, before = sampler.tableau.rows[1], seen[0][1]
     m = np.sin(sampler.model_input(1, before)[0])
@@ -1460,7 +1461,7 @@ def test_a_run_can_start_late():
 
 @pytest.mark.parametrize(("dtype", "level"), [("float64", "float64"), ("float32", "float32"), ("float16", "float32")])
 def test_time_of_a_batch(dtype, level):
-    """In x's own kind; of torch in test_torch.py, of CuPy in test_cuda.py."""
+    """The array has x's own kind; torch's in test_torch.py, CuPy's in test_cuda.py."""
     x = np.ones((3, 4), dtype)
     for sampler, kind in ((samplers.ddpm(VP, 5), "int64"), (samplers.euler(Schedule.karras(9), 5), level)):
         seen = []
@@ -1524,7 +1525,7 @@ def test_plot():
 
 @pytest.mark.parametrize("case", DETERMINISTIC, ids=str)
 def test_noised_is_the_level_of_a_row(case):
-    """Where the model answers x0, every deterministic sampler keeps x0 and z, and only their weights change."""
+    """If the model answers x0, every deterministic sampler keeps x0 and z, and only their weights change."""
     sampler, x0, noise = Sampler(case.tableau(8)), np.random.default_rng(0).normal(size=(2, 5)), Noise(4, step=6)
     z = nf.randn(x0.shape, noise.at(stream=2), dtype="float64")
     x, state = sampler.noised(0, x0, noise), sampler.state(x0)
@@ -1586,14 +1587,14 @@ def test_progress(monkeypatch, capsys):
 
 @pytest.mark.parametrize("prediction", ["flow", "v", "sample"])
 def test_res_multistep_with_fresh_noise_begins_where_a_flow_has_no_signal(prediction):
-    """Its first row keeps nothing of x, so that the second has no step to take a slope over."""
+    """Its first row keeps nothing of x, so the second row has no earlier step for a slope."""
     table = samplers.res_multistep(Schedule.flow(1000), 5, eta=1.0, prediction=prediction).tableau
     assert table.rows["out"]["past1"][1] == 0
     assert table.rows["out"]["past1"][2] != 0
 
 
 def test_a_state_is_printed_as_the_arrays_it_remembers():
-    """Seen to fail: an object at some address, as it was."""
+    """Seen to fail: an object at some address, as before."""
     x = np.zeros((2, 3), np.float32)
     assert repr(samplers.ddim(VP, 4).state(x)) == "State(nothing is remembered)"
     assert repr(samplers.dpmpp_2m(VP, 4).state(x)) == "State(float32 (2, 3))"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows and tables of rows: arithmetic of symbols, checks at birth, text, tracing, guidance, gradients."""
+"""Rows and tables of rows: arithmetic of symbols, checks in the constructor, text, tracing, guidance, gradients."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def random_table(n=3, clamp=True, inputs=("x", "m1", "m2", "past1", "past2", "pa
 
 
 def test_layout():
-    """36 float64 a row, in the order that kernels read."""
+    """A row has 36 float64, in the order that kernels read."""
     assert ROW.itemsize == 36 * 8
     table = Tableau([Row(out=2 * x + 3 * z, clean=k - m1, aux1=D, aux2=past[3], lo=-1, hi=4)])
     numbers = table.numbers
@@ -216,7 +216,7 @@ def test_foreign_json_is_refused():
 
 
 def test_json_that_was_damaged_is_read_or_refused():
-    """Nothing but a ValueError comes out of it. Seen to fail: types that were not looked at."""
+    """It raises only ValueError. Seen to fail: types that were not checked."""
     for value in (EVERYTHING, random_table().transpose()["m1"], Schedule.cosine(3), Schedule.linear(3).with_name("a")):
         kind = type(value)
         stored = json.loads(value.to_json())
@@ -230,7 +230,7 @@ def test_json_that_was_damaged_is_read_or_refused():
 
 
 def damaged(stored, rng, n=400):
-    """The JSON with one value in another's place, a value left out, or a character that changed."""
+    """Yields the JSON with one value in another's place, a value left out, or a changed character."""
     bad = [None, True, "", "inf", "no", 10**400, 2**63, -1, 1e300, math.nan, -math.inf, [], [[]], {}, {"a": 1}, [1] * 3]
     for _ in range(n):
         copy = json.loads(json.dumps(stored))
@@ -261,7 +261,7 @@ def damaged(stored, rng, n=400):
     ],
 )
 def test_masked_rows_have_one_output_and_no_D(row, options, what):
-    """From JSON, too. Seen to end the process: kernels make no D for them, and followed a pointer to none."""
+    """JSON is checked, too. Seen to end the process: kernels compute no D for them, and followed a null pointer."""
     with pytest.raises(ValueError, match=what):
         Tableau([row], masked=True, **options)
     stored = json.loads(Tableau([row], **options).to_json()) | {"masked": True}
@@ -281,7 +281,7 @@ def test_masked_rows_without_bounds_differ_by_sample(name):
 
 @pytest.mark.parametrize("value", [EVERYTHING, Sampler(EVERYTHING), Schedule.cosine(3)], ids=lambda v: type(v).__name__)
 def test_a_pickle_cannot_skip_the_constructor(value):
-    """It may have been written by anybody. Seen to read out of bounds, and to end the process."""
+    """It may come from anybody. Seen to read out of bounds, and to end the process."""
     kind = type(value)
     forged = b"\x80\x02c" + f"{kind.__module__}\n{kind.__qualname__}\n".encode() + b")\x81"
     forged += pickle.dumps({"rows": b"of another length"}, 2)[2:-1] + b"b."
@@ -290,7 +290,7 @@ def test_a_pickle_cannot_skip_the_constructor(value):
 
 
 def test_rows_tables_and_samplers_are_values():
-    """Equal where all that they were made of is, and then of one hash. Seen to fail: identity, as it was."""
+    """Tables with equal arguments are equal, and have one hash. Seen to fail: identity, as before."""
     table, same = (Tableau([Row(out=0.5 * x + z, aux1=m1)], [3], "mine", push=[1]) for _ in range(2))
     for one, other in ((Row(out=x - m1), Row(out=x - m1)), (table, same), (Sampler(table), Sampler(same))):
         for copy in (other, pickle.loads(pickle.dumps(one))):
@@ -311,7 +311,7 @@ def test_rows_tables_and_samplers_are_values():
     [
         {"rows": [Row(out=0.25 * x, aux1=m1)]},
         {"timesteps": [4]},
-        {"timesteps": [3.0]},  # another dtype of what the model is told
+        {"timesteps": [3.0]},  # another dtype of the model's times
         {"name": "another"},
         {"push": [0]},
         {"denoised": [1]},
@@ -400,7 +400,7 @@ def test_mixed_is_two_model_outputs():
 
 
 def test_mixed_takes_the_first_output_for_an_m2_that_was_there():
-    """As CFG++ needs it. Seen to fail: the second one."""
+    """CFG++ needs it. Seen to fail: the second one."""
     table = random_table(inputs=("x", "m1", "m2", "z"))
     mixed, (X, a, b, noise) = table.mixed([(-0.5, 1.5)]), RNG.normal(size=(4, 5))
     for row, made in zip(table.rows, mixed.rows, strict=True):
@@ -422,7 +422,7 @@ def test_unfolded_writes_d_out():
 
 
 def backward(tables, row, X, a, b, gradients):
-    """Gradients by the backward rows, as a kernel applies them."""
+    """Computes gradients by the backward rows, as a kernel applies them."""
     result = {}
     for name, table in tables.items():
         unmasked, masked, _ = apply_exact(table.rows[row], X, a, b, past=gradients)
@@ -458,7 +458,7 @@ def test_transpose_against_torch(clamp, outputs):
 
 
 def test_transpose_at_the_bounds_and_nan():
-    """Both bounds are inside; NaN is outside: what torch.clamp does."""
+    """Both bounds are inside; NaN is outside, as with torch.clamp."""
     table = Tableau([Row(out=D, clean=x, lo=-1, hi=2)])
     got = backward(table.transpose(), 0, np.array([-1.0, 2.0, 2.5, -1.5, np.nan]), 0.0, 0.0, [np.ones(5)])
     assert got["x"].tolist() == [1, 1, 0, 0, 0]
@@ -476,7 +476,7 @@ def test_transpose_leaves_out_what_nothing_depends_on():
 
 
 def test_the_transpose_of_a_gradient():
-    """Linear in the gradients, of which each has its own: the mask and its bounds are the forward row's."""
+    """It is linear in the gradients, each with its own: the mask and its bounds are the forward row's."""
     for symbol, table in random_table().transpose(3).items():
         again = table.transpose()
         assert list(again) == ["past1", "past2", "past3"], symbol
@@ -492,7 +492,7 @@ def test_the_transpose_of_a_gradient():
 
 
 def test_trace_finds_the_rows():
-    """Tracing the exact evaluation of a table gives its table, with D written out."""
+    """Tracing the exact evaluation of a table gives the table, with D written out."""
     table = random_table(clamp=False)
     inputs = ("x", "m1", "m2", "past1", "past2", "past3", "past4", "z")
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a caller's arguments to a checked call."""
+"""The path from a caller's arguments to a checked call."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays in and out: which are accepted, and the errors that say what was expected of the others."""
+"""Checks of arrays, in and out: which are accepted, and the errors that say what was expected."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Array: TypeAlias = NDArray[Any]
 
 
 def on_device(x: object) -> bool:
-    """Whether x is a CuPy array. Nobody can have one who has not loaded CuPy, so nothing here loads it."""
+    """Whether x is a CuPy array. CuPy's arrays exist only once CuPy is loaded, so nothing here loads it."""
     kind = type(x)
     if kind is np.ndarray or kind in _CUPY:
         return kind is not np.ndarray
     found = not isinstance(x, np.ndarray) and kind.__module__.partition(".")[0] == "cupy"
-    if found:  # of strangers there may be any number
+    if found:  # the number of unknown types is not bounded
         _CUPY.add(kind)
     return found
 
@@ -35,12 +35,12 @@ _CUPY: set[type] = set()
 
 
 def is_array(x: object) -> bool:
-    """Whether it is read as an array. (What is written has to be one of `output`'s.)"""
+    """Whether x is read as an array. (Results have stricter rules: see `output`.)"""
     return isinstance(x, np.ndarray) or on_device(x) or is_foreign(x)
 
 
 def is_foreign(x: object) -> bool:
-    """Whether x is an array of a library that noisefuse does not know, which hands its memory over by DLPack."""
+    """Whether x is an array of a library that noisefuse does not know. Such a library shares its memory by DLPack."""
     kind = type(x)
     if kind is np.ndarray or not (hasattr(kind, "__dlpack__") and hasattr(kind, "__dlpack_device__")):
         return False
@@ -48,14 +48,14 @@ def is_foreign(x: object) -> bool:
 
 
 def host_view(name: str, x: Any) -> Any:
-    """NumPy's view of the memory of a foreign array; all else as it is. Results for it are NumPy's."""
+    """Returns NumPy's view of a foreign array's memory, and anything else unchanged. Results for it are NumPy's."""
     if not is_foreign(x):
         return x
     try:
         kind, number = x.__dlpack_device__()
         if kind == CPU:
             return _from_dlpack(x)
-    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:  # of a tracer, or other dtypes
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:  # a tracer, or no such dtype
         raise TypeError(f"{name}: NumPy cannot read this {_kind(x)} by DLPack: {error}") from error
     where = f"on device {number} of DLPack's type {int(kind)}"
     raise NotImplementedError(f"{name}: expected {_kind(x)} in host memory, got one {where}; copy it there first")
@@ -64,22 +64,22 @@ def host_view(name: str, x: Any) -> Any:
 def _from_dlpack(x: Any) -> Any:
     try:
         return np.from_dlpack(x)
-    except (BufferError, RuntimeError):  # of a dtype that NumPy does not know
+    except (BufferError, RuntimeError):  # a dtype that NumPy does not know
         if not hasattr(type(x), "__array__"):
             raise
-        return np.asarray(x)  # as TensorFlow has it for bfloat16
+        return np.asarray(x)  # TensorFlow converts bfloat16 so
 
 
 CPU = 1  # kDLCPU of DLPack, https://dmlc.github.io/dlpack/latest/c_api.html
 
 
 def device_of(x: Any) -> int | None:
-    """The number of the CUDA device that x lies on, or None: in host memory."""
+    """Returns the number of x's CUDA device, or None if x lies in host memory."""
     return int(x.device.id) if on_device(x) else None
 
 
 def one_place(arrays: Iterable[tuple[str, Array]]) -> int | None:
-    """The device of them all, or None. ValueError: they lie in several places."""
+    """Returns the device of all arrays, or None for host memory. ValueError: they lie in several places."""
     arrays = [*arrays]
     if all(type(array) is np.ndarray for _, array in arrays):
         return None
@@ -97,22 +97,22 @@ def where(x: Any) -> str:
 
 
 def is_traced(x: object) -> bool:
-    """Whether a compiler traces the call, which cannot follow the fast path."""
+    """Whether a compiler traces the call. It cannot trace the fast path."""
     return type(x) is not np.ndarray and library_for(x).is_traced()
 
 
 def is_lazy(x: object) -> bool:
-    """Whether it is dask's: computed later, and never written to."""
+    """Whether x is dask's: computed later, and never written to."""
     return type(x) is not np.ndarray and library_for(x).is_lazy
 
 
 def is_written(x: object) -> bool:
-    """Whether results may be written to arrays of its kind."""
+    """Whether results may be written to arrays of x's kind."""
     return type(x) is np.ndarray or library_for(x).is_written
 
 
 def float_dtype(dtype: Any, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:
-    """The dtype, if it is one of the floats that noise comes in ("bfloat16" needs ml_dtypes). None: float32."""
+    """Returns the dtype, if it is one of the floats that noise has ("bfloat16" needs ml_dtypes). None: float32."""
     if isinstance(dtype, str) and dtype == "bfloat16" and dtype in allowed:
         try:
             import ml_dtypes
@@ -132,7 +132,7 @@ def float_dtype(dtype: Any, allowed: tuple[str, ...] = FLOATS) -> np.dtype[Any]:
 
 @lru_cache(64)
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """NumPy's own takes as long as the rest of a check."""
+    """A dtype's name. NumPy's own attribute takes as long as the rest of a check."""
     return dtype.name
 
 
@@ -140,7 +140,7 @@ _DTYPES = str, type, np.dtype  # a union would be made anew at each call
 
 
 def fast_dtype(dtype: Any, other: Any, allowed: tuple[str, ...] = FLOATS) -> tuple[Any, ...]:
-    """What the fast path takes for a dtype of results; it declines ()."""
+    """Returns a result dtype for the fast path, (code, dtype), or (), which the fast path declines."""
     if other is None and not isinstance(dtype, _DTYPES):
         return ()
     try:
@@ -158,7 +158,7 @@ def _fast_dtype(dtype: Any, allowed: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
-    """x as a plain array of native byte order, if its dtype is allowed."""
+    """Returns x as a plain array of native byte order. TypeError: its dtype is not allowed."""
     if not isinstance(x, np.generic) and not is_array(x):
         raise TypeError(f"{name}: expected {wanted(x)}, got {_kind(x)}")
     array = as_numbers(name, x)
@@ -168,21 +168,21 @@ def as_array(name: str, x: object, allowed: tuple[str, ...] = FLOATS) -> Array:
 
 
 def as_numbers(name: str, x: Any) -> Array:
-    """x as an array of whatever numbers, plain unless it lies on a device; lists and scalars too. A subclass of NumPy's
-    loses its class. TypeError: it is masked, and what a mask says would be lost."""
+    """Returns x, which may be a list or a scalar, as an array of any numbers, plain unless it lies on a device. A NumPy
+    subclass loses its class. TypeError: x is masked, and its mask would be lost."""
     need_plain(name, x)
     array: Array = x if on_device(x) else np.asarray(host_view(name, x))
     return array
 
 
 def wanted(x: object, of: str = "NumPy, CuPy, torch, JAX or dask, or one that speaks DLPack") -> str:
-    """What is expected in place of x. (Tensors come here only where the other arguments are none.)"""
-    is_anothers = library_of(x) is not None and hasattr(x, "shape")  # a generator of torch's is no array
+    """Returns what is expected in place of x. (x is a tensor here only if the other arguments are none.)"""
+    is_anothers = library_of(x) is not None and hasattr(x, "shape")  # a generator of torch is no array
     return "a NumPy array, as the other arguments are" if is_anothers else f"an array of {of}"
 
 
 def output(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], device: int | None = None) -> Array:
-    """A new array there, or the caller's `out` if it is one that a kernel may write to."""
+    """Returns a new array in that place, or the caller's `out` if a kernel may write to it."""
     if out is None:
         return backends.empty(shape, dtype) if device is None else _empty_on(device, shape, dtype)
     if not isinstance(out, np.ndarray) and not on_device(out):
@@ -217,15 +217,15 @@ def _address(x: Any) -> int:
 
 
 def contiguous(x: Array) -> Array:
-    """x itself where kernels can read it, else a copy."""
+    """Returns x itself if kernels can read it, else a copy."""
     return x if _is_plain(x) else copy(x, x.dtype)
 
 
-PIECE = 1 << 20  # elements that NumPy handles in some milliseconds; between two pieces Ctrl-C is heard
+PIECE = 1 << 20  # NumPy needs some milliseconds for so many elements; Ctrl-C is heard between two pieces
 
 
 def pieces(shape: Sequence[int]) -> Iterator[tuple[int | slice, ...]]:
-    """Indices that cut an array of this shape into pieces of at most `PIECE` elements."""
+    """Yields indices that cut an array of this shape into pieces of at most `PIECE` elements."""
     size = math.prod(shape)
     if size <= PIECE:
         yield ()
@@ -236,7 +236,7 @@ def pieces(shape: Sequence[int]) -> Iterator[tuple[int | slice, ...]]:
 
 
 def copy(x: Array, dtype: np.dtype[Any]) -> Array:
-    """A C-contiguous copy in this dtype."""
+    """Returns a C-contiguous copy in this dtype."""
     if on_device(x) or x.size <= PIECE:
         return x.astype(dtype, order="C")
     made: Array = np.empty(x.shape, dtype)
@@ -257,7 +257,7 @@ def overlap(a: Array, b: Array) -> bool:
 
 
 def check_overlap(outputs: Iterable[tuple[str, Array]], inputs: Iterable[Array]) -> None:
-    """Raises ValueError where an output shares memory with another, or with an input that it is not exactly."""
+    """Raises ValueError if an output shares memory with another output, or with a part of an input."""
     outputs = list(outputs)
     for i, (name, out) in enumerate(outputs):
         for other_name, other in outputs[:i]:
@@ -273,7 +273,7 @@ def _same(a: Array, b: Array) -> bool:
 
 
 def batch_shape(shape: tuple[int, ...], batched: bool) -> tuple[int, tuple[int, ...]]:
-    """(samples, shape of one sample): axis 0 is the batch, unless not batched or there is no axis."""
+    """Returns (samples, shape of one sample). Axis 0 is the batch, unless batched is false or there is no axis."""
     return (shape[0], shape[1:]) if batched and shape else (1, shape)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the caller's arguments to the checked call that a backend runs: errors come before anything is written."""
+"""Turns the caller's arguments into a checked call for a backend. Errors come before anything is written."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ from .arrays import (
 
 
 class Index(NamedTuple):
-    """Row numbers of segments of equal size: their values, how many elements each has, and a bound of the values. Or
-    of each element, as a Step says it."""
+    """Row numbers: their values, the number of elements that each covers, and a bound of the values. A Step explains
+    the two other fields."""
 
     values: NDArray[np.int64]
     segment: int
@@ -56,10 +56,10 @@ class Index(NamedTuple):
 
 
 def is_batch(name: str, x: Any, batched: bool | None) -> bool:
-    """Returns `batched` if the caller says it. Else it is True: axis 0 is the batch.
+    """Returns `batched` if the caller gives it. Otherwise it is True: axis 0 is the batch.
 
     Raises:
-        ValueError: nobody says anything, and x may be one image, whose rows would have the noise of images.
+        ValueError: the caller does not give it, and x may be one image, whose rows would each be a sample.
     """
     if batched is None and image_layout(name, x) == "HWC":
         x = host_view(name, x)
@@ -71,8 +71,8 @@ def is_batch(name: str, x: Any, batched: bool | None) -> bool:
 
 
 def image_layout(name: str, x: Any) -> Literal["HWC", "CHW"] | None:
-    """Returns where the channels are if x may be one image: three axes of integers. It does not mind (1, H, W), as a
-    batch of one image has the noise of that image. (fast_path.cpp has this rule too, and declines both layouts.)"""
+    """Returns the place of the channels if x may be one image: three axes of integers. (1, H, W) passes, because a
+    batch of one image has the noise of that image. (fast_path.cpp repeats this rule, and declines both layouts.)"""
     seen = x if hasattr(x, "dtype") else host_view(name, x)
     if levels_of(getattr(seen, "dtype", None)) is None or len(seen.shape) != 3:
         return None
@@ -83,7 +83,7 @@ def image_layout(name: str, x: Any) -> Literal["HWC", "CHW"] | None:
 
 
 def warn_once(what: str, message: str) -> None:
-    """Warns once in a process, at the caller's line that led here."""
+    """Warns once in a process, at the caller's line."""
     if what in WARNED:
         return
     WARNED.add(what)
@@ -100,10 +100,10 @@ WARNED: set[str] = set()
 
 
 def segments(name: str, t: ArrayLike, shape: tuple[int, ...]) -> tuple[Array, int]:
-    """t as a flat array, and how many elements of x each of its entries covers."""
+    """Returns t as a flat array, and how many elements of x each of its entries covers."""
     times = as_numbers(name, t)
     if times.size == 0:
-        times = times.astype(np.int64)  # an empty list is one of floats to NumPy
+        times = times.astype(np.int64)  # NumPy makes an empty list float
     if times.dtype.kind not in "iuf" and not _beyond_int64(times):
         raise TypeError(f"{name}: expected integers or floats, got {times.dtype if times.dtype != object else repr(t)}")
     if times.size == 1:
@@ -114,12 +114,13 @@ def segments(name: str, t: ArrayLike, shape: tuple[int, ...]) -> tuple[Array, in
 
 
 def _beyond_int64(times: Array) -> bool:
-    """Whether they are integers, objects only because one is so large: an index that is out of range."""
+    """Whether these are integers, objects only because one is so large: then that index is out of range."""
     return times.dtype == object and all(type(time) is int for time in times.flat)
 
 
 def row_index(name: str, t: ArrayLike, n: int, shape: tuple[int, ...]) -> Index:
-    """Checked row numbers 0 <= t < n. Those on a device are not read here: there a row beyond the table gives NaN."""
+    """Returns checked row numbers 0 <= t < n. Those on a device are not read here: a row beyond the table gives NaN
+    there."""
     return checked_rows(name, *segments(name, t, shape), n)
 
 
@@ -128,8 +129,8 @@ def checked_rows(name: str, times: Array, segment: int, n: int) -> Index:
         raise TypeError(f"{name}: expected integers below {n}, got {times.dtype}")
     if on_device(times):
         return Index(times.astype(np.int64, copy=False), segment, n - 1)
-    times = times.copy()  # what is checked is what kernels read: another thread may write to the caller's
-    if times.size == 1:  # NumPy takes a microsecond for each of the others
+    times = times.copy()  # kernels read the numbers that were checked: another thread may change the caller's
+    if times.size == 1:  # NumPy takes a microsecond for each reduction
         first = last = int(times[0])
     else:
         first, last = (int(times.min()), int(times.max())) if times.size else (0, 0)
@@ -167,8 +168,8 @@ def names_or_array(
     any_stream: bool = False,
     drawn: bool = True,
 ) -> tuple[tuple[Noise, ...], Array | None]:
-    """The Noise or Noises on the stream of the operation, or the caller's array; checked for x of this shape. Where
-    they are not drawn from, what they name plays no part."""
+    """Returns the Noise or Noises on the operation's stream, or the caller's array, checked for x of this shape. If
+    nothing is drawn, the keys are not checked."""
     if is_array(noise):
         z = as_array("noise", noise, tuple(dict.fromkeys(("float32", dtype_name(dtype)))))
         if z.shape != shape:
@@ -220,15 +221,15 @@ def like(name: str, a: object, x: Array, allowed: tuple[str, ...]) -> Array:
 
 
 def readable(x: Array, dtype: np.dtype[Any]) -> Array:
-    """x as a kernel reads it for results of `dtype`: float64 arithmetic takes float64, float32 and levels, float32
-    arithmetic all but float64; other dtypes go through float32."""
+    """Returns x as a kernel reads it for results of `dtype`. float64 arithmetic reads float64, float32 and integer
+    levels; float32 arithmetic reads all but float64; other dtypes go through float32."""
     if x.dtype != dtype and levels_of(x.dtype) is None and np.float64 in (x.dtype, dtype):
         x = converted(x, np.dtype(np.float32))
     return contiguous(x)
 
 
 def converted(x: Array, dtype: np.dtype[Any]) -> Array:
-    """x in another dtype; too large a number becomes infinite in silence, as in a kernel."""
+    """Returns x in another dtype. Too large a number becomes infinite without a warning, as in a kernel."""
     if x.dtype == dtype:
         return x
     with float_mode(), np.errstate(over="ignore", under="ignore"):
@@ -239,7 +240,7 @@ SLOTS = dict(zip((X, M1, M2, *PASTS, Z), ARGUMENTS.values(), strict=True))
 
 
 def check_place(device: int | None, index: Index, names: tuple[Noise, ...]) -> None:
-    """Raises ValueError where row numbers or step counters lie on another device than the arrays."""
+    """Raises ValueError if row numbers or step counters lie on another device than the arrays."""
     if device_of(index.values) not in (None, device):
         raise ValueError(f"t: lies {where(index.values)}, and the arrays do not: pass t.get()")
     for name in names:
@@ -263,8 +264,8 @@ def make_call(
     levels: str | None = None,
     transitions: Array | None = None,
 ) -> Step:
-    """The checked call; what `outs` leaves out is made, the first of them in levels of that dtype where one is said.
-    Nothing is drawn where there are no names."""
+    """Returns the checked call. Missing outputs are allocated; with `levels` the first has that integer dtype. Nothing
+    is drawn if there are no keys."""
     given = {slot: a for slot, a in inputs.items() if a is not None}
     written = [(name, out) for name, out in outs.items() if out is not None and is_array(out)]
     device = one_place([*((SLOTS[slot], a) for slot, a in given.items()), *written])
@@ -301,7 +302,7 @@ def make_call(
 
 
 def run(call: Step) -> tuple[Array, ...]:
-    """The outputs, computed by the backend in use."""
+    """Returns the outputs, computed by the backend in use."""
     if call.batch * call.size:
         backends.of(call.outputs[0]).step(call)
     return tuple(out for out in call.outputs if out is not None)

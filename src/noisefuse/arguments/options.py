@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options and gates that operations share: times, tables, levels, names of arguments."""
+"""Options and checks that operations share: times, tables, integer levels, names of arguments."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from .types import (
 
 
 def fast_path(other: Any, name: str) -> Any:
-    """Returns the function of `backends` for plain arguments, or what this library has in its place. It is None where a
-    compiler traces the call, which cannot follow."""
+    """Returns the function of `backends` for plain arguments, or this library's replacement. It is None while a
+    compiler traces the call, which it cannot do here."""
     return getattr(other if other.is_traced() else backends, name)
 
 
@@ -71,9 +71,9 @@ def rows_at(
     scale: float | None,
     offset: float | None,
 ) -> tuple[Rows, Index]:
-    """The rows of x_t and the target (`forward`), or of the residual; and which of them each segment takes.
+    """Returns the rows of x_t and the target (`forward`), or of the residual; and the row of each segment.
 
-    Integer t: a row for each step of the schedule, which it keeps; float t: one for each time. dtype: x0's.
+    Integer t: the schedule keeps a row for each of its steps. Float t: each time has a row. dtype is x0's.
     """
     times, segment = segments("t", t, shape)
     default = 1.0, 0.0
@@ -87,7 +87,7 @@ def rows_at(
 
 
 def at_times(schedule: Schedule, t: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns schedule(t) at the times of samples. It warns if floats look like the steps 0 and 1."""
+    """Returns schedule(t) at the samples' times. It warns if floats look like the steps 0 and 1."""
     found = schedule(t)
     unit = t.size > 1 and t.dtype.kind == "f" and schedule.has_unit_times
     if unit and t.item(t.argmin()) == 0 and t.item(t.argmax()) == 1 and np.isin(t, (0, 1)).all():
@@ -97,7 +97,7 @@ def at_times(schedule: Schedule, t: NDArray[Any]) -> tuple[NDArray[np.float64], 
 
 
 def result_dtype(x: Array) -> np.dtype[Any]:
-    """x's, but float32 of levels."""
+    """Returns x's dtype, but float32 for integer levels."""
     return np.dtype(np.float32) if levels_of(x.dtype) else x.dtype
 
 
@@ -108,19 +108,19 @@ def plain_table(
     offset: float | None,
     levels: Levels | None = None,
 ) -> Plain:
-    """What the fast path takes for x0 in this range, and for levels in that one."""
+    """Returns the rows for the fast path, with x0 in this range and, for integer results, `levels`."""
     if scale is None and offset is None:
         return plain[target if levels is None else (target, None, levels)]
     return plain[target, (_finite("scale", scale, 1.0), _finite("offset", offset, 0.0)), levels]
 
 
-FAST_LEVELS = {name: (DTYPES[name], np.dtype(name)) for name in LEVELS}  # as the fast path takes a dtype of results
+FAST_LEVELS = {name: (DTYPES[name], np.dtype(name)) for name in LEVELS}  # a result dtype as the fast path takes it
 
 
 def levels_asked(
     dtype: DType | None, out: Array | None, out_scale: float | None, out_offset: float | None
 ) -> Levels | None:
-    """Of a result in levels, which `dtype` or, without it, `out` asks for; None for floats."""
+    """Returns a result's integer levels, which `dtype` or, without it, `out` asks for. It is None for floats."""
     asked = levels_of(getattr(out, "dtype", None) if dtype is None else dtype)
     if out_scale is None and out_offset is None:
         return None if asked is None else _DEFAULT_LEVELS[asked]
@@ -140,7 +140,7 @@ _DEFAULT_LEVELS = {name: Levels(name, default) for name, default in DEFAULT_RESU
 def levels_alone(
     out: Array | None, dtype: DType | None = None, out_scale: float | None = None, out_offset: float | None = None
 ) -> Levels | None:
-    """The same where the result has no other dtype than x's, or levels."""
+    """Does the same for a result whose dtype is either x's or an integer one."""
     found = levels_asked(dtype, out, out_scale, out_offset)
     if dtype is not None and found is None:
         raise TypeError(f"dtype {dtype}: expected 'uint8' or 'uint16', or none for x's own")
@@ -148,7 +148,7 @@ def levels_alone(
 
 
 def level_options(levels: Levels | None) -> dict[str, Any]:
-    """As the modules of `interop` take it: `out` has no say there."""
+    """Returns the options as the modules of `interop` take them: `out` does not count there."""
     if levels is None:
         return {}
     return {"dtype": levels.dtype, "out_scale": levels.range[0], "out_offset": levels.range[1]}
@@ -172,7 +172,7 @@ def lengths(shape: Shape) -> tuple[int, ...]:
 def inputs_of(
     x: Array, model_output: Array | tuple[Array, Array] | None, past: Sequence[Array], aux: Sequence[Any] = ()
 ) -> Inputs:
-    """By slot, of x's dtype."""
+    """Returns the inputs by slot, in x's dtype."""
     models = model_output if isinstance(model_output, tuple) else (model_output,)
     if len(models) > 2 or len(past) > len(PASTS) or len(aux) > 2:
         raise ValueError(
@@ -200,7 +200,7 @@ def _finite(name: str, value: float | None, default: float) -> float:
         return default
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    number = float(value) + 0.0  # -0 is 0: ranges are keys
+    number = float(value) + 0.0  # -0 becomes 0, because ranges are keys
     if not math.isfinite(number):
         raise ValueError(f"{name} = {value!r}: expected a finite number")
     return number

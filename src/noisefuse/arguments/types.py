@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an argument may be, for type checkers."""
+"""The types of arguments, for type checkers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class HasShape(Protocol):
-    """Type checkers know this much of arrays of other libraries than NumPy."""
+    """The part of other libraries' arrays that type checkers know."""
 
     @property
     def shape(self) -> Any: ...
@@ -24,10 +24,10 @@ class HasShape(Protocol):
     def dtype(self) -> Any: ...
 
 
-Array: TypeAlias = Any  # of NumPy, CuPy, torch, JAX or dask: results are of the kind that x is
+Array: TypeAlias = Any  # of NumPy, CuPy, torch, JAX or dask: results have x's kind
 
 
-ArrayT = TypeVar("ArrayT", bound=HasShape)  # of another library than NumPy
+ArrayT = TypeVar("ArrayT", bound=HasShape)  # of a library other than NumPy
 
 
 DType: TypeAlias = "DTypeLike | torch.dtype"
@@ -52,7 +52,7 @@ Inputs: TypeAlias = dict[int, Array | None]  # arrays by slot
 
 
 class LevelOptions(TypedDict, total=False):
-    """What asks for a result in levels: dtype="uint8" or "uint16", and its range, as in `q_sample`."""
+    """Options for a result in integer levels: dtype="uint8" or "uint16", and its range, as in `q_sample`."""
 
     dtype: DType | None
     out_scale: float | None

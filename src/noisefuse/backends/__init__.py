@@ -28,14 +28,15 @@ from .selftest import self_test
 
 
 class Backend(Protocol):
-    """What a backend module offers; its arguments were checked in `arguments`.
+    """The interface of a backend module. Its arguments were checked in `arguments`.
 
     Attributes:
         fast_row, fast_random, fast_mse, fast_density, fast_density_gradient, fast_divergence: its fast path, or None.
         step_and_loss: a step and a loss that reads what it writes, faster than one after the other, or None.
-        repeated_loss: what takes a loss again with other noises, as many, faster than one after the other, or None.
-        empty: makes new outputs in host memory, as `numpy.empty`.
-        tests_itself: whether it is tested when it is first used, and not when it is loaded.
+        repeated_loss: returns a function that repeats a loss with other noises, equally many, faster than anew, or
+            None.
+        empty: allocates outputs in host memory, like `numpy.empty`.
+        tests_itself: whether it is tested on first use, and not when it is loaded.
     """
 
     fast_row: Callable[..., Any] | None
@@ -57,7 +58,7 @@ class Backend(Protocol):
 
 _OFFERED = (*Backend.__annotations__, "step", "walk", "loss", "philox")
 
-# In the order of preference, and the modules of those that are called otherwise.
+# The names in the order of preference, and the modules with other names.
 NAMES = ("native", "numba", "reference")
 _MODULES = {"numba": "numba.jit"}
 
@@ -67,12 +68,12 @@ _tested_devices: set[int] = set()
 
 
 def declined(*arguments: Any) -> Any:
-    """The fast path of a backend that has none."""
+    """Stands for the fast path of a backend that has none."""
     return NotImplemented
 
 
 def _at_first(name: str) -> Callable[..., Any]:
-    """What stands for this function until the process has chosen its backend."""
+    """Returns a stand-in for this function until the process has chosen its backend."""
 
     def call(*arguments: Any) -> Any:
         _first()
@@ -81,8 +82,8 @@ def _at_first(name: str) -> Callable[..., Any]:
     return call
 
 
-# The fast path of the backend in use, csrc/fast_path.cpp: it takes arguments as they came, checks them itself, and
-# declines with NotImplemented whatever is not plain.
+# The fast path of the backend in use, csrc/fast_path.cpp. It takes arguments as they came, checks them itself, and
+# declines all that are not plain with NotImplemented.
 fast_row: Callable[..., Any] = _at_first("fast_row")
 fast_random: Callable[..., Any] = _at_first("fast_random")
 fast_mse: Callable[..., Any] = _at_first("fast_mse")
@@ -94,7 +95,7 @@ empty: Callable[..., Any] = _at_first("empty")
 
 
 class Setting:
-    """A process-wide setting that is already made; as a context manager it goes back at the end of the block."""
+    """A process-wide setting that is already in effect. As a context manager it is undone at the end of the block."""
 
     def __init__(self, restore: Callable[[], object]) -> None:
         self._restore = restore
@@ -109,12 +110,12 @@ class Setting:
 
 
 def current() -> Any:
-    """The backend module in use: NOISEFUSE_BACKEND, or the first that loads."""
+    """Returns the backend module in use: NOISEFUSE_BACKEND, or the first that loads."""
     return (_current or _first())[1]
 
 
 def repeated_loss(array: Any, call: Loss) -> Callable[[Sequence[Noise]], None]:
-    """What takes a loss again with other noises, as many; on this array."""
+    """Returns a function that repeats a loss on this array with other noises, equally many."""
     backend: Backend = of(array)
     if backend.repeated_loss is not None:
         return backend.repeated_loss(call)
@@ -122,7 +123,7 @@ def repeated_loss(array: Any, call: Loss) -> Callable[[Sequence[Noise]], None]:
 
 
 def of(array: Any) -> Any:
-    """The backend module for arrays that lie where this one does: on a device always `cuda`."""
+    """Returns the backend module for arrays on this array's device: on a GPU always `cuda`."""
     if isinstance(array, np.ndarray):
         return current()
     global _cuda
@@ -157,7 +158,7 @@ def _first() -> tuple[str, Any]:
 
 
 def _fallen_back(chosen: tuple[str, Any], missing: dict[str, ImportError]) -> tuple[str, Any]:
-    """Says once what is missing, unless it was left out on purpose."""
+    """Warns once about missing backends, unless they were left out on purpose."""
     if missing and not (chosen[0] == "numba" and _built_without_native()):
         slow = "some 10 times slower than NumPy" if chosen[0] == "reference" else "more slowly"
         causes = ". ".join(f"{name}: {error}" for name, error in missing.items())
@@ -168,7 +169,7 @@ def _fallen_back(chosen: tuple[str, Any], missing: dict[str, ImportError]) -> tu
 
 def _built_without_native() -> bool:
     """Tells whether noisefuse was installed with NOISEFUSE_PURE. A wheel for every platform has no C++ extension."""
-    from importlib import metadata  # takes milliseconds, which a process with the extension need not spend
+    from importlib import metadata  # this takes milliseconds, which processes with the extension save
 
     try:
         return "Root-Is-Purelib: true" in (metadata.distribution("noisefuse").read_text("WHEEL") or "")
@@ -197,7 +198,7 @@ def _load(name: str) -> Any:
 
 
 def _native() -> Any:
-    """The C++ extension, or None where it was not built."""
+    """Returns the C++ extension, or None if it was not built."""
     try:
         import noisefuse._native as _native
     except ImportError:
@@ -206,19 +207,19 @@ def _native() -> Any:
 
 
 def use_backend(backend: str | Backend) -> Setting:
-    """Chooses the backend of the whole process. Also a context manager.
+    """Chooses the backend of the whole process. It is also a context manager.
 
     Args:
         backend: "native", "numba" or "reference", or one of your own, an object with the attributes of
             `noisefuse.backends.Backend`.
 
     Returns:
-        A context manager, at whose end the backend before is chosen again; outside of ``with`` it stays.
+        A context manager that restores the previous backend at its end; outside of ``with`` the choice stays.
 
     Raises:
-        ValueError: no backend of that name.
-        TypeError: neither a name nor such an object.
-        ImportError: it is not available here; the message says why.
+        ValueError: there is no backend of that name.
+        TypeError: backend is neither a name nor such an object.
+        ImportError: the backend is not available here; the message says why.
 
     >>> with nf.use_backend("reference"):
     ...     slow = nf.randn((2, 3), nf.Noise(7))
@@ -240,19 +241,19 @@ def use_backend(backend: str | Backend) -> Setting:
 
 
 def set_num_threads(n: int) -> Setting:
-    """How many threads kernels use, n >= 1; results never depend on it. Also a context manager.
+    """Sets the number of threads for kernels, n >= 1; results never depend on it. It is also a context manager.
 
-    The default is NOISEFUSE_NUM_THREADS, else the processors this process may run on, or as many as the time that its
-    container may use is worth, if that is less; a forked child starts with one.
+    The default is NOISEFUSE_NUM_THREADS, else the number of processors that this process may run on, or the container's
+    limit of processor time, if that is less. A forked child starts with one thread.
 
     Args:
         n: from 1 to 1024.
 
     Returns:
-        A context manager, at whose end the number before is set again; outside of ``with`` it stays.
+        A context manager that restores the previous number at its end; outside of ``with`` the new one stays.
 
     Raises:
-        ValueError: no integer from 1 to 1024.
+        ValueError: n is no integer from 1 to 1024.
 
     >>> with nf.set_num_threads(1):
     ...     nf.info()["threads"]
@@ -267,16 +268,16 @@ def set_num_threads(n: int) -> Setting:
 
 def _set_threads(n: int) -> None:
     threads.set_count(n)
-    if native := _native():  # it has a pool of its own
+    if native := _native():  # it has its own pool
         native.set_num_threads(n)
 
 
 def info() -> dict[str, Any]:
-    """What runs here.
+    """Describes this installation.
 
     Returns:
-        A dict of the version, the processor, its instruction sets, the threads and the backends, each "available" or
-        why it is not. The backend in use is None where NOISEFUSE_BACKEND asks for one that is not available.
+        A dict with the version, the processor, its instruction sets, the threads and the backends, each "available" or
+        the reason why not. The backend in use is None if NOISEFUSE_BACKEND asks for one that is not available.
 
     >>> nf.info()["noise_version"]
     1
@@ -309,7 +310,7 @@ def info() -> dict[str, Any]:
 def _in_use() -> str | None:
     try:
         return (_current or _first())[0]
-    except ImportError:  # why stands beside it
+    except ImportError:  # the reason stands beside it
         return None
 
 

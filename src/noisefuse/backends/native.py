@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native backend: hands checked calls to the C++ extension."""
+"""The native backend: it hands checked calls to the C++ extension."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def loss(call: Loss) -> None:
 
 
 def repeated_loss(call: Loss) -> Callable[[Sequence[Noise]], None]:
-    """The same with other noises, as many: all else is packed once."""
+    """Returns a function that repeats the loss with other noises, equally many: everything else is packed once."""
     numbers, fields = pack_on_host(call.residual, loss=pack_loss(call, address))
 
     def once_more(noises: Sequence[Noise]) -> None:

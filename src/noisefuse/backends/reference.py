@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reference backend: spec.py on NumPy. It says what the bits are; it is readable rather than fast."""
+"""The reference backend: spec.py on NumPy. It defines the bits; it is readable rather than fast."""
 
 from __future__ import annotations
 
@@ -25,37 +25,39 @@ step_and_loss = repeated_loss = None
 empty: Callable[..., NDArray[Any]] = np.empty
 tests_itself = False
 
-CHUNK = 1 << 15  # elements at a time: some forty temporaries of 256 KiB at most
+CHUNK = 1 << 15  # elements at a time: some forty temporary arrays of 256 KiB at most
 
 # ---- fma ---------------------------------------------------------------------------------------------------
-# NumPy has none. The sum is first rounded to odd, with digits to spare: of the two neighbours of an inexact
-# sum to the one whose last bit is 1. It then never looks like a tie, and the rounding that follows is that of
-# an fma. Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums" (IEEE Trans. Comput., 2008).
+# NumPy has none. The sum is first rounded to odd, with digits to spare: an inexact sum goes to the neighbour whose last
+# bit is 1. It then never looks like a tie, and the following rounding is that of an fma. Boldo and Melquiond,
+# "Emulation of a FMA and correctly rounded sums" (IEEE Trans. Comput., 2008).
 
 
 def fma(a: Any, b: Any, c: Any) -> Array:
-    """a b + c, rounded once to nearest even: IEEE-754's fusedMultiplyAdd, for float32 or float64.
+    """Returns a b + c, rounded once to nearest even: IEEE-754's fusedMultiplyAdd, for float32 or float64.
 
-    All values: subnormals, overflow, infinities, signed zeros. Sign and payload of a NaN are not promised.
+    It holds for all values: subnormals, overflow, infinities, signed zeros. Sign and payload of a NaN are not promised.
     """
     with np.errstate(all="ignore"):
         return fma32(a, b, c) if np.result_type(a, b, c) == np.float32 else fma64(a, b, c)
 
 
 def fma32(a: Any, b: Any, c: Any) -> Array:
-    """The product is exact in float64, and 53 bits are more than the 24 + 2 that the last rounding needs."""
+    """Computes float32's fma. The product is exact in float64, whose 53 bits exceed the 24 + 2 that the rounding
+    needs."""
     return odd_sum(np.multiply(a, b, dtype=np.float64), np.asarray(c, np.float64)).astype(np.float32)
 
 
 def fma64(a: Any, b: Any, c: Any) -> Array:
-    """Exact product, exact sums, round to odd, where exponents leave room for the parts; else one by one."""
+    """Computes float64's fma: exact product, exact sums, round to odd. If exponents leave no room, it goes one by
+    one."""
     a, b, c = np.broadcast_arrays(*(np.asarray(v, np.float64) for v in (a, b, c)))
     product, tail = two_product(a, b)
     middle, rest1 = two_sum(c, tail)
     upper, rest2 = two_sum(product, middle)
     result = np.asarray(upper + odd_sum(rest1, rest2))
 
-    # Where the product is 0, infinite or NaN by itself, the sum is the only rounding.
+    # If the product is 0, infinite or NaN by itself, the sum is the only rounding.
     plain = (a == 0) | (b == 0) | ~np.isfinite(a) | ~np.isfinite(b)
     np.copyto(result, product + c, where=plain)
     # Splitting needs |a|, |b| < 2^996, and the tail, down to 2^-105 |product|, must not underflow.
@@ -68,7 +70,7 @@ def fma64(a: Any, b: Any, c: Any) -> Array:
 
 
 def exact_fma(a: float, b: float, c: float) -> float:
-    """For finite a, b other than 0: rational arithmetic, rounded once by the division of two integers."""
+    """Computes the fma for finite a, b other than 0: rational arithmetic, rounded once by a division of integers."""
     if not math.isfinite(c):
         return c
     total = Fraction(a) * Fraction(b) + Fraction(c)
@@ -79,7 +81,7 @@ def exact_fma(a: float, b: float, c: float) -> float:
 
 
 def two_product(a: Array, b: Array) -> tuple[Array, Array]:
-    """The rounded product and its error, exactly: Dekker (1971), with halves of 26 bits after Veltkamp."""
+    """Returns the rounded product and its exact error: Dekker (1971), with halves of 26 bits after Veltkamp."""
     product = a * b
     (a1, a2), (b1, b2) = halves(a), halves(b)
     return product, a2 * b2 - (((product - a1 * b1) - a2 * b1) - a1 * b2)
@@ -92,18 +94,18 @@ def halves(a: Array) -> tuple[Array, Array]:
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """The rounded sum and its error, exactly: Knuth (TAOCP 2, 4.2.2)."""
+    """Returns the rounded sum and its exact error: Knuth (TAOCP 2, 4.2.2)."""
     total = a + b
     b_part = total - a
     return total, (a - (total - b_part)) + (b - b_part)
 
 
 def odd_sum(a: Array, b: Array) -> Array:
-    """a + b in float64, rounded to odd."""
+    """Returns a + b in float64, rounded to odd."""
     total, error = two_sum(a, b)
     bits = total.view(np.int64)
     # An inexact sum that ended in 0 moves one unit towards the exact one; its bits count up away from 0.
-    inexact = (error < 0) | (error > 0)  # not so for NaN, the error of an infinite sum
+    inexact = (error < 0) | (error > 0)  # false for NaN, the error of an infinite sum
     unit = np.where((error > 0) == (total > 0), 1, -1)
     return np.where(inexact & (bits & 1 == 0), bits + unit, bits).view(np.float64)
 
@@ -114,7 +116,7 @@ SPEC = spec.bind(fma, np.where, some=np.any)
 
 
 def elements(noise: Noise, shape: tuple[int, ...], place: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Numbers in the field of these places in a sample of `shape`: the same, or those of the window."""
+    """Returns the numbers in the field for places in a sample of `shape`: the places, or those of the window."""
     if not noise.window_shape:
         return place
     index = np.unravel_index(place, shape)
@@ -125,7 +127,7 @@ def elements(noise: Noise, shape: tuple[int, ...], place: NDArray[np.int64]) -> 
 def field(
     call: Step, noise: Noise, entry: NDArray[np.int64], place: NDArray[np.int64], later: Any, real: type
 ) -> Array:
-    """The values of one Noise, by entry of axis 0, place in the sample and steps after noise.step."""
+    """Returns the values of one Noise, by entry of axis 0, place in the sample and steps after noise.step."""
     element = elements(noise, call.sample_shape, place)
     first = noise.sample
     sample = np.uint64(first) + entry.astype(np.uint64) if isinstance(first, int) else first[entry]
@@ -140,7 +142,7 @@ def field(
 
 
 def block_values(counter: NDArray[np.uint32], key: NDArray[np.uint32], draw: str, real: type) -> Array:
-    """The four values of each block, (n, 4)."""
+    """Returns the four values of each block, (n, 4)."""
     w = SPEC.philox4x32(*counter.T, *key.T)
     if real is np.float32:
         words: list[tuple[Any, ...]] = [(word,) for word in w]
@@ -159,14 +161,14 @@ def block_values(counter: NDArray[np.uint32], key: NDArray[np.uint32], draw: str
 
 
 def drawn(call: Step, at: NDArray[np.int64], later: Any, real: type) -> Array:
-    """The noise of the flat elements `at` (ascending); `later` is one number or one for each of them."""
+    """Returns the noise of the flat elements `at` (ascending); `later` is one number or one for each of them."""
     entry, place = np.divmod(at, call.size)
     if len(call.noise) == 1:
         return field(call, call.noise[0], entry, place, later, real)
     later = np.broadcast_to(later, at.shape)
     parts = []
     for mine in np.split(np.arange(len(at)), np.flatnonzero(np.diff(entry)) + 1):
-        noise = call.noise[entry[mine[0]]]  # row b equals the call of one row with this Noise
+        noise = call.noise[entry[mine[0]]]  # row b equals the call of this row alone with this Noise
         parts.append(field(call, noise, 0 * mine, place[mine], later[mine], real))
     return np.concatenate(parts)
 
@@ -183,7 +185,7 @@ def step(call: Step) -> None:
     with np.errstate(all="ignore"):
         for begin in range(0, total, CHUNK):
             at = np.arange(begin, min(begin + CHUNK, total))
-            # all before any is stored: an output may be an input
+            # all are computed before any is stored, because an output may be an input
             results = step_chunk(call, rows, at, real) if call.draw != "words" else transitions(call, at)
             for output, result in zip(call.outputs, results, strict=True):
                 if output is not None:
@@ -208,9 +210,10 @@ def combined(
     of: SimpleNamespace, active: int, masked: bool, wanted: Sequence[bool], rows: Callable[[int], Any],
     values: dict[int, Any], zeros: Any,
 ) -> list[Any]:  # fmt: skip
-    """The outputs of elements, from what the forms hold at each by slot, and the numbers in a column of its row.
+    """Returns the outputs of elements, from the values by slot, and a function from a column to its numbers in the
+    rows.
 
-    of: the functions of spec.py, over any arrays that they know.
+    of: the functions of spec.py, for the arrays at hand.
     """
 
     def form(first: int, slots: int) -> Any:
@@ -232,7 +235,7 @@ def combined(
 
 
 def transitions(call: Step, at: NDArray[np.int64]) -> list[Array | None]:
-    """The bytes that bytes become."""
+    """Returns the bytes that replace x's bytes."""
     x, tables = call.inputs[X], call.transitions
     assert x is not None
     assert tables is not None
@@ -252,7 +255,7 @@ def row_of(call: Step, at: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def values_of(call: Step, row: NDArray[np.int64], at: NDArray[np.int64], real: type) -> dict[int, Array]:
-    """What the forms hold at consecutive elements `at`, by slot: inputs, and the noise that is drawn."""
+    """Returns the values at consecutive elements `at`, by slot: inputs, and the drawn noise."""
     values: dict[int, Array] = {
         slot: flat.reshape(-1)[at[0] : at[-1] + 1].astype(real)
         for slot, flat in enumerate(call.inputs)
@@ -267,7 +270,7 @@ def affine_form(
     of: SimpleNamespace, active: int, rows: Callable[[int], Any], values: dict[int, Any], zeros: Any, first: int,
     slots: int,
 ) -> Any:  # fmt: skip
-    """The form whose constant is column `first`."""
+    """Returns the linear combination whose constant is column `first`."""
     terms = [slot for slot in ORDER if slot < slots and active >> (first + 1 + slot) & 1]
     constant = bool(active >> first & 1)
     c = [rows(first + 1 + slot) for slot in terms]
@@ -276,7 +279,7 @@ def affine_form(
 
 @float_mode()
 def walk(call: Walk) -> None:
-    """Computes the kept times of a random walk. Only what is stored is rounded to 16 bits, not the state."""
+    """Computes the kept times of a random walk. Only stored values are rounded to 16 bits, not the state."""
     first, x0, out = call.first, call.first.inputs[X], call.first.outputs[0]
     assert x0 is not None
     assert out is not None
@@ -303,7 +306,7 @@ def loss(call: Loss) -> None:
     real = residual.arithmetic.type
     rows = residual.rows.table.astype(real)
     first = np.arange(0, total, call.piece)[:, None] + np.arange(0, call.piece, LOSS_CHUNK)
-    first = np.append(first.ravel(), total)  # element of each chunk
+    first = np.append(first.ravel(), total)  # the first element of each chunk
     chunk_sums = np.empty(len(first) - 1)
     together = max(1, CHUNK // min(call.piece, LOSS_CHUNK))
     weight = call.weight()
@@ -327,7 +330,7 @@ def loss(call: Loss) -> None:
 
 
 def squares(r: Array, edges: NDArray[np.int64]) -> Array:
-    """For each chunk r[edges[i] : edges[i + 1]] the sum of its squares, in r's arithmetic."""
+    """Returns for each chunk r[edges[i] : edges[i + 1]] the sum of its squares, in r's arithmetic."""
     lengths = np.diff(edges)
     padded = np.zeros((len(lengths), -(-lengths.max() // ACCUMULATORS) * ACCUMULATORS), r.dtype)
     chunk = np.repeat(np.arange(len(lengths)), lengths)
@@ -339,7 +342,7 @@ def squares(r: Array, edges: NDArray[np.int64]) -> Array:
 
 
 def sums_of_samples(chunk_sums: Array, weight: Array | None) -> Array:
-    """Of (batch, pieces, chunks) sums: (batch,)."""
+    """Adds (batch, pieces, chunks) sums to (batch,)."""
     batch, pieces, chunks = chunk_sums.shape
     weight = np.ones((batch, pieces)) if weight is None else weight.reshape(batch, pieces)
     sums = np.zeros(batch)
@@ -352,5 +355,5 @@ def sums_of_samples(chunk_sums: Array, weight: Array | None) -> Array:
 
 
 def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Philox4x32-10 of counters (n, 4) and keys (n, 2): (n, 4)."""
+    """Returns Philox4x32-10 of counters (n, 4) and keys (n, 2): (n, 4)."""
     return np.stack(SPEC.philox4x32(*counter.T, *key.T), axis=-1)

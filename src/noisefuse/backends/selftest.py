@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few known values, drawn before a backend is used: some twenty microseconds."""
+"""A few known values, drawn before a backend is used. This takes some twenty microseconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..call.description import Step
 from ..language.rows import Rows, Z
 from ..noise import Noise
 
-# The first block of Noise(0), of float32 and float64: from Random123's answer 6627e8d5 e169c58d bc57ac4c 9b00dbd8.
+# The first block of Noise(0), in float32 and float64: Random123's answer is 6627e8d5 e169c58d bc57ac4c 9b00dbd8.
 _FIRST_BLOCK = {
     "float32": [0.9911375641822815, -0.9246625304222107, -0.6176089644432068, -0.48206856846809387],
     "float64": [0.9911376798332383, -0.9246625875387023, -0.617608959576803, -0.48206858720475165],
@@ -22,7 +22,7 @@ _FIRST_BLOCK = {
 def self_test(
     name: str, step: Callable[[Step], None], dtype: str, empty: Any = np.empty, asnumpy: Any = np.asarray
 ) -> None:
-    """Refuses a wrongly built kernel (ImportError) before it has spoilt anything. Arrays are of `empty`'s kind."""
+    """Raises ImportError for a wrongly built kernel before it is used. Arrays are of `empty`'s kind."""
     out = empty(4, dtype)
     zero = np.zeros(1, np.int64)
     nothing, outputs = (None,) * (Z + 1), (out, None, None)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The noise contract in Python: philox, words to normals and uniforms, linear combinations.
+"""The noise contract in Python: Philox, words to normals and uniform numbers, linear combinations.
 
-The same text runs on NumPy arrays (reference.py) and, compiled by Numba, on scalars of a CPU or GPU: `bind` gives
-it the operations that differ. csrc/core states the same mathematics in C++ on purpose: the tests compare all bits.
+The same code runs on NumPy arrays (reference.py) and, compiled by Numba, on scalars of a CPU or GPU: `bind` gives it
+the operations that differ. csrc/core repeats the same mathematics in C++ on purpose: the tests compare all bits.
 
-Only IEEE-754 correctly rounded + - * fma sqrt, conversions and bit operations are used. Every inexact product
-that meets a sum is an fma; a product by a power of two is exact here, so there a plain sum has the same bits.
-`mul` is a product that no compiler may fuse with a sum, not even with one in the caller's own text.
+Only IEEE-754's correctly rounded + - * fma sqrt, conversions and bit operations are used. Every inexact product that
+meets a sum is an fma. A product by a power of two is exact here, so a plain sum has the same bits. `mul` is a product
+that no compiler may fuse with a sum, not even with one in the caller's own code.
 
-Numba asks for a habit: its sums of uint32 are uint64, so uint32(...) says "mod 2^32" (NumPy wraps anyway).
+Numba needs one habit: its sums of uint32 are uint64, so uint32(...) says "mod 2^32" (NumPy wraps anyway).
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from numpy import float32, float64, int32, int64, sqrt, uint32, uint64
 
 Words: TypeAlias = Any  # uint32, an array or a scalar
 Integers: TypeAlias = Any
-Reals: TypeAlias = Any  # float32 or float64, all of one call alike
+Reals: TypeAlias = Any  # float32 or float64, the same in a whole call
 Bools: TypeAlias = Any
 
 
 def fma(a: Reals, b: Reals, c: Reals) -> Reals:
-    """a b + c, rounded once. A primitive: `bind` replaces it."""
+    """Returns a b + c, rounded once. A primitive: `bind` replaces it."""
     raise NotImplementedError
 
 
 def select(condition: Bools, a: Reals, b: Reals) -> Reals:
-    """a where the condition holds, else b. A primitive: `bind` replaces it."""
+    """Returns a if the condition holds, else b. A primitive: `bind` replaces it."""
     raise NotImplementedError
 
 
 def mul(a: Reals, b: Reals) -> Reals:
-    """a b, rounded. A primitive: compilers that fuse products and sums need another text."""
+    """Returns a b, rounded. A primitive: compilers that fuse products and sums need another one."""
     return a * b
 
 
 def view(x: Any, kind: Any) -> Any:
-    """The same bits as another type of the same size. A primitive."""
+    """Returns the same bits as another type of the same size. A primitive."""
     return x.view(kind)
 
 
 def some(conditions: Bools) -> bool:
-    """Whether one holds. A primitive."""
+    """Whether any condition holds. A primitive."""
     raise NotImplementedError
 
 
@@ -58,9 +58,9 @@ MASK, HALF = uint64(0xFFFFFFFF), uint64(32)
 
 
 def philox4x32(c0: Words, c1: Words, c2: Words, c3: Words, k0: Words, k1: Words) -> tuple[Words, Words, Words, Words]:
-    """Philox4x32-10 of a counter (c0, c1, c2, c3) and a key (k0, k1): Salmon et al. (SC11), section 3.3.
+    """Returns Philox4x32-10 of a counter (c0, c1, c2, c3) and a key (k0, k1): Salmon et al. (SC11), section 3.3.
 
-    The words are kept in 64 bits whose upper halves do not count: so compilers see 32 x 32 -> 64 products, and no
+    The words are kept in 64 bits whose upper halves do not count. So compilers see 32 x 32 -> 64 products, without
     packing and unpacking between the rounds.
     """
     c0, c1, c2, c3, k0, k1 = uint64(c0), uint64(c1), uint64(c2), uint64(c3), uint64(k0), uint64(k1)
@@ -74,7 +74,7 @@ def philox4x32(c0: Words, c1: Words, c2: Words, c3: Words, k0: Words, k1: Words)
 def counter(
     element: Integers, step: Integers, sample: Integers, stream: Integers, low: Integers
 ) -> tuple[Words, Words, Words, Words]:
-    """Of the block that holds this element of the sample; low = 1: the further digits that float64 takes."""
+    """Returns the counter of the element's block in the sample; low = 1: the further digits for float64."""
     tag = uint64(low) << uint64(31) | uint64(stream) << uint64(24) | uint64(sample) >> uint64(32)
     return uint32(uint64(element) >> uint64(2)), uint32(step), uint32(uint64(sample)), uint32(tag)
 
@@ -119,18 +119,18 @@ COS64 = _reals(
     "-0x1.a6d1efeb4e518p-6", "0x1.f9d25db6ace19p-10", "-0x1.b696d3fd75367p-14", "0x1.168d57ef8540ap-18",
 )
 # fmt: on
-# ln 4; in float32 e is counted 2^23 times, as it stands in the bits of a number.
+# ln 4. For float32, e counts 2^23 times, as it stands in the bits of a number.
 LN4_32, LN4_64 = _reals(float32, "0x1.62e430p-23")[0], _reals(float64, "0x1.62e42fefa39efp+0")[0]
-# The bits of 2/3 2^24 and 2/3 2^64: U = 2^e (1 + r) with 2/3 <= 1 + r < 4/3 counts e from there.
+# The bits of 2/3 2^24 and 2/3 2^64: in U = 2^e (1 + r) with 2/3 <= 1 + r < 4/3, e counts from there.
 TWO_THIRDS32, TWO_THIRDS64 = float32(2 / 3 * 2.0**24).view(int32), float64(2 / 3 * 2.0**64).view(int64)
 EXPONENT, SCALE32 = int32(-1 << 23), float32(2.0**-24).view(int32)
-# A number whose last eight bits count in 2^-8, and what leaves of it those bits and a half.
+# A number whose last eight bits count in 2^-8, and the number whose subtraction leaves those bits and a half.
 TAIL, ALL_BUT_TAIL = float32(2.0**15).view(uint32), float32(2.0**15 - 2.0**-9)
 QUARTER, THREE_QUARTERS = uint32(1 << 30), uint32(3 << 30)
 
 
 def polynomial(x: Reals, c: tuple[Any, ...]) -> Reals:
-    """c[0] + x (c[1] + x (c[2] + ...)), one fma a term (Horner)."""
+    """Returns c[0] + x (c[1] + x (c[2] + ...)), with one fma for each term (Horner)."""
     total = c[-1]
     for coefficient in c[-2::-1]:
         total = fma(total, x, coefficient)
@@ -138,22 +138,23 @@ def polynomial(x: Reals, c: tuple[Any, ...]) -> Reals:
 
 
 def continued(total: Reals, x: Reals, c: tuple[Any, ...]) -> Reals:
-    """The polynomial whose upper part is `total`. LLVM unrolls short loops alone, and vectorises none around others."""
+    """Continues a polynomial from its upper part `total`. LLVM unrolls only short loops, and vectorises no outer
+    ones."""
     for coefficient in c[::-1]:
         total = fma(total, x, coefficient)
     return total
 
 
 def power_of_two(n: Integers) -> Reals:
-    """2^n in float64, for -1022 <= n <= 1023: n goes where the exponent is."""
+    """Returns 2^n in float64, for -1022 <= n <= 1023: n is written as the exponent."""
     return view(int64(n + 1023) << int64(52), float64)
 
 
 def radius32(w: Words) -> Reals:
-    """sqrt(-2 ln U), U = (w + 1/2) / 2^32 = 2^e (1 + r), within 2.5 ulp.
+    """Returns sqrt(-2 ln U), U = (w + 1/2) / 2^32 = 2^e (1 + r), within 2.5 ulp.
 
-    -2 ln U = -e ln 4 - 2 ln(1 + r). r is rounded once, also near U = 1, where the logarithm vanishes: so 2^24 U comes
-    in two exact parts. (U itself is exact in float64, but with a way through float64 normals take a third longer.)
+    -2 ln U = -e ln 4 - 2 ln(1 + r). r is rounded once, also near U = 1, where the logarithm vanishes, so 2^24 U comes
+    in two exact parts. (U itself is exact in float64, but normals by way of float64 take a third longer.)
     """
     high = float32(view(uint32(w >> uint32(8)), int32))
     low = view(uint32(w & uint32(0xFF) | TAIL), float32) - ALL_BUT_TAIL
@@ -164,7 +165,7 @@ def radius32(w: Words) -> Reals:
 
 
 def radius64(w: Words, v: Words) -> Reals:
-    """sqrt(-2 ln U), U = (2^32 w + v + 1/2) / 2^64, within 2.5 ulp. U is kept in two exact parts."""
+    """Returns sqrt(-2 ln U), U = (2^32 w + v + 1/2) / 2^64, within 2.5 ulp. U is kept in two exact parts."""
     high, low = float64(w), float64(v) + 0.5
     u = mul(high, 2.0**32) + low
     e = (view(u, int64) - TWO_THIRDS64) >> int64(52)
@@ -174,50 +175,50 @@ def radius64(w: Words, v: Words) -> Reals:
 
 
 def circle(t: Reals, half_turn: Bools, cos: tuple[Any, ...], sin: tuple[Any, ...]) -> tuple[Reals, Reals]:
-    """cos and sin of pi t, |t| <= 1/2, or of half a turn more, which negates both."""
+    """Returns cos and sin of pi t, |t| <= 1/2, or of half a turn more, which negates both."""
     y = t * t
     c, s = polynomial(y, cos), t * polynomial(y, sin)
     return select(half_turn, -c, c), select(half_turn, -s, s)
 
 
 def circle32(w: Words) -> tuple[Reals, Reals]:
-    """cos and sin of 2 pi V, V = (w + 1/2) / 2^32, within 2^-22: t is 2 V less the nearest integer."""
+    """Returns cos and sin of 2 pi V, V = (w + 1/2) / 2^32, within 2^-22: t is 2 V less the nearest integer."""
     t = float32(view(uint32(w * uint32(2) + uint32(1)), int32)) * float32(2.0**-32)
     return circle(t, (w >= QUARTER) & (w < THREE_QUARTERS), COS32, SIN32)
 
 
 def circle64(w: Words, v: Words) -> tuple[Reals, Reals]:
-    """cos and sin of 2 pi V, V = (2^32 w + v + 1/2) / 2^64, within 2^-51."""
+    """Returns cos and sin of 2 pi V, V = (2^32 w + v + 1/2) / 2^64, within 2^-51."""
     t = float64(view(join(w, v) * uint64(2) + uint64(1), int64)) * 2.0**-64
     return circle(t, (w >= QUARTER) & (w < THREE_QUARTERS), COS64, SIN64)
 
 
 def join(w: Words, v: Words) -> Integers:
-    """2^32 w + v."""
+    """Returns 2^32 w + v."""
     return uint64(w) << uint64(32) | uint64(v)
 
 
 def normal_pair32(w0: Words, w1: Words) -> tuple[Reals, Reals]:
-    """Two standard normals from two words, after Box and Muller (1958); never 0, |z| <= 6.77."""
+    """Returns two standard normals from two words, after Box and Muller (1958); never 0, |z| <= 6.77."""
     radius = radius32(w0)
     cos, sin = circle32(w1)
     return mul(radius, cos), mul(radius, sin)
 
 
 def normal_pair64(w0: Words, v0: Words, w1: Words, v1: Words) -> tuple[Reals, Reals]:
-    """The same pair with more digits: v0 and v1 are the lower halves of 64-bit words. |z| <= 9.5."""
+    """Returns the same pair with more digits: v0 and v1 are the lower halves of 64-bit words. |z| <= 9.5."""
     radius = radius64(w0, v0)
     cos, sin = circle64(w1, v1)
     return mul(radius, cos), mul(radius, sin)
 
 
 def uniform32(w: Words) -> Reals:
-    """The middle of one of 2^23 cells of (0, 1); exact."""
+    """Returns the middle of one of 2^23 cells of (0, 1); exact."""
     return mul(float32(w >> uint32(9)) + float32(0.5), float32(2.0**-23))
 
 
 def uniform64(w: Words, v: Words) -> Reals:
-    """The middle of one of 2^52 cells of (0, 1); exact."""
+    """Returns the middle of one of 2^52 cells of (0, 1); exact."""
     return mul(float64(join(w, v) >> uint64(12)) + 0.5, 2.0**-52)
 
 
@@ -225,9 +226,10 @@ def uniform64(w: Words, v: Words) -> Reals:
 
 
 def affine(constant: bool, k: Reals, n: int, c: Sequence[Reals], v: Sequence[Reals]) -> Reals:
-    """k + c[0] v[0] + ... + c[n - 1] v[n - 1]; the contract's order is z, D, past4 .. past1, m2, m1, x.
+    """Returns k + c[0] v[0] + ... + c[n - 1] v[n - 1]; the contract's order is z, D, past4 .. past1, m2, m1, x.
 
-    Without a constant the first term is a product, so that no zero is added to it (-0 + 0 is +0). No term: k.
+    Without a constant the first term is a product, so that no zero is added to it (-0 + 0 is +0). Without terms it is
+    k.
     """
     if n == 0:
         return k
@@ -238,22 +240,22 @@ def affine(constant: bool, k: Reals, n: int, c: Sequence[Reals], v: Sequence[Rea
 
 
 def times(z: Reals, clean: Reals) -> Reals:
-    """z D: noise that is proportional to D."""
+    """Returns z D: noise that is proportional to D."""
     return mul(z, clean)
 
 
 def times_root(z: Reals, clean: Reals) -> Reals:
-    """z sqrt(D): noise whose variance is D."""
+    """Returns z sqrt(D): noise whose variance is D."""
     return mul(z, sqrt(clean))
 
 
 def clamp(v: Reals, low: Reals, high: Reals) -> Reals:
-    """v < low ? low : v > high ? high : v; so NaN passes."""
+    """Returns v < low ? low : v > high ? high : v; so NaN passes."""
     return select(v < low, low, select(v > high, high, v))
 
 
 def within(v: Reals, low: Reals, high: Reals, a: Reals, zero: Reals) -> Reals:
-    """a where a clamp of v lets it pass, else 0: NaN lies within no bounds."""
+    """Returns a if a clamp passes v unchanged, else 0: NaN lies within no bounds."""
     return select((low <= v) & (v <= high), a, zero)
 
 
@@ -261,12 +263,12 @@ def within(v: Reals, low: Reals, high: Reals, a: Reals, zero: Reals) -> Reals:
 
 
 def add_square(total: Reals, r: Reals) -> Reals:
-    """total + r^2: element i of a chunk of 4,096 goes to accumulator i mod 64 of its chunk."""
+    """Returns total + r^2: element i of a chunk of 4,096 goes to accumulator i mod 64 of its chunk."""
     return fma(r, r, total)
 
 
 def sum_accumulators(sums: Any) -> Reals:
-    """The sum of a chunk from its 64 accumulators (the first axis; they are overwritten), halved pairwise."""
+    """Returns the sum of a chunk from its 64 accumulators (the first axis; they are overwritten), halved pairwise."""
     half = 32
     while half > 0:
         for j in range(half):
@@ -276,16 +278,16 @@ def sum_accumulators(sums: Any) -> Reals:
 
 
 def add_piece(total: Reals, weight: Reals, piece: Reals) -> Reals:
-    """total + weight piece in float64; a piece is the plain sum of its chunks, in order."""
+    """Returns total + weight piece in float64; a piece is the plain sum of its chunks, in order."""
     return fma(weight, piece, total)
 
 
 # ---- 16-bit floats -----------------------------------------------------------------------------------------
-# IEEE binary16 and bfloat16 as their bits, for compilers that do not know them. NumPy does, and needs none of this.
+# This is for compilers that do not know IEEE binary16 and bfloat16: it treats them as bits. NumPy knows them.
 
 
 def half_to_float(h: Words) -> Reals:
-    """Exact. 2^112 moves the exponent's bias from 15 to 127, for subnormal numbers too."""
+    """Converts exactly. 2^112 moves the exponent's bias from 15 to 127, for subnormal numbers too."""
     size = uint32(uint32(h) & uint32(0x7FFF)) << uint32(13)
     number = view(uint32(size), float32) * float32(2.0**112)
     bits = select(size >= uint32(31 << 23), uint32(size | uint32(0x7F800000)), view(number, uint32))
@@ -293,10 +295,10 @@ def half_to_float(h: Words) -> Reals:
 
 
 def float_to_half(x: Reals) -> Words:
-    """To nearest even. |x| plus the power of two whose last place is that of the half counts such places."""
+    """Rounds to nearest even. Adding the power of two whose last place is the half's makes |x| count such places."""
     bits = view(x, uint32)
     size = uint32(bits & uint32(0x7FFFFFFF))
-    exponent = select(size < uint32(113 << 23), uint32(113), uint32(size >> uint32(23)))  # of 2^-14 at least
+    exponent = select(size < uint32(113 << 23), uint32(113), uint32(size >> uint32(23)))  # that of 2^-14 at least
     unit = uint32((exponent + uint32(13)) << uint32(23))
     total = view(size, float32) + view(unit, float32)
     count = view(total, uint32) - unit + ((exponent - uint32(113)) << uint32(10))
@@ -305,25 +307,25 @@ def float_to_half(x: Reals) -> Words:
 
 
 def bfloat16_to_float(h: Words) -> Reals:
-    """Exact: the upper half of a float32."""
+    """Converts exactly: a bfloat16 is the upper half of a float32."""
     return view(uint32(uint32(h) << uint32(16)), float32)
 
 
 def float_to_bfloat16(x: Reals) -> Words:
-    """To nearest even: a carry out of the lower half moves the upper one up."""
+    """Rounds to nearest even: a carry out of the lower half raises the upper one."""
     bits = view(x, uint32)
     rounded = uint32(bits + uint32(0x7FFF) + (bits >> uint32(16) & uint32(1))) >> uint32(16)
     nan = uint32(bits & uint32(0x7FFFFFFF)) > uint32(255 << 23)
     return select(nan, uint32(0x7FC0), uint32(rounded))
 
 
-# ---- levels ------------------------------------------------------------------------------------------------
+# ---- integer levels ----------------------------------------------------------------------------------------
 
 
 def to_level(x: Reals, top: float) -> Words:
-    """The integer next to x, from 0 to top, at most 65535, ties to even; of NaN 0.
+    """Returns the integer next to x, from 0 to top, at most 65535, ties to even; NaN gives 0.
 
-    The last place of numbers from 2^52 on is 1, so a sum with that is rounded to an integer, which its last bits are.
+    From 2^52 on, numbers have a last place of 1. So adding 2^52 rounds to an integer, which the last bits hold.
     """
     wide = float64(x)
     bits = view(clamp(wide, 0.0, top) + 2.0**52, uint64)
@@ -331,10 +333,10 @@ def to_level(x: Reals, top: float) -> Words:
 
 
 def transition(word: Words, byte: Integers, last: Any, level: Integers) -> Integers:
-    """The byte that a level becomes: the first whose last word is not below the word.
+    """Returns the byte that replaces a level: the first one whose last word is not below the word.
 
-    byte: where the search begins, by the word's upper eight bits. last: from place `level` on it has the last word that
-    gives each byte or one before it; that of byte 255 is 2^32 - 1.
+    byte: the start of the search, by the word's upper eight bits. last: from place `level` on, it has the last word for
+    each byte or a smaller one; byte 255 has 2^32 - 1.
     """
     later = word > last[level + byte]
     while some(later):
@@ -345,7 +347,7 @@ def transition(word: Words, byte: Integers, last: Any, level: Integers) -> Integ
 
 # ---- binding -----------------------------------------------------------------------------------------------
 
-# Each after those it calls.
+# Each function follows those that it calls.
 _FUNCTIONS: tuple[Any, ...] = (
     *(
         philox4x32,
@@ -369,7 +371,7 @@ _FUNCTIONS: tuple[Any, ...] = (
 def bind(
     fma: Any, select: Any, compiled: Callable[[Any], Any] = lambda function: function, **others: Any
 ) -> SimpleNamespace:
-    """The functions above over these primitives (others: mul, sqrt, view, some), each passed through `compiled`."""
+    """Binds the functions above to these primitives (others: mul, sqrt, view, some). Each passes through `compiled`."""
     scope = {**globals(), "fma": fma, "select": select, **others}
     for function in _FUNCTIONS:
         scope[function.__name__] = compiled(FunctionType(function.__code__, scope))

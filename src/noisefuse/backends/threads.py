@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many threads kernels use, and the pool of those that Python drives (backends/numba/jit.py)."""
+"""The number of threads for kernels, and the pool of threads that Python drives (backends/numba/jit.py)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _count: int | None = None
 
 
 def from_environment() -> int | None:
-    """NOISEFUSE_NUM_THREADS, checked; None where it is not set."""
+    """Returns NOISEFUSE_NUM_THREADS, checked, or None if it is not set."""
     text = os.environ.get("NOISEFUSE_NUM_THREADS")
-    if text and not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 1024):  # as atoi reads it (pool.cpp)
+    if text and not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 1024):  # atoi reads it alike (pool.cpp)
         raise ValueError(f"NOISEFUSE_NUM_THREADS={text!r}: expected an integer from 1 to 1024")
     return int(text) if text else None
 
@@ -32,7 +32,7 @@ def count() -> int:
 
 
 def quota(root: Path = Path("/")) -> int | None:
-    """How many processors' time a container may use, rounded up (Linux control groups, versions 2 and 1)."""
+    """Returns how many processors' time a container may use, rounded up (Linux control groups, versions 2 and 1)."""
     limits: list[float] = []
     with suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
@@ -62,7 +62,7 @@ def set_count(n: int) -> None:
 
 
 def _after_fork() -> None:
-    """The parent's threads do not exist in the child, which starts with one thread (it is one of many, likely)."""
+    """The child does not have the parent's threads. It starts with one thread, as it is likely to be one of many."""
     global _count, _shares, _workers
     _count, _shares, _workers = from_environment() or 1, SimpleQueue(), []
 
@@ -72,7 +72,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Share:
-    """What another thread is to do of a call."""
+    """Another thread's share of a call."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         self.work = work
@@ -83,10 +83,10 @@ class _Share:
         self.end.acquire()
 
     def wait(self) -> None:
-        """Waits until the share is done. One that nobody has begun is given up, and keeps no array alive.
+        """Waits until the share is done. A share that has not begun is dropped, so that it keeps no array alive.
 
         Raises:
-            RuntimeError: this is a child that a signal's handler forked meanwhile. Who had begun it is not there.
+            RuntimeError: a signal handler forked meanwhile, and this is the child, without the share's thread.
         """
         while self.begun and not self.finished:
             if self.queue is not _shares:
@@ -102,10 +102,10 @@ def _nothing() -> None:
     pass
 
 
-# Python's own pools hold locks in Python code, where an interrupt may leave them taken for ever. The calls of these run
-# in C, as a whole or not at all.
+# Python's own pools hold locks in Python code. An interrupt may leave these locked for ever. The calls of this queue
+# run in C, as a whole or not at all.
 _shares: SimpleQueue[_Share] = SimpleQueue()
-_workers: list[int] = []  # identifiers of the threads that serve
+_workers: list[int] = []  # identifiers of the worker threads
 
 
 def _serve(shares: SimpleQueue[_Share]) -> None:
@@ -118,19 +118,19 @@ def _serve(shares: SimpleQueue[_Share]) -> None:
             share.error = error
         share.finished = True
         share.end.release()
-        del share  # no array is kept alive meanwhile
+        del share  # a waiting thread keeps no array alive
 
 
 def together(work: Callable[[], object], stop: Callable[[], object], threads: int) -> None:
-    """Calls work() here and, where they can be had, on threads - 1 others, until all of them are done.
+    """Calls work() here and, if the system gives them, on threads - 1 other threads, until all calls have ended.
 
-    Each call takes parts of one job until none is left, so it does not matter how many there are, and one that begins
-    late does nothing. An interrupt in the middle calls stop(), after which no more parts are there to be taken, and
-    waits for those that have been: they write to the caller's memory.
+    Each call takes parts of one job until none is left, so their number does not matter, and one that begins late does
+    nothing. An interrupt calls stop(), after which no more parts can be taken, and waits for the parts in progress,
+    because they write to the caller's memory.
     """
     others, queue = [_Share(work) for _ in range(threads - 1)], _shares
     try:
-        with suppress(RuntimeError):  # the system gives no more threads: fewer do it
+        with suppress(RuntimeError):  # the system gives no more threads: fewer do the work
             missing = len(others) - len(_workers)
             _workers.extend(map(_thread.start_new_thread, repeat(_serve, missing), repeat((_shares,))))
         for other in others[: len(_workers)]:
@@ -141,13 +141,13 @@ def together(work: Callable[[], object], stop: Callable[[], object], threads: in
             if other.error is not None:
                 raise other.error
     except BaseException:
-        while queue is _shares and not _stopped(stop, others):  # a forked child has nobody to wait for
+        while queue is _shares and not _stopped(stop, others):  # a forked child has no threads to wait for
             pass
         raise
 
 
 def _stopped(stop: Callable[[], object], others: Sequence[_Share]) -> bool:
-    """False: another interrupt."""
+    """Returns False after another interrupt."""
     try:
         stop()
         for other in others:

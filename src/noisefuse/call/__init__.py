@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a kernel is asked: described, and packed as bytes. Arguments are checked before."""
+"""The description of a kernel's work, and its packing into bytes. Arguments are checked before."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the array API hands to every backend: plain, frozen values, already checked."""
+"""The calls that the array API hands to every backend: plain, frozen values, already checked."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Draw: TypeAlias = Literal["none", "normal", "uniform", "words"]
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
-AXES = 21  # of a window, after merging: see window_runs
+AXES = 21  # a window's axes after merging: see window_runs
 TRANSITION = np.dtype([("last", "u4", 256), ("first", "u1", 256)])  # csrc/core/transition.h
 LOSS_CHUNK = 4096  # elements whose squares are added in the arithmetic's own type: docs/loss.md
-ACCUMULATORS = 64  # of a chunk: docs/loss.md
+ACCUMULATORS = 64  # sums in a chunk: docs/loss.md
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,12 @@ class Step:
 
     batch: int
     size: int
-    sample_shape: tuple[int, ...]  # of one sample, without the batch axis; its product is `size`
+    sample_shape: tuple[int, ...]  # one sample's shape, without the batch axis; its product is `size`
     rows: Rows
     index: NDArray[np.int64]  # row of each segment of `segment` elements, in the flat order over batch and size
     segment: int
     inputs: tuple[Array | None, ...]  # nine, by slot: x, m1, m2, None (D is computed), past1 .. past4, z
-    outputs: tuple[Array | None, ...]  # three, of one dtype; but the first may be levels
+    outputs: tuple[Array | None, ...]  # three, all of one dtype, but the first may hold integer levels
     draw: Draw
     step_by_index: bool  # the step word of a segment is noise.step + index[segment]
     noise: tuple[Noise, ...]  # none, one, or one for each sample
@@ -50,14 +50,14 @@ class Step:
     # element is its x, a byte, and only out.k and out.z count.
     period: int = 0
     by_level: bool = False
-    # Of words, which are drawn for nothing else: (rows, 256), by which x, bytes, become others (spec.transition). Rows
-    # choose the table, and their numbers play no part.
+    # For bytes that change at random: tables (rows, 256) by which the words turn x into other bytes (spec.transition).
+    # The words serve nothing else. Rows choose the table, and their numbers are not used.
     transitions: Array | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the outputs, of which float64 means float64 arithmetic, and all others float32; of a loss without its
-        gradient that of pred, which that would be like. Where levels alone are written, that of the arithmetic."""
+        """The outputs' dtype: float64 selects float64 arithmetic, all others float32. A loss without a gradient takes
+        pred's. If only integer levels are written, it is the arithmetic's."""
         first, second, _ = self.outputs
         given = second if second is not None else first if first is not None else self.inputs[M1]
         assert given is not None
@@ -68,12 +68,12 @@ class Step:
 
     @property
     def row_for_each(self) -> bool:
-        """Whether each element has a row of its own."""
+        """Whether each element has its own row."""
         return self.period > 0 or self.by_level
 
     @property
     def arithmetic(self) -> np.dtype[Any]:
-        """float64 where that is the dtype, else float32."""
+        """float64 if that is the dtype, else float32."""
         return FLOAT64 if self.dtype == FLOAT64 else FLOAT32
 
 
@@ -82,25 +82,25 @@ class Walk:
     """x_t = a_t x_(t-1) + s_t z_t for t = 0 .. T - 1 with step words noise.step + t.
 
     `first` holds x0 in inputs[0]; row t of its rows (T, 36) holds a_t in column 7 (out.x), s_t in column 15
-    (out.z); outputs[0] has kept times x batch x size elements. Its index and segment play no part.
+    (out.z); outputs[0] has kept times x batch x size elements. Its index and segment are not used.
     """
 
     first: Step
-    keep: NDArray[np.int64]  # (T,): for each time its row in the output, or -1
+    keep: NDArray[np.int64]  # (T,): the output row of each time, or -1
 
 
 def window_runs(noise: Noise, shape: tuple[int, ...]) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
-    """Of a sample of this shape: its first element in the field, how many elements lie together there, and the lengths
-    and strides of the axes over such runs.
+    """Returns a sample's first element in the field, how many elements are contiguous there, and the lengths and
+    strides of the axes over such runs.
 
-    Axes of length 1 are left out, and those that lie together are one: so of any shape there are at most AXES.
+    Axes of length 1 are left out and contiguous axes are merged, so any shape has at most AXES.
     """
     full = noise.window_shape
     if full is None:
         return 0, math.prod(shape), (), ()
     strides = [math.prod(full[axis + 1 :]) for axis in range(len(full))]
     start = sum(s * stride for s, stride in zip(noise.window_start, strides, strict=True))
-    # A run takes in the trailing axes that the slice covers whole, and one axis more.
+    # A run spans the trailing axes that the slice covers whole, and one more axis.
     outer = len(full)
     while outer > 0 and (outer == len(full) or shape[outer] == full[outer]):
         outer -= 1
@@ -115,40 +115,40 @@ def window_runs(noise: Noise, shape: tuple[int, ...]) -> tuple[int, int, tuple[i
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Sums of squared residuals, and the gradient with respect to the prediction (docs/loss.md says all bits).
+    """Sums of squared residuals, and the gradient with respect to the prediction (docs/loss.md defines all bits).
 
-    The linear combination `out` of `residual` is r = pred - target, with pred in its input m1; float64 pred means
-    float64 arithmetic, all others float32. Elements of a sample that share one row of it are a piece, and a piece is
-    taken in chunks of 4,096. The sum of a chunk is one of the arithmetic, from 64 accumulators. All later sums are
-    float64: a piece is the sum of its chunks, in order; a sample is fma(weight, piece, sum so far) over its pieces, in
-    order.
+    The linear combination `out` of `residual` is r = pred - target, with pred in its input m1. float64 pred selects
+    float64 arithmetic, all others float32. The elements of a sample that share a row are a piece, which is taken in
+    chunks of 4,096. A chunk's sum has the arithmetic's type and uses 64 accumulators. All later sums are float64: a
+    piece is the sum of its chunks, in order; a sample is fma(weight, piece, sum so far) over its pieces, in order.
     """
 
-    residual: Step  # outputs[0]: where the gradient goes, of pred's shape and dtype (it may be an input); or None
+    residual: Step  # outputs[0]: the gradient, of pred's shape and dtype (it may be an input), or None
     piece: int  # elements; they divide the sample evenly
     weights: NDArray[np.float64] | None  # one for each row of `residual`, or None: all are 1
-    upstream: NDArray[np.float64]  # the gradient with respect to the losses, (), or (batch,) for each sample its own
-    n: int  # elements that a loss is the mean over: sums are divided by it once
-    losses: NDArray[np.float64] | None  # (batch,) for each sample its own; () of all, added in order; None: not wanted
+    upstream: NDArray[np.float64]  # the gradient with respect to the losses: (), or (batch,) with one for each sample
+    n: int  # the number of elements in a loss's mean: sums are divided by it once
+    losses: NDArray[np.float64] | None  # (batch,): one for each sample; (): all of them, added in order; None: unwanted
 
     @property
     def pieces(self) -> int:
-        """Of all samples."""
+        """The number of pieces in all samples."""
         return self.residual.batch * self.residual.size // self.piece
 
     @property
     def chunks(self) -> int:
-        """Of a piece."""
+        """The number of chunks in a piece."""
         return -(-self.piece // LOSS_CHUNK)
 
     def weight(self) -> NDArray[np.float64] | None:
-        """Of each piece, where all arrays lie in host memory."""
+        """The weight of each piece, if all arrays lie in host memory."""
         if self.weights is None:
             return None
         return np.ascontiguousarray(np.broadcast_to(self.weights[self.residual.index], (self.pieces,)))
 
     def factor(self, weight: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
-        """2 w g / n of each piece, which its residuals are multiplied with, once that is rounded to the arithmetic."""
+        """Returns 2 w g / n for each piece. It is rounded to the arithmetic's dtype before it multiplies the
+        residuals."""
         if self.residual.outputs[0] is None:
             return None
         of_samples = np.broadcast_to(self.upstream, (self.residual.batch,))

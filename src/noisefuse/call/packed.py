@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls as the bytes that compiled kernels get (csrc/core/call.h)."""
+"""Calls as the bytes that compiled kernels take (csrc/core/call.h)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DTYPES = {name: code for code, name in enumerate((*FLOATS, *LEVELS))}
 DRAWS: dict[Draw, int] = {"none": 0, "normal": 1, "uniform": 2, "words": 3}
 
 
-# As in csrc/core/call.h, where the comments are; a test compares the two.
+# This mirrors csrc/core/call.h, which has the comments. A test compares the two.
 FIELD = np.dtype(
     [
         *((name, "u8") for name in ("seed", "sample", "samples", "counter")),
@@ -48,8 +48,8 @@ CALL = np.dtype(
 
 
 def packer(dtype: np.dtype[Any]) -> struct.Struct:
-    """What packs a record of this dtype from its numbers, one after another (of records in it, from their bytes): ten
-    times as fast as NumPy."""
+    """Returns a packer of records of this dtype, from their numbers in order (nested records: from their bytes). It is
+    ten times as fast as NumPy."""
     letters = {"u8": "Q", "i8": "q", "u4": "I", "i4": "i", "f8": "d"}
     parts, end = "<", 0
     for field, offset, *_ in (dtype.fields or {}).values():
@@ -62,11 +62,11 @@ def packer(dtype: np.dtype[Any]) -> struct.Struct:
 
 _CALL, _FIELD, _AXES = packer(CALL), packer(np.dtype(FIELD.descr[:-2])), packer(np.dtype(FIELD.descr[-2:]))
 _NO_AXES = bytes(_AXES.size)
-Place: TypeAlias = Callable[[Any], int]  # where kernels find an array; if it has to be copied there, who keeps it
+Place: TypeAlias = Callable[[Any], int]  # returns an array's address for kernels; a copy that it makes, it keeps alive
 
 
 def pack_field(noise: Noise, shape: tuple[int, ...], place: Place) -> bytes:
-    """The field of a Noise for samples of this shape."""
+    """Returns the field of a Noise for samples of this shape."""
     ids, step = noise.sample, noise.step
     sample, samples = (ids, 0) if isinstance(ids, int) else (0, place(ids))
     step, counter = (step, 0) if isinstance(step, int) else (0, place(step))
@@ -83,15 +83,15 @@ def pack_fields(noises: Sequence[Noise], shape: tuple[int, ...], place: Place) -
 
 @cache
 def dtype_code(dtype: np.dtype[Any]) -> int:
-    """KeyError: kernels do not know it."""
+    """Returns a dtype's code. KeyError: kernels do not know the dtype."""
     return DTYPES[dtype.name]
 
 
 def address(a: NDArray[Any]) -> int:
-    """The place of an array in host memory."""
+    """Returns an array's address in host memory."""
     try:
-        return addressof(c_char.from_buffer(a))  # type: ignore[arg-type]  # a quarter of the time of the other
-    except (TypeError, ValueError):  # it cannot be written to, is of a dtype that buffers do not know, or is empty
+        return addressof(c_char.from_buffer(a))  # type: ignore[arg-type]  # a quarter of the time of a.ctypes
+    except (TypeError, ValueError):  # it is read-only, empty, or of a dtype that buffers do not know
         place: int = a.ctypes.data
         return place
 
@@ -103,7 +103,7 @@ def pack(
     call: Step, place: Place, rows: int, fields: int, index: int,
     keep: NDArray[np.int64] | None = None, loss: Sequence[Any] = NO_LOSS,
 ) -> bytes:  # fmt: skip
-    """The bytes of a CALL. rows, fields, index: addresses."""
+    """Returns the bytes of a CALL. rows, fields and index are addresses."""
     codes = [0 if a is None else dtype_code(a.dtype) for a in call.inputs]
     dtype, out = call.dtype, call.outputs[0]
     return _CALL.pack(
@@ -121,14 +121,14 @@ def pack(
 def pack_on_host(
     call: Step, keep: NDArray[np.int64] | None = None, loss: Sequence[Any] = NO_LOSS
 ) -> tuple[bytes, NDArray[np.uint8]]:
-    """The bytes of a CALL on host memory; the fields that it points to must live as long."""
+    """Returns the bytes of a CALL on host memory, and the fields that it points to, which must live as long."""
     fields = pack_fields(call.noise, call.sample_shape, address)
     rows = call.rows.table if call.arithmetic == FLOAT64 else call.rows.single
     return pack(call, address, address(rows), address(fields), address(call.index), keep, loss), fields
 
 
 def pack_loss(call: Loss, place: Place, chunk_sums: int = 0) -> tuple[Any, ...]:
-    """What a loss adds to the numbers of its residual."""
+    """Returns the numbers that a loss adds to those of its residual."""
     g, losses = call.upstream, call.losses
     by_value = isinstance(g, np.ndarray) and g.ndim == 0
     return (

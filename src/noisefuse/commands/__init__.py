@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command noisefuse: a file or a folder for each of its subcommands, loaded when it is called."""
+"""The command noisefuse: each subcommand has a file or a folder, which is loaded when it is called."""

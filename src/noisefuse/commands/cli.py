@@ -16,7 +16,7 @@ from .. import __version__
 from ..language.levels import OF_NUMPY
 from .bench.contenders import DTYPES
 
-# What a command may miss, as module and as the name to install it by.
+# Packages that a command may lack, by module, with the name to install each by.
 _OPTIONAL = {
     "PIL": "pillow",
     "dask": "dask",
@@ -30,8 +30,8 @@ _OPTIONAL = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, 1 (a self-test failed), or after one line on stderr 2 (it says what is wrong) or 130
-    (Ctrl-C); 141 where nobody reads the output any more."""
+    """Runs one command. Returns 0, 1 (a self-test failed), or after one line on stderr 2 (an error) or 130 (Ctrl-C);
+    141 if nothing reads the output any more."""
     arguments = _parser().parse_args(argv)
     if arguments.command is None:
         _parser().print_help(sys.stderr)
@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if missing not in _OPTIONAL:
             raise
         return _fail(arguments, f"needs {_OPTIONAL[missing]}: pip install 'noisefuse[{arguments.command}]'")
-    except BrokenPipeError:  # of `| head`, which has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+    except BrokenPipeError:  # as with `| head`, after its last line
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for output that is still to be flushed
         return 141
     except (ImportError, OSError, ValueError) as error:  # a file that the user named, a NOISEFUSE_* variable
         return _fail(arguments, str(error))
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(arguments: argparse.Namespace, problem: str, status: int = 2) -> int:
-    clear = "\r\033[K" if sys.stderr.isatty() else ""  # a progress that stands there
+    clear = "\r\033[K" if sys.stderr.isatty() else ""  # removes a progress line
     print(f"{clear}noisefuse {arguments.command}: {' '.join(problem.splitlines())}", file=sys.stderr)
     return status
 
@@ -148,7 +148,7 @@ def _add_demo(commands: Any) -> None:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    """B x ...; a lone number is one sample of that many elements."""
+    """Reads B x ...; a lone number is one sample of that many elements."""
     shape = tuple(_positive(length) for length in text.split("x"))
     return shape if len(shape) > 1 else (1, *shape)
 

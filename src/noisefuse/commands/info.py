@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse info`: what runs here, and why something does not."""
+"""`noisefuse info`: the parts that run here, and the reasons why others do not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _lines() -> list[tuple[str, str]]:
 
 
 def _choices(title: str, choices: dict[str, str], chosen: str | None) -> list[tuple[str, str]]:
-    """One line each: available, in use, or the reason why not."""
+    """Returns one line each: available, in use, or the reason why not."""
     return [
         ("" if i else title, f"{name}: {state}" + (", in use" if name == chosen else ""))
         for i, (name, state) in enumerate(choices.items())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse selftest`: whether the bits here are the promised ones, and the noise is good (docs/quality.md)."""
+"""`noisefuse selftest`: tests whether the bits here are the promised ones, and the noise is good (docs/quality.md)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import noisefuse as nf
 
 from .campaign import Result, differential, statistics
 
-# Calls that are compared, and numbers that are drawn.
+# The number of compared calls, and of drawn numbers.
 LEVELS = {"quick": (2_000, 1 << 22), "night": (20_000, 1 << 28), "full": (100_000, 1 << 30)}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0, or 1 where something failed."""
+    """Returns 0, or 1 if a test failed."""
     seed = int.from_bytes(os.urandom(4), "little") if arguments.seed is None else arguments.seed
     cases, numbers = LEVELS[arguments.level]
     quick = arguments.level == "quick"

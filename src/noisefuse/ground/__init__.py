@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What everything stands on. Its modules import nothing of noisefuse."""
+"""The ground floor, on which everything stands. Its modules import nothing of noisefuse."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Docstrings of functions that share arguments: each states its own, and what they share is added once, from here."""
+"""Docstrings of functions that share arguments: each states its own, and the shared entries are added once, from
+here."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ __all__ = ["Shared", "completed", "documented"]
 
 
 class Shared:
-    """What functions have in common: entries of sections, as they stand in a docstring."""
+    """The entries of sections that several functions share, as they stand in a docstring."""
 
     args: Mapping[str, str]
     returns: str
@@ -26,13 +27,13 @@ class Shared:
 
 
 def completed(doc: str, parameters: Iterable[str], shared: Shared, example: str) -> str:
-    """A docstring with all sections: prose, Args in the order of the parameters, Returns, Raises, an example.
+    """Returns a docstring with all sections: prose, Args in the parameters' order, Returns, Raises, an example.
 
-    What the docstring says itself of an argument counts before what all share, and so do its own result and example;
-    its own errors stand before those that all raise. KeyError: a parameter of which neither says anything.
+    The docstring's own entries, result and example replace the shared ones; its own errors stand before the shared
+    ones. KeyError: neither describes a parameter.
     """
     parts: dict[str, list[str]] = {"": [], "Args:": [], "Returns:": [], "Raises:": [], ">>>": []}
-    margin = len(doc) - len(doc.rstrip(" "))  # of the closing quotes; 0 from Python 3.13 on, whose docstrings have none
+    margin = len(doc) - len(doc.rstrip(" "))  # the closing quotes' indent, which Python 3.13 removes
     for paragraph in doc.replace("\n" + " " * margin, "\n").strip().split("\n\n"):
         first = paragraph.split("\n", 1)[0]
         parts[first if first in parts else ">>>" if first.startswith(">>>") else ""].append(paragraph)
@@ -48,9 +49,9 @@ def completed(doc: str, parameters: Iterable[str], shared: Shared, example: str)
 
 
 def documented(shared: Shared, example: str = "") -> Callable[[F], F]:
-    """A decorator: the function's docstring, `completed`. Of a classmethod it goes below ``@classmethod``.
+    """Returns a decorator that completes a docstring (see `completed`). It goes below ``@classmethod``.
 
-    ``{name}`` in the example is the function's.
+    ``{name}`` in the example is the function's name.
     """
 
     def complete(function: F) -> F:
@@ -63,7 +64,7 @@ def documented(shared: Shared, example: str = "") -> Callable[[F], F]:
 
 
 def _entries(sections: list[str]) -> list[str]:
-    """Each with the lines that go on with it, which are indented further."""
+    """Returns the entries. An entry's further lines are indented deeper."""
     found: list[str] = []
     for section in sections:
         for line in section.split("\n")[1:]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How pictures look: their colours, what matplotlib is told, and the numbers on bars."""
+"""The look of pictures: their colours, matplotlib's settings, and the numbers on bars."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def save(figure: Figure, path: Path, dpi: int) -> None:
 
 
 def label_bar(ax: Any, length: float, y: float, text: str, widest: float, color: str, **style: Any) -> None:
-    """At the end of a bar: within a long one, as beside it the line of the copy may run."""
+    """Writes a number at the end of a bar: inside a long bar, because the line of the copy may run beside it."""
     within = length > 0.3 * widest
     box = {"facecolor": color if within else "white", "edgecolor": "none", "pad": 1}
     x, side, ink = (-1, "right", "white" if color == BLUE else INK) if within else (1, "left", INK)
@@ -49,7 +49,7 @@ def label_bar(ax: Any, length: float, y: float, text: str, widest: float, color:
 def plot_levels(
     ax: Axes | None, alpha: NDArray[np.float64], sigma: NDArray[np.float64], xlabel: str, title: str, marker: str = ""
 ) -> Axes:
-    """Noise levels one after the other: what `Schedule.plot` and `Sampler.plot` draw."""
+    """Plots a series of noise levels, for `Schedule.plot` and `Sampler.plot`."""
     if ax is None:
         try:
             import matplotlib.pyplot as plt

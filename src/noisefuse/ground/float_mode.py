@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract's floating-point mode for what NumPy computes: round to nearest, subnormal numbers kept.
+"""The contract's floating-point mode for NumPy's arithmetic: round to nearest, keep subnormal numbers.
 
-Compiled kernels set it themselves. Here it is C's <fenv.h>, whose default environment also ends flushing to zero.
+Compiled kernels set it themselves. This module uses C's <fenv.h>, whose default environment also ends flushing to zero.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-_BYTES = 256  # of an fenv_t, at most
+_BYTES = 256  # an fenv_t has at most as many
 
 
 def _functions() -> tuple[Callable[..., int], Callable[..., int], Any] | None:
-    """fegetenv, fesetenv and FE_DFL_ENV, where the C library has them."""
+    """Returns fegetenv, fesetenv and FE_DFL_ENV, or None if the C library lacks them."""
     for name in (None, "libm.so.6"):
         with suppress(OSError, AttributeError, TypeError, ValueError):
             library = ctypes.CDLL(name)
@@ -30,7 +30,7 @@ _fenv = _functions()
 
 @contextmanager
 def float_mode() -> Iterator[None]:
-    """Sets the mode of this thread, and gives back the one that was."""
+    """Sets the mode of this thread, and restores the previous one at the end."""
     if _fenv is None:
         yield
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This tells whose array it is. `interop` registers the libraries of arrays beside NumPy here."""
+"""The library that an array belongs to. `interop` registers the array libraries beside NumPy here."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Library:
         is_written: Whether results may be written to its arrays.
         is_lazy: Whether its arrays are computed later.
         time: How `Sampler.model_input` tells the time to a model in this library, unless it is told how.
-        fast_row, fast_random: What takes the place of the fast path where `is_traced()` is true, or None.
-        sample: What runs `Sampler.sample` in one compiled loop, or None.
-        prepare: `augment.prepare`, or None where `augmented` is enough for it.
-        of_arrays: What makes a model that answers NumPy's arrays one that is asked with arrays of the library, or None.
+        fast_row, fast_random: Replacements of the fast path while `is_traced()` is true, or None.
+        sample: A function that runs `Sampler.sample` in one compiled loop, or None.
+        prepare: `augment.prepare`, or None if `augmented` is enough.
+        of_arrays: Wraps a model that answers NumPy's arrays so that it takes arrays of the library, or None.
     """
 
     is_written = True
@@ -40,7 +40,7 @@ class Library:
     of_arrays: Callable[..., Any] | None = None
 
     def __init__(self, name: str, **offered: Any) -> None:
-        """Takes what the library offers, by the names of this class. TypeError: another name."""
+        """Takes what the library offers, by the names of this class. TypeError: the class has no such name."""
         self.name = name
         for key, value in offered.items():
             if not hasattr(Library, key):
@@ -48,17 +48,17 @@ class Library:
             setattr(self, key, value)
 
     def adds_draws(self) -> bool:
-        """Tells whether it takes increments, which are sums of draws."""
+        """Tells whether the library takes increments, which are sums of draws."""
         return not self.is_traced()
 
     # ---- arrays --------------------------------------------------------------------------------------------
 
     def is_traced(self) -> bool:
-        """Tells whether a compiler traces the call, which cannot follow the fast path."""
+        """Tells whether a compiler traces the call. It cannot trace the fast path."""
         return False
 
     def untraced(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls what a compiler cannot follow."""
+        """Calls a function that a compiler cannot trace."""
         return function(*arguments)
 
     def need_plain(self, name: str, x: Any) -> None:
@@ -69,7 +69,7 @@ class Library:
         return x.get() if hasattr(x, "get") else np.asarray(x)  # CuPy's arrays are copied when they are asked to
 
     def moved(self, x: Any, to: Any) -> Any:
-        """Returns NumPy's x as an array of the library, where the array `to` lies."""
+        """Returns NumPy's x as an array of the library, on the device of the array `to`."""
         return x
 
     def zeros_like(self, x: Any) -> Any:
@@ -130,7 +130,7 @@ class Library:
     augmented: Callable[..., Any] = _refused("augment")
 
 
-NUMPY = Library("NumPy")  # and CuPy, which answers like NumPy
+NUMPY = Library("NumPy")  # CuPy answers like NumPy
 
 _loaders: dict[Any, Callable[[], Library]] = {}  # by type, or by the root module of a library's types
 _libraries: dict[type, Any] = {np.ndarray: None, type(None): None, str: None, type: None}
@@ -148,7 +148,7 @@ def register(of: type | str, library: Library | Callable[[], Library]) -> None:
 
 
 def library(root: str) -> Any:
-    """The library that was registered for a root module."""
+    """Returns the library that was registered for a root module."""
     return _loaders[root]()
 
 
@@ -158,7 +158,7 @@ def library_of(x: object) -> Any:
         return _libraries[type(x)]
     except KeyError:
         found = _library_of(type(x))
-    if found is not None:  # of other types there may be any number
+    if found is not None:  # the number of other types is not bounded
         _libraries[type(x)] = found
     return found
 

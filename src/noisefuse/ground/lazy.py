@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules of a package that are loaded when they are asked for, as they stand on other libraries."""
+"""Modules of a package that are loaded on first use, because they need other libraries."""
 
 from __future__ import annotations
 

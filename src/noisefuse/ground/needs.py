@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a module of `interop` says where the library that it stands on is not installed."""
+"""The error of an `interop` module whose library is not installed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def needs(module: str, *libraries: str) -> Iterator[None]:
-    """Around the imports of `libraries`: names the extra that installs them, which has the name of the first.
+    """Wraps the imports of `libraries`. Its error names the extra that installs them, which is called like the first.
 
-    What else is missing, of a library's own needs, say, is raised as it is.
+    Any other missing module, such as a library's own dependency, is raised unchanged.
     """
     try:
         yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON as `to_json` writes it, read with a look at every type: it may come from anywhere."""
+"""Reads the JSON that `to_json` writes. It checks every type, because the text may come from anywhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Made = TypeVar("Made")
 
 
 def read(kind: str, text: str, make: Callable[[dict[str, Any]], Made]) -> Made:
-    """make(..) of what stands in the JSON of this kind. ValueError: the JSON, or what is in it, is something else."""
+    """Returns make(..) of the content of this kind's JSON. ValueError: the JSON, or its content, is something else."""
     import json
 
     try:
@@ -37,7 +37,7 @@ def entries(name: str, values: object) -> list[Any]:
 
 
 def number(name: str, value: object) -> float:
-    """An int or a float; of infinite ones, which JSON does not have, the name."""
+    """Returns an int or a float. JSON has no infinite numbers, so those are stored by name."""
     if type(value) not in (int, float) and value not in ("inf", "-inf"):
         raise TypeError(f"{name}: expected a number, got {value!r:.60}")
     return float(value) if isinstance(value, str) else value  # type: ignore[return-value]

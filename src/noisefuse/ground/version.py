@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This is the version, where everything that tells it can import it."""
+"""The version, in a module that everything can import."""
 
 __version__ = "0.1.0.dev0"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other libraries: each module is loaded when its library's arrays are first seen, or when it is asked for."""
+"""Other libraries. A module is loaded when its library's arrays are first seen, or when it is imported."""
 
 from ..ground.kinds import Library as Library
 from ..ground.kinds import register as register
@@ -24,7 +24,7 @@ _MODULES = (
 
 
 def _torch() -> Library:
-    from . import torch  # a statement, which torch.compile can follow
+    from . import torch  # a statement, which torch.compile can trace
 
     return torch.library
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Array types of users' own: an adapter of two methods takes them through NumPy's, in and out."""
+"""Users' own array types: an adapter of two methods passes them through NumPy's arrays, in and out."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def _through(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class ThroughNumPy(Library):
-    """A library of arrays whose operations are NumPy's, on what `to_numpy` gives, with results from `from_numpy`.
+    """A library of arrays whose operations are NumPy's: they run on `to_numpy`'s arrays, and `from_numpy` wraps
+    results.
 
-    Its arrays have a `shape` and a `dtype`. `register` says which types are its own. Every operation then takes them,
+    Its arrays have a `shape` and a `dtype`. `register` tells noisefuse the library's types. Every operation then takes
     and returns them.
 
     >>> class Tagged:
@@ -67,7 +68,7 @@ class ThroughNumPy(Library):
                 return type(result)(map(outward, result))
             if not isinstance(result, np.ndarray):
                 return result
-            own = next((x for array, x in given if array is result), None)  # written to
+            own = next((x for array, x in given if array is result), None)  # it was written to
             return self.from_numpy(result, given[0][1]) if own is None else own
 
         for name in ("out", "target_out", "aux_out"):

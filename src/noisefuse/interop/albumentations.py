@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Albumentations with named noise: `GaussNoise`, `ISONoise`, `MultiplicativeNoise` and `ShotNoise` in the place of
-theirs.
+"""Albumentations with keyed noise: `GaussNoise`, `ISONoise`, `MultiplicativeNoise` and `ShotNoise` in place of the
+classes of the same names.
 
     from noisefuse.interop.albumentations import GaussNoise
 
     augment = A.Compose([A.HorizontalFlip(), GaussNoise(std_range=(0.1, 0.2))], seed=137)
 
-Arguments, defaults, targets, serialisation and replay are those of albumentations' classes (2.0). The noise is named by
-64 bits of the transform's own generator or, with ``key``, by the image. docs/transforms.md says what differs.
+Arguments, defaults, targets, serialisation and replay are those of albumentations' classes (2.0). The noise's key is 64
+bits of the transform's own generator or, with ``key``, the image's. docs/transforms.md says what differs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ Name = tuple[int, int, int]  # seed, sample, step: plain numbers, so that a repl
 
 
 class _Keyed(OfUnitRange):
-    """What the transforms share. Frames and volumes are one array, whose elements all have noise of their own."""
+    """The part that the transforms share. Frames and volumes are one array, and each of its elements has its own
+    noise."""
 
     key: str | None
     noise_seed: int
@@ -48,8 +49,8 @@ class _Keyed(OfUnitRange):
     replay_mode: bool
 
     def __call__(self, *args: Any, force_apply: bool = False, **data: Any) -> Any:
-        """Calls the transform as Albumentations does. Whether a named image is augmented follows from its name, not
-        from a worker's generator."""
+        """Calls the transform as Albumentations does. The key of an image, not a worker's generator, decides whether it
+        is augmented."""
         call: Any = super().__call__  # type: ignore[misc]
         if self.key is None or self.replay_mode or args:
             return call(*args, force_apply=force_apply, **data)
@@ -61,14 +62,14 @@ class _Keyed(OfUnitRange):
 
     @property
     def available_keys(self) -> set[str]:
-        """The keys that a strict pipeline takes. (``targets_as_params`` would add ours too, but it would warn of
-        replays.)"""
+        """Returns the keys that a strict pipeline takes. (``targets_as_params`` would add ours too, but it would warn
+        about replays.)"""
         keys: set[str] = super().available_keys  # type: ignore[misc]
         return keys if self.key is None else keys | {self.key}
 
     def _set_key(self, key: str | None, noise_seed: int) -> None:
         self.key, self.noise_seed = key, noise_seed
-        nf.Noise(noise_seed)  # a wrong one is said here
+        nf.Noise(noise_seed)  # this raises the error of a wrong seed
 
     def _name(self, data: dict[str, Any]) -> Name:
         if self.key is None:
@@ -97,20 +98,20 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
     """Gaussian noise of uint8, uint16 or float32 images, frames and volumes.
 
     Args:
-        std_range, mean_range: fractions of 255, or of 1 for floats; drawn for each call.
+        std_range, mean_range: fractions of 255, or of 1 for floats. A number in the range is drawn for each call.
         per_channel: False gives all channels of a pixel the same noise.
-        noise_scale_factor: 1; coarser noise is not made here.
-        p: probability of applying the transform, which Albumentations draws or, with ``key``, the image's name does.
-        key: the name of what the caller passes beside the image to name its noise, standard deviation and mean, and
-            whether it has noise at all: with ``key="index"``, ``augment(image=image, index=17)``. An int in [0, 2^56),
-            a str (`augment.sample_id`), or a pair of that and the epoch. The same image then has the same noise in
-            every process, order and run.
-        noise_seed: the seed of what `key` names. Transforms that follow one another take a seed each: with the same one
-            they draw the same noise, and act on the same images.
+        noise_scale_factor: 1; coarser noise is not supported.
+        p: the probability of applying the transform. Albumentations draws it or, with ``key``, the image's key decides.
+        key: the name of a further argument, which gives the key of the image's noise, standard deviation and mean, and
+            decides whether it has noise at all: with ``key="index"``, ``augment(image=image, index=17)``. It is an int
+            in [0, 2^56), a str (`augment.sample_id`), or a pair of that and the epoch. The same image then has the same
+            noise in every process, order and run.
+        noise_seed: the seed beside `key`. Transforms that follow one another each need a seed: with the same one they
+            draw the same noise, and act on the same images.
 
     Raises:
         ValueError: noise_scale_factor is not 1.
-        KeyError: a call without what `key` names.
+        KeyError: a call lacks the argument that `key` names.
     """
 
     class InitSchema(albumentations.GaussNoise.InitSchema):
@@ -141,7 +142,7 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
         return {"std": std, "mean": mean, "noise": name}
 
     def apply(self, img: Array, std: float, mean: float, noise: Name, **params: Any) -> Array:
-        """The whole array is one sample: so frames and slices have noise of their own."""
+        """Adds noise to the whole array as one sample, so that frames and slices have different noise."""
         if (levels := levels_of(img.dtype)) is None:
             self._warn_of_levels(img)
         unit = 1.0 if levels is None else float(LEVELS[levels])
@@ -159,19 +160,19 @@ class GaussNoise(_Keyed, albumentations.GaussNoise):
 
 
 class ISONoise(_Keyed, albumentations.ISONoise):
-    """The noise of a sensitive sensor, in hue and lightness, of RGB images, frames and volumes in uint8, uint16 or
+    """The noise of a sensitive sensor, in hue and lightness, for RGB images, frames and volumes in uint8, uint16 or
     float32.
 
     Args:
-        color_shift: the hue of a pixel moves by a normal number of this range times the intensity, in degrees as
-            OpenCV has them for floats.
-        intensity: the range of the strength; drawn for each call. The lightness l becomes l + N intensity (1 - l), N
-            Poisson with mean intensity times the standard deviation of lightness in the image.
+        color_shift: the hue of a pixel moves by a normal number of this range times the intensity, in OpenCV's degrees
+            for floats.
+        intensity: the range of the strength, which is drawn for each call. The lightness l becomes l + N intensity (1 -
+            l), N Poisson with mean intensity times the standard deviation of lightness in the image.
         p, key, noise_seed: as in `GaussNoise`.
 
     Raises:
-        ValueError: an image that has not three channels.
-        KeyError: a call without what `key` names.
+        ValueError: an image does not have three channels.
+        KeyError: a call lacks the argument that `key` names.
     """
 
     class InitSchema(albumentations.ISONoise.InitSchema):
@@ -199,7 +200,7 @@ class ISONoise(_Keyed, albumentations.ISONoise):
         return {"color_shift": shift, "intensity": intensity, "noise": name}
 
     def apply(self, img: Array, color_shift: float, intensity: float, noise: Name, **params: Any) -> Array:
-        """The whole array is one sample; how strong lightness is, is each frame's own."""
+        """Adds noise to the whole array as one sample. Each frame has its own deviation of lightness."""
         non_rgb_error(img[(0,) * (img.ndim - 3)])
         if not (is_levels := levels_of(img.dtype) is not None):
             self._warn_of_levels(img)
@@ -223,11 +224,12 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
     Args:
         multiplier: the range.
         per_channel: False gives all channels the same numbers.
-        elementwise: whether each pixel has a number of its own; False: all of the image, its frames and slices.
+        elementwise: whether each pixel has a number of its own. False: the whole image, its frames and slices share
+            one.
         p, key, noise_seed: as in `GaussNoise`.
 
     Raises:
-        KeyError: a call without what `key` names.
+        KeyError: a call lacks the argument that `key` names.
     """
 
     class InitSchema(albumentations.MultiplicativeNoise.InitSchema):
@@ -270,17 +272,17 @@ class MultiplicativeNoise(_Keyed, albumentations.MultiplicativeNoise):
 
 
 class ShotNoise(_Keyed, albumentations.ShotNoise):
-    """The noise of counted photons, in uint8 images, frames and volumes, whose levels are to the power of 2.2 in light.
+    """The noise of counted photons, in uint8 images, frames and volumes. Light is the grey level to the power of 2.2.
 
     Args:
-        scale_range: the inverse of the photons that white stands for; drawn for each call.
+        scale_range: the inverse of the number of photons for white; drawn for each call.
         p, key, noise_seed: as in `GaussNoise`.
 
-    Images of uint16 and float32 get what Albumentations makes of them, from a generator that the same name seeds.
+    For uint16 and float32 images, Albumentations makes the noise, from a generator that the same key seeds.
 
     Raises:
-        ValueError: a scale below 1e-6.
-        KeyError: a call without what `key` names.
+        ValueError: a scale is below 1e-6.
+        KeyError: a call lacks the argument that `key` names.
     """
 
     class InitSchema(albumentations.ShotNoise.InitSchema):
@@ -312,7 +314,7 @@ class ShotNoise(_Keyed, albumentations.ShotNoise):
         if img.dtype != np.uint8:
             if levels_of(img.dtype) is None:
                 self._warn_of_levels(img)
-            theirs: Array = super().apply(img, scale, list(noise))  # what seeds NumPy's generator there
+            theirs: Array = super().apply(img, scale, list(noise))  # the list seeds NumPy's generator there
             return theirs
         result: Array = nf.augment.poisson(img, 1 / scale, _noise(noise), gamma=2.2, batched=False)
         return result
@@ -329,8 +331,8 @@ def _iso(image: Array, shifts: Array, uniforms: Array, intensity: float) -> Arra
 
 
 def _poisson(mean: float, uniforms: Array) -> Array:
-    """Numbers of that mean, one for each uniform, by the inverse of the distribution."""
-    spread = 12 * math.sqrt(mean) + 30  # beyond it less than 2^-60 is left on either side
+    """Returns Poisson numbers of that mean, one for each uniform number, by the inverse of the distribution."""
+    spread = 12 * math.sqrt(mean) + 30  # less than 2^-60 of the probability lies beyond on either side
     lowest = max(math.floor(mean - spread), 0)
     ratios = mean / (lowest + np.arange(2 * math.ceil(spread) + 2.0).clip(1))
     ratios[0] = 1.0
@@ -340,7 +342,7 @@ def _poisson(mean: float, uniforms: Array) -> Array:
 
 
 def _product(img: Array, factors: Array) -> Array:
-    """Of bytes, rounded to nearest even: by tables for the image or its channels, or as OpenCV rounds."""
+    """Multiplies bytes, rounded to nearest even: by tables for the image or its channels, or as OpenCV rounds."""
     product: Any
     if factors.ndim == 1 and len(factors) < 100:  # OpenCV looks up so many channels
         levels = np.arange(256, dtype=np.float32)[:, None]

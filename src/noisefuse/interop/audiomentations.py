@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""audiomentations with named noise: `AddGaussianNoise` and `AddGaussianSNR` in the place of theirs.
+"""audiomentations with keyed noise: `AddGaussianNoise` and `AddGaussianSNR` in place of the classes of the same names.
 
     from noisefuse.interop.audiomentations import AddGaussianSNR
 
     augment = Compose([AddGaussianSNR(min_snr_db=10.0, p=0.5), PitchShift()])
 
-Arguments, defaults, frozen parameters and their serialisation are those of audiomentations' classes (0.43). The noise
-is named by 64 bits of Python's `random`, which draws the parameters of audiomentations, or by the clip (``at``).
-docs/transforms.md says what differs.
+Arguments, defaults, frozen parameters and their serialisation are those of audiomentations' classes (0.43). The noise's
+key is 64 bits of Python's `random`, which draws audiomentations' parameters, or the clip's (``at``). docs/transforms.md
+says what differs.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ Samples = NDArray[np.float32]
 
 
 class _Gaussian(Named):
-    """What the two share. All that is random is a parameter, the noise as its seed, sample and step: frozen, they
-    make the same noise again."""
+    """The part that both share. Everything random is a parameter, the noise as its seed, sample and step: frozen
+    parameters repeat the noise."""
 
     parameters: dict[str, Any]
     p: float
 
     def at(self, key: Key, epoch: int = 0, *, seed: int = 0) -> Any:
         named: Any = super().at(key, epoch, seed=seed)
-        named.parameters = {"should_apply": None}  # its own, and drawn even if this one's are frozen
+        named.parameters = {"should_apply": None}  # its own parameter, drawn even if this one's are frozen
         return named
 
     at.__doc__ = Named.at.__doc__
@@ -71,12 +71,12 @@ class AddGaussianNoise(_Gaussian, audiomentations.AddGaussianNoise):
     """Gaussian noise of a random standard deviation, in clips (samples,) or (channels, samples) of float32.
 
     Args:
-        min_amplitude, max_amplitude: of the standard deviation, in units of the samples.
-        p: probability of applying the transform.
+        min_amplitude, max_amplitude: the range of the standard deviation, in units of the samples.
+        p: the probability of applying the transform.
 
     Raises:
-        ValueError: a range that is none.
-        TypeError: samples that are not float32 (or float64, which audiomentations converts).
+        ValueError: a range is wrong.
+        TypeError: the samples are not float32 (or float64, which audiomentations converts).
     """
 
     def __init__(self, min_amplitude: float = 0.001, max_amplitude: float = 0.015, p: float = 0.5) -> None:
@@ -96,12 +96,12 @@ class AddGaussianSNR(_Gaussian, audiomentations.AddGaussianSNR):
     """Gaussian noise at a random signal-to-noise ratio, in clips (samples,) or (channels, samples) of float32.
 
     Args:
-        min_snr_db, max_snr_db: of the ratio in decibels. The signal's level is the mean of its channels' RMS.
-        p: probability of applying the transform.
+        min_snr_db, max_snr_db: the range of the ratio in decibels. The signal's level is the mean of its channels' RMS.
+        p: the probability of applying the transform.
 
     Raises:
-        ValueError: a range that is none; samples that are not finite.
-        TypeError: samples that are not float32 (or float64, which audiomentations converts).
+        ValueError: a range is wrong, or samples are not finite.
+        TypeError: the samples are not float32 (or float64, which audiomentations converts).
     """
 
     def __init__(self, min_snr_db: float = 5.0, max_snr_db: float = 40.0, p: float = 0.5) -> None:

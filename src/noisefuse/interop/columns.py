@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise for batches that are columns, dicts of NumPy arrays, one of which names the rows.
+"""Noise for batches of columns, which are dicts of NumPy arrays, one of them with the rows' ids.
 
-So Ray Data's ``map_batches(.., batch_format="numpy")`` and Hugging Face's ``map(.., batched=True)`` hand batches over.
-What is drawn depends on the seed, the row's id and the noise's step alone: not on the batches, their order, or the
-workers. Ids are ints in [0, 2^56), or strs: `augment.sample_id`.
+Ray Data's ``map_batches(.., batch_format="numpy")`` and Hugging Face's ``map(.., batched=True)`` pass such batches. The
+noise depends on the seed, the row's id and the noise's step alone: not on the batches, their order, or the workers. Ids
+are ints in [0, 2^56), or strs: `augment.sample_id`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Columns: TypeAlias = Mapping[str, Any]
 
 
 def need_noise(noise: object) -> None:
-    """Raises TypeError unless this is a Noise, which names everything but the samples."""
+    """Raises TypeError unless this is a Noise, whose key gives all but the samples."""
     if not isinstance(noise, nf.Noise):
         raise TypeError(f"noise: expected a Noise, got {got(noise)}")
 
 
 def need_training(schedule: object, target: object) -> None:
-    """TypeError, ValueError: of these no pair of x_t and a target is made."""
+    """Raises TypeError or ValueError if no pair of x_t and a target can be made of these."""
     need_schedule(schedule)
     need_target(target)
 
@@ -41,14 +41,14 @@ def need_function(augment: object) -> None:
 
 
 def told(made_of: Any) -> str:
-    """What a repr says of a schedule, or of a function."""
+    """Returns the text for a schedule, or a function, in a repr."""
     if isinstance(made_of, nf.Schedule):
         return f"{made_of.name}, {len(made_of)} steps"
     return getattr(made_of, "__qualname__", repr(made_of))
 
 
 def of_rows(noise: nf.Noise, ids: Any) -> nf.Noise:
-    """The noise of rows with these ids: integers (B,), or ints and strs."""
+    """Returns the noise of rows with these ids: integers (B,), or ints and strs."""
     if isinstance(ids, np.ndarray) and ids.dtype.kind in "OUT":
         ids = ids.tolist()
     if isinstance(ids, list | tuple) and any(isinstance(key, str) for key in ids):
@@ -57,7 +57,7 @@ def of_rows(noise: nf.Noise, ids: Any) -> nf.Noise:
 
 
 def drawn_times(schedule: nf.Schedule, noise: nf.Noise, n: int) -> NDArray[np.int64]:
-    """A uniform time for each of n rows, of stream 7 whatever the noise's is, so independent of the noise."""
+    """Returns a uniform time for each of n rows. It is always drawn from stream 7, and so independent of the noise."""
     u = nf.uniform((n, 1), noise.at(stream=0))[:, 0]
     times: NDArray[np.int64] = (u * len(schedule)).astype(np.int64)
     return times
@@ -81,12 +81,12 @@ class _NamedColumns:
 
 
 class NoisyColumns(_NamedColumns):
-    """Noises the images of a batch; docs/dask.md has the lines for Ray Data, Hugging Face and Spark.
+    """Adds noise to the images of a batch; docs/dask.md has the lines for Ray Data, Hugging Face and Spark.
 
     Args:
-        schedule: Schedule; t is uniform over its steps.
-        noise: Noise; its step is the epoch, and the ids take the place of its samples.
-        id, image: the columns of the ids, and of the images: uint8 (0 .. 255 become -1 .. 1) or float, (B, ...).
+        schedule: a Schedule; t is uniform over its steps.
+        noise: a Noise; its step is the epoch, and the ids replace its samples.
+        id, image: the names of two columns: the ids, and the images (B, ...), uint8 (0 .. 255 become -1 .. 1) or float.
         target: as in `q_sample`.
 
     >>> noisy = nf.interop.columns.NoisyColumns(nf.Schedule.cosine(1000), nf.Noise(7, step=3))
@@ -113,10 +113,10 @@ class NoisyColumns(_NamedColumns):
         return f"NoisyColumns({told(self.schedule)}, {self._told()}, target={self.target!r})"
 
     def __call__(self, batch: Columns) -> dict[str, Any]:
-        """The batch's columns, with x_t, t (int64) and target in place of the images.
+        """Returns the batch's columns, with x_t, t (int64) and target in place of the images.
 
         Raises:
-            KeyError: a column is missing. What `q_sample` raises.
+            KeyError: a column is missing. Other errors are those of `q_sample`.
         """
         noise, images = self._read(batch)
         t = drawn_times(self.schedule, noise, len(images))
@@ -126,11 +126,11 @@ class NoisyColumns(_NamedColumns):
 
 
 class AugmentedColumns(_NamedColumns):
-    """Augments the images of a batch, by `noisefuse.augment`, say.
+    """Augments the images of a batch, for instance by `noisefuse.augment`.
 
     Args:
-        augment: function(images, noise) -> images; a stage takes a stream of the noise. One that can be pickled, where
-            workers are other processes.
+        augment: function(images, noise) -> images; each stage takes one stream of the noise. Workers in other processes
+            need a function that can be pickled.
         noise, id, image: as in `NoisyColumns`.
 
     >>> def speckled(images, noise):
@@ -152,6 +152,6 @@ class AugmentedColumns(_NamedColumns):
         return f"AugmentedColumns({told(self.augment)}, {self._told()})"
 
     def __call__(self, batch: Columns) -> dict[str, Any]:
-        """The batch, with other images. KeyError: a column is missing."""
+        """Returns the batch with augmented images. KeyError: a column is missing."""
         noise, images = self._read(batch)
         return {**batch, self.image: self.augment(images, noise)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks that were stored before `dask` was a folder name this module."""
+"""The module's former name, for tasks that were stored before `dask` was a folder."""
 
 from .dask.blocks import Call as Call
 from .dask.blocks import _Task as _Task

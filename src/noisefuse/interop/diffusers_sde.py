@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step that draws noise is, for flow matching in diffusers: rows of the samplers, with their log-densities."""
+"""Steps that draw noise, for flow matching in diffusers: rows of the samplers, with their log-densities."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LEVEL = {"sde": "noise_level", "cps": "noise_level", "dance_sde": "eta"}
 
 @dataclass
 class FlowMatchSDEDiscreteSchedulerOutput(BaseOutput):
-    """What a step of `FlowMatchSDEDiscreteScheduler` returns, as a tuple in this order with return_dict=False.
+    """The result of a step of `FlowMatchSDEDiscreteScheduler`, with return_dict=False a tuple in this order.
 
     Attributes:
-        prev_sample: x', of the model output's dtype.
-        log_prob: float32 (B,), the mean over a sample's elements; None where it was not asked for.
-        prev_sample_mean: the Gaussian's mean, float32 (float64 where the sample is).
-        std_dev_t: the Gaussian's standard deviation, but of "sde" that over sqrt(sigma - sigma'): a number, or
-            (B, 1, ..) where each sample has its time.
+        prev_sample: x', in the model output's dtype.
+        log_prob: float32 (B,), the mean over a sample's elements; None if it is not wanted.
+        prev_sample_mean: the Gaussian's mean, float32 (float64 if the sample is).
+        std_dev_t: the Gaussian's standard deviation, for "sde" divided by sqrt(sigma - sigma'): a number, or (B, 1, ..)
+            if each sample has its own time.
     """
 
     prev_sample: Tensor
@@ -43,22 +43,22 @@ class FlowMatchSDEDiscreteSchedulerOutput(BaseOutput):
 
 @dataclass(frozen=True)
 class Transitions:
-    """The rows of a run, of one kind and level of noise."""
+    """The rows of a run, of one kind and noise level."""
 
     kind: str
     table: nf.Tableau
     mean: nf.Tableau
-    std_dev: Any  # of each row, as they call it
-    sqrt_dt: Any  # of each row
+    std_dev: Any  # each row's, by verl-omni's definition
+    sqrt_dt: Any  # each row's
 
     def take(
         self, i: Any, x: Tensor, m: Tensor, draw: Callable[[], Any], x_next: Tensor | None, dtype: torch.dtype,
         log_prob: bool, constants: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
-        """x' of this dtype, its log-density (it is the stored one's), the mean, and std_dev.
+        """Returns x' of this dtype, its log-density (of the rounded x'), the mean, and std_dev.
 
-        i: a row, or (B,) of them. draw: the noise of a step whose x' is not given. constants: whether the log-density
-        has those of the Gaussian; that of "cps" never has.
+        i: a row, or (B,) of them. draw: returns the noise of a step whose x' is not given. constants: whether the
+        log-density has the Gaussian's constants; that of "cps" never has them.
         """
         kind = torch.promote_types(x.dtype, m.dtype)
         x, m, found = x.to(kind), m.to(kind), None
@@ -81,7 +81,7 @@ class Transitions:
         return x_next.to(dtype), None if found is None else found.float(), mean, std
 
     def roots(self, i: Any, x: Tensor) -> Tensor:
-        """sqrt(sigma - sigma') of each sample, (B,)."""
+        """Returns sqrt(sigma - sigma') for each sample, (B,)."""
         return _of_rows(self.sqrt_dt, i, x.shape[:1], x.device)
 
 
@@ -94,7 +94,7 @@ def _of_rows(numbers: Any, i: Any, shape: tuple[int, ...], device: torch.device)
 
 @lru_cache(maxsize=64)
 def transitions(kind: str, sigmas: Sequence[float], level: float) -> Transitions:
-    """Of these sigmas, of which the last is 0. ValueError: another kind; sigmas that are no run down to 0."""
+    """Returns the transitions of these sigmas, the last of them 0. ValueError: the kind or the sigmas are wrong."""
     if kind not in SDES:
         raise ValueError(f"sde_type = {kind!r}: expected one of {', '.join(map(repr, SDES))}")
     if len(sigmas) < 2 or sigmas[-1] != 0:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise for the elements of Grain's pipelines, named by index or by the generator that Grain hands each element.
+"""Noise for the elements of Grain's pipelines, with keys from the index or from the generator that Grain gives them.
 
     source = grain.MapDataset.source(rows).map_with_index(noisy.map_with_index)  # by index: `noisy` has a noise
     loader = grain.DataLoader(.., operations=[noisy])                            # by Grain's generator: it has none
 
-An element is a dict, of which one entry is an image. What is drawn depends neither on workers, nor on threads that
-read ahead, nor on where a run was resumed.
+An element is a dict, and one of its entries is an image. The noise depends neither on workers, nor on threads that read
+ahead, nor on where a run was resumed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["Augmented", "Noisy"]
 Element = Mapping[str, Any]
 
 
-class _Named(grain.transforms.RandomMap):  # type: ignore[misc]  # of a package without types
+class _Named(grain.transforms.RandomMap):  # type: ignore[misc]  # a package without types
     def __init__(self, noise: nf.Noise | None, length: int | None, image: str) -> None:
         if length is not None and operator.index(length) < 1:
             raise ValueError(f"length = {length}: expected the number of elements of the source, from 1")
@@ -43,14 +43,14 @@ class _Named(grain.transforms.RandomMap):  # type: ignore[misc]  # of a package 
         self.image: str = image
 
     def random_map(self, element: Element, rng: np.random.Generator) -> dict[str, Any]:
-        """Noise whose seed is 64 bits of the generator, which Grain seeds by its own seed and the element's place."""
+        """Uses 64 bits of the generator as the noise's seed. Grain seeds it by its own seed and the element's place."""
         if self.noise is not None:
             raise TypeError("noise: by Grain's generator expected none; by index use map_with_index(.map_with_index)")
         return self._made(element, nf.Noise.from_rng(rng))
 
     def map_with_index(self, index: int, element: Element) -> dict[str, Any]:
-        """Noise whose sample is the noise's plus the index, as ``map_with_index`` has it. With a length the index is
-        that of the source, and the epoch, which ``repeat`` counts up, is added to the step."""
+        """Adds the index to the noise's sample, for Grain's ``map_with_index``. With a length, the index is that of the
+        source, and the epoch, which ``repeat`` counts, is added to the step."""
         if self.noise is None:
             raise TypeError("noise: expected a Noise, to name elements by index")
         epoch, place = divmod(int(index), self.length) if self.length else (0, int(index))
@@ -69,13 +69,14 @@ class _Named(grain.transforms.RandomMap):  # type: ignore[misc]  # of a package 
 
 
 class Noisy(_Named):
-    """Noises the image of an element: x_t, t and target take its place.
+    """Adds noise to the image of an element: x_t, t and target replace it.
 
     Args:
-        schedule: Schedule; t is uniform over its steps.
-        noise: Noise, for elements that an index names; None for those that Grain's generator does.
-        length: elements of the source, where ``repeat`` comes after this: an index goes on counting then.
-        image: the name of the image: uint8 (0 .. 255 become -1 .. 1) or float, of any shape.
+        schedule: a Schedule; t is uniform over its steps.
+        noise: a Noise, if the index gives the key; None if Grain's generator does.
+        length: the number of elements in the source. It is needed if ``repeat`` comes after this, since the index then
+            goes on counting.
+        image: the name of the image, which is uint8 (0 .. 255 become -1 .. 1) or float, of any shape.
         target: as in `q_sample`.
 
     >>> noisy = nf.interop.grain.Noisy(nf.Schedule.cosine(1000), nf.Noise(7))
@@ -109,10 +110,10 @@ class Noisy(_Named):
 
 
 class Augmented(_Named):
-    """Augments the image of an element, by `noisefuse.augment`, say.
+    """Augments the image of an element, for instance by `noisefuse.augment`.
 
     Args:
-        augment: function(image, noise) -> image, of one image: ``batched=False``.
+        augment: function(image, noise) -> image, for one image: ``batched=False``.
         noise, length, image: as in `Noisy`.
 
     >>> def speckled(image, noise):

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""k-diffusion's sampling functions, run by rows: the same names, arguments, defaults and callbacks.
+"""k-diffusion's sampling functions, run by rows, with the same names, arguments, defaults and callbacks.
 
     from noisefuse.interop.k_diffusion import sample_dpmpp_2m  # k_diffusion.sampling.sample_dpmpp_2m
 
-Those of k_diffusion/sampling.py (Crowson 2022), and of ComfyUI's comfy/k_diffusion/sampling.py `sample_ddpm`,
-`sample_lcm`, `sample_ipndm` and `sample_gradient_estimation`. Neither is needed. docs/k_diffusion.md: what differs.
+The functions are those of k_diffusion/sampling.py (Crowson 2022), and from ComfyUI's comfy/k_diffusion/sampling.py
+`sample_ddpm`, `sample_lcm`, `sample_ipndm` and `sample_gradient_estimation`. Neither library is needed.
+docs/k_diffusion.md says what differs.
 
-The model is theirs, ``model(x, sigma, **extra_args)``, sigma (B,), and returns the clean sample, x = x0 + sigma z. Each
-step is one pass, and x a new tensor after it.
+The model has their interface, ``model(x, sigma, **extra_args)``, sigma (B,), and returns the clean sample, x = x0 +
+sigma z. Each step is one pass, and returns a new tensor x.
 
-Noise is theirs where nothing is said: ``torch.randn_like``, from torch's generator, so that a seed gives the picture
-that it gave; or, as in ComfyUI, from a generator of ``extra_args["seed"]``. ``noise=``, a `Noise` or a list of them,
-one for each sample of the batch, is drawn within the step: by row i, the i-th model call, from stream 3 at step
-``noise.step + i``, as in `Sampler.step`.
+By default the noise is theirs: ``torch.randn_like``, from torch's generator, so a seed gives the same picture as there;
+or, as in ComfyUI, from a generator of ``extra_args["seed"]``. ``noise=``, a `Noise` or a list of them, one for each
+sample of the batch, is drawn within the step: by row i, the i-th model call, from stream 3 at step ``noise.step + i``,
+as in `Sampler.step`.
 """
 
 from __future__ import annotations
@@ -62,28 +63,29 @@ NoiseSampler: TypeAlias = Callable[[Any, Any], torch.Tensor]
 Callback: TypeAlias = "Callable[[dict[str, Any]], object] | None"
 ExtraArgs: TypeAlias = "dict[str, Any] | None"
 
-_EXPLODING = nf.Schedule.karras(2)  # alpha = 1, which is all that a list of levels needs of it
+_EXPLODING = nf.Schedule.karras(2)  # alpha = 1, all that a list of noise levels needs
 
 
 # ---- noise -------------------------------------------------------------------------------------------------
 
 
 def noise_sampler(x: torch.Tensor, noise: Noises) -> NoiseSampler:
-    """A noise sampler for k-diffusion's functions, and others with their interface: f(sigma, sigma_next) -> z like x.
+    """Returns a noise sampler f(sigma, sigma_next) -> z like x, for k-diffusion's functions and others with their
+    interface.
 
-    Call k draws ``randn_like(x, noise.at(step=noise.step + k, stream=3))``: what the functions here draw in row k, so
-    that both ways give one picture where each step is one call of the model. It does not read the levels: functions
-    that want increments of one Brownian motion (their `sample_dpmpp_sde`) take `brownian_noise_sampler`.
+    Call k draws ``randn_like(x, noise.at(step=noise.step + k, stream=3))``. The functions here draw the same in row k,
+    so both ways give one picture if each step is one call of the model. It does not read the noise levels: functions
+    that need increments of one Brownian motion (their `sample_dpmpp_sde`) take `brownian_noise_sampler`.
 
     Args:
-        x: of the shape, dtype and device that z has; axis 0 is the batch.
+        x: a tensor with the shape, dtype and device of z; axis 0 is the batch.
         noise: a Noise, or a list with one for each sample.
 
     Returns:
         f(sigma, sigma_next) -> z, a new tensor.
 
     Raises:
-        TypeError: at the first call, a noise that is none.
+        TypeError: noise is no noise. The first call raises it.
 
     >>> import torch
     >>> from noisefuse.interop import k_diffusion
@@ -107,23 +109,24 @@ def brownian_noise_sampler(
     *,
     transform: Callable[[float], float] = float,
 ) -> NoiseSampler:
-    """In place of k-diffusion's BrownianTreeNoiseSampler: f(sigma, sigma_next) -> z like x, of one Brownian motion.
+    """Returns f(sigma, sigma_next) -> z like x, of one Brownian motion, in place of k-diffusion's
+    BrownianTreeNoiseSampler.
 
-    z is its increment from one level to the other, over the root of the time between them (`Noise.interval`): runs of
-    more or fewer steps see the same path, and nothing is stored. Calls may come in any order.
+    z is its increment from one noise level to the other, over the root of the time between them (`Noise.interval`).
+    Runs of more or fewer steps see the same path, and nothing is stored. Calls may come in any order.
 
     Args:
-        x: of the shape, dtype and device that z has; axis 0 is the batch.
-        sigma_min, sigma_max: between which all levels lie.
+        x: a tensor with the shape, dtype and device of z; axis 0 is the batch.
+        sigma_min, sigma_max: the range of all noise levels.
         noise: a Noise, or a list with one for each sample, of a step below 128.
-        transform: sigma -> time, monotonic; time is sigma itself where nothing is said, as theirs.
+        transform: sigma -> time, monotonic. By default time is sigma itself, as in k-diffusion.
 
     Returns:
         f(sigma, sigma_next) -> z, a new tensor.
 
     Raises:
-        ValueError: levels outside of the span (a float32 may be, by its rounding), or within 2^-24 of it.
-        TypeError: a noise that is none. Others as `Noise.interval`.
+        ValueError: noise levels lie outside the span (rounding to float32 may do that), or within 2^-24 of it.
+        TypeError: noise is no noise. Other errors are those of `Noise.interval`.
 
     >>> import torch
     >>> from noisefuse.interop import k_diffusion
@@ -138,19 +141,20 @@ def brownian_noise_sampler(
     def time(sigma: Any) -> float:
         level = float(sigma)
         within = min(max(level, least), most)
-        # a level of float32 may lie as much beyond an end as it was rounded
+        # a float32 noise level may lie beyond an end by its rounding
         return transform(within if math.isclose(level, within, rel_tol=2**-23) else level)
 
     def draw(sigma: Any, sigma_next: Any) -> torch.Tensor:
         t0, t1 = time(sigma), time(sigma_next)
-        names_of(noise)  # which says what is no noise
+        names_of(noise)  # it raises the error
         return nf.randn_like(x, each(noise, lambda name: name.interval(t0, t1, span=(low, high))))
 
     return draw
 
 
 def _brownian(call: _Call, noise: Noises | None, given: NoiseSampler | None) -> Noises | None:
-    """Of samplers that get a Brownian tree: noise that extra_args' seed names, else a word of torch's generator."""
+    """Returns noise for samplers with a Brownian tree: from the seed in extra_args, else from a word of torch's
+    generator."""
     if noise is None and given is None:
         seed = _seed(call)
         return nf.Noise(int(torch.randint(0, 2**63 - 1, ())) if seed is None else seed)
@@ -158,13 +162,15 @@ def _brownian(call: _Call, noise: Noises | None, given: NoiseSampler | None) -> 
 
 
 def _seed(call: _Call) -> int | None:
-    """Of extra_args, as ComfyUI hands it on; to k-diffusion's own functions it is an option of the model alone."""
+    """Returns the seed in extra_args, as ComfyUI passes it. For k-diffusion's own functions it is only the model's
+    option."""
     seed = (call.extra_args or {}).get("seed")
     return None if seed is None else int(seed)
 
 
 def _by_torch(x: torch.Tensor, seed: int | None) -> NoiseSampler:
-    """torch's generator; with a seed one of its own, as ComfyUI's default_noise_sampler has it: seed + 1 on CPUs."""
+    """Draws from torch's generator; with a seed from a new one, like ComfyUI's default_noise_sampler: seed + 1 on
+    CPUs."""
     if seed is None:
         return lambda sigma, sigma_next: torch.randn_like(x)
     generator = torch.Generator(x.device).manual_seed(seed + (x.device.type == "cpu"))
@@ -172,23 +178,23 @@ def _by_torch(x: torch.Tensor, seed: int | None) -> NoiseSampler:
     return lambda sigma, sigma_next: torch.randn(x.shape, **like)
 
 
-# ---- a list of levels, as rows -----------------------------------------------------------------------------
+# ---- a list of noise levels, as rows -----------------------------------------------------------------------
 
 
 class _Run(NamedTuple):
-    """A sampler and what of it k-diffusion's loop over steps asks."""
+    """A sampler and the parts that k-diffusion's loop over steps needs."""
 
     sampler: nf.Sampler
-    steps: tuple[range, ...]  # of each step its rows
-    times: list[float]  # of each row, what the model is told
+    steps: tuple[range, ...]  # the rows of each step
+    times: list[float]  # the model's t in each row
     draws: list[bool]
     levels: tuple[float, ...]
-    kick: float = 0.0  # standard deviation of what comes before the first row
+    kick: float = 0.0  # the standard deviation of the noise before the first row
 
 
 @lru_cache(maxsize=64)
 def _run(make: Callable[..., Any], levels: tuple[float, ...], s_noise: float = 1.0, **options: Any) -> _Run:
-    """The rows of a list of levels: of a function of ``nf.samplers``, or ``_churned``."""
+    """Returns the rows of a list of noise levels, from a function of ``nf.samplers``, or ``_churned``."""
     if make is _churned:
         table, kick = _churned(levels, s_noise, **options)
     else:
@@ -204,7 +210,7 @@ def _of(make: Callable[..., nf.Sampler], levels: Sequence[float], **options: Any
 
 
 def _with_noise(table: Tableau, factor: float) -> Tableau:
-    """The table with fresh noise times a factor."""
+    """Returns the table with fresh noise times a factor."""
     if factor == 1:
         return table
     rows = table.rows.copy()
@@ -221,12 +227,12 @@ def _churned(
     s_tmin: float,
     s_tmax: float,
 ) -> tuple[Tableau, float]:
-    """Karras et al. 2022, algorithm 2, of any method that remembers no step; and what the first x is given.
+    """Karras et al. 2022, algorithm 2, with any method that remembers no step; and the noise before the first row.
 
         gamma = min(s_churn / n, sqrt(2) - 1) if s_tmin <= sigma <= s_tmax else 0,    sigma^ = sigma + gamma sigma
         x^ = x + s_noise sqrt(sigma^^2 - sigma^2) z                    before the model is called
 
-    The noise before a model call is added by the row before it.
+    The row before a model call adds the call's noise.
     """
     n, most = len(levels) - 1, math.sqrt(2) - 1
     raised = [level * (1 + min(s_churn / n, most) * (s_tmin <= level <= s_tmax)) for level in levels[:-1]]
@@ -243,7 +249,7 @@ def _churned(
 
 
 class _Call(NamedTuple):
-    """What all functions take."""
+    """The arguments of all functions."""
 
     model: Model
     x: torch.Tensor
@@ -261,12 +267,13 @@ def _sample(
     s_noise: float = 1.0,
     **options: Any,
 ) -> torch.Tensor:
-    """k-diffusion's loop. noise: within the rows; else ``given`` draws for each row that needs it, or torch does."""
+    """Runs k-diffusion's loop. noise: drawn within the rows; else ``given`` draws for each row that needs it, or
+    torch."""
     if noise is not None and given is not None:
         raise TypeError("noise, noise_sampler: give one of them")
     x, sigmas = call.x, call.sigmas
     if noise is not None:
-        names_of(noise)  # which says what is none: a row would take an array, too, and the next one the same
+        names_of(noise)  # it raises the error: a row would take an array, too, and the next row the same one
     for name, tensor in (("x", x), ("sigmas", sigmas)):
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
@@ -275,14 +282,14 @@ def _sample(
         raise ValueError(f"sigmas, x: expected levels along one axis, and a batch, got shapes {shapes}")
     if len(sigmas) < 2:
         return x
-    # a tensor is another key each time
+    # a tensor would be a new key each time
     numbers = {key: value.item() if isinstance(value, torch.Tensor) else value for key, value in options.items()}
     run = _run(make, tuple(sigmas.tolist()), float(s_noise), **numbers)
-    if given is None:  # where the functions draw, the seed is theirs; else, as in churn, the model's alone
+    if given is None:  # the seed is for default draws; otherwise, as in churn, it is the model's alone
         seeded = noise is None and make is not _churned and any(run.draws)
         given = _by_torch(x, _seed(call) if seeded else None)
     with torch.no_grad():
-        if run.kick:  # named by a row that there is not
+        if run.kick:  # it has the key of a row that does not exist
             first = torch.randn_like(x) if noise is None else nf.randn_like(x, at_row(noise, len(run.times), SAMPLER))
             x = x + run.kick * first
         return _loop(call, run, x, noise, given)
@@ -311,7 +318,8 @@ def _loop(call: _Call, run: _Run, x: torch.Tensor, noise: Noises | None, given: 
 
 
 def _between(run: _Run, sigmas: torch.Tensor, step: int, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The levels of the noise that row i draws: the step's ends, or of a Brownian motion in two pieces those of one."""
+    """Returns the noise levels for row i's draw: the step's ends, or for a Brownian motion in two pieces one piece's
+    ends."""
     rows = run.steps[step]
     if len(rows) == 1 or not run.draws[rows.start]:
         return sigmas[step], sigmas[step + 1]
@@ -320,7 +328,7 @@ def _between(run: _Run, sigmas: torch.Tensor, step: int, i: int) -> tuple[torch.
 
 
 def _bar(steps: tuple[range, ...], disable: bool | None) -> Iterable[range]:
-    """With tqdm's bar, where tqdm is installed."""
+    """Adds tqdm's bar if tqdm is installed."""
     if disable:
         return steps
     try:
@@ -385,7 +393,7 @@ torch.Size([2, 3])"""
 
 
 class _Function(Protocol):
-    """Type checkers see each function as this: it has all parameters that one of them has."""
+    """The functions' type for type checkers: it has every parameter of every function."""
 
     def __call__(
         self,
@@ -412,11 +420,11 @@ class _Function(Protocol):
 
 
 _PARAMETERS = inspect.signature(_Function.__call__).parameters
-_OPTIONS = {"max_order": "order", "ge_gamma": "gamma", "solver_type": "solver"}  # a rule's names, where they differ
+_OPTIONS = {"max_order": "order", "ge_gamma": "gamma", "solver_type": "solver"}  # a rule's names, if they differ
 
 
 def _signature(own: str) -> inspect.Signature:
-    """Returns the parameters that all functions have, followed by a function's own. The noise goes by name alone."""
+    """Returns the parameters that all functions have, followed by a function's own. The noise is a keyword argument."""
     named = [_PARAMETERS[name] for name in (*_Call._fields, *own.split())]
     kinds = [p.KEYWORD_ONLY if p.name == "noise" else p.POSITIONAL_OR_KEYWORD for p in named]
     return inspect.Signature(

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kornia with named noise: `RandomGaussianNoise` in the place of theirs.
+"""kornia with keyed noise: `RandomGaussianNoise` in place of kornia's class.
 
     from noisefuse.interop.kornia import RandomGaussianNoise
 
     augment = AugmentationSequential(RandomHorizontalFlip(), RandomGaussianNoise(std=0.1, p=0.5), data_keys=["input"])
 
 Arguments, defaults, shapes, containers and replay by ``params`` are those of `kornia.augmentation.RandomGaussianNoise`
-(0.9). The noise is named by 64 bits of torch's generator, or by the images (``at``). docs/transforms.md says what
-differs.
+(0.9). The noise's key is 64 bits of torch's generator, or the images' (``at``). docs/transforms.md says what differs.
 """
 
 from __future__ import annotations
@@ -33,21 +32,21 @@ __all__ = ["RandomGaussianNoise"]
 
 
 class RandomGaussianNoise(augmentation.RandomGaussianNoise):
-    """Gaussian noise of images (B, C, H, W), (C, H, W) or (H, W), of any floating dtype; nothing is clipped.
+    """Gaussian noise for images (B, C, H, W), (C, H, W) or (H, W), of any floating dtype; nothing is clipped.
 
-    ``_params["noise"]`` has the seed, sample and step of each image's noise, (B, 3) int64; with ``params=`` they make
-    the same noise again, of other images too, whatever the device.
+    ``_params["noise"]`` has the seed, sample and step of each image's noise, (B, 3) int64. With ``params=`` they repeat
+    the noise, for other images too, on any device.
 
     Args:
-        mean, std: in the units of the images. Or tensors whose shapes broadcast to (B, C, H, W), such as (B, 1, 1, 1)
-            for each image; gradients reach them, so they may be parameters. They take torch's arithmetic, which rounds
-            more often.
+        mean, std: numbers in the units of the images. Or tensors whose shapes broadcast to (B, C, H, W), such as (B, 1,
+            1, 1) for each image. Gradients reach tensors, so they may be parameters. They use torch's arithmetic, which
+            rounds more often.
         same_on_batch: gives all images the same noise.
-        p: probability of applying the transform, for each image.
+        p: the probability of applying the transform, for each image.
         keepdim: whether the result has the shape of the input, or is a batch.
 
     Raises:
-        ValueError: a negative std, a p outside [0, 1].
+        ValueError: std is negative, or p lies outside [0, 1].
     """
 
     _noise: nf.Noise | None = None
@@ -65,8 +64,9 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
         super().__init__(mean, std, same_on_batch, p, keepdim)
 
     def at(self, keys: Key | Sequence[Key] | Tensor, epoch: int = 0, *, seed: int = 0) -> RandomGaussianNoise:
-        """The transform of a batch whose images name the noise of each and, with p, whether it is applied: whatever
-        the process, the order, the batch and the run. Transforms that follow one another take a seed each.
+        """Returns the transform for a batch with a key for each image. The key gives the noise and, with p, decides
+        whether it is applied, in any process, order, batch and run. Transforms that follow one another each need a
+        seed.
 
         keys: one for each image (with same_on_batch one for all): ints in [0, 2^56), or strs (`augment.sample_id`).
         """
@@ -83,7 +83,7 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
             rows = torch.stack([word().expand(count), samples, torch.zeros_like(samples)], 1)
         else:
             noise = self._named(count)
-            seed = noise.seed - (noise.seed >> 63 << 64)  # as the bits of an int64
+            seed = noise.seed - (noise.seed >> 63 << 64)  # the bits of an int64
             listed = [[seed, int(sample), noise.step] for sample in noise.sample]
             rows = torch.tensor(listed, dtype=torch.int64).reshape(-1, 3)
         return {"noise": rows.expand(batch_shape[0], 3).contiguous()}
@@ -99,7 +99,7 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
         return torch.from_numpy(applied).to(self.device, self.dtype).expand(batch_shape[0])
 
     def _named(self, count: int) -> Any:
-        """The noise that `at` was given the keys of."""
+        """Returns the noise of the keys given to `at`."""
         noise: Any = self._noise
         if len(noise.sample) != count:
             raise ValueError(f"keys: expected {count} for the images of this batch, got {len(noise.sample)}")
@@ -123,7 +123,7 @@ class RandomGaussianNoise(augmentation.RandomGaussianNoise):
 
 
 def _of_rows(rows: list[list[int]]) -> nf.Noise | list[nf.Noise]:
-    """One name for all, where they have a seed and step in common, as when they were drawn together."""
+    """Returns one Noise for all, if they share seed and step, as those drawn together do."""
     if len({(seed, step) for seed, _, step in rows}) == 1:
         seed, _, step = rows[0]
         return nf.Noise(seed % (1 << 64), sample=[sample for _, sample, _ in rows], step=step)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI with named noise: `RandGaussianNoise` and `RandGaussianNoised` in the place of theirs.
+"""MONAI with keyed noise: `RandGaussianNoise` and `RandGaussianNoised` in place of the classes of the same names.
 
     from noisefuse.interop.monai import RandGaussianNoised
 
     augment = Compose([LoadImaged("image"), RandGaussianNoised("image", prob=0.5, key="index")])
 
-Arguments, defaults, types, metadata and `set_random_state` are those of MONAI's classes (1.6). The noise is named by 64
-bits of the transform's own generator, or by the image (``at``, ``key``). docs/transforms.md says what differs.
+Arguments, defaults, types, metadata and `set_random_state` are those of MONAI's classes (1.6). The noise's key is 64
+bits of the transform's own generator, or the image's (``at``, ``key``). docs/transforms.md says what differs.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ __all__ = ["RandGaussianNoise", "RandGaussianNoised"]
 
 
 class RandGaussianNoise(Named, transforms.RandGaussianNoise):
-    """Gaussian noise of images and volumes, arrays or tensors of any shape; nothing but bytes is clipped.
+    """Gaussian noise for images and volumes, arrays or tensors of any shape; only bytes are clipped.
 
     Args:
-        prob: probability of applying the transform.
-        mean, std: in the units of the image.
-        dtype: of the result: float32, float64, float16, bfloat16, or uint8. None: that of the image.
+        prob: the probability of applying the transform.
+        mean, std: numbers in the units of the image.
+        dtype: the result's dtype: float32, float64, float16, bfloat16, or uint8. None: the image's.
         sample_std: whether the standard deviation is drawn, between 0 and std.
 
     Raises:
-        ValueError: a std that is negative.
-        TypeError: a dtype that is none of these; with None, such an image.
+        ValueError: std is negative.
+        TypeError: dtype is none of these or, with None, the image's dtype is none.
     """
 
     _strength: tuple[float, float, nf.Noise] | None = None  # std, mean and noise, as they were drawn
@@ -72,7 +72,7 @@ class RandGaussianNoise(Named, transforms.RandGaussianNoise):
         self._strength = float(std), float(self.mean if mean is None else mean), noise
 
     def __call__(self, img: Any, mean: float | None = None, randomize: bool = True) -> Any:
-        """The image as a tensor, with its metadata. ``randomize=False`` adds the same noise again."""
+        """Returns the image as a tensor, with its metadata. ``randomize=False`` adds the same noise again."""
         img = convert_to_tensor(img, track_meta=get_track_meta())
         if randomize:
             self.randomize(img, self.mean if mean is None else mean)
@@ -94,17 +94,17 @@ _DTYPES = tuple(getattr(torch, name) for name in (*FLOATS, "uint8"))
 
 
 class RandGaussianNoised(transforms.RandGaussianNoised):
-    """`RandGaussianNoise` of the images of a dictionary, the same noise for all of them.
+    """`RandGaussianNoise` for the images of a dictionary, with the same noise for all of them.
 
     Args:
-        keys: of the images. allow_missing_keys: whether one may be missing.
-        prob, mean, std, dtype, sample_std: as there.
-        key: where the dictionary has what names its noise: an int in [0, 2^56), a str (`augment.sample_id`), or a pair
-            of that and the epoch. The same item then has the same noise in every process, order and run.
-        noise_seed: the seed of noise that `key` names.
+        keys: the images' keys. allow_missing_keys: whether one may be missing.
+        prob, mean, std, dtype, sample_std: as in `RandGaussianNoise`.
+        key: the dictionary's entry with the noise's key: an int in [0, 2^56), a str (`augment.sample_id`), or a pair of
+            that and the epoch. The same item then has the same noise in every process, order and run.
+        noise_seed: the seed beside `key`.
 
     Raises:
-        KeyError: a dictionary without what `key` names. ValueError, TypeError: as RandGaussianNoise.
+        KeyError: a dictionary lacks the entry `key`. ValueError, TypeError: as in RandGaussianNoise.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class RandGaussianNoised(transforms.RandGaussianNoised):
         self.rand_gaussian_noise: RandGaussianNoise = RandGaussianNoise(1.0, mean, std, dtype, sample_std)
         self.key: str | None = key
         self.noise_seed: int = noise_seed
-        nf.Noise(noise_seed)  # a wrong one is said here
+        nf.Noise(noise_seed)  # this raises the error of a wrong seed
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         if self.key is not None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise for the batches of a `torch.utils.data.DataLoader`: a whole batch at once, the same one whoever draws it.
+"""Noise for the batches of a `torch.utils.data.DataLoader`: a whole batch at once, the same in any process.
 
-What is drawn depends on the seed, the item's id and the epoch alone: not on the number of workers, the batch size or
-the order. So a run resumes at any epoch and batch with the noise that it would have had. Ids are ints in [0, 2^56), or
-strs, as WebDataset's ``__key__``: `augment.sample_id`.
+The noise depends on the seed, the item's id and the epoch alone: not on the number of workers, the batch size or the
+order. So a run resumes at any epoch and batch with the same noise. Ids are ints in [0, 2^56), or strs, such as
+WebDataset's ``__key__``: `augment.sample_id`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ with needs(__name__, "torch"):
 
 
 class _NamedBatch:
-    """Called with the ids and the images of a batch."""
+    """A callable that takes the ids and the images of a batch."""
 
     def __init__(self, noise: nf.Noise) -> None:
         need_noise(noise)
         self.noise: nf.Noise = noise
-        # In memory that workers share: those that live longer than an epoch would keep a number as it was.
+        # Workers share this memory: workers that outlive an epoch would keep an old number.
         self._epoch = torch.tensor(self.noise.step, dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
 
@@ -38,15 +38,15 @@ class _NamedBatch:
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """To be called before each epoch, in the process that has the loader, as a DistributedSampler's."""
+        """Sets the epoch. Call it before each epoch, in the process of the loader, like a DistributedSampler's."""
         self._epoch.fill_(self.noise.at(step=epoch).step)
 
     def _named(self, ids: Any) -> nf.Noise:
         return of_rows(self.noise.at(step=self.epoch), ids)
 
     def collate(self, items: list[Any]) -> tuple[Any, ...]:
-        """For workers, ``collate_fn=batch.collate``: items (id, image, ...) become what a call makes of them, and the
-        rest as torch stacks it. TypeError: other items."""
+        """Collates items (id, image, ...) in workers, ``collate_fn=batch.collate``: a call's results, and the rest as
+        torch stacks it. TypeError: the items have another form."""
         first = items[0]
         if not isinstance(first, tuple | list) or len(first) < 2:
             found = f"{type(first).__name__}{f' of {len(first)}' if isinstance(first, tuple | list) else ''}"
@@ -57,11 +57,12 @@ class _NamedBatch:
 
 
 class NoisyBatch(_NamedBatch):
-    """Noises a batch whose items have ids: ``x_t, t, target = noisy(ids, images)``, or ``collate_fn=noisy.collate``.
+    """Adds noise to a batch whose items have ids: ``x_t, t, target = noisy(ids, images)``, or
+    ``collate_fn=noisy.collate``.
 
     Args:
-        schedule: Schedule; t is uniform over its steps.
-        noise: Noise; its step is the first epoch, and the ids take the place of its samples.
+        schedule: a Schedule; t is uniform over its steps.
+        noise: a Noise; its step is the first epoch, and the ids replace its samples.
         target: as in `q_sample`.
     """
 
@@ -91,10 +92,10 @@ class AugmentedBatch(_NamedBatch):
     """Augments a batch whose items have ids: ``images = augmented(ids, images)``, or ``collate_fn=augmented.collate``.
 
     Args:
-        augment: function(images, noise) -> images, of `noisefuse.augment`, say; a stage takes a stream of the noise:
-            ``lambda x, noise: nf.augment.sensor(x, 0.5, 2.0, noise.at(stream=64))``. Workers that are spawned need one
-            that can be pickled.
-        noise: Noise; its step is the first epoch, and the ids take the place of its samples.
+        augment: function(images, noise) -> images, for instance of `noisefuse.augment`. Each stage takes one stream of
+            the noise: ``lambda x, noise: nf.augment.sensor(x, 0.5, 2.0, noise.at(stream=64))``. Spawned workers need a
+            function that can be pickled.
+        noise: a Noise; its step is the first epoch, and the ids replace its samples.
     """
 
     def __init__(self, augment: Callable[[Tensor, nf.Noise], Any], noise: nf.Noise) -> None:

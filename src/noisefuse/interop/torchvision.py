@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torchvision's transforms (v2) with named noise: `GaussianNoise` in the place of theirs, and `Prepare`.
+"""torchvision's transforms (v2) with keyed noise: `GaussianNoise` in place of torchvision's class, and `Prepare`.
 
     from noisefuse.interop.torchvision import GaussianNoise
 
 Arguments, defaults and the types that are transformed or passed through are those of
-`torchvision.transforms.v2.GaussianNoise`. The noise is named by 64 bits of torch's generator, so ``torch.manual_seed``
-repeats it, or by the image (``at``). docs/transforms.md says what differs.
+`torchvision.transforms.v2.GaussianNoise`. The noise's key is 64 bits of torch's generator, so ``torch.manual_seed``
+repeats it, or the image's (``at``). docs/transforms.md says what differs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["GaussianNoise", "Prepare"]
 
 
 class _Noisy(Named, OfUnitRange):
-    """What the two share."""
+    """The part that both share."""
 
     def _drawn(self) -> nf.Noise:
         return nf.Noise(int(word()) % (1 << 64)) if self._noise is None else self._noise
@@ -45,19 +45,19 @@ class _Noisy(Named, OfUnitRange):
 
 
 def _passes(inpt: Any) -> bool:
-    """Boxes, masks."""
+    """Whether this passes through, such as boxes and masks."""
     return isinstance(inpt, tv_tensors.TVTensor) and not isinstance(inpt, tv_tensors.Image | tv_tensors.Video)
 
 
 class GaussianNoise(_Noisy, v2.GaussianNoise):
-    """Gaussian noise of images and videos, (.., H, W): uint8, or floats in [0, 1]. Each frame has its own.
+    """Gaussian noise for images and videos, (.., H, W): uint8, or floats in [0, 1]. Each frame has its own.
 
     Args:
         mean, sigma: fractions of 255, or of 1 for floats.
-        clip: to [0, 1] for floats; bytes are clipped in any case, where torchvision's overflow.
+        clip: clip floats to [0, 1]. Bytes are clipped in any case, while torchvision's overflow.
 
     Raises:
-        ValueError: a negative sigma; an image of PIL (use ToImage), or of another dtype.
+        ValueError: sigma is negative, or an image is PIL's (use ToImage) or of another dtype.
     """
 
     def __init__(self, mean: float = 0.0, sigma: float = 0.1, clip: bool = True) -> None:
@@ -81,18 +81,18 @@ class GaussianNoise(_Noisy, v2.GaussianNoise):
 
 
 class Prepare(_Noisy, v2.Transform):
-    """Images become a network's input, in one pass: ToImage, ToDtype(scale=True), Normalize and, of the result,
-    Gaussian noise.
+    """Turns images into a network's input, in one pass: ToImage, ToDtype(scale=True), Normalize and then Gaussian
+    noise.
 
-    Images of PIL, or tensors (.., C, H, W): uint8, or floats in [0, 1]. Boxes, masks and labels pass through.
+    Images are PIL's, or tensors (.., C, H, W): uint8, or floats in [0, 1]. Boxes, masks and labels pass through.
 
     Args:
-        scale_mean, scale_std: of the channels, mean and std of `torchvision.transforms.v2.Normalize`.
-        sigma: standard deviation of the noise, in units of the result.
-        dtype: of the result: torch.float32, float64, float16 or bfloat16.
+        scale_mean, scale_std: one for each channel: mean and std of `torchvision.transforms.v2.Normalize`.
+        sigma: the noise's standard deviation, in units of the result.
+        dtype: the result's dtype: torch.float32, float64, float16 or bfloat16.
 
     Raises:
-        ValueError: a negative sigma; as many means as there are not channels; a tensor of another dtype.
+        ValueError: sigma is negative, the number of means is not that of channels, or a tensor has another dtype.
 
     >>> prepare = Prepare([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], sigma=0.1)
     >>> prepare(torch.zeros((3, 8, 8), dtype=torch.uint8)).dtype
@@ -125,7 +125,7 @@ class Prepare(_Noisy, v2.Transform):
         if image.ndim < 3:
             raise ValueError(f"expected a tensor (.., C, H, W), got shape {tuple(image.shape)}")
         noise: Any = self._drawn()
-        if image.ndim > 3 and self.sigma:  # all frames are one sample, and each has noise of its own
+        if image.ndim > 3 and self.sigma:  # all frames are one sample, and each has its own noise
             real: Any = torch.float64 if self.dtype == torch.float64 else torch.float32
             z = nf.randn(image.shape, noise, dtype=real, batched=False, device=image.device)
             noise = z.reshape(-1, *image.shape[-3:])

@@ -1,2 +1,3 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be said of an element: rows of numbers, levels, the forward process, increments of noise."""
+"""The description of one element's computation: rows of numbers, integer levels, the forward process, noise
+increments."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The noise schedule that a scheduler of diffusers was configured with, as a family of `Schedule`.
+"""The noise schedule in a diffusers scheduler's configuration, as a family of `Schedule`.
 
-From the configuration alone: diffusers need not be there.
+Only the configuration is read, so diffusers need not be installed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _BETAS: dict[str, tuple[str, tuple[str, ...]]] = {
     "laplace": ("laplace", ()),
 }
 _RAMPS = {"karras": ("sigma_min", "sigma_max", "rho"), "exponential": ("sigma_min", "sigma_max")}
-# Levels that depend on the image, or that run another way: no schedule of these has them.
+# Noise levels that depend on the image, or that run another way: no schedule describes them.
 _REFUSED: dict[str, Callable[[Any], bool]] = {
     "use_dynamic_shifting": bool,
     "shift_terminal": lambda value: value is not None,
@@ -31,7 +31,7 @@ _REFUSED: dict[str, Callable[[Any], bool]] = {
 
 
 def family(scheduler: Any) -> Family:
-    """Which family the scheduler, or its configuration, asks for: see ``Schedule.from_diffusers``."""
+    """Returns the family that the scheduler, or its configuration, asks for: see ``Schedule.from_diffusers``."""
     config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
     if not isinstance(config, Mapping):
         expected = "a scheduler of diffusers, with a .config, or a configuration as a mapping"
@@ -53,7 +53,7 @@ def family(scheduler: Any) -> Family:
 def _exploding(config: Mapping[str, Any], steps: dict[str, Any]) -> Family:
     if "sigma_schedule" in config:  # EDM
         ramp = config["sigma_schedule"]
-    elif config.get("use_karras_sigmas") or "rho" in config:  # Euler with levels of its own; consistency models
+    elif config.get("use_karras_sigmas") or "rho" in config:  # Euler with noise levels of its own; consistency models
         ramp = "karras"
     elif config.get("use_exponential_sigmas") or "correct_steps" in config:  # the same; the VE SDE
         ramp = "exponential"

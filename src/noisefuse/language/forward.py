@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forward process as rows, with the targets that networks learn: x0' = scale x0 + offset throughout.
+"""The forward process as rows, with the targets that networks learn. Here x0' = scale x0 + offset.
 
     x_t      = alpha x0' + sigma z                   (Ho et al. 2020, equation 4)
     target   = of_x0 x0' + of_z z
-    residual = m1 - target                           what a loss squares
+    residual = m1 - target                           a loss squares this
 
 x0 and z are always active in x_t, whatever their numbers: 0 * inf is NaN there.
 """
@@ -23,11 +23,11 @@ from .rows import Plain, Rows
 
 Array: TypeAlias = npt.NDArray[np.float64]
 OwnTime: TypeAlias = tuple[Callable[[Any], tuple[Any, Any]], float]
-"""What makes alpha and sigma of a float t, or of float64 (n,), which are not checked there; and the last such t."""
+"""A function that returns alpha and sigma of a float t, or of unchecked float64 (n,); and the greatest such t."""
 
 
 class Columns(Protocol):
-    """What a schedule is made of."""
+    """The columns of a schedule."""
 
     alpha: Array
     sigma: Array
@@ -36,7 +36,7 @@ class Columns(Protocol):
 
 
 def forward(alpha: Array, sigma: Array, target: Target | None = None, scale: float = 1.0, offset: float = 0.0) -> Rows:
-    """x_t is `out` and the target, if one is wanted, `aux1`."""
+    """Returns rows with x_t as `out` and the target, if there is one, as `aux1`."""
     columns = {"out.x": alpha * scale, "out.z": sigma}
     if offset:
         columns["out.k"] = alpha * offset
@@ -67,7 +67,7 @@ Make: TypeAlias = Callable[[Array, Array, Target | None, float, float], Rows]
 
 
 def plain_rows(rows: Sequence[Rows], times: Sequence[Any] = (None,) * 3, levels: Levels | None = None) -> Plain:
-    """What the fast path takes, of the rows for x of floats and of each of LEVELS; and of what makes those of times."""
+    """Returns the rows for the fast path: for float x, for each of LEVELS, and the makers of rows for times."""
     if levels is not None:
         rows = [each.scaled(*levels.range) for each in rows]
     plain, *of_levels = ((*each.plain[:5], own) for each, own in zip(rows, times, strict=True))
@@ -75,8 +75,8 @@ def plain_rows(rows: Sequence[Rows], times: Sequence[Any] = (None,) * 3, levels:
 
 
 class _Plain(dict[Any, Plain]):
-    """What the fast path takes, by target (and for the default range), or by (target, range of x0, levels as
-    results), either of them None."""
+    """Rows for the fast path, by target (in the default range), or by (target, range of x0, range of integer results),
+    either range None."""
 
     def __init__(self, kept: KeptRows, make: Make) -> None:
         self._kept, self._make = kept, make
@@ -105,7 +105,7 @@ class KeptRows:
         self.plain_residual: dict[Any, Plain] = _Plain(self, residual)
 
     def of(self, make: Make, target: Target | None, scale: float = 1.0, offset: float = 0.0) -> Rows:
-        """make(alpha, sigma, target, scale, offset), a row for each step."""
+        """Returns make(alpha, sigma, target, scale, offset), with a row for each step."""
         key = make, target, scale, offset
         if key not in self._rows:
             made = make(self._alpha, self._sigma, target, scale, offset)
@@ -117,8 +117,9 @@ class KeptRows:
     def times(
         self, make: Make, target: Target | None, levels: Levels | None, scale: float = 1.0, offset: float = 0.0
     ) -> tuple[Any, ...] | None:
-        """What the fast path makes rows of float times of: how alpha and sigma come from a time, the last time, the
-        rows where they are (0, 0), (1, 0) and (0, 1), the range of levels as results. None: no float times."""
+        """Returns what the fast path needs to make rows of float times, or None if there are no float times: the
+        function from a time to alpha and sigma, the greatest time, the rows at (0, 0), (1, 0) and (0, 1), the range of
+        integer results."""
         if self._own_time is None:
             return None
         ends = make(np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0]), target, scale, offset)
@@ -130,7 +131,7 @@ class KeptRows:
 
     @cached_property
     def markov_of(self) -> dict[str | None, Rows]:
-        """For x of levels, or None."""
+        """Returns q_step's rows for x of integer levels, or None."""
         made: dict[str | None, Rows] = {None: self.markov}
         return made | {name: forward(*self._steps(), None, *default) for name, default in DEFAULT_RANGE.items()}
 

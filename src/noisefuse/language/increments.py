@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brownian motion over a time interval as a sum of named normals: which of them, and their coefficients.
+"""Brownian motion over a time interval as a sum of keyed normals: which normals, and their coefficients.
 
 On a span W is the sum of Levy and Ciesielski (Ciesielski 1961; Karatzas & Shreve, section 2.3), a binary tree:
 
     W(u) = u z_0 + sum over levels l = 1 .. 24 of tent_l(u) z_n,    n = 2^(l-1) + floor(2^(l-1) u),    0 <= u <= 1
 
-Of the tents of a level only one is not 0 at u. On a grid of times it is the sum of independent pieces.
+At u, only one tent of each level differs from 0. On a grid of times, W is the sum of independent pieces.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ __all__ = ["CELLS", "RUNS", "Terms", "grid_terms", "tree_terms"]
 
 LEVELS = 24
 CELLS = 1 << LEVELS  # the smallest intervals of a span, and the most of a grid
-RUNS = 128  # steps of a noise that have a path of their own: 7 bits, and one for trees and grids
+RUNS = 128  # the steps of a noise that have a path of their own: 7 bits, and one bit for tree or grid
 _OF_GRIDS = 1 << 31
 
 Terms: TypeAlias = tuple[tuple[int, float], ...]
-"""(word, coefficient): the normal of step `word` times the coefficient; in the order in which they are added. The
-squares of the coefficients add to 1."""
+"""Pairs (word, coefficient), in the order of addition: the normal of step `word` times the coefficient. The squares of
+the coefficients add to 1."""
 
 
 @lru_cache(maxsize=1024)
 def tree_terms(run: int, t0: float, t1: float, span: tuple[float, float]) -> Terms:
-    """The increment from t0 to t1, over sqrt(|t1 - t0|), on the tree of the span. The finest level comes first.
+    """Returns the increment from t0 to t1, over sqrt(|t1 - t0|), on the tree of the span. The finest level comes first.
 
-    ValueError: a time outside of the span, or times that are less than 2^-24 of it apart.
+    ValueError: a time lies outside the span, or the times are less than 2^-24 of it apart.
     """
     low, high = span
     u0, u1 = (_cell(name, t, low, high) for name, t in (("t0", t0), ("t1", t1)))
@@ -44,12 +44,12 @@ def tree_terms(run: int, t0: float, t1: float, span: tuple[float, float]) -> Ter
     first = run << LEVELS
     terms = []
     for level in range(LEVELS, 0, -1):
-        width = CELLS >> (level - 1)  # of this level's tents, in cells: all numbers but the roots are integers
+        width = CELLS >> (level - 1)  # the width of this level's tents in cells: all numbers but the roots are integers
         (n0, r0), (n1, r1) = divmod(u0, width), divmod(u1, width)
         h0, h1 = min(r0, width - r0), min(r1, width - r1)
         heights = ((n0, -h0), (n1, h1)) if n0 != n1 else ((n0, h1 - h0),)
         if h0 or h1:
-            root = sign * math.sqrt(length * width)  # of an integer below 2^53
+            root = sign * math.sqrt(length * width)  # the root of an integer below 2^53
             node = first + (1 << (level - 1))
             terms += [(node + n, height / root) for n, height in heights if height]
     return (*terms, (first, length / (sign * math.sqrt(length * CELLS))))
@@ -57,9 +57,9 @@ def tree_terms(run: int, t0: float, t1: float, span: tuple[float, float]) -> Ter
 
 @lru_cache(maxsize=1024)
 def grid_terms(run: int, t0: float, t1: float, grid: tuple[float, ...]) -> Terms:
-    """The same on a grid: sqrt(t_(j+1) - t_j) z_j are its pieces, of which those of the interval are added in order.
+    """Returns the same on a grid, whose pieces sqrt(t_(j+1) - t_j) z_j are added in order over the interval.
 
-    ValueError: a time that is not one of the grid's, to 2^-24 of its length, or twice the same.
+    ValueError: a time is not on the grid, to 2^-24 of its length, or both times are the same.
     """
     i0, i1 = (_place(name, t, grid) for name, t in (("t0", t0), ("t1", t1)))
     if i0 == i1:

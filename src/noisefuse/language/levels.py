@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dtypes that kernels know: floats, and those whose values are levels, whole numbers from 0."""
+"""The dtypes that kernels know: floats, and the integer dtypes of levels, which are whole numbers from 0."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 FLOATS = ("float32", "float64", "float16", "bfloat16")
 LEVELS = {"uint8": 255, "uint16": 65535}
-"""Their largest numbers. x and first results may be in them."""
+"""The largest level of each integer dtype. x and first results may have these dtypes."""
 OF_NUMPY = (*LEVELS, *(name for name in FLOATS if name != "bfloat16"))
 
 Range: TypeAlias = tuple[float, float]  # scale and offset
@@ -21,24 +21,24 @@ _NAMES = {
 }
 
 FLOATING: set[Any] = {np.dtype(code) for code in "efd"}
-"""Dtypes that are none of them, found sooner than by `levels_of`. Torch's join them when its module is loaded."""
+"""Dtypes that are no integer levels, a faster test than `levels_of`. Torch's join them when its module is loaded."""
 _NUMPYS = np.dtype, type  # a union would be made anew at each call
 
 
 class Levels(NamedTuple):
-    """A result in levels: of this dtype, and of which range."""
+    """The integer dtype of a result, and its range."""
 
     dtype: str
     range: Range
 
 
 def level_bounds(levels: str, bounds: Range) -> Range:
-    """The bounds of numbers that are rounded to these levels: rounded, and within what the dtype holds."""
+    """Returns the bounds for numbers that are rounded to integer levels: rounded, and within the dtype's range."""
     low, high = (min(max(round(bound), 0), LEVELS[levels]) for bound in bounds)
     return low, high
 
 
 def levels_of(dtype: Any) -> str | None:
-    """Returns which of LEVELS a dtype is: NumPy's (of either byte order) or torch's, by whatever name. It is None if it
-    is none of them."""
+    """Returns which of LEVELS a dtype is, or None. The dtype is NumPy's (of either byte order) or torch's, in any
+    spelling."""
     return _NAMES.get(dtype if isinstance(dtype, _NUMPYS) else str(dtype).removeprefix("torch."))

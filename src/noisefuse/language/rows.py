@@ -5,7 +5,7 @@
     out  = k + x x + m1 m1 + m2 m2 + d D + past1 past1 + .. + past4 past4 + z z
     aux1 = the same again, aux2 = and again
 
-tableau.py says what they mean.
+tableau.py explains them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy.typing as npt
 
 from ..ground.float_mode import float_mode
 
-PAST_SYMBOLS = "past1", "past2", "past3", "past4"  # all else counts them
+PAST_SYMBOLS = "past1", "past2", "past3", "past4"  # every other count follows from these
 SYMBOLS = ("k", "x", "m1", "m2", "d", *PAST_SYMBOLS, "z")
 OUTPUTS = ("out", "aux1", "aux2")
 
 
 def layout(cell: type) -> np.dtype[Any]:
-    """The dtype of a row with cells of this type."""
+    """Returns the dtype of a row with cells of this type."""
     clean = np.dtype([(name, cell) for name in (*SYMBOLS[:4], "lo", "hi")])
     affine = np.dtype([(name, cell) for name in SYMBOLS])
     return np.dtype([("clean", clean), *((output, affine) for output in OUTPUTS)])
@@ -43,20 +43,20 @@ AFFINE = tuple(NAMES.index(f"{output}.k") for output in OUTPUTS)  # the constant
 # The values of a linear combination, in the order of its columns after the constant.
 X, M1, M2, D, *PASTS, Z = range(len(SYMBOLS) - 1)
 PAST1 = PASTS[0]
-# The contract's order of terms, which is not that of the columns.
+# The contract's order of terms differs from the order of columns.
 ORDER = (Z, D, *reversed(PASTS), M2, M1, X)
-# Of the noise in each output, as columns and as their bits; and the bits of both bounds of a clamp.
+# The noise's column in each output, its bit, and the bits of both bounds of a clamp.
 Z_COLUMNS = [first + 1 + Z for first in AFFINE]
 Z_BITS = sum(1 << column for column in Z_COLUMNS)
 BOUNDS = 1 << LOW | 1 << HIGH
 
 
-# Bits of what is active, beyond the columns: the noise is multiplied by D, or by its root, before a row takes it.
+# Activity bits beyond the columns: the noise is multiplied by D, or by D's root, before a row takes it.
 TIMES_CLEAN, TIMES_ROOT = 1 << 40, 1 << 41
 
-# Rows for float32 and for float64 arithmetic, active coefficients; the same for x of uint8 and of uint16, where they
-# are allowed; what makes rows of float times, where there are such times. Of rows of one call there are no
-# float32: the fast path rounds them.
+# Rows for float32 and for float64 arithmetic; active coefficients; the same rows for uint8 and for uint16 x, where they
+# are allowed; the maker of rows for float times, if there are such times. A single call's rows have no float32 copy:
+# the fast path rounds them.
 Plain: TypeAlias = tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.float64], int, Any, Any, Any]
 
 
@@ -64,19 +64,19 @@ Plain: TypeAlias = tuple[npt.NDArray[np.float32] | None, npt.NDArray[np.float64]
 class Rows:
     """A table of rows, unrounded, and its active coefficients.
 
-    A column whose bit is 0 is not multiplied, and its input not read; a clamp is active where either bound is, and
-    takes both from the row.
+    A column whose bit is 0 is not multiplied, and its input is not read. A clamp is active if either bound is, and
+    takes both bounds from the row.
     """
 
     table: npt.NDArray[np.float64]  # (n, 36)
     active: int  # bit c: column c is multiplied; TIMES_CLEAN, TIMES_ROOT
-    # Copies of the table, by device and whether in float64: the CUDA backend's.
+    # The CUDA backend's copies of the table, by device and by whether they are float64.
     on_devices: dict[tuple[int, bool], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _scaled: dict[tuple[float, float], Rows] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, columns: Mapping[str, npt.ArrayLike], flags: int = 0) -> Rows:
-        """Of active columns by their names, such as out.x, each a number or one for each row."""
+        """Makes rows of active columns, by names such as out.x. A column is one number or one for each row."""
         table = np.zeros((max(np.size(c) for c in columns.values()), COLUMNS))
         numbers = [NAMES.index(name) for name in columns]
         for number, values in zip(numbers, columns.values(), strict=True):
@@ -85,17 +85,17 @@ class Rows:
 
     @cached_property
     def single(self) -> npt.NDArray[np.float32]:
-        """For float32 arithmetic: each coefficient rounded once."""
-        with float_mode():  # it is kept, and the caller's mode may not be
+        """Returns the table for float32 arithmetic, with each coefficient rounded once."""
+        with float_mode():  # the table is kept, so the caller's mode must not affect it
             return self.table.astype(np.float32)
 
     @cached_property
     def without_noise(self) -> Rows:
-        """The same rows where nothing is drawn."""
+        """Returns the same rows without noise."""
         return Rows(self.table, self.active & ~Z_BITS)
 
     def scaled(self, scale: float, offset: float) -> Rows:
-        """The same rows with scale * out + offset in place of out; a few of them are kept."""
+        """Returns the same rows with scale * out + offset in place of out. A few of them are kept."""
         if (found := self._scaled.get((scale, offset))) is not None:
             return found
         table, first = self.table.copy(), AFFINE[0]
@@ -108,18 +108,18 @@ class Rows:
 
     @cached_property
     def plain(self) -> Plain:
-        """What the fast path takes."""
+        """Returns the rows as the fast path takes them."""
         return self.single, self.table, self.active, None, None, None
 
     @property
     def mask(self) -> npt.NDArray[np.void]:
-        """The active coefficients in the layout of a row."""
+        """Returns the active coefficients in the layout of a row."""
         flags = np.array([self.active >> column & 1 for column in range(COLUMNS)], np.bool_)
         return flags.view(layout(np.bool_))[0]  # type: ignore[no-any-return]
 
     @cached_property
     def reads(self) -> frozenset[int]:
-        """The values that a linear combination reads."""
+        """Returns the values that a linear combination reads."""
         firsts = [(first, Z + 1) for first in AFFINE] + [(CLEAN, M2 + 1)]
         return frozenset(
             slot for first, slots in firsts for slot in range(slots) if self.active >> (first + 1 + slot) & 1
@@ -127,5 +127,5 @@ class Rows:
 
     @cached_property
     def draws(self) -> npt.NDArray[np.bool_]:
-        """(n,): whether a row has noise in one of its outputs."""
+        """Returns whether each row has noise in one of its outputs, (n,)."""
         return np.asarray(self.table[:, Z_COLUMNS].any(axis=1))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What users call: each checks its arguments and runs one call."""
+"""The functions that users call. Each checks its arguments and runs one call."""

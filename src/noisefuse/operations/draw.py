@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws: words, uniform numbers, standard normals and increments of Brownian motion."""
+"""Random draws: words, uniform numbers, standard normals and increments of Brownian motion."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
 
     Args:
         counter: uint32 (..., 4).
-        key: uint32 (..., 2); their leading shapes broadcast.
+        key: uint32 (..., 2). The leading shapes of both broadcast.
 
     Returns:
         uint32 (..., 4).
 
     Raises:
-        TypeError: not integers, or another last axis.
-        OverflowError: a word outside [0, 2^32).
+        TypeError: a value is no integer, or the last axis has another length.
+        OverflowError: a word lies outside [0, 2^32).
 
     >>> [hex(word) for word in nf.philox4x32([0, 0, 0, 0], [0, 0]).tolist()]
     ['0x6627e8d5', '0xe169c58d', '0xbc57ac4c', '0x9b00dbd8']
@@ -130,26 +130,25 @@ def randn(
     device: Device | None = None,
     chunks: Any = None,
 ) -> Array:
-    """Standard normals: the field that `noise` names (docs/noise.md). torch.randn, with a name in place of a generator.
+    """Standard normals, the field of the key `noise` (docs/noise.md): torch.randn with a key instead of a generator.
 
     Args:
-        shape: of the result; axis 0 is the batch, row b the sample `noise.sample + b`.
-        noise: Noise, or a list of one for each row. Or the increment of a Brownian motion, `Noise.interval`, or a list
-            of one for each row.
+        shape: the result's shape. Axis 0 is the batch; row b is the sample `noise.sample + b`.
+        noise: a Noise, or an increment of a Brownian motion (`Noise.interval`), or a list of one for each row.
         dtype: float32 (or None), float64 (the same field with more digits), float16, bfloat16 (float32's values,
-            rounded). A dtype of torch makes a tensor, one of jax.numpy an array of JAX's.
+            rounded). A dtype of torch gives a tensor, one of jax.numpy an array of JAX.
         batched: False makes the whole array one sample.
-        out: array of this shape and dtype to write to, C-contiguous.
-        device: make a tensor of torch's there: "cuda", torch.device("cuda:1"). None: a tensor, which a dtype of torch
-            asks for, lies on the CPU.
-        chunks: make an array of dask's, in chunks as dask takes them (docs/dask.md).
+        out: an array of this shape and dtype to write to, C-contiguous.
+        device: give a torch tensor on this device: "cuda", torch.device("cuda:1"). With None and a dtype of torch, the
+            tensor lies on the CPU.
+        chunks: give an array of dask, in chunks as dask takes them (docs/dask.md).
 
     Returns:
-        The array of this shape and dtype; it is out, where that is given.
+        An array of this shape and dtype, or out if it is given.
 
     Raises:
         OverflowError: a sample id beyond 2^56 - 1, or a sample of more than 2^34 elements.
-        TypeError, ValueError: what was given and what was expected; nothing is written then.
+        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     Source: Box & Muller (1958) on Philox4x32-10; radius within 2.5 ulp, cos and sin within 2^-22 (float32).
 
@@ -193,19 +192,20 @@ def randn_like(
     dtype: DType | None = None,
     batched: bool | None = None,
 ) -> Array:
-    """`randn` of x's shape, kind, dtype, device and, of torch, memory format: ``randn_like(images, Noise(7))``.
+    """`randn` with x's shape, kind, dtype, device and, for torch, memory format: ``randn_like(images, Noise(7))``.
 
     Args:
-        x: NumPy's, CuPy's, torch's or, in host memory, any that speaks DLPack, of any dtype; its values are not read.
+        x: An array of NumPy, CuPy, torch or, in host memory, any that speaks DLPack, of any dtype. Its values are not
+            read.
         noise: as in `randn`.
         batched: as in `q_sample`.
-        dtype: of the result: one that `randn` takes. None: x's, or float32 where x holds integers or bools.
+        dtype: the result's dtype, one that `randn` takes. None: x's, or float32 if x holds integers or bools.
 
     Returns:
         A new array of x's shape and kind, on its device.
 
     Raises:
-        TypeError: x is no array, or a dtype that is no float of `randn`'s.
+        TypeError: x is no array, or the dtype is none of `randn`'s floats.
         ValueError: x may be one image, as in `q_sample`.
 
     >>> images = np.zeros((2, 3, 8, 8), np.uint8)
@@ -273,20 +273,20 @@ def uniform(
     device: Device | None = None,
     chunks: Any = None,
 ) -> Array:
-    """Uniforms in (0, 1), never 0 or 1: as `randn`, on stream 7 unless the noise names another than 0.
+    """Uniform numbers in (0, 1), never 0 or 1, like `randn`; on stream 7 unless the noise has another than 0.
 
-    float32: (floor(w / 2^9) + 1/2) / 2^23 of the word w; float64: the same field with 52 bits. Other dtypes could not
-    keep 1 out.
+    float32: (floor(w / 2^9) + 1/2) / 2^23 of the word w; float64: the same field with 52 bits. Other dtypes would round
+    to 1.
 
     Args:
         shape, noise, batched, out, device, chunks: as in `randn`.
         dtype: float32 (or None) or float64, of NumPy, torch or jax.numpy.
 
     Returns:
-        The array of this shape and dtype; it is out, where that is given.
+        An array of this shape and dtype, or out if it is given.
 
     Raises:
-        TypeError: another dtype. Others as `randn`.
+        TypeError: the dtype is another one. Other errors are those of `randn`.
 
     >>> t = (1000 * nf.uniform(8, nf.Noise(7))).astype(int)  # a time for each sample
     >>> bool(t.min() >= 0 and t.max() < 1000)
@@ -323,7 +323,7 @@ def _random(
     out: Array | None,
 ) -> Array:
     is_uniform = name == "uniform"
-    # (Dynamo, where a graph has broken, goes into this frame because it names np: else it would go into fast_dtype's.)
+    # (The frame names np so that Dynamo resumes here after a graph break; else it would enter fast_dtype's frame.)
     other = None if type(out) is np.ndarray else library_of(dtype if out is None else out)
     allowed = ("float32", "float64") if is_uniform else FLOATS
     if type(noise) is not Noise and not is_uniform and are_increments(noise):
@@ -342,14 +342,14 @@ Increments: TypeAlias = Increment | list[Increment] | tuple[Increment, ...]
 
 
 def are_increments(noise: object) -> TypeGuard[Increments]:
-    """Whether it is an increment, or a list of one for each row."""
+    """Whether the noise is an increment, or a list of one for each row."""
     if isinstance(noise, _SEVERAL):
         return len(noise) > 0 and all(type(n) is Increment for n in noise)
     return type(noise) is Increment
 
 
 def _need_adding(noise: object, other: Any) -> None:
-    """Raises NotImplementedError for increments if the library does not add draws, or not while it is traced."""
+    """Raises NotImplementedError for increments if the library does not add draws, or does not while it is traced."""
     if are_increments(noise) and not other.adds_draws():
         raise NotImplementedError("noise: an increment is not drawn by dask or under torch.compile")
 
@@ -367,7 +367,7 @@ def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: An
     if isinstance(noise, Increment):
         _sum_draws(noise, result, batched)
         return result
-    # all of them are checked before anything is written
+    # every key is checked before anything is written
     names_or_array([one.draw(0) for one in noise], full, kind, batched, FIELD, any_stream=True)
     for b, one in enumerate(noise):
         _sum_draws(one, result[b : b + 1] if batched and full else result, batched)
@@ -375,7 +375,7 @@ def _increment(shape: Any, noise: Increments, dtype: Any, batched: bool, out: An
 
 
 def _sum_draws(increment: Increment, out: Array, batched: bool) -> None:
-    """out = the sum of c z over the increment's draws, in the arithmetic's own type; each sum is fma(1, sum, c z)."""
+    """Sets out = the sum of c z over the increment's draws, in the arithmetic's type. Each sum is fma(1, sum, c z)."""
     terms = increment.terms()
     first, sums = rows_of_sum(terms)
     wide = out.dtype in (np.float32, np.float64)
@@ -393,7 +393,7 @@ def _sum_draws(increment: Increment, out: Array, batched: bool) -> None:
 
 @lru_cache(maxsize=64)
 def rows_of_sum(terms: Terms) -> tuple[Rows, Rows]:
-    """z times a coefficient, for the first of them; and what adds that to x."""
+    """Returns rows that multiply z by a coefficient, for the first term, and rows that add this to x."""
     rows = Rows.of({"out.x": 1.0, "out.z": [coefficient for _, coefficient in terms]})
     return Rows(rows.table, rows.active & Z_BITS), rows
 
@@ -418,7 +418,7 @@ def random_call(
     batched: bool,
     out: Array | None = None,
 ) -> Step:
-    """`randn` or `uniform` as a checked call; nothing is written yet."""
+    """Returns `randn` or `uniform` as a checked call; nothing is written yet."""
     is_uniform = name == "uniform"
     full = lengths(shape)
     dtype = float_dtype(dtype, ("float32", "float64") if is_uniform else FLOATS)
@@ -431,7 +431,7 @@ def random_call(
 
 
 def _made_on(device: Any, shape: Shape, dtype: Any, out: Array | None) -> Array:
-    """An empty tensor there."""
+    """Returns an empty tensor on the device."""
     if out is not None:
         raise ValueError("device: given with out=, which lies somewhere already")
     if library_of(dtype) not in (None, other := library("torch")):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training losses whose noise is never stored: it is regenerated where it is compared with (docs/loss.md)."""
+"""Training losses that never store their noise: it is drawn again for the comparison (docs/loss.md)."""
 
 from __future__ import annotations
 
@@ -96,29 +96,31 @@ def mse_loss(
     grad_out: Array | Literal[True] | None = None,
     partial: bool = False,
 ) -> Any:
-    """Mean of w_t (pred - target)^2, with the target that `q_sample` of the same arguments has; it is never stored.
+    """Returns the mean of w_t (pred - target)^2. The target is that of `q_sample` with the same arguments, and is never
+    stored.
 
     Args:
-        pred: what the network predicts; float32, float64 (then the arithmetic is float64), float16 or bfloat16.
-        x0, t, schedule, noise, scale, offset, batched: as given to `q_sample`; x0 of pred's shape. x0 may be None for
-            the target "epsilon", which it plays no part in.
+        pred: the network's prediction; float32, float64 (then the arithmetic is float64), float16 or bfloat16.
+        x0, t, schedule, noise, scale, offset, batched: as in `q_sample`; x0 has pred's shape. x0 may be None for the
+            target "epsilon", which does not need it.
         target: "epsilon" z (Ho et al. 2020, eq. 14), "v" alpha z - sigma x0, "flow" z - x0, "sample" x0.
         weight: for integer t a row, (T,), one number for each step of the schedule (`noisefuse.weights` makes them);
-            for float t an array of t's shape; finite where t takes them. None: 1. It may lie on pred's device: where
-            it or t do, it is unchecked.
+            for float t an array of t's shape; finite at the given t. None: 1. It may lie on pred's device: if it or t
+            lies on a device, it is not checked.
         reduction: "mean" over all elements, or "none": the mean over each sample, (B,).
-        grad_out: where to write the gradient with respect to pred (of the sum of the losses, if there are several) in
-            the same pass; C-contiguous, of pred's shape and dtype. It may be pred itself. True: a new array.
-        partial: of a part of the batch, or of a part of each sample that the noise is a window of (`Noise.local`), a
-            `LossPart`, of which `density.combine` makes the loss of the whole, bit for bit (docs/distributed.md).
+        grad_out: an array for the gradient with respect to pred (of the sum of the losses, if there are several), which
+            the same pass computes; C-contiguous, of pred's shape and dtype. It may be pred itself. True: a new array.
+        partial: return a `LossPart`, for a part of the batch, or for a part of each sample with a window as noise
+            (`Noise.local`). `density.combine` makes the loss of the whole from the parts, bit for bit
+            (docs/distributed.md).
 
     Returns:
-        The loss, a float, or float64 (B,); with grad_out (loss, gradient). The same bits on every backend, for any
-        number of threads. Of CuPy arrays a float64 CuPy array, () or (B,): nothing is read back. Of tensors a tensor,
-        float32 but for a float64 pred, differentiable (once) through pred.
+        The loss, a float, or float64 (B,); with grad_out (loss, gradient). The bits are the same on every backend, for
+        any number of threads. CuPy arrays give a float64 CuPy array, () or (B,): nothing is read back. Tensors give a
+        tensor, float32 except for a float64 pred, differentiable (once) through pred.
 
     Raises:
-        IndexError, OverflowError, TypeError, ValueError: as `q_sample`; nothing is written then.
+        IndexError, OverflowError, TypeError, ValueError: as in `q_sample`; nothing is written then.
 
     >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
     >>> x0, pred = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
@@ -177,21 +179,21 @@ def mse_loss_grad(
     upstream: ArrayLike | Array = 1.0,
     out: Array | None = None,
 ) -> Array:
-    """The gradient of `mse_loss` with respect to pred, by a pass of its own that regenerates the noise.
+    """Returns the gradient of `mse_loss` with respect to pred, by a pass of its own that draws the noise again.
 
-        2 w_t g / n (pred - target),    n the number of elements that the mean is over
+        2 w_t g / n (pred - target),    n the number of elements in the mean
 
     Args:
-        upstream: g, the gradient with respect to the loss: a number, or (B,) with the reduction "none". It may lie on
+        upstream: g, the gradient with respect to the loss: a number, or (B,) with reduction "none". It may lie on
             pred's device.
-        out: where to write; C-contiguous, of pred's shape and dtype. It may be pred itself.
-        pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched: as `mse_loss`.
+        out: an array to write to; C-contiguous, of pred's shape and dtype. It may be pred itself.
+        pred, x0, t, schedule, noise, target, weight, reduction, scale, offset, batched: as in `mse_loss`.
 
     Returns:
-        Of pred's shape and dtype.
+        An array of pred's shape and dtype.
 
     Raises:
-        IndexError, OverflowError, TypeError, ValueError: as `mse_loss`; nothing is written then.
+        IndexError, OverflowError, TypeError, ValueError: as in `mse_loss`; nothing is written then.
 
     >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
     >>> pred = np.zeros((2, 3), np.float32)
@@ -218,20 +220,20 @@ def mse_loss_grad(
 
 
 def _plain_table(schedule: Schedule, target: Target, scale: float | None, offset: float | None) -> Plain | None:
-    """What the fast path takes of the residual; None where a name or a schedule is not plain. (The fast path is called
-    where this is, and not here: Dynamo would go into a function that is given tensors.)"""
+    """Returns the residual's rows for the fast path, or None if a name or a schedule is not plain. (Callers call the
+    fast path themselves: Dynamo would enter a function that is given tensors.)"""
     if type(schedule) is not Schedule or type(target) is not str:
         return None
     return plain_table(schedule.kept.plain_residual, target, scale, offset)
 
 
 def _run(call: Loss) -> tuple[Any, Any]:
-    """(loss, gradient), None for what is not wanted."""
+    """Returns (loss, gradient), with None for the unwanted one."""
     losses = call.losses
     if call.residual.batch * call.residual.size:
         backends.of(call.residual.inputs[M1]).loss(call)
     elif losses is not None:
-        losses[...] = np.nan  # as the mean of no elements is
+        losses[...] = np.nan  # the mean of no elements
     on_host = losses is not None and losses.ndim == 0 and not on_device(losses)
     return float(losses) if on_host else losses, call.residual.outputs[0]  # type: ignore[arg-type]
 
@@ -253,7 +255,7 @@ def mse_call(
     *,
     want_loss: bool,
 ) -> Loss:
-    """A loss as a checked call; nothing is written yet. outs: where the gradient is, the caller's array by its name."""
+    """Returns a loss as a checked call; nothing is written yet. outs: the gradient's array, by its argument's name."""
     need_schedule(schedule)
     need_target(target)
     _need_reduction(reduction)
@@ -326,7 +328,7 @@ def mean_squares(x: Array, batched: bool) -> NDArray[np.float64]:
 
 
 def distances(x: Array, batched: bool, noises: Iterable[Sequence[Noise]]) -> Iterator[NDArray[np.float64]]:
-    """(B,): the mean of (x - z)^2 over each sample, one such array for each of the noises, as they are asked for."""
+    """Yields (B,), the mean of (x - z)^2 over each sample, for each of the noises in turn."""
     return _means(_DISTANCE, x, batched, noises)
 
 
@@ -341,7 +343,7 @@ def _means(rows: Rows, x: Array, batched: bool, noises: Iterable[Sequence[Noise]
             yield np.zeros(batch)
             continue
         if again is None:
-            one = noise[0] if len(noise) == 1 else noise  # one for all samples
+            one = noise[0] if len(noise) == 1 else noise  # one Noise for all samples
             names = names_or_array(one, x.shape, x.dtype, batched, FIELD, any_stream=True)[0] if noise else ()
             call = make_call(x.shape, x.dtype, rows, Index(np.zeros(1, np.int64), x.size), names, {M1: x}, {}, batched)
             again = backends.repeated_loss(x, Loss(call, size, None, np.ones(()), size, sums))
@@ -364,7 +366,7 @@ def _clean(x0: Array | None, pred: Array, target: Target) -> Array | None:
 
 
 def _weights(weight: ArrayLike, t: ArrayLike, rows: Rows, index: Index) -> Any:
-    """One for each row; the weights of float times are those of their own rows."""
+    """Returns a weight for each row; float times have rows of their own."""
     row: Any = as_numbers("weight", weight)
     times: Any = as_numbers("t", t)
     floating = times.dtype.kind == "f"

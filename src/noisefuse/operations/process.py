@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The array API: every operation is one row of numbers, applied to every element by one kernel.
 
-Arguments are checked here, once; backends trust their callers. Arrays are NumPy's, CuPy's, torch's or JAX's: results
-are of x's kind.
+Arguments are checked here, once; backends trust their callers. Arrays are NumPy's, CuPy's, torch's or JAX's, and
+results have x's kind.
 """
 
 from __future__ import annotations
@@ -105,36 +105,37 @@ def q_sample(
 ) -> Array | tuple[Array, Array]:
     """The forward process in one pass: x_t = alpha_t x0 + sigma_t z, z ~ N(0, 1) (Ho et al. 2020, eq. 4).
 
-    diffusers calls this add_noise (and scale_noise for flows); there noise is an array, here it is named.
+    diffusers calls this add_noise (and scale_noise for flows), with noise as an array. Here noise is a key.
 
     Args:
-        x0: an array or a torch tensor; float32, float64, float16, bfloat16, uint8 or uint16, any strides (others
-            than C order are copied first).
-        t: integers, steps of the schedule, 0 the cleanest; or floats, times with 1.0 the noisiest (cosine and flow),
+        x0: an array or a torch tensor; float32, float64, float16, bfloat16, uint8 or uint16, with any strides (orders
+            other than C are copied first).
+        t: integers are steps of the schedule, 0 the cleanest. Floats are times with 1.0 the noisiest (cosine and flow),
             or sigma (karras, exponential, edm). A scalar, (B,), or any prefix of x0's shape.
-        schedule: alpha and sigma of each t.
-        noise: Noise, a list of one for each row, or an array of x0's shape (float32 or the result's dtype).
-        target: also return what a network learns: "epsilon" z, "v" alpha z - sigma x0 (Salimans & Ho 2022), "flow"
-            z - x0 (flow matching; "velocity" is the same), "sample" x0; computed in the same pass.
-        scale, offset: x0 stands for scale * x0 + offset, folded into the coefficients. Neither given: x0 itself, and
-            of uint8 scale 1/127.5, offset -1, of uint16 1/32767.5, -1. Where one is given, the other is 1 or 0, of
+        schedule: it gives alpha and sigma of each t.
+        noise: a Noise, a list of one for each row, or an array of x0's shape (float32 or the result's dtype).
+        target: also return what a network learns: "epsilon" z, "v" alpha z - sigma x0 (Salimans & Ho 2022), "flow" z -
+            x0 (flow matching; "velocity" is the same), "sample" x0. It is computed in the same pass.
+        scale, offset: x0 stands for scale * x0 + offset, folded into the coefficients. With neither, x0 is taken as it
+            is, uint8 with 1/127.5 and -1, uint16 with 1/32767.5 and -1. If only one is given, the other is 1 or 0, for
             integers too.
-        dtype: of the result; x0's, or float32 for integers. "uint8": x_t in bytes, out_scale * x_t + out_offset rounded
-            to nearest even from 0 to 255, NaN to 0; the target stays float. "uint16" is the same from 0 to 65535.
-        out_scale, out_offset: of a result in integers, folded into the coefficients. Neither given: 127.5 and 127.5, or
-            32767.5 and 32767.5, from [-1, 1]. Where one is given, the other is 1 or 0.
-        batched: False makes the whole array one sample. None is True, but for integers that may be one image, (H, W, C)
-            with 1, 3 or 4 channels and sides of 16 or more: there it has to be said.
-        out, target_out: where to write; C-contiguous, of the result's shape and dtype. `out` may be x0 itself, and
-            of uint8 or uint16 where dtype is not given.
+        dtype: the result's dtype. None: x0's, or float32 for integers. "uint8": x_t in bytes, out_scale * x_t +
+            out_offset rounded to nearest even from 0 to 255, NaN to 0; the target stays float. "uint16" is the same
+            from 0 to 65535.
+        out_scale, out_offset: the range of an integer result, folded into the coefficients. With neither: 127.5 and
+            127.5, or 32767.5 and 32767.5, from [-1, 1]. If only one is given, the other is 1 or 0.
+        batched: False makes the whole array one sample. None is True, but integers of shape (H, W, C) with 1, 3 or 4
+            channels and sides of 16 or more may be one image, so they need True or False.
+        out, target_out: arrays to write to; C-contiguous, of the result's shape and dtype. `out` may be x0 itself, and
+            may hold uint8 or uint16 if dtype is not given.
 
     Returns:
-        x_t, or the pair (x_t, target). Arrays are in C order, whatever x0's is (Fortran's, say); tensors have x0's
-        memory format, as channels_last.
+        x_t, or the pair (x_t, target). Arrays are in C order, even if x0 is in Fortran order; tensors keep x0's memory
+        format, such as channels_last.
 
     Raises:
-        IndexError: t outside of the schedule.
-        TypeError, ValueError: what was given and what was expected; nothing is written then.
+        IndexError: t lies outside the schedule.
+        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
     >>> x_t, z = nf.q_sample(np.ones((2, 3), np.float32), [10, 500], schedule, noise, target="epsilon")
@@ -187,23 +188,23 @@ def q_step(
 ) -> Array:
     """One Markov step of the walk: x_t = a_t x_(t-1) + s_t z_t.
 
-    a = sqrt(1 - beta), s = sqrt(beta) where there are betas (Ho et al. 2020, eq. 2). In general
-    a_t = alpha_t / alpha_(t-1) and s_t^2 = sigma_t^2 - a_t^2 sigma_(t-1)^2, from alpha = 1, sigma = 0 before t = 0.
-    z_t is the field of stream 1 at step `noise.step + t`; with t for each sample or token each takes its own.
+    With betas, a = sqrt(1 - beta) and s = sqrt(beta) (Ho et al. 2020, eq. 2). In general a_t = alpha_t / alpha_(t-1)
+    and s_t^2 = sigma_t^2 - a_t^2 sigma_(t-1)^2, from alpha = 1, sigma = 0 before t = 0. z_t is the field of stream 1 at
+    step `noise.step + t`. Each sample or token with its own t has its own z_t.
 
     Args:
-        x: as x0 of `q_sample`; of uint8 it stands for x / 127.5 - 1, of uint16 for x / 32767.5 - 1.
-        t: integers; a scalar, (B,), or any prefix of x's shape.
+        x: as x0 of `q_sample`; uint8 stands for x / 127.5 - 1, uint16 for x / 32767.5 - 1.
+        t: integers: a scalar, (B,), or any prefix of x's shape.
         schedule, batched, out: as in `q_sample`.
-        noise: Noise of stream 0, a list of one for each row, or an array of x's shape.
-        **options: dtype, out_scale, out_offset, as in `q_sample`.
+        noise: a Noise of stream 0, a list of one for each row, or an array of x's shape.
+        **options: dtype, out_scale and out_offset, as in `q_sample`.
 
     Returns:
-        x_t, of x's shape and dtype, of integers float32 or, with dtype="uint8" or "uint16", integers.
+        x_t, of x's shape and dtype. Integer x gives float32 or, with dtype="uint8" or "uint16", integers.
 
     Raises:
-        IndexError: t outside of the schedule.
-        TypeError, ValueError: what was given and what was expected; nothing is written then.
+        IndexError: t lies outside the schedule.
+        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     >>> schedule, noise = nf.Schedule.linear(1000), nf.Noise(7)
     >>> x0 = np.ones((2, 3), np.float32)
@@ -247,23 +248,23 @@ def q_walk(
     batched: bool | None = None,
     out: Array | None = None,
 ) -> Array:
-    """The random walk from x0 through all of the schedule, in one pass: T steps for one read of x0.
+    """The random walk from x0 through the whole schedule in one pass: T steps for one read of x0.
 
-    Equals q_step at t = 0, 1, ... bit for bit (the half types: as if walked in float32 and rounded where kept).
+    It equals q_step at t = 0, 1, ... bit for bit. The half types walk in float32 and round what is kept.
 
     Args:
         x0: as x of `q_step`.
         schedule, batched: as in `q_sample`.
-        noise: Noise of stream 0, or a list of one for each row.
-        keep: the times t whose x_t are wanted, strictly increasing; None: all of them.
-        out: C-contiguous, (len(keep), *x0.shape), of x0's dtype.
+        noise: a Noise of stream 0, or a list of one for each row.
+        keep: the times t whose x_t are wanted, strictly increasing. None: all of them.
+        out: An array to write to, C-contiguous, (len(keep), *x0.shape), of x0's dtype.
 
     Returns:
-        (len(keep), *x0.shape), of x0's dtype, float32 for integers.
+        (len(keep), *x0.shape), of x0's dtype, or float32 for integers.
 
     Raises:
-        IndexError: a time outside of the schedule.
-        TypeError, ValueError: what was given and what was expected; nothing is written then.
+        IndexError: a time lies outside the schedule.
+        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     >>> walk = nf.q_walk(np.ones((2, 3), np.float32), nf.Schedule.linear(100), nf.Noise(7), keep=[0, 49, 99])
     >>> walk.shape
@@ -288,7 +289,7 @@ def q_walk(
         return result
     rows, slots = schedule.kept.markov, np.full(int(kept[-1]) + 1, -1, np.int64)
     slots[kept] = np.arange(len(kept))
-    if levels_of(x0.dtype):  # a walk has no constant: the step that scales levels is one of its own
+    if levels_of(x0.dtype):  # a walk's row has no constant, so a step of its own scales the integer levels
         x0 = q_step(x0, 0, schedule, noise, batched=batched)
         if slots[0] == 0:
             result[0] = x0
@@ -333,7 +334,7 @@ def q_sample_call(
     out: Array | None = None,
     target_out: Array | None = None,
 ) -> Step:
-    """`q_sample` as a checked call; nothing is written yet."""
+    """Returns `q_sample` as a checked call; nothing is written yet."""
     need_schedule(schedule)
     x = as_array("x0", x0, (*FLOATS, *LEVELS))
     kind = result_dtype(x) if dtype is None or levels else float_dtype(dtype)
@@ -361,7 +362,7 @@ def q_step_call(
     batched: bool,
     out: Array | None = None,
 ) -> Step:
-    """`q_step` as a checked call; nothing is written yet."""
+    """Returns `q_step` as a checked call; nothing is written yet."""
     need_schedule(schedule)
     x = as_array("x", x, (*FLOATS, *LEVELS))
     dtype = result_dtype(x)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables by which bytes become others at random (spec.transition): probabilities as counts of words.
+"""Tables that turn bytes into other bytes at random (spec.transition). They hold probabilities as counts of words.
 
-What is computed here becomes bits, so only what is rounded alike everywhere is used: + - * / of float64, one after
+These numbers become bits, so only operations that round alike everywhere are used: float64's + - * /, one after
 another, and decimal powers.
 """
 
@@ -22,22 +22,22 @@ MOST = 8  # tables of 256 levels that are kept together: each takes 320 KiB
 
 
 def of_probabilities(matrix: NDArray[np.float64]) -> NDArray[np.void]:
-    """(.., 256) tables of (.., 256, 256) probabilities, of which each row has a sum other than 0."""
+    """Returns (.., 256) tables of (.., 256, 256) probabilities. Each row of probabilities has a sum other than 0."""
     reached = np.cumsum(matrix, axis=-1)
     reached /= reached[..., -1:].copy()
     return of_cumulative(reached)
 
 
 def of_cumulative(reached: NDArray[np.float64]) -> NDArray[np.void]:
-    """Of the probabilities of each byte or one before it, (.., 256, 256), each rounded to a multiple of 2^-32. They are
-    written over: most of the time would go to new memory."""
+    """Returns tables from the probability of each byte or a smaller one, (.., 256, 256), each rounded to a multiple of
+    2^-32. They are overwritten, because most of the time would go to new memory."""
     reached *= 2.0**32
-    words = np.rint(reached, out=reached).astype(np.int64)  # how many of the 2^32 words give that
+    words = np.rint(reached, out=reached).astype(np.int64)  # how many of the 2^32 words give that byte
     words[..., -1] = 1 << 32
     words -= 1
     tables = np.zeros(words.shape[:-1], TRANSITION)
     tables["last"] = np.maximum(words, 0)
-    # The search begins after the bytes of which no word is left. Their numbers are counted by the words' upper bits.
+    # The search begins after the bytes that no remaining word gives. The words' upper bits count those bytes.
     words += 1 << 24
     words >>= 24
     places = words.reshape(-1, LEVELS)
@@ -50,13 +50,13 @@ def of_cumulative(reached: NDArray[np.float64]) -> NDArray[np.void]:
 
 @lru_cache(64)
 def of_poisson(peak: float, gamma: float) -> NDArray[np.void]:
-    """(256,) tables of 255 (N / peak)^(1 / gamma), rounded, where N is Poisson with mean peak (level / 255)^gamma."""
+    """Returns (256,) tables of 255 (N / peak)^(1 / gamma), rounded; N is Poisson with mean peak (level / 255)^gamma."""
     with float_mode():
         light = peak * np.arange(512) / 510 if gamma == 1 else peak * _light(gamma)
         mean, halves = light[0::2], light[1::2]
-        # The greatest N that gives a byte or one before it. Halfway between two the even one is next.
+        # This is the greatest N that gives a byte or a smaller one. Halfway between two bytes, the even one is next.
         greatest = np.where(np.arange(LEVELS) % 2, np.ceil(halves) - 1, np.floor(halves)).astype(np.int64)
-        spread = 12 * np.sqrt(mean) + 30  # beyond it less than 2^-60 is left on either side
+        spread = 12 * np.sqrt(mean) + 30  # less than 2^-60 of the probability lies beyond on either side
         lowest = np.maximum(np.floor(mean - spread), 0)
         ratios = np.ones((LEVELS, math.ceil(2 * spread[-1]) + 2))
         np.divide(mean[:, None], lowest[:, None] + np.arange(1, ratios.shape[1]), out=ratios[:, 1:])
@@ -67,14 +67,14 @@ def of_poisson(peak: float, gamma: float) -> NDArray[np.void]:
 
 
 def of_poissons(peaks: NDArray[np.float64], gamma: float) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-    """Tables of the different peaks, one after another, and which of them each peak has."""
+    """Returns the different peaks' tables, one after another, and the table number of each peak."""
     given = peaks.tolist()
     places = {peak: n for n, peak in enumerate(dict.fromkeys(given))}
     together = _together if len(places) <= MOST else _together.__wrapped__
     return together(gamma, *places), np.array([places[peak] for peak in given], np.int64)
 
 
-# To lay the tables of 8 peaks together takes 100 us, and the next batch often has the same peaks.
+# Joining the tables of 8 peaks takes 100 us, and the next batch often has the same peaks.
 @lru_cache(8)
 def _together(gamma: float, *peaks: float) -> NDArray[np.void]:
     tables = [of_poisson(peak, gamma) for peak in peaks or (1.0,)]
@@ -87,6 +87,6 @@ def _together(gamma: float, *peaks: float) -> NDArray[np.void]:
 
 @lru_cache(8)
 def _light(gamma: float) -> NDArray[np.float64]:
-    """(n / 510)^gamma, n = 0 .. 511. The powers of mathematical libraries differ in the last place."""
-    digits = Context(28)  # not the caller's
+    """Returns (n / 510)^gamma, n = 0 .. 511. Mathematical libraries' powers differ in the last place."""
+    digits = Context(28)  # it does not depend on the caller's context
     return np.array([float(digits.power(digits.divide(n, 510), Decimal(gamma))) for n in range(512)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a Tableau, applied: a step of a sampler."""
+"""Applies rows of a Tableau: a sampler's step."""
 
 from __future__ import annotations
 
@@ -94,24 +94,24 @@ def update(
 
     Args:
         table: the rows; `print(table)` shows them as equations.
-        i: integers, the row: a scalar, (B,) or any prefix of x's shape.
-        x: an array or a torch tensor; float32, float64, float16 or bfloat16, any strides (others than C order are
+        i: the row as integers: a scalar, (B,) or any prefix of x's shape.
+        x: an array or a torch tensor; float32, float64, float16 or bfloat16, with any strides (orders other than C are
             copied first).
-        model_output: m1, or (m1, m2), of x's shape; another float dtype than x's is converted first.
+        model_output: m1, or (m1, m2), of x's shape. Another float dtype than x's is converted first.
         past: past1 .. past4, the newest first, of x's shape and dtype.
-        noise: Noise, a list of one for each row of x, or an array of x's shape. A Noise of stream 0: z is the field of
-            stream 3 at step `noise.step + i`. None where the rows taken draw nothing.
-        out, aux_out: where to write the result and up to two auxiliary outputs; C-contiguous, of x's shape and dtype;
-            each may be exactly one of the inputs. aux_out may also be a number: that many are made. `out` may hold
-            uint8 or uint16, which `q_sample` explains; so may a new result, with dtype="uint8" or "uint16".
-        **options: dtype, out_scale, out_offset, of a result in integers.
+        noise: a Noise, a list of one for each row of x, or an array of x's shape. For a Noise of stream 0, z is the
+            field of stream 3 at step `noise.step + i`. None is enough if the chosen rows draw nothing.
+        out, aux_out: arrays to write to, for the result and up to two auxiliary outputs; C-contiguous, of x's shape and
+            dtype. Each may be exactly one of the inputs. An integer aux_out asks for that many new arrays. `out` may
+            hold uint8 or uint16 (see `q_sample`); so may a new result, with dtype="uint8" or "uint16".
+        **options: dtype, out_scale and out_offset of an integer result.
 
     Returns:
-        out; where aux_out is a number the tuple (out, aux1, ..).
+        out, or the tuple (out, aux1, ..) if aux_out is a number.
 
     Raises:
-        IndexError: a row that the table does not have.
-        TypeError, ValueError: what was given and what was expected; nothing is written then.
+        IndexError: the table has no such row.
+        TypeError, ValueError: the message says what was given and what was expected; nothing is written then.
 
     >>> table = nf.samplers.ddim(nf.Schedule.linear(1000), steps=10).tableau
     >>> x, m = np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)
@@ -137,7 +137,7 @@ def update(
 
 
 def _need_several(model_output: object, past: object, aux_out: object) -> None:
-    """Raises where one is given for several, or several in what cannot hold them."""
+    """Raises an error if one array stands for several, or several stand in the wrong container."""
     if isinstance(model_output, list):
         raise TypeError("model_output: expected an array or a tuple (m1, m2), got list")
     for name, given, number in (("past", past, ""), ("aux_out", aux_out, ", or a number of them")):
@@ -158,7 +158,7 @@ def update_call(
     aux_out: Sequence[Array] | int = (),
     levels: Levels | None = None,
 ) -> Step:
-    """`update` as a checked call; nothing is written yet."""
+    """Returns `update` as a checked call; nothing is written yet."""
     need_tableau("table", table)
     if table.masked and levels is not None:
         raise ValueError(f"dtype {levels.dtype}: gradients are not rounded to integers")

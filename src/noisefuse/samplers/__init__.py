@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samplers: ``nf.samplers.ddim(schedule, steps=50, ..)`` returns a ``Sampler``.
 
-One small file per family holds the rules, functions from a schedule to a table of rows. ``@sampler`` (shared.py) makes
-of each a function that returns a ``Sampler``; ``ddim.__wrapped__`` is the rule itself.
+One small file per family holds the rules, functions from a schedule to a table of rows. ``@sampler`` (shared.py) turns
+each into a function that returns a ``Sampler``; ``ddim.__wrapped__`` is the rule itself.
 
-All accept ``steps`` (how many, or the times themselves), ``prediction`` (a name of ``views.VIEWS`` or a ``View``),
-``clip`` (c, (lo, hi), ``Threshold`` or None), ``spacing`` and the ``SpacingOptions``. A rule's docstring is its
-equation and the arguments of its own; what all share is added there.
+All accept ``steps`` (a number, or the times themselves), ``prediction`` (a name in ``views.VIEWS`` or a ``View``),
+``clip`` (c, (lo, hi), ``Threshold`` or None), ``spacing`` and the ``SpacingOptions``. A rule's docstring has its
+equation and its own arguments; the shared ones are added.
 """
 
 from .adams import deis, gradient_estimation, ipndm, ipndm_v, lms, pndm

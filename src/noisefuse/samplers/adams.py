@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear multistep methods on the predicted noise: PNDM, LMS, iPNDM, DEIS, and one of two slopes."""
+"""Linear multistep methods on the predicted noise: PNDM, LMS, iPNDM, DEIS, and one with two slopes."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def pndm(
 
         x' = (alpha' / alpha) x + (sigma' - sigma alpha' / alpha) e
 
-    e is an Adams-Bashforth average of up to four predicted noises. The first step is done twice: with e_0,
-    then with (e_0 + e') / 2, e' predicted where that led; this replaces the paper's Runge-Kutta warm-up.
+    e is an Adams-Bashforth average of up to four predicted noises. The first step is done twice: with e_0, then with
+    (e_0 + e') / 2, where e' is predicted at the first result. This replaces the paper's Runge-Kutta warm-up.
 
     Args:
-        average: "epsilon" averages predicted noises. "output" averages what the network says and reads it as its answer
-            at x: the same for epsilon; for v it is diffusers' behaviour, and only of first order.
+        average: "epsilon" averages predicted noises. "output" averages the network's outputs and reads the average as
+            its output at x: the same for epsilon; for v it is diffusers' behaviour, and only of first order.
 
     >>> nf.samplers.pndm(nf.Schedule.linear(1000), steps=5).timesteps.tolist()
     [800, 600, 600, 400, 200, 0]
@@ -54,7 +54,7 @@ def pndm(
     for i, (here, there) in enumerate(run.pairs):
         ratio = there.alpha / here.alpha
         base, weight, e = ratio, there.sigma - here.sigma * ratio, run.predicted_noise(here)
-        if average == "output":  # e = u x + w m: the average takes the place of m
+        if average == "output":  # e = u x + w m: the average replaces m
             base, weight, e = base + weight * e.coefficients[1], weight * e.coefficients[2], m1
         terms = zip(_ADAMS[min(i, 3)], (e, *past), strict=False)
         out = sum((weight * c * term for c, term in terms), base * x)
@@ -74,8 +74,8 @@ def _multistep(
 ) -> Tableau:
     """x' = (alpha' / alpha) x + alpha' sum_j w_j e_j, the steps of a linear multistep method in rho = sigma / alpha.
 
-    e_j is the noise that was predicted at rho_j, the newest first; weights(rho_0 .., rho') are the w_j. Of a level
-    visited twice the newest e counts. lower_order_final: no more of them than there are steps left.
+    e_j is the noise predicted at rho_j, the newest first; weights(rho_0 .., rho') are the w_j. If a noise level is
+    visited twice, its newest e counts. lower_order_final: use at most as many e_j as steps are left.
     """
     run.need_signal(name)
     rows: list[Placed] = []
@@ -111,7 +111,7 @@ def lms(
 
         x' = x + sum_j w_j d_j,    w_j = integral of L_j over sigma .. sigma',    d = (x - D) / sigma
 
-    d_0 .. d_(order - 1) are the newest slopes, and L_j Lagrange's polynomials on their levels.
+    d_0 .. d_(order - 1) are the newest slopes, L_j Lagrange's polynomials on their noise levels.
     """
     need_order(order, 4)
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
@@ -133,8 +133,8 @@ def ipndm(
 
         x' = (alpha' / alpha) x + (sigma' - sigma alpha' / alpha) e
 
-    e is the Adams-Bashforth average of the last ``order`` predicted noises, of fewer at first. A step to clean data is
-    of first order: x' = D.
+    e is the Adams-Bashforth average of the last ``order`` predicted noises, or of fewer at first. A step to clean data
+    is of first order: x' = D.
     """
     need_order(order, 4)
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options)
@@ -165,10 +165,10 @@ def ipndm_v(
         v = (1/2 - h / (6 (h + h_1)) + (1 - h / (2 (h + h_1))) h / (6 (h + h_1 + h_2)))
             h (h + h_1) (h + h_1 + h_2) / (h_1 (h_1 + h_2) (h_1 + h_2 + h_3))
 
-    h_1, h_2, h_3 are the steps before, the newest first. These are not Adams and Bashforth's weights, whose u is
-    (1/2 - h / (6 (h + h_1))) h (h + h_1) / (h_1 (h_1 + h_2)), whose v has a minus for its second plus, and whose last
-    a b is b h_2 / h_3. ``lms`` has those. So it is of second order, of third on equal steps. A step to clean data is
-    x' = D.
+    h_1, h_2, h_3 are the previous steps, the newest first. Adams-Bashforth weights differ: their u is (1/2 - h / (6 (h
+    + h_1))) h (h + h_1) / (h_1 (h_1 + h_2)), their v has a minus for the second plus here, and their last a b is b h_2
+    / h_3. ``lms`` has those. So this method is of second order, on equal steps of third. A step to clean data is x' =
+    D.
 
     >>> len(nf.samplers.ipndm_v(nf.Schedule.karras(100), steps=10))
     10
@@ -217,14 +217,14 @@ def deis(
     A step to clean data is of first order.
 
     Args:
-        order: how many predicted noises make a step, 1 to 3.
-        lower_order_final: the last step is of first order and the one before of at most second, when n < 15.
+        order: the number of predicted noises in a step, 1 to 3.
+        lower_order_final: if n < 15, the last step is of first order and the one before of at most second.
     """
     need_order(order, 3)
     run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
 
     def weights(levels: list[float], end: float) -> list[float]:
-        """With s = log rho - log t the density is -rho e^-s."""
+        """Substitutes s = log rho - log t; the density is then -rho e^-s."""
         rho = levels[0]
         if not end:
             return [-rho]
@@ -249,7 +249,7 @@ def gradient_estimation(
 
         x' = x + (sigma' - sigma) (gamma d + (1 - gamma) d_before),    d = (x - D) / sigma
 
-    The first step takes d alone, and so does one to clean data, as in ComfyUI: x' = D.
+    The first step and a step to clean data take d alone, as in ComfyUI: x' = D.
 
     Args:
         gamma: finite; 1 is Euler's method.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """CFG++, Chung et al. 2024 (arXiv:2406.08070): guided clean data, and the noise that the unconditional network sees.
 
-The network answers a pair, (uncond, cond), and a run needs a ``guidance_scale``. In these rows m1 is the guided output,
-m2 the unconditional one: D is of m1, D_u and e_u of m2.
+The network returns a pair, (uncond, cond), and a run needs a ``guidance_scale``. In these rows m1 is the guided output
+and m2 the unconditional one: D comes from m1, D_u and e_u from m2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .spacing import Spacing, SpacingOptions, Steps
 
 
 def _unconditional(affine: Affine) -> Affine:
-    """What stands for the guided output, of the unconditional one."""
+    """Replaces the guided output in an expression by the unconditional one."""
     _, of_x, of_m1, *_ = affine.coefficients
     return of_x * x + of_m1 * m2
 
@@ -47,7 +47,7 @@ def euler_cfg_pp(
 
         x' = alpha' D + sigma' e_u
 
-    D is that of the guided output, e_u the noise that the unconditional one predicts. The network answers (uncond,
+    D comes from the guided output, e_u is the noise that the unconditional one predicts. The network returns (uncond,
     cond); their lambda is ``guidance_scale``, usually 0 to 1, and 1 to 2 in ComfyUI.
 
     >>> print(nf.samplers.euler_cfg_pp(nf.Schedule.linear(1000), steps=[500], final=200))
@@ -68,7 +68,7 @@ def euler_ancestral_cfg_pp(
     spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
-    """`euler_cfg_pp` with fresh noise, as ComfyUI has it; keep and fresh are those of `ddim` with the same eta.
+    """`euler_cfg_pp` with fresh noise, as in ComfyUI. keep and fresh are those of `ddim` with the same eta.
 
         x' = alpha' D + keep e_u + fresh z
 
@@ -91,12 +91,13 @@ def dpmpp_2m_cfg_pp(
     spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
-    """DPM-Solver++(2M) with CFG++, as ComfyUI has it, for x / alpha.
+    """DPM-Solver++(2M) with CFG++, as in ComfyUI, for x / alpha.
 
         x' = D + sigma' e_u + (1 - e^-h) (D - D_u_before) / 2 r,    h = log(sigma / sigma'),    r = h_before / h
 
-    D is guided, D_u unconditional. The first step, one to clean data and one from a level visited twice lack the last
-    term, which is not 0 for equal outputs of unequal guidance: the order is that of `dpmpp_2m` where both agree.
+    D is guided, D_u unconditional. The last term is left out in the first step, in a step to clean data and in one from
+    a noise level that is visited twice. With equal outputs but unequal guidance it is not 0, so the order is that of
+    `dpmpp_2m` where both agree.
 
     >>> sampler = nf.samplers.dpmpp_2m_cfg_pp(nf.Schedule.linear(1000), steps=5)
     >>> sampler.sample(lambda x, t: (x, 0.9 * x), (2, 8), nf.Noise(7), guidance_scale=0.6).shape

@@ -28,20 +28,20 @@ def lcm(
     clip: Clip = None,
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
-    """Multistep latent consistency sampling, Luo et al. 2023: jump to clean data, noise to the next level.
+    """Multistep latent consistency sampling, Luo et al. 2023: jump to clean data, add noise for the next noise level.
 
         f = c_skip x + c_out D,    x' = alpha' f + sigma' z,    the last x' is f
         c_skip = sigma_data^2 / (s^2 + sigma_data^2),    c_out = s / sqrt(s^2 + sigma_data^2)
 
-    s = timestep_scaling t. f is what the row calls the clean sample.
+    s = timestep_scaling t. f is the row's clean sample.
 
     Args:
-        steps: how many of the ``original_steps`` times of the distillation, or the times themselves.
+        steps: a number of the ``original_steps`` times of the distillation, or the times themselves.
         timestep_scaling: a factor of the time in c_skip and c_out.
         sigma_data: the data's standard deviation there.
 
     Raises:
-        ValueError: a number of steps with a schedule whose model is told noise levels.
+        ValueError: steps is a number, and the schedule gives a model noise levels.
 
     >>> nf.samplers.lcm(nf.Schedule.scaled_linear(1000), steps=4).timesteps.tolist()
     [999, 759, 499, 259]
@@ -77,11 +77,11 @@ def tcd(
     A step to clean data is x' = D.
 
     Args:
-        steps: how many of the ``original_steps`` times of the distillation, or the times themselves.
+        steps: a number of the ``original_steps`` times of the distillation, or the times themselves.
         gamma: from 0, deterministic, to 1; diffusers calls it eta.
 
     Raises:
-        ValueError: a schedule whose model is told noise levels.
+        ValueError: the schedule gives a model noise levels.
 
     >>> nf.samplers.tcd(nf.Schedule.scaled_linear(1000), steps=4).tableau.as_rows.draws.tolist()
     [True, True, True, False]
@@ -108,7 +108,7 @@ def tcd(
 
 
 def need_index(axis: Axis, name: str) -> None:
-    """ValueError: the schedule's time is no index."""
+    """Raises ValueError if the schedule's time is no index."""
     if not axis.timed_by_index:
         raise ValueError(
             f"{name} counts indices, and with this schedule a model is told noise levels (alpha = 1 or "
@@ -117,7 +117,7 @@ def need_index(axis: Axis, name: str) -> None:
 
 
 def _distilled(axis: Axis, original: int, n: int) -> list[float]:
-    """n of the times r - 1, 2 r - 1, .., r = length // original, from the noisiest on, evenly by index."""
+    """Returns n of the times r - 1, 2 r - 1, .., r = length // original, evenly by index, the noisiest first."""
     if not axis.timed_by_index:
         raise ValueError(
             "lcm counts indices, and with this schedule a model is told noise levels (alpha = 1 or alpha + sigma = 1): "

@@ -20,11 +20,11 @@ from .spacing import Spacing, SpacingOptions, Steps
 
 
 def _steps(run: Plan, lower_order_final: bool) -> Iterator[tuple[Node, Node, float, Affine]]:
-    """(here, there, h, D1) of each step: h = lambda' - lambda, D1 = (D - D_before) / r, r = h_before / h.
+    """Yields (here, there, h, D1) for each step: h = lambda' - lambda, D1 = (D - D_before) / r, r = h_before / h.
 
-    D1 is 0 in steps of first order: the first, one to clean data (h = inf), one from a level visited twice
-    (h_before = 0: the same D again), the last if asked for and n < 15. At zero terminal SNR h_before is infinite at
-    first, and 1 / r is 0.
+    D1 is 0 in steps of first order: the first step, one to clean data (h = inf), one from a noise level visited twice
+    (h_before = 0: the same D again), and the last one if asked for and n < 15. At zero terminal SNR the first
+    h_before is infinite, and 1 / r is 0.
     """
     run.need_signal("a multistep sampler", nodes=slice(1, None))
     n, h_before = len(run.nodes) - 1, 0.0
@@ -57,7 +57,7 @@ def dpmpp_2m(
 
     Args:
         solver: "midpoint" or "heun": w above.
-        lower_order_final: a first-order last step when n < 15; one to clean data always is.
+        lower_order_final: make the last step first-order if n < 15; a step to clean data always is.
 
     >>> nf.samplers.dpmpp_2m(nf.Schedule.linear(1000), steps=5).timesteps.tolist()
     [999, 799, 599, 400, 200]
@@ -85,12 +85,12 @@ def dpmpp_2m_sde(
     spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
-    """SDE-DPM-Solver++(2M): Lu et al. 2022, section 5; eta, as k-diffusion has it, is how much of the noise is drawn.
+    """SDE-DPM-Solver++(2M): Lu et al. 2022, section 5; eta is the share of noise that is drawn, as in k-diffusion.
 
         x' = (sigma' / sigma) e^(-eta h) x + alpha' (1 - e^-a) D + alpha' w D1 + sigma' sqrt(1 - e^(-2 eta h)) z
         a = (1 + eta) h,    w = (1 - e^-a) / 2  (midpoint),    w = 1 - (1 - e^-a) / a  (heun)
 
-    h and D1 as in ``dpmpp_2m``, which it is with eta = 0.
+    h and D1 are those of ``dpmpp_2m``, which this is with eta = 0.
 
     Args:
         solver, lower_order_final: as in ``dpmpp_2m``.
@@ -124,7 +124,7 @@ def dpmpp_3m_sde(
     spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
-    """SDE-DPM-Solver++(3M) as k-diffusion has it; eta = 0: the multistep DPM-Solver++ of order 3, Lu et al. 2022.
+    """SDE-DPM-Solver++(3M) as in k-diffusion; eta = 0: the multistep DPM-Solver++ of order 3, Lu et al. 2022.
 
         x' = (sigma' / sigma) e^(-eta h) x + alpha' ((1 - e^-a) D + phi_2 D1 + phi_3 D2)
              + sigma' sqrt(1 - e^(-2 eta h)) z
@@ -132,12 +132,12 @@ def dpmpp_3m_sde(
         D1_0 = (D - D_1) / r_0,    D1_1 = (D_1 - D_2) / r_1,    r_0 = h_1 / h,    r_1 = h_2 / h
         D2 = (D1_0 - D1_1) / (r_0 + r_1),    D1 = D1_0 + r_0 D2
 
-    D_1, D_2 are the D of the last two steps, h_1, h_2 their lengths. The first steps, and those after a level that was
-    visited twice, are of lower order, one to clean data of first.
+    D_1, D_2 are the D of the last two steps, h_1, h_2 their lengths. The first steps, and those after a noise level
+    that is visited twice, are of lower order; a step to clean data is of first order.
 
     Args:
-        exact: phi_3 as it is published is half the integral that belongs to D2, so that the method is of second order;
-            True takes all of it, and is of third.
+        exact: the published phi_3 is half the integral that belongs to D2, so the method is of second order. True takes
+            the whole integral, which makes it third-order.
     """
     run = plan(schedule, steps, prediction, clip, spacing, drop_last=True, **options)
     run.need_signal("a multistep sampler", nodes=slice(1, None))
@@ -162,7 +162,7 @@ def dpmpp_3m_sde(
 
 
 def _differences(h: float, h_1: float, h_2: float) -> tuple[Affine, Affine]:
-    """D1 and D2 of ``dpmpp_3m_sde``; 0 where a step has no length, or none that is known, and to clean data."""
+    """Returns D1 and D2 of ``dpmpp_3m_sde``. They are 0 for steps of no length or unknown length, and to clean data."""
     if not h_1 or h == math.inf:
         return ZERO, ZERO
     D1_0 = h / h_1 * (D - past[0])
@@ -185,19 +185,19 @@ def dpmpp_singlestep(
     spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
-    """DPM-Solver++(2S) and (3S), Lu et al. 2022, with levels of the run as inner points: n model calls.
+    """DPM-Solver++(2S) and (3S), Lu et al. 2022, with noise levels of the run as inner points: n model calls.
 
-    A group of ``order`` steps begins at x; its k-th step goes there from x, with D_0 .. D_(k-1) of the group:
+    A group of ``order`` steps begins at x; its k-th step starts from this x again, with D_0 .. D_(k-1) of the group:
 
         x' = (sigma' / sigma) x + alpha' sum_j w_j D_j,    w_j = integral of e^(s - h) L_j(s) over 0 <= s <= h
         h = lambda' - lambda,    L_j: Lagrange's polynomials, 1 at lambda_j - lambda and 0 at the others
 
     Args:
-        order: how many steps make a group, 1 to 3.
-        solver: "heun" has these weights. "midpoint" makes w_1 simpler for k = 2, (1 - e^-h) / 2 r with r h = lambda_1 -
-            lambda, and leaves D_1 out for k = 3, which is of third order where lambda_2 - lambda = 2 h / 3.
-        lower_order_final: the last groups are shorter, such that the last step is of first order, or of second if order
-            is 3 and n = 2, 5, 8, .. One to clean data is of first order anyway.
+        order: the number of steps in a group, 1 to 3.
+        solver: "heun" has these weights. "midpoint" simplifies w_1 for k = 2, (1 - e^-h) / 2 r with r h = lambda_1 -
+            lambda, and leaves D_1 out for k = 3, which is third-order if lambda_2 - lambda = 2 h / 3.
+        lower_order_final: shorten the last groups so that the last step is of first order, or of second if order is 3
+            and n = 2, 5, 8, .. A step to clean data is of first order anyway.
     """
     need_order(order, 3)
     _need_solver(solver)
@@ -212,7 +212,7 @@ def dpmpp_singlestep(
 
 
 def _groups(n: int, order: int, lower_order_final: bool, to_clean: bool) -> list[int]:
-    """The sizes of the groups of n steps."""
+    """Returns the sizes of the groups of n steps."""
     whole, rest = divmod(n, order)
     sizes = [order] * whole + [rest] * (rest > 0)
     if (lower_order_final and rest == 0) or to_clean:
@@ -221,7 +221,7 @@ def _groups(n: int, order: int, lower_order_final: bool, to_clean: bool) -> list
 
 
 def _group(run: Plan, nodes: Sequence[Node], solver: str) -> list[Placed]:
-    """The rows of one group. Each remembers its D, and the first one x."""
+    """Returns the rows of one group. Each remembers its D, and the first one x."""
     rows = []
     for k, (here, there) in enumerate(pairwise(nodes)):
         begin, Ds = (past[k], [*past[:k][::-1], D]) if k else (x, [D])
@@ -233,7 +233,8 @@ def _group(run: Plan, nodes: Sequence[Node], solver: str) -> list[Placed]:
 
 
 def _inner(levels: list[float], end: float, solver: str) -> list[float]:
-    """w_j of ``dpmpp_singlestep`` for lambda_0 .. lambda_k and lambda'. Of a level visited twice the first D counts."""
+    """Returns w_j of ``dpmpp_singlestep`` for lambda_0 .. lambda_k and lambda'. Of equal noise levels, the first D
+    counts."""
     h, inner = end - levels[0], [level - levels[0] for level in levels]
     phi = -math.expm1(-h)
     if solver == "midpoint" and len(inner) == 2 and inner[1]:
@@ -247,7 +248,7 @@ def _inner(levels: list[float], end: float, solver: str) -> list[float]:
 
 
 def _decay(eta: float, h: float) -> tuple[float, float]:
-    """e^(-eta h), and sqrt(1 - e^(-2 eta h)), in which rounding could make h negative; h may be infinite."""
+    """Returns e^(-eta h) and sqrt(1 - e^(-2 eta h)). Rounding may have made h negative; h may be infinite."""
     return (math.exp(-eta * h), math.sqrt(max(0.0, -math.expm1(-2 * eta * h)))) if eta else (1.0, 0.0)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exponential integrators of the ODE and of SDEs with its marginals: RES, SEEDS, SA-Solver, ER-SDE."""
+"""Exponential integrators of the ODE and of SDEs with the same marginals: RES, SEEDS, SA-Solver, ER-SDE."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ def res_multistep(
     spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
-    """Refined exponential solver, multistep: Zhang et al. 2023 (arXiv:2308.02157), as ComfyUI has it.
+    """Refined exponential solver, multistep: Zhang et al. 2023 (arXiv:2308.02157), as in ComfyUI.
 
         x' = e^-h x + (1 - e^-h) D + (1 - (1 - e^-h) / h) D1 + sigma_up z,    h = log(sigma / sigma_down)
         D1 = (D - D_before) / r,    r = log(sigma_before / sigma_down_before) / h
 
-    sigma_down, sigma_up as in ``euler_ancestral``; eta = 0: sigma_down = sigma'. It works on x / alpha, but in a flow,
-    as ComfyUI does, on x itself and log sigma, from sigma = 1 on; there x' is brought from sigma_down's alpha to that
-    of sigma', which ComfyUI's does not do. With eta = 1 and alpha = 1, D1 is that of ``dpmpp_2m_sde`` with
-    solver="heun". Of first order: the first step, one to clean data, one from a level visited twice.
+    sigma_down and sigma_up are those of ``euler_ancestral``; with eta = 0, sigma_down = sigma'. It works on x / alpha.
+    For a flow it works on x itself and log sigma, from sigma = 1 on, as ComfyUI does; there it also brings x' from
+    sigma_down's alpha to the alpha of sigma', which ComfyUI does not. With eta = 1 and alpha = 1, D1 is that of
+    ``dpmpp_2m_sde`` with solver="heun". The first step, a step to clean data and one from a noise level visited twice
+    are of first order.
 
     >>> nf.samplers.res_multistep(nf.Schedule.flow(1000), steps=[1.0, 0.6, 0.3], prediction="flow").timesteps.tolist()
     [1.0, 0.6, 0.3]
@@ -51,7 +52,7 @@ def res_multistep(
     flow = run.axis.family == "flow"
     run = run if flow else run.exploding()
     rows: list[Placed] = []
-    moved = 0.0  # how far the last step went down, in log sigma
+    moved = 0.0  # the last step's way down, in log sigma
     for i, (here, there) in enumerate(run.pairs):
         keep, fresh = split(here, there, eta)
         if keep == 0:
@@ -60,7 +61,7 @@ def res_multistep(
         size = there.alpha + keep if flow else 1.0  # sigma_down is relative to alpha + sigma = 1 in a flow
         h = math.log(here.sigma / (keep / size))
         phi = _phi(h)
-        again = not moved or run.nodes[i - 1].sigma == here.sigma  # moved: not by a step that kept nothing of x
+        again = not moved or run.nodes[i - 1].sigma == here.sigma  # moved is 0 after a step that kept nothing of x
         D1 = ZERO if again else h / moved * (D - past[0])
         mean = math.exp(-h) * x + phi * D + _weight("heun", phi, h) * D1
         rows.append(run.row(here, size * mean + fresh * z, keep=[D]))
@@ -81,18 +82,18 @@ def seeds_2(
     spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
-    """SEEDS-2, Gonzalez et al. 2023 (arXiv:2305.14267), as ComfyUI has it, for x / alpha: 2 n - 1 model calls.
+    """SEEDS-2, Gonzalez et al. 2023 (arXiv:2305.14267), as in ComfyUI, for x / alpha: 2 n - 1 model calls.
 
         u  = (s / sigma) e^(-eta r h) x + (1 - e^(-r c)) D(x, sigma) + s w(0, r h)
         x' = (sigma' / sigma) e^(-eta h) x + (1 - e^-c - b) D(x, sigma) + b D(u, s) + sigma' w(0, h)
         h = log(sigma / sigma'),    s = sigma e^(-r h),    c = (1 + eta) h
         b = (1 - e^-c) / 2 r  (midpoint, their phi_1),    b = (1 - (1 - e^-c) / c) / r  (heun, their phi_2)
 
-    w is one Ornstein-Uhlenbeck path of variance 1 - e^(-2 eta h), of which each row draws a piece: x' has u's noise by
-    beginning at u.
+    w is one Ornstein-Uhlenbeck path of variance 1 - e^(-2 eta h). Each row draws a piece of it: x' begins at u, so it
+    contains u's noise.
 
     Args:
-        r: where the second call is, in log sigma: 0 < r <= 1; 1 is ComfyUI's exp_heun_2_x0.
+        r: the place of the second call in log sigma, 0 < r <= 1; 1 is ComfyUI's exp_heun_2_x0.
         solver: "midpoint" or "heun": b above.
 
     >>> len(nf.samplers.seeds_2(nf.Schedule.linear(1000), steps=10))
@@ -122,17 +123,17 @@ def seeds_3(
     spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
-    """SEEDS-3, Gonzalez et al. 2023 (arXiv:2305.14267), as ComfyUI has it, for x / alpha: 3 n - 2 model calls.
+    """SEEDS-3, Gonzalez et al. 2023 (arXiv:2305.14267), as in ComfyUI, for x / alpha: 3 n - 2 model calls.
 
         u  = (s_1 / sigma) e^(-eta r_1 h) x + (1 - e^(-r_1 c)) D_1 + s_1 w(0, r_1 h)
         v  = (s_2 / sigma) e^(-eta r_2 h) x + (1 - e^(-r_2 c) - a) D_1 + a D_2 + s_2 w(0, r_2 h)
         x' = (sigma' / sigma) e^(-eta h) x + (1 - e^-c - b) D_1 + b D_3 + sigma' w(0, h)
         a = (r_2 / r_1) psi(r_2 c),    b = psi(c) / r_2,    psi(c) = 1 - (1 - e^-c) / c
 
-    D_1, D_2, D_3 are D at x, u, v; h, c and w as in ``seeds_2``. Of third order for eta = 0 and r_2 = 2/3.
+    D_1, D_2, D_3 are D at x, u, v; h, c and w are those of ``seeds_2``. It is third-order for eta = 0 and r_2 = 2/3.
 
     Args:
-        r_1, r_2: where the second and the third call are, in log sigma: 0 < r_1 < r_2 <= 1.
+        r_1, r_2: the places of the second and the third call in log sigma, 0 < r_1 < r_2 <= 1.
 
     >>> len(nf.samplers.seeds_3(nf.Schedule.linear(1000), steps=10))
     28
@@ -152,10 +153,10 @@ def seeds_3(
 def _seeds(
     name: str, run: Plan, eta: float, inner: Sequence[float], weights: Callable[[float], list[list[float]]]
 ) -> Tableau:
-    """Stages of SEEDS, each written from the one before: w is Markov, so that what this one drew is in it.
+    """Writes each stage of SEEDS from the one before: w is Markov, so the earlier draw is contained in that stage's x.
 
-    weights(c)[k]: of D_1 .. D_(k + 1) in stage k, as it is written from x. From the stage before, whose x is ratio
-    times this one's, those of the stage before are taken off.
+    weights(c)[k] are the weights of D_1 .. D_(k + 1) in stage k, if it is written from x. A stage is written from the
+    one before, whose x counts with a ratio, so that stage's weights times the ratio are subtracted.
     """
     need_eta(eta)
     rows: list[Placed] = []
@@ -203,18 +204,18 @@ def sa_solver(
         x' = (sigma' / sigma) e^(-tau^2 h) x + alpha' sum_j w_j D_j + sigma' sqrt(1 - e^(-2 tau^2 h)) z
         w_j = integral of k e^(k (s - lambda')) L_j(s) over lambda .. lambda',    k = 1 + tau^2,    h = lambda' - lambda
 
-    The predictor takes the newest D_0 .. D_(p-1); the corrector, on the same z, D' that the network says where that led
-    and D_0 .. D_(c-2), L_j on their lambdas.
+    The predictor takes the newest D_0 .. D_(p-1). The corrector takes the same z, D' at the predicted x', and D_0 ..
+    D_(c-2), with L_j on their lambdas.
 
     Args:
         tau: a number of at least 0, or one for each step: 0 is the ODE, 1 the reverse SDE.
         predictor_order: p, 1 to 3.
         corrector_order: c, 0 (none) to 4.
-        simple_order_2: k h^2 / 2 in place of the integral of k (s - lambda) e^(k (s - lambda')), where two D are taken:
-            as diffusers does.
-        pece: the network is asked again at what was corrected, 2 n calls (2 n - 1 to clean data).
-        lower_order_final: of m steps that are left, p <= m and c <= m + 1, and where the run ends with a step to clean
-            data, x' = D, which is not counted, c <= m.
+        simple_order_2: take k h^2 / 2 for the integral of k (s - lambda) e^(k (s - lambda')) in steps with two D, as
+            diffusers does.
+        pece: call the network again at the corrected x, 2 n calls (2 n - 1 to clean data).
+        lower_order_final: with m steps left, p <= m and c <= m + 1; if the run ends with a step to clean data, x' = D,
+            which is not counted, c <= m.
 
     >>> sampler = nf.samplers.sa_solver(nf.Schedule.linear(1000), steps=4, tau=[0, 1, 1, 0])
     >>> sampler.tableau.as_rows.draws.tolist()
@@ -241,7 +242,7 @@ def sa_solver(
         fresh = there.sigma * math.sqrt(max(0.0, _phi(2 * tau_i**2 * h)))
         base = there.sigma / here.sigma * math.exp(-(tau_i**2) * h) * begin + fresh * z
         out = base + _sum(_adams(used, h, lambdas[i], k, simple_order_2), Ds, there.alpha)
-        if not c or (i == n - 1 and not pece):  # corrected by nobody
+        if not c or (i == n - 1 and not pece):  # nothing corrects it
             rows.append(run.row(here, out, keep=[D] * older))
             continue
         used = [lambdas[i + 1], *lambdas[i::-1]][:c]
@@ -256,7 +257,7 @@ def sa_solver(
 
 
 def _one_each(tau: float | Sequence[float], n: int) -> list[float]:
-    """tau of each step."""
+    """Returns tau for each step."""
     try:
         taus = np.broadcast_to(np.asarray(tau, np.float64), (n,)).tolist()
     except (TypeError, ValueError):
@@ -271,7 +272,8 @@ def _sum(weights: Sequence[float], terms: Sequence[Affine], factor: float) -> Af
 
 
 def _adams(levels: list[float], h: float, begin: float, k: float, simple: bool) -> list[float]:
-    """w_j of ``sa_solver`` for D at these lambdas, of a step h from begin on. Of equal levels the first counts."""
+    """Returns w_j of ``sa_solver`` for D at these lambdas, for a step h from begin on. Of equal levels, the first
+    counts."""
     s = [level - begin for level in levels]
     used = [j for j in range(len(s)) if s[j] not in s[:j]]
     if simple and len(used) == 2:
@@ -299,26 +301,26 @@ def er_sde(
     spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
-    """ER-SDE-Solver-1, 2 and 3, Cui et al. 2023 (arXiv:2309.06169), for the SDE whose noise phi scales.
+    """ER-SDE-Solver-1, 2 and 3, Cui et al. 2023 (arXiv:2309.06169), for the SDE with noise scaled by phi.
 
         x' = (alpha' / alpha) r x + alpha' ((1 - r) D + a_1 D1 + a_2 D2 + sqrt(l'^2 - l^2 r^2) z)
         l = sigma / alpha,    r = phi(l') / phi(l),    D1 = (D - D_1) / (l - l_1),    D2 = 2 (D1 - D1_1) / (l - l_2)
         a_1 = l' - l + phi(l') I_0,    a_2 = (l' - l)^2 / 2 + phi(l') I_1
         I_j = integral of (s - l)^j / phi(s) over s from l' to l
 
-    D_1, l_1 are those of the last step, l_2 that before. A step to clean data is x' = D.
+    D_1, l_1 belong to the last step, l_2 to the one before. A step to clean data is x' = D.
 
     Args:
-        order: how many D make a step, 1 to 3.
-        phi: a function of arrays, positive, or a power p of l: p = 1 is the ODE, p = 2 the reverse SDE. None: the
+        order: the number of D in a step, 1 to 3.
+        phi: a positive function of arrays, or a power p of l: p = 1 is the ODE, p = 2 the reverse SDE. None: the
             authors' choice, l (e^(l^0.3) + 10).
-        points: of the sum that stands for the I_j, at l' + i (l - l') / points: 200 in the authors' code and in
+        points: the number of terms l' + i (l - l') / points in sums for the I_j: 200 in the authors' code and in
             ComfyUI. None: the integrals.
-        exact: D1 is the slope between two levels, not that at l, so that order 3 as published is of second order; True
-            takes that at l, D1 + (l - l_1) D2 / 2, and is of third for the ODE.
+        exact: D1 is the slope between two noise levels, not the slope at l, so the published order 3 is of second
+            order. True takes the slope at l, D1 + (l - l_1) D2 / 2, and is third-order for the ODE.
 
     Raises:
-        ValueError: a phi that asks for more noise than there is, or is not positive.
+        ValueError: phi asks for more noise than there is, or is not positive.
 
     >>> ode = nf.samplers.er_sde(nf.Schedule.linear(1000), steps=10, phi=1.0)
     >>> bool(ode.tableau.as_rows.draws.any())
@@ -351,7 +353,7 @@ def er_sde(
 
 
 def _differences(levels: list[float], end: float, integrals: tuple[float, float], exact: bool) -> Affine:
-    """a_1 D1 + a_2 D2 of ``er_sde``; 0 where fewer levels are known, or some coincide."""
+    """Returns a_1 D1 + a_2 D2 of ``er_sde``. A term is 0 if too few noise levels are known, or some coincide."""
     here, h = levels[0], end - levels[0]
     if len(levels) == 1 or levels[1] == here:
         return ZERO
@@ -381,7 +383,7 @@ def _noise_scale(phi: Callable[[Array], Array] | float | None) -> Callable[[Arra
 
 
 def _integrals(scale: Callable[[Array], Array], here: float, end: float, points: int | None) -> tuple[float, float]:
-    """phi(l') I_0 and phi(l') I_1 of ``er_sde``: by a sum of so many points, or over log l."""
+    """Returns phi(l') I_0 and phi(l') I_1 of ``er_sde``, by a sum of so many points, or by an integral over log l."""
     last = scale(np.array([end]))[0]
     if points is not None:
         width = (here - end) / points

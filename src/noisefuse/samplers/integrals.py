@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What interpolating polynomials integrate to: the weights of multistep and exponential methods."""
+"""Integrals of interpolating polynomials: the weights of multistep and exponential methods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = npt.NDArray[np.float64]
 
 @cache
 def _gauss_legendre() -> tuple[Array, Array]:
-    """Points and weights on [-1, 1], when they are first needed: numpy.polynomial takes long to import."""
+    """Returns points and weights on [-1, 1], on first use: numpy.polynomial takes long to import."""
     return np.polynomial.legendre.leggauss(32)
 
 
@@ -29,11 +29,11 @@ def integral_weights(
 ) -> list[float]:
     """w_j = integral of density(s) L_j(s) over s from begin to end, L_j(s) = prod_(k != j) (s - s_k) / (s_j - s_k).
 
-    begin: default nodes[0].
+    begin: nodes[0] by default.
 
-    So sum_j w_j f(s_j) is the integral of density f for every polynomial f of lower degree than there are nodes, which
-    have to differ. By the 32 points of Gauss and Legendre: exact, up to rounding, where density is 1; within 1e-13 of
-    the largest value that an e^(c s) has there, times the length, where |c| (end - begin) <= 60.
+    So sum_j w_j f(s_j) is the integral of density f for every polynomial f of lower degree than the number of nodes,
+    which have to differ. It uses the 32 points of Gauss and Legendre: exact, up to rounding, for density 1; for a
+    density e^(c s) with |c| (end - begin) <= 60 within 1e-13 of its largest value times the length.
     """
     points, weights = _gauss_legendre()
     begin = nodes[0] if begin is None else begin

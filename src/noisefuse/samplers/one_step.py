@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samplers that remember nothing. One line serves them all:
+"""Samplers that remember nothing. They all have this form:
 
 x' = alpha' D + keep e + fresh z,    keep^2 + fresh^2 = sigma'^2,    e = (x - alpha D) / sigma
 """
@@ -45,7 +45,7 @@ def ddpm(
     A step to clean data draws no noise.
 
     Args:
-        variance: "fixed_small", that of q(x' | x, x0), beta~, or "fixed_large", that of q(x | x'), beta.
+        variance: "fixed_small", the variance beta~ of q(x' | x, x0), or "fixed_large", the variance beta of q(x | x').
 
     >>> nf.samplers.ddpm(nf.Schedule.linear(1000), steps=5).tableau.as_rows.draws.tolist()
     [True, True, True, True, False]
@@ -82,8 +82,8 @@ def ddim(
         x' = alpha' D + keep e + fresh z,    keep, fresh = split(sigma', eta),    e = (x - alpha D) / sigma
 
     Args:
-        use_clipped_model_output: e is of the clamped D, so that x = alpha D + sigma e stays true; False: e is what the
-            network predicts, the default in diffusers.
+        use_clipped_model_output: compute e from the clamped D, so that x = alpha D + sigma e stays true. False: e is
+            the network's predicted noise, the default in diffusers.
 
     >>> print(nf.samplers.ddim(nf.Schedule.linear(1000), steps=[500], final=200))
     Sampler(ddim, 1 rows)
@@ -108,17 +108,17 @@ def ddim_inverse(
     spacing: Spacing = "leading",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
-    """DDIM upwards, from clean data to the noise that it would have come from: Song et al. 2021, as diffusers has it.
+    """DDIM upwards, from clean data to the noise that leads to it: Song et al. 2021, as in diffusers.
 
         x' = alpha' D + sigma' e,    D, e from m(x, t') read as the answer at x's own level
 
-    The times of `ddim` with the same arguments, from its end up. The network is told the time t' of where the step
-    leads, so that x = clean data, where e is m's own, has one. (`ddim` on steps that rise tells it that of x.) ``clip``
-    bounds D, and e stays what the network says.
+    The times are those of `ddim` with the same arguments, in reverse. The network is given the time t' of the step's
+    end, so that clean data x, where e is m's own, has a time. (`ddim` on rising steps gives it the time of x.) ``clip``
+    bounds D; e stays the network's prediction.
 
     Raises:
-        ValueError: a prediction that does not tell e at the run's end, where sigma is 0: only "epsilon", "v" and "flow"
-            do; ``final="sigma_min"`` begins above it.
+        ValueError: the prediction does not determine e at the run's end, where sigma is 0. Only "epsilon", "v" and
+            "flow" do; ``final="sigma_min"`` begins above it.
 
     >>> nf.samplers.ddim_inverse(nf.Schedule.linear(1000), steps=5).timesteps.tolist()
     [0, 200, 400, 600, 800]
@@ -148,18 +148,18 @@ def repaint(
     spacing: Spacing = "leading",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
-    """RePaint's walk, Lugmayr et al. 2022 (arXiv:2201.09865), algorithm 1: down by `ddim`'s steps, with jumps back up.
+    """RePaint's walk, Lugmayr et al. 2022 (arXiv:2201.09865), algorithm 1: `ddim`'s steps down, with jumps back up.
 
         down: x' = alpha' D + keep e + fresh z
-        and where a jump follows: x'' = (alpha'' / alpha') x' + sqrt(sigma''^2 - (alpha'' sigma' / alpha')^2) z_2
+        and before a jump: x'' = (alpha'' / alpha') x' + sqrt(sigma''^2 - (alpha'' sigma' / alpha')^2) z_2
 
-    A jump back is q(x'' | x'), jump_length steps at once, and one row with the step before it: their normals are one.
-    The known part of x is not the row's: ``sample(.., mask=, known=)`` puts it in before each row, at the row's level,
-    always with one noise; the paper's is new each time.
+    A jump back is q(x'' | x'), jump_length steps at once. It shares a row with the step before it, and their normals
+    are one. The known part of x is not in the row: ``sample(.., mask=, known=)`` writes it before each row, at the
+    row's noise level, always with the same noise; the paper draws new noise each time.
 
     Args:
-        jump_length: how many steps a jump goes back; each jump_length-th level is one from which a jump begins.
-        jump_n_sample: how many times each of these levels is gone down from.
+        jump_length: the number of steps that a jump goes back; jumps begin at each jump_length-th noise level.
+        jump_n_sample: how often the run goes down from each of these noise levels.
 
     >>> nf.samplers.repaint(nf.Schedule.linear(1000), 5, jump_length=2, jump_n_sample=2).timesteps.tolist()
     [800, 600, 800, 600, 400, 200, 400, 200, 0]
@@ -168,7 +168,7 @@ def repaint(
     need_int("jump_n_sample", jump_n_sample, 1)
     run = plan(schedule, steps, prediction, clip, spacing, **options)
     n = len(run.nodes) - 1
-    # counted from the end, as levels are in the paper: a step arrives at so many steps before the last one
+    # noise levels count from the end, as in the paper: so many steps remain after a step
     left = dict.fromkeys(range(1, n - jump_length + 1, jump_length), jump_n_sample - 1)
     rows, at = [], n
     while at:
@@ -241,7 +241,7 @@ def flow_euler(
 
         x' = x + (sigma' - sigma) u,    u = z - x0 = (x - D) / sigma
 
-    The model is told the (shifted) sigma.
+    The model is given the (shifted) sigma.
 
     Raises:
         ValueError: a schedule without alpha + sigma = 1.

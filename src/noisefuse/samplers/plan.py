@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all rules share: the visited nodes, the network's view, the clamp, and how rows become a table."""
+"""The parts that all rules share: the visited nodes, the network's prediction, the clamp, and the table of rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Threshold(NamedTuple):
         q = the ``ratio`` quantile of |D| over one sample,  s = min(max(q, 1), maximum)
         D' = clamp(D, -s, s) / s  =  clamp(D / s, -1, 1)
 
-    A small reduction before the step, which writes 1 / s into the step's row; the kernel stays the same.
+    It is a small reduction before the step, which writes 1 / s into the step's row; the kernel stays the same.
     """
 
     ratio: float = 0.995
@@ -32,11 +32,11 @@ class Threshold(NamedTuple):
 
 
 Clip: TypeAlias = float | Sequence[float] | Threshold | None
-"""Bounds of D: c for (-c, c), or (lo, hi), or dynamic thresholding; None: none."""
+"""Bounds of D: c for (-c, c), or (lo, hi), or dynamic thresholding; None: no bounds."""
 
 
 class Node(NamedTuple):
-    """One noise level: x = alpha x0 + sigma z. The schedule's own x, which the model knows, is scale * x."""
+    """One noise level: x = alpha x0 + sigma z. The model knows the schedule's own x, which is scale * x."""
 
     alpha: float
     sigma: float
@@ -52,7 +52,7 @@ class Node(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """A row, the node at which its model output is evaluated, and what becomes of its auxiliary outputs."""
+    """A row, the node at which its model output is evaluated, and the use of its auxiliary outputs."""
 
     node: Node
     row: Row
@@ -65,12 +65,12 @@ _INSTEAD = "use ddim, which is also Euler (eta = 0) and ancestral Euler (eta = 1
 
 
 def split(here: Node, there: Node, eta: float) -> tuple[float, float]:
-    """How much noise is kept from ``here`` and how much is fresh ``there``: keep^2 + fresh^2 = sigma'^2.
+    """Returns the noise kept from ``here`` and the fresh noise ``there``: keep^2 + fresh^2 = sigma'^2.
 
         fresh = eta sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2)
 
-    eta = 0: none, the probability flow; eta = 1: the standard deviation of q(x' | x, x0), as in DDPM.
-    Song et al. 2021 (DDIM), equation 16, for any alpha and sigma. ValueError: eta > 0, and more noise there.
+    eta = 0: no fresh noise, the probability flow; eta = 1: the standard deviation of q(x' | x, x0), as in DDPM. Song et
+    al. 2021 (DDIM), equation 16, for any alpha and sigma. ValueError: eta > 0, and ``there`` is noisier.
     """
     need_eta(eta)
     if eta == 0:
@@ -84,7 +84,7 @@ def split(here: Node, there: Node, eta: float) -> tuple[float, float]:
 
 
 def need_fall(here: Node, there: Node) -> None:
-    """ValueError where the level is higher than here, or without signal: for steps that draw a part of its noise."""
+    """Raises ValueError if ``there`` is noisier or without signal, for steps that draw a part of its noise."""
     if not there.alpha or here.alpha * there.sigma > (1 + 1e-9) * there.alpha * here.sigma:  # up to rounding
         raise ValueError(
             f"a step that draws noise goes to a lower level, not from time {here.t:g} to {there.t:g}: "
@@ -93,18 +93,18 @@ def need_fall(here: Node, there: Node) -> None:
 
 
 def need_eta(eta: float) -> None:
-    """ValueError: negative, infinite or NaN."""
+    """Raises ValueError if eta is negative, infinite or NaN."""
     if not 0 <= eta < math.inf:
         raise ValueError(f"eta must be at least 0 and finite, got {eta}")
 
 
 def need_order(order: int, highest: int) -> None:
-    """ValueError: order is none of 1 .. highest."""
+    """Raises ValueError if order is none of 1 .. highest."""
     need_int("order", order, 1, highest)
 
 
 def need_int(name: str, given: object, least: int, most: int | None = None) -> None:
-    """ValueError: no integer of this range."""
+    """Raises ValueError if the value is no integer in this range."""
     if type(given) is not int or given < least or (most is not None and given > most):
         span = f"an integer from {least}" if most is None else f"{least} to {most}"
         raise ValueError(f"{name} must be {span}, got {given!r}")
@@ -112,7 +112,7 @@ def need_int(name: str, given: object, least: int, most: int | None = None) -> N
 
 @dataclass(frozen=True)
 class Plan:
-    """A schedule's visited nodes (n + 1, in order), and how the network's output tells x0 there."""
+    """A schedule's visited nodes (n + 1, in order), and how the network's output gives x0 there."""
 
     axis: Axis
     nodes: tuple[Node, ...]
@@ -122,21 +122,21 @@ class Plan:
 
     @property
     def pairs(self) -> Iterable[tuple[Node, Node]]:
-        """(here, there) of each step."""
+        """Returns (here, there) for each step."""
         return zip(self.nodes[:-1], self.nodes[1:], strict=True)
 
     @property
     def start(self) -> float:
-        """Standard deviation of x at the first node, for data of variance 1.
+        """The standard deviation of x at the first node, for data of variance 1.
 
-        Where alpha = 1 everywhere it is sigma, as in Karras et al. 2022 and k-diffusion: such a schedule says nothing
-        of the data's variance.
+        If alpha = 1 everywhere it is sigma, as in Karras et al. 2022 and k-diffusion: such a schedule does not give the
+        data's variance.
         """
         alpha, sigma = self.nodes[0][:2]
         return sigma if self.axis.family == "exploding" else math.hypot(alpha, sigma)
 
     def need_signal(self, name: str, instead: str = _INSTEAD, nodes: slice = slice(None)) -> None:
-        """ValueError where x is pure noise at one of the nodes, for what divides by alpha there."""
+        """Raises ValueError if x is pure noise at one of the nodes, for formulas that divide by alpha there."""
         for node in self.nodes[nodes]:
             if node.alpha == 0:
                 raise ValueError(
@@ -145,40 +145,40 @@ class Plan:
                 )
 
     def need_flow(self, name: str, other: str) -> None:
-        """ValueError without alpha + sigma = 1, for samplers of rectified flow."""
+        """Raises ValueError unless alpha + sigma = 1, for samplers of rectified flow."""
         if self.axis.family != "flow":
             raise ValueError(f"{name} needs a schedule with alpha + sigma = 1 (Schedule.flow); {other} takes others")
 
     def exploding(self) -> Plan:
-        """The same nodes for x / alpha, so that alpha = 1 and sigma is sigma / alpha: k-diffusion's frame."""
+        """Returns the same nodes for x / alpha: alpha = 1, and sigma is sigma / alpha, as in k-diffusion."""
         self.need_signal("a sampler of x / alpha")
         nodes = (Node(1.0, node.sigma / node.alpha, node.t, node.alpha) for node in self.nodes)
         return replace(self, nodes=tuple(nodes))
 
     def node(self, sigma: float) -> Node:
-        """A node of the exploding frame between the visited ones."""
+        """Returns a node of the exploding frame between the visited ones."""
         level = np.array([sigma / (1 + sigma) if self.axis.family == "flow" else sigma])
         alpha, times = self.axis.columns(level)[0], self.axis.times(level)
         return Node(1.0, sigma, float(times[0]), float(alpha[0]))
 
     def clean(self, node: Node) -> Affine:
-        """D before its clamp, in x and m1."""
+        """Returns D before its clamp, in x and m1."""
         p_x, p_m = self.view.clean(node.scale * node.alpha, node.scale * node.sigma)
         return node.scale * p_x * x + p_m * m1
 
     def predicted_noise(self, node: Node) -> Affine:
-        """The noise in x that the network predicts, in x and m1."""
+        """Returns the noise that the network predicts in x, in x and m1."""
         e_x, e_m = self.view.noise(node.scale * node.alpha, node.scale * node.sigma)
         return node.scale * e_x * x + e_m * m1
 
     def noise(self, node: Node) -> Affine:
-        """e with alpha D + sigma e = x: the predicted noise, or where D is clamped what D leaves of x."""
+        """Returns e with alpha D + sigma e = x: the predicted noise or, if D is clamped, x's remainder beside D."""
         if self.threshold is None and self.bounds == _UNBOUNDED:
             return self.predicted_noise(node)
         return (x - node.alpha * D) / node.sigma
 
     def row(self, node: Node, out: Affine, *, keep: Sequence[Affine] = (), denoised: Affine = D) -> Placed:
-        """A row whose model output is evaluated at a node; ``keep``: up to two expressions to remember."""
+        """Returns a row whose model output is evaluated at a node; ``keep``: up to two expressions to remember."""
         aux = [*keep] if denoised in keep else [*keep, denoised]
         aux1, aux2 = [*aux, ZERO][:2]
         lo, hi = self.bounds
@@ -186,7 +186,7 @@ class Plan:
         return Placed(node, row, len(keep), aux.index(denoised) + 1)
 
     def table(self, name: str, placed: Sequence[Placed], start: float | None = None) -> Tableau:
-        """Rows to table. start: default the plan's."""
+        """Makes a table from rows. start: the plan's by default."""
         nodes, rows, push, denoised = zip(*placed, strict=True)
         own = [(node.scale * node.alpha, node.scale * node.sigma) for node in nodes]
         return Tableau(
@@ -214,7 +214,7 @@ def plan(
     drop_last: bool = False,
     **options: Unpack[SpacingOptions],
 ) -> Plan:
-    """The plan of a run in the schedule's own frame; see ``spacing.grid`` for the arguments and errors."""
+    """Returns the plan of a run in the schedule's own frame; see ``spacing.grid`` for the arguments and errors."""
     axis = Axis(schedule)
     levels = grid(axis, steps, spacing, whole=whole, drop_last=drop_last, **options)
     nodes = map(Node, *(column.tolist() for column in levels))
@@ -222,12 +222,12 @@ def plan(
     run = Plan(axis, tuple(nodes), view(prediction), _bounds(clip), threshold)
     if prediction == "epsilon":
         instead = 'say what the network predicts, prediction="flow", "v" or "sample"'
-        run.need_signal('prediction "epsilon"', instead, slice(-1))  # nobody is called at the last node
+        run.need_signal('prediction "epsilon"', instead, slice(-1))  # no model is called at the last node
     return run
 
 
 def _bounds(clip: Clip) -> tuple[float, float]:
-    """(lo, hi) of D; dynamic thresholding writes its own at run time."""
+    """Returns (lo, hi) of D. Dynamic thresholding writes its own bounds at run time."""
     if clip is None or isinstance(clip, Threshold):
         return _UNBOUNDED
     try:

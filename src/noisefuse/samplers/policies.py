@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samplers of rectified flow that draw noise at every step, for reinforcement learning: a step is an action, x' drawn
-from a Gaussian, whose log-density `Sampler.step(.., log_prob=True)` gives.
+"""Samplers of rectified flow that draw noise at every step, for reinforcement learning. A step is an action: x' is
+drawn from a Gaussian, and `Sampler.step(.., log_prob=True)` gives its log-density.
 
-x = (1 - sigma) x0 + sigma z; the model's velocity is u = z - x0, and e = x + (1 - sigma) u is the noise that it sees.
+x = (1 - sigma) x0 + sigma z; the model's velocity is u = z - x0, and e = x + (1 - sigma) u is its predicted noise.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def flow_sde(
         s    = noise_level sqrt(sigma / (1 - sigma))       at sigma = 1: 1 minus the next sigma below the root
         mean = x + (sigma' - sigma) (u + s^2 e / (2 sigma)),    std = s sqrt(sigma - sigma')
 
-    noise_level = 0 is flow_euler. The last step draws noise, too, as there; copies differ in which sigma stands in for
-    the one below the root at sigma = 1 (Flow-GRPO takes the second of the run, as here).
+    noise_level = 0 is flow_euler. The last step draws noise, too, as in Flow-GRPO. Implementations differ in the sigma
+    below the root at sigma = 1: Flow-GRPO takes the run's second sigma, as here.
 
     Args:
         noise_level: at least 0, a factor of the noise.
@@ -106,8 +106,8 @@ def flow_cps(
 
         mean = (1 - sigma') D + sigma' cos(pi noise_level / 2) e,    std = sigma' sin(pi noise_level / 2)
 
-    The last step, to sigma' = 0, draws nothing and so has no density. Copies differ in their log-density: some leave
-    out its normaliser and 1 / (2 std^2), which is ``density="squared"``.
+    The last step, to sigma' = 0, draws nothing and so has no density. Implementations differ in their log-density: some
+    leave out its normaliser and 1 / (2 std^2), which is ``density="squared"``.
 
     Args:
         noise_level: from 0, the ODE, to 1, all noise fresh.
@@ -138,7 +138,7 @@ def _plan(
 
 
 def _diffused(name: str, run: Plan, level: float, window: Window, rate: Callable[[Node], float]) -> Tableau:
-    """Rows of dx = (u + s^2 e / (2 sigma)) dsigma + s dw, with s of each row in the window."""
+    """Returns rows of dx = (u + s^2 e / (2 sigma)) dsigma + s dw, with s of each row in the window."""
     if not 0 <= level < math.inf:
         raise ValueError(f"{name}: the level of noise must be at least 0 and finite, got {level}")
     placed: list[Placed] = []
@@ -154,7 +154,7 @@ def _diffused(name: str, run: Plan, level: float, window: Window, rate: Callable
 
 
 def _levels(run: Plan, level: float, window: Window) -> list[float]:
-    """Of each row: the level in the window, 0 outside."""
+    """Returns the noise level of each row in the window, and 0 outside."""
     rows = len(run.nodes) - 1
     begin, end = (0, rows) if window is None else window
     if not 0 <= begin <= end <= rows:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""UniPC: Zhao et al. 2023 (arXiv:2302.04867), the form that predicts x0, in the schedule's own frame."""
+"""UniPC: Zhao et al. 2023 (arXiv:2302.04867), the variant that predicts x0, in the schedule's own frame."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .spacing import Spacing, SpacingOptions, Steps
 
 
 def _weights(ratios: list[float], h: float, B: float) -> npt.NDArray[np.float64]:
-    """rho for the nodes r_m: sum_m rho_m r_m^(j-1) = b_j, j = 1, 2, ..
+    """Returns rho for the nodes r_m: sum_m rho_m r_m^(j-1) = b_j, j = 1, 2, ..
 
     b_j = h phi_(j+1) j! / B(h)        for hh = -h:  h phi_1 = e^hh - 1,  phi_(j+1) = (phi_j - 1 / j!) / hh
     """
@@ -32,13 +32,13 @@ def _weights(ratios: list[float], h: float, B: float) -> npt.NDArray[np.float64]
 def _step(
     nodes: list[Node], there: Node, Ds: list[Affine], base: Affine, *, bh2: bool, correct: bool
 ) -> tuple[Affine, float]:
-    """UniP, or UniC (``correct``), from nodes[0]; nodes and Ds from the newest back. x' = first + second D'.
+    """Returns UniP, or UniC (``correct``), from nodes[0]; nodes and Ds begin with the newest. x' = first + second D'.
 
         x' = (sigma' / sigma) base - alpha' (e^-h - 1) D_0 - alpha' B(h) sum_m rho_m (D_m - D_0) / r_m
         r_m = (lambda_m - lambda_0) / h,    B(h) = -h (bh1) or e^-h - 1 (bh2)
 
-    UniC has D', the model's answer at x', as one more D_m with r = 1. One rho alone is set to 1/2. A step to
-    clean data (h = inf) or to where x is (h = 0) knows only D_0. Of a level visited twice the newest D counts.
+    UniC has D', the model's answer at x', as one more D_m with r = 1. A single rho is set to 1/2. A step to clean data
+    (h = inf) or of no length (h = 0) uses only D_0. If a noise level is visited twice, its newest D counts.
     """
     here = nodes[0]
     h = there.log_snr - here.log_snr
@@ -75,12 +75,12 @@ def unipc(
 ) -> Tableau:
     """UniPC-p: UniC corrects x with the model's answer there, UniP steps on. Zhao et al. 2023.
 
-    A row remembers D and the part of the next UniC that is known already.
+    A row remembers D and the known part of the next UniC.
 
     Args:
         order: p, 1 to 3; UniC makes the order of accuracy p + 1.
         variant: "bh1" or "bh2": B(h) = -h or e^-h - 1.
-        lower_order_final: p falls to 1 at the end.
+        lower_order_final: let p fall to 1 at the end.
     """
     if order not in (1, 2, 3) or variant not in ("bh1", "bh2"):
         raise ValueError(f"order must be 1, 2 or 3 and variant bh1 or bh2, got {order} and {variant!r}")
@@ -94,7 +94,7 @@ def unipc(
         nodes, Ds = list(run.nodes[i::-1][:p]), [D, past[0], past[2]][:p]
         out, _ = _step(nodes, there, Ds, corrected, bh2=variant == "bh2", correct=False)
         keep = [D] if order > 1 else []
-        if i < n - 1:  # the last answer is corrected by nobody
+        if i < n - 1:  # nothing corrects the last answer
             known, weight = _step(nodes, there, Ds, corrected, bh2=variant == "bh2", correct=True)
             keep.append(known)
             corrected = past[len(keep) - 1] + weight * D

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the samplers share: `sampler` makes one of a rule, and completes its docstring."""
+"""The code that samplers share: `sampler` turns a rule into a sampler, and completes its docstring."""
 
 from __future__ import annotations
 
@@ -51,11 +51,12 @@ _EXAMPLE = """\
 >>> sampler = nf.samplers.{name}(nf.Schedule.{family}(1000), steps=5)
 >>> sampler.sample(lambda x, t: 0.1 * x, (2, 8), nf.Noise(7)).shape
 (2, 8)"""
-_FAMILIES = {"epsilon": "linear", "flow": "flow", "edm": "karras"}  # a schedule for each prediction that is a default
+_FAMILIES = {"epsilon": "linear", "flow": "flow", "edm": "karras"}  # a schedule for each default prediction
 
 
 def sampler(rule: Callable[P, Tableau]) -> Callable[P, Sampler]:
-    """A decorator: the function that returns the `Sampler` of the rule's table, and takes what the rule takes."""
+    """Returns a function with the rule's arguments that returns the `Sampler` of the rule's table. It is a
+    decorator."""
     parameters = signature(rule).parameters
     accepted = [name for name in parameters if name != "options"] + list(SpacingOptions.__annotations__)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which noise levels a sampler visits.
+"""The noise levels that a sampler visits.
 
-The names of Lin et al. 2024 ("Common diffusion noise schedules and sample steps are flawed", table 2) pick
-indices of the schedule; the others lay n levels between its least and its most noisy one:
+The names of Lin et al. 2024 ("Common diffusion noise schedules and sample steps are flawed", table 2) pick indices of
+the schedule; the other spacings place n noise levels between its least noisy and its noisiest one:
 
     leading      0, r, 2 r, ..                r = T // n, plus steps_offset
     trailing     T - 1, T - 1 - T / n, ..
@@ -32,13 +32,13 @@ Steps: TypeAlias = int | Sequence[float] | npt.NDArray[np.floating | np.integer]
 
 
 class SpacingOptions(TypedDict, total=False):
-    """What every sampler accepts beside ``steps`` and ``spacing``.
+    """Options that every sampler accepts beside ``steps`` and ``spacing``.
 
     Attributes:
-        steps_offset: added to the indices of "leading" (1 for Stable Diffusion). Default 0.
-        final: where the last step goes. "zero" (default): clean data; "sigma_min": the least noisy level; or a time
+        steps_offset: a number added to the indices of "leading" (1 for Stable Diffusion). Default 0.
+        final: the end of the last step. "zero" (default): clean data; "sigma_min": the least noisy level; or a time
             like those of ``steps``: a list of sigmas as in k-diffusion is ``steps=sigmas[:-1], final=sigmas[-1]``.
-        sigma_min, sigma_max: ends of "karras", "exponential" and "beta". Default: the schedule's.
+        sigma_min, sigma_max: the ends of "karras", "exponential" and "beta". Default: the schedule's.
         rho: the exponent of "karras". Default 7.
     """
 
@@ -52,9 +52,9 @@ class SpacingOptions(TypedDict, total=False):
 class Axis:
     """A schedule's noise level as one coordinate.
 
-    The level is sigma / alpha where alpha^2 + sigma^2 = 1, and sigma where alpha = 1 or alpha + sigma = 1.
-    The time that a model is told is the index in the first family (between two indices: log-levels are
-    interpolated), and the level itself in the others. Other schedules are visited at whole indices only.
+    The coordinate is sigma / alpha if alpha^2 + sigma^2 = 1, and sigma if alpha = 1 or alpha + sigma = 1. The time that
+    a model is given is the index in the first family (between two indices, log-levels are interpolated), and the noise
+    level itself in the others. Other schedules are visited at whole indices only.
     """
 
     schedule: Schedule
@@ -76,11 +76,11 @@ class Axis:
         else:
             self.family = "other"
         self.timed_by_index = self.family in ("preserving", "other")
-        with np.errstate(divide="ignore"):  # zero terminal SNR: an infinite level
+        with np.errstate(divide="ignore"):  # an infinite coordinate at zero terminal SNR
             self.levels = sigma / alpha if self.timed_by_index else sigma
 
     def columns(self, level: Array) -> tuple[Array, Array]:
-        """(alpha, sigma) at a level."""
+        """Returns (alpha, sigma) at a coordinate."""
         if self.family == "exploding":
             return np.ones_like(level), level
         if self.family == "flow":
@@ -91,13 +91,14 @@ class Axis:
         raise ValueError("between its columns this schedule is unknown: use whole indices (a spacing of indices)")
 
     def times(self, level: Array) -> Array:
-        """What a model is told at a level."""
+        """Returns the times that a model is given at these coordinates."""
         if not self.timed_by_index:
             return level
         return np.interp(np.log(level), np.log(self.levels), np.arange(len(self.levels)))
 
     def at_index(self, t: Array) -> tuple[Array, Array, Array]:
-        """(alpha, sigma, time) at indices: the schedule's at whole ones, interpolated in level elsewhere."""
+        """Returns (alpha, sigma, time) at indices: the schedule's at whole ones, elsewhere interpolated by
+        coordinate."""
         whole = t == np.floor(t)
         nearest = np.floor(t).astype(int)
         alpha, sigma = self.schedule.alpha[nearest], self.schedule.sigma[nearest]
@@ -112,7 +113,7 @@ class Axis:
 
 
 class Grid(NamedTuple):
-    """The n visited levels, in order, and the end: (n + 1,) each; times is what the model is told."""
+    """The n visited noise levels, in order, and the end: (n + 1,) each. times are given to the model."""
 
     alpha: Array
     sigma: Array
@@ -132,17 +133,17 @@ def grid(
     sigma_max: float | None = None,
     rho: float = 7.0,
 ) -> Grid:
-    """The levels that a sampler visits.
+    """Returns the noise levels that a sampler visits.
 
     Args:
-        axis: of the schedule.
-        steps: how many; or the times themselves, in any order (``spacing`` is then not used).
+        axis: the schedule's axis.
+        steps: a number; or the times themselves, in any order (``spacing`` is then not used).
         whole: round the indices of "linspace".
-        drop_last: "leading" and "linspace" lay one index more and leave the least noisy out.
+        drop_last: place one more index in "leading" and "linspace" and drop the least noisy one.
 
     Raises:
-        ValueError: an unknown spacing, more steps than the schedule has, a time outside it, impossible ends, the least
-            noisy level as the final one above the last one.
+        ValueError: the spacing is unknown, there are more steps than the schedule has, a time lies outside it, the ends
+            are impossible, or final="sigma_min" lies above the last noise level.
     """
     if not isinstance(steps, int | np.integer):
         alpha, sigma, times = _explicit(axis, steps)
@@ -185,7 +186,7 @@ def _explicit(axis: Axis, steps: Steps) -> tuple[Array, Array, Array]:
 
 
 def _end(axis: Axis, final: str | float) -> tuple[Any, ...]:
-    """(alpha, sigma, time) at which the last step arrives."""
+    """Returns (alpha, sigma, time) at the end of the last step."""
     if final == "zero":
         return 1.0, 0.0, 0.0
     if final == "sigma_min":
@@ -198,7 +199,7 @@ def _end(axis: Axis, final: str | float) -> tuple[Any, ...]:
 
 
 def _at_times(axis: Axis, times: Array, name: str) -> tuple[Array, Array, Array]:
-    """(alpha, sigma, time) at what a model is told."""
+    """Returns (alpha, sigma, time) at a model's times."""
     if axis.timed_by_index:
         _inside(times, len(axis.levels))
         return axis.at_index(times)
@@ -213,7 +214,7 @@ def _inside(t: Array, length: int) -> None:
 
 
 def _indices(spacing: Spacing, length: int, n: int, offset: int, drop_last: bool) -> Array:
-    """n falling indices; floats, of which those of "linspace" may lie between two."""
+    """Returns n falling indices, as floats; those of "linspace" may lie between two indices."""
     laid = n + drop_last
     if n > length:
         raise ValueError(f"{n} steps do not fit into a schedule of {length}")
@@ -231,7 +232,7 @@ def _indices(spacing: Spacing, length: int, n: int, offset: int, drop_last: bool
 
 
 def _levels(spacing: Spacing, n: int, least: float, most: float, rho: float) -> Array:
-    """n falling levels from most to least."""
+    """Returns n falling noise levels from most to least."""
     if not 0 < least < most < np.inf:
         hint = " (zero terminal SNR: use a spacing of indices)" if most == np.inf else ""
         raise ValueError(f"sigma_min and sigma_max must satisfy 0 < min < max < inf, got {least}, {most}{hint}")

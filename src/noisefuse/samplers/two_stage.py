@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runge-Kutta methods with two model calls per step, or three. Rows remember what later ones need of x."""
+"""Runge-Kutta methods with two or three model calls per step. Rows remember the parts of x that later ones need."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .spacing import Spacing, SpacingOptions, Steps
 
 
 def _heun_step(run: Plan, here: Node, there: Node, slope: float, noise: float = 0.0) -> list[Placed]:
-    """Two rows of Heun's method, one where sigma' = 0; noise: standard deviation added to x' at the end.
+    """Returns two rows of Heun's method, or one if sigma' = 0; noise: the standard deviation added to x' at the end.
 
         x~ = x + h d,    d = e + slope D,    h = sigma' - sigma
         x' = x + h (d + d~) / 2
 
-    slope: dalpha / dsigma of the frame, 0 for x / alpha and -1 for rectified flow.
+    slope: the frame's dalpha / dsigma, 0 for x / alpha and -1 for rectified flow.
     """
     if there.sigma == 0:
         return [run.row(here, there.alpha * D + noise * z)]
@@ -44,7 +44,7 @@ def heun(
         x~ = x + h d(x, sigma),    d(x, sigma) = (x - D) / sigma = e,    h = sigma' - sigma
         x' = x + h (d(x, sigma) + d(x~, sigma')) / 2
 
-    There is no correction where sigma' = 0.
+    There is no correction if sigma' = 0.
 
     >>> len(nf.samplers.heun(nf.Schedule.karras(100), steps=10))
     19
@@ -65,7 +65,7 @@ def flow_heun(
 ) -> Tableau:
     """Heun's method for rectified flow, dx = u dsigma, u = z - x0 = e - D: 2 n - 1 model calls.
 
-    The model is told the (shifted) sigma.
+    The model is given the (shifted) sigma.
 
     Raises:
         ValueError: a schedule without alpha + sigma = 1.
@@ -98,12 +98,12 @@ def edm(
         x^ = x + S_noise sqrt(t^^2 - t^2) z                    before the model is called
         x' = Heun's step from x^ at t^ to t'
 
-    The noise before a model call is added by the row before it, and for the first one by the start.
+    The row before a model call adds the call's noise; the start adds the first call's.
 
     Args:
-        S_churn: how much noise is added in all steps together; 0, none, is Heun's method.
-        S_min, S_max: between which levels it is added.
-        S_noise: a factor of its standard deviation.
+        S_churn: the amount of noise added in all steps together; 0, none, is Heun's method.
+        S_min, S_max: the range of noise levels in which it is added.
+        S_noise: a factor of the added noise's standard deviation.
 
     >>> sampler = nf.samplers.edm(nf.Schedule.karras(100), steps=10, S_churn=5.0)
     >>> len(sampler), int(sampler.tableau.as_rows.draws.sum())
@@ -118,14 +118,15 @@ def edm(
         gamma = min(S_churn / n, math.sqrt(2) - 1) if S_min <= node.sigma <= S_max and node.sigma else 0.0
         raised.append(run.node(node.sigma * (1 + gamma)) if gamma else node)
         added.append(S_noise * math.sqrt(raised[-1].sigma ** 2 - node.sigma**2))
-    added[n] = 0.0  # nobody is called at the last node
+    added[n] = 0.0  # no model is called at the last node
     moves = zip(raised[:-1], run.nodes[1:], added[1:], strict=True)
     rows = [row for here, there, noise in moves for row in _heun_step(run, here, there, 0, noise)]
     return run.table("edm", rows, start=math.hypot(run.start, added[0]))
 
 
 def _to_the_middle(run: Plan, here: Node, keep: float) -> tuple[Node, Placed]:
-    """The midpoint in log sigma on the way down to ``keep``, and the row of Euler's step there, which keeps x."""
+    """Returns the midpoint in log sigma on the way down to ``keep``, and the row of Euler's step there, which keeps
+    x."""
     mid = run.node(math.sqrt(here.sigma * keep))
     return mid, run.row(here, x + (mid.sigma - here.sigma) * run.noise(here), keep=[x])
 
@@ -152,13 +153,13 @@ def dpm_2(
     spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
-    """DPM-Solver-2 (Lu et al. 2022) as k-diffusion writes it, for x / alpha: 2 n - 1 model calls.
+    """DPM-Solver-2 (Lu et al. 2022) as in k-diffusion, for x / alpha: 2 n - 1 model calls.
 
         s = sqrt(sigma sigma')
         u = x + (s - sigma) d(x, sigma),    d(x, sigma) = (x - D) / sigma
         x' = x + (sigma' - sigma) d(u, s)
 
-    s is the midpoint in log sigma. Where sigma' = 0 the step is Euler's.
+    s is the midpoint in log sigma. If sigma' = 0, the step is Euler's.
 
     >>> len(nf.samplers.dpm_2(nf.Schedule.karras(100), steps=10))
     19
@@ -183,7 +184,7 @@ def dpm_2_ancestral(
         s = sqrt(sigma sigma_down),    u = x + (s - sigma) d(x, sigma)
         x' = x + (sigma_down - sigma) d(u, s) + sigma_up z
 
-    sigma_down and sigma_up as in ``euler_ancestral``.
+    sigma_down and sigma_up are those of ``euler_ancestral``.
     """
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
     return _dpm_2("dpm_2_ancestral", run, eta)
@@ -205,8 +206,8 @@ def dpmpp_2s_ancestral(
         s = sqrt(sigma sigma_down),    u = (s / sigma) x + (1 - s / sigma) D(x, sigma)
         x' = (sigma_down / sigma) x + (1 - sigma_down / sigma) D(u, s) + sigma_up z
 
-    As in k-diffusion; sigma_down and sigma_up as in ``euler_ancestral``. eta = 0 is DPM-Solver++(2S) itself.
-    2 n - 1 model calls.
+    It follows k-diffusion; sigma_down and sigma_up are those of ``euler_ancestral``. eta = 0 is DPM-Solver++(2S)
+    itself. 2 n - 1 model calls.
     """
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
     rows = []
@@ -233,20 +234,20 @@ def dpmpp_sde(
     spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
-    """SDE-DPM-Solver++(2S) as k-diffusion has it (Lu et al. 2022, section 5), for x / alpha: 2 n - 1 model calls.
+    """SDE-DPM-Solver++(2S) as in k-diffusion (Lu et al. 2022, section 5), for x / alpha: 2 n - 1 model calls.
 
         s = sigma^(1 - r) sigma'^r
         u = (s_down / sigma) x + (1 - s_down / sigma) D(x, sigma) + s_up w(sigma, s)
         x' = (sigma_down / sigma) x + (1 - sigma_down / sigma) ((1 - 1 / 2r) D(x, sigma) + D(u, s) / 2r)
              + sigma_up w(sigma, sigma')
 
-    s_down, s_up and sigma_down, sigma_up as in ``euler_ancestral``. w(a, b) is a Brownian motion's way from a to b,
-    over the square root of a - b, so that both w share their first piece. Each row draws one piece, z1 and z2:
+    s_down, s_up and sigma_down, sigma_up are those of ``euler_ancestral``. w(a, b) is a Brownian motion's increment
+    from a to b, over the square root of a - b, so both w share their first piece. Each row draws one piece, z1 and z2:
 
         w(sigma, s) = z1,    w(sigma, sigma') = c z1 + sqrt(1 - c^2) z2,    c^2 = (sigma - s) / (sigma - sigma')
 
     Args:
-        r: where the second call is, in log sigma: 0 < r < 1.
+        r: the place of the second call in log sigma, 0 < r < 1.
 
     >>> sampler = nf.samplers.dpmpp_sde(nf.Schedule.karras(100), steps=10)
     >>> len(sampler), sampler.tableau.as_rows.draws.tolist()[-3:]
@@ -282,14 +283,15 @@ def heunpp2(
     spacing: Spacing = "linspace",
     **options: Unpack[SpacingOptions],
 ) -> Tableau:
-    """Heun++ of ComfyUI, for x / alpha: slopes of this level and the next two, weighed by noise. 3 n - 3 model calls.
+    """ComfyUI's Heun++, for x / alpha: slopes at this noise level and the next two, weighted by noise. 3 n - 3 model
+    calls.
 
         x_2 = x + (sigma' - sigma) d,    x_3 = x_2 + (sigma'' - sigma') d_2,    d = (x - D) / sigma
         x' = x + (sigma' - sigma) ((1 - w_2 - w_3) d + w_2 d_2 + w_3 d_3),    w_2, w_3 = sigma', sigma'' over 3 sigma_0
 
-    sigma_0 is the first level. The last step but one has w_2 = sigma' / 2 sigma_0 and no x_3, the last is Euler's.
-    There is no paper: it is of Carzit's sd-webui-samplers-scheduler. The weights are those of a mean only at sigma_0,
-    so that it is of first order.
+    sigma_0 is the first noise level. The last step but one has w_2 = sigma' / 2 sigma_0 and no x_3; the last step is
+    Euler's. There is no paper; the method comes from Carzit's sd-webui-samplers-scheduler. Its weights are those of a
+    mean only at sigma_0, so it is of first order.
 
     >>> len(nf.samplers.heunpp2(nf.Schedule.karras(100), steps=10))
     27

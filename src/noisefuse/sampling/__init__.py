@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a run of a sampler: its state, its rows, what it draws, a known part, the first answer of a model."""
+"""The parts of a sampler's run: its state, its rows, its draws, a known part of x, the first answer of a model."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays of a run: what rows draw, times for each sample, zeros, masks, and what is wrong with an answer."""
+"""The arrays of a run: draws for rows, times for each sample, zeros, masks, and the errors of wrong answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .types import Array, Model, Noises
 
 
 def need_answer(answer: Any, x: Array, i: Any, any_library: bool = False) -> None:
-    """Raises TypeError if a model's answer in row i is no array and no pair of them, or NumPy's x cannot go with it."""
+    """Raises TypeError if a model's answer in row i is neither an array nor a pair, or does not fit NumPy's x."""
     for m in answer if isinstance(answer, list | tuple) and answer else (answer,):
         if not hasattr(m, "shape") and not is_array(m):
             hint = "; return its .sample" if hasattr(m, "sample") else ""
@@ -34,7 +34,7 @@ def need_answer(answer: Any, x: Array, i: Any, any_library: bool = False) -> Non
 
 
 def in_words_of_a_step(error: Exception, denoised: str | None, kept: Sequence[Array], x: Array) -> Exception:
-    """An error of ``update``, whose names for denoised_out and for the arrays of a state say nothing to a user."""
+    """Returns an error of ``update`` with a user's names for denoised_out and for the arrays of a state."""
     if denoised is not None and denoised in str(error):
         return type(error)(str(error).replace(denoised, "denoised_out"))
     if not str(error).startswith(("past", "aux_out")):
@@ -44,7 +44,8 @@ def in_words_of_a_step(error: Exception, denoised: str | None, kept: Sequence[Ar
 
 
 def at(noise: Noises, i: int, stream: int) -> Any:
-    """What row i draws from a stream of the sampler's own. TypeError: no noise; ValueError: it names a stream."""
+    """Returns row i's draw from one of the sampler's streams. TypeError: no noise; ValueError: the noise has a
+    stream."""
     need_stream_0(noise)
     return at_row(noise, i, stream)
 
@@ -68,7 +69,7 @@ def zeros_like(x: Array) -> Array:
 
 
 def need_output(out: Any, x: Array) -> None:
-    """What the last row will say of it, before the run. (Of tensors it is that row that does.)"""
+    """Raises the errors that the last row would raise for `out`, before the run. (That row checks tensors itself.)"""
     if out is not None and library_of(x) is None:
         kind = np.dtype(levels_of(getattr(out, "dtype", None)) or x.dtype.newbyteorder("="))
         output("out", out, x.shape, kind, device_of(x))
@@ -79,7 +80,7 @@ def told(given: Any) -> str:
 
 
 def as_mask(given: Any, x: Array) -> Array:
-    """In x's shape, kind and dtype; from 0 to 1 where that can be looked at."""
+    """Returns a mask in x's shape, kind and dtype. Its values are checked to lie in [0, 1] if they can be read."""
     expected = f"expected numbers from 0 to 1, of x's kind, whose shape broadcasts to {tuple(x.shape)}"
     try:
         made = zeros_like(x)
@@ -97,14 +98,13 @@ def as_mask(given: Any, x: Array) -> Array:
 
 
 def _zeros(shape: tuple[int, ...], x: Array) -> Array:
-    """Of x's dtype, but a plain array in native byte order also where x is none."""
+    """Returns zeros of x's dtype, as a plain array in native byte order even if x is not."""
     return np.zeros(shape, x.dtype.newbyteorder("="))
 
 
 def several_zeros_like(x: Array, n: int) -> list[Array]:
-    """n arrays; NumPy's in one block, where each begins with a line of the caches, three lines on from the last one's
-    end: stored vectors then lie in one line each, worth a tenth of a step, and the arrays differ in their place in
-    a page."""
+    """Returns n arrays. NumPy's lie in one block: each begins on a cache line, three lines after the end of the last
+    one. So a stored vector lies in one line, which saves a tenth of a step, and the arrays' places in a page differ."""
     if not isinstance(x, np.ndarray):
         return [zeros_like(x) for _ in range(n)]
     line = max(1, 64 // x.itemsize)
@@ -125,11 +125,11 @@ def bar(rows: range, progress: bool) -> Iterable[int]:
 
 
 def first_answer(model: Model, x: Array, x_in: Array, t: Any) -> tuple[Any, Array]:
-    """Asks the model about the input of NumPy's x, a new sample. It returns the answer, and x in the answer's library
-    and on its device."""
+    """Asks the model about the input of NumPy's x, a new sample. Returns the answer, and x in the answer's library and
+    on its device."""
     try:
         answer = model(x_in, t)
-    except (AttributeError, IndexError, TypeError) as error:  # what networks say to other arrays than their own
+    except (AttributeError, IndexError, TypeError) as error:  # networks raise these for arrays of another library
         if not {"torch", "jax"} & sys.modules.keys():
             raise
         raise TypeError(
@@ -143,7 +143,8 @@ def first_answer(model: Model, x: Array, x_in: Array, t: Any) -> tuple[Any, Arra
 
 
 def arrays_of_rows(noise: Any, x: Array, draws: Sequence[bool], start: int) -> list[Array | None]:
-    """Returns what each row from ``start`` on takes of noise that was drawn before: None where it draws none."""
+    """Returns each row's array of noise that was drawn before, from row ``start`` on. It is None for a row that draws
+    none."""
     n, noise = len(draws) - start, host_view("noise", noise)
     if not isinstance(noise, list | tuple) and not getattr(noise, "shape", ()):
         expected = "a Noise, a list of them, or an array for each row"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A part of x that is known: it is put into x at the level of each row."""
+"""Inpainting: the known part of x is written into x at each row's noise level."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .types import Array
 def keeper(
     levels: Callable[[], Tableau], mask: Any, known: Any, x: Array, noise: Any, log_probs: bool, out: Array | None
 ) -> Callable[..., Array] | None:
-    """Returns what puts the known part into x at the level of row i, or, after the last, as it is.
+    """Returns a function that writes the known part into x at row i's noise level or, after the last row, unchanged.
 
-    levels: makes the rows that noise x0 to each level, or raises what is wrong with them.
+    levels: It makes the rows that bring x0 to each noise level, or raises their error.
     """
     if mask is None and known is None:
         return None
@@ -51,7 +51,7 @@ def keeper(
         if partly is not None and noised is not known:
             share = np.take(free, partly)
             noised.reshape(-1)[partly] = share * np.take(x, partly) + (1 - share) * np.take(noised, partly)
-            np.copyto(noised, x, where=sampled)  # half the time of where, which makes an array
+            np.copyto(noised, x, where=sampled)  # half the time of where, which allocates an array
             mixed = noised
         else:
             mixed = where(kept, noised, where(sampled, x, free * x + (1 - free) * noised) if soft else x)

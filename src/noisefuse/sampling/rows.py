@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows that depend on the call: guidance, thresholds, levels, and what rows remember."""
+"""Rows that depend on the call: guidance, thresholds, noise levels, and what rows remember."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .types import Array
 
 
 def oldest_past(tableau: Tableau) -> list[int]:
-    """Of each row, the oldest past that it reads: 0 none, else 1 .."""
+    """Returns the oldest past that each row reads: 0 for none, else 1 .."""
     last = np.zeros(len(tableau), np.int64)
     for n, past in enumerate(PAST_SYMBOLS, 1):
         last[np.any([tableau.rows[output][past] for output in OUTPUTS], axis=0)] = n
@@ -37,7 +37,7 @@ def guided(
     model_output: Any,
     scale: float | npt.ArrayLike | None,
 ) -> tuple[Tableau, Any]:
-    """The table with guidance folded in, and its row or, for a scale of each sample, its rows (B,)."""
+    """Returns the table with guidance folded in, and its row or, for a scale per sample, its rows (B,)."""
     if scale is None or not isinstance(model_output, tuple) or len(model_output) != 2:
         raise TypeError("guidance needs both: model_output=(uncond, cond) and guidance_scale")
     need_plain("guidance_scale", scale)
@@ -58,13 +58,13 @@ def mixed(table: Tableau, weight: float) -> Tableau:
 
 @lru_cache(maxsize=256)
 def _mixed_for_each(table: Tableau, i: int, weights: tuple[float, ...]) -> Tableau:
-    """Row i for a scale of each sample's: it takes half a millisecond to make."""
+    """Returns row i for a scale per sample. It takes half a millisecond to make."""
     row = Tableau(table.rows[[i]], name=table.name, threshold=table.threshold)
     return row.mixed([guidance(w) for w in weights])
 
 
 def thresholded(table: Tableau, rows: Any, x: Array, model_output: Any) -> tuple[Tableau, Any]:
-    """One row per sample, with 1 / s written into D's coefficients; see ``samplers.Threshold``."""
+    """Returns a row for each sample, with 1 / s written into D's coefficients; see ``samplers.Threshold``."""
     assert table.threshold is not None
     if is_lazy(x):
         raise NotImplementedError("Threshold: dynamic thresholding does not take arrays of dask's")
@@ -108,7 +108,7 @@ def _quantiles(values: npt.NDArray[Any], ratio: float) -> npt.NDArray[np.float64
 
 @lru_cache(maxsize=64)
 def _clean(table: Tableau) -> Tableau:
-    """The table whose output is D."""
+    """Returns a table whose output is D."""
     rows = np.zeros(len(table), table.rows.dtype)
     rows["clean"] = table.rows["clean"]
     rows["out"]["d"] = 1
@@ -116,7 +116,7 @@ def _clean(table: Tableau) -> Tableau:
 
 
 def level_rows(tableau: Tableau) -> Tableau:
-    """Of each row, x0 at its level."""
+    """Returns rows that bring x0 to each row's noise level."""
     rows = np.zeros(len(tableau), tableau.rows.dtype)
     rows["clean"]["lo"], rows["clean"]["hi"] = -math.inf, math.inf
     rows["out"]["x"], rows["out"]["z"] = tableau.alpha, tableau.sigma
@@ -131,7 +131,7 @@ def scaling(factors: Iterable[float]) -> Tableau:
 
 
 def times_of(table: Tableau, clock: Callable[[Any, Any], Any] | None) -> list[float]:
-    """When each row begins, on the clock of ``Sampler.path``."""
+    """Returns the time at which each row begins, on the clock of ``Sampler.path``."""
     alpha, sigma = table.alpha, table.sigma
     if clock is not None:
         times = np.asarray(clock(alpha, sigma), np.float64)

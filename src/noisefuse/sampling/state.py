@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class State:
-    """The history of one run: arrays that earlier rows kept. Made by ``Sampler.state``.
+    """The history of one run: the arrays that earlier rows kept. ``Sampler.state`` makes it.
 
-    A ring: of ``slots`` arrays in a row, the newest first, and before them those that are free to be written.
+    It is a ring: ``slots`` arrays in a row, the newest first, and before them the free arrays.
     """
 
     __slots__ = ("at", "moves", "size")
-    __module__ = "noisefuse.sampler"  # the page that users import
+    __module__ = "noisefuse.sampler"  # users import it from there
 
     at: int
     moves: list[dict[int, tuple[list[Array], list[Array], int]]]
@@ -27,14 +27,14 @@ class State:
     def __init__(self, slots: int, arrays: list[Array]) -> None:
         n, free = len(arrays), len(arrays) - slots
         self.size = slots, free
-        ring = 2 * arrays  # so that no slice wraps around
+        ring = 2 * arrays  # no slice wraps around then
         self.at = free
-        # moves[count][at]: what was kept, where a row writes the `count` arrays that it keeps, and the place after it.
-        # All are made here: a step of a small array has no time for slices.
+        # moves[count][at]: the kept arrays, the `count` arrays that a row writes, and the place after it. All are made
+        # here, because a step of a small array has no time for slices.
         self.moves = [
             {
                 at: (ring[at : at + slots], ring[at - count : at], at - count + n * (at - count < free))
-                for at in range(free, free + max(1, n))  # one place where nothing is kept
+                for at in range(free, free + max(1, n))  # one place if nothing is kept
             }
             for count in range(free + 1)
         ]
@@ -48,7 +48,7 @@ class State:
         return f"State({', '.join(kept) or 'nothing is remembered'})"
 
     def keep(self, made: list[Array]) -> None:
-        """New arrays, the newest first, where those that are here cannot be written to."""
+        """Puts new arrays in, the newest first, if the present ones cannot be written to."""
         slots, free = self.size
         past = [*made, *self.past][:slots]
         self.__init__(slots, past[:1] * free + past)  # type: ignore[misc]

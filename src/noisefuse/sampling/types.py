@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run is given, for type checkers."""
+"""The types of a run's arguments, for type checkers."""
 
 from __future__ import annotations
 

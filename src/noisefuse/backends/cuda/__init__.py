@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launches of the CUDA kernels, and their machine code."""
+"""The CUDA kernels' launches, and their machine code."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels as machine code: a fatbin that the build made, or what NVRTC makes of the sources at first use."""
+"""The CUDA kernels as machine code: a fatbin from the build, or NVRTC's compilation of the sources at first use."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-# Contraction and flushing would change bits. CuPy's own RawModule(code=) adds -ftz=true behind them, so it is not used.
+# Contraction and flushing would change bits. CuPy's own RawModule(code=) adds -ftz=true at the end, so it is not used.
 OPTIONS = ("--std=c++20", "-fmad=false", "-ftz=false", "-prec-sqrt=true", "-prec-div=true")
 SOURCE = '#include "cuda/kernels.cu"\n'
 
 
 def installed() -> Path:
-    """Where the build put `csrc` and, with -DNOISEFUSE_CUDA=ON, `kernels.fatbin`. ImportError: nothing was built."""
+    """Returns the folder of `csrc` and, with -DNOISEFUSE_CUDA=ON, `kernels.fatbin`. ImportError: nothing was built."""
     extension = find_spec("noisefuse._native")
     if extension is None or extension.origin is None:
         raise ImportError(
@@ -29,7 +29,7 @@ def installed() -> Path:
 
 @cache
 def function(cupy: Any, device: int, name: str) -> Any:
-    """The kernel of this name on the current device, whose number is `device`."""
+    """Returns the kernel of this name on the current device, whose number is `device`."""
     return _module(cupy, device).get_function(name)
 
 
@@ -39,14 +39,14 @@ def _module(cupy: Any, device: int) -> Any:
 
 
 def loaded(cupy: Any, code: bytes) -> Any:
-    """A module of machine code. Of bytes, as a file may change after it was looked at."""
+    """Loads a module of machine code. It takes bytes, because a file may change after it was checked."""
     module = cupy.cuda.Module()
     module.load(code)
     return module
 
 
 def binary(cupy: Any) -> bytes:
-    """Machine code for the current device."""
+    """Returns machine code for the current device."""
     fatbin = installed() / "kernels.fatbin"
     if fatbin.exists():
         return fatbin.read_bytes()
@@ -62,15 +62,15 @@ def binary(cupy: Any) -> bytes:
 
 
 def compiled(cupy: Any, arch: str, source: str = SOURCE) -> bytes:
-    """What NVRTC makes of the sources; a few seconds."""
+    """Returns NVRTC's compilation of the sources. It takes a few seconds."""
     root = installed() / "csrc"
     options = (*OPTIONS, f"-I{root}", f"-I{root / 'cuda' / 'rtc'}")
     code, _ = cupy.cuda.compiler.compile_using_nvrtc(source, options, arch)
-    return bytes(code) + b"\0"  # CuPy cuts the last byte off, which is a zero, and a file needs it
+    return bytes(code) + b"\0"  # CuPy cuts off the last byte, a zero, which a file needs
 
 
 def digest(arch: str, compiler: str) -> str:
-    """Of all that the machine code depends on."""
+    """Returns a digest of everything that the machine code depends on."""
     root = installed() / "csrc"
     found = hashlib.sha256("\0".join((arch, compiler, *OPTIONS, SOURCE)).encode())
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
@@ -79,13 +79,13 @@ def digest(arch: str, compiler: str) -> str:
 
 
 # ---- the cache ----------------------------------------------------------------------------------------------
-# Machine code runs as whoever loads it. So nothing is taken from the cache that another user, root aside, could have
-# put or changed there, and nothing that was not written whole; it is compiled anew then, in silence.
+# Machine code runs with the rights of the user who loads it. So the cache is not used for code that another user, root
+# aside, could have put or changed there, or that was not written whole. It is then compiled anew without a message.
 
 
 def cache_folder() -> Path | None:
-    """NOISEFUSE_CACHE_DIR, else `noisefuse` in the user's cache; None where there is none that is safe."""
-    if not hasattr(os, "geteuid"):  # on Windows the status of a file does not say whose it is
+    """Returns NOISEFUSE_CACHE_DIR, else `noisefuse` in the user's cache, or None if that is not safe."""
+    if not hasattr(os, "geteuid"):  # on Windows the status of a file does not give its owner
         return None
     chosen = os.environ.get("NOISEFUSE_CACHE_DIR")
     try:
@@ -95,12 +95,12 @@ def cache_folder() -> Path | None:
             folder, mode = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "noisefuse", 0o700
         folder.mkdir(mode, parents=True, exist_ok=True)
         return folder if _is_safe(os.lstat(folder)) else None
-    except (OSError, RuntimeError):  # the second of Path.home(): no HOME, and no entry in passwd
+    except (OSError, RuntimeError):  # Path.home() raises RuntimeError: no HOME, and no entry in passwd
         return None
 
 
 def read(path: Path) -> bytes | None:
-    """What `write` wrote there, if it did."""
+    """Returns what `write` wrote there, or None."""
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
             stored = file.read() if _is_safe(os.fstat(file.fileno())) else b""
@@ -111,7 +111,7 @@ def read(path: Path) -> bytes | None:
 
 
 def write(path: Path, code: bytes) -> None:
-    """In one step, because other processes may be doing the same; or not at all. Others may read it."""
+    """Writes in one step, because other processes may do the same; or not at all. Others may read the file."""
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     with suppress(OSError):
         try:
@@ -123,7 +123,7 @@ def write(path: Path, code: bytes) -> None:
 
 
 def _is_safe(status: os.stat_result) -> bool:
-    """Whether only this user and root can have written it. (Of a link the mode says that all can.)"""
+    """Whether only this user and root can have written the file. (A link's mode always lets everybody write.)"""
     return status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA backend: hands checked calls on CuPy arrays to the kernels of csrc/cuda.
+"""The CUDA backend: it hands checked calls on CuPy arrays to the kernels of csrc/cuda.
 
-Nothing here loads CuPy: whoever has such arrays has loaded it. Kernels run on the device of the arrays and on its
+Nothing here loads CuPy, because such arrays exist only once it is loaded. Kernels run on the arrays' device and on its
 current stream; nothing is read back.
 """
 
@@ -24,8 +24,8 @@ from ...language.levels import FLOATS, levels_of
 from ...language.rows import AFFINE, CLEAN, HIGH, M1, TIMES_CLEAN, TIMES_ROOT, D, Rows, X, Z
 from . import cubin
 
-THREADS = 256  # of a block
-# As in csrc/cuda/launch.h, where the comments are; a test compares the two.
+THREADS = 256  # threads in a block
+# This mirrors csrc/cuda/launch.h, which has the comments. A test compares the two.
 KEYS = np.dtype([("k0", "u4", 10), ("k1", "u4", 10)])
 LAUNCH = np.dtype(
     [
@@ -37,7 +37,7 @@ LAUNCH = np.dtype(
 )
 _LAUNCH, _KEYS = packer(LAUNCH), packer(KEYS)
 _NO_FIELD, _NO_KEYS = bytes(FIELD.itemsize), bytes(KEYS.itemsize)
-# CuPy passes arrays of one element by value. It asks them for a description, which takes long where fields have names.
+# CuPy passes arrays of one element by value. It asks for their description, which takes long if fields have names.
 _BY_VALUE = np.dtype(f"V{LAUNCH.itemsize}")
 SHORT = {name: name.replace("float", "f") for name in FLOATS}
 
@@ -46,7 +46,7 @@ def _columns(first: int, *slots: int) -> int:
     return sum(1 << (first + 1 + slot) for slot in slots)
 
 
-# Kernels for known columns (csrc/cuda/kernels.cu): by what is drawn, the columns, and which levels x is.
+# Kernels for known columns (csrc/cuda/kernels.cu): by draw, the columns, and x's integer levels.
 _FORWARD = _columns(AFFINE[0], X, Z)
 KNOWN: dict[tuple[str, int, str | None], str] = {
     ("normal", _FORWARD, None): "forward_",
@@ -56,7 +56,7 @@ KNOWN: dict[tuple[str, int, str | None], str] = {
     ("uniform", _columns(AFFINE[0], Z), None): "uniform_",
     ("none", _columns(CLEAN, X, M1) | _columns(AFFINE[0], M1, D), None): "two_",
 }
-# Elements of a unit, by bytes of an element; units that one thread takes.
+# Elements in a unit, by bytes of an element; a thread takes units.
 UNIT = {4: 4, 8: 4, 2: 8}
 UNITS = {
     "forward_": {4: 8, 8: 2, 2: 4},
@@ -69,19 +69,19 @@ UNITS = {
     "drawing_": {4: 2, 8: 1, 2: 1},
     "walk_": {4: 1, 8: 1, 2: 1},
 }
-GRID = 65535  # blocks of threads along y and z
+GRID = 65535  # the most blocks of threads along y and z
 repeated_loss = None
-step_and_loss = None  # two launches: the second finds what the first has written in the second-level cache
+step_and_loss = None  # these are two launches: the second finds the first's results in the second-level cache
 
 
 def state() -> str:
-    """For `noisefuse.info`: available, or why not."""
+    """Returns "available" for `noisefuse.info`, or why it is not."""
     try:
         cupy: Any = importlib.import_module("cupy")
         return "available" if cupy.cuda.runtime.getDeviceCount() else "no CUDA device"
     except ImportError:
         return "needs CuPy: pip install 'noisefuse[cuda13]' or 'noisefuse[cuda12]'"
-    except Exception as error:  # whatever CuPy raises where there is no driver
+    except Exception as error:  # CuPy raises various errors without a driver
         return f"CuPy finds no CUDA device: {error}"
 
 
@@ -94,7 +94,7 @@ def step(call: Step) -> None:
 
 def walk(call: Walk) -> None:
     """Computes the kept times of a random walk."""
-    _run(call.first, "walk_", call.first.batch * call.first.size, call.keep)  # all of it takes all rows
+    _run(call.first, "walk_", call.first.batch * call.first.size, call.keep)  # the last argument keeps all rows
 
 
 def _run(call: Step, kind: str, segment: int, keep: NDArray[np.int64] | None = None) -> None:
@@ -111,7 +111,7 @@ def _run(call: Step, kind: str, segment: int, keep: NDArray[np.int64] | None = N
 
 
 def loss(call: Loss) -> None:
-    """Computes losses and their gradient: chunk by chunk; then the sums of chunks, and those of samples, are added."""
+    """Computes losses and their gradient, chunk by chunk; then adds the sums of chunks, and those of samples."""
     cupy: Any = sys.modules["cupy"]
     residual, pred = call.residual, _first_output(call.residual)
     name = "nf_loss_f64" if pred.dtype == np.float64 else "nf_loss_f32"
@@ -134,7 +134,7 @@ def loss(call: Loss) -> None:
 
 
 def _add_up(cupy: Any, call: Loss, launch: _Launch) -> None:
-    """The sums of chunks to those of samples and, where one loss of all is wanted, these to their sum."""
+    """Adds the sums of chunks to those of samples and, for one loss of all samples, adds these."""
     losses: Any = call.losses
     batch, chunks = call.residual.batch, call.pieces // call.residual.batch * call.chunks
     if losses.ndim or batch == 1:
@@ -148,14 +148,14 @@ def _add_up(cupy: Any, call: Loss, launch: _Launch) -> None:
     launch("nf_losses_f64", (1,), _threads(batch))
 
 
-# What losses that are part of CUDA graphs write to at every replay, so that nobody else may be given it. Nothing tells
-# when a graph is gone, so it stays: 8 bytes for each sample and each chunk of a call that was captured, none for
-# replays. So what bounds it is how many captures a process makes.
+# Buffers for losses in CUDA graphs, which write to them at every replay, so nothing else may use them. Nothing tells
+# when a graph is gone, so they stay: 8 bytes for each sample and each chunk of a captured call, none for replays. Their
+# size is bounded by the number of captures in a process.
 _captured: list[Any] = []
 
 
 def _scratch(cupy: Any, n: int) -> Any:
-    """Memory for n sums."""
+    """Returns memory for n sums."""
     memory = cupy.empty(n)
     if cupy.cuda.get_current_stream().is_capturing():
         _captured.append(memory)
@@ -167,14 +167,14 @@ def _threads(work: int) -> tuple[int]:
 
 
 def _first_output(call: Step) -> Any:
-    """The first output or, of a loss without its gradient, pred, which that would be like."""
+    """Returns the first output or, for a loss without its gradient, pred, which has the gradient's dtype and shape."""
     out = call.outputs[0]
     return call.inputs[M1] if out is None else out
 
 
 @lru_cache
 def _kind(draw: Draw, active: int, alone: bool, levels: str | None) -> str:
-    """What vector kernels for these columns are called. alone: there is one output."""
+    """Returns the name of vector kernels for these columns. alone: there is one output."""
     columns = active & ((1 << AFFINE[1]) - (1 << AFFINE[0]))
     if columns & _columns(AFFINE[0], D):
         columns |= active & ((2 << HIGH) - 1)
@@ -182,13 +182,13 @@ def _kind(draw: Draw, active: int, alone: bool, levels: str | None) -> str:
     return known or ("step_" if draw == "none" else "drawing_")
 
 
-# ---- how a call is cut up -----------------------------------------------------------------------------------
+# ---- the cutting of a call ----------------------------------------------------------------------------------
 
 
 class Cut(NamedTuple):
-    """How a call is cut into spans (csrc/cuda/launch.h), and its launches: grids that begin GRID samples apart."""
+    """The spans of a call (csrc/cuda/launch.h), and its launches: grids that begin GRID samples apart."""
 
-    spans: tuple[int, int, int]  # how many, elements of each, and blocks of the generator that one takes at most
+    spans: tuple[int, int, int]  # their number, elements of each, and the most blocks of the generator in one
     kernel: str
     block: tuple[int]
     grids: tuple[tuple[int, ...], ...]
@@ -198,10 +198,10 @@ class Cut(NamedTuple):
 def _cut(
     kind: str, dtype: np.dtype[Any], batch: int, size: int, segment: int, windows: tuple[Any, ...], aligned: bool
 ) -> Cut:
-    """dtype: of the outputs. windows: of the Noises, as window_runs gives them."""
+    """Cuts a call. dtype: the outputs'. windows: the Noises', from window_runs."""
     span, blocks, whole = _span(batch, size, segment, windows)
     number, unit, units = batch * size // span, UNIT[dtype.itemsize], UNITS[kind].get(dtype.itemsize)
-    # Vector kernels have samples along y and the spans of one along z. Where there is no field, each span is a sample.
+    # Vector kernels have samples along y and a sample's spans along z. Without a field, each span is a sample.
     samples, parts = (batch, size // span) if windows else (number, 1)
     if (
         aligned
@@ -220,22 +220,22 @@ def _cut(
 
 
 def _span(batch: int, size: int, segment: int, windows: tuple[Any, ...]) -> tuple[int, int, bool]:
-    """Elements of a span, blocks of the generator that it takes at most, and whether all are whole blocks."""
+    """Returns elements in a span, the most blocks of the generator in one, and whether all are whole blocks."""
     if not windows:
         if segment == batch * size and segment >= 1 << 31:  # vector kernels count within a span in 32 bits
             segment = size
         return segment, -(-segment // 4), segment % 4 == 0
     span = min(segment, *(run for _, run, *_ in windows))
     starts = [start for start, *_ in windows]
-    if span < size:  # several in a sample
+    if span < size:  # several spans in a sample
         starts += [span, *(stride for *_, strides in windows for stride in strides)]
     whole = all(start % 4 == 0 for start in starts)
     return span, -(-span // 4) if whole else (span + 6) // 4, whole and span % 4 == 0
 
 
 def _aligned(call: Step, kind: str) -> bool:
-    """Whether all arrays have the call's dtype (but for levels that become floats), and begin at whole accesses of
-    vector kernels."""
+    """Whether all arrays have the call's dtype (except integer levels that become floats), and are aligned to the
+    accesses of vector kernels."""
     out = call.outputs[0]
     if call.rows.active & (TIMES_CLEAN | TIMES_ROOT) or (out is not None and levels_of(out.dtype)):
         return False  # vector kernels know neither
@@ -253,7 +253,8 @@ def _aligned(call: Step, kind: str) -> bool:
 
 
 class _Uploads:
-    """Where the device finds an array. Copies live as long as this: CuPy's pool frees in stream order."""
+    """Returns an array's address on the device. Copies live as long as this object: CuPy's pool frees in stream
+    order."""
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
@@ -268,13 +269,13 @@ class _Uploads:
 
 
 class _Launch:
-    """The bytes of a LAUNCH, on the current device: called with a kernel's name, its grid and its block."""
+    """The bytes of a LAUNCH, on the current device. It is called with a kernel's name, its grid and its block."""
 
     def __init__(
         self, cupy: Any, call: Step, place: _Uploads, spans: tuple[int, int, int] = (0, 0, 0), *,
         of_loss: tuple[int, int] = (0, 0), keep: NDArray[np.int64] | None = None, loss: Sequence[Any] = NO_LOSS,
     ) -> None:  # fmt: skip
-        """of_loss: pieces of a sample, and chunks of a piece."""
+        """Packs the launch. of_loss: pieces in a sample, and chunks in a piece."""
         out = _first_output(call)
         self._cupy, self._device, self._place = cupy, out.data.device_id, place
         index, row, fields, field, keys = 0, 0, 0, _NO_FIELD, _NO_KEYS
@@ -293,7 +294,7 @@ class _Launch:
 
     @property
     def numbers(self) -> NDArray[np.void]:
-        """By their names, to be changed from one launch to the next."""
+        """The launch's numbers by name, for changes between launches."""
         return np.frombuffer(self._packed, LAUNCH)
 
     def __call__(self, name: str, grid: tuple[int, ...], block: tuple[int]) -> None:
@@ -302,24 +303,24 @@ class _Launch:
 
 
 def _on(cupy: Any, device: int) -> AbstractContextManager[Any]:
-    """With this device current."""
+    """Returns a context with this device as the current one."""
     current: bool = cupy.cuda.runtime.getDevice() == device
     return nullcontext() if current else cupy.cuda.Device(device)
 
 
 def _on_device(cupy: Any, rows: Rows, double: bool, device: int) -> Any:
-    """The table, uploaded once and kept with the rows; on whatever stream it is read later, it is there."""
+    """Returns the table, uploaded once and kept with the rows. Streams that read it later find it there."""
     kept = rows.on_devices
     if (device, double) not in kept:
         table = cupy.asarray(rows.table if double else rows.single)
         cupy.cuda.get_current_stream().synchronize()
-        kept[device, double] = table  # last: other threads take it as soon as it is here
+        kept[device, double] = table  # last: other threads take it as soon as it is stored
     return kept[device, double]
 
 
 @lru_cache(maxsize=256)
 def _round_keys(seed: int) -> bytes:
-    """Those of csrc/core/philox.h: ten of the lower half, ten of the upper."""
+    """Returns the round keys of csrc/core/philox.h: ten of the lower half, ten of the upper."""
     lower, upper = (
         [(half + r * weyl) & 0xFFFFFFFF for r in range(10)]
         for half, weyl in ((seed, 0x9E3779B9), (seed >> 32, 0xBB67AE85))

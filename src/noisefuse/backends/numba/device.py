@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""spec.py compiled by Numba: functions of scalars for kernels on a CPU and, the same text, in numba.cuda."""
+"""spec.py compiled by Numba: functions of scalars for kernels on a CPU and, from the same code, in numba.cuda."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def call_named(builder: Any, name: str, returned: Any, *arguments: Any) -> Any:
-    """A call of the LLVM function `name`."""
+    """Calls the LLVM function `name`."""
     kind, known = ir.FunctionType(returned, [a.type for a in arguments]), builder.module.globals
     return builder.call(known.get(name) or ir.Function(builder.module, kind, name), arguments)
 
@@ -33,7 +33,7 @@ def _on_gpu(builder: Any) -> bool:
 
 
 def _real(name: str, *arguments: Any) -> Any:
-    """Their common type, float32 or float64. TypingError: there is none."""
+    """Returns the common type, float32 or float64. TypingError: there is none."""
     kinds = [types.unliteral(a) for a in arguments]
     if kinds[0] not in (types.float32, types.float64) or len({*kinds}) > 1:
         given = ", ".join(map(str, kinds))
@@ -43,7 +43,7 @@ def _real(name: str, *arguments: Any) -> Any:
 
 @intrinsic
 def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
-    """a b + c, rounded once.
+    """Returns a b + c, rounded once.
 
     Args:
         a, b, c: all float32, or all float64.
@@ -52,7 +52,7 @@ def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
         A number of that type.
 
     Raises:
-        numba.core.errors.TypingError: while a kernel is compiled, other types.
+        numba.core.errors.TypingError: other types, while a kernel is compiled.
 
     >>> import numba, noisefuse.numba as nfn
     >>> numba.njit(lambda a, b, c: nfn.fma(a, b, c))(0.1, 10.0, -1.0)
@@ -70,7 +70,7 @@ def fma(_: Any, a: Any, b: Any, c: Any) -> Any:
 
 @intrinsic
 def mul(_: Any, a: Any, b: Any) -> Any:
-    """a b, rounded. Compilers for CPUs fuse nothing unless they are told to; those for GPUs do, but for this one.
+    """Returns a b, rounded. CPU compilers fuse only on request; GPU compilers fuse other products, but not this one.
 
     Args:
         a, b: both float32, or both float64.
@@ -79,7 +79,7 @@ def mul(_: Any, a: Any, b: Any) -> Any:
         A number of that type.
 
     Raises:
-        numba.core.errors.TypingError: while a kernel is compiled, other types.
+        numba.core.errors.TypingError: other types, while a kernel is compiled.
 
     >>> import numba, noisefuse.numba as nfn
     >>> numba.njit(lambda a, b: nfn.mul(a, b))(0.1, 3.0)
@@ -98,7 +98,7 @@ def mul(_: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def sqrt(_: Any, a: Any) -> Any:
-    """Correctly rounded, also where a GPU's own would not be."""
+    """Returns the correctly rounded root, even if the GPU's own instruction does not."""
     real = _real("sqrt", a)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -112,7 +112,7 @@ def sqrt(_: Any, a: Any) -> Any:
 
 @intrinsic
 def select(_: Any, condition: Any, a: Any, b: Any) -> Any:
-    """a where the condition holds, else b: without a branch."""
+    """Returns a if the condition holds, else b, without a branch."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.select(*arguments)
@@ -122,7 +122,7 @@ def select(_: Any, condition: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def view(_: Any, x: Any, kind: Any) -> Any:
-    """The same bits as another type."""
+    """Returns the same bits as another type."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], context.get_value_type(signature.return_type))
@@ -136,14 +136,15 @@ OPTIONS: dict[str, Any] = {
 
 
 def inlined(function: F) -> Dispatcher[F]:
-    """A function for kernels: LLVM inlines it, and nothing is compiled by which Python or C could call it."""
+    """Compiles a function for kernels: LLVM inlines it, and no entry points for Python or C are compiled."""
     made: Dispatcher[F] = njit(**OPTIONS)(function)
     return made
 
 
 def pasted(function: F) -> Dispatcher[F]:
-    """A function whose IR Numba itself inlines: for users, since it is of any target, and numba.cuda needs no GPU to
-    compile it; in large kernels, where that takes long, one that has a single caller, so that LLVM compiles it once."""
+    """Compiles a function whose IR Numba itself inlines. Users' functions need it, because it works for any target, and
+    numba.cuda compiles it without a GPU. In large kernels inlining takes long, so there it is for functions with one
+    caller: LLVM then compiles them once."""
     made: Dispatcher[F] = njit(inline="always", error_model="numpy")(function)
     return made
 

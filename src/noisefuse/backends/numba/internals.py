@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Numba and llvmlite do not promise to keep: tested with Numba 0.62.0 and 0.68.1 (llvmlite 0.45.1 and 0.50.0).
+"""Parts of Numba and llvmlite that may change: tested with Numba 0.62.0 and 0.68.1 (llvmlite 0.45.1 and 0.50.0).
 
-Loops that say to LLVM what Numba's own cannot: that their iterations are independent, and how many to interleave.
+They make loops with two hints for LLVM that Numba does not offer: iterations are independent, and how many interleave.
 """
 
 from __future__ import annotations
@@ -14,26 +14,27 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-# Vectors in flight at a time. A normal is one chain of some hundred cycles, longer than a processor looks ahead.
+# vectors in flight at a time. A normal is a chain of some hundred cycles, longer than a processor looks ahead.
 INTERLEAVED = 4
 
 
 def has_fma(context: Any) -> bool:
-    """Whether code for this target has the instruction; without it an fma is a call of C's library."""
+    """Whether code for this target has the fma instruction; without it an fma calls the C library."""
     triple, _, features = context.codegen().magic_tuple()
     return not triple.startswith("x86_64") or "+fma" in features.split(",")
 
 
 def _use_whole_vectors(builder: Any) -> None:
-    """The function uses vectors as wide as the processor's: for some of Intel's LLVM takes half of them, as their clock
-    gets slower where all are in use. So it does, but not by half."""
-    # past llvmlite's own `add`, which knows no attributes with values
+    """Makes the function use vectors as wide as the processor's. For some Intel processors LLVM uses half of them,
+    because full vectors lower the clock; but they do not halve it."""
+    # this bypasses llvmlite's own `add`, which knows no attributes with values
     set.add(builder.function.attributes, '"prefer-vector-width"="512"')
 
 
 @intrinsic
 def whole_vectors(_: Any) -> Any:
-    """Said by a function that has none of the loops below, but calls those that have: their code becomes its own."""
+    """Marks a function that has none of the loops below but calls functions with them: their code becomes part of
+    it."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _use_whole_vectors(builder)
@@ -43,7 +44,7 @@ def whole_vectors(_: Any) -> Any:
 
 
 class _Distinct(MDValue):  # type: ignore[misc]
-    """A node of metadata that is equal to no other one."""
+    """A metadata node that is equal to no other."""
 
     def __init__(self, module: Any, *operands: Any) -> None:
         super().__init__(module, operands, name=str(len(module.metadata)))
@@ -54,7 +55,7 @@ class _Distinct(MDValue):  # type: ignore[misc]
 
 
 def _hints(module: Any, group: _Distinct) -> _Distinct:
-    """What LLVM calls a loop's ID; its first operand is itself."""
+    """Returns LLVM's ID of a loop; its first operand is itself."""
 
     def hint(name: str, *values: Any) -> Any:
         return module.add_metadata([ir.MetaDataString(module, f"llvm.loop.{name}"), *values])
@@ -71,10 +72,10 @@ def _hints(module: Any, group: _Distinct) -> _Distinct:
 
 @intrinsic
 def each(context: Any, n: Any, function: Any, arguments: Any) -> Any:
-    """function(i, *arguments) for i in range(n), which may run side by side.
+    """Calls function(i, *arguments) for i in range(n); the iterations may run side by side.
 
-    An array that is written may be one that is read, element for element: where LLVM has to see that for itself it
-    compiles a second loop, of scalars, which also runs where the two are one.
+    A written array may be a read one, element for element. If LLVM has to prove that itself, it compiles a second,
+    scalar loop, which also runs if the two are one.
     """
     body = function.get_call_type(context, (types.int64, *arguments.types), {})
 
@@ -85,7 +86,7 @@ def each(context: Any, n: Any, function: Any, arguments: Any) -> Any:
         with cgutils.for_range(builder, values[0]) as loop:
             block = builder.block
             context.get_function(function, body)(builder, (loop.index, *operands))
-            for instruction in block.instructions:  # what is inlined from a call takes its group along
+            for instruction in block.instructions:  # inlined instructions of a call carry its group
                 if instruction.opname == "call":
                     instruction.set_metadata("llvm.access.group", group)
         _, last = loop.index.incomings[-1]

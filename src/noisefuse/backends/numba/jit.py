@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Numba backend: hands the bytes of checked calls to the compiled loops of kernels.py."""
+"""The Numba backend: it hands the bytes of checked calls to the compiled loops of kernels.py."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .. import threads
 from ..selftest import self_test
 from . import kernels
 
-CHUNK = 1 << 15  # elements that a thread takes at a time, and least for which another is asked
-SLAB = 1 << 20  # elements whose residuals are held at a time: whole chunks
-AT_ONCE = 1 << 21  # elements, counted once for each time, that a thread computes between two looks at signals: 2 ms
+CHUNK = 1 << 15  # elements that a thread takes at a time; a further thread needs as many
+SLAB = 1 << 20  # elements with residuals in memory at a time: whole chunks
+AT_ONCE = 1 << 21  # elements times steps between two checks for signals: 2 ms
 
-# Compiling takes seconds, the first time: no more than is needed, and each kind of arithmetic when it is.
+# Compiling takes seconds the first time, so no more is compiled than is needed, each kind of arithmetic on first use.
 tests_itself = True
 fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = fast_divergence = None
 step_and_loss = repeated_loss = None
@@ -37,7 +37,7 @@ def step(call: Step) -> None:
 
 
 def _chunk(call: Step) -> int:
-    return CHUNK if call.draw != "none" else 8 * CHUNK  # without noise there is less to do
+    return CHUNK if call.draw != "none" else 8 * CHUNK  # noise is most of the work
 
 
 def walk(call: Walk) -> None:
@@ -48,14 +48,14 @@ def walk(call: Walk) -> None:
 
 @float_mode()
 def loss(call: Loss) -> None:
-    """Residuals of a slab, in memory of their own; then their squares, and their gradient."""
+    """Computes the residuals of a slab in memory of their own; then their squares, and their gradient."""
     together, part = max(1, SLAB // call.piece), min(SLAB, call.piece)
     held = np.empty(min(together, call.pieces) * part, call.residual.arithmetic)
     residual, gradient = replace(call.residual, outputs=(held, None, None)), call.residual.outputs[0]
     chunk_sums, weight = np.empty((call.pieces, call.chunks)), call.weight()
     factor = call.factor(weight)
     numbers, memory = pack_on_host(residual)
-    for p in range(0, call.pieces, together):  # whole pieces, or one in parts
+    for p in range(0, call.pieces, together):  # whole pieces, or one piece in parts
         n = min(together, call.pieces - p)
         for begin in range(0, call.piece, part):
             end = min(begin + part, call.piece)
@@ -83,12 +83,13 @@ def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.u
 def _run(
     kernel: Any, call: Step, numbers: bytes, memory: Any, chunk: int, begin: int, end: int, times: int = 1
 ) -> None:
-    """The elements begin .. end - 1 of a call, shared out among threads. Its outputs begin with the first of these."""
+    """Computes the elements begin .. end - 1 of a call on several threads. Its outputs begin with the first of
+    these."""
     real, turns = call.arithmetic, max(1, AT_ONCE // (chunk * times))
     if real not in _tested:
         _test(real)
-    # Of this call alone, as is `memory`, to which it points: a thread may still look whether there is a next chunk when
-    # the call has ended.
+    # This belongs to this call alone, as does `memory`, to which it points: a thread may still look for a next chunk
+    # when the call has ended.
     shared = np.frombuffer(bytearray(numbers + begin.to_bytes(8, "little")), np.int64)
     if begin:
         shared[kernels.CALL_OUT] -= begin * real.itemsize
@@ -109,7 +110,7 @@ def _run(
 
 
 def _test(real: np.dtype[Any]) -> None:
-    _tested.add(real)  # the test makes calls itself
+    _tested.add(real)  # set first, because the test makes calls itself
     try:
         self_test("numba", step, real.name)
     except BaseException:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pointers for kernels that Numba compiles, and a few instructions that it has no words for."""
+"""Pointers for kernels that Numba compiles, and a few instructions that it does not offer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INT64: ir.IntType = ir.IntType(64)
 
 @intrinsic
 def pointer(_: Any, where: Any, kind: Any) -> Any:
-    """To a type, or to that of another pointer, at an address or where one of another type points to."""
+    """Returns a pointer to a type, or to another pointer's type, at an address or at another pointer's place."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         convert = builder.bitcast if isinstance(where, types.CPointer) else builder.inttoptr
@@ -37,7 +37,7 @@ def address(_: Any, array: Any) -> Any:
 
 @intrinsic
 def part(_: Any, array: Any, n: Any) -> Any:
-    """The array from its element n on."""
+    """Returns the array from its element n on."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.gep(arguments[0], [arguments[1]])
@@ -47,7 +47,7 @@ def part(_: Any, array: Any, n: Any) -> Any:
 
 @intrinsic
 def take(_: Any, counter: Any, n: Any) -> Any:
-    """What this int64 was before n was added, in one atomic step."""
+    """Adds n to this int64 in one atomic step, and returns its previous value."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.atomic_rmw("add", *arguments, "monotonic")
@@ -57,7 +57,7 @@ def take(_: Any, counter: Any, n: Any) -> Any:
 
 @intrinsic
 def prefetch(_: Any, address: Any) -> Any:
-    """Asks for the line at this address."""
+    """Prefetches the cache line at this address."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         where = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
@@ -69,7 +69,7 @@ def prefetch(_: Any, address: Any) -> Any:
 
 @intrinsic
 def least(_: Any, a: Any, b: Any) -> Any:
-    """The smaller one."""
+    """Returns the smaller number."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.select(builder.icmp_signed("<", *arguments), *arguments)
@@ -79,7 +79,7 @@ def least(_: Any, a: Any, b: Any) -> Any:
 
 @intrinsic
 def float_mode(_: Any, wanted: Any) -> Any:
-    """Sets the floating-point mode of this thread, and gives the one that was."""
+    """Sets the floating-point mode of this thread, and returns the previous one."""
 
     def x86(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         slot = builder.alloca(INT32)
@@ -102,4 +102,4 @@ def float_mode(_: Any, wanted: Any) -> Any:
 
 
 X86, ARM = platform.machine() in ("x86_64", "AMD64"), platform.machine() in ("aarch64", "arm64")
-NEAREST = 0x1F80 if X86 else 0  # subnormal numbers kept, no exception raised
+NEAREST = 0x1F80 if X86 else 0  # it keeps subnormal numbers and raises no exception

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse bench`: what an operation costs here, beside NumPy and, where installed, torch, JAX and MKL."""
+"""`noisefuse bench`: times operations here, beside NumPy and, if installed, torch, JAX and MKL."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _print_each(records: Records, measured: Iterator[Result]) -> list[Result]:
-    """As they are measured."""
+    """Prints results as they are measured."""
     results: list[Result] = []
     print("\n".join(records.before()), flush=True)
     for result in measured:
@@ -76,7 +76,7 @@ def cases(device: Device, arguments: argparse.Namespace) -> list[Case]:
     sizes = arguments.sizes or (device.sizes[:2] if arguments.quick else device.sizes)
     dtypes = arguments.dtypes or (device.dtypes[:1] if arguments.quick else device.dtypes)
     if "bfloat16" in dtypes:
-        float_dtype("bfloat16")  # where it is missing, to know before the work
+        float_dtype("bfloat16")  # if it is missing, the error comes before the work
     grid = itertools.product(device.operations, arguments.threads or [device.threads], sizes, dtypes)
     found = [case for case in itertools.starmap(device.case, grid) if case.exists]
     if not found:
@@ -96,6 +96,6 @@ def measure(device: Device, cases: Sequence[Case], *, quick: bool) -> Iterator[R
 
 
 def _measure(device: Device, case: Case, seconds: float, rounds: int) -> dict[str, Timing]:
-    calls = device.calls(dataclasses.replace(case))  # its arrays go when the copy goes
+    calls = device.calls(dataclasses.replace(case))  # its arrays are freed with the copy
     with nf.set_num_threads(case.threads or 1):
         return interleaved(calls, seconds=seconds, rounds=rounds, clock=device.clock)

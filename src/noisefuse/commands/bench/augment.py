@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse bench --augment`: noise added to images, beside NumPy, albumentations and torchvision where installed."""
+"""`noisefuse bench --augment`: noise added to images, beside NumPy, albumentations and torchvision if installed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .contenders import Array, Call, Case, installed
 from .timing import Device, machine
 
 OPERATIONS = ("gaussian", "multiplicative", "poisson")
-STD, PEAK, GAMMA = 0.1, 5.0, 2.2  # of the range; photons of white
+STD, PEAK, GAMMA = 0.1, 5.0, 2.2  # the fraction of the range; the number of photons for white
 
 
 class Images(Case):
-    """Of channels last, in [0, 255] or [0, 1]. All are augmented into arrays of their own dtype."""
+    """Images with channels last, in [0, 255] or [0, 1]. All are augmented into arrays of their own dtype."""
 
     @property
     def exists(self) -> bool:
@@ -48,7 +48,7 @@ def device() -> Device:
 
 
 def contenders(case: Case) -> dict[str, Call]:
-    """Those that are installed and have this operation. They make new arrays."""
+    """Returns the contenders that are installed and have this operation. They make new arrays."""
     assert isinstance(case, Images)
     x = case.images
     return installed({name: partial(make, case, x) for name, make in CONTENDERS.items()})

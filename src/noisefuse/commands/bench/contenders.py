@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `noisefuse bench` measures: a Case, and how each contender runs it on the CPU.
+"""The measurements of `noisefuse bench`: a Case, and how each contender runs it on the CPU.
 
-Each is called as its careful user calls it: into buffers that exist where it has `out=`, compiled where it
-has a compiler. NumPy and MKL's generator run on one thread, whatever the case says.
+Each contender is called as a careful user calls it: into existing buffers if it has `out=`, compiled if it has a
+compiler. NumPy and MKL's generator run on one thread in any case.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Call: TypeAlias = Callable[[], object]
 
 OPERATIONS = ("randn", "q_sample", "q_step", "q_walk")
 DTYPES = (*FLOATS, "uint8")
-WALK_STEPS = 10  # enough to see that the walk does not go through memory
-# How many arrays an operation has to read or write; a walk as if its steps went through memory, which they do not.
+WALK_STEPS = 10  # enough to show that the walk does not go through memory
+# The number of arrays that an operation reads or writes. For a walk, its steps count as if they went through memory.
 ARRAYS = {"randn": 1, "q_sample": 2, "q_step": 2, "q_walk": 2, "ddim": 3, "ddpm": 3, "mse_loss": 2}
 ARRAYS |= dict.fromkeys(("gaussian", "multiplicative", "poisson"), 2)
 
-# ---- what is measured --------------------------------------------------------------------------------------
+# ---- cases -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Case:
         return self.dtype != "uint8" or self.operation == "q_sample"
 
     def bytes(self, arrays: int) -> int:
-        """Of so many arrays: one that is written, and others that are read."""
+        """Returns the bytes of so many arrays: one that is written, and others that are read."""
         read, written = (np.dtype(dtype).itemsize for dtype in (self.x_dtype, self.out_dtype))
         return self.elements * (written + (arrays - 1) * read)
 
@@ -71,7 +71,7 @@ class Case:
 
     @property
     def elements(self) -> int:
-        """Noised elements: each step of a walk noises them all."""
+        """The number of noised elements: each step of a walk noises them all."""
         return math.prod(self.shape) * self.steps
 
     @cached_property
@@ -80,18 +80,18 @@ class Case:
 
     @property
     def columns(self) -> tuple[Array, Array]:
-        """a and s of x_t = a[t] x + s[t] z."""
+        """Returns a and s of x_t = a[t] x + s[t] z."""
         s = self.schedule
         return (s.alpha, s.sigma) if self.operation == "q_sample" else (np.sqrt(1 - s.betas), np.sqrt(s.betas))
 
     @property
     def times(self) -> list[Any]:
-        """The t of each step."""
+        """Returns the t of each step."""
         return [self.t] if self.operation == "q_sample" else [500] if self.steps == 1 else list(range(WALK_STEPS))
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The shape in which a[t] is broadcast against x."""
+        """Returns the shape in which a[t] broadcasts against x."""
         return (-1,) + (1,) * (len(self.shape) - 1) if self.operation == "q_sample" else ()
 
     @property
@@ -119,11 +119,11 @@ class Case:
         return f"{self.operation} {self.size} {self.dtype}"
 
 
-# ---- the contenders: a Case -> what to call, or None where they have no such operation --------------------
+# ---- the contenders: from a Case to a call, or to None if they lack the operation -------------------------
 
 
 def ours(case: Case, x: Any, t: Any, out: Any) -> dict[str, Call]:
-    """Each operation, on arrays of any kind."""
+    """Returns each operation of noisefuse, on arrays of any kind."""
     schedule, noise, last = case.schedule, nf.Noise(0), len(case.schedule) - 1
     return {
         "randn": lambda: nf.randn(case.shape, noise, dtype=out.dtype, out=out),
@@ -138,7 +138,7 @@ def _noisefuse(case: Case) -> Call:
 
 
 def _numba(case: Case) -> Call | None:
-    """The same on the backend of that name; changing it takes about two microseconds."""
+    """Returns the operation on the Numba backend; changing the backend takes about two microseconds."""
     import_module("numba")
     call = _noisefuse(case)
 
@@ -164,7 +164,7 @@ def _tuned(case: Case) -> Call | None:
 
 
 def _in_turn(case: Case, randn: Call, step: Callable[[Any, Any], Any], x: Any, times: Sequence[Any]) -> Call:
-    """`step`, from x, for each of the times; but `randn` where that is the operation."""
+    """Returns `step`, from x, for each of the times, or `randn` if that is the operation."""
 
     def call() -> Any:
         x_t = x
@@ -202,8 +202,8 @@ def torch_call(case: Case, device: str) -> Call:
 def _jax(case: Case) -> Call | None:
     jax = import_module("jax")
     if case.threads != processors():
-        return None  # it takes all processors, and nothing but a new process changes that
-    jax.config.update("jax_enable_x64", True)  # or float64 would silently be float32
+        return None  # it uses all processors, and only a new process could change that
+    jax.config.update("jax_enable_x64", True)  # otherwise float64 would silently be float32
     jnp, dtype = jax.numpy, case.out_dtype
     a, s = (jnp.asarray(column) for column in case.columns)
     x, t, key = jnp.asarray(case.x), jnp.asarray(case.times[0]), jax.random.key(0)
@@ -235,7 +235,8 @@ def _mkl(case: Case) -> Call | None:
 
 
 def mkl_normals(out: Array) -> Call:
-    """Fill `out` (float32 or float64) with MKL's normals: VSL, Philox4x32-10, the inverse CDF; one thread.
+    """Returns a call that fills `out` (float32 or float64) with MKL's normals: VSL, Philox4x32-10, inverse CDF; one
+    thread.
 
     ImportError: MKL is not installed (pip install mkl).
     """
@@ -268,7 +269,7 @@ def _mkl_stream() -> tuple[ctypes.CDLL, ctypes.c_void_p]:
     except OSError as error:
         raise ImportError(f"MKL cannot be loaded: {error}") from error
     sequential, philox4x32x10 = 1, 16 << 20
-    mkl.MKL_Set_Threading_Layer(sequential)  # one stream is one thread's anyway; and no second OpenMP
+    mkl.MKL_Set_Threading_Layer(sequential)  # one stream uses one thread; this avoids a second OpenMP
     stream = ctypes.c_void_p()
     if status := mkl.vslNewStream(ctypes.byref(stream), philox4x32x10, 1):
         raise ImportError(f"MKL cannot make a Philox stream: status {status}")
@@ -276,7 +277,8 @@ def _mkl_stream() -> tuple[ctypes.CDLL, ctypes.c_void_p]:
 
 
 def _copy(case: Case) -> Call:
-    """The yardstick: nothing that reads x and writes out can be much faster. For a walk a copy for each step."""
+    """Returns the yardstick: no call that reads x and writes out can be much faster. A walk has a copy for each
+    step."""
     copy = partial(np.copyto, case.out, case.x)
     return copy if case.steps == 1 else lambda: [copy() for _ in range(case.steps)]
 
@@ -291,7 +293,7 @@ CONTENDERS: dict[str, Callable[[Case], Call | None]] = {
     "MKL": _mkl,
     "copyto": _copy,
 }
-# All but noisefuse and the copy, in the order of a report's columns, and what it says of them.
+# All but noisefuse and the copy, in the order of a report's columns, with their titles.
 RIVALS = {
     "numba": "noisefuse on its backend of that name",
     "naive": "NumPy as papers write it, one thread",
@@ -307,12 +309,12 @@ RIVALS = {
 
 
 def contenders(case: Case, names: Collection[str] = tuple(CONTENDERS)) -> dict[str, Call]:
-    """The named ones that are installed and have this operation."""
+    """Returns the named contenders that are installed and have this operation."""
     return installed({name: partial(CONTENDERS[name], case) for name in names})
 
 
 def installed(makers: Mapping[str, Callable[[], Call | None]]) -> dict[str, Call]:
-    """What these make, without rivals that need what is not installed or have nothing to call."""
+    """Returns the calls of these makers, without rivals that are not installed or have nothing to call."""
     calls = {}
     for name, make in makers.items():
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse bench --device cuda`: what runs there, beside a plain copy, CuPy, and torch where installed."""
+"""`noisefuse bench --device cuda`: times operations there, beside a plain copy, CuPy, and torch if installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .timing import Device, machine
 
 
 def device() -> Device:
-    """OSError: there is none, or no CuPy."""
+    """Returns the CUDA device. OSError: there is none, or no CuPy."""
     try:
         cupy: Any = import_module("cupy")
     except ImportError:
@@ -29,7 +29,7 @@ def device() -> Device:
     return Device(
         where={"card": properties["name"].decode(), **machine()},
         operations=("randn", "q_sample", "q_step", "ddim", "ddpm", "mse_loss"),
-        # an action chunk, all of whose time is the launch; and beyond the caches
+        # an action chunk, whose whole time is the launch; and sizes beyond the caches
         sizes=((1, 16, 7), (64, 3, 64, 64), (256, 3, 128, 128), (1024, 4, 256, 256)),
         dtypes=("float32", "bfloat16"),
         calls=partial(contenders, cupy),
@@ -38,7 +38,7 @@ def device() -> Device:
 
 
 def contenders(cupy: Any, case: Case) -> dict[str, Call]:
-    """Each with its own buffers, made before the clock starts."""
+    """Returns the contenders, each with its own buffers, allocated before the clock starts."""
     x, m, out = (cupy.zeros(case.shape, dtype) for dtype in (case.x_dtype, case.out_dtype, case.out_dtype))
     schedule, noise, t = case.schedule, nf.Noise(0), cupy.asarray(case.t)
     ddim, ddpm = nf.samplers.ddim(schedule, 20), nf.samplers.ddpm(schedule, 20)
@@ -56,7 +56,7 @@ def contenders(cupy: Any, case: Case) -> dict[str, Call]:
 
 
 def rivals(case: Case) -> dict[str, Call]:
-    """torch with CUDA, where it is installed: eager, with ``out=``, and compiled."""
+    """Returns torch with CUDA, if it is installed: eager, with ``out=``, and compiled."""
     try:
         torch: Any = import_module("torch")
     except ImportError:
@@ -74,7 +74,7 @@ def rivals(case: Case) -> dict[str, Call]:
 
 
 def by_events(cupy: Any, call: Call, repeats: int) -> float:
-    """Seconds of a call by the device's own clock. CuPy and torch both use the null stream."""
+    """Returns the seconds of a call by the device's own clock. CuPy and torch both use the null stream."""
     start, stop = cupy.cuda.Event(), cupy.cuda.Event()
     start.record()
     for _ in range(repeats):

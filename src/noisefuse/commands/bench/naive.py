@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forward process as people write it in NumPy today: the baseline of the benchmarks, the tests' oracle.
+"""The forward process as people write it in NumPy today: the benchmarks' baseline and the tests' oracle.
 
-Imports nothing of noisefuse. ``naive_*`` is the good one-liner of papers and tutorials; ``tuned_*`` is what
-a careful user makes of it: the fastest bit generator and no temporaries. The package has this file so that
-``noisefuse demo`` and ``noisefuse bench`` can measure it too.
+It imports nothing of noisefuse. ``naive_*`` is the good one-liner of papers and tutorials; ``tuned_*`` is a careful
+user's version, with the fastest bit generator and no temporaries. The package has this file so that ``noisefuse demo``
+and ``noisefuse bench`` can measure it too.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Times: TypeAlias = int | Array
 
 
 def naive_randn(rng: Rng, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
-    """N(0, 1). NumPy draws float32 and float64; half types are rounded from float32."""
+    """Returns N(0, 1). NumPy draws float32 and float64; half types are rounded from float32."""
     z: Array = rng.standard_normal(shape, dtype=_arithmetic(dtype))
     return z.astype(dtype, copy=False)
 
 
 def naive_q_sample(x0: Array, t: Times, alpha: Array, sigma: Array, rng: Rng) -> Array:
-    """x_t = alpha_t x_0 + sigma_t z, for t a scalar or of a shape that x0's begins with, such as (B,)."""
+    """Returns x_t = alpha_t x_0 + sigma_t z; t is a scalar or of a shape that x0's begins with, such as (B,)."""
     return _blend(x0, alpha[t], sigma[t], rng)
 
 
@@ -47,7 +47,7 @@ def naive_q_walk(x0: Array, betas: Array, rng: Rng, keep: Collection[int]) -> Ar
 
 
 def _blend(x: Array, a: Array, s: Array, rng: Rng) -> Array:
-    """a x + s z. Half types through float32, rounded once; uint8 images as [-1, 1] in float32."""
+    """Returns a x + s z. Half types go through float32 and are rounded once; uint8 images are [-1, 1] in float32."""
     dtype = np.dtype(np.float32) if x.dtype == np.uint8 else x.dtype
     image = x.dtype == np.uint8
     x = x.astype(_arithmetic(dtype), copy=False)
@@ -57,11 +57,11 @@ def _blend(x: Array, a: Array, s: Array, rng: Rng) -> Array:
     return (_against(x, a) * x + _against(x, s) * z).astype(dtype, copy=False)
 
 
-# ---- with care: the buffers are the caller's; float32 and float64 ------------------------------------------
+# ---- with care: the caller provides buffers; float32 and float64 ------------------------------------------
 
 
 def tuned_rng(seed: int) -> np.random.Generator:
-    """SFC64 is the fastest bit generator that NumPy has."""
+    """Returns SFC64, NumPy's fastest bit generator."""
     return np.random.Generator(np.random.SFC64(seed))
 
 
@@ -70,8 +70,8 @@ def tuned_randn(rng: Rng, out: Array) -> Array:
 
 
 def tuned_q_sample(x: Array, t: Times, alpha: Array, sigma: Array, rng: Rng, out: Array, z: Array) -> Array:
-    """Computes `naive_q_sample` in buffers: z has x's shape, and out may be x. With the columns of a step of the walk
-    it computes that."""
+    """Computes `naive_q_sample` in buffers: z has x's shape, and out may be x. With the columns of a walk's step it
+    computes that step."""
     tuned_randn(rng, z)
     np.multiply(z, _against(x, sigma[t]), out=z)
     np.multiply(x, _against(x, alpha[t]), out=out)

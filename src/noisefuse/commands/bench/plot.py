@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse bench --plot`: bandwidths beside that of a plain copy."""
+"""`noisefuse bench --plot`: the bandwidths of calls beside that of a plain copy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLORS = {
 
 
 class Plot:
-    """Made before the measuring, as it refuses files that cannot be written."""
+    """The plot. It is made before the measurements, so that it refuses files that cannot be written in time."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.figure = path, Figure(layout="constrained")
@@ -37,7 +37,7 @@ class Plot:
             raise ValueError(f"cannot write {path}: expected a name that ends in one of {', '.join(sorted(known))}")
 
     def draw(self, where: Mapping[str, Any], results: Sequence[Result]) -> None:
-        """A panel for each operation, a group of bars for each case, one for each contender."""
+        """Draws a panel for each operation, a group of bars for each case, and a bar for each contender."""
         names = [name for name in COLORS if any(name in timings for _, timings in results)]
         panels = [(title, list(group)) for title, group in itertools.groupby(results, lambda result: result[0].group)]
         widest = max(of_copy(case, timings, name) for case, timings in results for name in timings)
@@ -68,7 +68,7 @@ def _panel(ax: Any, group: Sequence[Result], names: Sequence[str], widest: float
                 text = f"{cells['ratio']}x" if j else f"{cells['GB/s']} GB/s"
                 ax.barh(y, share, 0.9 * height, color=COLORS[name])
                 label_bar(ax, share, y, text, widest, COLORS[name], size=7.5, weight="normal" if j else "bold")
-        ax.barh(0, 0, color=COLORS[name], label=name)  # for the legend, also where none ran
+        ax.barh(0, 0, color=COLORS[name], label=name)  # for the legend, even if the contender did not run
     ax.axvline(1, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="a plain copy", zorder=0)
     ax.set_yticks(range(len(group)), [f"{case.size}\n{case.dtype}" for case, _ in group])
     ax.tick_params(axis="y", length=0, pad=6)

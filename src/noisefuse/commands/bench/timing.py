@@ -20,7 +20,7 @@ import noisefuse as nf
 
 from .contenders import Call, Case, processors
 
-Clock: TypeAlias = Callable[[Call, int], float]  # a call, and how often it is made -> seconds of one
+Clock: TypeAlias = Callable[[Call, int], float]  # from a call and its number of repetitions to the seconds of one
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ def _on_the_wall(call: Call, repeats: int) -> float:
 def interleaved(
     calls: Mapping[str, Call], *, seconds: float = 1.0, rounds: int = 5, clock: Clock = _on_the_wall
 ) -> dict[str, Timing]:
-    """Time the calls in turn, round after round, so that a machine that slows down slows them all.
+    """Times the calls in turn, round after round, so that a machine that slows down slows them all.
 
-    At least `rounds` rounds, and for about `seconds`. A short call is repeated within its turn, so that the
-    clock costs nothing, after some calls that warm its data and wake its threads. Before a turn there is a pause, as
-    threads of OpenMP spin on for milliseconds after the work of theirs.
+    It runs at least `rounds` rounds, and for about `seconds`. A short call is repeated within its turn, so that the
+    clock costs nothing, after some calls that warm its data and wake its threads. There is a pause before each turn,
+    because threads of OpenMP spin for milliseconds after their work.
     """
     repeats = {name: _repeats(call, clock) for name, call in calls.items()}
     taken: dict[str, list[float]] = {name: [] for name in calls}
@@ -84,8 +84,7 @@ def _timing(values: Sequence[float]) -> Timing:
 
 @dataclass(frozen=True)
 class Device:
-    """This says where a benchmark runs, what it measures unless the user says otherwise, and how. `--quick` takes the
-    first two sizes."""
+    """The place of a benchmark, its default measurements, and its clock. `--quick` takes the first two sizes."""
 
     where: Mapping[str, Any]
     operations: Sequence[str]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `noisefuse selftest` runs: backends against the reference, and the noise against theory (docs/quality.md)."""
+"""The tests of `noisefuse selftest`: backends against the reference, and the noise against theory (docs/quality.md)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Result:
-    """A line of the summary; `lines` say more where something is wrong."""
+    """A line of the summary; `lines` give details of errors."""
 
     name: str
     cases: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random calls of the public operations as lines of Python, and the functions that stand in those lines."""
+"""Random calls of the public operations as lines of Python, and the functions that these lines use."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ T = TypeVar("T")
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 
-# ------------------------------------------------------------------------------------- what stands in the lines
+# ------------------------------------------------------------------------------------ the functions of the lines
 
-# All memory that `array` has handed out since somebody emptied the list, and what it held.
+# All arrays that `array` has returned since the list was emptied, and their contents then.
 made: list[tuple[Array, Array]] = []
-# What makes another library's array of such an array, in tests/campaign/random_calls.py.
+# Functions that turn such an array into another library's, in tests/campaign/random_calls.py.
 handed_over: list[Callable[[Array], Any]] = []
 
 
 def array(shape: Shape, dtype: str = "float32", seed: int = 0, layout: str = "plain") -> Any:
-    """Of an even seed normals, of an odd one any bits at all; in one of LAYOUTS."""
+    """Returns an array in one of LAYOUTS: normals for an even seed, any bits for an odd one."""
     kind = float_dtype(dtype) if dtype in FLOATS else np.dtype(dtype)
     rng = np.random.default_rng(seed)
     if kind.kind in "iu" or seed % 2:
@@ -70,7 +70,7 @@ def _swapped(x: Array) -> tuple[Array, Array]:
     return y, y
 
 
-# From an array to the memory that it lies in there, and itself.
+# Functions from an array to the memory that holds it in that layout, and the array there.
 LAYOUTS: dict[str, Callable[[Array], tuple[Array, Array]]] = {
     "plain": lambda x: (x, x),
     "transposed": lambda x: ((y := x.copy(order="F")), y),
@@ -84,7 +84,7 @@ LAYOUTS: dict[str, Callable[[Array], tuple[Array, Array]]] = {
 
 
 def times(shape: Shape, end: float, seed: int = 0, dtype: str = "int64") -> Array:
-    """Numbers in [0, end), as times, rows, weights or sample ids."""
+    """Returns numbers in [0, end), as times, rows, weights or sample ids."""
     rng = np.random.default_rng(seed)
     if np.dtype(dtype).kind == "f":
         return np.asarray(rng.random(shape) * end, dtype)
@@ -93,7 +93,7 @@ def times(shape: Shape, end: float, seed: int = 0, dtype: str = "int64") -> Arra
 
 @cache
 def table(seed: int, density: float) -> nf.Tableau:
-    """Five random rows, each column active with this probability, with clamps in some rows."""
+    """Returns five random rows, each column active with this probability, with clamps in some rows."""
     rng = np.random.default_rng(seed)
     numbers = rng.normal(size=(5, COLUMNS)) * (rng.random((1, COLUMNS)) < density)
     rows = numbers.view(ROW)[:, 0].copy()
@@ -103,13 +103,13 @@ def table(seed: int, density: float) -> nf.Tableau:
 
 
 def hostile(seed: int, masked: bool = False, stored: bool = False) -> nf.Tableau:
-    """Five rows with what a forged table may have, made by the constructor or read from JSON: numbers without sense,
-    columns said to be active that are not, outputs that rows push and do not compute. Many are refused."""
+    """Returns five rows like those of a forged table, from the constructor or from JSON: senseless numbers, inactive
+    columns marked active, outputs that rows push and do not compute. Many are refused."""
     rng = np.random.default_rng(seed)
     numbers = rng.normal(size=(5, COLUMNS)) * (rng.random((1, COLUMNS)) < rng.choice([0.1, 0.5, 1.0]))
     rows = numbers.view(ROW)[:, 0]
     rows["clean"]["lo"], rows["clean"]["hi"] = rng.choice([-np.inf, -0.5], 5), rng.choice([np.inf, 0.5], 5)
-    if masked and rng.random() < 0.7:  # what `transpose` makes
+    if masked and rng.random() < 0.7:  # as `transpose` makes them
         rows["out"]["d"] = rows["aux1"]["d"] = 0
         rows["aux2"] = np.zeros((), ROW["aux2"])
     if rng.random() < 0.3:
@@ -140,7 +140,7 @@ SCHEDULES = {"LINEAR": LINEAR, "SHORT": SHORT, "COSINE": COSINE, "FLOW": FLOW, "
 
 @cache
 def sampler(name: str, clip: float | nf.samplers.Threshold | None = None) -> nf.Sampler:
-    """Of five steps, on a schedule that it takes."""
+    """Returns a sampler of five steps, on a schedule that it takes."""
     schedule = FLOW if name.startswith("flow") or name == "dance_sde" else KARRAS if name == "edm" else LINEAR
     options = {} if clip is None else {"clip": clip}
     found: nf.Sampler = getattr(nf.samplers, name)(schedule, 5, **options)
@@ -148,7 +148,7 @@ def sampler(name: str, clip: float | nf.samplers.Threshold | None = None) -> nf.
 
 
 def step(sampler: nf.Sampler, i: int, x: Array, model_output: Any, noise: Any, **options: Any) -> tuple[Any, ...]:
-    """Row i of a sampler that has made its first i steps on x: the result, and what it remembers."""
+    """Runs row i of a sampler after its first i steps on x. Returns the result, and the remembered arrays."""
     state = sampler.state(x)
     pair = sampler.tableau.name.endswith("cfg_pp")
     for before in range(i if state.past else 0):
@@ -158,7 +158,7 @@ def step(sampler: nf.Sampler, i: int, x: Array, model_output: Any, noise: Any, *
 
 
 def sampled(sampler: nf.Sampler, x_or_shape: Any, noise: Any, **options: Any) -> Any:
-    """A whole run, of a network that answers at once."""
+    """Runs a whole run with a network that answers at once."""
     if not sampler.tableau.name.endswith("cfg_pp"):
         return sampler.sample(lambda x, t: x - x * x, x_or_shape, noise, **options)
     return sampler.sample(lambda x, t: (x, x - x * x), x_or_shape, noise, guidance_scale=1.5, **options)
@@ -168,9 +168,9 @@ def sampled(sampler: nf.Sampler, x_or_shape: Any, noise: Any, **options: Any) ->
 
 
 class Draw:
-    """Numbers below an end, 0 the simplest: first those that are given, then random ones or, without `random`, 0.
+    """Numbers below an end, 0 the simplest: first the given ones, then random ones or, without `random`, 0.
 
-    `taken` are all that were asked for: given to another Draw they make the same call again.
+    `taken` holds all numbers so far: given to another Draw, they make the same call again.
     """
 
     given: list[int]
@@ -196,7 +196,7 @@ class Draw:
         return self(n) == n - 1
 
     def edge(self, end: int) -> int:
-        """Below end, its ends above all."""
+        """Returns a number below end, most often one of the ends."""
         return self.of(0, 1, end - 1, end // 2, self(end))
 
 
@@ -205,7 +205,7 @@ class Draw:
 
 @dataclass
 class Call:
-    """A function and its arguments, all of them text."""
+    """A function and its arguments, all as text."""
 
     function: str
     required: dict[str, str]
@@ -232,7 +232,7 @@ WRONG = (
 
 def random_call(draw: Draw) -> str:
     call = draw.of(*CALLS)(draw)
-    while draw.once_in(6):  # something is wrong
+    while draw.once_in(6):  # add an error
         call.argument(draw.of(*call.required, *call.options, "out"), draw.of(*WRONG))
     return str(call)
 
@@ -257,7 +257,7 @@ def _array(draw: Draw, shape: Shape, dtype: str, layouts: tuple[str, ...] = ("pl
 
 
 def _noise(draw: Draw, shape: Shape, batched: bool, dtype: str = "", stream: bool = True) -> str:
-    """A Noise, a list of them or, where there is a dtype, an array."""
+    """Returns a Noise, a list of them or, if there is a dtype, an array."""
     rows, sample = (shape[0], shape[1:]) if batched and shape else (1, shape)
     if dtype and draw.once_in(5):
         return _array(draw, shape, draw.of(dtype, "float32"))
@@ -283,7 +283,7 @@ def _name(draw: Draw, rows: int, sample: Shape, stream: bool) -> str:
 
 
 def _times(draw: Draw, shape: Shape, end: int, continuous: bool) -> tuple[str, Shape | None]:
-    """t, and its shape where it is of floats."""
+    """Returns t, and its shape if it holds floats."""
     if continuous and draw.once_in(2):
         part = shape[: draw(len(shape) + 1)]
         dtype = draw.of("float64", "float32")
@@ -300,7 +300,7 @@ def _times(draw: Draw, shape: Shape, end: int, continuous: bool) -> tuple[str, S
 
 
 def _write_to(draw: Draw, call: Call, name: str, shape: Shape, dtype: str, source: str = "") -> None:
-    """An output, or none: of its own, one of the inputs, a part of it, or a wrong one."""
+    """Adds an output, or none: a new array, one of the inputs, a part of one, or a wrong one."""
     kind = draw(24)
     if kind < 10:
         return
@@ -328,7 +328,7 @@ def _batched(draw: Draw, call: Call) -> bool:
     return "batched" not in call.options
 
 
-# ------------------------------------------------------------------------------------------- of each operation
+# ------------------------------------------------------------------------------------------------ the operations
 
 
 def _drawn(draw: Draw) -> Call:
@@ -345,7 +345,7 @@ def _drawn(draw: Draw) -> Call:
 
 
 def _increment(draw: Draw, shape: Shape, batched: bool) -> str:
-    """Of Brownian motion: for all rows, or for each."""
+    """Returns an increment of Brownian motion: one for all rows, or one for each."""
     rows, sample = (shape[0], shape[1:]) if batched and shape else (1, shape)
     grid, span = ", grid=[0.0, 0.25, 0.5, 0.75, 1.0]", f", span=({draw.of(0.0, -1.0, 0.5)}, {draw.of(1.0, 2.5)})"
 
@@ -365,7 +365,7 @@ def _drawn_like(draw: Draw) -> Call:
 
 
 def _forward(draw: Draw) -> Call:
-    """q_sample and q_step."""
+    """Makes calls of q_sample and q_step."""
     shape, dtype, schedule = _shape(draw), draw.of(*KINDS, *LEVELS), draw.of(*SCHEDULES)
     step, result = draw.once_in(3), "float32" if dtype in LEVELS else dtype
     call = Call("nf.q_step" if step else "nf.q_sample", {"x0": _array(draw, shape, dtype)}, {})
@@ -374,7 +374,7 @@ def _forward(draw: Draw) -> Call:
     call.required["noise"] = _noise(draw, shape, _batched(draw, call), result, stream=not step)
     if not step:
         _may(draw, call, "target", *TARGETS)
-        target = result  # beside levels it is as without them
+        target = result  # beside integer levels it is the same as without them
         if draw.once_in(4):
             result = draw.of(*KINDS, *LEVELS)
             call.options["dtype"] = repr(result)
@@ -425,7 +425,7 @@ def _step(draw: Draw) -> Call:
     name = draw.of(*(name for name in nf.samplers.__all__ if name != "Threshold"))
     clip = (
         draw.of("", "", "", ", 1.0", ", 0.5", ", nf.samplers.Threshold(0.9)") if name != "pndm" else ""
-    )  # which has no D
+    )  # it has no D
     call = Call("step", {"sampler": f"sampler({name!r}{clip})", "i": str(draw(len(sampler(name))))}, {})
     call.required |= {"x": _array(draw, shape, dtype), "model_output": _array(draw, shape, draw.of(dtype, *KINDS))}
     call.required["noise"] = _noise(draw, shape, True, dtype, stream=draw.once_in(9))
@@ -459,7 +459,7 @@ def _run(draw: Draw) -> Call:
 
 
 def _density(draw: Draw) -> Call:
-    """Log-densities, divergences and their gradients, of rows that draw."""
+    """Makes calls of log-densities, divergences and their gradients, with rows that draw."""
     shape, dtype = _shape(draw), draw.of(*KINDS)
     made = draw.of("flow_sde", "flow_cps", "ddpm", "euler_ancestral", "dpmpp_2m_sde", "ddim")
     kind = draw.of("log_prob", "log_prob_grad", "kl", "kl_grad", "update_with_log_prob")
@@ -487,7 +487,7 @@ def _density(draw: Draw) -> Call:
 
 
 def _loss(draw: Draw) -> Call:
-    """mse_loss and mse_loss_grad."""
+    """Makes calls of mse_loss and mse_loss_grad."""
     shape, dtype, schedule, target = _shape(draw), draw.of(*KINDS), draw.of(*SCHEDULES), draw.of(*TARGETS)
     gradient, steps = draw.once_in(2), len(SCHEDULES[schedule])
     call = Call("nf.mse_loss_grad" if gradient else "nf.mse_loss", {"pred": _array(draw, shape, dtype)}, {})
@@ -554,7 +554,7 @@ def _augment(draw: Draw) -> Call:
 
 
 def _prepared(draw: Draw) -> Call:
-    """prepare, rms and strengths."""
+    """Makes calls of prepare, rms and strengths."""
     shape, dtype, kind = _shape(draw), draw.of(*KINDS, *LEVELS, *LEVELS), draw.of("prepare", "rms", "strengths")
     shape = tuple([1 + draw(6) for _ in range(draw.of(4, 4, 4, 3, 5))]) if kind == "prepare" else shape
     if kind == "strengths":
@@ -610,7 +610,7 @@ def _field(draw: Draw) -> Call:
 
 
 def _legacy(draw: Draw) -> Call:
-    """Of the sources those that a backend draws for; others are NumPy's and Python's own arithmetic."""
+    """Makes calls of the sources that use a backend; the others are NumPy's and Python's own arithmetic."""
     seed, gpu = draw.edge(2**64), draw.of("'A100'", "(1, 256)", "(2, 1024)")
     source = draw.of(f"WebUI({seed})", f"TorchCUDA({seed}, {gpu})")
     return Call(f"nf.legacy.{source}.randn", {"shape": str(_shape(draw))}, {})

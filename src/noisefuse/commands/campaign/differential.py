@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random calls on every backend, instruction set and number of threads: the bits, or the error, of the reference.
+"""Random calls on every backend, instruction set and number of threads. Bits or errors must be the reference's.
 
-A case is a line of Python. One that fails is made smaller and shown as a line that can be pasted:
+A case is a line of Python. A failure is made smaller and shown as a line to paste:
 
     from noisefuse.campaign.differential import differ; differ("native-avx2", 2, "nf.randn((3,), nf.Noise(1))")
 """
@@ -27,12 +27,12 @@ from . import Result, arguments
 from .arguments import Array, Draw, operation, random_call
 
 REFERENCE = "reference"
-SHOWN = 3  # failures of an operation that are made smaller; of the others there may be thousands
-TRIES = 1000  # calls that may be spent on one
+SHOWN = 3  # failures of an operation that are made smaller; there may be thousands of others
+TRIES = 1000  # the most calls to make one smaller
 
 
 def contenders(*, numba: bool) -> list[str]:
-    """The backends to compare with the reference; native once for each instruction set."""
+    """Returns the backends to compare with the reference; native once for each instruction set."""
     info = nf.info()
     isas = [f"native-{isa}" for isa, state in info["isas"].items() if state == "available"]
     wanted = numba or info["backend"] == "numba"
@@ -41,7 +41,7 @@ def contenders(*, numba: bool) -> list[str]:
 
 @contextmanager
 def using(name: str) -> Iterator[None]:
-    """A backend or, of native, "native-" and an instruction set."""
+    """Uses a backend or, for native, "native-" and an instruction set."""
     backend, _, isa = name.partition("-")
     with nf.use_backend(backend):
         if not isa:
@@ -58,7 +58,8 @@ def using(name: str) -> Iterator[None]:
 
 
 def bits(array: Any) -> bytes:
-    """In C order, every NaN made the same: their sign and payload are not promised. Of names their text."""
+    """Returns an array's bytes in C order, with all NaNs alike: their sign and payload are not promised. Noises give
+    text."""
     if isinstance(array, list):
         return repr(array).encode()
     copy: Array = np.array(array, order="C")
@@ -69,17 +70,17 @@ def bits(array: Any) -> bytes:
 
 
 class Outcome(NamedTuple):
-    """What a call gave, or raised, and what it left in all memory that it was given."""
+    """A call's result or error, and the contents of all memory that it was given."""
 
     answer: str  # types, dtypes and shapes, or the error; and warnings
     results: tuple[bytes, ...]
     memory: tuple[bytes, ...]
-    wrote: bool  # and raised an error
+    wrote: bool  # it wrote, and raised an error
 
 
 def outcome(code: str | CodeType) -> Outcome:
     arguments.made.clear()
-    WARNED.clear()  # what is said once is said to each backend
+    WARNED.clear()  # so that every backend gives one-time warnings
     failed, results = False, tuple[bytes, ...]()
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -98,7 +99,7 @@ def outcome(code: str | CodeType) -> Outcome:
 
 
 def different(expected: Outcome, found: Outcome) -> str:
-    """What is wrong, in words, or ""."""
+    """Returns the difference in words, or ""."""
     if found.wrote:
         return f"wrote before it raised {found.answer}"
     if found.answer != expected.answer:
@@ -111,7 +112,7 @@ def different(expected: Outcome, found: Outcome) -> str:
 def compared(
     backends: Sequence[str], threads: int, line: str, against: str = REFERENCE
 ) -> tuple[dict[str, str], Outcome]:
-    """Returns what is wrong, by backend, and the outcome on the backend that they are compared with."""
+    """Returns the differences by backend, and the outcome on the backend that they are compared with."""
     code = compile(line, "<case>", "eval")
     with using(against):
         expected = outcome(code)
@@ -124,19 +125,19 @@ def compared(
 
 
 def differ(backend: str, threads: int, line: str, against: str = REFERENCE) -> str:
-    """What is wrong with this call, or "": the lines of a report are calls of this function."""
+    """Returns what is wrong with this call, or "": the lines of a report call this function."""
     return compared([backend], threads, line, against)[0].get(backend, "")
 
 
 def shrunk(choices: list[int], fails: Callable[[list[int]], list[int] | None]) -> list[int]:
-    """Choices as small as they get, one by one, while `fails` returns those that were taken, and not None."""
+    """Makes choices as small as possible, one by one, while `fails` returns the taken ones instead of None."""
     tries = TRIES
     k = 0
     while k < len(choices):
         for smaller in sorted({0, choices[k] // 2, max(0, choices[k] - 1)} - {choices[k]}):
             tries -= 1
             if (found := fails([*choices[:k], smaller, *choices[k + 1 :]])) is not None:
-                choices, k = found, -1  # from the beginning: one that is smaller now may let another be
+                choices, k = found, -1  # from the beginning: a smaller one may let another shrink
                 break
         if tries < 0:
             break
@@ -145,7 +146,7 @@ def shrunk(choices: list[int], fails: Callable[[list[int]], list[int] | None]) -
 
 
 def report(backend: str, threads: int, choices: list[int], against: str = REFERENCE) -> str:
-    """The smallest such call as a line to paste, and what is wrong with it."""
+    """Returns the smallest such call as a line to paste, and what is wrong with it."""
 
     def fails(given: list[int]) -> list[int] | None:
         draw = Draw(given)
@@ -160,7 +161,7 @@ def report(backend: str, threads: int, choices: list[int], against: str = REFERE
 
 @dataclass
 class Tally:
-    """Of one operation."""
+    """The counts of one operation."""
 
     cases: int = 0
     raised: int = 0

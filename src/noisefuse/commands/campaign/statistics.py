@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The noise against theory: every statistic becomes a probability, and all of them together have to look uniform.
+"""The noise against theory: every statistic becomes a probability, and all of them together must look uniform.
 
-A statistic's u is the probability, if the theory holds, of one that is smaller: uniform in (0, 1), and near 0 or 1
-where something is wrong. What is asked of all of them: that they are uniform (Kolmogorov and Smirnov), and that none is
-nearer to 0 or 1 than so many may be (Bonferroni). Either fails by chance in one run of 1 / LEVEL; then all is drawn
-once more, from another seed, and that counts.
+A statistic's u is the probability, if the theory holds, of a smaller one: uniform in (0, 1), and near 0 or 1 if
+something is wrong. All together must be uniform (Kolmogorov and Smirnov), and none may be too near to 0 or 1 for their
+number (Bonferroni). Either fails by chance in one run of 1 / LEVEL. Then everything is drawn once more, from another
+seed, and that result counts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from . import Result
 Floats = NDArray[np.float64]
 
 LEVEL = 1e-3
-ROWS, COLUMNS = 1024, 256  # of what is drawn at once: so many neighbours along an axis, and so many such lines
+ROWS, COLUMNS = 1024, 256  # the shape of a chunk: so many neighbours along an axis, and so many such lines
 LAGS = 64
 BINS = 1 << 16
 SCALE = 4096.0  # bins of normals are 1 / SCALE wide and end at +-8
@@ -42,7 +42,7 @@ class Value(NamedTuple):
 
     @property
     def p(self) -> float:
-        """Of both sides; of what is no number 0."""
+        """The two-sided probability; 0 for NaN."""
         return 0.0 if math.isnan(self.u) else 2 * min(float(self.u), 1 - float(self.u))
 
 
@@ -54,13 +54,13 @@ def normal_cdf(z: float) -> float:
 
 
 def chi2_cdf(x: float, degrees: int) -> float:
-    """Wilson and Hilferty (1931), within 1e-4 from a hundred degrees on."""
+    """Returns the approximation of Wilson and Hilferty (1931), within 1e-4 from a hundred degrees on."""
     spread = 2 / (9 * degrees)
     return normal_cdf(((x / degrees) ** (1 / 3) - 1 + spread) / math.sqrt(spread))
 
 
 def kolmogorov_cdf(distance: float, n: float) -> float:
-    """Of the largest distance between n values' distribution and the true one (Stephens 1970)."""
+    """Returns the probability of a smaller distance between n values' distribution and the true one (Stephens 1970)."""
     x = (math.sqrt(n) + 0.12 + 0.11 / math.sqrt(n)) * distance
     if x < 0.2:
         return 0.0  # below 1e-12
@@ -69,7 +69,7 @@ def kolmogorov_cdf(distance: float, n: float) -> float:
 
 
 def anderson_cdf(a: float) -> float:
-    """Marsaglia and Marsaglia (2004), within 2e-6."""
+    """Returns the approximation of Marsaglia and Marsaglia (2004), within 2e-6."""
     if a < 2:
         factor = (((-0.00168691 * a + 0.0116720) * a - 0.0347962) * a + 0.0649821) * a - 0.247105
         return math.exp(-1.2337141 / a) / math.sqrt(a) * (2.00012 - factor * a)
@@ -78,7 +78,7 @@ def anderson_cdf(a: float) -> float:
 
 
 def poisson_u(count: int, mean: float, fraction: float) -> float:
-    """Uniform for a fraction of P(X = count) that is: a count is no continuous number."""
+    """Returns a uniform number for a fraction of P(X = count) that is uniform, because a count is not continuous."""
     if count > mean + 40 * math.sqrt(mean) + 40:
         return 1.0
     log = math.log(mean)
@@ -88,7 +88,7 @@ def poisson_u(count: int, mean: float, fraction: float) -> float:
 
 @cache
 def normal_bins() -> Floats:
-    """How probable each is; their tails beyond 8 belong to none."""
+    """Returns each bin's probability; the tails beyond 8 have no bin."""
     tail = np.array([math.erfc(k / SCALE / math.sqrt(2)) / 2 for k in range(BINS // 2 + 1)])
     upper = tail[:-1] - tail[1:]
     return np.concatenate([upper[::-1], upper])
@@ -98,7 +98,7 @@ def normal_bins() -> Floats:
 
 
 class Sums:
-    """What is kept of the numbers drawn from one distribution; sums of several add up."""
+    """The sums that are kept of the numbers from one distribution. Sums of several can be added."""
 
     draw: str
     digits: int
@@ -115,7 +115,7 @@ class Sums:
         self.spectra = np.zeros((2, ROWS // 2 + 1))
 
     def add(self, drawn: NDArray[Any]) -> None:
-        """Lines of ROWS neighbours."""
+        """Adds lines of ROWS neighbours."""
         self.n += drawn.size
         flat = drawn.reshape(-1)
         if self.draw == "randn":
@@ -135,7 +135,7 @@ class Sums:
         return np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
 
     def _polynomials(self, x: Floats) -> tuple[Floats, tuple[Floats, ...]]:
-        """x with variance 1; and Hermite's or Legendre's polynomials of it, of variance 1 and uncorrelated."""
+        """Returns x with variance 1; and Hermite's or Legendre's polynomials of it, of variance 1 and uncorrelated."""
         if self.draw == "randn":
             x2 = x * x
             third, fourth = x * (x2 - 3) / math.sqrt(6), ((x2 - 6) * x2 + 3) / math.sqrt(24)
@@ -164,7 +164,7 @@ class Sums:
                 )
         else:
             yield self._chi2("chi2 of the last bits", self.low_bins, uniform)
-        # Sums of x[r] x[r + lag]; the end of a line is followed by its beginning.
+        # Sums of x[r] x[r + lag]; the end of a line wraps around to its beginning.
         lags = np.fft.irfft(self.spectra, ROWS)[:, 1 : LAGS + 1] / math.sqrt(self.n)
         for of, totals in zip(("", " of squares"), lags, strict=True):
             for lag, total in enumerate(totals, 1):
@@ -180,18 +180,18 @@ class Sums:
         yield Value("Anderson-Darling", anderson_cdf(self.n * float(squares @ probability[:-1][inner])))
 
     def _chi2(self, label: str, counts: NDArray[np.int64], probability: Floats) -> Value:
-        """Of bins put together where fewer than 10 numbers are expected."""
+        """Returns chi-square over bins, joined where fewer than 10 numbers are expected."""
         expected = self.n * probability
         _, group = np.unique(np.minimum(np.cumsum(expected) // 10, self.n // 10 - 1), return_inverse=True)
         wanted, found = np.bincount(group, expected), np.bincount(group, counts)
         return Value(label, chi2_cdf(float(((found - wanted) ** 2 / wanted).sum()), len(wanted) - 1))
 
 
-# ------------------------------------------------------------------------------------------------ what is drawn
+# ------------------------------------------------------------------------------------------------------ the draws
 
 
 def drawn(draw: str, dtype: str, axis: str, seed: int, k: int, columns: int) -> NDArray[Any]:
-    """The k-th chunk, lines of ROWS: along a line one of the noise's four numbers, or the element, counts up."""
+    """Returns the k-th chunk, lines of ROWS: along a line one of the key's four numbers, or the element, counts up."""
     function, first = getattr(nf, draw), k * ROWS
     if axis == "element":
         chunk: NDArray[Any] = function((1, ROWS * columns), nf.Noise(seed, sample=k), dtype=dtype)
@@ -201,14 +201,14 @@ def drawn(draw: str, dtype: str, axis: str, seed: int, k: int, columns: int) -> 
         names = [nf.Noise(seed, step=first + r) for r in range(ROWS)]
     elif axis == "seed":
         names = [nf.Noise((seed + first + r) % 2**64) for r in range(ROWS)]
-    elif axis == "stream":  # those of users
+    elif axis == "stream":  # users' streams
         names = [nf.Noise(seed, sample=(first + r) // 64, stream=64 + r % 64) for r in range(ROWS)]
     found: NDArray[Any] = function((ROWS, columns), names, dtype=dtype)
     return found.T
 
 
 def one_bit_apart(noise: nf.Noise) -> list[nf.Noise]:
-    """The noise, and those whose seed, sample, step or stream differ from it in one bit."""
+    """Returns the noise, and those whose seed, sample, step or stream differ from it in one bit."""
     seeds = [nf.Noise(noise.seed ^ 1 << bit, sample=noise.sample, step=noise.step) for bit in range(64)]
     samples = [noise.at(sample=int(noise.sample) ^ 1 << bit) for bit in range(56)]
     steps = [noise.at(step=noise.step ^ 1 << bit) for bit in range(32)]
@@ -216,7 +216,7 @@ def one_bit_apart(noise: nf.Noise) -> list[nf.Noise]:
 
 
 def gram(numbers: int, random: Random) -> tuple[int, list[Value]]:
-    """All pairs of such names: how they correlate, the worst of them and their squares' sum."""
+    """Correlates all pairs of such keys: returns the worst correlation and the sum of their squares."""
     names = one_bit_apart(nf.Noise(random.getrandbits(64), sample=random.getrandbits(56), step=random.getrandbits(32)))
     total, n, columns = np.zeros((len(names), len(names))), 0, 4096
     while n * len(names) < numbers:
@@ -237,11 +237,11 @@ class Part(NamedTuple):
     n: int
     values: list[Value]
     seconds: float
-    again: bool = False  # numbers that other parts have, too
+    again: bool = False  # whether other parts have the same numbers
 
 
 def parts(numbers: int, seed: int, kinds: tuple[tuple[str, str], ...] = KINDS) -> Iterator[Part]:
-    """Each distribution along each axis, and along all of them; and the pairs of names."""
+    """Yields each distribution along each axis, and along all of them; and the pairs of keys."""
     random = Random(seed)
     share = numbers // (len(kinds) * len(AXES) + 1)
     columns = max(1, min(COLUMNS, share // ROWS))
@@ -260,14 +260,14 @@ def parts(numbers: int, seed: int, kinds: tuple[tuple[str, str], ...] = KINDS) -
 
 
 def uniformity(values: list[Value]) -> float:
-    """The probability of independent values as far from uniform."""
+    """Returns the probability that independent values are as far from uniform."""
     u, n = np.sort([value.u for value in values]), len(values)
     steps = np.arange(n + 1) / n
     return 1 - kolmogorov_cdf(float(max((steps[1:] - u).max(), (u - steps[:-1]).max())), n)
 
 
 def results(found: list[Part]) -> list[Result]:
-    """A line for each part, of which one fails whose worst value is too rare for so many, and one for all."""
+    """Returns a line for each part, which fails if its worst value is too rare for their number, and one for all."""
     values = [value for part in found for value in part.values]
     lines = []
     for part in found:
@@ -288,7 +288,7 @@ def run(
     kinds: tuple[tuple[str, str], ...] = KINDS,
     progress: Callable[[str], object] = lambda line: None,
 ) -> list[Result]:
-    """About so many numbers, drawn and tested; what looks wrong once is repeated, and then counts."""
+    """Draws and tests about so many numbers. A suspicious result is repeated, and the second one counts."""
     suspicions: list[str] = []
     for attempt in (seed, seed ^ 1 << 32):
         found = []

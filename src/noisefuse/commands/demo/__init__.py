@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse demo`: photographs under noise, in one picture, and what that costs here."""
+"""`noisefuse demo`: photographs under noise, in one picture, with timings on this machine."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 
 STEPS = 1000
 SHOWN = (0, 49, 149, 299, 499, 999)  # the times t of the columns
-HISTOGRAM = 4  # the one whose noise is counted
-LONGEST_SIDE = 512  # larger photographs are shrunk: the walk noises each a thousand times
+HISTOGRAM = 4  # the column whose noise has a histogram
+LONGEST_SIDE = 512  # larger photographs are shrunk, because the walk noises each a thousand times
 BATCH = 8  # photographs in one timed call
-SAMPLERS = ("ddim", "heun", "dpmpp_2m", "unipc", "flow_euler", "ddpm", "euler_ancestral")  # of the way back
+SAMPLERS = ("ddim", "heun", "dpmpp_2m", "unipc", "flow_euler", "ddpm", "euler_ancestral")  # those of the way back
 
 
 @dataclass(frozen=True)
 class Noised:
-    """One photograph on both ways: (times, height, width, 3) each; black is -1 and white 1."""
+    """One photograph on both ways, each (times, height, width, 3); black is -1 and white 1."""
 
     walk: Floats
     closed: Floats
-    walk_noise: Floats  # (x_t - alpha_t x_0) / sigma_t, which is N(0, 1) whichever way led to x_t
+    walk_noise: Floats  # (x_t - alpha_t x_0) / sigma_t, which is N(0, 1) on both ways
     closed_noise: Floats
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Million elements per second."""
+    """Throughputs in million elements per second."""
 
     label: str
     noisefuse: float
@@ -60,7 +60,7 @@ class Throughput:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    import_module("matplotlib")  # where it is missing, to know before the work
+    import_module("matplotlib")  # if it is missing, the error comes before the work
     if arguments.samplers:
         import_module("noisefuse.commands.demo.samplers").run(arguments)
     else:
@@ -116,7 +116,7 @@ def _noise(image: Image, schedule: nf.Schedule, noise: nf.Noise, sample: int) ->
     t = np.array(SHOWN)
     clean = image.astype(np.float32) / 127.5 - 1
     walk = nf.q_walk(clean[None], schedule, noise.at(sample=sample), keep=SHOWN)[:, 0]
-    # all times in one call: a batch of the same image, bytes as they are, with the same noise for each
+    # all times in one call: a batch with copies of the image in bytes, and the same noise for each
     batch = np.broadcast_to(image, (len(t), *image.shape))
     closed = nf.q_sample(batch, t, schedule, noise.at(sample=[sample] * len(t)))
     alpha, sigma = (c[t].astype(np.float32)[:, None, None, None] for c in (schedule.alpha, schedule.sigma))
@@ -124,7 +124,7 @@ def _noise(image: Image, schedule: nf.Schedule, noise: nf.Noise, sample: int) ->
 
 
 def _time(shape: tuple[int, ...]) -> tuple[list[Throughput], float]:
-    """Each operation on a batch of such photographs beside the naive NumPy, and np.copyto of the batch."""
+    """Times each operation on a batch of such photographs beside naive NumPy, and np.copyto of the batch."""
     cases = {
         "randn": ("randn", "float32"),
         "q_sample": ("q_sample", "float32"),
@@ -144,7 +144,7 @@ def _time(shape: tuple[int, ...]) -> tuple[list[Throughput], float]:
 
 
 def _sample_digits(noise: nf.Noise) -> list[Run]:
-    """The way back: some samplers, with the ideal denoiser of scikit-learn's digits; none where that is missing."""
+    """Runs the way back: some samplers with the ideal denoiser of scikit-learn's digits; none without scikit-learn."""
     if find_spec("sklearn") is None:
         print("without scikit-learn no digits are sampled: pip install 'noisefuse[demo]'", file=sys.stderr)
         return []
@@ -176,7 +176,7 @@ def _picture(
 
         inches.append(ideal.height(runs))
     with matplotlib.rc_context(STYLE):
-        # not pyplot's: no display is needed and no window opens
+        # pyplot is not used: no display is needed and no window opens
         figure: Any = Figure(figsize=(13, sum(inches)), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.07, h_pad=0.06, wspace=0.01, hspace=0)
         parts = figure.subfigures(len(inches), 1, height_ratios=inches)
@@ -243,7 +243,7 @@ def _draw_bars(ax: Axes, throughputs: Sequence[Throughput], copy: float, where: 
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=3)
 
 
-# ---- the same as tables ------------------------------------------------------------------------------------
+# ---- the tables --------------------------------------------------------------------------------------------
 
 
 def _noise_table(noised: Sequence[Noised], schedule: nf.Schedule) -> list[list[str]]:

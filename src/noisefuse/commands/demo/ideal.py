@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ideal denoiser of scikit-learn's handwritten digits, for `noisefuse demo` and examples/ideal_denoiser.py.
 
-What a diffusion network learns to approximate, the posterior mean of the clean sample, is known exactly for a
-finite set of images x_1 .. x_N:
+A diffusion network learns to approximate the posterior mean of the clean sample, which is known exactly for a finite
+set of images x_1 .. x_N:
 
     D(x) = sum_i w_i x_i,    w = softmax(-|x - alpha x_i|^2 / (2 sigma^2))
 """
@@ -35,7 +35,7 @@ OPTIONS = {"edm": {"S_churn": 40.0, "S_min": 0.05, "S_max": 50.0}}  # without ch
 
 
 class Digits(NamedTuple):
-    """1797 images of 8 x 8, background -1 and ink 1, and the digit that each shows."""
+    """1797 images of 8 x 8, with background -1 and ink 1, and the digit in each."""
 
     images: Array  # (N, 64)
     labels: Array  # (N,)
@@ -46,13 +46,14 @@ class Digits(NamedTuple):
         return cls(data.data / 8 - 1, data.target)
 
     def denoise(self, x: Array, alpha: float, sigma: float) -> Array:
-        """D(x), (B, 64), of x = alpha x0 + sigma z, where x0 is any image of the set, all as likely."""
+        """Returns D(x), (B, 64), for x = alpha x0 + sigma z. Each image of the set is equally likely as x0."""
         score = (alpha * x @ self.images.T - alpha**2 / 2 * (self.images**2).sum(1)) / sigma**2
         w = np.exp(score - score.max(1, keepdims=True))
         return np.asarray(w @ self.images / w.sum(1, keepdims=True))
 
     def nearest(self, x: Array) -> tuple[Array, Array]:
-        """How far each x is from its nearest image, root mean square over the pixels, and that image's digit."""
+        """Returns the distance of each x to its nearest image, root mean square over the pixels, and that image's
+        digit."""
         distance = np.sqrt(((x[:, None] - self.images) ** 2).mean(2))
         return distance.min(1), self.labels[distance.argmin(1)]
 
@@ -61,16 +62,16 @@ class Digits(NamedTuple):
 
 
 class Family(NamedTuple):
-    """A schedule, the times at which it is visited, what the model predicts, and how it reads its time."""
+    """A schedule, the times of its nodes, the model's prediction, and the way it reads its time."""
 
     schedule: nf.Schedule
     times: Array
     prediction: Prediction
-    columns: Callable[[Any], tuple[float, float]]  # what the model is told -> alpha, sigma
+    columns: Callable[[Any], tuple[float, float]]  # from the model's time to alpha and sigma
 
 
 def families(steps: int) -> dict[str, Family]:
-    """The schedules of DDPM, EDM and rectified flow, all at the same levels s = sigma / alpha."""
+    """Returns the schedules of DDPM, EDM and rectified flow, all at the same noise levels s = sigma / alpha."""
     ddpm = nf.Schedule.linear(1000)
     levels = ddpm.sigma / ddpm.alpha
     wanted = np.linspace(levels[-1] ** (1 / 7), levels[0] ** (1 / 7), steps) ** 7  # Karras et al. 2022
@@ -84,23 +85,23 @@ def families(steps: int) -> dict[str, Family]:
 
 
 class Run(NamedTuple):
-    """This is what one sampler made of the noise."""
+    """The result of one sampler's run from noise."""
 
     name: str
-    calls: int  # of the model
-    seen: dict[float, Array]  # sigma / alpha, 3 digits -> the first sample as the model last saw it there, (64,)
+    calls: int  # model calls
+    seen: dict[float, Array]  # the model's first sample by sigma / alpha, to 3 digits: its last x there, (64,)
     samples: Array  # (B, 64)
 
 
 def run(name: str, digits: Digits, noise: nf.Noise, *, steps: int = 50, batch: int = 8) -> Run:
-    """Sample digits with one of ``NAMES``."""
+    """Samples digits with one of ``NAMES``."""
     family = families(steps)[FAMILY.get(name, "ddpm")]
     rule, options = getattr(nf.samplers, name), OPTIONS.get(name, {})
     sampler: Sampler = rule(family.schedule, family.times, prediction=family.prediction, **options)
     form, seen = view(family.prediction), {}
 
     def model(x: Array, t: Any) -> Array:
-        """Returns what a perfect network of this family would predict."""
+        """Returns the prediction of a perfect network of this family."""
         alpha, sigma = family.columns(t)
         x = x / form.scale(alpha, sigma)
         # scaled so that noise has the same contrast in every family
@@ -114,9 +115,9 @@ def run(name: str, digits: Digits, noise: nf.Noise, *, steps: int = 50, batch: i
 # ---- the picture -------------------------------------------------------------------------------------------
 
 INK, GREY, PAPER = "#1f2430", "#6b7380", "#f1f4f8"
-LEVELS = (1000, 8, 4, 2.5, 1.7, 1.2, 0.9, 0.7, 0.5, 0.3, 0.1)  # of the columns, or the nearest that all runs saw
+LEVELS = (1000, 8, 4, 2.5, 1.7, 1.2, 0.9, 0.7, 0.5, 0.3, 0.1)  # the columns' noise levels, or the nearest in all runs
 PITCH = SIDE + 2  # pixels from image to image
-APART = 6  # pixels more, between the groups and before the samples
+APART = 6  # further pixels between the groups and before the samples
 GROUPS = {
     "deterministic: one equation, so each noise becomes one digit": DETERMINISTIC,
     "stochastic: fresh noise in every step": STOCHASTIC,
@@ -129,7 +130,7 @@ def height(runs: Sequence[Run]) -> float:
 
 
 def panel(figure: Any, runs: Sequence[Run]) -> None:
-    """Draw into a matplotlib Figure or SubFigure, a row for each run: its way from noise, and all its samples."""
+    """Draws into a matplotlib Figure or SubFigure. Each run has a row: its way from noise, and all its samples."""
     seen = set.intersection(*(set(run.seen) for run in runs))
     levels = sorted({min(seen, key=lambda s: abs(np.log(s / wanted))) for wanted in LEVELS}, reverse=True)
     columns = len(levels) + len(runs[0].samples)

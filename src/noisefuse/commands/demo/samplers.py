@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse demo --samplers`: the whole menu in one picture. What each sampler does, and how exact it is.
+"""`noisefuse demo --samplers`: the whole menu in one picture, with each sampler's way and its accuracy.
 
-The model is the ideal denoiser of a finite set, or of Gaussian data: what a network learns to approximate is known
-there. All start from the same noise and visit the same noise levels.
+The model is the ideal denoiser of a finite set, or of Gaussian data: there the function that a network approximates is
+known. All samplers start from the same noise and visit the same noise levels.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ if TYPE_CHECKING:
 Array: TypeAlias = npt.NDArray[np.float64]
 Denoiser: TypeAlias = Callable[[Array, Any, Any], Array]  # D of x = alpha x0 + sigma z
 
-COLUMNS = 7  # of the sheet
+COLUMNS = 7  # samplers in a row of the sheet
 LEVELS = 30  # noise levels of a run on the sheet
-COUNTS = (4, 7, 12, 20, 35, 60, 100, 180)  # of a run in the diagrams
+COUNTS = (4, 7, 12, 20, 35, 60, 100, 180)  # noise levels of a run in the diagrams
 PATHS, DIGITS = 4, 4
 SCALE = 0.5  # the standard deviation of the Gaussian data
 SEED = 142
 
 
 class Shown(NamedTuple):
-    """What one sampler did."""
+    """One sampler's results."""
 
     name: str
-    paths: Array  # (calls + 1, PATHS, 2): x as the model saw it, and the end
+    paths: Array  # (calls + 1, PATHS, 2): x in each model call, and the end
     digits: Array  # (DIGITS, 64)
     draws: bool
     calls: list[int]
-    errors: list[float]  # of the standard deviation at the end, relative, by calls
+    errors: list[float]  # relative errors of the standard deviation at the end, by calls
 
 
 def run(arguments: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    ideal: Any = import_module("noisefuse.commands.demo.ideal")  # needs scikit-learn
+    ideal: Any = import_module("noisefuse.commands.demo.ideal")  # it needs scikit-learn
     digits, points = ideal.Digits.load(), spiral(nf.Noise(SEED))
     on_points = ideal.Digits(points, np.zeros(len(points)))
     bar = track(menu(), "sampling", console=Console(stderr=True), transient=True)
@@ -66,12 +66,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def menu() -> list[str]:
-    """All samplers that lead from noise to data, by name."""
+    """Returns the names of all samplers that lead from noise to data."""
     return [name for name in nf.samplers.__all__ if name.islower() and name != "ddim_inverse"]
 
 
 def spiral(noise: nf.Noise, n: int = 2000) -> Array:
-    """Points (n, 2) of variance 1: a picture of data in two dimensions."""
+    """Returns points (n, 2) of variance 1: a picture of data in two dimensions."""
     u = nf.uniform((n, 1), noise, dtype="float64")
     points = np.hstack([u * np.cos(12 * u), u * np.sin(12 * u)])
     return np.asarray((points - points.mean(0)) / points.std())
@@ -101,7 +101,8 @@ def _show(name: str, families: Callable[[int], Any], on_points: Denoiser, on_dig
 
 
 def _maker(name: str, families: Callable[[int], Any]) -> Callable[[int], tuple[Sampler, Any]]:
-    """Makes the sampler of so many noise levels, and what tells alpha and sigma from the time that a model is given."""
+    """Returns a function that makes the sampler of so many noise levels, and one from a model's time to alpha and
+    sigma."""
     rule = getattr(nf.samplers, name)
     flow = name.startswith("flow") or name == "dance_sde"
     kind = "flow" if flow else "ddpm" if name in ("lcm", "tcd") else "edm"
@@ -109,7 +110,7 @@ def _maker(name: str, families: Callable[[int], Any]) -> Callable[[int], tuple[S
     def make(n: int) -> tuple[Sampler, Any]:
         family = families(n)[kind]
         options = {"S_churn": 40.0} if name == "edm" else {}  # without churn it is heun
-        columns = (lambda sigma: (1.0, sigma)) if kind == "edm" else family.columns  # what a model of x0 is told
+        columns = (lambda sigma: (1.0, sigma)) if kind == "edm" else family.columns  # for a model of x0, from its time
         return rule(family.schedule, family.times, prediction="sample", **options), columns
 
     return make
@@ -126,12 +127,12 @@ def _model(denoise: Denoiser, sampler: Sampler, columns: Any) -> Callable[[Array
 
 
 def _gaussian(x: Array, alpha: Any, sigma: Any) -> Array:
-    """D for data N(0, SCALE^2)."""
+    """Returns D for data N(0, SCALE^2)."""
     return np.asarray(alpha * SCALE**2 / (alpha**2 * SCALE**2 + sigma**2) * x)
 
 
 def _guidance(sampler: Sampler) -> float | None:
-    """Of those that ask for two outputs, of which both are the same here."""
+    """Returns a scale for samplers that need two outputs, which are the same here."""
     outputs = (sampler.tableau.rows[name] for name in ("out", "aux1", "aux2"))
     return 1.0 if any(rows["m2"].any() for rows in outputs) else None
 
@@ -141,8 +142,8 @@ def _draws(sampler: Sampler) -> bool:
 
 
 def deviation(sampler: Sampler, model: Callable[[Array, Any], Any]) -> float:
-    """The standard deviation of what a run ends on, exactly: with a linear model the end is a linear combination of
-    the start and of the noise of each row, and a run from each of them alone, 1 there, has its coefficient."""
+    """Returns the exact standard deviation at the end of a run. With a linear model, the end is a linear combination of
+    the start and of each row's noise. A run from each of them alone gives its coefficient."""
     rows = len(sampler)
     noise = np.zeros((rows, 1 + rows, 1))
     noise[np.arange(rows), 1 + np.arange(rows), 0] = 1.0

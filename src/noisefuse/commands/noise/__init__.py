@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse noise`: noises a data set on disk, out of core, on all cores; it can be stopped and run again."""
+"""`noisefuse noise`: adds noise to a data set on disk, out of core, on all cores. It can be stopped and run again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import noisefuse as nf
 from .files import STEPS, SUFFIXES, Images, Job, Made, Npy, Work
 from .journal import Journal, journal_of, partial_of
 
-ROUNDS = 3  # in which images are made again that change while they are read
+ROUNDS = 3  # attempts for images that change while they are read
 KEPT = "what is made is kept, and the same command goes on from there"
 OPTIONS = ("schedule", "t", "std", "range", "seed", "step", "dtype")
 
@@ -27,7 +27,7 @@ OPTIONS = ("schedule", "t", "std", "range", "seed", "step", "dtype")
 def run(arguments: argparse.Namespace) -> int:
     try:
         source, target = arguments.source.resolve(), arguments.target.resolve()
-    except RuntimeError as error:  # of links in a circle
+    except RuntimeError as error:  # links in a circle
         raise ValueError(str(error)) from error
     try:
         return _run(source, target, arguments)
@@ -67,12 +67,12 @@ def _run(source: Path, target: Path, arguments: argparse.Namespace) -> int:
 
 
 def _make(job: Job, journal: Journal, arguments: argparse.Namespace) -> None:
-    """Makes all blocks that are missing, and then those whose sources have changed meanwhile."""
+    """Makes all missing blocks, and then those whose sources have changed meanwhile."""
     with _client(arguments) as client:
         marks = journal.made()
         made = job.made(marks)
         if marks and not made:
-            journal.forget()  # what is not there now must not count later
+            journal.forget()  # blocks that are missing now must not count later
         job.prepare()
         _add(job, (block for block in range(job.blocks) if block not in made), len(made), journal, client)
         for _ in range(ROUNDS):
@@ -120,7 +120,7 @@ def _job(source: Path, partial: Path, work: Work, block: int) -> Job:
 
 
 def _check_ending(target: Path, job: Job) -> None:
-    """Nobody could read a file by a name that says another format."""
+    """Raises ValueError if the target's name belongs to another format: nothing could read such a file."""
     formats, ending = {".npy", ".zarr", *SUFFIXES}, target.suffix.lower()
     if ending not in job.endings and ("" not in job.endings or ending in formats):
         expected = " or ".join(f"ends in {one}" if one else "has no format's ending" for one in job.endings)
@@ -141,7 +141,7 @@ def _work(arguments: argparse.Namespace) -> Work:
 
 
 def _client(arguments: argparse.Namespace) -> AbstractContextManager[Any]:
-    """Of a cluster, or None."""
+    """Returns a client of a cluster, or None."""
     if arguments.workers is None and arguments.scheduler is None:
         return nullcontext()
     from .cluster import cluster
@@ -158,8 +158,8 @@ def _made(job: Job, blocks: Iterable[int], client: Any) -> Generator[tuple[int, 
 
 
 def _on_threads(job: Job, blocks: Iterable[int]) -> Generator[tuple[int, Made]]:
-    """Yields (block, what `make` returned) as blocks are finished. Each thread makes blocks of its own, and a kernel
-    uses one thread."""
+    """Yields (block, result of `make`) as blocks are finished. Each thread makes its own blocks, and a kernel uses one
+    thread."""
     threads = nf.info()["threads"]
     with nf.set_num_threads(1), ThreadPoolExecutor(threads) as pool:
         try:
@@ -171,8 +171,8 @@ def _on_threads(job: Job, blocks: Iterable[int]) -> Generator[tuple[int, Made]]:
 def _finished(
     blocks: Iterable[int], submit: Callable[[int], Future[Made]], at_once: int
 ) -> Generator[tuple[int, Made]]:
-    """Yields blocks as they are finished. At most `at_once` are asked for, so that memory does not grow with the data
-    set. If one fails, the others that were asked for are finished first."""
+    """Yields blocks as they are finished. At most `at_once` are submitted at a time, so memory does not grow with the
+    data set. If one fails, the other submitted blocks are finished first."""
     rest, failed = iter(blocks), None
     asked = {submit(block): block for block in islice(rest, at_once)}
     while asked:
@@ -187,12 +187,12 @@ def _finished(
 
 
 def _printable(text: str) -> str:
-    """Returns text that prints on one line, whatever names are in it."""
+    """Returns text that prints on one line, even if names in it would not."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 class _Progress:
-    """A line on a terminal: how much is there, the rate, the time left."""
+    """A line on a terminal: the finished share, the rate, the time left."""
 
     def __init__(self, blocks: int, before: int) -> None:
         self.blocks, self.before, self.done, self.bytes = blocks, before, 0, 0

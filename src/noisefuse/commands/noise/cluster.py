@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`noisefuse noise --workers N` and `--scheduler ADDRESS`: blocks made by the workers of dask.distributed."""
+"""`noisefuse noise --workers N` and `--scheduler ADDRESS`: workers of dask.distributed make the blocks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .files import Job, Made
 
 @contextmanager
 def cluster(scheduler: str | None, workers: int) -> Generator[Any]:
-    """A client whose workers can make the blocks, of this scheduler or else of new processes.
+    """Yields a client whose workers can make the blocks: this scheduler's, or those of new processes.
 
     Raises:
         ValueError: there is no scheduler, it has no workers, or they have another noisefuse.
@@ -42,9 +42,9 @@ def cluster(scheduler: str | None, workers: int) -> Generator[Any]:
 
 
 def on_workers(client: Any, job: Job, blocks: Iterable[int]) -> Generator[tuple[int, Made]]:
-    """Yields (block, what `make` returned) as blocks are finished. All workers see the same files. If a worker dies,
-    its blocks are made again. One that joins late gets some."""
-    # A task's result, and not scattered, so that it is there again when all workers that had it died.
+    """Yields (block, result of `make`) as blocks are finished. All workers see the same files. If a worker dies, its
+    blocks are made again. A worker that joins late gets some."""
+    # The job is a task's result. If it were scattered, it would be lost when all workers that had it died.
     sent = client.submit(pickle.loads, pickle.dumps(job), pure=False)
     rest, asked, finished = iter(blocks), dict[Any, int](), as_completed(loop=client.loop)
     at_once = _AtOnce(client)
@@ -59,7 +59,7 @@ def on_workers(client: Any, job: Job, blocks: Iterable[int]) -> Generator[tuple[
 
 
 class _AtOnce:
-    """How many blocks are asked for at a time: some for each thread, which are counted again every second."""
+    """The number of blocks to submit at a time: some for each thread. Threads are counted again every second."""
 
     def __init__(self, client: Any) -> None:
         self.client, self.blocks, self.counted = client, 0, -1.0
@@ -74,11 +74,11 @@ def _result(future: Any) -> Made:
     try:
         size, mark = future.result()
         return size, mark
-    except (OSError, ValueError):  # of the block, with words of their own
+    except (OSError, ValueError):  # the block's own error, which has a message
         raise
     except KilledWorker as error:
         raise OSError(f"workers died of a block, one after the other: {error}") from error
-    except Exception as error:  # such as of a worker that joined late, and has no noisefuse
+    except Exception as error:  # for instance a worker that joined late, without noisefuse
         raise OSError(f"a worker failed: {type(error).__name__}: {error}") from error
 
 
@@ -91,11 +91,11 @@ def _make(job: Job, block: int, expected: str) -> Made:
     return job.make(block)
 
 
-# ---- before there is a block ---------------------------------------------------------------------------------
+# ---- checks before the first block ---------------------------------------------------------------------------
 
 
 def _check_scheduler(address: str) -> None:
-    """By a question of its own: a client that was refused holds up the end of the process."""
+    """Checks the address by a request of its own, because a client that was refused delays the end of the process."""
     seconds = dask.utils.parse_timedelta(dask.config.get("distributed.comm.timeouts.connect"))
     security = Security().get_connection_args("client")
 
@@ -106,7 +106,7 @@ def _check_scheduler(address: str) -> None:
     try:
         if (found := asyncio.run(kind())) != "Scheduler":
             raise ValueError(f"a {found} is there")
-    except Exception as error:  # of any kind: what listens there may answer anything
+    except Exception as error:  # of any kind: the server there may answer anything
         said = str(error) or f"no answer in {seconds:g} s"
         raise ValueError(
             f"--scheduler {address}: {said}; expected the address of a scheduler of dask's that runs and can be "

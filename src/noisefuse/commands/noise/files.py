@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets on disk, block by block: what `noisefuse noise` reads and writes. A block is made by itself, anywhere."""
+"""Data sets on disk, block by block, for `noisefuse noise`. Each block is made independently, on any machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .journal import Journal, make_own_folder, open_own, read, size_of, sync, sy
 
 Array = npt.NDArray[Any]
 
-PIECE = 1 << 18  # elements that are read, noised and written at once: they stay in a core's caches in between
+PIECE = 1 << 18  # elements that are read, noised and written at once: they stay in a core's caches between these steps
 STEPS = 1000
 SCHEDULES: dict[str, Callable[[int], nf.Schedule]] = {
     "linear": nf.Schedule.linear,
@@ -35,21 +35,21 @@ SCHEDULES: dict[str, Callable[[int], nf.Schedule]] = {
 
 @dataclass(frozen=True)
 class Work:
-    """What is done to every sample: `q_sample` at t of a schedule, or `augment.gaussian` with std.
+    """The operation on every sample: `q_sample` at t of a schedule, or `augment.gaussian` with std.
 
-    Where a range is given, the least level of the result stands for its first value and the greatest one for its
-    second, in the units of x; with a schedule that is -1 to 1, if nothing is said."""
+    With a range, the result's least level stands for the range's first value and the greatest level for its second, in
+    the units of x. With a schedule the default is -1 to 1."""
 
     schedule: str | None
     t: int | None
     std: float | None
     seed: int
     step: int
-    dtype: str | None  # of the result
+    dtype: str | None  # the result's dtype
     range: tuple[float, float] | None
 
     def result(self, source: np.dtype[Any], path: Path | None = None) -> np.dtype[Any]:
-        """The dtype of what is made of this one; ValueError, which names the path, where nothing is."""
+        """Returns the result's dtype for this source dtype. ValueError, which names the path: there is none."""
         if (name := source.newbyteorder("=").name) not in OF_NUMPY:
             raise ValueError(f"{path} has dtype {source}: expected one of {', '.join(OF_NUMPY)}")
         becomes_float = name in LEVELS and self.schedule is not None
@@ -69,14 +69,15 @@ class Work:
         if self.schedule is not None:
             return SCHEDULES[self.schedule](STEPS)
         assert self.std is not None
-        return nf.Schedule([1.0], [self.std])  # whose one row is x + std z
+        return nf.Schedule([1.0], [self.std])  # its one row is x + std z
 
     def __call__(
         self, x: Array, out: Array, sample: int | str, shape: tuple[int, ...] = (), start: tuple[int, ...] = ()
     ) -> None:
-        """Of x, rows that begin with this sample, or parts that begin at `start` of samples of `shape`. `out` may be x.
+        """Noises x: rows that begin with this sample, or parts that begin at `start` of samples of `shape`. `out` may
+        be x.
 
-        A str names the sample as `augment.sample_id` does."""
+        A str gives the sample by `augment.sample_id`."""
         noise = nf.Noise(self.seed, sample=nf.augment.sample_id(sample), step=self.step)
         if shape:
             noise = noise.window(shape, start)
@@ -84,7 +85,7 @@ class Work:
             assert self.std is not None
             nf.augment.gaussian(x, self.std, noise, dtype=out.dtype, out=out, batched=True)
             return
-        scale, offset = (1.0, 0.0) if self.schedule is None else (None, None)  # 1 and 0: x in its own units
+        scale, offset = (1.0, 0.0) if self.schedule is None else (None, None)  # 1 and 0 leave x in its own units
         out_scale, out_offset = (None, None) if self.range is None else _levels(self.range, out.dtype)
         nf.q_sample(
             x, self.t or 0, self._table, noise, scale=scale, offset=offset, out_scale=out_scale,
@@ -93,7 +94,7 @@ class Work:
 
 
 def _levels(values: tuple[float, float], result: np.dtype[Any]) -> tuple[float, float]:
-    """Returns the scale and the offset from these values to the least and the greatest level."""
+    """Returns the scale and the offset from these values to the least and the greatest integer level."""
     low, high = values
     scale = LEVELS[result.name] / (high - low)
     return scale, -low * scale
@@ -108,15 +109,15 @@ def check_shape(path: Path, shape: tuple[int, ...]) -> None:
 
 
 Made: TypeAlias = tuple[int, Any]
-"""Of a block: its bytes, and the mark that the journal keeps of it."""
+"""A block's bytes, and its mark in the journal."""
 
 
 class Job(Protocol):
-    """A source, and how its target is made. Jobs are sent to the processes of a cluster.
+    """A source, and the way its target is made. Jobs are sent to the processes of a cluster.
 
     Attributes:
-        what: the source is, and so the target.
-        endings: of the target's name; "" for one that is no format's.
+        what: the kind of the source, and so of the target.
+        endings: the endings of the target's name; "" for a name without a format.
     """
 
     what: ClassVar[str]
@@ -126,26 +127,26 @@ class Job(Protocol):
     def blocks(self) -> int: ...
 
     def source(self) -> dict[str, Any]:
-        """What tells this source from another one, for the manifest."""
+        """Returns the values that tell this source from others, for the manifest."""
 
     def made(self, journal: dict[int, Any]) -> set[int]:
-        """Returns the blocks that are there and have the marks that the journal says."""
+        """Returns the blocks that exist and have the journal's marks."""
 
     def prepare(self) -> None:
-        """The place for the target, in which what was made before is kept."""
+        """Makes the place for the target, and keeps earlier results in it."""
 
     def make(self, block: int) -> Made:
         """Makes a block, and returns when it is on the disk."""
 
     def again(self, journal: Journal, there: Path) -> list[int]:
-        """Returns the blocks that have changed, or whose sources have, of a target with all blocks.
+        """Returns the blocks that have changed, or whose sources have changed, in a target with all blocks.
 
         Raises:
-            ValueError: another program has changed what is there.
+            ValueError: another program has changed the target.
         """
 
     def finish(self) -> None:
-        """What is left when all blocks are made, before the target gets its name."""
+        """Does the last work after all blocks, before the target gets its name."""
 
     def summary(self, target: Path) -> str:
         """Says what was written, and what was not."""
@@ -164,11 +165,11 @@ class Npy:
     path: Path
     partial: Path
     work: Work
-    block: int  # elements
+    block: int  # elements in it
     shape: tuple[int, ...]
     kind: np.dtype[Any]
-    begin: int  # of the elements in the file
-    time: int  # when the file was changed last, in ns
+    begin: int  # the first element's place in the file
+    time: int  # the file's last change, in ns
 
     @classmethod
     def of(cls, path: Path, partial: Path, work: Work, block: int) -> Npy:
@@ -224,7 +225,7 @@ class Npy:
     def make(self, block: int) -> Made:
         size, result = prod(self.shape[1:]), self.work.result(self.kind)
         first, last = block * self.block, min((block + 1) * self.block, prod(self.shape))
-        memory = np.empty(min(PIECE, last - first), self.kind)  # for all pieces, as new memory costs as much as a copy
+        memory = np.empty(min(PIECE, last - first), self.kind)  # shared: new memory costs as much as a copy
         made = memory if self.kind == result else np.empty(memory.shape, result)
         source, target = os.open(self.path, os.O_RDONLY), os.open(self.partial, os.O_WRONLY | os.O_NOFOLLOW)
         try:
@@ -270,14 +271,14 @@ def _header_of(path: Path, file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dt
         version = np.lib.format.read_magic(file)
         if version in versions:
             return versions[version](file)
-    except Exception as error:  # of any kind: a header is a literal of Python's, which may hold anything
+    except Exception as error:  # of any kind: a header is a Python literal, which may hold anything
         raise ValueError(f"{path} is no .npy file of numbers: {str(error) or type(error).__name__:.200}") from error
     raise ValueError(f"{path} is a .npy file of version {version}: expected 1.0 or 2.0")
 
 
 def pieces(first: int, last: int, n: int) -> Iterator[tuple[int, int, int, int]]:
-    """(sample, start in it, rows, elements of each) of what elements first .. last - 1 are, of samples of n: whole rows
-    where a piece holds some, else parts of one."""
+    """Yields (sample, start in it, rows, elements of each) for elements first .. last - 1 of samples of n: whole rows
+    if a piece holds some, else parts of one row."""
     while first < last:
         sample, start = divmod(first, n)
         rows = min(PIECE, last - first) // n if start == 0 else 0
@@ -290,14 +291,15 @@ def pieces(first: int, last: int, n: int) -> Iterator[tuple[int, int, int, int]]
 def _reserve(file: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
-    else:  # macOS, where a full disk is noticed later
+    else:  # on macOS a full disk is noticed later
         os.ftruncate(file, size)
     if os.fstat(file).st_size != size:
         raise OSError(errno.EEXIST, "it is longer, and so another's file")
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """Files, also of folders in it, and links to folders, which are not followed. OSError: a folder cannot be read."""
+    """Yields files, also in subfolders, and links to folders, which are not followed. OSError: a folder cannot be
+    read."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -309,7 +311,7 @@ def files_in(folder: Path) -> Iterator[Path]:
 
 
 def digest(folder: Path, names: Iterable[Path]) -> str:
-    """Of their names, sizes and times."""
+    """Returns a digest of the names, sizes and times."""
     states = ((name, (folder / name).stat()) for name in names)
     listed = "".join(f"{name.as_posix()!r} {state.st_size} {state.st_mtime_ns}\n" for name, state in states)
     return hashlib.sha256(listed.encode()).hexdigest()
@@ -317,13 +319,13 @@ def digest(folder: Path, names: Iterable[Path]) -> str:
 
 # ---- folders of images -------------------------------------------------------------------------------------
 
-LISTED = 5  # names that a summary has
+LISTED = 5  # the most names in a summary
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
 class Images:
-    """All images of a folder and of those in it, as .png. A block is one, and its path names its noise."""
+    """All images of a folder and its subfolders, as .png. A block is one image, and its path gives the noise's key."""
 
     what: ClassVar[str] = "a folder of images"
     endings: ClassVar[tuple[str, ...]] = ("",)
@@ -331,12 +333,12 @@ class Images:
     path: Path
     partial: Path
     work: Work
-    names: tuple[str, ...]  # relative, of the source
-    skipped: tuple[str, ...]  # what else lies there: files that are no images, and links to folders
+    names: tuple[str, ...]  # relative paths in the source
+    skipped: tuple[str, ...]  # the other files there, which are no images, and links to folders
 
     @classmethod
     def of(cls, path: Path, partial: Path, work: Work) -> Images:
-        import PIL  # noqa: F401  # where it is missing, to know before the work
+        import PIL  # noqa: F401  # if it is missing, the error comes before the work
 
         if work.dtype not in (None, "uint8"):
             raise ValueError(f"--dtype {work.dtype}: images are made of uint8")
@@ -365,7 +367,7 @@ class Images:
         return {"images": self.blocks, "the images' names": hashlib.sha256(listed.encode()).hexdigest()}
 
     def made(self, journal: dict[int, Any]) -> set[int]:
-        """Returns the blocks of images that did not change. One that was mended or replaced is made again."""
+        """Returns the blocks of images that did not change. An image that was repaired or replaced is made again."""
         marks = ([*state_of(self.path / name), size_of(self._target(name))] for name in self.names)
         return {block for block, mark in enumerate(marks) if journal.get(block) == mark}
 
@@ -378,21 +380,21 @@ class Images:
         from PIL import Image
 
         name, encoded = self.names[block], io.BytesIO()
-        state = state_of(self.path / name)  # before it is read, so that a change meanwhile is seen
+        state = state_of(self.path / name)  # before it is read, so that a later change is seen
         pixels, alpha = _pixels(self.path / name)
         made = np.empty(pixels.shape, np.uint8)
         self.work(pixels[None], made[None], name)
         image = Image.fromarray(made)
         if alpha is not None:
             image.putalpha(alpha)
-        image.save(encoded, "PNG", compress_level=1)  # noise does not become smaller by more work
+        image.save(encoded, "PNG", compress_level=1)  # more work does not make noise smaller
         write_whole(self._target(name), encoded.getbuffer())
         size = len(encoded.getbuffer())
         return size, [*state, size]
 
     def again(self, journal: Journal, there: Path) -> list[int]:
         marks = journal.made()
-        finished = there != self.partial  # else workers have just written there, which a network's disk may show late
+        finished = there != self.partial  # if not, workers have just written there, and a network disk may show it late
         return [
             block
             for block, name in enumerate(self.names)
@@ -435,13 +437,14 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def state_of(path: Path) -> list[int]:
-    """Returns what changes when a file is changed, or when another one takes its place."""
+    """Returns values that change when a file is changed, or replaced by another one."""
     state = path.stat()
     return [state.st_mtime_ns, state.st_ctime_ns, state.st_size]
 
 
 def _pixels(path: Path) -> tuple[Array, Any]:
-    """Grey (H, W) or colour (H, W, 3), as it is looked at, in bytes; and how opaque it is, where that is said."""
+    """Returns grey (H, W) or colour (H, W, 3), in display orientation and bytes; and the opacity, if the file has
+    one."""
     from PIL import Image, ImageOps
 
     try:
@@ -461,7 +464,7 @@ def _pixels(path: Path) -> tuple[Array, Any]:
 
 
 def _is_deep(file: Any) -> bool:
-    """Whether what Pillow decodes to bytes has more of them: colours of 16 bits, whose mode it calls RGB."""
+    """Whether an image has more bits than the bytes that Pillow decodes: 16-bit colours, whose mode it calls RGB."""
     for tile in file.tile:
         given = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         if any(";16" in part if isinstance(part, str) else tile[0] == "ppm" and part > 255 for part in given):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `noisefuse noise` keeps beside its target, so that it can be stopped anywhere and run again (docs/scale.md).
+"""The files that `noisefuse noise` keeps beside its target, so that it can be stopped and run again (docs/scale.md).
 
-TARGET.noisefuse, the journal, has lines of a checksum and JSON: the manifest (what was asked), for each block that is
-on the disk its number and a mark (by which the job knows it again), "anew" where no block before it counts any more,
-and "whole" before the target gets its name. A line that was cut off counts as none: its block is made again, with the
-same bits. TARGET.noisefuse-partial is what becomes the target, by a rename, when all is there.
+TARGET.noisefuse, the journal, has lines of a checksum and JSON: the manifest (the request), for each block on the disk
+its number and a mark (by which the job knows it again), "anew" if no block before it counts any more, and "whole"
+before the target gets its name. A cut-off line does not count: its block is made again, with the same bits.
+TARGET.noisefuse-partial is renamed to the target when everything is done.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any, Self
 
 sync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
-TEMPORARY = ".noisefuse-"  # how the names of files begin that are being written
+TEMPORARY = ".noisefuse-"  # the beginning of the names of unfinished files
 
 
 class Journal:
-    """The journal of a target, locked; `manifest` is what is asked now.
+    """The journal of a target, locked; `manifest` is the present request.
 
     Raises:
-        ValueError: it was begun for something else, is at work in another process, or is no journal.
+        ValueError: the journal was begun for something else, another process uses it, or it is no journal.
     """
 
     def __init__(self, target: Path, manifest: dict[str, Any]) -> None:
@@ -54,11 +54,11 @@ class Journal:
         os.close(self._file)
 
     def add(self, block: int, mark: Any) -> None:
-        """The block is on the disk."""
+        """Records that the block is on the disk."""
         self._append([block, mark])
 
     def made(self) -> dict[int, Any]:
-        """Returns the marks of all blocks that were added. A block that was made again has its last mark."""
+        """Returns the marks of all recorded blocks. A block that was made again has its last mark."""
         marks = dict[int, Any]()
         for line in self._read()[1:]:
             if line == "anew":
@@ -68,7 +68,7 @@ class Journal:
         return marks
 
     def forget(self) -> None:
-        """Says that no block counts that was added so far."""
+        """Records that no earlier block counts."""
         self._append("anew")
 
     def compare(self, manifest: dict[str, Any]) -> None:
@@ -81,12 +81,12 @@ class Journal:
         sync_directory(self.target.parent)
 
     def end(self) -> None:
-        """Gives the target its name, as everything is on the disk."""
+        """Gives the target its name, because everything is on the disk."""
         self._append("whole")
         os.rename(self.partial, self.target)
         sync_directory(self.target.parent)
 
-    # ---- how it begins -----------------------------------------------------------------------------------
+    # ---- the beginning -----------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         try:
@@ -96,7 +96,7 @@ class Journal:
         begun, *lines = self._read() or [None]
         if begun is None:
             for path in (self.target, self.partial):
-                if os.path.lexists(path):  # another's, or begun with who knows what
+                if os.path.lexists(path):  # another's, or begun with an unknown request
                     os.unlink(self.path)
                     raise ValueError(
                         f"{path} exists already, and {self.path.name}, which would say how it was made, does not or is "
@@ -110,10 +110,10 @@ class Journal:
                 raise ValueError(f"{self.target} exists, and is not what {self.path.name} speaks of: move it away")
             self.whole = True
         elif not os.path.lexists(self.partial):
-            self._restart()  # somebody took it away
+            self._restart()  # another process removed it
 
     def _read(self) -> list[Any]:
-        """The contents of the lines that are whole; what follows them is cut off."""
+        """Returns the contents of the whole lines, and cuts off the rest."""
         with open(self._file, "rb", closefd=False) as file:
             file.seek(0)
             text = file.read()
@@ -162,7 +162,7 @@ class Journal:
         sync(self._file)
 
 
-_BEGINNING = re.compile(rb"[0-9a-f]{0,8}|[0-9a-f]{8} (\{[^\n]*)?")  # of a manifest that was cut off
+_BEGINNING = re.compile(rb"[0-9a-f]{0,8}|[0-9a-f]{8} (\{[^\n]*)?")  # a manifest that was cut off
 
 
 def _is_block(line: Any) -> bool:
@@ -170,7 +170,7 @@ def _is_block(line: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    """Shortens a value to one line. A journal that was changed, or a zarr.json, may say anything."""
+    """Shortens a value to one line. A changed journal, or a zarr.json, may contain anything."""
     return textwrap.shorten(str(value), 200)
 
 
@@ -183,7 +183,7 @@ def journal_of(target: Path) -> Path:
 
 
 def partial_of(target: Path) -> Path:
-    """What becomes the target, when all is there."""
+    """Returns the path that is renamed to the target when everything is done."""
     return target.with_name(f"{target.name}.noisefuse-partial")
 
 
@@ -191,14 +191,14 @@ def partial_of(target: Path) -> Path:
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Opens a file of the command's own, or makes it. It raises the ValueError of `size_of`."""
+    """Opens or makes one of the command's own files. It raises the ValueError of `size_of`."""
     size_of(path)
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def size_of(path: Path) -> int | None:
-    """Returns the size of a file of the command's own, or None if there is none. It raises ValueError if a link, a FIFO
-    or a folder has that name."""
+    """Returns the size of one of the command's own files, or None if there is none. ValueError: a link, a FIFO or a
+    folder has that name."""
     try:
         state = path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -209,10 +209,10 @@ def size_of(path: Path) -> int | None:
 
 
 def make_own_folder(path: Path) -> None:
-    """Makes a folder of the command's own, and removes what a killed process left half written in it.
+    """Makes one of the command's own folders, and removes half-written files of a killed process from it.
 
     Raises:
-        ValueError: it, or one in it, is a link to another folder, in which nothing must be written.
+        ValueError: it, or a folder in it, is a link to another folder, in which nothing must be written.
     """
     if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
         raise _not_own(path, "folder")
@@ -231,7 +231,7 @@ def _not_own(path: Path, kind: str) -> ValueError:
 
 
 def write(file: int, data: Any, offset: int | None = None) -> None:
-    """All of it: the system may take less at a time."""
+    """Writes all data: the system may take less at a time."""
     rest = memoryview(data).cast("B")
     while rest:
         n = os.write(file, rest) if offset is None else os.pwrite(file, rest, offset)
@@ -247,7 +247,7 @@ def read(file: int, data: Any, offset: int) -> None:
 
 
 def write_whole(path: Path, data: Any) -> None:
-    """The file is there with all of its bytes, or not at all, whatever happens; also where two write it at once."""
+    """Writes a file with all its bytes, or no file at all, whatever happens, even if two processes write it at once."""
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stores of zarr v3 for `noisefuse noise`: a block is a chunk, or a shard where there are some."""
+"""Stores of zarr v3 for `noisefuse noise`: a block is a chunk, or a shard if there are shards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .journal import Journal, make_own_folder, size_of, sync_directory, write_wh
 
 
 class DurableStore(LocalStore):
-    """A store in a folder, in which a chunk is whole and on the disk, or not there."""
+    """A store in a folder. A chunk in it is whole and on the disk, or missing."""
 
     async def set(self, key: str, value: Any) -> None:
         def put() -> None:
@@ -34,7 +34,7 @@ class DurableStore(LocalStore):
 
 @dataclass(frozen=True)
 class Zarr:
-    """An array in a store; the target has its chunks, attributes and names of dimensions."""
+    """An array in a store. The target has its chunks, attributes and names of dimensions."""
 
     what: ClassVar[str] = "a zarr store"
     endings: ClassVar[tuple[str, ...]] = (".zarr", "")
@@ -43,7 +43,7 @@ class Zarr:
     partial: Path
     work: Work
     shape: tuple[int, ...]
-    unit: tuple[int, ...]  # of a block
+    unit: tuple[int, ...]  # a block's shape
 
     @classmethod
     def of(cls, path: Path, partial: Path, work: Work) -> Zarr:
@@ -98,7 +98,7 @@ class Zarr:
         return Path(self.partial, array.metadata.encode_chunk_key(self._index(block)))
 
     def made(self, journal: dict[int, Any]) -> set[int]:
-        """Returns the chunks that are as long as they were made, if this is the store that was begun."""
+        """Returns the chunks that have their full length, if the store is the one that was begun."""
         if not self._is_begun():
             return set()
         return {block for block, size in journal.items() if size_of(self._chunk(block)) == size}
@@ -121,7 +121,7 @@ class Zarr:
             x = np.ascontiguousarray(self._source[part])
         except (OSError, MemoryError):
             raise
-        except Exception as error:  # of any kind, by what decodes it
+        except Exception as error:  # of any kind, depending on the codec
             raise OSError(f"cannot read chunk {self._index(block)} of {self.path}: {error}") from error
         made = np.empty(x.shape, self.work.result(x.dtype))
         self.work(x, made, start[0], self.shape[1:], start[1:])
@@ -152,7 +152,7 @@ class Zarr:
         return _open(self.path)
 
     @cached_property
-    def _target(self) -> Any:  # chunks that are all zeros are chunks that are there
+    def _target(self) -> Any:  # chunks of zeros are written, too
         return zarr.open_array(DurableStore(self.partial), mode="r+", config={"write_empty_chunks": True})
 
     def __reduce__(self) -> Any:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""dask arrays in, dask arrays out, lazily: each block is what the function of the same name makes of it.
+"""dask arrays in, dask arrays out, lazily: the function of the same name computes each block.
 
-A block takes its place in the noise from where it lies in the whole array: its rows are the samples of their numbers,
-and along other axes it is a window (`Noise.window`). So the chunks play no part in the result. Nothing is rechunked,
-and all tasks are of one size.
+A block's place in the whole array gives its place in the noise: its rows have their numbers as samples, and along other
+axes it is a window (`Noise.window`). So the chunks do not change the result. Nothing is rechunked, and all tasks are of
+one size.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["check_workers", "library"]
 
 
 def times(x: Any, t: Any, kind: str) -> Any:
-    """t for each sample of x."""
+    """Returns t for each sample of x."""
     return da.full(x.shape[:1], t, chunks=x.chunks[:1], dtype=kind)
 
 
@@ -37,7 +37,7 @@ def times(x: Any, t: Any, kind: str) -> Any:
 
 
 def _sent() -> Callable[[], str]:
-    """A function of no module, so that it is sent as it is: a worker may have no noisefuse."""
+    """Returns a function without a module. It is pickled by value, because a worker may lack noisefuse."""
 
     def version() -> str:
         try:
@@ -49,17 +49,18 @@ def _sent() -> Callable[[], str]:
     return version
 
 
-version: Callable[[], str] = _sent()  # what workers have to have in common
+version: Callable[[], str] = _sent()  # workers must have the same version
 
 
 def check_workers(client: Any) -> None:
-    """Raises where a worker of a cluster would draw other noise than this process, or none.
+    """Raises an error if a worker of a cluster would draw other noise than this process, or none.
 
     Args:
         client: a ``distributed.Client``. Workers that join later are not seen.
 
     Raises:
-        RuntimeError: which workers have no noisefuse, another version of it, or another `NOISE_VERSION`.
+        RuntimeError: workers have no noisefuse, another version of it, or another `NOISE_VERSION`. The message lists
+            them.
     """
 
     here, there = version(), client.run(version, on_error="return")
@@ -69,7 +70,7 @@ def check_workers(client: Any) -> None:
 
 
 # ---- operations --------------------------------------------------------------------------------------------
-# Their arguments are those of the functions of the same names; `ops` comes here where x is dask's, or has chunks.
+# Their arguments are those of the functions of the same names; `operations` calls them if x is dask's, or has chunks.
 
 
 def randn(shape: Any, noise: Any, **options: Any) -> Any:
@@ -134,7 +135,7 @@ def _random(name: str, shape: Any, noise: Any, *, chunks: Any, dtype: Any, out: 
     return mapped(Call(name, _drawn, {"name": name, "dtype": dtype, "batched": batched}), sizes, {}, noise, {})
 
 
-# ---- what a block calls ------------------------------------------------------------------------------------
+# ---- the functions of a block ------------------------------------------------------------------------------
 
 
 def _drawn(shape: Any, noise: Any, *, name: str, **options: Any) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation of dask's arrays: which axes the numbers lie along, and in which order the noise counts a block."""
+"""Augmentation of dask's arrays: the axes of numbers, and the order in which the noise counts a block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .blocks import Axes, Call, Shape, known_chunks, mapped, need_none, need_who
 
 
 def augmented(function: Callable[..., Any], x: Any, noise: Any, *, out: Any = None, **options: Any) -> Any:
-    """A function of `augment`, for each block."""
+    """Runs a function of `augment` on each block."""
     need_none(out=out)
     name, batched = function.__name__.strip("_"), options.get("batched", True)
     if name == "apply":
@@ -36,8 +36,8 @@ def augmented(function: Callable[..., Any], x: Any, noise: Any, *, out: Any = No
 
 
 def _axes(numbers: dict[str, Any], chunks: tuple[Shape, ...], options: dict[str, Any]) -> Axes:
-    """Of numbers for samples and channels, along which axes of x they lie. The layout is found once, since parts of
-    images may fit others."""
+    """Returns the axes of x for numbers per sample or channel. The layout is found once, because parts of images may
+    fit others."""
     shape, first = tuple(map(sum, chunks)), 1 if options.get("batched", True) else 0
     axes: dict[str, Shape] = {}
     for name, value in numbers.items():
@@ -58,7 +58,7 @@ def _axes(numbers: dict[str, Any], chunks: tuple[Shape, ...], options: dict[str,
 
 
 def _counted_by(noise: Any, options: dict[str, Any]) -> Callable[[Shape], Shape]:
-    """Where one number serves all channels of a pixel, or pixels count in another layout."""
+    """Returns how the noise counts if all channels of a pixel share a number, or pixels count in another layout."""
     layout, shared, order = options.get("layout"), options.get("shared", False), options.get("order")
     if not shared and order in (None, layout):
         return same
@@ -79,7 +79,7 @@ def _counted(lengths: Shape, *, first: bool, to_first: bool, shared: bool) -> Sh
 
 def _augmented(x: Any, noise: Any, *, function: Any, numbers_of: tuple[str, ...], **options: Any) -> Any:
     numbers = {name: options.pop(name) for name in numbers_of}
-    if not x.size:  # no noise is stored: of an axis that is empty here there may be some
+    if not x.size:  # no noise is stored: an axis that is empty here may not be empty there
         options = {key: value for key, value in options.items() if key not in ("shared", "order")}
         noise = without_window(noise)
     return function(x, noise, **({"numbers": numbers} if "model" in options else numbers), **options)
@@ -89,7 +89,7 @@ def _augmented(x: Any, noise: Any, *, function: Any, numbers_of: tuple[str, ...]
 
 
 def prepare(images: Any, noise: Any, *, noise_std: Any, t: Any, out: Any, **options: Any) -> Any:
-    """Its result has the images' channels first, and so the chunks of other axes move on by one."""
+    """Runs `augment.prepare`. Its result has the images' channels first, so the chunks of other axes move on by one."""
     need_none(out=out)
     shape, first = tuple(map(sum, known_chunks("images", images))), 1 if options["batched"] else 0
     need_whole("prepare: channels", images, -1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A call with arrays of dask's as one for each of their blocks, which take their noise from where they lie."""
+"""Splits a call with dask's arrays into a call for each block. The block's place gives its noise."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def without_window(noise: Any) -> Any:
 
 @dataclass(frozen=True)
 class Call:
-    """A function of x (or of a shape, where nothing is read), of a noise, and of what it is given by name.
+    """A function of x (or of a shape, if nothing is read), of a noise, and of arguments by name.
 
     Attributes:
-        name: of the layers of the graph.
-        function: function(x, noise, **arrays, **constants) -> an array or, of several outputs, a tuple of them.
-        constants: what every block is given.
-        outputs: how many arrays there are in the result; None: one, and no tuple.
-        kept: how long the first axis of the result is, if that is a new one.
-        counted: from the lengths of a sample, or from where a block begins in it, to those of what the noise counts.
-        result: the axes of x in the order of the result's.
-        empty: from x's shape to one without elements, with which a call checks all that it would check with x's.
+        name: the name of the graph's layers.
+        function: function(x, noise, **arrays, **constants) -> an array, or a tuple of several outputs.
+        constants: the arguments that all blocks get.
+        outputs: the number of arrays in the result. None: one array, and no tuple.
+        kept: the length of the result's first axis, if that is a new one.
+        counted: from the lengths of a sample, or a block's start in it, to those that the noise counts.
+        result: the axes of x in the result's order.
+        empty: from x's shape to one without elements. A call with it makes all the checks of a call with x's.
     """
 
     name: str
@@ -72,21 +72,23 @@ class Call:
         return bool(self.constants.get("batched", True))
 
     def sample(self, lengths: Shape) -> Shape:
-        """What the noise counts of arrays of these lengths: those of one sample, without the batch."""
+        """Returns the lengths that the noise counts for arrays of these lengths: those of one sample, without the
+        batch."""
         return self.counted(lengths[1:] if self.batched else lengths)
 
 
 def mapped(call: Call, x: Any, arrays: dict[str, Any], noise: Any, axes: Axes) -> Any:
-    """The result, lazily.
+    """Returns the result, lazily.
 
     Args:
-        x: an array of dask's, or the chunks of the result, where nothing is read.
-        arrays: what has parts for the blocks, by name: dask's arrays, others, or numbers.
-        noise: as operations take it.
-        axes: of arrays, the axes of x that theirs are. Those of others are x's first, or they hold one number for all.
+        x: an array of dask's, or the chunks of the result, if nothing is read.
+        arrays: the arguments with parts for the blocks, by name: dask's arrays, other arrays, or numbers.
+        noise: the noise of an operation.
+        axes: for each array, its axes as axes of x. Arrays that are missing have x's first axes, or one number for all.
 
     Raises:
-        ValueError: another shape or other chunks than x's; chunks of unknown size. And what `function` raises.
+        ValueError: an array has another shape or other chunks than x, or chunks have unknown sizes. Other errors are
+            those of `function`.
     """
     chunks = x if isinstance(x, tuple) else known_chunks("x", x)
     if hasattr(noise, "shape") and not isinstance(noise, np.integer):
@@ -124,13 +126,14 @@ def need_none(**outputs: Any) -> None:
 
 
 def need_whole(name: str, x: Any, first: int, end: int | None = None) -> None:
-    """ValueError: blocks hold parts of what lies along these axes."""
+    """Raises ValueError if blocks hold only parts along these axes."""
     if any(len(sizes) > 1 for sizes in known_chunks("x", x)[first:end]):
         raise ValueError(f"{name}: a block has to hold them whole, and x has chunks {x.chunks}: rechunk it")
 
 
 def known_chunks(name: str, x: Any) -> Chunks:
-    """The chunks of an array of dask's. ValueError: their sizes are not known; TypeError: something else of dask's."""
+    """Returns the chunks of an array of dask's. ValueError: their sizes are not known. TypeError: it is no such
+    array."""
     if not isinstance(x, da.Array):
         raise TypeError(f"{name}: expected an array of dask's, got {type(x).__name__}")
     chunks: Chunks = x.chunks
@@ -140,7 +143,7 @@ def known_chunks(name: str, x: Any) -> Chunks:
 
 
 def _in_chunks(name: str, value: Any, chunks: Chunks, axes: Shape | None) -> Any:
-    """The array in those of x's chunks that lie along its axes; a number that all blocks are given as it is."""
+    """Returns the array in x's chunks along its axes, or a number, which all blocks get unchanged."""
     is_lazy, shape = isinstance(value, da.Array), tuple(map(sum, chunks))
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: masked arrays are not supported; pass {name}.data or {name}.filled(...)")
@@ -162,8 +165,8 @@ def _in_chunks(name: str, value: Any, chunks: Chunks, axes: Shape | None) -> Any
 
 
 def _by_blocks(noise: Any, call: Call, chunks: Chunks) -> tuple[Any, bool, dict[str, Any]]:
-    """The noise that all blocks are given; whether it is a window, as blocks are parts of samples; and what each is
-    given for its rows: their ids, or a Noise for each."""
+    """Returns the noise for all blocks; whether it is a window, because blocks are parts of samples; and each block's
+    arguments for its rows: their ids, or a Noise for each."""
     cut = any(len(sizes) > 1 for sizes in (chunks[1:] if call.batched else chunks))
     if cut:
         noise = _windowed(noise, call.sample(tuple(map(sum, chunks))))
@@ -180,7 +183,7 @@ def _by_blocks(noise: Any, call: Call, chunks: Chunks) -> tuple[Any, bool, dict[
 
 
 def _windowed(noise: Any, sample: Shape) -> Any:
-    """The noise as a window of samples of this shape, unless it is one already."""
+    """Returns the noise as a window of samples of this shape, unless it is a window already."""
 
     def changed(name: Any) -> Any:
         if not isinstance(name, nf.Noise) or name.window_shape is not None:
@@ -190,12 +193,12 @@ def _windowed(noise: Any, sample: Shape) -> Any:
     return each(noise, changed)
 
 
-# ---- before anything is computed ---------------------------------------------------------------------------
+# ---- checks before anything is computed --------------------------------------------------------------------
 
 
 def _tried(call: Call, x: Any, chunks: Chunks, arrays: dict[str, Any], noise: Any, axes: Axes) -> list[Any]:
-    """What stands for the blocks of the outputs (dask's meta), by a call with one more axis, of length 0: nothing is
-    computed, and what is wrong with the arguments is raised now."""
+    """Returns stand-ins for the blocks of the outputs (dask's meta), from a call with one more axis, of length 0.
+    Nothing is computed, and wrong arguments raise their errors now."""
     shape, index = tuple(map(sum, chunks)), tuple(range(len(chunks)))
     empty = call.empty(shape)
 
@@ -204,7 +207,7 @@ def _tried(call: Call, x: Any, chunks: Chunks, arrays: dict[str, Any], noise: An
             return np.empty(empty, value.dtype)
         if not isinstance(value, da.Array):
             return value
-        return 0 if value.dtype.kind == "f" else np.zeros((), value.dtype)  # a time that each schedule has
+        return 0 if value.dtype.kind == "f" else np.zeros((), value.dtype)  # a time in every schedule
 
     like_x = empty if isinstance(x, tuple) else np.empty_like(meta_from_array(x), shape=empty)
     given = {name: stub(name, value) for name, value in arrays.items()}
@@ -221,10 +224,11 @@ def _tried(call: Call, x: Any, chunks: Chunks, arrays: dict[str, Any], noise: An
 
 
 class _Task:
-    """A call for each block: where it lies (slices), and its parts. Pickled in a form that each process reads once, as
-    what schedules and tableaus keep is worth keeping.
+    """A call for each block, with its place (slices) and its parts. It is pickled in a form that each process reads
+    once, so that the values that schedules and tableaus keep are kept.
 
-    cut: whether noises have windows, which begin with a block. names: of the parts. fixed: what all blocks have.
+    cut: whether noises have windows, which begin with a block. names: the parts' names. fixed: the arguments of all
+    blocks.
     """
 
     def __init__(self, call: Call, names: tuple[str, ...], fixed: dict[str, Any], noise: Any, cut: bool) -> None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedulers of diffusers whose `step` and `add_noise` are one pass over memory, and nothing else is different.
+"""Schedulers of diffusers whose `step` and `add_noise` are one pass over memory. Nothing else is different.
 
     from noisefuse.interop.diffusers import DDPMScheduler      # a subclass of diffusers' class of that name
     accelerate(pipeline)                                       # or so, in place
 
-Their numbers come from diffusers' own code (rows.py). What a row cannot do diffusers does, and a line in the
-log says so.
+Their numbers come from diffusers' own code (rows.py). diffusers itself does steps that a row cannot express, and a line
+in the log says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ...ground.needs import needs
 with needs(__name__, "diffusers", "torch"):
     import diffusers
     import torch
-    from diffusers import SchedulerMixin as SchedulerMixin  # is looked for beside a class that a pipeline loads, too
+    from diffusers import SchedulerMixin as SchedulerMixin  # pipelines look for it beside a class that they load
     from torch import Tensor
 
 from ..diffusers_sde import FlowMatchSDEDiscreteSchedulerOutput, Transitions, transitions
@@ -119,7 +119,7 @@ class DDIMParallelScheduler(_DDIM, diffusers.DDIMParallelScheduler):
 
 
 class CogVideoXDDIMScheduler(_DDIM, diffusers.CogVideoXDDIMScheduler):
-    """Like diffusers' it draws nothing, whatever eta is."""
+    """This class draws nothing, whatever eta is, like diffusers' class."""
 
     _draws = ""
 
@@ -132,7 +132,7 @@ class DDIMInverseScheduler(Steps, diffusers.DDIMInverseScheduler):
 
 
 class _Next:
-    """An option: the next of the timesteps. All are equal, for the rows of a run have one each."""
+    """An option: the next one of the timesteps. All are equal, because each row of a run has one."""
 
     def __init__(self, t: Any) -> None:
         self.t = t
@@ -157,7 +157,7 @@ class UnCLIPScheduler(AddsNoise, diffusers.UnCLIPScheduler):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _following(self, t: Any, after: Any) -> Any:
-        """`_Next` where the run goes on to the next of its timesteps, or from the last, as in diffusers' pipeline."""
+        """Returns `_Next` if the run goes on to its next timestep, or from the last one, as in diffusers' pipeline."""
         clock = self._time()
         place = None if clock is None or (isinstance(t, Tensor) and t.numel() > 1) else self._place(t, clock)
         if clock is None or place is None:
@@ -177,7 +177,7 @@ class UnCLIPScheduler(AddsNoise, diffusers.UnCLIPScheduler):
 
 class TCDScheduler(AddsNoise, diffusers.TCDScheduler):
     _draws = "sample"
-    _by_time = True  # for where it is, and counts for where it goes
+    _by_time = True  # the present level by time, the next one by counting
     _options = ("eta",)
 
     def step(
@@ -193,11 +193,11 @@ class TCDScheduler(AddsNoise, diffusers.TCDScheduler):
 class LCMScheduler(StochasticSteps, diffusers.LCMScheduler):
     _draws = "sample"
     _leftovers = ("sigma_data",)
-    _by_time = True  # for where it is, and counts for where it goes
+    _by_time = True  # the present level by time, the next one by counting
 
 
 class _Churns(Fused):
-    """With the churn of Karras et al. 2022, algorithm 2."""
+    """This scheduler has the churn of Karras et al. 2022, algorithm 2."""
 
     _options = ("s_churn", "s_tmin", "s_tmax", "s_noise")
     _upcasts = _refuses = True
@@ -315,10 +315,10 @@ class DPMSolverMultistepScheduler(_DPMSolverMultistep, diffusers.DPMSolverMultis
 
 
 class DPMSolverMultistepInverseScheduler(_DPMSolverMultistep, diffusers.DPMSolverMultistepInverseScheduler):
-    index_for_timestep = diffusers.DPMSolverMultistepScheduler.index_for_timestep  # written out twice in its methods
+    index_for_timestep = diffusers.DPMSolverMultistepScheduler.index_for_timestep  # its methods repeat it
 
 
-if has("DPMSolverSDEScheduler"):  # torchsde is there
+if has("DPMSolverSDEScheduler"):  # torchsde is installed
     from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
 
     class DPMSolverSDEScheduler(AddsNoise, diffusers.DPMSolverSDEScheduler):
@@ -401,7 +401,7 @@ class FlowMatchLCMScheduler(_Flow, diffusers.FlowMatchLCMScheduler):
         self, model_output: Any, timestep: Any, sample: Any, generator: Generators = None, return_dict: bool = True
     ) -> Any:
         if self._init_size is None or self._step_index is None:
-            self._init_size = model_output.size()[2:]  # as diffusers' step, which rows are found for on vectors
+            self._init_size = model_output.size()[2:]  # the size that diffusers' step sets: rows are found on vectors
         return Fused._step(self, model_output, timestep, sample, generator, return_dict)
 
     def _cannot(self, m: Any, x: Any) -> str | None:
@@ -426,7 +426,7 @@ class SCMScheduler(Stochastic, diffusers.SCMScheduler):
 
 
 class _Finds(Fused):
-    """Whose diffusers' index_for_timestep takes no timesteps to look in, nor has two that are equal."""
+    """A class whose index_for_timestep in diffusers takes no timesteps to search, and has no two equal ones."""
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> Any:
         if schedule_timesteps is None:
@@ -437,7 +437,7 @@ class _Finds(Fused):
 if has("MiniMaxH3Scheduler"):
 
     class _Begins:
-        """What diffusers' step does in itself."""
+        """The work of diffusers' step itself."""
 
         _begin_index: Any
         index_for_timestep: Any
@@ -471,15 +471,15 @@ if has("FlowMapEulerDiscreteScheduler"):
 
 
 class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
-    """Flow matching whose steps draw noise and give their log-densities, for reinforcement learning; its methods take
-    and return what those of the class of this name in verl-omni do. See docs/rl.md.
+    """Flow matching whose steps draw noise and give their log-densities, for reinforcement learning. Its methods have
+    the arguments and results of the class of this name in verl-omni. See docs/rl.md.
 
-    sde_type: "sde" is `noisefuse.samplers.flow_sde` (Flow-GRPO), "cps" `flow_cps`, with -(x' - mean)^2 for its
-    log-density, as there, and "dance_sde" `dance_sde`, whose eta is the noise_level.
+    sde_type: "sde" is `noisefuse.samplers.flow_sde` (Flow-GRPO), "cps" is `flow_cps`, with -(x' - mean)^2 as its
+    log-density, as in verl-omni, and "dance_sde" is `dance_sde`, whose eta is the noise_level.
 
-    What differs: the log-density is that of x' as it is returned, rounded to its dtype, so that it is found again when
-    x' is read again; the formulas are computed in float64, of float32 sigmas; a step of standard deviation 0 has none,
-    and says so (but for "cps"). The options s_churn to s_noise are ignored, as there.
+    What differs: the log-density is that of the returned x', rounded to its dtype, so that reading x' again gives the
+    same value; the formulas are computed in float64, from float32 sigmas; a step of standard deviation 0 has no
+    log-density, and raises an error (except "cps"). The options s_churn to s_noise are ignored, as in verl-omni.
     """
 
     _draws = "model"
@@ -491,22 +491,23 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
         per_token_timesteps: Any = None, return_dict: bool = True, noise_level: float = 0.7, prev_sample: Any = None,
         sde_type: str = "sde", return_logprobs: bool = True, include_logprob_normalizer: bool = True,
     ) -> Any:  # fmt: skip
-        """The next sample, drawn or given (prev_sample), and its log-density, differentiable through model_output.
+        """Returns the next sample, drawn or given (prev_sample), and its log-density, differentiable through
+        model_output.
 
         Args:
-            timestep: an entry of `timesteps`; or one for each sample (B,), and then the run stays where it is.
-            generator: as for the other classes, a Noise or one for each sample among them.
+            timestep: an entry of `timesteps`; or one for each sample (B,), which leaves the run's position unchanged.
+            generator: as for the other classes; it may be a Noise or a list with one for each sample.
             noise_level, sde_type: see the class.
-            prev_sample: whose log-density is asked for. None: it is drawn.
-            include_logprob_normalizer: False: the log-density without the Gaussian's constants, as some of
-                verl-omni's pipelines take it. That of "cps" never has them.
+            prev_sample: the sample whose log-density is wanted. None: it is drawn.
+            include_logprob_normalizer: False leaves out the Gaussian's constants, as in some of verl-omni's pipelines.
+                The log-density of "cps" never has them.
 
         Returns:
             `FlowMatchSDEDiscreteSchedulerOutput`, or with return_dict=False a tuple.
 
         Raises:
-            ValueError: integer timesteps, or others than those of `timesteps`; an sde_type of another name; sigmas that
-                do not go down to 0; a log-density where nothing is drawn. NotImplementedError: per_token_timesteps.
+            ValueError: timesteps are integers, or none of `timesteps`; sde_type has another name; sigmas do not go down
+                to 0; a log-density is wanted and nothing is drawn. NotImplementedError: per_token_timesteps.
         """
         if isinstance(timestep, int) or (isinstance(timestep, Tensor) and not timestep.is_floating_point()):
             raise ValueError(
@@ -528,13 +529,14 @@ class FlowMatchSDEDiscreteScheduler(FlowMatchEulerDiscreteScheduler):
         per_token_timesteps: Any = None, noise_level: float = 0.7, prev_sample: Any = None, sde_type: str = "sde",
         return_logprobs: bool = True, return_sqrt_dt: bool = False, include_logprob_normalizer: bool = True,
     ) -> Any:  # fmt: skip
-        """As `step`, but the run stays where it is, and what is drawn is not rounded to the model output's dtype.
+        """Does the same as `step`, but leaves the run's position unchanged, and does not round to the model output's
+        dtype.
 
-        timestep: of each sample (B,). None: where the run is.
+        timestep: a time for each sample (B,). None: the run's position.
 
         Returns:
-            (prev_sample, log_prob, prev_sample_mean, std_dev_t), and with return_sqrt_dt sqrt(sigma - sigma') of each
-            sample after them, float32 (B,), by which GRPO-Guard normalises its ratios.
+            (prev_sample, log_prob, prev_sample_mean, std_dev_t), and with return_sqrt_dt also each sample's sqrt(sigma
+            - sigma'), float32 (B,), by which GRPO-Guard normalises its ratios.
         """
         clock: Any = self._time()
         place = self._step_index if timestep is None else self._places(timestep, clock, sample.shape)
@@ -562,38 +564,38 @@ def _on_host(place: Any) -> Any:
     return place.cpu().numpy() if isinstance(place, Tensor) else place
 
 
-_LACK = {name for name in __all__ if name not in globals() and hasattr(diffusers, name)}  # SciPy, say
-__all__ = [name for name in __all__ if name in globals() or name == "accelerate"]  # what this diffusers has
+_LACK = {name for name in __all__ if name not in globals() and hasattr(diffusers, name)}  # SciPy is missing, say
+__all__ = [name for name in __all__ if name in globals() or name == "accelerate"]  # the names that this diffusers has
 
-if not TYPE_CHECKING:  # checkers would take every name for one of this module's
+if not TYPE_CHECKING:  # type checkers would take every name as one of this module's
 
     def __getattr__(name: str) -> Any:
         if name in _LACK:
-            getattr(diffusers, name).from_config({})  # raises an ImportError that says what the class needs
+            getattr(diffusers, name).from_config({})  # it raises an ImportError that names the class's requirements
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str | None = None) -> Target:
-    """The schedulers of a pipeline, or a scheduler, with one-pass steps.
+    """Returns a pipeline's schedulers, or a scheduler, with one-pass steps.
 
     Args:
-        target: a pipeline of diffusers, whose schedulers are replaced in place, those of the pipelines that it consists
-            of among them; or a scheduler. Of a pipeline a line in the log says which were replaced: a warning if some
-            stay, since their classes are not covered.
-        noise: what steps draw from where no generator is given: see `Fused`. Of a pipeline with several schedulers that
-            is the one of the name `scheduler`, since two that have the same Noise draw the same numbers. None: as the
-            scheduler has it, if it is one of these already.
-        coefficients: "compat", diffusers' own numbers, or "exact", the same formulas in float64. None: as the scheduler
-            has it, and "compat" if it is diffusers'.
+        target: a pipeline of diffusers, whose schedulers are replaced in place, with those of the pipelines in it; or a
+            scheduler. For a pipeline, a line in the log lists the replaced schedulers. It is a warning if some stay
+            because their classes are not covered.
+        noise: the noise for steps without a generator: see `Fused`. In a pipeline with several schedulers it goes to
+            the one called `scheduler`, because two with the same Noise draw the same numbers. None: the scheduler keeps
+            its noise, if it is one of these classes already.
+        coefficients: "compat", diffusers' own numbers, or "exact", the same formulas in float64. None: the scheduler
+            keeps its own, and diffusers' schedulers get "compat".
 
     Returns:
-        the pipeline, or a new scheduler with the state of the old one. A pipeline that is saved names diffusers' class.
+        The pipeline, or a new scheduler with the state of the old one. A saved pipeline names diffusers' class.
 
     Raises:
-        TypeError: a scheduler of another class than ours have, or of a class derived from them; a pipeline without any
-            that is covered; noise that is none.
-        ValueError: coefficients of another name; a noise of another stream than 0, or for a pipeline of which no
-            scheduler is called `scheduler`.
+        TypeError: the scheduler's class is not covered, or derived from a covered one; no scheduler of the pipeline is
+            covered; noise is no noise.
+        ValueError: coefficients has another name; a noise has another stream than 0, or the pipeline has no covered
+            scheduler called `scheduler`.
     """
     if isinstance(target, diffusers.DiffusionPipeline):
         _accelerate_all(target, noise, coefficients)
@@ -611,7 +613,7 @@ def accelerate(target: Target, *, noise: Noises | None = None, coefficients: str
 
 
 def _covering(scheduler: Any) -> Any:
-    """The class of ours that does what the scheduler's does."""
+    """Returns our class for the scheduler's class."""
     return SCHEDULERS.get(type(scheduler), type(scheduler) if isinstance(scheduler, Fused) else None)
 
 
@@ -620,7 +622,7 @@ def _covered() -> str:
 
 
 def _accelerate_all(pipeline: Any, noise: Noises | None, coefficients: str | None) -> None:
-    """Accelerates all of them, or none if an argument is wrong."""
+    """Accelerates all schedulers, or none if an argument is wrong."""
     kind, found = type(pipeline).__name__, [*_schedulers(pipeline)]
     named: dict[int, str] = {}
     for _, name, scheduler in found:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the schedulers share: runs, plans of rows, steps and `add_noise` in one pass, and what diffusers does itself."""
+"""The parts that the schedulers share: runs, plans of rows, one-pass steps and `add_noise`, and diffusers' own
+steps."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ from .rows import Plan, Step, Unsupported
 Noises: TypeAlias = nf.Noise | Sequence[nf.Noise]
 
 
-Generators: TypeAlias = Any  # torch.Generator, a list of them, Noises, a Tensor, or None
+Generators: TypeAlias = Any  # a torch.Generator, a list of them, Noises, a Tensor, or None
 
 
 Options: TypeAlias = tuple[Any, ...]
@@ -46,10 +47,10 @@ logger: logging.Logger = logging.getLogger(__package__)
 
 
 _said: set[str] = set()
-SCHEDULERS: dict[type, Any] = {}  # of diffusers' classes ours
+SCHEDULERS: dict[type, Any] = {}  # our classes by diffusers' classes
 
 
-_plans: OrderedDict[Any, Plan | Unsupported] = OrderedDict()  # the latest of all schedulers
+_plans: OrderedDict[Any, Plan | Unsupported] = OrderedDict()  # the latest plans of all schedulers
 
 
 _KEPT_PLANS = 64
@@ -61,7 +62,7 @@ _ALSO = """
 """
 
 
-_REPLACEABLE = {"step", "add_noise", "scale_noise", "set_timesteps", "scale_model_input"}  # not used by rows
+_REPLACEABLE = {"step", "add_noise", "scale_noise", "set_timesteps", "scale_model_input"}  # rows do not use them
 
 
 _FLOATS = {getattr(torch, name) for name in FLOATS}
@@ -74,48 +75,47 @@ _new_output, _set_item = OrderedDict.__new__, OrderedDict.__setitem__
 
 
 class _Clock(NamedTuple):
-    """The timesteps of a scheduler, to be found without asking a device for their values."""
+    """The timesteps of a scheduler, in a form that needs no values from a device."""
 
     timesteps: Tensor
-    version: int | None  # of their values: torch/internals.py
+    version: int | None  # the version of their values: torch/internals.py
     host: Tensor
     places: dict[int, int]  # by the address of an entry: loops run over views of `timesteps`
-    values: dict[float, int]  # by its value: the first place that has it
-    levels: dict[float, int]  # for add_noise, by value, as they are asked for
+    values: dict[float, int]  # by value: its first place
+    levels: dict[float, int]  # by value, for add_noise, filled on use
 
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A plan, what it was made for, and what its steps need to know of their class: a scheduler's own attributes are
-    slow to find, for diffusers gives it a __getattr__."""
+    """A plan, its conditions, and its class's properties for steps: a scheduler's own attributes are slow to find,
+    because diffusers gives it a __getattr__."""
 
     timesteps: Tensor
     source: Tensor
     config: Any
-    versions: int | None  # of the values of both tensors
+    versions: int | None  # the versions of both tensors' values
     options: Options
-    dtype: torch.dtype  # of the timesteps
+    dtype: torch.dtype  # the timesteps' dtype
     places: dict[int, int]
     plan: Any  # Plan | Unsupported
     steps: dict[int | None, Step]
     named: str  # the class's _source, and so on
     memory: tuple[str, ...]
     by_time: bool
-    counts: bool  # whether a step depends on counters that the scheduler keeps
+    counts: bool  # whether a step depends on the scheduler's counters
     upcasts: bool
 
 
 class Fused:
-    """Base of the schedulers.
+    """The base class of the schedulers.
 
     Attributes:
-        noise: what steps draw from where they are given no generator: a Noise, or one for each sample. The step at
-            position i of the timesteps draws at `noise.step + i`, stream 3. None: torch's default generator, as in
-            diffusers.
+        noise: the noise for steps without a generator: a Noise, or one for each sample. The step at position i of the
+            timesteps draws at `noise.step + i`, stream 3. None: torch's default generator, as in diffusers.
         coefficients: "compat", diffusers' float32 numbers, or "exact", the same formulas in float64.
     """
 
-    __module__ = __package__  # the page that users import
+    __module__ = __package__  # users import it from there
 
     @property
     def noise(self) -> Noises | None:
@@ -138,29 +138,29 @@ class Fused:
         self.__dict__["coefficients"], self._run = coefficients, None
 
     _memory: tuple[str, ...] = ()  # attributes that hold tensors from step to step
-    _gaps = False  # step looks at which of them there are, and counts nothing that would tell
+    _gaps = False  # step looks at which of them exist, and no counter would tell
     _leftovers: tuple[
         str, ...
-    ] = ()  # attributes that a finished run leaves, and that the next sets before it reads them
+    ] = ()  # attributes that a finished run leaves, and that the next one sets before it reads them
     _options: tuple[str, ...] = ()  # arguments of step that change numbers
     _by_time = False  # step looks at the time that it is given; others count
     _source: str  # the attribute that coefficients are computed from
-    # The same of add_noise, which does as step does unless it is said.
+    # The same properties for add_noise, by default those of step.
     _levels_by_time: bool
     _levels_source: str
-    _one_by_one = False  # step does what cannot be done for several rows at once, see lanes.py
+    _one_by_one = False  # step cannot do several rows at once, see lanes.py
     _upcasts = False  # step computes in float32, and returns the dtype of the model's output
     _refuses = False  # step refuses integer times
-    # Whose dtype the noise has that diffusers draws: "model", "sample", "float32" or "wide", the wider of the model's
-    # and float32; "": it draws none.
+    # The tensor whose dtype diffusers' noise has: "model", "sample", "float32" or "wide", the wider of the model's and
+    # float32; "" if it draws none.
     _draws = "model"
 
-    _base: Any = None  # the class of diffusers
+    _base: Any = None  # diffusers' class
     _clock: _Clock | None = None
     _run: _Run | None = None
     _replay: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})  # arguments of set_timesteps
 
-    # What diffusers' classes have.
+    # Attributes of diffusers' classes.
     config: Any
     _begin_index: Any = None
     _step_index: Any
@@ -175,9 +175,9 @@ class Fused:
         return new
 
     def _name_diffusers(self) -> None:
-        """A pipeline that is saved writes down `scheduler.__module__` and the class's name: let it be diffusers' own
-        class, which is there where noisefuse is not. The class itself keeps its module, which pickle wants. (Of classes
-        derived from ours diffusers has none.)
+        """Makes a saved pipeline name diffusers' own class, which exists without noisefuse: it writes down
+        `scheduler.__module__` and the class's name. The class itself keeps its module, which pickle needs. (diffusers
+        has no names for classes derived from ours.)
         """
         if type(self).__module__ == __package__ and type(self).__name__ == self._base.__name__:
             self.__dict__["__module__"] = "diffusers"
@@ -203,14 +203,14 @@ class Fused:
         SCHEDULERS.setdefault(base, ours)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies have timesteps elsewhere."""
+        """Drops the timesteps' places, because copies have timesteps elsewhere."""
         return {name: value for name, value in vars(self).items() if name not in ("_clock", "_run", "_levels")}
 
     # ---- one step ------------------------------------------------------------------------------------------
 
     def _step(self, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool, options: Options = ()) -> Any:
-        """The fast path: most calls are decided here, within a microsecond; others take the checked path."""
-        if is_traced():  # by torch.compile, which cannot follow: there the graph breaks
+        """Takes the fast path: most calls are decided here, within a microsecond; others take the checked path."""
+        if is_traced():  # torch.compile cannot trace this, so the graph breaks
             return self._checked_step(m, t, x, draws, return_dict, options)
         state = self.__dict__
         run: _Run | None = state.get("_run")
@@ -237,10 +237,10 @@ class Fused:
         self, run: _Run, i: Any, step: Step, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool,
         mixed: bool = False,
     ) -> Any:  # fmt: skip
-        """The row, in one pass; then what diffusers' step would have left behind. mixed: x and m differ in dtype."""
+        """Applies the row in one pass, then sets the state as diffusers' step would. mixed: x and m differ in dtype."""
         plan, state = run.plan, self.__dict__
         if run.upcasts and run.memory and x.dtype.itemsize < 4:
-            x, mixed = x.float(), True  # and so it is remembered
+            x, mixed = x.float(), True  # the wider dtype is remembered, too
         pool = [None, t, x, m, None, None]  # rows.NOTHING ..
         model, past = m, ()  # type: Any, Any
         if plan.clean is not None:
@@ -254,7 +254,7 @@ class Fused:
         z = None
         if step.draws:
             if draws is None:
-                draws = state.get("noise")  # self.noise, sooner
+                draws = state.get("noise")  # self.noise, found faster
             if step.interval is not None:
                 draws = self._increment(draws, step, i, x)
             z = draws if type(draws) is nf.Noise else self._drawn(draws, m, x)
@@ -265,7 +265,7 @@ class Fused:
         except TypeError:
             if not _narrower(past, x.dtype):
                 raise
-            past = _converted(past, x.dtype)  # diffusers made x wider in the step before
+            past = _converted(past, x.dtype)  # diffusers widened x in the step before
             made = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
         pool += made
         for name, kept, many in step.remembers:
@@ -278,21 +278,22 @@ class Fused:
         return _output(plan.output, plan.fields, sample, others) if return_dict else (sample, *others)
 
     def _drawn(self, draws: Generators, m: Any, x: Any) -> Any:
-        """The noise of a step: the name of a field, or a tensor."""
+        """Returns the noise of a step: a key, or a tensor."""
         if isinstance(draws, Tensor) or are_names(draws):
             return draws
         kinds = {"model": m.dtype, "sample": x.dtype, "wide": torch.promote_types(m.dtype, torch.float32)}
         dtype = kinds.get(self._draws, torch.float32)
         if draws is None or (type(draws) is torch.Generator and draws.device == m.device):
             z = torch.empty_like(m, dtype=dtype, memory_format=torch.contiguous_format)
-            z.normal_(generator=draws)  # as torch.randn
+            z.normal_(generator=draws)  # like torch.randn
         else:
             _need_generators(draws)
             z = randn_tensor(m.shape, generator=draws, device=m.device, dtype=dtype)
         return z if dtype is x.dtype or dtype is torch.float32 else z.float()
 
     def _increment(self, draws: Generators, step: Step, i: int, x: Any) -> Any:
-        """Noise of a Brownian path: theirs, by its tree; or a Noise's, whose steps are increments side by side."""
+        """Returns the noise of a Brownian path: diffusers', by its tree; or a Noise's, whose steps are adjacent
+        increments."""
         if not are_names(draws):
             if draws is not None:
                 _need_generators(draws)
@@ -309,7 +310,8 @@ class Fused:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _checked_step(self, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool, options: Options) -> Any:
-        """The first step of a run, times that are plain numbers, or many; and what diffusers has to do itself."""
+        """Takes the first step of a run, or times that are plain numbers or many; and steps that diffusers has to do
+        itself."""
         fallback = functools.partial(self._base_step, m, t, x, draws, return_dict, options)
         clock = self._time()
         if (
@@ -318,7 +320,7 @@ class Fused:
             or not (isinstance(m, Tensor) and isinstance(x, Tensor))
             or (self._refuses and not (t.is_floating_point() if isinstance(t, Tensor) else isinstance(t, float)))
         ):
-            return fallback(None)  # raises an error, or warns, but for numbers in place of tensors
+            return fallback(None)  # raises an error, or warns, except for numbers in place of tensors
         if reason := self._cannot(m, x):
             return fallback(reason)
         many = isinstance(t, Tensor) and t.numel() > 1
@@ -367,7 +369,7 @@ class Fused:
             logger.warning(line)
 
     def _given(self, options: Options, i: int | None = None) -> dict[str, Any]:
-        """The arguments of diffusers' step, as they were given or at position i of the timesteps."""
+        """Returns the arguments of diffusers' step, as given or at position i of the timesteps."""
         return dict(zip(self._options, options, strict=True))
 
     def _may_draw(self, options: Options) -> bool:
@@ -415,7 +417,7 @@ class Fused:
         return place
 
     def _places(self, t: Tensor, clock: _Clock, shape: torch.Size) -> Tensor:
-        """One for each sample, or token."""
+        """Returns a position for each sample, or token."""
         name = type(self).__name__
         if self._memory:
             raise ValueError(
@@ -438,7 +440,7 @@ class Fused:
         super()._init_step_index(timestep)  # type: ignore[misc]
 
     def _run_from(self, i: int, clock: _Clock, options: Options) -> _Run:
-        """The run that has step i as the scheduler is now."""
+        """Returns the run for step i in the scheduler's present state."""
         state, run = self.__dict__, self._run
         made_for = clock.timesteps, state[self._source], state["_internal_dict"]
         versions = version(*made_for[:2])
@@ -466,8 +468,8 @@ class Fused:
         steps: Any = {}
         if isinstance(plan, Plan):
             steps = plan.steps
-            # Some are set in the first step; the others' values are these, and of tensors the same objects: none is
-            # compared by value.
+            # Some are set in the first step; the others have these values, with the same tensor objects: tensors are
+            # not compared by value.
             state.update(rows.unshared(plan.begins))
         self._run = _Run(
             *made_for, versions, options, clock.host.dtype, clock.places, plan, steps, self._source, self._memory,
@@ -497,7 +499,7 @@ class Fused:
     # ---- the forward process -------------------------------------------------------------------------------
 
     def _noised(self, x0: Any, noise: Any, t: Any, fallback: Any) -> Any:
-        """alpha x0 + sigma noise in one pass; `fallback(why)` where that is not possible."""
+        """Returns alpha x0 + sigma noise in one pass, or `fallback(why)` if that is not possible."""
         given = isinstance(noise, Tensor)
         if is_traced():
             return fallback(None) if given else untraced(self._noised, x0, noise, t, fallback)
@@ -512,7 +514,7 @@ class Fused:
             schedule, index = self._kept_levels("drawn", self._schedule)
             return nf.q_sample(x0, level if index is None else index[level], schedule, noise)
         if not given:
-            names_of(noise, "a Tensor, a Noise or a list of them")  # which raises
+            names_of(noise, "a Tensor, a Noise or a list of them")  # it raises the error
         if (x0.requires_grad or noise.requires_grad) and torch.is_grad_enabled():
             return fallback(_GRAD)
         if noise.dtype is not x0.dtype:
@@ -523,17 +525,18 @@ class Fused:
         return nf.update(table, level, x0, noise=noise)
 
     def _base_noised(self, method: str, x0: Any, noise: Any, t: Any, reason: str | None) -> Any:
-        """diffusers' own add_noise or scale_noise, which take their arguments in other orders."""
+        """Calls diffusers' own add_noise or scale_noise, which take their arguments in different orders."""
         ordered = (x0, noise, t) if method == "add_noise" else (x0, t, noise)
         result = getattr(self._base, method)(self, *ordered)
         self._tell(method, reason)
         return result
 
     def _level(self, x0: Any, t: Any) -> Any:
-        """The level of each sample, or of all: t itself, or where t is among the timesteps, or where the run is."""
+        """Returns the noise level of each sample, or of all: t itself, t's place among the timesteps, or the run's
+        position."""
         clock = self._time()
         if self._levels_by_time:
-            t = t.to(x0.device) if isinstance(t, Tensor) and t.is_cuda else t  # those of the host are checked there
+            t = t.to(x0.device) if isinstance(t, Tensor) and t.is_cuda else t  # timesteps on the host are checked there
             if not isinstance(t, Tensor) or (many := t.numel()) == 1:
                 return t
             if many != len(x0) and t.shape != x0.shape[: t.dim()]:
@@ -554,7 +557,7 @@ class Fused:
         return np.array([clock.levels[time] for time in times])
 
     def _kept_levels(self, key: Any, make: Any) -> Any:
-        """make(how many levels there are), unless it was made for these levels before."""
+        """Returns make(number of noise levels), kept until these levels change."""
         state = self.__dict__
         levels, kept = state[self._levels_source], state.setdefault("_levels", {})
         if key not in kept or kept[key][0] is not levels or kept[key][1] != version(levels):
@@ -562,7 +565,7 @@ class Fused:
         return kept[key][2]
 
     def _table(self, n: int, dtype: torch.dtype) -> nf.Tableau:
-        """Row i is level i."""
+        """Returns a table whose row i is noise level i."""
         alpha, sigma = rows.levels(self, self._base, n, dtype, exact=self.coefficients == "exact")
         table = np.zeros(n, nf.tableau.ROW)
         table["clean"]["lo"], table["clean"]["hi"] = -np.inf, np.inf
@@ -570,8 +573,8 @@ class Fused:
         return nf.Tableau(table)
 
     def _schedule(self, n: int) -> tuple[nf.Schedule, Any]:
-        """All levels that have noise, the least noisy first, and where each level is among them (None: in its place).
-        In float64: there is nothing of diffusers' to reproduce in noise of ours."""
+        """Returns all noise levels that have noise, the least noisy first, and each level's place among them (None: its
+        own). It uses float64, because our noise has nothing of diffusers' to reproduce."""
         alpha, sigma = rows.levels(self, self._base, n, torch.float64, exact=True)
         if self._levels_by_time:
             return nf.Schedule(alpha, sigma), None
@@ -584,8 +587,8 @@ class Fused:
     def start(
         self, shape: Sequence[int], *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """Initial latents, standard normal: `pipeline(latents=pipeline.scheduler.start(shape))`. Pipelines multiply
-        them by init_noise_sigma themselves. Redrawn by `nf.randn(shape, noise.at(stream=2))`.
+        """Returns initial latents, standard normal: `pipeline(latents=pipeline.scheduler.start(shape))`. Pipelines
+        multiply them by init_noise_sigma themselves. `nf.randn(shape, noise.at(stream=2))` gives the same numbers.
 
         ValueError: the scheduler has no `noise`.
         """
@@ -599,8 +602,8 @@ class Fused:
 
 class AddsNoise(Fused):
     def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
-        """diffusers' add_noise, in one pass. `noise` may also be a `nf.Noise`, or one for each sample: it is drawn in
-        the same pass, the field of `nf.randn(original_samples.shape, noise)`."""
+        """Does diffusers' add_noise, in one pass. `noise` may also be a `nf.Noise`, or one for each sample: it is drawn
+        in the same pass, the field of `nf.randn(original_samples.shape, noise)`."""
         fallback = functools.partial(self._base_noised, "add_noise", original_samples, noise, timesteps)
         return self._noised(original_samples, noise, timesteps, fallback)
 
@@ -617,7 +620,7 @@ class StochasticSteps(Stochastic, AddsNoise):
 
 
 class Steps(Fused):
-    """Without noise."""
+    """A scheduler without noise."""
 
     _draws = ""
 
@@ -630,48 +633,48 @@ class Deterministic(Steps, AddsNoise):
 
 
 def has(name: str) -> bool:
-    """Whether this diffusers has the class, and what the class needs: some need SciPy."""
+    """Whether this diffusers has the class, and its requirements are installed: some need SciPy."""
     return getattr(diffusers, name, type).__module__.startswith("diffusers.schedulers.")
 
 
 def _bytes(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.cpu().numpy().tobytes()
-    if callable(value):  # kept, lest another function come to lie where it lay
+    if callable(value):  # kept, so that no other function can take its address
         return value
     return value.tobytes() if isinstance(value, np.ndarray) else repr(value)
 
 
 def _field(noise: Noises, i: int, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """What position i of the timesteps draws, stored."""
+    """Returns the stored noise of position i of the timesteps."""
     out: Any = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
     return nf.randn(tuple(x.shape), at_row(noise, i, SAMPLER), out=out)  # type: ignore[no-any-return]
 
 
 def _row_dtype(x: Tensor) -> torch.dtype:
-    """Of the arithmetic of a row on x."""
+    """Returns the dtype of a row's arithmetic on x."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _without_kernel(x: Tensor) -> str | None:
-    """Why no kernel can run on it."""
+    """Returns why no kernel can run on x, or None."""
     if x.dtype not in _FLOATS or x.device.type not in ("cpu", "cuda"):
         return f"for tensors of {x.dtype} on {x.device.type}"
     try:
         x.data_ptr()
-    except RuntimeError:  # of torch.func.vmap, say
+    except RuntimeError:  # for instance in torch.func.vmap
         return "for tensors without memory of their own"
     return None
 
 
 def _one_at_many_times(x0: Tensor, t: Any) -> str | None:
-    """A batch of one, which diffusers expands."""
+    """Returns the reason to let diffusers expand a batch of one, or None."""
     expanded = isinstance(t, Tensor) and t.dim() == 1 and len(t) > 1 and x0.dim() > 0 and len(x0) == 1
     return "for one sample at many times" if expanded else None
 
 
 def _entry(clock: _Clock, t: Tensor) -> int | None:
-    """Which of the timesteps it is a view of; None if of none, or if torch.func hides where it lies."""
+    """Returns the place of the timestep that t is a view of; None if there is none, or torch.func hides the memory."""
     try:
         return clock.places.get(t.data_ptr())
     except RuntimeError:
@@ -683,7 +686,7 @@ def _wrong_times(name: str, t: Tensor, whose: str, shape: torch.Size) -> ValueEr
 
 
 def _need_generators(value: Any) -> None:
-    """Raises where neither diffusers nor a kernel can draw from it."""
+    """Raises an error if neither diffusers nor a kernel can draw from it."""
     several = isinstance(value, list | tuple)
     for n, entry in enumerate(value if several else [value]):
         if not isinstance(entry, torch.Generator | nf.Noise):
@@ -698,20 +701,21 @@ def _need_generators(value: Any) -> None:
 
 @functools.cache
 def _replaced(kind: Any) -> str | None:
-    """A method of diffusers' that a class derived from one of ours replaces: rows would not know of it."""
+    """Returns the name of a diffusers method that a class derived from ours replaces: rows would not know of it."""
     before_ours = kind.__mro__[: kind.__mro__.index(SCHEDULERS[kind._base])]
     names = {name for base in before_ours for name in vars(base) if not name.startswith("__")} - _REPLACEABLE
     return min((name for name in names if callable(getattr(kind._base, name, None))), default=None)
 
 
 def _common(plan: Plan) -> Step:
-    """What all steps do alike, for samples at different ones."""
+    """Returns the part that all steps have in common, for samples at different steps."""
     steps = [*plan.steps.values()]
     return replace(steps[0], draws=any(step.draws for step in steps), after={})
 
 
 def _converted(tensors: Sequence[Tensor], dtype: torch.dtype, besides: Tensor | None = None) -> list[Tensor]:
-    """All of them but one. (A comprehension in a step would cost each call the cells that it shares with it.)"""
+    """Converts all of them but one. (A comprehension in a step would cost each call the cells that it shares with
+    it.)"""
     return [x if x is besides else x.to(dtype) for x in tensors]
 
 
@@ -722,7 +726,7 @@ def _narrower(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
 
 
 def _output(kind: Any, fields: tuple[str, ...], sample: Tensor, others: Sequence[Any]) -> Any:
-    """An object of diffusers' class of results, as its dataclass would have made it, in an eighth of the time."""
+    """Makes an object of diffusers' result class, as its dataclass would, in an eighth of the time."""
     output: Any = _new_output(kind)
     attributes, name = output.__dict__, fields[0]
     _set_item(output, name, sample)

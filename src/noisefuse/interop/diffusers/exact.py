@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies of diffusers' schedulers to experiment on, and of its classes in float64.
+"""Copies of diffusers' schedulers for experiments, and of its classes in float64.
 
-A class is made again of diffusers' own functions, with globals in which float32 of torch and of NumPy is float64. So
+A class is rebuilt from diffusers' own functions, with globals in which torch's and NumPy's float32 is float64. So
 "exact" coefficients come from diffusers' formulas. Tested with diffusers 0.35, 0.38 and 0.42.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 class Wide:
-    """torch or numpy with float64 for float32, by name and where it is the default, and with other functions."""
+    """torch or numpy with float64 in place of float32, by name and by default, and with other functions."""
 
     module: Any
     float32: Any
@@ -37,7 +37,7 @@ class Wide:
 
 
 def rebound(function: Any, space: dict[str, Any]) -> Any:
-    """The same function with other globals."""
+    """Returns the same function with other globals."""
     new = FunctionType(function.__code__, space, function.__name__, function.__defaults__, function.__closure__)
     new.__kwdefaults__ = function.__kwdefaults__
     return new
@@ -45,7 +45,7 @@ def rebound(function: Any, space: dict[str, Any]) -> Any:
 
 @lru_cache
 def _widened(base: type) -> tuple[type, dict[str, Any]]:
-    """diffusers' class, and the globals of its module, with float64 for every float32."""
+    """Returns diffusers' class, and its module's globals, with float64 for every float32."""
     module = vars(sys.modules[base.__module__])
     space = {**module, "torch": Wide(torch), "np": Wide(np)}
     for name, value in module.items():
@@ -59,7 +59,7 @@ def _widened(base: type) -> tuple[type, dict[str, Any]]:
 
 
 def shadow_of(scheduler: Any, base: type, exact: bool) -> tuple[Any, dict[str, Any]]:
-    """A copy of the scheduler, of diffusers' class, on the CPU; an exact one is computed anew, in float64."""
+    """Returns a copy of the scheduler, of diffusers' class, on the CPU. An exact one is computed anew, in float64."""
     if exact:
         kind, space = _widened(base)
         shadow = _exact(scheduler, base, kind)
@@ -74,12 +74,12 @@ def shadow_of(scheduler: Any, base: type, exact: bool) -> tuple[Any, dict[str, A
 
 
 def _exact(scheduler: Any, base: type, kind: type) -> Any:
-    """Computed anew in float64; but what is not as diffusers computes it, its user has put there, and it stays."""
+    """Computes the scheduler anew in float64. Values that differ from diffusers' were set by the user, and stay."""
     shadow, usual = (_anew(scheduler, each) for each in (kind, base))
     for name, value in vars(scheduler).items():
         if isinstance(value, Tensor | np.ndarray) and getattr(shadow, name, None) is not None:
             value = torch.as_tensor(value).cpu()
-            if np.array_equal(value, torch.as_tensor(getattr(usual, name)).cpu(), equal_nan=True):  # 0 levels have NaN
+            if np.array_equal(value, torch.as_tensor(getattr(usual, name)).cpu(), equal_nan=True):  # level 0 has NaN
                 continue
             value = value.double() if value.is_floating_point() else value
         setattr(shadow, name, value)
@@ -88,7 +88,7 @@ def _exact(scheduler: Any, base: type, kind: type) -> Any:
 
 
 def _anew(scheduler: Any, kind: Any) -> Any:
-    """A scheduler of this class, made as this one was."""
+    """Makes a scheduler of this class with this one's arguments."""
     new = object.__new__(kind)
     new._internal_dict = scheduler.config
     parameters = [*inspect.signature(kind.__init__).parameters.values()][1:]

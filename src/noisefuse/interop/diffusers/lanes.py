@@ -2,8 +2,8 @@
 """This runs several rows of a scheduler in one call of diffusers' step. Each number in the step stands for one number
 per row.
 
-Only what is exactly the same for all rows at once as for one after the other is done so. Where rows part, at an `if`,
-they are told apart and run again (`Parted`), and what cannot be done for several raises `Alone`.
+It computes only operations that give several rows exactly the same numbers as single ones. If rows part at an `if`,
+they are separated and run again (`Parted`). Operations that cannot take several rows raise `Alone`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# IEEE operations, which have no other bits in vectors than alone, and those that compute nothing. Vectors are only
-# scaled and added.
+# IEEE operations have the same bits in vectors as alone; some operations compute nothing. Vectors are only scaled and
+# added.
 _LINEAR = {"add", "sub", "mul", "div", "neg", "__rsub__", "__rdiv__", "to", "float", "double"}
 _COMPARED = {"__eq__", "eq", "ne", "lt", "le", "gt", "ge"}
 _EXACT = _LINEAR | _COMPARED | {"sqrt", "abs", "where", "clamp", "maximum", "minimum", "long"}
 _POWERS = (0.5, 2)  # a root and a product
-_COUNTS = _COMPARED | {"add", "sub", "__rsub__"}  # what whole numbers of Python's do alike
-CLAMP: ContextVar[Callable[..., Any]] = ContextVar("CLAMP")  # what is done with a clamp of vectors
+_COUNTS = _COMPARED | {"add", "sub", "__rsub__"}  # operations that Python's whole numbers do alike
+CLAMP: ContextVar[Callable[..., Any]] = ContextVar("CLAMP")  # the handler of a clamp of vectors
 
 
 class Parted(Exception):
@@ -35,12 +35,12 @@ class Parted(Exception):
 
 
 class Alone(Exception):
-    """This is raised by what can be done for one row at a time only."""
+    """This is raised by operations that only one row at a time can do."""
 
 
 class Lanes(Tensor):
     """A number for each of n rows, (n, 1); a vector for each (n, c), or for all (1, c); or a table in which rows look
-    their numbers up (k,).
+    up their numbers (k,).
 
     plain: the same memory as a tensor. numbers: whether it is the first. counts: they stand for Python's whole numbers.
     """
@@ -122,7 +122,7 @@ def lanes(plain: Tensor, counts: bool = False) -> Lanes:
 
 
 class Choices(list[Any]):
-    """A list in which rows look up what they do."""
+    """A list in which rows look up their options."""
 
     def __getitem__(self, index: Any) -> Any:
         if not isinstance(index, Lanes):
@@ -185,7 +185,7 @@ def _at_once(function: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any
 
 
 def row_of(value: Any, row: int) -> Any:
-    """Returns what a value of several rows is for one of them."""
+    """Returns one row's part of a value of several rows."""
     return _entries(value, row + 1)[row] if isinstance(value, Lanes) else value
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of numbers out of a scheduler of diffusers, found by running its own `step` on unit vectors.
+"""Rows of numbers from a scheduler of diffusers, found by running its own `step` on unit vectors.
 
-No formula of diffusers is stated here. Its step is affine in all tensors that it reads: the sample, the model's output,
-the noise, the clipped prediction, and what it remembers. So one call with a vector in which each of them is 1 in turn
-answers with all coefficients of a row. Its scalars are 0-d float32 tensors, which leave float64 vectors float64:
+No formula of diffusers is repeated here. Its step is affine in all tensors that it reads: the sample, the model's
+output, the noise, the clipped prediction, and the remembered tensors. So one call with a vector in which each of them
+is 1 in turn gives all coefficients of a row. Its scalars are 0-d float32 tensors, which leave float64 vectors float64:
 coefficients are compositions in float64 of exactly those float32 numbers.
 """
 
@@ -27,12 +27,12 @@ import noisefuse as nf
 from .exact import Wide, rebound, shadow_of
 from .lanes import CLAMP, Alone, Choices, Lanes, Parted, counted, each, lanes, row_of
 
-# Where a step finds what it handles: these, then what the scheduler remembered, then what the kernel wrote: x' first.
+# The places of a step's tensors: these, then the remembered ones, then those that the kernel writes: x' first.
 NOTHING, TIME, SAMPLE, MODEL, CLEAN, NOISE, REMEMBERED = range(7)
 
 
 class Unsupported(Exception):
-    """Why a scheduler, as it is configured, is no table of rows."""
+    """The reason why a scheduler, as it is configured, is no table of rows."""
 
 
 Pick = Callable[[Any], Any]
@@ -40,17 +40,17 @@ Pick = Callable[[Any], Any]
 
 @dataclass(slots=True)
 class Step:
-    """This is what one row does with a scheduler. (It is never changed. It is not frozen, because frozen ones take long
-    to make.)"""
+    """One row's effect on a scheduler. (It is never changed. It is not frozen, because frozen objects take long to
+    make.)"""
 
-    state: Any  # of `Plan.state`, before the step
+    state: Any  # the values of `Plan.state`, before the step
     past: Any  # a Pick: past1 ..
     written: int  # auxiliary outputs
     draws: bool  # whether diffusers draws noise here
-    keeps_noise: bool  # and remembers it
-    interval: Any  # (start, stop), over which, where its noise is a Brownian path's
-    parts: tuple[float, float] | None  # in noise over both intervals, of the noise of the step before and of this one
-    results: Pick  # what it returns beside the next sample
+    keeps_noise: bool  # and remembers the noise
+    interval: Any  # the interval (start, stop) if its noise is a Brownian path's
+    parts: tuple[float, float] | None  # noise over both intervals: the shares of the last step's and this step's
+    results: Pick  # the results beside the next sample
     remembers: list[tuple[str, Pick, bool]]  # what to keep, by attribute, and whether in a list
     after: dict[str, Any]  # other attributes, after the step
 
@@ -63,18 +63,19 @@ class Plan:
     clean: nf.Tableau | None  # with dynamic thresholding: D as it is before; `table` then reads D as m2
     steps: dict[int, Step]
     names: list[str]  # the scheduler's attributes that steps change, but for tensors
-    begins: dict[str, Any]  # their values before the first step, where the scheduler remembers anything
-    state: Pick  # and their values, from all of its attributes
+    begins: dict[str, Any]  # their values before the first step, if the scheduler remembers anything
+    state: Pick  # picks their values from all of its attributes
     output: type  # diffusers' class of results, and its fields
     fields: tuple[str, ...]
 
 
 def trace(scheduler: Any, base: type, start: int, options: tuple[Any, ...]) -> Plan:
-    """The plan of a scheduler as it is now. Unsupported: it is not affine, or reads more than a row can."""
+    """Returns the plan of a scheduler in its present state. Unsupported: it is not affine, or reads more than a row
+    can."""
     exact = scheduler.coefficients == "exact"
     shadow, space = shadow_of(scheduler, base, exact)
     probe = _Probe(shadow, scheduler._memory)
-    # Flow matching draws by torch.randn_like in diffusers below 0.42.
+    # In diffusers below 0.42, flow matching draws by torch.randn_like.
     draws = {"torch": Wide(torch, randn_like=probe.noise), "randn_tensor": probe.noise}
     step = rebound(base.step, {**space, **draws})  # type: ignore[attr-defined]
     shadow.is_scale_input_called = True
@@ -83,7 +84,8 @@ def trace(scheduler: Any, base: type, start: int, options: tuple[Any, ...]) -> P
     numbers = probe.numbers(steps, len(times)).view(nf.tableau.ROW)[..., 0]
     table = nf.Tableau(numbers[0], times, base.__name__)
     clean = nf.Tableau(numbers[1], times, base.__name__) if probe.thresholds else None
-    # What tells the steps of a run apart. (Not a 0 that PNDM remembers in a tensor's place: its counter tells.)
+    # The values that tell the steps of a run apart. (PNDM may remember a 0 in a tensor's place: its counter tells
+    # that.)
     counters: set[str] = set()
     for one in steps.values():
         counters.update(one.after, map(itemgetter(0), one.remembers))
@@ -115,13 +117,14 @@ def trace(scheduler: Any, base: type, start: int, options: tuple[Any, ...]) -> P
 
 
 def levels(scheduler: Any, base: type, n: int, dtype: torch.dtype, *, exact: bool) -> tuple[Any, Any]:
-    """alpha and sigma (n,) of its add_noise or scale_noise, as float64: of diffusers in this dtype, or exact."""
+    """Returns alpha and sigma (n,) of add_noise or scale_noise, as float64: diffusers' numbers in this dtype, or exact
+    ones."""
     shadow, _ = shadow_of(scheduler, base, exact)
     shadow._begin_index = None
     shadow.index_for_timestep = lambda t, times=None: int(t)
     clean, noise = torch.eye(2, dtype=torch.float64 if exact else dtype, device="cpu")
     clean, noise, t = clean.expand(n, 2), noise.expand(n, 2), torch.arange(n, device="cpu")
-    shadow.timesteps = t  # where a class searches them itself
+    shadow.timesteps = t  # some classes search them
     noisy = shadow.scale_noise(clean, t, noise) if hasattr(shadow, "scale_noise") else shadow.add_noise(clean, noise, t)
     alpha, sigma = noisy.double().numpy().T
     return alpha, sigma
@@ -131,9 +134,9 @@ def levels(scheduler: Any, base: type, n: int, dtype: torch.dtype, *, exact: boo
 
 
 class _Tracing:
-    """This finds the rows of a run. If the class remembers nothing, it finds all of them together. Else it finds the
-    first ones one after the other, until a step finds the scheduler as one of the two steps before it did. From there
-    on it finds the rest together."""
+    """Finds the rows of a run. If the class remembers nothing, it finds all of them together. Otherwise it finds the
+    first ones one after the other, until a step meets the same state as one of the two steps before it. From there on
+    it finds the rest together."""
 
     def __init__(self, scheduler: Any, probe: _Probe, step: Any, options: tuple[Any, ...], exact: bool) -> None:
         self.scheduler, self.probe, self.step, self.options, self.exact = scheduler, probe, step, options, exact
@@ -173,10 +176,10 @@ class _Tracing:
                 for group in _split(places, ways.flags):
                     self._together(state, group)
                 return
-            except IndexError:  # no level to go to from the last one, see _alone
+            except IndexError:  # there is no level after the last one, see _alone
                 self._together(state, places[:-1])
                 places = places[-1:]
-            except Exception:  # if it is the step's own, it comes again  # nosec B110
+            except Exception:  # the step's own error comes again  # nosec B110
                 pass
         for i in places:
             self._set(state, i)
@@ -189,7 +192,7 @@ class _Tracing:
             end = self._in_lanes(state, places, period)
         except Parted as ways:
             return all(self._repeats(state, group, period) for group in _split(places, ways.flags))
-        except Exception:  # if it is the step's own, it comes again
+        except Exception:  # the step's own error comes again
             return False
         return self._alike(state, end) or places == [len(self.timesteps) - period]
 
@@ -214,7 +217,7 @@ class _Tracing:
         return self._state()
 
     def _alone(self, i: int) -> None:
-        # in exact mode a Python number, with which diffusers computes in float64
+        # exact mode needs a Python number, with which diffusers computes in float64
         t = self.timesteps[i].item() if self.exact else self.timesteps[i]
         try:
             self.found.update(self.probe.rows(self.step, [i], t, self.scheduler._given(self.options, i)))
@@ -233,8 +236,8 @@ class _Tracing:
             self.shadow._step_index = place + self.offset
 
     def _alike(self, a: dict[str, Any], b: dict[str, Any]) -> bool:
-        """Tells whether a step finds the scheduler in the same state. Its count may differ, as may the tensors that it
-        remembers and what it sets before it reads it."""
+        """Tells whether a step meets the same state in both. Counts may differ, as may remembered tensors and values
+        that it sets before it reads them."""
         left = () if "last_sample" in self.memory else self.scheduler._leftovers
         names = ({*a} | {*b}) - {"_step_index", *_SEARCHES, *left} | {*self.memory}
         return all(
@@ -274,13 +277,13 @@ def _given_together(given: list[dict[str, Any]]) -> dict[str, Any]:
         flags = [isinstance(value, Tensor) for value in values]
         if all(flags):
             together[name] = lanes(torch.stack(values).reshape(-1, 1))
-        elif any(flags):  # UnCLIP's last step has no time to go to
+        elif any(flags):  # UnCLIP's last step has no next time
             raise Parted(flags)
     return together
 
 
 class _Probe:
-    """Unit vectors in place of a scheduler's tensors, and the forms that come back."""
+    """Unit vectors in place of a scheduler's tensors, and the linear combinations that come back."""
 
     def __init__(self, shadow: Any, memory: tuple[str, ...]) -> None:
         self.shadow, self.memory, self.thresholds = shadow, memory, False
@@ -292,7 +295,7 @@ class _Probe:
         if hasattr(shadow, "noise_sampler"):
             shadow.noise_sampler = self.increment
 
-    # What diffusers finds where it looks for noise, for a clamp and for dynamic thresholding.
+    # The objects that replace noise, clamps and dynamic thresholding in diffusers' code.
 
     def noise(self, *args: Any, **kwargs: Any) -> Tensor:
         self.drawn = True
@@ -324,7 +327,7 @@ class _Probe:
             CLAMP.reset(token)
         after = {name: v for name, v in self._attributes().items() if not _same(before.get(name, self), v)}
         units = self.units
-        if not np.array_equal(self.block, self.columns):  # what was changed in place is another tensor now
+        if not np.array_equal(self.block, self.columns):  # changed in place, it counts as another tensor
             were = dict(zip(map(id, units.values()), self.columns, strict=True))
             held = [v if id(v) not in were or np.array_equal(_array(v)[0], were[id(v)]) else object() for v in held]
         given = [None, t, units["x"], units["m1"], units["d"] if self.thresholds else object(), units["z"], *held]
@@ -357,7 +360,7 @@ class _Probe:
         return found
 
     def _remembers(self, place: Callable[[Any], int], after: dict[str, Any]) -> list[tuple[str, Pick, bool]]:
-        """Returns where each thing comes from that a step leaves in the scheduler. Lists are taken out of the other
+        """Returns the origin of each value that a step leaves in the scheduler. Lists are taken out of the other
         attributes, after the step."""
         found: list[tuple[str, Pick, bool]] = []
         for name in self.memory:
@@ -371,7 +374,7 @@ class _Probe:
         return found + [(name, _constant(after.pop(name)), True) for name in [*after] if isinstance(after[name], list)]
 
     def _hold(self, in_lanes: bool) -> list[Any]:
-        """New units, in what the scheduler remembers too."""
+        """Makes new units, also for the remembered tensors."""
         held = items(vars(self.shadow), self.memory)
         names = ["x", "m1", "z", "d", *(f"held{k}" for k, v in enumerate(held) if isinstance(v, Tensor))]
         self.columns = _columns(len(names))
@@ -435,8 +438,8 @@ class _Probe:
 
 
 class _Computed(NamedTuple):
-    """This is what a step made of the units: a value for each output and, last, for D where it is clamped. Each value
-    is (n, units + 2) or (1, units + 2)."""
+    """A step's results on the units: a value for each output and, last, for D if it is clamped. Each value is (n, units
+    + 2) or (1, units + 2)."""
 
     values: list[Any]
     units: list[str]
@@ -446,14 +449,14 @@ class _Computed(NamedTuple):
 
 
 def _answers(computed: list[tuple[_Computed, int]]) -> Any:
-    """Returns what one call made of the units in these of its rows, (rows, values, units + 2)."""
+    """Returns one call's results on the units in these of its rows, (rows, values, units + 2)."""
     rows, values = [row for _, row in computed], computed[0][0].values
     return np.stack([value[rows] if len(value) > 1 else value.repeat(len(rows), 0) for value in values], axis=1)
 
 
 def _forms(answers: Any) -> Any:
-    """Returns the coefficients, and after them the constant k. They are found from what came of the units, of 0 and of
-    the random check."""
+    """Returns the coefficients, and after them the constant k, from the results on the units, on 0 and on the random
+    check."""
     if not np.isfinite(answers).all():
         raise Unsupported("a step is not finite, though the tensors that it reads are")
     forms, drawn = answers[..., :-1] + 0.0, _columns(answers.shape[-1] - 2)[:, -1]  # + 0.0: no -0
@@ -478,12 +481,13 @@ _BOUNDS = [_COLUMN["clean", "lo"], _COLUMN["clean", "hi"]]
 
 @lru_cache
 def _columns(n: int) -> Any:
-    """(n, n + 2): row k is 1 in column k; all are 0 in the next to last column, and random in the last, as a check."""
+    """Returns (n, n + 2): row k is 1 in column k. All are 0 in the next to last column, and random in the last, as a
+    check."""
     return np.concatenate([np.eye(n, n + 1), np.random.default_rng(0).normal(size=(n, 1))], axis=1)
 
 
 class _Clamps(TorchFunctionMode):
-    """Within it a clamp of the probe's vectors hands them over."""
+    """Makes clamps of the probe's vectors hand them over, while it is active."""
 
     def __init__(self, probe: _Probe) -> None:
         super().__init__()
@@ -499,23 +503,24 @@ _CLAMPS = {torch.clamp, Tensor.clamp}
 
 
 def unshared(attributes: dict[str, Any]) -> dict[str, Any]:
-    """With lists of their own, for diffusers changes some in place."""
+    """Returns the attributes with copies of lists, because diffusers changes some lists in place."""
     return {name: [*value] if isinstance(value, list) else value for name, value in attributes.items()}
 
 
 def _same(a: Any, b: Any) -> bool:
-    """The same object, or lists of the same ones."""
+    """Whether these are the same object, or lists of the same objects."""
     lists = isinstance(a, list) and isinstance(b, list) and len(a) == len(b)
     return all(map(is_, a, b)) if lists else a is b
 
 
 def _parts(interval: Any, middle: Tensor | None) -> tuple[float, float] | None:
-    """DPMSolverSDE's second stage draws over an interval whose first part is drawn already: variances add up."""
+    """Returns the parts of DPMSolverSDE's second stage, whose interval begins with one already drawn: variances add
+    up."""
     if interval is None or middle is None:
         return None
     start, stop = map(float, interval)
     share = (start - float(middle)) / (start - stop) if start > stop else -1.0
-    return (share**0.5, (1 - share) ** 0.5) if 0 <= share <= 1 else None  # else it is no second stage of that first
+    return (share**0.5, (1 - share) ** 0.5) if 0 <= share <= 1 else None  # else it does not belong to that first stage
 
 
 def _array(value: Any) -> Any:
@@ -533,7 +538,7 @@ def _constant(values: Any) -> Pick:
 
 
 def items(attributes: dict[str, Any], memory: tuple[str, ...]) -> list[Any]:
-    """What a scheduler remembers, attribute after attribute, lists entry by entry."""
+    """Returns a scheduler's remembered values, attribute after attribute, lists entry by entry."""
     found = []
     for name in memory:
         value = attributes.get(name)
@@ -545,12 +550,12 @@ def items(attributes: dict[str, Any], memory: tuple[str, ...]) -> list[Any]:
 
 
 def _with_gaps(state: Pick, memory: tuple[str, ...]) -> Pick:
-    """For classes that look at which of the remembered there are, and count nothing that would tell."""
+    """Returns the state for classes that look at which remembered values exist, and have no counter that would tell."""
     return lambda attributes: (state(attributes), [value is None for value in items(attributes, memory)])
 
 
 def _pick(places: list[int]) -> Pick:
-    """The entries at these places, in a sequence."""
+    """Returns a function that picks the entries at these places from a sequence."""
     if len(places) < 2:
         return itemgetter(slice(places[0], places[0] + 1) if places else slice(0, 0))
     return itemgetter(*places)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JAX's arrays in, JAX's arrays out, in eager code and in programs that are traced: jit, vmap, grad, scan, shard_map.
+"""JAX arrays in, JAX arrays out, in eager code and in traced programs: jit, vmap, grad, scan, shard_map.
 
-An operation is checked once, when it is traced, by the functions that check it for NumPy, with arrays of zeros that
-stand for JAX's. What depends on the data, the row, the step, the ids of samples, may be traced too; then it is not
-checked, and rows beyond a table are its first or its last (docs/jax.md). `calls` runs the call.
+NumPy's checks run once, while JAX traces an operation, on arrays of zeros in place of JAX's. Numbers that depend on the
+data, such as the row, the step, or the ids of samples, may be traced too. They are then not checked, and a row beyond a
+table is its first or last row (docs/jax.md). `calls` runs the call.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from .internals import varying, varying_axes
 
 
 def times(x: Any, t: Any, kind: str) -> Any:
-    """t for each sample of x."""
+    """Returns t for each sample of x."""
     return jnp.full(x.shape[:1], t, jax.dtypes.canonicalize_dtype(kind))
 
 
@@ -73,7 +73,8 @@ def time_of(times: Any, i: Any) -> Any:
 
 
 def _at_row(numbers: Any, i: Any) -> Any:
-    """Of a row beyond the ends that of the first or the last one, as kernels take it: -1 is not the last one."""
+    """Returns the number of row i. Beyond the ends it is the first or last row's, as in kernels: -1 is not the last
+    row."""
     return numbers.at[i].get(mode="clip", wrap_negative_indices=False)
 
 
@@ -90,7 +91,7 @@ def zeros_like(x: Any) -> Any:
 
 
 def from_key(key: Any) -> nf.Noise:
-    """`Noise.from_key`."""
+    """Does `Noise.from_key`."""
     if not isinstance(key, jax.Array) or not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise TypeError(f"key: expected one of jax.random.key(seed), got {type(key).__name__}")
     if is_tracer(key):
@@ -100,7 +101,7 @@ def from_key(key: Any) -> nf.Noise:
     if key.shape != ():
         raise TypeError(f"key: expected one key, got an array of them of shape {key.shape}")
     words = np.asarray(jax.random.key_data(key))
-    if words.size == 4:  # of rbg: more bits than a seed has
+    if words.size == 4:  # an rbg key has more bits than a seed
         words = nf.philox4x32(words, [0, 0])[[1, 0]]
     if words.size != 2:
         raise TypeError(f"key: expected one of threefry2x32, rbg or unsafe_rbg, got {key.dtype}")
@@ -108,10 +109,10 @@ def from_key(key: Any) -> nf.Noise:
 
 
 def to_key(noise: nf.Noise) -> Any:
-    """The threefry key whose 64 bits are the seed of a Noise: what `Noise.from_key` makes that Noise of.
+    """Returns the threefry key whose 64 bits are the seed of a Noise: `Noise.from_key` turns it back into that Noise.
 
     Raises:
-        ValueError: a Noise of another step, sample or stream than 0, or of a window, which no key says.
+        ValueError: the Noise has a step, sample or stream other than 0, or a window, which no key can hold.
 
     >>> nf.Noise.from_key(nf.interop.jax.to_key(nf.Noise(7)))
     Noise(7)
@@ -124,7 +125,7 @@ def to_key(noise: nf.Noise) -> Any:
 
 
 # ---- operations --------------------------------------------------------------------------------------------
-# Their arguments are those of the functions of the same names; `ops` comes here where x or dtype is JAX's.
+# Their arguments are those of the functions of the same names; `operations` calls them if x or dtype is JAX's.
 
 
 def randn(shape: Any, noise: Any, **options: Any) -> Any:
@@ -152,7 +153,7 @@ def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out
 
 
 def added_draws(shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) -> Any:
-    """The sum of the draws of an increment of a Brownian motion, or of one for each row."""
+    """Returns the sum of the draws of an increment of a Brownian motion, or of one for each row."""
     _need_none(out=out)
     full, kind = lengths(shape), jnp.dtype(dtype)
     fields = noise.draw(0) if isinstance(noise, nf.noise.Increment) else [one.draw(0) for one in noise]
@@ -164,7 +165,7 @@ def added_draws(shape: Any, noise: Any, *, dtype: Any, batched: bool, out: Any) 
 
 
 def _sum_of_draws(increment: Any, shape: tuple[int, ...], like: Step, batched: bool) -> Any:
-    """As `ops` adds them, where a step is a traced number: one after the other in a `jax.lax.scan`."""
+    """Adds the draws as `operations` does, if a step is traced: one after the other in a `jax.lax.scan`."""
     terms, real = increment.terms(), like.arithmetic
     first, sums = rows_of_sum(terms)
     words = np.array([word for word, _ in terms], np.uint32)
@@ -243,7 +244,7 @@ def _levels(dtype: str | None, out_scale: float, out_offset: float) -> Levels | 
 
 
 def _kind(dtype: Any, levels: Levels | None) -> Any:
-    """As the fast path takes a dtype of results."""
+    """Returns a result dtype as the fast path takes it."""
     return FAST_LEVELS[levels.dtype] if levels else None if dtype is None else fast_dtype(dtype, jax)
 
 
@@ -253,7 +254,7 @@ def q_walk(x0: Any, schedule: Any, noise: Any, *, keep: Any, batched: bool, out:
         raise TypeError("noise: q_walk draws at every time and takes a Noise, not an array")
     kept, rows = kept_times(keep, len(schedule)), schedule.kept.markov
     begun = []
-    if x0.dtype.name in LEVELS and len(kept):  # a walk has no constant: the step that scales levels is one of its own
+    if x0.dtype.name in LEVELS and len(kept):  # a walk's row has no constant: another step scales the levels
         x0 = q_step(x0, 0, schedule, noise, batched=batched, out=None)
         begun, kept = [x0[None]] * int(kept[0] == 0), kept[kept > 0] - 1
         rows = Rows(rows.table[1:], rows.active)
@@ -299,7 +300,7 @@ def update(
 
 
 def _read(model_output: Any, past: Any) -> tuple[dict[int, Any], Any, list[Any]]:
-    """Arrays by slot; and what stands for the model output, or the pair, and for what is remembered."""
+    """Returns arrays by slot; and stand-ins for the model output, or the pair, and for the remembered arrays."""
     models = model_output if isinstance(model_output, tuple) else (model_output,)
     given = {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
     given |= {f"past{n + 1}": p for n, p in enumerate(past)}
@@ -420,7 +421,7 @@ def _pulled_back(function: Callable[[Any], Any], x: Any, upstream: Any) -> Any:
 def update_with_log_prob(
     table: Any, i: Any, x: Any, model_output: Any, noise: Any, *, past: Any, out: Any, aux_out: Any, **law: Any
 ) -> Any:
-    """x' is a sample, which has no gradient; its log-density has."""
+    """Returns a sample x', which has no gradient, and its log-density, which has one."""
     given = {"past": past, "noise": noise, "out": out, "aux_out": aux_out}
     made = jax.tree.map(jax.lax.stop_gradient, nf.update(table, i, x, model_output, **given))
     return made, log_prob(table, i, x, model_output, made[0] if isinstance(aux_out, int) else made, past=past, **law)
@@ -431,7 +432,7 @@ def combined(parts: Any) -> Any:
 
 
 def _drawing(table: Any, i: Any) -> tuple[Any, Any]:
-    """A row in place of one that is traced: one that has a density, if there is any."""
+    """Returns a row in place of a traced one: one that has a density, if there is any."""
     if not is_tracer(i):
         return np.asarray(i) if isinstance(i, jax.Array) else i, None
     row = int(np.argmax(table.rows["out"]["z"] != 0))
@@ -439,7 +440,7 @@ def _drawing(table: Any, i: Any) -> tuple[Any, Any]:
 
 
 def _density(call: Step, arrays: dict[int, Any], table: Any, traced: Any, law: dict[str, Any]) -> Any:
-    """(B,), in float64 where JAX has that, or else rounded once."""
+    """Returns log-densities (B,), in float64 if JAX has it, else rounded once."""
     numbers = density.numbers_of_rows(table, call.size, law["reduction"], law["density"])
     kind = jax.dtypes.canonicalize_dtype(np.float64)
     if not call.size and traced is None:
@@ -454,7 +455,7 @@ def _density(call: Step, arrays: dict[int, Any], table: Any, traced: Any, law: d
 
 
 def augmented(function: Any, x: Any, noise: Any, *, out: Any = None, **options: Any) -> Any:
-    """A function of `augment`: in host memory, and of what is traced as one operation."""
+    """Runs a function of `augment`: in host memory, or as one operation of a traced program."""
     _need_none(out=out)
     if eager.is_concrete(x) and (row := nf.augment.row_inside(function, options)) is not None:
         made = _by_row(function, row, x, noise, options)
@@ -490,7 +491,7 @@ def _by_row(function: Any, row: Rows, x: Any, noise: Any, options: dict[str, Any
 
 
 def _called_back(function: Any, x: Any, noise: Any, named: _Named) -> Any:
-    """By way of Python, when the program runs: what is no row, or of numbers that depend on x."""
+    """Calls Python when the program runs, for functions that are no row, or whose numbers depend on x."""
     if named.start is not None:
         raise NotImplementedError("noise: expected a window whose start is known, as this is computed in host memory")
     like = function(_zeros("x", x), named.known)
@@ -512,7 +513,7 @@ def _called_back(function: Any, x: Any, noise: Any, named: _Named) -> Any:
 
 
 def _clipped(x: Any, low: float, high: float) -> Any:
-    """By the kernel, as XLA's comparisons take subnormal numbers for 0; integers by XLA."""
+    """Clips floats by the kernel, because XLA's comparisons take subnormal numbers for 0, and integers by XLA."""
     if x.dtype.name in LEVELS:
         low, high = level_bounds(x.dtype.name, (low, high))
         return jnp.clip(x, x.dtype.type(low), x.dtype.type(high))
@@ -525,24 +526,24 @@ def _clipped(x: Any, low: float, high: float) -> Any:
 
 
 def sample(sampler: Any, model: Callable[..., Any], x: Any, noise: Any, rows: range, **options: Any) -> Any:
-    """The rows as one `jax.lax.scan`: the model is traced once."""
+    """Runs the rows as one `jax.lax.scan`: the model is traced once."""
     guided = {"guidance_scale": options.pop("guidance_scale")}
 
     def row(carried: Any, i: Any) -> Any:
         x, state = carried
         output = model(*sampler.model_input(i, x, **options))
         need_answer(output, x, rows.start)
-        # into x's memory: XLA would copy a result of its own to where the next step looks for it
+        # x's memory is reused: XLA would copy another result to the next step's place
         return (sampler.step(i, x, output, noise, state, out=x, **guided), state), None
 
     names = () if noise is None else listed(noise)
     numbers = [n for name in names for n in (name.step, name.sample, *name.window_start) if is_tracer(n)]
-    x = varying(x, frozenset[Any]().union(*map(varying_axes, numbers)))  # as it will be, inside of shard_map
+    x = varying(x, frozenset[Any]().union(*map(varying_axes, numbers)))  # as it will be inside shard_map
     return jax.lax.scan(row, (x, sampler.state(x)), jnp.arange(rows.start, rows.stop))[0][0]
 
 
 def chosen(numbers: Sequence[int], i: Any, choices: Sequence[Sequence[Any]]) -> list[Any]:
-    """choices[numbers[i]] for a traced i: lists of arrays."""
+    """Returns choices[numbers[i]] for a traced i. The choices are lists of arrays."""
     which = _at_row(jnp.asarray(numbers, jnp.int32), i)
     return [jax.lax.select_n(which, *arrays) for arrays in zip(*choices, strict=True)]
 
@@ -569,7 +570,7 @@ def _need_none(**outputs: Any) -> None:
 
 
 def _zeros(name: str, x: Any) -> Any:
-    """What stands for x where a call is checked: memory that nobody reads."""
+    """Returns a stand-in for x while a call is checked: memory that is never read."""
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         raise TypeError(f"{name}: expected an array of JAX's, got {type(x).__name__}")
     if not isinstance(x.dtype, np.dtype):
@@ -578,9 +579,9 @@ def _zeros(name: str, x: Any) -> Any:
 
 
 class _Named:
-    """A noise as operands: what is traced of it. And as calls are checked: `known`, with zeros in place of that.
+    """A noise as operands for its traced parts; `known` has zeros in their place, for the checks of a call.
 
-    An array stands for itself.
+    An array represents itself.
     """
 
     def __init__(self, noise: Any) -> None:
@@ -611,7 +612,7 @@ class _Named:
     start: Any = None
 
     def given(self, call: Step) -> dict[int, Any]:
-        """The operands of this call."""
+        """Returns the operands of this call."""
         if not call.noise:
             return {}
         found = {FIELDS: field_bytes(call), **self.operands}
@@ -631,7 +632,7 @@ def _of_one_sample(name: Any) -> Any:
 
 
 def _words(number: Any) -> Any:
-    """A step or an id as two words of 32 bits, the low one first: JAX has no others where x64 is not enabled."""
+    """Returns a step or an id as two 32-bit words, the low one first: without x64, JAX has no longer numbers."""
     if is_tracer(number):
         number = _small(number)
         return jnp.stack([number.astype(jnp.uint32), (number >> 31 >> 1).astype(jnp.uint32)])
@@ -639,7 +640,7 @@ def _words(number: Any) -> Any:
 
 
 def _inside(start: Any, last: int) -> Any:
-    """A window's start, moved to 0 .. last in its own dtype: in a smaller one it could wrap first."""
+    """Returns a window's start, moved to 0 .. last in its own dtype: a smaller dtype could wrap first."""
     start = _small(jnp.asarray(start))
     return jnp.clip(start, 0, min(last, jnp.iinfo(start.dtype).max)).astype(int)
 
@@ -657,8 +658,8 @@ def _known(noise: nf.Noise, without_step: bool) -> nf.Noise:
 def _at_times(
     make: Callable[..., Step], name: str, x: Any, t: Any, noise: Any, out: Any, like: Any, arrays: Any = None
 ) -> Any:
-    """The outputs of the call that `make` checks: make(x, t, noise). like: says what `eager.fast_row` gets of such
-    a call beside these."""
+    """Returns the outputs of the call that `make` checks: make(x, t, noise). like: returns the further arguments of
+    `eager.fast_row` for such a call."""
     t, given = eager.number(t), {X: x, **(arrays or {})}
     if out is not None and out is not x:
         what = f"expected None, or {name} itself, whose memory is taken where jit donates it"
@@ -685,7 +686,7 @@ def _remember(
 
 
 def _times(t: Any) -> tuple[Any, Any]:
-    """What stands for t, and t itself where it is traced."""
+    """Returns a stand-in for t, and t itself if it is traced."""
     if is_tracer(t):
         return np.zeros(t.shape, np.int64 if t.dtype.kind in "iu" else np.float64), t
     return np.asarray(t) if isinstance(t, jax.Array) else t, None
@@ -697,7 +698,7 @@ def _run(
 ) -> list[Any]:  # fmt: skip
     made = [(out.shape, out.dtype.name) for out in call.outputs if out is not None] if outputs is None else outputs
     if any(math.prod(shape) == 0 for shape, _ in made) or call.batch * call.size == 0:
-        losses = kind == LOSSES  # as the mean of no elements is
+        losses = kind == LOSSES  # the mean of no elements is one, too
         return [jnp.full(shape, jnp.nan if losses and n == 0 else 0, dt) for n, (shape, dt) in enumerate(made)]
     if call.arithmetic == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
         raise TypeError("dtype float64: JAX has it where jax.config.update('jax_enable_x64', True) was called")
@@ -719,18 +720,18 @@ def _run(
 
 
 def _small(number: Any) -> Any:
-    """Of at least 32 bits, as the handler takes them."""
+    """Returns a number of at least 32 bits, as the handler takes it."""
     return number if number.dtype.itemsize >= 4 else number.astype(jnp.int32)
 
 
 def _row(index: Any, call: Step) -> Any:
-    """Rows as the handler takes them, which reads 64 bits as a number that has a sign."""
+    """Returns row numbers as the handler takes them: it reads 64 bits as a signed number."""
     return jnp.minimum(index, len(call.rows.table) - 1) if index.dtype == np.uint64 else _small(index)
 
 
 def _kept(rows: Rows, wide: bool) -> Any:
-    """A table as an array of JAX's, which is kept with it."""
-    numbers, key = rows.table if wide else rows.single, (-1, wide)  # devices of CUDA's count from 0
+    """Returns a table as an array of JAX, which is kept with it."""
+    numbers, key = rows.table if wide else rows.single, (-1, wide)  # CUDA devices count from 0
     if eager.is_in_mesh():
         return jnp.asarray(numbers)
     if key not in rows.on_devices:
@@ -740,7 +741,7 @@ def _kept(rows: Rows, wide: bool) -> Any:
 
 
 def _rows_at(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any, Any]:
-    """Of traced times that are floats: their rows, which Python makes when the program runs, and their numbers."""
+    """Returns the rows of traced float times, which Python makes when the program runs, and their numbers."""
     wide = call.arithmetic == np.float64
 
     def rows(times: Any) -> Any:
@@ -750,7 +751,7 @@ def _rows_at(make: Callable[[Any], Step], call: Step, t: Any) -> tuple[Any, Any]
     shape = jax.ShapeDtypeStruct((t.size, call.rows.table.shape[1]), np.float64 if wide else np.float32)
     flat = jax.lax.stop_gradient(t).reshape(-1)
     made = jax.pure_callback(rows, shape, flat, vmap_method="sequential")
-    made = jax.lax.optimization_barrier(made)  # XLA's partitioner cannot cut what reads a callback's results itself
+    made = jax.lax.optimization_barrier(made)  # XLA's partitioner cannot cut operations that read a callback's results
     return made, np.arange(t.size, dtype=np.int32)
 
 
@@ -785,7 +786,7 @@ def _loss(
 
 
 def _weights(weight: Any) -> Any:
-    """Traced ones, of a dtype that the handler takes, along one axis: along two, words of 32 bits are halves."""
+    """Returns traced weights in a dtype of the handler, along one axis; along two, words of 32 bits are halves."""
     plain = weight.dtype.itemsize >= 4 and weight.dtype.kind in "iuf"
     return (weight if plain else weight.astype(jnp.float32)).reshape(-1)
 

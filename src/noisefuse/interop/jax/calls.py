@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checked call as one operation of JAX's programs: how it is run, vmapped and differentiated.
+"""A checked call as one operation of JAX's programs: its execution, vmap and derivatives.
 
 The operation gets a `Described`, which holds shapes and dtypes and is a value that JAX can compare, and operands, which
-hold all numbers: rows of coefficients, which of them, the noise's name, and arrays. So a program with other numbers is
-the same program. On CPUs it is a custom call of XLA's typed FFI (csrc/xla.cpp), which runs the native kernels on XLA's
-buffers. Elsewhere it is stated in jax.numpy (pure.py), and with another backend XLA calls Python back
+hold all numbers: rows of coefficients, row numbers, the noise's key, and arrays. So a program with other numbers is the
+same program. On CPUs it is a custom call of XLA's typed FFI (csrc/xla.cpp), which runs the native kernels on XLA's
+buffers. Elsewhere it is written in jax.numpy (pure.py), and with another backend XLA calls Python
 (`jax.pure_callback`); the bits are the same.
 """
 
@@ -60,9 +60,9 @@ call_p.multiple_results = True
 
 
 def bind(what: Described, operands: Sequence[Any]) -> list[Any]:
-    """The outputs."""
+    """Returns the outputs."""
     axes = frozenset[Any]().union(*map(varying_axes, operands))
-    if axes:  # inside of shard_map: numbers that are the same for all devices stand beside parts of arrays
+    if axes:  # inside shard_map, numbers that are the same for all devices stand beside parts of arrays
         operands = [varying(x, axes) for x in operands]
     return call_p.bind(*operands, what=what)  # type: ignore[no-any-return]
 
@@ -82,11 +82,11 @@ def _abstract(*operands: Any, what: Described) -> list[Any]:
     return [result_type(operands[0], shape, jnp.dtype(dtype)) for shape, dtype in what.output_shapes()]
 
 
-# ---- how it is run -----------------------------------------------------------------------------------------
+# ---- execution ---------------------------------------------------------------------------------------------
 
 
 def _on_host(what: Described, *operands: Any) -> list[Any]:
-    """The outputs, from Python: the backend in use runs the call."""
+    """Returns the outputs from Python: the backend in use runs the call."""
     arrays = [np.asarray(x) for x in operands]
     results = [np.empty(shape, jnp.dtype(dtype)) for shape, dtype in what.output_shapes()]
     several = what.several or (False,) * len(arrays)
@@ -138,7 +138,7 @@ def _run(what: Described, given: dict[int, Any], outs: list[Any]) -> None:
 
 
 def _names(what: Described, given: dict[int, Any]) -> tuple[Noise, ...]:
-    """From the bytes of fields, and what is traced."""
+    """Returns the Noises from the bytes of fields and from traced operands."""
     if FIELDS not in given:
         return ()
     fields = given[FIELDS].view(FIELD)
@@ -159,7 +159,7 @@ def _names(what: Described, given: dict[int, Any]) -> tuple[Noise, ...]:
 
 
 def _raw(words: Any, kind: Any) -> Any:
-    """Numbers of 64 bits, from pairs of words where JAX has no others."""
+    """Returns 64-bit numbers, from pairs of words if JAX has no others."""
     if words.dtype == np.uint32 and words.ndim == 2:
         return np.ascontiguousarray(words).view(kind)[:, 0]
     return words.astype(kind)
@@ -174,7 +174,7 @@ _call_back = mlir.lower_fun(_callback, multiple_results=True)
 
 
 def _without_handler(context: Any, *operands: Any, what: Described) -> Any:
-    """In jax.numpy, or by way of Python."""
+    """Lowers the call to jax.numpy, or to a call of Python."""
     if what.way == "callback":
         return _call_back(context, *operands, what=what)
     with jax.enable_x64(True):
@@ -182,7 +182,7 @@ def _without_handler(context: Any, *operands: Any, what: Described) -> Any:
 
 
 def _foreign_call(context: Any, *operands: Any, what: Described) -> Any:
-    """XLA's FFI, on CPUs."""
+    """Lowers the call to XLA's FFI, on CPUs."""
     if what.way != "ffi":
         return _without_handler(context, *operands, what=what)
     if is_for_several(context) and _has_parts(what):
@@ -201,22 +201,22 @@ mlir.register_lowering(call_p, _without_handler)
 if native is not None:
     jax.ffi.register_ffi_target(TARGET, native.xla_handler(), platform="cpu")
     mlir.register_lowering(call_p, _foreign_call, platform="cpu")
-    need_devices(call_p)  # or else a batch is brought together before it
+    need_devices(call_p)  # otherwise a batch is gathered before it
 
 
 # ---- many devices ------------------------------------------------------------------------------------------
-# Where `jit` cuts a batch, each device makes its own samples of it: the call has one operand more, the first of them.
+# If `jit` splits a batch, each device computes its own samples: the call has a further operand, their first number.
 
 
 def _has_parts(what: Described) -> bool:
     batch = int(what.record["batch"])
-    of_samples = all(shape[:1] == (batch,) for shape, _ in what.outputs)  # not a mean over all of them
+    of_samples = all(shape[:1] == (batch,) for shape, _ in what.outputs)  # not a mean over all samples
     return of_samples and what.kind != WALKS and not what.repeat and not what.whole and batch > 1
 
 
 @lru_cache(maxsize=256)
 def _in_parts(what: Described, ranks: tuple[int, ...]) -> Any:
-    """The call as a function that XLA may partition."""
+    """Returns the call as a function that XLA may partition."""
     whole = replace(what, whole=True)
 
     def all_of_it(*operands: Any) -> Any:
@@ -248,7 +248,7 @@ def _in_parts(what: Described, ranks: tuple[int, ...]) -> Any:
 
 
 def _axes_of_batch(mesh: Any, spec: Any, batch: int) -> tuple[Any, int]:
-    """The axes of the mesh that cut it evenly, and in how many parts. None: it stays whole."""
+    """Returns the mesh axes that split the batch evenly, and the number of parts. None: it stays whole."""
     axes = spec[0] if len(spec) else None
     axes = axes if axes is None or isinstance(axes, tuple) else (axes,)
     n = math.prod(mesh.shape[axis] for axis in axes or ())
@@ -256,7 +256,7 @@ def _axes_of_batch(mesh: Any, spec: Any, batch: int) -> tuple[Any, int]:
 
 
 def _as_arrays(what: Described) -> Any:
-    """Results lie as the first array does; noise alone lies everywhere."""
+    """Places results like the first array; without arrays they lie everywhere."""
 
     def infer(mesh: Any, operands: Any, results: Any) -> Any:
         specs = [x.sharding.spec for role, x in zip(what.roles, operands, strict=True) if role <= Z and x.sharding]
@@ -267,7 +267,7 @@ def _as_arrays(what: Described) -> Any:
 
 
 def _rule(what: Described, ranks: tuple[int, ...]) -> dict[str, Any]:
-    """The same in Shardy's words: b is the batch, and all else stays whole."""
+    """Returns the same rule for Shardy: b is the batch, and everything else stays whole."""
     inner = [f"s{axis}" for axis in range(len(what.sample))]
     factors = [
         ["b", *inner] if role <= Z else [f"o{role}a{axis}" for axis in range(rank)]
@@ -283,17 +283,17 @@ def _rule(what: Described, ranks: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _batched(operands: Sequence[Any], axes: Sequence[Any], *, what: Described) -> Any:
-    """The call once for each element, as a loop would make them: one after the other, inside of one operation."""
+    """Runs the call once for each element, as a loop would: one after the other, inside one operation."""
     size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
     before, n = what.several or (False,) * len(operands), what.repeat
-    if size == 0:  # nothing runs: to the operation a repeat of 0 is none
+    if size == 0:  # nothing runs: for the operation, a repeat of 0 means no repeat
         outs = [jnp.zeros((0, *shape), dtype) for shape, dtype in what.output_shapes()]
         return outs, [0] * len(outs)
     moved, several = [], []
     for x, axis, inner in zip(operands, axes, before, strict=True):
         if axis is not None:
             x = jnp.moveaxis(x, axis, 0)
-        if n and (inner or axis is not None):  # a vmap inside of another: their elements are one axis
+        if n and (inner or axis is not None):  # nested vmaps: their elements are one axis
             if axis is None:
                 x = jnp.broadcast_to(x, (size, *x.shape))
             if not inner:
@@ -311,8 +311,8 @@ batching.primitive_batchers[call_p] = _batched
 
 
 # ---- derivatives -------------------------------------------------------------------------------------------
-# A row is linear in what it reads, but for its clamp: so the derivative of a call is a call whose rows have the same
-# coefficients in other places, and draw nothing. docs/samplers.md and Tableau.transpose say which.
+# A row is linear in its inputs, except for its clamp. So the derivative of a call is a call whose rows have the same
+# coefficients in other places, and draw nothing. docs/samplers.md and Tableau.transpose explain them.
 
 
 def _tangents(primals: Sequence[Any], tangents: Sequence[Any], *, what: Described) -> tuple[Any, Any]:
@@ -344,14 +344,14 @@ ad.primitive_jvps[call_p] = _tangents
 
 
 def _change(what: Described, given: dict[int, Any], changes: dict[int, Any], k: int) -> Any:
-    """Of output k. None: none."""
+    """Returns the change of output k, or None if there is none."""
     total, active, rows = None, int(what.record["active"]), given[ROWS]
     first = AFFINE[k]
     for some in range(0, len(changes), 4):
         pairs, arrays = [], []
         for slot, dx in list(changes.items())[some : some + 4]:
             if what.record["masked"]:
-                if slot < PAST1:  # of a mask: constant, almost everywhere
+                if slot < PAST1:  # the input of a mask: constant, almost everywhere
                     continue
                 pair = rows[..., OUT + 1 + slot], rows[..., AUX1 + 1 + slot]
             else:
@@ -366,7 +366,8 @@ def _change(what: Described, given: dict[int, Any], changes: dict[int, Any], k: 
 
 
 def _linear(what: Described, given: dict[int, Any], pairs: Any, arrays: Any, output: Any, active: int) -> Any:
-    """The sum of arrays, each times its pair of coefficients: as it is, and through D, where its clamp lets it pass."""
+    """Returns the sum of arrays, each times its pair of coefficients: directly, and through D if its clamp lets it
+    pass."""
     record, rows = np.frombuffer(what.call, CALL).copy(), given[ROWS]
     several = dict(zip(what.roles, what.several or (False,) * len(what.roles), strict=True))
     masked = bool(record["masked"][0]) or bool(active & BOUNDS)
@@ -404,7 +405,7 @@ def _linear(what: Described, given: dict[int, Any], pairs: Any, arrays: Any, out
 
 
 def _transposed(cotangents: Sequence[Any], *operands: Any, what: Described) -> list[Any]:
-    """Of a call that `_linear` made, which has one output."""
+    """Transposes a call from `_linear`, which has one output."""
     (ct,) = cotangents
     given = dict(zip(what.roles, operands, strict=True))
     found: list[Any] = []
@@ -431,7 +432,7 @@ ad.primitive_transposes[call_p] = _transposed
 
 
 def _tangents_of_density(primals: Sequence[Any], changes: dict[int, Any], what: Described) -> tuple[Any, Any]:
-    """f S + c changes by 2 f r dr, and the residual r is a row as all others."""
+    """Differentiates a density f S + c, which changes by 2 f r dr. The residual r is a row like all others."""
     (density,) = bind(what, primals)
     given = dict(zip(what.roles, primals, strict=True))
     record = np.frombuffer(what.call, CALL).copy()
@@ -453,7 +454,7 @@ def _tangents_of_density(primals: Sequence[Any], changes: dict[int, Any], what: 
 
 
 def _tangents_of_loss(primals: Sequence[Any], changes: dict[int, Any], what: Described) -> tuple[Any, Any]:
-    """The gradient is made with the loss, in one pass."""
+    """Differentiates a loss. The gradient is computed with the loss, in one pass."""
     if LAW in what.roles:
         return _tangents_of_density(primals, changes, what)
     for role, name in ((X, "x0"), (Z, "noise"), (WEIGHTS, "weight")):
@@ -462,7 +463,7 @@ def _tangents_of_loss(primals: Sequence[Any], changes: dict[int, Any], what: Des
     if len(what.outputs) > 1:
         raise NotImplementedError("grad_out: the gradient has no derivative: leave it out, and use jax.grad")
     record = np.frombuffer(what.call, CALL).copy()
-    record["type"] = record["out_type"] = DTYPES[what.floats]  # unrounded, as what comes from above is not known yet
+    record["type"] = record["out_type"] = DTYPES[what.floats]  # unrounded: the upstream gradient is not known yet
     shape = int(record["batch"][0]), *what.sample
     both = replace(what, call=record.tobytes(), outputs=(*what.outputs, (shape, what.floats)))
     loss, gradient = bind(both, primals)

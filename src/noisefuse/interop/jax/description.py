@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checked call without its numbers: what JAX compares, and what each of its operands is."""
+"""A checked call without its numbers, which JAX compares, and the roles of its operands."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ...language.rows import Z
 native: Any
 try:
     from ... import _native as native
-except ImportError:  # installed without its extension
+except ImportError:  # installed without the extension
     native = None
 
-# Roles of operands beyond slots of inputs, and kinds of calls, as csrc/xla.cpp numbers them.
+# Roles of operands beyond the inputs' slots, and kinds of calls, with the numbers of csrc/xla.cpp.
 ROWS, FIELDS, INDEX, STEP, IDS, START, WEIGHTS, SHARD, LAW = range(Z + 1, Z + 10)
 STEP_CALLS, WALKS, LOSSES = range(3)
 
-# Handlers of other versions have other names: a program that was stored finds its own or none.
+# Handlers of other versions have other names: a stored program finds its own handler or none.
 TARGET = f"noisefuse_{crc32(repr((CALL.descr, FIELD.descr, LAW)).encode()):08x}"
 NAMES = {code: name for name, code in DTYPES.items()}
 
@@ -35,19 +35,19 @@ NAMES = {code: name for name, code in DTYPES.items()}
 class Described:
     """A call without its numbers and its memory."""
 
-    call: bytes  # of a CALL whose addresses are 0
+    call: bytes  # a CALL whose addresses are 0
     kind: int
-    roles: tuple[int, ...]  # of the operands
-    outputs: tuple[tuple[tuple[int, ...], str], ...]  # shapes and dtypes
-    way: str  # how it is run, see `way`
-    sample: tuple[int, ...] = ()  # the shape of one
-    window: tuple[int, ...] = ()  # of a full one, where there is a window
-    keep: tuple[int, ...] = ()  # of a walk: the row of each time in the output, or -1
-    alpha: tuple[float, ...] = ()  # of a walk: what x0 is multiplied with, at each time that is kept
-    factors: tuple[float, ...] = ()  # of a density: of each row what the sum of squares is multiplied with
-    repeat: int = 0  # how many elements vmap has: operands that are `several`, and all outputs, have one axis more
+    roles: tuple[int, ...]  # the operands' roles
+    outputs: tuple[tuple[tuple[int, ...], str], ...]  # their shapes and dtypes
+    way: str  # the way of execution, see `way`
+    sample: tuple[int, ...] = ()  # one sample's shape
+    window: tuple[int, ...] = ()  # a full sample's shape, if there is a window
+    keep: tuple[int, ...] = ()  # for a walk: the output row of each time, or -1
+    alpha: tuple[float, ...] = ()  # for a walk: the factor of x0 at each kept time
+    factors: tuple[float, ...] = ()  # for a density: each row's factor of the sum of squares
+    repeat: int = 0  # the number of vmap's elements: operands that are `several`, and all outputs, have one more axis
     several: tuple[bool, ...] = ()
-    whole: bool = False  # not to be cut into parts of a batch
+    whole: bool = False  # it must not be split into parts of a batch
     in_place: bool = False  # whether the first output may take the memory of x
 
     @property
@@ -56,7 +56,7 @@ class Described:
 
     @property
     def floats(self) -> str:
-        """The dtype of the arithmetic."""
+        """Returns the dtype of the arithmetic."""
         return "float64" if self.record["type"] == DTYPES["float64"] else "float32"
 
     def output_shapes(self) -> list[tuple[tuple[int, ...], str]]:
@@ -64,7 +64,7 @@ class Described:
         return [((*lead, *shape), dtype) for shape, dtype in self.outputs]
 
     def attributes(self) -> dict[str, Any]:
-        """As the handler takes them: arrays of 64-bit integers."""
+        """Returns the attributes as the handler takes them: arrays of 64-bit integers."""
         numbers = {
             "call": np.frombuffer(self.call, np.int64),
             "roles": self.roles,
@@ -83,8 +83,8 @@ if _wanted and _wanted not in WAYS:
 
 
 def way() -> str:
-    """How calls are run from now on: by XLA's FFI where the platform has a handler and in jax.numpy where it has none;
-    by Python, for a backend that somebody chose; or always in jax.numpy. NOISEFUSE_JAX says it, or the backend."""
+    """Returns how later calls run: by XLA's FFI on platforms with a handler and in jax.numpy on others; by Python, if a
+    backend was chosen; or always in jax.numpy. NOISEFUSE_JAX or the backend decides."""
     if _wanted:
         return _wanted
     backend = current().__name__.rpartition(".")[2]
@@ -94,7 +94,7 @@ def way() -> str:
 
 
 def described(call: Step, kind: int, roles: Sequence[int], outputs: Any, **rest: Any) -> Described:
-    """Of a checked call on arrays that stand for JAX's."""
+    """Describes a checked call on arrays that stand for JAX's."""
     numbers = pack(call, lambda _: 0, 0, 0, 0, rest.pop("kept", None), rest.pop("loss", NO_LOSS))
     return Described(numbers, kind, tuple(roles), tuple(outputs), way(), **rest)
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IEEE-754's arithmetic in integers, for programs of XLA, and with it the noise contract (spec.py) on JAX's arrays.
+"""IEEE-754's arithmetic in integers, for XLA's programs, and with it the noise contract (spec.py) on JAX's arrays.
 
-XLA fuses products and sums where it likes, flushes subnormal numbers and has no fma; no flag that a library may set
-ends that. So numbers are kept as their bits, and + - * fma sqrt are made of shifts and sums of integers: exact, then
-rounded once, to nearest even. A processor without integers of 64 bits, a TPU, gets them from XLA, in pairs of words.
+XLA fuses products and sums where it likes, flushes subnormal numbers and has no fma. A library can set no flag against
+that. So numbers are kept as their bits, and + - * fma sqrt are built from shifts and sums of integers: exact, then
+rounded once, to nearest even. On a processor without 64-bit integers, such as a TPU, XLA uses pairs of words.
 
-All of this has to be traced where 64 bits are enabled: `jax.enable_x64(True)`.
+All this has to be traced with 64 bits enabled: `jax.enable_x64(True)`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Bools: TypeAlias = Any
 
 @jax.tree_util.register_pytree_node_class
 class Wide:
-    """Integers of 128 bits, as two words of 64: as much of an integer as is needed here.
+    """Integers of 128 bits, as two words of 64, with the operations that are needed here.
 
     Shifts are by uint64 below 128.
     """
@@ -70,12 +70,12 @@ class Wide:
 
 
 def _where(condition: Bools, a: Any, b: Any) -> Any:
-    """Of words, or of Wide."""
+    """Chooses between words, or between Wides."""
     return jax.tree.map(partial(jnp.where, condition), a, b)
 
 
 def _low(s: Any) -> Words:
-    """The last 64 bits."""
+    """Returns the last 64 bits."""
     return s.low if isinstance(s, Wide) else s
 
 
@@ -96,10 +96,10 @@ def _words(n: Words) -> Words:
 
 @dataclass(frozen=True)
 class Format:
-    """float32 or float64; called, it makes numbers of it, as NumPy's types do, of a Float, integers or a number.
+    """float32 or float64. A call makes its numbers, as NumPy's types do, from a Float, integers or a number.
 
-    A number is m 2^(e - bias - fraction): e as it stands in its bits, m with its leading one. Sums are formed in
-    integers of twice its bits, of which the uppermost one stays free and the next one, `top`, takes the carry.
+    A number is m 2^(e - bias - fraction): e is its exponent's bits, m has its leading one. Sums use integers of twice
+    its bits. Their uppermost bit stays free, and the next one, `top`, takes the carry.
     """
 
     bits: int
@@ -148,7 +148,7 @@ FLOAT64: Format = Format(64, 52)
 
 
 class Float:
-    """An array of numbers as their bits. Operators take the numbers of NumPy and Python beside it."""
+    """An array of numbers as their bits. Operators also take numbers of NumPy and Python."""
 
     __array_ufunc__ = None  # so NumPy's scalars leave operators to this class
 
@@ -159,7 +159,7 @@ class Float:
         self.bits, self.format = bits, format
 
     def to(self, format: Format) -> Float:
-        """Rounded once, where it has to be."""
+        """Converts to another format, rounded once if needed."""
         own, size, (negative, e, m) = self.format, _size(self), _parts(self)
         moved = format.bias + format.fraction - own.bias - own.fraction
         found = _rounded(format, negative, format.wide(_low(m)), e + moved)
@@ -206,7 +206,7 @@ class Float:
 
 
 def _size(x: Float) -> Words:
-    """The bits of |x|."""
+    """Returns the bits of |x|."""
     return x.bits & x.format.word(x.format.sign - 1)
 
 
@@ -219,13 +219,13 @@ def _is_nan(x: Float) -> Bools:
 
 
 def _place(x: Float) -> Words:
-    """Where x stands among numbers; both zeros at 0."""
+    """Returns x's place in the order of numbers; both zeros are at 0."""
     size = _size(x).astype(jnp.int32 if x.format.bits == 32 else jnp.int64)
     return jnp.where(_is_negative(x), -size, size)
 
 
 def _parts(x: Float) -> tuple[Bools, Words, Any]:
-    """Sign, e and m, without a leading one where x is subnormal."""
+    """Returns sign, e and m. A subnormal x has no leading one."""
     size = _size(x)
     field = size >> x.format.fraction
     m = size - (jnp.maximum(field, 1) - 1 << x.format.fraction)
@@ -236,17 +236,17 @@ def _parts(x: Float) -> tuple[Bools, Words, Any]:
 
 
 def _rounded(kind: Format, negative: Bools, s: Any, e: Words) -> Float:
-    """s 2^(e - bias - fraction), to nearest even; s is below 2^(top + 1)."""
+    """Returns s 2^(e - bias - fraction), rounded to nearest even; s is below 2^(top + 1)."""
     word, top, most = kind.word, kind.top, 2 * kind.bits - 1
     left = _leading_zeros(s) - 1
     zero, field = _is_zero(s), jnp.minimum(e - left + (top - kind.fraction), kind.infinity >> kind.fraction)
     right = top - kind.fraction + jnp.maximum(1 - field, 0)
     one = kind.wide(jnp.ones_like(_low(s)))
-    s = _where(right > most, one, s << _words(left))  # beyond, nothing but that it is not 0 is left of it
+    s = _where(right > most, one, s << _words(left))  # beyond, only the fact that it is not 0 is left
     right = _words(jnp.minimum(right, most))
     odd = _low(s >> right) & 1
     half = (one << (right - 1)) - one
-    found = _low(s + half + kind.wide(odd) >> right).astype(word)  # a carry makes the next power of two of it
+    found = _low(s + half + kind.wide(odd) >> right).astype(word)  # a carry turns it into the next power of two
     found = found + ((jnp.maximum(field, 1) - 1).astype(word) << kind.fraction)
     found = jnp.where(zero, word(0), jnp.minimum(found, word(kind.infinity)))
     return Float(_signed(kind, negative, found), kind)
@@ -257,7 +257,7 @@ def _signed(kind: Format, negative: Bools, size: Words) -> Words:
 
 
 def _moved(s: Any, n: Words) -> Any:
-    """s >> n, with a last bit of 1 where one was lost: what is rounded later never looks like a tie then."""
+    """Returns s >> n, with a last bit of 1 if a 1 was lost: a later rounding then never sees a false tie."""
     n = _words(jnp.minimum(n, 127 if isinstance(s, Wide) else 63))
     moved = s >> n
     return moved | ~_is_zero((moved << n) - s)
@@ -267,14 +267,14 @@ _LEAST = -(1 << 20)  # the exponent of a product that is 0
 
 
 def fma(a: Any, b: Any, c: Any) -> Float:
-    """a b + c, rounded once; one of them is a Float."""
+    """Returns a b + c, rounded once; one of them is a Float."""
     kind = _format(a, b, c)
     product, special = _times(kind(a), kind(b))
     return _special(_added(kind, product, _parts(kind(c))), special, kind(c))
 
 
 def mul(a: Any, b: Any) -> Float:
-    """a b, which meets no sum; one of them is a Float."""
+    """Returns a b, which meets no sum; one of them is a Float."""
     kind = _format(a, b)
     (negative, e, s), (_, infinite, nan) = _times(kind(a), kind(b))
     bits = jnp.where(infinite, _signed(kind, negative, kind.word(kind.infinity)), _rounded(kind, negative, s, e).bits)
@@ -282,7 +282,7 @@ def mul(a: Any, b: Any) -> Float:
 
 
 def _sum(a: Float, b: Float) -> Float:
-    """a + b."""
+    """Returns a + b."""
     kind = a.format
     negative, e, m = _parts(a)
     up = kind.top - 1 - kind.fraction
@@ -296,7 +296,7 @@ def _format(*numbers: Any) -> Format:
 
 
 def _times(a: Float, b: Float) -> Any:
-    """a b as (sign, e, s), exactly, and as (sign, whether it is infinite, or NaN)."""
+    """Returns a b exactly, as (sign, e, s), and as (sign, whether it is infinite, or NaN)."""
     kind, (negative_a, ea, ma), (negative_b, eb, mb) = a.format, _parts(a), _parts(b)
     p, lower = _product(ma, mb), kind.top - 2 * kind.fraction - 2
     e = jnp.where(_is_zero(p), _LEAST, ea + eb - (kind.bias + kind.fraction + lower))
@@ -317,7 +317,7 @@ def _product(a: Any, b: Any) -> Any:
 
 
 def _added(kind: Format, a: Any, b: Any) -> Float:
-    """Of (sign, e, s) and the parts of b: s has its place already, below 2^top, and b is moved there."""
+    """Adds (sign, e, s) and the parts of b: s is in place already, below 2^top, and b is shifted to it."""
     (negative_a, ea, sa), (negative_b, eb, sb) = a, b
     up = kind.top - 1 - kind.fraction
     sb, eb = sb << jnp.uint64(up), eb - up
@@ -330,7 +330,7 @@ def _added(kind: Format, a: Any, b: Any) -> Float:
 
 
 def _special(found: Float, product: Any, c: Float) -> Float:
-    """The sum of a product, (sign, whether it is infinite, or NaN), and c; as found where both are finite."""
+    """Returns the sum of a product, (sign, whether it is infinite, or NaN), and c; `found` if both are finite."""
     kind, word = c.format, c.format.word
     negative, infinite, nan = product
     of_c = _size(c) >= kind.infinity
@@ -341,7 +341,7 @@ def _special(found: Float, product: Any, c: Float) -> Float:
 
 
 def sqrt(x: Float) -> Float:
-    """Digit by digit: of m, moved up by an even power of two, a root of one digit more than x has, and what is left."""
+    """Takes the root digit by digit: m is scaled by an even power of two, and the root has one digit more than x."""
     kind, (negative, e, m) = x.format, _parts(x)
     left = _leading_zeros(m) - (2 * kind.bits - 1 - kind.fraction)
     e = e - left - kind.bias
@@ -363,7 +363,7 @@ _ONE = np.uint64(1)
 
 
 def divide(x: Float, n: float) -> Float:
-    """x / n, of a finite n of at least 1: digit by digit of their m, of one digit more than x has, and what is left."""
+    """Returns x / n for a finite n of at least 1: digit by digit of their m, to one digit more than x has."""
     kind, (negative, e, m), (_, e_n, m_n) = x.format, _parts(x), _parts(x.format(n))
     digits = kind.fraction + 4
     rest, by = _low(m), _low(m_n)
@@ -387,7 +387,7 @@ def select(condition: Bools, a: Any, b: Any) -> Any:
 
 
 def view(x: Any, kind: Any) -> Any:
-    """The same bits as another type: as numbers of a Format, or as words."""
+    """Returns the same bits as another type: as numbers of a Format, or as words."""
     bits = x.bits if isinstance(x, Float) else x
     if isinstance(kind, Format):
         return Float(jax.lax.bitcast_convert_type(bits, kind.word), kind)

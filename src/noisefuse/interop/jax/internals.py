@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of JAX that is not its public interface, and what it has under several names."""
+"""The uses of JAX beyond its public interface, and of names that differ between its versions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 
 def varying_axes(x: Any) -> frozenset[Any]:
-    """The axes of a mesh along which devices hold different values of x: inside of `jax.shard_map`."""
+    """Returns the mesh axes along which devices hold different values of x, inside `jax.shard_map`."""
     kind = jax.typeof(x)
     return _of_type(kind)
 
@@ -22,7 +22,7 @@ def _of_type(kind: Any) -> frozenset[Any]:
 
 
 def varying(x: Any, axes: frozenset[Any]) -> Any:
-    """x as a value that may differ along these axes."""
+    """Returns x as a value that may differ along these axes."""
     missing = tuple(axes - varying_axes(x))
     if not missing:
         return x
@@ -32,7 +32,7 @@ def varying(x: Any, axes: frozenset[Any]) -> Any:
 
 
 def result_type(operand: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    """The type of a result that varies along the same axes as this type of an operand."""
+    """Returns the type of a result that varies along the same axes as this operand's type."""
     if not _of_type(operand):
         return jax.core.ShapedArray(shape, dtype)
     sharding = operand.sharding.update(spec=PartitionSpec(*[None] * len(shape)))
@@ -40,13 +40,13 @@ def result_type(operand: Any, shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def is_for_several(context: Any) -> bool:
-    """Whether a program is lowered for several devices, among which XLA is to share it out."""
+    """Whether a program is lowered for several devices, which share it."""
     devices = getattr(context.module_context.axis_context, "device_assignment", None)
     return devices is not None and len(devices) > 1
 
 
 def need_devices(primitive: Any) -> bool:
-    """Asks that devices are known where the primitive is lowered. False: this JAX cannot be asked."""
+    """Asks JAX to give the devices when the primitive is lowered. False: this JAX cannot be asked."""
     try:
         from jax._src.dispatch import prim_requires_devices_during_lowering
     except ImportError:

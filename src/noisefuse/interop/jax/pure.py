@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A call in `jax.numpy` alone, for platforms that have none of our kernels: spec.py on the integers of floats.py.
+"""A call in `jax.numpy` alone, for platforms without our kernels: spec.py on the integers of floats.py.
 
-It is what the reference backend is to NumPy, on arrays of (batch, elements of a sample). All is traced with 64 bits.
+It corresponds to NumPy's reference backend, on arrays of (batch, elements of a sample). All is traced with 64 bits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Numbers: TypeAlias = dict[int, Any]  # operands by role
 
 
 def outputs(what: Described, *operands: Any) -> list[Any]:
-    """As the handler of a platform would make them."""
+    """Returns the outputs of a platform's handler."""
     run = partial(_of_one, what)
     if what.repeat:
         axes = tuple(0 if each else None for each in what.several)
@@ -57,7 +57,7 @@ def _of_one(what: Described, *operands: Any) -> list[Any]:
 
 
 def _walked(what: Described, given: Numbers, table: Float, x0: Float) -> Any:
-    """The kept times of a random walk, whose state is not rounded to 16 bits."""
+    """Returns the kept times of a random walk, whose state is not rounded to 16 bits."""
     real, keep, ((shape, dtype),) = table.format, np.array(what.keep), what.outputs
     columns = [AFFINE[0] + 1 + slot for slot in (Z, X)]
     begun = varying(jnp.zeros(shape, dtype), varying_axes(x0.bits))
@@ -81,7 +81,7 @@ def _shape(what: Described) -> tuple[int, int]:
 
 
 def _read(x: Any) -> Any:
-    """Of an array, of any dtype that a call takes."""
+    """Returns the numbers of an array, of any dtype that a call takes."""
     if x.dtype.name in LEVELS:
         return FLOAT32(x)
     if x.dtype.itemsize > 2:
@@ -102,7 +102,7 @@ def _stored(x: Float, full: tuple[int, ...], shape: tuple[int, ...], dtype: str)
 
 
 def _row(what: Described, given: Numbers) -> Any:
-    """Of each element, or one for all, or one for each sample: rows beyond the table are its first and its last."""
+    """Returns each element's row, or one for all, or one per sample: rows beyond the table are its first and last."""
     n, period, (batch, size) = given[ROWS].shape[0], int(what.record["period"]), _shape(what)
     if what.record["by_level"]:
         return given[X].reshape(batch, size).astype(jnp.int64)
@@ -121,7 +121,7 @@ def _row(what: Described, given: Numbers) -> Any:
 
 
 def _losses(what: Described, given: Numbers, r: Float, row: Any) -> list[Any]:
-    """The losses and, if there is a second output, the gradient, of residuals (batch, size)."""
+    """Returns the losses and, if there is a second output, the gradient, from residuals (batch, size)."""
     n, piece, (shape, dtype) = float(what.record["n"]), int(what.record["piece"]), what.outputs[0]
     row = jnp.broadcast_to(row, r.bits.shape)[:, ::piece]
     weights = _doubles(given[WEIGHTS]).bits[row] if WEIGHTS in given else None
@@ -139,7 +139,7 @@ def _losses(what: Described, given: Numbers, r: Float, row: Any) -> list[Any]:
 
 
 def _sums_of_chunks(r: Float, piece: int) -> Any:
-    """(batch, pieces, chunks): the bits of float64."""
+    """Returns sums of chunks, (batch, pieces, chunks), as the bits of float64."""
     batch, size = r.bits.shape
     chunk = min(LOSS_CHUNK, -(-piece // ACCUMULATORS) * ACCUMULATORS)
     bits = jnp.pad(r.bits.reshape(batch, size // piece, piece), ((0, 0), (0, 0), (0, -piece % chunk)))
@@ -149,14 +149,14 @@ def _sums_of_chunks(r: Float, piece: int) -> Any:
         return SPEC.add_square(Float(total, r.format), Float(group, r.format)).bits, None
 
     sums, half = jax.lax.scan(add, jnp.zeros_like(groups[0]), groups)[0], ACCUMULATORS
-    while half > 1:  # as SPEC.sum_accumulators, but all pairs at once: of one after another XLA compiles each
+    while half > 1:  # like SPEC.sum_accumulators, but all pairs at once, because XLA compiles each separate pair
         half //= 2
         sums = (Float(sums[..., :half], r.format) + Float(sums[..., half:], r.format)).bits
     return FLOAT64(Float(sums[..., 0], r.format)).bits
 
 
 def _in_order(terms: Any, weights: Any = None) -> Any:
-    """The sums along the last axis, from 0, in float64."""
+    """Returns the sums along the last axis, from 0, in float64."""
     if terms.shape[-1] == 1 and weights is None:
         return terms[..., 0]
     of_one = SPEC.add_piece if weights is not None else lambda total, _, term: total + term
@@ -170,7 +170,7 @@ def _in_order(terms: Any, weights: Any = None) -> Any:
 
 
 def _doubles(numbers: Any) -> Float:
-    """Of any dtype; in two words where JAX has no float64."""
+    """Returns float64 from numbers of any dtype; they are two words if JAX has no float64."""
     if numbers.dtype == jnp.uint32 and numbers.ndim == 2:
         low, high = numbers.astype(jnp.uint64).T
         return Float(low | high << 32, FLOAT64)
@@ -181,7 +181,7 @@ def _doubles(numbers: Any) -> Float:
 
 
 def _drawn(what: Described, given: Numbers, real: Format, later: Any) -> Float:
-    """The noise of all elements, where these are `later` steps than their Noise says."""
+    """Returns the noise of all elements, `later` steps after their Noise's step."""
     fields = {name: _field(given[FIELDS], name) for name in ("seed", "sample", "step", "stream", "start")}
     batch, size = _shape(what)
     step = fields["step"] + given.get(STEP, jnp.zeros(1)).astype(jnp.uint64).reshape(-1, 1)
@@ -202,18 +202,18 @@ def _drawn(what: Described, given: Numbers, real: Format, later: Any) -> Float:
 
 
 def _field(fields: Any, name: str) -> Any:
-    """A number of each Noise, (n, 1), from the bytes of their fields."""
+    """Returns a number of each Noise, (n, 1), from the bytes of their fields."""
     dtype, offset = FIELD.fields[name][:2]  # type: ignore[index]
     found = fields.reshape(-1, FIELD.itemsize)[:, offset : offset + dtype.itemsize].astype(jnp.uint64)
     return (found << np.arange(0, 8 * dtype.itemsize, 8, dtype=np.uint64)).sum(1, keepdims=True, dtype=jnp.uint64)
 
 
 def _samples(given: Numbers, first: Any, batch: int) -> Any:
-    """The id of each sample, (batch, 1)."""
+    """Returns the id of each sample, (batch, 1)."""
     ids, each = given.get(IDS), len(first) > 1
     if ids is None:
         ids = first
-    elif ids.dtype == jnp.uint32 and ids.ndim == 2:  # in two words
+    elif ids.dtype == jnp.uint32 and ids.ndim == 2:  # ids in two words
         ids = (ids[:, 0].astype(jnp.uint64) | ids[:, 1].astype(jnp.uint64) << 32)[:, None]
         each = True
     else:
@@ -223,8 +223,8 @@ def _samples(given: Numbers, first: Any, batch: int) -> Any:
 
 
 def _elements(what: Described, given: Numbers, start: Any) -> Any:
-    """Numbers in the field, (1 or batch, size)."""
-    place = jnp.arange(int(what.record["size"]))  # NumPy's is a constant, from which XLA draws while it compiles
+    """Returns numbers in the field, (1 or batch, size)."""
+    place = jnp.arange(int(what.record["size"]))  # NumPy's would be a constant, from which XLA draws while it compiles
     if not what.window:
         return place[None]
     strides = [math.prod(what.window[axis + 1 :]) for axis in range(len(what.window))]
@@ -235,7 +235,7 @@ def _elements(what: Described, given: Numbers, start: Any) -> Any:
 
 
 def _blocks(draw: int, real: Format, seed: Any, element: Any, step: Any, sample: Any, stream: Any) -> Any:
-    """The bits of the four values of the blocks that hold these elements, along one axis more."""
+    """Returns the bits of the four values of the blocks that hold these elements, along one more axis."""
     key = seed & 0xFFFFFFFF, seed >> 32
 
     def pairs(low: int) -> tuple[Any, Any]:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch tensors in, torch tensors out, without a copy: what `operations` do not do at once with tensors comes here.
+"""torch tensors in, torch tensors out, without a copy: `operations` passes calls with tensors on to this module.
 
 Gradients go through an `autograd.Function`; under `torch.compile` a call becomes one operator of the graph. Each module
-imports those below it alone:
+imports only those below it:
 
     torch       the operations, and the library that `interop` registers
     loss        mse_loss
     density     log-densities of steps
     graph       autograd and torch.compile, of any operation
     arrays      tensors as arrays, devices and streams
-    internals   what is asked of torch's internals
+    internals   the uses of torch's internals
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ FLOATING.update(dtype for dtype in DTYPES if dtype.is_floating_point)
 
 
 # ---- operations --------------------------------------------------------------------------------------------
-# Their arguments are those of the functions of the same names; `ops` comes here where x, `out` or dtype is torch's.
+# Their arguments are those of the functions of the same names; `operations` calls them if x, `out` or dtype is torch's.
 
 
 def randn(shape: Any, noise: Any, **options: Any) -> Any:
@@ -78,7 +78,7 @@ def randn_like(x: Any, noise: Any, *, dtype: Any, batched: bool) -> Any:
 
 
 def _empty_like(x: Any, dtype: Any) -> Any:
-    """For noise, in C order: of x's dtype, but float32 where x holds integers. None: what `randn` makes by itself."""
+    """Returns an empty tensor for noise, in C order, of x's dtype, or float32 for integers. None: `randn` allocates."""
     if dtype is None and x.is_cpu and x.dtype in DTYPES and x.dtype.is_floating_point and not is_traced():
         return None
     if dtype is None:
@@ -119,8 +119,8 @@ def zeros_like(x: Any) -> Any:
 
 
 def of_arrays(model: Any, answer: Any) -> tuple[Any, Any]:
-    """Of a model that answered NumPy's arrays with this: one that is asked with tensors, and the answer. The model goes
-    on being given NumPy's arrays, through which no gradient goes: so answers have none."""
+    """Returns a model that takes tensors, for one that answered NumPy's arrays with this answer, and the answer. The
+    model is still given NumPy's arrays, which carry no gradient, so answers have none."""
 
     def detached(answer: Any) -> Any:
         if isinstance(answer, list | tuple):
@@ -134,7 +134,7 @@ def of_arrays(model: Any, answer: Any) -> tuple[Any, Any]:
 
 
 def times(x: Any, t: Any, kind: str) -> Any:
-    """t for each sample of x."""
+    """Returns t for each sample of x."""
     return torch.full(x.shape[:1], t.item(), dtype=getattr(torch, kind), device=x.device)
 
 
@@ -144,7 +144,7 @@ def uniform(shape: Any, noise: Any, **options: Any) -> Any:
 
 def q_sample(x0: Any, t: Any, schedule: Any, noise: Any, *, out: Any, target_out: Any, **options: Any) -> Any:
     options["dtype"] = dtype_name(options["dtype"], or_levels=True)
-    if options["dtype"] in LEVELS:  # rounded
+    if options["dtype"] in LEVELS:  # rounded to integer levels
         need_no_gradient(x0=x0)
     if options["target"] is None and target_out is None:
         return _call("q_sample", schedule, options, t, {"x": x0}, noise, (out,))[0]
@@ -152,7 +152,7 @@ def q_sample(x0: Any, t: Any, schedule: Any, noise: Any, *, out: Any, target_out
 
 
 def q_step(x: Any, t: Any, schedule: Any, noise: Any, *, out: Any, **options: Any) -> Any:
-    if "dtype" in options:  # levels, rounded
+    if "dtype" in options:  # rounded to integer levels
         need_no_gradient(x=x)
     return _call("q_step", schedule, options, t, {"x": x}, noise, (out,))[0]
 
@@ -168,7 +168,7 @@ def update(
     models = model_output if isinstance(model_output, tuple) else (model_output,)
     tensors = {"x": x} | {f"m{n + 1}": m for n, m in enumerate(models) if m is not None}
     tensors = like_x(tensors | {f"past{n + 1}": p for n, p in enumerate(past)})
-    if options:  # levels, rounded
+    if options:  # rounded to integer levels
         need_no_gradient(**{nf.tableau.ARGUMENTS[slot]: tensor for slot, tensor in tensors.items()})
     made = isinstance(aux_out, int)
     results = _call("update", table, options, i, tensors, noise, (out, *((None,) * aux_out if made else aux_out)))
@@ -176,11 +176,11 @@ def update(
 
 
 def augmented(function: Any, x: Any, noise: Any, *, dtype: Any = None, out: Any = None, **options: Any) -> Any:
-    """A function of `augment`, on the memory of tensors."""
+    """Runs a function of `augment` on the memory of tensors."""
     need_no_gradient(x=x, noise=noise)
     place, name, made = place_of("x", checked("x", x)), dtype_name(dtype, or_levels=True), out
     kind = NAMED.get(name, x.dtype)
-    if out is None and place.type != "cpu":  # all memory of results on a device is torch's
+    if out is None and place.type != "cpu":  # torch allocates all results on a device
         made = torch.empty(x.shape, dtype=kind, device=x.device)
     with on(place):
         noise = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "x")
@@ -194,7 +194,7 @@ class RowCall(Operation):
     """q_sample, q_step, q_walk or update: rows. Slots are x, m1, m2, past1 .. past4, z."""
 
     def label(self, slot: str) -> str:
-        """The argument's name."""
+        """Returns the argument's name."""
         return "x0" if slot == "x" and self.name in ("q_sample", "q_walk") else nf.tableau.ARGUMENTS[slot]
 
     def out_labels(self) -> tuple[str, ...]:
@@ -207,13 +207,13 @@ class RowCall(Operation):
         if self.name == "q_walk":
             kept = options["keep"]
             return [((len(self.table) if kept is None else np.size(kept), *x.shape), x.dtype)]
-        like_x = torch.float32 if DTYPES.get(x.dtype) in LEVELS else x.dtype  # and what is beside levels
+        like_x = torch.float32 if DTYPES.get(x.dtype) in LEVELS else x.dtype  # and that beside integer levels
         first = NAMED.get(options.get("dtype") or "", like_x)
         others = like_x if DTYPES[first] in LEVELS else first
         return [(tuple(x.shape), others if n else first) for n in range(self.outputs)]
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Any, ...]:
-        """The outputs, of tensors and arrays alike."""
+        """Returns the outputs, for tensors and arrays alike."""
         given = dict(zip(self.slots, tensors, strict=True))
         x, noise = given.pop("x"), given.pop("z", noise)
         if self.name == "update":
@@ -235,13 +235,13 @@ class RowCall(Operation):
         return options | {"dtype": array_dtype(options["dtype"])} if "dtype" in options else options
 
     def kept(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """x, m1 and m2, where a clamp passes the gradient or does not."""
+        """Returns x, m1 and m2, if a clamp decides whether the gradient passes."""
         if self.name != "update" or not self.table.clamps:
             return []
         return [x for slot, x in zip(self.slots, tensors, strict=True) if slot in ("x", "m1", "m2")]
 
     def gradient(self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor]) -> Tensor:
-        """The same kernel with the transposed row, which draws nothing."""
+        """Runs the same kernel with the transposed row, which draws nothing."""
         if self.name == "q_walk":  # x_t is alpha_t x0 and noise
             alpha = self.table.alpha[slice(None) if (keep := dict(self.options)["keep"]) is None else list(keep)]
             weights = torch.tensor(alpha).to(grads[0], non_blocking=True)
@@ -260,7 +260,7 @@ class RowCall(Operation):
         return moved
 
     def transposed(self, times: Any = None) -> dict[str, nf.Tableau]:
-        """Backward rows by slot: one for each row of the table, or for each of these times."""
+        """Returns backward rows by slot: one for each row of the table, or for each of these times."""
         if self.name == "update":
             table = self.table
         elif self.name == "q_step":
@@ -280,7 +280,7 @@ def _transposed(call: RowCall) -> dict[str, nf.Tableau]:
 def _call(
     name: str, table: Any, options: dict[str, Any], index: Any, tensors: dict[str, Any], noise: Any, outs: Sequence[Any]
 ) -> tuple[Any, ...]:
-    """The outputs: the caller's, or new ones."""
+    """Returns the outputs: the caller's, or new ones."""
     time = "i" if name == "update" else "t"
     need_no_gradient(**{"noise": noise, time: index})
     if isinstance(noise, Tensor):
@@ -293,7 +293,7 @@ def _call(
         return tuple(copied(result, out) for result, out in zip(made, outs, strict=True))
     call = RowCall(*fields)
     labels, out_labels = [call.label(slot) for slot in call.slots], call.out_labels()
-    # What samplers remember is written over, as by an in-place operation that autograd knows.
+    # Remembered tensors are overwritten, as by an in-place operation that autograd knows.
     remembered = tuple(out for out in outs[1:] if out is not None) if name == "update" else ()
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*values, *remembered)):
         for label, x in zip(labels, values, strict=True):
@@ -306,7 +306,7 @@ def _call(
         return differentiable(call, index, noise, values, remembered)
     noise, place = read_noise(noise, "x"), place_of(labels[0], checked(labels[0], values[0]))
     kinds = call.results(values)
-    if place.type != "cpu":  # all memory of results on a device is torch's
+    if place.type != "cpu":  # torch allocates all results on a device
         memory = [
             torch.empty(shape, dtype=dtype, device=values[0].device) if out is None else out
             for (shape, dtype), out in zip(kinds, outs, strict=True)

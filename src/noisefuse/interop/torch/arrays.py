@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors as arrays, and arrays as tensors, without a copy: NumPy's of CPU tensors, CuPy's of those of a CUDA device,
-whose kernels then run on torch's current stream.
+"""Tensors as arrays, and arrays as tensors, without a copy: NumPy's for CPU tensors, CuPy's for tensors on a CUDA
+device. CuPy's kernels then run on torch's current stream.
 
-NumPy and CuPy know bfloat16 by ml_dtypes alone. Without it CPU tensors of bfloat16 are read as float32 and results are
-rounded by torch, which gives the same bits: kernels compute in float32 and round once."""
+NumPy and CuPy know bfloat16 only through ml_dtypes. Without it, CPU tensors of bfloat16 are read as float32 and torch
+rounds the results. The bits are the same, because kernels compute in float32 and round once."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ _HERE = nullcontext()
 
 
 def read(name: str, x: object, place: torch.device) -> Any:
-    """The memory of a tensor that is read; a lazily negated one is copied."""
+    """Returns the memory of a tensor to read; a lazily negated one is copied."""
     tensor = checked(name, x)
     if is_dual(tensor):
         raise NotImplementedError(f"{name}: forward-mode differentiation is not supported")
     tensor = tensor.detach().resolve_neg()
     if is_copied(tensor):
         tensor = tensor.float()
-    # Where a device has to copy, torch does: in its own memory, and with a kernel that is there already.
+    # On a device torch makes any copy: in its own memory, and with a kernel that exists already.
     return memory(name, tensor if place.type == "cpu" else tensor.contiguous(), place)
 
 
@@ -78,7 +78,7 @@ def write(name: str, out: object, place: torch.device, dtype: torch.dtype) -> An
 
 
 def read_index(name: str, t: Any, place: torch.device) -> Any:
-    """Row numbers or times; those in host memory do for tensors of a device, too."""
+    """Returns row numbers or times. Tensors on a device may have theirs in host memory, too."""
     if not isinstance(t, Tensor):
         return t
     need_plain(name, t)
@@ -87,7 +87,8 @@ def read_index(name: str, t: Any, place: torch.device) -> Any:
 
 
 def read_numbers(name: str, x: Any, place: torch.device) -> Any:
-    """Weights and upstream gradients, a float or float64. Those of a device stay there: nobody waits for them."""
+    """Returns weights or upstream gradients, as float or float64. They stay on their device, so nothing waits for
+    them."""
     if not isinstance(x, Tensor):
         return x
     need_plain(name, x)
@@ -97,7 +98,7 @@ def read_numbers(name: str, x: Any, place: torch.device) -> Any:
 
 
 def read_noise(noise: Any, beside: str) -> Any:
-    """A Noise or a list of them: noise that is given as values is a tensor where `beside` is one."""
+    """Returns a Noise or a list of them. Noise given as values has to be a tensor if `beside` is one."""
     if isinstance(noise, np.ndarray):
         raise TypeError(
             f"noise: expected a Noise, a list of them or a torch.Tensor, as {beside} is one, got a NumPy array"
@@ -134,14 +135,14 @@ def need_plain(name: str, x: Any) -> None:
 
 
 def place_of(name: str, x: Tensor) -> torch.device:
-    """Where it lies; refused where no kernel reaches it."""
+    """Returns x's device. NotImplementedError: no kernel reaches it."""
     if not (x.is_cpu or x.is_cuda):
         raise NotImplementedError(f"{name}: expected a tensor on the CPU or a CUDA device, got one on {x.device}")
     return x.device
 
 
 def memory(name: str, tensor: Tensor, place: torch.device) -> Any:
-    """The memory of a tensor, without a copy: NumPy's view of a CPU tensor, CuPy's of a CUDA tensor."""
+    """Returns the memory of a tensor, without a copy: NumPy's view of a CPU tensor, CuPy's of a CUDA tensor."""
     if (own := place_of(name, tensor)) != place:
         raise ValueError(f"{name} lies on {own}, the other tensors on {place}: expected all on one device")
     try:
@@ -150,12 +151,13 @@ def memory(name: str, tensor: Tensor, place: torch.device) -> Any:
         if tensor.dtype != torch.bfloat16:
             return tensor.numpy()
         return tensor.view(torch.int16).numpy().view(_numpy_dtype(tensor))
-    except RuntimeError as error:  # of vmap, say, or a FakeTensor
+    except RuntimeError as error:  # for instance in vmap, or a FakeTensor
         raise _no_memory(name) from error
 
 
 def need_memory(name: str, x: object) -> None:
-    """Raises for tensors of torch.func, which unwraps them where a result is made, but not in the backward pass."""
+    """Raises an error for tensors of torch.func. torch unwraps them in the forward pass, but not in the backward
+    pass."""
     try:
         checked(name, x).data_ptr()
     except RuntimeError as error:
@@ -180,13 +182,13 @@ def is_copied(x: Any) -> bool:
 
 
 def array_dtype(name: Any) -> Any:
-    """The name of the dtype of a result, as arrays have it."""
+    """Returns the dtype of a result, by its name for arrays."""
     return "float32" if name == "bfloat16" and HALF is None else name
 
 
 def like_x(tensors: dict[str, Any]) -> dict[str, Any]:
     """Returns the inputs of a step, by slot. Beside an x that is copied they have its dtype, as arrays would: model
-    outputs are rounded to it, and what is remembered has it."""
+    outputs are rounded to it, and remembered tensors have it."""
     if not is_copied(tensors["x"]):
         return tensors
     for slot, tensor in tensors.items():
@@ -217,7 +219,7 @@ def as_tensor(result: Any, out: Any, dtype: torch.dtype) -> Any:
 
 
 def in_format(result: Tensor, x: Tensor) -> Tensor:
-    """The result in x's memory format, as torch's pointwise operations have it: kernels write in C order."""
+    """Returns the result in x's memory format, like torch's pointwise operations: kernels write in C order."""
     form = FORMATS.get(x.ndim)
     if form is None or result.ndim != x.ndim or x.is_contiguous() or not x.is_contiguous(memory_format=form):
         return result
@@ -236,7 +238,7 @@ def dtype_name(dtype: Any, or_levels: bool = False) -> Any:
 
 
 class _Stream(NamedTuple):
-    """A stream of torch's, as CuPy takes it. (Streams of older torch do not tell their handles by themselves.)"""
+    """A stream of torch, as CuPy takes it. (Streams of older torch do not give their handles by themselves.)"""
 
     handle: int
 
@@ -254,7 +256,7 @@ def _cupy() -> Any:
 
 
 def on(place: torch.device) -> AbstractContextManager[None]:
-    """Kernels run there, and in the order of torch's own."""
+    """Runs kernels on this device, in the order of torch's own."""
     return _HERE if place.type == "cpu" else _on_stream(place)
 
 
@@ -266,8 +268,8 @@ def _on_stream(device: torch.device) -> Iterator[None]:
 
 
 def _cupy_array(tensor: Tensor, device: int) -> Any:
-    """CuPy's array of this memory, which it keeps alive. (Not through DLPack, where streams wait for each other though
-    there is one, nor through the CUDA array interface, which has no bfloat16.)"""
+    """Returns CuPy's array of this memory, which it keeps alive. (Through DLPack, streams wait for each other even if
+    there is only one; the CUDA array interface has no bfloat16.)"""
     cupy, storage, size = _cupy(), tensor.untyped_storage(), tensor.itemsize
     if tensor.numel() and not storage.data_ptr():
         raise RuntimeError("no memory")

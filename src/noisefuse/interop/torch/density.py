@@ -70,7 +70,7 @@ def update_with_log_prob(
     table: Any, i: Any, x: Any, model_output: Any, noise: Any, *, past: Any, out: Any, aux_out: Any, partial: bool,
     **options: Any,
 ) -> Any:  # fmt: skip
-    """x' is a sample, which has no gradient; its log-density has."""
+    """Returns a sample x', which has no gradient, and its log-density, which has one."""
     need_no_gradient(noise=noise)
     tensors = _inputs(x, model_output, past)
     watched = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in tensors.values())
@@ -80,7 +80,7 @@ def update_with_log_prob(
         step = functools.partial(nf.update, table, i, models["x"], pair, past=past, noise=noise)
         made = step()
         found = log_prob(table, i, x, model_output, made, past=past, partial=partial, **options)
-        # The caller's own last: the density has been checked by then, and is of inputs that they may take the place of.
+        # The caller's arrays come last: the density is checked by then, and they may replace the inputs that it reads.
         return (step(out=out, aux_out=aux_out) if out is not None or len(aux_out) else made), found
     place = place_of("x", checked("x", x))
     into = out
@@ -99,7 +99,7 @@ def update_with_log_prob(
 
 
 def combined(parts: Any) -> Any:
-    """`combine` of sums that are tensors, wherever they lie: they are few."""
+    """Does `combine` for sums that are tensors, on any device: they are few."""
     first = parts[0].sums
     found = nf.density.combine([replace(part, sums=part.sums.cpu().numpy()) for part in parts])
     return torch.from_numpy(found).to(first.device)
@@ -153,7 +153,7 @@ def _gradient(
 ) -> Tensor:
     x = next(iter(tensors.values()))
     place, into = place_of("x", checked("x", x)), out
-    if out is None and place.type != "cpu":  # all memory of results on a device is torch's
+    if out is None and place.type != "cpu":  # torch allocates all results on a device
         into = torch.empty_like(x, memory_format=torch.contiguous_format)
     with on(place):
         given = _arguments(table, i, tensors, place) | {"upstream": read_numbers("upstream", upstream, place)}
@@ -167,7 +167,7 @@ def _inputs(x: Any, model_output: Any, past: Sequence[Any]) -> dict[str, Any]:
 
 
 def _as_given(tensors: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
-    """x, the model output or the pair, past and x_next."""
+    """Returns x, the model output or the pair, past and x_next."""
     models = (tensors["m1"], tensors["m2"]) if "m2" in tensors else tensors.get("m1")
     past = [a for name, a in tensors.items() if name.startswith("past")]
     return tensors["x"], models, past, tensors["x_next"]
@@ -178,7 +178,7 @@ def _remembered(past: Sequence[Any]) -> dict[str, Any]:
 
 
 def _arguments(table: Any, i: Any, tensors: dict[str, Any], place: torch.device) -> dict[str, Any]:
-    """As the functions of `density` take them: memory by the names of their arguments."""
+    """Returns the arguments of the functions of `density`: memory by argument."""
     memory = {name: read(nf.tableau.ARGUMENTS.get(name, name), a, place) for name, a in tensors.items()}
     given: dict[str, Any] = {"table": table, "i": i.cpu().numpy() if isinstance(i, Tensor) else i}
     given["model_output"] = (memory["m1"], memory["m2"]) if "m2" in memory else memory.get("m1")
@@ -189,7 +189,7 @@ def _arguments(table: Any, i: Any, tensors: dict[str, Any], place: torch.device)
 
 
 def _in_torch(sums: Any, x: Tensor) -> Tensor:
-    """Float64 numbers where x lies, in torch's own memory."""
+    """Returns float64 numbers on x's device, in torch's own memory."""
     if isinstance(sums, np.ndarray):
         return torch.from_numpy(sums)
     made = torch.empty(sums.shape, dtype=torch.float64, device=x.device)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations as parts of torch's graphs: of autograd's in eager code, and of those that torch.compile makes.
+"""Operations in torch's graphs: those of autograd in eager code, and those of torch.compile.
 
-An operation is a value that can run and that knows its gradients. Autograd holds it; a compiled graph sees an operator
-with its number, and a noise as five more: so a step that changes compiles nothing anew.
+An operation is a value that can run and that knows its gradients. Autograd holds it. A compiled graph sees an operator
+with the operation's number, and a noise as five more numbers, so a step that changes compiles nothing anew.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from .internals import constant_of_graph, operator
 
 
 class Operation(NamedTuple):
-    """A function of the library and what it is called with, but for tensors, row numbers and noise."""
+    """A function of the library and its arguments, without tensors, row numbers and noise."""
 
     table: Any  # Schedule or Tableau
     name: str
     options: tuple[tuple[str, Any], ...]
-    slots: tuple[str, ...]  # what the tensors are
+    slots: tuple[str, ...]  # the tensors' slots
     outputs: int
 
     def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each output."""
+        """Returns shape and dtype of each output."""
         raise NotImplementedError
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> Sequence[Any]:
-        """The outputs. Nothing is differentiated."""
+        """Returns the outputs. Nothing is differentiated."""
         raise NotImplementedError
 
     def kept(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Those that the gradient depends on."""
+        """Returns the tensors that the gradient depends on."""
         return tensors
 
     def gradient(self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor]) -> Tensor:
-        """Of the tensor in this slot, from the gradients of the outputs."""
+        """Returns the gradient of the tensor in this slot, from the gradients of the outputs."""
         raise NotImplementedError
 
 
 def need_no_gradient(**given: Any) -> None:
-    """Raises where autograd watches what has no gradient."""
+    """Raises NotImplementedError if autograd watches an argument that has no gradient."""
     for name, x in given.items():
         if isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled():
             raise NotImplementedError(f"{name}: gradients with respect to it are not computed: pass {name}.detach()")
@@ -60,8 +60,8 @@ def need_no_gradient(**given: Any) -> None:
 def differentiable(
     operation: Operation, index: Any, noise: Any, tensors: Sequence[Any], remembered: Sequence[Tensor] = ()
 ) -> tuple[Any, ...]:
-    """The outputs, of which the last are written over what is `remembered`. The backward pass takes the values of now,
-    whatever the caller writes there meanwhile."""
+    """Returns the outputs, the last of which overwrite `remembered`. Backward uses the values of this call, even if the
+    caller overwrites them later."""
     if not isinstance(index, int | Tensor):
         index = torch.tensor(np.array(index))
     if isinstance(noise, list):
@@ -70,7 +70,7 @@ def differentiable(
 
 
 class _Differentiable(torch.autograd.Function):
-    """`run`, with `gradient` as its backward pass, which may be differentiable itself."""
+    """Runs `run`, with `gradient` as its backward pass, which may be differentiable itself."""
 
     @staticmethod
     @internals.forward
@@ -102,10 +102,11 @@ class _Differentiable(torch.autograd.Function):
 
 
 # ---- torch.compile -----------------------------------------------------------------------------------------
-# A graph carries numbers and tensors, but no object. So what it calls is kept here, under its number, for good: graphs
-# outlive their tables (a model is exported, then deleted), and torch does not tell when they end. There are few: one
-# for each function, schedule (by its value) and set of options that was ever compiled, whatever the number of calls;
-# and torch compiles a function anew only a few times. One of a schedule of 1000 steps holds 0.5 MiB, with its rows.
+# A graph carries numbers and tensors, but no objects. So the operations that it calls are kept here by number, for
+# good: graphs outlive their tables (a model is exported, then deleted), and torch does not tell when they end. There
+# are few: one for each function, schedule (by its value) and set of options that was ever compiled, whatever the number
+# of calls; and torch compiles a function anew only a few times. An operation with a schedule of 1000 steps holds 0.5
+# MiB, with its rows.
 
 _operations: list[Operation] = []
 _numbers: dict[Operation, int] = {}
@@ -113,7 +114,7 @@ _numbers: dict[Operation, int] = {}
 
 @constant_of_graph  # type: ignore[untyped-decorator]
 def number_of(kind: Any, *fields: Any) -> int:
-    """The number of an operation."""
+    """Returns the number of an operation."""
     operation = kind(*fields)
     number = _numbers.setdefault(operation, len(_operations))
     if number == len(_operations):
@@ -122,19 +123,20 @@ def number_of(kind: Any, *fields: Any) -> int:
 
 
 def compiled(kind: Any, fields: tuple[Any, ...], index: Any, tensors: Sequence[Any], noise: Any) -> list[Tensor]:
-    """The outputs of kind(*fields), which the compiler cannot follow. The first field is a schedule or a table."""
+    """Returns the outputs of kind(*fields), which the compiler cannot trace. The first field is a schedule or a
+    table."""
     results: list[Tensor] = torch.ops.noisefuse.apply(*carried(kind, fields, index), tensors, words_of(noise))
     return results
 
 
 def carried(kind: Any, fields: tuple[Any, ...], index: Any) -> tuple[int, int | None, Tensor | None]:
-    """Number, row and times, of which one is None."""
-    id(fields[0])  # a guard, where the compiler takes the number of the operation for a constant without one of its own
+    """Returns number, row and times. Row or times is None."""
+    id(fields[0])  # a guard, because the compiler takes the operation's number for a constant without one
     if isinstance(index, int):
         return number_of(kind, *fields), index, None
     times = torch.as_tensor(index)
     if times.dtype == torch.float32 and not isinstance(index, Tensor | np.ndarray):
-        times = torch.as_tensor(index, dtype=torch.float64)  # as Python has them
+        times = torch.as_tensor(index, dtype=torch.float64)  # Python's numbers
     return number_of(kind, *fields), None, times
 
 
@@ -161,7 +163,7 @@ def _gradient(
 ) -> Tensor:
     index = times if row is None else row
     gradient = _operations[number].gradient(slot, index, kept, noise_of(words), grads)
-    return gradient.to(dtype).contiguous()  # as is said below
+    return gradient.to(dtype).contiguous()  # see below
 
 
 @_gradient.register_fake  # type: ignore[untyped-decorator]
@@ -184,7 +186,7 @@ def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
         torch.ops.noisefuse.gradient(ctx.number, *slot, *rest) if needed else None
         for slot, needed in zip(ctx.slots, ctx.wanted, strict=True)
     ]
-    return None, None, None, made, None if ctx.words else []  # torch takes an empty list for one of tensors
+    return None, None, None, made, None if ctx.words else []  # torch takes an empty list for a list of tensors
 
 
 _apply.register_autograd(_backward, setup_context=_keep_for_backward)
@@ -203,7 +205,8 @@ def _(name: str, shape: Any, dtype: str, words: Any, batched: bool, device: torc
 
 
 def carries(noise: Any) -> bool:
-    """Whether a graph can have it: a name with one sample number and no window, a tensor or none. Else it breaks."""
+    """Whether a graph can carry the noise: a key with one sample number and no window, a tensor or none. Else it
+    breaks."""
     if isinstance(noise, nf.Noise):
         return isinstance(noise.sample, int) and noise.window_shape is None
     return noise is None or isinstance(noise, Tensor)
@@ -224,7 +227,7 @@ def noise_of(words: Sequence[int]) -> nf.Noise | None:
 
 
 def copied(result: Tensor, out: Tensor | None) -> Tensor:
-    """The result in `out`, if there is one: operators of graphs make new tensors."""
+    """Returns the result in `out`, if there is one: operators of graphs make new tensors."""
     if out is None:
         return result
     if out.shape != result.shape or out.dtype != result.dtype:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mse_loss for torch tensors: autograd without noise that is kept, and torch.compile.
+"""mse_loss for torch tensors: autograd without stored noise, and torch.compile.
 
-A graph keeps the prediction, x0, t and weights for the backward pass, and perhaps the gradient; no noise and no target.
+A graph keeps the prediction, x0, t and weights for the backward pass, and perhaps the gradient, but no noise or target.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def mse_loss(
     if grad_out is not None and (watched or is_compiling()):
         raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
     if watched and not isinstance(weight, Tensor | None) and not is_compiling():
-        weight = torch.from_numpy(np.array(weight))  # the caller may write there before the backward pass
+        weight = torch.from_numpy(np.array(weight))  # the caller may overwrite it before the backward pass
     fields, tensors, noise = _parts(pred, x0, schedule, noise, weight, options)
     if is_compiling():
         if not carries(noise):
@@ -81,7 +81,7 @@ def mse_loss_grad(
 
 
 def _parts(pred: Any, x0: Any, schedule: Any, noise: Any, weight: Any, options: dict[str, Any]) -> Any:
-    """The fields of a Loss, its tensors, and a noise that is none of them."""
+    """Returns the fields of a Loss, its tensors, and a noise that is no tensor."""
     if weight is not None and is_compiling():
         weight = torch.as_tensor(weight, dtype=torch.float64)
     tensors = {"pred": pred, "x0": x0, "noise": noise if isinstance(noise, Tensor) else None, "weight": weight}
@@ -91,10 +91,11 @@ def _parts(pred: Any, x0: Any, schedule: Any, noise: Any, weight: Any, options: 
 
 
 class Loss(Operation):
-    """mse_loss, and as its gradient mse_loss_grad. Slots are pred, x0, noise and weight: those that there are."""
+    """mse_loss, with mse_loss_grad as its gradient. Slots are pred, x0, noise and weight, if they are present."""
 
-    # Where autograd watches, the gradient of a mean in host memory is made with the loss, in one pass, for an upstream
-    # gradient of 1: backward() of the loss itself hands it on. For another one a second pass writes over it.
+    # If autograd watches, the gradient of a mean in host memory is computed with the loss, in one pass, for an upstream
+    # gradient of 1: backward() of the loss itself returns it. For another upstream gradient a second pass overwrites
+    # it.
     early: list[Tensor] | None = None
 
     def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
@@ -110,7 +111,7 @@ class Loss(Operation):
         return (loss,)
 
     def value(self, index: Any, tensors: Sequence[Any], noise: Any, grad_out: Any = None) -> tuple[Tensor, Any]:
-        """The loss; and its gradient, where it is wanted (True: as a new tensor)."""
+        """Returns the loss, and its gradient if it is wanted (True: as a new tensor)."""
         pred, place = tensors[0], self.place(tensors)
         if grad_out is True and place.type == "cuda":
             grad_out = _like(pred)
@@ -121,7 +122,7 @@ class Loss(Operation):
             loss, gradient = (found, None) if grad_out is None else found
             if place.type == "cpu":
                 result = torch.as_tensor(loss, dtype=_dtype(pred))
-            else:  # copied there into memory of torch's
+            else:  # torch's memory, and a copy
                 double = torch.empty(loss.shape, dtype=torch.float64, device=pred.device)
                 memory("loss", double, place)[...] = loss
                 result = double.to(_dtype(pred))
@@ -140,7 +141,7 @@ class Loss(Operation):
             raise NotImplementedError("mse_loss is differentiable once: create_graph=True is not supported")
         pred, given_out = kept[0], out
         if self.early:
-            out = self.early.pop()  # autograd need not copy what nobody else has
+            out = self.early.pop()  # autograd need not copy a tensor that has no other owner
             if grads[0].item() == 1:
                 return in_format(out, pred)
         place = self.place(kept)
@@ -156,7 +157,7 @@ class Loss(Operation):
         return place_of("pred", checked("pred", tensors[0]))
 
     def _arrays(self, index: Any, tensors: Sequence[Any], noise: Any, place: torch.device) -> dict[str, Any]:
-        """The arguments, as the library takes them there."""
+        """Returns the arguments, as the library takes them on this device."""
         given: dict[str, Any] = {"x0": None, "noise": read_noise(noise, "pred")}
         for name, x in zip(self.slots, tensors, strict=True):
             given[name] = (read_numbers if name == "weight" else read)(name, x, place)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What transforms of other libraries share."""
+"""The parts that transforms of other libraries share."""

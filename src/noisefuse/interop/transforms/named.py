@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the transforms of other libraries share: noise that an item names, and what follows from that name."""
+"""The parts that transforms of other libraries share: noise with a key from the item, and what follows from the key."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ def noise_of(key: Key, epoch: int = 0, seed: int = 0) -> nf.Noise:
 
 
 def given_by(field: str, data: Mapping[Any, Any], transform: str) -> Any:
-    """Returns what stands beside an item to name it. It raises KeyError if nothing does."""
+    """Returns the key that is given beside an item. KeyError: there is none."""
     if field not in data:
         raise KeyError(f"{transform}(key={field!r}): expected {field}=.. beside the image")
     return data[field]
 
 
 def noise_by(field: str, data: Mapping[Any, Any], seed: int, transform: str) -> nf.Noise:
-    """Returns the noise of a key, or of a pair of key and epoch, that stands beside the item."""
+    """Returns the noise of a key, or of a pair of key and epoch, that is given beside the item."""
     given = given_by(field, data, transform)
     key, epoch = given if isinstance(given, tuple) else (given, 0)
     return noise_of(key, epoch, seed)
 
 
 def applies(noise: nf.Noise, p: float) -> bool:
-    """Whether an item has noise at all: where `strengths` with that p are not 0."""
+    """Whether an item has noise at all: `strengths` with that p are then not 0."""
     return strength(noise, 1.0, 1.0, p) == 1.0
 
 
 class Named:
     """A transform of one item at a time."""
 
-    _noise: nf.Noise | None = None  # None: the library's own generator names it
+    _noise: nf.Noise | None = None  # None: the library's own generator gives the key
 
     def at(self: Transform, key: Key, epoch: int = 0, *, seed: int = 0) -> Transform:
-        """The transform whose noise this item names, whatever the process, the order and the run: for
-        ``__getitem__(index)``. Its random strength and, with p, whether it is applied are named too. Transforms that
-        follow one another take a seed each, so that they do not draw the same noise.
+        """Returns the transform with this item's key, for ``__getitem__(index)``: its noise is the same in any process,
+        order and run. The key also gives the random strength and, with p, decides whether it is applied. Transforms
+        that follow one another each need a seed, so that they draw different noise.
 
         key: an int in [0, 2^56), or a str (`augment.sample_id`).
         """
@@ -62,7 +62,7 @@ class OfUnitRange:
     _looked = False
 
     def _warn_of_levels(self, image: Any) -> None:
-        """Once, of the first image."""
+        """Warns once, for the first image."""
         if self._looked:
             return
         self._looked, flat = True, image.reshape(-1)

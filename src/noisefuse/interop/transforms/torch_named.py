@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What transforms of torch's tensors share: seeds from torch's generator, and noise that lets gradients pass."""
+"""The parts that transforms of torch's tensors share: seeds from torch's generator, and noise that passes gradients
+on."""
 
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ import noisefuse as nf
 
 
 def word() -> Tensor:
-    """64 bits of torch's default generator, (1,) int64: a tensor, so that a compiler can trace it."""
+    """Returns 64 bits of torch's default generator, (1,) int64: a tensor, so that a compiler can trace it."""
     return torch.empty(1, dtype=torch.int64).random_(-(1 << 63), None)
 
 
 def add(x: Tensor, std: float, noise: Any, **options: Any) -> Tensor:
-    """`augment.gaussian`; where autograd watches, with its gradient, which is that of the result."""
+    """Runs `augment.gaussian`. If autograd watches, the gradient is that of the result."""
     apply: Any = _Added.apply if torch.is_grad_enabled() and x.requires_grad else _added
     result: Tensor = apply(x, std, noise, options)
     return result
