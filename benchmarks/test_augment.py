@@ -27,12 +27,12 @@ STD = 25.5  # a tenth of the range
 
 
 def images() -> Any:
-    return Images("gaussian", 1, BATCH, "uint8").images
+    return Images("gaussian", 1, BATCH, "uint8").x
 
 
 def call(name: str, operation: str = "gaussian") -> Call:
     """A contender of `noisefuse bench --augment`, on bytes. ImportError: it is not installed."""
-    found = CONTENDERS[name](Images(operation, 1, BATCH, "uint8"), images())
+    found = CONTENDERS[name](Images(operation, 1, BATCH, "uint8"))
     assert found
     return found
 

@@ -895,6 +895,3 @@ def _need_log_prob(asked: bool, law: density.Options) -> None:
 
 
 _NOTHING: tuple[Sequence[Array], Sequence[Array], int] = (), (), 0  # of a state, where none is needed
-
-
-# ---- noise and arrays --------------------------------------------------------------------------------------
