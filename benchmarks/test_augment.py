@@ -18,6 +18,7 @@ import numpy as np
 import figures
 import noisefuse as nf
 from figures import NOISE, SCHEDULE, Figure, Pair
+from noisefuse.commands.bench.augment import CONTENDERS, Images
 from noisefuse.commands.bench.contenders import Call
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -26,25 +27,21 @@ STD = 25.5  # a tenth of the range
 
 
 def images() -> Any:
-    return np.random.default_rng(0).integers(0, 256, BATCH).astype(np.uint8)
+    return Images("gaussian", 1, BATCH, "uint8").x
 
 
-def gaussian() -> Call:
-    x = images()
-    return lambda: nf.augment.gaussian(x, STD, NOISE)
+def call(name: str, operation: str = "gaussian") -> Call:
+    """A contender of `noisefuse bench --augment`, on bytes. ImportError: it is not installed."""
+    found = CONTENDERS[name](Images(operation, 1, BATCH, "uint8"))
+    assert found
+    return found
 
 
 # ---- rivals ------------------------------------------------------------------------------------------------
 
 
-def over_albumentations() -> Pair:
-    import albumentations as A
-    import cv2
-
-    cv2.setNumThreads(1)
-    x = images()
-    transform = A.Compose([A.GaussNoise(std_range=(0.1, 0.1), p=1.0)])
-    return Pair(gaussian(), lambda: [transform(image=image) for image in x])
+def over_albumentations(operation: str) -> Pair:
+    return Pair(call("noisefuse", operation), call("albumentations", operation))
 
 
 def class_over_albumentations() -> Pair:
@@ -62,15 +59,13 @@ def class_over_albumentations() -> Pair:
 
 def over_torchvision(ours: bool) -> Pair:
     """A batch at once, in theirs and in ours."""
+    theirs = call("torchvision")
     import torch
-    from torchvision.transforms import v2
 
     from noisefuse.interop.torchvision import GaussianNoise
 
-    torch.set_num_threads(1)
     x = torch.from_numpy(np.ascontiguousarray(images().transpose(0, 3, 1, 2)))
-    theirs, named = v2.GaussianNoise(sigma=0.1), GaussianNoise(sigma=0.1)
-    return Pair(partial(named, x) if ours else partial(nf.augment.gaussian, x, STD, NOISE), lambda: theirs(x))
+    return Pair(partial(GaussianNoise(sigma=0.1), x) if ours else partial(nf.augment.gaussian, x, STD, NOISE), theirs)
 
 
 def class_over_audiomentations() -> Pair:
@@ -120,7 +115,7 @@ def over_opencv() -> Pair:
 
     cv2.setNumThreads(1)
     z = np.empty(BATCH, np.int16)
-    return Pair(gaussian(), lambda: [cv2.randn(one, 0, STD) for one in z])
+    return Pair(call("noisefuse"), lambda: [cv2.randn(one, 0, STD) for one in z])
 
 
 def preparing(over: str) -> Pair:
@@ -143,27 +138,17 @@ def preparing(over: str) -> Pair:
 
 def to_q_sample() -> Pair:
     x = np.random.default_rng(0).random(BATCH, np.float32)
-    return Pair(gaussian(), lambda: nf.q_sample(x, 500, SCHEDULE, NOISE))
+    return Pair(call("noisefuse"), lambda: nf.q_sample(x, 500, SCHEDULE, NOISE))
 
 
 def to_gaussian(name: str, *numbers: float) -> Pair:
     x = images()
-    return Pair(lambda: getattr(nf.augment, name)(x, *numbers, NOISE), gaussian())
+    return Pair(lambda: getattr(nf.augment, name)(x, *numbers, NOISE), call("noisefuse"))
 
 
 def levels() -> Pair:
     x, of_level = images(), np.arange(256.0)
-    return Pair(lambda: nf.augment.by_level(x, of_level, 0.1 * of_level, NOISE), gaussian())
-
-
-def shot_noise() -> Pair:
-    """A batch at once, of the photons that albumentations' ShotNoise counts, image by image."""
-    import albumentations as A
-    import cv2
-
-    cv2.setNumThreads(1)
-    x, transform = images(), A.Compose([A.ShotNoise(scale_range=(0.2, 0.2), p=1.0)])
-    return Pair(lambda: nf.augment.poisson(x, 5.0, NOISE, gamma=2.2), lambda: [transform(image=image) for image in x])
+    return Pair(lambda: nf.augment.by_level(x, of_level, 0.1 * of_level, NOISE), call("noisefuse"))
 
 
 def channels_last(function: str) -> Pair:
@@ -220,7 +205,7 @@ ABOUT = """\
 Written by `pytest benchmarks/test_augment.py`, in one run. Images are 16x512x512x3 bytes, clips 16 of ten
 seconds at 44.1 kHz; one thread on both sides where nothing else is said."""
 FIGURES = [
-    Figure("gaussian, over albumentations", ">=", 18, over_albumentations),
+    Figure("gaussian, over albumentations", ">=", 18, partial(over_albumentations, "gaussian")),
     Figure("gaussian in albumentations' Compose, over theirs", ">=", 12, class_over_albumentations),
     Figure("gaussian, over torchvision", ">=", 6, partial(over_torchvision, False)),
     Figure("GaussianNoise, over torchvision's", ">=", 6, partial(over_torchvision, True)),
@@ -237,7 +222,7 @@ FIGURES = [
     Figure("multiplicative, of gaussian", "<=", 1.25, partial(to_gaussian, "multiplicative", 0.1)),
     Figure("sensor, of gaussian", "<=", 1.25, partial(to_gaussian, "sensor", 0.5, 2.0)),
     Figure("by_level, of gaussian", "<=", 1.6, levels),
-    Figure("poisson, over albumentations' ShotNoise", ">=", 20, shot_noise),
+    Figure("poisson, over albumentations' ShotNoise", ">=", 20, partial(over_albumentations, "poisson")),
     *(
         Figure(
             f"{name} with numbers for channels that lie last, of one for all", "<=", 1.25, partial(channels_last, name)

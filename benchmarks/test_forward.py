@@ -22,8 +22,7 @@ import numpy as np
 import figures
 import noisefuse as nf
 from figures import ACTION, IMAGES, LARGE, NOISE, SCHEDULE, Figure, Pair, child, memory, microseconds
-from noisefuse.commands.bench import naive
-from noisefuse.commands.bench.contenders import Call, mkl_normals
+from noisefuse.commands.bench.contenders import CONTENDERS, WALK_STEPS, Call, Case
 
 POINTS = (1_000_000, 3)
 WARM = (16, 65536)  # 2^20
@@ -31,57 +30,43 @@ WARM = (16, 65536)  # 2^20
 TITLE, SUFFIX = "The forward process", ""
 ABOUT = """\
 Written by `pytest benchmarks`, in one run. float32, one thread, per-sample t and `out=` where nothing else
-is said; `images` is 256x3x128x128, `points` 1,000,000x3. The naive walk is extrapolated from 20 steps."""
+is said; `images` is 256x3x128x128, `points` 1,000,000x3. The naive walk is extrapolated from 10 steps."""
 
 
 # ---- the calls ---------------------------------------------------------------------------------------------
 
 
-def arrays(shape: tuple[int, ...], dtype: Any = np.float32) -> tuple[Any, Any, Any]:
-    """x, one t for each sample, out."""
-    rng = np.random.default_rng(0)
-    t = rng.integers(0, len(SCHEDULE), shape[0])
-    if np.dtype(dtype).kind == "u":
-        levels = rng.integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
-        return levels, t, np.zeros(shape, np.float32)
-    return rng.random(shape, dtype=np.float32).astype(dtype, copy=False), t, np.zeros(shape, dtype)
+def case(shape: tuple[int, ...], dtype: str = "float32", operation: str = "q_sample") -> Case:
+    return Case(operation, 1, shape, dtype)
 
 
-def q_sample(shape: tuple[int, ...], dtype: Any = np.float32) -> Call:
-    x, t, out = arrays(shape, dtype)
-    return lambda: nf.q_sample(x, t, SCHEDULE, NOISE, out=out)
+def call(name: str, case: Case) -> Call:
+    """A contender of `noisefuse bench`. ImportError: it is not installed."""
+    found = CONTENDERS[name](case)
+    assert found
+    return found
 
 
-def against_naive(shape: tuple[int, ...], dtype: Any = np.float32) -> Pair:
-    x, t, out = arrays(shape, dtype)
-    rng = np.random.default_rng(0)
-    return Pair(
-        lambda: nf.q_sample(x, t, SCHEDULE, NOISE, out=out),
-        lambda: naive.naive_q_sample(x, t, SCHEDULE.alpha, SCHEDULE.sigma, rng),
-    )
-
-
-def against_copy(shape: tuple[int, ...]) -> Pair:
-    x, t, out = arrays(shape)
-    return Pair(lambda: nf.q_sample(x, t, SCHEDULE, NOISE, out=out), lambda: np.copyto(out, x))
+def against(name: str, shape: tuple[int, ...], dtype: str = "float32") -> Pair:
+    both = case(shape, dtype)
+    return Pair(call("noisefuse", both), call(name, both))
 
 
 def against_mkl() -> Pair:
-    return Pair(q_sample(WARM), mkl_normals(np.zeros(WARM, np.float32)))
+    return Pair(call("noisefuse", case(WARM)), call("MKL", case(WARM, operation="randn")))
 
 
 def against_float32(dtype: str) -> Pair:
-    kind = import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else np.dtype(dtype)
-    return Pair(q_sample(IMAGES, kind), q_sample(IMAGES))
+    return Pair(call("noisefuse", case(IMAGES, dtype)), call("noisefuse", case(IMAGES)))
 
 
 def fresh_against_out() -> Pair:
-    x, t, out = arrays(LARGE)
-    return Pair(lambda: nf.q_sample(x, t, SCHEDULE, NOISE), lambda: nf.q_sample(x, t, SCHEDULE, NOISE, out=out))
+    both = case(LARGE)
+    return Pair(partial(nf.q_sample, both.x, both.t, SCHEDULE, NOISE), call("noisefuse", both))
 
 
 def walk() -> tuple[Call, Any]:
-    x, _, out = arrays(WARM)
+    x, out = (np.full(WARM, value, np.float32) for value in (0.5, 0))
     return lambda: nf.q_walk(x, SCHEDULE, NOISE, keep=[len(SCHEDULE) - 1], out=out[None]), x
 
 
@@ -93,27 +78,19 @@ def walk_against_randn() -> Pair:
 
 
 def walk_against_naive() -> Pair:
-    """The naive loop is timed over 20 steps and extrapolated: each of its steps costs the same."""
+    """The naive loop is timed over fewer steps and extrapolated: each of its steps costs the same."""
     ours, x = walk()
-    steps, rng = 20, np.random.default_rng(0)
-    loop = partial(naive.naive_q_walk, x, SCHEDULE.betas, rng, keep=[steps - 1])
-    return Pair(ours, loop, scale=len(SCHEDULE) / steps)
+    return Pair(ours, call("naive", case(x.shape, operation="q_walk")), scale=len(SCHEDULE) / WALK_STEPS)
 
 
 def action_against_add() -> Pair:
     a, b, c = (np.ones(ACTION, np.float32) for _ in range(3))
-    return Pair(q_sample(ACTION), lambda: np.add(a, b, out=c))
+    return Pair(call("noisefuse", case(ACTION)), lambda: np.add(a, b, out=c))
 
 
 def numba_against_native(shape: tuple[int, ...]) -> Pair:
-    import_module("numba")
-    call = q_sample(shape)
-
-    def on(backend: str) -> None:
-        with nf.use_backend(backend):
-            call()
-
-    return Pair(partial(on, "numba"), partial(on, "native"))
+    both = case(shape)
+    return Pair(call("numba", both), call("noisefuse", both))
 
 
 # ---- figures without a rival, measured in new processes ------------------------------------------------------
@@ -179,26 +156,26 @@ def numba_microseconds() -> float:
 # ---- the figures -------------------------------------------------------------------------------------------
 
 FIGURES = [
-    Figure("images, over naive", ">=", 16, partial(against_naive, IMAGES)),
-    Figure("images, over naive, 2 threads", ">=", 30, partial(against_naive, IMAGES), threads=2),
-    Figure("2^26, over naive", ">=", 16, partial(against_naive, LARGE)),
-    Figure("2^26, over naive, 2 threads", ">=", 30, partial(against_naive, LARGE), threads=2),
+    Figure("images, over naive", ">=", 16, partial(against, "naive", IMAGES)),
+    Figure("images, over naive, 2 threads", ">=", 30, partial(against, "naive", IMAGES), threads=2),
+    Figure("2^26, over naive", ">=", 16, partial(against, "naive", LARGE)),
+    Figure("2^26, over naive, 2 threads", ">=", 30, partial(against, "naive", LARGE), threads=2),
     Figure("2^20, of MKL's normals alone", "<=", 1, against_mkl, needs="avx512"),
-    Figure("images, of np.copyto, 2 threads", "<=", 1, partial(against_copy, IMAGES), threads=2),
-    Figure("2^26, of np.copyto, 2 threads", "<=", 1.6, partial(against_copy, LARGE), threads=2),
-    Figure("images, over naive, AVX2", ">=", 8, partial(against_naive, IMAGES), isa="avx2"),
+    Figure("images, of np.copyto, 2 threads", "<=", 1, partial(against, "copyto", IMAGES), threads=2),
+    Figure("2^26, of np.copyto, 2 threads", "<=", 1.6, partial(against, "copyto", LARGE), threads=2),
+    Figure("images, over naive, AVX2", ">=", 8, partial(against, "naive", IMAGES), isa="avx2"),
     Figure("images, float16 of float32", "<=", 1.15, partial(against_float32, "float16")),
     Figure("images, bfloat16 of float32", "<=", 1.15, partial(against_float32, "bfloat16")),
     Figure("images, uint8 of float32", "<=", 1.15, partial(against_float32, "uint8")),
     Figure("images, uint16 of float32", "<=", 1.15, partial(against_float32, "uint16")),
-    Figure("images, float64, over naive float64", ">=", 4, partial(against_naive, IMAGES, np.float64)),
+    Figure("images, float64, over naive float64", ">=", 4, partial(against, "naive", IMAGES, "float64")),
     Figure("2^26, fresh output of out=", "<=", 1.6, fresh_against_out),
     Figure("2^26, fresh output of out=, 2 threads", "<=", 1.6, fresh_against_out, threads=2),
-    Figure("points, over naive", ">=", 6, partial(against_naive, POINTS)),
+    Figure("points, over naive", ">=", 6, partial(against, "naive", POINTS)),
     Figure("q_walk of 1000 steps, of 1000 cached randn", "<=", 1.1, walk_against_randn),
     Figure("q_walk of 1000 steps, over naive", ">=", 10, walk_against_naive),
     Figure("(1, 16, 7), of np.add", "<=", 4, action_against_add),
-    Figure("(1, 16, 7), one call", "<=", 2, lambda: microseconds(q_sample(ACTION)), unit="us"),
+    Figure("(1, 16, 7), one call", "<=", 2, lambda: microseconds(call("noisefuse", case(ACTION))), unit="us"),
     Figure("numba, 2^26, of native", "<=", 1.6, partial(numba_against_native, LARGE)),
     Figure("numba, images, of native", "<=", 1.6, partial(numba_against_native, IMAGES)),
     Figure("numba, first call, compiled", "<=", 2, partial(numba_first_call, False), unit="s"),

@@ -72,9 +72,11 @@ struct Operand {
     }
 
     template <class From, class To>
-    void copy(std::vector<To>& to) const {
+    const To* copy(std::vector<To>& to) const {
         const auto* from = reinterpret_cast<const From*>(data);
+        to.resize(static_cast<size_t>(size));
         std::transform(from, from + size, to.begin(), [](From value) { return static_cast<To>(value); });
+        return to.data();
     }
 
     // Returns numbers of this type: in place, or copied to `kept`. A pair of 32-bit words is eight bytes, because JAX
@@ -82,31 +84,23 @@ struct Operand {
     template <class To>
     const To* as(Type own, std::vector<To>& kept) {
         if (type == own) return reinterpret_cast<const To*>(data);
-        kept.resize(static_cast<size_t>(size));
         switch (type) {
             case Type::s32:
-                copy<int32_t>(kept);
-                break;
+                return copy<int32_t>(kept);
             case Type::s64:
-                copy<int64_t>(kept);
-                break;
+                return copy<int64_t>(kept);
             case Type::u32:
                 if (sizeof(To) == 8 && rank == 2) return size /= 2, reinterpret_cast<const To*>(data);
-                copy<uint32_t>(kept);
-                break;
+                return copy<uint32_t>(kept);
             case Type::u64:
-                copy<uint64_t>(kept);
-                break;
+                return copy<uint64_t>(kept);
             case Type::f32:
-                copy<float>(kept);
-                break;
+                return copy<float>(kept);
             case Type::f64:
-                copy<double>(kept);
-                break;
+                return copy<double>(kept);
             default:
                 return nullptr;
         }
-        return kept.data();
     }
 };
 

@@ -241,8 +241,8 @@ def test_bench_of_augmentation(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_contenders_augment_alike(operation: str, dtype: str) -> None:
     """Compares the mean and the spread of each one's result on a grey image."""
     case = _bench_augment.Images(operation, 1, (1, 128, 128, 3), dtype)
-    x = np.full(case.shape, case.white / 2, dtype)
-    made = {name: make(case, x) for name, make in _bench_augment.CONTENDERS.items() if name != "copyto" and case.exists}
+    vars(case)["x"] = np.full(case.shape, case.white / 2, dtype)
+    made = {name: make(case) for name, make in _bench_augment.CONTENDERS.items() if name != "copyto" and case.exists}
     results = {name: np.asarray(call(), np.float64) / case.white for name, call in made.items() if call}
     for found in results.values():
         assert abs(found.mean() - results["naive"].mean()) < 0.005

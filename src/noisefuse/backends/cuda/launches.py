@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ...call.description import LOSS_CHUNK, Draw, Loss, Step, Walk, window_runs
 from ...call.packed import CALL, FIELD, NO_LOSS, pack, pack_field, pack_fields, pack_loss, packer
-from ...language.levels import FLOATS, levels_of
+from ...language.levels import FLOATS, LEVELS, levels_of
 from ...language.rows import AFFINE, CLEAN, HIGH, M1, TIMES_CLEAN, TIMES_ROOT, D, Rows, X, Z
 from . import cubin
 
@@ -48,21 +48,17 @@ def _columns(first: int, *slots: int) -> int:
 
 # Kernels for known columns (csrc/cuda/kernels.cu): by draw, the columns, and x's integer levels.
 _FORWARD = _columns(AFFINE[0], X, Z)
+FORWARD_OF = {levels: f"forward_{levels.replace('uint', 'u')}_" for levels in LEVELS}
 KNOWN: dict[tuple[str, int, str | None], str] = {
     ("normal", _FORWARD, None): "forward_",
-    ("normal", _FORWARD | 1 << AFFINE[0], "uint8"): "forward_u8_",
-    ("normal", _FORWARD | 1 << AFFINE[0], "uint16"): "forward_u16_",
+    **{("normal", _FORWARD | 1 << AFFINE[0], levels): kernel for levels, kernel in FORWARD_OF.items()},
     ("normal", _columns(AFFINE[0], Z), None): "normal_",
     ("uniform", _columns(AFFINE[0], Z), None): "uniform_",
     ("none", _columns(CLEAN, X, M1) | _columns(AFFINE[0], M1, D), None): "two_",
 }
 # Elements in a unit, by bytes of an element; a thread takes units.
 UNIT = {4: 4, 8: 4, 2: 8}
-UNITS = {
-    "forward_": {4: 8, 8: 2, 2: 4},
-    "forward_u8_": {4: 8, 8: 2, 2: 4},
-    "forward_u16_": {4: 8, 8: 2, 2: 4},
-    "normal_": {4: 8, 8: 2, 2: 4},
+UNITS = {kernel: {4: 8, 8: 2, 2: 4} for kernel in ("forward_", *FORWARD_OF.values(), "normal_")} | {
     "uniform_": {4: 8, 8: 2},
     "two_": {4: 4, 8: 2, 2: 2},
     "step_": {4: 2, 8: 1, 2: 1},
@@ -239,7 +235,7 @@ def _aligned(call: Step, kind: str) -> bool:
     out = call.outputs[0]
     if call.rows.active & (TIMES_CLEAN | TIMES_ROOT) or (out is not None and levels_of(out.dtype)):
         return False  # vector kernels know neither
-    dtype, of_levels = call.dtype, call.inputs[X] if kind in ("forward_u8_", "forward_u16_") else None
+    dtype, of_levels = call.dtype, call.inputs[X] if kind in FORWARD_OF.values() else None
     for a in (*call.inputs, *call.outputs):
         if a is None:
             continue

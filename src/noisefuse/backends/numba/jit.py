@@ -19,6 +19,7 @@ from ...ground.float_mode import float_mode
 from .. import threads
 from ..selftest import self_test
 from . import kernels
+from .program import CALL_OUT, NEXT, TILE, WORKSPACE
 
 CHUNK = 1 << 15  # elements that a thread takes at a time; a further thread needs as many
 SLAB = 1 << 20  # elements with residuals in memory at a time: whole chunks
@@ -42,7 +43,7 @@ def _chunk(call: Step) -> int:
 
 def walk(call: Walk) -> None:
     first, times = call.first, len(call.keep)
-    chunk = kernels.TILE * max(1, CHUNK // kernels.TILE // times)
+    chunk = TILE * max(1, CHUNK // TILE // times)
     _run(kernels.walk, first, *pack_on_host(first, call.keep), chunk, 0, first.batch * first.size, times)
 
 
@@ -92,16 +93,16 @@ def _run(
     # when the call has ended.
     shared = np.frombuffer(bytearray(numbers + begin.to_bytes(8, "little")), np.int64)
     if begin:
-        shared[kernels.CALL_OUT] -= begin * real.itemsize
+        shared[CALL_OUT] -= begin * real.itemsize
     others = 1 if {a.dtype for a in call.inputs + call.outputs if a is not None} != {real} else None
 
     def work(_memory: Any = (call, memory)) -> None:
-        workspace = np.empty(kernels.WORKSPACE, real)
-        while shared[kernels.NEXT] < end:
+        workspace = np.empty(WORKSPACE, real)
+        while shared[NEXT] < end:
             kernel(workspace, others, shared, end, chunk, turns)
 
     def stop() -> None:
-        shared[kernels.NEXT] = end
+        shared[NEXT] = end
 
     if end - begin <= chunk:
         work()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 import noisefuse as nf
 
+from .contenders import CONTENDERS as FORWARD
 from .contenders import Array, Call, Case, installed
 from .timing import Device, machine
 
@@ -35,8 +36,8 @@ class Images(Case):
     def white(self) -> float:
         return 255.0 if self.dtype == "uint8" else 1.0
 
-    @property
-    def images(self) -> Array:
+    @cached_property
+    def x(self) -> Array:
         return (np.random.default_rng(0).random(self.shape) * self.white).astype(self.dtype)
 
 
@@ -50,12 +51,11 @@ def device() -> Device:
 def contenders(case: Case) -> dict[str, Call]:
     """Returns the contenders that are installed and have this operation. They make new arrays."""
     assert isinstance(case, Images)
-    x = case.images
-    return installed({name: partial(make, case, x) for name, make in CONTENDERS.items()})
+    return installed({name: partial(make, case) for name, make in CONTENDERS.items()})
 
 
-def _noisefuse(case: Images, x: Array) -> Call:
-    noise, augment, clip = nf.Noise(0), nf.augment, None if case.dtype == "uint8" else (0.0, 1.0)
+def _noisefuse(case: Images) -> Call:
+    x, noise, augment, clip = case.x, nf.Noise(0), nf.augment, None if case.dtype == "uint8" else (0.0, 1.0)
     return {
         "gaussian": lambda: augment.gaussian(x, STD * case.white, noise, clip=clip),
         "multiplicative": lambda: augment.multiplicative(x, STD, noise, clip=clip),
@@ -63,9 +63,9 @@ def _noisefuse(case: Images, x: Array) -> Call:
     }[case.operation]
 
 
-def _naive(case: Images, x: Array) -> Call:
+def _naive(case: Images) -> Call:
     """NumPy, as its users write it."""
-    rng, white = np.random.default_rng(0), case.white
+    rng, x, white = np.random.default_rng(0), case.x, case.white
 
     def stored(y: Array) -> Array:
         return (np.rint(y) if white == 255 else y).clip(0, white).astype(case.dtype)
@@ -82,7 +82,7 @@ def _naive(case: Images, x: Array) -> Call:
     }[case.operation]
 
 
-def _albumentations(case: Images, x: Array) -> Call | None:
+def _albumentations(case: Images) -> Call | None:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks the network for its newest version
     library, cv2 = import_module("albumentations"), import_module("cv2")
     cv2.setNumThreads(case.threads)
@@ -93,25 +93,21 @@ def _albumentations(case: Images, x: Array) -> Call | None:
     if case.operation not in kinds:
         return None  # its MultiplicativeNoise is uniform
     augment = library.Compose([kinds[case.operation]()])
-    return lambda: [augment(image=image)["image"] for image in x]
+    return lambda: [augment(image=image)["image"] for image in case.x]
 
 
-def _torchvision(case: Images, x: Array) -> Call | None:
+def _torchvision(case: Images) -> Call | None:
     torch, v2 = import_module("torch"), import_module("torchvision.transforms.v2")
     if case.operation != "gaussian":
         return None
     torch.set_num_threads(case.threads)
-    return partial(v2.GaussianNoise(sigma=STD), torch.from_numpy(np.moveaxis(x, -1, 1).copy()))
+    return partial(v2.GaussianNoise(sigma=STD), torch.from_numpy(np.moveaxis(case.x, -1, 1).copy()))
 
 
-def _copy(case: Images, x: Array) -> Call:
-    return partial(np.copyto, np.empty_like(x), x)
-
-
-CONTENDERS: dict[str, Callable[[Images, Array], Call | None]] = {
+CONTENDERS: dict[str, Callable[[Images], Call | None]] = {
     "noisefuse": _noisefuse,
     "naive": _naive,
     "albumentations": _albumentations,
     "torchvision": _torchvision,
-    "copyto": _copy,
+    "copyto": FORWARD["copyto"],
 }

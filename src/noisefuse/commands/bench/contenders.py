@@ -24,7 +24,7 @@ import noisefuse as nf
 from noisefuse.commands.bench import naive
 
 from ...arguments.arrays import float_dtype
-from ...language.levels import FLOATS
+from ...language.levels import FLOATS, LEVELS
 
 Array: TypeAlias = npt.NDArray[Any]
 Call: TypeAlias = Callable[[], object]
@@ -58,7 +58,7 @@ class Case:
 
     @property
     def exists(self) -> bool:
-        return self.dtype != "uint8" or self.operation == "q_sample"
+        return self.dtype not in LEVELS or self.operation == "q_sample"
 
     def bytes(self, arrays: int) -> int:
         """Returns the bytes of so many arrays: one that is written, and others that are read."""
@@ -96,15 +96,15 @@ class Case:
 
     @property
     def x_dtype(self) -> npt.DTypeLike:
-        return np.uint8 if self.dtype == "uint8" else self.out_dtype
+        return self.dtype if self.dtype in LEVELS else self.out_dtype
 
     @property
     def out_dtype(self) -> np.dtype[Any]:
-        return float_dtype("float32" if self.dtype == "uint8" else self.dtype)
+        return float_dtype("float32" if self.dtype in LEVELS else self.dtype)
 
     @cached_property
     def x(self) -> Array:
-        low, high = (0, 256) if self.dtype == "uint8" else (-1, 1)
+        low, high = (0, LEVELS[self.dtype] + 1) if self.dtype in LEVELS else (-1, 1)
         return np.random.default_rng(0).uniform(low, high, self.shape).astype(self.x_dtype)
 
     @cached_property

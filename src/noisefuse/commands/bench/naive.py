@@ -8,7 +8,6 @@ and ``noisefuse bench`` can measure it too.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,22 +27,6 @@ def naive_randn(rng: Rng, shape: tuple[int, ...], dtype: npt.DTypeLike = np.floa
 def naive_q_sample(x0: Array, t: Times, alpha: Array, sigma: Array, rng: Rng) -> Array:
     """Returns x_t = alpha_t x_0 + sigma_t z; t is a scalar or of a shape that x0's begins with, such as (B,)."""
     return _blend(x0, alpha[t], sigma[t], rng)
-
-
-def naive_q_step(x: Array, t: Times, betas: Array, rng: Rng) -> Array:
-    """x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) z: one step of the random walk."""
-    beta = betas[t]
-    return _blend(x, np.sqrt(1 - beta), np.sqrt(beta), rng)
-
-
-def naive_q_walk(x0: Array, betas: Array, rng: Rng, keep: Collection[int]) -> Array:
-    """x_t of one random walk from x_0, for each t in keep, rising: (len(keep), *x0.shape)."""
-    kept, x = [], x0
-    for t in range(max(keep) + 1):
-        x = naive_q_step(x, t, betas, rng)
-        if t in keep:
-            kept.append(x)
-    return np.stack(kept)
 
 
 def _blend(x: Array, a: Array, s: Array, rng: Rng) -> Array:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
+from ...language.levels import FLOATS, LEVELS
 from .internals import is_dual, written
 
 try:
@@ -27,15 +28,8 @@ except ImportError:
 else:
     HALF = np.dtype(ml_dtypes.bfloat16)
 
-DTYPES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-    torch.uint8: "uint8",
-    torch.uint16: "uint16",
-}
-NAMED = {name: dtype for dtype, name in DTYPES.items()}
+NAMED: dict[str, torch.dtype] = {name: getattr(torch, name) for name in (*FLOATS, *LEVELS)}
+DTYPES = {dtype: name for name, dtype in NAMED.items()}
 EXPECTED = ", ".join(str(known) for known in DTYPES if known.is_floating_point)
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
