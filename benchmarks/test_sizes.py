@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This checks that the time per element jumps at no size of an array.
+"""This checks that the time per element jumps at no size of an array, and how much more it is in short samples.
 
     pytest benchmarks/test_sizes.py      every figure; writes results/<processor>-sizes.json and .md
 
@@ -104,11 +104,59 @@ def figure(name: str, n_arrays: int, make: Make, dtype: Any, out_dtype: Any) -> 
     return Figure(name, "<=", 1.25, partial(jump, reads, n_arrays, make, dtype, out_dtype))
 
 
+# Of samples of n elements, about 2^16 in all, in this dtype: a call that draws their noise.
+def samples(n: int, dtype: Any = np.float32, t: Callable[[int], Any] = lambda rows: 300, noise: Any = None) -> Call:
+    x = np.ones((SHORT // n, n), dtype)
+    return partial(nf.q_sample, x, t(len(x)), SCHEDULE, noise(len(x)) if noise else NOISE, out=np.empty_like(x))
+
+
+def tokens(n: int) -> Call:
+    x = np.ones((4, SHORT // n // 4, n), np.float32)
+    t = np.arange(x.size // n).reshape(x.shape[:2]) % 1000
+    return partial(nf.q_sample, x, t, SCHEDULE, NOISE, out=np.empty_like(x))
+
+
+def window_rows(n: int) -> Call:
+    x = np.ones((4, SHORT // n // 4, n), np.float32)
+    noise = NOISE.window((x.shape[1] + 1, n + 64), (1, 32))
+    return partial(nf.q_sample, x, 300, SCHEDULE, noise, out=np.empty_like(x))
+
+
+SHORT = 1 << 16
+each_its_own = {"t": lambda rows: np.arange(rows) % 1000}
+own_seeds = {"noise": lambda rows: [nf.Noise(seed) for seed in range(rows)]}
+
+
+def of_short(make: Callable[[int], Call], n: int) -> float:
+    """The time per element of runs of n elements, over that of runs of 256."""
+    calls = {"short": make(n), "long": make(256)}
+    timings = interleaved(calls, seconds=2, clock=thread_seconds)
+    elements = {"short": SHORT // n // 4 * 4 * n, "long": SHORT}
+    return timings["short"].least / timings["long"].least * elements["long"] / elements["short"]
+
+
+# Targets are 1.3 but where rows differ: the coefficients of a tile's elements are written and read again. A list of
+# seeds takes 30 ns a sample to read.
+IN_SHORT: list[tuple[str, int, float, Callable[[int], Call]]] = [
+    ("samples", 64, 1.3, samples),
+    ("samples", 112, 1.3, samples),
+    ("samples", 127, 1.4, samples),
+    ("samples of float16", 112, 1.3, partial(samples, dtype=np.float16)),
+    ("samples of float64", 112, 1.2, partial(samples, dtype=np.float64)),
+    ("rows of windows", 112, 1.35, window_rows),
+    ("samples with own t", 112, 1.55, partial(samples, **each_its_own)),
+    ("samples of float16 with own t", 112, 1.55, partial(samples, dtype=np.float16, **each_its_own)),
+    ("tokens with own t", 112, 1.5, tokens),
+    ("samples with own seeds", 112, 1.65, partial(samples, **own_seeds)),
+]
+
+
 TITLE, SUFFIX = "Sizes", "-sizes"
 ABOUT = """\
 Written by `pytest benchmarks/test_sizes.py`, in one run, on one thread. A figure is the largest change of a call's time
 per element between neighbouring sizes of 2^22, 2^23 - 4096, 2^23, 2^24 and 2^25 elements, or of its ratio to np.copyto
-of as many bytes, where that changes less."""
+of as many bytes, where that changes less. Of short samples, tokens and rows of windows it is the time per element of
+q_sample over that of 256."""
 FIGURES = [
     *(
         figure(f"{call} of {dtype}", n, make, kind, kind)
@@ -128,5 +176,6 @@ FIGURES = [
         for dtype in ("float32", "float16")
         for levels, kind in LEVELS.items()
     ),
+    *(Figure(f"{name}, {n} elements", "<=", target, partial(of_short, make, n)) for name, n, target, make in IN_SHORT),
 ]  # fmt: skip
 test_figure = figures.test_figure

@@ -10,15 +10,36 @@ namespace nf {
 // them.
 namespace {
 
+constexpr uint32_t kWeyl0 = 0x9E3779B9u, kWeyl1 = 0xBB67AE85u;
+
 // The ten pairs of round keys of one 64-bit seed: key word i of round r is k_i + r W_i (mod 2^32).
 struct RoundKeys {
     uint32_t k0[10], k1[10];
 
     constexpr explicit RoundKeys(uint64_t seed) : k0{}, k1{} {
         for (uint32_t r = 0; r < 10; ++r) {
-            k0[r] = static_cast<uint32_t>(seed) + r * 0x9E3779B9u;
-            k1[r] = static_cast<uint32_t>(seed >> 32) + r * 0xBB67AE85u;
+            k0[r] = static_cast<uint32_t>(seed) + r * kWeyl0;
+            k1[r] = static_cast<uint32_t>(seed >> 32) + r * kWeyl1;
         }
+    }
+
+    // Both of round r, as words for all lanes.
+    template <class Lane>
+    constexpr typename Lane::word first(int r) const {
+        return Lane::word_splat(k0[r]);
+    }
+    template <class Lane>
+    constexpr typename Lane::word second(int r) const {
+        return Lane::word_splat(k1[r]);
+    }
+    // a ^ b ^ one of the last round.
+    template <class Lane, class Lanes>
+    constexpr Lanes with_first(Lanes a, Lanes b) const {
+        return Lane::bit_xor(a, b, k0[9]);
+    }
+    template <class Lane, class Lanes>
+    constexpr Lanes with_second(Lanes a, Lanes b) const {
+        return Lane::bit_xor(a, b, k1[9]);
     }
 };
 
@@ -30,24 +51,25 @@ struct Words {
     Word w[4];
 };
 
-// Rounds first..9 on lane words. Lane::product multiplies; Lane::high and Lane::low take the halves of a product as
-// words for the next one, Lane::high_lanes and Lane::word_lanes as plain lanes for the output.
-template <class Lane>
-constexpr Words<typename Lane::u32> philox_rounds(Words<typename Lane::word> c, const RoundKeys& keys, int first) {
+// Rounds first..9 on lane words. The keys are RoundKeys, or what has its functions. Lane::product multiplies;
+// Lane::high and Lane::low take the halves of a product as words for the next one, Lane::high_lanes and
+// Lane::word_lanes as plain lanes for the output.
+template <class Lane, class Keys>
+constexpr Words<typename Lane::u32> philox_rounds(Words<typename Lane::word> c, const Keys& keys, int first) {
     for (int r = first; r < 9; ++r) {
         const auto p0 = Lane::product(c.w[0], kPhiloxM0);
         const auto p1 = Lane::product(c.w[2], kPhiloxM1);
-        c.w[0] = Lane::word_xor(Lane::high(p1), c.w[1], Lane::word_splat(keys.k0[r]));
-        c.w[2] = Lane::word_xor(Lane::high(p0), c.w[3], Lane::word_splat(keys.k1[r]));
+        c.w[0] = Lane::word_xor(Lane::high(p1), c.w[1], keys.template first<Lane>(r));
+        c.w[2] = Lane::word_xor(Lane::high(p0), c.w[3], keys.template second<Lane>(r));
         c.w[1] = Lane::low(p1);
         c.w[3] = Lane::low(p0);
     }
     const auto p0 = Lane::product(c.w[0], kPhiloxM0);
     const auto p1 = Lane::product(c.w[2], kPhiloxM1);
     return {{
-        Lane::bit_xor(Lane::high_lanes(p1), Lane::word_lanes(c.w[1]), keys.k0[9]),
+        keys.template with_first<Lane>(Lane::high_lanes(p1), Lane::word_lanes(c.w[1])),
         Lane::word_lanes(Lane::low(p1)),
-        Lane::bit_xor(Lane::high_lanes(p0), Lane::word_lanes(c.w[3]), keys.k1[9]),
+        keys.template with_second<Lane>(Lane::high_lanes(p0), Lane::word_lanes(c.w[3])),
         Lane::word_lanes(Lane::low(p0)),
     }};
 }

@@ -12,6 +12,7 @@ struct Cursor {
     int64_t at, sample, in_sample;  // element, its sample, its place in the sample
     int64_t segment, segment_left;  // its segment, elements left there
     int64_t element = 0, run_left;  // its place in the field, elements left of the contiguous run
+    int64_t runs_left = 0;          // runs that follow one another along the window's last axis, with this one
 
     Cursor(const Call& call, int64_t begin) : s(call) { move_to(begin); }
 
@@ -36,6 +37,7 @@ struct Cursor {
         element = f.start + in_sample % f.run;
         run_left = f.run - in_sample % f.run;
         int64_t rest = in_sample / f.run;
+        runs_left = f.shape[f.axes - 1] - rest % f.shape[f.axes - 1];
         for (int64_t axis = f.axes - 1; axis >= 0; --axis) {
             element += rest % f.shape[axis] * f.stride[axis];
             rest /= f.shape[axis];
@@ -58,12 +60,16 @@ struct Cursor {
             in_sample = 0;
             if (sample < s.batch) locate();
         } else if (run_left == 0) {
-            locate();
+            const Field& f = field();
+            if (--runs_left <= 0) return locate();
+            element += f.stride[f.axes - 1] - f.run;  // no division: runs may be short and many
+            run_left = f.run;
         }
     }
 
     // Elements from here on that share a sample, a run and, where it matters, a step.
     int64_t uniform_left() const { return s.step_by_index && segment_left < run_left ? segment_left : run_left; }
+    bool one_step() const { return !s.step_by_index || s.segment >= s.batch * s.size; }
     uint32_t step() const { return field().step + (s.step_by_index ? static_cast<uint32_t>(s.index[segment]) : 0u); }
     uint64_t sample_id() const {
         const Field& f = field();

@@ -21,7 +21,7 @@ void for_each_drawn_tile(const Call& s, int64_t begin, int64_t end, Rows<Real>& 
         if (cursor.field().seed != seed) keys = RoundKeys(seed = cursor.field().seed);
         const int64_t at = cursor.at, segment = cursor.segment, segment_left = cursor.segment_left;
         const int64_t span = least(least(cursor.uniform_left(), segment_left), end - at);
-        if (span < kTile / 2) {
+        if (is_short(cursor, span, end, arrays.in_registers)) {
             take_short_runs<Real>(counters, cursor, end, rows.most);
             rows.select(at, segment, segment_left, counters.size);
             tile(at, counters, keys);

@@ -44,13 +44,14 @@ void step_drawing(const Call& s, int64_t begin, int64_t end, bool stays, const A
     for (bool& past_caches : arrays.past_caches) past_caches &= !stays;
     Noise<Real> noise;
     const uint64_t shape = shape_of(rows);
-    const OnNoise tile_on_noise = on_noise(arrays, shape);
+    const OnNoise tile_on_noise[] = {on_noise(arrays, shape, false), on_noise(arrays, shape, true)};  // per_element
     const OnArrays<Real> tile_on_arrays = on_arrays(arrays, shape);
+    arrays.in_registers = tile_on_noise[0] || tile_on_noise[1];
     for_each_drawn_tile(s, begin, end, rows, arrays, [&](int64_t at, const Counters& counters, const RoundKeys& keys) {
         if constexpr (sizeof(Real) == 4)
-            if (tile_on_noise && counters.one_run && counters.skip == 0 && counters.size % kGroup == 0) {
+            if (const OnNoise on_groups = tile_on_noise[rows.per_element]; on_groups && counters.whole_groups()) {
                 fill_words<float>(noise.words, counters, keys, 0, 0, Prefetch<float, false>{arrays, at});
-                tile_on_noise(noise, counters, rows, arrays, at);
+                on_groups(noise, counters, rows, arrays, at);
                 return after(at + counters.size);
             }
         arrays.value[kZ] = noise.fill(counters, keys, s.draw, 0, Prefetch<Real, true>{arrays, at});
@@ -93,7 +94,7 @@ void walk_range(const Call& s, int64_t begin, int64_t end) {
     while (cursor.at < end) {
         const int64_t at = cursor.at, left = least(cursor.uniform_left(), end - at);
         const RoundKeys keys(cursor.field().seed);
-        if (left < kTile / 2) {
+        if (is_short(cursor, left, end, false)) {
             take_short_runs<Real>(counters, cursor, end, kTile);
         } else {
             take_run(counters, cursor);

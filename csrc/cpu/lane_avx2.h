@@ -52,6 +52,9 @@ struct Avx2 {
     static u32 bit_xor(u32 a, u32 b) { return _mm256_xor_si256(a, b); }
     static u32 bit_xor(u32 a, u32 b, uint32_t c) { return bit_xor(bit_xor(a, b), splat(c)); }
     static u32 and_or(u32 a, uint32_t mask, uint32_t bits) { return bit_or(bit_and(a, mask), bits); }
+    static u32 from(u32 at, uint32_t first, u32 x, u32 otherwise) {  // numbers below 2^31
+        return _mm256_blendv_epi8(x, otherwise, _mm256_cmpgt_epi32(splat(first), at));
+    }
     template <int N>
     static u32 shift_right(u32 a) {
         return _mm256_srli_epi32(a, N);

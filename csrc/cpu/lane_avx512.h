@@ -60,6 +60,9 @@ struct Avx512 {
     static u32 and_or(u32 a, uint32_t mask, uint32_t bits) {
         return _mm512_ternarylogic_epi32(a, splat(mask), splat(bits), 0xEA);
     }
+    static u32 from(u32 at, uint32_t first, u32 x, u32 otherwise) {
+        return _mm512_mask_mov_epi32(otherwise, _mm512_cmpge_epu32_mask(at, splat(first)), x);
+    }
     template <int N>
     static u32 shift_right(u32 a) {
         return _mm512_srli_epi32(a, N);

@@ -56,6 +56,9 @@ struct Neon {
     static u32 bit_xor(u32 a, u32 b) { return veorq_u32(a, b); }
     static u32 bit_xor(u32 a, u32 b, uint32_t c) { return veorq_u32(veorq_u32(a, b), splat(c)); }
     static u32 and_or(u32 a, uint32_t mask, uint32_t bits) { return bit_or(bit_and(a, mask), bits); }
+    static u32 from(u32 at, uint32_t first, u32 x, u32 otherwise) {
+        return vbslq_u32(vcgeq_u32(at, splat(first)), x, otherwise);
+    }
     template <int N>
     static u32 shift_right(u32 a) {
         return vshrq_n_u32(a, N);

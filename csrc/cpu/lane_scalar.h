@@ -51,6 +51,8 @@ struct Scalar {
     static u32 bit_xor(u32 a, u32 b) { return a ^ b; }
     static u32 bit_xor(u32 a, u32 b, uint32_t c) { return a ^ b ^ c; }
     static u32 and_or(u32 a, uint32_t mask, uint32_t bits) { return (a & mask) | bits; }
+    // x in the lanes where `at` is `first` or more.
+    static u32 from(u32 at, uint32_t first, u32 x, u32 otherwise) { return at >= first ? x : otherwise; }
     template <int N>
     static u32 shift_right(u32 a) {
         return a >> N;

@@ -2,6 +2,7 @@
 // A tile of noise: which blocks of philox it takes, their words, and the normals or uniforms of those.
 #pragma once
 #include <cstring>
+#include <numeric>
 
 #include "../core/normal.h"
 #include "cursor.h"
@@ -9,20 +10,32 @@
 namespace nf {
 namespace {
 
-// Where each block of a group goes among the lanes, and which block each lane takes.
+// Which block of a group each lane takes.
 template <class Real>
 struct BlockOrder {
-    uint32_t block[Lane::width], lane[Lane::width];
-    constexpr BlockOrder() : block{}, lane{} {
-        for (int i = 0; i < Lane::width; ++i) {
-            block[i] = static_cast<uint32_t>(Lane::block_of_lane(i, Real{}));
-            lane[block[i]] = static_cast<uint32_t>(i);
-        }
+    uint32_t block[Lane::width];
+    constexpr BlockOrder() : block{} {
+        for (int i = 0; i < Lane::width; ++i) block[i] = static_cast<uint32_t>(Lane::block_of_lane(i, Real{}));
     }
 };
 template <class Real>
 constexpr BlockOrder<Real> kOrder{};
 inline uint32_t tag(uint64_t sample, uint32_t stream) { return stream << 24 | static_cast<uint32_t>(sample >> 32); }
+
+// What the counters of a run's blocks have in common.
+struct RunName {
+    uint32_t step, sample, tag_word;
+    uint64_t seed;
+
+    explicit RunName(const Cursor& cursor) {
+        const Field& f = cursor.field();
+        const uint64_t id = cursor.sample_id();
+        step = cursor.step();
+        sample = static_cast<uint32_t>(id);
+        tag_word = tag(id, f.stream);
+        seed = f.seed;
+    }
+};
 
 // A part of a run in the tile: `size` elements whose noise starts at `from` among the tile's whole blocks.
 struct RunPart {
@@ -33,14 +46,15 @@ struct RunPart {
 struct Counters {
     int size, groups;  // elements; lane vectors of blocks
     bool one_run;
-    // one run: the first block, and how many of its elements come before the tile
-    uint32_t block, step, sample, tag_word;
+    bool in_order;  // the elements are those of the blocks, without a gap, from `skip` on
     int skip;
-    // short runs: their counters in the order of the lanes, to whose samples `shift` is added, and where their elements
-    // are
-    bool repeats = false;
+    // one run: the first block
+    uint32_t block, step, sample, tag_word;
+    // short runs: the words of their blocks' counters in the order of the lanes, to whose samples `shift` is added, and
+    // where their elements are; with `own_seeds` not all have the same seed
+    bool repeats = false, own_seeds;
     uint32_t shift;
-    alignas(64) uint32_t blocks[kBlocks], steps[kBlocks], samples[kBlocks], tags[kBlocks];
+    alignas(64) uint32_t blocks[kBlocks], steps[kBlocks], samples[kBlocks], tags[kBlocks], seeds[2][kBlocks];
     RunPart parts[kBlocks];
     int n_parts;
 
@@ -52,50 +66,71 @@ struct Counters {
         groups = (skip + size + kGroup - 1) / kGroup;
     }
 
-    // Block number `used` of the short runs.
-    template <class Real>
-    void put(int used, uint32_t block_number, uint32_t step_word, uint64_t id, uint32_t stream) {
-        const uint32_t at = (used & ~(Lane::width - 1)) + kOrder<Real>.lane[used & (Lane::width - 1)];
-        blocks[at] = block_number;
-        steps[at] = step_word;
-        samples[at] = static_cast<uint32_t>(id);
-        tags[at] = tag(id, stream);
+    bool whole_groups() const { return in_order && skip == 0 && size % kGroup == 0; }
+
+    // Short runs, none yet.
+    void clear() {
+        one_run = repeats = own_seeds = false;
+        in_order = true;
+        size = n_parts = 0;
+        shift = 0;
     }
 
+    // n elements of a run, from this one on, as the tile's blocks from number `used` on; returns the number that
+    // follows. What is left of the last group's lanes continues the run, until the next part takes it.
     template <class Real>
-    void finish(int used) {
-        one_run = false;
-        groups = (used + Lane::width - 1) / Lane::width;
-        while (used % Lane::width) put<Real>(used++, 0, 0, 0, 0);  // idle lanes of the last group
+    int put(int used, int64_t element, int n, const RunName& name, bool with_seed) {
+        constexpr int W = Lane::width;
+        const int before = static_cast<int>(element & 3), end = used + (before + n + 3) / 4;
+        const Lane::u32 order = Lane::load(kOrder<Real>.block);
+        for (int at = used & -W; at < end; at += W) {
+            const auto first = static_cast<uint32_t>(used > at ? used - at : 0);
+            const auto fill = [&](uint32_t* to, Lane::u32 x) {
+                Lane::store(to + at, Lane::from(order, first, x, Lane::load(to + at)));
+            };
+            fill(blocks, Lane::add(order, Lane::splat(static_cast<uint32_t>((element >> 2) + at - used))));
+            fill(steps, Lane::splat(name.step));
+            fill(samples, Lane::splat(name.sample));
+            fill(tags, Lane::splat(name.tag_word));
+            if (!with_seed) continue;
+            fill(seeds[0], Lane::splat(static_cast<uint32_t>(name.seed)));
+            fill(seeds[1], Lane::splat(static_cast<uint32_t>(name.seed >> 32)));
+        }
+        if (n_parts == 0) skip = before;
+        in_order &= 4 * used + before == skip + size;
+        parts[n_parts++] = {4 * used + before, n};
+        size += n;
+        groups = (end + W - 1) / W;
+        return end;
     }
 };
 
-// As many whole samples as fit, where they are tiny and numbered on: points and actions come by the million. Such tiles
-// differ in their first sample only, so they are made once and then shifted. False: not such a tile.
+// As many whole samples as fit, where they are numbered on and leave few lanes idle: points and actions come by the
+// million. Such tiles differ in their first sample only, so they are made once and then shifted. False: not such a
+// tile.
 template <class Real>
 inline bool take_samples(Counters& counters, Cursor& cursor, int64_t end, int most) {
     const Call& s = cursor.s;
     const Field& f = cursor.field();
-    if (cursor.in_sample || s.size > most / 4 || s.field_per_sample || s.step_by_index || f.start || f.axes ||
-        f.samples)
+    if (cursor.in_sample || s.size > most || s.field_per_sample || !cursor.one_step() || f.start || f.axes || f.samples)
         return false;
-    const int size = static_cast<int>(s.size), blocks = (size + 3) / 4, count = most / 4 / blocks;
-    const uint64_t id = f.sample + static_cast<uint64_t>(cursor.sample);
-    if (size * count > end - cursor.at || (id + count) >> 32 != id >> 32) return false;
-    if (!counters.repeats || counters.tags[0] != tag(id, f.stream)) {
-        int used = 0;
+    const int size = static_cast<int>(s.size), blocks = (size + 3) / 4;
+    const int most_samples = most / 4 / blocks, of_groups = Lane::width / std::gcd(blocks, Lane::width);
+    const bool whole = size % 4 == 0 && most_samples >= of_groups;  // groups, which need no packing
+    const int count = whole ? most_samples / of_groups * of_groups : most_samples;
+    const int used = count * blocks, idle = -used & (Lane::width - 1);
+    RunName name(cursor);
+    const uint32_t first = name.sample, last = first + static_cast<uint32_t>(count);
+    if (16 * idle > used + idle || size * count > end - cursor.at || last < first) return false;
+    if (!counters.repeats || counters.tags[0] != name.tag_word) {
+        counters.clear();
         for (int i = 0; i < count; ++i) {
-            counters.parts[i] = {4 * used, size};
-            for (int block = 0; block < blocks; ++block)
-                counters.put<Real>(used++, static_cast<uint32_t>(block), f.step,
-                                   static_cast<uint64_t>(i) | id >> 32 << 32, f.stream);
+            name.sample = static_cast<uint32_t>(i);
+            counters.put<Real>(i * blocks, 0, size, name, false);
         }
-        counters.n_parts = count;
-        counters.size = count * size;
-        counters.finish<Real>(used);
         counters.repeats = true;
     }
-    counters.shift = static_cast<uint32_t>(id);
+    counters.shift = first;
     cursor.move_to(cursor.at + counters.size);
     return true;
 }
@@ -105,36 +140,59 @@ inline bool take_samples(Counters& counters, Cursor& cursor, int64_t end, int mo
 template <class Real>
 inline void take_short_runs(Counters& counters, Cursor& cursor, int64_t end, int most) {
     if (take_samples<Real>(counters, cursor, end, most)) return;
-    const int blocks = most / 4;
+    const bool with_seed = cursor.s.field_per_sample;
     const uint64_t seed = cursor.field().seed;
-    int used = 0;
-    counters.size = counters.n_parts = 0;
-    while (used < blocks && cursor.at < end && cursor.field().seed == seed) {
-        const int skip = static_cast<int>(cursor.element & 3);
-        const int64_t room = 4 * (blocks - used) - skip;
+    counters.clear();
+    for (int used = 0; used < most / 4 && cursor.at < end;) {
+        const RunName name(cursor);
+        const int64_t room = most - 4 * used - (cursor.element & 3);
         const int size = static_cast<int>(least(least(cursor.uniform_left(), end - cursor.at), room));
-        const uint64_t id = cursor.sample_id();
-        const uint32_t step = cursor.step(), stream = cursor.field().stream;
-        counters.parts[counters.n_parts++] = {4 * used + skip, size};
-        const int last = used + (skip + size + 3) / 4;
-        for (auto block = static_cast<uint32_t>(cursor.element >> 2); used < last; ++block)
-            counters.put<Real>(used++, block, step, id, stream);
-        counters.size += size;
+        used = counters.put<Real>(used, cursor.element, size, name, with_seed);
+        counters.own_seeds |= name.seed != seed;
         cursor.advance(size);
     }
-    counters.finish<Real>(used);
-    counters.repeats = false;
-    counters.shift = 0;
 }
 
 // The run at the cursor. Tiles of it are then taken one by one.
 inline void take_run(Counters& counters, const Cursor& cursor) {
-    counters.one_run = true;
+    const RunName name(cursor);
+    counters.one_run = counters.in_order = true;
     counters.repeats = false;
-    counters.step = cursor.step();
-    counters.sample = static_cast<uint32_t>(cursor.sample_id());
-    counters.tag_word = tag(cursor.sample_id(), cursor.field().stream);
+    counters.step = name.step;
+    counters.sample = name.sample;
+    counters.tag_word = name.tag_word;
 }
+
+// Whether the span at the cursor is to share a tile with those that follow. One of half a tile and more does where
+// whole groups are added up in registers, and where it would leave a sixth as much of its last group idle.
+inline bool is_short(const Cursor& cursor, int64_t span, int64_t end, bool in_registers) {
+    const bool wasteful = in_registers && span < kTile && 6 * (-span & (kGroup - 1)) > span;
+    return cursor.at + span < end && (span < kTile / 2 || wasteful);
+}
+
+// The round keys where each lane has a seed of its own.
+struct LaneKeys {
+    Lane::u32 k0, k1;
+    static Lane::u32 plus(Lane::u32 k, int r, uint32_t weyl) {
+        return Lane::add(k, Lane::splat(static_cast<uint32_t>(r) * weyl));
+    }
+    template <class>
+    Lane::word first(int r) const {
+        return Lane::word_from(plus(k0, r, kWeyl0));
+    }
+    template <class>
+    Lane::word second(int r) const {
+        return Lane::word_from(plus(k1, r, kWeyl1));
+    }
+    template <class>
+    Lane::u32 with_first(Lane::u32 a, Lane::u32 b) const {
+        return Lane::bit_xor(Lane::bit_xor(a, b), plus(k0, 9, kWeyl0));
+    }
+    template <class>
+    Lane::u32 with_second(Lane::u32 a, Lane::u32 b) const {
+        return Lane::bit_xor(Lane::bit_xor(a, b), plus(k1, 9, kWeyl1));
+    }
+};
 
 // Words of one tile: [group][word of the block][lane].
 using TileWords = uint32_t[kTile / kGroup][4][Lane::width];
@@ -181,6 +239,25 @@ struct Nothing {
 // The passes over a tile are flattened: all that they call is inlined. GCC stops short of that in a file of this size,
 // and then the constants of a pass are loaded again for each group of lanes, at the cost of a quarter of the time.
 
+// The words of the counters of a group of short runs, `later` steps after their own.
+inline Words<Lane::word> counters_of(const Counters& counters, int group, uint32_t later, uint32_t low_bit) {
+    const int at = group * Lane::width;
+    return {{Lane::word_from(Lane::load(counters.blocks + at)),
+             Lane::word_from(Lane::add(Lane::load(counters.steps + at), Lane::splat(later))),
+             Lane::word_from(Lane::add(Lane::load(counters.samples + at), Lane::splat(counters.shift))),
+             Lane::word_from(Lane::bit_or(Lane::load(counters.tags + at), low_bit << 31))}};
+}
+
+// What `fill_words` does where short runs have seeds of their own.
+[[gnu::noinline, gnu::flatten]] void fill_own_words(TileWords& words, const Counters& counters, uint32_t later,
+                                                    uint32_t low_bit) {
+    for (int g = 0; g < counters.groups; ++g) {
+        const LaneKeys keys{Lane::load(counters.seeds[0] + g * Lane::width),
+                            Lane::load(counters.seeds[1] + g * Lane::width)};
+        store_words(words, g, philox_rounds<Lane>(counters_of(counters, g, later, low_bit), keys, 0));
+    }
+}
+
 // The words of the counters' blocks, `later` steps after its own. `low_bit` is the counter's top bit: 1 for the lower
 // halves of the 64-bit words that float64 takes.
 template <class Real, class Between>
@@ -207,23 +284,19 @@ template <class Real, class Between>
         }
         return;
     }
-    const auto word = [&](int w, int group) {  // of the counters
-        const int at = group * Lane::width;
-        return Lane::word_from(w == 0   ? Lane::load(counters.blocks + at)
-                               : w == 1 ? Lane::add(Lane::load(counters.steps + at), Lane::splat(later))
-                               : w == 2 ? Lane::add(Lane::load(counters.samples + at), Lane::splat(counters.shift))
-                                        : Lane::bit_or(Lane::load(counters.tags + at), low_bit << 31));
-    };
+    if (counters.own_seeds) return fill_own_words(words, counters, later, low_bit);
     if constexpr (Lane::twice)
         for (; g + 2 <= groups; g += 2) {
             between(g), between(g + 1);
-            Words<Twice<Lane>::word> c;
-            for (int w = 0; w < 4; ++w) c.w[w] = {word(w, g), word(w, g + 1)};
-            store_words(words, g, philox_rounds<Twice<Lane>>(c, keys, 0));
+            const Words<Lane::word> a = counters_of(counters, g, later, low_bit),
+                                    b = counters_of(counters, g + 1, later, low_bit);
+            Words<Twice<Lane>::word> both;
+            for (int w = 0; w < 4; ++w) both.w[w] = {a.w[w], b.w[w]};
+            store_words(words, g, philox_rounds<Twice<Lane>>(both, keys, 0));
         }
     for (; g < groups; ++g) {
         between(g);
-        store_words(words, g, philox_rounds<Lane>({{word(0, g), word(1, g), word(2, g), word(3, g)}}, keys, 0));
+        store_words(words, g, philox_rounds<Lane>(counters_of(counters, g, later, low_bit), keys, 0));
     }
 }
 
@@ -330,11 +403,12 @@ struct Noise {
             words_to_values<Draw::uniform>(values, counters.groups, words, low_words);
         else if constexpr (sizeof(Real) == 4)
             words_to_values<Draw::words>(values, counters.groups, words, low_words);
-        if (counters.one_run) return values + counters.skip;
+        if (counters.in_order) return values + counters.skip;
         Real* to = packed;
         for (int p = 0; p < counters.n_parts; ++p) {
             const Real* from = values + counters.parts[p].from;
-            for (int i = 0; i < counters.parts[p].size; i += 4) std::memcpy(to + i, from + i, 4 * sizeof(Real));
+            constexpr int few = 32 / sizeof(Real);  // what is too much is overwritten
+            for (int i = 0; i < counters.parts[p].size; i += few) std::memcpy(to + i, from + i, few * sizeof(Real));
             to += counters.parts[p].size;
         }
         return packed;

@@ -248,13 +248,12 @@ OnNoise to_levels_on_noise(DType in, uint64_t shape, bool each) {
 // Which of these does a call, or null: float32 arithmetic, all inputs of the outputs' type or all levels, or all float
 // for levels. (Each pair of types is a hundredth of the wheel.)
 template <class Real>
-OnNoise on_noise(const Arrays<Real>& arrays, uint64_t shape) {
+OnNoise on_noise(const Arrays<Real>& arrays, uint64_t shape, bool each) {
     const Call& s = arrays.s;
     if (s.draw != Draw::normal) return nullptr;
     const DType in = arrays.n_in ? s.in_type[arrays.slots[0]] : s.type;
     for (int i = 0; i < arrays.n_in; ++i)
         if (s.in_type[arrays.slots[i]] != in) return nullptr;
-    const bool each = s.row_for_each();
     switch (s.out_type) {
         case DType::f32:
             return on_noise<DType::f32>(in, shape, each);
@@ -299,6 +298,8 @@ template <class Real, uint64_t shape>
 }
 
 constexpr uint64_t kSamplerShapes[] = {
+    shape({}, {kZ}),              // randn
+    shape({}, {kZ, kX}),          // q_sample, q_step
     shape({kM1, kX}, {kD, kM1}),  // ddim, euler
     shape({kM1, kX}, {kD, kX}),
     shape({kM1, kX}, {kD, kM1, kX}),

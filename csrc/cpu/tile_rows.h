@@ -271,8 +271,7 @@ struct Rows {
         if (s.row_for_each()) return select_for_each(at, n);
         row = table_row(segment);
         per_element = left < n;
-        for (int u = 0; u < n_used && per_element; ++u)
-            expand(of_column(used_columns[u]), used_columns[u], segment, left, n);
+        if (per_element) expand(segment, left, n);
     }
 
     void select_for_each(int64_t at, int n) { s.by_level ? select_levels(at, n) : select_period(at, n); }
@@ -310,19 +309,15 @@ struct Rows {
         }
     }
 
-    void expand(Real* to, int column, int64_t segment, int64_t left, int n) const {
-        const int64_t length = s.segment;
-        if (length <= 4) {  // points: one store each, the next one overwrites what is too much
-            for (int64_t at = 0; at < n; at += left, left = length) {
-                const Real c = table_row(segment++)[column], four[4] = {c, c, c, c};
-                std::memcpy(to + at, four, sizeof four);
-            }
-            return;
-        }
-        for (int at = 0; at < n; left = length) {
+    void expand(int64_t segment, int64_t left, int n) {
+        for (int at = 0; at < n; left = s.segment) {
             const int size = static_cast<int>(least(left, n - at));
-            const Real c = table_row(segment++)[column], four[4] = {c, c, c, c};
-            for (int i = 0; i < size; i += 4) std::memcpy(to + at + i, four, sizeof four);
+            const Real* const from = table_row(segment++);
+            for (int u = 0; u < n_used; ++u) {
+                Real* const to = of_column(used_columns[u]) + at;
+                const auto c = Lane::splat(from[used_columns[u]]);
+                for (int i = 0; i < size; i += kWidth<Real>) Lane::store(to + i, c);
+            }
             at += size;
         }
     }
@@ -396,9 +391,10 @@ struct Arrays {
     int n_in = 0, slots[kSlots];
     int n_written = 0;
     Lines read[kSlots], written[3];
-    bool all_own = true;  // inputs are in the arithmetic's own type
-    bool direct[3];       // written as it is computed: not so an output that is an input which others still read
-    bool past_caches[3];  // written by stores that leave the caches alone, where it is aligned
+    bool all_own = true;        // inputs are in the arithmetic's own type
+    bool in_registers = false;  // whole groups are added up in registers, as their noise is made
+    bool direct[3];             // written as it is computed: not so an output that is an input which others still read
+    bool past_caches[3];        // written by stores that leave the caches alone, where it is aligned
     const Real* value[kSlots] = {};
     alignas(64) Real staged[kSlots][kTile], clean[kTile], result[3][kTile];
 

@@ -451,6 +451,7 @@ def test_a_window_is_that_part_of_the_whole(backend, dtype, operation):
         ((6, 11), (2, 0), (4, 11)),
         ((4, 3, 5), (1, 1, 0), (3, 2, 5)),
         ((4, 3, 5), (1, 0, 1), (3, 3, 4)),  # two axes that lie together
+        ((4, 5, 7), (1, 1, 2), (3, 4, 6)),  # two that do not. Seen to fail: a run too many along the last of them
         ((*(2,) * 9, 3), (0,) * 9 + (1,), (*(2,) * 9, 3)),  # more than CUDA kernels take, and all but one together
         ((4, 300), (1, 17), (4, 290)),
         ((400,), (2,), (194,)),  # whole groups of lanes, which begin inside a block
@@ -527,6 +528,26 @@ def test_seeds_of_a_list_count_in_full(backend):
     found = nf.randn((3, 7), noises)
     for b, noise in enumerate(noises):
         assert bits(found[b]) == bits(nf.randn((1, 7), noise)[0])
+
+
+@reference_is_slow
+@pytest.mark.parametrize("names", ["numbered", "listed"])
+@pytest.mark.parametrize("n", [5, 33, 52, 112, 150, 200])
+def test_short_samples_are_each_alone(backend, dtype, n, names):
+    """Several share a tile, whose lanes differ in samples, steps and seeds; rows are one or differ.
+
+    Seen to fail: the first seed for all, ids that lose their carry.
+    """
+    first = nf.Noise(3, sample=2**32 - 5)
+    alone = [first.at(sample=first.sample + b) for b in range(11)]
+    if names == "listed":
+        alone = [nf.Noise(2**40 * (b % 3) + 5, sample=b, step=b // 2) for b in range(11)]
+    noise = first if names == "numbered" else alone
+    x, t = normals((len(alone), n), dtype), np.arange(len(alone)) * 70
+    expected = [nf.q_sample(x[b : b + 1], t[b], LINEAR, name)[0] for b, name in enumerate(alone)]
+    assert bits(nf.q_sample(x, t, LINEAR, noise)) == bits(np.stack(expected))
+    expected = [nf.q_sample(x[b : b + 1], 7, LINEAR, name)[0] for b, name in enumerate(alone)]
+    assert bits(nf.q_sample(x, 7, LINEAR, noise)) == bits(np.stack(expected))
 
 
 @pytest.mark.parametrize("axes", [0, 1, 2, 3])
