@@ -14,7 +14,7 @@ import numpy as np
 import noisefuse as nf
 
 from .contenders import CONTENDERS as FORWARD
-from .contenders import Array, Call, Case, installed
+from .contenders import Array, Call, Case, contenders
 from .timing import Device, machine
 
 OPERATIONS = ("gaussian", "multiplicative", "poisson")
@@ -43,15 +43,9 @@ class Images(Case):
 
 def device() -> Device:
     return Device(
-        machine(), OPERATIONS, ((16, 224, 224, 3), (16, 512, 512, 3)), ("uint8", "float32"), contenders,
-        threads=nf.info()["threads"], case=Images, columns=("img/s", "ns", "±", "copy"),
+        machine(), OPERATIONS, ((16, 224, 224, 3), (16, 512, 512, 3)), ("uint8", "float32"),
+        partial(contenders, of=CONTENDERS), nf.info()["threads"], case=Images, columns=("img/s", "ns", "±", "copy"),
     )  # fmt: skip
-
-
-def contenders(case: Case) -> dict[str, Call]:
-    """Returns the contenders that are installed and have this operation. They make new arrays."""
-    assert isinstance(case, Images)
-    return installed({name: partial(make, case) for name, make in CONTENDERS.items()})
 
 
 def _noisefuse(case: Images) -> Call:

@@ -308,17 +308,14 @@ RIVALS = {
 }
 
 
-def contenders(case: Case, names: Collection[str] = tuple(CONTENDERS)) -> dict[str, Call]:
-    """Returns the named contenders that are installed and have this operation."""
-    return installed({name: partial(CONTENDERS[name], case) for name in names})
-
-
-def installed(makers: Mapping[str, Callable[[], Call | None]]) -> dict[str, Call]:
-    """Returns the calls of these makers, without rivals that are not installed or have nothing to call."""
+def contenders(
+    case: Any, names: Collection[str] = (), of: Mapping[str, Callable[[Any], Call | None]] = CONTENDERS
+) -> dict[str, Call]:
+    """Returns the named contenders, or all: those that are installed and have this operation."""
     calls = {}
-    for name, make in makers.items():
+    for name in names or of:
         try:
-            call = make()
+            call = of[name](case)
         except ImportError:
             if name == "noisefuse":
                 raise
