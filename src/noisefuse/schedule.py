@@ -641,7 +641,7 @@ class Schedule:
 
     @cached_property
     def alphas_cumprod(self) -> Array:
-        """abar_t = alpha_t^2, (T,). AttributeError: alpha^2 + sigma^2 is not 1 (to 1e-12)."""
+        """abar_t = alpha_t^2, (T,); AttributeError if alpha^2 + sigma^2 is not 1 (to 1e-12)."""
         self._need_variance_preserving("alphas_cumprod", AttributeError)
         return _frozen(self.alpha**2)
 
