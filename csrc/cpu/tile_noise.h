@@ -121,7 +121,10 @@ inline bool take_samples(Counters& counters, Cursor& cursor, int64_t end, int mo
     const int used = count * blocks, idle = -used & (Lane::width - 1);
     RunName name(cursor);
     const uint32_t first = name.sample, last = first + static_cast<uint32_t>(count);
-    if (16 * idle > used + idle || size * count > end - cursor.at || last < first) return false;
+    // New counters cost a sample as much as four idle blocks. Where nothing is packed, whole groups gain most of it
+    // back.
+    const int worth = size % 4 ? 4 : 1;
+    if (idle > worth * count || size * count > end - cursor.at || last < first) return false;
     if (!counters.repeats || counters.tags[0] != name.tag_word) {
         counters.clear();
         for (int i = 0; i < count; ++i) {
