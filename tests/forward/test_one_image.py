@@ -124,7 +124,7 @@ def test_a_batch_of_one_is_the_one():
     "shape", [(1, 16, 16), (2, 16, 17), (3, 15, 20), (2, 16, 17, 3), (15, 16, 3), (16, 16, 2)], ids=str
 )
 def test_what_is_no_single_image_takes_the_fast_path(native, monkeypatch, shape):
-    """Seen to fail: images of one channel first, which fast_path.cpp declined."""
+    """Seen to fail: images of one channel first, which the fast path declined."""
 
     def fail(*arguments):
         pytest.fail("the checked path")

@@ -72,7 +72,7 @@ def is_batch(name: str, x: Any, batched: bool | None) -> bool:
 
 def image_layout(name: str, x: Any) -> Literal["HWC", "CHW"] | None:
     """Returns the place of the channels if x may be one image: three axes of integers. (1, H, W) passes, because a
-    batch of one image has the noise of that image. (fast_path.cpp repeats this rule, and declines both layouts.)"""
+    batch of one image has the noise of that image. (plain_call.h repeats this rule, and declines both layouts.)"""
     seen = x if hasattr(x, "dtype") else host_view(name, x)
     if levels_of(getattr(seen, "dtype", None)) is None or len(seen.shape) != 3:
         return None

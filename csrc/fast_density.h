@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+// The fast path of log-densities and divergences: sums of squares, and what a law makes of them.
+#pragma once
+#include <vector>
+
+#include "core/loss.h"
+#include "fast_results.h"
+#include "plain_call.h"
+
+namespace nf {
+
+// Whether it is this name, a string that is interned.
+bool is_named(PyObject* o, PyObject* name) {
+    return o == name || (PyUnicode_CheckExact(o) && PyUnicode_Compare(o, name) == 0);
+}
+
+// What makes log-densities of sums of squares, factor S + constant: density.Law.
+class PlainLaw {
+  public:
+    struct Numbers {
+        double factor, constant;
+    };
+
+    // numbers: of each row the factor and the constant of one element, (n, 2). given: `reduction`, `density` and
+    // `partial`, by name. False: declined, as where a row of the call draws nothing.
+    bool parse(PyObject* numbers, PyObject* given, const PlainCall& plain) {
+        of_rows_ = static_cast<const double*>(PyArray_DATA(array(numbers)));
+        elements_ = static_cast<double>(plain.call.size);
+        PyObject *name, *value;
+        for (Py_ssize_t at = 0; PyDict_Next(given, &at, &name, &value);) {
+            if (is_named(name, name_reduction)) {
+                mean_ = is_named(value, name_mean);
+                if (!mean_ && !is_named(value, name_sum)) return false;
+            } else if (is_named(name, name_density)) {
+                full_ = is_named(value, name_full), squared_ = is_named(value, name_squared);
+                if (!full_ && !squared_ && !is_named(value, name_no_constants)) return false;
+            } else if (!is_named(name, name_partial) || value != Py_False) {
+                return false;
+            }
+        }
+        if (plain.index_axes() > 1) return false;
+        several_ = plain.indices > 1;
+        for (int64_t b = 0; b < plain.indices; ++b)
+            if (of_rows_[2 * row_of(plain.call, b)] == 0) return false;
+        return true;
+    }
+
+    Numbers of_sample(const Call& call, int64_t b) const {
+        const double* const row = of_rows_ + 2 * row_of(call, several_ ? b : 0);
+        const double factor = squared_ ? -1 : row[0], constant = full_ ? row[1] : 0;
+        return mean_ ? Numbers{factor / elements_, constant} : Numbers{factor, elements_ * constant};
+    }
+
+  private:
+    const double* of_rows_;
+    double elements_;
+    bool mean_ = false, full_ = true, squared_ = false, several_ = false;
+};
+
+// density(table, stored, i, x, model_output, past, noise, stream, out, aux, law), or NotImplemented: a step, and of
+// each sample its log-density, for which the step's result stands in the place of the noise. table: None, or (rows, the
+// deviation's rows, the numbers of PlainLaw); law: a dict, of PlainLaw's names. Returns (out, float64 (B,)); of what is
+// stored, which is given as the noise, that alone.
+PyObject* fast_density(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 11) return PyErr_Format(PyExc_TypeError, "density: expected 11 arguments, got %zd", n);
+    PyObject* const table = args[0];
+    if (table == Py_None) Py_RETURN_NOTIMPLEMENTED;
+    const bool stored = args[1] == Py_True;
+    PlainCall plain;
+    PlainLaw law;
+    Call& step = plain.call;
+    const int stream = static_cast<int>(PyLong_AsLong(args[7]));
+    if (!plain.parse(
+            {PyTuple_GET_ITEM(table, stored), args[2], args[3], args[4], args[5], args[6], stream, args[8], args[9]}) ||
+        step.out_type != step.type || plain.in_place() || (stored && (!step.in[kZ] || step.in_type[kZ] != step.type)) ||
+        !law.parse(PyTuple_GET_ITEM(table, 2), args[10], plain))
+        Py_RETURN_NOTIMPLEMENTED;
+    Call loss = step;
+    take_rows(PyTuple_GET_ITEM(table, 1), loss.type, loss);
+    if (!has_inputs(loss)) Py_RETURN_NOTIMPLEMENTED;
+    if (stored) plain.outputs.wanted = 0;
+    if (!plain.outputs.make(step)) return nullptr;
+    if (!stored) loss.in[kZ] = step.out[0], loss.in_type[kZ] = step.out_type;
+    for (void*& out : loss.out) out = nullptr;
+    loss.draw = Draw::none, loss.piece = loss.size, loss.n = 1;
+    loss.n_losses = loss.batch;
+    char* sums;
+    const Reference made(new_one({Kind::f64, plain.x.is_tensor, 1, &loss.batch, loss.batch, float64}, sums));
+    if (!made.object) return nullptr;
+    loss.losses = reinterpret_cast<double*>(sums);
+    const auto run = [&](const Call& of_loss, const GoOn& go_on) {
+        return stored ? run_loss(of_loss, go_on) : run_step_and_loss(step, of_loss, go_on);
+    };
+    if (!run_plain(loss, run)) return nullptr;
+    for (int64_t b = 0; b < loss.batch; ++b) {
+        const PlainLaw::Numbers numbers = law.of_sample(loss, b);
+        loss.losses[b] = loss.losses[b] * numbers.factor + numbers.constant;
+    }
+    if (stored) return Py_NewRef(made.object);
+    const Reference out(plain.outputs.give());
+    return out.object ? PyTuple_Pack(2, out.object, made.object) : nullptr;
+}
+
+// The gradients with respect to sums of samples: those with respect to what is returned, times factor(b).
+struct PlainUpstream {
+    std::vector<double> each;
+
+    // given: a number, or one for each sample. False: declined.
+    template <class Factor>
+    bool parse(PyObject* given, bool several, const Factor& factor, Call& call) {
+        call.n = 1;
+        const double number = PyFloat_CheckExact(given) ? PyFloat_AS_DOUBLE(given) : 0;
+        if (PyFloat_CheckExact(given) && !several) {
+            call.g = factor(0) * number;
+            return true;
+        }
+        View v;
+        const bool one = PyFloat_CheckExact(given);
+        if (!one && (!view(given, v) || v.kind != Kind::f64 || v.ndim != 1 || v.count != call.batch)) return false;
+        each.resize(static_cast<size_t>(call.batch));
+        for (int64_t b = 0; b < call.batch; ++b)
+            each[static_cast<size_t>(b)] = factor(b) * (one ? number : reinterpret_cast<const double*>(v.data)[b]);
+        call.upstream = each.data(), call.upstream_step = 1;
+        return true;
+    }
+};
+
+// A coefficient in the row of each sample.
+double coefficient(PyObject* table, PyObject* column, const PlainCall& plain, int64_t b) {
+    const auto* const rows = static_cast<const double*>(PyArray_DATA(array(PyTuple_GET_ITEM(table, 1))));
+    return rows[kColumns * row_of(plain.call, plain.indices > 1 ? b : 0) + PyLong_AsLong(column)];
+}
+
+// density_gradient(table, column, i, x, model_output, past, x_next, upstream, out, law), or NotImplemented: of the
+// log-density of what is stored, with respect to the input whose coefficient in the deviation's rows has this column.
+PyObject* fast_density_gradient(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 10) return PyErr_Format(PyExc_TypeError, "density_gradient: expected 10 arguments, got %zd", n);
+    PyObject* const table = args[0];
+    if (table == Py_None || args[1] == Py_None) Py_RETURN_NOTIMPLEMENTED;
+    PyObject* const deviation = PyTuple_GET_ITEM(table, 1);
+    PlainCall plain;
+    PlainLaw law;
+    Call& call = plain.call;
+    if (!plain.parse({deviation, args[2], args[3], args[4], args[5], args[6], 0, args[8], Py_None}) ||
+        call.out_type != call.type || !call.in[kZ] || call.in_type[kZ] != call.type ||
+        !law.parse(PyTuple_GET_ITEM(table, 2), args[9], plain))
+        Py_RETURN_NOTIMPLEMENTED;
+    const auto factor = [&](int64_t b) {
+        return law.of_sample(call, b).factor * coefficient(deviation, args[1], plain, b);
+    };
+    PlainUpstream upstream;
+    try {
+        if (!upstream.parse(args[7], plain.indices > 1, factor, call)) Py_RETURN_NOTIMPLEMENTED;
+        if (!plain.outputs.make(call)) return nullptr;
+        call.draw = Draw::none, call.piece = call.size;
+        return run_plain(call, run_loss) ? plain.outputs.give() : nullptr;
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+}
+
+// divergence(table, differences, column, i, model_output, reference, upstream, out, law), or NotImplemented: float64
+// (B,), of two model outputs, whose coefficient in the deviation's rows has this column; or, where `upstream` is not
+// None, its gradient. differences: the rows of the first less the second.
+PyObject* fast_divergence(PyObject*, PyObject* const* args, Py_ssize_t n) {
+    if (n != 9) return PyErr_Format(PyExc_TypeError, "divergence: expected 9 arguments, got %zd", n);
+    PyObject* const table = args[0];
+    if (table == Py_None) Py_RETURN_NOTIMPLEMENTED;
+    const bool is_gradient = args[6] != Py_None;
+    PlainCall plain;
+    PlainLaw law;
+    Call& call = plain.call;
+    if (!plain.parse({args[1], args[3], args[5], args[4], Py_None, Py_None, 0, args[7], Py_None}) ||
+        call.out_type != call.type || call.in_type[kX] != call.type ||
+        !law.parse(PyTuple_GET_ITEM(table, 2), args[8], plain))
+        Py_RETURN_NOTIMPLEMENTED;
+    const auto factor = [&](int64_t b) {
+        const double slope = coefficient(PyTuple_GET_ITEM(table, 1), args[2], plain, b);
+        return -law.of_sample(call, b).factor * slope * slope;
+    };
+    PlainUpstream upstream;
+    try {
+        if (is_gradient && !upstream.parse(args[6], plain.indices > 1, factor, call)) Py_RETURN_NOTIMPLEMENTED;
+        plain.outputs.wanted = is_gradient;
+        if (!plain.outputs.make(call)) return nullptr;
+        call.draw = Draw::none, call.piece = call.size, call.n = 1;
+        PlainNumbers sums(is_gradient ? 0 : call.batch, false);
+        if (!is_gradient) call.losses = sums.values.data(), call.n_losses = call.batch;
+        if (!run_plain(call, run_loss)) return nullptr;
+        if (is_gradient) return plain.outputs.give();
+        for (int64_t b = 0; b < call.batch; ++b) {
+            double& sum = sums.values[static_cast<size_t>(b)];
+            sum = sum * factor(b) + 0.0;
+        }
+        return sums.give(plain.x.is_tensor, true);
+    } catch (const std::bad_alloc&) {
+        return PyErr_NoMemory();
+    }
+}
+
+}  // namespace nf

@@ -1,0 +1,398 @@
+// SPDX-License-Identifier: Apache-2.0
+// A plain call of the fast path: its rows or times, its arrays, its noise and its outputs.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <span>
+
+#include "core/narrow.h"
+#include "cpu/float_mode.h"
+#include "plain_outputs.h"
+
+namespace nf {
+namespace {
+
+// The arguments of `row`.
+struct RowArguments {
+    PyObject *table, *index, *x, *model_output, *past, *noise;
+    int stream;
+    PyObject *out, *auxiliary;
+    PyObject* dtype = Py_None;    // the result's, if it is not x's: see take_dtype
+    PyObject* batched = Py_True;  // or False; None if it was not given
+};
+
+// Whether this may be one image and no batch, its channels last or first. (`calls.py` repeats the rule.)
+bool may_be_image(const View& x) {
+    if (!is_level(x.kind) || x.ndim != 3) return false;
+    const auto are_colours = [](int64_t n) { return n == 3 || n == 4; };
+    const auto are_sides = [](int64_t n, int64_t m) { return n >= 16 && m >= 16; };
+    const int64_t* n = x.shape;
+    return ((n[2] == 1 || are_colours(n[2])) && are_sides(n[0], n[1])) || (are_colours(n[0]) && are_sides(n[1], n[2]));
+}
+
+// Takes (code, numpy.dtype) with a DType's code; or (), for one that is not plain.
+bool take_dtype(PyObject* dtype, Made& made) {
+    if (PyTuple_GET_SIZE(dtype) != 2) return false;
+    made.kind = static_cast<Kind>(PyLong_AsLong(PyTuple_GET_ITEM(dtype, 0)));
+    made.descriptor = reinterpret_cast<PyArray_Descr*>(PyTuple_GET_ITEM(dtype, 1));
+    return true;
+}
+
+// Whether kernels read this kind for such results: the checked path converts other kinds first.
+bool is_readable(Kind x, Kind result) {
+    return is_level(x) || (result == Kind::f64 ? x == Kind::f64 || x == Kind::f32 : is_float(x) && x != Kind::f64);
+}
+
+// Takes the rows of this type from a table (float rows, double rows, active coefficients, ..).
+void take_rows(PyObject* table, DType type, Call& call) {
+    PyArrayObject* const rows = array(PyTuple_GET_ITEM(table, type == DType::f64));
+    call.rows = PyArray_DATA(rows);
+    call.n_rows = PyArray_DIM(rows, 0);
+    call.active = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(table, 2));
+}
+
+class PlainCall {
+  public:
+    Call call{};
+    View x;
+    PlainOutputs outputs;
+    int64_t indices = 1;  // the number of row numbers
+
+    PlainCall() = default;
+    PlainCall(const PlainCall&) = delete;
+    ~PlainCall() {
+        Py_XDECREF(past_);
+        for (PyObject* o : copies_) Py_XDECREF(o);
+    }
+
+    // False: something is not plain; no Python error is set then.
+    bool parse(const RowArguments& a) {
+        if (!read(a.x, x, kX) || x.ndim == 0 || (x.is_tensor && torch.dual()) || !result(a) || !rows(a.table))
+            return false;
+        if (a.batched == Py_None ? may_be_image(x) : !PyBool_Check(a.batched)) return false;
+        batched_ = a.batched != Py_False;
+        call.batch = batched_ ? x.shape[0] : 1;
+        call.size = x.count / call.batch;
+        input(kX, x);
+        return index(a.index) && (!times_ || timed()) && model_output(a.model_output) && past(a.past) &&
+               noise(a.noise, a.stream) && outputs.take(0, a.out, call) && outputs.take_auxiliary(a.auxiliary, call) &&
+               apart() && complete();
+    }
+
+    // Whether numbers (n_rows,) are one for each row: those of float times have the shape of the times.
+    bool takes_weights() const { return !times_ || index_.ndim == 1; }
+
+    // Of the row numbers, or the times.
+    int index_axes() const { return index_.ndim; }
+
+    // Whether something that is computed lies where an input does.
+    bool in_place() const {
+        bool any = false;
+        for (const View& in : inputs_)
+            for (const void* out : call.out) any |= in.data && in.data == out;
+        return any;
+    }
+
+  private:
+    bool batched_ = true;
+    int64_t scalar_, listed_;
+    std::unique_ptr<int64_t[]> copied_;
+    PyObject* own_time_;                            // see `timed`; borrowed
+    std::unique_ptr<double[]> times_, timed_rows_;  // null: row numbers
+    std::unique_ptr<float[]> rounded_;              // rows; null: those of the table
+    bool own_rows_ = false;                         // whether the table is of this call alone
+    PyObject* past_ = nullptr;                      // a tuple
+    PyObject* copies_[kSlots] = {};  // of arrays that kernels cannot read; the copy of row numbers is in D's place
+    View index_{}, inputs_[kSlots] = {};
+    PlainNoise noise_;
+
+    // Finds the outputs' dtype: x's, or the given one; for integer levels x, the model output's or float32. A given
+    // integer dtype is only the first output's.
+    bool result(const RowArguments& a) {
+        Made made{};
+        View like = x;
+        if (is_level(x.kind) && a.model_output != Py_None && !read(a.model_output, like, kM1)) return false;
+        made = {like.kind, x.is_tensor, x.ndim, x.shape, x.count, nullptr};
+        if (!x.is_tensor) made.descriptor = like.is_tensor ? nullptr : PyArray_DESCR(array(like.object));
+        Made asked = made;
+        if (a.dtype != Py_None && !take_dtype(a.dtype, asked)) return false;
+        if (is_float(asked.kind)) made = asked;
+        if (is_level(made.kind)) made.kind = Kind::f32, made.descriptor = float32;
+        outputs.first = a.dtype == Py_None ? made : asked;
+        outputs.others = made;
+        call.type = dtype(made.kind);
+        call.out_type = dtype(outputs.first.kind);
+        return is_float(made.kind) && is_readable(x.kind, made.kind);
+    }
+
+    // (float rows, double rows, active coefficients, the same for x of uint8, and of uint16, or None, what `timed`
+    // takes, or an array of transitions, or None). Where there are no float rows, those of the call alone are rounded
+    // here.
+    bool rows(PyObject* table) {
+        if (is_level(x.kind)) table = PyTuple_GET_ITEM(table, x.kind == Kind::u8 ? 3 : 4);
+        if (table == Py_None) return false;
+        own_time_ = PyTuple_GET_ITEM(table, 5);
+        if (PyArray_Check(own_time_)) {  // bytes become others, by a table of 256 for each row
+            if (x.kind != Kind::u8) return false;
+            call.transitions = static_cast<const Transition*>(PyArray_DATA(array(own_time_)));
+            own_time_ = Py_None;
+        }
+        own_rows_ = PyTuple_GET_ITEM(table, 0) == Py_None;
+        const bool rounds = own_rows_ && call.type != DType::f64;
+        take_rows(table, rounds ? DType::f64 : call.type, call);
+        return !rounds || round_rows();
+    }
+
+    // Rounds double rows to float rows.
+    bool round_rows() {
+        const int64_t n = kColumns * call.n_rows;
+        rounded_.reset(new (std::nothrow) float[static_cast<size_t>(n)]);
+        if (!rounded_) return false;
+        const auto* const rows = static_cast<const double*>(call.rows);
+        const FloatMode mode;
+        std::transform(rows, rows + n, rounded_.get(), [](double number) { return static_cast<float>(number); });
+        call.rows = rounded_.get();
+        return true;
+    }
+
+    // Views the array, or a copy that is kept for this slot.
+    bool read(PyObject* o, View& v, int slot) {
+        if (view(o, v)) return true;
+        if (!PyArray_CheckExact(o) || PyArray_ISCARRAY_RO(array(o))) return false;
+        if (!copies_[slot]) copies_[slot] = plain_copy(array(o));
+        return copies_[slot] && view(copies_[slot], v);
+    }
+
+    bool input(int slot, const View& v) {
+        inputs_[slot] = v;
+        call.in_type[slot] = dtype(v.kind);
+        if (reads(call.active, slot)) call.in[slot] = v.data;
+        return true;
+    }
+
+    // Takes an input of x's shape and the result's dtype; an array of noise may also be float32.
+    bool input(int slot, PyObject* a) {
+        View v;
+        return read(a, v, slot) && v.same_shape(x) && v.is_tensor == x.is_tensor &&
+               (v.kind == outputs.others.kind || (slot == kZ && v.kind == Kind::f32)) && input(slot, v);
+    }
+
+    // Takes a row for all elements, or one for each segment: an array, or a list, whose shape begins x's shape. If the
+    // schedule has its own time, they may be floats.
+    bool index(PyObject* i) {
+        call.segment = x.count;
+        if (PyFloat_Check(i) || PyArray_IsScalar(i, Floating)) return hold_times(1) && take_time(i, times_[0]);
+        if (take_integer(i, scalar_)) {
+            call.index = &scalar_;
+            return scalar_ >= 0 && scalar_ < call.n_rows;
+        }
+        if (!(PyList_CheckExact(i) || PyTuple_CheckExact(i) ? listed(i) : indexed(i))) return false;
+        if (own_rows_ && by_channel()) return in_table();
+        if (indices > 1) {
+            for (int axis = 0; axis < index_.ndim; ++axis)
+                if (axis >= x.ndim || index_.shape[axis] != x.shape[axis]) return false;
+            call.segment = x.count / indices;
+        }
+        return in_table();
+    }
+
+    bool in_table() const {
+        for (int64_t b = 0; b < indices && !times_; ++b)
+            if (call.index[b] < 0 || call.index[b] >= call.n_rows) return false;
+        return true;
+    }
+
+    // Whether each channel, in the last axis, of each sample has a row: (B, 1, .., C). Kept rows have no such index.
+    bool by_channel() {
+        if (index_.ndim < 3 || index_.ndim != x.ndim || index_.shape[0] != call.batch) return false;
+        const int64_t channels = x.shape[x.ndim - 1];
+        if (index_.shape[x.ndim - 1] != channels || indices != call.batch * channels) return false;
+        call.period = channels;
+        return true;
+    }
+
+    bool indexed(PyObject* i) {
+        if (!read(i, index_, kD)) return false;
+        indices = index_.count;
+        if (is_float(index_.kind)) {
+            if (indices > x.count || !hold_times(indices)) return false;
+            for (int64_t b = 0; b < indices; ++b) times_[static_cast<size_t>(b)] = time_at(index_, b);
+            return true;
+        }
+        if (index_.kind != Kind::i64 && index_.kind != Kind::i32) return false;
+        call.index = reinterpret_cast<const int64_t*>(index_.data);
+        if (index_.kind == Kind::i64) return true;
+        if (indices > x.count || !copy(indices)) return false;
+        std::copy_n(reinterpret_cast<const int32_t*>(index_.data), indices, copied_.get());
+        return true;
+    }
+
+    // Takes one number for each sample, or a single one.
+    bool listed(PyObject* i) {
+        const Reference rows(as_tuple(i));
+        if (!rows.object) return false;
+        indices = listed_ = PyTuple_GET_SIZE(rows.object);
+        index_.ndim = 1, index_.shape = &listed_;
+        if (indices != 1 && indices != x.shape[0]) return false;
+        const bool floats = PyFloat_Check(PyTuple_GET_ITEM(rows.object, 0));
+        bool good = floats ? hold_times(indices) : copy(indices);
+        for (int64_t b = 0; b < indices && good; ++b) {
+            PyObject* const one = PyTuple_GET_ITEM(rows.object, b);
+            const auto at = static_cast<size_t>(b);
+            good = floats ? PyFloat_Check(one) && take_time(one, times_[at]) : take_integer(one, copied_[at]);
+        }
+        return good;
+    }
+
+    bool hold_times(int64_t n) {
+        if (own_time_ != Py_None) times_.reset(new (std::nothrow) double[static_cast<size_t>(n)]);
+        return times_ != nullptr;
+    }
+
+    static bool take_time(PyObject* o, double& time) {
+        time = PyFloat_AsDouble(o);
+        const bool failed = PyErr_Occurred();
+        PyErr_Clear();
+        return !failed;
+    }
+
+    static double time_at(const View& times, int64_t at) {
+        const auto is = [&](auto zero) { return reinterpret_cast<const decltype(zero)*>(times.data)[at]; };
+        switch (times.kind) {
+            case Kind::f64:
+                return is(0.0);
+            case Kind::f32:
+                return static_cast<double>(is(0.0f));
+            case Kind::f16:
+                return static_cast<double>(half_to_float(is(uint16_t{0})));
+            default:
+                return static_cast<double>(bfloat16_to_float(is(uint16_t{0})));
+        }
+    }
+
+    // Makes the rows of float times, if the table has (a function from a float, or from float64 (n,), to alpha and
+    // sigma at these times; the last time; the rows at (alpha, sigma) = (0, 0), (1, 0) and (0, 1); the scale and the
+    // offset of integer results, or None). A number of such a row is a constant, or a multiple of alpha or of sigma.
+    // False: declined, or the function raised, and its Python error is set.
+    bool timed() {
+        const double last = PyFloat_AsDouble(PyTuple_GET_ITEM(own_time_, 1));
+        int64_t zeros = 0, ones = 0;
+        for (const double t : std::span(times_.get(), static_cast<size_t>(indices))) {
+            if (!(t >= 0 && t <= last) || std::isinf(t)) return false;
+            zeros += t == 0, ones += t == 1;
+        }
+        if (zeros && ones && zeros + ones == indices) return false;  // they look like steps, which gives a warning
+        const Reference times(given_times());
+        PyObject* const at = PyTuple_GET_ITEM(own_time_, 0);
+        const Reference levels(times.object ? PyObject_CallOneArg(at, times.object) : nullptr);
+        if (!levels.object) return false;
+        double alpha[1], sigma[1];
+        const double *alphas = numbers(PyTuple_GET_ITEM(levels.object, 0), alpha),
+                     *sigmas = numbers(PyTuple_GET_ITEM(levels.object, 1), sigma);
+        const auto n = static_cast<size_t>(kColumns * indices);
+        timed_rows_.reset(new (std::nothrow) double[n]);
+        if (!timed_rows_ || !copy(indices)) return false;
+        for (int64_t b = 0; b < indices; ++b) timed_row(alphas[b], sigmas[b], &timed_rows_[kColumns * b]);
+        std::iota(copied_.get(), copied_.get() + indices, 0);
+        call.n_rows = indices;
+        call.rows = timed_rows_.get();
+        return call.type == DType::f64 || round_rows();
+    }
+
+    // Returns a single time as a number: Python takes a tenth of NumPy's time for it.
+    PyObject* given_times() const {
+        if (indices == 1) return PyFloat_FromDouble(times_[0]);
+        Py_INCREF(float64);
+        const npy_intp n = indices;
+        PyObject* const made = new_array(1, &n, float64);
+        if (made) std::copy_n(times_.get(), indices, static_cast<double*>(PyArray_DATA(array(made))));
+        return made;
+    }
+
+    // Returns one number, or the elements of float64 (n,).
+    const double* numbers(PyObject* o, double* one) const {
+        if (indices > 1) return static_cast<const double*>(PyArray_DATA(array(o)));
+        *one = PyFloat_AsDouble(o);
+        return one;
+    }
+
+    void timed_row(double alpha, double sigma, double* row) const {
+        const auto* const ends = static_cast<const double*>(PyArray_DATA(array(PyTuple_GET_ITEM(own_time_, 2))));
+        for (int c = 0; c < kColumns; ++c) {
+            const double of_alpha = ends[kColumns + c], of_sigma = ends[2 * kColumns + c];
+            row[c] = ends[c] != 0 ? ends[c] : of_alpha != 0 ? alpha * of_alpha : sigma * of_sigma;
+        }
+        PyObject* const range = PyTuple_GET_ITEM(own_time_, 3);
+        if (range == Py_None) return;
+        double* const out = row + kAffine[0];
+        for (int c = 0; c <= kZ + 1; ++c) out[c] *= PyFloat_AsDouble(PyTuple_GET_ITEM(range, 0));
+        out[0] += PyFloat_AsDouble(PyTuple_GET_ITEM(range, 1));
+    }
+
+    bool copy(int64_t n) {
+        copied_.reset(new (std::nothrow) int64_t[static_cast<size_t>(n)]);
+        call.index = copied_.get();
+        return copied_ != nullptr;
+    }
+
+    bool model_output(PyObject* m) {
+        if (m == Py_None) return true;
+        if (!PyTuple_CheckExact(m)) return input(kM1, m);
+        return PyTuple_GET_SIZE(m) == 2 && input(kM1, PyTuple_GET_ITEM(m, 0)) && input(kM2, PyTuple_GET_ITEM(m, 1));
+    }
+
+    bool past(PyObject* arrays) {
+        if (arrays == Py_None) return true;
+        if (!(past_ = as_tuple(arrays))) return false;
+        const Py_ssize_t n = PyTuple_GET_SIZE(past_);
+        for (Py_ssize_t k = 0; k < n; ++k)
+            if (k >= kZ - kPast1 || !input(kPast1 + static_cast<int>(k), PyTuple_GET_ITEM(past_, k))) return false;
+        return true;
+    }
+
+    bool noise(PyObject* noise, int stream) {
+        if (call.transitions) {
+            if (!noise_.parse(noise, stream, call, x.ndim - batched_, x.shape + batched_)) return false;
+            call.draw = Draw::words;
+            return true;
+        }
+        const bool drawn = reads(call.active, kZ);
+        if (noise == Py_None) return !drawn || draws_nothing();
+        if (!drawn && is_noise(noise)) return true;  // what it names plays no part
+        if (View z; PyArray_CheckExact(noise) || view(noise, z)) return input(kZ, noise);
+        if (!noise_.parse(noise, stream, call, x.ndim - batched_, x.shape + batched_)) return false;
+        if (!drawn) call.draw = Draw::none;
+        return true;
+    }
+
+    // Without noise, the chosen rows must have none.
+    bool draws_nothing() {
+        for (int first : kAffine) {
+            const int column = first + 1 + kZ;
+            for (int64_t b = 0; b < indices; ++b) {
+                const int64_t at = kColumns * row_of(call, b) + column;
+                if (call.type == DType::f64 ? static_cast<const double*>(call.rows)[at] != 0
+                                            : static_cast<const float*>(call.rows)[at] != 0)
+                    return false;
+            }
+            call.active &= ~(uint64_t{1} << column);
+        }
+        return true;
+    }
+
+    // Each output may be exactly one of the inputs.
+    bool apart() const {
+        if (!outputs.given()) return true;
+        for (const View& in : inputs_)
+            if (outputs.spoil(in, true)) return false;
+        return !outputs.spoil(index_, false);
+    }
+
+    bool complete() const { return has_inputs(call); }
+};
+
+}  // namespace
+}  // namespace nf
