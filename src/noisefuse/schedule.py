@@ -368,6 +368,46 @@ class Schedule:
         alpha, sigma = families.flow(_grid(steps)[1:], shift=shift)
         return cls(alpha, sigma, _kind="flow", _parameters={"shift": shift})
 
+    @staticmethod
+    def flow_shift(
+        tokens: float,
+        *,
+        base_tokens: float = 256,
+        max_tokens: float = 4096,
+        base_shift: float = 0.5,
+        max_shift: float = 1.15,
+    ) -> float:
+        """Returns the shift of `flow` that suits an image of this many tokens: Flux's rule, the defaults are Flux.1's.
+
+            shift = exp(mu),   mu = base_shift + (max_shift - base_shift) (n - base) / (max - base)
+
+        n is tokens. Larger images need more noise for the same loss of signal (Esser et al. 2024, section 5.3.2).
+        In diffusers, `calculate_shift` computes mu, and the rule is named the exponential time shift.
+
+        Args:
+            tokens: how many the image has, which is the area of its latents over that of a patch; positive.
+            base_tokens, max_tokens: between which mu is measured; they differ. Beyond them mu goes on as a line.
+            base_shift, max_shift: mu at base_tokens and at max_tokens.
+
+        Returns:
+            A positive float.
+
+        Raises:
+            ValueError: a count of tokens that is not positive and finite, two equal counts, or a mu beyond 700.
+
+        >>> shift = nf.Schedule.flow_shift(64 * 64)  # 1024 x 1024 pixels
+        >>> round(shift, 6), nf.Schedule.flow(shift=shift).sigma[499].round(6).item()
+        (3.158193, 0.759511)
+        """
+        _positive(tokens=tokens, base_tokens=base_tokens, max_tokens=max_tokens)
+        if base_tokens == max_tokens:
+            raise ValueError(f"base_tokens and max_tokens must differ, both are {base_tokens}")
+        along = (tokens - base_tokens) / (max_tokens - base_tokens)
+        mu = base_shift + (max_shift - base_shift) * along
+        if not abs(mu) < 700:  # so that its exponential is a number
+            raise ValueError(f"mu must lie between -700 and 700, got {mu} of {tokens} tokens")
+        return math.exp(mu)
+
     # ---- functions of time ---------------------------------------------------------------------------------
 
     @classmethod

@@ -302,3 +302,35 @@ def test_samplers_that_divide_by_alpha_refuse_pure_noise(rule):
     """Seen to fail: NumPy's warning of an invalid value before the error."""
     with pytest.raises(ValueError, match="divides by alpha, which is 0 at time 49"):
         getattr(nf.samplers, rule)(S.trig(50), steps=5, prediction="v")
+
+
+# ---- a shift for the resolution ----------------------------------------------------------------------------
+
+
+MU = {64: 0.4675, 256: 0.5, 1024: 0.63, 4096: 1.15, 10_000: 2.149375}  # calculate_shift of diffusers' Flux
+
+
+@pytest.mark.parametrize("tokens", MU)
+def test_flow_shift_is_the_rule_of_diffusers(tokens):
+    """Seen to fail: mu as the shift itself."""
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    theirs.set_timesteps(sigmas=np.linspace(1, 0.1, 10), mu=MU[tokens])
+    ours = S.flow(10, shift=S.flow_shift(tokens)).sigma[::-1]
+    assert np.allclose(theirs.sigmas[:-1].numpy(), ours, rtol=1e-6, atol=0)
+
+
+def test_flow_shift_is_a_line_through_its_two_points():
+    options = {"base_tokens": 100, "max_tokens": 900, "base_shift": 0.25, "max_shift": 1.5}
+    assert S.flow_shift(100, **options) == math.exp(0.25)
+    assert S.flow_shift(900, **options) == math.exp(1.5)
+    assert math.isclose(S.flow_shift(500, **options), math.exp(0.875), rel_tol=1e-15)
+
+
+WRONG = [{"tokens": 0}, {"tokens": math.inf}, {"tokens": 1, "base_tokens": 4096}]
+
+
+@pytest.mark.parametrize("options", [*WRONG, {"tokens": 1, "base_shift": math.nan}, {"tokens": 1e9}])
+def test_flow_shift_refuses(options):
+    with pytest.raises(ValueError, match="must"):
+        S.flow_shift(**options)
