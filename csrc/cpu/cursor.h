@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where an element is: in its sample, in the field of noise, and among the segments that have one row each.
+// A cursor knows where an element is: in its sample, in the noise field, and among the segments, each of one row.
 #pragma once
 #include "tile.h"
 
@@ -10,7 +10,7 @@ namespace {
 struct Cursor {
     const Call& s;
     int64_t at, sample, in_sample;  // element, its sample, its place in the sample
-    int64_t segment, segment_left;  // its segment, elements left there
+    int64_t segment, segment_left;  // its segment, the elements left in it
     int64_t element = 0, run_left;  // its place in the field, elements left of the contiguous run
     int64_t runs_left = 0;          // runs that follow one another along the window's last axis, with this one
 
@@ -44,7 +44,7 @@ struct Cursor {
         }
     }
 
-    // On by at most uniform_left() elements.
+    // Moves on, by at most uniform_left() elements.
     void advance(int64_t n) {
         at += n;
         in_sample += n;
@@ -67,7 +67,7 @@ struct Cursor {
         }
     }
 
-    // Elements from here on that share a sample, a run and, where it matters, a step.
+    // Returns how many elements from here on share a sample, a run and, where it matters, a step.
     int64_t uniform_left() const { return s.step_by_index && segment_left < run_left ? segment_left : run_left; }
     bool one_step() const { return !s.step_by_index || s.segment >= s.batch * s.size; }
     uint32_t step() const { return field().step + (s.step_by_index ? static_cast<uint32_t>(s.index[segment]) : 0u); }

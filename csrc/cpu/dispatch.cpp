@@ -18,20 +18,20 @@ extern const Kernels kernels_portable;
 #if defined(__x86_64__)
 namespace {
 
-// Of the processor, and of the system, which has to keep the registers: what "avx2" and "avx512" take.
+// What "avx2" and "avx512" need of the processor, and of the system, which has to save the registers.
 struct Features {
     bool avx2, avx512;
 };
 
-// By the processor's own instruction: clang before 18 refuses __builtin_cpu_supports("f16c"), and clang-cl links no
-// library in which that would look.
+// Asks the processor itself. clang before 18 refuses __builtin_cpu_supports("f16c"), and clang-cl links no library that
+// has it.
 Features features() {
     unsigned a, b, c, d, states = 0, unused;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return {};
     if (c >> 27 & 1) asm volatile("xgetbv" : "=a"(states), "=d"(unused) : "c"(0));
     const bool fma = c >> 12 & 1, f16c = c >> 29 & 1;
     if (!fma || !f16c || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return {};
-#if defined(__APPLE__)  // macOS says that it keeps the registers of AVX-512 only once a thread has used them
+#if defined(__APPLE__)  // macOS admits that it saves the registers of AVX-512 only once a thread has used them
     constexpr unsigned kYmm = 0x6, kZmm = kYmm, kAvx2 = 1u << 5;
 #else
     constexpr unsigned kYmm = 0x6, kZmm = 0xE6, kAvx2 = 1u << 5;

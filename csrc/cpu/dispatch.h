@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which instruction sets this build has, which this processor has, and which one is in use.
+// The instruction sets of this build, those that this processor supports, and the one in use.
 #pragma once
 #include <vector>
 
@@ -15,7 +15,7 @@ struct Isa {
 // Fastest first; "portable" comes last and runs everywhere.
 const std::vector<Isa>& isas();
 
-// The instruction set in use: at first the fastest supported one.
+// The instruction set in use. At first it is the fastest supported one.
 const Kernels& kernels();
 void use_kernels(const Kernels& k);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The way through elements that draw noise: spans of one row, one sample and one step, cut into tiles.
+// The loop over elements that draw noise. It goes by spans of one row, one sample and one step, cut into tiles.
 #pragma once
 #include "tile_noise.h"
 #include "tile_rows.h"
@@ -7,8 +7,8 @@
 namespace nf {
 namespace {
 
-// Calls tile(at, counters, keys) from `begin` to `end`: the counters have the tile's size and where in the field its
-// noise lies. `rows` has the tile's row then.
+// Calls tile(at, counters, keys) from `begin` to `end`. The counters hold the tile's size and the place of its noise in
+// the field; `rows` holds the tile's row.
 template <class Real, class Tile>
 void for_each_drawn_tile(const Call& s, int64_t begin, int64_t end, Rows<Real>& rows, const Arrays<Real>& arrays,
                          const Tile& tile) {
@@ -16,7 +16,7 @@ void for_each_drawn_tile(const Call& s, int64_t begin, int64_t end, Rows<Real>& 
     Counters counters;
     uint64_t seed = cursor.field().seed;
     RoundKeys keys(seed);
-    const int most_of_run = s.row_for_each() ? rows.most : kTile;  // of a span: it has one row, or one for each element
+    const int most_of_run = s.row_for_each() ? rows.most : kTile;  // a span has one row, or one for each element
     while (cursor.at < end) {
         if (cursor.field().seed != seed) keys = RoundKeys(seed = cursor.field().seed);
         const int64_t at = cursor.at, segment = cursor.segment, segment_left = cursor.segment_left;

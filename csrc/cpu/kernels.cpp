@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loops, compiled once for each lane type (NF_LANE, NF_LANE_HEADER, NF_KERNELS name it on the command line).
 //
-// An array is taken in tiles that stay in the L1 cache: fill a tile with noise, then add up the row's terms over it.
-// The noise itself has two passes, words and normals: each is short enough for the processor to overlap its iterations,
-// which is worth 10 to 15 % over one long loop body (docs/design.md has the measurements).
+// A loop takes an array in tiles that stay in the L1 cache: it fills a tile with noise, then adds up the row's terms.
+// The noise is made in two passes, words and normals. Each is short enough for the processor to overlap its iterations,
+// which gains 10 to 15 % over one long loop body (docs/design.md has the measurements).
 #include "kernels.h"
 
 #include "drawing.h"
@@ -36,7 +36,7 @@ void step_drawing_nothing(const Call& s, int64_t begin, int64_t end) {
     }
 }
 
-// after(end) is called as soon as the elements before `end` are done; `stays`: it reads them, from the caches.
+// Calls after(end) as soon as the elements before `end` are done. If `stays`, it reads them, so the caches keep them.
 template <class Real, class After>
 void step_drawing(const Call& s, int64_t begin, int64_t end, bool stays, const After& after) {
     Rows<Real> rows(s);
@@ -60,12 +60,12 @@ void step_drawing(const Call& s, int64_t begin, int64_t end, bool stays, const A
     });
 }
 
-// Not inlined, where all registers would be taken.
+// Not inlined: its caller uses all registers.
 [[gnu::noinline]] void become(const Transition* levels, const uint8_t* x, const float* words, uint8_t* out, int n) {
     for (int i = 0; i < n; ++i) out[i] = transition(levels[x[i]], float_to_bits(words[i]));
 }
 
-// Bytes that become others. (The rows are not applied.)
+// Turns bytes into other bytes by a table, without rows.
 void step_transitions(const Call& s, int64_t begin, int64_t end) {
     Rows<float> rows(s);
     Arrays<float> arrays(s);
@@ -132,8 +132,8 @@ void walk(const Call& s, int64_t begin, int64_t end) {
     s.type == DType::f64 ? walk_range<double>(s, begin, end) : walk_range<float>(s, begin, end);
 }
 
-// A step, and the chunks of a loss that reads its result: tile by tile in registers, where the loss can be had so; else
-// after it, which is not far.
+// Does a step, and the chunks of a loss that reads its result: tile by tile in registers if the loss allows it, else
+// soon after the step.
 template <class Real>
 void step_and_loss_range(const Call& s, const Call& of_loss, int64_t begin_chunk, int64_t end_chunk) {
     const FloatMode mode;
@@ -147,8 +147,7 @@ void step_and_loss_range(const Call& s, const Call& of_loss, int64_t begin_chunk
     loss_range<Real>(of_loss, begin_chunk, end_chunk);
 }
 
-// What a loop has on its stack, of which threads get 128 KiB where the C library is musl; the rest is for their
-// callers.
+// How much stack a loop may use. With musl threads get 128 KiB, and their callers need the rest.
 static_assert(sizeof(Rows<double>) + sizeof(Arrays<double>) + sizeof(Noise<double>) + 2 * sizeof(Residuals<double>) <=
               84 << 10);
 
@@ -172,7 +171,7 @@ void clip(T* x, T* end, T low, T high) {
     }
 }
 
-// Halves: their bits, as integers with a sign, rise with the numbers, once those of negative ones are turned round.
+// The bits of a half, read as a signed integer, rise with its number once those of negative ones are reversed.
 void clip_halves(uint16_t* x, uint16_t* end, uint16_t low, uint16_t high, int16_t infinity) {
     const auto place = [](uint16_t bits) {
         const auto number = static_cast<int16_t>(bits);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What each instruction set offers to the Python boundary: one Kernels. Ranges are of elements of the flat arrays, or
-// of the loss's chunks.
+// Each instruction set offers one Kernels to the Python boundary. A range counts elements of the flat arrays, or chunks
+// of the loss.
 #pragma once
 #include "../core/call.h"
 
@@ -8,8 +8,8 @@ namespace nf {
 
 namespace {  // see philox.h
 
-// The row of a segment. Row numbers were checked, but other threads may have written there since: no row beyond the
-// table is read.
+// Returns the row of a segment. Row numbers were checked, but other threads may have written there since, so a number
+// beyond the table is cut to it.
 inline int64_t row_of(const Call& s, int64_t segment) {
     const auto i = static_cast<uint64_t>(s.index[segment]), last = static_cast<uint64_t>(s.n_rows - 1);
     return static_cast<int64_t>(i < last ? i : last);
@@ -26,9 +26,9 @@ struct Kernels {
     void (*step)(const Call&, int64_t begin, int64_t end);
     void (*walk)(const Call&, int64_t begin, int64_t end);
     void (*loss)(const Call&, int64_t begin_chunk, int64_t end_chunk);  // the sums of chunks, and the gradient
-    // The same of what the step writes, which is done first.
+    // Does the step first, then the same for what it wrote.
     void (*step_and_loss)(const Call& step, const Call& loss, int64_t begin_chunk, int64_t end_chunk);
-    // The first result, in place: to [low, high], which its dtype holds.
+    // Clips the first result in place to [low, high]. Its dtype holds both bounds.
     void (*clip)(const Call&, int64_t begin, int64_t end, double low, double high);
 };
 

@@ -21,7 +21,7 @@ struct Avx2 {
     using u64 = __m256i;
     using f32 = __m256;
     using f64 = __m256d;
-    struct word {  // 64-bit lanes with rubbish in the upper halves: see lane_avx512.h
+    struct word {  // 64-bit lanes; their upper halves do not matter: see lane_avx512.h
         __m256i even, odd;
     };
 

@@ -23,7 +23,7 @@ struct Avx512 {
     using f32 = __m512;
     using f64 = __m512d;
     // vpmuludq multiplies the even 32-bit lanes to 64 bits and ignores the odd ones. So a word keeps its lanes in two
-    // registers of 64-bit lanes with rubbish in the upper halves, and is put together once, after ten rounds.
+    // registers of 64-bit lanes, whose upper halves do not matter, and they are merged once, after ten rounds.
     struct word {
         __m512i even, odd;
     };
@@ -162,8 +162,8 @@ struct Avx512 {
     static f32 load(const uint8_t* p) {
         return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
     }
-    // Of 256 numbers those at 16 bytes: from each 32 of them that which the low five bits name, and of these eight by
-    // the other three. (Gathers take three times as long, and no other set of instructions has anything better than
+    // Looks up 16 bytes in a table of 256 numbers. The low five bits select one number from each 32, the other three
+    // bits one of those eight. (Gathers take three times as long. No other instruction set does better than
     // loads.)
     static f32 lookup(const float* table, const uint8_t* p) {
         const u32 at = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

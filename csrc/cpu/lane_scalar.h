@@ -11,9 +11,9 @@ namespace {
 
 struct Scalar {
     static constexpr int width = 1;       // lanes of u32 and f32
-    static constexpr bool twice = false;  // registers enough for two vectors of philox at once
+    static constexpr bool twice = false;  // whether registers hold two vectors of philox at once
     static constexpr int halves = 1;      // registers of f64 that hold as many lanes
-    // Which block each lane takes, by the type of the elements: in_order knows it.
+    // Says which block each lane takes, by the type of the elements; in_order relies on it.
     static constexpr int block_of_lane(int lane, float) { return lane; }
     static constexpr int block_of_lane(int lane, double) { return lane; }
 
@@ -28,7 +28,7 @@ struct Scalar {
     using u64 = uint64_t;
     using f32 = float;
     using f64 = double;
-    using word = uint32_t;  // a word of philox: whatever form multiplies fastest
+    using word = uint32_t;  // a word of philox, in the form that multiplies fastest
 
     static word word_splat(uint32_t x) { return x; }
     static word word_from(u32 x) { return x; }
@@ -106,7 +106,7 @@ struct Scalar {
     static f32 flip_sign(f32 a, u32 flip) { return as_float(as_bits(a) ^ (flip & 0x80000000u)); }
     static f32 clamp(f32 v, f32 lo, f32 hi) { return v < lo ? lo : v > hi ? hi : v; }
     static f32 within(f32 v, f32 lo, f32 hi) { return v > lo ? v < hi ? v : hi : lo; }  // the same, but lo for NaN
-    // The four words of as many blocks as there are lanes become four vectors of elements in their natural order.
+    // Each lane holds the four words of one block. They become four vectors of elements in their natural order.
     static void in_order(f32 (&)[4]) {}
 
     static f64 splat(double x) { return x; }

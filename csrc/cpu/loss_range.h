@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The loss: residuals tile by tile, as a step's row gives them, but added up instead of stored (or also stored, times a
-// factor: that is the gradient). The noise that they are compared with lives as long as its tile.
+// The loss. A step's row gives residuals, tile by tile; they are added up, not stored. The gradient is the residuals
+// times a factor, and is stored. The noise to compare with lives as long as its tile.
 #pragma once
 #include "../core/loss.h"
 #include "drawing.h"
@@ -9,7 +9,7 @@
 namespace nf {
 namespace {
 
-// What the residuals of a piece are multiplied with in the gradient.
+// Returns the factor that turns the residuals of a piece into the gradient.
 double factor_of(const Call& s, int64_t piece) {
     const double g = s.upstream ? s.upstream[piece * s.piece / s.size * s.upstream_step] : s.g;
     return gradient_factor(weight_of(s, piece), g, s.n);
@@ -19,13 +19,13 @@ double factor_of(const Call& s, int64_t piece) {
 template <class Real>
 class Residuals {
   public:
-    // arrays: those of the call, where there is a gradient.
+    // arrays are those of the call, and are needed for a gradient.
     Residuals(const Call& call, int64_t chunk, const Arrays<Real>* arrays = nullptr)
         : s(call), arrays_(arrays), chunk_(chunk), in_piece_(chunk % chunks_of(s.piece) * kLossChunk) {
         begin_chunk();
     }
 
-    // Once for each tile: a function of its own, as is `end_squares`, not a copy in each that has residuals.
+    // It runs once a tile. It and `end_squares` stand outside, so that the functions with residuals hold no copies.
     [[gnu::noinline]] void take(const Real* r, int64_t at, int n) {
         if (s.out[0]) store_gradient(r, at, n);
         for (int done = 0; s.chunk_sums && done < n;) {
@@ -37,7 +37,8 @@ class Residuals {
 
     int64_t left() const { return left_; }  // of the chunk
 
-    // Of a chunk's whole groups of 64, without a gradient: vector_at(i) has those from element i on.
+    // Takes the residuals of a chunk's whole groups of 64, without a gradient. vector_at(i) returns those from element
+    // i on.
     template <class VectorAt>
     void take_groups(const VectorAt& vector_at, int n) {
         squares_.add_groups(vector_at, n);
@@ -54,7 +55,7 @@ class Residuals {
 
     void begin_chunk() { length_ = left_ = least(kLossChunk, s.piece - in_piece_); }
 
-    // Samples of a few elements come by the million: those that lie whole in the tile take a shorter way.
+    // Samples of a few elements come by the million. Those that lie whole in the tile take a shorter path.
     void add(const Real* r, int n) {
         const bool few = n == length_ && n <= kAccumulators;
         if (!few) squares_.add(r, n);
@@ -115,7 +116,7 @@ struct OneRow {
     const Real* coefficient(int column) const { return row + column; }
 };
 
-// Residuals in registers: arrays of one type, a row of this shape.
+// Computes residuals in registers, for arrays of one type and a row of this shape.
 template <class Real, DType In, uint64_t shape>
 struct ResidualRow : RegisterRow<Real, In, shape> {
     using RegisterRow<Real, In, shape>::RegisterRow;
@@ -128,7 +129,7 @@ struct ResidualRow : RegisterRow<Real, In, shape> {
     }
 };
 
-// A copy of the last elements, from `at` on and fewer than 64, of each array that a row reads, as long as those.
+// Copies the last elements of each array that a row reads: those from `at` on, fewer than 64, padded to whole vectors.
 template <class Row, DType In>
 struct Last {
     alignas(64) char copies[kSlots][kAccumulators * bytes_of(In)] = {};
@@ -143,7 +144,7 @@ struct Last {
     }
 };
 
-// The residuals of a chunk from element `at` on, n of them: whole groups of 64, or the last ones.
+// Adds n residuals of a chunk from element `at` on: whole groups of 64, or the last ones.
 template <class Real, DType In, uint64_t shape>
 [[gnu::flatten]] void take_in_registers(Residuals<Real>& residuals, const Call& s, int64_t at, int n) {
     using Row = ResidualRow<Real, In, shape>;
@@ -159,7 +160,7 @@ template <class Real, DType In, uint64_t shape>
     residuals.take(r, at, n);
 }
 
-// The gradient from element `at` on, of n elements of a piece: their residuals times this factor.
+// Writes the gradient of n elements of a piece from element `at` on: their residuals times this factor.
 template <class Real, DType In, uint64_t shape>
 [[gnu::flatten]] void gradient_in_registers(const Call& s, int64_t at, int n, Real factor, bool nontemporal) {
     using Row = ResidualRow<Real, In, shape>;
@@ -185,8 +186,8 @@ template <class Real, DType In, uint64_t shape>
     std::memcpy(static_cast<char*>(s.out[0]) + (at + whole) * width, made, size_t(left) * width);
 }
 
-// What of.operator()<In, shape>() makes of a loss whose arrays are all of one type, or null where its residuals cannot
-// be had in registers.
+// Returns of.operator()<In, shape>() for a loss whose arrays are all of one type, or null if its residuals cannot be
+// computed in registers.
 template <class Real, class Function, class Of>
 Function for_residuals(const Call& call, Of of) {
     if (call.draw != Draw::none) return nullptr;
@@ -207,11 +208,11 @@ Function for_residuals(const Call& call, Of of) {
     return nullptr;
 }
 
-// All residuals from `begin` on, as elements become known: chunk by chunk, some at a time.
+// Takes all residuals from `begin` on while elements become known, chunk by chunk.
 template <class Real>
 class RegisterResiduals {
   public:
-    // Whether it can take these.
+    // Tells whether it can take this call.
     RegisterResiduals(Residuals<Real>& residuals, const Call& call, int64_t begin)
         : residuals_(residuals), s(call), at_(begin), take_(of(call)) {}
     explicit operator bool() const { return take_; }
@@ -227,7 +228,7 @@ class RegisterResiduals {
     }
 
   private:
-    // Elements: what a call of take_ costs is little beside them, and they are in the first-level cache.
+    // Elements for each call of take_: enough that the call costs little, and few enough for the first-level cache.
     static constexpr int64_t kAtOnce = 4 * kTile;
     using Take = decltype(&take_in_registers<Real, kOwn<Real>, kResidualShapes[0]>);
     Residuals<Real>& residuals_;
@@ -242,7 +243,7 @@ class RegisterResiduals {
     }
 };
 
-// Writes the gradient of the elements begin .. end - 1, where no sum is wanted. False: not in registers.
+// Writes the gradient of the elements begin .. end - 1 if no sum is wanted. Returns false if registers do not do.
 template <class Real>
 bool write_gradient(const Call& s, const Arrays<Real>& arrays, int64_t begin, int64_t end) {
     using Write = decltype(&gradient_in_registers<Real, kOwn<Real>, kResidualShapes[0]>);
@@ -259,7 +260,7 @@ bool write_gradient(const Call& s, const Arrays<Real>& arrays, int64_t begin, in
     return write;
 }
 
-// The chunks begin .. end - 1.
+// Computes the chunks begin .. end - 1.
 template <class Real>
 void loss_range(const Call& s, int64_t begin_chunk, int64_t end_chunk) {
     const int64_t begin = first_of_chunk(s.piece, begin_chunk), end = first_of_chunk(s.piece, end_chunk);

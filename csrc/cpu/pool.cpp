@@ -37,7 +37,7 @@ int processor() {
 #endif
 }
 
-// The calling thread goes elsewhere if it is on this processor and may be on others.
+// Moves the calling thread to another processor if it is on this one and may run on others.
 void leave([[maybe_unused]] int number) {
 #if defined(__linux__)
     cpu_set_t all, others;
@@ -50,15 +50,15 @@ void leave([[maybe_unused]] int number) {
 #endif
 }
 
-int forks = 0;  // that made this process, counted by the one thread that a child has
+int forks = 0;  // how many forks lead to this process; only the child's one thread counts
 
-// One job at a time. Its caller works too, and waits only for helpers that have joined: one that wakes up too late for
-// a job finds it closed.
+// The pool does one job at a time. Its caller works, too, and waits only for helpers that have joined. A helper that
+// wakes up too late finds the job closed.
 class Pool {
   public:
     std::atomic<int> threads_{1};
 
-    // For one job at a time: false where there is another, such as that of a signal's handler, called by go_on.
+    // Returns false if another job runs. (A signal handler that go_on calls may start one.)
     bool take() { return !busy_.exchange(true); }
 
     bool run(int64_t total, int64_t chunk, const Body& body, const GoOn& go_on) {
@@ -68,7 +68,7 @@ class Pool {
         share_out();
         caller_ = processor();
         {
-            const std::lock_guard lock(mutex_);  // nobody falls asleep between its look at the state and its sleep
+            const std::lock_guard lock(mutex_);  // so no helper looks at the state, misses the job and sleeps
             state_ = (state_ / kJob + 1) * kJob + kOpen;
         }
         for (int i = 0; i < wanted_ && wanted_ < started_; ++i) wake_.notify_one();
@@ -85,12 +85,12 @@ class Pool {
 
   private:
     void start() {
-        while (started_ < wanted_ && start_one()) ++started_;  // where the system gives no more, fewer do the work
+        while (started_ < wanted_ && start_one()) ++started_;  // if the system gives no more threads, fewer do the work
     }
 
     bool start_one() {
 #if defined(__unix__) || defined(__APPLE__)
-        // Kernels take up to half of 128 KiB, which is all that a thread gets by default where the C library is musl.
+        // Kernels need up to half of 128 KiB, which is a thread's whole stack by default with musl.
         constexpr size_t kStack = 512 << 10;
         pthread_attr_t attributes;
         if (pthread_attr_init(&attributes) != 0) return false;
@@ -123,7 +123,8 @@ class Pool {
         }
     }
 
-    // Its own span first, which is in its caches if the last job had the same arrays; then what others have left.
+    // A thread takes its own span first, which is in its caches if the last job had the same arrays. Then it takes what
+    // others have left.
     bool work(int own, const GoOn& go_on) {
         const int before = forks;
         for (int i = 0; i < n_spans_; ++i) {
@@ -160,7 +161,7 @@ class Pool {
                 std::unique_lock lock(mutex_);
                 wake_.wait(lock, called);
             }
-            leave(caller_);  // woken where the caller works, it would only take turns with it
+            leave(caller_);  // on the caller's processor it would only take turns with it
             const bool joined = join(seen);
             looks_out = joined || !(state_ & kOpen);  // too late: the next job may be as short as this one
             if (!joined) continue;
@@ -172,8 +173,8 @@ class Pool {
         }
     }
 
-    // Whether it comes true within the time that it takes to fall asleep and be woken: steps of samplers follow each
-    // other, and many take less. Meanwhile whoever else wants the processor may have it.
+    // Tells whether it becomes true within the time that falling asleep and waking up take. Many steps of samplers come
+    // sooner. Meanwhile any other thread may have the processor.
     template <class Condition>
     static bool soon(Condition condition) {
         const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
@@ -187,7 +188,7 @@ class Pool {
         return false;
     }
 
-    // The latest job's number times kJob, kOpen while it takes helpers, and how many work on it.
+    // The sum of three: the latest job's number times kJob, kOpen while it takes helpers, and how many work on it.
     static constexpr uint64_t kOpen = uint64_t{1} << 16, kJob = 2 * kOpen;
     std::atomic<uint64_t> state_{0};
 
@@ -196,7 +197,7 @@ class Pool {
     std::condition_variable wake_, done_;
     const Body* body_ = nullptr;
     int64_t total_ = 0, chunk_ = 1;
-    // Chunks that follow each other, for one thread as long as it has some: numbers of the next one and of the end.
+    // Consecutive chunks for one thread, while it has any: the numbers of the next one and of the end.
     struct alignas(64) Span {
         std::atomic<int64_t> next;
         int64_t end;
@@ -220,7 +221,7 @@ void reset_after_fork() {
     reset();
 }
 
-constexpr int kTogether = 4;  // chunks between two questions, on one thread
+constexpr int kTogether = 4;  // chunks between two calls of go_on, on one thread
 
 }  // namespace
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the passes over a tile share: its size, and the lanes that this instruction set has (NF_LANE, NF_LANE_HEADER).
+// The passes over a tile share its size and the lanes of this instruction set (NF_LANE, NF_LANE_HEADER).
 #pragma once
 #include "kernels.h"
 
@@ -13,10 +13,10 @@ using Lane = NF_LANE;
 constexpr int kTile = 256;               // elements
 constexpr int kBlocks = kTile / 4;       // blocks of philox in a tile
 constexpr int kGroup = 4 * Lane::width;  // elements of one lane vector of blocks
-constexpr int kOverhang = 16;            // what may be written or read past a tile of coefficients
+constexpr int kOverhang = 16;            // how far past a tile of coefficients may be written or read
 static_assert(kTile % kGroup == 0);
-// Whether rows of the usual shapes have code of their own, which is two thirds of all. Lanes of one element, whose
-// loops the compiler makes vectors of, gain nothing by it.
+// Whether rows of the usual shapes have code of their own, which is two thirds of all code. Lanes of one element gain
+// nothing by it, as the compiler vectorises their loops.
 constexpr bool kInRegisters = Lane::width > 1;
 
 template <class Real>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A tile of noise: which blocks of philox it takes, their words, and the normals or uniforms of those.
+// A tile of noise: its blocks of philox, their words, and the normals or uniforms made of them.
 #pragma once
 #include <cstring>
 #include <numeric>
@@ -10,7 +10,7 @@
 namespace nf {
 namespace {
 
-// Which block of a group each lane takes.
+// Returns the block of a group that each lane takes.
 template <class Real>
 struct BlockOrder {
     uint32_t block[Lane::width];
@@ -22,7 +22,7 @@ template <class Real>
 constexpr BlockOrder<Real> kOrder{};
 inline uint32_t tag(uint64_t sample, uint32_t stream) { return stream << 24 | static_cast<uint32_t>(sample >> 32); }
 
-// What the counters of a run's blocks have in common.
+// The part of the counters that all blocks of a run share.
 struct RunName {
     uint32_t step, sample, tag_word;
     uint64_t seed;
@@ -58,7 +58,7 @@ struct Counters {
     RunPart parts[kBlocks];
     int n_parts;
 
-    // The tile that begins at this element of the run, of at most `left` elements.
+    // Begins a tile at this element of the run, of at most `left` elements.
     void take(int64_t element, int64_t left) {
         skip = static_cast<int>(element & 3);
         block = static_cast<uint32_t>(element >> 2);
@@ -68,7 +68,7 @@ struct Counters {
 
     bool whole_groups() const { return in_order && skip == 0 && size % kGroup == 0; }
 
-    // Short runs, none yet.
+    // Begins a tile of short runs, with none yet.
     void clear() {
         one_run = repeats = own_seeds = false;
         in_order = true;
@@ -105,9 +105,9 @@ struct Counters {
     }
 };
 
-// As many whole samples as fit, where they are numbered on and leave few lanes idle: points and actions come by the
-// million. Such tiles differ in their first sample only, so they are made once and then shifted. False: not such a
-// tile.
+// Takes as many whole samples as fit, if their ids are consecutive and few lanes stay idle: points and actions come by
+// the million. Such tiles differ in their first sample only, so they are made once and then shifted. Returns false if
+// this is no such tile.
 template <class Real>
 inline bool take_samples(Counters& counters, Cursor& cursor, int64_t end, int most) {
     const Call& s = cursor.s;
@@ -121,8 +121,7 @@ inline bool take_samples(Counters& counters, Cursor& cursor, int64_t end, int mo
     const int used = count * blocks, idle = -used & (Lane::width - 1);
     RunName name(cursor);
     const uint32_t first = name.sample, last = first + static_cast<uint32_t>(count);
-    // New counters cost a sample as much as four idle blocks. Where nothing is packed, whole groups gain most of it
-    // back.
+    // New counters cost a sample as much as four idle blocks. Without packing, whole groups win most of that back.
     const int worth = size % 4 ? 4 : 1;
     if (idle > worth * count || size * count > end - cursor.at || last < first) return false;
     if (!counters.repeats || counters.tags[0] != name.tag_word) {
@@ -156,7 +155,7 @@ inline void take_short_runs(Counters& counters, Cursor& cursor, int64_t end, int
     }
 }
 
-// The run at the cursor. Tiles of it are then taken one by one.
+// Takes the run at the cursor. Its tiles are then made one by one.
 inline void take_run(Counters& counters, const Cursor& cursor) {
     const RunName name(cursor);
     counters.one_run = counters.in_order = true;
@@ -166,8 +165,8 @@ inline void take_run(Counters& counters, const Cursor& cursor) {
     counters.tag_word = name.tag_word;
 }
 
-// Whether the span at the cursor is to share a tile with those that follow. One of half a tile and more does where
-// whole groups are added up in registers, and where it would leave a sixth as much of its last group idle.
+// Tells whether the span at the cursor shares a tile with those that follow. A span of half a tile or more does so only
+// if whole groups are added up in registers, and if alone it would leave idle more than a sixth of its length.
 inline bool is_short(const Cursor& cursor, int64_t span, int64_t end, bool in_registers) {
     const bool wasteful = in_registers && span < kTile && 6 * (-span & (kGroup - 1)) > span;
     return cursor.at + span < end && (span < kTile / 2 || wasteful);
@@ -200,7 +199,7 @@ struct LaneKeys {
 // Words of one tile: [group][word of the block][lane].
 using TileWords = uint32_t[kTile / kGroup][4][Lane::width];
 
-// Two vectors as one, for philox: where registers allow it, two chains of rounds keep the multipliers busier than one.
+// Two vectors of philox as one. If registers allow it, two chains of rounds keep the multipliers busier than one.
 template <class L>
 struct Twice {
     struct word {
@@ -314,8 +313,8 @@ inline void words_to_radii(int groups, TileWords& words) {
         }
 }
 
-// The normals or uniforms of a tile, or its words as they are: take(g, z) gets those of group g, four vectors in the
-// order of the elements. The words are used up.
+// Makes the normals or uniforms of a tile, or leaves its words as they are. take(g, z) receives those of group g, four
+// vectors in the order of the elements. The words are used up.
 template <Draw draw, class Take>
 inline void words_to_floats(int groups, TileWords& words, Take take) {
     if constexpr (draw == Draw::normal && kCut) words_to_radii(groups, words);
@@ -337,7 +336,7 @@ inline void words_to_floats(int groups, TileWords& words, Take take) {
     }
 }
 
-// Half of a group. The radii of its pairs lie in `to` already, where kCut.
+// Makes half of a group. If kCut, the radii of its pairs lie in `to` already.
 template <Draw draw, int Half>
 inline void words_to_doubles(double* to, const Lane::u32 (&w)[4], const Lane::u32 (&v)[4]) {
     Lane::f64 z[4];
@@ -395,7 +394,7 @@ struct Noise {
     alignas(64) Real packed[kTile + kOverhang];
     alignas(64) TileWords words, low_words;
 
-    // The noise of the tile, `later` steps after its own; between(g) is called as group g is made.
+    // Makes the noise of the tile, `later` steps after its own. between(g) is called while group g is made.
     template <class Between>
     const Real* fill(const Counters& counters, const RoundKeys& keys, Draw draw, uint32_t later, Between between) {
         fill_words<Real>(words, counters, keys, later, 0, between);
@@ -410,7 +409,7 @@ struct Noise {
         Real* to = packed;
         for (int p = 0; p < counters.n_parts; ++p) {
             const Real* from = values + counters.parts[p].from;
-            constexpr int few = 32 / sizeof(Real);  // what is too much is overwritten
+            constexpr int few = 32 / sizeof(Real);  // the surplus is overwritten
             for (int i = 0; i < counters.parts[p].size; i += few) std::memcpy(to + i, from + i, few * sizeof(Real));
             to += counters.parts[p].size;
         }

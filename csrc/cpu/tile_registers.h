@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of the usual shapes, added up in registers: noise and D take no way through memory. All other rows go through
-// tile_rows.h, combination by combination.
+// Rows of the usual shapes are added up in registers, so noise and D never go through memory. tile_rows.h has all other
+// rows, combination by combination.
 #pragma once
 #include <array>
 #include <initializer_list>
@@ -13,8 +13,8 @@
 namespace nf {
 namespace {
 
-// The shape of a row: the columns that count, of D (where an output or the noise has it) and of the outputs; and what
-// the noise is multiplied by.
+// The shape of a row: the columns that are not zero, those of D (if an output or the noise has it) and of the outputs,
+// and the factor of the noise.
 constexpr uint64_t columns(int first, std::initializer_list<Slot> slots) {
     uint64_t set = 0;
     for (const Slot slot : slots) set |= uint64_t{1} << (first + 1 + slot);
@@ -24,13 +24,13 @@ using Slots = std::initializer_list<Slot>;
 constexpr uint64_t shape(Slots clean, Slots out, Slots aux1 = {}, Slots aux2 = {}) {
     return columns(kClean, clean) | columns(kAffine[0], out) | columns(kAffine[1], aux1) | columns(kAffine[2], aux2);
 }
-// Its constant and a coefficient for each slot.
+// The constant of a combination, and a coefficient for each slot.
 constexpr uint64_t combination_of(uint64_t active, int first) {
     return active & ((uint64_t{1} << (1 + kSlots)) - 1) << first;
 }
 
-// Of a call, or 0: not one of these. Only a combination that begins with the noise may have a constant, which is no
-// part of the shape.
+// Returns the shape of a call, or 0 if it is none of these. Only a combination that begins with the noise may have a
+// constant, which is no part of the shape.
 template <class Real>
 uint64_t shape_of(const Rows<Real>& rows) {
     const Call& s = rows.s;
@@ -47,7 +47,7 @@ uint64_t shape_of(const Rows<Real>& rows) {
     return found;
 }
 
-// What of.operator()<shape>() makes of a call's shape, or null where it is none of these.
+// Returns of.operator()<shape>() for a call's shape, or null if it is none of these.
 template <const auto& shapes, class Function, class Of>
 Function for_shape(uint64_t shape, Of of) {
     Function found = nullptr;
@@ -66,8 +66,8 @@ constexpr auto kNothingOf = [] {
     return zeros;
 }();
 
-// A row of this shape in registers, and its arrays, of type In; of the noise it takes one vector. With `Each` it is
-// where the rows of a tile's elements are: found once, as what is stored might be anything to the compiler.
+// A row of this shape in registers, and its arrays of type In. It takes the noise one vector at a time. `Each` says
+// where the rows of a tile's elements are. It is read once, as to the compiler any store might change it.
 template <class Real, DType In, uint64_t shape, bool Each = false>
 struct RegisterRow {
     static constexpr Affine kCleanCombination{shape, kClean, 3};
@@ -105,14 +105,14 @@ struct RegisterRow {
         }
     }
 
-    // What `Arrays::prefetch_read` does, where the number of lines is known.
+    // Does what `Arrays::prefetch_read` does, for a known number of lines.
     void prefetch(int64_t at) const {
         for (int slot = 0; slot < kSlots; ++slot)
             for (int line = 0; slot != kZ && slot != kD && reads(slot) && line < kGroup * bytes_of(In); line += kLine)
                 __builtin_prefetch(static_cast<const char*>(array[slot]) + (at + 2 * kTile) * bytes_of(In) + line);
     }
 
-    // The outputs' vectors of the elements from `at` on, in their tile from `in_tile` on. Each array is read once.
+    // Computes the outputs' vectors from element `at` on, which is `in_tile` in its tile. Each array is read once.
     void add_up(int64_t at, Vector<Real> z, Vector<Real> (&result)[kOutputs], int in_tile = 0) const {
         const auto of = [&](Coefficient coefficient) {
             if constexpr (Each)
@@ -145,15 +145,15 @@ struct RegisterRow {
 
 // ---- with the noise of whole groups, as it is made ---------------------------------------------------------
 
-// Beside levels, which only the first output can be, the others are float.
+// Only the first output can be of levels (an integer dtype). The others are then float.
 template <DType Out>
 inline void store_output(int output, void* to, int64_t at, const Lane::f32 (&x)[4], bool nontemporal) {
     output == 0 ? store_lanes<Out>(to, at, x, nontemporal)
                 : store_lanes<is_level(Out) ? DType::f32 : Out>(to, at, x, nontemporal);
 }
 
-// Whether the row is added up while its normals are in registers. With conversions, or coefficients from memory, that
-// loop is too long for a processor to overlap its groups: then the normals are made first.
+// Tells whether the row is added up while its normals are in registers. With conversions, or coefficients from memory,
+// that loop is too long for a processor to overlap its groups, and the normals are made first.
 template <DType Out, bool Each>
 constexpr bool kOnePass = Out == DType::f32 && !Each;
 
@@ -217,7 +217,7 @@ constexpr uint64_t kDrawnShapes[] = {
     shape({kM1, kX}, {kZ, kD, kPast1, kM1}),
 };
 
-// Where each element has a row of its own.
+// The shapes that are done so if each element has a row of its own.
 constexpr uint64_t kEachShapes[] = {shape({}, {kZ}), shape({}, {kZ, kX}), kTimesX, kTimesRootX};
 
 using OnNoise = decltype(&tile_on_noise<DType::f32, DType::f32, shape({}, {kZ}), false>);
@@ -245,8 +245,8 @@ OnNoise to_levels_on_noise(DType in, uint64_t shape, bool each) {
     return in == DType::f32 ? on_noise<DType::f32, Out>(shape, each) : on_noise<Out>(in, shape, each);
 }
 
-// Which of these does a call, or null: float32 arithmetic, all inputs of the outputs' type or all levels, or all float
-// for levels. (Each pair of types is a hundredth of the wheel.)
+// Returns the one of these that does a call, or null. They have float32 arithmetic. All inputs have the outputs' type,
+// or all are levels, or all are float and the output is levels. (Each pair of types is a hundredth of the wheel.)
 template <class Real>
 OnNoise on_noise(const Arrays<Real>& arrays, uint64_t shape, bool each) {
     const Call& s = arrays.s;
@@ -273,7 +273,7 @@ OnNoise on_noise(const Arrays<Real>& arrays, uint64_t shape, bool each) {
 
 // ---- with all in arrays, vector by vector ------------------------------------------------------------------
 
-// A tile of at least a vector.
+// Computes a tile of at least one vector.
 template <class Real, uint64_t shape>
 [[gnu::flatten]] void tile_on_arrays(const Rows<Real>& rows, const Arrays<Real>& arrays, int64_t at, int size) {
     const RegisterRow<Real, kOwn<Real>, shape> row(rows, arrays.value);
@@ -335,7 +335,7 @@ constexpr uint64_t kSamplerShapes[] = {
 template <class Real>
 using OnArrays = decltype(&tile_on_arrays<Real, kSamplerShapes[0]>);
 
-// Which of these does a call whose outputs are in the arithmetic's own type, or null.
+// Returns the one of these that does a call whose outputs have the arithmetic's own type, or null.
 template <class Real>
 OnArrays<Real> on_arrays(const Arrays<Real>& arrays, uint64_t shape_of_call) {
     if (arrays.s.type != kOwn<Real> || arrays.s.out_type != kOwn<Real>) return nullptr;

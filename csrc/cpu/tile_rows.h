@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A tile of data: its inputs in the arithmetic's type, the linear combinations of its rows, and its outputs.
+// A tile of data: its inputs in the arithmetic's type, the linear combinations of its rows, its outputs.
 #pragma once
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -21,7 +21,7 @@ constexpr DType kOwn = sizeof(Real) == 8 ? DType::f64 : DType::f32;
 template <class Real>
 using Vector = decltype(Lane::load(static_cast<const Real*>(nullptr)));
 
-// A vector of the arithmetic's type from one of any type.
+// Converts a vector of any type to the arithmetic's type.
 template <DType Type>
 inline auto load_lanes(const void* from, int64_t at) {
     const auto* const halves = static_cast<const uint16_t*>(from) + at;
@@ -40,14 +40,13 @@ inline auto load_lanes(const void* from, int64_t at) {
         return Lane::as_float(Lane::as_upper_halves(Lane::load(halves)));
 }
 
-// One vector, or what takes its place, to `to`; past the caches (a non-temporal store) if `nontemporal`, when that
-// place is aligned to it.
+// Stores one vector at `to`. If `nontemporal`, it goes past the caches, and `to` is aligned to a vector.
 template <class Element, class Lanes>
 inline void store_one(Element* to, Lanes x, bool nontemporal) {
     nontemporal ? Lane::store_nontemporal(to, x) : Lane::store(to, x);
 }
 
-// Four vectors to `at`, rounded to the type. NaN is rare and looked for once.
+// Stores four vectors at `at`, rounded to the type. NaN is rare, so one check covers all four.
 template <DType Type>
 inline void store_lanes(void* to, int64_t at, const Lane::f32 (&x)[4], bool nontemporal) {
     constexpr int W = Lane::width;
@@ -122,8 +121,8 @@ inline void store_levels(Level* to, const Real* from, int n, bool nontemporal) {
         for (int i = 0; i < n; ++i) to[i] = round_to_level<Level>(from[i]);
 }
 
-// The n elements from `at` on in the arithmetic's type. (Half types reach float64 arithmetic as float32, and float64 no
-// other.)
+// Returns the n elements from `at` on in the arithmetic's type. (Half types reach float64 arithmetic as float32, and
+// float64 reaches no other arithmetic.)
 template <class Real, class Element>
 inline void convert(Real* to, const void* from, int64_t at, int n) {
     const Element* const first = static_cast<const Element*>(from) + at;
@@ -154,7 +153,7 @@ inline void load_as(Real* to, const void* from, DType type, int64_t at, int n) {
     }
 }
 
-// `nontemporal`: the place is aligned to a vector, and written past the caches.
+// If `nontemporal`, the place is aligned to a vector and is written past the caches.
 template <class Real>
 inline void store_as(void* to, DType type, int64_t at, const Real* from, int n, bool nontemporal) {
     auto* const halves = static_cast<uint16_t*>(to) + at;
@@ -177,7 +176,7 @@ inline void store_as(void* to, DType type, int64_t at, const Real* from, int n, 
     }
 }
 
-// A linear combination over a tile: the terms that are active, in the contract's order z, D, past4 .. past1, m2, m1, x.
+// A linear combination over a tile: its active terms, in the contract's order z, D, past4 .. past1, m2, m1, x.
 struct Affine {
     int n = 0, column[kSlots] = {}, slot[kSlots] = {};
     int constant = -1;  // column of k, or -1
@@ -191,8 +190,9 @@ struct Affine {
     }
 };
 
-// out = k + sum c_i v_i: the first term is a product or, with k, an fma; then one fma a term. Count 0: `n` decides.
-// `nontemporal`: out is aligned to a vector and written past the caches.
+// out = k + sum c_i v_i. The first term is a product or, with k, an fma; each further term is one fma. If Count is 0,
+// `n` decides.
+// If `nontemporal`, out is aligned to a vector and is written past the caches.
 template <bool PerElement, int Count, class Real>
 inline void sum_terms(Real* out, int size, int n, const Real* k, const Real* const* c, const Real* const* v,
                       bool nontemporal) {
@@ -207,7 +207,7 @@ inline void sum_terms(Real* out, int size, int n, const Real* k, const Real* con
         nontemporal ? Lane::store_nontemporal(out + i, sum) : Lane::store(out + i, sum);
     }
     if (W == 1 || i >= size) return;
-    // The last few elements in a padded copy: the arrays end here.
+    // The arrays end here, so the last few elements are computed in a padded copy.
     const size_t bytes = sizeof(Real) * size_t(size - i);
     Real value[W] = {}, factor[W] = {};
     auto padded = [&](Real* to, const Real* from) {
@@ -222,7 +222,7 @@ inline void sum_terms(Real* out, int size, int n, const Real* k, const Real* con
     std::memcpy(out + i, value, bytes);
 }
 
-// The columns that rows by level have.
+// The columns that a table of rows by grey level has.
 constexpr int kByLevel[2] = {kAffine[0], kAffine[0] + 1 + kZ};
 
 template <class Real>
@@ -232,14 +232,14 @@ struct Rows {
     bool wants_clean, per_element = false;
     int used_columns[kColumns], n_used = 0;
     const Real* row = nullptr;  // the tile's one row, if it has one
-    // The coefficients of a tile's elements, one used column after another. Threads have small stacks, so there is room
-    // for all columns of half a tile, or for half of the columns, which is more than samplers use, of a whole one.
+    // The coefficients of a tile's elements, one used column after another. Threads have small stacks. So there is room
+    // for all columns of half a tile, or for half of the columns of a whole one, which is more than samplers use.
     static constexpr int kHalf = kTile / 2 + kOverhang;
     alignas(64) Real expanded[kColumns * kHalf];
-    int place[kColumns] = {};          // of a column in `expanded`; of one that is not used the first
+    int place[kColumns] = {};          // of a column in `expanded`; an unused column has the first place
     int most;                          // elements of a tile whose rows differ
-    int64_t phase = 0, repeated = -1;  // where a tile of a period begins there; the sample whose period it is
-    // k and z of `out` by level, where they are looked up in registers.
+    int64_t phase = 0, repeated = -1;  // where a tile begins in the period; the sample whose period it is
+    // k and z of `out` by grey level, if they are looked up in registers.
     static constexpr int kLookedUp = sizeof(Real) == 4 ? kLevels : 1;
     alignas(64) float level[2][kLookedUp];
 
@@ -259,7 +259,7 @@ struct Rows {
         per_element = s.row_for_each();
     }
 
-    // A clamp takes both its bounds from the row, also where only one of them counts.
+    // A clamp takes both bounds from the row, even if only one of them matters.
     bool clamps() const { return nf::clamps(s.active); }
 
     const Real* table() const { return static_cast<const Real*>(s.rows); }
@@ -286,7 +286,7 @@ struct Rows {
             for (const int column : kByLevel) of_column(column)[i] = table()[kColumns * x[i] + column];
     }
 
-    // A short period is written once a sample, and read from wherever a tile begins in it.
+    // A short period is written once a sample. A tile reads it from the place where the tile begins.
     [[gnu::noinline]] void select_period(int64_t at, int n) {  // its rows are on no other stack
         int64_t sample = at / s.size, in_sample = at % s.size, in_turn = in_sample % s.period;
         const bool repeats = in_sample + n <= s.size && s.period <= kOverhang;
@@ -345,7 +345,7 @@ struct Rows {
         }
     }
 
-    // to is a tile of our own: whole vectors may be read and written.
+    // `to` is a tile of our own, so whole vectors may be read and written.
     void clamp(Real* to, int size) const {
         if (!clamps()) return;
         const Real *lo = coefficient(kLow), *hi = coefficient(kHigh);
@@ -357,9 +357,8 @@ struct Rows {
     }
 };
 
-// Beyond this many elements arrays come from memory. Where nothing is drawn, asking for their lines early is then worth
-// 15 % on Intel's processors, and costs up to 10 % where they do not. AMD's need no asking: Zen 4 then takes up to
-// twice as long.
+// Beyond this many elements, arrays come from memory. If nothing is drawn, prefetching their lines then gains 15 % on
+// Intel's processors; below, it costs up to 10 %. AMD's need no prefetching: with it, Zen 4 takes up to twice as long.
 constexpr int64_t kFar = int64_t{1} << 22;
 inline bool asks_early() {
 #if defined(__x86_64__)
@@ -372,15 +371,15 @@ inline bool asks_early() {
     return true;
 #endif
 }
-// An output of this many bytes goes past the caches, which could not keep it beside what it is made of: a quarter to a
-// half less.
+// An output of this many bytes goes past the caches, which could not hold it beside its inputs. That saves a quarter to
+// a half of the time.
 constexpr int64_t kPastCaches = int64_t{1} << 24;
-// From this many elements on stores to several outputs hold each other up, unless they lie alike within their lines
-// (which is worth 10 % then): asking for their lines brings up to two fifths.
+// From this many elements on, stores to several outputs hold each other up, unless the outputs have the same place
+// within their lines (which then gains 10 %). Prefetching their lines gains up to two fifths.
 constexpr int64_t kSeveral = int64_t{1} << 16;
 constexpr int kLine = 64;  // bytes
 
-// The arrays of a call, and one tile of each that is not in the arithmetic's own type.
+// The arrays of a call, and one tile of each array that is not of the arithmetic's own type.
 template <class Real>
 struct Arrays {
     struct Lines {
@@ -393,8 +392,8 @@ struct Arrays {
     Lines read[kSlots], written[3];
     bool all_own = true;        // inputs are in the arithmetic's own type
     bool in_registers = false;  // whole groups are added up in registers, as their noise is made
-    bool direct[3];             // written as it is computed: not so an output that is an input which others still read
-    bool past_caches[3];        // written by stores that leave the caches alone, where it is aligned
+    bool direct[3];             // written at once: not an output that is also an input which others still read
+    bool past_caches[3];        // written past the caches, if it is aligned
     const Real* value[kSlots] = {};
     alignas(64) Real staged[kSlots][kTile], clean[kTile], result[3][kTile];
 
@@ -416,8 +415,8 @@ struct Arrays {
         }
     }
 
-    // Ask for the lines of group g two tiles on: a few at a time between the groups of this tile, since all at once
-    // would block the line-fill buffers.
+    // Prefetches the lines of group g two tiles on. A few at a time come between the groups of this tile, since all at
+    // once would block the line-fill buffers.
     void prefetch_read(int64_t at, int g) const {
         for (int i = 0; i < n_in; ++i) prefetch<0>(read[i], at + 2 * kTile + g * kGroup);
     }
@@ -430,7 +429,7 @@ struct Arrays {
         for (int line = 0; line < kGroup * lines.width; line += kLine) __builtin_prefetch(p + line, Write);
     }
 
-    // Elements from `at` to where the first output's next line begins.
+    // Returns how many elements lie between `at` and the first output's next line.
     int64_t to_line(int64_t at) const { return static_cast<int64_t>(-place(0, at) % kLine) / bytes_of(s.out_type); }
     bool nontemporal(int o, int64_t at) const { return past_caches[o] && place(o, at) % kLine == 0; }
     uintptr_t place(int o, int64_t at) const {
@@ -447,7 +446,7 @@ struct Arrays {
         }
     }
 
-    // Gradients of a clamp: they pass where D lay within its bounds (NaN lies nowhere).
+    // Gradients pass a clamp where D was within its bounds. NaN never is.
     void apply_masked(const Rows<Real>& rows, int64_t at, int size) {
         rows.apply(clean, size, rows.clean, value, false);
         rows.apply(result[0], size, rows.out[0], value, false);
@@ -484,7 +483,7 @@ struct Arrays {
     }
 };
 
-// Between the groups of the tile at `at`: asks for the lines of two tiles on, of inputs too where they are `read`.
+// Called between the groups of the tile at `at`. It prefetches the lines of two tiles on, of inputs only if `read`.
 template <class Real, bool read>
 struct Prefetch {
     const Arrays<Real>& arrays;
