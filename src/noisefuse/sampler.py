@@ -151,7 +151,7 @@ class Sampler:
 
     @property
     def timesteps(self) -> npt.NDArray[Any]:
-        """The t that the model is given in each row, (n,): indices of the schedule, or noise levels."""
+        """The t that the model is given in each row, (n,). They are indices of the schedule, or noise levels."""
         return self.tableau.timesteps
 
     # ---- one step ------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls in eager code. Of a call like an earlier one, with other numbers, the description is known and its program is
-compiled: then its checks are those of its numbers, and JAX's own dispatch is most of it.
+"""Calls in eager code. A call may be like an earlier one but for its numbers. Then its description is known and its
+program is compiled. Only the numbers are checked, and most of the time is JAX's own dispatch.
 
-Each operand costs, and most of all one that is not JAX's yet. So a program takes few: the row itself, and all of the
-noise's name as one. Those that are asked for again and again are kept as JAX's arrays.
+Each operand costs time, most of all one that is not an array of JAX's yet. So a program takes few operands: the row,
+and the noise's whole key as one. Operands that are asked for again and again are kept as JAX's arrays.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .calls import call_p
 from .description import FIELDS, IDS, INDEX, ROWS, WEIGHTS, Described
 
 MOST, OFTEN = 256, 8
-_NAME = Struct("<4QI")  # seed, sample, none and none, step: with these a field begins
+_NAME = Struct("<4QI")  # a field begins with these: seed, sample, two that are unused, step
 
 
 class Kept(dict[Any, Any]):
-    """Arrays of JAX's by what they are made of, of that which is asked for often; before that what `else_` says."""
+    """Arrays of JAX's by key. `make` makes the array of a key that is asked for often; before, `else_` serves it."""
 
     make: Callable[..., Any]
     else_: Callable[..., Any]
@@ -57,7 +57,7 @@ class Kept(dict[Any, Any]):
 
 
 class Given(NamedTuple):
-    """What calls have in common whose rows are given with them."""
+    """The common part of calls that bring their own rows."""
 
     active: int
     segment: int
@@ -65,17 +65,18 @@ class Given(NamedTuple):
 
 
 class Known(NamedTuple):
-    program: (
-        Any  # of a row, or the table and the numbers of rows; arrays; and if they are taken a field, ids and weights
-    )
-    rows: Kept  # by their numbers
-    table: Any  # JAX's, where t is an array; else None
+    """A program and what its next call needs. The program takes a row, or the table and the numbers of rows; then the
+    arrays; then, if the call has them, a field, ids and weights."""
+
+    program: Any
+    rows: Kept  # by number
+    table: Any  # an array of JAX's if t is an array, else None
     fields: Kept | None  # by seed, sample and step
-    n: int  # rows
+    n: int  # how many rows
     batch: int
     by_index: bool  # whether the step of row t is t later
     wide: bool
-    plain: Any  # as long as it is here, its id is its own
+    plain: Any  # the table, kept so that no other object gets its id
 
 
 _known: dict[Any, Known] = {}
@@ -93,17 +94,17 @@ def is_concrete(x: Any) -> bool:
 
 
 def is_in_mesh() -> bool:
-    """Whether new arrays lie on the devices of `jax.set_mesh`: those are not kept, for they go with no other mesh."""
+    """Tells whether new arrays lie on the devices of `jax.set_mesh`. No other mesh takes them, so none is kept."""
     return not jax.sharding.get_abstract_mesh().empty
 
 
 def is_often(signature: Any) -> bool:
-    """Whether calls with this signature, counted here, are made so often that a program is worth its compilation."""
+    """Counts calls with this signature. Tells whether they are so many that a program is worth its compilation."""
     if signature is None or is_in_mesh():
         return False
     try:
         _asked[signature] = times = _asked.get(signature, 0) + 1
-    except TypeError:  # of an option that is an array or a list
+    except TypeError:  # an option is an array or a list
         return False
     if len(_asked) > 4 * MOST:
         _asked.clear()
@@ -111,7 +112,7 @@ def is_often(signature: Any) -> bool:
 
 
 def number(t: Any) -> Any:
-    """t, in host memory where it is known; a number where it is one."""
+    """Returns t in host memory if its value is known, and as a number if it is one."""
     if type(t) is int:
         return t
     if isinstance(t, list) or is_concrete(t):
@@ -125,7 +126,7 @@ def fast_row(
     plain: Any, t: Any, x: Any, model_output: Any, past: Any, noise: Any, stream: int, out: Any, aux: Any, kind: Any,
     batched: bool | None,
 ) -> Any:  # fmt: skip
-    """What `backends.fast_row` is to NumPy's arrays: of calls like one that was checked before."""
+    """Does what `backends.fast_row` does, for JAX's arrays and calls like one that was checked before."""
     models = model_output if type(model_output) is tuple else () if model_output is None else (model_output,)
     if out is not None or type(past) not in _SEVERAL or not (type(aux) is int or aux is None or aux == ()):
         return NotImplemented
@@ -146,7 +147,7 @@ _SEVERAL = tuple, list, type(None)
 def fast_random(
     plain: Any, shape: Any, noise: Any, is_uniform: bool, kind: Any, batched: bool, is_other: bool, out: Any
 ) -> Any:
-    """The same for `backends.fast_random`."""
+    """Does what `backends.fast_random` does, likewise."""
     if out is not None:
         return NotImplemented
     found = again(signature(plain, is_uniform, 0, noise, (), shape, kind, batched), 0, noise, ())
@@ -154,8 +155,8 @@ def fast_random(
 
 
 def signature(table: Any, stream: int, t: Any, noise: Any, arrays: Sequence[Any], *options: Any) -> Any:
-    """What calls have in common that are like one another, of a table that the fast path takes, or `Given`. None: a
-    call that is not plain."""
+    """Returns the common part of calls that are alike, or None if the call is not plain. table is one of the fast path,
+    or a `Given`."""
     of_noise: Any = None
     if type(noise) is Noise:
         if type(noise.step) is not int or noise.window_shape is not None:
@@ -184,11 +185,11 @@ def signature(table: Any, stream: int, t: Any, noise: Any, arrays: Sequence[Any]
 def again(
     signature: Any, t: Any, noise: Any, arrays: Sequence[Any], rows: Rows | None = None, weight: Any = None
 ) -> Any:
-    """The outputs of a call like an earlier one. NotImplemented: of none, or its numbers have to be looked at. weight:
-    float64, one for each row."""
+    """Returns the outputs of a call like an earlier one. Returns NotImplemented if there was none, or if its numbers
+    need the full checks. weight is float64, one for each row."""
     try:
         known = _known.get(signature)
-    except TypeError:  # of an option that is an array or a list: the checks say what is wrong with it
+    except TypeError:  # an option is an array or a list, and the full checks say what is wrong with it
         known = None
     if known is None:
         return NotImplemented
@@ -227,7 +228,7 @@ def again(
 def remember(
     table: Any, like: Any, what: Described, operands: dict[int, Any], call: Step, given: dict[int, Any]
 ) -> None:
-    """A call that was described, with this signature and these arrays by slot."""
+    """Remembers a call that was described, with this signature and these arrays by slot."""
     if like is None or is_in_mesh() or not {*operands} <= {ROWS, INDEX, FIELDS, IDS, WEIGHTS, *range(Z)}:
         return
     if any(x.dtype != operands[slot].dtype for slot, x in given.items() if slot in operands):
@@ -239,7 +240,7 @@ def remember(
         record["n_rows"] = 1
     elif not several and INDEX in operands:
         constant[INDEX] = operands[INDEX]
-    last = {*order[-3:]} - {*operands}  # which are not given
+    last = {*order[-3:]} - {*operands}  # those that this call has not
     program = _program(
         replace(what, call=record.tobytes()), [role for role in order if role not in last], {*operands}, constant
     )
@@ -254,14 +255,14 @@ def remember(
 
 
 def _program(what: Described, order: Sequence[int], taken: set[int], constant: dict[int, Any]) -> Any:
-    """Of operands in this order, of which these are taken, and of what is always the same."""
+    """Compiles the program. Its operands have this order, it uses those that are taken, and constants are built in."""
     places = [n for n, role in enumerate(order) if role in taken]
     what = replace(what, roles=(*[order[n] for n in places], *constant))
     return jax.jit(lambda *operands: call_p.bind(*[operands[n] for n in places], *constant.values(), what=what))
 
 
 def _rows_of(rows: Rows, wide: bool) -> Any:
-    """Kept with their table."""
+    """Returns the rows as JAX's arrays, kept with their table."""
     key = (-2, wide)
     if key not in rows.on_devices:
         table = rows.table if wide else rows.single
@@ -271,6 +272,6 @@ def _rows_of(rows: Rows, wide: bool) -> Any:
 
 
 def _fields_like(like: bytes) -> Callable[[tuple[int, int, int]], Any]:
-    """What makes the bytes of a field of this shape and stream, of a seed, a sample and a step."""
+    """Returns a function of (seed, sample, step) that makes the bytes of a field of this shape and stream."""
     rest = like[_NAME.size :]
     return lambda name: np.frombuffer(_NAME.pack(name[0], name[1], 0, 0, name[2]) + rest, np.uint8)
