@@ -8,7 +8,9 @@ from importlib import import_module
 from typing import Any
 
 
-def lazy(package: str, modules: Iterable[str], names: Iterable[str]) -> tuple[Callable[[str], Any], Callable[[], Any]]:
+def lazy(
+    package: str, modules: Iterable[str], names: Iterable[str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Returns the `__getattr__` of a package that loads these modules, and a `__dir__` with them and these names."""
     loaded = frozenset(modules)
     shown = sorted({*loaded, *names})

@@ -15,8 +15,11 @@ from .program import *
 if TYPE_CHECKING:
     from ..spec import Integers
 
-half_to_float, float_to_half = SPEC.half_to_float, SPEC.float_to_half
-bfloat16_to_float, float_to_bfloat16, to_level = SPEC.bfloat16_to_float, SPEC.float_to_bfloat16, SPEC.to_level
+half_to_float: Any = SPEC.half_to_float
+float_to_half: Any = SPEC.float_to_half
+bfloat16_to_float: Any = SPEC.bfloat16_to_float
+float_to_bfloat16: Any = SPEC.float_to_bfloat16
+to_level: Any = SPEC.to_level
 
 
 @inlined

@@ -12,7 +12,9 @@ from ...call.description import ACCUMULATORS, LOSS_CHUNK
 from .device import SPEC, pasted
 from .pointers import least, pointer
 
-add_square, sum_accumulators, add_piece = SPEC.add_square, SPEC.sum_accumulators, SPEC.add_piece
+add_square: Any = SPEC.add_square
+sum_accumulators: Any = SPEC.sum_accumulators
+add_piece: Any = SPEC.add_piece
 
 
 @pasted

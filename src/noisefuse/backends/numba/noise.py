@@ -19,9 +19,12 @@ from .program import *
 if TYPE_CHECKING:
     from ..spec import Integers
 
-philox4x32, join = SPEC.philox4x32, SPEC.join
-normal_pair32, normal_pair64 = SPEC.normal_pair32, SPEC.normal_pair64
-uniform32, uniform64 = SPEC.uniform32, SPEC.uniform64
+philox4x32: Any = SPEC.philox4x32
+join: Any = SPEC.join
+normal_pair32: Any = SPEC.normal_pair32
+normal_pair64: Any = SPEC.normal_pair64
+uniform32: Any = SPEC.uniform32
+uniform64: Any = SPEC.uniform64
 
 
 @inlined

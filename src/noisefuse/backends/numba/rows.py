@@ -16,8 +16,11 @@ from .program import *
 if TYPE_CHECKING:
     from ..spec import Integers
 
-clamp, within, times, times_root = SPEC.clamp, SPEC.within, SPEC.times, SPEC.times_root
-transition = SPEC.transition
+clamp: Any = SPEC.clamp
+within: Any = SPEC.within
+times: Any = SPEC.times
+times_root: Any = SPEC.times_root
+transition: Any = SPEC.transition
 
 
 @inlined

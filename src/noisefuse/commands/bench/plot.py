@@ -31,7 +31,8 @@ class Plot:
     """The plot. It is made before the measurements, so that it refuses files that cannot be written in time."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.figure = path, Figure(layout="constrained")
+        self.path: Path = path
+        self.figure: Figure = Figure(layout="constrained")
         known = self.figure.canvas.get_supported_filetypes()
         if path.suffix[1:] not in known:
             raise ValueError(f"cannot write {path}: expected a name that ends in one of {', '.join(sorted(known))}")

@@ -78,10 +78,13 @@ class Records:
     NAMES = ("operation", "threads", "shape", "dtype", "by")
 
     def __init__(self, device: Device, cases: Sequence[Case], old: Old | None) -> None:
-        self.device, self.old = device, old
-        self.columns = ["us", *_columns(device, old), "ratio"]
+        self.device: Device = device
+        self.old: Old | None = old
+        self.columns: list[str] = ["us", *_columns(device, old), "ratio"]
         named = [self.NAMES, *(self._named(case, name) for case in cases for name in ("noisefuse", *RIVALS))]
-        self.widths = [max(map(len, column)) for column in zip(*named, strict=True)] + [8] * len(self.columns)
+        self.widths: list[int] = [max(map(len, column)) for column in zip(*named, strict=True)] + [8] * len(
+            self.columns
+        )
 
     def before(self) -> list[str]:
         notes = (f"{name}: {COLUMNS[name]}." for name in self.columns)

@@ -118,7 +118,7 @@ INK, GREY, PAPER = "#1f2430", "#6b7380", "#f1f4f8"
 LEVELS = (1000, 8, 4, 2.5, 1.7, 1.2, 0.9, 0.7, 0.5, 0.3, 0.1)  # the columns' noise levels, or the nearest in all runs
 PITCH = SIDE + 2  # pixels from image to image
 APART = 6  # further pixels between the groups and before the samples
-GROUPS = {
+GROUPS: dict[str, tuple[str, ...]] = {
     "deterministic: one equation, so each noise becomes one digit": DETERMINISTIC,
     "stochastic: fresh noise in every step": STOCHASTIC,
 }

@@ -18,10 +18,11 @@ import stat
 import textwrap
 import uuid
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-sync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+sync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 TEMPORARY = ".noisefuse-"  # the beginning of the names of unfinished files
 
 
@@ -33,10 +34,11 @@ class Journal:
     """
 
     def __init__(self, target: Path, manifest: dict[str, Any]) -> None:
-        self.target, self.manifest = target, manifest
-        self.partial = partial_of(target)
-        self.path = journal_of(target)
-        self.whole = False
+        self.target: Path = target
+        self.manifest: dict[str, Any] = manifest
+        self.partial: Path = partial_of(target)
+        self.path: Path = journal_of(target)
+        self.whole: bool = False
         self._file = open_own(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             self._begin()

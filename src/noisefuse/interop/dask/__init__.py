@@ -157,7 +157,7 @@ def _row(
     return nf.update(table, i, x, m1 if m2 is None else (m1, m2), past=past, noise=noise, **options)
 
 
-library = Library(
+library: Library = Library(
     "dask", is_written=False, is_lazy=True, adds_draws=lambda: False, where=da.where, times=times, randn=randn,
     randn_like=randn_like, uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk, update=update,
     augmented=augmented, prepare=prepare,

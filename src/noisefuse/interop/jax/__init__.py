@@ -791,7 +791,7 @@ def _weights(weight: Any) -> Any:
     return (weight if plain else weight.astype(jnp.float32)).reshape(-1)
 
 
-library = Library(
+library: Library = Library(
     "JAX", is_written=False, is_traced=lambda: True, adds_draws=lambda: True, fast_row=fast_row,
     fast_random=fast_random, moved=moved, zeros_like=zeros_like, where=jnp.where, times=times, time_of=time_of,
     chosen=chosen, from_key=from_key, sample=sample, randn=randn, randn_like=randn_like, uniform=uniform,

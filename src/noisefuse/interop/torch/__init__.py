@@ -339,7 +339,7 @@ def _random(name: str, shape: Any, noise: Any, *, dtype: Any, batched: bool, out
     return as_tensor(drawn, out, kind)
 
 
-library = Library(
+library: Library = Library(
     "torch", time="batch", is_traced=is_traced, untraced=untraced, need_plain=need_plain, to_numpy=to_numpy,
     moved=moved, following=following, of_arrays=of_arrays, zeros_like=zeros_like, where=torch.where, times=times,
     empty=empty, randn=randn, randn_like=randn_like, uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk,
