@@ -552,7 +552,8 @@ def test_a_launch_of_one_device_is_not_repeated_on_another_on_the_stand_in(cupy)
 def test_tables_are_uploaded_once_on_the_stand_in(cupy):
     """Rows that are one number are passed by value: nothing else is uploaded."""
     skip_the_self_test(cupy)
-    schedule, x = nf.Schedule.cosine(50), stand_in.ndarray(normals((4, 1024)))
+    cosine = nf.Schedule.cosine(50)  # remembered, and perhaps uploaded by another test; the copy is not
+    schedule, x = nf.Schedule(cosine.alpha, cosine.sigma), stand_in.ndarray(normals((4, 1024)))
     for t in (3, 4, np.int64(5), [6]):
         nf.q_sample(x, t, schedule, nf.Noise(1))
     assert cupy.uploads == [(50, 36)]
