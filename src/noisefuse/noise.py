@@ -504,7 +504,7 @@ def _need_no_trace() -> None:
 
 
 def is_tracer(value: object) -> bool:
-    """Whether it is a traced number or array of a JAX program, known only when the program runs."""
+    """Tells whether it is a traced number or array of a JAX program, known only when the program runs."""
     core = sys.modules.get("jax.core")
     return core is not None and not isinstance(value, int) and isinstance(value, core.Tracer)
 

@@ -59,7 +59,7 @@ class Path:
 
     @property
     def draws(self) -> bool:
-        """Whether noise is drawn."""
+        """Tells whether noise is drawn."""
         return self.g is not None
 
     def columns(self, t: Array, target: PathTarget | None) -> dict[str, Array]:

@@ -771,12 +771,12 @@ class Schedule:
 
     @property
     def has_unit_times(self) -> bool:
-        """Whether float times go from 0.0, the cleanest, to 1.0, the noisiest."""
+        """Tells whether float times go from 0.0, the cleanest, to 1.0, the noisiest."""
         return self._family is not None and (self._family.first, self._family.last) == (0, 1)
 
     @property
     def continuous(self) -> bool:
-        """Whether ``schedule(t)`` takes a float t, the family's own time."""
+        """Tells whether ``schedule(t)`` takes a float t, the family's own time."""
         return self._family is not None
 
     def __call__(self, t: npt.ArrayLike) -> AlphaSigma:

@@ -418,7 +418,7 @@ class Tableau:
 
     @property
     def clamps(self) -> bool:
-        """Whether any row bounds D."""
+        """Tells whether any row bounds D."""
         active = self.active["clean"]
         return bool(active["lo"] or active["hi"])
 

@@ -21,7 +21,7 @@ Array: TypeAlias = NDArray[Any]
 
 
 def on_device(x: object) -> bool:
-    """Whether x is a CuPy array. CuPy's arrays exist only once CuPy is loaded, so nothing here loads it."""
+    """Tells whether x is a CuPy array. CuPy's arrays exist only once CuPy is loaded, so nothing here loads it."""
     kind = type(x)
     if kind is np.ndarray or kind in _CUPY:
         return kind is not np.ndarray
@@ -35,12 +35,12 @@ _CUPY: set[type] = set()
 
 
 def is_array(x: object) -> bool:
-    """Whether x is read as an array. (Results have stricter rules: see `output`.)"""
+    """Tells whether x is read as an array. (Results have stricter rules: see `output`.)"""
     return isinstance(x, np.ndarray) or on_device(x) or is_foreign(x)
 
 
 def is_foreign(x: object) -> bool:
-    """Whether x is an array of a library that noisefuse does not know. Such a library shares its memory by DLPack."""
+    """Tells whether x is an array of a library that noisefuse does not know. Such a library shares memory by DLPack."""
     kind = type(x)
     if kind is np.ndarray or not (hasattr(kind, "__dlpack__") and hasattr(kind, "__dlpack_device__")):
         return False
@@ -97,17 +97,17 @@ def where(x: Any) -> str:
 
 
 def is_traced(x: object) -> bool:
-    """Whether a compiler traces the call. It cannot trace the fast path."""
+    """Tells whether a compiler traces the call. It cannot trace the fast path."""
     return type(x) is not np.ndarray and library_for(x).is_traced()
 
 
 def is_lazy(x: object) -> bool:
-    """Whether x is dask's: computed later, and never written to."""
+    """Tells whether x is an array of dask's, which is computed later and never written to."""
     return type(x) is not np.ndarray and library_for(x).is_lazy
 
 
 def is_written(x: object) -> bool:
-    """Whether results may be written to arrays of x's kind."""
+    """Tells whether results may be written to arrays of x's kind."""
     return type(x) is np.ndarray or library_for(x).is_written
 
 
@@ -248,7 +248,7 @@ def copy(x: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def overlap(a: Array, b: Array) -> bool:
-    """Whether two contiguous arrays share memory."""
+    """Tells whether two contiguous arrays share memory."""
     if not on_device(a) and not on_device(b):
         return np.may_share_memory(a, b)
     return (

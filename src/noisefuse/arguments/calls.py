@@ -114,7 +114,7 @@ def segments(name: str, t: ArrayLike, shape: tuple[int, ...]) -> tuple[Array, in
 
 
 def _beyond_int64(times: Array) -> bool:
-    """Whether these are integers, objects only because one is so large: then that index is out of range."""
+    """Tells whether these are integers, objects only because one is so large: then that index is out of range."""
     return times.dtype == object and all(type(time) is int for time in times.flat)
 
 

@@ -46,7 +46,7 @@ def view(x: Any, kind: Any) -> Any:
 
 
 def some(conditions: Bools) -> bool:
-    """Whether any condition holds. A primitive."""
+    """Tells whether any condition holds. A primitive."""
     raise NotImplementedError
 
 

@@ -68,7 +68,7 @@ class Step:
 
     @property
     def row_for_each(self) -> bool:
-        """Whether each element has its own row."""
+        """Tells whether each element has its own row."""
         return self.period > 0 or self.by_level
 
     @property

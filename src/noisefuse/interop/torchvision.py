@@ -45,7 +45,7 @@ class _Noisy(Named, OfUnitRange):
 
 
 def _passes(inpt: Any) -> bool:
-    """Whether this passes through, such as boxes and masks."""
+    """Tells whether this passes through, such as boxes and masks."""
     return isinstance(inpt, tv_tensors.TVTensor) and not isinstance(inpt, tv_tensors.Image | tv_tensors.Video)
 
 

@@ -150,7 +150,7 @@ def _mended(name: str, values: Any, t: Array, most: float) -> Array:
 
 
 def lie_within(values: npt.NDArray[Any], low: float, high: float) -> bool:
-    """Whether no value is below low, above high or NaN. (Of few values argmin takes a quarter of the time of min.)"""
+    """Tells whether no value is below low, above high or NaN. (For few values argmin takes a quarter of min's time.)"""
     return not values.size or bool(low <= values.item(values.argmin()) and values.item(values.argmax()) <= high)
 
 

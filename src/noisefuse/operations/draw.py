@@ -342,7 +342,7 @@ Increments: TypeAlias = Increment | list[Increment] | tuple[Increment, ...]
 
 
 def are_increments(noise: object) -> TypeGuard[Increments]:
-    """Whether the noise is an increment, or a list of one for each row."""
+    """Tells whether the noise is an increment, or a list of one for each row."""
     if isinstance(noise, _SEVERAL):
         return len(noise) > 0 and all(type(n) is Increment for n in noise)
     return type(noise) is Increment

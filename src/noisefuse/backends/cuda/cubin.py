@@ -123,7 +123,7 @@ def write(path: Path, code: bytes) -> None:
 
 
 def _is_safe(status: os.stat_result) -> bool:
-    """Whether only this user and root can have written the file. (A link's mode always lets everybody write.)"""
+    """Tells whether only this user and root can have written the file. (A link's mode always lets everybody write.)"""
     return status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
 
 

@@ -230,7 +230,7 @@ def _span(batch: int, size: int, segment: int, windows: tuple[Any, ...]) -> tupl
 
 
 def _aligned(call: Step, kind: str) -> bool:
-    """Whether all arrays have the call's dtype (except integer levels that become floats), and are aligned to the
+    """Tells whether all arrays have the call's dtype (except integer levels that become floats), and are aligned to the
     accesses of vector kernels."""
     out = call.outputs[0]
     if call.rows.active & (TIMES_CLEAN | TIMES_ROOT) or (out is not None and levels_of(out.dtype)):

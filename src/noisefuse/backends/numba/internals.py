@@ -19,7 +19,7 @@ INTERLEAVED = 4
 
 
 def has_fma(context: Any) -> bool:
-    """Whether code for this target has the fma instruction; without it an fma calls the C library."""
+    """Tells whether code for this target has the fma instruction; without it an fma calls the C library."""
     triple, _, features = context.codegen().magic_tuple()
     return not triple.startswith("x86_64") or "+fma" in features.split(",")
 

@@ -464,7 +464,7 @@ def _pixels(path: Path) -> tuple[Array, Any]:
 
 
 def _is_deep(file: Any) -> bool:
-    """Whether an image has more bits than the bytes that Pillow decodes: 16-bit colours, whose mode it calls RGB."""
+    """Tells whether an image has more bits than Pillow decodes to: 16-bit colours, whose mode it calls RGB."""
     for tile in file.tile:
         given = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
         if any(";16" in part if isinstance(part, str) else tile[0] == "ppm" and part > 255 for part in given):

@@ -633,7 +633,7 @@ class Deterministic(Steps, AddsNoise):
 
 
 def has(name: str) -> bool:
-    """Whether this diffusers has the class, and its requirements are installed: some need SciPy."""
+    """Tells whether this diffusers has the class, and its requirements are installed: some need SciPy."""
     return getattr(diffusers, name, type).__module__.startswith("diffusers.schedulers.")
 
 
@@ -720,7 +720,7 @@ def _converted(tensors: Sequence[Tensor], dtype: torch.dtype, besides: Tensor | 
 
 
 def _narrower(tensors: Sequence[Tensor], dtype: torch.dtype) -> bool:
-    """Whether all can be converted without a loss, and some have to be."""
+    """Tells whether all can be converted without a loss, and some have to be."""
     kinds = {x.dtype for x in tensors}
     return kinds != {dtype} and all(torch.promote_types(kind, dtype) is dtype for kind in kinds)
 

@@ -508,7 +508,7 @@ def unshared(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether these are the same object, or lists of the same objects."""
+    """Tells whether these are the same object, or lists of the same objects."""
     lists = isinstance(a, list) and isinstance(b, list) and len(a) == len(b)
     return all(map(is_, a, b)) if lists else a is b
 

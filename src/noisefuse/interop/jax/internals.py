@@ -40,7 +40,7 @@ def result_type(operand: Any, shape: tuple[int, ...], dtype: Any) -> Any:
 
 
 def is_for_several(context: Any) -> bool:
-    """Whether a program is lowered for several devices, which share it."""
+    """Tells whether a program is lowered for several devices, which share it."""
     devices = getattr(context.module_context.axis_context, "device_assignment", None)
     return devices is not None and len(devices) > 1
 

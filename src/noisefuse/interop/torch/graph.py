@@ -205,7 +205,7 @@ def _(name: str, shape: Any, dtype: str, words: Any, batched: bool, device: torc
 
 
 def carries(noise: Any) -> bool:
-    """Whether a graph can carry the noise: a key with one sample number and no window, a tensor or none. Else it
+    """Tells whether a graph can carry the noise: a key with one sample number and no window, a tensor or none. Else it
     breaks."""
     if isinstance(noise, nf.Noise):
         return isinstance(noise.sample, int) and noise.window_shape is None

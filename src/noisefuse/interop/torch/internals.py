@@ -93,7 +93,7 @@ def forward(function: Any) -> Any:
 
 
 def is_dual(tensor: Tensor) -> bool:
-    """Whether the tensor has a tangent of forward-mode differentiation."""
+    """Tells whether the tensor has a tangent of forward-mode differentiation."""
     return unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 

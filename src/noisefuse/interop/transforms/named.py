@@ -35,7 +35,7 @@ def noise_by(field: str, data: Mapping[Any, Any], seed: int, transform: str) -> 
 
 
 def applies(noise: nf.Noise, p: float) -> bool:
-    """Whether an item has noise at all: `strengths` with that p are then not 0."""
+    """Tells whether an item has noise at all: `strengths` with that p are then not 0."""
     return strength(noise, 1.0, 1.0, p) == 1.0
 
 
