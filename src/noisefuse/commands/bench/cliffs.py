@@ -185,7 +185,7 @@ def run(seconds: float) -> None:
     """Prints the table, the worst calls last."""
     with nf.set_num_threads(1):
         rows = sorted(small_calls(seconds), key=lambda one: one.ratio)
-    print(f"# noisefuse {nf.__version__}: times over the plain call's, on arrays of {SMALL}, one thread")
+    print(f"# noisefuse {nf.__version__}: times over the plain call's; {SMALL}, one thread")
     for one in rows:
         mark = "  <- cliff" if one.ratio > WORST and one.name not in EXCEPTIONS else ""
         print(f"{one.ratio:6.1f}  {1e6 * one.seconds:8.1f} us  {one.name}{mark}")
