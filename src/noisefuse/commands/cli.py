@@ -22,7 +22,6 @@ _OPTIONAL = {
     "dask": "dask",
     "distributed": "distributed",
     "matplotlib": "matplotlib",
-    "rich": "rich",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "zarr": "zarr",
