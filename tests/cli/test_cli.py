@@ -148,6 +148,8 @@ def test_what_is_not_installed_is_named(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    if distribution == "distributed":
+        pytest.importorskip("dask")  # else dask is named
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", np.zeros(4))
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
@@ -250,6 +252,8 @@ def test_bench_of_augmentation(tmp_path: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("operation", _bench_augment.OPERATIONS)
 def test_contenders_augment_alike(operation: str, dtype: str) -> None:
     """Compares the mean and the spread of each one's result on a grey image."""
+    for library in ("albumentations", "torchvision"):
+        pytest.importorskip(library)
     case = _bench_augment.Images(operation, 1, (1, 128, 128, 3), dtype)
     vars(case)["x"] = np.full(case.shape, case.white / 2, dtype)
     made = {name: make(case) for name, make in _bench_augment.CONTENDERS.items() if name != "copyto" and case.exists}
