@@ -61,7 +61,8 @@ OF: dict[str, dict[str, Callable[[tuple[int, ...]], Any]]] = {
 }
 # These are no passes over an array of floats, or have plain calls that say nothing about their spellings.
 LEFT_OUT = {
-    "get_include", "info", "set_num_threads", "use_backend", "philox4x32", "combine", "rms", "sample_id", "strengths", "by_level",
+    "get_include", "info", "set_num_threads", "use_backend", "philox4x32", "combine", "rms", "sample_id", "strengths",
+    "by_level",
     "poisson", "transition", "prepare", "nearest_of", "assigned", "perturbed", "freenoise_like", "progressive_like",
     "q_walk", "Part",
 }  # fmt: skip
