@@ -55,7 +55,11 @@ def test_a_ratio_of_ours_is_turned_round():
 
 @pytest.mark.parametrize(
     ("page", "count"),
-    [("docs/which-call.md", r"`samplers\.\*`: (\d+) of them"), ("docs/compare.md", r"\| samplers \| (\d+),")],
+    [
+        ("docs/which-call.md", r"`samplers\.\*`: (\d+) of them"),
+        ("docs/compare.md", r"\| samplers \| (\d+),"),
+        ("docs/index.md", r"(\d+) samplers, each"),
+    ],
 )
 def test_pages_count_the_samplers(page, count):
     (found,) = re.findall(count, (ROOT / page).read_text())

@@ -45,7 +45,7 @@ def test_code_fits_the_column(path):
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=name)
 def test_a_tutorials_notebook_has_the_code_of_the_page(path):
-    """The page's code is run by test_docs.py. Seen to fail: a block left out, one of another language as code."""
+    """The page's code is run by test_docs.py. Seen to fail: a block left out."""
     text = path.read_text()
     code = [match["code"].strip() for match in FENCE.finditer(text) if match["language"] == "python"]
     cells = NOTEBOOKS["parts"](text)
@@ -55,6 +55,13 @@ def test_a_tutorials_notebook_has_the_code_of_the_page(path):
     assert ["".join(cell["source"]) for cell in made["cells"] if cell["cell_type"] == "code"] == code
     assert len({cell["id"] for cell in made["cells"]}) == len(cells)
     assert ast.dump(ast.parse(NOTEBOOKS["script"](cells))) == ast.dump(ast.parse("\n".join(code)))
+
+
+def test_a_notebook_runs_python_alone():
+    """Seen to fail: a block of another language as code."""
+    page = "# Title\n\n```python\nprint(1)\n```\n\n```text\n1\n```\n\n```cpp\nint a;\n```\n\n```{image} a.png\n```\n"
+    cells = [("markdown", "# Title"), ("code", "print(1)"), ("markdown", "```cpp\nint a;\n```")]
+    assert NOTEBOOKS["parts"](page) == cells
 
 
 def test_the_gallerys_notebook_draws_its_pictures(monkeypatch):
