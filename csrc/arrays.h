@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The fast path's view of an array, without a copy. This file reads NumPy's arrays through NumPy's C API.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
 #include "core/call.h"
+#include "interrupts.h"
+#include "layouts.h"
 #include "python.h"
 
 namespace nf {
@@ -53,7 +56,8 @@ struct Made {
     int ndim;
     const int64_t* shape;
     int64_t count;
-    PyArray_Descr* descriptor;  // the array's; borrowed
+    PyArray_Descr* descriptor;   // the array's; borrowed
+    bool channels_last = false;  // whether a tensor's axis 1 is the fastest in memory
 
     bool fits(const View& v) const {
         return v.kind == kind && v.is_tensor == is_tensor && v.writable && v.ndim == ndim &&
@@ -99,16 +103,39 @@ inline bool view_array(PyObject* o, View& v) {
     return PyArray_ISCARRAY_RO(a);
 }
 
-constexpr int64_t kCopied = 1 << 16;  // the most elements to copy here, without checking for Ctrl-C
+// False: a Python error is set.
+inline bool run_copy(const Copy& copy, int64_t count) {
+    constexpr int64_t kLong = 1 << 16;  // elements; fewer take less time than to give the interpreter away
+    return run_call(count > kLong, [&](const GoOn& go_on) { return run_copy(copy, go_on); });
+}
 
-// A new reference to a copy that is C-contiguous, aligned and in native byte order. It is null, without a Python error,
-// if the array's dtype is none of calls, or the array is large.
+// Copies between two arrays of one shape and one dtype of calls, in native byte order, which share no memory. False: a
+// Python error is set.
+inline bool copy_array(PyArrayObject* from, PyArrayObject* to) {
+    Copy copy;
+    copy.item = static_cast<int>(PyArray_ITEMSIZE(from));
+    copy.axes = PyArray_NDIM(from);
+    std::copy_n(PyArray_DIMS(from), copy.axes, copy.shape);
+    std::copy_n(PyArray_STRIDES(from), copy.axes, copy.from_strides);
+    std::copy_n(PyArray_STRIDES(to), copy.axes, copy.to_strides);
+    copy.from = PyArray_BYTES(from);
+    copy.to = PyArray_BYTES(to);
+    return run_copy(copy, PyArray_SIZE(from));
+}
+
+// A new reference to a copy that is C-contiguous, aligned and in native byte order. Null, perhaps with a Python error:
+// there is none.
 inline PyObject* plain_copy(PyArrayObject* a) {
-    if (kind_of(a) == Kind::other || PyArray_SIZE(a) > kCopied) return nullptr;
-    PyArray_Descr* const native = PyArray_DescrFromType(PyArray_TYPE(a));
-    PyObject* const made = native ? PyArray_FromArray(a, native, NPY_ARRAY_CARRAY_RO) : nullptr;
-    if (!made) PyErr_Clear();
-    return made;
+    constexpr npy_intp kSwapped = 1 << 16;  // NumPy swaps bytes, and does not listen to Ctrl-C meanwhile
+    const bool native = PyArray_ISNOTSWAPPED(a);
+    if (kind_of(a) == Kind::other || (!native && PyArray_SIZE(a) > kSwapped)) return nullptr;
+    PyArray_Descr* const descriptor = PyArray_DescrFromType(PyArray_TYPE(a));
+    if (!descriptor) return nullptr;
+    if (!native) return PyArray_FromArray(a, descriptor, NPY_ARRAY_CARRAY_RO);
+    PyObject* const made = new_array(PyArray_NDIM(a), PyArray_DIMS(a), descriptor);
+    if (made && copy_array(a, reinterpret_cast<PyArrayObject*>(made))) return made;
+    Py_XDECREF(made);
+    return nullptr;
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "arrays.h"
 #include "core/philox.h"
 #include "cpu/dispatch.h"
 #include "cpu/lane_scalar.h"
@@ -92,6 +93,18 @@ PyObject* py_philox(PyObject*, PyObject* args) {
     return run_call(n > kPhiloxChunk, run) ? Py_NewRef(Py_None) : nullptr;
 }
 
+// copy(from, to): between two layouts, which share no memory. Returns False if they are not of one shape and dtype of
+// calls.
+PyObject* py_copy(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
+    if (n != 2 || !PyArray_Check(arguments[0]) || !PyArray_Check(arguments[1])) Py_RETURN_FALSE;
+    auto *const from = reinterpret_cast<PyArrayObject*>(arguments[0]),
+         *const to = reinterpret_cast<PyArrayObject*>(arguments[1]);
+    if (kind_of(from) == Kind::other || kind_of(from) != kind_of(to) || !PyArray_SAMESHAPE(from, to) ||
+        !PyArray_ISNOTSWAPPED(from) || !PyArray_ISNOTSWAPPED(to) || !PyArray_ISWRITEABLE(to))
+        Py_RETURN_FALSE;
+    return copy_array(from, to) ? Py_NewRef(Py_True) : nullptr;
+}
+
 PyObject* py_xla_handler(PyObject*, PyObject*) {
     return PyCapsule_New(reinterpret_cast<void*>(xla::run), "xla._CUSTOM_CALL_TARGET", nullptr);
 }
@@ -138,6 +151,7 @@ PyCFunction fast_call(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssiz
 PyMethodDef methods[] = {{"run", fast_call(py_run), METH_FASTCALL, nullptr},
                          {"empty", py_empty, METH_VARARGS, nullptr},
                          {"philox", py_philox, METH_VARARGS, nullptr},
+                         {"copy", fast_call(py_copy), METH_FASTCALL, nullptr},
                          {"row", fast_call(fast_row), METH_FASTCALL, nullptr},
                          {"random", fast_call(fast_random), METH_FASTCALL, nullptr},
                          {"mse", fast_call(fast_mse), METH_FASTCALL, nullptr},

@@ -77,6 +77,7 @@ class PlainCall {
         call.batch = batched_ ? x.shape[0] : 1;
         call.size = x.count / call.batch;
         input(kX, x);
+        follow(a.x, kX);
         return index(a.index) && (!times_ || timed()) && model_output(a.model_output) && past(a.past) &&
                noise(a.noise, a.stream) && outputs.take(0, a.out, call) && outputs.take_auxiliary(a.auxiliary, call) &&
                apart() && complete();
@@ -87,6 +88,11 @@ class PlainCall {
 
     // Of the row numbers, or the times.
     int index_axes() const { return index_.ndim; }
+
+    // New tensors have this one's order in memory, if it was copied for its own.
+    void follow(PyObject* o, int slot) {
+        outputs.channels_last = copies_[slot] && x.is_tensor && torch.is_channels_last(o);
+    }
 
     // Whether something that is computed lies where an input does.
     bool in_place() const {
@@ -161,8 +167,10 @@ class PlainCall {
     // Views the array, or a copy that is kept for this slot.
     bool read(PyObject* o, View& v, int slot) {
         if (view(o, v)) return true;
-        if (!PyArray_CheckExact(o) || PyArray_ISCARRAY_RO(array(o))) return false;
-        if (!copies_[slot]) copies_[slot] = plain_copy(array(o));
+        if (!copies_[slot] && PyArray_CheckExact(o) && !PyArray_ISCARRAY_RO(array(o)))
+            copies_[slot] = plain_copy(array(o));
+        else if (!copies_[slot] && torch.is_tensor(o) && torch.is_plain(o))
+            copies_[slot] = torch.copy(o, false);
         return copies_[slot] && view(copies_[slot], v);
     }
 

@@ -77,6 +77,28 @@ inline bool view_tensor(PyObject* o, const DLTensor& t, View& v) {
     return t.device_type == kCpu && bytes > 0 && reinterpret_cast<uintptr_t>(v.data) % static_cast<size_t>(bytes) == 0;
 }
 
+// Strides of a tensor of this shape, in elements.
+inline void strides_of(const int64_t* shape, int ndim, bool channels_last, int64_t* strides) {
+    int64_t stride = 1;
+    const auto next = [&](int axis) { strides[axis] = stride, stride *= shape[axis]; };
+    if (channels_last) next(1);
+    for (int axis = ndim - 1; axis >= 0; --axis)
+        if (!channels_last || axis != 1) next(axis);
+}
+
+// Whether results for this tensor are channels_last, as those of torch's pointwise operations are.
+inline bool is_channels_last(const DLTensor& t) {
+    if (t.ndim != 4 && t.ndim != 5) return false;
+    bool follows[2] = {true, true};  // C's order, channels_last
+    for (const bool last : {false, true}) {
+        int64_t strides[5];
+        strides_of(t.shape, t.ndim, last, strides);
+        for (int axis = 0; axis < t.ndim; ++axis)
+            follows[last] &= t.shape[axis] == 1 || t.strides[axis] == strides[axis];
+    }
+    return follows[1] && !follows[0];
+}
+
 // ------------------------------------------------------------------------------------------------ torch
 
 // It is looked up at the first tensor; `tensor` stays null if this torch lacks the exchange API.
@@ -144,11 +166,46 @@ class Torch {
         data = static_cast<char*>(memory) + head;
         int64_t *const shape = reinterpret_cast<int64_t*>(own + 1), *const strides = shape + n;
         std::copy_n(x.shape, n, shape);
-        for (int64_t i = x.ndim - 1, stride = 1; i >= 0; stride *= x.shape[i--]) strides[i] = stride;
+        strides_of(shape, x.ndim, x.channels_last, strides);
         const uint8_t code = x.kind == Kind::bf16 ? kBfloat : is_level(x.kind) ? kUint : kFloat;
         m.tensor = {data, kCpu, 0, x.ndim, code, static_cast<uint8_t>(8 * bytes), 1, shape, strides, 0};
         void* made;
         return api_->to_object(&m, &made) == 0 ? static_cast<PyObject*>(made) : nullptr;
+    }
+
+    // A new tensor with the elements of this one, of a dtype of calls, in C's order or channels_last. Null, perhaps
+    // with a Python error: there is none.
+    PyObject* copy(PyObject* o, bool channels_last) const {
+        DLTensor t;
+        if (api_->borrow(o, &t) != 0) return PyErr_Clear(), nullptr;
+        const Kind kind = kind_of(t);
+        if (t.device_type != kCpu || !(is_float(kind) || is_level(kind)) || t.ndim > kMostAxes || !t.data)
+            return nullptr;
+        Copy copy;
+        copy.item = t.bits / 8;
+        copy.axes = t.ndim;
+        std::copy_n(t.shape, t.ndim, copy.shape);
+        copy.from = static_cast<const char*>(t.data) + t.byte_offset;
+        strides_of(t.shape, t.ndim, channels_last, copy.to_strides);
+        int64_t count = 1;
+        for (int axis = 0; axis < t.ndim; ++axis) {
+            count *= t.shape[axis];
+            copy.from_strides[axis] = t.strides[axis] * copy.item;
+            copy.to_strides[axis] *= copy.item;
+        }
+        if (count == 0) return nullptr;
+        PyObject* const made = make({kind, true, t.ndim, copy.shape, count, nullptr, channels_last}, copy.to);
+        if (made && run_copy(copy, count)) return made;
+        Py_XDECREF(made);
+        return nullptr;
+    }
+
+    // Whether results for this tensor are channels_last.
+    bool is_channels_last(PyObject* o) const {
+        DLTensor t;
+        if (api_->borrow(o, &t) == 0) return nf::is_channels_last(t);
+        PyErr_Clear();
+        return false;
     }
 
   private:
