@@ -12,11 +12,11 @@
 namespace nf {
 namespace {
 
-// Takes None, or float64, one for each row, finite at the call's rows.
+// Takes None, or float64, one for each row, finite at the call's rows. It may be a tensor beside tensors.
 bool plain_weights(PyObject* weights, PlainCall& plain) {
     if (weights == Py_None) return true;
     View w;
-    if (!view(weights, w) || w.is_tensor || w.kind != Kind::f64 || w.ndim != 1 || w.count != plain.call.n_rows ||
+    if (!view(weights, w) || w.is_tensor > plain.x.is_tensor || w.kind != Kind::f64 || w.ndim != 1 || w.count != plain.call.n_rows ||
         !plain.takes_weights())
         return false;
     plain.call.weights = reinterpret_cast<const double*>(w.data);
