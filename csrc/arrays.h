@@ -109,33 +109,25 @@ inline bool run_copy(const Copy& copy, int64_t count) {
     return run_call(count > kLong, [&](const GoOn& go_on) { return run_copy(copy, go_on); });
 }
 
-// Copies between two arrays of one shape and one dtype of calls, in native byte order, which share no memory. False: a
-// Python error is set.
-inline bool copy_array(PyArrayObject* from, PyArrayObject* to) {
-    Copy copy;
-    copy.item = static_cast<int>(PyArray_ITEMSIZE(from));
-    copy.axes = PyArray_NDIM(from);
-    std::copy_n(PyArray_DIMS(from), copy.axes, copy.shape);
-    std::copy_n(PyArray_STRIDES(from), copy.axes, copy.from_strides);
-    std::copy_n(PyArray_STRIDES(to), copy.axes, copy.to_strides);
-    copy.from = PyArray_BYTES(from);
-    copy.to = PyArray_BYTES(to);
-    return run_copy(copy, PyArray_SIZE(from));
+// Describes an array of a dtype of calls, in native byte order and with any strides, but for where its copy goes.
+inline bool view_strided(PyObject* o, View& v, Copy& copy) {
+    view_array(o, v);
+    PyArrayObject* const a = reinterpret_cast<PyArrayObject*>(o);
+    copy.item = static_cast<int>(PyArray_ITEMSIZE(a));
+    copy.axes = v.ndim;
+    copy.from = v.data;
+    std::copy_n(v.shape, v.ndim, copy.shape);
+    std::copy_n(PyArray_STRIDES(a), v.ndim, copy.from_strides);
+    return v.kind != Kind::other && PyArray_ISNOTSWAPPED(a);
 }
 
-// A new reference to a copy that is C-contiguous, aligned and in native byte order. Null, perhaps with a Python error:
-// there is none.
-inline PyObject* plain_copy(PyArrayObject* a) {
-    constexpr npy_intp kSwapped = 1 << 16;  // NumPy swaps bytes, and does not listen to Ctrl-C meanwhile
-    const bool native = PyArray_ISNOTSWAPPED(a);
-    if (kind_of(a) == Kind::other || (!native && PyArray_SIZE(a) > kSwapped)) return nullptr;
-    PyArray_Descr* const descriptor = PyArray_DescrFromType(PyArray_TYPE(a));
-    if (!descriptor) return nullptr;
-    if (!native) return PyArray_FromArray(a, descriptor, NPY_ARRAY_CARRAY_RO);
-    PyObject* const made = new_array(PyArray_NDIM(a), PyArray_DIMS(a), descriptor);
-    if (made && copy_array(a, reinterpret_cast<PyArrayObject*>(made))) return made;
-    Py_XDECREF(made);
-    return nullptr;
+// Strides of a C-contiguous array of this shape, or of a channels_last one, in bytes or elements.
+inline void strides_of(const int64_t* shape, int ndim, int64_t item, bool channels_last, int64_t* strides) {
+    int64_t stride = item;
+    const auto next = [&](int axis) { strides[axis] = stride, stride *= shape[axis]; };
+    if (channels_last) next(1);
+    for (int axis = ndim - 1; axis >= 0; --axis)
+        if (!channels_last || axis != 1) next(axis);
 }
 
 }  // namespace

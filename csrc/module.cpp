@@ -97,12 +97,16 @@ PyObject* py_philox(PyObject*, PyObject* args) {
 // calls.
 PyObject* py_copy(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
     if (n != 2 || !PyArray_Check(arguments[0]) || !PyArray_Check(arguments[1])) Py_RETURN_FALSE;
-    auto *const from = reinterpret_cast<PyArrayObject*>(arguments[0]),
-         *const to = reinterpret_cast<PyArrayObject*>(arguments[1]);
-    if (kind_of(from) == Kind::other || kind_of(from) != kind_of(to) || !PyArray_SAMESHAPE(from, to) ||
-        !PyArray_ISNOTSWAPPED(from) || !PyArray_ISNOTSWAPPED(to) || !PyArray_ISWRITEABLE(to))
+    View from, to;
+    Copy copy;
+    auto* const target = reinterpret_cast<PyArrayObject*>(arguments[1]);
+    view_array(arguments[1], to);
+    if (!view_strided(arguments[0], from, copy) || from.kind != to.kind || from.ndim != to.ndim ||
+        !from.same_shape(to) || !PyArray_ISNOTSWAPPED(target) || !to.writable)
         Py_RETURN_FALSE;
-    return copy_array(from, to) ? Py_NewRef(Py_True) : nullptr;
+    copy.to = to.data;
+    std::copy_n(PyArray_STRIDES(target), to.ndim, copy.to_strides);
+    return run_copy(copy, from.count) ? Py_NewRef(Py_True) : nullptr;
 }
 
 PyObject* py_xla_handler(PyObject*, PyObject*) {

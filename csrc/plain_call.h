@@ -54,6 +54,17 @@ void take_rows(PyObject* table, DType type, Call& call) {
     call.active = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(table, 2));
 }
 
+// A new reference to a C-contiguous, aligned copy of an array with swapped bytes. Null, without a Python error: there
+// is none, or the array is large. NumPy swaps bytes, and does not listen to Ctrl-C meanwhile.
+PyObject* native_copy(PyArrayObject* a) {
+    constexpr npy_intp kMost = 1 << 16;
+    if (kind_of(a) == Kind::other || PyArray_SIZE(a) > kMost) return nullptr;
+    PyArray_Descr* const native = PyArray_DescrFromType(PyArray_TYPE(a));
+    PyObject* const made = native ? PyArray_FromArray(a, native, NPY_ARRAY_CARRAY_RO) : nullptr;
+    if (!made) PyErr_Clear();
+    return made;
+}
+
 class PlainCall {
   public:
     Call call{};
@@ -65,7 +76,7 @@ class PlainCall {
     PlainCall(const PlainCall&) = delete;
     ~PlainCall() {
         Py_XDECREF(past_);
-        for (PyObject* o : copies_) Py_XDECREF(o);
+        for (PyObject* o : native_) Py_XDECREF(o);
     }
 
     // False: something is not plain; no Python error is set then.
@@ -91,7 +102,7 @@ class PlainCall {
 
     // New tensors have this one's order in memory, if it was copied for its own.
     void follow(PyObject* o, int slot) {
-        outputs.channels_last = copies_[slot] && x.is_tensor && torch.is_channels_last(o);
+        outputs.channels_last = copies_[slot].data && x.is_tensor && torch.is_channels_last(o);
     }
 
     // Whether something that is computed lies where an input does.
@@ -111,7 +122,9 @@ class PlainCall {
     std::unique_ptr<float[]> rounded_;              // rows; null: those of the table
     bool own_rows_ = false;                         // whether the table is of this call alone
     PyObject* past_ = nullptr;                      // a tuple
-    PyObject* copies_[kSlots] = {};  // of arrays that kernels cannot read; the copy of row numbers is in D's place
+    // Copies of arrays that kernels cannot read; those of row numbers are in D's place.
+    Scratch copies_[kSlots];
+    PyObject* native_[kSlots] = {};  // of swapped bytes
     View index_{}, inputs_[kSlots] = {};
     PlainNoise noise_;
 
@@ -164,14 +177,24 @@ class PlainCall {
         return true;
     }
 
-    // Views the array, or a copy that is kept for this slot.
+    // Views the array, or a copy that is kept for this slot. False, perhaps with a Python error: it is not plain.
     bool read(PyObject* o, View& v, int slot) {
         if (view(o, v)) return true;
-        if (!copies_[slot] && PyArray_CheckExact(o) && !PyArray_ISCARRAY_RO(array(o)))
-            copies_[slot] = plain_copy(array(o));
-        else if (!copies_[slot] && torch.is_tensor(o) && torch.is_plain(o))
-            copies_[slot] = torch.copy(o, false);
-        return copies_[slot] && view(copies_[slot], v);
+        if (PyArray_CheckExact(o) && PyArray_ISBYTESWAPPED(array(o))) {
+            if (!native_[slot]) native_[slot] = native_copy(array(o));
+            return native_[slot] && view(native_[slot], v);
+        }
+        Copy copy;
+        if (!view_any(o, v, copy)) return false;
+        Scratch& scratch = copies_[slot];
+        if (!scratch.data) {
+            if (!scratch.take(static_cast<size_t>(v.bytes))) return PyErr_NoMemory(), false;
+            copy.to = scratch.data;
+            strides_of(copy.shape, copy.axes, copy.item, false, copy.to_strides);
+            if (!run_copy(copy, v.count)) return false;
+        }
+        v.data = scratch.data;
+        return true;
     }
 
     bool input(int slot, const View& v) {

@@ -88,7 +88,7 @@ class PlainOutputs {
         Py_ssize_t n = 0;
         for (int o = 0; o < wanted; ++o) {
             if (owned_[o] && channels_last) {
-                PyObject* const turned = torch.copy(owned_[o], true);
+                PyObject* const turned = torch.channels_last(owned_[o], made(o));
                 if (!turned) return nullptr;
                 Py_SETREF(owned_[o], turned);
             }

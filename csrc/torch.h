@@ -77,22 +77,13 @@ inline bool view_tensor(PyObject* o, const DLTensor& t, View& v) {
     return t.device_type == kCpu && bytes > 0 && reinterpret_cast<uintptr_t>(v.data) % static_cast<size_t>(bytes) == 0;
 }
 
-// Strides of a tensor of this shape, in elements.
-inline void strides_of(const int64_t* shape, int ndim, bool channels_last, int64_t* strides) {
-    int64_t stride = 1;
-    const auto next = [&](int axis) { strides[axis] = stride, stride *= shape[axis]; };
-    if (channels_last) next(1);
-    for (int axis = ndim - 1; axis >= 0; --axis)
-        if (!channels_last || axis != 1) next(axis);
-}
-
 // Whether results for this tensor are channels_last, as those of torch's pointwise operations are.
 inline bool is_channels_last(const DLTensor& t) {
     if (t.ndim != 4 && t.ndim != 5) return false;
     bool follows[2] = {true, true};  // C's order, channels_last
     for (const bool last : {false, true}) {
         int64_t strides[5];
-        strides_of(t.shape, t.ndim, last, strides);
+        strides_of(t.shape, t.ndim, 1, last, strides);
         for (int axis = 0; axis < t.ndim; ++axis)
             follows[last] &= t.shape[axis] == 1 || t.strides[axis] == strides[axis];
     }
@@ -166,37 +157,42 @@ class Torch {
         data = static_cast<char*>(memory) + head;
         int64_t *const shape = reinterpret_cast<int64_t*>(own + 1), *const strides = shape + n;
         std::copy_n(x.shape, n, shape);
-        strides_of(shape, x.ndim, x.channels_last, strides);
+        strides_of(shape, x.ndim, 1, x.channels_last, strides);
         const uint8_t code = x.kind == Kind::bf16 ? kBfloat : is_level(x.kind) ? kUint : kFloat;
         m.tensor = {data, kCpu, 0, x.ndim, code, static_cast<uint8_t>(8 * bytes), 1, shape, strides, 0};
         void* made;
         return api_->to_object(&m, &made) == 0 ? static_cast<PyObject*>(made) : nullptr;
     }
 
-    // A new tensor with the elements of this one, of a dtype of calls, in C's order or channels_last. Null, perhaps
-    // with a Python error: there is none.
-    PyObject* copy(PyObject* o, bool channels_last) const {
+    // Describes a tensor of the CPU, of a dtype of calls and with any strides, but for where its copy goes.
+    bool view_strided(PyObject* o, View& v, Copy& copy) const {
         DLTensor t;
-        if (api_->borrow(o, &t) != 0) return PyErr_Clear(), nullptr;
-        const Kind kind = kind_of(t);
-        if (t.device_type != kCpu || !(is_float(kind) || is_level(kind)) || t.ndim > kMostAxes || !t.data)
-            return nullptr;
-        Copy copy;
+        if (api_->borrow(o, &t) != 0) return PyErr_Clear(), false;
+        view_tensor(o, t, v);
         copy.item = t.bits / 8;
         copy.axes = t.ndim;
-        std::copy_n(t.shape, t.ndim, copy.shape);
-        copy.from = static_cast<const char*>(t.data) + t.byte_offset;
-        strides_of(t.shape, t.ndim, channels_last, copy.to_strides);
-        int64_t count = 1;
+        copy.from = v.data;
+        if (t.device_type != kCpu || v.kind == Kind::other || t.ndim > kMostAxes) return false;
+        v.count = 1;
         for (int axis = 0; axis < t.ndim; ++axis) {
-            count *= t.shape[axis];
+            v.count *= copy.shape[axis] = t.shape[axis];
             copy.from_strides[axis] = t.strides[axis] * copy.item;
-            copy.to_strides[axis] *= copy.item;
         }
-        if (count == 0) return nullptr;
-        PyObject* const made = make({kind, true, t.ndim, copy.shape, count, nullptr, channels_last}, copy.to);
-        if (made && run_copy(copy, count)) return made;
-        Py_XDECREF(made);
+        v.bytes = v.count * copy.item;
+        v.writable = v.is_tensor = true;
+        return true;
+    }
+
+    // A new tensor, channels_last, with the elements of this one, which `make` made. Null: a Python error is set.
+    PyObject* channels_last(PyObject* o, Made made) const {
+        View v;
+        Copy copy;
+        made.channels_last = true;
+        PyObject* const last = view_strided(o, v, copy) ? make(made, copy.to) : nullptr;
+        if (!last) return nullptr;
+        strides_of(copy.shape, copy.axes, copy.item, true, copy.to_strides);
+        if (run_copy(copy, v.count)) return last;
+        Py_DECREF(last);
         return nullptr;
     }
 
@@ -263,6 +259,14 @@ class Torch {
 };
 
 inline Torch torch;
+
+// Describes what `view` does not take for its strides alone. False, without a Python error, for everything else.
+inline bool view_any(PyObject* o, View& v, Copy& copy) {
+    const bool seen = PyArray_CheckExact(o) ? view_strided(o, v, copy)
+                      : torch.is_tensor(o)  ? torch.is_plain(o) && torch.view_strided(o, v, copy)
+                                            : false;
+    return seen && v.count > 0 && v.data;
+}
 
 // False, without a Python error, for null and everything that is not plain. The shape is read last: earlier queries of
 // a tensor may run a torch mode of the user's.

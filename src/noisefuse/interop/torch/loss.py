@@ -106,7 +106,7 @@ class Loss(Operation):
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
         given = {"x0": None, "noise": noise} | dict(zip(self.slots, tensors, strict=True)) | dict(self.options)
         wanted = self.early is not None and given["reduction"] == "mean" and self.place(tensors).type == "cpu"
-        found = nf.mse_loss(t=index, schedule=self.table, grad_out=True if wanted else None, **given)
+        found: Any = nf.mse_loss(t=index, schedule=self.table, grad_out=True if wanted else None, **given)
         if not wanted:
             return (found,)
         loss, gradient = found
