@@ -224,7 +224,9 @@ def contiguous(x: Array) -> Array:
 
 def copy(x: Array, dtype: np.dtype[Any]) -> Array:
     """Returns a C-contiguous copy in this dtype."""
-    made: Array = x.astype(dtype, order="C") if on_device(x) else layouts.copy(x, dtype, range(x.ndim))
+    if on_device(x) or (x.dtype != dtype and x.size <= layouts.PIECE):
+        return x.astype(dtype, order="C")
+    made: Array = layouts.copy(x, dtype, range(x.ndim))
     return made
 
 
