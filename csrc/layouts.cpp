@@ -130,6 +130,7 @@ void copy_tiles(const Copy& copy, const Tiles& t, int64_t begin, int64_t end) {
 }  // namespace
 
 bool run_copy(const Copy& copy, const GoOn& go_on) {
+    if (std::find(copy.shape, copy.shape + copy.axes, 0) != copy.shape + copy.axes) return true;
     const Tiles tiles(copy);
     const auto run = copy.item == 1   ? copy_tiles<uint8_t>
                      : copy.item == 2 ? copy_tiles<uint16_t>
