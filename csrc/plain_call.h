@@ -185,10 +185,11 @@ class PlainCall {
             return native_[slot] && view(native_[slot], v);
         }
         Copy copy;
-        if (!view_any(o, v, copy)) return false;
+        constexpr int64_t kMost = int64_t{1} << 34;  // elements: beyond are errors, which should not wait for a copy
+        if (!view_any(o, v, copy) || v.count > kMost) return false;
         Scratch& scratch = copies_[slot];
         if (!scratch.data) {
-            if (!scratch.take(static_cast<size_t>(v.bytes))) return PyErr_NoMemory(), false;
+            if (!scratch.take(static_cast<size_t>(v.bytes))) return false;
             copy.to = scratch.data;
             strides_of(copy.shape, copy.axes, copy.item, false, copy.to_strides);
             if (!run_copy(copy, v.count)) return false;
