@@ -31,7 +31,8 @@ def name(path):
 
 
 def wide_lines(text):
-    blocks = [match["code"] for match in FENCE.finditer(text) if not match["language"].startswith("{")]
+    """Of code, and of indented lines. Blocks without a language, such as a tree of files, are wrapped by the site."""
+    blocks = [match["code"] for match in FENCE.finditer(text) if match["language"][:1].isalpha()]
     indented = re.findall(r"\n\n((?: {4}.*\n)+)", FENCE.sub("", text))
     blocks += [re.sub(r"^ {4}", "", block, flags=re.MULTILINE) for block in indented]
     return [line for block in blocks for line in block.splitlines() if len(line) > WIDEST]

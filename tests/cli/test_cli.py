@@ -669,7 +669,10 @@ def test_cliffs_are_looked_for_in_every_public_function(capsys):
         function(**plain)
         assert [*cliffs.spellings(function, plain, cliffs.SMALL)]
     assert main(["bench", "--cliffs", "--quick"]) == 0
-    assert "q_sample, x0: strided" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "q_sample, x0: strided" in printed
+    assert "q_sample, float16, channels last, (4, 64, 64, 64)" in " ".join(printed.split())
+    assert [line for line in printed.splitlines() if len(line) > WIDTH] == []
 
 
 @pytest.mark.parametrize("command", ["demo", "bench --quick --sizes 2x8"])
@@ -745,7 +748,6 @@ def test_all_tables_fit_a_terminal(
     for command in (
         "bench --sizes 256x3x128x128 --dtypes bfloat16 uint8",
         "bench --augment --quick",
-        "bench --cliffs --quick",
         f"demo {photograph.name}",
         "demo --samplers",
         "info",
