@@ -5,7 +5,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import augment, density, fields, paths, samplers, weights
+from . import augment, density, discrete, fields, paths, samplers, weights
 from .backends import info, set_num_threads, use_backend
 from .ground.lazy import lazy
 from .ground.version import __version__ as __version__
@@ -15,6 +15,7 @@ from .operations.interpolate import interpolate
 from .operations.loss import mse_loss, mse_loss_grad
 from .operations.noised import noised
 from .operations.process import q_sample, q_step, q_walk
+from .operations.tokens import q_mask, q_transition, q_uniform
 from .operations.update import update
 from .sampler import Sampler
 from .schedule import Schedule
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from . import numba as numba
 
 __all__ = [
-    "NOISE_VERSION", "Noise", "Row", "Sampler", "Schedule", "Tableau", "augment", "density", "fields", "info",
-    "interpolate", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32", "q_sample", "q_step", "q_walk",
-    "randn", "randn_like", "samplers", "set_num_threads", "uniform", "update", "use_backend", "weights",
+    "NOISE_VERSION", "Noise", "Row", "Sampler", "Schedule", "Tableau", "augment", "density", "discrete", "fields",
+    "info", "interpolate", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32", "q_mask", "q_sample",
+    "q_step", "q_transition", "q_uniform", "q_walk", "randn", "randn_like", "samplers", "set_num_threads",
+    "uniform", "update", "use_backend", "weights",
 ]  # fmt: skip
 
 __getattr__: Callable[[str], Any]

@@ -25,6 +25,7 @@ NOISE_VERSION = 1
 # The uses of the streams of one seed. Users have 64 to 127 for themselves.
 FIELD, WALK, START, SAMPLER, INTERVAL, UNIFORM, AUGMENT = 0, 1, 2, 3, 4, 7, 8
 OFFSET, PERTURBATION, NEAREST, PYRAMID, SHARED, ORDER = 5, 6, 9, 10, 11, 12  # the streams of `fields`
+MASKS, TOKENS, PLACES, TIMES = 14, 15, 16, 17  # the streams of discrete diffusion
 
 SEEDS, SAMPLES, STEPS, STREAMS = 1 << 64, 1 << 56, 1 << 32, 128
 ELEMENTS = 1 << 34  # in one sample
@@ -418,6 +419,11 @@ def at_row(noise: object, i: int, stream: int) -> Any:
     """Returns row i's draw from this stream: the noise i steps later, or each of a list i steps later."""
     names_of(noise)
     return each(noise, lambda name: name.at(step=name.step + i, stream=stream))
+
+
+def lower(noise: Noise) -> Noise:
+    """Returns the field of the further digits, for words alone: its counters have low = 1, the bit above the stream."""
+    return _named(noise.seed, noise.sample, noise.step, noise.stream | STREAMS, noise.window_shape, noise.window_start)
 
 
 def _known(number: Any) -> Any:

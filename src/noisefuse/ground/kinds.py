@@ -129,6 +129,10 @@ class Library:
     combined: Callable[..., Any] = _refused("combine")
     augmented: Callable[..., Any] = _refused("augment")
 
+    def through(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Calls a function of tokens on NumPy's views of the library's arrays, and returns results as its arrays."""
+        raise self._refusal(function.__name__.removeprefix("_"))
+
 
 NUMPY = Library("NumPy")  # CuPy answers like NumPy
 
