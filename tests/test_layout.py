@@ -22,7 +22,7 @@ FLOORS = (
     "ground*",  # nothing of noisefuse
     "views paths",
     "language*",
-    "noise schedule tableau weights",
+    "noise schedule mask_schedule tableau token_table weights",
     "call*",
     "backends* _native",
     "arguments*",
@@ -30,7 +30,7 @@ FLOORS = (
     "operations*",
     "augment density discrete fields legacy numba",
     "sampling*",
-    "sampler",
+    "sampler discrete_sampler",
     "samplers*",
     "",
     "interop*",
@@ -41,6 +41,7 @@ TYPES_ALONE = {"": {"interop"}}
 # These may import less than the floors below them.
 LESS = {
     "samplers.shared": "ground* sampler samplers.spacing tableau",
+    "samplers.tokens": "ground* discrete_sampler mask_schedule token_table",
     "samplers*": "ground.kinds samplers* schedule tableau views",  # rules
     "interop.jax*": "*",  # while JAX traces, the code for NumPy builds and checks the call
     "interop*": "@ ground* language.levels interop* augment noise schedule tableau views",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import augment, density, discrete, fields, paths, samplers, weights
 from .backends import info, set_num_threads, use_backend
+from .discrete_sampler import DiscreteSampler
 from .ground.lazy import lazy
 from .ground.version import __version__ as __version__
 from .noise import NOISE_VERSION, Noise
@@ -20,6 +21,7 @@ from .operations.update import update
 from .sampler import Sampler
 from .schedule import Schedule
 from .tableau import Row, Tableau
+from .token_table import TokenRow, TokenTable
 
 if TYPE_CHECKING:
     from . import interop as interop
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from . import numba as numba
 
 __all__ = [
-    "NOISE_VERSION", "Noise", "Row", "Sampler", "Schedule", "Tableau", "augment", "density", "discrete", "fields",
+    "NOISE_VERSION", "DiscreteSampler", "Noise", "Row", "Sampler", "Schedule", "Tableau", "TokenRow", "TokenTable", "augment", "density", "discrete", "fields",
     "info", "interpolate", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32", "q_mask", "q_sample",
     "q_step", "q_transition", "q_uniform", "q_walk", "randn", "randn_like", "samplers", "set_num_threads",
     "uniform", "update", "use_backend", "weights",

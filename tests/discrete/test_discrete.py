@@ -83,7 +83,7 @@ def test_known_values():
             "has 2 sample ids, expected one for each of 4",
         ),
         (lambda: nf.discrete.times(4.0, NOISE), TypeError, "n = 4.0: expected an integer"),
-        (lambda: nf.discrete.linear()(1.5), ValueError, "t = 1.5: expected a probability"),
+        (lambda: nf.discrete.linear()(1.5), ValueError, "t = 1.5: expected times from 0, clean, to 1"),
         (lambda: nf.discrete.llada(1.0), ValueError, "eps = 1.0: expected from 0 to below 1"),
         (lambda: nf.discrete.absorbing(2.0, 3), ValueError, "p = 2.0: expected a probability"),
         (lambda: nf.discrete.uniform(0.5, 0), ValueError, "vocabulary = 0: expected at least 1"),

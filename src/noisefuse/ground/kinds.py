@@ -106,6 +106,14 @@ class Library:
         """Returns `Noise.from_key` of a key of the library."""
         raise self._refusal("Noise.from_key")
 
+    def token_log_prob(self, sampler: Any, i: int, x: Any, logits: Any, x_next: Any, where: Any) -> Any:
+        """Returns `DiscreteSampler.log_prob` of the library's arrays."""
+        raise self._refusal("log_prob")
+
+    def on_device(self, x: Any, device: Any) -> Any:
+        """Returns NumPy's x as an array of the library on a device."""
+        raise self._refusal("device=")
+
     def _refusal(self, what: str) -> NotImplementedError:
         return NotImplementedError(f"{what}: noisefuse does not offer that for arrays of {self.name}")
 

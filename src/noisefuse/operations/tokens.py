@@ -87,7 +87,7 @@ def q_mask(
     mask, shape = token_of("mask_id", mask_id, tokens.dtype), tokens.shape
     chances, segment = segments("p", p, shape, block)
     allowed = allowed_of(where, lengths, shape)
-    names = _names(noise, shape, MASKS)
+    names = names_for(noise, shape, MASKS)
     result = output("out", out, shape, tokens.dtype)
     check_overlap([("out", result)], [tokens] if allowed is None else [tokens, allowed])
     masked = backends.empty(shape, np.dtype(np.bool_))
@@ -157,7 +157,7 @@ def q_uniform(
     need_within("ids", tokens, v)
     chances, segment = segments("p", p, shape, block)
     allowed = allowed_of(where, lengths, shape)
-    names = _names(noise, shape, MASKS)
+    names = names_for(noise, shape, MASKS)
     result = output("out", out, shape, tokens.dtype)
     check_overlap([("out", result)], [tokens] if allowed is None else [tokens, allowed])
     changed = below(shape, names, chances, segment)
@@ -221,7 +221,7 @@ def q_transition(
     shape, matrix = tokens.shape, _matrix(Q, tokens.shape[0])
     need_within("ids", tokens, matrix.shape[-1])
     allowed = allowed_of(where, lengths, shape)
-    names = _names(noise, shape, TOKENS)
+    names = names_for(noise, shape, TOKENS)
     result = output("out", out, shape, tokens.dtype)
     check_overlap([("out", result)], [tokens] if allowed is None else [tokens, allowed])
     row = tokens.reshape(len(tokens), -1).astype(np.int64)
@@ -291,7 +291,11 @@ def below(shape: tuple[int, ...], names: Sequence[Noise], p: NDArray[np.float64]
 
 def uniform_tokens(shape: tuple[int, ...], noise: Any, v: int) -> NDArray[np.int64]:
     """Returns floor(u V / 2^64) of each position, u the 64 bits of stream 15."""
-    names = _names(noise, shape, TOKENS)
+    return scaled_words(shape, names_for(noise, shape, TOKENS), v)
+
+
+def scaled_words(shape: tuple[int, ...], names: Sequence[Noise], v: int) -> NDArray[np.int64]:
+    """Returns floor(u V / 2^64) of the 64 bits u of checked keys."""
     high, low = words(shape, names).reshape(-1), words(shape, [lower(name) for name in names]).reshape(-1)
     n, shift = np.uint64(v), np.uint64(32)
     found = backends.empty(shape, np.dtype(np.int64))
@@ -315,7 +319,8 @@ def replace(result: Array, tokens: Array, changed: Any, new: NDArray[np.int64]) 
 _NEAR = 1 << 14  # tokens whose numbers stay in the near caches
 
 
-def _names(noise: Any, shape: tuple[int, ...], stream: int) -> tuple[Noise, ...]:
+def names_for(noise: Any, shape: tuple[int, ...], stream: int) -> tuple[Noise, ...]:
+    """Returns the Noise or Noises on this stream, checked for tokens of this shape."""
     if is_array(noise):
         raise TypeError("noise: expected a Noise or a list of them, which tokens are chosen by, got an array")
     names, _ = names_or_array(noise, shape, FLOAT32, True, stream)

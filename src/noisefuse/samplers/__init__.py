@@ -19,15 +19,18 @@ from .plan import Threshold
 from .policies import dance_sde, flow_cps, flow_sde
 from .predictor_corrector import unipc
 from .spacing import SpacingOptions as SpacingOptions
+from .tokens import d3pm, discrete_flow, entropy_bound, llada, mdlm, remdm, sedd, uniform_ddim
 from .two_stage import dpm_2, dpm_2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, edm, flow_heun, heun, heunpp2
 
 __all__ = [
     "Threshold",
+    "d3pm",
     "dance_sde",
     "ddim",
     "ddim_inverse",
     "ddpm",
     "deis",
+    "discrete_flow",
     "dpm_2",
     "dpm_2_ancestral",
     "dpmpp_2m",
@@ -38,6 +41,7 @@ __all__ = [
     "dpmpp_sde",
     "dpmpp_singlestep",
     "edm",
+    "entropy_bound",
     "er_sde",
     "euler",
     "euler_ancestral",
@@ -53,13 +57,18 @@ __all__ = [
     "ipndm",
     "ipndm_v",
     "lcm",
+    "llada",
     "lms",
+    "mdlm",
     "pndm",
+    "remdm",
     "repaint",
     "res_multistep",
     "sa_solver",
+    "sedd",
     "seeds_2",
     "seeds_3",
     "tcd",
+    "uniform_ddim",
     "unipc",
 ]

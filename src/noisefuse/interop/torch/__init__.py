@@ -6,6 +6,7 @@ imports only those below it:
 
     torch       the operations, and the library that `interop` registers
     loss        mse_loss
+    tokens      operations on tokens
     density     log-densities of steps
     graph       autograd and torch.compile, of any operation
     arrays      tensors as arrays, devices and streams
@@ -36,7 +37,6 @@ from .arrays import (
     EXPECTED,
     NAMED,
     array_dtype,
-    as_memory,
     as_tensor,
     checked,
     dtype_name,
@@ -55,6 +55,7 @@ from .density import combined, kl, kl_grad, log_prob, log_prob_grad, update_with
 from .graph import Operation, carries, compiled, copied, differentiable, need_no_gradient, words_of
 from .internals import is_compiling, is_traced, untraced
 from .loss import mse_loss, mse_loss_grad
+from .tokens import on_device, through, token_log_prob
 
 FLOATING.update(dtype for dtype in DTYPES if dtype.is_floating_point)
 
@@ -189,39 +190,6 @@ def augmented(function: Any, x: Any, noise: Any, *, dtype: Any = None, out: Any 
         result = function(read("x", x, place), noise, dtype=array_dtype(name), out=written, **options)
         result = as_tensor(result, made, kind)
     return in_format(result, x) if out is None else result
-
-
-def through(function: Any, *arguments: Any, **options: Any) -> Any:
-    """Runs a function of tokens on the memory of tensors, which is the host's. A compiler's graph breaks there."""
-    if is_compiling():
-        return untraced(through, function, *arguments, **options)
-    given: list[tuple[Any, Tensor]] = []
-
-    def inward(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        need_plain(function.__name__, x)
-        if not x.is_cpu:
-            message = f"{function.__name__}: expected tensors on the CPU, got one on {x.device}; copy it there first"
-            raise NotImplementedError(message)
-        given.append((as_memory(x), x))
-        return given[-1][0]
-
-    def outward(result: Any) -> Any:
-        if type(result) is tuple:
-            return tuple(map(outward, result))
-        if type(result) is dict:
-            return {name: outward(one) for name, one in result.items()}
-        if not isinstance(result, np.ndarray):
-            return result
-        own = next((x for array, x in given if array is result), None)
-        return as_tensor(result, own, torch.int64 if own is None else own.dtype)  # it was written to, or it is new
-
-    out = options.get("out")
-    if out is not None and not isinstance(out, Tensor):
-        raise TypeError(f"out: expected a torch.Tensor, as the other arguments are, got {type(out).__name__}")
-    arguments = tuple(map(inward, arguments))
-    return outward(function(*arguments, **{name: inward(value) for name, value in options.items()}))
 
 
 class RowCall(Operation):
@@ -378,6 +346,7 @@ library: Library = Library(
     moved=moved, following=following, of_arrays=of_arrays, zeros_like=zeros_like, where=torch.where, times=times,
     empty=empty, randn=randn, randn_like=randn_like, uniform=uniform, q_sample=q_sample, q_step=q_step, q_walk=q_walk,
     update=update, mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, log_prob=log_prob, log_prob_grad=log_prob_grad,
-    kl=kl, kl_grad=kl_grad, combined=combined, augmented=augmented, through=through,
+    kl=kl, kl_grad=kl_grad, combined=combined, augmented=augmented, through=through, token_log_prob=token_log_prob,
+    on_device=on_device,
     update_with_log_prob=update_with_log_prob,
 )  # fmt: skip
