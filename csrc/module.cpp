@@ -13,6 +13,7 @@
 #include "interrupts.h"
 #include "memory.h"
 #include "python.h"
+#include "race.h"
 #include "run.h"
 #include "xla.h"
 
@@ -56,6 +57,15 @@ PyObject* py_run(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
         if (!unpack(arguments[1 + i], calls[i])) return nullptr;
     return run_call(true, [&](const GoOn& go_on) { return operation->run(calls, go_on); }) ? Py_NewRef(Py_None)
                                                                                            : nullptr;
+}
+
+// race(bytes of a Race), without the GIL.
+PyObject* py_race(PyObject*, PyObject* bytes) {
+    Race race;
+    if (!PyBytes_Check(bytes) || PyBytes_GET_SIZE(bytes) != Py_ssize_t{sizeof race})
+        return PyErr_Format(PyExc_TypeError, "expected the %zu bytes of a Race", sizeof race);
+    std::memcpy(&race, PyBytes_AS_STRING(bytes), sizeof race);
+    return run_call(true, [&](const GoOn& go_on) { return run_race(race, go_on); }) ? Py_NewRef(Py_None) : nullptr;
 }
 
 PyObject* py_empty(PyObject*, PyObject* args) {
@@ -136,6 +146,7 @@ PyCFunction fast_call(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssiz
 }
 
 PyMethodDef methods[] = {{"run", fast_call(py_run), METH_FASTCALL, nullptr},
+                         {"race", py_race, METH_O, nullptr},
                          {"empty", py_empty, METH_VARARGS, nullptr},
                          {"philox", py_philox, METH_VARARGS, nullptr},
                          {"row", fast_call(fast_row), METH_FASTCALL, nullptr},

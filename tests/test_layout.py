@@ -28,7 +28,7 @@ FLOORS = (
     "arguments*",
     "loss_parts",
     "operations*",
-    "augment density fields legacy numba",
+    "augment density discrete fields legacy numba",
     "sampling*",
     "sampler",
     "samplers*",

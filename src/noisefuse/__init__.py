@@ -5,11 +5,12 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import augment, density, fields, paths, samplers, weights
+from . import augment, density, discrete, fields, paths, samplers, weights
 from .backends import info, set_num_threads, use_backend
 from .ground.lazy import lazy
 from .ground.version import __version__ as __version__
 from .noise import NOISE_VERSION, Noise
+from .operations.categorical import categorical
 from .operations.draw import philox4x32, randn, randn_like, uniform
 from .operations.interpolate import interpolate
 from .operations.loss import mse_loss, mse_loss_grad
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from . import numba as numba
 
 __all__ = [
-    "NOISE_VERSION", "Noise", "Row", "Sampler", "Schedule", "Tableau", "augment", "density", "fields", "info",
-    "interpolate", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32", "q_sample", "q_step", "q_walk",
-    "randn", "randn_like", "samplers", "set_num_threads", "uniform", "update", "use_backend", "weights",
+    "NOISE_VERSION", "Noise", "Row", "Sampler", "Schedule", "Tableau", "augment", "categorical", "density",
+    "discrete", "fields", "info", "interpolate", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32",
+    "q_sample", "q_step", "q_walk", "randn", "randn_like", "samplers", "set_num_threads", "uniform", "update",
+    "use_backend", "weights",
 ]  # fmt: skip
 
 __getattr__: Callable[[str], Any]
