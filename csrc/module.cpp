@@ -13,6 +13,7 @@
 #include "interrupts.h"
 #include "memory.h"
 #include "python.h"
+#include "race.h"
 #include "run.h"
 #include "xla.h"
 
@@ -67,6 +68,13 @@ PyObject* py_mask(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
     if (!unpack(arguments[0], call) || !unpack(arguments[1], masks, "Masks")) return nullptr;
     const auto run = [&](const GoOn& go_on) { return run_masks(call, masks, go_on); };
     return run_call(true, run) ? Py_NewRef(Py_None) : nullptr;
+}
+
+// race(bytes of a Race), without the GIL.
+PyObject* py_race(PyObject*, PyObject* bytes) {
+    Race race;
+    if (!unpack(bytes, race, "Race")) return nullptr;
+    return run_call(true, [&](const GoOn& go_on) { return run_race(race, go_on); }) ? Py_NewRef(Py_None) : nullptr;
 }
 
 PyObject* py_empty(PyObject*, PyObject* args) {
@@ -148,6 +156,7 @@ PyCFunction fast_call(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssiz
 
 PyMethodDef methods[] = {{"run", fast_call(py_run), METH_FASTCALL, nullptr},
                          {"mask", fast_call(py_mask), METH_FASTCALL, nullptr},
+                         {"race", py_race, METH_O, nullptr},
                          {"empty", py_empty, METH_VARARGS, nullptr},
                          {"philox", py_philox, METH_VARARGS, nullptr},
                          {"row", fast_call(fast_row), METH_FASTCALL, nullptr},

@@ -220,7 +220,8 @@ void clip(const Call& call, int64_t begin, int64_t end, double low, double high)
 
 }  // namespace
 
+extern RaceKernel NF_RACE;  // race.cpp
 extern const Kernels NF_KERNELS;
-const Kernels NF_KERNELS{NF_NAME, step, walk, loss, step_and_loss, clip, mask_range};
+const Kernels NF_KERNELS{NF_NAME, step, walk, loss, step_and_loss, clip, mask_range, NF_RACE};
 
 }  // namespace nf

@@ -11,6 +11,7 @@ from .discrete_sampler import DiscreteSampler
 from .ground.lazy import lazy
 from .ground.version import __version__ as __version__
 from .noise import NOISE_VERSION, Noise
+from .operations.categorical import categorical
 from .operations.draw import philox4x32, randn, randn_like, uniform
 from .operations.interpolate import interpolate
 from .operations.loss import mse_loss, mse_loss_grad
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
     from . import numba as numba
 
 __all__ = [
-    "NOISE_VERSION", "DiscreteSampler", "Noise", "Row", "Sampler", "Schedule", "Tableau", "TokenRow", "TokenTable", "augment", "density", "discrete", "fields",
-    "info", "interpolate", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32", "q_mask", "q_sample",
-    "q_step", "q_transition", "q_uniform", "q_walk", "randn", "randn_like", "samplers", "set_num_threads",
-    "uniform", "update", "use_backend", "weights",
+    "NOISE_VERSION", "DiscreteSampler", "Noise", "Row", "Sampler", "Schedule", "Tableau", "TokenRow", "TokenTable",
+    "augment", "categorical", "density", "discrete", "fields", "info", "interpolate", "mse_loss", "mse_loss_grad",
+    "noised", "paths", "philox4x32", "q_mask", "q_sample", "q_step", "q_transition", "q_uniform", "q_walk", "randn",
+    "randn_like", "samplers", "set_num_threads", "uniform", "update", "use_backend", "weights",
 ]  # fmt: skip
 
 __getattr__: Callable[[str], Any]

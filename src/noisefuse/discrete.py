@@ -13,12 +13,13 @@ from .ground.kinds import library_for, need_plain
 from .language.chains import Transition
 from .mask_schedule import MaskSchedule, cosine, geometric, linear, llada, log_linear
 from .noise import TIMES, Noise, got, need_stream_0
+from .operations.categorical import Partial, combine
 from .operations.draw import uniform as uniform_numbers
 from .operations.tokens import integer, probabilities
 
 __all__ = [
-    "MaskSchedule", "Transition", "absorbing", "cosine", "gaussian", "geometric", "linear", "llada", "log_linear",
-    "times", "uniform",
+    "MaskSchedule", "Partial", "Transition", "absorbing", "combine", "cosine", "gaussian", "geometric", "linear", "llada",
+    "log_linear", "times", "uniform",
 ]  # fmt: skip
 
 _KINDS = ("stratified", "shared", "independent")

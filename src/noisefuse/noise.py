@@ -25,7 +25,7 @@ NOISE_VERSION = 1
 # The uses of the streams of one seed. Users have 64 to 127 for themselves.
 FIELD, WALK, START, SAMPLER, INTERVAL, UNIFORM, AUGMENT = 0, 1, 2, 3, 4, 7, 8
 OFFSET, PERTURBATION, NEAREST, PYRAMID, SHARED, ORDER = 5, 6, 9, 10, 11, 12  # the streams of `fields`
-MASKS, TOKENS, PLACES, TIMES = 14, 15, 16, 17  # the streams of discrete diffusion
+RACE, MASKS, TOKENS, PLACES, TIMES = 13, 14, 15, 16, 17  # the streams of discrete diffusion
 
 SEEDS, SAMPLES, STEPS, STREAMS = 1 << 64, 1 << 56, 1 << 32, 128
 ELEMENTS = 1 << 34  # in one sample
@@ -413,6 +413,11 @@ def need_stream_0(noise: object) -> None:
 def each(noise: Any, change: Callable[[Any], Any]) -> Any:
     """Returns the noise changed, or the list with each of its noises changed."""
     return [change(name) for name in noise] if isinstance(noise, list | tuple) else change(noise)
+
+
+def whole(noise: Noise, stream: int) -> Noise:
+    """Returns the noise on this stream, without its window."""
+    return _named(noise.seed, noise.sample, noise.step, stream, None, ())
 
 
 def at_row(noise: object, i: int, stream: int) -> Any:

@@ -18,8 +18,8 @@ if find_spec("noisefuse._native") is None:
     )
 import noisefuse._native as _native
 
-from ..call.description import Loss, Masks, Step, Walk
-from ..call.packed import address, pack_fields, pack_loss, pack_masks, pack_on_host
+from ..call.description import Loss, Masks, Race, Step, Walk
+from ..call.packed import address, pack_fields, pack_loss, pack_masks, pack_on_host, pack_race
 from ..noise import Noise
 from . import threads
 
@@ -85,6 +85,11 @@ def step_and_loss(before: Step, call: Loss) -> None:
 def mask(call: Masks) -> None:
     numbers, _memory = pack_on_host(call.step)
     _native.mask(numbers, pack_masks(call, address))
+
+
+def race(call: Race) -> None:
+    numbers, _memory = pack_race(call)
+    _native.race(numbers)
 
 
 def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:

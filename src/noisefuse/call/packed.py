@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..language.levels import FLOATS, LEVELS
 from ..language.rows import Z
 from ..noise import Noise
-from .description import AXES, FLOAT64, Draw, Loss, Masks, Step, window_runs
+from .description import AXES, FLOAT64, Draw, Loss, Masks, Race, Step, window_runs
 
 # The enums of csrc/core/call.h, in its order.
 DTYPES = {name: code for code, name in enumerate((*FLOATS, *LEVELS))}
@@ -53,6 +53,16 @@ MASKS = np.dtype(
     ],
     align=True,
 )
+RACE = np.dtype(
+    [
+        *((name, "i8") for name in ("rows", "of_sample", "n", "first")),
+        *((name, "u8") for name in ("x", "position", "where", "temperature", "top_p", "top_k", "fields", "token")),
+        *((name, "u8") for name in ("log_prob", "log_prob_raw", "entropy", "margin", "rank")),
+        *((name, "u8") for name in ("score", "winner", "chunk_largest", "plain", "tempered", "bad")),
+        *(("chunks", "i8"), ("type", "i4"), ("each", "i4"), ("field_per_sample", "i4"), ("token_is_32", "i4")),
+    ],
+    align=True,
+)
 
 
 def packer(dtype: np.dtype[Any]) -> struct.Struct:
@@ -68,7 +78,7 @@ def packer(dtype: np.dtype[Any]) -> struct.Struct:
     return made
 
 
-_CALL, _MASKS = packer(CALL), packer(MASKS)
+_CALL, _MASKS, _RACE = packer(CALL), packer(MASKS), packer(RACE)
 _FIELD, _AXES = packer(np.dtype(FIELD.descr[:-2])), packer(np.dtype(FIELD.descr[-2:]))
 _NO_AXES = bytes(_AXES.size)
 Place: TypeAlias = Callable[[Any], int]  # returns an array's address for kernels; a copy that it makes, it keeps alive
@@ -156,3 +166,19 @@ def pack_masks(call: Masks, place: Place) -> bytes:
         *(place(call.tokens), place(call.out), place(masked), where, place(call.p)),
         *(call.segment, call.mask % (1 << 64), call.tokens.itemsize, call.complement),
     )
+
+
+def pack_race(call: Race) -> tuple[bytes, NDArray[np.uint8]]:
+    """Returns the bytes of a RACE, and the fields that it points to, which must live as long."""
+    fields = pack_fields(call.noise, (call.of_sample, call.n), address)
+    parts, token = call.parts, call.token
+    of_parts = (None,) * 5 if parts is None else (parts.score, parts.winner, parts.largest, parts.plain, parts.tempered)
+    outputs = [call.info.get(name) for name in ("log_prob", "log_prob_raw", "entropy", "margin", "rank")]
+    inputs = (call.logits, call.positions, call.where, call.temperature, call.top_p, call.top_k, fields, token)
+    numbers = _RACE.pack(
+        *(call.rows, call.of_sample, call.n, call.first),
+        *[0 if a is None else address(a) for a in (*inputs, *outputs, *of_parts, call.bad)],
+        *(call.chunks, 0 if call.logits is None else dtype_code(call.logits.dtype)),
+        *(len(call.temperature) > 1, len(call.noise) > 1, token is not None and token.itemsize == 4),
+    )
+    return numbers, fields
