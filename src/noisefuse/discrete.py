@@ -18,8 +18,8 @@ from .operations.draw import uniform as uniform_numbers
 from .operations.tokens import integer, probabilities
 
 __all__ = [
-    "MaskSchedule", "Partial", "Transition", "absorbing", "combine", "cosine", "gaussian", "geometric", "linear", "llada",
-    "log_linear", "times", "uniform",
+    "MaskSchedule", "Partial", "Transition", "absorbing", "combine", "cosine", "gaussian", "geometric", "linear",
+    "llada", "log_linear", "times", "uniform",
 ]  # fmt: skip
 
 _KINDS = ("stratified", "shared", "independent")
@@ -101,6 +101,13 @@ def absorbing(p: float, mask_id: int) -> Transition:
     """A token becomes the mask with probability p, and the mask stays: Q = (1 - p) I + p 1 e_m^T (Austin et al. 2021,
     appendix A.2.2).
 
+    Args:
+        p: the probability that a token does not stay.
+        mask_id: the token that stands for the mask.
+
+    Returns:
+        A `Transition`, for `q_transition`.
+
     >>> twice = nf.discrete.absorbing(0.5, 3) @ nf.discrete.absorbing(0.5, 3)
     >>> twice.p, twice.matrix(4)[0].tolist()
     (0.75, [0.25, 0.0, 0.0, 0.75])
@@ -110,6 +117,13 @@ def absorbing(p: float, mask_id: int) -> Transition:
 
 def uniform(p: float, vocabulary: int) -> Transition:
     """A token is drawn anew with probability p: Q = (1 - p) I + p 1 1^T / V (Austin et al. 2021, appendix A.2.1).
+
+    Args:
+        p: the probability that a token is drawn anew. It may then be the one that stood there.
+        vocabulary: the number of tokens V.
+
+    Returns:
+        A `Transition`, for `q_transition`.
 
     >>> nf.discrete.uniform(0.5, 4).matrix(4)[0].tolist()
     [0.625, 0.125, 0.125, 0.125]
@@ -123,6 +137,13 @@ def gaussian(beta: float, vocabulary: int) -> NDArray[np.float64]:
 
     Q[i, j] = exp(-4 (i - j)^2 / ((V - 1)^2 beta)) / S for i != j, where S is the sum of exp(-4 n^2 / ((V - 1)^2 beta))
     over n = -(V - 1) .. V - 1, and Q[i, i] is what is left of 1.
+
+    Args:
+        beta: the width, above 0.
+        vocabulary: the number of tokens V.
+
+    Returns:
+        float64 (V, V), for `q_transition`; the rows add to 1.
 
     >>> q = nf.discrete.gaussian(0.1, 16)
     >>> bool(np.allclose(q.sum(1), 1)) and bool(np.allclose(q, q.T))

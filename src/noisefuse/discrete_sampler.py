@@ -40,7 +40,10 @@ class TokenState:
     __slots__ = ("asked", "drawn", "info", "log_prob", "taken")
 
     def __init__(self, asked: tuple[str, ...] = ()) -> None:
-        self.asked, self.drawn, self.taken, self.log_prob = asked, None, None, None
+        self.asked = asked
+        self.drawn: Any = None
+        self.taken: Any = None
+        self.log_prob: Any = None
         self.info: dict[str, Any] = {}
 
     def __repr__(self) -> str:
@@ -361,9 +364,7 @@ class DiscreteSampler:
             raise ValueError(f"logits: expected x's shape {shape} and an axis of V, got {array.shape}")
         return array.reshape(*shape, array.shape[-1])
 
-    def _drawn(
-        self, row: TokenRow, logits: Any, noise: Any, may: NDArray[np.bool_], info: tuple[str, ...]
-    ) -> Drawn:
+    def _drawn(self, row: TokenRow, logits: Any, noise: Any, may: NDArray[np.bool_], info: tuple[str, ...]) -> Drawn:
         table = self.table
         options: dict[str, Any] = {"top_k": table.top_k, "top_p": table.top_p, "info": info}
         options["temperature"] = table.temperature * row.temperature
@@ -395,7 +396,6 @@ class DiscreteSampler:
         of_next, of_own, total = _log_softmax_at(logits, (np.minimum(to, v - 1), np.minimum(x, v - 1)), temperature)
         of_next, of_own = (np.where(ids < v, p, -np.inf) for ids, p in ((to, of_next), (x, of_own)))
         return law(self.table, row, x, to, may, of_next, of_own, total)
-
 
     def _need_law(self, row: TokenRow) -> None:
         if row.bound is not None and self.table.mask_id is None:

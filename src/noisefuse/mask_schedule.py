@@ -63,6 +63,9 @@ def _times(t: ArrayLike) -> NDArray[np.float64]:
 def linear() -> MaskSchedule:
     """p = t: alpha = 1 - t, which Sahoo et al. 2024 call log-linear, as sigma = -ln(1 - t) is the noise there.
 
+    Returns:
+        A `MaskSchedule`.
+
     >>> nf.discrete.linear()([0.25, 1.0]).tolist()
     [0.25, 1.0]
     """
@@ -71,6 +74,12 @@ def linear() -> MaskSchedule:
 
 def llada(eps: float = 1e-3) -> MaskSchedule:
     """p = (1 - eps) t + eps: LLaDA's ``forward_process``, whose weight 1 / p is never infinite (Nie et al. 2025).
+
+    Args:
+        eps: the least probability, of time 0.
+
+    Returns:
+        A `MaskSchedule`.
 
     >>> round(float(nf.discrete.llada()(0.5)), 6)
     0.5005
@@ -83,6 +92,9 @@ def cosine() -> MaskSchedule:
     """p = cos(pi / 2 (1 - t)): MaskGIT's share of masked tokens (Chang et al. 2022, section 3.2); the cosine schedule
     of Sahoo et al. 2024 and Shi et al. 2024. It masks more than `linear` at all times.
 
+    Returns:
+        A `MaskSchedule`.
+
     >>> round(float(nf.discrete.cosine()(0.5)), 4)
     0.7071
     """
@@ -94,6 +106,12 @@ def log_linear(eps: float = 1e-3) -> MaskSchedule:
     """p = (1 - eps) t, of the noise sigma = -ln(1 - (1 - eps) t): SEDD's and MDLM's ``LogLinearNoise`` (Lou et al.
     2024, appendix C.1). A share eps of the tokens is never masked.
 
+    Args:
+        eps: the share of tokens that is never masked, not even at time 1.
+
+    Returns:
+        A `MaskSchedule`.
+
     >>> round(float(nf.discrete.log_linear()(1.0)), 4)
     0.999
     """
@@ -104,6 +122,12 @@ def log_linear(eps: float = 1e-3) -> MaskSchedule:
 def geometric(sigma_min: float = 1e-4, sigma_max: float = 20.0) -> MaskSchedule:
     """p = 1 - exp(-sigma), sigma = sigma_min^(1 - t) sigma_max^t: SEDD's geometric noise (Lou et al. 2024, appendix
     C.1).
+
+    Args:
+        sigma_min, sigma_max: the noise at time 0 and at time 1.
+
+    Returns:
+        A `MaskSchedule`.
 
     >>> nf.discrete.geometric()([0.0, 1.0]).round(4).tolist()
     [0.0001, 1.0]

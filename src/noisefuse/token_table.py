@@ -34,6 +34,9 @@ class TokenRow:
             the largest. The others are drawn anew, or stay masks.
         end: how many positions at the sample's end are not revealed yet.
         temperature: what divides the logits, times the sampler's own temperature.
+
+    >>> print(nf.TokenRow(time=0.5, reveal=0.25, remask=0.1))
+    t = 0.5;  mask -> c with probability 0.25;  x -> mask with probability 0.1
     """
 
     time: float
@@ -93,9 +96,12 @@ class TokenTable:
         vocabulary: how many tokens are drawn from where one is drawn anew, or None.
         source: what a run begins with: masks, or tokens drawn from the whole vocabulary.
         order: by what positions are ranked where rows have `left`.
-        length: how many positions at the end are generated, where rows have `end`; None: all.
         guidance: cfg_scale: logits are u + (1 + guidance) (c - u) of a pair (u, c).
         temperature, top_k, top_p: as in `categorical`.
+
+    >>> table = nf.TokenTable("own", (nf.TokenRow(time=1.0, reveal=0.5), nf.TokenRow(time=0.5, reveal=1.0)), mask_id=9)
+    >>> len(nf.DiscreteSampler(table))
+    2
     """
 
     name: str

@@ -153,7 +153,7 @@ def test_d3pm_is_the_papers_posterior():
 
 
 def test_ddim_of_tokens_is_the_papers_mixture():
-    """Song et al., appendix A: Cat(sigma x_t + (alpha_s - sigma alpha_t) x0 + ((1 - alpha_s) - (1 - alpha_t) sigma) / K)."""
+    """Song et al., appendix A: sigma x_t + (alpha_s - sigma alpha_t) x0 + ((1 - alpha_s) - (1 - alpha_t) sigma) / K."""
     v, t, s, eta = 4, 0.75, 0.5, 0.4
     sampler = nf.samplers.uniform_ddim(steps=[t, s], vocabulary=v, eta=eta)
     p0 = np.array([0.4, 0.3, 0.2, 0.1])
@@ -182,9 +182,8 @@ def test_draws_follow_the_law_of_the_run(name):
 def test_more_steps_come_nearer_to_the_data():
     """A step that reveals both tokens draws them independently. Enumerated."""
     data = np.array([DATA.get(state, 0.0) for state in itertools.product(range(3), repeat=2)])
-    off = []
-    for steps in (1, 2, 8, 32):
-        off.append(abs(run_law(nf.samplers.mdlm(steps=steps, mask_id=MASK), model_of()) - data).max())
+    samplers = [nf.samplers.mdlm(steps=steps, mask_id=MASK) for steps in (1, 2, 8, 32)]
+    off = [abs(run_law(sampler, model_of()) - data).max() for sampler in samplers]
     assert off[0] > 0.08
     assert all(b < a * 0.7 for a, b in itertools.pairwise(off))
 
@@ -245,7 +244,7 @@ def llada_generate(model, x, steps, length, block, mask_id):
             confidence = (p / p.sum(-1, keepdims=True)).max(-1)
             for row in range(len(x)):
                 may = [at for at in range(end) if x[row, at] == mask_id]
-                ranked = sorted(may, key=lambda at: -confidence[row, at])  # noqa: B023
+                ranked = sorted(may, key=lambda at: -confidence[row, at])
                 share = counts[row] // per_block + (k < counts[row] % per_block)
                 values = confidence[row, ranked]
                 gap = min([gap, *abs(np.diff(values))])
@@ -407,7 +406,11 @@ MDLM = nf.samplers.mdlm(steps=3, mask_id=MASK)
     ("call", "error", "words"),
     [
         (lambda: MDLM.step(3, X, ZEROS, NOISE), IndexError, "i = 3 is out of range: mdlm has 3 rows"),
-        (lambda: MDLM.step(0, X, ZEROS[:, :1], NOISE), ValueError, r"logits: expected x's shape \(1, 2\) and an axis of V"),
+        (
+            lambda: MDLM.step(0, X, ZEROS[:, :1], NOISE),
+            ValueError,
+            r"logits: expected x's shape \(1, 2\) and an axis of V",
+        ),
         (lambda: MDLM.step(0, X, ZEROS.astype(int), NOISE), TypeError, "logits: dtype int64 is not supported"),
         (lambda: MDLM.step(0, X, ZEROS.tolist(), NOISE), TypeError, "logits: expected an array of x's kind, got list"),
         (lambda: MDLM.step(0, X, ZEROS, 7), TypeError, "noise: expected a Noise"),
@@ -419,8 +422,16 @@ MDLM = nf.samplers.mdlm(steps=3, mask_id=MASK)
         (lambda: nf.samplers.mdlm(steps=0, mask_id=9), ValueError, "steps = 0: expected a whole number"),
         (lambda: nf.samplers.mdlm(steps=[0.5, 0.7], mask_id=9), ValueError, "steps: expected times that fall"),
         (lambda: nf.samplers.mdlm(steps=3, mask=9), TypeError, "mdlm has no argument 'mask'"),
-        (lambda: nf.samplers.mdlm(steps=3, mask_id=9, schedule=nf.Schedule.linear()), TypeError, "discrete.MaskSchedule"),
-        (lambda: nf.samplers.llada(steps=5, mask_id=9, length=8, block_length=4), ValueError, "multiple of the 2 blocks"),
+        (
+            lambda: nf.samplers.mdlm(steps=3, mask_id=9, schedule=nf.Schedule.linear()),
+            TypeError,
+            "discrete.MaskSchedule",
+        ),
+        (
+            lambda: nf.samplers.llada(steps=5, mask_id=9, length=8, block_length=4),
+            ValueError,
+            "multiple of the 2 blocks",
+        ),
         (lambda: nf.samplers.llada(steps=4, mask_id=9, length=8, block_length=3), ValueError, "divides length = 8"),
         (lambda: nf.samplers.remdm(steps=4, mask_id=9, eta=2), ValueError, "eta = 2: expected a number from 0 to 1"),
         (lambda: nf.samplers.sedd(steps=4, mask_id=9, schedule=SCHEDULE), ValueError, "where sigma is infinite"),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """diffusers' schedulers of tokens with keys: what they choose, how often, and their seeds for each sample.
 
-Seen to fail: accepted positions of the untempered entropies; a step counted down where diffusers counts up; the ranks of
-the most certain in place of the least (Amused).
+Seen to fail: accepted positions of the untempered entropies; a step counted down where diffusers counts up; the ranks
+of the most certain in place of the least (Amused).
 """
 
 import numpy as np
@@ -36,7 +36,12 @@ def made(name, *arguments, steps=6, **options):
 CASES = {
     "DiscreteDDIMScheduler": ((), {}, (logits_of(B, L, V), 2, tokens_of(B, L)), {"temperature": 0.8}),
     "EntropyBoundScheduler": ((), {"entropy_bound": 2.0}, (logits_of(B, L, V), 2, tokens_of(B, L)), {}),
-    "BlockRefinementScheduler": ((), {"block_length": L}, (logits_of(B, L, V), 2, tokens_of(B, L)), {"temperature": 0.8}),
+    "BlockRefinementScheduler": (
+        (),
+        {"block_length": L},
+        (logits_of(B, L, V), 2, tokens_of(B, L)),
+        {"temperature": 0.8},
+    ),
     "AmusedScheduler": ((V,), {}, (logits_of(B, L, V), 2, torch.where(tokens_of(B, L) < 5, V, 0)), {}),
     "VQDiffusionScheduler": ((V + 1,), {}, (logits_of(B, V, L).log_softmax(1), 2, tokens_of(B, L, v=V + 1)), {}),
 }

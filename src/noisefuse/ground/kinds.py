@@ -137,6 +137,8 @@ class Library:
     combined: Callable[..., Any] = _refused("combine")
     augmented: Callable[..., Any] = _refused("augment")
 
+    categorical: Callable[..., Any] = _refused("categorical")
+
     def through(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Calls a function of tokens on NumPy's views of the library's arrays, and returns results as its arrays."""
         raise self._refusal(function.__name__.removeprefix("_"))

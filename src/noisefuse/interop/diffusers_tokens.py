@@ -21,7 +21,6 @@ with needs(__name__, "diffusers", "torch"):
     import torch
     from diffusers.schedulers import (
         scheduling_amused,
-        scheduling_block_refinement,
         scheduling_discrete_ddim,
         scheduling_entropy_bound,
         scheduling_vq_diffusion,
@@ -34,6 +33,11 @@ __all__ = [
 ]  # fmt: skip
 
 ORDER = 16  # the stream of an order of positions
+
+
+def _base(of: Any) -> Any:
+    """Returns what type checkers do not know: diffusers' classes are loaded when they are asked for."""
+    return of
 
 
 def _is_noise(generator: Any) -> bool:
@@ -56,7 +60,7 @@ def _result(return_dict: bool, kind: Any, **values: Any) -> Any:
 
 
 class DiscreteDDIMScheduler(diffusers.DiscreteDDIMScheduler):
-    """diffusers' DiscreteDDIMScheduler: `samplers.d3pm` of uniform tokens. (`step_correct` takes torch's generators.)"""
+    """diffusers' DiscreteDDIMScheduler: `samplers.d3pm` of uniform tokens. `step_correct` takes torch's generators."""
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, *, temperature: float = 0.0, generator: Any = None,
@@ -64,9 +68,9 @@ class DiscreteDDIMScheduler(diffusers.DiscreteDDIMScheduler):
     ) -> Any:  # fmt: skip
         if not _is_noise(generator):
             options: dict[str, Any] = {"temperature": temperature, "generator": generator, "return_dict": return_dict}
-            return super().step(model_output, timestep, sample, **options)
+            return _base(super()).step(model_output, timestep, sample, **options)
         v = model_output.shape[-1]
-        sampler = nf.samplers.d3pm(self.num_inference_steps, vocabulary=v, temperature=temperature)
+        sampler = nf.samplers.d3pm(_base(self).num_inference_steps, vocabulary=v, temperature=temperature)
         state = sampler.state("log_prob_raw")
         made = sampler.step(int(timestep), sample, model_output, generator, state)
         return _result(
@@ -85,11 +89,11 @@ class EntropyBoundScheduler(diffusers.EntropyBoundScheduler):
     ) -> Any:  # fmt: skip
         if not _is_noise(generator):
             options: dict[str, Any] = {"generator": generator, "return_dict": return_dict}
-            return super().step(model_output, timestep, sample, entropy_bound=entropy_bound, **options)
-        config: Any = self.config
+            return _base(super()).step(model_output, timestep, sample, entropy_bound=entropy_bound, **options)
+        own = _base(self)
         sampler = nf.samplers.entropy_bound(
-            self.num_inference_steps, bound=config.entropy_bound if entropy_bound is None else entropy_bound,
-            vocabulary=model_output.shape[-1], t_max=config.t_max, t_min=config.t_min,
+            _base(self).num_inference_steps, bound=own.config.entropy_bound if entropy_bound is None else entropy_bound,
+            vocabulary=model_output.shape[-1], t_max=own.config.t_max, t_min=own.config.t_min,
         )  # fmt: skip
         state, i = sampler.state("log_prob"), int(timestep)
         made = sampler.step(i, sample, model_output, generator, state)
@@ -107,22 +111,24 @@ class BlockRefinementScheduler(diffusers.BlockRefinementScheduler):
     Its greedy choice, and its choice of positions, are diffusers' own code.
     """
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *, generator: Any = None, **options: Any) -> Any:
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, *, generator: Any = None, **options: Any
+    ) -> Any:
         if not _is_noise(generator):
-            return super().step(model_output, timestep, sample, generator=generator, **options)
+            return _base(super()).step(model_output, timestep, sample, generator=generator, **options)
         noise, v = _at(generator, int(timestep)), model_output.shape[-1]
         self._drawn = _drawn_tokens(model_output, noise, options)
         asked = options.pop("return_dict", True)
         try:
-            made = super().step(model_output, timestep, sample, generator=None, return_dict=True, **options)
+            made = _base(super()).step(model_output, timestep, sample, generator=None, return_dict=True, **options)
         finally:
             del self._drawn
         if options.get("mask_token_id") is None:
             new, _ = nf.q_uniform(sample, 1.0, noise, v)
-            made.prev_sample = torch.where(self._committed, made.prev_sample, new)
+            made.prev_sample = torch.where(_base(self)._committed, made.prev_sample, new)
         return made if asked else made.to_tuple()
 
-    def _sample_from_logits(self, logits: Tensor, **options: Any) -> Any:  # type: ignore[override]
+    def _sample_from_logits(self, logits: Tensor, **options: Any) -> Any:
         drawn = getattr(self, "_drawn", None)
         return drawn or diffusers.BlockRefinementScheduler._sample_from_logits(logits, **options)
 
@@ -147,28 +153,32 @@ class AmusedScheduler(diffusers.AmusedScheduler):
         generator: Any = None, return_dict: bool = True,
     ) -> Any:  # fmt: skip
         if not _is_noise(generator):
-            return super().step(model_output, timestep, sample, starting_mask_ratio, generator, return_dict)
-        config: Any = self.config
-        steps = len(self.timesteps)  # type: ignore[arg-type]
+            return _base(super()).step(model_output, timestep, sample, starting_mask_ratio, generator, return_dict)
+        own = _base(self)
+        steps = len(own.timesteps)
         i = steps - 1 - int(timestep)
         noise, shape = _at(generator, i), sample.shape
         logits = model_output
         if sample.ndim == 3:
             logits = model_output.reshape(*model_output.shape[:2], -1).permute(0, 2, 1).contiguous()
         flat = sample.reshape(len(sample), -1)
-        unknown = flat == config.mask_token_id
+        unknown = flat == own.config.mask_token_id
         token, info = nf.categorical(logits, noise, info="log_prob_raw")
         clean = torch.where(unknown, token.to(flat.dtype), flat)
         made = clean
         if int(timestep):
             ratio = (i + 1) / steps
-            share = float(torch.cos(torch.tensor(ratio * torch.pi / 2))) if config.masking_schedule == "cosine" else 1 - ratio
+            share = (
+                float(torch.cos(torch.tensor(ratio * torch.pi / 2)))
+                if own.config.masking_schedule == "cosine"
+                else 1 - ratio
+            )
             wanted = int(flat.shape[1] * starting_mask_ratio * share)
             hidden = torch.clamp(torch.clamp(unknown.sum(1, keepdim=True) - 1, max=wanted), min=1)
-            keys = info["log_prob_raw"].double() + float(self.temperatures[i]) * _gumbel(flat.shape, noise)  # type: ignore[index]
+            keys = info["log_prob_raw"].double() + float(own.temperatures[i]) * _gumbel(flat.shape, noise)
             keys = torch.where(unknown, keys, torch.inf)
             ranks = keys.argsort(dim=1, stable=True).argsort(dim=1)
-            made = torch.where(ranks < hidden, config.mask_token_id, clean)
+            made = torch.where(ranks < hidden, own.config.mask_token_id, clean)
         values = {"prev_sample": made.reshape(shape), "pred_original_sample": clean.reshape(shape)}
         return _result(return_dict, scheduling_amused.AmusedSchedulerOutput, **values)
 
@@ -180,8 +190,8 @@ class VQDiffusionScheduler(diffusers.VQDiffusionScheduler):
         self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
     ) -> Any:
         if not _is_noise(generator):
-            return super().step(model_output, timestep, sample, generator, return_dict)
-        log_p = model_output if int(timestep) == 0 else self.q_posterior(model_output, sample, timestep)
-        i = len(self.timesteps) - 1 - int(timestep)
+            return _base(super()).step(model_output, timestep, sample, generator, return_dict)
+        log_p = model_output if int(timestep) == 0 else _base(self).q_posterior(model_output, sample, timestep)
+        i = len(_base(self).timesteps) - 1 - int(timestep)
         token = nf.categorical(log_p.transpose(1, 2).contiguous().float(), _at(generator, i))
         return _result(return_dict, scheduling_vq_diffusion.VQDiffusionSchedulerOutput, prev_sample=token)

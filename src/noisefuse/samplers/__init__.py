@@ -7,6 +7,9 @@ each into a function that returns a ``Sampler``; ``ddim.__wrapped__`` is the rul
 All accept ``steps`` (a number, or the times themselves), ``prediction`` (a name in ``views.VIEWS`` or a ``View``),
 ``clip`` (c, (lo, hi), ``Threshold`` or None), ``spacing`` and the ``SpacingOptions``. A rule's docstring has its
 equation and its own arguments; the shared ones are added.
+
+Samplers of tokens (tokens.py) are functions here, too: ``nf.samplers.mdlm(steps=50, mask_id=..)`` returns a
+``DiscreteSampler``. ``__all__`` lists those of arrays.
 """
 
 from .adams import deis, gradient_estimation, ipndm, ipndm_v, lms, pndm
@@ -19,18 +22,23 @@ from .plan import Threshold
 from .policies import dance_sde, flow_cps, flow_sde
 from .predictor_corrector import unipc
 from .spacing import SpacingOptions as SpacingOptions
-from .tokens import d3pm, discrete_flow, entropy_bound, llada, mdlm, remdm, sedd, uniform_ddim
+from .tokens import d3pm as d3pm
+from .tokens import discrete_flow as discrete_flow
+from .tokens import entropy_bound as entropy_bound
+from .tokens import llada as llada
+from .tokens import mdlm as mdlm
+from .tokens import remdm as remdm
+from .tokens import sedd as sedd
+from .tokens import uniform_ddim as uniform_ddim
 from .two_stage import dpm_2, dpm_2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, edm, flow_heun, heun, heunpp2
 
 __all__ = [
     "Threshold",
-    "d3pm",
     "dance_sde",
     "ddim",
     "ddim_inverse",
     "ddpm",
     "deis",
-    "discrete_flow",
     "dpm_2",
     "dpm_2_ancestral",
     "dpmpp_2m",
@@ -41,7 +49,6 @@ __all__ = [
     "dpmpp_sde",
     "dpmpp_singlestep",
     "edm",
-    "entropy_bound",
     "er_sde",
     "euler",
     "euler_ancestral",
@@ -57,18 +64,13 @@ __all__ = [
     "ipndm",
     "ipndm_v",
     "lcm",
-    "llada",
     "lms",
-    "mdlm",
     "pndm",
-    "remdm",
     "repaint",
     "res_multistep",
     "sa_solver",
-    "sedd",
     "seeds_2",
     "seeds_3",
     "tcd",
-    "uniform_ddim",
     "unipc",
 ]

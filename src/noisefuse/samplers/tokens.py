@@ -21,9 +21,12 @@ from ..ground.docstrings import Shared, completed
 from ..mask_schedule import MaskSchedule, linear, log_linear
 from ..token_table import TokenRow, TokenTable
 
+__all__ = ["d3pm", "discrete_flow", "entropy_bound", "llada", "mdlm", "remdm", "sedd", "uniform_ddim"]
+
 P = ParamSpec("P")
 Steps: TypeAlias = int | Sequence[float]
 
+_LINEAR, _LOG_LINEAR = linear(), log_linear()
 _SHARED = Shared(
     args={
         "steps": """\
@@ -101,11 +104,12 @@ def _one_of(mask_id: int | None, vocabulary: int | None) -> None:
 
 @_sampler
 def mdlm(
-    steps: Steps, *, mask_id: int, schedule: MaskSchedule = linear(), temperature: float = 1.0, top_k: int = 0,
+    steps: Steps, *, mask_id: int, schedule: MaskSchedule = _LINEAR, temperature: float = 1.0, top_k: int = 0,
     top_p: float = 1.0,
 ) -> TokenTable:  # fmt: skip
-    """Ancestral sampling of masked diffusion: a mask becomes its drawn token with probability (alpha_s - alpha_t) / (1 -
-    alpha_t), and a token stays (Sahoo et al. 2024, "Simple and effective masked diffusion language models", equation 7).
+    """Ancestral sampling of masked diffusion: a mask becomes its drawn token with probability (alpha_s - alpha_t) / (1
+    - alpha_t), and a token stays (Sahoo et al. 2024, "Simple and effective masked diffusion language models", equation
+    7).
 
     >>> print(nf.samplers.mdlm(steps=2, mask_id=9))
     DiscreteSampler(mdlm, 2 rows)
@@ -118,12 +122,12 @@ def mdlm(
 
 @_sampler
 def remdm(
-    steps: Steps, *, mask_id: int, schedule: MaskSchedule = linear(), eta: float = 0.1,
+    steps: Steps, *, mask_id: int, schedule: MaskSchedule = _LINEAR, eta: float = 0.1,
     variant: Literal["cap", "rescale"] = "cap", temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
 ) -> TokenTable:  # fmt: skip
     """Masked diffusion that masks tokens again: a token becomes the mask with probability sigma, and a mask its drawn
-    token with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), so that the marginals stay (Wang et al. 2025,
-    "Remasking discrete diffusion models with inference-time scaling", equation 6).
+    token with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), so that the marginals stay (Wang et al.
+    2025, "Remasking discrete diffusion models with inference-time scaling", equation 6).
 
     Args:
         eta: from 0, which is `mdlm`, to 1: how many tokens become masks again.
@@ -149,15 +153,15 @@ def remdm(
 
 @_sampler
 def d3pm(
-    steps: Steps, *, mask_id: int | None = None, vocabulary: int | None = None, schedule: MaskSchedule = linear(),
+    steps: Steps, *, mask_id: int | None = None, vocabulary: int | None = None, schedule: MaskSchedule = _LINEAR,
     temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
 ) -> TokenTable:  # fmt: skip
     """The posterior q(x_s | x_t, c) of D3PM with the drawn token c for x_0, whose mean over c is p_theta(x_s | x_t)
     (Austin et al. 2021, "Structured denoising diffusion models in discrete state-spaces", equations 3 and 4).
 
     With mask_id it is that of the absorbing state, the same as `mdlm`. With vocabulary it is that of uniform tokens:
-    with a = alpha_t / alpha_s, b = alpha_s and K = vocabulary, c, x_t and any token have the weights b (1 - a) / K + a b
-    [c = x_t], a (1 - b) / K and (1 - a) (1 - b) / K, as in diffusers' ``DiscreteDDIMScheduler``.
+    with a = alpha_t / alpha_s, b = alpha_s and K = vocabulary, c, x_t and any token have the weights b (1 - a) / K + a
+    b [c = x_t], a (1 - b) / K and (1 - a) (1 - b) / K, as in diffusers' ``DiscreteDDIMScheduler``.
 
     >>> print(nf.samplers.d3pm(steps=2, vocabulary=10))
     DiscreteSampler(d3pm, 2 rows)
@@ -181,7 +185,7 @@ def d3pm(
 
 @_sampler
 def uniform_ddim(
-    steps: Steps, *, vocabulary: int, schedule: MaskSchedule = linear(), eta: float = 0.0, temperature: float = 1.0,
+    steps: Steps, *, vocabulary: int, schedule: MaskSchedule = _LINEAR, eta: float = 0.0, temperature: float = 1.0,
     top_k: int = 0, top_p: float = 1.0,
 ) -> TokenTable:  # fmt: skip
     """DDIM for uniform tokens: q(x_s | x_t, c) = Cat(sigma x_t + (alpha_s - sigma alpha_t) c + ((1 - alpha_s) - (1 -
@@ -209,11 +213,11 @@ def uniform_ddim(
 
 @_sampler
 def discrete_flow(
-    steps: Steps, *, mask_id: int | None = None, vocabulary: int | None = None, schedule: MaskSchedule = linear(),
+    steps: Steps, *, mask_id: int | None = None, vocabulary: int | None = None, schedule: MaskSchedule = _LINEAR,
     jump: Literal["euler", "exponential"] = "euler", temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
 ) -> TokenTable:  # fmt: skip
-    """Euler's method for the mixture path of discrete flow matching: x becomes the drawn token with probability h kappa'
-    / (1 - kappa), kappa = 1 - p (Gat et al. 2024, "Discrete flow matching", equations 9 and 24, algorithm 1).
+    """Euler's method for the mixture path of discrete flow matching: x becomes the drawn token with probability h
+    kappa' / (1 - kappa), kappa = 1 - p (Gat et al. 2024, "Discrete flow matching", equations 9 and 24, algorithm 1).
 
     The last step takes the drawn token. The source is the mask, or uniform tokens.
 
@@ -241,7 +245,7 @@ def discrete_flow(
 
 @_sampler
 def sedd(
-    steps: int, *, mask_id: int, schedule: MaskSchedule = log_linear(), last: float = 1e-5, temperature: float = 1.0,
+    steps: int, *, mask_id: int, schedule: MaskSchedule = _LOG_LINEAR, last: float = 1e-5, temperature: float = 1.0,
     top_k: int = 0, top_p: float = 1.0,
 ) -> TokenTable:  # fmt: skip
     """Tau-leaping for scores of masked tokens: a mask becomes y with probability h sigma'(t) s(y), s the network's

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of tokens in a step of a `DiscreteSampler`, and how likely that was. docs/discrete.md has the formulas."""
+"""What becomes of tokens in a step of a `DiscreteSampler`, and how likely that was (docs/discrete.md)."""
 
 from __future__ import annotations
 
@@ -126,8 +126,7 @@ def _first(counts: NDArray[np.int64], keys: Array, may: NDArray[np.bool_]) -> ND
 
 
 def _certain(bound: float, entropy: NDArray[np.float32], may: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Returns the positions of least entropy whose entropies, without the largest, add up to at most the bound (Ben-Hamu
-    et al. 2025, equation 8)."""
+    """Returns the positions of least entropy whose entropies, without the largest, add up to at most the bound."""
     keys = np.where(may, entropy.astype(np.float64), np.inf)
     order = np.argsort(keys, axis=1, kind="stable")
     rising = np.take_along_axis(np.where(may, keys, 0.0), order, axis=1)
