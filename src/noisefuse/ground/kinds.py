@@ -119,6 +119,7 @@ class Library:
     q_step: Callable[..., Any] = _refused("q_step")
     q_walk: Callable[..., Any] = _refused("q_walk")
     update: Callable[..., Any] = _refused("update")
+    categorical: Callable[..., Any] = _refused("categorical")
     mse_loss: Callable[..., Any] = _refused("mse_loss")
     mse_loss_grad: Callable[..., Any] = _refused("mse_loss_grad")
     log_prob: Callable[..., Any] = _refused("log_prob")
