@@ -37,58 +37,74 @@ struct RowSums {
     }
 };
 
-float logit(const RaceRow& r, int64_t i) {
-    if (r.type == DType::f32) return static_cast<const float*>(r.x)[i];
-    const uint16_t half = static_cast<const uint16_t*>(r.x)[i];
-    return r.type == DType::f16 ? half_to_float(half) : bfloat16_to_float(half);
-}
-
 struct Candidate {
     float x;
     int32_t token;
     bool operator<(const Candidate& other) const { return x > other.x || (x == other.x && token < other.token); }
 };
 
-// The tokens of a row from the largest logit on, lower tokens first among equals. They are sorted as far as they are
-// asked for: bins by the leading bits of the logits are small where softmax has its mass.
+// The tokens of a row from the largest logit on, lower tokens first among equals, as far as they are asked for. Bins of
+// 1/64 temperature put them into a rough order.
 class Descending {
   public:
-    void read(const RaceRow& r) {
-        order_.resize(static_cast<size_t>(r.n));
+    // `most` is the largest logit.
+    void read(const float* x, int64_t n, float most, double beta) {
+        x_ = x, n_ = n, most_ = most, rate_ = static_cast<float>(kOfTemperature * beta);
         starts_.assign(kBins + 1, 0);
-        sorted_ = 0;
-        bin_ = 0;
-        for (int64_t i = 0; i < r.n; ++i)
-            if (const float x = logit(r, i); x > -INFINITY) ++starts_[bin_of(x) + 1];
+        loaded_ = bin_ = sorted_ = 0;
+        for (int64_t i = 0; i < n; ++i)
+            if (x[i] > -INFINITY) ++starts_[bin_of(x[i]) + 1];
         for (size_t b = 0; b < kBins; ++b) starts_[b + 1] += starts_[b];
-        std::vector<size_t>& next = next_;
-        next.assign(starts_.begin(), starts_.end());
-        for (int64_t i = 0; i < r.n; ++i)
-            if (const float x = logit(r, i); x > -INFINITY) order_[next[bin_of(x)]++] = {x, static_cast<int32_t>(i)};
     }
     size_t size() const { return starts_[kBins]; }
+    // Asks for those that hold the first k, or that have this sum of e^((x - most) / temperature).
+    void load_first(size_t k) { load(std::lower_bound(starts_.begin(), starts_.end(), k) - starts_.begin()); }
+    void load_sum(double wanted) {
+        double sum = 0;
+        size_t b = 0;
+        for (; b + 1 < kBins && sum < wanted; ++b)
+            sum +=
+                static_cast<double>(starts_[b + 1] - starts_[b]) * exp_of(-static_cast<double>(b + 1) / kOfTemperature);
+        load(b);
+    }
     const Candidate& operator[](size_t i) {
-        for (; sorted_ <= i; sorted_ = starts_[++bin_])
+        for (; sorted_ <= i; sorted_ = starts_[++bin_]) {
+            if (bin_ == loaded_) load(kBins);
             std::sort(order_.data() + starts_[bin_], order_.data() + starts_[bin_ + 1]);
+        }
         return order_[i];
     }
 
   private:
-    static constexpr size_t kBins = 1 << 12;
+    static constexpr double kOfTemperature = 64;
+    static constexpr size_t kBins = 40 * 64;
+    const float* x_ = nullptr;
+    int64_t n_ = 0;
+    float most_ = 0, rate_ = 0;
     std::vector<Candidate> order_;
     std::vector<size_t> starts_, next_;
-    size_t sorted_ = 0, bin_ = 0;
+    size_t loaded_ = 0, bin_ = 0, sorted_ = 0;
 
-    static size_t bin_of(float x) {
-        const uint32_t bits = float_to_bits(x + 0.0f);  // one zero
-        return (bits >> 31 ? bits : ~bits & 0x7FFFFFFFu) >> 20;
+    size_t bin_of(float x) const {
+        const float bin = (most_ - x) * rate_;
+        return bin < static_cast<float>(kBins - 1) ? static_cast<size_t>(bin) : kBins - 1;
+    }
+    void load(size_t end) {
+        order_.resize(starts_[end]);
+        next_ = starts_;
+        for (int64_t i = 0; i < n_; ++i) {
+            if (!(x_[i] > -INFINITY)) continue;
+            const size_t bin = bin_of(x_[i]);
+            if (bin >= loaded_ && bin < end) order_[next_[bin]++] = {x_[i], static_cast<int32_t>(i)};
+        }
+        loaded_ = end;
     }
 };
 
-// Memory for one thread at a time: what top_k and top_p leave of a row.
+// Memory for one thread at a time: the logits of a row as floats, and what top_k and top_p leave of them.
 struct Workspace {
+    std::vector<float> row, left;
     Descending order;
-    std::vector<float> left;
     std::atomic<bool> taken{false};
 };
 
@@ -141,8 +157,11 @@ class Rows {
         if (filtered(setting)) {
             const int64_t k = c.top_k[setting];
             const double p = c.top_p[setting];
+            space->row.resize(static_cast<size_t>(c.n));
+            r.copy = space->row.data();
             r.wanted = (plain ? kPlain : 0u) | (k == 0 ? kTempered : 0u);
             kernel_(r);
+            r.copy = nullptr;
             if (refused(row, r)) return;
             if (r.largest < INFINITY) {
                 if (plain) raw.emplace(c.chunks, r.chunk_largest, r.largest, 1.0, r.plain, nullptr);
@@ -221,7 +240,8 @@ class Rows {
     // Leaves of a row the k largest (0: all), then of these the fewest that have p of the probability.
     void leave(RaceRow& r, int64_t k, double p, Workspace& space) const {
         Descending& order = space.order;
-        order.read(r);
+        const double beta = r.scale.beta;
+        order.read(space.row.data(), r.n, r.largest, beta);
         size_t kept = k > 0 ? std::min(static_cast<size_t>(k), order.size()) : order.size();
         const auto cut = [&] {
             space.left.assign(static_cast<size_t>(r.n), -INFINITY);
@@ -229,15 +249,14 @@ class Rows {
             r.x = space.left.data();
             r.type = DType::f32;
         };
-        if (k > 0) cut();
+        if (k > 0) order.load_first(kept), cut();
         if (!(p < 1)) return;
         if (k > 0) {
             r.wanted = kTempered;
             kernel_(r);
         }
-        const double beta = r.scale.beta;
-        const RowSums sums(c.chunks, r.chunk_largest, r.largest, beta, r.tempered, nullptr);
-        const double wanted = p * sums.total;
+        const double wanted = p * RowSums(c.chunks, r.chunk_largest, r.largest, beta, r.tempered, nullptr).total;
+        if (k == 0) order.load_sum(wanted);
         double reached = 0;
         size_t n = 0;
         while (n < kept && reached < wanted) {
@@ -248,6 +267,11 @@ class Rows {
         cut();
     }
 
+    static float logit(const RaceRow& r, int64_t i) {
+        if (r.type == DType::f32) return static_cast<const float*>(r.x)[i];
+        const uint16_t half = static_cast<const uint16_t*>(r.x)[i];
+        return r.type == DType::f16 ? half_to_float(half) : bfloat16_to_float(half);
+    }
     static int32_t rank(const RaceRow& all, const RaceRow& r) {
         int32_t before = 0;
         const auto place = static_cast<int64_t>(r.token - all.first);

@@ -68,14 +68,16 @@ struct Terms {
     typename Lane::f32 shifted(typename Lane::f32 x) const {
         return Lane::max(Lane::sub(x, Lane::splat(shift)), Lane::splat(least));
     }
-    // e^(z / temperature), or 0 where that is less than 2^-125.
-    template <class Lane>
+    // e^(z / temperature), or 0 where that is less than 2^-125. `unit`: the temperature is 1.
+    template <class Lane, bool unit = false>
     typename Lane::f32 term(typename Lane::f32 z) const {
         const auto rounded = Lane::fma(z, Lane::splat(rate), Lane::splat(kRound));
         const auto n = Lane::sub(rounded, Lane::splat(kRound));
-        const auto main = Lane::fma(z, Lane::splat(high), Lane::mul(n, Lane::splat(-kLn2High)));
-        const auto rest = Lane::fma(n, Lane::splat(-kLn2Low), Lane::mul(z, Lane::splat(low)));
-        const auto p = polynomial<Lane, ExponentialCoefficients<float>::twice_exp>(Lane::add(main, rest));
+        const auto main = unit ? Lane::fma(n, Lane::splat(-kLn2High), z)
+                               : Lane::fma(z, Lane::splat(low),
+                                           Lane::fma(z, Lane::splat(high), Lane::mul(n, Lane::splat(-kLn2High))));
+        const auto r = Lane::fma(n, Lane::splat(-kLn2Low), main);
+        const auto p = polynomial<Lane, ExponentialCoefficients<float>::twice_exp>(r);
         const auto exponent =
             Lane::sub(Lane::as_bits(Lane::max(rounded, Lane::splat(floor))), __builtin_bit_cast(uint32_t, floor));
         return Lane::mul(p, Lane::as_float(Lane::template shift_left<23>(exponent)));

@@ -67,6 +67,7 @@ struct RaceRow {
     double score;                   // of the winner; without a race, and with +inf in the row, its logit
     int64_t token;                  // -1: there is none, all are -inf
     float winner, largest, second;  // logits
+    float* copy;                    // of the whole row, or null
     // For each chunk of 4,096: the largest, and sums over e^largest.
     float* chunk_largest;
     double *plain, *tempered, *spread;

@@ -67,6 +67,10 @@ struct Avx2 {
     static bool any_from(u32 a, uint32_t first) {
         return _mm256_movemask_epi8(_mm256_cmpeq_epi32(_mm256_max_epu32(a, splat(first)), a)) != 0;
     }
+    static uint32_t lanes_from(u32 a, u32 first) {
+        const u32 found = _mm256_cmpeq_epi32(_mm256_max_epu32(a, first), a);
+        return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(found)));
+    }
 
     static u64 splat(uint64_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
     static u64 sub(u64 a, uint64_t b) { return _mm256_sub_epi64(a, splat(b)); }

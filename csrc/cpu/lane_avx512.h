@@ -73,6 +73,7 @@ struct Avx512 {
     }
     static u32 max(u32 a, u32 b) { return _mm512_max_epu32(a, b); }
     static bool any_from(u32 a, uint32_t first) { return _mm512_cmpge_epu32_mask(a, splat(first)) != 0; }
+    static uint32_t lanes_from(u32 a, u32 first) { return _mm512_cmpge_epu32_mask(a, first); }
 
     static u64 splat(uint64_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
     static u64 sub(u64 a, uint64_t b) { return _mm512_sub_epi64(a, splat(b)); }

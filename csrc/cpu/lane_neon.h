@@ -69,6 +69,10 @@ struct Neon {
     }
     static u32 max(u32 a, u32 b) { return vmaxq_u32(a, b); }
     static bool any_from(u32 a, uint32_t first) { return vmaxvq_u32(a) >= first; }
+    static uint32_t lanes_from(u32 a, u32 first) {
+        constexpr uint32_t bits[4] = {1, 2, 4, 8};
+        return vaddvq_u32(vandq_u32(vcgeq_u32(a, first), vld1q_u32(bits)));
+    }
 
     static u64 splat(uint64_t x) { return vdupq_n_u64(x); }
     static u64 sub(u64 a, uint64_t b) { return vsubq_u64(a, splat(b)); }

@@ -62,7 +62,8 @@ struct Scalar {
         return a << N;
     }
     static u32 max(u32 a, u32 b) { return a > b ? a : b; }
-    static bool any_from(u32 a, uint32_t first) { return a >= first; }  // whether any lane is `first` or more
+    static bool any_from(u32 a, uint32_t first) { return a >= first; }   // whether any lane is `first` or more
+    static uint32_t lanes_from(u32 a, u32 first) { return a >= first; }  // a bit for each lane
 
     static u64 sub(u64 a, u64 b) { return a - b; }
     static u64 bit_and(u64 a, u64 b) { return a & b; }

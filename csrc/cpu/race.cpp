@@ -12,7 +12,7 @@
 
 #include "float_mode.h"
 #include "lane_scalar.h"
-#include "tile.h"
+#include "tile_noise.h"
 
 namespace nf {
 namespace {
@@ -26,6 +26,8 @@ using U32 = Lane::u32;
 // A chunk of logits as floats, whole blocks; what is missing at the end is -inf.
 struct Chunk {
     const float* x;
+    const char* next;  // the memory of the next one
+    int width;         // bytes of a logit there
     int blocks;
     float largest;
     alignas(64) float of_block[kBlocksOfChunk];
@@ -48,6 +50,13 @@ template <DType type>
     alignas(64) float numbers[kW];
     Lane::store(numbers, number(last));
     std::memcpy(to + i, numbers, size_t(n - i) * 4);
+}
+
+// Asks for the memory of the next chunk, a part of it for each group of this one: between its passes nothing else
+// reads.
+inline void ask_for_next(const Chunk& chunk, int group) {
+    const char* const p = chunk.next + int64_t{kGroup} * group * chunk.width;
+    for (int i = 0; i < kGroup * chunk.width; i += 64) __builtin_prefetch(p + i, 0, 2);
 }
 
 // False: there is a NaN.
@@ -83,42 +92,46 @@ class Runner {
 
     // The words below which no token of a block can win, for the blocks from `from` on.
     [[gnu::flatten]] void bound(const Chunk& chunk, int from) {
-        const auto best = static_cast<float>(r.score), size = best < 0 ? -best : best;
-        const float doubt = size * 0x1p-21f + 0x1p-20f;  // of what is rounded below
-        for (int b = from & -kW; b < chunk.blocks; b += kW) {
-            const F32 gap = Lane::fma(Lane::load(chunk.of_block + b), Lane::splat(r.scale.high), Lane::splat(-best));
-            // how far the block is behind, at least: 0 .. 104
-            const F32 behind = Lane::within(Lane::fma(gap, Lane::splat(0x1p-21f - 1.0f), Lane::splat(-doubt)),
-                                            Lane::splat(0.0f), Lane::splat(104.0f));
-            const F32 chance = unit_.term<Lane>(Lane::sub(Lane::splat(0.0f), behind));
-            const U32 count = Lane::sub(Lane::as_bits(Lane::fma(chance, Lane::splat(0x1p23f), Lane::splat(0x1p23f))),
-                                        0x4AFFFFFFu);  // of 2^-23, rounded up
-            const U32 last = Lane::from(Lane::as_bits(behind), 0x3A800000u, Lane::template shift_left<9>(count),
-                                        Lane::splat(~uint32_t{0}));  // within 2^-10: all of them
-            Lane::store(bound_ + b, Lane::bit_xor(last, Lane::splat(~uint32_t{0})));
-        }
+        const Lead lead(r.score);
+        for (int b = from & -kW; b < chunk.blocks; b += kW)
+            Lane::store(bound_ + b, least_word(chance(Lane::load(chunk.of_block + b), lead)));
     }
 
-    [[gnu::flatten]] void race(const Chunk& chunk, int64_t token, int64_t n) {
+    [[gnu::flatten]] void race(const Chunk& chunk, int64_t token) {
         bound(chunk, 0);
         constexpr int kGroupsOfBlock = kBlock / kGroup;
-        alignas(64) uint32_t order[kW];
-        for (int i = 0; i < kW; ++i) order[i] = static_cast<uint32_t>(i);
+        constexpr uint64_t next = uint64_t{kPhiloxM0} * kW;
+        const RoundKeys keys = keys_;
+        const Common common = common_;
         const auto block = r.block + static_cast<uint32_t>(token >> 2);
-        auto product = Lane::product(Lane::word_from(Lane::add(Lane::load(order), Lane::splat(block))), kPhiloxM0);
-        uint32_t at = block;
-        for (int b = 0; b < chunk.blocks; ++b) {
-            for (int g = 0; g < kGroupsOfBlock; ++g) {
-                const auto words = philox_blocks<Lane>(product, common_, keys_);
-                const U32 most = Lane::max(Lane::max(words.w[0], words.w[1]), Lane::max(words.w[2], words.w[3]));
-                if (Lane::any_from(most, bound_[b])) [[unlikely]] {
-                    const int in_chunk = kBlock * b + kGroup * g;
-                    if (take(words, chunk.x + in_chunk, token + in_chunk, at, bound_[b], n - in_chunk)) bound(chunk, b);
+        const U32 blocks = Lane::add(Lane::load(kOrder<float>.block), Lane::splat(block));
+        auto product = Lane::product(Lane::word_from(blocks), kPhiloxM0);
+        const auto look = [&](int g, const Words<U32>& words) {
+            ask_for_next(chunk, g);
+            const U32 most = Lane::max(Lane::max(words.w[0], words.w[1]), Lane::max(words.w[2], words.w[3]));
+            const int b = g / kGroupsOfBlock, at = kGroup * g;
+            if (Lane::any_from(most, bound_[b])) [[unlikely]]
+                if (take(words, chunk.x + at, token + at)) bound(chunk, b);
+        };
+        const auto empty = [&](int g) { return chunk.of_block[g / kGroupsOfBlock] == -INFINITY; };
+        const int groups = kGroupsOfBlock * chunk.blocks;
+        int g = 0;
+        if constexpr (Lane::twice)
+            for (; g + 2 <= groups; g += 2) {
+                if (empty(g) && empty(g + 1)) {
+                    product = Lane::product_plus(product, 2 * next);
+                    continue;
                 }
-                product = Lane::product_plus(product, uint64_t{kPhiloxM0} * kW);
-                at += kW;
+                const typename Twice<Lane>::products both{product, Lane::product_plus(product, next)};
+                const auto words = philox_blocks<Twice<Lane>>(both, common, keys);
+                Words<U32> first, second;
+                for (int i = 0; i < 4; ++i) first.w[i] = words.w[i].a, second.w[i] = words.w[i].b;
+                look(g, first);
+                look(g + 1, second);
+                product = Lane::product_plus(product, 2 * next);
             }
-        }
+        for (; g < groups; ++g, product = Lane::product_plus(product, next))
+            if (!empty(g)) look(g, philox_blocks<Lane>(product, common, keys));
     }
 
   private:
@@ -129,27 +142,75 @@ class Runner {
     const Terms unit_;
     alignas(64) uint32_t bound_[kBlocksOfChunk];
 
-    // Tries the words that may win. True: there is a new best.
-    [[gnu::noinline]] bool take(const Words<U32>& words, const float* x, int64_t token, uint32_t block, uint32_t bound,
-                                int64_t n) {
-        alignas(64) uint32_t w[4][kW];
-        for (int i = 0; i < 4; ++i) Lane::store(w[i], words.w[i]);
+    // A score to beat, and what may be wrong about it below.
+    struct Lead {
+        float score, doubt;
+        explicit Lead(double best)
+            : score(static_cast<float>(best)), doubt((score < 0 ? -score : score) * 0x1p-21f + 0x1p-20f) {}
+    };
+
+    // At least e^(x / temperature - score), if that is below 1 - 2^-10.
+    F32 chance(F32 x, const Lead& lead) const {
+        const F32 gap = Lane::fma(x, Lane::splat(r.scale.high), Lane::splat(-lead.score));
+        const F32 behind = Lane::within(Lane::fma(gap, Lane::splat(0x1p-21f - 1.0f), Lane::splat(-lead.doubt)),
+                                        Lane::splat(0.0f), Lane::splat(104.0f));
+        return unit_.term<Lane, true>(Lane::sub(Lane::splat(0.0f), behind));
+    }
+    // The least word w with 1 - U <= chance.
+    static U32 least_word(F32 chance) {
+        const F32 unit = Lane::splat(0x1p23f);
+        const U32 count = Lane::sub(Lane::as_bits(Lane::fma(chance, unit, unit)), 0x4AFFFFFFu);  // 2^-23, rounded up
+        const U32 below = Lane::bit_xor(Lane::template shift_left<9>(count), Lane::splat(~uint32_t{0}));
+        return Lane::from(Lane::as_bits(chance), 0x3F7FC000u, Lane::splat(0u), below);
+    }
+
+    // Tries the tokens of a group that may win. True: there is a new best.
+    [[gnu::noinline, gnu::flatten]] bool take(const Words<U32>& words, const float* x, int64_t token) {
+        F32 ordered[4];
+        for (int i = 0; i < 4; ++i) ordered[i] = Lane::as_float(words.w[i]);
+        Lane::in_order(ordered);
+        alignas(64) uint32_t w[kGroup];
+        for (int i = 0; i < 4; ++i) Lane::store(w + kW * i, Lane::as_bits(ordered[i]));
         const double before = r.score;
-        for (int i = 0; i < kGroup && i < n; ++i) {
-            const uint32_t word = w[i & 3][i >> 2];
-            if (word < bound || x[i] == -INFINITY || hopeless(x[i], word)) continue;
-            const auto further = philox_rounds<Scalar>(
-                {{block + static_cast<uint32_t>(i >> 2), r.step, r.sample, r.tag | uint32_t{1} << 31}}, keys_, 0);
-            const double score = score_of<Scalar>(x[i], beta_, word, further.w[i & 3]);
-            if (score > r.score) r.score = score, r.token = token + i, r.winner = x[i];
+        if (before == -INFINITY) begin(x, w, token);
+        const Lead lead(r.score);
+        uint64_t may = 0;
+        for (int i = 0; i < 4; ++i) {
+            const U32 least = least_word(chance(Lane::load(x + kW * i), lead));
+            may |= uint64_t{Lane::lanes_from(Lane::as_bits(ordered[i]), least)} << (kW * i);
+        }
+        for (; may; may &= may - 1) {
+            const int i = std::countr_zero(may);
+            if (!hopeless(x[i], w[i])) try_one(x[i], token + i, w[i]);
         }
         return r.score > before;
+    }
+
+    // Tries the most promising token of the first group, so that few others may beat it.
+    void begin(const float* x, const uint32_t* w, int64_t token) {
+        alignas(64) float chances[kGroup];
+        float most = -INFINITY;
+        for (int i = 0; i < kGroup; ++i) most = x[i] > most ? x[i] : most;
+        const Lead lead(static_cast<double>(most) * beta_);
+        for (int i = 0; i < kGroup; i += kW) Lane::store(chances + i, chance(Lane::load(x + i), lead));
+        int best = 0;
+        for (int i = 1; i < kGroup; ++i)
+            if (chances[i] * static_cast<float>(~w[best]) > chances[best] * static_cast<float>(~w[i])) best = i;
+        try_one(x[best], token + best, w[best]);
+    }
+
+    void try_one(float x, int64_t token, uint32_t word) {
+        if (x == -INFINITY) return;
+        const uint32_t block = r.block + static_cast<uint32_t>(token >> 2);
+        const auto further =
+            philox_rounds<Scalar>({{block, r.step, r.sample, r.tag | uint32_t{1} << 31}}, keys_, 0).w[token & 3];
+        const double score = score_of<Scalar>(x, beta_, word, further);
+        if (score > r.score || (score == r.score && token < r.token)) r.score = score, r.token = token, r.winner = x;
     }
 
     // Whether 1 - U > e^-behind, by the first terms of e^behind.
     bool hopeless(float x, uint32_t word) const {
         const double behind = r.score - static_cast<double>(x) * beta_;
-        if (!(behind > 0x1p-20)) return false;
         const double b = behind * (1 - 0x1p-40) - 0x1p-40 * (r.score < 0 ? -r.score : r.score);
         const double power = 1 + b * (1 + b / 2 * (1 + b / 3 * (1 + b / 4 * (1 + b / 5))));
         return b > 0 && static_cast<double>(~word) * power > 0x1p32 * (1 + 0x1p-30);
@@ -157,7 +218,7 @@ class Runner {
 };
 
 // Adds the terms of a chunk, in the order of a loss's chunk.
-template <bool spread>
+template <bool spread, bool unit>
 [[gnu::flatten]] void add_terms(const Chunk& chunk, const Scale& scale, double* sum, double* spread_sum) {
     constexpr int kHalf = kW / Lane::halves, kSums = kAccumulators / kHalf;
     const Terms terms(scale, chunk.largest);
@@ -167,8 +228,9 @@ template <bool spread>
     for (int i = 0; i < kSums; ++i) sums[i] = spreads[i] = zero;
     for (int b = 0; b < chunk.blocks; ++b) {
         const float* x = chunk.x + kBlock * b;
+        if (chunk.of_block[b] == -INFINITY) continue;  // zeros
         for (int v = 0; v < kBlock / kW; ++v) {
-            const F32 z = terms.shifted<Lane>(Lane::load(x + kW * v)), t = terms.term<Lane>(z);
+            const F32 z = terms.shifted<Lane>(Lane::load(x + kW * v)), t = terms.term<Lane, unit>(z);
             const auto add = [&]<int half>() {
                 const int i = Lane::halves * v + half;
                 const auto term = Lane::template widened<half>(t);
@@ -182,11 +244,11 @@ template <bool spread>
             if constexpr (Lane::halves == 2) add.template operator()<1>();
         }
     }
-    const auto unit = static_cast<double>(terms.term<Scalar>(chunk.largest - terms.shift));
+    const auto largest = static_cast<double>(terms.term<Scalar>(chunk.largest - terms.shift));
     const auto halved = [&](const Lane::f64(&from)[kSums]) {
         alignas(64) double all[kAccumulators];
         for (int i = 0; i < kSums; ++i) Lane::store(all + kHalf * i, from[i]);
-        return halve(all, kAccumulators) / unit;
+        return halve(all, kAccumulators) / largest;
     };
     *sum = halved(sums);
     if constexpr (spread) *spread_sum = halved(spreads);
@@ -217,6 +279,8 @@ void NF_RACE(RaceRow& r) {
         const int64_t n = least(kLossChunk, r.n - at);
         chunk.blocks = static_cast<int>((n + kBlock - 1) / kBlock);
         chunk.x = values;
+        chunk.width = bytes_of(r.type);
+        chunk.next = static_cast<const char*>(r.x) + (at + kLossChunk) * chunk.width;
         if (r.type == DType::f16)
             convert<DType::f16>(r.x, at, static_cast<int>(n), values);
         else if (r.type == DType::bf16)
@@ -240,21 +304,21 @@ void NF_RACE(RaceRow& r) {
                 r.score = static_cast<double>(r.largest);
             }
         }
+        if (r.copy) std::memcpy(r.copy + at, chunk.x, size_t(n) * 4);
         if (r.chunk_largest) r.chunk_largest[c] = chunk.largest;
         const bool none = chunk.largest == -INFINITY || chunk.largest == INFINITY;
-        if ((r.wanted & kDraw) && !none && r.largest < INFINITY) runner.race(chunk, r.first + at, n);
+        if ((r.wanted & kDraw) && !none && r.largest < INFINITY) runner.race(chunk, r.first + at);
         if (r.wanted & kSecond) two_largest(chunk, first, second);
         if (r.wanted & kPlain) {
             r.plain[c] = 0;
-            if (!none) add_terms<false>(chunk, scale_of(1.0), r.plain + c, nullptr);
+            if (!none) add_terms<false, true>(chunk, scale_of(1.0), r.plain + c, nullptr);
         }
         if (r.wanted & kTempered) {
-            r.tempered[c] = 0;
-            if (r.wanted & kSpread) r.spread[c] = 0;
-            if (!none && r.wanted & kSpread)
-                add_terms<true>(chunk, r.scale, r.tempered + c, r.spread + c);
-            else if (!none)
-                add_terms<false>(chunk, r.scale, r.tempered + c, nullptr);
+            r.tempered[c] = r.spread[c] = 0;
+            const auto add = r.wanted & kSpread  ? add_terms<true, false>
+                             : r.scale.beta == 1 ? add_terms<false, true>
+                                                 : add_terms<false, false>;
+            if (!none) add(chunk, r.scale, r.tempered + c, r.spread + c);
         }
     }
     if (r.wanted & kSecond) {

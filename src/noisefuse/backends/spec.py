@@ -313,7 +313,7 @@ def chunk_term32(z: Reals, high: Reals, low: Reals, rate: Reals, floor: Reals) -
     """
     rounded = fma(z, rate, ROUND32)
     n = rounded - ROUND32
-    r = fma(z, high, mul(n, -LN2_HIGH32)) + fma(n, -LN2_LOW32, mul(z, low))
+    r = fma(n, -LN2_LOW32, fma(z, low, fma(z, high, mul(n, -LN2_HIGH32))))
     exponent = uint32(view(select(rounded > floor, rounded, floor), uint32) - view(floor, uint32))
     return mul(polynomial(r, TWICE_EXP32), view(uint32(exponent << uint32(23)), float32))
 

@@ -127,6 +127,7 @@ class Library:
     q_step: Callable[..., Any] = _refused("q_step")
     q_walk: Callable[..., Any] = _refused("q_walk")
     update: Callable[..., Any] = _refused("update")
+    categorical: Callable[..., Any] = _refused("categorical")
     mse_loss: Callable[..., Any] = _refused("mse_loss")
     mse_loss_grad: Callable[..., Any] = _refused("mse_loss_grad")
     log_prob: Callable[..., Any] = _refused("log_prob")
@@ -136,8 +137,6 @@ class Library:
     update_with_log_prob: Callable[..., Any] = _refused("update_with_log_prob")
     combined: Callable[..., Any] = _refused("combine")
     augmented: Callable[..., Any] = _refused("augment")
-
-    categorical: Callable[..., Any] = _refused("categorical")
 
     def through(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Calls a function of tokens on NumPy's views of the library's arrays, and returns results as its arrays."""

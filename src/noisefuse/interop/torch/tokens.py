@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import noisefuse as nf
-
 from .arrays import as_memory, as_tensor, need_plain
 from .internals import is_compiling, untraced
 
@@ -47,10 +45,6 @@ def through(function: Any, *arguments: Any, **options: Any) -> Any:
         raise TypeError(f"out: expected a torch.Tensor, as the other arguments are, got {type(out).__name__}")
     arguments = tuple(map(inward, arguments))
     return outward(function(*arguments, **{name: inward(value) for name, value in options.items()}))
-
-
-def categorical(logits: Tensor, noise: Any, **options: Any) -> Any:
-    return through(nf.categorical, logits, noise, **options)
 
 
 def on_device(x: Any, device: Any) -> Tensor:
