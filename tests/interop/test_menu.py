@@ -263,6 +263,32 @@ def ipndm_v(x, sigmas, draw, frame, max_order=4):
     return x
 
 
+def vp_time(sigma):
+    """The time of an SDE with log(1 + sigma^2) = b_d t^2 / 2 + b t, and the two."""
+    low, high = math.log(1 + 0.002**2), math.log(1 + 80.0**2)
+    b_d = 2 * (low / 1e-3 - high) / (1e-3 - 1)
+    b = high - b_d / 2
+    return (math.sqrt(b**2 + 2 * b_d * math.log(1 + sigma**2)) - b) / b_d, b_d, b
+
+
+def deis(x, sigmas, draw, frame, max_order=3):
+    ds = []
+    for i, (sigma, to) in enumerate(itertools.pairwise(sigmas)):
+        denoised = D(x, sigma)
+        ds = [(x - denoised) / sigma, *ds][:max_order]
+        if to == 0 or len(ds) == 1:
+            x = x + (to - sigma) * ds[0]
+            continue
+        nodes, (end, b_d, b) = [vp_time(s)[0] for s in sigmas[i::-1][: len(ds)]], vp_time(to)
+        t = np.linspace(nodes[0], end, 10000)
+        kept = np.exp(-(t**2) * b_d / 2 - t * b)
+        rate = (b_d * t + b) / (2 * np.sqrt(kept * (1 - kept)))
+        for j, d in enumerate(ds):
+            basis = math.prod((t - other) / (nodes[j] - other) for k, other in enumerate(nodes) if k != j)
+            x = x + float(np.sum(rate * basis)) * (end - nodes[0]) / 10000 * d
+    return x
+
+
 def lcm(x, sigmas, draw, frame, s_noise=1.0):
     for sigma, to in itertools.pairwise(sigmas):
         x = D(x, sigma)
@@ -445,6 +471,7 @@ EVERY = {  # the loop, and some options
     "dpmpp_2m_sde_heun_gpu": (multistep_sde(False, "heun"), [{"solver_type": "midpoint"}]),
     "dpmpp_3m_sde": (multistep_sde(True, "heun"), [{}, SOME]),
     "dpmpp_3m_sde_gpu": (multistep_sde(True, "heun"), [{}]),
+    "deis": (deis, [{}, {"max_order": 2}]),
     "lcm": (lcm, [{}, {"s_noise": 0.9}]),
     "ipndm_v": (ipndm_v, [{}, {"max_order": 3}]),
     "res_multistep": (res_multistep(False, 0.0), [{}]),
@@ -711,6 +738,11 @@ def test_heunpp2_has_no_churn():
         kd.sample_heunpp2(ideal, start(FLOW), FLOW[:4], disable=True, s_churn=1.0)
 
 
+def test_deis_has_one_mode():
+    with pytest.raises(ValueError, match="deis_mode must be tab, got 'rhoab'; sample_lms has Adams' method in sigma"):
+        kd.sample_deis(ideal, start(FLOW), FLOW[:4], disable=True, deis_mode="rhoab")
+
+
 def test_solvers_are_those_of_the_function():
     with pytest.raises(ValueError, match="solver_type must be phi_1 or phi_2, got 'heun'"):
         kd.sample_seeds_2(ideal, start(FLOW), FLOW[:4], disable=True, solver_type="heun")
@@ -733,6 +765,7 @@ SIGNATURES = KNOWN_SIGNATURES | {
     "gradient_estimation_cfg_pp": {"ge_gamma": 2.0},
     "heunpp2": CHURN,
     "ipndm_v": {"max_order": 4},
+    "deis": {"max_order": 3, "deis_mode": "tab"},
     "exp_heun_2_x0": {"solver_type": "phi_2"},
     "exp_heun_2_x0_sde": {**ANCESTRAL, "solver_type": "phi_2"},
     "dpmpp_sde_gpu": {**ANCESTRAL, "r": 0.5},

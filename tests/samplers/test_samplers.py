@@ -158,6 +158,7 @@ DETERMINISTIC = [
     Case("lms", 3.5, "exploding", grade=1.0, until=0.5),
     Case("deis", 2, "flow"),
     Case("deis", 3, "exploding", {"order": 3}),
+    Case("deis", 3, "exploding", {"order": 3, "variable": "vp_time", "lower_order_final": False}),
     Case("gradient_estimation", 1, "preserving"),
     Case("dpmpp_3m_sde", 3, "exploding", {"eta": 0.0, "exact": True}),
     Case("dpmpp_2m_sde", 2, "flow", {"eta": 0.0}),
@@ -627,6 +628,8 @@ BAD_ARGUMENTS = [
     ("ddpm", VP, {"variance": "learned"}, ValueError, "fixed_small or fixed_large"),
     ("unipc", VP, {"order": 4}, ValueError, "order must be 1, 2 or 3"),
     ("dpmpp_2m", VP, {"solver": "x"}, ValueError, "midpoint or heun"),
+    ("deis", VP, {"variable": "t"}, ValueError, "variable must be log_rho or vp_time, got 't'"),
+    ("deis", VP, {"points": 1}, ValueError, "points must be an integer from 2, got 1"),
     ("pndm", VP, {"average": "x"}, ValueError, "epsilon or output"),
     *(
         (name, VP, {"order": order}, ValueError, f"order must be 1 to {highest}, got {order}")

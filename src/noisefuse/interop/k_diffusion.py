@@ -44,6 +44,7 @@ __all__ = [
     "brownian_noise_sampler",
     "noise_sampler",
     "sample_ddpm",
+    "sample_deis",
     "sample_dpm_2",
     "sample_dpm_2_ancestral",
     "sample_dpm_adaptive",
@@ -435,6 +436,7 @@ _SHARED = Shared(
         "s_tmin": _CHURN,
         "s_tmax": _CHURN,
         "max_order": "    max_order: at most so many slopes make a step, 1 to 4.",
+        "deis_mode": '    deis_mode: "tab"; ComfyUI\'s "rhoab" is refused.',
         "ge_gamma": "    ge_gamma: finite; 1 is Euler's method.",
         "r": "    r: where the second call is, in log sigma: 0 < r < 1.",
         "r_1": _STAGES,
@@ -525,6 +527,7 @@ class _Function(Protocol):
         order: int = 4,
         max_order: int = 4,
         max_stage: int = 3,
+        deis_mode: Literal["tab"] = "tab",
         ge_gamma: float = 2.0,
         tau_func: Callable[[float], float] | None = None,
         predictor_order: int = 3,
@@ -604,6 +607,14 @@ def _er_sde(
     return nf.samplers.er_sde(schedule, steps, order=max_stage, phi=phi, points=200, **options)
 
 
+def _deis(schedule: nf.Schedule, steps: Sequence[float], *, deis_mode: str, **options: Any) -> nf.Sampler:
+    """Returns DEIS with ComfyUI's sums."""
+    if deis_mode != "tab":
+        raise ValueError(f"deis_mode must be tab, got {deis_mode!r}; sample_lms has Adams' method in sigma")
+    own: dict[str, Any] = {"variable": "vp_time", "points": 10_000, "lower_order_final": False}
+    return nf.samplers.deis(schedule, steps, **own, **options)
+
+
 def _signature(own: str, defaults: Mapping[str, Any]) -> inspect.Signature:
     """Returns the parameters that all functions have, followed by a function's own. Ours are keyword arguments."""
     named = [_PARAMETERS[name] for name in (*_Call._fields, *own.split())]
@@ -653,7 +664,7 @@ def _function(menu_name: str) -> _Function:
 
 
 _CHURNED, _ANCESTRAL = "s_churn s_tmin s_tmax s_noise noise", "eta s_noise noise_sampler noise"
-_STEPS, _GPU = "steps of second order to the end", "it draws where x lies"
+_GPU = "it draws where x lies"
 _BELOW: dict[str, Any] = {"flow": "own", "below_one": True}
 
 MENU: dict[str, Entry] = {
@@ -686,7 +697,7 @@ MENU: dict[str, Entry] = {
     "lcm": Entry("lcm", "own", note="no `s_noise_end`, `noise_clip_std`"),
     "ipndm": Entry("ipndm"),
     "ipndm_v": Entry("ipndm_v"),
-    "deis": Entry("", "", note="other weights, of a sum of 10,000 points in another time; `samplers.deis`"),
+    "deis": Entry("deis", note="orders 1 to 3; no `rhoab`"),
     "res_multistep": Entry("res_multistep"),
     "res_multistep_cfg_pp": Entry("res_multistep_cfg_pp", "level"),
     "res_multistep_ancestral": Entry("res_multistep", "level"),
@@ -764,6 +775,12 @@ torch.Size([2, 3])""",
     ),
     "ipndm": _Rule("Zhang & Chen 2022; ComfyUI.", "max_order"),
     "ipndm_v": _Rule("Zhou et al. 2023; ComfyUI.", "max_order"),
+    "deis": _Rule(
+        "Zhang & Chen 2022, in the time of diff-sampler (Zhou et al. 2023); ComfyUI.",
+        "max_order deis_mode",
+        rule=_deis,
+        defaults={"max_order": 3},
+    ),
     "res_multistep": _Rule("Zhang et al. 2023; ComfyUI.", "s_noise noise_sampler noise"),
     "res_multistep_cfg_pp": _Rule(_CFG_PP, "s_noise noise_sampler noise"),
     "res_multistep_ancestral": _Rule("Zhang et al. 2023, with fresh noise; ComfyUI.", _ANCESTRAL),
@@ -817,6 +834,7 @@ sample_ddpm: _Function = _function("ddpm")
 sample_lcm: _Function = _function("lcm")
 sample_ipndm: _Function = _function("ipndm")
 sample_ipndm_v: _Function = _function("ipndm_v")
+sample_deis: _Function = _function("deis")
 sample_res_multistep: _Function = _function("res_multistep")
 sample_res_multistep_cfg_pp: _Function = _function("res_multistep_cfg_pp")
 sample_res_multistep_ancestral: _Function = _function("res_multistep_ancestral")
