@@ -9,6 +9,7 @@ All accept ``steps`` (a number, or the times themselves), ``prediction`` (a name
 equation and its own arguments; the shared ones are added.
 """
 
+from . import interpolants as interpolants
 from .adams import deis, gradient_estimation, ipndm, ipndm_v, lms, pndm
 from .cfg_pp import (
     dpmpp_2m_cfg_pp,
