@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fused kernels for diffusion models: noise for free, and the same seed gives the same bits everywhere."""
 
-from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import augment, density, fields, paths, samplers, weights
 from .backends import info, set_num_threads, use_backend
@@ -31,7 +30,5 @@ __all__ = [
     "randn", "randn_like", "samplers", "set_num_threads", "uniform", "update", "use_backend", "weights",
 ]  # fmt: skip
 
-__getattr__: Callable[[str], Any]
-__dir__: Callable[[], list[str]]
-__getattr__, __dir__ = lazy(__name__, ("legacy", "numba"), [*__all__, "__version__", "interop"])
+lazy(__name__, ("legacy", "numba"), [*__all__, "__version__", "interop"])
 import_module(".interop", __name__)  # stands above, and registers the libraries of arrays that it knows

@@ -650,4 +650,6 @@ def test_cliffs_are_looked_for_in_every_public_function(capsys):
         function(**plain)
         assert [*cliffs.spellings(function, plain, cliffs.SMALL)]
     assert main(["bench", "--cliffs", "--quick"]) == 0
-    assert "q_sample, x0: strided" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "q_sample, x0: strided" in printed
+    assert "q_sample, float16, channels last, (4, 64, 64, 64)" in printed

@@ -104,10 +104,13 @@ class Loss(Operation):
         return [((batch,) if options["reduction"] == "none" else (), _dtype(pred))]
 
     def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
-        if self.early is None or dict(self.options)["reduction"] != "mean" or self.place(tensors).type != "cpu":
-            return self.value(index, tensors, noise)[:1]
-        loss, gradient = self.value(index, tensors, noise, True)
-        self.early.append(gradient)
+        given = {"x0": None, "noise": noise} | dict(zip(self.slots, tensors, strict=True)) | dict(self.options)
+        wanted = self.early is not None and given["reduction"] == "mean" and self.place(tensors).type == "cpu"
+        found: Any = nf.mse_loss(t=index, schedule=self.table, grad_out=True if wanted else None, **given)
+        if not wanted:
+            return (found,)
+        loss, gradient = found
+        self.early.append(gradient)  # type: ignore[union-attr]
         return (loss,)
 
     def value(self, index: Any, tensors: Sequence[Any], noise: Any, grad_out: Any = None) -> tuple[Tensor, Any]:
@@ -141,9 +144,10 @@ class Loss(Operation):
             raise NotImplementedError("mse_loss is differentiable once: create_graph=True is not supported")
         pred, given_out = kept[0], out
         if self.early:
-            out = self.early.pop()  # autograd need not copy a tensor that has no other owner
+            early = self.early.pop()  # autograd need not copy a tensor that has no other owner
             if grads[0].item() == 1:
-                return in_format(out, pred)
+                return early
+            out = early if early.is_contiguous() else None
         place = self.place(kept)
         if out is None and place.type == "cuda":
             out = _like(pred)
