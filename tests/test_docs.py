@@ -211,7 +211,17 @@ TRANSFORMS = [f".interop.{library}" for library in NEEDS["docs/transforms.md"]]
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".samplers", ".weights", ".numba", ".interop.diffusers", ".interop.k_diffusion", *TRANSFORMS]
+    "name",
+    [
+        "",
+        ".samplers",
+        ".samplers.interpolants",
+        ".weights",
+        ".numba",
+        ".interop.diffusers",
+        ".interop.k_diffusion",
+        *TRANSFORMS,
+    ],
 )
 def test_every_public_name_has_an_entry_in_the_reference(name):
     library = name.rpartition(".")[2] if name[:2] in (".n", ".i") else "numpy"

@@ -41,6 +41,7 @@ TYPES_ALONE = {"": {"interop"}}
 # These may import less than the floors below them.
 LESS = {
     "samplers.shared": "ground* sampler samplers.spacing tableau",
+    "samplers.interpolants": "paths sampler tableau",
     "samplers*": "ground.kinds samplers* schedule tableau views",  # rules
     "interop.jax*": "*",  # while JAX traces, the code for NumPy builds and checks the call
     "interop*": "@ ground* language.levels interop* augment noise schedule tableau views",
