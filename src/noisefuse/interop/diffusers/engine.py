@@ -85,14 +85,15 @@ class _Clock(NamedTuple):
     levels: dict[float, int]  # by value, for add_noise, filled on use
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Run:
     """A plan, its conditions, and its class's properties for steps: a scheduler's own attributes are slow to find,
-    because diffusers gives it a __getattr__."""
+    because diffusers gives it a __getattr__. (It is never changed; frozen objects take long to make.)"""
 
     timesteps: Tensor
     source: Tensor
     config: Any
+    configured: str  # its text
     versions: int | None  # the versions of both tensors' values
     options: Options
     dtype: torch.dtype  # the timesteps' dtype
@@ -274,11 +275,13 @@ class Fused:
                 raise
             past = _converted(past, x.dtype)  # diffusers widened x in the step before
             made = nf.update(plan.table, i, x, model, past=past, noise=z, aux_out=step.written)
-        pool += made
-        for name, kept, many in step.remembers:
-            state[name] = [*kept(pool)] if many else kept(pool)
+        sample, others = made[0], ()  # type: Any, Any
+        if plan.keeps:
+            pool += made
+            for name, kept, many in step.remembers:
+                state[name] = [*kept(pool)] if many else kept(pool)
+            others = step.results(pool)
         state.update(step.after)
-        sample, others = made[0], step.results(pool)
         if run.upcasts and (mixed or x.dtype is not torch.float32):
             wide = torch.promote_types(m.dtype, torch.float32)
             sample, others = sample.to(m.dtype), _converted(others, wide, m)
@@ -418,9 +421,10 @@ class Fused:
             return clock
         if type(timesteps) is not Tensor or timesteps.dim() != 1:
             return None
-        host, size = timesteps.cpu(), timesteps.element_size() * (timesteps.stride(0) if len(timesteps) else 1)
-        places = {timesteps.data_ptr() + size * k: k for k in range(len(timesteps))}
-        values = {value: k for k, value in reversed([*enumerate(host.tolist())])}
+        host, first = timesteps.cpu(), timesteps.data_ptr()
+        times, size = host.tolist(), timesteps.element_size() * timesteps.stride(0)
+        places = {first + size * k: k for k in range(len(times))}
+        values = {value: k for k, value in reversed([*enumerate(times)])}
         self._clock = _Clock(timesteps, version(timesteps), host, places, values, {})
         return self._clock
 
@@ -453,7 +457,8 @@ class Fused:
         if self._begin_index is None and clock is not None and isinstance(timestep, Tensor):
             place = _entry(clock, timestep) if timestep.dim() == 0 else None
             if place is not None:
-                self._step_index = self.index_for_timestep(clock.host[place], clock.host)
+                alone = len(clock.values) == len(clock.places)  # else the class knows which of equal times counts
+                self._step_index = place if alone else self.index_for_timestep(clock.host[place], clock.host)
                 return
         super()._init_step_index(timestep)  # type: ignore[misc]
 
@@ -482,7 +487,7 @@ class Fused:
             # not compared by value.
             state.update(rows.unshared(plan.begins))
         self._run = _Run(
-            *made_for, versions, options, clock.host.dtype, clock.places, plan, steps, self._source, self._memory,
+            *made_for, self._configured(), versions, options, clock.host.dtype, clock.places, plan, steps, self._source, self._memory,
             self._by_time, isinstance(plan, Plan) and (bool(plan.names) or self._gaps), self._upcasts,
         )  # fmt: skip
         return self._run
@@ -492,6 +497,7 @@ class Fused:
         left = self._leftovers if self.__dict__.get("last_sample") is None else ()
         skipped = {
             "noise",
+            "_internal_dict",
             "noise_sampler",
             "is_scale_input_called",
             "_begin_index",
@@ -502,9 +508,14 @@ class Fused:
             *left,
         }
         skipped |= set() if self._memory else {"_step_index"}
-        numbers = [_bytes(value) for name, value in vars(self).items() if name not in skipped]
+        numbers = [_bytes(value) for name, value in self.__dict__.items() if name not in skipped]
         kept = tuple(name for name in self._memory if name not in left)
-        return *numbers, *(value is None for value in rows.items(vars(self), kept))
+        return *numbers, self._configured(), *(value is None for value in rows.items(vars(self), kept))
+
+    def _configured(self) -> str:
+        """Returns the text of the configuration, kept with its run: it takes a tenth of a first step to write."""
+        config, run = self.__dict__["_internal_dict"], self._run
+        return run.configured if run is not None and run.config is config else repr(config)
 
     # ---- the forward process -------------------------------------------------------------------------------
 
@@ -645,6 +656,8 @@ def has(name: str) -> bool:
 
 
 def _bytes(value: Any) -> Any:
+    if value is None or type(value) in (int, str):
+        return value
     if isinstance(value, Tensor):
         return value.cpu().numpy().tobytes()
     if callable(value):  # kept, so that no other function can take its address

@@ -69,6 +69,7 @@ class Plan:
     state: Pick  # picks their values from all of its attributes
     output: type  # diffusers' class of results, and its fields
     fields: tuple[str, ...]
+    keeps: bool  # whether steps remember something, or have results beside the next sample
 
 
 def trace(scheduler: Any, base: type, start: int, options: tuple[Any, ...]) -> Plan:
@@ -115,6 +116,7 @@ def trace(scheduler: Any, base: type, start: int, options: tuple[Any, ...]) -> P
         state=_with_gaps(state, scheduler._memory) if scheduler._gaps else state,
         output=type(probe.result),
         fields=tuple(probe.result),
+        keeps=len(probe.result) > 1 or any(one.remembers for one in steps.values()),
     )
 
 
