@@ -487,8 +487,8 @@ class Fused:
             # not compared by value.
             state.update(rows.unshared(plan.begins))
         self._run = _Run(
-            *made_for, self._configured(), versions, options, clock.host.dtype, clock.places, plan, steps, self._source, self._memory,
-            self._by_time, isinstance(plan, Plan) and (bool(plan.names) or self._gaps), self._upcasts,
+            *made_for, self._configured(), versions, options, clock.host.dtype, clock.places, plan, steps, self._source,
+            self._memory, self._by_time, isinstance(plan, Plan) and (bool(plan.names) or self._gaps), self._upcasts,
         )  # fmt: skip
         return self._run
 
