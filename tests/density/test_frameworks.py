@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps, log-densities and losses, compared with the frameworks that train with them: with their formulas in float64,
-and with numbers that their own code gave.
+"""Steps, log-densities and losses, compared with the frameworks that train with them.
 
+They are compared with the frameworks' formulas in float64, and with numbers that their own code gave:
 sd3_sde_with_logprob of Flow-GRPO (sde, and cps without its constants), as verl-omni, NeMo-RL and sglang have it;
 flux_step of DanceGRPO; ddim_step_with_logprob of DDPO; MixGRPO, GRPO-Guard, Diffusion-DPO."""
 
