@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from . import augment, density, fields, paths, samplers, weights
 from .backends import info, set_num_threads, use_backend
+from .ground.headers import get_include
 from .ground.lazy import lazy
 from .ground.version import __version__ as __version__
 from .noise import NOISE_VERSION, Noise
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
     from . import numba as numba
 
 __all__ = [
-    "NOISE_VERSION", "Noise", "Row", "Sampler", "Schedule", "Tableau", "augment", "density", "fields", "info",
-    "interpolate", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32", "q_sample", "q_step", "q_walk",
-    "randn", "randn_like", "samplers", "set_num_threads", "uniform", "update", "use_backend", "weights",
+    "NOISE_VERSION", "Noise", "Row", "Sampler", "Schedule", "Tableau", "augment", "density", "fields",
+    "get_include", "info", "interpolate", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32", "q_sample",
+    "q_step", "q_walk", "randn", "randn_like", "samplers", "set_num_threads", "uniform", "update", "use_backend",
+    "weights",
 ]  # fmt: skip
 
 lazy(__name__, ("legacy", "numba"), [*__all__, "__version__", "interop"])
