@@ -21,7 +21,7 @@ from diffusers.utils.torch_utils import randn_tensor  # noqa: E402
 
 from noisefuse.interop import diffusers as ours  # noqa: E402
 from noisefuse.interop.diffusers import engine  # noqa: E402
-from test_interop_diffusers import LOOP, SHAPE, difference, said  # noqa: E402
+from test_interop_diffusers import LOOP, OTHERS, SHAPE, difference, said  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -54,6 +54,38 @@ def the_same(theirs, mine, tolerance):
         assert type(a) is type(b)
         values = [tuple(each.values()) if isinstance(each, dict) else each for each in (a, b)]
         assert max(difference(*both) for both in zip(*values[::-1], strict=True)) <= tolerance
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_methods_have_their_arguments(name):
+    """Pipelines look whether step takes a generator. Seen to fail: step's were *args and **kwargs."""
+    kinds = [getattr(module, name) for module in (diffusers.schedulers, ours)]
+    for method in ("step", "add_noise", "set_timesteps", "__init__", "scale_model_input"):
+        if hasattr(kinds[0], method):
+            theirs, mine = (inspect.signature(getattr(kind, method)).parameters.values() for kind in kinds)
+            assert [(p.name, p.default) for p in mine] == [(p.name, p.default) for p in theirs]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_steps_in_compiled_code(name):
+    """The graph breaks there."""
+    ends = []
+    for scheduler in pair(name, 2):
+        generator = torch.Generator().manual_seed(0)
+
+        @torch.compile(backend="eager")
+        def run(x, scheduler=scheduler, generator=generator):
+            return CALLS[name](scheduler, 0.1 * x, x, generator)
+
+        ends.append(run(start()))
+    assert difference(*ends[::-1]) <= LOOP
+
+
+CALLS = {
+    "CogVideoXDPMScheduler": lambda s, m, x, g: s.step(m, None, s.timesteps[0], None, x, generator=g)[0],
+    "ConsistencyDecoderScheduler": lambda s, m, x, g: s.step(m, s.timesteps[0], x, g)[0],
+    "DDPMWuerstchenScheduler": lambda s, m, x, g: s.step(m, s.timesteps[:1].expand(2), x, g)[0],
+}  # fmt: skip
 
 
 # ---- CogVideoXDPM ------------------------------------------------------------------------------------------

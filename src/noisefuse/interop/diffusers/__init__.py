@@ -203,16 +203,19 @@ class CogVideoXDPMScheduler(AddsNoise, diffusers.CogVideoXDPMScheduler):
     _old: Any
     num_inference_steps: Any
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def step(
         self, model_output: Any, old_pred_original_sample: Any, timestep: Any, timestep_back: Any, sample: Any,
         eta: float = 0.0, use_clipped_model_output: bool = False, generator: Generators = None,
         variance_noise: Any = None, return_dict: bool = False,
     ) -> Any:  # fmt: skip
-        old = self.__dict__["_old"] = old_pred_original_sample
-        options = (_Beside(timestep_back) if old is None else self._before(timestep, timestep_back),)
-        whole = return_dict and self._is_second_order(timestep)
-        result = Fused._step(self, model_output, timestep, sample, generator, whole, options)
+        old, back = old_pred_original_sample, timestep_back
+        return self._step_from(old, back, model_output, timestep, sample, generator, return_dict)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _step_from(self, old: Any, back: Any, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool) -> Any:
+        self.__dict__["_old"] = old
+        options = (_Beside(back) if old is None else self._before(t, back),)
+        result = Fused._step(self, m, t, x, draws, return_dict and self._is_second_order(t), options)
         self.__dict__["_old"] = None
         return result
 
@@ -544,17 +547,19 @@ class DDPMWuerstchenScheduler(StochasticSteps, diffusers.DDPMWuerstchenScheduler
     _source = "s"
     _options = ("rounded",)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def step(
         self, model_output: Any, timestep: Any, sample: Any, generator: Generators = None, return_dict: bool = True
     ) -> Any:
+        return self._step_at(model_output, timestep, sample, generator, return_dict)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _step_at(self, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool) -> Any:
         clock: Any = self._time()
-        place = self._rounded_place(timestep, clock)
-        t, rounded = (timestep, None) if place is None else (clock.timesteps[place], timestep.dtype)
+        place = self._rounded_place(t, clock)
         if place is None:
             reason = "at times that are not one of its timesteps"
-            return self._base_step(model_output, t, sample, generator, return_dict, (rounded,), reason)
-        return Fused._step(self, model_output, t, sample, generator, return_dict, (rounded,))
+            return self._base_step(m, t, x, draws, return_dict, (None,), reason)
+        return Fused._step(self, m, clock.timesteps[place], x, draws, return_dict, (t.dtype,))
 
     def _rounded_place(self, t: Any, clock: Any) -> int | None:
         """Returns the place of the timestep that all entries of t are, maybe rounded."""
