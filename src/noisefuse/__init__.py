@@ -12,7 +12,7 @@ from .ground.version import __version__ as __version__
 from .noise import NOISE_VERSION, Noise
 from .operations.draw import philox4x32, randn, randn_like, uniform
 from .operations.interpolate import interpolate
-from .operations.loss import mse_loss, mse_loss_grad
+from .operations.loss import interpolate_loss, mse_loss, mse_loss_grad
 from .operations.noised import noised
 from .operations.process import q_sample, q_step, q_walk
 from .operations.update import update
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from . import numba as numba
 
 __all__ = [
-    "NOISE_VERSION", "Noise", "Row", "Sampler", "Schedule", "Tableau", "augment", "density", "fields",
-    "get_include", "info", "interpolate", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32", "q_sample",
+    "NOISE_VERSION", "Noise", "Row", "Sampler", "Schedule", "Tableau", "augment", "density", "fields", "get_include",
+    "info", "interpolate", "interpolate_loss", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32", "q_sample",
     "q_step", "q_walk", "randn", "randn_like", "samplers", "set_num_threads", "uniform", "update", "use_backend",
     "weights",
 ]  # fmt: skip

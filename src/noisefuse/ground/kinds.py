@@ -120,6 +120,7 @@ class Library:
     q_walk: Callable[..., Any] = _refused("q_walk")
     update: Callable[..., Any] = _refused("update")
     mse_loss: Callable[..., Any] = _refused("mse_loss")
+    interpolate_loss: Callable[..., Any] = _refused("interpolate_loss")
     mse_loss_grad: Callable[..., Any] = _refused("mse_loss_grad")
     log_prob: Callable[..., Any] = _refused("log_prob")
     log_prob_grad: Callable[..., Any] = _refused("log_prob_grad")
