@@ -93,7 +93,7 @@ def counter() -> Drawing:
 
 
 def tile() -> Drawing:
-    """docs/design.md, "The CPU kernel"."""
+    """docs/kernels.md."""
     d = Drawing(760, 250, "The way of a tile of 256 elements")
     steps = [
         (NAMES, "counters", "seed, sample, step,", "stream, element"),
