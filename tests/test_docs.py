@@ -335,8 +335,9 @@ def public(module):
 
 
 OFFERED = [*public(nf)]
-PARTS = ("augment", "density", "fields", "samplers", "weights")
+PARTS = ("augment", "density", "discrete", "fields", "samplers", "weights")
 OFFERED += [(f"{part}.{name}", value) for part in PARTS for name, value in public(getattr(nf, part))]
+OFFERED += [(f"samplers.{name}", value) for name, value in public(nf.samplers.tokens)]
 EXAMPLES = [(name, value) for name, value in OFFERED if ">>>" in (inspect.getdoc(value) or "")]
 CONSTRUCTORS = [(name, value) for name, value in inspect.getmembers(nf.Schedule, inspect.ismethod) if name[0] != "_"]
 FUNCTIONS = [(f"Schedule.{name}", value) for name, value in CONSTRUCTORS]
