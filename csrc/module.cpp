@@ -6,6 +6,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "arrays.h"
 #include "core/philox.h"
 #include "cpu/dispatch.h"
 #include "cpu/lane_scalar.h"
@@ -111,6 +112,22 @@ PyObject* py_philox(PyObject*, PyObject* args) {
     return run_call(n > kPhiloxChunk, run) ? Py_NewRef(Py_None) : nullptr;
 }
 
+// copy(from, to): between two layouts, which share no memory. Returns False if they are not of one shape and dtype of
+// calls.
+PyObject* py_copy(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
+    if (n != 2 || !PyArray_Check(arguments[0]) || !PyArray_Check(arguments[1])) Py_RETURN_FALSE;
+    View from, to;
+    Copy copy;
+    auto* const target = reinterpret_cast<PyArrayObject*>(arguments[1]);
+    view_array(arguments[1], to);
+    if (!view_strided(arguments[0], from, copy) || from.kind != to.kind || from.ndim != to.ndim ||
+        !from.same_shape(to) || !PyArray_ISNOTSWAPPED(target) || !to.writable)
+        Py_RETURN_FALSE;
+    copy.to = to.data;
+    std::copy_n(PyArray_STRIDES(target), to.ndim, copy.to_strides);
+    return run_copy(copy, from.count) ? Py_NewRef(Py_True) : nullptr;
+}
+
 PyObject* py_xla_handler(PyObject*, PyObject*) {
     return PyCapsule_New(reinterpret_cast<void*>(xla::run), "xla._CUSTOM_CALL_TARGET", nullptr);
 }
@@ -159,6 +176,7 @@ PyMethodDef methods[] = {{"run", fast_call(py_run), METH_FASTCALL, nullptr},
                          {"race", py_race, METH_O, nullptr},
                          {"empty", py_empty, METH_VARARGS, nullptr},
                          {"philox", py_philox, METH_VARARGS, nullptr},
+                         {"copy", fast_call(py_copy), METH_FASTCALL, nullptr},
                          {"row", fast_call(fast_row), METH_FASTCALL, nullptr},
                          {"random", fast_call(fast_random), METH_FASTCALL, nullptr},
                          {"mse", fast_call(fast_mse), METH_FASTCALL, nullptr},

@@ -3,7 +3,7 @@
 //
 // A loop takes an array in tiles that stay in the L1 cache: it fills a tile with noise, then adds up the row's terms.
 // The noise is made in two passes, words and normals. Each is short enough for the processor to overlap its iterations,
-// which gains 10 to 15 % over one long loop body (docs/design.md has the measurements).
+// which gains 10 to 15 % over one long loop body (docs/kernels.md has the measurements).
 #include "kernels.h"
 
 #include "drawing.h"

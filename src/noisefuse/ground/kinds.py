@@ -129,6 +129,7 @@ class Library:
     update: Callable[..., Any] = _refused("update")
     categorical: Callable[..., Any] = _refused("categorical")
     mse_loss: Callable[..., Any] = _refused("mse_loss")
+    interpolate_loss: Callable[..., Any] = _refused("interpolate_loss")
     mse_loss_grad: Callable[..., Any] = _refused("mse_loss_grad")
     log_prob: Callable[..., Any] = _refused("log_prob")
     log_prob_grad: Callable[..., Any] = _refused("log_prob_grad")

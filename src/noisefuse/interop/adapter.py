@@ -121,6 +121,7 @@ class ThroughNumPy(Library):
     categorical: Callable[..., Any] = _through(nf.categorical)
     mse_loss: Callable[..., Any] = _through(nf.mse_loss)
     mse_loss_grad: Callable[..., Any] = _through(nf.mse_loss_grad)
+    interpolate_loss: Callable[..., Any] = _through(nf.interpolate_loss)
     log_prob: Callable[..., Any] = _through(nf.density.log_prob)
     log_prob_grad: Callable[..., Any] = _through(nf.density.log_prob_grad)
     kl: Callable[..., Any] = _through(nf.density.kl)

@@ -12,8 +12,16 @@ Samplers of tokens (tokens.py) are functions here, too: ``nf.samplers.mdlm(steps
 ``DiscreteSampler``. ``__all__`` lists those of arrays.
 """
 
+from . import interpolants as interpolants
 from .adams import deis, gradient_estimation, ipndm, ipndm_v, lms, pndm
-from .cfg_pp import dpmpp_2m_cfg_pp, euler_ancestral_cfg_pp, euler_cfg_pp
+from .cfg_pp import (
+    dpmpp_2m_cfg_pp,
+    dpmpp_2s_ancestral_cfg_pp,
+    euler_ancestral_cfg_pp,
+    euler_cfg_pp,
+    gradient_estimation_cfg_pp,
+    res_multistep_cfg_pp,
+)
 from .consistency import lcm, tcd
 from .dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_singlestep
 from .exponential import er_sde, res_multistep, sa_solver, seeds_2, seeds_3
@@ -30,7 +38,7 @@ from .tokens import mdlm as mdlm
 from .tokens import remdm as remdm
 from .tokens import sedd as sedd
 from .tokens import uniform_ddim as uniform_ddim
-from .two_stage import dpm_2, dpm_2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, edm, flow_heun, heun, heunpp2
+from .two_stage import dpm_2, dpm_2_ancestral, dpm_solver, dpmpp_2s_ancestral, dpmpp_sde, edm, flow_heun, heun, heunpp2
 
 __all__ = [
     "Threshold",
@@ -41,10 +49,12 @@ __all__ = [
     "deis",
     "dpm_2",
     "dpm_2_ancestral",
+    "dpm_solver",
     "dpmpp_2m",
     "dpmpp_2m_cfg_pp",
     "dpmpp_2m_sde",
     "dpmpp_2s_ancestral",
+    "dpmpp_2s_ancestral_cfg_pp",
     "dpmpp_3m_sde",
     "dpmpp_sde",
     "dpmpp_singlestep",
@@ -59,6 +69,7 @@ __all__ = [
     "flow_heun",
     "flow_sde",
     "gradient_estimation",
+    "gradient_estimation_cfg_pp",
     "heun",
     "heunpp2",
     "ipndm",
@@ -68,6 +79,7 @@ __all__ = [
     "pndm",
     "repaint",
     "res_multistep",
+    "res_multistep_cfg_pp",
     "sa_solver",
     "seeds_2",
     "seeds_3",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import noisefuse as nf
 
+from ...ground import layouts
 from ...language.levels import FLOATS, LEVELS
 from .internals import is_dual, written
 
@@ -223,7 +224,11 @@ def in_format(result: Tensor, x: Tensor) -> Tensor:
     form = FORMATS.get(x.ndim)
     if form is None or result.ndim != x.ndim or x.is_contiguous() or not x.is_contiguous(memory_format=form):
         return result
-    return result.contiguous(memory_format=form)
+    if not result.is_cpu or is_copied(result):
+        return result.contiguous(memory_format=form)
+    array = memory("result", result, CPU)
+    made: Tensor = as_tensor(layouts.copy(array, array.dtype, (0, *range(2, x.ndim), 1)), None, result.dtype)
+    return made
 
 
 def dtype_name(dtype: Any, or_levels: bool = False) -> Any:
