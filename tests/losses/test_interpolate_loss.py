@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss of interpolants: against its target kept, its gradients, libraries, backends, errors.
 
-Seen to fail: the coefficient of x0 for x1's; a gradient without the weight; noise of another stream.
+Seen to fail: x0's coefficient for x1; none for x0; half of autograd's gradient; an adapter that lacks it.
 """
 
 import numpy as np
