@@ -4,8 +4,8 @@
 The loops write the updates of ComfyUI's comfy/k_diffusion/sampling.py anew, in float64: lambda = log(alpha / sigma),
 and alpha is 1, or 1 - sigma in a flow.
 
-Seen to fail: a flow's x taken for x / alpha; the unconditional answer of the step's first call in its second; a corrector
-after a last step that is not to clean data; rows of x / alpha on flows; the order of a rejected step's errors.
+Seen to fail: a flow's x taken for x / alpha; the unconditional answer of a step's first call in its second; a row more
+than the last step has; other errors than the last accepted ones in the controller.
 """
 
 import inspect
