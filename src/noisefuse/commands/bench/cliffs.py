@@ -20,6 +20,8 @@ import numpy as np
 
 import noisefuse as nf
 
+from ..shared import wrapped
+
 SMALL = (4, 16, 8)
 LARGE = ((4, 16, 16, 16), (4, 64, 64, 64))
 DTYPES = ("float32", "float16", "float64", "uint8")
@@ -67,7 +69,8 @@ OF: dict[str, dict[str, Callable[[tuple[int, ...]], Any]]] = {
 }
 # These are no passes over an array of floats, or have plain calls that say nothing about their spellings.
 LEFT_OUT = {
-    "info", "set_num_threads", "use_backend", "philox4x32", "combine", "rms", "sample_id", "strengths", "by_level",
+    "get_include", "info", "set_num_threads", "use_backend", "philox4x32", "combine", "rms", "sample_id", "strengths",
+    "by_level",
     "poisson", "transition", "prepare", "nearest_of", "assigned", "perturbed", "freenoise_like", "progressive_like",
     "q_walk", "Part",
 }  # fmt: skip
@@ -231,12 +234,13 @@ def run(seconds: float) -> None:
     """Prints the tables, the worst calls last."""
     with nf.set_num_threads(1):
         small, large = ([*calls(seconds)] for calls in (small_calls, large_calls))
-    print(f"# noisefuse {nf.__version__}: times over the plain call's, on arrays of {SMALL}, one thread")
+    print(f"# noisefuse {nf.__version__}: times over the plain call's; {SMALL}, one thread")
     for one in sorted(small, key=lambda one: one.ratio):
-        print(f"{one.ratio:6.1f}  {1e6 * one.seconds:8.1f} us  {one.name}{_mark(one)}")
-    print("\n# an element's time over the plain sibling's, and over that of NumPy's copy of as many bytes")
+        print(*wrapped([f"{one.ratio:6.1f}  {1e6 * one.seconds:8.1f} us  {one.name}{_mark(one)}"]), sep="\n")
+    print("\n# an element's time over the plain sibling's, and over NumPy's copy of the bytes")
     for one in sorted(large, key=lambda one: one.ratio):
-        print(f"{one.ratio:6.1f}  {one.over_copy:6.1f}  {1e9 * one.seconds:8.2f} ns  {one.name}{_mark(one)}")
+        line = f"{one.ratio:6.1f}  {one.over_copy:6.1f}  {1e9 * one.seconds:8.2f} ns  {one.name}{_mark(one)}"
+        print(*wrapped([line]), sep="\n")
 
 
 def _mark(one: Measured) -> str:
@@ -254,7 +258,7 @@ _COPIES = "an element of these takes 0.1 to 0.3 ns in C's order, and the copy of
 EXCEPTIONS: dict[str, str] = {
     "augment.gaussian, std: (B,)": "its rows are made in Python, 8 us",
     "augment.multiplicative, std: (B,)": "its rows are made in Python, 6 us",
-    "augment.sensor, float64, C order, *": "float64's normals take 2.7 times float32's, its roots and quotients 4 times",
+    "augment.sensor, float64, C order, *": "float64's normals take 2.7 times float32's, its roots 4 times",
     "augment.at_snr, *, channels last, *": "the pass that finds the signal's power makes its own copies",
     "augment.at_snr, *, transposed, *": "the pass that finds the signal's power makes its own copies",
     **{
