@@ -269,7 +269,8 @@ def interpolate_loss(
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
     arrays = {X: like("x0", x0, m, FLOATS), M2: like("x1", x1, m, FLOATS)}
     outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
-    given = (noise, batched, weight, t, reduction, 1.0, outs)
+    drawn = Noise() if noise is None else noise  # nothing is drawn from it
+    given = (drawn, batched, weight, t, reduction, 1.0, outs)
     loss, gradient = _run(_residual_call(m, arrays, rows, index, *given, want_loss=True))
     return loss if grad_out is None else (loss, gradient)
 
