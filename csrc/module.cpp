@@ -6,6 +6,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "arrays.h"
 #include "core/philox.h"
 #include "cpu/dispatch.h"
 #include "cpu/lane_scalar.h"
@@ -13,6 +14,7 @@
 #include "interrupts.h"
 #include "memory.h"
 #include "python.h"
+#include "race.h"
 #include "run.h"
 #include "xla.h"
 
@@ -35,9 +37,10 @@ PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype) {
 namespace {
 
 // False: a Python error is set.
-bool unpack(PyObject* bytes, Call& call) {
+template <class T>
+bool unpack(PyObject* bytes, T& call, const char* name = "Call") {
     if (!PyBytes_Check(bytes) || PyBytes_GET_SIZE(bytes) != Py_ssize_t{sizeof call}) {
-        PyErr_Format(PyExc_TypeError, "expected the %zu bytes of a Call", sizeof call);
+        PyErr_Format(PyExc_TypeError, "expected the %zu bytes of a %s", sizeof call, name);
         return false;
     }
     std::memcpy(&call, PyBytes_AS_STRING(bytes), sizeof call);
@@ -56,6 +59,23 @@ PyObject* py_run(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
         if (!unpack(arguments[1 + i], calls[i])) return nullptr;
     return run_call(true, [&](const GoOn& go_on) { return operation->run(calls, go_on); }) ? Py_NewRef(Py_None)
                                                                                            : nullptr;
+}
+
+// mask(call, masks), without the GIL.
+PyObject* py_mask(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
+    Call call;
+    Masks masks;
+    if (n != 2) return PyErr_Format(PyExc_TypeError, "mask: expected 2 arguments, got %zd", n);
+    if (!unpack(arguments[0], call) || !unpack(arguments[1], masks, "Masks")) return nullptr;
+    const auto run = [&](const GoOn& go_on) { return run_masks(call, masks, go_on); };
+    return run_call(true, run) ? Py_NewRef(Py_None) : nullptr;
+}
+
+// race(bytes of a Race), without the GIL.
+PyObject* py_race(PyObject*, PyObject* bytes) {
+    Race race;
+    if (!unpack(bytes, race, "Race")) return nullptr;
+    return run_call(true, [&](const GoOn& go_on) { return run_race(race, go_on); }) ? Py_NewRef(Py_None) : nullptr;
 }
 
 PyObject* py_empty(PyObject*, PyObject* args) {
@@ -90,6 +110,22 @@ PyObject* py_philox(PyObject*, PyObject* args) {
     const int64_t n = PyArray_SIZE(counter) / 4;
     const auto run = [&](const GoOn& go_on) { return parallel_for(n, kPhiloxChunk, blocks, go_on); };
     return run_call(n > kPhiloxChunk, run) ? Py_NewRef(Py_None) : nullptr;
+}
+
+// copy(from, to): between two layouts, which share no memory. Returns False if they are not of one shape and dtype of
+// calls.
+PyObject* py_copy(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
+    if (n != 2 || !PyArray_Check(arguments[0]) || !PyArray_Check(arguments[1])) Py_RETURN_FALSE;
+    View from, to;
+    Copy copy;
+    auto* const target = reinterpret_cast<PyArrayObject*>(arguments[1]);
+    view_array(arguments[1], to);
+    if (!view_strided(arguments[0], from, copy) || from.kind != to.kind || from.ndim != to.ndim ||
+        !from.same_shape(to) || !PyArray_ISNOTSWAPPED(target) || !to.writable)
+        Py_RETURN_FALSE;
+    copy.to = to.data;
+    std::copy_n(PyArray_STRIDES(target), to.ndim, copy.to_strides);
+    return run_copy(copy, from.count) ? Py_NewRef(Py_True) : nullptr;
 }
 
 PyObject* py_xla_handler(PyObject*, PyObject*) {
@@ -136,8 +172,11 @@ PyCFunction fast_call(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssiz
 }
 
 PyMethodDef methods[] = {{"run", fast_call(py_run), METH_FASTCALL, nullptr},
+                         {"mask", fast_call(py_mask), METH_FASTCALL, nullptr},
+                         {"race", py_race, METH_O, nullptr},
                          {"empty", py_empty, METH_VARARGS, nullptr},
                          {"philox", py_philox, METH_VARARGS, nullptr},
+                         {"copy", fast_call(py_copy), METH_FASTCALL, nullptr},
                          {"row", fast_call(fast_row), METH_FASTCALL, nullptr},
                          {"random", fast_call(fast_random), METH_FASTCALL, nullptr},
                          {"mse", fast_call(fast_mse), METH_FASTCALL, nullptr},
