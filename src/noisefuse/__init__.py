@@ -11,6 +11,7 @@ from .ground.lazy import lazy
 from .ground.version import __version__ as __version__
 from .noise import NOISE_VERSION, Noise
 from .operations.categorical import categorical
+from .operations.cross_entropy import masked_cross_entropy
 from .operations.draw import philox4x32, randn, randn_like, uniform
 from .operations.interpolate import interpolate
 from .operations.loss import mse_loss, mse_loss_grad
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOISE_VERSION", "Noise", "Row", "Sampler", "Schedule", "Tableau", "augment", "categorical", "density",
-    "discrete", "fields", "info", "interpolate", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32",
-    "q_sample", "q_step", "q_walk", "randn", "randn_like", "samplers", "set_num_threads", "uniform", "update",
-    "use_backend", "weights",
+    "discrete", "fields", "info", "interpolate", "masked_cross_entropy", "mse_loss", "mse_loss_grad", "noised",
+    "paths", "philox4x32", "q_sample", "q_step", "q_walk", "randn", "randn_like", "samplers", "set_num_threads",
+    "uniform", "update", "use_backend", "weights",
 ]  # fmt: skip
 
 __getattr__: Callable[[str], Any]

@@ -120,6 +120,7 @@ class Library:
     q_walk: Callable[..., Any] = _refused("q_walk")
     update: Callable[..., Any] = _refused("update")
     categorical: Callable[..., Any] = _refused("categorical")
+    masked_cross_entropy: Callable[..., Any] = _refused("masked_cross_entropy")
     mse_loss: Callable[..., Any] = _refused("mse_loss")
     mse_loss_grad: Callable[..., Any] = _refused("mse_loss_grad")
     log_prob: Callable[..., Any] = _refused("log_prob")

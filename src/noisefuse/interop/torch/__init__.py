@@ -6,7 +6,7 @@ imports only those below it:
 
     torch       the operations, and the library that `interop` registers
     loss        mse_loss
-    categories  categorical
+    categories  categorical, masked_cross_entropy
     density     log-densities of steps
     graph       autograd and torch.compile, of any operation
     arrays      tensors as arrays, devices and streams
@@ -51,7 +51,7 @@ from .arrays import (
     read_noise,
     write,
 )
-from .categories import categorical
+from .categories import categorical, masked_cross_entropy
 from .density import combined, kl, kl_grad, log_prob, log_prob_grad, update_with_log_prob
 from .graph import Operation, carries, compiled, copied, differentiable, need_no_gradient, words_of
 from .internals import is_compiling, is_traced, untraced
@@ -345,7 +345,7 @@ library: Library = Library(
     "torch", time="batch", is_traced=is_traced, untraced=untraced, need_plain=need_plain, to_numpy=to_numpy,
     moved=moved, following=following, of_arrays=of_arrays, zeros_like=zeros_like, where=torch.where, times=times,
     empty=empty, randn=randn, randn_like=randn_like, uniform=uniform, q_sample=q_sample, q_step=q_step,
-    q_walk=q_walk, update=update, categorical=categorical, mse_loss=mse_loss, mse_loss_grad=mse_loss_grad,
-    log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad, combined=combined, augmented=augmented,
-    update_with_log_prob=update_with_log_prob,
+    q_walk=q_walk, update=update, categorical=categorical, masked_cross_entropy=masked_cross_entropy,
+    mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl,
+    kl_grad=kl_grad, combined=combined, augmented=augmented, update_with_log_prob=update_with_log_prob,
 )  # fmt: skip
