@@ -14,6 +14,7 @@
 #include "interrupts.h"
 #include "memory.h"
 #include "python.h"
+#include "race.h"
 #include "run.h"
 #include "xla.h"
 
@@ -36,9 +37,10 @@ PyObject* new_array(int ndim, const npy_intp* shape, PyArray_Descr* dtype) {
 namespace {
 
 // False: a Python error is set.
-bool unpack(PyObject* bytes, Call& call) {
+template <class T>
+bool unpack(PyObject* bytes, T& call, const char* name = "Call") {
     if (!PyBytes_Check(bytes) || PyBytes_GET_SIZE(bytes) != Py_ssize_t{sizeof call}) {
-        PyErr_Format(PyExc_TypeError, "expected the %zu bytes of a Call", sizeof call);
+        PyErr_Format(PyExc_TypeError, "expected the %zu bytes of a %s", sizeof call, name);
         return false;
     }
     std::memcpy(&call, PyBytes_AS_STRING(bytes), sizeof call);
@@ -57,6 +59,26 @@ PyObject* py_run(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
         if (!unpack(arguments[1 + i], calls[i])) return nullptr;
     return run_call(true, [&](const GoOn& go_on) { return operation->run(calls, go_on); }) ? Py_NewRef(Py_None)
                                                                                            : nullptr;
+}
+
+// mask(call, masks), without the GIL.
+PyObject* py_mask(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
+    Call call;
+    Masks masks;
+    if (n != 2) return PyErr_Format(PyExc_TypeError, "mask: expected 2 arguments, got %zd", n);
+    if (!unpack(arguments[0], call) || !unpack(arguments[1], masks, "Masks")) return nullptr;
+    const auto run = [&](const GoOn& go_on) { return run_masks(call, masks, go_on); };
+    return run_call(true, run) ? Py_NewRef(Py_None) : nullptr;
+}
+
+// Runs the call that the bytes describe, without the GIL.
+template <class Described, bool (*run)(const Described&, const GoOn&)>
+PyObject* py_described(PyObject*, PyObject* bytes) {
+    Described call;
+    if (!PyBytes_Check(bytes) || PyBytes_GET_SIZE(bytes) != Py_ssize_t{sizeof call})
+        return PyErr_Format(PyExc_TypeError, "expected %zu bytes", sizeof call);
+    std::memcpy(&call, PyBytes_AS_STRING(bytes), sizeof call);
+    return run_call(true, [&](const GoOn& go_on) { return run(call, go_on); }) ? Py_NewRef(Py_None) : nullptr;
 }
 
 PyObject* py_empty(PyObject*, PyObject* args) {
@@ -153,6 +175,9 @@ PyCFunction fast_call(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssiz
 }
 
 PyMethodDef methods[] = {{"run", fast_call(py_run), METH_FASTCALL, nullptr},
+                         {"mask", fast_call(py_mask), METH_FASTCALL, nullptr},
+                         {"race", py_described<Race, run_race>, METH_O, nullptr},
+                         {"cross_entropy", py_described<CrossEntropy, run_cross_entropy>, METH_O, nullptr},
                          {"empty", py_empty, METH_VARARGS, nullptr},
                          {"philox", py_philox, METH_VARARGS, nullptr},
                          {"copy", fast_call(py_copy), METH_FASTCALL, nullptr},

@@ -110,8 +110,9 @@ def on_device(cupy):
         if losses is not None:
             call.losses[...] = cupy.asnumpy(losses)
 
-    functions = {"step": step, "walk": walk, "loss": loss, "philox": reference.philox, "empty": np.empty}
-    no_fast_path = dict.fromkeys((*backends.FAST_PATH, "step_and_loss", "repeated_loss"))
+    functions = {"step": step, "walk": walk, "loss": loss, "race": reference.race, "philox": reference.philox}
+    functions |= {"cross_entropy": reference.cross_entropy, "empty": np.empty}
+    no_fast_path = dict.fromkeys((*backends.FAST_PATH, "step_and_loss", "repeated_loss", "mask"))
     with nf.use_backend(SimpleNamespace(**functions, **no_fast_path, tests_itself=False)):
         yield
 

@@ -234,7 +234,17 @@ TRANSFORMS = [f".interop.{library}" for library in NEEDS["docs/transforms.md"]]
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".samplers", ".weights", ".numba", ".interop.diffusers", ".interop.k_diffusion", *TRANSFORMS]
+    "name",
+    [
+        "",
+        ".samplers",
+        ".samplers.interpolants",
+        ".weights",
+        ".numba",
+        ".interop.diffusers",
+        ".interop.k_diffusion",
+        *TRANSFORMS,
+    ],
 )
 def test_every_public_name_has_an_entry_in_the_reference(name):
     library = name.rpartition(".")[2] if name[:2] in (".n", ".i") else "numpy"
@@ -325,8 +335,9 @@ def public(module):
 
 
 OFFERED = [*public(nf)]
-PARTS = ("augment", "density", "fields", "samplers", "weights")
+PARTS = ("augment", "density", "discrete", "fields", "samplers", "weights")
 OFFERED += [(f"{part}.{name}", value) for part in PARTS for name, value in public(getattr(nf, part))]
+OFFERED += [(f"samplers.{name}", value) for name, value in public(nf.samplers.tokens)]
 EXAMPLES = [(name, value) for name, value in OFFERED if ">>>" in (inspect.getdoc(value) or "")]
 CONSTRUCTORS = [(name, value) for name, value in inspect.getmembers(nf.Schedule, inspect.ismethod) if name[0] != "_"]
 FUNCTIONS = [(f"Schedule.{name}", value) for name, value in CONSTRUCTORS]

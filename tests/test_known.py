@@ -168,7 +168,51 @@ def density(dtype):
         yield from (x_next, -minus_sums)
 
 
+def categorical(dtype):
+    """Logits are dyadic numbers; rows of 61, 4,099 and 13 tokens, all kinds of settings."""
+    info = ("log_prob", "log_prob_raw", "entropy", "margin", "rank")
+    for k, (_, _, noise, _) in enumerate(cases(any_stream=False)):
+        logits = 8 * data((3, 4, (61, 4099, 13)[k % 3]), np.dtype(np.float32), 7 * k)
+        rows = len(noise) if isinstance(noise, list) else 3
+        logits = np.resize(logits, (rows, *logits.shape[1:])).astype(dtype)
+        settings = {"temperature": (1.0, 0.75, 0.0)[k // 2], "top_k": (0, 9)[k % 2], "top_p": (1.0, 0.875)[k // 3]}
+        token, known = nf.categorical(logits, noise, info=info, **settings)
+        yield from (token, *known.values())
+
+
+TOKENS = {name: np.dtype(name) for name in ("int64", "int32", "uint8", "uint16")}
+SINGLE = {name: DTYPES[name] for name in ("float32", "float16", "bfloat16")}
+
+
+def masked_cross_entropy(dtype):
+    for k, n in enumerate((61, 4099, 13)):
+        logits = (8 * data((3, 4, n), np.dtype(np.float32), 7 * k)).astype(dtype)
+        ids, masked = word(np.arange(12)).reshape(3, 4) % n, np.arange(12).reshape(3, 4) % 3 != k
+        weight, upstream = (1 + np.arange(3))[:, None] / 4, np.arange(12.0).reshape(3, 4) / 8
+        yield from nf.masked_cross_entropy(logits, ids, masked, weight, upstream=0.75, grad_out=True)
+        options = {"reduction": "none", "upstream": upstream, "grad_out": True}
+        yield from nf.masked_cross_entropy(logits, ids, masked, weight, **options)
+
+
 ALL = DTYPES | {"uint8": np.dtype(np.uint8), "uint16": np.dtype(np.uint16)}
+
+
+def of_tokens(dtype):
+    """Yields (tokens, p, noise) of the cases of `update`."""
+    for shape, t, noise, _ in cases(any_stream=False):
+        yield (word(np.arange(np.prod(shape))) >> 24).astype(dtype).reshape(shape), (np.asarray(t) + 1) / 8, noise
+
+
+def q_mask(dtype):
+    for ids, p, noise in of_tokens(dtype):
+        yield from nf.q_mask(ids, p, noise, 127)
+
+
+def q_uniform(dtype):
+    for ids, p, noise in of_tokens(dtype):
+        yield nf.q_uniform(ids, p, noise, 50257)[0]
+
+
 OPERATIONS = {
     "philox": (philox, {"uint32": np.dtype(np.uint32)}),
     "randn": (random(nf.randn), DTYPES),
@@ -188,6 +232,10 @@ OPERATIONS = {
     "transition": (transition, {"uint8": np.dtype(np.uint8)}),
     "density": (density, DTYPES),
     "interval": (interval, DTYPES),
+    "q_mask": (q_mask, TOKENS),
+    "q_uniform": (q_uniform, {"int64": TOKENS["int64"]}),
+    "categorical": (categorical, SINGLE),
+    "masked_cross_entropy": (masked_cross_entropy, SINGLE),
 }
 LINES = [(operation, name) for operation, (_, dtypes) in OPERATIONS.items() for name in dtypes]
 

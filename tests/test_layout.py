@@ -22,15 +22,15 @@ FLOORS = (
     "ground* _native",  # nothing else of noisefuse
     "views paths",
     "language*",
-    "noise schedule tableau weights",
+    "noise schedule mask_schedule tableau token_table weights",
     "call*",
     "backends*",
     "arguments*",
     "loss_parts",
     "operations*",
-    "augment density fields legacy numba",
+    "augment density discrete fields legacy numba",
     "sampling*",
-    "sampler",
+    "sampler discrete_sampler",
     "samplers*",
     "",
     "interop*",
@@ -41,6 +41,8 @@ TYPES_ALONE = {"": {"interop"}}
 # These may import less than the floors below them.
 LESS = {
     "samplers.shared": "ground* sampler samplers.spacing tableau",
+    "samplers.interpolants": "paths sampler tableau",
+    "samplers.tokens": "ground* discrete_sampler mask_schedule token_table",
     "samplers*": "ground.kinds samplers* schedule tableau views",  # rules
     "interop.jax*": "*",  # while JAX traces, the code for NumPy builds and checks the call
     "interop*": "@ ground* language.levels interop* augment noise schedule tableau views",

@@ -2,7 +2,7 @@
 // Each instruction set offers one Kernels to the Python boundary. A range counts elements of the flat arrays, or chunks
 // of the loss.
 #pragma once
-#include "../core/call.h"
+#include "../core/race.h"
 
 namespace nf {
 
@@ -30,6 +30,8 @@ struct Kernels {
     void (*step_and_loss)(const Call& step, const Call& loss, int64_t begin_chunk, int64_t end_chunk);
     // Clips the first result in place to [low, high]. Its dtype holds both bounds.
     void (*clip)(const Call&, int64_t begin, int64_t end, double low, double high);
+    void (*mask)(const Call&, const Masks&, int64_t begin, int64_t end);
+    RaceKernel* race;  // of one row of categories
 };
 
 }  // namespace nf

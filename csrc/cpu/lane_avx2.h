@@ -59,6 +59,18 @@ struct Avx2 {
     static u32 shift_right(u32 a) {
         return _mm256_srli_epi32(a, N);
     }
+    template <int N>
+    static u32 shift_left(u32 a) {
+        return _mm256_slli_epi32(a, N);
+    }
+    static u32 max(u32 a, u32 b) { return _mm256_max_epu32(a, b); }
+    static bool any_from(u32 a, uint32_t first) {
+        return _mm256_movemask_epi8(_mm256_cmpeq_epi32(_mm256_max_epu32(a, splat(first)), a)) != 0;
+    }
+    static uint32_t lanes_from(u32 a, u32 first) {
+        const u32 found = _mm256_cmpeq_epi32(_mm256_max_epu32(a, first), a);
+        return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(found)));
+    }
 
     static u64 splat(uint64_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
     static u64 sub(u64 a, uint64_t b) { return _mm256_sub_epi64(a, splat(b)); }
@@ -106,6 +118,17 @@ struct Avx2 {
     // Both return the second operand when one is NaN.
     static f32 clamp(f32 v, f32 lo, f32 hi) { return _mm256_min_ps(hi, _mm256_max_ps(lo, v)); }
     static f32 within(f32 v, f32 lo, f32 hi) { return _mm256_min_ps(hi, _mm256_max_ps(v, lo)); }
+    static f32 max(f32 a, f32 b) { return _mm256_max_ps(a, b); }
+    static f32 min(f32 a, f32 b) { return _mm256_min_ps(a, b); }
+    static float largest(f32 a) {
+        __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+        m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+        return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+    }
+    template <int Half>
+    static f64 widened(f32 a) {
+        return _mm256_cvtps_pd(Half ? _mm256_extractf128_ps(a, 1) : _mm256_castps256_ps128(a));
+    }
     static void in_order(f32 (&z)[4]) {
         const f64 a = _mm256_castps_pd(_mm256_unpacklo_ps(z[0], z[1])),
                   b = _mm256_castps_pd(_mm256_unpackhi_ps(z[0], z[1]));

@@ -67,6 +67,13 @@ struct Avx512 {
     static u32 shift_right(u32 a) {
         return _mm512_srli_epi32(a, N);
     }
+    template <int N>
+    static u32 shift_left(u32 a) {
+        return _mm512_slli_epi32(a, N);
+    }
+    static u32 max(u32 a, u32 b) { return _mm512_max_epu32(a, b); }
+    static bool any_from(u32 a, uint32_t first) { return _mm512_cmpge_epu32_mask(a, splat(first)) != 0; }
+    static uint32_t lanes_from(u32 a, u32 first) { return _mm512_cmpge_epu32_mask(a, first); }
 
     static u64 splat(uint64_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
     static u64 sub(u64 a, uint64_t b) { return _mm512_sub_epi64(a, splat(b)); }
@@ -115,6 +122,13 @@ struct Avx512 {
     // Both return the second operand when one is NaN.
     static f32 clamp(f32 v, f32 lo, f32 hi) { return _mm512_min_ps(hi, _mm512_max_ps(lo, v)); }
     static f32 within(f32 v, f32 lo, f32 hi) { return _mm512_min_ps(hi, _mm512_max_ps(v, lo)); }
+    static f32 max(f32 a, f32 b) { return _mm512_max_ps(a, b); }
+    static f32 min(f32 a, f32 b) { return _mm512_min_ps(a, b); }
+    static float largest(f32 a) { return _mm512_reduce_max_ps(a); }
+    template <int Half>
+    static f64 widened(f32 a) {
+        return _mm512_cvtps_pd(Half ? _mm512_extractf32x8_ps(a, 1) : _mm512_castps512_ps256(a));
+    }
     static void in_order(f32 (&z)[4]) {
         const f64 a = _mm512_castps_pd(_mm512_unpacklo_ps(z[0], z[1])),
                   b = _mm512_castps_pd(_mm512_unpackhi_ps(z[0], z[1]));

@@ -11,7 +11,7 @@ namespace {
 
 struct Neon {
     static constexpr int width = 4, halves = 2;
-    static constexpr bool twice = false;
+    static constexpr bool twice = true;
     static constexpr int block_of_lane(int lane, float) { return lane; }
     static constexpr int block_of_lane(int lane, double) { return lane; }
 
@@ -63,6 +63,16 @@ struct Neon {
     static u32 shift_right(u32 a) {
         return vshrq_n_u32(a, N);
     }
+    template <int N>
+    static u32 shift_left(u32 a) {
+        return vshlq_n_u32(a, N);
+    }
+    static u32 max(u32 a, u32 b) { return vmaxq_u32(a, b); }
+    static bool any_from(u32 a, uint32_t first) { return vmaxvq_u32(a) >= first; }
+    static uint32_t lanes_from(u32 a, u32 first) {
+        constexpr uint32_t bits[4] = {1, 2, 4, 8};
+        return vaddvq_u32(vandq_u32(vcgeq_u32(a, first), vld1q_u32(bits)));
+    }
 
     static u64 splat(uint64_t x) { return vdupq_n_u64(x); }
     static u64 sub(u64 a, uint64_t b) { return vsubq_u64(a, splat(b)); }
@@ -111,6 +121,13 @@ struct Neon {
         return vbslq_f32(vcgtq_f32(v, hi), hi, v);
     }
     static f32 within(f32 v, f32 lo, f32 hi) { return vminq_f32(vmaxnmq_f32(v, lo), hi); }
+    static f32 max(f32 a, f32 b) { return vmaxq_f32(a, b); }
+    static f32 min(f32 a, f32 b) { return vminq_f32(a, b); }
+    static float largest(f32 a) { return vmaxvq_f32(a); }
+    template <int Half>
+    static f64 widened(f32 a) {
+        return Half ? vcvt_high_f64_f32(a) : vcvt_f64_f32(vget_low_f32(a));
+    }
     static void in_order(f32 (&z)[4]) {
         const f32 a = vzip1q_f32(z[0], z[2]), b = vzip2q_f32(z[0], z[2]);
         const f32 c = vzip1q_f32(z[1], z[3]), d = vzip2q_f32(z[1], z[3]);

@@ -57,6 +57,13 @@ struct Scalar {
     static u32 shift_right(u32 a) {
         return a >> N;
     }
+    template <int N>
+    static u32 shift_left(u32 a) {
+        return a << N;
+    }
+    static u32 max(u32 a, u32 b) { return a > b ? a : b; }
+    static bool any_from(u32 a, uint32_t first) { return a >= first; }   // whether any lane is `first` or more
+    static uint32_t lanes_from(u32 a, u32 first) { return a >= first; }  // a bit for each lane
 
     static u64 sub(u64 a, u64 b) { return a - b; }
     static u64 bit_and(u64 a, u64 b) { return a & b; }
@@ -106,6 +113,13 @@ struct Scalar {
     static f32 flip_sign(f32 a, u32 flip) { return as_float(as_bits(a) ^ (flip & 0x80000000u)); }
     static f32 clamp(f32 v, f32 lo, f32 hi) { return v < lo ? lo : v > hi ? hi : v; }
     static f32 within(f32 v, f32 lo, f32 hi) { return v > lo ? v < hi ? v : hi : lo; }  // the same, but lo for NaN
+    static f32 max(f32 a, f32 b) { return a > b ? a : b; }                              // of numbers
+    static f32 min(f32 a, f32 b) { return a < b ? a : b; }
+    static float largest(f32 a) { return a; }  // of the lanes
+    template <int Half>
+    static f64 widened(f32 a) {
+        return a;
+    }
     // Each lane holds the four words of one block. They become four vectors of elements in their natural order.
     static void in_order(f32 (&)[4]) {}
 

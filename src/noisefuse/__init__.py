@@ -4,21 +4,26 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from . import augment, density, fields, paths, samplers, weights
+from . import augment, density, discrete, fields, paths, samplers, weights
 from .backends import info, set_num_threads, use_backend
+from .discrete_sampler import DiscreteSampler
 from .ground.headers import get_include
 from .ground.lazy import lazy
 from .ground.version import __version__ as __version__
 from .noise import NOISE_VERSION, Noise
+from .operations.categorical import categorical
+from .operations.cross_entropy import masked_cross_entropy
 from .operations.draw import philox4x32, randn, randn_like, uniform
 from .operations.interpolate import interpolate
-from .operations.loss import mse_loss, mse_loss_grad
+from .operations.loss import interpolate_loss, mse_loss, mse_loss_grad
 from .operations.noised import noised
 from .operations.process import q_sample, q_step, q_walk
+from .operations.tokens import q_mask, q_transition, q_uniform
 from .operations.update import update
 from .sampler import Sampler
 from .schedule import Schedule
 from .tableau import Row, Tableau
+from .token_table import TokenRow, TokenTable
 
 if TYPE_CHECKING:
     from . import interop as interop
@@ -26,10 +31,11 @@ if TYPE_CHECKING:
     from . import numba as numba
 
 __all__ = [
-    "NOISE_VERSION", "Noise", "Row", "Sampler", "Schedule", "Tableau", "augment", "density", "fields",
-    "get_include", "info", "interpolate", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32", "q_sample",
-    "q_step", "q_walk", "randn", "randn_like", "samplers", "set_num_threads", "uniform", "update", "use_backend",
-    "weights",
+    "NOISE_VERSION", "DiscreteSampler", "Noise", "Row", "Sampler", "Schedule", "Tableau", "TokenRow", "TokenTable",
+    "augment", "categorical", "density", "discrete", "fields", "get_include", "info", "interpolate", "interpolate_loss",
+    "masked_cross_entropy", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32", "q_mask", "q_sample",
+    "q_step", "q_transition", "q_uniform", "q_walk", "randn", "randn_like", "samplers", "set_num_threads", "uniform",
+    "update", "use_backend", "weights",
 ]  # fmt: skip
 
 lazy(__name__, ("legacy", "numba"), [*__all__, "__version__", "interop"])

@@ -26,6 +26,7 @@ NOISE_VERSION = 1
 # The uses of the streams of one seed. Users have 64 to 127 for themselves.
 FIELD, WALK, START, SAMPLER, INTERVAL, UNIFORM, AUGMENT = 0, 1, 2, 3, 4, 7, 8
 OFFSET, PERTURBATION, NEAREST, PYRAMID, SHARED, ORDER = 5, 6, 9, 10, 11, 12  # the streams of `fields`
+RACE, MASKS, TOKENS, PLACES, TIMES = 13, 14, 15, 16, 17  # the streams of discrete diffusion
 
 SEEDS, SAMPLES, STEPS, STREAMS = 1 << 64, 1 << 56, 1 << 32, 128
 ELEMENTS = 1 << 34  # in one sample
@@ -425,10 +426,20 @@ def each(noise: Any, change: Callable[[Any], Any]) -> Any:
     return [change(name) for name in noise] if isinstance(noise, list | tuple) else change(noise)
 
 
+def whole(noise: Noise, stream: int) -> Noise:
+    """Returns the noise on this stream, without its window."""
+    return _named(noise.seed, noise.sample, noise.step, stream, None, ())
+
+
 def at_row(noise: object, i: int, stream: int) -> Any:
     """Returns row i's draw from this stream: the noise i steps later, or each of a list i steps later."""
     names_of(noise)
     return each(noise, lambda name: name.at(step=name.step + i, stream=stream))
+
+
+def lower(noise: Noise) -> Noise:
+    """Returns the field of the further digits, for words alone: its counters have low = 1, the bit above the stream."""
+    return _named(noise.seed, noise.sample, noise.step, noise.stream | STREAMS, noise.window_shape, noise.window_start)
 
 
 def _known(number: Any) -> Any:

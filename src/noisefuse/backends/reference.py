@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..call.description import ACCUMULATORS, LOSS_CHUNK, Array, Loss, Step, Walk
+from ..call.description import ACCUMULATORS, LOSS_CHUNK, Array, CrossEntropy, Loss, Race, Step, Walk
 from ..ground.float_mode import float_mode
 from ..language.levels import LEVELS, levels_of
 from ..language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
 from ..noise import Noise
-from . import spec
+from . import rows_of_categories, spec
 
 fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = fast_divergence = None
-step_and_loss = repeated_loss = None
+step_and_loss = repeated_loss = mask = None
 empty: Callable[..., NDArray[Any]] = np.empty
 tests_itself = False
 
@@ -235,11 +235,12 @@ def combined(
 
 
 def transitions(call: Step, at: NDArray[np.int64]) -> list[Array | None]:
-    """Returns the bytes that replace x's bytes."""
+    """Returns the bytes that replace x's bytes, or the words themselves."""
     x, tables = call.inputs[X], call.transitions
-    assert x is not None
-    assert tables is not None
     word = drawn(call, at, 0, np.float32)
+    if tables is None:
+        return [word.view(np.float32), None, None]
+    assert x is not None
     level = 256 * row_of(call, at) + x.reshape(-1)[at]
     first = tables["first"].reshape(-1)[256 * level + (word >> 24)].astype(np.int64)
     return [SPEC.transition(word, first, tables["last"].reshape(-1), 256 * level), None, None]
@@ -352,6 +353,66 @@ def sums_of_samples(chunk_sums: Array, weight: Array | None) -> Array:
             piece = piece + chunk_sums[:, p, c]
         sums = SPEC.add_piece(sums, weight[:, p], piece)
     return sums
+
+
+# ---- categories --------------------------------------------------------------------------------------------
+
+
+@float_mode()
+def race(call: Race) -> None:
+    """Draws a token of each row, and computes what is asked for."""
+    with np.errstate(all="ignore"):
+        for row in range(call.rows):
+            rows_of_categories.race_in_row(call, row, CATEGORIES)
+
+
+def scores(x: Array, element: NDArray[np.int64], beta: float, counter: tuple[int, int, int], seed: int) -> Array:
+    """Returns the scores of a row's tokens; counter: step, sample, stream."""
+    words = []
+    for low in (0, 1):
+        blocks = np.broadcast_arrays(*SPEC.counter(element, *counter, low))
+        found = SPEC.philox4x32(*blocks, np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32))
+        words.append(np.stack(found, axis=-1)[np.arange(len(x)), element & 3])
+    return np.asarray(SPEC.race_score(x, np.float64(beta), *words))
+
+
+@float_mode()
+def cross_entropy(call: CrossEntropy) -> None:
+    """Computes the losses of rows, and their gradient."""
+    with np.errstate(all="ignore"):
+        for row in range(len(call.logits)):
+            rows_of_categories.cross_entropy_in_row(call, row, CATEGORIES)
+
+
+def terms(x: Array, scale: rows_of_categories.Scale, largest: Any) -> tuple[Array, Any]:
+    """Returns e^(x / temperature) in units that depend on the largest logit, and that of the largest."""
+    return shifted_terms(x, scale, largest)[:2]
+
+
+def shifted_terms(x: Array, scale: rows_of_categories.Scale, largest: Any) -> tuple[Array, Array, Array]:
+    """Returns the terms, that of the largest logit, and how far the logits are behind it (float64)."""
+    shift = np.where(abs(largest * scale.high) < 512, np.float32(0), largest)
+    top = largest - shift
+    floor = fma(top, scale.rate, spec.ROUND32) - np.float32(126)
+    z = np.maximum(x - shift, top - scale.reach)
+    found, unit = (SPEC.chunk_term32(a, scale.high, scale.low, scale.rate, floor) for a in (z, top))
+    return found, unit, top.astype(np.float64) - z
+
+
+def chunk_sums(chunk: Array, scale: rows_of_categories.Scale, largest: Array) -> tuple[Array, Array]:
+    """Returns of chunks, up to (n, 4096), with these largest logits the sums of their terms, and of the terms'
+    products with largest - x, both over the largest term."""
+    term, unit, behind = shifted_terms(chunk, scale, largest[:, None])
+    sums, spreads = np.zeros((2, ACCUMULATORS, len(chunk)))
+    for at in range(0, chunk.shape[1], ACCUMULATORS):
+        group = term[:, at : at + ACCUMULATORS].T.astype(np.float64)
+        sums += group
+        spreads = fma(group, behind[:, at : at + ACCUMULATORS].T, spreads)
+    whole = unit[:, 0].astype(np.float64)
+    return SPEC.sum_accumulators(sums) / whole, SPEC.sum_accumulators(spreads) / whole
+
+
+CATEGORIES = rows_of_categories.Arithmetic(scores, chunk_sums, terms, SPEC.exp64, SPEC.minus_two_ln64, fma)
 
 
 def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:

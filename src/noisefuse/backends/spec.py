@@ -165,13 +165,18 @@ def radius32(w: Words) -> Reals:
 
 
 def radius64(w: Words, v: Words) -> Reals:
-    """Returns sqrt(-2 ln U), U = (2^32 w + v + 1/2) / 2^64, within 2.5 ulp. U is kept in two exact parts."""
+    """Returns sqrt(-2 ln U), U = (2^32 w + v + 1/2) / 2^64, within 2.5 ulp."""
+    return sqrt(exponential64(w, v))
+
+
+def exponential64(w: Words, v: Words) -> Reals:
+    """Returns -2 ln U, U = (2^32 w + v + 1/2) / 2^64. U is kept in two exact parts."""
     high, low = float64(w), float64(v) + 0.5
     u = mul(high, 2.0**32) + low
     e = (view(u, int64) - TWO_THIRDS64) >> int64(52)
     r = (mul(high, power_of_two(-32 - e)) - 1.0) + mul(low, power_of_two(-64 - e))
     log = r * continued(polynomial(r, LOG1P64[10:]), r, LOG1P64[:10])
-    return sqrt(fma(float64(e), -LN4_64, log))
+    return fma(float64(e), -LN4_64, log)
 
 
 def circle(t: Reals, half_turn: Bools, cos: tuple[Any, ...], sin: tuple[Any, ...]) -> tuple[Reals, Reals]:
@@ -257,6 +262,69 @@ def clamp(v: Reals, low: Reals, high: Reals) -> Reals:
 def within(v: Reals, low: Reals, high: Reals, a: Reals, zero: Reals) -> Reals:
     """Returns a if a clamp passes v unchanged, else 0: NaN lies within no bounds."""
     return select((low <= v) & (v <= high), a, zero)
+
+
+# ---- categories --------------------------------------------------------------------------------------------
+# The race of categories, and the sums of e^(x / temperature) by which log-probabilities are known.
+
+# 2 e^r and e^r for |r| <= ln 2 / 2, lowest power first.
+TWICE_EXP32 = _reals(
+    float32, "2.0", "2.0", "0x1.fffffcp-1", "0x1.55548cp-2", "0x1.555858p-4", "0x1.123de0p-6", "0x1.6ac74ep-9"
+)
+EXP64 = _reals(
+    float64,
+    "1.0",
+    "1.0",
+    "0x1.000000000000bp-1",
+    "0x1.555555555550fp-3",
+    "0x1.55555555502a5p-5",
+    "0x1.1111111122b48p-7",
+    "0x1.6c16c1852a413p-10",
+    "0x1.a01a014497aa9p-13",
+    "0x1.a01997cc5a612p-16",
+    "0x1.71deec6c1241dp-19",
+    "0x1.28af3c30572acp-22",
+    "0x1.add757660e28dp-26",
+)
+# Adding it rounds a smaller number to an integer, which the last bits then hold.
+ROUND32, ROUND64 = float32(1.5 * 2.0**23), float64(1.5 * 2.0**52)
+LN2_HIGH32, LN2_LOW32 = _reals(float32, "0x1.62ep-1", "0x1.0bfbe8p-15")
+LN2_HIGH64, LN2_LOW64, LOG2_E = _reals(float64, "0x1.62e42fefa3800p-1", "0x1.ef35793c76730p-45", "0x1.71547652b82fep+0")
+TWO_THIRDS_OF_ONE = float64(2 / 3).view(int64)
+
+
+def minus_two_ln64(x: Reals) -> Reals:
+    """Returns -2 ln x, as exponential64 does of U, for a normal x > 0."""
+    e = (view(x, int64) - TWO_THIRDS_OF_ONE) >> int64(52)
+    r = mul(x, power_of_two(-e)) - 1.0
+    log = r * continued(polynomial(r, LOG1P64[10:]), r, LOG1P64[:10])
+    return fma(float64(e), -LN4_64, log)
+
+
+def race_score(x: Reals, beta: Reals, w: Words, v: Words) -> Reals:
+    """Returns beta x - ln(-2 ln U): of a row the greatest score wins, the lowest token among equals."""
+    return fma(float64(x), beta, mul(minus_two_ln64(exponential64(w, v)), 0.5))
+
+
+def chunk_term32(z: Reals, high: Reals, low: Reals, rate: Reals, floor: Reals) -> Reals:
+    """Returns e^((high + low) z) in units of a power of two that `floor` says, or 0 where it is below 2^-125 of them.
+
+    rate: (high + low) / ln 2. floor: `ROUND32` and the exponent of the units, less 126.
+    """
+    rounded = fma(z, rate, ROUND32)
+    n = rounded - ROUND32
+    r = fma(n, -LN2_LOW32, fma(z, low, fma(z, high, mul(n, -LN2_HIGH32))))
+    exponent = uint32(view(select(rounded > floor, rounded, floor), uint32) - view(floor, uint32))
+    return mul(polynomial(r, TWICE_EXP32), view(uint32(exponent << uint32(23)), float32))
+
+
+def exp64(x: Reals) -> Reals:
+    """Returns e^x for x <= 0, or 0 below -708."""
+    rounded = fma(x, LOG2_E, ROUND64)
+    n = rounded - ROUND64
+    r = fma(n, -LN2_LOW64, fma(n, -LN2_HIGH64, x))
+    p = continued(polynomial(r, EXP64[6:]), r, EXP64[:6])
+    return select(x > -708.0, view(int64(view(p, int64) + (view(rounded, int64) << int64(52))), float64), 0.0)
 
 
 # ---- losses ------------------------------------------------------------------------------------------------
@@ -357,12 +425,14 @@ _FUNCTIONS: tuple[Any, ...] = (
         continued,
         power_of_two,
         radius32,
+        exponential64,
         radius64,
         circle,
         circle32,
         circle64,
     ),
     *(normal_pair32, normal_pair64, uniform32, uniform64, affine, times, times_root, clamp, within),
+    *(minus_two_ln64, race_score, chunk_term32, exp64),
     *(add_square, sum_accumulators, add_piece),
     *(half_to_float, float_to_half, bfloat16_to_float, float_to_bfloat16, to_level, transition),
 )

@@ -52,6 +52,7 @@ class Step:
     by_level: bool = False
     # For bytes that change at random: tables (rows, 256) by which the words turn x into other bytes (spec.transition).
     # The words serve nothing else. Rows choose the table, and their numbers are not used.
+    # Without tables they are the result: `words` with one output, a float32 whose bits they are.
     transitions: Array | None = None
 
     @property
@@ -87,6 +88,21 @@ class Walk:
 
     first: Step
     keep: NDArray[np.int64]  # (T,): the output row of each time, or -1
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """Tokens that become the mask at random. A token does where its word lies below rint(2^32 p), or, with
+    `complement`, where it does not; and only where `where` says so."""
+
+    step: Step  # draws the words; outputs[0]: uint8, whether each token became the mask
+    tokens: Array  # integers of 1, 2, 4 or 8 bytes
+    out: Array  # of the same dtype; it may be `tokens`
+    where: NDArray[np.bool_] | None
+    p: NDArray[np.float64]  # one for each segment of `segment` tokens, in the flat order
+    segment: int
+    mask: int
+    complement: bool
 
 
 def window_runs(noise: Noise, shape: tuple[int, ...]) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
@@ -155,3 +171,57 @@ class Loss:
         of_pieces = np.repeat(of_samples, self.residual.size // self.piece)
         factor: NDArray[np.float64] = (2.0 if weight is None else 2.0 * weight) * of_pieces / self.n
         return factor
+
+
+TOKEN_BITS = 20  # element = position * 2^20 + token: docs/noise.md
+TOKENS, POSITIONS = 1 << TOKEN_BITS, 1 << 34 - TOKEN_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a race in a part of the vocabulary leaves for the whole: of each row, and of each chunk of a row."""
+
+    score: NDArray[np.float64]  # (rows,): of the winner
+    winner: NDArray[np.float32]  # (rows,): its logit
+    largest: NDArray[np.float32]  # (rows, chunks): the largest logit
+    plain: NDArray[np.float64] | None  # (rows, chunks): sums of e^(x - largest)
+    tempered: NDArray[np.float64] | None  # the same of x / temperature
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """Draws of categories (docs/noise.md defines all bits): a token of each row, and what `info` asks for."""
+
+    logits: Array | None  # (rows, n) float32, float16 or bfloat16; None: `parts` has all chunks of whole rows
+    rows: int
+    n: int  # tokens
+    first: int  # the first of them in the vocabulary, a multiple of LOSS_CHUNK
+    of_sample: int  # rows of a sample, which follow one another
+    positions: NDArray[np.int64]  # (rows,)
+    where: NDArray[np.bool_] | None  # (rows,): the others are left as they are
+    temperature: NDArray[np.float64]  # (1,) or (samples,), as the next two
+    top_k: NDArray[np.int64]  # 0: all
+    top_p: NDArray[np.float64]
+    noise: tuple[Noise, ...]  # one, or one for each sample
+    token: Array | None  # (rows,) int64 or int32
+    info: dict[str, Array]  # (rows,): log_prob, log_prob_raw, entropy, margin float32, rank int32
+    parts: Parts | None
+    bad: NDArray[np.uint8]  # (rows,), zeros; becomes 1 of a row with a NaN, 2 of one without a logit above -inf
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.n // LOSS_CHUNK)
+
+
+@dataclass(frozen=True, slots=True)
+class CrossEntropy:
+    """Of rows of logits -log softmax(x)[id], and their gradient w g / n (softmax - 1 at the id), docs/loss.md."""
+
+    logits: Array  # (rows, n) float32, float16 or bfloat16
+    ids: NDArray[np.int64]  # (rows,)
+    masked: NDArray[np.bool_]  # (rows,): which rows count
+    weight: NDArray[np.float64]  # (1,) or (rows,)
+    upstream: NDArray[np.float64]  # (1,) or (rows,): the gradient with respect to the losses
+    mean_of: float  # n
+    losses: NDArray[np.float64]  # (rows,): without weights; 0 of rows that do not count
+    gradient: Array | None  # of the logits' shape and dtype; it may be the logits

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..language.levels import FLOATS, LEVELS
 from ..language.rows import Z
 from ..noise import Noise
-from .description import AXES, FLOAT64, Draw, Loss, Step, window_runs
+from .description import AXES, FLOAT64, CrossEntropy, Draw, Loss, Masks, Race, Step, window_runs
 
 # The enums of csrc/core/call.h, in its order.
 DTYPES = {name: code for code, name in enumerate((*FLOATS, *LEVELS))}
@@ -46,6 +46,33 @@ CALL = np.dtype(
     align=True,
 )
 
+MASKS = np.dtype(
+    [
+        *((name, "u8") for name in ("tokens", "out", "masked", "where", "p")),
+        *(("segment", "i8"), ("mask", "u8"), ("bytes", "i4"), ("complement", "i4")),
+    ],
+    align=True,
+)
+RACE = np.dtype(
+    [
+        *((name, "i8") for name in ("rows", "of_sample", "n", "first")),
+        *((name, "u8") for name in ("x", "position", "where", "temperature", "top_p", "top_k", "fields", "token")),
+        *((name, "u8") for name in ("log_prob", "log_prob_raw", "entropy", "margin", "rank")),
+        *((name, "u8") for name in ("score", "winner", "chunk_largest", "plain", "tempered", "bad")),
+        *(("chunks", "i8"), ("type", "i4"), ("each", "i4"), ("field_per_sample", "i4"), ("token_is_32", "i4")),
+    ],
+    align=True,
+)
+
+CROSS_ENTROPY = np.dtype(
+    [
+        *((name, "i8") for name in ("rows", "n")),
+        *((name, "u8") for name in ("x", "id", "masked", "weight", "upstream")),
+        *((name, "i8") for name in ("weight_step", "upstream_step")),
+        *(("loss", "u8"), ("gradient", "u8"), ("mean_of", "f8"), ("type", "i4"), ("padding", "i4")),
+    ]
+)
+
 
 def packer(dtype: np.dtype[Any]) -> struct.Struct:
     """Returns a packer of records of this dtype, from their numbers in order (nested records: from their bytes). It is
@@ -60,7 +87,8 @@ def packer(dtype: np.dtype[Any]) -> struct.Struct:
     return made
 
 
-_CALL, _FIELD, _AXES = packer(CALL), packer(np.dtype(FIELD.descr[:-2])), packer(np.dtype(FIELD.descr[-2:]))
+_CALL, _MASKS, _RACE, _CROSS_ENTROPY = packer(CALL), packer(MASKS), packer(RACE), packer(CROSS_ENTROPY)
+_FIELD, _AXES = packer(np.dtype(FIELD.descr[:-2])), packer(np.dtype(FIELD.descr[-2:]))
 _NO_AXES = bytes(_AXES.size)
 Place: TypeAlias = Callable[[Any], int]  # returns an array's address for kernels; a copy that it makes, it keeps alive
 
@@ -135,4 +163,40 @@ def pack_loss(call: Loss, place: Place, chunk_sums: int = 0) -> tuple[Any, ...]:
         *(call.piece, 0 if call.weights is None else place(call.weights)),
         *((0, 0, float(g)) if by_value else (place(g), g.ndim, 0.0)),
         *(float(call.n), *((0, 0) if losses is None else (place(losses), losses.size)), chunk_sums),
+    )
+
+
+def pack_masks(call: Masks, place: Place) -> bytes:
+    """Returns the bytes of MASKS, which go with those of its step."""
+    masked = call.step.outputs[0]
+    assert masked is not None
+    where = 0 if call.where is None else place(call.where)
+    return _MASKS.pack(
+        *(place(call.tokens), place(call.out), place(masked), where, place(call.p)),
+        *(call.segment, call.mask % (1 << 64), call.tokens.itemsize, call.complement),
+    )
+
+
+def pack_race(call: Race) -> tuple[bytes, NDArray[np.uint8]]:
+    """Returns the bytes of a RACE, and the fields that it points to, which must live as long."""
+    fields = pack_fields(call.noise, (call.of_sample, call.n), address)
+    parts, token = call.parts, call.token
+    of_parts = (None,) * 5 if parts is None else (parts.score, parts.winner, parts.largest, parts.plain, parts.tempered)
+    outputs = [call.info.get(name) for name in ("log_prob", "log_prob_raw", "entropy", "margin", "rank")]
+    inputs = (call.logits, call.positions, call.where, call.temperature, call.top_p, call.top_k, fields, token)
+    numbers = _RACE.pack(
+        *(call.rows, call.of_sample, call.n, call.first),
+        *[0 if a is None else address(a) for a in (*inputs, *outputs, *of_parts, call.bad)],
+        *(call.chunks, 0 if call.logits is None else dtype_code(call.logits.dtype)),
+        *(len(call.temperature) > 1, len(call.noise) > 1, token is not None and token.itemsize == 4),
+    )
+    return numbers, fields
+
+
+def pack_cross_entropy(call: CrossEntropy) -> bytes:
+    arrays = call.logits, call.ids, call.masked, call.weight, call.upstream
+    return _CROSS_ENTROPY.pack(
+        *(*call.logits.shape, *map(address, arrays), len(call.weight) > 1, len(call.upstream) > 1),
+        *(address(call.losses), 0 if call.gradient is None else address(call.gradient), call.mean_of),
+        *(dtype_code(call.logits.dtype), 0),
     )

@@ -66,6 +66,8 @@ class ThroughNumPy(Library):
         def outward(result: Any) -> Any:
             if type(result) in (tuple, list):
                 return type(result)(map(outward, result))
+            if type(result) is dict:
+                return {name: outward(value) for name, value in result.items()}
             if not isinstance(result, np.ndarray):
                 return result
             own = next((x for array, x in given if array is result), None)  # it was written to
@@ -116,8 +118,11 @@ class ThroughNumPy(Library):
     q_step: Callable[..., Any] = _through(nf.q_step)
     q_walk: Callable[..., Any] = _through(nf.q_walk)
     update: Callable[..., Any] = _through(nf.update)
+    categorical: Callable[..., Any] = _through(nf.categorical)
+    masked_cross_entropy: Callable[..., Any] = _through(nf.masked_cross_entropy)
     mse_loss: Callable[..., Any] = _through(nf.mse_loss)
     mse_loss_grad: Callable[..., Any] = _through(nf.mse_loss_grad)
+    interpolate_loss: Callable[..., Any] = _through(nf.interpolate_loss)
     log_prob: Callable[..., Any] = _through(nf.density.log_prob)
     log_prob_grad: Callable[..., Any] = _through(nf.density.log_prob_grad)
     kl: Callable[..., Any] = _through(nf.density.kl)

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
-from ...call.description import LOSS_CHUNK, Loss, Step, Walk
+from ...call.description import LOSS_CHUNK, Array, CrossEntropy, Loss, Race, Step, Walk
 from ...call.packed import address, pack_on_host
 from ...ground.float_mode import float_mode
 from .. import threads
+from ..rows_of_categories import Arithmetic, Scale, cross_entropy_in_row, race_in_row
 from ..selftest import self_test
 from . import kernels
 from .program import CALL_OUT, NEXT, TILE, WORKSPACE
@@ -28,7 +29,7 @@ AT_ONCE = 1 << 21  # elements times steps between two checks for signals: 2 ms
 # Compiling takes seconds the first time, so no more is compiled than is needed, each kind of arithmetic on first use.
 tests_itself = True
 fast_row = fast_random = fast_mse = fast_density = fast_density_gradient = fast_divergence = None
-step_and_loss = repeated_loss = None
+step_and_loss = repeated_loss = mask = None
 empty: Callable[..., NDArray[Any]] = np.empty
 _tested: set[np.dtype[Any]] = set()
 
@@ -79,6 +80,65 @@ def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.u
     out = np.empty_like(counter)
     kernels.philox(len(counter), address(counter), address(key), address(out))
     return out
+
+
+def race(call: Race) -> None:
+    _in_rows(race_in_row, call, call.rows)
+
+
+def cross_entropy(call: CrossEntropy) -> None:
+    _in_rows(cross_entropy_in_row, call, len(call.logits))
+
+
+@float_mode()
+def _in_rows(one: Callable[[Any, int, Arithmetic], None], call: Any, n: int) -> None:
+    """Threads take rows in turn."""
+    rows = iter(range(n))
+
+    def work() -> None:
+        with np.errstate(all="ignore"), float_mode():
+            for row in rows:
+                one(call, row, _CATEGORIES)
+
+    def stop() -> None:
+        for _ in rows:
+            pass
+
+    threads.together(work, stop, min(threads.count(), n))
+
+
+def _scores(x: Array, element: NDArray[np.int64], beta: float, counter: tuple[int, int, int], seed: int) -> Array:
+    step, sample, stream = counter
+    out = np.empty(len(x))
+    kernels.scores(x, element, beta, step, sample, stream, np.uint64(seed), out)
+    return out
+
+
+def _chunk_sums(chunk: Array, scale: Scale, largest: Array) -> tuple[Array, Array]:
+    sums, spreads = np.empty((2, len(chunk)))
+    kernels.term_sums(chunk, largest, scale.high, scale.low, scale.rate, scale.reach, sums, spreads)
+    return sums, spreads
+
+
+def _terms(x: Array, scale: Scale, largest: Any) -> tuple[Array, Any]:
+    out = np.empty(len(x), np.float32)
+    return out, kernels.terms(x, largest, scale.high, scale.low, scale.rate, scale.reach, out)
+
+
+def _functions(x: Array) -> Array:
+    both = np.empty((2, len(x)))
+    kernels.functions(x, *both)
+    return both
+
+
+def _fma(a: Any, b: Any, c: Any) -> Array:
+    a, b, c = (np.array(v, np.float64) for v in np.broadcast_arrays(a, b, c))
+    out = np.empty(a.shape)
+    kernels.fmas(a, b, c, out)
+    return out
+
+
+_CATEGORIES = Arithmetic(_scores, _chunk_sums, _terms, lambda x: _functions(x)[0], lambda x: _functions(x)[1], _fma)
 
 
 def _run(

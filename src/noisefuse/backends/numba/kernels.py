@@ -24,9 +24,10 @@ from ...language import levels
 from ...language import rows as layout
 from ...language.rows import AFFINE, COLUMNS, X, Z
 from .. import spec
-from . import arrays, device, internals, loss, noise, pointers, program, rows
+from . import arrays, categories, device, internals, loss, noise, pointers, program, rows
 from .arrays import ask_for, bring, copy, load, put, store
-from .device import pasted
+from .categories import exp64, minus_two_ln64, score_tokens, sum_terms, write_terms
+from .device import fma, pasted
 from .internals import each, whole_vectors
 from .loss import sum_pieces, sum_squares
 from .noise import fill_noise, philox4x32, place_of_noise, plan
@@ -55,7 +56,7 @@ if config.DISABLE_JIT:
 
 def _version() -> str:
     """Of all that is compiled here."""
-    own = sys.modules[__name__], arrays, device, internals, loss, noise, pointers, program, rows
+    own = sys.modules[__name__], arrays, categories, device, internals, loss, noise, pointers, program, rows
     modules = *own, layout, levels, description, calls, spec
     return hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()[:16]
 
@@ -117,7 +118,7 @@ def compute_tiles(
                 places[VALUES + Z] = address(part(tile, place_of_noise(skip, runs)))
             ask_for(m, at + TILE + QUARTER, int64(2))
             if transitions:
-                become(p, at, n, pointer(places[VALUES + Z], uint32), part(tile, WIDTH * RESULT))
+                become(p, at, n, pointer(places[VALUES + Z], uint32), pointer(places[RESULT], tile))
             else:
                 apply(m, masked, n, places, tile, one_row)
             ask_for(m, at + TILE + 3 * QUARTER, int64(1))
@@ -222,3 +223,49 @@ def philox(n: int, counter: int, key: int, out: int) -> None:
         c, k = pointer(counter + 16 * i, uint32), pointer(key + 8 * i, uint32)
         to = pointer(out + 16 * i, uint32)
         to[0], to[1], to[2], to[3] = philox4x32(c[0], c[1], c[2], c[3], k[0], k[1])
+
+
+@compiled
+def scores(
+    x: NDArray[np.float32], element: NDArray[np.int64], beta: float, step: int, sample: int, stream: int, seed: Any,
+    out: NDArray[np.float64],
+) -> None:  # fmt: skip
+    before = float_mode(NEAREST)
+    score_tokens(x, element, beta, step, sample, stream, seed, out)
+    float_mode(before)
+
+
+@compiled
+def term_sums(
+    chunk: NDArray[np.float32], largest: NDArray[np.float32], high: Any, low: Any, rate: Any, reach: Any,
+    sums: NDArray[np.float64], spreads: NDArray[np.float64],
+) -> None:  # fmt: skip
+    before = float_mode(NEAREST)
+    sum_terms(chunk, largest, high, low, rate, reach, sums, spreads)
+    float_mode(before)
+
+
+@compiled
+def terms(
+    x: NDArray[np.float32], largest: Any, high: Any, low: Any, rate: Any, reach: Any, out: NDArray[np.float32]
+) -> Any:
+    before = float_mode(NEAREST)
+    unit = write_terms(x, largest, high, low, rate, reach, out)
+    float_mode(before)
+    return unit
+
+
+@compiled
+def functions(x: NDArray[np.float64], exp: NDArray[np.float64], minus_two_ln: NDArray[np.float64]) -> None:
+    before = float_mode(NEAREST)
+    for i in range(len(x)):
+        exp[i], minus_two_ln[i] = exp64(x[i]), minus_two_ln64(x[i])
+    float_mode(before)
+
+
+@compiled
+def fmas(a: NDArray[np.float64], b: NDArray[np.float64], c: NDArray[np.float64], out: NDArray[np.float64]) -> None:
+    before = float_mode(NEAREST)
+    for i in range(len(out)):
+        out[i] = fma(a[i], b[i], c[i])
+    float_mode(before)

@@ -181,7 +181,7 @@ def _draw_sampler(ax: Axes, one: Shown, points: Array) -> None:
     ax.plot(one.paths[:, :, 0], one.paths[:, :, 1], color=BLUE, linewidth=0.7, alpha=0.6)
     ax.scatter(one.paths[-1, :, 0], one.paths[-1, :, 1], s=12, color=ORANGE, linewidths=0, zorder=3)
     ax.set(xticks=[], yticks=[], xlim=(-3.2, 3.2), ylim=(-3.2, 3.2), aspect="equal")
-    ax.set_title(one.name, fontsize=10, pad=4)
+    ax.set_title(one.name, fontsize=10 if len(one.name) < 22 else 8, pad=4)
     ax.spines[:].set_visible(False)
     below = ax.inset_axes((0.1, -0.22, 0.8, 0.2))
     canvas = np.full((8, 10 * DIGITS - 2), np.nan)

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// The race of categories (docs/noise.md): token v of a row scores  x_v / temperature - ln(-2 ln U_v),  and the greatest
+// score wins, the lowest token among equals. Gumbel (1954) and Yellott (J. Math. Psychol. 15, 1977) show that v wins
+// with probability softmax(x / temperature)_v.
+#pragma once
+#include "call.h"
+#include "exponential.h"
+#include "loss.h"
+
+namespace nf {
+namespace {  // see philox.h
+
+constexpr int kTokenBits = 20;                         // element = position * 2^20 + token
+constexpr int64_t kTokens = int64_t{1} << kTokenBits;  // of a vocabulary, at most
+constexpr int64_t kMostChunks = kTokens / kLossChunk;
+
+// Of one lane. -2 ln x = -e ln 4 - 2 ln(1 + r), x = 2^e (1 + r), 2/3 <= 1 + r < 4/3.
+template <class Lane>
+double minus_two_ln(int64_t e, double r) {
+    const double log = r * polynomial<Lane, NormalCoefficients<double>::log1p>(r);
+    return Lane::fma(static_cast<double>(e), -0x1.62e42fefa39efp+0, log);
+}
+inline double power_of_two(int64_t n) { return __builtin_bit_cast(double, static_cast<uint64_t>(n + 1023) << 52); }
+inline int64_t exponent_from(double x, uint64_t two_thirds) {
+    return static_cast<int64_t>(__builtin_bit_cast(uint64_t, x) - two_thirds) >> 52;
+}
+// x > 0, normal.
+template <class Lane>
+double minus_two_ln(double x) {
+    const int64_t e = exponent_from(x, 0x3FE5555555555555u);
+    return minus_two_ln<Lane>(e, Lane::fma(x, power_of_two(-e), -1.0));
+}
+// -2 ln U, U = (2^32 w + v + 1/2) / 2^64: the square of a normal's radius.
+template <class Lane>
+double exponential_of(uint32_t w, uint32_t v) {
+    const double high = w, low = v + 0.5;
+    const int64_t e = exponent_from(Lane::fma(high, 0x1p32, low), 0x43E5555555555555u);
+    return minus_two_ln<Lane>(e, Lane::fma(low, power_of_two(-64 - e), Lane::fma(high, power_of_two(-32 - e), -1.0)));
+}
+template <class Lane>
+double score_of(float x, double beta, uint32_t w, uint32_t v) {
+    return Lane::fma(static_cast<double>(x), beta, 0.5 * minus_two_ln<Lane>(exponential_of<Lane>(w, v)));
+}
+
+// What to find out about a row.
+enum Wanted : uint32_t {
+    kDraw = 1,       // the winner of the race; without it the first of the largest
+    kPlain = 2,      // the sums of e^x
+    kTempered = 4,   // the sums of e^(x / temperature)
+    kSpread = 8,     // with kTempered: of their products with largest - x
+    kSecond = 16,    // the second largest
+    kGradient = 32,  // this alone: writes e^x times `factor`, in units of the largest term
+};
+
+}  // namespace
+
+// One row of a shard of the vocabulary, and what a kernel finds there.
+struct RaceRow {
+    const void* x;
+    DType type;
+    uint32_t wanted;
+    int64_t n, first;  // tokens, from this one of the vocabulary on, a multiple of 4,096
+    uint64_t seed;
+    uint32_t step, sample, tag, block;  // the counter's words; the block of token 0
+    Scale scale;
+
+    bool bad;                       // a NaN
+    double score;                   // of the winner; without a race, and with +inf in the row, its logit
+    int64_t token;                  // -1: there is none, all are -inf
+    float winner, largest, second;  // logits
+    float* copy;                    // of the whole row, or null
+    // For each chunk of 4,096: the largest, and sums over e^largest.
+    float* chunk_largest;
+    double *plain, *tempered, *spread;
+
+    void* gradient;  // of x's type
+    float factor;
+};
+
+using RaceKernel = void(RaceRow&);
+
+// One call: `rows` rows of n tokens; those of a sample follow one another.
+struct Race {
+    int64_t rows, of_sample, n, first;
+    const void* x;                      // null: the chunks are given, and only their sums are added up
+    const int64_t* position;            // of each row
+    const uint8_t* where;               // whether to take each row; null: all
+    const double *temperature, *top_p;  // one for each sample, or `each` = 0: one for all
+    const int64_t* top_k;
+    const Field* fields;
+    void* token;                                        // int64, or int32
+    float *log_prob, *log_prob_raw, *entropy, *margin;  // (rows), or null
+    int32_t* rank;
+    // Of a part of the vocabulary, or null: (rows) and (rows, chunks). Without x they are read.
+    double* score;
+    float *winner, *chunk_largest;
+    double *plain, *tempered;
+    uint8_t* bad;  // of each row: 1 with a NaN, 2 without a logit above -inf
+    int64_t chunks;
+    DType type;
+    int32_t each, field_per_sample, token_is_32;
+};
+
+// Cross entropies of rows, and their gradient with respect to x: of row i, c (softmax - (1 at the token id)), with
+// c = weight upstream / n.
+struct CrossEntropy {
+    int64_t rows, n;
+    const void* x;
+    const int64_t* id;
+    const uint8_t* masked;            // which rows count; the others have the loss 0
+    const double *weight, *upstream;  // one for each row, or one for all where the step is 0
+    int64_t weight_step, upstream_step;
+    double* loss;    // (rows), without weights
+    void* gradient;  // of x's type, or null
+    double mean_of;
+    DType type;
+    int32_t padding;
+};
+
+}  // namespace nf

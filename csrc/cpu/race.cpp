@@ -1,0 +1,398 @@
+// SPDX-License-Identifier: Apache-2.0
+// The race of categories in one row, compiled once for each lane type. The row is read once, in chunks that stay in the
+// first-level cache: for the largest logits of its blocks, for the race, and for the sums of exponentials.
+//
+// Few words need a logarithm. As -ln U >= 1 - U, a token of a block whose largest score without noise is h can beat the
+// best score so far only if 1 - U <= e^(h - best); so one comparison of the upper word answers for most of them.
+#include "../core/race.h"
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <type_traits>
+
+#include "float_mode.h"
+#include "lane_scalar.h"
+#include "tile_noise.h"
+
+namespace nf {
+namespace {
+
+constexpr int kBlock = 64;  // tokens that share a bound
+constexpr int kBlocksOfChunk = kLossChunk / kBlock;
+constexpr int kW = Lane::width;
+using F32 = Lane::f32;
+using U32 = Lane::u32;
+
+// A chunk of logits as floats, whole blocks; what is missing at the end is -inf.
+struct Chunk {
+    const float* x;
+    const char* next;  // the memory of the next one
+    int width;         // bytes of a logit there
+    int blocks;
+    float largest;
+    alignas(64) float of_block[kBlocksOfChunk];
+};
+
+template <DType type>
+[[gnu::flatten]] void convert(const void* from, int64_t at, int n, float* to) {
+    const auto* p = static_cast<const uint16_t*>(from) + at;
+    const auto number = [](const uint16_t* half) {
+        if constexpr (type == DType::f16)
+            return Lane::from_half(Lane::load(half));
+        else
+            return Lane::as_float(Lane::as_upper_halves(Lane::load(half)));
+    };
+    int i = 0;
+    for (; i + kW <= n; i += kW) Lane::store(to + i, number(p + i));
+    const int left = n - i;
+    if (left <= 0) return;
+    uint16_t last[kW] = {};
+    std::memcpy(last, p + i, size_t(left) * 2);
+    alignas(64) float numbers[kW];
+    Lane::store(numbers, number(last));
+    std::memcpy(to + i, numbers, size_t(left) * 4);
+}
+
+// Asks for the memory of the next chunk, a part of it for each group of this one: between its passes nothing else
+// reads.
+inline void ask_for_next(const Chunk& chunk, int group) {
+    const char* const p = chunk.next + int64_t{kGroup} * group * chunk.width;
+    for (int i = 0; i < kGroup * chunk.width; i += 64) __builtin_prefetch(p + i, 0, 2);
+}
+
+// False: there is a NaN.
+[[gnu::flatten]] bool largest_of_blocks(Chunk& chunk) {
+    F32 all = Lane::splat(-INFINITY);
+    bool bad = false;
+    for (int b = 0; b < chunk.blocks; ++b) {
+        const float* x = chunk.x + kBlock * b;
+        F32 most[2] = {Lane::load(x), Lane::load(x + kW)};
+        bad |= Lane::any_nan(most[0], most[1]);
+        for (int i = 2 * kW; i < kBlock; i += 2 * kW) {
+            const F32 a = Lane::load(x + i), c = Lane::load(x + i + kW);
+            bad |= Lane::any_nan(a, c);
+            most[0] = Lane::max(most[0], a);
+            most[1] = Lane::max(most[1], c);
+        }
+        most[0] = Lane::max(most[0], most[1]);
+        all = Lane::max(all, most[0]);
+        chunk.of_block[b] = Lane::largest(most[0]);
+    }
+    chunk.largest = Lane::largest(all);
+    return !bad;
+}
+
+class Runner {
+  public:
+    explicit Runner(RaceRow& row)
+        : r(row),
+          keys_(row.seed),
+          common_(keys_, row.step, row.sample, row.tag),
+          beta_(row.scale.beta),
+          unit_(scale_of(1.0), 0.0f) {}
+
+    // The words below which no token of a block can win, for the blocks from `from` on.
+    [[gnu::flatten]] void bound(const Chunk& chunk, int from) {
+        const Lead lead(r.score);
+        for (int b = from & -kW; b < chunk.blocks; b += kW)
+            Lane::store(bound_ + b, least_word(chance(Lane::load(chunk.of_block + b), lead)));
+    }
+
+    [[gnu::flatten]] void race(const Chunk& chunk, int64_t token) {
+        bound(chunk, 0);
+        constexpr int kGroupsOfBlock = kBlock / kGroup;
+        constexpr uint64_t next = uint64_t{kPhiloxM0} * kW;
+        const RoundKeys keys = keys_;
+        const Common common = common_;
+        const auto block = r.block + static_cast<uint32_t>(token >> 2);
+        const U32 blocks = Lane::add(Lane::load(kOrder<float>.block), Lane::splat(block));
+        auto product = Lane::product(Lane::word_from(blocks), kPhiloxM0);
+        const auto look = [&](int g, const Words<U32>& words) {
+            ask_for_next(chunk, g);
+            const U32 most = Lane::max(Lane::max(words.w[0], words.w[1]), Lane::max(words.w[2], words.w[3]));
+            const int b = g / kGroupsOfBlock, at = kGroup * g;
+            if (Lane::any_from(most, bound_[b])) [[unlikely]]
+                if (take(words, chunk.x + at, token + at)) bound(chunk, b);
+        };
+        const auto empty = [&](int g) { return chunk.of_block[g / kGroupsOfBlock] == -INFINITY; };
+        const int groups = kGroupsOfBlock * chunk.blocks;
+        int g = 0;
+        if constexpr (Lane::twice)
+            for (; g + 2 <= groups; g += 2) {
+                if (empty(g) && empty(g + 1)) {
+                    product = Lane::product_plus(product, 2 * next);
+                    continue;
+                }
+                const typename Twice<Lane>::products both{product, Lane::product_plus(product, next)};
+                const auto words = philox_blocks<Twice<Lane>>(both, common, keys);
+                Words<U32> first, second;
+                for (int i = 0; i < 4; ++i) first.w[i] = words.w[i].a, second.w[i] = words.w[i].b;
+                look(g, first);
+                look(g + 1, second);
+                product = Lane::product_plus(product, 2 * next);
+            }
+        for (; g < groups; ++g, product = Lane::product_plus(product, next))
+            if (!empty(g)) look(g, philox_blocks<Lane>(product, common, keys));
+    }
+
+  private:
+    RaceRow& r;
+    const RoundKeys keys_;
+    const Common common_;
+    const double beta_;
+    const Terms unit_;
+    alignas(64) uint32_t bound_[kBlocksOfChunk];
+
+    // A score to beat, and what may be wrong about it below.
+    struct Lead {
+        float score, doubt;
+        explicit Lead(double best)
+            : score(static_cast<float>(best)), doubt((score < 0 ? -score : score) * 0x1p-21f + 0x1p-20f) {}
+    };
+
+    // At least e^(x / temperature - score), if that is below 1 - 2^-10.
+    F32 chance(F32 x, const Lead& lead) const {
+        const F32 gap = Lane::fma(x, Lane::splat(r.scale.high), Lane::splat(-lead.score));
+        const F32 behind = Lane::within(Lane::fma(gap, Lane::splat(0x1p-21f - 1.0f), Lane::splat(-lead.doubt)),
+                                        Lane::splat(0.0f), Lane::splat(104.0f));
+        return unit_.term<Lane, true>(Lane::sub(Lane::splat(0.0f), behind));
+    }
+    // The least word w with 1 - U <= chance.
+    static U32 least_word(F32 chance) {
+        const F32 unit = Lane::splat(0x1p23f);
+        const U32 count = Lane::sub(Lane::as_bits(Lane::fma(chance, unit, unit)), 0x4AFFFFFFu);  // 2^-23, rounded up
+        const U32 below = Lane::bit_xor(Lane::template shift_left<9>(count), Lane::splat(~uint32_t{0}));
+        return Lane::from(Lane::as_bits(chance), 0x3F7FC000u, Lane::splat(0u), below);
+    }
+
+    // Tries the tokens of a group that may win. True: there is a new best.
+    [[gnu::noinline, gnu::flatten]] bool take(const Words<U32>& words, const float* x, int64_t token) {
+        F32 ordered[4];
+        for (int i = 0; i < 4; ++i) ordered[i] = Lane::as_float(words.w[i]);
+        Lane::in_order(ordered);
+        alignas(64) uint32_t w[kGroup];
+        for (int i = 0; i < 4; ++i) Lane::store(w + kW * i, Lane::as_bits(ordered[i]));
+        const double before = r.score;
+        if (before == -INFINITY) begin(x, w, token);
+        const Lead lead(r.score);
+        uint64_t may = 0;
+        for (int i = 0; i < 4; ++i) {
+            const U32 least = least_word(chance(Lane::load(x + kW * i), lead));
+            may |= uint64_t{Lane::lanes_from(Lane::as_bits(ordered[i]), least)} << (kW * i);
+        }
+        for (; may; may &= may - 1) {
+            const int i = std::countr_zero(may);
+            if (!hopeless(x[i], w[i])) try_one(x[i], token + i, w[i]);
+        }
+        return r.score > before;
+    }
+
+    // Tries the most promising token of the first group, so that few others may beat it.
+    void begin(const float* x, const uint32_t* w, int64_t token) {
+        alignas(64) float chances[kGroup];
+        float most = -INFINITY;
+        for (int i = 0; i < kGroup; ++i) most = x[i] > most ? x[i] : most;
+        const Lead lead(static_cast<double>(most) * beta_);
+        for (int i = 0; i < kGroup; i += kW) Lane::store(chances + i, chance(Lane::load(x + i), lead));
+        int best = 0;
+        for (int i = 1; i < kGroup; ++i)
+            if (chances[i] * static_cast<float>(~w[best]) > chances[best] * static_cast<float>(~w[i])) best = i;
+        try_one(x[best], token + best, w[best]);
+    }
+
+    void try_one(float x, int64_t token, uint32_t word) {
+        if (x == -INFINITY) return;
+        const uint32_t block = r.block + static_cast<uint32_t>(token >> 2);
+        const auto further =
+            philox_rounds<Scalar>({{block, r.step, r.sample, r.tag | uint32_t{1} << 31}}, keys_, 0).w[token & 3];
+        const double score = score_of<Scalar>(x, beta_, word, further);
+        if (score > r.score || (score == r.score && token < r.token)) r.score = score, r.token = token, r.winner = x;
+    }
+
+    // Whether 1 - U > e^-behind, by the first terms of e^behind.
+    bool hopeless(float x, uint32_t word) const {
+        const double behind = r.score - static_cast<double>(x) * beta_;
+        const double b = behind * (1 - 0x1p-40) - 0x1p-40 * (r.score < 0 ? -r.score : r.score);
+        const double power = 1 + b * (1 + b / 2 * (1 + b / 3 * (1 + b / 4 * (1 + b / 5))));
+        return b > 0 && static_cast<double>(~word) * power > 0x1p32 * (1 + 0x1p-30);
+    }
+};
+
+// Adds the terms of a chunk, in the order of a loss's chunk.
+template <bool spread, bool unit>
+[[gnu::flatten]] void add_terms(const Chunk& chunk, const Scale& scale, double* sum, double* spread_sum) {
+    constexpr int kHalf = kW / Lane::halves, kSums = kAccumulators / kHalf;
+    const Terms terms(scale, chunk.largest);
+    const double top = static_cast<double>(chunk.largest - terms.shift);
+    const auto zero = Lane::splat(0.0);
+    Lane::f64 sums[kSums], spreads[kSums];
+    for (int i = 0; i < kSums; ++i) sums[i] = spreads[i] = zero;
+    for (int b = 0; b < chunk.blocks; ++b) {
+        const float* x = chunk.x + kBlock * b;
+        if (chunk.of_block[b] == -INFINITY) continue;  // zeros
+        for (int v = 0; v < kBlock / kW; ++v) {
+            const F32 z = terms.shifted<Lane>(Lane::load(x + kW * v)), t = terms.term<Lane, unit>(z);
+            const auto add = [&]<int half>() {
+                const int i = Lane::halves * v + half;
+                const auto term = Lane::template widened<half>(t);
+                sums[i] = Lane::add(sums[i], term);
+                if constexpr (spread) {
+                    const auto behind = Lane::sub(Lane::splat(top), Lane::template widened<half>(z));
+                    spreads[i] = Lane::fma(term, behind, spreads[i]);
+                }
+            };
+            add.template operator()<0>();
+            if constexpr (Lane::halves == 2) add.template operator()<1>();
+        }
+    }
+    const auto largest = static_cast<double>(terms.term<Scalar>(chunk.largest - terms.shift));
+    const auto halved = [&](const Lane::f64(&from)[kSums]) {
+        alignas(64) double all[kAccumulators];
+        for (int i = 0; i < kSums; ++i) Lane::store(all + kHalf * i, from[i]);
+        return halve(all, kAccumulators) / largest;
+    };
+    *sum = halved(sums);
+    if constexpr (spread) *spread_sum = halved(spreads);
+}
+
+[[gnu::flatten]] void two_largest(const Chunk& chunk, F32& first, F32& second) {
+    for (int i = 0; i < kBlock * chunk.blocks; i += kW) {
+        const F32 x = Lane::load(chunk.x + i);
+        second = Lane::max(second, Lane::min(first, x));
+        first = Lane::max(first, x);
+    }
+}
+
+// Reads the chunks of a row.
+class Reader {
+  public:
+    Chunk chunk;
+
+    explicit Reader(const RaceRow& row) : r(row) { chunk.width = bytes_of(r.type); }
+    void read(int64_t at, int64_t n) {
+        chunk.x = values_;
+        chunk.blocks = static_cast<int>((n + kBlock - 1) / kBlock);
+        chunk.next = static_cast<const char*>(r.x) + (at + kLossChunk) * chunk.width;
+        if (r.type == DType::f16)
+            convert<DType::f16>(r.x, at, static_cast<int>(n), values_);
+        else if (r.type == DType::bf16)
+            convert<DType::bf16>(r.x, at, static_cast<int>(n), values_);
+        else if (n % kBlock == 0)
+            chunk.x = static_cast<const float*>(r.x) + at;
+        else
+            std::memcpy(values_, static_cast<const float*>(r.x) + at, size_t(n) * 4);
+        for (int64_t i = n; i < kBlock * chunk.blocks; ++i) values_[i] = -INFINITY;
+    }
+
+  private:
+    const RaceRow& r;
+    alignas(64) float values_[kLossChunk];
+};
+
+template <DType type>
+[[gnu::flatten]] void write_terms(const RaceRow& r, const Chunk& chunk, int64_t at, int64_t n) {
+    using Stored = std::conditional_t<type == DType::f32, float, uint16_t>;
+    const Terms terms(r.scale, r.largest);
+    const auto product = [&](int i) {
+        const F32 t = terms.term<Lane, true>(terms.shifted<Lane>(Lane::load(chunk.x + i)));
+        return Lane::mul(t, Lane::splat(r.factor));
+    };
+    const auto write = [&](Stored* to, int from) {
+        for (int i = 0; i < kBlock; i += 2 * kW) {
+            const F32 a = product(from + i), b = product(from + i + kW);
+            if constexpr (type == DType::f32) {
+                Lane::store(to + i, a);
+                Lane::store(to + i + kW, b);
+            } else if constexpr (type == DType::f16) {
+                Lane::store(to + i, Lane::to_half(a));
+                Lane::store(to + i + kW, Lane::to_half(b));
+            } else {
+                Lane::store(to + i, Lane::upper_halves(round_to_bfloat16<Lane>(a), round_to_bfloat16<Lane>(b)));
+            }
+        }
+    };
+    auto* const out = static_cast<Stored*>(r.gradient) + at;
+    const int whole = static_cast<int>(n / kBlock) * kBlock;
+    for (int i = 0; i < whole; i += kBlock) write(out + i, i);
+    if (whole == n) return;
+    alignas(64) Stored last[kBlock];
+    write(last, whole);
+    std::memcpy(out + whole, last, size_t(n - whole) * sizeof(Stored));
+}
+
+void write_gradient(const RaceRow& r) {
+    Reader reader(r);
+    for (int64_t at = 0; at < r.n; at += kLossChunk) {
+        const int64_t n = least(kLossChunk, r.n - at);
+        reader.read(at, n);
+        const auto write = r.type == DType::f32   ? write_terms<DType::f32>
+                           : r.type == DType::f16 ? write_terms<DType::f16>
+                                                  : write_terms<DType::bf16>;
+        write(r, reader.chunk, at, n);
+    }
+}
+
+}  // namespace
+
+extern RaceKernel NF_RACE;
+void NF_RACE(RaceRow& r) {
+    const FloatMode mode;
+    if (r.wanted == kGradient) return write_gradient(r);
+    Reader reader(r);
+    const Chunk& chunk = reader.chunk;
+    Runner runner(r);
+    F32 first = Lane::splat(-INFINITY), second = first;
+    r.bad = false;
+    r.score = -INFINITY;
+    r.token = -1;
+    r.winner = r.largest = -INFINITY;
+    for (int64_t at = 0, c = 0; at < r.n; at += kLossChunk, ++c) {
+        const int64_t n = least(kLossChunk, r.n - at);
+        reader.read(at, n);
+        if (!largest_of_blocks(reader.chunk)) {
+            r.bad = true;
+            return;
+        }
+        if (chunk.largest > r.largest) {
+            r.largest = chunk.largest;
+            if (!(r.wanted & kDraw) || r.largest == INFINITY) {
+                int64_t i = 0;
+                while (chunk.x[i] != r.largest) ++i;
+                r.token = r.first + at + i;
+                r.winner = r.largest;
+                r.score = static_cast<double>(r.largest);
+            }
+        }
+        if (r.copy) std::memcpy(r.copy + at, chunk.x, size_t(n) * 4);
+        if (r.chunk_largest) r.chunk_largest[c] = chunk.largest;
+        const bool none = chunk.largest == -INFINITY || chunk.largest == INFINITY;
+        if ((r.wanted & kDraw) && !none && r.largest < INFINITY) runner.race(chunk, r.first + at);
+        if (r.wanted & kSecond) two_largest(chunk, first, second);
+        if (r.wanted & kPlain) {
+            r.plain[c] = 0;
+            if (!none) add_terms<false, true>(chunk, scale_of(1.0), r.plain + c, nullptr);
+        }
+        if (r.wanted & kTempered) {
+            r.tempered[c] = r.spread[c] = 0;
+            const auto add = r.wanted & kSpread  ? add_terms<true, false>
+                             : r.scale.beta == 1 ? add_terms<false, true>
+                                                 : add_terms<false, false>;
+            if (!none) add(chunk, r.scale, r.tempered + c, r.spread + c);
+        }
+    }
+    if (r.wanted & kSecond) {
+        alignas(64) float firsts[kW], seconds[kW];
+        Lane::store(firsts, first);
+        Lane::store(seconds, second);
+        float largest = -INFINITY;
+        r.second = -INFINITY;
+        const auto add = [&](float x) {
+            r.second = x > largest ? largest : x > r.second ? x : r.second;
+            largest = x > largest ? x : largest;
+        };
+        for (int i = 0; i < kW; ++i) add(firsts[i]), add(seconds[i]);
+    }
+}
+
+}  // namespace nf

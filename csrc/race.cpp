@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "race.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/float_mode.h"
+#include "cpu/lane_scalar.h"
+
+namespace nf {
+namespace {
+
+constexpr int64_t kTokensAtOnce = 1 << 15;  // for one thread: some 20 microseconds
+int64_t rows_at_once(int64_t n) { return std::max<int64_t>(1, kTokensAtOnce / std::max<int64_t>(n, 1)); }
+
+// What the chunks of a row say of its softmax, in units of the largest term.
+struct RowSums {
+    float most;
+    double total = 0, spread = 0, ln = 0;
+
+    RowSums(int64_t chunks, const float* largest, float most, double beta, const double* sums, const double* spreads)
+        : most(most) {
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+            if (largest[chunk] == -INFINITY) continue;
+            const double behind = static_cast<double>(most) - static_cast<double>(largest[chunk]);
+            const double weight = exp_of(-(behind * beta));
+            total = std::fma(weight, sums[chunk], total);
+            if (spreads) spread = std::fma(weight, std::fma(behind, sums[chunk], spreads[chunk]), spread);
+        }
+        ln = -0.5 * minus_two_ln<Scalar>(total);
+    }
+    float log_prob(float x, double beta) const {
+        return static_cast<float>(std::fma(static_cast<double>(x) - static_cast<double>(most), beta, -ln));
+    }
+};
+
+float logit(const RaceRow& r, int64_t i) {
+    if (r.type == DType::f32) return static_cast<const float*>(r.x)[i];
+    const uint16_t half = static_cast<const uint16_t*>(r.x)[i];
+    return r.type == DType::f16 ? half_to_float(half) : bfloat16_to_float(half);
+}
+
+struct Candidate {
+    float x;
+    int32_t token;
+    bool operator<(const Candidate& other) const { return x > other.x || (x == other.x && token < other.token); }
+};
+
+// The tokens of a row from the largest logit on, lower tokens first among equals, as far as they are asked for. Bins of
+// 1/64 temperature put them into a rough order.
+class Descending {
+  public:
+    // `most` is the largest logit.
+    void read(const float* x, int64_t n, float most, double beta) {
+        x_ = x, n_ = n, most_ = most, rate_ = static_cast<float>(kOfTemperature * beta);
+        starts_.assign(kBins + 1, 0);
+        loaded_ = bin_ = sorted_ = 0;
+        for (int64_t i = 0; i < n; ++i)
+            if (x[i] > -INFINITY) ++starts_[bin_of(x[i]) + 1];
+        for (size_t b = 0; b < kBins; ++b) starts_[b + 1] += starts_[b];
+    }
+    size_t size() const { return starts_[kBins]; }
+    // Asks for those that hold the first k, or that have this sum of e^((x - most) / temperature).
+    void load_first(size_t k) { load(std::lower_bound(starts_.begin(), starts_.end(), k) - starts_.begin()); }
+    void load_sum(double wanted) {
+        double sum = 0;
+        size_t b = 0;
+        for (; b + 1 < kBins && sum < wanted; ++b)
+            sum +=
+                static_cast<double>(starts_[b + 1] - starts_[b]) * exp_of(-static_cast<double>(b + 1) / kOfTemperature);
+        load(b);
+    }
+    const Candidate& operator[](size_t i) {
+        for (; sorted_ <= i; sorted_ = starts_[++bin_]) {
+            if (bin_ == loaded_) load(kBins);
+            std::sort(order_.data() + starts_[bin_], order_.data() + starts_[bin_ + 1]);
+        }
+        return order_[i];
+    }
+
+  private:
+    static constexpr double kOfTemperature = 64;
+    static constexpr size_t kBins = 40 * 64;
+    const float* x_ = nullptr;
+    int64_t n_ = 0;
+    float most_ = 0, rate_ = 0;
+    std::vector<Candidate> order_;
+    std::vector<size_t> starts_, next_;
+    size_t loaded_ = 0, bin_ = 0, sorted_ = 0;
+
+    size_t bin_of(float x) const {
+        const float bin = (most_ - x) * rate_;
+        return bin < static_cast<float>(kBins - 1) ? static_cast<size_t>(bin) : kBins - 1;
+    }
+    void load(size_t end) {
+        order_.resize(starts_[end]);
+        next_ = starts_;
+        for (int64_t i = 0; i < n_; ++i) {
+            if (!(x_[i] > -INFINITY)) continue;
+            const size_t bin = bin_of(x_[i]);
+            if (bin >= loaded_ && bin < end) order_[next_[bin]++] = {x_[i], static_cast<int32_t>(i)};
+        }
+        loaded_ = end;
+    }
+};
+
+// Memory for one thread at a time: the logits of a row as floats, and what top_k and top_p leave of them.
+struct Workspace {
+    std::vector<float> row, left;
+    Descending order;
+    std::atomic<bool> taken{false};
+};
+
+class Rows {
+  public:
+    explicit Rows(const Race& call) : c(call), kernel_(kernels().race) {
+        const int64_t settings = c.each ? c.rows / c.of_sample : 1;
+        bool filters = false;
+        for (int64_t s = 0; s < settings; ++s) filters |= filtered(s);
+        if (filters && c.x) spaces_ = std::vector<Workspace>(static_cast<size_t>(num_threads()));
+    }
+
+    void range(int64_t begin, int64_t end) {
+        const FloatMode mode;
+        size_t place = 0;
+        if (!spaces_.empty())  // no more threads than these work at once
+            while (spaces_[place].taken.exchange(true)) place = (place + 1) % spaces_.size();
+        for (int64_t row = begin; row < end; ++row)
+            if (!c.where || c.where[row]) one(row, spaces_.empty() ? nullptr : &spaces_[place]);
+        if (!spaces_.empty()) spaces_[place].taken = false;
+    }
+
+  private:
+    const Race& c;
+    RaceKernel* const kernel_;
+    std::vector<Workspace> spaces_;
+
+    bool filtered(int64_t setting) const {
+        return c.temperature[setting] > 0 && (c.top_k[setting] > 0 || c.top_p[setting] < 1);
+    }
+
+    void one(int64_t row, Workspace* space) {
+        const int64_t sample = row / c.of_sample, setting = c.each ? sample : 0;
+        const double temperature = c.temperature[setting];
+        const bool draws = temperature > 0, unit = temperature == 1 || !draws;
+        float largest[kMostChunks];
+        double sums[3][kMostChunks];
+        RaceRow r{};
+        r.chunk_largest = c.chunk_largest ? c.chunk_largest + row * c.chunks : largest;
+        r.plain = c.plain ? c.plain + row * c.chunks : sums[0];
+        r.tempered = c.tempered ? c.tempered + row * c.chunks : sums[1];
+        r.spread = sums[2];
+        r.scale = scale_of(draws ? temperature : 1.0);
+        if (!c.x) return of_chunks(row, r);
+        describe(r, row, sample);
+        const RaceRow all = r;
+        bool plain = c.log_prob_raw || c.plain;
+        const bool tempered = c.tempered || c.entropy || c.margin || (c.log_prob && draws);
+        std::optional<RowSums> raw;
+        if (filtered(setting)) {
+            const int64_t k = c.top_k[setting];
+            const double p = c.top_p[setting];
+            space->row.resize(static_cast<size_t>(c.n));
+            r.copy = space->row.data();
+            r.wanted = (plain ? kPlain : 0u) | (k == 0 ? kTempered : 0u);
+            kernel_(r);
+            r.copy = nullptr;
+            if (refused(row, r)) return;
+            if (r.largest < INFINITY) {
+                if (plain) raw.emplace(c.chunks, r.chunk_largest, r.largest, 1.0, r.plain, nullptr);
+                leave(r, k, p, *space);
+            }
+            plain = plain && !raw;
+        }
+        const bool once = plain && tempered && unit;
+        r.wanted = (draws ? kDraw : 0u) | (plain && !once ? kPlain : 0u) | (tempered ? kTempered : 0u) |
+                   (c.entropy ? kSpread : 0u) | (c.margin ? kSecond : 0u);
+        kernel_(r);
+        if (refused(row, r)) return;
+        if (once) std::copy_n(r.tempered, c.chunks, r.plain);
+        if (plain && r.token >= 0 && r.largest < INFINITY)
+            raw.emplace(c.chunks, r.chunk_largest, r.largest, 1.0, r.plain, nullptr);
+        if (c.score) c.score[row] = r.score, c.winner[row] = r.winner;
+        if (c.token)
+            c.token_is_32 ? void(static_cast<int32_t*>(c.token)[row] = static_cast<int32_t>(r.token))
+                          : void(static_cast<int64_t*>(c.token)[row] = r.token);
+        if (r.token < 0) return;
+        if (c.log_prob_raw) c.log_prob_raw[row] = raw ? raw->log_prob(r.winner, 1.0) : 0.0f;
+        of_softmax(row, r, draws, tempered);
+        if (c.rank) c.rank[row] = rank(all, r);
+    }
+
+    void of_softmax(int64_t row, const RaceRow& r, bool draws, bool tempered) const {
+        if (r.largest == INFINITY || !tempered) {
+            if (c.log_prob) c.log_prob[row] = 0;
+            if (c.entropy) c.entropy[row] = 0;
+            if (c.margin) c.margin[row] = 1;
+            return;
+        }
+        const double beta = r.scale.beta;
+        const RowSums sums(c.chunks, r.chunk_largest, r.largest, beta, r.tempered, c.entropy ? r.spread : nullptr);
+        if (c.log_prob) c.log_prob[row] = draws ? sums.log_prob(r.winner, beta) : 0.0f;
+        if (c.entropy) c.entropy[row] = static_cast<float>(std::fma(beta, sums.spread / sums.total, sums.ln));
+        if (!c.margin) return;
+        const double behind = static_cast<double>(r.largest) - static_cast<double>(r.second);
+        c.margin[row] = static_cast<float>((1 - exp_of(-(behind * beta))) / sums.total);
+    }
+
+    // Of a whole vocabulary whose parts were read before.
+    void of_chunks(int64_t row, RaceRow& r) const {
+        r.largest = *std::max_element(r.chunk_largest, r.chunk_largest + c.chunks);
+        r.winner = c.winner[row];
+        const bool draws = c.temperature[c.each ? row / c.of_sample : 0] > 0;
+        of_softmax(row, r, draws, c.log_prob && draws);
+        if (!c.log_prob_raw) return;
+        c.log_prob_raw[row] = 0;
+        if (r.largest < INFINITY)
+            c.log_prob_raw[row] =
+                RowSums(c.chunks, r.chunk_largest, r.largest, 1.0, r.plain, nullptr).log_prob(r.winner, 1.0);
+    }
+
+    void describe(RaceRow& r, int64_t row, int64_t sample) const {
+        r.type = c.type;
+        r.x = static_cast<const char*>(c.x) + row * c.n * bytes_of(c.type);
+        r.n = c.n;
+        r.first = c.first;
+        const Field& f = c.fields[c.field_per_sample ? sample : 0];
+        const int64_t entry = c.field_per_sample ? 0 : sample;
+        const uint64_t id = f.samples ? f.samples[entry] : f.sample + static_cast<uint64_t>(entry);
+        r.seed = f.seed;
+        r.step = f.step;
+        r.sample = static_cast<uint32_t>(id);
+        r.tag = f.stream << 24 | static_cast<uint32_t>(id >> 32);
+        r.block = static_cast<uint32_t>(c.position[row]) << (kTokenBits - 2);
+    }
+
+    // A part of a vocabulary may have no token that can win.
+    bool refused(int64_t row, const RaceRow& r) const {
+        c.bad[row] = r.bad ? 1 : r.token < 0 && !(r.largest > -INFINITY) && !c.score ? 2 : 0;
+        return c.bad[row];
+    }
+
+    // Leaves of a row the k largest (0: all), then of these the fewest that have p of the probability.
+    void leave(RaceRow& r, int64_t k, double p, Workspace& space) const {
+        Descending& order = space.order;
+        const double beta = r.scale.beta;
+        order.read(space.row.data(), r.n, r.largest, beta);
+        size_t kept = k > 0 ? std::min(static_cast<size_t>(k), order.size()) : order.size();
+        const auto cut = [&] {
+            space.left.assign(static_cast<size_t>(r.n), -INFINITY);
+            for (size_t i = 0; i < kept; ++i) space.left[static_cast<size_t>(order[i].token)] = order[i].x;
+            r.x = space.left.data();
+            r.type = DType::f32;
+        };
+        if (k > 0) order.load_first(kept), cut();
+        if (!(p < 1)) return;
+        if (k > 0) {
+            r.wanted = kTempered;
+            kernel_(r);
+        }
+        const double wanted = p * RowSums(c.chunks, r.chunk_largest, r.largest, beta, r.tempered, nullptr).total;
+        if (k == 0) order.load_sum(wanted);
+        double reached = 0;
+        size_t n = 0;
+        while (n < kept && reached < wanted) {
+            const double behind = static_cast<double>(r.largest) - static_cast<double>(order[n++].x);
+            reached += exp_of(-(behind * beta));
+        }
+        kept = n;
+        cut();
+    }
+
+    static int32_t rank(const RaceRow& all, const RaceRow& r) {
+        int32_t before = 0;
+        const auto place = static_cast<int64_t>(r.token - all.first);
+        for (int64_t i = 0; i < all.n; ++i) {
+            const float x = logit(all, i);
+            before += (x > r.winner) | ((x == r.winner) & (i < place));
+        }
+        return before;
+    }
+};
+
+// The loss of one row, and its gradient while the row lies in the caches.
+void cross_entropy(const CrossEntropy& c, int64_t row) {
+    const int64_t bytes = c.n * bytes_of(c.type);
+    char* const gradient = c.gradient ? static_cast<char*>(c.gradient) + row * bytes : nullptr;
+    if (!c.masked[row]) {
+        c.loss[row] = 0;
+        if (gradient) std::memset(gradient, 0, static_cast<size_t>(bytes));
+        return;
+    }
+    float largest[kMostChunks];
+    double sums[kMostChunks];
+    RaceRow r{};
+    r.type = c.type;
+    r.x = static_cast<const char*>(c.x) + row * bytes;
+    r.n = c.n;
+    r.wanted = kPlain;
+    r.scale = scale_of(1.0);
+    r.chunk_largest = largest;
+    r.plain = sums;
+    kernels().race(r);
+    const bool finite = !r.bad && r.largest > -INFINITY && r.largest < INFINITY;
+    double factor = NAN, at_id = NAN;
+    c.loss[row] = NAN;
+    if (finite) {
+        const RowSums softmax(chunks_of(c.n), largest, r.largest, 1.0, sums, nullptr);
+        const double behind = static_cast<double>(logit(r, c.id[row])) - static_cast<double>(r.largest);
+        c.loss[row] = softmax.ln - behind;
+        const double scale = c.weight[row * c.weight_step] * c.upstream[row * c.upstream_step] / c.mean_of;
+        const Terms terms(r.scale, r.largest);
+        factor = scale / (static_cast<double>(terms.term<Scalar>(r.largest - terms.shift)) * softmax.total);
+        at_id = scale * (exp_of(-c.loss[row]) - 1);
+    } else {
+        r.largest = 0;
+    }
+    if (!gradient) return;
+    r.wanted = kGradient;
+    r.gradient = gradient;
+    r.factor = static_cast<float>(factor);
+    kernels().race(r);
+    const auto value = static_cast<float>(at_id);
+    if (c.type == DType::f32)
+        reinterpret_cast<float*>(gradient)[c.id[row]] = value;
+    else
+        reinterpret_cast<uint16_t*>(gradient)[c.id[row]] =
+            c.type == DType::f16 ? float_to_half(value) : float_to_bfloat16(value);
+}
+
+}  // namespace
+
+bool run_race(const Race& race, const GoOn& go_on) {
+    Rows rows(race);
+    return parallel_for(
+        race.rows, rows_at_once(race.x ? race.n : race.chunks),
+        [&](int64_t begin, int64_t end) { rows.range(begin, end); }, go_on);
+}
+
+bool run_cross_entropy(const CrossEntropy& call, const GoOn& go_on) {
+    const auto range = [&](int64_t begin, int64_t end) {
+        const FloatMode mode;
+        for (int64_t row = begin; row < end; ++row) cross_entropy(call, row);
+    };
+    return parallel_for(call.rows, rows_at_once(call.n), range, go_on);
+}
+
+}  // namespace nf

@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws of categories: a token of each row of logits, and what is known of it from the same read of the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import backends
+from ..arguments.arrays import as_array, as_numbers, check_overlap, contiguous, count, on_device, output
+from ..arguments.calls import names_or_array
+from ..arguments.types import Array, ArrayT
+from ..call.description import LOSS_CHUNK, POSITIONS, TOKENS, Parts, Race
+from ..ground.kinds import library_of
+from ..noise import RACE, Noise, names_of, whole
+
+LOGITS = ("float32", "bfloat16", "float16")
+INFO = {"log_prob": "f4", "log_prob_raw": "f4", "entropy": "f4", "margin": "f4", "rank": "i4"}
+OF_PARTS = ("log_prob", "log_prob_raw")  # what `combine` can tell
+LEAST, MOST = 2.0**-64, 2.0**64  # of a temperature other than 0
+
+Info: TypeAlias = Literal["log_prob", "log_prob_raw", "entropy", "margin", "rank"]
+Names: TypeAlias = Noise | Sequence[Noise]
+Results: TypeAlias = "Array | tuple[Array, dict[str, Array]] | Partial"
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The result of `categorical` in a part of the vocabulary, for `discrete.combine`. It can be pickled.
+
+    Attributes:
+        token: int64, the part's winner; -1 where it has no logit above -inf.
+        first: its first token in the vocabulary.
+        n: how many tokens it has.
+        vocabulary: how many the whole vocabulary has.
+        info: what the whole's result is to have.
+        temperature: float64, () or (B,).
+        parts: its scores and sums.
+    """
+
+    token: NDArray[np.int64]
+    first: int
+    n: int
+    vocabulary: int
+    info: tuple[str, ...]
+    temperature: NDArray[np.float64]
+    parts: Parts
+
+
+@overload
+def categorical(
+    logits: NDArray[Any], noise: Names, *, temperature: ArrayLike = ..., top_k: ArrayLike = ..., top_p: ArrayLike = ...,
+    where: Array | None = ..., positions: ArrayLike | None = ..., info: tuple[()] = ..., dtype: Any = ...,
+    partial: Literal[False] = ..., out: NDArray[Any] | None = ...,
+) -> NDArray[Any]: ...  # fmt: skip
+
+
+@overload
+def categorical(
+    logits: NDArray[Any], noise: Names, *, temperature: ArrayLike = ..., top_k: ArrayLike = ..., top_p: ArrayLike = ...,
+    where: Array | None = ..., positions: ArrayLike | None = ..., info: Info | tuple[Info, *tuple[Info, ...]],
+    dtype: Any = ..., partial: Literal[False] = ..., out: NDArray[Any] | None = ...,
+) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]: ...  # fmt: skip
+
+
+@overload
+def categorical(
+    logits: NDArray[Any], noise: Names, *, temperature: ArrayLike = ..., where: None = ...,
+    positions: ArrayLike | None = ..., info: Info | Iterable[Info] = ..., partial: Literal[True],
+) -> Partial: ...  # fmt: skip
+
+
+@overload
+def categorical(
+    logits: ArrayT, noise: Names, *, temperature: ArrayLike = ..., top_k: ArrayLike = ..., top_p: ArrayLike = ...,
+    where: Array | None = ..., positions: ArrayLike | None = ..., info: Info | Iterable[Info] = ..., dtype: Any = ...,
+    partial: bool = ..., out: Array | None = ...,
+) -> Any: ...  # fmt: skip
+
+
+def categorical(
+    logits: Array,
+    noise: Names,
+    *,
+    temperature: ArrayLike = 1.0,
+    top_k: ArrayLike = 0,
+    top_p: ArrayLike = 1.0,
+    where: Array | None = None,
+    positions: ArrayLike | None = None,
+    info: Info | Iterable[Info] = (),
+    dtype: Any = None,
+    partial: bool = False,
+    out: Array | None = None,
+) -> Any:
+    """A token of each row of logits, drawn from softmax(logits / temperature) by the key (sample, position, token).
+
+    The row is read once, and nothing of its size is stored. A token's noise does not depend on the vocabulary's size,
+    its padding, on top_k and top_p, or on the batch (docs/noise.md). Of the tokens, first the temperature divides the
+    logits, then top_k is applied, then top_p.
+
+    Args:
+        logits: (B, .., V) float32, float16 or bfloat16, V <= 2^20; (V,) is one row. Axis 0 is the batch; a row's
+            position in its sample counts the axes between in C order, up to 2^14. -inf is never drawn; +inf is drawn
+            without a race, the lowest token first.
+        noise: a Noise, or a list of one for each sample, of stream 0. A window of the sample's shape (.., V) says where
+            a part of the sample stands in the whole.
+        temperature: a number or (B,). 0: the largest logit, the lowest token among equals.
+        top_k: an int or (B,): only the k largest logits, of equals the lowest tokens. 0: all.
+        top_p: a number or (B,) in (0, 1]: only the fewest tokens, from the most probable on, that together have this
+            probability, at least one.
+        where: bool, broadcast to the rows: False rows are not read. Their token is -1 and their info 0, or what `out`
+            holds.
+        positions: integers, broadcast to the rows: the positions, if they are not counted from 0.
+        info: what else to return: "log_prob" of the token in the distribution it was drawn from, "log_prob_raw" in
+            softmax(logits), "entropy" in nats and "margin", the two largest probabilities' difference, of the
+            distribution drawn from, "rank", the number of logits before the token's. With temperature 0 log_prob is 0,
+            and entropy and margin are those of softmax(logits).
+        dtype: of the tokens, int64 or int32.
+        partial: logits are a part of the vocabulary: returns what `discrete.combine` needs.
+        out: an array of the rows' shape for the tokens.
+
+    Returns:
+        The tokens, or with info (tokens, {name: array of the rows' shape}), float32, the rank int32; or a `Partial`.
+
+    Raises:
+        ValueError: a row has a NaN, or no logit above -inf: such a row is found as it is read, and `out` is then
+            unspecified. All other errors come before anything is written.
+        TypeError, ValueError, OverflowError: the message says what was given and what was expected.
+
+    Source: Gumbel (1954); Yellott (J. Math. Psychol. 15, 1977). log_prob and entropy are within 2 ulp.
+
+    >>> logits = np.log(np.array([[0.5, 0.25, 0.25, 0.0]], np.float32) + np.float32(1e-9))
+    >>> token, info = nf.categorical(logits, nf.Noise(7, sample=3), info=("log_prob",))
+    >>> token.tolist(), np.exp(info["log_prob"]).round(3).tolist()
+    ([1], [0.25])
+    """
+    other = library_of(logits)
+    if other is not None:
+        return other.categorical(
+            logits, noise, temperature=temperature, top_k=top_k, top_p=top_p, where=where, positions=positions,
+            info=info, dtype=dtype, partial=partial, out=out,
+        )  # fmt: skip
+    wanted = _info(info, partial)
+    x = as_array("logits", logits, LOGITS)
+    if on_device(x):
+        raise NotImplementedError("logits: categorical has no kernel for CUDA devices; copy them to host memory first")
+    rows = _rows(x.shape)
+    batch = rows[0] if rows else 1
+    settings = _settings(batch, temperature, top_k, top_p)
+    names, first, vocabulary, places = _places(noise, x.shape, positions)
+    of_sample = count(rows[1:])
+    chosen = None if where is None else _chosen(where, rows)
+    if partial:
+        _need_whole_chunks(first, x.shape[-1], vocabulary, settings, chosen, out)
+    elif (first, x.shape[-1]) != (0, vocabulary):
+        raise ValueError(
+            f"noise: its window has tokens {first} .. {first + x.shape[-1] - 1} of {vocabulary}: a part of the "
+            "vocabulary needs partial=True"
+        )
+    token = output("out", out, rows, np.dtype(np.int64) if partial else _token_dtype(dtype, out))
+    made = {name: np.zeros(rows, kind) for name, kind in INFO.items() if name in wanted}
+    if out is None and chosen is not None:
+        token[...] = -1
+    check_overlap([("out", token)], [x])
+    n, size = x.shape[-1], count(rows)
+    parts = _parts(size, -(-n // LOSS_CHUNK), wanted) if partial else None
+    info_of_rows = {} if partial else {name: array.reshape(-1) for name, array in made.items()}
+    call = Race(
+        contiguous(x).reshape(size, n), size, n, first, max(of_sample, 1), places, chosen, *settings, names,
+        token.reshape(-1), info_of_rows, parts, np.zeros(size, np.uint8),
+    )  # fmt: skip
+    _run(call, rows)
+    if parts is not None:
+        return Partial(token, first, n, vocabulary, wanted, settings[0], parts)
+    return (token, made) if wanted else token
+
+
+def combine(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
+    """The tokens of the whole vocabulary, from `categorical(.., partial=True)` of its parts, to the bit.
+
+    Args:
+        partials: the parts, in any order, which together have each token once.
+        dtype: of the tokens, int64 or int32.
+
+    Returns:
+        What `categorical` returns for the whole logits: tokens, or (tokens, info).
+
+    Raises:
+        TypeError: they are no parts.
+        ValueError: parts do not fit together, or a row has no logit above -inf in any of them.
+
+    >>> logits = np.random.default_rng(0).normal(size=(2, 3, 8192)).astype(np.float32)
+    >>> noise, each = nf.Noise(7), []
+    >>> for first in (0, 4096):
+    ...     part = noise.window((3, 8192), start=(0, first))
+    ...     each.append(nf.categorical(logits[..., first : first + 4096], part, partial=True))
+    >>> np.array_equal(nf.discrete.combine(each), nf.categorical(logits, noise))
+    True
+    """
+    for part in partials:
+        if not isinstance(part, Partial):
+            raise TypeError(f"combine: expected results of categorical(.., partial=True), got {type(part).__name__}")
+    if not partials:
+        raise ValueError("combine: expected at least one part, got none")
+    group = sorted(partials, key=lambda part: part.first)
+    head = group[0]
+    next_ = 0
+    for part in group:
+        if part.first != next_ or part.vocabulary != head.vocabulary:
+            raise ValueError(
+                f"combine: expected tokens from {next_} on of {head.vocabulary}, got those from {part.first} on of "
+                f"{part.vocabulary}"
+            )
+        if (
+            part.token.shape != head.token.shape
+            or part.info != head.info
+            or not np.array_equal(part.temperature, head.temperature)
+        ):
+            raise ValueError("combine: the parts differ in their rows, their info or their temperature")
+        next_ += part.n
+    if next_ != head.vocabulary:
+        raise ValueError(f"combine: expected {head.vocabulary} tokens, got those before {next_}")
+    rows = head.token.shape
+    size = head.token.size
+    scores = np.stack([part.parts.score for part in group])
+    tokens = np.stack([part.token.reshape(-1) for part in group])
+    best, at = np.argmax(scores, axis=0), np.arange(size)  # the first of equals has the lowest token
+    token = np.ascontiguousarray(tokens[best, at].astype(_token_dtype(dtype, None)))
+    if (token < 0).any():
+        raise ValueError(_bad(rows, int(np.argmax(token < 0)), 2))
+    winner = np.stack([part.parts.winner for part in group])[best, at]
+    together = Parts(
+        scores[best, at], np.ascontiguousarray(winner), np.concatenate([part.parts.largest for part in group], axis=1),
+        _joined([part.parts.plain for part in group]), _joined([part.parts.tempered for part in group]),
+    )  # fmt: skip
+    made = {name: np.zeros(rows, INFO[name]) for name in head.info}
+    settings = np.zeros(len(head.temperature), np.int64), np.ones(len(head.temperature))
+    call = Race(
+        None, size, head.vocabulary, 0, max(count(rows[1:]), 1), np.zeros(size, np.int64), None, head.temperature,
+        *settings, (Noise(0),), None, {name: array.reshape(-1) for name, array in made.items()}, together,
+        np.zeros(size, np.uint8),
+    )  # fmt: skip
+    _run(call, rows)
+    token = token.reshape(rows)
+    return (token, made) if head.info else token
+
+
+def _joined(parts: list[Any]) -> Any:
+    return None if parts[0] is None else np.concatenate(parts, axis=1)
+
+
+def _run(call: Race, rows: tuple[int, ...]) -> None:
+    if not call.rows:
+        return
+    backends.current().race(call)
+    if call.bad.any():
+        row = int(np.argmax(call.bad != 0))
+        raise ValueError(_bad(rows, row, int(call.bad[row])))
+
+
+def _bad(rows: tuple[int, ...], row: int, kind: int) -> str:
+    name = ", ".join(map(str, np.unravel_index(row, rows))) if rows else ""
+    what = "a NaN, expected numbers" if kind == 1 else "no logit above -inf, expected a token that can be drawn"
+    return f"logits{f'[{name}]' if name else ''}: has {what}"
+
+
+def _info(info: Any, partial: bool) -> tuple[str, ...]:
+    names = (info,) if isinstance(info, str) else tuple(info)
+    allowed = OF_PARTS if partial else tuple(INFO)
+    for name in names:
+        if name not in allowed:
+            of = " with partial=True" if partial else ""
+            raise ValueError(f"info: {name!r}: expected names among {', '.join(allowed)}{of}")
+    return names
+
+
+def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if not shape:
+        raise ValueError("logits: expected the tokens in the last axis, got an array without axes")
+    if not 1 <= shape[-1] <= TOKENS:
+        kind = OverflowError if shape[-1] else ValueError
+        raise kind(f"logits: expected 1 to 2^20 tokens in the last axis, got {shape[-1]}")
+    return shape[:-1]
+
+
+def _settings(
+    batch: int, temperature: Any, top_k: Any, top_p: Any
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
+    heat = _setting("temperature", temperature, "iuf", batch).astype(np.float64)
+    if (bad := ~((heat == 0) | ((heat >= LEAST) & (heat <= MOST)))).any():
+        raise ValueError(f"temperature = {heat[bad][0]}: expected 0, or a number from 2^-64 to 2^64")
+    k = _setting("top_k", top_k, "iu", batch)
+    if (bad := (k < 0) | (k > np.iinfo(np.int64).max)).any():
+        raise ValueError(f"top_k = {k[bad][0]}: expected an integer >= 0; 0 keeps all tokens")
+    p = _setting("top_p", top_p, "iuf", batch).astype(np.float64)
+    if (bad := ~((p > 0) & (p <= 1))).any():
+        raise ValueError(f"top_p = {p[bad][0]}: expected a number in (0, 1]")
+    if len({len(heat), len(k), len(p)}) > 1:
+        heat, k, p = (np.ascontiguousarray(np.broadcast_to(a, batch)) for a in (heat, k, p))
+    return heat, k.astype(np.int64), p
+
+
+def _setting(name: str, value: Any, kinds: str, batch: int) -> NDArray[Any]:
+    array = as_numbers(name, value)
+    if array.dtype.kind not in kinds:
+        what = "integers" if kinds == "iu" else "numbers"
+        raise TypeError(f"{name}: expected {what}, got {array.dtype if array.dtype != object else repr(value)}")
+    if array.ndim == 0:
+        return array.reshape(1)
+    if array.shape != (batch,):
+        raise ValueError(f"{name}: expected a number or one for each of {batch} samples, got shape {array.shape}")
+    return np.ascontiguousarray(array)
+
+
+def _places(
+    noise: Any, shape: tuple[int, ...], positions: Any
+) -> tuple[tuple[Noise, ...], int, int, NDArray[np.int64]]:
+    """Returns the names without windows, the first token, the size of the vocabulary, and the position of each row."""
+    rows = shape[:-1]
+    names_of(noise)
+    names, _ = names_or_array(noise, shape, np.dtype(np.float32), bool(rows), RACE)
+    windows = {(name.window_shape, name.window_start) for name in names}
+    parts = {(full[-1], start[-1]) if full else (shape[-1], 0) for full, start in windows}
+    if len(parts) > 1:
+        raise ValueError("noise: expected windows with the same part of the vocabulary, got several")
+    vocabulary, first = parts.pop() if parts else (shape[-1], 0)
+    if vocabulary > TOKENS:
+        raise OverflowError(f"noise: its window has a vocabulary of {vocabulary} tokens, expected at most 2^20")
+    if positions is not None:
+        places = as_numbers("positions", positions)
+        if places.dtype.kind not in "iu":
+            raise TypeError(f"positions: expected integers, got {places.dtype}")
+        try:
+            places = np.broadcast_to(places, rows)
+        except ValueError:
+            raise ValueError(f"positions: expected a shape that broadcasts to {rows}, got {places.shape}") from None
+    else:
+        places = _counted(names, rows, count(rows[1:]))
+    if places.size and (int(places.min()) < 0 or int(places.max()) >= POSITIONS):
+        bad = places[(places < 0) | (places >= POSITIONS)].flat[0]
+        raise OverflowError(f"positions: {bad} is out of range: expected 0 <= position < 2^14")
+    names = tuple(whole(name, RACE) for name in names)
+    return names, first, vocabulary, np.ascontiguousarray(places, np.int64).reshape(-1)
+
+
+def _counted(names: tuple[Noise, ...], rows: tuple[int, ...], of_sample: int) -> NDArray[np.int64]:
+    """Returns the positions in the order of the rows, or in that of the windows' samples."""
+    place = np.arange(of_sample)
+    each = []
+    for name in names:
+        if name.window_shape is None or len(rows) < 2:
+            each.append(place)
+            continue
+        index = np.unravel_index(place, rows[1:])
+        moved = tuple(i + start for i, start in zip(index, name.window_start[:-1], strict=True))
+        each.append(np.ravel_multi_index(moved, name.window_shape[:-1]))
+    return np.broadcast_to(np.stack(each) if each else place, (rows[0] if rows else 1, of_sample)).reshape(rows)
+
+
+def _chosen(where: Any, rows: tuple[int, ...]) -> NDArray[np.bool_]:
+    mask = as_numbers("where", where)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"where: expected bool, got {mask.dtype}")
+    try:
+        return np.ascontiguousarray(np.broadcast_to(mask, rows)).reshape(-1)
+    except ValueError:
+        raise ValueError(f"where: expected a shape that broadcasts to {rows}, got {mask.shape}") from None
+
+
+def _token_dtype(dtype: Any, out: Any) -> np.dtype[Any]:
+    found = np.dtype(dtype if dtype is not None else getattr(out, "dtype", np.int64))
+    if found not in (np.dtype(np.int64), np.dtype(np.int32)):
+        raise TypeError(f"{'dtype' if dtype is not None else 'out: dtype'} {found}: expected int64 or int32")
+    return found
+
+
+def _need_whole_chunks(first: int, n: int, vocabulary: int, settings: Any, chosen: Any, out: Any) -> None:
+    if first % LOSS_CHUNK or (n % LOSS_CHUNK and first + n != vocabulary):
+        raise ValueError(
+            f"noise: its window has tokens {first} .. {first + n - 1} of {vocabulary}: expected a part of the "
+            f"vocabulary that begins and ends with chunks of {LOSS_CHUNK}"
+        )
+    _, k, p = settings
+    if (k != 0).any() or (p != 1).any():
+        raise ValueError("top_k, top_p: expected neither with partial=True: they need the whole vocabulary")
+    if chosen is not None or out is not None:
+        raise ValueError("where, out: expected neither with partial=True")
+
+
+def _parts(size: int, chunks: int, wanted: tuple[str, ...]) -> Parts:
+    plain, tempered = (np.zeros((size, chunks)) if name in wanted else None for name in ("log_prob_raw", "log_prob"))
+    score, winner = np.zeros(size), np.zeros(size, np.float32)
+    return Parts(score, winner, np.zeros((size, chunks), np.float32), plain, tempered)

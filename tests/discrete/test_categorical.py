@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws of categories: their bits on every backend, their distribution, and what is known of them."""
+
+import math
+import pickle
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conftest import NATIVE, NUMBA, bits, using
+from noisefuse.backends.reference import SPEC
+
+INFO = ("log_prob", "log_prob_raw", "entropy", "margin", "rank")
+SETTINGS = [
+    {}, {"temperature": 0.0}, {"temperature": [0.7, 2.5]}, {"top_k": 7}, {"top_p": 0.8, "temperature": 1.3},
+    {"top_k": [20, 0], "top_p": [0.5, 1.0]}, {"temperature": 1e-3}, {"temperature": 2.0**60},
+]  # fmt: skip
+NOISE = nf.Noise(0x0123456789ABCDEF, sample=2**32 - 1, step=7)
+
+
+def logits_of(shape, scale=3.0, dtype=np.float32, seed=0):
+    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(dtype)
+
+
+@pytest.fixture(params=[*NATIVE, *NUMBA, "reference"])
+def anywhere(request):
+    """Yields backends for host memory: on devices there is no kernel yet."""
+    with using(request.param):
+        yield request.param
+
+
+def drawn(*arguments, **options):
+    """Returns the bytes of the tokens and of all info."""
+    token, info = nf.categorical(*arguments, info=INFO, **options)
+    return [bits(token), *map(bits, info.values())]
+
+
+# ---- bits --------------------------------------------------------------------------------------------------
+
+
+VOCABULARIES = (1, 2, 63, 64, 65, 1000, 4097)
+DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
+
+
+@pytest.mark.parametrize("n", range(len(SETTINGS)))
+def test_bits(compiled, n):
+    """Seen to fail: a digit of a coefficient, accumulators in another order, a bound without its doubt."""
+    for v, vocabulary in enumerate(VOCABULARIES):
+        logits = logits_of((2, 2, vocabulary), [3, 0.1, 30, 300][(n + v) % 4], DTYPES[(n + v) % 3], n)
+        logits[0, 0, 1:2] = -np.inf
+        found = drawn(logits, NOISE, **SETTINGS[n])
+        with using("reference"):
+            assert drawn(logits, NOISE, **SETTINGS[n]) == found
+
+
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+def test_bits_of_threads_and_batches(compiled, threads):
+    logits = logits_of((64, 2, 5000))
+    whole = nf.categorical(logits, NOISE.at(sample=5), info=INFO)
+    alone = [nf.categorical(logits[b : b + 1], NOISE.at(sample=5 + b), info=INFO) for b in (0, 17, 63)]
+    for one, b in zip(alone, (0, 17, 63), strict=True):
+        assert bits(one[0]) == bits(whole[0][b : b + 1])
+        assert all(bits(one[1][name]) == bits(whole[1][name][b : b + 1]) for name in INFO)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_shards_of_the_vocabulary(compiled, shards):
+    """Seen to fail: a shard that counts its tokens from 0, and chunks added from the last on."""
+    logits, info = logits_of((2, 3, 15_000), 2.0), ("log_prob", "log_prob_raw")
+    logits[1, 2, 4096:8192] = -np.inf  # a shard without a token that can win
+    for temperature in (1.0, [0.5, 0.0]):
+        each, n = [], -(-15_000 // 4096 // shards) * 4096 if shards > 1 else 15_000
+        for first in range(0, 15_000, n):
+            part = logits[..., first : first + n]
+            here = NOISE.window((3, 15_000), start=(0, first))
+            found = nf.categorical(part, here, temperature=temperature, info=info, partial=True)
+            each.append(pickle.loads(pickle.dumps(found)))
+        assert len(each) == shards
+        token, known = nf.discrete.combine(each[::-1])
+        expected, whole = nf.categorical(logits, NOISE, temperature=temperature, info=info)
+        assert bits(token) == bits(expected)
+        assert all(bits(known[name]) == bits(whole[name]) for name in info)
+
+
+def test_a_window_of_positions_is_that_of_the_whole(anywhere):
+    logits = logits_of((2, 5, 4, 300))
+    whole = nf.categorical(logits, NOISE)
+    part = nf.categorical(logits[:, 2:4, 1:], NOISE.window((5, 4, 300), start=(2, 1, 0)))
+    assert np.array_equal(part, whole[:, 2:4, 1:])
+    places = 4 * np.arange(2, 4)[:, None] + np.arange(1, 4)
+    assert np.array_equal(nf.categorical(logits[:, 2:4, 1:], NOISE, positions=places), part)
+    last = nf.categorical(logits[:, 0, 0], NOISE, positions=2**14 - 1)
+    assert np.array_equal(last, nf.categorical(logits[:, 0, :1], NOISE.window((2**14, 300), (2**14 - 1, 0)))[:, 0])
+
+
+def test_a_list_of_noises_is_a_seed_for_each_request(anywhere):
+    logits = logits_of((3, 2, 500))
+    noises = [nf.Noise(b << 40, sample=9 - b, step=b) for b in range(3)]
+    together = drawn(logits, noises, temperature=[0.5, 1.0, 0.0])
+    each = [nf.categorical(logits[b : b + 1], noises[b], temperature=t, info=INFO) for b, t in enumerate((0.5, 1, 0))]
+    assert together[0] == bits(np.concatenate([token for token, _ in each]))
+    assert together[1:] == [bits(np.concatenate([info[name] for _, info in each])) for name in INFO]
+
+
+def test_noise_does_not_depend_on_the_vocabulary_or_neighbours(compiled):
+    """Padding of the vocabulary changes no token, and a neighbour's top_k no other row."""
+    logits = logits_of((2, 3, 700))
+    padded = np.full((2, 3, 1024), -np.inf, np.float32)
+    padded[..., :700] = logits
+    assert np.array_equal(nf.categorical(padded, NOISE), nf.categorical(logits, NOISE))
+    assert np.array_equal(nf.categorical(logits, NOISE, top_k=[1, 0])[1], nf.categorical(logits, NOISE)[1])
+
+
+def test_filters_put_minus_infinity_in_place_of_the_others(compiled):
+    """Seen to fail: of equal logits the higher token kept."""
+    logits = np.round(logits_of((2, 20, 300), 1.0), 1)  # with many equal ones
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    p = np.take_along_axis(np.exp(logits.astype(np.float64) / 1.5), order, -1)
+    reached = np.cumsum(p, -1) / p.sum(-1, keepdims=True)
+    for options, kept in (
+        ({"top_k": 11}, np.arange(300) < 11 + np.zeros((2, 20, 1))),
+        ({"top_p": 0.6}, np.concatenate([np.ones((2, 20, 1), bool), reached[..., :-1] < 0.6], -1)),
+    ):
+        left = np.full_like(logits, -np.inf)
+        np.put_along_axis(left, order, np.where(kept, np.take_along_axis(logits, order, -1), -np.inf), -1)
+        found = nf.categorical(logits, NOISE, temperature=1.5, info=("log_prob", "entropy"), **options)
+        expected = nf.categorical(left, NOISE, temperature=1.5, info=("log_prob", "entropy"))
+        assert bits(found[0]) == bits(expected[0])
+        assert all(bits(found[1][name]) == bits(expected[1][name]) for name in found[1])
+
+
+def test_the_page_alone_gives_the_tokens():
+    """docs/noise.md, in other words: exact fractions for U, and logarithms of 40 digits. Seen to fail: stream 14, a
+    position that counts 2^19 tokens, w without w'."""
+    from decimal import Decimal, localcontext
+
+    logits, seed, sample, step = logits_of((1, 2, 40), 2.0), 77, 2**33 + 5, 9
+    tag = 13 << 24 | sample >> 32
+    for position in range(2):
+        element = (position << 20) + np.arange(40)
+        counter = np.stack([element >> 2, *np.broadcast_arrays(np.full(40, step), sample % 2**32, tag)], -1)
+        w, low = (
+            nf.philox4x32(counter + np.array([0, 0, 0, bit << 31]), [seed, 0])[np.arange(40), element & 3]
+            for bit in (0, 1)
+        )
+        with localcontext() as context:
+            context.prec = 40
+            scores = []
+            for x, upper, lower in zip(logits[0, position].tolist(), w.tolist(), low.tolist(), strict=True):
+                u = Decimal(2 * (2**32 * upper + lower) + 1) / Decimal(2**65)
+                scores.append(Decimal(x) / Decimal("0.75") - (-u.ln()).ln())
+        noise = nf.Noise(seed, sample=sample, step=step)
+        assert nf.categorical(logits, noise, temperature=0.75)[0, position] == scores.index(max(scores))
+
+
+def test_scores_near_one_keep_their_digits():
+    """The best words differ in w' alone: with 32 bits all of them would be equal."""
+    w, low = np.full(4, 2**32 - 1, np.uint32), np.array([0, 2**31, 2**32 - 2, 2**32 - 1], np.uint32)
+    found = SPEC.race_score(np.zeros(4, np.float32), np.float64(1), w, low)
+    exact = [-math.log(2 * (2**32 - v - 0.5) / 2**64) for v in low.tolist()]
+    assert np.allclose(found, exact, rtol=1e-9, atol=0)
+
+
+# ---- what is known of a draw -------------------------------------------------------------------------------
+
+
+def exact(logits, temperature):
+    """Returns float64's log-probabilities of rows."""
+    x = logits.astype(np.float64) / temperature
+    x -= x.max(-1, keepdims=True)
+    return x - log_sum(x)
+
+
+def log_sum(x):
+    """Returns log sum exp of rows whose largest is 0, to the last digits also where it is near 0."""
+    flat = x.reshape(-1, x.shape[-1])
+    rest = [math.fsum([*np.exp(row).tolist(), -1.0]) for row in flat]
+    return np.log1p(np.array(rest)).reshape(*x.shape[:-1], 1)
+
+
+def ulps(found, expected):
+    """Returns the distance from numbers rounded to float32, in units of their last place; 2^-50 is let pass."""
+    rounded = expected.astype(np.float32)
+    error = np.maximum(abs(found.astype(np.float64) - rounded) - 2.0**-50, 0)
+    return (error / np.spacing(np.maximum(abs(rounded), np.float32(2.0**-126)))).max(initial=0)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 4.0, 40.0, 3000.0])
+def test_log_probabilities_and_entropies(compiled, scale):
+    """Within 2 ulp of float64's. Seen to fail: sums in float32, and temperatures of one float32."""
+    for temperature in (1.0, 0.6, 7.0):
+        for vocabulary in (2, 300, 20_000):
+            logits = logits_of((3, 4, vocabulary), scale, seed=vocabulary)
+            token, info = nf.categorical(logits, NOISE, temperature=temperature, info=INFO)
+            known, raw = exact(logits, temperature), exact(logits, 1.0)
+            assert ulps(info["log_prob"], at(known, token)) <= 2
+            assert ulps(info["log_prob_raw"], at(raw, token)) <= 2
+            p = np.exp(known)
+            entropy = -np.array([math.fsum(row) for row in (p * known).reshape(12, -1).tolist()]).reshape(3, 4)
+            assert ulps(info["entropy"], entropy) <= 2
+            first, second = np.moveaxis(np.sort(p, -1)[..., -2:][..., ::-1], -1, 0)
+            assert np.allclose(info["margin"], first - second, rtol=1e-6, atol=1e-7)
+            assert np.array_equal(info["rank"], (logits > at(logits, token)[..., None]).sum(-1))
+
+
+def at(x, token):
+    return np.take_along_axis(x, token[..., None], -1)[..., 0]
+
+
+def test_equal_logits(compiled):
+    """Seen to fail: ranks that count equal logits of higher tokens."""
+    logits = np.zeros((1, 1000), np.float32)
+    token, info = nf.categorical(logits, NOISE, info=INFO)
+    assert info["rank"] == token
+    assert info["margin"] == 0
+    assert info["entropy"] == np.float32(math.log(1000))
+    assert info["log_prob"] == -info["entropy"]
+
+
+def test_temperature_0_takes_the_largest(compiled):
+    logits = np.zeros((2, 3, 5000), np.float32)
+    logits[0, :, [4999, 70]] = 1
+    token, info = nf.categorical(logits, NOISE, temperature=0, info=INFO)
+    assert token.tolist() == [[70] * 3, [0] * 3]
+    assert np.array_equal(info["log_prob"], np.zeros((2, 3)))
+    assert np.allclose(info["entropy"][1], math.log(5000))
+    assert np.allclose(np.exp(info["log_prob_raw"][0]), math.e / (2 * math.e + 4998))
+
+
+def test_infinities(anywhere):
+    logits = np.full((1, 3, 200), -np.inf, np.float32)
+    logits[0, 0, [150, 180]] = np.inf
+    logits[0, 1, 7] = -1e38
+    logits[0, 2] = 3e38
+    token, info = nf.categorical(logits, NOISE, info=INFO)
+    assert token[0, :2].tolist() == [150, 7]
+    assert [info[name][0, :2].tolist() for name in INFO] == [[0, 0], [0, 0], [0, 0], [1, 1], [0, 0]]
+    assert np.allclose(info["entropy"][0, 2], math.log(200))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_where_leaves_rows_unread(anywhere, dtype):
+    logits = logits_of((2, 3, 90), dtype=dtype)
+    where = np.array([[True, False, True], [False, True, False]])
+    whole = nf.categorical(logits, NOISE)
+    logits[~where] = np.nan
+    assert np.array_equal(nf.categorical(logits, NOISE, where=where), np.where(where, whole, -1))
+    out = np.full((2, 3), 99)
+    assert nf.categorical(logits, NOISE, where=where, out=out) is out
+    assert np.array_equal(out, np.where(where, whole, 99))
+
+
+def test_shapes_and_dtypes(anywhere):
+    logits = logits_of((2, 3, 50))
+    token = nf.categorical(logits, NOISE)
+    assert (token.dtype, token.shape) == (np.int64, (2, 3))
+    narrow = nf.categorical(logits, NOISE, dtype=np.int32)
+    assert narrow.dtype == np.int32
+    assert np.array_equal(narrow, token)
+    one = nf.categorical(logits[0, 0], NOISE)
+    assert one.shape == ()
+    assert one == token[0, 0]
+    assert nf.categorical(logits[:0], NOISE).shape == (0, 3)
+    assert nf.categorical(logits[:, :0], NOISE, info="rank")[1]["rank"].shape == (2, 0)
+    assert np.array_equal(nf.categorical(logits[:, :, ::2], NOISE), nf.categorical(logits[:, :, ::2].copy(), NOISE))
+
+
+# ---- the distribution --------------------------------------------------------------------------------------
+
+
+def chi_square(token, p):
+    """Returns how many standard deviations chi-square lies from its mean."""
+    expected = p * token.size
+    found = np.bincount(token.ravel(), minlength=p.size)
+    return (((found - expected) ** 2 / expected).sum() - (p.size - 1)) / math.sqrt(2 * (p.size - 1))
+
+
+def counts(logits, draws, **options):
+    """Returns draws of one row, 64 positions of a sample each."""
+    rows = np.broadcast_to(logits, (draws // 64, 64, logits.size))
+    return nf.categorical(rows, nf.Noise(2026), **options)
+
+
+DISTRIBUTIONS = [
+    pytest.param(15, id="2^15"),
+    pytest.param(24, id="2^24", marks=pytest.mark.release),
+]
+
+
+@pytest.mark.parametrize("log2", DISTRIBUTIONS)
+@pytest.mark.parametrize("vocabulary", [2, 50, 1000])
+def test_frequencies(log2, vocabulary):
+    """Seen to fail: words of 31 bits, the exponential of a lower temperature, a bound that prunes 1 % too much."""
+    logits = logits_of(vocabulary, 1.0, seed=vocabulary)
+    for options in ({}, {"temperature": 0.7}, {"top_k": vocabulary // 2 + 1}, {"top_p": 0.9, "temperature": 1.2}):
+        left = logits / np.float32(options.get("temperature", 1.0))
+        order = np.argsort(-left)
+        p = np.exp(left - left.max()).astype(np.float64)
+        if "top_k" in options:
+            p[order[options["top_k"] :]] = 0
+        if "top_p" in options:
+            reached = np.cumsum(p[order]) / p.sum()
+            p[order[1:][reached[:-1] >= 0.9]] = 0
+        token = counts(logits, 2**log2 if vocabulary < 1000 else 2 ** (log2 - 2), **options)
+        kept = np.flatnonzero(p)
+        place = np.full(vocabulary, -1)
+        place[kept] = np.arange(len(kept))
+        assert (place[token] >= 0).all()
+        if len(kept) > 1:
+            assert abs(chi_square(place[token], p[kept] / p.sum())) < 5
+
+
+@pytest.mark.slow
+def test_frequencies_of_a_large_vocabulary():
+    """2^18 draws of 126,464 tokens, in cells of equal probability."""
+    logits = logits_of(126_464, 2.0)
+    p = np.exp(logits.astype(np.float64))
+    cell = np.minimum((np.cumsum(p) / p.sum() * 256).astype(int), 255)
+    expected = np.bincount(cell, p) / p.sum()
+    token = [
+        nf.categorical(np.broadcast_to(logits, (64, logits.size)), nf.Noise(3, sample=64 * n)) for n in range(4096)
+    ]
+    assert abs(chi_square(cell[np.concatenate(token)], expected)) < 5
+
+
+@pytest.mark.slow
+def test_the_tail_is_drawn():
+    """262,144 tokens of 2^-33 beside one of nearly 1: of 2^20 draws 32 are expected. (vLLM's test of its sampler:
+    uniforms of 24 bits give none.)"""
+    tail = 2**18
+    logits = np.full(tail + 1, math.log(2.0**-33), np.float32)
+    logits[tail // 2] = 0
+    rows, found = np.broadcast_to(logits, (64, logits.size)), 0
+    for n in range(2**14):
+        found += np.count_nonzero(nf.categorical(rows, nf.Noise(5, sample=64 * n)) != tail // 2)
+    expected = 2**20 * tail * float(Fraction(1, 2**33))
+    assert abs(found - expected) < 5 * math.sqrt(expected)
+
+
+def test_neighbours_are_independent():
+    token = nf.categorical(np.zeros((1024, 64, 2), np.float32), nf.Noise(11)).astype(float) - 0.5
+    for a, b in ((token[1:], token[:-1]), (token[:, 1:], token[:, :-1])):
+        assert abs((4 * a * b).mean()) * math.sqrt(a.size) < 5
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------
+
+LOGITS = np.zeros((2, 3, 5000), np.float32)
+draw = nf.categorical
+BAD = {
+    "a list": (TypeError, "logits: expected an array", lambda o: draw([0.0], NOISE)),
+    "integers": (TypeError, "logits: dtype int64", lambda o: draw(LOGITS.astype(int), NOISE, out=o)),
+    "float64": (TypeError, "logits: dtype float64", lambda o: draw(LOGITS.astype(float), NOISE, out=o)),
+    "no axis": (ValueError, "in the last axis", lambda o: draw(np.float32(0), NOISE)),
+    "no token": (ValueError, "1 to 2.20 tokens in the last axis, got 0", lambda o: draw(LOGITS[..., :0], NOISE)),
+    "too many": (
+        OverflowError, "got 1048577",
+        lambda o: draw(np.broadcast_to(np.float32(0), (1, 2**20 + 1)), NOISE),
+    ),
+    "positions beyond": (OverflowError, "positions: 16384", lambda o: draw(LOGITS, NOISE, positions=[0, 1, 2**14])),
+    "positions counted": (
+        OverflowError, "positions: 16384", lambda o: draw(np.zeros((1, 2**14 + 1, 1), np.float32), NOISE)
+    ),
+    "positions floats": (TypeError, "positions: expected integers", lambda o: draw(LOGITS, NOISE, positions=0.5)),
+    "positions shape": (ValueError, "positions: .*broadcasts", lambda o: draw(LOGITS, NOISE, positions=[1, 2])),
+    "no noise": (TypeError, "noise: expected a Noise", lambda o: draw(LOGITS, 7)),
+    "array": (TypeError, "noise: expected a Noise", lambda o: draw(LOGITS, LOGITS)),
+    "stream": (ValueError, "takes stream 0, got 5", lambda o: draw(LOGITS, NOISE.at(stream=5), out=o)),
+    "noises": (ValueError, "one Noise for each of 2", lambda o: draw(LOGITS, [NOISE] * 3, out=o)),
+    "temperature": (ValueError, "temperature = -1.0", lambda o: draw(LOGITS, NOISE, temperature=-1, out=o)),
+    "temperature nan": (ValueError, "temperature = nan", lambda o: draw(LOGITS, NOISE, temperature=[1, np.nan])),
+    "temperature shape": (ValueError, "2 samples, got shape .3,", lambda o: draw(LOGITS, NOISE, temperature=[1, 1, 1])),
+    "temperature text": (TypeError, "temperature: expected numbers", lambda o: draw(LOGITS, NOISE, temperature="x")),
+    "top_k": (ValueError, "top_k = -1", lambda o: draw(LOGITS, NOISE, top_k=-1, out=o)),
+    "top_k float": (TypeError, "top_k: expected integers", lambda o: draw(LOGITS, NOISE, top_k=2.0, out=o)),
+    "top_p": (ValueError, "top_p = 0.0", lambda o: draw(LOGITS, NOISE, top_p=0.0, out=o)),
+    "top_p beyond": (ValueError, "top_p = 1.5", lambda o: draw(LOGITS, NOISE, top_p=[1, 1.5], out=o)),
+    "info": (ValueError, "info: 'logprob'.*log_prob", lambda o: draw(LOGITS, NOISE, info="logprob", out=o)),
+    "where": (TypeError, "where: expected bool", lambda o: draw(LOGITS, NOISE, where=np.ones((2, 3)), out=o)),
+    "dtype": (TypeError, "dtype uint8: expected int64", lambda o: draw(LOGITS, NOISE, dtype=np.uint8)),
+    "out": (ValueError, "out: expected shape", lambda o: draw(LOGITS, NOISE, out=np.zeros(2, int))),
+    "a part": (
+        ValueError, "partial=True",
+        lambda o: draw(LOGITS, NOISE.window((3, 10_000), start=(0, 4096)), out=o),
+    ),
+    "part of a chunk": (
+        ValueError, "chunks of 4096",
+        lambda o: draw(LOGITS, NOISE.window((3, 10_000), start=(0, 4000)), partial=True),
+    ),
+    "top_k of a part": (ValueError, "top_k, top_p", lambda o: draw(LOGITS, NOISE, top_k=3, partial=True)),
+    "rank of a part": (ValueError, "info: 'rank'", lambda o: draw(LOGITS, NOISE, info="rank", partial=True)),
+    "parts": (TypeError, "combine: expected results", lambda o: nf.discrete.combine([3])),
+    "no parts": (ValueError, "combine: expected at least one", lambda o: nf.discrete.combine([])),
+    "gap": (
+        ValueError, "combine: expected tokens from 0",
+        lambda o: nf.discrete.combine([nf.categorical(LOGITS, NOISE.window((3, 9096), (0, 4096)), partial=True)]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    kind, message, call = BAD[name]
+    out = np.full((2, 3), 99)
+    with pytest.raises(kind, match=message):
+        call(out)
+    assert (out == 99).all()
+
+
+def test_bad_rows(anywhere):
+    """Seen to fail: a NaN in the last vector of a row alone."""
+    for place in (0, 63, 4999):
+        logits = LOGITS.copy()
+        logits[1, 2, place] = np.nan
+        with pytest.raises(ValueError, match=r"logits\[1, 2\]: has a NaN"):
+            nf.categorical(logits, NOISE)
+    logits = LOGITS.copy()
+    logits[0, 1] = -np.inf
+    for options in ({}, {"temperature": 0}, {"top_k": 3}):
+        with pytest.raises(ValueError, match=r"logits\[0, 1\]: has no logit above -inf"):
+            nf.categorical(logits, NOISE, **options)
