@@ -740,7 +740,7 @@ MENU: dict[str, Entry] = {
     "uni_pc": Entry("", "", note="other steps near the end; `samplers.unipc`"),
     "uni_pc_bh2": Entry("", "", note="likewise"),
 }
-"""ComfyUI's menu of samplers: for each of its names an `Entry`. ``sample_NAME`` is the function, where there is one."""
+"""ComfyUI's menu of samplers, an `Entry` for each of its names. ``sample_NAME`` is the function, where there is one."""
 
 _CROWSON, _KARRAS = "k-diffusion's own method (Crowson 2022).", "with the churn of Karras et al. 2022, algorithm 2."
 _TO_THE_END = "Lu et al. 2022, section 5, with steps of second order to the end."

@@ -124,7 +124,8 @@ def categorical(
         out: an array of the rows' shape for the tokens.
 
     Returns:
-        The tokens, or with info (tokens, {name: array of the rows' shape}), float32, the rank int32; or a `Partial`.
+        The tokens, or with info the pair (tokens, info), a dict from each name to an array of the rows' shape, float32,
+        the rank int32; or a `Partial`.
 
     Raises:
         ValueError: a row has a NaN, or no logit above -inf: such a row is found as it is read, and `out` is then
@@ -187,7 +188,7 @@ def combine(partials: Sequence[Partial], *, dtype: Any = None) -> Any:
         dtype: of the tokens, int64 or int32.
 
     Returns:
-        What `categorical` returns for the whole logits: tokens, or (tokens, info).
+        What `categorical` returns for the whole logits, tokens or (tokens, info).
 
     Raises:
         TypeError: they are no parts.

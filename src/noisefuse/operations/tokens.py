@@ -66,7 +66,7 @@ def q_mask(
         out: an array of ids' shape and dtype to write x_t to, C-contiguous; it may be ids itself.
 
     Returns:
-        (x_t, masked): the tokens, and a bool for each that says whether it is masked, both of ids' kind and shape.
+        The pair (x_t, masked), the tokens, and a bool for each that says whether it is masked, of ids' kind and shape.
 
     Raises:
         TypeError, ValueError, OverflowError: the message says what was given and what was expected; nothing is written
@@ -139,7 +139,8 @@ def q_uniform(
             2^64).
 
     Returns:
-        (x_t, changed): the tokens, and a bool for each that says whether it was drawn anew, of ids' kind and shape.
+        The pair (x_t, changed), the tokens, and a bool for each that says whether it was drawn anew, of ids' kind and
+        shape.
 
     Raises:
         TypeError, ValueError, OverflowError: the message says what was given and what was expected; nothing is written
