@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A call as bytes: Python packs (call/packed.py, cuda/launches.py) what C++ declares (core/call.h, launch.h).
 
-Seen to fail: `row` and `total` of a Launch swapped in Python, `seed` and `sample` of a Field in C++, a double in place
+Seen to fail: `top_k` and `top_p` of a Race swapped in Python, `row` and `total` of a Launch swapped in Python, `seed` and `sample` of a Field in C++, a double in place
 of `n_losses`, one more enumerator or field in C++ or in Python, half types in another order, one more axis.
 """
 
@@ -16,6 +16,7 @@ from noisefuse.language.rows import COLUMNS, Z
 ROOT = Path(__file__).parents[2]
 SHORT = launches.SHORT | {"uint8": "u8", "uint16": "u16"}
 RECORDS = {"Field": packed.FIELD, "Call": packed.CALL, "RoundKeys": launches.KEYS, "Launch": launches.LAUNCH}
+RECORDS |= {"Race": packed.RACE, "CrossEntropy": packed.CROSS_ENTROPY}
 ENUMS = {"DType": {SHORT[name]: code for name, code in packed.DTYPES.items()}, "Draw": packed.DRAWS}
 CONSTANTS = {
     "kAxes": description.AXES,
@@ -23,13 +24,15 @@ CONSTANTS = {
     "kColumns": COLUMNS,
     "kLossChunk": description.LOSS_CHUNK,
     "kThreads": launches.THREADS,
+    "kTokens": description.TOKENS,
+    "kTokenBits": description.TOKEN_BITS,
 }
 
 PROGRAM = """
 #include <cstddef>
 #include <iostream>
 #include <type_traits>
-#include "core/loss.h"
+#include "core/race.h"
 #include "cuda/launch.h"
 
 template <class Array>
