@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A call as bytes: Python packs (call/packed.py, cuda/launches.py) what C++ declares (core/call.h, launch.h).
 
-Seen to fail: `top_k` and `top_p` of a Race swapped in Python, `row` and `total` of a Launch swapped in Python, `seed` and `sample` of a Field in C++, a double in place
-of `n_losses`, one more enumerator or field in C++ or in Python, half types in another order, one more axis.
+Seen to fail: `row` and `total` of a Launch swapped in Python, `seed` and `sample` of a Field in C++, a double in place
+of `n_losses`, one more enumerator or field in C++ or in Python, half types in another order, one more axis, `each` and
+`type` of a Race swapped.
 """
 
 import os
