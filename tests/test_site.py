@@ -115,7 +115,7 @@ def test_pages_in_a_browser(tmp_path):
 
     Seen to fail: a picture of another name, a table without its wrapper, a table of eight columns, a line of 100.
     """
-    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("needs Chromium")
     pytest.importorskip("sphinx")
@@ -134,5 +134,6 @@ def test_pages_in_a_browser(tmp_path):
         finally:
             process.terminate()
             server.shutdown()
+            server.server_close()
     assert said["pages"] == len(pages) > 40
     assert said["wrong"] == []

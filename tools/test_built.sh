@@ -50,6 +50,10 @@ installed() {
         "$tmp/$name/bin/noisefuse" info
         "$tmp/$name/bin/python" -c "import noisefuse; got = noisefuse.info()['backend']; assert got == '$backend', got"
         "$tmp/$name/bin/noisefuse" selftest --level quick --seed 1
+        if [ "$backend" = native ]; then
+            headers=$("$tmp/$name/bin/python" -c 'import noisefuse; print(noisefuse.get_include())')
+            ls "$headers"/noisefuse.h "$headers"/noisefuse-config.cmake "$headers"/core/normal.h "$headers"/cpu/lane_scalar.h
+        fi
     )
     "$tmp/$name/bin/pip" install -q ml_dtypes pytest
     (

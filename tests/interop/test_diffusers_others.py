@@ -21,7 +21,7 @@ from diffusers.utils.torch_utils import randn_tensor  # noqa: E402
 
 from noisefuse.interop import diffusers as ours  # noqa: E402
 from noisefuse.interop.diffusers import engine  # noqa: E402
-from test_interop_diffusers import LOOP, OTHERS, SHAPE, difference, said  # noqa: E402
+from test_interop_diffusers import LOOP, OTHERS, SHAPE, Case, difference, need_generators, said, their_noise  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -408,6 +408,7 @@ def tokens(scheduler, noise, x, strength=0.8):
 def test_tokens_agree(config, dtype):
     """Values, counters and generators are theirs, and float32 for all dtypes. Seen to fail: rows of one run in the next
     one, of other sigmas; float64 for a float64 sample."""
+    need_generators(Case("FlowMatchEulerDiscreteScheduler", config))
     both = pair("FlowMatchEulerDiscreteScheduler", 10, **config)
     for n in (10, 4):
         drawn, results = generators(), []
@@ -432,7 +433,7 @@ def test_tokens_draw_by_position(monkeypatch):
     theirs, mine = pair("FlowMatchEulerDiscreteScheduler", 6, stochastic_sampling=True)
     noise, drawn, x = nf.Noise(7, sample=5, step=100), iter(range(100, 106)), start((2, 9, 5))
     field = lambda: torch.from_numpy(nf.randn((2, 9, 5), noise.at(step=next(drawn), stream=3)))  # noqa: E731
-    monkeypatch.setattr(inspect.getmodule(type(theirs)), "randn_tensor", lambda *args, **kwargs: field())
+    their_noise(monkeypatch, "FlowMatchEulerDiscreteScheduler", field)
     expected, found = tokens(theirs, None, x), tokens(mine, noise, x)
     the_same(expected, found, LOOP)
     mine.set_timesteps(6)

@@ -50,7 +50,7 @@ def q_mask(
     out: Array | None = None,
 ) -> tuple[Any, Any]:
     """Masks each token with probability p: the forward process of masked diffusion, q(x_t | x_0) with alpha_t = 1 - p
-    (Sahoo et al. 2024, "Simple and effective masked diffusion language models", equation 4; Austin et al. 2021, D3PM's
+    (Sahoo et al. 2024, "Simple and effective masked diffusion language models", section 3.1; Austin et al. 2021, D3PM's
     absorbing state; LLaDA's ``forward_process``).
 
     Args:

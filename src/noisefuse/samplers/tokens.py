@@ -127,7 +127,7 @@ def remdm(
 ) -> TokenTable:  # fmt: skip
     """Masked diffusion that masks tokens again: a token becomes the mask with probability sigma, and a mask its drawn
     token with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), so that the marginals stay (Wang et al.
-    2025, "Remasking discrete diffusion models with inference-time scaling", equation 6).
+    2025, "Remasking discrete diffusion models with inference-time scaling", section 3).
 
     Args:
         eta: from 0, which is `mdlm`, to 1: how many tokens become masks again.
@@ -250,7 +250,7 @@ def sedd(
 ) -> TokenTable:  # fmt: skip
     """Tau-leaping for scores of masked tokens: a mask becomes y with probability h sigma'(t) s(y), s the network's
     ratios and sigma = -ln(1 - p) (Lou et al. 2024, "Discrete diffusion modeling by estimating the ratios of the data
-    distribution", equation 17). The logits are log s.
+    distribution", section 4). The logits are log s.
 
     Args:
         steps: how many steps. One more model call, the last, reveals what is left.
@@ -328,7 +328,7 @@ def entropy_bound(
 ) -> TokenTable:  # fmt: skip
     """Takes, in each step, the drawn tokens of the positions of least entropy whose entropies, without the largest, add
     up to at most `bound` (Ben-Hamu et al. 2025, "Accelerated sampling from masked diffusion models via entropy bounded
-    unmasking", equation 8). With vocabulary the others are drawn anew, as in diffusers' ``EntropyBoundScheduler``;
+    unmasking"). With vocabulary the others are drawn anew, as in diffusers' ``EntropyBoundScheduler``;
     with mask_id they stay masks.
 
     Args:
