@@ -282,7 +282,8 @@ def _churned(
     n, most = len(levels) - 1, math.sqrt(2) - 1
     raised = [level * (1 + min(s_churn / n, most) * (s_tmin <= level <= s_tmax)) for level in levels[:-1]]
     added = [s_noise * math.sqrt(up**2 - level**2) for up, level in zip(raised, levels, strict=False)]
-    ahead, own = 1, dict[str, Any]()
+    ahead: int = 1
+    own: dict[str, Any] = {}
     if method is nf.samplers.heunpp2:  # its steps look two levels further, and weigh them by the whole run's first one
         ahead, own = 3, {"sigma_0": levels[0]}
     tables = [_of(method, (up, *levels[i : i + ahead]), **own) for i, up in enumerate(raised, 1)]
