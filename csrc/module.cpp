@@ -71,11 +71,14 @@ PyObject* py_mask(PyObject*, PyObject* const* arguments, Py_ssize_t n) {
     return run_call(true, run) ? Py_NewRef(Py_None) : nullptr;
 }
 
-// race(bytes of a Race), without the GIL.
-PyObject* py_race(PyObject*, PyObject* bytes) {
-    Race race;
-    if (!unpack(bytes, race, "Race")) return nullptr;
-    return run_call(true, [&](const GoOn& go_on) { return run_race(race, go_on); }) ? Py_NewRef(Py_None) : nullptr;
+// Runs the call that the bytes describe, without the GIL.
+template <class Described, bool (*run)(const Described&, const GoOn&)>
+PyObject* py_described(PyObject*, PyObject* bytes) {
+    Described call;
+    if (!PyBytes_Check(bytes) || PyBytes_GET_SIZE(bytes) != Py_ssize_t{sizeof call})
+        return PyErr_Format(PyExc_TypeError, "expected %zu bytes", sizeof call);
+    std::memcpy(&call, PyBytes_AS_STRING(bytes), sizeof call);
+    return run_call(true, [&](const GoOn& go_on) { return run(call, go_on); }) ? Py_NewRef(Py_None) : nullptr;
 }
 
 PyObject* py_empty(PyObject*, PyObject* args) {
@@ -173,7 +176,8 @@ PyCFunction fast_call(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssiz
 
 PyMethodDef methods[] = {{"run", fast_call(py_run), METH_FASTCALL, nullptr},
                          {"mask", fast_call(py_mask), METH_FASTCALL, nullptr},
-                         {"race", py_race, METH_O, nullptr},
+                         {"race", py_described<Race, run_race>, METH_O, nullptr},
+                         {"cross_entropy", py_described<CrossEntropy, run_cross_entropy>, METH_O, nullptr},
                          {"empty", py_empty, METH_VARARGS, nullptr},
                          {"philox", py_philox, METH_VARARGS, nullptr},
                          {"copy", fast_call(py_copy), METH_FASTCALL, nullptr},

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -15,6 +16,7 @@ namespace nf {
 namespace {
 
 constexpr int64_t kTokensAtOnce = 1 << 15;  // for one thread: some 20 microseconds
+int64_t rows_at_once(int64_t n) { return std::max<int64_t>(1, kTokensAtOnce / std::max<int64_t>(n, 1)); }
 
 // What the chunks of a row say of its softmax, in units of the largest term.
 struct RowSums {
@@ -36,6 +38,12 @@ struct RowSums {
         return static_cast<float>(std::fma(static_cast<double>(x) - static_cast<double>(most), beta, -ln));
     }
 };
+
+float logit(const RaceRow& r, int64_t i) {
+    if (r.type == DType::f32) return static_cast<const float*>(r.x)[i];
+    const uint16_t half = static_cast<const uint16_t*>(r.x)[i];
+    return r.type == DType::f16 ? half_to_float(half) : bfloat16_to_float(half);
+}
 
 struct Candidate {
     float x;
@@ -267,11 +275,6 @@ class Rows {
         cut();
     }
 
-    static float logit(const RaceRow& r, int64_t i) {
-        if (r.type == DType::f32) return static_cast<const float*>(r.x)[i];
-        const uint16_t half = static_cast<const uint16_t*>(r.x)[i];
-        return r.type == DType::f16 ? half_to_float(half) : bfloat16_to_float(half);
-    }
     static int32_t rank(const RaceRow& all, const RaceRow& r) {
         int32_t before = 0;
         const auto place = static_cast<int64_t>(r.token - all.first);
@@ -283,12 +286,68 @@ class Rows {
     }
 };
 
+// The loss of one row, and its gradient while the row lies in the caches.
+void cross_entropy(const CrossEntropy& c, int64_t row) {
+    const int64_t bytes = c.n * bytes_of(c.type);
+    char* const gradient = c.gradient ? static_cast<char*>(c.gradient) + row * bytes : nullptr;
+    if (!c.masked[row]) {
+        c.loss[row] = 0;
+        if (gradient) std::memset(gradient, 0, static_cast<size_t>(bytes));
+        return;
+    }
+    float largest[kMostChunks];
+    double sums[kMostChunks];
+    RaceRow r{};
+    r.type = c.type;
+    r.x = static_cast<const char*>(c.x) + row * bytes;
+    r.n = c.n;
+    r.wanted = kPlain;
+    r.scale = scale_of(1.0);
+    r.chunk_largest = largest;
+    r.plain = sums;
+    kernels().race(r);
+    const bool finite = !r.bad && r.largest > -INFINITY && r.largest < INFINITY;
+    double factor = NAN, at_id = NAN;
+    c.loss[row] = NAN;
+    if (finite) {
+        const RowSums softmax(chunks_of(c.n), largest, r.largest, 1.0, sums, nullptr);
+        const double behind = static_cast<double>(logit(r, c.id[row])) - static_cast<double>(r.largest);
+        c.loss[row] = softmax.ln - behind;
+        const double scale = c.weight[row * c.weight_step] * c.upstream[row * c.upstream_step] / c.mean_of;
+        const Terms terms(r.scale, r.largest);
+        factor = scale / (static_cast<double>(terms.term<Scalar>(r.largest - terms.shift)) * softmax.total);
+        at_id = scale * (exp_of(-c.loss[row]) - 1);
+    } else {
+        r.largest = 0;
+    }
+    if (!gradient) return;
+    r.wanted = kGradient;
+    r.gradient = gradient;
+    r.factor = static_cast<float>(factor);
+    kernels().race(r);
+    const auto value = static_cast<float>(at_id);
+    if (c.type == DType::f32)
+        reinterpret_cast<float*>(gradient)[c.id[row]] = value;
+    else
+        reinterpret_cast<uint16_t*>(gradient)[c.id[row]] =
+            c.type == DType::f16 ? float_to_half(value) : float_to_bfloat16(value);
+}
+
 }  // namespace
 
 bool run_race(const Race& race, const GoOn& go_on) {
     Rows rows(race);
-    const int64_t at_once = std::max<int64_t>(1, kTokensAtOnce / std::max<int64_t>(race.x ? race.n : race.chunks, 1));
-    return parallel_for(race.rows, at_once, [&](int64_t begin, int64_t end) { rows.range(begin, end); }, go_on);
+    return parallel_for(
+        race.rows, rows_at_once(race.x ? race.n : race.chunks),
+        [&](int64_t begin, int64_t end) { rows.range(begin, end); }, go_on);
+}
+
+bool run_cross_entropy(const CrossEntropy& call, const GoOn& go_on) {
+    const auto range = [&](int64_t begin, int64_t end) {
+        const FloatMode mode;
+        for (int64_t row = begin; row < end; ++row) cross_entropy(call, row);
+    };
+    return parallel_for(call.rows, rows_at_once(call.n), range, go_on);
 }
 
 }  // namespace nf

@@ -180,6 +180,17 @@ def categorical(dtype):
         yield from (token, *known.values())
 
 
+def masked_cross_entropy(dtype):
+    for k, n in enumerate((61, 4099, 13)):
+        logits = (8 * data((3, 4, n), np.dtype(np.float32), 7 * k)).astype(dtype)
+        ids, masked = word(np.arange(12)).reshape(3, 4) % n, np.arange(12).reshape(3, 4) % 3 != k
+        weight, upstream = (1 + np.arange(3))[:, None] / 4, np.arange(12.0).reshape(3, 4) / 8
+        yield from nf.masked_cross_entropy(logits, ids, masked, weight, upstream=0.75, grad_out=True)
+        options = {"reduction": "none", "upstream": upstream, "grad_out": True}
+        yield from nf.masked_cross_entropy(logits, ids, masked, weight, **options)
+
+
+SINGLE = {name: DTYPES[name] for name in ("float32", "float16", "bfloat16")}
 TOKENS = {name: np.dtype(name) for name in ("int64", "int32", "uint8", "uint16")}
 ALL = DTYPES | {"uint8": np.dtype(np.uint8), "uint16": np.dtype(np.uint16)}
 
@@ -221,7 +232,8 @@ OPERATIONS = {
     "interval": (interval, DTYPES),
     "q_mask": (q_mask, TOKENS),
     "q_uniform": (q_uniform, {"int64": TOKENS["int64"]}),
-    "categorical": (categorical, {name: DTYPES[name] for name in ("float32", "float16", "bfloat16")}),
+    "categorical": (categorical, SINGLE),
+    "masked_cross_entropy": (masked_cross_entropy, SINGLE),
 }
 LINES = [(operation, name) for operation, (_, dtypes) in OPERATIONS.items() for name in dtypes]
 

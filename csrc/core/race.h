@@ -44,11 +44,12 @@ double score_of(float x, double beta, uint32_t w, uint32_t v) {
 
 // What to find out about a row.
 enum Wanted : uint32_t {
-    kDraw = 1,      // the winner of the race; without it the first of the largest
-    kPlain = 2,     // the sums of e^x
-    kTempered = 4,  // the sums of e^(x / temperature)
-    kSpread = 8,    // with kTempered: of their products with largest - x
-    kSecond = 16,   // the second largest
+    kDraw = 1,       // the winner of the race; without it the first of the largest
+    kPlain = 2,      // the sums of e^x
+    kTempered = 4,   // the sums of e^(x / temperature)
+    kSpread = 8,     // with kTempered: of their products with largest - x
+    kSecond = 16,    // the second largest
+    kGradient = 32,  // this alone: writes e^x times `factor`, in units of the largest term
 };
 
 }  // namespace
@@ -71,6 +72,9 @@ struct RaceRow {
     // For each chunk of 4,096: the largest, and sums over e^largest.
     float* chunk_largest;
     double *plain, *tempered, *spread;
+
+    void* gradient;  // of x's type
+    float factor;
 };
 
 using RaceKernel = void(RaceRow&);
@@ -95,6 +99,22 @@ struct Race {
     int64_t chunks;
     DType type;
     int32_t each, field_per_sample, token_is_32;
+};
+
+// Cross entropies of rows, and their gradient with respect to x: of row i, c (softmax - (1 at the token id)), with
+// c = weight upstream / n.
+struct CrossEntropy {
+    int64_t rows, n;
+    const void* x;
+    const int64_t* id;
+    const uint8_t* masked;            // which rows count; the others have the loss 0
+    const double *weight, *upstream;  // one for each row, or one for all where the step is 0
+    int64_t weight_step, upstream_step;
+    double* loss;    // (rows), without weights
+    void* gradient;  // of x's type, or null
+    double mean_of;
+    DType type;
+    int32_t padding;
 };
 
 }  // namespace nf

@@ -9,6 +9,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "float_mode.h"
 #include "lane_scalar.h"
@@ -44,12 +45,13 @@ template <DType type>
     };
     int i = 0;
     for (; i + kW <= n; i += kW) Lane::store(to + i, number(p + i));
-    if (i == n) return;
+    const int left = n - i;
+    if (left <= 0) return;
     uint16_t last[kW] = {};
-    std::memcpy(last, p + i, size_t(n - i) * 2);
+    std::memcpy(last, p + i, size_t(left) * 2);
     alignas(64) float numbers[kW];
     Lane::store(numbers, number(last));
-    std::memcpy(to + i, numbers, size_t(n - i) * 4);
+    std::memcpy(to + i, numbers, size_t(left) * 4);
 }
 
 // Asks for the memory of the next chunk, a part of it for each group of this one: between its passes nothing else
@@ -262,13 +264,83 @@ template <bool spread, bool unit>
     }
 }
 
+// Reads the chunks of a row.
+class Reader {
+  public:
+    Chunk chunk;
+
+    explicit Reader(const RaceRow& row) : r(row) { chunk.width = bytes_of(r.type); }
+    void read(int64_t at, int64_t n) {
+        chunk.x = values_;
+        chunk.blocks = static_cast<int>((n + kBlock - 1) / kBlock);
+        chunk.next = static_cast<const char*>(r.x) + (at + kLossChunk) * chunk.width;
+        if (r.type == DType::f16)
+            convert<DType::f16>(r.x, at, static_cast<int>(n), values_);
+        else if (r.type == DType::bf16)
+            convert<DType::bf16>(r.x, at, static_cast<int>(n), values_);
+        else if (n % kBlock == 0)
+            chunk.x = static_cast<const float*>(r.x) + at;
+        else
+            std::memcpy(values_, static_cast<const float*>(r.x) + at, size_t(n) * 4);
+        for (int64_t i = n; i < kBlock * chunk.blocks; ++i) values_[i] = -INFINITY;
+    }
+
+  private:
+    const RaceRow& r;
+    alignas(64) float values_[kLossChunk];
+};
+
+template <DType type>
+[[gnu::flatten]] void write_terms(const RaceRow& r, const Chunk& chunk, int64_t at, int64_t n) {
+    using Stored = std::conditional_t<type == DType::f32, float, uint16_t>;
+    const Terms terms(r.scale, r.largest);
+    const auto product = [&](int i) {
+        const F32 t = terms.term<Lane, true>(terms.shifted<Lane>(Lane::load(chunk.x + i)));
+        return Lane::mul(t, Lane::splat(r.factor));
+    };
+    const auto write = [&](Stored* to, int from) {
+        for (int i = 0; i < kBlock; i += 2 * kW) {
+            const F32 a = product(from + i), b = product(from + i + kW);
+            if constexpr (type == DType::f32) {
+                Lane::store(to + i, a);
+                Lane::store(to + i + kW, b);
+            } else if constexpr (type == DType::f16) {
+                Lane::store(to + i, Lane::to_half(a));
+                Lane::store(to + i + kW, Lane::to_half(b));
+            } else {
+                Lane::store(to + i, Lane::upper_halves(round_to_bfloat16<Lane>(a), round_to_bfloat16<Lane>(b)));
+            }
+        }
+    };
+    auto* const out = static_cast<Stored*>(r.gradient) + at;
+    const int whole = static_cast<int>(n / kBlock) * kBlock;
+    for (int i = 0; i < whole; i += kBlock) write(out + i, i);
+    if (whole == n) return;
+    alignas(64) Stored last[kBlock];
+    write(last, whole);
+    std::memcpy(out + whole, last, size_t(n - whole) * sizeof(Stored));
+}
+
+void write_gradient(const RaceRow& r) {
+    Reader reader(r);
+    for (int64_t at = 0; at < r.n; at += kLossChunk) {
+        const int64_t n = least(kLossChunk, r.n - at);
+        reader.read(at, n);
+        const auto write = r.type == DType::f32   ? write_terms<DType::f32>
+                           : r.type == DType::f16 ? write_terms<DType::f16>
+                                                  : write_terms<DType::bf16>;
+        write(r, reader.chunk, at, n);
+    }
+}
+
 }  // namespace
 
 extern RaceKernel NF_RACE;
 void NF_RACE(RaceRow& r) {
     const FloatMode mode;
-    alignas(64) float values[kLossChunk];
-    Chunk chunk;
+    if (r.wanted == kGradient) return write_gradient(r);
+    Reader reader(r);
+    const Chunk& chunk = reader.chunk;
     Runner runner(r);
     F32 first = Lane::splat(-INFINITY), second = first;
     r.bad = false;
@@ -277,20 +349,8 @@ void NF_RACE(RaceRow& r) {
     r.winner = r.largest = -INFINITY;
     for (int64_t at = 0, c = 0; at < r.n; at += kLossChunk, ++c) {
         const int64_t n = least(kLossChunk, r.n - at);
-        chunk.blocks = static_cast<int>((n + kBlock - 1) / kBlock);
-        chunk.x = values;
-        chunk.width = bytes_of(r.type);
-        chunk.next = static_cast<const char*>(r.x) + (at + kLossChunk) * chunk.width;
-        if (r.type == DType::f16)
-            convert<DType::f16>(r.x, at, static_cast<int>(n), values);
-        else if (r.type == DType::bf16)
-            convert<DType::bf16>(r.x, at, static_cast<int>(n), values);
-        else if (n % kBlock == 0)
-            chunk.x = static_cast<const float*>(r.x) + at;
-        else
-            std::memcpy(values, static_cast<const float*>(r.x) + at, size_t(n) * 4);
-        for (int64_t i = n; i < kBlock * chunk.blocks; ++i) values[i] = -INFINITY;
-        if (!largest_of_blocks(chunk)) {
+        reader.read(at, n);
+        if (!largest_of_blocks(reader.chunk)) {
             r.bad = true;
             return;
         }

@@ -12,6 +12,7 @@ from .ground.lazy import lazy
 from .ground.version import __version__ as __version__
 from .noise import NOISE_VERSION, Noise
 from .operations.categorical import categorical
+from .operations.cross_entropy import masked_cross_entropy
 from .operations.draw import philox4x32, randn, randn_like, uniform
 from .operations.interpolate import interpolate
 from .operations.loss import interpolate_loss, mse_loss, mse_loss_grad
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOISE_VERSION", "DiscreteSampler", "Noise", "Row", "Sampler", "Schedule", "Tableau", "TokenRow", "TokenTable",
-    "augment", "categorical", "density", "discrete", "fields", "get_include", "info", "interpolate", "interpolate_loss",
-    "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32", "q_mask", "q_sample", "q_step", "q_transition",
-    "q_uniform", "q_walk", "randn", "randn_like", "samplers", "set_num_threads", "uniform", "update", "use_backend",
-    "weights",
+    "augment", "categorical", "density", "discrete", "fields", "get_include", "info", "interpolate",
+    "interpolate_loss", "masked_cross_entropy", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32",
+    "q_mask", "q_sample", "q_step", "q_transition", "q_uniform", "q_walk", "randn", "randn_like", "samplers",
+    "set_num_threads", "uniform", "update", "use_backend", "weights",
 ]  # fmt: skip
 
 lazy(__name__, ("legacy", "numba"), [*__all__, "__version__", "interop"])

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..call.description import Loss, Masks, Race, Step, Walk
+from ..call.description import CrossEntropy, Loss, Masks, Race, Step, Walk
 from ..ground.version import __version__
 from ..noise import NOISE_VERSION, Noise
 from . import threads
@@ -56,10 +56,11 @@ class Backend(Protocol):
     def walk(self, call: Walk) -> None: ...
     def loss(self, call: Loss) -> None: ...
     def race(self, call: Race) -> None: ...
+    def cross_entropy(self, call: CrossEntropy) -> None: ...
     def philox(self, counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]: ...
 
 
-_OFFERED = (*Backend.__annotations__, "step", "walk", "loss", "race", "philox")
+_OFFERED = (*Backend.__annotations__, "step", "walk", "loss", "race", "cross_entropy", "philox")
 
 # The names in the order of preference, and the modules with other names.
 NAMES = ("native", "numba", "reference")

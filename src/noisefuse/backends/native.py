@@ -18,8 +18,8 @@ if find_spec("noisefuse._native") is None:
     )
 import noisefuse._native as _native
 
-from ..call.description import Loss, Masks, Race, Step, Walk
-from ..call.packed import address, pack_fields, pack_loss, pack_masks, pack_on_host, pack_race
+from ..call.description import CrossEntropy, Loss, Masks, Race, Step, Walk
+from ..call.packed import address, pack_cross_entropy, pack_fields, pack_loss, pack_masks, pack_on_host, pack_race
 from ..noise import Noise
 from . import threads
 
@@ -90,6 +90,10 @@ def mask(call: Masks) -> None:
 def race(call: Race) -> None:
     numbers, _memory = pack_race(call)
     _native.race(numbers)
+
+
+def cross_entropy(call: CrossEntropy) -> None:
+    _native.cross_entropy(pack_cross_entropy(call))
 
 
 def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..call.description import ACCUMULATORS, LOSS_CHUNK, Array, Loss, Race, Step, Walk
+from ..call.description import ACCUMULATORS, LOSS_CHUNK, Array, CrossEntropy, Loss, Race, Step, Walk
 from ..ground.float_mode import float_mode
 from ..language.levels import LEVELS, levels_of
 from ..language.rows import AFFINE, BOUNDS, CLEAN, HIGH, LOW, ORDER, TIMES_CLEAN, TIMES_ROOT, D, X, Z
@@ -376,26 +376,43 @@ def scores(x: Array, element: NDArray[np.int64], beta: float, counter: tuple[int
     return np.asarray(SPEC.race_score(x, np.float64(beta), *words))
 
 
-def chunk_sums(chunk: Array, scale: rows_of_categories.Scale, largest: Array) -> tuple[Array, Array]:
-    """Returns of chunks, up to (n, 4096), with these largest logits the sums of their terms, and of the terms'
-    products with largest - x, both over the largest term."""
-    largest = largest[:, None]
+@float_mode()
+def cross_entropy(call: CrossEntropy) -> None:
+    """Computes the losses of rows, and their gradient."""
+    with np.errstate(all="ignore"):
+        for row in range(len(call.logits)):
+            rows_of_categories.cross_entropy_in_row(call, row, CATEGORIES)
+
+
+def terms(x: Array, scale: rows_of_categories.Scale, largest: Any) -> tuple[Array, Any]:
+    """Returns e^(x / temperature) in units that depend on the largest logit, and that of the largest."""
+    return shifted_terms(x, scale, largest)[:2]
+
+
+def shifted_terms(x: Array, scale: rows_of_categories.Scale, largest: Any) -> tuple[Array, Array, Array]:
+    """Returns the terms, that of the largest logit, and how far the logits are behind it (float64)."""
     shift = np.where(abs(largest * scale.high) < 512, np.float32(0), largest)
     top = largest - shift
     floor = fma(top, scale.rate, spec.ROUND32) - np.float32(126)
-    z = np.maximum(chunk - shift, top - scale.reach)
-    term = SPEC.chunk_term32(z, scale.high, scale.low, scale.rate, floor).astype(np.float64)
-    behind = top.astype(np.float64) - z
+    z = np.maximum(x - shift, top - scale.reach)
+    found, unit = (SPEC.chunk_term32(a, scale.high, scale.low, scale.rate, floor) for a in (z, top))
+    return found, unit, top.astype(np.float64) - z
+
+
+def chunk_sums(chunk: Array, scale: rows_of_categories.Scale, largest: Array) -> tuple[Array, Array]:
+    """Returns of chunks, up to (n, 4096), with these largest logits the sums of their terms, and of the terms'
+    products with largest - x, both over the largest term."""
+    term, unit, behind = shifted_terms(chunk, scale, largest[:, None])
     sums, spreads = np.zeros((2, ACCUMULATORS, len(chunk)))
     for at in range(0, chunk.shape[1], ACCUMULATORS):
-        group = np.s_[:, at : at + ACCUMULATORS]
-        sums += term[group].T
-        spreads = fma(term[group].T, behind[group].T, spreads)
-    unit = SPEC.chunk_term32(top, scale.high, scale.low, scale.rate, floor)[:, 0].astype(np.float64)
-    return SPEC.sum_accumulators(sums) / unit, SPEC.sum_accumulators(spreads) / unit
+        group = term[:, at : at + ACCUMULATORS].T.astype(np.float64)
+        sums += group
+        spreads = fma(group, behind[:, at : at + ACCUMULATORS].T, spreads)
+    whole = unit[:, 0].astype(np.float64)
+    return SPEC.sum_accumulators(sums) / whole, SPEC.sum_accumulators(spreads) / whole
 
 
-CATEGORIES = rows_of_categories.Arithmetic(scores, chunk_sums, SPEC.exp64, SPEC.minus_two_ln64, fma)
+CATEGORIES = rows_of_categories.Arithmetic(scores, chunk_sums, terms, SPEC.exp64, SPEC.minus_two_ln64, fma)
 
 
 def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.uint32]:

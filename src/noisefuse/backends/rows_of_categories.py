@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..call.description import ACCUMULATORS, LOSS_CHUNK, TOKEN_BITS, Array, Race
+from ..call.description import ACCUMULATORS, LOSS_CHUNK, TOKEN_BITS, Array, CrossEntropy, Race
 
 NONE, ALL = np.float32(-np.inf), np.float32(np.inf)
 
@@ -38,6 +38,7 @@ class Arithmetic:
 
     scores: Callable[[Array, NDArray[np.int64], float, tuple[int, int, int], int], Array]
     chunk_sums: Callable[[Array, Scale, Array], tuple[Array, Array]]
+    terms: Callable[[Array, Scale, Any], tuple[Array, Any]]
     exp: Callable[[Array], Array]  # of float64 (n,)
     minus_two_ln: Callable[[Array], Array]
     fma: Callable[[Any, Any, Any], Array]
@@ -169,3 +170,29 @@ def chunks_of(x: Array, temperature: float, of: Arithmetic) -> tuple[Array, Arra
     if finite.any():
         sums[finite], spreads[finite] = of.chunk_sums(chunk[finite], Scale.of(temperature), largest[finite])
     return largest, sums, spreads
+
+
+def cross_entropy_in_row(call: CrossEntropy, row: int, of: Arithmetic) -> None:
+    """Computes the loss of a row, and its gradient."""
+    gradient = None if call.gradient is None else call.gradient[row]
+    call.losses[row] = 0
+    if not call.masked[row]:
+        if gradient is not None:
+            gradient[...] = 0
+        return
+    x, token = call.logits[row].astype(np.float32), int(call.ids[row])
+    if not np.isfinite(x.max()):  # NaN too
+        call.losses[row] = np.nan
+        if gradient is not None:
+            gradient[...] = np.nan
+        return
+    softmax = Softmax(of, 1.0, *chunks_of(x, 1.0, of))
+    loss = softmax.ln - (np.float64(x[token]) - softmax.most)
+    call.losses[row] = loss[0]
+    if gradient is None:
+        return
+    weight, upstream = (a[row if len(a) > 1 else 0] for a in (call.weight, call.upstream))
+    scale = weight * upstream / call.mean_of
+    terms, unit = of.terms(x, Scale.of(1.0), x.max())
+    gradient[...] = np.float32((scale / (np.float64(unit) * softmax.total))[0]) * terms
+    gradient[token] = np.float32(scale * (of.exp(-loss)[0] - 1))

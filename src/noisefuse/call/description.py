@@ -211,3 +211,17 @@ class Race:
     @property
     def chunks(self) -> int:
         return -(-self.n // LOSS_CHUNK)
+
+
+@dataclass(frozen=True, slots=True)
+class CrossEntropy:
+    """Of rows of logits -log softmax(x)[id], and their gradient w g / n (softmax - 1 at the id), docs/loss.md."""
+
+    logits: Array  # (rows, n) float32, float16 or bfloat16
+    ids: NDArray[np.int64]  # (rows,)
+    masked: NDArray[np.bool_]  # (rows,): which rows count
+    weight: NDArray[np.float64]  # (1,) or (rows,)
+    upstream: NDArray[np.float64]  # (1,) or (rows,): the gradient with respect to the losses
+    mean_of: float  # n
+    losses: NDArray[np.float64]  # (rows,): without weights; 0 of rows that do not count
+    gradient: Array | None  # of the logits' shape and dtype; it may be the logits

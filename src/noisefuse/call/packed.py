@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..language.levels import FLOATS, LEVELS
 from ..language.rows import Z
 from ..noise import Noise
-from .description import AXES, FLOAT64, Draw, Loss, Masks, Race, Step, window_runs
+from .description import AXES, FLOAT64, CrossEntropy, Draw, Loss, Masks, Race, Step, window_runs
 
 # The enums of csrc/core/call.h, in its order.
 DTYPES = {name: code for code, name in enumerate((*FLOATS, *LEVELS))}
@@ -64,6 +64,15 @@ RACE = np.dtype(
     align=True,
 )
 
+CROSS_ENTROPY = np.dtype(
+    [
+        *((name, "i8") for name in ("rows", "n")),
+        *((name, "u8") for name in ("x", "id", "masked", "weight", "upstream")),
+        *((name, "i8") for name in ("weight_step", "upstream_step")),
+        *(("loss", "u8"), ("gradient", "u8"), ("mean_of", "f8"), ("type", "i4"), ("padding", "i4")),
+    ]
+)
+
 
 def packer(dtype: np.dtype[Any]) -> struct.Struct:
     """Returns a packer of records of this dtype, from their numbers in order (nested records: from their bytes). It is
@@ -78,7 +87,7 @@ def packer(dtype: np.dtype[Any]) -> struct.Struct:
     return made
 
 
-_CALL, _MASKS, _RACE = packer(CALL), packer(MASKS), packer(RACE)
+_CALL, _MASKS, _RACE, _CROSS_ENTROPY = packer(CALL), packer(MASKS), packer(RACE), packer(CROSS_ENTROPY)
 _FIELD, _AXES = packer(np.dtype(FIELD.descr[:-2])), packer(np.dtype(FIELD.descr[-2:]))
 _NO_AXES = bytes(_AXES.size)
 Place: TypeAlias = Callable[[Any], int]  # returns an array's address for kernels; a copy that it makes, it keeps alive
@@ -182,3 +191,12 @@ def pack_race(call: Race) -> tuple[bytes, NDArray[np.uint8]]:
         *(len(call.temperature) > 1, len(call.noise) > 1, token is not None and token.itemsize == 4),
     )
     return numbers, fields
+
+
+def pack_cross_entropy(call: CrossEntropy) -> bytes:
+    arrays = call.logits, call.ids, call.masked, call.weight, call.upstream
+    return _CROSS_ENTROPY.pack(
+        *(*call.logits.shape, *map(address, arrays), len(call.weight) > 1, len(call.upstream) > 1),
+        *(address(call.losses), 0 if call.gradient is None else address(call.gradient), call.mean_of),
+        *(dtype_code(call.logits.dtype), 0),
+    )

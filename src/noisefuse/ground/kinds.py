@@ -128,6 +128,7 @@ class Library:
     q_walk: Callable[..., Any] = _refused("q_walk")
     update: Callable[..., Any] = _refused("update")
     categorical: Callable[..., Any] = _refused("categorical")
+    masked_cross_entropy: Callable[..., Any] = _refused("masked_cross_entropy")
     mse_loss: Callable[..., Any] = _refused("mse_loss")
     interpolate_loss: Callable[..., Any] = _refused("interpolate_loss")
     mse_loss_grad: Callable[..., Any] = _refused("mse_loss_grad")

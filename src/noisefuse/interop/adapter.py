@@ -119,6 +119,7 @@ class ThroughNumPy(Library):
     q_walk: Callable[..., Any] = _through(nf.q_walk)
     update: Callable[..., Any] = _through(nf.update)
     categorical: Callable[..., Any] = _through(nf.categorical)
+    masked_cross_entropy: Callable[..., Any] = _through(nf.masked_cross_entropy)
     mse_loss: Callable[..., Any] = _through(nf.mse_loss)
     mse_loss_grad: Callable[..., Any] = _through(nf.mse_loss_grad)
     interpolate_loss: Callable[..., Any] = _through(nf.interpolate_loss)

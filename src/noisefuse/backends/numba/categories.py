@@ -45,6 +45,21 @@ def of_four(w: Any, i: Any) -> Any:
 
 
 @pasted
+def write_terms(
+    x: NDArray[np.float32], largest: Any, high: Any, low: Any, rate: Any, reach: Any, out: NDArray[np.float32]
+) -> Any:
+    """The terms of a row in units of its largest logit's, which are returned."""
+    scaled = largest * high
+    shift = select((scaled < float32(512)) & (scaled > float32(-512)), float32(0), largest)
+    top = largest - shift
+    floor, least = fma(top, rate, ROUND32) - float32(126), top - reach
+    for i in range(len(x)):
+        moved = x[i] - shift
+        out[i] = chunk_term32(select(moved > least, moved, least), high, low, rate, floor)
+    return chunk_term32(top, high, low, rate, floor)
+
+
+@pasted
 def sum_terms(
     chunk: NDArray[np.float32], largest: NDArray[np.float32], high: Any, low: Any, rate: Any, reach: Any,
     sums: NDArray[np.float64], spreads: NDArray[np.float64],

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 if find_spec("numba") is None:
     raise ImportError("Numba is not installed: pip install 'noisefuse[numba]'")
-from ...call.description import LOSS_CHUNK, Array, Loss, Race, Step, Walk
+from ...call.description import LOSS_CHUNK, Array, CrossEntropy, Loss, Race, Step, Walk
 from ...call.packed import address, pack_on_host
 from ...ground.float_mode import float_mode
 from .. import threads
-from ..rows_of_categories import Arithmetic, Scale, race_in_row
+from ..rows_of_categories import Arithmetic, Scale, cross_entropy_in_row, race_in_row
 from ..selftest import self_test
 from . import kernels
 from .program import CALL_OUT, NEXT, TILE, WORKSPACE
@@ -82,21 +82,29 @@ def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.u
     return out
 
 
-@float_mode()
 def race(call: Race) -> None:
-    """Draws a token of each row, and computes what is asked for. Threads take rows in turn."""
-    rows = iter(range(call.rows))
+    _in_rows(race_in_row, call, call.rows)
+
+
+def cross_entropy(call: CrossEntropy) -> None:
+    _in_rows(cross_entropy_in_row, call, len(call.logits))
+
+
+@float_mode()
+def _in_rows(one: Callable[[Any, int, Arithmetic], None], call: Any, n: int) -> None:
+    """Threads take rows in turn."""
+    rows = iter(range(n))
 
     def work() -> None:
         with np.errstate(all="ignore"), float_mode():
             for row in rows:
-                race_in_row(call, row, _CATEGORIES)
+                one(call, row, _CATEGORIES)
 
     def stop() -> None:
         for _ in rows:
             pass
 
-    threads.together(work, stop, min(threads.count(), call.rows))
+    threads.together(work, stop, min(threads.count(), n))
 
 
 def _scores(x: Array, element: NDArray[np.int64], beta: float, counter: tuple[int, int, int], seed: int) -> Array:
@@ -112,6 +120,11 @@ def _chunk_sums(chunk: Array, scale: Scale, largest: Array) -> tuple[Array, Arra
     return sums, spreads
 
 
+def _terms(x: Array, scale: Scale, largest: Any) -> tuple[Array, Any]:
+    out = np.empty(len(x), np.float32)
+    return out, kernels.terms(x, largest, scale.high, scale.low, scale.rate, scale.reach, out)
+
+
 def _functions(x: Array) -> Array:
     both = np.empty((2, len(x)))
     kernels.functions(x, *both)
@@ -125,7 +138,7 @@ def _fma(a: Any, b: Any, c: Any) -> Array:
     return out
 
 
-_CATEGORIES = Arithmetic(_scores, _chunk_sums, lambda x: _functions(x)[0], lambda x: _functions(x)[1], _fma)
+_CATEGORIES = Arithmetic(_scores, _chunk_sums, _terms, lambda x: _functions(x)[0], lambda x: _functions(x)[1], _fma)
 
 
 def _run(

@@ -26,7 +26,7 @@ from ...language.rows import AFFINE, COLUMNS, X, Z
 from .. import spec
 from . import arrays, categories, device, internals, loss, noise, pointers, program, rows
 from .arrays import ask_for, bring, copy, load, put, store
-from .categories import exp64, minus_two_ln64, score_tokens, sum_terms
+from .categories import exp64, minus_two_ln64, score_tokens, sum_terms, write_terms
 from .device import fma, pasted
 from .internals import each, whole_vectors
 from .loss import sum_pieces, sum_squares
@@ -243,6 +243,16 @@ def term_sums(
     before = float_mode(NEAREST)
     sum_terms(chunk, largest, high, low, rate, reach, sums, spreads)
     float_mode(before)
+
+
+@compiled
+def terms(
+    x: NDArray[np.float32], largest: Any, high: Any, low: Any, rate: Any, reach: Any, out: NDArray[np.float32]
+) -> Any:
+    before = float_mode(NEAREST)
+    unit = write_terms(x, largest, high, low, rate, reach, out)
+    float_mode(before)
+    return unit
 
 
 @compiled

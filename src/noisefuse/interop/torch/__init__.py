@@ -7,7 +7,7 @@ imports only those below it:
     torch       the operations, and the library that `interop` registers
     loss        mse_loss
     tokens      operations on tokens
-    categories  categorical
+    categories  categorical, masked_cross_entropy
     density     log-densities of steps
     graph       autograd and torch.compile, of any operation
     arrays      tensors as arrays, devices and streams
@@ -52,7 +52,7 @@ from .arrays import (
     read_noise,
     write,
 )
-from .categories import categorical
+from .categories import categorical, masked_cross_entropy
 from .density import combined, kl, kl_grad, log_prob, log_prob_grad, update_with_log_prob
 from .graph import Operation, carries, compiled, copied, differentiable, need_no_gradient, words_of
 from .internals import is_compiling, is_traced, untraced
@@ -350,5 +350,6 @@ library: Library = Library(
     update=update, mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, interpolate_loss=interpolate_loss,
     log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad,
     combined=combined, augmented=augmented, update_with_log_prob=update_with_log_prob,
-    categorical=categorical, through=through, token_log_prob=token_log_prob, on_device=on_device,
+    categorical=categorical, masked_cross_entropy=masked_cross_entropy,
+    through=through, token_log_prob=token_log_prob, on_device=on_device,
 )  # fmt: skip

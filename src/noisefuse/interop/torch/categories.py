@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws of categories from tensors of logits, whose memory is read as it is."""
+"""Draws of categories from tensors of logits, whose memory is read as it is, and cross entropies with gradients."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 import noisefuse as nf
 
-from .arrays import CPU, checked, is_copied, memory, need_plain, place_of, read
-from .graph import carries, copied, need_no_gradient, noise_of, words_of
+from .arrays import CPU, as_tensor, checked, is_copied, memory, need_memory, need_plain, place_of, read, write
+from .graph import Operation, carries, compiled, copied, differentiable, need_no_gradient, noise_of, words_of
 from .internals import is_compiling, operator, untraced, written
 
 KINDS = {"log_prob": torch.float32, "log_prob_raw": torch.float32, "entropy": torch.float32, "margin": torch.float32}
@@ -47,9 +47,7 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
         token, *known = torch.ops.noisefuse.categorical(logits, words_of(noise), *settings, ",".join(names), kind)
         token = copied(token, out)
         return (token, dict(zip(names, known, strict=True))) if names else token
-    place = place_of("logits", checked("logits", logits))
-    if place != CPU:
-        raise NotImplementedError(f"logits: categorical has no kernel for {place} yet; pass logits.cpu()")
+    place = _place(logits, "categorical")
     arrays = {name: _read(name, value) for name, value in options.items()}
     dtype = TOKENS[_kind(dtype)] if isinstance(dtype, torch.dtype) else dtype
     given = None if out is None else _written(out)
@@ -65,6 +63,13 @@ def categorical(logits: Any, noise: Any, *, info: Any, dtype: Any, out: Any, par
         written(out)
         result = out
     return (result, {name: torch.from_numpy(a) for name, a in known.items()}) if names else result
+
+
+def _place(logits: Any, operation: str) -> torch.device:
+    place = place_of("logits", checked("logits", logits))
+    if place != CPU:
+        raise NotImplementedError(f"logits: {operation} has no kernel for {place} yet; pass logits.cpu()")
+    return place
 
 
 def _kind(dtype: Any) -> torch.dtype:
@@ -113,3 +118,71 @@ def _(
 ) -> list[Tensor]:
     kinds = [dtype, *(KINDS[name] for name in info.split(",") if name)]
     return [torch.empty(logits.shape[:-1], dtype=kind, device=logits.device) for kind in kinds]
+
+
+# ---- cross entropies ---------------------------------------------------------------------------------------
+
+
+def masked_cross_entropy(
+    logits: Any, ids: Any, masked: Any, weight: Any, *, reduction: Any, upstream: Any, grad_out: Any
+) -> Any:
+    need_no_gradient(weight=weight, upstream=upstream)
+    watched = isinstance(logits, Tensor) and logits.requires_grad and torch.is_grad_enabled()
+    if grad_out is not None and (watched or is_compiling()):
+        raise ValueError("grad_out: autograd makes the gradient itself: call backward(), or use torch.no_grad()")
+    given = {"logits": logits, "ids": ids, "masked": masked, "weight": weight}
+    given = {name: torch.as_tensor(x) for name, x in given.items() if x is not None}
+    fields = None, "masked_cross_entropy", (("reduction", reduction),), tuple(given), 1
+    if is_compiling():
+        return compiled(CrossEntropy, fields, 0, tuple(given.values()), None)[0]
+    operation = CrossEntropy(*fields)
+    if watched:
+        need_memory("logits", logits)
+        operation.early = []
+        return differentiable(operation, 0, None, tuple(given.values()))[0]
+    loss, gradient = operation.value(tuple(given.values()), upstream, grad_out)
+    return loss if grad_out is None else (loss, gradient)
+
+
+class CrossEntropy(Operation):
+    """masked_cross_entropy. Autograd gets the gradient of the mean, for an upstream gradient of 1, from the forward
+    pass; another one makes a second pass."""
+
+    early: list[Tensor] | None = None
+
+    def results(self, tensors: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        none = dict(self.options)["reduction"] == "none"
+        return [(tuple(tensors[0].shape[:-1]) if none else (), torch.float32)]
+
+    def run(self, index: Any, tensors: Sequence[Any], noise: Any, outs: Sequence[Any]) -> tuple[Tensor, ...]:
+        if self.early is None or dict(self.options)["reduction"] != "mean":
+            return self.value(tensors)[:1]
+        loss, gradient = self.value(tensors, 1.0, True)
+        self.early.append(gradient)
+        return (loss,)
+
+    def value(self, tensors: Sequence[Any], upstream: Any = 1.0, grad_out: Any = None) -> tuple[Tensor, Any]:
+        """Returns the loss, and its gradient if it is wanted (True: as a new tensor)."""
+        logits, place = tensors[0], _place(tensors[0], self.name)
+        given = {name: _read(name, x) for name, x in zip(self.slots, tensors, strict=True) if name != "logits"}
+        written_to = (
+            grad_out if grad_out is None or grad_out is True else write("grad_out", grad_out, place, logits.dtype)
+        )
+        found = nf.masked_cross_entropy(
+            read("logits", logits, place), **given, **dict(self.options), upstream=_read("upstream", upstream),
+            grad_out=written_to,
+        )  # fmt: skip
+        loss, gradient = (found, None) if grad_out is None else found
+        if gradient is not None:
+            gradient = as_tensor(gradient, None if grad_out is True else grad_out, logits.dtype)
+        return torch.as_tensor(loss, dtype=torch.float32), gradient
+
+    def gradient(self, slot: str, index: Any, kept: Sequence[Tensor], noise: Any, grads: Sequence[Tensor]) -> Tensor:
+        if self.early is not None and torch.is_grad_enabled():
+            raise NotImplementedError(f"{self.name} is differentiable once: create_graph=True is not supported")
+        if self.early:
+            made = self.early.pop()
+            if grads[0].item() == 1:
+                return made
+        found: Tensor = self.value(kept, grads[0], True)[1]
+        return found

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss of masked diffusion: cross entropies of the masked positions, and their gradient, in one read of a row."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import backends
+from ..arguments.arrays import as_array, as_numbers, contiguous, count, on_device, output
+from ..arguments.types import Array, ArrayT
+from ..call.description import TOKENS, CrossEntropy
+from ..ground.float_mode import float_mode
+from ..ground.kinds import library_of
+
+LOGITS = ("float32", "bfloat16", "float16")
+
+Reduction: TypeAlias = Literal["mean", "none"]
+
+
+@overload
+def masked_cross_entropy(
+    logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
+    reduction: Literal["mean"] = ..., upstream: ArrayLike = ..., grad_out: None = ...,
+) -> float: ...  # fmt: skip
+
+
+@overload
+def masked_cross_entropy(
+    logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
+    reduction: Literal["none"], upstream: ArrayLike = ..., grad_out: None = ...,
+) -> NDArray[np.float64]: ...  # fmt: skip
+
+
+@overload
+def masked_cross_entropy(
+    logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
+    reduction: Literal["mean"] = ..., upstream: ArrayLike = ..., grad_out: NDArray[Any] | Literal[True],
+) -> tuple[float, NDArray[Any]]: ...  # fmt: skip
+
+
+@overload
+def masked_cross_entropy(
+    logits: NDArray[Any], ids: ArrayLike, masked: ArrayLike | None = ..., weight: ArrayLike | None = ..., *,
+    reduction: Literal["none"], upstream: ArrayLike = ..., grad_out: NDArray[Any] | Literal[True],
+) -> tuple[NDArray[np.float64], NDArray[Any]]: ...  # fmt: skip
+
+
+@overload
+def masked_cross_entropy(
+    logits: ArrayT, ids: Array, masked: Array | None = ..., weight: Array | None = ..., *,
+    reduction: Reduction = ..., upstream: ArrayLike | Array = ..., grad_out: None = ...,
+) -> ArrayT: ...  # fmt: skip
+
+
+def masked_cross_entropy(
+    logits: Array,
+    ids: Array,
+    masked: Array | None = None,
+    weight: Array | None = None,
+    *,
+    reduction: Reduction = "mean",
+    upstream: ArrayLike | Array = 1.0,
+    grad_out: Array | Literal[True] | None = None,
+) -> Any:
+    """The mean of w (-log softmax(logits)[id]) over all rows, of which only the masked ones count.
+
+    This is the loss of LLaDA and MDLM: w is 1 / p of the probability p with which a position was masked.
+
+    Args:
+        logits: (B, .., V) float32, float16 or bfloat16, V <= 2^20.
+        ids: (B, ..) integers, the clean tokens. Those of rows that do not count are not looked at.
+        masked: (B, ..) bool, or a shape that broadcasts to it: the rows that count. None: all.
+        weight: w >= 0 of each row, or a shape that broadcasts to the rows: (B, 1) for one of each sample. None: 1.
+        reduction: "mean" over all rows, masked or not, or "none": w times the loss of each row.
+        upstream: the gradient with respect to the loss, a number, or of the rows' shape with the reduction "none".
+        grad_out: an array for the gradient with respect to the logits, upstream w / n (softmax - 1 at the id), n the
+            rows of the mean, 0 in rows that do not count, computed while a row is in the caches: C-contiguous, of the
+            logits' shape and dtype. It may be the logits themselves. True: a new array.
+
+    Returns:
+        The loss, a float, or float64 (B, ..); with grad_out (loss, gradient). The bits are the same on every backend
+        and for any number of threads (docs/loss.md). Tensors give a float32 tensor, differentiable (once) through the
+        logits. A row that counts and has a NaN, or no finite largest logit, makes the loss NaN.
+
+    Raises:
+        IndexError: an id that counts lies outside the vocabulary; nothing is written.
+        TypeError, ValueError, OverflowError: the message says what was given and what was expected.
+
+    Source: Sahoo et al. (2024), eq. 8; Nie et al. (2025), eq. 3. A row's loss is within 2 ulp of float32.
+
+    >>> logits = np.zeros((2, 3, 4), np.float32)
+    >>> loss, gradient = nf.masked_cross_entropy(logits, np.zeros((2, 3), int), [True, False, False], grad_out=True)
+    >>> round(loss, 6), gradient[0, 0].tolist()
+    (0.462098, [-0.125, 0.0416666679084301, 0.0416666679084301, 0.0416666679084301])
+    """
+    other = library_of(logits)
+    if other is not None:
+        options: dict[str, Any] = {"reduction": reduction, "upstream": upstream, "grad_out": grad_out}
+        return other.masked_cross_entropy(logits, ids, masked, weight, **options)
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction {reduction!r}: expected 'mean' or 'none'")
+    x = as_array("logits", logits, LOGITS)
+    if on_device(x):
+        raise NotImplementedError(
+            "logits: masked_cross_entropy has no kernel for CUDA devices; copy them to host memory"
+        )
+    if not x.ndim or not 1 <= x.shape[-1] <= TOKENS:
+        raise ValueError(f"logits: expected 1 to 2^20 tokens in the last axis, got shape {x.shape}")
+    rows, n = x.shape[:-1], x.shape[-1]
+    size = count(rows)
+    counts = np.ones(size, np.bool_) if masked is None else _bools("masked", masked, rows)
+    tokens = _ids(ids, rows, counts, n)
+    weights = _numbers("weight", 1.0 if weight is None else weight, rows)
+    if not (weights >= 0).all():
+        raise ValueError(f"weight: expected numbers >= 0, got {weights[~(weights >= 0)][0]}")
+    above = _numbers("upstream", upstream, rows if reduction == "none" else ())
+    source = contiguous(x).reshape(size, n)
+    gradient = (
+        None if grad_out is None else output("grad_out", None if grad_out is True else grad_out, x.shape, x.dtype)
+    )
+    if gradient is not None and np.may_share_memory(gradient, source) and gradient.ctypes.data != source.ctypes.data:
+        raise ValueError("grad_out overlaps the logits in part: expected the logits themselves, or separate memory")
+    losses = np.empty(size)
+    mean_of = size if reduction == "mean" else 1
+    call = CrossEntropy(
+        source, tokens, counts, weights, above, float(mean_of), losses,
+        None if gradient is None else gradient.reshape(size, n),
+    )  # fmt: skip
+    if size:
+        backends.current().cross_entropy(call)
+    found = _reduced(losses, weights, counts, reduction, rows)
+    return found if gradient is None else (found, gradient)
+
+
+@float_mode()
+def _reduced(losses: Any, weights: Any, counts: Any, reduction: str, rows: tuple[int, ...]) -> Any:
+    with np.errstate(all="ignore"):
+        weighted = np.where(counts, weights * losses, 0.0)
+        if reduction == "none":
+            return weighted.reshape(rows)
+        return float(np.cumsum(weighted)[-1] / len(weighted)) if len(weighted) else float("nan")  # cumsum adds in order
+
+
+def _bools(name: str, value: Any, rows: tuple[int, ...]) -> NDArray[np.bool_]:
+    array = as_numbers(name, value)
+    if array.dtype != np.bool_:
+        raise TypeError(f"{name}: expected bool, got {array.dtype}")
+    return _of_rows(name, array, rows)
+
+
+def _numbers(name: str, value: Any, rows: tuple[int, ...]) -> NDArray[np.float64]:
+    array = as_numbers(name, value)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name}: expected numbers, got {array.dtype if array.dtype != object else repr(value)}")
+    array = array.astype(np.float64)
+    return array.reshape(1) if array.size == 1 and array.ndim <= len(rows) else _of_rows(name, array, rows)
+
+
+def _of_rows(name: str, array: NDArray[Any], rows: tuple[int, ...]) -> NDArray[Any]:
+    try:
+        return np.ascontiguousarray(np.broadcast_to(array, rows)).reshape(-1)
+    except ValueError:
+        raise ValueError(f"{name}: expected a shape that broadcasts to {rows}, got {array.shape}") from None
+
+
+def _ids(ids: Any, rows: tuple[int, ...], counts: NDArray[np.bool_], n: int) -> NDArray[np.int64]:
+    array = as_numbers("ids", ids)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"ids: expected integers, got {array.dtype}")
+    if array.shape != rows:
+        raise ValueError(f"ids: expected shape {rows}, got {array.shape}")
+    flat = np.ascontiguousarray(array).reshape(-1)
+    bad = counts & ((flat < 0) | (flat >= n))
+    if bad.any():
+        raise IndexError(f"ids: {flat[bad][0]} is out of range: expected 0 <= id < {n}")
+    return flat.astype(np.int64, copy=True)  # kernels read the numbers that were checked

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss of masked diffusion: its bits on every backend, its values and gradients against float64's, bad input."""
+
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import noisefuse as nf
+from conftest import bits, using
+
+loss_of = nf.masked_cross_entropy
+DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
+
+
+def case(vocabulary, scale=3.0, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    logits = (rng.normal(size=(2, 3, vocabulary)) * scale).astype(dtype)
+    return logits, rng.integers(0, vocabulary, (2, 3)), np.array([[1, 0, 1], [1, 1, 0]], bool), rng.random((2, 1)) + 0.5
+
+
+def exact(logits, ids, masked, weight, upstream=1.0):
+    """Returns float64's losses of rows, times their weights, and the gradient of their mean."""
+    x = logits.astype(np.float64)
+    x -= x.max(-1, keepdims=True)
+    log_p = x - np.log(np.exp(x).sum(-1, keepdims=True))
+    w = np.where(masked, np.broadcast_to(weight, ids.shape), 0.0)
+    losses = -w * np.take_along_axis(log_p, ids[..., None], -1)[..., 0]
+    one = np.zeros_like(x)
+    np.put_along_axis(one, ids[..., None], 1.0, -1)
+    return losses, (w * upstream / ids.size)[..., None] * (np.exp(log_p) - one)
+
+
+def test_bits(compiled):
+    """Seen to fail: rows that do not count left as they are, the gradient's factor rounded twice."""
+    for n, vocabulary in enumerate((1, 2, 64, 65, 1000, 4097)):
+        logits, ids, masked, weight = case(vocabulary, (3, 0.1, 300)[n % 3], DTYPES[n % 3], n)
+
+        def found(logits=logits, ids=ids, masked=masked, weight=weight):
+            loss, gradient = loss_of(logits, ids, masked, weight, grad_out=True)
+            return bits(np.float64(loss)), bits(gradient), bits(loss_of(logits, ids, masked, reduction="none"))
+
+        mine = found()
+        with using("reference"):
+            assert found() == mine
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [0.1, 3.0, 40.0])
+def test_values_and_gradients(compiled, scale, dtype):
+    """Seen to fail: the mean over the masked rows alone, weights left out of the gradient."""
+    arguments = case(3000, scale, dtype)
+    losses, gradient = exact(*arguments, upstream=2.0)
+    loss, found = loss_of(*arguments, upstream=2.0, grad_out=True)
+    assert np.isclose(loss, losses.mean(), rtol=1e-6)
+    assert np.allclose(loss_of(*arguments, reduction="none"), losses, rtol=3e-7, atol=1e-12)
+    assert found.dtype == dtype
+    ulp = {4: 2.0**-23}.get(np.dtype(dtype).itemsize, 2.0**-7 if dtype == ml_dtypes.bfloat16 else 2.0**-10)
+    assert np.allclose(found.astype(float), gradient, rtol=2 * ulp, atol=2.0**-24 if dtype == np.float16 else 1e-12)
+
+
+def test_the_sum_of_losses_has_an_upstream_for_each_row(compiled):
+    logits, ids, masked, weight = case(50)
+    upstream = np.arange(6.0).reshape(2, 3)
+    loss, gradient = loss_of(logits, ids, masked, weight, reduction="none", upstream=upstream, grad_out=True)
+    assert np.allclose(gradient, exact(logits, ids, masked, weight, upstream * 6)[1], atol=1e-7)
+    assert loss.shape == (2, 3)
+
+
+def test_the_gradient_may_take_the_place_of_the_logits(compiled):
+    for dtype in DTYPES:
+        for vocabulary in (50, 5000):
+            logits, ids, masked, weight = case(vocabulary, dtype=dtype)
+            expected = loss_of(logits, ids, masked, weight, grad_out=True)
+            loss, gradient = loss_of(logits, ids, masked, weight, grad_out=logits)
+            assert gradient is logits
+            assert (loss, bits(gradient)) == (expected[0], bits(expected[1]))
+
+
+def test_confident_rows_keep_their_digits(compiled):
+    """Where p is nearly 1: -log p is within 2 ulp. Seen to fail: sums in float32."""
+    logits = np.zeros((1, 1, 1000), np.float32)
+    logits[..., 3] = 25.0
+    loss, gradient = loss_of(logits, [[3]], grad_out=True)
+    rest = 999 * math.exp(-25.0)
+    assert math.isclose(loss, math.log1p(rest), rel_tol=3e-7)
+    assert math.isclose(gradient[0, 0, 3], -rest / (1 + rest), rel_tol=3e-7)
+
+
+def test_rows_without_a_loss(compiled):
+    """A NaN stays in its row; ids of rows that do not count are not looked at."""
+    logits, ids, masked, _ = case(100)
+    logits[0, 0, 7], logits[0, 1], logits[1, 0] = np.nan, np.nan, -np.inf
+    ids[0, 1] = -100
+    losses, gradient = loss_of(logits, ids, masked, reduction="none", grad_out=True)
+    assert np.isnan(losses).tolist() == [[True, False, False], [True, False, False]]
+    assert np.isnan(gradient).all(-1).tolist() == np.isnan(losses).tolist()
+    assert not gradient[~masked].any()
+    assert math.isnan(loss_of(logits, ids, masked))
+
+
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
+def test_bits_of_threads(compiled, threads):
+    rng = np.random.default_rng(3)
+    logits, ids = rng.normal(size=(64, 5000)).astype(np.float32), rng.integers(0, 5000, 64)
+    loss, gradient = loss_of(logits, ids, grad_out=True)
+    each = [loss_of(logits[b : b + 1], ids[b : b + 1], upstream=1 / 64, grad_out=True) for b in range(64)]
+    assert bits(gradient) == bits(np.concatenate([one[1] for one in each]))
+    total = 0.0
+    for one, _ in each:
+        total += one
+    assert loss == total / 64
+
+
+LOGITS, IDS = np.zeros((2, 3, 50), np.float32), np.zeros((2, 3), int)
+BAD = {
+    "dtype": (TypeError, "logits: dtype float64", lambda g: loss_of(LOGITS.astype(float), IDS)),
+    "ids": (IndexError, "ids: 50 is out of range", lambda g: loss_of(LOGITS, IDS + 50, grad_out=g)),
+    "ids below": (IndexError, "ids: -1", lambda g: loss_of(LOGITS, IDS - 1, grad_out=g)),
+    "ids floats": (TypeError, "ids: expected integers", lambda g: loss_of(LOGITS, IDS + 0.5, grad_out=g)),
+    "ids shape": (ValueError, r"ids: expected shape \(2, 3\)", lambda g: loss_of(LOGITS, IDS[0], grad_out=g)),
+    "masked": (TypeError, "masked: expected bool", lambda g: loss_of(LOGITS, IDS, IDS, grad_out=g)),
+    "masked shape": (ValueError, "masked: .*broadcasts", lambda g: loss_of(LOGITS, IDS, [True] * 2, grad_out=g)),
+    "weight": (ValueError, "weight: expected numbers >= 0", lambda g: loss_of(LOGITS, IDS, None, -1, grad_out=g)),
+    "weight nan": (ValueError, "weight: .*got nan", lambda g: loss_of(LOGITS, IDS, None, np.nan, grad_out=g)),
+    "upstream": (ValueError, "upstream: .*broadcasts", lambda g: loss_of(LOGITS, IDS, upstream=[1, 2], grad_out=g)),
+    "reduction": (ValueError, "reduction 'sum'", lambda g: loss_of(LOGITS, IDS, reduction="sum", grad_out=g)),
+    "grad_out": (ValueError, "grad_out: expected shape", lambda g: loss_of(LOGITS, IDS, grad_out=g[0])),
+    "overlap": (ValueError, "grad_out overlaps", lambda g: loss_of(g.ravel()[:-9], 0, grad_out=g.ravel()[9:])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    kind, message, call = BAD[name]
+    gradient = np.full((2, 3, 50), 9, np.float32)
+    with pytest.raises(kind, match=message):
+        call(gradient)
+    assert (gradient == 9).all()
+
+
+# ---- torch -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_autograd(torch, dtype):
+    """Seen to fail: an upstream gradient of 3 that is left out."""
+    logits, ids, masked, weight = case(300)
+    x = torch.from_numpy(logits).to(getattr(torch, dtype)).requires_grad_()
+    given = torch.from_numpy(ids), torch.from_numpy(masked), torch.from_numpy(weight)
+    for reduction, factor in (("mean", 1.0), ("mean", 3.0), ("none", 2.0)):
+        loss = loss_of(x, *given, reduction=reduction)
+        assert loss.dtype == torch.float32
+        (gradient,) = torch.autograd.grad(factor * loss.sum(), x)
+        upstream = factor if reduction == "mean" else np.full((2, 3), factor)
+        array = x.detach().float().numpy().astype({"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}[dtype])
+        expected = loss_of(array, ids, masked, weight, reduction=reduction, upstream=upstream, grad_out=True)
+        assert np.array_equal(loss.detach().numpy(), np.float32(expected[0]))
+        assert np.array_equal(gradient.float().numpy(), expected[1].astype(np.float32))
+
+
+def test_gradients_of_torchs_own(torch):
+    logits, ids, masked, weight = case(300)
+    x, y = (torch.from_numpy(logits).requires_grad_() for _ in range(2))
+    given = torch.from_numpy(ids), torch.from_numpy(masked), torch.from_numpy(weight)
+    loss_of(x, *given).backward()
+    each = torch.nn.functional.cross_entropy(y.flatten(0, 1), given[0].flatten(), reduction="none").view(2, 3)
+    (each * given[1] * given[2]).mean().backward()
+    assert torch.allclose(x.grad, y.grad, atol=1e-8)
+
+
+def test_without_autograd(torch):
+    logits, ids, *_ = case(300)
+    x = torch.from_numpy(logits.copy())
+    _, gradient = loss_of(x, torch.from_numpy(ids), grad_out=x)
+    assert gradient is x
+    assert np.array_equal(x.numpy(), loss_of(logits, ids, grad_out=True)[1])
+    with pytest.raises(ValueError, match="autograd makes the gradient"):
+        loss_of(x.clone().requires_grad_(), torch.from_numpy(ids), grad_out=True)
+    x.requires_grad_()
+    with pytest.raises(NotImplementedError, match="once: create_graph"):
+        torch.autograd.grad(loss_of(x, torch.from_numpy(ids)), x, create_graph=True)
+
+
+@pytest.mark.slow
+def test_compiled_graphs(torch):
+    logits, ids, masked, weight = case(300)
+    given = torch.from_numpy(ids), torch.from_numpy(masked), torch.from_numpy(weight)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step(x):
+        return 2 * loss_of(3 * x, *given)
+
+    x, y = (torch.from_numpy(logits).requires_grad_() for _ in range(2))
+    step(x).backward()
+    (2 * loss_of(3 * y, *given)).backward()
+    assert torch.equal(x.grad, y.grad)
