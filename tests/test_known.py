@@ -180,10 +180,6 @@ def categorical(dtype):
         yield from (token, *known.values())
 
 
-TOKENS = {name: np.dtype(name) for name in ("int64", "int32", "uint8", "uint16")}
-SINGLE = {name: DTYPES[name] for name in ("float32", "float16", "bfloat16")}
-
-
 def masked_cross_entropy(dtype):
     for k, n in enumerate((61, 4099, 13)):
         logits = (8 * data((3, 4, n), np.dtype(np.float32), 7 * k)).astype(dtype)
@@ -194,6 +190,8 @@ def masked_cross_entropy(dtype):
         yield from nf.masked_cross_entropy(logits, ids, masked, weight, **options)
 
 
+SINGLE = {name: DTYPES[name] for name in ("float32", "float16", "bfloat16")}
+TOKENS = {name: np.dtype(name) for name in ("int64", "int32", "uint8", "uint16")}
 ALL = DTYPES | {"uint8": np.dtype(np.uint8), "uint16": np.dtype(np.uint16)}
 
 
