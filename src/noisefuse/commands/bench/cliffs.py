@@ -65,6 +65,7 @@ ARGUMENTS: dict[str, Callable[[tuple[int, ...]], Any]] = {
 # Of a function whose plain call is another one.
 OF: dict[str, dict[str, Callable[[tuple[int, ...]], Any]]] = {
     "interpolate": {"t": lambda shape: 0.3},
+    "interpolate_loss": {"t": lambda shape: 0.3, "target": lambda shape: "velocity"},
     "update": {"table": lambda shape: DDIM, "model_output": _array},
 }
 # These are no passes over an array of floats, or have plain calls that say nothing about their spellings.
