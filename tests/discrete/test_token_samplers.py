@@ -316,14 +316,15 @@ def test_a_step_says_its_log_probability(name):
     assert np.allclose(state.log_prob, total)
 
 
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
 @pytest.mark.parametrize("name", BY_CHANCE)
-def test_gradients_of_log_probabilities(name):
+def test_gradients_of_log_probabilities(name, temperature):
     v = 5
     table = ALL[name].table
     small = type(ALL[name])(
         type(table)(
             table.name, table.rows, None if table.mask_id is None else v, None if table.vocabulary is None else v,
-            table.source, temperature=0.7,
+            table.source, temperature=temperature,
         )
     )  # fmt: skip
     rng = np.random.default_rng(1)
