@@ -16,8 +16,8 @@ namespace {
 bool plain_weights(PyObject* weights, PlainCall& plain) {
     if (weights == Py_None) return true;
     View w;
-    if (!view(weights, w) || w.is_tensor > plain.x.is_tensor || w.kind != Kind::f64 || w.ndim != 1 || w.count != plain.call.n_rows ||
-        !plain.takes_weights())
+    if (!view(weights, w) || w.is_tensor > plain.x.is_tensor || w.kind != Kind::f64 || w.ndim != 1 ||
+        w.count != plain.call.n_rows || !plain.takes_weights())
         return false;
     plain.call.weights = reinterpret_cast<const double*>(w.data);
     for (int64_t i = 0; i < plain.indices; ++i)

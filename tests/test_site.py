@@ -109,23 +109,54 @@ class Handler(SimpleHTTPRequestHandler):
         self.end_headers()
 
 
-@pytest.mark.release  # a minute and a half
-def test_pages_in_a_browser(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site: a minute."""
+    pytest.importorskip("sphinx")
+    folder = tmp_path_factory.mktemp("site")
+    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-E", str(DOCS), str(folder)], check=True)
+    return folder
+
+
+@pytest.mark.release
+def test_what_the_site_adds_to_pages(site):
+    """Seen to fail: links called noise.md, arguments without types, a gallery without code or thumbnails."""
+    pages = {path.relative_to(site).as_posix(): path.read_text() for path in site.rglob("*.html")}
+    links = r'<a class="reference internal" href="[^"]+"><span[^>]*>([^<]+\.md)</span></a>'
+    assert {name: found for name, text in pages.items() if (found := re.findall(links, text))} == {}
+    assert all('property="og:image"' in text for name, text in pages.items() if name.endswith("index.html"))
+    operations = pages["reference/operations.html"]
+    assert "viewcode-link" in operations
+    assert re.search(r"<strong>x0</strong> – <code[^>]*><span class=\"pre\">Array</span></code>: an array", operations)
+    assert re.search(
+        r'autosummary.*?title="noisefuse.q_sample".*?The forward process in one pass', operations, re.DOTALL
+    )
+    shown = len(re.findall(r"^```\{image\}", (DOCS / "gallery.md").read_text(), re.MULTILINE))
+    thumbnails, gallery = pages["gallery.html"].split('<div class="thumbnails">')[1].split("</div>", 1)
+    anchors = re.findall(r'href="#([\w-]+)"', thumbnails)
+    assert len(anchors) == shown
+    assert all(f'id="{anchor}"' in gallery for anchor in anchors)
+    drawn = runpy.run_path(str(ROOT / "examples" / "gallery.py"))["SIZES"]
+    assert all(f'<span class="nf">{draw.__name__}</span>' in gallery for draw in drawn)
+    for path in TUTORIALS:
+        assert f'href="../notebooks/{path.stem}.ipynb"' in pages[f"tutorials/{path.stem}.html"]
+        assert json.loads((site / "notebooks" / f"{path.stem}.ipynb").read_text())["cells"]
+
+
+@pytest.mark.release
+def test_pages_in_a_browser(site):
     """No page scrolls sideways, on a phone or on a desk; no picture is broken; no table or code is cut on a desk.
 
     Seen to fail: a picture of another name, a table without its wrapper, a table of eight columns, a line of 100.
     """
-    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("needs Chromium")
-    pytest.importorskip("sphinx")
-    build = [sys.executable, "-m", "sphinx", "-q", "-E", str(DOCS), str(tmp_path)]
-    subprocess.run(build, check=True)
-    pages = [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.html"))]
+    pages = [path.relative_to(site).as_posix() for path in sorted(site.rglob("*.html"))]
     pages = [page for page in pages if not page.startswith(("_modules/", "genindex", "search", "py-modindex"))]
     looking = (ROOT / "tests" / "site_pages.html").read_text().replace("PAGES", json.dumps(pages), 1)
-    (tmp_path / "look.html").write_text(looking)
-    server = Server(tmp_path)
+    (site / "look.html").write_text(looking)
+    server = Server(site)
     flags = ["--headless", "--no-sandbox", "--window-size=1400,1000", "--remote-debugging-port=0"]
     address = f"http://127.0.0.1:{server.server_port}/look.html"
     with subprocess.Popen([browser, *flags, address], stderr=subprocess.DEVNULL) as process:
@@ -134,5 +165,6 @@ def test_pages_in_a_browser(tmp_path):
         finally:
             process.terminate()
             server.shutdown()
+            server.server_close()
     assert said["pages"] == len(pages) > 40
     assert said["wrong"] == []

@@ -182,7 +182,7 @@ def _with(*names):
 
 MENU = _with()
 DRAWING = _with("eta", "s_noise")
-CHURNED = [name for name in _with("s_churn") if name != "heunpp2"]  # which has none here
+CHURNED = _with("s_churn")
 
 
 def _number(default, least=0.0, most=100.0, step=0.01):

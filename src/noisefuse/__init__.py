@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOISE_VERSION", "DiscreteSampler", "Noise", "Row", "Sampler", "Schedule", "Tableau", "TokenRow", "TokenTable",
-    "augment", "categorical", "density", "discrete", "fields", "get_include", "info", "interpolate",
-    "interpolate_loss", "masked_cross_entropy", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32",
-    "q_mask", "q_sample", "q_step", "q_transition", "q_uniform", "q_walk", "randn", "randn_like", "samplers",
-    "set_num_threads", "uniform", "update", "use_backend", "weights",
+    "augment", "categorical", "density", "discrete", "fields", "get_include", "info", "interpolate", "interpolate_loss",
+    "masked_cross_entropy", "mse_loss", "mse_loss_grad", "noised", "paths", "philox4x32", "q_mask", "q_sample",
+    "q_step", "q_transition", "q_uniform", "q_walk", "randn", "randn_like", "samplers", "set_num_threads", "uniform",
+    "update", "use_backend", "weights",
 ]  # fmt: skip
 
 lazy(__name__, ("legacy", "numba"), [*__all__, "__version__", "interop"])

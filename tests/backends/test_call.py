@@ -2,7 +2,8 @@
 """A call as bytes: Python packs (call/packed.py, cuda/launches.py) what C++ declares (core/call.h, launch.h).
 
 Seen to fail: `row` and `total` of a Launch swapped in Python, `seed` and `sample` of a Field in C++, a double in place
-of `n_losses`, one more enumerator or field in C++ or in Python, half types in another order, one more axis.
+of `n_losses`, one more enumerator or field in C++ or in Python, half types in another order, one more axis, `each` and
+`type` of a Race swapped.
 """
 
 import os
@@ -22,6 +23,7 @@ RECORDS = {
     "RoundKeys": launches.KEYS,
     "Launch": launches.LAUNCH,
 }
+RECORDS |= {"Race": packed.RACE, "CrossEntropy": packed.CROSS_ENTROPY}
 ENUMS = {"DType": {SHORT[name]: code for name, code in packed.DTYPES.items()}, "Draw": packed.DRAWS}
 CONSTANTS = {
     "kAxes": description.AXES,
@@ -29,13 +31,15 @@ CONSTANTS = {
     "kColumns": COLUMNS,
     "kLossChunk": description.LOSS_CHUNK,
     "kThreads": launches.THREADS,
+    "kTokens": description.TOKENS,
+    "kTokenBits": description.TOKEN_BITS,
 }
 
 PROGRAM = """
 #include <cstddef>
 #include <iostream>
 #include <type_traits>
-#include "core/loss.h"
+#include "core/race.h"
 #include "cuda/launch.h"
 
 template <class Array>

@@ -266,7 +266,7 @@ def test_all_samplers_are_on_the_menu(nodes):
     assert {*EVERY} > {*drawing} > {"dpm_2_ancestral", "seeds_3", "dpmpp_2m_sde_heun_gpu", "dpm_fast"}
     assert not {*drawing} & {"er_sde", "euler", "res_multistep", "sa_solver"}  # which have no eta
     (churned,) = nodes.NODE_CLASS_MAPPINGS["NoisefuseSamplerChurn"].INPUT_TYPES()["required"]["sampler_name"]
-    assert churned == ["euler", "heun", "dpm_2"]
+    assert churned == ["euler", "heun", "heunpp2", "dpm_2"]
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in BATCH])
@@ -290,7 +290,7 @@ def test_a_sampler_is_the_function(nodes):
     assert torch.equal(found, kd.sample_dpmpp_2m_sde(Guider(EPS()), x, SIGMAS, disable=True, **options))
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "dpm_2"])
+@pytest.mark.parametrize("name", ["euler", "heun", "heunpp2", "dpm_2"])
 def test_churn(nodes, name):
     noise = node(nodes, "NoisefuseNoise", noise_seed=7)
     sampler = node(nodes, "NoisefuseSamplerChurn", sampler_name=name, s_churn=3.0)

@@ -5,6 +5,7 @@ They are CogVideoXDPM, DDPMWuerstchen, ConsistencyDecoder, learned variances, an
 token.
 """
 
+import contextlib
 import copy
 import inspect
 import pickle
@@ -21,7 +22,8 @@ from diffusers.utils.torch_utils import randn_tensor  # noqa: E402
 
 from noisefuse.interop import diffusers as ours  # noqa: E402
 from noisefuse.interop.diffusers import engine  # noqa: E402
-from test_interop_diffusers import LOOP, OTHERS, SHAPE, difference, said  # noqa: E402
+from test_interop_diffusers import LOOP, OTHERS, SHAPE, Case, difference, need_generators, said, their_noise  # noqa: E402
+from test_torch_cuda import nothing_comes_back, on_the_stand_in  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -408,6 +410,7 @@ def tokens(scheduler, noise, x, strength=0.8):
 def test_tokens_agree(config, dtype):
     """Values, counters and generators are theirs, and float32 for all dtypes. Seen to fail: rows of one run in the next
     one, of other sigmas; float64 for a float64 sample."""
+    need_generators(Case("FlowMatchEulerDiscreteScheduler", config))
     both = pair("FlowMatchEulerDiscreteScheduler", 10, **config)
     for n in (10, 4):
         drawn, results = generators(), []
@@ -432,7 +435,7 @@ def test_tokens_draw_by_position(monkeypatch):
     theirs, mine = pair("FlowMatchEulerDiscreteScheduler", 6, stochastic_sampling=True)
     noise, drawn, x = nf.Noise(7, sample=5, step=100), iter(range(100, 106)), start((2, 9, 5))
     field = lambda: torch.from_numpy(nf.randn((2, 9, 5), noise.at(step=next(drawn), stream=3)))  # noqa: E731
-    monkeypatch.setattr(inspect.getmodule(type(theirs)), "randn_tensor", lambda *args, **kwargs: field())
+    their_noise(monkeypatch, "FlowMatchEulerDiscreteScheduler", field)
     expected, found = tokens(theirs, None, x), tokens(mine, noise, x)
     the_same(expected, found, LOOP)
     mine.set_timesteps(6)
@@ -474,3 +477,51 @@ def test_tokens_that_are_left_to_diffusers(caplog):
     both[1].register_to_config(stochastic_sampling=True)
     with pytest.raises(TypeError, match="cannot draw Noise"):
         both[1].step(leaf, both[1].timesteps[2], x, per_token_timesteps=times, generator=nf.Noise(1))
+
+
+# ---- tensors of a device -----------------------------------------------------------------------------------
+
+
+def steps_of(name):
+    """Returns (a scheduler with 5 steps, a function that makes step i from x)."""
+    config = {"variance_type": "learned_range"} if name == "DDPMScheduler" else {}
+    mine = pair(name, 2 if name == "ConsistencyDecoderScheduler" else 5, **config)[1]
+    mine.noise, old = nf.Noise(7), [None]
+
+    def step(i, x):
+        t, m = mine.timesteps[i], 0.3 * torch.tanh(x)
+        if name == "CogVideoXDPMScheduler":
+            x, old[0] = mine.step(m, old[0], t, mine.timesteps[i - 1] if i else None, x)
+            return x
+        given = (torch.cat([m, m], dim=1), t, x) if config else (m, t, x)
+        if name == "DDPMWuerstchenScheduler":
+            given = m, t.expand(len(x)), x
+        if name == "FlowMatchEulerDiscreteScheduler":
+            x, m = x.flatten(2), m.flatten(2)
+            made = mine.step(m, t, x, per_token_timesteps=t.expand(*x.shape[:2]))
+            return made.prev_sample.reshape(SHAPE)
+        return mine.step(*given).prev_sample
+
+    return mine, step
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "DDPMScheduler", "FlowMatchEulerDiscreteScheduler"])
+def test_on_the_stand_in(name):
+    """Tensors count as a GPU's (test_torch_cuda.py): the CPU's bits. After the first step of a run nothing is read
+    back, except tokens' times. Seen to fail: Wuerstchen's times found by their values."""
+
+    def run(guard):
+        mine, step = steps_of(name)
+        x, xs = mine.start(SHAPE), []
+        for i in range(2 if name == "ConsistencyDecoderScheduler" else 5):
+            with guard() if xs else contextlib.nullcontext():
+                x = step(i, x)
+            xs.append(x)
+        return xs
+
+    guard = contextlib.nullcontext if name.startswith("FlowMatch") else nothing_comes_back
+    expected = run(contextlib.nullcontext)
+    with on_the_stand_in() as cupy:
+        found = run(guard)
+        assert len(cupy.launches) >= len(found)
+    assert all(map(torch.equal, found, expected))

@@ -596,7 +596,7 @@ SIGNATURES = {
     "ipndm": {"max_order": 4},
     "gradient_estimation": {"ge_gamma": 2.0},
     "ddpm": {"noise_sampler": None},
-    "lcm": {"noise_sampler": None, "s_noise": 1.0},
+    "lcm": {"noise_sampler": None, "s_noise": 1.0, "s_noise_end": None, "noise_clip_std": 0.0},
 }
 
 

@@ -4,8 +4,8 @@
 The loops write the updates of ComfyUI's comfy/k_diffusion/sampling.py anew, in float64: lambda = log(alpha / sigma),
 and alpha is 1, or 1 - sigma in a flow.
 
-Seen to fail: a name left out; noise of a flow that is not brought to its alpha; a flow's x taken for x / alpha; the
-unconditional answer of the step's first call in its second; the corrector after a last step that is not to clean data.
+Seen to fail: a flow's x taken for x / alpha; the unconditional answer of a step's first call in its second; a row more
+than the last step has; other errors than the last accepted ones in the controller.
 """
 
 import inspect
@@ -216,11 +216,13 @@ def res_multistep(cfg_pp, default):
     return loop
 
 
-def heunpp2(x, sigmas, draw, frame):
+def heunpp2(x, sigmas, draw, frame, s_churn=0.0, s_tmin=0.0, s_noise=1.0):
     n = len(sigmas) - 1
     slope = lambda x, s: (x - D(x, s)) / s  # noqa: E731
     for i in range(n):
-        d, h = slope(x, sigmas[i]), sigmas[i + 1] - sigmas[i]
+        hat = sigmas[i] * (1 + min(s_churn / n, math.sqrt(2) - 1) * (sigmas[i] >= s_tmin))
+        x = x + s_noise * math.sqrt(hat**2 - sigmas[i] ** 2) * torch.randn_like(x) if hat > sigmas[i] else x
+        d, h = slope(x, hat), sigmas[i + 1] - hat
         if i == n - 1:
             x = x + h * d
             continue
@@ -289,10 +291,18 @@ def deis(x, sigmas, draw, frame, max_order=3):
     return x
 
 
-def lcm(x, sigmas, draw, frame, s_noise=1.0):
-    for sigma, to in itertools.pairwise(sigmas):
+def lcm(x, sigmas, draw, frame, s_noise=1.0, s_noise_end=None, noise_clip_std=0.0):
+    n = len(sigmas) - 1
+    for i, (sigma, to) in enumerate(itertools.pairwise(sigmas)):
         x = D(x, sigma)
-        x = frame.alpha(to) * x + to * s_noise * draw(sigma, to) if to else x
+        if to == 0:
+            continue
+        z, factor = draw(sigma, to), s_noise
+        if noise_clip_std:
+            z = z.clamp(-noise_clip_std * z.std(), noise_clip_std * z.std())
+        if s_noise_end is not None:
+            factor += (s_noise_end - s_noise) * i / (n - 1)
+        x = frame.alpha(to) * x + to * factor * z
     return x
 
 
@@ -456,7 +466,7 @@ EVERY = {  # the loop, and some options
     "euler_cfg_pp": (euler_cfg_pp, [{}]),
     "euler_ancestral": (ancestral(euler), [{}, SOME, {"eta": 0.0}]),
     "euler_ancestral_cfg_pp": (lambda *a, eta=1.0, **o: euler_cfg_pp(*a, eta=eta, **o), [{}, SOME]),
-    "heunpp2": (heunpp2, [{}]),
+    "heunpp2": (heunpp2, [{}, {"s_churn": 3.0, "s_tmin": 0.3, "s_noise": 1.1}]),
     "exp_heun_2_x0": (seeds((1.0,), default=0.0), [{}, {"solver_type": "phi_1"}]),
     "exp_heun_2_x0_sde": (seeds((1.0,)), [{}, SOME, {"solver_type": "phi_1"}]),
     "dpm_2_ancestral": (ancestral(dpm_2), [{}, SOME, {"eta": 0.0}]),
@@ -472,7 +482,7 @@ EVERY = {  # the loop, and some options
     "dpmpp_3m_sde": (multistep_sde(True, "heun"), [{}, SOME]),
     "dpmpp_3m_sde_gpu": (multistep_sde(True, "heun"), [{}]),
     "deis": (deis, [{}, {"max_order": 2}]),
-    "lcm": (lcm, [{}, {"s_noise": 0.9}]),
+    "lcm": (lcm, [{}, {"s_noise": 0.9}, {"s_noise_end": 0.5, "noise_clip_std": 1.2}]),
     "ipndm_v": (ipndm_v, [{}, {"max_order": 3}]),
     "res_multistep": (res_multistep(False, 0.0), [{}]),
     "res_multistep_cfg_pp": (res_multistep(True, 0.0), [{}]),
@@ -509,7 +519,9 @@ def test_a_function_is_the_hosts_formula(name, options, kind, flow):
     x, frame = start(sigmas), Frame(flow)
     own = inspect.signature(function(name)).parameters
     draw, model, seen = motion(name, x, sigmas.tolist(), options, frame), Model(), []
+    torch.manual_seed(3)  # for churn
     expected = EVERY[name][0](x, sigmas.tolist(), draw, frame, **options)
+    torch.manual_seed(3)
     given = {"noise_sampler": draw} if "noise_sampler" in own else {}
     given |= {"flow": flow} if "flow" in own else {}
     found = function(name)(model, x.clone(), sigmas, None, seen.append, True, **given, **options)
@@ -517,6 +529,9 @@ def test_a_function_is_the_hosts_formula(name, options, kind, flow):
     assert [call["i"] for call in seen] == list(range(len(sigmas) - 1))
     levels = Frame(flow and kd.MENU[name].below_one).below_one(sigmas.tolist())
     assert [float(call["sigma"]) for call in seen] == levels[:-1]
+    assert all(call["sigma_hat"] > call["sigma"] for call in seen[:2]) == ("s_churn" in options)
+    if "s_churn" in options:  # other numbers in float32
+        return
     single = function(name)(model, x.float(), sigmas.float(), disable=True, **given, **options)
     assert single.dtype == torch.float32
     assert (single - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -733,9 +748,26 @@ def test_other_functions_of_the_models_options_stay():
     assert torch.allclose(found, 0.5 * guided + FLOW[2] * (x - uncond) / FLOW[1])
 
 
-def test_heunpp2_has_no_churn():
-    with pytest.raises(ValueError, match="sample_heunpp2: s_churn above 0 is not here"):
-        kd.sample_heunpp2(ideal, start(FLOW), FLOW[:4], disable=True, s_churn=1.0)
+def test_a_part_of_heunpp2_continues_the_whole():
+    """With the whole's first level; its last two steps look as far as the part reaches."""
+    levels, x = karras(9).tolist(), start(FLOW)
+    rows = [nf.samplers.heunpp2(nf.Schedule.karras(2), levels[:-1], prediction="sample").tableau.rows]
+    for sigma_0 in (levels[0], None):
+        part = nf.samplers.heunpp2(nf.Schedule.karras(2), levels[3:-1], sigma_0=sigma_0, prediction="sample")
+        rows.append(part.tableau.rows)
+    assert np.array_equal(rows[0][9:], rows[1])
+    assert not np.array_equal(rows[0][9:], rows[2])
+    assert kd.sample_heunpp2(ideal, x, torch.tensor(levels), disable=True).isfinite().all()
+    with pytest.raises(ValueError, match="sigma_0 must be positive and finite, got 0"):
+        nf.samplers.heunpp2(nf.Schedule.karras(2), levels[3:-1], sigma_0=0)
+
+
+def test_clipped_noise_is_that_of_the_rows():
+    """Named noise that no bound reaches is the rows' own."""
+    x = start(FLOW)
+    run = lambda **options: kd.sample_lcm(ideal, x, FLOW[:6], disable=True, noise=nf.Noise(3), **options)  # noqa: E731
+    assert torch.allclose(run(noise_clip_std=100.0), run(), rtol=1e-12)
+    assert not torch.allclose(run(noise_clip_std=0.5), run(), rtol=1e-3)
 
 
 def test_deis_has_one_mode():

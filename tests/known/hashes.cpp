@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Prints the lines of hashes.txt (README.md says what they are) from one instruction set's kernels, without Python: so
-// that they can be checked where there is only a cross compiler and an emulator. Compiled together with kernels.cpp and
-// the same NF_LANE, NF_LANE_HEADER, NF_KERNELS and NF_NAME; .ci/run does it.
+// that they can be checked where there is only a cross compiler and an emulator. Compiled together with kernels.cpp,
+// both race.cpp and the same NF_LANE, NF_LANE_HEADER, NF_KERNELS, NF_RACE and NF_NAME; .ci/run does it.
 #include <cmath>
 #include <cstdio>
 #include <functional>
@@ -10,12 +10,21 @@
 #include NF_LANE_HEADER
 #include "core/loss.h"
 #include "core/philox.h"
-#include "cpu/kernels.h"
+#include "cpu/dispatch.h"
 #include "cpu/lane_scalar.h"
+#include "race.h"
 
 namespace nf {
 extern const Kernels NF_KERNELS;
+
+// What a race takes of the library's dispatch.cpp and pool.cpp.
+const Kernels& kernels() { return NF_KERNELS; }
+int num_threads() { return 1; }
+bool parallel_for(int64_t total, int64_t, const Body& body, const GoOn&) {
+    body(0, total);
+    return true;
 }
+}  // namespace nf
 
 using namespace nf;
 
@@ -613,6 +622,87 @@ uint64_t hash_uniform_tokens() {
     return hash.value;
 }
 
+// Logits 8 x0[i + 7 k] of 12 rows; case 5 of `cases` has a sample more, with the logits of the first.
+Bytes logits(DType type, int64_t rows, int64_t k, int64_t n) {
+    Bytes x(static_cast<size_t>(rows * n * width(type)));
+    for (int64_t i = 0; i < rows * n; ++i) {
+        const auto value = static_cast<float>(8 * ((word(7 * k + i % (12 * n)) >> 8) / 0x1p23 - 1));
+        if (type == DType::f32) put(x, i, value);
+        if (type == DType::f16) put(x, i, float_to_half(value));
+        if (type == DType::bf16) put(x, i, float_to_bfloat16(value));
+    }
+    return x;
+}
+
+template <class T>
+void add(Hash& hash, const std::vector<T>& values) {
+    Bytes bytes(values.size() * sizeof(T));
+    std::memcpy(bytes.data(), values.data(), bytes.size());
+    hash.add(bytes);
+}
+
+uint64_t hash_categorical(DType type) {
+    Hash hash;
+    int64_t k = 0;
+    for (Case& c : located(cases())) {
+        const int64_t n = (const int64_t[]){61, 4099, 13}[k % 3], samples = c.fields.size() > 1 ? 4 : 3;
+        const auto rows = static_cast<size_t>(4 * samples);
+        const double temperature = (const double[]){1, 0.75, 0}[k / 2], top_p = k < 3 ? 1 : 0.875;
+        const int64_t top_k = k % 2 ? 9 : 0;
+        const Bytes x = logits(type, 4 * samples, k, n);
+        for (Field& f : c.fields) f.stream = 13;
+        std::vector<int64_t> position(rows), token(rows);
+        for (size_t i = 0; i < rows; ++i) position[i] = static_cast<int64_t>(i % 4);
+        std::vector<float> log_prob(rows), log_prob_raw(rows), entropy(rows), margin(rows);
+        std::vector<int32_t> rank(rows);
+        std::vector<uint8_t> bad(rows);
+        Race race{};
+        race.rows = 4 * samples, race.of_sample = 4, race.n = n, race.x = x.data(), race.position = position.data();
+        race.temperature = &temperature, race.top_p = &top_p, race.top_k = &top_k, race.fields = c.fields.data();
+        race.field_per_sample = c.fields.size() > 1, race.token = token.data(), race.log_prob = log_prob.data();
+        race.log_prob_raw = log_prob_raw.data(), race.entropy = entropy.data(), race.margin = margin.data();
+        race.rank = rank.data(), race.bad = bad.data(), race.chunks = chunks_of(n), race.type = type;
+        run_race(race, nullptr);
+        add(hash, token);
+        for (const auto& values : {log_prob, log_prob_raw, entropy, margin}) add(hash, values);
+        add(hash, rank);
+        ++k;
+    }
+    return hash.value;
+}
+
+uint64_t hash_cross_entropy(DType type) {
+    Hash hash;
+    for (int64_t k = 0; k < 3; ++k) {
+        const int64_t n = (const int64_t[]){61, 4099, 13}[k];
+        const Bytes x = logits(type, 12, k, n);
+        Bytes gradient(x.size());
+        std::vector<int64_t> id(12);
+        std::vector<uint8_t> masked(12);
+        std::vector<double> weight(12), upstream(12), loss(12);
+        for (size_t i = 0; i < 12; ++i) {
+            id[i] = word(static_cast<int64_t>(i)) % n, masked[i] = static_cast<int64_t>(i % 3) != k;
+            weight[i] = (1 + i / 4) / 4.0, upstream[i] = static_cast<double>(i) / 8;
+        }
+        CrossEntropy call{};
+        const double one = 0.75;
+        call.rows = 12, call.n = n, call.x = x.data(), call.id = id.data(), call.masked = masked.data();
+        call.weight = weight.data(), call.weight_step = 1, call.upstream = &one, call.loss = loss.data();
+        call.gradient = gradient.data(), call.mean_of = 12, call.type = type;
+        run_cross_entropy(call, nullptr);
+        double total = 0;
+        for (size_t i = 0; i < 12; ++i) total += masked[i] ? weight[i] * loss[i] : 0;
+        add(hash, std::vector<double>{total / 12});
+        hash.add(gradient);
+        call.upstream = upstream.data(), call.upstream_step = 1, call.mean_of = 1;
+        run_cross_entropy(call, nullptr);
+        for (size_t i = 0; i < 12; ++i) loss[i] = masked[i] ? weight[i] * loss[i] : 0;
+        add(hash, loss);
+        hash.add(gradient);
+    }
+    return hash.value;
+}
+
 }  // namespace
 
 int main() {
@@ -650,4 +740,6 @@ int main() {
     print_tokens("q_mask uint8", hash_mask<uint8_t>());
     print_tokens("q_mask uint16", hash_mask<uint16_t>());
     print_tokens("q_uniform int64", hash_uniform_tokens());
+    print("categorical", hash_categorical, {DType::f32, DType::f16, DType::bf16});
+    print("masked_cross_entropy", hash_cross_entropy, {DType::f32, DType::f16, DType::bf16});
 }

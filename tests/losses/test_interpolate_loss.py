@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss of interpolants: against its target kept, its gradients, libraries, backends, errors.
 
-Seen to fail: the coefficient of x0 for x1's; a gradient without the weight; noise of another stream.
+Seen to fail: x0's coefficient for x1; none for x0; half of autograd's gradient; an adapter that lacks it.
 """
 
 import numpy as np
@@ -128,6 +128,18 @@ def test_an_array_type_of_ones_own():
     given = (TIMES["(B,)"], PATHS["brownian_bridge"], N)
     found = nf.interpolate_loss(*map(Boxed, (PRED, X0, X1)), *given, **options)
     assert np.array_equal(found.inside, nf.interpolate_loss(PRED, X0, X1, *given, **options))
+
+
+def test_a_path_without_noise_needs_none():
+    """Seen to fail: a Noise asked for."""
+    wanted = kept("linear", "velocity", "one", None)
+    given = (X0, X1, 0.25, PATHS["linear"])
+    assert nf.interpolate_loss(PRED, *given, target="velocity") == pytest.approx(((PRED - wanted) ** 2).mean())
+    torch = pytest.importorskip("torch")
+    pred, x0, x1 = map(torch.tensor, (PRED, X0, X1))
+    loss = nf.interpolate_loss(pred.requires_grad_(), x0, x1, 0.25, PATHS["linear"], target="velocity")
+    loss.backward()
+    torch.testing.assert_close(pred.grad, torch.tensor(2 * (PRED - wanted) / PRED.size))
 
 
 def test_libraries_without_it_say_so():

@@ -16,7 +16,7 @@
 #include <thread>
 #include <vector>
 
-#include "core/normal.h"
+#include "core/race.h"
 #include "cpu/lane_scalar.h"
 #include "cpu/tile_rows.h"
 
@@ -412,6 +412,68 @@ Halves check_halves(int threads) {
     return result;
 }
 
+// ------------------------------------------------------------------------------------------------ categories
+
+constexpr long double kLn2 = 0.693147180559945309417232121458176568L;
+
+struct Exponentials {
+    Most ulps;    // of e^x, |x| < 512, from its term in a chunk where x is the largest
+    Count wrong;  // the term where the largest is 0: not that of e^x to 1 ulp, nor 0 below 2^-125; or other bits for T
+                  // = 1
+
+    void see(const Exponentials& o) { ulps.see(o.ulps), wrong.see(o.wrong); }
+};
+
+Exponentials measure_exponentials(int threads) {
+    const Scale one = scale_of(1.0);
+    return over<Exponentials>(threads, kWords, [&](Exponentials& e, uint64_t first, uint64_t last) {
+        const Terms below(one, 0.0f);
+        for (uint64_t bits = first; bits < last; bits += W) {
+            float x[W], own[W], general[W], behind[W];
+            Lane::store(x, Lane::as_float(from(static_cast<uint32_t>(bits))));
+            for (int i = 0; i < W; ++i) {
+                if (!(std::fabs(x[i]) < 512)) x[i] = 0;
+                own[i] = Terms(one, x[i]).term<Scalar, true>(x[i]);
+            }
+            const auto z = below.shifted<Lane>(Lane::load(x));
+            Lane::store(general, below.term<Lane>(z));
+            Lane::store(behind, below.term<Lane, true>(z));
+            for (int i = 0; i < W; ++i) {
+                const long double n = std::nearbyint(Scalar::fma(x[i], one.rate, kRound) - kRound);
+                const double exact = std::exp(static_cast<double>(x[i] - n * kLn2));
+                e.ulps.see(std::fabs(own[i] - exact) / ulp(static_cast<float>(exact)), bits + i);
+                if (x[i] > 0) continue;
+                const double whole = std::exp(static_cast<double>(x[i]));
+                const bool near = std::fabs(behind[i] - whole) <= ulp(static_cast<float>(whole));
+                e.wrong.see(general[i] != behind[i] || !(near || (behind[i] == 0 && whole < 0x1.8p-125)), bits + i);
+            }
+        }
+    });
+}
+
+struct Functions {
+    Most exp, ln;  // ulps of e^x, -708 < x <= 0, and of -2 ln x, 2^-66 < x < 2^22, all double
+
+    void see(const Functions& o) { exp.see(o.exp), ln.see(o.ln); }
+};
+
+Functions measure_functions(int threads, uint64_t n) {
+    return over<Functions>(threads, n, [&](Functions& f, uint64_t first, uint64_t last) {
+        for (uint64_t i = first; i < last; ++i) {
+            const auto words = philox_rounds<Scalar>({{static_cast<uint32_t>(i), static_cast<uint32_t>(i >> 32), 1, 0}},
+                                                     RoundKeys(7), 0);
+            const uint32_t* const w = words.w;
+            const double u = w[0] * 0x1p-32 + w[1] * 0x1p-64;
+            const double x = -708 * u * (w[2] & 1 ? 1 : 0x1p-9);
+            const auto exact = static_cast<double>(std::exp(static_cast<long double>(x)));
+            f.exp.see(std::fabs(exp_of(x) - exact) / ulp(exact), i);
+            const double y = std::ldexp(1 + (w[2] & 2 ? u : u * 0x1p-30), static_cast<int>(w[3] % 88) - 66);
+            const long double ln = -2 * std::log(static_cast<long double>(y));
+            if (ln != 0) f.ln.see(std::fabs(minus_two_ln<Scalar>(y) - ln) / ulp(static_cast<double>(ln)), i);
+        }
+    });
+}
+
 }  // namespace
 
 // exhaustive THREADS LOG2_PAIRS EVERY: so many random pairs where all of them cannot be tried; all words, or one block
@@ -448,6 +510,14 @@ int main(int, char** argv) {
     print("float_to_half_wrong", h.to_half);
     print("bfloat16_to_float_wrong", h.from_bfloat16);
     print("float_to_bfloat16_wrong", h.to_bfloat16);
+    std::fflush(stdout);
+
+    const Exponentials e = measure_exponentials(threads);
+    print("exp_ulps", e.ulps);
+    print("exp_wrong", e.wrong);
+    const Functions f = measure_functions(threads, pairs >> 6);
+    print("exp64_ulps", f.exp);
+    print("ln64_ulps", f.ln);
     std::fflush(stdout);
 
     Doubles d = measure_edge_doubles(threads);

@@ -21,6 +21,7 @@ import pytest
 
 import noisefuse as nf
 from conftest import read_known
+from noisefuse.backends import spec
 from noisefuse.backends.reference import SPEC
 from test_noise import noises_of
 
@@ -228,6 +229,28 @@ def test_two_thirds(dtype):
     """Computes a hundred digits more. If e is another one, most results are the same."""
     real = REALS[dtype]
     assert real.two_thirds == real.bits(real.near(Fraction(2 ** (real.N + 101) // 3, 2**100)))
+
+
+# ---- categories --------------------------------------------------------------------------------------------
+
+
+def test_exponentials_are_those_of_the_page():
+    """Seen to fail: a digit of each changed in the page."""
+    blocks = re.findall(r"^```text\n(of float32\n.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    numbers = {}
+    for part in blocks[0].split("\n\n"):
+        title, *lines = re.sub(r"\n {3,}", "  ", part).splitlines()
+        for line in lines:
+            name, *coefficients = re.split(r" {2,}", line)
+            numbers[title, name] = [float.fromhex(c) for c in coefficients]
+    ours = (spec.LN2_HIGH32, spec.LN2_LOW32, spec.TWICE_EXP32), (spec.LN2_HIGH64, spec.LN2_LOW64, spec.EXP64)
+    assert [*numbers.values()] == [[float(c) for c in np.atleast_1d(known)] for of_type in ours for known in of_type]
+    assert f"1 / ln 2 = {float(spec.LOG2_E).hex()}" in PAGE
+    ln2 = Fraction(Context(60).ln(Decimal(2)))
+    for title, short, error in (("of float32", 14, 38), ("of float64", 42, 92)):
+        (high,), (low,) = numbers[title, "h"], numbers[title, "l"]
+        assert (high * 2**short).is_integer()  # its products with n are exact
+        assert abs(Fraction(high) + Fraction(low) - ln2) < Fraction(1, 2**error)
 
 
 # ---- bytes that change -------------------------------------------------------------------------------------

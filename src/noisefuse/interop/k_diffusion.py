@@ -224,7 +224,7 @@ class _Run(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _run(
-    make: Callable[..., Any], levels: tuple[float, ...], s_noise: float = 1.0, flow: bool = False, **options: Any
+    make: Callable[..., Any], levels: tuple[float, ...], s_noise: Any = 1.0, flow: bool = False, **options: Any
 ) -> _Run:
     """Returns the rows of a list of noise levels, from a function of ``nf.samplers``, or ``_churned``."""
     if make is _churned:
@@ -254,13 +254,13 @@ def _of(make: Callable[..., nf.Sampler], levels: Sequence[float], flow: bool = F
     return Tableau(rows, table.timesteps, table.name, push=table.push, alpha=table.alpha, sigma=table.sigma)
 
 
-def _with_noise(table: Tableau, factor: float) -> Tableau:
-    """Returns the table with fresh noise times a factor."""
+def _with_noise(table: Tableau, factor: float | tuple[float, float]) -> Tableau:
+    """Returns the table with fresh noise times a factor, or times one that goes from the first row to the last."""
     if factor == 1:
         return table
     rows = table.rows.copy()
     for name in ("out", "aux1", "aux2"):
-        rows[name]["z"] *= factor
+        rows[name]["z"] *= np.linspace(*factor, len(table)) if isinstance(factor, tuple) else factor
     return Tableau(rows, table.timesteps, table.name, push=table.push, alpha=table.alpha, sigma=table.sigma)
 
 
@@ -282,11 +282,18 @@ def _churned(
     n, most = len(levels) - 1, math.sqrt(2) - 1
     raised = [level * (1 + min(s_churn / n, most) * (s_tmin <= level <= s_tmax)) for level in levels[:-1]]
     added = [s_noise * math.sqrt(up**2 - level**2) for up, level in zip(raised, levels, strict=False)]
-    tables = [_of(method, pair) for pair in zip(raised, levels[1:], strict=True)]
-    rows = np.concatenate([table.rows for table in tables])
-    last = np.cumsum([len(table) for table in tables]) - 1
-    rows["out"]["z"][last[:-1]] = added[1:]
-    times, push = (np.concatenate([getattr(table, name) for table in tables]) for name in ("timesteps", "push"))
+    ahead: int = 1
+    own: dict[str, Any] = {}
+    if method is nf.samplers.heunpp2:  # its steps look two levels further, and weigh them by the whole run's first one
+        ahead, own = 3, {"sigma_0": levels[0]}
+    tables = [_of(method, (up, *levels[i : i + ahead]), **own) for i, up in enumerate(raised, 1)]
+    calls = [int(np.argmin(table.push)) + 1 for table in tables]  # of the first step: its last row keeps nothing
+    rows = np.concatenate([table.rows[:n] for table, n in zip(tables, calls, strict=True)])
+    rows["out"]["z"][np.cumsum(calls)[:-1] - 1] = added[1:]
+    times, push = (
+        np.concatenate([getattr(table, name)[:n] for table, n in zip(tables, calls, strict=True)])
+        for name in ("timesteps", "push")
+    )
     return Tableau(rows, times, tables[0].name, push=push), added[0]
 
 
@@ -309,15 +316,16 @@ def _sample(
     noise: Noises | None,
     given: NoiseSampler | None,
     make: Callable[..., Any],
-    s_noise: float = 1.0,
+    s_noise: float | tuple[float, float] = 1.0,
     *,
+    clip: float = 0.0,
     flow: bool = False,
     below_one: bool = False,
     guided: bool = False,
     **options: Any,
 ) -> torch.Tensor:
     """Runs k-diffusion's loop. noise: drawn within the rows; else ``given`` draws for each row that needs it, or
-    torch. guided: the rows read the unconditional clean sample, too."""
+    torch. guided: the rows read the unconditional clean sample, too. clip: bounds noise, in its deviations."""
     if noise is not None and given is not None:
         raise TypeError("noise, noise_sampler: give one of them")
     x, sigmas = call.x, call.sigmas
@@ -335,15 +343,29 @@ def _sample(
         call = call._replace(sigmas=torch.cat([sigmas.new_tensor([1 - 1e-4]), sigmas[1:]]))
     # a tensor would be a new key each time
     numbers = {key: value.item() if isinstance(value, torch.Tensor) else value for key, value in options.items()}
-    run = _run(make, tuple(call.sigmas.tolist()), float(s_noise), flow, **numbers)
+    run = _run(
+        make, tuple(call.sigmas.tolist()), s_noise if isinstance(s_noise, tuple) else float(s_noise), flow, **numbers
+    )
     if given is None:  # the seed is for default draws; otherwise, as in churn, it is the model's alone
         seeded = noise is None and make is not _churned and any(run.draws)
         given = _by_torch(x, _seed(call) if seeded else None)
+    if clip:
+        given = _clipped(given if noise is None else noise_sampler(x, noise), clip)
+        noise = None
     with torch.no_grad():
         if run.kick:  # it has the key of a row that does not exist
             first = torch.randn_like(x) if noise is None else nf.randn_like(x, at_row(noise, len(run.times), SAMPLER))
             x = x + run.kick * first
         return _loop(call, run, x, noise, given, guided)
+
+
+def _clipped(draw: NoiseSampler, deviations: float) -> NoiseSampler:
+    def clipped(sigma: Any, sigma_next: Any) -> torch.Tensor:
+        z = draw(sigma, sigma_next)
+        most = deviations * z.std()
+        return z.clamp(-most, most)
+
+    return clipped
 
 
 def _loop(
@@ -455,6 +477,9 @@ _SHARED = Shared(
         "sigma_max": _ENDS,
         "eta": "    eta: of how much of the noise is drawn anew, at least 0.",
         "s_noise": "    s_noise: a factor of what is drawn.",
+        "s_noise_end": "    s_noise_end: the factor in the last step; between, it changes evenly. None: s_noise.",
+        "noise_clip_std": """\
+    noise_clip_std: noise is bounded to so many of its standard deviations over the batch. 0: not at all.""",
         "noise_sampler": """\
     noise_sampler: f(sigma, sigma_next) -> noise like x, called once for each row that draws. None: torch's generator,
         or one of ``extra_args["seed"]``, where there is one.""",
@@ -518,6 +543,8 @@ class _Function(Protocol):
         s_tmax: float = float("inf"),
         eta: float = 1.0,
         s_noise: float = 1.0,
+        s_noise_end: float | None = None,
+        noise_clip_std: float = 0.0,
         noise_sampler: NoiseSampler | None = None,
         noise_scaler: Callable[[torch.Tensor], torch.Tensor] | None = None,
         r: float = 0.5,
@@ -643,6 +670,7 @@ def _function(menu_name: str) -> _Function:
         given = bound.arguments
         call = _Call(*(given.pop(key) for key in _Call._fields))
         noise, drawn, s_noise = given.pop("noise", None), given.pop("noise_sampler", None), given.pop("s_noise", 1.0)
+        s_end, clip = given.pop("s_noise_end", None), float(given.pop("noise_clip_std", 0.0))
         if "solver_type" in given:
             if given["solver_type"] not in solvers:
                 raise ValueError(f"solver_type must be {' or '.join(solvers)}, got {given['solver_type']!r}")
@@ -650,11 +678,10 @@ def _function(menu_name: str) -> _Function:
         noise = _brownian(call, noise, drawn) if how.shared is _BROWNIAN else noise
         churn = {key: given.pop(key) for key in ("s_churn", "s_tmin", "s_tmax") if key in given}
         if churn.get("s_churn", 0) > 0:
-            if rule is nf.samplers.heunpp2:
-                raise ValueError(f"{name}: s_churn above 0 is not here, as its steps look ahead: take sample_heun")
             return _sample(call, noise, None, _churned, s_noise, method=rule, **churn)
         options = {_OPTIONS.get(key, key): value for key, value in given.items()}
-        return _sample(call, noise, drawn, rule, 1.0 if churn else s_noise, **options, **run)
+        factor = 1.0 if churn else s_noise if s_end is None else (float(s_noise), float(s_end))
+        return _sample(call, noise, drawn, rule, factor, clip=clip, **options, **run)
 
     sample.__name__ = sample.__qualname__ = name
     sample.__doc__ = f"`samplers.{entry.sampler}`, {how.doc}" if __doc__ else None  # python -OO
@@ -673,7 +700,7 @@ MENU: dict[str, Entry] = {
     "euler_ancestral": Entry("euler_ancestral", "own"),
     "euler_ancestral_cfg_pp": Entry("euler_ancestral_cfg_pp", "own"),
     "heun": Entry("heun"),
-    "heunpp2": Entry("heunpp2", note="no `s_churn`"),
+    "heunpp2": Entry("heunpp2"),
     "exp_heun_2_x0": Entry("seeds_2", **_BELOW, note="`r=1`, `eta=0`"),
     "exp_heun_2_x0_sde": Entry("seeds_2", **_BELOW, note="`r=1`"),
     "dpm_2": Entry("dpm_2"),
@@ -694,7 +721,7 @@ MENU: dict[str, Entry] = {
     "dpmpp_3m_sde": Entry("dpmpp_3m_sde", **_BELOW),
     "dpmpp_3m_sde_gpu": Entry("dpmpp_3m_sde", **_BELOW, note=_GPU),
     "ddpm": Entry("ddpm", "level"),
-    "lcm": Entry("lcm", "own", note="no `s_noise_end`, `noise_clip_std`"),
+    "lcm": Entry("lcm", "own"),
     "ipndm": Entry("ipndm"),
     "ipndm_v": Entry("ipndm_v"),
     "deis": Entry("deis", note="orders 1 to 3; no `rhoab`"),
@@ -742,7 +769,7 @@ torch.Size([2, 3])""",
     ),
     "euler_ancestral_cfg_pp": _Rule(_CFG_PP, _ANCESTRAL),
     "heun": _Rule(_KARRAS, _CHURNED),
-    "heunpp2": _Rule("ComfyUI, without its churn.", _CHURNED),
+    "heunpp2": _Rule("ComfyUI.", _CHURNED),
     "exp_heun_2_x0": _Rule(
         "exponential Heun: Gonzalez et al. 2023; ComfyUI.", "solver_type", fixed={"r": 1.0, "eta": 0.0}, defaults=_HEUN
     ),
@@ -770,7 +797,7 @@ torch.Size([2, 3])""",
     "ddpm": _Rule("Ho et al. 2020; ComfyUI.", "noise_sampler noise"),
     "lcm": _Rule(
         "Luo et al. 2023, without its c_skip: x' = D + sigma' z; ComfyUI.",
-        "noise_sampler s_noise noise",
+        "noise_sampler s_noise s_noise_end noise_clip_std noise",
         fixed={"sigma_data": 0.0},
     ),
     "ipndm": _Rule("Zhang & Chen 2022; ComfyUI.", "max_order"),

@@ -25,7 +25,7 @@ from ..arguments.calls import Index, is_batch, like, make_call, names_or_array
 from ..arguments.options import plain_table, rows_at
 from ..arguments.types import Array, ArrayT, NoiseLike
 from ..call.description import Loss
-from ..ground.kinds import library_of
+from ..ground.kinds import library_for, library_of
 from ..language.forward import residual
 from ..language.levels import FLOATS, LEVELS
 from ..language.rows import M1, M2, Plain, Rows, X, Z
@@ -264,12 +264,14 @@ def interpolate_loss(
         options = {"target": target, "weight": weight, "reduction": reduction, "batched": batched}
         return other.interpolate_loss(pred, x0, x1, t, path, noise, grad_out=grad_out, **options)
     m = as_array("pred", pred)
+    t = library_for(t).to_numpy(t)  # a path's functions are NumPy's
     rows, index = residual_rows(path, t, m.shape, target)
     if Z in rows.reads and noise is None:
         raise TypeError(f"noise: expected a Noise, which the path {path.name} draws from, got {got(noise)}")
     arrays = {X: like("x0", x0, m, FLOATS), M2: like("x1", x1, m, FLOATS)}
     outs = {} if grad_out is None else {"grad_out": None if grad_out is True else grad_out}
-    given = (noise, batched, weight, t, reduction, 1.0, outs)
+    drawn = Noise() if noise is None else noise  # nothing is drawn from it
+    given = (drawn, batched, weight, t, reduction, 1.0, outs)
     loss, gradient = _run(_residual_call(m, arrays, rows, index, *given, want_loss=True))
     return loss if grad_out is None else (loss, gradient)
 

@@ -377,6 +377,7 @@ def heunpp2(
     schedule: Schedule,
     steps: Steps = 50,
     *,
+    sigma_0: float | None = None,
     prediction: Prediction = "epsilon",
     clip: Clip = None,
     spacing: Spacing = "linspace",
@@ -388,19 +389,26 @@ def heunpp2(
         x_2 = x + (sigma' - sigma) d,    x_3 = x_2 + (sigma'' - sigma') d_2,    d = (x - D) / sigma
         x' = x + (sigma' - sigma) ((1 - w_2 - w_3) d + w_2 d_2 + w_3 d_3),    w_2, w_3 = sigma', sigma'' over 3 sigma_0
 
-    sigma_0 is the first noise level. The last step but one has w_2 = sigma' / 2 sigma_0 and no x_3; the last step is
+    The last step but one has w_2 = sigma' / 2 sigma_0 and no x_3; the last step is
     Euler's. There is no paper; the method comes from Carzit's sd-webui-samplers-scheduler. Its weights are those of a
     mean only at sigma_0, so it is of first order.
+
+    Args:
+        sigma_0: positive, of sigma / alpha. None: the run's first noise level. A part of a run continues the whole with
+            the whole's first level.
 
     >>> len(nf.samplers.heunpp2(nf.Schedule.karras(100), steps=10))
     27
     """
     run = plan(schedule, steps, prediction, clip, spacing, whole=False, **options).exploding()
+    if sigma_0 is not None and not 0 < sigma_0 < math.inf:
+        raise ValueError(f"sigma_0 must be positive and finite, got {sigma_0}")
+    most = run.nodes[0].sigma if sigma_0 is None else sigma_0
     rows, n = [], len(run.nodes) - 1
     for i in range(n):
         here, *ahead = run.nodes[i : min(i + 3, n)]
         h = run.nodes[i + 1].sigma - here.sigma
-        w = [node.sigma / ((len(ahead) + 1) * run.nodes[0].sigma) for node in ahead]
+        w = [node.sigma / ((len(ahead) + 1) * most) for node in ahead]
         known = x + h * (1 - sum(w)) * run.noise(here)
         if not ahead:
             rows.append(run.row(here, x + h * run.noise(here) if run.nodes[n].sigma else D))

@@ -68,6 +68,12 @@ _REPLACEABLE = {"step", "add_noise", "scale_noise", "set_timesteps", "scale_mode
 _FLOATS = {getattr(torch, name) for name in FLOATS}
 
 
+# Attributes that no plan depends on, and the configuration, which has a place of its own in a plan's key.
+_UNREAD = {
+    "noise", "_internal_dict", "noise_sampler", "is_scale_input_called", "_begin_index", "_clock", "_run", "_levels",
+}  # fmt: skip
+
+
 _GRAD = "for tensors that require grad"
 
 
@@ -213,7 +219,7 @@ class Fused:
     def _step(self, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool, options: Options = ()) -> Any:
         """Takes the fast path: most calls are decided here, within a microsecond; others take the checked path."""
         if is_traced():  # torch.compile cannot trace this, so the graph breaks
-            return self._checked_step(m, t, x, draws, return_dict, options)
+            return untraced(self._checked_step, m, t, x, draws, return_dict, options)
         state = self.__dict__
         run: _Run | None = state.get("_run")
         if (
@@ -319,7 +325,6 @@ class Fused:
 
     # ---- the checked path ----------------------------------------------------------------------------------
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _checked_step(self, m: Any, t: Any, x: Any, draws: Generators, return_dict: bool, options: Options) -> Any:
         """Takes the first step of a run, or times that are plain numbers or many; and steps that diffusers has to do
         itself."""
@@ -495,20 +500,12 @@ class Fused:
     def _fingerprint(self) -> Any:
         """Returns all that a plan depends on. At the beginning of a run there is no last_sample."""
         left = self._leftovers if self.__dict__.get("last_sample") is None else ()
-        skipped = {
-            "noise",
-            "_internal_dict",
-            "noise_sampler",
-            "is_scale_input_called",
-            "_begin_index",
-            "_clock",
-            "_run",
-            "_levels",
-            *self._memory,
-            *left,
-        }
-        skipped |= set() if self._memory else {"_step_index"}
-        numbers = [_bytes(value) for name, value in self.__dict__.items() if name not in skipped]
+        unread = [*self._memory, *left]
+        if not self._memory:
+            unread.append("_step_index")
+        if self.coefficients == "compat":
+            unread.append("_replay")
+        numbers = [_bytes(value) for name, value in self.__dict__.items() if name not in _UNREAD and name not in unread]
         kept = tuple(name for name in self._memory if name not in left)
         return *numbers, self._configured(), *(value is None for value in rows.items(vars(self), kept))
 
@@ -656,7 +653,7 @@ def has(name: str) -> bool:
 
 
 def _bytes(value: Any) -> Any:
-    if value is None or type(value) in (int, str):
+    if value is None or type(value) in (int, float, str):
         return value
     if isinstance(value, Tensor):
         return value.cpu().numpy().tobytes()

@@ -350,6 +350,6 @@ library: Library = Library(
     update=update, mse_loss=mse_loss, mse_loss_grad=mse_loss_grad, interpolate_loss=interpolate_loss,
     log_prob=log_prob, log_prob_grad=log_prob_grad, kl=kl, kl_grad=kl_grad,
     combined=combined, augmented=augmented, update_with_log_prob=update_with_log_prob,
-    categorical=categorical, masked_cross_entropy=masked_cross_entropy,
-    through=through, token_log_prob=token_log_prob, on_device=on_device,
+    categorical=categorical, masked_cross_entropy=masked_cross_entropy, through=through,
+    token_log_prob=token_log_prob, on_device=on_device,
 )  # fmt: skip

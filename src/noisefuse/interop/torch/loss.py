@@ -123,7 +123,7 @@ def _of_path(
         drawn = read("noise", noise, place) if isinstance(noise, Tensor) else read_noise(noise, "pred")
         numbers = None if weight is None else read_numbers("weight", weight, place)
         out = made or write("grad_out", grad_out, place, pred.dtype)
-        given |= {"t": read_index("t", t, place), "path": path, "noise": drawn, "weight": numbers, "grad_out": out}
+        given |= {"t": t, "path": path, "noise": drawn, "weight": numbers, "grad_out": out}
         found = nf.interpolate_loss(**given, **options)
         loss, gradient = (found, None) if grad_out is None else found
         result = _as_loss(loss, pred, place)
