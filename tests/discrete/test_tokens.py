@@ -2,7 +2,7 @@
 """Masks and new tokens at random: their bits, their rates, their shapes, and what is refused.
 
 Seen to fail: `<=` for `<` in masks.h (p = 0 masked the word 0); the segment's p of the tile's first token for all of
-its tokens; words of stream 0; w and w' swapped in `uniform_tokens`; ids looked at after the first write.
+its tokens; words of stream 0; w and w' swapped in `uniform_tokens`; ids not looked at.
 """
 
 import numpy as np
