@@ -3,7 +3,7 @@
 // first-level cache: for the largest logits of its blocks, for the race, and for the sums of exponentials.
 //
 // Few words need a logarithm. As -ln U >= 1 - U, a token of a block whose largest score without noise is h can beat the
-// best score so far only if 1 - U <= e^(h - best); so one comparison of the upper word answers for most of them.
+// best score so far only if 2 (1 - U) <= e^(h - best); so one comparison of the upper word answers for most of them.
 #include "../core/race.h"
 
 #include <bit>
@@ -18,7 +18,8 @@
 namespace nf {
 namespace {
 
-constexpr int kBlock = 64;  // tokens that share a bound
+constexpr int kBlock = 64;           // tokens that share a bound
+constexpr double kLn2 = 0.69314718;  // and not more
 constexpr int kBlocksOfChunk = kLossChunk / kBlock;
 constexpr int kW = Lane::width;
 using F32 = Lane::f32;
@@ -144,11 +145,11 @@ class Runner {
     const Terms unit_;
     alignas(64) uint32_t bound_[kBlocksOfChunk];
 
-    // A score to beat, and what may be wrong about it below.
+    // A score to beat, without the 2 in its -ln(-2 ln U), and what may be wrong about it below.
     struct Lead {
         float score, doubt;
         explicit Lead(double best)
-            : score(static_cast<float>(best)), doubt((score < 0 ? -score : score) * 0x1p-21f + 0x1p-20f) {}
+            : score(static_cast<float>(best + kLn2)), doubt((score < 0 ? -score : score) * 0x1p-21f + 0x1p-20f) {}
     };
 
     // At least e^(x / temperature - score), if that is below 1 - 2^-10.
@@ -212,7 +213,7 @@ class Runner {
 
     // Whether 1 - U > e^-behind, by the first terms of e^behind.
     bool hopeless(float x, uint32_t word) const {
-        const double behind = r.score - static_cast<double>(x) * beta_;
+        const double behind = r.score + kLn2 - static_cast<double>(x) * beta_;
         const double b = behind * (1 - 0x1p-40) - 0x1p-40 * (r.score < 0 ? -r.score : r.score);
         const double power = 1 + b * (1 + b / 2 * (1 + b / 3 * (1 + b / 4 * (1 + b / 5))));
         return b > 0 && static_cast<double>(~word) * power > 0x1p32 * (1 + 0x1p-30);

@@ -47,13 +47,26 @@ DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 
 @pytest.mark.parametrize("n", range(len(SETTINGS)))
 def test_bits(compiled, n):
-    """Seen to fail: a digit of a coefficient, accumulators in another order, a bound without its doubt."""
+    """Seen to fail: a digit of a coefficient of e^r, a word compared with another block's bound."""
     for v, vocabulary in enumerate(VOCABULARIES):
         logits = logits_of((2, 2, vocabulary), [3, 0.1, 30, 300][(n + v) % 4], DTYPES[(n + v) % 3], n)
         logits[0, 0, 1:2] = -np.inf
         found = drawn(logits, NOISE, **SETTINGS[n])
         with using("reference"):
             assert drawn(logits, NOISE, **SETTINGS[n]) == found
+
+
+def test_bits_of_parts(compiled):
+    """Scores and sums are float64, and terms of all sizes, so that other orders of a sum show. Seen to fail: accumulators in another order."""
+    logits = logits_of((1, 2, 9000), 12.0)
+
+    def found():
+        part = nf.categorical(logits, NOISE, temperature=0.7, info=("log_prob", "log_prob_raw"), partial=True).parts
+        return [*map(bits, (part.score, part.winner, part.largest, part.plain, part.tempered))]
+
+    mine = found()
+    with using("reference"):
+        assert found() == mine
 
 
 @pytest.mark.parametrize("threads", [1, 2], indirect=True)
