@@ -4,8 +4,9 @@
     python examples/text_diffusion.py           about two minutes on two idle cores; draws text_diffusion.png
 
 The network learns the characters behind masks (`nf.q_mask`), at times that cover [0, 1] evenly in each batch
-(`nf.discrete.times`). Four samplers then write from masks alone. A run that stops half-way and goes on, and a batch
-that two processes share, give the same characters to the bit: no draw depends on what was drawn before.
+(`nf.discrete.times`), by LLaDA's loss (`nf.masked_cross_entropy`). Four samplers then write from masks alone. A run
+that stops half-way and goes on, and a batch that two processes share, give the same characters to the bit: no draw
+depends on what was drawn before.
 
 Needs matplotlib and torch: pip install '.[demo,torch]'.
 """
@@ -109,8 +110,7 @@ def learn(
     network: Network, optimizer: torch.optim.Optimizer, x_t: Tensor, ids: Tensor, masked: Tensor, weight: Tensor
 ) -> float:
     """Makes one step down the mean of masked (1 / p) (-ln p_theta) over all characters, LLaDA's equation 3."""
-    loss = nn.functional.cross_entropy(network(x_t).flatten(0, 1), ids.flatten(), reduction="none").view_as(ids)
-    loss = (loss * masked * weight[:, None].float()).mean()
+    loss = nf.masked_cross_entropy(network(x_t), ids, masked, weight[:, None])
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), 1.0)

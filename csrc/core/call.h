@@ -97,8 +97,9 @@ struct Masks {
     const double* p;       // from 0 to 1, one for each segment of `segment` tokens
     int64_t segment;
     uint64_t mask;
-    int32_t bytes;       // of a token
-    int32_t complement;  // whether the others become it
+    uint64_t vocabulary;  // beyond 0: a token drawn from so many, floor(u vocabulary / 2^64) of stream 15, in its place
+    int32_t bytes;        // of a token
+    int32_t complement;   // whether the others become it
 };
 
 }  // namespace nf

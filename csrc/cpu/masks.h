@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tokens that become the mask at random (q_mask), in one pass over them.
+// Tokens that become the mask (q_mask), or tokens of the whole vocabulary (q_uniform), in one pass over them.
 #pragma once
 #include "float_mode.h"
 #include "tile_noise.h"
@@ -28,26 +28,46 @@ void choose(const Masks& m, int64_t at, int n, const uint32_t* words, uint8_t* m
     for (int i = 0; i < n && m.where; ++i) masked[i] &= m.where[at + i];
 }
 
+// The tokens that take the place of those that change.
+struct New {
+    uint64_t mask;
+    const uint32_t* drawn;  // or one for each of the tile, if it is not null
+};
+
 template <class Token>
-void put_masks(const Masks& m, int64_t at, int n, const uint8_t* masked) {
+void put_tokens(const Masks& m, int64_t at, int n, const uint8_t* changed, const New& other) {
     const auto* const tokens = static_cast<const Token*>(m.tokens) + at;
     auto* const out = static_cast<Token*>(m.out) + at;
-    const auto mask = static_cast<Token>(m.mask);
-    for (int i = 0; i < n; ++i) out[i] = masked[i] ? mask : tokens[i];
-    std::memcpy(m.masked + at, masked, static_cast<size_t>(n));
+    const auto mask = static_cast<Token>(other.mask);
+    if (other.drawn)
+        for (int i = 0; i < n; ++i) out[i] = changed[i] ? static_cast<Token>(other.drawn[i]) : tokens[i];
+    else
+        for (int i = 0; i < n; ++i) out[i] = changed[i] ? mask : tokens[i];
+    std::memcpy(m.masked + at, changed, static_cast<size_t>(n));
 }
 
-[[gnu::noinline]] void put_masks(const Masks& m, int64_t at, int n, const uint8_t* masked) {
+[[gnu::noinline]] void put_tokens(const Masks& m, int64_t at, int n, const uint8_t* changed, const New& other) {
     switch (m.bytes) {
         case 1:
-            return put_masks<uint8_t>(m, at, n, masked);
+            return put_tokens<uint8_t>(m, at, n, changed, other);
         case 2:
-            return put_masks<uint16_t>(m, at, n, masked);
+            return put_tokens<uint16_t>(m, at, n, changed, other);
         case 4:
-            return put_masks<uint32_t>(m, at, n, masked);
+            return put_tokens<uint32_t>(m, at, n, changed, other);
         case 8:
-            return put_masks<uint64_t>(m, at, n, masked);
+            return put_tokens<uint64_t>(m, at, n, changed, other);
     }
+}
+
+// The words of a tile of noise, to `to`.
+void copy_words(uint32_t* to, const float* words, int n) {
+    std::memcpy(to, words, sizeof(float) * static_cast<size_t>(n));
+}
+
+// floor(u V / 2^64) for u = 2^32 high + low, to `high`.
+void scale_words(uint32_t* high, const uint32_t* low, int n, uint64_t vocabulary) {
+    for (int i = 0; i < n; ++i)
+        high[i] = static_cast<uint32_t>((high[i] * vocabulary + (low[i] * vocabulary >> 32)) >> 32);
 }
 
 void mask_range(const Call& s, const Masks& m, int64_t begin, int64_t end) {
@@ -55,8 +75,8 @@ void mask_range(const Call& s, const Masks& m, int64_t begin, int64_t end) {
     Cursor cursor(s, begin);
     Noise<float> noise;
     Counters counters;
-    alignas(64) uint32_t words[kTile];
-    alignas(64) uint8_t masked[kTile];
+    alignas(64) uint32_t words[kTile], drawn[kTile];
+    alignas(64) uint8_t changed[kTile];
     while (cursor.at < end) {
         const int64_t at = cursor.at, left = least(cursor.uniform_left(), end - at);
         const RoundKeys keys(cursor.field().seed);
@@ -67,10 +87,17 @@ void mask_range(const Call& s, const Masks& m, int64_t begin, int64_t end) {
             counters.take(cursor.element, left);
             cursor.advance(counters.size);
         }
-        const float* const drawn = noise.fill(counters, keys, Draw::words, 0, Nothing{});
-        std::memcpy(words, drawn, sizeof(float) * static_cast<size_t>(counters.size));
-        choose(m, at, counters.size, words, masked);
-        put_masks(m, at, counters.size, masked);
+        const int n = counters.size;
+        copy_words(words, noise.fill(counters, keys, Draw::words, 0, Nothing{}), n);
+        choose(m, at, n, words, changed);
+        if (m.vocabulary) {
+            counters.switch_stream(1);  // from 14 to 15
+            copy_words(drawn, noise.fill(counters, keys, Draw::words, 0, Nothing{}), n);
+            copy_words(words, noise.fill(counters, keys, Draw::words, 0, Nothing{}, 1), n);
+            counters.switch_stream(1);
+            scale_words(drawn, words, n, m.vocabulary);
+        }
+        put_tokens(m, at, n, changed, {m.mask, m.vocabulary ? drawn : nullptr});
     }
 }
 

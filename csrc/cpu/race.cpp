@@ -3,7 +3,7 @@
 // first-level cache: for the largest logits of its blocks, for the race, and for the sums of exponentials.
 //
 // Few words need a logarithm. As -ln U >= 1 - U, a token of a block whose largest score without noise is h can beat the
-// best score so far only if 1 - U <= e^(h - best); so one comparison of the upper word answers for most of them.
+// best score so far only if 2 (1 - U) <= e^(h - best); so one comparison of the upper word answers for most of them.
 #include "../core/race.h"
 
 #include <bit>
@@ -18,7 +18,8 @@
 namespace nf {
 namespace {
 
-constexpr int kBlock = 64;  // tokens that share a bound
+constexpr int kBlock = 64;           // tokens that share a bound
+constexpr double kLn2 = 0.69314718;  // and not more
 constexpr int kBlocksOfChunk = kLossChunk / kBlock;
 constexpr int kW = Lane::width;
 using F32 = Lane::f32;
@@ -35,22 +36,25 @@ struct Chunk {
 };
 
 template <DType type>
+F32 load_logits(const void* x, int64_t at) {
+    if constexpr (type == DType::f32)
+        return Lane::load(static_cast<const float*>(x) + at);
+    else if constexpr (type == DType::f16)
+        return Lane::from_half(Lane::load(static_cast<const uint16_t*>(x) + at));
+    else
+        return Lane::as_float(Lane::as_upper_halves(Lane::load(static_cast<const uint16_t*>(x) + at)));
+}
+
+template <DType type>
 [[gnu::flatten]] void convert(const void* from, int64_t at, int n, float* to) {
-    const auto* p = static_cast<const uint16_t*>(from) + at;
-    const auto number = [](const uint16_t* half) {
-        if constexpr (type == DType::f16)
-            return Lane::from_half(Lane::load(half));
-        else
-            return Lane::as_float(Lane::as_upper_halves(Lane::load(half)));
-    };
     int i = 0;
-    for (; i + kW <= n; i += kW) Lane::store(to + i, number(p + i));
+    for (; i + kW <= n; i += kW) Lane::store(to + i, load_logits<type>(from, at + i));
     const int left = n - i;
     if (left <= 0) return;
     uint16_t last[kW] = {};
-    std::memcpy(last, p + i, size_t(left) * 2);
+    std::memcpy(last, static_cast<const uint16_t*>(from) + at + i, size_t(left) * 2);
     alignas(64) float numbers[kW];
-    Lane::store(numbers, number(last));
+    Lane::store(numbers, load_logits<type>(last, 0));
     std::memcpy(to + i, numbers, size_t(left) * 4);
 }
 
@@ -80,6 +84,22 @@ inline void ask_for_next(const Chunk& chunk, int group) {
         chunk.of_block[b] = Lane::largest(most[0]);
     }
     chunk.largest = Lane::largest(all);
+    return !bad;
+}
+
+// The largest of whole blocks of a row, straight from memory. False: there is a NaN.
+template <DType type>
+[[gnu::flatten]] bool largest_of(const void* x, int64_t at, int n, float& largest) {
+    F32 most[4];
+    for (F32& m : most) m = Lane::splat(-INFINITY);
+    bool bad = false;
+    for (int i = 0; i < n; i += 4 * kW) {
+        F32 v[4];
+        for (int k = 0; k < 4; ++k) v[k] = load_logits<type>(x, at + i + kW * k);
+        bad |= Lane::any_nan(v[0], v[1]) | Lane::any_nan(v[2], v[3]);
+        for (int k = 0; k < 4; ++k) most[k] = Lane::max(most[k], v[k]);
+    }
+    largest = Lane::largest(Lane::max(Lane::max(most[0], most[1]), Lane::max(most[2], most[3])));
     return !bad;
 }
 
@@ -144,11 +164,11 @@ class Runner {
     const Terms unit_;
     alignas(64) uint32_t bound_[kBlocksOfChunk];
 
-    // A score to beat, and what may be wrong about it below.
+    // A score to beat, without the 2 in its -ln(-2 ln U), and what may be wrong about it below.
     struct Lead {
         float score, doubt;
         explicit Lead(double best)
-            : score(static_cast<float>(best)), doubt((score < 0 ? -score : score) * 0x1p-21f + 0x1p-20f) {}
+            : score(static_cast<float>(best + kLn2)), doubt((score < 0 ? -score : score) * 0x1p-21f + 0x1p-20f) {}
     };
 
     // At least e^(x / temperature - score), if that is below 1 - 2^-10.
@@ -212,7 +232,7 @@ class Runner {
 
     // Whether 1 - U > e^-behind, by the first terms of e^behind.
     bool hopeless(float x, uint32_t word) const {
-        const double behind = r.score - static_cast<double>(x) * beta_;
+        const double behind = r.score + kLn2 - static_cast<double>(x) * beta_;
         const double b = behind * (1 - 0x1p-40) - 0x1p-40 * (r.score < 0 ? -r.score : r.score);
         const double power = 1 + b * (1 + b / 2 * (1 + b / 3 * (1 + b / 4 * (1 + b / 5))));
         return b > 0 && static_cast<double>(~word) * power > 0x1p32 * (1 + 0x1p-30);
@@ -290,6 +310,37 @@ class Reader {
     alignas(64) float values_[kLossChunk];
 };
 
+// Finds the first of the largest, and does nothing else.
+void find_largest(RaceRow& r, Reader& reader) {
+    int64_t best = 0;
+    for (int64_t at = 0; at < r.n; at += kLossChunk) {
+        const auto n = static_cast<int>(least(kLossChunk, r.n - at));
+        const auto of = r.type == DType::f32   ? largest_of<DType::f32>
+                        : r.type == DType::f16 ? largest_of<DType::f16>
+                                               : largest_of<DType::bf16>;
+        float largest;
+        bool good;
+        if (n == kLossChunk) {
+            good = of(r.x, at, n, largest);
+        } else {
+            reader.read(at, n);
+            good = largest_of<DType::f32>(reader.chunk.x, 0, kBlock * reader.chunk.blocks, largest);
+        }
+        if (!good) {
+            r.bad = true;
+            return;
+        }
+        if (largest > r.largest) r.largest = largest, best = at;
+        if (r.chunk_largest) r.chunk_largest[at / kLossChunk] = largest;
+    }
+    if (r.largest == -INFINITY) return;
+    reader.read(best, least(kLossChunk, r.n - best));
+    int64_t i = 0;
+    while (reader.chunk.x[i] != r.largest) ++i;
+    r.token = r.first + best + i;
+    r.score = static_cast<double>(r.winner = r.largest);
+}
+
 template <DType type>
 [[gnu::flatten]] void write_terms(const RaceRow& r, const Chunk& chunk, int64_t at, int64_t n) {
     using Stored = std::conditional_t<type == DType::f32, float, uint16_t>;
@@ -341,12 +392,12 @@ void NF_RACE(RaceRow& r) {
     if (r.wanted == kGradient) return write_gradient(r);
     Reader reader(r);
     const Chunk& chunk = reader.chunk;
+    r.bad = false;
+    r.token = -1;
+    r.score = r.winner = r.largest = -INFINITY;
+    if (r.wanted == 0 && !r.copy) return find_largest(r, reader);
     Runner runner(r);
     F32 first = Lane::splat(-INFINITY), second = first;
-    r.bad = false;
-    r.score = -INFINITY;
-    r.token = -1;
-    r.winner = r.largest = -INFINITY;
     for (int64_t at = 0, c = 0; at < r.n; at += kLossChunk, ++c) {
         const int64_t n = least(kLossChunk, r.n - at);
         reader.read(at, n);

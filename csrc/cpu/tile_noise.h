@@ -66,6 +66,13 @@ struct Counters {
         groups = (skip + size + kGroup - 1) / kGroup;
     }
 
+    // Goes to the stream whose number differs in these bits, and back.
+    void switch_stream(uint32_t bits) {
+        tag_word ^= bits << 24;
+        if (!one_run)
+            for (uint32_t& one : tags) one ^= bits << 24;
+    }
+
     bool whole_groups() const { return in_order && skip == 0 && size % kGroup == 0; }
 
     // Begins a tile of short runs, with none yet.
@@ -394,10 +401,12 @@ struct Noise {
     alignas(64) Real packed[kTile + kOverhang];
     alignas(64) TileWords words, low_words;
 
-    // Makes the noise of the tile, `later` steps after its own. between(g) is called while group g is made.
+    // Makes the noise of the tile, `later` steps after its own. between(g) is called while group g is made. `low_bit`
+    // 1: the further words of float32's.
     template <class Between>
-    const Real* fill(const Counters& counters, const RoundKeys& keys, Draw draw, uint32_t later, Between between) {
-        fill_words<Real>(words, counters, keys, later, 0, between);
+    const Real* fill(const Counters& counters, const RoundKeys& keys, Draw draw, uint32_t later, Between between,
+                     uint32_t low_bit = 0) {
+        fill_words<Real>(words, counters, keys, later, low_bit, between);
         if constexpr (sizeof(Real) == 8) fill_words<Real>(low_words, counters, keys, later, 1, Nothing{});
         if (draw == Draw::normal)
             words_to_values<Draw::normal>(values, counters.groups, words, low_words);

@@ -14,6 +14,7 @@ from .arguments.arrays import check_overlap, host_view, output
 from .ground.kinds import library_for, library_of
 from .noise import START, Noise, each, need_stream_0
 from .operations.categorical import categorical
+from .operations.cross_entropy import masked_cross_entropy
 from .operations.tokens import allowed_of, names_for, scaled_words, token_of, tokens_of
 from .sampling.arrays import bar
 from .sampling.tokens import Drawn, Law, law, next_tokens, positions, wanted_info
@@ -223,7 +224,7 @@ class DiscreteSampler:
 
     def log_prob_grad(
         self, i: int, x: Array, logits: Array, x_next: Array, upstream: ArrayLike = 1.0, *, where: Any = None
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[Any]:
         """The gradient of ``(upstream * log_prob(i, x, logits, x_next)).sum()`` with respect to the logits.
 
         Of a position it is a (e_x' - p) + b (e_x - p), over the temperature, p the softmax and e a one-hot vector: one
@@ -234,7 +235,7 @@ class DiscreteSampler:
             upstream: a number or (B,).
 
         Returns:
-            float32, of the logits' shape.
+            An array of the logits' shape and dtype.
 
         >>> sampler = nf.samplers.mdlm(steps=1, mask_id=2)
         >>> gradient = sampler.log_prob_grad(0, np.array([[2]]), np.zeros((1, 1, 2), np.float32), np.array([[1]]))
@@ -247,13 +248,18 @@ class DiscreteSampler:
 
     def pulled(
         self, i: int, x: Array, logits: Array, x_next: Array, upstream: ArrayLike, by_next: Any, by_own: Any
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[Any]:
         """Returns `log_prob_grad` from what `log_prob_parts` found."""
         temperature, shape = self._temperature(i), by_next.shape
         factor = np.broadcast_to(np.asarray(upstream, np.float64), shape[:1])[:, None] / temperature
-        ids = x_next.reshape(shape), x.reshape(shape)
-        weights = by_next * factor, by_own * factor
-        return _pulled(logits.reshape(*shape, -1), ids, weights, temperature).reshape(logits.shape)
+        ids, values = (x_next.reshape(shape), x.reshape(shape)), logits.reshape(*shape, -1)
+        if temperature == 1 and not by_own.any():  # masks alone: the loss's gradient, with another sign
+            back: dict[str, Any] = {"reduction": "none", "upstream": -by_next * factor, "grad_out": True}
+            made: Any = masked_cross_entropy(values, ids[0].astype(np.int64), by_next != 0, **back)[1]
+        else:
+            made = _pulled(values, ids, (by_next * factor, by_own * factor), temperature)
+        result: NDArray[Any] = made.reshape(logits.shape)
+        return result
 
     def sample(
         self,
@@ -429,10 +435,10 @@ def _log_softmax_at(logits: Any, ids: Sequence[Any], temperature: float) -> tupl
     return first, second, total
 
 
-def _pulled(logits: Any, ids: Sequence[Any], weights: Sequence[Any], temperature: float) -> NDArray[np.float32]:
+def _pulled(logits: Any, ids: Sequence[Any], weights: Sequence[Any], temperature: float) -> NDArray[Any]:
     """Returns the sum of w (one-hot - softmax) over pairs of tokens and weights, one for each row."""
     flat = logits.reshape(-1, logits.shape[-1])
-    made = np.empty(flat.shape, np.float32)
+    made = np.empty_like(flat)
     v = flat.shape[-1]
     for part in _parts(flat.shape):
         values = flat[part].astype(np.float32) / np.float32(temperature)
@@ -445,7 +451,8 @@ def _pulled(logits: Any, ids: Sequence[Any], weights: Sequence[Any], temperature
             at = np.minimum(one.reshape(-1)[part].astype(np.int64), v - 1)
             values[rows, at] += w.reshape(-1)[part].astype(np.float32)
         made[part] = values
-    return made.reshape(logits.shape)
+    result: NDArray[Any] = made.reshape(logits.shape)
+    return result
 
 
 def _at(noise: Any, i: int) -> Any:

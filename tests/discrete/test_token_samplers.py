@@ -316,14 +316,15 @@ def test_a_step_says_its_log_probability(name):
     assert np.allclose(state.log_prob, total)
 
 
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
 @pytest.mark.parametrize("name", BY_CHANCE)
-def test_gradients_of_log_probabilities(name):
+def test_gradients_of_log_probabilities(name, temperature):
     v = 5
     table = ALL[name].table
     small = type(ALL[name])(
         type(table)(
             table.name, table.rows, None if table.mask_id is None else v, None if table.vocabulary is None else v,
-            table.source, temperature=0.7,
+            table.source, temperature=temperature,
         )
     )  # fmt: skip
     rng = np.random.default_rng(1)
@@ -464,3 +465,15 @@ def test_scores_of_sedd():
     x = sampler.step(1, np.full((n, 1), MASK), np.repeat(np.log(p0 * 0.3).astype(np.float32)[None, None], n, 0), NOISE)
     chance = sampler.table.rows[1].rate * 0.3
     assert abs((x < MASK).mean() - chance) < 5 * (chance * (1 - chance) / n) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["mdlm-mask", "llada-mask", "entropy_bound-mask"])
+def test_a_finished_sample_stays(name):
+    x = np.array([[0, 1], [1, 1]])
+    assert np.array_equal(ALL[name].step(0, x, np.zeros((2, 2, K), np.float32), NOISE), x)
+
+
+def test_a_network_that_fails_is_named():
+    logits = np.full((1, 2, 2), np.nan, np.float32)
+    with pytest.raises(ValueError, match="NaN"):
+        MDLM.step(0, X, logits, NOISE)

@@ -2,7 +2,7 @@
 """Masks and new tokens at random: their bits, their rates, their shapes, and what is refused.
 
 Seen to fail: `<=` for `<` in masks.h (p = 0 masked the word 0); the segment's p of the tile's first token for all of
-its tokens; words of stream 0; w and w' swapped in `uniform_tokens`; ids looked at after the first write.
+its tokens; words of stream 0; w and w' swapped in `uniform_tokens`; ids not looked at.
 """
 
 import numpy as np
@@ -266,3 +266,28 @@ def test_nothing_is_written_before_all_ids_were_looked_at(call, error, words):
     with pytest.raises(error, match=words):
         call(out)
     assert (out == 77).all()
+
+
+def test_other_arrays():
+    """An adapter's arrays pass, and JAX's are refused in words."""
+
+    class Tagged:
+        def __init__(self, values):
+            self.values, self.shape, self.dtype = values, values.shape, values.dtype
+
+    class TaggedArrays(nf.interop.ThroughNumPy):
+        def to_numpy(self, x):
+            return x.values
+
+        def from_numpy(self, array, like):
+            return Tagged(array)
+
+    nf.interop.register(Tagged, TaggedArrays("Tagged"))
+    x_t, masked = nf.q_mask(Tagged(IDS), 0.5, NOISE, 999)
+    expected = nf.q_mask(IDS, 0.5, NOISE, 999)
+    assert isinstance(x_t, Tagged)
+    assert np.array_equal(x_t.values, expected[0])
+    assert np.array_equal(masked.values, expected[1])
+    jnp = pytest.importorskip("jax.numpy")
+    with pytest.raises(NotImplementedError, match="q_mask: noisefuse does not offer that for arrays of JAX"):
+        nf.q_mask(jnp.zeros((2, 3), int), 0.5, NOISE, 9)

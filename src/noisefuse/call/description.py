@@ -103,6 +103,7 @@ class Masks:
     segment: int
     mask: int
     complement: bool
+    vocabulary: int = 0  # beyond 0: a token of so many, of stream 15 (the step draws 14), in place of the mask
 
 
 def window_runs(noise: Noise, shape: tuple[int, ...]) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:

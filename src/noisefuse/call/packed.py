@@ -49,7 +49,7 @@ CALL = np.dtype(
 MASKS = np.dtype(
     [
         *((name, "u8") for name in ("tokens", "out", "masked", "where", "p")),
-        *(("segment", "i8"), ("mask", "u8"), ("bytes", "i4"), ("complement", "i4")),
+        *(("segment", "i8"), ("mask", "u8"), ("vocabulary", "u8"), ("bytes", "i4"), ("complement", "i4")),
     ],
     align=True,
 )
@@ -173,7 +173,7 @@ def pack_masks(call: Masks, place: Place) -> bytes:
     where = 0 if call.where is None else place(call.where)
     return _MASKS.pack(
         *(place(call.tokens), place(call.out), place(masked), where, place(call.p)),
-        *(call.segment, call.mask % (1 << 64), call.tokens.itemsize, call.complement),
+        *(call.segment, call.mask % (1 << 64), call.vocabulary, call.tokens.itemsize, call.complement),
     )
 
 

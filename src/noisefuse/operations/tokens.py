@@ -161,9 +161,15 @@ def q_uniform(
     names = names_for(noise, shape, MASKS)
     result = output("out", out, shape, tokens.dtype)
     check_overlap([("out", result)], [tokens] if allowed is None else [tokens, allowed])
-    changed = below(shape, names, chances, segment)
-    if allowed is not None:
-        changed &= allowed
+    changed = backends.empty(shape, np.dtype(np.bool_))
+    if not tokens.size:
+        return result, changed
+    backend = backends.of(tokens)
+    if backend.mask is not None:
+        call = _drawing(shape, names, changed.view(np.uint8))
+        backend.mask(Masks(call, tokens, result, allowed, chances, segment, 0, False, v))
+        return result, changed
+    np.logical_and(below(shape, names, chances, segment), True if allowed is None else allowed, out=changed)
     replace(result, tokens, changed, uniform_tokens(shape, noise, v))
     return result, changed
 
